@@ -12,7 +12,8 @@ my_ip=$(sed -n "$((SKYPILOT_NODE_RANK + 1))p" <<<"$SKYPILOT_NODE_IPS")
 port=${PION_RAY_PORT:-6399}
 gpus=${SKYPILOT_NUM_GPUS_PER_NODE:-0}
 workers_here=$((gpus > 0 ? gpus : 1))
-# `prepare` uses all cores. Of machines without GPUs that train, each has one worker.
+# `prepare` uses all cores. Of machines without GPUs that train, each has one worker, so one CPU:
+# `pion run` prepares on these CPUs before it starts the workers (pipeline/run/advance.py).
 cpus=$workers_here
 if [ "$gpus" -gt 0 ] || [ "${PION_UNTIL:-}" = prepare ]; then
     cpus=$(($(nproc) > workers_here ? $(nproc) : workers_here))

@@ -18,6 +18,7 @@ from pion.model.attention.masks import use_flex
 from pion.train.card import require_kernels, why_no_cuda
 from pion.train.flash_attention import use_newest_flash_attention
 from pion.train.settings import ComputePlan
+from pion.usable import available_bytes, memory_limits
 
 # Dense TFLOP/s from NVIDIA's data sheets and architecture white papers: in bf16 on tensor cores
 # that accumulate in fp32 (None: no bf16), and in fp32 without tensor cores. Data sheets often quote
@@ -227,7 +228,7 @@ def total_memory(device: torch.device) -> int:
     """Return the bytes that training may use: the GPU's, or the limit of machine and container."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return min([_available_bytes() + _resident_bytes(), *_cgroup_limits()])
+    return min([available_bytes() + _resident_bytes(), *memory_limits()])
 
 
 def memory_in_use(device: torch.device) -> int:
@@ -283,25 +284,9 @@ def _instruction_sets() -> set[str]:
     return set(fields.get("flags", fields.get("features", "")).split())  # x86, Arm
 
 
-def _available_bytes() -> int:
-    """Return the bytes that new processes of this machine could use."""
-    found = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())
-    assert found is not None  # Linux has this line since 3.14
-    return int(found[1]) * 1024
-
-
 def _resident_bytes() -> int:
     """Return the bytes of this process that are in memory."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _cgroup_limits() -> list[int]:
-    """Return the memory limits, in bytes, of the container that this process runs in."""
-    limits = []
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):  # absent, or "max": no limit
-            limits.append(int(Path(path).read_text()))
-    return limits
 
 
 # The highest peak measured so far; a CPU's depends on the number of threads.

@@ -149,13 +149,17 @@ def documents_in(span: Span, reading: Reading) -> Iterator[Document]:
         for document in _read(span, source, longest, reading.key):
             yield Document(whole_characters(document.text), document.origin)
     except FileNotFoundError:
-        raise BadInput(
-            f"{span.file} is gone, or a machine that prepares with others does not have it. "
-            "Nothing was trained. With PION_RAY_ADDRESS, each machine needs the files of the job "
-            "at the same place"
-        ) from None
+        raise gone(span.file) from None
     except OSError as error:
         raise BadInput(f"{span.file} can't be read ({error.strerror or error})") from None
+
+
+def gone(file: Path | str) -> BadInput:
+    """Return the error for a file of a source that is not there (any more)."""
+    return BadInput(
+        f"{file} is gone, or a machine that prepares with others does not have it. Nothing was "
+        "trained. With PION_RAY_ADDRESS, each machine needs the files of the job at the same place"
+    )
 
 
 def _read(span: Span, source: Source, longest: int, key: str) -> Iterator[Document]:

@@ -20,6 +20,8 @@ from pipeline.job import JsonlFiles, JsonlTexts, ParquetFiles, Source, TextFiles
 
 # About so many bytes of files are a piece.
 PIECE_BYTES = 64 << 20
+# A piece is in memory as a whole, and a .gz is larger there: larger pieces are not encoded.
+LARGEST_PIECE, LARGEST_GZ = 4 * PIECE_BYTES, 2 * PIECE_BYTES
 # Where a text is cut is looked for in its last bytes first.
 _TAIL_BYTES = 1 << 16
 
@@ -56,6 +58,21 @@ def cut_pieces(
         spans.append(span)
         taken += size
     return [*pieces, Piece(tuple(spans), taken)] if spans else pieces
+
+
+def too_large(pieces: Sequence[Piece]) -> str | None:
+    """Return why a piece is too large for the memory of a process, in words; None if none is.
+
+    Such a piece is a .gz, or has a group of rows of a table, which nothing can cut.
+    """
+    for piece in pieces:
+        file = piece.spans[0].file
+        packed = file.suffix == ".gz"
+        most = LARGEST_GZ if packed else LARGEST_PIECE
+        if piece.bytes > most:
+            what = "it is compressed" if packed else "a group of its rows is large"
+            return f"{file} can't be cut ({what}: {piece.bytes / 1e6:,.0f} MB)"
+    return None
 
 
 def _spans(

@@ -17,6 +17,7 @@ import json
 import shutil
 import time
 import zipfile
+import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from pion.data.tokens.token_bytes import MOST_NAMED
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pion.untrusted import LARGEST_LISTING, read_json
-from pipeline.console.messages import PrepareProgress, Say
+from pipeline.console.messages import Note, PrepareProgress, Say
 from pipeline.data.documents_to_rows import RowFormat, Splits
 from pipeline.data.encode_piece import (
     Counted,
@@ -41,9 +42,10 @@ from pipeline.data.encode_piece import (
     count_numbered,
     count_piece,
     encode_piece,
+    gone,
     numbered,
 )
-from pipeline.data.pieces import Piece, cut_pieces
+from pipeline.data.pieces import Piece, cut_pieces, too_large
 from pipeline.data.prepared import SPLITS
 from pipeline.data.sources import Remarks
 from pipeline.data.tasks import Tasks
@@ -54,6 +56,11 @@ from pipeline.state.shared.unfinished import PIECES
 _COUNTED = "counted.json"
 # The counts so far are written this often, in seconds.
 _WRITE_SECONDS = 5.0
+# What numpy raises for a damaged file.
+_DAMAGED = (
+    *(OSError, ValueError, KeyError, TypeError, EOFError, MemoryError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 # Returns nothing; is told each file that is finished.
 Finished = Callable[[Path], None]
 
@@ -90,19 +97,24 @@ def write_piece_rows(
     """Write the shards of both splits below `place` and return what was counted.
 
     Characters that the vocabulary lacks are noted in `remarks`. `progress` is what is done, in
-    words, and who hears of it. Returns None if there is no document. Raises BadInput for the first
-    mistake in the text, before any shard is written, and if a shard can't be written.
+    words, and who hears of it. Returns None if there is no document, or a piece is too large for
+    the memory. Raises BadInput for the first mistake in the text, before any shard is written, and
+    if a shard can't be written.
     """
     what, say = progress
-    cut = cut_pieces(source.reading.source, source.files, source.reading.longest,
-                     source.piece_bytes)  # fmt: skip
-    counted = _count(source, cut, place, _key(rows, cut), say)
+    cut = _cut(source)
+    if (large := too_large(cut)) is not None:
+        say(Note(f"{source.reading.key}: {large}, so one process tokenizes this source"))
+        return None
+    key = _key(rows, cut)
+    counted = _count(source, cut, place, key, say)
     splits = Splits(tokenizer.vocab_size, place, rows)
     splits.documents = sum(sum(one.documents.values()) for one in counted)
     splits.bytes = sum(one.bytes for one in counted)
     if not splits.documents:
         return None
-    joining = _Joining(source, place, numbered(cut, counted)[: len(cut)], counted, splits)
+    pieces = numbered(cut, counted)[: len(cut)]
+    joining = _Joining(source, place, key, pieces, counted, splits)
     speed = joining.join(what, say)
     told = {split: len(splits.writers[split].shards) for split in SPLITS}
     report = splits.finish()
@@ -112,6 +124,25 @@ def write_piece_rows(
         report["mb_per_second"] = round(speed, 2)
     remarks.replaced.add(joining.replaced, joining.places)
     return report
+
+
+def check_pieces(source: PieceSource, place: Path, rows: RowFormat, say: Say) -> None:
+    """Read a source once, before the rows of any source are written. Its rows go below `place`.
+
+    Raises BadInput for the first mistake in the text. A source whose pieces are too large is left
+    to whoever writes its rows.
+    """
+    cut = _cut(source)
+    if too_large(cut) is None:
+        _count(source, cut, place, _key(rows, cut), say)
+
+
+def _cut(source: PieceSource) -> list[Piece]:
+    reading = source.reading
+    try:
+        return cut_pieces(reading.source, source.files, reading.longest, source.piece_bytes)
+    except FileNotFoundError as error:
+        raise gone(error.filename) from None
 
 
 def _key(rows: RowFormat, pieces: Sequence[Piece]) -> str:
@@ -196,11 +227,12 @@ class _Joining:
         self,
         source: PieceSource,
         place: Path,
+        key: str,
         pieces: Sequence[Piece],
         counted: Sequence[Counted],
         splits: Splits,
     ) -> None:
-        self._source, self._place = source, place
+        self._source, self._place, self._key = source, place, key
         self._pieces, self._counted, self._splits = pieces, counted, splits
         self.replaced = 0
         self.places: list[str] = []
@@ -284,6 +316,7 @@ class _Joining:
         content = io.BytesIO()
         np.savez(
             content,
+            key=np.array(self._key, np.str_),
             ids=piece.ids["held_out"],
             lengths=piece.lengths["held_out"],
             replaced=piece.replaced,
@@ -295,16 +328,20 @@ class _Joining:
 
     def _read_kept(self, number: int, *, ids: bool) -> Encoded | None:
         """Return what was kept of a piece, without its ids if they are not needed; None if that
-        can't be read."""
+        can't be read, or is of another piece."""
         try:
-            with np.load(self._path(number)) as kept:
+            with np.load(self._path(number), allow_pickle=False) as kept:
+                lengths = kept["lengths"]
+                documents = self._counted[number].documents["held_out"]
+                if str(kept["key"]) != self._key or len(lengths) != documents:
+                    return None
                 return Encoded(
                     {"held_out": kept["ids"]} if ids else {},
-                    {"held_out": kept["lengths"]} if ids else {},
+                    {"held_out": lengths} if ids else {},
                     int(kept["replaced"]),
                     tuple(map(str, kept["places"])),
                 )
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        except _DAMAGED:
             return None
 
     def _path(self, number: int) -> Path:

@@ -11,12 +11,14 @@ from functools import partial
 from typing import Any
 
 from pion.errors import BadInput, Fenced, Interrupted, NotDurable, PionError, PlanFailed, Stopped
+from pion.usable import usable_cores
 from pipeline.base.keep import keep_as_base
 from pipeline.console.messages import Phase, Shown, StageState, Summary
 from pipeline.cost.budget import over_budget
 from pipeline.data.fingerprint import APART
 from pipeline.job import STAGES
 from pipeline.job.digest import digest_of
+from pipeline.machine.gpus import gpu_count
 from pipeline.models.bring import run_reference
 from pipeline.report.report_file import write_run_report
 from pipeline.run.drive_training import WorkersTraining, fetch_ahead, start_workers, training_here
@@ -150,6 +152,10 @@ class Advance:
         while True:
             try:
                 with contextlib.ExitStack() as ending:
+                    if not prepared and training and _workers_take_cpus():
+                        self.work_done = True
+                        self._prepare()
+                        prepared = True
                     workers = start_workers(start, training, at_most)
                     self.work_done = True
                     if workers is not None:
@@ -197,7 +203,7 @@ class Advance:
         sources = (s for report in reports.values() for s in report.get("sources") or ())
         speeds = [s["mb_per_second"] for s in sources if s.get("mb_per_second")]
         if speeds and not os.environ.get(APART):  # `pion prove` leaves nothing behind
-            cores = 0 if os.environ.get(RAY_ADDRESS) else os.cpu_count() or 0
+            cores = 0 if os.environ.get(RAY_ADDRESS) else usable_cores()
             speed = PastPreparing(run.name, run.clock.now(), min(speeds), cores)
             with contextlib.suppress(StoreError):  # a hint, which must not end a run
                 keep_prepare_speed(run.store, speed)
@@ -328,3 +334,12 @@ class Advance:
             "Nothing was started.",
             managed=self.start.owner.launch_id is not None,
         )
+
+
+def _workers_take_cpus() -> bool:
+    """Return whether workers hold CPUs of the Ray in which `prepare` starts its tasks.
+
+    They wait for `prepare`. If they started first, the tasks would wait for their CPUs for ever.
+    Workers with GPUs take no CPUs, and a Ray of our own has no other tasks.
+    """
+    return bool(os.environ.get(RAY_ADDRESS)) and gpu_count() == 0

@@ -8,6 +8,7 @@ once `prepare` is finished, so the next machine trains on the same bytes.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -19,6 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pion.errors import BadInput
+from pion.usable import usable_cores
 from pipeline.console.messages import Note, PrepareProgress, Say, Shown
 from pipeline.data.fingerprint import Part
 from pipeline.run.start import Start
@@ -27,8 +30,10 @@ from pipeline.state.head import REFERENCE, SHARED, data_key
 from pipeline.state.shared.bases import bring_base
 from pipeline.state.shared.begin import begin, confirm
 from pipeline.state.shared.folder import Overtaken, complete, own_key
+from pipeline.state.shared.prune import mark
 from pipeline.state.shared.records import Writer
 from pipeline.state.shared.unfinished import EarlyUpload, bring_unfinished, delete_pieces
+from pipeline.state.stores import StoreError
 from pipeline.state.stores.retry import Patience
 from pipeline.state.workspace import Workspace
 
@@ -136,18 +141,25 @@ class _Preparing:
             def finished(path: Path, uploads: list[EarlyUpload] = uploads) -> None:
                 uploads[0].finished(path)
 
-            prepared = prepare(find, InPieces(_tasks(), finished))
-            folder = begun[0]
-            if isinstance(folder, Writer):
+            try:
+                prepared = prepare(find, InPieces(_tasks(), finished))
+            finally:
+                for upload in uploads:
+                    upload.stop()
+            writer = begun[0]
+            if isinstance(writer, Writer):
                 uploads[0].close()
                 try:
-                    folder = self._complete(prepared, folder, part)
+                    folder = self._complete(prepared, writer, part)
                 except Overtaken as overtaken:
                     self.say(Note(f"{overtaken}; this run uses what that run prepares"))
                     continue
                 if not self._use(part, prepared.fingerprint, folder):
                     continue
+                with contextlib.suppress(BadInput, StoreError):  # pruning does it later
+                    self._mark_left(prepared.fingerprint, folder, writer)
             else:
+                folder = writer
                 where = f"{self.start.run.store.url}/{SHARED}/{prepared.fingerprint[:12]}…"
                 rows = f"{prepared.report['train_rows']:,} rows to train on"
                 self.say(Note(f"{part} data: {rows}, prepared before in {where}"))
@@ -216,6 +228,16 @@ class _Preparing:
         self.patiently(partial(delete_pieces, self.start.run.store, prepared.fingerprint, folder))
         return folder
 
+    def _mark_left(self, fingerprint: str, folder: str, writer: Writer) -> None:
+        """Mark for deletion what other machines have left of this data, as pruning does.
+
+        Data that the writer replaces is there, too. This run needs it if the next part fails.
+        """
+        store = self.start.run.store
+        keys = (entry.key.split("/") for entry in store.list(f"{SHARED}/{fingerprint}/"))
+        if writer.replaces is None and {key[2] for key in keys if len(key) > 3} != {folder}:
+            mark(store, [fingerprint], self.start.run.clock)
+
     def _bring(self, fingerprint: str, folder: str) -> Path:
         # Training fetches its shards when it needs them.
         shared = Workspace(self.start.run.store, SHARED)
@@ -228,5 +250,5 @@ def _tasks() -> Callable[[], AbstractContextManager[Tasks]]:
     from pipeline.workers.ray_tasks import ray_tasks
     from pipeline.workers.ray_workers import RAY_ADDRESS
 
-    alone = (os.cpu_count() or 1) == 1 and not os.environ.get(RAY_ADDRESS)
+    alone = usable_cores() == 1 and not os.environ.get(RAY_ADDRESS)
     return (lambda: nullcontext(InThisProcess())) if alone else ray_tasks

@@ -54,7 +54,13 @@ from pipeline.job.sources import Data
 from pipeline.job.stages import CONVERSING
 from pipeline.job.tuning_sections import Sft
 from pipeline.stages.prepare_preferences import check_kinds, write_preferences
-from pipeline.stages.prepare_text import InPieces, TextReading, tokenizer_files, write_text
+from pipeline.stages.prepare_text import (
+    InPieces,
+    TextReading,
+    check_text,
+    tokenizer_files,
+    write_text,
+)
 from pipeline.state.shared.unfinished import PIECES
 
 __all__ = [
@@ -217,15 +223,21 @@ def _prepare(job: Job, part: _Part, inputs: list[Input], fingerprint: str, *, by
         check_documents(inputs, tokenizer, seq_len)
     write = _WRITE[part.name]
     reports = []
-    with part.in_pieces.of(inputs) as tasks:
+    # What is left out of the text is not left out of pieces.
+    with part.in_pieces.of(inputs if cleaned is None else ()) as tasks:
+        todo = []
         for number, found in enumerate(inputs):
-            key = _key(fingerprint, number, folder)
             kept = None if cleaned is None else cleaned.keep(number)
+            rows = RowFormat(seq_len, job.data.shard_rows, _key(fingerprint, number, folder))
             reading = TextReading(job, found, kept, tasks, part.in_pieces)
-            rows = RowFormat(seq_len, job.data.shard_rows, key)
-            report = write(reading, tokenizer, folder / str(number), rows, part.say)
-            check_splits(report, found, seq_len, part.section.held_out)
-            reports.append({"name": _name(found.source)} | report)
+            todo.append((reading, folder / str(number), rows))
+        if texts_only:
+            for reading, place, rows in todo:
+                check_text(reading, place, rows, part.say)
+        for reading, place, rows in todo:
+            report = write(reading, tokenizer, place, rows, part.say)
+            check_splits(report, reading.found, seq_len, part.section.held_out)
+            reports.append({"name": _name(reading.found.source)} | report)
     sources = tuple(
         PreparedSource(source.model_dump()["kind"], source.weight, str(number))
         for number, source in enumerate(part.section.sources)

@@ -15,7 +15,7 @@ from pipeline.console.messages import Say
 from pipeline.data.documents_to_rows import RowFormat, write_text_rows
 from pipeline.data.encode_piece import Encoding, Reading
 from pipeline.data.pieces import PIECE_BYTES, has_pieces
-from pipeline.data.pieces_to_rows import Finished, PieceSource, write_piece_rows
+from pipeline.data.pieces_to_rows import Finished, PieceSource, check_pieces, write_piece_rows
 from pipeline.data.sources import Input, Remarks, longest_line, texts
 from pipeline.data.tasks import InThisProcess, Tasks
 from pipeline.job import Job
@@ -45,7 +45,7 @@ class InPieces:
         """Yield what does the work with these sources; None if there is little."""
         files = [path for found in inputs if has_pieces(found.source) for path in found.files]
         least = LEAST_BYTES if self.least is None else self.least
-        if sum(path.stat().st_size for path in files) < least:
+        if not files or sum(path.stat().st_size for path in files) < least:
             yield None
             return
         with self.tasks() as tasks:
@@ -76,13 +76,12 @@ def write_text(
 ) -> dict[str, Any]:
     """Write the rows of a source of text into the folder `place`; return its report.
 
-    Which documents are kept is decided by their number, so only a source of which all are kept has
-    pieces. Raises BadInput as `write_text_rows` and `write_piece_rows` do.
+    Raises BadInput as `write_text_rows` and `write_piece_rows` do.
     """
     found, job = reading.found, reading.job
     remarks = Remarks(tokenizer.replaced(), found.left_out)
     report = None
-    if reading.tasks is not None and reading.kept is None and has_pieces(found.source):
+    if reading.tasks is not None and _in_pieces(reading):
         source = _pieces(reading, reading.tasks, place.parent)
         report = write_piece_rows(source, tokenizer, place, rows, remarks, (what, say))
     if report is None:
@@ -92,6 +91,19 @@ def write_text(
         )
     words = remarks.in_words()
     return report | ({"remarks": words} if words else {})
+
+
+def check_text(reading: TextReading, place: Path, rows: RowFormat, say: Say) -> None:
+    """Read a source once if it has pieces, before the rows of any source are written. The arguments
+    are those of `write_text`. Raises BadInput for the first mistake in the text."""
+    if reading.tasks is not None and _in_pieces(reading):
+        check_pieces(_pieces(reading, reading.tasks, place.parent), place, rows, say)
+
+
+def _in_pieces(reading: TextReading) -> bool:
+    """Return whether a source has pieces. Which documents are kept is decided by their number, so
+    only a source of which all are kept has them."""
+    return reading.kept is None and has_pieces(reading.found.source)
 
 
 def _pieces(reading: TextReading, tasks: Tasks, folder: Path) -> PieceSource:

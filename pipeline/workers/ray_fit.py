@@ -34,15 +34,19 @@ WAIT_SECONDS = 24 * 3600
 
 def main() -> None:
     """Train as the JSON on standard input says."""
+    from pion.usable import usable_cores
+
     task = json.load(sys.stdin)
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    start_ray(task["session"], task["address"], task["workers"], task["request"]["gpus"])
+    cpus = max(task["workers"], usable_cores())
+    start_ray(task["session"], task["address"], cpus, task["request"]["gpus"])
     fit(task)
 
 
-def start_ray(session: str, address: str | None, workers: int, gpus: int) -> None:
-    """Connect to the Ray at `address`, or start one whose files are in the folder `session`.
+def start_ray(session: str, address: str | None, cpus: int, gpus: int) -> None:
+    """Connect to the Ray at `address`, or start one of so many CPUs and GPUs. Its files are in
+    the folder `session`.
 
     A new Ray is private to this process only in the environment of `private_environment`.
     """
@@ -57,7 +61,7 @@ def start_ray(session: str, address: str | None, workers: int, gpus: int) -> Non
         address="local",
         _temp_dir=f"{session}/{RAY_FOLDER}",
         _node_ip_address=LOOPBACK,
-        num_cpus=max(workers, os.cpu_count() or 1),
+        num_cpus=cpus,
         num_gpus=gpus,
         include_dashboard=False,
         logging_level=logging.ERROR,

@@ -11,16 +11,19 @@ from typing import Any
 
 # For each core, one task at work and one that waits.
 TASKS_PER_CORE = 2
+# The memory that a task may need: Python and the tokenizer, and a piece as text and as ids.
+TASK_BYTES = 700_000_000
 
 
 def main() -> None:
     """Do the work that comes through the pipe, until it closes."""
+    from pion.usable import usable_cores, usable_memory
     from pipeline.workers.ray_fit import RAY_ENVIRONMENT, start_ray
 
     pipe, (session, address) = Connection(int(sys.argv[1])), sys.argv[2:]
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    start_ray(session, address or None, 1, 0)
+    start_ray(session, address or None, most_tasks(usable_cores(), usable_memory()), 0)
     while True:
         try:
             work, shared = pipe.recv()
@@ -29,16 +32,22 @@ def main() -> None:
             return
 
 
+def most_tasks(cores: int, memory: int) -> int:
+    """Return how many tasks may work at once with so many cores and bytes of memory."""
+    return max(1, min(cores, memory // TASK_BYTES))
+
+
 def _map(pipe: Connection, work: Callable[[Any, Any], Any], shared: Any) -> None:
     """Return the results in the order of the items, which are asked for as there is room."""
     import ray
 
     task = ray.remote(num_cpus=1, max_retries=3)(do)
     reference = ray.put(shared)
-    most = TASKS_PER_CORE * max(1, int(ray.cluster_resources().get("CPU", 1)))
     waiting: deque[Any] = deque()
     more = True
     while more or waiting:
+        # Nodes may join, and may be lost.
+        most = TASKS_PER_CORE * max(1, int(ray.cluster_resources().get("CPU", 1)))
         while more and len(waiting) < most:
             pipe.send(("next", None))
             item = pipe.recv()

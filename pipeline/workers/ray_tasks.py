@@ -89,9 +89,10 @@ class RayTasks:
 
     def close(self) -> None:
         """End the tasks, and all processes of Ray if we started it."""
-        self._pipe.close()
+        # The pipe last: once it closes, the other process would shut Ray down, which takes seconds.
         self._reaper.communicate()
         self._process.wait()
+        self._pipe.close()
         shutil.rmtree(self._session, ignore_errors=True)
         self._log.unlink(missing_ok=True)
 

@@ -87,10 +87,10 @@ class Machine:
         self.let_join(pieces)
         self._program = PROGRAM % (size // pieces)
 
-    def start(self, *overrides: str) -> subprocess.Popen[str]:
-        """Start to prepare."""
+    def start(self, *overrides: str, until: str = "prepare") -> subprocess.Popen[str]:
+        """Start to prepare, or to train too."""
         env = os.environ | {"XDG_CACHE_HOME": str(self.cache)}
-        arguments = ("--until", "prepare", *overrides)
+        arguments = ("--until", until, *overrides)
         process = start(self.job, *arguments, env=env, program=self._program)
         assert isinstance(process, subprocess.Popen)
         return process
@@ -224,3 +224,15 @@ def test_two_nodes_one_of_which_is_lost_make_the_same_shards(
     cluster.stdin.flush()
     ends_with(0, process)
     assert machine.shards() == in_one_process(machine, tmp_path / "whole")
+
+
+@pytest.mark.soak
+@pytest.mark.usefixtures("cluster")
+def test_workers_that_need_all_cpus_of_the_cluster_train_once_it_has_prepared(
+    tmp_path: Path,
+) -> None:
+    machine = Machine(tmp_path, str(tmp_path / "runs"), MB / 10, PIECES // 10)
+    overrides = ("hardware.workers=2", "hardware.threads=1", "pretrain.steps=4")
+    process = machine.start(*overrides, until="pretrain")
+    output = wait_for(process, "begins with piece") + ends_with(0, process)
+    assert "prepare: done" in output

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from pion.usable import usable_cores
 from pipeline.cli import main
 from pipeline.job.file import load_job
 from pipeline.machine.kill_points import HALT_AT
@@ -100,7 +101,7 @@ def test_a_run_leaves_its_speeds_for_the_plans_of_later_jobs(tmp_path: Path, who
     prepared = prepare_speed(job)
     assert prepared is not None
     assert prepared.mb_per_second > 0
-    assert prepared.cores == os.cpu_count()
+    assert prepared.cores == usable_cores()
 
 
 def test_until_an_unknown_or_an_earlier_stage_than_redo_is_refused(tmp_path: Path) -> None:

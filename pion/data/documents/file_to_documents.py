@@ -385,7 +385,7 @@ def parquet_rows(
                 arrays = {name: batch.column(name) for name in wanted}
                 for name, array in arrays.items():
                     if isinstance(array, pyarrow.DictionaryArray):
-                        arrays[name] = array.dictionarydecoded()
+                        arrays[name] = array.dictionary_decode()
                 large = _size(arrays) > longest
                 for n in range(batch.num_rows):
                     row += 1

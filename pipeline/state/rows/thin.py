@@ -34,8 +34,8 @@ TAIL = 50
 TOGETHER = 0.01
 # A thinned file that has more than this share of the bytes is not worth a file.
 WORTH = 0.5
-# While a reader has more rows than this, it keeps fewer of each joined object: the page of a run
-# looks at all of them every few seconds. A curve on a page has at most 2,000 points.
+# While a reader has more rows of joined objects than this, it keeps fewer of each: the page of a
+# run looks at all of them every few seconds. A curve on a page has at most 2,000 points.
 MOST_ROWS = 10_000
 
 
@@ -222,14 +222,15 @@ class ThinReader:
         return [row for row in different.values() if row is not None]
 
     def _leave_out(self, joined: Sequence[str]) -> None:
-        """Keep fewer rows of the `joined` objects, but not of the last, while there are more than
-        MOST_ROWS. Each object is thinned a few times in all, and not at each look."""
+        """Keep fewer rows of the `joined` objects, but not of the last, while the others have more
+        than MOST_ROWS. Each object is thinned a few times in all, and not at each look."""
         while True:
             for key in joined[:-1]:
                 if self._ranges.get(key, RANGES) > self._most_ranges:
                     self._rows[key] = _fewer(self._rows[key], self._most_ranges)
                     self._ranges[key] = self._most_ranges
-            kept = sum(row is not None for rows in self._rows.values() for row in rows.values())
+            # Rows that no object has joined yet don't count: leaving out others doesn't help there.
+            kept = sum(row is not None for key in joined[:-1] for row in self._rows[key].values())
             if kept <= MOST_ROWS or self._most_ranges == 1:
                 return
             self._most_ranges = max(1, self._most_ranges // 2)

@@ -8,7 +8,6 @@ among them is prepared again.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import queue
 import threading
@@ -32,12 +31,15 @@ DATASET = "dataset.json"
 _TRANSFERS = 4
 # What is uploaded first: what is finished now, what was finished before, nothing.
 _NEW, _EARLIER, _LAST = range(3)
+# After an upload has failed, the next one begins so many seconds later.
+RETRY_SECONDS = 10.0
 
 
 class EarlyUpload:
     """Uploads finished files below `own` while others are prepared, one after the other.
 
-    An upload that fails is no error: `complete` uploads what is missing.
+    An upload that fails is no error. It is tried again later, and `complete` uploads what is
+    missing.
     """
 
     def __init__(self, store: Store, fingerprint: str, folder: str, own: Path) -> None:
@@ -46,14 +48,17 @@ class EarlyUpload:
         self._key = f"{fingerprint}/{folder}"
         self._paths: queue.PriorityQueue[tuple[int, int, Path | None]] = queue.PriorityQueue()
         self._order = itertools.count()
-        self._closing = False
+        self._closing = threading.Event()
         self._thread: threading.Thread | None = None
         # Uploads that wait for their commit, if the store has commits, and when the last one was.
         self._uncommitted: dict[str, str] = {}
         self._committed = time.monotonic()
 
     def finished(self, path: Path) -> None:
-        """Upload a file; when there is nothing else to do, what an earlier process has finished."""
+        """Upload a file; when there is nothing else to do, what an earlier process has finished.
+
+        The tokenizer is uploaded before all others, because they are of no use without it.
+        """
         if not self._workspace.remote:
             return
         if self._thread is None:
@@ -61,7 +66,7 @@ class EarlyUpload:
             earlier = (one for one in files_below(self._own) if one != path)
             for one in sorted(earlier, key=lambda one: one.stat().st_mtime_ns):
                 if one.relative_to(self._own).as_posix() not in kept:
-                    self._put(_EARLIER, one)
+                    self._put(_NEW if one.parent == self._own else _EARLIER, one)
             self._thread = threading.Thread(target=self._upload, name="early upload", daemon=True)
             self._thread.start()
         self._put(_NEW, path)
@@ -69,20 +74,31 @@ class EarlyUpload:
     def _put(self, rank: int, path: Path | None) -> None:
         self._paths.put((rank, next(self._order), path))
 
+    def stop(self) -> None:
+        """Begin no other upload, and don't wait for the one that is under way."""
+        self._closing.set()
+        self._put(_LAST, None)
+
     def close(self) -> None:
         """Finish the upload of one file, and leave the others to `complete`."""
-        self._closing = True
+        self.stop()
         if self._thread is not None:
-            self._put(_LAST, None)
             self._thread.join()
 
     def _upload(self) -> None:
-        while (path := self._paths.get()[2]) is not None and not self._closing:
-            with contextlib.suppress(PionError, OSError):
+        while True:
+            rank, _, path = self._paths.get()
+            if path is None or self._closing.is_set():
+                return
+            try:
                 name, sha256 = path.relative_to(self._own).as_posix(), sha256_file(path)
                 self._store.write(f"{SHARED}/{self._key}/{name}", path)
                 self._uncommitted[name] = sha256
                 self._commit()
+            except (PionError, OSError):
+                if path.exists():  # else it was deleted meanwhile
+                    self._put(rank, path)
+                    self._closing.wait(RETRY_SECONDS)
 
     def _commit(self) -> None:
         """Record what was uploaded, once everybody can see it."""
@@ -142,6 +158,8 @@ def _unfinished(store: Store, fingerprint: str) -> Sequence[Entry]:
 def _download(store: Store, entry: Entry, own: Path) -> None:
     name = check_key("/".join(entry.key.split("/")[3:]))
     path = own / name
+    if path.parent == own and path.exists():
+        return  # this machine's own tokenizer was checked, and no record has the other's hash
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         sha256 = store.download(entry.key, path, limit=entry.size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,7 +16,8 @@ from pipeline.console.messages import Note, PrepareProgress, Shown
 from pipeline.data.tasks import InThisProcess
 from pipeline.run import prepare as run_prepare
 from pipeline.stages import prepare_text
-from pipeline.state.head import SHARED
+from pipeline.state.head import SHARED, TRASH_SECONDS
+from pipeline.state.shared.prune import delete_due
 from tests.pipeline.run.test_prepare_data import FarAway, on_machine, prepare
 from tests.support.clock import FakeClock
 from tests.support.corpora import sentences
@@ -73,6 +75,11 @@ class Machines:
             if not entry.key.endswith(("dataset.json", "files.json"))
         }
 
+    def pass_an_hour(self) -> None:
+        """Let an hour pass, and another run end."""
+        self._time.sleep(TRASH_SECONDS + 1)
+        delete_due(self.store, self._time.clock())
+
     def uploaded(self, ending: str) -> list[str]:
         """Return the keys in the store of prepared data that end like this."""
         return [e.key for e in self.store.list(f"{SHARED}/") if e.key.endswith(ending)]
@@ -107,10 +114,22 @@ def test_another_machine_continues_with_what_is_in_the_store(machines: Machines)
     files = machines.prepare("second", second)
     assert any(isinstance(m, Note) and "that were prepared before" in m.text for m in machines.said)
     assert first.encoded + second.encoded <= PIECES + 3
+    machines.pass_an_hour()
+    assert len({key.split("/")[2] for key in machines.uploaded(".npy")}) == 1
     for key in machines.uploaded(""):
         machines.store.delete(key)
     assert machines.prepare("third", unbroken, "other") == files
     assert unbroken.encoded == PIECES
+
+
+def test_nothing_is_uploaded_any_more_after_a_mistake(machines: Machines) -> None:
+    def lose_it() -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        machines.prepare("first", Watched(8, lose_it))
+    uploads = [t for t in threading.enumerate() if t.name == "early upload"]
+    wait_until(lambda: not any(t.is_alive() for t in uploads), "uploads to end")
 
 
 def test_a_damaged_shard_in_the_store_is_not_continued_with(machines: Machines) -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ import pytest
 
 from pion.data.documents.python_docs import is_held_out
 from pion.errors import BadInput
+from pipeline.data.tasks import Tasks
 from pipeline.job import Job
 from pipeline.job.file import load_job
 from pipeline.machine.kill_points import HALT_AT
-from pipeline.stages.prepare import PreparedData, prepare_pretrain
+from pipeline.stages.prepare import InPieces, PreparedData, prepare_pretrain
 from tests.support.core_bundle import write_bundle
 from tests.support.corpora import (
     files_of,
@@ -67,6 +69,15 @@ def kept(data: PreparedData) -> set[str]:
 
 def dropped(data: PreparedData) -> dict[str, int]:
     return {one["rule"]: one["documents"] for one in data.report["cleaned"]["dropped"]}
+
+
+def test_text_that_is_cleaned_starts_no_other_processes(tmp_path: Path) -> None:
+    def start() -> AbstractContextManager[Tasks]:
+        raise AssertionError("started for nothing")
+
+    job = job_of(tmp_path, texts(), clean={})
+    in_pieces = InPieces(start, least=0)
+    prepare_pretrain(job, tmp_path / "data", lambda message: None, in_pieces=in_pieces)
 
 
 # ---------------------------------------------------------------- what is left out

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import pickle
 import re
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -17,8 +19,8 @@ import pytest
 from pion.data.documents import file_to_documents
 from pion.data.documents.python_docs import is_held_out
 from pion.errors import BadInput
-from pipeline.console.messages import PrepareProgress, Shown
-from pipeline.data import conversations_to_rows
+from pipeline.console.messages import Note, PrepareProgress, Shown
+from pipeline.data import conversations_to_rows, pieces
 from pipeline.data.pieces import Piece
 from pipeline.data.tasks import InThisProcess
 from pipeline.job import Job
@@ -63,6 +65,49 @@ def test_the_rows_of_conversations_are_those_of_the_code_before_there_were_piece
     assert result_of(job, tmp_path / "data") == GOLDEN["sft"]
     assert len(tasks.done) > 150 / BUFFER
     assert {path.name for path in finished} >= {"packed.json", "shard_00001.flags.npy"}
+
+
+def copied(value: Any) -> Any:
+    """Return a value as Ray brings it to another process."""
+    return pickle.loads(pickle.dumps(value))  # noqa: S301
+
+
+class Sent(InThisProcess):
+    """Does the work with copies of what other processes would get, and returns copies."""
+
+    def map(self, work: Any, shared: Any, items: Any) -> Iterator[Any]:
+        for item in items:
+            there, its_shared, its_item = copied((work, shared, item))
+            yield copied(there(its_shared, its_item))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "sft"])
+def test_what_is_sent_to_other_processes_and_back_arrives_as_it_is(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_to_documents, "PART_BYTES", PART_BYTES)
+    monkeypatch.setattr(conversations_to_rows, "BUFFER", BUFFER)
+    job, data = corpus_job(kind, tmp_path, sft=kind == "sft"), tmp_path / "data"
+    in_pieces = InPieces(lambda: nullcontext(Sent()), least=0, piece_bytes=30_000)
+    if kind == "sft":
+        prepare_sft(job, data, None, lambda message: None, in_pieces=in_pieces)
+    else:
+        prepare_pretrain(job, data, lambda message: None, in_pieces=in_pieces)
+    assert result_of(job, data) == GOLDEN[kind]
+
+
+@pytest.mark.parametrize(("kind", "most"), [("gz", "LARGEST_GZ"), ("parquet", "LARGEST_PIECE")])
+def test_what_can_not_be_cut_and_is_too_large_for_the_memory_is_read_by_one_process(
+    kind: str, most: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pieces, most, 2000)
+    job, tasks, said = corpus_job(kind, tmp_path), Watched(), list[Shown]()
+    in_pieces = InPieces(lambda: nullcontext(tasks), least=0, piece_bytes=1000)
+    prepare_pretrain(job, tmp_path / "data", said.append, in_pieces=in_pieces)
+    assert result_of(job, tmp_path / "data") == GOLDEN[kind]
+    assert tasks.done == []
+    (note,) = (m.text for m in said if isinstance(m, Note) and "one process" in m.text)
+    assert f"a.{'jsonl.gz' if kind == 'gz' else kind} can't be cut" in note
 
 
 # ---------------------------------------------------------------- bad input
@@ -136,6 +181,18 @@ def test_a_mistake_is_reported_as_one_process_does_before_anything_is_written(
     assert str(there.value) == str(here.value)
     assert not list((tmp_path / "pieces").rglob("*.npy"))
     assert [path.name for path in finished] in ([], ["counted.json"])
+
+
+def test_a_mistake_in_the_last_source_is_reported_before_any_is_encoded(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(GOOD)
+    (tmp_path / "b.jsonl").write_bytes(GOOD + b"[1]\n")
+    sources = [{"kind": "jsonl", "path": f"{name}.jsonl"} for name in "ab"]
+    job, tasks, finished = job_with_tokenizer(tmp_path, {"sources": sources}), Watched(), []
+    in_pieces = InPieces(lambda: nullcontext(tasks), finished.append, least=0, piece_bytes=9000)
+    with pytest.raises(BadInput, match=r"b\.jsonl:201: found a list"):
+        prepare_pretrain(job, tmp_path / "data", lambda message: None, in_pieces=in_pieces)
+    assert {work for work, _ in tasks.done} == {"count_piece"}
+    assert [path.name for path in finished] == ["counted.json"]
 
 
 def test_a_mistake_in_a_table_names_its_row(tmp_path: Path) -> None:
@@ -269,6 +326,44 @@ def test_what_is_damaged_of_a_piece_is_encoded_again(damage: bytes, tmp_path: Pa
     prepare_pretrain(job, tmp_path / "data", lambda message: None, in_pieces=how)
     prepare_pretrain(job, tmp_path / "unbroken", lambda message: None)
     assert files_of(tmp_path / "data") == files_of(tmp_path / "unbroken")
+
+
+def of_another_piece(kept: dict[str, Any]) -> None:
+    kept["key"], kept["ids"] = "another", np.zeros_like(kept["ids"])
+
+
+def fewer_documents(kept: dict[str, Any]) -> None:
+    kept["lengths"] = kept["lengths"][:-1]
+
+
+def no_number(kept: dict[str, Any]) -> None:
+    kept["replaced"] = np.array([1, 2])
+
+
+def an_object(kept: dict[str, Any]) -> None:
+    kept["places"] = np.array([{}], dtype=object)
+
+
+@pytest.mark.parametrize("change", [of_another_piece, fewer_documents, no_number, an_object])
+def test_what_was_kept_of_another_piece_is_encoded_again(
+    change: Callable[[dict[str, Any]], None], tmp_path: Path
+) -> None:
+    (tmp_path / "a.jsonl").write_bytes(GOOD + GOOD)
+    job = job_with_tokenizer(tmp_path, {"sources": [{"kind": "jsonl", "path": "a.jsonl"}]})
+    how = InPieces(finished=stop_after(25), least=0, piece_bytes=9000)
+    with pytest.raises(Stop):
+        prepare_pretrain(job, tmp_path / "data", lambda message: None, in_pieces=how)
+    path = tmp_path / "data" / "0" / "pieces" / "000001.npz"
+    with np.load(path) as file:
+        kept = dict(file)
+    change(kept)
+    np.savez(path, **kept)
+    tasks = Watched()
+    how = InPieces(lambda: nullcontext(tasks), least=0, piece_bytes=9000)
+    prepare_pretrain(job, tmp_path / "data", lambda message: None, in_pieces=how)
+    prepare_pretrain(job, tmp_path / "unbroken", lambda message: None)
+    assert files_of(tmp_path / "data") == files_of(tmp_path / "unbroken")
+    assert 0 < tasks.done[0][1] < 20_000
 
 
 def test_pieces_of_another_size_are_counted_anew_and_keep_the_shards(tmp_path: Path) -> None:

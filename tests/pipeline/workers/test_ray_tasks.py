@@ -8,11 +8,17 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
 from pion.errors import BadInput, PionError
+from pipeline.data.encode_piece import Encoding, Reading, encode_piece
+from pipeline.data.pieces import cut_pieces
+from pipeline.data.prepared import SPLITS
+from pipeline.stages.prepare_text import tokenizer_files
 from pipeline.workers.ray_tasks import RayTasks, ray_tasks
+from tests.support.piece_corpora import PIECES, corpus_job
 
 
 def times(factor: int, item: int) -> int:
@@ -64,6 +70,19 @@ def test_a_mistake_is_raised_as_it_is_and_the_next_work_begins_anew(tasks: RayTa
 def test_a_task_whose_process_dies_is_done_again(tasks: RayTasks, tmp_path: Path) -> None:
     assert list(tasks.map(dies_once, str(tmp_path), range(6))) == list(range(6))
     assert (tmp_path / "2").exists()
+
+
+@pytest.mark.soak
+def test_a_piece_is_encoded_elsewhere_as_it_is_here(tasks: RayTasks, tmp_path: Path) -> None:
+    job = corpus_job("jsonl", tmp_path)
+    (source,) = job.data.sources
+    encoding = Encoding(Reading(source, "data.sources.0", 100_000, 0.1), tokenizer_files(PIECES))
+    pieces = cut_pieces(source, sorted((tmp_path / "text").glob("*.jsonl")), 100_000, 9000)
+    for there, piece in zip(tasks.map(encode_piece, encoding, pieces), pieces, strict=True):
+        here = encode_piece(encoding, piece)
+        for split in SPLITS:
+            assert np.array_equal(there.ids[split], here.ids[split])
+            assert np.array_equal(there.lengths[split], here.lengths[split])
 
 
 @pytest.mark.soak

@@ -201,6 +201,13 @@ def test_parquet_rows_are_records_with_their_row_number(tmp_path: Path) -> None:
     assert records[1].origin == f"{tmp_path}/a.parquet row 2"
 
 
+def test_a_column_of_a_table_may_be_numbers_of_texts(tmp_path: Path) -> None:
+    texts = pa.array(["one", "two", "one"]).dictionary_encode()
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
+    records = list(parquet_records(tmp_path, KEY, ("text",)))
+    assert [r.value["text"] for r in records] == ["one", "two", "one"]
+
+
 def test_a_file_that_is_not_parquet_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_text(json.dumps({"text": "no"}))
     with pytest.raises(BadInput, match=r"a\.parquet: not a readable parquet file"):

@@ -275,7 +275,7 @@ def test_a_reader_keeps_few_rows_of_a_run_that_has_moved_often(
 ) -> None:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     store, events, rows, head = moved_often(tmp_path, time)
-    monkeypatch.setattr("pipeline.state.rows.thin.MOST_ROWS", 800)
+    monkeypatch.setattr("pipeline.state.rows.thin.MOST_ROWS", 200)  # and those not thinned: 601
     unreadable = Unreadable()
     reader = ThinReader(store, FOLDER, unreadable)
     few = reader.read()
@@ -294,6 +294,20 @@ def test_a_reader_keeps_few_rows_of_a_run_that_has_moved_often(
     assert full.seconds["recompute"] >= 10 * (ATTEMPTS - 1)
     for cause in CAUSES:
         assert thin.seconds[cause] == pytest.approx(full.seconds[cause], rel=0.01), cause
+
+
+def test_rows_that_are_not_joined_yet_leave_out_no_others(
+    tmp_path: Path, time: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    store, _, rows, _ = moved_often(tmp_path, time)
+    before = ThinReader(store, FOLDER, Unreadable()).read()
+    monkeypatch.setattr("pipeline.state.rows.thin.MOST_ROWS", len(before))
+    log = MetricsLog(store, "run", "pretrain", ATTEMPTS)
+    fast = steps(range(STEPS * ATTEMPTS, STEPS * ATTEMPTS + 3 * len(before)), rows[-1]["at"] + 1)
+    log.adopt("".join(json.dumps(row) + "\n" for row in fast))
+    log.flush()
+    assert ThinReader(store, FOLDER, Unreadable()).read()[: len(before)] == before
 
 
 def test_a_row_that_was_written_again_counts_once_however_few_rows_are_kept(

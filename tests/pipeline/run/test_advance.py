@@ -1,0 +1,81 @@
+"""Workers wait for `prepare`, and both may need the same CPUs of a Ray of several machines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.job.digest import digest_job
+from pipeline.job.file import load_job
+from pipeline.run import advance
+from pipeline.run.advance import Advance
+from pipeline.run.journal import Journal
+from pipeline.run.leaving import Leaving
+from pipeline.run.signals import StoppingOnSignals
+from pipeline.run.stage_plan import plan_stages
+from pipeline.run.start import Options, Start
+from pipeline.state.claim import claim_run
+from pipeline.state.run_state import RunState
+from pipeline.state.stores import FileStore
+from pipeline.workers.ray_workers import RAY_ADDRESS
+from tests.support.clock import FakeClock
+from tests.support.jobs import SilentDisplay
+from tests.support.states import someone
+from tests.support.whole_runs import write_job
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("address", "gpus", "order"),
+    [
+        ("10.0.0.1:6399", 0, ["prepare", "workers"]),  # each worker holds a CPU
+        ("10.0.0.1:6399", 8, ["workers", "prepare"]),  # each worker holds a GPU, and no CPU
+        (None, 0, ["workers", "prepare"]),  # the tasks have a Ray of their own
+    ],
+)
+def test_workers_that_hold_cpus_start_once_the_data_is_prepared(
+    address: str | None,
+    gpus: int,
+    order: list[str],
+    tmp_path: Path,
+    time: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    did: list[str] = []
+
+    def do(what: str) -> None:
+        did.append(what)
+        if len(did) == 2:
+            raise Stop
+
+    def start_workers(*arguments: Any) -> None:
+        do("workers")
+
+    monkeypatch.setattr(advance, "start_workers", start_workers)
+    monkeypatch.setattr(advance, "gpu_count", lambda: gpus)
+    monkeypatch.setattr(Advance, "_prepare", lambda self: do("prepare"))
+    if address is None:
+        monkeypatch.delenv(RAY_ADDRESS, raising=False)
+    else:
+        monkeypatch.setenv(RAY_ADDRESS, address)
+    start = a_start(tmp_path, time)
+    claim = claim_run(start.run, start.owner, take_over=True)
+    this = Advance(start, claim, Journal(start, claim, SilentDisplay()))
+    plans = {p.stage: p for p in plan_stages(start.job, start.digests, claim.head)}
+    with pytest.raises(Stop):
+        this._prepare_and_train(plans)
+    assert did == order
+
+
+def a_start(folder: Path, time: FakeClock) -> Start:
+    """Return the start of a run whose stages are all to do."""
+    job = load_job(write_job(folder, hardware__workers=2))
+    run = RunState(FileStore(folder / "runs"), job.name, time.clock())
+    stopping = StoppingOnSignals(SilentDisplay())
+    leaving = Leaving(stopping, lambda text: None)
+    return Start(job, Options(), digest_job(job), run, someone(), stopping, 0.0, None, leaving)

@@ -1,0 +1,102 @@
+"""Data that is not finished, on its way to the store and from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from pipeline.state.shared import unfinished
+from pipeline.state.shared.unfinished import EarlyUpload, bring_unfinished
+from pipeline.state.stores import StoreError
+from pipeline.state.stores.base import Data
+from tests.pipeline.run.test_prepare_data import FarAway
+from tests.support.waiting import wait_until
+
+FINGERPRINT, FOLDER = "f" * 64, "0" * 32
+KEY = f"_data/{FINGERPRINT}/{FOLDER}"
+
+
+class Failing(FarAway):
+    """A store of which the first `failures` writes fail. Notes what was tried, in order."""
+
+    def __init__(self, folder: Path, failures: int) -> None:
+        super().__init__(folder)
+        self.left, self.tried = failures, list[str]()
+
+    def write(self, key: str, data: Data) -> None:
+        self.tried.append(key.removeprefix(f"{KEY}/"))
+        if self.left:
+            self.left -= 1
+            raise StoreError("write", key, "the network is down", outage=True)
+        super().write(key, data)
+
+    def has(self, name: str) -> bool:
+        return any(entry.key == f"{KEY}/{name}" for entry in self.list(KEY))
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder in which data is prepared, with a tokenizer, a shard, and its record."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "own" / "0").mkdir(parents=True)
+    for name in ("0/a.npy", "0/a.json", "0/b.npy", "tokenizer.json"):
+        (tmp_path / "own" / name).write_bytes(f"mine {name}".encode())
+    return tmp_path / "own"
+
+
+@contextmanager
+def uploading(store: Failing, own: Path) -> Iterator[EarlyUpload]:
+    upload = EarlyUpload(store, FINGERPRINT, FOLDER, own)
+    try:
+        yield upload
+    finally:
+        upload.close()
+
+
+def test_an_upload_that_fails_is_tried_again(
+    tmp_path: Path, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unfinished, "RETRY_SECONDS", 0.01)
+    store = Failing(tmp_path / "store", failures=5)
+    with uploading(store, own) as upload:
+        upload.finished(own / "0" / "b.npy")
+        for name in ("tokenizer.json", "0/a.npy", "0/a.json", "0/b.npy"):
+            wait_until(partial(store.has, name), f"{name} to be in the store")
+
+
+def test_nobody_waits_for_the_next_try_when_it_is_closed(tmp_path: Path, own: Path) -> None:
+    store = Failing(tmp_path / "store", failures=1)
+    with uploading(store, own) as upload:
+        upload.finished(own / "0" / "b.npy")
+        wait_until(lambda: store.tried, "an upload that fails")
+    assert len(store.tried) == 1
+
+
+def test_a_file_that_was_deleted_meanwhile_is_left_out(tmp_path: Path, own: Path) -> None:
+    store = Failing(tmp_path / "store", failures=0)
+    with uploading(store, own) as upload:
+        upload.finished(own / "0" / "gone.npy")
+        wait_until(lambda: store.has("0/b.npy"), "the others to be in the store")
+
+
+def test_the_tokenizer_is_uploaded_first(tmp_path: Path, own: Path) -> None:
+    store = Failing(tmp_path / "store", failures=0)
+    with uploading(store, own) as upload:
+        upload.finished(own / "0" / "b.npy")
+        wait_until(lambda: store.has("0/b.npy"), "the file to be in the store")
+    assert store.tried[0] == "tokenizer.json"
+
+
+def test_the_tokenizer_of_another_machine_does_not_replace_this_one(
+    tmp_path: Path, own: Path
+) -> None:
+    store = FarAway(tmp_path / "store")
+    for name in ("tokenizer.json", "template.jinja", "0/c.json"):
+        store.write(f"{KEY}/{name}", b"theirs " * 100)
+    assert bring_unfinished(store, FINGERPRINT, own)
+    assert (own / "tokenizer.json").read_bytes() == b"mine tokenizer.json"
+    assert (own / "template.jinja").read_bytes() == (own / "0" / "c.json").read_bytes()
