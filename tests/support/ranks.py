@@ -12,6 +12,8 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import torch
+
 from tests.support.waiting import PATIENCE_SECONDS
 
 # The others see that a rank has gone as soon as its connections close. A rank that computes alone
@@ -61,6 +63,9 @@ def _ended(ranks: list[BaseProcess], end: float) -> bool:
 def _reported(work: Callable[[int, Path], None], rank: int, folder: Path) -> None:
     # By default gloo asks which address the name of this machine has.
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    # A fork has none of the threads by which OpenMP shares out large tensors, and would wait for
+    # them if an earlier test of this process has made some.
+    torch.set_num_threads(1)
     try:
         work(rank, folder)
     except BaseException:
