@@ -87,7 +87,7 @@ class Shards:
         return [param for name, param in learned if not isinstance(self._params[name], DTensor)]
 
     def clear(self) -> None:
-        """Begin a step, which has no gradients yet. Its passes gather the weights anew."""
+        """Begin a step, which has no gradients yet. Its passes gather the weights again."""
         self.release()
         for param in self._params.values():
             param.grad = None

@@ -2,7 +2,7 @@
 
 The rows are those of documents_to_rows.py. First, each piece is read once to count its documents.
 That takes a fortieth of the time of encoding, finds the mistakes in the text before anything is
-encoded or uploaded, and says which piece an interrupted call goes on with.
+encoded or uploaded, and says with which piece an interrupted call continues.
 
 Few held-out ids come from a piece, so their shards take long to fill. Those of each piece are kept
 in a file, `pieces/<number>.npz`. So after an interruption, only pieces are encoded again whose ids

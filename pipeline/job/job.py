@@ -436,7 +436,7 @@ class Job(Section):
         section = getattr(self, stage) if stage in CONVERSING else None
         return None if section is None or section.lora is None else section.lora.settings()
 
-    def lora_beside(self, stage: str) -> str | None:
+    def same_lora_as(self, stage: str) -> str | None:
         """Return the stage with LoRA whose settings LoRA would need in `stage`, too, because one of
         the two trains the additions of the other further; None: it may have any."""
         other = {"sft": "prefer", "prefer": "sft"}.get(stage)

@@ -24,11 +24,11 @@ from pipeline.job.sources import ConversationSource, PreferenceSource
 from pipeline.job.train_sections import WARMUP, Train
 
 
-def how_to_use_lora(stage: str, beside: str | None = None) -> str:
-    """Return what to write in a job to use LoRA in a stage, with the settings of the stage `beside`
-    if there is one."""
-    if beside is not None:
-        return f"write the same `lora` below {stage} as below {beside}"
+def how_to_use_lora(stage: str, same_as: str | None = None) -> str:
+    """Return what to write in a job to use LoRA in a stage, with the settings of the stage
+    `same_as` if there is one."""
+    if same_as is not None:
+        return f"write the same `lora` below {stage} as below {same_as}"
     return (
         f"write `{stage}: {{lora: {{rank: 16}}}}` next to the other fields of {stage}, or add "
         f"{stage}.lora.rank=16 to the command"

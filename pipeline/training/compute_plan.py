@@ -176,14 +176,12 @@ def _fitting_work(
     try:
         return choose(work)
     except DoesNotFit as error:
-        beside = job.lora_beside(stage)
-        lora = Lora() if beside is None else job.lora(beside)
+        other = job.same_lora_as(stage)
+        lora = Lora() if other is None else job.lora(other)
         by_lora = dataclasses.replace(work, lora=lora, optimizer="adamw")
         if stage not in CONVERSING or work.lora is not None or not _can_be_chosen(choose, by_lora):
             raise
-        raise BadInput(
-            f"{error}. By LoRA, it fits here: {how_to_use_lora(stage, beside)}"
-        ) from None
+        raise BadInput(f"{error}. By LoRA, it fits here: {how_to_use_lora(stage, other)}") from None
 
 
 def _can_be_chosen(choose: Callable[[Workload], object], work: Workload) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from pipeline.state.head import REFERENCE
-from tests.support.hub_server import USER, hub_server
+from tests.support.hub_server import USER, HubServer, hub_server
 from tests.support.meddling import with_slow_steps
 from tests.support.preference_runs import killed_in_the_pass, prefer_job
 from tests.support.whole_runs import (
@@ -23,15 +24,23 @@ from tests.support.whole_runs import (
 )
 
 
+@contextmanager
+def empty_repository(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[HubServer, str]]:
+    """Yield a Hub and the URL of a store in it. The machine's cache is `cache` in `folder`."""
+    with hub_server() as hub:
+        hub.add_repo(f"{USER}/state")
+        hub.use(monkeypatch, folder / "hf")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        yield hub, f"hf://{USER}/state"
+
+
 def test_a_run_on_the_hub_is_killed_and_ends_elsewhere_with_the_same_weights(
     tmp_path: Path, whole: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unbroken = whole()
-    with hub_server() as hub:
-        hub.add_repo(f"{USER}/state")
-        hub.use(monkeypatch, tmp_path / "hf")
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-        store = f"hf://{USER}/state"
+    with empty_repository(tmp_path, monkeypatch) as (hub, store):
         job = write_job(tmp_path, store=store, checkpoint__every_steps=2, log__every=1)
         process = start(job)
         wait_for(process, "sft step 3")
@@ -51,11 +60,7 @@ def test_a_run_with_preferences_on_the_hub_is_killed_twice_and_ends_elsewhere_wi
     unbroken = tmp_path / "unbroken"
     unbroken.mkdir()
     finish(prefer_job(unbroken))
-    with hub_server() as hub:
-        hub.add_repo(f"{USER}/state")
-        hub.use(monkeypatch, tmp_path / "hf")
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-        store = f"hf://{USER}/state"
+    with empty_repository(tmp_path, monkeypatch) as (hub, store):
         job = prefer_job(tmp_path, store=store, checkpoint__every_steps=2, log__every=1)
         killed_in_the_pass(tmp_path, job, 2)  # after the chunk of the training rows
         shutil.rmtree(tmp_path / "cache")

@@ -23,18 +23,20 @@ from pipeline.state.shared.begin import begin
 from pipeline.state.shared.folder import complete
 from pipeline.state.shared.records import Writer
 from pipeline.state.stores import FileStore, open_store
-from tests.support.meddling import with_slow_steps
-from tests.support.preference_runs import PREFER, killed_in_the_pass, prefer_job
+from tests.support.preference_runs import (
+    PREFER,
+    finish_after_kills,
+    killed_in_the_pass,
+    prefer_job,
+)
 from tests.support.whole_runs import (
     ends_with,
     final_weights,
     finish,
     head_of,
-    kill,
     losses,
     rows_trained,
     start,
-    wait_for,
 )
 
 SIMPO = {"prefer__loss": "simpo"}
@@ -123,21 +125,8 @@ def test_every_row_of_pairs_is_trained_once_in_order(unbroken: Path) -> None:
 
 
 def test_sigkills_change_no_bit_of_the_weights(tmp_path: Path, unbroken: Path) -> None:
-    finish_after_two_kills(tmp_path, prefer_job(tmp_path, **EACH_STEP))
+    finish_after_kills(tmp_path, prefer_job(tmp_path, **EACH_STEP), 2)
     assert_same_run(tmp_path, unbroken)
-
-
-def finish_after_two_kills(folder: Path, job: Path) -> None:
-    """Kill a run twice while it learns from preferences, and let it end."""
-    slow = with_slow_steps(folder)
-    for _ in range(2):
-        process = start(job, env=slow.environment())
-        wait_for(process, "prefer: starts")
-        wait_for(process, ": saved")
-        kill(process)
-    slow.check()
-    output = finish(job)
-    assert "prefer: starts (continues after step" in output, output
 
 
 def assert_same_run(folder: Path, unbroken: Path) -> None:
@@ -155,13 +144,7 @@ def test_a_stage_with_lora_resumes_on_its_base_and_changes_no_bit(tmp_path: Path
     for folder in (whole, killed):
         folder.mkdir()
     finish(prefer_job(whole, **lora))
-    job = prefer_job(killed, **lora)
-    process = start(job, env=with_slow_steps(killed).environment())
-    wait_for(process, "prefer: starts")
-    wait_for(process, ": saved")
-    kill(process)
-    output = finish(job)
-    assert "prefer: starts (continues after step" in output, output
+    output = finish_after_kills(killed, prefer_job(killed, **lora), 1)
     assert "warning: prefer resumes" not in output
     assert final_weights(killed) == final_weights(whole)
 

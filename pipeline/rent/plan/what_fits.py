@@ -226,7 +226,7 @@ def _changes(job: Job) -> Iterator[tuple[str, Job, str]]:
         yield "With recomputed activations", changed, "remove hardware.recompute: false"
     full = [stage for stage in fine_tuning_stages(job) if job.lora(stage) is None]
     for stage in full:
-        yield BY_LORA, _by_lora(job, [stage]), how_to_use_lora(stage, job.lora_beside(stage))
+        yield BY_LORA, _by_lora(job, [stage]), how_to_use_lora(stage, job.same_lora_as(stage))
     if len(full) > 1:
         below = " and ".join(f"below {stage}" for stage in full)
         added = " ".join(f"{stage}.lora.rank=16" for stage in full)
@@ -238,8 +238,8 @@ def _by_lora(job: Job, stages: Sequence[str]) -> Job:
     """Return the job with LoRA in these stages, too."""
     sections = {}
     for stage in stages:
-        beside = {"sft": job.sft, "prefer": job.prefer}.get(job.lora_beside(stage) or "")
-        lora = LoraSection() if beside is None else beside.lora
+        other = {"sft": job.sft, "prefer": job.prefer}.get(job.same_lora_as(stage) or "")
+        lora = LoraSection() if other is None else other.lora
         changes = {"lora": lora, "optimizer": "adamw"}
         sections[stage] = job.section(stage).model_copy(update=changes)
     return job.model_copy(update=sections)

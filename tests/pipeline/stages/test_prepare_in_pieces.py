@@ -205,29 +205,32 @@ def test_a_mistake_in_a_table_names_its_row(tmp_path: Path) -> None:
         prepare_pretrain(job, tmp_path / "data", lambda message: None, in_pieces=in_pieces)
 
 
-def test_files_that_change_after_they_were_counted_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_bytes(GOOD)
-    job = job_with_tokenizer(tmp_path, {"sources": [{"kind": "jsonl", "path": "a.jsonl"}]})
+def refused_after_counting(folder: Path, meddle: Callable[[Path], object]) -> str:
+    """Return why good text is refused that `meddle` changes once its pieces are counted."""
+    file = folder / "a.jsonl"
+    file.write_bytes(GOOD)
+    job = job_with_tokenizer(folder, {"sources": [{"kind": "jsonl", "path": "a.jsonl"}]})
 
-    def change(path: Path) -> None:
+    def finished(path: Path) -> None:
         if path.name == "counted.json":
-            (tmp_path / "a.jsonl").write_bytes(lines(["one document"]) + GOOD)
+            meddle(file)
 
-    in_pieces = InPieces(finished=change, least=0, piece_bytes=9000)
-    with pytest.raises(BadInput, match=r"data\.sources\.0: the files have changed while"):
-        prepare_pretrain(job, tmp_path / "data", lambda message: None, in_pieces=in_pieces)
+    in_pieces = InPieces(finished=finished, least=0, piece_bytes=9000)
+    with pytest.raises(BadInput) as refused:
+        prepare_pretrain(job, folder / "data", lambda message: None, in_pieces=in_pieces)
+    return str(refused.value)
+
+
+def test_files_that_change_after_they_were_counted_are_refused(tmp_path: Path) -> None:
+    why = refused_after_counting(
+        tmp_path, lambda file: file.write_bytes(lines(["one document"]) + GOOD)
+    )
+    assert "data.sources.0: the files have changed while" in why
 
 
 def test_a_file_that_is_gone_is_named_with_what_a_cluster_needs(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_bytes(GOOD)
-    job = job_with_tokenizer(tmp_path, {"sources": [{"kind": "jsonl", "path": "a.jsonl"}]})
-
-    def delete(path: Path) -> None:
-        (tmp_path / "a.jsonl").unlink(missing_ok=True)
-
-    in_pieces = InPieces(finished=delete, least=0, piece_bytes=9000)
-    with pytest.raises(BadInput, match=r"a\.jsonl is gone, or a machine .* same place"):
-        prepare_pretrain(job, tmp_path / "data", lambda message: None, in_pieces=in_pieces)
+    why = refused_after_counting(tmp_path, Path.unlink)
+    assert re.search(r"a\.jsonl is gone, or a machine .* same place", why)
 
 
 def test_characters_that_the_vocabulary_lacks_are_named_with_their_line(tmp_path: Path) -> None:

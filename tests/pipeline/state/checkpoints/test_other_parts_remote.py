@@ -27,6 +27,7 @@ from tests.pipeline.state.checkpoints.test_other_parts import (
     DIGEST,
     RUN,
     STAGE,
+    Saver,
     has,
     no_commit,
     saver,
@@ -59,15 +60,20 @@ def found_here(folder: Path) -> Found:
     return newest_good(Workspace(run.store, RUN), head, STAGE, DIGEST)
 
 
+def leave_uncommitted(one: Saver, rank: int) -> None:
+    """Save step 1, and step 2 without its commit."""
+    one.save(1)
+    if rank == 0:
+        no_commit(one)
+    one.not_saved(2)
+
+
 # ---------------------------------------------------------------- one machine
 
 
 def save_without_commit(rank: int, folder: Path) -> None:
     with saver(folder, rank, 2, in_bucket(folder)) as one:
-        one.save(1)
-        if rank == 0:
-            no_commit(one)
-        one.not_saved(2)
+        leave_uncommitted(one, rank)
 
 
 def test_a_restart_on_the_machine_of_all_ranks_continues_from_its_copy(folder: Path) -> None:
@@ -122,10 +128,7 @@ def go_elsewhere(rank: int, folder: Path, last: int) -> None:
 def save_on_two_machines(rank: int, folder: Path) -> None:
     go_elsewhere(rank, folder, 3)
     with saver(folder, rank, 3, in_bucket(folder)) as one:
-        one.save(1)
-        if rank == 0:
-            no_commit(one)
-        one.not_saved(2)
+        leave_uncommitted(one, rank)
         copies = [path for path in folder.glob("*/pion/runs/**/*") if path.is_file()]
         assert [path for path in copies if path.name == MANIFEST] == []
         found, saved = Found(None, None, []), None
@@ -158,10 +161,7 @@ def test_each_machine_downloads_what_the_store_has_and_keeps_no_copy_of_parts(
 
 def resume_what_one_machine_has(rank: int, folder: Path) -> None:
     with saver(folder, rank, 3, in_bucket(folder)) as one:
-        one.save(1)
-        if rank == 0:
-            no_commit(one)
-        one.not_saved(2)
+        leave_uncommitted(one, rank)
         go_elsewhere(rank, folder, 3)
         found = found_here(folder) if rank == 0 else Found(None, None, [])
         assert found.listed == (rank > 0)
