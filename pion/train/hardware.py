@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import time
+import warnings
 from pathlib import Path
 from typing import Literal
 
@@ -173,6 +174,8 @@ def _configure_compiler(plan: ComputePlan) -> None:
     from torch._dynamo import config as dynamo
     from torch._inductor import config as inductor
 
+    # What a plan computes in fp32 is meant to have all of its digits, such as routers.
+    warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
     # Layers of different structure and rows of different lengths each need a compilation.
     dynamo.recompile_limit = MOST_COMPILATIONS
     if compiles_deterministically():
