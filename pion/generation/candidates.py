@@ -31,10 +31,10 @@ class Candidates:
 
     Attributes:
         finite: whether the model's logits are all finite numbers, (B,).
-        best: the likeliest id of each text, of equals the lowest, (B,); noise if not asked for.
+        best: the likeliest id of each text, of equals the lowest, (B, 1); none if not asked for.
         likeliest: the highest logits, (B, count) fp32, the highest first; none if not asked for.
-        ids: the ids that have them, (B, count), as fp32.
-        totals: sums over all ids of e^((logit − highest) / temperature), (B,); noise if not asked
+        ids: the ids that have them, (B, count).
+        totals: sums over all ids of e^((logit − highest) / temperature), (B, 1); none if not asked
             for.
         complete: whether all ids are among the likeliest.
     """
@@ -72,15 +72,13 @@ def find_candidates(
     a text's settings: the best id if any text is `greedy`, and the likeliest if any is not.
     Temperatures are above 0.
     """
-    needs_best, needs_likeliest = any(greedy), not all(greedy)
     best = likeliest = ids = totals = changed[:, :0]
-    if needs_best:
-        places = _likeliest_id(changed)
-        highest, best = changed.gather(1, places), places.float()
-    if needs_likeliest:
-        likeliest, places = find_likeliest(changed, min(count, changed.shape[1]))
-        # Whole numbers of fp32 are exact up to 2^24, and no vocabulary is so large.
-        highest, ids = likeliest[:, :1], places.float()
+    if any(greedy):
+        best = _likeliest_id(changed)
+        highest = changed.gather(1, best)
+    if not all(greedy):
+        likeliest, ids = find_likeliest(changed, min(count, changed.shape[1]))
+        highest = likeliest[:, :1]
     if needs_totals:
         weights = changed - likeliest[:, :1]
         if any(temperature != 1 for temperature in temperatures):
@@ -91,17 +89,21 @@ def find_candidates(
     # NaN counts as the least and as the greatest of all.
     if changed is not logits:
         highest = logits.amax(dim=1, keepdim=True)
-    parts = (logits.amin(dim=1, keepdim=True), highest, best, totals, likeliest, ids)
-    together = torch.cat(parts, dim=1).cpu().numpy()
-    end = 2 + needs_best + needs_totals + likeliest.shape[1]
-    return Candidates(
-        finite=np.isfinite(together[:, 0]) & np.isfinite(together[:, 1]),
-        best=together[:, 2],  # if it was asked for
-        likeliest=together[:, 2 + needs_best + needs_totals : end],
-        ids=together[:, end:],
-        totals=together[:, 1 + needs_best + needs_totals],  # if they were asked for
-        complete=count >= changed.shape[1],
-    )
+    lowest = logits.amin(dim=1, keepdim=True)
+    least, most, *found = _bring_to_host((lowest, highest, best, likeliest, ids, totals))
+    finite = np.isfinite(least[:, 0]) & np.isfinite(most[:, 0])
+    complete = count >= changed.shape[1]
+    return Candidates(finite, found[0], found[1], found[2], found[3], complete)
+
+
+def _bring_to_host(parts: Sequence[Tensor]) -> list[Array]:
+    """Return tensors (B, any) as arrays; those of a GPU in one copy, because the host waits."""
+    if parts[0].device.type == "cpu":
+        return [part.numpy() for part in parts]
+    # Whole numbers of fp32 are exact up to 2^24, and no vocabulary is so large.
+    together = torch.cat([part.float() for part in parts], dim=1).cpu().numpy()
+    ends = np.cumsum([part.shape[1] for part in parts])
+    return np.split(together, ends[:-1], axis=1)
 
 
 def find_likeliest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -110,22 +112,34 @@ def find_likeliest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     They are in the `count` blocks of ids with the highest maxima. So the logits are read once. The
     ids of a block are equally far apart: maxima of such blocks are fast on a CPU.
     """
+    find = find_by_numpy if logits.device.type == "cpu" else find_by_torch
+    return find(logits, count)
+
+
+def find_by_torch(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the same as `find_likeliest`, on any device."""
     blocks = logits.shape[1] // BLOCK
     if blocks <= 2 * count:
-        return _highest(logits, count, in_order=True)
-    maxima = logits[:, : blocks * BLOCK].view(-1, BLOCK, blocks).amax(dim=1)
-    chosen = _highest(maxima, count, in_order=False)[1]
+        values, ids = logits.topk(count, dim=1)
+        return values, ids
+    chosen = _maxima(logits, blocks).topk(count, dim=1, sorted=False).indices
     # The ids of a block, and those that are in no block.
     apart = torch.arange(0, blocks * BLOCK, blocks, device=logits.device)
     ids = (chosen[:, None] + apart[:, None]).flatten(1)
     if blocks * BLOCK < logits.shape[1]:
         rest = torch.arange(blocks * BLOCK, logits.shape[1], device=logits.device)
         ids = torch.cat((ids, rest.expand(len(logits), -1)), dim=1)
-    values, places = _highest(logits.gather(1, ids), count, in_order=True)
+    values, places = logits.gather(1, ids).topk(count, dim=1)
     return values, ids.gather(1, places)
 
 
-# On a CPU, torch's `argmax` and `topk` look at one number after the other, and numpy's at many.
+def _maxima(logits: Tensor, blocks: int) -> Tensor:
+    """Return the highest logits of the blocks, (B, blocks)."""
+    return logits[:, : blocks * BLOCK].view(-1, BLOCK, blocks).amax(dim=1)
+
+
+# On a CPU, torch's `argmax` and `topk` look at one number after the other, and numpy's at many. Its
+# operations on a few numbers take less time than torch's.
 
 
 def _likeliest_id(logits: Tensor) -> Tensor:
@@ -135,15 +149,26 @@ def _likeliest_id(logits: Tensor) -> Tensor:
     return torch.from_numpy(logits.numpy().argmax(axis=1, keepdims=True))
 
 
-def _highest(values: Tensor, count: int, *, in_order: bool) -> tuple[Tensor, Tensor]:
-    """Return the `count` highest of values (B, n), and their places."""
-    if values.device.type != "cpu":
-        highest, places = values.topk(count, dim=1, sorted=in_order)
-        return highest, places
-    array = values.numpy()
-    found = array.argpartition(array.shape[1] - count, axis=1)[:, array.shape[1] - count :]
-    if in_order:
-        order = np.take_along_axis(array, found, axis=1).argsort(axis=1)[:, ::-1]
-        found = np.take_along_axis(found, order, axis=1)
-    places = torch.from_numpy(found)
-    return values.gather(1, places), places
+def find_by_numpy(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the same as `find_likeliest`, on a CPU."""
+    blocks = logits.shape[1] // BLOCK
+    rows = np.arange(len(logits))[:, None]
+    if blocks <= 2 * count:
+        found = _places_of_highest(logits.numpy(), count)
+    else:
+        chosen = _places_of_highest(_maxima(logits, blocks).numpy(), count)
+        ids = np.empty((len(logits), BLOCK * count + logits.shape[1] % BLOCK), dtype=np.int64)
+        in_blocks = ids[:, : BLOCK * count].reshape(-1, BLOCK, count)
+        np.add(chosen[:, None], np.arange(0, blocks * BLOCK, blocks)[:, None], out=in_blocks)
+        ids[:, BLOCK * count :] = np.arange(blocks * BLOCK, logits.shape[1])
+        among = logits.gather(1, torch.from_numpy(ids)).numpy()
+        found = ids[rows, _places_of_highest(among, count)]
+    values = logits.numpy()[rows, found]
+    order = values.argsort(axis=1)[:, ::-1]
+    return torch.from_numpy(values[rows, order]), torch.from_numpy(found[rows, order])
+
+
+def _places_of_highest(values: Array, count: int) -> Array:
+    """Return the places of the `count` highest of values (B, n), in any order."""
+    apart = values.shape[1] - count
+    return values.argpartition(apart, axis=1)[:, apart:]

@@ -124,7 +124,7 @@ def sample_rows(logits: Tensor, draws: Sequence[Draw]) -> list[int | None]:
     random = [row for row in range(len(draws)) if finite[row] and not greedy[row]]
     for row in range(len(draws)):
         if finite[row] and greedy[row]:
-            drawn[row] = int(found.best[row])
+            drawn[row] = int(found.best[row, 0])
     if not random:
         return drawn
     numbers = [_uniform(draws[row].randomness) for row in random]
@@ -172,12 +172,13 @@ def draw_among(
     weights = np.exp(ordered)
     weights *= ordered >= least[:, None]
     mass = weights.sum(axis=1)
-    total = np.where(decided, mass, np.where(open_, found.totals, 1.0))
+    totals = found.totals[:, 0] if found.totals.size else 1.0
+    total = np.where(decided, mass, np.where(open_, totals, 1.0))
     if (top_p < 1).any():
         _leave_out(weights, found, total[:, None], top_p[:, None])
         decided |= open_ & (top_p < 1) & (mass >= top_p * total)
     by_id = np.argsort(found.ids, axis=1)
-    weights = np.take_along_axis(weights, by_id, axis=1)
+    weights = weights[rows[:, None], by_id]
     cumulative = weights.cumsum(axis=1)
     end = cumulative[:, -1]
     # Without a cut, the other ids follow after the candidates.
@@ -241,7 +242,7 @@ def _leave_out(weights: Array, found: Candidates, total: Array, top_p: Array) ->
     kept = (shares.cumsum(axis=1) - shares < top_p) | (top_p == 1)
     # The last id that remains is as likely as the first that does not.
     tied = kept[:, :-1] & ~kept[:, 1:] & (weights[:, :-1] == weights[:, 1:]) & (weights[:, 1:] > 0)
-    for row, place in zip(*tied.nonzero()):
+    for row, place in zip(*tied.nonzero()) if tied.any() else ():
         group = np.flatnonzero(weights[row] == weights[row, place])
         remaining = kept[row, group].sum()
         kept[row, group] = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import pion
 from benchmarks.sampling import sample_before
-from pion.generation.candidates import BLOCK, CANDIDATES, FEW, find_likeliest
+from pion.generation.candidates import BLOCK, CANDIDATES, FEW, find_by_numpy, find_by_torch
 from pion.generation.logit_changes import Changes
 from pion.generation.sampling import Draw, Sampling, sample_rows
 from pion.model.decoder import Decoder
@@ -23,6 +23,7 @@ from tests.support.tiny_config import tiny_config
 
 # More ids than candidates, and enough that these are looked for in blocks.
 VOCABULARY = 2 * CANDIDATES * BLOCK + 50
+Find = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 PLAIN = Sampling(temperature=1.0, top_k=0, top_p=1.0)
 
 
@@ -135,7 +136,8 @@ def test_a_row_that_is_not_finite_is_told_and_the_others_are_drawn() -> None:
         assert found == [expected[0], None, None, None]
 
 
-def test_the_likeliest_ids_are_found_in_blocks() -> None:
+@pytest.mark.parametrize("find_likeliest", [find_by_numpy, find_by_torch])
+def test_the_likeliest_ids_are_found_in_blocks(find_likeliest: Find) -> None:
     logits = some_logits(3, VOCABULARY, 1.0, rounded=False)
     logits[0, -1] = logits[1, 0] = 50.0  # in the rest behind the last block, and in the first one
     values, ids = find_likeliest(logits, CANDIDATES)
