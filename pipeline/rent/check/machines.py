@@ -15,7 +15,7 @@ from pipeline.console.formats import duration
 from pipeline.cost.budget import check_budget, over_budget, price_per_hour
 from pipeline.job import Job
 from pipeline.job.digest import digest_job
-from pipeline.job.runtime_sections import ALONE
+from pipeline.job.hardware_section import ALONE
 from pipeline.machine.rented import CPU, PRICE_VARIABLE
 from pipeline.machine.time_limit import within_or
 from pipeline.rent.check import CheckRow
