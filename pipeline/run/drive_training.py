@@ -14,6 +14,7 @@ from pipeline.console.messages import (
     FitEnded,
     FromWorker,
     MachineNotice,
+    Note,
     Phase,
     Say,
     Step,
@@ -50,13 +51,16 @@ def start_workers(
     Return None if this process will train, or if there is nothing to train. `at_most` is the record
     of the plan to try after a larger one has failed.
     """
+    from pipeline.workers.cluster import cluster_of
     from pipeline.workers.ray_workers import RayWorkers
 
     count = worker_count(start.job)
     if not stages or count == 0:
         return None
-    request = _request(start, stages, min(count, gpu_count()), by_ray=True, at_most=at_most)
-    return RayWorkers(request, count)
+    hardware = start.job.hardware
+    gpus = min(count, cluster_of(start.job).gpus if hardware.elastic else gpu_count())
+    request = _request(start, stages, gpus, by_ray=True, at_most=at_most)
+    return RayWorkers(request, hardware.workers if isinstance(hardware.workers, tuple) else count)
 
 
 def training_here(start: Start, claim: Claim, stages: Sequence[str], say: Say) -> TrainingContext:
@@ -165,6 +169,8 @@ class WorkersTraining:
                     "hardware.workers=0 to train without Ray. The workers' log is "
                     f"{self._workers.log}."
                 )
+            case MachineNotice() if self._start.job.hardware.elastic:
+                self._say(Note(f"{message.text}. The other workers will train on without it"))
             case MachineNotice():
                 self._start.leaving.noticed(message.text, message.seconds)
             case WorkerStarted():

@@ -92,12 +92,14 @@ _MEMORY_FULL = re.compile(r"node running low on memory\..{0,300}? was (\S+ used 
 class RayWorkers:
     """Ray Train workers that advance the training stages of `request`.
 
+    `count` is their number, or the fewest and the most.
+
     `messages` carries what the workers say as (rank, message). When the process that runs Ray
     Train ends by itself, a FitEnded follows. `lifeline` knows how many workers have reached the
     training loop, and can ask them to stop.
     """
 
-    def __init__(self, request: TrainRequest, count: int) -> None:
+    def __init__(self, request: TrainRequest, count: int | tuple[int, int]) -> None:
         self.messages: queue.Queue[tuple[int, FromWorker | FitEnded]] = queue.Queue()
         self._request, self._count = request, count
         self._address = os.environ.get(RAY_ADDRESS) or None
