@@ -20,9 +20,10 @@ from pipeline.state.stores import open_store
 from pipeline.workers.ray_fit import RAY_ENVIRONMENT
 from pipeline.workers.ray_workers import RAY_ADDRESS, private_environment
 from pipeline.workers.reaper import SESSION_VARIABLE, start_reaper
-from tests.support.waiting import PATIENCE_SECONDS, read_until
+from tests.support.waiting import PATIENCE_SECONDS, read_until, run_to_end
 from tests.support.whole_runs import (
     ends_with,
+    finish,
     head_of,
     interrupt,
     rows_trained,
@@ -161,6 +162,30 @@ def test_a_group_goes_on_without_a_lost_node_and_grows_when_it_is_back(
     ]
     assert sum("= last + 1" in line for line in receipts) == 2
     assert not [line for line in receipts if "ALARM" in line]
+
+
+# Ask for a CPU of each node, as the next elastic run would, and print how many there are for it.
+RESERVE = """
+import ray
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+    ResourceRequestPriority, get_or_create_autoscaling_coordinator)
+import sys
+ray.init(address=sys.argv[1], log_to_driver=False)
+coordinator = get_or_create_autoscaling_coordinator()
+ray.get(coordinator.request_resources.remote(
+    "next", [{"CPU": 1}] * 2, 60, priority=ResourceRequestPriority.HIGH))
+reserved = ray.get(coordinator.get_reserved_resources.remote("next"))
+print("reserved", sum(node["CPU"] for node in reserved.values()))
+"""
+
+
+@pytest.mark.soak
+def test_a_group_that_ends_leaves_its_nodes_to_the_next_run(tmp_path: Path, nodes: Nodes) -> None:
+    nodes.add()
+    finish(write_job(tmp_path, hardware__workers=[1, 2], sft=None, pretrain__steps=4))
+    assert [event["workers"] for event in events_of(tmp_path, "training")] == [2]
+    asked = run_to_end([sys.executable, "-c", RESERVE, os.environ[RAY_ADDRESS]], check=True)
+    assert asked.stdout.splitlines()[-1] == "reserved 2.0"
 
 
 def steps_by_epoch(folder: Path) -> dict[int, list[int]]:
