@@ -23,7 +23,6 @@ from pipeline.workers.reaper import SESSION_VARIABLE, start_reaper
 from tests.support.waiting import PATIENCE_SECONDS, read_until, run_to_end
 from tests.support.whole_runs import (
     ends_with,
-    finish,
     head_of,
     interrupt,
     rows_trained,
@@ -182,10 +181,13 @@ print("reserved", sum(node["CPU"] for node in reserved.values()))
 @pytest.mark.soak
 def test_a_group_that_ends_leaves_its_nodes_to_the_next_run(tmp_path: Path, nodes: Nodes) -> None:
     nodes.add()
-    finish(write_job(tmp_path, hardware__workers=[1, 2], sft=None, pretrain__steps=4))
+    job = write_job(tmp_path, hardware__workers=[1, 2], sft=None, pretrain__steps=1_000_000)
+    process = start(job, "log.every=1")
+    wait_for(process, "pretrain step 3/")
+    interrupt(process)
     assert [event["workers"] for event in events_of(tmp_path, "training")] == [2]
     asked = run_to_end([sys.executable, "-c", RESERVE, os.environ[RAY_ADDRESS]], check=True)
-    assert asked.stdout.splitlines()[-1] == "reserved 2.0"
+    assert asked.stdout.splitlines()[-1] == "reserved 2"
 
 
 def steps_by_epoch(folder: Path) -> dict[int, list[int]]:
