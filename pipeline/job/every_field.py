@@ -129,6 +129,7 @@ _TYPES = {
     list[int]: "list of whole numbers",
     list[str]: "list of texts",
     tuple[int, ...]: "list of whole numbers",
+    tuple[int, int]: "pair of whole numbers",
     tuple[tuple[int, int], ...]: "list of pairs of whole numbers",
     tuple[tuple[int, ...], ...]: "list of lists of whole numbers",
     dict[str, float]: "a number for each name",

@@ -3,7 +3,7 @@
 How a field is declared, and what it means for finished stages: section.py. The fields of the model
 and its tokenizer: model_section.py; of the data: sources.py; of the training stages:
 train_sections.py and tuning_sections.py; of evaluation and publication: result_sections.py; of
-saving, machines, money and time: runtime_sections.py.
+workers, precision and memory: hardware_section.py; of saving, money and time: runtime_sections.py.
 Paths of inputs are relative to the job file, paths of outputs to the working directory.
 """
 
@@ -23,6 +23,7 @@ from pion.config.part_fields import FACTOR
 from pion.errors import BadInput
 from pion.train.phases import check_phases_of_model
 from pipeline.job.clean_section import OF_EVALUATE
+from pipeline.job.hardware_section import Hardware
 from pipeline.job.model_section import Base, Model, TokenizerSection
 from pipeline.job.prefer_section import Prefer
 from pipeline.job.recipe import with_recipe
@@ -31,7 +32,6 @@ from pipeline.job.runtime_sections import (
     Budget,
     Checkpoint,
     Deadline,
-    Hardware,
     Log,
     Price,
     price_of,

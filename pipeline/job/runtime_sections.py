@@ -1,17 +1,16 @@
-"""The job file: saving, machines, money and time, which change no result."""
+"""The job file: saving, money and time, which change no result."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import field_validator, model_validator
 
 from pion.config.part_fields import FACTOR
 from pipeline.job.section import (
-    BATCH,
     DOLLARS,
     HOURS,
     SECONDS,
@@ -19,12 +18,6 @@ from pipeline.job.section import (
     Section,
     refuse,
     runtime,
-)
-
-# Why a job can't divide a model.
-ALONE = (
-    "fsdp: true divides the model among several workers, and workers is {workers}. Remove fsdp, or "
-    "set workers to at least 2"
 )
 
 
@@ -66,72 +59,6 @@ class Checkpoint(Section):
         most=SECONDS,
     )
     max_rewinds: int = runtime(3, "maximum number of rollbacks in a row", ge=0, most=10**6)
-
-
-class Hardware(Section):
-    workers: int | None = runtime(
-        None,
-        "number of Ray Train workers; unset: one per GPU, or 1 without a GPU; 0: train in this "
-        "process, without Ray",
-        ge=0,
-        most=4096,
-    )
-    micro_batch: int | None = runtime(
-        None,
-        "sequences that a worker computes at once; unset: as many as fit into its memory",
-        gt=0,
-        most=BATCH,
-    )
-    dtype: Literal["auto", "bfloat16", "float32"] = runtime(
-        "auto", "precision of the computation; auto: bfloat16 on hardware that computes it fast"
-    )
-    residual: Literal["auto", "bfloat16", "float32"] = runtime(
-        "auto",
-        "precision of the hidden states between blocks. bfloat16 moves fewer bytes, and is used "
-        "only where the computation is in bfloat16; auto: bfloat16 on a GPU",
-    )
-    threads: int | None = runtime(
-        None, "CPU threads of a worker; unset: the cores divided by the workers", gt=0, most=4096
-    )
-    recompute: bool | None = runtime(
-        None,
-        "recompute activations to save memory; unset: only if a single sequence would otherwise "
-        "not fit into memory",
-    )
-    fsdp: Literal["auto", True, False] = runtime(
-        "auto",
-        "let each worker keep only a part of the weights, gradients and moments, and gather the "
-        "weights of a block when it computes; auto: on GPUs, only if a single sequence would "
-        "otherwise not fit into memory",
-    )
-    compile: Literal["auto", True, False] = runtime(
-        "auto", "compile the training step with torch.compile; auto: on a GPU"
-    )
-    hang_seconds: float | None = runtime(
-        None,
-        "seconds without a step that count as a hang; unset: 20 times the usual time of a step, "
-        "and at least 120",
-        gt=0,
-        most=SECONDS,
-    )
-    deterministic: bool = runtime(False, "give bit-identical results on CUDA too, but more slowly")
-    shard_cache_gb: float = runtime(
-        20.0,
-        "disk space for shards that are fetched while training, from the Hub or the store, in GB",
-        gt=0,
-        most=FACTOR,
-    )
-
-    @model_validator(mode="after")
-    def _divided_among_several(self) -> Hardware:
-        if self.fsdp is True and self.workers in (0, 1):
-            return refuse(self, [ALONE.format(workers=self.workers)])
-        return self
-
-    @property
-    def sharded(self) -> bool | None:
-        """Whether workers divide the weights; None: if the model does not fit otherwise."""
-        return None if self.fsdp == "auto" else self.fsdp
 
 
 class Budget(Section):

@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pion.errors import PionError
+from pipeline.console.formats import counted
 from pipeline.console.messages import (
     FitEnded,
     FromWorker,
     MachineNotice,
+    Note,
     Phase,
     Say,
     Step,
@@ -21,6 +23,7 @@ from pipeline.console.messages import (
     WorkerFailed,
     WorkerStarted,
 )
+from pipeline.job.hardware_section import Hardware
 from pipeline.machine.gpus import gpu_count
 from pipeline.run.preflight import worker_count
 from pipeline.run.start import Start
@@ -40,6 +43,8 @@ STOP_SECONDS = 30.0
 GONE_SECONDS = 2.0
 # How long to wait for a worker's next message before checking for a stop.
 LOOK_SECONDS = 0.2
+# How long a group whose size may change may be away before the user is told. A start takes less.
+ABSENCE_SECONDS = 120.0
 
 
 def start_workers(
@@ -50,13 +55,16 @@ def start_workers(
     Return None if this process will train, or if there is nothing to train. `at_most` is the record
     of the plan to try after a larger one has failed.
     """
+    from pipeline.workers.cluster import cluster_of
     from pipeline.workers.ray_workers import RayWorkers
 
     count = worker_count(start.job)
     if not stages or count == 0:
         return None
-    request = _request(start, stages, min(count, gpu_count()), by_ray=True, at_most=at_most)
-    return RayWorkers(request, count)
+    hardware = start.job.hardware
+    gpus = min(count, cluster_of(start.job).gpus if hardware.elastic else gpu_count())
+    request = _request(start, stages, gpus, by_ray=True, at_most=at_most)
+    return RayWorkers(request, hardware.workers if isinstance(hardware.workers, tuple) else count)
 
 
 def training_here(start: Start, claim: Claim, stages: Sequence[str], say: Say) -> TrainingContext:
@@ -103,6 +111,33 @@ def fetch_ahead(start: Start, claim: Claim, stage: str, say: Say) -> None:
         say(Phase("fetched", time.monotonic() - started))
 
 
+class Absence:
+    """Notices that no worker of a group whose size may change has trained for a long time."""
+
+    def __init__(self, hardware: Hardware) -> None:
+        self._hardware = hardware
+        self._since: float | None = None
+        self._said = False
+
+    def look(self, connected: int, now: float) -> str | None:
+        """Return what to say about it, once for each absence. `now` is in seconds, of any clock."""
+        if connected:
+            self._since, self._said = None, False
+            return None
+        self._since = now if self._since is None else self._since
+        if self._said or now - self._since < ABSENCE_SECONDS:
+            return None
+        self._said = True
+        workers = self._hardware.workers_in_words
+        fewest = counted(self._hardware.min_workers or 1, "worker")
+        return (
+            f"hardware.workers {workers}: no worker has trained for {ABSENCE_SECONDS:.0f} s. "
+            f"Everything committed is safe. Ray starts workers once it has room for {fewest}. "
+            "`ray status` shows what it has. After a run was killed, Ray keeps its room for three "
+            "minutes"
+        )
+
+
 class WorkersTraining:
     """The driver's side of training by workers: shows their messages, and passes on a stop."""
 
@@ -111,6 +146,8 @@ class WorkersTraining:
         # A stop without a deadline waits as long as the last save may take.
         self._patience = linger_seconds(start.job.checkpoint) + STOP_SECONDS
         self._asked_at: float | None = None
+        self._elastic = start.job.hardware.elastic
+        self._absence = Absence(start.job.hardware)
         self._connected = self._imported = False
 
     def follow(self) -> str:
@@ -125,6 +162,9 @@ class WorkersTraining:
             except queue.Empty:
                 if self._ended_in_silence():
                     return "stopped"
+                missing = self._absence.look(self._workers.lifeline.connected, time.monotonic())
+                if self._elastic and missing is not None:
+                    self._say(Note(missing))
                 continue
             outcome = self._hear(rank, message)
             if outcome is not None:
@@ -155,7 +195,11 @@ class WorkersTraining:
         """Handle a message; return the outcome if rank 0 has trained."""
         match message:
             case Trained():
-                return message.outcome if rank == 0 else None
+                if rank != 0:
+                    return None
+                if self._elastic and self._start.stopping.deadline is None:
+                    self._workers.end_in_order()
+                return message.outcome
             case WorkerFailed():
                 raise error_from_json(message.error)
             case FitEnded():
@@ -165,6 +209,8 @@ class WorkersTraining:
                     "hardware.workers=0 to train without Ray. The workers' log is "
                     f"{self._workers.log}."
                 )
+            case MachineNotice() if self._elastic:
+                self._say(Note(f"{message.text}. The other workers will train on without it"))
             case MachineNotice():
                 self._start.leaving.noticed(message.text, message.seconds)
             case WorkerStarted():

@@ -14,6 +14,7 @@ from pipeline.machine.folders import COMPILE_CACHE, compile_cache_folder
 from pipeline.machine.gpus import VISIBLE, gpu_count, listed_gpus, named_gpus, names_no_gpu
 from pipeline.machine.rented import is_rented
 from pipeline.state.stores import FileStore, open_store
+from pipeline.workers.cluster import cluster_of
 from pipeline.workers.ray_workers import RAY_ADDRESS
 
 # SkyPilot sets this on a machine that it terminates itself when the job ends or is moved.
@@ -38,6 +39,8 @@ def preflight(job: Job) -> list[str]:
     from pipeline.training.stage_metrics import check_trackers
 
     check_trackers(job)
+    if job.hardware.elastic:
+        cluster_of(job)
     notes = what_gpus_are_used(job)
     workers = worker_count(job)
     gpus = gpu_count()
@@ -116,9 +119,11 @@ def require_a_row_each(job: Job, workers: int) -> None:
     for stage in job.train_stages:
         batch = job.section(stage).global_batch
         if batch < workers:
+            fewest = min(job.hardware.min_workers or 0, batch)
+            fitting = f"[{fewest},{batch}]" if job.hardware.elastic else batch
             raise BadInput(
                 f"{stage}.global_batch {batch} is less than one row for each of the {workers} "
-                f"workers. Nothing was started. Set hardware.workers={batch}."
+                f"workers. Nothing was started. Set hardware.workers={fitting}."
             )
 
 
@@ -164,7 +169,8 @@ def store_that_goes_with_the_machine(
 
 
 def worker_count(job: Job) -> int:
-    """Return the number of Ray workers: the job's, else one per GPU, else one. 0 = no Ray."""
-    if job.hardware.workers is not None:
-        return job.hardware.workers
+    """Return the number of Ray workers: the job's, else one per GPU, else one. 0 = no Ray. If the
+    number may change, return the most."""
+    if job.hardware.max_workers is not None:
+        return job.hardware.max_workers
     return max(1, gpu_count())

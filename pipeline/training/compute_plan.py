@@ -11,7 +11,7 @@ from pion.config.lora import Lora
 from pion.data.order import rows_per_rank
 from pion.errors import BadInput
 from pipeline.job import Job
-from pipeline.job.runtime_sections import ALONE
+from pipeline.job.hardware_section import ALONE
 from pipeline.job.stages import CONVERSING
 from pipeline.job.train_sections import phases_of
 from pipeline.job.tuning_sections import how_to_use_lora

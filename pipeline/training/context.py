@@ -83,6 +83,8 @@ class TrainingContext:
         )
         self.watchdog.start()
         self._asked = should_stop
+        # Whether the stop is for a group of another size, which continues the run.
+        self.is_resized: Callable[[], bool] = lambda: False
         # On rank 0 while it owns the run. Its stop requests and its spending are obeyed.
         self.owned: Claim | None = None
         self._patience = Patience(

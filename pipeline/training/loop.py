@@ -49,6 +49,8 @@ def train_stages(context: TrainingContext, start: StartStage = start_stage) -> s
                 for stage in attempt.todo:
                     attempt.stage = stage
                     if not train_stage(context, attempt.claim, stage, start):
+                        if context.is_resized():
+                            attempt.leave_to_the_next_group(context)
                         return "stopped"
                     context.free_memory()  # of the stage's trainer, for the next stage
                 attempt.continues = True
@@ -81,6 +83,12 @@ class _Attempt:
     todo: list[str]
     stage: str = ""
     continues: bool = False
+
+    def leave_to_the_next_group(self, context: TrainingContext) -> None:
+        """Keep the run for workers of another number. This attempt did not fail."""
+        self.continues = True
+        if self.claim is not None:
+            context.patiently(self.claim.forget_attempts)
 
 
 @contextmanager

@@ -29,6 +29,12 @@ RAY_ENVIRONMENT = {
     "RAY_worker_niceness": "0",
 }
 
+# The same for a number of workers that may change. For up to 20 s after a node was lost, Ray's
+# coordinator counts it, and Ray Train waits for it in vain. It then asks again how many there are.
+ELASTIC_ENVIRONMENT = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10"}
+# How often Ray Train looks whether there is room for more workers.
+LOOK_FOR_NODES_SECONDS = 60.0
+
 WAIT_SECONDS = 24 * 3600
 
 
@@ -37,9 +43,10 @@ def main() -> None:
     from pion.usable import usable_cores
 
     task = json.load(sys.stdin)
-    for name, value in RAY_ENVIRONMENT.items():
+    elastic = isinstance(task["workers"], list)
+    for name, value in (RAY_ENVIRONMENT | (ELASTIC_ENVIRONMENT if elastic else {})).items():
         os.environ.setdefault(name, value)
-    cpus = max(task["workers"], usable_cores())
+    cpus = usable_cores() if elastic else max(task["workers"], usable_cores())
     start_ray(task["session"], task["address"], cpus, task["request"]["gpus"])
     fit(task)
 
@@ -76,6 +83,11 @@ def fit(task: dict[str, Any]) -> None:
     from pipeline.workers.rendezvous import PrivateTorch
 
     cuda = task["request"]["gpus"] > 0
+    callbacks: list[Any] = []
+    if isinstance(task["workers"], list):
+        from pipeline.workers.resize import SaveBeforeResize
+
+        callbacks.append(SaveBeforeResize())
     TorchTrainer(
         worker_loop,
         train_loop_config={"request": task["request"], "lifeline": task["lifeline"]},
@@ -85,7 +97,7 @@ def fit(task: dict[str, Any]) -> None:
             timeout_s=WAIT_SECONDS,
             folder=task["session"] if task["address"] is None else None,
         ),
-        scaling_config=ScalingConfig(num_workers=task["workers"], use_gpu=cuda),
+        scaling_config=ScalingConfig(use_gpu=cuda, **scaling_of(task["workers"])),
         run_config=RunConfig(
             # Scratch space, new each time: nothing resumes from Ray's own run state.
             name="train",
@@ -93,8 +105,21 @@ def fit(task: dict[str, Any]) -> None:
             # Restarts dead workers. The training loop limits attempts without progress; this limits
             # attempts that don't reach the loop.
             failure_config=FailureConfig(max_failures=100),
+            callbacks=callbacks,
         ),
     ).fit()
+
+
+def scaling_of(workers: int | list[int]) -> dict[str, Any]:
+    """Return the fields of Ray Train's ScalingConfig for so many workers, or for a number between
+    the fewest and the most that Ray Train itself decides."""
+    if isinstance(workers, int):
+        return {"num_workers": workers}
+    fewest, most = workers
+    return {
+        "num_workers": (fewest, most),
+        "elastic_resize_monitor_interval_s": LOOK_FOR_NODES_SECONDS,
+    }
 
 
 def worker_loop(config: dict[str, Any]) -> None:
@@ -103,12 +128,13 @@ def worker_loop(config: dict[str, Any]) -> None:
     import ray.util
     import torch.distributed as dist
 
-    from pion.errors import CardFailed, PionError
+    from pion.errors import CardFailed, Interrupted, PionError
     from pipeline.console.messages import Note, Trained, WorkerFailed, WorkerStarted
     from pipeline.state.stores.errors import error_to_json
     from pipeline.training.context import TrainingContext
     from pipeline.training.loop import train_stages
     from pipeline.training.train_request import Group, TrainRequest
+    from pipeline.workers import resize
     from pipeline.workers.lifeline import Lifeline, LifelineAddress
 
     context = ray.train.get_context()
@@ -124,15 +150,21 @@ def worker_loop(config: dict[str, Any]) -> None:
     end_watch = watch_machine(rank, line) if elsewhere and context.get_local_rank() == 0 else None
     try:
         line.send(WorkerStarted(os.getpid()))
-        training = TrainingContext(request, group, line.send, lambda: line.stop_requested)
+        training = TrainingContext(
+            request, group, line.send, lambda: line.stop_requested or resize.is_asked()
+        )
+        training.is_resized = resize.is_asked
         training.import_torch()
-        line.send(Trained(train_stages(training)))
+        outcome = train_stages(training)
+        if outcome == "done" or line.stop_requested or not resize.is_asked():
+            line.send(Trained(outcome))
     except CardFailed as error:
         line.send(Note(f"worker {rank}: {error}"))
         raise  # Ray restarts the workers: in a new process, the card may work
     except PionError as error:
         # Not raised: Ray would restart the workers, and they would fail again.
-        line.send(WorkerFailed(error_to_json(error)))
+        if not (isinstance(error, Interrupted) and resize.is_asked() and not line.stop_requested):
+            line.send(WorkerFailed(error_to_json(error)))
     except Exception:
         # Ray restarts the workers, but the user must still see what happened.
         line.send(Note(f"worker {rank} failed:\n{traceback.format_exc()}"))
@@ -141,6 +173,7 @@ def worker_loop(config: dict[str, Any]) -> None:
         if end_watch is not None:
             end_watch()
         line.close()
+        resize.ended()
 
 
 def watch_machine(rank: int, line: Lifeline) -> Callable[[], None] | None:

@@ -8,6 +8,7 @@ for `prepare` to be committed.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -32,6 +33,8 @@ from pipeline.workers.lifeline import LifelineServer
 from pipeline.workers.reaper import SESSION_VARIABLE, start_reaper
 
 LOOPBACK = "127.0.0.1"
+# How long Ray Train may take to end by itself after its workers have.
+ORDERLY_SECONDS = 30.0
 # Ray gives everybody all rights to its own folder. So this folder is in one that stays private. The
 # name is short because of LONGEST_SOCKET.
 RAY_FOLDER = "r"
@@ -92,12 +95,14 @@ _MEMORY_FULL = re.compile(r"node running low on memory\..{0,300}? was (\S+ used 
 class RayWorkers:
     """Ray Train workers that advance the training stages of `request`.
 
+    `count` is their number, or the fewest and the most.
+
     `messages` carries what the workers say as (rank, message). When the process that runs Ray
     Train ends by itself, a FitEnded follows. `lifeline` knows how many workers have reached the
     training loop, and can ask them to stop.
     """
 
-    def __init__(self, request: TrainRequest, count: int) -> None:
+    def __init__(self, request: TrainRequest, count: int | tuple[int, int]) -> None:
         self.messages: queue.Queue[tuple[int, FromWorker | FitEnded]] = queue.Queue()
         self._request, self._count = request, count
         self._address = os.environ.get(RAY_ADDRESS) or None
@@ -138,6 +143,16 @@ class RayWorkers:
         process.stdin.write(json.dumps(task).encode())
         process.stdin.close()
         return process
+
+    def end_in_order(self) -> None:
+        """Wait for Ray Train to end by itself, at most ORDERLY_SECONDS. All workers have trained.
+
+        Ray then keeps no room for a group whose size may change. Otherwise it does, for three
+        minutes, and the next run waits for it.
+        """
+        self._closing = True
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(ORDERLY_SECONDS)
 
     def close(self) -> None:
         """End the workers, and all processes of Ray if we started it."""

@@ -1,4 +1,7 @@
-"""A node of a Ray cluster is lost: workers restart on the remaining nodes, from the last save."""
+"""A node of a Ray cluster is lost: workers restart on the remaining nodes, from the last save.
+
+An elastic group goes on with fewer workers meanwhile, and grows again.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,25 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pipeline.state.rows.metrics import read_events
+from pipeline.state.rows.metrics import read_all_metrics, read_events
 from pipeline.state.stores import open_store
 from pipeline.workers.ray_fit import RAY_ENVIRONMENT
 from pipeline.workers.ray_workers import RAY_ADDRESS, private_environment
 from pipeline.workers.reaper import SESSION_VARIABLE, start_reaper
-from tests.support.waiting import PATIENCE_SECONDS, read_until
-from tests.support.whole_runs import ends_with, head_of, rows_trained, start, wait_for, write_job
+from tests.support.waiting import PATIENCE_SECONDS, read_until, run_to_end
+from tests.support.whole_runs import (
+    ends_with,
+    head_of,
+    interrupt,
+    rows_trained,
+    start,
+    wait_for,
+    write_job,
+)
 
 CLUSTER = """
 import sys
@@ -25,18 +37,40 @@ from ray.cluster_utils import Cluster
 cluster = Cluster(initialize_head=True, head_node_args={
     "num_cpus": 1, "temp_dir": sys.argv[1], "node_ip_address": "127.0.0.1",
     "include_dashboard": False})
-other = cluster.add_node(num_cpus=1)
 print("address", cluster.address, flush=True)
+others = []
 for line in sys.stdin:
-    cluster.remove_node(other, allow_graceful=False)
-    other = cluster.add_node(num_cpus=1)
-    print("replaced", flush=True)
+    if line == "add\\n":
+        others.append(cluster.add_node(num_cpus=1))
+    else:
+        cluster.remove_node(others.pop(), allow_graceful=False)
+    print("done", line, flush=True)
 """
 
 
+class Nodes:
+    """The nodes of one CPU that were added to the first node of a cluster."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def add(self) -> None:
+        self._tell("add")
+
+    def lose(self) -> None:
+        """Kill the newest node's raylet, which ends its workers, with SIGKILL."""
+        self._tell("lose")
+
+    def _tell(self, what: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{what}\n")
+        self._process.stdin.flush()
+        read_until(self._process, f"done {what}")
+
+
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[str]]:
-    """Two nodes of one CPU each. A line to the process replaces the second node."""
+def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
+    """Start a cluster whose first node has one CPU; yield its other nodes."""
     session = Path(tempfile.mkdtemp(prefix="pion-ray-", dir="/tmp"))
     reaper = start_reaper(session)
     access = private_environment({})
@@ -53,7 +87,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[str]]:
     address = read_until(process, "address").split()[-1]
     for name, value in {**access, RAY_ADDRESS: address}.items():
         monkeypatch.setenv(name, value)
-    yield process
+    yield Nodes(process)
     assert reaper.stdin is not None
     reaper.stdin.close()
     reaper.wait(PATIENCE_SECONDS)
@@ -61,9 +95,8 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.soak
-def test_a_lost_node_costs_no_committed_step(
-    tmp_path: Path, cluster: subprocess.Popen[str]
-) -> None:
+def test_a_lost_node_costs_no_committed_step(tmp_path: Path, nodes: Nodes) -> None:
+    nodes.add()
     job = write_job(
         tmp_path,
         hardware__workers=2,
@@ -76,12 +109,95 @@ def test_a_lost_node_costs_no_committed_step(
     process = start(job)
     wait_for(process, ": saved", lines=2)
     committed = head_of(tmp_path).checkpoints[0].step
-    assert cluster.stdin is not None
-    cluster.stdin.write("replace\n")
-    cluster.stdin.flush()
+    nodes.lose()
+    nodes.add()
     ends_with(0, process)
     assert rows_trained(tmp_path, "pretrain") == [[4 * s, 4 * s + 4] for s in range(400)]
-    events = read_events(open_store(str(tmp_path / "runs")), "tiny")
-    starts = [event["from_step"] for event in events if event["event"] == "training"]
+    starts = [event["from_step"] for event in events_of(tmp_path, "training")]
     assert len(starts) >= 2
     assert starts[-1] >= committed
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_group_goes_on_without_a_lost_node_and_grows_when_it_is_back(
+    tmp_path: Path, nodes: Nodes, sharded: bool
+) -> None:
+    nodes.add()
+    nodes.add()
+    job = write_job(
+        tmp_path,
+        hardware__workers=[2, 3],
+        hardware__threads=1,
+        hardware__fsdp=sharded,
+        checkpoint__every_seconds=2,
+        log__every=1,
+        sft=None,
+        pretrain__steps=1_000_000,
+    )
+    process = start(job)
+    wait_for(process, ": saved", lines=2)
+    committed = head_of(tmp_path).checkpoints[0].step
+    nodes.lose()
+    assert "hop: 3 × " in wait_for(process, "first row")
+    wait_for(process, ": saved", lines=2)
+    nodes.add()
+    assert "hop: 2 × " in wait_for(process, "first row")
+    wait_for(process, ": saved", lines=2)
+    interrupt(process)
+
+    starts = events_of(tmp_path, "training")
+    assert [event["workers"] for event in starts] == [3, 2, 3]
+    assert starts[1]["from_step"] >= committed > 0
+    # The group saved before it grew, so no step was trained again.
+    *_, with_two, _ = epochs = steps_by_epoch(tmp_path)
+    assert starts[2]["from_step"] == max(epochs[with_two])
+    steps = head_of(tmp_path).checkpoints[0].step
+    assert rows_trained(tmp_path, "pretrain") == [[4 * s, 4 * s + 4] for s in range(steps)]
+    receipts = [line for event in events_of(tmp_path, "hop") for line in event["receipt"]]
+    assert [line for line in receipts if line.startswith("micro_batch")] == [
+        f"micro_batch × grad_accum × workers: {change}, 128 tokens per step as before"
+        for change in ("2×1×3 → 2×1×2", "2×1×2 → 2×1×3")
+    ]
+    assert sum("= last + 1" in line for line in receipts) == 2
+    assert not [line for line in receipts if "ALARM" in line]
+
+
+# Ask for a CPU of each node, as the next elastic run would, and print how many there are for it.
+RESERVE = """
+import ray
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+    ResourceRequestPriority, get_or_create_autoscaling_coordinator)
+import sys
+ray.init(address=sys.argv[1], log_to_driver=False)
+coordinator = get_or_create_autoscaling_coordinator()
+ray.get(coordinator.request_resources.remote(
+    "next", [{"CPU": 1}] * 2, 60, priority=ResourceRequestPriority.HIGH))
+reserved = ray.get(coordinator.get_reserved_resources.remote("next"))
+print("reserved", sum(node["CPU"] for node in reserved.values()))
+"""
+
+
+@pytest.mark.soak
+def test_a_group_that_ends_leaves_its_nodes_to_the_next_run(tmp_path: Path, nodes: Nodes) -> None:
+    nodes.add()
+    job = write_job(tmp_path, hardware__workers=[1, 2], sft=None, pretrain__steps=1_000_000)
+    process = start(job, "log.every=1")
+    wait_for(process, "pretrain step 3/")
+    interrupt(process)
+    assert [event["workers"] for event in events_of(tmp_path, "training")] == [2]
+    asked = run_to_end([sys.executable, "-c", RESERVE, os.environ[RAY_ADDRESS]], check=True)
+    assert asked.stdout.splitlines()[-1] == "reserved 2"
+
+
+def steps_by_epoch(folder: Path) -> dict[int, list[int]]:
+    """Return the steps that each attempt trained, in the order of the attempts."""
+    steps: dict[int, list[int]] = {}
+    for row in read_all_metrics(open_store(str(folder / "runs")), "tiny", "pretrain"):
+        steps.setdefault(row["epoch"], []).append(row["step"])
+    return dict(sorted(steps.items()))
+
+
+def events_of(folder: Path, kind: str) -> list[Any]:
+    events = read_events(open_store(str(folder / "runs")), "tiny")
+    return [event for event in events if event["event"] == kind]

@@ -36,6 +36,7 @@ from pipeline.state.checkpoints.restore import refuse_other_formats
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, Missing, open_store
 from pipeline.state.stores.errors import before_work
+from pipeline.workers.cluster import cluster_of
 
 if TYPE_CHECKING:
     from pion.config.model_config import ModelConfig
@@ -343,9 +344,14 @@ def check_publish(job: Job) -> list[CheckRow]:
 
 
 def check_workers(job: Job) -> list[CheckRow]:
-    """Check that each worker that the job asks for has a row of each batch."""
-    require_a_row_each(job, job.hardware.workers or 1)
-    return []
+    """Check that each worker that the job asks for has a row of each batch, and that the Ray in
+    which their number may change has room for the fewest."""
+    require_a_row_each(job, job.hardware.max_workers or 1)
+    if not job.hardware.elastic:
+        return []
+    there = cluster_of(job)
+    words = f"{job.hardware.workers_in_words} in a Ray with {counted(there.gpus, 'GPU')}"
+    return [CheckRow("workers", True, f"{words} and {counted(there.cpus, 'CPU')}")]
 
 
 def check_room(job: Job) -> list[CheckRow]:

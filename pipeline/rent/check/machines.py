@@ -15,7 +15,7 @@ from pipeline.console.formats import duration
 from pipeline.cost.budget import check_budget, over_budget, price_per_hour
 from pipeline.job import Job
 from pipeline.job.digest import digest_job
-from pipeline.job.runtime_sections import ALONE
+from pipeline.job.hardware_section import ALONE
 from pipeline.machine.rented import CPU, PRICE_VARIABLE
 from pipeline.machine.time_limit import within_or
 from pipeline.rent.check import CheckRow
@@ -145,8 +145,13 @@ def _problem(job: Job, guess: Estimate, num_nodes: int, force: bool) -> tuple[st
 
 def _worker_problem(job: Job, offer: Offer, num_nodes: int) -> str | None:
     """Return why the job's workers can't run on the machine's GPUs; None if they can."""
-    gpus = offer.count * num_nodes
-    workers = gpus if job.hardware.workers is None else job.hardware.workers
+    gpus, asked = offer.count * num_nodes, job.hardware.min_workers
+    if job.hardware.elastic and num_nodes == 1:
+        return (
+            f"hardware.workers is {job.hardware.workers_in_words}, and a rental has no Ray whose "
+            f"nodes come and go. Set hardware.workers={asked}, or remove it: one per GPU"
+        )
+    workers = gpus if asked is None else asked
     if gpus and workers > gpus:
         return f"hardware.workers is {workers}, with {gpus} GPU(s); each worker needs one"
     if gpus and workers == 1 and job.hardware.sharded:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from pion.errors import BadInput
 from pipeline.base.read_job import read_job
-from pipeline.console.formats import amount, duration, printable
+from pipeline.console.formats import amount, counted, duration, printable
 from pipeline.console.out import saying_if_slow, show_table
 from pipeline.job import Job
 from pipeline.rent.plan.compared import Compared, of_rental, on_the_market
@@ -156,6 +156,9 @@ def batch_in_words(estimate: Estimate) -> str:
 def _assumptions(job: Job, estimates: Sequence[Estimate], changes: Sequence[str]) -> list[str]:
     """Return notes that say what does not fit, what to change, and what numbers are based on."""
     notes = [*_why_unfit(estimates), *changes]
+    if job.hardware.elastic:
+        fewest = counted(job.hardware.min_workers or 1, "worker")
+        notes.append(f"hardware.workers {job.hardware.workers_in_words}: planned for {fewest}")
     count = max((e.offer.count for e in estimates), default=1)
     if count > 1:
         notes.append(f"$/h and tokens/s are for a machine's {count} GPUs, one for each worker")

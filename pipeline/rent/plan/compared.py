@@ -56,10 +56,10 @@ class Compared:
 def on_the_market(job: Job, gpus: Sequence[str]) -> Compared:
     """Return the cheapest machine of each type of GPU. `gpus` names the types; empty: all.
 
-    A machine has one GPU, or as many as the job's `hardware.workers`. Raises BadInput for an
-    unknown GPU.
+    A machine has one GPU, or as many as the job's `hardware.workers`: the fewest, if their number
+    may change. Raises BadInput for an unknown GPU.
     """
-    return Compared(*market(gpus, job.prices, count=max(1, job.hardware.workers or 1)))
+    return Compared(*market(gpus, job.prices, count=max(1, job.hardware.min_workers or 1)))
 
 
 def of_rental(job: Job, path: str) -> Compared:

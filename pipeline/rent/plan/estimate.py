@@ -293,8 +293,9 @@ def largest_phase(work: Workload, job: Job, stage: str) -> Workload:
 
 
 def workers_on(job: Job, offer: Offer, num_nodes: int = 1) -> int:
-    """Return how many workers train on `num_nodes` machines of an offer."""
-    asked = job.hardware.workers
+    """Return how many workers train on `num_nodes` machines of an offer: at least, if their number
+    may change."""
+    asked = job.hardware.min_workers
     return offer.count * num_nodes if asked is None else max(1, asked)
 
 

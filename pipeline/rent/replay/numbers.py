@@ -229,7 +229,7 @@ def _gpus(job: Job, given: Given, measured: MeasuredRun) -> tuple[int, int, str]
     if given.step_seconds is None and given.gpu is None:
         count, nodes = measured.count, measured.nodes
         return count, nodes, f"the {count * nodes} GPUs of the measurement"
-    workers = max(1, job.hardware.workers or 1)
+    workers = max(1, job.hardware.min_workers or 1)
     return workers, 1, f"{workers} workers"
 
 

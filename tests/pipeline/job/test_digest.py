@@ -25,6 +25,7 @@ def changed(**changes: object) -> set[str]:
     "change",
     [
         {"hardware__workers": 2},
+        {"hardware__workers": [2, 16]},
         {"hardware__micro_batch": 1},
         {"hardware__dtype": "float32"},
         {"checkpoint__every_steps": 3},

@@ -97,6 +97,7 @@ def test_a_vocabulary_that_the_text_can_not_fill_is_a_warning(case: Case) -> Non
         ({"pretrain__global_batch": 5000}, "corpus", "pretrain: the corpus is smaller than one"),
         ({"data__held_out": 0.0001}, "corpus", "the held_out split does not fill a row"),
         ({"hardware__workers": 64}, "workers", "less than one row for each of the 64 workers"),
+        ({"hardware__workers": [1, 2]}, "workers", "PION_RAY_ADDRESS is not set"),
         (
             {"model__experts": {"n": 4, "top_k": 1, "shared": 0}},
             "model.experts",

@@ -318,6 +318,11 @@ def test_more_workers_than_gpus(on_runpod: Checks) -> None:
     wrong(row, "hardware.workers is 2", "1 GPU(s)")
 
 
+def test_workers_that_come_and_go(on_runpod: Checks) -> None:
+    row = on_runpod(hardware={"workers": [1, 4]})["1 × A40 on demand on RunPod"]
+    wrong(row, "hardware.workers is [1, 4]", "no Ray whose nodes come and go", "=1, or remove it")
+
+
 def test_spot_above_the_on_demand_price_is_refused_unless_forced(
     on_runpod: Checks, sky_home: SkyHome
 ) -> None:

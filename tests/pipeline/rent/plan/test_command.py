@@ -202,6 +202,13 @@ def test_as_many_gpus_are_paid_for_as_the_job_has_workers(sky_home: SkyHome, pla
     assert [row["price"] for row in own] == [1.6, 1.6]
 
 
+def test_of_workers_that_come_and_go_the_fewest_are_planned(sky_home: SkyHome, plan: Any) -> None:
+    also_by_four(sky_home, "A40", Price(0.7, 1.5))
+    found = plan(SMALL, "hardware.workers=[4,8]", gpus=("A40",))
+    assert found["estimates"] == plan(SMALL, "hardware.workers=4", gpus=("A40",))["estimates"]
+    assert "hardware.workers [4, 8]: planned for 4 workers" in found["notes"]
+
+
 def test_a_gpu_nobody_knows_is_refused_with_the_closest_names(plan: Any) -> None:
     with pytest.raises(BadInput, match="Did you mean A40"):
         plan(SMALL, gpus=("A4O",))

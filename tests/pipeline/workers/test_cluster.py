@@ -1,0 +1,82 @@
+"""What a job whose number of workers may change needs of the Ray that it trains in."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from pion.errors import BadInput
+from pipeline.run.preflight import preflight, require_a_row_each
+from pipeline.workers.cluster import Cluster, ask, cluster_of, require_room_for_fewest
+from pipeline.workers.ray_workers import RAY_ADDRESS
+from tests.support.jobs import tiny_job, write_tiny_data
+
+HERE = "127.0.0.1:6379"
+
+
+def test_on_one_machine_the_number_of_workers_is_fixed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(RAY_ADDRESS, raising=False)
+    write_tiny_data(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadInput) as refused:
+        preflight(tiny_job(hardware__workers=[2, 16], store=f"{tmp_path}/runs"))
+    assert str(refused.value) == (
+        "hardware.workers [2, 16]: the number of workers can change only in a Ray that already "
+        "runs, and PION_RAY_ADDRESS is not set. Nothing was started. Set "
+        "PION_RAY_ADDRESS=HOST:PORT to the address of your Ray, or train on this machine alone: "
+        "hardware.workers=2."
+    )
+
+
+@pytest.mark.parametrize(
+    ("cluster", "has", "fix"),
+    [
+        (Cluster(gpus=1, cpus=64), "has 1 GPU", ", or set hardware.workers=[1,16]."),
+        (Cluster(gpus=0, cpus=1), "has 1 CPU", ", or set hardware.workers=[1,16]."),
+        (Cluster(gpus=0, cpus=0), "has 0 CPUs", "--address=127.0.0.1:6379."),
+    ],
+)
+def test_a_ray_without_room_for_the_fewest_workers_is_refused(
+    cluster: Cluster, has: str, fix: str
+) -> None:
+    with pytest.raises(BadInput) as refused:
+        require_room_for_fewest(tiny_job(hardware__workers=[2, 16]), cluster, HERE)
+    message = str(refused.value)
+    assert message.startswith(f"hardware.workers [2, 16]: the Ray at {HERE} {has}, and each worker")
+    assert "Nothing was started. Add nodes: ray start --address=127.0.0.1:6379" in message
+    assert message.endswith(fix)
+
+
+def test_the_most_workers_need_not_be_there_yet() -> None:
+    job = tiny_job(hardware__workers=[2, 16])
+    require_room_for_fewest(job, Cluster(gpus=2, cpus=0), HERE)
+    require_room_for_fewest(job, Cluster(gpus=0, cpus=2), HERE)
+
+
+@pytest.mark.parametrize("address", ["no-port", "127.0.0.1:99999", "127.0.0.1:x"])
+def test_an_address_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv(RAY_ADDRESS, address)
+    with pytest.raises(BadInput, match=rf"PION_RAY_ADDRESS: the Ray at {address} can't be reached"):
+        cluster_of(tiny_job(hardware__workers=[2, 16]))
+
+
+def test_a_port_at_which_nobody_listens_is_refused() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    with pytest.raises(BadInput, match=r"can't be reached.*Nothing was started.*HOST:PORT"):
+        ask(f"127.0.0.1:{port}")
+
+
+def test_the_most_workers_need_a_row_each() -> None:
+    job = tiny_job(hardware__workers=[2, 16], pretrain__global_batch=8, sft=None)
+    require_a_row_each(job, 8)
+    with pytest.raises(BadInput) as refused:
+        require_a_row_each(job, 16)
+    assert str(refused.value) == (
+        "pretrain.global_batch 8 is less than one row for each of the 16 workers. Nothing was "
+        "started. Set hardware.workers=[2,8]."
+    )
