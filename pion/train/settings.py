@@ -82,6 +82,10 @@ class TrainSettings:
         check_phases(self.phases, self.steps)
 
 
+# The micro-batch of a plan to try that leaves open how many rows a rank computes at once.
+AS_MANY_AS_FIT = 2**31
+
+
 @dataclass(frozen=True)
 class ComputePlan:
     """How this machine computes a stage. A plan changes what is learned only by rounding.

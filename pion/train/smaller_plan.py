@@ -1,6 +1,7 @@
 """What to try when a step can't be computed as planned: the next smaller plan, or none.
 
-Running out of GPU memory halves the micro-batch, down to one row, and then recomputes activations.
+Running out of GPU memory halves the micro-batch, down to one row, then recomputes activations, and
+at last lets several ranks divide the model, if they may.
 A compilation that fails, or computes wrong gradients, is tried again without combo kernels, then
 without flex attention, which lacks kernels on some cards. Then it gives way to eager computation.
 All these plans learn the same, up to rounding.
@@ -15,7 +16,7 @@ import torch
 
 from pion.errors import BadInput
 from pion.train.hardware import combines_kernels
-from pion.train.settings import ComputePlan
+from pion.train.settings import AS_MANY_AS_FIT, ComputePlan
 
 # Errors of the compiler come from these packages: while it traces, makes code or loads a kernel.
 _COMPILERS = ("torch._dynamo", "torch._inductor", "triton")
@@ -49,12 +50,13 @@ class StepTooLarge(BadInput):
 
 
 def step_down(
-    plan: ComputePlan, error: BaseException, *, uses_flex: bool = False
+    plan: ComputePlan, error: BaseException, *, uses_flex: bool = False, may_divide: bool = False
 ) -> StepDown | None:
     """Return the plan to try after `error` ended a step; None if another plan can't help.
 
     `uses_flex` says whether the step attends by flex attention, which is compiled even in an eager
-    step. Raises StepTooLarge if memory ran out and there is no smaller plan.
+    step. `may_divide` says whether several ranks that have the whole model each may divide it.
+    Raises StepTooLarge if memory ran out and there is no smaller plan.
     """
     if isinstance(error, torch.OutOfMemoryError):
         why = "the GPU's memory ran out"
@@ -64,6 +66,12 @@ def step_down(
         if not plan.recompute:
             return StepDown(plan, dataclasses.replace(plan, recompute=True), why)
         whole = plan.world_size > 1 and not plan.sharded
+        if whole and may_divide:
+            # A part of a model leaves room for more rows, so their number is chosen anew.
+            divided = dataclasses.replace(
+                plan, sharded=True, micro_batch=AS_MANY_AS_FIT, recompute=False
+            )
+            return StepDown(plan, divided, why)
         divide = ", or set hardware.fsdp: true, and the GPUs divide the model" if whole else ""
         raise StepTooLarge(
             "the model does not fit: training on one row with recomputed activations ran out of "

@@ -70,6 +70,7 @@ class Trainer:
     `step` counts finished optimizer steps. `next_row` is the first row not yet trained on, and
     `skipped` has the [first, stop) row ranges to leave out. `clock` (seconds) times throughput.
     `on_step_down` is called when a step could not be computed as planned, and the plan has changed.
+    `may_divide` says whether the ranks may divide the model where it does not fit otherwise.
     Every rank constructs a trainer and calls the same methods in the same order.
 
     With `plan.sharded`, each rank keeps a part of the model (sharding.py). Then the model may have
@@ -110,6 +111,7 @@ class Trainer:
         self.optimizer = self._optimizer()
         self.step = self.next_row = 0
         self.skipped: list[RowRange] = []
+        self.may_divide = False
         self.on_step_down: Callable[[StepDown], None] = lambda change: None
         self.side_copy = SideCopy(torch.cuda if self.device.type == "cuda" else None)
         self._updating = self._uses_flex = False
@@ -193,7 +195,9 @@ class Trainer:
             try:
                 return self._train_step(should_stop)
             except Exception as error:
-                change = step_down(self.plan, error, uses_flex=self._uses_flex)
+                change = step_down(
+                    self.plan, error, uses_flex=self._uses_flex, may_divide=self.may_divide
+                )
                 if change is None:
                     raise
                 if self.plan.world_size > 1 or self._updating:

@@ -11,6 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 from pion.errors import BadInput
+from pion.train.settings import AS_MANY_AS_FIT
 from pipeline.console.messages import Note
 from pipeline.machine.folders import use_private_compile_cache
 from pipeline.machine.gpus import gpu_count
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from pion.train.compile_trial import Trial
     from pion.train.smaller_plan import StepDown
     from pipeline.training.context import TrainingContext
-
-# As in the record of a plan (`TrainRequest.at_most`): these leave the plan as large as it is.
-UNLIMITED = {"micro_batch": 2**31, "recompute": False, "compile": True}
 
 
 def check_compiler(context: TrainingContext) -> None:
@@ -59,7 +57,9 @@ def check_compiler(context: TrainingContext) -> None:
     if changes:
         context.compiler_changes = changes
         left = {name: getattr(changes[-1].plan, name) for name in COMPILED}
-        context.at_most = (context.at_most or UNLIMITED) | left
+        # As in the record of a plan: these leave the plan as large as it is.
+        unlimited = {"micro_batch": AS_MANY_AS_FIT, "recompute": False, "compile": True}
+        context.at_most = (context.at_most or unlimited) | left
 
 
 def compiler_note(change: StepDown) -> str:

@@ -52,9 +52,13 @@ def choose_plan(
     slowest: Dtype = "float32" if "float32" in dtypes else "bfloat16"
     asked = _asked_plan(job, stage, group.world_size, device, slowest)
     plan = _choose_alone(job, stage, asked, device, recorded)
-    sharded = any(group.of_all_ranks(plan.sharded))
-    if sharded and not plan.sharded:  # it fits on this card, and not on another rank's
-        plan = _choose_alone(job, stage, dataclasses.replace(asked, sharded=True), device, None)
+    failed_whole = at_most is not None and at_most.get("sharded", False)
+    sharded = any(group.of_all_ranks(plan.sharded or failed_whole))
+    if sharded and not plan.sharded:  # it does not fit here, or on another rank's card
+        divided = dataclasses.replace(
+            plan, sharded=True, micro_batch=asked.micro_batch, recompute=asked.recompute
+        )
+        plan = _choose_alone(job, stage, divided, device, None)
     if at_most is not None:
         plan = dataclasses.replace(
             plan,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pion.errors import BadInput, CardFailed, Interrupted, PionError, PlanFailed, Stopped, Trouble
 from pion.train.allocator import let_segments_grow
+from pion.train.settings import AS_MANY_AS_FIT
 from pipeline.console.messages import Note, Phase, Say
 from pipeline.cost.budget import over_budget
 from pipeline.machine.gpus import gpu_count
@@ -274,7 +275,9 @@ class TrainingContext:
 def smaller_plan_note(failed: PlanFailed) -> str:
     """Return what to say when training starts again by a smaller plan."""
     plan = failed.plan
-    words = [f"micro_batch {plan['micro_batch']}"]
+    words = ["the model divided among the workers"] if plan.get("sharded") else []
+    if plan["micro_batch"] < AS_MANY_AS_FIT:
+        words.append(f"micro_batch {plan['micro_batch']}")
     words += [word for word in ("recompute", "compile") if plan[word]]
     # A record leaves out a field that is true.
     without = ("combo_kernels", "flex_attention") if plan["compile"] else ("flex_attention",)

@@ -278,6 +278,7 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     settings = settings_of(context.job.section(stage))
     rank = context.group.rank
     trainer = Trainer(model, data.train, settings, plan, rank=rank, weights=weights)
+    trainer.may_divide = context.job.hardware.sharded is None
     if rank == 0 and trainer.device.type == "cuda":
         how = use_newest_flash_attention(trainer.device, deterministic=plan.deterministic)
         context.report(Note(how))

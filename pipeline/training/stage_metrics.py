@@ -211,7 +211,9 @@ class StageMetrics:
         self._speeds: deque[float] = deque(maxlen=SPEEDS)
         self._kept_speed = 0.0
         folder = run.key(f"metrics/{stage}/")
-        self._joiner = Joiner(run.store, folder, claim.epoch, run.clock, claim.check)
+        self._joiner = Joiner(
+            run.store, folder, claim.epoch, run.clock, claim.check, claim.store_now
+        )
         # What earlier epochs left is joined soon after the start, but not during it.
         self._flushes, self._join_at = 0, 6
         self._flusher = threading.Thread(target=self._flush_and_join, daemon=True)

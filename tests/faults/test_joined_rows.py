@@ -171,6 +171,72 @@ def test_a_page_that_looks_in_between_is_told_every_row_once(
     assert sum(map(step_count, reader.read())) == len(STEPS) + len(written)
 
 
+def live_briefly(
+    store: Store, time: FakeClock, epoch: int, seconds: float, check: Callable[[], None]
+) -> None:
+    """Join as an owner does that lives for so many seconds."""
+    joiner = Joiner(store, FOLDER, epoch, time.clock(), check)
+    for _ in range(4):
+        joiner.step()
+        time.sleep(seconds / 4)
+    joiner.step()
+
+
+def test_parts_are_deleted_although_every_owner_lives_for_minutes(
+    store: FileStore, time: FakeClock
+) -> None:
+    for epoch in range(3, 23):
+        live_briefly(store, time, epoch, 300, lambda: None)
+    assert len([name for name in names(store) if name.endswith(".jsonl")]) <= 4
+    assert steps_in(store) == STEPS
+
+
+def test_owners_that_live_for_minutes_keep_parts_for_an_hour_too(
+    store: FileStore, time: FakeClock
+) -> None:
+    before = {entry.key for entry in store.list(FOLDER)}
+    lives, seconds = 11, 300
+    assert (lives + 1) * seconds == join.TRASH_SECONDS
+    for epoch in range(3, 3 + lives):
+        live_briefly(store, time, epoch, seconds, lambda: None)
+    assert before <= {entry.key for entry in store.list(FOLDER)}
+    assert steps_in(store) == STEPS
+
+
+NOTES = [b"", b"{", b"[]", b'{"format": 9, "since": {}}', b'{"format": 1, "since": {"a": "b"}}']
+NOTES += [b'{"format": 1, "since": {"a": 1e300}}', b'{"format": 1}', b"{}" * 3_000_000]
+
+
+@pytest.mark.parametrize("note", NOTES, ids=range(len(NOTES)))
+def test_a_note_that_nobody_can_read_is_written_again(
+    store: FileStore, time: FakeClock, note: bytes
+) -> None:
+    for epoch in (3, 4):
+        live_briefly(store, time, epoch, 300, lambda: None)
+    store.write(FOLDER + join.NOTE, note)
+    before = {entry.key for entry in store.list(FOLDER)}
+    live_briefly(store, time, 5, 300, lambda: None)
+    assert before <= {entry.key for entry in store.list(FOLDER)}
+    time.sleep(join.TRASH_SECONDS)
+    live_briefly(store, time, 6, 300, lambda: None)
+    assert len(before & {entry.key for entry in store.list(FOLDER)}) < len(before)
+    assert steps_in(store) == STEPS
+
+
+def test_a_note_from_the_future_deletes_nothing_early_and_is_set_right(
+    store: FileStore, time: FakeClock
+) -> None:
+    time.wall_ahead += 1e6
+    live_briefly(store, time, 3, 300, lambda: None)
+    time.wall_ahead -= 1e6
+    before = {entry.key for entry in store.list(FOLDER)}
+    live_briefly(store, time, 4, 300, lambda: None)
+    assert before <= {entry.key for entry in store.list(FOLDER)}
+    time.sleep(join.TRASH_SECONDS)
+    live_briefly(store, time, 5, 300, lambda: None)
+    assert len(before & {entry.key for entry in store.list(FOLDER)}) < len(before)
+
+
 @pytest.mark.parametrize("jump", [-3600.0, -1e9, 3600.0, 1e9])
 def test_a_clock_that_is_set_deletes_no_part_early_and_keeps_none_for_ever(
     store: FileStore, time: FakeClock, jump: float

@@ -27,7 +27,7 @@ def wrapper(add, self, batch, *arguments, **options):
     import torch
     import torch.distributed as dist
     here = not dist.is_initialized() or dist.get_rank() == 1
-    if here and len(batch.tokens) > {most}:
+    if here and len(batch.tokens) > {most} and self._shards is None:
         raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB")
     return add(self, batch, *arguments, **options)
 """
@@ -80,3 +80,21 @@ def test_several_workers_start_again_with_the_smaller_plan(tmp_path: Path) -> No
     assert "with micro_batch 1" in output
     assert rows_trained(tmp_path) == [[4 * step, 4 * step + 4] for step in range(20)]
     assert head_of(tmp_path).owner is None
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("fsdp", ["auto", False])
+def test_several_workers_divide_a_model_that_does_not_fit_whole_if_they_may(
+    tmp_path: Path, fsdp: str | bool
+) -> None:
+    meddling = small_memory(tmp_path, most=0, inside="ray")
+    hardware = {"workers": 2, "fsdp": fsdp, "micro_batch": 1, "recompute": True}
+    changes = {f"hardware__{name}": value for name, value in hardware.items()}
+    job = write_job(tmp_path, sft=None, log__every=1, **changes)
+    output = ends_with(0 if fsdp == "auto" else 2, start(job, env=meddling.environment()))
+    meddling.check()
+    divided = "Starting again from the last checkpoint with the model divided among the workers"
+    assert (divided in output) == (fsdp == "auto")
+    assert ("or set hardware.fsdp: true" in output) == (fsdp is False)
+    if fsdp == "auto":
+        assert rows_trained(tmp_path) == [[4 * step, 4 * step + 4] for step in range(20)]

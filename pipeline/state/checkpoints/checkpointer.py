@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from pion.train.optimizer.state_pieces import Piece
 
 SAVES_PER_SWEEP = 20
+# A wait for an upload looks so often whether another process owns the run by now.
+LOOK_SECONDS = 0.1
 # Training stops when the uploader has died in this many saves in a row.
 UPLOADER_DEATHS = 3
 
@@ -293,17 +295,21 @@ class Checkpointer:
 
         Raises the error of the save or note, once: `Fenced`, or a `StoreError` that is not an
         outage. An outage is only noted in `stats`: training continues, and the next save tries
-        again.
+        again. Raises `Fenced` at once if another process owns the run by now: what is uploaded
+        would not be listed.
         """
         if self._thread is not None:
-            self._thread.join()
+            while self._thread.is_alive():
+                self._claim.check()
+                self._thread.join(LOOK_SECONDS)
             self._thread = None
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure
 
     def close(self) -> None:
-        """Block like `wait`, unless another process now owns the run. Then end the uploader."""
+        """Block like `wait`, unless another process now owns the run. Then end the uploader, whose
+        files the owner deletes as those of an abandoned save."""
         try:
             self._claim.check()
             self.wait()
@@ -311,8 +317,10 @@ class Checkpointer:
             self._uploader.close()
             if self._reserving is not None:
                 self._reserving.join()
-            with contextlib.suppress(BaseException):
-                self.wait()
+            if self._parts is not None and self.busy:
+                self._parts.abandon()
+            elif self._thread is not None:
+                self._thread.join()  # it has nothing to wait for any more
             self._uploader.snapshot.close()
 
     def _run(self, copy_begun: float | None) -> None:

@@ -47,6 +47,7 @@ class OtherParts:
         self._channel = Channel()
         self.on_one_machine = _meet(self._channel, part)
         self._others = range(1, part.count)
+        self._abandoned = False
         self._waiting = False  # the other ranks have a copy, and wait for what rank 0 asks
 
     def listening(self) -> AbstractContextManager[None]:
@@ -91,9 +92,15 @@ class OtherParts:
                 with contextlib.suppress(RuntimeError):  # it is gone, which the next step says
                     self._channel.send(DROP, rank)
 
+    def abandon(self) -> None:
+        """Wait for no rank any more: this process ends, and the other ranks with it. A thread may
+        still wait for an answer, so `close` does not leave the groups."""
+        self._abandoned = True
+
     def close(self) -> None:
         """Leave the groups."""
-        self._channel.close()
+        if not self._abandoned:
+            self._channel.close()
 
 
 class OwnPart:

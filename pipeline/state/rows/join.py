@@ -4,17 +4,25 @@ A run of weeks flushes some ten thousand times a day. Every hundred segments bec
 every hundred of these another. A joined object is written before anything is deleted, and its parts
 are deleted an hour later: a reader that listed them before has read them by then. If the owner dies
 in between, the next owner continues from what is there.
+
+Many owners live for less than an hour. So each notes since when there are joined objects next to
+their parts, by the store's clock, and the next owner deletes parts by this note.
+
+    <folder>/joined.json    {"format": 1, "since": {"2/000000-000099-1-345678.jsonl": 1790000000}}
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
+from pion.errors import BadInput
 from pipeline.state.head import TRASH_SECONDS
-from pipeline.state.record_json import Damaged
+from pipeline.state.record_json import FORMAT, Damaged, Time, build, closed_record, parse, to_json
 from pipeline.state.rows.row_types import LARGEST_SEGMENT
-from pipeline.state.rows.segments import Segment, joined_key, parse, without_parts
+from pipeline.state.rows.segments import Segment, around_parts, joined_key, without_parts
+from pipeline.state.rows.segments import parse as parse_name
 from pipeline.state.rows.thin import thin_key, thin_of
 from pipeline.state.stores import Missing, Store
 from pipeline.state.stores.clock import Clock
@@ -26,25 +34,47 @@ MOST_BYTES = 64 << 20
 LEVELS = (1, 2)
 # So many files are deleted together.
 DELETES = 200
+NOTE = "joined.json"
+# A note of ten thousand objects has half a megabyte.
+LARGEST_NOTE = 4 << 20
+
+
+@closed_record
+@dataclass(frozen=True)
+class _Note:
+    """Since when joined objects are there, in Unix seconds by the store's clock, by their names."""
+
+    since: dict[str, Time]
 
 
 class Joiner:
     """Joins the files of one log, below `folder`, which ends with a slash.
 
-    `epoch` is the owner's. `check` raises if this process no longer owns the run.
+    `epoch` is the owner's. `check` raises if this process no longer owns the run. `store_now` is
+    the time by the store's clock; without it, that of this machine.
     """
 
     def __init__(
-        self, store: Store, folder: str, epoch: int, clock: Clock, check: Callable[[], None]
+        self,
+        store: Store,
+        folder: str,
+        epoch: int,
+        clock: Clock,
+        check: Callable[[], None],
+        store_now: Callable[[], float] | None = None,
     ) -> None:
         self._store, self._folder, self._epoch = store, folder, epoch
         self._clock, self._check = clock, check
         # When this process first saw each joined object, by the clock that never jumps.
         self._seen: dict[str, float] = {}
+        self._store_now = store_now or clock.now
+        # What earlier owners have noted, and what the note says now. None: nobody has read it yet.
+        self._before: Mapping[str, float] | None = None
+        self._noted: Mapping[str, float] = {}
 
     def step(self) -> bool:
-        """Join one group of files, and delete some parts of what was joined an hour ago; return
-        whether there may be more to do now.
+        """Join one group of files, and delete some parts of what was joined an hour ago, by this
+        owner or an earlier one; return whether there may be more to do now.
 
         Of earlier epochs, everything is complete. Raises Fenced, and StoreError: then another call
         continues.
@@ -57,7 +87,7 @@ class Joiner:
 
     def _files(self) -> list[Segment]:
         """Return all files with numbers of this and earlier epochs."""
-        found = (parse(entry, self._folder) for entry in self._store.list(self._folder))
+        found = (parse_name(entry, self._folder) for entry in self._store.list(self._folder))
         return [s for s in found if s is not None and s.first >= 0 and s.epoch <= self._epoch]
 
     def _groups(self, files: Sequence[Segment], level: int) -> Iterator[list[Segment]]:
@@ -97,12 +127,50 @@ class Joiner:
 
     def _delete_parts(self, files: Sequence[Segment]) -> bool:
         """Delete some of the parts that are due; return whether there were any."""
-        now = self._clock.monotonic()
-        joined = [segment for segment in files if segment.level]
-        old = [s for s in joined if now - self._seen.setdefault(s.key, now) >= TRASH_SECONDS]
-        due = [part for part in files if any(around.contains(part) for around in old)]
+        inside = around_parts(files)
+        old = self._old({around.key for _, joined in inside for around in joined})
+        due = [part for part, joined in inside if any(around.key in old for around in joined)]
         self._check()
         keys = [part.key for part in due[:DELETES]]
         thin = [thin_key(part.key) for part in due[:DELETES] if part.level]
         read_all(self._store.delete, [*thin, *keys])
         return bool(due)
+
+    def _old(self, keys: set[str]) -> set[str]:
+        """Return which joined objects have been there for an hour, of those that have parts; note
+        since when the others are there."""
+        if not keys:
+            self._note({})
+            return set()
+        if self._before is None:
+            self._before = self._noted = self._read_note()
+        now, there = self._clock.monotonic(), self._store_now()
+        # This machine's own clock may be set while this process lives.
+        old = {k for k in keys if now - self._seen.setdefault(k, now) >= TRASH_SECONDS}
+        old |= {k for k in keys if there - self._before.get(k, there) >= TRASH_SECONDS}
+        self._note({k: min(self._noted.get(k, there), there) for k in keys})
+        return old
+
+    def _read_note(self) -> dict[str, float]:
+        """Return since when joined objects are there, by their keys, as an earlier owner noted it;
+        empty if nobody has, or the note can't be read: then this owner begins anew."""
+        key = self._folder + NOTE
+        try:
+            raw = parse(self._store.read(key, LARGEST_NOTE), key)
+            note = build(_Note, {k: v for k, v in raw.items() if k != "format"}, key)
+        except (Missing, BadInput):
+            return {}
+        return {self._folder + name: at for name, at in note.since.items()}
+
+    def _note(self, since: Mapping[str, float]) -> None:
+        if since == self._noted:
+            return
+        self._check()
+        if since:
+            names = {key.removeprefix(self._folder): at for key, at in since.items()}
+            self._store.write(
+                self._folder + NOTE, to_json({"format": FORMAT, "since": names}).encode()
+            )
+        else:
+            self._store.delete(self._folder + NOTE)
+        self._noted = since

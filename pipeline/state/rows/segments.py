@@ -111,13 +111,31 @@ def without_parts(found: Iterable[Segment]) -> list[Segment]:
     """Return the files in the order of their rows, without those that another one contains."""
     kept: list[Segment] = []
     around: Segment | None = None
-    for segment in sorted(found, key=lambda s: (s.epoch, s.first, -s.last, -s.level, s.key)):
+    for segment in sorted(found, key=_outer_first):
         if around is not None and around.contains(segment):
             continue
         if segment.level:
             around = segment
         kept.append(segment)
     return kept
+
+
+def around_parts(found: Iterable[Segment]) -> list[tuple[Segment, list[Segment]]]:
+    """Return each file that joined objects contain, with these objects."""
+    inside: list[tuple[Segment, list[Segment]]] = []
+    around: list[Segment] = []
+    for segment in sorted(found, key=_outer_first):
+        while around and not around[-1].contains(segment):
+            around.pop()
+        if around:
+            inside.append((segment, list(around)))
+        if segment.level:
+            around.append(segment)
+    return inside
+
+
+def _outer_first(segment: Segment) -> tuple[int, int, int, int, str]:
+    return segment.epoch, segment.first, -segment.last, -segment.level, segment.key
 
 
 def lines_of(store: Store, key: str) -> list[bytes] | None:

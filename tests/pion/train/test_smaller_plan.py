@@ -17,6 +17,7 @@ from pion.model.attention import masks
 from pion.model.decoder import Decoder, Losses
 from pion.model.lora_projections import add_lora
 from pion.train import hardware, smaller_plan
+from pion.train.settings import AS_MANY_AS_FIT
 from pion.train.smaller_plan import StepDown, StepTooLarge, step_down
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings
 from tests.pion.train.conftest import CONFIG
@@ -129,6 +130,26 @@ def test_ranks_that_have_the_whole_model_each_may_divide_it(
     with pytest.raises(StepTooLarge) as error:
         step_down(plan, torch.OutOfMemoryError("Tried to allocate 2.00 GiB"))
     assert ("or set hardware.fsdp: true" in str(error.value)) == advice
+
+
+def test_ranks_divide_a_model_that_does_not_fit_otherwise_as_the_last_step() -> None:
+    plan, changes = ComputePlan("cuda", micro_batch=3, world_size=2), []
+    error = torch.OutOfMemoryError("Tried to allocate 2.00 GiB")
+    while not plan.sharded:
+        change = step_down(plan, error, may_divide=True)
+        assert change is not None
+        changes.append(change.changes)
+        plan = change.plan
+    assert changes[:3] == ["micro_batch 3 → 2", "micro_batch 2 → 1", "recompute false → true"]
+    assert "sharded false → true" in changes[3]
+    # How many rows fit next to a part of the model is found out anew.
+    assert (plan.micro_batch, plan.recompute) == (AS_MANY_AS_FIT, False)
+
+
+def test_one_rank_has_nobody_to_divide_the_model_with() -> None:
+    plan = ComputePlan(micro_batch=1, recompute=True)
+    with pytest.raises(StepTooLarge):
+        step_down(plan, torch.OutOfMemoryError("Tried to allocate 2.00 GiB"), may_divide=True)
 
 
 def compiler_that_fails(*_: object) -> Callable[..., Any]:

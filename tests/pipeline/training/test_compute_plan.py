@@ -9,6 +9,8 @@ import torch
 from pion.errors import BadInput
 from pion.train import hardware
 from pion.train.hardware import pick_compile
+from pion.train.settings import AS_MANY_AS_FIT
+from pion.train.smaller_plan import StepDown, step_down
 from pipeline.training.compute_plan import choose_plan
 from pipeline.training.train_request import Group
 from tests.support.jobs import tiny_job
@@ -162,6 +164,38 @@ def test_a_model_stays_divided_as_the_checkpoint_recorded_it(
     for others in (1, 2, 8):  # another machine, which chooses anew
         plan = choose_plan(tiny_job(**LARGE), "pretrain", Group(0, others), forced.to_dict())
         assert not plan.sharded
+
+
+def test_ranks_divide_a_model_that_ran_out_of_memory_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    job, ranks = tiny_job(**LARGE), Group(0, 4)
+    card_of(WHOLE, monkeypatch)
+    predicted = choose_plan(job, "pretrain", ranks, None)
+    change = StepDown(predicted, predicted, "")
+    while not change.plan.sharded:
+        smaller = step_down(change.plan, torch.OutOfMemoryError("no room"), may_divide=True)
+        assert smaller is not None
+        change = smaller
+    at_most = change.plan.to_dict()
+    before = dataclasses.replace(predicted, micro_batch=1, recompute=True).to_dict()
+    divided = choose_plan(job, "pretrain", ranks, before, at_most)
+    # A part of the model leaves room for the rows of before.
+    assert divided == dataclasses.replace(predicted, sharded=True)
+    # A start on the same machine computes by the recorded plan, although nothing has failed yet.
+    assert choose_plan(job, "pretrain", ranks, divided.to_dict()) == divided
+    assert choose_plan(job, "pretrain", ranks, divided.to_dict(), at_most) == divided
+
+
+def test_a_divided_model_keeps_what_the_checkpoint_recorded_of_the_whole_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job, ranks = tiny_job(**LARGE), Group(0, 4)
+    card_of(WHOLE, monkeypatch)
+    predicted = choose_plan(job, "pretrain", ranks, None)
+    assert (predicted.residual, predicted.combo_kernels) == ("bfloat16", True)
+    before = dataclasses.replace(predicted, residual="float32", combo_kernels=False)
+    at_most = dataclasses.replace(before, sharded=True, micro_batch=AS_MANY_AS_FIT).to_dict()
+    plan = choose_plan(job, "pretrain", ranks, before.to_dict(), at_most)
+    assert plan == dataclasses.replace(before, sharded=True)
 
 
 def test_all_ranks_divide_a_model_that_does_not_fit_on_one_of_their_cards(

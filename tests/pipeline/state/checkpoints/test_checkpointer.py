@@ -25,16 +25,17 @@ from pipeline.state.checkpoints.layout import MODEL, OPTIMIZER
 from pipeline.state.checkpoints.restore import Found, check_entry, load_folder, newest_good
 from pipeline.state.checkpoints.retention import Keep
 from pipeline.state.checkpoints.snapshot import Snapshot, map_extents
+from pipeline.state.checkpoints.uploader import Saved, SaveRequest, UploaderDied
 from pipeline.state.claim import Claim, claim_run
 from pipeline.state.owner import Owner
 from pipeline.state.rows.metrics import MetricsLog, read_metrics
 from pipeline.state.run_state import RunState
-from pipeline.state.stores import FileStore, Missing, StoreError
+from pipeline.state.stores import FileStore, Missing, Store, StoreError
 from pipeline.state.workspace import Workspace
 from tests.support.clock import FakeClock
 from tests.support.in_process_uploader import InProcessUploader
 from tests.support.states import an_entry, someone
-from tests.support.waiting import read_until, run_to_end
+from tests.support.waiting import PATIENCE_SECONDS, read_until, run_to_end
 
 Tensors = dict[str, torch.Tensor]
 
@@ -432,6 +433,40 @@ def test_a_fenced_checkpointer_lists_nothing_and_says_who_took_over(run: RunStat
         checkpointer.wait()
     with pytest.raises(Missing):  # fenced by then, so not even uploaded
         claim.store.read("demo/checkpoints/pretrain/30-1/config.json")
+
+
+class Slow(InProcessUploader):
+    """An uploader that is busy until it is closed."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store)
+        self.begun, self.closed = threading.Event(), threading.Event()
+
+    def save(self, request: SaveRequest) -> Saved:
+        self.begun.set()
+        assert self.closed.wait(PATIENCE_SECONDS), "the uploader is not closed"
+        raise UploaderDied("save", request.key, "exit code -9")
+
+    def close(self) -> None:
+        self.closed.set()
+
+
+def test_nobody_waits_for_an_upload_of_a_run_that_another_process_owns(run: RunState) -> None:
+    claim = claim_run(run, someone())
+    slow = Slow(claim.store)
+    checkpointer = a_checkpointer(claim, uploader=slow)
+    model, optimizer = some_tensors()
+    checkpointer.save(model, optimizer, {"step": 20})
+    assert slow.begun.wait(PATIENCE_SECONDS)
+    claim_run(run, someone(host="gpu-9"), take_over=True)
+    with pytest.raises(Fenced, match="gpu-9"):
+        claim.confirm()
+    with pytest.raises(Fenced, match="gpu-9"):
+        checkpointer.wait()
+    assert checkpointer.busy
+    with pytest.raises(Fenced, match="gpu-9"):
+        checkpointer.close()
+    assert not checkpointer.busy
 
 
 def test_a_failed_write_is_raised_by_the_next_save_and_the_one_after_works(tmp_path: Path) -> None:

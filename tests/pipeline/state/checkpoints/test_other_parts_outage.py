@@ -31,6 +31,7 @@ from tests.pipeline.state.checkpoints.test_other_parts import (
 )
 from tests.support.in_process_uploader import InProcessUploader
 from tests.support.ranks import run_ranks
+from tests.support.waiting import wait_until
 
 
 class Remote(FileStore):
@@ -129,6 +130,8 @@ def lose_the_run_while_writing(rank: int, folder: Path) -> None:
         one.begin(2)
         if one.own is not None:
             return one.own._join()
+        assert one.checkpointer._thread is not None
+        one.checkpointer._thread.join()
         with pytest.raises(Fenced):
             one.checkpointer.wait()
         one.claim._fenced = None  # else closing raises it again
@@ -140,6 +143,37 @@ def test_no_rank_uploads_its_part_for_a_run_that_another_process_owns_by_now(fol
         entry.key.split("/")[3] for entry in Remote(folder / "runs").list(f"{RUN}/checkpoints/")
     }
     assert found == {"1-1"}
+
+
+def lose_the_run_while_another_rank_uploads(rank: int, folder: Path) -> None:
+    """Rank 1 uploads until rank 0 has closed everything."""
+    begun, closed = folder / "begun", folder / "closed"
+    with saver(folder, rank, 2) as one:
+        upload = one.uploader.save
+
+        def slow(request: SaveRequest) -> Saved:
+            begun.touch()
+            wait_until(closed.exists, "rank 0 closes")
+            return upload(request)
+
+        if rank == 1:
+            one.uploader.save = slow
+        one.begin(1)
+        if one.own is not None:
+            return one.own._join()
+        wait_until(begun.exists, "rank 1 uploads")
+        one.claim._lose(None)
+        with pytest.raises(Fenced):
+            one.checkpointer.close()
+        assert one.others is not None
+        one.others.close()
+        closed.touch()
+        os._exit(0)  # as its worker is ended
+
+
+def test_rank_0_does_not_wait_for_uploads_of_a_run_that_another_process_owns(folder: Path) -> None:
+    run_ranks(lose_the_run_while_another_rank_uploads, folder, 2)
+    assert (folder / "closed").exists()
 
 
 # ---------------------------------------------------------------- several machines
