@@ -1,8 +1,8 @@
 """The same work on many items by Ray's tasks: on all cores of this machine, or of a cluster.
 
 Ray runs in a separate process (ray_task_process.py), for the reasons in ray_workers.py. Work, items
-and results go through a pipe to it. It takes 5 to 20 seconds to start. Until then, this process does
-the work itself.
+and results go through a pipe to it. Ray takes 5 to 50 seconds to start. Until then, this process
+does the work itself.
 """
 
 from __future__ import annotations
