@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 Shared = TypeVar("Shared")
@@ -36,3 +37,22 @@ class InThisProcess:
     ) -> Iterator[Result]:
         """See `Tasks`."""
         return (work(shared, item) for item in items)
+
+
+@dataclass(frozen=True)
+class WithPauses:
+    """Lets `tasks` do the work. Each result is yielded once `wait` has returned."""
+
+    tasks: Tasks
+    wait: Callable[[], None]
+
+    def map(
+        self,
+        work: Callable[[Shared, Item], Result],
+        shared: Shared,
+        items: Iterable[Item],
+    ) -> Iterator[Result]:
+        """See `Tasks`."""
+        for result in self.tasks.map(work, shared, items):
+            self.wait()
+            yield result

@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     from pipeline.data.tasks import Tasks
     from pipeline.stages.prepare import Find, InPieces, Prepared
 
+# Said while no piece is finished, because the store is slower than this machine.
+WAITS = "waits for uploads"
+
 
 def prepare_data(start: Start, claim: Claim, say: Say, patiently: Patience) -> dict[str, Any]:
     """Let HEAD list the data of every training stage; return a report of each part.
@@ -77,6 +80,8 @@ class _Preparing:
     patiently: Patience
     again: bool
     began: float = field(default_factory=time.monotonic)
+    # What uploads the parts so far; the last one is at work.
+    uploads: list[EarlyUpload] = field(default_factory=list)
 
     def all_parts(self, own: dict[str, Path]) -> dict[str, Prepared]:
         """Return every part of the data, each prepared in its folder of `own` if nobody had it.
@@ -123,32 +128,24 @@ class _Preparing:
 
         while True:
             begun: list[str | Writer] = []
-            uploads: list[EarlyUpload] = []
 
-            def find(
-                fingerprint: str,
-                begun: list[str | Writer] = begun,
-                uploads: list[EarlyUpload] = uploads,
-            ) -> Path | None:
+            def find(fingerprint: str, begun: list[str | Writer] = begun) -> Path | None:
                 begun.append(self._begin_or_use(part, fingerprint))
                 if not isinstance(begun[0], Writer):
                     return self._bring(fingerprint, begun[0])
                 self._continue(fingerprint, own)
                 store = self.start.run.store
-                uploads.append(EarlyUpload(store, fingerprint, begun[0].folder, own))
+                self.uploads.append(EarlyUpload(store, fingerprint, begun[0].folder, own))
                 return None
 
-            def finished(path: Path, uploads: list[EarlyUpload] = uploads) -> None:
-                uploads[0].finished(path)
-
             try:
-                prepared = prepare(find, InPieces(_tasks(), finished))
+                prepared = prepare(find, InPieces(_tasks(), self._finished, self._wait))
             finally:
-                for upload in uploads:
+                for upload in self.uploads:
                     upload.stop()
             writer = begun[0]
             if isinstance(writer, Writer):
-                uploads[0].close()
+                self.uploads[-1].close()
                 try:
                     folder = self._complete(prepared, writer, part)
                 except Overtaken as overtaken:
@@ -165,6 +162,12 @@ class _Preparing:
                 self.say(Note(f"{part} data: {rows}, prepared before in {where}"))
             here = self._bring(prepared.fingerprint, folder)
             return dataclasses.replace(prepared, folder=here)
+
+    def _finished(self, path: Path) -> None:
+        self.uploads[-1].finished(path)
+
+    def _wait(self) -> None:
+        self.uploads[-1].wait()
 
     def _begin_or_use(self, part: Part, fingerprint: str) -> str | Writer:
         """Return the id of a folder that this run uses from now on, or this process as writer."""
@@ -204,7 +207,11 @@ class _Preparing:
                 self.say(Note(f"continuing with {size / 1e6:,.1f} MB that were prepared before"))
 
     def _say(self, message: Shown) -> None:
-        """Say a message; of progress, also what all will have cost, if the price is known."""
+        """Say a message; of progress, also whether it waits for the store, and what all will have
+        cost, if the price is known."""
+        if isinstance(message, PrepareProgress) and self.uploads and self.uploads[-1].waits:
+            detail = ", ".join(filter(None, [message.detail, WAITS]))
+            message = dataclasses.replace(message, detail=detail)
         price = self.start.price
         if isinstance(message, PrepareProgress) and message.eta is not None and price is not None:
             seconds = time.monotonic() - self.began + message.eta

@@ -17,7 +17,7 @@ from pipeline.data.encode_piece import Encoding, Reading
 from pipeline.data.pieces import PIECE_BYTES, has_pieces
 from pipeline.data.pieces_to_rows import Finished, PieceSource, check_pieces, write_piece_rows
 from pipeline.data.sources import Input, Remarks, longest_line, texts
-from pipeline.data.tasks import InThisProcess, Tasks
+from pipeline.data.tasks import InThisProcess, Tasks, WithPauses
 from pipeline.job import Job
 
 # Less text is prepared in this process: it takes 10 seconds to start others.
@@ -31,12 +31,14 @@ class InPieces:
     Attributes:
         tasks: starts what does the work, and ends it.
         finished: is told each file of the data that is finished.
+        wait: returns once other files may be finished.
         least: so many bytes of files are prepared in pieces; None: LEAST_BYTES.
         piece_bytes: about so many bytes are a piece; None: PIECE_BYTES.
     """
 
     tasks: Callable[[], AbstractContextManager[Tasks]] = lambda: nullcontext(InThisProcess())
     finished: Finished = lambda path: None
+    wait: Callable[[], None] = lambda: None
     least: int | None = None
     piece_bytes: int | None = None
 
@@ -49,7 +51,7 @@ class InPieces:
             yield None
             return
         with self.tasks() as tasks:
-            yield tasks
+            yield WithPauses(tasks, self.wait)
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,13 @@ def main() -> None:
     for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     start_ray(session, address or None, most_tasks(usable_cores(), usable_memory()), 0)
-    while True:
-        try:
+    try:
+        pipe.send(("started", None))
+        while True:
             work, shared = pipe.recv()
             _map(pipe, work, shared)
-        except (EOFError, BrokenPipeError, ConnectionResetError):
-            return
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return
 
 
 def most_tasks(cores: int, memory: int) -> int:

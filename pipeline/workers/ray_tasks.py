@@ -1,7 +1,8 @@
 """The same work on many items by Ray's tasks: on all cores of this machine, or of a cluster.
 
 Ray runs in a separate process (ray_task_process.py), for the reasons in ray_workers.py. Work, items
-and results go through a pipe to it.
+and results go through a pipe to it. Ray takes 5 to 50 seconds to start. Until then, this process
+does the work itself.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class RayTasks:
         self._log = Path(tempfile.mkstemp(prefix="pion-tasks-", suffix=".log")[1])
         self._reaper = start_reaper(self._session)
         self._pipe, theirs = Pipe()
+        self._started = False
         # The token of a Ray that already runs is in this environment.
         environment = without_secrets("RAY_")
         if address is None:
@@ -75,6 +77,11 @@ class RayTasks:
         Raises PionError if Ray ends.
         """
         left = iter(items)
+        while not self._has_started():
+            item = next(([item] for item in left), [])
+            if not item:
+                return
+            yield work(shared, *item)
         self._send((work, shared))
         while True:
             said, value = self._receive()
@@ -95,6 +102,12 @@ class RayTasks:
         self._pipe.close()
         shutil.rmtree(self._session, ignore_errors=True)
         self._log.unlink(missing_ok=True)
+
+    def _has_started(self) -> bool:
+        """Return whether Ray has started. Raises PionError if it has ended."""
+        if not self._started and self._pipe.poll():
+            self._started = self._receive()[0] == "started"
+        return self._started
 
     def _send(self, value: Any) -> None:
         try:

@@ -12,8 +12,9 @@ import itertools
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from pion.data.arrays import sha256_file
@@ -29,8 +30,12 @@ PIECES = "pieces"
 # A folder with this file is finished (prepared.py).
 DATASET = "dataset.json"
 _TRANSFERS = 4
-# What is uploaded first: what is finished now, what was finished before, nothing.
-_NEW, _EARLIER, _LAST = range(3)
+# While so many files more are finished than are in the store, no other work is finished. With
+# pieces and shards of the usual size, these are about five pieces.
+MOST_WAITING = 12
+# What is uploaded first: what the rest is of no use without, what is finished now, what is in the
+# store already, by another process; then nothing.
+_FIRST, _NEW, _ELSEWHERE, _LAST = range(4)
 # After an upload has failed, the next one begins so many seconds later.
 RETRY_SECONDS = 10.0
 
@@ -40,22 +45,28 @@ class EarlyUpload:
 
     An upload that fails is no error. It is tried again later, and `complete` uploads what is
     missing.
+
+    Attributes:
+        waits: whether `wait` waits now.
     """
 
     def __init__(self, store: Store, fingerprint: str, folder: str, own: Path) -> None:
-        self._store, self._own = store, own
+        self._store, self._fingerprint, self._own = store, fingerprint, own
         self._workspace = Workspace(store, SHARED)
         self._key = f"{fingerprint}/{folder}"
         self._paths: queue.PriorityQueue[tuple[int, int, Path | None]] = queue.PriorityQueue()
         self._order = itertools.count()
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
+        # How many files are nowhere in the store yet, and whether the store fails.
+        self._left, self._fails, self._changed = 0, False, threading.Condition()
+        self.waits = False
         # Uploads that wait for their commit, if the store has commits, and when the last one was.
         self._uncommitted: dict[str, str] = {}
         self._committed = time.monotonic()
 
     def finished(self, path: Path) -> None:
-        """Upload a file; when there is nothing else to do, what an earlier process has finished.
+        """Upload a file, after what an earlier process has finished and nobody has uploaded.
 
         The tokenizer is uploaded before all others, because they are of no use without it.
         """
@@ -63,20 +74,35 @@ class EarlyUpload:
             return
         if self._thread is None:
             kept = self._workspace.kept(self._key)
-            earlier = (one for one in files_below(self._own) if one != path)
-            for one in sorted(earlier, key=lambda one: one.stat().st_mtime_ns):
-                if one.relative_to(self._own).as_posix() not in kept:
-                    self._put(_NEW if one.parent == self._own else _EARLIER, one)
-            self._thread = threading.Thread(target=self._upload, name="early upload", daemon=True)
+            earlier = [
+                one
+                for one in sorted(files_below(self._own), key=self._turn)
+                if one != path and one.relative_to(self._own).as_posix() not in kept
+            ]
+            self._change(left=len(earlier))
+            self._thread = threading.Thread(
+                target=self._upload, args=(earlier,), name="early upload", daemon=True
+            )
             self._thread.start()
+        self._change(left=1)
         self._put(_NEW, path)
 
-    def _put(self, rank: int, path: Path | None) -> None:
-        self._paths.put((rank, next(self._order), path))
+    def wait(self) -> None:
+        """Wait while more than MOST_WAITING finished files are not in the store. So little is done
+        again if this machine is lost.
+
+        While the store can't be reached, nobody waits: that would only lose more time.
+        """
+        with self._changed:
+            while self._left > MOST_WAITING and not self._fails and not self._closing.is_set():
+                self.waits = True
+                self._changed.wait()
+            self.waits = False
 
     def stop(self) -> None:
         """Begin no other upload, and don't wait for the one that is under way."""
         self._closing.set()
+        self._change()
         self._put(_LAST, None)
 
     def close(self) -> None:
@@ -85,20 +111,66 @@ class EarlyUpload:
         if self._thread is not None:
             self._thread.join()
 
-    def _upload(self) -> None:
-        while True:
-            rank, _, path = self._paths.get()
-            if path is None or self._closing.is_set():
-                return
-            try:
-                name, sha256 = path.relative_to(self._own).as_posix(), sha256_file(path)
-                self._store.write(f"{SHARED}/{self._key}/{name}", path)
-                self._uncommitted[name] = sha256
-                self._commit()
-            except (PionError, OSError):
-                if path.exists():  # else it was deleted meanwhile
+    def _turn(self, path: Path) -> tuple[bool, int]:
+        return path.parent != self._own, path.stat().st_mtime_ns
+
+    def _put(self, rank: int, path: Path | None) -> None:
+        self._paths.put((rank, next(self._order), path))
+
+    def _change(self, *, left: int = 0, fails: bool | None = None) -> None:
+        with self._changed:
+            self._left += left
+            self._fails = self._fails if fails is None else fails
+            self._changed.notify_all()
+
+    def _upload(self, earlier: Sequence[Path]) -> None:
+        try:
+            self._put_earlier(earlier)
+            while not self._closing.is_set():
+                rank, _, path = self._paths.get()
+                if path is None or self._closing.is_set():
+                    return
+                if self._try(partial(self._send, path)) or not path.exists():
+                    self._change(left=-(rank < _ELSEWHERE))
+                else:
                     self._put(rank, path)
-                    self._closing.wait(RETRY_SECONDS)
+        finally:
+            self.stop()
+
+    def _put_earlier(self, earlier: Sequence[Path]) -> None:
+        """Upload what an earlier process has finished. What is in the store elsewhere comes last:
+        another machine finds it there."""
+        elsewhere: dict[str, int] = {}
+
+        def look() -> None:
+            for entry in _unfinished(self._store, self._fingerprint):
+                elsewhere[_name(entry)] = entry.size
+
+        while earlier and not self._try(look) and not self._closing.is_set():
+            pass
+        for path in earlier:
+            name = path.relative_to(self._own).as_posix()
+            there = path.exists() and elsewhere.get(name) == path.stat().st_size
+            later = there and path.parent != self._own
+            self._change(left=-later)
+            self._put(_ELSEWHERE if later else _FIRST, path)
+
+    def _try(self, work: Callable[[], None]) -> bool:
+        """Return whether some work was done. After a failure, wait for a while."""
+        try:
+            work()
+        except (PionError, OSError):
+            self._change(fails=True)
+            self._closing.wait(RETRY_SECONDS)
+            return False
+        self._change(fails=False)
+        return True
+
+    def _send(self, path: Path) -> None:
+        name, sha256 = path.relative_to(self._own).as_posix(), sha256_file(path)
+        self._store.write(f"{SHARED}/{self._key}/{name}", path)
+        self._uncommitted[name] = sha256
+        self._commit()
 
     def _commit(self) -> None:
         """Record what was uploaded, once everybody can see it."""
@@ -156,7 +228,7 @@ def _unfinished(store: Store, fingerprint: str) -> Sequence[Entry]:
 
 
 def _download(store: Store, entry: Entry, own: Path) -> None:
-    name = check_key("/".join(entry.key.split("/")[3:]))
+    name = check_key(_name(entry))
     path = own / name
     if path.parent == own and path.exists():
         return  # this machine's own tokenizer was checked, and no record has the other's hash
@@ -169,6 +241,11 @@ def _download(store: Store, entry: Entry, own: Path) -> None:
         return
     if path.suffix == ".npy" and sha256 != _recorded(path):
         path.unlink()
+
+
+def _name(entry: Entry) -> str:
+    """Return the name of a file below the folder of its data."""
+    return entry.key.split("/", 3)[3]
 
 
 def _recorded(path: Path) -> str | None:

@@ -15,13 +15,16 @@ import pytest
 from pipeline.console.messages import Note, PrepareProgress, Shown
 from pipeline.data.tasks import InThisProcess
 from pipeline.run import prepare as run_prepare
+from pipeline.run.prepare import WAITS
 from pipeline.stages import prepare_text
 from pipeline.state.head import SHARED, TRASH_SECONDS
+from pipeline.state.shared import unfinished
 from pipeline.state.shared.prune import delete_due
+from pipeline.state.stores.base import Data
 from tests.pipeline.run.test_prepare_data import FarAway, on_machine, prepare
 from tests.support.clock import FakeClock
 from tests.support.corpora import sentences
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE_SECONDS, wait_until
 from tests.support.whole_runs import write_job
 
 PIECES = 15
@@ -120,6 +123,42 @@ def test_another_machine_continues_with_what_is_in_the_store(machines: Machines)
         machines.store.delete(key)
     assert machines.prepare("third", unbroken, "other") == files
     assert unbroken.encoded == PIECES
+
+
+class Slow(FarAway):
+    """A store that takes files of prepared data once `gate` is open."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.gate = threading.Event()
+
+    def write(self, key: str, data: Data) -> None:
+        if key.count("/") > 2:
+            assert self.gate.wait(PATIENCE_SECONDS)
+        super().write(key, data)
+
+
+def test_while_uploads_are_slow_few_pieces_are_finished_that_are_not_in_the_store(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machines.store = slow = Slow(machines.store.folder)
+    monkeypatch.setattr(unfinished, "MOST_WAITING", 4)
+    tasks = Watched()
+
+    def waits() -> bool:
+        shown = [m for m in machines.said if isinstance(m, PrepareProgress)]
+        return bool(shown) and shown[-1].detail.endswith(WAITS)
+
+    thread = threading.Thread(target=machines.prepare, args=("first", tasks))
+    thread.start()
+    wait_until(waits, "it to wait for the store")
+    # A piece has its held-out ids, and a shard and its record. The counts and the tokenizer are
+    # files, too.
+    assert tasks.encoded <= 3
+    slow.gate.set()
+    thread.join(PATIENCE_SECONDS)
+    assert tasks.encoded == PIECES
+    assert machines.uploaded("files.json")
 
 
 def test_nothing_is_uploaded_any_more_after_a_mistake(machines: Machines) -> None:

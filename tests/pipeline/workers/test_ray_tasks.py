@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from pipeline.data.prepared import SPLITS
 from pipeline.stages.prepare_text import tokenizer_files
 from pipeline.workers.ray_tasks import RayTasks, ray_tasks
 from tests.support.piece_corpora import PIECES, corpus_job
+from tests.support.waiting import wait_until
 
 
 def times(factor: int, item: int) -> int:
@@ -42,10 +44,66 @@ def threads(shared: None, item: int) -> str | None:
     return os.environ.get("RAYON_NUM_THREADS")
 
 
+def process(shared: None, item: int) -> int:
+    """Return which process does the work."""
+    return os.getpid()
+
+
+def process_and_item(shared: None, item: int) -> tuple[int, int]:
+    """Return which process does the work, and which it is."""
+    return os.getpid(), item
+
+
 @pytest.fixture(scope="module")
 def tasks() -> Iterator[RayTasks]:
     with ray_tasks() as found:
+        wait_for_ray(found)
         yield found
+
+
+def wait_for_ray(tasks: RayTasks) -> None:
+    """Wait until other processes do the work."""
+    here = [os.getpid()]
+    wait_until(lambda: list(tasks.map(process, None, [0])) != here, "Ray to start")
+
+
+def kill_ray() -> None:
+    """Kill the process that runs Ray."""
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):
+            if "pipeline.workers.ray_task_process" in child.cmdline():
+                child.kill()
+
+
+def test_until_ray_has_started_this_process_does_the_work() -> None:
+    with ray_tasks() as tasks:
+        assert list(tasks.map(process, None, [1, 2])) == [os.getpid()] * 2
+        results = tasks.map(times, 3, range(6, 10_000))
+        assert next(results) == 18
+        with pytest.raises(BadInput, match=r"^lines\.jsonl:7 is not valid$"):
+            next(results)
+
+
+def test_a_ray_that_ends_while_it_starts_is_an_error_that_says_what_is_safe() -> None:
+    with ray_tasks() as tasks:
+        results = tasks.map(times, 3, itertools.count(8))
+        assert next(results) == 24
+        kill_ray()
+        with pytest.raises(PionError, match=r"Ray, which prepares .* Run the same command again"):
+            for _ in results:
+                pass
+
+
+@pytest.mark.soak
+def test_once_ray_has_started_its_processes_go_on_in_the_order_of_the_items() -> None:
+    with ray_tasks() as tasks:
+        seen: list[int] = []
+        places = itertools.takewhile(lambda item: len(set(seen)) < 2, itertools.count())
+        for item in tasks.map(process_and_item, None, places):
+            seen.append(item[0])
+            assert item[1] == len(seen) - 1
+        assert seen[0] == os.getpid() != seen[-1]
+        assert seen == sorted(seen, key=lambda found: found != os.getpid())
 
 
 @pytest.mark.soak
@@ -93,11 +151,9 @@ def test_each_task_has_one_thread(tasks: RayTasks) -> None:
 @pytest.mark.soak
 def test_the_end_of_ray_is_an_error_that_says_what_is_safe() -> None:
     with ray_tasks() as tasks:
+        wait_for_ray(tasks)
         results = tasks.map(times, 3, range(8, 10_000))
         assert next(results) == 24
-        for child in psutil.Process().children():
-            with suppress(psutil.Error):
-                if "pipeline.workers.ray_task_process" in child.cmdline():
-                    child.kill()
+        kill_ray()
         with pytest.raises(PionError, match=r"Ray, which prepares .* Run the same command again"):
             list(results)

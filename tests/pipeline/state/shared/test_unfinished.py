@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -14,7 +15,7 @@ from pipeline.state.shared.unfinished import EarlyUpload, bring_unfinished
 from pipeline.state.stores import StoreError
 from pipeline.state.stores.base import Data
 from tests.pipeline.run.test_prepare_data import FarAway
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
 FINGERPRINT, FOLDER = "f" * 64, "0" * 32
 KEY = f"_data/{FINGERPRINT}/{FOLDER}"
@@ -89,6 +90,84 @@ def test_the_tokenizer_is_uploaded_first(tmp_path: Path, own: Path) -> None:
         upload.finished(own / "0" / "b.npy")
         wait_until(lambda: store.has("0/b.npy"), "the file to be in the store")
     assert store.tried[0] == "tokenizer.json"
+
+
+class Gated(Failing):
+    """A store whose writes wait for `gate`."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, failures=0)
+        self.gate = threading.Event()
+
+    def write(self, key: str, data: Data) -> None:
+        assert self.gate.wait(PATIENCE_SECONDS)
+        super().write(key, data)
+
+
+def wait_in_thread(upload: EarlyUpload) -> threading.Thread:
+    thread = threading.Thread(target=upload.wait)
+    thread.start()
+    return thread
+
+
+def test_who_finishes_files_waits_while_too_many_are_not_in_the_store(
+    tmp_path: Path, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unfinished, "MOST_WAITING", 4)
+    store = Gated(tmp_path / "store")
+    with uploading(store, own) as upload:
+        upload.finished(own / "0" / "b.npy")  # and three from before
+        upload.wait()
+        upload.finished(own / "0" / "a.npy")
+        waits = wait_in_thread(upload)
+        wait_until(lambda: upload.waits, "it to wait for the store")
+        store.gate.set()
+        waits.join(PATIENCE_SECONDS)
+        assert not waits.is_alive()
+        assert not upload.waits
+
+
+def test_nobody_waits_while_the_store_can_not_be_reached(
+    tmp_path: Path, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unfinished, "MOST_WAITING", 1)
+    store = Failing(tmp_path / "store", failures=1)
+    with uploading(store, own) as upload:
+        upload.finished(own / "0" / "b.npy")
+        upload.wait()
+        assert len(store.tried) == 1
+
+
+def test_nobody_waits_any_more_when_it_is_closed(
+    tmp_path: Path, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unfinished, "MOST_WAITING", 1)
+    store = Gated(tmp_path / "store")
+    with uploading(store, own) as upload:
+        upload.finished(own / "0" / "b.npy")
+        waits = wait_in_thread(upload)
+        wait_until(lambda: upload.waits, "it to wait for the store")
+        upload.stop()
+        waits.join(PATIENCE_SECONDS)
+        assert not waits.is_alive()
+        store.gate.set()
+
+
+def test_what_is_in_the_store_by_another_machine_comes_last_and_what_is_nowhere_first(
+    tmp_path: Path, own: Path
+) -> None:
+    store = Failing(tmp_path / "store", failures=0)
+    there = f"_data/{FINGERPRINT}/{'1' * 32}"
+    for name in ("0/a.npy", "0/b.npy"):
+        store.write(f"{there}/{name}", (own / name).read_bytes())
+    store.write(f"{there}/0/a.json", b"of another size")
+    store.tried.clear()
+    (own / "0" / "c.npy").write_bytes(b"new")
+    with uploading(store, own) as upload:
+        upload.finished(own / "0" / "c.npy")
+        wait_until(lambda: len(store.tried) == 5, "all files to be in the store")
+    assert store.tried[:3] == ["tokenizer.json", "0/a.json", "0/c.npy"]
+    assert set(store.tried[3:]) == {"0/a.npy", "0/b.npy"}
 
 
 def test_the_tokenizer_of_another_machine_does_not_replace_this_one(
