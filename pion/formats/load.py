@@ -19,15 +19,18 @@ from pion.config.lora import (
 from pion.config.model_config import ModelConfig
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
-from pion.formats.huggingface.architectures import from_transformers
-from pion.formats.model_tensors import read_adapter_tensors, read_model_tensors
+from pion.formats.huggingface.architectures import saved_from_transformers
+from pion.formats.model_tensors import read_adapter_tensors, saved_model_tensors
+from pion.formats.parts import SavedTensors
 from pion.formats.peft_folder import base_in, our_names, read_adapter_folder
 from pion.formats.seeds import import_seed
 from pion.formats.weights import read_settings
 from pion.model.decoder import SHARED_PARTS, Decoder
 from pion.model.forward_pass import State
+from pion.model.lora_later import MergedLater
 from pion.model.lora_projections import with_tensors
-from pion.model.parameters import require_possible, tensors_sha256
+from pion.model.parameters import require_fitting, require_possible, tensors_sha256
+from pion.model.saved_weights import Saved, Tensors, placeholders, without_values
 
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 
@@ -59,29 +62,38 @@ def load_decoder(folder: str | Path, dtype: torch.dtype = torch.float32) -> Deco
     naming the file, for weights that don't fit the settings, and for an adapter.
     """
     folder = Path(folder)
-    config, state = load_state(folder)
+    config, saved = _load_later(folder)
     try:
-        return Decoder.from_state(config, state, dtype)
+        return Decoder.from_state(config, saved.tensors(), dtype)
     except BadInput as error:
         raise BadInput(f"{folder}: {error}") from None
 
 
-def load_state(folder: Path) -> tuple[ModelConfig, State]:
-    """Return settings and weights as `load_decoder` does, without a decoder.
+def load_later(folder: Path) -> tuple[ModelConfig, SavedTensors]:
+    """Return settings and weights as `load_decoder` does, without a decoder. Raises as it does.
 
-    The weights have the types in the files, from which they are mapped where they are the same
-    there. Nobody has checked whether they fit the settings.
+    The weights have the types in the files, from which they are read when they are needed.
     """
+    config, saved = _load_later(folder)
+    try:
+        require_fitting(without_values(config), placeholders(saved.layout()))
+    except BadInput as error:
+        raise BadInput(f"{folder}: {error}") from None
+    return config, saved
+
+
+def _load_later(folder: Path) -> tuple[ModelConfig, SavedTensors]:
+    """Return what `load_later` returns. Nobody has checked whether the weights fit the settings."""
     if is_adapter(folder):
         raise BadInput(f"{folder} is an adapter: it can only be loaded with its base")
     settings = read_settings(folder / CONFIG, "a model")
-    state = read_model_tensors(folder)
+    saved = saved_model_tensors(folder)
     try:
         if "model_type" in settings:
-            return from_transformers(settings, state)
+            return saved_from_transformers(settings, saved)
         config = ModelConfig.from_dict(settings)
-        require_possible(config, state)
-        return config, state
+        require_possible(config, placeholders(saved.layout()))
+        return config, saved
     except BadInput as error:
         raise BadInput(f"{folder}: {error}") from None
 
@@ -103,9 +115,10 @@ def unpacked(config: ModelConfig, state: State) -> tuple[ModelConfig, State]:
     return config, state
 
 
-def identify(model: Decoder, name: str, commit: str | None = None) -> BaseModel:
+def identify(model: Decoder | Saved, name: str, commit: str | None = None) -> BaseModel:
     """Return the identity of a base in fp32, as `load_decoder` returns it."""
-    return BaseModel(name, tensors_sha256(model.state_dict()), commit)
+    weights = model.state_dict() if isinstance(model, Decoder) else Tensors(model)
+    return BaseModel(name, tensors_sha256(weights), commit)
 
 
 def base_of(folder: Path) -> BaseModel:
@@ -135,11 +148,35 @@ def load_adapter(folder: Path, base: Decoder, as_trained: Decoder | None = None)
     require_base(adapter.base, tensors_sha256(base.state_dict()), str(folder))
     base = as_trained or base
     try:
-        if is_peft_folder(folder):
-            tensors = our_names(base.config, adapter, tensors)
-        return with_tensors(base, adapter.lora, tensors)
+        return with_tensors(
+            base, adapter.lora, _by_our_names(folder, base.config, adapter, tensors)
+        )
     except BadInput as error:
         raise BadInput(f"{folder}: {error}") from None
+
+
+def load_adapter_later(
+    folder: Path, base: tuple[ModelConfig, Saved], as_trained: tuple[ModelConfig, Saved]
+) -> tuple[ModelConfig, Saved]:
+    """Return settings and weights of the model that `load_adapter` returns, merged when they are
+    read. Raises as it does.
+
+    `as_trained` is the base with the settings of `trained_config`.
+    """
+    adapter, tensors = _read_adapter(folder)
+    require_base(adapter.base, tensors_sha256(Tensors(base[1])), str(folder))
+    config, saved = as_trained
+    try:
+        tensors = _by_our_names(folder, config, adapter, tensors)
+        return config, MergedLater(config, saved, adapter.lora, tensors)
+    except BadInput as error:
+        raise BadInput(f"{folder}: {error}") from None
+
+
+def _by_our_names(
+    folder: Path, config: ModelConfig, adapter: Adapter, tensors: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    return our_names(config, adapter, tensors) if is_peft_folder(folder) else tensors
 
 
 def _read_adapter(folder: Path) -> tuple[Adapter, dict[str, Tensor]]:

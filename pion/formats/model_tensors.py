@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pion.errors import BadInput
-from pion.formats.parts import MODEL, read_saved
+from pion.formats.parts import MODEL, SavedTensors, read_saved
 from pion.formats.weights import INDEX, WEIGHTS, no_weights, read_tensors, shards_of
 from pion.later_fields import shown
 
@@ -18,7 +18,15 @@ def read_model_tensors(folder: Path) -> dict[str, Tensor]:
     """Return the tensors of a model's folder by their names, on the CPU.
 
     They are mapped from its files, but those that several ranks have written in parts are in
-    memory. If one file has all tensors, an index is not read, as in transformers. Raises BadInput
+    memory. Raises BadInput as `saved_model_tensors` does.
+    """
+    return saved_model_tensors(folder).tensors()
+
+
+def saved_model_tensors(folder: Path) -> SavedTensors:
+    """Return the tensors of a model's folder, mapped from its files.
+
+    If one file has all tensors, an index is not read, as in transformers. Raises BadInput
     that names the file for a missing or damaged file and for an index that no model has, and
     BadInput for a folder with pickles only.
     """
@@ -28,7 +36,7 @@ def read_model_tensors(folder: Path) -> dict[str, Tensor]:
         raise BadInput(f"{folder} can't be read ({error.strerror or error})") from None
     if not in_shards:
         try:
-            return read_saved(folder, MODEL).tensors()
+            return read_saved(folder, MODEL)
         except (FileNotFoundError, NotADirectoryError):
             raise no_weights(folder) from None
     shard_of = shards_of(folder / INDEX)
@@ -45,7 +53,7 @@ def read_model_tensors(folder: Path) -> dict[str, Tensor]:
                 f"{folder}: {shard} has no tensor {shown(name)}, but {INDEX} expects it there. The "
                 "files are of different models: download the model again"
             )
-    return {name: tensors[shard][name] for name, shard in shard_of.items()}
+    return SavedTensors.of({name: tensors[shard][name] for name, shard in shard_of.items()})
 
 
 def read_adapter_tensors(folder: Path) -> dict[str, Tensor]:

@@ -247,6 +247,21 @@ class SavedTensors:
     def __init__(self, parts: Mapping[str, tuple[torch.Size, list[Tensor]]]) -> None:
         self._parts = parts
 
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> SavedTensors:
+        """Return these whole tensors."""
+        return cls({name: (each.shape, [each.view(-1)]) for name, each in tensors.items()})
+
+    def joined(self, sources: Mapping[str, tuple[torch.Size, list[str]]]) -> SavedTensors:
+        """Return tensors of these shapes: each is one of these tensors, or several one after the
+        other."""
+        return SavedTensors(
+            {
+                name: (shape, [part for source in some for part in self._parts[source][1]])
+                for name, (shape, some) in sources.items()
+            }
+        )
+
     def layout(self) -> dict[str, tuple[torch.Size, torch.dtype]]:
         """Return the shape and the dtype of each whole tensor."""
         return {name: (shape, parts[0].dtype) for name, (shape, parts) in self._parts.items()}
@@ -293,7 +308,7 @@ def read_saved(folder: Path, kind: str) -> SavedTensors:
     files = saved_files(folder, kind)
     if files == [whole_name(kind)]:
         whole = read_tensors(folder / files[0], _vanished(folder / files[0]))
-        return SavedTensors({name: (each.shape, [each.view(-1)]) for name, each in whole.items()})
+        return SavedTensors.of(whole)
     elements = elements_by_file(folder, files)
     tensors = {file: read_tensors(folder / file, _vanished(folder / file)) for file in files}
     parts = {}

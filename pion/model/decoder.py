@@ -36,7 +36,7 @@ from pion.model.forward_pass import (
 from pion.model.log_probs import linear_log_probs
 from pion.model.loss import IGNORED, cap_logits, linear_cross_entropy
 from pion.model.norm_and_projection import Projection, RMSNorm, compute_dtype, project
-from pion.model.parameters import draw_weights, parameter_roles
+from pion.model.parameters import draw_weights, parameter_roles, require_fitting
 from pion.model.pilon.shared_banks import SharedBanks
 from pion.model.skips_and_value_tables import ValueTables, Wiring
 from pion.model.slot_vectors import SlotVectors
@@ -181,26 +181,15 @@ class Decoder(nn.Module):
         """
         with torch.device("meta"):
             decoder = cls(config)
+        require_fitting(decoder, state)
         weights, roles = {}, parameter_roles(decoder)
         for name, expected in decoder.state_dict().items():
-            if name not in state:
-                raise BadInput(f"the weights have no {name} of shape {tuple(expected.shape)}")
-            if state[name].shape != expected.shape:
-                raise BadInput(
-                    f"{name} has shape {tuple(state[name].shape)}; "
-                    f"the model's settings need {tuple(expected.shape)}"
-                )
             # Copy fp32 tensors too. A tensor mapped from a file has a different alignment, and
             # matrix products may then differ in the last bit.
             kept = torch.float32 if roles.get(name, "vector") in ROLES_IN_FP32 else dtype
             if not expected.is_floating_point():
                 kept = expected.dtype
             weights[name] = torch.empty(expected.shape, dtype=kept).copy_(state[name])
-        unknown = next((name for name in state if name not in weights), None)
-        if unknown is not None:
-            raise BadInput(
-                f"unexpected tensor {unknown}: this model has no parameter with that name"
-            )
         decoder.load_state_dict(weights, assign=True)
         for part in decoder.shared_parts():
             part.check_weights(decoder.blocks)

@@ -8,7 +8,7 @@ results. Merging writes W + (alpha / rank) · B A in place of W, computed in fp3
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,8 @@ class LoraProjection(Projection):
             super().__init__(base.in_features, base.out_features)
         self.weight = base.weight
         self.scale = lora.scale
-        device = base.weight.device
+        # A base without values gets its own later, and the additions are small.
+        device = "cpu" if base.weight.is_meta else base.weight.device
         self.lora_a = nn.Parameter(torch.empty(lora.rank, base.in_features, device=device))
         self.lora_b = nn.Parameter(torch.zeros(base.out_features, lora.rank, device=device))
 
@@ -47,9 +48,14 @@ class LoraProjection(Projection):
     @torch.no_grad()
     def merged(self) -> Tensor:
         """Return W + (alpha / rank) · B A, (out, in) in fp32. Where B A is 0, W keeps its bits."""
-        weight = self.weight.float()
-        added = (self.lora_b.float() @ self.lora_a.float()) * self.scale
-        return torch.where(added == 0, weight, weight + added)
+        return merged_weight(self.weight, self.lora_a, self.lora_b, self.scale)
+
+
+def merged_weight(weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """Return W + scale · B A in fp32, for W (out, in). Where B A is 0, W keeps its bits."""
+    weight = weight.float()
+    added = (b.float() @ a.float()) * scale
+    return torch.where(added == 0, weight, weight + added)
 
 
 def adapted(
@@ -75,7 +81,7 @@ def adapted(
         base = Decoder.from_state(base.config, base.state_dict(), torch.bfloat16)
     add_lora(base, lora, seed)
     if tensors is not None:
-        _copy(tensors, additions(base))
+        copy_additions(tensors, base)
     return base
 
 
@@ -132,12 +138,14 @@ def with_tensors(base: Decoder, lora: Lora, tensors: Mapping[str, Tensor]) -> De
     if lora.base_dtype == "bfloat16":
         round_weights(base)
     add_lora(base, lora, seed=0)
-    _copy(tensors, additions(base))
+    copy_additions(tensors, base)
     return merge(base)
 
 
 @torch.no_grad()
-def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
+def copy_additions(source: Mapping[str, Tensor], model: Decoder) -> None:
+    """Overwrite the additions of a model. Raises BadInput for tensors that are not these."""
+    target = additions(model)
     for name in sorted(target.keys() ^ source.keys()):
         problem = "there is no tensor" if name in target else "unexpected tensor"
         raise BadInput(f"{problem} {shown(name)} of LoRA")
@@ -153,19 +161,24 @@ def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
 
 def is_bfloat16(model: Decoder) -> bool:
     """Return whether bfloat16 has the exact value of every weight that products read."""
-    return all(torch.equal(t, t.bfloat16().to(t.dtype)) for t in _weights_of_products(model))
+    state = model.state_dict()
+    return all(has_bfloat16_values(state[name]) for name in weights_of_products(model))
+
+
+def has_bfloat16_values(tensor: Tensor) -> bool:
+    """Return whether bfloat16 has the exact value of every number."""
+    return torch.equal(tensor, tensor.bfloat16().to(tensor.dtype))
 
 
 @torch.no_grad()
 def round_weights(model: Decoder) -> None:
     """Round the weights that products read to bfloat16, but keep their dtype."""
-    for tensor in _weights_of_products(model):
-        tensor.copy_(tensor.bfloat16())
+    state = model.state_dict()
+    for name in weights_of_products(model):
+        state[name].copy_(state[name].bfloat16())
 
 
-def _weights_of_products(model: Decoder) -> Iterator[Tensor]:
-    """Yield the matrices, the embeddings and the head: what `Decoder.from_state` gives a dtype."""
-    roles, state = parameter_roles(model), model.state_dict()
-    for name, role in roles.items():
-        if role not in ROLES_IN_FP32:
-            yield state[name]
+def weights_of_products(model: Decoder) -> list[str]:
+    """Return the names of the matrices, the embeddings and the head, to which `Decoder.from_state`
+    gives a dtype."""
+    return [name for name, role in parameter_roles(model).items() if role not in ROLES_IN_FP32]

@@ -174,6 +174,23 @@ def _least_elements(config: ModelConfig) -> Iterator[tuple[str, int]]:
         yield "vocab_size × n_kv_heads × head_dim", config.vocab_size * key_width
 
 
+def require_fitting(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Raise BadInput that names the first of the weights that is missing, unexpected or of another
+    shape than the model's. Neither needs values."""
+    expected = model.state_dict()
+    for name, tensor in expected.items():
+        if name not in weights:
+            raise BadInput(f"the weights have no {name} of shape {tuple(tensor.shape)}")
+        if weights[name].shape != tensor.shape:
+            raise BadInput(
+                f"{name} has shape {tuple(weights[name].shape)}; "
+                f"the model's settings need {tuple(tensor.shape)}"
+            )
+    unknown = next((name for name in weights if name not in expected), None)
+    if unknown is not None:
+        raise BadInput(f"unexpected tensor {unknown}: this model has no parameter with that name")
+
+
 def require_finite(tensors: Mapping[str, Tensor]) -> None:
     """Raise BadInput that names the first tensor with NaN or infinity."""
     for name, tensor in tensors.items():

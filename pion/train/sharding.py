@@ -30,16 +30,18 @@ from torch.distributed.tensor import DTensor, Shard
 
 from pion.model.decoder import Decoder
 from pion.model.parameters import parameter_roles
+from pion.model.saved_weights import Saved, placeholders
 from pion.model.skips_and_value_tables import ValueTables
+from pion.train.hardware import torch_dtype
 from pion.train.optimizer.state_pieces import (
     Held,
     OwnParts,
     Piece,
     Run,
-    Saved,
-    placeholders,
+    check_tensors,
     read_into,
 )
+from pion.train.settings import ComputePlan
 from pion.train.shard_rules import KEPT_WHOLE, own_rows, sharded_dim
 
 # Gates return a view, which nothing changes in place.
@@ -153,6 +155,22 @@ class Shards:
             yield
         finally:
             self.release()
+
+
+def sharded(model: Decoder, weights: Saved | None, plan: ComputePlan, rank: int) -> Shards:
+    """Shard a model, and give this rank's parts the values of `weights`, if there are any.
+
+    Raises BadInput for weights that are not the model's, or not all that it lacks.
+    """
+    device, dtype = torch.device(plan.device), torch_dtype(plan.dtype)
+    shards = Shards(model, device, dtype, rank, plan.world_size)
+    if weights is not None:
+        layout = weights.layout()
+        known = (layout.keys() & shards.held.keys()) | shards.without_values
+        check_tensors(placeholders(layout), shards.placeholders(known), "weights")
+        shards.fill(weights, layout)
+    shards.warm_up()
+    return shards
 
 
 def own_part(tensor: Tensor) -> Tensor:

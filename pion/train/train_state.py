@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from pion.errors import BadInput
-from pion.train.optimizer.state_pieces import Piece, Saved
+from pion.model.saved_weights import Saved
+from pion.train.optimizer.state_pieces import Piece
 from pion.train.side_copy import SideCopy
 
 

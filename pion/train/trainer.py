@@ -26,6 +26,7 @@ from pion.model.forward_pass import StepOptions
 from pion.model.lora_projections import count_additions
 from pion.model.parameters import parameter_roles
 from pion.model.params_and_flops import token_flops
+from pion.model.saved_weights import Saved, Whole, placeholders
 from pion.train import hardware
 from pion.train.distance import NO_MISMATCHED, distance, reported, together, z0_of
 from pion.train.feed import BatchFeed, RowRange, StepBatch
@@ -36,12 +37,9 @@ from pion.train.objective import Measures, Objective, objective_of
 from pion.train.optimizer.optimizer import Optimizer
 from pion.train.optimizer.state_pieces import (
     Piece,
-    Saved,
-    Whole,
     check_tensors,
     copy_tensors,
     hand_out,
-    placeholders,
 )
 from pion.train.phases import only_draft
 from pion.train.reference import unchanged
@@ -74,7 +72,8 @@ class Trainer:
     Every rank constructs a trainer and calls the same methods in the same order.
 
     With `plan.sharded`, each rank keeps a part of the model (sharding.py). Then the model may have
-    parameters on the device `meta`. They have the values of `weights`, or none until `load`.
+    parameters on the device `meta`. They have the values of `weights`, or none until `load`. With
+    `shards`, the model is sharded already.
 
     Raises BadInput for a model whose banks are packed, and for a stream without the rows that the
     loss needs.
@@ -90,6 +89,7 @@ class Trainer:
         rank: int = 0,
         clock: Callable[[], float] = time.perf_counter,
         weights: Saved | None = None,
+        shards: Shards | None = None,
     ) -> None:
         if model.config.packed:
             raise BadInput("a published model with packed banks can't be trained: unpack it first")
@@ -107,7 +107,9 @@ class Trainer:
             for name, role in parameter_roles(model).items():
                 model.get_parameter(name).requires_grad_(role == "draft")
         self._ranks = Ranks(plan.world_size)
-        self._shards = self._sharded(weights) if plan.sharded else None
+        if shards is None and plan.sharded:
+            shards = self._sharded(weights)
+        self._shards = shards
         self.optimizer = self._optimizer()
         self.step = self.next_row = 0
         self.skipped: list[RowRange] = []
@@ -141,18 +143,10 @@ class Trainer:
         )
 
     def _sharded(self, weights: Saved | None) -> Shards:
-        """Shard the model, and give this rank's parts the values of `weights`, if there are any."""
         # Here, because this imports DTensor, which takes a second.
-        from pion.train.sharding import Shards
+        from pion.train.sharding import sharded
 
-        shards = Shards(self.model, self.device, self.dtype, self.rank, self.plan.world_size)
-        if weights is not None:
-            layout = weights.layout()
-            known = (layout.keys() & shards.held.keys()) | shards.without_values
-            check_tensors(placeholders(layout), shards.placeholders(known), "weights")
-            shards.fill(weights, layout)
-        shards.warm_up()
-        return shards
+        return sharded(self.model, weights, self.plan, self.rank)
 
     @property
     def grad_accum(self) -> int:

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from pion.data.chat.chat_format import ChatFormat
     from pion.data.tokens.tokenizer import Tokenizer
     from pion.model.decoder import Decoder
-    from pion.model.forward_pass import State
+    from pion.model.saved_weights import Saved
 
+
+HEAD = "lm_head.weight"
 
 # Settings of a model that decide neither its weights' shapes nor its results: those of a context's
 # length, of random weights and of training, of rows that no token has, gates and drafts.
@@ -49,27 +51,40 @@ def fitted(config: ModelConfig, found: Decoder, source: str, seed: int = 0) -> D
     models differ in more than `FREE`.
     """
     from pion.model.decoder import Decoder
+    from pion.model.saved_weights import Tensors, Whole
 
-    state = fitted_state(config, (found.config, found.state_dict()), source, seed)
-    return Decoder.from_state(config, state)
+    weights = fitted_later(config, (found.config, Whole(found.state_dict())), source, seed)
+    return Decoder.from_state(config, dict(Tensors(weights)))
 
 
-def fitted_state(
-    config: ModelConfig, found: tuple[ModelConfig, State], source: str, seed: int = 0
-) -> State:
+def fitted_later(
+    config: ModelConfig, found: tuple[ModelConfig, Saved], source: str, seed: int = 0
+) -> Saved:
     """Return the weights of `fitted` for a model that was `found` with these settings and weights.
 
-    Those that are as they were found are not copied.
+    They are read when they are needed, but packed ones are unpacked in memory. Raises BadInput as
+    `fitted` does.
     """
     from pion.formats.load import unpacked
+    from pion.model.saved_weights import Changed, Taken, Tensors, Whole, placeholders
 
-    try:
-        given, state = unpacked(*found)
-    except BadInput as error:
-        raise BadInput(f"init_from {source}: {error}") from None
+    given, saved = found
+    if given.packed:
+        try:
+            given, state = unpacked(given, dict(Tensors(saved)))
+        except BadInput as error:
+            raise BadInput(f"init_from {source}: {error}") from None
+        saved = Whole(state)
     require_same_model(config, given, source)
-    state = _with_positions(config, _with_head_rows(config, state), source)
-    return _with_draft(config, _with_gates(config, state), seed)
+    before = placeholders(saved.layout())
+    state = _with_positions(config, _with_head_rows(config, before), source)
+    state = _with_draft(config, _with_gates(config, state), seed)
+    taken = {name: Taken(tensor.shape, tensor.numel()) for name, tensor in state.items()}
+    head = state.get(HEAD)
+    if head is not None and head.shape != before[HEAD].shape:
+        taken[HEAD] = Taken(head.shape, config.vocab_size * head.shape[1])
+    new = {name: tensor for name, tensor in state.items() if not tensor.is_meta}
+    return Changed(saved, {name: each for name, each in taken.items() if name not in new}, new)
 
 
 def _with_positions(
@@ -93,12 +108,12 @@ def _with_head_rows(config: ModelConfig, state: dict[str, Tensor]) -> dict[str, 
 
     Rows beyond the vocabulary are no token's, and an export leaves them out.
     """
-    head = state.get("lm_head.weight")
+    head = state.get(HEAD)
     if head is None or len(head) == config.head_rows:
         return state
     padded = head.new_zeros(config.head_rows, head.shape[1])
     padded[: config.vocab_size] = head[: config.vocab_size]
-    return state | {"lm_head.weight": padded}
+    return state | {HEAD: padded}
 
 
 def _with_gates(config: ModelConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -153,6 +168,28 @@ def require_same_model(job: ModelConfig, model: ModelConfig, source: str) -> Non
             f"init_from {source}: that model differs from the job's model ({'; '.join(wrong)}). "
             "Nothing was lost. Change the job's `model` section to match."
         )
+
+
+def load_model_later(found: FoundModel) -> tuple[ModelConfig, Saved]:
+    """Return the settings of a model, and its weights, which are read when they are needed.
+
+    They are those of `load_model`, but have the types in the files. A seed is in memory. Raises
+    BadInput as `load_model` does.
+    """
+    from pion.formats.load import load, load_adapter_later, load_later, trained_config
+    from pion.model.saved_weights import Whole
+
+    if found.kind == "seed":
+        model, _ = load(found.folder)
+        return model.config, Whole(model.state_dict())
+    if found.base is None:
+        return load_later(found.folder)
+    base = load_model_later(found.base)
+    config = trained_config(found.folder)
+    as_trained = base
+    if config is not None and config != base[0]:
+        as_trained = config, fitted_later(config, base, found.base.label)
+    return load_adapter_later(found.folder, base, as_trained)
 
 
 def load_model(found: FoundModel, dtype: torch.dtype | None = None) -> Decoder:

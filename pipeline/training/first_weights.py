@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pion.config.draft import require_learned
-from pion.config.lora import is_adapter, read_record, require_base
+from pion.config.lora import read_record, require_base
 from pipeline.job.model_section import Base
 from pipeline.job.stages import AFTER
 from pipeline.models.bring import bring_model
-from pipeline.models.find import find_model
+from pipeline.models.find import find_model, found_in
 from pipeline.models.load import fitted
 from pipeline.state.run_state import RunState
 from pipeline.state.shared.bases import BASES, bring_base
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     from pion.data.stream import RowStream
     from pion.data.tokens.tokenizer import Tokenizer
     from pion.model.decoder import Decoder
-    from pion.train.optimizer.state_pieces import Saved
+    from pion.model.saved_weights import Saved
     from pion.train.settings import ComputePlan
     from pipeline.training.context import TrainingContext
 
@@ -43,11 +46,13 @@ def first_model(context: TrainingContext, stage: str) -> tuple[Decoder, str]:
         from pipeline.models.load import load_model
 
         found = load_model(context.fetch(lambda: find_model(job.model_name(source))))
-        warning = ", whose ternary weights are already rounded" if found.config.packed else ""
         model = fitted(job.model_config_resolved(), found, source, job.seed)
-        return model, f"starts from {source}{warning}"
+        return model, f"starts from {source}{_warning(found.config)}"
     if job.base is not None and stage == job.train_stages[0]:
-        found = _brought_base(context, job.base)
+        from pion.formats.load import load_decoder
+
+        brought = job.base.hash
+        found = load_decoder(context.fetch(lambda: bring_base(context.run.store, brought)))
         model = fitted(job.model_config_resolved(), found, job.base.source, job.seed)
         return model, f"starts from {job.base}"
     before = job.stage_before(stage)
@@ -65,21 +70,33 @@ def first_parts(context: TrainingContext, stage: str) -> tuple[Decoder, Saved | 
 
     As `first_model`, but the weights are read where a rank needs them: parameters of the model are
     on the device `meta`. None instead of weights: the model has them all, on each rank. So it is if
-    the job sets `init_from`, if the model has a draft block, and if LoRA made the model.
+    the model has a draft block.
     """
+    from pion.model.saved_weights import without_values
+    from pipeline.models.load import fitted_later, load_model_later
+
     job, before = context.job, context.job.stage_before(stage)
-    section, config = job.section(stage), job.model_config_resolved()
-    from_base = job.base is not None and stage == job.train_stages[0]
-    if section.init_from is None and config.draft is None:
-        if from_base:
-            return _parts_of_base(context, config)
-        if before is None:
-            return _drawn_parts(job.seed, config)
-        _, folder = context.fetch(lambda: _bring_trained(context.run, before))
-        if not is_adapter(folder):
-            return *_parts_in(folder), f"starts from the {AFTER[before]} model"
-    model, why = first_model(context, stage)
-    return model, None, why
+    source, config = job.section(stage).init_from, job.model_config_resolved()
+    if config.draft is not None:
+        model, why = first_model(context, stage)
+        return model, None, why
+    if source is not None:
+        found = load_model_later(context.fetch(lambda: find_model(job.model_name(source))))
+        why = f"starts from {source}{_warning(found[0])}"
+        return without_values(config), fitted_later(config, found, source, job.seed), why
+    if job.base is not None and stage == job.train_stages[0]:
+        found = _base_later(context, job.base)
+        weights = fitted_later(config, found, job.base.source, job.seed)
+        return without_values(config), weights, f"starts from {job.base}"
+    if before is None:
+        return _drawn_parts(job.seed, config)
+    _, folder = context.fetch(lambda: _bring_trained(context.run, before))
+    own, weights = load_model_later(found_in(folder))
+    return without_values(own), weights, f"starts from the {AFTER[before]} model"
+
+
+def _warning(config: ModelConfig) -> str:
+    return ", whose ternary weights are already rounded" if config.packed else ""
 
 
 def _drawn_parts(seed: int, config: ModelConfig) -> tuple[Decoder, Saved, str]:
@@ -91,84 +108,52 @@ def _drawn_parts(seed: int, config: ModelConfig) -> tuple[Decoder, Saved, str]:
     return *drawn_later(config), "starts from random weights"
 
 
-def _parts_of_base(context: TrainingContext, config: ModelConfig) -> tuple[Decoder, Saved, str]:
-    from pion.formats.load import load_state
-    from pion.train.optimizer.state_pieces import Whole
-    from pipeline.models.load import fitted_state
+def _base_later(context: TrainingContext, base: Base) -> tuple[ModelConfig, Saved]:
+    """Return settings and weights of the model that the run starts from, as in the run's store."""
+    from pion.formats.load import load_later
 
-    base = context.job.base
-    assert base is not None
-    found = load_state(context.fetch(lambda: bring_base(context.run.store, base.hash)))
-    state = fitted_state(config, found, base.source, context.job.seed)
-    return without_values(config), Whole(state), f"starts from {base}"
-
-
-def _parts_in(folder: Path) -> tuple[Decoder, Saved]:
-    """Return the model of a checkpoint's folder, and its weights."""
-    from pion.config.model_config import ModelConfig
-    from pion.formats.load import CONFIG
-    from pion.formats.parts import MODEL, read_saved
-    from pion.formats.weights import read_settings
-
-    config = ModelConfig.from_dict(read_settings(folder / CONFIG, "a model"))
-    return without_values(config), read_saved(folder, MODEL)
-
-
-def without_values(config: ModelConfig) -> Decoder:
-    """Return a model whose weights are still to be read: they are on the device `meta`."""
-    import torch
-
-    from pion.model.decoder import Decoder
-
-    with torch.device("meta"):
-        return Decoder(config)
-
-
-def _brought_base(context: TrainingContext, base: Base) -> Decoder:
-    """Return the model that the run starts from, as it is in the run's store."""
-    from pion.formats.load import load_decoder
-
-    return load_decoder(context.fetch(lambda: bring_base(context.run.store, base.hash)))
+    return load_later(context.fetch(lambda: bring_base(context.run.store, base.hash)))
 
 
 def frozen_base(
     context: TrainingContext, stage: str, before: Before | None = None
-) -> tuple[Decoder, BaseModel]:
-    """Return the model that LoRA adapts in `stage`, in fp32, and its identity.
+) -> tuple[ModelConfig, Saved, BaseModel]:
+    """Return the model that LoRA adapts in `stage`: its settings, its weights, which are read when
+    they are needed, and its identity in fp32.
 
     A stage that trains the additions of the one `before` further has the same base.
 
     Raises BadInput if `init_from` names a model that does not fit the job, or an adapter, and for a
     draft block that this model does not have.
     """
-    from pion.formats.load import identify, load_decoder
-    from pipeline.models.load import check_start, load_model
+    from pion.formats.load import identify, load_later
+    from pipeline.models.load import check_start, fitted_later, load_model_later
 
     job, source = context.job, context.job.section(stage).init_from
     continued = job.lora_before(stage)
     if continued is not None:
         assert before is not None
-        model, identity = frozen_base(context, continued, adapter_before(context, continued))
+        *model, identity = frozen_base(context, continued, adapter_before(context, continued))
         recorded = before.adapter.base
         require_base(recorded, str(identity.sha256), f"the {AFTER[continued]} model")
-        return model, recorded
+        return *model, recorded
+    config = job.model_config_resolved()
     if job.base is not None and stage == job.train_stages[0]:
-        whole = _brought_base(context, job.base)
-        identity = identify(whole, f"{BASES}/{job.base.hash}")
-        return fitted(job.model_config_resolved(), whole, job.base.source), identity
+        whole = _base_later(context, job.base)
+        identity = identify(whole[1], f"{BASES}/{job.base.hash}")
+        return config, fitted_later(config, whole, job.base.source), identity
     trained = job.stage_before(stage)
     if source is None and trained is not None:
         key, folder = context.fetch(lambda: _bring_trained(context.run, trained))
-        pretrained = load_decoder(folder)
-        return pretrained, identify(pretrained, key)
+        own, weights = load_later(folder)
+        return own, weights, identify(weights, key)
     assert source is not None  # the first stage with LoRA starts from something
     found = context.fetch(lambda: find_model(job.model_name(source)))
     check_start(found, source, lora_of=stage)
-    model = load_model(found)
-    config = job.model_config_resolved()
-    require_learned(config.draft, model.config.draft, config.vocab_size)
-    base = identify(model, job.model_name(source, found.commit), found.commit)
-    return fitted(config, model, source), base
+    whole = load_model_later(found)
+    require_learned(config.draft, whole[0].draft, config.vocab_size)
+    base = identify(whole[1], job.model_name(source, found.commit), found.commit)
+    return config, fitted_later(config, whole, source), base
 
 
 @dataclass(frozen=True)
@@ -229,36 +214,59 @@ def count_draft_ids(model: Decoder, rows: RowStream) -> None:
 
 def cost_of_rounding(
     context: TrainingContext,
-    base: Decoder,
+    base: tuple[ModelConfig, Saved],
     held_out: RowStream,
     tokenizer: Tokenizer,
     plan: ComputePlan,
 ) -> str:
-    """Round `base` to bfloat16; return its held-out loss before and after it, in words.
+    """Return the held-out loss of `base` before and after it is rounded to bfloat16, in words.
 
     Both are computed in fp32, on the rows of the job's evaluations. Every rank calls this.
     """
-    import torch
-
     from pion.evaluation.held_out import Scorer, evaluate
-    from pion.model.lora_projections import round_weights
 
-    base.to(torch.device(plan.device))
-    scorer = Scorer(base, tokenizer.vocab_size, plan.micro_batch)
     rows = range(min(context.job.evaluate.rows, held_out.total_rows))
     losses = []
-    for rounds in (False, True):
-        if rounds:
-            round_weights(base)
-        found = evaluate(
-            scorer,
-            held_out,
-            rows,
-            tokenizer.end_of_text,
-            rank=context.group.rank,
-            world_size=plan.world_size,
-        )
+    for model, measuring in _before_and_after_rounding(context, base, plan):
+        scorer = Scorer(model, tokenizer.vocab_size, plan.micro_batch)
+        with measuring:
+            found = evaluate(
+                scorer,
+                held_out,
+                rows,
+                tokenizer.end_of_text,
+                rank=context.group.rank,
+                world_size=plan.world_size,
+            )
         losses.append(found.loss)
         context.watchdog.restart()
-    base.cpu()
     return f"rounded to bfloat16: held-out loss {losses[0]:.4f} → {losses[1]:.4f}"
+
+
+def _before_and_after_rounding(
+    context: TrainingContext, base: tuple[ModelConfig, Saved], plan: ComputePlan
+) -> Iterator[tuple[Decoder, AbstractContextManager[None]]]:
+    """Yield the model in fp32 on its device, and what it is measured in; and again when it is
+    rounded."""
+    import torch
+
+    from pion.model.decoder import Decoder
+    from pion.model.lora_projections import round_weights, weights_of_products
+    from pion.model.saved_weights import Rounded, Tensors, without_values
+
+    config, weights = base
+    if not plan.sharded:
+        model = Decoder.from_state(config, dict(Tensors(weights))).to(torch.device(plan.device))
+        yield model, nullcontext()
+        round_weights(model)
+        yield model, nullcontext()
+        return
+    from pion.train.sharding import sharded
+
+    model = without_values(config)
+    names = weights_of_products(model)
+    in_fp32 = dataclasses.replace(plan, dtype="float32")
+    shards = sharded(model, weights, in_fp32, context.group.rank)
+    yield model, shards.measuring()
+    shards.fill(Rounded(weights, names), names)
+    yield model, shards.measuring()

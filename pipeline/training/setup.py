@@ -42,21 +42,23 @@ from pipeline.training.first_weights import (
     first_model,
     first_parts,
     frozen_base,
-    without_values,
 )
 from pipeline.training.hop_receipt import record_machine, record_step_down
 from pipeline.training.rewind import rows_to_skip
 from pipeline.training.saved_here import saved_here
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pion.config.lora import Adapter
     from pion.data.chat.chat_format import ChatFormat
     from pion.data.stream import RowStream
     from pion.data.tokens.tokenizer import Tokenizer
     from pion.evaluation.held_out import Evaluation
     from pion.model.decoder import Decoder
-    from pion.train.optimizer.state_pieces import Saved
+    from pion.model.saved_weights import Saved
     from pion.train.settings import ComputePlan
+    from pion.train.sharding import Shards
     from pion.train.smaller_plan import StepDown
     from pion.train.trainer import Trainer, TrainState
     from pipeline.data.shard_cache import Fetch, ShardCache
@@ -252,6 +254,7 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     from pion.train.flash_attention import use_newest_flash_attention
     from pion.train.trainer import Trainer
     from pipeline.data.shard_cache import fetching_from
+    from pipeline.training.reference.of_stage import Start
 
     def bring() -> tuple[Path, str, Restored]:
         head = context.run.read()
@@ -271,13 +274,13 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     if plan.compile:
         use_private_compile_cache()
     model, weights, why, adapter = _model(context, stage, data, plan, saved)
-    reference = None
+    reference = shards = None
     if context.job.needs_reference(stage):
-        start, resumes = (model, adapter, plan), recorded is not None
-        data, reference = _with_reference(context, data, start, saved, resumes=resumes)
+        resumes, start = recorded is not None, Start(model, adapter, plan, weights)
+        data, reference, shards = _with_reference(context, data, start, saved, resumes=resumes)
     settings = settings_of(context.job.section(stage))
     rank = context.group.rank
-    trainer = Trainer(model, data.train, settings, plan, rank=rank, weights=weights)
+    trainer = Trainer(model, data.train, settings, plan, rank=rank, weights=weights, shards=shards)
     trainer.may_divide = context.job.hardware.sharded is None
     if rank == 0 and trainer.device.type == "cuda":
         how = use_newest_flash_attention(trainer.device, deterministic=plan.deterministic)
@@ -326,12 +329,13 @@ def _with_reference(
     saved: Loaded | None,
     *,
     resumes: bool,
-) -> tuple[StageData, Bound]:
+) -> tuple[StageData, Bound, Shards | None]:
     from pipeline.training.reference.of_stage import streams_of, with_reference
 
     streams = streams_of(context.job, data.train, data.held_out)
-    found, bound = with_reference(context, streams, start, saved, resumes=resumes)
-    return dataclasses.replace(data, train=found["train"], held_out=found["held_out"]), bound
+    found, bound, shards = with_reference(context, streams, start, saved, resumes=resumes)
+    data = dataclasses.replace(data, train=found["train"], held_out=found["held_out"])
+    return data, bound, shards
 
 
 def _find(context: TrainingContext, stage: str, head: Head) -> Restored:
@@ -391,21 +395,19 @@ def _model(
     Of a stage that resumes, rank 0 has `saved` the checkpoint, and the trainer loads its weights.
     """
     from pion.model.decoder import Decoder
+    from pion.model.saved_weights import without_values
 
     if context.job.lora(stage) is not None:
-        model, why, adapter = _with_additions(context, stage, data, plan, saved)
-        return model, None, why, adapter
-    # The reference of preferences is the whole model that the stage starts from.
-    in_parts = plan.sharded and not context.job.needs_reference(stage)
+        return _with_additions(context, stage, data, plan, saved)
     if not context.group.from_rank_0(saved is not None):
-        if in_parts:
+        if plan.sharded:
             model, weights, why = first_parts(context, stage)
         else:
             (model, why), weights = first_model(context, stage), None
         count_draft_ids(model, data.train)
         return model, weights, why, None
     config = context.job.model_config_resolved()
-    if in_parts:
+    if plan.sharded:
         return without_values(config), None, "", None
     model = Decoder.from_state(config, saved.model) if saved else Decoder(config)
     return model, None, "", None
@@ -417,20 +419,24 @@ def _with_additions(
     data: StageData,
     plan: ComputePlan,
     saved: Loaded | None,
-) -> tuple[Decoder, str, Adapter]:
+) -> tuple[Decoder, Saved | None, str, Adapter]:
     """Return a frozen base with LoRA's additions, as the stage starts with them: new ones, or those
-    of the stage before. The base is found again for each attempt.
+    of the stage before; and the base's weights if it has none itself. It is found again for each
+    attempt.
 
     Raises BadInput on every rank if it is not the base of the checkpoint `saved`.
     """
     from pion.config.lora import Adapter, BaseModel, read_record, require_base
+    from pion.model.decoder import Decoder
+    from pion.model.lora_later import adapted_later
     from pion.model.lora_projections import adapted
+    from pion.model.saved_weights import Tensors
     from pion.train.hardware import torch_dtype
 
     lora = context.job.lora(stage)
     assert lora is not None
     before = adapter_before(context, stage)
-    base, identity = frozen_base(context, stage, before)
+    config, weights, identity = frozen_base(context, stage, before)
     recorded = None
     if saved is not None:
         recorded = read_record(saved.folder) or Adapter(lora, BaseModel("an unknown base", ""))
@@ -443,26 +449,30 @@ def _with_additions(
         why = f"trains LoRA of {continued} further, of rank {lora.rank}, on {identity.name}"
     else:
         if lora.base_dtype is not None:
-            why += f", {cost_of_rounding(context, base, data.held_out, data.tokenizer, plan)}"
-        warning = _never_stops(base, data)
+            model = config, weights
+            cost = cost_of_rounding(context, model, data.held_out, data.tokenizer, plan)
+            why += f", {cost}"
+        warning = _never_stops(Tensors(weights)["embed.weight"], data)
         why += "" if warning is None else f". Warning: {warning}"
-    model = adapted(
-        base,
-        lora,
-        seed=context.job.seed,
-        dtype=torch_dtype(plan.dtype),
-        tensors=None if before is None else before.additions(),
-    )
-    return model, why, Adapter(lora, identity)
+    settings = {
+        "seed": context.job.seed,
+        "dtype": torch_dtype(plan.dtype),
+        "tensors": None if before is None else before.additions(),
+    }
+    if plan.sharded:
+        model, weights = adapted_later(config, weights, lora, **settings)
+        return model, weights, why, Adapter(lora, identity)
+    base = Decoder.from_state(config, dict(Tensors(weights)))
+    return adapted(base, lora, **settings), None, why, Adapter(lora, identity)
 
 
-def _never_stops(base: Decoder, data: StageData) -> str | None:
+def _never_stops(embedding: Tensor, data: StageData) -> str | None:
     """Return a warning if LoRA can't teach the base the special tokens of the data."""
     from pion.evaluation.untrained_rows import never_stops
 
     present, specials = set(data.train.row(0).tokens.tolist()), data.tokenizer.special_ids
     shown = {token: text for text, token in specials.items() if token in present}
-    return never_stops(base.embed.weight, shown)
+    return never_stops(embedding, shown)
 
 
 class _Optimizer(TypedDict):

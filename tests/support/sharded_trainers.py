@@ -9,7 +9,7 @@ import torch
 
 from pion.data.stream import RowStream
 from pion.model.decoder import Decoder
-from pion.train.optimizer.state_pieces import Saved
+from pion.model.saved_weights import Saved
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings, TrainState
 from tests.families.families import FAMILIES
 from tests.pion.train.conftest import open_stream

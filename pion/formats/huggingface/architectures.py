@@ -18,9 +18,11 @@ from pion.formats.huggingface.bundled_code import BundledCode
 from pion.formats.huggingface.core import Architecture, State
 from pion.formats.huggingface.qwen3_moe import Qwen3Moe
 from pion.formats.huggingface.swiglu import Llama, Qwen2, Qwen3
+from pion.formats.parts import SavedTensors
 from pion.later_fields import closest, shown
 from pion.model.decoder import Decoder
 from pion.model.parameters import require_possible, vocabulary_rows
+from pion.model.saved_weights import placeholders
 
 ARCHITECTURES = (Qwen3(), Qwen3Moe(), Arcee(), Llama(), Qwen2(), BundledCode())
 _TYPES = {architecture.model_type: architecture for architecture in ARCHITECTURES}
@@ -90,6 +92,15 @@ def from_transformers(hf_config: Mapping[str, Any], hf_state: State) -> tuple[Mo
     config = config_from_transformers(hf_config)
     require_possible(config, hf_state)
     return config, _TYPES[hf_config["model_type"]].rename(config, hf_state)
+
+
+def saved_from_transformers(
+    hf_config: Mapping[str, Any], saved: SavedTensors
+) -> tuple[ModelConfig, SavedTensors]:
+    """Return what `from_transformers` does, of tensors that are read later. Raises as it does."""
+    config, state = from_transformers(hf_config, placeholders(saved.layout()))
+    sources = _TYPES[hf_config["model_type"]].sources(config, state)
+    return config, saved.joined({name: (t.shape, sources[name]) for name, t in state.items()})
 
 
 def config_from_transformers(hf_config: Mapping[str, Any]) -> ModelConfig:

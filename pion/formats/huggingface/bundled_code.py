@@ -12,7 +12,7 @@ from __future__ import annotations
 import ast
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,10 @@ class BundledCode(Architecture):
             if not name.startswith(PREFIX):
                 raise BadInput(f"unexpected tensor {name}: the names start with {PREFIX!r}")
         return {name.removeprefix(PREFIX): tensor for name, tensor in hf_state.items()}
+
+    def sources(self, config: ModelConfig, ours: Iterable[str]) -> dict[str, list[str]]:
+        """Return the name of each of `ours` with the prefix."""
+        return {name: [PREFIX + name] for name in ours}
 
 
 @lru_cache(maxsize=1)

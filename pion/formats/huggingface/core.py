@@ -173,6 +173,11 @@ class Architecture:
         """Return the tensors by our names. Raises BadInput for an unexpected one."""
         return renamed(self.names(config), without_tied_head(config, hf_state))
 
+    def sources(self, config: ModelConfig, ours: Iterable[str]) -> dict[str, list[str]]:
+        """Return of which of its tensors each of `ours` is made: of one, or a stack of several."""
+        names = self.names(config)
+        return {name: [names[name]] for name in ours}
+
     def feedforward_names(self, config: ModelConfig) -> Mapping[str, str]:
         """Return the name of every tensor of a feed-forward layer, by our name in the layer."""
         return {

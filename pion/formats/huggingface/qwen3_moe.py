@@ -103,15 +103,27 @@ class Qwen3Moe(core.Architecture):
         Raises BadInput for an unexpected or a missing tensor.
         """
         hf_state = dict(core.without_tied_head(config, hf_state))
-        assert config.experts is not None
         state: State = {}
+        for ours, theirs in self._of_experts(config).items():
+            router = ours.endswith(".router")
+            state[ours] = _take(hf_state, theirs[0]) if router else _stack(hf_state, theirs)
+        return state | core.renamed(self.names(config), hf_state)
+
+    def sources(self, config: ModelConfig, ours: Iterable[str]) -> dict[str, list[str]]:
+        """Return of which tensors of a Qwen3Moe model each of `ours` is made."""
+        experts = self._of_experts(config)
+        return experts | super().sources(config, (name for name in ours if name not in experts))
+
+    def _of_experts(self, config: ModelConfig) -> dict[str, list[str]]:
+        assert config.experts is not None
+        found = {}
         for layer in range(config.n_layers):
             ours, theirs = f"blocks.{layer}.feedforward", f"model.layers.{layer}.mlp"
-            state[f"{ours}.router"] = _take(hf_state, f"{theirs}.gate.weight")
+            found[f"{ours}.router"] = [f"{theirs}.gate.weight"]
             for name in _WIDTH:
                 each = (f"{theirs}.experts.{e}.{name}.weight" for e in range(config.experts.n))
-                state[f"{ours}.{name}"] = _stack(hf_state, each)
-        return state | core.renamed(self.names(config), hf_state)
+                found[f"{ours}.{name}"] = list(each)
+        return found
 
 
 def _stack(hf_state: State, names: Iterable[str]) -> Tensor:

@@ -21,6 +21,7 @@ from torch.optim.adamw import adamw
 from pion.config.parts import Role
 from pion.model.forward_pass import group_of_parameter
 from pion.model.parameters import parameter_roles
+from pion.model.saved_weights import Saved, placeholders
 from pion.train.optimizer.muon import Muon
 from pion.train.optimizer.ownership import even_parts, even_rows
 from pion.train.optimizer.primitive_wise import PrimitiveWise
@@ -31,8 +32,6 @@ from pion.train.optimizer.state_pieces import (
     Held,
     OwnParts,
     Piece,
-    Saved,
-    placeholders,
     read_into,
 )
 from pion.train.schedule import StepPlan

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from pion.errors import BadInput
+from pion.model.saved_weights import Saved
 
 
 @dataclass(frozen=True)
@@ -89,42 +90,12 @@ class OwnParts:
     held: dict[str, Held]
 
 
-class Saved(Protocol):
-    """Saved tensors, of which a rank reads only the elements that it needs."""
-
-    def layout(self) -> Mapping[str, tuple[torch.Size, torch.dtype]]:
-        """Return the shape and the dtype of each whole tensor, by name."""
-
-    def part(self, name: str, start: int, stop: int) -> Tensor:
-        """Return the elements [start, stop) of a flattened tensor, on any device."""
-
-
-@dataclass(frozen=True)
-class Whole:
-    """Whole tensors in memory, as `Saved`."""
-
-    tensors: Mapping[str, Tensor]
-
-    def layout(self) -> Mapping[str, tuple[torch.Size, torch.dtype]]:
-        """Return the shape and the dtype of each tensor, by name."""
-        return {name: (tensor.shape, tensor.dtype) for name, tensor in self.tensors.items()}
-
-    def part(self, name: str, start: int, stop: int) -> Tensor:
-        """Return the elements [start, stop) of a flattened tensor."""
-        return self.tensors[name].reshape(-1)[start:stop]
-
-
 @torch.no_grad()
 def read_into(own: Tensor, held: Held, saved: Saved, name: str) -> None:
     """Overwrite what a rank has of the tensor `name` by the saved elements."""
     flat = own.view(-1)
     for run in held.runs:
         flat[run.own : run.own + run.size].copy_(saved.part(name, run.whole, run.whole + run.size))
-
-
-def placeholders(layout: Mapping[str, tuple[torch.Size, torch.dtype]]) -> dict[str, Tensor]:
-    """Return tensors of this layout without values, on the device `meta`."""
-    return {n: torch.empty(shape, dtype=dt, device="meta") for n, (shape, dt) in layout.items()}
 
 
 def check_tensors(source: Mapping[str, Tensor], target: Mapping[str, Tensor], what: str) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,7 +40,8 @@ from pipeline.training.reference.share import (
 )
 
 if TYPE_CHECKING:
-    from pion.data.stream import RowStream
+    from pion.data.stream import Place, RowStream
+    from pion.train.sharding import Shards
     from pipeline.training.context import TrainingContext
 
 # A chunk is written as soon as so many seconds are over: a killed process loses no more. On a store
@@ -54,12 +55,14 @@ Streams = Mapping[str, "RowStream"]
 class StartingModel:
     """The model that a stage starts from, and how this machine computes it.
 
-    `weights` is the hash of its weights.
+    `weights` is the hash of its weights. `shards` are this rank's part if the model is sharded.
+    Then all ranks compute together.
     """
 
     model: Decoder
     weights: str
     plan: ComputePlan
+    shards: Shards | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -69,6 +72,10 @@ class StartingModel:
             "dtype": self.plan.dtype,
             "residual": self.plan.residual,
         }
+
+    def measuring(self) -> AbstractContextManager[None]:
+        """Return what frees the weights that are gathered in the block."""
+        return nullcontext() if self.shards is None else self.shards.measuring()
 
 
 def make_reference(context: TrainingContext, streams: Streams, start: StartingModel) -> Bound:
@@ -116,7 +123,7 @@ def _compute(
     chunks = Chunks(context.run, sharing.key) if sharing is not None else None
     total = sum(stream.total_rows for stream in streams.values())
     computing = _Pass(context, start, chunks, PassProgress(context, total))
-    with unchanged(start.model), _smaller_plans(start):
+    with unchanged(start.model), start.measuring(), _smaller_plans(start):
         splits = {split: computing.of(split, stream) for split, stream in streams.items()}
     if sharing is not None:
         with tempfile.TemporaryDirectory(prefix="pion-reference-") as folder:
@@ -139,13 +146,8 @@ def _usable(
     context: TrainingContext, streams: Streams, start: StartingModel
 ) -> tuple[Bound | None, str]:
     """Return the numbers that HEAD names, or why a rank can't use them."""
-
-    def checked() -> Bound:
-        bound = _named_by_head(context, streams)
-        check_bound(start, streams, bound)
-        return bound
-
-    return _of_all_ranks(context, checked)
+    bound, wrong = _of_all_ranks(context, lambda: _named_by_head(context, streams))
+    return (None, wrong) if bound is None else _checked(context, streams, start, bound)
 
 
 def _of_all_ranks(context: TrainingContext, work: Callable[[], Bound]) -> tuple[Bound | None, str]:
@@ -204,11 +206,24 @@ def require_same(context: TrainingContext, bound: Bound, folder: Path | None) ->
         raise PionError(wrong)
 
 
-def check_bound(start: StartingModel, streams: Streams, bound: Bound) -> None:
-    """Raise BadInput if numbers of the first rows of a split are not those of this model."""
-    with _smaller_plans(start):
-        for split, stream in streams.items():
-            check_start(start, bound.splits[split].in_stream(stream), bound.dtype)
+def _checked(
+    context: TrainingContext, streams: Streams, start: StartingModel, bound: Bound
+) -> tuple[Bound | None, str]:
+    """Return these numbers, or why those of the first rows of a split are not of this model.
+
+    The ranks go from split to split together, because those of a sharded model compute together.
+    """
+
+    def checked(split: str) -> Bound:
+        check_start(start, bound.splits[split].in_stream(streams[split]), bound.dtype)
+        return bound
+
+    with start.measuring(), _smaller_plans(start):
+        for split in streams:
+            found, wrong = _of_all_ranks(context, partial(checked, split))
+            if found is None:
+                return None, wrong
+    return bound, ""
 
 
 def check_start(start: StartingModel, stream: RowStream, stored: str | None = None) -> None:
@@ -223,13 +238,8 @@ def require_base(
 ) -> None:
     """Raise PionError if a stage with LoRA would resume with numbers that are not of its base,
     which `start` has. Every rank calls this."""
-
-    def checked() -> Bound:
-        ready(start)
-        check_bound(start, streams, bound)
-        return bound
-
-    found, wrong = _of_all_ranks(context, checked)
+    ready(start)
+    found, wrong = _checked(context, streams, start, bound)
     if found is None:
         raise PionError(
             f"{wrong}. The checkpoints are safe, but prefer would learn with wrong numbers on this "
@@ -243,7 +253,8 @@ def ready(start: StartingModel) -> None:
     from pion.train.hardware import configure
 
     configure(start.plan)
-    start.model.to(torch.device(start.plan.device))
+    if start.shards is None:
+        start.model.to(torch.device(start.plan.device))
 
 
 @contextmanager
@@ -282,10 +293,7 @@ class _Pass:
         places = list(stream.places())
         size = self.start.plan.micro_batch
         for parts in batches(first, len(places), size, group.world_size):
-            mine = [places[row] for row in parts[group.rank]]
-            found = (
-                sums_of(self.start.model, stream.batch_at(mine), self.start.plan) if mine else []
-            )
+            found = self._computed(stream, [[places[row] for row in part] for part in parts])
             answers = group.of_all_ranks((found, context.should_stop()))
             rows = [row for found, _ in answers for row in found]
             check_sums(
@@ -303,6 +311,17 @@ class _Pass:
                 raise self._stopped()
         self._write(split, new, done)
         return done.whole()
+
+    def _computed(self, stream: RowStream, parts: list[list[Place]]) -> list[list[float]]:
+        """Return the numbers of this rank's rows, of those of each rank.
+
+        A rank of a sharded model without rows computes those of rank 0, with the others.
+        """
+        mine, start = parts[self.context.group.rank], self.start
+        if not mine and start.shards is None:
+            return []
+        found = sums_of(start.model, stream.batch_at(mine or parts[0]), start.plan)
+        return found if mine else []
 
     def _write(self, split: str, new: Rows, done: Rows) -> None:
         if self.chunks is None or not new.counts:

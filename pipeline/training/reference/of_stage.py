@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pion.data.preference.mismatched import require_mismatched
 from pion.model.lora_projections import B, additions
 from pion.model.parameters import tensors_sha256
+from pion.model.saved_weights import Tensors
 from pipeline.console.messages import Note
 from pipeline.state.shared.folder import WITH_ADDITIONS
 from pipeline.training.reference.compute import (
@@ -23,26 +25,55 @@ if TYPE_CHECKING:
     from pion.config.lora import Adapter
     from pion.data.stream import RowStream
     from pion.model.decoder import Decoder
+    from pion.model.saved_weights import Saved
     from pion.train.settings import ComputePlan
+    from pion.train.sharding import Shards
     from pipeline.job import Job
     from pipeline.state.checkpoints.restore import Loaded
     from pipeline.training.context import TrainingContext
     from pipeline.training.reference.share import Bound
 
-# The model that a stage starts from, what LoRA adds to it, and how this machine computes.
-Start = tuple["Decoder", "Adapter | None", "ComputePlan"]
+
+class Start(NamedTuple):
+    """The model that a stage starts from, what LoRA adds to it, and how this machine computes.
+
+    `weights` are those that the model lacks; None: it has them all.
+    """
+
+    model: Decoder
+    adapter: Adapter | None
+    plan: ComputePlan
+    weights: Saved | None = None
 
 
-def _starting(model: Decoder, adapter: Adapter | None, plan: ComputePlan) -> StartingModel:
-    """Return the model that a stage starts from: with LoRA, the base, and what it adds already."""
+def _starting(start: Start, context: TrainingContext) -> StartingModel:
+    """Return the model that a stage starts from: with LoRA, the base, and what it adds already.
+
+    The ranks of a sharded model get their parts of it.
+    """
+    model, _, plan, weights = start
+    name = name_of(start)
+    if not plan.sharded:
+        return StartingModel(model, name, plan)
+    from pion.train.hardware import configure
+    from pion.train.sharding import sharded
+
+    configure(plan)
+    return StartingModel(model, name, plan, sharded(model, weights, plan, context.group.rank))
+
+
+def name_of(start: Start) -> str:
+    """Return the hash of the weights that a stage starts from."""
+    model, adapter, _, saved = start
     if adapter is None:
-        return StartingModel(model, tensors_sha256(model.state_dict()), plan)
+        own = model.state_dict()
+        return tensors_sha256(own if saved is None else ChainMap(Tensors(saved), own))
     rounded = adapter.lora.base_dtype
     weights = str(adapter.base.sha256) + ("" if rounded is None else f" in {rounded}")
     added = additions(model)
     if any(bool(tensor.any()) for name, tensor in added.items() if name.endswith(f".{B}")):
         weights += f"{WITH_ADDITIONS}{tensors_sha256(added)}"
-    return StartingModel(model, weights, plan)
+    return weights
 
 
 def streams_of(job: Job, train: RowStream, held_out: RowStream) -> dict[str, RowStream]:
@@ -63,8 +94,9 @@ def with_reference(
     saved: Loaded | None,
     *,
     resumes: bool,
-) -> tuple[dict[str, RowStream], Bound]:
-    """Return the streams of both splits with the numbers of the reference, and these numbers.
+) -> tuple[dict[str, RowStream], Bound, Shards | None]:
+    """Return the streams of both splits with the numbers of the reference, these numbers, and the
+    rank's part of the model if it was sharded to compute them.
 
     If there are streams of mismatched rows, named as in MISMATCHED, they are those of the splits.
     Raises BadInput if these have too few sequences.
@@ -73,22 +105,27 @@ def with_reference(
     that `resumes` has the numbers that HEAD and its checkpoint name. Rank 0 has the checkpoint, and
     the weights of `start` are then of no use, but for a base of LoRA.
     """
+    shards = None
     if resumes:
         bound = bound_reference(context, streams)
         require_same(context, bound, None if saved is None else saved.folder)
-        _, adapter, plan = start
-        if (note := _other_dtype(bound, plan)) is not None:
+        if (note := _other_dtype(bound, start.plan)) is not None:
             context.report(Note(note))
-        if adapter is not None:  # LoRA adds what it does at the start, so this is the reference
-            require_base(context, streams, _starting(*start), bound)
+        if start.adapter is not None:  # LoRA adds what it does at the start: this is the reference
+            starting = _starting(start, context)
+            require_base(context, streams, starting, bound)
+            shards = starting.shards
     else:
-        bound = make_reference(context, streams, _starting(*start))
+        starting = _starting(start, context)
+        bound = make_reference(context, streams, starting)
+        shards = starting.shards
     if (others := bound.splits.get(MISMATCHED["train"])) is not None:
         require_mismatched(len(others.sums), len(bound.splits["train"].sums), "prefer")
     found = {split: bound.splits[split].in_stream(one) for split, one in streams.items()}
-    return {
+    splits = {
         split: found[split].with_mismatched(found.get(name)) for split, name in MISMATCHED.items()
-    }, bound
+    }
+    return splits, bound, shards
 
 
 def _other_dtype(bound: Bound, plan: ComputePlan) -> str | None:

@@ -22,8 +22,8 @@ from pion.generation.generate import generate_batch
 from pion.model.decoder import Decoder
 from pion.model.drawn_later import drawn_later
 from pion.model.lora_projections import adapted
+from pion.model.saved_weights import Whole
 from pion.train.optimizer import sharded_muon
-from pion.train.optimizer.state_pieces import Whole
 from pion.train.preference import Preference
 from pion.train.trainer import ComputePlan, SavedState, Trainer, TrainState
 from tests.families.families import FAMILIES

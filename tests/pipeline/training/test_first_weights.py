@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,11 +21,12 @@ from pion.formats.seeds import import_seed
 from pion.model.decoder import Decoder
 from pion.model.lora_projections import adapted, additions
 from pion.model.parameters import tensors_sha256
+from pion.model.saved_weights import Tensors
 from pion.train.settings import ComputePlan
 from pipeline.job import Job
 from pipeline.job.model_section import Base
 from pipeline.training.first_weights import first_model, frozen_base
-from pipeline.training.reference.of_stage import _starting
+from pipeline.training.reference.of_stage import Start, name_of
 from pipeline.training.setup import _with_additions
 from pipeline.training.train_request import Group
 from tests.paths import SEEDS
@@ -163,24 +165,27 @@ def test_learned_gates_are_continued_or_left_out(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def after_sft(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Decoder], Any]:
+def after_sft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Decoder], Any]:
     """The start of a run and its model after `sft`, and the context of a stage that follows."""
     models = {}
-    for seed, name in enumerate(("start", "after sft")):
+    for seed, name in enumerate(("start", "sft")):
         torch.manual_seed(seed)
         models[name] = Decoder(tiny_config(seq_len=96))
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(models[name].config.to_dict()))
+        save_file(models[name].state_dict(), folder / "model.safetensors")
     module = "pipeline.training.first_weights"
-    monkeypatch.setattr(f"{module}._brought_base", lambda *_: models["start"])
-    monkeypatch.setattr(f"{module}._bring_trained", lambda run, stage: (stage, Path(stage)))
-    for load in ("pion.formats.load.load_decoder", "pipeline.models.load.load_model_in"):
-        monkeypatch.setattr(load, lambda folder: {Path("sft"): models["after sft"]}[folder])
+    monkeypatch.setattr(f"{module}.bring_base", lambda store, base_hash: tmp_path / "start")
+    monkeypatch.setattr(f"{module}._bring_trained", lambda run, stage: (stage, tmp_path / stage))
     base = Base("base", "a" * 64, "b" * 64, tiny_config(seq_len=96).to_dict())
     prefer = {"sources": [{"kind": "jsonl", "path": "pairs.jsonl"}], "lora": {"rank": 2}}
     values = tiny_dict(model={"from": "base"}, pretrain=None, prefer=prefer)
     del values["tokenizer"]
     job = Job.model_validate(values, context={"base": base})
     assert job.train_stages == ["sft", "prefer"]
-    return models, SimpleNamespace(job=job, run=None, fetch=lambda bring: bring())
+    run = SimpleNamespace(store=None)
+    return models, SimpleNamespace(job=job, run=run, fetch=lambda bring: bring())
 
 
 def test_preferences_after_fine_tuning_start_from_the_fine_tuned_model(
@@ -188,15 +193,14 @@ def test_preferences_after_fine_tuning_start_from_the_fine_tuned_model(
 ) -> None:
     """Also with LoRA: the base of the job is not what the additions, or the reference, are of."""
     models, context = after_sft
-    assert first_model(context, "prefer")[0] is models["after sft"]
-    base, identity = frozen_base(context, "prefer")
-    assert base is models["after sft"]
-    assert identity.sha256 == tensors_sha256(base.state_dict())
-    plan = ComputePlan()
-    named = _starting(base, Adapter(Lora(rank=2), identity), plan).weights
-    assert (
-        named == _starting(base, None, plan).weights != tensors_sha256(models["start"].state_dict())
-    )
+    start, after = (tensors_sha256(models[name].state_dict()) for name in ("start", "sft"))
+    assert start != after
+    assert tensors_sha256(first_model(context, "prefer")[0].state_dict()) == after
+    config, weights, identity = frozen_base(context, "prefer")
+    assert tensors_sha256(Tensors(weights)) == identity.sha256 == after
+    model, plan = Decoder.from_state(config, dict(Tensors(weights))), ComputePlan()
+    for adapter in (None, Adapter(Lora(rank=2), identity)):
+        assert name_of(Start(model, adapter, plan)) == after
 
 
 def test_additions_that_are_trained_further_are_brought_once(
@@ -223,7 +227,7 @@ def test_additions_that_are_trained_further_are_brought_once(
 
     monkeypatch.setattr("pipeline.training.first_weights._bring_trained", bring)
     data: Any = None
-    model, _, adapter = _with_additions(context, "prefer", data, ComputePlan(), None)
+    model, _, _, adapter = _with_additions(context, "prefer", data, ComputePlan(), None)
     assert brought == ["sft"]
     assert adapter.base.sha256 == identity.sha256
     found = additions(model)

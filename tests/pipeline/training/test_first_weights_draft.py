@@ -17,6 +17,7 @@ from pion.errors import BadInput
 from pion.formats.weights import write_safetensors
 from pion.model.decoder import Decoder
 from pion.model.draft_block import most_frequent
+from pion.model.saved_weights import Tensors
 from pipeline.training.first_weights import count_draft_ids, first_model, frozen_base
 from tests.support.jobs import tiny_job
 
@@ -82,7 +83,8 @@ def adapted_from(source: Path, **changes: Any) -> Decoder:
     lora = {"sft__init_from": str(source), "sft__lora": {"rank": 4}, "sft__seq_len": 32}
     job = tiny_job(model=SHAPE | changes, pretrain=None, **lora)
     context: Any = SimpleNamespace(job=job, fetch=lambda bring: bring())
-    return frozen_base(context, "sft")[0]
+    config, weights, _ = frozen_base(context, "sft")
+    return Decoder.from_state(config, dict(Tensors(weights)))
 
 
 def test_lora_keeps_the_block_of_its_base_and_needs_one_that_has_learned(tmp_path: Path) -> None:

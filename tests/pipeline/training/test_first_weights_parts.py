@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from pion.config.lora import Adapter, Lora
+from pion.config.model_config import ModelConfig
+from pion.config.parts import Experts
+from pion.errors import BadInput
+from pion.formats.huggingface.architectures import to_transformers
+from pion.formats.load import identify, load_decoder
 from pion.model.decoder import Decoder
+from pion.model.lora_later import adapted_later
+from pion.model.lora_projections import adapted, add_lora, additions
+from pion.model.saved_weights import Tensors, Whole
 from pipeline.job import Job
 from pipeline.job.model_section import Base
 from pipeline.state.record_json import to_json
@@ -72,3 +82,124 @@ def test_the_weights_of_a_base_are_fitted_to_the_job(
     values = tiny_dict(model={"from": "base"}, pretrain=None)
     del values["tokenizer"]
     same_start(context_of(Job.model_validate(values, context={"base": base})), "sft")
+
+
+# ---------------------------------------------------------------- models from elsewhere
+
+EXPERTS = {"n": 4, "top_k": 2, "shared": 0}
+SHAPE = ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "vocab_size", "seq_len")
+
+
+def drawn(config: ModelConfig) -> Decoder:
+    torch.manual_seed(7)
+    return Decoder(config)
+
+
+def of_transformers(folder: Path, model: Decoder) -> Path:
+    """Save a model as transformers does: by its names, in bf16, in two files."""
+    folder.mkdir()
+    settings, state = to_transformers(model.config, model.state_dict())
+    (folder / "config.json").write_text(to_json(settings))
+    shard_of = {name: f"model-{i % 2}.safetensors" for i, name in enumerate(sorted(state))}
+    for shard in set(shard_of.values()):
+        own = {name: state[name].bfloat16() for name in state if shard_of[name] == shard}
+        save_file(own, folder / shard)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shard_of}))
+    return folder
+
+
+def context_from(source: Path, model: dict[str, Any]) -> Any:
+    job = tiny_job(model=model, sft=None, pretrain__init_from=str(source))
+    return context_of(job)
+
+
+@pytest.mark.parametrize("experts", [None, EXPERTS])
+def test_a_model_of_other_people_is_read_where_it_is_needed(
+    tmp_path: Path, experts: dict[str, int] | None
+) -> None:
+    """Each expert is a tensor for itself in its files."""
+    config = tiny_config(seq_len=96, experts=None if experts is None else Experts(**experts))
+    folder = of_transformers(tmp_path / "theirs", drawn(config))
+    section = {name: getattr(config, name) for name in SHAPE}
+    section |= {} if experts is None else {"experts": experts}
+    for changes in ({}, {"seq_len": 48}, {"gates": True}):
+        same_start(context_from(folder, section | changes), "pretrain")
+
+
+def test_rows_of_the_head_that_no_token_has_are_filled_up(tmp_path: Path) -> None:
+    shape = {"n_layers": 6, "d_model": 32, "n_heads": 2, "n_kv_heads": 2, "d_ff": 48}
+    shape |= {"vocab_size": 262, "seq_len": 64}
+    model = Decoder(ModelConfig.preset("daisy-pico", **shape))
+    with torch.no_grad():
+        model.lm_head.weight.normal_()  # else its rows start as 0
+    folder = of_transformers(tmp_path / "theirs", model)
+    same_start(context_from(folder, {"preset": "daisy-pico", **shape}), "pretrain")
+
+
+def test_weights_that_do_not_fit_are_refused_before_they_are_read(tmp_path: Path) -> None:
+    config = tiny_config(seq_len=96)
+    folder = of_transformers(tmp_path / "theirs", drawn(config))
+    settings = json.loads((folder / "config.json").read_text()) | {"intermediate_size": 64}
+    (folder / "config.json").write_text(json.dumps(settings))
+    section = {name: getattr(config, name) for name in SHAPE} | {"d_ff": 64}
+    misfit = r"theirs: blocks\.0\.feedforward\.[\w.]+ has shape \(48, 32\)"
+    with pytest.raises(BadInput, match=misfit):
+        first_parts(context_from(folder, section), "pretrain")
+
+
+# ---------------------------------------------------------------- LoRA
+
+
+def trained_adapter(folder: Path, base: Path, lora: Lora) -> Path:
+    """Save what LoRA has trained on a base."""
+    model = load_decoder(base)
+    adapter = Adapter(lora, identify(model, str(base)))
+    config = model.config
+    add_lora(model, lora, seed=1)
+    torch.manual_seed(2)
+    for tensor in additions(model).values():
+        tensor.normal_(std=0.1)
+    folder.mkdir()
+    (folder / "adapter.json").write_bytes(adapter.to_json())
+    (folder / "config.json").write_text(to_json(config.to_dict()))
+    save_file(additions(model), folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("base_dtype", [None, "bfloat16"])
+def test_what_lora_has_trained_is_merged_matrix_by_matrix(tmp_path: Path, base_dtype: Any) -> None:
+    config = tiny_config(seq_len=96)
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text(to_json(config.to_dict()))
+    save_file(drawn(config).state_dict(), base / "model.safetensors")
+    folder = trained_adapter(tmp_path / "added", base, Lora(rank=2, base_dtype=base_dtype))
+    section = {name: getattr(config, name) for name in SHAPE}
+    same_start(context_from(folder, section), "pretrain")
+    (base / "model.safetensors").unlink()
+    save_file(Decoder(config).state_dict(), base / "model.safetensors")
+    with pytest.raises(BadInput, match="added"):
+        first_parts(context_from(folder, section), "pretrain")
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("base_dtype", [None, "bfloat16"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_frozen_base_is_kept_as_a_whole_one_is(
+    dtype: torch.dtype, base_dtype: Any, stored: torch.dtype
+) -> None:
+    base, lora = drawn(tiny_config()), Lora(rank=2, base_dtype=base_dtype)
+    state = {name: tensor.to(stored) for name, tensor in base.state_dict().items()}
+    whole = adapted(Decoder.from_state(base.config, state), lora, seed=3, dtype=dtype)
+    model, weights = adapted_later(base.config, Whole(state), lora, seed=3, dtype=dtype)
+    expected, found = whole.state_dict(), model.state_dict()
+    assert list(found) == list(expected)
+    for name, tensor in Tensors(weights).items():
+        own = torch.empty_like(found[name], device="cpu").copy_(tensor)
+        assert own.dtype == expected[name].dtype
+        assert torch.equal(own, expected[name]), name
+    added = additions(whole)
+    assert expected.keys() - weights.layout().keys() == added.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in added.items())
+    learned = {name for name, param in model.named_parameters() if param.requires_grad}
+    assert learned == added.keys()

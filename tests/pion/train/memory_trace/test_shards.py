@@ -20,6 +20,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker
 from torch.distributed.device_mesh import init_device_mesh
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pion.config.lora import Lora
 from pion.config.model_config import ModelConfig
@@ -30,7 +31,7 @@ from pion.model.lora_projections import add_lora, additions
 from pion.model.params_and_flops import shapes_and_roles
 from pion.train import sharding
 from pion.train.memory import Workload, predict_memory
-from pion.train.memory_trace.stand_ins import replaced, stand_ins
+from pion.train.memory_trace.stand_ins import OPENED, replaced, stand_ins
 from pion.train.shard_rules import KEPT_WHOLE, part_of
 from pion.train.sharding import Shards
 from tests.cuda_rehearsal.fake_group import fake_group
@@ -66,13 +67,25 @@ def counted(config: ModelConfig, ranks: int, rows: int, dtype: str, *, recompute
         model.forward = partial(Decoder.losses, model)  # type: ignore[method-assign, assignment]
         tokens = torch.zeros(rows, config.seq_len, dtype=torch.int64)
         tracker = FSDPMemTracker(model)
-        with tracker, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with tracker, Opened(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             losses = model(tokens, tokens, options=StepOptions(recompute=recompute))
             total = losses.ce + losses.aux * 0.1
             del losses
             total.backward()
         peak = tracker.get_tracker_snapshot("peak")
         return int(max(kinds["Total"] for kinds in peak.values()))
+
+
+class Opened(TorchDispatchMode):
+    """Runs the bodies of operations of which the tracker would see only the results.
+
+    Inside, the products of experts need up to 100 MiB in these models.
+    """
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        return OPENED.get(func, func)(*args, **(kwargs or {}))
 
 
 @contextlib.contextmanager
@@ -150,7 +163,5 @@ def test_the_additions_of_the_rank_that_has_the_most_are_counted() -> None:
 def test_the_prediction_holds_for_each_family(
     preset: str, ranks: int, dtype: str, recompute: bool
 ) -> None:
-    if preset == "tachyon-tiny" and dtype == "float32":
-        pytest.skip("experts in fp32 are predicted up to 23 % over")
     config = ModelConfig.preset(preset, **FAMILIES[preset])
     check(config, ranks, dtype, recompute=recompute)

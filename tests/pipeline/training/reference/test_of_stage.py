@@ -16,7 +16,7 @@ from pion.model.lora_projections import adapted, additions, with_tensors
 from pion.train.settings import ComputePlan
 from pipeline.console.messages import Note
 from pipeline.training.reference.compute import make_reference
-from pipeline.training.reference.of_stage import _starting, with_reference
+from pipeline.training.reference.of_stage import Start, name_of, with_reference
 from tests.support.reference_world import World, make_world, model_of_the_world
 
 PLAN = ComputePlan(micro_batch=2, threads=1)
@@ -27,7 +27,7 @@ def world(tmp_path: Path) -> World:
     return make_world(tmp_path, pairs=12)
 
 
-def resume(world: World, start: Any) -> list[str]:
+def resume(world: World, start: Start) -> list[str]:
     """Resume a stage; return what is said."""
     world.said.clear()
     with world.context() as context:
@@ -40,17 +40,15 @@ def bind(world: World, model: Decoder | None = None) -> None:
         make_reference(context, world.streams(), world.start(model))
 
 
-def by_lora(
-    base: Decoder, tensors: dict[str, Tensor] | None = None
-) -> tuple[Decoder, Adapter, ComputePlan]:
+def by_lora(base: Decoder, tensors: dict[str, Tensor] | None = None) -> Start:
     lora = Lora(rank=2)
     model = adapted(base, lora, seed=0, dtype=torch.float32, tensors=tensors)
-    return model, Adapter(lora, BaseModel("the base", "0" * 64)), PLAN
+    return Start(model, Adapter(lora, BaseModel("the base", "0" * 64)), PLAN)
 
 
 def test_the_same_dtype_is_not_worth_a_word(world: World) -> None:
     bind(world)
-    assert resume(world, (model_of_the_world(), None, PLAN)) == []
+    assert resume(world, Start(model_of_the_world(), None, PLAN)) == []
 
 
 @pytest.mark.parametrize(
@@ -73,7 +71,7 @@ def test_another_dtype_than_that_of_the_reference_is_said(
 ) -> None:
     bind(world)
     plan = ComputePlan(micro_batch=2, threads=1, **changes)
-    (said,) = resume(world, (model_of_the_world(), None, plan))
+    (said,) = resume(world, Start(model_of_the_world(), None, plan))
     assert said.startswith("warning: prefer resumes with a reference")
     assert words in said
     assert "stay as they are" in said
@@ -104,9 +102,9 @@ def of_sft(base: Decoder) -> dict[str, Tensor]:
 
 def test_lora_that_begins_with_additions_has_their_model_as_its_reference(world: World) -> None:
     tensors = of_sft(model_of_the_world())
-    model, adapter, _ = by_lora(model_of_the_world(), tensors)
+    model, adapter, *_ = by_lora(model_of_the_world(), tensors)
     with world.context() as context:
-        with_reference(context, world.streams(), (model, adapter, PLAN), None, resumes=False)
+        with_reference(context, world.streams(), Start(model, adapter, PLAN), None, resumes=False)
     again = by_lora(model_of_the_world(), tensors)
     assert resume(world, again) == []
     with pytest.raises(PionError, match="these reference numbers are not of these weights"):
@@ -116,21 +114,21 @@ def test_lora_that_begins_with_additions_has_their_model_as_its_reference(world:
 
 
 def test_other_additions_have_another_reference(world: World) -> None:
-    model, adapter, _ = by_lora(model_of_the_world(), of_sft(model_of_the_world()))
-    alone, _, _ = by_lora(model_of_the_world())
-    weights = {_starting(one, adapter, PLAN).weights for one in (model, alone)}
+    model, adapter, *_ = by_lora(model_of_the_world(), of_sft(model_of_the_world()))
+    alone, *_ = by_lora(model_of_the_world())
+    weights = {name_of(Start(one, adapter, PLAN)) for one in (model, alone)}
     assert len(weights) == 2
     assert "0" * 64 in weights  # as before there were such additions
 
 
 def test_lora_in_another_dtype_may_differ_by_more(world: World) -> None:
     bind(world)
-    model, adapter, _ = by_lora(model_of_the_world())
-    (said,) = resume(world, (model, adapter, ComputePlan(micro_batch=2, dtype="bfloat16")))
+    model, adapter, *_ = by_lora(model_of_the_world())
+    (said,) = resume(world, Start(model, adapter, ComputePlan(micro_batch=2, dtype="bfloat16")))
     assert "hardware.dtype was float32" in said
 
 
 def test_weights_that_were_trained_are_not_compared(world: World) -> None:
     """Without LoRA, nobody has the weights that a stage started from."""
     bind(world)
-    assert resume(world, (model_of_the_world(1), None, PLAN)) == []
+    assert resume(world, Start(model_of_the_world(1), None, PLAN)) == []

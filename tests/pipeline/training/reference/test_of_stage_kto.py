@@ -12,7 +12,7 @@ from pion.data.stream import RowStream
 from pion.errors import BadInput
 from pipeline.training.reference import compute
 from pipeline.training.reference.chunks import Chunks
-from pipeline.training.reference.of_stage import with_reference
+from pipeline.training.reference.of_stage import Start, with_reference
 from pipeline.training.reference.share import MISMATCHED, Bound
 from tests.support.reference_world import (
     World,
@@ -37,8 +37,10 @@ def streams(world: World, *, kto: bool) -> Mapping[str, RowStream]:
 
 def made(world: World, name: str = "tiny", *, kto: bool = True) -> tuple[Any, Bound]:
     with world.context(name) as context:
-        start = model_of_the_world(), None, world.start().plan
-        return with_reference(context, streams(world, kto=kto), start, None, resumes=False)
+        start = Start(model_of_the_world(), None, world.start().plan)
+        given = streams(world, kto=kto)
+        found, bound, _ = with_reference(context, given, start, None, resumes=False)
+        return found, bound
 
 
 def sums(bound: Bound) -> dict[str, list[float]]:
@@ -81,8 +83,10 @@ def test_a_stage_that_resumes_and_another_run_compute_nothing(
     _, first = made(world)
     monkeypatch.setattr(compute, "sums_of", lambda *given: pytest.fail("computed again"))
     with world.context() as context:
-        start = model_of_the_world(), None, world.start().plan
-        found, again = with_reference(context, streams(world, kto=True), start, None, resumes=True)
+        start = Start(model_of_the_world(), None, world.start().plan)
+        found, again, _ = with_reference(
+            context, streams(world, kto=True), start, None, resumes=True
+        )
     assert again.record == first.record
     assert found["train"].mismatched is not None
     assert made(world, "second")[1].record == first.record

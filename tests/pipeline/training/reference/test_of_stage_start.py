@@ -14,7 +14,7 @@ from pion.model.parameters import tensors_sha256
 from pion.train.settings import ComputePlan
 from pipeline.training.reference import of_stage
 from pipeline.training.reference.compute import StartingModel
-from pipeline.training.reference.of_stage import with_reference
+from pipeline.training.reference.of_stage import Start, with_reference
 from tests.support.tiny_config import tiny_config
 
 PLAN = ComputePlan()
@@ -41,9 +41,9 @@ def numbers(name: str) -> Any:
     )
 
 
-def start_of_the_stage() -> tuple[Decoder, None, ComputePlan]:
+def start_of_the_stage() -> Start:
     torch.manual_seed(0)
-    return Decoder(tiny_config()), None, PLAN
+    return Start(Decoder(tiny_config()), None, PLAN)
 
 
 @pytest.fixture
@@ -70,10 +70,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def test_a_stage_that_begins_makes_the_numbers_with_its_first_weights(asked: list[Any]) -> None:
     given = start_of_the_stage()
-    streams, found = with_reference(SimpleNamespace(), STREAMS, given, None, resumes=False)
+    streams, found, _ = with_reference(SimpleNamespace(), STREAMS, given, None, resumes=False)
     (start,) = asked
-    assert (start.model, start.plan) == (given[0], PLAN)
-    assert start.weights == tensors_sha256(given[0].state_dict())
+    assert (start.model, start.plan) == (given.model, PLAN)
+    assert start.weights == tensors_sha256(given.model.state_dict())
     assert found.record == b"new"
     assert streams == {
         "train": "rows of train with new train",
@@ -85,7 +85,7 @@ def test_a_stage_that_resumes_has_the_numbers_of_its_checkpoint(asked: list[Any]
     """Else its trained weights would become its reference."""
     saved: Any = SimpleNamespace(folder=Path("checkpoint"))
     given = start_of_the_stage()
-    streams, _ = with_reference(SimpleNamespace(), STREAMS, given, saved, resumes=True)
+    streams, *_ = with_reference(SimpleNamespace(), STREAMS, given, saved, resumes=True)
     assert asked == ["bound", (b"bound", Path("checkpoint"))]
     assert streams["train"] == "rows of train with bound train"
 

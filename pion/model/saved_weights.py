@@ -1,0 +1,125 @@
+"""Weights that are read when somebody needs them, so that no process has to hold a whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from pion.config.model_config import ModelConfig
+from pion.model.decoder import Decoder
+
+Layout = Mapping[str, tuple[torch.Size, torch.dtype]]
+
+
+class Saved(Protocol):
+    """Saved tensors, of which a rank reads only the elements that it needs."""
+
+    def layout(self) -> Layout:
+        """Return the shape and the dtype of each whole tensor, by name."""
+
+    def part(self, name: str, start: int, stop: int) -> Tensor:
+        """Return the elements [start, stop) of a flattened tensor, on any device."""
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Whole tensors in memory, or mapped from files, as `Saved`."""
+
+    tensors: Mapping[str, Tensor]
+
+    def layout(self) -> Layout:
+        """Return the shape and the dtype of each tensor, by name."""
+        return {name: (tensor.shape, tensor.dtype) for name, tensor in self.tensors.items()}
+
+    def part(self, name: str, start: int, stop: int) -> Tensor:
+        """Return the elements [start, stop) of a flattened tensor."""
+        return self.tensors[name].reshape(-1)[start:stop]
+
+
+class Tensors(Mapping[str, Tensor]):
+    """The tensors of `saved` by their names. Each is read whole when it is asked for, and is not
+    kept."""
+
+    def __init__(self, saved: Saved) -> None:
+        self._saved = saved
+        self._shapes = {name: shape for name, (shape, _) in saved.layout().items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        shape = self._shapes[name]
+        return self._saved.part(name, 0, shape.numel()).view(shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+
+def placeholders(layout: Layout) -> dict[str, Tensor]:
+    """Return tensors of this layout without values, on the device `meta`."""
+    return {n: torch.empty(shape, dtype=dt, device="meta") for n, (shape, dt) in layout.items()}
+
+
+class Taken(NamedTuple):
+    """How a tensor of this `shape` is made of a saved one: of so many of its first elements. The
+    others are 0."""
+
+    shape: torch.Size
+    elements: int
+
+
+@dataclass(frozen=True)
+class Changed:
+    """Saved tensors of which only some are taken, and which may be cut or filled up; and new ones.
+
+    A tensor that is in both is new.
+    """
+
+    saved: Saved
+    taken: Mapping[str, Taken]
+    new: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def layout(self) -> Layout:
+        """Return the shape and the dtype of each tensor, by name."""
+        of_saved = self.saved.layout()
+        found = {name: (taken.shape, of_saved[name][1]) for name, taken in self.taken.items()}
+        return found | {name: (tensor.shape, tensor.dtype) for name, tensor in self.new.items()}
+
+    def part(self, name: str, start: int, stop: int) -> Tensor:
+        """Return the elements [start, stop) of a flattened tensor."""
+        if name in self.new:
+            return self.new[name].reshape(-1)[start:stop]
+        elements = self.taken[name].elements
+        found = self.saved.part(name, min(start, elements), min(stop, elements))
+        zeros = stop - start - len(found)
+        return torch.cat([found, found.new_zeros(zeros)]) if zeros else found
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """Saved tensors of which those named `names` are rounded to bfloat16."""
+
+    saved: Saved
+    names: Collection[str]
+
+    def layout(self) -> Layout:
+        """Return the shape and the dtype of each tensor, by name."""
+        return {
+            name: (shape, torch.bfloat16 if name in self.names else dtype)
+            for name, (shape, dtype) in self.saved.layout().items()
+        }
+
+    def part(self, name: str, start: int, stop: int) -> Tensor:
+        """Return the elements [start, stop) of a flattened tensor."""
+        found = self.saved.part(name, start, stop)
+        return found.float().bfloat16() if name in self.names else found
+
+
+def without_values(config: ModelConfig) -> Decoder:
+    """Return a decoder whose weights are still to be read: they are on the device `meta`."""
+    with torch.device("meta"):
+        return Decoder(config)
