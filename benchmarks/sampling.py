@@ -6,7 +6,7 @@ measures the engine of `pion serve` with 16 slots: a model of random weights dec
 the dtype that `pion serve` chooses. Only the drawing differs between the sides. The sides take
 turns in one process.
 
-    python -m benchmarks.sampling draws
+    python -m benchmarks.sampling draws [--device cuda]
     python -m benchmarks.sampling serving PRESET|demo [--tokens N] [--rounds N]
 """
 
@@ -132,11 +132,11 @@ def likely(vocabulary: int) -> Tensor:
     )
 
 
-def draws() -> dict[str, Any]:
+def draws(device: str) -> dict[str, Any]:
     """Return the microseconds of a row for each vocabulary and setting, and their ratios."""
     found: dict[str, Any] = {}
     for vocabulary in VOCABULARIES:
-        logits = likely(vocabulary)
+        logits = likely(vocabulary).to(device)
         for name, sampling in SETTINGS.items():
             sides = {"rows": one_by_one(logits, sampling), "together": together(logits, sampling)}
             times = alternate({side: timed(work) for side, work in sides.items()}, DRAW_ROUNDS, 2)
@@ -279,13 +279,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", choices=("draws", "serving"))
     parser.add_argument("model", nargs="?", default="demo")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     known: dict[str, Any] = json.loads(RESULT.read_text()) if RESULT.exists() else {}
     here = {"machine": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__}
-    if args.what == "draws":
-        known["draws"] = {**here, "microseconds": draws()}
+    if args.what == "draws" and args.device == "cuda":
+        here |= {"machine": torch.cuda.get_device_name()}
+        known["draws on a GPU"] = {**here, "microseconds": draws("cuda")}
+    elif args.what == "draws":
+        known["draws"] = {**here, "microseconds": draws("cpu")}
     else:
         found = serving(args.model, args.tokens, args.rounds)
         known.setdefault("serving", {})[args.model] = {**here, **found}
