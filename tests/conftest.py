@@ -145,19 +145,32 @@ def s3() -> Iterator[S3Server]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep the cache of who runs the tests out of the tests: with each run, it grows."""
+    """Keep the cache of who runs the tests out of the tests: with each run, it grows.
+
+    The processes that tests start trace each step once too.
+    """
+    cache = tmp_path_factory.mktemp("cache")
+    traces = _traces_of_the_session(tmp_path_factory)
+    (cache / "pion").mkdir()
+    (cache / "pion" / "step-memory").symlink_to(traces)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_CACHE_HOME", str(cache))
         yield
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_memory_of_traces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Trace each step once for all tests, though tests have cache folders of their own."""
-    folder = _of_the_session(tmp_path_factory) / "step-memory"
+    folder = _traces_of_the_session(tmp_path_factory)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(remembered, "_folder", lambda: folder)
         yield
+
+
+def _traces_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = _of_the_session(tmp_path_factory) / "step-memory"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def _of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Path:

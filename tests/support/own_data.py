@@ -49,9 +49,10 @@ def texts_folder(folder: Path, files: int = 12, paragraphs: int = 40) -> Path:
     return place
 
 
-def jsonl_texts(folder: Path, count: int = 600) -> Path:
+def jsonl_texts(folder: Path, count: int = 600, length: int = 80) -> Path:
+    """Write `count` texts of `length` words."""
     return write_lines(
-        folder / "articles.jsonl", [{"id": n, "text": words(80, n)} for n in range(count)]
+        folder / "articles.jsonl", [{"id": n, "text": words(length, n)} for n in range(count)]
     )
 
 

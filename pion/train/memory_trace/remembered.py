@@ -92,7 +92,9 @@ def _timed() -> Iterator[None]:
         _CLOCK.seconds, _CLOCK.since = traced_seconds(), None
 
 
-@lru_cache(maxsize=8)
+# A plan for money asks in turn for the traces of a family's sizes, of two stages each. To trace one
+# takes a second, and to keep it a few megabytes.
+@lru_cache(maxsize=32)
 def _trace(what: Traced) -> StepTrace:
     from pion.train.memory_trace.step import StepTrace  # imports much of torch
 

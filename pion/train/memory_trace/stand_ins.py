@@ -15,8 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad, scaled_dot_product_attention
-from torch.overrides import TorchFunctionMode
+from torch.nn.functional import pad
 
 from pion.model import chunks_of_logits, decoder, draft_block, log_probs, loss
 from pion.model.attention import attention, masks, rope
@@ -50,7 +49,9 @@ def stand_ins(device_type: str, capability: tuple[int, int]) -> Iterator[None]:
         ):
             stack.enter_context(replaced(owner, name, value))
         if device_type == "cuda":
-            stack.enter_context(FusedAttention())
+            stack.enter_context(
+                replaced(attention, "scaled_dot_product_attention", _fused_attention)
+            )
             stack.enter_context(replaced(chunks_of_logits, "product_in_fp32", _product_in_fp32))
             stack.enter_context(replaced(CompiledChunks, "gradients", _gradients_of_few_parts))
         yield
@@ -98,16 +99,6 @@ def replaced(owner: Any, name: str, stand_in: Callable[..., Any]) -> Iterator[No
         setattr(owner, name, before)
 
 
-class FusedAttention(TorchFunctionMode):
-    """Calls the kernel that torch chooses for attention on a card, without asking the driver."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        attends = func is scaled_dot_product_attention
-        return (_fused_attention if attends else func)(*args, **(kwargs or {}))
-
-
 def _fused_attention(
     query: Tensor,
     key: Tensor,
@@ -117,6 +108,7 @@ def _fused_attention(
     scale: float | None = None,
     **_: Any,
 ) -> Tensor:
+    """Call the kernel that torch chooses on a card, without asking the driver."""
     aten = torch.ops.aten
     if attn_mask is None and query.dtype == torch.bfloat16:
         width = query.shape[-1]

@@ -166,17 +166,19 @@ def test_200_gigabytes_are_looked_at_in_part_and_sized_by_the_money(
     here: Path, pion: Pion, sky_home: SkyHome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.new.sample.LOOK_BYTES", 200_000)
-    data = own_data.jsonl_texts(here, 2000)
+    # So long that rows have 2,048 tokens: other tests trace the same models at this length.
+    data = own_data.jsonl_texts(here, 200, length=1200)
     with data.open("r+b") as file:
         file.truncate(200 << 30)  # a hole: it takes no room on the disk
     _, printed = made(pion, data)
-    assert "Looked at the first part of 1 file, 200 kB" in printed
+    assert "Looked at the first part of 1 file, 201 kB" in printed  # to the end of a text
     price = float(printed.partition("about $")[2].partition(":")[0])
     assert 2 < price <= 20
     assert "would cost $" in printed
     assert "% of the text, but all of it is prepared first" in printed
     less, printed = made_again(pion, data, "--dollars", "0.5")
     assert less.model.preset == "pion2-max-nano"
+    assert less.data.seq_len == 2048
     assert float(printed.partition("about $")[2].partition(":")[0]) <= 0.5
 
 
