@@ -156,7 +156,7 @@ def worker_loop(config: dict[str, Any]) -> None:
         training.is_resized = resize.is_asked
         training.import_torch()
         outcome = train_stages(training)
-        if outcome == "done" or line.stop_requested or not resize.is_asked():
+        if outcome == "done" or not resize.made_room(lambda: line.stop_requested):
             line.send(Trained(outcome))
     except CardFailed as error:
         line.send(Note(f"worker {rank}: {error}"))
