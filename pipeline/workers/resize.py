@@ -7,6 +7,7 @@ no time to save.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -28,6 +29,8 @@ SAVE_SECONDS = 1800.0
 LOOK_SECONDS = 5.0
 # How much later than another worker this one may be asked.
 LATE_SECONDS = 30.0
+
+logger = logging.getLogger(__name__)
 
 _asked, _ended = threading.Event(), threading.Event()
 
@@ -98,5 +101,7 @@ def save_and_end(group: WorkerGroup) -> None:
             waiting: Any = group.execute_async(has_ended, LOOK_SECONDS)
             if all(ray.get(waiting, timeout=SAVE_SECONDS)):
                 return
-    except RayError:  # a worker died: the new group resumes from the last commit
-        return
+    except RayError:  # a worker died
+        logger.warning(
+            "workers could not save. The next resume from the last commit", exc_info=True
+        )
