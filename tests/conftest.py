@@ -90,7 +90,7 @@ IMPORTED = (
 SHARED_RAY = """
 import sys, time
 from pipeline.workers.ray_fit import start_ray
-start_ray(sys.argv[1], None, workers=2, gpus=0)
+start_ray(sys.argv[1], None, cpus=2, gpus=0)
 import ray
 print("address", ray.get_runtime_context().gcs_address, flush=True)
 time.sleep(100_000)

@@ -191,16 +191,21 @@ class WorkersTraining:
             )
         return False
 
+    def _end_in_order(self) -> None:
+        """Let Ray forget a group whose size may change, if there is time."""
+        if self._elastic and self._start.stopping.deadline is None:
+            self._workers.end_in_order()
+
     def _hear(self, rank: int, message: FromWorker | FitEnded) -> str | None:
         """Handle a message; return the outcome if rank 0 has trained."""
         match message:
             case Trained():
                 if rank != 0:
                     return None
-                if self._elastic and self._start.stopping.deadline is None:
-                    self._workers.end_in_order()
+                self._end_in_order()
                 return message.outcome
             case WorkerFailed():
+                self._end_in_order()
                 raise error_from_json(message.error)
             case FitEnded():
                 raise PionError(

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pipeline.training.train_request import Group, TrainRequest
     from pipeline.workers.lifeline import Lifeline
 
 RAY_ENVIRONMENT = {
@@ -128,11 +129,6 @@ def worker_loop(config: dict[str, Any]) -> None:
     import ray.util
     import torch.distributed as dist
 
-    from pion.errors import CardFailed, Interrupted, PionError
-    from pipeline.console.messages import Note, Trained, WorkerFailed, WorkerStarted
-    from pipeline.state.stores.errors import error_to_json
-    from pipeline.training.context import TrainingContext
-    from pipeline.training.loop import train_stages
     from pipeline.training.train_request import Group, TrainRequest
     from pipeline.workers import resize
     from pipeline.workers.lifeline import Lifeline, LifelineAddress
@@ -143,11 +139,29 @@ def worker_loop(config: dict[str, Any]) -> None:
         line = Lifeline(LifelineAddress(**config["lifeline"]), rank)
     except OSError:
         return  # restarted after the driver hung up: nothing to do
-    request = TrainRequest(**config["request"])
     group = Group(rank, world_size, distributed=dist.is_initialized() and world_size > 1)
     # The driver watches its own machine.
     elsewhere = ray.util.get_node_ip_address() != config["lifeline"]["host"]
     end_watch = watch_machine(rank, line) if elsewhere and context.get_local_rank() == 0 else None
+    try:
+        train(TrainRequest(**config["request"]), group, line)
+    finally:
+        if end_watch is not None:
+            end_watch()
+        line.close()
+        resize.ended()
+
+
+def train(request: TrainRequest, group: Group, line: Lifeline) -> None:
+    """Train as one of the `group`, and tell the driver how it ends. Raises what a restart of all
+    workers may fix."""
+    from pion.errors import CardFailed, Interrupted, PionError
+    from pipeline.console.messages import Note, Trained, WorkerFailed, WorkerStarted
+    from pipeline.state.stores.errors import error_to_json
+    from pipeline.training.context import TrainingContext
+    from pipeline.training.loop import train_stages
+    from pipeline.workers import resize
+
     try:
         line.send(WorkerStarted(os.getpid()))
         training = TrainingContext(
@@ -156,10 +170,10 @@ def worker_loop(config: dict[str, Any]) -> None:
         training.is_resized = resize.is_asked
         training.import_torch()
         outcome = train_stages(training)
-        if outcome == "done" or line.stop_requested or not resize.is_asked():
+        if outcome == "done" or not resize.made_room(lambda: line.stop_requested):
             line.send(Trained(outcome))
     except CardFailed as error:
-        line.send(Note(f"worker {rank}: {error}"))
+        line.send(Note(f"worker {group.rank}: {error}"))
         raise  # Ray restarts the workers: in a new process, the card may work
     except PionError as error:
         # Not raised: Ray would restart the workers, and they would fail again.
@@ -167,13 +181,8 @@ def worker_loop(config: dict[str, Any]) -> None:
             line.send(WorkerFailed(error_to_json(error)))
     except Exception:
         # Ray restarts the workers, but the user must still see what happened.
-        line.send(Note(f"worker {rank} failed:\n{traceback.format_exc()}"))
+        line.send(Note(f"worker {group.rank} failed:\n{traceback.format_exc()}"))
         raise
-    finally:
-        if end_watch is not None:
-            end_watch()
-        line.close()
-        resize.ended()
 
 
 def watch_machine(rank: int, line: Lifeline) -> Callable[[], None] | None:

@@ -7,8 +7,10 @@ no time to save.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -25,6 +27,10 @@ from ray.train.v2._internal.execution.worker_group import WorkerGroup
 SAVE_SECONDS = 1800.0
 # How long one question to the workers takes if they have not saved yet.
 LOOK_SECONDS = 5.0
+# How much later than another worker this one may be asked.
+LATE_SECONDS = 30.0
+
+logger = logging.getLogger(__name__)
 
 _asked, _ended = threading.Event(), threading.Event()
 
@@ -40,6 +46,19 @@ def ask() -> None:
 def is_asked() -> bool:
     """Return whether this worker is to make room for a group of another size."""
     return _asked.is_set()
+
+
+def made_room(stopped: Callable[[], bool]) -> bool:
+    """Return whether this worker, which has saved and ended, was asked to make room, and not
+    `stopped` by its driver.
+
+    All workers end at the same step, once the first of them was asked. So the question may not have
+    reached this worker yet.
+    """
+    end = time.monotonic() + LATE_SECONDS
+    while not (stopped() or is_asked()) and time.monotonic() < end:
+        time.sleep(0.02)
+    return is_asked() and not stopped()
 
 
 def ended() -> None:
@@ -82,5 +101,7 @@ def save_and_end(group: WorkerGroup) -> None:
             waiting: Any = group.execute_async(has_ended, LOOK_SECONDS)
             if all(ray.get(waiting, timeout=SAVE_SECONDS)):
                 return
-    except RayError:  # a worker died: the new group resumes from the last commit
-        return
+    except RayError:  # a worker died
+        logger.warning(
+            "workers could not save. The next resume from the last commit", exc_info=True
+        )

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from pipeline.run.drive_training import ABSENCE_SECONDS, Absence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from pipeline.console.messages import MachineNotice, Note
+from pipeline.run.drive_training import ABSENCE_SECONDS, Absence, WorkersTraining
 from tests.support.jobs import tiny_job
 
 
@@ -27,3 +33,18 @@ def test_each_absence_counts_from_the_last_worker() -> None:
     assert absence.look(3, 500.0) is None
     assert absence.look(0, 600.0) is None
     assert absence.look(0, 600.0 + ABSENCE_SECONDS), "the second absence is said, too"
+
+
+@pytest.mark.parametrize(("workers", "stays"), [(2, False), ([2, 16], True)])
+def test_a_group_whose_size_may_change_stays_when_a_workers_machine_will_be_taken(
+    workers: Any, stays: bool
+) -> None:
+    said: list[Any] = []
+    noticed: list[str] = []
+    leaving = SimpleNamespace(noticed=lambda text, seconds: noticed.append(text))
+    start: Any = SimpleNamespace(job=tiny_job(hardware__workers=workers), leaving=leaving)
+    training = WorkersTraining(start, None, None, said.append)  # type: ignore[arg-type]
+    training._hear(1, MachineNotice("the machine of worker 1: AWS takes it", 120.0))
+    text = "the machine of worker 1: AWS takes it. The other workers will train on without it"
+    assert said == ([Note(text)] if stays else [])
+    assert noticed == ([] if stays else ["the machine of worker 1: AWS takes it"])

@@ -1,0 +1,86 @@
+"""What a worker does that Ray Train ends for a group of another size."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError
+from ray.train.v2._internal.execution.controller.state import ResizingState, RunningState
+from ray.train.v2._internal.execution.scaling_policy import ResizeDecision
+
+from pipeline.workers import resize
+from pipeline.workers.resize import SaveBeforeResize, made_room
+
+TO_THREE = ResizingState(ResizeDecision(3, {"CPU": 1}))
+
+
+@pytest.fixture(autouse=True)
+def _a_new_worker() -> Iterator[None]:
+    yield
+    resize._asked.clear()
+    resize._ended.clear()
+
+
+class WorkersHere:
+    """Stands for a group whose workers are this process, and do what they are asked at once."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+
+    def execute(self, work: Callable[..., Any], *values: Any) -> list[Any]:
+        if self.error is not None:
+            raise self.error
+        return [work(*values)]
+
+    execute_async = execute
+
+
+def test_workers_save_and_end_before_a_group_of_another_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ray, "get", lambda results, timeout: results)
+    saving = threading.Thread(target=lambda: resize._asked.wait(60) and resize.ended())
+    saving.start()
+    callback = SaveBeforeResize()
+    callback.after_worker_group_start(WorkersHere())  # type: ignore[arg-type]
+    callback.after_controller_state_update(RunningState(), TO_THREE)
+    assert resize.has_ended(0), "the callback came back before the worker had saved"
+    saving.join()
+
+
+@pytest.mark.parametrize("error", [RayActorError(), GetTimeoutError()])
+def test_a_worker_that_dies_does_not_hold_back_the_next_group(error: Exception) -> None:
+    callback = SaveBeforeResize()
+    callback.after_worker_group_start(WorkersHere(error))  # type: ignore[arg-type]
+    callback.after_controller_state_update(RunningState(), TO_THREE)
+
+
+def test_nothing_is_asked_while_a_group_trains() -> None:
+    callback = SaveBeforeResize()
+    callback.after_controller_state_update(RunningState(), TO_THREE)  # no group has started
+    callback.after_worker_group_start(WorkersHere())  # type: ignore[arg-type]
+    callback.after_controller_state_update(TO_THREE, RunningState())
+    assert not resize.is_asked()
+
+
+def test_a_stop_of_the_driver_is_not_taken_for_a_resize() -> None:
+    assert not made_room(lambda: True)
+    resize.ask()
+    assert not made_room(lambda: True)
+    assert made_room(lambda: False)
+
+
+def test_a_worker_waits_for_what_another_was_asked_first() -> None:
+    looks: list[bool] = []
+
+    def asked_a_moment_later() -> bool:
+        looks.append(True)
+        if len(looks) == 3:
+            resize.ask()
+        return False
+
+    assert made_room(asked_a_moment_later)
