@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -127,10 +128,14 @@ def look_up(
 
 
 def market(
-    gpus: Sequence[str], prices: Prices | None = None, *, count: int = 1
+    gpus: Sequence[str],
+    prices: Prices | None = None,
+    *,
+    count: int = 1,
+    other_counts: Sequence[int] = (),
 ) -> tuple[list[Offer], list[str]]:
     """Return the cheapest machine of `count` GPUs of each type, spot and on demand; and notes for
-    the user.
+    the user. Where a catalog offers machines with one of `other_counts`, return these, too.
 
     `gpus` names the types. If it is empty, use all types with a price, or all known types if none
     has a price. A type that no catalog offers in that count has no price, unless the job sets one.
@@ -157,19 +162,23 @@ def market(
                 f"--gpu {gpu}: SkyPilot has no GPU with that name. {hint[0].upper()}{hint[1:]}"
             )
     fitting = {
-        gpu: [info for info in infos if info.accelerator_count == count]
+        (gpu, number): found
         for gpu, infos in by_name.items()
+        for number in (count, *other_counts)
+        if (found := [info for info in infos if info.accelerator_count == number])
     }
-    offered = {gpu for gpu, infos in fitting.items() if infos}
+    offered = {gpu for gpu, _ in fitting}
     priced = sorted(GPU_TYPES.keys() & {*offered, *prices})
     unpriced = by_name.keys() - offered - prices.keys()
     lacking = [gpu for gpu in gpus or sorted(GPU_TYPES) if gpu in unpriced]
     if lacking:
-        notes.append(f"not offered with {count} GPUs per machine: {', '.join(lacking)}")
+        numbers = " or ".join(map(str, sorted({count, *other_counts})))
+        notes.append(f"not offered with {numbers} GPUs per machine: {', '.join(lacking)}")
     offers = []
     for gpu in gpus or priced or list(GPU_TYPES):
-        for use_spot in (True, False):
-            offer = _of_market(gpu, count, fitting.get(gpu, []), use_spot)
+        others = (number for number in other_counts if (gpu, number) in fitting)
+        for number, use_spot in product((count, *others), (True, False)):
+            offer = _of_market(gpu, number, fitting.get((gpu, number), []), use_spot)
             offer = _with_own_price(offer, prices)
             if offer.price is not None or not use_spot:
                 offers.append(offer)
