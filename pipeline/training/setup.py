@@ -249,8 +249,6 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     import torch
 
     from pion.train.card import words_about_bf16
-    from pion.train.flash_attention import use_newest_flash_attention
-    from pion.train.trainer import Trainer
     from pipeline.data.shard_cache import fetching_from
 
     def bring() -> tuple[Path, str, Restored]:
@@ -275,13 +273,7 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     if context.job.needs_reference(stage):
         start, resumes = (model, adapter, plan), recorded is not None
         data, reference = _with_reference(context, data, start, saved, resumes=resumes)
-    settings = settings_of(context.job.section(stage))
-    rank = context.group.rank
-    trainer = Trainer(model, data.train, settings, plan, rank=rank, weights=weights)
-    trainer.may_divide = context.job.hardware.sharded is None
-    if rank == 0 and trainer.device.type == "cuda":
-        how = use_newest_flash_attention(trainer.device, deterministic=plan.deterministic)
-        context.report(Note(how))
+    trainer = _trainer(context, stage, model, data.train, plan, weights)
     if recorded is not None:
         why = _resume(context, trainer, restored)
     digest = context.request.digests[stage]
@@ -291,6 +283,26 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     # The trainer has copied what it needs. Weights that were in parts may fill much memory.
     restored = dataclasses.replace(restored, saved=None)
     return Setup(context, stage, trainer, data, restored, why, adapter, reference)
+
+
+def _trainer(
+    context: TrainingContext,
+    stage: str,
+    model: Decoder,
+    rows: RowStream,
+    plan: ComputePlan,
+    weights: Saved | None,
+) -> Trainer:
+    from pion.train.flash_attention import use_newest_flash_attention
+    from pion.train.trainer import Trainer
+
+    settings, rank = settings_of(context.job.section(stage)), context.group.rank
+    trainer = Trainer(model, rows, settings, plan, rank=rank, weights=weights)
+    trainer.may_divide = context.job.hardware.sharded is None
+    if rank == 0 and trainer.device.type == "cuda":
+        how = use_newest_flash_attention(trainer.device, deterministic=plan.deterministic)
+        context.report(Note(how))
+    return trainer
 
 
 def _tell_job(job: Job, stage: str, data: StageData) -> None:

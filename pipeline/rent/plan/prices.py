@@ -155,13 +155,7 @@ def market(
     prices = prices or {}
     if prices:
         notes.append(f"prices of {', '.join(sorted(prices))}: the job's own")
-    known = sorted({*GPU_TYPES, *by_name, *prices})
-    for gpu in gpus:
-        if gpu not in known:
-            hint = did_you_mean(gpu, known, f"known: {', '.join(known)}.")
-            raise BadInput(
-                f"--gpu {gpu}: SkyPilot has no GPU with that name. {hint[0].upper()}{hint[1:]}"
-            )
+    _require_known(gpus, sorted({*GPU_TYPES, *by_name, *prices}))
     fitting = {
         (gpu, number): found
         for gpu, infos in by_name.items()
@@ -184,6 +178,15 @@ def market(
             if offer.price is not None or not use_spot:
                 offers.append(offer)
     return offers, notes
+
+
+def _require_known(gpus: Sequence[str], known: Sequence[str]) -> None:
+    for gpu in gpus:
+        if gpu not in known:
+            hint = did_you_mean(gpu, known, f"known: {', '.join(known)}.")
+            raise BadInput(
+                f"--gpu {gpu}: SkyPilot has no GPU with that name. {hint[0].upper()}{hint[1:]}"
+            )
 
 
 def _whole_market() -> tuple[list[str], dict[str, list[Any]]]:
