@@ -19,7 +19,7 @@ from pion.model.attention.masks import use_flex
 from pion.train.card import require_kernels, why_no_cuda
 from pion.train.flash_attention import use_newest_flash_attention
 from pion.train.settings import ComputePlan
-from pion.usable import available_bytes, memory_limits
+from pion.usable import available_bytes, memory_limits, usable_cores
 
 # Dense TFLOP/s from NVIDIA's data sheets and architecture white papers: in bf16 on tensor cores
 # that accumulate in fp32 (None: no bf16), and in fp32 without tensor cores. Data sheets often quote
@@ -93,7 +93,7 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     model = _processor().get("model name") or platform.processor() or platform.machine()
-    return f"CPU, {os.cpu_count()} cores ({model})"
+    return f"CPU, {usable_cores()} cores ({model})"
 
 
 def has_bf16(device: torch.device) -> bool:

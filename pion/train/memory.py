@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from pion.config.lora import Lora, lora_cost
@@ -161,6 +162,7 @@ def predict_memory(work: Workload, *, micro_batch: int, recompute: bool) -> Memo
     )
 
 
+@lru_cache(maxsize=256)
 def _state(work: Workload) -> tuple[int, int, int]:
     """Return the bytes of the weights with their gradients, of the moments, and of an update."""
     cost, ranks = cost_of(work.config), work.ranks
@@ -190,6 +192,7 @@ def _state(work: Workload) -> tuple[int, int, int]:
     return weights, moments, max(by_muon, exchange_bytes(by_adamw, ranks))
 
 
+@lru_cache(maxsize=256)
 def _sharded_state(work: Workload) -> tuple[int, int, int]:
     """Return what `_state` does, on the rank that keeps the most, if ranks divide the weights.
 

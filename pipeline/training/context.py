@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from pion.errors import BadInput, CardFailed, Interrupted, PionError, PlanFailed, Stopped, Trouble
 from pion.train.allocator import let_segments_grow
 from pion.train.settings import AS_MANY_AS_FIT
+from pion.usable import usable_cores
 from pipeline.console.messages import Note, Phase, Say
 from pipeline.cost.budget import over_budget
 from pipeline.machine.gpus import gpu_count
@@ -103,7 +104,7 @@ class TrainingContext:
         self.report(phase("torch imported", started))
         if self.request.gpus:
             self._require_cuda()
-        cores = max(1, (os.cpu_count() or 1) // self.group.world_size)
+        cores = max(1, usable_cores() // self.group.world_size)
         torch.set_num_threads(self.job.hardware.threads or cores)
 
     def _require_cuda(self) -> None:

@@ -251,8 +251,6 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     import torch
 
     from pion.train.card import words_about_bf16
-    from pion.train.flash_attention import use_newest_flash_attention
-    from pion.train.trainer import Trainer
     from pipeline.data.shard_cache import fetching_from
     from pipeline.training.reference.of_stage import Start
 
@@ -274,17 +272,11 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     if plan.compile:
         use_private_compile_cache()
     model, weights, why, adapter = _model(context, stage, data, plan, saved)
-    reference = shards = None
+    start, reference, shards = Start(model, adapter, plan, weights), None, None
     if context.job.needs_reference(stage):
-        resumes, start = recorded is not None, Start(model, adapter, plan, weights)
+        resumes = recorded is not None
         data, reference, shards = _with_reference(context, data, start, saved, resumes=resumes)
-    settings = settings_of(context.job.section(stage))
-    rank = context.group.rank
-    trainer = Trainer(model, data.train, settings, plan, rank=rank, weights=weights, shards=shards)
-    trainer.may_divide = context.job.hardware.sharded is None
-    if rank == 0 and trainer.device.type == "cuda":
-        how = use_newest_flash_attention(trainer.device, deterministic=plan.deterministic)
-        context.report(Note(how))
+    trainer = _trainer(context, stage, data.train, start, shards)
     if recorded is not None:
         why = _resume(context, trainer, restored)
     digest = context.request.digests[stage]
@@ -294,6 +286,23 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     # The trainer has copied what it needs. Weights that were in parts may fill much memory.
     restored = dataclasses.replace(restored, saved=None)
     return Setup(context, stage, trainer, data, restored, why, adapter, reference)
+
+
+def _trainer(
+    context: TrainingContext, stage: str, rows: RowStream, start: Start, shards: Shards | None
+) -> Trainer:
+    from pion.train.flash_attention import use_newest_flash_attention
+    from pion.train.trainer import Trainer
+
+    settings, rank = settings_of(context.job.section(stage)), context.group.rank
+    trainer = Trainer(
+        start.model, rows, settings, start.plan, rank=rank, weights=start.weights, shards=shards
+    )
+    trainer.may_divide = context.job.hardware.sharded is None
+    if rank == 0 and trainer.device.type == "cuda":
+        how = use_newest_flash_attention(trainer.device, deterministic=start.plan.deterministic)
+        context.report(Note(how))
+    return trainer
 
 
 def _tell_job(job: Job, stage: str, data: StageData) -> None:

@@ -87,10 +87,19 @@ def lowest_price(
 ) -> float | None:
     """Return the lowest price of the machines that will do and that `suits` accepts, in dollars per
     hour of all nodes; None if no price is known."""
+    offer = cheapest_offer(job, sky_yaml, known, suits, force=force)
+    return None if offer is None or offer.price is None else offer.price * sky_yaml.num_nodes
+
+
+def cheapest_offer(
+    job: Job, sky_yaml: SkyYaml, known: Known, suits: Callable[[Candidate], object], *, force: bool
+) -> Offer | None:
+    """Return the cheapest of the machines that will do and that `suits` accepts; None if no price
+    is known."""
     verdicts = [v for v in judge(job, sky_yaml, known, force=force) if suits(v.candidate)]
     offers = [v.found for v in verdicts if isinstance(v.found, Offer) and v.problem is None]
-    prices = [offer.price for offer in offers if offer.price is not None]
-    return min(prices) * sky_yaml.num_nodes if prices else None
+    priced = [offer for offer in offers if offer.price is not None]
+    return min(priced, key=lambda offer: offer.price or 0.0, default=None)
 
 
 def staying(verdicts: Sequence[Verdict]) -> list[Verdict]:

@@ -14,9 +14,11 @@ from pipeline.job import HubDataset, Job, JsonlFiles, ParquetFiles, TextFiles
 from pipeline.job.digest import digest_job
 from pipeline.rent.check import CheckRow
 from pipeline.rent.check.job import is_prepared
-from pipeline.rent.check.machines import lowest_price
+from pipeline.rent.check.machines import cheapest_offer
+from pipeline.rent.plan.prepare_seconds import prepare_seconds
 from pipeline.rent.plan.speeds import NOTHING_KNOWN, prepare_speed
 from pipeline.rent.sky_yaml import SkyYaml
+from pipeline.stages.prepare_text import LEAST_BYTES
 from pipeline.state.shared.records import read_state
 from pipeline.state.stores import open_store
 
@@ -92,12 +94,17 @@ def _cost(job: Job, sky_yaml: SkyYaml, text: _Text, force: bool) -> str:
     measured = f"{found.mb_per_second:g} MB/s (measured{on} in run {found.run})"
     if not text.known:
         return f", at {measured}"
-    seconds = text.known / 1e6 / found.mb_per_second
-    price = lowest_price(job, sky_yaml, NOTHING_KNOWN, attrgetter("gpu"), force=force)
+    offer = cheapest_offer(job, sky_yaml, NOTHING_KNOWN, attrgetter("gpu"), force=force)
+    cores = None if offer is None else offer.cores
+    in_pieces = text.known >= LEAST_BYTES
+    seconds = prepare_seconds(text.known / 1e6, found, cores, in_pieces=in_pieces)
     least = "at least " if text.unknown or text.compressed else ""
     words = f": {least}{duration(seconds)} at {measured}"
-    if price is None:
+    if cores and found.cores and cores != found.cores:
+        words += f", estimated for the {cores:g} vCPUs of {offer}"
+    if offer is None or offer.price is None:
         return words
+    price = offer.price * sky_yaml.num_nodes
     return f"{words}, ${price * seconds / 3600:.2f} at ${price:.2f}/h"
 
 

@@ -19,7 +19,7 @@ from pipeline.job import Job
 from pipeline.rent.plan.compared import Compared, of_rental, on_the_market
 from pipeline.rent.plan.conversations import expect_rows
 from pipeline.rent.plan.core_minutes import core_minutes
-from pipeline.rent.plan.estimate import Estimate, estimate
+from pipeline.rent.plan.estimate import Estimate, StageEstimate, estimate
 from pipeline.rent.plan.on_cards import OnCards, on_cards, warnings_about
 from pipeline.rent.plan.on_cards_table import as_json as cards_as_json
 from pipeline.rent.plan.on_cards_table import notes as notes_on_cards
@@ -298,6 +298,11 @@ def _ways_as_json(ways: Mapping[str, Ways | None]) -> dict[str, Any]:
     return {s: None if found is None else dataclasses.asdict(found) for s, found in ways.items()}
 
 
+def _values(stage: StageEstimate) -> dict[str, Any]:
+    names = (field.name for field in dataclasses.fields(stage))
+    return {name: getattr(stage, name) for name in names if name != "in_memory"}
+
+
 def _as_json(
     job: Job, estimates: Sequence[Estimate], notes: Sequence[str], several: Sequence[OnCards]
 ) -> dict[str, Any]:
@@ -310,7 +315,8 @@ def _as_json(
             "fits": e.fits,
             "problem": e.problem,
             "stages": [
-                dataclasses.asdict(stage) | {"reference_seconds": stage.reference_seconds}
+                _values(stage)
+                | {"peak_bytes": stage.peak_bytes, "reference_seconds": stage.reference_seconds}
                 for stage in e.stages
             ],
             "peak_bytes": e.peak_bytes,

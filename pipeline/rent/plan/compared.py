@@ -53,13 +53,16 @@ class Compared:
         return [] if narrow is None else [f"warning: {narrow}"]
 
 
-def on_the_market(job: Job, gpus: Sequence[str]) -> Compared:
+def on_the_market(job: Job, gpus: Sequence[str], several: Sequence[int] = ()) -> Compared:
     """Return the cheapest machine of each type of GPU. `gpus` names the types; empty: all.
 
     A machine has one GPU, or as many as the job's `hardware.workers`: the fewest, if their number
-    may change. Raises BadInput for an unknown GPU.
+    may change. If the job leaves that open, machines with one of the numbers `several` are
+    compared, too. Raises BadInput for an unknown GPU.
     """
-    return Compared(*market(gpus, job.prices, count=max(1, job.hardware.min_workers or 1)))
+    workers = job.hardware.min_workers
+    others = several if workers is None else ()
+    return Compared(*market(gpus, job.prices, count=max(1, workers or 1), other_counts=others))
 
 
 def of_rental(job: Job, path: str) -> Compared:

@@ -16,10 +16,11 @@ from pipeline.job import Job
 from pipeline.ladder.fit import Fit, Prediction
 from pipeline.ladder.points import training_flops
 from pipeline.ladder.rule import settings_by_rule
-from pipeline.rent.plan.estimate import Estimate, StageEstimate, estimate
+from pipeline.rent.plan.estimate import Estimate, StageEstimate, estimate, workers_on
 from pipeline.rent.plan.prices import RESTART_SECONDS, Offer
 from pipeline.rent.plan.sizes import Size
 from pipeline.rent.plan.speeds import Known
+from pipeline.run.preflight import require_a_row_each
 
 # Compute is spent best at 8 (nanochat) to 20 tokens per parameter (Hoffmann et al. 2022).
 TOKENS_PER_PARAMETER = 10
@@ -28,6 +29,9 @@ TOKENS_PER_PARAMETER = 10
 SPARE = 0.1
 # A smaller model may be so much worse than the best, as a share of the bits per byte.
 NEARLY = 0.005
+# More cards that are sooner done are named if they buy at most so many FLOPs less than the best
+# machine of their type, as a share.
+DEARER = 0.1
 # How often the steps are lowered until the estimate is within the budget.
 _TRIES = 8
 
@@ -139,6 +143,30 @@ def options_for(
     return sorted(options, key=lambda option: option.rank)
 
 
+def best_of_each(options: Sequence[Option]) -> list[Option]:
+    """Return the best machine of each type of GPU, spot and on demand; and the best one whose GPUs
+    divide a model."""
+    best: dict[tuple[str | None, bool, bool], Option] = {}
+    for option in options:
+        offer, divided = option.offer, option.chosen.estimate.sharded
+        best.setdefault((offer.gpu, offer.use_spot, divided), option)
+    return list(best.values())
+
+
+def sooner(options: Sequence[Option]) -> Option | None:
+    """Return the machine that is done first, of those with more cards of the best one's type that
+    buy nearly as much; None if there is none."""
+    first = options[0]
+    alike = [
+        other
+        for other in options[1:]
+        if (other.offer.gpu, other.offer.use_spot) == (first.offer.gpu, first.offer.use_spot)
+        and other.offer.count > first.offer.count
+        and other.chosen.flops >= (1 - DEARER) * first.chosen.flops
+    ]
+    return min(alike, key=lambda option: option.chosen.estimate.hours or 0.0, default=None)
+
+
 def buy(size: Size, offer: Offer, money: Money, market: Market) -> Purchase | None:
     """Return the longest run of a model that the money pays for on a machine; None if it pays for
     none there, or if price, speed or memory are unknown or too small."""
@@ -149,6 +177,8 @@ def buy(size: Size, offer: Offer, money: Money, market: Market) -> Purchase | No
     settings = settings_by_rule(size.reference, size.d_model, tokens)
     row = size.job.data.seq_len * int(settings["global_batch"])
     steps = int(tokens / row)
+    if not _a_row_each(with_settings(size.job, settings), offer, market.num_nodes):
+        return None
     for _ in range(_TRIES):
         if steps < 1:
             return None
@@ -165,6 +195,15 @@ def with_settings(job: Job, settings: Mapping[str, int | float]) -> Job:
     """Return the job with other fields in `pretrain`."""
     assert job.pretrain is not None
     return job.model_copy(update={"pretrain": job.pretrain.model_copy(update=dict(settings))})
+
+
+def _a_row_each(job: Job, offer: Offer, num_nodes: int) -> bool:
+    """Return whether each GPU has a row of every step."""
+    try:
+        require_a_row_each(job, workers_on(job, offer, num_nodes))
+    except BadInput:
+        return False
+    return True
 
 
 def _affordable(first: Estimate, money: Money, num_nodes: int) -> float | None:

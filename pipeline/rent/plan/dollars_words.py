@@ -17,6 +17,8 @@ from pipeline.rent.plan.dollars import (
     Money,
     Option,
     Purchase,
+    best_of_each,
+    sooner,
 )
 
 # How many cards are shown. `--json` has all.
@@ -53,8 +55,9 @@ class Answer:
 def as_lines(answer: Answer) -> list[str]:
     """Return what a person acts on, in at most fifteen lines."""
     chosen = answer.first.chosen
-    left = len(answer.options) - SHOWN
+    left = len(answer.options) - len(best_of_each(answer.options)[:SHOWN])
     more = f" ({left} more with --json)" if left > 0 else ""
+    quicker = sooner(answer.options)
     return [
         f"{_title(answer)}. The best cards{more}:",
         *_table(answer),
@@ -63,6 +66,7 @@ def as_lines(answer: Answer) -> list[str]:
         f"  speed     {chosen.pretrain.tokens_per_second or 0:,.0f} tokens/s, "
         f"{chosen.pretrain.speed_from}",
         f"  to use    {_use_in_words(chosen)}",
+        *([] if quicker is None else [f"  sooner    {_sooner_in_words(quicker, answer.first)}"]),
         _other_in_words(answer.money.times(0.5), answer.half),
         _other_in_words(answer.money.times(2), answer.double),
         f"A tenth of the money is kept for preparing data, evaluation and publishing. "
@@ -163,11 +167,10 @@ def _table(answer: Answer) -> list[str]:
     rows = [["card", "$/h", "model", "tokens", "a parameter", "hours", "$"]]
     if answer.fit is not None:
         rows[0].append("bits per byte")
-    for option in answer.options[:SHOWN]:
+    for option in best_of_each(answer.options)[:SHOWN]:
         offer, chosen = option.offer, option.chosen
-        count = f"{offer.count} × " if offer.count > 1 else ""
         cells = [
-            f"{count}{offer.gpu} {'spot' if offer.use_spot else 'on demand'}",
+            _cards(option),
             f"{offer.price or 0.0:.2f}",
             chosen.size.name,
             short_amount(chosen.tokens),
@@ -181,6 +184,23 @@ def _table(answer: Answer) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)
     return [f"  {line.rstrip()}" for line in lines]
+
+
+def _cards(option: Option) -> str:
+    """Return the cards of a machine: `4 × A40 spot, sharded`."""
+    offer = option.offer
+    count = f"{offer.count} × " if offer.count > 1 else ""
+    sharded = ", sharded" if option.chosen.estimate.sharded else ""
+    return f"{count}{offer.gpu} {'spot' if offer.use_spot else 'on demand'}{sharded}"
+
+
+def _sooner_in_words(quicker: Option, first: Option) -> str:
+    chosen = quicker.chosen
+    return (
+        f"{_cards(quicker)} at ${quicker.offer.price or 0.0:.2f}/h: {chosen.size.name} on "
+        f"{short_amount(chosen.tokens)} tokens in {chosen.estimate.hours or 0.0:,.1f} hours "
+        f"instead of {first.chosen.estimate.hours or 0.0:,.1f}"
+    )
 
 
 def _why(option: Option) -> str:
@@ -270,5 +290,6 @@ def _purchase_json(purchase: Purchase) -> dict[str, Any]:
         "tokens_per_second": stage.tokens_per_second,
         "speed_from": stage.speed_from,
         "measured": stage.measured,
+        "sharded": estimate.sharded,
         "predicted": None if predicted is None else dataclasses.asdict(predicted),
     }

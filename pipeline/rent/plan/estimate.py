@@ -52,7 +52,7 @@ class StageEstimate:
     micro_batch: int
     grad_accum: int
     recompute: bool
-    peak_bytes: int  # of one GPU
+    in_memory: Workload  # the work that needs the most memory of a GPU
     tokens: int | None
     tokens_per_second: float | None
     speed_from: str
@@ -61,6 +61,12 @@ class StageEstimate:
     reference_tokens: int = 0
     distance_tokens: int = 0
     sharded: bool = False  # whether the GPUs divide the weights (hardware.fsdp)
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most memory that the stage needs on one GPU. To compare many machines, nobody asks,
+        and a trace of this very micro-batch takes a second."""
+        return _peak(self.in_memory, self.micro_batch, recompute=self.recompute)
 
     @property
     def seconds(self) -> float | None:
@@ -187,13 +193,14 @@ def _stage(job: Job, stage: str, offer: Offer, num_nodes: int, known: Known) -> 
     )
     work = replace(work, sharded=in_memory.sharded)
     micro_batch = min(hardware.micro_batch or derived, rows)
-    peak = predict_memory(in_memory, micro_batch=micro_batch, recompute=recompute).total
     usable = int(offer.gpu_memory * (1 - HEADROOM))
-    if peak > usable:
-        raise BadInput(
-            f"hardware.micro_batch {micro_batch}: {stage} would need {peak / 2**30:.1f} GiB of "
-            f"{usable / 2**30:.1f} GiB. Remove hardware.micro_batch, and {derived} is used"
-        )
+    if micro_batch > derived:
+        peak = _peak(in_memory, micro_batch, recompute=recompute)
+        if peak > usable:
+            raise BadInput(
+                f"hardware.micro_batch {micro_batch}: {stage} would need {peak / 2**30:.1f} GiB of "
+                f"{usable / 2**30:.1f} GiB. Remove hardware.micro_batch, and {derived} is used"
+            )
     speed = speed_on(offer.gpu, work, known, recompute=recompute)
     together = speed.tokens_per_second
     if together is not None and workers > 1:
@@ -208,7 +215,7 @@ def _stage(job: Job, stage: str, offer: Offer, num_nodes: int, known: Known) -> 
         micro_batch=micro_batch,
         grad_accum=-(-rows // micro_batch),
         recompute=recompute,
-        peak_bytes=peak,
+        in_memory=in_memory,
         tokens=tokens,
         tokens_per_second=together,
         speed_from=speed.words,
@@ -218,6 +225,10 @@ def _stage(job: Job, stage: str, offer: Offer, num_nodes: int, known: Known) -> 
         distance_tokens=(tokens or 0) // FORWARD if job.needs_distance(stage) else 0,
         sharded=work.sharded,
     )
+
+
+def _peak(work: Workload, micro_batch: int, *, recompute: bool) -> int:
+    return predict_memory(work, micro_batch=micro_batch, recompute=recompute).total
 
 
 def _of_all(

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ class Offer:
     note: str | None = None  # why the catalog's price is missing
     elsewhere: Mapping[str, float] = field(default_factory=dict)
     """Price by `cloud/region`, for every place that offers the machine."""
+    cores: float | None = None  # vCPUs, as the catalog says; None: not known
 
     @property
     def price(self) -> float | None:
@@ -127,10 +129,14 @@ def look_up(
 
 
 def market(
-    gpus: Sequence[str], prices: Prices | None = None, *, count: int = 1
+    gpus: Sequence[str],
+    prices: Prices | None = None,
+    *,
+    count: int = 1,
+    other_counts: Sequence[int] = (),
 ) -> tuple[list[Offer], list[str]]:
     """Return the cheapest machine of `count` GPUs of each type, spot and on demand; and notes for
-    the user.
+    the user. Where a catalog offers machines with one of `other_counts`, return these, too.
 
     `gpus` names the types. If it is empty, use all types with a price, or all known types if none
     has a price. A type that no catalog offers in that count has no price, unless the job sets one.
@@ -149,31 +155,38 @@ def market(
     prices = prices or {}
     if prices:
         notes.append(f"prices of {', '.join(sorted(prices))}: the job's own")
-    known = sorted({*GPU_TYPES, *by_name, *prices})
+    _require_known(gpus, sorted({*GPU_TYPES, *by_name, *prices}))
+    fitting = {
+        (gpu, number): found
+        for gpu, infos in by_name.items()
+        for number in (count, *other_counts)
+        if (found := [info for info in infos if info.accelerator_count == number])
+    }
+    offered = {gpu for gpu, _ in fitting}
+    priced = sorted(GPU_TYPES.keys() & {*offered, *prices})
+    unpriced = by_name.keys() - offered - prices.keys()
+    lacking = [gpu for gpu in gpus or sorted(GPU_TYPES) if gpu in unpriced]
+    if lacking:
+        numbers = " or ".join(map(str, sorted({count, *other_counts})))
+        notes.append(f"not offered with {numbers} GPUs per machine: {', '.join(lacking)}")
+    offers = []
+    for gpu in gpus or priced or list(GPU_TYPES):
+        others = (number for number in other_counts if (gpu, number) in fitting)
+        for number, use_spot in product((count, *others), (True, False)):
+            offer = _of_market(gpu, number, fitting.get((gpu, number), []), use_spot)
+            offer = _with_own_price(offer, prices)
+            if offer.price is not None or not use_spot:
+                offers.append(offer)
+    return offers, notes
+
+
+def _require_known(gpus: Sequence[str], known: Sequence[str]) -> None:
     for gpu in gpus:
         if gpu not in known:
             hint = did_you_mean(gpu, known, f"known: {', '.join(known)}.")
             raise BadInput(
                 f"--gpu {gpu}: SkyPilot has no GPU with that name. {hint[0].upper()}{hint[1:]}"
             )
-    fitting = {
-        gpu: [info for info in infos if info.accelerator_count == count]
-        for gpu, infos in by_name.items()
-    }
-    offered = {gpu for gpu, infos in fitting.items() if infos}
-    priced = sorted(GPU_TYPES.keys() & {*offered, *prices})
-    unpriced = by_name.keys() - offered - prices.keys()
-    lacking = [gpu for gpu in gpus or sorted(GPU_TYPES) if gpu in unpriced]
-    if lacking:
-        notes.append(f"not offered with {count} GPUs per machine: {', '.join(lacking)}")
-    offers = []
-    for gpu in gpus or priced or list(GPU_TYPES):
-        for use_spot in (True, False):
-            offer = _of_market(gpu, count, fitting.get(gpu, []), use_spot)
-            offer = _with_own_price(offer, prices)
-            if offer.price is not None or not use_spot:
-                offers.append(offer)
-    return offers, notes
 
 
 def _whole_market() -> tuple[list[str], dict[str, list[Any]]]:
@@ -249,6 +262,7 @@ def _cheapest(cloud: Any, candidate: Candidate, num_nodes: int, offer: Offer) ->
         spot=spot,
         on_demand=on_demand,
         gpu_memory=memory,
+        cores=cloud.get_vcpus_mem_from_instance_type(launchable.instance_type)[0],
         elsewhere={f"{cloud}/{name}": dollars for dollars, name in priced},
     )
 

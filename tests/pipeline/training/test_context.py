@@ -1,11 +1,15 @@
 """What the stages of one training process share: waiting for the store, and obeying a stop."""
 
 import dataclasses
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from pion.errors import Interrupted, PionError, Stopped
+from pion.train.hardware import device_name
 from pipeline.state.claim import claim_run
 from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
@@ -15,25 +19,50 @@ from pipeline.training.train_request import Group, TrainRequest
 from tests.support.jobs import tiny_job
 
 
+@pytest.fixture
+def request_here(tmp_path: Path) -> TrainRequest:
+    return TrainRequest(
+        job=tiny_job(sft=None, checkpoint__linger=600.0).model_dump(mode="json"),
+        job_folder=str(tmp_path),
+        store=str(tmp_path / "runs"),
+        owner=dataclasses.asdict(Owner.me()),
+        stages=["pretrain"],
+        digests={"pretrain": "d1"},
+    )
+
+
+@pytest.fixture
+def one_core() -> Iterator[None]:
+    """Bind this process to one core, as a container does."""
+    cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
+    os.sched_setaffinity(0, {min(cores)})
+    yield
+    os.sched_setaffinity(0, cores)
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.skipif(os.cpu_count() == 1, reason="this machine has one core")
+@pytest.mark.usefixtures("one_core")
+def test_training_has_no_more_threads_than_the_container_lets_it_use(
+    request_here: TrainRequest,
+) -> None:
+    context = TrainingContext(request_here, Group(), lambda message: None, lambda: False)
+    context.watchdog.close()
+    context.import_torch()
+    assert torch.get_num_threads() == 1
+    assert device_name(torch.device("cpu")).startswith("CPU, 1 cores")
+
+
 def never_answers() -> None:
     raise StoreError("read", "HEAD.json", "the test says so", outage=True)
 
 
 @pytest.mark.parametrize(("asked", "error"), [(None, Interrupted), ("pion stop", Stopped)])
 def test_training_that_waits_for_its_store_obeys_a_stop(
-    tmp_path: Path, asked: str | None, error: type[PionError]
+    tmp_path: Path, request_here: TrainRequest, asked: str | None, error: type[PionError]
 ) -> None:
-    store = str(tmp_path / "runs")
-    request = TrainRequest(
-        job=tiny_job(sft=None, checkpoint__linger=600.0).model_dump(mode="json"),
-        job_folder=str(tmp_path),
-        store=store,
-        owner=dataclasses.asdict(Owner.me()),
-        stages=["pretrain"],
-        digests={"pretrain": "d1"},
-    )
-    context = TrainingContext(request, Group(), lambda message: None, lambda: asked is None)
-    claim = claim_run(RunState(FileStore(Path(store)), "tiny"), Owner.me())
+    context = TrainingContext(request_here, Group(), lambda message: None, lambda: asked is None)
+    claim = claim_run(RunState(FileStore(tmp_path / "runs"), "tiny"), Owner.me())
     claim.heartbeat.stop_request = asked
     context.owned = claim
     with pytest.raises(error):

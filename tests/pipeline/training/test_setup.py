@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from pion.model.decoder import Decoder
 from pion.train.settings import ComputePlan
 from pipeline.data.hub import download_shard
 from pipeline.job.digest import digest_job
@@ -20,7 +21,7 @@ from pipeline.state.claim import claim_run
 from pipeline.state.head import data_key
 from pipeline.state.owner import Owner
 from pipeline.training.context import TrainingContext
-from pipeline.training.setup import _open, start_stage
+from pipeline.training.setup import _open, _trainer, start_stage
 from pipeline.training.train_request import Group, TrainRequest
 from tests.support.corpora import make_job, write_corpus
 from tests.support.in_process_uploader import InProcessUploader
@@ -45,6 +46,24 @@ def test_a_worker_trains_and_evaluates_within_documents_if_the_job_says_so(
         assert begins.any()
         assert batch.documents is not None
         assert torch.equal(batch.documents, begins.cumsum(dim=1))
+
+
+@pytest.mark.parametrize(("fsdp", "may"), [("auto", True), (False, False)])
+def test_ranks_may_divide_a_model_that_does_not_fit_if_the_job_leaves_that_open(
+    tmp_path: Path, fsdp: str | bool, may: bool
+) -> None:
+    write_corpus(tmp_path / "corpus.jsonl", 60)
+    store = str(tmp_path / "runs")
+    job = make_job(tmp_path, store=store, hardware={"fsdp": fsdp})
+    prepare_pretrain(job, tmp_path / "data", lambda message: None)
+    request = TrainRequest.of(job, digest_job(job), Owner.me(), ["pretrain"])
+    context = TrainingContext(request, Group(), lambda message: None, lambda: False)
+    context.watchdog.close()
+    data = _open(context.job, tmp_path / "data", download_shard)
+    model = Decoder(context.job.model_config_resolved())
+    begun = _trainer(context, "pretrain", model, data.train, ComputePlan(threads=1), None)
+    begun.close()
+    assert begun.may_divide == may
 
 
 def test_a_stage_that_resumes_lets_the_checkpoint_go_once_the_trainer_has_it(

@@ -60,11 +60,29 @@ def test_the_newest_measured_speed_gives_seconds_and_dollars(case: Case, a40: Sk
     files = [*(case.folder / "text").iterdir(), case.folder / "talks.jsonl"]
     megabytes = sum(file.stat().st_size for file in files) / 1e6
     keep_prepare_speed(
-        FileStore(case.folder / "runs"), PastPreparing("other", 1e9, megabytes / 120, 16)
+        FileStore(case.folder / "runs"), PastPreparing("other", 1e9, megabytes / 120, 8)
     )
-    (row,) = rows(case, a40)
-    unknown(row, ": 2 min", "measured on 16 cores in run other", "$120.00 at $3600.00/h")
+    (row,) = rows(case, a40)  # which has as many vCPUs
+    unknown(row, ": 2 min", "measured on 8 cores in run other", "$120.00 at $3600.00/h")
     assert "at least" not in row.words
+    assert "estimated" not in row.words
+
+
+def test_the_speed_of_another_number_of_cores_is_scaled_to_the_machine(
+    case: Case, a40: SkyYaml
+) -> None:
+    files = [*(case.folder / "text").iterdir(), case.folder / "talks.jsonl"]
+    megabytes = sum(file.stat().st_size for file in files) / 1e6
+    slow = PastPreparing("other", 1e9, megabytes / 120, 2)
+    keep_prepare_speed(FileStore(case.folder / "runs"), slow)
+    (row,) = rows(case, a40)
+    unknown(row, ": 30 s at", "measured on 2 cores in run other", "$30.0")
+    unknown(row, "estimated for the 8 vCPUs of 1 × A40 on demand")
+    unknown_cores = PastPreparing("other", 1e9, megabytes / 120, 0)
+    keep_prepare_speed(FileStore(case.folder / "runs"), unknown_cores)
+    (row,) = rows(case, a40)
+    unknown(row, ": 2 min")
+    assert "estimated" not in row.words
 
 
 def test_what_is_not_known_is_not_counted(case: Case, a40: SkyYaml) -> None:

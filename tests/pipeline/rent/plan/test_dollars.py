@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -17,8 +18,10 @@ from pipeline.rent.plan.dollars import (
     Market,
     Money,
     Option,
+    best_of_each,
     buy,
     options_for,
+    sooner,
     with_settings,
 )
 from pipeline.rent.plan.estimate import estimate
@@ -106,6 +109,52 @@ def test_hours_limit_how_long_a_run_takes(sizes: list[Size]) -> None:
     for option in found:
         assert option.chosen.estimate.hours is not None
         assert 4 < option.chosen.estimate.hours <= 5
+
+
+def several(count: int, gib: float | None = None, *, spot: bool = False) -> Offer:
+    """Return a machine of so many A40s, or of cards with so much memory, at the price of each."""
+    one = offer(spot=spot)
+    memory = one.gpu_memory if gib is None else int(gib * 2**30)
+    price = 0.4 * count
+    return replace(one, count=count, spot=price, on_demand=price, gpu_memory=memory)
+
+
+def test_several_cards_train_for_the_money_in_less_time(sizes: list[Size]) -> None:
+    there = market(sizes, several(8), several(1), several(2), several(1, spot=True))
+    found = options_for(Money(20), sizes, there)
+    hours = {o.offer.count: o.chosen.estimate.hours for o in found if not o.offer.use_spot}
+    assert found[0].offer.count == 1  # the links take some of the time of more cards
+    assert hours[1] is not None
+    assert hours[8] is not None
+    assert hours[8] < hours[1] / 7
+    assert [o.offer for o in best_of_each(found) if not o.offer.use_spot] == [several(1)]
+    quicker = sooner([option for option in found if not option.offer.use_spot])
+    assert quicker is not None
+    assert quicker.offer.count == 8
+    assert sooner([option for option in found if option.offer.use_spot]) is None
+
+
+def test_with_few_hours_several_cards_buy_the_most(sizes: list[Size]) -> None:
+    there = market(sizes, several(1), several(4))
+    found = options_for(Money(20, hours=12), sizes, there)
+    assert [option.offer.count for option in found] == [4, 1]
+
+
+def test_cards_divide_a_model_that_fits_on_none_of_them(sizes: list[Size]) -> None:
+    micro, small_cards = sizes[1:2], [several(1, 2), several(4, 2)]
+    [option] = options_for(Money(30), micro, market(micro, *small_cards))
+    assert option.offer.count == 4
+    assert option.chosen.estimate.sharded
+    alone = market(micro, several(1, 2))
+    assert "the model does not fit" in refusal(Money(30), micro, alone)
+
+
+def test_a_machine_with_more_cards_than_rows_is_left_out(sizes: list[Size]) -> None:
+    nano = sizes[:1]
+    bought = buy(nano[0], several(1), Money(2), market(nano))
+    assert bought is not None
+    rows = int(bought.settings["global_batch"])
+    assert buy(nano[0], several(rows + 1), Money(2), market(nano)) is None
 
 
 def test_the_batch_follows_the_tokens(sizes: list[Size]) -> None:

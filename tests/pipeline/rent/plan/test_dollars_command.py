@@ -23,6 +23,7 @@ from tests.pipeline.conftest import Pion
 from tests.pipeline.ladder.made_up import ladder
 from tests.pipeline.rent.conftest import SkyHome
 from tests.pipeline.rent.plan.test_dollars import LAW
+from tests.pipeline.rent.plan.test_prices import also_by_four
 from tests.support.sky_catalog import Price
 
 SMALL = str(JOBS / "pion-small.yaml")
@@ -65,7 +66,8 @@ def text_of(job: str, *overrides: str) -> dict[str, Any]:
 
 
 def asked_of(store: str, dollars: float = 20.0, **more: Any) -> Asked:
-    return Asked(more.pop("job", SMALL), [f"store={store}"], dollars, **more)
+    overrides = [f"store={store}", *more.pop("job_overrides", ())]
+    return Asked(more.pop("job", SMALL), overrides, dollars, **more)
 
 
 def lines_of(asked: Asked, capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -161,6 +163,25 @@ def test_the_file_to_rent_with_rents_the_recommended_card(
     assert "--on sky/runpod-a4000.yaml" in on_demand["command"]
     mine = str(sky_home.yaml("accelerators: A40:1\nuse_spot: true"))
     assert f"--on {mine} " in json_of(asked_of(store, on=mine), capsys)["command"]
+
+
+def test_machines_with_several_cards_are_compared_too(
+    store: str, sky_home: SkyHome, capsys: pytest.CaptureFixture[str]
+) -> None:
+    also_by_four(sky_home, "A40", Price(0.8, 1.6))
+    asked = asked_of(store, 20, gpus=["A40"])
+    lines = lines_of(asked, capsys)
+    assert len(lines) <= 15
+    assert [line.split()[0] for line in lines[2:4]] == ["A40", "A40"]  # spot and on demand
+    [quicker] = [line for line in lines if line.startswith("  sooner ")]
+    assert quicker.startswith("  sooner    4 × A40 spot at $0.80/h: pion-base on ")
+    counts = [(o["count"], o["use_spot"]) for o in json_of(asked, capsys)["options"]]
+    assert sorted(counts) == [(1, False), (1, True), (4, False), (4, True)]
+    in_time = json_of(asked_of(store, 20, gpus=["A40"], hours=24), capsys)
+    first = in_time["options"][0]
+    assert (first["count"], first["use_spot"], first["chosen"]["sharded"]) == (4, True, False)
+    asked = asked_of(store, 20, gpus=["A40"], job_overrides=["hardware.workers=1"])
+    assert {o["count"] for o in json_of(asked, capsys)["options"]} == {1}
 
 
 def test_half_the_money_may_buy_too_little_and_says_so(

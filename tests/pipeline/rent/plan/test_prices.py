@@ -170,6 +170,23 @@ def test_the_market_of_four_gpus_has_machines_of_four_at_their_own_price(sky_hom
     assert offers[0].price == 2.0, "a job's prices are of one GPU"
 
 
+def test_the_market_has_machines_with_other_numbers_of_gpus_where_they_are_offered(
+    sky_home: SkyHome,
+) -> None:
+    also_by_four(sky_home, "A40", sky_catalog.Price(0.7, 1.5))
+    offers, notes = market(["A40", "L40S"], other_counts=(2, 4, 8))
+    assert [(o.count, o.price) for o in offers if o.gpu == "A40" and o.use_spot] == [
+        (1, 0.2),
+        (4, 0.7),
+    ]
+    assert {o.count for o in offers if o.gpu == "L40S"} == {1}
+    assert not any("not offered" in note for note in notes)
+    own = {"A40": Price(0.1, None), "L40S": Price(0.5, None)}
+    offers, _ = market(["A40", "L40S"], own, other_counts=(2, 4, 8))
+    priced = [(o.gpu, o.count, o.price) for o in offers if o.use_spot]
+    assert priced == [("A40", 1, 0.1), ("A40", 4, 0.4), ("L40S", 1, 0.5)]
+
+
 def test_the_market_refuses_a_gpu_nobody_knows(sky_home: SkyHome) -> None:
     with pytest.raises(BadInput, match=r"--gpu A4O: SkyPilot has no GPU .*Did you mean A40"):
         market(["A4O"])
