@@ -71,9 +71,9 @@ class Counting:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("workers", [0, 1, 2, 3])
-def test_the_shards_are_those_of_one_process_for_any_number_of_workers(
-    workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("nodes", [(), (1,), (1, 1), (2,), (3,)], ids=str)
+def test_the_shards_are_those_of_one_process_for_any_number_of_workers_and_nodes(
+    nodes: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(file_to_documents, "PART_BYTES", PART_BYTES)
     monkeypatch.setattr(conversations_to_rows, "BUFFER", BUFFER)
@@ -93,12 +93,12 @@ def test_the_shards_are_those_of_one_process_for_any_number_of_workers(
             found[kind] = digest_of(hashes_of(folder / "data"))
             assert counting.done >= 20, kind
 
-    if workers == 0:
+    if not nodes:
         prepare(InThisProcess())
     else:
         environment = with_small_parts(tmp_path).environment()
         monkeypatch.setenv("PYTHONPATH", environment["PYTHONPATH"])
-        with ray_cluster(monkeypatch, workers), ray_tasks() as tasks:
+        with ray_cluster(monkeypatch, *nodes), ray_tasks() as tasks:
             wait_for_ray(tasks)
             prepare(tasks)
     assert found == GOLDEN
