@@ -30,12 +30,23 @@ MB, PIECES, KILLS = 50, 100, 20
 # Text that one shard to train on has, as pieces: it is encoded again, because its end is not known.
 OF_A_SHARD = 2
 
-PROGRAM = """
+# Ray does all the work, also the first pieces, unless this says that it need not.
+RAY_ALONE = """
+import os
+from pipeline.workers.ray_tasks import RayTasks
+has_started = RayTasks._has_started
+def wait_for_ray(self):
+    if "RAY_IS_LATE" not in os.environ and not self._started:
+        self._pipe.poll(300)
+    return has_started(self)
+RayTasks._has_started = wait_for_ray
+"""
+PROGRAM = f"""{RAY_ALONE}
 import sys, time
 from pathlib import Path
 from pipeline.data import pieces_to_rows
 from pipeline.stages import prepare_text
-prepare_text.LEAST_BYTES, prepare_text.PIECE_BYTES = 0, %d
+prepare_text.LEAST_BYTES, prepare_text.PIECE_BYTES = 0, PIECES
 take_over, keep = pieces_to_rows._Joining._take_over, pieces_to_rows._Joining._keep_held_out
 def slowly(self, number, piece):
     while number > int(Path("most.txt").read_text()):  # so that the text lasts for all kills
@@ -85,11 +96,16 @@ class Machine:
             folder / "most.txt",
         )
         self.let_join(pieces)
-        self._program = PROGRAM % (size // pieces)
+        self._program = PROGRAM.replace("PIECES", str(size // pieces))
 
-    def start(self, *overrides: str, until: str = "prepare") -> subprocess.Popen[str]:
-        """Start to prepare, or to train too."""
+    def start(
+        self, *overrides: str, until: str = "prepare", late: bool = False
+    ) -> subprocess.Popen[str]:
+        """Start to prepare, or to train too. If Ray is `late`, the first pieces are encoded without
+        it."""
         env = os.environ | {"XDG_CACHE_HOME": str(self.cache)}
+        if late:
+            env["RAY_IS_LATE"] = "1"
         arguments = ("--until", until, *overrides)
         process = start(self.job, *arguments, env=env, program=self._program)
         assert isinstance(process, subprocess.Popen)
@@ -180,7 +196,7 @@ def test_killed_and_moved_again_and_again_the_shards_are_the_same(
     known = -1
     machine.let_join(known)
     for kill in range(KILLS):
-        process = machine.start()
+        process = machine.start(late=kill % 4 == 1)
         said = wait_for(process, "begins with piece")
         begins = int(said.rsplit("begins with piece", 1)[1])
         most_repeated.append(known + 1 - begins)

@@ -6,9 +6,7 @@ An elastic group goes on with fewer workers meanwhile, and grows again.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,10 +15,9 @@ import pytest
 
 from pipeline.state.rows.metrics import read_all_metrics, read_events
 from pipeline.state.stores import open_store
-from pipeline.workers.ray_fit import RAY_ENVIRONMENT
-from pipeline.workers.ray_workers import RAY_ADDRESS, private_environment
-from pipeline.workers.reaper import SESSION_VARIABLE, start_reaper
-from tests.support.waiting import PATIENCE_SECONDS, read_until, run_to_end
+from pipeline.workers.ray_workers import RAY_ADDRESS
+from tests.support.ray_cluster import Nodes, ray_cluster
+from tests.support.waiting import run_to_end
 from tests.support.whole_runs import (
     ends_with,
     head_of,
@@ -31,67 +28,12 @@ from tests.support.whole_runs import (
     write_job,
 )
 
-CLUSTER = """
-import sys
-from ray.cluster_utils import Cluster
-cluster = Cluster(initialize_head=True, head_node_args={
-    "num_cpus": 1, "temp_dir": sys.argv[1], "node_ip_address": "127.0.0.1",
-    "include_dashboard": False})
-print("address", cluster.address, flush=True)
-others = []
-for line in sys.stdin:
-    if line == "add\\n":
-        others.append(cluster.add_node(num_cpus=1))
-    else:
-        cluster.remove_node(others.pop(), allow_graceful=False)
-    print("done", line, flush=True)
-"""
-
-
-class Nodes:
-    """The nodes of one CPU that were added to the first node of a cluster."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-
-    def add(self) -> None:
-        self._tell("add")
-
-    def lose(self) -> None:
-        """Kill the newest node's raylet, which ends its workers, with SIGKILL."""
-        self._tell("lose")
-
-    def _tell(self, what: str) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{what}\n")
-        self._process.stdin.flush()
-        read_until(self._process, f"done {what}")
-
 
 @pytest.fixture
 def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
     """Start a cluster whose first node has one CPU; yield its other nodes."""
-    session = Path(tempfile.mkdtemp(prefix="pion-ray-", dir="/tmp"))
-    reaper = start_reaper(session)
-    access = private_environment({})
-    # Ray writes its address here. With a `temp_dir` for all nodes, no node makes the folder.
-    (session / "ray").mkdir()
-    here = {"RAY_TMPDIR": str(session), SESSION_VARIABLE: str(session)}
-    process = subprocess.Popen(
-        [sys.executable, "-c", CLUSTER, str(session)],
-        env=os.environ | RAY_ENVIRONMENT | access | here,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    address = read_until(process, "address").split()[-1]
-    for name, value in {**access, RAY_ADDRESS: address}.items():
-        monkeypatch.setenv(name, value)
-    yield Nodes(process)
-    assert reaper.stdin is not None
-    reaper.stdin.close()
-    reaper.wait(PATIENCE_SECONDS)
-    process.wait(PATIENCE_SECONDS)
+    with ray_cluster(monkeypatch, 1) as nodes:
+        yield nodes
 
 
 @pytest.mark.soak
