@@ -133,10 +133,11 @@ def frozen_base(
     continued = job.lora_before(stage)
     if continued is not None:
         assert before is not None
-        *model, identity = frozen_base(context, continued, adapter_before(context, continued))
+        earlier = adapter_before(context, continued)
+        config, weights, identity = frozen_base(context, continued, earlier)
         recorded = before.adapter.base
         require_base(recorded, str(identity.sha256), f"the {AFTER[continued]} model")
-        return *model, recorded
+        return config, weights, recorded
     config = job.model_config_resolved()
     if job.base is not None and stage == job.train_stages[0]:
         whole = _base_later(context, job.base)
