@@ -278,8 +278,7 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     if context.job.needs_reference(stage):
         resumes, start = recorded is not None, Start(model, adapter, plan, weights)
         data, reference, shards = _with_reference(context, data, start, saved, resumes=resumes)
-    settings = settings_of(context.job.section(stage))
-    rank = context.group.rank
+    rank, settings = context.group.rank, settings_of(context.job.section(stage))
     trainer = Trainer(model, data.train, settings, plan, rank=rank, weights=weights, shards=shards)
     if rank == 0 and trainer.device.type == "cuda":
         how = use_newest_flash_attention(trainer.device, deterministic=plan.deterministic)
