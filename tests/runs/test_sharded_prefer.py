@@ -9,8 +9,16 @@ from typing import Any
 import pytest
 
 from pipeline.state.head import REFERENCE
-from tests.support.preference_runs import finish_after_kills, killed_in_the_pass, prefer_job
-from tests.support.whole_runs import final_weights, finish, head_of, losses, rows_trained
+from tests.support.preference_runs import killed_in_the_pass, prefer_job
+from tests.support.whole_runs import (
+    final_weights,
+    finish,
+    head_of,
+    losses,
+    rows_trained,
+    start,
+    wait_for,
+)
 
 WORKERS: dict[str, Any] = {
     "checkpoint__every_steps": 1,
@@ -18,6 +26,7 @@ WORKERS: dict[str, Any] = {
     "hardware__workers": 2,
     "hardware__deterministic": True,
     "hardware__dtype": "float32",
+    "prefer__steps": 30,
 }
 SHARDED = {**WORKERS, "hardware__fsdp": True}
 CASES: dict[str, dict[str, Any]] = {
@@ -41,8 +50,11 @@ def test_kills_in_the_pass_and_in_the_stage_change_no_bit(tmp_path: Path, case: 
     assert "evaluate: prefer model on held-out preferences" in output
     job = prefer_job(killed, **SHARDED, **CASES[case])
     killed_in_the_pass(killed, job, 1)  # before the first chunk
-    killed_in_the_pass(killed, job, 6)  # after the third one
-    finish_after_kills(killed, job, 2)
+    killed_in_the_pass(killed, job, 3)  # after that of the first split
+    process = start(job)
+    wait_for(process, "prefer step 3/")
+    process.kill()
+    assert "prefer: starts (continues after step" in finish(job)
     assert final_weights(killed) == final_weights(unbroken)
     assert rows_trained(killed, "prefer") == rows_trained(unbroken, "prefer")
     assert (
