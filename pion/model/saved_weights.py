@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
@@ -41,22 +42,28 @@ class Whole:
 
 
 class Tensors(Mapping[str, Tensor]):
-    """The tensors of `saved` by their names. Each is read whole when it is asked for, and is not
-    kept."""
+    """The tensors of `saved` by their names, and those of `others` that it lacks.
 
-    def __init__(self, saved: Saved) -> None:
+    Each is read whole when it is asked for, and is not kept.
+    """
+
+    def __init__(self, saved: Saved, others: Mapping[str, Tensor] | None = None) -> None:
         self._saved = saved
         self._shapes = {name: shape for name, (shape, _) in saved.layout().items()}
+        every = (others or {}).items()
+        self._others = {name: tensor for name, tensor in every if name not in self._shapes}
 
     def __getitem__(self, name: str) -> Tensor:
+        if name in self._others:
+            return self._others[name]
         shape = self._shapes[name]
         return self._saved.part(name, 0, shape.numel()).view(shape)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._shapes)
+        return itertools.chain(self._shapes, self._others)
 
     def __len__(self) -> int:
-        return len(self._shapes)
+        return len(self._shapes) + len(self._others)
 
 
 def placeholders(layout: Layout) -> dict[str, Tensor]:

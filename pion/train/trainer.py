@@ -107,9 +107,7 @@ class Trainer:
             for name, role in parameter_roles(model).items():
                 model.get_parameter(name).requires_grad_(role == "draft")
         self._ranks = Ranks(plan.world_size)
-        if shards is None and plan.sharded:
-            shards = self._sharded(weights)
-        self._shards = shards
+        self._shards = shards or self._sharded(weights)
         self.optimizer = self._optimizer()
         self.step = self.next_row = 0
         self.skipped: list[RowRange] = []
@@ -142,7 +140,9 @@ class Trainer:
             own=None if self._shards is None else self._shards.learned,
         )
 
-    def _sharded(self, weights: Saved | None) -> Shards:
+    def _sharded(self, weights: Saved | None) -> Shards | None:
+        if not self.plan.sharded:
+            return None
         # Here, because this imports DTensor, which takes a second.
         from pion.train.sharding import sharded
 

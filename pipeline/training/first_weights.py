@@ -15,7 +15,6 @@ from pipeline.job.model_section import Base
 from pipeline.job.stages import AFTER
 from pipeline.models.bring import bring_model
 from pipeline.models.find import find_model, found_in
-from pipeline.models.load import fitted
 from pipeline.state.run_state import RunState
 from pipeline.state.shared.bases import BASES, bring_base
 
@@ -40,29 +39,13 @@ def first_model(context: TrainingContext, stage: str) -> tuple[Decoder, str]:
     import torch
 
     from pion.model.decoder import Decoder
+    from pion.model.saved_weights import Tensors
 
-    job, source = context.job, context.job.section(stage).init_from
-    if source is not None:
-        from pipeline.models.load import load_model
-
-        found = load_model(context.fetch(lambda: find_model(job.model_name(source))))
-        model = fitted(job.model_config_resolved(), found, source, job.seed)
-        return model, f"starts from {source}{_warning(found.config)}"
-    if job.base is not None and stage == job.train_stages[0]:
-        from pion.formats.load import load_decoder
-
-        brought = job.base.hash
-        found = load_decoder(context.fetch(lambda: bring_base(context.run.store, brought)))
-        model = fitted(job.model_config_resolved(), found, job.base.source, job.seed)
-        return model, f"starts from {job.base}"
-    before = job.stage_before(stage)
-    if before is not None:
-        from pipeline.models.load import load_model_in
-
-        _, folder = context.fetch(lambda: _bring_trained(context.run, before))
-        return load_model_in(folder), f"starts from the {AFTER[before]} model"
-    torch.manual_seed(job.seed)
-    return Decoder(job.model_config_resolved()), "starts from random weights"
+    config, weights, why = _start(context, stage)
+    if weights is not None:
+        return Decoder.from_state(config, dict(Tensors(weights))), why
+    torch.manual_seed(context.job.seed)
+    return Decoder(config), why
 
 
 def first_parts(context: TrainingContext, stage: str) -> tuple[Decoder, Saved | None, str]:
@@ -72,40 +55,45 @@ def first_parts(context: TrainingContext, stage: str) -> tuple[Decoder, Saved | 
     on the device `meta`. None instead of weights: the model has them all, on each rank. So it is if
     the model has a draft block.
     """
+    import torch
+
+    from pion.model.drawn_later import drawn_later
     from pion.model.saved_weights import without_values
+
+    if context.job.model_config_resolved().draft is not None:
+        model, why = first_model(context, stage)
+        return model, None, why
+    config, weights, why = _start(context, stage)
+    if weights is not None:
+        return without_values(config), weights, why
+    torch.manual_seed(context.job.seed)
+    return *drawn_later(config), why
+
+
+def _start(context: TrainingContext, stage: str) -> tuple[ModelConfig, Saved | None, str]:
+    """Return the settings of the model that `stage` starts from, its weights, which are read when
+    they are needed (None: random ones), and its origin in words."""
     from pipeline.models.load import fitted_later, load_model_later
 
     job, before = context.job, context.job.stage_before(stage)
     source, config = job.section(stage).init_from, job.model_config_resolved()
-    if config.draft is not None:
-        model, why = first_model(context, stage)
-        return model, None, why
     if source is not None:
         found = load_model_later(context.fetch(lambda: find_model(job.model_name(source))))
         why = f"starts from {source}{_warning(found[0])}"
-        return without_values(config), fitted_later(config, found, source, job.seed), why
+        return config, fitted_later(config, found, source, job.seed), why
     if job.base is not None and stage == job.train_stages[0]:
         found = _base_later(context, job.base)
         weights = fitted_later(config, found, job.base.source, job.seed)
-        return without_values(config), weights, f"starts from {job.base}"
+        return config, weights, f"starts from {job.base}"
     if before is None:
-        return _drawn_parts(job.seed, config)
+        return config, None, "starts from random weights"
     _, folder = context.fetch(lambda: _bring_trained(context.run, before))
     own, weights = load_model_later(found_in(folder))
-    return without_values(own), weights, f"starts from the {AFTER[before]} model"
+    return own, weights, f"starts from the {AFTER[before]} model"
 
 
 def _warning(config: ModelConfig) -> str:
     return ", whose ternary weights are already rounded" if config.packed else ""
-
-
-def _drawn_parts(seed: int, config: ModelConfig) -> tuple[Decoder, Saved, str]:
-    import torch
-
-    from pion.model.drawn_later import drawn_later
-
-    torch.manual_seed(seed)
-    return *drawn_later(config), "starts from random weights"
 
 
 def _base_later(context: TrainingContext, base: Base) -> tuple[ModelConfig, Saved]:
@@ -133,10 +121,11 @@ def frozen_base(
     continued = job.lora_before(stage)
     if continued is not None:
         assert before is not None
-        *model, identity = frozen_base(context, continued, adapter_before(context, continued))
+        earlier = adapter_before(context, continued)
+        config, weights, identity = frozen_base(context, continued, earlier)
         recorded = before.adapter.base
         require_base(recorded, str(identity.sha256), f"the {AFTER[continued]} model")
-        return *model, recorded
+        return config, weights, recorded
     config = job.model_config_resolved()
     if job.base is not None and stage == job.train_stages[0]:
         whole = _base_later(context, job.base)

@@ -458,21 +458,19 @@ def _with_additions(
         why = f"trains LoRA of {continued} further, of rank {lora.rank}, on {identity.name}"
     else:
         if lora.base_dtype is not None:
-            model = config, weights
-            cost = cost_of_rounding(context, model, data.held_out, data.tokenizer, plan)
+            base = config, weights
+            cost = cost_of_rounding(context, base, data.held_out, data.tokenizer, plan)
             why += f", {cost}"
         warning = _never_stops(Tensors(weights)["embed.weight"], data)
         why += "" if warning is None else f". Warning: {warning}"
-    settings = {
-        "seed": context.job.seed,
-        "dtype": torch_dtype(plan.dtype),
-        "tensors": None if before is None else before.additions(),
-    }
+    seed, dtype = context.job.seed, torch_dtype(plan.dtype)
+    added = None if before is None else before.additions()
     if plan.sharded:
-        model, weights = adapted_later(config, weights, lora, **settings)
+        model, weights = adapted_later(config, weights, lora, seed=seed, dtype=dtype, tensors=added)
         return model, weights, why, Adapter(lora, identity)
-    base = Decoder.from_state(config, dict(Tensors(weights)))
-    return adapted(base, lora, **settings), None, why, Adapter(lora, identity)
+    whole = Decoder.from_state(config, dict(Tensors(weights)))
+    model = adapted(whole, lora, seed=seed, dtype=dtype, tensors=added)
+    return model, None, why, Adapter(lora, identity)
 
 
 def _never_stops(embedding: Tensor, data: StageData) -> str | None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
+from itertools import groupby
 
 import torch
 
@@ -51,18 +51,32 @@ def sharded_step_bytes(shapes: Sequence[Sequence[int]], width: int, ranks: int) 
     most = step_bytes(whole, width) if whole else 0
     sizes = [rows * cols for rows, cols in matrices]
     for by_rank in muon_rounds(deal_matrices(matrices, ranks), sizes, BATCH_ELEMENTS // ranks):
-        owned = max(elements([matrices[n] for n in numbers]) for numbers in by_rank)
         # This rank's rows of all matrices of the round.
-        rows = sum(
-            part_of(matrices[number], ranks, "matrix") for numbers in by_rank for number in numbers
-        )
-        runs = [Counter(matrices[number] for number in numbers) for numbers in by_rank]
-        computing = max(
-            4 * count * each[0] * each[1] + orthogonalize_bytes(each, count, width)
-            for run in runs
-            for each, count in run.items()
-        )
-        # What is sent and what has come of it, in fp32, next to the results so far.
-        there = 4 * rows + (8 + width) * owned
-        most = max(most, 8 * rows, there + computing, there + 2 * width * owned + 8 * rows)
+        rows = sum(part_of(matrices[n], ranks, "matrix") for numbers in by_rank for n in numbers)
+        owned = ([matrices[number] for number in numbers] for numbers in by_rank)
+        most = max(most, *(_round_bytes(own, rows, width) for own in owned))
     return most
+
+
+def _round_bytes(owned: Sequence[Shape], rows: int, width: int) -> int:
+    """Return the most bytes at once in a round of ShardedMuon, on the owner of these matrices.
+
+    It has `rows` elements of all matrices of the round.
+    """
+    own = elements(owned)
+    # The rows of those that have more rows than columns are copied, because they are transposed.
+    results = width * (own + elements([shape for shape in owned if shape[0] > shape[1]]))
+    done = computing = 0
+    for shape, run in groupby(owned):
+        count = len(list(run))
+        needed = orthogonalize_bytes(shape, count, width) + 4 * elements([shape] * count)
+        computing = max(computing, width * done + needed)
+        done += elements([shape] * count)
+    found = width * rows + (0 if width == 4 else 4 * rows)
+    return max(
+        8 * rows,  # what is orthogonalized, and all of it in one tensor
+        # That, what has come, which is then whole; and next to it the results, or what they need.
+        4 * rows + 8 * own + max(computing, results + width * own),
+        # What was sent back and what has come, in fp32.
+        8 * own + results + width * own + found,
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import ChainMap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -67,7 +66,7 @@ def name_of(start: Start) -> str:
     model, adapter, _, saved = start
     if adapter is None:
         own = model.state_dict()
-        return tensors_sha256(own if saved is None else ChainMap(Tensors(saved), own))
+        return tensors_sha256(own if saved is None else Tensors(saved, own))
     rounded = adapter.lora.base_dtype
     weights = str(adapter.base.sha256) + ("" if rounded is None else f" in {rounded}")
     added = additions(model)

@@ -21,6 +21,7 @@ from pion.errors import BadInput
 from pion.generation.generate import generate_batch
 from pion.model.decoder import Decoder
 from pion.model.drawn_later import drawn_later
+from pion.model.lora_later import adapted_later
 from pion.model.lora_projections import adapted
 from pion.model.saved_weights import Whole
 from pion.train.optimizer import sharded_muon
@@ -165,6 +166,19 @@ def adapt(process: Process) -> dict[str, Any]:
     return {"measured": measured, "names": sorted(whole_state(trainer).model)}
 
 
+def adapt_a_rounded_base(process: Process) -> dict[str, Any]:
+    """Add LoRA to a base that is kept in bfloat16. Ranks read its weights where they need them."""
+    base, weights = FAMILIES["pion"].decoder(0), None
+    lora, dtype = Lora(rank=4, base_dtype="bfloat16"), torch.bfloat16
+    if process.world_size > 1:
+        later = adapted_later(base.config, Whole(base.state_dict()), lora, seed=0, dtype=dtype)
+        model, weights = later
+    else:
+        model = adapted(base, lora, seed=0, dtype=dtype)
+    trainer = process.trainer(model=model, weights=weights, lr=1e-2, dtype="bfloat16")
+    return {"measured": train(trainer, STEPS), "names": sorted(whole_state(trainer).model)}
+
+
 def prefer(process: Process) -> dict[str, Any]:
     """Learn by kto, which needs the distance from its reference before the gradients."""
     torch.manual_seed(process.rank)
@@ -204,10 +218,11 @@ CHECKS: dict[str, Callable[[Process], Any]] = {
     "logits": write_with_other_logits,
     "begin": begin_without_weights,
     "lora": adapt,
+    "rounded": adapt_a_rounded_base,
     "prefer": prefer,
     "parts": parts,
 }
-ALONE = (*COMPARED, "measure", "lora", "prefer")
+ALONE = (*COMPARED, "measure", "lora", "rounded", "prefer")
 
 
 def change_the_ranks(rank: int, folder: Path) -> list[bool]:
@@ -404,12 +419,13 @@ def test_ranks_begin_with_weights_that_none_of_them_has_whole(
         assert rank["begin"]["refused"].startswith("the weights has no tensor")
 
 
+@pytest.mark.parametrize("name", ["lora", "rounded"])
 def test_ranks_that_share_a_frozen_base_train_its_additions(
-    ranks: list[dict[str, Any]], alone: dict[str, Any]
+    ranks: list[dict[str, Any]], alone: dict[str, Any], name: str
 ) -> None:
     for rank in ranks:
-        assert rank["lora"]["names"] == alone["lora"]["names"]
-        assert_close(rank["lora"]["measured"], alone["lora"]["measured"])
+        assert rank[name]["names"] == alone[name]["names"]
+        assert_close(rank[name]["measured"], alone[name]["measured"])
 
 
 def test_ranks_learn_from_preferences_as_one_process_does(

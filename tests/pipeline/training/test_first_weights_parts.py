@@ -23,6 +23,8 @@ from pion.model.lora_projections import adapted, add_lora, additions
 from pion.model.saved_weights import Tensors, Whole
 from pipeline.job import Job
 from pipeline.job.model_section import Base
+from pipeline.models.find import find_model
+from pipeline.models.load import load_model
 from pipeline.state.record_json import to_json
 from pipeline.training.first_weights import first_model, first_parts
 from tests.support.jobs import tiny_dict, tiny_job
@@ -31,8 +33,9 @@ from tests.support.tiny_config import tiny_config
 MODULE = "pipeline.training.first_weights"
 
 
-def same_start(context: Any, stage: str) -> None:
-    """Check that a sharded stage starts from the bits of `first_model`, without having them."""
+def same_start(context: Any, stage: str) -> dict[str, torch.Tensor]:
+    """Check that a sharded stage starts from the bits of `first_model`, without having them; return
+    these."""
     whole, why = first_model(context, stage)
     model, saved, also_why = first_parts(context, stage)
     assert also_why == why
@@ -47,6 +50,7 @@ def same_start(context: Any, stage: str) -> None:
         assert torch.equal(found.view(shape), expected[name]), name
     for name in expected.keys() - saved.layout().keys():
         assert torch.equal(model.state_dict()[name], expected[name]), name
+    return expected
 
 
 def context_of(job: Job) -> Any:
@@ -122,8 +126,11 @@ def test_a_model_of_other_people_is_read_where_it_is_needed(
     folder = of_transformers(tmp_path / "theirs", drawn(config))
     section = {name: getattr(config, name) for name in SHAPE}
     section |= {} if experts is None else {"experts": experts}
+    expected = drawn(config).state_dict()
     for changes in ({}, {"seq_len": 48}, {"gates": True}):
-        same_start(context_from(folder, section | changes), "pretrain")
+        found = same_start(context_from(folder, section | changes), "pretrain")
+        for name, tensor in expected.items():
+            assert torch.equal(found[name], tensor.bfloat16().float()), name
 
 
 def test_rows_of_the_head_that_no_token_has_are_filled_up(tmp_path: Path) -> None:
@@ -133,7 +140,11 @@ def test_rows_of_the_head_that_no_token_has_are_filled_up(tmp_path: Path) -> Non
     with torch.no_grad():
         model.lm_head.weight.normal_()  # else its rows start as 0
     folder = of_transformers(tmp_path / "theirs", model)
-    same_start(context_from(folder, {"preset": "daisy-pico", **shape}), "pretrain")
+    found = same_start(context_from(folder, {"preset": "daisy-pico", **shape}), "pretrain")
+    head, expected = found["lm_head.weight"], model.lm_head.weight.bfloat16().float()
+    assert len(head) == len(expected) > 262
+    assert torch.equal(head[:262], expected[:262])
+    assert not head[262:].any()
 
 
 def test_weights_that_do_not_fit_are_refused_before_they_are_read(tmp_path: Path) -> None:
@@ -175,7 +186,9 @@ def test_what_lora_has_trained_is_merged_matrix_by_matrix(tmp_path: Path, base_d
     save_file(drawn(config).state_dict(), base / "model.safetensors")
     folder = trained_adapter(tmp_path / "added", base, Lora(rank=2, base_dtype=base_dtype))
     section = {name: getattr(config, name) for name in SHAPE}
-    same_start(context_from(folder, section), "pretrain")
+    found = same_start(context_from(folder, section), "pretrain")
+    for name, tensor in load_model(find_model(str(folder))).state_dict().items():
+        assert torch.equal(found[name], tensor), name
     (base / "model.safetensors").unlink()
     save_file(Decoder(config).state_dict(), base / "model.safetensors")
     with pytest.raises(BadInput, match="added"):

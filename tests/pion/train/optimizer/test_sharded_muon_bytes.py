@@ -1,0 +1,65 @@
+"""The memory that is predicted of Muon's step, if ranks keep rows of each matrix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from pion.config.model_config import ModelConfig
+from pion.model.params_and_flops import matrix_shapes
+from pion.train.memory_trace.live_bytes import LiveBytes
+from pion.train.optimizer.moments import sharded_step_bytes
+from pion.train.optimizer.sharded_muon import ShardedMuon
+from pion.train.optimizer.state_pieces import Held
+from pion.train.shard_rules import own_rows, sharded_dim
+from tests.cuda_rehearsal.fake_group import fake_group
+
+# A prediction is never under what is counted, and never over by more than this.
+MOST = 1.15
+DTYPES = {4: torch.float32, 2: torch.bfloat16}
+
+
+def counted(shapes: list[tuple[int, ...]], width: int, ranks: int, rank: int) -> int:
+    """Return the most bytes at once in a step of a rank, besides weights, gradients and moments."""
+    with fake_group(ranks), FakeTensorMode(), LiveBytes("cpu", {}) as live:
+        params: dict[str, nn.Parameter] = {}
+        for number, shape in enumerate(shapes):
+            dim = sharded_dim(shape, ranks, "matrix")
+            own = list(shape)
+            own[dim] = len(own_rows(shape[dim], rank, ranks))
+            params[str(number)] = nn.Parameter(torch.empty(own))
+            params[str(number)].grad = torch.empty(own)
+        held = {str(n): Held(torch.Size(shape), (), ()) for n, shape in enumerate(shapes)}
+        muon = ShardedMuon(
+            params, held, weight_decay=0.1, dtype=DTYPES[width], rank=rank, world_size=ranks
+        )
+        start, live.history = live.live, []
+        muon.step(1e-3, 0.9)
+        return max(live.history, default=start) - start
+
+
+def check(config: ModelConfig, width: int, ranks: int) -> None:
+    shapes: Any = list(matrix_shapes(config))
+    # Of uneven rows and matrices, the first ranks have the most.
+    most = max(counted(shapes, width, ranks, rank) for rank in range(min(ranks, 4)))
+    ratio = sharded_step_bytes(shapes, width, ranks) / most
+    assert 1 <= ratio <= MOST, f"{ratio:.3f} of {most:,} bytes"
+
+
+@pytest.mark.parametrize("preset", ["pion-small", "tachyon-tiny"])
+def test_the_prediction_is_never_under_and_at_most_15_percent_over(preset: str) -> None:
+    check(ModelConfig.preset(preset, n_layers=2), 2, 4)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("width", DTYPES)
+@pytest.mark.parametrize("ranks", [2, 4, 8, 16])
+@pytest.mark.parametrize("preset", ["pion-small", "tachyon-tiny", "daisy-pico"])
+def test_the_prediction_holds_for_families_and_numbers_of_ranks(
+    preset: str, ranks: int, width: int
+) -> None:
+    check(ModelConfig.preset(preset), width, ranks)

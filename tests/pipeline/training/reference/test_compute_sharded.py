@@ -1,0 +1,74 @@
+"""Ranks that keep parts of a model compute the numbers of a reference together."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+import pion.train.sharding  # noqa: F401 (once, and not in each fork)
+from pion.config.lora import Adapter, BaseModel, Lora
+from pion.model.lora_later import adapted_later
+from pion.model.saved_weights import Whole, without_values
+from pion.train.settings import ComputePlan
+from pipeline.training.reference.compute import make_reference
+from pipeline.training.reference.of_stage import Start, with_reference
+from pipeline.training.train_request import Group
+from tests.support.ranks import run_ranks
+from tests.support.reference_world import World, config_of_the_world, make_world, model_of_the_world
+
+RANKS = 3
+ADAPTER = Adapter(Lora(rank=2), BaseModel("the base", "0" * 64))
+
+
+def in_parts(plan: ComputePlan, *, lora: bool) -> Start:
+    """Return the start of a stage whose weights no rank has."""
+    weights, config = Whole(model_of_the_world().state_dict()), config_of_the_world()
+    if not lora:
+        return Start(without_values(config), None, plan, weights)
+    model, base = adapted_later(config, weights, ADAPTER.lora, seed=0, dtype=torch.float32)
+    return Start(model, ADAPTER, plan, base)
+
+
+def work(rank: int, folder: Path, *, lora: bool) -> None:
+    """Compute, and find, as a stage that begins, and one that resumes."""
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=RANKS
+    )
+    world, said = World(folder), list[Any]()
+    plan = ComputePlan(micro_batch=2, threads=1, world_size=RANKS, sharded=True)
+    with world.context(group=Group(rank, RANKS, True)) as context:
+        for resumes in (False, True):
+            start = in_parts(plan, lora=lora)
+            _, bound, shards = with_reference(
+                context, world.streams(), start, None, resumes=resumes
+            )
+            # Only LoRA compares its base when it resumes. Then the stage has these parts.
+            assert (shards is None) == (resumes and not lora)
+            sums = {split: found.sums.tolist() for split, found in bound.splits.items()}
+            said.append({"sums": sums, "record": bound.record.decode()})
+    (folder / f"{rank}.json").write_text(json.dumps(said))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("lora", [False, pytest.param(True, marks=pytest.mark.soak)])
+def test_they_get_the_numbers_of_one_process_and_its_key(tmp_path: Path, lora: bool) -> None:
+    """The last round has no rows for the last ranks. LoRA begins with the base's own results."""
+    world = make_world(tmp_path)
+    with world.context("alone") as context:
+        alone = make_reference(context, world.streams(), world.start())
+    (tmp_path / "runs").rename(tmp_path / "others")  # they would find its numbers there
+    run_ranks(partial(work, lora=lora), tmp_path, RANKS)
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(RANKS)]
+    assert ranks == [ranks[0]] * RANKS
+    found, again = ranks[0]
+    assert again == found
+    same_key = json.loads(found["record"])["key"] == json.loads(alone.record)["key"]
+    assert same_key == (not lora)
+    for split, sums in alone.splits.items():
+        assert found["sums"][split] == pytest.approx(sums.sums.tolist(), abs=1e-4)

@@ -1,0 +1,101 @@
+"""The most bytes that a rank of a sharded stage has of the model that the stage starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pion.config.lora import Lora
+from pion.config.parts import Experts
+from pion.model.decoder import Decoder
+from pion.model.lora_later import adapted_later
+from pion.model.saved_weights import Saved
+from pion.train.memory_trace.live_bytes import LiveBytes
+from pion.train.sharding import Shards, own_part
+from pipeline.training.first_weights import first_parts, frozen_base
+from tests.cuda_rehearsal.fake_group import fake_group
+from tests.pipeline.training.test_first_weights_parts import (
+    EXPERTS,
+    SHAPE,
+    context_from,
+    context_of,
+    drawn,
+    of_transformers,
+    trained_adapter,
+)
+from tests.support.jobs import tiny_job
+from tests.support.tiny_config import tiny_config
+
+RANKS = 4
+CONFIG = tiny_config(seq_len=96, d_model=64, d_ff=128, n_layers=8)
+SECTION = {name: getattr(CONFIG, name) for name in SHAPE}
+LORA = Lora(rank=2, base_dtype="bfloat16")
+Start = Callable[[], tuple[Decoder, Saved | None]]
+# Gains are whole on each rank, and every tensor is rounded up.
+REST = 1.05
+
+
+class Taken(LiveBytes):
+    """Counts the bytes that operations take. What is mapped from files takes none."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.ops.aten.set_.source_Storage:
+            mapped: Tensor = func(*args, **(kwargs or {}))
+            self._known[mapped.untyped_storage()] = 0
+            return mapped
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+    def _count(self, tensor: Tensor) -> None:
+        super()._count(own_part(tensor))
+
+
+def theirs(folder: Path) -> Start:
+    """A model of other people, each of whose experts is a tensor for itself."""
+    config = tiny_config(seq_len=96, d_model=64, d_ff=128, n_layers=8, experts=Experts(**EXPERTS))
+    source = of_transformers(folder / "theirs", drawn(config))
+    context = context_from(source, SECTION | {"experts": EXPERTS})
+    return lambda: first_parts(context, "pretrain")[:2]
+
+
+def merged(folder: Path) -> Start:
+    """A model with LoRA's additions merged into it, whose base is hashed first."""
+    base = of_transformers(folder / "theirs", drawn(CONFIG))
+    context = context_from(trained_adapter(folder / "added", base, LORA), SECTION)
+    return lambda: first_parts(context, "pretrain")[:2]
+
+
+def frozen(folder: Path) -> Start:
+    """A base of LoRA, which is hashed, and rounded."""
+    source = of_transformers(folder / "theirs", drawn(CONFIG))
+    changes = {"pretrain": None, "sft__init_from": str(source), "sft__lora": {"rank": 2}}
+    context = context_of(tiny_job(model=SECTION, **changes))
+
+    def start() -> tuple[Decoder, Saved | None]:
+        config, weights, _ = frozen_base(context, "sft")
+        return adapted_later(config, weights, LORA, seed=0, dtype=torch.float32)
+
+    return start
+
+
+# By how many of the largest tensors a rank may have more than its part. A product of LoRA is
+# scaled, compared and added. The additions themselves take as much as two.
+@pytest.mark.parametrize(("of", "tensors"), [(theirs, 1), (merged, 7), (frozen, 3)])
+def test_a_rank_has_its_part_and_one_tensor_at_a_time(
+    tmp_path: Path, of: Callable[[Path], Start], tensors: int
+) -> None:
+    start = of(tmp_path)
+    with fake_group(RANKS), Taken("cpu", {}) as taken:
+        model, weights = start()
+        sizes = [4 * tensor.numel() for tensor in model.state_dict().values()]
+        shards = Shards(model, torch.device("cpu"), torch.float32, 0, RANKS)
+        if weights is not None:
+            shards.fill(weights, weights.layout())
+    assert max(taken.history) <= REST * sum(sizes) / RANKS + tensors * max(sizes) < sum(sizes) / 2
+    assert max(taken.history) >= sum(sizes) / RANKS  # else nothing was counted
