@@ -208,7 +208,9 @@ def test_killed_and_moved_the_shards_are_those_of_one_process(
     for kill in range(KILLS):
         process = machine.start(at_once, late=kill == 0)
         wait_until(more(machine, process, at_once), "the first pieces", seconds=LONG_SECONDS)
-        if kill == 1:  # a process that encodes; the driver goes on
+        # A process that encodes is killed; the driver goes on. Packing 16 conversations takes so
+        # little time that no look at the processes would meet it.
+        if kill == 1 and kind != "sft":
             machine.let_join(at_once + 5)
             wait_until(lambda: kill_a_task(process), "a task at work", every=0.001)  # noqa: B023
             wait_until(more(machine, process, at_once + 5), "more pieces", seconds=LONG_SECONDS)
