@@ -80,9 +80,8 @@ def test_the_prediction_holds_for_more_steps(run_on_pretended_card: Callable[...
     assert len(peaks) == 25
 
 
-@pytest.mark.parametrize(
-    "name", ["both stages", pytest.param("more of both stages", marks=pytest.mark.soak)]
-)
+@pytest.mark.soak
+@pytest.mark.parametrize("name", ["both stages", "more of both stages"])
 def test_preferences_need_no_more_than_conversations_of_as_many_tokens(
     run_on_pretended_card: Callable[..., str], name: str
 ) -> None:

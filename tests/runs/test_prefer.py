@@ -161,6 +161,7 @@ def test_sigkills_in_the_pass_of_the_reference_change_no_bit(
     assert reference_of(tmp_path) == reference_of(unbroken)
 
 
+@pytest.mark.soak
 def test_the_pass_continues_on_another_machine(
     tmp_path: Path, unbroken: Path, s3_store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

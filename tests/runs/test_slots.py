@@ -52,6 +52,7 @@ def test_lora_trains_the_projections_and_leaves_the_slots_alone(whole: Whole) ->
     assert all(name.endswith((".lora_a", ".lora_b")) for name in saved)
 
 
+@pytest.mark.soak
 def test_a_run_that_was_killed_ends_with_the_same_bits(tmp_path: Path, whole: Whole) -> None:
     job = write_job(tmp_path, **JOB, checkpoint__every_steps=1, log__every=1)
     slow = with_slow_steps(tmp_path)

@@ -1,6 +1,7 @@
 """Messages arrive between processes as they were sent, and anything else is refused."""
 
 import ast
+import functools
 
 import pytest
 
@@ -84,6 +85,7 @@ def test_an_unknown_message_is_a_mistake_of_the_sender() -> None:
 # ---------------------------------------------------------------- nobody else makes or takes one
 
 
+@functools.cache
 def sources() -> dict[str, ast.AST]:
     folders = (REPOSITORY / "pipeline", REPOSITORY / "pion")
     files = [path for folder in folders for path in sorted(folder.rglob("*.py"))]

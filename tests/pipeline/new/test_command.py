@@ -162,6 +162,7 @@ def test_a_base_without_a_template(
     assert "<|assistant|>\n    ⟦" in printed
 
 
+@pytest.mark.soak
 def test_200_gigabytes_are_looked_at_in_part_and_sized_by_the_money(
     here: Path, pion: Pion, sky_home: SkyHome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
