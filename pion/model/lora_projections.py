@@ -99,7 +99,7 @@ def add_lora(model: Decoder, lora: Lora, seed: int) -> None:
             parent = block.attention if name in ATTENTION else block.feedforward
             if parent is not None:  # a layer may have no attention
                 added = LoraProjection(getattr(parent, name), lora)
-                drawn = torch.empty(added.lora_a.shape)
+                drawn = torch.empty(added.lora_a.shape, device="cpu")
                 nn.init.kaiming_uniform_(drawn, a=math.sqrt(5), generator=generator)
                 with torch.no_grad():
                     added.lora_a.copy_(drawn)

@@ -37,7 +37,7 @@ from tests.support.piece_corpora import (
     hashes_of,
 )
 from tests.support.ray_cluster import ray_cluster
-from tests.support.waiting import LONG_SECONDS, wait_until
+from tests.support.waiting import LONG_SECONDS, rest_of, wait_until
 from tests.support.whole_runs import ends_with, start, wait_for
 
 GOLDEN = json.loads((PIECES / "golden_large.json").read_text())
@@ -214,7 +214,7 @@ def test_killed_and_moved_the_shards_are_those_of_one_process(
             machine.let_join(at_once + 5)
             wait_until(lambda: kill_a_task(process), "a task at work", every=0.001)  # noqa: B023
             wait_until(more(machine, process, at_once + 5), "more pieces", seconds=LONG_SECONDS)
-        assert process.poll() is None, process.communicate()[0]
+        assert process.poll() is None, rest_of(process)
         total += machine.joined()
         if kill == 2:  # the machine is lost
             wait_until(machine.uploaded, "its files to be in the store")

@@ -19,12 +19,13 @@ import psutil
 import pytest
 
 from pipeline.state.stores import open_store
-from tests.runs.test_ray_node import cluster
+from tests.runs.test_ray_node import nodes
 from tests.support.corpora import WORDS, save_tokenizer
+from tests.support.ray_cluster import Nodes
 from tests.support.waiting import LONG_SECONDS, run_to_end, wait_until
 from tests.support.whole_runs import ends_with, start, wait_for, write_job
 
-__all__ = ["cluster"]
+__all__ = ["nodes"]
 
 MB, PIECES, KILLS = 50, 100, 20
 # Text that one shard to train on has, as pieces: it is encoded again, because its end is not known.
@@ -228,25 +229,25 @@ def test_killed_and_moved_again_and_again_the_shards_are_the_same(
 
 @pytest.mark.soak
 def test_two_nodes_one_of_which_is_lost_make_the_same_shards(
-    tmp_path: Path, s3_store: str, cluster: subprocess.Popen[str]
+    tmp_path: Path, s3_store: str, nodes: Nodes
 ) -> None:
+    nodes.add()
     machine = Machine(tmp_path, s3_store, MB / 5, PIECES // 5)
     process = machine.start()
     wait_for(process, "begins with piece")
     wait_until(go_on(machine, process, 4), "four pieces", seconds=LONG_SECONDS)
     machine.let_join(PIECES)
-    assert cluster.stdin is not None
-    cluster.stdin.write("replace\n")
-    cluster.stdin.flush()
+    nodes.lose()
+    nodes.add()
     ends_with(0, process)
     assert machine.shards() == in_one_process(machine, tmp_path / "whole")
 
 
 @pytest.mark.soak
-@pytest.mark.usefixtures("cluster")
 def test_workers_that_need_all_cpus_of_the_cluster_train_once_it_has_prepared(
-    tmp_path: Path,
+    tmp_path: Path, nodes: Nodes
 ) -> None:
+    nodes.add()
     machine = Machine(tmp_path, str(tmp_path / "runs"), MB / 10, PIECES // 10)
     overrides = ("hardware.workers=2", "hardware.threads=1", "pretrain.steps=4")
     process = machine.start(*overrides, until="pretrain")

@@ -21,6 +21,7 @@ from pipeline.state.claim import claim_run
 from pipeline.state.head import data_key
 from pipeline.state.owner import Owner
 from pipeline.training.context import TrainingContext
+from pipeline.training.reference.of_stage import Start
 from pipeline.training.setup import _open, _trainer, start_stage
 from pipeline.training.train_request import Group, TrainRequest
 from tests.support.corpora import make_job, write_corpus
@@ -61,7 +62,8 @@ def test_ranks_may_divide_a_model_that_does_not_fit_if_the_job_leaves_that_open(
     context.watchdog.close()
     data = _open(context.job, tmp_path / "data", download_shard)
     model = Decoder(context.job.model_config_resolved())
-    begun = _trainer(context, "pretrain", model, data.train, ComputePlan(threads=1), None)
+    start = Start(model, None, ComputePlan(threads=1))
+    begun = _trainer(context, "pretrain", data.train, start, None)
     begun.close()
     assert begun.may_divide == may
 
