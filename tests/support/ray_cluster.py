@@ -71,11 +71,13 @@ def ray_cluster(monkeypatch: pytest.MonkeyPatch, *cpus: int) -> Iterator[Nodes]:
         stdout=subprocess.PIPE,
         text=True,
     )
-    address = read_until(process, "address").split()[-1]
-    for name, value in {**access, RAY_ADDRESS: address}.items():
-        monkeypatch.setenv(name, value)
-    yield Nodes(process)
-    assert reaper.stdin is not None
-    reaper.stdin.close()
-    reaper.wait(PATIENCE_SECONDS)
-    process.wait(PATIENCE_SECONDS)
+    try:
+        address = read_until(process, "address").split()[-1]
+        for name, value in {**access, RAY_ADDRESS: address}.items():
+            monkeypatch.setenv(name, value)
+        yield Nodes(process)
+    finally:
+        assert reaper.stdin is not None
+        reaper.stdin.close()
+        reaper.wait(PATIENCE_SECONDS)
+        process.wait(PATIENCE_SECONDS)

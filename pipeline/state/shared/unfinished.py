@@ -33,8 +33,8 @@ _TRANSFERS = 4
 # While so many files more are finished than are in the store, no other work is finished. With
 # pieces and shards of the usual size, these are about five pieces.
 MOST_WAITING = 12
-# What is uploaded first: what the rest is of no use without, what is finished now, what is in the
-# store already, by another process; then nothing.
+# What is uploaded first: what an earlier process has finished, what is finished now or could not be
+# uploaded, what is in the store already, by another process; then nothing.
 _FIRST, _NEW, _ELSEWHERE, _LAST = range(4)
 # After an upload has failed, the next one begins so many seconds later.
 RETRY_SECONDS = 10.0
@@ -58,7 +58,8 @@ class EarlyUpload:
         self._order = itertools.count()
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
-        # How many files are nowhere in the store yet, and whether the store fails.
+        # How many files are nowhere in the store yet, and whether the store fails. A file that only
+        # waits for its commit is not counted, though nobody else sees it yet.
         self._left, self._fails, self._changed = 0, False, threading.Condition()
         self.waits = False
         # Uploads that wait for their commit, if the store has commits, and when the last one was.
@@ -89,7 +90,8 @@ class EarlyUpload:
 
     def wait(self) -> None:
         """Wait while more than MOST_WAITING finished files are not in the store. So little is done
-        again if this machine is lost.
+        again if this machine is lost. On the Hub, what was uploaded since the last commit is done
+        again, too.
 
         While the store can't be reached, nobody waits: that would only lose more time.
         """
@@ -127,13 +129,15 @@ class EarlyUpload:
         try:
             self._put_earlier(earlier)
             while not self._closing.is_set():
-                rank, _, path = self._paths.get()
+                rank, order, path = self._paths.get()
                 if path is None or self._closing.is_set():
                     return
-                if self._try(partial(self._send, path)) or not path.exists():
+                if _size(path) is None or self._try(partial(self._send, path)):
                     self._change(left=-(rank < _ELSEWHERE))
+                elif path.parent == self._own:  # the others are of no use without it
+                    self._paths.put((rank, order, path))
                 else:
-                    self._put(rank, path)
+                    self._put(max(rank, _NEW), path)
         finally:
             self.stop()
 
@@ -150,8 +154,7 @@ class EarlyUpload:
             pass
         for path in earlier:
             name = path.relative_to(self._own).as_posix()
-            there = path.exists() and elsewhere.get(name) == path.stat().st_size
-            later = there and path.parent != self._own
+            later = path.parent != self._own and elsewhere.get(name, -1) == _size(path)
             self._change(left=-later)
             self._put(_ELSEWHERE if later else _FIRST, path)
 
@@ -241,6 +244,14 @@ def _download(store: Store, entry: Entry, own: Path) -> None:
         return
     if path.suffix == ".npy" and sha256 != _recorded(path):
         path.unlink()
+
+
+def _size(path: Path) -> int | None:
+    """Return the bytes of a file; None if it was deleted meanwhile, or can't be found out."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
 
 
 def _name(entry: Entry) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,16 +23,18 @@ KEY = f"_data/{FINGERPRINT}/{FOLDER}"
 
 
 class Failing(FarAway):
-    """A store of which the first `failures` writes fail. Notes what was tried, in order."""
+    """A store of which the first `failures` writes fail, and all writes of the file `refused`.
+    Notes what was tried, in order."""
 
-    def __init__(self, folder: Path, failures: int) -> None:
+    def __init__(self, folder: Path, failures: int = 0, refused: str = "") -> None:
         super().__init__(folder)
-        self.left, self.tried = failures, list[str]()
+        self.left, self.refused, self.tried = failures, refused, list[str]()
 
     def write(self, key: str, data: Data) -> None:
-        self.tried.append(key.removeprefix(f"{KEY}/"))
-        if self.left:
-            self.left -= 1
+        name = key.removeprefix(f"{KEY}/")
+        self.tried.append(name)
+        if self.left or name == self.refused:
+            self.left = max(0, self.left - 1)
             raise StoreError("write", key, "the network is down", outage=True)
         super().write(key, data)
 
@@ -84,6 +87,49 @@ def test_a_file_that_was_deleted_meanwhile_is_left_out(tmp_path: Path, own: Path
         wait_until(lambda: store.has("0/b.npy"), "the others to be in the store")
 
 
+def test_a_file_that_is_deleted_while_it_is_looked_at_ends_no_upload(
+    tmp_path: Path, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stat = Path.stat
+
+    def stat_and_delete(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        found = stat(path, follow_symlinks=follow_symlinks)
+        if path.name == "a.npy" and threading.current_thread().name == "early upload":
+            path.unlink()
+        return found
+
+    store = Failing(tmp_path / "store")
+    with uploading(store, own) as upload:
+        monkeypatch.setattr(Path, "stat", stat_and_delete)
+        upload.finished(own / "0" / "b.npy")
+        wait_until(lambda: store.has("0/b.npy"), "the others to be in the store")
+    assert not (own / "0" / "a.npy").exists()
+    assert "0/a.npy" not in store.tried
+
+
+def test_a_file_that_the_store_refuses_holds_up_no_other(
+    tmp_path: Path, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unfinished, "RETRY_SECONDS", 0.01)
+    store = Failing(tmp_path / "store", refused="0/a.npy")
+    with uploading(store, own) as upload:
+        upload.finished(own / "0" / "b.npy")
+        for name in ("tokenizer.json", "0/a.json", "0/b.npy"):
+            wait_until(partial(store.has, name), f"{name} to be in the store")
+        assert not store.has("0/a.npy")
+
+
+def test_while_the_store_refuses_the_tokenizer_no_other_file_is_tried(
+    tmp_path: Path, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unfinished, "RETRY_SECONDS", 0.01)
+    store = Failing(tmp_path / "store", refused="tokenizer.json")
+    with uploading(store, own) as upload:
+        upload.finished(own / "0" / "b.npy")
+        wait_until(lambda: len(store.tried) >= 5, "several tries")
+    assert set(store.tried) == {"tokenizer.json"}
+
+
 def test_the_tokenizer_is_uploaded_first(tmp_path: Path, own: Path) -> None:
     store = Failing(tmp_path / "store", failures=0)
     with uploading(store, own) as upload:
@@ -95,8 +141,8 @@ def test_the_tokenizer_is_uploaded_first(tmp_path: Path, own: Path) -> None:
 class Gated(Failing):
     """A store whose writes wait for `gate`."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, failures=0)
+    def __init__(self, folder: Path, refused: str = "") -> None:
+        super().__init__(folder, refused=refused)
         self.gate = threading.Event()
 
     def write(self, key: str, data: Data) -> None:
@@ -125,6 +171,30 @@ def test_who_finishes_files_waits_while_too_many_are_not_in_the_store(
         waits.join(PATIENCE_SECONDS)
         assert not waits.is_alive()
         assert not upload.waits
+
+
+def test_a_file_that_was_refused_is_waited_for_until_it_is_in_the_store_and_no_longer(
+    tmp_path: Path, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unfinished, "MOST_WAITING", 0)
+    monkeypatch.setattr(unfinished, "RETRY_SECONDS", 0.01)
+    store = Gated(tmp_path / "store", refused="0/a.npy")
+    store.gate.set()
+    with uploading(store, own) as upload:
+        upload.finished(own / "0" / "b.npy")
+        wait_until(lambda: store.has("0/b.npy"), "the others to be in the store")
+        store.refused = ""
+        wait_until(lambda: store.has("0/a.npy"), "the refused file to be in the store")
+        (own / "0" / "c.npy").write_bytes(b"new")
+        upload.finished(own / "0" / "c.npy")
+        wait_until(lambda: store.has("0/c.npy"), "the next file to be in the store")
+        store.gate.clear()
+        upload.finished(own / "0" / "a.json")
+        waits = wait_in_thread(upload)
+        wait_until(lambda: upload.waits, "it to wait for the last file alone")
+        store.gate.set()
+        waits.join(PATIENCE_SECONDS)
+        assert not waits.is_alive()
 
 
 def test_nobody_waits_while_the_store_can_not_be_reached(
