@@ -42,6 +42,7 @@ from pipeline.training.first_weights import (
     first_model,
     first_parts,
     frozen_base,
+    require_same_weights,
 )
 from pipeline.training.hop_receipt import record_machine, record_step_down
 from pipeline.training.rewind import rows_to_skip
@@ -251,6 +252,7 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     import torch
 
     from pion.train.card import words_about_bf16
+    from pion.train.hardware import configure
     from pipeline.data.shard_cache import fetching_from
     from pipeline.training.reference.of_stage import Start
 
@@ -271,6 +273,7 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
         context.report(Note(about_bf16))
     if plan.compile:
         use_private_compile_cache()
+    configure(plan)  # before anything computes: cuBLAS reads its settings once
     model, weights, why, adapter = _model(context, stage, data, plan, saved)
     start, reference, shards = Start(model, adapter, plan, weights), None, None
     if context.job.needs_reference(stage):
@@ -433,7 +436,8 @@ def _with_additions(
     of the stage before; and the base's weights if it has none itself. It is found again for each
     attempt.
 
-    Raises BadInput on every rank if it is not the base of the checkpoint `saved`.
+    Raises BadInput on every rank if it is not the base of the checkpoint `saved`, or if the ranks
+    have found different bases.
     """
     from pion.config.lora import Adapter, BaseModel, read_record, require_base
     from pion.model.decoder import Decoder
@@ -450,6 +454,7 @@ def _with_additions(
     if saved is not None:
         recorded = read_record(saved.folder) or Adapter(lora, BaseModel("an unknown base", ""))
     recorded = context.group.from_rank_0(recorded)
+    require_same_weights(context, identity.name, str(identity.sha256))
     why = f"adds LoRA of rank {lora.rank} to {identity.name}"
     if recorded is not None:
         require_base(recorded.base, str(identity.sha256), f"the newest checkpoint of {stage}")
