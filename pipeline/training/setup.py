@@ -51,7 +51,8 @@ from pipeline.training.saved_here import saved_here
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pion.config.lora import Adapter
+    from pion.config.lora import Adapter, Lora
+    from pion.config.model_config import ModelConfig
     from pion.data.chat.chat_format import ChatFormat
     from pion.data.stream import RowStream
     from pion.data.tokens.tokenizer import Tokenizer
@@ -462,12 +463,7 @@ def _with_additions(
         continued = context.job.lora_before(stage)
         why = f"trains LoRA of {continued} further, of rank {lora.rank}, on {identity.name}"
     else:
-        if lora.base_dtype is not None:
-            base = config, weights
-            cost = cost_of_rounding(context, base, data.held_out, data.tokenizer, plan)
-            why += f", {cost}"
-        warning = _never_stops(Tensors(weights)["embed.weight"], data)
-        why += "" if warning is None else f". Warning: {warning}"
+        why += _about_base(context, data, (config, weights), plan, lora)
     seed, dtype = context.job.seed, torch_dtype(plan.dtype)
     added = None if before is None else before.additions()
     if plan.sharded:
@@ -476,6 +472,23 @@ def _with_additions(
     whole = Decoder.from_state(config, dict(Tensors(weights)))
     model = adapted(whole, lora, seed=seed, dtype=dtype, tensors=added)
     return model, None, why, Adapter(lora, identity)
+
+
+def _about_base(
+    context: TrainingContext,
+    data: StageData,
+    base: tuple[ModelConfig, Saved],
+    plan: ComputePlan,
+    lora: Lora,
+) -> str:
+    """Return what rounding costs the base, and a warning if LoRA can't teach it special tokens."""
+    from pion.model.saved_weights import Tensors
+
+    words = ""
+    if lora.base_dtype is not None:
+        words = f", {cost_of_rounding(context, base, data.held_out, data.tokenizer, plan)}"
+    warning = _never_stops(Tensors(base[1])["embed.weight"], data)
+    return words if warning is None else f"{words}. Warning: {warning}"
 
 
 def _never_stops(embedding: Tensor, data: StageData) -> str | None:
