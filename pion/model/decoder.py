@@ -20,7 +20,7 @@ from pion.model.attention.attention import Attention, kernels_of_any_length
 from pion.model.attention.cache import KVCache, Place
 from pion.model.block import Block, Compute
 from pion.model.chunks_of_logits import product_in_fp32
-from pion.model.draft_block import PREFIX, DraftBlock, Trunk, draft_loss
+from pion.model.draft_block import IDS, PREFIX, DraftBlock, Trunk, check_ids, draft_loss
 from pion.model.feedforward.dense import Stats, SwiGLU
 from pion.model.feedforward.experts import AUX, stack_reports
 from pion.model.feedforward.gates import GATE, SEEN_BY_GATE, gate_loss
@@ -193,8 +193,8 @@ class Decoder(nn.Module):
         decoder.load_state_dict(weights, assign=True)
         for part in decoder.shared_parts():
             part.check_weights(decoder.blocks)
-        if decoder.draft is not None:
-            decoder.draft.check_ids(config.vocab_size)
+        if IDS in weights:
+            check_ids(weights[IDS], config.vocab_size)
         return decoder
 
     def shared_parts(self) -> list[SharedPart]:

@@ -34,6 +34,7 @@ from pion.model.norm_and_projection import Projection, RMSNorm, compute_dtype, p
 DRAFT_LOSS = "draft_loss"
 # How the names of its tensors begin.
 PREFIX = "draft."
+IDS = f"{PREFIX}ids"
 
 
 class Trunk(NamedTuple):
@@ -110,14 +111,6 @@ class DraftBlock(nn.Module):
         """Whether a forward pass is followed by a backward pass that reaches the block."""
         return torch.is_grad_enabled() and self.mix.weight.requires_grad
 
-    def check_ids(self, vocab_size: int) -> None:
-        """Raise BadInput for ids from a file that are not rising, or not the model's."""
-        if self.ids is None:
-            return
-        rises = bool((self.ids[1:] > self.ids[:-1]).all())
-        if not rises or self.ids[0] < 0 or self.ids[-1] >= vocab_size:
-            raise BadInput(f"draft.ids: not {len(self.ids):,} rising ids of 0 … {vocab_size - 1:,}")
-
     def _normed(self, x: Tensor) -> Tensor:
         return rms_norm(x.float(), (self._width,), None, self._eps)
 
@@ -128,6 +121,13 @@ class DraftBlock(nn.Module):
         weights = sum(weight.numel() for weight in self.parameters())
         ids = vocab_size if self.ids is None else len(self.ids)
         return self.steps * (weights + ids * self._width)
+
+
+def check_ids(ids: Tensor, vocab_size: int) -> None:
+    """Raise BadInput for a block's `ids` from a file that are not rising, or not the model's."""
+    rises = bool((ids[1:] > ids[:-1]).all())
+    if not rises or ids[0] < 0 or ids[-1] >= vocab_size:
+        raise BadInput(f"{IDS}: not {len(ids):,} rising ids of 0 … {vocab_size - 1:,}")
 
 
 def draft_loss(

@@ -10,6 +10,7 @@ from torch import Tensor
 from pion.config.lora import Lora
 from pion.config.model_config import ModelConfig
 from pion.model.decoder import Decoder
+from pion.model.draft_block import IDS, check_ids
 from pion.model.lora_projections import (
     A,
     B,
@@ -35,9 +36,11 @@ def adapted_later(
     """Return the decoder that `adapted` returns, and the weights of its base.
 
     The base's weights are on the device `meta`, in the dtype in which they are kept. What LoRA adds
-    has its values. Raises BadInput as `adapted` does.
+    has its values. Raises BadInput as `adapted` does, and for wrong ids of a draft block.
     """
     lora.targets_of(config)  # before weights are read
+    if IDS in base.layout():
+        check_ids(Tensors(base)[IDS], config.vocab_size)
     model = without_values(config)
     names, in_bf16 = weights_of_products(model), dtype == torch.bfloat16
     if lora.base_dtype == "bfloat16":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,9 +19,11 @@ from pion.model.decoder import Decoder
 from pion.model.feedforward.dense import Stats
 from pion.model.forward_pass import StepOptions
 from pion.train.answer_sums import answer_sums
-from pion.train.feed import StepBatch
 from pion.train.preference import Preference
 from pion.train.preference_losses import METRICS, example_losses, metrics, sft_loss
+
+if TYPE_CHECKING:
+    from pion.train.feed import StepBatch
 
 # A rank's part of the numbers that a step reports, by name: scalars that add up over micro-batches
 # and ranks.

@@ -63,15 +63,18 @@ def fitted_later(
     """Return the weights of `fitted` for a model that was `found` with these settings and weights.
 
     They are read when they are needed, but packed ones are unpacked in memory. Raises BadInput as
-    `fitted` does.
+    `fitted` does, and for packed ones that are damaged.
     """
     from pion.formats.load import unpacked
+    from pion.model.decoder import Decoder
     from pion.model.saved_weights import Changed, Taken, Tensors, Whole, placeholders
 
     given, saved = found
     if given.packed:
+        state = dict(Tensors(saved))
         try:
-            given, state = unpacked(given, dict(Tensors(saved)))
+            Decoder.from_state(given, state)  # refuses damaged banks, which could be unpacked
+            given, state = unpacked(given, state)
         except BadInput as error:
             raise BadInput(f"init_from {source}: {error}") from None
         saved = Whole(state)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pion.config.draft import require_learned
 from pion.config.lora import read_record, require_base
+from pion.errors import BadInput
 from pipeline.job.model_section import Base
 from pipeline.job.stages import AFTER
 from pipeline.models.bring import bring_model
@@ -54,20 +55,44 @@ def first_parts(context: TrainingContext, stage: str) -> tuple[Decoder, Saved | 
     As `first_model`, but the weights are read where a rank needs them: parameters of the model are
     on the device `meta`. None instead of weights: the model has them all, on each rank. So it is if
     the model has a draft block.
+
+    Raises BadInput as `first_model` does, and if the ranks have found different weights.
     """
     import torch
 
     from pion.model.drawn_later import drawn_later
-    from pion.model.saved_weights import without_values
+    from pion.model.parameters import tensors_sha256
+    from pion.model.saved_weights import Tensors, without_values
 
     if context.job.model_config_resolved().draft is not None:
         model, why = first_model(context, stage)
         return model, None, why
     config, weights, why = _start(context, stage)
     if weights is not None:
+        source = context.job.section(stage).init_from
+        if source is not None:  # the run's own models have hashes in the store
+            require_same_weights(context, source, tensors_sha256(Tensors(weights)))
         return without_values(config), weights, why
     torch.manual_seed(context.job.seed)
     return *drawn_later(config), why
+
+
+def require_same_weights(context: TrainingContext, name: str, sha256: str) -> None:
+    """Raise BadInput, on every rank, unless all ranks have found a model of the hash `sha256`.
+
+    Each rank reads its part of a sharded model from what it has found itself, so the parts would be
+    of different models.
+    """
+    hashes = context.group.of_all_ranks(sha256)
+    if len(set(hashes)) == 1:
+        return
+    other = next(rank for rank, found in enumerate(hashes) if found != hashes[0])
+    raise BadInput(
+        f"the workers have found different weights of {name}: worker 0 has the tensors "
+        f"{hashes[0][:12]}…, and worker {other} has the tensors {hashes[other][:12]}…. Nothing was "
+        "changed. Copy one folder to all machines, or name one commit of a Hub repository "
+        "(user/name@COMMIT), and run the same command again"
+    )
 
 
 def _start(context: TrainingContext, stage: str) -> tuple[ModelConfig, Saved | None, str]:
@@ -210,8 +235,22 @@ def cost_of_rounding(
 ) -> str:
     """Return the held-out loss of `base` before and after it is rounded to bfloat16, in words.
 
-    Both are computed in fp32, on the rows of the job's evaluations. Every rank calls this.
+    Both are computed in fp32, on the rows of the job's evaluations. Every rank calls this. Nothing
+    is left of the models.
     """
+    before, after = _losses_of_rounding(context, base, held_out, tokenizer, plan)
+    # The modules of a sharded model refer to each other. The stage needs their memory.
+    context.free_memory()
+    return f"rounded to bfloat16: held-out loss {before:.4f} → {after:.4f}"
+
+
+def _losses_of_rounding(
+    context: TrainingContext,
+    base: tuple[ModelConfig, Saved],
+    held_out: RowStream,
+    tokenizer: Tokenizer,
+    plan: ComputePlan,
+) -> list[float]:
     from pion.evaluation.held_out import Scorer, evaluate
 
     rows = range(min(context.job.evaluate.rows, held_out.total_rows))
@@ -229,7 +268,7 @@ def cost_of_rounding(
             )
         losses.append(found.loss)
         context.watchdog.restart()
-    return f"rounded to bfloat16: held-out loss {losses[0]:.4f} → {losses[1]:.4f}"
+    return losses
 
 
 def _before_and_after_rounding(

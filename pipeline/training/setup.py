@@ -42,6 +42,7 @@ from pipeline.training.first_weights import (
     first_model,
     first_parts,
     frozen_base,
+    require_same_weights,
 )
 from pipeline.training.hop_receipt import record_machine, record_step_down
 from pipeline.training.rewind import rows_to_skip
@@ -50,7 +51,8 @@ from pipeline.training.saved_here import saved_here
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pion.config.lora import Adapter
+    from pion.config.lora import Adapter, Lora
+    from pion.config.model_config import ModelConfig
     from pion.data.chat.chat_format import ChatFormat
     from pion.data.stream import RowStream
     from pion.data.tokens.tokenizer import Tokenizer
@@ -251,6 +253,7 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     import torch
 
     from pion.train.card import words_about_bf16
+    from pion.train.hardware import configure
     from pipeline.data.shard_cache import fetching_from
     from pipeline.training.reference.of_stage import Start
 
@@ -271,6 +274,7 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
         context.report(Note(about_bf16))
     if plan.compile:
         use_private_compile_cache()
+    configure(plan)  # before anything computes: cuBLAS reads its settings once
     model, weights, why, adapter = _model(context, stage, data, plan, saved)
     start, reference, shards = Start(model, adapter, plan, weights), None, None
     if context.job.needs_reference(stage):
@@ -433,7 +437,8 @@ def _with_additions(
     of the stage before; and the base's weights if it has none itself. It is found again for each
     attempt.
 
-    Raises BadInput on every rank if it is not the base of the checkpoint `saved`.
+    Raises BadInput on every rank if it is not the base of the checkpoint `saved`, or if the ranks
+    have found different bases.
     """
     from pion.config.lora import Adapter, BaseModel, read_record, require_base
     from pion.model.decoder import Decoder
@@ -450,6 +455,7 @@ def _with_additions(
     if saved is not None:
         recorded = read_record(saved.folder) or Adapter(lora, BaseModel("an unknown base", ""))
     recorded = context.group.from_rank_0(recorded)
+    require_same_weights(context, identity.name, str(identity.sha256))
     why = f"adds LoRA of rank {lora.rank} to {identity.name}"
     if recorded is not None:
         require_base(recorded.base, str(identity.sha256), f"the newest checkpoint of {stage}")
@@ -457,12 +463,7 @@ def _with_additions(
         continued = context.job.lora_before(stage)
         why = f"trains LoRA of {continued} further, of rank {lora.rank}, on {identity.name}"
     else:
-        if lora.base_dtype is not None:
-            base = config, weights
-            cost = cost_of_rounding(context, base, data.held_out, data.tokenizer, plan)
-            why += f", {cost}"
-        warning = _never_stops(Tensors(weights)["embed.weight"], data)
-        why += "" if warning is None else f". Warning: {warning}"
+        why += _about_base(context, data, (config, weights), plan, lora)
     seed, dtype = context.job.seed, torch_dtype(plan.dtype)
     added = None if before is None else before.additions()
     if plan.sharded:
@@ -471,6 +472,23 @@ def _with_additions(
     whole = Decoder.from_state(config, dict(Tensors(weights)))
     model = adapted(whole, lora, seed=seed, dtype=dtype, tensors=added)
     return model, None, why, Adapter(lora, identity)
+
+
+def _about_base(
+    context: TrainingContext,
+    data: StageData,
+    base: tuple[ModelConfig, Saved],
+    plan: ComputePlan,
+    lora: Lora,
+) -> str:
+    """Return what rounding costs the base, and a warning if LoRA can't teach it special tokens."""
+    from pion.model.saved_weights import Tensors
+
+    words = ""
+    if lora.base_dtype is not None:
+        words = f", {cost_of_rounding(context, base, data.held_out, data.tokenizer, plan)}"
+    warning = _never_stops(Tensors(base[1])["embed.weight"], data)
+    return words if warning is None else f"{words}. Warning: {warning}"
 
 
 def _never_stops(embedding: Tensor, data: StageData) -> str | None:

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ from pipeline.training.reference.share import (
 )
 
 if TYPE_CHECKING:
-    from pion.data.stream import Place, RowStream
+    from pion.data.stream import Batch, Place, RowStream
     from pion.train.sharding import Shards
     from pipeline.training.context import TrainingContext
 
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 CHUNK_SECONDS = 20.0
 
 Streams = Mapping[str, "RowStream"]
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def _compute(
     chunks = Chunks(context.run, sharing.key) if sharing is not None else None
     total = sum(stream.total_rows for stream in streams.values())
     computing = _Pass(context, start, chunks, PassProgress(context, total))
-    with unchanged(start.model), start.measuring(), _smaller_plans(start):
+    with unchanged(start.model), start.measuring(), _smaller_plans(context, start):
         splits = {split: computing.of(split, stream) for split, stream in streams.items()}
     if sharing is not None:
         with tempfile.TemporaryDirectory(prefix="pion-reference-") as folder:
@@ -150,17 +151,20 @@ def _usable(
     return (None, wrong) if bound is None else _checked(context, streams, start, bound)
 
 
-def _of_all_ranks(context: TrainingContext, work: Callable[[], Bound]) -> tuple[Bound | None, str]:
-    """Return what `work` returns, or why it fails on one of the ranks."""
-    bound, wrong = None, None
+def _of_all_ranks(context: TrainingContext, work: Callable[[], Found]) -> tuple[Found | None, str]:
+    """Return what `work` returns, or why it fails on one of the ranks.
+
+    If it fails on one rank only, the others may not wait for this rank in it.
+    """
+    found, wrong = None, None
     try:
-        bound = work()
+        found = work()
     except (StoreError, PlanFailed):
         raise
     except PionError as error:
         wrong = str(error)
     refused = [one for one in context.group.of_all_ranks(wrong) if one is not None]
-    return (None, refused[0]) if refused else (bound, "")
+    return (None, refused[0]) if refused else (found, "")
 
 
 def bound_reference(context: TrainingContext, streams: Streams) -> Bound:
@@ -214,23 +218,27 @@ def _checked(
     The ranks go from split to split together, because those of a sharded model compute together.
     """
 
-    def checked(split: str) -> Bound:
-        check_start(start, bound.splits[split].in_stream(streams[split]), bound.dtype)
+    def compared(batch: Batch) -> Bound:
+        check_reference(start.model, batch, start.plan, "prefer", computed_in=bound.dtype)
         return bound
 
-    with start.measuring(), _smaller_plans(start):
-        for split in streams:
-            found, wrong = _of_all_ranks(context, partial(checked, split))
+    with start.measuring(), _smaller_plans(context, start):
+        for split, stream in streams.items():
+            rows = bound.splits[split].in_stream(stream)
+            # A rank that can't read its rows must say so before the others compute: they would
+            # wait for its part of the weights.
+            batch, wrong = _of_all_ranks(context, partial(first_batch, start, rows))
+            if batch is None:
+                return None, wrong
+            found, wrong = _of_all_ranks(context, partial(compared, batch))
             if found is None:
                 return None, wrong
     return bound, ""
 
 
-def check_start(start: StartingModel, stream: RowStream, stored: str | None = None) -> None:
-    """Raise BadInput if the stored numbers of the first rows are not those of this model. `stored`
-    is the dtype in which they were computed; None: that of the plan."""
-    batch = stream.batch(range(min(start.plan.micro_batch, stream.total_rows)))
-    check_reference(start.model, batch, start.plan, "prefer", computed_in=stored)
+def first_batch(start: StartingModel, stream: RowStream) -> Batch:
+    """Return the first rows of a split, as many as are computed at once. Raises BadInput."""
+    return stream.batch(range(min(start.plan.micro_batch, stream.total_rows)))
 
 
 def require_base(
@@ -258,14 +266,15 @@ def ready(start: StartingModel) -> None:
 
 
 @contextmanager
-def _smaller_plans(start: StartingModel) -> Iterator[None]:
+def _smaller_plans(context: TrainingContext, start: StartingModel) -> Iterator[None]:
     """Raise PlanFailed, as a training step does, if memory runs out or the compiler fails."""
     plan, config = start.plan, start.model.config
+    may_divide = context.job.hardware.sharded is None
     flex = flexible(config, torch.device(plan.device).type)  # rows of answers have documents
     try:
         yield
     except Exception as error:
-        change = step_down(plan, error, uses_flex=flex)
+        change = step_down(plan, error, uses_flex=flex, may_divide=may_divide)
         if change is None:
             raise
         raise PlanFailed(change.plan.to_dict(), change.why) from None

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import pion
 from pion.config.lora import Adapter, BaseModel, Lora
@@ -18,6 +18,7 @@ from pion.data.tokens.tokenizer import train_bpe
 from pion.errors import BadInput
 from pion.formats.export import export_model
 from pion.formats.seeds import import_seed
+from pion.formats.weights import write_safetensors
 from pion.model.decoder import Decoder
 from pion.model.lora_projections import adapted, additions
 from pion.model.parameters import tensors_sha256
@@ -120,6 +121,20 @@ def test_a_packed_model_without_its_unused_primitives_is_refused(tmp_path: Path)
     with pytest.raises(BadInput, match="primitives that no layer used were left out") as refusal:
         first(model, folder)
     assert f"init_from {folder}" in str(refusal.value)
+
+
+def test_a_damaged_packed_model_is_refused_by_name(tmp_path: Path) -> None:
+    folder = published(tmp_path, ternary())
+    file, damages = folder / "model.safetensors", dict[str, Any]()
+    tensors = load_file(file)
+    damages["packed is damaged: a byte above 242"] = lambda packed: packed.clone().fill_(250)
+    damages["numbers is damaged: it must have rising numbers"] = lambda numbers: numbers.flip(0)
+    damages["scales is damaged: a scale is not finite"] = lambda scales: scales * float("nan")
+    for message, damage in damages.items():
+        name = f"decoder.bands.0.down.{message.split()[0]}"
+        write_safetensors(file, tensors | {name: damage(tensors[name])}, {"format": "pt"})
+        with pytest.raises(BadInput, match=rf"export: bands\.0\.down\.{message}"):
+            first(ternary(), folder)
 
 
 def test_a_context_beyond_the_learned_positions_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from pion.config.draft import Draft
 from pion.config.lora import Adapter, Lora
 from pion.config.model_config import ModelConfig
 from pion.config.parts import Experts
@@ -21,13 +25,17 @@ from pion.model.decoder import Decoder
 from pion.model.lora_later import adapted_later
 from pion.model.lora_projections import adapted, add_lora, additions
 from pion.model.saved_weights import Tensors, Whole
+from pion.train.settings import ComputePlan
 from pipeline.job import Job
 from pipeline.job.model_section import Base
 from pipeline.models.find import find_model
 from pipeline.models.load import load_model
 from pipeline.state.record_json import to_json
 from pipeline.training.first_weights import first_model, first_parts
+from pipeline.training.setup import _with_additions
+from pipeline.training.train_request import Group
 from tests.support.jobs import tiny_dict, tiny_job
+from tests.support.reference_world import Threads
 from tests.support.tiny_config import tiny_config
 
 MODULE = "pipeline.training.first_weights"
@@ -53,8 +61,9 @@ def same_start(context: Any, stage: str) -> dict[str, torch.Tensor]:
     return expected
 
 
-def context_of(job: Job) -> Any:
-    return SimpleNamespace(job=job, run=SimpleNamespace(store=None), fetch=lambda bring: bring())
+def context_of(job: Job, group: Group | None = None) -> Any:
+    run = SimpleNamespace(store=None)
+    return SimpleNamespace(job=job, run=run, fetch=lambda bring: bring(), group=group or Group())
 
 
 def test_random_weights_have_the_same_bits() -> None:
@@ -92,6 +101,7 @@ def test_the_weights_of_a_base_are_fitted_to_the_job(
 
 EXPERTS = {"n": 4, "top_k": 2, "shared": 0}
 SHAPE = ("d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "vocab_size", "seq_len")
+SECTION = {name: getattr(tiny_config(seq_len=96), name) for name in SHAPE}
 
 
 def drawn(config: ModelConfig) -> Decoder:
@@ -112,9 +122,9 @@ def of_transformers(folder: Path, model: Decoder) -> Path:
     return folder
 
 
-def context_from(source: Path, model: dict[str, Any]) -> Any:
+def context_from(source: Path, model: dict[str, Any], group: Group | None = None) -> Any:
     job = tiny_job(model=model, sft=None, pretrain__init_from=str(source))
-    return context_of(job)
+    return context_of(job, group)
 
 
 @pytest.mark.parametrize("experts", [None, EXPERTS])
@@ -156,6 +166,61 @@ def test_weights_that_do_not_fit_are_refused_before_they_are_read(tmp_path: Path
     misfit = r"theirs: blocks\.0\.feedforward\.[\w.]+ has shape \(48, 32\)"
     with pytest.raises(BadInput, match=misfit):
         first_parts(context_from(folder, section), "pretrain")
+
+
+# ---------------------------------------------------------------- what each rank has found
+
+
+def starts_from(folder: Path, group: Group) -> None:
+    first_parts(context_from(folder, SECTION, group), "pretrain")
+
+
+def adapts(folder: Path, group: Group) -> None:
+    lora = {"sft__init_from": str(folder), "sft__lora": {"rank": 2}}
+    context = context_of(tiny_job(model=SECTION, pretrain=None, **lora), group)
+    data: Any = None  # nothing is computed
+    _with_additions(context, "sft", data, ComputePlan(), None)
+
+
+def refusals(start: Callable[[Path, Group], None], folders: list[Path]) -> list[str | None]:
+    """Return why each of the ranks, which are threads, can't start from its folder."""
+    threads = Threads(len(folders))
+
+    def refusal(rank: int) -> str | None:
+        try:
+            start(folders[rank], threads.group(rank))
+        except BadInput as error:
+            return str(error)
+        except BaseException:
+            threads.barrier.abort()
+            raise
+        return None
+
+    with ThreadPoolExecutor(len(folders)) as pool:
+        return list(pool.map(refusal, range(len(folders))))
+
+
+@pytest.mark.parametrize("start", [starts_from, adapts])
+def test_ranks_that_found_different_weights_are_refused(
+    tmp_path: Path, start: Callable[[Path, Group], None]
+) -> None:
+    """A folder of one name may have another model on another machine. Its shapes may be equal."""
+    model = drawn(tiny_config(seq_len=96))
+    here, there = of_transformers(tmp_path / "here", model), tmp_path / "there"
+    with torch.no_grad():
+        model.norm.weight[-1] += 1
+    of_transformers(there, model)
+    for reason in refusals(start, [here, here, there]):
+        assert reason is not None
+        assert "worker 0 has the tensors" in reason
+        assert "worker 2 has the tensors" in reason
+        assert "Nothing was changed" in reason
+
+
+def test_ranks_that_found_the_same_weights_start(tmp_path: Path) -> None:
+    here = of_transformers(tmp_path / "here", drawn(tiny_config(seq_len=96)))
+    there = Path(shutil.copytree(here, tmp_path / "there"))
+    assert refusals(starts_from, [here, there]) == [None, None]
 
 
 # ---------------------------------------------------------------- LoRA
@@ -216,3 +281,12 @@ def test_a_frozen_base_is_kept_as_a_whole_one_is(
     assert all(torch.equal(found[name], tensor) for name, tensor in added.items())
     learned = {name for name, param in model.named_parameters() if param.requires_grad}
     assert learned == added.keys()
+
+
+def test_wrong_ids_of_the_draft_block_of_a_frozen_base_are_refused() -> None:
+    base = drawn(tiny_config(draft=Draft(ids=50)))
+    ids = base.state_dict()["draft.ids"]
+    for wrong in (ids.flip(0), ids + base.config.vocab_size, ids - 1):
+        state = base.state_dict() | {"draft.ids": wrong}
+        with pytest.raises(BadInput, match=r"draft\.ids: not 50 rising ids of 0"):
+            adapted_later(base.config, Whole(state), Lora(rank=2), seed=3, dtype=torch.float32)

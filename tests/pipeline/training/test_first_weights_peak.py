@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,11 @@ from pion.config.lora import Lora
 from pion.config.parts import Experts
 from pion.model.decoder import Decoder
 from pion.model.lora_later import adapted_later
-from pion.model.saved_weights import Saved
+from pion.model.saved_weights import Saved, Whole
 from pion.train.memory_trace.live_bytes import LiveBytes
-from pion.train.sharding import Shards, own_part
-from pipeline.training.first_weights import first_parts, frozen_base
+from pion.train.settings import ComputePlan
+from pion.train.sharding import Shards, own_part, sharded
+from pipeline.training.first_weights import cost_of_rounding, first_parts, frozen_base
 from tests.cuda_rehearsal.fake_group import fake_group
 from tests.pipeline.training.test_first_weights_parts import (
     EXPERTS,
@@ -29,6 +32,8 @@ from tests.pipeline.training.test_first_weights_parts import (
     trained_adapter,
 )
 from tests.support.jobs import tiny_job
+from tests.support.preference_files import tokenizer_in
+from tests.support.reference_world import config_of_the_world, make_world, model_of_the_world
 from tests.support.tiny_config import tiny_config
 
 RANKS = 4
@@ -99,3 +104,27 @@ def test_a_rank_has_its_part_and_one_tensor_at_a_time(
             shards.fill(weights, weights.layout())
     assert max(taken.history) <= REST * sum(sizes) / RANKS + tensors * max(sizes) < sum(sizes) / 2
     assert max(taken.history) >= sum(sizes) / RANKS  # else nothing was counted
+
+
+def test_a_model_that_was_only_measured_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its modules refer to each other, and nobody else may collect them before the stage begins."""
+    world, models = make_world(tmp_path, pairs=8), list[weakref.ref[Decoder]]()
+    base = config_of_the_world(), Whole(model_of_the_world().state_dict())
+    plan = ComputePlan(micro_batch=2, threads=1, world_size=2, sharded=True)
+
+    def noting(model: Decoder, *given: Any) -> Shards:
+        models.append(weakref.ref(model))
+        return sharded(model, *given)
+
+    monkeypatch.setattr("pion.train.sharding.sharded", noting)
+    held_out, tokenizer = world.streams()["held_out"], tokenizer_in(tmp_path / "model", None)
+    gc.disable()
+    try:
+        with fake_group(2), world.context() as context:
+            cost_of_rounding(context, base, held_out, tokenizer, plan)
+        left = [model() for model in models]
+    finally:
+        gc.enable()
+    assert left == [None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from pipeline.data.hub import download_shard
 from pipeline.job.digest import digest_job
 from pipeline.stages.prepare import prepare_pretrain
 from pipeline.state.checkpoints.checkpointer import Checkpointer, CheckpointSeries
-from pipeline.state.claim import claim_run
+from pipeline.state.claim import Claim, claim_run
 from pipeline.state.head import data_key
 from pipeline.state.owner import Owner
+from pipeline.training import setup
 from pipeline.training.context import TrainingContext
 from pipeline.training.reference.of_stage import Start
 from pipeline.training.setup import _open, _trainer, start_stage
@@ -68,10 +70,11 @@ def test_ranks_may_divide_a_model_that_does_not_fit_if_the_job_leaves_that_open(
     assert begun.may_divide == may
 
 
-def test_a_stage_that_resumes_lets_the_checkpoint_go_once_the_trainer_has_it(
+@pytest.fixture
+def claimed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Weights that were in parts are joined in memory, which the stage needs for itself."""
+) -> Iterator[tuple[TrainingContext, Claim]]:
+    """A run whose rows are prepared, and what its training process has."""
     write_corpus(tmp_path / "corpus.jsonl", 60)
     job = make_job(tmp_path, store=str(tmp_path / "runs"))
     prepare_pretrain(job, tmp_path / "data", lambda message: None)
@@ -83,7 +86,36 @@ def test_a_stage_that_resumes_lets_the_checkpoint_go_once_the_trainer_has_it(
     context = TrainingContext(request, Group(), lambda message: None, lambda: False)
     claim = claim_run(context.run, Owner.me())
     claim.commit(lambda head: head.with_data({"pretrain": data_key("a" * 64, "b" * 32)}))
-    series = CheckpointSeries("pretrain", request.digests["pretrain"], {})
+    yield context, claim
+    context.watchdog.close()
+    claim.release()
+
+
+def test_the_plan_is_applied_before_a_model_is_there(
+    claimed: tuple[TrainingContext, Claim], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model may be measured before there is a trainer."""
+    real, threads, before = setup._model, list[int](), torch.get_num_threads()
+
+    def noting(*given: Any) -> Any:
+        threads.append(torch.get_num_threads())
+        return real(*given)
+
+    monkeypatch.setattr(setup, "_model", noting)
+    torch.set_num_threads(3)
+    try:
+        start_stage(claimed[0], "pretrain").close()
+    finally:
+        torch.set_num_threads(before)
+    assert threads == [1]
+
+
+def test_a_stage_that_resumes_lets_the_checkpoint_go_once_the_trainer_has_it(
+    claimed: tuple[TrainingContext, Claim],
+) -> None:
+    """Weights that were in parts are joined in memory, which the stage needs for itself."""
+    context, claim = claimed
+    series = CheckpointSeries("pretrain", context.request.digests["pretrain"], {})
     with closing(start_stage(context, "pretrain")) as begun:
         state = begun.trainer.state()
         uploader: Any = InProcessUploader(context.run.store)
@@ -94,5 +126,3 @@ def test_a_stage_that_resumes_lets_the_checkpoint_go_once_the_trainer_has_it(
         assert resumed.why == "continues after step 0"
         assert resumed.restored.found.folder is not None
         assert resumed.restored.saved is None
-    context.watchdog.close()
-    claim.release()

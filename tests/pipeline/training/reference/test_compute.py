@@ -16,7 +16,8 @@ import torch
 from pion.data.stream import RowStream
 from pion.errors import BadInput, Interrupted, PionError, PlanFailed
 from pion.model.decoder import Decoder
-from pion.train.reference import sums_of
+from pion.train.reference import check_reference, sums_of
+from pion.train.smaller_plan import StepTooLarge
 from pipeline.console.messages import Note, Phase, PrepareProgress
 from pipeline.cost.timeline import REFERENCE_PASS
 from pipeline.data.fingerprint import APART
@@ -26,12 +27,15 @@ from pipeline.training.context import MAX_ATTEMPTS
 from pipeline.training.reference import compute
 from pipeline.training.reference.chunks import Chunks
 from pipeline.training.reference.compute import (
+    StartingModel,
     bound_reference,
-    check_start,
+    first_batch,
     make_reference,
+    require_base,
     require_same,
 )
 from pipeline.training.reference.share import Bound, Sharing, key_of
+from tests.support.jobs import tiny_job
 from tests.support.reference_world import Threads, World, make_world, model_of_the_world
 from tests.support.waiting import wait_until
 
@@ -273,6 +277,39 @@ def test_ranks_divide_the_rows_and_all_get_all_numbers(
     assert sum(computed) == 14
 
 
+def test_no_rank_computes_before_all_have_read_their_rows(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ranks of a sharded model would wait for the weights of one that can't read."""
+    bound, other = make(world), World(world.folder / "other")
+    shutil.copytree(world.folder / "rows", other.folder / "rows")
+    damaged = other.streams()
+    (other.folder / "rows/train/shard_00000.npy").write_bytes(b"")
+    threads, computed = Threads(2), list[str]()
+    real = compute.check_reference
+
+    def counting(*given: Any, **options: Any) -> float:
+        computed.append("a batch")
+        return real(*given, **options)
+
+    monkeypatch.setattr(compute, "check_reference", counting)
+
+    def refusal(rank: int) -> str:
+        streams = damaged if rank == 1 else world.streams()
+        with (
+            world.context(group=threads.group(rank)) as context,
+            pytest.raises(PionError) as refused,
+        ):
+            require_base(context, streams, world.start(), bound)
+        return str(refused.value)
+
+    with ThreadPoolExecutor(2) as pool:
+        reasons = list(pool.map(refusal, range(2)))
+    assert reasons == [reasons[0]] * 2
+    assert "shard_00000" in reasons[0]
+    assert not computed
+
+
 # ---------------------------------------------------------------- one pass for many runs
 
 
@@ -444,6 +481,14 @@ def test_too_little_memory_asks_for_a_smaller_plan_as_a_step_does(
     with pytest.raises(PlanFailed) as failed:
         make(world)
     assert failed.value.plan["micro_batch"] == 1
+    smallest: dict[str, Any] = {"micro_batch": 1, "recompute": True, "world_size": 2}
+    with pytest.raises(PlanFailed) as failed:
+        make(world, **smallest)
+    assert failed.value.plan["sharded"]
+    with world.context() as context:
+        context.job = tiny_job(sft=None, hardware__fsdp=False)
+        with pytest.raises(StepTooLarge, match=r"hardware\.fsdp: true"):
+            make_reference(context, world.streams(), world.start(**smallest))
 
 
 def test_no_chunk_of_an_earlier_reference_is_left(
@@ -462,9 +507,13 @@ def test_no_chunk_of_an_earlier_reference_is_left(
 # ---------------------------------------------------------------- the first step
 
 
+def compare(start: StartingModel, stream: RowStream) -> None:
+    check_reference(start.model, first_batch(start, stream), start.plan, "prefer")
+
+
 def test_the_stored_numbers_are_those_of_the_first_step(world: World) -> None:
     bound = make(world)
-    check_start(world.start(), bound.splits["train"].in_stream(world.streams()["train"]))
+    compare(world.start(), bound.splits["train"].in_stream(world.streams()["train"]))
 
 
 def shifted(bound: Bound, streams: dict[str, RowStream]) -> RowStream:
@@ -495,7 +544,7 @@ def test_numbers_of_other_sequences_are_refused_before_the_first_step(
     world: World, mistake: Any
 ) -> None:
     with pytest.raises(BadInput, match="these reference numbers are not of these weights"):
-        check_start(world.start(), mistake(make(world), world.streams()))
+        compare(world.start(), mistake(make(world), world.streams()))
 
 
 def test_numbers_of_other_weights_are_refused_before_the_first_step(world: World) -> None:
@@ -504,7 +553,7 @@ def test_numbers_of_other_weights_are_refused_before_the_first_step(world: World
         trained.blocks[0].attention.q_proj.weight += 0.01
     stream = bound.splits["train"].in_stream(world.streams()["train"])
     with pytest.raises(BadInput, match="are not of these weights"):
-        check_start(world.start(trained), stream)
+        compare(world.start(trained), stream)
 
 
 def test_the_numbers_of_held_out_rows_do_not_fit_training_rows(world: World) -> None:
