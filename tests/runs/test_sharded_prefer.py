@@ -52,7 +52,7 @@ def test_kills_in_the_pass_and_in_the_stage_change_no_bit(tmp_path: Path, case: 
     killed_in_the_pass(killed, job, 1)  # before the first chunk
     killed_in_the_pass(killed, job, 3)  # after that of the first split
     process = start(job)
-    wait_for(process, "prefer step 3/")
+    wait_for(process, ": saved")  # by prefer: the other stages have ended
     process.kill()
     assert "prefer: starts (continues after step" in finish(job)
     assert final_weights(killed) == final_weights(unbroken)
