@@ -16,7 +16,7 @@ from pipeline.base.keep import keep_as_base
 from pipeline.console.messages import Phase, Shown, StageState, Summary
 from pipeline.cost.budget import over_budget
 from pipeline.data.fingerprint import APART
-from pipeline.job import STAGES
+from pipeline.job import STAGES, Job
 from pipeline.job.digest import digest_of
 from pipeline.machine.gpus import gpu_count
 from pipeline.models.bring import run_reference
@@ -44,6 +44,7 @@ from pipeline.state.stores.errors import verdict
 from pipeline.state.stores.retry import Patience
 from pipeline.training.context import smaller_plan_note
 from pipeline.training.saving import linger_seconds
+from pipeline.workers.cluster import cluster_of
 from pipeline.workers.ray_workers import RAY_ADDRESS
 
 Plans = dict[str, StagePlan]
@@ -152,7 +153,7 @@ class Advance:
         while True:
             try:
                 with contextlib.ExitStack() as ending:
-                    if not prepared and training and _workers_take_cpus():
+                    if not prepared and training and _workers_take_cpus(start.job):
                         self.work_done = True
                         self._prepare()
                         prepared = True
@@ -336,10 +337,12 @@ class Advance:
         )
 
 
-def _workers_take_cpus() -> bool:
+def _workers_take_cpus(job: Job) -> bool:
     """Return whether workers hold CPUs of the Ray in which `prepare` starts its tasks.
 
     They wait for `prepare`. If they started first, the tasks would wait for their CPUs for ever.
     Workers with GPUs take no CPUs, and a Ray of our own has no other tasks.
     """
+    if job.hardware.elastic:  # they take what that Ray has
+        return cluster_of(job).gpus == 0
     return bool(os.environ.get(RAY_ADDRESS)) and gpu_count() == 0

@@ -148,7 +148,7 @@ class WorkersTraining:
         self._asked_at: float | None = None
         self._elastic = start.job.hardware.elastic
         self._absence = Absence(start.job.hardware)
-        self._connected = self._imported = False
+        self._connected = self._connected_when_asked = self._imported = False
 
     def follow(self) -> str:
         """Block until rank 0 has trained; return "done" or "stopped". Raises what it reports."""
@@ -156,6 +156,7 @@ class WorkersTraining:
             self._claim.check()  # also while no worker has claimed the run
             if self._start.stopping.asked and self._asked_at is None:
                 self._asked_at = time.monotonic()
+                self._connected_when_asked = self._workers.lifeline.connected > 0
                 self._workers.lifeline.ask_to_stop()
             try:
                 rank, message = self._workers.messages.get(timeout=LOOK_SECONDS)
@@ -184,6 +185,13 @@ class WorkersTraining:
             return True  # the workers are still starting
         waited = time.monotonic() - self._asked_at
         late = stopping.deadline is None and waited > self._patience
+        if self._elastic and not (connected or self._connected_when_asked):
+            if waited <= GONE_SECONDS:
+                return False
+            self._end_in_order()
+            raise stopping.error(
+                "no worker trained at that moment, so the next start resumes from the last commit"
+            )
         if late or (not connected and waited > GONE_SECONDS):
             raise stopping.error(
                 "the workers stopped before they could save, so steps after the last checkpoint "

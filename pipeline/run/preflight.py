@@ -14,7 +14,7 @@ from pipeline.machine.folders import COMPILE_CACHE, compile_cache_folder
 from pipeline.machine.gpus import VISIBLE, gpu_count, listed_gpus, named_gpus, names_no_gpu
 from pipeline.machine.rented import is_rented
 from pipeline.state.stores import FileStore, open_store
-from pipeline.workers.cluster import cluster_of
+from pipeline.workers.cluster import Cluster, cluster_of
 from pipeline.workers.ray_workers import RAY_ADDRESS
 
 # SkyPilot sets this on a machine that it terminates itself when the job ends or is moved.
@@ -39,9 +39,9 @@ def preflight(job: Job) -> list[str]:
     from pipeline.training.stage_metrics import check_trackers
 
     check_trackers(job)
-    if job.hardware.elastic:
-        cluster_of(job)
     notes = what_gpus_are_used(job)
+    if job.hardware.elastic:
+        notes += what_workers_take(job, cluster_of(job))
     workers = worker_count(job)
     gpus = gpu_count()
     if 0 < gpus < workers and RAY_ADDRESS not in os.environ:  # its nodes have GPUs
@@ -112,6 +112,17 @@ def what_gpus_are_used(job: Job) -> list[str]:
             f"kind, set {VISIBLE} to their ids (`nvidia-smi -L`)"
         ]
     return []
+
+
+def what_workers_take(job: Job, cluster: Cluster) -> list[str]:
+    """Return what is surprising about the workers of an elastic job in a Ray with this much."""
+    if cluster.gpus:
+        return []
+    return [
+        f"hardware.workers {job.hardware.workers_in_words}: the Ray at "
+        f"{os.environ.get(RAY_ADDRESS)} has no GPU, so each worker takes a CPU. This run will not "
+        "use GPUs that come later: add a node that has one first, then start again"
+    ]
 
 
 def require_a_row_each(job: Job, workers: int) -> None:

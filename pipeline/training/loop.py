@@ -20,6 +20,7 @@ from pipeline.state.checkpoints.other_ranks import CopiesForRankZero, OtherRanks
 from pipeline.state.checkpoints.part import Part
 from pipeline.state.checkpoints.retention import HELD_OUT_LOSS
 from pipeline.state.claim import Claim
+from pipeline.state.stores import StoreError
 from pipeline.training.compiler_check import check_compiler
 from pipeline.training.context import TrainingContext, phase
 from pipeline.training.rank_zero import Rank, RankZero
@@ -88,7 +89,8 @@ class _Attempt:
         """Keep the run for workers of another number. This attempt did not fail."""
         self.continues = True
         if self.claim is not None:
-            context.patiently(self.claim.forget_attempts)
+            with suppress(StoreError):  # everything is saved: the count is all that is lost
+                context.patiently(self.claim.forget_attempts)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from pipeline.state.claim import Claim
 from pipeline.training.advice import Advice
 from pipeline.training.cadence import SaveCadence, seconds_between_interruptions
 from pipeline.training.preference_advice import advice_on, require_learning
-from pipeline.training.saving import Saving
+from pipeline.training.saving import RESIZE_LINGER, Saving
 from pipeline.training.stage_metrics import StageMetrics, Trackers
 
 if TYPE_CHECKING:
@@ -212,7 +212,9 @@ class RankZero(Rank):
     def stop(self) -> None:
         with self._listening(), self._context.watchdog.paused():
             if self._sound:
-                self._saving.complete(self._state())
+                # Without the node that came, training would have gone on through an outage.
+                patience = RESIZE_LINGER if self._context.is_resized() else None
+                self._saving.complete(self._state(), patience)
 
     def close(self) -> None:
         with ExitStack() as closing:  # closes each, whatever closing another raises

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from pion.train.trainer import TrainState
 
 RENTAL_LINGER = 1800.0
+# How long to keep trying before a group of another size continues the run.
+RESIZE_LINGER = 1500.0
 
 
 class _GivenUp(Exception):

@@ -212,7 +212,7 @@ class StageMetrics:
         self._kept_speed = 0.0
         folder = run.key(f"metrics/{stage}/")
         self._joiner = Joiner(
-            run.store, folder, claim.epoch, run.clock, claim.check, claim.store_now
+            run.store, folder, claim.epoch, run.clock, claim.check, claim.service_now
         )
         # What earlier epochs left is joined soon after the start, but not during it.
         self._flushes, self._join_at = 0, 6

@@ -23,6 +23,8 @@ from pipeline.workers.ray_workers import RAY_ADDRESS, last_words
 
 # How long a Ray's port may take to answer.
 ANSWER_SECONDS = 10.0
+# How long it may take to connect to that Ray, from the start of Python on.
+CONNECT_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -77,13 +79,18 @@ def ask(address: str) -> Cluster:
         socket.create_connection((host, int(port)), ANSWER_SECONDS).close()
     except (OSError, ValueError, OverflowError) as error:
         raise _unreachable(address, str(error)) from None
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline.workers.cluster", address],
-        env=without_secrets("RAY_") | RAY_ENVIRONMENT,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "pipeline.workers.cluster", address],
+            env=without_secrets("RAY_") | RAY_ENVIRONMENT,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=CONNECT_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        why = f"it did not say what it has within {CONNECT_SECONDS:g} s"
+        raise _unreachable(address, why) from None
     if done.returncode != 0:
         raise _unreachable(address, last_words(done.stderr))
     return Cluster(**json.loads(done.stdout.splitlines()[-1]))

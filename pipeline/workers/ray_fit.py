@@ -103,9 +103,7 @@ def fit(task: dict[str, Any]) -> None:
             # Scratch space, new each time: nothing resumes from Ray's own run state.
             name="train",
             storage_path=f"{task['session']}/storage",
-            # Restarts dead workers. The training loop limits attempts without progress; this limits
-            # attempts that don't reach the loop.
-            failure_config=FailureConfig(max_failures=100),
+            failure_config=FailureConfig(max_failures=most_failures(task["workers"])),
             callbacks=callbacks,
         ),
     ).fit()
@@ -121,6 +119,16 @@ def scaling_of(workers: int | list[int]) -> dict[str, Any]:
         "num_workers": (fewest, most),
         "elastic_resize_monitor_interval_s": LOOK_FOR_NODES_SECONDS,
     }
+
+
+def most_failures(workers: int | list[int]) -> int:
+    """Return how often Ray Train may restart workers that died.
+
+    The training loop limits attempts without progress; this limits attempts that don't reach the
+    loop. Ray Train counts over the whole run, and in a Ray whose nodes come and go, each lost node
+    counts.
+    """
+    return 100 if isinstance(workers, int) else 10_000
 
 
 def worker_loop(config: dict[str, Any]) -> None:
@@ -164,10 +172,16 @@ def train(request: TrainRequest, group: Group, line: Lifeline) -> None:
 
     try:
         line.send(WorkerStarted(os.getpid()))
+
+        def resized() -> bool:
+            # All ranks leave a step as soon as one does. Rank 0 owns the run, and must know that
+            # another group continues it. So all wait until rank 0 was asked.
+            return group.rank == 0 and resize.is_asked()
+
         training = TrainingContext(
-            request, group, line.send, lambda: line.stop_requested or resize.is_asked()
+            request, group, line.send, lambda: line.stop_requested or resized()
         )
-        training.is_resized = resize.is_asked
+        training.is_resized = resized
         training.import_torch()
         outcome = train_stages(training)
         if outcome == "done" or not resize.made_room(lambda: line.stop_requested):

@@ -15,6 +15,7 @@ import queue
 import re
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -33,7 +34,7 @@ from pipeline.workers.lifeline import LifelineServer
 from pipeline.workers.reaper import SESSION_VARIABLE, start_reaper
 
 LOOPBACK = "127.0.0.1"
-# How long Ray Train may take to end by itself after its workers have.
+# How long Ray Train may take to end once it is asked to.
 ORDERLY_SECONDS = 30.0
 # Ray gives everybody all rights to its own folder. So this folder is in one that stays private. The
 # name is short because of LONGEST_SOCKET.
@@ -145,12 +146,17 @@ class RayWorkers:
         return process
 
     def end_in_order(self) -> None:
-        """Wait for Ray Train to end by itself, at most ORDERLY_SECONDS. All workers have trained.
+        """Let Ray Train end this group and forget it; wait for that at most ORDERLY_SECONDS.
 
-        Ray then keeps no room for a group whose size may change. Otherwise it does, for three
-        minutes, and the next run waits for it.
+        Workers may still wait for a rank that has failed. What is not committed is lost. Ray then
+        keeps no room for a group whose size may change. Otherwise it does, for three minutes, and
+        the next run waits for it.
         """
         self._closing = True
+        # Ray Train may be starting another group, which must not claim the run.
+        self.lifeline.ask_to_stop()
+        # Ray Train's handler of SIGINT cancels what it has reserved, and ends the workers.
+        self._process.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(ORDERLY_SECONDS)
 

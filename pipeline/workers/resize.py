@@ -23,8 +23,11 @@ from ray.train.v2._internal.execution.controller.state import (
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 
 # How long the workers may take. An evaluation comes to its end first, and the save is uploaded. If
-# a worker dies or hangs, nobody waits longer.
+# a worker dies or hangs, nobody waits longer. Longer than RESIZE_LINGER of training/saving.py: then
+# rank 0 itself says that the store is down.
 SAVE_SECONDS = 1800.0
+# How long a worker may take after another has ended. After that, it waits for one that failed.
+STRAGGLER_SECONDS = 120.0
 # How long one question to the workers takes if they have not saved yet.
 LOOK_SECONDS = 5.0
 # How much later than another worker this one may be asked.
@@ -93,14 +96,22 @@ class SaveBeforeResize(ControllerCallback, WorkerGroupCallback):
 
 
 def save_and_end(group: WorkerGroup) -> None:
-    """Block until all workers of the group have saved and ended, or can't."""
+    """Block until all workers of the group have saved and ended, or can't.
+
+    A worker whose training failed stays alive, and others may wait for it in vain.
+    """
     end = time.monotonic() + SAVE_SECONDS
+    straggling = False
     try:
         group.execute(ask)
         while time.monotonic() < end:
             waiting: Any = group.execute_async(has_ended, LOOK_SECONDS)
-            if all(ray.get(waiting, timeout=SAVE_SECONDS)):
+            have_ended = ray.get(waiting, timeout=SAVE_SECONDS)
+            if all(have_ended):
                 return
+            if any(have_ended) and not straggling:
+                straggling, end = True, min(end, time.monotonic() + STRAGGLER_SECONDS)
+        logger.warning("workers did not end. The next resume from the last commit")
     except RayError:  # a worker died
         logger.warning(
             "workers could not save. The next resume from the last commit", exc_info=True

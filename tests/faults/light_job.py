@@ -89,7 +89,8 @@ class Process:
 
     `goes_wrong` says whether a step on these rows gives a loss spike. `between_steps` lets time
     pass. `said` collects the messages to the user, and `restored` the step that each stage resumed
-    from. `epoch` is the epoch of the newest claim.
+    from. `epoch` is the epoch of the newest claim. `is_resized` asks it to stop for a group of
+    another size.
     """
 
     store: Store
@@ -102,6 +103,7 @@ class Process:
     training: tuple[str, ...] = TRAINING
     goes_wrong: Callable[[str, list[int]], bool] = lambda stage, rows: False
     between_steps: Callable[[], None] = lambda: None
+    is_resized: Callable[[], bool] = lambda: False
     said: list[str] = field(default_factory=list)
     restored: dict[str, int] = field(default_factory=dict)
     epoch: int = 0
@@ -116,7 +118,7 @@ class Process:
             self.said.append(message.text)
 
     def go(self) -> None:
-        """Advance the run until it is done."""
+        """Advance the run until it is done, or a group of another size continues it."""
         head = self.run.read()
         if head is not None and not self._unfinished(head, DIGESTS):
             return
@@ -132,7 +134,8 @@ class Process:
         if self._unfinished(claim.head, ["prepare"]):
             self._prepare(claim)
         if self._unfinished(claim.head, self.training):
-            self._train()
+            if self._train() == "stopped":
+                return
             claim = self._claim()
         if self._unfinished(claim.head, ["evaluate"]):
             rows = [read_metrics(self.store, RUN, claim.head, stage) for stage in self.training]
@@ -174,8 +177,8 @@ class Process:
         self.workspace.keep(f"data/{DATA}")
         claim.finish_stage("prepare", DIGESTS["prepare"], {})
 
-    def _train(self) -> None:
-        """Train as workers do, with a light trainer."""
+    def _train(self) -> str:
+        """Train as workers do, with a light trainer; return "done" or "stopped"."""
         request = _Request(
             job={"steps": self.steps, "keep": self.keep.last},
             job_folder="",
@@ -184,7 +187,7 @@ class Process:
             stages=list(self.training),
             digests=DIGESTS,
         )
-        train_stages(_Context(self, request), _start)
+        return train_stages(_Context(self, request), _start)
 
 
 class _Request(TrainRequest):
@@ -250,10 +253,11 @@ class _Context(TrainingContext):
             request,
             Group(),
             process.hear,
-            lambda: False,
+            process.is_resized,
             workspace=process.workspace,
             clock=process.clock,
         )
+        self.is_resized = process.is_resized
 
     def keep_alive(self, claim: Claim) -> None:
         self.process.epoch = claim.epoch
@@ -278,6 +282,8 @@ class _Trainer:
         self._trouble: Trouble | None = None
 
     def train_step(self, should_stop: Callable[[], bool]) -> bool:
+        if should_stop():
+            return False
         numbers, next_row = step_rows(self.next_row, BATCH, self.skipped)
         if self._process.goes_wrong(self._stage, numbers):
             self._trouble = Trouble(self.step + 1, (self.next_row, next_row), "a loss spike")

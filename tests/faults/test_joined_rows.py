@@ -56,7 +56,7 @@ def store(tmp_path: Path) -> FileStore:
 
 def join_all(store: Store, time: FakeClock, epoch: int = 2) -> None:
     """Join as an owner does that lives for hours."""
-    joiner = Joiner(store, FOLDER, epoch, time.clock(), lambda: None)
+    joiner = Joiner(store, FOLDER, epoch, time.clock(), lambda: None, time.clock().now)
     for _ in range(3):
         for _ in step_until_done(joiner):
             pass
@@ -106,7 +106,7 @@ def test_files_are_joined_in_two_levels_and_their_parts_deleted(
 
 def test_parts_stay_for_an_hour_after_they_were_joined(store: FileStore, time: FakeClock) -> None:
     before = {entry.key for entry in store.list(FOLDER)}
-    joiner = Joiner(store, FOLDER, 2, time.clock(), lambda: None)
+    joiner = Joiner(store, FOLDER, 2, time.clock(), lambda: None, time.clock().now)
     while joiner.step():
         pass
     time.sleep(join.TRASH_SECONDS - 1)
@@ -175,7 +175,7 @@ def live_briefly(
     store: Store, time: FakeClock, epoch: int, seconds: float, check: Callable[[], None]
 ) -> None:
     """Join as an owner does that lives for so many seconds."""
-    joiner = Joiner(store, FOLDER, epoch, time.clock(), check)
+    joiner = Joiner(store, FOLDER, epoch, time.clock(), check, time.clock().now)
     for _ in range(4):
         joiner.step()
         time.sleep(seconds / 4)
@@ -200,6 +200,23 @@ def test_owners_that_live_for_minutes_keep_parts_for_an_hour_too(
     for epoch in range(3, 3 + lives):
         live_briefly(store, time, epoch, seconds, lambda: None)
     assert before <= {entry.key for entry in store.list(FOLDER)}
+    assert steps_in(store) == STEPS
+
+
+def test_a_store_without_a_clock_keeps_parts_whatever_the_clock_of_an_earlier_owner_said(
+    store: FileStore, time: FakeClock
+) -> None:
+    before = {entry.key for entry in store.list(FOLDER)}
+    for epoch, behind in ((3, join.TRASH_SECONDS), (4, 0.0)):
+        time.wall_ahead = -behind
+        joiner = Joiner(store, FOLDER, epoch, time.clock(), lambda: None)
+        for _ in step_until_done(joiner):
+            pass
+    assert before <= {entry.key for entry in store.list(FOLDER)}
+    time.sleep(join.TRASH_SECONDS)  # the second owner lives for an hour
+    for _ in step_until_done(joiner):
+        pass
+    assert len(before & {entry.key for entry in store.list(FOLDER)}) < len(before)
     assert steps_in(store) == STEPS
 
 
@@ -242,7 +259,7 @@ def test_a_clock_that_is_set_deletes_no_part_early_and_keeps_none_for_ever(
     store: FileStore, time: FakeClock, jump: float
 ) -> None:
     before = {entry.key for entry in store.list(FOLDER)}
-    joiner = Joiner(store, FOLDER, 2, time.clock(), lambda: None)
+    joiner = Joiner(store, FOLDER, 2, time.clock(), lambda: None, time.clock().now)
     for _ in step_until_done(joiner):
         time.wall_ahead += jump
     time.sleep(join.TRASH_SECONDS - 1)
@@ -261,7 +278,7 @@ def test_a_part_next_to_the_object_that_contains_it_counts_once_at_both_levels(
     store: FileStore, time: FakeClock
 ) -> None:
     parts = {entry.key: store.read(entry.key) for entry in store.list(FOLDER)}
-    joiner = Joiner(store, FOLDER, 2, time.clock(), lambda: None)
+    joiner = Joiner(store, FOLDER, 2, time.clock(), lambda: None, time.clock().now)
     for _ in step_until_done(joiner):
         parts |= {entry.key: store.read(entry.key) for entry in store.list(FOLDER)}
     join_all(store, time)
@@ -321,7 +338,7 @@ def thin_rows_and_unreadable(store: Store) -> tuple[list[Row], Unreadable]:
 def test_a_joined_object_that_was_cut_short_is_joined_again_from_its_parts(
     store: FileStore, time: FakeClock
 ) -> None:
-    joiner = Joiner(store, FOLDER, 2, time.clock(), lambda: None)
+    joiner = Joiner(store, FOLDER, 2, time.clock(), lambda: None, time.clock().now)
     joiner.step()
     (joined,) = (e.key for e in store.list(FOLDER) if re.search(r"-1-\d+\.jsonl", e.key))
     store.write(joined, store.read(joined)[:-9])
@@ -341,7 +358,7 @@ def test_an_owner_that_has_lost_the_run_joins_and_deletes_nothing(
 
     before = names(store)
     with pytest.raises(StoreError):
-        Joiner(store, FOLDER, 2, time.clock(), lost).step()
+        Joiner(store, FOLDER, 2, time.clock(), lost, time.clock().now).step()
     assert names(store) == before
 
 

@@ -21,7 +21,7 @@ from pipeline.rent.plan.dollars import (
     sooner,
 )
 
-# How many cards are shown. `--json` has all.
+# How many cards are shown, one fewer next to a line `sooner`. `--json` has all.
 SHOWN = 5
 # A model that answers one person reads all its weights for each token. The memory of a laptop reads
 # so many bytes per second.
@@ -55,12 +55,13 @@ class Answer:
 def as_lines(answer: Answer) -> list[str]:
     """Return what a person acts on, in at most fifteen lines."""
     chosen = answer.first.chosen
-    left = len(answer.options) - len(best_of_each(answer.options)[:SHOWN])
-    more = f" ({left} more with --json)" if left > 0 else ""
     quicker = sooner(answer.options)
+    shown = best_of_each(answer.options)[: SHOWN if quicker is None else SHOWN - 1]
+    left = len(answer.options) - len(shown)
+    more = f" ({left} more with --json)" if left > 0 else ""
     return [
         f"{_title(answer)}. The best cards{more}:",
-        *_table(answer),
+        *_table(shown, losses=answer.fit is not None),
         f"Train {chosen.size.name}: {_why(answer.first)}.",
         f"  settings  {_settings_in_words(chosen)}",
         f"  speed     {chosen.pretrain.tokens_per_second or 0:,.0f} tokens/s, "
@@ -162,12 +163,12 @@ def _title(answer: Answer) -> str:
     return f"{words}, by the ladder {answer.ladder} ({about})"
 
 
-def _table(answer: Answer) -> list[str]:
-    """Return a line with names, and one for each of the first cards."""
+def _table(shown: Sequence[Option], *, losses: bool) -> list[str]:
+    """Return a line with names, and one for each card, with its predicted loss if asked."""
     rows = [["card", "$/h", "model", "tokens", "a parameter", "hours", "$"]]
-    if answer.fit is not None:
+    if losses:
         rows[0].append("bits per byte")
-    for option in best_of_each(answer.options)[:SHOWN]:
+    for option in shown:
         offer, chosen = option.offer, option.chosen
         cells = [
             _cards(option),

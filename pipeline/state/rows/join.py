@@ -6,7 +6,9 @@ are deleted an hour later: a reader that listed them before has read them by the
 in between, the next owner continues from what is there.
 
 Many owners live for less than an hour. So each notes since when there are joined objects next to
-their parts, by the store's clock, and the next owner deletes parts by this note.
+their parts, by the store's clock, and the next owner deletes parts by this note. A store without a
+clock, such as a folder of several machines, gets no note: the clock of another owner's machine may
+be wrong. There only an owner that lives for an hour deletes parts.
 
     <folder>/joined.json    {"format": 1, "since": {"2/000000-000099-1-345678.jsonl": 1790000000}}
 """
@@ -50,8 +52,8 @@ class _Note:
 class Joiner:
     """Joins the files of one log, below `folder`, which ends with a slash.
 
-    `epoch` is the owner's. `check` raises if this process no longer owns the run. `store_now` is
-    the time by the store's clock; without it, that of this machine.
+    `epoch` is the owner's. `check` raises if this process no longer owns the run. `service_now`
+    is the time by the clock of the store's service, None if that is not known.
     """
 
     def __init__(
@@ -61,13 +63,13 @@ class Joiner:
         epoch: int,
         clock: Clock,
         check: Callable[[], None],
-        store_now: Callable[[], float] | None = None,
+        service_now: Callable[[], float | None] = lambda: None,
     ) -> None:
         self._store, self._folder, self._epoch = store, folder, epoch
         self._clock, self._check = clock, check
         # When this process first saw each joined object, by the clock that never jumps.
         self._seen: dict[str, float] = {}
-        self._store_now = store_now or clock.now
+        self._service_now = service_now
         # What earlier owners have noted, and what the note says now. None: nobody has read it yet.
         self._before: Mapping[str, float] | None = None
         self._noted: Mapping[str, float] = {}
@@ -142,11 +144,14 @@ class Joiner:
         if not keys:
             self._note({})
             return set()
-        if self._before is None:
-            self._before = self._noted = self._read_note()
-        now, there = self._clock.monotonic(), self._store_now()
+        now = self._clock.monotonic()
         # This machine's own clock may be set while this process lives.
         old = {k for k in keys if now - self._seen.setdefault(k, now) >= TRASH_SECONDS}
+        there = self._service_now()
+        if there is None:
+            return old
+        if self._before is None:
+            self._before = self._noted = self._read_note()
         old |= {k for k in keys if there - self._before.get(k, there) >= TRASH_SECONDS}
         self._note({k: min(self._noted.get(k, there), there) for k in keys})
         return old

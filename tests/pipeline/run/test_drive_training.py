@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import queue
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from pion.errors import Interrupted
 from pipeline.console.messages import MachineNotice, Note
+from pipeline.run import drive_training
 from pipeline.run.drive_training import ABSENCE_SECONDS, Absence, WorkersTraining
-from tests.support.jobs import tiny_job
+from pipeline.run.signals import StoppingOnSignals
+from tests.support.jobs import SilentDisplay, tiny_job
 
 
 def test_an_absence_of_all_workers_is_said_once() -> None:
@@ -48,3 +52,25 @@ def test_a_group_whose_size_may_change_stays_when_a_workers_machine_will_be_take
     text = "the machine of worker 1: AWS takes it. The other workers will train on without it"
     assert said == ([Note(text)] if stays else [])
     assert noticed == ([] if stays else ["the machine of worker 1: AWS takes it"])
+
+
+def test_a_stop_between_two_groups_says_from_where_the_next_start_resumes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(drive_training, "GONE_SECONDS", 0.0)
+    did: list[str] = []
+    lifeline = SimpleNamespace(connected=3, ask_to_stop=lambda: did.append("ask"))
+    workers: Any = SimpleNamespace(
+        lifeline=lifeline, messages=queue.Queue(), end_in_order=lambda: did.append("end in order")
+    )
+    stopping = StoppingOnSignals(SilentDisplay())
+    start: Any = SimpleNamespace(job=tiny_job(hardware__workers=[2, 16]), stopping=stopping)
+    claim: Any = SimpleNamespace(check=lambda: None)
+    training = WorkersTraining(start, claim, workers, lambda message: None)
+    assert not training._ended_in_silence()  # three workers train
+    lifeline.connected = 0
+    stopping.ask("SIGINT")
+    with pytest.raises(Interrupted) as stopped:
+        training.follow()
+    assert "no worker trained at that moment, so the next start resumes" in str(stopped.value)
+    assert did == ["ask", "end in order"]

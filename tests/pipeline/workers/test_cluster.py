@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from pion.errors import BadInput
-from pipeline.run.preflight import preflight, require_a_row_each
+from pipeline.run.preflight import preflight, require_a_row_each, what_workers_take
+from pipeline.workers import cluster
 from pipeline.workers.cluster import Cluster, ask, cluster_of, require_room_for_fewest
 from pipeline.workers.ray_workers import RAY_ADDRESS
 from tests.support.jobs import tiny_job, write_tiny_data
@@ -33,7 +34,7 @@ def test_on_one_machine_the_number_of_workers_is_fixed(
 
 
 @pytest.mark.parametrize(
-    ("cluster", "has", "fix"),
+    ("there", "has", "fix"),
     [
         (Cluster(gpus=1, cpus=64), "has 1 GPU", ", or set hardware.workers=[1,16]."),
         (Cluster(gpus=0, cpus=1), "has 1 CPU", ", or set hardware.workers=[1,16]."),
@@ -41,10 +42,10 @@ def test_on_one_machine_the_number_of_workers_is_fixed(
     ],
 )
 def test_a_ray_without_room_for_the_fewest_workers_is_refused(
-    cluster: Cluster, has: str, fix: str
+    there: Cluster, has: str, fix: str
 ) -> None:
     with pytest.raises(BadInput) as refused:
-        require_room_for_fewest(tiny_job(hardware__workers=[2, 16]), cluster, HERE)
+        require_room_for_fewest(tiny_job(hardware__workers=[2, 16]), there, HERE)
     message = str(refused.value)
     assert message.startswith(f"hardware.workers [2, 16]: the Ray at {HERE} {has}, and each worker")
     assert "Nothing was started. Add nodes: ray start --address=127.0.0.1:6379" in message
@@ -69,6 +70,27 @@ def test_a_port_at_which_nobody_listens_is_refused() -> None:
         port = closed.getsockname()[1]
     with pytest.raises(BadInput, match=r"can't be reached.*Nothing was started.*HOST:PORT"):
         ask(f"127.0.0.1:{port}")
+
+
+def test_a_ray_that_never_says_what_it_has_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(BadInput, match=r"not say what it has within 0\.05 s.*Nothing was star"):
+            ask(address)
+
+
+def test_workers_that_take_cpus_are_said_before_the_run_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(RAY_ADDRESS, HERE)
+    job = tiny_job(hardware__workers=[2, 16])
+    assert what_workers_take(job, Cluster(gpus=2, cpus=64)) == []
+    assert what_workers_take(job, Cluster(gpus=0, cpus=64)) == [
+        "hardware.workers [2, 16]: the Ray at 127.0.0.1:6379 has no GPU, so each worker takes a "
+        "CPU. This run will not use GPUs that come later: add a node that has one first, then "
+        "start again"
+    ]
 
 
 def test_the_most_workers_need_a_row_each() -> None:

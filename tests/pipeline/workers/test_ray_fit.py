@@ -1,8 +1,22 @@
-"""What Ray Train is told of the number of workers."""
+"""What Ray Train is told of the number of workers, and which worker makes room for more."""
 
 from __future__ import annotations
 
-from pipeline.workers.ray_fit import scaling_of
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.console.messages import FromWorker, Trained
+from pipeline.state.owner import Owner
+from pipeline.training import loop
+from pipeline.training.context import TrainingContext
+from pipeline.training.train_request import Group, TrainRequest
+from pipeline.workers import resize
+from pipeline.workers.ray_fit import most_failures, scaling_of, train
+from tests.support.jobs import tiny_job
 
 
 def test_a_number_of_workers_is_fixed() -> None:
@@ -14,3 +28,54 @@ def test_the_fewest_and_the_most_are_ray_trains_elastic_policy() -> None:
         "num_workers": (2, 16),
         "elastic_resize_monitor_interval_s": 60.0,
     }
+
+
+def test_a_run_of_weeks_may_lose_more_nodes_than_a_machine_may_lose_workers() -> None:
+    assert most_failures(3) == 100
+    assert most_failures([2, 16]) == 10_000
+
+
+class HereLine:
+    """A worker's connection to a driver that has asked for nothing, or for a stop."""
+
+    stop_requested = False
+
+    def __init__(self) -> None:
+        self.said: list[FromWorker] = []
+
+    def send(self, message: FromWorker) -> None:
+        self.said.append(message)
+
+
+@pytest.fixture
+def asked_to_make_room() -> Iterator[None]:
+    resize.ask()
+    yield
+    resize._asked.clear()
+
+
+@pytest.mark.usefixtures("asked_to_make_room")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_all_ranks_wait_until_the_one_that_owns_the_run_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    found: list[tuple[bool, bool]] = []
+
+    def look(context: TrainingContext) -> str:
+        found.append((context.should_stop(), context.is_resized()))
+        context.watchdog.close()
+        return "stopped"
+
+    monkeypatch.setattr(loop, "train_stages", look)
+    request = TrainRequest(
+        job=tiny_job(sft=None).model_dump(mode="json"),
+        job_folder=str(tmp_path),
+        store=str(tmp_path / "runs"),
+        owner=dataclasses.asdict(Owner.me()),
+        stages=["pretrain"],
+        digests={"pretrain": "d1"},
+    )
+    line: Any = HereLine()
+    train(request, Group(rank, 2), line)
+    assert found == [(rank == 0, rank == 0)]
+    assert not [said for said in line.said if isinstance(said, Trained)]

@@ -1,8 +1,15 @@
-"""Why Ray's process ended, by what it has written."""
+"""How Ray's process ends: when it is told to, and why, by what it has written."""
 
 from __future__ import annotations
 
-from pipeline.workers.ray_workers import last_words
+import subprocess
+from typing import Any
+
+import pytest
+
+from pipeline.workers.lifeline import Lifeline
+from pipeline.workers.ray_workers import RAY_ADDRESS, RayWorkers, last_words
+from tests.support.waiting import wait_until
 
 BLUE, PLAIN = "\x1b[36m", "\x1b[0m"
 # As written by Ray 2.60 on a machine whose memory other programs had filled.
@@ -28,3 +35,28 @@ def test_else_it_is_the_last_line_without_its_colors() -> None:
 
 def test_a_process_that_wrote_nothing_gave_no_reason() -> None:
     assert last_words(f" {PLAIN}\n") == ""
+
+
+# Stands for Ray Train, which takes SIGINT as the order to end the group and forget it.
+ENDS_ON_SIGINT = "trap 'exit 7' INT; echo ready; while :; do sleep 0.02; done"
+
+
+def test_a_group_whose_workers_hang_ends_in_order_and_none_starts_after_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def start(workers: RayWorkers) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(["sh", "-c", ENDS_ON_SIGINT], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        return process
+
+    monkeypatch.delenv(RAY_ADDRESS, raising=False)
+    monkeypatch.setattr(RayWorkers, "_start_ray_fit", start)
+    request: Any = None
+    workers = RayWorkers(request, (2, 16))
+    workers.end_in_order()
+    assert workers._process.returncode == 7, "Ray keeps its room"
+    late = Lifeline(workers.lifeline.address, 0)
+    wait_until(lambda: late.stop_requested, "the late worker was asked to stop")
+    late.close()
+    workers.close()

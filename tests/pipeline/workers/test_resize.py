@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -57,6 +58,31 @@ def test_a_worker_that_dies_does_not_hold_back_the_next_group(error: Exception) 
     callback = SaveBeforeResize()
     callback.after_worker_group_start(WorkersHere(error))  # type: ignore[arg-type]
     callback.after_controller_state_update(RunningState(), TO_THREE)
+
+
+class OneNeverEnds:
+    """Stands for a group whose rank 0 failed. Rank 1 waits for it in vain, and has not died."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def execute(self, work: Callable[..., Any]) -> None:
+        assert work is resize.ask
+
+    def execute_async(self, work: Callable[..., Any], seconds: float) -> list[bool]:
+        assert work is resize.has_ended
+        self.seconds += seconds
+        return [True, False]
+
+
+def test_a_worker_that_waits_for_one_that_failed_does_not_hold_back_the_next_group(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    group = OneNeverEnds()
+    monkeypatch.setattr(ray, "get", lambda results, timeout: results)
+    monkeypatch.setattr(resize, "time", SimpleNamespace(monotonic=lambda: group.seconds))
+    resize.save_and_end(group)  # type: ignore[arg-type]
+    assert group.seconds <= resize.STRAGGLER_SECONDS + 2 * resize.LOOK_SECONDS
 
 
 def test_nothing_is_asked_while_a_group_trains() -> None:

@@ -184,6 +184,18 @@ def test_machines_with_several_cards_are_compared_too(
     assert {o["count"] for o in json_of(asked, capsys)["options"]} == {1}
 
 
+def test_a_line_about_more_cards_takes_the_place_of_one_card(
+    store: str, sky_home: SkyHome, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cheap = dict.fromkeys(("L40S", "RTXA6000"), Price(0.5, 0.9))
+    sky_home.sell(CARDS | cheap)
+    also_by_four(sky_home, "A40", Price(0.8, 1.6))
+    lines = lines_of(asked_of(store, 20), capsys)
+    assert [line for line in lines if line.startswith("  sooner ")]
+    assert len(lines) == 15
+    assert "(5 more with --json)" in lines[0]
+
+
 def test_half_the_money_may_buy_too_little_and_says_so(
     store: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,60 @@
+"""Workers make room for a group of another size while the store is down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.state.stores import FileStore
+from pipeline.training import saving
+from tests.faults.faulty_store import FaultyStore, fail
+from tests.faults.light_job import Process, read_head, unbroken_weights, wrong_in
+from tests.support.clock import FakeClock
+
+
+class DownNowAndThen(FaultyStore):
+    """Fails while `is_down` says so."""
+
+    is_down: Callable[[], bool] = staticmethod(lambda: False)
+
+    def do(self, kind: str, key: str, call: Callable[[], object]) -> object:  # type: ignore[override]
+        if self.is_down():
+            fail(f"{kind} {key}")
+        return call()
+
+
+def test_a_node_that_comes_while_the_store_is_down_does_not_end_the_run(
+    tmp_path: Path, time: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saving, "Clock", time.clock)
+    store = DownNowAndThen(FileStore(tmp_path / "runs"))
+    trained: list[None] = []
+    down_until: list[float] = []
+
+    def a_node_comes() -> bool:
+        if len(trained) == 3 and not down_until:
+            down_until.append(time.time + 600)
+        return len(trained) == 3
+
+    store.is_down = lambda: bool(down_until) and time.time < down_until[0]
+    group = Process(store, tmp_path / "cache", clock=time.clock(), is_resized=a_node_comes)
+    group.between_steps = lambda: trained.append(None)
+    group.go()
+    head = read_head(store)
+    assert head is not None
+    assert [entry.step for entry in head.checkpoints][:1] == [3]
+    assert head.owner is not None, "the next group's driver would find the run without an owner"
+    assert head.failed_attempts <= 0
+
+    published: list[bytes] = []
+    next_group = Process(
+        store, tmp_path / "cache", published.append, clock=time.clock(), owner=group.owner
+    )
+    next_group.go()
+    assert next_group.restored["pretrain"] == 3
+    head = read_head(store)
+    assert head is not None
+    assert wrong_in(store, head) == []
+    assert unbroken_weights()["sft"][0].encode() in published[0]
