@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -37,15 +38,21 @@ def test_a_process_that_wrote_nothing_gave_no_reason() -> None:
     assert last_words(f" {PLAIN}\n") == ""
 
 
-# Stands for Ray Train, which takes SIGINT as the order to end the group and forget it.
-ENDS_ON_SIGINT = "trap 'exit 7' INT; echo ready; while :; do sleep 0.02; done"
+# Stands for Ray Train, which takes SIGINT as the order to end the group and forget it, also where a
+# shell has started all in the background. SIGINT is then ignored, and sh could not trap it.
+ENDS_ON_SIGINT = """
+import signal, sys, time
+signal.signal(signal.SIGINT, lambda number, frame: sys.exit(7))
+print("ready", flush=True)
+time.sleep(600)
+"""
 
 
 def test_a_group_whose_workers_hang_ends_in_order_and_none_starts_after_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def start(workers: RayWorkers) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(["sh", "-c", ENDS_ON_SIGINT], stdout=subprocess.PIPE)
+        process = subprocess.Popen([sys.executable, "-c", ENDS_ON_SIGINT], stdout=subprocess.PIPE)
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
         return process
