@@ -27,6 +27,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ import yaml
 
 from benchmarks.restore import PHASE
 from benchmarks.startup import ROOT, seconds_until
+from pion.data.shards import Manifest
 from tests.support.s3_server import S3Server, s3_server
 
 RESULT = ROOT / "benchmarks" / "results" / "large_start.json"
@@ -51,6 +53,7 @@ DOCUMENT = 1 << 13
 # 1.16 letters are a token, of two bytes. Part of the text is held out.
 TEXT_BYTES = {"large": 1.25 * SEQ_LEN * SHARD_ROWS, "small": 3e6}
 STEPS = 1000
+PREPARE = ("--until", "prepare")
 
 
 @contextmanager
@@ -148,26 +151,29 @@ def multiply(client: Any, bucket: str, shards: int) -> int:
     found = client.list_objects_v2(Bucket=bucket, Prefix="large/_data/")["Contents"]
     keys = [each["Key"] for each in found]
 
-    def read(end: str) -> tuple[str, dict[str, Any]]:
+    def read(end: str) -> tuple[str, bytes]:
         (key,) = (key for key in keys if key.endswith(end))
-        return key, json.loads(client.get_object(Bucket=bucket, Key=key)["Body"].read())
-
-    def write(key: str, record: dict[str, Any]) -> dict[str, Any]:
-        body = json.dumps(record).encode()
-        client.put_object(Bucket=bucket, Key=key, Body=body)
-        return {"size": len(body), "sha256": hashlib.sha256(body).hexdigest()}
+        return key, client.get_object(Bucket=bucket, Key=key)["Body"].read()
 
     (key, manifest), (list_key, listed) = read("train/manifest.json"), read("/files.json")
-    first = manifest["shards"][0]
-    assert first["rows"] == SHARD_ROWS, first
-    manifest["shards"] = [first | {"name": name} for name in names_of(shards)]
-    files, folder = listed["files"], list_key.removesuffix("files.json")
-    name = key.removeprefix(folder)
-    files[name] = write(key, manifest)
-    shard = files[name.replace("manifest.json", FIRST)]
-    files |= {name.replace("manifest.json", each): shard for each in names_of(shards)}
-    write(list_key, listed)
-    return int(first["bytes"]) * shards
+    files = json.loads(listed)
+    with tempfile.NamedTemporaryFile() as file:
+        path = Path(file.name)
+        path.write_bytes(manifest)
+        of_one = Manifest.read(path)
+        first = of_one.shards[0]
+        assert first.rows == SHARD_ROWS, first
+        many = tuple(replace(first, name=name) for name in names_of(shards))
+        replace(of_one, shards=many).write(path)
+        manifest = path.read_bytes()
+    client.put_object(Bucket=bucket, Key=key, Body=manifest)
+    name = key.removeprefix(list_key.removesuffix("files.json"))
+    digest = hashlib.sha256(manifest).hexdigest()
+    files["files"][name] = {"size": len(manifest), "sha256": digest}
+    shard = files["files"][name.replace("manifest.json", FIRST)]
+    files["files"] |= {name.replace("manifest.json", each): shard for each in names_of(shards)}
+    client.put_object(Bucket=bucket, Key=list_key, Body=json.dumps(files).encode())
+    return first.bytes * shards
 
 
 def first_step(job: Path, store: str, environment: dict[str, str]) -> dict[str, float]:
@@ -196,11 +202,12 @@ def main() -> None:
     ):
         bucket = moto.bucket()
         cache = Path(folder) / "cache"
-        environment = os.environ | s3.environment() | {"XDG_CACHE_HOME": str(cache)}
+        here = {"XDG_CACHE_HOME": str(cache)}
+        environment = os.environ | s3.environment() | here
         jobs = {size: write_job(Path(folder), size) for size in phases}
         stores = {size: f"s3://{bucket}/{size}" for size in phases}
         for size, job in jobs.items():
-            process = start(job, stores[size], environment, "--until", "prepare")
+            process = start(job, stores[size], os.environ | moto.environment() | here, *PREPARE)
             print(process.communicate()[0][-400:], flush=True)
         size_of_data = multiply(moto.client(), bucket, given.shards)
         for _ in range(given.rounds):
