@@ -18,6 +18,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import boto3
 import yaml
@@ -39,29 +40,40 @@ DOCUMENT = 1 << 13
 LARGE_BYTES, LARGE_SHARD_BYTES = 20e9, 41e6
 
 
-def prepare(store: Store, folder: Path, megabytes: int) -> str:
-    """Prepare so many megabytes of shards, and keep them in the store. Return their key there."""
-    key = f"{megabytes}/data"
-    drawn = random.Random(megabytes)
-    with (folder / "corpus.jsonl").open("w") as file:
-        # Few ids: a letter is about a token, of two bytes.
-        for _ in range((megabytes << 20) // 2 // DOCUMENT):
+def write_letters_job(
+    folder: Path, name: str, size: int, *, seed: int, shard_rows: int, **more: Any
+) -> Path:
+    """Write a job whose text is `size` random letters, and return its file.
+
+    A letter is about a token, because there are few ids.
+    """
+    drawn = random.Random(seed)
+    with (folder / f"{name}.jsonl").open("w") as file:
+        for _ in range(size // DOCUMENT):
             file.write(json.dumps({"text": "".join(drawn.choices(LETTERS, k=DOCUMENT))}) + "\n")
     job = {
-        "name": "first-batch",
+        "name": name,
         "model": {"d_model": 32, "n_layers": 1, "n_heads": 2, "n_kv_heads": 1, "d_ff": 64},
         "tokenizer": {"train": {"vocab_size": 300}},
         "data": {
             "seq_len": SEQ_LEN,
-            "shard_rows": SHARD_ROWS,
+            "shard_rows": shard_rows,
             "held_out": 0.01,
-            "sources": [{"kind": "jsonl", "path": "corpus.jsonl"}],
+            "sources": [{"kind": "jsonl", "path": f"{name}.jsonl"}],
         },
         "pretrain": {"steps": 10, "global_batch": 4, "warmup_steps": 1},
     }
-    (folder / "job.yaml").write_text(yaml.safe_dump(job))
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(job | more))
+    return path
+
+
+def prepare(store: Store, folder: Path, megabytes: int) -> str:
+    """Prepare so many megabytes of shards, and keep them in the store. Return their key there."""
+    key, letters = f"{megabytes}/data", (megabytes << 20) // 2  # a token has two bytes
+    job = write_letters_job(folder, "first-batch", letters, seed=megabytes, shard_rows=SHARD_ROWS)
     machine = Workspace(store, "_data", folder / "machine")
-    prepare_pretrain(load_job(folder / "job.yaml"), machine.folder(key), lambda message: None)
+    prepare_pretrain(load_job(job), machine.folder(key), lambda message: None)
     machine.keep(key)
     return key
 

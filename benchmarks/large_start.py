@@ -15,7 +15,6 @@ import hashlib
 import http.client
 import json
 import os
-import random
 import re
 import shutil
 import signal
@@ -33,26 +32,28 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import yaml
-
+from benchmarks.first_batch import SEQ_LEN, write_letters_job
 from benchmarks.restore import PHASE
 from benchmarks.startup import ROOT, seconds_until
 from pion.data.shards import Manifest
 from tests.support.s3_server import S3Server, s3_server
 
 RESULT = ROOT / "benchmarks" / "results" / "large_start.json"
-SEQ_LEN, SHARD_ROWS = 1024, 20_000
+SHARD_ROWS = 20_000
 FIRST = "shard_00000.npy"
 SHARD = re.compile(r"shard_\d{5}\.npy")
 # The entries of shards in a list of objects: that of the first one, and the others.
 ENTRY = r"<Contents>\s*<Key>large/[^<]*/train/shard_{}\.npy</Key>.*?</Contents>"
 FIRST_ENTRY = re.compile(ENTRY.format("00000").encode(), re.DOTALL)
 LATER_ENTRY = re.compile(ENTRY.format("0000[1-9]").encode(), re.DOTALL)
-LETTERS = "abcdefghijklmnopqrstuvwxyz     \n"
-DOCUMENT = 1 << 13
-# 1.16 letters are a token, of two bytes. Part of the text is held out.
-TEXT_BYTES = {"large": 1.25 * SEQ_LEN * SHARD_ROWS, "small": 3e6}
+# 1.16 letters are a token. Part of the text is held out.
+LETTERS = {"large": int(1.25 * SEQ_LEN * SHARD_ROWS), "small": 3_000_000}
 STEPS = 1000
+# The run is killed at its first step, so it never saves.
+TRAINED = {
+    "pretrain": {"steps": STEPS, "global_batch": 1, "warmup_steps": 1},
+    "checkpoint": {"every_steps": STEPS},
+}
 PREPARE = ("--until", "prepare")
 
 
@@ -105,29 +106,6 @@ def one_shard_for_all(upstream: str, shards: int) -> Iterator[S3Server]:
     finally:
         server.shutdown()
         server.server_close()
-
-
-def write_job(folder: Path, size: str) -> Path:
-    drawn = random.Random(1)
-    with (folder / f"{size}.jsonl").open("w") as file:
-        for _ in range(int(TEXT_BYTES[size]) // DOCUMENT):
-            file.write(json.dumps({"text": "".join(drawn.choices(LETTERS, k=DOCUMENT))}) + "\n")
-    job = {
-        "name": size,
-        "model": {"d_model": 32, "n_layers": 1, "n_heads": 2, "n_kv_heads": 1, "d_ff": 64},
-        "tokenizer": {"train": {"vocab_size": 300}},
-        "data": {
-            "seq_len": SEQ_LEN,
-            "shard_rows": SHARD_ROWS,
-            "held_out": 0.01,
-            "sources": [{"kind": "jsonl", "path": f"{size}.jsonl"}],
-        },
-        "pretrain": {"steps": STEPS, "global_batch": 1, "warmup_steps": 1},
-        "checkpoint": {"every_steps": STEPS},
-    }
-    path = folder / f"{size}.yaml"
-    path.write_text(yaml.safe_dump(job))
-    return path
 
 
 def start(job: Path, store: str, environment: dict[str, str], *words: str) -> Any:
@@ -204,7 +182,12 @@ def main() -> None:
         cache = Path(folder) / "cache"
         here = {"XDG_CACHE_HOME": str(cache)}
         environment = os.environ | s3.environment() | here
-        jobs = {size: write_job(Path(folder), size) for size in phases}
+        jobs = {
+            size: write_letters_job(
+                Path(folder), size, LETTERS[size], seed=1, shard_rows=SHARD_ROWS, **TRAINED
+            )
+            for size in phases
+        }
         stores = {size: f"s3://{bucket}/{size}" for size in phases}
         for size, job in jobs.items():
             process = start(job, stores[size], os.environ | moto.environment() | here, *PREPARE)

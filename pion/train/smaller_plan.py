@@ -67,7 +67,7 @@ def step_down(
             return StepDown(plan, dataclasses.replace(plan, recompute=True), why)
         whole = plan.world_size > 1 and not plan.sharded
         if whole and may_divide:
-            # A part of a model leaves room for more rows, so their number is chosen anew.
+            # A part of a model leaves room for more rows, so their number is chosen again.
             divided = dataclasses.replace(
                 plan, sharded=True, micro_batch=AS_MANY_AS_FIT, recompute=False
             )

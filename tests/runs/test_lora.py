@@ -18,12 +18,12 @@ from pipeline.base.find import find_base
 from pipeline.cli import main
 from pipeline.models.find import find_model
 from pipeline.models.load import load_model
-from tests.support.meddling import with_slow_steps
 from tests.support.whole_runs import (
     copy_run,
     ends_with,
     final_weights,
     finish,
+    finish_after_kills,
     head_of,
     kill,
     newest,
@@ -69,15 +69,7 @@ def test_a_checkpoint_has_only_the_additions_and_the_hash_of_their_base(whole: W
 def test_sigkills_change_no_bit_of_the_additions(tmp_path: Path, whole: Whole) -> None:
     unbroken = whole(**LORA)
     job = write_job(tmp_path, **LORA, **EACH_STEP)
-    slow = with_slow_steps(tmp_path)
-    for _ in range(2):
-        process = start(job, env=slow.environment())
-        wait_for(process, "sft: starts")
-        wait_for(process, ": saved")
-        kill(process)
-    slow.check()
-    output = finish(job)
-    assert "continues after step" in output, output
+    finish_after_kills(tmp_path, job, "sft", 2)
     assert final_weights(tmp_path) == final_weights(unbroken)
     assert rows_trained(tmp_path, "sft") == [[4 * s, 4 * s + 4] for s in range(STEPS)]
 

@@ -18,10 +18,11 @@ from tests.runs.test_prefer import (
     assert_same_run,
     reference_of,
 )
-from tests.support.preference_runs import finish_after_kills, killed_in_the_pass, prefer_job
+from tests.support.preference_runs import killed_in_the_pass, prefer_job
 from tests.support.whole_runs import (
     final_weights,
     finish,
+    finish_after_kills,
     head_of,
     losses,
 )
@@ -80,7 +81,7 @@ def test_the_reference_has_the_numbers_of_the_answers_of_others(unbroken: Path) 
 
 
 def test_sigkills_change_no_bit_of_the_weights(tmp_path: Path, unbroken: Path) -> None:
-    finish_after_kills(tmp_path, labels_job(tmp_path, **EACH_STEP), 2)
+    finish_after_kills(tmp_path, labels_job(tmp_path, **EACH_STEP), "prefer", 2)
     assert_same_run(tmp_path, unbroken)
     assert [s["z0"] for s in steps_of(tmp_path)] == [s["z0"] for s in steps_of(unbroken)]
 

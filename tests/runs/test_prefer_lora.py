@@ -15,10 +15,11 @@ from pipeline.cli import main
 from pipeline.models.find import find_model
 from pipeline.models.load import load_model
 from pipeline.state.head import REFERENCE
-from tests.support.preference_runs import finish_after_kills, killed_in_the_pass, prefer_job
+from tests.support.preference_runs import killed_in_the_pass, prefer_job
 from tests.support.whole_runs import (
     final_weights,
     finish,
+    finish_after_kills,
     head_of,
     losses,
 )
@@ -86,7 +87,7 @@ def test_the_published_adapter_gives_the_trained_model(unbroken: Path) -> None:
 def test_kills_in_the_pass_and_in_the_stage_change_no_bit(tmp_path: Path, unbroken: Path) -> None:
     job = prefer_job(tmp_path, **LORA)
     killed_in_the_pass(tmp_path, job, 2)
-    output = finish_after_kills(tmp_path, job, 1)
+    output = finish_after_kills(tmp_path, job, "prefer", 1)
     assert "reference pass" not in output
     assert final_weights(tmp_path) == final_weights(unbroken)
 

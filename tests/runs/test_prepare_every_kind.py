@@ -208,7 +208,7 @@ def test_killed_and_moved_the_shards_are_those_of_one_process(
     for kill in range(KILLS):
         process = machine.start(at_once, late=kill == 0)
         wait_until(more(machine, process, at_once), "the first pieces", seconds=LONG_SECONDS)
-        # A process that encodes is killed; the driver goes on. Packing 16 conversations takes so
+        # A process that encodes is killed; the driver continues. Packing 16 conversations takes so
         # little time that no look at the processes would meet it.
         if kill == 1 and kind != "sft":
             machine.let_join(at_once + 5)

@@ -1,6 +1,6 @@
 """A node of a Ray cluster is lost: workers restart on the remaining nodes, from the last save.
 
-An elastic group goes on with fewer workers meanwhile, and grows again.
+An elastic group trains with fewer workers meanwhile, and grows again.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def test_a_lost_node_costs_no_committed_step(tmp_path: Path, nodes: Nodes) -> No
 
 @pytest.mark.soak
 @pytest.mark.parametrize("sharded", [False, True])
-def test_a_group_goes_on_without_a_lost_node_and_grows_when_it_is_back(
+def test_a_group_trains_without_a_lost_node_and_grows_when_it_is_back(
     tmp_path: Path, nodes: Nodes, sharded: bool
 ) -> None:
     nodes.add()

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.machine.kill_points import HALT_AT
-from tests.support.meddling import Meddling, with_slow_steps
+from tests.support.meddling import Meddling
 from tests.support.waiting import wait_until
-from tests.support.whole_runs import finish, kill, start, wait_for, write_job
+from tests.support.whole_runs import kill, start, write_job
 
 PAIRS = 120
 # Two pairs of answers fit into most rows.
@@ -50,20 +50,6 @@ def prefer_job(folder: Path, **changes: Any) -> Path:
     short = {"pretrain__steps": 6, "sft__steps": 4, "sft__warmup_steps": 1}
     prefer = {f"prefer__{name}": value for name, value in PREFER.items()}
     return write_job(folder, **{**short, **prefer, **changes})
-
-
-def finish_after_kills(folder: Path, job: Path, kills: int) -> str:
-    """Kill a run so often while it learns from preferences, let it end, and return its output."""
-    slow = with_slow_steps(folder)
-    for _ in range(kills):
-        process = start(job, env=slow.environment())
-        wait_for(process, "prefer: starts")
-        wait_for(process, ": saved")
-        kill(process)
-    slow.check()
-    output = finish(job)
-    assert "prefer: starts (continues after step" in output, output
-    return output
 
 
 def killed_in_the_pass(folder: Path, job: Path, arrival: int) -> str:

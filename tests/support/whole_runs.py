@@ -23,7 +23,7 @@ from pipeline.state.run_state import RunState
 from pipeline.state.stores import Store, open_store
 from tests.support.forked import ForkedRun, may_fork
 from tests.support.jobs import tiny_dict, write_tiny_data
-from tests.support.meddling import Meddling
+from tests.support.meddling import Meddling, with_slow_steps
 from tests.support.waiting import kill_tree, read_until, rest_of, wait_until
 
 # Seconds that a run may take on a busy machine, including Ray's start.
@@ -148,6 +148,20 @@ def kill(process: Process) -> str:
 def finish(job: Path, *overrides: str) -> str:
     """Run to the end; return the output."""
     return ends_with(0, start(job, *overrides))
+
+
+def finish_after_kills(folder: Path, job: Path, stage: str, kills: int) -> str:
+    """Kill a run so often while it trains a stage, let it end, and return its output."""
+    slow = with_slow_steps(folder)
+    for _ in range(kills):
+        process = start(job, env=slow.environment())
+        wait_for(process, f"{stage}: starts")
+        wait_for(process, ": saved")
+        kill(process)
+    slow.check()
+    output = finish(job)
+    assert f"{stage}: starts (continues after step" in output, output
+    return output
 
 
 def whole_run(cache: Path, **changes: Any) -> Path:

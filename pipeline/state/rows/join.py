@@ -158,7 +158,7 @@ class Joiner:
 
     def _read_note(self) -> dict[str, float]:
         """Return since when joined objects are there, by their keys, as an earlier owner noted it;
-        empty if nobody has, or the note can't be read: then this owner begins anew."""
+        empty if nobody has, or the note can't be read: then this owner starts its own."""
         key = self._folder + NOTE
         try:
             raw = parse(self._store.read(key, LARGEST_NOTE), key)

@@ -142,7 +142,7 @@ def test_ranks_divide_a_model_that_does_not_fit_otherwise_as_the_last_step() -> 
         plan = change.plan
     assert changes[:3] == ["micro_batch 3 → 2", "micro_batch 2 → 1", "recompute false → true"]
     assert "sharded false → true" in changes[3]
-    # How many rows fit next to a part of the model is found out anew.
+    # How many rows fit next to a part of the model is found out again.
     assert (plan.micro_batch, plan.recompute) == (AS_MANY_AS_FIT, False)
 
 
