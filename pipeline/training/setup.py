@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NotRequired, Protocol
 
@@ -35,35 +34,21 @@ from pipeline.state.shared.folder import REFERENCE_FILE, bring_data
 from pipeline.state.shared.speeds import PastSpeed, keep_train_speed
 from pipeline.training.advice import BusyCores, Work
 from pipeline.training.compute_plan import choose_plan
-from pipeline.training.first_weights import (
-    adapter_before,
-    cost_of_rounding,
-    count_draft_ids,
-    first_model,
-    first_parts,
-    frozen_base,
-    require_same_weights,
-)
 from pipeline.training.hop_receipt import record_machine, record_step_down
 from pipeline.training.rewind import rows_to_skip
 from pipeline.training.saved_here import saved_here
+from pipeline.training.stage_data import StageData, open_stage_data
+from pipeline.training.stage_model import stage_model
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from pion.config.lora import Adapter, Lora
-    from pion.config.model_config import ModelConfig
+    from pion.config.lora import Adapter
     from pion.data.chat.chat_format import ChatFormat
     from pion.data.stream import RowStream
-    from pion.data.tokens.tokenizer import Tokenizer
     from pion.evaluation.held_out import Evaluation
     from pion.model.decoder import Decoder
-    from pion.model.saved_weights import Saved
-    from pion.train.settings import ComputePlan
     from pion.train.sharding import Shards
     from pion.train.smaller_plan import StepDown
     from pion.train.trainer import Trainer, TrainState
-    from pipeline.data.shard_cache import Fetch, ShardCache
     from pipeline.training.context import TrainingContext
     from pipeline.training.reference.of_stage import Start
     from pipeline.training.reference.share import Bound
@@ -98,20 +83,6 @@ class Restored:
         if self.found.folder is None or self.found.listed:
             return ""
         return (self.found.folder / METRICS).read_text(encoding="utf-8")
-
-
-@dataclass(frozen=True)
-class StageData:
-    """The prepared data of a stage, opened. `close` stops fetching shards."""
-
-    train: RowStream
-    held_out: RowStream
-    tokenizer: Tokenizer
-    chat_format: ChatFormat
-    folder: Path
-    kind: str
-    most_sequences: int
-    close: Callable[[], None]
 
 
 class Trains(Protocol):
@@ -264,7 +235,9 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
         return folder, head.data[stage], _find(context, stage, head)
 
     folder, key, restored = context.fetch(bring)
-    data = _open(context.job, folder, fetching_from(context.run.store, key, context.patiently))
+    data = open_stage_data(
+        context.job, folder, fetching_from(context.run.store, key, context.patiently)
+    )
     _tell_job(context.job, stage, data)
     saved = restored.saved
     recorded = context.group.from_rank_0(None if saved is None else saved.state["plan"])
@@ -275,7 +248,7 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     if plan.compile:
         use_private_compile_cache()
     configure(plan)  # before anything computes: cuBLAS reads its settings once
-    model, weights, why, adapter = _model(context, stage, data, plan, saved)
+    model, weights, why, adapter = stage_model(context, stage, data, plan, saved)
     start, reference, shards = Start(model, adapter, plan, weights), None, None
     if context.job.needs_reference(stage):
         resumes = recorded is not None
@@ -360,144 +333,6 @@ def _find(context: TrainingContext, stage: str, head: Head) -> Restored:
     if saved is not None:
         check_saved_state(saved.state, str(saved.folder / STATE))
     return Restored(head, found, saved)
-
-
-def _open(job: Job, folder: Path, fetch: Fetch) -> StageData:
-    from pion.data.chat.chat_format import ChatFormat
-    from pion.data.shards import PREFERENCES
-    from pion.data.tokens.tokenizer import Tokenizer
-    from pipeline.data.prepared import open_data
-
-    data, closing = open_data(folder), ExitStack()
-    stream = partial(
-        data.stream, seed=job.seed, window=job.data.window, documents=job.within_documents
-    )
-
-    def shard_cache() -> ShardCache:  # called only if shards are fetched while training
-        from pipeline.data.shard_cache import ShardCache, default_folder
-
-        cache = ShardCache(default_folder(), int(job.hardware.shard_cache_gb * 1e9), fetch)
-        closing.callback(cache.close)
-        return cache
-
-    tokenizer = Tokenizer.from_file(data.tokenizer_path)
-    chat_format = ChatFormat(data.tokenizer_path, tokenizer)
-    closing.callback(chat_format.close)
-    return StageData(
-        train=stream("train", cache=shard_cache),
-        held_out=stream("held_out"),
-        tokenizer=tokenizer,
-        chat_format=chat_format,
-        folder=folder,
-        kind=data.kind,
-        most_sequences=data.most_sequences() if data.kind in PREFERENCES else 0,
-        close=closing.close,
-    )
-
-
-def _model(
-    context: TrainingContext,
-    stage: str,
-    data: StageData,
-    plan: ComputePlan,
-    saved: Loaded | None,
-) -> tuple[Decoder, Saved | None, str, Adapter | None]:
-    """Return the model to train, its weights if it has none itself, where they come from, and what
-    LoRA trains of it.
-
-    Of a stage that resumes, rank 0 has `saved` the checkpoint, and the trainer loads its weights.
-    """
-    from pion.model.decoder import Decoder
-    from pion.model.saved_weights import without_values
-
-    if context.job.lora(stage) is not None:
-        return _with_additions(context, stage, data, plan, saved)
-    if not context.group.from_rank_0(saved is not None):
-        if plan.sharded:
-            model, weights, why = first_parts(context, stage)
-        else:
-            (model, why), weights = first_model(context, stage), None
-        count_draft_ids(model, data.train)
-        return model, weights, why, None
-    config = context.job.model_config_resolved()
-    if plan.sharded:
-        return without_values(config), None, "", None
-    model = Decoder.from_state(config, saved.model) if saved else Decoder(config)
-    return model, None, "", None
-
-
-def _with_additions(
-    context: TrainingContext,
-    stage: str,
-    data: StageData,
-    plan: ComputePlan,
-    saved: Loaded | None,
-) -> tuple[Decoder, Saved | None, str, Adapter]:
-    """Return a frozen base with LoRA's additions, as the stage starts with them: new ones, or those
-    of the stage before; and the base's weights if it has none itself. It is found again for each
-    attempt.
-
-    Raises BadInput on every rank if it is not the base of the checkpoint `saved`, or if the ranks
-    have found different bases.
-    """
-    from pion.config.lora import Adapter, BaseModel, read_record, require_base
-    from pion.model.decoder import Decoder
-    from pion.model.lora_later import adapted_later
-    from pion.model.lora_projections import adapted
-    from pion.model.saved_weights import Tensors
-    from pion.train.hardware import torch_dtype
-
-    lora = context.job.lora(stage)
-    assert lora is not None
-    before = adapter_before(context, stage)
-    config, weights, identity = frozen_base(context, stage, before)
-    recorded = None
-    if saved is not None:
-        recorded = read_record(saved.folder) or Adapter(lora, BaseModel("an unknown base", ""))
-    recorded = context.group.from_rank_0(recorded)
-    require_same_weights(context, identity.name, str(identity.sha256))
-    why = f"adds LoRA of rank {lora.rank} to {identity.name}"
-    if recorded is not None:
-        require_base(recorded.base, str(identity.sha256), f"the newest checkpoint of {stage}")
-    elif before is not None:
-        continued = context.job.lora_before(stage)
-        why = f"trains LoRA of {continued} further, of rank {lora.rank}, on {identity.name}"
-    else:
-        why += _about_base(context, data, (config, weights), plan, lora)
-    seed, dtype = context.job.seed, torch_dtype(plan.dtype)
-    added = None if before is None else before.additions()
-    if plan.sharded:
-        model, weights = adapted_later(config, weights, lora, seed=seed, dtype=dtype, tensors=added)
-        return model, weights, why, Adapter(lora, identity)
-    whole = Decoder.from_state(config, dict(Tensors(weights)))
-    model = adapted(whole, lora, seed=seed, dtype=dtype, tensors=added)
-    return model, None, why, Adapter(lora, identity)
-
-
-def _about_base(
-    context: TrainingContext,
-    data: StageData,
-    base: tuple[ModelConfig, Saved],
-    plan: ComputePlan,
-    lora: Lora,
-) -> str:
-    """Return what rounding costs the base, and a warning if LoRA can't teach it special tokens."""
-    from pion.model.saved_weights import Tensors
-
-    words = ""
-    if lora.base_dtype is not None:
-        words = f", {cost_of_rounding(context, base, data.held_out, data.tokenizer, plan)}"
-    warning = _never_stops(Tensors(base[1])["embed.weight"], data)
-    return words if warning is None else f"{words}. Warning: {warning}"
-
-
-def _never_stops(embedding: Tensor, data: StageData) -> str | None:
-    """Return a warning if LoRA can't teach the base the special tokens of the data."""
-    from pion.evaluation.untrained_rows import never_stops
-
-    present, specials = set(data.train.row(0).tokens.tolist()), data.tokenizer.special_ids
-    shown = {token: text for text, token in specials.items() if token in present}
-    return never_stops(embedding, shown)
 
 
 class _Optimizer(TypedDict):

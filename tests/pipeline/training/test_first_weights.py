@@ -28,7 +28,7 @@ from pipeline.job import Job
 from pipeline.job.model_section import Base
 from pipeline.training.first_weights import first_model, frozen_base
 from pipeline.training.reference.of_stage import Start, name_of
-from pipeline.training.setup import _with_additions
+from pipeline.training.stage_model import with_additions
 from pipeline.training.train_request import Group
 from tests.paths import SEEDS
 from tests.support.jobs import tiny_dict, tiny_job
@@ -242,7 +242,7 @@ def test_additions_that_are_trained_further_are_brought_once(
 
     monkeypatch.setattr("pipeline.training.first_weights._bring_trained", bring)
     data: Any = None
-    model, _, _, adapter = _with_additions(context, "prefer", data, ComputePlan(), None)
+    model, _, _, adapter = with_additions(context, "prefer", data, ComputePlan(), None)
     assert brought == ["sft"]
     assert adapter.base.sha256 == identity.sha256
     found = additions(model)

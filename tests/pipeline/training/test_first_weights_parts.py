@@ -32,7 +32,7 @@ from pipeline.models.find import find_model
 from pipeline.models.load import load_model
 from pipeline.state.record_json import to_json
 from pipeline.training.first_weights import first_model, first_parts
-from pipeline.training.setup import _with_additions
+from pipeline.training.stage_model import with_additions
 from pipeline.training.train_request import Group
 from tests.support.jobs import tiny_dict, tiny_job
 from tests.support.reference_world import Threads
@@ -179,7 +179,7 @@ def adapts(folder: Path, group: Group) -> None:
     lora = {"sft__init_from": str(folder), "sft__lora": {"rank": 2}}
     context = context_of(tiny_job(model=SECTION, pretrain=None, **lora), group)
     data: Any = None  # nothing is computed
-    _with_additions(context, "sft", data, ComputePlan(), None)
+    with_additions(context, "sft", data, ComputePlan(), None)
 
 
 def refusals(start: Callable[[Path, Group], None], folders: list[Path]) -> list[str | None]:

@@ -24,7 +24,8 @@ from pipeline.state.owner import Owner
 from pipeline.training import setup
 from pipeline.training.context import TrainingContext
 from pipeline.training.reference.of_stage import Start
-from pipeline.training.setup import _open, _trainer, start_stage
+from pipeline.training.setup import _trainer, start_stage
+from pipeline.training.stage_data import open_stage_data
 from pipeline.training.train_request import Group, TrainRequest
 from tests.support.corpora import make_job, write_corpus
 from tests.support.in_process_uploader import InProcessUploader
@@ -39,7 +40,7 @@ def test_a_worker_trains_and_evaluates_within_documents_if_the_job_says_so(
     prepare_pretrain(job, tmp_path / "data", lambda message: None)
     request = TrainRequest.of(job, digest_job(job), Owner.me(), ["pretrain"])
     arrived = TrainRequest(**json.loads(json.dumps(dataclasses.asdict(request))))
-    data = _open(arrived.load_job(), tmp_path / "data", download_shard)
+    data = open_stage_data(arrived.load_job(), tmp_path / "data", download_shard)
     for stream in (data.train, data.held_out):
         batch = stream.batch(range(8))
         if not documents:
@@ -62,7 +63,7 @@ def test_ranks_may_divide_a_model_that_does_not_fit_if_the_job_leaves_that_open(
     request = TrainRequest.of(job, digest_job(job), Owner.me(), ["pretrain"])
     context = TrainingContext(request, Group(), lambda message: None, lambda: False)
     context.watchdog.close()
-    data = _open(context.job, tmp_path / "data", download_shard)
+    data = open_stage_data(context.job, tmp_path / "data", download_shard)
     model = Decoder(context.job.model_config_resolved())
     start = Start(model, None, ComputePlan(threads=1))
     begun = _trainer(context, "pretrain", data.train, start, None)
@@ -95,13 +96,13 @@ def test_the_plan_is_applied_before_a_model_is_there(
     claimed: tuple[TrainingContext, Claim], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The model may be measured before there is a trainer."""
-    real, threads, before = setup._model, list[int](), torch.get_num_threads()
+    real, threads, before = setup.stage_model, list[int](), torch.get_num_threads()
 
     def noting(*given: Any) -> Any:
         threads.append(torch.get_num_threads())
         return real(*given)
 
-    monkeypatch.setattr(setup, "_model", noting)
+    monkeypatch.setattr(setup, "stage_model", noting)
     torch.set_num_threads(3)
     try:
         start_stage(claimed[0], "pretrain").close()

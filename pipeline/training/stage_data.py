@@ -1,0 +1,66 @@
+"""The prepared data of a training stage, opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.job import Job
+
+if TYPE_CHECKING:
+    from pion.data.chat.chat_format import ChatFormat
+    from pion.data.stream import RowStream
+    from pion.data.tokens.tokenizer import Tokenizer
+    from pipeline.data.shard_cache import Fetch, ShardCache
+
+
+@dataclass(frozen=True)
+class StageData:
+    """The prepared data of a stage, opened. `close` stops fetching shards."""
+
+    train: RowStream
+    held_out: RowStream
+    tokenizer: Tokenizer
+    chat_format: ChatFormat
+    folder: Path
+    kind: str
+    most_sequences: int
+    close: Callable[[], None]
+
+
+def open_stage_data(job: Job, folder: Path, fetch: Fetch) -> StageData:
+    """Open the prepared data in `folder`. `fetch` brings shards that are not there."""
+    from pion.data.chat.chat_format import ChatFormat
+    from pion.data.shards import PREFERENCES
+    from pion.data.tokens.tokenizer import Tokenizer
+    from pipeline.data.prepared import open_data
+
+    data, closing = open_data(folder), ExitStack()
+    stream = partial(
+        data.stream, seed=job.seed, window=job.data.window, documents=job.within_documents
+    )
+
+    def shard_cache() -> ShardCache:  # called only if shards are fetched while training
+        from pipeline.data.shard_cache import ShardCache, default_folder
+
+        cache = ShardCache(default_folder(), int(job.hardware.shard_cache_gb * 1e9), fetch)
+        closing.callback(cache.close)
+        return cache
+
+    tokenizer = Tokenizer.from_file(data.tokenizer_path)
+    chat_format = ChatFormat(data.tokenizer_path, tokenizer)
+    closing.callback(chat_format.close)
+    return StageData(
+        train=stream("train", cache=shard_cache),
+        held_out=stream("held_out"),
+        tokenizer=tokenizer,
+        chat_format=chat_format,
+        folder=folder,
+        kind=data.kind,
+        most_sequences=data.most_sequences() if data.kind in PREFERENCES else 0,
+        close=closing.close,
+    )
