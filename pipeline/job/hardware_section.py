@@ -25,9 +25,10 @@ NO_WORKERS = "not a number of workers, nor the fewest and the most workers, such
 class Hardware(Section):
     workers: int | tuple[int, int] | None = runtime(
         None,
-        "number of Ray Train workers; unset: one per GPU, or 1 without a GPU; 0: train in this "
-        "process, without Ray. `[2, 16]`: as many as the Ray at PION_RAY_ADDRESS has room for, at "
-        "least 2 and at most 16; when its nodes go or come, training continues with fewer or more",
+        "number of Ray Train workers; unset: one per GPU of this machine, or of the Ray at "
+        "PION_RAY_ADDRESS, and 1 without a GPU; 0: train in this process, without Ray. `[2, 16]`: "
+        "as many as the Ray at PION_RAY_ADDRESS has room for, at least 2 and at most 16; when its "
+        "nodes go or come, training continues with fewer or more",
         most=4096,
     )
     micro_batch: int | None = runtime(

@@ -18,7 +18,6 @@ from pipeline.cost.budget import over_budget
 from pipeline.data.fingerprint import APART
 from pipeline.job import STAGES, Job
 from pipeline.job.digest import digest_of
-from pipeline.machine.gpus import gpu_count
 from pipeline.models.bring import run_reference
 from pipeline.report.report_file import write_run_report
 from pipeline.run.drive_training import WorkersTraining, fetch_ahead, start_workers, training_here
@@ -44,7 +43,7 @@ from pipeline.state.stores.errors import verdict
 from pipeline.state.stores.retry import Patience
 from pipeline.training.context import smaller_plan_note
 from pipeline.training.saving import linger_seconds
-from pipeline.workers.cluster import cluster_of
+from pipeline.workers.cluster import gpus_of_workers
 from pipeline.workers.ray_workers import RAY_ADDRESS
 
 Plans = dict[str, StagePlan]
@@ -343,6 +342,4 @@ def _workers_take_cpus(job: Job) -> bool:
     They wait for `prepare`. If they started first, the tasks would wait for their CPUs for ever.
     Workers with GPUs take no CPUs, and a Ray of our own has no other tasks.
     """
-    if job.hardware.elastic:  # they take what that Ray has
-        return cluster_of(job).gpus == 0
-    return bool(os.environ.get(RAY_ADDRESS)) and gpu_count() == 0
+    return bool(os.environ.get(RAY_ADDRESS)) and gpus_of_workers(job) == 0

@@ -55,14 +55,14 @@ def start_workers(
     Return None if this process will train, or if there is nothing to train. `at_most` is the record
     of the plan to try after a larger one has failed.
     """
-    from pipeline.workers.cluster import cluster_of
+    from pipeline.workers.cluster import gpus_of_workers
     from pipeline.workers.ray_workers import RayWorkers
 
     count = worker_count(start.job)
     if not stages or count == 0:
         return None
     hardware = start.job.hardware
-    gpus = min(count, cluster_of(start.job).gpus if hardware.elastic else gpu_count())
+    gpus = min(count, gpus_of_workers(start.job))
     request = _request(start, stages, gpus, by_ray=True, at_most=at_most)
     return RayWorkers(request, hardware.workers if isinstance(hardware.workers, tuple) else count)
 

@@ -11,10 +11,10 @@ from pion.errors import BadInput
 from pipeline.data.compared_text import check_text
 from pipeline.job import Job
 from pipeline.machine.folders import COMPILE_CACHE, compile_cache_folder
-from pipeline.machine.gpus import VISIBLE, gpu_count, listed_gpus, named_gpus, names_no_gpu
+from pipeline.machine.gpus import VISIBLE, listed_gpus, named_gpus, names_no_gpu
 from pipeline.machine.rented import is_rented
 from pipeline.state.stores import FileStore, open_store
-from pipeline.workers.cluster import Cluster, cluster_of
+from pipeline.workers.cluster import Cluster, cluster_of, gpus_of_workers
 from pipeline.workers.ray_workers import RAY_ADDRESS
 
 # SkyPilot sets this on a machine that it terminates itself when the job ends or is moved.
@@ -43,7 +43,7 @@ def preflight(job: Job) -> list[str]:
     if job.hardware.elastic:
         notes += what_workers_take(job, cluster_of(job))
     workers = worker_count(job)
-    gpus = gpu_count()
+    gpus = gpus_of_workers(job)
     if 0 < gpus < workers and RAY_ADDRESS not in os.environ:  # its nodes have GPUs
         raise BadInput(
             f"hardware.workers {workers}: this machine has {gpus} GPUs, and each worker needs one. "
@@ -181,7 +181,10 @@ def store_that_goes_with_the_machine(
 
 def worker_count(job: Job) -> int:
     """Return the number of Ray workers: the job's, else one per GPU, else one. 0 = no Ray. If the
-    number may change, return the most."""
+    number may change, return the most.
+
+    Raises BadInput if the GPUs are those of a Ray that can't be reached.
+    """
     if job.hardware.max_workers is not None:
         return job.hardware.max_workers
-    return max(1, gpu_count())
+    return max(1, gpus_of_workers(job))

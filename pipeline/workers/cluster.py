@@ -18,6 +18,7 @@ from pion.errors import BadInput
 from pipeline.console.formats import counted
 from pipeline.job import Job
 from pipeline.machine.child_process import without_secrets
+from pipeline.machine.gpus import gpu_count
 from pipeline.workers.ray_fit import RAY_ENVIRONMENT
 from pipeline.workers.ray_workers import RAY_ADDRESS, last_words
 
@@ -53,6 +54,22 @@ def cluster_of(job: Job) -> Cluster:
     cluster = ask(address)
     require_room_for_fewest(job, cluster, address)
     return cluster
+
+
+def gpus_of_workers(job: Job) -> int:
+    """Return how many GPUs there are for the workers of a job: this machine's, or those of the Ray
+    that runs already.
+
+    Raises BadInput as `cluster_of`, and if nobody can reach that Ray.
+    """
+    hardware, address, here = job.hardware, os.environ.get(RAY_ADDRESS), gpu_count()
+    if hardware.elastic:
+        return cluster_of(job).gpus
+    # It takes seconds to ask a Ray. With a number of workers, it only matters whether it has GPUs,
+    # and the GPUs of this machine are in it.
+    if not address or hardware.workers == 0 or (hardware.workers is not None and here):
+        return here
+    return ask(address).gpus
 
 
 def require_room_for_fewest(job: Job, cluster: Cluster, address: str) -> None:

@@ -19,6 +19,7 @@ from pipeline.run.start import Options, Start
 from pipeline.state.claim import claim_run
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
+from pipeline.workers import cluster
 from pipeline.workers.cluster import Cluster
 from pipeline.workers.ray_workers import RAY_ADDRESS
 from tests.support.clock import FakeClock
@@ -32,20 +33,23 @@ class Stop(Exception):
 
 
 @pytest.mark.parametrize(
-    ("address", "gpus", "in_ray", "order"),
+    ("address", "here", "in_ray", "workers", "order"),
     [
-        ("10.0.0.1:6399", 0, None, ["prepare", "workers"]),  # each worker holds a CPU
-        ("10.0.0.1:6399", 8, None, ["workers", "prepare"]),  # each worker holds a GPU, and no CPU
-        (None, 0, None, ["workers", "prepare"]),  # the tasks have a Ray of their own
+        ("10.0.0.1:6399", 0, 0, 2, ["prepare", "workers"]),  # each worker holds a CPU
+        ("10.0.0.1:6399", 8, 8, 2, ["workers", "prepare"]),  # each worker holds a GPU, and no CPU
+        # The machine that starts the run need not have a GPU of that Ray.
+        ("10.0.0.1:6399", 0, 8, 2, ["workers", "prepare"]),
+        (None, 0, 0, 2, ["workers", "prepare"]),  # the tasks have a Ray of their own
         # Of elastic workers, the GPUs of that Ray decide, not those of this machine.
-        ("10.0.0.1:6399", 8, 0, ["prepare", "workers"]),
-        ("10.0.0.1:6399", 0, 8, ["workers", "prepare"]),
+        ("10.0.0.1:6399", 8, 0, [1, 2], ["prepare", "workers"]),
+        ("10.0.0.1:6399", 0, 8, [1, 2], ["workers", "prepare"]),
     ],
 )
 def test_workers_that_hold_cpus_start_once_the_data_is_prepared(
     address: str | None,
-    gpus: int,
-    in_ray: int | None,
+    here: int,
+    in_ray: int,
+    workers: int | list[int],
     order: list[str],
     tmp_path: Path,
     time: FakeClock,
@@ -62,14 +66,14 @@ def test_workers_that_hold_cpus_start_once_the_data_is_prepared(
         do("workers")
 
     monkeypatch.setattr(advance, "start_workers", start_workers)
-    monkeypatch.setattr(advance, "gpu_count", lambda: gpus)
-    monkeypatch.setattr(advance, "cluster_of", lambda job: Cluster(in_ray or 0, 64))
+    monkeypatch.setattr(cluster, "gpu_count", lambda: here)
+    monkeypatch.setattr(cluster, "ask", lambda address: Cluster(in_ray, 64))
     monkeypatch.setattr(Advance, "_prepare", lambda self: do("prepare"))
     if address is None:
         monkeypatch.delenv(RAY_ADDRESS, raising=False)
     else:
         monkeypatch.setenv(RAY_ADDRESS, address)
-    start = a_start(tmp_path, time, workers=2 if in_ray is None else [1, 2])
+    start = a_start(tmp_path, time, workers)
     claim = claim_run(start.run, start.owner, take_over=True)
     this = Advance(start, claim, Journal(start, claim, SilentDisplay()))
     plans = {p.stage: p for p in plan_stages(start.job, start.digests, claim.head)}

@@ -8,9 +8,20 @@ from pathlib import Path
 import pytest
 
 from pion.errors import BadInput
-from pipeline.run.preflight import preflight, require_a_row_each, what_workers_take
+from pipeline.run.preflight import (
+    preflight,
+    require_a_row_each,
+    what_workers_take,
+    worker_count,
+)
 from pipeline.workers import cluster
-from pipeline.workers.cluster import Cluster, ask, cluster_of, require_room_for_fewest
+from pipeline.workers.cluster import (
+    Cluster,
+    ask,
+    cluster_of,
+    gpus_of_workers,
+    require_room_for_fewest,
+)
 from pipeline.workers.ray_workers import RAY_ADDRESS
 from tests.support.jobs import tiny_job, write_tiny_data
 
@@ -91,6 +102,50 @@ def test_workers_that_take_cpus_are_said_before_the_run_starts(
         "CPU. This run will not use GPUs that come later: add a node that has one first, then "
         "start again"
     ]
+
+
+@pytest.mark.parametrize(
+    ("workers", "here", "in_ray", "train"),
+    [
+        (None, 2, 16, 16),  # all GPUs of that Ray, of which two are in this machine
+        (None, 0, 16, 16),
+        (None, 0, 0, 1),
+        (4, 0, 16, 4),
+        ([2, 8], 0, 16, 8),
+    ],
+)
+def test_the_gpus_of_a_running_ray_decide_who_trains(
+    workers: int | list[int] | None,
+    here: int,
+    in_ray: int,
+    train: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A machine without a GPU may start the run. It would not train on that Ray's CPUs."""
+    monkeypatch.setenv(RAY_ADDRESS, HERE)
+    monkeypatch.setattr(cluster, "gpu_count", lambda: here)
+    monkeypatch.setattr(cluster, "ask", lambda address: Cluster(in_ray, 64))
+    job = tiny_job(hardware__workers=workers)
+    assert worker_count(job) == train
+    assert gpus_of_workers(job) == in_ray
+
+
+def test_only_the_gpus_of_this_machine_count_if_no_ray_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv(RAY_ADDRESS, raising=False)
+    monkeypatch.setattr(cluster, "gpu_count", lambda: 2)
+    assert worker_count(tiny_job(hardware__workers=None)) == 2
+
+
+@pytest.mark.parametrize(("workers", "here"), [(0, 0), (0, 2), (4, 2)])
+def test_a_ray_whose_answer_would_change_nothing_is_not_asked(
+    workers: int, here: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(RAY_ADDRESS, "192.0.2.1:6379")  # nobody can be reached there
+    monkeypatch.setattr(cluster, "gpu_count", lambda: here)
+    job = tiny_job(hardware__workers=workers)
+    assert (worker_count(job), gpus_of_workers(job)) == (workers, here)
 
 
 def test_the_most_workers_need_a_row_each() -> None:
