@@ -307,10 +307,13 @@ def _lines_inside_strings(tree: ast.Module) -> set[int]:
     nodes: list[ast.AST] = [tree]
     while nodes:
         node = nodes.pop()
-        begin, end = getattr(node, "lineno", None), getattr(node, "end_lineno", None)
-        if isinstance(node, ast.Constant | ast.JoinedStr):
-            lines.update(range(begin, end + 1) if begin != end else ())
-        elif begin is None or begin != end:
+        begin: int | None = getattr(node, "lineno", None)
+        end: int | None = getattr(node, "end_lineno", None)
+        if begin is not None and begin == end:
+            continue
+        if isinstance(node, ast.Constant | ast.JoinedStr) and begin and end:
+            lines.update(range(begin, end + 1))
+        else:
             nodes.extend(ast.iter_child_nodes(node))
     return lines
 
