@@ -20,12 +20,12 @@ MEMORY, SECONDS = 1 << 30, 60
 
 
 @contextmanager
-def little_memory() -> Iterator[None]:
-    """Raise MemoryError for a block that allocates MEMORY, and TimeoutError for one that hangs."""
+def little_memory(most: int = MEMORY) -> Iterator[None]:
+    """Limit a block: MemoryError if it allocates `most` bytes, TimeoutError if it hangs."""
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     before = resource.getrlimit(resource.RLIMIT_AS)
     handler = signal.signal(signal.SIGALRM, _hangs)
-    resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, before[1]))
+    resource.setrlimit(resource.RLIMIT_AS, (size + most, before[1]))
     signal.alarm(SECONDS)
     try:
         yield

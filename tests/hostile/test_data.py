@@ -60,10 +60,10 @@ def job_of(kind: str, path: str, **data: Any) -> dict[str, Any]:
     return {**JOB, "data": {"seq_len": SEQ_LEN, "sources": [{"kind": kind, "path": path}], **data}}
 
 
-def prepare_refuses(kind: str, path: str, **data: Any) -> str:
+def prepare_refuses(kind: str, path: str, memory: int = MEMORY, **data: Any) -> str:
     """Return the message with which the first stage of such a job ends. The exit code is 2."""
     job = Job.model_validate(job_of(kind, path, **data))
-    with little_memory(), pytest.raises(BadInput) as refused:
+    with little_memory(memory), pytest.raises(BadInput) as refused:
         prepare_pretrain(job, Path("prepared"), lambda message: None)
     return str(refused.value)
 
@@ -120,20 +120,24 @@ def test_a_hostile_line_is_refused_with_file_and_line(
     assert reason in message
 
 
+# A file that is refused is hashed first, a second for each GB.
+ENDLESS = MEMORY // 4
+
+
 def write_endless(path: Path, beginning: bytes) -> None:
     """Write a file whose second line has more bytes than a command may allocate."""
     if path.suffix == ".gz":
         zeros = gzip.compress(b"\0" * (1 << 24), 1)
-        path.write_bytes(gzip.compress(beginning) + zeros * (MEMORY // (1 << 24) + 1))
+        path.write_bytes(gzip.compress(beginning) + zeros * (ENDLESS // (1 << 24) + 1))
     else:
         path.write_bytes(beginning)
-        os.truncate(path, MEMORY)  # a hole, which takes no space on the disk
+        os.truncate(path, ENDLESS)  # a hole, which takes no space on the disk
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.txt"])
 def test_an_endless_line_is_refused_with_file_line_and_option(here: Path, name: str) -> None:
     write_endless(Path(name), GOOD_LINE)
-    message = prepare_refuses("text" if name == "a.txt" else "jsonl", name)
+    message = prepare_refuses("text" if name == "a.txt" else "jsonl", name, ENDLESS)
     assert f"{here / name}:2: the line has more than 16,000,000 bytes" in message
     assert "raise data.max_line_mb" in message
 

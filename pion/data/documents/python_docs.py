@@ -274,7 +274,7 @@ def _paragraph(text: str) -> str:
     """Return a paragraph that is ready to read, or "" if it is not English."""
     lines = [line.rstrip() for line in text.split("\n") if re.search(r"\w", line)]
     text = "\n".join(lines)
-    letters = sum(c.isalpha() or c in " ,.\n" for c in text)
+    letters = sum(map(str.isalpha, text)) + sum(map(text.count, " ,.\n"))
     if ">>>" in text or letters < 0.8 * len(text) or LICENSE.search(text):
         return ""
     if re.search(r"[=(:]", text) and _is_code(text):
@@ -285,12 +285,7 @@ def _paragraph(text: str) -> str:
 
 def comments(text: str, tree: ast.Module) -> Iterator[str]:
     """Yield the English comments of a file, each run of `#` lines unwrapped into paragraphs."""
-    inside_strings = {
-        line
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Constant | ast.JoinedStr) and node.end_lineno != node.lineno
-        for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
-    }
+    inside_strings = _lines_inside_strings(tree)
     found = (
         None
         if number in inside_strings or line.startswith("#!")
@@ -301,6 +296,26 @@ def comments(text: str, tree: ast.Module) -> Iterator[str]:
         comment = "\n".join(match[1] for match in block if match)
         if is_comment and not _is_code(comment) and len((cleaned := prose(comment)).split()) >= 4:
             yield cleaned
+
+
+def _lines_inside_strings(tree: ast.Module) -> set[int]:
+    """Return the numbers of the lines of all strings that have several.
+
+    Most nodes of a tree are on one line, and so is all that is in them: they are not looked into.
+    """
+    lines: set[int] = set()
+    nodes: list[ast.AST] = [tree]
+    while nodes:
+        node = nodes.pop()
+        begin: int | None = getattr(node, "lineno", None)
+        end: int | None = getattr(node, "end_lineno", None)
+        if begin is not None and begin == end:
+            continue
+        if isinstance(node, ast.Constant | ast.JoinedStr) and begin and end:
+            lines.update(range(begin, end + 1))
+        else:
+            nodes.extend(ast.iter_child_nodes(node))
+    return lines
 
 
 def _is_code(text: str) -> bool:

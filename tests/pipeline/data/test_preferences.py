@@ -18,6 +18,7 @@ from pipeline.data.sources import Input, Remarks, find_input
 from pipeline.job import HubDataset, JsonlFiles, ParquetFiles, PythonDocsPrefer
 from tests.support.corpora import make_job, write_corpus
 from tests.support.preference_files import KEY, label_of, pair_of, write_jsonl
+from tests.support.python_library import read_only_a_part
 
 
 def read(folder: Path, source: Any, remarks: Remarks | None = None) -> list[Read]:
@@ -41,8 +42,9 @@ def test_json_lines_give_pairs_with_their_line(tmp_path: Path) -> None:
 
 
 def test_pairs_about_the_library_are_held_out_with_the_files_that_pretraining_holds_out(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    read_only_a_part(monkeypatch, tmp_path / "library")
     found = read(tmp_path, PythonDocsPrefer(kind="python-docs-prefer"))
     job = make_job(tmp_path)
     for one in found:

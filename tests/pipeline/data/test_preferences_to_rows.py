@@ -33,6 +33,7 @@ from tests.support.preference_files import (
     write_jsonl,
     write_rows,
 )
+from tests.support.python_library import read_only_a_part
 
 SPLITS = ("train", "held_out")
 
@@ -73,7 +74,8 @@ def test_every_pair_is_in_one_row_of_one_split_with_both_answers(
 def test_a_source_may_say_itself_what_is_held_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    some = list(islice(docs_pairs("right"), 0, None, 40))
+    read_only_a_part(monkeypatch, tmp_path / "library")
+    some = list(islice(docs_pairs("right"), 0, None, 4))
     monkeypatch.setattr("pipeline.data.preferences.docs_pairs", lambda better: some)
     write_rows(tmp_path, source=PythonDocsPrefer(kind="python-docs-prefer"), seq_len=768)
     share = make_job(tmp_path).data.held_out

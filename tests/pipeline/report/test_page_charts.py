@@ -28,6 +28,8 @@ pytestmark = needs_chromium
 LOSS = "[data-metric=loss]"
 LINE = f"{LOSS} path.line:not(.raw):not(.held)"
 STEPS = 6000
+# The page asks every five seconds, as it does outside tests: there is nothing new.
+UNCHANGED = 5000
 
 
 @pytest.fixture(scope="module")
@@ -51,16 +53,23 @@ def a_long_run(folder: Path, name: str, lr: float) -> RentedRun:
     return run
 
 
+@pytest.fixture(scope="module")
+def address(runs: list[RentedRun]) -> Iterator[str]:
+    """The address of the page of both runs. They do not change: one look at them is enough."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(watched_run, "PAUSE", 3600)
+        with showing(*runs) as url:
+            yield url
+
+
 @pytest.fixture
-def tab(browser: Any, runs: list[RentedRun], monkeypatch: pytest.MonkeyPatch) -> Iterator[Tab]:
+def tab(browser: Any, address: str) -> Iterator[Tab]:
     """A tab with the page of both runs, whose errors fail the test."""
-    monkeypatch.setattr(watched_run, "PAUSE", 0.05)
-    with showing(*runs) as url:
-        opened = Tab(browser, url)
-        opened.page.wait_for_selector(LINE)
-        yield opened
-        assert not opened.wrong
-        opened.page.close()
+    opened = Tab(browser, address, poll=UNCHANGED)
+    opened.page.wait_for_selector(LINE)
+    yield opened
+    assert not opened.wrong
+    opened.page.close()
 
 
 def steps_drawn(page: Page) -> list[int]:
@@ -81,9 +90,8 @@ def drag(page: Page, begin: float, end: float) -> None:
     page.mouse.up()
 
 
-def costs_at(run: RentedRun, at: float) -> tuple[float, float]:
+def paid_until(at: float, costs: Costs) -> tuple[float, float]:
     """Return the seconds and dollars that were paid for until that moment."""
-    costs: Costs = read_history(run.state).costs
     times = [(max(0.0, min(at, time.end) - time.begin), time.price or 0.0) for time in costs.paid]
     return sum(each for each, _ in times), sum(each * price / 3600 for each, price in times)
 
@@ -129,19 +137,19 @@ def test_the_axis_counts_tokens_time_or_dollars_as_the_costs_do(
     each = page.evaluate("known.runs[0].tokens_per_step.pretrain")
     assert page.evaluate("charts.get('loss').last") == STEPS * each
     points = page.evaluate("known.runs[1].curves.pretrain.loss")
+    costs = read_history(runs[1].state).costs
     for name, number in (("time", 0), ("dollars", 1)):
         page.select_option("#axis", name)
         drawn = page.evaluate("[...charts.get('loss').series.filter((one) => one.run === 1)[1].x]")
         for i in (0, 1, len(points) // 2, len(points) // 2 + 1, len(points) - 1):
-            assert drawn[i] == pytest.approx(costs_at(runs[1], points[i][2])[number], rel=1e-6)
-    dollars = read_history(runs[1].state).costs.dollars
+            assert drawn[i] == pytest.approx(paid_until(points[i][2], costs)[number], rel=1e-6)
     page.focus(f"{LOSS} .plot")
     page.keyboard.press("End")
-    assert page.inner_text(f"{LOSS} .readout").startswith(f"${dollars:.4f}\n")
+    assert page.inner_text(f"{LOSS} .readout").startswith(f"${costs.dollars:.4f}\n")
     # The second machine began after a pause that nobody paid for.
     after = next(point for point in points if point[0] > 3000)
     page.click("#run-1")
-    paid = costs_at(runs[1], after[2])[1]
+    paid = paid_until(after[2], costs)[1]
     assert page.evaluate("attemptsOf('pretrain')") == [pytest.approx(paid, rel=1e-6)]
 
 
@@ -187,13 +195,13 @@ def test_a_link_restores_the_view_and_nonsense_in_it_is_left_out(tab: Tab, brows
     page.click("#run-1")
     page.click("#closer")
     state = page.evaluate("JSON.stringify(view)")
-    address = page.evaluate("location.href")
+    link = page.evaluate("location.href")
     charts = "loss,accuracy,chosen,tokens_per_second,lr,grad_norm"
-    assert f"#x=dollars&charts={charts}&log=1&zoom=" in address
-    other = Tab(browser, address)
+    assert f"#x=dollars&charts={charts}&log=1&zoom=" in link
+    other = Tab(browser, link, poll=UNCHANGED)
     other.page.wait_for_selector("[data-metric=grad_norm] path")
     assert other.page.evaluate("JSON.stringify(view)") == state
-    assert other.page.evaluate("location.href") == address
+    assert other.page.evaluate("location.href") == link
     assert (other.page.is_checked("#log"), other.page.is_checked("#curves-0")) == (True, False)
     bad = "x=__proto__&zoom=5,NaN&charts=<b>,loss&smoothing=1e9&run=-1&hidden=x&stage=constructor"
     other.page.evaluate(f"location.hash = '{bad}'")
@@ -202,7 +210,7 @@ def test_a_link_restores_the_view_and_nonsense_in_it_is_left_out(tab: Tab, brows
     first = {"stage": None, "x": "step", "log": False, "zoom": None, "hidden": [], "run": 0}
     assert kept == first | {"charts": ["loss"], "smoothing": 100}
     other.page.wait_for_selector(LINE)
-    assert all(each.startswith(address.partition("#")[0]) for each in other.wrong)
+    assert all(each.startswith(link.partition("#")[0]) for each in other.wrong)
     other.page.close()
 
 

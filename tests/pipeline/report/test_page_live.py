@@ -31,12 +31,15 @@ def _quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Tab:
-    """A tab of the browser. `wrong` has its errors and its requests to other servers."""
+    """A tab of the browser, which asks again each `poll` milliseconds.
 
-    def __init__(self, browser: Any, url: str, **options: Any) -> None:
+    `wrong` has its errors and its requests to other servers.
+    """
+
+    def __init__(self, browser: Any, url: str, *, poll: int = POLL, **options: Any) -> None:
         self.wrong: list[str] = []
         self.page = browser.new_page(**{"viewport": {"width": 1200, "height": 900}, **options})
-        quick = f"const later = setTimeout; setTimeout = (f, ms) => later(f, Math.min(ms, {POLL}));"
+        quick = f"const later = setTimeout; setTimeout = (f, ms) => later(f, Math.min(ms, {poll}));"
         self.page.add_init_script(quick)
         self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
         self.page.on("console", self._heard)

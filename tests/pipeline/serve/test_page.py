@@ -200,10 +200,18 @@ def test_a_conversation_is_exported_and_imported(page: Page, tmp_path: Path) -> 
     assert "wrong.json was not imported" in page.tab.locator("#banner").inner_text()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("settings", [{}, PHONE], ids=["desk", "phone"])
+# Colors are those of the scheme, and widths those of the screen: two pairs have each of both.
+@pytest.mark.parametrize(
+    ("settings", "scheme"),
+    [
+        pytest.param({}, "light", id="desk-light"),
+        pytest.param(PHONE, "dark", id="phone-dark"),
+        pytest.param({}, "dark", id="desk-dark", marks=pytest.mark.soak),
+        pytest.param(PHONE, "light", id="phone-light", marks=pytest.mark.soak),
+    ],
+)
 def test_every_text_can_be_read_and_nothing_is_wider_than_the_screen(
-    scheme: str, settings: dict[str, Any], browser: Any, served: Served
+    settings: dict[str, Any], scheme: str, browser: Any, served: Served
 ) -> None:
     page = Page(browser, served.url, color_scheme=scheme, **settings).ready()
     page.set(max_tokens=20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -41,6 +42,14 @@ HOSTILE = """<script>alert(1)</script><img src=x onerror=alert(1)>
 <iframe src="http://attacker.example/"></iframe>"""
 
 
+@pytest.fixture(scope="module")
+def drawn_on(browser: Any, served: Served) -> Iterator[Page]:
+    """A page for texts that nobody asked for. Each is drawn instead of the one before."""
+    page = Page(browser, served.url).ready()
+    yield page
+    page.close()
+
+
 def draw(page: Page, text: str) -> float:
     """Draw a text as an answer; return the seconds."""
     script = """(text) => {
@@ -75,10 +84,10 @@ def test_an_answer_is_text_until_the_user_asks_for_markdown(page: Page) -> None:
     assert page.tab.locator(".token").count() == tokens
 
 
-def test_markdown_has_blocks_and_code_that_can_be_copied(page: Page) -> None:
-    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    draw(page, FOX)
-    drawn = page.tab.locator("#drawn")
+def test_markdown_has_blocks_and_code_that_can_be_copied(drawn_on: Page) -> None:
+    drawn_on.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    draw(drawn_on, FOX)
+    drawn = drawn_on.tab.locator("#drawn")
     for selector, text in (
         ("h2.level1", "The fox"),
         ("h2 em", "fox"),
@@ -94,19 +103,19 @@ def test_markdown_has_blocks_and_code_that_can_be_copied(page: Page) -> None:
     assert "snake_case_name" in drawn.inner_text()
     drawn.get_by_role("button", name="Copy").click()
     wait_until(
-        lambda: page.tab.evaluate("navigator.clipboard.readText()") == 'print("<b>fox</b>")',
+        lambda: drawn_on.tab.evaluate("navigator.clipboard.readText()") == 'print("<b>fox</b>")',
         "the code is copied",
     )
 
 
-def test_nothing_in_markdown_is_loaded_or_can_be_clicked(page: Page) -> None:
+def test_nothing_in_markdown_is_loaded_or_can_be_clicked(drawn_on: Page) -> None:
     """`Page` fails for each request to another server."""
-    draw(page, HOSTILE)
-    elements = page.tab.evaluate(
+    draw(drawn_on, HOSTILE)
+    elements = drawn_on.tab.evaluate(
         "[...new Set([...document.querySelectorAll('#drawn *')].map((one) => one.tagName))]"
     )
     assert not {"A", "IMG", "SCRIPT", "IFRAME", "OBJECT", "LINK", "STYLE"} & {*elements}
-    text = page.tab.inner_text("#drawn")
+    text = drawn_on.tab.inner_text("#drawn")
     for shown in (
         "<script>alert(1)</script>",
         "click (javascript:alert(1))",
@@ -114,7 +123,8 @@ def test_nothing_in_markdown_is_loaded_or_can_be_clicked(page: Page) -> None:
         '<iframe src="http://attacker.example/"></iframe>',
     ):
         assert shown in text
-    page.tab.wait_for_timeout(100)
+    drawn_on.tab.wait_for_timeout(100)
+    assert drawn_on.wrong == []
 
 
 @pytest.mark.parametrize(
@@ -125,13 +135,13 @@ def test_nothing_in_markdown_is_loaded_or_can_be_clicked(page: Page) -> None:
         pytest.param("[" * 100_000, id="brackets"),
     ],
 )
-def test_deep_text_is_drawn(text: str, page: Page) -> None:
-    draw(page, text)
-    assert page.tab.inner_text("#drawn").strip()
+def test_deep_text_is_drawn(text: str, drawn_on: Page) -> None:
+    draw(drawn_on, text)
+    assert drawn_on.tab.inner_text("#drawn").strip()
 
 
 @pytest.mark.parametrize("part", ["fox `", "**fox_ ", "![a](", "* x\n", "|x|\n", "```\n", "> x\n"])
-def test_a_megabyte_of_any_mark_is_parsed_without_loss(part: str, page: Page) -> None:
+def test_a_megabyte_of_any_mark_is_parsed_without_loss(part: str, drawn_on: Page) -> None:
     """If time grew with the square of the text, this would take hours."""
     script = """(text) => {
       const blocks = blocksOf(text.split("\\n"));
@@ -140,10 +150,10 @@ def test_a_megabyte_of_any_mark_is_parsed_without_loss(part: str, page: Page) ->
     }"""
     text = part * (1_000_000 // len(part))
     lines = text.rstrip("\n").count("\n") + 1
-    assert page.tab.evaluate(script, text) in (lines, lines + 1)
+    assert drawn_on.tab.evaluate(script, text) in (lines, lines + 1)
 
 
-def test_a_text_that_grows_is_drawn_as_the_whole(page: Page) -> None:
+def test_a_text_that_grows_is_drawn_as_the_whole(drawn_on: Page) -> None:
     script = """([text, step]) => {
       const rendered = new Rendered(), whole = new Rendered();
       for (let end = step; end < text.length + step; end += step) rendered.grow(text.slice(0, end));
@@ -151,7 +161,7 @@ def test_a_text_that_grows_is_drawn_as_the_whole(page: Page) -> None:
       return [rendered.root.innerHTML, whole.root.innerHTML];
     }"""
     for step in (1, 3, 50):
-        grown, whole = page.tab.evaluate(script, [FOX + "\n\n" + HOSTILE, step])
+        grown, whole = drawn_on.tab.evaluate(script, [FOX + "\n\n" + HOSTILE, step])
         assert grown == whole
 
 

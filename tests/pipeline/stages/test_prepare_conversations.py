@@ -23,6 +23,7 @@ from tests.support.corpora import (
     texts_of,
     write_corpus,
 )
+from tests.support.python_library import read_only_a_part
 from tests.support.tokenizer_kinds import without_bytes
 
 
@@ -150,7 +151,10 @@ def test_sft_uses_the_tokenizer_of_pretraining(tmp_path: Path) -> None:
     assert kept == pretrain.tokenizer_path.read_bytes()
 
 
-def test_the_standard_library_is_held_out_by_file_in_both_parts(tmp_path: Path) -> None:
+def test_the_standard_library_is_held_out_by_file_in_both_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_only_a_part(monkeypatch, tmp_path / "library")
     sft: dict[str, Any] = {"steps": 10, "global_batch": 4, "warmup_steps": 1, "held_out": 0.3}
     job = make_job(
         tmp_path,

@@ -6,7 +6,6 @@ Reading the library takes seconds, so these tests share it.
 import hashlib
 import re
 import sys
-import sysconfig
 from collections import Counter
 from pathlib import Path
 
@@ -20,9 +19,9 @@ from pion.data.documents.python_docs import (
     is_held_out,
     letters_of,
     prose,
-    source_files,
 )
 from pion.data.documents.python_qa import Dialogue, dialogues
+from tests.support.python_library import link_part
 from tests.support.waiting import run_to_end
 
 
@@ -79,10 +78,7 @@ print(hashlib.sha256(repr([(d.origin, d.text) for d in documents()]).encode()).h
 
 def test_two_processes_read_the_same_documents_of_a_part_of_the_library(tmp_path: Path) -> None:
     """Reading all of it takes seconds of a core in each process."""
-    whole = Path(sysconfig.get_path("stdlib"))
-    for source in source_files()[::10]:
-        (tmp_path / source.origin).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / source.origin).symlink_to(whole / source.origin)
+    link_part(tmp_path)
     program = [sys.executable, "-c", READ_A_PART, tmp_path]
     first, second = (run_to_end(program, check=True).stdout for _ in range(2))
     assert len(first.strip()) == 64
@@ -208,9 +204,11 @@ def test_private_names_are_not_asked_about(asked: list[Dialogue]) -> None:
     assert not [d for d in asked if named.search(first_question(d))]
 
 
-def test_the_files_held_out_are_those_of_the_prose(asked: list[Dialogue]) -> None:
+def test_the_files_held_out_are_those_of_the_prose(
+    docs: list[Document], asked: list[Dialogue]
+) -> None:
     share = 0.05
-    held_out = {d.origin for d in documents() if is_held_out(d.origin, share)}
+    held_out = {d.origin for d in docs if is_held_out(d.origin, share)}
     about = {d.origin for d in asked if is_held_out(d.origin, share)}
     assert about
     assert about <= held_out

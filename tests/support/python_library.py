@@ -1,0 +1,33 @@
+"""A part of the Python standard library: reading all of it takes seconds of a core."""
+
+from __future__ import annotations
+
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from pion.data.documents import python_docs
+
+
+def link_part(folder: Path, every: int = 10) -> None:
+    """Make links in `folder` to every so many-th source file of the library."""
+    library = Path(sysconfig.get_path("stdlib"))
+    sources = sorted(
+        path.relative_to(library)
+        for path in library.rglob("*.py")
+        if python_docs.NOT_LIBRARY.isdisjoint(path.relative_to(library).parts)
+    )
+    for source in sources[::every]:
+        (folder / source).parent.mkdir(parents=True, exist_ok=True)
+        (folder / source).symlink_to(library / source)
+
+
+def read_only_a_part(monkeypatch: pytest.MonkeyPatch, folder: Path, every: int = 10) -> None:
+    """Take a part for the whole library in this test. What was read before is kept for others."""
+    link_part(folder, every)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sysconfig, "get_path", lambda name: str(folder))
+        part = python_docs.source_files.__wrapped__()
+    assert len(part) > 20
+    monkeypatch.setattr(python_docs, "source_files", lambda: part)
