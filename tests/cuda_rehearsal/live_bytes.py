@@ -44,7 +44,7 @@ class LiveBytes:
 
     def _see(self, operation: Operation) -> None:
         for leaf in tree_leaves(operation.result):
-            if isinstance(leaf, Tensor) and leaf.is_cuda:
+            if isinstance(leaf, Tensor) and leaf.device.type == "cuda":
                 self._count(leaf, operation.func)
 
     def _count(self, tensor: Tensor, operation: Any) -> None:

@@ -107,18 +107,18 @@ SUITE = [
     Trace("tachyon-tiny", card="H100", documents=True, changes=_CUT),
     Trace("daisy-280m", 1, optimizer="muon", changes=_DAISY_CUT),
     Trace("pion-xl", 1, optimizer="muon", changes=_FEW),
-    Trace("pilon-48m", changes=_PILON_CUT),
     Trace("pion-small", changes=_CUT, lora=Lora()),
-    Trace("tachyon-tiny", dtype="float32", changes=_CUT, lora=Lora(8, targets=("q_proj",))),
     Trace("lepton-small", dtype="float32", optimizer="muon", documents=True, changes=_CUT),
     Trace("pion-small", changes=_DRAFT, only_draft=True),
     Trace("pion-small", changes=_CUT, ranks=2),
     Trace("pilon-360m", 1, dtype="float32", optimizer="muon", changes=_PILON_CUT, ranks=2),
-    Trace("pion-small", documents=True, sequences=8, changes=_CUT),
     Trace("pion-small", documents=True, sequences=8, kto=True, changes=_CUT),
 ]
 # More steps, of which another in the suite has each part.
 MORE = [
+    Trace("pilon-48m", changes=_PILON_CUT),
+    Trace("tachyon-tiny", dtype="float32", changes=_CUT, lora=Lora(8, targets=("q_proj",))),
+    Trace("pion-small", documents=True, sequences=8, changes=_CUT),
     Trace("pion-small", 32, recompute=True, documents=True, changes=_CUT),
     Trace("daisy-pico", dtype="float32", recompute=True, documents=True, changes=_DAISY_CUT),
     Trace("pilon-360m", 1, dtype="float32", optimizer="muon", changes=_PILON_CUT),

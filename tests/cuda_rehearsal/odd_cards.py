@@ -106,7 +106,7 @@ def main() -> None:
         said["slice"]["peak"] = gpu_flops(torch.cuda.get_device_name(), "bfloat16")
         insert_card("A100")
         said["whole card"] = plan("pion-small", pretrain__global_batch=64)
-        said["next to a T4"] = plan("pion-small", WithT4(0, 2), pretrain__global_batch=64)
+        said["next to a T4"] = plan("pion-nano", WithT4(0, 2), pretrain__global_batch=64)
         insert_card("A40")
         said["the driver ends"] = fail_in_a_step(watch)
     hand_back(said)

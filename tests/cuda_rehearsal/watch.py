@@ -57,6 +57,7 @@ PRODUCTS = {
 # The first argument of these is added to the product.
 ADDING = {aten.addmm, aten.baddbmm}
 DOUBLE = (torch.float64, torch.complex128)
+DEVICE = torch.ops.prim.device.default
 # The namespace of the operations that ranks do together.
 COLLECTIVES = "c10d"
 
@@ -162,13 +163,14 @@ class Watch(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        # C++ asks fake tensors for their device more often than for anything else.
+        if func is DEVICE:
+            return args[0].device
         kwargs = kwargs or {}
-        # Flex attention is not a plain operation, and fake tensors know its shapes. An operation of
-        # `prim` only asks a fake tensor for its device.
-        if not isinstance(func, OpOverload) or func.namespace == "prim":
+        # Flex attention is not a plain operation, and fake tensors know its shapes.
+        if not isinstance(func, OpOverload):
             result = func(*args, **kwargs)
-            if not isinstance(func, OpOverload):
-                self._tell(func, args, kwargs, result)
+            self._tell(func, args, kwargs, result)
             return result
         leaves = arg_tree_leaves(*args, **kwargs)
         if not any(_is_on_card(leaf) for leaf in leaves):
@@ -248,7 +250,7 @@ class Watch(TorchDispatchMode):
     def _index(self, call: Call) -> Any:
         """Index by numbers on the card, after noting indices that are masks or on the host."""
         target, given, *values = call.args
-        if not target.is_cuda:  # torch refuses an index on the card here
+        if target.device.type != "cuda":  # torch refuses an index on the card here
             self.note("wrong_device", str(call.func))
             return call.run()
         indices: list[Tensor | None] = []
@@ -257,7 +259,7 @@ class Watch(TorchDispatchMode):
                 indices.append(None)
                 continue
             is_mask = index.dtype in (torch.bool, torch.uint8)
-            if is_mask or not index.is_cuda:
+            if is_mask or index.device.type != "cuda":
                 what = "a mask" if is_mask else "an index on the host"
                 self.note("host_sync", f"{call.func} by {what}")
             if is_mask:  # as if the mask were true everywhere
@@ -282,7 +284,7 @@ def _is_on_card(leaf: Any) -> bool:
 
 
 def _is_double_on_card(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dtype in DOUBLE and value.is_cuda
+    return isinstance(value, Tensor) and value.dtype in DOUBLE and value.device.type == "cuda"
 
 
 def _mixes_devices(func: OpOverload, tensors: Sequence[Tensor]) -> bool:
@@ -291,7 +293,7 @@ def _mixes_devices(func: OpOverload, tensors: Sequence[Tensor]) -> bool:
     A scalar on the host may meet tensors of the card: its value travels with the kernel. This does
     not hold for the lists of tensors that fused and multi-tensor operations take.
     """
-    on_host = [tensor for tensor in tensors if not tensor.is_cuda]
+    on_host = [tensor for tensor in tensors if tensor.device.type != "cuda"]
     if not on_host or len(on_host) == len(tensors):
         return False
     lists = func.overloadpacket.__name__.startswith(("_foreach_", "_fused_"))

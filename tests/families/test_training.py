@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -32,14 +30,13 @@ from tests.families.training import (
     STAGE,
     STEPS,
     TWO_WORKERS,
+    kill_and_pair,
     read_state,
     train,
     trainer,
     write_state,
 )
-from tests.paths import REPOSITORY
 from tests.support.late_streams import LateStreams
-from tests.support.whole_runs import RUN_SECONDS
 
 Weights = dict[str, Tensor]
 
@@ -94,9 +91,7 @@ def unbroken(folder: Path, selected: dict[str, list[str]]) -> dict[str, Weights]
 @pytest.fixture(scope="module")
 def others(unbroken: dict[str, Weights], folder: Path, selected: dict[str, list[str]]) -> Path:
     """The same folder, with what the killed processes and the pair of processes left."""
-    command = [sys.executable, "-m", "tests.families.training", str(folder)]
-    names = [" ".join(selected[test]) for test in (BY_KILL, BY_PAIR)]
-    subprocess.run([*command, *names], cwd=REPOSITORY, check=True, timeout=RUN_SECONDS)
+    kill_and_pair(folder, selected[BY_KILL], selected[BY_PAIR])
     return folder
 
 

@@ -1,24 +1,23 @@
 """Train each family in processes that are killed, and in pairs of processes.
 
-    python -m tests.families.training FOLDER KILLED PAIRED
-
-KILLED and PAIRED are names of families, with spaces. This process imports torch once and forks the
-others, because importing torch takes most of the time. In FOLDER, `before/<family>` has the state
-that each pair continues from.
+The processes are forks, because importing torch would take most of their time.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
-import sys
-import traceback
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+
+# Experts import this when they first compute, and so do deterministic algorithms. It takes seconds
+# in each process.
+import torch._inductor
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
@@ -32,6 +31,8 @@ from pipeline.state.stores import FileStore
 from tests.families.families import FAMILIES, Family
 from tests.pion.train.conftest import open_stream
 from tests.support.late_streams import LateStreams
+from tests.support.ranks import run_ranks
+from tests.support.waiting import PATIENCE_SECONDS
 from tests.support.whole_state import whole_state
 
 STEPS, KILLED_AFTER = 8, 5
@@ -77,6 +78,7 @@ def read_state(folder: Path) -> TrainState:
 
 def train_and_die(name: str, folder: Path) -> None:
     """Train with a checkpoint at every second step, until SIGKILL during the second save."""
+    torch.set_num_threads(1)  # see tests/support/ranks.py
     claim = claim_run(RunState(FileStore(folder / "runs"), name), Owner.me())
     checkpointer = Checkpointer(claim, CheckpointSeries(STAGE, DIGEST, {}))
     training = trainer(FAMILIES[name], folder)
@@ -91,7 +93,7 @@ def train_and_die(name: str, folder: Path) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def train_as_one_of_two(rank: int, names: list[str], folder: Path) -> None:
+def train_as_one_of_two(names: list[str], rank: int, folder: Path) -> None:
     """Continue each family's training in a pair of processes, and write what rank 0 ends with."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     for name in names:
@@ -105,31 +107,19 @@ def train_as_one_of_two(rank: int, names: list[str], folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def fork(work: Callable[..., None], *arguments: Any) -> int:
-    """Return the id of a process that does `work`. Its exit code is 1 if an error is raised."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work(*arguments)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    return child
+def kill_and_pair(folder: Path, to_kill: list[str], to_pair: list[str]) -> None:
+    """Train families in processes that are killed, then others in a pair of processes.
 
-
-def main(folder: Path, to_kill: list[str], to_pair: list[str]) -> None:
-    torch.set_num_threads(1)
-    killed = [fork(train_and_die, name, folder) for name in to_kill]
-    ends = [os.WTERMSIG(os.waitpid(child, 0)[1]) for child in killed]
-    assert ends == [signal.SIGKILL for _ in killed], ends
-    pair = [fork(train_as_one_of_two, rank, to_pair, folder) for rank in (0, 1) if to_pair]
-    assert [os.waitpid(child, 0)[1] for child in pair] == [0 for _ in pair]
-
-
-if __name__ == "__main__":
-    # Experts import this when they first compute, and so do deterministic algorithms. It takes
-    # seconds in each process.
-    import torch._inductor
-
-    main(Path(sys.argv[1]), sys.argv[2].split(), sys.argv[3].split())
+    `before/<family>` in the folder has the state that the pair continues from.
+    """
+    fork = multiprocessing.get_context("fork")
+    killed = [
+        fork.Process(target=train_and_die, args=(name, folder), daemon=True) for name in to_kill
+    ]
+    for process in killed:
+        process.start()
+    for process in killed:
+        process.join(PATIENCE_SECONDS)
+    assert [process.exitcode for process in killed] == [-signal.SIGKILL for _ in killed]
+    if to_pair:
+        run_ranks(partial(train_as_one_of_two, to_pair), folder, 2)

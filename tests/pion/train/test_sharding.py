@@ -226,12 +226,13 @@ ALONE = (*COMPARED, "measure", "lora", "rounded", "prefer")
 
 
 def change_the_ranks(rank: int, folder: Path) -> list[bool]:
-    """Save by 2 ranks, and read by 3 ranks, 1 process, 2 ranks that share all, and 2 again.
+    """Save by 2 ranks, and read by 3 ranks, 1 process, 2 ranks that share all, and the first 2.
 
     Return whether each has read the same bits.
     """
     path, found = folder / "passed on", []
-    for number, (size, sharded) in enumerate([(2, True), (3, True), (1, False), (2, False)] * 2):
+    owners = [(2, True), (3, True), (1, False), (2, False), (2, True)]
+    for number, (size, sharded) in enumerate(owners):
         if rank < size:
             if size > 1:
                 meet(rank, size, folder / f"meet-{number}")
@@ -370,8 +371,8 @@ def test_ranks_resume_bit_for_bit(ranks: list[dict[str, Any]]) -> None:
 
 
 def test_any_number_of_ranks_reads_what_any_number_has_saved(seen: list[dict[str, Any]]) -> None:
-    """Sharded by 2, sharded by 3, alone, shared by 2 that keep the whole model, and again."""
-    for process, reads in zip(seen, (7, 5, 2), strict=True):
+    """Sharded by 2, sharded by 3, alone, shared by 2 that keep the whole model, sharded."""
+    for process, reads in zip(seen, (4, 3, 1), strict=True):
         assert process["changed"] == [True] * reads
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from pion.config.lora import Lora, lora_cost
 from pion.data.stream import RowStream
@@ -20,6 +19,7 @@ from pion.model.lora_projections import adapted, additions
 from pion.model.params_and_flops import flops_per_token, token_flops
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings, TrainState
 from tests.pion.train.conftest import open_stream, tiny_decoder
+from tests.support.ranks import run_ranks
 from tests.support.whole_state import whole_state
 
 STEPS = 8
@@ -155,7 +155,7 @@ def work(rank: int, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(work, args=(folder,), nprocs=2)
+    run_ranks(work, folder, 2)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 

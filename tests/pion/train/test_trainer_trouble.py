@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -25,6 +24,7 @@ from pion.model.params_and_flops import token_flops
 from pion.train.metrics import StepMetrics, StepRecord
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings, TrainState
 from tests.pion.train.conftest import CONFIG, open_stream
+from tests.support.ranks import run_ranks
 
 INF, NAN = math.inf, math.nan
 
@@ -366,7 +366,6 @@ def test_trouble_crosses_processes_whole() -> None:
 
 def work(rank: int, folder: Path) -> None:
     """Run one of two ranks. Row 19, of the fourth step, is in the first rank's share."""
-    torch.set_num_threads(1)
     meet = f"file://{folder}/meet"
     dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=2)
     stream = open_stream(folder / f"data{rank}")
@@ -387,7 +386,7 @@ def work(rank: int, folder: Path) -> None:
 
 
 def test_every_rank_finds_the_trouble_of_one_rank(tmp_path: Path) -> None:
-    mp.spawn(work, args=(tmp_path,), nprocs=2)
+    run_ranks(work, tmp_path, 2)
     seen = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     nan, inf = [4, [18, 24], "loss nan"], [4, [18, 24], "gradient norm inf"]
     assert seen == [[nan, inf], [nan, inf]]
