@@ -30,6 +30,13 @@ RAY_ENVIRONMENT = {
     "RAY_worker_niceness": "0",
 }
 
+# The same for a Ray that only trains.
+TRAINING_ENVIRONMENT = {
+    # Ray would start a Python process per core, and use none: Ray Train's have variables of their
+    # own, so Ray starts others for them.
+    "RAY_prestart_worker_first_driver": "0",
+}
+
 # The same for a number of workers that may change. For up to 20 s after a node was lost, Ray's
 # coordinator counts it, and Ray Train waits for it in vain. It then asks again how many there are.
 ELASTIC_ENVIRONMENT = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10"}
@@ -45,7 +52,8 @@ def main() -> None:
 
     task = json.load(sys.stdin)
     elastic = isinstance(task["workers"], list)
-    for name, value in (RAY_ENVIRONMENT | (ELASTIC_ENVIRONMENT if elastic else {})).items():
+    environment = RAY_ENVIRONMENT | TRAINING_ENVIRONMENT | (ELASTIC_ENVIRONMENT if elastic else {})
+    for name, value in environment.items():
         os.environ.setdefault(name, value)
     cpus = usable_cores() if elastic else max(task["workers"], usable_cores())
     start_ray(task["session"], task["address"], cpus, task["request"]["gpus"])
@@ -79,9 +87,9 @@ def start_ray(session: str, address: str | None, cpus: int, gpus: int) -> None:
 def fit(task: dict[str, Any]) -> None:
     """Run `worker_loop` on every worker until it has returned everywhere."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
 
     from pipeline.workers.rendezvous import PrivateTorch
+    from pipeline.workers.trainer import Trainer
 
     cuda = task["request"]["gpus"] > 0
     callbacks: list[Any] = []
@@ -89,11 +97,11 @@ def fit(task: dict[str, Any]) -> None:
         from pipeline.workers.resize import SaveBeforeResize
 
         callbacks.append(SaveBeforeResize())
-    TorchTrainer(
+    Trainer(
         worker_loop,
         train_loop_config={"request": task["request"], "lifeline": task["lifeline"]},
         # Rank 0 may wait long for its store, and the others for it. The watchdog finds real hangs.
-        torch_config=PrivateTorch(
+        backend_config=PrivateTorch(
             backend="nccl" if cuda else "gloo",
             timeout_s=WAIT_SECONDS,
             folder=task["session"] if task["address"] is None else None,

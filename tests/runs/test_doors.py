@@ -66,6 +66,9 @@ class Seen:
     # What Ray answers to who has the token, and to who has that of the environment.
     friend: str
     stranger: str
+    # The names of Ray's processes, and of those among them that have imported torch.
+    programs: set[str]
+    with_torch: set[str]
     modes: dict[str, int] = field(default_factory=dict)
     # Everything printed, listed or written, by where it was.
     texts: dict[str, bytes] = field(default_factory=dict)
@@ -153,7 +156,10 @@ def look_at(driver: int, temporary: Path, workers: int) -> Seen:
     (gcs,) = {each.port for each in sockets if each.program == "gcs_server"}
     token = token_of(driver)
     friend, stranger = ask_ray(gcs, token, KNOWN_TOKEN)
-    seen = Seen(sockets, token, workers, session, friend, stranger)
+    of_ray = [psutil.Process(pid) for pid in session_processes(str(session))]
+    programs = {each.name() for each in of_ray}
+    with_torch = {each.name() for each in of_ray if _has_torch(each)}
+    seen = Seen(sockets, token, workers, session, friend, stranger, programs, with_torch)
     for path in (session, *temporary.iterdir()):
         seen.modes[path.name] = stat.S_IMODE(path.stat().st_mode)
     places = [*files_below(session), *files_below(temporary)]
@@ -161,6 +167,10 @@ def look_at(driver: int, temporary: Path, workers: int) -> Seen:
         with contextlib.suppress(OSError):  # a file or process of Ray that is gone already
             seen.texts[str(path)] = path.read_bytes()
     return seen
+
+
+def _has_torch(process: psutil.Process) -> bool:
+    return any("libtorch" in each.path for each in process.memory_maps())
 
 
 def ask_ray(port: int, *tokens: str) -> list[str]:
@@ -185,6 +195,17 @@ def test_other_machines_reach_no_process_of_the_run(seen: Seen) -> None:
     assert sum("RayTrainWorker" in name for name in programs) == {1: 1, 2: 4}[seen.workers]
     assert open_to_others(seen.sockets) == set()
     assert 44217 not in {each.port for each in seen.sockets}, "Ray's monitor asks for no token"
+
+
+def test_only_the_workers_import_torch_and_ray_train_starts_no_helper_without_work(
+    seen: Seen,
+) -> None:
+    """Each takes a core for seconds, and the first line of the training loop waits for some."""
+    assert {"ray::TrainController.run", "ray::SynchronizationActor"} <= seen.programs
+    assert {name.split(".")[0] for name in seen.with_torch} == {"ray::RayTrainWorker"}
+    unneeded = {"ray::DatasetManager", "ray::PlacementGroupCleaner", "ray::IDLE"}
+    unneeded.add("ray::_AutoscalingCoordinatorActor")
+    assert not {name.split(".")[0] for name in seen.programs} & unneeded
 
 
 def test_ray_asks_for_a_token_whatever_the_environment_says(seen: Seen) -> None:

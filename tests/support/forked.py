@@ -21,7 +21,7 @@ import tempfile
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
@@ -32,6 +32,7 @@ from typing import Any, BinaryIO, TypeVar
 import pipeline.cli
 from pipeline.entry import run_and_exit
 from tests.paths import REPOSITORY
+from tests.support.hub_server import clients
 
 T = TypeVar("T")
 
@@ -72,12 +73,14 @@ class Ended:
 def may_fork(environment: Mapping[str, str]) -> bool:
     """Return whether a fork with this environment does what a new process does."""
 
+    # `ForkedRun` reads PYTHONPATH again, and lets the Hub's clients use a server of a test.
+    again = {"PYTHONPATH"} | (clients.VARIABLES if "HF_ENDPOINT" in environment else set())
+
     def read_at_import(variables: Mapping[str, str]) -> dict[str, str]:
-        # `ForkedRun` reads PYTHONPATH again.
         return {
             name: value
             for name, value in variables.items()
-            if name.startswith(READ_AT_IMPORT) and name != "PYTHONPATH"
+            if name.startswith(READ_AT_IMPORT) and name not in again
         }
 
     return read_at_import(environment) == read_at_import(_environment())
@@ -156,6 +159,9 @@ def _run(
         os.umask(umask)
     # What modules have kept of the process that imported them.
     tempfile.tempdir = None
+    if "HF_ENDPOINT" in environment:
+        for module, name, value in clients.read_at_import(environment):
+            setattr(module, name, value)
     owner._SESSION, owner._STARTED_AT = uuid.uuid4().hex, round(time.time(), 3)
     sys.orig_argv[:] = command
     sys.argv = ["pion", *command[3:]]
@@ -223,13 +229,25 @@ def _send(sending: Connection, work: Callable[..., Any], arguments: tuple[Any, .
 def _environment() -> dict[str, str]:
     """Return the environment of the process that forks."""
     _context()
-    return dict(os.environ)
+    with _without_a_hub():
+        return dict(os.environ)
+
+
+@contextlib.contextmanager
+def _without_a_hub() -> Iterator[None]:
+    """Hide the Hub of the test that happens to be the first: later forks have others, or none."""
+    names = clients.VARIABLES if "HF_ENDPOINT" in os.environ else frozenset[str]()
+    hidden = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 @functools.cache
 def _context() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(IMPORTED))
-    with contextlib.chdir(REPOSITORY):  # where the server finds `tests`
+    with contextlib.chdir(REPOSITORY), _without_a_hub():  # where the server finds `tests`
         forkserver.ensure_running()
     return context

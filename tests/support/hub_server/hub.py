@@ -11,6 +11,7 @@ from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
+from tests.support.hub_server.clients import read_at_import
 from tests.support.hub_server.repos import Repo, StoredFile
 
 WRITE_TOKEN = "hf_test_write"
@@ -174,19 +175,10 @@ class HubServer:
 
         The clients read most of their environment when imported, so their constants change too.
         """
-        import datasets.config
-        import huggingface_hub.constants as constants
+        import datasets.config  # noqa: F401  (its constants change, whoever imports it later)
 
         monkeypatch.delenv("HF_TOKEN", raising=False)
         for name, value in self.environment(home, token).items():
             monkeypatch.setenv(name, value)
-        template = self.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "ENDPOINT", self.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HOME", str(home))
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
-        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", self.url)
-        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", home / "datasets")
-        monkeypatch.setattr(datasets.config, "HF_MODULES_CACHE", str(home / "modules"))
+        for module, constant, now in read_at_import(self.environment(home, token)):
+            monkeypatch.setattr(module, constant, now)

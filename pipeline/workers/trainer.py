@@ -1,0 +1,50 @@
+"""Ray Train's trainer without the helper processes that Pion does not need.
+
+Each helper is a Python process that imports Ray Train, which takes seconds of a core while the
+workers start. Ray Train waits for two of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.callback import RayTrainCallback
+from ray.train.v2._internal.execution.context import TrainRunContext
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+from pipeline.workers.rendezvous import PrivateTorch
+
+
+class Trainer(DataParallelTrainer):
+    """Trains in a Ray of our own, or in one that already runs. Its `backend_config` says which."""
+
+    def _create_default_callbacks(self) -> list[RayTrainCallback]:
+        # Workers read their rows themselves.
+        unneeded: tuple[type[RayTrainCallback], ...] = (DatasetsCallback,)
+        if self._is_private():
+            # It frees the workers' CPUs after its controller has died. The reaper ends all of ours.
+            unneeded += (PlacementGroupCleanerCallback,)
+        callbacks = super()._create_default_callbacks()
+        return [each for each in callbacks if not isinstance(each, unneeded)]
+
+    def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+        if self._is_private():
+            arguments["scaling_policy"] = OnThisMachine(arguments["scaling_policy"].scaling_config)
+        return super()._initialize_and_run_controller(**arguments)
+
+    def _is_private(self) -> bool:
+        assert isinstance(self.backend_config, PrivateTorch)
+        return self.backend_config.folder is not None
+
+
+class OnThisMachine(FixedScalingPolicy):
+    """A fixed number of workers, for which nobody can add a node: so no node is asked for."""
+
+    def after_controller_start(self, train_run_context: TrainRunContext) -> None:
+        """Ask nobody."""
+
+    def _maybe_send_resource_request(self) -> None:
+        """Ask nobody."""
