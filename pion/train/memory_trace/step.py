@@ -25,13 +25,14 @@ from pion.model.forward_pass import BlockInputs, StepOptions
 from pion.model.norm_and_projection import RMSNorm
 from pion.model.pilon.banks import Bank
 from pion.train.memory_trace.backward import add_gradient, root_of, run_backward
-from pion.train.memory_trace.block_memory import ROWS, BlockMemory, measure_block
+from pion.train.memory_trace.block_memory import ROWS, BlockMemory, Measured, measure_block
 from pion.train.memory_trace.block_stand_in import Kind, Pass, Sample, kind_of, stand_in
 from pion.train.memory_trace.compiled_block import (
     MANY_ROWS,
     measure_compiled_block,
     with_rows,
 )
+from pion.train.memory_trace.known_blocks import remembered_block, structure_of
 from pion.train.memory_trace.live_bytes import LiveBytes
 from pion.train.memory_trace.request import Peaks, Traced
 from pion.train.memory_trace.shards import NO_GROUPS, Groups, Shards, groups_of, tables_of
@@ -180,14 +181,14 @@ class StepTrace:
 
         def measure(block: Block, x: Tensor, inputs: BlockInputs) -> Any:
             tensors, rebuild = _taken_apart(x, inputs)
-            key = _structure(block, tensors, inputs)
+            key = structure_of(block, tensors, inputs)
             order.append(key)
             if key not in samples:
                 leaves, spec = tree_flatten(block(*rebuild(tensors)))
                 torch.clear_autocast_cache()
                 made[key] = [r.detach().requires_grad_(r.requires_grad) for r in leaves], spec
                 del leaves
-                samples[key] = self._measure(block, tensors, rebuild, *made[key])
+                samples[key] = self._measure(key, block, tensors, rebuild, made[key])
             results, spec = made[key]
             fresh = [torch.empty_like(r).requires_grad_(r.requires_grad) for r in results]
             return tree_unflatten(fresh, spec)
@@ -198,13 +199,14 @@ class StepTrace:
 
     def _measure(
         self,
+        structure: Any,
         block: Block,
         tensors: list[Tensor],
         rebuild: Callable[..., Any],
-        results: list[Tensor],
-        spec: TreeSpec,
+        made: tuple[list[Tensor], TreeSpec],
     ) -> list[Sample]:
         """Return a sample at the rows of the tensors; of a compiled block one at each of ROWS."""
+        results, spec = made
         if not self._what.compiled:
             measured = measure_block(self._live, lambda some: block(*rebuild(some)), tensors)
             if self._what.sharded:
@@ -216,7 +218,10 @@ class StepTrace:
             named = dict(zip(names, own, strict=True))
             return tree_leaves(torch.func.functional_call(block, named, rebuild(some)))
 
-        found = measure_compiled_block(self._live, run, list(weights), tensors, results)
+        def measure() -> list[Measured]:
+            return measure_compiled_block(self._live, run, list(weights), tensors, results)
+
+        found = remembered_block(self._what, structure, measure)
         return [
             Sample(measured, [with_rows(result, rows=rows) for result in results], spec)
             for rows, measured in zip(ROWS, found, strict=True)
@@ -290,10 +295,3 @@ def _shared_weights(inputs: BlockInputs) -> list[Tensor]:
     outside = {id(bank.factors) for bank in banks}
     weights = (weight for part in parts for weight in part.parameters())
     return [weight for weight in weights if weight.requires_grad and id(weight) not in outside]
-
-
-def _structure(block: Block, tensors: list[Tensor], inputs: BlockInputs) -> Any:
-    """Return what equal blocks have in common."""
-    weights = tuple((n, p.shape, p.dtype, p.requires_grad) for n, p in block.named_parameters())
-    given = tuple((tensor.shape, tensor.dtype, tensor.requires_grad) for tensor in tensors)
-    return repr(block), weights, given, str(tree_flatten(inputs)[1])
