@@ -22,7 +22,7 @@ pytestmark = pytest.mark.soak
 PROGRAM = "tests.cuda_rehearsal.sharded_traces"
 # With few ids, blocks need the most. Then a prediction may be over by more: what several operations
 # of a compiled block read is counted as if it were in memory, and inductor often keeps it in
-# registers; and PILON's banks, which 64 ranks fill up, are counted while their gradients are sent.
+# registers. Of PILON, the end of the backward pass is the most, which sends the gradients of banks.
 MOST_OF_BLOCKS = 1.26
 
 PeaksOf = Callable[[str], dict[Trace, Peak]]
