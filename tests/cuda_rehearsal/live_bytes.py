@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -33,7 +34,7 @@ class LiveBytes:
     def __init__(self, watch: Watch, *, explain: bool = False) -> None:
         watch.seen = self._see
         self._explain = explain
-        self._known: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        self._known: weakref.WeakKeyDictionary[Any, _Known] = weakref.WeakKeyDictionary()
         self._by_line: Counter[str] = Counter()
         self.live = self.peak = 0
         self.at_peak: dict[str, int] = {}
@@ -47,21 +48,35 @@ class LiveBytes:
             if isinstance(leaf, Tensor) and leaf.device.type == "cuda":
                 self._count(leaf, operation.func)
 
+    def resized(self, tensor: Tensor) -> None:
+        """Count the storage of a tensor anew. No operation says that a storage is resized."""
+        if tensor.is_cuda:
+            self._count(tensor, "resized")
+
     def _count(self, tensor: Tensor, operation: Any) -> None:
         storage = tensor.untyped_storage()
-        if storage in self._known:
-            return
         size = -(-storage.nbytes() // ROUNDED_TO) * ROUNDED_TO
-        line = f"{operation} at {where()}" if self._explain else ""
-        self._known[storage] = size
-        self.live += size
-        self._by_line[line] += size
-        weakref.finalize(storage, self._drop, size, line)
+        known = self._known.get(storage)
+        if known is None:
+            line = f"{operation} at {where()}" if self._explain else ""
+            known = self._known[storage] = _Known(line)
+            weakref.finalize(storage, self._change, known, 0)
+        if size != known.size:
+            self._change(known, size)
+
+    def _change(self, known: _Known, size: int) -> None:
+        self.live += size - known.size
+        self._by_line[known.line] += size - known.size
+        known.size = size
         if self.live > self.peak:
             self.peak = self.live
             if self._explain:
                 self.at_peak = {line: size for line, size in self._by_line.items() if size}
 
-    def _drop(self, size: int, line: str) -> None:
-        self.live -= size
-        self._by_line[line] -= size
+
+@dataclass
+class _Known:
+    """A storage that is alive: the operation and the line that made it, and its bytes."""
+
+    line: str
+    size: int = 0

@@ -32,6 +32,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 from triton.backends.compiler import GPUTarget
 
+from tests.cuda_rehearsal.as_written import runner
 from tests.cuda_rehearsal.kernel_bytes import bytes_of
 from tests.cuda_rehearsal.pretended_card import CARD
 from tests.cuda_rehearsal.watch import Watch
@@ -91,10 +92,11 @@ class Lowered:
 
 
 @contextlib.contextmanager
-def lowering(trace_only: bool = False) -> Iterator[Lowered]:
+def lowering(trace_only: bool = False, as_written: bool = False) -> Iterator[Lowered]:
     """Lower what is compiled inside the `with` block, which is inside of `pretended_card`.
 
     With `trace_only`, graphs are made and run, but not lowered. This takes a tenth of the time.
+    With `as_written`, inductor's code runs, so that buffers are there as long as on a real card.
     """
     lowered = Lowered()
     with contextlib.ExitStack() as stack:
@@ -104,7 +106,7 @@ def lowering(trace_only: bool = False) -> Iterator[Lowered]:
 
         if trace_only:
             replace(compile_fx, "compile_fx", lambda graph, inputs, **options: graph.forward)
-        replace(GraphLowering, "compile_to_module", lambda graph: _keep(graph, lowered))
+        replace(GraphLowering, "compile_to_module", lambda graph: _keep(graph, lowered, as_written))
         # Dynamo leaves functions alone under a mode that does not say this.
         replace(Watch, "ignore_compile_internals", classmethod(lambda cls: True))
         replace(UniformValueConstantFolder, "_deduce_value", _fold_on_host)
@@ -151,16 +153,19 @@ class _Driver:
         return torch.cuda
 
 
-def _keep(graph: GraphLowering, lowered: Lowered) -> Any:
+def _keep(graph: GraphLowering, lowered: Lowered, as_written: bool) -> Any:
     """Lower the graph; return what inductor takes for the module of its code."""
     code, _ = graph.codegen()
     kept = Graph(code.value, bytes_of(graph), _launches(graph))
     lowered.graphs.append(kept)
+    written = runner(code.value, graph.constants) if as_written else None
 
     def call(inputs: list[Any]) -> list[Any]:
         lowered.entered(kept)
         try:
             with torch.no_grad():
+                if written is not None:
+                    return list(written(inputs))
                 # An interpreter keeps its last results, and autograd copies gradients that somebody
                 # else keeps. So each call has its own.
                 result = torch.fx.Interpreter(graph.orig_gm).run(*inputs)

@@ -55,6 +55,8 @@ class Trace:
     ranks: int = 1  # of which one is traced
     sequences: int = 0  # in a row of preferences; 0: no preferences
     kto: bool = False  # whether a step first measures the distance from the reference
+    sharded: bool = False  # whether ranks keep parts of the weights
+    compiled: bool = False  # inside of `lowering`
 
     @property
     def config(self) -> ModelConfig:
@@ -62,9 +64,8 @@ class Trace:
 
     def __str__(self) -> str:
         words = [self.preset, f"{self.micro_batch} rows", self.optimizer, self.dtype, self.card]
-        words += [
-            name for name in ("recompute", "documents", "only_draft", "kto") if getattr(self, name)
-        ]
+        flags = ("recompute", "documents", "only_draft", "kto", "sharded", "compiled")
+        words += [name for name in flags if getattr(self, name)]
         words += [str(self.lora)] if self.lora else []
         words += [f"{self.ranks} ranks"] if self.ranks > 1 else []
         words += [f"{self.sequences} answers"] if self.sequences else []
@@ -222,28 +223,39 @@ def trace_peak(watch: Watch, live: LiveBytes, trace: Trace) -> None:
         model = Decoder(config)
         if trace.lora is not None:
             model = with_additions(model, trace.lora, trace.dtype)
+    rounds = 2 if trace.sharded else 1  # micro-batches: the first leaves gradients
     settings = TrainSettings(
         steps=10,
-        global_batch=trace.micro_batch * trace.ranks,
+        global_batch=trace.micro_batch * trace.ranks * rounds,
         lr=1e-3,
         optimizer=trace.optimizer,
         phases=(Phase(rates={"draft": 1, "others": 0}),) if trace.only_draft else (),
         preference=Preference("kto" if trace.kto else "dpo-norm") if trace.sequences else None,
     )
     plan = ComputePlan(
-        "cuda", trace.dtype, trace.micro_batch, recompute=trace.recompute, world_size=trace.ranks
+        "cuda",
+        trace.dtype,
+        trace.micro_batch,
+        recompute=trace.recompute,
+        world_size=trace.ranks,
+        compile=trace.compiled,
+        sharded=trace.sharded,
     )
     stream = Zeros(config.seq_len, trace.documents, trace.sequences)
     stream.mismatched = stream
+    without_compiler = contextlib.nullcontext if trace.compiled else flex_attention_without_compiler
     with (
         mock.patch.object(Decoder, "to", lambda self, device: self),  # it is already there
         contextlib.closing(Trainer(model, stream, settings, plan)) as trainer,
-        flex_attention_without_compiler(),
+        without_compiler(),
         all_tokens_choose_the_first_experts(),
     ):
         if trace.ranks == 1:  # several ranks have their gradients from the start
             for parameter in trainer.optimizer.params:  # as after an earlier micro-batch
                 parameter.grad = torch.zeros_like(parameter)
+        if trace.compiled:  # what the compiler makes is not the step's
+            trainer.train_step()
+            gc.collect()
         live.start()
         trainer.train_step()
 

@@ -48,6 +48,8 @@ def predicted(trace: Trace) -> Memory:
         capability=CARDS[trace.card].capability,
         sequences=trace.sequences,
         ranks=trace.ranks,
+        sharded=trace.sharded,
+        compile=trace.compiled,
     )
     return predict_memory(work, micro_batch=trace.micro_batch, recompute=trace.recompute)
 

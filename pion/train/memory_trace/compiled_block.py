@@ -175,8 +175,7 @@ def _part(node: fx.Node) -> fx.Node | None:
 
 def _in_place(part: fx.Node) -> bool:
     """Return whether a call that is not fused reads a node, or a view of it."""
-    users = (user for user in part.users if user.op != "output")
-    return any(_in_place(user) if _view(user) else not _fuses(user) for user in users)
+    return not all(user.op == "output" or _fuses(user) for user in _readers(part))
 
 
 def _write_elsewhere(node: fx.Node) -> None:
@@ -229,7 +228,16 @@ def _is_buffer(node: fx.Node, returned: set[fx.Node]) -> bool:
         return False
     if node in returned or not _fuses(node):
         return True
-    return len(node.users) > 1 or any(not (_fuses(user) or _view(user)) for user in node.users)
+    return len(node.users) > 1 or not all(map(_fuses, _readers(node)))
+
+
+def _readers(node: fx.Node) -> Iterator[fx.Node]:
+    """Yield the nodes that read a node where it is, also through a view."""
+    for user in node.users:
+        if _view(user):
+            yield from _readers(user)
+        else:
+            yield user
 
 
 def _fuses(node: fx.Node) -> bool:
