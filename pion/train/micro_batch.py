@@ -45,12 +45,7 @@ def choose_micro_batch(
     found: list[tuple[int, bool]] = []
     needed = 0
     for again in (False, True) if recompute is None else (recompute,):
-        best, size = 0, 1
-        while size <= min(useful, max(1, rows_per_rank)):
-            needed = predict_memory(work, micro_batch=size, recompute=again).total
-            if needed > available:
-                break
-            best, size = size, 2 * size
+        best, needed = _largest_that_fits(work, min(useful, rows_per_rank), available, again)
         if best:
             micro_batches = -(-rows_per_rank // best)
             found.append((-(-rows_per_rank // micro_batches), again))
@@ -59,6 +54,32 @@ def choose_micro_batch(
     if found:
         return max(found, key=lambda chosen: chosen[0])  # the first, of equal ones
     raise _does_not_fit(work, needed, available, memory_bytes, recompute)
+
+
+def _largest_that_fits(
+    work: Workload, most: int, available: int, recompute: bool
+) -> tuple[int, int]:
+    """Return the largest power of two of rows up to `most` that fits, and what one row needs.
+
+    The power is 0 if even one row does not fit. A prediction takes a tenth of a second, and more
+    rows need more: after one row, the most are tried, and then the middle of what is left.
+    """
+
+    def needed(power: int) -> int:
+        return predict_memory(work, micro_batch=2**power, recompute=recompute).total
+
+    of_one = needed(0)
+    if of_one > available:
+        return 0, of_one
+    fits, fails = 0, max(1, most).bit_length()  # powers of two
+    tried = fails - 1
+    while fails - fits > 1:
+        if needed(tried) > available:
+            fails = tried
+        else:
+            fits = tried
+        tried = (fits + fails) // 2
+    return 2**fits, of_one
 
 
 def _does_not_fit(

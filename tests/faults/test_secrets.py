@@ -10,20 +10,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import quote
 
 import psutil
 import pytest
 
 from tests.support.changing_folder import files_below
+from tests.support.forked import ForkedRun, may_fork
 from tests.support.hub_server import USER, WRITE_TOKEN, HubServer, hub_server
 from tests.support.s3_server import FaultProxy, S3Server
 from tests.support.waiting import kill_tree
-from tests.support.whole_runs import RUN_SECONDS, write_job
+from tests.support.whole_runs import RUN_SECONDS, Process, write_job
 
 SECRETS = {
     "AWS_SECRET_ACCESS_KEY": "secretaccesskey0123456789/unmistakable",
@@ -32,6 +33,9 @@ SECRETS = {
     "WANDB_API_KEY": "wandbkey0123456789unmistakable",
 }
 
+EVERYONE_MAY = 0  # the umask with which everyone may read what a run makes
+
+# This one starts as a new process: so what Python and its packages write at their start is found.
 _WITH_A_BUG = """
 import sys
 import pion.formats.verify
@@ -57,34 +61,24 @@ class Traces:
     found: dict[str, bytes] = field(default_factory=dict)
     modes: dict[str, int] = field(default_factory=dict)
 
-    def run(self, name: str, command: list[str], environment: dict[str, str]) -> None:
-        """Run a command. During the run, record its processes' command lines, and keep Ray's files,
-        which Ray deletes at the end."""
-        links = Path(tempfile.mkdtemp(dir=environment["TMPDIR"]))
-        process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            umask=0,  # without a umask, everyone may read what is made
-        )
+    def run(self, name: str, start: Callable[[BinaryIO], Process], temporary: Path) -> None:
+        """Run what `start` starts. During the run, record its processes' command lines, and keep
+        Ray's files, which Ray deletes at the end."""
+        links = Path(tempfile.mkdtemp(dir=temporary))
         listed: set[str] = set()
-        output = bytearray()
-        assert process.stdout is not None
-        os.set_blocking(process.stdout.fileno(), False)
-        end = time.monotonic() + RUN_SECONDS
-        while process.poll() is None:
-            if time.monotonic() > end:
-                kill_tree(process.pid)
-                raise AssertionError(f"{name} did not end in {RUN_SECONDS:g} s:\n{output.decode()}")
-            output += process.stdout.read() or b""
-            listed |= set(_command_lines(process.pid))
-            _keep_files_of_ray(Path(environment["TMPDIR"]), links)
-            time.sleep(0.3)
-        output += process.stdout.read() or b""
-        process.stdout.close()
+        with tempfile.TemporaryFile() as output:
+            process = start(output)
+            end = time.monotonic() + RUN_SECONDS
+            while process.poll() is None and time.monotonic() < end:
+                listed |= set(_command_lines(process.pid))
+                _keep_files_of_ray(temporary, links)
+                time.sleep(0.1)
+            said = os.pread(output.fileno(), os.fstat(output.fileno()).st_size, 0)
+        if process.returncode is None:
+            kill_tree(process.pid)
+            raise AssertionError(f"{name} did not end in {RUN_SECONDS:g} s:\n{said.decode()}")
         self.codes.append(process.returncode)
-        self.found[f"{name}: output"] = bytes(output)
+        self.found[f"{name}: output"] = said
         self.found[f"{name}: processes"] = "\n".join(sorted(listed)).encode()
         for path in links.rglob("*"):
             if path.is_file():
@@ -155,17 +149,29 @@ def traces_of(s3: S3Server, hub: HubServer, folder: Path, temporary: Path, worke
         environment = os.environ | proxy.environment() | hub.environment(folder / "hf") | SECRETS
         environment |= {"XDG_CACHE_HOME": str(folder / "cache"), "TMPDIR": str(temporary)}
         pion = ["run", str(job)]
-        plain = [sys.executable, "-m", "pipeline.cli", *pion]
+
+        def fork(output: BinaryIO) -> Process:
+            assert may_fork(environment)
+            return ForkedRun(pion, folder, environment, EVERYONE_MAY, output)
+
+        def with_a_bug(output: BinaryIO) -> Process:
+            return subprocess.Popen(
+                [sys.executable, "-c", _WITH_A_BUG, *pion],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env=environment,
+                umask=EVERYONE_MAY,
+            )
 
         proxy.fail("PUT .*checkpoints", times=1, status=400, code="ExpiredToken")
         proxy.fail("PUT .*checkpoints", kind="reset", times=1)
         proxy.fail("PUT .*checkpoints", times=1000, after=8, status=403, code="AccessDenied")
-        traces.run("forbidden to save", plain, environment)
+        traces.run("forbidden to save", fork, temporary)
         proxy.clear()
         hub.fail("POST .*/commit/", status=403, times=1)
-        traces.run("forbidden to publish", plain, environment)
-        with_a_bug = [sys.executable, "-c", _WITH_A_BUG, *pion]
-        traces.run("a bug", with_a_bug, environment)
+        traces.run("forbidden to publish", fork, temporary)
+        traces.run("a bug", with_a_bug, temporary)
     for place in {folder, temporary}:
         for path in place.rglob("*"):
             traces.modes[str(path.relative_to(place))] = path.stat().st_mode & 0o777

@@ -31,7 +31,7 @@ TWO_TURNS = [*ASKED, {"role": "assistant", "content": "A bird."}] * 2
 
 @pytest.fixture
 def renders_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A check starts the process that renders several times; the whole run uses the real one."""
+    """A test starts the process that renders several times; whole runs use the real one."""
     monkeypatch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
 
 
@@ -48,13 +48,14 @@ def talks_of(tokenizer_file: Path) -> ChatFormat:
     return ChatFormat(tokenizer_file, Tokenizer.from_file(tokenizer_file))
 
 
+@pytest.mark.usefixtures("renders_here")
 def test_training_chat_and_the_published_model_use_the_models_own_template(tmp_path: Path) -> None:
     write_instruct_model(tmp_path / "base", "qwen", QWEN3)
     told = {"system": "Be brief.", "template_options": {"enable_thinking": False}}
-    job = write_job(tmp_path, sft=SFT | told | {"steps": 60, "seq_len": 128, "warmup_steps": 6})
+    job = write_job(tmp_path, sft=SFT | told | {"steps": 30, "seq_len": 128, "warmup_steps": 3})
     with (tmp_path / "talks.jsonl").open("a") as file:
         file.write(json.dumps({"messages": TWO_TURNS}) + "\n")
-    output = finish(job, "publish.to=out", "log.every=30")
+    output = finish(job, "publish.to=out", "log.every=15")
     assert "so each answer of 1 conversations is a separate example" in output
 
     trained = find_model(f"{tmp_path}/runs/tiny")

@@ -2,8 +2,8 @@
 
 A collection of garbage writes to each object that it looks at. In a fork, this copies the imported
 modules, page by page, and takes longer than a tiny run trains. So they are left out of collections.
-Each run would also measure the peak of the CPU for its MFU. The forks inherit what is measured
-here.
+Each run would also measure the peak of the CPU for its MFU, read the versions of packages, and
+build the validators of records. The forks inherit what is measured, read and built here.
 """
 
 import gc
@@ -11,8 +11,16 @@ import gc
 import torch
 
 from pion.train.hardware import peak_flops
+from pipeline.report.results import Evaluated
+from pipeline.state.head import Head
+from pipeline.state.owner import code_version
+from pipeline.state.record_json import _validator
+from pipeline.state.shared.records import DataState
 
 torch.set_num_threads(1)  # as in the runs; a fork has no threads of its parent
 peak_flops(torch.device("cpu"), "float32")
+code_version()
+for record in (DataState, Evaluated, Head):
+    _validator(record)
 gc.collect()
 gc.freeze()

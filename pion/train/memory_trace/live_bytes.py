@@ -18,6 +18,7 @@ class LiveBytes(TorchDispatchMode):
     """Counts the storages on one kind of device until nothing refers to them.
 
     Attributes:
+        device_type: of the storages that are counted.
         live: the bytes that are alive now.
         history: `live` after each new storage. Whoever measures replaces the list.
         opened: the operations whose bodies are run, to see what they need inside.
@@ -31,7 +32,7 @@ class LiveBytes(TorchDispatchMode):
 
     def __init__(self, device_type: str, opened: Mapping[Any, Callable[..., Any]]) -> None:
         super().__init__()
-        self._device_type, self.opened = device_type, opened
+        self.device_type, self.opened = device_type, opened
         self._known: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self.live = 0
         self.history: list[int] = []
@@ -45,7 +46,7 @@ class LiveBytes(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         leaves = (result,) if isinstance(result, Tensor) else tree_leaves(result)
         for leaf in leaves:
-            if isinstance(leaf, Tensor) and leaf.device.type == self._device_type:
+            if isinstance(leaf, Tensor) and leaf.device.type == self.device_type:
                 self._count(leaf)
         return result
 

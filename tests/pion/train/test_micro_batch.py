@@ -132,6 +132,23 @@ def test_more_memory_means_a_larger_micro_batch_up_to_what_is_useful() -> None:
     assert sizes[-1] == 32  # 65,536 tokens
 
 
+@pytest.mark.parametrize("most", [1, 2, 24, 32])
+def test_the_largest_power_of_two_that_fits_is_chosen(most: int) -> None:
+    work = workload(ModelConfig.preset("pion-small"), dtype="bfloat16", device="cuda")
+    for gib in range(3, 40, 3):
+        try:
+            found = choose_micro_batch(
+                work, rows_per_rank=most, memory_bytes=gib * GIB, recompute=False
+            )[0]
+        except BadInput:
+            found = 0
+        sizes = [1, *(size for size in (2, 4, 8, 16, 32) if size <= most)]
+        needs = {size: predict_memory(work, micro_batch=size, recompute=False) for size in sizes}
+        fits = [size for size in sizes if needs[size].total <= int(0.9 * gib * GIB)]
+        best = max(fits, default=0)
+        assert found == (best and -(-most // -(-most // best)))
+
+
 def test_activations_are_recomputed_only_where_one_row_would_not_fit_otherwise() -> None:
     xl = ModelConfig.preset("pion-xl")
     assert chosen(xl, 80)[1] is False
