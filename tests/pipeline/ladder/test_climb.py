@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from pipeline.state.stores import FileStore
 from tests.pipeline.ladder.fake_runs import LAW, FakeRuns, Killed, write_job
 
 SMALL = {"widths": "0.25,0.5,1", "tokens": "0.25,0.5,1"}
+HELD_OUT = "1.5x1,1.5x2"
 
 
 @pytest.fixture(autouse=True)
@@ -59,27 +61,31 @@ def test_a_finished_ladder_does_nothing_again_and_keeps_its_fit(tmp_path: Path) 
     assert record_of(tmp_path).fit == fit
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> LadderRecord:
+    """The record of a ladder of eleven runs that nobody killed."""
+    folder = tmp_path_factory.mktemp("whole")
+    with contextlib.chdir(folder):
+        climb(write_job(folder), FakeRuns(), hold_out=HELD_OUT)
+    return record_of(folder)
+
+
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("number", [1, 9, 11])
 def test_a_ladder_that_is_killed_anywhere_ends_with_the_same_fit_and_predictions(
-    tmp_path: Path, number: int, moment: str
+    tmp_path: Path, whole: LadderRecord, number: int, moment: str
 ) -> None:
-    (tmp_path / "whole").mkdir()
-    (tmp_path / "broken").mkdir()
-    options = {"hold_out": "1.5x1,1.5x2"}
-    climb(write_job(tmp_path / "whole"), FakeRuns(), **options)
-
     def kill(at: int, when: str) -> None:
         if (at, when) == (number, moment):
             raise Killed
 
-    job = write_job(tmp_path / "broken")
+    job = write_job(tmp_path)
     with pytest.raises(Killed):
-        climb(job, FakeRuns(meddle=kill), **options)
+        climb(job, FakeRuns(meddle=kill), hold_out=HELD_OUT)
     rest = FakeRuns()
-    assert climb(job, rest, **options) == 0
+    assert climb(job, rest, hold_out=HELD_OUT) == 0
     assert len(rest.started) == 11 - number + (moment == "before")
-    whole, broken = record_of(tmp_path / "whole"), record_of(tmp_path / "broken")
+    broken = record_of(tmp_path)
     assert broken.fit == whole.fit
     assert [p.bits_per_byte for p in broken.predictions.values()] == [
         p.bits_per_byte for p in whole.predictions.values()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
 from pathlib import Path
@@ -75,13 +77,25 @@ def test_settings_that_differ_by_noise_are_said_to_be_noise(
     assert "is noise: " in capsys.readouterr().out
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a search says that nobody killed."""
+    folder, said = tmp_path_factory.mktemp("whole"), io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stdout(said):
+        search(job_in(folder), FakeRuns(loss=best_at_2e3), as_json=True)
+    found: dict[str, Any] = json.loads(said.getvalue())
+    return found
+
+
 @pytest.mark.parametrize(("first", "second"), [(1, 3), (7, 12), (12, 13), (17, 18)])
 def test_a_search_that_is_killed_twice_makes_the_same_choice(
-    tmp_path: Path, first: int, second: int, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    first: int,
+    second: int,
+    whole: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    search(job_in(tmp_path / "whole"), FakeRuns(loss=best_at_2e3), as_json=True)
-    whole = json.loads(capsys.readouterr().out)
-    job, done = job_in(tmp_path / "broken"), 0
+    job, done = job_in(tmp_path), 0
     for number in (first, second - first):
 
         def kill(at: int, moment: str, number: int = number) -> None:
