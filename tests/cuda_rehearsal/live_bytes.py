@@ -49,7 +49,7 @@ class LiveBytes:
                 self._count(leaf, operation.func)
 
     def resized(self, tensor: Tensor) -> None:
-        """Count the storage of a tensor anew. No operation says that a storage is resized."""
+        """Count the storage of a tensor again: no operation says that a storage is resized."""
         if tensor.is_cuda:
             self._count(tensor, "resized")
 

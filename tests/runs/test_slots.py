@@ -19,9 +19,7 @@ from tests.support.whole_runs import (
     final_weights,
     finish,
     head_of,
-    kill,
-    start,
-    wait_for,
+    kill_after_a_save,
     write_job,
 )
 
@@ -57,10 +55,7 @@ def test_a_run_that_was_killed_ends_with_the_same_bits(tmp_path: Path, whole: Wh
     job = write_job(tmp_path, **JOB, checkpoint__every_steps=1, log__every=1)
     slow = with_slow_steps(tmp_path)
     for stage in ("pretrain", "sft"):
-        process = start(job, env=slow.environment())
-        wait_for(process, f"{stage}: starts")
-        wait_for(process, ": saved")
-        kill(process)
+        kill_after_a_save(job, stage, slow)
     slow.check()
     output = finish(job)
     assert "continues after step" in output, output

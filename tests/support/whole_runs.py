@@ -150,14 +150,19 @@ def finish(job: Path, *overrides: str) -> str:
     return ends_with(0, start(job, *overrides))
 
 
+def kill_after_a_save(job: Path, stage: str, slow: Meddling) -> None:
+    """Start a run, and kill it once it has saved in a stage whose steps are slow."""
+    process = start(job, env=slow.environment())
+    wait_for(process, f"{stage}: starts")
+    wait_for(process, ": saved")
+    kill(process)
+
+
 def finish_after_kills(folder: Path, job: Path, stage: str, kills: int) -> str:
     """Kill a run so often while it trains a stage, let it end, and return its output."""
     slow = with_slow_steps(folder)
     for _ in range(kills):
-        process = start(job, env=slow.environment())
-        wait_for(process, f"{stage}: starts")
-        wait_for(process, ": saved")
-        kill(process)
+        kill_after_a_save(job, stage, slow)
     slow.check()
     output = finish(job)
     assert f"{stage}: starts (continues after step" in output, output

@@ -58,14 +58,12 @@ def measure_compiled_block(
     most of the time of a trace, and of so many rows it says what any other number needs.
     """
     from torch._functorch.partitioners import min_cut_rematerialization_partition
-    from torch.fx._lazy_graph_module import _use_lazy_graph_module
 
     history, live.history = live.history, []
     primals = [t.detach().requires_grad_(t.requires_grad) for t in (*weights, *given)]
     tangents = [torch.empty_like(result) for result in results if result.requires_grad]
     opened, live.opened = live.opened, {}  # a graph has them closed
-    with _use_lazy_graph_module(True):  # no graph runs, so torch need not write its Python
-        graph = _joint(run, len(weights), primals, tangents)
+    graph = _joint(run, len(weights), primals, tangents)
     live.opened = opened
     values = {node.name: node.meta.get("val") for node in graph.graph.nodes}
     cut: Cut | None = None
@@ -75,13 +73,12 @@ def measure_compiled_block(
         if cut is None:
             for node in graph.graph.nodes:
                 node.meta["val"] = of_rows[node.name]
-            with _use_lazy_graph_module(True):
-                passes = min_cut_rematerialization_partition(
-                    graph,
-                    [],  # it does not read the arguments
-                    num_fwd_outputs=len(results),
-                    static_lifetime_input_indices=list(range(len(weights))),
-                )
+            passes = min_cut_rematerialization_partition(
+                graph,
+                [],  # it does not read the arguments
+                num_fwd_outputs=len(results),
+                static_lifetime_input_indices=list(range(len(weights))),
+            )
             cut = Cut(*passes)
         cut.set_values(of_rows)
         measured.append(_measured(live, cut, len(weights), len(results)))

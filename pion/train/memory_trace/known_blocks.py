@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from pion.train.memory_trace.request import Traced
 OF_THE_MODEL = ("n_layers", "vocab_size")
 
 # By all that decides what a block needs. One is a few kilobytes.
-_KNOWN: dict[tuple[str, Any], list[Measured]] = {}
+_KNOWN: dict[tuple[str, str, Any], list[Measured]] = {}
 MOST_KNOWN = 256
 
 
@@ -39,18 +39,20 @@ def remembered_block(
 
     To measure a block takes most of the time of a trace. `structure` is of its weights and inputs.
     """
-    block = [
-        (field.name, getattr(what.config, field.name))
-        for field in fields(what.config)
-        if field.name not in OF_THE_MODEL
-    ]
     # The structure has the sequences of a row in the inputs, if a block reads them.
-    key = f"{block} {replace(what, sequences=0)!r}".replace(repr(what.config), ""), structure
+    rest = _all_but(what, "config", "sequences")
+    key = _all_but(what.config, *OF_THE_MODEL), rest, structure
     if key not in _KNOWN:
         if len(_KNOWN) >= MOST_KNOWN:
             _KNOWN.clear()
         _KNOWN[key] = measure()
     return _KNOWN[key]
+
+
+def _all_but(value: Any, *left_out: str) -> str:
+    """Return the fields of a dataclass but these, as text."""
+    names = [field.name for field in fields(value) if field.name not in left_out]
+    return repr([(name, getattr(value, name)) for name in names])
 
 
 def forget_blocks() -> None:

@@ -23,7 +23,7 @@ def product(weights: list[Tensor], given: list[Tensor]) -> list[Tensor]:
 
 
 def test_what_a_product_reads_through_a_view_is_in_memory() -> None:
-    """A product is a call of its own: what it reads does not stay in registers."""
+    """A product is not fused with what comes before it, so what it reads is in memory."""
     with FakeTensorMode(), LiveBytes("cpu", {}) as live:
         weight = torch.empty(WIDTH, WIDTH, dtype=torch.bfloat16, requires_grad=True)
         given = torch.empty(MANY_ROWS, TOKENS, WIDTH, dtype=torch.bfloat16, requires_grad=True)
