@@ -22,6 +22,7 @@ LARGEST_TOKENIZER = 128 << 20
 LARGEST_JOB = 1 << 20
 # Of the list of a data set's shards: enough for a million.
 LARGEST_LISTING = 512 << 20
+_PART_BYTES = 1 << 20
 # How deep objects and lists may be nested.
 DEEPEST = 64
 # How many digits a whole number may have, so that it can also become a float.
@@ -48,11 +49,15 @@ def read_file(path: str | Path, limit: int = LARGEST_RECORD) -> bytes:
     Raises BadInput for a larger file and as `open_file` does, and OSError where the file can't be
     read.
     """
+    parts, left = [], limit + 1
     with open_file(path) as file:
-        data = file.read(limit + 1)
-    if len(data) > limit:
+        # In parts: a read allocates what it is asked for, however small the file is.
+        while part := file.read(min(left, _PART_BYTES)):
+            parts.append(part)
+            left -= len(part)
+    if not left:
         raise too_large(str(path), limit)
-    return data
+    return b"".join(parts)
 
 
 def read_json(path: str | Path, limit: int = LARGEST_RECORD) -> Any:

@@ -10,6 +10,7 @@ import pytest
 
 from pion.errors import BadInput
 from pion.untrusted import DEEPEST, open_file, parse_json, parse_object, read_file, read_json
+from tests.hostile.in_process import little_memory
 
 
 def nested(levels: int) -> str:
@@ -77,6 +78,13 @@ def test_a_file_of_the_largest_size_is_read_and_one_byte_more_is_refused(tmp_pat
     assert len(read_json(file, limit=100)) == 98
     with pytest.raises(BadInput, match=r"file has more than 99 bytes, so it was not read"):
         read_file(file, limit=99)
+
+
+def test_a_small_file_takes_little_memory_whatever_size_it_may_have(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"{}")
+    with little_memory(64 << 20):
+        assert read_file(file, limit=1 << 30) == b"{}"
 
 
 def test_what_is_not_a_regular_file_is_refused_at_once(tmp_path: Path) -> None:
