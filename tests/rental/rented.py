@@ -116,10 +116,11 @@ def unbroken_run(
     """Train the job without interruption, in `folder`; yield a function that returns the sha256 of
     its weights after so many steps of its last stage.
 
-    `more` are overrides; None: those of a job whose only stage is pretrain.
+    `more` is what `pion run` gets next to the job; None: it ends after pretrain.
     """
-    overrides = ["store=runs", *OVERRIDES, *(more or [f"pretrain.steps={steps}"])]
-    command = [f"{sys.prefix}/bin/pion", "run", str(REPOSITORY / JOB), *overrides]
+    more = more or [f"pretrain.steps={steps}", "--until", "pretrain"]
+    command = [f"{sys.prefix}/bin/pion", "run", str(REPOSITORY / JOB), "store=runs"]
+    command += [*OVERRIDES, *more]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
 

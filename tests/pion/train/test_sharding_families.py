@@ -34,7 +34,8 @@ LOSS_APART = {"tachyon adamw": 1e-2, "tachyon muon": 1e-2, "daisy adamw": 1e-2}
 # The first steps, in which nothing has been rounded to the other side but with experts.
 CLOSE_STEPS = 10
 # How far weights may be apart after one step from the same state; and after how many steps they may
-# be further apart. Rarely, Muon's iterations in bf16 round a value to the other side.
+# be further apart. Rarely, Muon's iterations in bf16 round a value to the other side; and AdamW's
+# first step makes the gradients of the biases of keys, which are nothing but rounding, large.
 STEP_APART, STEPS_ROUNDED = 2e-7, 2
 # The last bit of the gradients' norm differs between numbers of ranks. Muon's iterations in bf16
 # make it large, so nothing is clipped there.
@@ -137,10 +138,12 @@ def test_in_bfloat16_ranks_train_as_one_process_does(tmp_path: Path) -> None:
     assert not wrong, wrong
 
 
-def test_in_bfloat16_each_step_is_that_of_one_process_from_the_same_weights(tmp_path: Path) -> None:
-    """So what is apart after many steps has grown from rounding, and is no mistake."""
-    cases = [case for case in CASES if case[0] in IN_BF16]
-    run_ranks(Work(2, cases, BF16, from_one=True), tmp_path, 2)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_each_step_is_that_of_one_process_from_the_same_weights(tmp_path: Path, dtype: str) -> None:
+    """So what is further apart after many steps has grown from rounding, and is no mistake."""
+    changes, families = (BF16, IN_BF16) if dtype == "bfloat16" else ({}, APART)
+    cases = [case for case in CASES if case[0] in families]
+    run_ranks(Work(2, cases, changes, from_one=True), tmp_path, 2)
     found = json.loads((tmp_path / "0.json").read_text())
     wrong = {
         case: steps
