@@ -17,12 +17,14 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Literal
 from unittest import mock
 
 from torch import Tensor
 from torch.distributed.fsdp._fully_shard import _fsdp_param, _fsdp_param_group
 
+from pion.config.lora import Lora
 from tests.cuda_rehearsal.fake_group import fake_group
 from tests.cuda_rehearsal.live_bytes import LiveBytes
 from tests.cuda_rehearsal.lowering import lowering
@@ -47,23 +49,37 @@ Optimizer = Literal["adamw", "muon"]
 _WAYS: tuple[tuple[Optimizer, dict[str, Any]], ...] = (("adamw", {}), ("adamw", FEW), ("muon", FEW))
 
 
+# Of 4 ranks: LoRA, whose gradients are few; rows of several documents, and of answers; and the
+# products of experts of an H100.
+_OTHERS: dict[str, list[dict[str, Any]]] = {
+    "pion-small": [
+        {"lora": Lora()},
+        {"lora": Lora(base_dtype="bfloat16"), "recompute": True},
+        {"documents": True},
+        {"documents": True, "sequences": 8},
+    ],
+    "tachyon-tiny": [
+        {"card": "H100"},
+        {"card": "H100", "lora": Lora(targets=("q_proj",))},
+        {"documents": True},
+    ],
+}
+
+
 def named(preset: str) -> list[Trace]:
     """Return the traces of this preset."""
-    return [
-        Trace(
-            preset,
-            1,
-            optimizer,
-            recompute=recompute,
-            changes=FAMILIES[preset] | changes,
-            ranks=ranks,
-            sharded=True,
-            compiled=True,
-        )
+    trace = partial(Trace, preset, 1, sharded=True, compiled=True)
+    layers = FAMILIES[preset]
+    usual = [
+        trace(optimizer, ranks=ranks, recompute=recompute, changes=layers | changes)
         for ranks in RANKS
         for recompute in (False, True)
         for optimizer, changes in _WAYS
     ]
+    others = [
+        trace(ranks=RANKS[0], changes=layers | FEW, **ways) for ways in _OTHERS.get(preset, [])
+    ]
+    return usual + others
 
 
 def main() -> None:

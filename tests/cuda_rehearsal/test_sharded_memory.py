@@ -22,8 +22,8 @@ pytestmark = pytest.mark.soak
 PROGRAM = "tests.cuda_rehearsal.sharded_traces"
 # With few ids, blocks need the most. Then a prediction may be over by more: what several operations
 # of a compiled block read is counted as if it were in memory, and inductor often keeps it in
-# registers. Of PILON, the end of the backward pass is the most, which sends the gradients of banks.
-MOST_OF_BLOCKS = 1.26
+# registers.
+MOST_OF_BLOCKS = 1.19
 
 PeaksOf = Callable[[str], dict[Trace, Peak]]
 
@@ -50,7 +50,7 @@ def test_the_prediction_is_never_under_the_peak_and_hardly_over(
         if not 1 <= found <= (MOST_OF_BLOCKS if has_few_ids(trace) else MOST)
     }
     assert not wrong, wrong
-    assert len(peaks) == 12
+    assert len(peaks) == len(named(preset)) >= 12
 
 
 @pytest.mark.parametrize("ranks", RANKS)
@@ -58,7 +58,11 @@ def test_gathered_weights_of_which_half_is_forgotten_are_found(
     peaks_of: PeaksOf, ranks: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     traces = peaks_of("tachyon-tiny")
-    few = [trace for trace in named("tachyon-tiny") if has_few_ids(trace) and trace.ranks == ranks]
+    few = [
+        trace
+        for trace in named("tachyon-tiny")
+        if has_few_ids(trace) and trace.ranks == ranks and trace.card == "A40"
+    ]
     monkeypatch.setattr(remembered, "_folder", lambda: tmp_path)
     remembered.forget()
     real = shards.shards_of

@@ -66,7 +66,7 @@ class Pass:
         layer: the number of the next block.
         activations: the live bytes before the first loss.
         shards: the group of each block, if ranks keep parts of the weights.
-        received: the buffer of the group that was gathered last.
+        received: the buffer of the group that was gathered last, or ahead of its block.
         sent: the buffer of the gradients that were sent last.
         held: what stays until the end of the backward pass.
     """
@@ -141,6 +141,7 @@ class _StandIn(torch.autograd.Function):
             kept = at(ctx.memory.kept, ctx.rows)
             needed = max(most(ctx.memory.again, ctx.rows), kept + needed)
         before, group = ctx.groups
+        ctx.now.received = None  # it is counted as this group's
         # A gradient of a shared weight is added to that of other blocks before all is free.
         needed += ctx.sum + group.gathered + before.gathered
         _room(ctx, max(group.copied_out, needed))

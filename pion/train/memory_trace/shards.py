@@ -76,7 +76,8 @@ class Groups:
         """The bytes when the backward pass has ended: the gradients of all but the blocks are
         whole, and one group after the other sends its own."""
         last = (*self.tables, self.rest)
-        return sum(group.gradients for group in last) + max(group.leaving for group in last)
+        whole = sum(group.gradients for group in last)
+        return whole + max(group.leaving - group.gradients for group in last)
 
 
 NO_GROUPS = Groups([], [], NOTHING)

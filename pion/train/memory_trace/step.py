@@ -83,6 +83,9 @@ class StepTrace:
             self._live.history = []
             roots = [root_of(total, torch.ones_like(total))]
             del total
+            # While the backward pass of the head runs, the last block is received ahead.
+            ahead = groups.blocks[-1].gathered if groups.blocks else 0
+            now.received = torch.empty(ahead, dtype=torch.uint8, device=self._what.device)
             run_backward(roots, add_gradient)
             backward = max(self._live.history)
         # The loss of gates calls the model's `logits` inside of `losses`. Then FSDP2 frees the rest
