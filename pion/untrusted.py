@@ -22,11 +22,12 @@ LARGEST_TOKENIZER = 128 << 20
 LARGEST_JOB = 1 << 20
 # Of the list of a data set's shards: enough for a million.
 LARGEST_LISTING = 512 << 20
-_PART_BYTES = 1 << 20
 # How deep objects and lists may be nested.
 DEEPEST = 64
 # How many digits a whole number may have, so that it can also become a float.
 _MOST_DIGITS = 300
+# How much of a file is read at once.
+_PART_BYTES = 1 << 20
 
 
 def open_file(path: str | Path) -> BufferedReader:
