@@ -269,9 +269,12 @@ class Display:
                 count = _amount(progress)
                 facts = ""
         bar = Table.grid("", Column(ratio=1), "", padding=(0, 1), expand=True)
-        name, count = Text(printable(title), style="bold"), Text(printable(count))
-        bar.add_row(name, ProgressBar(total or None, done), count)
-        return Group(bar, Text(printable(facts), style="cyan")) if facts else bar
+        name = Text(printable(title), style="bold")
+        bar.add_row(name, ProgressBar(total or None, done), Text(printable(count)))
+        if not facts:
+            return bar
+        # A line that is printed unwrapped draws the panel, too, and would cut the facts.
+        return Group(bar, Text(printable(facts), "cyan", no_wrap=False, overflow="fold"))
 
 
 def _parts(phases: Iterable[tuple[str, float]]) -> str:
