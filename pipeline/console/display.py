@@ -106,6 +106,8 @@ class Display:
             self._show(message)
         elif not (isinstance(message, Step) and self._said.qsize() > MOST_WAITING):
             self._said.put((self._now(), message))
+            if isinstance(message, Note) and message.last:
+                self.__exit__()
 
     def _draw(self) -> None:
         """Draw until the end was said."""
