@@ -11,7 +11,7 @@ import math
 import re
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from decimal import Decimal
+from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 import pytest
@@ -35,8 +35,9 @@ def signed(value: float, digits: int = 3) -> str:
 
 
 def rounded(value: float, digits: int) -> str:
-    """Return a decimal number, of which a half is rounded up."""
-    return str(round(Decimal(str(value)) + Decimal(f"1e-{digits + 6}"), digits))
+    """Return a decimal number, of which a half is rounded away from 0."""
+    exact = Decimal(str(value)).quantize(Decimal(f"1e-{digits + 6}"))  # 100 · 0.0015 is 0.15
+    return str(exact.quantize(Decimal(f"1e-{digits}"), ROUND_HALF_UP))
 
 
 def error(values: Sequence[float]) -> float:
@@ -188,7 +189,7 @@ def ladder() -> Words:
         yield f"| {both[0]['good']}, {both[1]['good']} | {goods} | {regrets} |"
     intervals = results("ladder_intervals")
     share = f"{100 * intervals['held']:.1f} % ± {100 * intervals['sem']:.1f}"
-    yield f"On {intervals['ladders']} ladders of laws drawn at random, they held {share}"
+    yield f"On {intervals['ladders']:,} ladders of laws drawn at random, they held {share}"
 
 
 def recipes() -> Words:

@@ -13,6 +13,7 @@ import pytest
 from benchmarks.ladder_intervals import summary
 from pion.errors import BadInput
 from pipeline.ladder.fit import Fit, fit
+from pipeline.ladder.interval import MARGIN
 from pipeline.ladder.law import Law
 from pipeline.ladder.points import Point
 from tests.pipeline.ladder.made_up import LAWS, LENGTHS, NOISE, SIZES, ladder
@@ -37,7 +38,7 @@ def test_intervals_hold_nine_of_ten_runs_of_12_to_100_times_the_flops(
     assert summary(ladders)["held"] == pytest.approx(0.9, abs=error)
 
 
-def test_of_a_law_that_is_nearly_linear_the_interval_is_the_exact_one() -> None:
+def test_of_a_law_that_is_nearly_linear_the_interval_is_the_exact_one_and_its_margin() -> None:
     law, noise, (macs, tokens) = LAWS[1], 1e-4, (4 * SIZES[-1], 4 * LENGTHS[-1])
     points = ladder(law, noise, seed=1)
     given = np.array([law.E, law.A, law.alpha, law.B, law.beta])
@@ -53,7 +54,7 @@ def test_of_a_law_that_is_nearly_linear_the_interval_is_the_exact_one() -> None:
     of_run = np.array(slopes(macs, tokens))
     leverage = float(of_run @ np.linalg.solve(design.T @ design, of_run))
     student = 1.7959  # 90 % with 11 degrees of freedom lie between ± this
-    half = student * math.sqrt(float(squares[0]) / 11 * (1 + leverage))
+    half = MARGIN * student * math.sqrt(float(squares[0]) / 11 * (1 + leverage))
     middle = law.loss(macs, tokens) + float(of_run @ change)
     said = fit(points).predict(macs, tokens)
     assert (said.low - middle, said.high - middle) == pytest.approx((-half, half), rel=0.02)
