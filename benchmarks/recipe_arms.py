@@ -7,6 +7,7 @@ embeddings, head and vectors are given for a d_model of 768, and grow with (d_mo
 
 from __future__ import annotations
 
+import functools
 import json
 import tempfile
 from collections.abc import Callable, Mapping
@@ -238,6 +239,7 @@ def job_of(size: str, arm: str, steps: int) -> Job:
     return load_job(JOB, [*TEXT, *changes, f"data.documents={json.dumps(found.documents)}"])
 
 
+@functools.cache
 def macs(size: str, arm: str) -> int:
     """Return the multiply-accumulates with weights for a token."""
     config = job_of(size, FIRST if arm in RIVALS else arm, 100).model_config_resolved()

@@ -1,6 +1,7 @@
 """How the gain of a recipe changes with compute (benchmarks/recipes.py).
 
-Each recipe gets a law of the races at equal FLOPs, with one floor for all:
+A recipe and the one that it is compared with get a law of the races at equal FLOPs, with one floor
+for both:
 
     L(C) = E + a · C^-b,  where C are the FLOPs of a training
 
@@ -12,60 +13,61 @@ compute shrink the multiplier by a factor of 10^-0.1 = 0.79.
 from __future__ import annotations
 
 import math
-import random
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from scipy.optimize import least_squares
+from scipy.special import stdtrit
 
-# By recipe and seed, the bits per byte of each size; and the FLOPs of each size.
+# By recipe and seed, the bits per byte of each size.
 Losses = Mapping[str, Mapping[str, Sequence[float]]]
-REPEATS = 500  # of the bootstrap over seeds
-SEED = 1
+# The share of intervals that hold the slope, and how many seeds an interval needs.
+HELD, LEAST_SEEDS = 0.9, 4
 
 
 def scaling(losses: Losses, flops: Sequence[float], other: str) -> dict[str, Any]:
-    """Return the laws of recipes, and the multiplier of each over `other` with its slope.
+    """Return the multiplier of each recipe over `other` with its slope, from the mean of all seeds
+    that both have.
 
-    Intervals hold 90 % of the fits to seeds that are drawn again.
+    With LEAST_SEEDS, the slope is the mean of those of single seeds, and has an interval of
+    Student's t: no other seed is behind a law of one seed.
     """
-    names = list(losses)
-    draw = random.Random(SEED)
-    found = _fit(_means(losses), flops)
-    again = []
-    for _ in range(REPEATS):
-        seeds = draw.choices(list(losses[other]), k=len(losses[other]))
-        again.append(_fit(_means(losses, seeds), flops))
-    report: dict[str, Any] = {"floor": round(found[0], 4), "flops": list(flops), "recipes": {}}
-    for name in names:
-        a, b = found[1][names.index(name)]
-        row: dict[str, Any] = {"a": round(a, 4), "b": round(b, 4)}
+    report: dict[str, Any] = {"flops": list(flops), "recipes": {}}
+    for name in losses:
         if name != other:
-            pair = names.index(name), names.index(other)
-            row["multiplier"] = [round(_multiplier(found, *pair, c / flops[0]), 2) for c in flops]
-            slopes = sorted(_slope(fit, *pair) for fit in again)
-            row["slope"] = round(_slope(found, *pair), 3)
-            row["slope_90"] = [round(slopes[int(share * REPEATS)], 3) for share in (0.05, 0.95)]
-        report["recipes"][name] = row
+            seeds = sorted(losses[name].keys() & losses[other].keys())
+            pairs = np.array([[losses[arm][seed] for arm in (name, other)] for seed in seeds])
+            report["recipes"][name] = {"seeds": len(seeds), **_compared(pairs, flops)}
     return report
 
 
-Fit = tuple[float, list[tuple[float, float]]]  # the floor, and (a, b) of each recipe
+def _compared(pairs: np.ndarray[Any, Any], flops: Sequence[float]) -> dict[str, Any]:
+    """Return how two recipes compare: `pairs` is (seeds, 2, sizes)."""
+    floor, laws = _fit(pairs.mean(axis=0), flops)
+    row: dict[str, Any] = {
+        "floor": round(floor, 4),
+        "laws": [[round(v, 4) for v in x] for x in laws],
+    }
+    row["multiplier"] = [round(_multiplier(laws, c / flops[0]), 2) for c in flops]
+    if len(pairs) < LEAST_SEEDS:
+        return row | {"slope": round(_slope(laws), 3)}
+    slopes = [_slope(_fit(one, flops)[1]) for one in pairs]
+    mean, error = statistics.mean(slopes), statistics.stdev(slopes) / math.sqrt(len(slopes))
+    half = float(stdtrit(len(slopes) - 1, (1 + HELD) / 2)) * error
+    return row | {
+        "slope": round(mean, 3),
+        "slope_90": [round(mean - half, 3), round(mean + half, 3)],
+        "slope_of_seeds": [round(slope, 3) for slope in slopes],
+    }
 
 
-def _means(losses: Losses, seeds: Sequence[str] | None = None) -> np.ndarray[Any, Any]:
-    """Return the mean of each recipe and size: (recipes, sizes)."""
-    return np.array(
-        [
-            np.mean([by_seed[seed] for seed in (seeds or by_seed)], axis=0)
-            for by_seed in losses.values()
-        ]
-    )
+Laws = list[tuple[float, float]]  # (a, b) of each recipe
 
 
-def _fit(means: np.ndarray[Any, Any], flops: Sequence[float]) -> Fit:
-    """Fit the laws to means (recipes, sizes). C is in units of the least FLOPs."""
+def _fit(means: np.ndarray[Any, Any], flops: Sequence[float]) -> tuple[float, Laws]:
+    """Return the floor and the laws of means (recipes, sizes). C is in units of the least FLOPs."""
     log_c = np.log(np.array(flops) / flops[0])
     count = len(means)
 
@@ -81,11 +83,12 @@ def _fit(means: np.ndarray[Any, Any], flops: Sequence[float]) -> Fit:
     return float(x[0]), [(math.exp(x[1 + i]), float(x[1 + count + i])) for i in range(count)]
 
 
-def _multiplier(fit: Fit, one: int, other: int, c: float) -> float:
-    """Return how many times the compute `other` needs for what `one` reaches with `c`."""
-    (a, b), (a_other, b_other) = fit[1][one], fit[1][other]
+def _multiplier(laws: Laws, c: float) -> float:
+    """Return how many times the compute the second recipe needs for what the first has with `c`."""
+    (a, b), (a_other, b_other) = laws
     return (a_other / a) ** (1 / b_other) * c ** (b / b_other - 1)
 
 
-def _slope(fit: Fit, one: int, other: int) -> float:
-    return fit[1][one][1] / fit[1][other][1] - 1
+def _slope(laws: Laws) -> float:
+    (_, b), (_, b_other) = laws
+    return b / b_other - 1

@@ -176,29 +176,25 @@ def _compared(these: Sequence[float], others: Sequence[float]) -> dict[str, Any]
 
 def scaling_of(runs: Mapping[str, Mapping[str, float]]) -> dict[str, Any] | None:
     """Return how the gains change with compute, at equal FLOPs; None while a size is missing."""
-    found: dict[str, dict[str, dict[str, float]]] = {}
+    found: dict[str, dict[str, list[float]]] = {}
     for arm in COMPARED:
         steps = {size: steps_of(size, arm, equal_flops=True) for size in SIZES}
-        found[arm] = {
-            size: {
-                seed: runs[key]["bits_per_byte"]
-                for seed in map(str, range(MOST_SEEDS))
-                if (key := key_of(size, arm, steps[size], seed)) in runs
-            }
-            for size in SIZES
+        of_seeds = {
+            seed: [runs.get(key_of(size, arm, steps[size], seed)) for size in SIZES]
+            for seed in map(str, range(MOST_SEEDS))
         }
-    seeds = set.intersection(*(set(one) for sizes in found.values() for one in sizes.values()))
-    if len(seeds) < 2:
+        found[arm] = {
+            seed: [run["bits_per_byte"] for run in of if run is not None]
+            for seed, of in of_seeds.items()
+            if None not in of
+        }
+    if not all(found.values()):
         return None
-    losses = {
-        arm: {seed: [sizes[size][seed] for size in SIZES] for seed in sorted(seeds)}
-        for arm, sizes in found.items()
-    }
     flops = [
         training_flops(macs(size, FIRST), steps_of(size, FIRST, equal_flops=True) * BATCH_TOKENS)
         for size in SIZES
     ]
-    return scaling(losses, flops, FIRST)
+    return scaling(found, flops, FIRST)
 
 
 def _train(run: Run, data: Path, checkout: str | None) -> Measures:

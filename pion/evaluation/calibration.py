@@ -13,7 +13,7 @@ import numpy as np
 
 from pion.data.shards import IGNORED
 from pion.evaluation.held_out import Scores, by_document
-from pion.evaluation.shares import ratio
+from pion.evaluation.shares import ratio, share_ratio
 
 BINS = 15
 # The bin of the example: with 15 bins, its middle is 70 %.
@@ -71,12 +71,12 @@ def calibrate(scores: Scores, documents: np.ndarray) -> Calibration:
     sure, hits, squares, distance, tokens, said, correct, some = by_document(
         documents, counted, *of_all, *of_example
     )
-    found = Example(ratio(said, some)[0], *ratio(correct, some), tokens=int(some.sum()))
+    found = Example(ratio(said, some)[0], *share_ratio(correct, some), tokens=int(some.sum()))
     return Calibration(
         *ratio(distance, tokens),
         *ratio(squares, tokens),
         *ratio(sure, tokens),
-        *ratio(hits, tokens),
+        *share_ratio(hits, tokens),
         near_70=found if found.tokens else None,
         tokens=int(tokens.sum()),
     )

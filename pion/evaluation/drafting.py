@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
@@ -44,19 +44,20 @@ def drafted(
 ) -> Drafted | None:
     """Continue each prompt with as many drafts as the model's block has learned.
 
-    Every text is drawn with the seed 0, to NEW_TOKENS or the end of the context; an end of text
-    ends nothing. None: the model has no block, or no prompt has room. `on_pass` is called after
-    each pass.
+    A text is drawn with its number as the seed, to NEW_TOKENS or the end of the context; an end of
+    text ends nothing. None: the model has no block, or no prompt has room. `on_pass` is called
+    after each pass.
     """
     if model.draft is None:
         return None
     settings = Settings(
-        stop_ids=(), max_tokens=NEW_TOKENS, temperature=temperature, vocab_size=vocab_size, seed=0
+        stop_ids=(), max_tokens=NEW_TOKENS, temperature=temperature, vocab_size=vocab_size
     )
     shares: list[float] = []
     tried = hits = 0
-    for prompt in prompts:
-        text = Text(model, prompt, settings)
+    for number, prompt in enumerate(prompts):
+        # Texts of one seed would be drawn by the same random numbers, and their error too small.
+        text = Text(model, prompt, replace(settings, seed=number))
         decoding = Decoding(model, 1, text.room, model.draft.steps)
         text.draw(decoding.read_alone(text)[0])
         begin = len(text.ids)

@@ -23,7 +23,7 @@ from torch import Tensor
 from pion.data.shards import IGNORED
 from pion.data.stream import Batch, to_device
 from pion.errors import BadInput, PionError
-from pion.evaluation.shares import ratio
+from pion.evaluation.shares import ratio, share_ratio
 from pion.model.decoder import Decoder
 
 # Elements in a chunk of logits: 128 MiB in fp32.
@@ -201,7 +201,7 @@ def summarize_responses(scores: Scores, end_of_turn: int, documents: np.ndarray)
         documents, learned, scores.nll, learned, stops & ends, ends, stops & inside, inside
     )
     loss, loss_sem = ratio(nats, tokens)
-    accuracy, accuracy_sem = ratio(right, turns)
+    accuracy, accuracy_sem = share_ratio(right, turns)
     false_stops, _ = ratio(early, others)
     counts = int(turns.sum()), int(others.sum())
     return Responses(loss, loss_sem, accuracy, accuracy_sem, false_stops, *counts)

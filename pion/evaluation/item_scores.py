@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pion.evaluation.shares import ratio, share_sem
+from pion.evaluation.shares import ratio, share_ratio, share_sem
 
 # Of one task. The largest task of CORE has 20,321 questions.
 MOST_ITEMS = 10_000_000
@@ -111,16 +111,14 @@ def mean(items: ItemScores) -> tuple[float, float]:
     """Return the mean score of questions, and its standard error (NaN for a single passage).
 
     Questions about one passage count together; see `ratio`. Where all scores are 0 or all are 1,
-    the error is not 0: see `share_sem`.
+    the error is not 0: see `share_ratio`.
     """
     if not len(items.scores):
         return math.nan, math.nan
     sizes = np.ones(len(items.scores)) if items.sizes is None else items.sizes
     of = np.arange(len(sizes)) if items.clusters is None else items.clusters
-    value, error = ratio(np.bincount(of, items.scores), np.bincount(of, sizes))
-    if items.sizes is None and value in (0, 1):
-        error = share_sem(value, len(np.unique(of)))
-    return value, error
+    error_of = share_ratio if items.sizes is None else ratio
+    return error_of(np.bincount(of, items.scores), np.bincount(of, sizes))
 
 
 def _or_none(array: np.ndarray | None) -> np.ndarray:

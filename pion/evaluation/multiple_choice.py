@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -16,6 +15,7 @@ from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pion.evaluation.held_out import Scorer, evaluating, in_batches, token_nll
 from pion.evaluation.questions import Question
+from pion.evaluation.shares import share_sem
 
 # The most tokens computed at once, whatever context the model claims: twice a full GPU's.
 TOKENS_AT_ONCE = 2**17
@@ -50,7 +50,7 @@ def multiple_choice(
     is too long for the model loses its beginning; an empty context means the start of a document.
     A document starts with the tokenizer's first token, if it has one.
     Choices that tie share the credit, so a model that knows nothing scores `chance`. The standard
-    error is binomial.
+    error is binomial; see `share_sem`.
 
     The scorer's `micro_batch` counts rows of the model's full context. More of the shorter texts
     are computed at once; after running out of CUDA memory, fewer are.
@@ -84,7 +84,7 @@ def multiple_choice(
     accuracy = float(np.mean(credit))
     return MultipleChoice(
         accuracy=accuracy,
-        accuracy_sem=math.sqrt(accuracy * (1 - accuracy) / len(questions)),
+        accuracy_sem=share_sem(accuracy, len(questions)),
         chance=float(np.mean([1 / len(q.choices) for q in questions])),
         questions=len(questions),
         credits=tuple(credit),

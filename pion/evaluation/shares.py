@@ -83,6 +83,16 @@ def ratio(amounts: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
     return value, math.sqrt(units / (units - 1) * float((residuals**2).sum())) / total
 
 
+def share_ratio(hits: np.ndarray, sizes: np.ndarray) -> tuple[float, float]:
+    """Return the share Σ hits / Σ sizes, and its standard error, as `ratio` does.
+
+    Where no document differs from the others, such as where all cases agree, the error is not 0 but
+    that of so many independent documents: see `share_sem`.
+    """
+    value, error = ratio(hits, sizes)
+    return value, error if error != 0 else share_sem(value, int(np.count_nonzero(sizes)))
+
+
 def _independent(agrees: np.ndarray, clusters: Sequence[str]) -> float:
     """Return how many independent cases say as much as these."""
     n = len(agrees)

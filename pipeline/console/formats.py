@@ -90,7 +90,8 @@ def measured(value: float, error: float | None = None, digits: int = 3) -> str:
     Both have `digits` decimals, and more where the error (or a value without an error) would else
     lose its first digit: `0.0004 ± 0.0001`.
     """
-    known = error is not None and math.isfinite(error)
+    # An error of exactly 0, as lm-eval gives for questions that are all right, says nothing.
+    known = error is not None and error != 0 and math.isfinite(error)
     small = abs(error) if known and error else abs(value)
     if small and (known or small < 0.5 * 10**-digits):
         digits = max(digits, -math.floor(math.log10(small)))

@@ -202,7 +202,7 @@ def fit_lines(fit: Fit | None) -> list[str]:
     """Return the law in words."""
     if fit is None:
         return ["no fit yet: too few runs are finished"]
-    law = fit.law
+    law, noise = fit.law, measured(fit.noise, digits=DIGITS)
     least = min(point.bits_per_byte for point in fit.points)
     no_floor = [
         "    Warning: the law has no floor, so the runs are too short or too alike to say what "
@@ -211,8 +211,8 @@ def fit_lines(fit: Fit | None) -> list[str]:
     return [
         f"bits per byte = {law.E:.3f} + {law.A:.4g} · N^-{law.alpha:.3f} + {law.B:.4g} · "
         f"D^-{law.beta:.3f}",
-        "    N: multiplications per token, D: tokens; a run is "
-        f"{100 * fit.noise:.2f} % from it. Trusted up to {fit.trusted_flops:.2g} FLOPs.",
+        f"    N: multiplications per token, D: tokens; a run is {noise} bits per byte from it. "
+        f"Trusted up to {fit.trusted_flops:.2g} FLOPs.",
         *_backtest_lines(fit),
         *(no_floor if NO_FLOOR * least > law.E else []),
     ]

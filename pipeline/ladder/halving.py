@@ -10,11 +10,13 @@ fast looks better than it ends, and while rates fall, the lower rate does.
 
 A choice between two settings is made by the mean of their paired differences. Their standard error
 comes from the differences of all settings and all seeds at a tenth of the steps, with a common
-variance: a few seeds of two settings alone know too little about it.
+variance: a few seeds of two settings alone know too little about it. The lowest of many settings is
+lower than most of them by luck alone, so the limit is that of the studentized range (Tukey).
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,8 +28,7 @@ SHARE = 0.4
 # Of so many seeds, one decides. The others train to the first of so many parts of the steps.
 SEEDS_FOR_ONE = 3
 PARTS = 10
-# Two settings differ if their paired difference is further from 0 than this share of such
-# differences would be if there was none.
+# If no setting differs from another, this share of searches says so of all of them.
 SURE = 0.95
 
 # Setting → seed → step → held-out loss.
@@ -146,7 +147,8 @@ def decide(curves: Curves, rounds: Sequence[Round]) -> Wanted | Choice:
         dropped = [setting for setting in ranked if setting not in left]
         over = [*((setting, one.step, losses) for setting in dropped), *over]
     chosen = left[0]
-    others = (compare(losses, chosen, setting, at, noise) for setting, at, losses in over)
+    count = len(curves)
+    others = (compare(losses, chosen, setting, at, noise, count) for setting, at, losses in over)
     return Choice(chosen, step, tuple(others))
 
 
@@ -165,11 +167,17 @@ def rank(losses: Losses) -> list[str]:
 
 
 def compare(
-    losses: Losses, chosen: str, other: str, step: int, noise: Losses | None = None
+    losses: Losses,
+    chosen: str,
+    other: str,
+    step: int,
+    noise: Losses | None = None,
+    compared: int = 2,
 ) -> Difference:
     """Return how `other` compares with `chosen` at a step at which `losses` were measured.
 
-    The noise is that of the losses `noise`; None: of `losses`.
+    The noise is that of the losses `noise`; None: of `losses`. `chosen` is the best of so many
+    settings that were `compared`.
     """
     differences = np.array(losses[chosen]) - np.array(losses[other])
     if not np.isfinite(differences).all():
@@ -178,7 +186,7 @@ def compare(
     mean = float(differences.mean())
     sem = math.sqrt(2 * variance / len(differences)) if freedom else math.inf
     return Difference(
-        other, step, mean, sem, sure=freedom > 0 and abs(mean) > _limit(freedom) * sem
+        other, step, mean, sem, sure=freedom > 0 and abs(mean) > _limit(compared, freedom) * sem
     )
 
 
@@ -194,11 +202,13 @@ def _pooled_variance(losses: Losses) -> tuple[float, int]:
     return float((rest**2).sum() / freedom), freedom
 
 
-def _limit(freedom: int) -> float:
-    """Return how many standard errors a difference must be from 0 to be sure (Student's t)."""
-    from scipy.special import stdtrit
+@functools.cache
+def _limit(compared: int, freedom: int) -> float:
+    """Return how many standard errors a difference must be from 0 to be sure, if so many settings
+    were compared: the studentized range, which for two settings is Student's t."""
+    from scipy.stats import studentized_range
 
-    return float(stdtrit(freedom, (1 + SURE) / 2))
+    return float(studentized_range.ppf(SURE, compared, freedom)) / math.sqrt(2)
 
 
 def _or_infinite(loss: float) -> float:

@@ -86,55 +86,61 @@ class Measured:
             beta=beta,
         )
 
+    def parameters(self, law: Law) -> Vector:
+        """Return the parameters of a law, as a search finds them."""
+        return np.array(
+            [
+                np.log(law.E),
+                np.log(law.A) - law.alpha * self.mean_size,
+                law.alpha,
+                np.log(law.B) - law.beta * self.mean_length,
+                law.beta,
+            ]
+        )
+
 
 def predicted(found: Vector, at: Measured) -> Vector:
     """Return the logarithms of the losses that the parameters give."""
-    return np.logaddexp.reduce(_terms(found, at), axis=0)
+    return np.logaddexp.reduce(terms(found, at), axis=0)
 
 
-def best_of_starts(at: Measured) -> tuple[Vector, float]:
-    """Return the parameters with the lowest Huber loss, from a grid of starts; and from which
-    residual on the loss is linear, which follows from the noise."""
-    found = [
-        _search(_start(alpha, beta, at), at, at.losses, HUBER)
-        for alpha in STARTS
-        for beta in STARTS
-    ]
+def best_of_starts(at: Measured) -> Vector:
+    """Return the parameters with the lowest Huber loss, from a grid of starts. From which residual
+    on the loss is linear follows from the noise."""
+    found = [_search(_start(alpha, beta, at), at, HUBER) for alpha in STARTS for beta in STARTS]
     first = min(found, key=lambda answer: answer[1])[0]
     residuals = np.abs(at.losses - predicted(first, at))
     # The first fit, of nearly absolute residuals, goes through as many points as it has parameters.
     noise = NORMAL * float(np.median(np.sort(residuals)[PARAMETERS:]))
-    threshold = max(HUBER, HUBER_OF_NOISE * noise)
-    return _search(first, at, at.losses, threshold)[0], threshold
+    return _search(first, at, max(HUBER, HUBER_OF_NOISE * noise))[0]
 
 
-def search(start: Vector, at: Measured, losses: Vector, threshold: float) -> Vector:
-    """Return the parameters with the lowest Huber loss next to `start`, for other (log) losses at
-    the same sizes and lengths."""
-    return _search(start, at, losses, threshold)[0]
-
-
-def _search(start: Vector, at: Measured, losses: Vector, threshold: float) -> tuple[Vector, float]:
+def _search(start: Vector, at: Measured, threshold: float) -> tuple[Vector, float]:
     """Return the parameters and their Huber loss, in units of threshold²."""
     from scipy.optimize import minimize  # takes half a second to import
 
     def objective(theta: Vector) -> tuple[float, Vector]:
-        terms = _terms(theta, at)
-        total = np.logaddexp.reduce(terms, axis=0)
-        scaled = (losses - total) / threshold
+        each = terms(theta, at)
+        total = np.logaddexp.reduce(each, axis=0)
+        scaled = (at.losses - total) / threshold
         size = np.abs(scaled)
         loss = np.where(size <= 1, 0.5 * scaled * scaled, size - 0.5).sum()
-        shares = np.exp(terms - total) * (np.clip(scaled, -1, 1) / -threshold)
+        shares = np.exp(each - total) * (np.clip(scaled, -1, 1) / -threshold)
         e, a, b = shares.sum(axis=1)
         slopes = (-(shares[1] @ at.sizes), -(shares[2] @ at.lengths))
         return float(loss), np.array([e, a, slopes[0], b, slopes[1]])
 
-    scale = float(np.log(np.mean(np.exp(at.losses))))
-    level = (scale + np.log(SHARES[0]), scale + np.log(SHARES[1]))
-    bounds = [level, level, EXPONENTS, level, EXPONENTS]
+    bounds = bounds_of(at)
     options = {"maxiter": 2000, "maxfun": 4000, "ftol": 1e-10, "gtol": 1e-7}
     answer = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
     return np.asarray(answer.x, dtype=np.float64), float(answer.fun)
+
+
+def bounds_of(at: Measured) -> list[tuple[float, float]]:
+    """Return the range in which each parameter is searched."""
+    scale = float(np.log(np.mean(np.exp(at.losses))))
+    level = (scale + np.log(SHARES[0]), scale + np.log(SHARES[1]))
+    return [level, level, EXPONENTS, level, EXPONENTS]
 
 
 def _start(alpha: float, beta: float, at: Measured) -> Vector:
@@ -149,10 +155,10 @@ def _start(alpha: float, beta: float, at: Measured) -> Vector:
     return np.array([e, a, alpha, b, beta])
 
 
-def _terms(found: Vector, at: Measured) -> Vector:
+def terms(found: Vector, at: Measured) -> Vector:
     """Return the logarithms of the law's three terms, a row each."""
     e, a, alpha, b, beta = found
-    terms: Vector = np.stack(
+    each: Vector = np.stack(
         [np.full_like(at.sizes, e), a - alpha * at.sizes, b - beta * at.lengths]
     )
-    return terms
+    return each

@@ -79,8 +79,8 @@ def _law(ladder: Ladder) -> str:
     return (
         f"<p>bits per byte = {words}</p>"
         '<p class="faint small">N: multiplications per token; D: tokens. The runs are '
-        f"{100 * noise:.2f} % from the law (standard deviation). It is trusted up to {trusted} "
-        "FLOPs.</p>"
+        f"{measured(noise, digits=4)} bits per byte from the law (standard deviation). It is "
+        f"trusted up to {trusted} FLOPs.</p>"
     )
 
 

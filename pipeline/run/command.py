@@ -21,7 +21,7 @@ from pipeline.run.handover import ask_for_handover
 from pipeline.run.journal import Journal
 from pipeline.run.leaving import Leaving
 from pipeline.run.prediction import predict
-from pipeline.run.preflight import preflight, refuse_one_expert
+from pipeline.run.preflight import preflight, refuse_one_choice
 from pipeline.run.signals import StoppingOnSignals
 from pipeline.run.stage_plan import WorkLeft, check_until, work_left
 from pipeline.run.start import Options, Start
@@ -103,7 +103,7 @@ def _check_before_claiming(
     Raises BadInput, and Stopped if the budget is spent or the machine costs too much.
     """
     head = left.head
-    refuse_one_expert(job)
+    refuse_one_choice(job)
     for note in preflight(job):
         display.say(Note(note))
     if job.base is not None:

@@ -21,16 +21,29 @@ from pipeline.workers.ray_workers import RAY_ADDRESS
 MANAGED = "SKYPILOT_MANAGED_JOB_ID"
 
 
-def refuse_one_expert(job: Job) -> None:
-    """Raise BadInput for a new run whose routers would learn nothing from the loss.
+def refuse_one_choice(job: Job) -> None:
+    """Raise BadInput for a new run whose routers or recipes would learn nothing from the loss.
 
-    The weights of a token's experts add up to 1, so a single one weighs 1 whatever the router says.
+    The weights of a token's experts, and of a recipe's primitives, add up to 1. So a single one
+    weighs 1 whatever the router or the recipe says.
     """
-    experts = None if job.base is not None else job.model_config_resolved().experts
+    if job.base is not None:
+        return
+    config, stage = job.model_config_resolved(), job.train_stages[0]
+    experts, primitives = config.experts, config.primitives
     if experts is not None and experts.top_k == 1 < experts.n:
         raise BadInput(
             "model.experts.top_k: 1: a token's only expert always has the weight 1, so the loss "
             "teaches the router nothing. Nothing was started. Use at least 2."
+        )
+    if primitives is None or primitives.n == 1:
+        return
+    phases = [phase.top_k for phase in job.section(stage).phases] or [None]
+    if max(top_k or primitives.top_k for top_k in phases) == 1:
+        raise BadInput(
+            "model.primitives.top_k: 1: the only primitive of a recipe always has the weight 1, so "
+            "the loss teaches the recipes nothing. Nothing was started. Use at least 2, or give "
+            f"{stage} a first phase with a larger top_k."
         )
 
 

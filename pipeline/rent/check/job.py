@@ -30,7 +30,7 @@ from pipeline.rent.check import CheckRow
 from pipeline.report.prediction import prediction_in_words
 from pipeline.run.disk_room import require_room
 from pipeline.run.prediction import KEY, predict
-from pipeline.run.preflight import refuse_one_expert, require_a_row_each
+from pipeline.run.preflight import refuse_one_choice, require_a_row_each
 from pipeline.run.stage_plan import WorkLeft, plan_stages, work_left
 from pipeline.state.checkpoints.restore import refuse_other_formats
 from pipeline.state.run_state import RunState
@@ -274,7 +274,7 @@ def _check_run(job: Job, run: RunState) -> list[CheckRow]:
     left = work_left(job, run)
     if left.head is None:
         try:
-            refuse_one_expert(job)
+            refuse_one_choice(job)
         except BadInput as error:
             return [CheckRow("model.experts", False, str(error))]
     elif not left.finished():

@@ -51,6 +51,13 @@ def test_a_model_that_is_right_as_often_as_it_says_has_almost_no_error() -> None
     assert found.near_70.accuracy == pytest.approx(0.7, abs=4 * found.near_70.accuracy_sem)
 
 
+def test_a_model_that_is_always_right_is_no_certainty() -> None:
+    found = calibration(np.full(10 * ROW, 0.7), np.ones(10 * ROW))
+    assert found.near_70 is not None
+    assert (found.accuracy, found.near_70.accuracy) == (1, 1)
+    assert found.accuracy_sem == found.near_70.accuracy_sem == pytest.approx(0.5 / 11)
+
+
 def test_errors_of_opposite_sign_in_different_bins_do_not_cancel() -> None:
     confidence = np.tile([0.3, 0.9], 50 * ROW)
     right = np.tile([0, 0, 1, 1, 0, 1, 1, 1, 0, 1], 10 * ROW)  # 0.4 of the first, 0.8 of the others

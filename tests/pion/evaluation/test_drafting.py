@@ -67,9 +67,11 @@ def test_a_model_without_a_block_or_a_text_without_room_has_no_result() -> None:
     assert drafted(model(draft={}), full, 0.0, 40, lambda: None) is None
 
 
-def test_the_error_is_over_texts() -> None:
-    found = drafted(model(draft={"steps": 2}), PROMPTS, 0.8, 40, lambda: None)
+def test_the_error_is_over_texts_that_are_drawn_independently() -> None:
+    found = drafted(model(draft={"steps": 2}), PROMPTS[:1] * 4, 0.8, 40, lambda: None)
     assert found is not None
-    assert found.texts == 2
+    assert found.texts == 4
     assert found.tokens_per_pass >= 1
+    # Four times the same text would have the error 0.
     assert found.tokens_per_pass_sem is not None
+    assert found.tokens_per_pass_sem > 0

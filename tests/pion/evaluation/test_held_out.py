@@ -281,3 +281,5 @@ def test_a_model_that_always_stops_has_every_stop_right_and_every_other_token_wr
     never = on_responses(constant([-9.0] + [0.0] * 11))
     assert (always.stop_accuracy, always.false_stop_rate) == (1.0, 1.0)
     assert (never.stop_accuracy, never.false_stop_rate) == (0.0, 0.0)
+    # Two conversations are no certainty.
+    assert always.stop_accuracy_sem == never.stop_accuracy_sem == pytest.approx(0.5 / 3)

@@ -45,7 +45,9 @@ def test_the_planted_answer_is_picked_wherever_it_stands(tokenizer: Tokenizer) -
         Question("the dog ate the", (*choices[i:], *choices[:i]), (1 - i) % 3) for i in (0, 1, 2)
     ]
     wrong = [Question("the dog ate the", choices, 2)]
-    assert answer(model, tokenizer, right, 2).accuracy == 1
+    all_right = answer(model, tokenizer, right, 2)
+    # Three right answers are no certainty.
+    assert (all_right.accuracy, all_right.accuracy_sem) == (1, 0.5 / 4)
     measured = answer(model, tokenizer, right + wrong, 2)
     assert measured.accuracy == 0.75
     assert measured.accuracy_sem == pytest.approx(math.sqrt(0.75 * 0.25 / 4))

@@ -217,6 +217,40 @@ def test_the_error_of_a_difference_leaves_out_what_seeds_share() -> None:
     assert not compare(losses, "a", "c", 7).sure
 
 
+@pytest.mark.parametrize("settings", [2, 6, 12])
+def test_settings_that_are_the_same_are_told_apart_in_at_most_one_of_twenty_searches(
+    settings: int,
+) -> None:
+    rounds, searches, wrong = plan_rounds(settings, STEPS, 3), 500, 0
+    steps = [one.step for one in rounds]
+    rng = np.random.default_rng(settings)
+    for _ in range(searches):
+        # The noise of each step is its own, which leaves most to luck.
+        drawn = rng.normal(3.0, NOISE, (settings, 3, len(steps))) + rng.normal(0, 0.05, (3, 1))
+        curves = {
+            str(setting): {seed: dict(zip(steps, own)) for seed, own in enumerate(by_seed)}
+            for setting, by_seed in enumerate(drawn.tolist())
+        }
+        found = decide(curves, rounds)
+        assert isinstance(found, Choice)
+        wrong += any(other.sure for other in found.others)
+    # Two errors of so many searches above 5 %; and not much more careful than needed.
+    assert 0.01 * searches <= wrong <= (0.05 + 2 * math.sqrt(0.05 * 0.95 / searches)) * searches
+
+
+def test_of_two_settings_the_error_is_that_of_paired_differences_and_the_limit_students_t() -> None:
+    rng = np.random.default_rng(0)
+    apart = rng.normal(0, NOISE, 5)
+    apart -= apart.mean()
+    sem = float(apart.std(ddof=1)) / math.sqrt(5)
+    student = 2.776  # 95 % with 4 degrees of freedom lie between ± this
+    for factor, sure in ((0.99, False), (1.01, True)):
+        losses = {"a": [3.0] * 5, "b": list(3.0 + apart + factor * student * sem)}
+        found = compare(losses, "a", "b", 1)
+        assert found.sem == pytest.approx(sem)
+        assert found.sure is sure
+
+
 def test_one_seed_tells_nothing_from_noise() -> None:
     found = compare({"a": [3.0], "b": [3.5]}, "a", "b", 1)
     assert not found.sure

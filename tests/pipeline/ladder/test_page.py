@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from pion.errors import Stopped
 from pipeline.ladder.cap import Cap
 from pipeline.ladder.chart import COLORS
+from pipeline.ladder.command import fit_lines
 from pipeline.ladder.fit import fit
 from pipeline.ladder.grid import Rung
 from pipeline.ladder.look import Ladder, Step
@@ -44,6 +46,16 @@ def test_it_has_a_point_for_each_run_and_a_curve_for_each_size(fitted: Ladder) -
     assert "bits per byte = 0." in html
     assert "1.9000 to 2.1000" in html
     assert "$" not in re.sub(r"<style>.*?</style>", "", html, flags=re.DOTALL)
+
+
+def test_the_noise_is_in_bits_per_byte_here_and_on_the_terminal(fitted: Ladder) -> None:
+    found = fitted.fit
+    assert found is not None
+    rest = [p.bits_per_byte - found.law.loss(p.macs_per_token, p.tokens) for p in found.points]
+    noise = math.sqrt(sum(r * r for r in rest) / (len(rest) - 5))
+    words = f"{noise:.4f} bits per byte from"
+    assert words in page_html(fitted).decode()
+    assert words in " ".join(fit_lines(found))
 
 
 def test_it_sends_no_request_and_runs_no_script(fitted: Ladder) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from pipeline.job import Job
 from pipeline.machine.gpus import ListedGpu
 from pipeline.run.preflight import (
     preflight,
-    refuse_one_expert,
+    refuse_one_choice,
     store_that_goes_with_the_machine,
     what_gpus_are_used,
 )
@@ -84,16 +85,24 @@ def test_a_compiler_that_would_fail_at_a_space_is_found_before_the_start(
         preflight(job)
 
 
-def test_a_router_that_would_learn_nothing_is_refused() -> None:
-    job = tiny_job()
+@pytest.mark.parametrize(
+    ("part", "rest"),
+    [("experts", {"shared": 0}), ("primitives", {"rank": 2, "bands": [[0, 1]]})],
+)
+def test_a_router_or_a_recipe_that_would_learn_nothing_is_refused(
+    part: str, rest: dict[str, Any]
+) -> None:
+    def with_top_k(top_k: int, **changes: Any) -> Job:
+        changes[f"model__{part}"] = {"n": 4, "top_k": top_k, **rest}
+        gate = {"model__activation": "gelu"} if part == "primitives" else {}
+        return tiny_job(**gate, **changes)
 
-    def with_top_k(top_k: int) -> Job:
-        experts = {"n": 4, "top_k": top_k, "shared": 0}
-        return tiny_job(model={**job.model.model_dump(exclude_unset=True), "experts": experts})
-
-    with pytest.raises(BadInput, match=r"model\.experts\.top_k: 1"):
-        refuse_one_expert(with_top_k(1))
-    refuse_one_expert(with_top_k(2))
+    with pytest.raises(BadInput, match=rf"model\.{part}\.top_k: 1.*Nothing was started"):
+        refuse_one_choice(with_top_k(1))
+    refuse_one_choice(with_top_k(2))
+    if part == "primitives":  # what a phase has taught may become sparse
+        phases = [{"until": 0.5, "top_k": 4}, {"top_k": 1}]
+        refuse_one_choice(with_top_k(1, pretrain__phases=phases))
 
 
 A100, T4 = ListedGpu("NVIDIA A100", "GPU-c7"), ListedGpu("Tesla T4", "GPU-11")

@@ -104,6 +104,9 @@ def test_exactly_the_threshold_is_enough() -> None:
     item = Item(" ".join(words), "")
     assert found_items([item], [" ".join(words[:19])], threshold=0.7) == [True]
     assert found_items([item], [" ".join(words[:18])], threshold=0.7) == [False]
+    odd = Item(" ".join(words[:21]), "")  # half of 9 n-grams is more than 4
+    assert found_items([odd], [" ".join(words[:17])]) == [True]
+    assert found_items([odd], [" ".join(words[:16])]) == [False]
 
 
 def test_a_row_with_the_answer_is_told_from_one_without() -> None:

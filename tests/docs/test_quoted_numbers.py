@@ -1,0 +1,253 @@
+"""Numbers that README and the pages quote are those of the committed results.
+
+Each function has the results of a file in the words of a page. A number that is measured again, or
+that was mistyped, fails here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from decimal import ROUND_HALF_UP, Decimal
+from typing import Any
+
+import pytest
+
+from benchmarks.recipes import SIZES, key_of, scaling_of, steps_of, summary
+from tests.paths import REPOSITORY
+
+Words = Iterator[str]
+
+
+def results(name: str) -> Any:
+    return json.loads((REPOSITORY / "benchmarks/results" / f"{name}.json").read_text())
+
+
+def times(ratio: float) -> str:
+    return f"{rounded(ratio, 2)}×"
+
+
+def signed(value: float, digits: int = 3) -> str:
+    return f"{'+' if value >= 0 else ''}{rounded(value, digits)}".replace("-", "−")
+
+
+def rounded(value: float, digits: int) -> str:
+    """Return a decimal number, of which a half is rounded away from 0."""
+    exact = Decimal(str(value)).quantize(Decimal(f"1e-{digits + 6}"))  # 100 · 0.0015 is 0.15
+    return str(exact.quantize(Decimal(f"1e-{digits}"), ROUND_HALF_UP))
+
+
+def error(values: Sequence[float]) -> float:
+    """Return the standard error of a mean."""
+    return statistics.stdev(values) / math.sqrt(len(values))
+
+
+def compared(part: str) -> list[float]:
+    return [one["result"] for one in results("comparisons")[part]["comparisons"]]
+
+
+def readme() -> Words:
+    lost = results("checkpoint")["results"][0]["throughput_lost_every_2_min"]
+    yield f"runs at {times(compared('training')[0])} the speed"
+    yield f"with {times(compared('peak_memory')[0])} the memory"
+    yield f"costs {100 * lost:.1f} % of the throughput"
+
+
+def performance() -> Words:
+    speed, memory = compared("training"), compared("peak_memory")
+    yield f"fp32 | {times(speed[0])} the speed, {times(memory[0])} the memory |"
+    yield f"| {times(speed[1])} the speed, {times(memory[1])} the memory; {times(speed[2])}, "
+    yield f"compiled as a whole | {times(speed[3])} the speed |"
+    yield f"1,075 and 913 tokens/s ({times(speed[0])}), {times(memory[0])} the memory"
+    padded, longest = compared("fine_tuning")
+    yield f"| {padded:.1f}× and {longest:.1f}× the target tokens"
+    one, one_bf16, many, many_bf16 = map(times, compared("decoding"))
+    yield f"| {one} and {one_bf16} for one text, {many} and {many_bf16} for 16 texts |"
+    alone, peer, _, first = compared("serve")
+    yield f"| {alone:.1f}× and {peer:.1f}× the tokens/s; first token after {first:.2f} s |"
+    pairs = [one["result"] for one in results("preferring")["comparisons"]]
+    yield f"| {pairs[0]:.1f}× and {pairs[2]:.1f}× the target tokens per second; "
+    yield f"; {pairs[1]:.1f}× and {pairs[3]:.1f}× with the pass of the reference"
+    for saved in results("checkpoint")["results"]:
+        lost = 100 * saved["throughput_lost_every_2_min"]
+        yield f"{saved['stall_seconds']:.2f} s, {lost:.1f} % |"
+    yield f"| {times(results('startup')['ratio_of_medians'])} the time (42 s instead of 39 s) |"
+    first_steps = results("restore")["first_step_seconds"]
+    yield f"{first_steps['empty disk']:.1f} s, {rounded(first_steps['same disk'], 1)} s |"
+    found = results("residual")["verdict"]
+    low, high = (signed(end, 4) for end in found["interval"])
+    yield f"Measured: {signed(found['difference'], 4)} bits per byte, 95 % interval {low} to {high}"
+    experts = results("expert_speed")
+    yield f"{times(experts['demo']['ratio'])} (the demo's shape), "
+    yield f"{times(experts['tachyon-tiny']['ratio'])} (`tachyon-tiny`) the tokens/s"
+    yield f"({times(results('pieces')['ratio']['median'])}) |"
+    kept = sorted(100 * trace["goodput"] for trace in results("replay")["traces"])
+    yield f"{kept[0]:.1f} %, {kept[1]:.1f} % and {kept[2]:.1f} % of the paid time"
+    for deadline, cost in results("deadline")["mean_of_on_demand"].items():
+        yield f"| {deadline.replace('x', '×')} | 0 % | {100 * cost:.1f} % |"
+
+
+def estimates() -> Words:
+    names = ("eager", "compiled", "compiled, residual in bf16")
+    for gpus in results("roofline")["models"].values():
+        for steps in gpus.values():
+            for step in (steps[name] for name in names):
+                yield (
+                    f"| {step['gigabytes_outside_products']:.1f} | {step['launches']:,} | "
+                    f"{step['estimated_milliseconds']:,.1f} | {100 * step['estimated_mfu']:.1f} % |"
+                )
+    for row in results("step_on_cards")["rows"]:
+        shares = (row["muon_share_replicated"], row["muon_share_divided"])
+        yield (
+            f"| {row['gpu']} | `{row['model']}` | {100 * row['mfu']:.0f} % | "
+            f"{row['step_seconds']:.3f} s | {100 * shares[0]:.1f} % | {100 * shares[1]:.1f} % |"
+        )
+
+
+def models() -> Words:
+    families = results("families")["models"]
+    for name in ("dense", "tachyon", "daisy"):
+        yield f"| {families[name]['params']:,} | {families[name]['bits_per_byte']:.3f} |"
+    for one in results("pilon")["models"].values():
+        apart = one.get("from dense layers")
+        words = f"{signed(apart['difference'])} (t = {apart['t']})" if apart else ""
+        yield f"| {one['params']:,} | {one['bits_per_byte']:.3f} | {words}"
+    for one in results("primitive_speed")["eager"]["models"].values():
+        low, high = map(times, one["ratio_quartiles"])
+        yield (
+            f"| {one['params']:,} | {one['macs_per_token']:,} | {one['tokens_per_second']:,} | "
+            f"{times(one['ratio'])} ({low[:-1]} to {high[:-1]}) |"
+        )
+    for one in results("published")["models"].values():
+        yield f"| {one['bytes'] / 1e6:.1f} MB | {one['peak_mib']} MiB | {times(one['ratio'])}"
+    for one in results("gates")["thresholds"]:
+        more = f"{one['bits_per_byte']:.3f} ({signed(one['more_than_without'])})"
+        yield f"| {one['skip_above']:.2f} | {100 * one['skipped']:.0f} % | {more} |"
+    drafts = results("drafts")
+    for text in ("prose", "code"):
+        for sampling, words in (("greedy", "the likeliest tokens"), ("0.8", "temperature 0.8")):
+            ratios = [
+                times(one["ratio"])
+                for one in drafts
+                if (one.get("text"), one.get("sampling")) == (text, sampling)
+            ]
+            yield f"| {text}, {words} | {' | '.join(ratios)} |"
+    for arm, words in (
+        ("slots", "window and slots (2 after each 8 tokens)"),
+        ("blind", "window, and slots that see only themselves"),
+        ("window", "window alone"),
+    ):
+        found = results("recall")["arms"][arm]
+        share, sem = 100 * found["accuracy"], 100 * found["accuracy_sem"]
+        yield f"| {words} | {share:.1f} % ± {sem:.1f} |"
+
+
+def preferences() -> Words:
+    short = results("demo_prefer")["short"]
+    before, after = ([one["normalized"][i] for one in short] for i in (0, 1))
+    cells = (f"{100 * statistics.mean(v):.1f} % ± {100 * error(v):.1f}" for v in (before, after))
+    yield f"by the mean over its tokens | {' | '.join(cells)} |"
+    right = [one["accuracy"] for one in short]
+    yield f"| – | {100 * statistics.mean(right):.1f} % ± {100 * error(right):.1f} |"
+    bits = [one["bits_per_byte"] for one in short]
+    change = [two - one for one, two in bits]
+    means = [statistics.mean(side) for side in zip(*bits)]
+    more = f"{signed(statistics.mean(change))} ± {error(change):.3f}"
+    yield f"| {means[0]:.3f} | {means[1]:.3f} ({more}) |"
+
+
+def vocabulary() -> Words:
+    for one in results("vocabulary")["trained_on"]:
+        sizes = [rounded(size["bytes_per_token"], 2) for size in one["sizes"]]
+        yield " | ".join(sizes[:4])
+
+
+def clean_data() -> Words:
+    text = results("clean")["text"]
+    yield f"in {text['documents']:,} documents, all rules and a set of {text['items']:,} items"
+    yield f"{text['mb_per_second']} MB/s. A billion tokens would be "
+
+
+def ladder() -> Words:
+    for case in ("one-layer", "prose", "source"):
+        found = results(f"ladder-{case}")["summary"]
+        yield f"| {found['held']} of {found['of']} | at most {100 * found['widest']:.1f} % |"
+        beyond = [row["error"] for row in found["rows"] if row["flops_of_largest"] > 1]
+        within = [row["error"] for row in found["rows"] if row["flops_of_largest"] <= 1]
+        low, high = (signed(100 * end, 1) for end in (min(within), max(within)))
+        yield f"| {low} to {high} % | "
+        far = [signed(100 * e, 1) for e in sorted(beyond, reverse=True)]
+        yield f"| {', '.join(far) if case == 'one-layer' else f'{far[0]} to {far[-1]}'} % |"
+    grids = results("halving")["summary"]
+    for name in grids["muon_lr"]["plans"]:
+        both = [grid["plans"][name] for grid in grids.values()]
+        goods = ", ".join(f"{100 * plan['good_of_all_triples']:.0f} %" for plan in both)
+        regrets = ", ".join(f"{plan['regret']:.4f}" for plan in both)
+        yield f"| {both[0]['good']}, {both[1]['good']} | {goods} | {regrets} |"
+    intervals = results("ladder_intervals")
+    share = f"{100 * intervals['held']:.1f} % ± {100 * intervals['sem']:.1f}"
+    yield f"On {intervals['ladders']:,} ladders of laws drawn at random, they held {share}"
+
+
+def recipes() -> Words:
+    found = results("recipes")
+    for other, words in (
+        ("B muon", "the older Muon"),
+        ("N nanochat · 16", "nanochat at 16 times its rates (five pairs of seeds)"),
+        ("N nanochat · 32", "at 32 times (four pairs)"),
+    ):
+        apart = lead_of_max(found["runs"], other)
+        yield f"{statistics.mean(apart):.3f} ± {error(apart):.3f} better than {words}"
+    gain = found["scaling"]["recipes"]["D max"]
+    first, *_, last = gain["multiplier"]
+    yield f"needs {first} times the FLOPs of Max at `xs`, and {last} times at `l`"
+    low, high = map(signed, gain["slope_90"])
+    yield f"slope {signed(gain['slope'])}; 90 %: {low} to {high}"
+    pion = found["scaling"]["recipes"]["C pion 2"]
+    first, *_, last = pion["multiplier"]
+    yield f"from {first:.1f} to {last:.1f} (slope {signed(pion['slope'], 2)}"
+    for run in results("recipe_search")["runs"]:
+        # Of Max and of longer races, only some were worth telling.
+        if run["what"] in ("B", "C", "D", "D narrow") or run["steps"] == 720:
+            yield f"{run['bits_per_byte']:.3f}"
+
+
+def lead_of_max(runs: Any, other: str) -> list[float]:
+    """Return by how much Max is better than an arm at the largest size, for each seed of both."""
+    ours, theirs = (
+        {
+            seed: runs[key]["bits_per_byte"]
+            for seed in range(10)
+            if (key := key_of("l", arm, steps_of("l", arm, equal_flops=True), seed)) in runs
+        }
+        for arm in ("D max", other)
+    )
+    return [theirs[seed] - ours[seed] for seed in sorted(ours.keys() & theirs.keys())]
+
+
+PAGES: list[tuple[str, Callable[[], Words]]] = [
+    ("README.md", readme),
+    ("docs/performance.md", performance),
+    ("docs/performance.md", estimates),
+    ("docs/models.md", models),
+    ("docs/preferences.md", preferences),
+    ("docs/sizing.md", vocabulary),
+    ("docs/clean-data.md", clean_data),
+    ("docs/ladder.md", ladder),
+    ("docs/recipes.md", recipes),
+]
+
+
+@pytest.mark.parametrize(("page", "quoted"), PAGES, ids=[quoted.__name__ for _, quoted in PAGES])
+def test_a_page_quotes_the_results(page: str, quoted: Callable[[], Words]) -> None:
+    text = re.sub(r"\s+", " ", (REPOSITORY / page).read_text(encoding="utf-8"))
+    assert [words for words in quoted() if words not in text] == []
+
+
+def test_the_summary_of_the_races_follows_from_their_runs() -> None:
+    found = results("recipes")
+    assert found["summary"] == [row for size in SIZES for row in summary(found["runs"], size)]
+    assert found["scaling"] == scaling_of(found["runs"])
