@@ -33,8 +33,8 @@ class Counted:
     def use(self) -> Iterator[None]:
         connect = bucket._connect
 
-        def counted() -> Any:
-            client = connect()
+        def counted(checksums: bool) -> Any:
+            client = connect(checksums)
             client.meta.events.register("before-send.s3", self._count)
             return client
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.reader import ReaderError
 
 from pion.errors import BadInput
 from pion.untrusted import DEEPEST, LARGEST_JOB, read_file, too_large
@@ -35,11 +36,24 @@ class _Size:
     levels: int
 
 
+# What PyYAML raises for values of a tag that they do not fit, and for escapes of no character.
+_UNFIT = (ArithmeticError, AttributeError, LookupError, ValueError)
+
+
 class BoundedLoader(yaml.SafeLoader):
-    """A SafeLoader that raises TooMuch, a YAMLError, for a document that exceeds a bound."""
+    """A SafeLoader that raises TooMuch, a YAMLError, for a document that exceeds a bound.
+
+    All that it raises is a MarkedYAMLError, which knows the line.
+    """
 
     def __init__(self, text: str) -> None:
-        super().__init__(text)
+        try:
+            super().__init__(text)
+        except ReaderError as error:
+            before = text[: error.position].split("\n")
+            mark = yaml.Mark("", error.position, len(before) - 1, len(before[-1]), None, 0)
+            problem = f"YAML has no character U+{ord(text[error.position]):04X}"
+            raise yaml.MarkedYAMLError(None, None, problem, mark) from None
         self._nodes = self._characters = 0
         self._depth = self._deepest = 0
         # By the id of an anchored node that is complete. The node is kept, so that its id stays.
@@ -71,6 +85,22 @@ class BoundedLoader(yaml.SafeLoader):
             self._sizes[id(node)] = node, size
         self._deepest = max(self._deepest, deepest)
         return node
+
+    def fetch_more_tokens(self) -> Any:
+        """Read further, as SafeLoader does. Raises MarkedYAMLError."""
+        try:
+            return super().fetch_more_tokens()
+        except _UNFIT:
+            problem = "there is no such character"
+            raise yaml.MarkedYAMLError(None, None, problem, self.get_mark()) from None
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        """Return the value of a node, as SafeLoader does. Raises MarkedYAMLError."""
+        try:
+            return super().construct_object(node, deep)
+        except _UNFIT:
+            problem = f"{node.value!r:.40} is no {node.tag.rpartition(':')[2]}"
+            raise yaml.MarkedYAMLError(None, None, problem, node.start_mark) from None
 
     def _count(self, size: _Size, mark: Any) -> None:
         self._nodes += size.nodes
@@ -120,14 +150,12 @@ def check_yaml(text: str, where: str) -> None:
         raise too_large(where, LARGEST_JOB)
     try:
         list(yaml.compose_all(text, Loader=BoundedLoader))
-    except yaml.YAMLError as error:
+    except yaml.MarkedYAMLError as error:
         raise unreadable(error, where) from None
 
 
-def unreadable(error: yaml.YAMLError | ValueError, where: str) -> BadInput:
+def unreadable(error: yaml.MarkedYAMLError, where: str) -> BadInput:
     """Return the error for a text that can't be read, with its line and column if known."""
-    if not isinstance(error, yaml.MarkedYAMLError):
-        return BadInput(f"{where}: not YAML: {error}")
     mark = error.problem_mark or error.context_mark
     at = f" line {mark.line + 1}, column {mark.column + 1}" if mark else ""
     what = "" if isinstance(error, TooMuch) else "not YAML: "

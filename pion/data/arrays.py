@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from pion.errors import BadInput, no_room
-from pion.untrusted import open_file
+from pion.untrusted import open_file, read_file
 
 # Of an .npy file: more than the longest header that numpy reads.
 NPY_HEADER_BYTES = 16_384
@@ -60,6 +61,32 @@ def open_npy(path: str | Path, seq_len: int) -> np.ndarray:
             f"seq_len must be {shape[1]:,} or divide it."
         )
     return _map_rows(path, actual, dtype, offset, shape[0] * shape[1], seq_len)
+
+
+def read_array(
+    path: str | Path, dtype: npt.DTypeLike, length: int, sha256: str | None = None
+) -> np.ndarray:
+    """Return the array ``(length,)`` of one dtype in an ``.npy`` file. It can't be written to.
+
+    Raises:
+        BadInput: the file is missing, isn't a regular one or ``.npy``, has another hash than
+            ``sha256``, or has another array.
+    """
+    wanted = np.dtype(dtype)
+    try:
+        data = read_file(path, NPY_HEADER_BYTES + max(0, length) * wanted.itemsize)
+    except OSError as error:
+        raise BadInput(f"{path}: can't read this array ({error.strerror})") from None
+    if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
+        raise BadInput(f"{path}: has been altered (its sha256 differs)")
+    shape, fortran_order, found, offset = parse_npy_header(data[:NPY_HEADER_BYTES], str(path))
+    held = found.str, shape, len(data) - offset
+    if fortran_order or held != (wanted.str, (length,), length * wanted.itemsize):
+        raise BadInput(
+            f"{path}: has {found} of shape {shape} in {held[2]:,} bytes, not {length:,} numbers "
+            f"of {wanted}"
+        )
+    return np.frombuffer(data, wanted, length, offset)
 
 
 class NpyHeader(NamedTuple):
@@ -132,8 +159,8 @@ def check_ids(rows: np.ndarray, vocab_size: int, name: str) -> None:
 
 
 def sha256_file(path: str | Path) -> str:
-    """Return the hex digest of a file's content."""
-    with open(path, "rb") as file:
+    """Return the hex digest of a file's content. Raises as `open_file` does."""
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

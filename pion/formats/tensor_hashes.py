@@ -20,6 +20,7 @@ from pion.formats.parts import (
     whole_name,
 )
 from pion.formats.weights import LENGTH_BYTES, read_header
+from pion.untrusted import open_file
 
 # Bytes that are read at once.
 _CHUNK = 1 << 24
@@ -60,7 +61,7 @@ def _all(header: Mapping[str, Any]) -> dict[str, Elements]:
 
 def _add(sha256: hashlib._Hash, path: Path, begin: int, size: int) -> None:
     """Add `size` bytes of a file's tensors, which follow its header, from `begin` on."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         header = int.from_bytes(file.read(LENGTH_BYTES), "little")
         file.seek(LENGTH_BYTES + header + begin)
         while size and (data := file.read(min(_CHUNK, size))):

@@ -84,7 +84,7 @@ def front_matter(page: str) -> Mapping[str, Any]:
     match = _FRONT_MATTER.match(page)
     try:
         fields = yaml.load(match[1], Loader=BoundedLoader) if match else None  # noqa: S506
-    except (ValueError, yaml.YAMLError, RecursionError):
+    except yaml.MarkedYAMLError:
         return {}
     return fields if isinstance(fields, dict) else {}
 

@@ -103,7 +103,8 @@ def fork_run(
     chosen = choose(source, head, at, stage)
     if target.store.url != source.store.url:
         with before_work("Nothing was forked."):
-            target.store.probe(target.key(""))
+            if note := target.store.probe(target.key("")):
+                say(note)
     try:
         forked = _Copy(source, target, say).run(head, chosen)
         write_id = uuid.uuid4().hex

@@ -31,7 +31,7 @@ from pion.data.arrays import make_folder, write_atomically
 from pion.data.tokens.token_bytes import MOST_NAMED
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
-from pion.untrusted import LARGEST_LISTING, read_json
+from pion.untrusted import LARGEST_LISTING, open_file, read_json
 from pipeline.console.messages import Note, PrepareProgress, Say
 from pipeline.data.documents_to_rows import RowFormat, Splits
 from pipeline.data.encode_piece import (
@@ -58,7 +58,7 @@ _COUNTED = "counted.json"
 _WRITE_SECONDS = 5.0
 # What numpy raises for a damaged file.
 _DAMAGED = (
-    *(OSError, ValueError, KeyError, TypeError, EOFError, MemoryError, RuntimeError),
+    *(BadInput, OSError, ValueError, KeyError, TypeError, EOFError, MemoryError, RuntimeError),
     *(zipfile.BadZipFile, zlib.error),
 )
 # Returns nothing; is told each file that is finished.
@@ -330,7 +330,7 @@ class _Joining:
         """Return what was kept of a piece, without its ids if they are not needed; None if that
         can't be read, or is of another piece."""
         try:
-            with np.load(self._path(number), allow_pickle=False) as kept:
+            with open_file(self._path(number)) as file, np.load(file, allow_pickle=False) as kept:
                 lengths = kept["lengths"]
                 documents = self._counted[number].documents["held_out"]
                 if str(kept["key"]) != self._key or len(lengths) != documents:

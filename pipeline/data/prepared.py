@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pion.data.arrays import read_array
 from pion.data.row_flags import SEQUENCES
 from pion.data.shards import Manifest, Rows, Shard
 from pion.errors import BadInput
@@ -84,12 +85,10 @@ class PreparedData:
         for source, split in itertools.product(self.sources, SPLITS):
             path = self.folder / source.folder / split / SEQUENCES
             try:
-                counts = np.diff(np.load(path))
-            except (OSError, ValueError, EOFError) as error:
-                raise BadInput(
-                    f"{path}: can't be read ({error!r}). Prepare the data again"
-                ) from None
-            most = max(most, int(counts.max(initial=0)))
+                starts = read_array(path, np.int32, self.manifest(source, split).rows + 1)
+            except BadInput as error:
+                raise BadInput(f"{error}. Prepare the data again: --redo prepare") from None
+            most = max(most, int(np.diff(starts).max(initial=0)))
         return most
 
     def manifest(self, source: PreparedSource, split: str) -> Manifest:

@@ -168,7 +168,7 @@ def _parse_text(text: str, path: Path) -> Document:
         lines: dict[str, int] = {}
         _index(node, "", lines, path)
         return Document(loader.construct_document(node), lines)
-    except (yaml.YAMLError, ValueError) as error:
+    except yaml.MarkedYAMLError as error:
         raise unreadable(error, str(path)) from None
 
 
@@ -210,7 +210,7 @@ def _apply(override: str, document: Document) -> None:
         raise BadInput(f"{given} is nested deeper than {DEEPEST} levels")
     try:
         value = yaml.load(text, Loader=JobLoader)  # noqa: S506 (a SafeLoader)
-    except (yaml.YAMLError, ValueError) as error:
+    except yaml.MarkedYAMLError as error:
         raise unreadable(error, f"{given}: the value") from None
 
     here: Any = document.values

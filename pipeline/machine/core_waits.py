@@ -9,6 +9,9 @@ from pathlib import Path
 # Nanoseconds that each thread has run, and has waited for a core, by the thread's id.
 Times = dict[int, tuple[int, int]]
 
+# A busy machine is waited for at most so many times longer than another one.
+MOST_SLOW = 10.0
+
 # Threads that wanted to compute for fewer nanoseconds say little about the machine.
 LEAST_NS = 20_000_000
 
@@ -49,3 +52,10 @@ def waited_share(before: Times, now: Times) -> float | None:
         ran_before, stood_before = before.get(thread, (0, 0))
         run, waited = run + ran - ran_before, waited + stood - stood_before
     return waited / (run + waited) if run + waited >= LEAST_NS else None
+
+
+def slowness(now: Times | None = None) -> float:
+    """Return how many times longer this process has computed than on a machine of its own, from 1
+    to MOST_SLOW. `now` are the times of its threads; None: as they are."""
+    share = waited_share({}, core_times() if now is None else now) or 0.0
+    return 1 / max(1 - share, 1 / MOST_SLOW)

@@ -135,7 +135,7 @@ def hashed_once() -> Iterator[Callable[[Path], str]]:
             now[key] = before[key]
             return sha256
         begun = time.time()
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             status = os.fstat(file.fileno())
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             unchanged = _stamp(os.fstat(file.fileno())) == _stamp(status)

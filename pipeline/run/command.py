@@ -108,7 +108,8 @@ def _check_before_claiming(
         display.say(Note(note))
     if job.base is not None:
         say_if_moved(run, job.base, job.folder, display.say)
-    run.store.probe(run.key(""))
+    if note := run.store.probe(run.key("")):
+        display.say(Note(note))
     require_room(job, run, left, until)
     if head is not None:
         refuse_other_formats(run, head)

@@ -140,6 +140,7 @@ class Workspace:
             )
             problem = self._not_in_store(key, files, later)
             problem = problem or self.fetch(key, files, once=True, later=later)
+            problem = problem or _without_hash(self.folder(key), files)
         except Missing:
             problem = f"{FILES} is missing"
         except Damaged as error:
@@ -164,25 +165,13 @@ class Workspace:
     def _listed_here(self, key: str) -> Files:
         """Return the files of prepared data in a store that is a folder.
 
-        Of data that was copied here from another store, only the shards have hashes.
+        A copy of a remote store has the list of that store.
         """
         folder = self.folder(key)
-        with explained("read", folder / _FILES_HERE), contextlib.suppress(FileNotFoundError):
-            data = read_file(folder / _FILES_HERE, _LARGEST_LIST)
-            return read_files(data, str(folder / _FILES_HERE), MOST_DATA_FILES)
-        return _hashes_of_shards(folder)
-
-    def _list_here(self, key: str) -> None:
-        """Write the list that `_listed_here` reads. Raises BadInput if there is no room for it."""
-        from pion.data.arrays import sha256_file, write_atomically
-
-        folder = self.folder(key)
-        files = dict(_hashes_of_shards(folder))  # computed when they were written
-        for path in files_below(folder):
-            name = path.relative_to(folder).as_posix()
-            if name not in files:
-                files[name] = (path.stat().st_size, sha256_file(path))
-        write_atomically(folder / _FILES_HERE, manifest_of(files))
+        for path in (folder / _FILES_HERE, folder / FILES):
+            with explained("read", path), contextlib.suppress(FileNotFoundError):
+                return read_files(read_file(path, _LARGEST_LIST), str(path), MOST_DATA_FILES)
+        return _files_here(folder)  # an early version wrote no list
 
     def keep(self, key: str, progress: Progress = lambda done, total: None) -> None:
         """Upload this machine's files under `key`. The list of files is written last; in a store
@@ -191,11 +180,11 @@ class Workspace:
         After an interruption, another call uploads only the missing files. `progress` gets the
         bytes uploaded so far and the total bytes.
         """
-        from pion.data.arrays import sha256_file
+        from pion.data.arrays import sha256_file, write_atomically
 
-        if not self.remote:
-            return self._list_here(key)
         folder = self.folder(key)
+        if not self.remote:
+            return write_atomically(folder / _FILES_HERE, manifest_of(_files_here(folder)))
         paths = files_below(folder)
         names = [check_key(path.relative_to(folder).as_posix()) for path in paths]
         with ThreadPoolExecutor() as pool:
@@ -398,6 +387,26 @@ def manifest_of(files: Files, **more: Any) -> bytes:
     """
     listed = {name: {"size": size, "sha256": sha} for name, (size, sha) in files.items()}
     return to_json({"format": FORMAT, **more, "files": listed}).encode()
+
+
+def _without_hash(folder: Path, files: Files) -> str | None:
+    """Return which file below the folder the list does not have: whoever reads it can't know
+    whether it is right."""
+    names = (path.relative_to(folder).as_posix() for path in files_below(folder))
+    unlisted = (name for name in names if name not in files and name != FILES)
+    return next((f"{FILES} has no hash of {name}" for name in unlisted), None)
+
+
+def _files_here(folder: Path) -> Files:
+    """Return the files below a folder as they are, but shards as their manifests say."""
+    from pion.data.arrays import sha256_file
+
+    files = dict(_hashes_of_shards(folder))  # computed when they were written
+    for path in files_below(folder):
+        name = path.relative_to(folder).as_posix()
+        if name not in files:
+            files[name] = (path.stat().st_size, sha256_file(path))
+    return files
 
 
 def _hashes_of_shards(folder: Path) -> Files:

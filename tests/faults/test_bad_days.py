@@ -127,7 +127,7 @@ def proxy(
 ) -> Iterator[FaultProxy]:
     proxy, client = client_of
     proxy.use(monkeypatch)
-    monkeypatch.setattr("pipeline.state.stores.s3.bucket._connect", lambda: client)
+    monkeypatch.setattr("pipeline.state.stores.s3.bucket._connect", lambda checksums: client)
     yield proxy
     proxy.clear()
 

@@ -269,6 +269,10 @@ class FaultProxy(_Endpoint):
         """Dropped from every request: {"if-match", "if-none-match"}, as some servers do."""
         self.etag_form: Callable[[str], bool] = lambda etag: True
         """Whether a write's If-Match may be compared: Ceph's gateway finds no quoted ETag equal."""
+        self.brings_back = False
+        """Whether If-Match is dropped where nothing is, as old MinIOs do."""
+        self.refuses: Callable[[str, Mapping[str, str]], _Answer | None] = lambda *_: None
+        """What a request gets instead of being passed on, by its method and headers."""
         self.page_size = 1000
         """How many objects a page of a list has."""
         self.date: Callable[[], str] = lambda: formatdate(usegmt=True)
@@ -334,7 +338,20 @@ class FaultProxy(_Endpoint):
             self._storm = None
             self.ignored_headers = set()
             self.etag_form = lambda etag: True
+            self.brings_back = False
+            self.refuses = lambda *_: None
             self.page_size = 1000
+
+    def refuse_checksums(self, status: int, code: str, message: str, method: str = ".") -> None:
+        """Refuse requests of a method that name a checksum, until `clear`. `{}` in the message is
+        the header."""
+
+        def refuses(sent: str, headers: Mapping[str, str]) -> _Answer | None:
+            named = [name for name in headers if "checksum" in name.lower()]
+            refused = named and re.search(method, sent)
+            return _error(status, code, {}, message.format(*named)) if refused else None
+
+        self.refuses = refuses
 
     def count(self, match: str) -> int:
         """Return how many requests so far match."""
@@ -396,6 +413,8 @@ class _Handler(BaseHTTPRequestHandler):
             elif kind in ("page", "nothing"):
                 page = PAGE if kind == "page" else b""
                 self._send(_Answer(200, [("Content-Type", "text/html")], page), None)
+            elif (refused := self.proxy.refuses(self.command, dict(self.headers))) is not None:
+                self._send(refused, None)
             elif not self._checksum_fits(body):
                 self._send(_error(400, "BadDigest", {}), None)
             elif not self._etag_fits():
@@ -425,6 +444,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _forward(self, body: bytes) -> _Answer:
         dropped = {"connection", "expect", "host", "transfer-encoding", "content-length"}
         dropped |= self.proxy.ignored_headers
+        if self.proxy.brings_back and self.command == "PUT":
+            signed = {k: v for k, v in self.headers.items() if not k.lower().startswith("if-")}
+            there = _send(self.proxy.upstream, "HEAD", self.path, signed, b"").status == 200
+            dropped |= set() if there else {"if-match"}
         headers = {k: v for k, v in self.headers.items() if k.lower() not in dropped}
         page = f"&max-keys={self.proxy.page_size}" if "list-type=2" in self.path else ""
         return _send(self.proxy.upstream, self.command, self.path + page, headers, body)
@@ -506,10 +529,12 @@ def _signed(method: str, url: str, headers: Mapping[str, str], body: bytes) -> d
     return dict(request.headers)
 
 
-def _error(status: int, code: str, headers: Mapping[str, str]) -> _Answer:
+def _error(
+    status: int, code: str, headers: Mapping[str, str], message: str = "Injected by the test."
+) -> _Answer:
     body = (
         '<?xml version="1.0" encoding="UTF-8"?>\n'
-        f"<Error><Code>{code}</Code><Message>Injected by the test.</Message></Error>"
+        f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
     )
     return _Answer(status, [*headers.items(), ("Content-Type", "application/xml")], body.encode())
 

@@ -137,8 +137,8 @@ def _described(files: BundleFiles) -> list[_Described]:
 
 def _listed(text: str, where: Path) -> list[tuple[int, Any]]:
     """Return each entry of `icl_tasks`, and its line."""
-    loader = BoundedLoader(text)
     try:
+        loader = BoundedLoader(text)
         root = loader.get_single_node()
         pairs = root.value if isinstance(root, yaml.MappingNode) else []
         listed = next((value for key, value in pairs if key.value == "icl_tasks"), None)
@@ -150,10 +150,8 @@ def _listed(text: str, where: Path) -> list[tuple[int, Any]]:
             (node.start_mark.line + 1, loader.construct_object(node, deep=True))
             for node in listed.value
         ]
-    except (yaml.YAMLError, ValueError) as error:
+    except yaml.MarkedYAMLError as error:
         raise unreadable(error, str(where)) from None
-    finally:
-        loader.dispose()
 
 
 def _describe(raw: Any, where: str) -> _Described:

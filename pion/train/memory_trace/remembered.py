@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from pion.data.arrays import make_folder, write_atomically
 from pion.errors import BadInput
 from pion.train.memory_trace.request import Peaks, Traced
+from pion.untrusted import read_json
 
 if TYPE_CHECKING:
     from pion.train.memory_trace.step import StepTrace
@@ -108,9 +109,9 @@ def _trace(what: Traced) -> StepTrace:
 @lru_cache(maxsize=256)
 def _known(what: Traced) -> dict[str, Peaks]:
     try:
-        found = json.loads(_file(what).read_bytes())
+        found = read_json(_file(what))
         return {str(key): Peaks(*map(int, numbers)) for key, numbers in found.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (BadInput, OSError, ValueError, TypeError, AttributeError):
         return {}
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from pion.clean.copies import NONE, exact_copies, near_copies
 from pion.clean.rules import Verdict
-from pion.data.arrays import write_atomically
+from pion.data.arrays import read_array, write_atomically
 from pion.data.documents.file_to_documents import Document
 from pion.errors import BadInput
 from pion.evaluation.overlap.index import Index, build_index
@@ -220,10 +220,8 @@ def _decided(inputs: Sequence[Input], folder: Path) -> Cleaned | None:
         return None
     record = parse_object(read_file(path, LARGEST_LISTING), str(path))
     try:
-        verdicts = np.load(folder / VERDICTS, allow_pickle=False)
-        if verdicts.dtype != np.uint8 or verdicts.shape != (sum(record["documents"]),):
-            raise ValueError(f"{verdicts.shape} verdicts")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        verdicts = read_array(folder / VERDICTS, np.uint8, sum(record["documents"]))
+    except (BadInput, ValueError, KeyError, TypeError) as error:
         raise BadInput(
             f"{folder / VERDICTS} is damaged ({error!r:.200}). Prepare the data again: "
             "--redo prepare"

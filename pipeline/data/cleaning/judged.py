@@ -23,7 +23,7 @@ from pion.errors import BadInput
 from pion.evaluation.overlap.found import THRESHOLD, Found, nothing_found, read_found
 from pion.evaluation.overlap.index import Index
 from pion.evaluation.overlap.search import search
-from pion.untrusted import LARGEST_LISTING, parse_object, read_file
+from pion.untrusted import LARGEST_LISTING, open_file, parse_object, read_file
 from pipeline.console.messages import PrepareProgress, Say
 from pipeline.data.sources import Input, documents, is_held_out
 from pipeline.job import Job
@@ -240,7 +240,8 @@ class _Files:
 
 
 def _entries(folder: Path, name: str) -> np.ndarray:
-    return np.fromfile(folder / name, dtype=ENTRIES[name][0])
+    with open_file(folder / name) as file:
+        return np.fromfile(file, dtype=ENTRIES[name][0])
 
 
 def _save(progress: _Progress, files: _Files) -> None:

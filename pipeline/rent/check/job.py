@@ -253,18 +253,18 @@ def check_store(job: Job) -> list[CheckRow]:
     opened = open_store(job.store)
     run = RunState(opened, job.name)
 
-    def ask() -> list[CheckRow]:
-        opened.probe(run.key(""))
-        return _check_run(job, run)
+    def ask() -> tuple[str, list[CheckRow]]:
+        return opened.probe(run.key("")), _check_run(job, run)
 
     try:
         with before_work("The run could not start."):  # the store is down or does not exist
-            left = within(STORE_SECONDS, ask)
+            note, left = within(STORE_SECONDS, ask)
     except TimeoutError as error:
         raise BadInput(f"{opened.url}: {error}; the store is down or can't be reached") from None
     words = "reading, writing, compare-and-swap and deleting work"
     if opened.commits:
         words = "can be read and written, and refuses a commit based on an outdated one"
+    words = ". ".join(filter(None, (words, note)))
     return [CheckRow("store", True, f"{opened.url}: {words}"), *left]
 
 

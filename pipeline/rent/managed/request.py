@@ -108,14 +108,15 @@ def make_order(
 
 
 def require_checks(order: Order, *, force: bool) -> None:
-    """Print what `pion check` finds. Raises BadInput if the run would fail on those machines."""
-    from pipeline.rent.check.command import asked_by_checks, print_rows, run_checks
+    """Print what `pion check` finds. Raises BadInput if the run would fail on those machines, or
+    the checks could not begin."""
+    from pipeline.rent.check.command import CHECKS, asked_by_checks, print_rows, run_checks
 
     job_file = order.job_file
     with saying_if_slow(asked_by_checks(job_file.job, order.sky_yaml)):
         rows = run_checks(job_file.job, order.sky_yaml, path=job_file.path, force=force)
     print_rows(rows)
-    failed = [row.name for row in rows if row.ok is False]
+    failed = [row.name for row in rows if row.ok is False or row.name == CHECKS]
     if failed:
         raise BadInput(f"{', '.join(failed)}: see above. Nothing was rented.")
 

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import psutil
 
+from pion.errors import BadInput
+from pion.untrusted import open_file
 from pipeline.machine.folders import free_bytes
 from pipeline.state.checkpoints.layout import MANIFEST
 from pipeline.state.stores import Store
@@ -40,7 +42,8 @@ def hold(store: Store, key: str) -> None:
     if folder is None or folder / MANIFEST in _held:
         return
     with contextlib.suppress(OSError):
-        descriptor = os.open(folder / MANIFEST, os.O_RDONLY | os.O_CLOEXEC)
+        # A pipe in its place must not be waited for.
+        descriptor = os.open(folder / MANIFEST, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:  # it is being deleted, or this file system has no locks
@@ -80,9 +83,9 @@ def unless_held(store: Store, key: str) -> Iterator[bool]:
     with contextlib.ExitStack() as closing:
         free = True
         try:
-            file = closing.enter_context((folder / MANIFEST).open("rb"))
+            file = closing.enter_context(open_file(folder / MANIFEST))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (FileNotFoundError, NotADirectoryError):
+        except (BadInput, FileNotFoundError, NotADirectoryError):
             pass
         except OSError:
             free = False

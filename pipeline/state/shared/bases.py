@@ -23,7 +23,7 @@ from pion.errors import BadInput, PionError
 from pipeline.job.model_section import Base
 from pipeline.machine.verified import file_problem
 from pipeline.state.record_file import RecordFile
-from pipeline.state.record_json import Damaged, Sha256, build, open_record, parse
+from pipeline.state.record_json import Damaged, Sha256, build, damaged, open_record, parse
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Missing, Store
 from pipeline.state.stores.local import replacing
@@ -164,11 +164,15 @@ def bring_base(store: Store, base_hash: str, *, weights: bool = True) -> Path:
 
 
 def _listed(store: Store, base_hash: str) -> Files | None:
-    """Return the files of a base in the store; None if they are not complete there."""
+    """Return the files of a base in the store; None if they are not complete there. Raises
+    `Damaged` for a list of other files than those that the hash names."""
     try:
-        return Workspace(store, BASES).listed(base_hash, FILES)
+        files = Workspace(store, BASES).listed(base_hash, FILES)
     except Missing:
         return None
+    if hash_of({n: about for n, about in files.items() if decides_results(n)}) != base_hash:
+        raise damaged(f"{store.url}/{BASES}/{base_hash}/{FILES}", "it lists other files")
+    return files
 
 
 def copy_bases(source: RunState, target: RunState) -> None:

@@ -153,10 +153,10 @@ class Store(Protocol):
         date. Makes one cheap request, with retries.
         """
 
-    def probe(self, prefix: str) -> None:
+    def probe(self, prefix: str) -> str:
         """Check that keys below `prefix` can be read, written and deleted, and that
-        `compare_and_swap` really compares. Leaves nothing behind. Raises `BadInput` saying what is
-        wrong and what to do."""
+        `compare_and_swap` really compares. Leaves nothing behind. Return what a person should know
+        about the store, mostly nothing. Raises `BadInput` saying what is wrong and what to do."""
 
 
 class WritesAtOnce:

@@ -172,11 +172,12 @@ class FileStore(WritesAtOnce):
     def service_time(self) -> float | None:
         return None
 
-    def probe(self, prefix: str) -> None:
+    def probe(self, prefix: str) -> str:
         key = f"{prefix}probe-{uuid.uuid4().hex}"
         try:
             self.write(key, b"")
             self.delete(key)
+            return ""
         except StoreError as error:
             raise BadInput(f"{error} Nothing was started.") from error
 

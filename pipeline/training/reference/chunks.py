@@ -11,12 +11,12 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from pion.errors import BadInput
 from pion.train.reference import ReferenceSums, check_sums
+from pion.untrusted import parse_object
 from pipeline.machine.kill_points import mark
 from pipeline.state.run_state import RunState
 
@@ -94,7 +94,8 @@ class Chunks:
 
     def _parsed(self, split: str, data: bytes, where: str) -> Rows:
         try:
-            about, payload = _divided(data)
+            head, _, payload = data.partition(b"\n")
+            about = parse_object(head, "its first line")
             count = int(about["rows"])
             wanted = {"format": FORMAT, "key": self._key, "split": split}
             wanted["sha256"] = hashlib.sha256(payload).hexdigest()
@@ -114,15 +115,6 @@ class Chunks:
                 "with it. Delete this file, and run the same command again: its rows are computed "
                 "again"
             ) from None
-
-
-def _divided(data: bytes) -> tuple[dict[str, Any], bytes]:
-    """Return what a chunk says of itself, and its numbers. Raises ValueError."""
-    head, found, payload = data.partition(b"\n")
-    about = json.loads(head)
-    if not found or not isinstance(about, dict):
-        raise ValueError("it does not begin as such a file does")
-    return about, payload
 
 
 def batches(first: int, stop: int, size: int, ranks: int) -> Iterator[list[range]]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from pion.data.arrays import make_folder, sha256_file, write_atomically
+from pion.data.arrays import make_folder, read_array, sha256_file, write_atomically
 from pion.errors import BadInput
 from pion.train.reference import TOLERANCE, ReferenceSums
 from pion.untrusted import parse_object, read_file
@@ -81,20 +81,25 @@ def write_reference(
 
 def read_reference(folder: Path, rows: Mapping[str, int]) -> Bound:
     """Return the numbers in a folder, for so many rows of each split. Raises BadInput for files
-    that can't be read or don't fit the rows."""
+    that can't be read, don't fit the rows, or are not those that REFERENCE_FILE names."""
     try:
         described = parse_object(read_file(folder / REFERENCE_FILE), str(folder / REFERENCE_FILE))
-        splits = {}
+        splits, files = {}, described["files"]
+
+        def read(name: str, dtype: type, length: int) -> np.ndarray:
+            return read_array(folder / name, dtype, length, str(files[name]))
+
         for split, count in rows.items():
-            arrays = (np.load(folder / f"{split}.{n}.npy") for n in ("sums", "starts"))
-            splits[split] = ReferenceSums(*arrays)
+            starts = read(f"{split}.starts.npy", np.int64, count + 1)
+            sums = read(f"{split}.sums.npy", np.float64, int(starts[-1]))
+            splits[split] = ReferenceSums(sums, starts)
             least = 0 if split in MISMATCHED.values() else 1
             splits[split].check(count, f"{folder} ({split})", least=least)
         record = {name: described[name] for name in ("format", "key", "files")}
         dtype, residual = (str(described[name]) for name in ("dtype", "residual"))
         if dtype not in TOLERANCE:
             raise ValueError(f"dtype {dtype!r:.80}")
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{folder}: these numbers of a reference can't be read: {error!r}") from None
     return Bound(splits, json.dumps(record, sort_keys=True).encode(), dtype, residual)
 

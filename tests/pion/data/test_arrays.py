@@ -1,9 +1,19 @@
+import hashlib
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pion.data.arrays import check_ids, open_bin, open_npy, open_shard, write_atomically
+from pion.data.arrays import (
+    check_ids,
+    open_bin,
+    open_npy,
+    open_shard,
+    read_array,
+    write_atomically,
+)
 from pion.errors import BadInput
 
 
@@ -136,3 +146,58 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+# ---------------------------------------------------------------- arrays of known shape
+
+
+def test_an_array_of_the_dtype_length_and_hash_that_are_asked_for_is_read(tmp_path: Path) -> None:
+    array = np.arange(5, dtype=np.float64)
+    path = saved(tmp_path / "a.npy", array)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert read_array(path, np.float64, 5, sha256).tolist() == array.tolist()
+    saved(path, -array)
+    assert read_array(path, np.float64, 5).tolist() == (-array).tolist()
+    with pytest.raises(BadInput, match=r"a\.npy: has been altered"):
+        read_array(path, np.float64, 5, sha256)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros(5, np.float32),
+        np.zeros(5, ">f8"),
+        np.zeros(5, np.complex128),
+        np.array([None] * 5),
+        np.zeros((5, 1)),
+        np.zeros(()),
+        np.zeros(4),
+        np.zeros(6),
+        np.zeros(1 << 16),
+    ],
+    ids=lambda array: f"{array.dtype}{array.shape}",
+)
+def test_another_array_is_refused_with_the_file(tmp_path: Path, array: np.ndarray) -> None:
+    with pytest.raises(BadInput, match=r"a\.npy"):
+        read_array(saved(tmp_path / "a.npy", array), np.float64, 5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda path: os.truncate(path, path.stat().st_size - 8),
+        lambda path: path.write_bytes(path.read_bytes() + bytes(8)),
+        lambda path: path.write_bytes(b""),
+        lambda path: (path.unlink(), os.mkfifo(path)),
+        lambda path: (path.unlink(), path.symlink_to("/dev/zero")),
+        lambda path: path.unlink(),
+    ],
+    ids=["shorter", "longer", "empty", "pipe", "endless", "missing"],
+)
+def test_what_is_no_whole_file_is_refused_at_once(
+    tmp_path: Path, change: Callable[[Path], object]
+) -> None:
+    path = saved(tmp_path / "a.npy", np.zeros(5))
+    change(path)
+    with pytest.raises(BadInput, match=r"a\.npy"):
+        read_array(path, np.float64, 5)

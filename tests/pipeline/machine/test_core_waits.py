@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.machine.core_waits import LEAST_NS, Times, core_times, waited_share
+from pipeline.machine.core_waits import (
+    LEAST_NS,
+    MOST_SLOW,
+    Times,
+    core_times,
+    slowness,
+    waited_share,
+)
 
 
 @pytest.mark.skipif(not core_times(), reason="this kernel does not count waits")
@@ -35,6 +42,20 @@ def test_the_share_is_of_the_time_since_the_look_before(
     before: Times, now: Times, share: float | None
 ) -> None:
     assert waited_share(before, now) == share
+
+
+@pytest.mark.parametrize(
+    ("now", "times"),
+    [
+        ({}, 1.0),
+        ({1: (LEAST_NS // 2, 0)}, 1.0),
+        ({1: (LEAST_NS, 0)}, 1.0),
+        ({1: (LEAST_NS, LEAST_NS), 2: (LEAST_NS, 5 * LEAST_NS)}, 4.0),
+        ({1: (0, LEAST_NS)}, MOST_SLOW),
+    ],
+)
+def test_a_process_is_as_slow_as_it_waits_for_cores(now: Times, times: float) -> None:
+    assert slowness(now) == times
 
 
 def test_a_kernel_that_does_not_count_gives_no_times(tmp_path: Path) -> None:

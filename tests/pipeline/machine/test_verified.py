@@ -96,6 +96,26 @@ def test_a_changed_tokenizer_and_a_damaged_list_are_refused(store: FileStore) ->
         workspace.bring("aa/bb")
 
 
+def test_a_file_that_the_list_does_not_have_is_refused(store: FileStore) -> None:
+    workspace = prepared(store)
+    files = workspace.folder("aa/bb") / ".files.json"
+    known = json.loads(files.read_bytes())
+    del known["files"]["tokenizer.json"]
+    files.write_text(json.dumps(known))
+    with pytest.raises(PionError, match=r"has no hash of tokenizer\.json.*--redo prepare"):
+        workspace.bring("aa/bb")
+
+
+def test_a_copy_of_a_remote_store_has_the_list_of_that_store(store: FileStore) -> None:
+    workspace = prepared(store)
+    folder = workspace.folder("aa/bb")
+    (folder / ".files.json").rename(folder / "files.json")
+    assert workspace.bring("aa/bb") == folder
+    (folder / "tokenizer.json").write_text("[]")
+    with pytest.raises(PionError, match=r"tokenizer.json has been altered"):
+        workspace.bring("aa/bb")
+
+
 def test_each_file_is_hashed_once_on_a_machine_and_again_when_it_changes(
     store: FileStore, hashed: list[str], cache: Path
 ) -> None:
@@ -110,7 +130,7 @@ def test_each_file_is_hashed_once_on_a_machine_and_again_when_it_changes(
     workspace.bring("aa/bb")
     assert hashed == [SHARD]
     copied = (folder / SHARD).read_bytes()  # the same content as another file
-    (folder / SHARD).rename(folder / "other")
+    (folder / SHARD).rename(store.folder / "other")
     (folder / SHARD).write_bytes(copied)
     os.utime(folder / SHARD, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
     hashed.clear()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from pion.bounded_yaml import check_yaml
+from pion.bounded_yaml import BoundedLoader, check_yaml
 from pion.errors import BadInput
 from pipeline.rent.credentials import secrets_for
 from pipeline.rent.deadline.policy import Market
@@ -57,8 +57,9 @@ def recorded_task(job: ManagedJob) -> dict[str, Any]:
     """
     try:
         check_yaml(job.task or "", f"SkyPilot's record of managed job {job.id}")
-        documents = [d for d in yaml.safe_load_all(job.task or "") if isinstance(d, dict)]
-    except (BadInput, yaml.YAMLError, ValueError):
+        found = yaml.load_all(job.task or "", Loader=BoundedLoader)
+        documents = [document for document in found if isinstance(document, dict)]
+    except (BadInput, yaml.MarkedYAMLError):
         documents = []
     if not documents or "run" not in documents[-1]:
         raise BadInput(f"SkyPilot has no record of the task of managed job {job.id}.")

@@ -222,7 +222,7 @@ class HubStore:
         with self._committing:
             return self._repo.request("clean up", prefix, lambda: self._sweep(prefix, before))
 
-    def probe(self, prefix: str) -> None:
+    def probe(self, prefix: str) -> str:
         """See `Store`. Makes no commit except one that the Hub must refuse. Raises `StoreError`,
         not `BadInput`, if the Hub is down."""
         repo = self._repo
@@ -247,6 +247,7 @@ class HubStore:
                     "machines could then both think that they own the run. Nothing was started. "
                     "Use hf://user/repo on huggingface.co, or s3://bucket/prefix."
                 )
+            return ""
         except StoreError as error:
             if error.outage:
                 raise

@@ -1,6 +1,7 @@
 """Requests to one S3 bucket: the client, retries, errors as `StoreError`s, and uploads.
 
-What goes up has checksums. Large objects go in parallel parts, each with retries.
+What goes up has checksums. Where the service refuses checksums, what went up is read back and
+compared. Large objects go in parallel parts, each with retries.
 """
 
 import base64
@@ -56,6 +57,8 @@ class Bucket:
         self._sleep = sleep
         self._lock = threading.Lock()
         self._client: S3Client | None = None
+        self.checksums = True
+        """Whether the service has refused no checksum so far."""
 
     def object_name(self, key: str) -> str:
         """Return the object name of `key` in the bucket. Raises `BadInput` for an illegal key."""
@@ -99,17 +102,22 @@ class Bucket:
         name, checksum = self.object_name(key), _crc32(data)
 
         def send(client: "S3Client") -> str:
-            answer = client.put_object(
-                Bucket=self.name,
-                Key=name,
-                Body=data,
-                ChecksumAlgorithm="CRC32",
-                ChecksumCRC32=checksum,
-                **condition,
-            )
+            sums: Any = checksum if self.checksums else {}
+            answer = client.put_object(Bucket=self.name, Key=name, Body=data, **sums, **condition)
             return str(field(answer, "ETag"))
 
-        return self.request("write", key, send)
+        version = self.request("write", key, send)
+        if not self.checksums:
+            found, its_version = self.read_versioned(key, len(data))
+            # After a conditional write, another writer may have replaced what we wrote.
+            if found != data and (not condition or its_version == version):
+                raise self.altered(key)
+        return version
+
+    def altered(self, key: str) -> StoreError:
+        """Return the error for an object that is not what was written."""
+        reason = "what was read back differs from what was written"
+        return StoreError("write", f"{self.url}/{key}", reason, outage=True)
 
     def upload(self, key: str, data: Data, part_bytes: int) -> None:
         """Store `data`, in parts of `part_bytes` if it is that large. Keeps 6 parts in memory."""
@@ -133,9 +141,13 @@ class Bucket:
             try:
                 return call()
             except errors.ERRORS as error:
-                if errors.code_of(error) in errors.EXPIRED:
+                refused = errors.refuses_checksums(error)
+                if refused or errors.code_of(error) in errors.EXPIRED:
                     self._client = None  # the next try reads the credentials again
-                raise
+                if not refused:
+                    raise
+                self.checksums = False
+                return call()
 
         return retrying(
             attempt,
@@ -158,7 +170,7 @@ class Bucket:
     def client(self) -> "S3Client":
         with self._lock:
             if self._client is None:
-                self._client = _connect()
+                self._client = _connect(self.checksums)
             return self._client
 
     @property
@@ -188,8 +200,9 @@ def _descriptions() -> Loader:
     return Loader()
 
 
-def _connect() -> "S3Client":
-    """Return a client that never retries by itself: only `retrying` does."""
+def _connect(checksums: bool) -> "S3Client":
+    """Return a client that never retries by itself: only `retrying` does. With `checksums`, the
+    client asks for those of what it reads."""
     core = botocore.session.get_session()
     core.register_component("data_loader", _descriptions())
     session = boto3.Session(botocore_session=core)
@@ -201,6 +214,7 @@ def _connect() -> "S3Client":
         # We send checksums as headers. The client would send trailers, and some servers don't
         # support trailers.
         request_checksum_calculation="when_required",
+        response_checksum_validation="when_supported" if checksums else "when_required",
         tcp_keepalive=True,
     )
     try:
@@ -236,21 +250,22 @@ class _PartsUpload:
     def send(self) -> None:
         """Upload the parts in parallel and join them; delete them if an error occurs."""
         bucket, key = self._bucket, self._key
+        starts = range(0, self._size, self._part_bytes)
         try:
             with ThreadPoolExecutor(_UPLOADS, "upload") as pool:
-                parts = list(pool.map(self._send_part, range(0, self._size, self._part_bytes)))
-            bucket.request("write", key, lambda client: self._complete(client, parts))
+                parts = list(pool.map(self._send_part, starts))
+                bucket.request("write", key, lambda client: self._complete(client, parts))
+                if not bucket.checksums and not all(pool.map(self._is_stored, starts)):
+                    raise bucket.altered(key)
         except BaseException:
             with contextlib.suppress(*errors.ERRORS):
                 bucket.abort(bucket.client, self._name, self._upload_id)
             raise
 
     def _begin(self, client: "S3Client") -> str:
+        sums: Any = {"ChecksumAlgorithm": "CRC32"} if self._bucket.checksums else {}
         answer = client.create_multipart_upload(
-            Bucket=self._bucket.name,
-            Key=self._name,
-            ChecksumAlgorithm="CRC32",
-            Metadata={"upload": self._mark},
+            Bucket=self._bucket.name, Key=self._name, Metadata={"upload": self._mark}, **sums
         )
         return str(field(answer, "UploadId"))
 
@@ -260,22 +275,32 @@ class _PartsUpload:
         number, checksum = start // self._part_bytes + 1, _crc32(data)
 
         def send(client: "S3Client") -> dict[str, Any]:
+            sums: Any = checksum if self._bucket.checksums else {}
             answer = client.upload_part(
                 Bucket=self._bucket.name,
                 Key=self._name,
                 UploadId=self._upload_id,
                 PartNumber=number,
                 Body=data,
-                ChecksumAlgorithm="CRC32",
-                ChecksumCRC32=checksum,
+                **sums,
             )
-            return {
-                "PartNumber": number,
-                "ETag": field(answer, "ETag"),
-                "ChecksumCRC32": checksum,
-            }
+            part = {"PartNumber": number, "ETag": field(answer, "ETag"), **sums}
+            part.pop("ChecksumAlgorithm", None)
+            return part
 
         return self._bucket.request("write", self._key, send)
+
+    def _is_stored(self, start: int) -> bool:
+        """Return whether the part that begins at `start` is what the completed object has there."""
+        data = self._read_range(start, min(start + self._part_bytes, self._size))
+        where = f"bytes={start}-{start + len(data) - 1}"
+
+        def read(client: "S3Client") -> bytes:
+            answer = client.get_object(Bucket=self._bucket.name, Key=self._name, Range=where)
+            with contextlib.closing(answer["Body"]) as body:
+                return body.read(len(data) + 1)
+
+        return self._bucket.request("read back", self._key, read) == data
 
     def _complete(self, client: "S3Client", parts: list[Any]) -> None:
         try:
@@ -302,8 +327,10 @@ def _is_marked(client: "S3Client", bucket: str, name: str, mark: str) -> bool:
     return answer["Metadata"].get("upload") == mark
 
 
-def _crc32(data: bytes) -> str:
-    return base64.b64encode(zlib.crc32(data).to_bytes(4, "big")).decode()
+def _crc32(data: bytes) -> dict[str, str]:
+    """Return the checksum of what a request sends, as its parameters."""
+    checksum = base64.b64encode(zlib.crc32(data).to_bytes(4, "big")).decode()
+    return {"ChecksumAlgorithm": "CRC32", "ChecksumCRC32": checksum}
 
 
 @contextlib.contextmanager

@@ -117,6 +117,14 @@ def is_outage(error: Exception) -> bool:
     return not unreadable and (is_transient(error) or isinstance(error, _LOGIN_EXPIRED))
 
 
+def refuses_checksums(error: Exception) -> bool:
+    """Return whether the service refused a request because of a checksum's header, as Backblaze
+    B2 does. Some services do not name the header that they can't handle."""
+    said = str(_answer(error).get("Error", {}).get("Message")).lower()
+    named = "checksum" in said or (code_of(error) == "NotImplemented" and "header" in said)
+    return named and status_of(error) in (400, 501) and not is_transient(error)
+
+
 def retry_after(error: Exception) -> str | None:
     """Return the Retry-After header of the answer."""
     headers: Mapping[str, str] = _answer(error).get("ResponseMetadata", {}).get("HTTPHeaders", {})

@@ -47,6 +47,10 @@ _PIECE_BYTES = 1 << 20
 # Tries of a conditional write, with each form of a version. One is not enough: what refused the
 # write may be deleted since.
 _SWAPS = 2
+_READ_BACK = (
+    "So Pion reads back all that it writes, and compares. Each save takes longer, and the service "
+    "may charge for what is read"
+)
 _BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
@@ -229,32 +233,36 @@ class S3Store(WritesAtOnce):
 
         return bucket.request("read the time of", "", ask)
 
-    def probe(self, prefix: str) -> None:
-        """See `Store`. Makes ten requests. Raises `StoreError`, not `BadInput`, if the store is
+    def probe(self, prefix: str) -> str:
+        """See `Store`. Makes twelve requests. Raises `StoreError`, not `BadInput`, if the store is
         down."""
         key = f"{prefix}probe-{uuid.uuid4().hex}"
         try:
             first = self.compare_and_swap(key, b"first", None)
             try:
                 self._must_refuse(key, None, "If-None-Match")
-                self.compare_and_swap(key, b"second", first)
+                second = self.compare_and_swap(key, b"second", first)
                 self._must_refuse(key, first, "If-Match")
                 if self.list(key) != [Entry(key, 6)] or self.read(key) != b"second":
                     raise StoreError(
                         "use", self.url, "Pion wrote a test object but could not read it back"
                     )
                 self.sweep_unfinished(key, before=0.0)
+                self.delete(key)
+                self._must_refuse(key, second, "If-Match once an object is deleted")
             except BaseException:
                 with contextlib.suppress(PionError):
                     self.delete(key)
                 raise
-            self.delete(key)
         except (Conflict, Missing) as error:
             raise BadInput(f"{self.url} loses written objects: {error}") from error
         except StoreError as error:
             if error.outage:
                 raise
             raise BadInput(f"{error} Nothing was started.") from error
+        if self._bucket.checksums:
+            return ""
+        return f"{self._bucket.endpoint} refuses checksums. {_READ_BACK}"
 
     def _present(self, key: str) -> tuple[bytes | None, str | None]:
         """Return the content of `key` and its version; (None, None) if there is nothing."""

@@ -76,6 +76,7 @@ CONFIGS: list[tuple[str, str]] = [
     ("tasks: []", "core.yaml: no tasks: expected a list under the key icl_tasks"),
     ("icl_tasks: []", "core.yaml: no tasks: expected a list under the key icl_tasks"),
     ("icl_tasks:\n- [", "core.yaml line 2, column 4: not YAML: "),
+    ("icl_tasks:\n- \0", "core.yaml line 2, column 3: not YAML: "),
     ("icl_tasks: &a [*a]", "core.yaml line 1, column 16: an alias contains itself"),
     ("icl_tasks:\n- 3", "core.yaml:2: expected a task with label and icl_task_type, found 3"),
     ("icl_tasks:\n- {label: 3}", "core.yaml:2: label is 3; expected a name"),

@@ -9,15 +9,18 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from pion.errors import BadInput
 from pion.formats.huggingface.architectures import to_transformers
 from pipeline.job import Job
 from pipeline.rent.check import command
 from pipeline.rent.check.command import CheckRow, show_check
+from pipeline.rent.managed.request import require_checks
 from pipeline.state.stores import FileStore
 from tests.pipeline.rent.check.checked_job import Case, unknown, wrong
 from tests.support.finished_run import make_run
@@ -274,7 +277,7 @@ def test_what_does_not_answer_in_time_is_not_found_out(
     hub.before("/api/datasets", lambda: checked.wait(60), times=9)
     rows = case.rows(data__sources=[{"kind": "hub", "repo": "user/data"}])
     checked.set()
-    unknown(rows["data"], "no answer within")
+    unknown(rows["data"], "no answer in time")
 
 
 def test_conversations_in_files_have_the_time_that_a_first_start_takes(
@@ -309,7 +312,32 @@ def test_a_store_that_can_not_even_be_opened_in_time_is_not_waited_for(
     forever = threading.Event()
     monkeypatch.setattr(command, "SECONDS", 0.1)
     monkeypatch.setattr(command, "open_store", lambda url: forever.wait())
-    wrong(case.rows()["checks"], "the checks did not start", "Nothing was rented")
+    unknown(case.rows()["checks"], "did not start in time", "Run the same command again")
+    forever.set()
+
+
+def test_what_no_answer_came_for_is_no_mistake(
+    case: Case, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = str(case.path())
+    forever = threading.Event()
+    monkeypatch.setattr(command, "SECONDS", 0.1)
+    monkeypatch.setattr(command, "open_store", lambda url: forever.wait())
+    assert show_check(job, [], on=None, force=False, as_json=False) == 0
+    forever.set()
+    assert capsys.readouterr().out.startswith("?  checks")
+
+
+def test_a_machine_is_not_rented_if_no_check_could_begin(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forever = threading.Event()
+    monkeypatch.setattr(command, "SECONDS", 0.1)
+    monkeypatch.setattr(command, "open_store", lambda url: forever.wait())
+    job_file = SimpleNamespace(job=case.job(), path=case.path())
+    order: Any = SimpleNamespace(job_file=job_file, sky_yaml=None)
+    with pytest.raises(BadInput, match=r"checks: see above\. Nothing"):
+        require_checks(order, force=False)
     forever.set()
 
 

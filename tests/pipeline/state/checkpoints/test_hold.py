@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -195,3 +196,12 @@ def test_a_checkpoint_that_was_replaced_after_head_was_read_is_not_called_damage
     sweep(claim)
     with pytest.raises(BadInput, match="has replaced its checkpoint checkpoints/pretrain/1-1 by a"):
         bring_model(run, before, "checkpoints/pretrain/1-1")
+
+
+def test_a_pipe_in_the_place_of_a_manifest_is_not_waited_for(tmp_path: Path) -> None:
+    store = FileStore(tmp_path)
+    (tmp_path / "demo").mkdir()
+    os.mkfifo(tmp_path / "demo/manifest.json")
+    hold(store, "demo")
+    with unless_held(store, "demo") as free:
+        assert free

@@ -22,7 +22,7 @@ from pipeline.state.shared.bases import (
     write_pin,
 )
 from pipeline.state.stores import FileStore, Missing, Store, open_store
-from pipeline.state.workspace import FILES, Files
+from pipeline.state.workspace import FILES, Files, manifest_of
 from tests.support.s3_server import S3Server
 
 CONTENT = {"config.json": b"{}", "model.safetensors": b"weights", "tokenizer.json": b"ids"}
@@ -78,6 +78,22 @@ def test_a_model_counts_once_its_list_of_files_is_there(store: FileStore, source
     keep_base(store, base().hash, files(), bring)
     assert "config.json" not in asked  # an earlier attempt has copied it
     assert bring_base(store, base().hash)
+
+
+@pytest.mark.parametrize("change", ["other", "fewer"])
+def test_a_list_of_other_files_than_the_hash_names_is_refused(
+    store: FileStore, source: Path, change: str
+) -> None:
+    keep(store, source)
+    key = f"{BASES}/{base().hash}"
+    weights = b"other weights"
+    listed = files() | {"model.safetensors": (len(weights), hashlib.sha256(weights).hexdigest())}
+    store.write(f"{key}/model.safetensors", weights)
+    if change == "fewer":
+        del listed["model.safetensors"]
+    store.write(f"{key}/{FILES}", manifest_of(listed))
+    with pytest.raises(PionError, match=r"files.json is damaged: it lists other files"):
+        bring_base(store, base().hash)
 
 
 def test_a_file_that_changes_meanwhile_is_not_kept(store: FileStore, source: Path) -> None:

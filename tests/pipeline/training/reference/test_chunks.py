@@ -87,7 +87,7 @@ def flipped(data: bytes) -> bytes:
         (lambda data: data[:-8], "its sha256 is"),
         (lambda data: data + b"\0" * 8, "its sha256 is"),
         (lambda data: b"", "Expecting value"),
-        (lambda data: b"[1]\n", "does not begin as such a file does"),
+        (lambda data: b"[1]\n", "should be a JSON object"),
         (lambda data: b"{}\n", "'rows'"),
         (lambda data: data.replace(KEY.encode(), b"c" * 64), "its key is"),
         (lambda data: data.replace(b'"train"', b'"other"'), "its split is"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -435,6 +436,41 @@ def test_damaged_numbers_are_computed_again_before_a_step_has_learned_with_them(
     computed.clear()
     assert bits(make(world, "third")) == bits(first)  # the store has good ones now
     assert not computed
+
+
+REPLACED = {
+    # The first rows stay: they are compared with the model.
+    "scaled": lambda sums: np.append(sums[:-1], 2 * sums[-1]),
+    "complex": lambda sums: sums.astype(np.complex128),
+    "pipe": None,
+}
+
+
+@pytest.mark.parametrize("listed", [False, True])
+@pytest.mark.parametrize("other", list(REPLACED))
+def test_numbers_that_no_list_has_are_not_there(
+    world: World, monkeypatch: pytest.MonkeyPatch, other: str, listed: bool
+) -> None:
+    """The list of the folder's hashes is missing, or has other files only."""
+    first = make(world)
+    (path,) = (world.folder / "runs/_data").glob("*/*/train.sums.npy")
+    sums = np.load(path)
+    path.unlink()
+    change = REPLACED[other]
+    if change is None:
+        os.mkfifo(path)
+    else:
+        np.save(path, change(sums))
+    files = path.with_name(".files.json")
+    known = json.loads(files.read_bytes())
+    del known["files"][path.name]
+    files.unlink()
+    if listed:
+        files.write_text(json.dumps(known))
+    computed = counted(monkeypatch)
+    assert bits(make(world, "another")) == bits(first)
+    assert sum(computed) == 14
+    assert any("computed again" in str(said) for said in world.said)
 
 
 def test_numbers_of_another_model_are_computed_again(

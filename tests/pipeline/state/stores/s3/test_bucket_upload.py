@@ -41,6 +41,60 @@ def test_what_is_damaged_on_the_way_up_is_refused_and_sent_again(
     assert store.read("demo/model") == content(size)
 
 
+# What services answer to the header of a checksum: Backblaze B2, Cloudflare R2 until 2025, S3 to
+# any header that it does not know.
+REFUSALS = [
+    (400, "InvalidArgument", "Unsupported header '{}' received for this API call."),
+    (501, "NotImplemented", "Header '{}' with value 'AAAA' not implemented"),
+    (501, "NotImplemented", "A header you provided implies functionality that is not implemented"),
+]
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+@pytest.mark.parametrize("method", [".", "POST"])
+def test_a_service_that_refuses_checksums_is_used_and_what_went_up_is_read_back(
+    store: S3Store, proxy: FaultProxy, refusal: tuple[int, str, str], method: str
+) -> None:
+    """POST: it takes checksums of whole objects, but none of parts."""
+    proxy.refuse_checksums(*refusal, method=method)
+    said = store.probe("demo/")
+    assert ("refuses checksums. So Pion reads back all that it writes" in said) == (method == ".")
+    store.write("demo/model", content(3 * PART + 1))
+    store.write("demo/empty", b"")
+    version = store.compare_and_swap("demo/HEAD.json", b"1", None)
+    store.compare_and_swap("demo/HEAD.json", b"2", version)
+    assert [store.read(f"demo/{name}") for name in ("model", "empty", "HEAD.json")] == [
+        content(3 * PART + 1),
+        b"",
+        b"2",
+    ]
+
+
+@pytest.mark.parametrize(("size", "damaged"), [(1000, "PUT"), (3 * PART, "PUT .*partNumber=2")])
+def test_what_is_damaged_on_the_way_up_is_found_where_checksums_are_refused(
+    store: S3Store, proxy: FaultProxy, size: int, damaged: str
+) -> None:
+    proxy.refuse_checksums(*REFUSALS[0])
+    store.write("demo/first", b"")
+    proxy.fail(damaged, kind="flip")
+    with pytest.raises(StoreError, match="read back differs from what was written") as caught:
+        store.write("demo/model", content(size))
+    assert caught.value.outage
+    store.write("demo/model", content(size))
+
+
+def test_a_swap_that_another_writer_has_replaced_is_not_called_damaged(
+    store: S3Store, proxy: FaultProxy, patience: Patience, bucket: str, s3: S3Server
+) -> None:
+    proxy.refuse_checksums(*REFUSALS[0])
+    store.write("demo/first", b"")
+    proxy.fail("GET .*HEAD.json")
+    other = s3.client()
+    patience.during = lambda: other.put_object(Bucket=bucket, Key="runs/HEAD.json", Body=b"2")
+    version = store.compare_and_swap("HEAD.json", b"1", None)
+    assert store.read_versioned("HEAD.json")[1] != version
+
+
 def test_an_upload_that_fails_for_good_leaves_no_parts_to_pay_for(
     store: S3Store, proxy: FaultProxy, s3: S3Server, bucket: str
 ) -> None:

@@ -83,6 +83,15 @@ def test_a_store_that_ignores_conditions_is_refused_with_the_reason(
     assert store.list() == []
 
 
+def test_a_store_that_lets_a_swap_bring_back_what_was_deleted_is_refused(
+    store: S3Store, proxy: FaultProxy
+) -> None:
+    proxy.brings_back = True
+    with pytest.raises(BadInput, match="ignores If-Match once an object is deleted"):
+        store.probe("demo/")
+    assert store.list() == []
+
+
 def test_a_store_that_does_not_know_conditions_is_refused(
     store: S3Store, proxy: FaultProxy
 ) -> None:
