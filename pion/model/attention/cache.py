@@ -10,9 +10,6 @@ position p has the entry p mod `room`. Masks are made of positions, never of ent
 
 from __future__ import annotations
 
-import contextlib
-import math
-import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,7 +19,7 @@ from torch import Tensor
 
 from pion.config.model_config import ModelConfig
 from pion.model.attention.reach import Reach, reach_of, window_tokens
-from pion.model.attention.slot_cache import SlotCache, SlotPlace, slot_place
+from pion.model.attention.slot_cache import SlotCache, SlotPlace, slot_place, zeros
 
 # A cache for more tokens than this starts with room for this many, and doubles when it is full.
 SMALLEST_ROOM = 4096
@@ -307,7 +304,7 @@ class LayerCache:
             return
         entries = min(most, max(SMALLEST_ROOM, 2 * end)) if self._rows is None else most
         with torch.inference_mode(False):  # rows may be swapped outside inference mode
-            new = _zeros(keys, (2, self._rows or batch, heads, entries, head_dim))
+            new = zeros(keys, (2, self._rows or batch, heads, entries, head_dim))
         for buffer, larger in zip(self._buffers(), new):
             larger[:, :, : buffer.shape[2]] = buffer
         self.keys, self.values = new[0], new[1]
@@ -341,22 +338,6 @@ class LayerCache:
 
     def _buffers(self) -> Sequence[Tensor]:
         return [buffer for buffer in (self.keys, self.values) if buffer is not None]
-
-
-def _zeros(like: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Return zeros on the device of `like`: a mask does not hide NaN, because 0 · NaN is NaN.
-
-    On a CPU, they take memory only where they are written. A row has room for a whole context, and
-    most texts are shorter.
-    """
-    if like.device.type != "cpu":
-        return like.new_zeros(shape)
-    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    pages = mmap.mmap(-1, math.prod(shape) * like.itemsize, flags=private)
-    # With larger pages, one token could take 2 MB of each head of each layer.
-    with contextlib.suppress(OSError):  # this kernel has none
-        pages.madvise(mmap.MADV_NOHUGEPAGE)
-    return torch.frombuffer(pages, dtype=like.dtype).view(shape)
 
 
 def _write(buffer: Tensor, new: Tensor, place: Place, room: int) -> None:
