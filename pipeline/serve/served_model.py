@@ -70,6 +70,7 @@ class ServedModel:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="encode")
         # Texts that only are to be counted may be longer than any prompt.
         self._counter = ThreadPoolExecutor(1, thread_name_prefix="count")
+        self._compiler = ThreadPoolExecutor(1, thread_name_prefix="compile schemas")
 
     async def chat_ids(
         self,
@@ -115,7 +116,7 @@ class ServedModel:
         """
         if schema is None:
             return None
-        return await self._encoded(lambda: self._grammars.of_schema(schema), param)
+        return await self._encoded(lambda: self._grammars.of_schema(schema), param, self._compiler)
 
     def check_length(self, text: str) -> None:
         """Raise ApiError if a text can't fit, however long its tokens are.
@@ -190,6 +191,7 @@ class ServedModel:
         self.engine.close()
         self._thread.shutdown(cancel_futures=True)
         self._counter.shutdown(cancel_futures=True)
+        self._compiler.shutdown(cancel_futures=True)
         self._format.close()
 
     async def _encoded(

@@ -41,7 +41,7 @@ LOGGER.addFilter(_is_ours)
 
 
 class _Refusal(web.Response):
-    """The answer to what is no request. What the client still sends is read until it has the answer.
+    """The answer to what is no request. Then what the client still sends is read and forgotten.
 
     Otherwise the kernel would reset the connection, and the client might never see the answer.
     """

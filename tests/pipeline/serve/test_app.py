@@ -127,6 +127,27 @@ def test_an_answer_fits_the_schema_that_the_client_made(client: OpenAI) -> None:
     assert any_object.choices[0].message.content.startswith("{")
 
 
+def test_chats_are_answered_while_a_schema_is_compiled(
+    client: OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiling, answered = threading.Event(), threading.Event()
+
+    def compiled(grammar: str) -> str:
+        compiling.set()
+        return "" if answered.wait(PATIENCE_SECONDS) else "no chat was answered"
+
+    monkeypatch.setattr("pion.generation.grammar._why_not", compiled)
+    asked: dict[str, Any] = {"model": "chat", "messages": QUESTION, "max_tokens": 2}
+    with ThreadPoolExecutor(1) as thread:
+        slow = thread.submit(
+            client.chat.completions.create, **asked, response_format={"type": "json_object"}
+        )
+        assert compiling.wait(PATIENCE_SECONDS)
+        client.chat.completions.create(**asked, timeout=PATIENCE_SECONDS / 2)
+        answered.set()
+        assert (slow.result().choices[0].message.content or "").startswith("{")
+
+
 def test_temperature_0_is_greedy(client: OpenAI, chat_model: ServedModel) -> None:
     wanted = drawn(chat_model, question_ids(chat_model), max_tokens=12, temperature=0)
     for seed in (1, 2):
