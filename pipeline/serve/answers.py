@@ -25,6 +25,8 @@ from pion.generation.text_stream import Piece, TextStream
 from pipeline.serve.errors import ApiError
 from pipeline.serve.served_model import ServedModel
 
+# An answer is paused while its client has yet to take more events than this.
+MOST_UNSENT = 256
 FinishReason = Literal["stop", "length"]
 
 
@@ -82,6 +84,7 @@ class Answers:
         self._echoes = echoes
         self._scores = bool(echoes) and top_logprobs is not None
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self._paused = False
         self._answers = [
             Answer(text, top_logprobs, partial(self._put, number), scores_prompt=self._scores)
             for number, text in enumerate(texts)
@@ -177,6 +180,9 @@ class Answers:
                 yield Part(number, text, [], None)
         while open_choices:
             number, event = await self._events.get()
+            if self._paused and self._events.empty():
+                self._paused = False
+                self._served.engine.resume(self._answers)
             if number in open_choices:
                 part = self._part(number, event)
                 if part.finish_reason is not None:
@@ -191,6 +197,10 @@ class Answers:
 
     def _put(self, number: int, event: Event) -> None:
         self._events.put_nowait((number, event))
+        if self._events.qsize() > MOST_UNSENT * len(self._answers):
+            self._paused = True
+            for answer in self._answers:
+                answer.pause()
 
     def _part(self, number: int, event: Event) -> Part:
         stream, tokens = self._streams[number], self._tokens[number]
