@@ -19,7 +19,7 @@ API_KEY = "PION_API_KEY"
 SHORTEST_KEY = 12
 # How long a client may leave an answer unread.
 UNREAD_SECONDS = 60.0
-# What the kernel keeps of it, in bytes. It would take megabytes, so a whole answer, from who writes.
+# What the kernel keeps of it, in bytes. By itself, it takes megabytes, which are whole answers.
 UNREAD_BYTES = 32 << 10
 _ORIGIN = re.compile(r"https?://([a-z0-9-]+(\.[a-z0-9-]+)*|\[[0-9a-f:]+\])(:\d{1,5})?")
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
