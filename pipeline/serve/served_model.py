@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,9 +15,11 @@ from pion.generation.grammar import Grammar, Grammars
 from pion.generation.sampling import Sampling
 from pion.generation.text import Settings, Text
 from pipeline.serve.errors import ApiError
-from pipeline.serve.requests import ChatMessage
+from pipeline.serve.messages import ChatMessage
+from pipeline.serve.requests import ChatRequest
 
 if TYPE_CHECKING:
+    from pion.data.chat.call_form import CallForm
     from pion.data.chat.chat_format import ChatFormat
     from pion.generation.engine import Engine
     from pion.model.decoder import Decoder
@@ -77,6 +79,8 @@ class ServedModel:
         messages: Sequence[ChatMessage],
         continue_last: bool | None = None,
         param: str = "messages",
+        tools: Sequence[dict[str, Any]] | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Return the ids that an answer follows; with `continue_last`, that the last message is.
 
@@ -92,10 +96,26 @@ class ServedModel:
         begun = messages[-1].text if continue_last else ""
 
         def encode() -> list[int]:
-            ids = self._format.prompt_ids([message.to_template() for message in asked])
+            given = [message.to_template() for message in asked]
+            ids = self._format.prompt_ids(given, tools, options)
             return ids + (self.tokenizer.encode(begun) if begun else [])
 
         return await self._encoded(encode, param)
+
+    async def chat_form(self, asked: ChatRequest) -> tuple[CallForm | None, bool, dict[str, Any]]:
+        """Return what the template can do for a request.
+
+        That is how calls are written (None: the template has no place for tools, or the request no
+        tools), whether thoughts are marked, and what the request sets in the template. Raises
+        ApiError if the template does not read what is set.
+        """
+        given, effort = asked.chat_template_kwargs or {}, asked.reasoning_effort
+
+        def find() -> tuple[CallForm | None, bool, dict[str, Any]]:
+            form = self._format.call_form if asked.tools else None
+            return form, self._format.thinks, self._format.options(given, effort)
+
+        return await self._encoded(find, "chat_template_kwargs" if given else "reasoning_effort")
 
     async def prompt_ids(self, prompt: str | list[int]) -> list[int]:
         """Return the ids of a text to continue, or of ids."""

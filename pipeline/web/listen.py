@@ -57,8 +57,6 @@ class _Refusal(web.Response):
 class _Connection(web.RequestHandler):
     """A connection. What is no request gets the status that says why, and nothing more is read."""
 
-    __slots__ = ("_refused",)
-
     def __init__(self, server: web.Server, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(
             server,
@@ -88,10 +86,8 @@ class _Connection(web.RequestHandler):
         if not isinstance(exc, HttpProcessingError):
             return answer
         self._refused = True
-        if isinstance(exc, LineTooLong):
+        if isinstance(exc, LineTooLong) or "Too many headers" in exc.message:
             status = 414 if LONGEST_LINE in exc.args else 431
-        elif "Too many headers" in exc.message:
-            status, message = 431, f"a request may have {MOST_HEADERS} headers"
         refusal = _Refusal(status=status, text=message)
         refusal.force_close()
         return refusal
