@@ -151,6 +151,40 @@ def test_a_call_that_is_demanded_is_made_by_any_model(tools_client: OpenAI, choi
     assert found.message.content is None
 
 
+CALLED = {"name": "weather", "arguments": '{"city": "Oslo", "days": 1}'}
+BY_ID: dict[str, Any] = {"type": "function", "id": "call_1", "function": CALLED}
+RESULT = {"role": "tool", "tool_call_id": "call_1", "content": "rain"}
+# What front ends send back after a call, by their sources.
+HISTORIES: dict[str, list[dict[str, Any]]] = {
+    "LangChain": [{"role": "assistant", "content": None, "tool_calls": [BY_ID]}, RESULT],
+    "Open WebUI": [
+        {"role": "assistant", "content": "", "tool_calls": [{"index": 0, **BY_ID}]},
+        RESULT,
+    ],
+    "a result in parts": [
+        {"role": "assistant", "tool_calls": [BY_ID]},
+        {**RESULT, "name": "weather", "content": [{"type": "text", "text": "rain"}]},
+    ],
+    "thoughts": [
+        {"role": "assistant", "reasoning_content": "Hm.", "content": None, "tool_calls": [BY_ID]},
+        RESULT,
+    ],
+}
+
+
+@pytest.mark.parametrize("name", HISTORIES)
+def test_what_front_ends_send_after_a_call_is_understood(
+    name: str, tools_client: OpenAI, script: Script
+) -> None:
+    script.said = ["It rains."]
+    messages: list[Any] = [*ASKED, *HISTORIES[name]]
+    tools_client.chat.completions.create(
+        model="tools", messages=messages, tools=[WEATHER], stream_options=None, tool_choice="auto"
+    )
+    wanted = f"{CALL}<|im_end|>\n<|im_start|>user\n<tool_response>rain</tool_response><|im_end|>"
+    assert wanted in script.prompts[0]
+
+
 def test_tools_are_not_told_of_when_none_may_be_called(
     tools_client: OpenAI, script: Script
 ) -> None:
