@@ -78,12 +78,18 @@ class Answer:
     drafted: int = field(default=0, init=False)  # tokens
     accepted: int = field(default=0, init=False)  # of these, how many were right
     cancelled: bool = field(default=False, init=False)
+    paused: bool = field(default=False, init=False)
     failed: bool = field(default=False, init=False)
 
     @property
     def over(self) -> bool:
         """Whether nothing more is drawn: the answer has ended or failed, or nobody waits for it."""
         return self.cancelled or self.failed or self.text.ended
+
+    def pause(self) -> None:
+        """Let the engine take the answer's slot from it at its next step, until `Engine.resume`."""
+        # The probabilities of a prompt would be computed, and delivered, again.
+        self.paused = not self.scores_prompt
 
     def cancel(self) -> None:
         """Let the engine forget the answer at its next step. No more events are delivered."""

@@ -2,8 +2,9 @@
 
 Each answer that is being decoded has a slot: a row of the cache. A request that arrives takes a
 free slot at the next step, and an answer that ends or whose client has gone frees its slot at the
-next step. Long prompts are read in pieces, with a step of the other answers after each piece, so
-they don't stop the others for long. A free slot keeps what it has read for a prompt that begins so.
+next step. An answer that is paused, because nobody takes what was drawn, has no slot. Long prompts
+are read in pieces, with a step of the other answers after each piece, so they don't stop the others
+for long. A free slot keeps what it has read for a prompt that begins so.
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ class Engine:
         self._reading: _Reading | None = None  # its prompt is read in pieces
         self._arriving: list[Answer] = []  # their prompts are being read together
         self._in_slots: list[Answer] = []  # by the rows of their texts
+        self._paused: list[Answer] = []  # they had slots
         self._decoding = self._new_decoding()
         self._events: list[tuple[Answer, Event]] = []
         self._changed = threading.Condition()
@@ -86,6 +88,16 @@ class Engine:
                     "requests wait. Try again in a few seconds"
                 )
             self._waiting.extend(answers)
+            self._changed.notify()
+
+    def resume(self, answers: Sequence[Answer]) -> None:
+        """Let paused answers be continued, before those that wait for their first slot."""
+        with self._changed:
+            for answer in answers:
+                answer.paused = False
+                if answer in self._paused:
+                    self._paused.remove(answer)
+                    self._waiting.appendleft(answer)
             self._changed.notify()
 
     @property
@@ -167,7 +179,9 @@ class Engine:
         if self._reading is not None:
             answer = self._reading.answer
             reuse = not answer.scores_prompt
-            answer.cached_tokens = self._decoding.begin(answer.text, reuse=reuse)
+            found = self._decoding.begin(answer.text, reuse=reuse)
+            if len(answer.text.ids) == answer.text.given:  # else it was paused
+                answer.cached_tokens = found
         if group:
             self._arriving = group
             logits = self._decoding.read_together([answer.text for answer in group])
@@ -226,17 +240,22 @@ class Engine:
     def _forget_cancelled(self) -> None:
         with self._changed:
             self._waiting = deque(answer for answer in self._waiting if not answer.cancelled)
+            self._paused = [answer for answer in self._paused if not answer.cancelled]
         if self._reading is not None and self._reading.answer.cancelled:
             self._decoding.stop_reading()
             self._reading = None
         self._free_slots()
 
     def _free_slots(self) -> None:
-        """Free the slots of answers that are over."""
+        """Free the slots of answers that are over or paused."""
         # The last answer takes the row of one that leaves, so later rows leave first.
         for row in reversed(range(len(self._in_slots))):
-            if self._in_slots[row].over:
-                self._decoding.leave(row, damaged=self._in_slots[row].failed)
+            answer = self._in_slots[row]
+            with self._changed:
+                if paused := answer.paused and not answer.over:
+                    self._paused.append(answer)
+            if paused or answer.over:
+                self._decoding.leave(row, damaged=answer.failed)
                 self._in_slots[row] = self._in_slots[-1]
                 self._in_slots.pop()
 
@@ -246,8 +265,9 @@ class Engine:
 
     def _fail_all(self, why: str) -> None:
         with self._changed:
-            answers = [*self._in_slots, *self._arriving, *self._waiting]
+            answers = [*self._in_slots, *self._arriving, *self._waiting, *self._paused]
             self._waiting.clear()
+            self._paused.clear()
         if self._reading is not None:
             answers.append(self._reading.answer)
         self._reading, self._in_slots, self._arriving = None, [], []

@@ -7,8 +7,12 @@ llguidance (https://github.com/guidance-ai/llguidance, MIT) is an optional packa
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +21,7 @@ from torch import Tensor
 
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
+from pion.generation.grammar_check import MEMORY
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -24,6 +29,8 @@ if TYPE_CHECKING:
 
 # Of a schema: a longer one would take long to compile.
 MOST_CHARACTERS = 1 << 16
+# What compiling one may take, in seconds of a CPU.
+SECONDS = 4
 # Small models may write spaces for ever where the grammar allows any number.
 _FORM: JsonCompileOptions = {
     "whitespace_flexible": False,
@@ -82,8 +89,8 @@ class Grammars:
     def of_schema(self, schema: Mapping[str, Any]) -> Grammar:
         """Return the grammar of a JSON schema (https://json-schema.org/draft/2020-12).
 
-        Raises BadInput for a schema that can't be met or has parts that llguidance does not know,
-        and if llguidance is not installed.
+        Raises BadInput for a schema that can't be met, takes too long to compile or has parts that
+        llguidance does not know, and if llguidance is not installed.
         """
         try:
             from llguidance import LLMatcher
@@ -98,6 +105,8 @@ class Grammars:
                 f"the schema has {len(text):,} characters, and {MOST_CHARACTERS:,} are possible"
             )
         grammar = LLMatcher.grammar_from_json_schema(text, overrides=_FORM)
+        if wrong := _why_not(grammar):
+            raise BadInput(f"this schema can't be used: {wrong}")
         matcher = LLMatcher(self._tokens(), grammar, log_level=0)
         if matcher.is_error():
             raise BadInput(f"this schema can't be used: {matcher.get_error()[:300]}")
@@ -111,6 +120,20 @@ class Grammars:
                 wrapped = TokenizerWrapper(_Tokens(self._tokenizer))
                 self._known = LLTokenizer(wrapped, n_vocab=self._tokenizer.vocab_size)
             return self._known
+
+
+@lru_cache(64)
+def _why_not(grammar: str) -> str:
+    """Return why a grammar can't be compiled in reasonable time and memory; "" if it can be."""
+    check = Path(__file__).with_name("grammar_check.py")
+    command = [sys.executable, "-I", str(check), str(SECONDS)]
+    done = subprocess.run(command, input=grammar.encode(), capture_output=True, env={})
+    if done.returncode:
+        return (
+            f"to compile it takes more than {SECONDS} s or {MEMORY >> 20:,} MB. Use fewer and "
+            "simpler patterns"
+        )
+    return done.stdout.decode().strip()[:300]
 
 
 class _Tokens:

@@ -41,6 +41,7 @@ class Text:
 
     Attributes:
         ids: the ids of the prompt, and the new ids.
+        given: how many of them are the prompt's.
         room: how many ids there may be in all.
         vocab_size: ids below it can be drawn.
         stop_id: the stop id that was drawn, or None.
@@ -50,7 +51,7 @@ class Text:
 
     def __init__(self, model: Decoder, ids: Sequence[int], settings: Settings) -> None:
         self.ids = checked_prompt(ids, model.config)
-        self._given = len(self.ids)
+        self.given = len(self.ids)
         rows = model.config.vocab_size
         self.vocab_size = rows if settings.vocab_size is None else settings.vocab_size
         if not 0 < self.vocab_size <= rows:
@@ -95,7 +96,7 @@ class Text:
         changes = Changes.of(
             self._sampling,
             self.ids,
-            self._given,
+            self.given,
             self.vocab_size,
             self._bias,
             None if self._grammar is None else self._allowed(self._grammar),

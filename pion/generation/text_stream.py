@@ -33,9 +33,16 @@ class TextStream:
         stopped: whether a stop string was found. Nothing follows then.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()) -> None:
-        """Begin a text that ends before the first of `stops`, which have a character or more."""
+    def __init__(
+        self, tokenizer: Tokenizer, stops: Sequence[str] = (), marks: Sequence[str] = ()
+    ) -> None:
+        """Begin a text that ends before the first of `stops`, which have a character or more.
+
+        Of the special tokens, those that are in `marks` are part of the text.
+        """
         self._tokenizer = tokenizer
+        specials = tokenizer.special_ids.items() if marks else ()
+        self._shown = {id: text.encode() for text, id in specials if any(text in m for m in marks)}
         self._stops = tuple(stops)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""  # decoded and not sent: perhaps the beginning of a stop string
@@ -49,9 +56,9 @@ class TextStream:
         if self.stopped:
             return Piece("", range(0))
         self._starts.append(self._decoded)
-        self._decode(self._tokenizer.bytes_of(token))
+        self._decode(self._shown.get(token) or self._tokenizer.bytes_of(token))
         held = (
-            0 if self.stopped else max((_beginning(self._held, s) for s in self._stops), default=0)
+            0 if self.stopped else max((beginning(self._held, s) for s in self._stops), default=0)
         )
         return self._take(len(self._held) - held)
 
@@ -87,7 +94,7 @@ class TextStream:
         return Piece(text, range(first, self._sent))
 
 
-def _beginning(text: str, stop: str) -> int:
+def beginning(text: str, stop: str) -> int:
     """Return the length of the longest end of `text` that begins `stop`, but is not all of it."""
     lengths = range(min(len(stop) - 1, len(text)), 0, -1)
     return next((length for length in lengths if stop.startswith(text[-length:])), 0)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
+from pion.data.chat.call_form import Call
 from pion.generation.answer import (
     Answer,
     Busy,
@@ -20,12 +21,15 @@ from pion.generation.answer import (
     Logprobs,
     Scored,
 )
+from pion.generation.answer_reader import AnswerReader, Reading
 from pion.generation.text import Text
 from pion.generation.text_stream import Piece, TextStream
 from pipeline.serve.errors import ApiError
 from pipeline.serve.served_model import ServedModel
 
-FinishReason = Literal["stop", "length"]
+# An answer is paused while its client has yet to take more events than this.
+MOST_UNSENT = 256
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 @dataclass(frozen=True)
@@ -45,19 +49,24 @@ class Part:
         text: the text that follows; it may be empty.
         tokens: the tokens that begin in this text.
         finish_reason: why the answer has ended, in its last part.
+        thought: what follows of the thoughts before the text.
+        calls: the calls of tools that end in this part.
     """
 
     choice: int
     text: str
     tokens: Sequence[Token]
     finish_reason: FinishReason | None
+    thought: str = ""
+    calls: Sequence[Call] = ()
 
 
 def joined(parts: Sequence[Part]) -> Part:
     """Return all parts of one answer as one."""
     tokens = [token for part in parts for token in part.tokens]
-    text = "".join(part.text for part in parts)
-    return Part(parts[-1].choice, text, tokens, parts[-1].finish_reason)
+    text, thought = ("".join(part) for part in zip(*((p.text, p.thought) for p in parts)))
+    calls = [call for part in parts for call in part.calls]
+    return Part(parts[-1].choice, text, tokens, parts[-1].finish_reason, thought, calls)
 
 
 class Answers:
@@ -72,7 +81,7 @@ class Answers:
         served: ServedModel,
         texts: Sequence[Text],
         prompt_tokens: int,
-        stops: Sequence[str],
+        reading: Reading,
         top_logprobs: int | None,
         echoes: Sequence[str] = (),
     ) -> None:
@@ -82,13 +91,15 @@ class Answers:
         self._echoes = echoes
         self._scores = bool(echoes) and top_logprobs is not None
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self._paused = False
         self._answers = [
             Answer(text, top_logprobs, partial(self._put, number), scores_prompt=self._scores)
             for number, text in enumerate(texts)
         ]
         # The first answer to each prompt.
         self._firsts = [i for i, text in enumerate(texts) if not i or text.ids != texts[i - 1].ids]
-        self._streams = [TextStream(served.tokenizer, stops) for _ in texts]
+        self._streams = [TextStream(served.tokenizer, reading.stops, reading.marks) for _ in texts]
+        self._readers = [AnswerReader(reading) for _ in texts]
         self._tokens: list[list[Token]] = [[] for _ in texts]
         # When the answers were asked for, and when their first and last tokens were drawn.
         self._begun = self._first = self._last = time.monotonic()
@@ -177,6 +188,9 @@ class Answers:
                 yield Part(number, text, [], None)
         while open_choices:
             number, event = await self._events.get()
+            if self._paused and self._events.empty():
+                self._paused = False
+                self._served.engine.resume(self._answers)
             if number in open_choices:
                 part = self._part(number, event)
                 if part.finish_reason is not None:
@@ -191,6 +205,10 @@ class Answers:
 
     def _put(self, number: int, event: Event) -> None:
         self._events.put_nowait((number, event))
+        if self._events.qsize() > MOST_UNSENT * len(self._answers):
+            self._paused = True
+            for answer in self._answers:
+                answer.pause()
 
     def _part(self, number: int, event: Event) -> Part:
         stream, tokens = self._streams[number], self._tokens[number]
@@ -222,4 +240,8 @@ class Answers:
 
     def _with_tokens(self, number: int, piece: Piece, reason: FinishReason | None) -> Part:
         tokens = [self._tokens[number][i] for i in piece.tokens]
-        return Part(number, piece.text, tokens, reason)
+        reader = self._readers[number]
+        text, thought, calls = reader.push(piece.text, end=reason is not None)
+        if reason == "stop" and reader.called:
+            reason = "tool_calls"
+        return Part(number, text, tokens, reason, thought, calls)

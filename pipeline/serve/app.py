@@ -9,6 +9,8 @@ from pathlib import Path
 
 from aiohttp import web
 
+from pion.data.chat.call_form import CallForm
+from pion.generation.answer_reader import THINKS, Place, Reading
 from pion.generation.grammar import Grammar
 from pion.generation.text import Text
 from pipeline.console.bug_file import report_bug
@@ -16,6 +18,7 @@ from pipeline.console.formats import printable, show
 from pipeline.serve.answers import Answers
 from pipeline.serve.body import LARGEST_BODY, read_body
 from pipeline.serve.errors import ApiError, refuse
+from pipeline.serve.messages import MOST_TOOLS
 from pipeline.serve.requests import (
     ChatRequest,
     CompletionRequest,
@@ -140,14 +143,29 @@ class Api:
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         asked = await read_body(request, ChatRequest)
         served = self._model(asked.model)
-        headers = self._warnings(served, asked)
-        ids = await served.chat_ids(asked.messages, asked.continue_final_message)
+        form, thinks, options = await served.chat_form(asked)
+        headers = self._warnings(served, asked, form)
+        if self._ignore_tools or asked.tool_choice == "none":
+            form = None
+        tools = asked.tools if form else None
+        ids = await served.chat_ids(
+            asked.messages, asked.continue_final_message, tools=tools, options=options
+        )
+        thinks = thinks and asked.reasoning_format != "none"
+        place: Place = "text"
+        if thinks and served.tokenizer.decode(ids[-8:], specials=True).rstrip().endswith(THINKS):
+            place = "thought"
+        schema, param = asked.schema_of_answer, "response_format"
+        if form is not None and asked.demands:
+            ids += served.tokenizer.encode_with_specials([form.opening])[0].ids
+            schema, param, place = form.schema(asked.demanded), "tools", "call"
+        calls = 1 if asked.parallel_tool_calls is False else MOST_TOOLS
+        reading = Reading(asked.stop or (), form, thinks, place, calls)
         limits = (asked.max_completion_tokens, asked.max_tokens, served.seq_len)
         most = next(limit for limit in limits if limit is not None)
-        grammar = await served.grammar(asked.schema_of_answer)
-        texts = _texts(served, asked, [ids], most, grammar)
+        texts = _texts(served, asked, [ids], most, await served.grammar(schema, param))
         top = (asked.top_logprobs or 0) if asked.logprobs else None
-        answers = Answers(served, texts, len(ids), asked.stop or (), top)
+        answers = Answers(served, texts, len(ids), reading, top)
         shape = ChatShape(served.name, served.tokenizer, logprobs=top is not None)
         if asked.stream:
             return await send_stream(request, answers, frames(answers, shape, asked), headers)
@@ -162,7 +180,7 @@ class Api:
         grammar = await served.grammar(asked.schema_of_answer, "text.format")
         texts = _texts(served, asked, [ids], most, grammar)
         top = (asked.top_logprobs or 0) if asked.logprobs else None
-        answers = Answers(served, texts, len(ids), asked.stop or (), top)
+        answers = Answers(served, texts, len(ids), Reading(asked.stop or ()), top)
         shape = ResponseShape(served.name, served.tokenizer, asked, served.sampling)
         if asked.stream:
             return await send_stream(request, answers, shape.events(answers), headers)
@@ -186,7 +204,8 @@ class Api:
         if asked.echo:
             each = [p if isinstance(p, str) else served.tokenizer.decode(p) for p in given]
             echoes = [prompt for prompt in each for _ in range(asked.n or 1)]
-        answers = Answers(served, texts, prompt_tokens, asked.stop or (), asked.logprobs, echoes)
+        reading = Reading(asked.stop or ())
+        answers = Answers(served, texts, prompt_tokens, reading, asked.logprobs, echoes)
         shape = CompletionShape(served.name, served.tokenizer, logprobs=asked.logprobs is not None)
         if asked.stream:
             return await send_stream(request, answers, frames(answers, shape, asked), {})
@@ -204,18 +223,27 @@ class Api:
             raise ApiError(404, message, code="model_not_found", param="model")
         return self._models[name]
 
-    def _warnings(self, served: ServedModel, asked: ConversationRequest) -> Mapping[str, str]:
+    def _warnings(
+        self, served: ServedModel, asked: ConversationRequest, form: CallForm | None = None
+    ) -> Mapping[str, str]:
         """Return headers that say what is odd about the answer.
 
-        Raises ApiError if the request offers tools, unless they are to be ignored.
+        Raises ApiError if the request offers tools that can't be used, with no `form` of calls,
+        unless tools are to be ignored.
         """
         warnings = [] if served.chat else ["this model has no chat template"]
-        if asked.offered is not None:
+        if self._ignore_tools and isinstance(asked, ChatRequest) and asked.demands:
+            words = "with --ignore-tools, no tool can be demanded; leave tool_choice out"
+            raise ApiError(400, words, param="tool_choice")
+        if asked.offered is not None and (form is None or asked.functions or self._ignore_tools):
             if not self._ignore_tools:
+                where = "this server has no"
+                if isinstance(asked, ChatRequest):
+                    where = f"the chat template of {served.name} has no place that Pion knows for"
                 raise ApiError(
                     400,
-                    f"this server has no {asked.offered}; leave the field out. To get answers "
-                    "without them, start it with --ignore-tools",
+                    f"{where} {asked.offered}; leave the field out. To get answers "
+                    "without them, start the server with --ignore-tools",
                     param=asked.offered,
                 )
             warnings.append(f"{asked.offered} were ignored")

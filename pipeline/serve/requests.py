@@ -17,7 +17,10 @@ from pion.generation.grammar import Grammar
 from pion.generation.text import Settings
 from pipeline.serve.answer_format import AnswerFormat, Schema
 from pipeline.serve.body import Fields, refused, within
+from pipeline.serve.messages import Messages, Tools
 
+# More tokens than any context has.
+NO_LIMIT = 2**31 - 1
 # The most answers to one request, stop strings, and alternatives of a token.
 MOST_CHOICES, MOST_STOPS, MOST_ALTERNATIVES = 16, 16, 20
 # OpenAI: as many ids.
@@ -25,8 +28,6 @@ MOST_BIASES = 1024
 _IS_ID = re.compile(r"\d{1,9}", re.ASCII)
 # Of an echoed prompt, whose tokens may fill the context.
 MOST_ECHO_ALTERNATIVES = 5
-# More messages fill any context, and take long to check and to render.
-MOST_MESSAGES = 10_000
 
 
 def _listed(value: Any) -> Any:
@@ -35,7 +36,10 @@ def _listed(value: Any) -> Any:
 
 # vLLM: -1 is no limit
 TopK = Annotated[int, Field(ge=-1), AfterValidator(partial(max, 0)), within("top_k")]
-Tokens = Annotated[int, within("max_tokens")]
+# llama.cpp: -1 is no limit of its own
+Tokens = Annotated[
+    int, Field(ge=-1), AfterValidator(lambda n: NO_LIMIT if n == -1 else n), within("max_tokens")
+]
 Id = Annotated[int, Field(ge=0)]
 StopIds = Annotated[list[Id], Field(fail_fast=True, max_length=MOST_STOPS)]
 
@@ -89,6 +93,7 @@ class Request(Fields):
         "tools": ([],),
         "functions": ([],),
         "tool_choice": ("none", "auto"),
+        "chat_template_kwargs": ({},),
         "function_call": ("none", "auto"),
         "response_format": ({"type": "text"},),
         "modalities": (["text"],),
@@ -148,67 +153,6 @@ class Request(Fields):
         )
 
 
-class TextPart(Fields):
-    """A part of a message. Only texts are supported."""
-
-    asks_nothing: ClassVar[Mapping[str, tuple[Any, ...]]] = {"annotations": ([],)}
-
-    type: Literal["text"]
-    text: str
-
-
-def _parts(value: Any) -> Any:
-    return [{"type": "text", "text": value}] if isinstance(value, str) else value
-
-
-class ChatMessage(Fields):
-    """A message of a conversation. `developer` is a newer name of `system`.
-
-    Clients send a server's messages back with all their fields, so null and empty ones are fine.
-    """
-
-    # litellm puts an answer's fields that it does not know into this one.
-    # `parsed` is what a client read in the text of an answer.
-    without_effect = frozenset({"provider_specific_fields", "parsed"})
-    asks_nothing: ClassVar[Mapping[str, tuple[Any, ...]]] = {
-        "refusal": ("",),
-        "annotations": ([],),
-        "audio": (),
-        "tool_calls": ([],),
-        "function_call": ({},),
-        "reasoning_content": ("",),
-        "reasoning": ("",),
-    }
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[
-        list[TextPart] | None,
-        Field(fail_fast=True, max_length=MOST_MESSAGES),
-        BeforeValidator(_parts),
-    ] = None
-    name: str | None = None
-
-    @model_validator(mode="after")
-    def _check(self) -> ChatMessage:
-        if self.content is None and self.role != "assistant":
-            raise refused("content", f"content is missing in a message of role {self.role}")
-        return self
-
-    @property
-    def text(self) -> str:
-        """The text of the message."""
-        return "".join(part.text for part in self.content or ())
-
-    def to_template(self) -> dict[str, str]:
-        """Return the message as templates expect it."""
-        return {"role": "system" if self.role == "developer" else self.role, "content": self.text}
-
-
-Messages = Annotated[
-    list[ChatMessage], Field(fail_fast=True, min_length=1, max_length=MOST_MESSAGES)
-]
-
-
 class ConversationRequest(Request):
     """A request for the next message of a conversation. It may offer tools."""
 
@@ -217,7 +161,7 @@ class ConversationRequest(Request):
 
     @property
     def offered(self) -> str | None:
-        """The field that offers tools, or None."""
+        """The field that offers what this server never has, or None."""
         return "tools" if self.tools else "functions" if self.functions else None
 
 
@@ -225,11 +169,31 @@ class ChatRequest(ConversationRequest):
     """The body of POST /v1/chat/completions."""
 
     messages: Messages
+    tools: Tools | None = None
+    # "none", "auto" (the default), "required", or {"type": "function", "function": {"name": …}}
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
+    reasoning_format: Literal["none", "auto"] | None = None  # llama.cpp; none: part of the text
     response_format: AnswerFormat | None = None
     max_completion_tokens: Tokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_ALTERNATIVES)] | None = None
     continue_final_message: bool | None = None
+
+    @property
+    def demands(self) -> bool:
+        """Whether a tool must be called."""
+        return self.tool_choice not in (None, "none", "auto")
+
+    @property
+    def demanded(self) -> list[dict[str, Any]]:
+        """The tools of which one must be called, as `{name, parameters}`."""
+        choice = self.tool_choice if self.demands else None
+        tools = [tool["function"] for tool in self.tools or ()]
+        named = [tool for tool in tools if choice == _named(tool["name"])]
+        return tools if choice == "required" else named
 
     @property
     def schema_of_answer(self) -> Schema | None:
@@ -240,10 +204,18 @@ class ChatRequest(ConversationRequest):
     def _check(self) -> ChatRequest:
         if self.top_logprobs is not None and not self.logprobs:
             raise refused("top_logprobs", "top_logprobs needs logprobs: true")
+        if self.demands and not self.demanded:
+            raise refused("tool_choice", "tool_choice is no known word, and no tool in tools")
+        if self.demands and self.schema_of_answer is not None:
+            raise refused("response_format", "an answer that must call a tool has no format")
         if self.continue_final_message and self.messages[-1].role != "assistant":
             words = "continue_final_message needs an assistant's message at the end"
             raise refused("continue_final_message", words)
         return self
+
+
+def _named(tool: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": tool}}
 
 
 def _prompts(value: Any) -> Any:

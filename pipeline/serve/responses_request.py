@@ -10,13 +10,8 @@ from pydantic import BeforeValidator, Field, model_validator
 from pion.later_fields import shown
 from pipeline.serve.answer_format import Schema, TextFormat
 from pipeline.serve.body import Fields, refused
-from pipeline.serve.requests import (
-    MOST_ALTERNATIVES,
-    MOST_MESSAGES,
-    ChatMessage,
-    ConversationRequest,
-    TextPart,
-)
+from pipeline.serve.messages import MOST_MESSAGES, ChatMessage, TextPart
+from pipeline.serve.requests import MOST_ALTERNATIVES, ConversationRequest
 
 LOGPROBS = "message.output_text.logprobs"
 # The other one asks for the thoughts of a model that thinks.

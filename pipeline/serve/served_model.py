@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,9 +15,11 @@ from pion.generation.grammar import Grammar, Grammars
 from pion.generation.sampling import Sampling
 from pion.generation.text import Settings, Text
 from pipeline.serve.errors import ApiError
-from pipeline.serve.requests import ChatMessage
+from pipeline.serve.messages import ChatMessage
+from pipeline.serve.requests import ChatRequest
 
 if TYPE_CHECKING:
+    from pion.data.chat.call_form import CallForm
     from pion.data.chat.chat_format import ChatFormat
     from pion.generation.engine import Engine
     from pion.model.decoder import Decoder
@@ -70,12 +72,15 @@ class ServedModel:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="encode")
         # Texts that only are to be counted may be longer than any prompt.
         self._counter = ThreadPoolExecutor(1, thread_name_prefix="count")
+        self._compiler = ThreadPoolExecutor(1, thread_name_prefix="compile schemas")
 
     async def chat_ids(
         self,
         messages: Sequence[ChatMessage],
         continue_last: bool | None = None,
         param: str = "messages",
+        tools: Sequence[dict[str, Any]] | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Return the ids that an answer follows; with `continue_last`, that the last message is.
 
@@ -91,10 +96,26 @@ class ServedModel:
         begun = messages[-1].text if continue_last else ""
 
         def encode() -> list[int]:
-            ids = self._format.prompt_ids([message.to_template() for message in asked])
+            given = [message.to_template() for message in asked]
+            ids = self._format.prompt_ids(given, tools, options)
             return ids + (self.tokenizer.encode(begun) if begun else [])
 
         return await self._encoded(encode, param)
+
+    async def chat_form(self, asked: ChatRequest) -> tuple[CallForm | None, bool, dict[str, Any]]:
+        """Return what the template can do for a request.
+
+        That is how calls are written (None: the template has no place for tools, or the request no
+        tools), whether thoughts are marked, and what the request sets in the template. Raises
+        ApiError if the template does not read what is set.
+        """
+        given, effort = asked.chat_template_kwargs or {}, asked.reasoning_effort
+
+        def find() -> tuple[CallForm | None, bool, dict[str, Any]]:
+            form = self._format.call_form if asked.tools else None
+            return form, self._format.thinks, self._format.options(given, effort)
+
+        return await self._encoded(find, "chat_template_kwargs" if given else "reasoning_effort")
 
     async def prompt_ids(self, prompt: str | list[int]) -> list[int]:
         """Return the ids of a text to continue, or of ids."""
@@ -115,7 +136,7 @@ class ServedModel:
         """
         if schema is None:
             return None
-        return await self._encoded(lambda: self._grammars.of_schema(schema), param)
+        return await self._encoded(lambda: self._grammars.of_schema(schema), param, self._compiler)
 
     def check_length(self, text: str) -> None:
         """Raise ApiError if a text can't fit, however long its tokens are.
@@ -190,6 +211,7 @@ class ServedModel:
         self.engine.close()
         self._thread.shutdown(cancel_futures=True)
         self._counter.shutdown(cancel_futures=True)
+        self._compiler.shutdown(cancel_futures=True)
         self._format.close()
 
     async def _encoded(

@@ -159,7 +159,7 @@ def _load(name: str, found: FoundModel, options: Options, deliver: Deliver) -> S
     show(
         f"{name}: {found.label}, {amount(model.num_params())} parameters in {dtype} on "
         f"{device.type}. {slots.count} answers at once{fewer}, {seq_len:,} tokens each: "
-        f"{size(slots.bytes)} of memory"
+        f"at most {size(slots.bytes)} of memory"
     )
     if not found.chat:
         show(f"{name} was not fine-tuned on conversations: use /v1/completions")

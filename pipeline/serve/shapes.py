@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import codecs
+import json
 import time
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from pion.data.chat.call_form import Call
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.generation.answer import Logprobs
 from pipeline.serve.answers import Answers, FinishReason, Part, Token
@@ -37,6 +40,7 @@ class ChatShape:
     def __init__(self, model: str, tokenizer: Tokenizer, *, logprobs: bool) -> None:
         self._tokenizer, self._logprobs = tokenizer, logprobs
         self._head = _head("chatcmpl", model)
+        self._called: Counter[int] = Counter()  # the calls in each answer's earlier parts
 
     def first_chunks(self, choices: int) -> list[Json]:
         """Return what a stream begins with: who speaks."""
@@ -45,7 +49,11 @@ class ChatShape:
 
     def chunk(self, part: Part) -> Json:
         """Return a part of an answer."""
-        delta = {"content": part.text} if part.text else {}
+        delta: Json = {"content": part.text} if part.text else {}
+        first = self._called[part.choice]
+        self._called[part.choice] += len(part.calls)
+        calls = [{"index": i, **_call(call)} for i, call in enumerate(part.calls, first)]
+        delta |= _more(part, calls)
         choice = self._delta(part.choice, delta, part.finish_reason)
         if self._logprobs and part.tokens:
             choice["logprobs"] = self._logprobs_of(part.tokens)
@@ -60,7 +68,12 @@ class ChatShape:
         choices = [
             {
                 "index": answer.choice,
-                "message": {"role": "assistant", "content": answer.text, "refusal": None},
+                "message": {
+                    "role": "assistant",
+                    "content": None if answer.calls and not answer.text else answer.text,
+                    "refusal": None,
+                }
+                | _more(answer, list(map(_call, answer.calls))),
                 "logprobs": self._logprobs_of(answer.tokens) if self._logprobs else None,
                 "finish_reason": answer.finish_reason,
             }
@@ -76,6 +89,19 @@ class ChatShape:
 
     def _logprobs_of(self, tokens: Sequence[Token]) -> Json:
         return {"content": logprobs_of(self._tokenizer, tokens), "refusal": None}
+
+
+def _more(part: Part, calls: list[Json]) -> Json:
+    """Return the thoughts and calls of a message, where there are any."""
+    thought = {"reasoning_content": part.thought} if part.thought else {}
+    return thought | ({"tool_calls": calls} if calls else {})
+
+
+def _call(call: Call) -> Json:
+    # Mistral's template wants such an id.
+    arguments = json.dumps(call.arguments, ensure_ascii=False)
+    function = {"name": call.name, "arguments": arguments}
+    return {"id": uuid.uuid4().hex[:9], "type": "function", "function": function}
 
 
 class CompletionShape:

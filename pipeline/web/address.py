@@ -19,6 +19,8 @@ API_KEY = "PION_API_KEY"
 SHORTEST_KEY = 12
 # How long a client may leave an answer unread.
 UNREAD_SECONDS = 60.0
+# What the kernel keeps of it, in bytes. By itself, it takes megabytes, which are whole answers.
+UNREAD_BYTES = 32 << 10
 _ORIGIN = re.compile(r"https?://([a-z0-9-]+(\.[a-z0-9-]+)*|\[[0-9a-f:]+\])(:\d{1,5})?")
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -92,6 +94,7 @@ class Address:
         # The kernel ends connections whose reader takes nothing for so long.
         milliseconds = int(UNREAD_SECONDS * 1000)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNREAD_BYTES)
         try:
             listener.bind((self.host, self.port))
         except (OSError, OverflowError) as error:

@@ -11,9 +11,9 @@ requests and read the answers (CORS, https://fetch.spec.whatwg.org/#http-cors-pr
 from __future__ import annotations
 
 import hmac
+import ipaddress
 import re
 from collections.abc import Awaitable, Callable
-from urllib.parse import urlsplit
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
@@ -33,7 +33,12 @@ HEADERS = {
 _NAMES = re.compile(r"[A-Za-z0-9-]{1,60}(, ?[A-Za-z0-9-]{1,60}){0,39}")
 _PREFLIGHT_SECONDS = 600
 _NO_METHOD = 405
-_HOST = re.compile(r"[^/\\@#?\s]+")
+_HOST = re.compile(
+    r"(\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[a-z0-9._-]*[a-z0-9_-])\.?)(:[0-9]{1,5})?",
+    re.IGNORECASE | re.ASCII,
+)
+# Headers that decide who asks. A client that sends one twice may mean another than a proxy reads.
+_ONCE = ("Host", "Origin", "Content-Type", "Authorization")
 # The key of a request's origin, where its pages may use this server.
 _ALLOWED = web.RequestKey("allowed_origin", str)
 # For answers that are no pages: nothing in them is ever run or shown as a page.
@@ -98,7 +103,10 @@ def _preflight(request: web.Request) -> web.Response:
 
 def _refusal(request: web.Request, rules: Rules) -> tuple[int, str, str] | None:
     """Return the status, code and message with which a request is refused; None: it is allowed."""
-    host = _name(request.headers.get("Host", ""))
+    for name in _ONCE:
+        if len(request.headers.getall(name, ())) > 1:
+            return 400, "repeated_header", f"the request has the header {name} more than once"
+    host = _name(request)
     if host not in rules.hosts:
         return (
             421,
@@ -128,12 +136,20 @@ def _refusal(request: web.Request, rules: Rules) -> tuple[int, str, str] | None:
     return None
 
 
-def _name(host: str) -> str:
-    """Return the name in a `Host` header, in lower case and without the port; "" if it is wrong."""
-    if not _HOST.fullmatch(host):  # urlsplit would leave out what is before an @ or after a /
+def _name(request: web.Request) -> str:
+    """Return the name that a request calls the server by, in lower case and without the port.
+
+    "" if the `Host` header is wrong, or if the target is a URL (as for a proxy) with another host.
+    """
+    host = request.headers.get("Host", "")
+    found = _HOST.fullmatch(host)
+    before, _, rest = request.raw_path.partition("://")
+    other = not before.startswith("/") and rest.partition("/")[0].lower() != host.lower()
+    if found is None or other:
         return ""
     try:
-        return (urlsplit(f"//{host}").hostname or "").rstrip(".")
+        address = found["address"]
+        return str(ipaddress.IPv6Address(address)) if address else found["name"].lower()
     except ValueError:
         return ""
 
@@ -143,7 +159,5 @@ def _same_origin(origin: str, request: web.Request) -> bool:
 
     A proxy may speak https to the browser and http to this server, so the scheme may differ.
     """
-    try:
-        return urlsplit(origin).netloc.lower() == request.headers.get("Host", "").lower()
-    except ValueError:
-        return False
+    scheme, _, host = origin.lower().partition("://")
+    return scheme in ("http", "https") and host == request.headers["Host"].lower()

@@ -13,13 +13,18 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 
 from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.http_exceptions import HttpProcessingError, LineTooLong
 from aiohttp.typedefs import Handler
 
 # How long answers that are being sent may take to end once the server stops, in seconds.
 GRACE = 5.0
 # So many connections are accepted before one more is closed.
 AT_ONCE = 16
+# The most bytes of a request's first line and of a header, and the most headers. The first two
+# differ, so that an error tells what was too long.
+LONGEST_LINE, LONGEST_HEADER, MOST_HEADERS = 8190, 8191, 128
+# How long a client may take to read why its request was refused, in seconds.
+UNREAD_ANSWER = 5.0
 LOGGER = logging.getLogger(__name__)
 
 
@@ -33,6 +38,59 @@ def _is_ours(record: logging.LogRecord) -> bool:
 
 
 LOGGER.addFilter(_is_ours)
+
+
+class _Refusal(web.Response):
+    """The answer to what is no request. Then what the client still sends is read and forgotten.
+
+    Otherwise the kernel would reset the connection, and the client might never see the answer.
+    """
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        transport = None if self._req is None else self._req.transport
+        await super().write_eof(data)
+        if transport is not None and transport.can_write_eof():
+            transport.write_eof()
+            await asyncio.sleep(UNREAD_ANSWER)  # ends when the client closes the connection
+
+
+class _Connection(web.RequestHandler):
+    """A connection. What is no request gets the status that says why, and nothing more is read."""
+
+    def __init__(self, server: web.Server, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(
+            server,
+            loop=loop,
+            access_log=None,  # type: ignore[arg-type]  # as aiohttp's own runner
+            logger=LOGGER,
+            keepalive_timeout=30,
+            max_line_size=LONGEST_LINE,
+            max_field_size=LONGEST_HEADER,
+            max_headers=MOST_HEADERS,
+        )
+        self._refused = False
+
+    def data_received(self, data: bytes) -> None:
+        if not self._refused:
+            super().data_received(data)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Return the answer after an error."""
+        answer = super().handle_error(request, status, exc, message)
+        if not isinstance(exc, HttpProcessingError):
+            return answer
+        self._refused = True
+        if isinstance(exc, LineTooLong) or "Too many headers" in exc.message:
+            status = 414 if LONGEST_LINE in exc.args else 431
+        refusal = _Refusal(status=status, text=message)
+        refusal.force_close()
+        return refusal
 
 
 class _Room:
@@ -63,7 +121,7 @@ class _Room:
         ]
         if len(idle) >= self._most:
             idle[0].force_close()
-        return server()
+        return _Connection(server, asyncio.get_running_loop())
 
 
 def url_of(listener: socket.socket) -> str:
@@ -81,14 +139,7 @@ async def answering(app: web.Application, listener: socket.socket) -> AsyncItera
     """
     room = _Room(resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
     app.middlewares.append(room.counted)
-    runner = web.AppRunner(
-        app,
-        handler_cancellation=True,
-        access_log=None,
-        logger=LOGGER,
-        shutdown_timeout=GRACE,
-        keepalive_timeout=30,
-    )
+    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=GRACE)
     await runner.setup()
     assert runner.server is not None
     loop = asyncio.get_running_loop()

@@ -7,16 +7,20 @@ The files next to its tokenizer.json decide: a chat template of others is render
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+from pion.data.chat.call_form import CallForm
 from pion.data.chat.conversation import ROLES, Turn, chat_template, tokenize
 from pion.data.chat.messages import Message
 from pion.data.chat.template import ChatTemplate
-from pion.data.chat.template_source import find_template
+from pion.data.chat.template_source import RESERVED, find_template
 from pion.data.tokens.special_tokens import SpecialTokens, read_special_tokens
 from pion.data.tokens.tokenizer import Tokenizer
+from pion.errors import BadInput
+from pion.later_fields import shown
 
 
 class ChatFormat:
@@ -60,17 +64,56 @@ class ChatFormat:
         """The ids at which a generated text ends. Raises BadInput for damaged files."""
         return self.special.stop_ids
 
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+    @property
+    def call_form(self) -> CallForm | None:
+        """How calls of tools are written; None: there is no place for tools."""
+        return None if self.own else self.template.call_form
+
+    @property
+    def thinks(self) -> bool:
+        """Whether thoughts are marked with `<think>` and `</think>`."""
+        return not self.own and self.template.thinks
+
+    def options(self, given: Mapping[str, Any], effort: str | None) -> dict[str, Any]:
+        """Return what is set in the template, from settings and from how long the model may think.
+
+        Raises BadInput for what the template does not read, unless it asks for nothing.
+        """
+        reads = (lambda name: False) if self.own else self.template.reads
+        options = dict(given)
+        if effort is not None and reads("reasoning_effort"):
+            options.setdefault("reasoning_effort", effort)
+        elif effort is not None and reads("enable_thinking"):
+            options.setdefault("enable_thinking", effort not in ("none", "minimal"))
+        elif effort not in (None, "none"):
+            options["reasoning_effort"] = effort  # refused
+        for name, value in options.items():
+            if name in RESERVED or (value and not reads(name)):
+                raise BadInput(f"this model's chat template has no setting {shown(name)}")
+        return {name: value for name, value in options.items() if reads(name)}
+
+    def prompt_ids(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Message] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> list[int]:
         """Return the ids that the model continues with an answer.
 
         Args:
-            messages: of the roles system, user and assistant, with a text each.
+            messages: of the roles system, user and assistant, with a text each; calls and results
+                of tools, if there is a `call_form`.
+            tools: those that may be called, if there is a `call_form`.
+            options: as `self.options` returns them.
 
         Raises:
             BadInput: the template refuses the messages, or can't be used.
         """
         if not self.own:
-            return self.template.prompt_ids(messages)
+            return self.template.prompt_ids(messages, tools, options)
+        for message in messages:
+            if message["role"] not in ROLES or message.get("tool_calls"):
+                raise BadInput("this model's chat template has no place for calls of tools")
         turns = [Turn(ROLES[message["role"]], message["content"]) for message in messages]
         return tokenize(self.tokenizer, turns, add_generation_prompt=True).ids.tolist()
 

@@ -8,8 +8,8 @@ here. Calls have several forms, and templates can lose a call or leave it withou
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -30,12 +30,14 @@ class Conversation:
         where: the record's file and line, for errors.
         context: of so many leading messages nothing is learned: both sides of a preference share
             them.
+        options: what the caller sets in the template (`enable_thinking`).
     """
 
     messages: Sequence[Message]
     tools: Sequence[dict[str, Any]] | None
     where: str
     context: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def parse_messages(record: Any, where: str) -> Conversation:
@@ -89,6 +91,7 @@ def harmless(conversation: Conversation, specials: Iterable[str]) -> Conversatio
         conversation,
         messages=with_texts(messages, defuse),
         tools=with_texts(conversation.tools, defuse),
+        options=with_texts(conversation.options, defuse),
     )
 
 

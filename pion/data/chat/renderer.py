@@ -89,6 +89,7 @@ class Renderer:
 
     def _render(self, conversation: Conversation, asked: dict[str, Any]) -> dict[str, Any]:
         request = {"messages": conversation.messages, "tools": conversation.tools, **asked}
+        request["options"] = conversation.options
         answer = self._exchange(request, SECONDS, conversation.where)
         if "refused" in answer:
             raise Refused(answer["refused"])

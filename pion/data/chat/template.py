@@ -16,12 +16,15 @@ answer, of which only this answer is learned.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from pion.data.chat.call_form import PROBE, CallForm, form_of
 from pion.data.chat.conversation import Tokenized
 from pion.data.chat.messages import (
     Conversation,
@@ -89,6 +92,7 @@ class ChatTemplate:
         source = find_template(folder)
         if source is None:
             raise BadInput(f"{folder}: this model has no chat template")
+        self._source = source
         self._where = str(folder)
         self._tokenizer = tokenizer
         self._marks = marks_of(source, tokenizer)
@@ -106,7 +110,10 @@ class ChatTemplate:
         self._renderer.close()
 
     def prompt_ids(
-        self, messages: Sequence[Message], tools: Sequence[Message] | None = None
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Message] | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Return the ids that the model continues with an answer.
 
@@ -114,9 +121,29 @@ class ChatTemplate:
             BadInput: the template refuses the messages, or can't be used.
         """
         said = [message for message in messages if says_something(message)] or messages
-        text = self._prompt(harmless(Conversation(said, tools, "this conversation"), self._marks))
+        given = Conversation(said, tools, "this conversation", options=options or {})
+        text = self._prompt(harmless(given, self._marks))
         (encoding,) = self._tokenizer.encode_with_specials([text])
         return self._started(encoding.ids)[0]
+
+    @cached_property
+    def call_form(self) -> CallForm | None:
+        """How the template writes calls of tools; None if it does not, or in no known form."""
+        _, found = self._rendered(PROBE)
+        if isinstance(found, str):
+            return None
+        (turn,) = found.turns
+        start = turn.prompt[0]
+        return form_of(found.text[:start], _joined(found.text, turn.turn)[start:], self._marks)
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the template marks thoughts with `<think>` and `</think>`."""
+        return "</think>" in self._source
+
+    def reads(self, name: str) -> bool:
+        """Return whether the template may read a variable of this name."""
+        return re.search(rf"\b{re.escape(name)}\b", self._source) is not None
 
     def tokenize_batch(self, conversations: Iterable[Conversation]) -> list[Examples]:
         """Return what is learned from each conversation; refused ones say why.

@@ -50,7 +50,7 @@ class Rendering:
             tools=request["tools"],
             chat_template=self._template,
             add_generation_prompt=prompt,
-            **self._variables,
+            **(self._variables | request["options"]),
         )
         text: str = rendered[0][0]
         if len(text) > LONGEST_TEXT:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pion.config.model_config import ModelConfig
 from pion.model.attention.reach import Reach, reach_of, window_tokens
-from pion.model.attention.slot_cache import SlotCache, SlotPlace, slot_place
+from pion.model.attention.slot_cache import SlotCache, SlotPlace, slot_place, zeros
 
 # A cache for more tokens than this starts with room for this many, and doubles when it is full.
 SMALLEST_ROOM = 4096
@@ -304,8 +304,7 @@ class LayerCache:
             return
         entries = min(most, max(SMALLEST_ROOM, 2 * end)) if self._rows is None else most
         with torch.inference_mode(False):  # rows may be swapped outside inference mode
-            # Zeros, because a mask does not hide NaN: 0 · NaN is NaN.
-            new = keys.new_zeros(2, self._rows or batch, heads, entries, head_dim)
+            new = zeros(keys, (2, self._rows or batch, heads, entries, head_dim))
         for buffer, larger in zip(self._buffers(), new):
             larger[:, :, : buffer.shape[2]] = buffer
         self.keys, self.values = new[0], new[1]

@@ -7,6 +7,9 @@ segments that its tokens fill, as its last entries.
 
 from __future__ import annotations
 
+import contextlib
+import math
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -108,7 +111,8 @@ class SlotCache:
         if self._buffers is None:
             entries = self._most + self._slots.per_segment
             with torch.inference_mode(False):  # rows may be swapped outside inference mode
-                self._buffers = keys.new_zeros(2, self._rows or rows, heads, entries, head_dim)
+                shape = (2, self._rows or rows, heads, entries, head_dim)
+                self._buffers = zeros(keys, shape)
         return self._buffers
 
     def swap(self, one: int, other: int) -> None:
@@ -128,3 +132,19 @@ class SlotCache:
 
     def bytes_per_row(self) -> int:
         return 0 if self._buffers is None else self._buffers[:, 0].nbytes
+
+
+def zeros(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return zeros on the device of `like`: a mask does not hide NaN, because 0 · NaN is NaN.
+
+    On a CPU, they take memory only where they are written. A row has room for a whole context, and
+    most texts are shorter.
+    """
+    if like.device.type != "cpu":
+        return like.new_zeros(shape)
+    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    pages = mmap.mmap(-1, math.prod(shape) * like.itemsize, flags=private)
+    # With larger pages, one token could take 2 MB of each head of each layer.
+    with contextlib.suppress(OSError):  # this kernel has none
+        pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return torch.frombuffer(pages, dtype=like.dtype).view(shape)

@@ -24,7 +24,8 @@ function requestFor(turn, side) {
   const messages = messagesBefore(turn, side);
   if (answer.text) messages.push({ role: "assistant", content: answer.text });
   const continues = answer.text ? { continue_final_message: true } : {};
-  return { ...body, ...continues, messages, logprobs: true, top_logprobs: ALTERNATIVES };
+  // Thoughts stay in the text: they can be seen, edited and continued.
+  return { ...body, ...continues, messages, reasoning_format: "none", logprobs: true, top_logprobs: ALTERNATIVES };
 }
 
 /** Return the new text of an event and its tokens, from a chat or a completion. */

@@ -83,6 +83,49 @@ def prompts(count: int) -> list[list[int]]:
     return [[draw.randrange(VOCAB) for _ in range(draw.randint(1, 30))] for _ in range(count)]
 
 
+class Stalling(Client):
+    """Pauses the answer with its fifth token."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.answer.listener = self.listen
+
+    def listen(self, event: Event) -> None:
+        self.events.put(event)
+        if self.events.qsize() == 5:
+            self.answer.pause()
+
+
+@pytest.mark.parametrize("name", ["pion", "tachyon", "daisy"])
+def test_a_paused_answer_has_no_slot_and_goes_on_as_if_it_had_not_paused(
+    name: str, engines: list[Engine]
+) -> None:
+    model = initial(FAMILIES[name])
+    settings: dict[str, Any] = {"seed": 3, "stop_ids": (), "repetition_penalty": 1.2}
+    ids, *others = prompts(4)
+    engine = start(engines, model, slots=1)
+    paused = Stalling(model, ids, **settings)
+    clients = [Client(model, other, seed=1) for other in others]
+    engine.submit([paused.answer])
+    engine.submit([client.answer for client in clients])  # they need the only slot
+    assert all(isinstance(client.wait(), Ended) for client in clients)
+    assert paused.events.qsize() == 5
+    engine.resume([paused.answer])
+    assert isinstance(paused.wait(), Ended)
+    assert paused.tokens == list(pion.generate(model, ids, **{**SAMPLED, **settings}))
+    assert paused.answer.cached_tokens == 0
+
+
+def test_a_paused_answer_ends_with_the_engine(engines: list[Engine]) -> None:
+    model = initial(FAMILIES["pion"])
+    engine = start(engines, model, slots=1)
+    paused, other = Stalling(model, [5], stop_ids=()), Client(model, [6])
+    engine.submit([paused.answer, other.answer])
+    other.wait()
+    engine.close()
+    assert paused.wait() == Failed(Closed.WHY)
+
+
 @pytest.mark.parametrize("name", ["pion", "tachyon", "daisy"])
 def test_sixteen_seeded_requests_get_the_tokens_of_each_alone(
     name: str, engines: list[Engine], monkeypatch: pytest.MonkeyPatch

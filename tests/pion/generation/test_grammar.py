@@ -106,6 +106,16 @@ def test_a_schema_that_can_not_be_met_is_refused_before_anything_is_drawn(
         Grammars(tokenizer).of_schema(schema)
 
 
+def test_a_schema_that_would_take_minutes_is_refused(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has a kilobyte, and took 1.5 GB. None of llguidance's own limits holds for it."""
+    monkeypatch.setattr("pion.generation.grammar.SECONDS", 1)
+    patterns = [{"pattern": f".*{letter}.*"} for letter in "abcdefghijklmnopqrst"]
+    with pytest.raises(BadInput, match="takes more than 1 s or 1,024 MB"):
+        Grammars(tokenizer).of_schema({"type": "string", "allOf": patterns})
+
+
 def test_without_llguidance_the_package_to_install_is_named(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

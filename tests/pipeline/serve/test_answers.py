@@ -85,6 +85,30 @@ def test_a_body_that_never_ends_is_given_up(
         assert client.recv(64).startswith(b"HTTP/1.1 408")
 
 
+def test_a_stream_that_nobody_reads_pauses_its_own_text_only(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.serve.answers.MOST_UNSENT", 4)
+    body = {**BODY, "max_tokens": 250, "ignore_eos": True, "stream": True, "logprobs": 20}
+    body["stream_options"] = {"include_usage": True}
+    found = {"base": find_model(f"{run_folder}/demo@pretrain")}
+    with serving(found, slots=1) as served, socket.socket() as client:
+        where = urlsplit(served.url)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect((str(where.hostname), int(where.port or 0)))
+        data = json.dumps(body).encode()
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: {where.netloc}\r\nConnection: close\r\n"
+        head += f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+        client.sendall(head.encode() + data)
+        engine = served.models[0].engine
+        wait_until(lambda: bool(engine._paused), "the pause")
+        assert ask(served, BODY).status_code == 200  # in the only slot
+        assert engine._paused
+        answer = client.makefile("rb").read()
+    assert b'"completion_tokens": 250' in answer
+    assert b"[DONE]" in answer
+
+
 def ask(served: Served, body: dict[str, Any]) -> httpx.Response:
     return httpx.post(f"{served.url}/v1/completions", json=body, timeout=PATIENCE_SECONDS)
 

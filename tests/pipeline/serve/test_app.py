@@ -127,6 +127,27 @@ def test_an_answer_fits_the_schema_that_the_client_made(client: OpenAI) -> None:
     assert any_object.choices[0].message.content.startswith("{")
 
 
+def test_chats_are_answered_while_a_schema_is_compiled(
+    client: OpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiling, answered = threading.Event(), threading.Event()
+
+    def compiled(grammar: str) -> str:
+        compiling.set()
+        return "" if answered.wait(PATIENCE_SECONDS) else "no chat was answered"
+
+    monkeypatch.setattr("pion.generation.grammar._why_not", compiled)
+    asked: dict[str, Any] = {"model": "chat", "messages": QUESTION, "max_tokens": 2}
+    with ThreadPoolExecutor(1) as thread:
+        slow = thread.submit(
+            client.chat.completions.create, **asked, response_format={"type": "json_object"}
+        )
+        assert compiling.wait(PATIENCE_SECONDS)
+        client.chat.completions.create(**asked, timeout=PATIENCE_SECONDS / 2)
+        answered.set()
+        assert (slow.result().choices[0].message.content or "").startswith("{")
+
+
 def test_temperature_0_is_greedy(client: OpenAI, chat_model: ServedModel) -> None:
     wanted = drawn(chat_model, question_ids(chat_model), max_tokens=12, temperature=0)
     for seed in (1, 2):
@@ -332,7 +353,8 @@ def test_a_text_that_can_t_fit_is_refused_before_it_is_encoded(
     client: OpenAI, served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for model in served.models:
-        monkeypatch.setattr(model, "_encoded", lambda *_: pytest.fail("it was encoded"))
+        for place, name in ((model._format, "prompt_ids"), (type(model.tokenizer), "prompt")):
+            monkeypatch.setattr(place, name, lambda *_: pytest.fail("it was encoded"))
     long: Any = "a" * 1_000_000
     with pytest.raises(openai.BadRequestError, match="1,000,000 bytes, and base has a context of"):
         client.completions.create(model="base", prompt=["The", long])
@@ -414,7 +436,7 @@ WRONG: dict[str, tuple[dict[str, Any], int, str]] = {
     "temperature is infinite": ({"temperature": 1e999}, 400, "JSON"),
     "too many choices": ({"n": 17}, 400, "n"),
     "empty stop": ({"stop": ""}, 400, "stop"),
-    "tools": ({"tools": [{"type": "function"}]}, 400, "this server has no tools"),
+    "tools": ({"tools": [{"type": "function"}]}, 400, "tools must have objects such as"),
     "penalty": ({"frequency_penalty": 2.5}, 400, "frequency_penalty is 2.5; it must be from -2"),
     "a bias of no token": ({"logit_bias": {"99999": 1}}, 400, "logit_bias has the id 99999"),
     "a schema that can't be met": (
@@ -431,7 +453,7 @@ WRONG: dict[str, tuple[dict[str, Any], int, str]] = {
     "a format": ({"response_format": {"type": "xml"}}, 400, "response_format.type should be"),
     "unknown field": ({"temprature": 1}, 400, "temprature"),
     "no messages": ({"messages": []}, 400, "messages"),
-    "unknown role": ({"messages": [{"role": "tool", "content": "x"}]}, 400, "role"),
+    "unknown role": ({"messages": [{"role": "function", "content": "x"}]}, 400, "role"),
     "an image": (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
         400,

@@ -178,9 +178,14 @@ def test_offered_tools_are_refused_with_the_option_that_ignores_them(
     field = "functions" if "functions" in body else "tools"
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == field
+    what = (
+        "this server has no"
+        if path == RESPONSES
+        else ("the chat template of chat has no place that Pion knows for")
+    )
     assert answer.json()["error"]["message"] == (
-        f"this server has no {field}; leave the field out. To get answers without them, start it "
-        "with --ignore-tools"
+        f"{what} {field}; leave the field out. To get answers without them, start the server with "
+        "--ignore-tools"
     )
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -41,6 +43,8 @@ def post(served: Served, headers: dict[Any, Any] | None = None, **body: Any) -> 
         ({"Host": "localhost/evil"}, 421),
         ({"Host": "localhost#evil"}, 421),
         ({"Host": "localhost?evil"}, 421),
+        ({"Host": "LocalHost."}, 200),
+        ({"Host": "[0:0:0:0:0:0:0:1]:8000"}, 200),
         ({"Origin": "http://attacker.example"}, 403),
         ({"Origin": "null"}, 403),
         ({"Content-Type": "text/plain"}, 415),
@@ -60,6 +64,57 @@ def test_only_this_server_s_names_and_pages_are_answered(
     assert "Access-Control-Allow-Origin" not in answer.headers
     assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'")
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
+
+
+HOSTILE = {
+    "after an address": b"GET /health HTTP/1.1\r\nHost: [::1].evil\r\n",
+    "before an address": b"GET /health HTTP/1.1\r\nHost: evil[::1]\r\n",
+    "an address inside": b"GET /health HTTP/1.1\r\nHost: [::1]evil:80\r\n",
+    "an unclosed address": b"GET /health HTTP/1.1\r\nHost: [::1\r\n",
+    "another address": b"GET /health HTTP/1.1\r\nHost: [::2]\r\n",
+    "no address": b"GET /health HTTP/1.1\r\nHost: [localhost]\r\n",
+    "a scope": b"GET /health HTTP/1.1\r\nHost: [::1%lo]\r\n",
+    "a bare address": b"GET /health HTTP/1.1\r\nHost: ::1\r\n",
+    "two ports": b"GET /health HTTP/1.1\r\nHost: localhost:80:80\r\n",
+    "a port of letters": b"GET /health HTTP/1.1\r\nHost: localhost:evil\r\n",
+    "two dots": b"GET /health HTTP/1.1\r\nHost: localhost..\r\n",
+    "a list": b"GET /health HTTP/1.1\r\nHost: localhost,evil\r\n",
+    "two words": b"GET /health HTTP/1.1\r\nHost: localhost evil\r\n",
+    "no ASCII": "GET /health HTTP/1.1\r\nHost: ſlocalhost\r\n".encode(),
+    "a URL of another": b"GET http://evil/health HTTP/1.1\r\nHost: localhost\r\n",
+    "a URL with a user": b"GET http://evil@localhost/health HTTP/1.1\r\nHost: localhost\r\n",
+    "a URL with a port": b"GET http://localhost:1/health HTTP/1.1\r\nHost: localhost\r\n",
+    "a URL and no host": b"GET http://localhost/health HTTP/1.1\r\nHost: evil\r\n",
+    "another's tunnel": b"CONNECT evil:80 HTTP/1.1\r\nHost: localhost\r\n",
+    "two hosts": b"GET /health HTTP/1.1\r\nHost: localhost\r\nHost: evil\r\n",
+    "no host": b"GET /health HTTP/1.0\r\n",
+    "two origins": b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
+    b"Origin: http://localhost\r\nOrigin: http://evil\r\n",
+    "an origin's path": b"GET /health HTTP/1.1\r\nHost: localhost\r\nOrigin: http://localhost/x\r\n",
+    "an origin's scheme": b"GET /health HTTP/1.1\r\nHost: localhost\r\nOrigin: evil://localhost\r\n",
+    "an origin's user": b"GET /health HTTP/1.1\r\nHost: localhost\r\nOrigin: http://e@localhost\r\n",
+    "two types": b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n"
+    b"Content-Type: application/json\r\nContent-Type: text/plain\r\n",
+}
+
+
+def raw(url: str, request: bytes) -> bytes:
+    """Return the first line of the answer to a request that no client would send."""
+    at = urlsplit(url)
+    with socket.create_connection((at.hostname, at.port), PATIENCE_SECONDS) as client:
+        client.sendall(request + b"Connection: close\r\n\r\n")
+        return client.makefile("rb").readline()
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_request_that_could_mean_another_server_is_refused(name: str, served: Served) -> None:
+    assert raw(served.url, HOSTILE[name]).split()[1] in (b"400", b"403", b"421")
+
+
+def test_a_url_of_this_server_is_answered(served: Served) -> None:
+    """As clients send it that take the server for a proxy."""
+    asked = b"GET http://localhost:80/health HTTP/1.1\r\nHost: localhost:80\r\n"
+    assert raw(served.url, asked).split()[1] == b"200"
 
 
 def test_its_own_page_is_answered(served: Served) -> None:

@@ -1,0 +1,130 @@
+"""How a chat template writes the calls of tools, learned from what it writes for a known call.
+
+Templates differ in what stands around a call and in the names of its keys: `<tool_call>` and
+`"arguments"` (Qwen, Hermes), nothing and `"parameters"` (Llama 3.1), `[TOOL_CALLS]` and a list
+(Mistral). So a template is asked, and no format is known by its name. Calls must be JSON with a
+name and arguments.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pion.data.chat.messages import Conversation
+from pion.errors import BadInput
+from pion.untrusted import parse_json
+
+# Names that are in no template. Mistral's wants ids of nine letters.
+_NAME, _ARGUMENTS, _ID = "pion_asks_how", {"pion_asks_what": "pion_asks_this"}, "pionasks1"
+PROBE_TOOL = {
+    "type": "function",
+    "function": {
+        "name": _NAME,
+        "description": "Tell how calls are written.",
+        "parameters": {"type": "object", "properties": {"pion_asks_what": {"type": "string"}}},
+    },
+}
+_CALL = {"id": _ID, "type": "function", "function": {"name": _NAME, "arguments": _ARGUMENTS}}
+PROBE = Conversation(
+    [
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": None, "tool_calls": [_CALL]},
+    ],
+    [PROBE_TOOL],
+    "a question and a call",
+)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a tool."""
+
+    name: str
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class CallForm:
+    """How calls are written: JSON between two texts, each of which may be empty.
+
+    Attributes:
+        opening: the text before the JSON, with the spaces between them.
+        closing: the text after it.
+        name: the key of the tool's name.
+        arguments: the key of the arguments.
+        listed: whether the JSON is a list of calls.
+    """
+
+    opening: str
+    closing: str
+    name: str
+    arguments: str
+    listed: bool
+
+    @property
+    def bracket(self) -> str:
+        """The bracket with which the JSON begins."""
+        return "[" if self.listed else "{"
+
+    def calls(self, text: str) -> list[Call] | None:
+        """Return the calls in the JSON `text`; None if it is something else."""
+        calls = []
+        try:
+            value = parse_json(text, "the call")
+            for one in value if isinstance(value, list) else [value]:
+                calls.append(Call(str(one[self.name]), dict(one[self.arguments])))
+        except (BadInput, TypeError, KeyError, ValueError):
+            return None
+        return calls
+
+    def schema(self, tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Return the JSON schema of a call of one of some tools (`{name, parameters}`)."""
+        calls: list[dict[str, Any]] = []
+        shared: dict[str, Any] = {}
+        for tool in tools:
+            parameters = dict(tool.get("parameters") or {"type": "object"})
+            shared |= parameters.pop("$defs", {})  # its references begin at the root
+            calls.append(
+                {
+                    "type": "object",
+                    "properties": {
+                        self.name: {"const": tool["name"]},
+                        self.arguments: parameters,
+                    },
+                    "required": [self.name, self.arguments],
+                    "additionalProperties": False,
+                }
+            )
+        call = {"anyOf": calls}
+        whole = {"type": "array", "items": call, "minItems": 1} if self.listed else call
+        return {**whole, "$defs": shared}
+
+
+def form_of(prompt: str, answer: str, marks: Iterable[str]) -> CallForm | None:
+    """Return the form of calls, from what a template writes for `PROBE`, before and in the answer.
+
+    `marks` are the special tokens. None if the template has no place for tools, or writes calls in
+    another form.
+    """
+    at = answer.find(_NAME)
+    if _NAME not in prompt or at < 0:
+        return None
+    for begin in (place for place in range(at) if answer[place] in "[{"):
+        try:
+            value, end = json.JSONDecoder().raw_decode(answer, begin)
+        except ValueError:
+            continue
+        call = value[0] if isinstance(value, list) else value
+        keys = {str(part): key for key, part in call.items()}
+        if end <= at or not keys.keys() >= {_NAME, str(_ARGUMENTS)}:
+            continue
+        # A template may write an empty thought first, and ends the turn after the call.
+        opening, closing = answer[:begin].rpartition("</think>")[2], answer[end:]
+        for mark in marks:
+            closing = closing.partition(mark)[0]
+        name, arguments = keys[_NAME], keys[str(_ARGUMENTS)]
+        return CallForm(opening.lstrip(), closing.strip(), name, arguments, isinstance(value, list))
+    return None

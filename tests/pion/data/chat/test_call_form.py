@@ -1,0 +1,115 @@
+"""How templates write calls is learned from what they write, not from their names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pion.data.chat.call_form import Call, CallForm
+from pion.data.chat.chat_format import ChatFormat
+from pion.data.tokens.tokenizer import Tokenizer
+from tests.support.chat_templates import CHATML, DEEPSEEK, QWEN3, QWEN25
+from tests.support.tokenizer_kinds import write_files
+
+TOLD = "{{- tools | tojson if tools else '' -}}"
+TURNS = (
+    "{%- for m in messages -%}{%- if m.tool_calls -%}CALLS{%- else -%}"
+    "{{- '<|im_start|>' ~ m.role ~ '\n' ~ m.content ~ '<|im_end|>\n' -}}{%- endif -%}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
+)
+BEGIN, END = "{{- '<|im_start|>assistant\n' -}}", "{{- '<|im_end|>\n' -}}"
+# Llama 3.1: one call, nothing around the call, and another key.
+BARE = (
+    BEGIN
+    + (
+        '{{- \'{"name": "\' ~ m.tool_calls[0].function.name ~ \'", "parameters": \' -}}'
+        "{{- m.tool_calls[0].function.arguments | tojson ~ '}' -}}"
+    )
+    + END
+)
+# Mistral: a list of calls with ids.
+LISTED = (
+    BEGIN
+    + (
+        "{{- '[TOOL_CALLS][' -}}{%- for c in m.tool_calls -%}"
+        "{{- {'name': c.function.name, 'arguments': c.function.arguments, 'id': c.id} | tojson -}}"
+        "{{- ', ' if not loop.last -}}{%- endfor -%}{{- ']' -}}"
+    )
+    + END
+)
+# Qwen 3 writes an empty thought before the call.
+AFTER_THOUGHT = (
+    BEGIN
+    + (
+        "{{- '<think>\n\n</think>\n\n<tool_call>\n' -}}"
+        "{{- m.tool_calls[0].function | tojson ~ '\n</tool_call>' -}}"
+    )
+    + END
+)
+# Qwen3-Coder: no JSON.
+XML = BEGIN + "{{- '<function=' ~ m.tool_calls[0].function.name ~ '>' -}}" + END
+
+
+def turns(calls: str, told: str = TOLD) -> str:
+    return told + TURNS.replace("CALLS", calls)
+
+
+HERMES = CallForm("<tool_call>\n", "</tool_call>", "name", "arguments", listed=False)
+FORMS: dict[str, tuple[str, CallForm | None]] = {
+    "Qwen 2.5": (QWEN25, HERMES),
+    "after a thought": (turns(AFTER_THOUGHT), HERMES),
+    "Llama 3.1": (turns(BARE), CallForm("", "", "name", "parameters", listed=False)),
+    "Mistral": (turns(LISTED), CallForm("[TOOL_CALLS]", "", "name", "arguments", listed=True)),
+    "no JSON": (turns(XML), None),
+    "tools are not shown": (turns(BARE, told=""), None),
+    "calls are not written": (CHATML, None),
+    "the name is outside": (DEEPSEEK, None),
+    "thoughts only": (QWEN3, None),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_the_form_is_what_the_template_writes(name: str, tmp_path: Path) -> None:
+    template, form = FORMS[name]
+    file = write_files("qwen", tmp_path, template) / "tokenizer.json"
+    chat_format = ChatFormat(file, Tokenizer.from_file(file))
+    try:
+        assert chat_format.call_form == form
+        assert chat_format.thinks == ("think" in template)
+    finally:
+        chat_format.close()
+
+
+def test_pion_s_own_template_has_no_calls(tmp_path: Path) -> None:
+    file = write_files("qwen", tmp_path) / "tokenizer.json"
+    assert ChatFormat(file, Tokenizer.from_file(file)).call_form is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "5", "[5]", '{"name": "f"}', '{"name": "f", "arguments": 5}', "[" * 9999],
+)
+def test_what_is_no_call_is_none(text: str) -> None:
+    assert not HERMES.calls(text)
+
+
+def test_a_call_or_a_list_of_calls_is_read() -> None:
+    call = '{"name": "f", "arguments": {"a": [1]}}'
+    assert HERMES.calls(call) == [Call("f", {"a": [1]})]
+    assert HERMES.calls(f"[{call}, {call}]") == [Call("f", {"a": [1]})] * 2
+
+
+def test_the_schema_has_the_names_of_the_form_and_shared_parts_at_its_root() -> None:
+    parameters: dict[str, Any] = {
+        "type": "object",
+        "properties": {"x": {"$ref": "#/$defs/X"}},
+        "$defs": {"X": {"type": "integer"}},
+    }
+    form = CallForm("", "", "name", "parameters", listed=True)
+    schema = form.schema([{"name": "f", "parameters": parameters}, {"name": "g"}])
+    assert schema["$defs"] == {"X": {"type": "integer"}}
+    names = [one["properties"]["name"] for one in schema["items"]["anyOf"]]
+    assert names == [{"const": "f"}, {"const": "g"}]
+    assert "$defs" in parameters  # the request's own is not changed
