@@ -93,15 +93,16 @@ def _of_source(found: Input, say: Say) -> dict[str, Any]:
 
 
 def _content(found: Input, say: Say) -> Any:
-    """Return, of a source, its files in order, each compressed or not, with its hash; or its
-    commit; or the version of Python that it comes with."""
+    """Return, of a source, its files in order, each compressed or not, with its hash, and whether
+    it is held out by its name; or its commit; or the version of Python that it comes with."""
     if not found.files:
         return found.state
     total = sum(path.stat().st_size for path in found.files) / 1e6
     read, content = 0.0, []
     with hashed_once() as sha256_of, ThreadPoolExecutor() as pool:
         for path, sha256 in zip(found.files, pool.map(sha256_of, found.files)):
-            content.append([path.suffix == ".gz", sha256])
+            named = ["held out"] if path in (found.held_out or ()) else []
+            content.append([path.suffix == ".gz", sha256, *named])
             read += path.stat().st_size / 1e6
             say(PrepareProgress(f"read {found.key}", read, "MB", total=total))
     return content

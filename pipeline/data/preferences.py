@@ -86,7 +86,7 @@ def preferences(job: Job, found: Input, remarks: Remarks | None = None) -> Itera
             said = [[c.messages, c.tools] for c in preference.conversations]
             remarks.replaced.look(said, record.origin)
             _note_roles(record.value, remarks)
-        yield Read(preference, required)
+        yield Read(preference, required, record.held_out)
 
 
 def _require_kind(preference: Preference, first: tuple[Kind, str], where: str) -> None:

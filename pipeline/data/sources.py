@@ -10,7 +10,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,21 @@ from pion.data.chat.conversation import CONVERSATION_KEYS, ROLES, Turn, parse_co
 from pion.data.chat.messages import KNOWN_ROLES, Conversation, parse_messages, with_texts
 from pion.data.documents import python_docs, python_qa
 from pion.data.documents.file_to_documents import (
-    JSONL_SUFFIXES,
-    PARQUET_SUFFIXES,
-    TEXT_SUFFIXES,
     Document,
     Record,
-    find_files,
+    Span,
     jsonl_records,
     parquet_records,
     record_documents,
     text_documents,
     whole_characters,
+)
+from pion.data.documents.find_files import (
+    JSONL_SUFFIXES,
+    PARQUET_SUFFIXES,
+    TEXT_SUFFIXES,
+    by_splits,
+    find_files,
 )
 from pion.data.tokens.token_bytes import ReplacedCharacters
 from pion.errors import BadInput
@@ -74,6 +78,7 @@ class Remarks:
     Attributes:
         replaced: the characters that the vocabulary lacks.
         left_out: why files of the source are not read.
+        blank: how many records have no text, or a blank one.
         roles: the other names of roles, and the role that each was read as.
         systems: how many system messages there are.
         lost_systems: how many of them the model's chat template leaves out.
@@ -81,6 +86,7 @@ class Remarks:
 
     replaced: ReplacedCharacters
     left_out: tuple[str, ...] = ()
+    blank: int = 0
     roles: dict[str, str] = field(default_factory=dict)
     systems: int = 0
     lost_systems: int = 0
@@ -90,6 +96,10 @@ class Remarks:
         shared = "conversations" in record
         for turn in record["conversations" if shared else "messages"]:
             self.note_role(turn["from" if shared else "role"])
+
+    def note_blank(self) -> None:
+        """Note a record without text."""
+        self.blank += 1
 
     def note_role(self, name: str) -> None:
         """Note a role if it has another name."""
@@ -111,6 +121,7 @@ class Remarks:
         )
         remarks = (
             *self.left_out,
+            f"{self.blank:,} records have no text and are left out" if self.blank else "",
             self.replaced.in_words(),
             read and f"roles with other names: {read}",
             lost if self.lost_systems else "",
@@ -136,8 +147,8 @@ class Input:
     """A source of the job, found and pinned.
 
     `key` is its key in the job. `state` changes when the input changes: it covers the files with
-    their sizes and times, a Hub commit, or a Python version. `left_out` says why files are not
-    read.
+    their sizes and times, a Hub commit, or a Python version. `held_out` are the files that
+    are held out; None: names don't say it. `left_out` says why files are not read.
     """
 
     source: Source
@@ -145,7 +156,16 @@ class Input:
     state: str
     files: tuple[Path, ...] = ()
     commit: str = ""
+    held_out: frozenset[Path] | None = None
     left_out: tuple[str, ...] = ()
+
+    @property
+    def spans(self) -> list[Span]:
+        """The files, each as a whole."""
+        named = self.held_out
+        return [
+            Span(file, held_out=None if named is None else file in named) for file in self.files
+        ]
 
 
 def find_input(job: Job, source: Source, key: str, commit: str | None = None) -> Input:
@@ -154,12 +174,14 @@ def find_input(job: Job, source: Source, key: str, commit: str | None = None) ->
     Raises BadInput if there is nothing to read.
     """
     if isinstance(source, TextFiles | JsonlFiles | ParquetFiles | NpyShards | BinShards):
-        files, left_out = find_files(
-            job.input_path(source.path), SUFFIXES[source.kind], f"{key}.path"
-        )
-        sizes = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+        path = job.input_path(source.path)
+        every, left_out = find_files(path, SUFFIXES[source.kind], f"{key}.path")
+        splits = by_splits(path, every, records=not isinstance(source, TextFiles))
+        stats = [(str(file), file.stat()) for file in splits.files]
+        sizes = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
         state = hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
-        return Input(source, key, state, tuple(files), left_out=tuple(left_out))
+        words = tuple(filter(None, (*left_out, splits.words)))
+        return Input(source, key, state, splits.files, "", splits.held_out, words)
     if isinstance(source, HubDataset | HubNpyShards):
         from pipeline.data.hub import pin
 
@@ -185,18 +207,22 @@ def texts(
     longer than 64K characters, only its end is held out, so a corpus of one long file has both
     parts. Raises BadInput for a file that can't be read and for an empty corpus.
     """
-    for document in filter(kept, documents(job, found)):
+    for document in filter(kept, documents(job, found, remarks)):
         text = document.text
         if remarks is not None and not isinstance(found.source, PythonDocs):
             remarks.replaced.look(text, document.origin)
         if isinstance(found.source, PythonDocs):
             yield is_held_out(job, found, document), text
         else:
-            yield from split_text(text, job.data.held_out)
+            yield from split_text(document, job.data.held_out)
 
 
-def split_text(text: str, share: float) -> Iterator[tuple[bool, str]]:
+def split_text(document: Document, share: float) -> Iterator[tuple[bool, str]]:
     """Yield (held out?, text) of a document of which a `share` is held out; see `texts`."""
+    text = document.text
+    if document.held_out is not None:
+        yield document.held_out, text
+        return
     if len(text) <= LONG_CHARS:
         yield python_docs.is_held_out(text, share), text
         return
@@ -206,26 +232,30 @@ def split_text(text: str, share: float) -> Iterator[tuple[bool, str]]:
         yield True, text[cut:]
 
 
-def documents(job: Job, found: Input) -> Iterator[Document]:
-    """Yield every document of a text source, in order. Raises BadInput as `texts` does."""
+def documents(job: Job, found: Input, remarks: Remarks | None = None) -> Iterator[Document]:
+    """Yield every document of a text source, in order. Records without text are noted in `remarks`.
+
+    Raises BadInput as `texts` does.
+    """
     if isinstance(found.source, PythonDocs):
         yield from python_docs.documents(found.source.code)
         return
-    for document in _documents(job, found):
-        yield Document(whole_characters(document.text), document.origin)
+    for document in _documents(job, found, remarks):
+        yield replace(document, text=whole_characters(document.text))
 
 
 def is_held_out(job: Job, found: Input, document: Document) -> bool:
     """Return whether a document is held out as a whole."""
-    if _has_both_parts(found, document):
-        return False
-    what = document.origin if isinstance(found.source, PythonDocs) else document.text
-    return python_docs.is_held_out(what, job.data.held_out)
+    if isinstance(found.source, PythonDocs):
+        return python_docs.is_held_out(document.origin, job.data.held_out)
+    if len(document.text) > LONG_CHARS and document.held_out is None:
+        return False  # only its end is
+    return _is_out(document, document.text, job.data.held_out)
 
 
-def _has_both_parts(found: Input, document: Document) -> bool:
-    """Return whether a document is so long that only its end is held out."""
-    return len(document.text) > LONG_CHARS and not isinstance(found.source, PythonDocs)
+def _is_out(item: Document | Record, text: str, share: float) -> bool:
+    """Return what the name of an item's file says, or else the hash of its text."""
+    return python_docs.is_held_out(text, share) if item.held_out is None else item.held_out
 
 
 def conversations(
@@ -248,7 +278,7 @@ def conversations(
         if remarks is not None:
             remarks.replaced.look([turn.text for turn in turns], record.origin)
             remarks.note_roles(record.value)
-        yield python_docs.is_held_out(text, job.sft.held_out), turns
+        yield _is_out(record, text, job.sft.held_out), turns
 
 
 def talks(job: Job, found: Input, remarks: Remarks | None = None) -> Iterator[tuple[bool, Talk]]:
@@ -278,17 +308,16 @@ def talks(job: Job, found: Input, remarks: Remarks | None = None) -> Iterator[tu
             remarks.replaced.look([talk.messages, talk.tools], record.origin)
             remarks.note_roles(record.value)
         text = "\n".join(message["content"] or "" for message in talk.messages)
-        yield python_docs.is_held_out(text, job.sft.held_out), Talk(talk, required)
+        yield _is_out(record, text, job.sft.held_out), Talk(talk, required)
 
 
-def _documents(job: Job, found: Input) -> Iterator[Document]:
+def _documents(job: Job, found: Input, remarks: Remarks | None) -> Iterator[Document]:
     source = found.source
     if isinstance(source, TextFiles):
-        return text_documents(
-            job.input_path(source.path), source.split, found.key, longest_line(job)
-        )
+        return text_documents(found.spans, source.split, found.key, longest_line(job))
     assert isinstance(source, JsonlTexts | ParquetTexts | HubTexts)
-    return record_documents(records(job, found, (source.field,)), source.field, found.key)
+    blank = (lambda: None) if remarks is None else remarks.note_blank
+    return record_documents(records(job, found, (source.field,)), source.field, found.key, blank)
 
 
 def records(job: Job, found: Input, columns: tuple[str, ...]) -> Iterator[Record]:
@@ -298,9 +327,9 @@ def records(job: Job, found: Input, columns: tuple[str, ...]) -> Iterator[Record
     """
     source, longest = found.source, longest_line(job)
     if isinstance(source, JsonlFiles):
-        return jsonl_records(job.input_path(source.path), found.key, longest)
+        return jsonl_records(found.spans, found.key, longest)
     if isinstance(source, ParquetFiles):
-        return parquet_records(job.input_path(source.path), found.key, columns, longest)
+        return parquet_records(found.spans, found.key, columns, longest)
     if isinstance(source, HubDataset):
         from pipeline.data.hub import hub_records
 

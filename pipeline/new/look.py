@@ -47,7 +47,9 @@ class Reading:
         column."""
         if not is_chat(self.layout):
             assert isinstance(self.layout, TextColumn)
-            return {"text": record.get(self.layout.column)}
+            column = self.layout.column
+            text = record.get(column)
+            return {"text": "" if text is None and column in record else text}
         return record if self.direct else as_conversation(record, self.layout, self.roles)
 
     def problem(self, record: Record, where: str) -> str | None:

@@ -113,7 +113,7 @@ def _pieces(reading: TextReading, tasks: Tasks, folder: Path) -> PieceSource:
     found, job, how = reading.found, reading.job, reading.in_pieces
     return PieceSource(
         Encoding(
-            Reading(found.source, found.key, longest_line(job), job.data.held_out),
+            Reading(found.source, found.key, longest_line(job), job.data.held_out, found.held_out),
             tokenizer_files(folder),
         ),
         found.files,

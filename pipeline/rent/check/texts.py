@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from pion.data.arrays import open_shard
+from pion.data.documents.find_files import PACKED_SUFFIXES, PARQUET_SUFFIXES
 from pion.data.shards import Shard, split_tail
 from pion.data.tokens.tokenizer import Tokenizer, count_words
 from pion.errors import BadInput
@@ -99,7 +100,7 @@ def text_bytes(job: Job, section: str) -> int | None:
     if not all(isinstance(s, TextFiles | JsonlFiles | ParquetFiles) for _, s in sources):
         return None
     files = [file for key, source in sources for file in find_input(job, source, key).files]
-    if any(file.suffix in (".gz", ".parquet") for file in files):
+    if any(file.suffix in (*PACKED_SUFFIXES, *PARQUET_SUFFIXES) for file in files):
         return None
     return sum(file.stat().st_size for file in files)
 
