@@ -1,0 +1,130 @@
+"""Records in the layouts that peers document are read as these peers mean them, or refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from pion.data.chat.messages import parse_messages
+from pion.data.preference.layouts import Pair, parse_preference
+from pion.errors import BadInput
+from tests.pion.data.chat.test_template import Model
+from tests.support.chat_templates import QWEN25
+from tests.support.in_process_renderer import InProcessRenderer
+from tests.support.peer_layouts import Example, as_messages, conversation_said, examples
+
+EXAMPLES = examples()
+# Templates of chats have no place for an answer without a question.
+ASKED = [
+    one for one in EXAMPLES if "assistant" not in one.means.get("messages", [{"assistant": ""}])[0]
+]
+
+
+def of_stage(*stages: str) -> Any:
+    chosen = [example for example in EXAMPLES if example.stage in stages]
+    return pytest.mark.parametrize("example", chosen, ids=[one.name for one in chosen])
+
+
+def requires_refusal(error: pytest.ExceptionInfo[BadInput], example: Example) -> None:
+    said = str(error.value)
+    assert example.where in said
+    assert [word for word in example.means["refused"] if word not in said] == [], said
+
+
+@of_stage("sft")
+def test_a_conversation_is_what_the_peer_makes_of_it(example: Example) -> None:
+    if "refused" in example.means:
+        with pytest.raises(BadInput) as error:
+            parse_messages(example.value, example.where)
+        requires_refusal(error, example)
+        return
+    wanted = {key: value for key, value in example.means.items() if key != "unread"}
+    assert conversation_said(parse_messages(example.value, example.where)) == wanted
+
+
+@of_stage("prefer")
+def test_a_preference_is_what_the_peer_makes_of_it(example: Example) -> None:
+    if "refused" in example.means:
+        with pytest.raises(BadInput) as error:
+            parse_preference(example.value, example.where)
+        requires_refusal(error, example)
+        return
+    found = parse_preference(example.value, example.where)
+    sides = [conversation_said(side)["messages"] for side in found.conversations]
+    context = found.conversations[0].context
+    names = ("chosen", "rejected") if isinstance(found, Pair) else ("answer",)
+    said = {"prompt": sides[0][:context]} | {
+        name: side[context:] for name, side in zip(names, sides, strict=True)
+    }
+    assert said | ({} if isinstance(found, Pair) else {"desired": found.desired}) == example.means
+
+
+@of_stage("prefer")
+def test_sft_never_learns_an_answer_that_is_not_desired(example: Example) -> None:
+    undesired = example.means.get("rejected")
+    if example.means.get("desired") is False:
+        undesired = example.means["answer"]
+    try:
+        found = parse_messages(example.value, example.where)
+    except BadInput:
+        return
+    learned = [m for m in conversation_said(found)["messages"] if m.get("learned", True)]
+    assert not [message for message in undesired or () if message in learned]
+
+
+@of_stage("text", "sft")
+def test_what_is_no_preference_is_not_read_as_one(example: Example) -> None:
+    with pytest.raises(BadInput) as error:
+        parse_preference(example.value, example.where)
+    assert example.where in str(error.value)
+
+
+@of_stage("text")
+def test_a_document_is_no_conversation(example: Example) -> None:
+    with pytest.raises(BadInput, match="text"):
+        parse_messages(example.value, example.where)
+    assert example.value["text"] == example.means["text"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
+        yield Model(tmp_path_factory.mktemp("model"), "qwen", QWEN25)
+
+
+@pytest.mark.parametrize("example", ASKED, ids=[one.name for one in ASKED])
+def test_the_text_is_that_of_transformers_and_only_the_answers_that_are_meant_are_learned(
+    model: Model, example: Example
+) -> None:
+    conversation = parse_messages(example.value, example.where)
+    (found,) = model.template.tokenize_batch([conversation])
+    assert found.refused is None
+    (row,) = found.tokenized
+    said = example.means["messages"]
+    whole, learned = _written_by_transformers(model, said, conversation.tools)
+    assert model.text(row.ids) == whole
+    assert model.text(row.ids[row.learned]) == "".join(learned)
+
+
+def _written_by_transformers(
+    model: Model, said: list[dict[str, Any]], tools: Any
+) -> tuple[str, list[str]]:
+    """Return the text of messages, and the part of each answer that is to be learned."""
+    messages = as_messages(said)
+
+    def text(upto: int, *, prompt: bool) -> str:
+        written = model.stock.apply_chat_template(
+            messages[:upto], tools=tools, add_generation_prompt=prompt, tokenize=False
+        )
+        assert isinstance(written, str)
+        return written
+
+    learned = [
+        text(number + 1, prompt=False).removeprefix(text(number, prompt=True)).removesuffix("\n")
+        for number, message in enumerate(said)
+        if "assistant" in message and message.get("learned", True)
+    ]
+    return text(len(messages), prompt=False), learned
