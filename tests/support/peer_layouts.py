@@ -90,7 +90,7 @@ def _message(message: dict[str, Any], *, learned: bool) -> dict[str, Any]:
     said: dict[str, Any] = {role: content.strip() if content else None}
     if calls := message.get("tool_calls"):
         said["calls"] = [_call(call) for call in calls]
-    thoughts = [message[key] for key in THOUGHTS if message.get(key)]
+    thoughts = {message[key] for key in THOUGHTS if message.get(key)}
     if thoughts:
         (said["thinking"],) = thoughts
     if role == "assistant" and not learned:
