@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from pion.data.chat.messages import parse_messages
 from pion.data.preference.layouts import Pair, parse_preference
 from pion.errors import BadInput
 from tests.pion.data.chat.test_template import Model
+from tests.pion.data.chat.test_template_real import FOLDER, RealModel
 from tests.support.chat_templates import QWEN25
 from tests.support.in_process_renderer import InProcessRenderer
 from tests.support.peer_layouts import Example, as_messages, conversation_said, examples
@@ -99,32 +101,47 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
 def test_the_text_is_that_of_transformers_and_only_the_answers_that_are_meant_are_learned(
     model: Model, example: Example
 ) -> None:
+    requires_text_of_transformers(model, example)
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(not FOLDER, reason="PION_REAL_MODELS names no folder with real models")
+@pytest.mark.parametrize("name", ["smollm2-135m-instruct", "qwen3"])
+def test_so_it_is_by_the_published_templates(name: str, tmp_path: Path) -> None:
+    model = RealModel(Path(FOLDER) / name, tmp_path, {})
+    for example in ASKED:
+        if name == "qwen3" or not any("calls" in one for one in example.means["messages"]):
+            requires_text_of_transformers(model, example)
+
+
+def requires_text_of_transformers(model: Model, example: Example) -> None:
+    """Compare with the text of the messages that are meant, and with the learned parts of it."""
     conversation = parse_messages(example.value, example.where)
     (found,) = model.template.tokenize_batch([conversation])
     assert found.refused is None
-    (row,) = found.tokenized
-    said = example.means["messages"]
-    whole, learned = _written_by_transformers(model, said, conversation.tools)
-    assert model.text(row.ids) == whole
-    assert model.text(row.ids[row.learned]) == "".join(learned)
+    messages = as_messages(example.means["messages"])
 
-
-def _written_by_transformers(
-    model: Model, said: list[dict[str, Any]], tools: Any
-) -> tuple[str, list[str]]:
-    """Return the text of messages, and the part of each answer that is to be learned."""
-    messages = as_messages(said)
-
-    def text(upto: int, *, prompt: bool) -> str:
+    def text(upto: int, *, prompt: bool = False) -> str:
         written = model.stock.apply_chat_template(
-            messages[:upto], tools=tools, add_generation_prompt=prompt, tokenize=False
+            messages[:upto],
+            tools=conversation.tools,
+            add_generation_prompt=prompt,
+            tokenize=False,
         )
         assert isinstance(written, str)
         return written
 
-    learned = [
-        text(number + 1, prompt=False).removeprefix(text(number, prompt=True)).removesuffix("\n")
-        for number, message in enumerate(said)
+    answers = [
+        number
+        for number, message in enumerate(example.means["messages"])
         if "assistant" in message and message.get("learned", True)
     ]
-    return text(len(messages), prompt=False), learned
+    learned = [
+        text(answer + 1).removeprefix(text(answer, prompt=True)).removesuffix("\n")
+        for answer in answers
+    ]
+    rows = [(model.text(row.ids), model.text(row.ids[row.learned])) for row in found.tokenized]
+    if found.split:  # a thought is written for the last answer alone
+        assert rows == [(text(answer + 1), part) for answer, part in zip(answers, learned)]
+    else:
+        assert rows == [(text(len(messages)), "".join(learned))]
