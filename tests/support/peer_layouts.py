@@ -74,7 +74,7 @@ def as_messages(said: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     messages = []
     for one in said:
         role, content = next(iter(one.items()))
-        message: dict[str, Any] = {"role": role, "content": content}
+        message: dict[str, Any] = {"role": role, "content": content or ""}
         if "calls" in one:
             calls = [{"type": "function", "function": call} for call in one["calls"]]
             message["tool_calls"] = calls
