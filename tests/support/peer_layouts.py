@@ -9,6 +9,7 @@ each layout the stage that reads it, and for each record
     text                                        a document
     refused              words of the refusal
     unread               the keys that are said to be unread
+    warned               those of them that `pion check` warns of
 
 A message is its role and its text, with `calls` (arguments as objects) and `thinking`.
 """

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from pion.data.chat.messages import parse_messages
+from pion.data.chat.messages import Conversation, learnable
 from pion.data.preference.layouts import Pair, parse_preference
+from pion.data.records.layouts import MEANINGFUL, read_chat
 from pion.errors import BadInput
 from tests.pion.data.chat.test_template import Model
 from tests.pion.data.chat.test_template_real import FOLDER, RealModel
@@ -29,6 +30,10 @@ def of_stage(*stages: str) -> Any:
     return pytest.mark.parametrize("example", chosen, ids=[one.name for one in chosen])
 
 
+def chat_of(example: Example) -> Conversation:
+    return learnable(read_chat(example.value, example.where))
+
+
 def requires_refusal(error: pytest.ExceptionInfo[BadInput], example: Example) -> None:
     said = str(error.value)
     assert example.where in said
@@ -39,11 +44,16 @@ def requires_refusal(error: pytest.ExceptionInfo[BadInput], example: Example) ->
 def test_a_conversation_is_what_the_peer_makes_of_it(example: Example) -> None:
     if "refused" in example.means:
         with pytest.raises(BadInput) as error:
-            parse_messages(example.value, example.where)
+            chat_of(example)
         requires_refusal(error, example)
         return
-    wanted = {key: value for key, value in example.means.items() if key != "unread"}
-    assert conversation_said(parse_messages(example.value, example.where)) == wanted
+    found = chat_of(example)
+    unread, said = {*found.seen.unread}, conversation_said(found)
+    if "unread" in example.means:
+        said["unread"] = sorted(unread)
+    if "warned" in example.means:
+        said["warned"] = sorted(unread.intersection(MEANINGFUL))
+    assert said == example.means
 
 
 @of_stage("prefer")
@@ -69,7 +79,7 @@ def test_sft_never_learns_an_answer_that_is_not_desired(example: Example) -> Non
     if example.means.get("desired") is False:
         undesired = example.means["answer"]
     try:
-        found = parse_messages(example.value, example.where)
+        found = chat_of(example)
     except BadInput:
         return
     learned = [m for m in conversation_said(found)["messages"] if m.get("learned", True)]
@@ -86,7 +96,7 @@ def test_what_is_no_preference_is_not_read_as_one(example: Example) -> None:
 @of_stage("text")
 def test_a_document_is_no_conversation(example: Example) -> None:
     with pytest.raises(BadInput, match="text"):
-        parse_messages(example.value, example.where)
+        chat_of(example)
     assert example.value["text"] == example.means["text"]
 
 
@@ -116,7 +126,7 @@ def test_so_it_is_by_the_published_templates(name: str, tmp_path: Path) -> None:
 
 def requires_text_of_transformers(model: Model, example: Example) -> None:
     """Compare with the text of the messages that are meant, and with the learned parts of it."""
-    conversation = parse_messages(example.value, example.where)
+    conversation = chat_of(example)
     (found,) = model.template.tokenize_batch([conversation])
     assert found.refused is None
     messages = as_messages(example.means["messages"])
