@@ -59,6 +59,19 @@ def examples() -> list[Example]:
     return found
 
 
+def as_in_a_table(values: Sequence[Any]) -> list[Any]:
+    """Return values as rows of a table: each object has the keys of all at its place, as nulls."""
+    objects = [value for value in values if isinstance(value, dict)]
+    if objects:
+        names = dict.fromkeys(name for value in objects for name in value)
+        columns = {name: as_in_a_table([value.get(name) for value in objects]) for name in names}
+        rows = iter([dict(zip(columns, row)) for row in zip(*columns.values())])
+        return [next(rows) if isinstance(value, dict) else value for value in values]
+    lists = [value for value in values if isinstance(value, list)]
+    items = iter(as_in_a_table([item for value in lists for item in value]) if lists else [])
+    return [[next(items) for _ in value] if isinstance(value, list) else value for value in values]
+
+
 def conversation_said(conversation: Conversation) -> dict[str, Any]:
     """Return what a conversation says, as `expected.yaml` writes it."""
     learned = answers_in(conversation)

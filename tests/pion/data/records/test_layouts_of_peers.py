@@ -16,7 +16,13 @@ from tests.pion.data.chat.test_template import Model
 from tests.pion.data.chat.test_template_real import FOLDER, RealModel
 from tests.support.chat_templates import QWEN25
 from tests.support.in_process_renderer import InProcessRenderer
-from tests.support.peer_layouts import Example, as_messages, conversation_said, examples
+from tests.support.peer_layouts import (
+    Example,
+    as_in_a_table,
+    as_messages,
+    conversation_said,
+    examples,
+)
 
 EXAMPLES = examples()
 # Templates of chats have no place for an answer without a question.
@@ -71,6 +77,15 @@ def test_a_preference_is_what_the_peer_makes_of_it(example: Example) -> None:
         name: side[context:] for name, side in zip(names, sides, strict=True)
     }
     assert said | ({} if isinstance(found, Pair) else {"desired": found.desired}) == example.means
+
+
+def test_in_a_table_the_nulls_under_keys_of_other_rows_change_nothing() -> None:
+    rows = as_in_a_table([example.value for example in EXAMPLES])
+    assert len({frozenset(row) for row in rows}) == 1
+    for example, row in zip(EXAMPLES, rows, strict=True):
+        if "refused" not in example.means and example.stage != "text":
+            read = read_chat if example.stage == "sft" else parse_preference
+            assert read(row, "x") == read(example.value, "x"), example.name
 
 
 @of_stage("prefer")
