@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pion.data.chat.conversation import ALIASES, ROLES, TOOLS, parse_conversation, role_of
-from pion.data.chat.messages import KNOWN_ROLES, parse_messages
+from pion.data.chat.conversation import ALIASES, ROLES, role_of
+from pion.data.chat.messages import KNOWN_ROLES
+from pion.data.records.turns import known_role
 from pion.errors import BadInput
 from pion.later_fields import closest, shown
+from pipeline.data.sources import conversation_of
 from pipeline.new.layouts import Layout, PairColumns, Record, TurnsColumn
 
 # What a role may mean.
@@ -33,11 +35,7 @@ def parse_roles(text: str | None) -> dict[str, str]:
 def meaning_of(name: str, roles: Mapping[str, str]) -> str | None:
     """Return the role that a name in the data means; None if neither `roles` nor Pion knows it."""
     known = name.strip().lower()
-    if known in roles:
-        return roles[known]
-    if known in KNOWN_ROLES or known in TOOLS:
-        return known
-    return role_of(name)
+    return roles.get(known) or known_role(known.replace("-", "_"))
 
 
 def names_of_roles(records: Iterable[tuple[str, Record]], layout: TurnsColumn) -> dict[str, str]:
@@ -111,10 +109,7 @@ def problem_of(record: Record, where: str, *, own_template: bool) -> str | None:
     With `own_template`, Pion's own template writes it, else that of a model.
     """
     try:
-        if own_template:
-            parse_conversation(record, where)
-        else:
-            parse_messages(record, where)
+        conversation_of(record, where, own=own_template)
     except BadInput as error:
         return str(error)
     return None

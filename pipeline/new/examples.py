@@ -8,15 +8,15 @@ from contextlib import closing
 from pathlib import Path
 
 from pion.data.chat.chat_format import ChatFormat
-from pion.data.chat.conversation import Tokenized, marked_text, parse_conversation
-from pion.data.chat.messages import Message, parse_messages, with_texts
+from pion.data.chat.conversation import Tokenized, marked_text
+from pion.data.chat.messages import Message, turns_of, with_texts
 from pion.data.documents.file_to_documents import whole_characters
 from pion.data.tokens.tokenizer import Tokenizer, train_bpe
 from pion.errors import BadInput
 from pipeline.base.keep import tokenizer_of_base
 from pipeline.console.masking import masked
-from pipeline.data.conversations_to_rows import in_own_format, in_template
-from pipeline.data.sources import Talk
+from pipeline.data.conversations_to_rows import Writing
+from pipeline.data.sources import Talk, conversation_of
 from pipeline.job import Job
 from pipeline.new.layouts import Record
 from pipeline.new.look import Look
@@ -47,7 +47,7 @@ def chat_examples(look: Look, job: Job | None) -> list[str]:
             train_bpe(look.kept, ENTRIES).save(path)
         tokenizer = Tokenizer.from_file(path)
         with closing(ChatFormat(path, tokenizer)) as written:
-            tokenized = _tokenized(look.shown, written, tokenizer)
+            tokenized = _tokenized(look.shown, written)
         return [
             f"{where}: {int(one.learned.sum()):,} of {len(one.ids):,} tokens are learned\n"
             f"{_cut(marked_text(tokenizer, one, SHOWN_TOKENS))}"
@@ -55,16 +55,15 @@ def chat_examples(look: Look, job: Job | None) -> list[str]:
         ]
 
 
-def _tokenized(
-    shown: Sequence[tuple[str, Record]], written: ChatFormat, tokenizer: Tokenizer
-) -> list[Tokenized]:
-    records = [(where, with_texts(dict(record), whole_characters)) for where, record in shown]
-    if written.own:
-        turns = [parse_conversation(record, where) for where, record in records]
-        examples = in_own_format(tokenizer).examples(turns)
-    else:
-        talks = [Talk(parse_messages(record, where), required=True) for where, record in records]
-        examples = in_template(written.template, tokenizer).examples(talks)
+def _tokenized(shown: Sequence[tuple[str, Record]], written: ChatFormat) -> list[Tokenized]:
+    talks = [
+        Talk(
+            conversation_of(with_texts(dict(record), whole_characters), where, own=written.own),
+            required=True,
+        )
+        for where, record in shown
+    ]
+    examples = Writing(written).examples(talks)
     return [found.tokenized[-1] for found in examples]  # of a split one, that with all turns
 
 
@@ -74,7 +73,7 @@ def _plain(record: Record, where: str) -> str:
         content = f"{message['content'] or ''}{calls}"
         return f"⟦{content}⟧" if message["role"] == "assistant" else content
 
-    messages = parse_messages(record, where).messages
+    messages = conversation_of(record, where, own=False).messages
     return "\n".join(f"{message['role']}: {text(message)}" for message in messages)
 
 
@@ -98,7 +97,7 @@ def prompt_from(looks: Sequence[Look]) -> str | None:
 
 def _question(record: Record, where: str) -> str:
     try:
-        turns = parse_conversation(record, where)
+        turns = turns_of(conversation_of(record, where, own=False))
     except BadInput:
         return ""
     return next((turn.text for turn in turns if turn.role == "user"), "")

@@ -33,6 +33,8 @@ LONGEST_LINE = 16_000_000
 RAISE_IT = ". If the line is meant to be so long, raise data.max_line_mb"
 # Few, because a small file can say that all of its rows have the same long text.
 ROWS_AT_ONCE = 16
+# What a row of a table has under a column that is not read.
+NOT_READ = ...
 T = TypeVar("T")
 
 
@@ -228,7 +230,7 @@ def json_of_line(line: bytes, where: str) -> Any:
 def parquet_records(
     path: Path, key: str, columns: tuple[str, ...], longest: int = LONGEST_LINE
 ) -> Iterator[Record]:
-    """Yield a record with those of `columns` that are there for each row of parquet files.
+    """Yield a record for each row of parquet files. Only `columns` are read.
 
     Without any of `columns`, the record has the names of the others. Raises BadInput for a file
     that is not parquet, for a text of more than `longest` bytes, naming the file and row, and for a
@@ -362,8 +364,8 @@ def decoded(content: bytes, where: str, start: int = 0) -> str:
 def parquet_rows(
     file: Path, columns: tuple[str, ...], longest: int, span: Span | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Yield each row with those of `columns` that are there, or else one row of all names; of a
-    `span` of the file, or of all.
+    """Yield each row with those of `columns` that are there, and NOT_READ under the others, or else
+    one row of all names; of a `span` of the file, or of all.
 
     Raises BadInput for a file that is not parquet, and for a row of more than `longest` bytes.
     """
@@ -376,8 +378,9 @@ def parquet_rows(
             there = table.schema_arrow.names
             wanted = [name for name in there if name in columns]
             if not wanted:
-                yield dict.fromkeys(there)
+                yield dict.fromkeys(there, NOT_READ)
                 return
+            others = {name: NOT_READ for name in there if name not in columns}
             groups = range(table.num_row_groups)
             if span is not None:
                 groups = groups[span.start : span.end]
@@ -394,7 +397,7 @@ def parquet_rows(
                             f"{file} row {row}: {', '.join(wanted)} has more than {longest:,} "
                             "bytes. If the row is meant to be so long, raise data.max_line_mb"
                         )
-                    yield {name: array[n].as_py() for name, array in arrays.items()}
+                    yield others | {name: array[n].as_py() for name, array in arrays.items()}
     except (pyarrow.ArrowException, OSError, ValueError, KeyError, OverflowError) as error:
         raise BadInput(f"{file}: not a readable parquet file: {error}") from None
 
