@@ -18,14 +18,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pion.data.chat.messages import (
-    SYSTEM_ROLES,
     Conversation,
     Message,
     Seen,
     says_something,
 )
 from pion.data.records.fields import Fields, json_in, yes_or_no
-from pion.data.records.turns import other_names, read_tools, read_turns
+from pion.data.records.turns import other_names, read_tools, read_turns, text_of
 from pion.errors import BadInput
 from pion.later_fields import shown
 
@@ -35,34 +34,39 @@ TURNS = ("messages", "conversations", "conversation")
 # Columns of a question and its answer. `input` is Alpaca's, below its instruction, or a question.
 QUESTIONS = (
     *("instruction", "prompt", "question", "query", "problem", "user", "human", "prompter", "q"),
-    "input",
+    *("inputs", "input"),
 )
 ANSWERS = (
     *("output", "completion", "answer", "response", "assistant", "bot", "gpt", "reply", "a"),
-    *("solution", "target"),
+    *("solution", "target", "targets", "generation"),
 )
 CONTEXTS = ("input", "context")
 SYSTEMS = ("system", "system_prompt")
 HISTORY = "history"
 TOOLS = ("tools", "functions")
-SIDES = (("chosen", "rejected"), ("preferred_output", "non_preferred_output"))
+SIDES = (
+    *(("chosen", "rejected"), ("chosen_response", "rejected_response")),
+    ("preferred_output", "non_preferred_output"),
+)
 REJECTED = ("rejected_response", "rejected_messages")
 LABELS = ("label", "kto_tag")
+MEDIA = ("images", "image", "videos", "audios")
 SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))
 # Of tables, only these columns are read.
 COLUMNS = tuple(
     dict.fromkeys(
         (
             *(*TURNS, *QUESTIONS, *ANSWERS, *CONTEXTS, *SYSTEMS, HISTORY, *TOOLS),
-            *(*SIDES[0], *SIDES[1], *REJECTED, *LABELS, *SCORES[0], *SCORES[1], "status"),
+            *(*sum(SIDES, ()), *REJECTED, *LABELS, *sum(SCORES, ()), *MEDIA, "status"),
         )
     )
 )
 # If one of these is not read, that is worth a warning: what it has was meant for somebody.
 MEANINGFUL = (
-    *(*SYSTEMS, *CONTEXTS, HISTORY, *TOOLS, *SIDES[0], *SIDES[1], *REJECTED, *LABELS),
+    *(*SYSTEMS, *CONTEXTS, HISTORY, *TOOLS, *sum(SIDES, ()), *REJECTED, *LABELS),
     *("instruction", "weight", "train", "trainable", "reasoning_content", "thinking", "reasoning"),
-    *("tool_defs", "images", "image", "videos", "audios"),
+    *("tool_defs", "article", "passage", "choices", "options", "corrected", "revision"),
+    *("reflection", "chat_template_kwargs", "enable_thinking"),
 )
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
@@ -75,7 +79,8 @@ def kind_of(record: Mapping[str, Any]) -> Kind | None:
 
 def _kind(fields: Fields) -> Kind | None:
     turns, answers = fields.there(*TURNS), fields.there(*ANSWERS)
-    if any(fields.there(*keys) for keys in SIDES) or (turns and fields.there(*REJECTED)):
+    rejected = (turns or answers) and fields.there(*REJECTED)
+    if rejected or any(fields.there(*keys) for keys in SIDES):
         return "pair"
     if (turns or answers) and any(map(_is_label, map(fields.values.get, fields.there(*LABELS)))):
         return "label"
@@ -104,11 +109,12 @@ def read_chat(record: Any, where: str) -> Conversation:
     if not isinstance(record, dict):
         raise BadInput(f"{where}: not a conversation: found {shown(record)} instead of an object")
     fields, context, layout = Fields(record, where), 0, ""
-    if (key := fields.one_of(TURNS, "conversation")) is not None:
+    key, kind = fields.one_of(TURNS, "conversation"), _kind(fields)
+    if kind == "label" or (key is None and kind != "chat"):
+        raise _no_chat(fields, kind)
+    if key is not None:
         messages = turns_under(fields, fields.take(key), f"{where}: key {key!r}")
     else:
-        if (kind := _kind(fields)) != "chat":
-            raise _no_chat(fields, kind)
         prompt, layout = prompt_of(fields)
         key = fields.one_of(ANSWERS, "answer")
         value = fields.take(key)
@@ -128,7 +134,8 @@ def _no_chat(fields: Fields, kind: Kind | None) -> BadInput:
         what = "two answers, of which one is better" if kind == "pair" else "an answer with a label"
         return BadInput(
             f"{fields.where}: not a conversation: the record has {what} ({keys}). The stage prefer "
-            "learns from these: name the file under prefer.sources"
+            "learns from these: name the file under prefer.sources. To fine-tune on all answers, "
+            "remove the keys that do not belong to a conversation"
         )
     return BadInput(
         f"{fields.where}: not a conversation: expected a list of turns under 'messages' or "
@@ -138,7 +145,15 @@ def _no_chat(fields: Fields, kind: Kind | None) -> BadInput:
 
 
 def seen_in(fields: Fields, layout: str = "") -> Seen:
-    """Return what else the record has. All keys that are read must have been taken."""
+    """Return what else the record has. All keys that are read must have been taken.
+
+    Raises BadInput for pictures and sounds, which the model does not see.
+    """
+    if media := fields.there(*MEDIA):
+        raise BadInput(
+            f"{fields.where}: key {media[0]!r}: the answers are about more than text, and Pion "
+            "learns from text alone. Leave out such records"
+        )
     return Seen(layout, fields.unread, tuple(fields.roles.items()))
 
 
@@ -163,12 +178,11 @@ def with_system(fields: Fields, messages: list[Message]) -> list[Message]:
         BadInput: it is no text.
     """
     key = fields.one_of(SYSTEMS, "system message")
-    system = fields.values.get(key or "")
-    there = [m["content"] for m in messages if m["role"] in SYSTEM_ROLES and says_something(m)]
+    system = text_of(fields.values.get(key or ""), f"{fields.where}: key {key!r}")
+    there = [m["content"] for m in messages if m["role"] == "system" and says_something(m)]
     if key is None or (there and there != [system]):
         return messages
-    if not isinstance(fields.take(key), str):
-        raise BadInput(f"{fields.where}: key {key!r} must be text or null, not {shown(system)}")
+    fields.take(key)
     return messages if there else [{"role": "system", "content": system}, *messages]
 
 
