@@ -17,8 +17,9 @@ from pion.data.chat.conversation import ROLES, Turn, defused
 from pion.errors import BadInput
 from pion.later_fields import shown
 
-# The roles that templates know. `developer`, a newer name of `system`, is in few of them.
-KNOWN_ROLES = ("system", "user", "assistant", "tool")
+# The roles that templates know. `developer` is a newer name of `system`.
+KNOWN_ROLES = ("system", "developer", "user", "assistant", "tool")
+SYSTEM_ROLES = ("system", "developer")
 # What was thought before a message. Some templates know it as `thinking`, so a message has both.
 THOUGHTS = "reasoning_content"
 Message = dict[str, Any]
@@ -132,7 +133,7 @@ def says_something(message: Message) -> bool:
 
 def system_texts(conversation: Conversation) -> list[str]:
     """Return the texts of the system messages."""
-    systems = (m for m in conversation.messages if m["role"] == "system")
+    systems = (m for m in conversation.messages if m["role"] in SYSTEM_ROLES)
     return [message["content"] or "" for message in systems]
 
 

@@ -112,10 +112,10 @@ def parse_preference(record: Any, where: str) -> Preference:
         raise BadInput(f"{where}: not a preference: found {shown(record)} instead of an object")
     fields = Fields(record, where)
     for keys in SIDES[::-1]:
-        if any(key in fields.values for key in {*keys} - {*REJECTED}):
+        if any(key in fields.values for key in keys):
             _require(fields, keys)
-            return _openai(fields, keys) if keys == SIDES[-1] else _pair(fields, keys)
-    if fields.there(*TURNS, *ANSWERS) and fields.there(*REJECTED):
+            return _openai(fields, keys) if keys != SIDES[0] else _pair(fields, keys)
+    if fields.there(*TURNS) and fields.there(*REJECTED):
         return _corrected(fields)
     if fields.there(*LABELS, "completion"):
         return _labelled(fields)
@@ -151,15 +151,16 @@ def _openai(fields: Fields, keys: tuple[str, str]) -> Pair:
 
 
 def _corrected(fields: Fields) -> Pair:
-    """Return the pair of the chosen answer, alone or at the end of turns, and a worse answer, or
-    worse turns."""
-    worse = fields.one_of(REJECTED, "rejected answer")
+    """Return the pair of turns that end with the chosen answer, and a worse answer, or worse
+    turns."""
+    turns, worse = fields.one_of(TURNS, "conversation"), fields.one_of(REJECTED, "rejected answer")
+    assert turns is not None
     assert worse is not None
-    key, _, chosen = _one_answer(fields, worse)
+    chosen = turns_under(fields, fields.take(turns), _place(fields, turns))
     if chosen[-1]["role"] != "assistant":
-        raise BadInput(f"{_place(fields, key)} does not end with an answer, the chosen one")
+        raise BadInput(f"{_place(fields, turns)} does not end with an answer, the chosen one")
     rejected = side(fields, fields.take(worse), chosen[:-1], _place(fields, worse))
-    return _of_sides(fields, [], [chosen, rejected], (key, worse), tools_of(fields))
+    return _of_sides(fields, [], [chosen, rejected], (turns, worse), tools_of(fields))
 
 
 def _of_sides(
@@ -189,27 +190,20 @@ def _labelled(fields: Fields) -> Labelled:
     if label is None:
         raise BadInput(f"{where}: key 'label' is missing; it belongs to 'completion'")
     desired = yes_or_no(fields.take(label), _place(fields, label))
-    key, prompt, said = _one_answer(fields, label)
+    key = fields.one_of(TURNS, "conversation") or fields.one_of(ANSWERS, "answer")
+    if key is None:
+        raise BadInput(f"{where}: key 'completion' is missing; it belongs to {label!r}")
+    prompt, value = [], fields.take(key)
+    if key in TURNS:
+        said = turns_under(fields, value, _place(fields, key))
+    else:
+        prompt = _prompt(fields, value)
+        said = side(fields, value, prompt, _place(fields, key))
     messages, tools = _answered(fields, said, key), tools_of(fields)
     context = before_answer(prompt, messages, where)
     agree(prompt, messages[:context], where)
     answer = Conversation(messages, tools, where, context, seen_in(fields))
     return Labelled(_learned(answer, key), desired)
-
-
-def _one_answer(fields: Fields, beside: str) -> tuple[str, list[Message], list[Message]]:
-    """Return the key of the one answer of a record, its prompt, and the messages of both.
-
-    Raises BadInput if there is none; the message names the key `beside` it.
-    """
-    key = fields.one_of(TURNS, "conversation") or fields.one_of(ANSWERS, "answer")
-    if key is None:
-        raise BadInput(f"{fields.where}: key 'completion' is missing; it belongs to {beside!r}")
-    value, place = fields.take(key), _place(fields, key)
-    if key in TURNS:
-        return key, [], turns_under(fields, value, place)
-    prompt = _prompt(fields, value)
-    return key, prompt, side(fields, value, prompt, place)
 
 
 def _prompt(fields: Fields, answer: Any) -> list[Message]:

@@ -18,13 +18,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pion.data.chat.messages import (
+    SYSTEM_ROLES,
     Conversation,
     Message,
     Seen,
     says_something,
 )
 from pion.data.records.fields import Fields, json_in, yes_or_no
-from pion.data.records.turns import other_names, read_tools, read_turns, text_of
+from pion.data.records.turns import other_names, read_tools, read_turns
 from pion.errors import BadInput
 from pion.later_fields import shown
 
@@ -34,39 +35,34 @@ TURNS = ("messages", "conversations", "conversation")
 # Columns of a question and its answer. `input` is Alpaca's, below its instruction, or a question.
 QUESTIONS = (
     *("instruction", "prompt", "question", "query", "problem", "user", "human", "prompter", "q"),
-    *("inputs", "input"),
+    "input",
 )
 ANSWERS = (
     *("output", "completion", "answer", "response", "assistant", "bot", "gpt", "reply", "a"),
-    *("solution", "target", "targets", "generation"),
+    *("solution", "target"),
 )
 CONTEXTS = ("input", "context")
 SYSTEMS = ("system", "system_prompt")
 HISTORY = "history"
 TOOLS = ("tools", "functions")
-SIDES = (
-    *(("chosen", "rejected"), ("chosen_response", "rejected_response")),
-    ("preferred_output", "non_preferred_output"),
-)
+SIDES = (("chosen", "rejected"), ("preferred_output", "non_preferred_output"))
 REJECTED = ("rejected_response", "rejected_messages")
 LABELS = ("label", "kto_tag")
-MEDIA = ("images", "image", "videos", "audios")
 SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))
 # Of tables, only these columns are read.
 COLUMNS = tuple(
     dict.fromkeys(
         (
             *(*TURNS, *QUESTIONS, *ANSWERS, *CONTEXTS, *SYSTEMS, HISTORY, *TOOLS),
-            *(*sum(SIDES, ()), *REJECTED, *LABELS, *sum(SCORES, ()), *MEDIA, "status"),
+            *(*SIDES[0], *SIDES[1], *REJECTED, *LABELS, *SCORES[0], *SCORES[1], "status"),
         )
     )
 )
 # If one of these is not read, that is worth a warning: what it has was meant for somebody.
 MEANINGFUL = (
-    *(*SYSTEMS, *CONTEXTS, HISTORY, *TOOLS, *sum(SIDES, ()), *REJECTED, *LABELS),
+    *(*SYSTEMS, *CONTEXTS, HISTORY, *TOOLS, *SIDES[0], *SIDES[1], *REJECTED, *LABELS),
     *("instruction", "weight", "train", "trainable", "reasoning_content", "thinking", "reasoning"),
-    *("tool_defs", "article", "passage", "choices", "options", "corrected", "revision"),
-    *("reflection", "chat_template_kwargs", "enable_thinking"),
+    *("tool_defs", "images", "image", "videos", "audios"),
 )
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
@@ -79,8 +75,7 @@ def kind_of(record: Mapping[str, Any]) -> Kind | None:
 
 def _kind(fields: Fields) -> Kind | None:
     turns, answers = fields.there(*TURNS), fields.there(*ANSWERS)
-    rejected = (turns or answers) and fields.there(*REJECTED)
-    if rejected or any(fields.there(*keys) for keys in SIDES):
+    if any(fields.there(*keys) for keys in SIDES) or (turns and fields.there(*REJECTED)):
         return "pair"
     if (turns or answers) and any(map(_is_label, map(fields.values.get, fields.there(*LABELS)))):
         return "label"
@@ -109,12 +104,11 @@ def read_chat(record: Any, where: str) -> Conversation:
     if not isinstance(record, dict):
         raise BadInput(f"{where}: not a conversation: found {shown(record)} instead of an object")
     fields, context, layout = Fields(record, where), 0, ""
-    key, kind = fields.one_of(TURNS, "conversation"), _kind(fields)
-    if kind == "label" or (key is None and kind != "chat"):
-        raise _no_chat(fields, kind)
-    if key is not None:
+    if (key := fields.one_of(TURNS, "conversation")) is not None:
         messages = turns_under(fields, fields.take(key), f"{where}: key {key!r}")
     else:
+        if (kind := _kind(fields)) != "chat":
+            raise _no_chat(fields, kind)
         prompt, layout = prompt_of(fields)
         key = fields.one_of(ANSWERS, "answer")
         value = fields.take(key)
@@ -134,8 +128,7 @@ def _no_chat(fields: Fields, kind: Kind | None) -> BadInput:
         what = "two answers, of which one is better" if kind == "pair" else "an answer with a label"
         return BadInput(
             f"{fields.where}: not a conversation: the record has {what} ({keys}). The stage prefer "
-            "learns from these: name the file under prefer.sources. To fine-tune on all answers, "
-            "remove the keys that do not belong to a conversation"
+            "learns from these: name the file under prefer.sources"
         )
     return BadInput(
         f"{fields.where}: not a conversation: expected a list of turns under 'messages' or "
@@ -145,15 +138,7 @@ def _no_chat(fields: Fields, kind: Kind | None) -> BadInput:
 
 
 def seen_in(fields: Fields, layout: str = "") -> Seen:
-    """Return what else the record has. All keys that are read must have been taken.
-
-    Raises BadInput for pictures and sounds, which the model does not see.
-    """
-    if media := fields.there(*MEDIA):
-        raise BadInput(
-            f"{fields.where}: key {media[0]!r}: the answers are about more than text, and Pion "
-            "learns from text alone. Leave out such records"
-        )
+    """Return what else the record has. All keys that are read must have been taken."""
     return Seen(layout, fields.unread, tuple(fields.roles.items()))
 
 
@@ -178,11 +163,12 @@ def with_system(fields: Fields, messages: list[Message]) -> list[Message]:
         BadInput: it is no text.
     """
     key = fields.one_of(SYSTEMS, "system message")
-    system = text_of(fields.values.get(key or ""), f"{fields.where}: key {key!r}")
-    there = [m["content"] for m in messages if m["role"] == "system" and says_something(m)]
+    system = fields.values.get(key or "")
+    there = [m["content"] for m in messages if m["role"] in SYSTEM_ROLES and says_something(m)]
     if key is None or (there and there != [system]):
         return messages
-    fields.take(key)
+    if not isinstance(fields.take(key), str):
+        raise BadInput(f"{fields.where}: key {key!r} must be text or null, not {shown(system)}")
     return messages if there else [{"role": "system", "content": system}, *messages]
 
 

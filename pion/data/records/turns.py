@@ -20,11 +20,6 @@ ROLE_KEYS, TEXT_KEYS = ("role", "from"), ("content", "value")
 # ShareGPT's and ms-swift's names of calls and of results; the text of a call is JSON.
 CALLS = ("function_call", "tool_call")
 RESULTS = ("tool", "function", "observation", "tool_response", "function_response")
-# The keys of a round, which is a question with its answer: ms-swift's and XTuner's.
-_ROUND = {
-    **{"system": "system", "human": "user", "user": "user", "input": "user", "tool": "tool"},
-    **dict.fromkeys(("assistant", "gpt", "bot", "output"), "assistant"),
-}
 # A message with one of these keys at 0 or false is not learned.
 FLAGS = ("weight", "train", "trainable", "training", "loss", "loss_scale")
 _THOUGHTS = (THOUGHTS, "thinking", "reasoning")
@@ -44,23 +39,15 @@ def read_turns(value: Any, where: str) -> list[Message]:
     if not isinstance(turns, list):
         raise BadInput(f"{where} must be a list of turns, not {shown(turns)}")
     messages: list[Message] = []
-    for number, turn in enumerate([turn for one in turns for turn in _turns_of(one)], 1):
+    for number, turn in enumerate(turns, 1):
         message = read_turn(turn, f"{where}: turn {number}")
-        # ms-swift has a turn for the text of an answer, and one for each of its calls.
-        if role_name(turn) in CALLS and messages and messages[-1]["role"] == "assistant":
-            calls = [*messages[-1].get("tool_calls", ()), *message["tool_calls"]]
-            messages[-1] = {**message, **messages[-1], "tool_calls": calls}
+        # ms-swift writes parallel calls as one turn for each.
+        parallel = role_name(turn) in CALLS and messages and role_name(turns[number - 2]) in CALLS
+        if parallel:
+            messages[-1]["tool_calls"] += message["tool_calls"]
         else:
             messages.append(message)
     return messages
-
-
-def _turns_of(turn: Any) -> list[Any]:
-    """Return the turns of a round, or the turn alone if it is no round."""
-    said = {key: text for key, text in turn.items() if text} if isinstance(turn, dict) else {}
-    if {_ROUND.get(key) for key in said} - {"system", "tool"} != {"user", "assistant"}:
-        return [turn]
-    return [{"role": role, "content": said[key]} for key, role in _ROUND.items() if key in said]
 
 
 def read_turn(turn: Any, where: str) -> Message:
@@ -93,17 +80,12 @@ def _learned_and_thought(rest: Message, role: str, where: str) -> Message:
             f"{where}: {partly!r} says which characters are learned, and Pion learns whole answers "
             'or none of them. Remove it, or give the message "weight": 0'
         )
-    flags = {key: yes_or_no(rest.pop(key), f"{where}: {key!r}") for key in FLAGS if key in rest}
+    flags = [yes_or_no(rest.pop(key), f"{where}: {key!r}") for key in FLAGS if key in rest]
     found = [rest.pop(key, None) for key in _THOUGHTS]
     thoughts = [text for text in found if not is_blank(text)]
     if thoughts and not isinstance(thoughts[0], str):
         raise BadInput(f"{where}: its thoughts must be text, not {shown(thoughts[0])}")
-    if role != "assistant" and flags.get("train"):
-        raise BadInput(
-            f"{where} is by {role}, and has 'train': true. Pion learns answers alone. Set the key "
-            "to false, or remove the key"
-        )
-    if role == "assistant" and not all(flags.values()):
+    if role == "assistant" and not all(flags):
         rest["learned"] = False
     # No template has both names.
     return rest | ({key: thoughts[0] for key in (THOUGHTS, "thinking")} if thoughts else {})
