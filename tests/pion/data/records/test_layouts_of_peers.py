@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pion.data.chat.messages import Conversation, learnable
-from pion.data.preference.layouts import Pair, parse_preference
+from pion.data.chat.messages import Conversation, Seen, learnable
+from pion.data.preference.layouts import Pair, Preference, parse_preference
 from pion.data.records.layouts import MEANINGFUL, read_chat
 from pion.errors import BadInput
 from tests.pion.data.chat.test_template import Model
@@ -38,6 +38,23 @@ def of_stage(*stages: str) -> Any:
 
 def chat_of(example: Example) -> Conversation:
     return learnable(read_chat(example.value, example.where))
+
+
+def read_of(value: dict[str, Any], example: Example) -> Conversation | Preference:
+    read = read_chat if example.stage == "sft" else parse_preference
+    return read(value, example.where)
+
+
+def refuses(value: dict[str, Any], example: Example) -> bool:
+    try:
+        read_of(value, example)
+    except BadInput:
+        return True
+    return False
+
+
+def seen_of(read: Conversation | Preference) -> Seen:
+    return (read if isinstance(read, Conversation) else read.conversations[0]).seen
 
 
 def requires_refusal(error: pytest.ExceptionInfo[BadInput], example: Example) -> None:
@@ -84,8 +101,22 @@ def test_in_a_table_the_nulls_under_keys_of_other_rows_change_nothing() -> None:
     assert len({frozenset(row) for row in rows}) == 1
     for example, row in zip(EXAMPLES, rows, strict=True):
         if "refused" not in example.means and example.stage != "text":
-            read = read_chat if example.stage == "sft" else parse_preference
-            assert read(row, "x") == read(example.value, "x"), example.name
+            assert read_of(row, example) == read_of(example.value, example), example.name
+
+
+def test_every_key_is_either_read_or_said_to_be_unread() -> None:
+    for example in EXAMPLES:
+        if "refused" in example.means or example.stage == "text":
+            continue
+        whole = read_of(example.value, example)
+        for key, value in example.value.items():
+            if key in seen_of(whole).unread or value in (None, "", []):
+                continue
+            rest = {name: value for name, value in example.value.items() if name != key}
+            others = (rest, rest | {key: "Something else."})
+            assert any(refuses(one, example) or read_of(one, example) != whole for one in others), (
+                f"{example.name}: {key}"
+            )
 
 
 @of_stage("prefer")
