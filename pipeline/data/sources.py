@@ -12,15 +12,8 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from pion.data.chat.messages import (
-    Conversation,
-    learnable,
-    nothing_to_learn,
-    turns_of,
-    with_texts,
-)
+from pion.data.chat.messages import Conversation, turns_of, with_texts
 from pion.data.documents import python_docs, python_qa
 from pion.data.documents.file_to_documents import (
     JSONL_SUFFIXES,
@@ -35,7 +28,7 @@ from pion.data.documents.file_to_documents import (
     text_documents,
     whole_characters,
 )
-from pion.data.records.layouts import COLUMNS, read_chat
+from pion.data.records.layouts import COLUMNS, read_conversation
 from pion.errors import BadInput
 from pipeline.data.remarks import Remarks
 from pipeline.job import (
@@ -202,7 +195,7 @@ def conversations(
         required = not on_hub or number < SAMPLED
         try:
             value = with_texts(record.value, whole_characters)
-            talk = conversation_of(value, record.origin, own=own)
+            talk = read_conversation(value, record.origin, own=own)
         except BadInput as error:
             if required:
                 raise
@@ -213,17 +206,6 @@ def conversations(
             said = texts if own else [talk.messages, talk.tools]
             remarks.note(talk.seen, said, record.origin)
         yield python_docs.is_held_out("\n".join(texts), job.sft.held_out), Talk(talk, required)
-
-
-def conversation_of(record: Any, where: str, *, own: bool) -> Conversation:
-    """Return what the chat format gets of a record. Raises BadInput if nothing is learned."""
-    conversation = read_chat(record, where)
-    if not own:
-        return learnable(conversation)
-    turns = turns_of(conversation)
-    if not any(turn.role == "assistant" and turn.learned and turn.text.strip() for turn in turns):
-        raise nothing_to_learn(conversation)
-    return conversation
 
 
 def texts_of(conversation: Conversation, *, own: bool) -> list[str]:

@@ -7,10 +7,10 @@ from typing import Any
 
 from pion.data.chat.conversation import ALIASES, ROLES, role_of
 from pion.data.chat.messages import KNOWN_ROLES
+from pion.data.records.layouts import read_conversation
 from pion.data.records.turns import known_role
 from pion.errors import BadInput
 from pion.later_fields import closest, shown
-from pipeline.data.sources import conversation_of
 from pipeline.new.layouts import Layout, PairColumns, Record, TurnsColumn
 
 # What a role may mean.
@@ -109,7 +109,7 @@ def problem_of(record: Record, where: str, *, own_template: bool) -> str | None:
     With `own_template`, Pion's own template writes it, else that of a model.
     """
     try:
-        conversation_of(record, where, own=own_template)
+        read_conversation(record, where, own=own_template)
     except BadInput as error:
         return str(error)
     return None

@@ -11,12 +11,13 @@ from pion.data.chat.chat_format import ChatFormat
 from pion.data.chat.conversation import Tokenized, marked_text
 from pion.data.chat.messages import Message, turns_of, with_texts
 from pion.data.documents.file_to_documents import whole_characters
+from pion.data.records.layouts import read_conversation
 from pion.data.tokens.tokenizer import Tokenizer, train_bpe
 from pion.errors import BadInput
 from pipeline.base.keep import tokenizer_of_base
 from pipeline.console.masking import masked
 from pipeline.data.conversations_to_rows import Writing
-from pipeline.data.sources import Talk, conversation_of
+from pipeline.data.sources import Talk
 from pipeline.job import Job
 from pipeline.new.layouts import Record
 from pipeline.new.look import Look
@@ -58,7 +59,7 @@ def chat_examples(look: Look, job: Job | None) -> list[str]:
 def _tokenized(shown: Sequence[tuple[str, Record]], written: ChatFormat) -> list[Tokenized]:
     talks = [
         Talk(
-            conversation_of(with_texts(dict(record), whole_characters), where, own=written.own),
+            read_conversation(with_texts(dict(record), whole_characters), where, own=written.own),
             required=True,
         )
         for where, record in shown
@@ -73,7 +74,7 @@ def _plain(record: Record, where: str) -> str:
         content = f"{message['content'] or ''}{calls}"
         return f"⟦{content}⟧" if message["role"] == "assistant" else content
 
-    messages = conversation_of(record, where, own=False).messages
+    messages = read_conversation(record, where, own=False).messages
     return "\n".join(f"{message['role']}: {text(message)}" for message in messages)
 
 
@@ -97,7 +98,7 @@ def prompt_from(looks: Sequence[Look]) -> str | None:
 
 def _question(record: Record, where: str) -> str:
     try:
-        turns = turns_of(conversation_of(record, where, own=False))
+        turns = turns_of(read_conversation(record, where, own=False))
     except BadInput:
         return ""
     return next((turn.text for turn in turns if turn.role == "user"), "")

@@ -12,8 +12,9 @@ from dataclasses import replace
 
 from pion.data.documents.file_to_documents import whole_characters
 from pion.data.documents.python_docs import is_held_out
+from pion.data.records.layouts import read_conversation
 from pion.errors import BadInput
-from pipeline.data.sources import LONG_CHARS, conversation_of, texts_of
+from pipeline.data.sources import LONG_CHARS, texts_of
 from pipeline.new.job_text import Proposal
 from pipeline.new.layouts import Record
 from pipeline.new.look import Look
@@ -67,7 +68,7 @@ def _enough(look: Look, texts: Sequence[tuple[str, float]], planned: float, need
 def _hashed(look: Look, record: Record, where: str) -> str:
     """Return the text of a conversation whose hash decides."""
     own = look.reading.own_template
-    texts = texts_of(conversation_of(record, where, own=own), own=own)
+    texts = texts_of(read_conversation(record, where, own=own), own=own)
     return "\n".join(whole_characters(text) for text in texts)
 
 

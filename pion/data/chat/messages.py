@@ -18,8 +18,7 @@ from pion.errors import BadInput
 from pion.later_fields import shown
 
 # The roles that templates know. `developer` is a newer name of `system`.
-KNOWN_ROLES = ("system", "developer", "user", "assistant", "tool")
-SYSTEM_ROLES = ("system", "developer")
+KNOWN_ROLES = ("system", "user", "assistant", "tool")
 # What was thought before a message. Some templates know it as `thinking`, so a message has both.
 THOUGHTS = "reasoning_content"
 Message = dict[str, Any]
@@ -82,7 +81,7 @@ def turns_of(conversation: Conversation) -> list[Turn]:
     seen = {i for i, m in enumerate(conversation.messages) if m["role"] == "assistant"}
     seen -= {*answers_in(conversation)}
     return [
-        Turn(ROLES.get(message["role"], "system"), message["content"], number not in seen)
+        Turn(ROLES[message["role"]], message["content"], number not in seen)
         for number, message in enumerate(conversation.messages)
         if message["role"] != "tool" and message.get("content")
     ]
@@ -133,7 +132,7 @@ def says_something(message: Message) -> bool:
 
 def system_texts(conversation: Conversation) -> list[str]:
     """Return the texts of the system messages."""
-    systems = (m for m in conversation.messages if m["role"] in SYSTEM_ROLES)
+    systems = (m for m in conversation.messages if m["role"] == "system")
     return [message["content"] or "" for message in systems]
 
 

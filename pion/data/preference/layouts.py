@@ -111,11 +111,12 @@ def parse_preference(record: Any, where: str) -> Preference:
     if not isinstance(record, dict):
         raise BadInput(f"{where}: not a preference: found {shown(record)} instead of an object")
     fields = Fields(record, where)
-    for keys in SIDES[::-1]:
-        if any(key in fields.values for key in keys):
-            _require(fields, keys)
-            return _openai(fields, keys) if keys != SIDES[0] else _pair(fields, keys)
-    if fields.there(*TURNS) and fields.there(*REJECTED):
+    plain, responses, openai = SIDES
+    if any(key in fields.values for key in openai):
+        return _openai(fields, openai)
+    if any(key in fields.values for key in (*plain, responses[0])):
+        return _pair(fields, plain if responses[0] not in fields.values else responses)
+    if fields.there(*REJECTED):
         return _corrected(fields)
     if fields.there(*LABELS, "completion"):
         return _labelled(fields)
@@ -129,6 +130,7 @@ def parse_preference(record: Any, where: str) -> Preference:
 
 
 def _pair(fields: Fields, keys: tuple[str, str]) -> Pair:
+    _require(fields, keys)
     chosen, rejected = map(fields.take, keys)
     prompt = _prompt(fields, chosen)
     sides = [
@@ -139,6 +141,7 @@ def _pair(fields: Fields, keys: tuple[str, str]) -> Pair:
 
 
 def _openai(fields: Fields, keys: tuple[str, str]) -> Pair:
+    _require(fields, keys)
     given, place = fields.take("input"), _place(fields, "input")
     if not isinstance(given, dict) or not isinstance(given.get("messages"), list):
         raise BadInput(
@@ -151,16 +154,30 @@ def _openai(fields: Fields, keys: tuple[str, str]) -> Pair:
 
 
 def _corrected(fields: Fields) -> Pair:
-    """Return the pair of turns that end with the chosen answer, and a worse answer, or worse
-    turns."""
-    turns, worse = fields.one_of(TURNS, "conversation"), fields.one_of(REJECTED, "rejected answer")
-    assert turns is not None
+    """Return the pair of a conversation, which ends with the chosen answer, and a worse answer, or
+    worse turns."""
+    worse = fields.one_of(REJECTED, "rejected answer")
     assert worse is not None
-    chosen = turns_under(fields, fields.take(turns), _place(fields, turns))
-    if chosen[-1]["role"] != "assistant":
-        raise BadInput(f"{_place(fields, turns)} does not end with an answer, the chosen one")
+    key, prompt, chosen = _one_answer(fields, worse)
+    if not chosen or chosen[-1]["role"] != "assistant":
+        raise BadInput(f"{_place(fields, key)} does not end with an answer, the chosen one")
     rejected = side(fields, fields.take(worse), chosen[:-1], _place(fields, worse))
-    return _of_sides(fields, [], [chosen, rejected], (turns, worse), tools_of(fields))
+    return _of_sides(fields, prompt, [chosen, rejected], (key, worse), tools_of(fields))
+
+
+def _one_answer(fields: Fields, beside: str) -> tuple[str, list[Message], list[Message]]:
+    """Return the key of turns or of an answer, the prompt next to it, and the messages of both.
+
+    Raises BadInput if there is no such key; it belongs to the key `beside`.
+    """
+    key = fields.one_of(TURNS, "conversation") or fields.one_of(ANSWERS, "answer")
+    if key is None:
+        raise BadInput(f"{_place(fields, 'completion')} is missing; it belongs to {beside!r}")
+    value = fields.take(key)
+    if key in TURNS:
+        return key, [], turns_under(fields, value, _place(fields, key))
+    prompt = _prompt(fields, value)
+    return key, prompt, side(fields, value, prompt, _place(fields, key))
 
 
 def _of_sides(
@@ -190,15 +207,7 @@ def _labelled(fields: Fields) -> Labelled:
     if label is None:
         raise BadInput(f"{where}: key 'label' is missing; it belongs to 'completion'")
     desired = yes_or_no(fields.take(label), _place(fields, label))
-    key = fields.one_of(TURNS, "conversation") or fields.one_of(ANSWERS, "answer")
-    if key is None:
-        raise BadInput(f"{where}: key 'completion' is missing; it belongs to {label!r}")
-    prompt, value = [], fields.take(key)
-    if key in TURNS:
-        said = turns_under(fields, value, _place(fields, key))
-    else:
-        prompt = _prompt(fields, value)
-        said = side(fields, value, prompt, _place(fields, key))
+    key, prompt, said = _one_answer(fields, label)
     messages, tools = _answered(fields, said, key), tools_of(fields)
     context = before_answer(prompt, messages, where)
     agree(prompt, messages[:context], where)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pion.data.chat.messages import SYSTEM_ROLES, Message, says_something
+from pion.data.chat.messages import Message, says_something
 from pion.errors import BadInput
 from pion.later_fields import shown
 
@@ -55,7 +55,7 @@ def before_answer(prompt: Sequence[Message], messages: Sequence[Message], where:
     asked = [i for i, message in enumerate(messages[:-1]) if message["role"] == "user"]
     if not asked:
         raise BadInput(f"{where}: there is no prompt: no message by the user before the answer")
-    added = int(messages[0]["role"] in SYSTEM_ROLES and prompt[:1] != messages[:1])
+    added = int(messages[0]["role"] == "system" and prompt[:1] != messages[:1])
     end = added + len(prompt)
     begins = end < len(messages) and list(messages[added:end]) == list(prompt)
     return max(asked[-1] + 1, end if begins else 0)
@@ -66,8 +66,8 @@ def agree(prompt: Sequence[Message], context: Sequence[Message], where: str) -> 
 
     One message may be any of the user's: data sets of long conversations give only one of them.
     """
-    said = [message for message in prompt if message["role"] not in SYSTEM_ROLES]
-    there = [message for message in context if message["role"] not in SYSTEM_ROLES]
+    said = [message for message in prompt if message["role"] != "system"]
+    there = [message for message in context if message["role"] != "system"]
     said = [message for message in said if says_something(message)]
     if len(said) == 1 and any(_equal(said[0], message) for message in there):
         return

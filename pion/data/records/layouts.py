@@ -18,14 +18,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pion.data.chat.messages import (
-    SYSTEM_ROLES,
     Conversation,
     Message,
     Seen,
+    learnable,
+    nothing_to_learn,
     says_something,
+    turns_of,
 )
+from pion.data.documents.file_to_documents import NOT_READ
 from pion.data.records.fields import Fields, json_in, yes_or_no
-from pion.data.records.turns import other_names, read_tools, read_turns
+from pion.data.records.turns import other_names, read_tools, read_turns, text_of
 from pion.errors import BadInput
 from pion.later_fields import shown
 
@@ -35,34 +38,41 @@ TURNS = ("messages", "conversations", "conversation")
 # Columns of a question and its answer. `input` is Alpaca's, below its instruction, or a question.
 QUESTIONS = (
     *("instruction", "prompt", "question", "query", "problem", "user", "human", "prompter", "q"),
-    "input",
+    *("inputs", "input"),
 )
 ANSWERS = (
     *("output", "completion", "answer", "response", "assistant", "bot", "gpt", "reply", "a"),
-    *("solution", "target"),
+    *("solution", "target", "targets", "generation"),
 )
 CONTEXTS = ("input", "context")
 SYSTEMS = ("system", "system_prompt")
 HISTORY = "history"
 TOOLS = ("tools", "functions")
-SIDES = (("chosen", "rejected"), ("preferred_output", "non_preferred_output"))
+SIDES = (
+    ("chosen", "rejected"),
+    ("chosen_response", "rejected_response"),
+    ("preferred_output", "non_preferred_output"),
+)
 REJECTED = ("rejected_response", "rejected_messages")
 LABELS = ("label", "kto_tag")
+# What a model of texts does not see.
+MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))
 # Of tables, only these columns are read.
 COLUMNS = tuple(
     dict.fromkeys(
         (
-            *(*TURNS, *QUESTIONS, *ANSWERS, *CONTEXTS, *SYSTEMS, HISTORY, *TOOLS),
-            *(*SIDES[0], *SIDES[1], *REJECTED, *LABELS, *SCORES[0], *SCORES[1], "status"),
+            *(*TURNS, *QUESTIONS, *ANSWERS, *CONTEXTS, *SYSTEMS, HISTORY, *TOOLS, *REJECTED),
+            *(*LABELS, "status", *(key for keys in (*SIDES, *SCORES) for key in keys)),
         )
     )
 )
 # If one of these is not read, that is worth a warning: what it has was meant for somebody.
 MEANINGFUL = (
-    *(*SYSTEMS, *CONTEXTS, HISTORY, *TOOLS, *SIDES[0], *SIDES[1], *REJECTED, *LABELS),
+    *(*SYSTEMS, *CONTEXTS, HISTORY, *TOOLS, *REJECTED, *LABELS, *MEDIA),
+    *(key for keys in SIDES for key in keys),
     *("instruction", "weight", "train", "trainable", "reasoning_content", "thinking", "reasoning"),
-    *("tool_defs", "images", "image", "videos", "audios"),
+    *("tool_defs", "article", "corrected", "reflection", "revision", "choices"),
 )
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
@@ -75,7 +85,7 @@ def kind_of(record: Mapping[str, Any]) -> Kind | None:
 
 def _kind(fields: Fields) -> Kind | None:
     turns, answers = fields.there(*TURNS), fields.there(*ANSWERS)
-    if any(fields.there(*keys) for keys in SIDES) or (turns and fields.there(*REJECTED)):
+    if any(map(fields.values.get, SIDES[0] + SIDES[2])) or fields.there(*REJECTED):
         return "pair"
     if (turns or answers) and any(map(_is_label, map(fields.values.get, fields.there(*LABELS)))):
         return "label"
@@ -105,6 +115,8 @@ def read_chat(record: Any, where: str) -> Conversation:
         raise BadInput(f"{where}: not a conversation: found {shown(record)} instead of an object")
     fields, context, layout = Fields(record, where), 0, ""
     if (key := fields.one_of(TURNS, "conversation")) is not None:
+        if any(fields.values.get(label) is False for label in LABELS):
+            raise _no_chat(fields, "label")
         messages = turns_under(fields, fields.take(key), f"{where}: key {key!r}")
     else:
         if (kind := _kind(fields)) != "chat":
@@ -120,6 +132,21 @@ def read_chat(record: Any, where: str) -> Conversation:
     context += len(whole) - len(messages) if context else 0
     tools = tools_of(fields)
     return Conversation(whole, tools, where, context, seen_in(fields, layout))
+
+
+def read_conversation(record: Any, where: str, *, own: bool = False) -> Conversation:
+    """Return the conversation of a record as a template gets it, or Pion's `own` chat format.
+
+    Raises:
+        BadInput: as `read_chat`, and if nothing is learned.
+    """
+    conversation = read_chat(record, where)
+    if not own:
+        return learnable(conversation)
+    turns = turns_of(conversation)
+    if not any(turn.role == "assistant" and turn.learned and turn.text.strip() for turn in turns):
+        raise nothing_to_learn(conversation)
+    return conversation
 
 
 def _no_chat(fields: Fields, kind: Kind | None) -> BadInput:
@@ -138,7 +165,13 @@ def _no_chat(fields: Fields, kind: Kind | None) -> BadInput:
 
 
 def seen_in(fields: Fields, layout: str = "") -> Seen:
-    """Return what else the record has. All keys that are read must have been taken."""
+    """Return what else the record has. All keys that are read must have been taken.
+
+    Raises BadInput for pictures and sounds, which the answers may be about.
+    """
+    media = [key for key in fields.there(*MEDIA) if fields.values[key] is not NOT_READ]
+    if media:
+        raise BadInput(f"{fields.where}: key {media[0]!r} has what a model of texts does not see")
     return Seen(layout, fields.unread, tuple(fields.roles.items()))
 
 
@@ -164,11 +197,10 @@ def with_system(fields: Fields, messages: list[Message]) -> list[Message]:
     """
     key = fields.one_of(SYSTEMS, "system message")
     system = fields.values.get(key or "")
-    there = [m["content"] for m in messages if m["role"] in SYSTEM_ROLES and says_something(m)]
+    there = [m["content"] for m in messages if m["role"] == "system" and says_something(m)]
     if key is None or (there and there != [system]):
         return messages
-    if not isinstance(fields.take(key), str):
-        raise BadInput(f"{fields.where}: key {key!r} must be text or null, not {shown(system)}")
+    system = text_of(fields.take(key), f"{fields.where}: key {key!r}")
     return messages if there else [{"role": "system", "content": system}, *messages]
 
 

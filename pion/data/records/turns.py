@@ -15,14 +15,19 @@ from pion.data.records.fields import is_blank, json_in, yes_or_no
 from pion.errors import BadInput
 from pion.later_fields import shown
 
-# The keys of a turn's role and text. Of `new`, a person may name others.
-ROLE_KEYS, TEXT_KEYS = ("role", "from"), ("content", "value")
+# The keys of a turn's role and text; the first that is there counts.
+ROLE_KEYS = ("role", "from", "speaker", "author")
+TEXT_KEYS = ("content", "value", "text", "message")
 # ShareGPT's and ms-swift's names of calls and of results; the text of a call is JSON.
 CALLS = ("function_call", "tool_call")
 RESULTS = ("tool", "function", "observation", "tool_response", "function_response")
 # A message with one of these keys at 0 or false is not learned.
 FLAGS = ("weight", "train", "trainable", "training", "loss", "loss_scale")
 _THOUGHTS = (THOUGHTS, "thinking", "reasoning")
+# Where a turn is an object with a question and its answer.
+_ROUNDS = {"input": "user", "output": "assistant"}
+# With one of these, axolotl learns what the user says.
+_LEARNS = ("train", "training", "trainable")
 # Of axolotl: which characters of a message are learned.
 _PARTLY = ("train_detail", "training_detail")
 
@@ -39,25 +44,36 @@ def read_turns(value: Any, where: str) -> list[Message]:
     if not isinstance(turns, list):
         raise BadInput(f"{where} must be a list of turns, not {shown(turns)}")
     messages: list[Message] = []
-    for number, turn in enumerate(turns, 1):
-        message = read_turn(turn, f"{where}: turn {number}")
-        # ms-swift writes parallel calls as one turn for each.
-        parallel = role_name(turn) in CALLS and messages and role_name(turns[number - 2]) in CALLS
-        if parallel:
-            messages[-1]["tool_calls"] += message["tool_calls"]
-        else:
-            messages.append(message)
+    for number, given in enumerate(turns, 1):
+        for turn in _round(given):
+            message = read_turn(turn, f"{where}: turn {number}")
+            # ms-swift writes one turn for a text and for each call after it.
+            if role_name(turn) in CALLS and messages and messages[-1]["role"] == "assistant":
+                calls = messages[-1].get("tool_calls", [])
+                messages[-1]["tool_calls"] = calls + message["tool_calls"]
+            else:
+                messages.append(message)
     return messages
+
+
+def _round(turn: Any) -> list[Any]:
+    """Return the turns of an object without a role, whose keys are the roles of its texts."""
+    keys = turn if isinstance(turn, dict) and role_name(turn) is None else {}
+    roles = {key: known_role(key) or _ROUNDS.get(key) for key in keys if keys[key] is not None}
+    if "assistant" not in roles.values() or None in roles.values():
+        return [turn]
+    ordered = sorted(roles, key=lambda key: KNOWN_ROLES.index(roles[key] or ""))
+    return [{"role": roles[key], "content": keys[key]} for key in ordered]
 
 
 def read_turn(turn: Any, where: str) -> Message:
     """Return one message. Raises BadInput as `read_turns` does."""
     named = role_name(turn)
     if named is None:
-        keys = " or ".join(map(repr, ROLE_KEYS))
+        keys = " or ".join(map(repr, ROLE_KEYS[:2]))
         raise BadInput(f"{where} must be an object with text under {keys}: {shown(turn)}")
     rest = {key: value for key, value in turn.items() if value is not None}
-    said = next(rest.pop(key) for key in ROLE_KEYS if key in rest)
+    said = rest.pop(next(key for key in ROLE_KEYS if key in rest))
     role = known_role(named)
     if role is None:
         raise unknown_role(said, (*KNOWN_ROLES, *CALLS[:1], *RESULTS[2:3]), where)
@@ -80,22 +96,34 @@ def _learned_and_thought(rest: Message, role: str, where: str) -> Message:
             f"{where}: {partly!r} says which characters are learned, and Pion learns whole answers "
             'or none of them. Remove it, or give the message "weight": 0'
         )
-    flags = [yes_or_no(rest.pop(key), f"{where}: {key!r}") for key in FLAGS if key in rest]
+    flags = {k: yes_or_no(rest.pop(k), f"{where}: {k!r}") for k in FLAGS if k in rest}
+    if role != "assistant" and (key := next((k for k in _LEARNS if flags.get(k)), None)):
+        raise BadInput(f"{where}: {key!r} is true, and Pion learns nothing of the role {role}")
     found = [rest.pop(key, None) for key in _THOUGHTS]
     thoughts = [text for text in found if not is_blank(text)]
     if thoughts and not isinstance(thoughts[0], str):
         raise BadInput(f"{where}: its thoughts must be text, not {shown(thoughts[0])}")
-    if role == "assistant" and not all(flags):
+    if role == "assistant" and not all(flags.values()):
         rest["learned"] = False
     # No template has both names.
     return rest | ({key: thoughts[0] for key in (THOUGHTS, "thinking")} if thoughts else {})
 
 
-def role_name(turn: Any) -> str | None:
-    """Return a turn's name of its role, in small letters; None if it has none."""
+def role_said(turn: Any) -> str | None:
+    """Return a turn's name of its role, as it is written; None if it has none."""
     keys = turn if isinstance(turn, dict) else {}
     said = next((keys[key] for key in ROLE_KEYS if keys.get(key) is not None), None)
-    return said.strip().lower().replace("-", "_") if isinstance(said, str) else None
+    return said if isinstance(said, str) else None
+
+
+def role_name(turn: Any) -> str | None:
+    """Return a turn's name of its role, in small letters; None if it has none."""
+    return plain_name(role_said(turn))
+
+
+def plain_name(said: str | None) -> str | None:
+    """Return a name of a role as the tables here have it."""
+    return None if said is None else said.strip().lower().replace("-", "_")
 
 
 def known_role(named: str) -> str | None:
@@ -174,6 +202,6 @@ def read_tools(tools: Any, where: str) -> list[dict[str, Any]] | None:
 
 def other_names(turns: Iterable[Any]) -> dict[str, str]:
     """Return the names of roles that are not the usual ones, and the role that each was read as."""
-    names = {name: known_role(name) for name in map(role_name, turns) if name is not None}
+    names = {said: known_role(plain_name(said) or "") for said in map(role_said, turns) if said}
     usual = (*ROLES, *KNOWN_ROLES)
     return {name: role for name, role in names.items() if role is not None and name not in usual}
