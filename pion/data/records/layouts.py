@@ -157,6 +157,10 @@ def _no_chat(fields: Fields, kind: Kind | None) -> BadInput:
             f"{fields.where}: not a conversation: the record has {what} ({keys}). The stage prefer "
             "learns from these: name the file under prefer.sources"
         )
+    wanted = (names for names in (TURNS, ANSWERS, QUESTIONS) if not fields.there(*names))
+    empty = [name for names in wanted for name in names if name in fields.values]
+    if empty:
+        return BadInput(f"{fields.where}: not a conversation: key {empty[0]!r} is empty")
     return BadInput(
         f"{fields.where}: not a conversation: expected a list of turns under 'messages' or "
         f"'conversations', or a question and its answer under keys such as 'prompt' and "

@@ -6,7 +6,7 @@ before it (`reasoning_content`), `learned: False`, and other keys, which a templ
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pion.data.chat.conversation import ROLES, role_of, unknown_role
@@ -22,10 +22,11 @@ TEXT_KEYS = ("content", "value", "text", "message")
 CALLS = ("function_call", "tool_call")
 RESULTS = ("tool", "function", "observation", "tool_response", "function_response")
 # A message with one of these keys at 0 or false is not learned.
-FLAGS = ("weight", "train", "trainable", "training", "loss", "loss_scale")
+FLAGS = ("weight", "train", "trainable", "training", "loss", "loss_scale", "learned")
 _THOUGHTS = (THOUGHTS, "thinking", "reasoning")
-# Where a turn is an object with a question and its answer.
+# Where a turn is an object with a question and its answer, and the order in which they are said.
 _ROUNDS = {"input": "user", "output": "assistant"}
+_SAID = ("system", "user", "tool", "assistant")
 # With one of these, axolotl learns what the user says.
 _LEARNS = ("train", "training", "trainable")
 # Of axolotl: which characters of a message are learned.
@@ -50,7 +51,8 @@ def read_turns(value: Any, where: str) -> list[Message]:
             # ms-swift writes one turn for a text and for each call after it.
             if role_name(turn) in CALLS and messages and messages[-1]["role"] == "assistant":
                 calls = messages[-1].get("tool_calls", [])
-                messages[-1]["tool_calls"] = calls + message["tool_calls"]
+                calls = calls + message["tool_calls"]
+                messages[-1] = {**message, **messages[-1], "tool_calls": calls}
             else:
                 messages.append(message)
     return messages
@@ -62,7 +64,7 @@ def _round(turn: Any) -> list[Any]:
     roles = {key: known_role(key) or _ROUNDS.get(key) for key in keys if keys[key] is not None}
     if "assistant" not in roles.values() or None in roles.values():
         return [turn]
-    ordered = sorted(roles, key=lambda key: KNOWN_ROLES.index(roles[key] or ""))
+    ordered = sorted(roles, key=lambda key: _SAID.index(roles[key] or ""))
     return [{"role": roles[key], "content": keys[key]} for key in ordered]
 
 
@@ -73,11 +75,10 @@ def read_turn(turn: Any, where: str) -> Message:
         keys = " or ".join(map(repr, ROLE_KEYS[:2]))
         raise BadInput(f"{where} must be an object with text under {keys}: {shown(turn)}")
     rest = {key: value for key, value in turn.items() if value is not None}
-    said = rest.pop(next(key for key in ROLE_KEYS if key in rest))
     role = known_role(named)
     if role is None:
-        raise unknown_role(said, (*KNOWN_ROLES, *CALLS[:1], *RESULTS[2:3]), where)
-    text_key = next((key for key in TEXT_KEYS if key in rest), None)
+        raise unknown_role(role_said(turn) or "", (*KNOWN_ROLES, *CALLS[:1], *RESULTS[2:3]), where)
+    text_key = _key_of(rest, TEXT_KEYS)
     content = None if text_key is None else text_of(rest.pop(text_key), f"{where}: {text_key!r}")
     if named in CALLS:
         rest["tool_calls"], content = json_in(content or "", f"{where}: its call"), None
@@ -85,7 +86,10 @@ def read_turn(turn: Any, where: str) -> Message:
         rest.setdefault("tool_calls", [rest.pop("function_call")])
     if not is_blank(calls := rest.pop("tool_calls", None)):
         rest["tool_calls"] = read_calls(calls, f"{where}: its calls")
-    return {"role": role, "content": content, **_learned_and_thought(rest, role, where)}
+    said = {"role": role, "content": content}
+    spellings = (*ROLE_KEYS, *TEXT_KEYS)
+    rest = {key: value for key, value in rest.items() if key not in spellings}
+    return said | _learned_and_thought(rest, role, where)
 
 
 def _learned_and_thought(rest: Message, role: str, where: str) -> Message:
@@ -112,8 +116,14 @@ def _learned_and_thought(rest: Message, role: str, where: str) -> Message:
 def role_said(turn: Any) -> str | None:
     """Return a turn's name of its role, as it is written; None if it has none."""
     keys = turn if isinstance(turn, dict) else {}
-    said = next((keys[key] for key in ROLE_KEYS if keys.get(key) is not None), None)
+    said = keys.get(_key_of(keys, ROLE_KEYS) or "")
     return said if isinstance(said, str) else None
+
+
+def _key_of(turn: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    """Return the first of the names that is filled, or that is there if all are blank."""
+    there = (name for name in names if turn.get(name) is not None)
+    return min(there, key=lambda name: is_blank(turn[name]), default=None)
 
 
 def role_name(turn: Any) -> str | None:
@@ -185,9 +195,8 @@ def read_tools(tools: Any, where: str) -> list[dict[str, Any]] | None:
 
     Raises BadInput unless they are objects, or JSON that says so.
     """
-    if is_blank(tools):
+    if is_blank(tools) or is_blank(tools := json_in(tools, where)):
         return None
-    tools = json_in(tools, where)
     if isinstance(tools, dict):
         tools = [tools]
     tools = [json_in(tool, where) for tool in tools] if isinstance(tools, list) else None
