@@ -312,5 +312,10 @@ def _pack(writing: Writing, seq_len: int, split: str, buffer: list[Talk]) -> Pac
         "split": sum(e.split for e in examples),
         "refused": len(refused),
     }
-    counts |= {name: sum(int(getattr(e, name)) for e in examples) for name in COUNTS}
+    counts |= total_counts(examples)
     return PackedBuffer(split, packed.ids, packed.flags, counts, refused)
+
+
+def total_counts(examples: Sequence[Examples]) -> dict[str, int]:
+    """Return what `Examples` counts, of all, by the names in COUNTS."""
+    return {name: sum(int(getattr(example, name)) for example in examples) for name in COUNTS}

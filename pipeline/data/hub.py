@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pion.data.arrays import NPY_HEADER_BYTES, parse_npy_header
-from pion.data.documents.file_to_documents import NOT_READ, Record
+from pion.data.documents.file_to_documents import Record
+from pion.data.records.fields import NOT_READ
 from pion.data.shards import Shard
 from pion.errors import BadInput, PionError
 

@@ -7,11 +7,10 @@ from typing import Any
 
 from pion.data.chat.conversation import ALIASES, ROLES, role_of
 from pion.data.chat.messages import KNOWN_ROLES
-from pion.data.records.layouts import read_conversation
 from pion.data.records.turns import known_role
 from pion.errors import BadInput
 from pion.later_fields import closest, shown
-from pipeline.new.layouts import Layout, PairColumns, Record, TurnsColumn
+from pipeline.new.layouts import BESIDE, Layout, PairColumns, Record, TurnsColumn
 
 # What a role may mean.
 MEANINGS = ("system", "user", "assistant", "tool")
@@ -65,64 +64,25 @@ def unknown_roles(found: Mapping[str, str], roles: Mapping[str, str]) -> BadInpu
 
 
 def as_conversation(record: Record, layout: Layout, roles: Mapping[str, str]) -> dict[str, Any]:
-    """Return a record as `messages`, with the tools that they may call.
-
-    What is no turn stays as it is: `problem_of` says what is wrong with it.
-    """
+    """Return a record under the keys that a job reads. What is no turn stays as it is."""
+    beside = {key: record[key] for key in BESIDE if record.get(key)}
     if isinstance(layout, PairColumns):
-        return {"messages": _pair(record, layout)}
+        named = ("prompt", layout.question), ("context", layout.context), ("system", layout.system)
+        texts = {key: record.get(column) for key, column in named if column is not None}
+        answer = {"completion": record.get(layout.answer)}
+        return beside | {key: _text(value) for key, value in (texts | answer).items()}
     assert isinstance(layout, TurnsColumn)
     turns = record.get(layout.column)
-    messages = [
-        _message(turn, layout, roles) for turn in (turns if isinstance(turns, list) else [])
-    ]
-    tools = record.get("tools")
-    return {"messages": messages} | ({"tools": tools} if tools else {})
+    if roles and isinstance(turns, list):
+        turns = [_with_role(turn, layout, roles) for turn in turns]
+    return beside | {"messages": turns}
 
 
-def _message(turn: Any, layout: TurnsColumn, roles: Mapping[str, str]) -> Any:
-    if not isinstance(turn, dict):
-        return turn
-    rest = {k: v for k, v in turn.items() if k not in (layout.role_key, layout.text_key)}
-    name = turn.get(layout.role_key)
+def _with_role(turn: Any, layout: TurnsColumn, roles: Mapping[str, str]) -> Any:
+    name = turn.get(layout.role_key) if isinstance(turn, dict) else None
     role = meaning_of(name, roles) if isinstance(name, str) else None
-    return {"role": role or name, "content": turn.get(layout.text_key)} | rest
+    return turn if role is None else {**turn, layout.role_key: role}
 
 
-def _pair(record: Record, layout: PairColumns) -> list[dict[str, str]]:
-    def text(column: str | None) -> str:
-        value = None if column is None else record.get(column)
-        return "" if value is None else str(value).strip()
-
-    question = "\n\n".join(filter(None, (text(layout.question), text(layout.context))))
-    turns = (
-        ("system", text(layout.system)),
-        ("user", question),
-        ("assistant", text(layout.answer)),
-    )
-    return [{"role": role, "content": content} for role, content in turns if content]
-
-
-def problem_of(record: Record, where: str, *, own_template: bool) -> str | None:
-    """Return why a run would refuse this conversation; None if it would not.
-
-    With `own_template`, Pion's own template writes it, else that of a model.
-    """
-    try:
-        read_conversation(record, where, own=own_template)
-    except BadInput as error:
-        return str(error)
-    return None
-
-
-def texts_of(record: Record) -> list[str]:
-    """Return the texts of a conversation in one of the layouts that jobs read."""
-    key, text_key = (
-        ("conversations", "value") if "conversations" in record else ("messages", "content")
-    )
-    turns = record.get(key)
-    return [
-        str(turn.get(text_key) or "")
-        for turn in (turns if isinstance(turns, list) else ())
-        if isinstance(turn, dict)
-    ]
+def _text(value: Any) -> Any:
+    return str(value) if isinstance(value, int | float) else value

@@ -40,6 +40,7 @@ from pion.data.chat.messages import (
 )
 from pion.data.chat.renderer import Refused, Rendered, RenderedTurn, Renderer
 from pion.data.chat.template_mask import AnswerFinder, EncodedText
+from pion.data.chat.template_rules import Probe, broken_rule
 from pion.data.chat.template_source import find_template, template_date
 from pion.data.tokens.special_tokens import read_special_tokens
 from pion.data.tokens.token_names import token_names
@@ -105,6 +106,7 @@ class ChatTemplate:
         self._where = str(folder)
         self._tokenizer = tokenizer
         self._marks = marks_of(source, tokenizer)
+        self._probed: dict[Probe, bool] = {}
         self._renderer = Renderer(source, token_names(folder), template_date(folder), str(folder))
         try:
             self.end_of_turn: int | None = self._end_of_turn()
@@ -138,6 +140,28 @@ class ChatTemplate:
             BadInput: the template can't be used at all: it has wrong syntax, needs more than a
                 gigabyte, or takes too long.
         """
+        given = list(conversations)
+        return [
+            example
+            if example.refused is None
+            else replace(example, refused=self._explained(conversation, example.refused))
+            for conversation, example in zip(given, self._tokenized(given), strict=True)
+        ]
+
+    def _explained(self, conversation: Conversation, refused: str) -> str:
+        """Return which rule a refused conversation breaks; `refused` itself if none is known."""
+        words = broken_rule(conversation.messages, self._refuses)
+        return refused if words is None else f"{conversation.where}: {words}"
+
+    def _refuses(self, probe: Probe) -> bool:
+        """Return whether a conversation of messages by these roles is refused."""
+        if probe not in self._probed:
+            messages = [{"role": role, "content": "Hello"} for role in probe]
+            (example,) = self._tokenized([Conversation(messages, None, "a few messages")])
+            self._probed[probe] = example.refused is not None
+        return self._probed[probe]
+
+    def _tokenized(self, conversations: Sequence[Conversation]) -> list[Examples]:
         rendered = [self._rendered(conversation) for conversation in conversations]
         wholes = [found.text for _, found in rendered if isinstance(found, Rendered)]
         encoded = iter(self._finder.encode(wholes))

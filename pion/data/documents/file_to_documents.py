@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
+from pion.data.records.fields import NOT_READ
 from pion.errors import BadInput
 from pion.untrusted import open_file, parse_json
 
@@ -33,8 +34,6 @@ LONGEST_LINE = 16_000_000
 RAISE_IT = ". If the line is meant to be so long, raise data.max_line_mb"
 # Few, because a small file can say that all of its rows have the same long text.
 ROWS_AT_ONCE = 16
-# What a row of a table has under a column that is not read.
-NOT_READ = ...
 T = TypeVar("T")
 
 

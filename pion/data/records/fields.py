@@ -9,6 +9,8 @@ from typing import Any
 from pion.errors import BadInput
 from pion.later_fields import shown
 
+# What a row of a table has under a column that is not read.
+NOT_READ = ...
 _YES, _NO = (True, 1, "1", "true"), (False, 0, "0", "false")
 
 

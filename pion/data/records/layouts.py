@@ -26,8 +26,7 @@ from pion.data.chat.messages import (
     says_something,
     turns_of,
 )
-from pion.data.documents.file_to_documents import NOT_READ
-from pion.data.records.fields import Fields, json_in, yes_or_no
+from pion.data.records.fields import NOT_READ, Fields, json_in, yes_or_no
 from pion.data.records.turns import other_names, read_tools, read_turns, text_of
 from pion.errors import BadInput
 from pion.later_fields import shown

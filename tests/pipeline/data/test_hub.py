@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pion.data.documents.file_to_documents import NOT_READ
+from pion.data.records.fields import NOT_READ
 from pion.data.shards import Shard
 from pion.errors import BadInput, PionError
 from pipeline.data.hub import (
