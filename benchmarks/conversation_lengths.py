@@ -19,8 +19,10 @@ from typing import Literal
 import numpy as np
 
 from benchmarks.exported import TOKENIZER
-from pion.data.chat.conversation import Tokenized, parse_conversation, tokenize_batch
+from pion.data.chat.conversation import Tokenized, tokenize_batch
+from pion.data.chat.messages import turns_of
 from pion.data.documents.file_to_documents import Span, jsonl_records
+from pion.data.records.layouts import read_chat
 from pion.data.tokens.tokenizer import Tokenizer
 
 FILE = Path(__file__).parent / "conversation_lengths.json"
@@ -76,7 +78,7 @@ def tokenized(path: Path, tokenizer: Tokenizer, most: int | None) -> Iterator[To
     records = islice(jsonl_records([Span(path)], "FILE"), most)
     while chunk := list(islice(records, 1000)):
         yield from tokenize_batch(
-            tokenizer, [parse_conversation(record.value, record.origin) for record in chunk]
+            tokenizer, [turns_of(read_chat(record.value, record.origin)) for record in chunk]
         )
 
 

@@ -47,7 +47,7 @@ from pipeline.data.encode_piece import (
 )
 from pipeline.data.pieces import Piece, cut_pieces, too_large
 from pipeline.data.prepared import SPLITS
-from pipeline.data.sources import Remarks
+from pipeline.data.remarks import Remarks
 from pipeline.data.tasks import Tasks
 from pipeline.machine.kill_points import mark
 from pipeline.machine.time_limit import attended_items

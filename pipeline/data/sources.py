@@ -10,12 +10,10 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from pion.data.chat.conversation import CONVERSATION_KEYS, ROLES, Turn, parse_conversation, role_of
-from pion.data.chat.messages import KNOWN_ROLES, Conversation, parse_messages, with_texts
+from pion.data.chat.messages import Conversation, turns_of, with_texts
 from pion.data.documents import python_docs, python_qa
 from pion.data.documents.file_to_documents import (
     Document,
@@ -34,9 +32,9 @@ from pion.data.documents.find_files import (
     by_splits,
     find_files,
 )
-from pion.data.tokens.token_bytes import ReplacedCharacters
+from pion.data.records.layouts import COLUMNS, read_conversation
 from pion.errors import BadInput
-from pion.later_fields import shown
+from pipeline.data.remarks import Remarks
 from pipeline.job import (
     BinShards,
     HubDataset,
@@ -57,8 +55,6 @@ from pipeline.job import (
 # Given the number of a source, returns a function that says of each of its documents, in order,
 # whether to keep it.
 Keep = Callable[[int], Callable[[Document], bool]]
-# What is counted of system messages; `Remarks` has attributes of these names.
-SYSTEMS = ("systems", "lost_systems")
 LONG_CHARS = 1 << 16
 # Of a data set on the Hub, so many conversations are looked at before anything is rented.
 SAMPLED = 1000
@@ -71,67 +67,9 @@ SUFFIXES = {
 }
 
 
-@dataclass
-class Remarks:
-    """What is worth saying about the texts of a source.
-
-    Attributes:
-        replaced: the characters that the vocabulary lacks.
-        left_out: why files of the source are not read.
-        blank: how many records have no text, or a blank one.
-        roles: the other names of roles, and the role that each was read as.
-        systems: how many system messages there are.
-        lost_systems: how many of them the model's chat template leaves out.
-    """
-
-    replaced: ReplacedCharacters
-    left_out: tuple[str, ...] = ()
-    blank: int = 0
-    roles: dict[str, str] = field(default_factory=dict)
-    systems: int = 0
-    lost_systems: int = 0
-
-    def note_roles(self, record: dict[str, Any]) -> None:
-        """Note the other names of roles in a conversation that could be parsed."""
-        shared = "conversations" in record
-        for turn in record["conversations" if shared else "messages"]:
-            self.note_role(turn["from" if shared else "role"])
-
-    def note_blank(self) -> None:
-        """Note a record without text."""
-        self.blank += 1
-
-    def note_role(self, name: str) -> None:
-        """Note a role if it has another name."""
-        if name not in ROLES and name not in KNOWN_ROLES and (role := role_of(name)):
-            self.roles[name] = role
-
-    def note_systems(self, report: dict[str, Any]) -> None:
-        """Note the system messages that were counted while the rows were written."""
-        self.systems, self.lost_systems = (
-            report[f"train_{name}"] + report[f"held_out_{name}"] for name in SYSTEMS
-        )
-
-    def in_words(self) -> list[str]:
-        """Return a sentence for each remark."""
-        read = ", ".join(f"{shown(name)} as {role}" for name, role in sorted(self.roles.items()))
-        lost = (
-            f"{self.lost_systems:,} of {self.systems:,} system messages are not in the text, "
-            "because the model's chat template leaves them out"
-        )
-        remarks = (
-            *self.left_out,
-            f"{self.blank:,} records have no text and are left out" if self.blank else "",
-            self.replaced.in_words(),
-            read and f"roles with other names: {read}",
-            lost if self.lost_systems else "",
-        )
-        return [words for words in remarks if words]
-
-
 @dataclass(frozen=True)
 class Talk:
-    """A conversation of a source, for a model's own chat template.
+    """A conversation of a source.
 
     Attributes:
         conversation: the messages; a text says why it can't be used.
@@ -259,33 +197,14 @@ def _is_out(item: Document | Record, text: str, share: float) -> bool:
 
 
 def conversations(
-    job: Job, found: Input, remarks: Remarks | None = None
-) -> Iterator[tuple[bool, list[Turn]]]:
-    """Yield (held out?, turns) of every conversation of a source, and note it in `remarks`.
+    job: Job, found: Input, *, own: bool, remarks: Remarks | None = None
+) -> Iterator[tuple[bool, Talk]]:
+    """Yield (held out?, conversation) of every conversation of a source, and note it in `remarks`.
 
-    Questions about the standard library are held out with the files that pretraining holds out.
-    Raises BadInput for a record that is not a conversation or has no assistant turn.
-    """
-    assert job.sft is not None
-    if isinstance(found.source, PythonDocsQA):
-        for dialogue in python_qa.dialogues():
-            yield python_docs.is_held_out(dialogue.origin, job.data.held_out), list(dialogue.turns)
-        return
-    for record in records(job, found, CONVERSATION_KEYS):
-        turns = parse_conversation(record.value, record.origin)
-        turns = [Turn(turn.role, whole_characters(turn.text)) for turn in turns]
-        text = "\n".join(turn.text for turn in turns)
-        if remarks is not None:
-            remarks.replaced.look([turn.text for turn in turns], record.origin)
-            remarks.note_roles(record.value)
-        yield _is_out(record, text, job.sft.held_out), turns
-
-
-def talks(job: Job, found: Input, remarks: Remarks | None = None) -> Iterator[tuple[bool, Talk]]:
-    """Yield (held out?, conversation) of every conversation of a source, with calls and tools.
-
-    They are held out and counted as in `conversations`. Of a data set on the Hub, conversations
-    after the first SAMPLED may be unusable.
+    With `own`, they are for Pion's own chat format, else for a model's template. Of a data set on
+    the Hub, conversations after the first SAMPLED may be unusable. Questions about the standard
+    library are held out with the files that pretraining holds out.
+    Raises BadInput for another record that is no conversation, or from which nothing is learned.
     """
     assert job.sft is not None
     if isinstance(found.source, PythonDocsQA):
@@ -295,20 +214,28 @@ def talks(job: Job, found: Input, remarks: Remarks | None = None) -> Iterator[tu
             yield held_out, Talk(Conversation(messages, None, dialogue.origin), required=True)
         return
     on_hub = isinstance(found.source, HubDataset)
-    for number, record in enumerate(records(job, found, (*CONVERSATION_KEYS, "tools"))):
+    for number, record in enumerate(records(job, found, COLUMNS)):
         required = not on_hub or number < SAMPLED
         try:
-            talk = parse_messages(with_texts(record.value, whole_characters), record.origin)
+            value = with_texts(record.value, whole_characters)
+            talk = read_conversation(value, record.origin, own=own)
         except BadInput as error:
             if required:
                 raise
             yield False, Talk(str(error), required)
             continue
+        texts = texts_of(talk, own=own)
         if remarks is not None:
-            remarks.replaced.look([talk.messages, talk.tools], record.origin)
-            remarks.note_roles(record.value)
-        text = "\n".join(message["content"] or "" for message in talk.messages)
-        yield _is_out(record, text, job.sft.held_out), Talk(talk, required)
+            said = texts if own else [talk.messages, talk.tools]
+            remarks.note(talk.seen, said, record.origin)
+        yield _is_out(record, "\n".join(texts), job.sft.held_out), Talk(talk, required)
+
+
+def texts_of(conversation: Conversation, *, own: bool) -> list[str]:
+    """Return the texts of a conversation, whose hash decides whether it is held out."""
+    if own:
+        return [turn.text for turn in turns_of(conversation)]
+    return [message["content"] or "" for message in conversation.messages]
 
 
 def _documents(job: Job, found: Input, remarks: Remarks | None) -> Iterator[Document]:

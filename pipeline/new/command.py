@@ -204,12 +204,11 @@ def _show_look(one: Look) -> None:
     for words in look.in_words(one):
         show(words)
     if one.reading.group.kind != "text":
-        columns = list(dict.fromkeys(one.columns))
-        unused = layouts.unused(one.reading.layout, columns)
-        rest = f". Not used: {', '.join(unused[:8])}" if unused else ""
-        show(f"read as: {layouts.in_words(one.reading.layout)}{rest}")
-    if one.roles:
-        show("roles: " + ", ".join(f"{name} is {role}" for name, role in sorted(one.roles.items())))
+        show(f"read as: {layouts.in_words(one.reading.layout)}")
+    for words in one.remarks.in_words():
+        show(words)
+    for words in one.remarks.warnings():
+        show(f"warning: {words}")
 
 
 def _show_examples(one: Look, examples: Sequence[str]) -> None:

@@ -95,7 +95,9 @@ def find_data(path: Path) -> Found:
     if not every:
         raise BadInput(f"{path} is empty: it has no files. {READS}.")
     _refuse_weights(path, every)
-    groups, left_out, used = [], [], set()
+    groups: list[Group] = []
+    left_out: list[str] = []
+    used: set[Path] = set()
     for kind, suffixes in SUFFIXES.items():
         if any(p.name.endswith(suffixes) for p in every):
             files, why = find_files(path, suffixes, str(path))

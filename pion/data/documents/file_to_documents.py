@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from pion.data.documents.unpack import opened, other_than_text
+from pion.data.records.fields import NOT_READ
 from pion.errors import BadInput
 from pion.untrusted import open_file, parse_json
 
@@ -197,7 +198,7 @@ def json_of_line(line: bytes, where: str) -> Any:
 def parquet_records(
     spans: Iterable[Span], key: str, columns: tuple[str, ...], longest: int = LONGEST_LINE
 ) -> Iterator[Record]:
-    """Yield a record with those of `columns` that are there for each row of parquet files.
+    """Yield a record for each row of parquet files. Only `columns` are read.
 
     Without any of `columns`, the record has the names of the others. Raises BadInput for a file
     that is not parquet, for a text of more than `longest` bytes, naming the file and row, and for a
@@ -315,8 +316,8 @@ def decoded(content: bytes, where: str, start: int = 0) -> str:
 def parquet_rows(
     file: Path, columns: tuple[str, ...], longest: int, span: Span | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Yield each row with those of `columns` that are there, or else one row of all names; of a
-    `span` of the file, or of all.
+    """Yield each row with those of `columns` that are there, and NOT_READ under the others, or else
+    one row of all names; of a `span` of the file, or of all.
 
     Raises BadInput for a file that is not parquet, and for a row of more than `longest` bytes.
     """
@@ -329,8 +330,9 @@ def parquet_rows(
             there = table.schema_arrow.names
             wanted = [name for name in there if name in columns]
             if not wanted:
-                yield dict.fromkeys(there)
+                yield dict.fromkeys(there, NOT_READ)
                 return
+            others = {name: NOT_READ for name in there if name not in columns}
             groups = range(table.num_row_groups)
             if span is not None:
                 groups = groups[span.start : span.end]
@@ -347,7 +349,7 @@ def parquet_rows(
                             f"{file} row {row}: {', '.join(wanted)} has more than {longest:,} "
                             "bytes. If the row is meant to be so long, raise data.max_line_mb"
                         )
-                    yield {name: array[n].as_py() for name, array in arrays.items()}
+                    yield others | {name: array[n].as_py() for name, array in arrays.items()}
     except (pyarrow.ArrowException, OSError, ValueError, KeyError, OverflowError) as error:
         raise not_parquet(file, error) from None
 

@@ -88,7 +88,7 @@ def other_than_text(beginning: bytes) -> str | None:
             return f"{what}, not text. {advice}"
     if 4 * beginning[:_PEEKED].count(b"\0") > len(beginning[:_PEEKED]):
         return (
-            "not text, or text in UTF-16: it is full of zero bytes. If it is text, convert it with: "
+            "not text, or text in UTF-16: it is full of zero bytes. Convert text with: "
             "iconv -f UTF-16LE -t UTF-8"
         )
     return None

@@ -88,8 +88,7 @@ def check_corpus(job: Job) -> list[CheckRow]:
         folder = Path(place)
         tokenizer = tokenizer_of_base(job, folder / "base")
         if total is not None and total <= PREPARED_BYTES:
-            _prepare(job, folder, tokenizer)
-            return []
+            return _prepare(job, folder, tokenizer)
         return _read_until_enough(job, tokenizer)
 
 
@@ -105,17 +104,23 @@ def text_bytes(job: Job, section: str) -> int | None:
     return sum(file.stat().st_size for file in files)
 
 
-def _prepare(job: Job, folder: Path, tokenizer: Path | None) -> None:
-    """Prepare the corpus, and a few conversations whose vocabulary is trained on it."""
+def _prepare(job: Job, folder: Path, tokenizer: Path | None) -> list[CheckRow]:
+    """Prepare the corpus, and a few conversations whose vocabulary is trained on it. Return what is
+    to be said of these."""
     prepare_pretrain(job, folder / "pretrain", lambda message: None, tokenizer)
     if job.tokenizer is None or job.tokenizer.train is None:
-        return  # the checks of conversations and preferences count them
+        return []  # the checks of conversations and preferences count them
+    rows = []
     tokenizer = folder / "pretrain" / "tokenizer.json"
     for stage, prepare in (("sft", prepare_sft), ("prefer", prepare_prefer)):
         if stage in job.train_stages:
             talks = text_bytes(job, stage)
             if talks is not None and talks <= PREPARED_BYTES:
-                prepare(job, folder / stage, tokenizer, lambda message: None)
+                report = prepare(job, folder / stage, tokenizer, lambda message: None).report
+                for said, ok in (("remarks", True), ("warnings", None)):
+                    words = [w for source in report["sources"] for w in source.get(said, ())]
+                    rows += [CheckRow(f"{stage} data", ok, w) for w in words]
+    return rows
 
 
 # ---------------------------------------------------------------- a larger corpus
@@ -270,6 +275,7 @@ def check_conversations(job: Job) -> list[CheckRow]:
     learned = f"what the model learns is between ⟦ and ⟧:\n{counted.first}"
     return [
         CheckRow("conversations", True, in_words(job, counted)),
+        *(CheckRow("conversations", None, words) for words in counted.warnings),
         *(CheckRow(name, None, words) for name, words in warnings.items() if words),
         CheckRow("the first", True, learned),
         *_untrained(job, counted.specials),
@@ -287,7 +293,7 @@ def check_preferences(job: Job) -> list[CheckRow]:
     job.section("prefer").know_rows(counted.rows)
     return [
         CheckRow("preferences", True, "\n".join(in_words_of_preferences(job, counted))),
-        *(CheckRow("preferences", None, words) for words in counted.remarks),
+        *(CheckRow("preferences", None, words) for words in counted.warnings),
         *(CheckRow(name, None, words) for name, words in warnings_about(job, counted).items()),
         CheckRow("the first", True, first_in_words(counted)),
         *([] if job.sft is not None else _untrained(job, counted.specials)),

@@ -67,7 +67,7 @@ def test_the_job_for_each_layout_passes_check(
     assert printed.count("⟦") >= 3
     assert "price          about $" in printed
     if layout == "prompter and bot":
-        assert "roles: Prompter is user, bot is assistant" in printed
+        assert "roles with other names: 'Prompter' as user, 'bot' as assistant" in printed
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ def test_less_money_buys_fewer_passes(
 @pytest.mark.parametrize(
     ("records", "options", "expected"),
     [
-        ([pair_of(1), pair_of(2, chosen=None)], (), "prefs.jsonl:2: key 'chosen' is null"),
+        ([pair_of(1), pair_of(2, chosen=None)], (), "prefs.jsonl:2: key 'chosen' is missing"),
         ([pair_of(1), label_of(2)], (), "prefs.jsonl:2: pairs and single answers are mixed"),
         ([pair_of(n, chosen="") for n in range(3)], (), "no preferences that can be learned"),
         ([pair_of(1)], ("--from", "none"), "they need a model that answers"),

@@ -14,10 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pion.data.chat.conversation import Tokenized
-from pion.data.chat.messages import Conversation, harmless, parse_messages
+from pion.data.chat.messages import Conversation, harmless
 from pion.data.chat.packing import pack
 from pion.data.chat.template import ChatTemplate
 from pion.data.chat.template_source import with_settings, write_template_date
+from pion.data.records.layouts import read_conversation
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from tests.support.chat_templates import CHATML, DEEPSEEK, QWEN3, TEMPLATES
@@ -67,7 +68,7 @@ class Model:
 
     def written(self, messages: list[Any], tools: Any = None) -> list[tuple[str, str]]:
         """Return the text of each example, and of its learned part."""
-        conversation = parse_messages(as_record(messages, tools), "f:1")
+        conversation = read_conversation(as_record(messages, tools), "f:1")
         (examples,) = self.template.tokenize_batch([conversation])
         return [(self.text(e.ids), self.text(e.ids[e.learned])) for e in examples.tokenized]
 
@@ -154,7 +155,7 @@ def test_ids_and_mask_are_those_of_rendered_prefixes(
         for pair in texts
         for role, text in zip(("user", "assistant"), pair)
     ]
-    conversation = harmless(parse_messages(as_record(messages), "f:1"), model.template._marks)
+    conversation = harmless(read_conversation(as_record(messages), "f:1"), model.template._marks)
     expected = learned_by_prefixes(model, list(conversation.messages), None)
     (found,) = model.template.tokenize_batch([conversation])
     if expected is None:
@@ -196,7 +197,7 @@ def test_the_first_token_is_there_once(models: dict[str, Model], name: str) -> N
     model, first = models[name], models[name].tokenizer.first
     for ids in (
         model.template.prompt_ids([QUESTION]),
-        model.template.tokenize_batch([parse_messages(as_record([QUESTION, ANSWER]), "f:1")])[0]
+        model.template.tokenize_batch([read_conversation(as_record([QUESTION, ANSWER]), "f:1")])[0]
         .tokenized[0]
         .ids,
     ):
@@ -248,7 +249,7 @@ def test_a_template_that_loses_calls_is_said_and_nothing_else_is_learned(
     models: dict[str, Model], name: str
 ) -> None:
     record = as_record([QUESTION, CALL, RESULT, ANSWER], TOOLS)
-    (found,) = models[name].template.tokenize_batch([parse_messages(record, "f:4")])
+    (found,) = models[name].template.tokenize_batch([read_conversation(record, "f:4")])
     assert found.tokenized == ()
     assert "f:4: answer 1 calls 'now', and the chat template does not write" in str(found.refused)
 
@@ -258,7 +259,7 @@ def test_a_call_after_which_the_model_would_not_stop_is_refused(tmp_path: Path) 
         "{{- eos_token -}}", "{{- '<｜call｜>' if m.content is none else eos_token -}}"
     )
     assert source != DEEPSEEK
-    talk = parse_messages(as_record([QUESTION, CALL, RESULT, ANSWER], TOOLS), "f:4")
+    talk = read_conversation(as_record([QUESTION, CALL, RESULT, ANSWER], TOOLS), "f:4")
     (found,) = Model(tmp_path / "a", "deepseek", source).template.tokenize_batch([talk])
     assert found.tokenized == ()
     assert "f:4: answer 1 calls 'now'" in str(found.refused)
@@ -316,7 +317,7 @@ def test_system_messages_that_a_template_leaves_out_are_counted(
     )
     assert drops != QWEN3
     records = [as_record([told, QUESTION, ANSWER]), as_record([QUESTION, ANSWER] * 2)]
-    talks = [parse_messages(record, "f:1") for record in records]
+    talks = [read_conversation(record, "f:1") for record in records]
     for template, lost in (
         (models["Qwen 3"].template, 0),
         (Model(tmp_path, "qwen", drops).template, 1),
@@ -362,7 +363,7 @@ def test_a_conversation_that_the_template_refuses_is_named_and_the_others_are_le
     models: dict[str, Model],
 ) -> None:
     good, bad = as_record([QUESTION, ANSWER]), as_record([QUESTION, QUESTION, ANSWER])
-    conversations = [parse_messages(r, f"f:{n}") for n, r in enumerate([good, bad, good], 1)]
+    conversations = [read_conversation(r, f"f:{n}") for n, r in enumerate([good, bad, good], 1)]
     found = models["Mistral"].template.tokenize_batch(conversations)
     assert [len(examples.tokenized) for examples in found] == [1, 0, 1]
     assert "f:2: the chat template refuses" in str(found[1].refused)
@@ -373,7 +374,7 @@ def test_a_conversation_that_the_template_refuses_is_named_and_the_others_are_le
 
 def test_a_conversation_of_very_many_answers_is_refused(models: dict[str, Model]) -> None:
     template = models["SmolLM2"].template
-    many = [parse_messages(as_record([QUESTION, ANSWER] * n), "f:1") for n in (256, 257)]
+    many = [read_conversation(as_record([QUESTION, ANSWER] * n), "f:1") for n in (256, 257)]
     most, more = template.tokenize_batch(many)
     assert most.refused is None
     assert "f:1: the conversation has 257 answers" in str(more.refused)
@@ -382,7 +383,7 @@ def test_a_conversation_of_very_many_answers_is_refused(models: dict[str, Model]
 def test_an_answer_that_the_generation_prompt_does_not_begin_is_named(tmp_path: Path) -> None:
     source = CHATML.replace("'<|im_start|>assistant\n' -}}{%- endif", "'<x>' -}}{%- endif")
     model = Model(tmp_path, "smollm2", source)
-    conversation = parse_messages(as_record([QUESTION, ANSWER, QUESTION, ANSWER]), "f:7")
+    conversation = read_conversation(as_record([QUESTION, ANSWER, QUESTION, ANSWER]), "f:7")
     (found,) = model.template.tokenize_batch([conversation])
     assert "f:7: answer 1: the chat template's generation prompt does not" in str(found.refused)
 
@@ -396,7 +397,7 @@ def test_a_prompt_that_is_a_prefix_of_the_text_but_not_of_the_ids_is_refused(
     source += "{{- 'assistant: ' if add_generation_prompt -}}"  # the space joins the answer
     model = Model(tmp_path, "smollm2", source)
     messages = [QUESTION, {**ANSWER, "content": "the"}]
-    (found,) = model.template.tokenize_batch([parse_messages(as_record(messages), "f:1")])
+    (found,) = model.template.tokenize_batch([read_conversation(as_record(messages), "f:1")])
     whole = model.stock_ids(messages, prompt=False, tools=None)
     prompt = model.stock_ids(messages[:1], prompt=True, tools=None)
     assert model.text(whole).startswith(model.text(prompt))
