@@ -67,7 +67,7 @@ def too_large(pieces: Sequence[Piece]) -> str | None:
     Such a piece is a packed file, or has a group of rows of a table, which nothing can cut.
     """
     for piece in pieces:
-        if piece.bytes <= LARGEST_GZ:
+        if piece.bytes <= min(LARGEST_GZ, LARGEST_PIECE):
             continue
         file = piece.spans[0].file
         packed = is_packed(file)

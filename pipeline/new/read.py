@@ -100,19 +100,19 @@ def _not_utf8(file: Path, part: bytes, lines: int) -> str:
 
 
 def _jsonl(file: Path, progress: Progress, most: float = math.inf) -> Iterator[Item]:
-    with open_file(file) as stored, unpacked(stored, file) as stream:
-        where = f"{file}:0"
-        try:
+    where = f"{file}:0"
+    try:
+        with open_file(file) as stored, unpacked(stored, file) as stream:
             for where, line in numbered_lines(stream, file, LONGEST_LINE, RAISE_IT):
                 progress.stored = stored.tell()
                 yield _of_line(line, where)
-        except NotJsonLines:
-            raise
-        except BadInput as error:
-            text = str(error)
-            last = int(where.rpartition(":")[2])
-            place = "" if text.startswith(f"{file}:{last + 1}:") else f" (after line {last:,})"
-            yield Item(where, None, 0, f"{text}{place}")
+    except NotJsonLines:
+        raise
+    except BadInput as error:
+        text = str(error)
+        last = int(where.rpartition(":")[2])
+        place = "" if text.startswith(f"{file}:{last + 1}:") else f" (after line {last:,})"
+        yield Item(where, None, 0, f"{text}{place}")
 
 
 def _of_line(line: bytes, where: str) -> Item:

@@ -25,7 +25,7 @@ from typing import Any
 import yaml
 
 from pion.data.chat.messages import Conversation, answers_in
-from pion.data.documents.file_to_documents import jsonl_records
+from pion.data.documents.file_to_documents import Span, jsonl_records
 
 FOLDER = Path(__file__).parent.parent / "fixtures" / "layouts"
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")
@@ -53,7 +53,7 @@ def examples() -> list[Example]:
         layouts = yaml.safe_load(file.read_text())
         assert {path.stem for path in file.parent.glob("*.jsonl")} == set(layouts), file
         for name, layout in layouts.items():
-            records = list(jsonl_records(file.parent / f"{name}.jsonl", "sft.sources"))
+            records = list(jsonl_records([Span(file.parent / f"{name}.jsonl")], "sft.sources"))
             for record, means in zip(records, layout["records"], strict=True):
                 found.append(Example(layout["stage"], record.value, record.origin, means))
     return found

@@ -35,7 +35,7 @@ _OTHERS = tuple(
         (rb"\x89PNG|\xff\xd8\xff|GIF8[79]a", "a picture", "Remove it"),
         (rb"version https://git-lfs", "a pointer of Git LFS, and not the file itself",
          "Bring the file: git lfs pull"),
-        (rb"\xff\xfe|\xfe\xff", "UTF-16 text", "Convert it with: iconv -f UTF-16 -t UTF-8"),
+        (rb"\xff\xfe|\xfe\xff", "text in UTF-16", "Convert it with: iconv -f UTF-16 -t UTF-8"),
     )
 )  # fmt: skip
 
@@ -85,10 +85,12 @@ def other_than_text(beginning: bytes) -> str | None:
     """Return what a file is that begins so, and what to do, in words; None if it may be text."""
     for pattern, what, advice in _OTHERS:
         if pattern.match(beginning):
-            return f"{what}, not text. {advice}"
-    if 4 * beginning[:_PEEKED].count(b"\0") > len(beginning[:_PEEKED]):
+            return f"{what}, not UTF-8 text. {advice}"
+    # Of Latin letters in UTF-16, each second byte is zero.
+    zeros = sorted(beginning[at:_PEEKED:2].count(b"\0") for at in (0, 1))
+    if len(beginning) >= 16 and 8 * zeros[0] < zeros[1] > len(beginning[:_PEEKED]) // 4:
         return (
-            "not text, or text in UTF-16: it is full of zero bytes. Convert text with: "
+            "text in UTF-16, or no text: each second byte is zero. Convert text with: "
             "iconv -f UTF-16LE -t UTF-8"
         )
     return None
