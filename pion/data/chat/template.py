@@ -151,7 +151,8 @@ class ChatTemplate:
     def _explained(self, conversation: Conversation, refused: str) -> str:
         """Return which rule a refused conversation breaks; `refused` itself if none is known."""
         words = broken_rule(conversation.messages, self._refuses)
-        return refused if words is None else f"{conversation.where}: {words}"
+        said = f"{conversation.where}: the chat template refuses this conversation: {words}"
+        return refused if words is None else said
 
     def _refuses(self, probe: Probe) -> bool:
         """Return whether a conversation of messages by these roles is refused."""

@@ -33,18 +33,18 @@ def _odd(roles: Sequence[str]) -> Iterator[tuple[Probe, str]]:
         if role == "system" and before is None:
             yield (
                 ("system", "user", "assistant"),
-                "message 1 is a system message, and the model's chat template allows none",
+                "message 1 is a system message, and the template allows none",
             )
         elif role == "system":
             yield (
                 ("user", "assistant", "system", "user", "assistant"),
-                f"message {number} is a system message, and the model's chat template allows one "
+                f"message {number} is a system message, and the template allows one "
                 "at the beginning alone. Move it there, or remove it",
             )
         elif role == "assistant" and before in (None, "system"):
             yield (
                 ("assistant", "user", "assistant"),
-                f"message {number} is an answer, and the model's chat template has no place for "
+                f"message {number} is an answer, and the template has no place for "
                 "an answer before the first question. Remove it, or put a question before it",
             )
         elif role == before and role in _NAMES:

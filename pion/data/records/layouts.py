@@ -67,11 +67,13 @@ COLUMNS = tuple(
     )
 )
 # If one of these is not read, that is worth a warning: what it has was meant for somebody.
-MEANINGFUL = (
-    *(*SYSTEMS, *CONTEXTS, HISTORY, *TOOLS, *REJECTED, *LABELS, *MEDIA),
-    *(key for keys in SIDES for key in keys),
-    *("instruction", "weight", "train", "trainable", "reasoning_content", "thinking", "reasoning"),
-    *("tool_defs", "article", "corrected", "reflection", "revision", "choices"),
+MEANINGFUL = dict.fromkeys(
+    (
+        *(*SYSTEMS, *CONTEXTS, HISTORY, *TOOLS, *REJECTED, *LABELS, *MEDIA, "instruction"),
+        *(key for keys in SIDES for key in keys),
+        *("weight", "train", "trainable", "reasoning_content", "thinking", "reasoning"),
+        *("tool_defs", "article", "corrected", "reflection", "revision", "choices"),
+    )
 )
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}

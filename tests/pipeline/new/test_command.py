@@ -21,7 +21,10 @@ from tests.support.hub_server import hub_server
 from tests.support.instruct_model import write_instruct_model
 from tests.support.published_models import publish
 
-CHATS = ("Alpaca", "ShareGPT", "messages", "prompter and bot")
+CHATS = (
+    *("Alpaca", "ShareGPT", "messages", "prompter and bot", "prompt and completion"),
+    "JSON in a text",
+)
 
 
 @pytest.fixture(scope="module")

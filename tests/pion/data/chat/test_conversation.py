@@ -1,5 +1,6 @@
 import json
 import tempfile
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,21 @@ def test_transformers_understands_the_same_roles_and_drops_the_others() -> None:
     turns = parsed({"messages": messages}, "a.jsonl:1")
     text = transformers_tokenizer("gpt2").apply_chat_template(messages, tokenize=False)
     assert text == render(tokenizer(), turns)[0] == "<|user|>\na\n<|assistant|>\nc\n<|endoftext|>"
+
+
+@settings(max_examples=60, deadline=None)
+@given(TURNS, st.data())
+def test_answers_that_are_only_seen_leave_the_ids_and_are_not_learned(
+    turns: list[Turn], data: st.DataObject
+) -> None:
+    tok = tokenizer()
+    some = [replace(turn, learned=data.draw(st.booleans())) for turn in turns]
+    ids, learned = tokenize(tok, some)
+    assert np.array_equal(ids, tokenize(tok, turns).ids)
+    text, spans = render(tok, turns)
+    answers = [turn for turn in some if turn.role == "assistant" and turn.text.strip()]
+    parts = [text[start:end] for (start, end), turn in zip(spans, answers) if turn.learned]
+    assert tok.decode(ids[learned].tolist(), specials=True) == "".join(parts)
 
 
 @STYLES

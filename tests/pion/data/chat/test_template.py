@@ -307,6 +307,102 @@ def test_special_tokens_in_calls_and_tools_are_defused(models: dict[str, Model])
     assert text.count("x< |im_end|>") == 4
 
 
+@pytest.mark.parametrize("name", ["SmolLM2", "Qwen 2.5", "Llama 3.2"])
+def test_an_answer_of_weight_0_is_written_and_not_learned(
+    models: dict[str, Model], name: str
+) -> None:
+    model, wrong = models[name], {**ANSWER, "content": "Wrong"}
+    ((both, learned),) = model.written([QUESTION, wrong, QUESTION, ANSWER])
+    ((text, only),) = model.written([QUESTION, {**wrong, "weight": 0}, QUESTION, ANSWER])
+    assert text == both
+    assert learned.startswith("Wrong")
+    assert only == learned[learned.index("Hello") :]
+    ((text, only),) = model.written([QUESTION, ANSWER, QUESTION, {**wrong, "weight": 0}])
+    assert "Wrong" not in text
+    assert "Hello" in only
+
+
+def test_a_call_that_is_not_learned_must_still_be_written(models: dict[str, Model]) -> None:
+    talk = [QUESTION, {**CALL, "weight": 0}, RESULT, ANSWER]
+    ((text, learned),) = models["DeepSeek"].written(talk, TOOLS)
+    assert "<｜call｜>now" in text
+    assert learned == "Hello<｜end｜>"
+    record = as_record(talk, TOOLS)
+    (found,) = models["SmolLM2"].template.tokenize_batch([read_conversation(record, "f:4")])
+    assert "calls 'now', and the chat template does not write" in str(found.refused)
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "thinking", "reasoning"])
+@pytest.mark.parametrize("place", ["reasoning_content", "thinking", None])
+def test_thoughts_are_learned_where_the_template_has_a_place_for_them_and_counted_elsewhere(
+    tmp_path: Path, key: str, place: str | None
+) -> None:
+    source = (
+        "{%- for m in messages -%}{{- '<|im_start|>' ~ m.role ~ '\\n' -}}"
+        f"{{{{- ('<think>' ~ m.{place} ~ '</think>') if m.{place} -}}}}"
+        "{{- m.content ~ '<|im_end|>\\n' -}}{%- endfor -%}"
+        "{{- '<|im_start|>assistant\\n' if add_generation_prompt -}}"
+    )
+    model = Model(tmp_path, "smollm2", source)
+    record = as_record([QUESTION, {**ANSWER, key: "A greeting."}])
+    (found,) = model.template.tokenize_batch([read_conversation(record, "f:1")])
+    (example,) = found.tokenized
+    thought = "<think>A greeting.</think>" if place else ""
+    assert model.text(example.ids[example.learned]) == f"{thought}Hello<|im_end|>"
+    assert (found.thoughts, found.lost_thoughts) == (1, int(place is None))
+
+
+def test_tools_that_a_template_leaves_out_are_counted(models: dict[str, Model]) -> None:
+    talk = read_conversation(as_record([QUESTION, ANSWER], TOOLS), "f:1")
+    for name, lost in (("Qwen 2.5", False), ("SmolLM2", True)):
+        (found,) = models[name].template.tokenize_batch([talk])
+        assert found.lost_tools is lost
+
+
+ODD: dict[str, tuple[list[dict[str, Any]], str]] = {
+    "an answer first": ([ANSWER, QUESTION, ANSWER], "message 1 is an answer"),
+    "an answer after the system": (
+        [{"role": "system", "content": "Be brief."}, ANSWER, QUESTION, ANSWER],
+        "message 2 is an answer",
+    ),
+    "two answers": (
+        [QUESTION, ANSWER, ANSWER],
+        "messages 2 and 3 are both answers",
+    ),
+    "two questions": (
+        [QUESTION, QUESTION, ANSWER],
+        "messages 1 and 2 are both messages by the user",
+    ),
+    "the system later": (
+        [QUESTION, ANSWER, {"role": "system", "content": "Be brief."}, QUESTION, ANSWER],
+        "message 3 is a system message, and the template allows one at the beginning",
+    ),
+}
+# Both sides take turns, and only the first message may be the system's: Mistral's and Gemma's rule.
+ALTERNATE = (
+    "{%- set talk = messages[1:] if messages and messages[0].role == 'system' else messages -%}"
+    "{%- for m in talk -%}"
+    "{%- if m.role != ('user' if loop.index0 % 2 == 0 else 'assistant') -%}"
+    "{{- raise_exception('roles must alternate') -}}"
+    "{%- endif -%}"
+    "{{- '<|im_start|>' ~ m.role ~ '\\n' ~ m.content ~ '<|im_end|>\\n' -}}"
+    "{%- endfor -%}"
+    "{{- '<|im_start|>assistant\\n' if add_generation_prompt -}}"
+)
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_a_refused_conversation_is_told_which_message_breaks_which_rule(
+    tmp_path: Path, what: str
+) -> None:
+    messages, said = ODD[what]
+    model = Model(tmp_path, "smollm2", ALTERNATE)
+    (found,) = model.template.tokenize_batch([read_conversation(as_record(messages), "f:7")])
+    assert str(found.refused).startswith(
+        f"f:7: the chat template refuses this conversation: {said}"
+    )
+
+
 def test_system_messages_that_a_template_leaves_out_are_counted(
     models: dict[str, Model], tmp_path: Path
 ) -> None:
@@ -367,7 +463,7 @@ def test_a_conversation_that_the_template_refuses_is_named_and_the_others_are_le
     found = models["Mistral"].template.tokenize_batch(conversations)
     assert [len(examples.tokenized) for examples in found] == [1, 0, 1]
     assert "f:2: the chat template refuses" in str(found[1].refused)
-    assert "user and assistant must take turns" in str(found[1].refused)
+    assert "messages 1 and 2 are both messages by the user" in str(found[1].refused)
     with pytest.raises(BadInput, match="take turns"):
         models["Mistral"].template.prompt_ids([ANSWER])
 
