@@ -44,7 +44,7 @@ def names_of_roles(records: Iterable[tuple[str, Record]], layout: TurnsColumn) -
         turns = record.get(layout.column)
         for turn in turns if isinstance(turns, list) else ():
             name = turn.get(layout.role_key) if isinstance(turn, dict) else None
-            if isinstance(name, str):
+            if isinstance(name, str) and name.strip():
                 found.setdefault(name, where)
     return found
 

@@ -177,7 +177,7 @@ def _turns(records: Sequence[Record], column: str) -> TurnsColumn | None:
     keys = [name for turn in turns for name in turn]
     role = next((name for name in ROLE_KEYS if name in keys), None)
     text = next((name for name in TEXT_KEYS if name in keys), None)
-    if turns and column in TURNS:  # a job says what is wrong with them
+    if lists and column in TURNS:  # a job says what is wrong with them
         return TurnsColumn(column, role or ROLE_KEYS[0], text or TEXT_KEYS[0])
     return None if role is None or text is None else TurnsColumn(column, role, text)
 
@@ -232,14 +232,19 @@ def _texts(records: Sequence[Record], columns: Sequence[str], where: str) -> Lay
         kinds = ", ".join(f"{name} ({_kind(records, name)})" for name in columns[:8])
         raise BadInput(f"{where}: no column has text. Its columns: {kinds or 'none'}")
     prose = [name for name in strings if _is_prose(records, name)]
-    if USUAL in strings:
-        return TextColumn(USUAL)
-    if len(strings) == 1:
-        return TextColumn(strings[0])
-    if len(prose) == 1:
-        return TextColumn(prose[0])
-    names = tuple(prose or strings)
+    usual = [USUAL] if USUAL in strings else strings if len(columns) == 1 else prose
+    names = tuple(usual or strings)
     words = f"the columns {_and(names)} could all be the text. Which is it?"
+    if len(names) == 1:
+        (name,) = names
+        if name == USUAL and "role" in columns:
+            words = "each record is one message of a conversation. Is it a text of its own?"
+        elif name in (*QUESTIONS, *ANSWERS):
+            words = f"the column {shown(name)} has one half of a conversation. Is it the text?"
+        elif not usual:
+            words = f"only the column {shown(name)} has text, and few words. Is it the text?"
+        else:
+            return TextColumn(name)
     return Undecided(words, names, "--text-column")
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from pion.data.chat.messages import Conversation, Seen, learnable
+from pion.data.chat.conversation import tokenize
+from pion.data.chat.messages import Conversation, Seen, turns_of
 from pion.data.preference.layouts import Pair, Preference, parse_preference
-from pion.data.records.layouts import MEANINGFUL, read_chat
+from pion.data.records.layouts import MEANINGFUL, read_chat, read_conversation
 from pion.errors import BadInput
 from tests.pion.data.chat.test_template import Model
 from tests.pion.data.chat.test_template_real import FOLDER, RealModel
@@ -37,7 +38,7 @@ def of_stage(*stages: str) -> Any:
 
 
 def chat_of(example: Example) -> Conversation:
-    return learnable(read_chat(example.value, example.where))
+    return read_conversation(example.value, example.where)
 
 
 def read_of(value: dict[str, Any], example: Example) -> Conversation | Preference:
@@ -158,6 +159,23 @@ def test_the_text_is_that_of_transformers_and_only_the_answers_that_are_meant_ar
     model: Model, example: Example
 ) -> None:
     requires_text_of_transformers(model, example)
+
+
+def test_the_same_answers_are_learned_in_pions_own_format(model: Model) -> None:
+    end = model.tokenizer.end_of_text_token
+    for example in ASKED:
+        meant = [
+            m["assistant"]
+            for m in example.means["messages"]
+            if m.get("learned", True) and m.get("assistant")
+        ]
+        if not meant:  # a call alone
+            with pytest.raises(BadInput, match="only call tools"):
+                read_conversation(example.value, example.where, own=True)
+            continue
+        found = tokenize(model.tokenizer, turns_of(chat_of(example)))
+        learned = model.text(found.ids[found.learned])
+        assert learned == "".join(f"{text}\n{end}" for text in meant), example.name
 
 
 @pytest.mark.soak
