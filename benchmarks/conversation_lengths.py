@@ -19,8 +19,10 @@ from typing import Literal
 import numpy as np
 
 from benchmarks.exported import TOKENIZER
-from pion.data.chat.conversation import Tokenized, parse_conversation, tokenize_batch
-from pion.data.documents.file_to_documents import jsonl_records
+from pion.data.chat.conversation import Tokenized, tokenize_batch
+from pion.data.chat.messages import turns_of
+from pion.data.documents.file_to_documents import Span, jsonl_records
+from pion.data.records.layouts import read_chat
 from pion.data.tokens.tokenizer import Tokenizer
 
 FILE = Path(__file__).parent / "conversation_lengths.json"
@@ -73,10 +75,10 @@ def random_conversations(lengths: Lengths, count: int, vocab_size: int) -> list[
 
 def tokenized(path: Path, tokenizer: Tokenizer, most: int | None) -> Iterator[Tokenized]:
     """Yield the conversations of JSON Lines as training tokenizes them."""
-    records = islice(jsonl_records(path, "FILE"), most)
+    records = islice(jsonl_records([Span(path)], "FILE"), most)
     while chunk := list(islice(records, 1000)):
         yield from tokenize_batch(
-            tokenizer, [parse_conversation(record.value, record.origin) for record in chunk]
+            tokenizer, [turns_of(read_chat(record.value, record.origin)) for record in chunk]
         )
 
 

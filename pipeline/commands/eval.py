@@ -7,7 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pion.data.documents.file_to_documents import json_lines, jsonl_records, record_documents
+from pion.data.documents.file_to_documents import (
+    Span,
+    json_lines,
+    jsonl_records,
+    record_documents,
+)
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pion.evaluation.calibration import Calibration, calibrate
@@ -79,7 +84,10 @@ def _has_texts(path: Path) -> bool:
 def _eval_file(model: Decoder, tokenizer: Tokenizer, path: Path) -> dict[str, Any]:
     rows_at_once = max(1, TOKENS_AT_ONCE // model.config.seq_len)
     if path.suffix == ".jsonl" and path.is_file() and _has_texts(path):
-        texts = [one.text for one in record_documents(jsonl_records(path, "eval"), "text", "eval")]
+        texts = [
+            one.text
+            for one in record_documents(jsonl_records([Span(path)], "eval"), "text", "eval")
+        ]
         for text in texts:
             tell_replaced(tokenizer, text, str(path))
         return _measured(model, tokenizer, texts, rows_at_once)

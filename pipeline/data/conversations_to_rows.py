@@ -11,22 +11,21 @@ was rented: then they end the preparation. So do more than MOST_REFUSED of all.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 
 from pion.data.arrays import write_atomically
 from pion.data.chat.chat_format import ChatFormat
-from pion.data.chat.conversation import Turn, tokenize_batch
 from pion.data.chat.messages import Conversation
 from pion.data.chat.packing import pack
-from pion.data.chat.template import ChatTemplate, Examples
+from pion.data.chat.template import COUNTS, Examples
 from pion.data.shard_writer import ShardWriter
 from pion.data.shards import Manifest, flags_path
 from pion.data.tokens.tokenizer import Tokenizer
@@ -35,7 +34,7 @@ from pion.untrusted import LARGEST_LISTING, read_json
 from pipeline.console.messages import PrepareProgress, Say
 from pipeline.data.documents_to_rows import RowFormat
 from pipeline.data.prepared import SPLITS
-from pipeline.data.sources import SYSTEMS, Talk
+from pipeline.data.sources import Talk
 from pipeline.data.tasks import Tasks
 from pipeline.machine.kill_points import mark
 from pipeline.machine.time_limit import attended_items
@@ -50,30 +49,43 @@ COUNTED = (
     "learned_tokens",
     "split",
     "refused",
-    *SYSTEMS,
+    *COUNTS,
 )
 # The largest share of conversations that may be skipped because they can't be used.
 MOST_REFUSED = 0.01
 # How many of them are named.
 NAMED = 3
 
-# A conversation as the chat format takes it.
-T = TypeVar("T")
-
 
 @dataclass(frozen=True)
-class Writing(Generic[T]):
+class Writing:
     """A chat format that writes conversations as ids.
 
     Attributes:
-        tokenizer: the tokenizer of the ids.
-        examples: returns what is learned from each of the conversations.
+        written: the chat format.
         elsewhere: what packs conversations in this format; None: this process does.
     """
 
-    tokenizer: Tokenizer
-    examples: Callable[[list[T]], list[Examples]]
+    written: ChatFormat
     elsewhere: Elsewhere | None = None
+
+    def examples(self, talks: Sequence[Talk]) -> list[Examples]:
+        """Return what is learned from each conversation; those that can't be used say why.
+
+        Raises BadInput for one that must be usable and is not.
+        """
+        usable = [t.conversation for t in talks if isinstance(t.conversation, Conversation)]
+        made = iter(self.written.examples(usable))
+        found = [
+            Examples(refused=t.conversation) if isinstance(t.conversation, str) else next(made)
+            for t in talks
+        ]
+        for talk, example in zip(talks, found, strict=True):
+            if talk.required and example.refused is not None:
+                raise BadInput(
+                    f"{example.refused}. Nothing was trained. Correct or remove this conversation"
+                )
+        return found
 
 
 @dataclass(frozen=True)
@@ -109,38 +121,9 @@ class PackedBuffer:
     refusals: list[str]
 
 
-def in_own_format(tokenizer: Tokenizer) -> Writing[list[Turn]]:
-    """Return Pion's own chat format."""
-
-    def examples(conversations: list[list[Turn]]) -> list[Examples]:
-        return [Examples((one,)) for one in tokenize_batch(tokenizer, conversations)]
-
-    return Writing(tokenizer, examples)
-
-
-def in_template(template: ChatTemplate, tokenizer: Tokenizer) -> Writing[Talk]:
-    """Return the chat format of a model's template."""
-
-    def examples(talks: list[Talk]) -> list[Examples]:
-        usable = [t.conversation for t in talks if isinstance(t.conversation, Conversation)]
-        written = iter(template.tokenize_batch(usable))
-        found = [
-            Examples(refused=t.conversation) if isinstance(t.conversation, str) else next(written)
-            for t in talks
-        ]
-        for talk, example in zip(talks, found, strict=True):
-            if talk.required and example.refused is not None:
-                raise BadInput(
-                    f"{example.refused}. Nothing was trained. Correct or remove this conversation"
-                )
-        return found
-
-    return Writing(tokenizer, examples)
-
-
 def write_conversation_rows(
-    conversations: Iterable[tuple[bool, T]],
-    writing: Writing[T],
+    conversations: Iterable[tuple[bool, Talk]],
+    writing: Writing,
     folder: Path,
     rows: RowFormat,
     what: str,
@@ -150,13 +133,13 @@ def write_conversation_rows(
 
     Raises BadInput if a shard can't be written, and for conversations that can't be used.
     """
-    packers = {split: _Packer[T](writing, folder / split, rows) for split in SPLITS}
+    packers = {split: _Packer(writing, folder / split, rows) for split in SPLITS}
     number = 0
 
     def look() -> None:
         say(PrepareProgress(what, number, "conversations"))
 
-    def buffers() -> Iterator[tuple[str, list[T]]]:
+    def buffers() -> Iterator[tuple[str, list[Talk]]]:
         nonlocal number
         for number, (held_out, conversation) in enumerate(conversations, 1):
             split = SPLITS[held_out]
@@ -188,11 +171,11 @@ def write_conversation_rows(
     return report | {"refusals": refusals[:NAMED]}
 
 
-class _Packer(Generic[T]):
+class _Packer:
     """Packs one split, a buffer at a time."""
 
-    def __init__(self, writing: Writing[T], folder: Path, rows: RowFormat) -> None:
-        tokenizer = writing.tokenizer
+    def __init__(self, writing: Writing, folder: Path, rows: RowFormat) -> None:
+        tokenizer = writing.written.tokenizer
         self._writing, self._tokenizer, self._rows = writing, tokenizer, rows
         self.refusals: list[str] = []
         self._progress = folder / PROGRESS
@@ -204,13 +187,13 @@ class _Packer(Generic[T]):
             conversations=True,
             key=rows.key,
         )
-        self.buffer: list[T] = []
+        self.buffer: list[Talk] = []
         self._done = self._finished_buffers()
         self._to_skip = BUFFER * len(self._done)
         # Rows in finished shards that belong to the buffer that is packed again first.
         self._rows_written = self._writer.appended - sum(b["rows"] for b in self._done)
 
-    def append(self, conversation: T) -> list[T]:
+    def append(self, conversation: Talk) -> list[Talk]:
         """Append a conversation; return the buffer if it is full, and begin the next."""
         if self._to_skip:
             self._to_skip -= 1
@@ -276,9 +259,9 @@ class _Packer(Generic[T]):
 
 
 def _packed(
-    writing: Writing[T],
+    writing: Writing,
     seq_len: int,
-    buffers: Iterator[tuple[str, list[T]]],
+    buffers: Iterator[tuple[str, list[Talk]]],
     look: Callable[[], None],
 ) -> Iterator[PackedBuffer]:
     """Yield each buffer as rows, packed here or elsewhere."""
@@ -302,20 +285,22 @@ def pack_buffer(
 
 
 @lru_cache(1)
-def _writing_of(files: tuple[tuple[str, bytes], ...]) -> Writing[Any]:
+def _writing_of(files: tuple[tuple[str, bytes], ...]) -> Writing:
     """Return the format of a model with these files. A process packs many buffers in the same."""
     with TemporaryDirectory() as folder:
         for name, content in files:
             Path(folder, name).write_bytes(content)
         tokenizer = Tokenizer.from_file(Path(folder, "tokenizer.json"), "tokenizer.json")
         written = ChatFormat(Path(folder, "tokenizer.json"), tokenizer)
-        return in_own_format(tokenizer) if written.own else in_template(written.template, tokenizer)
+        if not written.own:
+            _ = written.template  # which reads the folder
+        return Writing(written)
 
 
-def _pack(writing: Writing[T], seq_len: int, split: str, buffer: list[T]) -> PackedBuffer:
+def _pack(writing: Writing, seq_len: int, split: str, buffer: list[Talk]) -> PackedBuffer:
     examples = writing.examples(buffer)
     tokenized = [one for example in examples for one in example.tokenized]
-    packed = pack(tokenized, seq_len, writing.tokenizer.pad)
+    packed = pack(tokenized, seq_len, writing.written.tokenizer.pad)
     refused = [example.refused for example in examples if example.refused is not None]
     counts = {
         "rows": len(packed.ids),
@@ -327,5 +312,10 @@ def _pack(writing: Writing[T], seq_len: int, split: str, buffer: list[T]) -> Pac
         "split": sum(e.split for e in examples),
         "refused": len(refused),
     }
-    counts |= {name: sum(getattr(e, name) for e in examples) for name in SYSTEMS}
+    counts |= total_counts(examples)
     return PackedBuffer(split, packed.ids, packed.flags, counts, refused)
+
+
+def total_counts(examples: Sequence[Examples]) -> dict[str, int]:
+    """Return what `Examples` counts, of all, by the names in COUNTS."""
+    return {name: sum(int(getattr(example, name)) for example in examples) for name in COUNTS}

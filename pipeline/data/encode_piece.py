@@ -5,9 +5,10 @@ Pieces of a source are done side by side, and their results are taken in the ord
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -36,12 +37,13 @@ from pipeline.job import JsonlTexts, Source, TextFiles
 @dataclass(frozen=True)
 class Reading:
     """How the pieces of a source are read: the source, its key in the job, the most bytes of a
-    line, and the share of the documents that is held out."""
+    line, the share of the documents that is held out, and the files that are, if names decide."""
 
     source: Source
     key: str
     longest: int
     held_out: float
+    held_out_files: frozenset[Path] | None = None
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,14 @@ class Encoded:
         lengths: of each split, (documents,) int64: the ids of each document.
         replaced: how many characters the vocabulary lacks.
         places: where the first of them are.
+        blank: how many records have no text.
     """
 
     ids: Mapping[str, np.ndarray]
     lengths: Mapping[str, np.ndarray]
     replaced: int
     places: tuple[str, ...]
+    blank: int
 
 
 def count_piece(reading: Reading, piece: Piece) -> Counted:
@@ -88,7 +92,7 @@ def count_piece(reading: Reading, piece: Piece) -> Counted:
     for span in piece.spans:
         last = None
         for last in documents_in(span, reading):
-            for held_out, text in split_text(last.text, reading.held_out):
+            for held_out, text in split_text(last, reading.held_out):
                 documents[SPLITS[held_out]] += 1
                 size += len(text.encode())
         items.append(_items(span, reading.source, last))
@@ -105,13 +109,13 @@ def encode_with(tokenizer: Tokenizer, reading: Reading, piece: Piece) -> Encoded
     dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
     ids: dict[str, list[np.ndarray]] = {split: [np.empty(0, dtype)] for split in SPLITS}
     lengths: dict[str, list[int]] = {split: [] for split in SPLITS}
-    replaced = tokenizer.replaced()
+    replaced, blanks = tokenizer.replaced(), count()
 
     def texts() -> Iterator[tuple[str, str]]:
         for span in piece.spans:
-            for document in documents_in(span, reading):
+            for document in documents_in(span, reading, lambda: next(blanks)):
                 replaced.look(document.text, document.origin)
-                for held_out, text in split_text(document.text, reading.held_out):
+                for held_out, text in split_text(document, reading.held_out):
                     yield SPLITS[held_out], text
 
     for batch in batches(texts()):
@@ -125,6 +129,7 @@ def encode_with(tokenizer: Tokenizer, reading: Reading, piece: Piece) -> Encoded
         {split: np.array(lengths[split], np.int64) for split in SPLITS},
         replaced.count,
         tuple(replaced.places),
+        next(blanks),
     )
 
 
@@ -142,12 +147,16 @@ def numbered(pieces: Sequence[Piece], counted: Sequence[Counted]) -> list[Piece]
     return found
 
 
-def documents_in(span: Span, reading: Reading) -> Iterator[Document]:
-    """Yield the documents of a span, in whole characters. Raises BadInput as `texts` does."""
-    source, longest = reading.source, reading.longest
+def documents_in(
+    span: Span, reading: Reading, blank: Callable[[], object] = lambda: None
+) -> Iterator[Document]:
+    """Yield the documents of a span, in whole characters; `blank` is called for records without
+    text. Raises BadInput as `texts` does."""
+    files = reading.held_out_files
+    named = replace(span, held_out=None if files is None else span.file in files)
     try:
-        for document in _read(span, source, longest, reading.key):
-            yield Document(whole_characters(document.text), document.origin)
+        for document in _read(named, reading, blank):
+            yield replace(document, text=whole_characters(document.text))
     except FileNotFoundError:
         raise gone(span.file) from None
     except OSError as error:
@@ -162,13 +171,14 @@ def gone(file: Path | str) -> BadInput:
     )
 
 
-def _read(span: Span, source: Source, longest: int, key: str) -> Iterator[Document]:
+def _read(span: Span, reading: Reading, blank: Callable[[], object]) -> Iterator[Document]:
+    source, longest = reading.source, reading.longest
     if isinstance(source, TextFiles):
         return texts_in(span, source.split, longest)
     field: str = source.field  # type: ignore[attr-defined]
     if isinstance(source, JsonlTexts):
-        return texts_under(field, lines_in(span, longest), key)
-    return texts_under(field, rows_in(span, (field,), longest), key)
+        return texts_under(field, lines_in(span, longest), reading.key, blank)
+    return texts_under(field, rows_in(span, (field,), longest), reading.key, blank)
 
 
 def _items(span: Span, source: Source, last: Document | None) -> int:

@@ -19,7 +19,7 @@ from pion.errors import BadInput
 from pipeline.console.messages import PrepareProgress, Say
 from pipeline.data.cleaning.sets import digests_of_sets
 from pipeline.data.sources import Input, find_input
-from pipeline.job import Job, TextFiles
+from pipeline.job import HubDataset, Job, JsonlFiles, ParquetFiles, TextFiles
 from pipeline.job.digest import conversation_inputs, covered_fields
 from pipeline.machine.verified import hashed_once
 
@@ -36,6 +36,9 @@ NOT_CONTENT = ("dataset.json", "choices.jsonl", "commit.json")
 _WHERE = ("path", "revision")
 # Raise this when only text files would make other rows. Before 2, a last paragraph was a document.
 TEXT_FORMAT = 2
+# Raise this when only records of conversations and preferences would make other rows. Before 2,
+# nulls in calls, weights of messages and keys next to the messages were read as they are not meant.
+RECORD_FORMAT = 2
 # Raise this when the rules of data.clean would leave out other documents.
 CLEAN_RULES = 1
 
@@ -89,19 +92,22 @@ def _of_source(found: Input, say: Say) -> dict[str, Any]:
     fields = {p: v for p, v in covered_fields(found.source).items() if p not in _WHERE}
     if isinstance(found.source, TextFiles):
         fields["format"] = TEXT_FORMAT
+    if type(found.source) in (JsonlFiles, ParquetFiles, HubDataset):  # others are of plain text
+        fields["format"] = RECORD_FORMAT
     return fields | {"content": _content(found, say)}
 
 
 def _content(found: Input, say: Say) -> Any:
-    """Return, of a source, its files in order, each compressed or not, with its hash; or its
-    commit; or the version of Python that it comes with."""
+    """Return, of a source, its files in order, each compressed or not, with its hash, and whether
+    it is held out by its name; or its commit; or the version of Python that it comes with."""
     if not found.files:
         return found.state
     total = sum(path.stat().st_size for path in found.files) / 1e6
     read, content = 0.0, []
     with hashed_once() as sha256_of, ThreadPoolExecutor() as pool:
         for path, sha256 in zip(found.files, pool.map(sha256_of, found.files)):
-            content.append([path.suffix == ".gz", sha256])
+            named = ["held out"] if path in (found.held_out or ()) else []
+            content.append([path.suffix == ".gz", sha256, *named])
             read += path.stat().st_size / 1e6
             say(PrepareProgress(f"read {found.key}", read, "MB", total=total))
     return content

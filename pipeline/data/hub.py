@@ -20,6 +20,7 @@ import numpy as np
 
 from pion.data.arrays import NPY_HEADER_BYTES, parse_npy_header
 from pion.data.documents.file_to_documents import Record
+from pion.data.records.fields import NOT_READ
 from pion.data.shards import Shard
 from pion.errors import BadInput, PionError
 
@@ -214,7 +215,7 @@ def _header(repo: str, commit: str, path: str, seq_len: int) -> tuple[int, int, 
 
 
 def hub_records(source: HubDataset, commit: str, columns: tuple[str, ...]) -> Iterator[Record]:
-    """Stream the rows at `commit`, at most `max_documents`, with those of `columns` that are there.
+    """Stream the rows at `commit`, at most `max_documents`. Only `columns` are read.
 
     A data set can be of any format, and hold pictures by their URL. Here it has a format without
     code, and nothing that a row names is opened.
@@ -245,14 +246,17 @@ def _rows(source: HubDataset, commit: str, columns: tuple[str, ...]) -> Iterator
             f"Pion does not read. The kinds are {', '.join(FORMATS)}"
         )
     rows: Any = builder.as_streaming_dataset(split=source.split)
-    wanted = [name for name in rows.features or () if name in columns]
+    names = list(rows.features or ())
+    wanted = [name for name in names if name in columns]
     if rows.features is None:  # such files have no types that `datasets` decodes
         for row in rows:
-            yield {name: row[name] for name in columns if name in row} or dict.fromkeys(row)
+            yield {n: row[n] if n in columns else NOT_READ for n in row}
     elif not wanted:
-        yield dict.fromkeys(rows.features)
+        yield dict.fromkeys(rows.features, NOT_READ)
     else:
         rows = rows.select_columns(wanted)
         if any(require_decoding(feature) for feature in rows.features.values()):
             rows = rows.decode(False)
-        yield from rows
+        others = {name: NOT_READ for name in names if name not in columns}
+        for row in rows:
+            yield others | row

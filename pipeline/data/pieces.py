@@ -2,7 +2,7 @@
 
 The pieces depend on the files alone, never on the number of processes or machines. Together, and in
 their order, they have the documents of the source. A piece is a range of lines, some groups of rows
-of a table, some parts of a text, a whole .gz, or several small files.
+of a table, some parts of a text, a whole packed file, or several small files.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from typing import BinaryIO
 
 from pion.data.documents import file_to_documents
 from pion.data.documents.file_to_documents import Span, cut_of
+from pion.data.documents.unpack import is_packed
 from pion.errors import BadInput
 from pion.untrusted import open_file
 from pipeline.job import JsonlFiles, JsonlTexts, ParquetFiles, Source, TextFiles
 
 # About so many bytes of files are a piece.
 PIECE_BYTES = 64 << 20
-# A piece is in memory as a whole, and a .gz is larger there: larger pieces are not encoded.
+# A piece is in memory as a whole, and a packed file is larger there: larger ones are not encoded.
 LARGEST_PIECE, LARGEST_GZ = 4 * PIECE_BYTES, 2 * PIECE_BYTES
 # Where a text is cut is looked for in its last bytes first.
 _TAIL_BYTES = 1 << 16
@@ -63,11 +64,13 @@ def cut_pieces(
 def too_large(pieces: Sequence[Piece]) -> str | None:
     """Return why a piece is too large for the memory of a process, in words; None if none is.
 
-    Such a piece is a .gz, or has a group of rows of a table, which nothing can cut.
+    Such a piece is a packed file, or has a group of rows of a table, which nothing can cut.
     """
     for piece in pieces:
+        if piece.bytes <= min(LARGEST_GZ, LARGEST_PIECE):
+            continue
         file = piece.spans[0].file
-        packed = file.suffix == ".gz"
+        packed = is_packed(file)
         most = LARGEST_GZ if packed else LARGEST_PIECE
         if piece.bytes > most:
             what = "it is compressed" if packed else "a group of its rows is large"
@@ -81,7 +84,7 @@ def _spans(
     """Yield spans of at most about `piece_bytes`, and the bytes of each."""
     for file in files:
         size = file.stat().st_size
-        if size <= piece_bytes or file.suffix == ".gz":
+        if size <= piece_bytes or is_packed(file):
             yield Span(file), size
         elif isinstance(source, TextFiles):
             yield from _of_text(file, size, longest, piece_bytes)

@@ -47,7 +47,7 @@ from pipeline.data.encode_piece import (
 )
 from pipeline.data.pieces import Piece, cut_pieces, too_large
 from pipeline.data.prepared import SPLITS
-from pipeline.data.sources import Remarks
+from pipeline.data.remarks import Remarks
 from pipeline.data.tasks import Tasks
 from pipeline.machine.kill_points import mark
 from pipeline.machine.time_limit import attended_items
@@ -123,6 +123,7 @@ def write_piece_rows(
     if speed:
         report["mb_per_second"] = round(speed, 2)
     remarks.replaced.add(joining.replaced, joining.places)
+    remarks.blank += joining.blank
     return report
 
 
@@ -221,6 +222,7 @@ class _Joining:
     Attributes:
         replaced: how many characters the vocabulary lacks, in the pieces so far.
         places: where the first of them are.
+        blank: how many records have no text.
     """
 
     def __init__(
@@ -234,7 +236,7 @@ class _Joining:
     ) -> None:
         self._source, self._place, self._key = source, place, key
         self._pieces, self._counted, self._splits = pieces, counted, splits
-        self.replaced = 0
+        self.replaced = self.blank = 0
         self.places: list[str] = []
         # Of each split, the documents before each piece, and those in finished shards.
         self._before = {
@@ -309,6 +311,7 @@ class _Joining:
             mark("shard")
             _tell_shards(self._source, self._place, self._splits, split, shards)
         self.replaced += piece.replaced
+        self.blank += piece.blank
         self.places = [*self.places, *piece.places][:MOST_NAMED]
 
     def _keep_held_out(self, number: int, piece: Encoded) -> None:
@@ -321,6 +324,7 @@ class _Joining:
             lengths=piece.lengths["held_out"],
             replaced=piece.replaced,
             places=np.array(piece.places, np.str_),
+            blank=piece.blank,
         )
         path = self._path(number)
         write_atomically(path, content.getvalue())
@@ -340,6 +344,7 @@ class _Joining:
                     {"held_out": lengths} if ids else {},
                     int(kept["replaced"]),
                     tuple(map(str, kept["places"])),
+                    int(kept["blank"]),
                 )
         except _DAMAGED:
             return None

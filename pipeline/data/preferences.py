@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from pion.data.chat.messages import with_texts
 from pion.data.documents import python_docs
 from pion.data.documents.file_to_documents import whole_characters
 from pion.data.documents.python_preferences import docs_pairs
-from pion.data.preference.layouts import PREFERENCE_KEYS, Pair, Preference, parse_preference
+from pion.data.preference.layouts import Pair, Preference, parse_preference
+from pion.data.records.layouts import COLUMNS
 from pion.errors import BadInput
-from pipeline.data.sources import SAMPLED, Input, Remarks, records
+from pipeline.data.remarks import Remarks
+from pipeline.data.sources import SAMPLED, Input, records
 from pipeline.job import HubDataset, Job, PythonDocsPrefer
 
 Kind = Literal["pairs", "labels"]
@@ -71,7 +73,7 @@ def preferences(job: Job, found: Input, remarks: Remarks | None = None) -> Itera
         return
     on_hub = isinstance(found.source, HubDataset)
     first: tuple[Kind, str] | None = None
-    for number, record in enumerate(records(job, found, PREFERENCE_KEYS)):
+    for number, record in enumerate(records(job, found, COLUMNS)):
         required = not on_hub or number < SAMPLED
         try:
             preference = parse_preference(with_texts(record.value, whole_characters), record.origin)
@@ -84,9 +86,8 @@ def preferences(job: Job, found: Input, remarks: Remarks | None = None) -> Itera
             continue
         if remarks is not None:
             said = [[c.messages, c.tools] for c in preference.conversations]
-            remarks.replaced.look(said, record.origin)
-            _note_roles(record.value, remarks)
-        yield Read(preference, required)
+            remarks.note(preference.conversations[0].seen, said, record.origin)
+        yield Read(preference, required, record.held_out)
 
 
 def _require_kind(preference: Preference, first: tuple[Kind, str], where: str) -> None:
@@ -96,13 +97,3 @@ def _require_kind(preference: Preference, first: tuple[Kind, str], where: str) -
             f"{where}: found {_IN_WORDS[ours]}, but {origin} has {_IN_WORDS[kind]}. A source has "
             "one kind of preferences: use two files"
         )
-
-
-def _note_roles(record: dict[str, Any], remarks: Remarks) -> None:
-    """Note the other names of roles in the lists of messages of a record."""
-    given = record.get("input")
-    lists = [*record.values(), given.get("messages") if isinstance(given, dict) else None]
-    for messages in lists:
-        for message in messages if isinstance(messages, list) else [messages]:
-            if isinstance(message, dict) and isinstance(message.get("role"), str):
-                remarks.note_role(message["role"])

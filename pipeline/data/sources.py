@@ -10,29 +10,31 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from pion.data.chat.conversation import CONVERSATION_KEYS, ROLES, Turn, parse_conversation, role_of
-from pion.data.chat.messages import KNOWN_ROLES, Conversation, parse_messages, with_texts
+from pion.data.chat.messages import Conversation, turns_of, with_texts
 from pion.data.documents import python_docs, python_qa
 from pion.data.documents.file_to_documents import (
-    JSONL_SUFFIXES,
-    PARQUET_SUFFIXES,
-    TEXT_SUFFIXES,
     Document,
     Record,
-    find_files,
+    Span,
     jsonl_records,
     parquet_records,
     record_documents,
     text_documents,
     whole_characters,
 )
-from pion.data.tokens.token_bytes import ReplacedCharacters
+from pion.data.documents.find_files import (
+    JSONL_SUFFIXES,
+    PARQUET_SUFFIXES,
+    TEXT_SUFFIXES,
+    by_splits,
+    find_files,
+)
+from pion.data.records.layouts import COLUMNS, read_conversation
 from pion.errors import BadInput
-from pion.later_fields import shown
+from pipeline.data.remarks import Remarks
 from pipeline.job import (
     BinShards,
     HubDataset,
@@ -53,8 +55,6 @@ from pipeline.job import (
 # Given the number of a source, returns a function that says of each of its documents, in order,
 # whether to keep it.
 Keep = Callable[[int], Callable[[Document], bool]]
-# What is counted of system messages; `Remarks` has attributes of these names.
-SYSTEMS = ("systems", "lost_systems")
 LONG_CHARS = 1 << 16
 # Of a data set on the Hub, so many conversations are looked at before anything is rented.
 SAMPLED = 1000
@@ -67,60 +67,9 @@ SUFFIXES = {
 }
 
 
-@dataclass
-class Remarks:
-    """What is worth saying about the texts of a source.
-
-    Attributes:
-        replaced: the characters that the vocabulary lacks.
-        left_out: why files of the source are not read.
-        roles: the other names of roles, and the role that each was read as.
-        systems: how many system messages there are.
-        lost_systems: how many of them the model's chat template leaves out.
-    """
-
-    replaced: ReplacedCharacters
-    left_out: tuple[str, ...] = ()
-    roles: dict[str, str] = field(default_factory=dict)
-    systems: int = 0
-    lost_systems: int = 0
-
-    def note_roles(self, record: dict[str, Any]) -> None:
-        """Note the other names of roles in a conversation that could be parsed."""
-        shared = "conversations" in record
-        for turn in record["conversations" if shared else "messages"]:
-            self.note_role(turn["from" if shared else "role"])
-
-    def note_role(self, name: str) -> None:
-        """Note a role if it has another name."""
-        if name not in ROLES and name not in KNOWN_ROLES and (role := role_of(name)):
-            self.roles[name] = role
-
-    def note_systems(self, report: dict[str, Any]) -> None:
-        """Note the system messages that were counted while the rows were written."""
-        self.systems, self.lost_systems = (
-            report[f"train_{name}"] + report[f"held_out_{name}"] for name in SYSTEMS
-        )
-
-    def in_words(self) -> list[str]:
-        """Return a sentence for each remark."""
-        read = ", ".join(f"{shown(name)} as {role}" for name, role in sorted(self.roles.items()))
-        lost = (
-            f"{self.lost_systems:,} of {self.systems:,} system messages are not in the text, "
-            "because the model's chat template leaves them out"
-        )
-        remarks = (
-            *self.left_out,
-            self.replaced.in_words(),
-            read and f"roles with other names: {read}",
-            lost if self.lost_systems else "",
-        )
-        return [words for words in remarks if words]
-
-
 @dataclass(frozen=True)
 class Talk:
-    """A conversation of a source, for a model's own chat template.
+    """A conversation of a source.
 
     Attributes:
         conversation: the messages; a text says why it can't be used.
@@ -136,8 +85,8 @@ class Input:
     """A source of the job, found and pinned.
 
     `key` is its key in the job. `state` changes when the input changes: it covers the files with
-    their sizes and times, a Hub commit, or a Python version. `left_out` says why files are not
-    read.
+    their sizes and times, a Hub commit, or a Python version. `held_out` are the files that
+    are held out; None: names don't say it. `left_out` says why files are not read.
     """
 
     source: Source
@@ -145,7 +94,16 @@ class Input:
     state: str
     files: tuple[Path, ...] = ()
     commit: str = ""
+    held_out: frozenset[Path] | None = None
     left_out: tuple[str, ...] = ()
+
+    @property
+    def spans(self) -> list[Span]:
+        """The files, each as a whole."""
+        named = self.held_out
+        return [
+            Span(file, held_out=None if named is None else file in named) for file in self.files
+        ]
 
 
 def find_input(job: Job, source: Source, key: str, commit: str | None = None) -> Input:
@@ -154,12 +112,14 @@ def find_input(job: Job, source: Source, key: str, commit: str | None = None) ->
     Raises BadInput if there is nothing to read.
     """
     if isinstance(source, TextFiles | JsonlFiles | ParquetFiles | NpyShards | BinShards):
-        files, left_out = find_files(
-            job.input_path(source.path), SUFFIXES[source.kind], f"{key}.path"
-        )
-        sizes = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+        path = job.input_path(source.path)
+        every, left_out = find_files(path, SUFFIXES[source.kind], f"{key}.path")
+        splits = by_splits(path, every, records=not isinstance(source, TextFiles))
+        stats = [(str(file), file.stat()) for file in splits.files]
+        sizes = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
         state = hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
-        return Input(source, key, state, tuple(files), left_out=tuple(left_out))
+        words = tuple(filter(None, (*left_out, splits.words)))
+        return Input(source, key, state, splits.files, "", splits.held_out, words)
     if isinstance(source, HubDataset | HubNpyShards):
         from pipeline.data.hub import pin
 
@@ -185,18 +145,22 @@ def texts(
     longer than 64K characters, only its end is held out, so a corpus of one long file has both
     parts. Raises BadInput for a file that can't be read and for an empty corpus.
     """
-    for document in filter(kept, documents(job, found)):
+    for document in filter(kept, documents(job, found, remarks)):
         text = document.text
         if remarks is not None and not isinstance(found.source, PythonDocs):
             remarks.replaced.look(text, document.origin)
         if isinstance(found.source, PythonDocs):
             yield is_held_out(job, found, document), text
         else:
-            yield from split_text(text, job.data.held_out)
+            yield from split_text(document, job.data.held_out)
 
 
-def split_text(text: str, share: float) -> Iterator[tuple[bool, str]]:
+def split_text(document: Document, share: float) -> Iterator[tuple[bool, str]]:
     """Yield (held out?, text) of a document of which a `share` is held out; see `texts`."""
+    text = document.text
+    if document.held_out is not None:
+        yield document.held_out, text
+        return
     if len(text) <= LONG_CHARS:
         yield python_docs.is_held_out(text, share), text
         return
@@ -206,56 +170,41 @@ def split_text(text: str, share: float) -> Iterator[tuple[bool, str]]:
         yield True, text[cut:]
 
 
-def documents(job: Job, found: Input) -> Iterator[Document]:
-    """Yield every document of a text source, in order. Raises BadInput as `texts` does."""
+def documents(job: Job, found: Input, remarks: Remarks | None = None) -> Iterator[Document]:
+    """Yield every document of a text source, in order. Records without text are noted in `remarks`.
+
+    Raises BadInput as `texts` does.
+    """
     if isinstance(found.source, PythonDocs):
         yield from python_docs.documents(found.source.code)
         return
-    for document in _documents(job, found):
-        yield Document(whole_characters(document.text), document.origin)
+    for document in _documents(job, found, remarks):
+        yield replace(document, text=whole_characters(document.text))
 
 
 def is_held_out(job: Job, found: Input, document: Document) -> bool:
     """Return whether a document is held out as a whole."""
-    if _has_both_parts(found, document):
-        return False
-    what = document.origin if isinstance(found.source, PythonDocs) else document.text
-    return python_docs.is_held_out(what, job.data.held_out)
+    if isinstance(found.source, PythonDocs):
+        return python_docs.is_held_out(document.origin, job.data.held_out)
+    if len(document.text) > LONG_CHARS and document.held_out is None:
+        return False  # only its end is
+    return _is_out(document, document.text, job.data.held_out)
 
 
-def _has_both_parts(found: Input, document: Document) -> bool:
-    """Return whether a document is so long that only its end is held out."""
-    return len(document.text) > LONG_CHARS and not isinstance(found.source, PythonDocs)
+def _is_out(item: Document | Record, text: str, share: float) -> bool:
+    """Return what the name of an item's file says, or else the hash of its text."""
+    return python_docs.is_held_out(text, share) if item.held_out is None else item.held_out
 
 
 def conversations(
-    job: Job, found: Input, remarks: Remarks | None = None
-) -> Iterator[tuple[bool, list[Turn]]]:
-    """Yield (held out?, turns) of every conversation of a source, and note it in `remarks`.
+    job: Job, found: Input, *, own: bool, remarks: Remarks | None = None
+) -> Iterator[tuple[bool, Talk]]:
+    """Yield (held out?, conversation) of every conversation of a source, and note it in `remarks`.
 
-    Questions about the standard library are held out with the files that pretraining holds out.
-    Raises BadInput for a record that is not a conversation or has no assistant turn.
-    """
-    assert job.sft is not None
-    if isinstance(found.source, PythonDocsQA):
-        for dialogue in python_qa.dialogues():
-            yield python_docs.is_held_out(dialogue.origin, job.data.held_out), list(dialogue.turns)
-        return
-    for record in records(job, found, CONVERSATION_KEYS):
-        turns = parse_conversation(record.value, record.origin)
-        turns = [Turn(turn.role, whole_characters(turn.text)) for turn in turns]
-        text = "\n".join(turn.text for turn in turns)
-        if remarks is not None:
-            remarks.replaced.look([turn.text for turn in turns], record.origin)
-            remarks.note_roles(record.value)
-        yield python_docs.is_held_out(text, job.sft.held_out), turns
-
-
-def talks(job: Job, found: Input, remarks: Remarks | None = None) -> Iterator[tuple[bool, Talk]]:
-    """Yield (held out?, conversation) of every conversation of a source, with calls and tools.
-
-    They are held out and counted as in `conversations`. Of a data set on the Hub, conversations
-    after the first SAMPLED may be unusable.
+    With `own`, they are for Pion's own chat format, else for a model's template. Of a data set on
+    the Hub, conversations after the first SAMPLED may be unusable. Questions about the standard
+    library are held out with the files that pretraining holds out.
+    Raises BadInput for another record that is no conversation, or from which nothing is learned.
     """
     assert job.sft is not None
     if isinstance(found.source, PythonDocsQA):
@@ -265,30 +214,37 @@ def talks(job: Job, found: Input, remarks: Remarks | None = None) -> Iterator[tu
             yield held_out, Talk(Conversation(messages, None, dialogue.origin), required=True)
         return
     on_hub = isinstance(found.source, HubDataset)
-    for number, record in enumerate(records(job, found, (*CONVERSATION_KEYS, "tools"))):
+    for number, record in enumerate(records(job, found, COLUMNS)):
         required = not on_hub or number < SAMPLED
         try:
-            talk = parse_messages(with_texts(record.value, whole_characters), record.origin)
+            value = with_texts(record.value, whole_characters)
+            talk = read_conversation(value, record.origin, own=own)
         except BadInput as error:
             if required:
                 raise
             yield False, Talk(str(error), required)
             continue
+        texts = texts_of(talk, own=own)
         if remarks is not None:
-            remarks.replaced.look([talk.messages, talk.tools], record.origin)
-            remarks.note_roles(record.value)
-        text = "\n".join(message["content"] or "" for message in talk.messages)
-        yield python_docs.is_held_out(text, job.sft.held_out), Talk(talk, required)
+            said = texts if own else [talk.messages, talk.tools]
+            remarks.note(talk.seen, said, record.origin)
+        yield _is_out(record, "\n".join(texts), job.sft.held_out), Talk(talk, required)
 
 
-def _documents(job: Job, found: Input) -> Iterator[Document]:
+def texts_of(conversation: Conversation, *, own: bool) -> list[str]:
+    """Return the texts of a conversation, whose hash decides whether it is held out."""
+    if own:
+        return [turn.text for turn in turns_of(conversation)]
+    return [message["content"] or "" for message in conversation.messages]
+
+
+def _documents(job: Job, found: Input, remarks: Remarks | None) -> Iterator[Document]:
     source = found.source
     if isinstance(source, TextFiles):
-        return text_documents(
-            job.input_path(source.path), source.split, found.key, longest_line(job)
-        )
+        return text_documents(found.spans, source.split, found.key, longest_line(job))
     assert isinstance(source, JsonlTexts | ParquetTexts | HubTexts)
-    return record_documents(records(job, found, (source.field,)), source.field, found.key)
+    blank = (lambda: None) if remarks is None else remarks.note_blank
+    return record_documents(records(job, found, (source.field,)), source.field, found.key, blank)
 
 
 def records(job: Job, found: Input, columns: tuple[str, ...]) -> Iterator[Record]:
@@ -298,9 +254,9 @@ def records(job: Job, found: Input, columns: tuple[str, ...]) -> Iterator[Record
     """
     source, longest = found.source, longest_line(job)
     if isinstance(source, JsonlFiles):
-        return jsonl_records(job.input_path(source.path), found.key, longest)
+        return jsonl_records(found.spans, found.key, longest)
     if isinstance(source, ParquetFiles):
-        return parquet_records(job.input_path(source.path), found.key, columns, longest)
+        return parquet_records(found.spans, found.key, columns, longest)
     if isinstance(source, HubDataset):
         from pipeline.data.hub import hub_records
 

@@ -32,21 +32,21 @@ class TextFiles(Source):
     """Plain text files. Each file, or each paragraph, is a document (see `split`)."""
 
     kind: Literal["text"]
-    path: str = identity(..., "a file, a folder (its *.txt and *.md) or a glob")
+    path: str = identity(..., "a file, a folder (its *.txt and *.md, also .gz and .zst) or a glob")
     split: Literal["file", "paragraph"] = identity(
         "file", "what counts as a document; paragraphs are separated by blank lines"
     )
 
 
 class JsonlFiles(Source):
-    """JSON Lines (.gz too). Each line is a conversation; in `prefer`, a preference."""
+    """JSON Lines (.gz and .zst too). Each line is a conversation; in `prefer`, a preference."""
 
     kind: Literal["jsonl"]
     path: str = identity(..., "a file, a folder or a glob")
 
 
 class JsonlTexts(JsonlFiles):
-    """JSON Lines (.gz too). Each line is a document."""
+    """JSON Lines (.gz and .zst too). Each line is a document."""
 
     field: str = identity("text", "key that contains the text")
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pion.data.chat.conversation import ALIASES, ROLES, TOOLS, parse_conversation, role_of
-from pion.data.chat.messages import KNOWN_ROLES, parse_messages
+from pion.data.chat.conversation import ALIASES, ROLES, role_of
+from pion.data.chat.messages import KNOWN_ROLES
+from pion.data.records.turns import known_role
 from pion.errors import BadInput
 from pion.later_fields import closest, shown
-from pipeline.new.layouts import Layout, PairColumns, Record, TurnsColumn
+from pipeline.new.layouts import BESIDE, Layout, PairColumns, Record, TurnsColumn
 
 # What a role may mean.
 MEANINGS = ("system", "user", "assistant", "tool")
@@ -33,11 +34,7 @@ def parse_roles(text: str | None) -> dict[str, str]:
 def meaning_of(name: str, roles: Mapping[str, str]) -> str | None:
     """Return the role that a name in the data means; None if neither `roles` nor Pion knows it."""
     known = name.strip().lower()
-    if known in roles:
-        return roles[known]
-    if known in KNOWN_ROLES or known in TOOLS:
-        return known
-    return role_of(name)
+    return roles.get(known) or known_role(known.replace("-", "_"))
 
 
 def names_of_roles(records: Iterable[tuple[str, Record]], layout: TurnsColumn) -> dict[str, str]:
@@ -47,7 +44,7 @@ def names_of_roles(records: Iterable[tuple[str, Record]], layout: TurnsColumn) -
         turns = record.get(layout.column)
         for turn in turns if isinstance(turns, list) else ():
             name = turn.get(layout.role_key) if isinstance(turn, dict) else None
-            if isinstance(name, str):
+            if isinstance(name, str) and name.strip():
                 found.setdefault(name, where)
     return found
 
@@ -67,67 +64,25 @@ def unknown_roles(found: Mapping[str, str], roles: Mapping[str, str]) -> BadInpu
 
 
 def as_conversation(record: Record, layout: Layout, roles: Mapping[str, str]) -> dict[str, Any]:
-    """Return a record as `messages`, with the tools that they may call.
-
-    What is no turn stays as it is: `problem_of` says what is wrong with it.
-    """
+    """Return a record under the keys that a job reads. What is no turn stays as it is."""
+    beside = {key: record[key] for key in BESIDE if record.get(key)}
     if isinstance(layout, PairColumns):
-        return {"messages": _pair(record, layout)}
+        named = ("prompt", layout.question), ("context", layout.context), ("system", layout.system)
+        texts = {key: record.get(column) for key, column in named if column is not None}
+        answer = {"completion": record.get(layout.answer)}
+        return beside | {key: _text(value) for key, value in (texts | answer).items()}
     assert isinstance(layout, TurnsColumn)
     turns = record.get(layout.column)
-    messages = [
-        _message(turn, layout, roles) for turn in (turns if isinstance(turns, list) else [])
-    ]
-    tools = record.get("tools")
-    return {"messages": messages} | ({"tools": tools} if tools else {})
+    if roles and isinstance(turns, list):
+        turns = [_with_role(turn, layout, roles) for turn in turns]
+    return beside | {"messages": turns}
 
 
-def _message(turn: Any, layout: TurnsColumn, roles: Mapping[str, str]) -> Any:
-    if not isinstance(turn, dict):
-        return turn
-    rest = {k: v for k, v in turn.items() if k not in (layout.role_key, layout.text_key)}
-    name = turn.get(layout.role_key)
+def _with_role(turn: Any, layout: TurnsColumn, roles: Mapping[str, str]) -> Any:
+    name = turn.get(layout.role_key) if isinstance(turn, dict) else None
     role = meaning_of(name, roles) if isinstance(name, str) else None
-    return {"role": role or name, "content": turn.get(layout.text_key)} | rest
+    return turn if role is None else {**turn, layout.role_key: role}
 
 
-def _pair(record: Record, layout: PairColumns) -> list[dict[str, str]]:
-    def text(column: str | None) -> str:
-        value = None if column is None else record.get(column)
-        return "" if value is None else str(value).strip()
-
-    question = "\n\n".join(filter(None, (text(layout.question), text(layout.context))))
-    turns = (
-        ("system", text(layout.system)),
-        ("user", question),
-        ("assistant", text(layout.answer)),
-    )
-    return [{"role": role, "content": content} for role, content in turns if content]
-
-
-def problem_of(record: Record, where: str, *, own_template: bool) -> str | None:
-    """Return why a run would refuse this conversation; None if it would not.
-
-    With `own_template`, Pion's own template writes it, else that of a model.
-    """
-    try:
-        if own_template:
-            parse_conversation(record, where)
-        else:
-            parse_messages(record, where)
-    except BadInput as error:
-        return str(error)
-    return None
-
-
-def texts_of(record: Record) -> list[str]:
-    """Return the texts of a conversation in one of the layouts that jobs read."""
-    key, text_key = (
-        ("conversations", "value") if "conversations" in record else ("messages", "content")
-    )
-    turns = record.get(key)
-    return [
-        str(turn.get(text_key) or "")
-        for turn in (turns if isinstance(turns, list) else ())
-        if isinstance(turn, dict)
-    ]
+def _text(value: Any) -> Any:
+    return str(value) if isinstance(value, int | float) else value

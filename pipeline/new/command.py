@@ -90,7 +90,7 @@ def name_of(data: Path) -> str:
     """Return a name for the run, from the name of a file or a folder."""
     name = data.resolve().name
     if not data.is_dir():
-        name = Path(name.removesuffix(".gz")).stem
+        name = Path(name.removesuffix(".gz").removesuffix(".zst")).stem
     name = re.sub(r"[^A-Za-z0-9_.+=@-]+", "-", name)
     return re.sub(r"^[^A-Za-z0-9_]+", "", name)[:60].rstrip("-.") or "mine"
 
@@ -115,8 +115,10 @@ def new_job(options: Options) -> int:
         ) from None
     if not target.absolute().parent.is_dir():
         raise BadInput(f"--out {target}: its folder does not exist. Nothing was written.")
-    found = find_data(options.data)
-    if not options.wishes.columns.says_anything and has_preferences(found):
+    with saying_if_slow(f"looking for the files of {options.data}"):
+        found = find_data(options.data)
+        preferences = not options.wishes.columns.says_anything and has_preferences(found)
+    if preferences:
         wanted = PairsWanted(name_of(target), target, options.command, options.dollars)
         return new_pairs_job(found, PairsOptions(wanted, options.base, options.dry_run, _write))
     return _new_job(options, found)
@@ -202,12 +204,11 @@ def _show_look(one: Look) -> None:
     for words in look.in_words(one):
         show(words)
     if one.reading.group.kind != "text":
-        columns = list(dict.fromkeys(one.columns))
-        unused = layouts.unused(one.reading.layout, columns)
-        rest = f". Not used: {', '.join(unused[:8])}" if unused else ""
-        show(f"read as: {layouts.in_words(one.reading.layout)}{rest}")
-    if one.roles:
-        show("roles: " + ", ".join(f"{name} is {role}" for name, role in sorted(one.roles.items())))
+        show(f"read as: {layouts.in_words(one.reading.layout)}")
+    for words in one.remarks.in_words():
+        show(words)
+    for words in one.remarks.warnings():
+        show(f"warning: {words}")
 
 
 def _show_examples(one: Look, examples: Sequence[str]) -> None:

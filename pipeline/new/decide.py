@@ -145,13 +145,7 @@ def _decided(records: list[dict[str, Any]], columns: Asked, where: str, ask: Ask
 
 def _direct(group: Group, layout: Layout, records: list[dict[str, Any]]) -> bool:
     """Return whether a job reads these files as they are."""
-    if group.kind not in ("jsonl", "parquet") or not read_by_jobs(layout):
-        return False
-    # Where a record has both, a job reads `conversations`.
-    hidden = isinstance(layout, TurnsColumn) and layout.column == "messages"
-    return not (
-        hidden and any({"messages", "conversations"} <= record.keys() for record in records)
-    )
+    return group.kind in ("jsonl", "parquet") and read_by_jobs(layout, records)
 
 
 def _roles(found: dict[str, str], given: dict[str, str], ask: Ask) -> dict[str, str]:

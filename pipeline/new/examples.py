@@ -8,14 +8,18 @@ from contextlib import closing
 from pathlib import Path
 
 from pion.data.chat.chat_format import ChatFormat
-from pion.data.chat.conversation import Tokenized, marked_text, parse_conversation
-from pion.data.chat.messages import Message, parse_messages, with_texts
+from pion.data.chat.conversation import marked_text
+from pion.data.chat.messages import Message, answers_in, turns_of, with_texts
+from pion.data.chat.template import Examples
 from pion.data.documents.file_to_documents import whole_characters
+from pion.data.records.layouts import read_conversation
+from pion.data.tokens.token_bytes import ReplacedCharacters
 from pion.data.tokens.tokenizer import Tokenizer, train_bpe
 from pion.errors import BadInput
 from pipeline.base.keep import tokenizer_of_base
 from pipeline.console.masking import masked
-from pipeline.data.conversations_to_rows import in_own_format, in_template
+from pipeline.data.conversations_to_rows import Writing, total_counts
+from pipeline.data.remarks import Remarks
 from pipeline.data.sources import Talk
 from pipeline.job import Job
 from pipeline.new.layouts import Record
@@ -47,35 +51,39 @@ def chat_examples(look: Look, job: Job | None) -> list[str]:
             train_bpe(look.kept, ENTRIES).save(path)
         tokenizer = Tokenizer.from_file(path)
         with closing(ChatFormat(path, tokenizer)) as written:
-            tokenized = _tokenized(look.shown, written, tokenizer)
+            found = _examples(look.shown, written)
+        lost = Remarks(ReplacedCharacters(None), counts=total_counts(found))
         return [
-            f"{where}: {int(one.learned.sum()):,} of {len(one.ids):,} tokens are learned\n"
-            f"{_cut(marked_text(tokenizer, one, SHOWN_TOKENS))}"
-            for (where, _), one in zip(look.shown, tokenized, strict=True)
+            *(
+                f"{where}: {int(one.learned.sum()):,} of {len(one.ids):,} tokens are learned\n"
+                f"{_cut(marked_text(tokenizer, one, SHOWN_TOKENS))}"
+                for (where, _), example in zip(look.shown, found, strict=True)
+                for one in example.tokenized[-1:]  # of a split one, that with all turns
+            ),
+            *(f"warning, of these {len(found)}: {words}" for words in lost.warnings()),
         ]
 
 
-def _tokenized(
-    shown: Sequence[tuple[str, Record]], written: ChatFormat, tokenizer: Tokenizer
-) -> list[Tokenized]:
-    records = [(where, with_texts(dict(record), whole_characters)) for where, record in shown]
-    if written.own:
-        turns = [parse_conversation(record, where) for where, record in records]
-        examples = in_own_format(tokenizer).examples(turns)
-    else:
-        talks = [Talk(parse_messages(record, where), required=True) for where, record in records]
-        examples = in_template(written.template, tokenizer).examples(talks)
-    return [found.tokenized[-1] for found in examples]  # of a split one, that with all turns
+def _examples(shown: Sequence[tuple[str, Record]], written: ChatFormat) -> list[Examples]:
+    talks = [
+        Talk(
+            read_conversation(with_texts(dict(record), whole_characters), where, own=written.own),
+            required=True,
+        )
+        for where, record in shown
+    ]
+    return Writing(written).examples(talks)
 
 
 def _plain(record: Record, where: str) -> str:
     def text(message: Message) -> str:
         calls = f" (calls {len(message['tool_calls'])})" if message.get("tool_calls") else ""
         content = f"{message['content'] or ''}{calls}"
-        return f"⟦{content}⟧" if message["role"] == "assistant" else content
+        return f"⟦{content}⟧" if message in learned else content
 
-    messages = parse_messages(record, where).messages
-    return "\n".join(f"{message['role']}: {text(message)}" for message in messages)
+    conversation = read_conversation(record, where)
+    learned = [conversation.messages[answer] for answer in answers_in(conversation)]
+    return "\n".join(f"{message['role']}: {text(message)}" for message in conversation.messages)
 
 
 def _cut(text: str) -> str:
@@ -98,7 +106,7 @@ def prompt_from(looks: Sequence[Look]) -> str | None:
 
 def _question(record: Record, where: str) -> str:
     try:
-        turns = parse_conversation(record, where)
+        turns = turns_of(read_conversation(record, where, own=False))
     except BadInput:
         return ""
     return next((turn.text for turn in turns if turn.role == "user"), "")

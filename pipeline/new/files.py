@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from pion.data.documents.file_to_documents import (
+from pion.data.documents.find_files import (
     JSONL_SUFFIXES,
     PARQUET_SUFFIXES,
     TEXT_SUFFIXES,
+    by_splits,
     find_files,
+    is_hidden,
+    refuse_unreadable,
 )
+from pion.data.documents.unpack import opened
 from pion.errors import BadInput
 from pion.untrusted import open_file
 from pipeline.console.formats import counted
@@ -42,8 +47,8 @@ DESCRIPTIONS = ("readme", "license", "licence", "notice", "changelog", "dataset_
 PACKED = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 DOCUMENTS = (".pdf", ".docx", ".doc", ".odt", ".epub", ".rtf", ".pptx", ".xlsx")
 READS = (
-    "Pion reads text (.txt, .md), JSON Lines (.jsonl, .ndjson, also .gz), JSON (a list of "
-    "objects), CSV (.csv, .tsv) and parquet"
+    "Pion reads text (.txt, .md) and JSON Lines (.jsonl, .ndjson), also .gz and .zst, JSON (a "
+    "list of objects), CSV (.csv, .tsv) and parquet"
 )
 # So much of a file shows whether it is text.
 PEEKED = 1 << 16
@@ -51,13 +56,17 @@ PEEKED = 1 << 16
 
 @dataclass(frozen=True)
 class Group:
-    """Files of one kind that one source of a job can name as `path`: a file or a folder."""
+    """Files of one kind that one source of a job can name as `path`: a file or a folder.
+
+    `files` are those to train on, and `held_out` those that names hold out.
+    """
 
     kind: Kind
     path: Path
     files: tuple[Path, ...]
+    held_out: tuple[Path, ...] = ()
 
-    @property
+    @cached_property
     def bytes(self) -> int:
         """The bytes on this disk."""
         return sum(file.stat().st_size for file in self.files)
@@ -76,26 +85,31 @@ def find_data(path: Path) -> Found:
 
     Raises BadInput if there are none, naming what is there instead.
     """
+    refuse_unreadable(path, "data")
     if path.is_file():
         return Found((Group(_kind_of(path), path, (path,)),), ())
     if not path.is_dir():
-        problem = "is neither a file nor a folder" if path.exists() else "does not exist"
-        raise BadInput(f"{path} {problem}. Give a file or a folder. {READS}.")
-    every = sorted(p for p in path.rglob("*") if p.is_file())
+        raise BadInput(f"{path} does not exist. Give a file or a folder. {READS}.")
+    inside = sorted(p for p in path.rglob("*") if p.is_file())
+    every = [file for file in inside if not is_hidden(file.relative_to(path))]
     if not every:
         raise BadInput(f"{path} is empty: it has no files. {READS}.")
     _refuse_weights(path, every)
-    groups, left_out = [], []
+    groups: list[Group] = []
+    left_out: list[str] = []
+    used: set[Path] = set()
     for kind, suffixes in SUFFIXES.items():
         if any(p.name.endswith(suffixes) for p in every):
             files, why = find_files(path, suffixes, str(path))
             files = [f for f in files if kind != "json" or not _is_settings(f)]
-            left_out += why
-            if files:
-                groups.append(Group(kind, path, tuple(files)))
+            splits = by_splits(path, files, records=kind != "text")
+            left_out += filter(None, (*why, splits.words))
+            named = splits.held_out or frozenset()
+            used.update(files)
+            if train := tuple(file for file in splits.files if file not in named):
+                groups.append(Group(kind, path, train, tuple(sorted(named))))
     groups, described = _without_descriptions(groups)
-    read = {file for group in groups for file in group.files}
-    rest = [p for p in every if p not in read and p not in described]
+    rest = [p for p in every if p not in used and p not in described]
     if described:
         left_out.append(f"left out, about the data: {', '.join(p.name for p in described[:3])}")
     if not groups:
@@ -109,7 +123,7 @@ def _kind_of(file: Path) -> Kind:
     """Return the kind of a file that a person named. Raises BadInput if it has none."""
     for kind, suffixes in SUFFIXES.items():
         if file.name.lower().endswith(suffixes):
-            return kind
+            return "json" if kind == "jsonl" and _is_list(file) else kind
     suffix = file.suffix.lower()
     if suffix in WEIGHTS and suffix not in TOKENIZED:
         raise _weights(file, file.name)
@@ -118,11 +132,19 @@ def _kind_of(file: Path) -> Kind:
     if suffix in (*PACKED, *DOCUMENTS):
         advice = "Unpack it first." if suffix in PACKED else "Convert it to text first."
         raise BadInput(f"{file} can't be read as it is. {advice} {READS}.")
-    with open_file(file) as stream:
-        beginning = stream.read(PEEKED)
-    if b"\0" in beginning:
-        raise BadInput(f"{file} is not text: it has zero bytes. {READS}.")
+    try:
+        with opened(file) as stream:
+            if b"\0" in stream.read(PEEKED):
+                raise BadInput(f"{file} is not text: it has zero bytes. {READS}.")
+    except OSError as error:
+        raise BadInput(f"{file} can't be read: {error.strerror or error}") from None
     return "text"
+
+
+def _is_list(file: Path) -> bool:
+    """Return whether a file is a JSON list, whatever its name says."""
+    with open_file(file) as stream:
+        return stream.read(PEEKED).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
 
 
 def _refuse_weights(path: Path, files: list[Path]) -> None:

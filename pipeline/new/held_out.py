@@ -10,12 +10,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pion.data.chat.conversation import parse_conversation
-from pion.data.chat.messages import parse_messages
 from pion.data.documents.file_to_documents import whole_characters
 from pion.data.documents.python_docs import is_held_out
+from pion.data.records.layouts import read_conversation
 from pion.errors import BadInput
-from pipeline.data.sources import LONG_CHARS
+from pipeline.data.sources import LONG_CHARS, texts_of
 from pipeline.new.job_text import Proposal
 from pipeline.new.layouts import Record
 from pipeline.new.look import Look
@@ -68,10 +67,8 @@ def _enough(look: Look, texts: Sequence[tuple[str, float]], planned: float, need
 
 def _hashed(look: Look, record: Record, where: str) -> str:
     """Return the text of a conversation whose hash decides."""
-    if look.reading.own_template:
-        texts = [turn.text for turn in parse_conversation(record, where)]
-    else:
-        texts = [message["content"] or "" for message in parse_messages(record, where).messages]
+    own = look.reading.own_template
+    texts = texts_of(read_conversation(record, where, own=own), own=own)
     return "\n".join(whole_characters(text) for text in texts)
 
 

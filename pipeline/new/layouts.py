@@ -10,29 +10,28 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pion.data.records.fields import Fields, json_in
+from pion.data.records.layouts import (
+    ANSWERS,
+    CONTEXTS,
+    HISTORY,
+    QUESTIONS,
+    SIDES,
+    SYSTEMS,
+    TOOLS,
+    TURNS,
+)
+from pion.data.records.turns import ROLE_KEYS, TEXT_KEYS
 from pion.errors import BadInput
 from pion.later_fields import closest, shown
 
 Record = Mapping[str, Any]
 
-# The names of columns of a question and its answer, in any letter case; R3's names of roles too.
-QUESTIONS = (
-    *("instruction", "question", "prompt", "query", "user", "human", "prompter", "input"),
-    *("q", "problem"),
-)
-ANSWERS = (
-    *("output", "answer", "response", "completion", "assistant", "bot", "gpt", "reply", "a"),
-    *("solution", "target"),
-)
-# Columns with what belongs to a question, next to the question's column.
-CONTEXTS = ("input", "context")
-SYSTEMS = ("system", "system_prompt")
-# The keys of a turn's role and text, in the order in which they are looked for.
-ROLE_KEYS = ("role", "from", "speaker", "author")
-TEXT_KEYS = ("content", "value", "text", "message")
 # A column of texts has at least so many characters on average, and spaces. Names, labels, numbers
 # and addresses have less.
 LEAST_CHARACTERS = 16
+# What a copy of conversations keeps next to them.
+BESIDE = (*SYSTEMS, *TOOLS, HISTORY)
 # The column that a job reads if it names none.
 USUAL = "text"
 
@@ -51,14 +50,6 @@ class TurnsColumn:
     column: str
     role_key: str
     text_key: str
-
-    @property
-    def read_by_jobs(self) -> bool:
-        """Whether a job reads this layout as it is."""
-        return (self.column, self.role_key, self.text_key) in (
-            ("conversations", "from", "value"),
-            ("messages", "role", "content"),
-        )
 
 
 @dataclass(frozen=True)
@@ -152,14 +143,17 @@ def _named(asked: Asked) -> tuple[tuple[str, str | None], ...]:
 def _chats(
     records: Sequence[Record], columns: Sequence[str], asked: Asked
 ) -> Layout | Undecided | None:
-    turns = [layout for name in columns if (layout := _turns(records, name)) is not None]
+    # A prompt and an answer may be lists of turns, too.
+    sides = (*QUESTIONS, *ANSWERS, *(key for keys in SIDES for key in keys))
+    names = [name for name in columns if name not in sides or name == asked.turns]
+    turns = [layout for name in names if (layout := _turns(records, name)) is not None]
     if asked.turns is not None:
         return next((t for t in turns if t.column == asked.turns), None)
     if not asked.question and not asked.answer:
-        names = tuple(layout.column for layout in turns)
-        if any(sum(bool(record.get(name)) for name in names) > 1 for record in records):
-            words = f"the columns {_and(names)} all have turns. Which has the conversations?"
-            return Undecided(words, names, "--turns-column")
+        found = tuple(layout.column for layout in turns)
+        if any(sum(bool(record.get(name)) for name in found) > 1 for record in records):
+            words = f"the columns {_and(found)} all have turns. Which has the conversations?"
+            return Undecided(words, found, "--turns-column")
         if turns:
             return turns[0]
     pair = _pair(columns, asked)
@@ -178,16 +172,22 @@ def _chats(
 
 def _turns(records: Sequence[Record], column: str) -> TurnsColumn | None:
     """Return how the turns in a column are written; None if it has none."""
-    lists = [r[column] for r in records if isinstance(r.get(column), list)]
+    lists = [found for record in records if isinstance(found := _value(record, column), list)]
     turns = [turn for found in lists for turn in found[:4] if isinstance(turn, dict)]
-    if not turns:
-        return None
     keys = [name for turn in turns for name in turn]
     role = next((name for name in ROLE_KEYS if name in keys), None)
     text = next((name for name in TEXT_KEYS if name in keys), None)
-    if role is None or text is None:
+    if lists and column in TURNS:  # a job says what is wrong with them
+        return TurnsColumn(column, role or ROLE_KEYS[0], text or TEXT_KEYS[0])
+    return None if role is None or text is None else TurnsColumn(column, role, text)
+
+
+def _value(record: Record, column: str) -> Any:
+    """Return the value under a column, of turns as JSON what it says."""
+    try:
+        return json_in(record.get(column), "") if column in TURNS else record.get(column)
+    except BadInput:
         return None
-    return TurnsColumn(column, role, text)
 
 
 def _pair(columns: Sequence[str], asked: Asked) -> PairColumns | Undecided | None:
@@ -232,14 +232,19 @@ def _texts(records: Sequence[Record], columns: Sequence[str], where: str) -> Lay
         kinds = ", ".join(f"{name} ({_kind(records, name)})" for name in columns[:8])
         raise BadInput(f"{where}: no column has text. Its columns: {kinds or 'none'}")
     prose = [name for name in strings if _is_prose(records, name)]
-    if USUAL in strings:
-        return TextColumn(USUAL)
-    if len(strings) == 1:
-        return TextColumn(strings[0])
-    if len(prose) == 1:
-        return TextColumn(prose[0])
-    names = tuple(prose or strings)
+    usual = [USUAL] if USUAL in strings else strings if len(columns) == 1 else prose
+    names = tuple(usual or strings)
     words = f"the columns {_and(names)} could all be the text. Which is it?"
+    if len(names) == 1:
+        (name,) = names
+        if name == USUAL and "role" in columns:
+            words = "each record is one message of a conversation. Is it a text of its own?"
+        elif name in (*QUESTIONS, *ANSWERS):
+            words = f"the column {shown(name)} has one half of a conversation. Is it the text?"
+        elif not usual:
+            words = f"only the column {shown(name)} has text, and few words. Is it the text?"
+        else:
+            return TextColumn(name)
     return Undecided(words, names, "--text-column")
 
 
@@ -260,40 +265,33 @@ def _and(names: Sequence[str]) -> str:
     return f"{', '.join(map(shown, names[:-1]))} and {shown(names[-1])}"
 
 
-def unused(layout: Layout, columns: Sequence[str]) -> list[str]:
-    """Return the columns that this layout does not read."""
+def unused(layout: Layout, record: Record) -> tuple[str, ...]:
+    """Return the filled columns of a record that a copy of this layout leaves out."""
     if isinstance(layout, PairColumns):
-        used: tuple[str | None, ...] = (
-            layout.question,
-            layout.answer,
-            layout.context,
-            layout.system,
-        )
-    elif isinstance(layout, TurnsColumn):
-        used = (layout.column, "tools")
+        used = {layout.question, layout.answer, layout.context, layout.system, *BESIDE}
     else:
-        used = (layout.column,)
-    return [name for name in columns if name not in used]
+        used = {layout.column, *(() if isinstance(layout, TextColumn) else BESIDE)}
+    return tuple(Fields(record, "").there(*(name for name in record if name not in used)))
 
 
 def in_words(layout: Layout) -> str:
-    """Return what the columns mean."""
+    """Return what the columns mean; of those that jobs know, a look says the rest."""
     if isinstance(layout, TextColumn):
         return f"the text is in {layout.column}"
     if isinstance(layout, TurnsColumn):
         keys = f"the role in {layout.role_key}, the text in {layout.text_key}"
         return f"turns in {layout.column}, {keys}"
-    parts = [
-        f"the question is in {layout.question}"
-        + (f" with {layout.context} below it" if layout.context else ""),
-        f"the answer is in {layout.answer}",
-        *([f"the system message is in {layout.system}"] if layout.system else []),
-    ]
-    return ", ".join(parts)
+    return "a question and its answer"
 
 
-def read_by_jobs(layout: Layout) -> bool:
-    """Return whether a job reads JSON Lines and parquet of this layout as they are."""
-    return not isinstance(layout, PairColumns) and (
-        isinstance(layout, TextColumn) or layout.read_by_jobs
+def read_by_jobs(layout: Layout, records: Sequence[Record]) -> bool:
+    """Return whether a job reads JSON Lines and parquet with these records as they are."""
+    if isinstance(layout, TextColumn):
+        return True
+    if isinstance(layout, TurnsColumn):
+        alone = all(len(Fields(record, "").there(*TURNS)) < 2 for record in records)
+        return layout.column in TURNS and alone
+    others = (layout.context is None or layout.context in CONTEXTS) and (
+        layout.system is None or layout.system in SYSTEMS
     )
+    return layout.question in QUESTIONS and layout.answer in ANSWERS and others

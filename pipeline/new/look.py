@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from pion.data.chat.messages import Seen
 from pion.data.documents import languages
 from pion.data.documents.file_to_documents import whole_characters
+from pion.data.records.layouts import read_conversation
+from pion.data.tokens.token_bytes import ReplacedCharacters
+from pion.errors import BadInput
 from pipeline.console.formats import amount, counted, size
+from pipeline.data.remarks import Remarks
 from pipeline.new import sample as bounds
-from pipeline.new.chats import (
-    as_conversation,
-    meaning_of,
-    names_of_roles,
-    problem_of,
-    texts_of,
-)
+from pipeline.new.chats import as_conversation
 from pipeline.new.files import IN_WORDS, Group
-from pipeline.new.layouts import Layout, Record, TextColumn, TurnsColumn, is_chat
+from pipeline.new.layouts import Layout, Record, TextColumn, is_chat, unused
 from pipeline.new.read import Item
 from pipeline.new.sample import Sample, sample_of
 
@@ -47,18 +46,24 @@ class Reading:
         column."""
         if not is_chat(self.layout):
             assert isinstance(self.layout, TextColumn)
-            return {"text": record.get(self.layout.column)}
+            column = self.layout.column
+            text = record.get(column)
+            return {"text": "" if text is None and column in record else text}
         return record if self.direct else as_conversation(record, self.layout, self.roles)
 
-    def problem(self, record: Record, where: str) -> str | None:
-        """Return why a run would refuse a record that is `usable`."""
+    def text_of(self, record: Record, where: str) -> tuple[list[str], Seen]:
+        """Return the texts of a record that is `usable`, and what else it has.
+
+        Raises BadInput for a record that a run would refuse.
+        """
         if is_chat(self.layout):
-            return problem_of(record, where, own_template=self.own_template)
+            talk = read_conversation(record, where, own=self.own_template)
+            return [message["content"] or "" for message in talk.messages], talk.seen
         if isinstance(record["text"], str):
-            return None
+            return [record["text"]], Seen()
         assert isinstance(self.layout, TextColumn)
         found = "nothing" if record["text"] is None else type(record["text"]).__name__
-        return f"{where}: under {self.layout.column!r} is {found} instead of text"
+        raise BadInput(f"{where}: under {self.layout.column!r} is {found} instead of text")
 
 
 @dataclass
@@ -80,8 +85,7 @@ class Look:
     shown: list[tuple[str, Record]] = field(default_factory=list)
     few: list[tuple[str, Record]] = field(default_factory=list)  # all, or none if there are many
     kept: list[str] = field(default_factory=list)
-    columns: dict[str, None] = field(default_factory=dict)
-    roles: dict[str, str] = field(default_factory=dict)  # other names, and what they mean
+    remarks: Remarks = field(default_factory=lambda: Remarks(ReplacedCharacters(None)))
 
     @property
     def is_chat(self) -> bool:
@@ -114,18 +118,21 @@ def look_at(reading: Reading, limit: int | None = None) -> Look:
 
 def _note(look: Look, item: Item) -> None:
     problem = item.problem
-    record: Record | None = None
+    texts: list[str] = []
     if item.record is not None:
-        look.columns.update(dict.fromkeys(item.record))
-        _note_roles(look, item.record)
         record = look.reading.usable(item.record)
-        problem = look.reading.problem(record, item.where)
-    if problem is not None or record is None:
+        try:
+            texts, seen = look.reading.text_of(record, item.where)
+            if not look.is_chat or not look.reading.direct:
+                seen = replace(seen, unread=unused(look.reading.layout, item.record))
+            look.remarks.note(seen, texts, item.where)
+        except BadInput as error:
+            problem = str(error)
+    if problem is not None or item.record is None:
         look.bad += 1
         if len(look.problems) < NAMED:
             look.problems.append(problem or item.where)
         return
-    texts = texts_of(record) if look.is_chat else [record["text"]]
     text = "\n".join(texts)
     if not text.strip():
         look.blank += 1
@@ -147,14 +154,6 @@ def _note(look: Look, item: Item) -> None:
         look.shown.append((item.where, record))
     if look.characters <= KEPT_CHARACTERS or not look.kept:
         look.kept += [part[:KEPT_CHARACTERS] for part in texts]
-
-
-def _note_roles(look: Look, record: Record) -> None:
-    layout = look.reading.layout
-    for name in names_of_roles([("", record)], layout) if isinstance(layout, TurnsColumn) else ():
-        role = meaning_of(name, look.reading.roles)
-        if role is not None and role != name:
-            look.roles[name] = role
 
 
 def in_words(look: Look) -> Iterator[str]:

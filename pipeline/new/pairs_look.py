@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from pion.data.chat.messages import Conversation, with_texts
 from pion.data.documents import languages
@@ -13,15 +12,16 @@ from pion.data.documents.file_to_documents import whole_characters
 from pion.data.preference.layouts import Pair, Preference, parse_preference
 from pion.data.preference.rendering import reason_without_ids
 from pion.data.preference.summary import MANY_LONGER, MOST_SWAPPED
+from pion.data.records.layouts import kind_of
+from pion.data.tokens.token_bytes import ReplacedCharacters
 from pion.errors import BadInput
 from pipeline.console.formats import counted, size
+from pipeline.data.remarks import Remarks
 from pipeline.new import sample as bounds
 from pipeline.new.files import IN_WORDS, Found, Group
 from pipeline.new.look import GUESSED, KEPT_CHARACTERS, NAMED
 from pipeline.new.sample import Sample, first_records, sample_of
 
-# The keys of answers in each layout that jobs read.
-_ANSWERS = ({"chosen", "rejected"}, {"preferred_output", "non_preferred_output"})
 DOCS = "docs/fine-tune.md#preferences"
 
 
@@ -47,6 +47,7 @@ class PairsLook:
     problems: list[str] = field(default_factory=list)
     first: Preference | None = None
     kept: list[str] = field(default_factory=list)
+    remarks: Remarks = field(default_factory=lambda: Remarks(ReplacedCharacters(None)))
     _characters: int = 0
 
     @property
@@ -71,12 +72,12 @@ class PairsLook:
 
 
 def has_preferences(found: Found) -> bool:
-    """Return whether data are preferences, by the keys of the first records.
+    """Return whether data are preferences, by the first records.
 
     Raises BadInput if only some of the files are.
     """
     kinds = {
-        file: _is_preference(items[0].record)
+        file: any(kind_of(item.record or {}) in ("pair", "label") for item in items)
         for group in found.groups
         for file, items in (first_records(group) if group.kind != "text" else ())
         if items
@@ -92,12 +93,6 @@ def has_preferences(found: Found) -> bool:
             "written."
         )
     return True
-
-
-def _is_preference(record: Any) -> bool:
-    keys = record.keys()
-    labelled = {"completion", "label"} <= keys and isinstance(record["label"], bool)
-    return labelled or any(answers <= keys for answers in _ANSWERS)
 
 
 def look_at_pairs(group: Group, limit: int | None = None) -> PairsLook:
@@ -128,6 +123,7 @@ def _add(look: PairsLook, found: Preference) -> str | None:
         )
     look.paired = paired
     texts = [*map(_text, found.conversations)]
+    look.remarks.note(found.conversations[0].seen, texts, found.conversations[0].where)
     look.first = look.first or found
     if reason := reason_without_ids(found):
         look.left_out[reason] += 1
@@ -168,6 +164,7 @@ def in_words(look: PairsLook) -> Iterator[str]:
     )
     read_as = "pairs of a chosen and a rejected answer" if look.paired else "answers with a label"
     yield f"read as: preferences, {read_as}"
+    yield from look.remarks.in_words()
     if not look.lengths:
         return
     yield (
@@ -184,7 +181,10 @@ def in_words(look: PairsLook) -> Iterator[str]:
 
 def warnings(look: PairsLook) -> list[str]:
     """Return what will probably disappoint, a sentence each."""
-    found = [f"read when this is not worth it, before you pay for it: {DOCS}"]
+    found = [
+        f"read when this is not worth it, before you pay for it: {DOCS}",
+        *look.remarks.warnings(),
+    ]
     if look.swapped > MOST_SWAPPED * len(look.lengths):
         found.append(
             f"in {look.swapped:,} pairs, the chosen answer has the lower score. If chosen and "

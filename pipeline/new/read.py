@@ -16,12 +16,14 @@ from pion.data.documents.file_to_documents import (
     LONGEST_LINE,
     PART_BYTES,
     RAISE_IT,
+    NotJsonLines,
     decoded,
-    json_of_line,
+    not_parquet,
     numbered_lines,
-    opened,
+    object_of_line,
     parquet_rows,
 )
+from pion.data.documents.unpack import unpacked
 from pion.errors import BadInput
 from pion.untrusted import open_file
 from pipeline.new.files import Kind
@@ -74,10 +76,10 @@ def read_file(kind: Kind, file: Path, most: float, progress: Progress) -> Iterat
 def _text(file: Path, progress: Progress, most: float) -> Iterator[Item]:
     """Yield the text of a file, in parts of whole lines if it is long, as a run reads it."""
     read = lines = 0
-    with open_file(file) as stream:
+    with open_file(file) as stored, unpacked(stored, file) as stream:
         while part := stream.read(int(min(PART_BYTES, most))):
             part += stream.readline(LONGEST_LINE)
-            progress.stored = read + len(part)
+            progress.stored = stored.tell()
             try:
                 text = decoded(part, str(file), read)
             except BadInput:
@@ -98,23 +100,26 @@ def _not_utf8(file: Path, part: bytes, lines: int) -> str:
 
 
 def _jsonl(file: Path, progress: Progress, most: float = math.inf) -> Iterator[Item]:
-    with opened(file) as stream:
-        where = f"{file}:0"
-        packed = getattr(stream, "fileobj", stream)
-        try:
+    where = f"{file}:0"
+    try:
+        with open_file(file) as stored, unpacked(stored, file) as stream:
             for where, line in numbered_lines(stream, file, LONGEST_LINE, RAISE_IT):
-                progress.stored = packed.tell()
+                progress.stored = stored.tell()
                 yield _of_line(line, where)
-        except BadInput as error:
-            text = str(error)
-            last = int(where.rpartition(":")[2])
-            place = "" if text.startswith(f"{file}:{last + 1}:") else f" (after line {last:,})"
-            yield Item(where, None, 0, f"{text}{place}")
+    except NotJsonLines:
+        raise
+    except BadInput as error:
+        text = str(error)
+        last = int(where.rpartition(":")[2])
+        place = "" if text.startswith(f"{file}:{last + 1}:") else f" (after line {last:,})"
+        yield Item(where, None, 0, f"{text}{place}")
 
 
 def _of_line(line: bytes, where: str) -> Item:
     try:
-        return _of_value(json_of_line(line, where), where, len(line))
+        return Item(where, object_of_line(line, where), len(line))
+    except NotJsonLines:
+        raise
     except BadInput as error:
         return Item(where, None, len(line), str(error))
 
@@ -127,8 +132,8 @@ def _of_value(value: Any, where: str, size: int) -> Item:
 
 
 def _json(file: Path, progress: Progress, most: float) -> Iterator[Item]:
-    with open_file(file) as stream:
-        beginning = stream.peek(1).lstrip(b"\xef\xbb\xbf \t\r\n")
+    with open_file(file) as stored, unpacked(stored, file) as stream:
+        beginning = stored.peek(1).lstrip(b"\xef\xbb\xbf \t\r\n")
         if not beginning.startswith(b"["):
             if beginning.split(b"\n", 1)[0].strip() in (b"", b"{"):
                 raise BadInput(
@@ -149,7 +154,7 @@ def _parquet(file: Path, progress: Progress, most: float) -> Iterator[Item]:
         with pyarrow.parquet.ParquetFile(file) as table:
             names, rows = tuple(table.schema_arrow.names), table.metadata.num_rows
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise BadInput(f"{file}: not a readable parquet file: {error}") from None
+        raise not_parquet(file, error) from None
     stored = file.stat().st_size
     for number, row in enumerate(parquet_rows(file, names, LONGEST_LINE), 1):
         progress.stored = math.ceil(stored * number / max(1, rows))
@@ -167,7 +172,7 @@ def _rough_size(value: Any) -> int:
 
 
 def _csv(file: Path, progress: Progress, most: float) -> Iterator[Item]:
-    with open_file(file) as stream:
+    with open_file(file) as stored, unpacked(stored, file) as stream:
         size = 0
 
         def lines() -> Iterator[str]:
@@ -183,6 +188,11 @@ def _csv(file: Path, progress: Progress, most: float) -> Iterator[Item]:
 
         given = lines()
         header = next(given, "")
+        if "\r" in header.rstrip("\r\n"):
+            raise BadInput(
+                f"{file}:1: the lines end with CR alone, as on old Macs. Convert them with: "
+                "tr '\\r' '\\n' < FILE > NEW.csv"
+            )
         delimiter = max(DELIMITERS, key=header.count)
         if file.suffix == ".tsv":
             delimiter = "\t"

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
-from pion.data.documents.file_to_documents import PARQUET_SUFFIXES
+from pion.data.documents.find_files import PACKED_SUFFIXES, PARQUET_SUFFIXES
 from pipeline.new.files import Group
 from pipeline.new.read import Item, Progress, read_file
 
 # So many bytes are read, of all files together.
 LOOK_BYTES = 64 << 20
-# Of so many files at most, if there are more bytes.
-MOST_FILES = 64
+# Of so many files at most, if there are more bytes; and else, too, because each takes time.
+MOST_FILES, MOST_SMALL_FILES = 64, 2_000
+# So many records are read, of all files together.
+MOST_RECORDS = 100_000
 # From so many files and records, the layout is known.
 LAYOUT_FILES, LAYOUT_RECORDS = 16, 100
+# So many records of a file, readable or not, are tried for that.
+TRIED_RECORDS = 1_000
 
 
 @dataclass
@@ -39,7 +44,8 @@ def first_records(group: Group) -> list[tuple[Path, list[Item]]]:
     found = []
     for file in spread(group.files, LAYOUT_FILES):
         items: list[Item] = []
-        for item in read_file(group.kind, file, LOOK_BYTES // LAYOUT_FILES, Progress()):
+        found_in = read_file(group.kind, file, LOOK_BYTES // LAYOUT_FILES, Progress())
+        for item in islice(found_in, TRIED_RECORDS):
             if item.record is not None:
                 items.append(item)
             if len(items) == LAYOUT_RECORDS:
@@ -56,13 +62,13 @@ def sample_of(group: Group, limit: int) -> Sample:
 
 
 def _items(group: Group, limit: int, sample: Sample) -> Iterator[Item]:
-    files = group.files
-    if sample.bytes > limit:
-        files = tuple(spread(files, MOST_FILES))
-        sample.whole = False
+    files = spread(group.files, MOST_FILES if sample.bytes > limit else MOST_SMALL_FILES)
+    sample.whole = sample.bytes <= limit and len(files) == len(group.files)
     for file in files:
-        progress = Progress()
-        yield from read_file(group.kind, file, _share(file, files, limit, sample), progress)
+        progress, most = Progress(), MOST_RECORDS // len(files)
+        found = read_file(group.kind, file, _share(file, files, limit, sample), progress)
+        yield from islice(found, most)
+        progress.whole = progress.whole and next(found, None) is None
         sample.files += 1
         sample.stored += file.stat().st_size if progress.whole else progress.stored
         sample.whole = sample.whole and progress.whole
@@ -72,7 +78,9 @@ def _share(file: Path, files: Sequence[Path], limit: int, sample: Sample) -> flo
     """Return how many bytes of a file are read, unpacked."""
     if sample.bytes > limit:
         return limit / len(files)
-    if file.name.endswith((".gz", *PARQUET_SUFFIXES)):  # it may have any size once it is unpacked
+    if file.name.endswith(
+        (*PACKED_SUFFIXES, *PARQUET_SUFFIXES)
+    ):  # it may have any size once it is unpacked
         return limit * file.stat().st_size / max(1, sample.bytes)
     return float("inf")
 

@@ -75,7 +75,10 @@ def _copy(
             problem, record = item.problem, {}
             if item.record is not None:
                 record = dict(reading.usable(item.record))
-                problem = reading.problem(record, item.where)
+                try:
+                    reading.text_of(record, item.where)
+                except BadInput as error:
+                    problem = str(error)
             done += item.bytes
             if problem is not None and not skip:
                 raise BadInput(f"{problem}. Nothing was written.")

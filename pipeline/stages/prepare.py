@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,7 @@ from pipeline.data.cleaning.decided import clean
 from pipeline.data.continuations import continuation_questions
 from pipeline.data.conversations_to_rows import (
     Elsewhere,
-    in_own_format,
-    in_template,
+    Writing,
     write_conversation_rows,
 )
 from pipeline.data.documents_to_rows import RowFormat
@@ -39,13 +38,12 @@ from pipeline.data.fingerprint import Part, check_unchanged, fingerprint_of
 from pipeline.data.foreign_shards import check_documents, take_hub_shards, take_local_shards
 from pipeline.data.pieces import has_pieces
 from pipeline.data.prepared import DATASET, PreparedData, PreparedSource, open_data
+from pipeline.data.remarks import Remarks
 from pipeline.data.sources import (
     Input,
-    Remarks,
     conversations,
     find_input,
     keep_all,
-    talks,
 )
 from pipeline.data.tokenizer import check_fits, origin, put_tokenizer, ready_tokenizer
 from pipeline.job import BinShards, HubNpyShards, Job, NpyShards, Source
@@ -275,16 +273,11 @@ def _write_conversations(
         files = tokenizer_files(place.parent)
         elsewhere = Elsewhere(reading.tasks, files, reading.in_pieces.finished)
     with closing(ChatFormat(place.parent / "tokenizer.json", tokenizer)) as written:
-        if written.own:
-            own = replace(in_own_format(tokenizer), elsewhere=elsewhere)
-            turns = conversations(job, found, remarks)
-            report = write_conversation_rows(turns, own, place, rows, what, say)
-        else:
-            theirs = replace(in_template(written.template, tokenizer), elsewhere=elsewhere)
-            read = talks(job, found, remarks)
-            report = write_conversation_rows(read, theirs, place, rows, what, say)
-    remarks.note_systems(report)
-    return report | _noted(remarks)
+        talks = conversations(job, found, own=written.own, remarks=remarks)
+        writing = Writing(written, elsewhere)
+        report = write_conversation_rows(talks, writing, place, rows, what, say)
+    remarks.note_counts(report)
+    return report | remarks.report()
 
 
 def _write_preferences(
@@ -300,12 +293,6 @@ _WRITE: dict[Part, Callable[..., dict[str, Any]]] = {
     "sft": _write_conversations,
     "prefer": _write_preferences,
 }
-
-
-def _noted(remarks: Remarks) -> dict[str, Any]:
-    """Return the part of a source's report with remarks about its texts, if there are any."""
-    words = remarks.in_words()
-    return {"remarks": words} if words else {}
 
 
 # ---------------------------------------------------------------- inputs
@@ -447,6 +434,7 @@ def _about(data: PreparedData) -> Iterator[str]:
                 f"answer of {split:,} conversations is a separate example"
             )
         yield from (f"{name}: {remark}" for remark in source.get("remarks", ()))
+        yield from (f"warning: {name}: {words}" for words in source.get("warnings", ()))
         if source.get("refusals"):
             refused = source["train_refused"] + source["held_out_refused"]
             first = "; ".join(source["refusals"])

@@ -15,7 +15,8 @@ from pipeline.console.messages import Say
 from pipeline.data.documents_to_rows import RowFormat
 from pipeline.data.preferences import kind_of_source, preferences
 from pipeline.data.preferences_to_rows import PreferenceRows, write_preference_rows
-from pipeline.data.sources import Input, Remarks
+from pipeline.data.remarks import Remarks
+from pipeline.data.sources import Input
 from pipeline.job import Job
 
 
@@ -61,11 +62,11 @@ def write_preferences(
         )
         read = preferences(job, found, remarks)
         summary, refusals = write_preference_rows(read, how, place, say)
-    remarks.systems, remarks.lost_systems = summary.tally.systems, summary.tally.lost_systems
-    return report_of(summary, refusals, [*remarks.in_words(), *summary.warnings()])
+    remarks.counts = summary.tally.seen
+    return report_of(summary, refusals, remarks)
 
 
-def report_of(summary: Summary, refusals: list[str], remarks: list[str]) -> dict[str, Any]:
+def report_of(summary: Summary, refusals: list[str], remarks: Remarks) -> dict[str, Any]:
     """Return the report of a source, with the names that the reports of conversations have."""
     return {
         "train_rows": summary.train.rows,
@@ -76,4 +77,4 @@ def report_of(summary: Summary, refusals: list[str], remarks: list[str]) -> dict
         "held_out_refused": 0,
         "refusals": refusals,
         "preferences": summary.record(),
-    } | ({"remarks": remarks} if remarks else {})
+    } | remarks.report(summary.warnings())

@@ -16,7 +16,8 @@ from pipeline.data.documents_to_rows import RowFormat, write_text_rows
 from pipeline.data.encode_piece import Encoding, Reading
 from pipeline.data.pieces import PIECE_BYTES, has_pieces
 from pipeline.data.pieces_to_rows import Finished, PieceSource, check_pieces, write_piece_rows
-from pipeline.data.sources import Input, Remarks, longest_line, texts
+from pipeline.data.remarks import Remarks
+from pipeline.data.sources import Input, longest_line, texts
 from pipeline.data.tasks import InThisProcess, Tasks, WithPauses
 from pipeline.job import Job
 
@@ -91,8 +92,7 @@ def write_text(
         report = write_text_rows(
             texts(job, found, remarks, kept), tokenizer, place, rows, what, say
         )
-    words = remarks.in_words()
-    return report | ({"remarks": words} if words else {})
+    return report | remarks.report()
 
 
 def check_text(reading: TextReading, place: Path, rows: RowFormat, say: Say) -> None:
@@ -113,7 +113,7 @@ def _pieces(reading: TextReading, tasks: Tasks, folder: Path) -> PieceSource:
     found, job, how = reading.found, reading.job, reading.in_pieces
     return PieceSource(
         Encoding(
-            Reading(found.source, found.key, longest_line(job), job.data.held_out),
+            Reading(found.source, found.key, longest_line(job), job.data.held_out, found.held_out),
             tokenizer_files(folder),
         ),
         found.files,

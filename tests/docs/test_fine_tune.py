@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pion.data.chat.conversation import parse_conversation
-from pion.data.chat.messages import parse_messages
+from pion.data.chat.messages import turns_of
 from pion.data.preference.layouts import Pair, parse_preference
+from pion.data.records.layouts import read_conversation
 from pion.train.preference_losses import METRICS
 from pipeline.job.prefer_section import Prefer
 from tests.paths import REPOSITORY
@@ -42,11 +42,13 @@ def test_its_job_is_valid_and_may_have_each_of_its_sources(tmp_path: Path) -> No
 
 def test_its_conversations_have_the_layouts_that_are_read() -> None:
     plain, with_tools, openhermes, _ = map(json.loads, blocks("json"))
-    roles = [[m["role"] for m in parse_messages(c, "here").messages] for c in (plain, openhermes)]
+    roles = [
+        [m["role"] for m in read_conversation(c, "here").messages] for c in (plain, openhermes)
+    ]
     assert roles == [["system", "user", "assistant"], ["user", "assistant"]]
     for record in (plain, openhermes):
-        assert parse_conversation(record, "here")[-1].role == "assistant"
-    found = parse_messages(with_tools, "here")
+        assert read_conversation(record, "here", own=True).messages[-1]["role"] == "assistant"
+    found = read_conversation(with_tools, "here")
     assert [message["role"] for message in found.messages] == [
         "user",
         "assistant",
@@ -84,5 +86,5 @@ def test_its_program_writes_a_table_as_conversations(
         csv.writer(table).writerows(rows)
     exec(program, {})
     lines = [json.loads(line) for line in Path("chat.jsonl").read_text().splitlines()]
-    read = [[turn.text for turn in parse_conversation(line, "here")] for line in lines]
+    read = [[turn.text for turn in turns_of(read_conversation(line, "here"))] for line in lines]
     assert read == [["Add.\n\n1, 2", "3"], ["Hi", 'Say "hi"']]

@@ -227,15 +227,20 @@ def test_progress_that_can_not_be_read_is_no_progress(tmp_path: Path) -> None:
 def test_packed_conversations_that_can_not_be_read_are_packed_again(
     tmp_path: Path, content: str
 ) -> None:
+    from pion.data.chat.chat_format import ChatFormat
     from pion.data.tokens.tokenizer import train_bpe
-    from pipeline.data.conversations_to_rows import _Packer, in_own_format
+    from pipeline.data.conversations_to_rows import Writing, _Packer
     from pipeline.data.documents_to_rows import RowFormat
 
     tokenizer = train_bpe(["a few words"], 260)
     counts = dict.fromkeys(("rows", *COUNTED), 0)
     for text in (content, json.dumps({"key": "k", "buffers": [{**counts, "rows": "x"}]})):
         (tmp_path / PROGRESS).write_text(text)
-        packer = _Packer(in_own_format(tokenizer), tmp_path, RowFormat(8, 4, "k"))
+        packer = _Packer(
+            Writing(ChatFormat(tmp_path / "tokenizer.json", tokenizer)),
+            tmp_path,
+            RowFormat(8, 4, "k"),
+        )
         assert packer.finish()[0].rows == 0
 
 

@@ -104,6 +104,23 @@ def messages(folder: Path, count: int = 200) -> Path:
     return write_lines(folder / "chats.jsonl", [{"messages": system + one} for one in found])
 
 
+def lists(folder: Path, count: int = 200) -> Path:
+    """Write questions and answers that are lists of messages."""
+    found = turns(count, "user", "assistant", "role", "content")
+    return write_lines(
+        folder / "lists.jsonl", [{"prompt": one[:-1], "completion": one[-1:]} for one in found]
+    )
+
+
+def as_text(folder: Path, count: int = 200) -> Path:
+    """Write conversations as JSON in a text, with a column of nulls."""
+    found = turns(count, "user", "assistant", "role", "content")
+    return write_lines(
+        folder / "saved.jsonl",
+        [{"conversations": None, "messages": json.dumps(one)} for one in found],
+    )
+
+
 def prompter(folder: Path, count: int = 200) -> Path:
     """Write conversations with names of roles that Pion reads as others."""
     found = turns(count, "Prompter", "bot", "from", "value")
@@ -149,6 +166,8 @@ GOOD: dict[str, Callable[[Path], Path]] = {
     "ShareGPT": sharegpt,
     "messages": messages,
     "prompter and bot": prompter,
+    "prompt and completion": lists,
+    "JSON in a text": as_text,
 }
 BROKEN: dict[str, Callable[[Path], Path]] = {
     "a line that is not JSON": bad_line,

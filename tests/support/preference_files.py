@@ -16,7 +16,8 @@ from pion.data.tokens.tokenizer import Tokenizer
 from pipeline.data.documents_to_rows import RowFormat
 from pipeline.data.preferences import preferences
 from pipeline.data.preferences_to_rows import PreferenceRows, write_preference_rows
-from pipeline.data.sources import Remarks, find_input
+from pipeline.data.remarks import Remarks
+from pipeline.data.sources import find_input
 from pipeline.job import JsonlFiles, Source
 from tests.support.corpora import make_job, save_tokenizer, sentences, shard_path, write_corpus
 from tests.support.tokenizer_kinds import write_files

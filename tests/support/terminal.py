@@ -1,4 +1,4 @@
-"""A terminal with a shell, in which tests do what people do: type, press keys, resize, look away."""
+"""A terminal with a shell, in which tests type, press keys, resize and look away, as people do."""
 
 from __future__ import annotations
 

@@ -13,9 +13,23 @@ from pathlib import Path
 from typing import Any
 
 from pion.data.chat.call_form import CallForm
-from pion.data.chat.conversation import ROLES, Turn, chat_template, tokenize
-from pion.data.chat.messages import Message
-from pion.data.chat.template import ChatTemplate
+from pion.data.chat.conversation import (
+    ROLES,
+    Tokenized,
+    Turn,
+    chat_template,
+    tokenize,
+    tokenize_batch,
+)
+from pion.data.chat.messages import (
+    THOUGHTS,
+    Conversation,
+    Message,
+    answers_in,
+    has_tools,
+    turns_of,
+)
+from pion.data.chat.template import ChatTemplate, Examples
 from pion.data.chat.template_source import RESERVED, find_template
 from pion.data.tokens.special_tokens import SpecialTokens, read_special_tokens
 from pion.data.tokens.tokenizer import Tokenizer
@@ -117,7 +131,26 @@ class ChatFormat:
         turns = [Turn(ROLES[message["role"]], message["content"]) for message in messages]
         return tokenize(self.tokenizer, turns, add_generation_prompt=True).ids.tolist()
 
+    def examples(self, conversations: Sequence[Conversation]) -> list[Examples]:
+        """Return what is learned from each conversation; refused ones say why.
+
+        Pion's own format has no place for tools and for thoughts. Raises BadInput if the template
+        can't be used at all.
+        """
+        if not self.own:
+            return self.template.tokenize_batch(conversations)
+        tokenized = tokenize_batch(self.tokenizer, map(turns_of, conversations))
+        return [_own(one, conversation) for one, conversation in zip(tokenized, conversations)]
+
     def close(self) -> None:
         """End the process that renders the template, if there is one."""
         if "template" in vars(self):
             self.template.close()
+
+
+def _own(one: Tokenized, conversation: Conversation) -> Examples:
+    answers = (conversation.messages[answer] for answer in answers_in(conversation))
+    thoughts = sum(THOUGHTS in answer for answer in answers)
+    return Examples(
+        (one,), thoughts=thoughts, lost_thoughts=thoughts, lost_tools=has_tools(conversation)
+    )

@@ -29,9 +29,6 @@ from pion.later_fields import closest, shown
 
 Role = Literal["system", "user", "assistant"]
 
-# The keys of a record that can hold a conversation; the first that is there does.
-CONVERSATION_KEYS = ("conversations", "messages")
-
 # The names of roles in data sets, and the role that each name means.
 ROLES: dict[str, Role] = {
     "system": "system",
@@ -54,8 +51,6 @@ ALIASES: dict[str, Role] = {
     "answer": "assistant",
     "response": "assistant",
 }
-# Turns of these roles are left out: Pion's own template has no tools.
-TOOLS = ("tool", "function")
 # What could control a terminal, or change the direction of its text. Newlines and tabs may stay.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
@@ -75,19 +70,14 @@ def unknown_role(name: str, roles: Iterable[str], where: str) -> BadInput:
     )
 
 
-def nothing_to_learn(answers: int, where: str) -> BadInput:
-    """Return the refusal of a conversation whose `answers` all have no text."""
-    empty = "whose answer is empty" if answers == 1 else f"whose {answers} answers are empty"
-    why = empty if answers else "with no assistant turn"
-    return BadInput(f"{where}: a conversation {why}: there is nothing to learn from it.")
-
-
 @dataclass(frozen=True)
 class Turn:
-    """One turn of a conversation, with its text as written; ``render`` strips the text."""
+    """One turn of a conversation, with its text as written; ``render`` strips the text. Of answers,
+    `learned` says whether they are learned, or only seen."""
 
     role: Role
     text: str
+    learned: bool = True
 
 
 class Tokenized(NamedTuple):
@@ -97,61 +87,12 @@ class Tokenized(NamedTuple):
     learned: np.ndarray
 
 
-def parse_conversation(record: Any, where: str) -> list[Turn]:
-    """Return the turns of a record in one of two layouts; other keys of the record are ignored.
-
-    The layouts are OpenHermes (``conversations: [{from, value}]``) and messages (``messages:
-    [{role, content}]``).
-
-    Args:
-        where: the record's file and line, for errors.
-
-    Raises:
-        BadInput: the record has another layout, an unknown role, or no assistant turn with text.
-    """
-    if isinstance(record, dict) and "conversations" in record:
-        turns, role_key, text_key = record["conversations"], "from", "value"
-    elif isinstance(record, dict) and "messages" in record:
-        turns, role_key, text_key = record["messages"], "role", "content"
-    else:
-        keys = ", ".join(map(repr, record)) if isinstance(record, dict) else type(record).__name__
-        raise BadInput(
-            f"{where}: not a conversation: expected a key 'conversations' "
-            f"([{{from, value}}]) or 'messages' ([{{role, content}}]), found {keys or 'no key'}."
-        )
-    if not isinstance(turns, list):
-        raise BadInput(f"{where}: the turns must be a list, not {type(turns).__name__}.")
-    parsed = []
-    for number, turn in enumerate(turns, start=1):
-        if not (
-            isinstance(turn, dict)
-            and isinstance(turn.get(role_key), str)
-            and isinstance(turn.get(text_key), str | None)
-            and text_key in turn
-        ):
-            raise BadInput(
-                f"{where}: turn {number} must be {{{role_key!r}: text, {text_key!r}: text}}, "
-                f"found {json.dumps(turn, default=str)[:80]}."
-            )
-        role = role_of(turn[role_key])
-        if role is None and turn[role_key].strip().lower() not in TOOLS:
-            raise unknown_role(
-                turn[role_key], (*dict.fromkeys(ROLES.values()), *TOOLS), f"{where}: turn {number}"
-            )
-        if role is not None:
-            parsed.append(Turn(role, turn[text_key] or ""))
-    answers = [turn for turn in parsed if turn.role == "assistant"]
-    if not any(turn.text.strip() for turn in answers):
-        raise nothing_to_learn(len(answers), where)
-    return [turn for turn in parsed if turn.text]
-
-
 def render(
     tokenizer: Tokenizer, turns: Iterable[Turn], *, add_generation_prompt: bool = False
 ) -> tuple[str, list[tuple[int, int]]]:
-    """Return the text of a conversation and its learned ``[start, end)`` spans in characters.
+    """Return the text of a conversation and the ``[start, end)`` spans of its answers.
 
-    The model learns the text, newline and end-of-text of each assistant turn. With
+    They count characters. The span of an answer has its text, newline and end-of-text. With
     ``add_generation_prompt`` the text ends where the assistant's next answer begins.
     """
     text, spans = "", []
@@ -178,16 +119,28 @@ def tokenize(
     The prompt up to ``<|assistant|>\\n`` has the same ids with and without an answer after it:
     texts are stripped, so no token spans the marker's newline and the answer.
     """
-    return _tokenize_rendered(
-        tokenizer, [render(tokenizer, turns, add_generation_prompt=add_generation_prompt)]
-    )[0]
+    turns = list(turns)
+    rendered = render(tokenizer, turns, add_generation_prompt=add_generation_prompt)
+    return _only_learned(tokenizer, turns, _tokenize_rendered(tokenizer, [rendered])[0])
 
 
 def tokenize_batch(
     tokenizer: Tokenizer, conversations: Iterable[Iterable[Turn]]
 ) -> list[Tokenized]:
     """Return ``tokenize`` of each conversation, using all cores."""
-    return _tokenize_rendered(tokenizer, [render(tokenizer, turns) for turns in conversations])
+    given = [list(turns) for turns in conversations]
+    tokenized = _tokenize_rendered(tokenizer, [render(tokenizer, turns) for turns in given])
+    return [_only_learned(tokenizer, turns, one) for turns, one in zip(given, tokenized)]
+
+
+def _only_learned(tokenizer: Tokenizer, turns: Sequence[Turn], one: Tokenized) -> Tokenized:
+    """Return a conversation with a mask without the answers that are only seen."""
+    answers = [turn.learned for turn in turns if turn.role == "assistant" and turn.text.strip()]
+    if all(answers):
+        return one
+    ends = np.flatnonzero(one.learned & (one.ids == tokenizer.end_of_text))
+    kept = np.array([*answers, False])[np.searchsorted(ends, np.arange(len(one.ids)))]
+    return Tokenized(one.ids, one.learned & kept)
 
 
 def chat_template(tokenizer: Tokenizer) -> str:

@@ -13,13 +13,30 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from pion.data.chat.conversation import defused, nothing_to_learn, role_of, unknown_role
+from pion.data.chat.conversation import ROLES, Turn, defused
 from pion.errors import BadInput
 from pion.later_fields import shown
 
 # The roles that templates know. `developer` is a newer name of `system`.
-KNOWN_ROLES = ("system", "developer", "user", "assistant", "tool")
+KNOWN_ROLES = ("system", "user", "assistant", "tool")
+# What was thought before a message. Some templates know it as `thinking`, so a message has both.
+THOUGHTS = "reasoning_content"
 Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a record has besides what is learned from it.
+
+    Attributes:
+        layout: what its keys are, in words; "" for a list of turns.
+        unread: filled keys that are not read.
+        roles: other names of roles, and the role that each was read as.
+    """
+
+    layout: str = ""
+    unread: tuple[str, ...] = ()
+    roles: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -30,6 +47,7 @@ class Conversation:
         where: the record's file and line, for errors.
         context: of so many leading messages nothing is learned: both sides of a preference share
             them.
+        seen: what else its record has.
         options: what the caller sets in the template (`enable_thinking`).
     """
 
@@ -37,43 +55,54 @@ class Conversation:
     tools: Sequence[dict[str, Any]] | None
     where: str
     context: int = 0
+    seen: Seen = field(default=Seen(), compare=False)
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def parse_messages(record: Any, where: str) -> Conversation:
-    """Return the conversation of a record in one of the layouts of `parse_conversation`.
-
-    A message keeps all of its keys (`tool_calls`, `name`, …), and its content may be null. Only
-    keys that are null are left out, because tables have every key in every row. Other names
-    of roles (`role_of`) become these. Messages after the last answer teach nothing and are left
-    out.
-
-    Args:
-        where: the record's file and line, for errors.
+def learnable(conversation: Conversation) -> Conversation:
+    """Return a conversation as a template gets it: without messages that say nothing, and without
+    those after the last answer that is learned.
 
     Raises:
-        BadInput: the record has another layout, an unknown role, or no answer.
+        BadInput: nothing is learned.
     """
-    if isinstance(record, dict) and isinstance(record.get("conversations"), list):
-        turns, role_key, text_key = record["conversations"], "from", "value"
-    elif isinstance(record, dict) and isinstance(record.get("messages"), list):
-        turns, role_key, text_key = record["messages"], "role", "content"
-    else:
-        raise BadInput(
-            f"{where}: not a conversation: expected a list under 'conversations' "
-            f"([{{from, value}}]) or 'messages' ([{{role, content}}]), found {shown(record)}"
-        )
-    messages = [
-        parse_message(turn, role_key, text_key, f"{where}: turn {number}")
-        for number, turn in enumerate(turns, 1)
+    said, context = [], conversation.context
+    for number, message in enumerate(conversation.messages):
+        if says_something(message):
+            said.append(message)
+        elif number < conversation.context:
+            context -= 1
+    answers = answers_in(replace(conversation, messages=said, context=context))
+    if not answers:
+        raise nothing_to_learn(conversation)
+    return replace(conversation, messages=said[: answers[-1] + 1], context=context)
+
+
+def turns_of(conversation: Conversation) -> list[Turn]:
+    """Return a conversation as Pion's own format has it: without calls and results of tools."""
+    seen = {i for i, m in enumerate(conversation.messages) if m["role"] == "assistant"}
+    seen -= {*answers_in(conversation)}
+    return [
+        Turn(ROLES[message["role"]], message["content"], number not in seen)
+        for number, message in enumerate(conversation.messages)
+        if message["role"] != "tool" and message.get("content")
     ]
-    answers = sum(message["role"] == "assistant" for message in messages)
-    messages = [message for message in messages if says_something(message)]
-    while messages and messages[-1]["role"] != "assistant":
-        messages.pop()
-    if not messages:
-        raise nothing_to_learn(answers, where)
-    return Conversation(messages, parse_tools(record.get("tools"), where), where)
+
+
+def nothing_to_learn(conversation: Conversation) -> BadInput:
+    """Return the refusal of a conversation of which nothing is learned."""
+    messages, where = conversation.messages, conversation.where
+    answers = [message for message in messages if message["role"] == "assistant"]
+    said = [message for message in answers if says_something(message)]
+    why = "with no assistant turn"
+    if said and any(message.get("learned", True) for message in said):
+        why = "whose answers only call tools, for which Pion's own template has no place"
+    elif said:
+        why = "whose answers all have weight 0"
+    elif answers:
+        one = len(answers) == 1
+        why = "whose answer is empty" if one else f"whose {len(answers)} answers are empty"
+    return BadInput(f"{where}: a conversation {why}: there is nothing to learn from it.")
 
 
 def harmless(conversation: Conversation, specials: Iterable[str]) -> Conversation:
@@ -95,21 +124,6 @@ def harmless(conversation: Conversation, specials: Iterable[str]) -> Conversatio
     )
 
 
-def parse_message(turn: Any, role_key: str, text_key: str, where: str) -> Message:
-    """Return one message, as `parse_messages` does. Raises BadInput, naming `where`."""
-    if not isinstance(turn, dict) or not isinstance(turn.get(role_key), str):
-        raise BadInput(f"{where} must be an object with text under {role_key!r}: {shown(turn)}")
-    named = turn[role_key].strip().lower()
-    role = named if named in KNOWN_ROLES else role_of(named)
-    if role is None:
-        raise unknown_role(turn[role_key], KNOWN_ROLES, where)
-    content = turn.get(text_key)
-    if not isinstance(content, str | None):
-        raise BadInput(f"{where}: {text_key!r} must be text or null, not {shown(content)}")
-    rest = {k: v for k, v in turn.items() if v is not None and k not in (role_key, text_key)}
-    return {"role": role, "content": content, **rest}
-
-
 def says_something(message: Message) -> bool:
     """Return whether a message has a text or calls. An empty result of a tool says something."""
     return bool(
@@ -121,17 +135,19 @@ def says_something(message: Message) -> bool:
 
 def system_texts(conversation: Conversation) -> list[str]:
     """Return the texts of the system messages."""
-    systems = (m for m in conversation.messages if m["role"] in ("system", "developer"))
+    systems = (m for m in conversation.messages if m["role"] == "system")
     return [message["content"] or "" for message in systems]
 
 
-def parse_tools(tools: Any, where: str) -> list[dict[str, Any]] | None:
-    """Return the tools of a record, if it has any. Raises BadInput unless they are objects."""
-    if not tools:
-        return None
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise BadInput(f"{where}: 'tools' must be a list of objects, not {shown(tools)}")
-    return tools
+def tool_names(conversation: Conversation) -> list[str]:
+    """Return the names of the tools that may be called."""
+    return _names_of({"tool_calls": conversation.tools})
+
+
+def has_tools(conversation: Conversation) -> bool:
+    """Return whether a conversation has tools, calls of tools or results of them."""
+    used = (m["role"] == "tool" or m.get("tool_calls") for m in conversation.messages)
+    return bool(conversation.tools) or any(used)
 
 
 def with_texts(value: Any, change: Callable[[str], str]) -> Any:
@@ -146,11 +162,13 @@ def with_texts(value: Any, change: Callable[[str], str]) -> Any:
 
 
 def answers_in(conversation: Conversation) -> list[int]:
-    """Return the numbers of the assistant's messages after the context, counted from 0."""
+    """Return the numbers of the answers that are learned, counted from 0: after the context."""
     return [
         i
         for i, message in enumerate(conversation.messages)
-        if message["role"] == "assistant" and i >= conversation.context
+        if message["role"] == "assistant"
+        and i >= conversation.context
+        and message.get("learned", True)
     ]
 
 
@@ -188,10 +206,11 @@ def _with_json(call: Any) -> Any:
     return {**call, "function": {**function, "arguments": arguments}}
 
 
-def calls_before(conversation: Conversation) -> list[int]:
-    """Return the numbers of the assistant's messages with calls in the context."""
-    leading = conversation.messages[: conversation.context]
-    return [i for i, m in enumerate(leading) if m["role"] == "assistant" and m.get("tool_calls")]
+def calls_before(conversation: Conversation, answers: Sequence[int]) -> list[int]:
+    """Return the numbers of the assistant's messages with calls that are not learned."""
+    leading = enumerate(conversation.messages[: answers[-1]] if answers else ())
+    calls = [i for i, m in leading if m["role"] == "assistant" and m.get("tool_calls")]
+    return [i for i in calls if i not in answers]
 
 
 def lost_call(

@@ -27,6 +27,7 @@ import numpy as np
 from pion.data.chat.call_form import PROBE, CallForm, form_of
 from pion.data.chat.conversation import Tokenized
 from pion.data.chat.messages import (
+    THOUGHTS,
     Conversation,
     Message,
     answers_in,
@@ -37,9 +38,11 @@ from pion.data.chat.messages import (
     lost_call,
     says_something,
     system_texts,
+    tool_names,
 )
 from pion.data.chat.renderer import Refused, Rendered, RenderedTurn, Renderer
 from pion.data.chat.template_mask import AnswerFinder, EncodedText
+from pion.data.chat.template_rules import Probe, broken_rule
 from pion.data.chat.template_source import find_template, template_date
 from pion.data.tokens.special_tokens import read_special_tokens
 from pion.data.tokens.token_names import token_names
@@ -66,6 +69,9 @@ class Examples:
         refused: why the conversation can't be learned, with its file and line; None if it can.
         systems: how many system messages a learned conversation has.
         lost_systems: how many of these the template leaves out of the text.
+        thoughts: how many learned answers have thoughts before them.
+        lost_thoughts: how many of these the template leaves out.
+        lost_tools: whether tools, calls of tools or their results are left out.
     """
 
     tokenized: tuple[Tokenized, ...] = ()
@@ -73,6 +79,13 @@ class Examples:
     refused: str | None = None
     systems: int = 0
     lost_systems: int = 0
+    thoughts: int = 0
+    lost_thoughts: int = 0
+    lost_tools: bool = False
+
+
+# What is counted of conversations: the numbers of `Examples`.
+COUNTS = ("systems", "lost_systems", "thoughts", "lost_thoughts", "lost_tools")
 
 
 class ChatTemplate:
@@ -96,6 +109,7 @@ class ChatTemplate:
         self._where = str(folder)
         self._tokenizer = tokenizer
         self._marks = marks_of(source, tokenizer)
+        self._probed: dict[Probe, bool] = {}
         self._renderer = Renderer(source, token_names(folder), template_date(folder), str(folder))
         try:
             self.end_of_turn: int | None = self._end_of_turn()
@@ -152,6 +166,29 @@ class ChatTemplate:
             BadInput: the template can't be used at all: it has wrong syntax, needs more than a
                 gigabyte, or takes too long.
         """
+        given = list(conversations)
+        return [
+            example
+            if example.refused is None
+            else replace(example, refused=self._explained(conversation, example.refused))
+            for conversation, example in zip(given, self._tokenized(given), strict=True)
+        ]
+
+    def _explained(self, conversation: Conversation, refused: str) -> str:
+        """Return which rule a refused conversation breaks; `refused` itself if none is known."""
+        words = broken_rule(conversation.messages, self._refuses)
+        said = f"{conversation.where}: the chat template refuses this conversation: {words}"
+        return refused if words is None else said
+
+    def _refuses(self, probe: Probe) -> bool:
+        """Return whether a conversation of messages by these roles is refused."""
+        if probe not in self._probed:
+            messages = [{"role": role, "content": "Hello"} for role in probe]
+            (example,) = self._tokenized([Conversation(messages, None, "a few messages")])
+            self._probed[probe] = example.refused is not None
+        return self._probed[probe]
+
+    def _tokenized(self, conversations: Sequence[Conversation]) -> list[Examples]:
         rendered = [self._rendered(conversation) for conversation in conversations]
         wholes = [found.text for _, found in rendered if isinstance(found, Rendered)]
         encoded = iter(self._finder.encode(wholes))
@@ -170,7 +207,7 @@ class ChatTemplate:
                 f"{conversation.where}: the conversation has {len(answers):,} answers; a chat "
                 f"template is used for at most {MOST_ANSWERS}"
             )
-        before = calls_before(conversation)
+        before = calls_before(conversation, answers)
         refusals: list[str] = []
         for form in forms_of(conversation):
             try:
@@ -203,14 +240,12 @@ class ChatTemplate:
     ) -> Examples:
         spans = [self._finder.span(whole, turn) for turn in rendered.turns]
         found = [span for span in spans if span is not None]
-        systems = system_texts(conversation)
-        written = _words(rendered.text) if systems else ""
-        lost = sum(_words(text) not in written for text in systems)
+        counts = _counts(conversation, rendered)
         if len(found) == len(spans):
             if endless := self._endless(conversation, [whole.ids[end - 1] for _, end in found]):
                 return Examples(refused=endless)
             rows = (self._masked(whole, found),)
-            return Examples(rows, systems=len(systems), lost_systems=lost)
+            return Examples(rows, **counts)
         texts = [_joined(rendered.text, turn.turn) for turn in rendered.turns]
         examples, ends = [], []
         encoded = self._finder.encode(texts)
@@ -224,7 +259,7 @@ class ChatTemplate:
             if endless := self._endless(conversation, ends):
                 return Examples(refused=endless)
             examples.append(self._masked(text, [span]))
-        return Examples(tuple(examples), split=True, systems=len(systems), lost_systems=lost)
+        return Examples(tuple(examples), split=True, **counts)
 
     def _endless(self, conversation: Conversation, ends: Sequence[int]) -> str | None:
         """Return why a conversation is refused whose answers end with these ids, if it is."""
@@ -277,6 +312,24 @@ def marks_of(source: str, tokenizer: Tokenizer) -> dict[str, int]:
         if text in source and not _TAG.fullmatch(text)
     }
     return tokenizer.special_ids | named
+
+
+def _counts(conversation: Conversation, rendered: Rendered) -> dict[str, Any]:
+    """Return what `Examples` counts of a conversation."""
+    written = _words(rendered.text)
+    systems = [_words(text) not in written for text in system_texts(conversation)]
+    thoughts = [
+        _words(thought) not in _words(_joined(rendered.text, turn.turn)[turn.prompt[0] :])
+        for turn, answer in zip(rendered.turns, answers_in(conversation), strict=True)
+        if (thought := conversation.messages[answer].get(THOUGHTS))
+    ]
+    return {
+        "systems": len(systems),
+        "lost_systems": sum(systems),
+        "thoughts": len(thoughts),
+        "lost_thoughts": sum(thoughts),
+        "lost_tools": any(name not in rendered.text for name in tool_names(conversation)),
+    }
 
 
 def _words(text: str) -> str:

@@ -7,29 +7,26 @@ only the columns asked for are read, and one row is in Python at a time.
 
 from __future__ import annotations
 
-import glob
-import gzip
 import re
-import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
+from pion.data.documents.unpack import opened, other_than_text
+from pion.data.records.fields import NOT_READ
 from pion.errors import BadInput
 from pion.untrusted import open_file, parse_json
 
 if TYPE_CHECKING:
     import pyarrow
 
-TEXT_SUFFIXES = (".txt", ".md")
-JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".ndjson", ".ndjson.gz")
-PARQUET_SUFFIXES = (".parquet",)
 # A text file is read in parts of this many bytes.
 PART_BYTES = 4 << 20
 # Bytes of the longest line of a text or of JSON Lines, unless the caller says otherwise.
 LONGEST_LINE = 16_000_000
+# So many blank lines may come one after another: a small packed file can have billions of them.
+MOST_BLANK = 1_000_000
 RAISE_IT = ". If the line is meant to be so long, raise data.max_line_mb"
 # Few, because a small file can say that all of its rows have the same long text.
 ROWS_AT_ONCE = 16
@@ -38,18 +35,23 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Document:
-    """A text and its origin: a file, a file:line or a name in a data set."""
+    """A text and its origin: a file, a file:line or a name in a data set.
+
+    `held_out` is whether the name of its file says that it is held out; None: names say nothing.
+    """
 
     text: str
     origin: str
+    held_out: bool | None = None
 
 
 @dataclass(frozen=True)
 class Record:
-    """One JSON object or table row, and its origin."""
+    """One JSON object or table row, and its origin; `held_out` as of a document."""
 
     value: dict[str, Any]
     origin: str
+    held_out: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Span:
             before the end belongs to the span.
         seen: of a text, the bytes that were read when the part at `start` was cut; `end` is then
             the bytes that were read when the first part of the next span was cut.
+        held_out: as of its documents.
     """
 
     file: Path
@@ -71,68 +74,20 @@ class Span:
     start: int = 0
     end: int | None = None
     seen: int = 0
-
-
-def list_files(path: Path, suffixes: tuple[str, ...], key: str) -> list[Path]:
-    """Return the files that `path` names, sorted; see `find_files`."""
-    return find_files(path, suffixes, key)[0]
-
-
-def find_files(path: Path, suffixes: tuple[str, ...], key: str) -> tuple[list[Path], list[str]]:
-    """Return the files that `path` names, sorted, and a sentence for each reason to leave some out.
-
-    `path` is a file, a folder whose files have one of `suffixes`, or a glob. A file that several
-    links lead to counts once. `key` is the job's key with the path, for the message. Raises
-    BadInput if no file matches.
-    """
-    if path.is_file():
-        return [path], []
-    if path.exists() and not path.is_dir():
-        raise BadInput(f"{key}: {path} is not a regular file, so it was not read")
-    if path.is_dir():
-        named = [p for p in path.rglob("*") if p.name.endswith(suffixes)]
-        wanted = " or ".join(f"*{suffix}" for suffix in suffixes)
-        problem = f"no {wanted} file in the folder {path}"
-    elif glob.has_magic(str(path)):
-        named = [Path(p) for p in glob.glob(str(path), recursive=True)]
-        problem = f"no file matches {path}"
-    else:
-        named, problem = [], f"no such file or folder: {path}"
-    files: dict[Path, Path] = {}
-    again, odd = [], []
-    for each in sorted((p for p in named if not p.is_dir()), key=lambda p: p.as_posix()):
-        if not each.is_file():
-            odd.append(each)
-        elif files.setdefault(each.resolve(), each) != each:
-            again.append(each)
-    if not files:
-        raise BadInput(f"{key}: {problem}")
-    words = [
-        f"left out, {why}: {len(them)}, such as {them[0]}"
-        for them, why in (
-            (again, "read already by another name"),
-            (odd, "neither a file nor a folder"),
-        )
-        if them
-    ]
-    return list(files.values()), words
+    held_out: bool | None = None
 
 
 def text_documents(
-    path: Path, split: str, key: str, longest: int = LONGEST_LINE
+    spans: Iterable[Span], split: str, key: str, longest: int = LONGEST_LINE
 ) -> Iterator[Document]:
     """Yield a document for each UTF-8 file, or with split="paragraph" for each paragraph.
 
     A file of more than 4 MB is read in parts, cut at line breaks, and each part is a document.
-    Paragraphs are separated by blank lines. Raises BadInput for a missing path, text that is not
-    UTF-8, a line of more than `longest` bytes, and a corpus without any text.
+    Paragraphs are separated by blank lines. Raises BadInput for text that is not UTF-8, a line of
+    more than `longest` bytes, and a corpus without any text.
     """
-    found = (
-        document
-        for file in list_files(path, TEXT_SUFFIXES, key)
-        for document in texts_in(Span(file), split, longest)
-    )
-    yield from at_least_one(found, f"{key}: the corpus is empty: no text in {path}")
+    found = (document for span in spans for document in texts_in(span, split, longest))
+    yield from at_least_one(found, f"{key}: the corpus is empty: it has no text")
 
 
 def texts_in(span: Span, split: str, longest: int = LONGEST_LINE) -> Iterator[Document]:
@@ -142,21 +97,17 @@ def texts_in(span: Span, split: str, longest: int = LONGEST_LINE) -> Iterator[Do
         for text in re.split(r"\n\s*\n", part) if split == "paragraph" else [part]:
             if text.strip():
                 number += 1
-                yield Document(text, f"{span.file}#{number}")
+                yield Document(text, f"{span.file}#{number}", span.held_out)
 
 
-def jsonl_records(path: Path, key: str, longest: int = LONGEST_LINE) -> Iterator[Record]:
-    """Yield a record for each line of JSON Lines files, also .gz files. Blank lines are skipped.
+def jsonl_records(spans: Iterable[Span], key: str, longest: int = LONGEST_LINE) -> Iterator[Record]:
+    """Yield a record for each line of JSON Lines files. Blank lines are skipped.
 
     Raises BadInput for a line that is not a JSON object or has more than `longest` bytes, naming
     the file and line, for a damaged file, and for a corpus without any line.
     """
-    found = (
-        record
-        for file in list_files(path, JSONL_SUFFIXES, key)
-        for record in lines_in(Span(file), longest)
-    )
-    yield from at_least_one(found, f"{key}: the corpus is empty: no line in {path}")
+    found = (record for span in spans for record in lines_in(span, longest))
+    yield from at_least_one(found, f"{key}: the corpus is empty: it has no line")
 
 
 def lines_in(span: Span, longest: int = LONGEST_LINE) -> Iterator[Record]:
@@ -167,13 +118,29 @@ def lines_in(span: Span, longest: int = LONGEST_LINE) -> Iterator[Record]:
         size = None if span.end is None else span.end - span.start
         numbered = numbered_lines(stream, span.file, longest, RAISE_IT, span.first, size)
         for where, line in numbered:
-            yield _record(json_of_line(line, where), where)
+            yield Record(object_of_line(line, where), where, span.held_out)
 
 
-def _record(value: Any, where: str) -> Record:
+class NotJsonLines(BadInput):
+    """A file is one JSON document, so none of its lines is a record."""
+
+
+def object_of_line(line: bytes, where: str) -> dict[str, Any]:
+    """Return the JSON object of a line. Raises BadInput if it has none.
+
+    Raises NotJsonLines for the first line of a document.
+    """
+    file, _, number = where.rpartition(":")
+    if number == "1" and (line.lstrip(b"\xef\xbb\xbf \t")[:1] == b"[" or line.strip() == b"{"):
+        what, how = ("a list", ".[]") if b"[" in line else ("an object", ".")
+        raise NotJsonLines(
+            f"{file} is one JSON document ({what}), not JSON Lines, which have an object on each "
+            f"line. Convert it with: jq -c '{how}' FILE > NEW.jsonl"
+        )
+    value = json_of_line(line, where)
     if not isinstance(value, dict):
         raise BadInput(f"{where}: found a {type(value).__name__} instead of a JSON object")
-    return Record(value, where)
+    return value
 
 
 def json_lines(
@@ -204,19 +171,22 @@ def numbered_lines(
     There are `number` lines before. No line begins after `size` bytes. Raises BadInput as
     `json_lines` does, except for what is in the lines.
     """
-    read = blank = 0
-    while (size is None or read < size) and (line := _line(stream, file, longest)):
+    read = blank = blanks = 0
+    while (size is None or read < size) and (line := stream.readline(longest + 2)):
         number += 1
         read += len(line)
         where = f"{file}:{number}"
         if len(line) - line.endswith(b"\n") > longest:
             raise BadInput(f"{where}: the line has more than {longest:,} bytes{advice}")
         if not line.strip():
-            blank += len(line)
-            if blank > longest:
-                raise BadInput(f"{where}: more than {longest:,} bytes of blank lines. Remove them")
+            blank, blanks = blank + len(line), blanks + 1
+            if blank > longest or blanks > MOST_BLANK:
+                raise BadInput(
+                    f"{where}: more than {longest:,} bytes or {MOST_BLANK:,} lines are blank. "
+                    "Remove them"
+                )
         else:
-            blank = 0
+            blank = blanks = 0
             yield where, line
 
 
@@ -226,55 +196,57 @@ def json_of_line(line: bytes, where: str) -> Any:
 
 
 def parquet_records(
-    path: Path, key: str, columns: tuple[str, ...], longest: int = LONGEST_LINE
+    spans: Iterable[Span], key: str, columns: tuple[str, ...], longest: int = LONGEST_LINE
 ) -> Iterator[Record]:
-    """Yield a record with those of `columns` that are there for each row of parquet files.
+    """Yield a record for each row of parquet files. Only `columns` are read.
 
     Without any of `columns`, the record has the names of the others. Raises BadInput for a file
     that is not parquet, for a text of more than `longest` bytes, naming the file and row, and for a
     corpus without any row.
     """
-    found = (
-        record
-        for file in list_files(path, PARQUET_SUFFIXES, key)
-        for record in rows_in(Span(file), columns, longest)
-    )
-    yield from at_least_one(found, f"{key}: the corpus is empty: no row in {path}")
+    found = (record for span in spans for record in rows_in(span, columns, longest))
+    yield from at_least_one(found, f"{key}: the corpus is empty: it has no row")
 
 
 def rows_in(span: Span, columns: tuple[str, ...], longest: int = LONGEST_LINE) -> Iterator[Record]:
     """Yield the records of a span of a parquet file. Raises BadInput as `parquet_records` does."""
     rows = parquet_rows(span.file, columns, longest, span)
     for number, value in enumerate(rows, span.first + 1):
-        yield Record(value, f"{span.file} row {number}")
+        yield Record(value, f"{span.file} row {number}", span.held_out)
 
 
-def record_documents(records: Iterator[Record], field: str, key: str) -> Iterator[Document]:
-    """Yield the text under `field` of every record; blank texts are skipped.
+def record_documents(
+    records: Iterator[Record], field: str, key: str, blank: Callable[[], object] = lambda: None
+) -> Iterator[Document]:
+    """Yield the text under `field` of every record. `blank` is called for each null or blank text,
+    which is skipped.
 
     Raises BadInput if `field` is missing or is not text, naming the record and its fields, and if
     every text is blank.
     """
-    texts = texts_under(field, records, key)
+    texts = texts_under(field, records, key, blank)
     yield from at_least_one(texts, f"{key}: the corpus is empty: every {field!r} is blank")
 
 
-def texts_under(field: str, records: Iterable[Record], key: str) -> Iterator[Document]:
+def texts_under(
+    field: str, records: Iterable[Record], key: str, blank: Callable[[], object]
+) -> Iterator[Document]:
     """Yield the text under `field` of every record, as `record_documents` does."""
-    found = (_document(record, field, key) for record in records)
-    return (document for document in found if document.text.strip())
-
-
-def _document(record: Record, field: str, key: str) -> Document:
-    text = record.value.get(field)
-    if not isinstance(text, str):
-        problem = (
-            f"no field {field!r}; its fields: {', '.join(map(str, record.value)) or 'none'}"
-            if field not in record.value
-            else f"field {field!r} is not text but {type(text).__name__}"
-        )
-        raise BadInput(f"{record.origin}: {problem} (set {key}.field)")
-    return Document(text, record.origin)
+    for record in records:
+        text = record.value.get(field)
+        if text is None and field in record.value:
+            text = ""
+        if not isinstance(text, str):
+            problem = (
+                f"no field {field!r}; its fields: {', '.join(map(str, record.value)) or 'none'}"
+                if field not in record.value
+                else f"field {field!r} is not text but {type(text).__name__}"
+            )
+            raise BadInput(f"{record.origin}: {problem} (set {key}.field)")
+        if text.strip():
+            yield Document(text, record.origin, record.held_out)
+        else:
+            blank()
 
 
 def at_least_one(items: Iterable[T], otherwise: str) -> Iterator[T]:
@@ -292,30 +264,12 @@ def whole_characters(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-@contextmanager
-def opened(file: Path) -> Iterator[BinaryIO]:
-    """Open a regular file for reading bytes; a .gz is unpacked. Raises as `open_file` does."""
-    with open_file(file) as stream:
-        if file.suffix == ".gz":
-            with gzip.GzipFile(fileobj=stream) as unpacked:
-                yield unpacked  # type: ignore[misc]
-        else:
-            yield stream
-
-
-def _line(stream: BinaryIO, file: Path, longest: int) -> bytes:
-    """Return the next line, or the beginning of a line of more than `longest` bytes."""
-    try:
-        return stream.readline(longest + 2)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise BadInput(f"{file}: damaged gzip file: {error}") from None
-
-
 def _parts(span: Span, longest: int) -> Iterator[str]:
     """Yield the text of a span: whole, or in parts of about PART_BYTES if there is more."""
     start, seen = span.start, span.seen or PART_BYTES
-    with open_file(span.file) as stream:
-        stream.seek(start)
+    with opened(span.file) as stream:
+        if start:
+            stream.seek(start)
         held = stream.read(seen - start)
         if span.seen:
             _check_line(span.file, held, start, longest)
@@ -333,7 +287,7 @@ def _check_line(file: Path, held: bytes, start: int, longest: int) -> None:
     """Raise BadInput if the last line of what is held, from the byte `start` on, is too long."""
     if len(held) - held.rfind(b"\n") - 1 > longest:
         lines = held.count(b"\n") + 1
-        with open_file(file) as stream:
+        with opened(file) as stream:
             while start > 0 and (before := stream.read(min(start, PART_BYTES))):
                 lines, start = lines + before.count(b"\n"), start - len(before)
         raise BadInput(f"{file}:{lines}: the line has more than {longest:,} bytes{RAISE_IT}")
@@ -362,8 +316,8 @@ def decoded(content: bytes, where: str, start: int = 0) -> str:
 def parquet_rows(
     file: Path, columns: tuple[str, ...], longest: int, span: Span | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Yield each row with those of `columns` that are there, or else one row of all names; of a
-    `span` of the file, or of all.
+    """Yield each row with those of `columns` that are there, and NOT_READ under the others, or else
+    one row of all names; of a `span` of the file, or of all.
 
     Raises BadInput for a file that is not parquet, and for a row of more than `longest` bytes.
     """
@@ -376,8 +330,9 @@ def parquet_rows(
             there = table.schema_arrow.names
             wanted = [name for name in there if name in columns]
             if not wanted:
-                yield dict.fromkeys(there)
+                yield dict.fromkeys(there, NOT_READ)
                 return
+            others = {name: NOT_READ for name in there if name not in columns}
             groups = range(table.num_row_groups)
             if span is not None:
                 groups = groups[span.start : span.end]
@@ -394,9 +349,17 @@ def parquet_rows(
                             f"{file} row {row}: {', '.join(wanted)} has more than {longest:,} "
                             "bytes. If the row is meant to be so long, raise data.max_line_mb"
                         )
-                    yield {name: array[n].as_py() for name, array in arrays.items()}
+                    yield others | {name: array[n].as_py() for name, array in arrays.items()}
     except (pyarrow.ArrowException, OSError, ValueError, KeyError, OverflowError) as error:
-        raise BadInput(f"{file}: not a readable parquet file: {error}") from None
+        raise not_parquet(file, error) from None
+
+
+def not_parquet(file: Path, error: Exception) -> BadInput:
+    """Return the error for a file that can't be read as parquet; it says what else the file is."""
+    with open_file(file) as stream:
+        other = other_than_text(stream.peek(1))
+    why = error if other is None or other.startswith("parquet") else f"it is {other}"
+    return BadInput(f"{file}: not a readable parquet file: {why}")
 
 
 def _size(arrays: dict[str, pyarrow.Array], row: int | None = None) -> int:

@@ -1,48 +1,32 @@
-"""Examples of preferences as data sets write them: six layouts, told apart by their keys.
-
-explicit      prompt, chosen, rejected                     UltraFeedback, Tulu 3, distilabel
-with system   system, question (or prompt, input), chosen, rejected            orca_dpo_pairs
-implicit      chosen, rejected: lists of messages that begin with the same prompt
-OpenAI        input.messages, preferred_output, non_preferred_output
-transcript    chosen, rejected: texts of "\\n\\nHuman:" and "\\n\\nAssistant:"      hh-rlhf
-unpaired      prompt, completion, label: true or false                          kto-mix
-
-Other keys are ignored. A prompt is a text or a list of messages. An answer is a text, a message, or
-a list of messages, which may repeat the prompt.
-"""
+"""Preferences: pairs of answers, and single answers with a label, from records of any layout."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from pion.data.chat.messages import Conversation, Message, parse_tools, says_something
-from pion.data.preference.sides import (
-    agree,
-    answered,
-    before_answer,
-    is_transcript,
-    prompt_messages,
-    shared_messages,
+from pion.data.chat.messages import Conversation, Message, answers_in, says_something
+from pion.data.preference.sides import agree, answered, before_answer, shared_messages
+from pion.data.records.fields import Fields, yes_or_no
+from pion.data.records.layouts import (
+    ANSWERS,
+    LABELS,
+    REJECTED,
+    SCORES,
+    SIDES,
+    TURNS,
+    prompt_of,
+    seen_in,
     side,
-    transcript,
+    tools_of,
+    turns_under,
     with_system,
 )
+from pion.data.records.turns import known_role, role_name
 from pion.errors import BadInput
 from pion.later_fields import shown
-
-_PROMPTS = ("prompt", "question", "input")
-_SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))
-_OPENAI = ("preferred_output", "non_preferred_output")
-# Of tables, only these columns are read.
-PREFERENCE_KEYS = (
-    *_PROMPTS,
-    *("system", "chosen", "rejected", "completion", "label", "status", "tools"),
-    *_OPENAI,
-    *(key for keys in _SCORES for key in keys),
-)
 
 
 @dataclass(frozen=True)
@@ -112,7 +96,7 @@ def differs_early(preference: Preference) -> bool:
 
 
 def parse_preference(record: Any, where: str) -> Preference:
-    """Return the preference of a record in one of the six layouts.
+    """Return the preference of a record.
 
     Messages that say nothing are left out, except an empty answer at the end. So are messages after
     the last answer.
@@ -126,107 +110,162 @@ def parse_preference(record: Any, where: str) -> Preference:
     """
     if not isinstance(record, dict):
         raise BadInput(f"{where}: not a preference: found {shown(record)} instead of an object")
-    if any(key in record for key in _OPENAI):
-        return _openai(record, where)
-    if "chosen" in record or "rejected" in record:
-        _require(record, ("chosen", "rejected"), where)
-        return _pair(record, where)
-    if "completion" in record or "label" in record:
-        _require(record, ("completion", "label"), where)
-        return _labelled(record, where)
-    keys = ", ".join(map(shown, record)) or "no key"
+    fields = Fields(record, where)
+    plain, responses, openai = SIDES
+    if any(key in fields.values for key in openai):
+        return _openai(fields, openai)
+    if any(key in fields.values for key in (*plain, responses[0])):
+        return _pair(fields, plain if responses[0] not in fields.values else responses)
+    if fields.there(*REJECTED):
+        return _corrected(fields)
+    if fields.there(*LABELS, "completion"):
+        return _labelled(fields)
+    found = ", ".join(map(shown, fields.names)) or "no key"
     raise BadInput(
         f"{where}: not a preference: expected the keys 'chosen' and 'rejected' (with 'prompt', or "
-        "lists of messages), 'preferred_output' and 'non_preferred_output' (with 'input'), or "
-        f"'prompt', 'completion' and 'label', found {keys}"
+        "lists of messages), 'messages' and 'rejected_response', 'preferred_output' and "
+        "'non_preferred_output' (with 'input'), or 'prompt', 'completion' and 'label', found "
+        f"{found}"
     )
 
 
-def _pair(record: Mapping[str, Any], where: str) -> Pair:
-    return _of_sides(record, _prompt(record, where), ("chosen", "rejected"), where)
+def _pair(fields: Fields, keys: tuple[str, str]) -> Pair:
+    _require(fields, keys)
+    chosen, rejected = map(fields.take, keys)
+    prompt = _prompt(fields, chosen)
+    sides = [
+        side(fields, value, prompt, _place(fields, key))
+        for value, key in zip((chosen, rejected), keys)
+    ]
+    return _of_sides(fields, prompt, sides, keys, tools_of(fields))
 
 
-def _openai(record: Mapping[str, Any], where: str) -> Pair:
-    _require(record, _OPENAI, where)
-    given = record.get("input")
+def _openai(fields: Fields, keys: tuple[str, str]) -> Pair:
+    _require(fields, keys)
+    given, place = fields.take("input"), _place(fields, "input")
     if not isinstance(given, dict) or not isinstance(given.get("messages"), list):
         raise BadInput(
-            f"{where}: key 'input' must be an object with a list of messages under 'messages', "
+            f"{place} must be an object with a list of messages under 'messages', "
             f"not {shown(given)}"
         )
-    prompt = prompt_messages(given["messages"], f"{where}: key 'input.messages'")
-    tools = record.get("tools") or given.get("tools")
-    return _of_sides({**record, "tools": tools}, prompt, _OPENAI, where)
+    prompt = turns_under(fields, given["messages"], f"{fields.where}: key 'input.messages'")
+    sides = [side(fields, fields.take(key), prompt, _place(fields, key)) for key in keys]
+    return _of_sides(fields, prompt, sides, keys, tools_of(fields, given.get("tools")))
+
+
+def _corrected(fields: Fields) -> Pair:
+    """Return the pair of a conversation, which ends with the chosen answer, and a worse answer, or
+    worse turns."""
+    worse = fields.one_of(REJECTED, "rejected answer")
+    assert worse is not None
+    key, prompt, chosen = _one_answer(fields, worse)
+    if not chosen or chosen[-1]["role"] != "assistant":
+        raise BadInput(f"{_place(fields, key)} does not end with an answer, the chosen one")
+    rejected = side(fields, fields.take(worse), chosen[:-1], _place(fields, worse))
+    return _of_sides(fields, prompt, [chosen, rejected], (key, worse), tools_of(fields))
+
+
+def _one_answer(fields: Fields, beside: str) -> tuple[str, list[Message], list[Message]]:
+    """Return the key of turns or of an answer, the prompt next to it, and the messages of both.
+
+    Raises BadInput if there is no such key; it belongs to the key `beside`.
+    """
+    key = fields.one_of(TURNS, "conversation") or fields.one_of(ANSWERS, "answer")
+    if key is None:
+        raise BadInput(f"{_place(fields, 'completion')} is missing; it belongs to {beside!r}")
+    value = fields.take(key)
+    if key in TURNS:
+        return key, [], turns_under(fields, value, _place(fields, key))
+    prompt = _prompt(fields, value)
+    return key, prompt, side(fields, value, prompt, _place(fields, key))
 
 
 def _of_sides(
-    record: Mapping[str, Any], prompt: Sequence[Message], keys: tuple[str, str], where: str
+    fields: Fields,
+    prompt: Sequence[Message],
+    sides: Sequence[list[Message]],
+    keys: Sequence[str],
+    tools: list[dict[str, Any]] | None,
 ) -> Pair:
-    """Return the pair whose chosen and rejected answers are under `keys`."""
-    chosen, rejected = (_side(record, key, prompt, where) for key in keys)
+    """Return the pair whose sides have been read from these keys."""
+    where = fields.where
+    chosen, rejected = (_answered(fields, said, key) for said, key in zip(sides, keys))
     context = shared_messages(chosen, rejected, where)
     agree(prompt, chosen[:context], where)
-    tools = parse_tools(record.get("tools"), where)
-    scores = _scores(record, where)
+    scores, status = _scores(fields), fields.take("status")
+    one, other = (Conversation(side, tools, where, context) for side in (chosen, rejected))
     return Pair(
-        Conversation(chosen, tools, where, context),
-        Conversation(rejected, tools, where, context),
+        _learned(replace(one, seen=seen_in(fields)), keys[0]),
+        _learned(other, keys[1]),
         scores,
-        tie=record.get("status") == "tie" or (scores is not None and scores[0] == scores[1]),
+        tie=status == "tie" or (scores is not None and scores[0] == scores[1]),
     )
 
 
-def _labelled(record: Mapping[str, Any], where: str) -> Labelled:
-    label = record["label"]
-    if not isinstance(label, bool):
-        raise BadInput(f"{where}: key 'label' must be true or false, not {shown(label)}")
-    prompt = _prompt(record, where)
-    messages = _side(record, "completion", prompt, where)
+def _labelled(fields: Fields) -> Labelled:
+    label, where = fields.one_of(LABELS, "label"), fields.where
+    if label is None:
+        raise BadInput(f"{where}: key 'label' is missing; it belongs to 'completion'")
+    desired = yes_or_no(fields.take(label), _place(fields, label))
+    key, prompt, said = _one_answer(fields, label)
+    messages, tools = _answered(fields, said, key), tools_of(fields)
     context = before_answer(prompt, messages, where)
     agree(prompt, messages[:context], where)
-    tools = parse_tools(record.get("tools"), where)
-    return Labelled(Conversation(messages, tools, where, context), label)
+    answer = Conversation(messages, tools, where, context, seen_in(fields))
+    return Labelled(_learned(answer, key), desired)
 
 
-def _side(
-    record: Mapping[str, Any], key: str, prompt: Sequence[Message], where: str
-) -> list[Message]:
-    place = f"{where}: key '{key}'"
-    messages = side(record[key], prompt, place)
-    return answered(with_system(record.get("system"), messages, where), place)
+def _prompt(fields: Fields, answer: Any) -> list[Message]:
+    """Return the messages of the record's prompt; none if the record has no key for it.
+
+    Turns are the prompt if the answer does not repeat it, and there is no other.
+    """
+    prompt, _ = prompt_of(fields)
+    first = answer[0] if isinstance(answer, list) and answer else answer
+    begins = not isinstance(first, dict) or known_role(role_name(first) or "") == "assistant"
+    if prompt or not begins or (isinstance(first, str) and first.startswith("\n\nHuman:")):
+        return prompt
+    key = fields.one_of(TURNS, "prompt")
+    if key is None:
+        return []
+    turns = turns_under(fields, fields.take(key), _place(fields, key))
+    if turns and turns[-1]["role"] == "assistant":
+        raise BadInput(
+            f"{_place(fields, key)} ends with an answer already, and the record has more answers. "
+            "Which of them follows the prompt is not clear: remove the last turn"
+        )
+    return turns
 
 
-def _prompt(record: Mapping[str, Any], where: str) -> list[Message]:
-    """Return the messages of the record's prompt; none if the record has no key for it."""
-    for key in _PROMPTS:
-        if record.get(key) is None:
-            continue
-        value = record[key]
-        if isinstance(value, str) and is_transcript(value):
-            return transcript(value, f"{where}: key '{key}'", ends_open=True)
-        return prompt_messages(value, f"{where}: key '{key}'")
-    return []
+def _answered(fields: Fields, said: list[Message], key: str) -> list[Message]:
+    return answered(with_system(fields, said), _place(fields, key))
 
 
-def _scores(record: Mapping[str, Any], where: str) -> tuple[float, float] | None:
-    for keys in _SCORES:
-        found = {key: record[key] for key in keys if record.get(key) is not None}
+def _learned(conversation: Conversation, key: str) -> Conversation:
+    """Return the conversation. Raises BadInput if nothing is learned after its context."""
+    if not answers_in(conversation):
+        raise BadInput(f"{conversation.where}: key {key!r}: the answer must not have weight 0")
+    return conversation
+
+
+def _place(fields: Fields, key: str) -> str:
+    return f"{fields.where}: key {key!r}"
+
+
+def _scores(fields: Fields) -> tuple[float, float] | None:
+    for keys in SCORES:
+        found = {key: fields.take(key) for key in keys if key in fields.values}
         for key, value in found.items():
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not number or not abs(value) < math.inf:
-                raise BadInput(f"{where}: key '{key}' must be a number, not {shown(value)}")
+                raise BadInput(f"{_place(fields, key)} must be a number, not {shown(value)}")
         if len(found) == len(keys):
             chosen, rejected = found.values()
             return chosen, rejected
     return None
 
 
-def _require(record: Mapping[str, Any], keys: Sequence[str], where: str) -> None:
-    for key in keys:
-        if record.get(key) is None:
-            there = "is null" if key in record else "is missing"
-            raise BadInput(f"{where}: key '{key}' {there}; it belongs to {_others(key, keys)}")
-
-
-def _others(key: str, keys: Sequence[str]) -> str:
-    return " and ".join(f"'{other}'" for other in keys if other != key)
+def _require(fields: Fields, keys: Sequence[str]) -> None:
+    for key, other in zip(keys, keys[::-1]):
+        if key not in fields.values:
+            raise BadInput(f"{_place(fields, key)} is missing; it belongs to {other!r}")

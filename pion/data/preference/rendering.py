@@ -12,18 +12,17 @@ a pair of which one side is cut teaches the length of a row.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from pion.data.chat.chat_format import ChatFormat
-from pion.data.chat.conversation import ROLES, Tokenized, Turn, tokenize_batch
+from pion.data.chat.conversation import Tokenized
 from pion.data.chat.messages import Conversation
-from pion.data.chat.template import Examples
+from pion.data.chat.template import COUNTS, Examples
 from pion.data.preference.layouts import Pair, Preference, differs_early, is_empty
 from pion.data.preference.packing import Sided, item_length
-from pion.data.tokens.tokenizer import Tokenizer
 
 # Why a preference is left out, as summaries say it.
 EMPTY = "an answer is empty"
@@ -49,15 +48,13 @@ class Usable:
         item: its sequences, of a pair first the chosen one.
         prompt: ids of the prompt, int32 ``(n,)``.
         early: whether its sides differ from an earlier answer on.
-        systems: how many system messages its prompt has.
-        lost_systems: how many of these the template leaves out.
+        seen: what `Examples` counts of its first sequence, by the names in COUNTS.
     """
 
     item: tuple[Sided, ...]
     prompt: np.ndarray
     early: bool = False
-    systems: int = 0
-    lost_systems: int = 0
+    seen: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -139,9 +136,8 @@ class PreferenceFormat:
         reason = self._reason(preference, sides)
         if reason is not None:
             return Dropped(reason, item_length(item))
-        first = examples[0]
-        early = differs_early(preference)
-        return Usable(item, prompts[0], early, first.systems, first.lost_systems)
+        seen = {name: int(getattr(examples[0], name)) for name in COUNTS}
+        return Usable(item, prompts[0], differs_early(preference), seen)
 
     def _reason(self, preference: Preference, sides: Sequence[Tokenized]) -> str | None:
         """Return why a preference is left out whose sides are encoded, or None."""
@@ -176,12 +172,10 @@ def preference_format(written: ChatFormat, seq_len: int, context: int) -> Prefer
     Raises:
         BadInput: the chat template can't be used.
     """
-    if written.own:
-        encode: Encode = _own_encode(written.tokenizer)
-    else:
-        encode = written.template.tokenize_batch
     longest = int(written.tokenizer.token_bytes().max())
-    return PreferenceFormat(encode, frozenset(written.stop_ids), seq_len, context, longest)
+    return PreferenceFormat(
+        written.examples, frozenset(written.stop_ids), seq_len, context, longest
+    )
 
 
 def ends_once(side: Tokenized, stops: Collection[int]) -> bool:
@@ -200,42 +194,11 @@ def is_held_out(prompt: np.ndarray, share: float, seed: int) -> bool:
     return int.from_bytes(digest.digest(), "big") < share * 2**64
 
 
-def _own_encode(tokenizer: Tokenizer) -> Encode:
-    """Return how Pion's own format encodes conversations: without tools, calls and results."""
-
-    def encode(conversations: list[Conversation]) -> list[Examples]:
-        encoded = tokenize_batch(tokenizer, [_turns(c, len(c.messages)) for c in conversations])
-        return [
-            Examples((_after_context(conversation, one, tokenizer.end_of_text),))
-            for conversation, one in zip(conversations, encoded, strict=True)
-        ]
-
-    return encode
-
-
 def _bytes_of(conversation: Conversation) -> int:
     """Return the bytes of texts that every template writes: questions and the last answer."""
     last = conversation.messages[-1]
     texts = [m["content"] for m in conversation.messages if m["role"] == "user" or m is last]
     return sum(len((text or "").strip().encode("utf-8", "replace")) for text in texts)
-
-
-def _turns(conversation: Conversation, end: int) -> list[Turn]:
-    return [
-        Turn("system" if message["role"] == "developer" else ROLES[message["role"]], text)
-        for message in conversation.messages[:end]
-        if message["role"] != "tool" and (text := (message["content"] or "").strip())
-    ]
-
-
-def _after_context(conversation: Conversation, one: Tokenized, end_of_text: int) -> Tokenized:
-    """Return the sequence with a mask that leaves out the answers of the context."""
-    before = _turns(conversation, conversation.context)
-    answers = sum(turn.role == "assistant" for turn in before)
-    ends = np.flatnonzero(one.learned & (one.ids == end_of_text))
-    if not answers:
-        return one
-    return Tokenized(one.ids, one.learned & (np.arange(len(one.ids)) > ends[answers - 1]))
 
 
 def _up_to_answer(one: Tokenized) -> Tokenized:

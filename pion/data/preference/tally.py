@@ -35,8 +35,7 @@ class Tally:
         scored: pairs with scores.
         swapped: pairs whose chosen answer has the lower score.
         first_swapped: file and line of the first of these, or "".
-        systems: system messages in the prompts of usable ones.
-        lost_systems: how many of these the chat template leaves out.
+        seen: of usable ones, what `Examples` counts, by the names in COUNTS.
         dropped: by reason, how many are left out.
         dropped_encoded: how many of these have a known length.
         dropped_tokens: the sum of these lengths.
@@ -50,8 +49,7 @@ class Tally:
     scored: int = 0
     swapped: int = 0
     first_swapped: str = ""
-    systems: int = 0
-    lost_systems: int = 0
+    seen: Counts = field(default_factory=dict)
     dropped: Counts = field(default_factory=dict)
     dropped_encoded: Counts = field(default_factory=dict)
     dropped_tokens: Counts = field(default_factory=dict)
@@ -66,7 +64,9 @@ class Tally:
         """
         read: dict[str, Any] = {}
         for one in fields(Tally):
-            value, default = record[one.name], getattr(Tally(), one.name)
+            # `seen` came later than records of prepared data.
+            value = record.get(one.name, {}) if one.name == "seen" else record[one.name]
+            default = getattr(Tally(), one.name)
             if isinstance(default, dict):
                 read[one.name] = {str(name): _count(n) for name, n in dict(value).items()}
             else:
@@ -112,7 +112,7 @@ def _tally(preference: Preference, outcome: Outcome) -> Tally:
         counts["refused"] = 1
     elif isinstance(outcome, Usable):
         counts["early"], counts["tokens"] = int(outcome.early), item_length(outcome.item)
-        counts["systems"], counts["lost_systems"] = outcome.systems, outcome.lost_systems
+        counts["seen"] = dict(outcome.seen)
     else:
         counts |= _dropped(outcome)
     return Tally(**counts)

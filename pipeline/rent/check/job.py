@@ -4,7 +4,8 @@ the workers and the disk suffice."""
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -217,7 +218,7 @@ def _first_record(job: Job, source: Source, key: str) -> str:
     from pion.data.shards import open_shard
     from pipeline.data.hub import hub_shards
     from pipeline.data.preferences import preferences
-    from pipeline.data.sources import conversations, find_input, texts
+    from pipeline.data.sources import Input, conversations, find_input, texts
 
     if isinstance(source, PythonDocs | PythonDocsQA | PythonDocsPrefer):
         return f"{source.kind}: the standard library of the machine"
@@ -231,7 +232,9 @@ def _first_record(job: Job, source: Source, key: str) -> str:
         return f"{source.repo} at {found.commit[:12]}: {len(shards)} shards, {rows:,} rows"
     else:
         read: Iterable[object]
-        readers = {"sft": conversations, "prefer": preferences}
+        talks = partial(conversations, own=job.base is None)
+        readers: dict[str, Callable[[Job, Input], Iterable[object]]]
+        readers = {"sft": talks, "prefer": preferences}
         read = readers.get(key.partition(".")[0], texts)(job, found)
         if next(iter(read), None) is None:
             raise BadInput(f"{key}: it has no records")

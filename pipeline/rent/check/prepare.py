@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 
+from pion.data.documents.find_files import PACKED_SUFFIXES, PARQUET_SUFFIXES
 from pion.errors import BadInput, PionError
 from pipeline.console.formats import duration, money, size
 from pipeline.data.sources import find_input
@@ -81,7 +82,7 @@ def _text(job: Job) -> _Text:
     return _Text(
         known=sum(path.stat().st_size for path in files),
         unknown=tuple(key for key, source in job.sources() if isinstance(source, HubDataset)),
-        compressed=any(path.suffix in (".gz", ".parquet") for path in files),
+        compressed=any(path.suffix in (*PACKED_SUFFIXES, *PARQUET_SUFFIXES) for path in files),
     )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from pion.data.arrays import open_shard
+from pion.data.documents.find_files import PACKED_SUFFIXES, PARQUET_SUFFIXES
 from pion.data.shards import Shard, split_tail
 from pion.data.tokens.tokenizer import Tokenizer, count_words
 from pion.errors import BadInput
@@ -87,8 +88,7 @@ def check_corpus(job: Job) -> list[CheckRow]:
         folder = Path(place)
         tokenizer = tokenizer_of_base(job, folder / "base")
         if total is not None and total <= PREPARED_BYTES:
-            _prepare(job, folder, tokenizer)
-            return []
+            return _prepare(job, folder, tokenizer)
         return _read_until_enough(job, tokenizer)
 
 
@@ -99,22 +99,28 @@ def text_bytes(job: Job, section: str) -> int | None:
     if not all(isinstance(s, TextFiles | JsonlFiles | ParquetFiles) for _, s in sources):
         return None
     files = [file for key, source in sources for file in find_input(job, source, key).files]
-    if any(file.suffix in (".gz", ".parquet") for file in files):
+    if any(file.suffix in (*PACKED_SUFFIXES, *PARQUET_SUFFIXES) for file in files):
         return None
     return sum(file.stat().st_size for file in files)
 
 
-def _prepare(job: Job, folder: Path, tokenizer: Path | None) -> None:
-    """Prepare the corpus, and a few conversations whose vocabulary is trained on it."""
+def _prepare(job: Job, folder: Path, tokenizer: Path | None) -> list[CheckRow]:
+    """Prepare the corpus, and a few conversations whose vocabulary is trained on it. Return what is
+    to be said of these."""
     prepare_pretrain(job, folder / "pretrain", lambda message: None, tokenizer)
     if job.tokenizer is None or job.tokenizer.train is None:
-        return  # the checks of conversations and preferences count them
+        return []  # the checks of conversations and preferences count them
+    rows = []
     tokenizer = folder / "pretrain" / "tokenizer.json"
     for stage, prepare in (("sft", prepare_sft), ("prefer", prepare_prefer)):
         if stage in job.train_stages:
             talks = text_bytes(job, stage)
             if talks is not None and talks <= PREPARED_BYTES:
-                prepare(job, folder / stage, tokenizer, lambda message: None)
+                report = prepare(job, folder / stage, tokenizer, lambda message: None).report
+                for said, ok in (("remarks", True), ("warnings", None)):
+                    words = [w for source in report["sources"] for w in source.get(said, ())]
+                    rows += [CheckRow(f"{stage} data", ok, w) for w in words]
+    return rows
 
 
 # ---------------------------------------------------------------- a larger corpus
@@ -269,6 +275,7 @@ def check_conversations(job: Job) -> list[CheckRow]:
     learned = f"what the model learns is between ⟦ and ⟧:\n{counted.first}"
     return [
         CheckRow("conversations", True, in_words(job, counted)),
+        *(CheckRow("conversations", None, words) for words in counted.warnings),
         *(CheckRow(name, None, words) for name, words in warnings.items() if words),
         CheckRow("the first", True, learned),
         *_untrained(job, counted.specials),
@@ -286,7 +293,7 @@ def check_preferences(job: Job) -> list[CheckRow]:
     job.section("prefer").know_rows(counted.rows)
     return [
         CheckRow("preferences", True, "\n".join(in_words_of_preferences(job, counted))),
-        *(CheckRow("preferences", None, words) for words in counted.remarks),
+        *(CheckRow("preferences", None, words) for words in counted.warnings),
         *(CheckRow(name, None, words) for name, words in warnings_about(job, counted).items()),
         CheckRow("the first", True, first_in_words(counted)),
         *([] if job.sft is not None else _untrained(job, counted.specials)),

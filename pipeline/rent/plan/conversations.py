@@ -18,8 +18,8 @@ from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pipeline.base.keep import tokenizer_of_base
 from pipeline.console.formats import amount, passes_in_words
-from pipeline.data.conversations_to_rows import in_own_format, in_template
-from pipeline.data.sources import SAMPLED, conversations, find_input, talks
+from pipeline.data.conversations_to_rows import Writing
+from pipeline.data.sources import SAMPLED, conversations, find_input
 from pipeline.job import Job
 from pipeline.rent.plan.few_steps import FEWEST_STEPS, better_batch
 from pipeline.rent.plan.first_records import keep_first_records
@@ -39,7 +39,8 @@ class Counted:
 
     `first` is the text of the first conversation as the model will see it, with the learned tokens
     between ⟦ and ⟧, and `specials` are the special tokens in it, by their ids. `notes` say what
-    else happened to texts: characters that the vocabulary lacks, for example.
+    else happened to texts: characters that the vocabulary lacks, for example. `warnings` say what
+    the data have and the model will not learn.
     """
 
     rows: int
@@ -52,6 +53,7 @@ class Counted:
     first: str
     specials: dict[int, str]
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def count_conversations(job: Job) -> Counted | None:
@@ -81,6 +83,7 @@ def count_conversations(job: Job) -> Counted | None:
         first=first,
         specials=specials,
         notes=tuple(remark for source in sources for remark in source.get("remarks", ())),
+        warnings=tuple(words for source in sources for words in source.get("warnings", ())),
         **sums,
     )
     batch = job.sft.global_batch
@@ -100,12 +103,8 @@ def _first(job: Job, folder: Path) -> tuple[str, dict[int, str]]:
     tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
     found = find_input(job, job.sft.sources[0], "sft.sources.0")
     with closing(ChatFormat(folder / "tokenizer.json", tokenizer)) as written:
-        if written.own:
-            _, turns = next(conversations(job, found))
-            (examples,) = in_own_format(tokenizer).examples([turns])
-        else:
-            _, talk = next(talks(job, found))
-            (examples,) = in_template(written.template, tokenizer).examples([talk])
+        _, talk = next(conversations(job, found, own=written.own))
+        (examples,) = Writing(written).examples([talk])
     shown: Tokenized = examples.tokenized[-1]  # of a split one, the example with all turns
     present = set(shown.ids.tolist())
     specials = {token: text for text, token in tokenizer.special_ids.items() if token in present}

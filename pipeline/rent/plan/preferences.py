@@ -59,7 +59,8 @@ class CountedPreferences:
     whole: bool
     first: list[str]
     specials: dict[int, str]
-    remarks: tuple[str, ...]
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
     mismatched: int | None = None
 
     @property
@@ -104,7 +105,8 @@ def count_preferences(job: Job) -> CountedPreferences | None:
         whole=whole,
         first=first,
         specials=specials,
-        remarks=tuple(remark for source in sources for remark in source.get("remarks", ())),
+        notes=tuple(remark for source in sources for remark in source.get("remarks", ())),
+        warnings=tuple(words for source in sources for words in source.get("warnings", ())),
         mismatched=mismatched,
     )
     if mismatched is not None:
@@ -153,6 +155,7 @@ def in_words(job: Job, counted: CountedPreferences) -> list[str]:
     for key, summary in counted.summaries.items():
         first, *more = summary.in_words()
         lines += [f"{key}: {first}" if len(counted.summaries) > 1 else first, *more]
+    lines += counted.notes
     tokens = section.total_steps * section.global_batch * job.seq_len("prefer")
     steps = counted_words(section.total_steps, "step")
     lines.append(

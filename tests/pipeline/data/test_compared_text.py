@@ -58,12 +58,12 @@ def test_a_folder_counts_with_all_its_text_files_in_order(tmp_path: Path) -> Non
     ("name", "content", "expected"),
     [
         ("gone.txt", None, "evaluate.text: no such file or folder: .*gone.txt"),
-        ("a.txt", b" \n\n", "evaluate.text: the corpus is empty: no text in .*a.txt"),
-        ("a.txt", b"\xff\xfe", "a.txt: not UTF-8 text at byte 0"),
+        ("a.txt", b" \n\n", "evaluate.text: the corpus is empty: it has no text"),
+        ("a.txt", b"\xff\xfe", "a.txt is text in UTF-16, not UTF-8 text"),
         ("a.jsonl", b'{"text": ""}\n', "evaluate.text: there is no text in .*a.jsonl"),
         ("a.jsonl", b'{"body": "x"}\n', r'a.jsonl:1: evaluate.text needs lines such as \{"text"'),
         ("a.jsonl", b'{"text": 3}\n', 'a.jsonl:1: .* this line has no text under "text"'),
-        ("a.jsonl", b"[1]\n", "a.jsonl:1: found a list instead of a JSON object"),
+        ("a.jsonl", b"[1]\n", "a.jsonl is one JSON document .a list., not JSON Lines"),
         ("a.jsonl", b"", "evaluate.text: the corpus is empty"),
     ],
 )

@@ -10,15 +10,16 @@ from typing import Any
 
 import pytest
 
+from pion.data.chat.chat_format import ChatFormat
 from pion.data.chat.messages import Conversation
-from pion.data.chat.template import ChatTemplate
 from pion.data.tokens.token_bytes import ReplacedCharacters
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pipeline.data import conversations_to_rows
-from pipeline.data.conversations_to_rows import Elsewhere, in_template, write_conversation_rows
+from pipeline.data.conversations_to_rows import Elsewhere, Writing, write_conversation_rows
 from pipeline.data.documents_to_rows import RowFormat
-from pipeline.data.sources import Remarks, Talk
+from pipeline.data.remarks import Remarks
+from pipeline.data.sources import Talk
 from pipeline.data.tasks import InThisProcess, Tasks
 from pipeline.stages.prepare_text import tokenizer_files
 from tests.support.chat_templates import MISTRAL
@@ -54,7 +55,7 @@ def rows_of(
 ) -> dict[str, Any]:
     model = write_files("llama3", folder / "model", template)
     tokenizer = Tokenizer.from_file(model / "tokenizer.json")
-    writing = in_template(ChatTemplate(model, tokenizer), tokenizer)
+    writing = Writing(ChatFormat(model / "tokenizer.json", tokenizer))
     if tasks is not None:
         elsewhere = Elsewhere(tasks, tokenizer_files(model), lambda path: None)
         writing = replace(writing, elsewhere=elsewhere)
@@ -99,8 +100,8 @@ def test_system_messages_that_the_template_leaves_out_are_said(tmp_path: Path) -
         for number, first in enumerate([[told], [], [told], []] * 6)
     )
     remarks = Remarks(ReplacedCharacters(None))
-    remarks.note_systems(rows_of(read, tmp_path, drops))
-    (words,) = remarks.in_words()
+    remarks.note_counts(rows_of(read, tmp_path, drops))
+    (words,) = remarks.warnings()
     assert words.startswith("12 of 12 system messages are not in the text")
 
 

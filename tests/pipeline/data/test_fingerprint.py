@@ -11,6 +11,10 @@ from typing import Any
 import pytest
 
 from pipeline.data import fingerprint as module
+from pipeline.data.fingerprint import fingerprint_of
+from pipeline.data.sources import find_input
+from pipeline.job import JsonlFiles
+from pipeline.job.tuning_sections import Sft
 from pipeline.machine import verified
 from pipeline.stages.prepare import prepare_pretrain
 from tests.support.corpora import make_job, model_of, save_tokenizer, write_corpus
@@ -127,6 +131,22 @@ def test_another_way_to_read_text_files_makes_other_data_of_text_files_only(
     monkeypatch.setattr(module, "TEXT_FORMAT", 1)
     assert fingerprint(corpus, data=text) != before[0]
     assert fingerprint(corpus) == before[1]
+
+
+def test_another_way_to_read_records_makes_other_data_of_conversations_only(
+    corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, text = make_job(corpus), fingerprint(corpus)
+    talks = find_input(job, JsonlFiles(kind="jsonl", path="corpus.jsonl"), "sft.sources.0")
+
+    def of_talks() -> str:
+        return fingerprint_of(job, "sft", [talks], corpus, lambda message: None, trains=False)
+
+    job.sft = Sft(steps=1, sources=[{"kind": "jsonl", "path": "corpus.jsonl"}])
+    before = of_talks()
+    monkeypatch.setattr(module, "RECORD_FORMAT", 1)
+    assert of_talks() != before
+    assert fingerprint(corpus) == text
 
 
 @pytest.mark.parametrize("what", ["python", "format"])

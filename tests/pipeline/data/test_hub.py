@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pion.data.records.fields import NOT_READ
 from pion.data.shards import Shard
 from pion.errors import BadInput, PionError
 from pipeline.data.hub import (
@@ -224,9 +225,9 @@ def pictures(address: str) -> bytes:
 @pytest.mark.parametrize(
     ("columns", "rows"),
     [
-        (("text",), [{"text": "a"}]),
-        (("image",), [{"image": {"bytes": None, "path": "URL"}}]),
-        (("other",), [{"text": None, "image": None}]),
+        (("text",), [{"image": NOT_READ, "text": "a"}]),
+        (("image",), [{"text": NOT_READ, "image": {"bytes": None, "path": "URL"}}]),
+        (("other",), [{"text": NOT_READ, "image": NOT_READ}]),
     ],
 )
 def test_the_address_of_a_picture_is_never_opened(
@@ -238,9 +239,15 @@ def test_the_address_of_a_picture_is_never_opened(
     assert hub.count("GET .*/picture.png") == hub.count("HEAD .*/picture.png") == 0
 
 
-def test_of_a_row_only_the_columns_asked_for_are_kept(hub: HubServer) -> None:
+def test_of_a_row_only_the_columns_asked_for_are_read_and_the_others_are_named(
+    hub: HubServer,
+) -> None:
     lines = b'{"text": "a", "other": 1}\n{"text": "b", "other": 2}\n'
-    assert streamed(hub, {"train.jsonl": lines}, "text") == [{"text": "a"}, {"text": "b"}]
+    others = {"other": NOT_READ}
+    assert streamed(hub, {"train.jsonl": lines}, "text") == [
+        {"text": "a", **others},
+        {"text": "b", **others},
+    ]
 
 
 @pytest.mark.parametrize(

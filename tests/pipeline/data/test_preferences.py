@@ -14,7 +14,8 @@ from pion.data.tokens.token_bytes import ReplacedCharacters
 from pion.errors import BadInput
 from pipeline.data import preferences as module
 from pipeline.data.preferences import Read, preferences
-from pipeline.data.sources import Input, Remarks, find_input
+from pipeline.data.remarks import Remarks
+from pipeline.data.sources import Input, find_input
 from pipeline.job import HubDataset, JsonlFiles, ParquetFiles, PythonDocsPrefer
 from tests.support.corpora import make_job, write_corpus
 from tests.support.preference_files import KEY, label_of, pair_of, write_jsonl

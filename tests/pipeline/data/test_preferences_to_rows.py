@@ -176,7 +176,7 @@ def test_empty_answers_are_left_out_and_counted(tmp_path: Path) -> None:
 def test_an_unusable_pair_of_a_file_ends_the_preparation(tmp_path: Path) -> None:
     record = {"prompt": "Hi", "chosen": "Yes", "rejected": [5]}
     write_jsonl(tmp_path / "prefs.jsonl", [pair_of(0), record])
-    with pytest.raises(BadInput, match=r"prefs\.jsonl:2: key 'rejected': message 1 must be"):
+    with pytest.raises(BadInput, match=r"prefs\.jsonl:2: key 'rejected': turn 1 must be"):
         write_rows(tmp_path)
 
 

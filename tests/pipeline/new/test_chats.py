@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from pion.data.records.layouts import read_conversation
 from pion.errors import BadInput
-from pipeline.new.chats import as_conversation, meaning_of, parse_roles, problem_of, texts_of
+from pipeline.new.chats import as_conversation, meaning_of, parse_roles
 from pipeline.new.layouts import PairColumns, TurnsColumn
 
 
@@ -25,31 +26,28 @@ def test_roles_that_say_nothing_are_refused(given: str) -> None:
         parse_roles(given)
 
 
-def test_question_context_and_answer_become_turns() -> None:
-    layout = PairColumns("q", "a", "more", "sys")
-    record = {"q": " Add. ", "more": "1, 2", "a": 3, "sys": ""}
-    assert as_conversation(record, layout, {}) == {
-        "messages": [
-            {"role": "user", "content": "Add.\n\n1, 2"},
-            {"role": "assistant", "content": "3"},
-        ]
-    }
+def test_columns_of_any_names_become_those_that_a_job_reads() -> None:
+    layout = PairColumns("q1", "a1", "more", "told")
+    record = {"q1": "Add.", "more": "1, 2", "a1": 3, "told": "", "history": [["Hi", "Hello"]]}
+    copied = as_conversation(record, layout, {})
+    said = [(m["role"], m["content"]) for m in read_conversation(copied, "here").messages]
+    assert said == [
+        ("user", "Hi"),
+        ("assistant", "Hello"),
+        ("user", "Add.\n\n1, 2"),
+        ("assistant", "3"),
+    ]
 
 
-def test_turns_keep_what_they_have_besides_role_and_text() -> None:
+def test_turns_get_the_roles_that_a_person_gave_and_keep_the_rest() -> None:
     layout = TurnsColumn("dialog", "speaker", "text")
     turns: list[Any] = [{"speaker": "Agent", "text": "Hi", "name": "Ann"}, "no turn"]
-    found = as_conversation({"dialog": turns, "tools": [{}]}, layout, {"agent": "assistant"})
-    assert found["messages"] == [{"role": "assistant", "content": "Hi", "name": "Ann"}, "no turn"]
-    assert found["tools"] == [{}]
-    assert texts_of(found) == ["Hi"]
-    assert "turn 2" in (problem_of(found, "here", own_template=False) or "")
-
-
-@pytest.mark.parametrize("own_template", [False, True])
-def test_what_a_run_would_refuse_is_a_problem(own_template: bool) -> None:
-    good = {"messages": [{"role": "assistant", "content": "Hi"}]}
-    assert problem_of(good, "f:1", own_template=own_template) is None
-    empty = {"messages": [{"role": "assistant", "content": " "}]}
-    said = problem_of(empty, "f:1", own_template=own_template)
-    assert said == "f:1: a conversation whose answer is empty: there is nothing to learn from it."
+    record = {"dialog": turns, "tools": [{"name": "f"}], "system": "Be kind."}
+    found = as_conversation(record, layout, {"agent": "assistant"})
+    assert found == {
+        "messages": [{"speaker": "assistant", "text": "Hi", "name": "Ann"}, "no turn"],
+        "tools": [{"name": "f"}],
+        "system": "Be kind.",
+    }
+    with pytest.raises(BadInput, match="turn 2 must be an object"):
+        read_conversation(found, "here")

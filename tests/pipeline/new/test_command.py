@@ -21,7 +21,10 @@ from tests.support.hub_server import hub_server
 from tests.support.instruct_model import write_instruct_model
 from tests.support.published_models import publish
 
-CHATS = ("Alpaca", "ShareGPT", "messages", "prompter and bot")
+CHATS = (
+    *("Alpaca", "ShareGPT", "messages", "prompter and bot", "prompt and completion"),
+    "JSON in a text",
+)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +70,7 @@ def test_the_job_for_each_layout_passes_check(
     assert printed.count("⟦") >= 3
     assert "price          about $" in printed
     if layout == "prompter and bot":
-        assert "roles: Prompter is user, bot is assistant" in printed
+        assert "roles with other names: 'Prompter' as user, 'bot' as assistant" in printed
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
+from pion.data.records.layouts import read_conversation
 from pion.errors import BadInput
 from pipeline.new.layouts import (
     Asked,
@@ -15,6 +17,7 @@ from pipeline.new.layouts import (
     TurnsColumn,
     Undecided,
     layout_of,
+    read_by_jobs,
     unused,
 )
 
@@ -69,7 +72,6 @@ def test_columns_are_known_by_their_names_and_texts(record: dict[str, Any], layo
             "--turns-column",
             ("messages", "conversations"),
         ),
-        ({"chosen": TURNS, "rejected": TURNS}, "--turns-column", ("chosen", "rejected")),
         ({"prompt": "a", "query": "b", "answer": "c"}, "--question-column", ("prompt", "query")),
         (
             {"prompt": "a", "output": "b", "response": "c"},
@@ -111,5 +113,36 @@ def test_records_without_text_are_refused_with_their_columns() -> None:
 
 
 def test_columns_that_are_not_read_are_known() -> None:
-    assert unused(PairColumns("q", "a"), ["id", "q", "a", "why"]) == ["id", "why"]
-    assert unused(TurnsColumn("messages", "role", "content"), ["messages", "tools", "id"]) == ["id"]
+    pair = {"id": 1, "q": "Why?", "a": "So.", "why": None, "input": "x", "history": [["a", "b"]]}
+    assert unused(PairColumns("q", "a"), pair) == ("id", "input")
+    turns = {"messages": TURNS, "tools": [1], "system": "s", "id": 1}
+    assert unused(TurnsColumn("messages", "role", "content"), turns) == ("id",)
+
+
+@pytest.mark.parametrize(
+    ("record", "layout", "direct"),
+    [
+        ({"messages": json.dumps(TURNS)}, TurnsColumn("messages", "role", "content"), True),
+        ({"conversations": TURNS}, TurnsColumn("conversations", "role", "content"), True),
+        (
+            {"conversations": None, "messages": TURNS},
+            TurnsColumn("messages", "role", "content"),
+            True,
+        ),
+        ({"prompt": TURNS[:1], "completion": TURNS[1:]}, PairColumns("prompt", "completion"), True),
+        (
+            {"instruction": "a", "input": "", "output": "b", "history": [["c", "d"]]},
+            PairColumns("instruction", "output", "input"),
+            True,
+        ),
+        ({"dialog": TURNS}, TurnsColumn("dialog", "role", "content"), False),
+        ({"Question": "a", "Answer": "b"}, PairColumns("Question", "Answer"), False),
+    ],
+)
+def test_a_copy_is_written_only_of_what_jobs_do_not_read(
+    record: dict[str, Any], layout: Layout, direct: bool
+) -> None:
+    assert of(record) == layout
+    assert read_by_jobs(layout, [record]) is direct
+    if direct:
+        assert read_conversation(record, "here").messages[-1]["content"]

@@ -67,7 +67,7 @@ def test_copies_and_blanks_are_counted(tmp_path: Path) -> None:
 
 
 def test_other_names_of_roles_are_noted(tmp_path: Path) -> None:
-    assert look(prompter(tmp_path)).roles == {"Prompter": "user", "bot": "assistant"}
+    assert look(prompter(tmp_path)).remarks.roles == {"Prompter": "user", "bot": "assistant"}
 
 
 def test_what_can_t_be_read_is_counted_and_the_first_are_named(tmp_path: Path) -> None:

@@ -55,11 +55,29 @@ def openai_of(number: int) -> dict[str, Any]:
     }
 
 
+def alpaca_of(number: int) -> dict[str, Any]:
+    pair = pair_of(number)
+    return {"instruction": "Answer.", "input": pair.pop("prompt"), **pair}
+
+
+def corrected_of(number: int) -> dict[str, Any]:
+    pair = messages_of(number)
+    return {"messages": pair["chosen"], "rejected_response": pair["rejected"][1]["content"]}
+
+
+def numbered_of(number: int) -> dict[str, Any]:
+    labelled = label_of(number)
+    return {**labelled, "label": int(labelled["label"])}
+
+
 LAYOUTS: dict[str, tuple[Callable[[int], dict[str, Any]], str]] = {
     "explicit": (pair_of, "dpo-norm"),
     "implicit": (messages_of, "dpo-norm"),
     "OpenAI": (openai_of, "dpo-norm"),
     "labels": (label_of, "apo-zero"),
+    "Alpaca's": (alpaca_of, "dpo-norm"),
+    "a worse answer": (corrected_of, "dpo-norm"),
+    "labels that are numbers": (numbered_of, "apo-zero"),
 }
 
 
@@ -148,7 +166,7 @@ def test_less_money_buys_fewer_passes(
 @pytest.mark.parametrize(
     ("records", "options", "expected"),
     [
-        ([pair_of(1), pair_of(2, chosen=None)], (), "prefs.jsonl:2: key 'chosen' is null"),
+        ([pair_of(1), pair_of(2, chosen=None)], (), "prefs.jsonl:2: key 'chosen' is missing"),
         ([pair_of(1), label_of(2)], (), "prefs.jsonl:2: pairs and single answers are mixed"),
         ([pair_of(n, chosen="") for n in range(3)], (), "no preferences that can be learned"),
         ([pair_of(1)], ("--from", "none"), "they need a model that answers"),

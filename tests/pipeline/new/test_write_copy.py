@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pion.data.records.layouts import read_conversation
 from pion.errors import BadInput
 from pipeline.new.chats import parse_roles
 from pipeline.new.decide import Wishes, decide
@@ -27,12 +28,12 @@ def lines(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_alpaca_becomes_messages(tmp_path: Path) -> None:
+def test_alpaca_in_a_list_becomes_lines_that_a_job_reads(tmp_path: Path) -> None:
     copy = tmp_path / "copy.jsonl"
     assert write_copy(reading(alpaca(tmp_path)), copy, skip=False) == Copied(200, 0)
     first, second, *_ = lines(copy)
-    assert list(first) == ["messages"]
-    (asked, _) = second["messages"]  # type: ignore[misc]
+    assert list(first) == ["prompt", "context", "completion"]
+    asked, _ = read_conversation(second, "copy").messages
     assert asked["content"].endswith("?\n\nhere, there")
 
 

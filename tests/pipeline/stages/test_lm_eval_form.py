@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from pion.data.chat.conversation import ROLES, Turn, chat_template, tokenize
-from pion.data.chat.messages import Message, parse_messages
+from pion.data.chat.messages import Message
 from pion.data.chat.template import ChatTemplate
 from pion.data.chat.template_source import write_template_date
+from pion.data.records.layouts import read_conversation
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from tests.support.chat_templates import CHATML, LLAMA3, TEMPLATES
@@ -62,7 +63,7 @@ def test_a_chat_has_the_ids_of_training_with_the_template_of_each_family(
     folder = write_instruct_model(tmp_path, *TEMPLATES[name])
     write_template_date(folder, LAST_YEAR)  # as a run records it: today, the ids would differ
     tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
-    conversation = parse_messages({"messages": [*ASKED, ANSWER]}, "f:1")
+    conversation = read_conversation({"messages": [*ASKED, ANSWER]}, "f:1")
     (examples,) = ChatTemplate(folder, tokenizer).tokenize_batch([conversation])
     trained = examples.tokenized[-1]
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from pion.data.chat.messages import Conversation, turns_of
 from pion.data.documents.python_docs import documents, is_held_out
 from pion.data.documents.python_qa import dialogues
 from pion.data.tokens.tokenizer import Tokenizer
@@ -98,13 +99,14 @@ def test_the_messages_layout_gives_the_same_rows(tmp_path: Path) -> None:
 def test_interrupted_packing_continues_to_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import pion.data.chat.chat_format as chat_format
     import pipeline.data.conversations_to_rows as conversation_rows
 
     monkeypatch.setattr(conversation_rows, "BUFFER", 300)
     write_chats(tmp_path / "chat.jsonl", 3000)
     job = sft_job(tmp_path)
     tokenised = 0
-    tokenize = conversation_rows.tokenize_batch
+    tokenize = chat_format.tokenize_batch
 
     def stop_at_1500(tokenizer: Tokenizer, turns: Any) -> Any:
         nonlocal tokenised
@@ -113,7 +115,7 @@ def test_interrupted_packing_continues_to_the_same_bytes(
             raise KeyboardInterrupt
         return tokenize(tokenizer, turns)
 
-    monkeypatch.setattr(conversation_rows, "tokenize_batch", stop_at_1500)
+    monkeypatch.setattr(chat_format, "tokenize_batch", stop_at_1500)
     with pytest.raises(KeyboardInterrupt):
         prepare_sft(job, tmp_path / "data", None, lambda message: None)
     finished = {
@@ -124,7 +126,7 @@ def test_interrupted_packing_continues_to_the_same_bytes(
     tokenised = 100  # from here on, only count what is tokenised again
     resumed = prepare_sft(job, tmp_path / "data", None, lambda message: None)
     assert tokenised - 100 < 8  # 10 training buffers, 1 held out; the first are not redone
-    monkeypatch.setattr(conversation_rows, "tokenize_batch", tokenize)
+    monkeypatch.setattr(chat_format, "tokenize_batch", tokenize)
     unbroken = prepare_sft(job, tmp_path / "unbroken", None, lambda message: None)
     assert {p: p.stat().st_mtime_ns for p in finished} == finished
     assert files_of(tmp_path / "data") == files_of(tmp_path / "unbroken")
@@ -165,9 +167,13 @@ def test_the_standard_library_is_held_out_by_file_in_both_parts(
     docs = find_input(job, job.data.sources[0], "data.sources.0")
     questions = find_input(job, job.sft.sources[0], "sft.sources.0")
     read = {text for held_out, text in texts(job, docs) if held_out}
-    asked = [turns for held_out, turns in conversations(job, questions) if held_out]
+    asked = [
+        talk.conversation for held_out, talk in conversations(job, questions, own=True) if held_out
+    ]
     assert read == {d.text for d in documents() if is_held_out(d.origin, 0.05)}
-    assert asked == [list(d.turns) for d in dialogues() if is_held_out(d.origin, 0.05)]
+    assert [turns_of(one) for one in asked if isinstance(one, Conversation)] == [
+        list(d.turns) for d in dialogues() if is_held_out(d.origin, 0.05)
+    ]
     assert asked
 
 

@@ -1,5 +1,6 @@
 import json
 import tempfile
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,12 @@ from hypothesis import strategies as st
 from pion.data.chat.conversation import (
     Turn,
     chat_template,
-    parse_conversation,
     render,
     tokenize,
     tokenize_batch,
 )
-from pion.data.chat.messages import parse_messages
+from pion.data.chat.messages import turns_of
+from pion.data.records.layouts import read_conversation
 from pion.data.tokens.tokenizer import Tokenizer, train_bpe
 from pion.errors import BadInput
 from tests.support.tokenizer_kinds import settings_of, tokenizer_of
@@ -58,6 +59,10 @@ def tokenizer(style: str = "gpt2") -> Tokenizer:
         ),
     )
     return Tokenizer(bpe.to_str())
+
+
+def parsed(record: Any, where: str) -> list[Turn]:
+    return turns_of(read_conversation(record, where, own=True))
 
 
 STYLES = pytest.mark.parametrize("style", ["gpt2", "llama3"])
@@ -174,9 +179,24 @@ def test_transformers_understands_the_same_roles_and_drops_the_others() -> None:
         {"role": "gpt", "content": None},
         {"role": "gpt", "content": "c"},
     ]
-    turns = parse_conversation({"messages": messages}, "a.jsonl:1")
+    turns = parsed({"messages": messages}, "a.jsonl:1")
     text = transformers_tokenizer("gpt2").apply_chat_template(messages, tokenize=False)
     assert text == render(tokenizer(), turns)[0] == "<|user|>\na\n<|assistant|>\nc\n<|endoftext|>"
+
+
+@settings(max_examples=60, deadline=None)
+@given(TURNS, st.data())
+def test_answers_that_are_only_seen_leave_the_ids_and_are_not_learned(
+    turns: list[Turn], data: st.DataObject
+) -> None:
+    tok = tokenizer()
+    some = [replace(turn, learned=data.draw(st.booleans())) for turn in turns]
+    ids, learned = tokenize(tok, some)
+    assert np.array_equal(ids, tokenize(tok, turns).ids)
+    text, spans = render(tok, turns)
+    answers = [turn for turn in some if turn.role == "assistant" and turn.text.strip()]
+    parts = [text[start:end] for (start, end), turn in zip(spans, answers) if turn.learned]
+    assert tok.decode(ids[learned].tolist(), specials=True) == "".join(parts)
 
 
 @STYLES
@@ -205,10 +225,10 @@ def test_both_layouts_and_all_aliases_are_understood() -> None:
     expected = [Turn("system", "s"), Turn("user", "u"), Turn("assistant", "a")]
     hermes = [("system", "s"), ("human", "u"), ("function", "{}"), ("gpt", "a")]
     record = {"conversations": [{"from": r, "value": t, "weight": 1} for r, t in hermes], "id": 7}
-    assert parse_conversation(record, "a:1") == expected
+    assert parsed(record, "a:1") == expected
     messages = [("system", "s"), ("user", "u"), ("tool", "x"), ("assistant", "a")]
     record = {"messages": [{"role": r, "content": t} for r, t in messages]}
-    assert parse_conversation(record, "a:1") == expected
+    assert parsed(record, "a:1") == expected
 
 
 @pytest.mark.parametrize(
@@ -218,26 +238,25 @@ def test_other_names_of_roles_are_read_in_any_case(asks: str, answers: str) -> N
     turns = [{"from": "developer", "value": "s"}, {"from": asks, "value": "u"}]
     record = {"conversations": [*turns, {"from": answers, "value": "a"}]}
     expected = [Turn("system", "s"), Turn("user", "u"), Turn("assistant", "a")]
-    assert parse_conversation(record, "a:1") == expected
-    roles = [message["role"] for message in parse_messages(record, "a:1").messages]
-    assert roles == ["developer", "user", "assistant"]
+    assert parsed(record, "a:1") == expected
+    roles = [message["role"] for message in read_conversation(record, "a:1").messages]
+    assert roles == ["system", "user", "assistant"]
 
 
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({}, "expected a key 'conversations'.*found no key"),
+        ({}, "expected a list of turns.*found no key"),
         ({"text": "x"}, "found 'text'"),
-        (["x"], "found list"),
-        (None, "found NoneType"),
-        ({"messages": "hello"}, "must be a list, not str"),
+        (["x"], "found ..x.. instead of an object"),
+        (None, "found None"),
+        ({"messages": "hello"}, "is a text, and not JSON: 'hello'"),
+        ({"messages": "3"}, "must be a list of turns, not 3"),
         ({"messages": ["hello"]}, "turn 1 must be"),
-        ({"messages": [{"role": "user"}]}, "turn 1 must be"),
         ({"messages": [{"content": "x"}]}, "turn 1 must be"),
-        ({"messages": [{"role": "user", "content": 3}]}, "turn 1 must be"),
-        ({"messages": [{"from": "user", "value": "x"}]}, "turn 1 must be"),
+        ({"messages": [{"role": "user", "content": 3}]}, "turn 1: 'content' must be text"),
         ({"conversations": [{"from": "gpt", "value": "x"}, {"from": 1, "value": "x"}]}, "turn 2"),
-        ({"messages": []}, "no assistant turn"),
+        ({"messages": []}, "not a conversation"),
         ({"messages": [{"role": "user", "content": "x"}]}, "no assistant turn"),
         ({"messages": [{"role": "assistant", "content": " \n"}]}, "whose answer is empty"),
         ({"messages": [{"role": "gpt", "content": None}] * 2}, "whose 2 answers are empty"),
@@ -252,7 +271,7 @@ def test_a_record_that_is_no_conversation_is_refused_with_file_and_line(
 ) -> None:
     json.dumps(record)  # a JSONL file can contain it
     with pytest.raises(BadInput, match=rf"^chats\.jsonl:17: .*{message}"):
-        parse_conversation(record, "chats.jsonl:17")
+        parsed(record, "chats.jsonl:17")
 
 
 def test_a_first_token_starts_a_conversation_once_and_is_not_learned() -> None:

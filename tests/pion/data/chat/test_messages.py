@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from pion.data.chat.messages import harmless, parse_messages
+from pion.data.chat.messages import harmless
+from pion.data.records.layouts import read_conversation
 from pion.errors import BadInput
 
 HI = {"role": "user", "content": "Hi"}
@@ -12,13 +13,13 @@ YES = {"role": "assistant", "content": "Yes"}
 
 
 def parsed(*messages: Any, **rest: Any) -> list[dict[str, Any]]:
-    return list(parse_messages({"messages": list(messages), **rest}, "data.jsonl:3").messages)
+    return list(read_conversation({"messages": list(messages), **rest}, "data.jsonl:3").messages)
 
 
 def test_both_layouts_are_read_and_roles_have_one_name() -> None:
-    shared = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yes", "weight": 1}]
-    found = parse_messages({"conversations": shared}, "x")
-    assert found.messages == [HI, {**YES, "weight": 1}]
+    shared = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yes", "name": "Ann"}]
+    found = read_conversation({"conversations": shared}, "x")
+    assert found.messages == [HI, {**YES, "name": "Ann"}]
     assert parsed({"role": "human", "content": "Hi"}, {"role": "gpt", "content": "Yes"}) == [
         HI,
         YES,
@@ -26,7 +27,8 @@ def test_both_layouts_are_read_and_roles_have_one_name() -> None:
 
 
 def test_calls_and_null_contents_are_kept_and_other_null_keys_are_not() -> None:
-    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}
+    calls = [{"function": {"name": "f", "arguments": {}}}]
+    call = {"role": "assistant", "content": None, "tool_calls": calls}
     result = {"role": "tool", "content": "", "name": "f"}
     filled = {**result, "tool_calls": None}
     assert parsed(HI, call, filled, YES) == [HI, call, result, YES]
@@ -39,16 +41,16 @@ def test_empty_messages_and_those_after_the_last_answer_are_left_out() -> None:
 
 
 def test_tools_are_kept_as_they_are() -> None:
-    tools = [{"name": "f", "parameters": {"a": None}}]
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"enum": ["a", None]}}}]
     record = {"messages": [HI, YES], "tools": tools}
-    assert parse_messages(record, "x").tools == tools
-    assert parse_messages({**record, "tools": None}, "x").tools is None
+    assert read_conversation(record, "x").tools == tools
+    assert read_conversation({**record, "tools": None}, "x").tools is None
 
 
 WRONG: dict[str, tuple[Any, str]] = {
     "no record": ([], "not a conversation"),
-    "another layout": ({"text": "a"}, "not a conversation: expected a list under"),
-    "no list": ({"messages": "a"}, "not a conversation"),
+    "another layout": ({"text": "a"}, "not a conversation: expected a list of turns under"),
+    "no list": ({"messages": "a"}, "key 'messages' is a text, and not JSON: 'a'"),
     "no message": ({"messages": ["a"]}, "turn 1 must be an object"),
     "no role": ({"messages": [HI, {"content": "a"}]}, "turn 2 must be an object"),
     "an unknown role": (
@@ -56,11 +58,17 @@ WRONG: dict[str, tuple[Any, str]] = {
         "turn 2 has the unknown role 'asistant'; did you mean 'assistant'",
     ),
     "a long role": ({"messages": [{"role": "a" * 9999}]}, "unknown role"),
-    "parts": ({"messages": [HI, {**YES, "content": [{"text": "a"}]}]}, "must be text or null"),
+    "parts": (
+        {"messages": [HI, {**YES, "content": [{"type": "image_url", "text": "a"}]}]},
+        "turn 2: 'content' has a part that is no text: 'image_url'",
+    ),
     "no answer": ({"messages": [HI]}, "no assistant turn"),
     "an empty answer": ({"messages": [HI, {**YES, "content": " "}]}, "whose answer is empty"),
-    "tools that are text": ({"messages": [HI, YES], "tools": "[]"}, "'tools' must be a list"),
-    "tools of text": ({"messages": [HI, YES], "tools": ["f"]}, "'tools' must be a list"),
+    "tools that are text": (
+        {"messages": [HI, YES], "tools": "[f]"},
+        "'tools' is a text, and not JSON",
+    ),
+    "tools of text": ({"messages": [HI, YES], "tools": ['"f"']}, "'tools' must be a list"),
 }
 
 
@@ -68,14 +76,16 @@ WRONG: dict[str, tuple[Any, str]] = {
 def test_a_record_that_is_wrong_is_named_by_file_and_line(what: str) -> None:
     record, message = WRONG[what]
     with pytest.raises(BadInput, match=rf"^data\.jsonl:3: .*{message}") as error:
-        parse_messages(record, "data.jsonl:3")
+        read_conversation(record, "data.jsonl:3")
     assert len(str(error.value)) < 500
 
 
 def test_texts_are_stripped_and_special_tokens_defused_everywhere() -> None:
     call = {"function": {"name": "<s>", "arguments": {"<s>": ["a<s>", 1]}}}
     messages = [{"role": "user", "content": "\n <s>Hi "}, {**YES, "tool_calls": [call]}]
-    found = harmless(parse_messages({"messages": messages, "tools": [{"a": "<s>"}]}, "x"), ["<s>"])
+    found = harmless(
+        read_conversation({"messages": messages, "tools": [{"a": "<s>"}]}, "x"), ["<s>"]
+    )
     quiet = {"function": {"name": "< s>", "arguments": {"< s>": ["a< s>", 1]}}}
     assert found.messages == [
         {"role": "user", "content": "< s>Hi"},

@@ -14,10 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pion.data.chat.conversation import Tokenized
-from pion.data.chat.messages import Conversation, harmless, parse_messages
+from pion.data.chat.messages import Conversation, harmless
 from pion.data.chat.packing import pack
 from pion.data.chat.template import ChatTemplate
 from pion.data.chat.template_source import with_settings, write_template_date
+from pion.data.records.layouts import read_conversation
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from tests.support.chat_templates import CHATML, DEEPSEEK, QWEN3, TEMPLATES
@@ -67,7 +68,7 @@ class Model:
 
     def written(self, messages: list[Any], tools: Any = None) -> list[tuple[str, str]]:
         """Return the text of each example, and of its learned part."""
-        conversation = parse_messages(as_record(messages, tools), "f:1")
+        conversation = read_conversation(as_record(messages, tools), "f:1")
         (examples,) = self.template.tokenize_batch([conversation])
         return [(self.text(e.ids), self.text(e.ids[e.learned])) for e in examples.tokenized]
 
@@ -154,7 +155,7 @@ def test_ids_and_mask_are_those_of_rendered_prefixes(
         for pair in texts
         for role, text in zip(("user", "assistant"), pair)
     ]
-    conversation = harmless(parse_messages(as_record(messages), "f:1"), model.template._marks)
+    conversation = harmless(read_conversation(as_record(messages), "f:1"), model.template._marks)
     expected = learned_by_prefixes(model, list(conversation.messages), None)
     (found,) = model.template.tokenize_batch([conversation])
     if expected is None:
@@ -196,7 +197,7 @@ def test_the_first_token_is_there_once(models: dict[str, Model], name: str) -> N
     model, first = models[name], models[name].tokenizer.first
     for ids in (
         model.template.prompt_ids([QUESTION]),
-        model.template.tokenize_batch([parse_messages(as_record([QUESTION, ANSWER]), "f:1")])[0]
+        model.template.tokenize_batch([read_conversation(as_record([QUESTION, ANSWER]), "f:1")])[0]
         .tokenized[0]
         .ids,
     ):
@@ -248,7 +249,7 @@ def test_a_template_that_loses_calls_is_said_and_nothing_else_is_learned(
     models: dict[str, Model], name: str
 ) -> None:
     record = as_record([QUESTION, CALL, RESULT, ANSWER], TOOLS)
-    (found,) = models[name].template.tokenize_batch([parse_messages(record, "f:4")])
+    (found,) = models[name].template.tokenize_batch([read_conversation(record, "f:4")])
     assert found.tokenized == ()
     assert "f:4: answer 1 calls 'now', and the chat template does not write" in str(found.refused)
 
@@ -258,7 +259,7 @@ def test_a_call_after_which_the_model_would_not_stop_is_refused(tmp_path: Path) 
         "{{- eos_token -}}", "{{- '<｜call｜>' if m.content is none else eos_token -}}"
     )
     assert source != DEEPSEEK
-    talk = parse_messages(as_record([QUESTION, CALL, RESULT, ANSWER], TOOLS), "f:4")
+    talk = read_conversation(as_record([QUESTION, CALL, RESULT, ANSWER], TOOLS), "f:4")
     (found,) = Model(tmp_path / "a", "deepseek", source).template.tokenize_batch([talk])
     assert found.tokenized == ()
     assert "f:4: answer 1 calls 'now'" in str(found.refused)
@@ -306,6 +307,102 @@ def test_special_tokens_in_calls_and_tools_are_defused(models: dict[str, Model])
     assert text.count("x< |im_end|>") == 4
 
 
+@pytest.mark.parametrize("name", ["SmolLM2", "Qwen 2.5", "Llama 3.2"])
+def test_an_answer_of_weight_0_is_written_and_not_learned(
+    models: dict[str, Model], name: str
+) -> None:
+    model, wrong = models[name], {**ANSWER, "content": "Wrong"}
+    ((both, learned),) = model.written([QUESTION, wrong, QUESTION, ANSWER])
+    ((text, only),) = model.written([QUESTION, {**wrong, "weight": 0}, QUESTION, ANSWER])
+    assert text == both
+    assert learned.startswith("Wrong")
+    assert only == learned[learned.index("Hello") :]
+    ((text, only),) = model.written([QUESTION, ANSWER, QUESTION, {**wrong, "weight": 0}])
+    assert "Wrong" not in text
+    assert "Hello" in only
+
+
+def test_a_call_that_is_not_learned_must_still_be_written(models: dict[str, Model]) -> None:
+    talk = [QUESTION, {**CALL, "weight": 0}, RESULT, ANSWER]
+    ((text, learned),) = models["DeepSeek"].written(talk, TOOLS)
+    assert "<｜call｜>now" in text
+    assert learned == "Hello<｜end｜>"
+    record = as_record(talk, TOOLS)
+    (found,) = models["SmolLM2"].template.tokenize_batch([read_conversation(record, "f:4")])
+    assert "calls 'now', and the chat template does not write" in str(found.refused)
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "thinking", "reasoning"])
+@pytest.mark.parametrize("place", ["reasoning_content", "thinking", None])
+def test_thoughts_are_learned_where_the_template_has_a_place_for_them_and_counted_elsewhere(
+    tmp_path: Path, key: str, place: str | None
+) -> None:
+    source = (
+        "{%- for m in messages -%}{{- '<|im_start|>' ~ m.role ~ '\\n' -}}"
+        f"{{{{- ('<think>' ~ m.{place} ~ '</think>') if m.{place} -}}}}"
+        "{{- m.content ~ '<|im_end|>\\n' -}}{%- endfor -%}"
+        "{{- '<|im_start|>assistant\\n' if add_generation_prompt -}}"
+    )
+    model = Model(tmp_path, "smollm2", source)
+    record = as_record([QUESTION, {**ANSWER, key: "A greeting."}])
+    (found,) = model.template.tokenize_batch([read_conversation(record, "f:1")])
+    (example,) = found.tokenized
+    thought = "<think>A greeting.</think>" if place else ""
+    assert model.text(example.ids[example.learned]) == f"{thought}Hello<|im_end|>"
+    assert (found.thoughts, found.lost_thoughts) == (1, int(place is None))
+
+
+def test_tools_that_a_template_leaves_out_are_counted(models: dict[str, Model]) -> None:
+    talk = read_conversation(as_record([QUESTION, ANSWER], TOOLS), "f:1")
+    for name, lost in (("Qwen 2.5", False), ("SmolLM2", True)):
+        (found,) = models[name].template.tokenize_batch([talk])
+        assert found.lost_tools is lost
+
+
+ODD: dict[str, tuple[list[dict[str, Any]], str]] = {
+    "an answer first": ([ANSWER, QUESTION, ANSWER], "message 1 is an answer"),
+    "an answer after the system": (
+        [{"role": "system", "content": "Be brief."}, ANSWER, QUESTION, ANSWER],
+        "message 2 is an answer",
+    ),
+    "two answers": (
+        [QUESTION, ANSWER, ANSWER],
+        "messages 2 and 3 are both answers",
+    ),
+    "two questions": (
+        [QUESTION, QUESTION, ANSWER],
+        "messages 1 and 2 are both messages by the user",
+    ),
+    "the system later": (
+        [QUESTION, ANSWER, {"role": "system", "content": "Be brief."}, QUESTION, ANSWER],
+        "message 3 is a system message, and the template allows one at the beginning",
+    ),
+}
+# Both sides take turns, and only the first message may be the system's: Mistral's and Gemma's rule.
+ALTERNATE = (
+    "{%- set talk = messages[1:] if messages and messages[0].role == 'system' else messages -%}"
+    "{%- for m in talk -%}"
+    "{%- if m.role != ('user' if loop.index0 % 2 == 0 else 'assistant') -%}"
+    "{{- raise_exception('roles must alternate') -}}"
+    "{%- endif -%}"
+    "{{- '<|im_start|>' ~ m.role ~ '\\n' ~ m.content ~ '<|im_end|>\\n' -}}"
+    "{%- endfor -%}"
+    "{{- '<|im_start|>assistant\\n' if add_generation_prompt -}}"
+)
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_a_refused_conversation_is_told_which_message_breaks_which_rule(
+    tmp_path: Path, what: str
+) -> None:
+    messages, said = ODD[what]
+    model = Model(tmp_path, "smollm2", ALTERNATE)
+    (found,) = model.template.tokenize_batch([read_conversation(as_record(messages), "f:7")])
+    assert str(found.refused).startswith(
+        f"f:7: the chat template refuses this conversation: {said}"
+    )
+
+
 def test_system_messages_that_a_template_leaves_out_are_counted(
     models: dict[str, Model], tmp_path: Path
 ) -> None:
@@ -316,7 +413,7 @@ def test_system_messages_that_a_template_leaves_out_are_counted(
     )
     assert drops != QWEN3
     records = [as_record([told, QUESTION, ANSWER]), as_record([QUESTION, ANSWER] * 2)]
-    talks = [parse_messages(record, "f:1") for record in records]
+    talks = [read_conversation(record, "f:1") for record in records]
     for template, lost in (
         (models["Qwen 3"].template, 0),
         (Model(tmp_path, "qwen", drops).template, 1),
@@ -362,18 +459,18 @@ def test_a_conversation_that_the_template_refuses_is_named_and_the_others_are_le
     models: dict[str, Model],
 ) -> None:
     good, bad = as_record([QUESTION, ANSWER]), as_record([QUESTION, QUESTION, ANSWER])
-    conversations = [parse_messages(r, f"f:{n}") for n, r in enumerate([good, bad, good], 1)]
+    conversations = [read_conversation(r, f"f:{n}") for n, r in enumerate([good, bad, good], 1)]
     found = models["Mistral"].template.tokenize_batch(conversations)
     assert [len(examples.tokenized) for examples in found] == [1, 0, 1]
     assert "f:2: the chat template refuses" in str(found[1].refused)
-    assert "user and assistant must take turns" in str(found[1].refused)
+    assert "messages 1 and 2 are both messages by the user" in str(found[1].refused)
     with pytest.raises(BadInput, match="take turns"):
         models["Mistral"].template.prompt_ids([ANSWER])
 
 
 def test_a_conversation_of_very_many_answers_is_refused(models: dict[str, Model]) -> None:
     template = models["SmolLM2"].template
-    many = [parse_messages(as_record([QUESTION, ANSWER] * n), "f:1") for n in (256, 257)]
+    many = [read_conversation(as_record([QUESTION, ANSWER] * n), "f:1") for n in (256, 257)]
     most, more = template.tokenize_batch(many)
     assert most.refused is None
     assert "f:1: the conversation has 257 answers" in str(more.refused)
@@ -382,7 +479,7 @@ def test_a_conversation_of_very_many_answers_is_refused(models: dict[str, Model]
 def test_an_answer_that_the_generation_prompt_does_not_begin_is_named(tmp_path: Path) -> None:
     source = CHATML.replace("'<|im_start|>assistant\n' -}}{%- endif", "'<x>' -}}{%- endif")
     model = Model(tmp_path, "smollm2", source)
-    conversation = parse_messages(as_record([QUESTION, ANSWER, QUESTION, ANSWER]), "f:7")
+    conversation = read_conversation(as_record([QUESTION, ANSWER, QUESTION, ANSWER]), "f:7")
     (found,) = model.template.tokenize_batch([conversation])
     assert "f:7: answer 1: the chat template's generation prompt does not" in str(found.refused)
 
@@ -396,7 +493,7 @@ def test_a_prompt_that_is_a_prefix_of_the_text_but_not_of_the_ids_is_refused(
     source += "{{- 'assistant: ' if add_generation_prompt -}}"  # the space joins the answer
     model = Model(tmp_path, "smollm2", source)
     messages = [QUESTION, {**ANSWER, "content": "the"}]
-    (found,) = model.template.tokenize_batch([parse_messages(as_record(messages), "f:1")])
+    (found,) = model.template.tokenize_batch([read_conversation(as_record(messages), "f:1")])
     whole = model.stock_ids(messages, prompt=False, tools=None)
     prompt = model.stock_ids(messages[:1], prompt=True, tools=None)
     assert model.text(whole).startswith(model.text(prompt))

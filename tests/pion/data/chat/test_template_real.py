@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pion.data.chat.messages import harmless, parse_messages
+from pion.data.chat.messages import harmless
 from pion.data.chat.template import ChatTemplate
 from pion.data.chat.template_source import find_template, with_settings, write_template_date
+from pion.data.records.layouts import read_conversation
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from tests.pion.data.chat.test_template import DAY, Model, as_record, learned_by_prefixes
@@ -143,7 +144,7 @@ def test_ids_and_masks_are_those_of_transformers(name: str, tmp_path: Path) -> N
     refused = REFUSED.get(name, {})
     for talk, (messages, tools) in TALKS.items():
         conversation = harmless(
-            parse_messages(as_record(messages, tools), "f:1"), model.template._marks
+            read_conversation(as_record(messages, tools), "f:1"), model.template._marks
         )
         (found,) = model.template.tokenize_batch([conversation])
         assert (found.refused is not None) == (talk in refused), f"{talk}: {found.refused}"

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 import pion
-from pion.data.chat.messages import parse_messages
 from pion.data.chat.template import ChatTemplate
+from pion.data.records.layouts import read_conversation
 from pion.data.tokens.special_tokens import read_special_tokens
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.model.decoder import Decoder
@@ -55,7 +55,7 @@ def fine_tuned(
         {"messages": [*talk, {"role": "assistant", "content": answer}]}
         for talk, answer in zip(talks, TALKS.values(), strict=True)
     ]
-    found = template.tokenize_batch([parse_messages(record, "x") for record in records])
+    found = template.tokenize_batch([read_conversation(record, "x") for record in records])
     examples = [example for one in found for example in one.tokenized]
     for _ in range(60):
         for example in examples:

@@ -12,24 +12,37 @@ import pytest
 from pion.data.documents import file_to_documents
 from pion.data.documents.file_to_documents import (
     PART_BYTES,
-    find_files,
+    Span,
     jsonl_records,
-    list_files,
     parquet_records,
     record_documents,
     text_documents,
+)
+from pion.data.documents.find_files import (
+    JSONL_SUFFIXES,
+    PARQUET_SUFFIXES,
+    TEXT_SUFFIXES,
+    find_files,
+    list_files,
 )
 from pion.errors import BadInput
 
 KEY = "data.sources.0"
 
 
+def spans(path: Path, suffixes: tuple[str, ...]) -> list[Span]:
+    return [Span(file) for file in list_files(path, suffixes, KEY)]
+
+
 def texts(path: Path, split: str = "file") -> list[str]:
-    return [document.text for document in text_documents(path, split, KEY)]
+    return [document.text for document in text_documents(spans(path, TEXT_SUFFIXES), split, KEY)]
 
 
 def read_jsonl(path: Path, field: str = "text") -> list[str]:
-    return [d.text for d in record_documents(jsonl_records(path, KEY), field, KEY)]
+    return [
+        d.text
+        for d in record_documents(jsonl_records(spans(path, JSONL_SUFFIXES), KEY), field, KEY)
+    ]
 
 
 def test_a_folder_is_read_in_sorted_order_and_only_text_files_of_it(tmp_path: Path) -> None:
@@ -65,7 +78,7 @@ def test_a_file_that_links_lead_to_again_is_read_once_and_what_is_no_file_is_sai
 
 def test_paragraphs_are_documents_when_asked(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one\nline\n\n  \n\ntwo\n\n\n")
-    documents = list(text_documents(tmp_path, "paragraph", KEY))
+    documents = list(text_documents(spans(tmp_path, TEXT_SUFFIXES), "paragraph", KEY))
     assert [d.text for d in documents] == ["one\nline", "two"]
     assert documents[1].origin == f"{tmp_path}/a.txt#2"
 
@@ -138,9 +151,9 @@ def test_text_that_is_not_utf8_is_named_with_its_byte(tmp_path: Path) -> None:
 def test_endless_blank_lines_of_a_small_file_are_refused(tmp_path: Path) -> None:
     with gzip.open(tmp_path / "b.jsonl.gz", "wt") as file:
         file.write('{"text": "one"}' + "\n" * 2_000 + '{"text": "two"}\n')
-    with pytest.raises(BadInput, match=r"gz:1002: more than 1,000 bytes of blank lines"):
-        list(jsonl_records(tmp_path, "data.sources.0", 1_000))
-    assert len(list(jsonl_records(tmp_path, "data.sources.0", 3_000))) == 2
+    with pytest.raises(BadInput, match=r"gz:1002: more than 1,000 bytes or .* are blank"):
+        list(jsonl_records(spans(tmp_path, JSONL_SUFFIXES), "data.sources.0", 1_000))
+    assert len(list(jsonl_records(spans(tmp_path, JSONL_SUFFIXES), "data.sources.0", 3_000))) == 2
 
 
 def test_jsonl_is_read_line_by_line_and_gzip_too(tmp_path: Path) -> None:
@@ -195,7 +208,7 @@ def test_an_empty_jsonl_file_is_an_empty_corpus(tmp_path: Path) -> None:
 def test_parquet_rows_are_records_with_their_row_number(tmp_path: Path) -> None:
     table = pa.table({"text": ["one", "two"], "turns": [[{"from": "human"}], []]})
     pq.write_table(table, tmp_path / "a.parquet")
-    records = list(parquet_records(tmp_path, KEY, ("text", "turns")))
+    records = list(parquet_records(spans(tmp_path, PARQUET_SUFFIXES), KEY, ("text", "turns")))
     assert [r.value["text"] for r in records] == ["one", "two"]
     assert records[0].value["turns"] == [{"from": "human"}]
     assert records[1].origin == f"{tmp_path}/a.parquet row 2"
@@ -204,11 +217,21 @@ def test_parquet_rows_are_records_with_their_row_number(tmp_path: Path) -> None:
 def test_a_column_of_a_table_may_be_numbers_of_texts(tmp_path: Path) -> None:
     texts = pa.array(["one", "two", "one"]).dictionary_encode()
     pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
-    records = list(parquet_records(tmp_path, KEY, ("text",)))
+    records = list(parquet_records(spans(tmp_path, PARQUET_SUFFIXES), KEY, ("text",)))
     assert [r.value["text"] for r in records] == ["one", "two", "one"]
 
 
 def test_a_file_that_is_not_parquet_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_text(json.dumps({"text": "no"}))
     with pytest.raises(BadInput, match=r"a\.parquet: not a readable parquet file"):
-        list(parquet_records(tmp_path, KEY, ("text", "turns")))
+        list(parquet_records(spans(tmp_path, PARQUET_SUFFIXES), KEY, ("text", "turns")))
+
+
+def test_a_null_text_is_left_out_and_counted_like_a_blank_one(tmp_path: Path) -> None:
+    lines = ({"text": "a"}, {"text": None}, {"text": " "}, {"text": "b"})
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    blank: list[int] = []
+    records = jsonl_records(spans(tmp_path, JSONL_SUFFIXES), KEY)
+    found = record_documents(records, "text", KEY, lambda: blank.append(1))
+    assert [document.text for document in found] == ["a", "b"]
+    assert len(blank) == 2

@@ -110,7 +110,9 @@ def test_each_layout_gives_the_same_pair(name: str) -> None:
     assert texts(pair(LAYOUTS[name])) == PLAIN
 
 
-@pytest.mark.parametrize("label", [True, False])
+@pytest.mark.parametrize(
+    ("label", "said"), [(True, True), (0, False), ("1", True), ("False", False)]
+)
 @pytest.mark.parametrize(
     "record",
     [
@@ -122,10 +124,10 @@ def test_each_layout_gives_the_same_pair(name: str) -> None:
     ],
     ids=["texts", "lists", "a message", "a list with the prompt", "only a list"],
 )
-def test_an_unpaired_answer_has_a_label(record: dict[str, Any], label: bool) -> None:
+def test_an_unpaired_answer_has_a_label(record: dict[str, Any], label: Any, said: bool) -> None:
     found = parse_preference({**record, "label": label}, "kto.jsonl:1")
     assert isinstance(found, Labelled)
-    assert found.desired is label
+    assert found.desired is said
     assert found.answer.context == 1
     assert [m["content"] for m in found.answer.messages] == [ASKED, GOOD]
 
@@ -249,25 +251,25 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "other keys": ({"messages": []}, "not a preference: expected the keys 'chosen' and 'rejected'"),
     "nothing": ({}, "found no key"),
     "no rejected": ({"prompt": ASKED, "chosen": GOOD}, "key 'rejected' is missing; it belongs"),
-    "null": ({**EXPLICIT, "chosen": None}, "key 'chosen' is null; it belongs to 'rejected'"),
+    "null": ({**EXPLICIT, "chosen": None}, "key 'chosen' is missing; it belongs to 'rejected'"),
     "a number": ({**EXPLICIT, "chosen": 3}, "key 'chosen' must be text, a message or a list"),
-    "a nested list": ({**EXPLICIT, "chosen": [[answer(GOOD)]]}, "key 'chosen': message 1 must be"),
+    "a nested list": ({**EXPLICIT, "chosen": [[answer(GOOD)]]}, "key 'chosen': turn 1 must be"),
     "an empty list": ({**EXPLICIT, "chosen": []}, "key 'chosen' is an empty list"),
     "no prompt": ({"chosen": GOOD, "rejected": BAD}, "key 'chosen' begins with the answer"),
-    "an empty prompt": ({**EXPLICIT, "prompt": " "}, "key 'prompt' is empty"),
+    "an empty prompt": ({**EXPLICIT, "prompt": " "}, "and there is no prompt"),
     "a prompt of another type": ({**EXPLICIT, "prompt": 5}, "key 'prompt' must be text or a list"),
-    "a system of another type": ({**EXPLICIT, "system": ["x"]}, "key 'system' must be text"),
+    "a system of another type": ({**EXPLICIT, "system": 5}, "key 'system' must be text"),
     "an unknown role": (
         {**TWO, "rejected": [USER, {"role": "robot", "content": BAD}]},
-        "key 'rejected': message 2 has the unknown role 'robot'",
+        "key 'rejected': turn 2 has the unknown role 'robot'",
     ),
     "no role": (
-        {**TWO, "chosen": [{"from": "human", "value": ASKED}]},
-        "key 'chosen': message 1 must be an object with text under 'role'",
+        {**TWO, "chosen": [{"name": "human", "value": ASKED}]},
+        "key 'chosen': turn 1 must be an object with text under 'role' or 'from'",
     ),
     "parts as content": (
-        {**TWO, "chosen": [{"role": "user", "content": [{"text": ASKED}]}, answer(GOOD)]},
-        "key 'chosen': message 1: 'content' must be text or null",
+        {**TWO, "chosen": [{"role": "user", "content": [{"type": "image"}]}, answer(GOOD)]},
+        "key 'chosen': turn 1: 'content' has a part that is no text: 'image'",
     ),
     "only the user": ({**TWO, "chosen": [USER]}, "key 'chosen' has no message by the assistant"),
     "another prompt in one side": (
@@ -326,9 +328,29 @@ REFUSED: dict[str, tuple[Any, str]] = {
         {**EXPLICIT, "score_chosen": True, "score_rejected": 1},
         "key 'score_chosen' must be a number, not True",
     ),
-    "tools of text": ({**EXPLICIT, "tools": "now()"}, "'tools' must be a list of objects"),
-    "a label of text": ({**LABELLED, "label": "true"}, "key 'label' must be true or false"),
-    "a label of 1": ({**LABELLED, "label": 1}, "key 'label' must be true or false, not 1"),
+    "tools of text": ({**EXPLICIT, "tools": "now()"}, "'tools' is a text, and not JSON"),
+    "a label of text": ({**LABELLED, "label": "good"}, "key 'label' must be true or false"),
+    "a label of 2": (
+        {**LABELLED, "label": 2},
+        "key 'label' must be true or false, or 1 or 0, not 2",
+    ),
+    "two prompts": (
+        {**EXPLICIT, "question": "Why?"},
+        "the keys 'prompt' and 'question' could all be the question",
+    ),
+    "an answer that is not learned": (
+        {**LABELLED, "completion": [answer(GOOD, weight=0)]},
+        "key 'completion': the answer must not have weight 0",
+    ),
+    "an answer before the answers": (
+        {"messages": [USER, answer(GOOD)], "chosen": GOOD, "rejected": BAD},
+        "key 'messages' ends with an answer already",
+    ),
+    "a worse answer to a question": (
+        {"messages": [USER], "rejected_response": BAD},
+        "key 'messages' does not end with an answer, the chosen one",
+    ),
+    "pictures": ({**EXPLICIT, "images": ["a.png"]}, "key 'images' has what a model of texts"),
     "no label": ({"prompt": ASKED, "completion": GOOD}, "key 'label' is missing"),
     "no completion": ({"prompt": ASKED, "label": True}, "key 'completion' is missing"),
     "an unpaired answer to nobody": (

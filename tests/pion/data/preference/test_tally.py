@@ -29,7 +29,7 @@ def pair(where: str = "f:1", **more: Any) -> Any:
 def usable(tokens: int, early: bool = False) -> Usable:
     side = Tokenized(np.zeros(tokens, np.int32), np.ones(tokens, np.bool_))
     item = (Sided(side, True), Sided(side, False))
-    return Usable(item, np.zeros(1, np.int32), early, systems=2, lost_systems=1)
+    return Usable(item, np.zeros(1, np.int32), early, {"systems": 2, "lost_systems": 1})
 
 
 OUTCOMES: list[Outcome] = [
@@ -47,8 +47,7 @@ COUNTED = Tally(
     refused=1,
     early=1,
     tokens=24,
-    systems=4,
-    lost_systems=2,
+    seen={"systems": 4, "lost_systems": 2},
     dropped={EMPTY: 1, TIE: 2, LONGER_THAN_ROW: 2},
     dropped_encoded={TIE: 2, LONGER_THAN_ROW: 2},
     dropped_tokens={TIE: 40, LONGER_THAN_ROW: 129},

@@ -64,6 +64,26 @@ def test_the_check_states_rows_passes_and_what_is_lost(tmp_path: Path) -> None:
     assert re.search(r"<\|user\|>\nWhat .*\n<\|assistant\|>\n⟦.*\n<\|endoftext\|>⟧$", first.words)
 
 
+def test_what_is_not_read_and_what_is_lost_are_rows_of_their_own(tmp_path: Path) -> None:
+    job = job_in(tmp_path)
+    thought = {"role": "assistant", "content": "b", "reasoning_content": "c"}
+    lines = [
+        {"messages": [{"role": "user", "content": str(number)}, thought], **more}
+        for number in range(40)
+        for more in ({"id": 1, "weight": 2}, {"tools": [{"name": "f"}]})
+    ]
+    (tmp_path / "talks.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    row, *warnings, _ = check_conversations(job)
+    assert "not read: 'id' (40 of 80 records)" in row.words
+    said = [row.words for row in warnings if row.name == "conversations" and row.ok is None]
+    assert said[0] == "not read: 'weight' (40 of 80 records)"
+    assert said[1].startswith("the thoughts of 80 of 80 answers that have some are not learned")
+    assert said[2].startswith("the tools of 40 conversations, or calls and results, are not in")
+    notes: list[str] = []
+    prepare_sft(job, tmp_path / "sft", None, lambda m: notes.append(getattr(m, "text", "")))
+    assert "warning: talks.jsonl: not read: 'weight' (40 of 80 records)" in notes
+
+
 def test_many_passes_over_few_conversations_are_warned_about(tmp_path: Path) -> None:
     _, warning, _ = check_conversations(job_in(tmp_path, sft__epochs=6))
     assert warning.ok is None

@@ -1,0 +1,1 @@
+"""Records of conversations and preferences in the layouts of others, read into one form."""

@@ -1,0 +1,312 @@
+"""Which keys of a record say what: the one table of layouts, for jobs and for `pion new`.
+
+chat    turns                        messages, conversations: a list, or JSON that says one
+chat    a question and its answer    instruction, prompt, question, …; output, completion, answer, …
+pair    a prompt, and two answers    chosen and rejected (also texts of "\\n\\nHuman:")
+pair    OpenAI's                     input.messages, preferred_output, non_preferred_output
+pair    turns, and a worse answer    messages, rejected_response
+label   an answer that is good or not    prompt and completion, or turns, and label
+
+Next to all of them: `system`, `tools` and `history`, and what belongs below a question (`input`,
+`context`). What is under other keys is not read, and is counted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from pion.data.chat.messages import (
+    Conversation,
+    Message,
+    Seen,
+    learnable,
+    nothing_to_learn,
+    says_something,
+    turns_of,
+)
+from pion.data.records.fields import NOT_READ, Fields, json_in, yes_or_no
+from pion.data.records.turns import other_names, read_tools, read_turns, text_of
+from pion.errors import BadInput
+from pion.later_fields import shown
+
+Kind = Literal["chat", "pair", "label"]
+
+TURNS = ("messages", "conversations", "conversation")
+# Columns of a question and its answer. `input` is Alpaca's, below its instruction, or a question.
+QUESTIONS = (
+    *("instruction", "prompt", "question", "query", "problem", "user", "human", "prompter", "q"),
+    *("inputs", "input"),
+)
+ANSWERS = (
+    *("output", "completion", "answer", "response", "assistant", "bot", "gpt", "reply", "a"),
+    *("solution", "target", "targets", "generation"),
+)
+CONTEXTS = ("input", "context")
+SYSTEMS = ("system", "system_prompt")
+HISTORY = "history"
+TOOLS = ("tools", "functions")
+SIDES = (
+    ("chosen", "rejected"),
+    ("chosen_response", "rejected_response"),
+    ("preferred_output", "non_preferred_output"),
+)
+REJECTED = ("rejected_response", "rejected_messages")
+LABELS = ("label", "kto_tag")
+# What a model of texts does not see.
+MEDIA = ("images", "image", "videos", "video", "audios", "audio")
+SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"))
+# Of tables, only these columns are read.
+COLUMNS = tuple(
+    dict.fromkeys(
+        (
+            *(*TURNS, *QUESTIONS, *ANSWERS, *CONTEXTS, *SYSTEMS, HISTORY, *TOOLS, *REJECTED),
+            *(*LABELS, "status", *(key for keys in (*SIDES, *SCORES) for key in keys)),
+        )
+    )
+)
+# If one of these is not read, that is worth a warning: what it has was meant for somebody.
+MEANINGFUL = dict.fromkeys(
+    (
+        *(*SYSTEMS, *CONTEXTS, HISTORY, *TOOLS, *REJECTED, *LABELS, *MEDIA, "instruction"),
+        *(key for keys in SIDES for key in keys),
+        *("weight", "train", "trainable", "reasoning_content", "thinking", "reasoning"),
+        *("tool_defs", "article", "corrected", "reflection", "revision", "choices"),
+    )
+)
+_TURN = re.compile(r"\n\n(Human|Assistant):")
+_ROLES = {"Human": "user", "Assistant": "assistant"}
+
+
+def kind_of(record: Mapping[str, Any]) -> Kind | None:
+    """Return what the keys of a record say that it is; None if they say nothing."""
+    return _kind(Fields(record, ""))
+
+
+def _kind(fields: Fields) -> Kind | None:
+    turns, answers = fields.there(*TURNS), fields.there(*ANSWERS)
+    if any(map(fields.values.get, SIDES[0] + SIDES[2])) or fields.there(*REJECTED):
+        return "pair"
+    if (turns or answers) and any(map(_is_label, map(fields.values.get, fields.there(*LABELS)))):
+        return "label"
+    return "chat" if turns or (answers and fields.there(*QUESTIONS)) else None
+
+
+def _is_label(value: Any) -> bool:
+    try:
+        yes_or_no(value, "")
+    except BadInput:
+        return False
+    return True
+
+
+def read_chat(record: Any, where: str) -> Conversation:
+    """Return the conversation of a record, with messages that say nothing.
+
+    Of a prompt that is a list, nothing is learned; other answers are, unless the data say no.
+
+    Args:
+        where: the record's file and line, for errors.
+
+    Raises:
+        BadInput: the record has another layout, an unknown role, or could mean two things.
+    """
+    if not isinstance(record, dict):
+        raise BadInput(f"{where}: not a conversation: found {shown(record)} instead of an object")
+    fields, context, layout = Fields(record, where), 0, ""
+    if (key := fields.one_of(TURNS, "conversation")) is not None:
+        if any(fields.values.get(label) is False for label in LABELS):
+            raise _no_chat(fields, "label")
+        messages = turns_under(fields, fields.take(key), f"{where}: key {key!r}")
+    else:
+        if (kind := _kind(fields)) != "chat":
+            raise _no_chat(fields, kind)
+        prompt, layout = prompt_of(fields)
+        key = fields.one_of(ANSWERS, "answer")
+        value = fields.take(key)
+        value = str(value) if isinstance(value, int | float) else value
+        messages = side(fields, value, prompt, f"{where}: key {key!r}")
+        context = 0 if layout else len(prompt)
+        layout = layout and f"{layout}, the answer in {key}"
+    whole = with_system(fields, messages)
+    context += len(whole) - len(messages) if context else 0
+    tools = tools_of(fields)
+    return Conversation(whole, tools, where, context, seen_in(fields, layout))
+
+
+def read_conversation(record: Any, where: str, *, own: bool = False) -> Conversation:
+    """Return the conversation of a record as a template gets it, or Pion's `own` chat format.
+
+    Raises:
+        BadInput: as `read_chat`, and if nothing is learned.
+    """
+    conversation = read_chat(record, where)
+    if not own:
+        return learnable(conversation)
+    turns = turns_of(conversation)
+    if not any(turn.role == "assistant" and turn.learned and turn.text.strip() for turn in turns):
+        raise nothing_to_learn(conversation)
+    return conversation
+
+
+def _no_chat(fields: Fields, kind: Kind | None) -> BadInput:
+    keys = ", ".join(map(shown, fields.names)) or "no key"
+    if kind is not None:
+        what = "two answers, of which one is better" if kind == "pair" else "an answer with a label"
+        return BadInput(
+            f"{fields.where}: not a conversation: the record has {what} ({keys}). The stage prefer "
+            "learns from these: name the file under prefer.sources"
+        )
+    wanted = (names for names in (TURNS, ANSWERS, QUESTIONS) if not fields.there(*names))
+    empty = [name for names in wanted for name in names if name in fields.values]
+    if empty:
+        return BadInput(f"{fields.where}: not a conversation: key {empty[0]!r} is empty")
+    return BadInput(
+        f"{fields.where}: not a conversation: expected a list of turns under 'messages' or "
+        f"'conversations', or a question and its answer under keys such as 'prompt' and "
+        f"'completion', found {keys}"
+    )
+
+
+def seen_in(fields: Fields, layout: str = "") -> Seen:
+    """Return what else the record has. All keys that are read must have been taken.
+
+    Raises BadInput for pictures and sounds, which the answers may be about.
+    """
+    media = [key for key in fields.there(*MEDIA) if fields.values[key] is not NOT_READ]
+    if media:
+        raise BadInput(f"{fields.where}: key {media[0]!r} has what a model of texts does not see")
+    return Seen(layout, fields.unread, tuple(fields.roles.items()))
+
+
+def turns_under(fields: Fields, value: Any, place: str) -> list[Message]:
+    """Return the messages of a list of turns, and note names of roles. Raises BadInput."""
+    turns = json_in(value, place)
+    fields.roles |= other_names(turns if isinstance(turns, list) else [turns])
+    return read_turns(turns, place)
+
+
+def tools_of(fields: Fields, beside: Any = None) -> list[dict[str, Any]] | None:
+    """Return the tools of a record, which may be `beside` its messages. Raises BadInput."""
+    key = fields.one_of(TOOLS, "tools")
+    given = beside if key is None else fields.take(key)
+    return read_tools(given, f"{fields.where}: {key or 'tools'!r}")
+
+
+def with_system(fields: Fields, messages: list[Message]) -> list[Message]:
+    """Return the messages with the record's system message first, if none is there.
+
+    Raises:
+        BadInput: it is no text.
+    """
+    key = fields.one_of(SYSTEMS, "system message")
+    system = fields.values.get(key or "")
+    there = [m["content"] for m in messages if m["role"] == "system" and says_something(m)]
+    if key is None or (there and there != [system]):
+        return messages
+    system = text_of(fields.take(key), f"{fields.where}: key {key!r}")
+    return messages if there else [{"role": "system", "content": system}, *messages]
+
+
+# ---------------------------------------------------------------- prompts and answers
+
+
+def prompt_of(fields: Fields) -> tuple[list[Message], str]:
+    """Return the messages of a record's prompt, none if it has no key for it; and in words which
+    columns have it, "" unless the question is a text.
+
+    Raises:
+        BadInput: it is neither a text nor a list of messages, or could be under several keys.
+    """
+    where, history = fields.where, history_of(fields)
+    questions = fields.there(*QUESTIONS)
+    if len(questions) > 1:  # Alpaca's input belongs to its instruction
+        questions = [key for key in questions if key not in CONTEXTS]
+    key = fields.one_of(questions, "question")
+    if key is None:
+        return history, ""
+    value, place = fields.take(key), f"{where}: key {key!r}"
+    if isinstance(value, str) and value.startswith("\n\nHuman:"):
+        return [*history, *transcript(value, place, ends_open=True)], ""
+    if isinstance(value, int | float) or not isinstance(value, str | list | dict):
+        raise BadInput(f"{place} must be text or a list of messages, not {shown(value)}")
+    if not isinstance(value, str):
+        return [*history, *turns_under(fields, value, place)], ""
+    words = f"the question is in {key}"
+    below = next((c for c in fields.there(*CONTEXTS) if c != key), None)
+    if below is not None and isinstance(fields.values[below], str):
+        value = f"{value.strip()}\n\n{fields.take(below).strip()}"
+        words = f"{words} with {below} below it"
+    return [*history, {"role": "user", "content": value}], words
+
+
+def history_of(fields: Fields) -> list[Message]:
+    """Return Alpaca's earlier turns: [question, answer] each, or messages. Raises BadInput."""
+    if not fields.there(HISTORY):
+        return []
+    place = f"{fields.where}: key {HISTORY!r}"
+    given = json_in(fields.take(HISTORY), place)
+    turns: list[Any] = []
+    for turn in given if isinstance(given, list) else [given]:
+        if isinstance(turn, list) and len(turn) == 2 and all(isinstance(t, str) for t in turn):
+            turns += map(_message, ("user", "assistant"), turn)
+        else:
+            turns.append(turn)
+    return turns_under(fields, turns, place)
+
+
+def _message(role: str, text: str) -> Message:
+    return {"role": role, "content": text}
+
+
+def side(fields: Fields, value: Any, prompt: Sequence[Message], place: str) -> list[Message]:
+    """Return the messages of the prompt and the answer `value`.
+
+    A list that does not begin with an answer has the prompt itself, maybe with a system message
+    that the data set's prompt lacks. So has a transcript.
+
+    Raises:
+        BadInput: the answer is none, or it is without a prompt.
+    """
+    if isinstance(value, str):
+        answer = [_message("assistant", value)]
+        messages = transcript(value, place) if value.startswith("\n\nHuman:") else answer
+    elif isinstance(value, dict | list):
+        messages = turns_under(fields, value, place)
+    else:
+        raise BadInput(f"{place} must be text, a message or a list of messages, not {shown(value)}")
+    if not messages:
+        raise BadInput(f"{place} is an empty list")
+    if messages[0]["role"] != "assistant":
+        return messages
+    if not any(map(says_something, prompt)):
+        raise BadInput(
+            f"{place} begins with the answer, and there is no prompt: expected a prompt under "
+            "'prompt', as the first messages of a list, or in a text that begins with "
+            r'"\n\nHuman:"'
+        )
+    return [*prompt, *messages]
+
+
+def transcript(text: str, place: str, *, ends_open: bool = False) -> list[Message]:
+    """Return the messages of a text that begins with Human, and in which both take turns.
+
+    With `ends_open`, the answer after the last "Assistant:" is still missing: it is a prompt.
+
+    Raises:
+        BadInput: Human and Assistant don't take turns, or Human is last.
+    """
+    parts = _TURN.split(text)[1:]
+    names, texts = parts[::2], parts[1::2]
+    for number, name in enumerate(names, 1):
+        if name != ("Human", "Assistant")[(number - 1) % 2]:
+            raise BadInput(
+                f"{place}: turn {number} is by {name} again: Human and Assistant must take turns"
+            )
+    if names[-1] != "Assistant":
+        raise BadInput(f"{place} ends with a turn of Human, without an answer of Assistant")
+    messages = [_message(_ROLES[name], said.strip()) for name, said in zip(names, texts)]
+    if ends_open and messages.pop()["content"]:
+        raise BadInput(f'{place} must end with "Assistant:", without an answer')
+    return messages

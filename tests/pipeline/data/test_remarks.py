@@ -1,0 +1,94 @@
+"""What the records of a source have and the model will not learn is said, with how often."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from pion.data.tokens.token_bytes import ReplacedCharacters
+from pipeline.data.preferences import preferences
+from pipeline.data.remarks import NAMED, Remarks
+from pipeline.data.sources import conversations, find_input
+from pipeline.job import JsonlFiles, ParquetFiles
+from tests.support.jobs import tiny_job
+
+TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]
+
+
+def remarks_on(folder: Path, records: list[dict[str, Any]], stage: str = "sft") -> Remarks:
+    if stage == "table":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), folder / "data.parquet")
+        source: Any = ParquetFiles(kind="parquet", path="data.parquet")
+    else:
+        (folder / "data.jsonl").write_text("\n".join(map(json.dumps, records)))
+        source = JsonlFiles(kind="jsonl", path="data.jsonl")
+    job = tiny_job()
+    job._folder = folder
+    found = find_input(job, source, "sources.0")
+    remarks = Remarks(ReplacedCharacters(None))
+    if stage == "prefer":
+        assert len(list(preferences(job, found, remarks))) == len(records)
+    else:
+        assert len(list(conversations(job, found, own=True, remarks=remarks))) == len(records)
+    return remarks
+
+
+@pytest.mark.parametrize("stage", ["sft", "table"])
+def test_keys_that_are_not_read_are_named_with_how_many_records_have_them(
+    tmp_path: Path, stage: str
+) -> None:
+    records = [{"messages": TURNS, "id": 1, "source": "a"}, {"messages": TURNS, "id": 2}]
+    (said,) = remarks_on(tmp_path, records, stage).in_words()
+    # Of a table, a column that is not read is not looked into.
+    sources = 2 if stage == "table" else 1
+    assert said == (f"not read: 'id' (2 of 2 records), 'source' ({sources} of 2 records)")
+
+
+def test_what_is_read_and_what_is_empty_is_not_said(tmp_path: Path) -> None:
+    record = {"messages": TURNS, "system": "Be brief.", "tools": [], "label": None, "images": []}
+    remarks = remarks_on(tmp_path, [record])
+    assert (remarks.in_words(), remarks.warnings()) == ([], [])
+
+
+@pytest.mark.parametrize(
+    "key", ["history", "weight", "train", "label", "instruction", "thinking", "rejected_response"]
+)
+def test_a_key_that_means_something_and_is_not_read_is_a_warning(tmp_path: Path, key: str) -> None:
+    remarks = remarks_on(tmp_path, [{"messages": TURNS, key: "x"}, {"messages": TURNS}])
+    assert remarks.in_words() == []
+    assert remarks.warnings() == [f"not read: {key!r} (1 of 2 records)"]
+
+
+def test_a_second_system_message_is_not_read_and_said(tmp_path: Path) -> None:
+    told = {"messages": [{"role": "system", "content": "Be brief."}, *TURNS], "system": "Be long."}
+    assert remarks_on(tmp_path, [told]).warnings() == ["not read: 'system' (1 of 1 records)"]
+
+
+def test_which_columns_have_the_question_and_the_answer_is_said(tmp_path: Path) -> None:
+    records = [
+        {"instruction": "Add.", "input": "1, 2", "output": "3"},
+        {"instruction": "Hi", "input": "", "output": "Yes"},
+    ]
+    assert remarks_on(tmp_path, records).in_words() == [
+        "the question is in instruction with input below it, the answer in output (1 of 2 records)",
+        "the question is in instruction, the answer in output (1 of 2 records)",
+    ]
+
+
+def test_preferences_say_it_too(tmp_path: Path) -> None:
+    pair = {"prompt": "a", "chosen": "b", "rejected": "c", "id": 7, "weight": 2}
+    remarks = remarks_on(tmp_path, [pair], "prefer")
+    assert remarks.in_words() == ["not read: 'id' (1 of 1 records)"]
+    assert remarks.warnings() == ["not read: 'weight' (1 of 1 records)"]
+
+
+def test_of_very_many_keys_the_first_are_named(tmp_path: Path) -> None:
+    record = {"messages": TURNS, **{f"k{number}": 1 for number in range(NAMED + 3)}}
+    (said,) = remarks_on(tmp_path, [record]).in_words()
+    assert said.count("'k") == NAMED
+    assert said.endswith(" and 3 more")

@@ -1,0 +1,73 @@
+"""`pion new` takes the examples of peers' layouts as a job reads them, asks, or refuses them."""
+
+from __future__ import annotations
+
+import json
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+
+from pion.data.records.layouts import read_conversation
+from pion.errors import BadInput
+from pipeline.new.decide import Wishes, decide
+from pipeline.new.files import find_data
+from pipeline.new.layouts import TextColumn, is_chat
+from pipeline.new.look import Reading
+from pipeline.new.pairs_look import has_preferences
+from tests.support.peer_layouts import Example, conversation_said, examples
+
+LAYOUTS = {
+    name: list(found)
+    for name, found in groupby(examples(), lambda example: example.name.partition(":")[0])
+}
+USABLE = {
+    name: usable
+    for name, found in LAYOUTS.items()
+    if (usable := [example for example in found if "refused" not in example.means])
+}
+# Of these, `pion new` says which columns it takes, and writes a copy that a job reads.
+COPIED = {"axolotl/oasst_upper_case.jsonl", "hub/complex_cot.jsonl", "services/dialog.jsonl"}
+
+
+def reading_of(found: list[Example], folder: Path) -> Reading | None:
+    """Return how `pion new` reads these records; None as preferences. Raises BadInput."""
+    file = folder / "data.jsonl"
+    file.write_text("".join(json.dumps(example.value) + "\n" for example in found))
+    data = find_data(file)
+    if has_preferences(data):
+        return None
+    (reading,) = decide(data, Wishes())
+    return reading
+
+
+@pytest.mark.parametrize("name", USABLE)
+def test_what_a_job_reads_is_proposed_without_a_question(name: str, tmp_path: Path) -> None:
+    found = USABLE[name]
+    reading = reading_of(found, tmp_path)
+    if found[0].stage == "prefer":
+        assert reading is None
+        return
+    assert reading is not None
+    assert reading.direct
+    if found[0].stage == "text":
+        assert reading.layout == TextColumn("text")
+        return
+    for example in found:
+        read = read_conversation(reading.usable(example.value), example.where)
+        assert conversation_said(read)["messages"] == example.means["messages"]
+
+
+@pytest.mark.parametrize("name", sorted(LAYOUTS.keys() - COPIED))
+def test_what_a_job_refuses_is_not_proposed(name: str, tmp_path: Path) -> None:
+    for example in LAYOUTS[name]:
+        if "refused" not in example.means or example.value.get("label") == 2:
+            continue
+        try:
+            reading = reading_of([example], tmp_path)
+        except BadInput:
+            continue
+        if reading is not None:  # the look, which reads each record, refuses it
+            assert is_chat(reading.layout), reading.layout
+            with pytest.raises(BadInput):
+                reading.text_of(reading.usable(example.value), example.where)
