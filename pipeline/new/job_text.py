@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,11 +65,17 @@ def source_of(
 
 def job_text(proposal: Proposal) -> str:
     """Return the YAML of a job."""
-    lines = list(_lines(proposal))
-    text = []
-    for line, comment in lines:
-        text.append(f"{line:<{COLUMN}}# {comment}" if comment else line)
-    return "\n".join(text) + "\n"
+    return with_comments(_lines(proposal))
+
+
+def with_comments(lines: Iterable[tuple[str, str]]) -> str:
+    """Return the YAML of lines, each with its comment, if it has one.
+
+    A space is before each comment: without the space, YAML reads the comment as part of the value.
+    A line that is only a comment stays one line, whatever a person has called a file.
+    """
+    text = (f"{line:<{COLUMN - 1}} # {why}" if why else line for line, why in lines)
+    return "".join("".join(c if c.isprintable() else "?" for c in line) + "\n" for line in text)
 
 
 def _lines(p: Proposal) -> Iterator[tuple[str, str]]:

@@ -14,7 +14,7 @@ from pipeline.job.file import job_of_text
 from pipeline.job.model_section import Base
 from pipeline.new.base import NONE, LookedUp
 from pipeline.new.files import Group
-from pipeline.new.job_text import COLUMN, flow, path_in_job, quoted, scalar
+from pipeline.new.job_text import flow, path_in_job, quoted, scalar, with_comments
 from pipeline.new.pairs_look import DOCS, PairsLook
 from pipeline.new.price import cheapest, in_words, todays_market
 from pipeline.new.proposal import (
@@ -175,10 +175,7 @@ def _reasons(look: PairsLook, stage: FineTuning) -> dict[str, str]:
 
 
 def _text(look: PairsLook, base: LookedUp, stage: FineTuning, wanted: PairsWanted) -> str:
-    lines = _lines(look, base, stage, wanted)
-    return "".join(
-        (f"{line:<{COLUMN}}# {comment}" if comment else line) + "\n" for line, comment in lines
-    )
+    return with_comments(_lines(look, base, stage, wanted))
 
 
 def _lines(
