@@ -74,8 +74,12 @@ def with_comments(lines: Iterable[tuple[str, str]]) -> str:
     A space is before each comment: without the space, YAML reads the comment as part of the value.
     A line that is only a comment stays one line, whatever a person has called a file.
     """
-    text = (f"{line:<{COLUMN - 1}} # {why}" if why else line for line, why in lines)
-    return "".join("".join(c if c.isprintable() else "?" for c in line) + "\n" for line in text)
+    text = (f"{line:<{COLUMN - 1}} # {_plain(why)}" if why else line for line, why in lines)
+    return "".join(_plain(line) + "\n" if line.startswith("#") else line + "\n" for line in text)
+
+
+def _plain(comment: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in comment)
 
 
 def _lines(p: Proposal) -> Iterator[tuple[str, str]]:

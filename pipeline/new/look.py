@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -27,6 +28,8 @@ NAMED = 5
 SHOWN, GUESSED = 3, 500
 # So many bytes of text are little: then every record is kept.
 FEW_BYTES = 1_000_000
+# Templates say how tools are called in so many bytes, about.
+TOOLS_BYTES = 600
 # Characters of a vocabulary's training that are kept, to show conversations by it.
 KEPT_CHARACTERS = 300_000
 
@@ -51,16 +54,21 @@ class Reading:
             return {"text": "" if text is None and column in record else text}
         return record if self.direct else as_conversation(record, self.layout, self.roles)
 
-    def text_of(self, record: Record, where: str) -> tuple[list[str], Seen]:
-        """Return the texts of a record that is `usable`, and what else it has.
+    def text_of(self, record: Record, where: str) -> tuple[list[str], int, Seen]:
+        """Return the texts of a record that is `usable`, the bytes of tools and calls next to
+        them, and what else it has.
 
         Raises BadInput for a record that a run would refuse.
         """
         if is_chat(self.layout):
             talk = read_conversation(record, where, own=self.own_template)
-            return [message["content"] or "" for message in talk.messages], talk.seen
+            texts = [message["content"] or "" for message in talk.messages]
+            calls = [message.get("tool_calls") for message in talk.messages]
+            beside = [json.dumps(part) for part in (talk.tools, *calls) if part]
+            about = TOOLS_BYTES if talk.tools else 0
+            return texts, about + sum(map(len, beside)), talk.seen
         if isinstance(record["text"], str):
-            return [record["text"]], Seen()
+            return [record["text"]], 0, Seen()
         assert isinstance(self.layout, TextColumn)
         found = "nothing" if record["text"] is None else type(record["text"]).__name__
         raise BadInput(f"{where}: under {self.layout.column!r} is {found} instead of text")
@@ -118,11 +126,11 @@ def look_at(reading: Reading, limit: int | None = None) -> Look:
 
 def _note(look: Look, item: Item) -> None:
     problem = item.problem
-    texts: list[str] = []
+    texts, beside = [""], 0
     if item.record is not None:
         record = look.reading.usable(item.record)
         try:
-            texts, seen = look.reading.text_of(record, item.where)
+            texts, beside, seen = look.reading.text_of(record, item.where)
             if not look.is_chat or not look.reading.direct:
                 seen = replace(seen, unread=unused(look.reading.layout, item.record))
             look.remarks.note(seen, texts, item.where)
@@ -137,7 +145,7 @@ def _note(look: Look, item: Item) -> None:
     if not text.strip():
         look.blank += 1
         return
-    length = len(whole_characters(text).encode())
+    length = len(whole_characters(text).encode()) + beside
     look.records += 1
     look.text_bytes += length
     look.characters += len(text)

@@ -24,7 +24,7 @@ def percent_with_error(result: Mapping[str, Any], name: str) -> str:
     if value is None or not math.isfinite(value):
         return "–"
     text = f"{100 * value:.1f} %"
-    return f"{text} ± {100 * error:.1f}" if error is not None and math.isfinite(error) else text
+    return f"{text} ± {100 * error:.1f}" if error and math.isfinite(error) else text
 
 
 def share_with_interval(result: Mapping[str, Any], name: str, count: str) -> str:

@@ -115,21 +115,21 @@ class Watchdog:
             self._reported = self._reported or hangs
         if hangs:
             often = f"one usually takes {usual:.1f} s" if usual is not None else "since the last"
-            self._on_hang(_describe(f"No {self._missed} for {silent:.0f} s ({often})"))
+            self._on_hang(_describe(self._missed, silent, often))
 
     def _watch(self) -> None:
         while not self._reported and not self._over.wait(self.period):
             self.check()
 
 
-def _describe(what: str) -> str:
+def _describe(missed: str, silent: float, often: str) -> str:
     """Return what hangs and where; also write that to a file, if possible."""
     # A disk may be what hangs. So write to memory first, and use faulthandler: it reads no source.
     with os.fdopen(os.memfd_create("stacks"), "w+", errors="replace") as file:
         faulthandler.dump_traceback(file, all_threads=True)
         file.seek(0)
         stacks = file.read()
-    text = f"{what}. Where every thread is:\n{stacks}"
+    text = f"No {missed} for {silent:.0f} s ({often}). Where every thread is:\n{stacks}"
     try:
         handle, path = tempfile.mkstemp(prefix=f"pion-hang-{os.getpid()}-", suffix=".txt")
         with os.fdopen(handle, "w", encoding="utf-8") as kept:

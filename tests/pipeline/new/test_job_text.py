@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.new.files import Group
-from pipeline.new.job_text import scalar, source_of
+from pipeline.new.job_text import scalar, source_of, with_comments
 from pipeline.new.layouts import TextColumn, TurnsColumn
 from pipeline.new.look import Reading
 
@@ -55,3 +57,9 @@ def test_short_files_are_cut_into_paragraphs(tmp_path: Path) -> None:
     }
     chats = Reading(Group("parquet", tmp_path, ()), TURNS, direct=True)
     assert source_of(chats, tmp_path / "x", tmp_path) == {"kind": "parquet", "path": "x"}
+
+
+@given(st.text(max_size=60), st.text(max_size=60))
+def test_a_comment_never_becomes_a_part_of_what_is_read(value: str, comment: str) -> None:
+    lines = [("# pion new " + comment, ""), (f"to: {scalar(value)}", comment), ("a: 1", comment)]
+    assert yaml.safe_load(with_comments(lines)) == {"to": value, "a": 1}

@@ -13,7 +13,7 @@ from pion.errors import BadInput
 from pipeline.new.decide import Wishes, decide
 from pipeline.new.files import find_data
 from pipeline.new.layouts import TextColumn, is_chat
-from pipeline.new.look import Reading
+from pipeline.new.look import TOOLS_BYTES, Reading, look_at
 from pipeline.new.pairs_look import has_preferences
 from tests.support.peer_layouts import Example, conversation_said, examples
 
@@ -71,3 +71,14 @@ def test_what_a_job_refuses_is_not_proposed(name: str, tmp_path: Path) -> None:
             assert is_chat(reading.layout), reading.layout
             with pytest.raises(BadInput):
                 reading.text_of(reading.usable(example.value), example.where)
+
+
+def test_rows_have_room_for_tools_and_calls(tmp_path: Path) -> None:
+    found = USABLE["ms_swift/agent.jsonl"]
+    reading = reading_of(found, tmp_path)
+    assert reading is not None
+    for example, length in zip(found, look_at(reading).lengths, strict=True):
+        record = example.value
+        said = sum(len(message["content"]) for message in record["messages"])
+        tools = "" if record["tools"] == "null" else record["tools"]
+        assert length >= 0.9 * said + len(tools) + TOOLS_BYTES * bool(tools)
