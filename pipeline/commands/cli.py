@@ -170,9 +170,9 @@ def _add_export(add: Add) -> None:
         argument(
             "--type",
             dest="gguf_type",
-            choices=("f32", "f16", "q8_0"),
+            choices=("f32", "f16", "q8_0", "q4_k_m"),
             help="of a .gguf file's matrices; default: f16. q8_0 has half as many bytes, and "
-            "rounds more",
+            "rounds more. q4_k_m has a third, and needs llama.cpp's llama-quantize",
         ),
         argument(
             "--stage",

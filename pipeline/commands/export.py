@@ -6,7 +6,7 @@ import argparse
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pion.errors import BadInput
 from pipeline.console.formats import show, size
@@ -29,7 +29,7 @@ def export(
     *,
     model_type: str | None = None,
     embeddings: str = "float32",
-    gguf_type: Type | None = None,
+    gguf_type: Type | Literal["q4_k_m"] | None = None,
 ) -> None:
     """Export the model called `model` to the folder or GGUF file `target`.
 
@@ -49,7 +49,15 @@ def export(
     found = find_model(model)
     load_tokenizer(found)  # before torch is imported: it may be missing
     if to_gguf:
-        _export_file(found, Path(target), model_type, embeddings, gguf_type or "f16")
+        kind: Type = "f16"
+        program = None
+        if gguf_type == "q4_k_m":
+            from pion.formats.gguf.four_bits import find_quantizer
+
+            program = find_quantizer(model, Path(target))
+        elif gguf_type is not None:
+            kind = gguf_type
+        _export_file(found, Path(target), model_type, embeddings, kind, program)
     else:
         difference = _export_folder(found, _load(found, embeddings), target, model_type)
         show(
@@ -82,10 +90,16 @@ def _export_folder(
 
 
 def _export_file(
-    found: FoundModel, out: Path, model_type: str | None, embeddings: str, kind: Type
+    found: FoundModel,
+    out: Path,
+    model_type: str | None,
+    embeddings: str,
+    kind: Type,
+    program: str | None,
 ) -> None:
     """Write the GGUF file of the model, by way of the folder for transformers."""
     from pion.formats.gguf.convert import check_file, convert, require_convertible
+    from pion.formats.gguf.four_bits import quantize
 
     check_file(out)
     assert found.tokenizer is not None
@@ -97,14 +111,19 @@ def _export_file(
         del decoder
         # Other programs show this name: of a folder, without the folders above it.
         name = Path(found.label).name if Path(found.label).exists() else found.label
-        written = convert(folder, out, kind, name=name)
+        whole = out if program is None else folder / f"whole{GGUF}"
+        written = convert(folder, whole, kind, name=name)
+        bytes_ = written.size if program is None else quantize(program, whole, out)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     show(
         f"{out}: {found.label}; {kind} for the architecture {written.architecture} of llama.cpp, "
-        f"{size(written.size)}; read back, and all {written.tensors} tensors are the model's"
+        f"{size(bytes_)}; read back, and all {written.tensors} tensors are the model's"
         f"{'' if kind == 'f32' else ' within the rounding of ' + kind}"
+        f"{'' if program is None else f'. {program} then rounded them to 4 bits (Q4_K_M)'}"
     )
+    if written.caveat:
+        show(f"note: {written.caveat}")
     if written.kept_f16:
         show(
             f"f16 instead of q8_0: {len(written.kept_f16)} matrices whose rows are no multiple of "

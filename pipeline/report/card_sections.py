@@ -121,7 +121,7 @@ tokenizer = AutoTokenizer.from_pretrained("{target}")
 Or with Pion, which checks that the base is the right one: `pion chat {job.publish.to}`"""
 
 
-def gguf_section(job: Job) -> str:
+def gguf_section(job: Job, caveat: str = "") -> str:
     """Return the section of the card for a model that is published with a GGUF file."""
     assert job.publish is not None
     target = job.publish.to
@@ -135,7 +135,7 @@ def gguf_section(job: Job) -> str:
 `{GGUF_FILE}` has the same model for llama.cpp, in f16. It was read back, and its tensors compared \
 with those of `model.safetensors`. Pion's tests compare such files with llama.cpp, its logits and \
 its ids. The commands below were not run for this model, and nobody has tried LM Studio or Ollama.
-
+{caveat and f"{chr(10)}{caveat}.{chr(10)}"}
 ```bash
 {fetch}
 llama-cli {model} {how}     # llama.cpp

@@ -44,12 +44,14 @@ TERMS = {
 @dataclass(frozen=True)
 class CardExtras:
     """What only some cards have: what rounding to bfloat16 has cost, the published adapter, the
-    terms of the model that the run started from, and whether there is a GGUF file."""
+    terms of the model that the run started from, whether there is a GGUF file, and for which texts
+    llama.cpp may give other ids."""
 
     rounding: RoundingCost | None = None
     adapter: Adapter | None = None
     terms: Terms | None = None
     gguf: bool = False
+    caveat: str = ""
 
 
 def model_card(
@@ -76,7 +78,7 @@ def model_card(
         _introduction(job, config, parameters, extra),
         "![Training and held-out loss](loss.png)",
         _usage(job, config) if extra.adapter is None else adapter_sections(job, extra.adapter),
-        gguf_section(job) if extra.gguf else "",
+        gguf_section(job, extra.caveat) if extra.gguf else "",
         _results(history),
         _architecture(config, parameters, vocab_size, _weights(job.publish, config, extra)),
         _training(history),

@@ -182,7 +182,8 @@ def write_published(model: Finished, folder: Path, say: Say) -> dict[str, Any]:
     loaded_by = "Pion" if adapter else "transformers"
     say(Note(f"{loaded_by} loads the same model: logits differ by {worst:.1g}"))
     if "gguf" in written:
-        say(Note(f"{GGUF_FILE} was read back: its tensors are the model's"))
+        words = f"{GGUF_FILE} was read back: its tensors are the model's"
+        say(Note(". ".join(filter(None, (words, written.get("gguf_caveat"))))))
     elif "gguf_failed" in written:
         text = (
             f"warning: publish.gguf: the model is published without a GGUF file: "
@@ -222,7 +223,12 @@ def _export(model: Finished, folder: Path) -> dict[str, Any]:
         folder,
         model,
         parameters,
-        CardExtras(rounding=cost, terms=model.terms, gguf="gguf" in gguf),
+        CardExtras(
+            rounding=cost,
+            terms=model.terms,
+            gguf="gguf" in gguf,
+            caveat=gguf.get("gguf_caveat", ""),
+        ),
     )
     return {"parameters": parameters, "max_logit_difference": difference, **gguf}
 
@@ -230,21 +236,21 @@ def _export(model: Finished, folder: Path) -> dict[str, Any]:
 def _add_gguf(folder: Path, name: str, seq_len: int) -> dict[str, str]:
     """Write the GGUF file and the Modelfile of the exported model next to it.
 
-    Return the result `gguf` (the file), or `gguf_failed` (why there is none): the verified weights
-    are published without it.
+    Return the result `gguf` (the file) and perhaps `gguf_caveat`, or `gguf_failed` (why there is
+    none): the verified weights are published without it.
     """
     from pion.formats.gguf.convert import convert
     from pion.formats.gguf.modelfile import modelfile
 
     try:
-        convert(folder, folder / GGUF_FILE, "f16", name=name)
+        caveat = convert(folder, folder / GGUF_FILE, "f16", name=name).caveat
         (folder / MODELFILE).write_text(modelfile(folder, GGUF_FILE, seq_len), encoding="utf-8")
     except Exception as error:  # even a mistake in this code must not cost the weights
         for file in (GGUF_FILE, MODELFILE):
             (folder / file).unlink(missing_ok=True)
         known = isinstance(error, PionError)
         return {"gguf_failed": str(error) if known else f"{type(error).__name__}: {error}"}
-    return {"gguf": GGUF_FILE}
+    return {"gguf": GGUF_FILE} | ({"gguf_caveat": caveat} if caveat else {})
 
 
 def _export_adapter(model: Finished, folder: Path) -> dict[str, Any]:

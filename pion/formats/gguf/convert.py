@@ -21,9 +21,10 @@ from gguf import (
 from gguf.quants import dequantize, quantize
 
 from pion.config.model_config import ModelConfig
+from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput, PionError
 from pion.formats.gguf.tensors import ROUTER, Tensor, require_expressible, settings, tensors
-from pion.formats.gguf.vocabulary import require_known, sampling, vocabulary
+from pion.formats.gguf.vocabulary import OF_NFC, require_known, sampling, vocabulary
 from pion.formats.huggingface.architectures import config_from_transformers
 from pion.formats.weights import read_settings
 
@@ -63,12 +64,14 @@ class Converted:
         tensors: how many tensors the file has.
         size: its bytes.
         kept_f16: matrices of a q8_0 file that stayed f16, because their rows are no multiple of 32.
+        caveat: for which texts llama.cpp may give other ids; mostly empty.
     """
 
     architecture: str
     tensors: int
     size: int
     kept_f16: tuple[str, ...]
+    caveat: str
 
 
 def convert(folder: str | Path, out: str | Path, kind: Type, *, name: str) -> Converted:
@@ -116,7 +119,9 @@ def convert(folder: str | Path, out: str | Path, kind: Type, *, name: str) -> Co
     finally:
         partial.unlink(missing_ok=True)
     kept = [tensor.name for tensor, stored in planned if kind == "q8_0" and stored == "f16"]
-    return Converted(architecture, len(planned), out.stat().st_size, tuple(kept))
+    normalized = Tokenizer.from_file(folder / "tokenizer.json").normalization is not None
+    caveat = OF_NFC if normalized else ""
+    return Converted(architecture, len(planned), out.stat().st_size, tuple(kept), caveat)
 
 
 def require_convertible(

@@ -33,6 +33,12 @@ _SAMPLING = {
     "min_p": "min_p",
     "repetition_penalty": "penalty_repeat",
 }
+# Said of a tokenizer that puts texts into NFC. Counted were the messages of installed programs.
+OF_NFC = (
+    "llama.cpp does not put a text into NFC, and this tokenizer does. A text that is in NFC has "
+    "the same ids there. Of 1,791,073 messages in 167 languages, 8,442 are not in NFC: 8 to 28 % "
+    "of those in Bengali, Punjabi, Assamese and Burmese, and 1 in 3,000 of all others"
+)
 # What llama.cpp calls the known pre-tokenizers; "smollm" takes each digit for itself.
 _PRE_TOKENIZERS = {
     "GPT-2": "gpt-2",
@@ -171,7 +177,7 @@ def _refused_step(settings: Mapping[str, Any]) -> str | None:
         if model.get(key):
             return f"key model.{key} is set"
     normalizers = [str(step.get("type")) for step in steps_of(settings.get("normalizer"))]
-    if normalizers:
+    if normalizers not in ([], ["NFC"]):
         return f"llama.cpp does not normalize a text, and this tokenizer does ({normalizers[0]})"
     for token in settings["added_tokens"]:
         if flags := [flag for flag in LOOKING_FLAGS if token.get(flag)]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -57,6 +58,17 @@ def test_a_target_that_ends_in_gguf_is_a_file_for_llama_cpp(here: Path, pion: Pi
     code, out, _ = pion("export", "demo", "out/demo.gguf", "--type", "q8_0")
     assert code == 0
     assert "f16 instead of q8_0: 2 matrices whose rows are no multiple of 32" in out
+
+
+def test_four_bits_without_llama_cpp_are_refused_before_anything_is_written(
+    here: Path, pion: Pion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(here / "runs")
+    monkeypatch.setenv("PATH", str(here))
+    code, out, err = pion("export", "demo", "demo.gguf", "--type", "q4_k_m")
+    assert code == 2
+    assert "pion export demo demo-f16.gguf" in out + err
+    assert [path.name for path in here.iterdir()] == ["runs"]
 
 
 def test_a_model_that_gguf_can_not_express_is_refused_before_anything_is_written(

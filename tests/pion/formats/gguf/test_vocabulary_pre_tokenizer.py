@@ -12,15 +12,11 @@ from tests.support.tokenizer_kinds import ALL_BYTES, BYTES, added, sequence, set
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [("gpt2", "gpt-2"), ("smollm2", "smollm"), ("llama3", "llama-bpe")]
+    ("kind", "name"),
+    [("gpt2", "gpt-2"), ("smollm2", "smollm"), ("llama3", "llama-bpe"), ("qwen", "qwen2")],
 )
 def test_a_known_tokenizer_has_a_name(kind: str, name: str) -> None:
     assert pre_tokenizer(settings_of(kind)) == name
-
-
-def test_qwens_normalizer_is_refused_because_llama_cpp_has_none() -> None:
-    with pytest.raises(BadInput, match=r"llama\.cpp does not normalize a text.*\(NFC\)"):
-        pre_tokenizer(settings_of("qwen"))
 
 
 @pytest.mark.parametrize(
@@ -30,6 +26,7 @@ def test_qwens_normalizer_is_refused_because_llama_cpp_has_none() -> None:
         ({"pre_tokenizer": {**BYTES, "add_prefix_space": True}}, "no such pre-tokenizer"),
         ({"pre_tokenizer": sequence(split("[a-z]+"), ALL_BYTES)}, "Split, ByteLevel"),
         ({"normalizer": {"type": "Lowercase"}}, r"does not normalize a text.*\(Lowercase\)"),
+        ({"normalizer": {"type": "NFKC"}}, r"does not normalize a text.*\(NFKC\)"),
         ({"added_tokens": [{**added("<m>", 0), "lstrip": True}]}, "token '<m>' has lstrip"),
     ],
 )
