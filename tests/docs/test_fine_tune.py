@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from pathlib import Path
 
-import pytest
 import yaml
 
-from pion.data.chat.messages import turns_of
 from pion.data.preference.layouts import Pair, parse_preference
 from pion.data.records.layouts import read_conversation
 from pion.train.preference_losses import METRICS
@@ -74,17 +71,3 @@ def test_its_pair_is_read_and_its_losses_and_numbers_are_pions() -> None:
     assert adapted.lr == float(lr_of_lora)
     assert set(re.findall(r"^\| `(\w+)`", chapter, re.M)) <= METRICS.keys()
     assert set(re.findall(r"`(\w+): [\w.-]+`", chapter)) <= {*Prefer.model_fields, "checkpoint"}
-
-
-def test_its_program_writes_a_table_as_conversations(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (program,) = (block for block in blocks("python") if "csv" in block)
-    monkeypatch.chdir(tmp_path)
-    with Path("questions.csv").open("w", newline="") as table:
-        rows = [("instruction", "input", "output"), ("Add.", "1, 2", "3"), ("Hi", "", 'Say "hi"')]
-        csv.writer(table).writerows(rows)
-    exec(program, {})
-    lines = [json.loads(line) for line in Path("chat.jsonl").read_text().splitlines()]
-    read = [[turn.text for turn in turns_of(read_conversation(line, "here"))] for line in lines]
-    assert read == [["Add.\n\n1, 2", "3"], ["Hi", 'Say "hi"']]
