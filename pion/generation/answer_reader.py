@@ -55,7 +55,7 @@ class AnswerReader:
         # What may follow in a text. A call that nothing opens is a whole answer.
         self._marks: dict[str, Place] = {THINKS: "thought"} if reading.thinks else {}
         if reading.form:
-            self._marks[self._opening or reading.form.bracket] = "call"
+            self._marks[self._opening or ("[" if reading.form.listed else "{")] = "call"
         self._held, self.called = "", False
         self._blank = reading.place != "text"  # a mark came last
 

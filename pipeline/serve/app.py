@@ -151,11 +151,11 @@ class Api:
         ids = await served.chat_ids(
             asked.messages, asked.continue_final_message, tools=tools, options=options
         )
-        thinks = thinks and asked.reasoning_format != "none"
+        schema, param = asked.schema_of_answer, "response_format"
+        thinks = thinks and schema is None and asked.reasoning_format != "none"
         place: Place = "text"
         if thinks and served.tokenizer.decode(ids[-8:], specials=True).rstrip().endswith(THINKS):
             place = "thought"
-        schema, param = asked.schema_of_answer, "response_format"
         if form is not None and asked.demands:
             ids += served.tokenizer.encode_with_specials([form.opening])[0].ids
             schema, param, place = form.schema(asked.demanded), "tools", "call"

@@ -13,7 +13,7 @@ from pipeline.serve.body import Fields, refused
 
 # More messages fill any context, and take long to check and to render.
 MOST_MESSAGES = 10_000
-MOST_TOOLS, MOST_NAME = 1000, 200
+MOST_TOOLS = 1000
 
 
 class TextPart(Fields):
@@ -54,14 +54,15 @@ class ToolCall(Fields):
 
 def _checked_tool(tool: dict[str, Any]) -> dict[str, Any]:
     """Return a tool as it was sent, because templates show all of it."""
-    function = tool.get("function")
-    if tool.get("type") != "function" or not isinstance(function, dict):
-        raise ValueError('tools must have objects such as {"type": "function", "function": {…}}')
-    if not isinstance(function.get("name"), str) or len(function["name"]) > MOST_NAME:
-        raise ValueError("tools must have functions with a name")
-    if not isinstance(function.get("parameters"), dict | None):
-        raise ValueError("tools must have functions whose parameters are a JSON schema")
-    return tool
+    match tool:
+        case {"type": "function", "function": {"name": str(), **function}} if isinstance(
+            function.get("parameters"), dict | None
+        ):
+            return tool
+    raise ValueError(
+        'tools must have objects such as {"type": "function", "function": {"name": "clock", '
+        '"parameters": {"type": "object"}}}'
+    )
 
 
 Tool = Annotated[dict[str, Any], AfterValidator(_checked_tool)]

@@ -175,7 +175,7 @@ class ChatRequest(ConversationRequest):
     parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_effort: str | None = None
-    reasoning_format: Literal["none", "auto"] | None = None  # llama.cpp; none: part of the text
+    reasoning_format: Literal["none", "auto", "deepseek"] | None = None  # none: in the text
     response_format: AnswerFormat | None = None
     max_completion_tokens: Tokens | None = None
     logprobs: bool | None = None
@@ -190,10 +190,13 @@ class ChatRequest(ConversationRequest):
     @property
     def demanded(self) -> list[dict[str, Any]]:
         """The tools of which one must be called, as `{name, parameters}`."""
-        choice = self.tool_choice if self.demands else None
         tools = [tool["function"] for tool in self.tools or ()]
-        named = [tool for tool in tools if choice == _named(tool["name"])]
-        return tools if choice == "required" else named
+        return [
+            tool
+            for tool in tools
+            if self.tool_choice
+            in ("required", {"type": "function", "function": {"name": tool["name"]}})
+        ]
 
     @property
     def schema_of_answer(self) -> Schema | None:
@@ -212,10 +215,6 @@ class ChatRequest(ConversationRequest):
             words = "continue_final_message needs an assistant's message at the end"
             raise refused("continue_final_message", words)
         return self
-
-
-def _named(tool: str) -> dict[str, Any]:
-    return {"type": "function", "function": {"name": tool}}
 
 
 def _prompts(value: Any) -> Any:

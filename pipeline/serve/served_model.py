@@ -87,10 +87,10 @@ class ServedModel:
         `param` is what the request calls the messages.
         Raises ApiError if the model's template refuses the messages, or if one can't fit.
         """
-        # Templates may leave out parts of messages that are neither a user's nor the one to
-        # continue.
+        # Templates may leave out parts of messages that are neither a user's or a tool's nor
+        # the one to continue.
         for message in messages:
-            if message.role == "user" or (continue_last and message is messages[-1]):
+            if message.role in ("user", "tool") or (continue_last and message is messages[-1]):
                 self.check_length(message.text)
         asked = messages[:-1] if continue_last else messages
         begun = messages[-1].text if continue_last else ""

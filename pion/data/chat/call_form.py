@@ -18,22 +18,19 @@ from pion.errors import BadInput
 from pion.untrusted import parse_json
 
 # Names that are in no template. Mistral's wants ids of nine letters.
-_NAME, _ARGUMENTS, _ID = "pion_asks_how", {"pion_asks_what": "pion_asks_this"}, "pionasks1"
-PROBE_TOOL = {
-    "type": "function",
-    "function": {
-        "name": _NAME,
-        "description": "Tell how calls are written.",
-        "parameters": {"type": "object", "properties": {"pion_asks_what": {"type": "string"}}},
-    },
-}
-_CALL = {"id": _ID, "type": "function", "function": {"name": _NAME, "arguments": _ARGUMENTS}}
+_NAME, _ARGUMENTS = "pion_asks_how", {"pion_asks_what": "pion_asks_this"}
+_CALLED = {"name": _NAME, "arguments": _ARGUMENTS}
+_TOOL = {"name": _NAME, "description": "Tell how.", "parameters": {"type": "object"}}
 PROBE = Conversation(
     [
         {"role": "user", "content": "Hello"},
-        {"role": "assistant", "content": None, "tool_calls": [_CALL]},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"id": "pionasks1", "type": "function", "function": _CALLED}],
+        },
     ],
-    [PROBE_TOOL],
+    [{"type": "function", "function": _TOOL}],
     "a question and a call",
 )
 
@@ -63,11 +60,6 @@ class CallForm:
     name: str
     arguments: str
     listed: bool
-
-    @property
-    def bracket(self) -> str:
-        """The bracket with which the JSON begins."""
-        return "[" if self.listed else "{"
 
     def calls(self, text: str) -> list[Call] | None:
         """Return the calls in the JSON `text`; None if it is something else."""
@@ -117,9 +109,9 @@ def form_of(prompt: str, answer: str, marks: Iterable[str]) -> CallForm | None:
             value, end = json.JSONDecoder().raw_decode(answer, begin)
         except ValueError:
             continue
-        call = value[0] if isinstance(value, list) else value
-        keys = {str(part): key for key, part in call.items()}
-        if end <= at or not keys.keys() >= {_NAME, str(_ARGUMENTS)}:
+        call = value[0] if isinstance(value, list) and value else value
+        keys = {str(part): key for key, part in call.items()} if isinstance(call, dict) else {}
+        if not keys.keys() >= {_NAME, str(_ARGUMENTS)}:
             continue
         # A template may write an empty thought first, and ends the turn after the call.
         opening, closing = answer[:begin].rpartition("</think>")[2], answer[end:]

@@ -95,12 +95,10 @@ class ChatFormat:
         """
         reads = (lambda name: False) if self.own else self.template.reads
         options = dict(given)
-        if effort is not None and reads("reasoning_effort"):
-            options.setdefault("reasoning_effort", effort)
-        elif effort is not None and reads("enable_thinking"):
+        if effort is not None and reads("enable_thinking") and not reads("reasoning_effort"):
             options.setdefault("enable_thinking", effort not in ("none", "minimal"))
-        elif effort not in (None, "none"):
-            options["reasoning_effort"] = effort  # refused
+        elif effort is not None and (effort != "none" or reads("reasoning_effort")):
+            options.setdefault("reasoning_effort", effort)
         for name, value in options.items():
             if name in RESERVED or (value and not reads(name)):
                 raise BadInput(f"this model's chat template has no setting {shown(name)}")

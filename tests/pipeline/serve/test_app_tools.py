@@ -257,7 +257,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "a tool of another kind": (
         {"tools": [{"type": "web_search"}]},
         "tools.0",
-        'tools must have objects such as {"type": "function", "function": {…}}',
+        'tools must have objects such as {"type": "function", "function": {',
     ),
     "an unknown tool": (
         {"tools": [CLOCK], "tool_choice": WEATHER | {"function": {"name": "weather"}}},
