@@ -11,7 +11,8 @@ function fill(id, title, ...content) {
 
 // Show sections of text: what was measured, or the record of the run.
 function showTexts(id, sections) {
-  place(id).replaceChildren(...sections.map(({ title, blocks }) => make("section", {}, make("h2", {}, title), blocks.map(block))));
+  const shown = (blocks) => (blocks[0].heading ? few(blocks.slice(-FEW), blocks, (some) => some.map(block)) : blocks.map(block));
+  place(id).replaceChildren(...sections.map(({ title, blocks }) => make("section", {}, make("h2", {}, title), shown(blocks))));
 }
 
 // Make an element of a block, which has one of text, rows, bars, facts and entries.
@@ -26,7 +27,8 @@ function block({ text, faint, header, rows, numbers_from, bars, heading, facts, 
     const list = make("dl", { class: "facts" }, facts.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", { dir: "auto" }, value))));
     return heading ? make("div", { class: "card" }, make("h3", {}, heading), list) : list;
   }
-  return make("ul", { class: "dated" }, entries.map(([when, lines]) => make("li", {}, make("span", { class: "faint" }, when), lines.map((line) => make("div", { dir: "auto" }, line)))));
+  const dated = ([when, lines]) => make("li", {}, make("span", { class: "faint" }, when), lines.map((line) => make("div", { dir: "auto" }, line)));
+  return make("div", {}, few(entries.slice(-FEW), entries, (some) => [make("ul", { class: "dated" }, some.map(dated))]));
 }
 
 // A bar that is filled by that share.
@@ -126,7 +128,8 @@ function showMachines(run) {
   fill("machines", "Machines", table(columns, rows));
 }
 
-const FEW = 4; // checkpoints before the button
+const FEW = 4; // checkpoints, attempts and what happened, before the button
+const FEW_SETTINGS = 16;
 
 function showCheckpoints(run) {
   const columns = [
@@ -167,7 +170,7 @@ function showEvents(run) {
   fill("events", "Events", ...(items.length ? [list] : []));
 }
 
-// Show in which settings several runs differ.
+// Show in which settings several runs differ: those that every run has come first.
 function showSettings(settings, runs) {
   if (runs.length < 2) return fill("settings", "");
   if (!settings) return fill("settings", "Settings that differ", make("p", { class: "faint" }, "The runs' jobs are not recorded, or this Pion can't read them."));
@@ -176,8 +179,10 @@ function showSettings(settings, runs) {
     if (typeof value === "number") return String(Number(value.toPrecision(6)));
     return typeof value === "string" ? value : JSON.stringify(value);
   };
-  const columns = [{ name: "Setting" }, ...runs.map((run) => ({ name: run.name, number: true }))];
+  const columns = [{ name: "Setting" }, ...runs.map((run) => ({ name: run.name }))];
+  const lacking = ([, ...values]) => values.includes("–");
   const rows = Object.entries(settings).map(([path, values]) => [path, ...values.map(shown)]);
+  rows.sort((a, b) => lacking(a) - lacking(b));
   const none = make("p", { class: "faint" }, "The settings of these runs do not differ.");
-  fill("settings", "Settings that differ", rows.length ? table(columns, rows) : none);
+  fill("settings", "Settings that differ", ...(rows.length ? few(rows.slice(0, FEW_SETTINGS), rows, (some) => [table(columns, some)]) : [none]));
 }

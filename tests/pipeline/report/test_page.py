@@ -10,9 +10,18 @@ from typing import Any
 
 import pytest
 
+from pipeline.job.file import load_job
+from pipeline.report.history import differing
 from pipeline.report.report_file import write_report
 from pipeline.state.head import SkippedRows
-from tests.pipeline.report.test_page_data import DONE, costs_of_two_machines, history, sample_row
+from tests.paths import JOBS
+from tests.pipeline.report.test_page_data import (
+    DONE,
+    costs_of_two_machines,
+    history,
+    row,
+    sample_row,
+)
 from tests.support.browser import needs_chromium
 from tests.support.contrast import CONTRAST
 
@@ -38,10 +47,10 @@ EVENTS = [
 def report(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The address of the report of a run with everything that a report shows."""
     samples = [sample_row(48 * n, f" {HEBREW} {n}.", prompt=HEBREW) for n in range(1, 11)]
-    rows = SkippedRows(2800, 2832, step=88, epoch=1, digest="d", why=ATTACK, at=0.0)
+    left_out = SkippedRows(2800, 2832, step=88, epoch=1, digest="d", why=ATTACK, at=0.0)
     path = tmp_path_factory.mktemp("report") / "report.html"
     shown = history(
-        head=DONE.with_skipped("pretrain", rows),
+        head=DONE.with_skipped("pretrain", left_out),
         samples=[*samples, sample_row(480, ATTACK, prompt=ATTACK)],
         events=EVENTS,
         costs=costs_of_two_machines(36.0),
@@ -127,8 +136,8 @@ def test_it_fits_and_can_be_read(
     box = tab.page.locator("dt", has_text="a setting of the plan 15").bounding_box()
     assert 0 <= box["x"] <= box["x"] + box["width"] <= viewport["width"]
     # Bars of time stand under or next to their names, never over them.
-    for row in tab.page.locator(".bars li").all():
-        name, value, bar = (each.bounding_box() for each in row.locator("> *").all())
+    for bars in tab.page.locator(".bars li").all():
+        name, value, bar = (each.bounding_box() for each in bars.locator("> *").all())
         assert name["x"] + name["width"] <= value["x"]
         assert bar["x"] >= value["x"] + value["width"] or bar["y"] >= name["y"] + name["height"]
     tab.close()
@@ -165,6 +174,54 @@ def test_the_curves_of_a_run_that_another_replaced_are_gone(browser: Any, report
     tab.page.evaluate(two.replace("frozen.runs[0]", unread, 1))
     assert tab.page.locator("[data-metric=loss] path").count() == 2
     assert "reading …" in tab.page.inner_text("#runs")
+    tab.close()
+
+
+@pytest.mark.parametrize("viewport", [WIDE, PHONE], ids=["wide", "phone"])
+def test_the_settings_of_jobs_with_little_in_common_fold_and_fit(
+    viewport: dict[str, int], browser: Any, report: str
+) -> None:
+    jobs = ("demo.yaml", "pion-small.yaml", "demo-prefer.yaml")
+    settings = differing([load_job(JOBS / job) for job in jobs])
+    assert settings is not None
+    tab = Tab(browser, report, viewport=viewport)
+    run = "{...frozen.runs[0], name: 'a_run_with_a_long_name_'.repeat(4)}"
+    tab.page.evaluate(
+        f"settings => {{ learn({{ runs: [{run}, {run}, frozen.runs[0]], settings }}); show(); }}",
+        settings,
+    )
+    rows = tab.page.locator("#settings tbody tr")
+    assert rows.count() < len(settings) / 2
+    assert not any("–" in text for text in rows.all_inner_texts()), "all runs have these settings"
+    assert tab.width() == viewport["width"]
+    tab.page.click("#settings .more")
+    assert rows.count() == len(settings)
+    assert "prefer.beta" in tab.page.inner_text("#settings")
+    assert tab.width() == viewport["width"]
+    tab.close()
+
+
+def test_of_many_attempts_and_hops_the_newest_are_open(browser: Any, tmp_path: Path) -> None:
+    epochs = range(2, 40)
+    rows = [{**row(n), "epoch": n} for n in epochs]
+    events = [
+        event
+        for n in epochs
+        for event in (
+            {"event": "hop", "epoch": n, "at": 100.0 * n, "receipt": [f"to machine {n}"]},
+            {"event": "training", "stage": "sft", "epoch": n, "at": 1.0 * n, "device": f"card {n}"},
+        )
+    ]
+    path = tmp_path / "report.html"
+    write_report(path, history(events=events, metrics={"pretrain": [], "sft": rows}))
+    tab = Tab(browser, path.as_uri())
+    for title, newest in (("Hops", "to machine 39"), ("Attempts", "card 39")):
+        section = tab.page.locator("section", has=tab.page.locator(f"h2:text-is('{title}')"))
+        shown = section.locator(".dated li, .card")
+        assert shown.count() == 4
+        assert newest in shown.last.inner_text()
+        section.locator(".more").click()
+        assert shown.count() == len(epochs)
     tab.close()
 
 
