@@ -5,7 +5,9 @@ The messages are defined in console/messages.py.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import queue
 import sys
 import threading
 import time
@@ -39,13 +41,19 @@ STATES = {
 }
 # The shortest time between two lines about `prepare` in a log.
 PREPARE_SECONDS = 5.0
+# Seconds between two drawings of the live panel.
+REFRESH = 0.25
+# So many messages wait for a terminal that is held (Ctrl-S) or a pipe that nobody reads. After
+# that, the numbers of steps are left out. Other messages are few.
+MOST_WAITING = 10_000
 
 
 class Display:
-    """Shows messages as they come, from any thread.
+    """Shows messages in their order, from any thread.
 
-    A context manager. By default, `live` depends on whether `file` is a terminal. If `file` can no
-    longer be written (a closed pipe), the display falls silent, because the run should continue.
+    A context manager. By default, `live` depends on whether `file` is a terminal. `say` never
+    waits. Only one thread of the display touches the file and rich, so there is no lock. If nobody
+    reads `file`, or `file` can't be written, the run continues.
     """
 
     def __init__(
@@ -57,8 +65,10 @@ class Display:
     ) -> None:
         self._file = file or sys.stdout
         self._now = now
-        self._lock = threading.RLock()
-        self._silent = False
+        # What was said, each with its time; None: the end. Signal handlers may call its `put`.
+        self._said: queue.SimpleQueue[tuple[float, Shown] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._draw, name="display", daemon=True)
+        self._at = now()
         self._phases: list[tuple[str, float]] = []
         self._progress: Step | PrepareProgress | None = None
         self._saved: tuple[int, float] | None = None
@@ -72,53 +82,83 @@ class Display:
             self._live = Live(
                 console=Console(file=self._file, force_terminal=True, highlight=False),
                 get_renderable=self._panel,
-                refresh_per_second=4,
+                auto_refresh=False,
                 transient=True,
                 redirect_stdout=False,
                 redirect_stderr=False,
             )
 
     def __enter__(self) -> Display:
-        if self._live is not None:
-            self._live.start()
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._live is not None:
-            self._live.stop()
+        """Show what is left, then give the terminal back."""
+        if self._thread.is_alive():
+            self._said.put(None)
+            self._thread.join()
+            self._live = None
 
     def say(self, message: Shown) -> None:
-        """Show one message."""
-        with self._lock:
-            match message:
-                case Phase():
-                    self._show_phase(message)
-                case PrepareProgress():
-                    self._show_prepare(message)
-                case StageState():
-                    self._show_stage(message)
-                case Step():
-                    self._show_step(message)
-                case Evaluation(stage, step, loss, sem, accuracy):
-                    words = f"held-out loss {measured(loss, sem, 4)}"
-                    if accuracy is not None:
-                        words += f", {100 * accuracy:.1f} % right"
-                    self._line(f"{stage} step {step:,}: {words}", style="green")
-                case Sample(stage, step, prompt, text):
-                    self._line(f"{stage} step {step:,}: sample for {prompt!r}")
-                    for line in text.strip("\n").split("\n"):
-                        self._line(f"    | {line}", style="dim", stamp=False)
-                case CheckpointSaved():
-                    self._show_checkpoint(message)
-                case Note():
-                    self._line(message.text, style="yellow")
-                case Summary(rows):
-                    self._progress = None
-                    width = max((len(label) for label, _ in rows), default=0)
-                    for label, value in rows:
-                        self._line(f"{label:<{width}}  {value}", stamp=False)
-                case _:
-                    assert_never(message)
+        """Show one message soon; before the block and after its end, at once."""
+        if not self._thread.is_alive():
+            self._at = self._now()
+            self._show(message)
+        elif not (isinstance(message, Step) and self._said.qsize() > MOST_WAITING):
+            self._said.put((self._now(), message))
+            if isinstance(message, Note) and message.last:
+                self.__exit__()
+
+    def _draw(self) -> None:
+        """Draw until the end was said."""
+        with contextlib.ExitStack() as drawing:
+            if self._live is not None:
+                drawing.callback(self._write, self._live.stop)
+                self._write(self._live.start)
+                # Ctrl-Z and SIGKILL would leave a terminal without a cursor.
+                self._write(lambda: self._live and self._live.console.show_cursor(True))
+            drawn = time.monotonic()
+            while True:
+                with contextlib.suppress(queue.Empty):
+                    said = self._said.get(timeout=None if self._live is None else REFRESH)
+                    if said is None:
+                        return
+                    self._at, message = said
+                    self._show(message)
+                if self._live is not None and time.monotonic() - drawn >= REFRESH:
+                    self._write(self._live.refresh)
+                    drawn = time.monotonic()
+
+    def _show(self, message: Shown) -> None:
+        match message:
+            case Phase():
+                self._show_phase(message)
+            case PrepareProgress():
+                self._show_prepare(message)
+            case StageState():
+                self._show_stage(message)
+            case Step():
+                self._show_step(message)
+            case Evaluation(stage, step, loss, sem, accuracy):
+                words = f"held-out loss {measured(loss, sem, 4)}"
+                if accuracy is not None:
+                    words += f", {100 * accuracy:.1f} % right"
+                self._line(f"{stage} step {step:,}: {words}", style="green")
+            case Sample(stage, step, prompt, text):
+                self._line(f"{stage} step {step:,}: sample for {prompt!r}")
+                for line in text.strip("\n").split("\n"):
+                    self._line(f"    | {line}", style="dim", stamp=False)
+            case CheckpointSaved():
+                self._show_checkpoint(message)
+            case Note():
+                self._line(message.text, style="yellow")
+            case Summary(rows):
+                self._progress = None
+                width = max((len(label) for label, _ in rows), default=0)
+                for label, value in rows:
+                    self._line(f"{label:<{width}}  {value}", stamp=False)
+            case _:
+                assert_never(message)
 
     # ------------------------------------------------------------ longer messages
 
@@ -137,9 +177,9 @@ class Display:
         self._progress = progress
         last = self._prepare_shown.get(progress.what)
         finished = progress.total is not None and progress.done >= progress.total
-        due = last is None or finished or self._now() - last >= PREPARE_SECONDS
+        due = last is None or finished or self._at - last >= PREPARE_SECONDS
         if self._live is None and due:
-            self._prepare_shown[progress.what] = self._now()
+            self._prepare_shown[progress.what] = self._at
             self._line(f"{progress.stage}: {progress.what} {_amount(progress)}")
 
     def _show_stage(self, stage: StageState) -> None:
@@ -157,7 +197,7 @@ class Display:
             self._line(f"{step.stage} step {step.step:,}/{step.steps:,}  {facts}")
 
     def _show_checkpoint(self, checkpoint: CheckpointSaved) -> None:
-        self._saved = (checkpoint.step, self._now())
+        self._saved = (checkpoint.step, self._at)
         self._interval = checkpoint.interval
         if self._live is None:
             stall, every = checkpoint.stall, checkpoint.interval
@@ -172,19 +212,19 @@ class Display:
     # ------------------------------------------------------------ writing
 
     def _line(self, text: str, *, style: str = "", stamp: bool = True) -> None:
-        if self._silent:
-            return
         text = printable(text)
-        try:
-            if self._live is not None:
-                from rich.text import Text
+        if (live := self._live) is not None:
+            from rich.text import Text
 
-                self._live.console.print(Text(text, style=style), soft_wrap=True)
-            else:
-                at = time.strftime("%Y-%m-%d %H:%M:%S  ", time.localtime(self._now()))
-                print((at if stamp else "") + text, file=self._file, flush=True)
-        except (BrokenPipeError, ValueError):  # ValueError: the file was closed
-            self._silent = True
+            self._write(lambda: live.console.print(Text(text, style=style), soft_wrap=True))
+            return
+        at = time.strftime("%Y-%m-%d %H:%M:%S  ", time.localtime(self._at)) if stamp else ""
+        self._write(lambda: print(at + text, file=self._file, flush=True))
+
+    def _write(self, write: Callable[[], object]) -> None:
+        """Call `write`. What can't be written is left out; the next line may be possible again."""
+        with contextlib.suppress(OSError, ValueError):  # ValueError: the file was closed
+            write()
 
     def _facts(self, step: Step) -> list[str]:
         """Return the numbers of a step, each with its name."""
@@ -205,7 +245,8 @@ class Display:
             facts.append("not saved yet")
         else:
             saved, at = self._saved
-            facts.append(f"saved step {saved:,} ({duration(self._now() - at)} ago)")
+            now = self._at if self._live is None else self._now()
+            facts.append(f"saved step {saved:,} ({duration(now - at)} ago)")
             if self._interval is not None and self._live is not None:  # logs show it when saving
                 facts.append(f"saving every {duration(self._interval)}")
         return [fact for fact in facts if fact]
@@ -217,22 +258,25 @@ class Display:
         from rich.table import Column, Table
         from rich.text import Text
 
-        with self._lock:
-            match self._progress:
-                case None:
-                    return Text("")
-                case Step() as step:
-                    done, total = float(step.step), float(step.steps)
-                    title, count = step.stage, f"{step.step:,}/{step.steps:,}"
-                    facts = " · ".join(self._facts(step))
-                case PrepareProgress() as progress:
-                    done, total = progress.done, progress.total or 0.0
-                    title = printable(f"{progress.stage}: {progress.what}")
-                    count = _amount(progress)
-                    facts = ""
+        match self._progress:
+            case None:
+                return Text("")
+            case Step() as step:
+                done, total = float(step.step), float(step.steps)
+                title, count = step.stage, f"{step.step:,}/{step.steps:,}"
+                facts = " · ".join(self._facts(step))
+            case PrepareProgress() as progress:
+                done, total = progress.done, progress.total or 0.0
+                title = f"{progress.stage}: {progress.what}"
+                count = _amount(progress)
+                facts = ""
         bar = Table.grid("", Column(ratio=1), "", padding=(0, 1), expand=True)
-        bar.add_row(Text(title, style="bold"), ProgressBar(total or None, done), Text(count))
-        return Group(bar, Text(facts, style="cyan")) if facts else bar
+        name = Text(printable(title), style="bold")
+        bar.add_row(name, ProgressBar(total or None, done), Text(printable(count)))
+        if not facts:
+            return bar
+        # A line that is printed unwrapped draws the panel, too, and would cut the facts.
+        return Group(bar, Text(printable(facts), "cyan", no_wrap=False, overflow="fold"))
 
 
 def _parts(phases: Iterable[tuple[str, float]]) -> str:

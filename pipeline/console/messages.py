@@ -126,9 +126,10 @@ class CheckpointSaved:
 
 @dataclass(frozen=True)
 class Note:
-    """Anything else worth a line."""
+    """Anything else worth a line. `last`: the process ends as soon as the line is shown."""
 
     text: str
+    last: bool = False
 
 
 @dataclass(frozen=True)

@@ -90,5 +90,7 @@ def _shown(words: str) -> Iterator[None]:
     from rich.console import Console
     from rich.text import Text
 
-    with Console(stderr=True, highlight=False).status(Text(words)):
+    console = Console(stderr=True, highlight=False)
+    with console.status(Text(words)):
+        console.show_cursor()  # Ctrl-Z and SIGKILL would leave a terminal without a cursor
         yield

@@ -169,11 +169,13 @@ class Advance:
                     if not training:
                         return
                     if workers is not None:
-                        outcome = WorkersTraining(start, self.claim, workers, say).follow()
+                        alive = self.journal.watchdog.progress
+                        outcome = WorkersTraining(start, self.claim, workers, say).follow(alive)
                     else:
                         from pipeline.training.loop import train_stages
 
-                        outcome = train_stages(training_here(start, self.claim, training, say))
+                        with self.journal.watchdog.paused():
+                            outcome = train_stages(training_here(start, self.claim, training, say))
                     if outcome == "stopped":
                         raise start.stopping.error("every finished step is saved")
                     return self._claim_after_training()

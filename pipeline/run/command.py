@@ -154,12 +154,13 @@ def _watching_for_notices(stopping: StoppingOnSignals, display: Display) -> Iter
 
 @contextlib.contextmanager
 def _obeying_in_time(advance: Advance) -> Iterator[None]:
-    """Obey what the claim has found even while the main thread is in a long call."""
+    """Obey what the claim has found, and tell of a hang, while the main thread is in a call."""
     over = threading.Event()
 
     def watch() -> None:
         while not over.wait(LOOK_SECONDS):
             advance.obey()
+            advance.journal.watchdog.check()
 
     threading.Thread(target=watch, name="obeying", daemon=True).start()
     try:

@@ -6,7 +6,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pion.errors import PionError
@@ -150,9 +150,13 @@ class WorkersTraining:
         self._absence = Absence(start.job.hardware)
         self._connected = self._connected_when_asked = self._imported = False
 
-    def follow(self) -> str:
-        """Block until rank 0 has trained; return "done" or "stopped". Raises what it reports."""
+    def follow(self, alive: Callable[[], None]) -> str:
+        """Block until rank 0 has trained; return "done" or "stopped". Raises what it reports.
+
+        While it waits, it calls `alive`.
+        """
         while True:
+            alive()
             self._claim.check()  # also while no worker has claimed the run
             if self._start.stopping.asked and self._asked_at is None:
                 self._asked_at = time.monotonic()

@@ -16,6 +16,7 @@ from pipeline.state.claim import Claim
 from pipeline.state.owner import differences
 from pipeline.state.rows.metrics import EventLog
 from pipeline.state.stores import StoreError
+from pipeline.training.watchdog import Watchdog
 
 # The number of the first save whose time is typical. Earlier saves of a process also allocate
 # memory and open connections.
@@ -34,6 +35,9 @@ class Journal:
         self._start, self._claim, self._display = start, claim, display
         self._machine = this_machine(start.at)
         self._events = EventLog(start.run.store, start.run.name, claim.epoch)
+        # Training has its own watchdog, which ends a hang. Other work may rightly be silent for
+        # long, so this only tells.
+        self.watchdog = Watchdog(self._tell_hang, missed="message")
 
     def introduce(self, waited: float) -> None:
         """Show and record where the run is now, what the start-up cost so far, other code, and
@@ -73,6 +77,7 @@ class Journal:
         """Show a message, and record what the start-up cost by phase and what a save takes."""
         if isinstance(message, Step):
             message = dataclasses.replace(message, dollars_per_hour=self._start.price)
+        self.watchdog.progress()
         self._display.say(message)
         if isinstance(message, Phase):
             self._keep_phase(message)
@@ -85,6 +90,9 @@ class Journal:
             if message.saved == TYPICAL_SAVE:
                 took = {"stall": message.stall, "copy": message.copy, "write": message.write}
                 self._events.append("saved", stage=message.stage, step=message.step, **took)
+
+    def _tell_hang(self, text: str) -> None:
+        self._display.say(Note(f"warning: this process may hang, and goes on. {text}"))
 
     def flush(self) -> None:
         """Write the events recorded so far. Raises StoreError."""

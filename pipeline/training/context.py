@@ -266,7 +266,7 @@ class TrainingContext:
         """
         if self.group.rank > 0:
             return
-        note = Note(f"training hangs. {text}")
+        note = Note(f"training hangs. {text}", last=not self.request.by_ray)
         saying = threading.Thread(target=self.report, args=(note,), daemon=True)
         saying.start()
         saying.join(1.0)  # the connection to the driver may hang too

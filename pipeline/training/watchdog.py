@@ -1,4 +1,5 @@
-"""Notice that training hangs: no step for many times the duration of a usual step.
+"""Notice a hang: training makes no step for many times the duration of a usual step, or `pion run`
+does nothing for half an hour.
 
 A rank may never join a collective operation, or the GPU's driver or a file system may not answer.
 Then nothing raises, and a rented machine keeps costing money. The watchdog records where every
@@ -31,8 +32,8 @@ class Watchdog:
     clock that must not jump. A suspended process does not hang: if the watchdog itself was late to
     check, counting starts again.
 
-    `on_hang` gets a text: how long training has hung, the stack of every thread, and the name of a
-    file with the same text.
+    `on_hang` gets a text: for how long nothing of `missed` came, the stack of every thread, and the
+    name of a file with the same text.
     """
 
     def __init__(
@@ -42,8 +43,9 @@ class Watchdog:
         at_least: float = 120.0,
         start_limit: float = 1800.0,
         now: Callable[[], float] = time.monotonic,
+        missed: str = "step or batch",
     ) -> None:
-        self._on_hang = on_hang
+        self._on_hang, self._missed = on_hang, missed
         self._factor, self._at_least, self._start_limit = factor, at_least, start_limit
         self._now = now
         self._lock = threading.Lock()
@@ -112,22 +114,22 @@ class Watchdog:
             hangs = self._pauses == 0 and silent > limit and not self._reported
             self._reported = self._reported or hangs
         if hangs:
-            self._on_hang(_describe(silent, usual))
+            often = f"one usually takes {usual:.1f} s" if usual is not None else "since the last"
+            self._on_hang(_describe(f"No {self._missed} for {silent:.0f} s ({often})"))
 
     def _watch(self) -> None:
         while not self._reported and not self._over.wait(self.period):
             self.check()
 
 
-def _describe(silent: float, usual: float | None) -> str:
-    """Return how long training has hung and where; also write that to a file, if possible."""
-    often = f"one usually takes {usual:.1f} s" if usual is not None else "since the start"
+def _describe(what: str) -> str:
+    """Return what hangs and where; also write that to a file, if possible."""
     # A disk may be what hangs. So write to memory first, and use faulthandler: it reads no source.
     with os.fdopen(os.memfd_create("stacks"), "w+", errors="replace") as file:
         faulthandler.dump_traceback(file, all_threads=True)
         file.seek(0)
         stacks = file.read()
-    text = f"No step or batch for {silent:.0f} s ({often}). Where every thread is:\n{stacks}"
+    text = f"{what}. Where every thread is:\n{stacks}"
     try:
         handle, path = tempfile.mkstemp(prefix=f"pion-hang-{os.getpid()}-", suffix=".txt")
         with os.fdopen(handle, "w", encoding="utf-8") as kept:

@@ -158,8 +158,10 @@ def test_the_fields_of_a_line_of_data_are_printable(pion: Pion, tmp_path: Path) 
 )
 def test_what_a_run_shows_is_printable_in_a_log_and_on_a_terminal(message: Any) -> None:
     log, terminal = io.StringIO(), io.StringIO()
-    Display(log, live=False).say(message)
-    Display(terminal, live=True).say(message)
+    for file, live in ((log, False), (terminal, True)):
+        with Display(file, live=live) as display:
+            display.say(message)
+            display.say(Note("the panel is drawn with each line"))
     assert log.getvalue()
     assert not CONTROL & set(log.getvalue())
     for attack in ATTACKS.values():

@@ -130,3 +130,36 @@ def test_an_evaluation_that_hangs_and_a_trainer_never_built_are_hangs(
     output = ends_with(75, start(write_job(tmp_path, **BY_ROW), env=meddling.environment()))
     assert "training hangs" in output
     assert where in output
+
+
+def test_a_hang_outside_of_training_is_told_and_ends_nothing(tmp_path: Path) -> None:
+    meddling = Meddling(tmp_path)
+    meddling.wrap(
+        "pipeline.run.journal:Watchdog",
+        """
+        def wrapper(watchdog, *arguments, **options):
+            return watchdog(*arguments, **options | {"start_limit": 5.0})
+        """,
+    )
+    meddling.wrap(
+        "pipeline.run.journal:Journal._tell_hang",
+        """
+        def wrapper(tell, *arguments):
+            return tell(*arguments)
+        """,
+    )
+    meddling.wrap(
+        "pipeline.run.advance:finish_publish",
+        """
+        def waits_to_be_noticed(finish, *arguments, **options):
+            while not (HERE / "called pipeline.run.journal:Journal._tell_hang").exists():
+                time.sleep(0.05)
+            return finish(*arguments, **options)
+        wrapper = waits_to_be_noticed
+        """,
+    )
+    job = write_job(tmp_path, sft=None, pretrain__steps=4, publish={"to": "model"})
+    output = ends_with(0, start(job, env=meddling.environment()))
+    assert "this process may hang, and goes on. No message for" in output
+    assert "in waits_to_be_noticed" in output
+    meddling.check()

@@ -69,7 +69,8 @@ def terminal_of(*messages: Shown) -> str:
     with Display(file, live=True) as display:
         for message in messages:
             display.say(message)
-        display._live.refresh()
+        # A panel is drawn with each line.
+        display.say(Note("the end"))
     return file.getvalue()
 
 
@@ -91,10 +92,10 @@ def test_a_step_line_says_what_the_run_has_cost_where_that_is_known():
 
 def test_a_step_line_says_how_old_the_last_durable_checkpoint_is():
     clock, file = Clock(), io.StringIO()
-    display = Display(file, now=clock)
-    display.say(CheckpointSaved("pretrain", 100, saved=1, stall=0.25))
-    clock.at += 12
-    display.say(STEP)
+    with Display(file, now=clock) as display:
+        display.say(CheckpointSaved("pretrain", 100, saved=1, stall=0.25))
+        clock.at += 12
+        display.say(STEP)
     saved, step = file.getvalue().splitlines()
     assert "pretrain step 100: saved (training stood still for 0.25 s)" in saved
     assert step.endswith("saved step 100 (12 s ago)")
@@ -164,21 +165,18 @@ def test_evaluations_carry_their_error_and_samples_stand_on_lines_of_their_own()
 
 def test_prepare_gets_a_line_every_few_seconds_and_one_when_done():
     clock, file = Clock(), io.StringIO()
-    display = Display(file, now=clock)
-    for done in range(0, 101):
-        display.say(PrepareProgress("tokenising", done, "MB", total=100))
-        clock.at += 0.1
+    with Display(file, now=clock) as display:
+        for done in range(0, 101):
+            display.say(PrepareProgress("tokenising", done, "MB", total=100))
+            clock.at += 0.1
     lines = file.getvalue().splitlines()
     assert len(lines) == 3
     assert lines[-1].endswith("prepare: tokenising 100/100 MB")
 
 
 def test_another_stage_names_what_it_prepares_and_how_long_that_takes():
-    file = io.StringIO()
-    Display(file, now=Clock()).say(
-        PrepareProgress("reference pass", 30, "rows", total=90, stage="prefer", eta=125.0)
-    )
-    assert file.getvalue().rstrip().endswith("prefer: reference pass 30/90 rows, ETA 2 min 05 s")
+    progress = PrepareProgress("reference pass", 30, "rows", total=90, stage="prefer", eta=125.0)
+    assert log_of(progress)[0].endswith("prefer: reference pass 30/90 rows, ETA 2 min 05 s")
 
 
 def test_the_summary_lines_up():
@@ -230,26 +228,26 @@ def test_a_closed_pipe_silences_the_display_and_nothing_else():
     reader, writer = os.pipe()
     os.close(reader)
     file = os.fdopen(writer, "w", buffering=1)
-    display = Display(file)
-    for _ in range(3):
-        display.say(Note("anybody there?"))
+    with Display(file) as display:
+        for _ in range(3):
+            display.say(Note("anybody there?"))
     with pytest.raises(BrokenPipeError):
         file.close()
 
 
 def test_messages_from_many_threads_never_mix_within_a_line():
     file = io.StringIO()
-    display = Display(file)
+    with Display(file) as display:
 
-    def talk(who: int) -> None:
-        for i in range(50):
-            display.say(Note(f"thread {who} says {i}."))
+        def talk(who: int) -> None:
+            for i in range(50):
+                display.say(Note(f"thread {who} says {i}."))
 
-    threads = [threading.Thread(target=talk, args=(who,)) for who in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        join(thread)
+        threads = [threading.Thread(target=talk, args=(who,)) for who in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            join(thread)
     lines = file.getvalue().splitlines()
     assert len(lines) == 200
     assert all(re.fullmatch(r"\S+ \S+  thread \d says \d+\.", line) for line in lines)

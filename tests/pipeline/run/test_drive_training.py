@@ -71,6 +71,6 @@ def test_a_stop_between_two_groups_says_from_where_the_next_start_resumes(
     lifeline.connected = 0
     stopping.ask("SIGINT")
     with pytest.raises(Interrupted) as stopped:
-        training.follow()
+        training.follow(lambda: None)
     assert "no worker trained at that moment, so the next start resumes" in str(stopped.value)
     assert did == ["ask", "end in order"]

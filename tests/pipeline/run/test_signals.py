@@ -47,7 +47,7 @@ def hash_for_minutes():  # in C, without the GIL, deaf to signals
 
 def orderly(work, **options):
     try:
-        with StoppingOnSignals(Display(), **options) as stopping:
+        with Display() as display, StoppingOnSignals(display, **options) as stopping:
             ready()
             work(stopping)
     except PionError as error:
@@ -472,7 +472,7 @@ def test_the_run_takes_the_signals_over_from_the_start_and_gives_them_back(
     process = start("""
 early_sigterm()
 try:
-    with StoppingOnSignals(Display()) as stopping:
+    with Display() as display, StoppingOnSignals(display) as stopping:
         ready()
         stopping.sleep(600)
 except PionError as error:

@@ -1,0 +1,73 @@
+"""Commands in a terminal, as people use them: resized, suspended, stopped, read by `head`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.paths import REPOSITORY
+from tests.support.meddling import Meddling
+from tests.support.terminal import Terminal
+from tests.support.whole_runs import rows_trained, write_job
+
+PION = f"{sys.executable} -m pipeline.cli"
+
+
+def test_a_run_is_resized_suspended_and_stopped_and_its_reader_leaves(tmp_path: Path) -> None:
+    write_job(tmp_path, pretrain__steps=100, log__every=1)
+    with Terminal(tmp_path) as terminal:
+        terminal.type(f"{PION} run tiny.yaml")
+        terminal.wait_for("pretrain step 10:")
+        for rows, columns in ((10, 12), (3, 200), (24, 80)):
+            terminal.resize(rows, columns)
+        terminal.press("Ctrl-Z")
+        terminal.wait_for("Stopped")
+        terminal.type("fg")
+        terminal.wait_for("held-out loss")
+        terminal.press("Ctrl-C")
+        terminal.wait_for("saving finished work, then stopping. Press Ctrl-C again")
+        assert terminal.code() == 75
+        terminal.type(f"{PION} run tiny.yaml | head -n 1; (exit ${{PIPESTATUS[0]}})")
+        assert terminal.code() == 0
+        terminal.type(f"{PION} run tiny.yaml")
+        terminal.wait_for("evaluate: done")
+        assert terminal.code() == 0
+    assert rows_trained(tmp_path, "pretrain") == [[4 * s, 4 * s + 4] for s in range(100)]
+
+
+SKY = REPOSITORY / "sky/runpod-spot.yaml"
+
+
+@pytest.mark.parametrize(
+    ("command", "drawn", "codes"),
+    [
+        ("check tiny.yaml", "checking files and this machine", {130}),
+        ("plan tiny.yaml", "loading the code that knows machines", {130}),
+        (f"launch tiny.yaml --on {SKY} store=runs", "loading the code", {130}),
+        ("bench --tiny", "logits/", {130}),
+        ("ladder tiny.yaml", "run 1 of", {75, 130}),
+        ("try tiny.yaml --vary pretrain.lr=1e-2,2e-2", "prepare: ", {75, 130}),
+    ],
+)
+def test_a_command_that_draws_is_resized_suspended_and_stopped(
+    tmp_path: Path, command: str, drawn: str, codes: set[int]
+) -> None:
+    write_job(tmp_path, pretrain__steps=2000)
+    at_once = Meddling(tmp_path)
+    at_once.run("import pipeline.console.out as out")
+    at_once.run("out.saying_if_slow.__wrapped__.__defaults__ = (0.0,)")
+    with Terminal(tmp_path, at_once.environment()) as terminal:
+        terminal.type(f"{PION} {command}")
+        terminal.wait_for(drawn)
+        for rows, columns in ((10, 12), (3, 200), (24, 80)):
+            terminal.resize(rows, columns)
+        terminal.press("Ctrl-Z")
+        terminal.wait_for("Stopped")
+        assert terminal.seen.rfind("\x1b[?25h") >= terminal.seen.rfind("\x1b[?25l")
+        terminal.type("fg")
+        terminal.wait_for(command)
+        terminal.press("Ctrl-C")
+        assert terminal.code() in codes
+        assert "Traceback" not in terminal.seen
