@@ -158,6 +158,11 @@ def _no_chat(fields: Fields, kind: Kind | None) -> BadInput:
             f"{fields.where}: not a conversation: the record has {what} ({keys}). The stage prefer "
             "learns from these: name the file under prefer.sources"
         )
+    blank = [key for key in ANSWERS if key in fields.values]
+    if blank and fields.there(*QUESTIONS):
+        return BadInput(
+            f"{fields.where}: key {blank[0]!r} is empty: there is nothing to learn from it."
+        )
     return BadInput(
         f"{fields.where}: not a conversation: expected a list of turns under 'messages' or "
         f"'conversations', or a question and its answer under keys such as 'prompt' and "

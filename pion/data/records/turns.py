@@ -6,7 +6,7 @@ before it (`reasoning_content`), `learned: False`, and other keys, which a templ
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pion.data.chat.conversation import ROLES, role_of, unknown_role
@@ -62,7 +62,8 @@ def _round(turn: Any) -> list[Any]:
     roles = {key: known_role(key) or _ROUNDS.get(key) for key in keys if keys[key] is not None}
     if "assistant" not in roles.values() or None in roles.values():
         return [turn]
-    ordered = sorted(roles, key=lambda key: KNOWN_ROLES.index(roles[key] or ""))
+    order = ("system", "user", "tool", "assistant")
+    ordered = sorted(roles, key=lambda key: order.index(roles[key] or ""))
     return [{"role": roles[key], "content": keys[key]} for key in ordered]
 
 
@@ -73,12 +74,12 @@ def read_turn(turn: Any, where: str) -> Message:
         keys = " or ".join(map(repr, ROLE_KEYS[:2]))
         raise BadInput(f"{where} must be an object with text under {keys}: {shown(turn)}")
     rest = {key: value for key, value in turn.items() if value is not None}
-    said = rest.pop(next(key for key in ROLE_KEYS if key in rest))
+    said = _first(rest, ROLE_KEYS)
     role = known_role(named)
     if role is None:
         raise unknown_role(said, (*KNOWN_ROLES, *CALLS[:1], *RESULTS[2:3]), where)
-    text_key = next((key for key in TEXT_KEYS if key in rest), None)
-    content = None if text_key is None else text_of(rest.pop(text_key), f"{where}: {text_key!r}")
+    text_key = next((key for key in TEXT_KEYS if key in rest), TEXT_KEYS[0])
+    content = text_of(_first(rest, TEXT_KEYS), f"{where}: {text_key!r}")
     if named in CALLS:
         rest["tool_calls"], content = json_in(content or "", f"{where}: its call"), None
     if "function_call" in rest:  # OpenAI's, before there were several
@@ -86,6 +87,15 @@ def read_turn(turn: Any, where: str) -> Message:
     if not is_blank(calls := rest.pop("tool_calls", None)):
         rest["tool_calls"] = read_calls(calls, f"{where}: its calls")
     return {"role": role, "content": content, **_learned_and_thought(rest, role, where)}
+
+
+def _first(rest: Message, keys: Sequence[str]) -> Any:
+    """Return what the first filled one of the keys has, or else an empty value under one of them.
+
+    None of them is left. Tables of two layouts have the keys of both, some with "" in them.
+    """
+    found = [rest.pop(key) for key in keys if key in rest]
+    return next((value for value in found if not is_blank(value)), found[0] if found else None)
 
 
 def _learned_and_thought(rest: Message, role: str, where: str) -> Message:
@@ -112,7 +122,7 @@ def _learned_and_thought(rest: Message, role: str, where: str) -> Message:
 def role_said(turn: Any) -> str | None:
     """Return a turn's name of its role, as it is written; None if it has none."""
     keys = turn if isinstance(turn, dict) else {}
-    said = next((keys[key] for key in ROLE_KEYS if keys.get(key) is not None), None)
+    said = next((keys[key] for key in ROLE_KEYS if not is_blank(keys.get(key))), None)
     return said if isinstance(said, str) else None
 
 
@@ -185,9 +195,9 @@ def read_tools(tools: Any, where: str) -> list[dict[str, Any]] | None:
 
     Raises BadInput unless they are objects, or JSON that says so.
     """
+    tools = None if is_blank(tools) else json_in(tools, where)
     if is_blank(tools):
         return None
-    tools = json_in(tools, where)
     if isinstance(tools, dict):
         tools = [tools]
     tools = [json_in(tool, where) for tool in tools] if isinstance(tools, list) else None
