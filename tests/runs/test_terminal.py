@@ -24,7 +24,7 @@ def test_a_run_is_resized_suspended_and_stopped_and_its_reader_leaves(tmp_path: 
             terminal.resize(rows, columns)
         terminal.press("Ctrl-Z")
         terminal.wait_for("Stopped")
-        terminal.type("fg")
+        terminal.resume()
         terminal.wait_for("held-out loss")
         terminal.press("Ctrl-C")
         terminal.wait_for("saving finished work, then stopping. Press Ctrl-C again")
@@ -66,8 +66,7 @@ def test_a_command_that_draws_is_resized_suspended_and_stopped(
         terminal.press("Ctrl-Z")
         terminal.wait_for("Stopped")
         assert terminal.seen.rfind("\x1b[?25h") >= terminal.seen.rfind("\x1b[?25l")
-        terminal.type("fg")
-        terminal.wait_for(command)
+        terminal.resume()
         terminal.press("Ctrl-C")
         assert terminal.code() in codes
         assert "Traceback" not in terminal.seen

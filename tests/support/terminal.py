@@ -78,6 +78,14 @@ class Terminal:
         self._marked = len(self.seen)
         os.write(self._master, KEYS[key].encode())
 
+    def resume(self) -> None:
+        """Bring what was suspended back, and wait until the keys go to it and not to the shell."""
+        self.type("fg")
+        wait_until(
+            lambda: os.tcgetpgrp(self._master) != self.shell.pid,
+            lambda: f"a program in the foreground, of a terminal that shows:\n{self.seen[-3000:]}",
+        )
+
     def resize(self, rows: int, columns: int) -> None:
         """Change the size of the terminal, which sends SIGWINCH to what runs in it."""
         fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))

@@ -96,6 +96,6 @@ def test_a_program_that_was_suspended_goes_on_and_the_shell_has_a_cursor(
     terminal.press("Ctrl-Z")
     terminal.wait_for("Stopped")
     assert terminal.seen.rfind("\x1b[?25h") > terminal.seen.rfind("\x1b[?25l")
-    terminal.type("fg")
+    terminal.resume()
     terminal.wait_for("the end")
     assert terminal.code() == 0
