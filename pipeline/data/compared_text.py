@@ -53,11 +53,11 @@ class ComparedText:
         Raises BadInput if a file can't be read as that, or if there is no text at all.
         """
         if self.files[0].name.endswith(JSONL_SUFFIXES):
-            lines = map(_text_of, jsonl_records(map(Span, self.files), KEY, self.longest))
+            lines = map(_text_of, jsonl_records(list(map(Span, self.files)), KEY, self.longest))
             texts = (text for text in lines if text.strip())
             found = at_least_one(texts, f"{KEY}: there is no text in {self.path}")
         else:
-            documents = text_documents(map(Span, self.files), "paragraph", KEY, self.longest)
+            documents = text_documents(list(map(Span, self.files)), "paragraph", KEY, self.longest)
             found = (document.text for document in documents)
         return map(whole_characters, found)
 

@@ -8,7 +8,7 @@ only the columns asked for are read, and one row is in Python at a time.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
@@ -78,7 +78,7 @@ class Span:
 
 
 def text_documents(
-    spans: Iterable[Span], split: str, key: str, longest: int = LONGEST_LINE
+    spans: Sequence[Span], split: str, key: str, longest: int = LONGEST_LINE
 ) -> Iterator[Document]:
     """Yield a document for each UTF-8 file, or with split="paragraph" for each paragraph.
 
@@ -87,7 +87,7 @@ def text_documents(
     more than `longest` bytes, and a corpus without any text.
     """
     found = (document for span in spans for document in texts_in(span, split, longest))
-    yield from at_least_one(found, f"{key}: the corpus is empty: it has no text")
+    yield from at_least_one(found, f"{key}: the corpus is empty: no text in {_such(spans)}")
 
 
 def texts_in(span: Span, split: str, longest: int = LONGEST_LINE) -> Iterator[Document]:
@@ -100,14 +100,14 @@ def texts_in(span: Span, split: str, longest: int = LONGEST_LINE) -> Iterator[Do
                 yield Document(text, f"{span.file}#{number}", span.held_out)
 
 
-def jsonl_records(spans: Iterable[Span], key: str, longest: int = LONGEST_LINE) -> Iterator[Record]:
+def jsonl_records(spans: Sequence[Span], key: str, longest: int = LONGEST_LINE) -> Iterator[Record]:
     """Yield a record for each line of JSON Lines files. Blank lines are skipped.
 
     Raises BadInput for a line that is not a JSON object or has more than `longest` bytes, naming
     the file and line, for a damaged file, and for a corpus without any line.
     """
     found = (record for span in spans for record in lines_in(span, longest))
-    yield from at_least_one(found, f"{key}: the corpus is empty: it has no line")
+    yield from at_least_one(found, f"{key}: the corpus is empty: no line in {_such(spans)}")
 
 
 def lines_in(span: Span, longest: int = LONGEST_LINE) -> Iterator[Record]:
@@ -196,7 +196,7 @@ def json_of_line(line: bytes, where: str) -> Any:
 
 
 def parquet_records(
-    spans: Iterable[Span], key: str, columns: tuple[str, ...], longest: int = LONGEST_LINE
+    spans: Sequence[Span], key: str, columns: tuple[str, ...], longest: int = LONGEST_LINE
 ) -> Iterator[Record]:
     """Yield a record for each row of parquet files. Only `columns` are read.
 
@@ -205,7 +205,7 @@ def parquet_records(
     corpus without any row.
     """
     found = (record for span in spans for record in rows_in(span, columns, longest))
-    yield from at_least_one(found, f"{key}: the corpus is empty: it has no row")
+    yield from at_least_one(found, f"{key}: the corpus is empty: no row in {_such(spans)}")
 
 
 def rows_in(span: Span, columns: tuple[str, ...], longest: int = LONGEST_LINE) -> Iterator[Record]:
@@ -247,6 +247,10 @@ def texts_under(
             yield Document(text, record.origin, record.held_out)
         else:
             blank()
+
+
+def _such(spans: Sequence[Span]) -> str:
+    return f"{spans[0].file}{f' and {len(spans) - 1:,} more' if spans[1:] else ''}"
 
 
 def at_least_one(items: Iterable[T], otherwise: str) -> Iterator[T]:

@@ -58,7 +58,7 @@ def test_a_folder_counts_with_all_its_text_files_in_order(tmp_path: Path) -> Non
     ("name", "content", "expected"),
     [
         ("gone.txt", None, "evaluate.text: no such file or folder: .*gone.txt"),
-        ("a.txt", b" \n\n", "evaluate.text: the corpus is empty: it has no text"),
+        ("a.txt", b" \n\n", "evaluate.text: the corpus is empty: no text in .*a.txt"),
         ("a.txt", b"\xff\xfe", "a.txt is text in UTF-16, not UTF-8 text"),
         ("a.jsonl", b'{"text": ""}\n', "evaluate.text: there is no text in .*a.jsonl"),
         ("a.jsonl", b'{"body": "x"}\n', r'a.jsonl:1: evaluate.text needs lines such as \{"text"'),

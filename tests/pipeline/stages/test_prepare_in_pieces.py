@@ -152,9 +152,9 @@ BAD: dict[str, tuple[str, dict[str, bytes], str]] = {
     "all empty": (
         "jsonl",
         {"a.jsonl": b"", "b.jsonl": b"\n"},
-        "the corpus is empty: it has no line",
+        "the corpus is empty: no line",
     ),
-    "empty texts": ("text", {"a.txt": b" \n", "b.txt": b""}, "the corpus is empty: it has no text"),
+    "empty texts": ("text", {"a.txt": b" \n", "b.txt": b""}, "the corpus is empty: no text"),
     "text not UTF-8": ("text", {"a.txt": TEXT + b"\xff\n" + TEXT}, "not UTF-8 text at byte "),
     "a long line of text": (
         "text",
