@@ -118,7 +118,7 @@ def test_the_check_shows_the_first_conversation_as_the_model_sees_it(
     ("template", "line", "why"),
     [
         (CHATML, {"role": "robot", "content": "Hi"}, "the unknown role 'robot'"),
-        (MISTRAL, ASKED[0], "user and assistant must take turns"),
+        (MISTRAL, ASKED[0], "template wants both sides to take turns"),
     ],
 )
 def test_a_conversation_that_cant_be_used_ends_the_check_with_its_line(

@@ -47,7 +47,7 @@ SKY = REPOSITORY / "sky/runpod-spot.yaml"
         ("plan tiny.yaml", "loading the code that knows machines", {130}),
         (f"launch tiny.yaml --on {SKY} store=runs", "loading the code", {130}),
         ("bench --tiny", "logits/", {130}),
-        ("ladder tiny.yaml", "run 1 of", {75, 130}),
+        ("ladder tiny.yaml", "prepare: ", {75, 130}),
         ("try tiny.yaml --vary pretrain.lr=1e-2,2e-2", "prepare: ", {75, 130}),
     ],
 )
