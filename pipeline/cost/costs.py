@@ -16,12 +16,13 @@ Each second counts once, as one of CAUSES:
     boot       from the start of the rental until the first step begins: the machine, installing,
                imports, workers; and the extra time of the first step (compiling)
     restore    reading a checkpoint back, and everything else between two attempts of one process
-    recompute  steps repeated because a later attempt resumed from an earlier checkpoint, and other
-               work that was lost because its process died
+    recompute  steps repeated because a later attempt resumed from an earlier checkpoint
+    lost       after the last step that a process has reported, until it died: a hang, or work in
+               flight
     stall      training waited between two steps, or for the last save
     idle       a rented machine did nothing: between two processes, or waiting for the run
 
-Steps, stages and reference are useful; the other five are badput.
+Steps, stages and reference are useful; the other six are badput.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,6 +60,8 @@ from pipeline.state.stores import Conflict
 
 # The kind of the event.
 LOST = "lost"
+# What a first step waited for beyond the phases that are known.
+ELSE = "everything else"
 # The epoch of these events: they have no owner, so it is before the first epoch.
 _EPOCH = 0
 
@@ -328,7 +332,11 @@ def costs(
             by_cause[cause] += (process.price or 0.0) * seconds / 3600
         if spent:
             paid.append(Paid(spent[0].begin, spent[-1].end, process.price))
-    starts = {attempt.epoch: attempt.groups[0].at for attempt in reversed(attempts)}
+    starts = {a.epoch: a.groups[0].at for a in reversed(attempts) if a.groups}
+    for event in events:
+        if event["event"] == "phase" and event.get("total"):  # its rows may be lost, or come later
+            at = starts.get(event["epoch"], math.inf)
+            starts[event["epoch"]] = min(event["at"], at)
     parts = [_machine_cost(work, starts, events) for work in works]
     paid.sort(key=lambda time: time.begin)
     return Costs(tuple(sorted(parts, key=lambda part: part.begin)), by_cause, tuple(paid))
@@ -343,6 +351,10 @@ def _machine_cost(
     spans = [span for _, spent in work for span in spent]
     epochs = tuple(epoch for process, _ in work for epoch in process.epochs)
     trained = [first_steps[epoch] for epoch in epochs if epoch in first_steps]
+    waited = trained[0] - first.paid_from if trained else None
+    phases = {**(first.about.get("phases") or {}), **_until_first_step(events, epochs)}
+    if waited is not None and waited > sum(phases.values()):  # some overlap: then it may be less
+        phases[ELSE] = waited - sum(phases.values())
     prices = [(p.price, sum(_by_cause(spent).values()) / 3600) for p, spent in work]
     priced = [price * hours for price, hours in prices if price is not None]
     about = last.about
@@ -361,14 +373,14 @@ def _machine_cost(
         seconds=_by_cause(spans),
         dollars=sum(priced) if priced else None,
         unpriced_hours=sum(hours for price, hours in prices if price is None),
-        to_first_step=trained[0] - first.paid_from if trained else None,
-        phases={**(first.about.get("phases") or {}), **_until_first_step(events, first.epochs)},
+        to_first_step=waited,
+        phases=phases,
         epochs=epochs,
     )
 
 
 def _until_first_step(events: Sequence[Row], epochs: Sequence[int]) -> dict[str, float]:
-    """Return the seconds of everything that `pion run` did before its first step, by name."""
+    """Return the seconds of what `pion run` said of the time before its first step, by name."""
     found: dict[str, float] = {}
     for event in events:
         if event["event"] == "phase" and event["epoch"] in epochs:

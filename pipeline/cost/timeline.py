@@ -18,13 +18,14 @@ from pipeline.state.owner import RELEASED
 from pipeline.state.rows.metrics import last_kept_step
 from pipeline.state.rows.thin import TOGETHER, kept_steps, row_seconds, step_count
 
-STEPS, STAGES, REFERENCE, BOOT, RESTORE, RECOMPUTE, STALL, IDLE = CAUSES = (
+STEPS, STAGES, REFERENCE, BOOT, RESTORE, RECOMPUTE, LOST, STALL, IDLE = CAUSES = (
     "steps",
     "stages",
     "reference",
     "boot",
     "restore",
     "recompute",
+    "lost",
     "stall",
     "idle",
 )
@@ -72,7 +73,10 @@ class _Rows:
 
 @dataclass(frozen=True)
 class Attempt:
-    """The training of one stage under one claim, from its rows of metrics."""
+    """The training of one stage under one claim, from its rows of metrics.
+
+    Without any row (`groups`), its process died or still prepares its first step.
+    """
 
     stage: str
     epoch: int
@@ -81,7 +85,7 @@ class Attempt:
 
     @property
     def end(self) -> float:
-        return self.groups[-1].at
+        return self.groups[-1].at if self.groups else self.begin
 
     @property
     def rewound(self) -> bool:
@@ -110,7 +114,7 @@ class Attempt:
 def attempts_of(
     events: Iterable[Row], metrics: Mapping[str, Sequence[Row]], head: Head
 ) -> list[Attempt]:
-    """Return every attempt that wrote rows, in order of epoch.
+    """Return every attempt that began or wrote rows, in order of epoch.
 
     `metrics`: stage → all its rows, which may be thinned. A row that stands for several steps is a
     report of these steps. Their work is infinite (all available time) if a row does not say it.
@@ -124,8 +128,10 @@ def attempts_of(
             event = began.get((stage, epoch), {})
             groups = _groups(mine, last_kept(epoch), event.get("seq_len"))
             if groups:
+                began.pop((stage, epoch), None)
                 begin = min(event.get("at", math.inf), groups[0].at)
                 attempts.append(Attempt(stage, epoch, begin, tuple(groups)))
+    attempts += [Attempt(*named, event["at"], ()) for named, event in began.items()]
     return sorted(attempts, key=lambda attempt: (attempt.epoch, attempt.begin))
 
 
@@ -227,6 +233,8 @@ class Process:
         work = [span.begin for span in known if span.cause not in (IDLE, RESTORE)]
         begins = [attempt.begin for attempt in mine] or work
         first, last = min(begins, default=math.inf), max((a.end for a in mine), default=-math.inf)
+        if not mine and (not attempts or attempts[-1].begin >= self.claimed_at):
+            first = math.inf  # it was to train, and did not come that far
         for span in [*sorted(known, key=lambda span: span.begin), Span(end, end, IDLE)]:
             begin = min(max(span.begin, reached), end)
             if begin > reached:
@@ -253,13 +261,16 @@ class Process:
         last_of_mine = [a for a in attempts if a.epoch in self.epochs][-1] == attempt
         record = head.stages.get(attempt.stage)
         if record is not None and last_of_stage and attempt.end <= record.at <= end:
-            return Span(attempt.end, record.at, STALL)
-        if last_of_mine and alive:
-            return Span(attempt.end, end, STEPS)
+            return Span(attempt.end, record.at, STALL if attempt.groups else STAGES)
+        if last_of_mine and not alive and (attempt.rewound or not self.released):
+            return Span(attempt.end, end, LOST)
+        if last_of_mine and not attempt.groups:
+            return Span(attempt.end, end, BOOT)
         if last_of_mine:
-            lost = attempt.rewound or not self.released
-            return Span(attempt.end, end, RECOMPUTE if lost else STALL)
-        return Span(attempt.end, attempt.end, RESTORE)
+            return Span(attempt.end, end, STEPS if alive else STALL)
+        # Until its process claims the run for other workers, or to go back.
+        again = [c.at for c in head.claims if attempt.epoch < c.epoch and c.epoch in self.epochs]
+        return Span(attempt.end, max(attempt.end, min(again, default=attempt.end)), LOST)
 
 
 def processes_of(events: Iterable[Row], head: Head) -> list[Process]:

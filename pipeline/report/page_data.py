@@ -33,7 +33,8 @@ MEANS = {
     "boot": "until the first step",
     "restore": "reading a checkpoint back",
     "recompute": "repeated steps",
-    "stall": "waiting for saves",
+    "lost": "no step until its process died: a hang, or work in flight",
+    "stall": "waiting between steps, as for saves",
     "idle": "a rented machine did nothing",
 }
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.console.formats import duration, moment, number_or_dash
+from pipeline.cost.costs import ELSE
 from pipeline.report import result_tables
 from pipeline.report.history import STAGE_NAMES, Row, RunHistory
 from pipeline.report.prediction import result_sentence
@@ -160,19 +161,22 @@ def _stages(history: RunHistory) -> Block:
 def _phases(phases: Sequence[Row]) -> list[Block]:
     """Show a bar for each phase of the latest `pion run`, in order.
 
-    A total counts from the command's start. Phases may overlap.
+    A total counts from the command's start. Phases may overlap; if they don't fill a total, the
+    rest has a bar.
     """
     newest = max((phase["epoch"] for phase in phases), default=0)
-    rows = [
-        (
-            f"from the start to the {phase['name']}" if phase.get("total") else phase["name"],
-            duration(phase["seconds"]),
-            float(phase["seconds"]),
-        )
-        for phase in phases
-        if phase["epoch"] == newest
-    ]
-    return [{"bars": rows}] if rows else []
+    rows: list[tuple[str, float]] = []
+    for phase in phases:
+        name, seconds = phase["name"], float(phase["seconds"])
+        if phase["epoch"] != newest:
+            continue
+        if phase.get("total"):
+            known = sum(seconds for _, seconds in rows)
+            rows += [(ELSE, seconds - known)] if seconds > known else []
+            name = f"from the start to the {name}"
+        rows.append((name, seconds))
+    bars = [(name, duration(seconds), seconds) for name, seconds in rows]
+    return [{"bars": bars}] if bars else []
 
 
 def _attempts(rows: Sequence[Row]) -> list[Block]:

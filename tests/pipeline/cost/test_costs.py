@@ -21,6 +21,7 @@ from pipeline.commands.report import rewrite_report
 from pipeline.commands.status import show_statuses
 from pipeline.cost.costs import CAUSES, Costs, LostMachine, costs, costs_of, keep_lost
 from pipeline.job import Job
+from pipeline.report.page_data import page_data
 from pipeline.report.report_file import write_run_report
 from pipeline.state.claim import claim_run
 from pipeline.state.find_run import read_run
@@ -29,6 +30,7 @@ from pipeline.state.owner import RELEASED, Owner
 from pipeline.state.rows.metrics import EventLog
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
+from tests.pipeline.report.test_page_data import history as page_history
 from tests.support.light_run import JOB, light_run
 from tests.support.states import someone
 from tests.support.whole_runs import kill, start, wait_for, write_job
@@ -219,7 +221,7 @@ def test_a_machine_lost_without_a_word_costs_until_its_last_sign_and_loses_steps
     found = costs(events, {"pretrain": rows}, head, T + 337, heartbeats={1: T + 80})
     first, second = found.machines
     assert first.seconds == {
-        c: {"boot": 20, "steps": 32, "recompute": 28}.get(c, 0) for c in CAUSES
+        c: {"boot": 20, "steps": 32, "recompute": 16, "lost": 12}.get(c, 0) for c in CAUSES
     }
     assert first.hours == pytest.approx(80 / 3600)
     assert second.seconds["restore"] == 15
@@ -227,11 +229,11 @@ def test_a_machine_lost_without_a_word_costs_until_its_last_sign_and_loses_steps
     assert second.seconds["steps"] == 16
     assert second.to_first_step == 129
     assert found.dollars == pytest.approx((0.36 * 80 + 0.72 * 137) / 3600)
-    assert found.dollars_by_cause["recompute"] == pytest.approx(0.36 * 28 / 3600)
+    assert found.dollars_by_cause["recompute"] == pytest.approx(0.36 * 16 / 3600)
 
 
 @pytest.mark.parametrize(
-    ("reason", "cause"), [("no sign of life for 60 s", "recompute"), (RELEASED, "stall")]
+    ("reason", "cause"), [("no sign of life for 60 s", "lost"), (RELEASED, "stall")]
 )
 def test_what_followed_the_last_saved_step_is_lost_unless_the_run_was_released(
     reason: str, cause: str
@@ -326,6 +328,65 @@ def test_between_two_attempts_of_one_process_is_restore() -> None:
     )
     found = costs(events, {"pretrain": rows}, head, T + 124)
     assert seconds(found) == {"boot": 10, "steps": 16 + 24, "recompute": 16, "restore": 58}
+
+
+def test_a_hang_that_ended_with_its_process_is_named_and_is_no_repeated_step() -> None:
+    """Its last step was done at 42, its heart beat until 542, and no step was trained twice."""
+    events = [at_home(1, T + 2, T), training(2, T + 10), at_home(3, T + 600, T + 590)]
+    events[2]["reason"] = "its owner, pid 7 on desk, is dead"
+    events.append(training(4, T + 600))
+    head = owned(4, restores={2: {"pretrain": 0}, 4: {"pretrain": 4}})
+    rows = [*steps(1, 4, epoch=2, at=T + 18), *steps(5, 6, epoch=4, at=T + 608)]
+    found = costs(events, {"pretrain": rows}, head, T + 616, heartbeats={2: T + 542})
+    assert seconds(found) == {"boot": 10 + 10, "steps": 48, "lost": 500}
+    assert found.describe() == "9 min 28 s (8 % useful; boot 4 %, lost 88 %)"
+
+
+def test_a_process_that_hung_before_it_wrote_a_step_was_no_use() -> None:
+    """Its rows were in memory. That it trained is known from the events of its start."""
+    events = [
+        at_home(1, T + 2, T),
+        phase(1, "prepare", at=T + 8, seconds=5),
+        training(2, T + 10),
+        phase(1, "first step", at=T + 12, seconds=12) | {"total": True},
+        at_home(3, T + 600, T + 590),
+        training(4, T + 600),
+    ]
+    events[4]["reason"] = "its owner, pid 7 on desk, is dead"
+    head = owned(4, stages={"prepare": StageRecord("d", T + 8)})
+    rows = steps(1, 2, epoch=4, at=T + 608)
+    found = costs(events, {"pretrain": rows}, head, T + 616, heartbeats={2: T + 510})
+    assert seconds(found) == {"steps": 16, "stages": 5, "boot": 3 + 2 + 10, "lost": 500}
+    (machine,) = found.machines
+    assert machine.to_first_step == 12
+    assert machine.phases == {"prepare": 5, "everything else": 7}
+    # While it was alive, it was not known to hang.
+    alone = costs(events[:4], {}, owned(2), T + 510, heartbeats={2: T + 510})
+    assert seconds(alone) == {"stages": 5, "boot": 505}
+
+
+def test_workers_that_hung_and_were_replaced_lost_the_time_until_then() -> None:
+    events = [rental(1, T, T), training(2, T + 10), training(3, T + 360)]
+    rows = [*steps(1, 4, epoch=2, at=T + 18), *steps(5, 6, epoch=3, at=T + 368)]
+    mine = dataclasses.replace(Owner.me(), session="s1")
+    claims = tuple(ClaimRecord(n, T + at, mine) for n, at in ((3, 350), (2, 9), (1, 0)))
+    head = owned(3, restores={2: {"pretrain": 0}, 3: {"pretrain": 4}}, claims=claims)
+    found = costs(events, {"pretrain": rows}, head, T + 376)
+    assert seconds(found) == {"boot": 10, "steps": 48, "lost": 350 - 42, "restore": 10}
+
+
+def test_what_a_process_did_after_it_had_prepared_for_another_is_no_work_of_a_stage() -> None:
+    """It died while its workers started. Another one trained."""
+    events = [
+        at_home(1, T, T),
+        phase(1, "prepare", at=T + 8, seconds=5),
+        at_home(2, T + 90, T + 90),
+    ]
+    events.append(training(3, T + 95))
+    head = owned(3, stages={"prepare": StageRecord("d", T + 8)})
+    rows = {"pretrain": steps(1, 2, epoch=3, at=T + 103)}
+    found = costs(events, rows, head, T + 111, heartbeats={1: T + 60})
+    assert seconds(found) == {"steps": 16, "stages": 5, "boot": 3 + 52 + 5}
 
 
 def test_two_stages_follow_each_other() -> None:
@@ -495,41 +556,126 @@ def test_the_report_says_what_the_machines_of_a_hop_cost(tmp_path: Path) -> None
 # ---------------------------------------------------------------- any history
 
 
+@dataclasses.dataclass
+class History:
+    """What processes have written one after another.
+
+    `done` is the last step that the store knows, and `hung` for how long workers hung until others
+    took their place, or their process was killed.
+    """
+
+    now: float = T
+    epoch: int = 0
+    done: int = 0
+    hung: float = 0.0
+    events: list[Row] = dataclasses.field(default_factory=list)
+    rows: list[Row] = dataclasses.field(default_factory=list)
+    claims: list[ClaimRecord] = dataclasses.field(default_factory=list)
+    restores: dict[int, dict[str, int]] = dataclasses.field(default_factory=dict)
+    beats: dict[int, float] = dataclasses.field(default_factory=dict)
+    repeated: bool = False
+
+    def claim(self, owner: Owner) -> None:
+        self.epoch += 1
+        self.claims.insert(0, ClaimRecord(self.epoch, self.now, owner))
+        self.beats[self.epoch] = self.now
+
+    def costs(self, now: float, *, released: bool) -> Costs:
+        head = owned(
+            self.epoch,
+            owner=not released,
+            claims=tuple(self.claims),
+            restores=self.restores,
+            stages={"prepare": StageRecord("d", T)},
+            spent=Spent(until=self.now if released else 0.0),
+        )
+        rows = {"pretrain": self.rows}
+        return costs(self.events, rows, head, now, heartbeats=self.beats)
+
+
+SECONDS = st.floats(0, 60)
+
+
 @st.composite
-def histories(draw: st.DrawFn) -> tuple[list[Row], list[Row], Head, float]:
-    """Generate attempts on machines. Each attempt goes back to a step of the previous attempt."""
-    gap = st.floats(0, 60)
-    now, done = T, 0
-    events: list[Row] = []
-    rows: list[Row] = []
-    restores: dict[int, dict[str, int]] = {}
-    for epoch in range(1, draw(st.integers(1, 4)) + 1):
-        rented = now + draw(st.floats(-20, 20))
-        now = max(now, rented) + draw(gap)
-        pod = f"pod{draw(st.integers(1, 2))}"
-        events.append(rental(epoch, now, rented, id=pod))
-        done = restores.setdefault(epoch, {})["pretrain"] = draw(st.integers(0, done))
-        now += draw(gap)
-        events.append(training(epoch, now))
-        for _ in range(draw(st.integers(0, 4))):
-            now += draw(gap)
-            done += 1
-            rows.append(step(done, epoch, now, speed=draw(st.sampled_from([None, 1.0, 5.0, 1e6]))))
-    return events, rows, owned(epoch, restores=restores), now + draw(gap)
+def histories(draw: st.DrawFn) -> tuple[History, bool]:
+    """Generate processes that start, train, stall, hang, get other workers, stop or are killed; and
+    whether the last one stopped."""
+    found = History()
+    reason = None
+    hung = 0.0
+    for number in range(draw(st.integers(1, 4))):
+        started = found.now + draw(st.floats(-20, 20))
+        found.now = max(found.now, started) + draw(SECONDS)
+        me = dataclasses.replace(Owner.me(), session=f"s{number}", started_at=started)
+        found.claim(me)
+        driver = found.epoch
+        pod = draw(st.sampled_from(["pod1", "pod2", None]))
+        if pod is None:
+            event = at_home(driver, found.now, started, draw(st.sampled_from([None, 0.5])))
+        else:
+            event = rental(driver, found.now, started, id=pod)
+        event |= {"session": me.session, "reason": reason}
+        if draw(st.booleans()):  # else it died before it wrote how the process before had ended
+            found.events.append(event)
+            found.hung += hung
+        hung = 0.0
+        for _ in range(draw(st.integers(0, 3))):
+            found.hung += hung
+            hung = _train(draw, found, driver, me)
+        stops = draw(st.booleans())
+        hung = 0.0 if stops else hung
+        reason = RELEASED if stops else "no sign of life for 60 s"
+        if not stops:
+            found.now += draw(SECONDS)
+    return found, stops
+
+
+def _train(draw: st.DrawFn, found: History, driver: int, me: Owner) -> float:
+    """Let workers of a process train until they are done, fail or hang; return for how long."""
+    found.now += draw(SECONDS)
+    found.claim(me)
+    back = draw(st.integers(0, found.done))
+    found.repeated |= back < found.done
+    found.done = found.restores.setdefault(found.epoch, {})["pretrain"] = back
+    found.now += draw(SECONDS)
+    found.events.append(training(found.epoch, found.now))
+    for number in range(draw(st.integers(0, 4))):
+        found.now += draw(SECONDS)
+        if number == 0 and draw(st.booleans()):
+            total = phase(driver, "first step", found.now, found.now - me.started_at)
+            found.events.append(total | {"total": True})
+        found.done += 1
+        speed = draw(st.sampled_from([None, 1.0, 5.0, 1e6]))
+        found.rows.append(step(found.done, found.epoch, found.now, speed=speed))
+    hung = draw(st.sampled_from([0.0, 500.0]))
+    found.now += hung
+    found.beats[found.epoch] = found.now
+    return hung
 
 
 @settings(deadline=None, max_examples=150)
-@given(histories())
-def test_in_any_history_each_machines_time_is_what_it_was_spent_on(
-    history: tuple[list[Row], list[Row], Head, float],
+@given(histories(), SECONDS)
+def test_in_any_history_the_parts_of_a_runs_time_are_its_whole_time(
+    history: tuple[History, bool], later: float
 ) -> None:
-    events, rows, head, now = history
-    found = costs(events, {"pretrain": rows}, head, now)
+    run, released = history
+    found = run.costs(run.now + later, released=released)
     for machine in found.machines:
         assert all(value >= 0 for value in machine.seconds.values())
-        assert sum(machine.seconds.values()) == pytest.approx(machine.end - machine.begin, abs=1e-3)
-        assert machine.end <= max(now, machine.begin)
+        whole = sum(machine.seconds.values())
+        if machine.rented:
+            assert whole == pytest.approx(machine.end - machine.begin, abs=1e-3)
+        assert machine.end <= max(run.now + later, machine.begin)
+        waited = machine.to_first_step
+        if waited is not None:
+            assert 0 <= waited <= machine.end - machine.begin + 1e-3
+            assert sum(machine.phases.values()) == pytest.approx(waited)
+    seconds(found)  # the time of processes is the same
     assert sum(found.dollars_by_cause.values()) == pytest.approx(found.dollars or 0.0)
+    assert run.repeated or found.seconds["recompute"] == 0
+    assert found.seconds["lost"] >= run.hung - 1e-3
+    shown = page_data(page_history(costs=found))["cost"]["causes"]
+    assert sum(one["seconds"] for one in shown) == pytest.approx(3600 * found.hours, abs=1)
 
 
 # ---------------------------------------------------------------- a real run
