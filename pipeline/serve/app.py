@@ -9,7 +9,6 @@ from pathlib import Path
 
 from aiohttp import web
 
-from pion.data.chat.call_form import CallForm
 from pion.generation.answer_reader import THINKS, Place, Reading
 from pion.generation.grammar import Grammar
 from pion.generation.text import Text
@@ -37,6 +36,18 @@ from pipeline.web.page import read_page
 
 # OpenAI's default for /v1/completions.
 COMPLETION_TOKENS = 16
+# Why tools are refused.
+OLD_NAME = "takes functions by their newer name: send them as tools"
+NO_FORM = (
+    "has a chat template without tools, or one that writes calls in another form than JSON with a "
+    "name and arguments, and Pion reads no other"
+)
+NO_RESPONSES = "has no tools in /v1/responses; /v1/chat/completions may have them"
+LEAVE_OUT = "To get answers without tools, leave them out, or start the server with --ignore-tools"
+NO_CALLS = (
+    "an answer with a response_format can't call tools. Leave response_format out, or set "
+    'tool_choice to "none"'
+)
 PAGE = read_page(Path(__file__).with_name("page"))
 
 
@@ -144,7 +155,10 @@ class Api:
         asked = await read_body(request, ChatRequest)
         served = self._model(asked.model)
         form, thinks, options = await served.chat_form(asked)
-        headers = self._warnings(served, asked, form)
+        if self._ignore_tools and asked.demands:
+            words = "with --ignore-tools, no tool can be demanded; leave tool_choice out"
+            raise ApiError(400, words, param="tool_choice")
+        headers = self._warnings(served, asked, None if form else NO_FORM)
         if self._ignore_tools or asked.tool_choice == "none":
             form = None
         tools = asked.tools if form else None
@@ -152,6 +166,8 @@ class Api:
             asked.messages, asked.continue_final_message, tools=tools, options=options
         )
         schema, param = asked.schema_of_answer, "response_format"
+        if form is not None and schema is not None:
+            raise ApiError(400, NO_CALLS, param=param)
         thinks = thinks and schema is None and asked.reasoning_format != "none"
         place: Place = "text"
         if thinks and served.tokenizer.decode(ids[-8:], specials=True).rstrip().endswith(THINKS):
@@ -174,7 +190,7 @@ class Api:
     async def _respond(self, request: web.Request) -> web.StreamResponse:
         asked = await read_body(request, ResponsesRequest)
         served = self._model(asked.model)
-        headers = self._warnings(served, asked)
+        headers = self._warnings(served, asked, NO_RESPONSES)
         ids = await served.chat_ids(asked.messages, param="input")
         most = served.seq_len if asked.max_output_tokens is None else asked.max_output_tokens
         grammar = await served.grammar(asked.schema_of_answer, "text.format")
@@ -224,29 +240,19 @@ class Api:
         return self._models[name]
 
     def _warnings(
-        self, served: ServedModel, asked: ConversationRequest, form: CallForm | None = None
+        self, served: ServedModel, asked: ConversationRequest, why_not: str | None
     ) -> Mapping[str, str]:
         """Return headers that say what is odd about the answer.
 
-        Raises ApiError if the request offers tools that can't be used, with no `form` of calls,
-        unless tools are to be ignored.
+        Raises ApiError if the request offers tools, unless they can be used (`why_not` is None) or
+        are to be ignored.
         """
         warnings = [] if served.chat else ["this model has no chat template"]
-        if self._ignore_tools and isinstance(asked, ChatRequest) and asked.demands:
-            words = "with --ignore-tools, no tool can be demanded; leave tool_choice out"
-            raise ApiError(400, words, param="tool_choice")
-        if asked.offered is not None and (form is None or asked.functions or self._ignore_tools):
-            if not self._ignore_tools:
-                where = "this server has no"
-                if isinstance(asked, ChatRequest):
-                    where = f"the chat template of {served.name} has no place that Pion knows for"
-                raise ApiError(
-                    400,
-                    f"{where} {asked.offered}; leave the field out. To get answers "
-                    "without them, start the server with --ignore-tools",
-                    param=asked.offered,
-                )
+        if asked.offered and self._ignore_tools:
             warnings.append(f"{asked.offered} were ignored")
+        elif asked.offered and (why_not := OLD_NAME if asked.functions else why_not):
+            words = f"{served.name} {why_not}. {LEAVE_OUT}"
+            raise ApiError(400, words, param=asked.offered)
         return {"Pion-Warning": "; ".join(warnings)} if warnings else {}
 
 

@@ -161,8 +161,8 @@ class ConversationRequest(Request):
 
     @property
     def offered(self) -> str | None:
-        """The field that offers what this server never has, or None."""
-        return "tools" if self.tools else "functions" if self.functions else None
+        """The field that offers tools, or None."""
+        return "functions" if self.functions else "tools" if self.tools else None
 
 
 class ChatRequest(ConversationRequest):
@@ -208,9 +208,11 @@ class ChatRequest(ConversationRequest):
         if self.top_logprobs is not None and not self.logprobs:
             raise refused("top_logprobs", "top_logprobs needs logprobs: true")
         if self.demands and not self.demanded:
-            raise refused("tool_choice", "tool_choice is no known word, and no tool in tools")
-        if self.demands and self.schema_of_answer is not None:
-            raise refused("response_format", "an answer that must call a tool has no format")
+            raise refused(
+                "tool_choice",
+                'tool_choice must be "none", "auto", "required" or one of the tools by name: '
+                '{"type": "function", "function": {"name": "clock"}}',
+            )
         if self.continue_final_message and self.messages[-1].role != "assistant":
             words = "continue_final_message needs an assistant's message at the end"
             raise refused("continue_final_message", words)

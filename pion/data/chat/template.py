@@ -148,7 +148,9 @@ class ChatTemplate:
             return None
         (turn,) = found.turns
         start = turn.prompt[0]
-        return form_of(found.text[:start], _joined(found.text, turn.turn)[start:], self._marks)
+        stops = [self._tokenizer.decode([number], specials=True) for number in self._stops]
+        answer = _joined(found.text, turn.turn)[start:]
+        return form_of(found.text[:start], answer, self._marks, stops)
 
     @property
     def thinks(self) -> bool:

@@ -224,9 +224,31 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "tools without a place": (
         {"model": "plain", "tools": [WEATHER]},
         "tools",
-        "the chat template of plain has no place that Pion knows for tools; leave the field out",
+        "plain has a chat template without tools, or one that writes calls in another form than "
+        "JSON with a name and arguments, and Pion reads no other. To get answers without tools, "
+        "leave them out, or start the server with --ignore-tools",
     ),
-    "an older name": ({"functions": [CLOCK["function"]]}, "functions", "no place that Pion knows"),
+    "an older name": (
+        {"functions": [CLOCK["function"]]},
+        "functions",
+        "tools takes functions by their newer name: send them as tools. To get",
+    ),
+    "an older name next to the newer": (
+        {"functions": [CLOCK["function"]], "tools": [CLOCK]},
+        "functions",
+        "send them as tools",
+    ),
+    "an older result": (
+        {"messages": [*ASKED, {"role": "function", "name": "clock", "content": "5"}]},
+        "messages.1.role",
+        "not 'function'",
+    ),
+    "an answer that can't be a call": (
+        {"tools": [CLOCK], "response_format": {"type": "json_object"}},
+        "response_format",
+        "an answer with a response_format can't call tools. Leave response_format out, or set "
+        'tool_choice to "none"',
+    ),
     "a call without a place": (
         {
             "model": "plain",
@@ -262,7 +284,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "an unknown tool": (
         {"tools": [CLOCK], "tool_choice": WEATHER | {"function": {"name": "weather"}}},
         "tool_choice",
-        "tool_choice is no known word, and no tool in tools",
+        'tool_choice must be "none", "auto", "required" or one of the tools by name: {"type": ',
     ),
     "an unread setting": (
         {"model": "plain", "chat_template_kwargs": {"enable_thinking": True}},
