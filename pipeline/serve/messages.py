@@ -38,6 +38,8 @@ def _object(value: Any) -> Any:
 class CalledFunction(Fields):
     """The tool that a call names, and what the call gives it."""
 
+    without_effect = frozenset({"parsed_arguments"})  # what a client read in `arguments`
+
     name: str
     arguments: Annotated[dict[str, Any], BeforeValidator(_object)]
 

@@ -161,6 +161,21 @@ HISTORIES: dict[str, list[dict[str, Any]]] = {
         {"role": "assistant", "content": "", "tool_calls": [{"index": 0, **BY_ID}]},
         RESULT,
     ],
+    "OpenAI's stream helper": [
+        {
+            "role": "assistant",
+            "content": "",
+            "parsed": None,
+            "tool_calls": [
+                {**BY_ID, "index": 0, "function": {**CALLED, "parsed_arguments": {"city": "Oslo"}}}
+            ],
+        },
+        RESULT,
+    ],
+    "a result without its call's id": [
+        {"role": "assistant", "tool_calls": [{"function": CALLED}]},
+        {"role": "tool", "content": "rain"},
+    ],
     "a result in parts": [
         {"role": "assistant", "tool_calls": [BY_ID]},
         {**RESULT, "name": "weather", "content": [{"type": "text", "text": "rain"}]},
