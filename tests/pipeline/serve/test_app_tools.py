@@ -200,11 +200,12 @@ def test_what_front_ends_send_after_a_call_is_understood(
     assert wanted in script.prompts[0]
 
 
+@pytest.mark.parametrize("model", ["tools", "plain"])
 def test_tools_are_not_told_of_when_none_may_be_called(
-    tools_client: OpenAI, script: Script
+    tools_client: OpenAI, script: Script, model: str
 ) -> None:
     script.said = [CALL]
-    asked: Any = {"model": "tools", "messages": ASKED, "tools": [WEATHER], "tool_choice": "none"}
+    asked: Any = {"model": model, "messages": ASKED, "tools": [WEATHER], "tool_choice": "none"}
     found = tools_client.chat.completions.create(**asked).choices[0]
     assert found.message.content == CALL
     assert "Tell the weather." not in script.prompts[0]
