@@ -136,10 +136,9 @@ def add_dtype(parser: argparse.ArgumentParser) -> None:
 
 def options_of(args: argparse.Namespace) -> Options:
     """Return the parsed options of `add_options`."""
-    address = replace(address_of(args), origins=tuple(args.allow_origin))
     return Options(
         args.models,
-        address,
+        replace(address_of(args), origins=tuple(args.allow_origin)),
         args.slots,
         args.queue,
         args.seq_len,

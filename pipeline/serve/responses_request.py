@@ -14,8 +14,6 @@ from pipeline.serve.messages import MOST_MESSAGES, ChatMessage, in_parts
 from pipeline.serve.requests import MOST_ALTERNATIVES, ConversationRequest
 
 LOGPROBS = "message.output_text.logprobs"
-# The other one asks for the thoughts of a model that thinks.
-Included = Literal["message.output_text.logprobs", "reasoning.encrypted_content"]
 
 
 class _Typed(Fields):
@@ -104,7 +102,14 @@ class ResponsesRequest(ConversationRequest):
     max_output_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     text: TextOutput | None = None
     reasoning: Reasoning | None = None
-    include: Annotated[list[Included], Field(fail_fast=True, max_length=9)] | None = None
+    # The other one asks for the thoughts of a model that thinks.
+    include: (
+        Annotated[
+            list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]],
+            Field(fail_fast=True, max_length=9),
+        ]
+        | None
+    ) = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_ALTERNATIVES)] | None = None
 
     @model_validator(mode="after")
