@@ -43,7 +43,7 @@ class ServedModel:
         label: what people read.
         chat: whether it was fine-tuned on conversations.
         seq_len: the most tokens of a prompt and its answer together.
-        sampling: the sampling settings where a request gives none.
+        sampling: the settings where a request gives none. Published ones come before Pion's.
     """
 
     def __init__(
@@ -55,9 +55,14 @@ class ServedModel:
         engine: Engine,
         seq_len: int,
     ) -> None:
+        """Raise BadInput for a damaged generation_config.json."""
         self.name, self.label, self.chat = name, found.label, found.chat
         self.seq_len = seq_len
-        self.sampling = default_sampling(found)
+        own = dataclasses.asdict(Sampling())
+        given = (
+            published_sampling(found.folder / GENERATION_CONFIG) if found.kind == "export" else {}
+        )
+        self.sampling = {name: given.get(name, default) for name, default in own.items()}
         self.engine = engine
         self.tokenizer = chat_format.tokenizer
         self.stop_ids = chat_format.stop_ids
@@ -223,13 +228,3 @@ class ServedModel:
             return await loop.run_in_executor(thread or self._thread, encode)
         except BadInput as error:
             raise ApiError(400, str(error), param=param) from None
-
-
-def default_sampling(found: FoundModel) -> dict[str, Any]:
-    """Return the sampling settings that were published with a model, or Pion's.
-
-    Raises BadInput for a damaged generation_config.json.
-    """
-    given = published_sampling(found.folder / GENERATION_CONFIG) if found.kind == "export" else {}
-    defaults = dataclasses.asdict(Sampling())
-    return {name: given.get(name, default) for name, default in defaults.items()}
