@@ -58,9 +58,9 @@ def minutes_or_hours(hours: float) -> str:
     return f"{60 * hours:.0f} min" if hours < 1 else f"{hours:,.1f} h"
 
 
-def money(dollars: float) -> str:
-    """Return `$1,234.56`, or `<$0.01` for less than half a cent."""
-    return "<$0.01" if 0 < dollars < 0.005 else f"${dollars:,.2f}"
+def money(dollars: float, sign: str = "$") -> str:
+    """Return `$1,234.56`, or `<$0.01` for less than a cent."""
+    return f"<{sign}0.01" if 0 < dollars < 0.01 else f"{sign}{dollars:,.2f}"
 
 
 def counted(count: int, noun: str) -> str:
@@ -94,7 +94,7 @@ def _in_units(count: float, units: Sequence[tuple[str, float]]) -> str:
     """Return a number in the first unit that is not larger; "" if all are."""
     for unit, scale in units:
         if count >= scale:
-            return f"{count / scale:.3g}{unit}"
+            return f"{float(f'{count / scale:.3g}'):,g}{unit}"
     return ""
 
 

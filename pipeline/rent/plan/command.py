@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from rich.table import Table
@@ -231,6 +232,8 @@ def _table(job: Job, estimates: Sequence[Estimate]) -> Table:
     table = _empty_table(
         title, ("way", "$/h", "batch", "GiB", "tokens/s", "time", "lost", "$", "$/10⁹")
     )
+    table.padding = (0, 1, 0, 0)  # 80 columns hold it
+    cents = partial(money, sign="")
     for e in estimates:
         gpu = e.offer.gpu or "CPU"
         cells = [
@@ -239,14 +242,14 @@ def _table(job: Job, estimates: Sequence[Estimate]) -> Table:
             _known(e.tokens_per_second, "{:,.0f}".format),
             _known(e.hours, minutes_or_hours),
             _known(e.lost_hours, minutes_or_hours),
-            _known(e.dollars, _cents),
-            _known(e.dollars_per_billion_tokens, _cents),
+            _known(e.dollars, cents),
+            _known(e.dollars_per_billion_tokens, cents),
         ]
         name = f"{e.offer.count} × {gpu}" if e.offer.count > 1 else gpu
         table.add_row(
             f"{name}, sharded" if e.sharded else name,
             "spot" if e.offer.use_spot else "demand",
-            _known(e.offer.price, _cents),
+            _known(e.offer.price, cents),
             *(cells if e.fits else ["no fit"]),
         )
     return table
@@ -292,10 +295,6 @@ def _cell(way: Way | None) -> str:
 
 def _known(value: float | None, words: Callable[[float], str]) -> str:
     return "?" if value is None else words(value)
-
-
-def _cents(dollars: float) -> str:
-    return money(dollars).replace("$", "")
 
 
 def _ways_as_json(ways: Mapping[str, Ways | None]) -> dict[str, Any]:

@@ -190,7 +190,8 @@ def _stage(job: Job, stage: str, offer: Offer, num_nodes: int, known: Known) -> 
     assert offer.gpu_memory is not None
     section, hardware = job.section(stage), job.hardware
     workers = workers_on(job, offer, num_nodes)
-    rows = rows_per_rank(section.global_batch, workers)
+    batch = section.global_batch
+    rows = rows_per_rank(batch, workers)
     work = workload_on(offer.gpu, job, stage, workers)
     in_memory, derived, recompute = choose_sharing(
         largest_phase(work, job, stage),
@@ -210,15 +211,11 @@ def _stage(job: Job, stage: str, offer: Offer, num_nodes: int, known: Known) -> 
                 f"{usable / 2**30:.1f} GiB. Remove hardware.micro_batch, and {derived} is used"
             )
     speed = speed_on(offer.gpu, work, known, recompute=recompute)
-    reached = speed
-    if speed.tokens_per_second is not None:
-        step = step_work(
-            work, section.global_batch, micro_batch, recompute=recompute, by_run=speed.by_run
-        )
-        reached = _of_all(step, workers, speed, offer, num_nodes, hardware.sharded is True)
+    step = step_work(work, batch, micro_batch, recompute=recompute, by_run=speed.by_run)
+    reached = _of_all(step, workers, speed, offer, num_nodes, hardware.sharded is True)
     tokens = None
     if section.steps_are_known:
-        tokens = section.total_steps * section.global_batch * work.seq_len
+        tokens = section.total_steps * step.tokens
     return StageEstimate(
         stage=stage,
         micro_batch=micro_batch,
@@ -249,8 +246,9 @@ def _of_all(
     `asked` is whether the job says that they divide the model, if they do.
     Raises BadInput if machines that divide a model would wait for their link most of the time.
     """
+    if one.tokens_per_second is None:
+        return one
     assert offer.gpu is not None
-    assert one.tokens_per_second is not None
     link = link_of(offer.gpu, between_machines=num_nodes > 1)
     step = step_seconds(
         work,

@@ -165,7 +165,8 @@ def warnings_about(found: Sequence[OnCards], *, only_asked: bool = False) -> lis
         rows = [row for row in each.rows if row.cards > 1 and row.step and not row.sharded]
         if only_asked:
             rows = [row for row in rows if row.asked]
-        slower = [row for row in rows if (row.cost or 0.0) > row.cards]
+        # Steps that wait for their hosts take as long on any number of cards.
+        slower = [row for row in rows if (row.cost or 0.0) > 1.01 * row.cards]
         if only_asked or any(row.cards == 2 for row in slower):
             slow += [_slower(each, row) for row in slower[:1]]
         if not slower:
