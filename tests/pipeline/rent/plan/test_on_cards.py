@@ -11,8 +11,8 @@ from pipeline.job.file import load_job
 from pipeline.rent.plan.estimate import estimate
 from pipeline.rent.plan.on_cards import OnCards, on_cards, warnings_about
 from tests.paths import JOBS
-from tests.support.jobs import tiny_job
 from tests.pipeline.rent.plan.test_estimate import offer
+from tests.support.jobs import tiny_job
 
 # 2 rows of 256 tokens: so few that sending the gradients takes longer than computing them.
 FEW = ("data.seq_len=256", "pretrain.global_batch=2", "sft=null")
