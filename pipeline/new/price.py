@@ -56,7 +56,7 @@ def in_words(found: Estimate | None, market: Market) -> str:
     assert found.dollars is not None
     assert found.hours is not None
     return (
-        f"about {money(found.dollars)}: {minutes_or_hours(found.hours)} on {found.offer} at "
+        f"{money(found.dollars)}: about {minutes_or_hours(found.hours)} on {found.offer} at "
         f"${found.offer.price:.2f}/h, the cheapest of "
         f"{len({offer.gpu for offer in market.offers})} types of GPU today"
     )
