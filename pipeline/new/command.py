@@ -21,7 +21,6 @@ from pipeline.new.chats import parse_roles
 from pipeline.new.decide import Wishes, decide
 from pipeline.new.draft import Wanted, amount_of, draft_of
 from pipeline.new.draft_in_words import in_lines, notes
-from pipeline.new.examples import chat_examples, text_examples
 from pipeline.new.files import Found, find_data
 from pipeline.new.look import Look, look_at
 from pipeline.new.pairs import PairsWanted
@@ -132,10 +131,9 @@ def _new_job(options: Options, found: Found) -> int:
         _show_look(one)
     _refuse_problems(looks, options)
     wanted = Wanted(name_of(target), target, options.command, options.dollars)
-    with saying_if_slow("asking SkyPilot for the prices of machines"):
-        draft = draft_of(wanted, looks, base)
-    for one in looks:
-        _show_examples(one, chat_examples(one, draft.job) if one.is_chat else text_examples(one))
+    draft = draft_of(wanted, looks, base)
+    for one, examples in zip(looks, draft.examples, strict=True):
+        _show_examples(one, examples)
     show("\nproposed:")
     for words in (*in_lines(draft), *(f"note: {note}" for note in notes(draft, options.base))):
         show(f"  {words}")
@@ -226,10 +224,12 @@ def _refuse_problems(looks: Sequence[Look], options: Options) -> None:
         listed = "\n".join(f"  {problem}" for problem in problems)
         more = f"\n  … and {bad - len(problems):,} more" if bad > len(problems) else ""
         if not options.skip:
+            rest = "Correct them"
+            if any(one.records for one in looks):
+                rest += ", or write a copy without them: add --skip-unreadable"
             raise BadInput(
                 f"{counted(bad, 'record')} can't be read, and a run would stop there:\n{listed}"
-                f"{more}\nCorrect them, or write a copy without them: add --skip-unreadable. "
-                "Nothing was written."
+                f"{more}\n{rest}. Nothing was written."
             )
         show(f"left out, because they can't be read:\n{listed}{more}")
     if not any(one.records for one in looks):

@@ -26,7 +26,7 @@ from pipeline.new.sample import Sample, sample_of
 NAMED = 5
 # So many records are kept to be shown, and the language of so many is guessed.
 SHOWN, GUESSED = 3, 500
-# So many bytes of text are little: then every record is kept.
+# Of so many bytes of text, every record is kept.
 FEW_BYTES = 1_000_000
 # Templates say how tools are called in so many bytes, about.
 TOOLS_BYTES = 600
@@ -90,14 +90,18 @@ class Look:
     languages: Counter[str] = field(default_factory=Counter)
     bad: int = 0
     problems: list[str] = field(default_factory=list)
-    shown: list[tuple[str, Record]] = field(default_factory=list)
-    few: list[tuple[str, Record]] = field(default_factory=list)  # all, or none if there are many
+    few: list[tuple[str, Record]] = field(default_factory=list)  # the first
     kept: list[str] = field(default_factory=list)
     remarks: Remarks = field(default_factory=lambda: Remarks(ReplacedCharacters(None)))
 
     @property
     def is_chat(self) -> bool:
         return is_chat(self.reading.layout)
+
+    @property
+    def shown(self) -> list[tuple[str, Record]]:
+        """The records to show, with their `file:line`."""
+        return self.few[:SHOWN]
 
     @property
     def all_records(self) -> int:
@@ -155,11 +159,8 @@ def _note(look: Look, item: Item) -> None:
     look.seen.add(mark)
     if sum(look.languages.values()) < GUESSED:
         look.languages[languages.language_of(text)] += 1
-    look.few.append((item.where, record))
-    if look.text_bytes > FEW_BYTES:
-        look.few.clear()
-    if len(look.shown) < SHOWN:
-        look.shown.append((item.where, record))
+    if look.text_bytes <= FEW_BYTES or len(look.few) < SHOWN:
+        look.few.append((item.where, record))
     if look.characters <= KEPT_CHARACTERS or not look.kept:
         look.kept += [part[:KEPT_CHARACTERS] for part in texts]
 

@@ -15,6 +15,7 @@ from pipeline.job.model_section import Base
 from pipeline.new.base import NONE, LookedUp
 from pipeline.new.files import Group
 from pipeline.new.job_text import flow, path_in_job, quoted, scalar, with_comments
+from pipeline.new.look import FEW_BYTES
 from pipeline.new.pairs_look import DOCS, PairsLook
 from pipeline.new.price import cheapest, in_words, todays_market
 from pipeline.new.proposal import (
@@ -26,6 +27,7 @@ from pipeline.new.proposal import (
     FineTuning,
     fewer_passes,
 )
+from pipeline.rent.plan.preferences import count_preferences
 
 # A row takes both answers of 99 of 100 pairs, with their prompts.
 ROW_LENGTHS = (256, 512, 1024, 2048, 4096)
@@ -127,7 +129,10 @@ def _affordable(
         job.section("prefer").know_rows(stage.rows)
         return job
 
-    market = todays_market(job_of(stage))
+    job = job_of(stage)
+    if look.sample.whole and look.bytes <= FEW_BYTES:
+        count_preferences(job)  # refuses what `pion check` would
+    market = todays_market(job)
     best = cheapest(job_of(stage), market, None)
     if best is not None and best.dollars and best.dollars > wanted.dollars:
         share = SPARE * wanted.dollars / best.dollars

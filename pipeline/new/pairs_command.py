@@ -47,8 +47,7 @@ def new_pairs_job(found: Found, options: PairsOptions) -> int:
     source = start_of(look, options.base, ENGLISH)
     with saying_if_slow(f"looking up {source}"):
         base = look_up(source, target.absolute().parent)
-    with saying_if_slow("asking SkyPilot for the prices of machines"):
-        draft = draft_pairs(look, base, options.wanted)
+    draft = draft_pairs(look, base, options.wanted)
     show(f"\nthe first {look.what}, with what is learned between ⟦ and ⟧:")
     for text in pairs_look.shown(look):
         short = text if len(text) <= SHOWN else f"{text[:SHOWN]} …"

@@ -143,7 +143,7 @@ def _json(file: Path, progress: Progress, most: float) -> Iterator[Item]:
             yield from _jsonl(file, progress, most)
             return
         for where, value, size in json_list(stream, file, LONGEST_LINE):
-            progress.stored = stream.tell()
+            progress.stored = stored.tell()
             yield _of_value(value, where, size)
 
 
@@ -209,9 +209,12 @@ def _csv(file: Path, progress: Progress, most: float) -> Iterator[Item]:
                 raise BadInput(f"{file}:{line}: not a row of a table ({error})") from None
             if row is None:
                 return
-            progress.stored = size
+            progress.stored = stored.tell()
             if row:
                 yield _of_row(row, names, f"{file}:{line}", size - before)
+            elif size >= most:  # a small packed file can have billions of blank lines
+                progress.whole = False
+                return
 
 
 def _next_row(table: Iterator[list[str]]) -> list[str] | None:
@@ -228,7 +231,7 @@ def _next_row(table: Iterator[list[str]]) -> list[str] | None:
 
 def _refuse_header(file: Path, names: list[str]) -> None:
     if not names:
-        raise BadInput(f"{file}:1: no names of columns: the file is empty")
+        raise BadInput(f"{file}:1: no names of columns: the first line is blank")
     if "" in names or len(set(names)) < len(names):
         raise BadInput(
             f"{file}:1: the first line must name the columns, each once. Found: "

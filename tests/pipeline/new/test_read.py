@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,15 @@ def test_a_long_field_is_read_and_other_readers_of_csv_keep_their_limit(tmp_path
     ((item,), _) = read("csv", file)
     assert len(item.record["body"]) == before + 1
     assert csv.field_size_limit() == before
+
+
+def test_billions_of_blank_lines_of_a_small_packed_table_are_not_all_read(tmp_path: Path) -> None:
+    file = tmp_path / "blank.csv"
+    file.write_bytes(gzip.compress(b"title,body\none,two\n" + b"\n" * 200_000))
+    items, progress = read("csv", file, most=50_000)
+    assert [item.record for item in items] == [{"title": "one", "body": "two"}]
+    assert not progress.whole
+    assert 0 < progress.stored <= file.stat().st_size
 
 
 @pytest.mark.parametrize(
