@@ -23,7 +23,6 @@ from pipeline.new.draft import Wanted, amount_of, draft_of
 from pipeline.new.draft_in_words import in_lines, notes
 from pipeline.new.files import Found, find_data
 from pipeline.new.look import Look, look_at
-from pipeline.new.pairs import PairsWanted
 from pipeline.new.pairs_command import PairsOptions, new_pairs_job
 from pipeline.new.pairs_look import has_preferences
 from pipeline.new.write_copy import write_copy
@@ -117,20 +116,19 @@ def new_job(options: Options) -> int:
     with saying_if_slow(f"looking for the files of {options.data}"):
         found = find_data(options.data)
         preferences = not options.wishes.columns.says_anything and has_preferences(found)
+    wanted = Wanted(name_of(target), target, options.command, options.dollars)
     if preferences:
-        wanted = PairsWanted(name_of(target), target, options.command, options.dollars)
         return new_pairs_job(found, PairsOptions(wanted, options.base, options.dry_run, _write))
-    return _new_job(options, found)
+    return _new_job(options, wanted, found)
 
 
-def _new_job(options: Options, found: Found) -> int:
+def _new_job(options: Options, wanted: Wanted, found: Found) -> int:
     """Do what `new_job` does for text and conversations."""
     target = options.target
     looks, base = _looks(options, target, found)
     for one in looks:
         _show_look(one)
     _refuse_problems(looks, options)
-    wanted = Wanted(name_of(target), target, options.command, options.dollars)
     draft = draft_of(wanted, looks, base)
     for one, examples in zip(looks, draft.examples, strict=True):
         _show_examples(one, examples)

@@ -113,7 +113,7 @@ def draft_of(wanted: Wanted, looks: Sequence[Look], base: LookedUp | None) -> Dr
     sizes = _sizes(proposal, amount, looks, base)
     largest = next(sizes)
     known = base is None or base.base is not None
-    job = _job(largest, base, wanted.target) if known else None
+    job = job_of(job_text(largest), base, wanted.target) if known else None
     # What the data can't be used for is found before anybody is asked for prices.
     examples = [chat_examples(one, job) if one.is_chat else text_examples(one) for one in looks]
     found, price = largest, "not known before the model is looked up: `pion plan` says it"
@@ -180,7 +180,7 @@ def _affordable(
     market: Market | None = None
     dearer = ""
     for found in sizes:
-        job, sft = _job(found, base, wanted.target), found.fine_tuning
+        job, sft = job_of(job_text(found), base, wanted.target), found.fine_tuning
         market = market or todays_market(job)
         best = cheapest(job, market, None if sft is None else sft.rows)
         if not market.priced or (best is not None and (best.dollars or 0.0) <= wanted.dollars):
@@ -194,7 +194,7 @@ def _affordable(
             pretraining=None if found.pretraining is None else shortened(found.pretraining, share),
             fine_tuning=None if sft is None else fewer_passes(sft, share),
         )
-        job = _job(found, base, wanted.target)
+        job = job_of(job_text(found), base, wanted.target)
         best = cheapest(job, market, None if sft is None else sft.rows)
     return found, job, in_words(best, market) + dearer
 
@@ -207,10 +207,12 @@ def _too_dear(stage: Pretraining | None, best: Estimate | None) -> str:
     return f". {what[0].upper()}{what[1:]} would cost ${best.dollars:,.2f}"
 
 
-def _job(proposal: Proposal, base: LookedUp | None, target: Path) -> Job:
+def job_of(text: str, base: LookedUp | None, target: Path) -> Job:
+    """Return the job that a text of `target` describes, which starts from `base`."""
+
     def find(values: dict[str, Any]) -> Base:
         assert base is not None
         assert base.base is not None
         return base.base
 
-    return job_of_text(job_text(proposal), target, find)
+    return job_of_text(text, target, find)

@@ -17,6 +17,7 @@ from pion.data.documents.file_to_documents import (
     PART_BYTES,
     RAISE_IT,
     NotJsonLines,
+    check_line,
     decoded,
     not_parquet,
     numbered_lines,
@@ -78,7 +79,8 @@ def _text(file: Path, progress: Progress, most: float) -> Iterator[Item]:
     read = lines = 0
     with open_file(file) as stored, unpacked(stored, file) as stream:
         while part := stream.read(int(min(PART_BYTES, most))):
-            part += stream.readline(LONGEST_LINE)
+            part += stream.readline(LONGEST_LINE + 1)
+            check_line(file, part, read, LONGEST_LINE)
             progress.stored = stored.tell()
             try:
                 text = decoded(part, str(file), read)
