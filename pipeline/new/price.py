@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.console.formats import minutes_or_hours, money
+from pipeline.console.out import saying_if_slow
 from pipeline.job import Job
 from pipeline.rent.plan.compared import on_the_market
 from pipeline.rent.plan.estimate import Estimate, estimate
@@ -29,7 +30,8 @@ class Market:
 
 def todays_market(job: Job) -> Market:
     """Return the cheapest machine of each type of GPU today, spot and on demand."""
-    compared = on_the_market(job, ())
+    with saying_if_slow("asking SkyPilot for the prices of machines"):
+        compared = on_the_market(job, ())
     return Market(compared.offers, Known(bench=bench_results(())), compared.notes)
 
 

@@ -137,6 +137,53 @@ def test_text_and_conversations_are_two_stages_if_that_is_asked_for(
     assert job.train_stages == ["pretrain", "sft"]
 
 
+# ---------------------------------------------------------------- what `check` would refuse
+
+
+@pytest.fixture
+def no_price_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("pipeline.new.draft.todays_market")
+
+
+CALL = {"type": "function", "function": {"name": "track_letter", "arguments": {"number": 7}}}
+
+
+@pytest.mark.usefixtures("no_price_is_asked")
+@pytest.mark.parametrize("layout", ["messages", "JSON in a text"])
+def test_calls_that_the_template_can_not_write_are_refused_wherever_they_are(
+    layout: str, here: Path, pion: Pion, chat_base: Path
+) -> None:
+    """`pion check` would refuse the job: it writes all conversations, as `pion run` does."""
+    data = own_data.GOOD[layout](here)
+    lines = data.read_text().splitlines()
+    record = json.loads(lines[149])
+    turns = json.loads(text) if isinstance(text := record["messages"], str) else text
+    turns[-1] |= {"content": "", "tool_calls": [CALL]}
+    record["messages"] = json.dumps(turns) if isinstance(text, str) else turns
+    data.write_text("\n".join([*lines[:149], json.dumps(record), *lines[150:]]))
+    said = refused(pion, data, "--from", str(chat_base))
+    assert f"{data.name}:150: answer 1 calls 'track_letter', and the chat template does not" in said
+
+
+@pytest.mark.usefixtures("no_price_is_asked")
+def test_what_is_too_little_is_said_before_prices_are_asked(
+    here: Path, pion: Pion, plain_base: Path
+) -> None:
+    data = own_data.sharegpt(here, 1)
+    assert "too little to train on" in refused(pion, data, "--from", str(plain_base))
+
+
+@pytest.mark.parametrize("content", ["question,answer\ra,b\r", "q,,a\n1,2,3\n"])
+def test_where_nothing_can_be_read_no_copy_without_it_is_advised(
+    content: str, here: Path, pion: Pion
+) -> None:
+    data = here / "old.csv"
+    data.write_text(content)
+    said = refused(pion, data, "--from", "none")
+    assert "old.csv:1: the " in said
+    assert "Correct them. Nothing was written." in said
+
+
 # ---------------------------------------------------------------- one message each
 
 
