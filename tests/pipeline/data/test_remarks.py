@@ -73,10 +73,12 @@ def test_which_columns_have_the_question_and_the_answer_is_said(tmp_path: Path) 
     records = [
         {"instruction": "Add.", "input": "1, 2", "output": "3"},
         {"instruction": "Hi", "input": "", "output": "Yes"},
+        {"instruction": "And?", "history": [["Hi", "Yes"]], "output": "No"},
     ]
     assert remarks_on(tmp_path, records).in_words() == [
-        "the question is in instruction with input below it, the answer in output (1 of 2 records)",
-        "the question is in instruction, the answer in output (1 of 2 records)",
+        "the question is in instruction with input below it, the answer in output (1 of 3 records)",
+        "the question is in instruction, the answer in output (1 of 3 records)",
+        "the question is in instruction after history, the answer in output (1 of 3 records)",
     ]
 
 
