@@ -82,7 +82,9 @@ def tuning(look: PairsLook, base: LookedUp) -> FineTuning:
     if look.items < 500:
         held_out = min(0.3, max(0.1, 5 / max(1, look.items)))
     by_lora = (start.parameters or 0) > LORA_FROM
-    return FineTuning(rows, seq_len, batch, 1.0, held_out, by_lora, lr=None)
+    why = f"99 of 100 {look.what}s fit" if seq_len >= wanted else "the most that is proposed"
+    why = f"{why}; longer ones are left out"
+    return FineTuning(rows, seq_len, batch, 1.0, held_out, by_lora, None, why)
 
 
 def draft_pairs(look: PairsLook, base: LookedUp, wanted: Wanted) -> PairsDraft:
@@ -150,7 +152,7 @@ def _reasons(look: PairsLook, stage: FineTuning) -> dict[str, str]:
             if look.paired
             else "learns from single answers"
         ),
-        "seq_len": f"99 of 100 {look.what}s fit; longer ones are left out",
+        "seq_len": stage.why_rows,
         "epochs": f"passes over about {stage.rows:,} rows: about {stage.steps:,} steps",
         "global_batch": "rows in a step",
         "held_out": "share of the prompts that is kept out of training, to measure on",
