@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pion.data.documents.python_docs import documents
+from pipeline.console.formats import money
 from pipeline.job import Job
 from pipeline.job.file import job_of_text
 from pipeline.job.model_section import Base
@@ -204,7 +205,7 @@ def _too_dear(stage: Pretraining | None, best: Estimate | None) -> str:
     if best is None or best.dollars is None:
         return ""
     what = "all of it" if stage is None or stage.preset is None else f"all of {stage.preset}"
-    return f". {what[0].upper()}{what[1:]} would cost ${best.dollars:,.2f}"
+    return f". {what[0].upper()}{what[1:]} would cost {money(best.dollars)}"
 
 
 def job_of(text: str, base: LookedUp | None, target: Path) -> Job:

@@ -96,8 +96,7 @@ class ServedModel:
         begun = messages[-1].text if continue_last else ""
 
         def encode() -> list[int]:
-            given = [message.to_template() for message in asked]
-            ids = self._format.prompt_ids(given, tools, options)
+            ids = self._format.prompt_ids([one.to_template() for one in asked], tools, options)
             return ids + (self.tokenizer.encode(begun) if begun else [])
 
         return await self._encoded(encode, param)
@@ -111,21 +110,24 @@ class ServedModel:
         """
         given, effort = asked.chat_template_kwargs or {}, asked.reasoning_effort
 
-        def find() -> tuple[CallForm | None, bool, dict[str, Any]]:
-            form = self._format.call_form if asked.tools else None
-            return form, self._format.thinks, self._format.options(given, effort)
+        return await self._encoded(
+            lambda: (
+                self._format.call_form if asked.tools else None,
+                self._format.thinks,
+                self._format.options(given, effort),
+            ),
+            "chat_template_kwargs" if given else "reasoning_effort",
+        )
 
-        return await self._encoded(find, "chat_template_kwargs" if given else "reasoning_effort")
+    async def prompt_ids(self, prompt: str | list[int], *, counted: bool = False) -> list[int]:
+        """Return the ids of a text to continue, or of ids.
 
-    async def prompt_ids(self, prompt: str | list[int]) -> list[int]:
-        """Return the ids of a text to continue, or of ids."""
+        A text that is only `counted` may have any length, and other requests don't wait for it.
+        """
         if isinstance(prompt, list):
             return prompt
-        return await self._encoded(lambda: self.tokenizer.prompt(prompt), "prompt")
-
-    async def counted_ids(self, text: str) -> list[int]:
-        """Return the ids of a text of any length, while other requests are encoded."""
-        return await self._encoded(lambda: self.tokenizer.prompt(text), "prompt", self._counter)
+        thread = self._counter if counted else self._thread
+        return await self._encoded(lambda: self.tokenizer.prompt(prompt), "prompt", thread)
 
     async def grammar(
         self, schema: dict[str, Any] | None, param: str = "response_format"
@@ -209,9 +211,8 @@ class ServedModel:
     def close(self) -> None:
         """End all answers and the threads."""
         self.engine.close()
-        self._thread.shutdown(cancel_futures=True)
-        self._counter.shutdown(cancel_futures=True)
-        self._compiler.shutdown(cancel_futures=True)
+        for thread in (self._thread, self._counter, self._compiler):
+            thread.shutdown(cancel_futures=True)
         self._format.close()
 
     async def _encoded(
