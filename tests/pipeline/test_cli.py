@@ -194,7 +194,9 @@ def test_ctrl_c_ends_a_command_with_130(
         try:
             raise KeyboardInterrupt
         except KeyboardInterrupt as error:  # as Python does while it makes a class
-            raise (RuntimeError("Error calling __set_name__") if swallowed else error) from error
+            if swallowed:
+                raise RuntimeError("Error calling __set_name__") from error
+            raise
 
     monkeypatch.setattr(pipeline.commands.cli, "_status", interrupted)
     assert pion("status") == (130, "", "")
