@@ -28,7 +28,7 @@ from pipeline.serve.errors import ApiError
 from pipeline.serve.served_model import ServedModel
 
 # An answer is paused while its client has yet to take more events than this.
-MOST_UNSENT = 256
+MOST_UNSENT = 64
 FinishReason = Literal["stop", "length", "tool_calls"]
 
 
