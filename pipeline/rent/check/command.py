@@ -72,6 +72,10 @@ CONVERSATION_SECONDS = 8.0
 # transformers takes long.
 LOCAL_SECONDS = 60.0
 
+# What follows from the steps of a job, which are not known if its conversations can't be used. The
+# clouds are asked for prices, too, which can take minutes.
+PRICED = ("machines", "deadline", "prepare")
+
 Check = Callable[[], list[CheckRow]]
 
 
@@ -160,6 +164,8 @@ def run_checks(
         soon = soon + LOCAL_SECONDS if _is_local(job) else min(end, soon)
         rows += _outcome(*talks, soon, traced)
         waiting = []
+        if any(row.ok is False for row in rows):
+            checks = [(name, check) for name, check in checks if name not in PRICED]
     else:
         waiting = [talks]
     waiting += [(name, begin(check)) for name, check in checks]
