@@ -130,7 +130,7 @@ def asked_by_checks(job: Job, sky_yaml: SkyYaml | None) -> str:
         *(["SkyPilot"] if sky_yaml is not None else []),
     ]
     who = f"asking {' and '.join(asked)}" if asked else "checking files and this machine"
-    return f"{who}, for at most {SECONDS:.0f} s"
+    return f"{who}, for at most {SECONDS:.0f} s, or longer on a busy machine"
 
 
 def run_checks(
