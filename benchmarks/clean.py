@@ -31,7 +31,6 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.overlap import peak_memory, processor
 from pion.clean.copies import NONE, SignatureFile, exact_copies, near_copies
 from pion.clean.measure import measure
 from pion.clean.rules import Verdict
@@ -274,6 +273,20 @@ def left_out(texts: Sequence[str], threshold: float) -> set[int]:
         signatures = SignatureFile(Path(file.name), len(texts))
         near = near_copies(signatures, exact == NONE, threshold)
     return set(np.flatnonzero((exact != NONE) | (near != NONE)).tolist())
+
+
+def peak_memory() -> float:
+    """Return the most memory that this process has had, in MB (Linux)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024 / 1e6
+    raise SystemExit("this system does not say how much memory a process has had")
+
+
+def processor() -> str:
+    """Return the name of the processor (Linux)."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
 
 
 if __name__ == "__main__":

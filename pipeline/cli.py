@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from pion.errors import BadInput, Paused, PionError, is_panic
+from pion.errors import BadInput, Paused, PionError, causes, is_panic
 from pipeline.commands.arguments import Add, Argument, Command, argument, flag
 from pipeline.commands.cli import add_commands
 from pipeline.commands.parser import OVERRIDES, Parser, Version, without_overrides
@@ -67,13 +67,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(stop.code or 0)
     except PionError as error:
         return _fail(_ending(error, arguments))
-    except KeyboardInterrupt:
-        return 130
     except BrokenPipeError:
         # The reader is gone. Without this, Python prints an error when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except BaseException as error:
+        # Libraries turn a Ctrl-C into errors of their own, such as one about a class or an import.
+        if any(isinstance(cause, KeyboardInterrupt) for cause in causes(error)):
+            return 130
         if os.environ.get("PION_DEBUG") or not (isinstance(error, Exception) or is_panic(error)):
             raise
         refused = refusal(error)

@@ -178,7 +178,7 @@ class SaveSpeed:
 
 def train_speeds(results: Results) -> Iterator[TrainSpeed]:
     """Yield the measured speeds of training."""
-    yield from _of(results, TRAIN, TrainSpeed)
+    yield from (speed for speed in _of(results, TRAIN, TrainSpeed) if speed.mfu <= 1)
 
 
 def save_speeds(results: Results) -> Iterator[SaveSpeed]:

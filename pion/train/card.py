@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from pion.errors import BadInput
+from pion.errors import BadInput, causes
 
 # What torch says when the card or its driver no longer answers. Not among them is what a program
 # causes, such as a device-side assert.
@@ -86,9 +86,7 @@ def words_about_bf16(device: torch.device, asked: str) -> str | None:
 def card_failure(error: BaseException) -> str | None:
     """Return the first line of what the card or its driver said, if one of them ended the work;
     None if `error` has another cause."""
-    seen: BaseException | None = error
-    while seen is not None:
+    for seen in causes(error):
         if isinstance(seen, RuntimeError) and _FAILED.search(str(seen)):
             return str(seen).splitlines()[0]
-        seen = seen.__cause__ or seen.__context__
     return None

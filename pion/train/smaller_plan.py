@@ -14,7 +14,7 @@ import gc
 
 import torch
 
-from pion.errors import BadInput
+from pion.errors import BadInput, causes
 from pion.train.hardware import combines_kernels
 from pion.train.settings import AS_MANY_AS_FIT, ComputePlan
 
@@ -105,12 +105,8 @@ def free_memory(device: torch.device) -> None:
 
 def _is_compilers(error: BaseException) -> bool:
     """Return whether the error, or one that it came from, is of the compiler."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if any(kind.__module__.startswith(_COMPILERS) for kind in type(seen).__mro__):
-            return True
-        seen = seen.__cause__ or seen.__context__
-    return False
+    kinds = [kind for seen in causes(error) for kind in type(seen).__mro__]
+    return any(kind.__module__.startswith(_COMPILERS) for kind in kinds)
 
 
 def _numbers(plan: ComputePlan) -> str:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pion.errors import BadInput
-from pipeline.console.formats import amount, duration, measured, printable
+from pipeline.console.formats import amount, duration, measured, money, printable
 from pipeline.console.masking import masked
 from pipeline.console.out import show_table
 from pipeline.report.history import RunHistory, differing
@@ -206,4 +206,4 @@ def _dollars(run: RunHistory) -> str:
     if costs.dollars is None:
         return "no price is known"
     missing = duration(3600 * costs.unpriced_hours) if costs.unpriced_hours else None
-    return f"${costs.dollars:.2f}" + (f", {missing} without a price" if missing else "")
+    return money(costs.dollars) + (f", {missing} without a price" if missing else "")

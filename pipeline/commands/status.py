@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pion.errors import BadInput
-from pipeline.console.formats import duration, moment, show, size
+from pipeline.console.formats import duration, moment, money, show, size
 from pipeline.cost.costs import Costs, MachineCost
 from pipeline.report.reading import read_history
 from pipeline.state.find_run import open_run, runs_in
@@ -156,7 +156,7 @@ def _cost_lines(costs: Costs) -> list[str]:
 def _machine_in_words(machine: MachineCost) -> str:
     words = [f"{machine.describe()}: {duration(3600 * machine.hours)}"]
     if machine.dollars is not None:
-        words.append(f"${machine.dollars:.2f} at ${machine.price or 0.0:.2f}/h")
+        words.append(f"{money(machine.dollars)} at ${machine.price or 0.0:.2f}/h")
     if machine.to_first_step is not None:
         waited = f"first step {duration(machine.to_first_step)} after billing began"
         words.append(waited + machine.phases_in_words())

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TextIO, assert_never
 
-from pipeline.console.formats import duration, measured, printable, size
+from pipeline.console.formats import duration, measured, money, printable, size
 from pipeline.console.messages import (
     CheckpointSaved,
     Evaluation,
@@ -239,7 +239,7 @@ class Display:
             "" if step.mfu is None else f"MFU {100 * step.mfu:.1f} %",
             size(step.memory) if step.memory else "",
             "" if step.eta is None else f"ETA {duration(step.eta)}",
-            f"${step.dollars:.2f}{price}" if step.dollars else "",
+            f"{money(step.dollars)}{price}" if step.dollars else "",
         ]
         if self._saved is None:
             facts.append("not saved yet")
@@ -292,7 +292,7 @@ def _amount(progress: PrepareProgress) -> str:
         f"{'/'.join(shown)} {progress.unit}",
         progress.detail,
         "" if progress.eta is None else f"ETA {duration(progress.eta)}",
-        "" if progress.dollars is None else f"${progress.dollars:,.2f} in all",
+        "" if progress.dollars is None else f"{money(progress.dollars)} in all",
     ]
     return ", ".join(filter(None, facts))
 

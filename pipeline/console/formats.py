@@ -26,7 +26,9 @@ def show(text: str) -> None:
 
 
 def duration(seconds: float) -> str:
-    """Return `0.4 s`, `12 s`, `3 min 20 s`, `5 h 02 min` or `3 d 4 h`."""
+    """Return `4 ms`, `0.4 s`, `12 s`, `3 min 20 s`, `5 h 02 min` or `3 d 4 h`."""
+    if 0 < seconds < 0.05:
+        return f"{max(1000 * seconds, 1):.0f} ms"
     if seconds < 10:
         return f"{max(seconds, 0):.1f} s"
     whole = round(seconds)
@@ -47,6 +49,18 @@ def number_or_dash(value: float | None, digits: int = 3) -> str:
 def hours(seconds: float) -> str:
     """Return `31.5 h`, or `never` for infinitely many seconds."""
     return f"{seconds / 3600:,.1f} h" if math.isfinite(seconds) else "never"
+
+
+def minutes_or_hours(hours: float) -> str:
+    """Return `<1 min`, `31 min` or `31.5 h`."""
+    if 0 < 60 * hours < 0.5:
+        return "<1 min"
+    return f"{60 * hours:.0f} min" if hours < 1 else f"{hours:,.1f} h"
+
+
+def money(dollars: float, sign: str = "$") -> str:
+    """Return `$1,234.56`, or `<$0.01` for less than a cent."""
+    return f"<{sign}0.01" if 0 < dollars < 0.01 else f"{sign}{dollars:,.2f}"
 
 
 def counted(count: int, noun: str) -> str:
@@ -80,7 +94,7 @@ def _in_units(count: float, units: Sequence[tuple[str, float]]) -> str:
     """Return a number in the first unit that is not larger; "" if all are."""
     for unit, scale in units:
         if count >= scale:
-            return f"{count / scale:.3g}{unit}"
+            return f"{float(f'{count / scale:.3g}'):,g}{unit}"
     return ""
 
 

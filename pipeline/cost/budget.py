@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from pion.errors import BadInput, Stopped
+from pipeline.console.formats import money
 from pipeline.machine.pod_price import pod_price
 from pipeline.machine.rented import PRICE_VARIABLE, rental_price
 from pipeline.state.head import Spent
@@ -73,7 +74,7 @@ def over_budget(budget: Budget, spent: Spent) -> str | None:
     """Return why the run stops now (exit code 4), or None while it may continue."""
     over = {}
     if budget.dollars is not None and spent.dollars >= budget.dollars:
-        over["budget.dollars"] = f"${spent.dollars:.2f} of ${budget.dollars:.2f}"
+        over["budget.dollars"] = f"{money(spent.dollars)} of {money(budget.dollars)}"
     if budget.hours is not None and spent.hours >= budget.hours:
         over["budget.hours"] = f"{spent.hours:.2f} of {budget.hours:g} hours"
     if not over:

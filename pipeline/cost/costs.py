@@ -36,7 +36,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.console.formats import duration
+from pipeline.console.formats import duration, money
 from pipeline.cost.timeline import (
     BOOT,
     CAUSES,
@@ -229,7 +229,7 @@ class Costs:
         """Return `3 h 10 min, $1.23 (87 % useful; boot 4 %, recompute 9 %)`."""
         words = [duration(3600 * self.hours)]
         if self.dollars is not None:
-            words.append(f"${self.dollars:.2f}")
+            words.append(money(self.dollars))
             if self.unpriced_hours:
                 words.append(f"{duration(3600 * self.unpriced_hours)} of it without a price")
         return f"{', '.join(words)} ({self.shares()})" if self.goodput is not None else words[0]

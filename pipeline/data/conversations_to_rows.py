@@ -24,7 +24,7 @@ import numpy as np
 from pion.data.arrays import write_atomically
 from pion.data.chat.chat_format import ChatFormat
 from pion.data.chat.messages import Conversation
-from pion.data.chat.packing import pack
+from pion.data.chat.packing import pack, row_that_holds
 from pion.data.chat.template import COUNTS, Examples
 from pion.data.shard_writer import ShardWriter
 from pion.data.shards import Manifest, flags_path
@@ -34,6 +34,7 @@ from pion.untrusted import LARGEST_LISTING, read_json
 from pipeline.console.messages import PrepareProgress, Say
 from pipeline.data.documents_to_rows import RowFormat
 from pipeline.data.prepared import SPLITS
+from pipeline.data.remarks import MANY_DROPPED
 from pipeline.data.sources import Talk
 from pipeline.data.tasks import Tasks
 from pipeline.machine.kill_points import mark
@@ -49,6 +50,7 @@ COUNTED = (
     "learned_tokens",
     "split",
     "refused",
+    "fits",
     *COUNTS,
 )
 # The largest share of conversations that may be skipped because they can't be used.
@@ -212,6 +214,7 @@ class _Packer:
         mark("shard")
         self._tell(told)
         counts = {name: sum(buffer[name] for buffer in self._done) for name in COUNTED}
+        counts["fits"] = max((buffer["fits"] for buffer in self._done), default=0)
         seq_len, vocab_size = self._rows.seq_len, self._tokenizer.vocab_size
         return Manifest("conversations", seq_len, vocab_size, shards), counts
 
@@ -311,6 +314,7 @@ def _pack(writing: Writing, seq_len: int, split: str, buffer: list[Talk]) -> Pac
         "learned_tokens": sum(int(c.learned[:seq_len].sum()) for c in tokenized),
         "split": sum(e.split for e in examples),
         "refused": len(refused),
+        "fits": row_that_holds(1 - MANY_DROPPED, np.array([len(c.ids) for c in tokenized])),
     }
     counts |= total_counts(examples)
     return PackedBuffer(split, packed.ids, packed.flags, counts, refused)

@@ -15,6 +15,8 @@ from pion.later_fields import shown
 
 # So many keys that are not read are named.
 NAMED = 12
+# Above this share of dropped conversations, or this share of dropped and cut ones, is a warning.
+MANY_DROPPED, MANY_CUT = 0.05, 0.5
 
 
 @dataclass
@@ -30,6 +32,8 @@ class Remarks:
         records: how many records there are.
         blank: how many records have no text, or a blank one.
         counts: system messages, thoughts and tools, by the names in COUNTS.
+        apart: of how many conversations each answer is a separate example.
+        shortened: what `shortened` says of both splits, and whether that is a warning.
     """
 
     replaced: ReplacedCharacters
@@ -40,6 +44,8 @@ class Remarks:
     records: int = 0
     blank: int = 0
     counts: Mapping[str, int] = field(default_factory=dict)
+    apart: int = 0
+    shortened: tuple[str, bool] = ("", False)
 
     def note(self, seen: Seen, texts: Any, where: str) -> None:
         """Note the texts of a record, and what else it has."""
@@ -53,9 +59,11 @@ class Remarks:
         """Note a record without text."""
         self.blank += 1
 
-    def note_counts(self, report: Mapping[str, Any]) -> None:
-        """Note what was counted in both splits while the rows were written."""
+    def note_counts(self, report: Mapping[str, Any], seq_len: int) -> None:
+        """Note what was counted in both splits while rows of `seq_len` tokens were written."""
         self.counts = {n: report[f"train_{n}"] + report[f"held_out_{n}"] for n in COUNTS}
+        self.apart = report["train_split"] + report["held_out_split"]
+        self.shortened = shortened(report, seq_len, "train", "held_out")
 
     def report(self, warnings: Sequence[str] = ()) -> dict[str, list[str]]:
         """Return what the report of a source says of it, with more `warnings`, if there are any."""
@@ -72,12 +80,17 @@ class Remarks:
             read and f"roles with other names: {read}",
             *(f"{words} ({self._share(count)})" for words, count in self.layouts.most_common()),
             self._not_read([key for key in self.unread if key not in MEANINGFUL]),
+            self.apart
+            and "the template writes an answer differently once others follow, so each answer of "
+            f"{self.apart:,} conversations is a separate example",
+            "" if self.shortened[1] else self.shortened[0],
         )
         return [words for words in remarks if words]
 
     def warnings(self) -> list[str]:
         """Return a sentence for each thing that the data have and the model will not learn."""
         found = [self._not_read([key for key in MEANINGFUL if key in self.unread]), *self._lost()]
+        found.append(self.shortened[0] if self.shortened[1] else "")
         return [words for words in found if words]
 
     def _not_read(self, keys: list[str]) -> str:
@@ -107,3 +120,23 @@ class Remarks:
                 "not in the text, and answers are learned without them: the chat format has no "
                 "place for them. Use a model whose chat template writes tools"
             )
+
+
+def shortened(report: Mapping[str, Any], seq_len: int, *splits: str) -> tuple[str, bool]:
+    """Return what rows of `seq_len` tokens leave out of the conversations of these splits, with the
+    rows that hold most of them, "" if nothing is left out; and whether that is worth a warning."""
+    kept, dropped, cut = (
+        sum(report[f"{split}_{name}"] for split in splits)
+        for name in ("conversations", "dropped", "cut")
+    )
+    found, fits = kept + dropped, max(report[f"{split}_fits"] for split in splits)
+    said = {
+        f"{dropped:,} of {found:,} conversations are dropped, because no answer begins within a "
+        f"row of {seq_len:,} tokens": dropped,
+        f"{cut:,} of {found:,} conversations are longer than a row of {seq_len:,} tokens and lose "
+        "their end": cut,
+        f"With sft.seq_len={fits}, {1 - MANY_DROPPED:.0%} of them are whole, and the model's "
+        "context must be as long": fits > seq_len,
+    }
+    many = dropped > MANY_DROPPED * found or dropped + cut > MANY_CUT * found
+    return ". ".join(words for words, count in said.items() if count), many

@@ -262,12 +262,7 @@ class Job(Section):
     def _mistakes_of_options(self) -> list[str]:
         """Return the options of an adapter and of a chat format that have no effect."""
         publish, last = self.publish, next(reversed(self.train_stages), "")
-        overlap = self.evaluate.overlap
         mistakes: dict[str, object] = {
-            f"evaluate.overlap: {overlap}, but `evaluate` has neither packs nor core, so there are "
-            "no questions to look for. Name some, or remove it": (
-                overlap in ("auto", "all") and not self.evaluate.has_questions
-            ),
             "evaluate.lm_eval.chat: true, but the model learns no chat format: the job has no sft "
             "and no model.from. Remove it, or add sft": (
                 self.evaluate.lm_eval.chat is True

@@ -157,6 +157,13 @@ EXPECTED = {
 }
 
 
+# Keys that a job had once, and what replaces each.
+GONE = {
+    "evaluate.overlap": "name the sets in data.clean.decontaminate, which leaves documents with "
+    "their questions out of the training text, and reports how many there were",
+}
+
+
 def _reported(error: Any, document: Document) -> list[Mistake]:
     """Return one pydantic error in the words of the job file.
 
@@ -167,7 +174,9 @@ def _reported(error: Any, document: Document) -> list[Mistake]:
     if kind == "value_error":
         return [_stated(path, line, value, document) for line in str(context["error"]).split("\n")]
     if kind == "extra_forbidden":
-        text = f"unknown key (value {shown(value)}); {_closest_key(path, document.values)}"
+        instead = GONE.get(path)
+        advice = f"this key is gone: {instead}" if instead else _closest_key(path, document.values)
+        text = f"unknown key (value {shown(value)}); {advice}"
     elif kind == "missing":
         found = find_field(path, document.values)
         text = f"missing: {found.description}" if found and found.description else "missing"

@@ -106,12 +106,6 @@ class Evaluate(Section):
     core: Core | None = identity(
         None, "the CORE benchmark, on a bundle of questions that you have", before=None
     )
-    overlap: Literal["auto", "all", "off"] | None = identity(
-        None,
-        "look for the questions of `packs` and `core` in the rows that the run has trained on. "
-        "auto: in the first 2 billion tokens. Unset: off",
-        before=None,
-    )
     lm_eval: LmEval = identity(LmEval(), "tasks of lm-evaluation-harness")
     text: str | None = identity(
         None,
@@ -134,12 +128,6 @@ class Evaluate(Section):
         pattern=NAME,
         max_length=MOST_OF_A_NAME,
     )
-
-    @field_validator("overlap", mode="before")
-    @classmethod
-    def _off(cls, overlap: Any) -> Any:
-        """Return what was meant: in YAML 1.1, `off` without quotes is the boolean false."""
-        return "off" if overlap is False else overlap
 
     @property
     def has_questions(self) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pion.errors import BadInput, Stopped
-from pipeline.console.formats import duration
+from pipeline.console.formats import duration, money
 from pipeline.cost.budget import price_per_hour
 from pipeline.job import Budget
 from pipeline.machine.rented import PRICE_VARIABLE
@@ -133,7 +133,7 @@ def raise_it(cap: Cap) -> str:
 
 def describe(spent: Spent) -> str:
     """Return what was spent, in words."""
-    dollars = f", ${spent.dollars:.2f}" if spent.dollars else ""
+    dollars = f", {money(spent.dollars)}" if spent.dollars else ""
     return f"{duration(3600 * spent.hours)}{dollars}"
 
 

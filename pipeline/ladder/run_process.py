@@ -9,16 +9,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-from pion.errors import Interrupted
+from pion.errors import Interrupted, PionError, Stopped
 from pipeline.machine.rented import PAID_SINCE, is_rented
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _PR_SET_PDEATHSIG = 1
 # Loaded here: after a fork, other threads of the parent may have held the loader's lock.
 _LIBC = ctypes.CDLL(None)
+Process = subprocess.Popen[bytes]
 
 
 class RunProcesses:
@@ -33,22 +35,23 @@ class RunProcesses:
         self.paid_since: float | None = None
         self._to_stderr = to_stderr
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
 
     def __call__(self, arguments: Sequence[str]) -> int:
         """Run `pion run` with these arguments, and return its exit code.
 
-        A signal to this process goes to that process, which saves. Raises Interrupted if it was
-        done by then.
+        A signal to this process goes to that process, which saves. Raises Interrupted if it ended
+        by itself.
         """
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.cli", "run", *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=sys.stderr if self._to_stderr else None,
-            env=os.environ | self._paid(),
-            preexec_fn=_end_with_parent,
-        )
-        with _passing_on_signals(process) as passed:
+        with _passing_on_signals() as (heard, pass_to):
+            process = subprocess.Popen(
+                [sys.executable, "-m", "pipeline.cli", "run", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=sys.stderr if self._to_stderr else None,
+                env=os.environ | self._paid(),
+                preexec_fn=_begin,
+            )
+            pass_to(process)
             with self._lock:
                 self._process = process
             code = process.wait()
@@ -56,9 +59,11 @@ class RunProcesses:
                 self._process = None
         if is_rented():
             self.paid_since = time.time()
-        if passed and code == 0:
+        # Without a handler, when Python ends, a signal kills it.
+        killed = [-number for number in heard]
+        if heard and code in (0, PionError.exit_code, Stopped.exit_code, *killed):
             raise Interrupted(
-                "Interrupted between two runs. Every finished run is kept. Run the same command "
+                "Interrupted at the end of a run. Every finished run is kept. Run the same command "
                 "again to continue."
             )
         return code
@@ -74,27 +79,36 @@ class RunProcesses:
         return {} if self.paid_since is None else {PAID_SINCE: repr(self.paid_since)}
 
 
-def _end_with_parent() -> None:
-    """Let the kernel send this process SIGTERM, on which it saves, when its parent is gone."""
+def _begin() -> None:
+    """Let the kernel send this process SIGTERM, on which it saves, when its parent is gone. Until
+    it listens (early_sigterm), signals wait: they would end Python with a traceback."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 @contextmanager
-def _passing_on_signals(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
-    """Pass SIGINT and SIGTERM on to `process`, and yield the list of those that came.
+def _passing_on_signals() -> Iterator[tuple[list[int], Callable[[Process], None]]]:
+    """Yield the list of the SIGINT and SIGTERM that come, and what passes all of them to a process.
 
-    Ctrl-C at a terminal reaches `process` too; it takes the second signal for an echo.
+    Ctrl-C at a terminal reaches the process too; it takes the second signal for an echo.
     """
-    passed: list[int] = []
+    heard: list[int] = []
+    processes: list[Process] = []
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        passed.append(number)
-        process.send_signal(number)
+    def hear(number: int, frame: FrameType | None) -> None:
+        heard.append(number)
+        for process in processes:
+            process.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    def pass_to(process: Process) -> None:
+        processes.append(process)
+        for number in heard:
+            process.send_signal(number)
+
+    before = {number: signal.signal(number, hear) for number in _SIGNALS}
     woken = signal.set_wakeup_fd(-1)  # it would end this process at once (early_sigterm)
     try:
-        yield passed
+        yield heard, pass_to
     finally:
         signal.set_wakeup_fd(woken)
         for number, handler in before.items():

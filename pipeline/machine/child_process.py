@@ -110,7 +110,12 @@ def _start_child() -> tuple[BaseProcess, Connection]:
     spawn = multiprocessing.get_context("spawn")
     here, there = spawn.Pipe()
     process = spawn.Process(target=_answer, args=(there,), daemon=True)
-    process.start()
+    # The child gets no Ctrl-C of its parent's, also before it ignores them.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     there.close()  # so that reading fails once the child is dead
     return process, here
 

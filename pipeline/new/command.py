@@ -21,10 +21,8 @@ from pipeline.new.chats import parse_roles
 from pipeline.new.decide import Wishes, decide
 from pipeline.new.draft import Wanted, amount_of, draft_of
 from pipeline.new.draft_in_words import in_lines, notes
-from pipeline.new.examples import chat_examples, text_examples
 from pipeline.new.files import Found, find_data
 from pipeline.new.look import Look, look_at
-from pipeline.new.pairs import PairsWanted
 from pipeline.new.pairs_command import PairsOptions, new_pairs_job
 from pipeline.new.pairs_look import has_preferences
 from pipeline.new.write_copy import write_copy
@@ -118,24 +116,22 @@ def new_job(options: Options) -> int:
     with saying_if_slow(f"looking for the files of {options.data}"):
         found = find_data(options.data)
         preferences = not options.wishes.columns.says_anything and has_preferences(found)
+    wanted = Wanted(name_of(target), target, options.command, options.dollars)
     if preferences:
-        wanted = PairsWanted(name_of(target), target, options.command, options.dollars)
         return new_pairs_job(found, PairsOptions(wanted, options.base, options.dry_run, _write))
-    return _new_job(options, found)
+    return _new_job(options, wanted, found)
 
 
-def _new_job(options: Options, found: Found) -> int:
+def _new_job(options: Options, wanted: Wanted, found: Found) -> int:
     """Do what `new_job` does for text and conversations."""
     target = options.target
     looks, base = _looks(options, target, found)
     for one in looks:
         _show_look(one)
     _refuse_problems(looks, options)
-    wanted = Wanted(name_of(target), target, options.command, options.dollars)
-    with saying_if_slow("asking SkyPilot for the prices of machines"):
-        draft = draft_of(wanted, looks, base)
-    for one in looks:
-        _show_examples(one, chat_examples(one, draft.job) if one.is_chat else text_examples(one))
+    draft = draft_of(wanted, looks, base)
+    for one, examples in zip(looks, draft.examples, strict=True):
+        _show_examples(one, examples)
     show("\nproposed:")
     for words in (*in_lines(draft), *(f"note: {note}" for note in notes(draft, options.base))):
         show(f"  {words}")
@@ -226,10 +222,12 @@ def _refuse_problems(looks: Sequence[Look], options: Options) -> None:
         listed = "\n".join(f"  {problem}" for problem in problems)
         more = f"\n  … and {bad - len(problems):,} more" if bad > len(problems) else ""
         if not options.skip:
+            rest = "Correct them"
+            if any(one.records for one in looks):
+                rest += ", or write a copy without them: add --skip-unreadable"
             raise BadInput(
                 f"{counted(bad, 'record')} can't be read, and a run would stop there:\n{listed}"
-                f"{more}\nCorrect them, or write a copy without them: add --skip-unreadable. "
-                "Nothing was written."
+                f"{more}\n{rest}. Nothing was written."
             )
         show(f"left out, because they can't be read:\n{listed}{more}")
     if not any(one.records for one in looks):

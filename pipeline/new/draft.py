@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from pion.data.documents.python_docs import documents
+from pipeline.console.formats import money
 from pipeline.job import Job
 from pipeline.job.file import job_of_text
 from pipeline.job.model_section import Base
 from pipeline.new.base import LookedUp
-from pipeline.new.examples import prompt_from
+from pipeline.new.examples import chat_examples, prompt_from, text_examples
 from pipeline.new.held_out import with_enough_held_out
 from pipeline.new.job_text import Proposal, job_text, source_of
 from pipeline.new.look import Look, Reading
@@ -20,7 +22,6 @@ from pipeline.new.price import Market, cheapest, in_words, todays_market
 from pipeline.new.proposal import (
     Amount,
     Pretraining,
-    Start,
     continued,
     fewer_passes,
     fine_tuning,
@@ -54,7 +55,8 @@ class Draft:
     """A proposed job, for this amount of data.
 
     `job` is None if the `base`, the model to start from, can't be looked up now. `copies` are the
-    data that must be copied, and where to. `price` is in words.
+    data that must be copied, and where to. `price` is in words. `examples` show the first records
+    of each look.
     """
 
     proposal: Proposal
@@ -64,6 +66,7 @@ class Draft:
     base: LookedUp | None
     copies: Sequence[tuple[Reading, Path]]
     price: str
+    examples: Sequence[Sequence[str]]
 
 
 def amount_of(looks: Sequence[Look]) -> Amount:
@@ -108,12 +111,16 @@ def draft_of(wanted: Wanted, looks: Sequence[Look], base: LookedUp | None) -> Dr
         prompt=prompt_from(looks),
         dollars=wanted.dollars,
     )
-    start = None if base is None else base.start(tried_texts(looks))
-    found, job, price = _sized(proposal, amount, _Start(base, start), wanted)
-    enough = with_enough_held_out(found, looks, [bool(_paragraphs(one)) for one in looks])
-    if enough != found:
-        found, job = enough, None if job is None else _job(enough, base, wanted.target)
-    return Draft(found, job_text(found), job, amount, base, tuple(copies), price)
+    sizes = _sizes(proposal, amount, looks, base)
+    largest = next(sizes)
+    known = base is None or base.base is not None
+    job = job_of(job_text(largest), base, wanted.target) if known else None
+    # What the data can't be used for is found before anybody is asked for prices.
+    examples = [chat_examples(one, job) if one.is_chat else text_examples(one) for one in looks]
+    found, price = largest, "not known before the model is looked up: `pion plan` says it"
+    if job is not None:
+        found, job, price = _affordable(chain([largest], sizes), base, wanted)
+    return Draft(found, job_text(found), job, amount, base, tuple(copies), price, examples)
 
 
 def tried_texts(looks: Sequence[Look]) -> list[str]:
@@ -148,36 +155,38 @@ def _paragraphs(one: Look) -> int:
 # ---------------------------------------------------------------- size and price
 
 
-@dataclass(frozen=True)
-class _Start:
-    base: LookedUp | None
-    start: Start | None
+def _sizes(
+    proposal: Proposal, amount: Amount, looks: Sequence[Look], base: LookedUp | None
+) -> Iterator[Proposal]:
+    """Yield the proposal in all sizes that suit the data, the largest first.
 
-
-def _sized(
-    proposal: Proposal, amount: Amount, given: _Start, wanted: Wanted
-) -> tuple[Proposal, Job | None, str]:
-    """Return the largest proposal that the money buys, its job, and its price in words."""
-    base, start = given.base, given.start
+    Raises BadInput for data that is too little.
+    """
+    start = None if base is None else base.start(tried_texts(looks))
     sft = fine_tuning(amount, start) if proposal.chats else None
     stages: list[Pretraining | None] = [None]
     if start is None:
         stages = [*pretrainings(amount)]
     elif proposal.texts:
         stages = [continued(amount, start)]
-    if base is not None and base.base is None:
-        found = replace(proposal, pretraining=stages[0], fine_tuning=sft)
-        return found, None, "not known before the model is looked up: `pion plan` says it"
-    market: Market | None = None
-    dearer = ""
     for stage in stages:
         found = replace(proposal, pretraining=stage, fine_tuning=sft)
-        job = _job(found, base, wanted.target)
+        yield with_enough_held_out(found, looks, [bool(_paragraphs(one)) for one in looks])
+
+
+def _affordable(
+    sizes: Iterable[Proposal], base: LookedUp | None, wanted: Wanted
+) -> tuple[Proposal, Job, str]:
+    """Return the largest proposal that the money buys, its job, and its price in words."""
+    market: Market | None = None
+    dearer = ""
+    for found in sizes:
+        job, sft = job_of(job_text(found), base, wanted.target), found.fine_tuning
         market = market or todays_market(job)
         best = cheapest(job, market, None if sft is None else sft.rows)
         if not market.priced or (best is not None and (best.dollars or 0.0) <= wanted.dollars):
             return found, job, in_words(best, market) + dearer
-        dearer = _too_dear(stage, best)
+        dearer = _too_dear(found.pretraining, best)
     assert market is not None
     if best is not None and best.dollars:
         share = SPARE * wanted.dollars / best.dollars
@@ -186,7 +195,7 @@ def _sized(
             pretraining=None if found.pretraining is None else shortened(found.pretraining, share),
             fine_tuning=None if sft is None else fewer_passes(sft, share),
         )
-        job = _job(found, base, wanted.target)
+        job = job_of(job_text(found), base, wanted.target)
         best = cheapest(job, market, None if sft is None else sft.rows)
     return found, job, in_words(best, market) + dearer
 
@@ -196,13 +205,15 @@ def _too_dear(stage: Pretraining | None, best: Estimate | None) -> str:
     if best is None or best.dollars is None:
         return ""
     what = "all of it" if stage is None or stage.preset is None else f"all of {stage.preset}"
-    return f". {what[0].upper()}{what[1:]} would cost ${best.dollars:,.2f}"
+    return f". {what[0].upper()}{what[1:]} would cost {money(best.dollars)}"
 
 
-def _job(proposal: Proposal, base: LookedUp | None, target: Path) -> Job:
+def job_of(text: str, base: LookedUp | None, target: Path) -> Job:
+    """Return the job that a text of `target` describes, which starts from `base`."""
+
     def find(values: dict[str, Any]) -> Base:
         assert base is not None
         assert base.base is not None
         return base.base
 
-    return job_of_text(job_text(proposal), target, find)
+    return job_of_text(text, target, find)

@@ -45,7 +45,7 @@ def in_lines(draft: Draft) -> Iterator[str]:
 
 
 def _of_chats(sft: FineTuning) -> Iterator[tuple[str, str, str]]:
-    yield "chat rows", f"{sft.seq_len:,} tokens", texts.CHAT_ROWS
+    yield "chat rows", f"{sft.seq_len:,} tokens", sft.why_rows
     yield "passes", f"{sft.epochs:g}", texts.epochs_reason(sft)
     yield "chat batch", f"{sft.global_batch}", texts.CHAT_BATCH
     yield "chats held out", f"{sft.held_out:.3g}", texts.CHAT_HELD_OUT

@@ -37,7 +37,8 @@ def text_examples(look: Look) -> list[str]:
 
 
 def chat_examples(look: Look, job: Job | None) -> list[str]:
-    """Return conversations as the template of `job` writes them.
+    """Return the first conversations as the template of `job` writes them. It writes all that were
+    kept, as a run does before it trains.
 
     Without a job, because the model to start from can't be looked up, they are in plain words.
     Raises BadInput if the template refuses one of them.
@@ -51,26 +52,26 @@ def chat_examples(look: Look, job: Job | None) -> list[str]:
             train_bpe(look.kept, ENTRIES).save(path)
         tokenizer = Tokenizer.from_file(path)
         with closing(ChatFormat(path, tokenizer)) as written:
-            found = _examples(look.shown, written)
+            found = _examples(look.few, written)
         lost = Remarks(ReplacedCharacters(None), counts=total_counts(found))
         return [
             *(
                 f"{where}: {int(one.learned.sum()):,} of {len(one.ids):,} tokens are learned\n"
                 f"{_cut(marked_text(tokenizer, one, SHOWN_TOKENS))}"
-                for (where, _), example in zip(look.shown, found, strict=True)
+                for (where, _), example in zip(look.shown, found)
                 for one in example.tokenized[-1:]  # of a split one, that with all turns
             ),
-            *(f"warning, of these {len(found)}: {words}" for words in lost.warnings()),
+            *(f"warning, of the first {len(found):,}: {words}" for words in lost.warnings()),
         ]
 
 
-def _examples(shown: Sequence[tuple[str, Record]], written: ChatFormat) -> list[Examples]:
+def _examples(few: Sequence[tuple[str, Record]], written: ChatFormat) -> list[Examples]:
     talks = [
         Talk(
             read_conversation(with_texts(dict(record), whole_characters), where, own=written.own),
             required=True,
         )
-        for where, record in shown
+        for where, record in few
     ]
     return Writing(written).examples(talks)
 

@@ -13,9 +13,10 @@ from pion.data.documents.find_files import (
     PARQUET_SUFFIXES,
     TEXT_SUFFIXES,
     by_splits,
-    find_files,
+    files_below,
     is_hidden,
     refuse_unreadable,
+    without_hidden,
 )
 from pion.data.documents.unpack import opened
 from pion.errors import BadInput
@@ -90,8 +91,8 @@ def find_data(path: Path) -> Found:
         return Found((Group(_kind_of(path), path, (path,)),), ())
     if not path.is_dir():
         raise BadInput(f"{path} does not exist. Give a file or a folder. {READS}.")
-    inside = sorted(p for p in path.rglob("*") if p.is_file())
-    every = [file for file in inside if not is_hidden(file.relative_to(path))]
+    below = sorted(files_below(path))
+    every = [file for file in below if not is_hidden(file.relative_to(path))]
     if not every:
         raise BadInput(f"{path} is empty: it has no files. {READS}.")
     _refuse_weights(path, every)
@@ -99,15 +100,14 @@ def find_data(path: Path) -> Found:
     left_out: list[str] = []
     used: set[Path] = set()
     for kind, suffixes in SUFFIXES.items():
-        if any(p.name.endswith(suffixes) for p in every):
-            files, why = find_files(path, suffixes, str(path))
-            files = [f for f in files if kind != "json" or not _is_settings(f)]
-            splits = by_splits(path, files, records=kind != "text")
-            left_out += filter(None, (*why, splits.words))
-            named = splits.held_out or frozenset()
-            used.update(files)
-            if train := tuple(file for file in splits.files if file not in named):
-                groups.append(Group(kind, path, train, tuple(sorted(named))))
+        files, why = without_hidden((p for p in below if p.name.endswith(suffixes)), path)
+        files = [file for file in files if kind != "json" or not _is_settings(file)]
+        splits = by_splits(path, files, records=kind != "text")
+        left_out += filter(None, (*why, splits.words))
+        named = splits.held_out or frozenset()
+        used.update(files)
+        if train := tuple(file for file in splits.files if file not in named):
+            groups.append(Group(kind, path, train, tuple(sorted(named))))
     groups, described = _without_descriptions(groups)
     rest = [p for p in every if p not in used and p not in described]
     if described:

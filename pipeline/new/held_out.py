@@ -35,7 +35,7 @@ def with_enough_held_out(
     """
     stage, sft = proposal.pretraining, proposal.fine_tuning
     for look, cut in zip(looks, paragraphs, strict=True):
-        if not look.sample.whole or not look.few:
+        if not look.sample.whole or not 0 < len(look.few) == look.records:
             continue
         if look.is_chat and sft is not None:
             texts = [_hashed(look, record, where) for where, record in look.few]

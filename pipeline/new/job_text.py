@@ -23,7 +23,6 @@ HELD_OUT = "share of the documents that is kept out of training, to measure on"
 RECIPE = "optimizer, rates and schedule of Pion 2: docs/recipes.md"
 MODEL = "needs Pion's modelling files; without -max, llama.cpp and vLLM run it"
 LOW_RATE = "low, so that the model forgets little"
-CHAT_ROWS = "nine of ten conversations fit, at most 2,048"
 CHAT_BATCH = "rows in a step: at most 16, and at least 30 steps"
 CHAT_HELD_OUT = "share of the conversations that shows whether the model only repeats"
 
@@ -150,7 +149,7 @@ def _pretrain(stage: Pretraining) -> Iterator[tuple[str, str]]:
 
 def _sft(p: Proposal, stage: FineTuning) -> Iterator[tuple[str, str]]:
     yield "sft:", ""
-    yield f"  seq_len: {stage.seq_len}", CHAT_ROWS
+    yield f"  seq_len: {stage.seq_len}", stage.why_rows
     yield f"  epochs: {stage.epochs:g}", epochs_reason(stage)
     yield f"  global_batch: {stage.global_batch}", CHAT_BATCH
     yield f"  held_out: {stage.held_out:g}", CHAT_HELD_OUT

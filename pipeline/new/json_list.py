@@ -14,6 +14,8 @@ from pion.untrusted import parse_json
 
 # Characters that are read at once.
 PART = 1 << 16
+# So many parts may be blank.
+BLANK_PARTS = 256
 _CHARACTER = re.compile(r"[^ \t\r\n]")
 
 
@@ -46,13 +48,17 @@ class _Text:
         return used
 
     def next_character(self) -> str:
-        """Return the next character that is not a space; "" at the end."""
-        while True:
+        """Return the next character that is not a space; "" at the end.
+
+        Raises BadInput for too many spaces: a small packed file can have billions of them.
+        """
+        for _ in range(BLANK_PARTS):
             found = _CHARACTER.search(self.text, self.at)
             self.use(len(self.text) if found is None else found.start())
             if found is not None or self.ended:
                 return self.text[self.at : self.at + 1]
             self.more()
+        raise BadInput(f"{self._file}:{self.line}: more than {BLANK_PARTS * PART:,} spaces")
 
 
 def json_list(stream: BinaryIO, file: Path, longest: int) -> Iterator[tuple[str, Any, int]]:

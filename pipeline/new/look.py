@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from pion.data.chat.messages import Seen
@@ -26,12 +26,14 @@ from pipeline.new.sample import Sample, sample_of
 NAMED = 5
 # So many records are kept to be shown, and the language of so many is guessed.
 SHOWN, GUESSED = 3, 500
-# So many bytes of text are little: then every record is kept.
+# Of so many bytes of text, every record is kept.
 FEW_BYTES = 1_000_000
 # Templates say how tools are called in so many bytes, about.
 TOOLS_BYTES = 600
 # Characters of a vocabulary's training that are kept, to show conversations by it.
 KEPT_CHARACTERS = 300_000
+# Before a number that is an estimate.
+ABOUT = "\N{ALMOST EQUAL TO} "
 
 
 @dataclass(frozen=True)
@@ -90,14 +92,18 @@ class Look:
     languages: Counter[str] = field(default_factory=Counter)
     bad: int = 0
     problems: list[str] = field(default_factory=list)
-    shown: list[tuple[str, Record]] = field(default_factory=list)
-    few: list[tuple[str, Record]] = field(default_factory=list)  # all, or none if there are many
+    few: list[tuple[str, Record]] = field(default_factory=list)  # the first
     kept: list[str] = field(default_factory=list)
     remarks: Remarks = field(default_factory=lambda: Remarks(ReplacedCharacters(None)))
 
     @property
     def is_chat(self) -> bool:
         return is_chat(self.reading.layout)
+
+    @property
+    def shown(self) -> list[tuple[str, Record]]:
+        """The records to show, with their `file:line`."""
+        return self.few[:SHOWN]
 
     @property
     def all_records(self) -> int:
@@ -111,8 +117,13 @@ class Look:
 
     def length(self, share: float) -> int:
         """Return the length in bytes that this share of the records does not exceed."""
-        ordered = sorted(self.lengths)
-        return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0
+        return not_exceeded(self.lengths, share)
+
+
+def not_exceeded(lengths: Sequence[int], share: float) -> int:
+    """Return the length that this share of the lengths does not exceed; 0 if there are none."""
+    ordered = sorted(lengths)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0
 
 
 def look_at(reading: Reading, limit: int | None = None) -> Look:
@@ -155,29 +166,28 @@ def _note(look: Look, item: Item) -> None:
     look.seen.add(mark)
     if sum(look.languages.values()) < GUESSED:
         look.languages[languages.language_of(text)] += 1
-    look.few.append((item.where, record))
-    if look.text_bytes > FEW_BYTES:
-        look.few.clear()
-    if len(look.shown) < SHOWN:
-        look.shown.append((item.where, record))
+    if look.text_bytes <= FEW_BYTES or len(look.few) < SHOWN:
+        look.few.append((item.where, record))
     if look.characters <= KEPT_CHARACTERS or not look.kept:
         look.kept += [part[:KEPT_CHARACTERS] for part in texts]
 
 
+def looked_at(group: Group, sample: Sample) -> str:
+    """Return how much there is, and which part of it was looked at, in words."""
+    files = f"{IN_WORDS[group.kind]}: {counted(len(group.files), 'file')}, {size(group.bytes)}"
+    if sample.whole:
+        return f"{files}, all of it looked at"
+    return (
+        f"{files}. Looked at the first part of {counted(sample.files, 'file')}, "
+        f"{size(sample.stored)}; numbers below with {ABOUT}are estimates from it"
+    )
+
+
 def in_words(look: Look) -> Iterator[str]:
     """Yield what was seen, a line for each thing."""
-    group, sample = look.reading.group, look.sample
     what = "conversation" if look.is_chat else "document"
-    files = f"{counted(len(group.files), 'file')}, {size(group.bytes)}"
-    if not sample.whole:
-        yield (
-            f"{IN_WORDS[group.kind]}: {files}. Looked at the first part of "
-            f"{counted(sample.files, 'file')}, {size(sample.stored)}; numbers below with "
-            "\N{ALMOST EQUAL TO} are estimates from it"
-        )
-    else:
-        yield f"{IN_WORDS[group.kind]}: {files}, all of it looked at"
-    about = "" if sample.whole else "\N{ALMOST EQUAL TO} "
+    yield looked_at(look.reading.group, look.sample)
+    about = "" if look.sample.whole else ABOUT
     if not look.records:
         return
     yield (

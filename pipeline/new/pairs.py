@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pion.errors import BadInput
 from pipeline.console.formats import counted
 from pipeline.job import Job
-from pipeline.job.file import job_of_text
-from pipeline.job.model_section import Base
 from pipeline.new.base import NONE, LookedUp
+from pipeline.new.draft import SPARE, Wanted, job_of
 from pipeline.new.files import Group
 from pipeline.new.job_text import flow, path_in_job, quoted, scalar, with_comments
+from pipeline.new.look import FEW_BYTES
 from pipeline.new.pairs_look import DOCS, PairsLook
 from pipeline.new.price import cheapest, in_words, todays_market
 from pipeline.new.proposal import (
@@ -26,6 +25,7 @@ from pipeline.new.proposal import (
     FineTuning,
     fewer_passes,
 )
+from pipeline.rent.plan.preferences import count_preferences
 
 # A row takes both answers of 99 of 100 pairs, with their prompts.
 ROW_LENGTHS = (256, 512, 1024, 2048, 4096)
@@ -35,18 +35,6 @@ PAIRS, LEAST_PAIRS, STEPS = 64, 8, 30
 MOST_ROWS = 32
 # With fewer pairs, a note says that they are few.
 FEW_PAIRS = 300
-# A run may cost so much more than its training: boots, preparing, evaluation.
-SPARE = 0.95
-
-
-@dataclass(frozen=True)
-class PairsWanted:
-    """What the person asks for: the run's name, the job file, the command and the money."""
-
-    name: str
-    target: Path
-    command: str
-    dollars: float
 
 
 @dataclass(frozen=True)
@@ -94,10 +82,12 @@ def tuning(look: PairsLook, base: LookedUp) -> FineTuning:
     if look.items < 500:
         held_out = min(0.3, max(0.1, 5 / max(1, look.items)))
     by_lora = (start.parameters or 0) > LORA_FROM
-    return FineTuning(rows, seq_len, batch, 1.0, held_out, by_lora, lr=None)
+    why = f"99 of 100 {look.what}s fit" if seq_len >= wanted else "the most that is proposed"
+    why = f"{why}; longer ones are left out"
+    return FineTuning(rows, seq_len, batch, 1.0, held_out, by_lora, None, why)
 
 
-def draft_pairs(look: PairsLook, base: LookedUp, wanted: PairsWanted) -> PairsDraft:
+def draft_pairs(look: PairsLook, base: LookedUp, wanted: Wanted) -> PairsDraft:
     """Return a job for these preferences, and what it costs. Raises BadInput if it is not valid."""
     stage, price = tuning(look, base), "not known before the model is looked up"
     if base.base is not None:
@@ -118,30 +108,25 @@ def draft_pairs(look: PairsLook, base: LookedUp, wanted: PairsWanted) -> PairsDr
 
 
 def _affordable(
-    look: PairsLook, base: LookedUp, stage: FineTuning, wanted: PairsWanted
+    look: PairsLook, base: LookedUp, stage: FineTuning, wanted: Wanted
 ) -> tuple[FineTuning, str]:
     """Return the stage, with as many passes as the money buys, and its price in words."""
 
-    def job_of(stage: FineTuning) -> Job:
-        job = job_of_text(_text(look, base, stage, wanted), wanted.target, _finds(base))
+    def with_rows(stage: FineTuning) -> Job:
+        job = job_of(_text(look, base, stage, wanted), base, wanted.target)
         job.section("prefer").know_rows(stage.rows)
         return job
 
-    market = todays_market(job_of(stage))
-    best = cheapest(job_of(stage), market, None)
+    job = with_rows(stage)
+    if look.sample.whole and look.bytes <= FEW_BYTES:
+        count_preferences(job)  # refuses what `pion check` would
+    market = todays_market(job)
+    best = cheapest(with_rows(stage), market, None)
     if best is not None and best.dollars and best.dollars > wanted.dollars:
         share = SPARE * wanted.dollars / best.dollars
         stage = fewer_passes(stage, share)
-        best = cheapest(job_of(stage), market, None)
+        best = cheapest(with_rows(stage), market, None)
     return stage, in_words(best, market)
-
-
-def _finds(base: LookedUp) -> Callable[[dict[str, Any]], Base]:
-    def find(values: dict[str, Any]) -> Base:
-        assert base.base is not None
-        return base.base
-
-    return find
 
 
 def _notes(look: PairsLook, base: LookedUp) -> Iterator[str]:
@@ -167,19 +152,19 @@ def _reasons(look: PairsLook, stage: FineTuning) -> dict[str, str]:
             if look.paired
             else "learns from single answers"
         ),
-        "seq_len": f"99 of 100 {look.what}s fit; longer ones are left out",
+        "seq_len": stage.why_rows,
         "epochs": f"passes over about {stage.rows:,} rows: about {stage.steps:,} steps",
         "global_batch": "rows in a step",
         "held_out": "share of the prompts that is kept out of training, to measure on",
     }
 
 
-def _text(look: PairsLook, base: LookedUp, stage: FineTuning, wanted: PairsWanted) -> str:
+def _text(look: PairsLook, base: LookedUp, stage: FineTuning, wanted: Wanted) -> str:
     return with_comments(_lines(look, base, stage, wanted))
 
 
 def _lines(
-    look: PairsLook, base: LookedUp, stage: FineTuning, wanted: PairsWanted
+    look: PairsLook, base: LookedUp, stage: FineTuning, wanted: Wanted
 ) -> Iterator[tuple[str, str]]:
     reasons, name = _reasons(look, stage), wanted.name
     yield f"# Written by: {wanted.command}", ""

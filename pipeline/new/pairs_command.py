@@ -14,8 +14,9 @@ from pipeline.console.masking import masked
 from pipeline.console.out import saying_if_slow
 from pipeline.new import pairs_look
 from pipeline.new.base import look_up
+from pipeline.new.draft import Wanted
 from pipeline.new.files import IN_WORDS, Found, Group
-from pipeline.new.pairs import PairsWanted, draft_pairs, start_of
+from pipeline.new.pairs import draft_pairs, start_of
 from pipeline.new.pairs_look import PairsLook, look_at_pairs
 
 # Of the first preference, so many characters of each text are shown.
@@ -26,7 +27,7 @@ SHOWN = 400
 class PairsOptions:
     """What the person asks for. `base` is the model to start from, if one is named."""
 
-    wanted: PairsWanted
+    wanted: Wanted
     base: str | None
     dry_run: bool
     write: Callable[[Path, str], None]
@@ -47,8 +48,7 @@ def new_pairs_job(found: Found, options: PairsOptions) -> int:
     source = start_of(look, options.base, ENGLISH)
     with saying_if_slow(f"looking up {source}"):
         base = look_up(source, target.absolute().parent)
-    with saying_if_slow("asking SkyPilot for the prices of machines"):
-        draft = draft_pairs(look, base, options.wanted)
+    draft = draft_pairs(look, base, options.wanted)
     show(f"\nthe first {look.what}, with what is learned between ⟦ and ⟧:")
     for text in pairs_look.shown(look):
         short = text if len(text) <= SHOWN else f"{text[:SHOWN]} …"

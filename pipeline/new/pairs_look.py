@@ -18,8 +18,8 @@ from pion.errors import BadInput
 from pipeline.console.formats import counted, size
 from pipeline.data.remarks import Remarks
 from pipeline.new import sample as bounds
-from pipeline.new.files import IN_WORDS, Found, Group
-from pipeline.new.look import GUESSED, KEPT_CHARACTERS, NAMED
+from pipeline.new.files import Found, Group
+from pipeline.new.look import ABOUT, GUESSED, KEPT_CHARACTERS, NAMED, looked_at, not_exceeded
 from pipeline.new.sample import Sample, first_records, sample_of
 
 DOCS = "docs/fine-tune.md#preferences"
@@ -62,8 +62,7 @@ class PairsLook:
 
     def length(self, share: float) -> int:
         """Return the bytes that this share of the pairs does not exceed."""
-        ordered = sorted(self.lengths)
-        return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0
+        return not_exceeded(self.lengths, share)
 
     @property
     def what(self) -> str:
@@ -151,17 +150,8 @@ def _answer(side: Conversation) -> str:
 
 def in_words(look: PairsLook) -> Iterator[str]:
     """Yield what was seen, a line for each thing."""
-    group, sample, whole = look.group, look.sample, look.sample.whole
-    files = f"{IN_WORDS[group.kind]}: {counted(len(group.files), 'file')}, {size(group.bytes)}"
-    about = "" if whole else "\N{ALMOST EQUAL TO} "
-    yield (
-        f"{files}, all of it looked at"
-        if whole
-        else (
-            f"{files}. Looked at the first part of {counted(sample.files, 'file')}, "
-            f"{size(sample.stored)}; numbers below with {about}are estimates from it"
-        )
-    )
+    about = "" if look.sample.whole else ABOUT
+    yield looked_at(look.group, look.sample)
     read_as = "pairs of a chosen and a rejected answer" if look.paired else "answers with a label"
     yield f"read as: preferences, {read_as}"
     yield from look.remarks.in_words()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pipeline.console.formats import minutes_or_hours, money
+from pipeline.console.out import saying_if_slow
 from pipeline.job import Job
 from pipeline.rent.plan.compared import on_the_market
 from pipeline.rent.plan.estimate import Estimate, estimate
@@ -28,7 +30,8 @@ class Market:
 
 def todays_market(job: Job) -> Market:
     """Return the cheapest machine of each type of GPU today, spot and on demand."""
-    compared = on_the_market(job, ())
+    with saying_if_slow("asking SkyPilot for the prices of machines"):
+        compared = on_the_market(job, ())
     return Market(compared.offers, Known(bench=bench_results(())), compared.notes)
 
 
@@ -54,8 +57,8 @@ def in_words(found: Estimate | None, market: Market) -> str:
         return "it fits on no card that has a price today; `pion plan` says why"
     assert found.dollars is not None
     assert found.hours is not None
-    hours = f"{60 * found.hours:.0f} min" if found.hours < 1 else f"{found.hours:,.1f} h"
     return (
-        f"about ${found.dollars:,.2f}: {hours} on {found.offer} at ${found.offer.price:.2f}/h, the "
-        f"cheapest of {len({offer.gpu for offer in market.offers})} types of GPU today"
+        f"{money(found.dollars)}: about {minutes_or_hours(found.hours)} on {found.offer} at "
+        f"${found.offer.price:.2f}/h, the cheapest of "
+        f"{len({offer.gpu for offer in market.offers})} types of GPU today"
     )

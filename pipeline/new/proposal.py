@@ -115,6 +115,7 @@ class FineTuning:
     held_out: float
     lora: bool
     lr: float | None  # None: the default
+    why_rows: str  # why `seq_len`
 
     @property
     def steps(self) -> int:
@@ -221,9 +222,9 @@ def fine_tuning(amount: Amount, start: Start | None) -> FineTuning:
     if count < 500:  # five at least, as far as that leaves enough
         held_out = min(0.3, max(0.1, 5 / max(1, count)))
     large = start is not None and (start.parameters or 0) > LORA_FROM
-    return FineTuning(
-        rows, seq_len, batch, PASSES, held_out, large, lr=OWN_CHAT_RATE if start is None else None
-    )
+    rate, why = OWN_CHAT_RATE if start is None else None, "nine of ten conversations fit"
+    why = why if seq_len >= wanted else "the most that is proposed; longer conversations are cut"
+    return FineTuning(rows, seq_len, batch, PASSES, held_out, large, rate, why)
 
 
 def shortened(stage: Pretraining, share: float) -> Pretraining:

@@ -17,6 +17,7 @@ from pion.data.documents.file_to_documents import (
     PART_BYTES,
     RAISE_IT,
     NotJsonLines,
+    check_line,
     decoded,
     not_parquet,
     numbered_lines,
@@ -78,7 +79,8 @@ def _text(file: Path, progress: Progress, most: float) -> Iterator[Item]:
     read = lines = 0
     with open_file(file) as stored, unpacked(stored, file) as stream:
         while part := stream.read(int(min(PART_BYTES, most))):
-            part += stream.readline(LONGEST_LINE)
+            part += stream.readline(LONGEST_LINE + 1)
+            check_line(file, part, read, LONGEST_LINE)
             progress.stored = stored.tell()
             try:
                 text = decoded(part, str(file), read)
@@ -143,7 +145,7 @@ def _json(file: Path, progress: Progress, most: float) -> Iterator[Item]:
             yield from _jsonl(file, progress, most)
             return
         for where, value, size in json_list(stream, file, LONGEST_LINE):
-            progress.stored = stream.tell()
+            progress.stored = stored.tell()
             yield _of_value(value, where, size)
 
 
@@ -209,9 +211,12 @@ def _csv(file: Path, progress: Progress, most: float) -> Iterator[Item]:
                 raise BadInput(f"{file}:{line}: not a row of a table ({error})") from None
             if row is None:
                 return
-            progress.stored = size
+            progress.stored = stored.tell()
             if row:
                 yield _of_row(row, names, f"{file}:{line}", size - before)
+            elif size >= most:  # a small packed file can have billions of blank lines
+                progress.whole = False
+                return
 
 
 def _next_row(table: Iterator[list[str]]) -> list[str] | None:
@@ -228,7 +233,7 @@ def _next_row(table: Iterator[list[str]]) -> list[str] | None:
 
 def _refuse_header(file: Path, names: list[str]) -> None:
     if not names:
-        raise BadInput(f"{file}:1: no names of columns: the file is empty")
+        raise BadInput(f"{file}:1: no names of columns: the first line is blank")
     if "" in names or len(set(names)) < len(names):
         raise BadInput(
             f"{file}:1: the first line must name the columns, each once. Found: "

@@ -8,12 +8,20 @@ from typing import Any, NotRequired
 from typing_extensions import TypedDict
 
 from pipeline.console.formats import duration, size
-from pipeline.report.overlap import COLUMNS, set_rows
-from pipeline.report.results import SearchedSet
+from pipeline.report.results import SearchedSet, Wilson
 from pipeline.state.head import Head
 from pipeline.state.record_json import Amount, Count, build, open_record
 
 TITLE = "Cleaning"
+SETS = (
+    "questions",
+    "items",
+    "can't be judged",
+    "in a document",
+    "with the answer",
+    "held-out text in a document",
+    "verdict",
+)
 NO_NAME = "a source"
 
 
@@ -151,7 +159,24 @@ def _searched(sets: Sequence[SearchedSet]) -> list[dict[str, Any]]:
         "documents were left out. The control is excerpts of held-out text: as much is found "
         "without any leak."
     )
-    return [{"text": note, "faint": True}, _table(COLUMNS, set_rows(sets))]
+    rows = [
+        (
+            one["name"],
+            f"{one['items']:,}",
+            f"{one['unjudged']:,}",
+            *map(_share, (one["overlapped"], one["with_answer"], one["control"])),
+            one["verdict"],
+        )
+        for one in sets
+    ]
+    return [{"text": note, "faint": True}, _table(SETS, rows)]
+
+
+def _share(found: Wilson | None) -> str:
+    if found is None:
+        return "–"
+    low, high = 100 * found["low"], 100 * found["high"]
+    return f"{100 * found['share']:.1f} % (95 %: {low:.1f} to {high:.1f})"
 
 
 def _where(names: Sequence[str], shown: Shown) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.console.formats import duration, printable, short_amount
+from pipeline.console.formats import duration, money, printable, short_amount
 from pipeline.console.masking import known_secrets, masked
 from pipeline.cost.costs import USEFUL, Costs
 from pipeline.report.cleaning import Text, cleaning_sections
@@ -97,7 +97,7 @@ def _figures(
     if costs.goodput is not None:
         figures.append(("Time", duration(3600 * costs.hours)))
         if costs.dollars is not None:
-            figures.append(("Cost", f"${costs.dollars:.2f}"))
+            figures.append(("Cost", money(costs.dollars)))
         figures.append(("Useful time", f"{100 * costs.goodput:.1f} %"))
     return figures
 

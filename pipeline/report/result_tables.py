@@ -32,16 +32,6 @@ from pipeline.report.lm_eval_rows import (
     asked_rows,
     lm_eval_rows,
 )
-from pipeline.report.overlap import (
-    ACCURACIES,
-    MEANS,
-    accuracy_rows,
-    clean_core_in_words,
-    examples_in_words,
-    overlap_in_words,
-    set_rows,
-)
-from pipeline.report.overlap import COLUMNS as OVERLAP
 from pipeline.report.preferences import preference_parts
 from pipeline.report.values import (
     percent_with_error,
@@ -80,7 +70,6 @@ def result_blocks(
         *_answer_blocks(results, brief=brief),
         *core_blocks(results, TRAINED),
         *([] if brief else _core_tables(results)),
-        *_overlap_blocks(job, results, brief=brief),
     ]
     blocks += _lm_eval_blocks(results, code=code)
     shown = [block for block in blocks if block]
@@ -154,20 +143,6 @@ def _core_tables(results: Mapping[str, Any]) -> list[Block]:
     for title, rows in core_tables(results, TRAINED):
         blocks += [title, Table(COLUMNS, rows)]
     return blocks
-
-
-def _overlap_blocks(job: Job, results: Mapping[str, Any], *, brief: bool) -> list[Block]:
-    """Return whether the questions are in the training rows: in brief a sentence."""
-    asked = bool(job.evaluate.packs or job.evaluate.core)
-    blocks: list[Block] = [overlap_in_words(results, asked=asked)]
-    overlap = results.get("overlap")
-    if overlap is None or brief:
-        return blocks
-    blocks += [MEANS, Table(OVERLAP, set_rows(overlap["sets"]))]
-    if accuracies := accuracy_rows(overlap):
-        blocks.append(Table(ACCURACIES, accuracies, 2))
-    blocks.append(clean_core_in_words(results, TRAINED))
-    return [*blocks, *examples_in_words(overlap)]
 
 
 def _lm_eval_blocks(results: Mapping[str, Any], *, code: str) -> list[Block]:

@@ -289,17 +289,6 @@ class Wilson(TypedDict):
     high: float
 
 
-class OverlapExample(TypedDict):
-    """An item, and the row that has most of its n-grams."""
-
-    item: str
-    row_has: str
-    source: str
-    row: Count
-    held: Count
-    ngrams: Count
-
-
 class SearchedSet(TypedDict):
     """How much of an evaluation set is in a text; see pion/evaluation/overlap/verdict.py."""
 
@@ -311,24 +300,6 @@ class SearchedSet(TypedDict):
     with_answer: Wilson | None
     control: Wilson | None
     verdict: str
-
-
-class OverlapOfSet(SearchedSet):
-    """How much of a set is in the training rows."""
-
-    examples: Sequence[OverlapExample]
-    accuracy: Mapping[str, Mapping[str, Number]]
-
-
-class Overlap(TypedDict):
-    """Whether evaluation sets are in the training rows."""
-
-    rule: str
-    tokens: Count
-    of_tokens: Count
-    start_unknown: bool
-    clean_core: NotRequired[Mapping[str, Number]]
-    sets: Sequence[OverlapOfSet]
 
 
 class ComparedText(TypedDict):
@@ -359,7 +330,6 @@ class Evaluated(TypedDict):
     checkpoint: NotRequired[Checkpoint]
     untrained: NotRequired[Measured]
     ngram: NotRequired[Counted]
-    overlap: NotRequired[Overlap]
     lm_eval: NotRequired[Mapping[str, Mapping[str, Any]]]
     normalization: NotRequired[str]  # how the tokenizer changes a text before it is encoded
 

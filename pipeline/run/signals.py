@@ -211,7 +211,8 @@ def early_sigterm() -> None:
 
     `pion run` calls this first, before its imports. There is nothing to save while no
     StoppingOnSignals listens. The effect lasts until the process ends, so a deadline also ends a
-    process whose interpreter is shutting down.
+    process whose interpreter is shutting down. Whoever has started this process may have blocked
+    the signals until then.
     """
     global _early
     if _early is not None or threading.current_thread() is not threading.main_thread():
@@ -219,6 +220,7 @@ def early_sigterm() -> None:
     _early = SignalPipe()
     threading.Thread(target=_leave_at_once, args=(_early,), name="stopping", daemon=True).start()
     _early.listen()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def _leave_at_once(signals: SignalPipe) -> None:

@@ -4,64 +4,42 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.serve.body import Fields, refused
-
-Kind = Literal["text", "json_object", "json_schema"]
-Schema = dict[str, Any]
-
-
-class AnswerFormat(Fields):
-    """`response_format` of a chat."""
-
-    type: Kind
-    json_schema: dict[str, Any] | None = None  # `schema`, and what does not change the answer
-
-    @model_validator(mode="after")
-    def _check(self) -> AnswerFormat:
-        if self.type == "json_schema" and not isinstance(
-            (self.json_schema or {}).get("schema"), dict
-        ):
-            words = "json_schema must be an object with the JSON schema in its field schema"
-            raise refused("json_schema", words)
-        return self
-
-    @property
-    def schema_of_answer(self) -> Schema | None:
-        """The schema that the answer must fit; None: it may be any text."""
-        return _schema_of(self.type, (self.json_schema or {}).get("schema"))
 
 
 class TextFormat(Fields):
     """`text.format` of a response. The answer always fits the schema, `strict` or not."""
 
-    type: Kind
-    name: Annotated[str, Field(max_length=64)] | None = None
+    type: Literal["text", "json_object", "json_schema"]
+    name: str | None = None
     description: str | None = None
     strict: bool | None = None
-    given_schema: Annotated[Schema | None, Field(alias="schema")] = None
+    given_schema: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
 
     @model_validator(mode="after")
     def _check(self) -> TextFormat:
-        for name, value in (("schema", self.given_schema), ("name", self.name)):
-            if value is None and self.type == "json_schema":
-                raise refused(name, f"{name} is missing, which the type json_schema needs")
-        if self.given_schema is not None and self.type != "json_schema":
-            raise refused("schema", f"the type is {self.type}; a schema needs json_schema")
+        if (self.given_schema is None) == (self.type == "json_schema"):
+            missing = "schema is missing, which the type json_schema needs"
+            words = f"the type is {self.type}; a schema needs json_schema"
+            raise refused("schema", missing if self.given_schema is None else words)
         return self
 
-    @property
-    def schema_of_answer(self) -> Schema | None:
-        """The schema that the answer must fit; None: it may be any text."""
-        return _schema_of(self.type, self.given_schema)
 
-    def as_asked(self) -> dict[str, Any]:
-        """Return the fields that the request gave."""
-        return self.model_dump(by_alias=True, exclude_unset=True)
+def schema_of(asked: TextFormat | None) -> dict[str, Any] | None:
+    """Return the schema that an answer must fit; None: it may be any text."""
+    if asked is None or asked.type == "text":
+        return None
+    return {"type": "object"} if asked.type == "json_object" else asked.given_schema
 
 
-def _schema_of(kind: Kind, given: Schema | None) -> Schema | None:
-    if kind == "json_object":
-        return {"type": "object"}
-    return given if kind == "json_schema" else None
+def _flat(value: Any) -> Any:
+    """Return a format whose schema is in an object of its own as one without this object."""
+    if not isinstance(value, dict) or not isinstance(value.get("json_schema"), dict):
+        return value
+    return value["json_schema"] | {n: field for n, field in value.items() if n != "json_schema"}
+
+
+# `response_format` of a chat.
+AnswerFormat = Annotated[TextFormat, BeforeValidator(_flat)]

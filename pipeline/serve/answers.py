@@ -28,7 +28,7 @@ from pipeline.serve.errors import ApiError
 from pipeline.serve.served_model import ServedModel
 
 # An answer is paused while its client has yet to take more events than this.
-MOST_UNSENT = 256
+MOST_UNSENT = 64
 FinishReason = Literal["stop", "length", "tool_calls"]
 
 
@@ -74,6 +74,7 @@ class Answers:
 
     Attributes:
         prompt_tokens: the number of tokens in the prompts; a prompt of several answers counts once.
+        choices: the number of answers.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class Answers:
         echoes: Sequence[str] = (),
     ) -> None:
         """Begin with `echoes`, the texts of the prompts; their tokens have probabilities, too."""
-        self.prompt_tokens = prompt_tokens
+        self.prompt_tokens, self.choices = prompt_tokens, len(texts)
         self._served = served
         self._echoes = echoes
         self._scores = bool(echoes) and top_logprobs is not None
@@ -103,11 +104,6 @@ class Answers:
         self._tokens: list[list[Token]] = [[] for _ in texts]
         # When the answers were asked for, and when their first and last tokens were drawn.
         self._begun = self._first = self._last = time.monotonic()
-
-    @property
-    def choices(self) -> int:
-        """The number of answers."""
-        return len(self._answers)
 
     @property
     def completion_tokens(self) -> int:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from aiohttp import web
 
-from pion.data.chat.call_form import CallForm
 from pion.generation.answer_reader import THINKS, Place, Reading
 from pion.generation.grammar import Grammar
 from pion.generation.text import Text
 from pipeline.console.bug_file import report_bug
 from pipeline.console.formats import printable, show
+from pipeline.serve.answer_format import schema_of
 from pipeline.serve.answers import Answers
 from pipeline.serve.body import LARGEST_BODY, read_body
 from pipeline.serve.errors import ApiError, refuse
@@ -28,7 +28,7 @@ from pipeline.serve.requests import (
 )
 from pipeline.serve.responses import ResponseShape
 from pipeline.serve.responses_request import ResponsesRequest
-from pipeline.serve.sending import frames, send_stream, send_whole, wait_for_all
+from pipeline.serve.sending import send
 from pipeline.serve.served_model import ServedModel
 from pipeline.serve.shapes import ChatShape, CompletionShape
 from pipeline.web.address import Rules
@@ -37,6 +37,18 @@ from pipeline.web.page import read_page
 
 # OpenAI's default for /v1/completions.
 COMPLETION_TOKENS = 16
+# Why tools are refused.
+OLD_NAME = "takes functions by their newer name: send them as tools"
+NO_FORM = (
+    "has a chat template without tools, or one that writes calls in another form than JSON with a "
+    "name and arguments, and Pion reads no other"
+)
+NO_RESPONSES = "has no tools in /v1/responses; /v1/chat/completions may have them"
+LEAVE_OUT = "To get answers without tools, leave them out, or start the server with --ignore-tools"
+NO_CALLS = (
+    "an answer with a response_format can't call tools. Leave response_format out, or set "
+    'tool_choice to "none"'
+)
 PAGE = read_page(Path(__file__).with_name("page"))
 
 
@@ -135,7 +147,7 @@ class Api:
         if asked.messages is not None:
             ids = await served.chat_ids(asked.messages, asked.continue_final_message)
         else:
-            ids = await served.counted_ids(asked.prompt or "")
+            ids = await served.prompt_ids(asked.prompt or "", counted=True)
         return web.json_response(
             {"count": len(ids), "max_model_len": served.seq_len, "tokens": ids}
         )
@@ -144,14 +156,20 @@ class Api:
         asked = await read_body(request, ChatRequest)
         served = self._model(asked.model)
         form, thinks, options = await served.chat_form(asked)
-        headers = self._warnings(served, asked, form)
-        if self._ignore_tools or asked.tool_choice == "none":
+        if self._ignore_tools and asked.demands:
+            words = "with --ignore-tools, no tool can be demanded; leave tool_choice out"
+            raise ApiError(400, words, param="tool_choice")
+        unused = asked.tool_choice == "none"
+        headers = self._warnings(served, asked, None if form or unused else NO_FORM)
+        if self._ignore_tools or unused:
             form = None
         tools = asked.tools if form else None
         ids = await served.chat_ids(
             asked.messages, asked.continue_final_message, tools=tools, options=options
         )
-        schema, param = asked.schema_of_answer, "response_format"
+        param, schema = "response_format", schema_of(asked.response_format)
+        if form is not None and schema is not None:
+            raise ApiError(400, NO_CALLS, param=param)
         thinks = thinks and schema is None and asked.reasoning_format != "none"
         place: Place = "text"
         if thinks and served.tokenizer.decode(ids[-8:], specials=True).rstrip().endswith(THINKS):
@@ -161,31 +179,26 @@ class Api:
             schema, param, place = form.schema(asked.demanded), "tools", "call"
         calls = 1 if asked.parallel_tool_calls is False else MOST_TOOLS
         reading = Reading(asked.stop or (), form, thinks, place, calls)
-        limits = (asked.max_completion_tokens, asked.max_tokens, served.seq_len)
-        most = next(limit for limit in limits if limit is not None)
+        limits = asked.max_completion_tokens, asked.max_tokens
+        most = next((limit for limit in limits if limit is not None), served.seq_len)
         texts = _texts(served, asked, [ids], most, await served.grammar(schema, param))
         top = (asked.top_logprobs or 0) if asked.logprobs else None
         answers = Answers(served, texts, len(ids), reading, top)
         shape = ChatShape(served.name, served.tokenizer, logprobs=top is not None)
-        if asked.stream:
-            return await send_stream(request, answers, frames(answers, shape, asked), headers)
-        return await send_whole(request, answers, shape, headers)
+        return await send(request, asked, answers, shape, headers)
 
     async def _respond(self, request: web.Request) -> web.StreamResponse:
         asked = await read_body(request, ResponsesRequest)
         served = self._model(asked.model)
-        headers = self._warnings(served, asked)
+        headers = self._warnings(served, asked, NO_RESPONSES)
         ids = await served.chat_ids(asked.messages, param="input")
         most = served.seq_len if asked.max_output_tokens is None else asked.max_output_tokens
-        grammar = await served.grammar(asked.schema_of_answer, "text.format")
+        grammar = await served.grammar(schema_of(asked.answer_format), "text.format")
         texts = _texts(served, asked, [ids], most, grammar)
         top = (asked.top_logprobs or 0) if asked.logprobs else None
         answers = Answers(served, texts, len(ids), Reading(asked.stop or ()), top)
         shape = ResponseShape(served.name, served.tokenizer, asked, served.sampling)
-        if asked.stream:
-            return await send_stream(request, answers, shape.events(answers), headers)
-        (answer,) = await wait_for_all(request, answers)
-        return web.json_response(shape.whole(answer, answers), headers=headers)
+        return await send(request, asked, answers, shape, headers)
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         asked = await read_body(request, CompletionRequest)
@@ -200,16 +213,15 @@ class Api:
         most = COMPLETION_TOKENS if asked.max_tokens is None else asked.max_tokens
         texts = _texts(served, asked, prompts, most)
         prompt_tokens = sum(len(ids) for ids in prompts)
-        echoes: list[str] = []
-        if asked.echo:
-            each = [p if isinstance(p, str) else served.tokenizer.decode(p) for p in given]
-            echoes = [prompt for prompt in each for _ in range(asked.n or 1)]
+        echoes = [
+            prompt if isinstance(prompt, str) else served.tokenizer.decode(prompt)
+            for prompt in (given if asked.echo else ())
+            for _ in range(asked.n or 1)
+        ]
         reading = Reading(asked.stop or ())
         answers = Answers(served, texts, prompt_tokens, reading, asked.logprobs, echoes)
         shape = CompletionShape(served.name, served.tokenizer, logprobs=asked.logprobs is not None)
-        if asked.stream:
-            return await send_stream(request, answers, frames(answers, shape, asked), {})
-        return await send_whole(request, answers, shape, {})
+        return await send(request, asked, answers, shape, {})
 
     def _model(self, name: str | None) -> ServedModel:
         """Return the model of a name. Raises ApiError if there is none."""
@@ -224,29 +236,19 @@ class Api:
         return self._models[name]
 
     def _warnings(
-        self, served: ServedModel, asked: ConversationRequest, form: CallForm | None = None
+        self, served: ServedModel, asked: ConversationRequest, why_not: str | None
     ) -> Mapping[str, str]:
         """Return headers that say what is odd about the answer.
 
-        Raises ApiError if the request offers tools that can't be used, with no `form` of calls,
-        unless tools are to be ignored.
+        Raises ApiError if the request offers tools, unless they can be used (`why_not` is None) or
+        are to be ignored.
         """
         warnings = [] if served.chat else ["this model has no chat template"]
-        if self._ignore_tools and isinstance(asked, ChatRequest) and asked.demands:
-            words = "with --ignore-tools, no tool can be demanded; leave tool_choice out"
-            raise ApiError(400, words, param="tool_choice")
-        if asked.offered is not None and (form is None or asked.functions or self._ignore_tools):
-            if not self._ignore_tools:
-                where = "this server has no"
-                if isinstance(asked, ChatRequest):
-                    where = f"the chat template of {served.name} has no place that Pion knows for"
-                raise ApiError(
-                    400,
-                    f"{where} {asked.offered}; leave the field out. To get answers "
-                    "without them, start the server with --ignore-tools",
-                    param=asked.offered,
-                )
+        if asked.offered and self._ignore_tools:
             warnings.append(f"{asked.offered} were ignored")
+        elif asked.offered and (why_not := OLD_NAME if asked.functions else why_not):
+            words = f"{served.name} {why_not}. {LEAVE_OUT}"
+            raise ApiError(400, words, param=asked.offered)
         return {"Pion-Warning": "; ".join(warnings)} if warnings else {}
 
 
@@ -266,5 +268,5 @@ def _texts(
         vocab_size=served.tokenizer.vocab_size,
         grammar=grammar,
     )
-    repeated = [ids for ids in prompts for _ in range(asked.n or 1)]
+    repeated = (ids for ids in prompts for _ in range(asked.n or 1))
     return [served.text(ids, settings(choice=choice)) for choice, ids in enumerate(repeated)]

@@ -38,6 +38,8 @@ def _object(value: Any) -> Any:
 class CalledFunction(Fields):
     """The tool that a call names, and what the call gives it."""
 
+    without_effect = frozenset({"parsed_arguments"})  # what a client read in `arguments`
+
     name: str
     arguments: Annotated[dict[str, Any], BeforeValidator(_object)]
 
@@ -65,11 +67,14 @@ def _checked_tool(tool: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-Tool = Annotated[dict[str, Any], AfterValidator(_checked_tool)]
-Tools = Annotated[list[Tool], Field(fail_fast=True, max_length=MOST_TOOLS)]
+Tools = Annotated[
+    list[Annotated[dict[str, Any], AfterValidator(_checked_tool)]],
+    Field(fail_fast=True, max_length=MOST_TOOLS),
+]
 
 
-def _parts(value: Any) -> Any:
+def in_parts(value: Any) -> Any:
+    """Return a text as the list of its only part, and anything else as it is."""
     return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
 
@@ -94,7 +99,7 @@ class ChatMessage(Fields):
     content: Annotated[
         list[TextPart] | None,
         Field(fail_fast=True, max_length=MOST_MESSAGES),
-        BeforeValidator(_parts),
+        BeforeValidator(in_parts),
     ] = None
     name: str | None = None
     tool_calls: Annotated[list[ToolCall] | None, Field(fail_fast=True, max_length=MOST_TOOLS)] = (

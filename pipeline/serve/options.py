@@ -65,15 +65,22 @@ def add_options(parser: argparse.ArgumentParser, model_help: str) -> None:
         help="answer requests that offer tools (functions) with text, as if they offered none; "
         "some front ends offer tools with each request (default: such requests are refused)",
     )
-    numbers = {
-        "slots": "answers that are written at once, of each model; fewer if memory is short",
-        "queue": "requests that may wait for a slot; more are refused with status 429",
-    }
-    for name, meaning in numbers.items():
-        default = getattr(Options, name)
-        parser.add_argument(
-            f"--{name}", type=int, metavar="N", default=default, help=f"{meaning} ({default})"
-        )
+    parser.add_argument(
+        "--slots",
+        type=int,
+        metavar="N",
+        default=Options.slots,
+        help="answers that are written at once, of each model; fewer if memory is short "
+        f"({Options.slots})",
+    )
+    parser.add_argument(
+        "--queue",
+        type=int,
+        metavar="N",
+        default=Options.queue,
+        help="requests that may wait for a slot; more are refused with status 429 "
+        f"({Options.queue})",
+    )
     parser.add_argument(
         "--seq-len",
         type=int,
@@ -112,8 +119,7 @@ def drafts_of(asked: Drafts, model: Decoder) -> int:
     """Return how many tokens are drafted for a step of a model; 0: none."""
     if isinstance(asked, int):
         return asked
-    block = model.draft
-    usual = WITHOUT_BLOCK if block is None else block.steps
+    usual = WITHOUT_BLOCK if model.draft is None else model.draft.steps
     return usual if asked == "auto" else 0
 
 
@@ -130,10 +136,9 @@ def add_dtype(parser: argparse.ArgumentParser) -> None:
 
 def options_of(args: argparse.Namespace) -> Options:
     """Return the parsed options of `add_options`."""
-    address = replace(address_of(args), origins=tuple(args.allow_origin))
     return Options(
         args.models,
-        address,
+        replace(address_of(args), origins=tuple(args.allow_origin)),
         args.slots,
         args.queue,
         args.seq_len,

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from pion.generation.grammar import Grammar
 from pion.generation.text import Settings
-from pipeline.serve.answer_format import AnswerFormat, Schema
+from pipeline.serve.answer_format import AnswerFormat
 from pipeline.serve.body import Fields, refused, within
 from pipeline.serve.messages import Messages, Tools
 
@@ -40,8 +40,7 @@ TopK = Annotated[int, Field(ge=-1), AfterValidator(partial(max, 0)), within("top
 Tokens = Annotated[
     int, Field(ge=-1), AfterValidator(lambda n: NO_LIMIT if n == -1 else n), within("max_tokens")
 ]
-Id = Annotated[int, Field(ge=0)]
-StopIds = Annotated[list[Id], Field(fail_fast=True, max_length=MOST_STOPS)]
+StopIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True, max_length=MOST_STOPS)]
 
 
 def _by_id(value: Any) -> Any:
@@ -60,9 +59,10 @@ Biases = Annotated[
     Field(fail_fast=True),
     BeforeValidator(_by_id),
 ]
-Stop = Annotated[str, Field(min_length=1, max_length=1000)]
 Stops = Annotated[
-    list[Stop], Field(fail_fast=True, max_length=MOST_STOPS), BeforeValidator(_listed)
+    list[Annotated[str, Field(min_length=1, max_length=1000)]],
+    Field(fail_fast=True, max_length=MOST_STOPS),
+    BeforeValidator(_listed),
 ]
 
 
@@ -161,8 +161,8 @@ class ConversationRequest(Request):
 
     @property
     def offered(self) -> str | None:
-        """The field that offers what this server never has, or None."""
-        return "tools" if self.tools else "functions" if self.functions else None
+        """The field that offers tools, or None."""
+        return "functions" if self.functions else "tools" if self.tools else None
 
 
 class ChatRequest(ConversationRequest):
@@ -190,27 +190,23 @@ class ChatRequest(ConversationRequest):
     @property
     def demanded(self) -> list[dict[str, Any]]:
         """The tools of which one must be called, as `{name, parameters}`."""
-        tools = [tool["function"] for tool in self.tools or ()]
         return [
-            tool
-            for tool in tools
+            tool["function"]
+            for tool in self.tools or ()
             if self.tool_choice
-            in ("required", {"type": "function", "function": {"name": tool["name"]}})
+            in ("required", {"type": "function", "function": {"name": tool["function"]["name"]}})
         ]
-
-    @property
-    def schema_of_answer(self) -> Schema | None:
-        """The schema that the answer must fit; None: it may be any text."""
-        return None if self.response_format is None else self.response_format.schema_of_answer
 
     @model_validator(mode="after")
     def _check(self) -> ChatRequest:
         if self.top_logprobs is not None and not self.logprobs:
             raise refused("top_logprobs", "top_logprobs needs logprobs: true")
         if self.demands and not self.demanded:
-            raise refused("tool_choice", "tool_choice is no known word, and no tool in tools")
-        if self.demands and self.schema_of_answer is not None:
-            raise refused("response_format", "an answer that must call a tool has no format")
+            raise refused(
+                "tool_choice",
+                'tool_choice must be "none", "auto", "required" or one of the tools by name: '
+                '{"type": "function", "function": {"name": "clock"}}',
+            )
         if self.continue_final_message and self.messages[-1].role != "assistant":
             words = "continue_final_message needs an assistant's message at the end"
             raise refused("continue_final_message", words)

@@ -12,8 +12,10 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from pion.data.tokens.tokenizer import Tokenizer
+from pipeline.serve.answer_format import TextFormat
 from pipeline.serve.answers import Answers, Part, Token, joined
 from pipeline.serve.errors import ApiError
+from pipeline.serve.requests import Request
 from pipeline.serve.responses_request import ResponsesRequest
 from pipeline.serve.shapes import Json, logprobs_of
 
@@ -30,9 +32,9 @@ class ResponseShape:
     ) -> None:
         """`sampling` are the settings where the request gives none."""
         self._tokenizer, self._logprobs = tokenizer, asked.logprobs
-        asked_format = asked.text and asked.text.format
+        asked_format = asked.answer_format or TextFormat(type="text")
+        given = {"temperature": asked.temperature, "top_p": asked.top_p}
         self._item_id = f"msg_{uuid.uuid4().hex}"
-        self._timings_per_token = bool(asked.timings_per_token)
         self._sent = 0  # events
         self._head: Json = {
             "id": f"resp_{uuid.uuid4().hex}",
@@ -45,10 +47,9 @@ class ResponseShape:
             "incomplete_details": None,
             "instructions": asked.instructions,
             "max_output_tokens": asked.max_output_tokens,
-            "temperature": _or_else(asked.temperature, sampling["temperature"]),
-            "top_p": _or_else(asked.top_p, sampling["top_p"]),
+            **{name: sampling[name] if value is None else value for name, value in given.items()},
             "top_logprobs": asked.top_logprobs or 0,
-            "text": {"format": asked_format.as_asked() if asked_format else {"type": "text"}},
+            "text": {"format": asked_format.model_dump(by_alias=True, exclude_unset=True)},
             "reasoning": {"effort": None, "summary": None},
             "tools": [],
             "tool_choice": "auto",
@@ -61,15 +62,16 @@ class ResponseShape:
             "usage": None,
         }
 
-    def whole(self, answer: Part, answers: Answers) -> Json:
-        """Return the Response of an answer that has ended."""
+    def whole(self, parts: Sequence[Part], answers: Answers) -> Json:
+        """Return the Response of the only answer, which has ended."""
+        (answer,) = parts
         cut = answer.finish_reason == "length"
         status = "incomplete" if cut else "completed"
         ends = {"incomplete_details": {"reason": "max_output_tokens"}} if cut else {}
         output = [self._item(self._text(answer.text, answer.tokens), status)]
         return self._ended(status, output, answers) | ends
 
-    async def events(self, answers: Answers) -> AsyncIterator[bytes]:
+    async def events(self, answers: Answers, asked: Request) -> AsyncIterator[bytes]:
         """Yield the events of the answer's stream."""
         yield self._event("response.created", response=self._head)
         yield self._event("response.in_progress", response=self._head)
@@ -81,12 +83,14 @@ class ResponseShape:
             async for part in answers.parts():
                 parts.append(part)
                 if part.text or (self._logprobs and part.tokens):
-                    yield self._delta(part, answers)
+                    more = {"timings": answers.timings} if asked.timings_per_token else {}
+                    more["logprobs"] = self._text(part.text, part.tokens)["logprobs"]
+                    yield self._of_part("response.output_text.delta", delta=part.text, **more)
         except ApiError as error:  # the status has been sent
             so_far = joined([Part(0, "", [], None), *parts])
             yield self._event("response.failed", response=self._failed(so_far, error, answers))
             return
-        response = self.whole(joined(parts), answers)
+        response = self.whole([joined(parts)], answers)
         item = response["output"][0]
         text = item["content"][0]
         yield self._of_part(
@@ -95,13 +99,6 @@ class ResponseShape:
         yield self._of_part("response.content_part.done", part=text)
         yield self._event("response.output_item.done", output_index=0, item=item)
         yield self._event(f"response.{response['status']}", response=response)
-
-    def _delta(self, part: Part, answers: Answers) -> bytes:
-        more = {"timings": answers.timings} if self._timings_per_token else {}
-        found = self._text(part.text, part.tokens)
-        return self._of_part(
-            "response.output_text.delta", delta=part.text, logprobs=found["logprobs"], **more
-        )
 
     def _failed(self, so_far: Part, error: ApiError, answers: Answers) -> Json:
         found = error.body()["error"]
@@ -115,7 +112,16 @@ class ResponseShape:
             "status": status,
             "completed_at": int(time.time()) if status == "completed" else None,
             "output": output,
-            "usage": _usage(answers),
+            "usage": {
+                "input_tokens": answers.prompt_tokens,
+                "input_tokens_details": {
+                    "cached_tokens": answers.cached_tokens,
+                    "cache_write_tokens": 0,
+                },
+                "output_tokens": answers.completion_tokens,
+                "output_tokens_details": {"reasoning_tokens": 0},
+                "total_tokens": answers.prompt_tokens + answers.completion_tokens,
+            },
             "timings": answers.timings,
         }
 
@@ -140,20 +146,3 @@ class ResponseShape:
         data = json.dumps({"type": kind, "sequence_number": self._sent, **fields})
         self._sent += 1
         return f"event: {kind}\ndata: {data}\n\n".encode()
-
-
-def _usage(answers: Answers) -> Json:
-    return {
-        "input_tokens": answers.prompt_tokens,
-        "input_tokens_details": {
-            "cached_tokens": answers.cached_tokens,
-            "cache_write_tokens": 0,
-        },
-        "output_tokens": answers.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
-        "total_tokens": answers.prompt_tokens + answers.completion_tokens,
-    }
-
-
-def _or_else(value: float | None, default: float) -> float:
-    return default if value is None else value

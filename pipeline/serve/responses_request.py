@@ -8,14 +8,12 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from pion.later_fields import shown
-from pipeline.serve.answer_format import Schema, TextFormat
+from pipeline.serve.answer_format import TextFormat
 from pipeline.serve.body import Fields, refused
-from pipeline.serve.messages import MOST_MESSAGES, ChatMessage, TextPart
+from pipeline.serve.messages import MOST_MESSAGES, ChatMessage, in_parts
 from pipeline.serve.requests import MOST_ALTERNATIVES, ConversationRequest
 
 LOGPROBS = "message.output_text.logprobs"
-# The other one asks for the thoughts of a model that thinks.
-Included = Literal["message.output_text.logprobs", "reasoning.encrypted_content"]
 
 
 class _Typed(Fields):
@@ -46,10 +44,6 @@ class InputPart(_Typed):
     text: str
 
 
-def _parts(value: Any) -> Any:
-    return [{"type": "input_text", "text": value}] if isinstance(value, str) else value
-
-
 class InputMessage(_Typed):
     """A message of the input, or an item of an earlier Response's `output`."""
 
@@ -61,13 +55,8 @@ class InputMessage(_Typed):
     content: Annotated[
         list[InputPart],
         Field(fail_fast=True, max_length=MOST_MESSAGES),
-        BeforeValidator(_parts),
+        BeforeValidator(in_parts),
     ]
-
-    def to_chat(self) -> ChatMessage:
-        """Return the same message of a chat."""
-        parts = [TextPart(type="text", text=part.text) for part in self.content]
-        return ChatMessage(role=self.role, content=parts)
 
 
 def _messages(value: Any) -> Any:
@@ -113,7 +102,14 @@ class ResponsesRequest(ConversationRequest):
     max_output_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     text: TextOutput | None = None
     reasoning: Reasoning | None = None
-    include: Annotated[list[Included], Field(fail_fast=True, max_length=9)] | None = None
+    # The other one asks for the thoughts of a model that thinks.
+    include: (
+        Annotated[
+            list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]],
+            Field(fail_fast=True, max_length=9),
+        ]
+        | None
+    ) = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_ALTERNATIVES)] | None = None
 
     @model_validator(mode="after")
@@ -132,16 +128,13 @@ class ResponsesRequest(ConversationRequest):
         return LOGPROBS in (self.include or ())
 
     @property
-    def schema_of_answer(self) -> Schema | None:
-        """The schema that the answer must fit; None: it may be any text."""
-        asked = self.text and self.text.format
-        return asked.schema_of_answer if asked else None
+    def answer_format(self) -> TextFormat | None:
+        """What the text of the answer is; None: any text."""
+        return self.text.format if self.text else None
 
     @property
     def messages(self) -> list[ChatMessage]:
         """The conversation that the answer follows."""
-        begin: list[ChatMessage] = []
-        if self.instructions is not None:
-            parts = [TextPart(type="text", text=self.instructions)]
-            begin = [ChatMessage(role="system", content=parts)]
-        return begin + [message.to_chat() for message in self.input]
+        told = [] if self.instructions is None else [("system", self.instructions)]
+        said = [(item.role, "".join(part.text for part in item.content)) for item in self.input]
+        return [ChatMessage.model_validate({"role": r, "content": t}) for r, t in [*told, *said]]

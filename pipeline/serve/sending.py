@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from aiohttp import web
 
 from pipeline.console.formats import show
 from pipeline.serve.answers import Answers, Part, joined
-from pipeline.serve.errors import ApiError
-from pipeline.serve.requests import ChatRequest, CompletionRequest
-from pipeline.serve.shapes import ChatShape, CompletionShape, Json, usage
+from pipeline.serve.requests import Request
+from pipeline.serve.responses import ResponseShape
+from pipeline.serve.shapes import ChatShape, CompletionShape
 from pipeline.web.guard import add_headers
 
 
@@ -36,68 +35,25 @@ def _answering(request: web.Request, answers: Answers) -> Iterator[None]:
         )
 
 
-async def wait_for_all(request: web.Request, answers: Answers) -> list[Part]:
-    """Return all answers when all have ended."""
-    parts: list[list[Part]] = [[] for _ in range(answers.choices)]
-    with _answering(request, answers):
-        async for part in answers.parts():
-            parts[part.choice].append(part)
-    return list(map(joined, parts))
-
-
-async def send_whole(
+async def send(
     request: web.Request,
+    asked: Request,
     answers: Answers,
-    shape: ChatShape | CompletionShape,
-    headers: Mapping[str, str],
-) -> web.Response:
-    """Answer when all answers have ended."""
-    parts = await wait_for_all(request, answers)
-    body = shape.whole(parts, usage(answers)) | {"timings": answers.timings}
-    return web.json_response(body, headers=headers)
-
-
-async def send_stream(
-    request: web.Request,
-    answers: Answers,
-    frames: AsyncIterator[bytes],
+    shape: ChatShape | CompletionShape | ResponseShape,
     headers: Mapping[str, str],
 ) -> web.StreamResponse:
-    """Send the answers as they are written, as server-sent events."""
-    response = web.StreamResponse(headers={**headers, "Content-Type": "text/event-stream"})
-    add_headers(request, response)
+    """Send the answers when all have ended, or as they are written, as server-sent events."""
     with _answering(request, answers):
+        if not asked.stream:
+            parts: list[list[Part]] = [[] for _ in range(answers.choices)]
+            async for part in answers.parts():
+                parts[part.choice].append(part)
+            whole = shape.whole(list(map(joined, parts)), answers)
+            return web.json_response(whole, headers=headers)
+        response = web.StreamResponse(headers={**headers, "Content-Type": "text/event-stream"})
+        add_headers(request, response)
         await response.prepare(request)
-        async for frame in frames:
-            await response.write(frame)
+        async for event in shape.events(answers, asked):
+            await response.write(event)
         await response.write_eof()
     return response
-
-
-async def frames(
-    answers: Answers,
-    shape: ChatShape | CompletionShape,
-    asked: ChatRequest | CompletionRequest,
-) -> AsyncIterator[bytes]:
-    """Yield the server-sent events of chats and completions."""
-    async for chunk in _chunks(answers, shape, asked):
-        yield b"data: " + json.dumps(chunk).encode() + b"\n\n"
-    yield b"data: [DONE]\n\n"
-
-
-async def _chunks(
-    answers: Answers,
-    shape: ChatShape | CompletionShape,
-    asked: ChatRequest | CompletionRequest,
-) -> AsyncIterator[Json]:
-    for chunk in shape.first_chunks(answers.choices):
-        yield chunk
-    try:
-        async for part in answers.parts():
-            timings = {"timings": answers.timings} if asked.timings_per_token else {}
-            yield shape.chunk(part) | timings
-    except ApiError as error:  # the status has been sent
-        yield error.body()
-        return
-    if asked.stream_options is not None and asked.stream_options.include_usage:
-        yield shape.last_chunk(usage(answers)) | {"timings": answers.timings}

@@ -43,7 +43,7 @@ class ServedModel:
         label: what people read.
         chat: whether it was fine-tuned on conversations.
         seq_len: the most tokens of a prompt and its answer together.
-        sampling: the sampling settings where a request gives none.
+        sampling: the settings where a request gives none. Published ones come before Pion's.
     """
 
     def __init__(
@@ -55,9 +55,14 @@ class ServedModel:
         engine: Engine,
         seq_len: int,
     ) -> None:
+        """Raise BadInput for a damaged generation_config.json."""
         self.name, self.label, self.chat = name, found.label, found.chat
         self.seq_len = seq_len
-        self.sampling = default_sampling(found)
+        own = dataclasses.asdict(Sampling())
+        given = (
+            published_sampling(found.folder / GENERATION_CONFIG) if found.kind == "export" else {}
+        )
+        self.sampling = {name: given.get(name, default) for name, default in own.items()}
         self.engine = engine
         self.tokenizer = chat_format.tokenizer
         self.stop_ids = chat_format.stop_ids
@@ -96,8 +101,7 @@ class ServedModel:
         begun = messages[-1].text if continue_last else ""
 
         def encode() -> list[int]:
-            given = [message.to_template() for message in asked]
-            ids = self._format.prompt_ids(given, tools, options)
+            ids = self._format.prompt_ids([one.to_template() for one in asked], tools, options)
             return ids + (self.tokenizer.encode(begun) if begun else [])
 
         return await self._encoded(encode, param)
@@ -111,21 +115,24 @@ class ServedModel:
         """
         given, effort = asked.chat_template_kwargs or {}, asked.reasoning_effort
 
-        def find() -> tuple[CallForm | None, bool, dict[str, Any]]:
-            form = self._format.call_form if asked.tools else None
-            return form, self._format.thinks, self._format.options(given, effort)
+        return await self._encoded(
+            lambda: (
+                self._format.call_form if asked.tools else None,
+                self._format.thinks,
+                self._format.options(given, effort),
+            ),
+            "chat_template_kwargs" if given else "reasoning_effort",
+        )
 
-        return await self._encoded(find, "chat_template_kwargs" if given else "reasoning_effort")
+    async def prompt_ids(self, prompt: str | list[int], *, counted: bool = False) -> list[int]:
+        """Return the ids of a text to continue, or of ids.
 
-    async def prompt_ids(self, prompt: str | list[int]) -> list[int]:
-        """Return the ids of a text to continue, or of ids."""
+        A text that is only `counted` may have any length, and other requests don't wait for it.
+        """
         if isinstance(prompt, list):
             return prompt
-        return await self._encoded(lambda: self.tokenizer.prompt(prompt), "prompt")
-
-    async def counted_ids(self, text: str) -> list[int]:
-        """Return the ids of a text of any length, while other requests are encoded."""
-        return await self._encoded(lambda: self.tokenizer.prompt(text), "prompt", self._counter)
+        thread = self._counter if counted else self._thread
+        return await self._encoded(lambda: self.tokenizer.prompt(prompt), "prompt", thread)
 
     async def grammar(
         self, schema: dict[str, Any] | None, param: str = "response_format"
@@ -209,9 +216,8 @@ class ServedModel:
     def close(self) -> None:
         """End all answers and the threads."""
         self.engine.close()
-        self._thread.shutdown(cancel_futures=True)
-        self._counter.shutdown(cancel_futures=True)
-        self._compiler.shutdown(cancel_futures=True)
+        for thread in (self._thread, self._counter, self._compiler):
+            thread.shutdown(cancel_futures=True)
         self._format.close()
 
     async def _encoded(
@@ -222,13 +228,3 @@ class ServedModel:
             return await loop.run_in_executor(thread or self._thread, encode)
         except BadInput as error:
             raise ApiError(400, str(error), param=param) from None
-
-
-def default_sampling(found: FoundModel) -> dict[str, Any]:
-    """Return the sampling settings that were published with a model, or Pion's.
-
-    Raises BadInput for a damaged generation_config.json.
-    """
-    given = published_sampling(found.folder / GENERATION_CONFIG) if found.kind == "export" else {}
-    defaults = dataclasses.asdict(Sampling())
-    return {name: given.get(name, default) for name, default in defaults.items()}

@@ -7,7 +7,6 @@ import re
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 
 import torch
 from aiohttp import web
@@ -145,21 +144,21 @@ def _load(name: str, found: FoundModel, options: Options, deliver: Deliver) -> S
     model, chat_format = load_found(found, torch_dtype(dtype), drafts=options.drafts != "off")
     model = model.to(device).joined()
     seq_len = min(options.seq_len or model.config.seq_len, model.config.seq_len)
-    slots = fit_slots(name, model, options.slots, seq_len, free_memory(device))
+    slots, most_bytes = fit_slots(name, model, options.slots, seq_len, free_memory(device))
     engine = Engine(
         model,
         deliver,
-        slots=slots.count,
+        slots=slots,
         queue=options.queue,
         seq_len=seq_len,
         drafts=drafts_of(options.drafts, model),
     )
     served = ServedModel(name, found, model, chat_format, engine, seq_len)
-    fewer = "" if slots.count == options.slots else f" (memory for {options.slots} is missing)"
+    fewer = "" if slots == options.slots else f" (memory for {options.slots} is missing)"
     show(
         f"{name}: {found.label}, {amount(model.num_params())} parameters in {dtype} on "
-        f"{device.type}. {slots.count} answers at once{fewer}, {seq_len:,} tokens each: "
-        f"at most {size(slots.bytes)} of memory"
+        f"{device.type}. {slots} answers at once{fewer}, {seq_len:,} tokens each: "
+        f"at most {size(most_bytes)} of memory"
     )
     if not found.chat:
         show(f"{name} was not fine-tuned on conversations: use /v1/completions")
@@ -167,16 +166,8 @@ def _load(name: str, found: FoundModel, options: Options, deliver: Deliver) -> S
     return served
 
 
-@dataclass(frozen=True)
-class Slots:
-    """How many slots a model has, and the bytes that they need."""
-
-    count: int
-    bytes: int
-
-
-def fit_slots(name: str, model: Decoder, wanted: int, seq_len: int, free: int) -> Slots:
-    """Return the slots that fit `free` bytes: at most `wanted`.
+def fit_slots(name: str, model: Decoder, wanted: int, seq_len: int, free: int) -> tuple[int, int]:
+    """Return the number of slots that fit `free` bytes, at most `wanted`, and their bytes.
 
     Raises BadInput if not even one fits.
     """
@@ -190,7 +181,7 @@ def fit_slots(name: str, model: Decoder, wanted: int, seq_len: int, free: int) -
             f"memory; {size(room)} may be used. Nothing was started. Use a shorter context: "
             f"--seq-len {max(tokens, 1)}"
         )
-    return Slots(count, count * each)
+    return count, count * each
 
 
 def free_memory(device: torch.device) -> int:

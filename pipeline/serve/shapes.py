@@ -6,20 +6,23 @@ import codecs
 import json
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, ClassVar
 
 from pion.data.chat.call_form import Call
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.generation.answer import Logprobs
 from pipeline.serve.answers import Answers, FinishReason, Part, Token
+from pipeline.serve.errors import ApiError
+from pipeline.serve.requests import Request
 
 Json = dict[str, Any]
 
 
-def usage(answers: Answers) -> Json:
-    """Return the counts of tokens."""
+def _counts(answers: Answers) -> Json:
+    """Return the counts of tokens and the times."""
     counts: Json = {
         "prompt_tokens": answers.prompt_tokens,
         "completion_tokens": answers.completion_tokens,
@@ -31,16 +34,56 @@ def usage(answers: Answers) -> Json:
             "accepted_prediction_tokens": answers.accepted_tokens,
             "rejected_prediction_tokens": answers.drafted_tokens - answers.accepted_tokens,
         }
-    return counts
+    return {"usage": counts, "timings": answers.timings}
 
 
-class ChatShape:
-    """The objects of /v1/chat/completions."""
+def _event(chunk: Json) -> bytes:
+    return b"data: " + json.dumps(chunk).encode() + b"\n\n"
+
+
+class Shape(ABC):
+    """The objects of one request's answers."""
+
+    # What ids begin with, and what the object of a part is called.
+    names: ClassVar[tuple[str, str]]
 
     def __init__(self, model: str, tokenizer: Tokenizer, *, logprobs: bool) -> None:
         self._tokenizer, self._logprobs = tokenizer, logprobs
-        self._head = _head("chatcmpl", model)
-        self._called: Counter[int] = Counter()  # the calls in each answer's earlier parts
+        id, name = f"{self.names[0]}-{uuid.uuid4().hex}", self.names[1]
+        self._head = {"id": id, "created": int(time.time()), "model": model, "object": name}
+        # The calls, or the characters, in each answer's earlier parts.
+        self._earlier: Counter[int] = Counter()
+
+    def first_chunks(self, choices: int) -> list[Json]:
+        """Return what a stream begins with."""
+        return []
+
+    @abstractmethod
+    def chunk(self, part: Part) -> Json:
+        """Return a part of an answer."""
+
+    async def events(self, answers: Answers, asked: Request) -> AsyncIterator[bytes]:
+        """Yield the server-sent events of a stream."""
+        for chunk in self.first_chunks(answers.choices):
+            yield _event(chunk)
+        try:
+            async for part in answers.parts():
+                timings = {"timings": answers.timings} if asked.timings_per_token else {}
+                yield _event(self.chunk(part) | timings)
+            if asked.stream_options is not None and asked.stream_options.include_usage:
+                yield _event(self._chunk([]) | _counts(answers))
+        except ApiError as error:  # the status has been sent
+            yield _event(error.body())
+        yield b"data: [DONE]\n\n"
+
+    def _chunk(self, choices: list[Json]) -> Json:
+        return self._head | {"choices": choices}
+
+
+class ChatShape(Shape):
+    """The objects of /v1/chat/completions."""
+
+    names = ("chatcmpl", "chat.completion.chunk")
 
     def first_chunks(self, choices: int) -> list[Json]:
         """Return what a stream begins with: who speaks."""
@@ -50,8 +93,8 @@ class ChatShape:
     def chunk(self, part: Part) -> Json:
         """Return a part of an answer."""
         delta: Json = {"content": part.text} if part.text else {}
-        first = self._called[part.choice]
-        self._called[part.choice] += len(part.calls)
+        first = self._earlier[part.choice]
+        self._earlier[part.choice] += len(part.calls)
         calls = [{"index": i, **_call(call)} for i, call in enumerate(part.calls, first)]
         delta |= _more(part, calls)
         choice = self._delta(part.choice, delta, part.finish_reason)
@@ -59,30 +102,23 @@ class ChatShape:
             choice["logprobs"] = self._logprobs_of(part.tokens)
         return self._chunk([choice])
 
-    def last_chunk(self, counts: Json) -> Json:
-        """Return the chunk with the counts of tokens, which has no choices."""
-        return self._chunk([]) | {"usage": counts}
-
-    def whole(self, answers: Sequence[Part], counts: Json) -> Json:
+    def whole(self, parts: Sequence[Part], answers: Answers) -> Json:
         """Return all answers at once."""
         choices = [
             {
-                "index": answer.choice,
+                "index": part.choice,
                 "message": {
                     "role": "assistant",
-                    "content": None if answer.calls and not answer.text else answer.text,
+                    "content": None if part.calls and not part.text else part.text,
                     "refusal": None,
                 }
-                | _more(answer, list(map(_call, answer.calls))),
-                "logprobs": self._logprobs_of(answer.tokens) if self._logprobs else None,
-                "finish_reason": answer.finish_reason,
+                | _more(part, list(map(_call, part.calls))),
+                "logprobs": self._logprobs_of(part.tokens) if self._logprobs else None,
+                "finish_reason": part.finish_reason,
             }
-            for answer in answers
+            for part in parts
         ]
-        return self._head | {"object": "chat.completion", "choices": choices, "usage": counts}
-
-    def _chunk(self, choices: list[Json]) -> Json:
-        return self._head | {"object": "chat.completion.chunk", "choices": choices}
+        return self._chunk(choices) | {"object": "chat.completion"} | _counts(answers)
 
     def _delta(self, number: int, delta: Json, reason: FinishReason | None) -> Json:
         return {"index": number, "delta": delta, "logprobs": None, "finish_reason": reason}
@@ -104,32 +140,20 @@ def _call(call: Call) -> Json:
     return {"id": uuid.uuid4().hex[:9], "type": "function", "function": function}
 
 
-class CompletionShape:
+class CompletionShape(Shape):
     """The objects of /v1/completions."""
 
-    def __init__(self, model: str, tokenizer: Tokenizer, *, logprobs: bool) -> None:
-        self._tokenizer, self._logprobs = tokenizer, logprobs
-        self._head = _head("cmpl", model) | {"object": "text_completion"}
-        self._sent: dict[int, int] = {}  # characters of each answer's earlier parts
-
-    def first_chunks(self, choices: int) -> list[Json]:
-        """Return what a stream begins with: nothing."""
-        return []
+    names = ("cmpl", "text_completion")
 
     def chunk(self, part: Part) -> Json:
         """Return a part of an answer."""
-        sent = self._sent.get(part.choice, 0)
-        self._sent[part.choice] = sent + len(part.text)
-        return self._head | {"choices": [self._choice(part, sent)]}
+        sent = self._earlier[part.choice]
+        self._earlier[part.choice] += len(part.text)
+        return self._chunk([self._choice(part, sent)])
 
-    def last_chunk(self, counts: Json) -> Json:
-        """Return the chunk with the counts of tokens, which has no choices."""
-        return self.whole([], counts)
-
-    def whole(self, answers: Sequence[Part], counts: Json) -> Json:
+    def whole(self, parts: Sequence[Part], answers: Answers) -> Json:
         """Return all answers at once."""
-        choices = [self._choice(answer, 0) for answer in answers]
-        return self._head | {"choices": choices, "usage": counts}
+        return self._chunk([self._choice(part, 0) for part in parts]) | _counts(answers)
 
     def _choice(self, part: Part, offset: int) -> Json:
         shown = self._logprobs and part.tokens
@@ -184,7 +208,3 @@ def token_text(tokenizer: Tokenizer, token: int) -> str:
         return data.decode()
     except UnicodeDecodeError:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
-
-
-def _head(prefix: str, model: str) -> Json:
-    return {"id": f"{prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}

@@ -32,7 +32,6 @@ from pipeline.stages.measures import (
     TrainedRun,
     without_sums,
 )
-from pipeline.stages.overlap import overlap_of
 from pipeline.stages.preferences import STAGE, preferences_of
 from pipeline.stages.questions import Questions, read_questions_of
 from pipeline.stages.text_change import text_change
@@ -113,8 +112,6 @@ class _Evaluation:
                 results["ngram"] = self.part("ngram", "n-gram baseline", measures.ngram)
         if measures.tokenizer.normalization is not None:
             results["normalization"] = measures.tokenizer.normalization
-        if section.overlap in ("auto", "all"):
-            results["overlap"] = overlap_of(measures, questions, self.items, self.part)
         measures.close()
         if section.lm_eval.tasks:
             results["lm_eval"] = self._lm_eval()

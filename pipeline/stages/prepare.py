@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -39,7 +39,7 @@ from pipeline.data.fingerprint import Part, check_unchanged, fingerprint_of
 from pipeline.data.foreign_shards import check_documents, take_hub_shards, take_local_shards
 from pipeline.data.pieces import has_pieces
 from pipeline.data.prepared import DATASET, PreparedData, PreparedSource, open_data
-from pipeline.data.remarks import Remarks
+from pipeline.data.remarks import Remarks, shortened
 from pipeline.data.sources import (
     Input,
     conversations,
@@ -277,7 +277,7 @@ def _write_conversations(
         talks = conversations(job, found, own=written.own, remarks=remarks)
         writing = Writing(written, elsewhere)
         report = write_conversation_rows(talks, writing, place, rows, what, say)
-    remarks.note_counts(report)
+    remarks.note_counts(report, rows.seq_len)
     return report | remarks.report()
 
 
@@ -336,16 +336,19 @@ def check_splits(report: dict[str, Any], found: Input, seq_len: int, share: floa
         if report[f"{split}_rows"]:
             continue
         wish = f"{wish} {section}.held_out (now {share})"
-        if section == "prefer":
+        if section != "data":
             words = "is held out" if split == "held_out" else "is left to train on"
-            raise BadInput(
-                f"{found.key} ({name}): too few preferences: no prompt {words}. Add preferences, "
-                f"or {wish}."
-            )
+            many, one = _IN_WORDS[section]
+            why = shortened(report, seq_len, split)[0] if section == "sft" else ""
+            why = why or f"Add {many}, or {wish}"
+            raise BadInput(f"{found.key} ({name}): too few {many}: no {one} {words}. {why}.")
         raise BadInput(
             f"{found.key} ({name}): too little text: the {split} split does not fill a row of "
             f"{seq_len:,} ids. Add text, lower {section}.seq_len, or {wish}."
         )
+
+
+_IN_WORDS = {"sft": ("conversations", "conversation"), "prefer": ("preferences", "prompt")}
 
 
 def _check_rows(job: Job, data: Prepared, stage: str) -> None:
@@ -355,18 +358,22 @@ def _check_rows(job: Job, data: Prepared, stage: str) -> None:
             f"{data.folder / DATASET}: report.train_rows is {rows!r:.200}; it must be a whole "
             "number. Prepare the data again: --redo prepare"
         )
-    require_a_batch(rows, job.section(stage).global_batch, stage, job.seq_len(stage))
+    why = [words for source in data.report["sources"] for words in source.get("warnings", ())]
+    require_a_batch(rows, job.section(stage).global_batch, stage, job.seq_len(stage), why)
 
 
-def require_a_batch(rows: int, global_batch: int, stage: str, seq_len: int) -> None:
-    """Raise BadInput if a stage's rows do not fill a batch."""
+def require_a_batch(
+    rows: int, global_batch: int, stage: str, seq_len: int, why: Sequence[str] = ()
+) -> None:
+    """Raise BadInput if a stage's rows do not fill a batch. `why` may say what is not in them."""
     if rows < global_batch:
         has = "the preferences are fewer than one batch: they have"
         has = has if stage == "prefer" else "the corpus is smaller than one batch: it has"
         raise BadInput(
             f"{stage}: {has} {rows:,} rows of {seq_len:,} "
             f"ids, but {stage}.global_batch needs {global_batch:,}. Add data, or lower "
-            f"{stage}.global_batch or seq_len."
+            f"{stage}.global_batch{' or seq_len' if stage == 'pretrain' else ''}."
+            + "".join(f" {words}." for words in why)
         )
 
 
@@ -428,12 +435,7 @@ def _about(data: PreparedData) -> Iterator[str]:
         + (f"; tokenized at {max(speeds):.1f} MB/s" if speeds else "")
     )
     for source in report["sources"]:
-        name, split = source["name"], source.get("train_split", 0) + source.get("held_out_split", 0)
-        if split:
-            yield (
-                f"{name}: the template writes an answer differently once others follow, so each "
-                f"answer of {split:,} conversations is a separate example"
-            )
+        name = source["name"]
         yield from (f"{name}: {remark}" for remark in source.get("remarks", ()))
         yield from (f"warning: {name}: {words}" for words in source.get("warnings", ()))
         if source.get("refusals"):

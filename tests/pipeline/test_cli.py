@@ -36,12 +36,12 @@ def test_starting_the_command_imports_nothing_heavy() -> None:
 
 def test_ctrl_c_while_the_command_is_imported_leaves_no_traceback() -> None:
     code = """if True:
-    import os, signal, sys
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if the tests run with `&`
+    import _signal, os, sys
+    _signal.signal(_signal.SIGINT, _signal.default_int_handler)  # ignored if the tests run with `&`
     class Interrupting:
         def find_spec(self, name, *_):
-            if name == "pion.errors":
-                os.kill(os.getpid(), signal.SIGINT)
+            if name not in ("pipeline", "pipeline.entry"):
+                os.kill(os.getpid(), _signal.SIGINT)
     sys.meta_path.insert(0, Interrupting())
     from pipeline.entry import run_and_exit
     run_and_exit()
@@ -186,9 +186,17 @@ def test_a_bug_is_said_to_be_one_with_its_traceback_in_a_file(
         main(["status"])
 
 
-def test_ctrl_c_ends_a_command_with_130(pion: Pion, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("swallowed", [False, True])
+def test_ctrl_c_ends_a_command_with_130(
+    pion: Pion, monkeypatch: pytest.MonkeyPatch, swallowed: bool
+) -> None:
     def interrupted(args):
-        raise KeyboardInterrupt
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:  # as Python does while it makes a class
+            if swallowed:
+                raise RuntimeError("Error calling __set_name__") from error
+            raise
 
     monkeypatch.setattr(pipeline.commands.cli, "_status", interrupted)
     assert pion("status") == (130, "", "")

@@ -15,7 +15,7 @@ from tests.support.waiting import wait_until
 from tests.support.whole_runs import ends_with, kill, start, write_job
 
 # SIGKILL comes in the midst of these parts, one in each attempt.
-KILLED_IN = ("pretrain.core.made-up-choice", "sft.core.made-up-schema", "overlap")
+KILLED_IN = ("pretrain.core.made-up-choice", "sft.core.made-up-schema", "ngram")
 
 
 def parts_of(folder: Path) -> dict[str, bytes]:
@@ -43,10 +43,12 @@ def killed_in_the_midst(folder: Path, job: Path, number: int, part: str) -> None
 
 
 @pytest.mark.soak
-def test_core_and_the_search_killed_at_three_parts_end_with_the_same_bytes(tmp_path: Path) -> None:
+def test_core_and_the_ngram_model_killed_at_three_parts_end_with_the_same_bytes(
+    tmp_path: Path,
+) -> None:
     bundle = write_bundle(tmp_path / "bundle")
     core = {"path": str(bundle), "items": "all", "cropped": True}
-    job = write_job(tmp_path, evaluate__core=core, evaluate__overlap="all")
+    job = write_job(tmp_path, evaluate__core=core)
     for number, part in enumerate(KILLED_IN):
         killed_in_the_midst(tmp_path, job, number, part)
     ends_with(0, start(job, "--take-over"))

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from pipeline.cli import main
+from pipeline.console.formats import amount
 from tests.paths import JOBS, REPOSITORY
 from tests.support.hub_server import USER, WRITE_TOKEN, HubServer, hub_server
 from tests.support.published_data import publish_data
@@ -75,7 +76,7 @@ def test_it_passes_its_check_without_a_token(job: str, printed: Printed) -> None
     rows = {row["name"]: row for row in printed("check", job)}
     assert all(row["ok"] is not False for row in rows.values())
     parameters = PUBLISHED[REPOSITORIES[repo][0]][2]
-    assert rows["model"]["words"] == f"{repo}: {parameters / 1e6:,.1f} million parameters"
+    assert rows["model"]["words"] == f"{repo}: {amount(parameters)} parameters"
     for stage in stages:
         source = "data.sources.0" if stage == "pretrain" else f"{stage}.sources.0"
         assert "the first record can be read" in rows[source]["words"]

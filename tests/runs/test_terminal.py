@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.state.notes.rental_note import RentalNote, write_rental_note
+from pipeline.state.stores import FileStore
 from tests.paths import REPOSITORY
+from tests.support.light_run import light_run
 from tests.support.meddling import Meddling
 from tests.support.terminal import Terminal
 from tests.support.whole_runs import rows_trained, write_job
@@ -69,4 +72,43 @@ def test_a_command_that_draws_is_resized_suspended_and_stopped(
         terminal.resume()
         terminal.press("Ctrl-C")
         assert terminal.code() in codes
+        assert "Traceback" not in terminal.seen
+
+
+# Each look finds another state. Nothing waits between two looks.
+RESTLESS = """
+import dataclasses, itertools
+import pipeline.rent.managed.watch as watch
+from tests.support.fake_provider import JOB, FakeProvider
+
+class Restless(FakeProvider):
+    states = itertools.cycle(["RUNNING", "RECOVERING"])
+
+    def managed_jobs(self, name=None, *, with_task=False):
+        now = time.time()
+        return [dataclasses.replace(
+            JOB, name=name, status=next(self.states), submitted_at=now, started_at=now
+        )]
+
+watch.Provider, watch.POLL_SECONDS = Restless, 0.0
+"""
+
+
+def test_a_window_that_watches_says_what_continues_without_it(tmp_path: Path) -> None:
+    run = light_run(FileStore(tmp_path / "runs"))
+    write_rental_note(run, RentalNote(0.0, "desk", "1a2b3c4d", "0123abcd", 1), None)
+    restless = Meddling(tmp_path)
+    restless.run(RESTLESS)
+    with Terminal(tmp_path, restless.environment()) as terminal:
+        terminal.type(f"{PION} watch runs/demo")
+        for rows, columns in ((10, 12), (3, 200), (24, 80)):
+            terminal.wait_for("RECOVERING")
+            terminal.resize(rows, columns)
+        terminal.press("Ctrl-Z")
+        terminal.wait_for("Stopped")
+        terminal.resume()
+        terminal.wait_for("RECOVERING")
+        terminal.press("Ctrl-C")
+        assert "managed job 7 continues" in terminal.wait_for("pion watch")
+        assert terminal.code() == 0
         assert "Traceback" not in terminal.seen

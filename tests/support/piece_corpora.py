@@ -163,8 +163,9 @@ def digest_of(hashes: Mapping[str, str]) -> str:
 def result_of(job: Job, folder: Path) -> dict[str, Any]:
     """Return the hashes of the data that a job has prepared in `folder`, and what was counted."""
     (source,) = open_data(folder).report["sources"]
-    later = (f"{s}_{name}" for s in SPLITS for name in ("thoughts", "lost_thoughts", "lost_tools"))
-    apart = ("mb_per_second", "name", "remarks", *later)  # `later`: not counted by the golden code
+    names = ("thoughts", "lost_thoughts", "lost_tools", "fits")
+    later = (f"{split}_{name}" for split in SPLITS for name in names)  # not in the golden code
+    apart = ("mb_per_second", "name", "remarks", "warnings", *later)
     return {
         "hashes": hashes_of(folder),
         "counted": {name: value for name, value in source.items() if name not in apart},

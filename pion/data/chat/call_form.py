@@ -19,6 +19,7 @@ from pion.untrusted import parse_json
 
 # Names that are in no template. Mistral's wants ids of nine letters.
 _NAME, _ARGUMENTS = "pion_asks_how", {"pion_asks_what": "pion_asks_this"}
+_ID = "pionasks1"
 _CALLED = {"name": _NAME, "arguments": _ARGUMENTS}
 _TOOL = {"name": _NAME, "description": "Tell how.", "parameters": {"type": "object"}}
 PROBE = Conversation(
@@ -27,7 +28,7 @@ PROBE = Conversation(
         {
             "role": "assistant",
             "content": None,
-            "tool_calls": [{"id": "pionasks1", "type": "function", "function": _CALLED}],
+            "tool_calls": [{"id": _ID, "type": "function", "function": _CALLED}],
         },
     ],
     [{"type": "function", "function": _TOOL}],
@@ -95,11 +96,13 @@ class CallForm:
         return {**whole, "$defs": shared}
 
 
-def form_of(prompt: str, answer: str, marks: Iterable[str]) -> CallForm | None:
+def form_of(
+    prompt: str, answer: str, marks: Iterable[str], stops: Iterable[str]
+) -> CallForm | None:
     """Return the form of calls, from what a template writes for `PROBE`, before and in the answer.
 
-    `marks` are the special tokens. None if the template has no place for tools, or writes calls in
-    another form.
+    `marks` are the special tokens, `stops` those at which an answer ends. None if the template has
+    no place for tools, or writes calls in another form.
     """
     at = answer.find(_NAME)
     if _NAME not in prompt or at < 0:
@@ -111,12 +114,15 @@ def form_of(prompt: str, answer: str, marks: Iterable[str]) -> CallForm | None:
             continue
         call = value[0] if isinstance(value, list) and value else value
         keys = {str(part): key for key, part in call.items()} if isinstance(call, dict) else {}
-        if not keys.keys() >= {_NAME, str(_ARGUMENTS)}:
+        # Around each call, its own id would be another text.
+        if not keys.keys() >= {_NAME, str(_ARGUMENTS)} or _ID in answer[:begin] + answer[end:]:
             continue
         # A template may write an empty thought first, and ends the turn after the call.
         opening, closing = answer[:begin].rpartition("</think>")[2], answer[end:]
-        for mark in marks:
-            closing = closing.partition(mark)[0]
+        for mark in marks:  # Command R: the last one follows thoughts
+            opening = opening[max(opening.rfind(mark), 0) :]
+        for stop in stops:
+            closing = closing.partition(stop)[0]
         name, arguments = keys[_NAME], keys[str(_ARGUMENTS)]
         return CallForm(opening.lstrip(), closing.strip(), name, arguments, isinstance(value, list))
     return None

@@ -9,6 +9,9 @@ import numpy as np
 from pion.data.chat.conversation import Tokenized
 from pion.data.row_flags import LEARNED, PADDING, STARTS
 
+# Lengths of rows that are advised are a multiple of this.
+BUCKET = 64
+
 
 @dataclass(frozen=True)
 class Packed:
@@ -56,6 +59,17 @@ def pack(conversations: Sequence[Tokenized], seq_len: int, pad: int) -> Packed:
         cut=sum(len(c.ids) > seq_len for c in kept),
         dropped=len(conversations) - len(kept),
     )
+
+
+def row_that_holds(share: float, lengths: np.ndarray) -> int:
+    """Return the tokens of a row, a multiple of BUCKET, that this share of the lengths fits in.
+
+    It is 0 without lengths.
+    """
+    if not len(lengths):
+        return 0
+    needed = int(np.sort(lengths)[int(np.ceil(share * len(lengths))) - 1])
+    return -(-needed // BUCKET) * BUCKET
 
 
 def best_fit_decreasing(lengths: Sequence[int], capacity: int) -> list[list[int]]:

@@ -146,6 +146,7 @@ def _start(
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,  # what it has to say is in its answers
+            start_new_session=True,  # so that a Ctrl-C reaches only the process that asks
         )
     return process, ours, weakref.finalize(renderer, _end, process, ours)
 

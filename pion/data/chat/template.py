@@ -113,7 +113,8 @@ class ChatTemplate:
         self._renderer = Renderer(source, token_names(folder), template_date(folder), str(folder))
         try:
             self.end_of_turn: int | None = self._end_of_turn()
-            self._stops = read_special_tokens(folder, tokenizer, self.end_of_turn).stop_ids
+            special = read_special_tokens(folder, tokenizer, self.end_of_turn)
+            self._stops = [tokenizer.decode([stop], specials=True) for stop in special.stop_ids]
         except BaseException:
             self.close()
             raise
@@ -148,7 +149,8 @@ class ChatTemplate:
             return None
         (turn,) = found.turns
         start = turn.prompt[0]
-        return form_of(found.text[:start], _joined(found.text, turn.turn)[start:], self._marks)
+        answer = _joined(found.text, turn.turn)[start:]
+        return form_of(found.text[:start], answer, self._marks, self._stops)
 
     @property
     def thinks(self) -> bool:
@@ -266,8 +268,8 @@ class ChatTemplate:
         calls = any(message.get("tool_calls") for message in conversation.messages)
         if self.end_of_turn is None or not calls:  # without an end, no answer has one
             return None
-        texts = [self._tokenizer.decode([end], specials=True) for end in (*ends, *self._stops)]
-        return endless_call(conversation, texts[: len(ends)], texts[len(ends) :])
+        texts = [self._tokenizer.decode([end], specials=True) for end in ends]
+        return endless_call(conversation, texts, self._stops)
 
     def _masked(self, text: EncodedText, spans: Sequence[tuple[int, int]]) -> Tokenized:
         started, added = self._started(text.ids)

@@ -115,7 +115,6 @@ def limit_memory() -> None:
 
 def main() -> None:
     """Answer requests until the other side closes the pipe."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asks
     connection = Connection(int(sys.argv[1]))
     try:
         settings = json.loads(connection.recv_bytes())

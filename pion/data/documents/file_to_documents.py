@@ -276,18 +276,18 @@ def _parts(span: Span, longest: int) -> Iterator[str]:
             stream.seek(start)
         held = stream.read(seen - start)
         if span.seen:
-            _check_line(span.file, held, start, longest)
+            check_line(span.file, held, start, longest)
         while block := stream.read(PART_BYTES):
             cut = cut_of(held)
             yield decoded(held[:cut], str(span.file), start)
             start, seen, held = start + cut, seen + PART_BYTES, held[cut:] + block
             if seen == span.end:
                 return
-            _check_line(span.file, held, start, longest)
+            check_line(span.file, held, start, longest)
     yield decoded(held, str(span.file), start)
 
 
-def _check_line(file: Path, held: bytes, start: int, longest: int) -> None:
+def check_line(file: Path, held: bytes, start: int, longest: int) -> None:
     """Raise BadInput if the last line of what is held, from the byte `start` on, is too long."""
     if len(held) - held.rfind(b"\n") - 1 > longest:
         lines = held.count(b"\n") + 1

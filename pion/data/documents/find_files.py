@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import takewhile
 from pathlib import Path
 
@@ -73,23 +75,39 @@ def find_files(path: Path, suffixes: tuple[str, ...], key: str) -> tuple[list[Pa
     if path.is_file():
         return [path], []
     if path.is_dir():
-        named = [p for p in path.rglob("*") if p.name.endswith(suffixes)]
+        named = [file for file in files_below(path) if file.name.endswith(suffixes)]
         plain = [end for end in suffixes if not end.endswith(PACKED_SUFFIXES)]
         problem = f"no {' or '.join(f'*{end}' for end in plain)} file in the folder {path}"
     elif glob.has_magic(str(path)):
-        named = [Path(p) for p in glob.glob(str(path), recursive=True)]
+        named = [Path(p) for p in glob.glob(str(path), recursive=True) if not Path(p).is_dir()]
         problem = f"no file matches {path}"
     else:
         named, problem = [], f"no such file or folder: {path}"
-    root = _root(path)
-    files: dict[Path, Path] = {}
+    files, words = without_hidden(named, _root(path))
+    if not files:
+        raise BadInput(f"{key}: {'; '.join((problem, *words))}")
+    return files, words
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """Yield all that is in a folder and is none. Links to folders are not followed."""
+    for place, _, names in os.walk(folder):
+        for name in names:
+            yield Path(place, name)
+
+
+def without_hidden(named: Iterable[Path], root: Path) -> tuple[list[Path], list[str]]:
+    """Return those files below `root` that are read, sorted, and a sentence for each reason to
+    leave others out."""
+    files: dict[str, Path] = {}
     again, odd, hidden = [], [], []
-    for each in sorted((p for p in named if not p.is_dir()), key=lambda p: p.as_posix()):
+    real = cache(os.path.realpath)  # of 100,000 files, each costs as much as to read it
+    for each in sorted(named, key=lambda p: p.as_posix()):
         if is_hidden(each.relative_to(root)):
             hidden.append(each)
         elif not each.is_file():
             odd.append(each)
-        elif files.setdefault(each.resolve(), each) != each:
+        elif files.setdefault(_target(each, real), each) != each:
             again.append(each)
     words = [
         f"left out, {why}: {len(them):,}, such as {them[0]}"
@@ -100,8 +118,6 @@ def find_files(path: Path, suffixes: tuple[str, ...], key: str) -> tuple[list[Pa
         )
         if them
     ]
-    if not files:
-        raise BadInput(f"{key}: {'; '.join((problem, *words))}")
     return list(files.values()), words
 
 
@@ -124,6 +140,10 @@ def refuse_unreadable(path: Path, key: str) -> None:
 def is_hidden(relative: Path) -> bool:
     """Return whether a file below a folder is hidden: by a dot, by its folders, or by macOS."""
     return any(part.startswith(".") or part == _OF_MACOS for part in relative.parts)
+
+
+def _target(file: Path, real: Callable[[Path], str]) -> str:
+    return real(file) if file.is_symlink() else os.path.join(real(file.parent), file.name)
 
 
 @dataclass(frozen=True)

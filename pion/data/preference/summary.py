@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from pion.data.chat.packing import row_that_holds
 from pion.data.preference.rendering import LONGER_THAN_CONTEXT, LONGER_THAN_ROW, REASONS
-from pion.data.preference.tally import BUCKET, Tally
+from pion.data.preference.tally import Tally
 from pion.data.row_flags import Sequences, sequences_of
 from pion.errors import BadInput
 
@@ -254,11 +255,8 @@ def _lengths(kind: Kind, found: Sequences) -> np.ndarray:
 def _keeping(lengths: np.ndarray, tally: Tally, seq_len: int) -> int:
     """Return the row length that keeps KEPT of the items, kept or too long now."""
     longer = [int(length) for length, count in tally.too_long.items() for _ in range(count)]
-    every = np.sort(np.concatenate([lengths, np.array(longer, dtype=np.int64)]))
-    if not len(every):
-        return seq_len
-    needed = int(every[min(len(every) - 1, int(np.ceil(KEPT * len(every))) - 1)])
-    return max(seq_len, -(-needed // BUCKET) * BUCKET)
+    every = np.concatenate([lengths, np.array(longer, dtype=np.int64)])
+    return max(seq_len, row_that_holds(KEPT, every))
 
 
 def _joined(flags: list[np.ndarray]) -> Sequences:

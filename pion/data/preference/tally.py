@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from pion.data.chat.packing import BUCKET
 from pion.data.preference.layouts import Pair, Preference
 from pion.data.preference.packing import item_length
 from pion.data.preference.rendering import (
@@ -18,8 +19,6 @@ from pion.data.preference.rendering import (
     Usable,
 )
 
-# Lengths of what is longer than a row are kept as the next multiple.
-BUCKET = 64
 Counts = dict[str, int]
 
 

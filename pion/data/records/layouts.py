@@ -88,17 +88,17 @@ def _kind(fields: Fields) -> Kind | None:
     turns, answers = fields.there(*TURNS), fields.there(*ANSWERS)
     if any(map(fields.values.get, SIDES[0] + SIDES[2])) or fields.there(*REJECTED):
         return "pair"
-    if (turns or answers) and any(map(_is_label, map(fields.values.get, fields.there(*LABELS)))):
+    if (turns or answers) and any(_means(fields, label, True, False) for label in LABELS):
         return "label"
     return "chat" if turns or (answers and fields.there(*QUESTIONS)) else None
 
 
-def _is_label(value: Any) -> bool:
+def _means(fields: Fields, label: str, *answers: bool) -> bool:
+    """Return whether a label says one of the answers in any spelling, and is no other label."""
     try:
-        yes_or_no(value, "")
+        return label in fields.values and yes_or_no(fields.values[label], "") in answers
     except BadInput:
         return False
-    return True
 
 
 def read_chat(record: Any, where: str) -> Conversation:
@@ -116,7 +116,7 @@ def read_chat(record: Any, where: str) -> Conversation:
         raise BadInput(f"{where}: not a conversation: found {shown(record)} instead of an object")
     fields, context, layout = Fields(record, where), 0, ""
     if (key := fields.one_of(TURNS, "conversation")) is not None:
-        if any(fields.values.get(label) is False for label in LABELS):
+        if any(_means(fields, label, False) for label in LABELS):
             raise _no_chat(fields, "label")
         messages = turns_under(fields, fields.take(key), f"{where}: key {key!r}")
     else:
@@ -154,9 +154,10 @@ def _no_chat(fields: Fields, kind: Kind | None) -> BadInput:
     keys = ", ".join(map(shown, fields.names)) or "no key"
     if kind is not None:
         what = "two answers, of which one is better" if kind == "pair" else "an answer with a label"
+        how = " with prefer.loss kto or apo-zero" if kind == "label" else ""
         return BadInput(
             f"{fields.where}: not a conversation: the record has {what} ({keys}). The stage prefer "
-            "learns from these: name the file under prefer.sources"
+            f"learns from these{how}: name the file under prefer.sources"
         )
     wanted = (names for names in (TURNS, ANSWERS, QUESTIONS) if not fields.there(*names))
     empty = [name for names in wanted for name in names if name in fields.values]
@@ -233,7 +234,7 @@ def prompt_of(fields: Fields) -> tuple[list[Message], str]:
         raise BadInput(f"{place} must be text or a list of messages, not {shown(value)}")
     if not isinstance(value, str):
         return [*history, *turns_under(fields, value, place)], ""
-    words = f"the question is in {key}"
+    words = f"the question is in {key}{f' after {HISTORY}' if history else ''}"
     below = next((c for c in fields.there(*CONTEXTS) if c != key), None)
     if below is not None and isinstance(fields.values[below], str):
         value = f"{value.strip()}\n\n{fields.take(below).strip()}"

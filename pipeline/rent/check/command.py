@@ -72,6 +72,10 @@ CONVERSATION_SECONDS = 8.0
 # transformers takes long.
 LOCAL_SECONDS = 60.0
 
+# What follows from the steps of a job, which are not known if its conversations can't be used. The
+# clouds are asked for prices, too, which can take minutes.
+PRICED = ("machines", "deadline", "prepare")
+
 Check = Callable[[], list[CheckRow]]
 
 
@@ -126,7 +130,7 @@ def asked_by_checks(job: Job, sky_yaml: SkyYaml | None) -> str:
         *(["SkyPilot"] if sky_yaml is not None else []),
     ]
     who = f"asking {' and '.join(asked)}" if asked else "checking files and this machine"
-    return f"{who}, for at most {SECONDS:.0f} s"
+    return f"{who}, for at most {SECONDS:.0f} s, or longer on a busy machine"
 
 
 def run_checks(
@@ -160,6 +164,8 @@ def run_checks(
         soon = soon + LOCAL_SECONDS if _is_local(job) else min(end, soon)
         rows += _outcome(*talks, soon, traced)
         waiting = []
+        if any(row.ok is False for row in rows):
+            checks = [(name, check) for name, check in checks if name not in PRICED]
     else:
         waiting = [talks]
     waiting += [(name, begin(check)) for name, check in checks]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from pion.errors import BadInput
-from pipeline.console.formats import duration, hours, moment
+from pipeline.console.formats import duration, hours, moment, money
 from pipeline.job import Job
 from pipeline.machine.time_limit import within
 from pipeline.rent.check import CheckRow
@@ -198,7 +198,7 @@ def _budget(job: Job, head: Head | None, first: OnDemand) -> list[CheckRow]:
     if limit is not None and first.price is not None:
         worst = needed * first.price + spent.dollars
         if worst > limit:
-            words.append(f"budget.dollars {limit:g} is below ${worst:.2f}")
+            words.append(f"budget.dollars {limit:g} is below {money(worst)}")
     limit = job.budget.hours
     if limit is not None and needed + spent.hours > limit:
         words.append(f"budget.hours {limit:g} is below {needed + spent.hours:.1f} h")

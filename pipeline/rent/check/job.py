@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from pion.errors import BadInput, PionError
 from pion.untrusted import parse_object, read_file
-from pipeline.console.formats import counted, size
+from pipeline.console.formats import amount, counted, size
 from pipeline.data.compared_text import check_text
 from pipeline.job import (
     BinShards,
@@ -51,9 +51,9 @@ def check_model(job: Job, *, rented: bool = False) -> list[CheckRow]:
 
     If the machine is `rented`, the weights must be where it can read them.
     """
-    preset, millions = job.model.preset or "the job's own shape", count_parameters(job) / 1e6
+    preset = job.model.preset or "the job's own shape"
     name = preset if job.base is None else job.base.source
-    rows = [CheckRow("model", True, f"{name}: {millions:,.1f} million parameters")]
+    rows = [CheckRow("model", True, f"{name}: {amount(count_parameters(job))} parameters")]
     for stage in job.train_stages:
         source = job.section(stage).init_from
         if source is not None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from pion.errors import BadInput
 from pion.train.micro_batch import HEADROOM
-from pipeline.console.formats import duration
+from pipeline.console.formats import duration, money
 from pipeline.cost.budget import check_budget, over_budget, price_per_hour
 from pipeline.job import Job
 from pipeline.job.digest import digest_job
@@ -273,7 +273,7 @@ def _cost(guess: Estimate, num_nodes: int) -> str:
     words = "" if price is None else f", ${num_nodes * price:.2f}/h{of_all}"
     if guess.hours is not None:
         words += f", about {duration(3600 * guess.hours)}"
-    return words + ("" if guess.dollars is None else f", ${guess.dollars:.2f}")
+    return words + ("" if guess.dollars is None else f", {money(guess.dollars)}")
 
 
 def check_memory(job: Job) -> list[CheckRow]:
@@ -311,7 +311,7 @@ def _budget(job: Job, sky_yaml: SkyYaml, estimates: Sequence[Estimate]) -> list[
         return [CheckRow("budget", False, stops)]
     fitting = [e for e in estimates if e.fits]
     limits: list[tuple[str, float | None, list[float | None], Callable[[float], str]]] = [
-        ("dollars", job.budget.dollars, [e.dollars for e in fitting], lambda d: f"${d:.2f}"),
+        ("dollars", job.budget.dollars, [e.dollars for e in fitting], money),
         ("hours", job.budget.hours, [e.hours for e in fitting], lambda h: duration(3600 * h)),
     ]
     above, within_it = [], []

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pion.data.documents.find_files import PACKED_SUFFIXES, PARQUET_SUFFIXES
 from pion.errors import BadInput, PionError
-from pipeline.console.formats import duration, size
+from pipeline.console.formats import duration, money, size
 from pipeline.data.sources import find_input
 from pipeline.job import HubDataset, Job, JsonlFiles, ParquetFiles, TextFiles
 from pipeline.job.digest import digest_job
@@ -106,7 +106,7 @@ def _cost(job: Job, sky_yaml: SkyYaml, text: _Text, force: bool) -> str:
     if offer is None or offer.price is None:
         return words
     price = offer.price * sky_yaml.num_nodes
-    return f"{words}, ${price * seconds / 3600:.2f} at ${price:.2f}/h"
+    return f"{words}, {money(price * seconds / 3600)} at ${price:.2f}/h"
 
 
 def _store_has(job: Job, text: _Text) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pion.errors import PionError
-from pipeline.console.formats import duration, moment, show
+from pipeline.console.formats import duration, moment, money, show
 from pipeline.cost.costs import LOST, MachineCost, costs_of, read_log
 from pipeline.machine.rented import RENTED
 from pipeline.rent.managed.names import cluster_name, rental_name
@@ -353,7 +353,7 @@ def _print_machines(machines: Sequence[ListedMachine]) -> None:
             machine.id,
             f"job {machine.job}" if machine.job is not None else "",
             _when(machine),
-            f"${machine.dollars:.2f}" if machine.dollars is not None else "$?",
+            money(machine.dollars) if machine.dollars is not None else "$?",
             f"{machine.state}: {machine.words}",
         )
         for machine in machines
@@ -363,7 +363,7 @@ def _print_machines(machines: Sequence[ListedMachine]) -> None:
         show("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
     known = [machine.dollars for machine in machines if machine.dollars is not None]
     if known:
-        show(f"${sum(known):.2f} in total; each machine counts until its last sign of life")
+        show(f"{money(sum(known))} in total; each machine counts until its last sign of life")
 
 
 def _when(machine: ListedMachine) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from rich.table import Table
@@ -13,7 +14,14 @@ from rich.text import Text
 
 from pion.errors import BadInput
 from pipeline.base.read_job import read_job
-from pipeline.console.formats import amount, counted, duration, printable
+from pipeline.console.formats import (
+    amount,
+    counted,
+    duration,
+    minutes_or_hours,
+    money,
+    printable,
+)
 from pipeline.console.out import saying_if_slow, show_table
 from pipeline.job import Job
 from pipeline.rent.plan.compared import Compared, of_rental, on_the_market
@@ -166,8 +174,7 @@ def _assumptions(job: Job, estimates: Sequence[Estimate], changes: Sequence[str]
     if all_brief(estimates):
         notes.append(
             f"training takes less than a minute on each GPU, so a boot of {RESTART_SECONDS:.0f} s "
-            "is nearly all of the time, and the list is sorted by $/h. So small a model also "
-            "trains slower than its tokens/s: the GPU mostly waits for its next kernel"
+            "is nearly all of the time, and the list is sorted by $/h"
         )
     notes.append("$/10⁹: dollars for a billion tokens")
     if any(e.offer.use_spot for e in estimates):
@@ -196,7 +203,7 @@ def _passes(estimates: Sequence[Estimate], nodes: int) -> list[str]:
         if not e.fits or not seconds or gpu in found:
             continue
         price = e.offer.price
-        dollars = "" if price is None else f", ${sum(seconds) / 3600 * price * nodes:.2f}"
+        dollars = "" if price is None else f", {money(sum(seconds) / 3600 * price * nodes)}"
         found[gpu] = f"{gpu} {duration(sum(seconds))}{dollars}"
     if not found:
         return []
@@ -225,22 +232,24 @@ def _table(job: Job, estimates: Sequence[Estimate]) -> Table:
     table = _empty_table(
         title, ("way", "$/h", "batch", "GiB", "tokens/s", "time", "lost", "$", "$/10⁹")
     )
+    table.padding = (0, 1, 0, 0)  # 80 columns hold it
+    cents = partial(money, sign="")
     for e in estimates:
         gpu = e.offer.gpu or "CPU"
         cells = [
             batch_in_words(e),
             f"{e.peak_bytes / 2**30:.1f}",
-            _number(e.tokens_per_second, ",.0f"),
-            _time(e.hours),
-            _time(e.lost_hours),
-            _number(e.dollars, ",.2f"),
-            _number(e.dollars_per_billion_tokens, ",.2f"),
+            _known(e.tokens_per_second, "{:,.0f}".format),
+            _known(e.hours, minutes_or_hours),
+            _known(e.lost_hours, minutes_or_hours),
+            _known(e.dollars, cents),
+            _known(e.dollars_per_billion_tokens, cents),
         ]
         name = f"{e.offer.count} × {gpu}" if e.offer.count > 1 else gpu
         table.add_row(
             f"{name}, sharded" if e.sharded else name,
             "spot" if e.offer.use_spot else "demand",
-            _number(e.offer.price, ".2f"),
+            _known(e.offer.price, cents),
             *(cells if e.fits else ["no fit"]),
         )
     return table
@@ -284,14 +293,8 @@ def _cell(way: Way | None) -> str:
     return f"{mark} {way.peak_bytes / GIB:.1f} ({way.micro_batch}{again})"
 
 
-def _time(hours: float | None) -> str:
-    if hours is None:
-        return "?"
-    return f"{60 * hours:.0f} min" if hours < 1 else f"{hours:,.1f} h"
-
-
-def _number(value: float | None, form: str) -> str:
-    return "?" if value is None else format(value, form)
+def _known(value: float | None, words: Callable[[float], str]) -> str:
+    return "?" if value is None else words(value)
 
 
 def _ways_as_json(ways: Mapping[str, Ways | None]) -> dict[str, Any]:

@@ -46,9 +46,6 @@ class Counted:
     rows: int
     tokens: int
     conversations: int
-    cut: int
-    dropped: int
-    split: int
     whole: bool
     first: str
     specials: dict[int, str]
@@ -75,16 +72,15 @@ def count_conversations(job: Job) -> Counted | None:
         report = prepare_sft(counted, folder / "sft", tokenizer, lambda message: None).report
         first, specials = _first(counted, folder / "sft")
     sources = report["sources"]
-    names = ("conversations", "cut", "dropped", "tokens", "split")
-    sums = {name: sum(source[f"train_{name}"] for source in sources) for name in names}
     found = Counted(
         rows=report["train_rows"],
+        tokens=report["train_tokens"],
+        conversations=sum(source["train_conversations"] for source in sources),
         whole=whole,
         first=first,
         specials=specials,
         notes=tuple(remark for source in sources for remark in source.get("remarks", ())),
         warnings=tuple(words for source in sources for words in source.get("warnings", ())),
-        **sums,
     )
     batch = job.sft.global_batch
     if whole and found.rows < batch:
@@ -92,6 +88,7 @@ def count_conversations(job: Job) -> Counted | None:
             f"{found.conversations:,} conversations fill {found.rows:,} rows of "
             f"{job.sft_seq_len:,} tokens, and one batch needs {batch:,} (sft.global_batch). "
             f"Give sft.global_batch={_better_batch(job, found)}, or more conversations"
+            + "".join(f". {words}" for words in found.warnings)
         )
     return found
 
@@ -165,16 +162,7 @@ def in_words(job: Job, counted: Counted) -> str:
     )
     if not counted.whole:
         words = f"of the first {SAMPLED:,} conversations: {words}"
-    split = (
-        f"each answer of {counted.split:,} is a separate example: the template writes an answer "
-        "differently once others follow"
-    )
-    lost = {
-        f"{counted.cut:,} are cut": counted.cut,
-        split: counted.split,
-        f"{counted.dropped:,} are dropped: nothing to learn fits": counted.dropped,
-    }
-    return "; ".join([words, *(what for what, count in lost.items() if count), *counted.notes])
+    return "; ".join([words, *counted.notes])
 
 
 def too_few_steps(job: Job, counted: Counted) -> str | None:

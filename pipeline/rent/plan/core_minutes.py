@@ -8,13 +8,11 @@ from pion.errors import BadInput
 from pion.evaluation.core.bundle import Bundle, Task
 from pipeline.console.formats import amount, counted, duration
 from pipeline.job import Job
-from pipeline.rent.plan.estimate import Estimate
+from pipeline.rent.plan.estimate import FORWARD, Estimate
 from pipeline.stages.core import items_asked, read_core
 
 # Of English text, as most tokenizers cut it.
 CHARACTERS_OF_A_TOKEN = 4
-# A training step computes the forward pass, and twice as much for the gradients.
-FORWARD_SPEED = 3
 
 
 def core_minutes(job: Job, estimates: Sequence[Estimate]) -> list[str]:
@@ -39,9 +37,9 @@ def core_minutes(job: Job, estimates: Sequence[Estimate]) -> list[str]:
         return [what]
     best = known[0]
     assert best.tokens_per_second is not None
-    seconds = models * tokens * best.offer.count / (FORWARD_SPEED * best.tokens_per_second)
+    seconds = models * tokens * best.offer.count / (FORWARD * best.tokens_per_second)
     return [
-        f"{what}, {duration(seconds)} on one {best.offer.gpu} at {FORWARD_SPEED} × its training "
+        f"{what}, {duration(seconds)} on one {best.offer.gpu} at {FORWARD} × its training "
         "tokens/s (an estimate; not in the hours above)"
     ]
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pion.errors import BadInput
-from pipeline.console.formats import amount, duration
+from pipeline.console.formats import amount, duration, money
 from pipeline.job import Job
 from pipeline.ladder.fit import Fit, Prediction
 from pipeline.ladder.points import training_flops
@@ -42,6 +42,10 @@ class Money:
 
     dollars: float
     hours: float | None = None
+
+    def __str__(self) -> str:
+        limit = "" if self.hours is None else f" and {self.hours:g} hours"
+        return money(self.dollars) + limit
 
     def times(self, factor: float) -> Money:
         """Return another amount of money for the same hours."""
@@ -275,7 +279,7 @@ def _too_little(money: Money, smallest: Size, market: Market) -> BadInput:
     # A little more, because steps are whole.
     least = _up(1.03 * (cheapest.dollars or 0.0) / (1 - SPARE))
     return BadInput(
-        f"{_in_words(money)} buys less than the smallest model, {smallest.name} of "
+        f"{money} buys less than the smallest model, {smallest.name} of "
         f"{amount(params)} parameters: at {TOKENS_PER_PARAMETER} tokens for each it needs "
         f"{amount(tokens)} tokens, which cost ${least} in "
         f"{duration(3600 * (cheapest.hours or 0.0))} on {cheapest.offer}. {advice}"
@@ -294,16 +298,11 @@ def _beyond(money: Money, largest: Purchase, fit: Fit) -> BadInput:
     """Return the error for money that buys more FLOPs than the ladder is trusted for."""
     share = fit.trusted_flops / largest.flops
     return BadInput(
-        f"{_in_words(money)} buys {largest.flops:.2g} FLOPs on {largest.estimate.offer}, and the "
+        f"{money} buys {largest.flops:.2g} FLOPs on {largest.estimate.offer}, and the "
         f"ladder is trusted up to {fit.trusted_flops:.2g}, 100 times its largest run: about "
-        f"${money.dollars * share:,.2f} there. Give less, add larger runs to the ladder, or leave "
+        f"{Money(money.dollars * share)} there. Give less, add larger runs to the ladder, or leave "
         "out --ladder: then sizes follow a rule, and no loss is predicted."
     )
-
-
-def _in_words(money: Money) -> str:
-    limit = "" if money.hours is None else f" and {money.hours:g} hours"
-    return f"${money.dollars:,.2f}{limit}"
 
 
 def _up(dollars: float) -> str:

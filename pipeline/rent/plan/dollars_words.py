@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.console.formats import short_amount, size
+from pipeline.console.formats import money, short_amount, size
 from pipeline.ladder.fit import Fit, Prediction
 from pipeline.rent.plan.dollars import (
     NEARLY,
@@ -153,8 +153,7 @@ def _changed(chosen: Purchase) -> dict[str, int | float]:
 
 
 def _title(answer: Answer) -> str:
-    limit = "" if answer.money.hours is None else f" and {answer.money.hours:g} hours"
-    words = f"What to train for ${answer.money.dollars:,.2f}{limit}"
+    words = f"What to train for {answer.money}"
     if answer.fit is None:
         return f"{words}, by rule (no loss is predicted without --ladder)"
     about = f"trusted up to {answer.fit.trusted_flops:.2g} FLOPs"
@@ -177,7 +176,7 @@ def _table(shown: Sequence[Option], *, losses: bool) -> list[str]:
             short_amount(chosen.tokens),
             f"{chosen.tokens_per_parameter:.0f}",
             f"{chosen.estimate.hours or 0.0:,.1f}",
-            f"{chosen.estimate.dollars or 0.0:,.2f}",
+            money(chosen.estimate.dollars or 0.0, sign=""),
         ]
         if chosen.predicted is not None:
             cells.append(_loss(chosen.predicted))
@@ -252,7 +251,7 @@ def _other_in_words(money: Money, other: Option | str) -> str:
     if isinstance(other, str):  # it names the money
         return other
     chosen = other.chosen
-    words = f"${money.dollars:,.2f} would give {chosen.size.name} on {short_amount(chosen.tokens)}"
+    words = f"{money} would give {chosen.size.name} on {short_amount(chosen.tokens)}"
     words += f" tokens in {chosen.estimate.hours or 0.0:,.1f} hours"
     return words if chosen.predicted is None else f"{words}: {_loss(chosen.predicted)}"
 

@@ -2,7 +2,8 @@
 
     tokens/s of one GPU = measured by earlier runs of the model or by `pion bench`,
                           or estimated: peak FLOP/s × MFU / FLOPs per token
-    tokens/s of several = tokens of a step / seconds of a step (step_seconds.py), an estimate
+    tokens/s of all     = tokens of a step / seconds of a step (step_seconds.py), an estimate for
+                          several GPUs, and for steps whose kernels a host starts too slowly
     loss per preemption L = RESTART_SECONDS + half the interval between saves
     hours on spot = (RESTART_SECONDS + training) × M / (M − L), one preemption every M seconds
 
@@ -28,13 +29,18 @@ from pipeline.job.train_sections import phases_of
 from pipeline.rent.plan.gpus import GPU_TYPES, too_old
 from pipeline.rent.plan.links import link_of
 from pipeline.rent.plan.prices import RESTART_SECONDS, Offer
-from pipeline.rent.plan.speeds import NOTHING_KNOWN, Known, speed_on
-from pipeline.rent.plan.step_seconds import StepWork, step_seconds
+from pipeline.rent.plan.speeds import NOTHING_KNOWN, Known, Speed, speed_on
+from pipeline.rent.plan.step_seconds import LAUNCH_SECONDS, StepWork, step_seconds
 from pipeline.rent.plan.step_work import step_work
 from pipeline.training.cadence import SaveCadence
 
 # Training takes so many times as long as a forward pass: the backward pass takes twice as long.
 FORWARD = 3
+# Where a speed comes from that is not the card's.
+HOST_LIMITS = (
+    f"estimated: so small a step waits for its host, which starts a kernel in "
+    f"{1e6 * LAUNCH_SECONDS:.0f} µs (as next to an H200)"
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,8 @@ class StageEstimate:
     for their links, and `one_gpu` is of one GPU alone.
 
     `tokens` is None while the steps are not known: they may follow from data to be prepared.
-    `measured` is whether this model's speed was measured on such a GPU, and not estimated.
+    `measured` is whether this model's speed was measured on such a GPU, and not estimated; `by_run`
+    whether a run did, so that the time of its host is in `one_gpu`.
     Training on `reference_tokens` would take as long as computing the reference of preferences, and
     on `distance_tokens` as long as what kto computes before the gradients of each step.
     """
@@ -58,6 +65,7 @@ class StageEstimate:
     speed_from: str
     measured: bool = False
     one_gpu: float | None = None
+    by_run: bool = False
     reference_tokens: int = 0
     distance_tokens: int = 0
     sharded: bool = False  # whether the GPUs divide the weights (hardware.fsdp)
@@ -182,7 +190,8 @@ def _stage(job: Job, stage: str, offer: Offer, num_nodes: int, known: Known) -> 
     assert offer.gpu_memory is not None
     section, hardware = job.section(stage), job.hardware
     workers = workers_on(job, offer, num_nodes)
-    rows = rows_per_rank(section.global_batch, workers)
+    batch = section.global_batch
+    rows = rows_per_rank(batch, workers)
     work = workload_on(offer.gpu, job, stage, workers)
     in_memory, derived, recompute = choose_sharing(
         largest_phase(work, job, stage),
@@ -202,14 +211,11 @@ def _stage(job: Job, stage: str, offer: Offer, num_nodes: int, known: Known) -> 
                 f"{usable / 2**30:.1f} GiB. Remove hardware.micro_batch, and {derived} is used"
             )
     speed = speed_on(offer.gpu, work, known, recompute=recompute)
-    together = speed.tokens_per_second
-    if together is not None and workers > 1:
-        step = step_work(work, section.global_batch, micro_batch, recompute=recompute)
-        asked = hardware.sharded is True
-        together = _of_all(step, workers, together, offer, num_nodes, asked=asked)
+    step = step_work(work, batch, micro_batch, recompute=recompute, by_run=speed.by_run)
+    reached = _of_all(step, workers, speed, offer, num_nodes, hardware.sharded is True)
     tokens = None
     if section.steps_are_known:
-        tokens = section.total_steps * section.global_batch * work.seq_len
+        tokens = section.total_steps * step.tokens
     return StageEstimate(
         stage=stage,
         micro_batch=micro_batch,
@@ -217,10 +223,11 @@ def _stage(job: Job, stage: str, offer: Offer, num_nodes: int, known: Known) -> 
         recompute=recompute,
         in_memory=in_memory,
         tokens=tokens,
-        tokens_per_second=together,
-        speed_from=speed.words,
-        measured=speed.measured,
+        tokens_per_second=reached.tokens_per_second,
+        speed_from=reached.words,
+        measured=reached.measured,
         one_gpu=speed.tokens_per_second,
+        by_run=speed.by_run,
         reference_tokens=_reference_tokens(job, stage),
         distance_tokens=(tokens or 0) // FORWARD if job.needs_distance(stage) else 0,
         sharded=work.sharded,
@@ -232,25 +239,21 @@ def _peak(work: Workload, micro_batch: int, *, recompute: bool) -> int:
 
 
 def _of_all(
-    work: StepWork,
-    workers: int,
-    tokens_per_second: float,
-    offer: Offer,
-    num_nodes: int,
-    *,
-    asked: bool,
-) -> float:
-    """Return the tokens per second of all GPUs, of which one alone would have so many.
+    work: StepWork, workers: int, one: Speed, offer: Offer, num_nodes: int, asked: bool
+) -> Speed:
+    """Return the speed of all GPUs, of which one alone would have the speed `one` in large steps.
 
     `asked` is whether the job says that they divide the model, if they do.
     Raises BadInput if machines that divide a model would wait for their link most of the time.
     """
+    if one.tokens_per_second is None:
+        return one
     assert offer.gpu is not None
     link = link_of(offer.gpu, between_machines=num_nodes > 1)
     step = step_seconds(
         work,
         workers,
-        flops_per_second=work.flops_per_second(tokens_per_second),
+        flops_per_second=work.flops_per_second(one.tokens_per_second),
         bytes_per_second=link.bytes_per_second,
     )
     if num_nodes > 1 and step.exchanging > step.computing:
@@ -264,7 +267,9 @@ def _of_all(
             f"gradients for {step.exchanging:.1f} s ({link.name}, {link.gb_per_second:g} GB/s) and "
             f"compute for {step.computing:.1f} s. {change} one machine with more or larger GPUs"
         )
-    return step.tokens_per_second
+    if step.waits_for_host:
+        return Speed(step.tokens_per_second, HOST_LIMITS)
+    return one if workers == 1 else replace(one, tokens_per_second=step.tokens_per_second)
 
 
 def _reference_tokens(job: Job, stage: str) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pion.errors import BadInput
-from pipeline.console.formats import counted
+from pipeline.console.formats import counted, size
 from pipeline.job import Job
 from pipeline.rent.plan.estimate import (
     Estimate,
@@ -110,6 +110,7 @@ def _work(job: Job, gpu: str, stage: StageEstimate) -> StepWork:
         job.section(stage.stage).global_batch,
         stage.micro_batch,
         recompute=stage.recompute,
+        by_run=stage.by_run,
     )
 
 
@@ -164,14 +165,15 @@ def warnings_about(found: Sequence[OnCards], *, only_asked: bool = False) -> lis
         rows = [row for row in each.rows if row.cards > 1 and row.step and not row.sharded]
         if only_asked:
             rows = [row for row in rows if row.asked]
-        slower = [row for row in rows if (row.cost or 0.0) > row.cards]
+        # Steps that wait for their hosts take as long on any number of cards.
+        slower = [row for row in rows if (row.cost or 0.0) > 1.01 * row.cards]
         if only_asked or any(row.cards == 2 for row in slower):
             slow += [_slower(each, row) for row in slower[:1]]
         if not slower:
             dear += [_dearer(each, row) for row in rows if (row.cost or 0.0) > DEAR][:1]
     if not found:
         return []
-    gradients = f"A step sums {found[0].gradient_bytes / 1e9:.2f} GB of gradients over the link"
+    gradients = f"A step sums {size(found[0].gradient_bytes)} of gradients over the link"
     lines = []
     if slow:
         lines.append(f"slower than one card: {_listed(slow)}. {gradients}")

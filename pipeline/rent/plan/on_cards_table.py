@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
+from pipeline.console.formats import measured
 from pipeline.rent.plan.on_cards import CardsRow, OnCards, link_in_words
 
 # So many types of GPU each have a table with all numbers. More types have a line each.
@@ -109,7 +110,7 @@ def _one_type(found: OnCards) -> Table:
             f"{step.tokens_per_second:,.0f}",
             f"×{row.cost:.2f}",
             *(f"{each:.3f}" for each in seconds),
-            f"{row.moment_bytes / 2**30:.2f} GiB",
+            f"{measured(row.moment_bytes / 2**30, digits=2)} GiB",
         )
     return table
 

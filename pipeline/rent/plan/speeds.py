@@ -52,11 +52,13 @@ class Speed:
     """The tokens per second of one GPU (None: unknown), and in words where that number comes from.
 
     `measured` is whether this model's speed was measured on such a GPU, and not estimated.
+    `by_run` is whether a run measured the speed, so that the time of its host is in it.
     """
 
     tokens_per_second: float | None
     words: str
     measured: bool = False
+    by_run: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def speed_on(gpu: str, work: Workload, known: Known, *, recompute: bool) -> Spee
     whether activations are recomputed."""
     past = past_speed_on(known.runs, gpu, work.seq_len, lora=work.lora is not None)
     if past is not None:
-        return Speed(past.tokens_per_second, f"measured in run {past.run}", True)
+        return Speed(past.tokens_per_second, f"measured in run {past.run}", True, by_run=True)
     return _of_bench(known.bench, gpu, work, recompute) or _of_peak(gpu, work, recompute)
 
 

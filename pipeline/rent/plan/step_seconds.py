@@ -1,7 +1,8 @@
 """How many seconds an optimizer step takes on several cards: an estimate, from counts alone.
 
     step      = computing + summing + Muon + gathering
-    computing = rows of the rank that has the most × FLOPs of a row / FLOP/s
+    computing = max(rows of the rank that has the most × FLOPs of a row / FLOP/s, starting)
+    starting  = LAUNCH_SECONDS × (micro-batches × LAUNCHES × (blocks + 1) + LAUNCHES_OF_UPDATE)
     summing   = max(S − B, L)
                 S = 2 (n − 1)/n × bytes of all gradients / bus bandwidth
                 B = the backward pass of the rank's last micro-batch
@@ -25,8 +26,9 @@ each forward and each backward pass of a micro-batch, and give away their gradie
 FLOP/s is what makes a step on one card as fast as that card is known or assumed to be. A card is
 assumed to compute as fast in small micro-batches as in large ones, next to a sum as without it, and
 in Newton–Schulz as in training. The sum is hidden as well as it can be, and the gathering not at
-all, although the next matrices are orthogonalized meanwhile. Starting kernels and messages takes no
-time here.
+all, although the next matrices are orthogonalized meanwhile. Starting messages takes no time here.
+
+A card can't compute faster than its host starts kernels, which decides how long small steps take.
 """
 
 from __future__ import annotations
@@ -38,6 +40,14 @@ from functools import lru_cache
 from pion.data.order import rows_per_rank
 from pion.train.optimizer.muon import newton_schulz_flops
 from pion.train.optimizer.ownership import Shape, deal_matrices
+
+# The hosts of a rented H200 and a rented H100 took 31 and 42 µs for each kernel of
+# `pion2-max-small` (docs/performance.md). A slower or faster host is possible.
+LAUNCH_SECONDS = 30e-6
+# Kernels of a compiled block, forward and backward; embedding and loss count as one more block. An
+# H100 ran 1,343 in a step of `pion-small`, whose 16 blocks count as 1,310 here.
+LAUNCHES = 70
+LAUNCHES_OF_UPDATE = 120  # clipping, Muon, AdamW, metrics
 
 
 @dataclass(frozen=True)
@@ -67,6 +77,7 @@ class StepWork:
         forward_flops: FLOPs of a token in the forward pass.
         backward_flops: FLOPs of a token in the backward pass, with what it recomputes.
         micro_batch: the most rows that a rank computes at once.
+        blocks: of the model; None: the speed of a card has the time of its host in it.
         gradient_bytes: of all gradients, which are summed over ranks in fp32.
         last_bucket_bytes: of the gradients that are sent when the backward pass has ended.
         update_bytes: of all updates, which the ranks that own them send to the others.
@@ -79,6 +90,7 @@ class StepWork:
     forward_flops: float
     backward_flops: float
     micro_batch: int
+    blocks: int | None
     gradient_bytes: int
     last_bucket_bytes: int
     update_bytes: int
@@ -103,6 +115,7 @@ class StepSeconds:
     cards: int
     tokens: int  # of a step, of all cards
     computing: float
+    starting: float  # the least that computing takes: the host starts its kernels
     summing: float  # the gradients, as far as the backward pass does not hide it
     muon: float  # Newton–Schulz, on the busiest rank
     gathering: float
@@ -124,6 +137,11 @@ class StepSeconds:
         """The share of Muon's arithmetic in a step."""
         return self.muon / self.seconds
 
+    @property
+    def waits_for_host(self) -> bool:
+        """Whether a card would compute faster than its host starts kernels."""
+        return self.computing == self.starting
+
 
 def step_seconds(
     work: StepWork,
@@ -141,6 +159,7 @@ def step_seconds(
     rows = rows_per_rank(work.global_batch, cards)
     if work.in_parts is not None:
         return _seconds_in_parts(work, work.in_parts, cards, flops_per_second, bytes_per_second)
+    starting = _starting(work, rows)
     last = rows - work.micro_batch * (math.ceil(rows / work.micro_batch) - 1)
     of_row = work.seq_len * (work.forward_flops + work.backward_flops)
     backward = last * work.seq_len * work.backward_flops / flops_per_second
@@ -152,7 +171,8 @@ def step_seconds(
     return StepSeconds(
         cards=cards,
         tokens=work.tokens,
-        computing=rows * of_row / flops_per_second,
+        computing=max(rows * of_row / flops_per_second, starting),
+        starting=starting,
         summing=summing,
         muon=busiest_flops(work.matrices, owners) / flops_per_second,
         gathering=gathered * work.update_bytes if sharded else 0.0,
@@ -163,7 +183,7 @@ def _seconds_in_parts(
     work: StepWork, parts: InParts, cards: int, flops_per_second: float, bytes_per_second: float
 ) -> StepSeconds:
     rows = rows_per_rank(work.global_batch, cards)
-    passes = math.ceil(rows / work.micro_batch)
+    passes, starting = math.ceil(rows / work.micro_batch), _starting(work, rows)
     tokens = rows * work.seq_len / passes  # of a pass
     each = (cards - 1) / cards / bytes_per_second  # seconds for a byte of all ranks
     last = min(parts.rest, parts.gradients)
@@ -176,12 +196,21 @@ def _seconds_in_parts(
     return StepSeconds(
         cards=cards,
         tokens=work.tokens,
-        computing=passes * (forward + backward),
+        computing=max(passes * (forward + backward), starting),
+        starting=starting,
         summing=passes * (max(summing - backward, 0.0) + each * last),
         muon=busiest_flops(work.matrices, cards) / flops_per_second,
         gathering=passes * (max(gathering - forward, 0.0) + each * parts.rest) + to_owners,
         exchanging=passes * (gathering + summing + at_the_ends) + to_owners,
     )
+
+
+def _starting(work: StepWork, rows: int) -> float:
+    """Return the seconds in which a host starts the kernels of a step over so many rows."""
+    if work.blocks is None:
+        return 0.0
+    launches = math.ceil(rows / work.micro_batch) * LAUNCHES * (work.blocks + 1)
+    return LAUNCH_SECONDS * (launches + LAUNCHES_OF_UPDATE)
 
 
 @lru_cache(maxsize=64)

@@ -21,11 +21,14 @@ from pipeline.rent.plan.step_seconds import InParts, StepWork
 FP32 = 4
 
 
-def step_work(work: Workload, global_batch: int, micro_batch: int, *, recompute: bool) -> StepWork:
+def step_work(
+    work: Workload, global_batch: int, micro_batch: int, *, recompute: bool, by_run: bool = False
+) -> StepWork:
     """Return what a step over `global_batch` rows computes and sends.
 
     A rank computes at most `micro_batch` rows at once. `recompute` is whether the backward pass
-    computes the forward pass again. Muon's updates are sent as its iterations return them.
+    computes the forward pass again. `by_run` is whether the speed of a card has the time of its
+    host in it. Muon's updates are sent as its iterations return them.
     """
     flops = work.flops()
     gradients, last_bucket = _gradient_bytes(work)
@@ -37,6 +40,7 @@ def step_work(work: Workload, global_batch: int, micro_batch: int, *, recompute:
         forward_flops=flops.forward,
         backward_flops=flops.backward + (flops.forward if recompute else 0.0),
         micro_batch=micro_batch,
+        blocks=None if by_run else work.config.n_layers,
         gradient_bytes=gradients,
         last_bucket_bytes=last_bucket,
         update_bytes=FP32 * (_learned(work) - by_muon) + work.width * by_muon,

@@ -11,7 +11,7 @@ from typing import Any
 
 from pion.errors import BadInput
 from pipeline.base.read_job import read_job
-from pipeline.console.formats import hours, show
+from pipeline.console.formats import hours, money, show
 from pipeline.job import Job
 from pipeline.rent.replay.deadline import compare, comparison_lines, deadline_of, heading
 from pipeline.rent.replay.numbers import Numbers, job_numbers
@@ -122,7 +122,7 @@ def _lines(
 ) -> list[str]:
     steps = sum(work.steps for work in run.work)
     price = numbers.on_demand
-    dollars = "" if price is None else f", ${_dollars(on_demand, price):.2f}"
+    dollars = "" if price is None else f", {money(_dollars(on_demand, price))}"
     return [
         f"{job.name}: {steps:,} steps, {hours(run.work_seconds)} of training; preparing "
         "data, evaluating and publishing are extra",
@@ -184,7 +184,7 @@ _QUANTITIES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("waited, unpaid", "waiting", hours),
     ("machines lost", "preemptions", "{:.0f}".format),
     ("kept work", "goodput", _percent),
-    ("dollars", "dollars", "{:.2f}".format),
+    ("dollars", "dollars", money),
 )
 
 

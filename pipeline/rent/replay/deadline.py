@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pion.errors import BadInput
-from pipeline.console.formats import hours
+from pipeline.console.formats import hours, money
 from pipeline.rent.replay.options import Number
 from pipeline.rent.replay.simulate import Course, Outcome, Paid, Rule, replay_deadline
 from pipeline.rent.replay.summary import Summary
@@ -235,14 +235,14 @@ def comparison_lines(comparison: Comparison) -> list[str]:
     rows |= {
         name: (
             *(hours(3600 * value) for value in way.done),
-            "?" if way.dollars is None else f"{way.dollars:.2f}",
+            "?" if way.dollars is None else money(way.dollars),
             of_alone(way.dollars),
             f"{100 * way.late:.1f} %",
         )
         for name, way in comparison.ways.items()
     }
     if comparison.bound is not None:
-        rows["at best"] = ("", "", f"{comparison.bound:.2f}", of_alone(comparison.bound), "")
+        rows["at best"] = ("", "", money(comparison.bound), of_alone(comparison.bound), "")
     return [
         f"{comparison.trace.name}, with the deadline: mean dollars of {comparison.starts:,} starts",
         *(

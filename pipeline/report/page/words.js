@@ -3,6 +3,7 @@
 
 // As `duration` of pipeline/console/formats.py.
 function duration(seconds) {
+  if (seconds > 0 && seconds < 0.05) return `${Math.max(1, 1000 * seconds).toFixed(0)} ms`;
   if (seconds < 10) return `${Math.max(0, seconds).toFixed(1)} s`;
   const s = Math.round(seconds);
   if (s < 60) return `${s} s`;
@@ -18,7 +19,7 @@ function size(bytes) {
 }
 
 const whole = (number) => Math.round(number).toLocaleString("en-US");
-const dollars = (amount) => (amount === null || amount === undefined ? "–" : `$${amount.toFixed(2)}`);
+const dollars = (amount) => (amount === null || amount === undefined ? "–" : amount > 0 && amount < 0.01 ? "<$0.01" : `$${amount.toFixed(2)}`);
 const fixed = (number, digits) =>
   number === null || number === undefined ? "–" : number.toFixed(digits);
 

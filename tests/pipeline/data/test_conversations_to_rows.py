@@ -100,7 +100,7 @@ def test_system_messages_that_the_template_leaves_out_are_said(tmp_path: Path) -
         for number, first in enumerate([[told], [], [told], []] * 6)
     )
     remarks = Remarks(ReplacedCharacters(None))
-    remarks.note_counts(rows_of(read, tmp_path, drops))
+    remarks.note_counts(rows_of(read, tmp_path, drops), 64)
     (words,) = remarks.warnings()
     assert words.startswith("12 of 12 system messages are not in the text")
 

@@ -12,7 +12,7 @@ import pytest
 
 from pion.data.tokens.token_bytes import ReplacedCharacters
 from pipeline.data.preferences import preferences
-from pipeline.data.remarks import NAMED, Remarks
+from pipeline.data.remarks import NAMED, Remarks, shortened
 from pipeline.data.sources import conversations, find_input
 from pipeline.job import JsonlFiles, ParquetFiles
 from tests.support.jobs import tiny_job
@@ -73,10 +73,12 @@ def test_which_columns_have_the_question_and_the_answer_is_said(tmp_path: Path) 
     records = [
         {"instruction": "Add.", "input": "1, 2", "output": "3"},
         {"instruction": "Hi", "input": "", "output": "Yes"},
+        {"instruction": "And?", "history": [["Hi", "Yes"]], "output": "No"},
     ]
     assert remarks_on(tmp_path, records).in_words() == [
-        "the question is in instruction with input below it, the answer in output (1 of 2 records)",
-        "the question is in instruction, the answer in output (1 of 2 records)",
+        "the question is in instruction with input below it, the answer in output (1 of 3 records)",
+        "the question is in instruction, the answer in output (1 of 3 records)",
+        "the question is in instruction after history, the answer in output (1 of 3 records)",
     ]
 
 
@@ -92,3 +94,34 @@ def test_of_very_many_keys_the_first_are_named(tmp_path: Path) -> None:
     (said,) = remarks_on(tmp_path, [record]).in_words()
     assert said.count("'k") == NAMED
     assert said.endswith(" and 3 more")
+
+
+DROPPED = "{} of 100 conversations are dropped, because no answer begins within a row of 64 tokens"
+CUT = "{} of 100 conversations are longer than a row of 64 tokens and lose their end"
+ADVICE = "With sft.seq_len=128, 95% of them are whole, and the model's context must be as long"
+
+
+@pytest.mark.parametrize(
+    ("dropped", "cut", "fits", "said", "many"),
+    [
+        (0, 0, 64, [], False),
+        (5, 0, 64, [DROPPED.format(5)], False),
+        (6, 0, 128, [DROPPED.format(6), ADVICE], True),
+        (0, 50, 128, [CUT.format(50), ADVICE], False),
+        (1, 50, 128, [DROPPED.format(1), CUT.format(50), ADVICE], True),
+    ],
+)
+def test_conversations_that_rows_do_not_hold_are_a_warning_if_they_are_many(
+    dropped: int, cut: int, fits: int, said: list[str], many: bool
+) -> None:
+    counts = {"conversations": 90 - dropped, "dropped": dropped, "cut": cut, "fits": fits}
+    report = {f"train_{name}": count for name, count in counts.items()}
+    report |= {"held_out_conversations": 10, "held_out_dropped": 0, "held_out_cut": 0}
+    report["held_out_fits"] = 64
+    words = ". ".join(said)
+    assert shortened(report, 64, "train", "held_out") == (words, many)
+
+
+def test_nothing_is_said_of_a_split_without_conversations() -> None:
+    report = dict.fromkeys(("train_conversations", "train_dropped", "train_cut", "train_fits"), 0)
+    assert shortened(report, 64, "train") == ("", False)

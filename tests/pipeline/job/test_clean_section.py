@@ -97,7 +97,7 @@ def test_evaluate_means_a_bundle_of_core_alone_too() -> None:
 
 
 def test_a_job_that_only_trains_has_the_same_text(tmp_path: Path) -> None:
-    questions = {"packs": ["a.jsonl"], "core": {"path": "b.zip"}, "overlap": "auto"}
+    questions = {"packs": ["a.jsonl"], "core": {"path": "b.zip"}}
     given = {f"evaluate__{name}": value for name, value in questions.items()}
     job = tiny_job(data__clean={"decontaminate": ["evaluate"]}, **given)
     path = tmp_path / "job.yaml"

@@ -25,12 +25,6 @@ def test_numbers_with_an_exponent_are_numbers_in_the_file_and_in_overrides(job_f
     assert load_job(job_file(), [f"pretrain.lr={written}"]).pretrain.lr == pytest.approx(3e-4)
 
 
-@pytest.mark.parametrize("written", ["off", "'off'"])
-def test_off_without_quotes_is_a_boolean_of_yaml_and_means_off(job_file, written):
-    job = load_job(job_file(GOOD + f"evaluate: {{overlap: {written}}}\n"))
-    assert job.evaluate.overlap == "off"
-
-
 def test_a_whole_number_may_be_written_with_an_exponent_or_underscores(job_file):
     assert load_job(job_file(), ["pretrain.steps=1e3"]).pretrain.steps == 1000
     assert load_job(job_file(), ["pretrain.steps=22_500"]).pretrain.steps == 22_500

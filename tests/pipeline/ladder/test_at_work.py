@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -200,7 +202,11 @@ def leave(number, frame):
     with (folder / "signals").open("a") as file:
         print(number, file=file)
     sys.exit(75)
-signal.signal(signal.SIGINT, leave)
+while "starts" in sys.argv and signal.SIGINT not in signal.sigpending():
+    (folder / "ready").touch()  # before it can hear a signal
+    time.sleep(0.001)
+signal.signal(signal.SIGINT, signal.SIG_DFL if "ending" in sys.argv else leave)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT, signal.SIGTERM])
 (folder / "ready").touch()
 while "waits" in sys.argv:
     signal.pause()
@@ -252,6 +258,40 @@ def test_a_run_is_asked_to_save_only_once(stand_in: Path) -> None:
     assert processes(["waits"]) == 75
     join(asking)
     assert (stand_in / "signals").read_text().split() == ["2"]
+
+
+def test_a_run_that_only_starts_hears_that_it_is_to_end(stand_in: Path) -> None:
+    processes = RunProcesses(to_stderr=False)
+    asking = threading.Thread(target=_interrupt, args=(processes, stand_in))
+    asking.start()
+    assert processes(["waits", "starts"]) == 75
+    join(asking)
+
+
+@pytest.fixture
+def ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Press Ctrl-C in the instant in which a process has started."""
+    start = subprocess.Popen
+
+    def start_and_press(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        process = start(*arguments, **options)
+        signal.raise_signal(signal.SIGINT)
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", start_and_press)
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_ctrl_c_in_the_instant_in_which_a_run_starts_reaches_it(stand_in: Path) -> None:
+    assert RunProcesses(to_stderr=False)(["waits"]) == 75
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_ctrl_c_while_the_python_of_a_run_ends_is_an_interruption_and_no_failure(
+    stand_in: Path,
+) -> None:
+    with pytest.raises(Interrupted, match="Every finished run is kept"):
+        RunProcesses(to_stderr=False)(["waits", "ending"])
 
 
 def _interrupt(processes: RunProcesses, folder: Path) -> None:

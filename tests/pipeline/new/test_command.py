@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,7 @@ def test_the_job_for_each_layout_passes_check(
     wrong = [row for row in run_checks(job, None) if row.ok is False]
     assert not wrong
     assert printed.count("⟦") >= 3
-    assert "price          about $" in printed
+    assert re.search(r"price          (<\$0\.01|\$0\.\d\d): about \d+ min on ", printed)
     if layout == "prompter and bot":
         assert "roles with other names: 'Prompter' as user, 'bot' as assistant" in printed
 
@@ -136,6 +137,53 @@ def test_text_and_conversations_are_two_stages_if_that_is_asked_for(
     assert job.train_stages == ["pretrain", "sft"]
 
 
+# ---------------------------------------------------------------- what `check` would refuse
+
+
+@pytest.fixture
+def no_price_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("pipeline.new.draft.todays_market")
+
+
+CALL = {"type": "function", "function": {"name": "track_letter", "arguments": {"number": 7}}}
+
+
+@pytest.mark.usefixtures("no_price_is_asked")
+@pytest.mark.parametrize("layout", ["messages", "JSON in a text"])
+def test_calls_that_the_template_can_not_write_are_refused_wherever_they_are(
+    layout: str, here: Path, pion: Pion, chat_base: Path
+) -> None:
+    """`pion check` would refuse the job: it writes all conversations, as `pion run` does."""
+    data = own_data.GOOD[layout](here)
+    lines = data.read_text().splitlines()
+    record = json.loads(lines[149])
+    turns = json.loads(text) if isinstance(text := record["messages"], str) else text
+    turns[-1] |= {"content": "", "tool_calls": [CALL]}
+    record["messages"] = json.dumps(turns) if isinstance(text, str) else turns
+    data.write_text("\n".join([*lines[:149], json.dumps(record), *lines[150:]]))
+    said = refused(pion, data, "--from", str(chat_base))
+    assert f"{data.name}:150: answer 1 calls 'track_letter', and the chat template does not" in said
+
+
+@pytest.mark.usefixtures("no_price_is_asked")
+def test_what_is_too_little_is_said_before_prices_are_asked(
+    here: Path, pion: Pion, plain_base: Path
+) -> None:
+    data = own_data.sharegpt(here, 1)
+    assert "too little to train on" in refused(pion, data, "--from", str(plain_base))
+
+
+@pytest.mark.parametrize("content", ["question,answer\ra,b\r", "q,,a\n1,2,3\n"])
+def test_where_nothing_can_be_read_no_copy_without_it_is_advised(
+    content: str, here: Path, pion: Pion
+) -> None:
+    data = here / "old.csv"
+    data.write_text(content)
+    said = refused(pion, data, "--from", "none")
+    assert "old.csv:1: the " in said
+    assert "Correct them. Nothing was written." in said
+
+
 # ---------------------------------------------------------------- one message each
 
 
@@ -176,14 +224,14 @@ def test_200_gigabytes_are_looked_at_in_part_and_sized_by_the_money(
         file.truncate(200 << 30)  # a hole: it takes no room on the disk
     _, printed = made(pion, data)
     assert "Looked at the first part of 1 file, 201 kB" in printed  # to the end of a text
-    price = float(printed.partition("about $")[2].partition(":")[0])
+    price = float(printed.partition("price          $")[2].partition(":")[0])
     assert 2 < price <= 20
     assert "would cost $" in printed
     assert "% of the text, but all of it is prepared first" in printed
     less, printed = made_again(pion, data, "--dollars", "0.5")
     assert less.model.preset == "pion2-max-nano"
     assert less.data.seq_len == 2048
-    assert float(printed.partition("about $")[2].partition(":")[0]) <= 0.5
+    assert float(printed.partition("price          $")[2].partition(":")[0]) <= 0.5
 
 
 def made_again(pion: Pion, data: Path, *options: str) -> tuple[Job, str]:

@@ -50,6 +50,21 @@ def test_settings_are_no_data(tmp_path: Path) -> None:
     assert [group.kind for group in find_data(tmp_path).groups] == ["jsonl"]
 
 
+def test_hidden_files_are_left_out_and_a_link_never_hides_the_file_that_it_leads_to(
+    tmp_path: Path,
+) -> None:
+    for name in ("a.txt", "b.jsonl", ".c.txt", ".d.jsonl"):
+        (tmp_path / name).write_text('{"text": "a"}\n')
+    (tmp_path / "a-newest").symlink_to("b.jsonl")
+    found = find_data(tmp_path)
+    assert [file.name for group in found.groups for file in group.files] == ["a.txt", "b.jsonl"]
+    assert [words.partition(", such as ")[0] for words in found.left_out] == [
+        "left out, hidden: 1",
+        "left out, hidden: 1",
+        "left out, not read by Pion: 1 file without an ending",
+    ]
+
+
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     assert f"{tmp_path} is empty: it has no files. Pion reads text" in refusal(tmp_path)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pion.errors import BadInput
-from pipeline.new.json_list import PART, json_list
+from pipeline.new.json_list import BLANK_PARTS, PART, json_list
 
 FILE = Path("list.json")
 
@@ -47,6 +47,10 @@ def test_items_may_be_longer_than_a_part() -> None:
         ('[{"a": 1},\n{"a": "unfinished', "list.json:2: this item does not end"),
         ('[{"a": 1}\n', "list.json:2: the list does not end: the file was cut off"),
         ('[{"a": 1}\n{"a": 2}]', "list.json:2: expected a comma"),
+        (
+            "[{}," + " " * (BLANK_PARTS * PART + 1) + "{}]",
+            "list.json:1: more than 16,777,216 spaces",
+        ),
         ('[\n{"a": 1,\n "b" 2}]', "list.json:3: not valid JSON"),
         ('["' + "x" * 3 * PART, "does not end"),
         (b'[\n{"a": "\xfc"}]', "list.json:2: not UTF-8 text"),

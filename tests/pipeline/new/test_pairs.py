@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,7 @@ def test_the_job_for_each_layout_passes_the_check_of_its_preferences(
     assert "left out" not in rows["preferences"], "every pair fits into a row"
     assert "batch" not in rows or "512 are usual" in rows["batch"]
     assert printed.count("⟦") == (3 if loss == "dpo-norm" else 2)
-    assert "price          about $" in printed
+    assert re.search(r"price          (<\$0\.01|\$0\.\d\d): about \d+ min on ", printed)
     assert "note: read when this is not worth it" in printed
 
 
@@ -143,13 +144,33 @@ def test_answers_that_may_be_different_tokens_are_counted(tmp_path: Path) -> Non
     assert look.left_out == {IDENTICAL: 1}
 
 
-def test_swapped_pairs_are_noticed(
-    here: Path, pion: Pion, sky_home: SkyHome, chat_base: Path
+def with_a_call(number: int) -> dict[str, Any]:
+    pair = messages_of(number)
+    return {**pair, "chosen": [pair["chosen"][0], called(number)]}
+
+
+@pytest.mark.parametrize(
+    ("records", "expected"),
+    [
+        ([*map(messages_of, range(30)), with_a_call(30)], "prefs.jsonl:31: answer 1 calls 'add'"),
+        ([pair_of(n, score_chosen=1, score_rejected=2) for n in range(40)], "lower score"),
+        ([pair_of(1)], "prefer"),
+    ],
+)
+def test_what_check_would_refuse_is_refused_before_prices_are_asked(
+    records: list[dict[str, Any]],
+    expected: str,
+    here: Path,
+    pion: Pion,
+    chat_base: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    records = [pair_of(n, score_chosen=1, score_rejected=2) for n in range(40)]
+    monkeypatch.delattr("pipeline.new.pairs.todays_market")
     write_jsonl(here / "prefs.jsonl", records)
-    _, printed, _ = pion("new", "prefs.jsonl", "--from", str(chat_base), "--dry-run")
-    assert "in 40 pairs, the chosen answer has the lower score" in printed
+    code, _, errors = pion("new", "prefs.jsonl", "--from", str(chat_base))
+    assert code == 2
+    assert expected in errors
+    assert not (here / "prefs.yaml").exists()
 
 
 def test_less_money_buys_fewer_passes(

@@ -120,6 +120,14 @@ def test_conversations_make_thirty_steps_if_they_can(
     assert stage.lr is None
 
 
+@pytest.mark.parametrize(("longest", "why"), [(4000, "nine of ten"), (8000, "the most that is")])
+def test_longer_conversations_than_any_row_are_not_said_to_fit(longest: int, why: str) -> None:
+    amount = Amount(chat_bytes=10**6, conversations=1000, long_conversation=longest)
+    stage = fine_tuning(amount, SMALL)
+    assert stage.seq_len == 2048
+    assert stage.why_rows.startswith(why)
+
+
 def test_a_large_base_gets_lora_and_a_small_model_of_ones_own_a_higher_rate() -> None:
     amount = Amount(chat_bytes=10**6, conversations=1000, long_conversation=1500)
     assert fine_tuning(amount, replace(SMALL, parameters=600_000_000)).lora

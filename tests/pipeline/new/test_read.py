@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import gzip
 from pathlib import Path
 
 import pytest
 
+from pion.data.documents.file_to_documents import LONGEST_LINE
 from pipeline.new.files import Kind
 from pipeline.new.read import Item, Progress, read_file
 from tests.support.own_data import bad_line, csv_texts, cut_gzip, latin1, parquet_texts
@@ -73,6 +75,15 @@ def test_a_long_field_is_read_and_other_readers_of_csv_keep_their_limit(tmp_path
     assert csv.field_size_limit() == before
 
 
+def test_billions_of_blank_lines_of_a_small_packed_table_are_not_all_read(tmp_path: Path) -> None:
+    file = tmp_path / "blank.csv"
+    file.write_bytes(gzip.compress(b"title,body\none,two\n" + b"\n" * 200_000))
+    items, progress = read("csv", file, most=50_000)
+    assert [item.record for item in items] == [{"title": "one", "body": "two"}]
+    assert not progress.whole
+    assert 0 < progress.stored <= file.stat().st_size
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -111,6 +122,12 @@ def test_a_json_file_with_one_object_is_one_problem(tmp_path: Path) -> None:
     file.write_text('{\n "data": [\n  {"text": "a"}\n ]\n}\n')
     (problem,) = problems("json", file)
     assert problem.startswith(f"{file}:1: expected a list of objects")
+
+
+def test_a_line_of_a_text_that_a_run_would_refuse_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "one-line.txt"
+    file.write_bytes(b"a line\n" + b"word " * (LONGEST_LINE // 5 + 1))
+    assert problems("text", file)[-1].startswith(f"{file}:2: the line has more than 16,000,000")
 
 
 def test_only_so_many_bytes_of_a_text_are_read(tmp_path: Path) -> None:

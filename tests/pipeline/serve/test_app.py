@@ -449,7 +449,11 @@ WRONG: dict[str, tuple[dict[str, Any], int, str]] = {
         400,
         "this schema can't be used: Unsatisfiable",
     ),
-    "no schema": ({"response_format": {"type": "json_schema"}}, 400, "json_schema must be an"),
+    "no schema": (
+        {"response_format": {"type": "json_schema"}},
+        400,
+        "response_format: schema is missing",
+    ),
     "a format": ({"response_format": {"type": "xml"}}, 400, "response_format.type should be"),
     "unknown field": ({"temprature": 1}, 400, "temprature"),
     "no messages": ({"messages": []}, 400, "messages"),

@@ -153,6 +153,16 @@ OFFERS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "an older client": (CHAT, {"messages": ASKED, "functions": [TOOL["function"]]}),
 }
+NO_FORM = (
+    "has a chat template without tools, or one that writes calls in another form than JSON with a "
+    "name and arguments, and Pion reads no other"
+)
+WHY = {
+    "Open WebUI": NO_FORM,
+    "Continue": NO_FORM,
+    "Agents": "has no tools in /v1/responses; /v1/chat/completions may have them",
+    "an older client": "takes functions by their newer name: send them as tools",
+}
 
 
 def post(served: Served, path: str, body: dict[str, Any]) -> httpx.Response:
@@ -178,13 +188,9 @@ def test_offered_tools_are_refused_with_the_option_that_ignores_them(
     field = "functions" if "functions" in body else "tools"
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == field
-    what = (
-        "this server has no"
-        if path == RESPONSES
-        else ("the chat template of chat has no place that Pion knows for")
-    )
+    why = WHY[name]
     assert answer.json()["error"]["message"] == (
-        f"{what} {field}; leave the field out. To get answers without them, start the server with "
+        f"chat {why}. To get answers without tools, leave them out, or start the server with "
         "--ignore-tools"
     )
 

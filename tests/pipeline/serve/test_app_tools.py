@@ -161,6 +161,21 @@ HISTORIES: dict[str, list[dict[str, Any]]] = {
         {"role": "assistant", "content": "", "tool_calls": [{"index": 0, **BY_ID}]},
         RESULT,
     ],
+    "OpenAI's stream helper": [
+        {
+            "role": "assistant",
+            "content": "",
+            "parsed": None,
+            "tool_calls": [
+                {**BY_ID, "index": 0, "function": {**CALLED, "parsed_arguments": {"city": "Oslo"}}}
+            ],
+        },
+        RESULT,
+    ],
+    "a result without its call's id": [
+        {"role": "assistant", "tool_calls": [{"function": CALLED}]},
+        {"role": "tool", "content": "rain"},
+    ],
     "a result in parts": [
         {"role": "assistant", "tool_calls": [BY_ID]},
         {**RESULT, "name": "weather", "content": [{"type": "text", "text": "rain"}]},
@@ -185,11 +200,12 @@ def test_what_front_ends_send_after_a_call_is_understood(
     assert wanted in script.prompts[0]
 
 
+@pytest.mark.parametrize("model", ["tools", "plain"])
 def test_tools_are_not_told_of_when_none_may_be_called(
-    tools_client: OpenAI, script: Script
+    tools_client: OpenAI, script: Script, model: str
 ) -> None:
     script.said = [CALL]
-    asked: Any = {"model": "tools", "messages": ASKED, "tools": [WEATHER], "tool_choice": "none"}
+    asked: Any = {"model": model, "messages": ASKED, "tools": [WEATHER], "tool_choice": "none"}
     found = tools_client.chat.completions.create(**asked).choices[0]
     assert found.message.content == CALL
     assert "Tell the weather." not in script.prompts[0]
@@ -224,9 +240,31 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "tools without a place": (
         {"model": "plain", "tools": [WEATHER]},
         "tools",
-        "the chat template of plain has no place that Pion knows for tools; leave the field out",
+        "plain has a chat template without tools, or one that writes calls in another form than "
+        "JSON with a name and arguments, and Pion reads no other. To get answers without tools, "
+        "leave them out, or start the server with --ignore-tools",
     ),
-    "an older name": ({"functions": [CLOCK["function"]]}, "functions", "no place that Pion knows"),
+    "an older name": (
+        {"functions": [CLOCK["function"]]},
+        "functions",
+        "tools takes functions by their newer name: send them as tools. To get",
+    ),
+    "an older name next to the newer": (
+        {"functions": [CLOCK["function"]], "tools": [CLOCK]},
+        "functions",
+        "send them as tools",
+    ),
+    "an older result": (
+        {"messages": [*ASKED, {"role": "function", "name": "clock", "content": "5"}]},
+        "messages.1.role",
+        "not 'function'",
+    ),
+    "an answer that can't be a call": (
+        {"tools": [CLOCK], "response_format": {"type": "json_object"}},
+        "response_format",
+        "an answer with a response_format can't call tools. Leave response_format out, or set "
+        'tool_choice to "none"',
+    ),
     "a call without a place": (
         {
             "model": "plain",
@@ -262,7 +300,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "an unknown tool": (
         {"tools": [CLOCK], "tool_choice": WEATHER | {"function": {"name": "weather"}}},
         "tool_choice",
-        "tool_choice is no known word, and no tool in tools",
+        'tool_choice must be "none", "auto", "required" or one of the tools by name: {"type": ',
     ),
     "an unread setting": (
         {"model": "plain", "chat_template_kwargs": {"enable_thinking": True}},

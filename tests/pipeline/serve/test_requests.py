@@ -47,7 +47,7 @@ WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
     "temperature": ({"temperature": -1}, "temperature", "temperature is -1.0; it must be 0 (the "),
     "a type": ({"n": "2"}, "n", "n should be a valid integer, not '2'"),
     "too many": ({"n": 17}, "n", "n should be less than or equal to 16, not 17"),
-    "a tool": ({"tool_choice": "required"}, "tool_choice", "no known word, and no tool in tools"),
+    "a tool": ({"tool_choice": "required"}, "tool_choice", 'must be "none", "auto", "required"'),
     "penalty": ({"presence_penalty": 3}, "presence_penalty", "presence_penalty is 3.0; it must"),
     "a bias": ({"logit_bias": {"5": 101}}, "logit_bias.5", "logit_bias is 101.0; it must be from"),
     "a biased text": ({"logit_bias": {"the": 1}}, "logit_bias", "must have ids of tokens as names"),

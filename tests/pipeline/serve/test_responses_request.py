@@ -35,11 +35,6 @@ WRONG: dict[str, tuple[dict[str, Any], str | None, str]] = {
         "text.format.schema",
         "text.format: schema is missing",
     ),
-    "no name of a schema": (
-        {"text": {"format": {"type": "json_schema", "schema": {}}}},
-        "text.format.name",
-        "text.format: name is missing",
-    ),
     "a schema for any object": (
         {"text": {"format": {"type": "json_object", "schema": {}}}},
         "text.format.schema",

@@ -1,6 +1,7 @@
 """prepare with conversations: packing, the loss mask, what is held out."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -192,3 +193,57 @@ def test_missing_characters_and_other_names_of_roles_are_said(
     assert "chat.jsonl: 2 characters are not in the model's vocabulary" in notes[-2]
     assert "chat.jsonl:401 (U+0004)" in notes[-2]
     assert notes[-1] == "chat.jsonl: roles with other names: 'Prompter' as user"
+
+
+def write_questions(path: Path, long: int, short: int) -> None:
+    """Write conversations whose question is longer than a row of 64 tokens, and others."""
+    questions = [sentences(number, 40) for number in range(long)] + ["Who?"] * short
+    lines = [json.dumps(openhermes(text, f"It is {i}.")) for i, text in enumerate(questions)]
+    path.write_text("\n".join(lines))
+
+
+def with_rows(job: Job, seq_len: int, **fields: Any) -> Job:
+    assert job.sft is not None
+    return job.model_copy(update={"sft": job.sft.model_copy(update={"seq_len": seq_len, **fields})})
+
+
+def test_without_an_answer_in_any_row_longer_rows_are_advised_and_are_enough(
+    tmp_path: Path,
+) -> None:
+    write_questions(tmp_path / "chat.jsonl", long=60, short=0)
+    job = sft_job(tmp_path)
+    with pytest.raises(BadInput, match="no conversation is left to train on") as found:
+        prepared_sft(with_rows(job, 64), tmp_path / "short")
+    said = re.search(
+        r"(\d+) of \1 conversations are dropped.* sft\.seq_len=(\d+)", str(found.value)
+    )
+    assert said is not None, found.value
+    assert "lower" not in str(found.value)
+    source = prepared_sft(with_rows(job, int(said[2])), tmp_path / "long").report["sources"][0]
+    assert source["train_conversations"] >= 0.95 * int(said[1])
+
+
+def test_rows_that_are_too_short_for_many_questions_are_warned_of(tmp_path: Path) -> None:
+    write_questions(tmp_path / "chat.jsonl", long=30, short=60)
+    notes: list[str] = []
+    job = with_rows(sft_job(tmp_path), 64)
+    prepare_sft(job, tmp_path / "data", None, lambda m: notes.append(getattr(m, "text", "")))
+    words = "warning: chat.jsonl: 30 of 90 conversations are dropped, because no answer begins"
+    (said,) = (note for note in notes if note.startswith(words))
+    with pytest.raises(BadInput, match="sft: the corpus is smaller than one batch") as found:
+        prepare_sft(with_rows(job, 64, global_batch=99), tmp_path / "few", None, lambda m: None)
+    assert str(found.value).endswith(f"{said.removeprefix('warning: chat.jsonl: ')}.")
+    assert "or seq_len" not in str(found.value)
+
+
+def test_a_held_out_split_without_conversations_says_whether_they_were_too_long(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "talks").mkdir()
+    write_questions(tmp_path / "talks/train.jsonl", long=0, short=9)
+    job = with_rows(sft_job(tmp_path, path="talks"), 64, held_out=0.0001)
+    with pytest.raises(BadInput, match=r"held out\. Add conversations, or raise sft\.held_out"):
+        prepared_sft(job, tmp_path / "few")
+    write_questions(tmp_path / "talks/valid.jsonl", long=5, short=0)
+    with pytest.raises(BadInput, match=r"held out\. 5 of 5 conversations are dropped, because no"):
+        prepared_sft(job, tmp_path / "long")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
+from pipeline.console.formats import money
 from pipeline.rent.deadline.policy import Market, State
 from pipeline.rent.managed.keep.decision import Decision, risk_at
 from pipeline.rent.managed.keep.standing import rental_of
@@ -158,7 +159,7 @@ def renting_on_demand(
     words = f"{why}: renting {machines} on demand"
     if price is None or most is None:
         return f"{words}, at an unknown price"
-    return f"{words}, from ${price:.2f}/h; at most ${most:.2f} more"
+    return f"{words}, from ${price:.2f}/h; at most {money(most)} more"
 
 
 def none_on_demand(machines: str, waited: float, slack: float) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pion.errors import Stopped
-from pipeline.console.formats import duration, printable
+from pipeline.console.formats import duration, money, printable
 from pipeline.rent.managed.provider.jobs import ManagedJob
 from pipeline.state.run_state import RunState
 
@@ -110,7 +110,7 @@ def _step_line(status: Mapping[str, Any]) -> str:
 
 def _cost(dollars: float | None) -> str:
     """Return ` ($0.12 so far)`; nothing if no price is known."""
-    return f" (${dollars:.2f} so far)" if dollars else ""
+    return f" ({money(dollars)} so far)" if dollars else ""
 
 
 def _host(status: Mapping[str, Any]) -> str | None:

@@ -25,7 +25,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from pion.errors import BadInput, PionError
+from pion.errors import BadInput, PionError, causes
 from pipeline.state.stores.hub import TOKENS_PAGE
 
 # The Hub gives these reasons in words only, all with status 403.
@@ -187,7 +187,7 @@ def explain_reading(
     `page` is the address of the repository's page, where its terms are accepted.
     """
     what = f"{repository}, file {file}" if file else repository
-    chain = list(_causes(error))
+    chain = list(causes(error))
     for cause in chain:
         status = getattr(getattr(cause, "response", None), "status_code", None)
         match cause:
@@ -221,12 +221,6 @@ def explain_reading(
                 # datasets' own complaints: unknown split or subset, no readable files
                 return BadInput(f"{what}: {first_line}")
     return None
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _token_advice() -> str:

@@ -48,12 +48,53 @@ AFTER_THOUGHT = (
     )
     + END
 )
+# Phi 4: after each call a special token, at which no answer ends.
+CLOSED = (
+    BEGIN
+    + (
+        "{%- for c in m.tool_calls -%}"
+        "{{- '<tool>' ~ c.function | tojson ~ '<|message|>' -}}{%- endfor -%}"
+    )
+    + END
+)
+# Command R: thoughts before the calls, and numbers in place of ids.
+AFTER_MARKS = (
+    BEGIN
+    + (
+        "{{- '<|channel|>' ~ m.reasoning_content ~ '<|message|>[\n' -}}"
+        "{{- {'id': 0, 'tool_name': m.tool_calls[0].function.name, 'parameters':"
+        " m.tool_calls[0].function.arguments} | tojson ~ '\n]<|channel|>' -}}"
+    )
+    + END
+)
+# All of the API's call, with the id of this call.
+WITH_ID = BEGIN + "{{- m.tool_calls | tojson -}}" + END
 # Qwen3-Coder: no JSON.
-XML = BEGIN + "{{- '<function=' ~ m.tool_calls[0].function.name ~ '>' -}}" + END
+XML = (
+    BEGIN
+    + (
+        "{%- for c in m.tool_calls -%}{{- '<tool_call>\n<function=' ~ c.function.name ~ '>\n' -}}"
+        "{%- for name, value in c.function.arguments | items -%}"
+        "{{- '<parameter=' ~ name ~ '>\n' ~ value ~ '\n</parameter>\n' -}}{%- endfor -%}"
+        "{{- '</function>\n</tool_call>' -}}{%- endfor -%}"
+    )
+    + END
+)
+# gpt-oss: the name before the JSON.
+TO_CHANNEL = (
+    "{{- '<|start|>assistant to=functions.' ~ m.tool_calls[0].function.name -}}"
+    "{{- '<|channel|>commentary json<|message|>' -}}"
+    "{{- m.tool_calls[0].function.arguments | tojson ~ '<|return|>' -}}"
+)
 
 
 def turns(calls: str, told: str = TOLD) -> str:
     return told + TURNS.replace("CALLS", calls)
+
+
+def marked(calls: str) -> str:
+    """Return a template whose special tokens are gpt-oss's."""
+    return turns(calls).replace("<|im_start|>", "<|start|>").replace("<|im_end|>", "<|return|>")
 
 
 HERMES = CallForm("<tool_call>\n", "</tool_call>", "name", "arguments", listed=False)
@@ -62,7 +103,17 @@ FORMS: dict[str, tuple[str, CallForm | None]] = {
     "after a thought": (turns(AFTER_THOUGHT), HERMES),
     "Llama 3.1": (turns(BARE), CallForm("", "", "name", "parameters", listed=False)),
     "Mistral": (turns(LISTED), CallForm("[TOOL_CALLS]", "", "name", "arguments", listed=True)),
+    "Phi 4": (
+        marked(CLOSED),
+        CallForm("<tool>", "<|message|>", "name", "arguments", listed=False),
+    ),
+    "Command R": (
+        marked(AFTER_MARKS),
+        CallForm("<|message|>", "<|channel|>", "tool_name", "parameters", listed=True),
+    ),
+    "an id outside": (turns(WITH_ID), None),
     "no JSON": (turns(XML), None),
+    "gpt-oss": (marked(TO_CHANNEL), None),
     "tools are not shown": (turns(BARE, told=""), None),
     "calls are not written": (CHATML, None),
     "the name is outside": (DEEPSEEK, None),
@@ -73,7 +124,8 @@ FORMS: dict[str, tuple[str, CallForm | None]] = {
 @pytest.mark.parametrize("name", FORMS)
 def test_the_form_is_what_the_template_writes(name: str, tmp_path: Path) -> None:
     template, form = FORMS[name]
-    file = write_files("qwen", tmp_path, template) / "tokenizer.json"
+    kind = "harmony" if "<|start|>" in template else "qwen"
+    file = write_files(kind, tmp_path, template) / "tokenizer.json"
     chat_format = ChatFormat(file, Tokenizer.from_file(file))
     try:
         assert chat_format.call_form == form

@@ -1,11 +1,12 @@
 from itertools import pairwise
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pion.data.chat.conversation import Tokenized
-from pion.data.chat.packing import Packed, best_fit_decreasing, pack
+from pion.data.chat.packing import Packed, best_fit_decreasing, pack, row_that_holds
 from pion.data.row_flags import LEARNED, PADDING, STARTS
 
 PAD = 1
@@ -92,6 +93,19 @@ def test_a_conversation_whose_answer_lies_beyond_the_row_is_dropped_and_counted(
     packed = pack([late, on_time], SEQ_LEN, PAD)
     assert (packed.conversations, packed.cut, packed.dropped) == (1, 1, 1)
     assert packed.ids.tolist() == [on_time.ids[:SEQ_LEN].tolist()]
+
+
+@pytest.mark.parametrize(
+    ("share", "lengths", "row"),
+    [
+        (0.95, [], 0),
+        (0.95, [64] * 19 + [999], 64),
+        (0.95, [64] * 18 + [65, 999], 128),
+        (1, [1], 64),
+    ],
+)
+def test_a_row_holds_a_share_of_the_lengths(share: float, lengths: list[int], row: int) -> None:
+    assert row_that_holds(share, np.array(lengths)) == row
 
 
 def test_nothing_but_dropped_conversations_makes_no_row() -> None:

@@ -219,3 +219,17 @@ def requires_text_of_transformers(model: Model, example: Example) -> None:
         assert rows == [(text(answer + 1), part) for answer, part in zip(answers, learned)]
     else:
         assert rows == [(text(len(messages)), "".join(learned))]
+
+
+@pytest.mark.parametrize("key", ["label", "kto_tag"])
+@pytest.mark.parametrize("no", [False, 0, 0.0, "0", "false", "False", " FALSE "])
+def test_sft_refuses_turns_with_any_label_that_says_no(key: str, no: object) -> None:
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]
+    with pytest.raises(BadInput, match=r"f:1: .*prefer\.loss kto or apo-zero.*prefer\.sources"):
+        read_conversation({"messages": turns, key: no}, "f:1")
+
+
+@pytest.mark.parametrize("other", [True, 1, "1", "true", 2, "joke", [0], ""])
+def test_sft_learns_turns_with_other_labels(other: object) -> None:
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]
+    assert read_conversation({"messages": turns, "label": other}, "f:1").messages == turns

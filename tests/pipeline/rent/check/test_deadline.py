@@ -34,8 +34,12 @@ MIXED = """any_of:
   - {accelerators: RTXA4000, use_spot: true}
   - {accelerators: A40, use_spot: false}
   - {accelerators: RTXA4000, use_spot: false}"""
-# Hours of work for a tiny model.
-LONG: dict[str, Any] = {"pretrain__steps": 100_000_000, "pretrain__global_batch": 512}
+# Hours of work, for a model that is large enough that the card decides how long a step takes.
+LONG: dict[str, Any] = {
+    "model": {"d_model": 512, "n_layers": 2, "n_heads": 8, "n_kv_heads": 8, "d_ff": 2048},
+    "pretrain__steps": 1_000_000,
+    "pretrain__global_batch": 512,
+}
 
 
 @pytest.fixture
@@ -90,7 +94,7 @@ def test_an_estimated_speed_is_taken_as_slower_and_asks_for_a_tenth_of_the_work_
     assert known.gpu == "A40"
     assert known.measured
     assert known.margin(deadline) == 60
-    assert known.work == pytest.approx((1e8 * 512 * 32 + 10 * 4 * 96) / 1e6)
+    assert known.work == pytest.approx((1e6 * 512 * 32 + 10 * 4 * 96) / 1e6)
 
 
 def test_committed_steps_are_no_longer_work(case: Case, mixed: SkyYaml) -> None:
@@ -132,7 +136,8 @@ def test_slack_below_the_margin_is_refused_with_the_numbers(case: Case, mixed: S
     work = (machine(case, mixed).work or 0) / 3600
     words = refused(case, mixed, deadline={"hours": hours})
     assert f"{work:.1f} h of work on A40 on demand, {hours:.1f} h left, and a margin of" in words
-    assert "15% MFU assumed; 1/0.9 of the estimated time" in words
+    assert "estimated: 15% MFU assumed" in words
+    assert "1/0.9 of the estimated time" in words
     assert "of work on RTXA4000 on demand" in words
     assert "deadline.hours, deadline.at or deadline.margin in the job" in words
 

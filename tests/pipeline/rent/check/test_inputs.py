@@ -15,7 +15,7 @@ from pion.errors import BadInput
 from pipeline.base.keep import keep_as_base
 from pipeline.base.read_job import read_job
 from pipeline.job import Job
-from pipeline.rent.check.command import run_checks
+from pipeline.rent.check.command import PRICED, run_checks
 from pipeline.rent.check.inputs import check_base, check_files
 from pipeline.rent.sky_yaml import SkyYaml, read_sky_yaml
 from pipeline.state.run_state import RunState
@@ -127,3 +127,15 @@ def test_conversations_named_by_their_place_on_this_machine_would_not_be_found(
     job = job_from(checkout, "../base", sft=SFT | {"sources": [source]})
     with pytest.raises(BadInput, match=r"relative to the job file: talks\.jsonl"):
         check_files(job, rental, None)
+
+
+def test_nobody_is_asked_for_prices_of_conversations_that_can_not_be_used(
+    checkout: Path, rental: SkyYaml
+) -> None:
+    talks = checkout / "jobs" / "talks.jsonl"
+    talks.write_text(talks.read_text().splitlines()[0])
+    job = job_from(checkout, "../base", sft={"epochs": 1, "sources": SFT["sources"]})
+    rows = {row.name: row for row in run_checks(job, rental)}
+    assert rows["conversations"].ok is False
+    assert "files" in rows
+    assert not {*rows}.intersection(PRICED)

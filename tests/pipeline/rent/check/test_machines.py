@@ -75,6 +75,6 @@ def test_several_cards_that_are_slower_than_one_are_warned_about_before_they_are
         JOBS / "pion-small.yaml", ("data.seq_len=64", "pretrain.global_batch=4", "sft=null")
     )
     (row,) = [row for row in check_machines(job, on, force=False) if row.name == "cards"]
-    unknown(row, "slower than one card: 4 × A40", "PCI Express 4.0 x16, 18 GB/s", "0.41 GB")
+    unknown(row, "slower than one card: 4 × A40", "PCI Express 4.0 x16, 18 GB/s", "412 MB")
     usual = load_job(JOBS / "pion-small.yaml")
     assert "cards" not in {row.name for row in check_machines(usual, on, force=False)}

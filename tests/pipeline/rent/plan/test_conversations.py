@@ -60,7 +60,7 @@ def test_the_check_states_rows_passes_and_what_is_lost(tmp_path: Path) -> None:
     row, first = check_conversations(job)
     assert row.ok
     assert "2 passes in " in row.words
-    assert "are cut" in row.words
+    assert "; 1 of 303 conversations are dropped, because no answer begins within" in row.words
     assert re.search(r"<\|user\|>\nWhat .*\n<\|assistant\|>\n⟦.*\n<\|endoftext\|>⟧$", first.words)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from pion.bench.card import shipped_results
 from pion.errors import BadInput
 from pipeline.job.digest import digest_job
 from pipeline.job.file import load_job
@@ -99,6 +101,28 @@ def test_without_a_job_and_a_ladder_it_says_what_to_run(
     assert "$40.00 would give pion2-max-" in text
     assert " in bf16; a laptop" in text
     assert lines[-1].startswith("  pion launch jobs/pion2-max-")
+
+
+@pytest.mark.soak
+def test_the_example_in_the_document_is_what_the_program_prints(
+    sky_home: SkyHome,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    document = (REPOSITORY / "docs" / "renting.md").read_text()
+    found = re.search(
+        r"`(prices: \{.*?)`\..*?\$ pion plan my\.yaml --dollars 20\n(.*?)```", document, re.S
+    )
+    assert found is not None
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("pipeline.rent.plan.speeds.shipped_results", shipped_results)
+    sky_home.lose_catalog()
+    job = (JOBS / "pion2-max-small.yaml").read_text()
+    named = re.sub(r"(?m)^name: .*$", "name: my", job)
+    Path("my.yaml").write_text(f"{named}\n{found[1].replace(chr(10), ' ')}\n")
+    assert show_dollars(Asked("my.yaml", [], 20.0), as_json=False) == 0
+    assert capsys.readouterr().out.splitlines() == found[2].splitlines()
 
 
 def test_with_a_ladder_it_predicts_with_an_interval(

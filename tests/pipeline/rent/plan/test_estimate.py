@@ -15,8 +15,10 @@ from pipeline.job.file import load_job
 from pipeline.rent.plan.estimate import Estimate, StageEstimate, estimate
 from pipeline.rent.plan.gpus import GPU_TYPES
 from pipeline.rent.plan.prices import RESTART_SECONDS, Offer
+from pipeline.rent.plan.speeds import Known, bench_results
 from pipeline.rent.plan.what_fits import gpus_that_fit
 from tests.paths import JOBS
+from tests.support.jobs import tiny_job
 
 HOUR = 3600.0
 
@@ -108,6 +110,20 @@ def test_an_unmeasured_model_is_as_fast_as_the_published_recipe_was() -> None:
     found = on("A40")
     assert found.stages[0].tokens_per_second == pytest.approx(64 * 2048 / 4.3, rel=0.02)
     assert found.stages[0].speed_from == "estimated: 15% MFU assumed"
+
+
+@pytest.mark.parametrize("gpu", ["A40", "H100", "B200"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_nobody_is_told_a_speed_that_no_host_can_reach(gpu: str, count: int) -> None:
+    """A tiny model on such a card would make tens of millions of tokens a second by its FLOPs."""
+    tiny = tiny_job()
+    known = Known(bench=bench_results([]))
+    stage = estimate(tiny, offer(gpu, count=count), known).stages[0]
+    step = tiny.section("pretrain").global_batch * tiny.data.seq_len
+    assert stage.tokens_per_second is not None
+    assert 0.005 < step / stage.tokens_per_second < 0.05
+    assert "waits for its host" in stage.speed_from
+    assert not stage.measured
 
 
 def test_recomputing_activations_is_slower() -> None:

@@ -12,6 +12,7 @@ from pipeline.rent.plan.estimate import estimate
 from pipeline.rent.plan.on_cards import OnCards, on_cards, warnings_about
 from tests.paths import JOBS
 from tests.pipeline.rent.plan.test_estimate import offer
+from tests.support.jobs import tiny_job
 
 # 2 rows of 256 tokens: so few that sending the gradients takes longer than computing them.
 FEW = ("data.seq_len=256", "pretrain.global_batch=2", "sft=null")
@@ -104,9 +105,16 @@ def test_two_cheap_cards_that_are_slower_than_one_are_warned_about_with_the_numb
     assert two.seconds > one.seconds
     assert warnings_about([found]) == [
         f"slower than one card: 2 × RTXA4000, {two.seconds:.3g} s a step instead of "
-        f"{one.seconds:.3g} (PCI Express 4.0 x16, 18 GB/s). A step sums 0.41 GB of gradients over "
+        f"{one.seconds:.3g} (PCI Express 4.0 x16, 18 GB/s). A step sums 412 MB of gradients over "
         "the link"
     ]
+
+
+def test_cards_that_wait_for_their_hosts_are_as_slow_as_one_and_dearer() -> None:
+    found = on_cards(tiny_job(), estimate(tiny_job(), offer("H100-SXM")))
+    assert found is not None
+    (line,) = warnings_about([found])
+    assert line.startswith("a token costs over 10% more than on one card: 2 × H100-SXM, 100% more")
 
 
 def test_h100s_are_not_warned_about_at_the_jobs_own_batch() -> None:
@@ -119,7 +127,7 @@ def test_a_token_that_costs_much_more_is_warned_about_at_the_first_such_number()
     (line,) = warnings_about([found])
     assert line == (
         f"a token costs over 10% more than on one card: 8 × L40S, {(row.cost or 0) - 1:.0%} more "
-        "(PCI Express 4.0 x16, 18 GB/s). A step sums 0.41 GB of gradients over the link"
+        "(PCI Express 4.0 x16, 18 GB/s). A step sums 412 MB of gradients over the link"
     )
 
 

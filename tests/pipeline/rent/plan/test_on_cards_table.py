@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline.rent.plan.command import show_plan
-from tests.paths import JOBS
+from tests.paths import JOBS, REPOSITORY
 from tests.pipeline.rent.conftest import SkyHome
 from tests.pipeline.rent.plan.test_on_cards import FEW
 from tests.support.sky_catalog import PRICES
@@ -26,10 +26,12 @@ def shown(
 ) -> Any:
     """What `pion plan` prints for pion-small, in a terminal of so many columns."""
 
-    def run(*overrides: str, gpus: tuple[str, ...] = (), columns: int = 120) -> str:
+    def run(
+        *overrides: str, gpus: tuple[str, ...] = (), columns: int = 120, job: str = SMALL
+    ) -> str:
         monkeypatch.setenv("COLUMNS", str(columns))
         settings = [f"store={tmp_path / 'runs'}", *overrides]
-        assert show_plan(SMALL, settings, gpus=gpus, as_json=False) == 0
+        assert show_plan(job, settings, gpus=gpus, as_json=False) == 0
         return capsys.readouterr().out
 
     return run
@@ -65,6 +67,14 @@ def test_a_type_of_gpu_has_a_line_for_each_number_of_cards(shown: Any) -> None:
     assert rows[3][-2:] == ["0.10", "GiB"], "an eighth of the moments"
     assert printed.count("estimated from the links' published speeds") == 1
     assert "18 GB/s: measured by a user, 4 × RTX 4090: NVIDIA/nccl issue 1603" in printed
+
+
+def test_the_table_in_the_document_is_what_the_program_prints(shown: Any) -> None:
+    job = str(JOBS / "pion-xl.yaml")
+    printed = shown("pretrain.optimizer=muon", gpus=("A40",), job=job)
+    written = (REPOSITORY / "docs" / "renting.md").read_text()
+    title = "a step of pretrain on several A40, estimated"
+    assert lines_of(printed, title)[:4] == lines_of(written, title)[:4]
 
 
 def test_muon_has_a_column_if_the_job_trains_with_muon(shown: Any) -> None:

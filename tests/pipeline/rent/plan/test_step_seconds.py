@@ -7,7 +7,18 @@ from itertools import pairwise
 
 import pytest
 
-from pipeline.rent.plan.step_seconds import StepSeconds, StepWork, step_seconds
+from pion.bench.card import shipped_results
+from pion.bench.results import read_results, train_speeds
+from pion.config.model_config import ModelConfig
+from pipeline.rent.plan.step_seconds import (
+    LAUNCH_SECONDS,
+    LAUNCHES,
+    LAUNCHES_OF_UPDATE,
+    InParts,
+    StepSeconds,
+    StepWork,
+    step_seconds,
+)
 
 # 8 rows of 10 tokens: 80 tokens × 30 FLOPs = 2,400 FLOPs, in micro-batches of 2 rows.
 WORK = StepWork(
@@ -16,6 +27,7 @@ WORK = StepWork(
     forward_flops=10.0,
     backward_flops=20.0,
     micro_batch=2,
+    blocks=1,
     gradient_bytes=1000,
     last_bucket_bytes=100,
     update_bytes=600,
@@ -79,6 +91,39 @@ def test_one_card_is_as_fast_as_it_is_known_to_be() -> None:
     flops = WORK.flops_per_second(tokens_per_second=5.0)
     found = step_seconds(WORK, 1, flops_per_second=flops, bytes_per_second=1.0)
     assert found.tokens_per_second == pytest.approx(5.0)
+
+
+def test_a_card_computes_no_faster_than_its_host_starts_kernels() -> None:
+    # 4 rows in 2 micro-batches of a block, embedding and loss, then the update.
+    kernels = 2 * 2 * LAUNCHES + LAUNCHES_OF_UPDATE
+    for faster, parts in ((1e6, None), (1e12, None), (1e12, InParts(100, 40, 240))):
+        work = dataclasses.replace(WORK, in_parts=parts)
+        step = step_seconds(work, 2, flops_per_second=faster, bytes_per_second=1e15)
+        assert step.waits_for_host
+        assert step.computing == pytest.approx(kernels * LAUNCH_SECONDS)
+    assert not on(2).waits_for_host
+
+
+def test_a_speed_that_a_run_has_measured_has_the_time_of_its_host_in_it() -> None:
+    work = dataclasses.replace(WORK, blocks=None)
+    found = step_seconds(work, 2, flops_per_second=1e12, bytes_per_second=1e15)
+    assert found.seconds < 1e-6
+    assert not found.waits_for_host
+
+
+def test_no_measured_step_was_shorter_than_its_host_needs() -> None:
+    """The floor is low enough for every compiled step that a card has ever taken."""
+    compared = 0
+    for path in shipped_results():
+        for speed in train_speeds(read_results(path)):
+            blocks = ModelConfig.preset(speed.model).n_layers
+            work = dataclasses.replace(
+                WORK, blocks=blocks, global_batch=16, micro_batch=speed.micro_batch
+            )
+            starting = step_seconds(work, 1, flops_per_second=1.0, bytes_per_second=1.0).starting
+            assert starting < 16 * speed.seq_len / speed.tokens_per_second, speed
+            compared += 1
+    assert compared > 10
 
 
 def test_a_faster_link_is_never_slower_and_more_cards_compute_less_and_gather_more() -> None:

@@ -92,7 +92,7 @@ def test_a_job_that_fits_on_a_common_gpu_is_told_of_no_machine_with_several(
 # ---------------------------------------------------------------- seconds
 
 # 8 rows of 100 tokens; 12 FLOPs a token on cards of 1,000 FLOP/s. A byte takes 1 ms.
-WORK = StepWork(8, 100, 4.0, 8.0, 2, 400, 100, 400, in_parts=InParts(100, 40, 240))
+WORK = StepWork(8, 100, 4.0, 8.0, 2, 1, 400, 100, 400, in_parts=InParts(100, 40, 240))
 
 
 def test_what_is_exchanged_is_hidden_as_far_as_a_micro_batch_computes() -> None:

@@ -145,10 +145,14 @@ def test_before_anything_is_saved_its_size_follows_from_the_model(tmp_path: Path
     assert "uploaded at 100 MB/s" in found.write.origin
 
 
+# A step of 128 tokens takes the card longer than its host.
+LARGE = {"d_model": 4096, "n_layers": 2, "n_heads": 8, "n_kv_heads": 8, "d_ff": 32_768}
+
+
 def test_a_gpu_nobody_has_measured_is_estimated_and_says_so(
     tmp_path: Path, sky_home: SkyHome
 ) -> None:
-    steps = numbers(write_job(tmp_path), Given(gpu="A40")).steps
+    steps = numbers(write_job(tmp_path, model=LARGE), Given(gpu="A40")).steps
     assert steps["sft"].value > steps["pretrain"].value > 0
     assert "A40: estimated: 15% MFU assumed" in steps["pretrain"].origin
 
@@ -157,7 +161,8 @@ def test_a_gpu_that_was_benched_gives_its_speed_and_the_time_of_a_save(
     tmp_path: Path, sky_home: SkyHome
 ) -> None:
     path = keep(tmp_path / "bench", results(train_row(), save_row()))
-    found = numbers(write_job(tmp_path), Given(gpu="A40", bench=(str(path),)))
+    job = write_job(tmp_path, model=LARGE)
+    found = numbers(job, Given(gpu="A40", bench=(str(path),)))
     assert "A40: estimated: 25% MFU, as pion-small reached in" in found.steps["pretrain"].origin
     assert SOURCE in found.steps["pretrain"].origin
     assert f"copied at 8 GB/s, which {SOURCE} measured" in found.stall.origin
