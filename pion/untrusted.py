@@ -107,7 +107,7 @@ _TOO_DEEP = f"nested deeper than {DEEPEST} levels"
 
 def _reason(error: ValueError) -> str:
     if isinstance(error, json.JSONDecodeError) and error.lineno == 1:  # perhaps a line of a file
-        return f"{error.msg} at column {error.colno}"
+        return f"{error.msg.removesuffix(' at')} at column {error.colno}"
     return str(error).partition(";")[0]  # the rest is advice for programmers
 
 

@@ -285,9 +285,9 @@ def _parts(phases: Iterable[tuple[str, float]]) -> str:
 
 
 def _amount(progress: PrepareProgress) -> str:
-    done, total = progress.done, progress.total
-    amounts = [done] if total is None else [done, total]
-    shown = (f"{a:,}" if isinstance(a, int) else f"{a:,.1f}" for a in amounts)
+    amounts = [progress.done] if progress.total is None else [progress.done, progress.total]
+    digits = 1 if amounts[-1] >= 1 else 3
+    shown = (f"{a:,}" if isinstance(a, int) else f"{a:,.{digits}f}" for a in amounts)
     facts = [
         f"{'/'.join(shown)} {progress.unit}",
         progress.detail,

@@ -113,5 +113,6 @@ def _broken(text: _Text, where: str, error: json.JSONDecodeError) -> BadInput:
     line = text.line + text.text.count("\n", text.at, error.pos)
     file = where.rpartition(":")[0]
     return BadInput(
-        f"{file}:{line}: not valid JSON ({error.msg}), in the item that begins at {where}"
+        f"{file}:{line}: not valid JSON ({error.msg.removesuffix(' at')}), "
+        f"in the item that begins at {where}"
     )

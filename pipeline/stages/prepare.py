@@ -25,6 +25,7 @@ from pion.data.tokens.token_names import TOKENIZER_CONFIG
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pion.untrusted import parse_object, read_file
+from pipeline.console.formats import short_amount
 from pipeline.console.messages import Note, Say
 from pipeline.data.cleaning.decided import clean
 from pipeline.data.continuations import continuation_questions
@@ -428,10 +429,10 @@ def _about(data: PreparedData) -> Iterator[str]:
     """Yield what people should know of the data."""
     report = data.report
     speeds = [s["mb_per_second"] for s in report["sources"] if "mb_per_second" in s]
-    speed = f"; tokenized at {max(speeds):.1f} MB/s" if speeds else ""
     yield (
-        f"{data.part} data: {report['train_rows']:,} rows ({report['train_tokens'] / 1e6:,.2f}M "
-        f"tokens) to train on, {report['held_out_rows']:,} held out{speed}"
+        f"{data.part} data: {report['train_rows']:,} rows ({short_amount(report['train_tokens'])} "
+        f"tokens) to train on, {report['held_out_rows']:,} held out"
+        + (f"; tokenized at {max(speeds):.1f} MB/s" if speeds else "")
     )
     for source in report["sources"]:
         name = source["name"]

@@ -63,6 +63,11 @@ def test_the_line_of_a_data_set_may_have_what_many_data_sets_have() -> None:
 def test_the_place_in_a_text_of_one_line_is_its_column() -> None:
     with pytest.raises(BadInput, match=r"a:7 is not valid JSON \(Expecting value at column 7\)"):
         parse_json('{"a": }', "a:7")
+    for text in ('"a\tb"', '"ab'):  # json's own messages end with "at" here
+        with pytest.raises(
+            BadInput, match=r"\((Invalid control character|Unterminated string starting) at column"
+        ):
+            parse_json(text, "a")
     with pytest.raises(BadInput, match=r"Expecting value: line 2 column 6"):
         parse_json('{\n"a": }', "a")
 

@@ -51,7 +51,7 @@ _OF_MACOS = "__MACOSX"
 # By what an address begins with, the command that brings it. A path has lost one of the slashes.
 _FAR = re.compile(r"(?:^|/)(s3|gs|hf|https?|az|abfss?|hdfs|ftp):/+(.+)$")
 _COMMANDS = {
-    "s3": "aws s3 cp --recursive s3://{0} data/",
+    "s3": "aws s3 cp s3://{0} data/ (--recursive for a folder)",
     "gs": "gcloud storage cp -r gs://{0} data/",
     "hf": "a source with kind: hub and repo: user/name needs no copy",
     "http": "curl -LO http://{0}",

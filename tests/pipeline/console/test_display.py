@@ -174,6 +174,13 @@ def test_prepare_gets_a_line_every_few_seconds_and_one_when_done():
     assert lines[-1].endswith("prepare: tokenising 100/100 MB")
 
 
+def test_little_text_is_not_shown_as_none():
+    file = io.StringIO()
+    with Display(file) as display:
+        display.say(PrepareProgress("read", 0.012, "MB", total=0.012))
+    assert file.getvalue().endswith("prepare: read 0.012/0.012 MB\n")
+
+
 def test_another_stage_names_what_it_prepares_and_how_long_that_takes():
     progress = PrepareProgress("reference pass", 30, "rows", total=90, stage="prefer", eta=125.0)
     assert log_of(progress)[0].endswith("prefer: reference pass 30/90 rows, ETA 2 min 05 s")

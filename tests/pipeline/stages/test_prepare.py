@@ -4,6 +4,7 @@ import errno
 import gzip
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -104,6 +105,7 @@ def test_entries_of_a_vocabulary_that_the_text_does_not_have_are_said(tmp_path: 
         notes
     )
     assert any(f"{50_000 - got:,} of the model's 50,000 embedding rows" in note for note in notes)
+    assert any(re.search(r"pretrain data: \d+ rows \(\S+K tokens\)", note) for note in notes), notes
 
 
 def test_a_trained_tokenizer_has_not_seen_the_held_out_documents(tmp_path: Path) -> None:

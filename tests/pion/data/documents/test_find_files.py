@@ -71,7 +71,7 @@ def test_a_file_that_is_named_is_read_whatever_its_name_is(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("s3://bucket/x.txt", "s3://bucket/x.txt is not on this machine.*aws s3 cp"),
+        ("s3://bucket/x.txt", "is not on this machine.*aws s3 cp s3://bucket/x.txt data/"),
         ("hf://user/data", "kind: hub"),
         ("https://example.org/x.jsonl", "curl -LO https://example.org/x.jsonl"),
         ("/proc/self/mem", "shows the state of this machine"),
