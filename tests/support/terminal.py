@@ -43,7 +43,7 @@ class Terminal:
             cwd=folder,
             env=environment,
             start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=_own_the_terminal,
         )
         os.close(slave)
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -121,3 +121,10 @@ class Terminal:
                 self.seen += os.read(self._master, 65536).decode(errors="replace")
             except OSError:  # everything that used the terminal has ended
                 return
+
+
+def _own_the_terminal() -> None:
+    """Make the terminal that of this session. Ctrl-C works also if the tests run in the background
+    of a script, where a shell lets processes ignore it."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
