@@ -17,6 +17,7 @@ DOCUMENTS = [
     REPOSITORY / "CHANGELOG.md",
     *sorted((REPOSITORY / "docs").glob("*.md")),
     REPOSITORY / "sky" / "README.md",
+    *sorted((REPOSITORY / "tests").rglob("README.md")),
 ]
 ROOTS = r"(?:pion|pipeline|tests|docs|jobs|sky|benchmarks|tools|\.ci)/"
 NAMED = re.compile(rf"`({ROOTS}[\w./-]*)(?::([\w.]+))?`")

@@ -1,7 +1,7 @@
 """Conversations by the published chat templates themselves, token by token against transformers.
 
 The files are not ours, so they are not in this repository: PION_REAL_MODELS is a folder with one
-folder in transformers' form for each name of REAL. See CONTRIBUTING.md.
+folder in transformers' form for each name of REAL. See tests/README.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A published model's choices are those of nanochat's code around transformers, item by item.
 
 Neither is in this repository: PION_REAL_MODELS is a folder with the model's, and PION_NANOCHAT a
-checkout of nanochat. See CONTRIBUTING.md.
+checkout of nanochat. See tests/README.md.
 """
 
 from __future__ import annotations
