@@ -28,6 +28,6 @@ def read_only_a_part(monkeypatch: pytest.MonkeyPatch, folder: Path, every: int =
     link_part(folder, every)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sysconfig, "get_path", lambda name: str(folder))
-        part = python_docs.source_files.__wrapped__()
+        part = tuple(python_docs.source_files())
     assert len(part) > 20
     monkeypatch.setattr(python_docs, "source_files", lambda: part)

@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import re
 import sys
 import sysconfig
@@ -20,12 +21,12 @@ import tokenize
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.machinery import BuiltinImporter, ExtensionFileLoader
 from itertools import chain, filterfalse, groupby
-from pathlib import Path
 from types import ModuleType
 
+from pion.collection import without_collection
 from pion.data.documents.file_to_documents import Document
 from pion.errors import BadInput
 
@@ -139,32 +140,45 @@ def _texts() -> Iterator[tuple[str, list[str]]]:
 # ---------------------------------------------------------------- modules with source
 
 
-@lru_cache(maxsize=1)
-def source_files() -> tuple[SourceFile, ...]:
-    """Return every source file of the standard library except its tests, by path.
+def source_files() -> Iterator[SourceFile]:
+    """Yield every source file of the standard library except its tests, by path.
 
     Raises BadInput if there is none.
     """
-    library = Path(sysconfig.get_path("stdlib"))
-    found = []
-    for path in sorted(library.rglob("*.py"), key=lambda p: p.as_posix()):
-        relative = path.relative_to(library)
-        if not NOT_LIBRARY.isdisjoint(relative.parts):
-            continue
-        try:
-            with tokenize.open(path) as file, warnings.catch_warnings(action="ignore"):
-                text = file.read()
-                tree = ast.parse(text)
-        except (SyntaxError, UnicodeDecodeError):
-            continue  # templates and examples of syntax errors
-        groups = tuple(filter(None, _source_definitions(relative.as_posix(), tree)))
-        found.append(SourceFile(relative.as_posix(), text, groups, tuple(comments(text, tree))))
+    library, found = sysconfig.get_path("stdlib"), False
+    for path in sorted(_source_paths(library)):
+        if (source := _source_file(library, path)) is not None:
+            found = True
+            yield source
     if not found:
         raise BadInput(
             f"python-docs: {library} has no source files (this Python was installed without them). "
             "Use a Python from python.org, uv or your distribution, or a different data source"
         )
-    return tuple(found)
+
+
+def _source_paths(library: str) -> Iterator[str]:
+    """Yield where the sources are in the library, without the folders that are not the library."""
+    for folder, inner, names in os.walk(library):
+        inner[:] = (name for name in inner if name not in NOT_LIBRARY)
+        for name in names:
+            if name.endswith(".py"):
+                yield os.path.relpath(f"{folder}/{name}", library)
+
+
+@cache
+def _source_file(library: str, path: str) -> SourceFile | None:
+    """Return a file of the library; None if it is a template or an example of a syntax error."""
+    try:
+        # A tree has so many objects that Python would search all of them for garbage.
+        with tokenize.open(f"{library}/{path}") as file, without_collection():
+            text = file.read()
+            with warnings.catch_warnings(action="ignore"):
+                tree = ast.parse(text)
+            groups = tuple(filter(None, _source_definitions(path, tree)))
+            return SourceFile(path, text, groups, tuple(comments(text, tree)))
+    except (SyntaxError, UnicodeDecodeError):
+        return None
 
 
 def _source_definitions(origin: str, tree: ast.Module) -> Iterator[list[Definition]]:

@@ -9,7 +9,6 @@ layers there are, and all that is around the blocks is there as autograd keeps i
 from __future__ import annotations
 
 import contextlib
-import gc
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
+from pion.collection import without_collection
 from pion.model import decoder
 from pion.model.block import Block
 from pion.model.forward_pass import BlockInputs, StepOptions
@@ -53,7 +53,8 @@ class StepTrace:
         _let_the_engine_count_devices()
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._live = LiveBytes(what.device, OPENED)
-        with self._on_paper(), _without_collection():
+        # To free garbage in the middle of a pass would look as if the pass freed it.
+        with self._on_paper(), without_collection():
             self._model = model_of(what)
             self._kinds, self._kind_of = self._measured()
 
@@ -72,7 +73,7 @@ class StepTrace:
             groups = groups_of(self._model, ranks)
             now.shards = groups.blocks
         rest = groups.rest
-        with self._on_paper(), _without_collection(), self._gathering_tables(now, groups):
+        with self._on_paper(), without_collection(), self._gathering_tables(now, groups):
             if self._what.sharded:
                 drop_gradients(self._model, self._model)
             start, self._live.history = self._live.live, []
@@ -258,18 +259,6 @@ def _let_the_engine_count_devices() -> None:
     """
     with torch.inference_mode(False), torch.enable_grad():
         torch.zeros((), requires_grad=True).clone().backward()
-
-
-@contextlib.contextmanager
-def _without_collection() -> Iterator[None]:
-    """Keep garbage: to free it in the middle of a pass would look as if the pass freed it."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _taken_apart(x: Tensor, inputs: BlockInputs) -> tuple[list[Tensor], Callable[..., Any]]:
