@@ -35,7 +35,7 @@ def schema_of(asked: TextFormat | None) -> dict[str, Any] | None:
 
 
 def _flat(value: Any) -> Any:
-    """Return a format whose schema is in an object of its own as one without this object."""
+    """Return `response_format` with the fields of its `json_schema`, as `text.format` has them."""
     if not isinstance(value, dict) or not isinstance(value.get("json_schema"), dict):
         return value
     return value["json_schema"] | {n: field for n, field in value.items() if n != "json_schema"}

@@ -65,22 +65,15 @@ def add_options(parser: argparse.ArgumentParser, model_help: str) -> None:
         help="answer requests that offer tools (functions) with text, as if they offered none; "
         "some front ends offer tools with each request (default: such requests are refused)",
     )
-    parser.add_argument(
-        "--slots",
-        type=int,
-        metavar="N",
-        default=Options.slots,
-        help="answers that are written at once, of each model; fewer if memory is short "
-        f"({Options.slots})",
-    )
-    parser.add_argument(
-        "--queue",
-        type=int,
-        metavar="N",
-        default=Options.queue,
-        help="requests that may wait for a slot; more are refused with status 429 "
-        f"({Options.queue})",
-    )
+    numbers = {
+        "slots": "answers that are written at once, of each model; fewer if memory is short",
+        "queue": "requests that may wait for a slot; more are refused with status 429",
+    }
+    for name, meaning in numbers.items():
+        default = getattr(Options, name)
+        parser.add_argument(
+            f"--{name}", type=int, metavar="N", default=default, help=f"{meaning} ({default})"
+        )
     parser.add_argument(
         "--seq-len",
         type=int,

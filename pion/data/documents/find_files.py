@@ -90,7 +90,7 @@ def find_files(path: Path, suffixes: tuple[str, ...], key: str) -> tuple[list[Pa
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """Yield all that is in a folder and is none. Links to folders are not followed."""
+    """Yield the files below a folder. Links to folders are not followed."""
     for place, _, names in os.walk(folder):
         for name in names:
             yield Path(place, name)
