@@ -18,7 +18,7 @@ from tests.support.whole_runs import rows_trained, write_job
 PION = f"{sys.executable} -m pipeline.cli"
 
 
-def test_a_run_is_resized_suspended_and_stopped_and_its_reader_leaves(tmp_path: Path) -> None:
+def test_a_run_and_a_chat_are_resized_suspended_and_stopped_and_a_reader_leaves(tmp_path: Path) -> None:
     write_job(tmp_path, pretrain__steps=100, log__every=1)
     with Terminal(tmp_path) as terminal:
         terminal.type(f"{PION} run tiny.yaml")
@@ -37,6 +37,20 @@ def test_a_run_is_resized_suspended_and_stopped_and_its_reader_leaves(tmp_path: 
         terminal.type(f"{PION} run tiny.yaml")
         terminal.wait_for("evaluate: done")
         assert terminal.code() == 0
+        terminal.type(f"{PION} chat tiny")
+        terminal.wait_for("\n> ")
+        for rows, columns in ((10, 12), (3, 200), (24, 80)):
+            terminal.resize(rows, columns)
+        terminal.press("Ctrl-Z")
+        terminal.wait_for("Stopped")
+        terminal.resume()
+        terminal.type("hello")
+        terminal.wait_for("\n> ")
+        terminal.press("Ctrl-C")
+        terminal.wait_for("(Ctrl-D or /quit to quit)")
+        terminal.press("Ctrl-D")
+        assert terminal.code() == 0
+        assert "Traceback" not in terminal.seen
     assert rows_trained(tmp_path, "pretrain") == [[4 * s, 4 * s + 4] for s in range(100)]
 
 
