@@ -62,6 +62,11 @@ def chat_examples(look: Look, job: Job | None) -> list[str]:
                 for one in example.tokenized[-1:]  # of a split one, that with all turns
             ),
             *(f"warning, of the first {len(found):,}: {words}" for words in lost.warnings()),
+            *(
+                [f"the template wrote the first {len(found):,}: `pion check` tries the others, too"]
+                if len(found) < look.records or not look.sample.whole
+                else []
+            ),
         ]
 
 

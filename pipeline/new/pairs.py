@@ -118,7 +118,7 @@ def _affordable(
         return job
 
     job = with_rows(stage)
-    if look.sample.whole and look.bytes <= FEW_BYTES:
+    if _is_little(look):
         count_preferences(job)  # refuses what `pion check` would
     market = todays_market(job)
     best = cheapest(with_rows(stage), market, None)
@@ -129,7 +129,13 @@ def _affordable(
     return stage, in_words(best, market)
 
 
+def _is_little(look: PairsLook) -> bool:
+    return look.sample.whole and look.bytes <= FEW_BYTES
+
+
 def _notes(look: PairsLook, base: LookedUp) -> Iterator[str]:
+    if not _is_little(look):
+        yield f"the template was not tried on the {look.what}s: `pion check` tries it"
     if look.items < FEW_PAIRS:
         yield f"{counted(look.items, look.what)} are few: the model may only learn their wording"
     if base.base is None:

@@ -165,6 +165,14 @@ def test_calls_that_the_template_can_not_write_are_refused_wherever_they_are(
     assert f"{data.name}:150: answer 1 calls 'track_letter', and the chat template does not" in said
 
 
+def test_a_line_says_that_only_a_part_was_tried(
+    here: Path, pion: Pion, chat_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.new.look.FEW_BYTES", 1000)
+    _, printed = made(pion, own_data.GOOD["messages"](here), "--from", str(chat_base))
+    assert re.search(r"the template wrote the first \d+: `pion check` tries the others", printed)
+
+
 @pytest.mark.usefixtures("no_price_is_asked")
 def test_what_is_too_little_is_said_before_prices_are_asked(
     here: Path, pion: Pion, plain_base: Path
