@@ -43,17 +43,19 @@ STATES = {
 PREPARE_SECONDS = 5.0
 # Seconds between two drawings of the live panel.
 REFRESH = 0.25
-# So many messages wait for a terminal that is held (Ctrl-S) or a pipe that nobody reads. After
-# that, the numbers of steps are left out. Other messages are few.
-MOST_WAITING = 10_000
+# So many messages wait for a terminal that is slow or held (Ctrl-S), or a pipe that nobody reads.
+# After that, the numbers of steps are left out, and each other message is said a little later, so
+# that a terminal which is only slow can follow.
+MOST_WAITING = 2_000
+LATER_SECONDS = 0.001
 
 
 class Display:
     """Shows messages in their order, from any thread.
 
-    A context manager. By default, `live` depends on whether `file` is a terminal. `say` never
-    waits. Only one thread of the display touches the file and rich, so there is no lock. If nobody
-    reads `file`, or `file` can't be written, the run continues.
+    A context manager. By default, `live` depends on whether `file` is a terminal. `say` waits at
+    most LATER_SECONDS. Only one thread of the display touches the file and rich, so there is no
+    lock. If nobody reads `file`, or `file` can't be written, the run continues.
     """
 
     def __init__(
@@ -104,10 +106,14 @@ class Display:
         if not self._thread.is_alive():
             self._at = self._now()
             self._show(message)
-        elif not (isinstance(message, Step) and self._said.qsize() > MOST_WAITING):
-            self._said.put((self._now(), message))
-            if isinstance(message, Note) and message.last:
-                self.__exit__()
+            return
+        if self._said.qsize() > MOST_WAITING:
+            if isinstance(message, Step):
+                return
+            time.sleep(LATER_SECONDS)
+        self._said.put((self._now(), message))
+        if isinstance(message, Note) and message.last:
+            self.__exit__()
 
     def _draw(self) -> None:
         """Draw until the end was said."""

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from pipeline.console import display as display_module
 from pipeline.console.display import Display
 from pipeline.console.formats import amount, duration, minutes_or_hours, money, printable, size
 from pipeline.console.messages import (
@@ -23,7 +24,7 @@ from pipeline.console.messages import (
     Step,
     Summary,
 )
-from tests.support.waiting import join
+from tests.support.waiting import PATIENCE_SECONDS, join
 
 STEP = Step(
     stage="pretrain",
@@ -240,6 +241,30 @@ def test_a_closed_pipe_silences_the_display_and_nothing_else():
             display.say(Note("anybody there?"))
     with pytest.raises(BrokenPipeError):
         file.close()
+
+
+def test_a_slow_terminal_can_follow_who_says_more_than_it_shows(monkeypatch):
+    """Without a pause, 15 s of lines kept a run from its end for minutes."""
+    waited, held = [], threading.Event()
+    monkeypatch.setattr(display_module, "MOST_WAITING", 3)
+    monkeypatch.setattr(display_module.time, "sleep", waited.append)
+
+    class Slow(io.StringIO):
+        def write(self, text: str) -> int:
+            held.wait(PATIENCE_SECONDS)
+            return super().write(text)
+
+    file = Slow()
+    with Display(file) as display:
+        for number in range(10):
+            display.say(Note(f"line {number}"))
+            display.say(STEP)
+        held.set()
+    assert 5 <= len(waited) <= 8
+    assert set(waited) == {display_module.LATER_SECONDS}
+    lines = file.getvalue().splitlines()
+    assert [line[-6:] for line in lines if "line" in line] == [f"line {n}" for n in range(10)]
+    assert sum("pretrain step" in line for line in lines) < 4
 
 
 def test_messages_from_many_threads_never_mix_within_a_line():
