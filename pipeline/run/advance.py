@@ -20,7 +20,14 @@ from pipeline.job import STAGES, Job
 from pipeline.job.digest import digest_of
 from pipeline.models.bring import run_reference
 from pipeline.report.report_file import write_run_report
-from pipeline.run.drive_training import WorkersTraining, fetch_ahead, start_workers, training_here
+from pipeline.run.drive_training import (
+    RayNotStarted,
+    WorkersTraining,
+    fetch_ahead,
+    start_again,
+    start_workers,
+    training_here,
+)
 from pipeline.run.finish import finish_evaluate, finish_publish, summary_rows
 from pipeline.run.journal import Journal
 from pipeline.run.prepare import prepare_data
@@ -149,6 +156,7 @@ class Advance:
         if prepared and training:
             self._measure_start()  # before workers own the run
         at_most: dict[str, Any] | None = None
+        failed_starts = 0
         while True:
             try:
                 with contextlib.ExitStack() as ending:
@@ -156,7 +164,7 @@ class Advance:
                         self.work_done = True
                         self._prepare()
                         prepared = True
-                    workers = start_workers(start, training, at_most)
+                    workers = start_workers(start, training, at_most, failed_starts)
                     self.work_done = True
                     if workers is not None:
                         ending.callback(workers.close)
@@ -179,6 +187,9 @@ class Advance:
                     if outcome == "stopped":
                         raise start.stopping.error("every finished step is saved")
                     return self._claim_after_training()
+            except RayNotStarted as failed:
+                prepared, failed_starts = True, failed_starts + 1
+                self.journal.note(start_again(start, failed, failed_starts))
             except PlanFailed as failed:
                 # One of several workers could not compute a step as planned. All start again.
                 prepared, at_most = True, failed.plan

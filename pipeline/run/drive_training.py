@@ -7,9 +7,10 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pion.errors import PionError
+from pion.errors import Interrupted, PionError
 from pipeline.console.formats import counted
 from pipeline.console.messages import (
     FitEnded,
@@ -32,6 +33,7 @@ from pipeline.state.shared.folder import bring_data
 from pipeline.state.stores.errors import error_from_json
 from pipeline.training.saving import linger_seconds
 from pipeline.training.train_request import Group, TrainRequest
+from pipeline.workers.ray_fit import PATIENT_SECONDS
 
 if TYPE_CHECKING:
     from pipeline.training.context import TrainingContext
@@ -43,28 +45,61 @@ STOP_SECONDS = 30.0
 GONE_SECONDS = 2.0
 # How long to wait for a worker's next message before checking for a stop.
 LOOK_SECONDS = 0.2
+# How often a Ray of our own is started for a run, if no worker reaches the training loop.
+MOST_STARTS = 2
 # How long a group whose size may change may be away before the user is told. A start takes less.
 ABSENCE_SECONDS = 120.0
 
 
+class RayNotStarted(PionError):
+    """A Ray of our own ended before a worker reached the training loop."""
+
+    def __init__(self, last_words: str, log: Path) -> None:
+        super().__init__(
+            f"Ray could not start its workers: {last_words}. Everything committed is safe. To "
+            "resume from there, run the same command again once the machine has less to do. "
+            f"The workers' log is {log}."
+        )
+        self.last_words = last_words
+
+
 def start_workers(
-    start: Start, stages: Sequence[str], at_most: dict[str, Any] | None
+    start: Start, stages: Sequence[str], at_most: dict[str, Any] | None, failed_starts: int = 0
 ) -> RayWorkers | None:
     """Start workers of Ray, which train `stages` once the data is there; don't wait for them.
 
     Return None if this process will train, or if there is nothing to train. `at_most` is the record
-    of the plan to try after a larger one has failed.
+    of the plan to try after a larger one has failed. A Ray that failed to start `failed_starts`
+    times gets longer limits, and then a single worker on this machine does without it.
     """
     from pipeline.workers.cluster import gpus_of_workers
     from pipeline.workers.ray_workers import RayWorkers
 
     count = worker_count(start.job)
-    if not stages or count == 0:
+    if not stages or count == 0 or (failed_starts == MOST_STARTS and count == 1):
         return None
     hardware = start.job.hardware
     gpus = min(count, gpus_of_workers(start.job))
     request = _request(start, stages, gpus, by_ray=True, at_most=at_most)
-    return RayWorkers(request, hardware.workers if isinstance(hardware.workers, tuple) else count)
+    workers = hardware.workers if isinstance(hardware.workers, tuple) else count
+    return RayWorkers(request, workers, patient=failed_starts > 0)
+
+
+def start_again(start: Start, failed: RayNotStarted, failed_starts: int) -> str:
+    """Return what is done after Ray has failed to start `failed_starts` times: one of the two
+    starts that `start_workers` knows. Raises `failed` or, on a rented machine, Interrupted if there
+    is no other."""
+    if failed_starts < MOST_STARTS:
+        return (
+            f"Ray did not start: {failed.last_words}. It is started again, and may take "
+            f"{PATIENT_SECONDS // 60} minutes for each part of its start"
+        )
+    if worker_count(start.job) == 1:
+        return (
+            f"Ray did not start again: {failed.last_words}. This process trains without Ray, as "
+            "with hardware.workers=0"
+        )
+    raise failed if start.owner.launch_id is None else Interrupted(str(failed))
 
 
 def training_here(start: Start, claim: Claim, stages: Sequence[str], say: Say) -> TrainingContext:
@@ -148,7 +183,7 @@ class WorkersTraining:
         self._asked_at: float | None = None
         self._elastic = start.job.hardware.elastic
         self._absence = Absence(start.job.hardware)
-        self._connected = self._connected_when_asked = self._imported = False
+        self._connected = self._connected_when_asked = self._imported = self._heard = False
 
     def follow(self, alive: Callable[[], None]) -> str:
         """Block until rank 0 has trained; return "done" or "stopped". Raises what it reports.
@@ -219,6 +254,8 @@ class WorkersTraining:
             case WorkerFailed():
                 self._end_in_order()
                 raise error_from_json(message.error)
+            case FitEnded() if not (self._heard or self._workers.shared):
+                raise RayNotStarted(message.last_words, self._workers.log)
             case FitEnded():
                 raise PionError(
                     f"The training workers stopped: {message.last_words}. Everything committed "
@@ -231,6 +268,7 @@ class WorkersTraining:
             case MachineNotice():
                 self._start.leaving.noticed(message.text, message.seconds)
             case WorkerStarted():
+                self._heard = True
                 if rank == 0:
                     self._say(Phase("Ray and workers", time.monotonic() - self._workers.started))
             case _:

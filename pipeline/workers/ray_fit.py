@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,17 @@ TRAINING_ENVIRONMENT = {
 # The same for a number of workers that may change. For up to 20 s after a node was lost, Ray's
 # coordinator counts it, and Ray Train waits for it in vain. It then asks again how many there are.
 ELASTIC_ENVIRONMENT = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10"}
+# The same for a Ray whose start took longer than Ray's own limits, on a machine with much to do.
+PATIENT_SECONDS = 300
+PATIENT_ENVIRONMENT = {
+    "RAY_gcs_server_port_wait_time_s": str(PATIENT_SECONDS),
+    "RAY_gcs_server_request_timeout_seconds": str(PATIENT_SECONDS),
+    "RAY_agent_register_timeout_ms": str(PATIENT_SECONDS * 1000),
+    "RAY_worker_register_timeout_seconds": str(PATIENT_SECONDS),
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(2 * PATIENT_SECONDS),
+    # Ray gives up a node of which it hears nothing.
+    "RAY_health_check_timeout_ms": str(PATIENT_SECONDS * 1000),
+}
 # How often Ray Train looks whether there is room for more workers.
 LOOK_FOR_NODES_SECONDS = 60.0
 
@@ -55,6 +67,9 @@ def main() -> None:
     environment = RAY_ENVIRONMENT | TRAINING_ENVIRONMENT | (ELASTIC_ENVIRONMENT if elastic else {})
     for name, value in environment.items():
         os.environ.setdefault(name, value)
+    if task["patient"]:
+        os.environ.update(PATIENT_ENVIRONMENT)
+        wait_longer_for_the_node()
     cpus = usable_cores() if elastic else max(task["workers"], usable_cores())
     start_ray(task["session"], task["address"], cpus, task["request"]["gpus"])
     fit(task)
@@ -82,6 +97,29 @@ def start_ray(session: str, address: str | None, cpus: int, gpus: int) -> None:
         include_dashboard=False,
         logging_level=logging.ERROR,
     )
+
+
+def wait_longer_for_the_node() -> None:
+    """Let Ray wait PATIENT_SECONDS for its own node.
+
+    Ray waits 30 s, which is a number in its code and no setting, so its question is replaced by one
+    that asks longer.
+    """
+    from ray._private import services
+
+    ask = services.get_node
+
+    def ask_longer(*which: Any) -> Any:
+        until = time.monotonic() + PATIENT_SECONDS
+        while True:
+            try:
+                return ask(*which)
+            except RuntimeError:  # not known yet
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.1)
+
+    services.get_node = ask_longer
 
 
 def fit(task: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ By default, tests/runs/test_doors.py trains with a worker, and kills it.
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 from collections.abc import Callable
@@ -168,3 +169,13 @@ def session_of(driver: int) -> str:
         if match:
             return match[0]
     raise AssertionError(f"{driver} has no reaper")
+
+
+def test_a_ray_that_starts_too_slowly_is_started_again_with_longer_limits(tmp_path: Path) -> None:
+    """Ray's first start gets no time at all, as if other programs had taken it."""
+    job = write_job(tmp_path, hardware__workers=1)
+    output = ends_with(0, start(job, env=os.environ | {"RAY_gcs_server_port_wait_time_s": "0"}))
+    assert "Ray did not start: " in output
+    assert "It is started again" in output
+    assert "Ray and workers" in output
+    assert "without Ray" not in output

@@ -1,12 +1,17 @@
-"""Workers wait for `prepare`, and both may need the same CPUs of a Ray of several machines."""
+"""When workers start: before or after `prepare`, and again if their Ray did not start."""
 
 from __future__ import annotations
 
+import dataclasses
+import queue
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from pion.errors import Interrupted, PionError
+from pipeline.console.messages import FitEnded
 from pipeline.job.digest import digest_job
 from pipeline.job.file import load_job
 from pipeline.run import advance
@@ -19,7 +24,9 @@ from pipeline.run.start import Options, Start
 from pipeline.state.claim import claim_run
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
+from pipeline.training import loop
 from pipeline.workers import cluster
+from pipeline.workers import ray_workers as ray_workers_module
 from pipeline.workers.cluster import Cluster
 from pipeline.workers.ray_workers import RAY_ADDRESS
 from tests.support.clock import FakeClock
@@ -80,6 +87,61 @@ def test_workers_that_hold_cpus_start_once_the_data_is_prepared(
     with pytest.raises(Stop):
         this._prepare_and_train(plans)
     assert did == order
+
+
+@pytest.mark.parametrize(
+    ("workers", "rented", "ends"),
+    [
+        (1, False, "trains here"),
+        (1, True, "trains here"),
+        (2, False, PionError),
+        (2, True, Interrupted),  # exit code 75: the next machine goes on
+    ],
+)
+def test_a_ray_that_does_not_start_is_started_again_and_then_one_worker_does_without(
+    workers: int,
+    rented: bool,
+    ends: str | type[PionError],
+    tmp_path: Path,
+    time: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tried: list[bool] = []
+
+    def ray_workers(request: Any, count: int, *, patient: bool) -> Any:
+        tried.append(patient)
+        messages: Any = queue.Queue()
+        messages.put((-1, FitEnded("The current node timed out during startup")))
+        return SimpleNamespace(
+            messages=messages, log=tmp_path / "log", shared=False, close=lambda: None
+        )
+
+    def train_here(context: Any) -> str:
+        raise Stop
+
+    monkeypatch.delenv(RAY_ADDRESS, raising=False)
+    monkeypatch.setattr(ray_workers_module, "RayWorkers", ray_workers)
+    monkeypatch.setattr(advance, "training_here", lambda *arguments: None)
+    monkeypatch.setattr(loop, "train_stages", train_here)
+    monkeypatch.setattr(Advance, "_prepare", lambda self: None)
+    start = a_start(tmp_path, time, workers)
+    if rented:
+        start = dataclasses.replace(start, owner=someone(launch_id="7"))
+    claim = claim_run(start.run, start.owner, take_over=True)
+    said: list[str] = []
+    journal = Journal(start, claim, SilentDisplay())
+    monkeypatch.setattr(journal, "note", said.append)
+    plans = {p.stage: p for p in plan_stages(start.job, start.digests, claim.head)}
+    with pytest.raises(Stop if ends == "trains here" else ends) as ended:  # type: ignore[arg-type]
+        Advance(start, claim, journal)._prepare_and_train(plans)
+    assert tried == [False, True]
+    assert "timed out during startup. It is started again" in said[0]
+    if ends == "trains here":
+        assert "trains without Ray, as with hardware.workers=0" in said[1]
+    else:
+        assert isinstance(ended.value, PionError)
+        assert ended.value.exit_code == (75 if rented else 1)
+        assert "Everything committed is safe" in str(ended.value)
 
 
 def a_start(folder: Path, time: FakeClock, workers: int | list[int]) -> Start:
