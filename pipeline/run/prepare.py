@@ -139,7 +139,7 @@ class _Preparing:
                 return None
 
             try:
-                prepared = prepare(find, InPieces(_tasks(), self._finished, self._wait))
+                prepared = prepare(find, InPieces(_tasks(self.say), self._finished, self._wait))
             finally:
                 for upload in self.uploads:
                     upload.stop()
@@ -251,11 +251,13 @@ class _Preparing:
         return self.patiently(partial(shared.bring, f"{fingerprint}/{folder}", shards=False))
 
 
-def _tasks() -> Callable[[], AbstractContextManager[Tasks]]:
+def _tasks(say: Say) -> Callable[[], AbstractContextManager[Tasks]]:
     """Return what prepares pieces: Ray, or this process on a machine with one core."""
     from pipeline.data.tasks import InThisProcess
     from pipeline.workers.ray_tasks import ray_tasks
     from pipeline.workers.ray_workers import RAY_ADDRESS
 
     alone = usable_cores() == 1 and not os.environ.get(RAY_ADDRESS)
-    return (lambda: nullcontext(InThisProcess())) if alone else ray_tasks
+    if alone:
+        return lambda: nullcontext(InThisProcess())
+    return partial(ray_tasks, lambda text: say(Note(text)))

@@ -37,16 +37,18 @@ Result = TypeVar("Result")
 class RayTasks:
     """Tasks of a Ray of our own, or of the one that PION_RAY_ADDRESS names. See `Tasks`.
 
-    Raises BadInput if there is no place for Ray's folder.
+    If our own can't start, this process does the work, and `note` is told. Raises BadInput if there
+    is no place for Ray's folder.
     """
 
-    def __init__(self) -> None:
-        address = os.environ.get(RAY_ADDRESS) or None
+    def __init__(self, note: Callable[[str], None] | None = None) -> None:
+        self._note = note
+        self._address = address = os.environ.get(RAY_ADDRESS) or None
         self._session = session_folder()
         self._log = Path(tempfile.mkstemp(prefix="pion-tasks-", suffix=".log")[1])
         self._reaper = start_reaper(self._session)
         self._pipe, theirs = Pipe()
-        self._started = False
+        self._started = self._alone = False
         # The token of a Ray that already runs is in this environment.
         environment = without_secrets("RAY_")
         if address is None:
@@ -104,9 +106,16 @@ class RayTasks:
         self._log.unlink(missing_ok=True)
 
     def _has_started(self) -> bool:
-        """Return whether Ray has started. Raises PionError if it has ended."""
-        if not self._started and self._pipe.poll():
-            self._started = self._receive()[0] == "started"
+        """Return whether Ray has started. Raises PionError if another program's can't be used."""
+        if not (self._started or self._alone) and self._pipe.poll():
+            try:
+                self._started = self._receive()[0] == "started"
+            except PionError as error:
+                if self._address is not None:
+                    raise
+                self._alone = True
+                if self._note is not None:
+                    self._note(f"{error.args[0].partition('. ')[0]}. This process does its work")
         return self._started
 
     def _send(self, value: Any) -> None:
@@ -132,9 +141,9 @@ class RayTasks:
 
 
 @contextmanager
-def ray_tasks() -> Iterator[RayTasks]:
+def ray_tasks(note: Callable[[str], None] | None = None) -> Iterator[RayTasks]:
     """Yield tasks of Ray, and end them. Raises as `RayTasks` does."""
-    tasks = RayTasks()
+    tasks = RayTasks(note)
     try:
         yield tasks
     finally:

@@ -69,7 +69,7 @@ class Machines:
     ) -> dict[str, str]:
         """Prepare on a machine; return the sha256 of each file in the store, by its name."""
         on_machine(self._folder, machine, self._monkeypatch)
-        self._monkeypatch.setattr(run_prepare, "_tasks", lambda: lambda: nullcontext(tasks))
+        self._monkeypatch.setattr(run_prepare, "_tasks", lambda say: lambda: nullcontext(tasks))
         say = self.said.append
         key = prepare(self.store, run, self._time, say=say, price=price)["pretrain"]
         return {
