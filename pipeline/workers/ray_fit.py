@@ -5,10 +5,12 @@ Ray owns processes, placement, rendezvous and the restart of dead workers. Check
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import os
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -70,6 +72,10 @@ def main() -> None:
     if task["patient"]:
         os.environ.update(PATIENT_ENVIRONMENT)
         wait_longer_for_the_node()
+    import ray  # noqa: F401 (before the thread: two can't import it at once)
+
+    # Ray mostly waits for the processes that it starts, and importing Ray Train takes a second.
+    threading.Thread(target=importlib.import_module, args=("pipeline.workers.trainer",)).start()
     cpus = usable_cores() if elastic else max(task["workers"], usable_cores())
     start_ray(task["session"], task["address"], cpus, task["request"]["gpus"])
     fit(task)

@@ -1,17 +1,22 @@
 """Ray Train's trainer without the helper processes that Pion does not need.
 
 Each helper is a Python process that imports Ray Train, which takes seconds of a core while the
-workers start. Ray Train waits for two of them.
+workers start. Ray Train waits for three of them. In a Ray of our own, the controller, which starts
+the workers and replaces those that die, runs in the process that called `fit()`: both end together
+anyway. Ray Train has no setting for that.
 """
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
+from ray.runtime_context import RuntimeContext
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.callback import RayTrainCallback
 from ray.train.v2._internal.execution.context import TrainRunContext
+from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
@@ -31,9 +36,17 @@ class Trainer(DataParallelTrainer):
         return [each for each in callbacks if not isinstance(each, unneeded)]
 
     def _initialize_and_run_controller(self, **arguments: Any) -> Any:
-        if self._is_private():
-            arguments["scaling_policy"] = OnThisMachine(arguments["scaling_policy"].scaling_config)
-        return super()._initialize_and_run_controller(**arguments)
+        if not self._is_private():
+            return super()._initialize_and_run_controller(**arguments)
+        arguments["scaling_policy"] = OnThisMachine(arguments["scaling_policy"].scaling_config)
+        # Workers would ask this actor for what they reported to Ray Train. They report nothing.
+        RuntimeContext.current_actor = None  # type: ignore[method-assign, assignment]
+        controller = TrainController(**arguments)
+        asyncio.run(controller.run())
+        result = controller.get_result()
+        if result.error:
+            raise result.error
+        return result
 
     def _is_private(self) -> bool:
         assert isinstance(self.backend_config, PrivateTorch)

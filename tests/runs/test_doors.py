@@ -202,9 +202,14 @@ def test_only_the_workers_import_torch_and_ray_train_starts_no_helper_without_wo
     seen: Seen,
 ) -> None:
     """Each takes a core for seconds, and the first line of the training loop waits for some."""
-    assert {"ray::TrainController.run", "ray::SynchronizationActor"} <= seen.programs
+    assert "ray::SynchronizationActor" in seen.programs
     assert {name.split(".")[0] for name in seen.with_torch} == {"ray::RayTrainWorker"}
-    unneeded = {"ray::DatasetManager", "ray::PlacementGroupCleaner", "ray::IDLE"}
+    unneeded = {
+        "ray::TrainController",
+        "ray::DatasetManager",
+        "ray::PlacementGroupCleaner",
+        "ray::IDLE",
+    }
     unneeded.add("ray::_AutoscalingCoordinatorActor")
     assert not {name.split(".")[0] for name in seen.programs} & unneeded
 
