@@ -2,7 +2,7 @@
 
     uv run python -m benchmarks.residual [--seeds 10] [--steps 160] [--out FILE]
 
-The model is the demo's Pion 2 (jobs/demo.yaml), on the demo's text, computed in bf16 on this CPU.
+The model is the Pion 2 of jobs/demo-prefer.yaml, on the demo's text, computed in bf16 on this CPU.
 For each seed, two models train on the same rows in the same order from the same weights, each in
 its own process. They differ in `hardware.residual` alone. Then held-out text is scored as in the
 evaluate stage, in fp32.
@@ -41,7 +41,7 @@ from pipeline.job.file import load_job
 from pipeline.stages.prepare import prepare_pretrain
 
 RESULT = Path(__file__).parent / "results" / "residual.json"
-JOB = Path(__file__).parent.parent / "jobs" / "demo.yaml"
+JOB = Path(__file__).parent.parent / "jobs" / "demo-prefer.yaml"
 RESIDUALS: tuple[Dtype, ...] = get_args(Dtype)  # float32 first
 SEEDS, STEPS = 10, 160
 # In bits per byte.

@@ -28,7 +28,7 @@ STEPS, LAST, SEEDS = 120, 20, 3
 QUICK_STEPS, QUICK_LAST, QUICK_SEEDS = 4, 2, 2
 LR = 1e-3
 VOCAB_SIZE = 2048
-# The shape and the batch of jobs/demo.yaml.
+# The shape and the batch of benchmarks/demo_muon.yaml.
 DEMO = Shape(
     ModelConfig(
         d_model=256,

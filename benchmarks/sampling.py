@@ -230,7 +230,8 @@ def serving(name: str, tokens: int, rounds: int) -> dict[str, Any]:
 def shape(name: str) -> ModelConfig:
     """Return the model of a preset, or of the demo."""
     if name == "demo":
-        return load_job(Path(__file__).parent.parent / "jobs/demo.yaml").model_config_resolved()
+        job = Path(__file__).parent.parent / "jobs" / "demo-prefer.yaml"
+        return load_job(job).model_config_resolved()
     return ModelConfig.preset(name)
 
 

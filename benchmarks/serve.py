@@ -1,9 +1,10 @@
 """Compare `pion serve` with `transformers serve`, for 1 and 16 requests at once.
 
-Both serve the same exported folder over HTTP: the shape of jobs/demo.yaml with random weights, in
-fp32. The client is OpenAI's. Each request streams 64 tokens after its own prompt. The peer's
-continuous batching has bounded blocks: with its defaults it took 16.3 GB on a CPU. Random weights
-hardly ever end a text, and tokens are counted by the servers, so each side is paid for what it did.
+Both serve the same exported folder over HTTP: the shape of jobs/demo-prefer.yaml with random
+weights, in fp32. The client is OpenAI's. Each request streams 64 tokens after its own prompt. The
+peer's continuous batching has bounded blocks: with its defaults it took 16.3 GB on a CPU. Random
+weights hardly ever end a text, and tokens are counted by the servers, so each side is paid for what
+it did.
 """
 
 from __future__ import annotations
@@ -138,8 +139,8 @@ def run(quick: bool) -> Iterator[Comparison]:
 
 
 def export_demo(folder: Path) -> Path:
-    """Export a model of the shape of jobs/demo.yaml with random weights, and return the folder."""
-    job = load_job(Path(__file__).parent.parent / "jobs" / "demo.yaml")
+    """Export a model of the shape of jobs/demo-prefer.yaml with random weights; return the folder."""
+    job = load_job(Path(__file__).parent.parent / "jobs" / "demo-prefer.yaml")
     texts = [document.text for _, document in zip(range(200), documents(), strict=False)]
     torch.manual_seed(0)
     tokenizer = train_bpe(texts, 2048)

@@ -36,7 +36,7 @@ def test_every_family_has_a_ladder_of_jobs_that_are_valid_and_can_be_fitted(name
 
 
 def test_depth_follows_the_width_unless_the_model_names_its_layers() -> None:
-    assert {rung.shape for rung in rungs("demo")} == {"64x2", "96x2", "128x3", "192x4"}
+    assert {rung.shape for rung in rungs("demo-prefer")} == {"64x2", "96x2", "128x3", "192x4"}
     layers = read_job(REPOSITORY / "jobs" / "demo-daisy.yaml").model_config_resolved().n_layers
     assert {rung.shape.partition("x")[2] for rung in rungs("demo-daisy")} == {str(layers)}
 
@@ -51,10 +51,10 @@ def test_all_runs_share_prepared_data() -> None:
 
 
 def test_held_out_runs_come_last_and_are_the_largest_or_beyond_the_grid() -> None:
-    found = rungs("demo", Grid(held_out=4))
+    found = rungs("demo-prefer", Grid(held_out=4))
     assert [rung.held_out for rung in found] == [False] * 12 + [True] * 4
     assert found[12].flops > found[11].flops
-    found = rungs("demo", Grid(beyond=((1.0, 0.5), (0.7, 0.5))))
+    found = rungs("demo-prefer", Grid(beyond=((1.0, 0.5), (0.7, 0.5))))
     assert [rung.shape for rung in found[16:]] == ["192x4", "256x6"]
     assert all(rung.held_out for rung in found[16:])
 
@@ -69,4 +69,4 @@ def test_a_preset_keeps_its_other_fields() -> None:
 
 def test_shares_that_round_to_the_same_model_are_refused() -> None:
     with pytest.raises(BadInput, match="would be the same: a model of 64x2"):
-        rungs("demo", Grid(widths=(0.25, 0.26, 0.5)))
+        rungs("demo-prefer", Grid(widths=(0.25, 0.26, 0.5)))
