@@ -10,7 +10,10 @@ import pytest
 from tests.support.waiting import run_to_end
 
 # The test below starts `hf` each time.
-COMMANDS = (pytest.param("hf", marks=pytest.mark.soak), "runpod", "sky")
+COMMANDS = (
+    "runpod",
+    *(pytest.param(command, marks=pytest.mark.soak) for command in ("hf", "sky")),
+)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

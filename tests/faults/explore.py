@@ -6,10 +6,11 @@ content of the store, and the same answers to each process.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -111,12 +112,13 @@ def explore(
     one of `stops_at` are put into different orders; the others follow them at once. After `most`
     states, which are drawn at random but the same each time, the search ends.
     """
+    begun = _begin(prepare)
     seen: set[Any] = set()
     orders: list[tuple[Move, ...]] = [()]
     draw = random.Random(0)
     while orders and len(seen) != most:
         order = orders.pop(draw.randrange(len(orders)) if most else -1)
-        world = _try(prepare, works, order, stops_at)
+        world = _try(begun, works, order, stops_at)
         try:
             state = (
                 tuple(sorted((key, data) for key, (data, _) in world.store.objects.items())),
@@ -142,16 +144,31 @@ def explore(
     return len(seen)
 
 
-def _try(
-    prepare: Check, works: Sequence[Work], order: Sequence[Move], stops_at: tuple[str, ...]
-) -> World:
+def _begin(prepare: Check) -> World:
+    """Return the world in which each order begins."""
     world = World(HashedStore())
-    folders = (f"{number:032x}" for number in itertools.count(1))
+    with _named_folders("prepared"):
+        prepare(world)
+    return world
+
+
+@contextlib.contextmanager
+def _named_folders(kind: str) -> Iterator[None]:
+    """Give shared folders names that are the same in each try, and do without threads."""
+    names = (hashlib.md5(f"{kind} {number}".encode()).hexdigest() for number in itertools.count())
     with (
-        patch("pipeline.state.shared.begin.new_folder", lambda: next(folders)),
+        patch("pipeline.state.shared.begin.new_folder", lambda: next(names)),
         patch("pipeline.state.workspace.ThreadPoolExecutor", OneAtATime),
     ):
-        prepare(world)
+        yield
+
+
+def _try(
+    begun: World, works: Sequence[Work], order: Sequence[Move], stops_at: tuple[str, ...]
+) -> World:
+    world = World(HashedStore(), now=begun.now, waited=begun.waited, done=dict(begun.done))
+    world.store.objects.update(begun.store.objects)
+    with _named_folders("tried"):
         for work in works:
             process = Told(world.store, stops_at)
             world.processes.append(process)

@@ -101,7 +101,10 @@ class SteppedStore(WritesAtOnce):
         self._late = late
         self._dead = False
         self._fate: Fate = "done"
-        self._resume, self._paused = threading.Semaphore(0), threading.Semaphore(0)
+        # Each is released once for each time that it is acquired. Semaphores take longer.
+        self._resume, self._paused = threading.Lock(), threading.Lock()
+        self._resume.acquire()
+        self._paused.acquire()
 
     def start(self, work: Callable[[], None]) -> None:
         """Let a process do `work` until its first operation."""

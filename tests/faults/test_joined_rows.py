@@ -7,6 +7,7 @@ import re
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -115,15 +116,29 @@ def test_parts_stay_for_an_hour_after_they_were_joined(store: FileStore, time: F
     assert steps_in(store) == STEPS  # a segment next to the object that contains it counts once
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("happen", [crash, fail])
+def ways_to_die() -> Iterator[Any]:
+    """Yield four ways: by default, each at every 28th operation; under soak, at every 7th."""
+    ways = [(happen, when) for happen in (crash, fail) for when in ("before", "after")]
+    for number, (happen, when) in enumerate(ways):
+        name = f"{happen.__name__}-{when}"
+        yield pytest.param(happen, when, 1 + 7 * number, 28, id=name)
+        yield pytest.param(happen, when, 1, 7, id=f"{name}-more", marks=pytest.mark.soak)
+
+
+@pytest.mark.parametrize(("happen", "when", "first", "every"), ways_to_die())
 def test_an_owner_may_die_at_every_operation(
-    tmp_path: Path, time: FakeClock, when: When, happen: Callable[[str], None]
+    tmp_path: Path,
+    time: FakeClock,
+    happen: Callable[[str], None],
+    when: When,
+    first: int,
+    every: int,
 ) -> None:
     counted = FaultyStore(FileStore(tmp_path / "unbroken"))
     write_rows(counted.inner)
     join_all(counted, time)
-    for k in range(1, len(counted.operations) + 1, 7):
+    assert len(counted.operations) > 28
+    for k in range(first, len(counted.operations) + 1, every):
         store = FileStore(tmp_path / str(k))
         write_rows(store)
         with contextlib.suppress(Crash, StoreError):

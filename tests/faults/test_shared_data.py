@@ -32,7 +32,7 @@ CONTENT = b"rows"
 Harm = tuple[tuple[Fate, ...], tuple[str, ...], int | None]
 DECIDING = ("/state.json", "/HEAD.json")
 DEATHS: tuple[Fate, ...] = ("dies", "dies after")
-ONE_DIES = pytest.param((DEATHS, DECIDING, 150), id="one dies")
+ONE_DIES = pytest.param((DEATHS, DECIDING, 120), id="one dies")
 ALL = pytest.param((DEATHS, ("",), None), id="all", marks=pytest.mark.soak)
 
 
@@ -144,7 +144,7 @@ def ends_well(files: Path, world: World) -> None:
     assert not used or world.done["late"] in used
 
 
-@pytest.mark.parametrize("harm", [pytest.param(((), DECIDING, 500), id="nobody"), ONE_DIES, ALL])
+@pytest.mark.parametrize("harm", [pytest.param(((), DECIDING, 250), id="nobody"), ONE_DIES, ALL])
 @pytest.mark.parametrize(
     ("prepare", "deletes"),
     [(unused, pruner_for_an_hour), (due, deleter)],

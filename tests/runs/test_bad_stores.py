@@ -223,6 +223,7 @@ def test_an_outage_longer_than_the_retries_costs_no_run_its_life_at_any_boundary
     assert display.notes("the store can be reached again") == len(moments)
 
 
+@pytest.mark.soak
 def test_nor_between_the_stages_that_are_trained(
     tmp_path: Path, s3: S3Server, proxy: FaultProxy
 ) -> None:

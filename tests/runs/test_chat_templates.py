@@ -151,31 +151,38 @@ def test_settings_of_a_template_need_one(
     )
 
 
+warned_with_lora = pytest.mark.parametrize(
+    ("lora", "warned"),
+    [({"rank": 4}, True), pytest.param(None, False, marks=pytest.mark.soak)],
+)
+
+
 @pytest.mark.usefixtures("renders_here")
+@warned_with_lora
 def test_lora_from_a_model_that_never_saw_the_end_of_a_turn_is_warned_about(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], lora: dict[str, int] | None, warned: bool
 ) -> None:
     write_untrained_end(tmp_path / "base")
-    for lora, warned in (({"rank": 4}, True), (None, False)):
-        job = write_job(tmp_path, sft=SFT | {"lora": lora})
-        assert main(["check", str(job)]) == 0
-        shown = re.sub(r"\s+", " ", capsys.readouterr().out)
-        assert (NEVER_SEEN in shown) == warned
+    job = write_job(tmp_path, sft=SFT | {"lora": lora})
+    assert main(["check", str(job)]) == 0
+    shown = re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert (NEVER_SEEN in shown) == warned
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("renders_here")
+@warned_with_lora
 def test_lora_of_preferences_is_warned_of_the_same(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], lora: dict[str, int] | None, warned: bool
 ) -> None:
     write_untrained_end(tmp_path / "base")
     write_pairs(tmp_path)
     sources = [{"kind": "jsonl", "path": "pairs.jsonl"}]
-    for lora, warned in (({"rank": 4}, True), (None, False)):
-        prefer = {"sources": sources, "held_out": 0.2, "global_batch": 4, "lora": lora}
-        job = write_job(tmp_path, sft=None, prefer=prefer)
-        code, shown = main(["check", str(job)]), capsys.readouterr().out
-        assert code == 0, shown
-        assert (NEVER_SEEN in re.sub(r"\s+", " ", shown)) == warned
+    prefer = {"sources": sources, "held_out": 0.2, "global_batch": 4, "lora": lora}
+    job = write_job(tmp_path, sft=None, prefer=prefer)
+    code, shown = main(["check", str(job)]), capsys.readouterr().out
+    assert code == 0, shown
+    assert (NEVER_SEEN in re.sub(r"\s+", " ", shown)) == warned
 
 
 @pytest.mark.soak

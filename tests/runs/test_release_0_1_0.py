@@ -7,6 +7,7 @@ pretraining between two checkpoints, and `rented` was killed on a rented machine
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -34,7 +35,7 @@ NAMES = ("done", "half", "rented")
 TOLERANCE = 1e-3
 
 
-def everywhere(by_default: str) -> pytest.MarkDecorator:
+def everywhere(by_default: str | None) -> pytest.MarkDecorator:
     """Each kind of store; by default only one, and each test has another one."""
     kinds = (
         pytest.param(kind, marks=[] if kind == by_default else [pytest.mark.soak])
@@ -199,23 +200,25 @@ def test_a_changed_setting_is_shown_before_anything_is_done(older: Older) -> Non
 # ---------------------------------------------------------------- their data
 
 
-@everywhere(by_default="file")
-def test_their_data_is_trained_on_and_stays_as_it_was(older: Older) -> None:
-    def data() -> dict[str, bytes]:
-        store = older.store
-        keys = [entry.key for entry in store.list("_data/")]
-        return {key: store.read(key) for key in keys if not key.startswith("_data/speeds/")}
+def data_of(store: Store) -> dict[str, bytes]:
+    keys = [entry.key for entry in store.list("_data/")]
+    return {key: store.read(key) for key in keys if not key.startswith("_data/speeds/")}
 
+
+def prepares_nothing(output: str) -> bool:
+    return "training a BPE" not in output and "tokenise" not in output
+
+
+@everywhere(by_default=None)  # test_a_half_done_run has most of it
+def test_their_data_is_trained_on_and_stays_as_it_was(older: Older) -> None:
     older.bring("half", "done")
-    before, used = data(), {name: older.head(name).data for name in ("half", "done")}
+    before, used = data_of(older.store), {name: older.head(name).data for name in ("half", "done")}
     assert before
-    output = older.run("half", "--take-over") + older.run("done")
-    assert "training a BPE" not in output
-    assert "tokenise" not in output
+    assert prepares_nothing(older.run("half", "--take-over") + older.run("done"))
     older.pion("data", older.store.url, "--prune", "--yes")
     older.pion("fork", older.url("done"), "done-2")
     older.run("done", "name=done-2", "--until", "sft")
-    assert data() == before
+    assert data_of(older.store) == before
     assert {name: older.head(name).data for name in ("half", "done")} == used
     assert older.head("done-2").data == used["done"]
 
@@ -242,8 +245,12 @@ def test_a_rented_run_keeps_its_rental_and_its_deadline_and_ends_here(older: Old
 @everywhere(by_default="file")
 def test_a_half_done_run_ends_as_it_would_have_ended(older: Older) -> None:
     older.bring("half")
+    before, used = data_of(older.store), older.head("half").data
     output = older.run("half", "--take-over")
     assert resumes("half") in output
+    assert prepares_nothing(output)
+    assert data_of(older.store) == before
+    assert older.head("half").data == used
     ends_as_it_would_have_ended(older)
 
 
@@ -281,6 +288,7 @@ def resumes(name: str) -> str:
     return f"pretrain: starts (continues after step {last_checkpoint(name)['step']})"
 
 
+@functools.cache
 def same_cpu() -> bool:
     """Return whether this machine computes the half-done run exactly as 0.1.0's machine did."""
     assert main(["run", "half.yaml", "store=again"]) == 0

@@ -1,5 +1,7 @@
 """The job files that come with Pion are valid and match the published recipe."""
 
+import functools
+
 import pytest
 import torch
 
@@ -39,6 +41,9 @@ PION2 = {
 }
 
 
+tokenizer_of = functools.cache(Tokenizer.from_file)
+
+
 @pytest.fixture(scope="module")
 def small() -> Job:
     return load_job(JOBS / "pion-small.yaml")
@@ -53,7 +58,7 @@ def test_every_job_file_is_valid_and_named_like_its_file(path):
 def test_the_tokenizer_a_job_names_is_there_and_fits_its_model(path):
     job = load_shipped(path)
     if job.tokenizer is not None and job.tokenizer.file is not None:
-        tokenizer = Tokenizer.from_file(job.input_path(job.tokenizer.file))
+        tokenizer = tokenizer_of(job.input_path(job.tokenizer.file))
         tokenizer.fits(job.model_config_resolved().vocab_size)
         assert tokenizer.vocab_size == 50_000
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 
@@ -57,17 +58,19 @@ def test_run_and_chat_are_resized_suspended_and_stopped_and_a_reader_leaves(
 
 
 SKY = REPOSITORY / "sky/runpod-spot.yaml"
+in_soak = functools.partial(pytest.param, marks=pytest.mark.soak)
 
 
 @pytest.mark.parametrize(
     ("command", "drawn", "codes"),
     [
         ("check tiny.yaml", "checking files and this machine", {130}),
-        ("plan tiny.yaml", "loading the code that knows machines", {130}),
-        (f"launch tiny.yaml --on {SKY} store=runs", "loading the code", {130}),
-        ("bench --tiny", "logits/", {130}),
-        ("ladder tiny.yaml", "prepare: ", {75, 130}),
-        ("try tiny.yaml --vary pretrain.lr=1e-2,2e-2", "prepare: ", {75, 130}),
+        # They draw with the same code, and have to import more before.
+        in_soak("plan tiny.yaml", "loading the code that knows machines", {130}),
+        in_soak(f"launch tiny.yaml --on {SKY} store=runs", "loading the code", {130}),
+        in_soak("bench --tiny", "logits/", {130}),
+        in_soak("ladder tiny.yaml", "prepare: ", {75, 130}),
+        in_soak("try tiny.yaml --vary pretrain.lr=1e-2,2e-2", "prepare: ", {75, 130}),
     ],
 )
 def test_a_command_that_draws_is_resized_suspended_and_stopped(
@@ -110,6 +113,7 @@ watch.Provider, watch.POLL_SECONDS = Restless, 0.0
 """
 
 
+@pytest.mark.soak
 def test_a_window_that_watches_says_what_continues_without_it(tmp_path: Path) -> None:
     run = light_run(FileStore(tmp_path / "runs"))
     write_rental_note(run, RentalNote(0.0, "desk", "1a2b3c4d", "0123abcd", 1), None)

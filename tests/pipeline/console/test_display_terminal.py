@@ -57,15 +57,16 @@ def said(shown: str) -> dict[int, list[int]]:
     return found
 
 
+@pytest.mark.parametrize("lines", [500, pytest.param(1500, marks=pytest.mark.soak)])
 def test_lines_as_fast_as_they_come_are_all_shown_while_the_terminal_changes_its_size(
-    terminal: Terminal,
+    terminal: Terminal, lines: int
 ) -> None:
-    terminal.type(talk(1500))
-    for rows, columns in ((24, 10), (2, 200), (60, 40), (1, 1), (24, 80)) * 4:
+    terminal.type(talk(lines))
+    for rows, columns in ((24, 10), (2, 200), (60, 40), (1, 1), (24, 80)) * (lines // 375):
         terminal.resize(rows, columns)
         terminal.wait_for(">")
     shown = terminal.wait_for("the end")
-    assert said(shown.replace("\r\n", "")) == {who: list(range(1500)) for who in range(4)}
+    assert said(shown.replace("\r\n", "")) == {who: list(range(lines)) for who in range(4)}
     assert terminal.code() == 0
 
 

@@ -122,8 +122,15 @@ def test_everything_is_drawn_from_the_file_alone(browser: Any, report: str) -> N
     tab.close()
 
 
-@pytest.mark.parametrize("viewport", [WIDE, PHONE], ids=["wide", "phone"])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(
+    ("scheme", "viewport"),
+    [
+        pytest.param("light", WIDE, id="light-wide"),
+        pytest.param("dark", PHONE, id="dark-phone"),
+        pytest.param("light", PHONE, id="light-phone", marks=pytest.mark.soak),
+        pytest.param("dark", WIDE, id="dark-wide", marks=pytest.mark.soak),
+    ],
+)
 def test_it_fits_and_can_be_read(
     scheme: str, viewport: dict[str, int], browser: Any, report: str
 ) -> None:
@@ -143,6 +150,7 @@ def test_it_fits_and_can_be_read(
     tab.close()
 
 
+@pytest.mark.soak
 def test_text_of_people_has_its_own_direction(browser: Any, report: str) -> None:
     tab = Tab(browser, report)
     direction = "(element) => getComputedStyle(element).direction"
@@ -152,6 +160,7 @@ def test_text_of_people_has_its_own_direction(browser: Any, report: str) -> None
     tab.close()
 
 
+@pytest.mark.soak
 def test_all_stages_are_printed(browser: Any, report: str) -> None:
     tab = Tab(browser, report)
     tab.page.emulate_media(media="print")
@@ -177,6 +186,7 @@ def test_the_curves_of_a_run_that_another_replaced_are_gone(browser: Any, report
     tab.close()
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("viewport", [WIDE, PHONE], ids=["wide", "phone"])
 def test_the_settings_of_jobs_with_little_in_common_fold_and_fit(
     viewport: dict[str, int], browser: Any, report: str
@@ -201,6 +211,7 @@ def test_the_settings_of_jobs_with_little_in_common_fold_and_fit(
     tab.close()
 
 
+@pytest.mark.soak
 def test_of_many_attempts_and_hops_the_newest_are_open(browser: Any, tmp_path: Path) -> None:
     epochs = range(2, 40)
     rows = [{**row(n), "epoch": n} for n in epochs]
@@ -245,6 +256,7 @@ def test_axe_finds_nothing(scheme: str, browser: Any, report: str) -> None:
     tab.close()
 
 
+@pytest.mark.soak
 def test_chosen_and_rejected_answers_are_drawn_in_one_chart(browser: Any, tmp_path: Path) -> None:
     answers = [
         {"step": step, "epoch": 1, "at": 0.1 * step, "loss": 0.6, "accuracy": 0.7}

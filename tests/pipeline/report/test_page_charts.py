@@ -113,6 +113,7 @@ def test_a_drag_zooms_all_charts_and_draws_every_step_that_was_measured(tab: Tab
     assert page.is_disabled("#whole")
 
 
+@pytest.mark.soak
 def test_keys_and_buttons_zoom_around_the_read_out(tab: Tab) -> None:
     page = tab.page
     page.focus(f"{LOSS} .plot")
@@ -129,6 +130,7 @@ def test_keys_and_buttons_zoom_around_the_read_out(tab: Tab) -> None:
     assert page.evaluate("view.zoom") is None
 
 
+@pytest.mark.soak
 def test_the_axis_counts_tokens_time_or_dollars_as_the_costs_do(
     tab: Tab, runs: list[RentedRun]
 ) -> None:
@@ -153,6 +155,7 @@ def test_the_axis_counts_tokens_time_or_dollars_as_the_costs_do(
     assert page.evaluate("attemptsOf('pretrain')") == [pytest.approx(paid, rel=1e-6)]
 
 
+@pytest.mark.soak
 def test_every_metric_can_have_a_chart_and_layers_have_three_lines(tab: Tab) -> None:
     page = tab.page
     shown = "[...document.querySelectorAll('#charts .chart')].map((one) => one.dataset.metric)"
@@ -253,6 +256,7 @@ def test_a_chart_is_saved_as_the_points_that_it_shows_and_as_a_picture(tab: Tab)
     assert found[1] > 500
 
 
+@pytest.mark.soak
 def test_samples_of_several_runs_stand_side_by_side_at_the_same_step(tab: Tab) -> None:
     page = tab.page
     assert page.locator("#samples .card").count() == 2

@@ -106,6 +106,7 @@ def test_the_page_follows_a_run_through_a_store_that_goes_away(
     tab.page.close()
 
 
+@pytest.mark.soak
 def test_the_read_out_and_all_controls_work_with_the_keyboard(browser: Any, tmp_path: Path) -> None:
     with showing(a_run(tmp_path)) as url:
         tab = Tab(browser, url)
@@ -132,6 +133,7 @@ def test_the_read_out_and_all_controls_work_with_the_keyboard(browser: Any, tmp_
         page.close()
 
 
+@pytest.mark.soak
 def test_the_read_out_shows_each_point_as_it_was_measured(browser: Any, tmp_path: Path) -> None:
     run = a_run(tmp_path)
     run.train(3)
@@ -163,7 +165,7 @@ def test_the_read_out_shows_each_point_as_it_was_measured(browser: Any, tmp_path
         tab.page.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.soak)])
 def test_two_runs_fit_on_a_phone_and_can_be_read(scheme: str, browser: Any, tmp_path: Path) -> None:
     runs = [a_run(tmp_path, "slow", 1e-4), a_run(tmp_path, "fast", 2e-4)]
     with showing(*runs) as url:

@@ -74,6 +74,7 @@ def test_a_question_is_edited_and_the_conversation_continues_there(page: Page) -
     assert len(page.answers()) == 1
 
 
+@pytest.mark.soak
 def test_an_answer_is_edited_and_continued(page: Page) -> None:
     page.set(max_tokens=6)
     page.send("What is a fox?")
@@ -86,6 +87,7 @@ def test_an_answer_is_edited_and_continued(page: Page) -> None:
     assert page.tab.locator(".answer b").count() == 0
 
 
+@pytest.mark.soak
 def test_tokens_are_colored_and_another_one_can_be_taken(page: Page) -> None:
     page.set(max_tokens=12)
     page.tab.click("#open-settings")
@@ -111,6 +113,7 @@ def test_tokens_are_colored_and_another_one_can_be_taken(page: Page) -> None:
     assert after[:number] == before[:number]
 
 
+@pytest.mark.soak
 def test_two_models_answer_side_by_side_with_one_seed(page: Page) -> None:
     page.set(max_tokens=5)
     page.tab.select_option("#model-b", "base")
@@ -137,6 +140,7 @@ def test_a_text_is_continued_as_it_is(page: Page) -> None:
     assert page.answers()[0].startswith(whole)
 
 
+@pytest.mark.soak
 def test_the_meter_counts_and_the_oldest_turns_are_left_out(page: Page) -> None:
     page.set(max_tokens=8)
     for number in range(3):
@@ -146,6 +150,7 @@ def test_the_meter_counts_and_the_oldest_turns_are_left_out(page: Page) -> None:
     assert page.tab.locator(".answer .error").count() == 0
 
 
+@pytest.mark.soak
 def test_the_system_prompt_is_sent_and_an_answer_is_copied(page: Page) -> None:
     bodies = []
     page.tab.on("request", lambda request: bodies.append((request.url, request.post_data)))
@@ -200,11 +205,11 @@ def test_a_conversation_is_exported_and_imported(page: Page, tmp_path: Path) -> 
     assert "wrong.json was not imported" in page.tab.locator("#banner").inner_text()
 
 
-# Colors are those of the scheme, and widths those of the screen: two pairs have each of both.
+# Colors are those of the scheme, and widths those of the screen.
 @pytest.mark.parametrize(
     ("settings", "scheme"),
     [
-        pytest.param({}, "light", id="desk-light"),
+        pytest.param({}, "light", id="desk-light", marks=pytest.mark.soak),
         pytest.param(PHONE, "dark", id="phone-dark"),
         pytest.param({}, "dark", id="desk-dark", marks=pytest.mark.soak),
         pytest.param(PHONE, "light", id="phone-light", marks=pytest.mark.soak),
@@ -228,6 +233,7 @@ def test_every_text_can_be_read_and_nothing_is_wider_than_the_screen(
     page.close()
 
 
+@pytest.mark.soak
 def test_the_settings_of_a_conversation_fit_on_a_phone(browser: Any, served: Served) -> None:
     page = Page(browser, served.url, **PHONE).ready()
     page.set(max_tokens=40)
@@ -247,6 +253,7 @@ def test_the_settings_of_a_conversation_fit_on_a_phone(browser: Any, served: Ser
     page.close()
 
 
+@pytest.mark.soak
 def test_the_keyboard_alone_is_enough(page: Page) -> None:
     page.set(max_tokens=12)
     keyboard = page.tab.keyboard
@@ -278,6 +285,7 @@ def test_the_keyboard_alone_is_enough(page: Page) -> None:
     assert page.tab.locator("#alternatives").is_hidden()
 
 
+@pytest.mark.soak
 def test_the_page_does_not_scroll_a_reader_away(page: Page) -> None:
     page.set(max_tokens=120)
     page.tab.set_viewport_size({"width": 900, "height": 400})
@@ -370,6 +378,7 @@ def test_a_reload_loses_nothing(
     assert page.answers()[1].startswith(after[1])
 
 
+@pytest.mark.soak
 def test_answers_and_edits_are_branches_that_can_be_undone(page: Page, tmp_path: Path) -> None:
     page.set(max_tokens=5)
     page.send("What is a fox?")
@@ -409,6 +418,7 @@ def test_answers_and_edits_are_branches_that_can_be_undone(page: Page, tmp_path:
     page.tab.wait_for_selector(".asked:has-text('Old') >> nth=1")
 
 
+@pytest.mark.soak
 def test_conversations_are_searched_renamed_deleted_and_cleared(page: Page) -> None:
     page.set(max_tokens=3)
     keyboard = page.tab.keyboard
@@ -444,7 +454,11 @@ def test_conversations_are_searched_renamed_deleted_and_cleared(page: Page) -> N
 
 
 @pytest.mark.parametrize(
-    ("script", "reason"), [(NO_DATABASE, "it forbids this page"), (FULL, "its storage is full")]
+    ("script", "reason"),
+    [
+        (NO_DATABASE, "it forbids this page"),
+        pytest.param(FULL, "its storage is full", marks=pytest.mark.soak),
+    ],
 )
 def test_a_browser_that_keeps_nothing_is_said(script: str, reason: str, page: Page) -> None:
     page.context.add_init_script(script)
@@ -459,6 +473,7 @@ def test_a_browser_that_keeps_nothing_is_said(script: str, reason: str, page: Pa
     wait_until(lambda: page.answers() == before, "until the tab is closed, all is there")
 
 
+@pytest.mark.soak
 def test_two_tabs_keep_the_last_write_and_leave_alone_what_they_cannot_read(page: Page) -> None:
     page.set(max_tokens=3)
     page.send("What is a fox?")
@@ -480,6 +495,7 @@ def test_two_tabs_keep_the_last_write_and_leave_alone_what_they_cannot_read(page
     assert page.tab.evaluate("store.body('x')") == {"format": "later"}
 
 
+@pytest.mark.soak
 def test_one_count_a_pause_and_settings_outlive_a_change_of_model(page: Page) -> None:
     page.set(max_tokens=8, temperature=0.3)
     for number in range(4):

@@ -326,11 +326,12 @@ def test_what_the_loss_compares_decides_the_accuracy(world: PreferWorld) -> None
     assert len({result["accuracy"] for result in by_loss.values()}) == 3
 
 
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.soak)])
 def test_an_interrupted_evaluation_does_only_the_rest(
-    world: PreferWorld, unbroken: Evaluated
+    world: PreferWorld, unbroken: Evaluated, every: int
 ) -> None:
     whole, said, everything = unbroken
-    for room in range(len(everything.kept)):
+    for room in range(0, len(everything.kept), every):
         parts = Folder(room)
         with pytest.raises(KeyboardInterrupt):
             world.evaluated(world.job(), parts)

@@ -5,9 +5,6 @@ import gzip
 import json
 import os
 import re
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +14,8 @@ import pytest
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput, Interrupted
 from pipeline.console.messages import Note, PrepareProgress, Shown
+from pipeline.data import documents_to_rows
+from pipeline.job.file import load_job
 from pipeline.stages.prepare import open_data, prepare_pretrain
 from tests.support.corpora import (
     SEQ_LEN,
@@ -30,6 +29,7 @@ from tests.support.corpora import (
     texts_of,
     write_corpus,
 )
+from tests.support.forked import start_in_fork
 from tests.support.tokenizer_kinds import without_bytes, write_files
 from tests.support.waiting import wait_until
 
@@ -236,30 +236,25 @@ def test_a_stop_is_heard_while_a_vocabulary_is_learned_or_text_is_read(
         over.set()
 
 
-SCRIPT = """
-import sys
-from pathlib import Path
-from pipeline.job.file import load_job
-from pipeline.stages.prepare import prepare_pretrain
-import pipeline.data.documents_to_rows
-pipeline.data.documents_to_rows.BATCH_BYTES = 20_000
-prepare_pretrain(load_job(sys.argv[1]), Path(sys.argv[2]), lambda message: None)
-"""
+def prepare_in_small_batches(job: Path, folder: Path) -> None:
+    """Prepare in a process of one's own."""
+    documents_to_rows.BATCH_BYTES = 20_000
+    prepare_pretrain(load_job(job), folder, lambda message: None)
 
 
 def test_killed_in_the_middle_it_continues_to_the_same_bytes_and_keeps_finished_shards(
     tmp_path: Path,
 ) -> None:
     write_corpus(tmp_path / "corpus.jsonl", documents=6000)
-    job = make_job(tmp_path)
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "job.yaml"), str(tmp_path / "data")]
-    process = subprocess.Popen(command)
+    job = make_job(tmp_path, tokenizer={"file": "tokenizer.json"}, model=model_of(400))
+    save_tokenizer(tmp_path / "tokenizer.json")
+    process = start_in_fork(prepare_in_small_batches, tmp_path / "job.yaml", tmp_path / "data")
     third = tmp_path / "data" / "0" / "train" / "shard_00002.json"
     reached = "the third shard to be written"
-    wait_until(lambda: third.exists() or process.poll() is not None, reached, every=0.001)
-    process.send_signal(signal.SIGKILL)
-    process.wait(60)
-    assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
+    wait_until(lambda: third.exists() or not process.is_alive(), reached, every=0.005)
+    process.kill()
+    process.join(60)
+    assert process.exitcode not in (None, 0), "it ended before it could be killed"
     assert not (tmp_path / "data" / "dataset.json").exists()
     with pytest.raises(BadInput, match="no prepared data here"):
         open_data(tmp_path / "data")

@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
-import subprocess
-import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -17,6 +14,7 @@ import pytest
 
 from pion.data.documents.python_docs import is_held_out
 from pion.errors import BadInput
+from pipeline.data.cleaning import judged
 from pipeline.data.tasks import Tasks
 from pipeline.job import Job
 from pipeline.job.file import load_job
@@ -32,6 +30,7 @@ from tests.support.corpora import (
     sentences,
     texts_of,
 )
+from tests.support.forked import start_in_fork
 from tests.support.planted_copies import near_copy, plant
 from tests.support.waiting import wait_until
 
@@ -237,15 +236,12 @@ def test_prepare_says_how_many_documents_are_kept_and_leaves_no_other_file(tmp_p
 
 # ---------------------------------------------------------------- interruptions
 
-SCRIPT = """
-import sys
-from pathlib import Path
-from pipeline.job.file import load_job
-from pipeline.stages.prepare import prepare_pretrain
-from pipeline.data.cleaning import judged
-judged.BATCH_CHARS, judged.SAVED_BYTES = 10_000, 60_000
-prepare_pretrain(load_job(sys.argv[1]), Path(sys.argv[2]), lambda message: None)
-"""
+
+def prepare_until(folder: Path, halt_at: str) -> None:
+    """Prepare in a process of one's own, up to this mark."""
+    os.environ[HALT_AT] = halt_at
+    judged.BATCH_CHARS, judged.SAVED_BYTES = 10_000, 60_000
+    prepare_pretrain(load_job(folder / "job.yaml"), folder / "data", lambda message: None)
 
 
 def killed(folder: Path, number: int) -> bool:
@@ -255,12 +251,10 @@ def killed(folder: Path, number: int) -> bool:
     """
     reached = folder / "reached"
     reached.unlink(missing_ok=True)
-    environment = os.environ | {HALT_AT: f"shard:{number}:{reached}"}
-    command = [sys.executable, "-c", SCRIPT, str(folder / "job.yaml"), str(folder / "data")]
-    process = subprocess.Popen(command, env=environment)
-    wait_until(lambda: reached.exists() or process.poll() is not None, "a mark of prepare")
-    process.send_signal(signal.SIGKILL)
-    process.wait(60)
+    process = start_in_fork(prepare_until, folder, f"shard:{number}:{reached}")
+    wait_until(lambda: reached.exists() or not process.is_alive(), "a mark of prepare")
+    process.kill()
+    process.join(60)
     return reached.exists()
 
 

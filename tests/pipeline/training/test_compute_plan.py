@@ -47,6 +47,7 @@ def test_a_plan_of_a_later_version_is_not_used_again() -> None:
     assert choose_plan(tiny_job(), "pretrain", Group(), before) == fresh
 
 
+@pytest.mark.soak
 def test_lora_is_offered_where_all_weights_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "total_memory", lambda device: int(1.7e9))
     changes = {"model": "pion-small", "data__seq_len": 96}

@@ -47,6 +47,7 @@ def address() -> str:
         return str(probe.getsockname()[0])
 
 
+@pytest.mark.soak
 def test_workers_on_several_nodes_listen_between_the_nodes_only(address: str) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", TWO_WORKERS, address],

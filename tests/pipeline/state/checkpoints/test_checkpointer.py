@@ -251,7 +251,7 @@ def mapped_from_dev_shm() -> set[str]:
     return set(re.findall(r"/dev/shm/\S+", maps))
 
 
-@pytest.mark.parametrize("saves", [40, pytest.param(80, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("saves", [16, pytest.param(80, marks=pytest.mark.soak)])
 def test_memory_stays_flat_over_many_saves(claim: Claim, saves: int) -> None:
     model = {"weight": torch.ones(1_000_000)}
     me = psutil.Process()
@@ -272,7 +272,7 @@ def test_memory_stays_flat_over_many_saves(claim: Claim, saves: int) -> None:
             found.append(memory())
     # Threads of other tests may still load data once; a leak would show in both halves.
     begin, middle, end = found
-    assert min(middle - begin, end - middle) < 8_000_000  # two saves' worth, of fifteen or more
+    assert min(middle - begin, end - middle) < 8_000_000  # two saves' worth, of six or more
     assert checkpointer.stats.saved == saves
     checkpointer.close()
 

@@ -187,14 +187,22 @@ def test_a_run_of_a_proof_shares_no_numbers(world: World, monkeypatch: pytest.Mo
 # ---------------------------------------------------------------- kills and stops
 
 
-@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize(
+    ("after", "every"),
+    [
+        (False, 3),
+        (True, 4),
+        pytest.param(False, 1, marks=pytest.mark.soak),
+        pytest.param(True, 1, marks=pytest.mark.soak),
+    ],
+)
 def test_a_kill_at_any_chunk_changes_no_bit_and_loses_one_chunk_at_most(
-    world: World, monkeypatch: pytest.MonkeyPatch, after: bool
+    world: World, monkeypatch: pytest.MonkeyPatch, after: bool, every: int
 ) -> None:
     unbroken = bits(make(world, "unbroken"))
     # Another store, which has no numbers yet, for each kill.
     chunks = 5 + 2
-    for write in range(1, chunks + 1):
+    for write in range(1 + (after and every > 1), chunks + 1, every):
         other = World(world.folder / f"{after}-{write}")
         other.folder.mkdir()
         (other.folder / "rows").symlink_to(world.folder / "rows")
@@ -422,8 +430,19 @@ def test_a_stage_does_not_resume_with_numbers_that_changed_in_the_store(
         bound_reference(context, world.streams())
 
 
-@pytest.mark.parametrize("name", ["tiny", "another"])
-@pytest.mark.parametrize("wrong", DAMAGES)
+@pytest.mark.parametrize(
+    ("wrong", "name"),
+    [
+        pytest.param(
+            wrong,
+            name,
+            # By default, each damage is found by this run or by another one.
+            marks=[] if (name == "tiny") == (number % 2 == 0) else pytest.mark.soak,
+        )
+        for number, wrong in enumerate(DAMAGES)
+        for name in ("tiny", "another")
+    ],
+)
 def test_damaged_numbers_are_computed_again_before_a_step_has_learned_with_them(
     world: World, monkeypatch: pytest.MonkeyPatch, wrong: str, name: str
 ) -> None:

@@ -96,10 +96,11 @@ class Died(BaseException):
     """The process was killed here."""
 
 
-def test_a_kill_at_any_chunk_changes_no_bit(world: World) -> None:
+@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.soak)])
+def test_a_kill_at_any_chunk_changes_no_bit(world: World, every: int) -> None:
     _, unbroken = made(world, "unbroken")
     chunks = 2 * (5 + 2)
-    for write in range(1, chunks + 1):
+    for write in range(1, chunks + 1, every):
         other = World(world.folder / f"store-{write}")
         other.folder.mkdir()
         (other.folder / "rows").symlink_to(world.folder / "rows")
