@@ -66,6 +66,7 @@ def test_the_disk_holds_the_checkpoints_of_what_is_trained(tmp_path: Path, a4000
     assert "0.6 checkpoints" in row.words
 
 
+@pytest.mark.soak
 def test_several_cards_that_are_slower_than_one_are_warned_about_before_they_are_rented(
     sky_home: SkyHome, runpod_api: RunPodApi
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from pion.config.model_config import ModelConfig
 from pipeline.job.file import load_job
 from pipeline.rent.check.machines import check_memory
@@ -14,6 +16,7 @@ def test_a_job_that_fits_everywhere_lists_the_smallest_gpus() -> None:
     assert row.words == "It fits on T4, RTXA4000, RTXA4500, A10, A10G, L4 …."
 
 
+@pytest.mark.soak
 def test_the_largest_gpu_that_is_too_small_is_named_with_what_it_lacks() -> None:
     (row,) = check_memory(load_job(JOBS / "tachyon-large.yaml"))
     assert row.ok

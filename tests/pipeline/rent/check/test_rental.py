@@ -255,6 +255,7 @@ def test_a_gpu_the_cloud_lacks_matters_only_if_it_has_no_other(on_runpod: Checks
     wrong(on_runpod("accelerators: A30")["1 × A30 on demand on RunPod"], "RunPod has no A30")
 
 
+@pytest.mark.soak
 def test_a_model_too_big_for_every_machine_says_what_would_do(on_runpod: Checks) -> None:
     name = "1 × RTXA4000 on demand on RunPod"
     rows = on_runpod("accelerators: RTXA4000", model=HUGE)

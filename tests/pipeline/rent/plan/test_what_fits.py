@@ -40,6 +40,7 @@ def test_lora_is_offered_with_what_to_write_where_all_weights_do_not_fit(tmp_pat
     )
 
 
+@pytest.mark.soak
 def test_lora_is_offered_to_the_stage_of_preferences(tmp_path: Path) -> None:
     job = read_fine_tuning(tmp_path, "Qwen3-1.7B", "sft=null", *PREFER)
     (offered,) = what_to_change(job, [on_a4000(job)])
@@ -48,6 +49,7 @@ def test_lora_is_offered_to_the_stage_of_preferences(tmp_path: Path) -> None:
     assert offered.endswith("or add prefer.lora.rank=16 to the command.")
 
 
+@pytest.mark.soak
 def test_preferences_after_lora_are_offered_the_same_additions(tmp_path: Path) -> None:
     sft = "sft.lora.rank=8"
     job = read_fine_tuning(tmp_path, "Qwen3-1.7B", *PREFER, sft)

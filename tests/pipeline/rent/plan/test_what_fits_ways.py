@@ -96,8 +96,8 @@ def test_a_job_that_pretrains_has_no_choice_to_make() -> None:
 @pytest.mark.parametrize(
     ("overrides", "name"),
     [
-        (["hardware.recompute=false"], "full"),
-        (["hardware.recompute=true"], "recomputed"),
+        pytest.param(["hardware.recompute=false"], "full", marks=pytest.mark.soak),
+        pytest.param(["hardware.recompute=true"], "recomputed", marks=pytest.mark.soak),
         (["prefer.lora.rank=16"], "lora"),
     ],
 )
