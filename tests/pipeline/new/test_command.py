@@ -248,7 +248,6 @@ def made_again(pion: Pion, data: Path, *options: str) -> tuple[Job, str]:
     return made(pion, data, *options)
 
 
-@pytest.mark.soak
 def test_english_conversations_start_from_smollm2_on_the_hub(
     here: Path, pion: Pion, sky_home: SkyHome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
