@@ -1,9 +1,16 @@
+from __future__ import annotations
+
+import fcntl
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from tests.cuda_rehearsal.environment import (
+    SUITE,
     compile_shim,
+    file_of,
     pinned_torch,
     run_pretended,
     this_machine,
@@ -19,7 +26,31 @@ def run_on_pretended_card(tmp_path_factory: pytest.TempPathFactory) -> Callable[
     if reason is not None:
         pytest.skip(reason)
     shim = compile_shim(tmp_path_factory.mktemp("cuda shim"))
-    return lambda module, *arguments: run_pretended(module, shim, *arguments)
+    temporary = tmp_path_factory.getbasetemp()
+    # Each of xdist's processes has its own folder in the folder of the session.
+    shared = temporary.parent if "PYTEST_XDIST_WORKER" in os.environ else temporary
+
+    def run(*program: str) -> str:
+        if program in SUITE:
+            return _output_in_suite(program, shim, shared / "rehearsals")
+        return run_pretended(program[0], shim, *program[1:])
+
+    return run
+
+
+def _output_in_suite(program: tuple[str, ...], shim: Path, folder: Path) -> str:
+    """Return what a program of the suite prints. The first caller of all processes runs them all.
+
+    If a program fails, each caller tries again, and has the error.
+    """
+    folder.mkdir(exist_ok=True)
+    finished = folder / "finished"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not finished.exists():
+            run_pretended("tests.cuda_rehearsal.in_forks", shim, str(folder))
+            finished.touch()
+    return file_of(folder, program).read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,15 @@ SHIM_SOURCE = Path(__file__).with_name("cuda_shim.c")
 # The name of the driver's library. The dynamic linker then finds ours already loaded.
 SHIM_NAME = "libcuda.so.1"
 
+# All programs that the tests outside soak run, with their arguments.
+SUITE: list[tuple[str, ...]] = [
+    ("tests.cuda_rehearsal.rehearse", "suite"),
+    ("tests.cuda_rehearsal.memory_traces", "suite"),
+    ("tests.cuda_rehearsal.odd_cards",),
+    ("tests.cuda_rehearsal.two_ranks", "suite"),
+    ("tests.cuda_rehearsal.attention_peaks",),
+]
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -99,3 +108,8 @@ def run_pretended(module: str, shim: Path, *arguments: str) -> str:
     command = [sys.executable, "-m", module, *arguments]
     done = run_to_end(command, check=True, cwd=shim.parent, env=os.environ | variables)
     return done.stdout
+
+
+def file_of(folder: Path, program: tuple[str, ...]) -> Path:
+    """Return where the output of a program is kept."""
+    return folder / f"{' '.join(program)}.txt"

@@ -100,23 +100,23 @@ _LONG = {"seq_len": 4096}
 
 _DRAFT = _CUT | {"draft": {"steps": 3}}
 
-# Each kernel and each way to compute is in one of these.
+# Each phase of a step is the largest in one of these.
 SUITE = [
     Trace("pion-small", changes=_CUT),
+    Trace("pion-xl", 1, optimizer="muon", changes=_FEW),
+    Trace("pion-small", changes=_CUT, ranks=2),
+    Trace("pion-small", documents=True, sequences=8, kto=True, changes=_CUT),
+]
+# Each kernel and each way to compute is in one of these, or in the suite.
+MORE = [
     Trace("pion-small", dtype="float32", optimizer="muon", recompute=True, changes=_CUT),
     Trace("tachyon-tiny", 32, recompute=True, changes=_CUT),
     Trace("tachyon-tiny", card="H100", documents=True, changes=_CUT),
     Trace("daisy-280m", 1, optimizer="muon", changes=_DAISY_CUT),
-    Trace("pion-xl", 1, optimizer="muon", changes=_FEW),
     Trace("pion-small", changes=_CUT, lora=Lora()),
     Trace("lepton-small", dtype="float32", optimizer="muon", documents=True, changes=_CUT),
     Trace("pion-small", changes=_DRAFT, only_draft=True),
-    Trace("pion-small", changes=_CUT, ranks=2),
     Trace("pilon-360m", 1, dtype="float32", optimizer="muon", changes=_PILON_CUT, ranks=2),
-    Trace("pion-small", documents=True, sequences=8, kto=True, changes=_CUT),
-]
-# More steps, of which another in the suite has each part.
-MORE = [
     Trace("pilon-48m", changes=_PILON_CUT),
     Trace("tachyon-tiny", dtype="float32", changes=_CUT, lora=Lora(8, targets=("q_proj",))),
     Trace("pion-small", documents=True, sequences=8, changes=_CUT),

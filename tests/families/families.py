@@ -124,3 +124,14 @@ FAMILIES = {
 }
 
 each_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+
+# Where a test of each family takes long, the suite has these, and soak has the others too: one
+# without more, and one each with experts, with windows and wiring, and with slots.
+OFTEN = ("pion", "tachyon", "daisy", "lepton")
+a_few_families = pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(family, id=name, marks=() if name in OFTEN else pytest.mark.soak)
+        for name, family in FAMILIES.items()
+    ],
+)

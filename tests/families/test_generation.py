@@ -14,7 +14,7 @@ import pion
 from pion.model.attention.cache import KVCache
 from pion.model.decoder import Decoder
 from pion.model.parameters import parameter_roles
-from tests.families.families import FAMILIES, SEQ_LEN, VOCAB, Family, each_family
+from tests.families.families import FAMILIES, SEQ_LEN, VOCAB, Family, a_few_families, each_family
 
 SAMPLED: dict[str, Any] = {"stop_ids": (1, 2, 3), "max_tokens": 20, "vocab_size": VOCAB}
 IDS = torch.randint(0, VOCAB, (2, SEQ_LEN), generator=torch.Generator().manual_seed(1))
@@ -60,7 +60,7 @@ def test_greedy_generation_takes_the_likeliest_token_of_the_whole_forward_pass(
     assert ids[5:] == likeliest[4:-1].tolist()
 
 
-@each_family
+@a_few_families
 def test_texts_of_different_lengths_are_continued_together_as_each_alone(family: Family) -> None:
     model = family.decoder()
     prompts = [IDS[0, :length].tolist() for length in (1, 5, SEQ_LEN, 9, SEQ_LEN - 1, 2)]

@@ -10,7 +10,7 @@ from pion.model.attention.attention import CPU_BF16_TOKENS
 from pion.model.decoder import Decoder
 from pion.train.memory import Workload
 from pion.train.memory_trace.step import StepTrace
-from tests.families.families import SEQ_LEN, Family, each_family
+from tests.families.families import SEQ_LEN, Family, a_few_families
 
 
 def kept_by_autograd(model: Decoder, rows: int, seq_len: int, *, bf16: bool, many: bool) -> int:
@@ -33,7 +33,7 @@ def kept_by_autograd(model: Decoder, rows: int, seq_len: int, *, bf16: bool, man
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-@each_family
+@a_few_families
 @pytest.mark.parametrize(
     ("seq_len", "dtype", "documents"),
     [

@@ -135,7 +135,7 @@ def wrong_gradient(model: Decoder) -> None:
     model.embed.weight.register_hook(lambda grad: -grad)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.soak)])
 def test_losses_of_a_wrong_backward_pass(monkeypatch: pytest.MonkeyPatch, dtype: Any) -> None:
     plant(monkeypatch, outputs, wrong_gradient)
     assert is_wrong(outputs.check_losses(TINY, "pion", dtype))
@@ -242,6 +242,7 @@ def test_a_resume_one_bit_off(monkeypatch: pytest.MonkeyPatch) -> None:
     assert is_wrong(recovery.compare_resume(TINY, "pion"))
 
 
+@pytest.mark.soak
 def test_one_process_compares_the_resumes_of_several_families() -> None:
     companion = recovery.Companion(TINY)  # on a card, to be deterministic
     try:

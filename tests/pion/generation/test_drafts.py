@@ -27,7 +27,7 @@ from pion.generation.drafts import (
 from pion.generation.engine import Engine
 from pion.model.attention.cache import KVCache
 from pion.model.decoder import Decoder
-from tests.families.families import SEQ_LEN, VOCAB, Family, each_family
+from tests.families.families import SEQ_LEN, VOCAB, Family, a_few_families
 from tests.pion.generation.test_engine import Client, engines, initial, now
 
 __all__ = ["engines"]
@@ -52,7 +52,7 @@ def together(model: Decoder, texts: Sequence[list[int]], **settings: Any) -> lis
     return found
 
 
-@each_family
+@a_few_families
 @pytest.mark.parametrize("sampling", [{"temperature": 0}, {"seed": 7, "temperature": 0.4}])
 @pytest.mark.parametrize(
     ("texts", "drafts"),

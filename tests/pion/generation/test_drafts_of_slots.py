@@ -76,7 +76,7 @@ def texts_of(model: Decoder, sampling: dict[str, Any], drafts: int, rows: int) -
 
 
 @pytest.mark.parametrize("sampling", SAMPLED)
-@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("rows", [3, pytest.param(1, marks=pytest.mark.soak)])
 def test_what_a_block_guesses_never_changes_a_text(
     model: Decoder, sampling: dict[str, Any], rows: int
 ) -> None:
@@ -86,7 +86,7 @@ def test_what_a_block_guesses_never_changes_a_text(
 
 
 @pytest.mark.parametrize("sampling", SAMPLED)
-@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("rows", [3, pytest.param(1, marks=pytest.mark.soak)])
 def test_guesses_of_which_some_are_right_never_change_a_text(
     model: Decoder, sampling: dict[str, Any], rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,7 +27,7 @@ from pion.generation.decoding import bytes_per_row
 from pion.generation.engine import Engine
 from pion.generation.text import Settings, Text
 from pion.model.decoder import Decoder
-from tests.families.families import FAMILIES, SEQ_LEN, VOCAB, Family, each_family
+from tests.families.families import FAMILIES, SEQ_LEN, VOCAB, Family, a_few_families
 from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
 STOPS = (1, 2, 3)
@@ -152,7 +152,7 @@ def test_sixteen_seeded_requests_get_the_tokens_of_each_alone(
     wait_until(lambda: engine.load() == (0, 0), "no slot is taken")
 
 
-@each_family
+@a_few_families
 def test_probabilities_are_those_of_a_lone_request(family: Family, engines: list[Engine]) -> None:
     """Where activations are rounded to 8 bits, a last bit can move one to its neighbor."""
     ternary = family is FAMILIES["ternary"]

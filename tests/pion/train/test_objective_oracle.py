@@ -128,7 +128,14 @@ VARIANTS: dict[str, tuple[Loss, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+# Losses of TRL stand for the others in the suite: see test_objective_trl.py.
+IN_SUITE = ("dpo 0.1", "dpo smoothed", "simpo", "orpo")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in IN_SUITE else pytest.param(name, marks=pytest.mark.soak) for name in VARIANTS],
+)
 def test_twenty_losses_are_those_of_a_plain_model_in_fp64(name: str) -> None:
     loss_of, fields = VARIANTS[name]
     rows = with_reference(PairRows(random_pairs(30), single="unpaired" in fields))

@@ -59,7 +59,7 @@ class Work:
         dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("world_size", [3, pytest.param(2, marks=pytest.mark.soak)])
 def test_several_ranks_report_what_one_reports(tmp_path: Path, world_size: int) -> None:
     run_ranks(Work(world_size), tmp_path, world_size)
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(world_size)]

@@ -22,7 +22,7 @@ from pion.train.smaller_plan import StepDown, StepTooLarge, step_down
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings
 from tests.pion.train.conftest import CONFIG
 
-STEPS = 4
+STEPS = 2
 PLAN = ComputePlan(micro_batch=6, threads=1)
 Tensors = dict[str, Tensor]
 

@@ -101,7 +101,10 @@ def test_a_hostile_template_is_stopped(attacked: Renderer, attack: str) -> None:
     assert attacked.text(TALK, prompt=True) == "unharmed"
 
 
-@pytest.mark.parametrize("attack", UNUSABLE)
+@pytest.mark.parametrize(
+    "attack",
+    [pytest.param(name, marks=pytest.mark.soak) if name == "depth" else name for name in UNUSABLE],
+)
 def test_a_template_that_can_not_be_compiled_is_refused(attack: str) -> None:
     template, message = UNUSABLE[attack]
     renderer = made(template)

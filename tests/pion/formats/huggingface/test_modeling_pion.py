@@ -67,7 +67,7 @@ def test_the_loss_is_ours_and_padding_has_none(model: PionForCausalLM) -> None:
     torch.testing.assert_close(loss, expected)
 
 
-@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("use_cache", [True, pytest.param(False, marks=pytest.mark.soak)])
 def test_greedy_generation_is_ours_in_a_padded_batch_too(
     use_cache: bool, model: PionForCausalLM
 ) -> None:

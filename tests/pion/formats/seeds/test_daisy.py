@@ -151,8 +151,17 @@ MODES = {
 }
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", TRACES)
+IN_SUITE = (("trace", "fp32"), ("tied", "fp32_nsbf16"), ("old", "fp32"))
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        pytest.param(name, mode, marks=() if (name, mode) in IN_SUITE else pytest.mark.soak)
+        for name in TRACES
+        for mode in MODES
+    ],
+)
 def test_training_repeats_the_seeds_losses_gradients_and_weights(name: str, mode: str) -> None:
     file, key, seq_len, grad_accum, betas = TRACES[name]
     dtype, loss_bound, norm_bound, digest_bound = MODES[mode]

@@ -208,7 +208,13 @@ def replayed(name: str) -> Iterator[tuple[int, Step]]:
     return enumerate(steps_of(model, trace, top_k))
 
 
-@pytest.mark.parametrize("name", TRACES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("comp", "ternary") else pytest.param(name, marks=pytest.mark.soak)
+        for name in TRACES
+    ],
+)
 def test_training_repeats_the_seeds_trace(name: str) -> None:
     trace = reference_of(f"trace_{name}")
     _, most_loss, most_digest, most_norm, _ = TRACES[name]

@@ -56,7 +56,12 @@ def test_what_was_traced_is_read_from_the_file(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"[1]", b'{"2 keep": [1]}', b'{"2 keep": ["x", 1, 2]}']
+    "content",
+    [
+        b"{",
+        b'{"2 keep": ["x", 1, 2]}',
+        *(pytest.param(b, marks=pytest.mark.soak) for b in (b"", b"[1]", b'{"2 keep": [1]}')),
+    ],
 )
 def test_a_damaged_file_costs_only_the_time_of_a_trace(folder: Path, content: bytes) -> None:
     first = remembered_peaks(traced(), 2, recompute=False)

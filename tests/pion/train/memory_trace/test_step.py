@@ -86,13 +86,21 @@ def test_recomputed_blocks_keep_less_and_compiled_ones_too() -> None:
     assert compiled.peaks(8, recompute=False).activations < kept
 
 
+@pytest.mark.soak
 def test_lora_keeps_no_gradients_of_frozen_weights() -> None:
     trace = StepTrace(traced(lora=Lora(rank=4)))
     assert trace.peaks(4, recompute=False).activations > 0
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("lora", [None, Lora(rank=4)])
+@pytest.mark.parametrize(
+    ("compiled", "lora"),
+    [
+        (False, None),
+        (True, Lora(rank=4)),
+        pytest.param(True, None, marks=pytest.mark.soak),
+        pytest.param(False, Lora(rank=4), marks=pytest.mark.soak),
+    ],
+)
 def test_a_step_of_preferences_needs_no_more_than_one_of_conversations(
     compiled: bool, lora: Lora | None
 ) -> None:
@@ -115,12 +123,6 @@ def test_more_answers_in_a_row_need_the_memory_of_their_sums() -> None:
     )
     # Each product of a token and a mask is there in fp32 and in fp64.
     assert many.forward - few.forward >= 1024 * 8 * TINY.seq_len * (4 + 8)
-
-
-def test_a_row_may_have_any_number_of_answers() -> None:
-    """Labels come one by one, and a batch has room for a power of two."""
-    odd, even = (StepTrace(traced(sequences=n)).peaks(8, recompute=False) for n in (3, 4))
-    assert odd == even
 
 
 def test_a_trace_leaves_torch_as_it_was() -> None:
@@ -146,11 +148,12 @@ assert os.waitpid(child, 0)[1] == 0
 """
 
 
+@pytest.mark.soak
 def test_a_process_that_is_forked_after_a_trace_can_train() -> None:
     run_to_end([sys.executable, "-c", FORKS_AFTER_A_TRACE], check=True)
 
 
-def test_rows_have_columns_for_whole_pairs() -> None:
-    """A step pads the most sequences of a row to a power of two, and so does the trace."""
+def test_a_row_may_have_any_number_of_answers() -> None:
+    """Labels come one by one. A step pads them to a power of two, as the trace does."""
     five, eight = (StepTrace(traced(sequences=count)).peaks(8, recompute=False) for count in (5, 8))
     assert five == eight
