@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from pathlib import Path
 
 import pytest
 
 from pion.data.documents.python_preferences import LENGTHS, RAMBLING, Better, DocsPair, docs_pairs
-from tests.support.python_library import read_only_a_part
 
 
 @lru_cache(maxsize=2)
@@ -47,10 +45,5 @@ def test_no_rule_of_lengths_tells_which_answer_is_right() -> None:
 
 
 @pytest.mark.parametrize("better", ["short", "right"])
-def test_pairs_are_the_same_each_time(
-    better: Better, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    read_only_a_part(monkeypatch, tmp_path)
-    first, again = list(docs_pairs(better)), list(docs_pairs(better))
-    assert len(first) > 100
-    assert first == again
+def test_pairs_are_the_same_each_time(better: Better) -> None:
+    assert list(docs_pairs(better)) == pairs(better)
