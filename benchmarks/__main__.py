@@ -31,7 +31,7 @@ NAMES = (
     "peak_memory",
     "fine_tuning",
     "decoding",
-    "first_token",
+    "commands",
     "tokenizing",
     "same_loss",
     "serve",

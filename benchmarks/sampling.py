@@ -43,7 +43,7 @@ from pipeline.job.file import load_job
 
 RESULT = Path(__file__).parent / "results" / "sampling.json"
 ROWS = 16
-# The ids of the demo, of Pion-small, and of Qwen3.
+# The ids of the larger demo, of Pion-small, and of Qwen3.
 VOCABULARIES = (2048, 50_258, 151_936)
 SETTINGS = {
     "default": Sampling(),
@@ -228,7 +228,7 @@ def serving(name: str, tokens: int, rounds: int) -> dict[str, Any]:
 
 
 def shape(name: str) -> ModelConfig:
-    """Return the model of a preset, or of the demo."""
+    """Return the model of a preset, or of jobs/demo-prefer.yaml."""
     if name == "demo":
         job = Path(__file__).parent.parent / "jobs" / "demo-prefer.yaml"
         return load_job(job).model_config_resolved()

@@ -139,7 +139,10 @@ def run(quick: bool) -> Iterator[Comparison]:
 
 
 def export_demo(folder: Path) -> Path:
-    """Export a model of the shape of jobs/demo-prefer.yaml with random weights; return it."""
+    """Export a model of the shape of jobs/demo-prefer.yaml, with random weights, to `folder`.
+
+    Returns `folder`.
+    """
     job = load_job(Path(__file__).parent.parent / "jobs" / "demo-prefer.yaml")
     texts = [document.text for _, document in zip(range(200), documents(), strict=False)]
     torch.manual_seed(0)

@@ -33,11 +33,12 @@ def repo_of(to: str) -> str | None:
 
     Raises BadInput if it is neither.
     """
+    if "://" not in to:
+        return None
+
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
-    if "://" not in to:
-        return None
     repo = to.removeprefix(PREFIX)
     try:
         validate_repo_id(repo)

@@ -110,12 +110,12 @@ class RayTasks:
         if not (self._started or self._alone) and self._pipe.poll():
             try:
                 self._started = self._receive()[0] == "started"
-            except PionError as error:
+            except PionError:
                 if self._address is not None:
                     raise
                 self._alone = True
                 if self._note is not None:
-                    self._note(f"{error.args[0].partition('. ')[0]}. This process does its work")
+                    self._note(f"{self._reason()}. This process does its work")
         return self._started
 
     def _send(self, value: Any) -> None:
@@ -132,12 +132,14 @@ class RayTasks:
         return said
 
     def _ended(self) -> PionError:
+        return PionError(
+            f"{self._reason()}. What is finished is safe. Run the same command again to continue"
+        )
+
+    def _reason(self) -> str:
         log = self._log.read_text(errors="replace") if self._log.exists() else ""
         words = last_words(log, "run it where fewer cores share the memory")
-        return PionError(
-            f"Ray, which prepares the data, has ended: {words or 'it said nothing'}. What is "
-            "finished is safe. Run the same command again to continue"
-        )
+        return f"Ray, which prepares the data, has ended: {words or 'it said nothing'}"
 
 
 @contextmanager

@@ -123,10 +123,9 @@ def show_check(
 
 def asked_by_checks(job: Job, sky_yaml: SkyYaml | None) -> str:
     """Return, in words, who is asked by the checks, and for how long."""
-    on_hub = hub_inputs(job) or (job.publish is not None and job.publish.to.startswith("hf://"))
     asked = [
         *([job.store] if "://" in job.store else []),
-        *(["the Hub"] if on_hub else []),
+        *(["the Hub"] if _asks_hub(job) else []),
         *(["SkyPilot"] if sky_yaml is not None else []),
     ]
     who = f"asking {' and '.join(asked)}" if asked else "checking files and this machine"
@@ -236,11 +235,15 @@ def print_rows(rows: Sequence[CheckRow]) -> None:
     show_table(table)
 
 
+def _asks_hub(job: Job) -> bool:
+    return bool(hub_inputs(job)) or (job.publish is not None and job.publish.to.startswith("hf://"))
+
+
 def _import_first(job: Job, sky_yaml: SkyYaml | None) -> None:
     """Import what several checks use. Threads that import the same package at the same time can
     see it half loaded."""
-    import huggingface_hub.hf_api  # noqa: F401
-
+    if _asks_hub(job):
+        import huggingface_hub.hf_api  # noqa: F401
     with contextlib.suppress(BadInput):  # the store's own check says so
         open_store(job.store)
     if sky_yaml is not None:
