@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from tests.runs.test_hops import STEPS
 from tests.support.doors import listening, open_to_others
 from tests.support.jobs import TINY
 from tests.support.meddling import Meddling
+from tests.support.waiting import LONG_SECONDS, rest_of
 from tests.support.whole_runs import (
     ends_with,
     final_weights,
@@ -145,6 +148,24 @@ def test_two_workers_that_are_killed_end_with_the_same_weights(tmp_path: Path) -
     output = ends_with(0, process)
     assert "continues after step" in output
     assert final_weights(folders[1]) == final_weights(folders[0])
+
+
+def test_a_machine_with_two_busy_loops_a_core_ends_no_run(tmp_path: Path) -> None:
+    """With that load, a start of Ray ran out of its own limit after six minutes."""
+    job = write_job(tmp_path, hardware__workers=1)
+    loops = [
+        subprocess.Popen([sys.executable, "-c", "while True: pass"])
+        for _ in range(2 * len(os.sched_getaffinity(0)))
+    ]
+    try:
+        process = start(job)
+        output = rest_of(process, seconds=3 * LONG_SECONDS)
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+    assert process.returncode == 0, output
+    assert "sft: done" in output
 
 
 def workers_of(driver: int, folder: Path) -> list[psutil.Process]:
