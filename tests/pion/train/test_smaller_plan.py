@@ -52,7 +52,7 @@ def trainer(
     model.room = room
     if lora is not None:
         add_lora(model, lora, seed=0)
-    return Trainer(model, stream, TrainSettings(steps=9, global_batch=24, lr=1e-2), plan)
+    return Trainer(model, stream, TrainSettings(steps=9, global_batch=12, lr=1e-2), plan)
 
 
 def trained(training: Trainer) -> tuple[Tensors, list[Any]]:

@@ -44,6 +44,6 @@ def test_no_rule_of_lengths_tells_which_answer_is_right() -> None:
     assert 0.45 < sum(longer) / len(longer) < 0.55
 
 
-@pytest.mark.parametrize("better", ["short", "right"])
+@pytest.mark.parametrize("better", [pytest.param("short", marks=pytest.mark.soak), "right"])
 def test_pairs_are_the_same_each_time(better: Better) -> None:
     assert list(docs_pairs(better)) == pairs(better)
