@@ -63,6 +63,8 @@ GPU_TFLOPS: tuple[tuple[str, float | None, float], ...] = (
 
 # Measuring a peak takes at most about so long.
 MEASURED_SECONDS = 2.0
+# A product that takes longer, as in emulated bfloat16, is no better measured if repeated.
+LONG_SECONDS = 0.1
 # Of one function of Pion; torch then refuses to compile it again.
 MOST_COMPILATIONS = 128
 
@@ -316,6 +318,6 @@ def _measured_flops(device: torch.device, dtype: str) -> float:
             torch.cuda.synchronize(device)
         now = time.perf_counter()
         best = min(best, now - start)
-        if number >= 8 and now - began > MEASURED_SECONDS:
+        if best > LONG_SECONDS or (number >= 8 and now - began > MEASURED_SECONDS):
             break
     return 2.0 * size**3 / best

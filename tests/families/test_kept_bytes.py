@@ -10,7 +10,10 @@ from pion.model.attention.attention import CPU_BF16_TOKENS
 from pion.model.decoder import Decoder
 from pion.train.memory import Workload
 from pion.train.memory_trace.step import StepTrace
-from tests.families.families import SEQ_LEN, Family, a_few_families
+from tests.families.families import FAMILIES, SEQ_LEN, Family
+
+# By default, tests/pion/train/test_micro_batch.py has a dense model.
+IN_SUITE = ("tachyon", "daisy", "lepton")
 
 
 def kept_by_autograd(model: Decoder, rows: int, seq_len: int, *, bf16: bool, many: bool) -> int:
@@ -33,7 +36,13 @@ def kept_by_autograd(model: Decoder, rows: int, seq_len: int, *, bf16: bool, man
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-@a_few_families
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(family, id=name, marks=() if name in IN_SUITE else pytest.mark.soak)
+        for name, family in FAMILIES.items()
+    ],
+)
 @pytest.mark.parametrize(
     ("seq_len", "dtype", "documents"),
     [

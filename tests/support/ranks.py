@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from pion.train.hardware import peak_flops
 from tests.support.waiting import PATIENCE_SECONDS
 
 # The others see that a rank has gone as soon as its connections close. A rank that computes alone
@@ -28,6 +29,8 @@ def run_ranks(work: Callable[[int, Path], None], folder: Path, count: int) -> No
     says what happened. The others usually say only that their connection to it was closed.
     torch.multiprocessing shows one error: that of the rank that ended first, which may be another.
     """
+    # Each rank that trains would measure it.
+    peak_flops(torch.device("cpu"), "float32")
     fork = multiprocessing.get_context("fork")
     ranks: list[BaseProcess] = [
         fork.Process(target=_reported, args=(work, rank, folder), daemon=True)

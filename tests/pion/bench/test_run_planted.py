@@ -27,6 +27,9 @@ from pion.train.optimizer.optimizer import Optimizer
 from pion.train.smaller_plan import StepDown
 from pion.train.trainer import ComputePlan, Trainer, TrainState
 
+# By default, test_run_tiny.py runs each kind of check.
+pytestmark = pytest.mark.soak
+
 TINY = Bench(torch.device("cpu"), tiny=True)
 
 Change = Callable[[Decoder], None]

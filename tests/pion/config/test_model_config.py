@@ -1,5 +1,6 @@
 """A model's settings: presets, round trips, and invalid settings."""
 
+import importlib
 import subprocess
 import sys
 
@@ -91,12 +92,20 @@ def test_importing_the_package_does_not_import_torch():
     in_fresh_python("import pion, sys; assert 'torch' not in sys.modules")
 
 
+@pytest.mark.soak
 def test_public_names_stay_functions_whoever_imports_their_modules_first():
     in_fresh_python(
         "import pion.formats.load, pion.generation.generate, pion\n"
         "assert callable(pion.load) and callable(pion.generate)\n"
         "assert pion.ModelConfig.preset and pion.Decoder and pion.import_seed"
     )
+
+
+def test_public_names_are_functions_after_their_modules_are_imported():
+    importlib.import_module("pion.formats.load")
+    importlib.import_module("pion.generation.generate")
+    assert callable(pion.load)
+    assert callable(pion.generate)
 
 
 def test_a_name_the_package_lacks_is_an_attribute_error():

@@ -163,7 +163,7 @@ def test_only_one_windows_shards_are_read_at_a_time() -> None:
 WEIGHTS = st.lists(st.floats(0.01, 1), min_size=2, max_size=5)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(WEIGHTS, SEEDS, st.integers(0, 10**6))
 def test_a_mixture_keeps_its_quotas_in_every_block(
     weights: list[float], seed: int, block: int
@@ -176,7 +176,7 @@ def test_a_mixture_keeps_its_quotas_in_every_block(
         assert abs(drawn[source] - exact) < 2  # each end of the block is rounded
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(WEIGHTS, SEEDS, st.integers(1, 8))
 def test_after_any_number_of_blocks_each_source_is_within_one_row_of_its_share_and_in_its_order(
     weights: list[float], seed: int, blocks: int

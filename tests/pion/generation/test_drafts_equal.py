@@ -21,7 +21,7 @@ from pion.generation import decoding
 from pion.generation.drafts import Drafting, LookUp, Possible
 from pion.model.decoder import Decoder
 from pion.model.draft_block import DraftBlock, Trunk
-from tests.families.families import VOCAB, Family, a_few_families
+from tests.families.families import FAMILIES, VOCAB, Family
 from tests.pion.generation.test_drafts import prompts
 from tests.pion.generation.test_engine import initial
 
@@ -31,6 +31,8 @@ SAMPLINGS: list[dict[str, Any]] = [
     {"temperature": 0.2, "seed": 3, "frequency_penalty": 0.01},
 ]
 TEXTS = 18
+# test_drafts.py has more families by default.
+IN_SUITE = ("tachyon", "daisy")
 
 
 class Counts:
@@ -72,7 +74,13 @@ def most_usual_successors(texts: Sequence[Sequence[int]]) -> dict[int, int]:
     return {token: counts.most_common(1)[0][0] for token, counts in seen.items()}
 
 
-@a_few_families
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(family, id=name, marks=() if name in IN_SUITE else pytest.mark.soak)
+        for name, family in FAMILIES.items()
+    ],
+)
 def test_drafts_that_are_partly_right_change_no_text(
     family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -126,7 +126,7 @@ def test_a_paused_answer_ends_with_the_engine(engines: list[Engine]) -> None:
     assert paused.wait() == Failed(Closed.WHY)
 
 
-@pytest.mark.parametrize("name", ["pion", "tachyon", "daisy"])
+@pytest.mark.parametrize("name", ["pion", "tachyon", pytest.param("daisy", marks=pytest.mark.soak)])
 def test_sixteen_seeded_requests_get_the_tokens_of_each_alone(
     name: str, engines: list[Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:

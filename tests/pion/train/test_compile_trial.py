@@ -134,7 +134,8 @@ def test_a_plan_that_compiles_nothing_runs_nothing(monkeypatch: pytest.MonkeyPat
     assert try_compiler(TRIAL, dataclasses.replace(PLAN, compile=False)) == []
 
 
-@pytest.mark.parametrize("documents", [False, True])
+# The next test computes such a block with documents.
+@pytest.mark.parametrize("documents", [False, pytest.param(True, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("name", IN_SUITE)
 def test_the_first_block_of_each_family_runs_forward_and_backward(
     name: str, documents: bool

@@ -32,6 +32,9 @@ from tests.pion.train.test_objective_trl import (
 )
 from tests.support.pair_rows import Pair, PairRows, PlainModel, with_others
 
+# By default, test_distance.py has kto.
+pytestmark = pytest.mark.soak
+
 FROZEN = TESTS / "fixtures" / "trl_kto.json"
 Numbers = dict[str, list[float]]
 

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
 from pion.model.decoder import Decoder
+from pion.train import memory
 from pion.train.memory import Memory, Workload, predict_memory
+from pion.train.memory_trace.request import Peaks
 from pion.train.micro_batch import choose_micro_batch
 
 GIB = 2**30
@@ -53,6 +55,12 @@ def chosen(
     )
 
 
+@pytest.fixture
+def untraced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let passes need nothing. Tracing them takes seconds, and says nothing of the state."""
+    monkeypatch.setattr(memory, "remembered_peaks", lambda *_, **__: Peaks(0, 0, 0))
+
+
 def kept_by_autograd(rows: int, dtype: str, documents: bool) -> int:
     """Return the bytes saved for the backward pass, with the weights."""
     model = Decoder(DEMO)
@@ -73,8 +81,8 @@ def kept_by_autograd(rows: int, dtype: str, documents: bool) -> int:
 @pytest.mark.parametrize(
     ("dtype", "documents"),
     [
-        ("float32", False),
         ("bfloat16", True),
+        pytest.param("float32", False, marks=pytest.mark.soak),
         pytest.param("float32", True, marks=pytest.mark.soak),
         pytest.param("bfloat16", False, marks=pytest.mark.soak),
     ],
@@ -93,6 +101,7 @@ def test_activations_are_predicted_within_a_tenth_of_what_autograd_keeps_and_nev
     assert many - few <= more - less <= 1.1 * (many - few)
 
 
+@pytest.mark.usefixtures("untraced")
 def test_optimizer_state_is_two_moments_of_every_weight_and_muon_keeps_one_of_a_matrix() -> None:
     small = ModelConfig.preset("pion-small")
     params = 102_967_168
@@ -180,6 +189,7 @@ def test_a_cpu_needs_memory_for_the_boolean_masks_of_windows() -> None:
         n_layers=3,
         wiring={"attention_layers": [0, 2], "skips": [[2, 0]]},
         values={"layers": [0, 2]},
+        vocab_size=512,
     )
     sizes = [
         predict_memory(

@@ -64,6 +64,8 @@ VARIANTS: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
         {"beta": 0.1, "loss_type": "apo_zero_unpaired", "undesirable_weight": 2.0},
     ),
 }
+# By default, each loss once.
+IN_SOAK = ("dpo 0.5", "dpo 0.01", "dpo-norm", "ipo", "apo-zero single")
 
 
 def decoder(seed: int) -> Decoder:
@@ -147,7 +149,10 @@ def frozen(name: str) -> list[float]:
     return found[name]
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.soak) if n in IN_SOAK else n for n in VARIANTS],
+)
 def test_twenty_losses_are_those_that_trl_has_computed(name: str) -> None:
     worst = worst_difference(our_losses(VARIANTS[name][0]), frozen(name))
     print(f"{name}: {worst:.1e}")

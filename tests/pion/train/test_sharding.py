@@ -24,6 +24,7 @@ from pion.model.drawn_later import drawn_later
 from pion.model.lora_later import adapted_later
 from pion.model.lora_projections import adapted
 from pion.model.saved_weights import Whole
+from pion.train.hardware import peak_flops
 from pion.train.optimizer import sharded_muon
 from pion.train.preference import Preference
 from pion.train.trainer import ComputePlan, SavedState, Trainer, TrainState
@@ -304,6 +305,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def seen(folder: Path) -> list[dict[str, Any]]:
     """Return the results of each of three processes. Two of them do all checks."""
+    peak_flops(torch.device("cpu"), "bfloat16")  # each process would measure it
     run_ranks(work, folder, 3)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(3)]
 

@@ -45,14 +45,18 @@ class SmallMemory(Decoder):
 
 
 def trainer(
-    stream: RowStream, plan: ComputePlan, room: float = 100.0, lora: Lora | None = None
+    stream: RowStream,
+    plan: ComputePlan,
+    room: float = 100.0,
+    lora: Lora | None = None,
+    rows: int = 12,
 ) -> Trainer:
     torch.manual_seed(0)
     model = SmallMemory(CONFIG)
     model.room = room
     if lora is not None:
         add_lora(model, lora, seed=0)
-    return Trainer(model, stream, TrainSettings(steps=9, global_batch=24, lr=1e-2), plan)
+    return Trainer(model, stream, TrainSettings(steps=9, global_batch=rows, lr=1e-2), plan)
 
 
 def trained(training: Trainer) -> tuple[Tensors, list[Any]]:
@@ -284,7 +288,7 @@ def test_another_error_is_not_taken_for_a_lack_of_memory(error: Exception) -> No
 
 
 def test_with_several_ranks_all_of_them_must_start_again(text: RowStream) -> None:
-    training = trainer(text, PLAN, room=1)
+    training = trainer(text, PLAN, room=1, rows=24)
     training.plan = dataclasses.replace(PLAN, world_size=2)  # the others would wait for this one
     with pytest.raises(PlanFailed) as failed:
         training.train_step()

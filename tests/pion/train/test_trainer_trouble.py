@@ -293,7 +293,7 @@ def first_wrong(losses: list[float], max_spike: float) -> int | None:
     broken=st.none() | st.integers(0, 99),
     asks=st.lists(st.sampled_from(["drain", "trouble", "recent", ""]), min_size=100, max_size=100),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_the_time_of_asking_changes_no_trouble_and_no_metrics(
     losses: list[float], broken: int | None, asks: list[str]
 ) -> None:

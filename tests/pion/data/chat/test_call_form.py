@@ -122,7 +122,7 @@ FORMS: dict[str, tuple[str, CallForm | None]] = {
 
 
 # A process renders each template, and takes a second to start. The suite has one of each kind.
-IN_SUITE = ("Qwen 2.5", "Mistral", "Phi 4", "an id outside")
+IN_SUITE = ("Qwen 2.5", "Mistral", "an id outside")
 
 
 @pytest.mark.parametrize(

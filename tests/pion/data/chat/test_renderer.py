@@ -103,7 +103,10 @@ def test_a_hostile_template_is_stopped(attacked: Renderer, attack: str) -> None:
 
 @pytest.mark.parametrize(
     "attack",
-    [pytest.param(name, marks=pytest.mark.soak) if name == "depth" else name for name in UNUSABLE],
+    [
+        name if name == "wrong syntax" else pytest.param(name, marks=pytest.mark.soak)
+        for name in UNUSABLE
+    ],
 )
 def test_a_template_that_can_not_be_compiled_is_refused(attack: str) -> None:
     template, message = UNUSABLE[attack]
@@ -115,11 +118,11 @@ def test_a_template_that_can_not_be_compiled_is_refused(attack: str) -> None:
 
 
 def test_an_endless_template_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(renderer_module, "SECONDS", 0.5)
+    monkeypatch.setattr(renderer_module, "SECONDS", 0.2)
     slow = LOOP * 4 + "{% endfor %}" * 4
     renderer = made("{% if messages[0].content != 'quick' %}" + slow + "{% endif %}rendered")
     started = time.monotonic()
-    with pytest.raises(BadInput, match=r"took more than 0.5 s \(data.jsonl:3\)"):
+    with pytest.raises(BadInput, match=r"took more than 0.2 s \(data.jsonl:3\)"):
         renderer.text(TALK, prompt=True)
     assert time.monotonic() - started < 10
     assert renderer._process.poll() is not None
@@ -129,6 +132,7 @@ def test_an_endless_template_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     renderer.close()
 
 
+@pytest.mark.soak
 def test_an_endless_template_ends_when_the_process_that_asked_is_gone() -> None:
     code = (
         "import datetime, os; import pion.data.chat.renderer as r; r.SECONDS = -4.0;"

@@ -78,7 +78,7 @@ print(hashlib.sha256(repr([(d.origin, d.text) for d in documents()]).encode()).h
 
 def test_two_processes_read_the_same_documents_of_a_part_of_the_library(tmp_path: Path) -> None:
     """Reading all of it takes seconds of a core in each process."""
-    link_part(tmp_path)
+    link_part(tmp_path, every=40)
     program = [sys.executable, "-c", READ_A_PART, tmp_path]
     first, second = (run_to_end(program, check=True).stdout for _ in range(2))
     assert len(first.strip()) == 64
@@ -225,5 +225,6 @@ def test_what_is_asked_of_held_out_files_is_not_answered_in_training(
     assert len(answers[True] & answers[False]) < len(answers[True]) / 100
 
 
+@pytest.mark.soak
 def test_asking_again_gives_the_same_dialogues(asked: list[Dialogue]) -> None:
     assert list(dialogues()) == asked

@@ -64,6 +64,7 @@ def test_answers_are_what_the_model_writes_alone_with_its_likeliest_tokens(
     assert {item.finished for item in found.items} == {True, False}
 
 
+@pytest.mark.soak
 def test_the_same_model_gets_the_same_score_again(chat_format: ChatFormat) -> None:
     model = model_of(chat_format)
     one, other = (measure(model, chat_format, ASKED, lambda _: None) for _ in range(2))
@@ -107,6 +108,7 @@ def test_a_model_that_predicts_nan_has_no_score(chat_format: ChatFormat) -> None
         measure(model, chat_format, ASKED, lambda _: None)
 
 
+@pytest.mark.soak
 def test_the_prompts_are_in_the_form_of_the_models_own_template(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -95,9 +95,7 @@ save_file(found, exports / "found.safetensors")
 
 
 # The mixed one has experts, too.
-@pytest.mark.parametrize(
-    "names", [("dense", "mixed"), pytest.param(tuple(MODELS), marks=pytest.mark.soak)]
-)
+@pytest.mark.parametrize("names", [("mixed",), pytest.param(tuple(MODELS), marks=pytest.mark.soak)])
 def test_without_pion_it_gives_the_same_logits_and_greedy_text(
     names: tuple[str, ...],
     exports: Path,

@@ -151,7 +151,7 @@ MODES = {
 }
 
 
-IN_SUITE = (("trace", "fp32"), ("tied", "fp32_nsbf16"), ("old", "fp32"))
+IN_SUITE = (("tied", "fp32_nsbf16"), ("old", "fp32"))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 from pion.config.lora import Lora
 from pion.train.memory_trace import step
 from pion.train.memory_trace.known_blocks import forget_blocks
+from pion.train.memory_trace.request import Traced
 from pion.train.memory_trace.step import StepTrace
 from tests.pion.train.memory_trace.test_step import TINY, traced
 
@@ -35,18 +36,23 @@ def test_models_that_differ_only_in_depth_and_vocabulary_have_the_same_blocks(
     measured: list[Any],
 ) -> None:
     few = StepTrace(traced(compiled=True))
-    for config in (replace(TINY, n_layers=5), replace(TINY, vocab_size=2 * TINY.vocab_size)):
-        assert StepTrace(traced(config, compiled=True)).blocks[0] == few.blocks[0]
-        assert len(measured) == 1
+    both = replace(TINY, n_layers=3, vocab_size=2 * TINY.vocab_size)
+    assert StepTrace(traced(both, compiled=True)).blocks[0] == few.blocks[0]
+    assert len(measured) == 1
     forget_blocks()
-    both = replace(TINY, n_layers=5, vocab_size=2 * TINY.vocab_size)
     assert StepTrace(traced(both, compiled=True)).blocks[0] == few.blocks[0]
     assert measured.pop() == measured[0], "what was remembered is what is measured"
 
 
-def test_what_changes_the_block_is_measured(measured: list[Any]) -> None:
-    capped = traced(replace(TINY, softcap=30.0), compiled=True)
-    others = (traced(compiled=True), capped, traced(compiled=True, lora=Lora(rank=4)))
-    for known, what in enumerate(others):
+@pytest.mark.parametrize(
+    "other",
+    [
+        traced(replace(TINY, softcap=30.0), compiled=True),
+        pytest.param(traced(compiled=True, lora=Lora(rank=4)), marks=pytest.mark.soak),
+    ],
+    ids=["softcap", "lora"],
+)
+def test_what_changes_the_block_is_measured(other: Traced, measured: list[Any]) -> None:
+    for known, what in enumerate((traced(compiled=True), other)):
         StepTrace(what)
         assert len(measured) == known + 1

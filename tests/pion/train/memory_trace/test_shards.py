@@ -29,8 +29,9 @@ from pion.model.decoder import Decoder
 from pion.model.forward_pass import StepOptions
 from pion.model.lora_projections import add_lora, additions
 from pion.model.params_and_flops import shapes_and_roles
-from pion.train import sharding
+from pion.train import memory, sharding
 from pion.train.memory import Workload, predict_memory
+from pion.train.memory_trace.request import Peaks
 from pion.train.memory_trace.stand_ins import OPENED, replaced, stand_ins
 from pion.train.shard_rules import KEPT_WHOLE, part_of
 from pion.train.sharding import Shards
@@ -130,6 +131,13 @@ LORA = Workload(
 )
 
 
+@pytest.fixture
+def untraced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let passes need nothing. Tracing them takes seconds, and says nothing of the state."""
+    monkeypatch.setattr(memory, "remembered_peaks", lambda *_, **__: Peaks(0, 0, 0))
+
+
+@pytest.mark.usefixtures("untraced")
 def test_a_frozen_base_is_counted_in_the_dtype_in_which_it_is_kept() -> None:
     asked = dataclasses.replace(LORA, lora=Lora(rank=4, base_dtype="bfloat16"))
     large, small = (
@@ -143,6 +151,7 @@ def test_a_frozen_base_is_counted_in_the_dtype_in_which_it_is_kept() -> None:
     assert large - small == 2 * frozen
 
 
+@pytest.mark.usefixtures("untraced")
 def test_the_additions_of_the_rank_that_has_the_most_are_counted() -> None:
     """4 rows over 3 ranks are 2, 2 and none. The model is wide: small tensors are rounded up."""
     config = dataclasses.replace(LORA.config, d_model=1024, d_ff=2048)

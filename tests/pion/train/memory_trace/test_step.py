@@ -47,7 +47,7 @@ def traced(
     return work.traced()
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_layers_of_one_structure_are_measured_once_and_each_adds_the_same(compiled: bool) -> None:
     kept = []
     for layers in (2, 3, 4):
@@ -117,6 +117,7 @@ def test_a_step_of_preferences_needs_no_more_than_one_of_conversations(
     assert (ours.backward > ours.forward) == (lora is None)
 
 
+@pytest.mark.soak
 def test_more_answers_in_a_row_need_the_memory_of_their_sums() -> None:
     few, many = (
         StepTrace(traced(sequences=count)).peaks(8, recompute=False) for count in (1024, 2048)

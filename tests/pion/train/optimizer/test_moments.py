@@ -8,10 +8,18 @@ import pytest
 
 from pion.config.lora import Lora
 from pion.config.model_config import ModelConfig
+from pion.train import memory
 from pion.train.memory import Workload, predict_memory
+from pion.train.memory_trace.request import Peaks
 from pion.train.optimizer.moments import each_matrix, moment_bytes
 
 MUON = Workload(ModelConfig.preset("pion-small"), 2048, "bfloat16", "muon", "cuda", False)
+
+
+@pytest.fixture
+def untraced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let passes need nothing. Tracing them takes seconds, and says nothing of the state."""
+    monkeypatch.setattr(memory, "remembered_peaks", lambda *_, **__: Peaks(0, 0, 0))
 
 
 def test_a_lone_rank_has_all_moments_and_several_divide_them() -> None:
@@ -30,6 +38,7 @@ def test_the_matrices_of_a_stack_count_one_by_one() -> None:
 @pytest.mark.parametrize(
     "changed", [{}, {"optimizer": "adamw"}, {"lora": Lora(), "optimizer": "adamw"}]
 )
+@pytest.mark.usefixtures("untraced")
 def test_the_memory_of_a_rank_has_its_share_of_the_moments(changed: dict[str, object]) -> None:
     work = dataclasses.replace(MUON, **changed)  # type: ignore[arg-type]
     alone, one_of_8 = (
