@@ -328,6 +328,7 @@ def test_a_folder_of_this_machine_is_no_store_for_a_rental(checked: Checked) -> 
     assert "store from there" in said.partition("error:")[2]
 
 
+@pytest.mark.soak  # the whole check of a ladder's largest run
 def test_the_largest_run_must_fit_on_the_card(checked: Checked) -> None:
     large = ("model.d_model=8192", "model.n_layers=48", "model.n_heads=64", "model.d_ff=22016")
     said = checked("--hours", "3", *large, "model.n_kv_heads=64")

@@ -72,6 +72,7 @@ def measured(run: RunState, time: FakeClock, tokens_per_second: float) -> None:
         keep_train_speed(run.store, model_inputs(job.model_config_resolved()), speed)
 
 
+@pytest.mark.soak  # a child imports torch, and traces
 def test_a_child_times_the_machines_as_this_process_does(run: RunState, rental: ManagedJob) -> None:
     values = Job.model_validate(JOB), machines_of(rental), run.read(), []
     here = time_machines(*values)

@@ -1,0 +1,106 @@
+"""What traces of models have found, recorded: to trace them anew takes minutes of a suite.
+
+Tests of what a job needs and costs read recorded_traces.json in place of tracing. What is not
+recorded is traced, and so is everything with another torch. A soak test traces all that is
+recorded anew (tests/pipeline/rent/test_recorded_traces.py). To record what the tests of a folder
+trace, and to record anew after a change of the traces (remove the file first):
+
+    RECORD_TRACES=1 pytest -n 0 tests/pipeline/rent
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pion.config.lora import Lora
+from pion.config.model_config import ModelConfig
+from pion.later_fields import to_record
+from pion.train.memory_trace.request import Peaks, Traced
+from pion.train.memory_trace.step import StepTrace
+
+FILE = Path(__file__).with_name("recorded_traces.json")
+RECORD = "RECORD_TRACES"
+VERSION = str(torch.__version__).partition("+")[0]  # a build for another CUDA traces the same
+# By what is traced, and by the rows of a micro-batch and how it is trained.
+Found = dict[str, dict[str, list[int]]]
+
+
+class RecordedTrace:
+    """Answers like a StepTrace, from the record if it has the answer."""
+
+    def __init__(self, what: Traced) -> None:
+        self._what, self._key = what, key_of(what)
+        self._step: StepTrace | None = None
+
+    def peaks(self, rows: int, *, recompute: bool, ranks: int = 1) -> Peaks:
+        """Return what a micro-batch of so many rows needs."""
+        asked = json.dumps([rows, recompute, ranks])
+        found = recorded().get(self._key, {}).get(asked)
+        if found is not None:
+            return Peaks(*found)
+        self._step = self._step or StepTrace(self._what)
+        peaks = self._step.peaks(rows, recompute=recompute, ranks=ranks)
+        if os.environ.get(RECORD):
+            _add(self._key, asked, peaks)
+        return peaks
+
+
+# In the place of `remembered._trace`, whose memory is cleared by `forget`.
+recorded_trace = lru_cache(maxsize=256)(RecordedTrace)
+
+
+def key_of(what: Traced) -> str:
+    """Return all that decides a trace, as text."""
+    fields = {field.name: getattr(what, field.name) for field in dataclasses.fields(what)}
+    fields["config"] = what.config.to_dict()
+    fields["lora"] = None if what.lora is None else to_record(what.lora)
+    return json.dumps(fields, sort_keys=True)
+
+
+def traced_of(key: str) -> Traced:
+    """Return what was traced for this key."""
+    fields: dict[str, Any] = json.loads(key)
+    lora = fields["lora"]
+    if lora is not None and isinstance(lora["targets"], list):
+        lora["targets"] = tuple(lora["targets"])
+    fields["config"] = ModelConfig.from_dict(fields["config"])
+    fields["lora"] = None if lora is None else Lora(**lora)
+    fields["capability"] = tuple(fields["capability"])
+    return Traced(**fields)
+
+
+@lru_cache(maxsize=1)
+def recorded() -> Found:
+    """Return what is recorded with this torch."""
+    record = json.loads(FILE.read_text()) if FILE.exists() else {}
+    found: Found = record.get("peaks", {}) if record.get("torch") == VERSION else {}
+    return found
+
+
+def traced_anew_of(key: str) -> Mapping[str, list[int]]:
+    """Trace all that is recorded for a key."""
+    step, found = StepTrace(traced_of(key)), {}
+    for asked in recorded()[key]:
+        rows, recompute, ranks = json.loads(asked)
+        peaks = step.peaks(rows, recompute=recompute, ranks=ranks)
+        found[asked] = list(dataclasses.astuple(peaks))
+    return found
+
+
+def _add(key: str, asked: str, peaks: Peaks) -> None:
+    found = recorded()
+    found.setdefault(key, {})[asked] = list(dataclasses.astuple(peaks))
+    rows = (
+        f"  {json.dumps(key)}: {json.dumps(dict(sorted(found[key].items())))}"
+        for key in sorted(found)
+    )
+    text = ",\n".join(rows)
+    FILE.write_text(f'{{"torch": {json.dumps(VERSION)}, "peaks": {{\n{text}\n}}}}\n')
