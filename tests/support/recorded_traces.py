@@ -5,7 +5,7 @@ recorded is traced, and so is everything with another torch. A soak test traces 
 recorded anew (tests/pipeline/rent/test_recorded_traces.py). To record what the tests of a folder
 trace, and to record anew after a change of the traces (remove the file first):
 
-    RECORD_TRACES=1 pytest -n 0 tests/pipeline/rent
+    RECORD_TRACES=1 pytest -n 0 tests/pipeline/rent -k "not recorded"
 """
 
 from __future__ import annotations
