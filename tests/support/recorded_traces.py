@@ -1,11 +1,12 @@
 """What traces of models have found, recorded: to trace them anew takes minutes of a suite.
 
-Tests of what a job needs and costs read recorded_traces.json in place of tracing. What is not
-recorded is traced, and so is everything with another torch. A soak test traces all that is
-recorded anew (tests/pipeline/rent/test_recorded_traces.py). To record what the tests of a folder
-trace, and to record anew after a change of the traces (remove the file first):
+Tests of what a job needs, costs and chooses read recorded_traces.json in place of tracing. What is
+not recorded is traced, and so is everything with another torch. A soak test traces all that is
+recorded anew (tests/pipeline/rent/test_recorded_traces.py). To record what tests trace, and to
+record anew after a change of the traces (remove the file first):
 
-    RECORD_TRACES=1 pytest -n 0 tests/pipeline/rent -k "not recorded"
+    RECORD_TRACES=1 pytest -n 0 -k "not recorded" tests/pipeline/rent \
+        tests/pion/train/test_micro_batch.py tests/pipeline/training/test_compute_plan.py
 """
 
 from __future__ import annotations
