@@ -63,6 +63,8 @@ GPU_TFLOPS: tuple[tuple[str, float | None, float], ...] = (
 
 # Measuring a peak takes at most about so long.
 MEASURED_SECONDS = 2.0
+# Times of products that differ by less than this factor are the same.
+AGREE = 1.02
 # A product that takes longer, as in emulated bfloat16, is no better measured if repeated.
 LONG_SECONDS = 0.1
 # Of one function of Pion; torch then refuses to compile it again.
@@ -304,20 +306,26 @@ def _measured_flops(device: torch.device, dtype: str) -> float:
     A CPU's matmul is so short that some of many have the cores for themselves: other programs take
     turns of a few milliseconds. Next to eleven other programs on two cores, the best of 16 products
     of 1,024² reached 21 GFLOP/s, and the best of 64 of 512² reached 174.
+
+    Products that had the cores for themselves take equally long, and disturbed ones do not: if the
+    fastest four agree, more of them would find nothing. On a quiet CPU, about twelve are enough.
     """
     size, most = (4096, 8) if device.type == "cuda" else (512, 64)
     # A GPU that multiplies ones switches few transistors, so its clock is higher than in training.
     a = torch.empty(size, size, device=device)
     a = a.normal_(generator=torch.Generator(device).manual_seed(0)).to(torch_dtype(dtype))
     a @ a
-    best, began = float("inf"), time.perf_counter()
-    for number in range(most):
+    times: list[float] = []
+    began = time.perf_counter()
+    for _ in range(most):
         start = time.perf_counter()
         a @ a
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         now = time.perf_counter()
-        best = min(best, now - start)
-        if best > LONG_SECONDS or (number >= 8 and now - began > MEASURED_SECONDS):
+        times = sorted([*times, now - start])
+        if times[0] > LONG_SECONDS:
             break
-    return 2.0 * size**3 / best
+        if len(times) >= 8 and (times[3] <= AGREE * times[0] or now - began > MEASURED_SECONDS):
+            break
+    return 2.0 * size**3 / times[0]

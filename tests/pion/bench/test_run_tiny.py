@@ -43,7 +43,7 @@ LEFT_OUT = {
 }
 # A row of each kind.
 SOME = (
-    *("compiler", "logits/tachyon", "losses/pion/float32", "losses/pilon/bfloat16", "masks"),
+    *("compiler/pilon", "compiler/lepton", "logits/tachyon", "losses/pion/float32", "masks"),
     *("generation/windowed", "generation/slots", "resume/daisy", "kernels", "step-down", "graphs"),
     *("train/tiny-pion", "save", "decode/tiny-pion/16", "decode/tiny-pion/16-padded"),
     *(name for name in LEFT_OUT if name != "kernels/flex"),

@@ -1,5 +1,6 @@
 """What Pion detects about a machine."""
 
+from itertools import accumulate, chain
 from typing import Any
 
 import pytest
@@ -79,6 +80,27 @@ def test_the_peak_is_measured_with_random_numbers(monkeypatch: pytest.MonkeyPatc
     assert factors
     assert all(factor.std() > 0.5 for factor in factors)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("took", "best"),
+    [
+        ([4.0, 3.3, 3.4, 3.9, 3.3, 3.6, 3.3, 3.34, 1.0], 3.3),
+        ([12.0, 10.1, 9.1, 12.5, 15.2, 15.9, 3.3, 15.1, 8.2, 3.3, 3.31, 11.0, 3.3, 1.0], 3.3),
+        ([n / 2 for n in range(70, 0, -1)], 3.5),  # 64 products, and no four agree
+        ([400.0, 1.0], 400.0),
+    ],
+    ids=["quiet", "busy", "slower and slower programs", "emulated"],
+)
+def test_a_cpus_peak_is_measured_until_the_fastest_four_products_agree(
+    took: list[float], best: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not until a product takes 1 ms."""
+    turns = zip(accumulate([0.0, *took]), accumulate(took), strict=False)
+    clock = iter([0.0, *chain.from_iterable(turns)])
+    monkeypatch.setattr(hardware.time, "perf_counter", lambda: next(clock) / 1000)
+    found = hardware._measured_flops(CPU, "float32")
+    assert found == pytest.approx(2 * 512**3 / (best / 1000))
 
 
 def test_a_cpus_peak_is_measured_once() -> None:

@@ -68,6 +68,7 @@ def change_json(path: Path, **fields: object) -> None:
 WITHOUT_PION = """
 import sys
 sys.modules["pion"] = None  # so that importing it fails
+sys.modules["sklearn"] = None  # transformers imports it where it is, which takes a second
 import torch
 from pathlib import Path
 from safetensors.torch import load_file, save_file
