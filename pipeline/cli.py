@@ -132,7 +132,7 @@ def _ending(error: PionError, arguments: Sequence[str]) -> PionError:
 # ---------------------------------------------------------------- arguments
 
 
-def _parse(argv: list[str]) -> argparse.Namespace:
+def _parser() -> Parser:
     parser = Parser(
         prog="pion",
         description="Train, evaluate, publish and use small language models.",
@@ -147,6 +147,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         default=argparse.SUPPRESS,
         help="print the version and exit",
     )
+    return parser
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = _parser()
     unused = Parser(add_help=False)
 
     def parser_of(*, prog: str, **described: Any) -> Parser:
