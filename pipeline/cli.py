@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, cast
 
 from pion.errors import BadInput, Paused, PionError, causes, is_panic
 from pipeline.commands.arguments import Add, Argument, Command, argument, flag
@@ -132,7 +132,7 @@ def _ending(error: PionError, arguments: Sequence[str]) -> PionError:
 # ---------------------------------------------------------------- arguments
 
 
-def _parse(argv: list[str]) -> argparse.Namespace:
+def _parser() -> Parser:
     parser = Parser(
         prog="pion",
         description="Train, evaluate, publish and use small language models.",
@@ -147,7 +147,20 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         default=argparse.SUPPRESS,
         help="print the version and exit",
     )
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    return parser
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = _parser()
+    unused = Parser(add_help=False)
+
+    def parser_of(*, prog: str, **described: Any) -> Parser:
+        """Make a parser only for a command that may be meant: each takes as long as the rest."""
+        return Parser(prog=prog, **described) if prog.split()[-1] in argv else unused
+
+    commands = parser.add_subparsers(
+        metavar="COMMAND", required=True, parser_class=cast("type[Parser]", parser_of)
+    )
     take_overrides: dict[str, Parser] = {}
 
     def add(
@@ -156,9 +169,11 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         sub: Parser = commands.add_parser(
             name, help=help, description=f"{help[0].upper()}{help[1:]}.", allow_abbrev=False
         )
+        if sub is unused:
+            return
         sub.set_defaults(command=command)
         # Some arguments import what they describe, so only those of the command are described.
-        for one in arguments if name in argv else ():
+        for one in arguments:
             one(sub)
         if overrides:
             take_overrides[name] = sub

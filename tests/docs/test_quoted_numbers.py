@@ -71,6 +71,8 @@ def performance() -> Words:
     pairs = [one["result"] for one in results("preferring")["comparisons"]]
     yield f"| {pairs[0]:.1f}× and {pairs[2]:.1f}× the target tokens per second; "
     yield f"; {pairs[1]:.1f}× and {pairs[3]:.1f}× with the pass of the reference"
+    _, status, check, generate, larger = map(times, compared("commands"))
+    yield f"| {status}, {check} and {generate} the time; {larger} with a 103M model |"
     for saved in results("checkpoint")["results"]:
         lost = 100 * saved["throughput_lost_every_2_min"]
         yield f"{saved['stall_seconds']:.2f} s, {lost:.1f} % |"

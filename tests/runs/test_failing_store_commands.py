@@ -95,6 +95,11 @@ class Row:
     every: int = 1
 
     @property
+    def changes(self) -> bool:
+        """Whether it may leave something, so that each request needs a new project."""
+        return self.codes not in ("n+", "n+0*", "0+")
+
+    @property
     def name(self) -> str:
         words = [word for word in self.command.split() if not word.startswith("/")]
         return " ".join(words) + (" (managed)" if self.managed else "")
@@ -272,7 +277,8 @@ def test_the_table(
     while True:
         monkeypatch.setattr(sys, "stdin", io.StringIO(""))
         store.fail_from(0, outage=outage)
-        project()
+        if not letters or row.changes:
+            project()
         request = len(letters) * every + 1
         store.fail_from(request, outage=outage)
         code = main(row.command.split())

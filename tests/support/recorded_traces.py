@@ -2,8 +2,8 @@
 
 Tests of what a job needs, costs and chooses read recorded_traces.json in place of tracing. What is
 not recorded is traced, and so is everything with another torch. A soak test traces all that is
-recorded anew (tests/pipeline/rent/test_recorded_traces.py). To record what tests trace, and to
-record anew after a change of the traces (remove the file first):
+recorded anew (test_estimate_recorded.py). To record what tests trace, and to record anew after a
+change of the traces (remove the file first):
 
     RECORD_TRACES=1 pytest -n 0 -k "not recorded" tests/pipeline/rent \
         tests/pion/train/test_micro_batch.py tests/pipeline/training/test_compute_plan.py

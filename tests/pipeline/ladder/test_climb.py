@@ -70,8 +70,17 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> LadderRecord:
     return record_of(folder)
 
 
-@pytest.mark.parametrize("moment", ["before", "after"])
-@pytest.mark.parametrize("number", [1, 9, 11])
+@pytest.mark.parametrize(
+    ("number", "moment"),
+    [
+        (1, "before"),
+        pytest.param(1, "after", marks=pytest.mark.soak),
+        pytest.param(9, "before", marks=pytest.mark.soak),
+        (9, "after"),
+        pytest.param(11, "before", marks=pytest.mark.soak),
+        pytest.param(11, "after", marks=pytest.mark.soak),
+    ],
+)
 def test_a_ladder_that_is_killed_anywhere_ends_with_the_same_fit_and_predictions(
     tmp_path: Path, whole: LadderRecord, number: int, moment: str
 ) -> None:

@@ -105,8 +105,8 @@ def test_too_few_settings_or_steps_have_no_rounds(settings: int, steps: int, see
         {"a": 3.30, "b": 3.25, "c": 3.31},
         {"a": 3.25, "b": 3.255, "c": 3.26},  # nothing tells these apart
         {"a": 3.25, "b": 3.28},
-        {str(n): 3.2 + 0.02 * abs(n - 5) for n in range(9)},
-        {str(n): 3.2 + 0.005 * n for n in range(16)},
+        pytest.param({str(n): 3.2 + 0.02 * abs(n - 5) for n in range(9)}, marks=pytest.mark.soak),
+        pytest.param({str(n): 3.2 + 0.005 * n for n in range(16)}, marks=pytest.mark.soak),
     ],
 )
 def test_the_choice_is_as_good_as_the_grids_best_in_nine_of_ten_repetitions(

@@ -76,6 +76,7 @@ def test_a_signal_lets_the_run_save_and_ends_the_search(tmp_path: Path, number: 
     assert saved_step(tmp_path) >= 3
 
 
+@pytest.mark.soak
 def test_the_run_of_a_killed_search_saves_and_ends(tmp_path: Path) -> None:
     with searching(tmp_path) as process:
         (run,) = psutil.Process(process.pid).children()

@@ -87,7 +87,15 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize(("first", "second"), [(1, 3), (7, 12), (12, 13), (17, 18)])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (1, 3),
+        pytest.param(7, 12, marks=pytest.mark.soak),
+        (12, 13),
+        pytest.param(17, 18, marks=pytest.mark.soak),
+    ],
+)
 def test_a_search_that_is_killed_twice_makes_the_same_choice(
     tmp_path: Path,
     first: int,

@@ -19,6 +19,7 @@ from tests.pipeline.rent.conftest import SkyHome
 from tests.support import own_data
 from tests.support.chat_templates import CHATML
 from tests.support.hub_server import hub_server
+from tests.support.in_process_renderer import InProcessRenderer
 from tests.support.instruct_model import write_instruct_model
 from tests.support.published_models import publish
 
@@ -26,6 +27,11 @@ CHATS = (
     *("Alpaca", "ShareGPT", "messages", "prompter and bot", "prompt and completion"),
     "JSON in a text",
 )
+
+
+@pytest.fixture(autouse=True)
+def quick_renderer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
 
 
 @pytest.fixture(scope="module")
@@ -248,6 +254,7 @@ def made_again(pion: Pion, data: Path, *options: str) -> tuple[Job, str]:
     return made(pion, data, *options)
 
 
+@pytest.mark.soak
 def test_english_conversations_start_from_smollm2_on_the_hub(
     here: Path, pion: Pion, sky_home: SkyHome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
