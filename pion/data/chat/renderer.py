@@ -156,6 +156,8 @@ def _environment() -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
         "PYTHONHASHSEED": "0",
         "LC_ALL": "C.UTF-8",
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
     }
 
 

@@ -1,6 +1,6 @@
 """A process that renders a chat template for `pion.data.chat.renderer`, and does nothing else.
 
-A template is a program of others. jinja's sandbox keeps it from the attributes of objects,
+A template is a program of others. transformers' sandbox keeps it from the attributes of objects,
 but not from endless loops or gigabytes of text. So this process has little memory and no secrets
 in its environment, and is killed if it takes too long. Messages on its pipe are JSON.
 """
@@ -14,12 +14,11 @@ import resource
 import signal
 import sys
 from bisect import bisect_left
-from functools import cache, partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-# The memory that rendering may add to that of the process, in bytes.
+# The memory that rendering may add to that of transformers, in bytes.
 MEMORY = 1 << 30
 # The longest rendered text, in characters.
 LONGEST_TEXT = 32 << 20
@@ -33,24 +32,27 @@ class Rendering:
     """The template, and the variables that are the same in every text."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        from pion.data.chat.template_sandbox import compiled  # imports jinja
+        from transformers.utils.chat_template_utils import render_jinja_template
 
-        # To compile a template can take as much as to render it, so the first text does it.
-        self._compiled = cache(partial(compiled, settings["template"]))
+        self._render = render_jinja_template
+        self._template = settings["template"]
         day = datetime.datetime.combine(
             datetime.date.fromisoformat(settings["date"]), datetime.time()
         )
+        # A variable that is passed hides the sandbox's own, which would tell today's date.
         self._variables = settings["variables"] | {"strftime_now": day.strftime}
 
     def text(self, request: dict[str, Any], upto: int | None, *, prompt: bool) -> str:
         """Return the text of the first messages, with `prompt` up to where an answer begins."""
         random.seed(0)  # jinja has a filter that chooses at random
-        text = self._compiled().render(
-            messages=request["messages"][:upto],
+        rendered: Any = self._render(
+            [request["messages"][:upto]],
             tools=request["tools"],
+            chat_template=self._template,
             add_generation_prompt=prompt,
-            **({"documents": None} | self._variables | request["options"]),
+            **(self._variables | request["options"]),
         )
+        text: str = rendered[0][0]
         if len(text) > LONGEST_TEXT:
             raise MemoryError
         return text
@@ -119,7 +121,7 @@ def main() -> None:
         try:
             rendering = Rendering(settings)
             limit_memory()
-        except Exception as error:  # jinja can't be imported, for example
+        except Exception as error:  # transformers can't be imported, for example
             connection.send_bytes(json.dumps({"broken": f"{error!r}"[:_MESSAGE_CHARS]}).encode())
             return
         connection.send_bytes(b"{}")

@@ -47,12 +47,10 @@ def test_the_process_ends_with_close_and_an_ended_one_is_bad_input() -> None:
     assert renderer._process.poll() is not None
 
 
-def test_transformers_stays_out_of_the_process_that_trains_and_of_the_one_that_renders() -> None:
+def test_transformers_stays_out_of_the_process_that_trains() -> None:
     code = (
         "import sys, pion.data.chat.template; "
-        "assert not {'transformers', 'jinja2', 'torch'} & set(sys.modules); "
-        "from pion.data.chat import template_sandbox, template_worker; "
-        "assert not {'transformers', 'torch'} & set(sys.modules)"
+        "assert not {'transformers', 'jinja2', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
@@ -105,7 +103,10 @@ def test_a_hostile_template_is_stopped(attacked: Renderer, attack: str) -> None:
 
 @pytest.mark.parametrize(
     "attack",
-    [pytest.param(name, marks=pytest.mark.soak if name == "depth" else ()) for name in UNUSABLE],
+    [
+        name if name == "wrong syntax" else pytest.param(name, marks=pytest.mark.soak)
+        for name in UNUSABLE
+    ],
 )
 def test_a_template_that_can_not_be_compiled_is_refused(attack: str) -> None:
     template, message = UNUSABLE[attack]
