@@ -184,6 +184,14 @@ def _of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return temporary.parent if "PYTEST_XDIST_WORKER" in os.environ else temporary
 
 
+@pytest.fixture
+def recorded_traces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read what models need from a record, which a soak test compares with traces."""
+    from tests.support.recorded_traces import recorded_trace  # imports much of torch
+
+    monkeypatch.setattr(remembered, "_trace", recorded_trace)
+
+
 @pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`whole(**changes)`: the folder of a finished tiny job, with these changes to its fields."""

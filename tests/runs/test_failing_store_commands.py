@@ -96,8 +96,8 @@ class Row:
 
     @property
     def changes(self) -> bool:
-        """Whether it may leave something, so that each request needs a new project."""
-        return self.codes not in ("n+", "n+0*", "0+")
+        """Whether it may have worked on the project, so that each request needs a new one."""
+        return any(letter in self.codes for letter in "brw")
 
     @property
     def name(self) -> str:

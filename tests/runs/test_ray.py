@@ -151,7 +151,7 @@ def test_two_workers_that_are_killed_end_with_the_same_weights(tmp_path: Path) -
 
 
 def test_a_machine_with_two_busy_loops_a_core_ends_no_run(tmp_path: Path) -> None:
-    """With that load, a start of Ray ran out of its own limit after six minutes."""
+    """With that load, Ray once took longer to start than its own limit of six minutes."""
     job = write_job(tmp_path, hardware__workers=1)
     loops = [
         subprocess.Popen([sys.executable, "-c", "while True: pass"])

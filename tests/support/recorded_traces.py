@@ -1,9 +1,9 @@
-"""What traces of models have found, recorded: to trace them anew takes minutes of a suite.
+"""A record of what traces of models found. Tracing all these models takes minutes of a suite.
 
 Tests of what a job needs, costs and chooses read recorded_traces.json in place of tracing. What is
-not recorded is traced, and so is everything with another torch. A soak test traces all that is
-recorded anew (test_estimate_recorded.py). To record what tests trace, and to record anew after a
-change of the traces (remove the file first):
+not recorded is traced, and so is everything with another torch. A soak test traces all models of
+the record again (test_estimate_recorded.py). This command adds what tests trace to the record.
+After a change of the traces, remove the file first:
 
     RECORD_TRACES=1 pytest -n 0 -k "not recorded" tests/pipeline/rent \
         tests/pion/train/test_micro_batch.py tests/pipeline/training/test_compute_plan.py
@@ -86,8 +86,8 @@ def recorded() -> Found:
     return found
 
 
-def traced_anew_of(key: str) -> Mapping[str, list[int]]:
-    """Trace all that is recorded for a key."""
+def traced_again(key: str) -> Mapping[str, list[int]]:
+    """Trace everything that is recorded for a key."""
     step, found = StepTrace(traced_of(key)), {}
     for asked in recorded()[key]:
         rows, recompute, ranks = json.loads(asked)

@@ -13,10 +13,8 @@ from pion.errors import BadInput
 from pion.model.decoder import Decoder
 from pion.train import memory
 from pion.train.memory import Memory, Workload, predict_memory
-from pion.train.memory_trace import remembered
 from pion.train.memory_trace.request import Peaks
 from pion.train.micro_batch import choose_micro_batch
-from tests.support.recorded_traces import recorded_trace
 
 GIB = 2**30
 DEMO = ModelConfig(
@@ -55,12 +53,6 @@ def chosen(
     return choose_micro_batch(
         work, rows_per_rank=rows_per_rank, memory_bytes=memory, recompute=recompute
     )
-
-
-@pytest.fixture
-def recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Read what passes need from a record, which soak tests compare with traces."""
-    monkeypatch.setattr(remembered, "_trace", recorded_trace)
 
 
 @pytest.fixture
@@ -120,7 +112,7 @@ def test_optimizer_state_is_two_moments_of_every_weight_and_muon_keeps_one_of_a_
     assert 4 * params < muon.optimizer
 
 
-@pytest.mark.usefixtures("recorded")
+@pytest.mark.usefixtures("recorded_traces")
 @pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.soak)])
 @pytest.mark.parametrize("recompute", [False, True])
 def test_a_larger_micro_batch_needs_more_and_recomputing_needs_less(
@@ -136,7 +128,7 @@ def test_a_larger_micro_batch_needs_more_and_recomputing_needs_less(
     assert less <= sizes[3]
 
 
-@pytest.mark.usefixtures("recorded")
+@pytest.mark.usefixtures("recorded_traces")
 @given(st.integers(1, 300), st.floats(6, 140))
 @hypothesis_settings(max_examples=12, deadline=None)
 def test_what_is_chosen_fits_and_cuts_a_steps_rows_evenly(rows: int, gib: float) -> None:
@@ -150,7 +142,7 @@ def test_what_is_chosen_fits_and_cuts_a_steps_rows_evenly(rows: int, gib: float)
     assert micro_batch * grad_accum - rows < grad_accum  # no micro-batch is short by more than 1
 
 
-@pytest.mark.usefixtures("recorded")
+@pytest.mark.usefixtures("recorded_traces")
 def test_more_memory_means_a_larger_micro_batch_up_to_what_is_useful() -> None:
     small = ModelConfig.preset("pion-small")
     sizes = [chosen(small, gib)[0] for gib in (8, 16, 24, 48, 80, 141)]
@@ -159,7 +151,7 @@ def test_more_memory_means_a_larger_micro_batch_up_to_what_is_useful() -> None:
     assert sizes[-1] == 32  # 65,536 tokens
 
 
-@pytest.mark.usefixtures("recorded")
+@pytest.mark.usefixtures("recorded_traces")
 @pytest.mark.parametrize("most", [1, 2, 24, 32])
 def test_the_largest_power_of_two_that_fits_is_chosen(most: int) -> None:
     work = workload(ModelConfig.preset("pion-small"), dtype="bfloat16", device="cuda")
@@ -177,7 +169,7 @@ def test_the_largest_power_of_two_that_fits_is_chosen(most: int) -> None:
         assert found == (best and -(-most // -(-most // best)))
 
 
-@pytest.mark.usefixtures("recorded")
+@pytest.mark.usefixtures("recorded_traces")
 def test_activations_are_recomputed_only_where_one_row_would_not_fit_otherwise() -> None:
     xl = ModelConfig.preset("pion-xl")
     assert chosen(xl, 80)[1] is False
@@ -189,7 +181,7 @@ def test_on_a_cpu_a_micro_batch_stays_at_a_few_thousand_tokens() -> None:
     assert chosen(DEMO, 64, device="cpu", rows_per_rank=512) == (32, False)
 
 
-@pytest.mark.usefixtures("recorded")
+@pytest.mark.usefixtures("recorded_traces")
 def test_a_model_that_does_not_fit_is_refused_with_what_it_needs_and_what_there_is() -> None:
     with pytest.raises(BadInput, match=r"needs \d+\.\d GiB, and 7\.2 of this machine's 8\.0 GiB"):
         chosen(ModelConfig.preset("pion-xl"), 8)
@@ -197,7 +189,7 @@ def test_a_model_that_does_not_fit_is_refused_with_what_it_needs_and_what_there_
         chosen(ModelConfig.preset("pion-xl"), 20, recompute=False)
 
 
-@pytest.mark.usefixtures("recorded")
+@pytest.mark.usefixtures("recorded_traces")
 def test_a_cpu_needs_memory_for_the_boolean_masks_of_windows() -> None:
     config = ModelConfig.preset(
         "daisy-pico",

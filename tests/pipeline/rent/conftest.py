@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from pion.train.memory_trace import remembered
 from pipeline.rent.managed.watch import Watcher
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
@@ -93,18 +92,9 @@ def cache_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.rent.plan.speeds.shipped_results", list)
 
 
-@pytest.fixture(scope="session")
-def traces() -> Any:
-    """What answers for a trace: the record, and else a trace."""
-    from tests.support.recorded_traces import recorded_trace  # imports much of torch
-
-    return recorded_trace
-
-
 @pytest.fixture(autouse=True)
-def _traces_are_recorded(traces: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Read what models need from a record: most of the time here would go to traces."""
-    monkeypatch.setattr(remembered, "_trace", traces)
+def _traces_are_recorded(recorded_traces: None) -> None:
+    """Most of the time here would go to traces."""
 
 
 @pytest.fixture

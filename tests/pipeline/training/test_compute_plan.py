@@ -9,18 +9,13 @@ import torch
 from pion.errors import BadInput
 from pion.train import hardware
 from pion.train.hardware import pick_compile
-from pion.train.memory_trace import remembered
 from pion.train.settings import AS_MANY_AS_FIT
 from pion.train.smaller_plan import StepDown, step_down
 from pipeline.training.compute_plan import choose_plan
 from pipeline.training.train_request import Group
 from tests.support.jobs import tiny_job
-from tests.support.recorded_traces import recorded_trace
 
-
-@pytest.fixture(autouse=True)
-def _traces_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remembered, "_trace", recorded_trace)
+pytestmark = pytest.mark.usefixtures("recorded_traces")
 
 
 def recorded(**changes: Any) -> dict[str, Any]:

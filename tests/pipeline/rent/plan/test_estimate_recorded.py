@@ -1,4 +1,4 @@
-"""The recorded traces that the tests of this folder read are what is traced."""
+"""The recorded traces that many tests read are equal to new ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.support.recorded_traces import (
     key_of,
     recorded,
     recorded_trace,
-    traced_anew_of,
+    traced_again,
     traced_of,
 )
 
@@ -23,13 +23,13 @@ def smallest() -> str:
 
 
 def test_the_smallest_model_needs_what_is_recorded() -> None:
-    assert traced_anew_of(smallest()) == recorded()[smallest()]
+    assert traced_again(smallest()) == recorded()[smallest()]
 
 
 @pytest.mark.soak
 def test_all_models_need_what_is_recorded() -> None:
-    stale = [key for key, found in recorded().items() if traced_anew_of(key) != found]
-    assert stale == [], "record them anew (tests/support/recorded_traces.py)"
+    outdated = [key for key, found in recorded().items() if traced_again(key) != found]
+    assert outdated == [], "record them again (tests/support/recorded_traces.py)"
 
 
 def test_the_tests_of_this_folder_read_the_record() -> None:
