@@ -131,6 +131,10 @@ def pytest_collection_finish() -> None:
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
     gc.enable()
+    # Autograd counts the devices in its first backward pass, and torch.compile adds a pretended
+    # device. If torch.compile came first, no later fork could run a backward pass.
+    if torch := sys.modules.get("torch"):
+        torch.ones((), requires_grad=True).backward()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
