@@ -17,13 +17,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tools.golden import bits, printed
+from tools.golden import bits, printed, trained
 from tools.golden.place import GOLDEN, Texts
 
 NAMES: dict[str, Callable[[], Texts]] = {
     "new": printed.new,
     "decisions": bits.decisions,
     "plan": printed.plan,
+    "check": printed.check,
+    "status": printed.status,
+    "report": printed.report,
+    "json": printed.json_keys,
+    "shards": trained.shards,
+    "weights": trained.weights,
 }
 
 

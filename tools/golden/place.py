@@ -6,16 +6,18 @@ import contextlib
 import io
 import os
 import re
+import shutil
 import tempfile
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.cli import main
-from tests.paths import REPOSITORY, TESTS
+from tests.paths import JOBS, REPOSITORY, SKY, TESTS
 from tests.pipeline.rent.conftest import SkyHome
 from tests.support.hub_server import HubServer, hub_server
 from tests.support.in_process_renderer import InProcessRenderer
@@ -28,6 +30,7 @@ GOLDEN = TESTS / "golden"
 Texts = dict[str, str]
 # What depends on the machine, the day or a draw, and what stands for it.
 PLACEHOLDERS = (
+    (r"commit \w{10} → \w+", "commit <old> → <new>"),
     (r"http://127\.0\.0\.1:\d+", "<hub>"),
     (r"\b2030-03-17[ T]\d\d:\d\d(:\d\d)?( UTC|Z)?", "<now>"),
 )
@@ -44,15 +47,19 @@ class Place:
 
     def pion(self, *arguments: str) -> str:
         """Return a command line, what the command prints, and its exit code."""
+        return f"$ pion {self.neutral(' '.join(arguments))}\n{self.printed(main, list(arguments))}"
+
+    def printed(self, command: Callable[..., int], *arguments: Any) -> str:
+        """Return what a function prints, and what it returns."""
         text = io.StringIO()
         with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
             try:
-                code = main(list(arguments))
+                code: Any = command(*arguments)
             except SystemExit as ended:
                 code = ended.code
             except Exception:
                 code = f"crash {traceback.format_exc()}"
-        return self.neutral(f"$ pion {' '.join(arguments)}\n{text.getvalue()}→ {code}\n")
+        return self.neutral(f"{text.getvalue()}→ {code}\n")
 
     def neutral(self, text: str) -> str:
         for path, name in ((self.folder, "<here>"), (self.home.folder, "<home>")):
@@ -67,12 +74,16 @@ class Place:
 def place() -> Iterator[Place]:
     """Yield a new place. Nothing outside this machine is reached from it."""
     with contextlib.ExitStack() as stack:
-        root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pion-golden-")))
+        root = Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="pion-golden-", dir="/tmp"))
+        )
         stack.enter_context(contextlib.chdir(root))
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         hub = stack.enter_context(hub_server())
         here, home = root / "here", root / "home"
         here.mkdir()
+        for folder in (JOBS, SKY):  # paths of one length everywhere, since tables break lines
+            shutil.copytree(folder, here / folder.name)
         home.mkdir()
         for name in os.environ.keys() & {"HF_TOKEN", "FORCE_COLOR", "TTY_COMPATIBLE"}:
             patch.delenv(name)
