@@ -172,6 +172,7 @@ def status() -> Texts:
 
 # What a run prints of its speed, its memory and its saves, and of the machine.
 MEASURED = (
+    (r".*changed since the last start of this run.*\n", ""),
     (r"(grad norm \S+)  .*", r"\1"),
     (r".* (saved \(training|of another process).*\n", ""),
     (r"(hop: .* → ).*", r"\1<machine>"),
