@@ -205,7 +205,7 @@ def report() -> Texts:
         again = here.pion("run", "done.yaml", "store=runs", "--redo", "publish")
         found["publish.txt"] = _unmeasured(again)
         card = here.neutral((here.folder / "published/README.md").read_text())
-        found["README.md"] = re.sub("(?<=pion_run: )[0-9a-f]+", "<id>", card)
+        found["card.txt"] = re.sub("(?<=pion_run: )[0-9a-f]+", "<id>", card)
     return found
 
 
