@@ -182,8 +182,8 @@ class Model(Section):
     )
     activation: Literal["swiglu", "relu2", "gelu"] | None = identity(
         None,
-        "of feed-forward layers; relu2 and gelu: two matrices, with relu(x)² or GELU between; "
-        "unset: swiglu",
+        "activation of feed-forward layers; relu2 and gelu: two matrices, with relu(x)² or GELU "
+        "between; unset: swiglu",
     )
     positions: Literal["rotary", "learned"] | None = identity(
         None,

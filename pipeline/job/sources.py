@@ -127,7 +127,7 @@ class PythonDocsPrefer(Source):
     better: Literal["short", "right"] = identity(
         "short",
         "which answer is chosen. short: a docstring's first sentence, not its first paragraphs; "
-        "right: this sentence, not that of another definition in the module",
+        "right: this sentence, not the first sentence of another definition in the module",
     )
 
 

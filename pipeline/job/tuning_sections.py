@@ -47,8 +47,8 @@ class Lora(Section):
     )
     base_dtype: Literal["bfloat16"] | None = identity(
         None,
-        "bfloat16: round the frozen base, which then takes half the memory; unset: its own values, "
-        "stored in bfloat16 where that changes none",
+        "bfloat16: round the frozen base, which then takes half the memory; unset: keep the base's "
+        "values, stored in bfloat16 if this changes no value",
     )
     dropout: float = identity(
         0.0,
@@ -114,13 +114,14 @@ class Conversations(Train):
 
     template: Literal["auto", "pion"] = identity(
         "auto",
-        "chat template. auto: that of model.from, if it has one, else Pion's own; pion: Pion's own",
+        "chat template. auto: the template of model.from, if it has one, else Pion's own; pion: "
+        "Pion's own",
         before="auto",
     )
     system: str | None = identity(
         None,
-        "system message of conversations without one, in place of what the model's chat template "
-        "writes; unset: whatever it writes",
+        "system message of conversations without one, in place of the chat template's own; unset: "
+        "the chat template's own",
         before=None,
     )
     template_options: dict[str, bool | int | float | str] = identity(
