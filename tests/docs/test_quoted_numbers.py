@@ -169,8 +169,8 @@ def vocabulary() -> Words:
 
 def clean_data() -> Words:
     text = results("clean")["text"]
-    yield f"in {text['documents']:,} documents, all rules and a set of {text['items']:,} items"
-    yield f"{text['mb_per_second']} MB/s. A billion tokens would be "
+    yield f"in {text['documents']:,} documents, all rules, a set of {text['items']:,} items"
+    yield f"Cleaning read {text['mb_per_second']} MB/s"
 
 
 def ladder() -> Words:
