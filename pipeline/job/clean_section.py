@@ -1,4 +1,7 @@
-"""The job file: which documents are left out before training (`data.clean`)."""
+"""The job file: which documents are left out before training (`data.clean`).
+
+A changed default or a new field moves digests: see train_sections.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The job file: the model and its tokenizer, and the model that a run starts from."""
+"""The job file: the model and its tokenizer, and the model that a run starts from.
+
+A changed default or a new field moves digests: see train_sections.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The job file: the stage that learns from preferences."""
+"""The job file: the stage that learns from preferences.
+
+A changed default or a new field moves digests: see train_sections.py.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The job file: how the model is evaluated, and where it is published."""
+"""The job file: how the model is evaluated, and where it is published.
+
+A changed default or a new field moves digests: see train_sections.py.
+"""
 
 from __future__ import annotations
 

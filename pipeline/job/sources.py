@@ -1,4 +1,7 @@
-"""The job file: the data, the kinds of sources that it comes from, and the fields of each."""
+"""The job file: the data, the kinds of sources that it comes from, and the fields of each.
+
+A changed default or a new field moves digests: see train_sections.py.
+"""
 
 from __future__ import annotations
 

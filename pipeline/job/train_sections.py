@@ -1,4 +1,8 @@
-"""The job file: what all training stages have, pretraining, and the settings that follow."""
+"""The job file: what all training stages have, pretraining, and the settings that follow.
+
+A changed default or a new field moves digests, so finished stages would train again. section.py
+says how to avoid that; tests/pipeline/job/test_digest_frozen.py tells.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The job file: what stages that learn from conversations have, LoRA, and fine-tuning."""
+"""The job file: what stages that learn from conversations have, LoRA, and fine-tuning.
+
+A changed default or a new field moves digests: see train_sections.py.
+"""
 
 from __future__ import annotations
 
