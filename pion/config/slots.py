@@ -17,7 +17,9 @@ class Slots:
     per_segment: int = setting("slots after each segment", 4, most=1024)
     segment: int = setting("tokens of a document in a segment", 256, most=SEQ_LEN)
     window: int = setting(
-        "segments of text that a token sees, its own included; slots it sees all", 8, most=SEQ_LEN
+        "segments of text that a token sees, its own included; a token sees all earlier slots",
+        8,
+        most=SEQ_LEN,
     )
 
     def __post_init__(self) -> None:

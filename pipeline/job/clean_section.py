@@ -1,4 +1,7 @@
-"""The job file: which documents are left out before training (`data.clean`)."""
+"""The job file: which documents are left out before training (`data.clean`).
+
+A changed default or a new field moves digests: see train_sections.py.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +28,10 @@ class Clean(Section):
     )
     near: float | None = identity(
         0.6,
-        "leave out a document that is at least so similar to an earlier document of any source: "
-        "the share of the pairs of neighbouring words that both have, among those that either has. "
-        "1: the same pairs. Documents of fewer than 8 words are not compared; null: keep "
-        "near-copies",
+        "leave out a document whose similarity to an earlier document of any source is at least "
+        "this number. Similarity is the share of the pairs of neighbouring words that both "
+        "documents have, among the pairs that either has. 1: the same pairs. Documents of fewer "
+        "than 8 words are not compared; null: keep near-copies",
         ge=0.3,
         le=1,
     )
@@ -40,8 +43,8 @@ class Clean(Section):
     )
     max_repetition: float | None = identity(
         None,
-        "leave out a document that repeats itself: the largest share of its runs of 13 words that "
-        "were in this document before; unset: no limit",
+        "leave out a document if more than this share of its runs of 13 words occur earlier in the "
+        "same document; unset: no limit",
         ge=0,
         lt=1,
     )

@@ -27,8 +27,8 @@ class Hardware(Section):
         None,
         "number of Ray Train workers; unset: one per GPU of this machine, or of the Ray at "
         "PION_RAY_ADDRESS, and 1 without a GPU; 0: train in this process, without Ray. `[2, 16]`: "
-        "as many as the Ray at PION_RAY_ADDRESS has room for, at least 2 and at most 16; when its "
-        "nodes go or come, training continues with fewer or more",
+        "as many as the Ray at PION_RAY_ADDRESS has room for, at least 2 and at most 16; when "
+        "nodes leave or join, training continues with fewer or more workers",
         most=4096,
     )
     micro_batch: int | None = runtime(

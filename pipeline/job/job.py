@@ -77,7 +77,7 @@ class Job(Section):
     tokenizer: TokenizerSection | None = identity(
         None,
         "the tokenizer. Set exactly one of `train`, `file` and `hub`; required, except with "
-        "model.from, which brings its own",
+        "model.from, which brings its own tokenizer",
     )
     data: Data = identity(Data(), "the pretraining text")
     pretrain: Pretrain | None = identity(None, "the pretraining stage")

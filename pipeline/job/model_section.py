@@ -1,4 +1,7 @@
-"""The job file: the model and its tokenizer, and the model that a run starts from."""
+"""The job file: the model and its tokenizer, and the model that a run starts from.
+
+A changed default or a new field moves digests: see train_sections.py.
+"""
 
 from __future__ import annotations
 
@@ -182,8 +185,8 @@ class Model(Section):
     )
     activation: Literal["swiglu", "relu2", "gelu"] | None = identity(
         None,
-        "of feed-forward layers; relu2 and gelu: two matrices, with relu(x)² or GELU between; "
-        "unset: swiglu",
+        "activation of feed-forward layers; relu2 and gelu: two matrices, with relu(x)² or GELU "
+        "between; unset: swiglu",
     )
     positions: Literal["rotary", "learned"] | None = identity(
         None,

@@ -1,4 +1,7 @@
-"""The job file: the stage that learns from preferences."""
+"""The job file: the stage that learns from preferences.
+
+A changed default or a new field moves digests: see train_sections.py.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +33,8 @@ class Prefer(Conversations):
     )
     beta: float | None = identity(
         None,
-        "how strongly the model is held to the reference, or λ of orpo; unset: 0.1, of dpo-norm 5, "
-        "of ipo 1, of simpo 2.5",
+        "how strongly the model is held to the reference, or λ of orpo; unset: 5 for dpo-norm, 1 "
+        "for ipo, 2.5 for simpo, else 0.1",
         gt=0,
         most=FACTOR,
     )
@@ -61,8 +64,8 @@ class Prefer(Conversations):
     )
     reference: Literal["start", "none"] | None = identity(
         None,
-        "the model that this one is compared with. start: the one that the stage starts from; "
-        "none: no model (dpo, dpo-norm and ipo only); unset: start, if the loss needs one",
+        "the model that the trained model is compared with. start: the model that the stage starts "
+        "from; none: no model (dpo, dpo-norm and ipo only); unset: start, if the loss needs one",
     )
     epochs: float | None = scheduled(
         None, "passes over the preferences; unset: 1, or steps decides", gt=0, most=10_000
@@ -84,8 +87,8 @@ class Prefer(Conversations):
     held_out: float = identity(0.02, "share of the prompts reserved for evaluation", gt=0, lt=0.5)
     seq_len: int | None = identity(
         None,
-        "tokens in a packed row, which takes both answers of a pair; unset: twice those of sft, or "
-        "of data without sft",
+        "tokens in a packed row, which has both answers of a pair; unset: twice sft.seq_len, or "
+        "twice data.seq_len without sft",
         ge=8,
         most=SEQ_LEN,
     )

@@ -1,4 +1,7 @@
-"""The job file: how the model is evaluated, and where it is published."""
+"""The job file: how the model is evaluated, and where it is published.
+
+A changed default or a new field moves digests: see train_sections.py.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +59,7 @@ class Core(Section):
         most=10**7,
     )
     cropped: bool = identity(
-        False, "measure a model whose context is too short for most questions all the same"
+        False, "measure also a model whose context is too short for most questions"
     )
 
     @field_validator("items", mode="before")
@@ -117,14 +120,14 @@ class Evaluate(Section):
     checkpoint: Literal["last", "best"] = identity(
         "last",
         "which checkpoint of the last training stage is evaluated and published. best: the one "
-        "with the lowest held-out loss among the evaluations during training; it is kept, and "
-        "training waits at each evaluation until its checkpoint is stored",
+        "with the lowest held-out loss among the evaluations during training. Pion keeps this "
+        "checkpoint, and training waits at each evaluation until the checkpoint is stored",
         before="last",
     )
     ladder: str | None = runtime(
         None,
-        "name of a ladder in the job's store (`pion ladder`). Before pretraining begins, it "
-        "predicts the bits per byte, and report, card and summary show prediction and result",
+        "name of a ladder in the job's store (`pion ladder`). Before pretraining begins, the "
+        "ladder predicts the bits per byte. Report, card and summary show prediction and result",
         pattern=NAME,
         max_length=MOST_OF_A_NAME,
     )
@@ -147,14 +150,14 @@ class Publish(Section):
     description: str | None = identity(None, "a sentence for the model card")
     embeddings: Literal["float32", "bfloat16"] = identity(
         "float32",
-        "of all published rows of token ids, the head's too; bfloat16: half the size, rounded "
+        "precision of the published embeddings and of the head; bfloat16: half the size, rounded "
         "after evaluation",
         before="float32",
     )
     dtype: Literal["float32", "bfloat16"] = identity(
         "float32",
-        "of all published weights; bfloat16: half the size, rounded after evaluation. The card "
-        "says what the rounding costs",
+        "precision of all published weights; bfloat16: half the size, rounded after evaluation. "
+        "The card says what the rounding costs",
         before="float32",
     )
     adapter: bool = identity(
@@ -173,7 +176,7 @@ class Publish(Section):
     require: list[str] = identity(
         [],
         "publish only if all these conditions hold, such as bits_per_byte < 2.2 or "
-        "pretrain.bits_per_byte < 2.2; without a stage, the published model's result counts",
+        "pretrain.bits_per_byte < 2.2; a name without a stage is the published model's result",
     )
 
     @field_validator("require")

@@ -77,8 +77,8 @@ class Budget(Section):
     )
     price_tolerance: float = runtime(
         1.2,
-        "how many times the planned price a rented machine may cost. RunPod is asked when the "
-        "machine is up. If it costs more, the run stops before it starts there",
+        "how many times the planned price a rented machine may cost. Pion asks RunPod for the "
+        "price when the machine is up. If it costs more, the run stops before any work there",
         ge=1,
         most=FACTOR,
     )

@@ -10,6 +10,7 @@ A field that is added to an existing section must not make finished stages stale
     z_loss: float = scheduled(0.0, "weight of the loss on the logits' scale", before=0.0)
 
 While the field has that value, no digest covers it. A later change of its default moves digests.
+tests/pipeline/job/test_digest_frozen.py fails then.
 
 `most` is the largest number of a field. A larger number is a mistake, or meant to do harm. It is
 refused when work is about to be claimed, and read in a job that a run recorded (mistakes.py).

@@ -1,4 +1,7 @@
-"""The job file: the data, the kinds of sources that it comes from, and the fields of each."""
+"""The job file: the data, the kinds of sources that it comes from, and the fields of each.
+
+A changed default or a new field moves digests: see train_sections.py.
+"""
 
 from __future__ import annotations
 
@@ -127,7 +130,7 @@ class PythonDocsPrefer(Source):
     better: Literal["short", "right"] = identity(
         "short",
         "which answer is chosen. short: a docstring's first sentence, not its first paragraphs; "
-        "right: this sentence, not that of another definition in the module",
+        "right: this sentence, not the first sentence of another definition in the module",
     )
 
 

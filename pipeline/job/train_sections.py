@@ -1,4 +1,8 @@
-"""The job file: what all training stages have, pretraining, and the settings that follow."""
+"""The job file: what all training stages have, pretraining, and the settings that follow.
+
+A changed default or a new field moves digests, so finished stages would train again. section.py
+says how to avoid that; tests/pipeline/job/test_digest_frozen.py tells.
+"""
 
 from __future__ import annotations
 
@@ -254,8 +258,8 @@ class Train(Section):
 class Pretrain(Train):
     recipe: Recipe | None = runtime(
         None,
-        "pion2: optimizer, rates and schedule of Pion 2 for this width and these steps, where you "
-        "give no others (docs/recipes.md); unset: each field's default",
+        "pion2: sets the optimizer, rates and schedule of Pion 2 for this width and these steps. "
+        "Fields that you set win (docs/recipes.md); unset: each field's default",
     )
     steps: int = scheduled(..., "optimizer steps", gt=0, most=STEPS)
     warmup_steps: int = scheduled(1000, WARMUP, ge=0, most=STEPS)

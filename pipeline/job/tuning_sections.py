@@ -1,4 +1,7 @@
-"""The job file: what stages that learn from conversations have, LoRA, and fine-tuning."""
+"""The job file: what stages that learn from conversations have, LoRA, and fine-tuning.
+
+A changed default or a new field moves digests: see train_sections.py.
+"""
 
 from __future__ import annotations
 
@@ -47,8 +50,8 @@ class Lora(Section):
     )
     base_dtype: Literal["bfloat16"] | None = identity(
         None,
-        "bfloat16: round the frozen base, which then takes half the memory; unset: its own values, "
-        "stored in bfloat16 where that changes none",
+        "bfloat16: round the frozen base, which then takes half the memory; unset: keep the base's "
+        "values, stored in bfloat16 if this changes no value",
     )
     dropout: float = identity(
         0.0,
@@ -114,13 +117,14 @@ class Conversations(Train):
 
     template: Literal["auto", "pion"] = identity(
         "auto",
-        "chat template. auto: that of model.from, if it has one, else Pion's own; pion: Pion's own",
+        "chat template. auto: the template of model.from, if it has one, else Pion's own; pion: "
+        "Pion's own",
         before="auto",
     )
     system: str | None = identity(
         None,
-        "system message of conversations without one, in place of what the model's chat template "
-        "writes; unset: whatever it writes",
+        "system message of conversations without one, in place of the chat template's own; unset: "
+        "the chat template's own",
         before=None,
     )
     template_options: dict[str, bool | int | float | str] = identity(

@@ -1,6 +1,6 @@
 """What to tell people while a stage trains, before it costs them: a held-out loss that rises, a
 disk that will not hold the next saves, and other programs that slow training on a CPU down. Each is
-said once in an attempt."""
+said once in an attempt. No --json has these words, so they may change."""
 
 from __future__ import annotations
 

@@ -3,6 +3,8 @@
 Ray Train ends all workers and starts as many as there is room for. The new ones resume from the
 last commit. So without this, each resize would cost the steps since then. A node that is lost gives
 no time to save.
+
+The names from `_internal` may change with any Ray: tests/pipeline/workers/test_resize.py tells.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ Each helper is a Python process that imports Ray Train, which takes seconds of a
 workers start. Ray Train waits for three of them. In a Ray of our own, the controller, which starts
 the workers and replaces those that die, runs in the process that called `fit()`: both end together
 anyway. Ray Train has no setting for that.
+
+The names from `_internal` may change with any Ray; tests/pipeline/workers/test_ray_*.py tell.
 """
 
 from __future__ import annotations

@@ -169,8 +169,8 @@ def vocabulary() -> Words:
 
 def clean_data() -> Words:
     text = results("clean")["text"]
-    yield f"in {text['documents']:,} documents, all rules and a set of {text['items']:,} items"
-    yield f"{text['mb_per_second']} MB/s. A billion tokens would be "
+    yield f"in {text['documents']:,} documents, all rules, a set of {text['items']:,} items"
+    yield f"Cleaning read {text['mb_per_second']} MB/s"
 
 
 def ladder() -> Words:
@@ -191,7 +191,7 @@ def ladder() -> Words:
         yield f"| {both[0]['good']}, {both[1]['good']} | {goods} | {regrets} |"
     intervals = results("ladder_intervals")
     share = f"{100 * intervals['held']:.1f} % ± {100 * intervals['sem']:.1f}"
-    yield f"On {intervals['ladders']:,} ladders of laws drawn at random, they held {share}"
+    yield f"On {intervals['ladders']:,} ladders of laws drawn at random, the intervals held {share}"
 
 
 def recipes() -> Words:

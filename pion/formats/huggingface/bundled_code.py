@@ -5,6 +5,9 @@ is written once. transformers copies the Python files of a model to its cache be
 and finds them by their relative imports. So `from pion.model.loss import Loss` becomes
 `from .loss import Loss`. transformers runs the files if the user passes trust_remote_code=True.
 Pion reads the settings and the weights, and never runs a modelling file.
+
+So what pion/model imports is what every published model carries. A new import of another package
+there breaks exports: tests/pion/formats/huggingface/test_bundled_code*.py tell.
 """
 
 from __future__ import annotations

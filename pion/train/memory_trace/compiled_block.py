@@ -57,6 +57,7 @@ def measure_compiled_block(
     `given` and `results`, which are like those of `run`, have MANY_ROWS. To make the graph takes
     most of the time of a trace, and of so many rows it says what any other number needs.
     """
+    # Private to torch. With a new torch, tests/cuda_rehearsal/test_compiled_memory.py tells.
     from torch._functorch.partitioners import min_cut_rematerialization_partition
 
     history, live.history = live.history, []

@@ -2,6 +2,9 @@
 
 A fake tensor has a shape, a dtype and a device, but no values. Each stand-in makes the tensors that
 the original makes, of the largest size that values can lead to.
+
+It replaces private names of pion/model. A renamed one is an AttributeError in every trace; one that
+is no longer called makes memory wrong: see tests/pion/train/memory_trace and tests/cuda_rehearsal.
 """
 
 from __future__ import annotations

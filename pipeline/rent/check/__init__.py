@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class CheckRow:
-    """A row of the table. `ok` is None if nothing could be found out, and for a mere warning."""
+    """A row of the table. `ok` is None if nothing could be found out, and for a mere warning.
+
+    Scripts read the fields and names by --json; `words` may change (tests/golden/json/keys.txt).
+    """
 
     name: str
     ok: bool | None

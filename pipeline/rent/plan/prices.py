@@ -38,7 +38,9 @@ Prices = Mapping[str, Price]
 @dataclass(frozen=True)
 class Offer:
     """A machine and its price. `spot` and `on_demand` are dollars per hour for the whole machine,
-    None if unknown. `gpu_memory` is the bytes of one GPU."""
+    None if unknown. `gpu_memory` is the bytes of one GPU.
+
+    The names of the fields are keys of `pion plan --json` (tests/golden/json/keys.txt)."""
 
     gpu: str | None
     count: int
