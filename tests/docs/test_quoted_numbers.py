@@ -86,10 +86,12 @@ def performance() -> Words:
     yield f"{times(experts['demo']['ratio'])} (the demo's shape), "
     yield f"{times(experts['tachyon-tiny']['ratio'])} (`tachyon-tiny`) the tokens/s"
     yield f"({times(results('pieces')['ratio']['median'])}) |"
-    kept = sorted(100 * trace["goodput"] for trace in results("replay")["traces"])
+    replay = results("replay")
+    kept = sorted(100 * trace["kept"] for trace in replay["traces"].values())
     yield f"{kept[0]:.1f} %, {kept[1]:.1f} % and {kept[2]:.1f} % of the paid time"
-    for deadline, cost in results("deadline")["mean_of_on_demand"].items():
-        yield f"| {deadline.replace('x', '×')} | 0 % | {100 * cost:.1f} % |"
+    for deadline, mean in replay["mean"].items():
+        late = f"{100 * mean['late']:.0f} %"
+        yield f"| {deadline.replace('x', '×')} | {late} | {100 * mean['of_on_demand']:.1f} % |"
 
 
 def estimates() -> Words:
