@@ -35,7 +35,6 @@ NAMES = (
     "tokenizing",
     "same_loss",
     "serve",
-    "json_schema",
 )
 RESULTS = Path(__file__).parent / "results" / "comparisons.json"
 

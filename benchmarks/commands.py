@@ -16,9 +16,8 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from benchmarks.comparison import Comparison, at_most, compare
+from benchmarks.comparison import Comparison, alternate, at_most, compare
 from benchmarks.exported import export_random
-from benchmarks.interleaved import alternate
 
 ROUNDS, WARMUP = 9, 1
 PROMPT = "The following example"

@@ -17,9 +17,8 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.comparison import Comparison, at_least, compare
+from benchmarks.comparison import Comparison, Work, alternate, at_least, compare, speed_of
 from benchmarks.exported import export_random
-from benchmarks.interleaved import Work, alternate, speed_of
 from pion.formats.load import load_decoder
 from pion.generation.generate import generate, generate_batch
 from pion.model.decoder import Decoder

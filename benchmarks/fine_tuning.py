@@ -16,18 +16,18 @@ table says so.
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.comparison import Comparison, at_least, compare
-from benchmarks.conversation_lengths import random_conversations, read
-from benchmarks.interleaved import Work, alternate, speed_of
+from benchmarks.comparison import Comparison, Work, alternate, at_least, compare, speed_of
 from benchmarks.trainees import NANO, TINY, decoder_of
 from pion.data.chat.conversation import Tokenized
 from pion.data.chat.packing import pack
@@ -39,6 +39,9 @@ ROUNDS, WARMUP = 5, 1
 CONVERSATIONS, ROWS = 4096, 4
 SEQ_LEN, QUICK_SEQ_LEN = 2048, 256
 PAD = 1
+# A histogram: `counts[i]` conversations have i · bin + 1 to (i + 1) · bin tokens, and `learned`
+# is the share of learned tokens. A stand-in is assumed, not counted.
+LENGTHS = Path(__file__).parent / "conversation_lengths.json"
 PACKED, FULL, LONGEST = "packed", "padded to seq_len", "padded to the batch's longest"
 # What is trained, and how many times as fast packed rows should be.
 KINDS: dict[str, float | None] = {PACKED: None, FULL: 3.0, LONGEST: 1.3}
@@ -56,8 +59,8 @@ def run(quick: bool) -> Iterator[Comparison]:
     """Yield the comparison with each kind of padding."""
     config, seq_len = (TINY.config, QUICK_SEQ_LEN) if quick else (NANO.config, SEQ_LEN)
     rounds, warmup = (2, 0) if quick else (ROUNDS, WARMUP)
-    lengths = read()
-    conversations = random_conversations(lengths, CONVERSATIONS, config.vocab_size)
+    lengths = json.loads(LENGTHS.read_text())
+    conversations = random_conversations(lengths, config.vocab_size)
     with tempfile.TemporaryDirectory() as folder:
         rows = packed_rows(conversations, seq_len, config.vocab_size, Path(folder))
         steps = [steps_of(rows, seq_len, seed) for seed in range(rounds + warmup)]
@@ -70,9 +73,24 @@ def run(quick: bool) -> Iterator[Comparison]:
     speeds = alternate(measures, rounds, warmup)
     for name, target in KINDS.items():
         if target is not None:
-            what = (f"fine-tuning, {lengths.kind} lengths", name, "targets/s")
-            details = {"lengths": lengths.what}
+            what = (f"fine-tuning, {lengths['kind']} lengths", name, "targets/s")
+            details = {"lengths": lengths["what"]}
             yield compare(what, speeds[PACKED], speeds[name], at_least(target), details)
+
+
+def random_conversations(lengths: dict[str, Any], vocab_size: int) -> list[Tokenized]:
+    """Return conversations of random ids, as long as the histogram says. Within a bin, all lengths
+    are equally likely. The last tokens are the learned answer."""
+    randomness = np.random.default_rng(0)
+    shares = np.array(lengths["counts"]) / sum(lengths["counts"])
+    bins = randomness.choice(len(shares), size=CONVERSATIONS, p=shares)
+    within = randomness.integers(1, lengths["bin"] + 1, size=CONVERSATIONS)
+    found, randomness = [], np.random.default_rng(0)
+    for length in bins * lengths["bin"] + within:
+        ids = randomness.integers(0, vocab_size, size=length, dtype=np.int32)
+        question = max(1, round(length * (1 - lengths["learned"])))
+        found.append(Tokenized(ids, np.arange(length) >= question))
+    return found
 
 
 def packed_rows(

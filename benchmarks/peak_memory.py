@@ -11,13 +11,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 import transformers
 
-from benchmarks.comparison import Comparison, at_most, compare
-from benchmarks.interleaved import Measure, alternate
-from benchmarks.memory import resident
+from benchmarks.comparison import Comparison, Measure, alternate, at_most, compare
 from benchmarks.trainees import NANO, TINY, pion, qwen3, random_rows, stepper, targets_of
 
 ROUNDS, STEPS = 3, 4
@@ -69,6 +68,14 @@ def own_peak(model: str, precision: str, quick: bool) -> float:
     for _ in range(STEPS):
         step(tokens, targets_of(tokens))
     return (resident("VmHWM") - before) / 2**20
+
+
+def resident(field: str) -> int:
+    """Return a memory field of this process in bytes: VmRSS (now) or VmHWM (at its highest)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {field}")
 
 
 if __name__ == "__main__":

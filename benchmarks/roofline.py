@@ -21,18 +21,26 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.pretended import counted_by
 from benchmarks.step_counts import Counted, Residual, Step, count_step
 from pion.config.model_config import ModelConfig
 from pion.model.params_and_flops import flops_per_token
 from pion.train.hardware import gpu_flops
+from tests.cuda_rehearsal.environment import (
+    compile_shim,
+    pinned_torch,
+    run_pretended,
+    this_machine,
+    why_impossible,
+)
 from tests.cuda_rehearsal.pretended_card import pretended_card
-from tests.cuda_rehearsal.report import hand_back
+from tests.cuda_rehearsal.report import hand_back, handed_back
 from tests.cuda_rehearsal.watch import Watch
 
 RESULT = Path(__file__).parent / "results" / "roofline.json"
@@ -143,6 +151,19 @@ def worse(now: dict[str, Any], committed: dict[str, Any]) -> list[str]:
 # ---------------------------------------------------------------- the command
 
 
+def counted_on_pretended_card(presets: Sequence[str]) -> Any:
+    """Return what this program with `--here` hands back in a process that pretends a GPU.
+
+    Raises SystemExit, with the reason, on a machine where that is impossible.
+    """
+    reason = why_impossible(this_machine(), pinned_torch())
+    if reason is not None:
+        raise SystemExit(reason)
+    with tempfile.TemporaryDirectory() as folder:
+        shim = compile_shim(Path(folder))
+        return handed_back(run_pretended("benchmarks.roofline", shim, "--here", *presets))
+
+
 def print_table(models: dict[str, Any]) -> None:
     """Print the estimates, one line for each."""
     print(NOTE)
@@ -167,7 +188,7 @@ def main() -> None:
             models = count_all(watch, options.presets)
             hand_back({"checked": count_checked(watch, checked_steps()), "models": models})
         return
-    counted = counted_by("benchmarks.roofline", ["--here", *options.presets])
+    counted = counted_on_pretended_card(options.presets)
     report = {
         "note": NOTE,
         "torch": torch.__version__.partition("+")[0],

@@ -17,8 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.comparison import Comparison, at_most
-from benchmarks.interleaved import quartiles
+from benchmarks.comparison import Comparison, at_most, quartiles
 from benchmarks.trainees import TINY, Shape, Trainee, pion, qwen3, stepper, targets_of
 from pion.config.model_config import ModelConfig
 from pion.data.documents.python_docs import documents

@@ -27,8 +27,15 @@ from typing import Any
 import torch
 from openai import AsyncOpenAI, OpenAI, OpenAIError
 
-from benchmarks.comparison import Comparison, at_least, at_most, compare
-from benchmarks.interleaved import Measure, alternate, quartiles
+from benchmarks.comparison import (
+    Comparison,
+    Measure,
+    alternate,
+    at_least,
+    at_most,
+    compare,
+    quartiles,
+)
 from pion.data.documents.python_docs import documents
 from pion.data.tokens.tokenizer import train_bpe
 from pion.formats.export import export_model

@@ -11,9 +11,8 @@ from pydoc_data.topics import topics
 
 import tokenizers
 
-from benchmarks.comparison import Comparison, at_least, compare
+from benchmarks.comparison import Comparison, Work, alternate, at_least, compare, speed_of
 from benchmarks.exported import TOKENIZER
-from benchmarks.interleaved import Work, alternate, speed_of
 from pion.data.documents.python_docs import documents
 from pion.data.tokens.tokenizer import Tokenizer
 

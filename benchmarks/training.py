@@ -18,8 +18,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor
 
-from benchmarks.comparison import Comparison, at_least, compare
-from benchmarks.interleaved import Work, alternate, speed_of
+from benchmarks.comparison import Comparison, Work, alternate, at_least, compare, speed_of
 from benchmarks.trainees import (
     NANO,
     TINY,

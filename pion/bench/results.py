@@ -1,7 +1,7 @@
 """The result of a bench: its rows, the JSON file that keeps them, and the numbers that are read.
 
 The file may come from another machine, so reading it checks its size, fields and types. `pion plan`
-and `pion replay` read the measured speeds.
+reads the measured speeds of training.
 """
 
 from __future__ import annotations
@@ -179,11 +179,6 @@ class SaveSpeed:
 def train_speeds(results: Results) -> Iterator[TrainSpeed]:
     """Yield the measured speeds of training."""
     yield from (speed for speed in _of(results, TRAIN, TrainSpeed) if speed.mfu <= 1)
-
-
-def save_speeds(results: Results) -> Iterator[SaveSpeed]:
-    """Yield the measured copies of a training state."""
-    yield from _of(results, SAVE, SaveSpeed)
 
 
 def _of(results: Results, begin: str, kind: type[Numbers]) -> Iterator[Numbers]:

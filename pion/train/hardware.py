@@ -142,7 +142,7 @@ def pick_residual(
 ) -> Literal["bfloat16", "float32"]:
     """Return the precision of the hidden states between blocks, for that of the computation.
 
-    For "auto", bf16 on CUDA: benchmarks/residual.py found that a model learns as well. A CPU gains
+    For "auto", bf16 on CUDA: a model learns as well (docs/performance.md). A CPU gains
     nothing by it.
     """
     if name == "auto":

@@ -16,6 +16,13 @@ OVERRIDES = argument(
 )
 
 
+# Commands and options that Pion had once, and what replaces each.
+GONE_COMMANDS = {
+    "replay": "in a checkout of Pion, `python -m benchmarks.replay TRACE.json` replays recorded "
+    "spot markets",
+}
+
+
 class Parser(argparse.ArgumentParser):
     """Exits with code 2 and a short message that suggests the nearest command."""
 
@@ -23,6 +30,10 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         first = next((a for a in args or () if not a.startswith("-")), None)
+        for gone, instead in GONE_COMMANDS.items() if self.commands else ():
+            command, *options = gone.split()
+            if command == first and all(option in args for option in options):
+                self.error(f"`pion {gone}` is gone: {instead}")
         if self.commands and first is not None and first not in self.commands:
             close = difflib.get_close_matches(first, self.commands, 1, 0.4)
             hint = f"; did you mean {close[0]}?" if close else ""

@@ -4,7 +4,7 @@ A result is possible if a law through the ladder *and* this result fits hardly w
 through the ladder alone: the sum of squared residuals is larger by at most t²·s². s² is the
 variance of a run around the law, and t is Student's, because a few runs can't say well how large
 s² is. For a law that is linear in its parameters, this is the exact interval of one more result.
-Here the law may bend as far as the ladder allows: benchmarks/ladder_intervals.py counts how many
+Here the law may bend as far as the ladder allows: docs/ladder.md says how many
 results of made-up laws the intervals hold.
 """
 
@@ -21,7 +21,7 @@ from pipeline.ladder.law import PARAMETERS, Law, Measured, Vector, bounds_of, te
 # The least noise of a run, as a share of its result: a law that fits exactly has an interval, too.
 LEAST_NOISE = 1e-6
 # By how much intervals are wider than Student's t says, because the law bends. Without it, those of
-# 3,000 made-up ladders held 89.2 % ± 0.5 in place of 90 % (benchmarks/ladder_intervals.py).
+# 3,000 made-up ladders held 89.2 % ± 0.5 in place of 90 %.
 MARGIN = 1.05
 # Each end of an interval is searched to this share of its distance from the middle.
 PRECISION = 3e-3

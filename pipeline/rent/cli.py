@@ -24,7 +24,7 @@ FORCE = flag("--force", FORCE_HELP)
 
 
 def add_rent_commands(add: Add) -> None:
-    """Add check, plan, launch, watch, hop, rentals and replay; `add` makes a command's parser."""
+    """Add check, plan, launch, watch, hop and rentals; `add` makes a command's parser."""
     add(
         "check",
         _check,
@@ -37,7 +37,6 @@ def add_rent_commands(add: Add) -> None:
     )
     _add_plan(add)
     _add_managed(add)
-    _add_replay(add)
 
 
 def _add_plan(add: Add) -> None:
@@ -122,33 +121,6 @@ def _add_managed(add: Add) -> None:
         argument("run", metavar="RUN", nargs="?", help=f"{RUN_HELP}; default: all"),
         flag("--reap", "terminate orphaned pods on RunPod"),
         JSON,
-    )
-
-
-def _add_replay_options(parser: argparse.ArgumentParser) -> None:
-    from pipeline.rent.replay.options import add_options
-
-    add_options(parser)
-
-
-def _add_replay(add: Add) -> None:
-    add(
-        "replay",
-        _replay,
-        "estimate finish time, dollars and useful share of the paid time on recorded spot markets",
-        JOB,
-        argument(
-            "--trace",
-            metavar="FILE",
-            nargs="+",
-            action="extend",
-            required=True,
-            help="JSON files that record when spot machines were available; see docs/renting.md",
-        ),
-        _add_replay_options,
-        argument("--png", metavar="FILE", help="also draw the result to this file"),
-        JSON,
-        overrides=True,
     )
 
 
@@ -242,17 +214,3 @@ def _rentals(args: argparse.Namespace) -> int:
         from pipeline.rent.managed.rentals import show_rentals
 
     return show_rentals(args.run, reap=args.reap, as_json=args.json)
-
-
-def _replay(args: argparse.Namespace) -> None:
-    from pipeline.rent.replay.command import show_replay
-    from pipeline.rent.replay.options import Given
-
-    show_replay(
-        args.job,
-        args.overrides,
-        traces=args.trace,
-        given=Given.of(args),
-        png=args.png,
-        as_json=args.json,
-    )

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.__main__ import keep, main
-from benchmarks.comparison import Target, at_least, at_most, compare
-from benchmarks.interleaved import alternate
+from benchmarks.comparison import Target, alternate, at_least, at_most, compare
 
 WHAT = ("speed", "a peer", "tokens/s")
 OURS, THEIRS = [2.0, 3.0, 4.0], [1.0, 1.0, 4.0]  # the ratios are 2, 3 and 1

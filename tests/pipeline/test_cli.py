@@ -121,6 +121,7 @@ def test_what_a_command_does_is_one_sentence(pion: Pion, command: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
+        (["replay", "job.yaml"], "`pion replay` is gone: in a checkout of Pion, `python -m"),
         (["rnu"], "there is no command 'rnu'; did you mean run?"),
         (
             ["generate", "--temprature", "1"],

@@ -142,7 +142,6 @@ TABLE = [
     Row("hop demo --on sky.yaml --job demo.yaml", "b+0*"),
     # These read measurements from the store, and continue without them.
     Row("plan job.yaml --gpu A40", "0+"),
-    Row("replay job.yaml --trace trace.json --step-seconds 1 --price 1", "0+"),
     # These also query SkyPilot.
     Row("watch demo", "n+", ends=2),
     Row("rentals demo", "n+"),
@@ -171,8 +170,6 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
         fields = job | {"name": name}
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(fields))
         trained_run(store, Job.model_validate(fields), evaluated=name == "finished")
-    trace = '{"metadata": {"gap_seconds": 300}, "data": [1, 1, 1, 1, 1, 1]}'
-    (folder / "trace.json").write_text(trace)
     sky = {"resources": {"infra": "runpod", "accelerators": "A40"}, "run": 'pion run "$JOB"'}
     (folder / "sky.yaml").write_text(yaml.safe_dump(sky | {"envs": {"JOB": None}}))
     return folder

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pion.bench.card import Card, file_name
-from pion.bench.results import Results, Row, SaveSpeed, TrainSpeed, write_results
+from pion.bench.results import Results, Row, TrainSpeed, write_results
 from pion.config.model_config import ModelConfig
 from pion.model.params_and_flops import cost_of, flops_per_token
 
@@ -34,12 +34,6 @@ def train_row(preset: str = "pion-small", how: str = "compiled", **changes: Any)
     )
     measures = dataclasses.asdict(dataclasses.replace(speed, **changes))
     return Row(f"train/{preset}/{how}", "measured", "fast", measures, 30.0)
-
-
-def save_row() -> Row:
-    """Return the row of a save that copies 8 GB a second."""
-    speed = SaveSpeed(bytes=1_200_000_000, stall_seconds=0.15, bytes_per_second=8e9)
-    return Row("save/pion-small", "measured", "short", dataclasses.asdict(speed), 2.0)
 
 
 def results(*rows: Row, card: Card = A40, **changes: Any) -> Results:

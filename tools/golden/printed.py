@@ -21,7 +21,6 @@ from tests.pipeline.ladder.test_climb import SMALL as SMALL_LADDER
 from tests.pipeline.ladder.test_search import best_at_2e3
 from tests.pipeline.new.test_command import CHATS
 from tests.pipeline.new.test_pairs import LAYOUTS as PAIRS
-from tests.pipeline.rent.replay.test_command import SPOT
 from tests.support import own_data
 from tests.support.chat_templates import CHATML
 from tests.support.core_bundle import write_bundle
@@ -220,7 +219,6 @@ def json_keys() -> Texts:
         own_data.sharegpt(here.folder, 9)
         (here.folder / "text.txt").write_text(own_data.words(300, 1))
         done, half = "runs/done", "runs/half"
-        replayed = "--step-seconds 20 --boot-seconds 50 --restore-seconds 9 --stall-seconds 1"
         asked = [
             ("status", done),
             ("status", "runs/rented"),
@@ -237,7 +235,6 @@ def json_keys() -> Texts:
             ("plan", SMALL, "--gpu", "A40"),
             ("plan", "jobs/smollm2-360m-sft.yaml", "--gpu", "A40"),
             ("plan", "--dollars", "20"),
-            ("replay", SMALL, "--trace", str(SPOT), *replayed.split(), "--price", "0.2"),
         ]
         found = {" ".join(line): here.pion(*line, "--json") for line in asked}
         for name, run in {"ladder": _ladder, "try": _try}.items():

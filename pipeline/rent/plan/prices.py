@@ -28,8 +28,7 @@ NO_CATALOG = ("kubernetes", "ssh", "slurm")
 # A catalog that needs more seconds to fetch is not used.
 CATALOG_SECONDS = 10.0
 
-# The assumed time from when a machine is paid for to its first step: boot, install, restore. `pion
-# replay` uses the measured time if the run has one.
+# The assumed time from when a machine is paid for to its first step: boot, install, restore.
 RESTART_SECONDS = 120.0
 
 Prices = Mapping[str, Price]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pion.bench.card import shipped_results
-from pion.bench.results import Results, TrainSpeed, read_results, save_speeds, train_speeds
+from pion.bench.results import Results, TrainSpeed, read_results, train_speeds
 from pion.config.model_config import ModelConfig
 from pion.config.presets import PRESETS
 from pion.model.params_and_flops import flops_per_token
@@ -157,13 +157,6 @@ def _of_bench(
                 words,
             )
     return None
-
-
-def copy_speed(results: Sequence[Results], gpu: str) -> tuple[float, str] | None:
-    """Return at how many bytes per second a save copies a training state, and who measured it."""
-    of_gpu = _of_gpu(results, gpu)
-    saves = ((s.bytes_per_second, _source(r)) for r in of_gpu for s in save_speeds(r))
-    return next(saves, None)
 
 
 def _of_gpu(results: Sequence[Results], gpu: str) -> Iterator[Results]:

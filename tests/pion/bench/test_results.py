@@ -17,10 +17,8 @@ from pion.bench.results import (
     MOST_ROWS,
     Results,
     Row,
-    SaveSpeed,
     TrainSpeed,
     read_results,
-    save_speeds,
     train_speeds,
     write_results,
 )
@@ -139,7 +137,6 @@ def test_a_file_that_is_no_json_object_is_refused_by_name(tmp_path: Path, conten
 
 def test_speeds_are_those_of_measured_rows() -> None:
     assert list(train_speeds(RESULTS)) == [TrainSpeed(**SPEED)]  # type: ignore[arg-type]
-    assert list(save_speeds(RESULTS)) == [SaveSpeed(**SAVE)]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

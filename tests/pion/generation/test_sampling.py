@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +15,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pion
-from benchmarks.sampling import sample_before
 from pion.generation.candidates import BLOCK, CANDIDATES, FEW, find_by_numpy, find_by_torch
 from pion.generation.logit_changes import Changes
 from pion.generation.sampling import Draw, Sampling, sample_rows
@@ -81,6 +81,54 @@ def test_each_row_draws_what_it_would_draw_alone_from_the_whole_vocabulary(
         if each.cuts or each.greedy or vocabulary <= CANDIDATES:
             expected = sample_before(logits[row], each, present(row), numbers(seed + row), 10)
             assert found[row] == expected
+
+
+def sample_before(
+    logits: Tensor,
+    sampling: Sampling,
+    present: Sequence[int],
+    randomness: torch.Generator,
+    given: int = 0,
+) -> int:
+    """Draw one id from fp32 logits (vocab,) as Pion 0.1 did."""
+    logits = penalized_before(logits, sampling, present, given)
+    if sampling.temperature <= 0:
+        return int(logits.argmax())
+    logits = (logits - logits.max()).double() / sampling.temperature
+    count = sampling.top_k if 0 < sampling.top_k < len(logits) else len(logits)
+    least = logits.topk(count).values[-1].clamp(min=torch.finfo(logits.dtype).min)
+    if sampling.min_p > 0:
+        least = max(least, torch.tensor(math.log(sampling.min_p)))
+    kept = (logits >= least).nonzero().squeeze(1)
+    probabilities = logits[kept].softmax(dim=0)
+    if sampling.top_p < 1:
+        ordered, order = probabilities.sort(descending=True, stable=True)
+        before = ordered.cumsum(dim=0) - ordered
+        within = order[before < sampling.top_p].sort().values
+        kept, probabilities = kept[within], probabilities[within]
+    cumulative = probabilities.cumsum(dim=0)
+    number = torch.rand((), dtype=torch.float64, generator=randomness) * cumulative[-1]
+    place = torch.searchsorted(cumulative, number, right=True)
+    return int(kept[place.clamp(max=len(kept) - 1)])
+
+
+def penalized_before(
+    logits: Tensor, sampling: Sampling, present: Sequence[int], given: int
+) -> Tensor:
+    """Return the logits with the penalties, as Pion 0.1 did."""
+    if sampling.repetition_penalty != 1:
+        seen = torch.tensor(list({token for token in present if token < len(logits)})).long()
+        values = logits[seen]
+        penalty = torch.tensor(sampling.repetition_penalty)
+        logits = logits.clone()
+        logits[seen] = torch.where(values > 0, values / penalty, values * penalty)
+    if sampling.presence_penalty != 0 or sampling.frequency_penalty != 0:
+        drawn = Counter(present[given:])
+        ids = torch.tensor(list(drawn)).long()
+        times = torch.tensor(list(drawn.values()), dtype=torch.float32)
+        logits = logits.clone()
+        logits[ids] -= sampling.presence_penalty + sampling.frequency_penalty * times
+    return logits
 
 
 def draw_alone(logits: Tensor, sampling: Sampling, row: int, seed: int) -> int | None:

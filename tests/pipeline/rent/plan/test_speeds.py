@@ -23,7 +23,6 @@ from pipeline.rent.plan.speeds import (
     Known,
     PastSpeed,
     bench_results,
-    copy_speed,
     past_speed_on,
     past_speeds,
 )
@@ -32,7 +31,7 @@ from pipeline.state.stores import FileStore, open_store
 from tests.paths import JOBS
 from tests.pipeline.rent.conftest import SkyHome
 from tests.pipeline.rent.plan.test_estimate import offer
-from tests.support.bench_results import A40, SOURCE, keep, results, save_row, train_row
+from tests.support.bench_results import A40, SOURCE, keep, results, train_row
 from tests.support.jobs import tiny_job
 from tests.support.many_runs import write_runs
 from tests.support.s3_server import FaultProxy, S3Server
@@ -136,12 +135,6 @@ def test_a_run_of_the_model_comes_before_the_bench() -> None:
 def test_wrong_rows_say_nothing() -> None:
     row = dataclasses.replace(train_row(), verdict="wrong")
     assert pretraining(results(row)).speed_from == "estimated: 15% MFU assumed"
-
-
-def test_the_speed_of_a_copy_is_that_of_the_card() -> None:
-    found = [results(train_row(), save_row())]
-    assert copy_speed(found, "A40") == (8e9, SOURCE)
-    assert copy_speed(found, "L40S") is None
 
 
 # ---------------------------------------------------------------- which files of `pion bench`

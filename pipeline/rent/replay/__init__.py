@@ -1,1 +1,0 @@
-"""pion replay: simulate a job on recorded spot markets."""
