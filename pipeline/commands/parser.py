@@ -15,6 +15,13 @@ OVERRIDES = argument(
     "overrides", metavar="key=value", nargs="*", help="fields to change, such as sft.lr=1e-4"
 )
 
+# Commands and options that Pion had once, and what replaces each.
+GONE_COMMANDS = {
+    "watch --all": "one `pion watch RUN` looks after one run. `pion rentals` lists what is rented",
+    "watch RUN RUN": "one `pion watch RUN` looks after one run. Start one for each, such as a "
+    "systemd unit (sky/README.md)",
+}
+
 
 class Parser(argparse.ArgumentParser):
     """Exits with code 2 and a short message that suggests the nearest command."""
@@ -23,15 +30,25 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         first = next((a for a in args or () if not a.startswith("-")), None)
+        if self.commands and first is not None:
+            self._refuse_gone(f"{first}", *(f"{first} {word.partition('=')[0]}" for word in args))
         if self.commands and first is not None and first not in self.commands:
             close = difflib.get_close_matches(first, self.commands, 1, 0.4)
             hint = f"; did you mean {close[0]}?" if close else ""
             self.error(f"there is no command {first!r}{hint} (pion --help lists them)")
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
+            self._refuse_gone(f"{first} RUN RUN")
             of_command = Parser(prog=f"{self.prog} {first}") if first in self.commands else self
             of_command.error(f"unrecognized arguments: {' '.join(unknown)}")
         return found
+
+    def _refuse_gone(self, *asked: str) -> None:
+        """Exit with what replaces a command or an option, if one of those that are `asked` for is
+        gone."""
+        for gone in asked:
+            if gone in GONE_COMMANDS:
+                self.error(f"`pion {gone}` is gone: {GONE_COMMANDS[gone]}")
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {printable(masked(message))}\n(see {self.prog} --help)\n")
