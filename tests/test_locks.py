@@ -19,7 +19,6 @@ ALONE = {
     "pion/generation/step_graphs.py _capturing",
     "pipeline/console/out.py lock",
     "pipeline/data/shard_cache.py _changed",
-    "pipeline/ladder/run_process.py _lock",
     "pipeline/rent/skypilot.py _changing",
     "pipeline/run/leaving.py _changed",
     "pipeline/run/signals.py _lock",

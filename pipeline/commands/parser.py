@@ -17,6 +17,8 @@ OVERRIDES = argument(
 
 # Commands and options that Pion had once, and what replaces each.
 GONE_COMMANDS = {
+    "ladder --on": "rent one machine for all runs as docs/ladder.md says, with `sky jobs launch`",
+    "try --on": "rent one machine for all runs as docs/ladder.md says, with `sky jobs launch`",
     "watch --all": "one `pion watch RUN` looks after one run. `pion rentals` lists what is rented",
     "watch RUN RUN": "one `pion watch RUN` looks after one run. Start one for each, such as a "
     "systemd unit (sky/README.md)",
