@@ -1,6 +1,6 @@
 """Parses the `pion` command line and calls the command. Each command does its heavy imports.
 
-The other arguments: cli.py of pipeline/commands, rent and new, and ladder.py of rent.
+The other arguments: cli.py of pipeline/commands, rent and new, and ladder.py of commands.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, NoReturn, cast
 from pion.errors import BadInput, Paused, PionError, causes, is_panic
 from pipeline.commands.arguments import Add, Argument, Command, argument, flag
 from pipeline.commands.cli import add_commands
+from pipeline.commands.ladder import add_ladder_commands
 from pipeline.commands.parser import OVERRIDES, Parser, Version, without_overrides
 from pipeline.console.bug_file import report_bug
 from pipeline.console.formats import printable, show
@@ -25,7 +26,6 @@ from pipeline.console.masking import masked, refuse_endpoints, refuse_secret_arg
 from pipeline.machine.refusals import refusal
 from pipeline.new.cli import add_new
 from pipeline.rent.cli import add_rent_commands
-from pipeline.rent.ladder import add_ladder_commands
 from pipeline.run.signals import early_sigterm
 
 LONGEST_ERROR = 20_000
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _works_unattended(arguments: Sequence[str]) -> bool:
     """Return whether a SIGTERM without anything to save means that the command begins again
-    elsewhere. Ctrl-C ends a rental's window in another way."""
+    elsewhere."""
     if arguments[:1] in (["ladder"], ["try"]):
         from pipeline.state.owner import launch_id
 

@@ -19,9 +19,6 @@ ALONE = {
     "pion/generation/step_graphs.py _capturing",
     "pipeline/console/out.py lock",
     "pipeline/data/shard_cache.py _changed",
-    "pipeline/ladder/run_process.py _lock",
-    "pipeline/machine/child_process.py _counting",
-    "pipeline/machine/child_process.py _turn",
     "pipeline/rent/skypilot.py _changing",
     "pipeline/run/leaving.py _changed",
     "pipeline/run/signals.py _lock",
@@ -42,11 +39,6 @@ STORE = {
 INSIDE: dict[str, set[str]] = {
     "pion/train/memory_trace/remembered.py _ONE_TRACE": set(),
     "pipeline/live/server.py _lock": set(),
-    "pipeline/rent/managed/watch_many.py _lock": {
-        "pipeline/machine/child_process.py _counting",
-        "pipeline/machine/child_process.py _turn",
-        "pipeline/rent/skypilot.py _changing",
-    },
     "pipeline/state/claim.py _lock": STORE,
     "pipeline/state/claim.py _clock_lock": STORE,
     "pipeline/state/rows/metrics.py _flushing": STORE | {"pipeline/state/rows/metrics.py _lock"},

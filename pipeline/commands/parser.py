@@ -15,11 +15,15 @@ OVERRIDES = argument(
     "overrides", metavar="key=value", nargs="*", help="fields to change, such as sft.lr=1e-4"
 )
 
-
 # Commands and options that Pion had once, and what replaces each.
 GONE_COMMANDS = {
+    "ladder --on": "rent one machine for all runs as docs/ladder.md says, with `sky jobs launch`",
     "replay": "in a checkout of Pion, `python -m benchmarks.replay TRACE.json` replays recorded "
     "spot markets",
+    "try --on": "rent one machine for all runs as docs/ladder.md says, with `sky jobs launch`",
+    "watch --all": "one `pion watch RUN` looks after one run. `pion rentals` lists what is rented",
+    "watch RUN RUN": "one `pion watch RUN` looks after one run. Start one for each, such as a "
+    "systemd unit (sky/README.md)",
 }
 
 
@@ -30,19 +34,25 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         first = next((a for a in args or () if not a.startswith("-")), None)
-        for gone, instead in GONE_COMMANDS.items() if self.commands else ():
-            command, *options = gone.split()
-            if command == first and all(option in args for option in options):
-                self.error(f"`pion {gone}` is gone: {instead}")
+        if self.commands and first is not None:
+            self._refuse_gone(f"{first}", *(f"{first} {word.partition('=')[0]}" for word in args))
         if self.commands and first is not None and first not in self.commands:
             close = difflib.get_close_matches(first, self.commands, 1, 0.4)
             hint = f"; did you mean {close[0]}?" if close else ""
             self.error(f"there is no command {first!r}{hint} (pion --help lists them)")
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
+            self._refuse_gone(f"{first} RUN RUN")
             of_command = Parser(prog=f"{self.prog} {first}") if first in self.commands else self
             of_command.error(f"unrecognized arguments: {' '.join(unknown)}")
         return found
+
+    def _refuse_gone(self, *asked: str) -> None:
+        """Exit with what replaces a command or an option, if one of those that are `asked` for is
+        gone."""
+        for gone in asked:
+            if gone in GONE_COMMANDS:
+                self.error(f"`pion {gone}` is gone: {GONE_COMMANDS[gone]}")
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {printable(masked(message))}\n(see {self.prog} --help)\n")

@@ -96,10 +96,8 @@ def _stage_in_words(about: dict[str, Any]) -> str:
     if about["state"] == "todo":
         return "not started"
     step = f" at step {about['step']:,}" if about["step"] is not None else ""
-    step += f" at {about['run']}" if about.get("run") else ""
     state = "done" if about["state"] == "done" else "in progress"
-    digest = "" if about["digest"] is None else f", digest {about['digest']}"
-    return f"{state}{step}, {moment(about['at'])}{digest}"
+    return f"{state}{step}, {moment(about['at'])}, digest {about['digest']}"
 
 
 def _checkpoint_in_words(entry: dict[str, Any] | None) -> str:

@@ -32,13 +32,10 @@ STEPS, STAGES, REFERENCE, BOOT, RESTORE, RECOMPUTE, LOST, STALL, IDLE = CAUSES =
 WAITED = "waited to own the run"
 # Before a stage learns from preferences.
 REFERENCE_PASS = "reference pass"
-# A run of a ladder or of a search, in the events of the run that stands for all of them.
-ONE_RUN = "a run"
 _PHASES = {
     "prepare": STAGES,
     "evaluate": STAGES,
     "publish": STAGES,
-    ONE_RUN: STAGES,
     REFERENCE_PASS: REFERENCE,
     WAITED: IDLE,
 }

@@ -43,11 +43,8 @@ class Measured:
     hours: float
 
 
-def check_cap(cap: Cap, budget: Budget, *, elsewhere: bool = False) -> None:
-    """Raise BadInput for a cap out of bounds, and for one in dollars if no price is known.
-
-    If the runs are `elsewhere`, the price of this machine does not matter.
-    """
+def check_cap(cap: Cap, budget: Budget) -> None:
+    """Raise BadInput for a cap out of bounds, and for one in dollars if no price is known."""
     for option, value, most in (
         ("--hours", cap.hours, MOST_HOURS),
         ("--dollars", cap.dollars, MOST_DOLLARS),
@@ -57,7 +54,7 @@ def check_cap(cap: Cap, budget: Budget, *, elsewhere: bool = False) -> None:
                 f"{option} {value:g}: give a number above 0, and at most {most:,}. Nothing was "
                 "started."
             )
-    if cap.dollars is not None and not elsewhere and price_per_hour(budget) is None:
+    if cap.dollars is not None and price_per_hour(budget) is None:
         raise BadInput(
             f"--dollars {cap.dollars:g}: the price of this machine is not known. Nothing was "
             f"started. Set budget.dollars_per_hour or {PRICE_VARIABLE}, or limit --hours instead."

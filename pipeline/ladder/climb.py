@@ -15,7 +15,6 @@ from pion.errors import BadInput, PionError, Stopped
 from pipeline.console.formats import duration, moment
 from pipeline.cost.budget import price_per_hour
 from pipeline.job import Job
-from pipeline.ladder.ahead import Ahead
 from pipeline.ladder.cap import (
     Cap,
     budget_of,
@@ -36,7 +35,6 @@ from pipeline.ladder.record import (
     ladder_file,
     new_record,
     open_ladder,
-    peek_ladder,
 )
 from pipeline.ladder.runs import Runs
 
@@ -50,7 +48,7 @@ class Climb:
     """
 
     def __init__(self, job: Job, grid: Grid, cap: Cap, runs: Runs, say: Say) -> None:
-        check_cap(cap, job.budget, elsewhere=runs.elsewhere)
+        check_cap(cap, job.budget)
         self._job, self._runs, self._say = job, runs, say
         self._rungs = rungs_of(job, grid)
         _require_enough(self._rungs)
@@ -59,35 +57,13 @@ class Climb:
         wanted = dataclasses.replace(wanted, hours=cap.hours, dollars=cap.dollars)
         before = self._jobs[self._rungs[0].name][1].before
         self._file = ladder_file(runs.store, job.name)
-        if runs.elsewhere:
-            self._record = peek_ladder(runs.store, job.name, wanted, before)
-        else:
-            _, self._record = open_ladder(runs.store, job.name, wanted, before)
+        self._record = open_ladder(self._file, runs.store, job.name, wanted, before)
         self._cap = Cap(self._record.hours, self._record.dollars)
-        check_cap(self._cap, job.budget, elsewhere=runs.elsewhere)
+        check_cap(self._cap, job.budget)
 
     def look(self) -> Ladder:
         """Return the ladder as it is now."""
         return look(self._job, self._rungs, self._jobs, self._record, self._runs)
-
-    def ahead(self) -> Ahead:
-        """Return what a rented machine would do."""
-        ladder = self.look()
-        left = [step for step in ladder.steps if not step.done]
-        largest = max(left or ladder.steps, key=lambda s: (s.rung.macs_per_token, s.rung.tokens))
-        return Ahead(
-            run=f"{self._job.name}-ladder",
-            runs=[rung.name for rung in self._rungs],
-            left=len(left),
-            next_run=(left or ladder.steps)[0].rung.name,
-            next_hours=ladder.expected_hours(left[0]) if left else None,
-            largest=largest.rung.name,
-            overrides=largest.rung.overrides,
-            times=sum(step.rung.flops for step in left) / largest.rung.flops,
-            cap=self._cap,
-            spent=ladder.spent,
-            spent_by_others=ladder.spent_without(largest.rung.name),
-        )
 
     def go(self) -> Ladder:
         """Do what is left, and return the ladder as it then is. A cap that is reached is in its

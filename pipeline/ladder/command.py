@@ -16,7 +16,6 @@ from pion.errors import BadInput
 from pipeline.base.read_job import read_job
 from pipeline.console.formats import counted, measured, printable, short_amount, show
 from pipeline.console.out import show_table
-from pipeline.ladder.at_work import at_work
 from pipeline.ladder.backtest import FAR, backtest
 from pipeline.ladder.cap import Cap, describe
 from pipeline.ladder.climb import Climb
@@ -24,9 +23,8 @@ from pipeline.ladder.fit import Fit
 from pipeline.ladder.grid import LENGTHS, WIDTHS, Grid
 from pipeline.ladder.look import Ladder, Step
 from pipeline.ladder.page import write_page
-from pipeline.ladder.runs import Execute, Runs
+from pipeline.ladder.runs import Execute, Runs, between_runs
 from pipeline.state.owner import launch_id
-from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store
 from pipeline.state.stores.errors import before_work
 
@@ -67,32 +65,18 @@ def run_ladder(
     with before_work("Nothing was started.", managed=launch_id() is not None):
         climb = Climb(job, grid, Cap(options.hours, options.dollars), runs, say)
         before = climb.look()
-        ahead = climb.ahead()
     say(_introduction(before))
-    with at_work(RunState(runs.store, ahead.run), job.budget, say) as work:
-        runs.under(work)
+    with between_runs():
         ladder = climb.go()
         page = write_page(ladder, runs.store)
-        print_ladder(ladder, page, as_json=options.as_json)
-        if ladder.stopped is not None:
-            raise ladder.stopped
-        if work is not None:
-            work.finish()
-    return exit_code(ladder)
-
-
-def exit_code(ladder: Ladder) -> int:
-    """Return the exit code of a ladder with nothing left to do."""
-    return NO_FIT if ladder.fit is None else 0
-
-
-def print_ladder(ladder: Ladder, page: str, *, as_json: bool) -> None:
-    """Print a ladder for a person, or as JSON. `page` is where its page is."""
-    if as_json:
+    if options.as_json:
         print(json.dumps(_as_json(ladder, page), indent=1))
     else:
         show_ladder(ladder)
         show(f"page: {page}")
+    if ladder.stopped is not None:
+        raise ladder.stopped
+    return NO_FIT if ladder.fit is None else 0
 
 
 def say_line(command: str, text: str, *, to_stderr: bool) -> None:

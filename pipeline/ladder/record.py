@@ -155,26 +155,18 @@ def _other_rungs(old: Sequence[RungRecord], new: Sequence[RungRecord]) -> list[s
     return lines
 
 
-def peek_ladder(store: Store, name: str, new: LadderRecord, before: Inputs) -> LadderRecord:
-    """Return the record that `open_ladder` would return, and write nothing. Raises as it does."""
-    old, _ = ladder_file(store, name).read()
-    return _begun(old, new, before, f"the ladder {name!r} in {store.url}")
-
-
 def open_ladder(
-    store: Store, name: str, new: LadderRecord, before: Inputs
-) -> tuple[RecordFile[LadderRecord], LadderRecord]:
-    """Return the file of the ladder, and its record, which is `new` if the ladder has not begun.
+    file: RecordFile[LadderRecord], store: Store, name: str, new: LadderRecord, before: Inputs
+) -> LadderRecord:
+    """Return the record of the ladder in `file`, which is `new` if the ladder has not begun.
 
     A cap that `new` has replaces that of the record. `before` has the values of a job's later
     fields. Raises BadInput if the ladder was begun with other settings, and StoreError.
     """
-    file = ladder_file(store, name)
-
     where = f"the ladder {name!r} in {store.url}"
     record = file.change(lambda old: _begun(old, new, before, where), None)
     store.flush()
-    return file, record
+    return record
 
 
 def _begun(old: LadderRecord | None, new: LadderRecord, before: Inputs, where: str) -> LadderRecord:

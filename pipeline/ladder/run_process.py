@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,15 +26,13 @@ class RunProcesses:
     """Runs `pion run`, one process after the other. Each ends when this process does.
 
     With `to_stderr`, the processes print nothing to standard output. A rented machine is paid for
-    once: the first run pays from the start of the rental, or from `paid_since` (Unix seconds), and
-    each later one from the end of the one before.
+    once: the first run pays from the start of the rental, and each later one from the end of the
+    one before.
     """
 
     def __init__(self, *, to_stderr: bool) -> None:
-        self.paid_since: float | None = None
+        self._paid_since: float | None = None
         self._to_stderr = to_stderr
-        self._lock = threading.Lock()
-        self._process: Process | None = None
 
     def __call__(self, arguments: Sequence[str]) -> int:
         """Run `pion run` with these arguments, and return its exit code.
@@ -52,13 +49,9 @@ class RunProcesses:
                 preexec_fn=_begin,
             )
             pass_to(process)
-            with self._lock:
-                self._process = process
             code = process.wait()
-            with self._lock:
-                self._process = None
         if is_rented():
-            self.paid_since = time.time()
+            self._paid_since = time.time()
         # Without a handler, when Python ends, a signal kills it.
         killed = [-number for number in heard]
         if heard and code in (0, PionError.exit_code, Stopped.exit_code, *killed):
@@ -68,15 +61,8 @@ class RunProcesses:
             )
         return code
 
-    def interrupt(self) -> None:
-        """Ask the process that runs now to save and end, once; from any thread."""
-        with self._lock:
-            if self._process is not None:
-                self._process.send_signal(signal.SIGINT)
-                self._process = None  # a second signal would end it without a save
-
     def _paid(self) -> dict[str, str]:
-        return {} if self.paid_since is None else {PAID_SINCE: repr(self.paid_since)}
+        return {} if self._paid_since is None else {PAID_SINCE: repr(self._paid_since)}
 
 
 def _begin() -> None:

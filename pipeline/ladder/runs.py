@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,15 +13,16 @@ from pion.errors import BadInput, Fenced, Interrupted, NotDurable, PionError, St
 from pipeline.base.read_job import read_job
 from pipeline.job import Job
 from pipeline.job.digest import Digests, digest_job
-from pipeline.ladder.at_work import Work
 from pipeline.ladder.grid import as_overrides
 from pipeline.ladder.run_process import RunProcesses
 from pipeline.machine.gpus import gpu_count
 from pipeline.report.results import Evaluated, result_of
 from pipeline.state.head import Head
+from pipeline.state.owner import launch_id
 from pipeline.state.rows.metrics import read_metrics
 from pipeline.state.run_state import RunState
-from pipeline.state.stores import Store
+from pipeline.state.stores import Store, StoreError
+from pipeline.state.stores.errors import verdict
 from pipeline.state.stores.parallel import read_all
 
 # Runs `pion run` with these arguments, and returns its exit code.
@@ -43,8 +44,7 @@ class Runs:
     """Starts runs of a job with overrides, and reads them.
 
     `execute` replaces `pion run` in another process. With `to_stderr`, that process prints nothing
-    to standard output. If the runs are done `elsewhere`, this process only reads, and writes no
-    record of the ladder or search.
+    to standard output.
     """
 
     def __init__(
@@ -55,20 +55,9 @@ class Runs:
         execute: Execute | None = None,
         *,
         to_stderr: bool = False,
-        elsewhere: bool = False,
     ) -> None:
-        self.elsewhere = elsewhere
         self.store, self.job_path, self.overrides = store, job_path, list(overrides)
-        self._processes = RunProcesses(to_stderr=to_stderr)
-        self._execute = execute or self._processes
-        self._work: Work | None = None
-
-    def under(self, work: Work | None) -> None:
-        """Let every further run belong to the work of a rented machine; None: not at home."""
-        self._work = work
-        if work is not None:
-            work.interrupt = self._processes.interrupt
-            self._processes.paid_since = work.paid_since
+        self._execute = execute or RunProcesses(to_stderr=to_stderr)
 
     def job(self, overrides: Sequence[str]) -> tuple[Job, Digests]:
         """Return the job of a run, and its digests. Raises BadInput."""
@@ -86,21 +75,14 @@ class Runs:
         """Advance a run, and return 0 if it is done, 1 if it has failed, or 4 if it has stopped.
 
         `job` is that of the run, which `overrides` make. `limits` are runtime settings: they change
-        no result. Raises the error that `pion run` ended with, for any other end; and Stopped and
-        Fenced if the work on a rented machine is to end.
+        no result. Raises the error that `pion run` ended with, for any other end.
         """
         settings = as_overrides({**_light(job), **_unpredicted(job), **limits})
         words = [self.job_path, *self.overrides, *overrides, *settings]
         words += [] if until is None else ["--until", until]
-        with contextlib.nullcontext() if self._work is None else self._work.on(job.name):
-            code = self._execute(words)
-        ended = None
+        code = self._execute(words)
         if code not in (0, PionError.exit_code, Stopped.exit_code):
-            ended = _ended(job.name, code)
-        if self._work is not None and not isinstance(ended, BadInput | Fenced | NotDurable):
-            self._work.obey()
-        if ended is not None:
-            raise ended
+            raise _ended(job.name, code)
         return code
 
     def heads(self, names: Sequence[str]) -> list[Head | None]:
@@ -137,6 +119,18 @@ class Runs:
             for row in rows
             if "held_out_loss" in row
         }
+
+
+@contextlib.contextmanager
+def between_runs() -> Iterator[None]:
+    """Raise Interrupted in place of an outage of the store in the block, if a manager of rented
+    machines started this process: it starts the process again."""
+    try:
+        yield
+    except StoreError as error:
+        if launch_id() is None:
+            raise
+        raise verdict(error, BadInput, "Every finished run is kept.", managed=True) from error
 
 
 def result_in(head: Head | None, digests: Digests, where: str) -> Result | None:

@@ -19,7 +19,6 @@ from pipeline.cost.budget import price_per_hour
 from pipeline.job import Job
 from pipeline.job.digest import Digests
 from pipeline.job.without_questions import without_questions
-from pipeline.ladder.ahead import Ahead
 from pipeline.ladder.cap import (
     Cap,
     budget_of,
@@ -32,9 +31,7 @@ from pipeline.ladder.halving import Choice, Curves, Round, Wanted, decide, steps
 from pipeline.ladder.runs import Runs
 from pipeline.ladder.search_record import (
     SearchRecord,
-    digest_of_runs,
     open_search,
-    peek_search,
     search_file,
 )
 from pipeline.ladder.vary import Setting, refuse_same, refuse_unpaired, rounds_of, run_name
@@ -85,7 +82,7 @@ class Search:
     def __init__(
         self, job: Job, settings: Sequence[Setting], seeds: int, cap: Cap, runs: Runs, say: Say
     ) -> None:
-        check_cap(cap, job.budget, elsewhere=runs.elsewhere)
+        check_cap(cap, job.budget)
         self._job, self._runs, self._say = job, runs, say
         self._stage = job.train_stages[0]
         self.rounds = rounds_of(job, self._stage, settings, seeds)
@@ -100,13 +97,10 @@ class Search:
         )
         names = [trial.job.name for trial in self.trials]
         self._file = search_file(runs.store, job.name, names)
-        if runs.elsewhere:
-            self._record = peek_search(self._file, new)
-        else:
-            self._record = open_search(self._file, new)
-            runs.store.flush()
+        self._record = open_search(self._file, new)
+        runs.store.flush()
         self._cap = Cap(self._record.hours, self._record.dollars)
-        check_cap(self._cap, job.budget, elsewhere=runs.elsewhere)
+        check_cap(self._cap, job.budget)
 
     def go(self) -> Outcome:
         """Do what is left, and return what was found. Raises Stopped if the cap is reached, and
@@ -132,32 +126,6 @@ class Search:
             spent=_spent(self._heads()),
             steps=steps_taken(self.rounds),
             grid_steps=self._job.section(self._stage).total_steps * len(self.trials),
-        )
-
-    def ahead(self) -> Ahead:
-        """Return what a rented machine would do."""
-        heads, names = self._heads(), [trial.job.name for trial in self.trials]
-        largest = max(self.trials, key=lambda trial: _macs(trial.job))
-        steps = steps_taken(self.rounds)
-        done = sum(_reached(head, self._stage) for head in heads.values())
-        found, left, following, hours = self.look(), 0, names[0], None
-        if isinstance(found, Wanted):
-            left, first = len(found.runs), found.runs[0]
-            trials = {(trial.setting.name, trial.seed): trial for trial in self.trials}
-            following = trials[first].job.name
-            hours = self._expected_hours(following, found.step, heads)
-        return Ahead(
-            run=f"{self._job.name}-try-{digest_of_runs(names)[:8]}",
-            runs=names,
-            left=left,
-            next_run=following,
-            next_hours=hours,
-            largest=largest.job.name,
-            overrides=largest.overrides,
-            times=max(0, steps - done) / self._job.section(self._stage).total_steps,
-            cap=self._cap,
-            spent=_spent(heads),
-            spent_by_others=_spent({n: h for n, h in heads.items() if n != largest.job.name}),
         )
 
     def curves(self) -> Curves:
@@ -280,12 +248,6 @@ def _common(job: Job, stage: str) -> dict[str, Any]:
 def _spent(heads: Mapping[str, Head | None]) -> Spent:
     each = [head.spent for head in heads.values() if head is not None]
     return Spent(sum(spent.hours for spent in each), sum(spent.dollars for spent in each))
-
-
-def _macs(job: Job) -> int:
-    from pion.model.params_and_flops import cost_of
-
-    return cost_of(job.model_config_resolved()).macs_per_token
 
 
 def _reached(head: Head | None, stage: str) -> int:

@@ -34,25 +34,16 @@ class SearchRecord:
     format: int = FORMAT
 
 
-def digest_of_runs(runs: Sequence[str]) -> str:
-    """Return what tells a search from others of its job. The names of runs hold what they are."""
-    return hashlib.sha256("\n".join(sorted(runs)).encode()).hexdigest()[:12]
-
-
 def search_file(store: Store, job: str, runs: Sequence[str]) -> RecordFile[SearchRecord]:
-    """Return the record of the search of a job with these runs."""
+    """Return the record of the search of a job with these runs, whose names hold what they are."""
+    digest = hashlib.sha256("\n".join(sorted(runs)).encode()).hexdigest()[:12]
     return RecordFile(
         store,
-        f"{LADDERS}/{job}/try-{digest_of_runs(runs)}.json",
+        f"{LADDERS}/{job}/try-{digest}.json",
         strictly(SearchRecord, FORMAT),
         advice="Delete this file. The runs keep what they measured, and the same command decides "
         "again.",
     )
-
-
-def peek_search(file: RecordFile[SearchRecord], new: SearchRecord) -> SearchRecord:
-    """Return the record that `open_search` would return, and write nothing. Raises as it does."""
-    return _begun(file.read()[0], new)
 
 
 def open_search(file: RecordFile[SearchRecord], new: SearchRecord) -> SearchRecord:

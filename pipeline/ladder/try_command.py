@@ -18,16 +18,14 @@ from pion.errors import BadInput
 from pipeline.base.read_job import read_job
 from pipeline.console.formats import counted, printable, show
 from pipeline.console.out import show_table
-from pipeline.ladder.at_work import at_work
 from pipeline.ladder.cap import Cap, describe
 from pipeline.ladder.command import say_line
 from pipeline.ladder.halving import Round, steps_taken
-from pipeline.ladder.runs import Execute, Runs
+from pipeline.ladder.runs import Execute, Runs, between_runs
 from pipeline.ladder.search import Outcome, Search
-from pipeline.ladder.vary import Setting, settings_of
+from pipeline.ladder.vary import settings_of
 from pipeline.ladder.verdict import UNIT, verdict
 from pipeline.state.owner import launch_id
-from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store
 from pipeline.state.stores.errors import before_work
 
@@ -53,14 +51,15 @@ def run_try(
     `execute` replaces `pion run` in another process. Raises BadInput, Stopped if the cap over all
     runs is reached, and what ends a run.
     """
-    settings = settings_to_try(options)
+    if not options.varied:
+        raise BadInput("name what to vary: --vary pretrain.lr=1e-3,2e-3. Nothing was started.")
+    settings = settings_of(options.varied)
     job = read_job(job_path, overrides)
     runs = Runs(open_store(job.store), job_path, overrides, execute, to_stderr=options.as_json)
     say = partial(say_line, "try", to_stderr=options.as_json)
     with before_work("Nothing was started.", managed=launch_id() is not None):
         cap = Cap(options.hours, options.dollars)
         search = Search(job, settings, options.seeds, cap, runs, say)
-        ahead = search.ahead()
     steps = steps_taken(search.rounds)
     grid = job.section(job.train_stages[0]).total_steps * len(search.trials)
     say(
@@ -68,37 +67,15 @@ def run_try(
         f"{counted(len(search.rounds), 'round')}: {steps:,} of the {grid:,} steps of the grid "
         f"({100 * steps / grid:.0f} %)"
     )
-    with at_work(RunState(runs.store, ahead.run), job.budget, say) as work:
-        runs.under(work)
+    with between_runs():
         found = search.go()
-        print_search(found, job_path, overrides, settings, as_json=options.as_json)
-        if work is not None:
-            work.finish()
-    return 0
-
-
-def print_search(
-    found: Outcome,
-    job_path: str,
-    overrides: Sequence[str],
-    settings: Sequence[Setting],
-    *,
-    as_json: bool,
-) -> None:
-    """Print what a search has found, for a person or as JSON."""
     command = _continue(found, job_path, overrides)
     said = verdict(found.choice, settings)
-    if as_json:
+    if options.as_json:
         print(json.dumps(_as_json(found, said, command), indent=1))
     else:
         _show(found, said, command)
-
-
-def settings_to_try(options: TryOptions) -> list[Setting]:
-    """Return the settings that the options name. Raises BadInput."""
-    if not options.varied:
-        raise BadInput("name what to vary: --vary pretrain.lr=1e-3,2e-3. Nothing was started.")
-    return settings_of(options.varied)
+    return 0
 
 
 def _continue(found: Outcome, job_path: str, overrides: Sequence[str]) -> str:

@@ -9,10 +9,8 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 from pion.errors import PionError
@@ -54,62 +52,15 @@ def _is_secret(name: str, value: str) -> bool:
 
 T = TypeVar("T")
 
-_turn = threading.Lock()  # held by who asks the child
-_counting = threading.Lock()
-_waiting = 0
-_child: tuple[BaseProcess, Connection] | None = None
-
 
 def in_child(work: Callable[..., T], *values: Any) -> T:
-    """Return `work(*values)`, both of which a child process can unpickle.
+    """Return `work(*values)`, both of which a child process can unpickle. The child has ended then.
 
-    All threads share one child, by turns. It ends when nobody waits for it, and the next child
-    starts after that, so that there are never two. Raises what `work` raises, and PionError if the
-    child dies.
+    Raises what `work` raises, and PionError if the child dies.
     """
-    global _waiting
-    with _counting:
-        _waiting += 1
-    try:
-        with _turn:
-            done, answer = _ask(work, values)
-    finally:
-        with _counting:
-            _waiting -= 1
-            if _waiting == 0:
-                _end_child()
-    if not done:
-        raise answer
-    result: T = answer
-    return result
-
-
-def _ask(work: Callable[..., Any], values: Sequence[Any]) -> tuple[bool, Any]:
-    """Return whether the child has an answer, and the answer, or else what was raised."""
-    global _child
-    _child = _child or _start_child()
-    process, pipe = _child
-    try:
-        pipe.send((work, values))
-        said: tuple[bool, Any] = pipe.recv()
-    except (EOFError, OSError) as error:
-        _end_child()
-        raise PionError(
-            "a child process of pion ended before it had an answer (exit code "
-            f"{process.exitcode}). Its memory may have run out. Nothing was changed, and it is "
-            "tried again."
-        ) from error
-    except BaseException:  # after Ctrl-C, the answer would be taken for that of the next question
-        process.kill()
-        _end_child()
-        raise
-    return said
-
-
-def _start_child() -> tuple[BaseProcess, Connection]:
     spawn = multiprocessing.get_context("spawn")
     here, there = spawn.Pipe()
-    process = spawn.Process(target=_answer, args=(there,), daemon=True)
+    process = spawn.Process(target=_answer, args=(there, work, values), daemon=True)
     # The child gets no Ctrl-C of its parent's, also before it ignores them.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
@@ -117,21 +68,27 @@ def _start_child() -> tuple[BaseProcess, Connection]:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     there.close()  # so that reading fails once the child is dead
-    return process, here
-
-
-def _end_child() -> None:
-    """Wait until the child has ended."""
-    global _child
-    if _child is not None:
-        process, pipe = _child
-        pipe.close()
+    try:
+        done, answer = here.recv()
+    except (EOFError, OSError) as error:
         process.join()
-        _child = None
+        raise PionError(
+            "a child process of pion ended before it had an answer (exit code "
+            f"{process.exitcode}). Its memory may have run out. Nothing was changed, and it is "
+            "tried again."
+        ) from error
+    finally:  # also after Ctrl-C
+        process.kill()
+        process.join()
+        here.close()
+    if not done:
+        raise answer
+    result: T = answer
+    return result
 
 
-def _answer(pipe: Connection) -> None:
-    """Answer questions until the parent has no more, or is dead. The child calls this.
+def _answer(pipe: Connection, work: Callable[..., Any], values: tuple[Any, ...]) -> None:
+    """Send what `work` returns or raises, unless the parent is dead. The child calls this.
 
     Keep only the keys of stores in the environment. Leave Ctrl-C to the parent.
     """
@@ -139,11 +96,9 @@ def _answer(pipe: Connection) -> None:
     kept = without_secrets(*S3, *HUB)
     for name in os.environ.keys() - kept.keys():
         del os.environ[name]
-    with contextlib.suppress(EOFError, BrokenPipeError):
-        while True:
-            work, values = pipe.recv()
-            try:
-                said = True, work(*values)
-            except Exception as error:  # raised again in the parent
-                said = False, error
-            pipe.send(said)
+    try:
+        said = True, work(*values)
+    except Exception as error:  # raised again in the parent
+        said = False, error
+    with contextlib.suppress(BrokenPipeError):
+        pipe.send(said)

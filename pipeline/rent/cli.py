@@ -92,14 +92,12 @@ def _add_managed(add: Add) -> None:
         FORCE,
         overrides=True,
     )
-    once = flag("--once", "look once, act, and return")
     add(
         "watch",
         _watch,
-        "show rented runs and keep them running",
-        argument("runs", metavar="RUN", nargs="*", help=RUN_HELP),
-        flag("--all", "watch every run that is rented from this machine"),
-        once,
+        "show a rented run and keep it running",
+        RUN,
+        flag("--once", "look once, act, and return"),
         add_page,
     )
     add(
@@ -188,18 +186,11 @@ def _watch(args: argparse.Namespace) -> int:
     from pipeline.rent.managed.names import refuse_unrented
 
     page = page_address(args)
-    if bool(args.runs) == args.all:
-        raise BadInput("Name the runs to watch, or give --all")
-    if page is not None and len(args.runs) != 1:
-        raise BadInput("--web shows the page of one run. Name one RUN, or leave out --web")
-    refuse_unrented(args.runs)
+    refuse_unrented(args.run)
     with saying_if_slow(LOADING):
         from pipeline.rent.managed.watch import watch
-        from pipeline.rent.managed.watch_many import watch_many
 
-    if len(args.runs) == 1:
-        return watch(args.runs[0], once=args.once, page=page)
-    return watch_many(args.runs, once=args.once)
+    return watch(args.run, once=args.once, page=page)
 
 
 def _hop(args: argparse.Namespace) -> None:

@@ -204,8 +204,6 @@ def _candidate(resources: Any) -> Candidate:
 # The machine's boot script passes it to `pion run --until`.
 UNTIL = "PION_UNTIL"
 BOOT = "sky/boot.sh"
-# The command that the boot script runs, with its options; unset: `run`.
-COMMAND = "PION_COMMAND"
 
 
 def with_until(sky_yaml: SkyYaml, job: Job, until: str | None) -> SkyYaml:
@@ -236,23 +234,3 @@ def trains(sky_yaml: SkyYaml, job: Job) -> bool:
     until = until_of(sky_yaml)
     check_until(job, until, None)
     return any(stage in job.train_stages for stage in stages_until(job.stages, until))
-
-
-def refuse_one_command_only(sky_yaml: SkyYaml, command: str) -> None:
-    """Raise BadInput if machines of a YAML can't work through many runs with `command`."""
-    if sky_yaml.num_nodes > 1:
-        raise BadInput(
-            f"{sky_yaml.path} has {sky_yaml.num_nodes} nodes, and the runs of `{command}` are "
-            "small. Nothing was rented. Name a file with one node, such as sky/runpod-spot.yaml."
-        )
-    if (until := until_of(sky_yaml)) is not None:
-        raise BadInput(
-            f"machines of {sky_yaml.path} end after {until} ({UNTIL}), and `{command}` has runs to "
-            "train. Nothing was rented. Name another file, such as sky/runpod-spot.yaml."
-        )
-    run = str(sky_yaml.config.get("run") or "")
-    if BOOT not in run and COMMAND not in run:
-        raise BadInput(
-            f"{sky_yaml.path} would do one run of the job, because its `run:` neither starts "
-            f"{BOOT} nor runs ${COMMAND}. Nothing was rented. Write `run: exec bash {BOOT}`."
-        )

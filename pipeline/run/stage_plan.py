@@ -80,11 +80,6 @@ def work_left(
     if head is None:
         refuse_remains(run)
     else:
-        if head.runs is not None:
-            raise BadInput(
-                f"{run.url} stands for the rented runs of a ladder or a search. Nothing was "
-                "started. Use another name: name=NAME."
-            )
         know_rows(job, head)
         keep_warmup(job, head, redo, read_inputs)
     digests = digest_job(job)

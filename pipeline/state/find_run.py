@@ -7,7 +7,6 @@ part of the run was copied, or that a `pion fork` was interrupted. A new run mus
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from functools import partial
 
 from pion.errors import BadInput
@@ -46,17 +45,6 @@ def open_run(run: str) -> RunState:
     """Return the run of that name, which may not exist. Raises BadInput for an illegal name."""
     url, name = split_run(run)
     return RunState(open_store(url), name)
-
-
-def open_runs(runs: Sequence[str]) -> list[RunState]:
-    """Return runs as `open_run` does. Those of one store share its connections."""
-    stores: dict[str, Store] = {}
-    found = []
-    for url, name in map(split_run, runs):
-        if url not in stores:
-            stores[url] = open_store(url)
-        found.append(RunState(stores[url], name))
-    return found
 
 
 def runs_in(store: Store, unreadable: dict[str, BadInput] | None = None) -> dict[str, Head]:

@@ -47,9 +47,6 @@ PREFER_FORMAT = 6
 SHARED = "_data"
 # The part of the shared data with the numbers of a reference model. The training workers make it.
 REFERENCE = "reference"
-# The only stage of a run that a rented machine owns while it works through the runs of a ladder or
-# of a search. Its result names the run at work; `finished` says that none is left.
-RUNS = "runs"
 _DATA_KEY = re.compile(rf"{SHARED}/[0-9a-f]{{64}}/[0-9a-f]{{32}}")
 
 Key = Annotated[str, Predicate(is_key)]
@@ -193,11 +190,6 @@ class Head:
         """
         claims = [claim for claim in self.claims if claim.epoch > self.committed_epoch]
         return len(claims) - len({claim.owner.session for claim in claims}) - 1
-
-    @property
-    def runs(self) -> StageRecord | None:
-        """What it says of the runs of a ladder or of a search; None for an ordinary run."""
-        return self.stages.get(RUNS)
 
     @property
     def session(self) -> str | None:

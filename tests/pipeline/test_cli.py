@@ -122,6 +122,10 @@ def test_what_a_command_does_is_one_sentence(pion: Pion, command: str) -> None:
     ("arguments", "expected"),
     [
         (["replay", "job.yaml"], "`pion replay` is gone: in a checkout of Pion, `python -m"),
+        (["ladder", "job.yaml", "--on=sky.yaml"], "`pion ladder --on` is gone: rent one machine"),
+        (["try", "job.yaml", "--on", "sky.yaml"], "`pion try --on` is gone: rent one machine for"),
+        (["watch", "--all"], "`pion watch --all` is gone: one `pion watch RUN` looks after"),
+        (["watch", "one", "two"], "`pion watch RUN RUN` is gone: one `pion watch RUN` looks"),
         (["rnu"], "there is no command 'rnu'; did you mean run?"),
         (
             ["generate", "--temprature", "1"],

@@ -13,7 +13,7 @@ import yaml
 
 from pipeline.state.rows.metrics import read_events
 from pipeline.state.stores import open_store
-from tests.rental.rented import JOB, OVERRIDES, RUN, Rented, final_model, unbroken_run
+from tests.rental.rented import JOB, OVERRIDES, RUN, Rented, unbroken_run
 from tests.rental.skypilot_home import REPOSITORY
 from tests.rental.window import Window, window
 
@@ -28,24 +28,18 @@ LONGER = 12_000
 @contextmanager
 def watched(rented: Rented, on: Path, *overrides: str) -> Iterator[Window]:
     """Launch, close that window, and yield another window that watches the run."""
-    launch_and_leave(rented, on, *overrides)
+    settings = [f"store={rented.store}", *OVERRIDES, *overrides]
+    with window(rented, "launch", JOB, "--on", str(on), *settings) as launch:
+        assert launch.job
+        launch.ctrl_c()
+        launch.ends_with(0)
     with window(rented, "watch", rented.run) as watch:
         yield watch
 
 
-def launch_and_leave(rented: Rented, on: Path, *overrides: str) -> int:
-    """Launch, close that window, and return the managed job."""
-    settings = [f"store={rented.store}", *OVERRIDES, *overrides]
-    with window(rented, "launch", JOB, "--on", str(on), *settings) as launch:
-        job = launch.job
-        launch.ctrl_c()
-        launch.ends_with(0)
-    return job
-
-
-def pods_ended(rented: Rented, run: str) -> list[list[str]]:
-    """Return what the watcher has done about each dead pod of a run, in words."""
-    events = read_events(open_store(rented.store), run)
+def pods_ended(rented: Rented) -> list[list[str]]:
+    """Return what the watcher has done about each dead pod, in words."""
+    events = read_events(open_store(rented.store), RUN)
     return [e["done"] for e in events if e["event"] == "watch" and e["what"] == "dead pod"]
 
 
@@ -82,7 +76,7 @@ def test_a_pod_left_as_exited_is_replaced_as_soon_as_one_that_vanishes_and_nothi
     )
     assert exited < vanished + NOISE_SECONDS
     assert warned < vanished + NOISE_SECONDS
-    done = pods_ended(rented, RUN)
+    done = pods_ended(rented)
     assert done == [[f"terminated pod {pod.id}"] for pod in rented.machines[1:3]]
 
 
@@ -108,27 +102,3 @@ def test_a_place_whose_machines_all_die_young_is_left_for_another(
         head = rented.head()
         assert head is not None
         assert "publish" in head.stages
-
-
-def test_one_window_keeps_two_runs_and_replaces_the_dead_pod_of_one_alone(rented: Rented) -> None:
-    on, steps, names = Path("sky/runpod-a40.yaml"), 4000, (RUN, "second")
-    runs = [f"{rented.store}/{name}" for name in names]
-    jobs = []
-    for machine, name in enumerate(names):
-        jobs.append(launch_and_leave(rented, on, f"name={name}", f"pretrain.steps={steps}"))
-        rented.wait_for_machine(machine)
-    with window(rented, "watch", *runs) as watch:
-        well, dead = rented.wait_for_training(machine=0), rented.wait_for_training(machine=1)
-        watch.wait_for(f"managed job {jobs[1]}: RUNNING on RunPod")
-        # No signal, so SkyPilot, which is not launching any more, would need minutes to notice.
-        rented.loopback.runpod.preempt(dead, notice=0.0, leaves="exited")
-        new = rented.wait_for_training(machine=2)
-        watch.ends_with(0)
-        lines = [line.partition("  ") for line in watch.text.splitlines()]
-    assert rented.machines == [well, dead, new]
-    assert [name for name, _, words in lines if f"pod {dead.id} is EXITED" in words] == ["second"]
-    assert {name for name, _, words in lines if "is done" in words} == set(names)
-    assert pods_ended(rented, RUN) == []
-    assert pods_ended(rented, "second") == [[f"terminated pod {dead.id}"]]
-    # The run that was not disturbed says which weights are right.
-    assert len({final_model(run, steps, rented.environment) for run in runs}) == 1

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,14 @@ pytestmark = pytest.mark.soak
 
 LADDER = ("ladder", "--widths", "0.5,1,2", "--tokens", "0.5,1,2", "--hold-out", "1")
 SEARCH = ("try", "--vary", "pretrain.lr=2e-3,1e-2,2e-2")
+
+
+LAUNCH = {
+    "PION_LAUNCH_ID": "a" * 32,
+    "SKYPILOT_TASK_ID": "sky-managed-1",
+    "SKYPILOT_NUM_GPUS_PER_NODE": "0",
+    "PION_PRICES": '{"CPU": 0.5}',
+}
 
 
 def start(folder: Path, command: str, *options: str) -> subprocess.Popen[str]:
@@ -78,3 +87,19 @@ def test_a_search_that_is_killed_twice_makes_the_same_choice(tmp_path: Path) -> 
     assert {k: v for k, v in broken.items() if k not in ("hours", "command")} == {
         k: v for k, v in whole.items() if k not in ("hours", "command")
     }
+
+
+@pytest.mark.soak
+def test_the_next_machine_ends_the_ladder_of_a_killed_one_and_each_is_paid_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in LAUNCH.items():
+        monkeypatch.setenv(name, value)
+    began = time.time()
+    whole, broken = whole_and_broken(tmp_path, ("run 3 of 8",), *LADDER)
+    assert broken["fit"] == whole["fit"]
+    for one, other in zip(whole["runs"], broken["runs"], strict=True):
+        assert other["bits_per_byte"] == one["bits_per_byte"]
+    later = sum(run["hours"] for run in whole["runs"][1:])  # the first one pays for the boot
+    assert later <= (time.time() - began) / 3600
+    assert broken["dollars"] == pytest.approx(0.5 * broken["hours"])

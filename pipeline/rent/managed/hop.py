@@ -92,7 +92,6 @@ def hop(
     provider = provider or Provider()
     with before_work("Nothing was rented."):
         state, head = read_run(run)
-        _refuse_many(state, head)
         if is_finished(state, head):
             show(f"{state.name} is finished: there is nothing to move.")
             return
@@ -117,16 +116,6 @@ def hop(
     show(f"managed job {move.new} is submitted; {old} until the new machine is up")
     if _see_it_through(move):
         show(how_to_come_back(state, move.new))
-
-
-def _refuse_many(state: RunState, head: Head) -> None:
-    """Raise BadInput if the run stands for those of a ladder or of a search."""
-    if head.runs is not None:
-        raise BadInput(
-            f"{state.name} stands for the runs of a ladder or a search, which can't be moved. "
-            f"Nothing was rented. Stop them: pion stop {state.url} --wait. Then rent with the "
-            "same command and another --on."
-        )
 
 
 def _require_same_run(job_file: JobFile, state: RunState) -> None:

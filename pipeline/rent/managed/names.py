@@ -9,14 +9,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-from collections.abc import Sequence
 
 from pion.errors import BadInput
 from pipeline.machine.time_limit import within
 from pipeline.rent.skypilot import quiet, sky_module
-from pipeline.state.find_run import open_runs, read_run
+from pipeline.state.find_run import open_run, read_run
 from pipeline.state.notes.rental_note import never_rented
-from pipeline.state.stores.parallel import read_all
 
 # How many characters of a run's name are in its rental's name. SkyPilot shortens names of more than
 # 25 characters for its machines, and POD_NAME would not match those.
@@ -43,22 +41,20 @@ def cluster_name(rental: str, job_id: int) -> str:
         return utils.generate_managed_job_cluster_name(rental, job_id)
 
 
-# How many seconds the stores may take to say that nothing was rented.
+# How many seconds the store may take to say that nothing was rented.
 STORE_SECONDS = 10.0
 
 
-def refuse_unrented(runs: Sequence[str]) -> None:
-    """Raise BadInput if a store says that no machine was ever rented for one of `runs`.
+def refuse_unrented(run: str) -> None:
+    """Raise BadInput if the run's store says that no machine was ever rented for it.
 
-    To ask SkyPilot would start its server, which takes long and stays. If a store does not answer
+    To ask SkyPilot would start its server, which takes long and stays. If the store does not answer
     in time, leave it to SkyPilot.
     """
-    opened = open_runs(runs)
+    state = open_run(run)
     with contextlib.suppress(TimeoutError):
-        never = within(STORE_SECONDS, lambda: read_all(never_rented, opened))
-        for run, unrented in zip(runs, never):
-            if unrented:
-                raise nothing_to_watch(run)
+        if within(STORE_SECONDS, lambda: never_rented(state)):
+            raise nothing_to_watch(run)
 
 
 def nothing_to_watch(run: str) -> BadInput:

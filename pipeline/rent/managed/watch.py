@@ -25,7 +25,6 @@ from pipeline.rent.managed.request import rental_lock
 from pipeline.state.find_run import open_run
 from pipeline.state.notes.rental_note import withdraw_rental_note
 from pipeline.state.run_state import RunState
-from pipeline.state.stores.clock import Clock
 from pipeline.web.address import Address
 
 POLL_SECONDS = 10.0
@@ -80,14 +79,6 @@ def follow_or_leave(
         return 0
 
 
-class Told(PionError):
-    """An error that is the same for all rentals of this process, and was said once for all."""
-
-    def __init__(self, error: PionError) -> None:
-        super().__init__(str(error))
-        self.exit_code = error.exit_code
-
-
 class Watcher:
     """Shows one rental and keeps it running.
 
@@ -124,7 +115,7 @@ class Watcher:
                 if code is not None:
                     return code
             except PionError as error:  # ask again at the next look
-                if str(error) != self._trouble and not isinstance(error, Told):
+                if str(error) != self._trouble:
                     self.say(f"Pion can't tell the state at the moment: {error}")
                 self._trouble = str(error)
             self.clock.sleep(POLL_SECONDS)
@@ -164,7 +155,8 @@ class Watcher:
 
     def say(self, text: str) -> None:
         """Print a line, with the time of day in front."""
-        self._say(printable(f"{time_of_day(self.clock)} {text}"))
+        at = time.strftime("%H:%M:%S", time.gmtime(self.clock.now()))
+        self._say(printable(f"{at} {text}"))
 
     def _look_and_act(self) -> int | None:
         """Look once, and act on what is wrong; return the exit code if the job has ended."""
@@ -227,8 +219,3 @@ class Watcher:
         if code == 0 and run.until is not None and status["next"] and not status["owner"]:
             self.say(what_comes_next(status["next"]))
         return code
-
-
-def time_of_day(clock: Clock) -> str:
-    """Return the time as `12:34:56`, in UTC."""
-    return time.strftime("%H:%M:%S", time.gmtime(clock.now()))

@@ -8,7 +8,7 @@ from typing import Any
 from pion.errors import BadInput
 from pipeline.console.formats import duration, moment, printable
 from pipeline.job import STAGES
-from pipeline.state.head import RUNS, Head, StageRecord
+from pipeline.state.head import Head
 from pipeline.state.liveness import last_change
 from pipeline.state.notes.deadline import read_deadline
 from pipeline.state.notes.stop_requests import pending_stop
@@ -24,13 +24,10 @@ def run_status(state: RunState, head: Head, now: float) -> dict[str, Any]:
     notes: list[str] = []
     stop = pending_stop(state, notes.append, launch_id=head.owner.launch_id if head.owner else None)
     newest = head.checkpoints[0] if head.checkpoints else None
-    if head.runs is not None:
-        stages, next_stage = {RUNS: _runs_status(head.runs)}, None
-    else:
-        ours = recorded_stages(state, head, notes.append)
-        names = [s for s in STAGES if ours is None or s in ours or s in head.stages]
-        stages = {stage: _stage_status(stage, head) for stage in names}
-        next_stage = next((stage for stage in names if stage not in head.stages), None)
+    ours = recorded_stages(state, head, notes.append)
+    names = [s for s in STAGES if ours is None or s in ours or s in head.stages]
+    stages = {stage: _stage_status(stage, head) for stage in names}
+    next_stage = next((stage for stage in names if stage not in head.stages), None)
     return {
         "run": state.name,
         "store": state.store.url,
@@ -55,27 +52,9 @@ def run_status(state: RunState, head: Head, now: float) -> dict[str, Any]:
 
 
 def is_finished(state: RunState, head: Head) -> bool:
-    """Return whether every stage of HEAD's job is done; False if the job can't be read.
-
-    Of the run of a ladder or of a search: whether none of its runs is left.
-    """
-    if head.runs is not None:
-        return head.runs.result.get("finished") is True
+    """Return whether every stage of HEAD's job is done; False if the job can't be read."""
     stages = recorded_stages(state, head)
     return stages is not None and all(stage in head.stages for stage in stages)
-
-
-def _runs_status(record: StageRecord) -> dict[str, Any]:
-    """Return what is known of the runs of a ladder or of a search. `run` is the one at work."""
-    done = record.result.get("finished") is True
-    run = record.result.get("run")
-    return {
-        "state": "done" if done else "begun",
-        "at": record.at,
-        "digest": None,
-        "step": None,
-        "run": run if isinstance(run, str) and not done else None,
-    }
 
 
 def _stage_status(stage: str, head: Head) -> dict[str, Any]:

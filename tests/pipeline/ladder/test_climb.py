@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from pion.errors import BadInput, PionError, Stopped
+from pion.errors import BadInput, Interrupted, PionError, Stopped
 from pipeline.ladder.command import LadderOptions, run_ladder
 from pipeline.ladder.record import LadderRecord, ladder_file
 from pipeline.state.run_state import RunState
-from pipeline.state.stores import FileStore
+from pipeline.state.stores import FileStore, StoreError
 from tests.pipeline.ladder.fake_runs import LAW, FakeRuns, Killed, write_job
 
 SMALL = {"widths": "0.25,0.5,1", "tokens": "0.25,0.5,1"}
@@ -178,6 +178,22 @@ def test_any_other_end_of_a_run_is_the_end_of_the_ladder(
     with pytest.raises(PionError, match="Run the same command again") as ended:
         climb(write_job(tmp_path), lambda arguments: code)  # type: ignore[arg-type]
     assert ended.value.exit_code == kind
+
+
+@pytest.mark.parametrize(("launch", "kind"), [("a" * 32, Interrupted), ("", StoreError)])
+def test_an_outage_between_two_runs_is_an_interruption_on_a_rented_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launch: str, kind: type[PionError]
+) -> None:
+    def down(*_: Any) -> Any:
+        raise StoreError("read", "HEAD.json", "no route to host", outage=True)
+
+    def fail(number: int, moment: str) -> None:
+        if (number, moment) == (2, "after"):
+            monkeypatch.setattr("pipeline.ladder.look.result_in", down)
+
+    monkeypatch.setenv("PION_LAUNCH_ID", launch)
+    with pytest.raises(kind, match="no route to host"):
+        climb(write_job(tmp_path), FakeRuns(meddle=fail))
 
 
 # ---------------------------------------------------------------- the cap

@@ -21,6 +21,7 @@ from pipeline.machine import rented as machines
 from pipeline.machine.gpus import sky_names
 from pipeline.machine.rented import (
     LONGEST_BOOT,
+    PAID_SINCE,
     claim_event,
     rental_price,
     rented_since,
@@ -166,6 +167,11 @@ def test_it_is_never_paid_for_from_later_than_the_run_scripts_first_line(proc: P
     assert rented_since(STARTED, late, proc) == POD_UP - 3
     assert rented_since(STARTED, RENTED, proc / "not there") == POD_UP + 40
     assert rented_since(STARTED, {}, proc / "not there") == STARTED
+
+
+def test_it_is_paid_for_since_the_moment_that_it_is_told(proc: Path) -> None:
+    for told, since in ((STARTED - 9000, STARTED - 9000), (STARTED + 9, POD_UP), ("soon", POD_UP)):
+        assert rented_since(STARTED, {**RENTED, PAID_SINCE: str(told)}, proc) == since
 
 
 def test_a_machine_that_had_been_up_for_long_was_rented_for_something_else(proc: Path) -> None:

@@ -218,7 +218,7 @@ def read_plan(state: RunState, look: Look, known: Plan | None) -> Plan | None:
     now, of_job = state.clock.monotonic(), look.head.job if look.head else None
     if known is not None:
         same = (known.like.id, known.of_job) == (like.id, of_job)
-        if look.stale or (same and not _is_due(MEASURE_SECONDS, known.at, now)):
+        if look.stale or (same and now - known.at < MEASURE_SECONDS):
             return known
     machines, job = machines_of(like), _job(state, look.head, like)
     digests = digest_job(job)
@@ -231,7 +231,7 @@ def read_plan(state: RunState, look: Look, known: Plan | None) -> Plan | None:
         read_train_speeds(state.store, model_inputs(job.model_config_resolved())),
     )
     timed = known.timed if known is not None else None
-    if timed is None or timed.question != question or _is_due(PRICE_SECONDS, timed.at, now):
+    if timed is None or timed.question != question or now - timed.at >= PRICE_SECONDS:
         values = job, machines, look.head, question.past
         # torch would take 600 MB for as long as the run is watched.
         here = "torch" in sys.modules
@@ -242,17 +242,11 @@ def read_plan(state: RunState, look: Look, known: Plan | None) -> Plan | None:
     return Plan(like, machines, job, digests, on_demand, timed, measured_in(events), of_job, at=now)
 
 
-def _is_due(seconds: float, last: float, now: float) -> bool:
-    """Return whether what is done every `seconds` is due. It is due for all rentals of a process at
-    the same time, so that they share a child process."""
-    return last // seconds != now // seconds
-
-
 def time_machines(
     job: Job, machines: SkyYaml, head: Head | None, past: Sequence[PastSpeed]
 ) -> list[OnDemand]:
-    """Return the on-demand machines with the job's work that is left after `head`. Imports torch,
-    and asks no store, so that a store that hangs does not hold up who shares the child."""
+    """Return the on-demand machines with the job's work that is left after `head`. Imports
+    torch."""
     from pipeline.rent.plan.speeds import Known, bench_results
 
     return on_demand_machines(job, machines, head, Known(past, bench_results(())))

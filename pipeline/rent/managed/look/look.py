@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import json
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from pipeline.rent.managed.look.remembered import (
 from pipeline.rent.managed.names import cluster_name
 from pipeline.rent.managed.provider.jobs import ManagedJob, place_of
 from pipeline.rent.managed.provider.pods import Pod
-from pipeline.rent.managed.provider.provider import Provider, Says
+from pipeline.rent.managed.provider.provider import Provider
 from pipeline.rent.managed.provider.recorded_task import launch_id_of, variable_of
 from pipeline.rent.sky_yaml import UNTIL
 from pipeline.state.head import Head
@@ -95,8 +95,7 @@ class Lookout:
     def __init__(self, state: RunState, name: str, job_id: int, provider: Provider) -> None:
         self.state, self.name, self.job_id = state, name, job_id
         self.patient = False
-        # What SkyPilot and RunPod say of a rental.
-        self.says: Callable[[str], Says] = provider.says
+        self._provider = provider
         self._memories: dict[int, JobMemory] = {}
         self._lost = LostPods(state, name)
         self._steps = StepMemory()
@@ -109,7 +108,7 @@ class Lookout:
 
     def look(self) -> Look:
         """Ask SkyPilot, RunPod and the store. Raises PionError if one of them can't be asked."""
-        pods, jobs = self.says(self.name)
+        pods, jobs = self._provider.says(self.name)
         self.job_id = next((job.id for job in jobs if job.live), self.job_id)
         job = next((job for job in jobs if job.id == self.job_id), None)
         now = self.state.clock.now()

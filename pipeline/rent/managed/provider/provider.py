@@ -70,9 +70,9 @@ class Provider:
             (job for job in found if name is None or job.name == name), key=lambda job: -job.id
         )
 
-    def says(self, name: str | None) -> Says:
-        """Return the pods that were rented from here, and the managed jobs called `name` (None:
-        all) with their tasks. Raises PionError if SkyPilot or RunPod can't be asked."""
+    def says(self, name: str) -> Says:
+        """Return the pods that were rented from here, and the managed jobs called `name` with their
+        tasks. Raises PionError if SkyPilot or RunPod can't be asked."""
         # Pods before jobs: SkyPilot then knows the job of every listed pod.
         pods = self.list_pods()
         return pods, self.managed_jobs(name, with_task=True)

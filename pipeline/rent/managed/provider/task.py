@@ -27,8 +27,6 @@ from pipeline.state.owner import code_version
 if TYPE_CHECKING:
     from pipeline.rent.plan.prices import Offer, Prices
 
-# The run that a managed job is for, as STORE/NAME.
-RUN = "PION_RUN"
 # Variables that say where a store or the Hub is. They are not secrets.
 PASSED_ON = ("AWS_ENDPOINT_URL", "HF_ENDPOINT")
 
@@ -43,7 +41,6 @@ def task_variables(
         "JOB": _travelling_path(job_path, sky_yaml),
         "OVERRIDES": shlex.join(overrides),
         "PION_LAUNCH_ID": uuid.uuid4().hex,
-        RUN: f"{job.store.rstrip('/')}/{job.name}",
         "PION_SECRETS": ",".join(names_given(sky_yaml.secrets, wanted_secrets(job))),
         "PION_COMMIT": code.commit or "",
         "PION_DIRTY": code.dirty or "",

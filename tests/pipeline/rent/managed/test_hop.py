@@ -19,7 +19,6 @@ from pipeline.rent.managed.provider.jobs import ManagedJob
 from pipeline.rent.managed.provider.pods import Pod
 from pipeline.run.handover import FROM_EPOCH, relieves
 from pipeline.state.claim import Claim, claim_run
-from pipeline.state.head import RUNS
 from pipeline.state.notes.rental_note import RentalNote, read_rental_note, write_rental_note
 from pipeline.state.notes.stop_requests import ask_stop, pending_stop
 from pipeline.state.owner import Owner
@@ -136,14 +135,6 @@ def test_a_hop_waits_for_the_new_owner_then_for_the_old_rental_and_shows_the_rec
     assert "first row 36 = last + 1" in out
     assert sky.from_epoch == "4"
     assert sky.cancelled == []
-
-
-def test_the_runs_of_a_ladder_are_not_moved(sky: Sky, run: RunState, sky_home: Any) -> None:
-    assert sky.old is not None
-    sky.old.finish_stage(RUNS, "", {"run": "demo-64x2-1K"})
-    with pytest.raises(BadInput, match=r"demo stands for the runs of a ladder.*Nothing was rented"):
-        hop("demo", on=str(sky_home.yaml()), overrides=[])
-    assert [job.id for job in sky.jobs] == [1]
 
 
 def test_an_old_rental_that_does_not_end_by_itself_is_cancelled(

@@ -11,7 +11,7 @@ from pion.errors import BadInput
 from pipeline.rent.managed import names
 from pipeline.rent.managed.names import refuse_unrented, rental_name
 from pipeline.state.claim import claim_run
-from pipeline.state.notes.rental_note import RentalNote, never_rented, write_rental_note
+from pipeline.state.notes.rental_note import RentalNote, write_rental_note
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
 from tests.support.states import someone
@@ -35,33 +35,16 @@ def test_any_run_name_makes_a_name_that_skypilot_accepts() -> None:
         assert len(name) <= 54
 
 
-@pytest.fixture
-def runs(tmp_path: Path) -> list[str]:
-    """Two runs that were rented for."""
-    found = []
-    for name in ("first", "second"):
-        run = RunState(FileStore(tmp_path / "runs"), name)
-        claim_run(run, someone()).heartbeat.stop()
-        write_rental_note(run, RentalNote(0.0, "desk", "0123abcd", name, 1), None)
-        found.append(run.url)
-    return found
-
-
-def test_stores_are_asked_at_the_same_time_what_was_never_rented(
-    runs: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    all_asked = threading.Barrier(len(runs))
-
-    def ask(run: RunState) -> bool:
-        all_asked.wait(PATIENCE_SECONDS)
-        return never_rented(run)
-
-    monkeypatch.setattr(names, "never_rented", ask)
-    refuse_unrented(runs)
+def rented(folder: Path) -> str:
+    """Return the address of a run that was rented for."""
+    run = RunState(FileStore(folder / "runs"), "rented")
+    claim_run(run, someone()).heartbeat.stop()
+    write_rental_note(run, RentalNote(0.0, "desk", "0123abcd", "rented", 1), None)
+    return run.url
 
 
 def test_a_store_that_hangs_is_not_waited_for(
-    runs: list[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     over = threading.Event()
 
@@ -71,12 +54,13 @@ def test_a_store_that_hangs_is_not_waited_for(
 
     monkeypatch.setattr(names, "STORE_SECONDS", 0.1)
     monkeypatch.setattr(names, "never_rented", hang)
-    refuse_unrented(runs)
+    refuse_unrented(rented(tmp_path))
     over.set()
 
 
-def test_a_run_that_was_never_rented_for_is_refused(runs: list[str], tmp_path: Path) -> None:
+def test_only_a_run_that_was_never_rented_for_is_refused(tmp_path: Path) -> None:
     other = RunState(FileStore(tmp_path / "runs"), "other")
     claim_run(other, someone()).heartbeat.stop()
     with pytest.raises(BadInput, match=r"rented nothing for .*/other"):
-        refuse_unrented([*runs, other.url])
+        refuse_unrented(other.url)
+    refuse_unrented(rented(tmp_path))

@@ -38,7 +38,6 @@ from tests.support.two_markets import launched_on_spot
 
 @pytest.fixture
 def rental(sky_home: SkyHome, time: FakeClock) -> ManagedJob:
-    time.sleep(-time.time % PRICE_SECONDS)  # the next prices are due after all of PRICE_SECONDS
     return launched_on_spot(read_sky_yaml(sky_home.yaml(MIXED)), time)
 
 
@@ -140,15 +139,3 @@ def test_other_machines_are_asked_about(
     hopped = replace(launched_on_spot(others, time), id=rental.id + 1)
     assert [m.gpu for m in plan_of(run, hopped, plan).on_demand] == ["RTXA4000", "A40"]
     assert len(asked) == 2
-
-
-def test_rentals_ask_at_the_same_look_whenever_they_began(
-    run: RunState, rental: ManagedJob, time: FakeClock
-) -> None:
-    first = plan_of(run, rental)
-    time.sleep(0.7 * MEASURE_SECONDS)
-    second = plan_of(run, rental)
-    assert plan_of(run, rental, first) is first
-    time.sleep(0.3 * MEASURE_SECONDS)
-    for plan in (first, second):
-        assert plan_of(run, rental, plan) is not plan

@@ -1,4 +1,4 @@
-"""The arguments of `pion ladder` and `pion try`, here and on rented machines."""
+"""The arguments of `pion ladder` and `pion try`."""
 
 from __future__ import annotations
 
@@ -51,10 +51,3 @@ def test_a_wrong_ladder_is_one_message(
     assert says in err
     assert not out
     assert not (here / "runs").exists()
-
-
-@pytest.mark.parametrize("option", ["--dry-run", "--force"])
-def test_an_option_of_rentals_needs_a_rental(here: Path, pion: Pion, option: str) -> None:
-    code, _, err = pion("ladder", write_job(here), option)
-    assert code == 2
-    assert f"{option} is for --on SKY. Nothing was started" in err

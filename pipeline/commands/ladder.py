@@ -1,17 +1,10 @@
-"""The arguments of `pion ladder` and `pion try`, here and on rented machines."""
+"""The arguments of `pion ladder` and `pion try`."""
 
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
-from pion.errors import BadInput
-from pipeline.commands.arguments import JSON, Add, argument, flag
-from pipeline.console.out import saying_if_slow
-from pipeline.rent.cli import DEAR_SPOT_HELP, LOADING, ON_HELP
-
-if TYPE_CHECKING:
-    from pipeline.rent.managed.launch_runs import Renting
+from pipeline.commands.arguments import JSON, Add, argument
 
 _HOURS = argument(
     "--hours",
@@ -26,17 +19,7 @@ _DOLLARS = argument(
     help="at most so many dollars over all its runs; kept in the store. Needs "
     "budget.dollars_per_hour on a machine that was not rented",
 )
-_ON = argument(
-    "--on",
-    metavar="SKY",
-    help=f"do all runs on one rented machine after the other: {ON_HELP}. Needs a cap",
-)
-_DRY_RUN = flag("--dry-run", "with --on: print SkyPilot's task and stop")
-_FORCE = flag(
-    "--force",
-    f"with --on: {DEAR_SPOT_HELP}, and rent even if a machine for these runs is already starting",
-)
-_OF_BOTH = (_HOURS, _DOLLARS, _ON, _DRY_RUN, _FORCE, JSON)
+_OF_BOTH = (_HOURS, _DOLLARS, JSON)
 
 
 def add_ladder_commands(add: Add) -> None:
@@ -104,7 +87,6 @@ def _add_try(add: Add) -> None:
 def _ladder(args: argparse.Namespace) -> int:
     from pipeline.ladder.command import LadderOptions, run_ladder
 
-    renting = _renting(args)
     options = LadderOptions(
         widths=args.widths,
         tokens=args.tokens,
@@ -113,17 +95,12 @@ def _ladder(args: argparse.Namespace) -> int:
         dollars=args.dollars,
         as_json=args.json,
     )
-    if renting is None:
-        return run_ladder(args.job, args.overrides, options)
-    from pipeline.rent.managed.launch_runs import launch_ladder
-
-    return launch_ladder(args.job, args.overrides, options, renting)
+    return run_ladder(args.job, args.overrides, options)
 
 
 def _try(args: argparse.Namespace) -> int:
     from pipeline.ladder.try_command import TryOptions, run_try
 
-    renting = _renting(args)
     options = TryOptions(
         varied=tuple(args.vary),
         seeds=args.seeds,
@@ -131,23 +108,4 @@ def _try(args: argparse.Namespace) -> int:
         dollars=args.dollars,
         as_json=args.json,
     )
-    if renting is None:
-        return run_try(args.job, args.overrides, options)
-    from pipeline.rent.managed.launch_runs import launch_try
-
-    return launch_try(args.job, args.overrides, options, renting)
-
-
-def _renting(args: argparse.Namespace) -> Renting | None:
-    """Return where to rent; None without --on. Raises BadInput for an option that needs --on."""
-    if args.on is None:
-        for option in ("dry_run", "force"):
-            if getattr(args, option):
-                raise BadInput(
-                    f"--{option.replace('_', '-')} is for --on SKY. Nothing was started."
-                )
-        return None
-    with saying_if_slow(LOADING, quiet=args.json):
-        from pipeline.rent.managed.launch_runs import Renting
-
-    return Renting(args.on, args.dry_run, args.force)
+    return run_try(args.job, args.overrides, options)
