@@ -15,6 +15,12 @@ OVERRIDES = argument(
     "overrides", metavar="key=value", nargs="*", help="fields to change, such as sft.lr=1e-4"
 )
 
+# Commands that there were once, and options after their command; and what replaces each.
+GONE_COMMANDS = {
+    "eval --instructions": "name the task ifeval in evaluate.lm_eval.tasks of a job, and lm-eval "
+    "asks its fine-tuned model instructions whose answers code can check (docs/evaluation.md)",
+}
+
 
 class Parser(argparse.ArgumentParser):
     """Exits with code 2 and a short message that suggests the nearest command."""
@@ -23,6 +29,10 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         first = next((a for a in args or () if not a.startswith("-")), None)
+        given = {first, *(a.partition("=")[0] for a in args or () if a.startswith("-"))}
+        for name, instead in GONE_COMMANDS.items():
+            if given >= {*name.split()}:
+                self.error(f"`pion {name}` is gone: {instead}")
         if self.commands and first is not None and first not in self.commands:
             close = difflib.get_close_matches(first, self.commands, 1, 0.4)
             hint = f"; did you mean {close[0]}?" if close else ""

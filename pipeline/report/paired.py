@@ -33,7 +33,6 @@ FORM = {
     "seed": "another seed, so other rows",
     "window": "another data.window, so other rows",
     "text": "another text",
-    "tokens": "another length of answers",
 }
 # A difference counts as real if chance alone gives one so large in fewer cases, over all tasks of
 # CORE together (Holm 1979, Scandinavian Journal of Statistics 6).

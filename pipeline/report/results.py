@@ -103,34 +103,6 @@ class Core(TypedDict):
     tasks: Sequence[CoreTask]
 
 
-class ShareOfPrompts(TypedDict):
-    """A share of prompts, with its standard error."""
-
-    share: float
-    sem: float
-
-
-class Met(TypedDict):
-    """The shares of some prompts that were met; see pion/evaluation/instructions/score.py."""
-
-    prompts: Count
-    strict: ShareOfPrompts
-    loose: ShareOfPrompts
-    accident: ShareOfPrompts
-    unfinished: float
-
-
-class Instructions(TypedDict):
-    """How well a model follows instructions; see pion/evaluation/instructions/score.py."""
-
-    rule: str
-    digest: Sha256
-    most_tokens: Count
-    met: Met
-    at_chance: bool
-    kinds: Mapping[str, Met]
-
-
 class OfText(TypedDict):
     """What was measured on the text that has nothing to do with the run."""
 
@@ -166,7 +138,6 @@ class Measured(TypedDict):
     continuations: NotRequired[Choices | None]
     packs: NotRequired[Mapping[str, Choices | None]]
     core: NotRequired[Core]
-    instructions: NotRequired[Instructions]
     text: NotRequired[OfText]
     calibration: NotRequired[Calibrated]
     drafts: NotRequired[Drafts]

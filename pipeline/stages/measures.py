@@ -183,22 +183,6 @@ class Measures:
         """Return how the model of `stage` is measured on rows of `seq_len` tokens."""
         return self._scorer(self._decoder(stage), seq_len)
 
-    def instructions(self, stage: str) -> Result:
-        """Ask the model of `stage` the job's built-in instructions, in its chat format."""
-        from pion.data.chat.chat_format import ChatFormat
-        from pion.evaluation.instructions.measure import measure
-        from pion.evaluation.instructions.prompts import instructions
-        from pion.evaluation.item_scores import item_scores, pack
-
-        asked = instructions(self.job.evaluate.instructions)
-        model = self._decoder(stage).joined()
-        with closing(ChatFormat(self.chat_path, self.tokenizer)) as chat_format:
-            found = measure(model, chat_format, asked, lambda _: self._on_batch())
-        key = {"rule": found.rule, "questions": found.digest, "tokens": found.most_tokens}
-        packed = pack(item_scores([float(item.strict) for item in found.items]))
-        result = {k: v for k, v in dataclasses.asdict(found).items() if k != "items"}
-        return {**result, BY_ITEM: {"instructions": {"key": key, **packed}}}
-
     def drafts(self, stage: str) -> Result:
         """Count the passes that the draft block of `stage` saves, after held-out beginnings.
 

@@ -81,7 +81,7 @@ def test_files_are_measured_next_to_core(here: Path, bundle: Path, pion: Pion) -
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ((), "nothing to measure was named. Name a FILE, or add --instructions or --core PATH"),
+        ((), "nothing to measure was named. Name a FILE, or add --core PATH"),
         (("--core-items", "5"), "--core-items and --core-cropped go with --core PATH"),
         (("text.txt", "--core-cropped"), "--core-items and --core-cropped go with --core PATH"),
         (("--core", "none"), "none: can't read this bundle of CORE (No such file"),
