@@ -150,7 +150,7 @@ def test_long_work_says_how_far_it_is(
 
 
 def test_core_is_called_by_its_rule_and_baselines() -> None:
-    from tests.pion.evaluation.core.test_result import of_core
+    from tests.pion.evaluation.core.test_measure_results import of_core
 
     words = core_in_words(dataclasses.asdict(of_core()))
     assert words.startswith("CORE 0.")
