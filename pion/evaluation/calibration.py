@@ -7,54 +7,16 @@ of the language is calibrated, too.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from pion.data.shards import IGNORED
 from pion.evaluation.held_out import Scores, by_document
+from pion.evaluation.results import Calibration, Example
 from pion.evaluation.shares import ratio, share_ratio
 
 BINS = 15
 # The bin of the example: with 15 bins, its middle is 70 %.
 EXAMPLE = 10
-
-
-@dataclass(frozen=True)
-class Example:
-    """The tokens whose likeliest id has a probability of about 70 % (66.7 % to 73.3 %)."""
-
-    confidence: float  # the mean
-    accuracy: float  # how often the likeliest id was right
-    accuracy_sem: float
-    tokens: int
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """How far a model's largest probability can be trusted. A sem is a standard error of the mean.
-
-    Attributes:
-        ece: the expected calibration error: the mean over target tokens of the distance between
-            `confidence` and `accuracy` of the token's bin, in 15 bins of equal width (Guo et al.
-            2017). Chance alone makes it larger than 0, the more so the fewer tokens there are.
-        brier: the mean of (confidence − right)², where right is 0 or 1.
-        confidence: the mean probability of the likeliest id.
-        accuracy: the share of targets that are the likeliest id.
-        near_70: an example; None if there are no such tokens.
-        tokens: target tokens.
-    """
-
-    ece: float
-    ece_sem: float
-    brier: float
-    brier_sem: float
-    confidence: float
-    confidence_sem: float
-    accuracy: float
-    accuracy_sem: float
-    near_70: Example | None
-    tokens: int
 
 
 def calibrate(scores: Scores, documents: np.ndarray) -> Calibration:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from torch import Tensor
 
+from pion.evaluation.results import Drafted
 from pion.generation.decoding import Decoding
 from pion.generation.text import Settings, Text
 from pion.model.decoder import Decoder
@@ -15,24 +16,6 @@ from pion.model.decoder import Decoder
 TEXTS, NEW_TOKENS = 16, 64
 # How the texts are drawn, by name: the likeliest tokens, and the default of `pion generate`.
 TEMPERATURES = {"greedy": 0.0, "drawn": 0.8}
-
-
-@dataclass(frozen=True)
-class Drafted:
-    """What the drafts of some texts saved.
-
-    Attributes:
-        texts: how many texts were written.
-        tokens_per_pass: tokens that a pass of the model adds to a text, the mean over texts; 1
-            without drafts.
-        tokens_per_pass_sem: its standard error over texts; None for a single text.
-        right: the share of guessed tokens that were right; None if none was guessed.
-    """
-
-    texts: int
-    tokens_per_pass: float
-    tokens_per_pass_sem: float | None
-    right: float | None
 
 
 def drafted(

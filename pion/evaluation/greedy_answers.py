@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pion.data.chat.chat_format import ChatFormat
-from pion.evaluation.likeliest import likeliest_answers
+from pion.generation.generate import generate_batch
 from pion.model.decoder import Decoder
 
 # Prompts that are answered, and the most tokens of an answer.
@@ -57,8 +57,20 @@ def greedy_answers(
     `on_answer` is called after each answer, and may end the measurement. Raises BadInput if the
     model predicts NaN or infinity.
     """
-    new = likeliest_answers(model, chat_format, asked, most, lambda _: on_answer())
     decode = chat_format.tokenizer.decode
+    new: list[list[int]] = [[] for _ in asked]
+    for number, token in generate_batch(
+        model,
+        asked,
+        stop_ids=chat_format.stop_ids,
+        vocab_size=chat_format.tokenizer.vocab_size,
+        max_tokens=most,
+        temperature=0,
+    ):
+        if token is None:  # the answer is at its end
+            on_answer()
+        else:
+            new[number].append(token)
     return GreedyAnswers(
         most,
         [len(ids) for ids in new],

@@ -23,6 +23,7 @@ from torch import Tensor
 from pion.data.shards import IGNORED
 from pion.data.stream import Batch, to_device
 from pion.errors import BadInput, PionError
+from pion.evaluation.results import HeldOut, Responses
 from pion.evaluation.shares import ratio, share_ratio
 from pion.model.decoder import Decoder
 
@@ -69,20 +70,6 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """How well a model predicts text. Losses are in nats; a sem is a standard error of the mean."""
-
-    loss: float  # mean over target tokens
-    loss_sem: float
-    perplexity: float
-    bits_per_byte: float  # comparable between tokenizers
-    bits_per_byte_sem: float
-    tokens: int
-    bytes: int  # of the target tokens' text
-    rows: int
-
-
-@dataclass(frozen=True)
 class Evaluation:
     """A mean over target tokens. Tokens and rows of one document are not independent, so documents
     are the sample, or the rows of a single document. Of preferences, it is a mean over pairs or
@@ -93,19 +80,6 @@ class Evaluation:
     tokens: int  # target tokens
     rows: int
     measures: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Responses:
-    """How well a model predicts the learned tokens of conversations, and whether its turns end."""
-
-    response_loss: float  # mean over learned tokens, nats
-    response_loss_sem: float
-    stop_accuracy: float  # the share of ends of turns where end-of-text is the likeliest token
-    stop_accuracy_sem: float
-    false_stop_rate: float  # the share of other learned tokens where end-of-text is the likeliest
-    ends: int  # of turns
-    others: int  # learned tokens that are no ends
 
 
 def held_out(

@@ -12,6 +12,7 @@ import binascii
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -119,6 +120,34 @@ def mean(items: ItemScores) -> tuple[float, float]:
     of = np.arange(len(sizes)) if items.clusters is None else items.clusters
     error_of = share_ratio if items.sizes is None else ratio
     return error_of(np.bincount(of, items.scores), np.bincount(of, sizes))
+
+
+@dataclass(frozen=True)
+class TaskScores:
+    """The scores of a task's items (or their differences), the error of their mean, and what
+    decides how it counts.
+
+    `questions` is the digest of the task's questions.
+    """
+
+    sem: float
+    baseline: float
+    questions: str
+    scores: Sequence[float] | np.ndarray
+
+
+def mean_sem(tasks: Sequence[TaskScores]) -> float:
+    """Return the standard error of the mean of centred scores over tasks, of which some ask the
+    same questions."""
+    slopes = [1 / (1 - task.baseline) for task in tasks]
+    variance = math.fsum((slope * task.sem) ** 2 for slope, task in zip(slopes, tasks))
+    for (one, slope), (other, again) in combinations(zip(tasks, slopes), 2):
+        # Tasks that ask the same items in another way, as hellaswag with and without examples.
+        count = len(one.scores)
+        if one.questions == other.questions and count == len(other.scores) and count > 1:
+            shared = float(np.cov(one.scores, other.scores)[0, 1]) / count
+            variance += 2 * slope * again * shared
+    return math.sqrt(max(variance, 0.0)) / len(tasks)
 
 
 def _or_none(array: np.ndarray | None) -> np.ndarray:

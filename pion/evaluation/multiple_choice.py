@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,30 +14,11 @@ from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pion.evaluation.held_out import Scorer, evaluating, in_batches, token_nll
 from pion.evaluation.questions import Question
+from pion.evaluation.results import MultipleChoice
 from pion.evaluation.shares import share_sem
 
 # The most tokens computed at once, whatever context the model claims: twice a full GPU's.
 TOKENS_AT_ONCE = 2**17
-
-
-@dataclass(frozen=True)
-class MultipleChoice:
-    """The share of questions answered correctly; `chance` is the share by guessing.
-
-    `credits` has 1 for each question answered right, 1/k for a tie of k, and 0 for the others.
-    """
-
-    accuracy: float
-    accuracy_sem: float
-    chance: float
-    questions: int
-    credits: tuple[float, ...] = field(repr=False)
-
-    def to_dict(self) -> dict[str, float]:
-        """Return the result without single questions."""
-        whole = dataclasses.asdict(self)
-        del whole["credits"]
-        return whole
 
 
 def multiple_choice(

@@ -56,12 +56,6 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     add_options(parser, MODEL_OR_LATEST)
 
 
-def _add_instructions(parser: argparse.ArgumentParser) -> None:
-    from pipeline.commands.eval_instructions import add_instructions
-
-    add_instructions(parser)
-
-
 # ---------------------------------------------------------------- arguments
 
 
@@ -117,7 +111,7 @@ def _add_model_files(add: Add) -> None:
     add(
         "eval",
         _eval,
-        "measure a model on your own files, on built-in instructions, or on CORE",
+        "measure a model on your own files, or on CORE",
         argument("model", metavar="MODEL", help=MODEL_HELP),
         argument(
             "files",
@@ -126,7 +120,6 @@ def _add_model_files(add: Add) -> None:
             help="a text file (prints loss and bits per byte), or a .jsonl file of multiple-choice "
             "questions {context, choices, answer} (prints accuracy)",
         ),
-        _add_instructions,
         argument(
             "--core",
             metavar="PATH",
@@ -317,20 +310,12 @@ def _eval(args: argparse.Namespace) -> None:
 
     # The bundle is read before the model: a mistake in the bundle is told at once.
     core = asked_core(args.core, args.core_items, cropped=args.core_cropped)
-    if not args.files and args.instructions is None and core is None:
-        raise BadInput(
-            "nothing to measure was named. Name a FILE, or add --instructions or --core PATH"
-        )
-    files = [Path(file) for file in args.files]
-    if args.instructions is not None and Path("instructions") in files:
-        raise BadInput("rename the file instructions: results of --instructions have this name")
-    found, model, chat_format = _load(args.model, args.skip_above)
-    parts: dict[str, Part] = {}
-    if args.instructions is not None:
-        from pipeline.commands.eval_instructions import instructions_part
-
-        parts["instructions"] = instructions_part(found, model, chat_format, args.instructions)
-    parts |= {str(file): file_part(model, chat_format.tokenizer, file) for file in files}
+    if not args.files and core is None:
+        raise BadInput("nothing to measure was named. Name a FILE, or add --core PATH")
+    _, model, chat_format = _load(args.model, args.skip_above)
+    parts: dict[str, Part] = {
+        str(file): file_part(model, chat_format.tokenizer, file) for file in map(Path, args.files)
+    }
     if core is not None:
         part = core_part(model, chat_format.tokenizer, core, as_json=args.json)
         parts[str(core.bundle.path)] = part

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,12 @@ from pion.data.documents.file_to_documents import (
 )
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
-from pion.evaluation.calibration import Calibration, calibrate
-from pion.evaluation.held_out import HeldOut, Scorer, score, summarize
+from pion.evaluation.calibration import calibrate
+from pion.evaluation.held_out import Scorer, score, summarize
 from pion.evaluation.multiple_choice import multiple_choice
 from pion.evaluation.one_text_per_row import own_rows
 from pion.evaluation.questions import read_questions
+from pion.evaluation.results import Calibration, HeldOut, record_of
 from pion.model.decoder import Decoder
 from pion.untrusted import read_file
 from pipeline.commands.chat import tell_replaced
@@ -93,7 +93,7 @@ def _eval_file(model: Decoder, tokenizer: Tokenizer, path: Path) -> dict[str, An
         return _measured(model, tokenizer, texts, rows_at_once)
     if path.suffix == ".jsonl":
         scorer = Scorer(model, tokenizer.vocab_size, rows_at_once)
-        return multiple_choice(scorer, tokenizer, read_questions(path)).to_dict()
+        return record_of(multiple_choice(scorer, tokenizer, read_questions(path)))
     try:
         text = read_file(path, LARGEST_TEXT).decode()
         text = text.replace("\r\n", "\n").replace("\r", "\n")  # as Python reads text files
@@ -109,7 +109,7 @@ def _measured(
     model: Decoder, tokenizer: Tokenizer, texts: Sequence[str], rows_at_once: int
 ) -> dict[str, Any]:
     of, calibration = measure_texts(model, tokenizer, texts, rows_at_once)
-    return {**dataclasses.asdict(of), "calibration": dataclasses.asdict(calibration)}
+    return {**record_of(of), "calibration": record_of(calibration)}
 
 
 def measure_texts(

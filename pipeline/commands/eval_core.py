@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import sys
 import time
@@ -13,16 +12,14 @@ from typing import TYPE_CHECKING, Any
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pion.evaluation.core.bundle import Bundle, Task, read_bundle
-from pion.evaluation.core.measure import DEFAULT_ITEMS, Watcher, measure_core
-from pion.evaluation.core.measure import check_context as check_length
-from pion.evaluation.core.result import TaskResult
+from pion.evaluation.core.measure import DEFAULT_ITEMS, Watcher, measure_core, too_short
 from pion.evaluation.core.scoring import USUAL_ROW
 from pion.evaluation.held_out import Scorer
+from pion.evaluation.results import TaskResult, record_of
 from pion.later_fields import shown
 from pion.model.decoder import Decoder
 from pipeline.console.formats import counted, printable, show
 from pipeline.report.core import core_in_words, task_in_words
-from pipeline.stages.core import without_items
 
 if TYPE_CHECKING:
     from pipeline.commands.eval import Part
@@ -69,23 +66,17 @@ def _limit(items: str | None) -> int | None:
     return limit
 
 
-def check_context(context: int, *, cropped: bool) -> None:
-    """Raise BadInput for a model whose context is too short for CORE."""
-    try:
-        check_length(context, cropped=cropped)
-    except BadInput as error:
-        raise BadInput(
-            f"{error}. Nothing was measured. Use --core-cropped to measure it all the same"
-        ) from None
-
-
 def core_part(model: Decoder, tokenizer: Tokenizer, core: AskedCore, *, as_json: bool) -> Part:
     """Return what measures CORE. It prints each task's result when it is there, unless as JSON.
 
     Its result is without the answers to the single items. Raises BadInput for a model whose context
     is too short.
     """
-    check_context(model.config.seq_len, cropped=core.cropped)
+    problem = too_short(model.config.seq_len)
+    if problem and not core.cropped:
+        raise BadInput(
+            f"{problem}. Nothing was measured. Use --core-cropped to measure it all the same"
+        )
     device = next(model.parameters()).device.type
     tokens = TOKENS_ON_CPU if device == "cpu" else TOKENS_ON_GPU
     rows = max(1, tokens // min(model.config.seq_len, USUAL_ROW))
@@ -94,7 +85,7 @@ def core_part(model: Decoder, tokenizer: Tokenizer, core: AskedCore, *, as_json:
         scorer = Scorer(model, tokenizer.vocab_size, rows)
         watcher = Watcher(_Progress(), (lambda _: None) if as_json else _show_task)
         found = measure_core(scorer, tokenizer, core.bundle, core.limit, watcher)
-        result = without_items(dataclasses.asdict(found))
+        result = record_of(found)
         return result, core_in_words(result)
 
     return part
@@ -114,4 +105,4 @@ class _Progress:
 
 
 def _show_task(task: TaskResult) -> None:
-    show(task_in_words(dataclasses.asdict(task)))
+    show(task_in_words(record_of(task)))

@@ -17,6 +17,8 @@ OVERRIDES = argument(
 
 # Commands and options that Pion had once, and what replaces each.
 GONE_COMMANDS = {
+    "eval --instructions": "name the task ifeval in evaluate.lm_eval.tasks of a job, and lm-eval "
+    "asks its fine-tuned model instructions whose answers code can check (docs/evaluation.md)",
     "ladder --on": "rent one machine for all runs as docs/ladder.md says, with `sky jobs launch`",
     "replay": "in a checkout of Pion, `python -m benchmarks.replay TRACE.json` replays recorded "
     "spot markets",

@@ -161,6 +161,8 @@ EXPECTED = {
 GONE = {
     "evaluate.overlap": "name the sets in data.clean.decontaminate, which leaves documents with "
     "their questions out of the training text, and reports how many there were",
+    "evaluate.instructions": "name the task ifeval in evaluate.lm_eval.tasks, which asks "
+    "instructions whose answers code can check",
 }
 
 

@@ -98,14 +98,6 @@ class Evaluate(Section):
     packs: list[str] = identity(
         [], "JSONL files of multiple-choice questions {context, choices, answer}"
     )
-    instructions: int = identity(
-        0,
-        "how many built-in instructions the fine-tuned model is asked, a multiple of 12 from 24 to "
-        "240; code checks its answers. They take minutes on a CPU, and seconds on a GPU. 0: none",
-        ge=0,
-        le=240,
-        before=0,
-    )
     core: Core | None = identity(
         None, "the CORE benchmark, on a bundle of questions that you have", before=None
     )

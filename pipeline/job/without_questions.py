@@ -15,7 +15,6 @@ def without_questions(job: Job) -> dict[str, Any]:
     changes: dict[str, Any] = {
         "evaluate.packs": [],
         "evaluate.core": None,
-        "evaluate.instructions": 0,
         "evaluate.lm_eval": {},
     }
     if job.removed_sets:

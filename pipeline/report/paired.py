@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pion.evaluation.core.mean import Scored, mean_sem
-from pion.evaluation.item_scores import ItemScores, difference, unpack
+from pion.evaluation.item_scores import ItemScores, TaskScores, difference, mean_sem, unpack
 from pion.evaluation.shares import ratio
 from pipeline.state.head import Head
 from pipeline.state.record_json import damaged, parse_record
@@ -33,7 +32,6 @@ FORM = {
     "seed": "another seed, so other rows",
     "window": "another data.window, so other rows",
     "text": "another text",
-    "tokens": "another length of answers",
 }
 # A difference counts as real if chance alone gives one so large in fewer cases, over all tasks of
 # CORE together (Holm 1979, Scandinavian Journal of Statistics 6).
@@ -140,14 +138,14 @@ def _mean(
     if left := [row for row in tasks if row.change is None or row.sem is None]:
         why = f"{len(left)} of {len(tasks)} tasks can't be compared, such as {left[0].name}"
         return [Compared(CORE, values, why_not=f"{why}: {left[0].why_not}")]
-    baselines = {row.name: before[row.name][0]["baseline"] for row in tasks}
-    change = math.fsum((row.change or 0.0) / (1 - baselines[row.name]) for row in tasks)
-    scored = [
-        Scored(row.sem or 0.0, baselines[row.name], before[row.name][0]["questions"])
-        for row in tasks
-    ]
-    changes = [after[row.name][1].scores - before[row.name][1].scores for row in tasks]
-    return [Compared(CORE, values, change / len(tasks), mean_sem(scored, changes))]
+    scored = []
+    for row in tasks:
+        (form, old), (_, new) = before[row.name], after[row.name]
+        scored.append(
+            TaskScores(row.sem or 0.0, form["baseline"], form["questions"], new.scores - old.scores)
+        )
+    change = math.fsum((row.change or 0.0) / (1 - of.baseline) for row, of in zip(tasks, scored))
+    return [Compared(CORE, values, change / len(tasks), mean_sem(scored))]
 
 
 def _core_of(measures: Mapping[str, Measure]) -> float | None:

@@ -21,8 +21,6 @@ from pipeline.report.calibration import (
     calibration_rows,
 )
 from pipeline.report.core import COLUMNS, core_blocks, core_tables
-from pipeline.report.instructions import COLUMNS as INSTRUCTIONS
-from pipeline.report.instructions import instruction_rows, instructions_in_words
 from pipeline.report.known_models import Bars, known_tasks
 from pipeline.report.lm_eval_rows import (
     ASKED_COLUMNS,
@@ -67,7 +65,7 @@ def result_blocks(
         *_compared_blocks(job, results, code=code),
         *_preference_blocks(results, brief=brief),
         *_language_blocks(results),
-        *_answer_blocks(results, brief=brief),
+        *_answer_blocks(results),
         *core_blocks(results, TRAINED),
         *([] if brief else _core_tables(results)),
     ]
@@ -114,8 +112,8 @@ def _language_blocks(results: Mapping[str, Any]) -> list[Block]:
     return blocks
 
 
-def _answer_blocks(results: Mapping[str, Any], *, brief: bool) -> list[Block]:
-    """Return how the models answer: conversations, built-in instructions and multiple choice."""
+def _answer_blocks(results: Mapping[str, Any]) -> list[Block]:
+    """Return how the models answer: conversations and multiple choice."""
     blocks: list[Block] = []
     response = results.get("prefer") or results.get("sft") or {}
     if "response_loss" in response:
@@ -127,10 +125,6 @@ def _answer_blocks(results: Mapping[str, Any], *, brief: bool) -> list[Block]:
             f"the model predicts the end of a response where it belongs in {stops} of the cases, "
             f"and in {early} of the other places."
         )
-    if asked := response.get("instructions"):
-        blocks.append(f"Of built-in instructions, it has {instructions_in_words(asked)}.")
-        if not brief:
-            blocks.append(Table(INSTRUCTIONS, instruction_rows(asked)))
     if choices := choice_rows(results):
         columns = ("task", "model", "accuracy", "chance", "questions")
         blocks += ["Multiple choice by likelihood:", Table(columns, choices, 2)]

@@ -1,284 +1,145 @@
 """The results of finished stages in a run's HEAD, with the types that reports rely on.
 
 A store may hold what others wrote, so a number that is not a number is damaged and not formatted.
+What is measured has its fields from the dataclasses of pion/evaluation/results.py.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import operator
 from collections.abc import Mapping, Sequence
-from typing import Any, NotRequired, TypeVar
+from types import UnionType
+from typing import (
+    Any,
+    Literal,
+    NotRequired,
+    Required,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from typing_extensions import TypedDict
 
+from pion.evaluation import results as measured
 from pipeline.state.head import Head
 from pipeline.state.record_json import Count, Number, Sha256, build, open_record
 
-
-class Choices(TypedDict):
-    """How many multiple-choice questions were answered right. `_sem` is a standard error."""
-
-    accuracy: NotRequired[Number]
-    accuracy_sem: NotRequired[Number]
-    chance: NotRequired[Number]
-    questions: Count
-
-
-class CalibrationExample(TypedDict):
-    """The tokens whose likeliest id has a probability of about 70 %."""
-
-    confidence: Number
-    accuracy: Number
-    accuracy_sem: Number
-    tokens: Count
-
-
-class Calibrated(TypedDict):
-    """How far the largest probability can be trusted. `_sem` is a standard error."""
-
-    ece: Number
-    ece_sem: Number
-    brier: Number
-    brier_sem: Number
-    confidence: Number
-    confidence_sem: Number
-    accuracy: Number
-    accuracy_sem: Number
-    near_70: CalibrationExample | None
-    tokens: Count
-
-
-class DraftedTexts(TypedDict):
-    """How many passes a draft block saved; see pion/evaluation/drafting.py."""
-
-    texts: Count
-    tokens_per_pass: Number
-    tokens_per_pass_sem: Number | None
-    right: Number | None
-
-
-class Drafts(TypedDict):
-    """Of the likeliest tokens, and of tokens drawn at a temperature of 0.8."""
-
-    greedy: NotRequired[DraftedTexts]
-    drawn: NotRequired[DraftedTexts]
-
-
-class CoreTask(TypedDict):
-    """How a model answered a task of CORE; see `TaskResult` in pion/evaluation/core/result.py."""
-
-    label: str
-    task_type: str
-    items: Count
-    of_items: Count
-    accuracy: Number
-    sem: Number
-    baseline: float
-    centred: Number
-    centred_sem: Number
-    cropped: float
-    unscored: Count
-    odd_items: Count
-    joined_tokens: Count
-    ties: Count
-    commonest: Number
-    commonest_place: Count | None
-    not_finite: Count
-
-
-class Core(TypedDict):
-    """The CORE of a model; see `CoreResult` in pion/evaluation/core/result.py."""
-
-    rule: str
-    name: str
-    not_core: Sequence[str]
-    value: Number
-    sem: Number
-    value_v2: Number
-    sem_v2: Number
-    limit: Count | None
-    context: Count
-    dtype: str
-    cropped_tasks: Sequence[str]
-    bundle_digest: Sha256
-    tasks: Sequence[CoreTask]
-
-
-class ShareOfPrompts(TypedDict):
-    """A share of prompts, with its standard error."""
-
-    share: float
-    sem: float
-
-
-class Met(TypedDict):
-    """The shares of some prompts that were met; see pion/evaluation/instructions/score.py."""
-
-    prompts: Count
-    strict: ShareOfPrompts
-    loose: ShareOfPrompts
-    accident: ShareOfPrompts
-    unfinished: float
-
-
-class Instructions(TypedDict):
-    """How well a model follows instructions; see pion/evaluation/instructions/score.py."""
-
-    rule: str
-    digest: Sha256
-    most_tokens: Count
-    met: Met
-    at_chance: bool
-    kinds: Mapping[str, Met]
-
-
-class OfText(TypedDict):
-    """What was measured on the text that has nothing to do with the run."""
-
-    loss: NotRequired[Number]
-    loss_sem: NotRequired[Number]
-    perplexity: NotRequired[Number]
-    bits_per_byte: NotRequired[Number]
-    bits_per_byte_sem: NotRequired[Number]
-    tokens: NotRequired[Count]
-    bytes: NotRequired[Count]
-    rows: NotRequired[Count]
-    calibration: NotRequired[Calibrated]
-
-
-class Measured(TypedDict):
-    """What was measured of one model. `_sem` is a standard error."""
-
-    loss: NotRequired[Number]
-    loss_sem: NotRequired[Number]
-    perplexity: NotRequired[Number]
-    bits_per_byte: NotRequired[Number]
-    bits_per_byte_sem: NotRequired[Number]
-    tokens: NotRequired[Count]
-    bytes: NotRequired[Count]
-    rows: NotRequired[Count]
-    response_loss: NotRequired[Number]
-    response_loss_sem: NotRequired[Number]
-    stop_accuracy: NotRequired[Number]
-    stop_accuracy_sem: NotRequired[Number]
-    false_stop_rate: NotRequired[Number]
-    ends: NotRequired[Count]
-    others: NotRequired[Count]
-    continuations: NotRequired[Choices | None]
-    packs: NotRequired[Mapping[str, Choices | None]]
-    core: NotRequired[Core]
-    instructions: NotRequired[Instructions]
-    text: NotRequired[OfText]
-    calibration: NotRequired[Calibrated]
-    drafts: NotRequired[Drafts]
-
-
-class Agreement(TypedDict):
-    """How often the chosen answer is ahead, in all pairs and by which answer is longer."""
-
-    accuracy: NotRequired[Number]
-    accuracy_sem: NotRequired[Number]
-    where_longer: NotRequired[Number]
-    where_longer_sem: NotRequired[Number]
-    where_shorter: NotRequired[Number]
-    where_shorter_sem: NotRequired[Number]
-    length_bias: NotRequired[Number]
-    length_bias_sem: NotRequired[Number]
-
-
-class Agreements(TypedDict):
-    """By the sums of answers, by their means over tokens, and by what the loss compares."""
-
-    raw: NotRequired[Agreement]
-    normalized: NotRequired[Agreement]
-    margin: NotRequired[Agreement]
-
-
-class Moved(TypedDict):
-    """How much likelier a token of the answers of a side has become, in nats."""
-
-    chosen: NotRequired[Number]
-    chosen_sem: NotRequired[Number]
-    rejected: NotRequired[Number]
-    rejected_sem: NotRequired[Number]
-
-
-class Rules(TypedDict):
-    """How right it is to take the longer answer of a pair, and how many pairs have one."""
-
-    longer_wins: Number
-    longer_wins_sem: Number
-    shorter_wins: Number
-    shorter_wins_sem: Number
-    longer: Count
-    shorter: Count
-
-
-class AnswersOf(TypedDict):
-    """What the answers of a model are like; see pion/evaluation/greedy_answers.py."""
-
-    tokens: Number
-    tokens_sem: Number
-    stopped: Number
-    stopped_sem: Number
-    distinct: Number
-    distinct_sem: Number
-
-
-class ShownAnswer(TypedDict):
-    """A held-out prompt, and its answers before and after training."""
-
-    prompt: str
-    before: str
-    after: str
-
-
-class Answers(TypedDict):
-    """What the answers to held-out prompts are like, before and after training."""
-
-    prompts: Count
-    most_tokens: Count
-    before: AnswersOf
-    after: AnswersOf
-    change: AnswersOf
-    shown: Sequence[ShownAnswer]
-
-
-class Preferences(TypedDict):
-    """What learning from preferences has changed; see pipeline/stages/preferences.py."""
-
-    start: str
-    kind: str
-    items: Count
-    prompts: Count
-    of_means: bool
-    with_reference: bool
-    before: Agreements
-    after: Agreements
-    change: Agreements
-    moved: Moved
-    reference: NotRequired[str]
-    rules: NotRequired[Rules]
-    desired: NotRequired[Number]
-    answers: NotRequired[Answers]
-
-
-class Preferred(Measured):
-    """What was measured of a model that has learned from preferences."""
-
-    accuracy: NotRequired[Number]
-    accuracy_sem: NotRequired[Number]
-    text_change: NotRequired[Number]
-    text_change_sem: NotRequired[Number]
-    response_change: NotRequired[Number]
-    response_change_sem: NotRequired[Number]
-    preferences: NotRequired[Preferences]
-
-
-class Counted(Measured):
-    """What was measured of the n-gram baseline, with n and the tokens that it counted."""
-
-    order: Count
-    train_tokens: NotRequired[Count | None]
+Result = TypeVar("Result")
+# The types in a record of what has other types in memory.
+_KEPT = {float: Number, int: Count, measured.Finite: float, measured.Digest: Sha256}
+
+
+def _kept(kind: Any) -> Any:
+    """Return the type in a record of what has the type `kind` in memory: null is NaN."""
+    arguments = get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _record(**_fields(kind))
+    if get_origin(kind) is tuple:
+        return Sequence[_kept(arguments[0])]  # type: ignore[misc]
+    if get_origin(kind) is UnionType:
+        return functools.reduce(operator.or_, map(_kept, arguments))
+    return str if get_origin(kind) is Literal else _KEPT.get(kind, kind)
+
+
+def _fields(kind: Any) -> dict[str, Any]:
+    """Return the types in a record of a dataclass's fields, without those of single items."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {name: _kept(own) for name, own in hints.items() if name not in measured.OF_ITEMS}
+
+
+def _record(*, total: bool = True, **fields: Any) -> Any:
+    """Return the type of a record with these fields, which are all there if it is `total`."""
+    return TypedDict("Record", fields, total=total)  # type: ignore[operator]
+
+
+def _with_errors(*names: str) -> dict[str, Any]:
+    """Return the fields of these numbers and of their standard errors."""
+    return {f"{name}{error}": Number for name in names for error in ("", "_sem")}
+
+
+_CHOICES = {**_fields(measured.MultipleChoice), "questions": Required[Count]}
+CHOICES = _record(total=False, **_CHOICES) | None
+CALIBRATION, DRAFTED = _kept(measured.Calibration), _kept(measured.Drafted)
+# What was measured of text, and of a model.
+_TEXT = _fields(measured.HeldOut)
+_MODEL = {
+    **_TEXT,
+    **_fields(measured.Responses),
+    "continuations": CHOICES,
+    "packs": Mapping[str, CHOICES],  # type: ignore[valid-type]
+    "core": _kept(measured.CoreResult),
+    "text": _record(total=False, **_TEXT, calibration=CALIBRATION),
+    "calibration": CALIBRATION,
+    "drafts": _record(total=False, greedy=DRAFTED, drawn=DRAFTED),
+}
+MODEL = _record(total=False, **_MODEL)
+
+# How often the chosen answer is ahead, in all pairs and by which answer is longer: by the sums of
+# answers, by their means over tokens, and by what the loss compares.
+_AGREEMENT = _record(
+    total=False, **_with_errors("accuracy", "where_longer", "where_shorter", "length_bias")
+)
+_AGREEMENTS = _record(total=False, raw=_AGREEMENT, normalized=_AGREEMENT, margin=_AGREEMENT)
+# What the answers of a model are like; see pion/evaluation/greedy_answers.py.
+_ANSWERS = _record(**_with_errors("tokens", "stopped", "distinct"))
+_SIDES = ("before", "after", "change")
+# What learning from preferences has changed; see pipeline/stages/preferences.py.
+PREFERENCES = _record(
+    start=str,
+    kind=str,
+    items=Count,
+    prompts=Count,
+    of_means=bool,
+    with_reference=bool,
+    **dict.fromkeys(_SIDES, _AGREEMENTS),
+    # How much likelier a token of the answers of a side has become, in nats.
+    moved=_record(total=False, **_with_errors("chosen", "rejected")),
+    reference=NotRequired[str],
+    # How right it is to take the longer answer of a pair, and how many pairs have one.
+    rules=NotRequired[
+        _record(**_with_errors("longer_wins", "shorter_wins"), longer=Count, shorter=Count)
+    ],
+    desired=NotRequired[Number],
+    # What the answers to held-out prompts are like.
+    answers=NotRequired[
+        _record(
+            prompts=Count,
+            most_tokens=Count,
+            **dict.fromkeys(_SIDES, _ANSWERS),
+            shown=Sequence[_record(prompt=str, before=str, after=str)],  # type: ignore[misc]
+        )
+    ],
+)
+PREFERRED = _record(
+    total=False,
+    **_MODEL,
+    **_with_errors("accuracy", "text_change", "response_change"),
+    preferences=PREFERENCES,
+)
+# The evaluated checkpoint, if it was chosen for its held-out loss, next to the last one.
+CHECKPOINT = _record(step=Count, held_out_loss=Number, last_step=Count, last_held_out_loss=Number)
+# The result of the evaluate stage. `base` is the model that the run started from, `change` is from
+# `base` to the last model, and `normalization` says how the tokenizer changes a text first.
+Evaluated: type[Mapping[str, Any]] = open_record(
+    _record(
+        total=False,
+        pretrain=MODEL,
+        sft=MODEL,
+        prefer=PREFERRED,
+        base=MODEL,
+        change=MODEL,
+        compared_text=_record(sha256=Sha256),
+        checkpoint=CHECKPOINT,
+        untrained=MODEL,
+        ngram=_record(total=False, **_MODEL, order=Required[Count], train_tokens=Count | None),
+        lm_eval=Mapping[str, Mapping[str, Any]],
+        normalization=str,
+    )
+)
 
 
 class Wilson(TypedDict):
@@ -302,38 +163,6 @@ class SearchedSet(TypedDict):
     verdict: str
 
 
-class ComparedText(TypedDict):
-    """The text that has nothing to do with the run."""
-
-    sha256: Sha256
-
-
-class Checkpoint(TypedDict):
-    """The evaluated checkpoint, if it was chosen for its held-out loss, next to the last one."""
-
-    step: Count
-    held_out_loss: Number
-    last_step: Count
-    last_held_out_loss: Number
-
-
-@open_record
-class Evaluated(TypedDict):
-    """The result of the evaluate stage."""
-
-    pretrain: NotRequired[Measured]
-    sft: NotRequired[Measured]
-    prefer: NotRequired[Preferred]
-    base: NotRequired[Measured]  # the model that the run started from
-    change: NotRequired[Measured]  # from `base` to the last model
-    compared_text: NotRequired[ComparedText]
-    checkpoint: NotRequired[Checkpoint]
-    untrained: NotRequired[Measured]
-    ngram: NotRequired[Counted]
-    lm_eval: NotRequired[Mapping[str, Mapping[str, Any]]]
-    normalization: NotRequired[str]  # how the tokenizer changes a text before it is encoded
-
-
 @open_record
 class Published(TypedDict):
     """The result of the publish stage."""
@@ -344,9 +173,6 @@ class Published(TypedDict):
     card: NotRequired[str | None]
     commit: NotRequired[str]  # of the repository
     sha256: NotRequired[Sha256]  # of the weights in the folder
-
-
-Result = TypeVar("Result")
 
 
 def result_of(kind: type[Result], head: Head, stage: str, run: str) -> Result:

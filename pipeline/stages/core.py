@@ -8,6 +8,7 @@ import re
 from functools import partial
 from typing import TYPE_CHECKING
 
+from pion.evaluation.results import TaskResult, record_of
 from pipeline.console.formats import counted
 from pipeline.job import Job
 from pipeline.job.digest import Inputs, digest_of
@@ -16,10 +17,7 @@ from pipeline.state.run_state import BY_ITEM
 
 if TYPE_CHECKING:
     from pion.evaluation.core.bundle import Bundle, Task
-    from pion.evaluation.core.result import TaskResult
 
-# Of a task's result, what the results of a run leave out: the answers to single items.
-OF_ITEMS = ("credits", "choices")
 DTYPE = "dtype"
 
 
@@ -31,23 +29,22 @@ def read_core(job: Job) -> Bundle | None:
     """
     from pion.errors import BadInput
     from pion.evaluation.core.bundle import read_bundle
-    from pion.evaluation.core.measure import check_context
+    from pion.evaluation.core.measure import too_short
 
     section = job.evaluate.core
     if section is None:
         return None
-    try:
-        check_context(job.model_config_resolved().seq_len, cropped=section.cropped)
-    except BadInput as error:
+    problem = too_short(job.model_config_resolved().seq_len)
+    if problem and not section.cropped:
         raise BadInput(
-            f"evaluate.core: {error}. Set evaluate.core.cropped: true to measure it all the same"
-        ) from None
+            f"evaluate.core: {problem}. Set evaluate.core.cropped: true to measure it all the same"
+        )
     return read_bundle(job.input_path(section.path))
 
 
 def core_of(measures: Measures, stage: str, bundle: Bundle, part: Part) -> Result:
     """Return the CORE of the model of `stage`, without the answers to single items."""
-    from pion.evaluation.core.result import Conditions, core_result
+    from pion.evaluation.core.measure import core_result
 
     limit = items_asked(measures.job)
     parts = [
@@ -61,8 +58,8 @@ def core_of(measures: Measures, stage: str, bundle: Bundle, part: Part) -> Resul
     context = measures.job.model_config_resolved().seq_len
     # A run may continue on a machine that computes in another dtype.
     dtypes = " and ".join(sorted({one[DTYPE] for one in parts}))
-    result = core_result(bundle, list(map(_task_from, parts)), Conditions(limit, context, dtypes))
-    return without_items(dataclasses.asdict(result))
+    tasks = list(map(_task_from, parts))
+    return record_of(core_result(bundle, tasks, limit=limit, context=context, dtype=dtypes))
 
 
 def items_asked(job: Job) -> int | None:
@@ -72,49 +69,38 @@ def items_asked(job: Job) -> int | None:
     return None if items == "all" else items
 
 
-def without_items(result: Result) -> Result:
-    """Return the result of CORE without the answers to single items."""
-    tasks = [
-        {key: value for key, value in task.items() if key not in OF_ITEMS}
-        for task in result["tasks"]
-    ]
-    return {**result, "tasks": tasks}
-
-
 def _task_from(stored: Result) -> TaskResult:
     """Return a task's result as it was before it was kept. NaN was kept as null."""
-    from pion.evaluation.core.result import TaskResult
     from pion.evaluation.item_scores import unpack
 
     (packed,) = stored[BY_ITEM].values()
-    credits = tuple(unpack(packed).scores.tolist())
     nan = {
         field.name: math.nan
         for field in dataclasses.fields(TaskResult)
         if field.type == "float" and stored.get(field.name) is None
     }
     values = {key: value for key, value in stored.items() if key not in (BY_ITEM, DTYPE)}
-    return TaskResult(**values | nan, credits=credits, choices=())
+    return TaskResult(**values | nan, credits=tuple(unpack(packed).scores.tolist()))
 
 
 def _measure(measures: Measures, stage: str, task: Task, limit: int | None) -> Result:
     """Measure one task. Its result has the credits of single items, packed."""
-    from pion.evaluation.core.measure import UNWATCHED, measure_task
-    from pion.evaluation.core.passages import passages_of
+    from pion.evaluation.core.measure import measure_task
+    from pion.evaluation.core.rows import passages_of
     from pion.evaluation.item_scores import item_scores, pack
 
     scorer = measures.core_scorer(stage)
-    found = measure_task(scorer, measures.tokenizer, task, limit, UNWATCHED)
+    found = measure_task(scorer, measures.tokenizer, task, limit)
     packed = pack(item_scores(found.credits, passages_of(task, found.items)))
     form = _key(task, limit) | {"baseline": found.baseline}
     items = {f"core.{task.label}": {"key": form, **packed}}
-    result = {k: v for k, v in dataclasses.asdict(found).items() if k not in OF_ITEMS}
-    return {**result, DTYPE: str(scorer.dtype).removeprefix("torch."), BY_ITEM: items}
+    dtype = str(scorer.dtype).removeprefix("torch.")
+    return {**record_of(found), DTYPE: dtype, BY_ITEM: items}
 
 
 def _key(task: Task, limit: int | None) -> Inputs:
     """Return what two models must have in common for their answers to be compared."""
-    from pion.evaluation.core.result import RULE
+    from pion.evaluation.core.measure import RULE
 
     form = {"shots": task.shots, "task_type": task.task_type, "delimiter": task.delimiter}
     return {"rule": RULE, "questions": task.data_digest, "items": _count(task, limit), **form}

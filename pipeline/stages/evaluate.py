@@ -140,15 +140,10 @@ class _Evaluation:
         if trained.pretrain_data is not None and has_block:
             label = f"drafts of the {stage} model"
             result["drafts"] = self.part(f"{stage}.drafts", label, partial(measures.drafts, stage))
-        converses = stage in CONVERSING
-        if converses and trained.sft_data is not None and not compared:
+        if stage in CONVERSING and trained.sft_data is not None and not compared:
             label = f"{stage} model on held-out conversations"
             compute = partial(with_items, measures, stage, "conversations")
             result |= self.part(f"{stage}.responses", label, compute)
-        if converses and measures.job.evaluate.instructions:
-            label = f"{stage} model on {measures.job.evaluate.instructions} instructions"
-            compute = partial(measures.instructions, stage)
-            result["instructions"] = self.part(f"{stage}.instructions", label, compute)
         if measures.job.evaluate.continuations and (cut := measures.continuations()):
             result["continuations"] = self.part(
                 f"{stage}.continuations",

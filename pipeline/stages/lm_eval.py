@@ -186,7 +186,8 @@ def _reason(stderr: str, returncode: int) -> str:
 
     Raises Interrupted if a signal ended the task.
     """
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    # A bar of tqdm may come after the traceback.
+    lines = [line.strip() for line in stderr.splitlines() if line.strip() and "%|" not in line]
     last = lines[-1][:300] if lines else "no message"
     if returncode in (-signal.SIGINT, -signal.SIGTERM) or last.startswith("KeyboardInterrupt"):
         raise Interrupted(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -11,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from pion.evaluation.results import record_of
 from pipeline.console.messages import Note, Say
 from pipeline.data.compared_text import find_text
 from pipeline.job import Job
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from pion.data.stream import RowStream
     from pion.data.tokens.tokenizer import Tokenizer
-    from pion.evaluation.held_out import HeldOut, Responses, Scorer
+    from pion.evaluation.held_out import Scorer
     from pion.evaluation.one_text_per_row import OwnRows
     from pion.evaluation.questions import Question
     from pion.model.decoder import Decoder
@@ -128,17 +128,16 @@ class Measures:
         documents = rows.document_numbers(measured, self.tokenizer.end_of_text)
         counted = scores.targets != IGNORED
         token_bytes = self.tokenizer.token_bytes()
-        calibration = {}
         if kind == "conversations":
             sizes = counted.astype(np.int64)
-            of: HeldOut | Responses = summarize_responses(scores, self._end_of_turn(), documents)
+            found = record_of(summarize_responses(scores, self._end_of_turn(), documents))
         else:
             sizes = target_bytes(scores.targets, token_bytes)
-            of = summarize(scores.nll, scores.targets, token_bytes, documents)
-            calibration = {"calibration": dataclasses.asdict(calibrate(scores, documents))}
+            found = record_of(summarize(scores.nll, scores.targets, token_bytes, documents))
+            found["calibration"] = record_of(calibrate(scores, documents))
         nats, sizes = by_document(documents, counted, scores.nll, sizes)
         sums = {"nats": nats.tolist(), "sizes": sizes.tolist()}
-        return {**dataclasses.asdict(of), **calibration, SUMS: sums}
+        return {**found, SUMS: sums}
 
     def _end_of_turn(self) -> int:
         """Return the id that ends an answer in the chat format of the conversations."""
@@ -170,7 +169,7 @@ class Measures:
         found = multiple_choice(scorer, self.tokenizer, questions)
         key = {"questions": digest_of_questions(questions)}
         items = {name: {"key": key, **pack(item_scores(found.credits))}}
-        return {**found.to_dict(), BY_ITEM: items}
+        return {**record_of(found), BY_ITEM: items}
 
     def core_scorer(self, stage: str) -> Scorer:
         """Return how the model of `stage` is measured on CORE, whose rows are of many lengths."""
@@ -182,22 +181,6 @@ class Measures:
     def row_scorer(self, stage: str, seq_len: int) -> Scorer:
         """Return how the model of `stage` is measured on rows of `seq_len` tokens."""
         return self._scorer(self._decoder(stage), seq_len)
-
-    def instructions(self, stage: str) -> Result:
-        """Ask the model of `stage` the job's built-in instructions, in its chat format."""
-        from pion.data.chat.chat_format import ChatFormat
-        from pion.evaluation.instructions.measure import measure
-        from pion.evaluation.instructions.prompts import instructions
-        from pion.evaluation.item_scores import item_scores, pack
-
-        asked = instructions(self.job.evaluate.instructions)
-        model = self._decoder(stage).joined()
-        with closing(ChatFormat(self.chat_path, self.tokenizer)) as chat_format:
-            found = measure(model, chat_format, asked, lambda _: self._on_batch())
-        key = {"rule": found.rule, "questions": found.digest, "tokens": found.most_tokens}
-        packed = pack(item_scores([float(item.strict) for item in found.items]))
-        result = {k: v for k, v in dataclasses.asdict(found).items() if k != "items"}
-        return {**result, BY_ITEM: {"instructions": {"key": key, **packed}}}
 
     def drafts(self, stage: str) -> Result:
         """Count the passes that the draft block of `stage` saves, after held-out beginnings.
@@ -214,7 +197,7 @@ class Measures:
             name: drafted(model, prompts, temperature, size, self._on_batch)
             for name, temperature in TEMPERATURES.items()
         }
-        return {name: dataclasses.asdict(of) for name, of in found.items() if of is not None}
+        return {name: record_of(of) for name, of in found.items() if of is not None}
 
     def continuations(self) -> list[Question]:
         """Return the questions that prepare cut from held-out text; none if there was no text."""
@@ -280,11 +263,7 @@ class Measures:
         nll[:, :-1] = model.nll(np.stack([row.tokens for row in measured]))
         numbers = held_out.document_numbers(self._rows(held_out), self.tokenizer.end_of_text)
         found = summarize(nll, targets, self.tokenizer.token_bytes(), numbers)
-        return {
-            "order": model.order,
-            **dataclasses.asdict(found),
-            "train_tokens": model.train_tokens,
-        }
+        return {"order": model.order, **record_of(found), "train_tokens": model.train_tokens}
 
     # ------------------------------------------------------------ data and machine
 

@@ -1,4 +1,4 @@
-"""The questions that a job names: packs of multiple choice, a bundle of CORE, and instructions."""
+"""The questions that a job names: packs of multiple choice, and a bundle of CORE."""
 
 from __future__ import annotations
 
@@ -43,24 +43,6 @@ class Questions:
 def read_questions_of(job: Job) -> Questions:
     """Return the questions that the job names.
 
-    Raises BadInput as `read_packs` and `read_core` do, and for instructions that can't be asked.
+    Raises BadInput as `read_packs` and `read_core` do.
     """
-    if job.evaluate.instructions:
-        check_instructions(job)
     return Questions(read_packs(job), read_core(job))
-
-
-def check_instructions(job: Job) -> None:
-    """Raise BadInput for a number of instructions that is none, and for a job whose final model was
-    not fine-tuned on conversations."""
-    from pion.evaluation.instructions.prompts import instructions
-
-    if not job.converses:
-        raise BadInput(
-            "evaluate.instructions: the job has no `sft` section, so its model has no chat format "
-            "to be asked in. Nothing was started. Remove evaluate.instructions, or add `sft`"
-        )
-    try:
-        instructions(job.evaluate.instructions)
-    except BadInput as error:
-        raise BadInput(f"evaluate.instructions: {error}") from None

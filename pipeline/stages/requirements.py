@@ -35,7 +35,7 @@ MEASURES = (
     "packs",
     "core",
 )
-SFT_MEASURES = ("response_loss", "stop_accuracy", "false_stop_rate", "instructions")
+SFT_MEASURES = ("response_loss", "stop_accuracy", "false_stop_rate")
 # Numbers of ends of turns, and of other learned tokens.
 COUNTS = ("ends", "others")
 PREFER_MEASURES = ("accuracy", "text_change", "preferences")

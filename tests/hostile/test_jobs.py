@@ -270,7 +270,7 @@ prefer:
 evaluate:
   {every: 500_000_000, rows: 50_000_000, final_rows: 50_000_000, ngram_order: 3,
    ngram_tokens: 500_000_000, continuations: 500_000, lm_eval: {limit: 500_000_000},
-   instructions: 120, core: {path: bundle.zip, items: 5_000_000}}
+   core: {path: bundle.zip, items: 5_000_000}}
 checkpoint:
   {every_steps: 500_000_000, every_seconds: 5e7, preemption_hours: 15000, grace: 5e7,
    max_undurable: 5e7, linger: 5e7, max_rewinds: 500_000, keep: {last: 5000, every: 500_000_000}}

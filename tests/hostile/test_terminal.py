@@ -199,7 +199,6 @@ PRINTS_ITSELF = {
     "pipeline/cli.py": "the version, help, and errors through printable()",
     "pipeline/commands/chat.py": "answers, through printable()",
     "pipeline/commands/eval_core.py": "how far it is, through printable()",
-    "pipeline/commands/eval_instructions.py": "how far it is, in its own words",
     "pipeline/console/display.py": "lines, through printable()",
     "pipeline/console/formats.py": "show() itself",
     "pipeline/console/out.py": "tables, whose cells went through printable()",

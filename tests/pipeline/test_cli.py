@@ -145,6 +145,7 @@ def test_what_a_command_does_is_one_sentence(pion: Pion, command: str) -> None:
             "temperature must be 0 (the likeliest token) or from 1e-30",
         ),
         (["checkpoints"], "RUN"),
+        (["eval", "demo", "--instructions=24"], "`pion eval --instructions` is gone: name"),
         (["run"], "name a job file"),
     ],
 )

@@ -229,7 +229,6 @@ def json_keys() -> Texts:
             ("data", "runs"),
             ("data", "runs", "--prune", "--yes"),
             ("eval", done, "text.txt"),
-            ("eval", done, "--instructions"),
             ("eval", done, "--core", "bundle", "--core-cropped"),
             ("check", SMALL),
             ("plan", SMALL, "--gpu", "A40"),

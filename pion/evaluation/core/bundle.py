@@ -19,7 +19,8 @@ from pion.data.documents.file_to_documents import decoded, json_of_line, numbere
 from pion.errors import BadInput
 from pion.evaluation.core.bundle_files import CONFIG, BundleFiles, open_bundle
 from pion.evaluation.core.items import Item, item_of
-from pion.evaluation.core.published import TASK_TYPES, TaskType
+from pion.evaluation.core.published import TASK_TYPES
+from pion.evaluation.results import TaskType
 from pion.later_fields import closest, shown
 from pion.untrusted import LARGEST_JOB, LARGEST_RECORD
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pion.data.documents.file_to_documents import whole_characters
-from pion.evaluation.core.published import TaskType
+from pion.evaluation.results import TaskType
 from pion.later_fields import shown
 
 MOST_OPTIONS = 100

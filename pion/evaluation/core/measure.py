@@ -1,17 +1,31 @@
-"""Measure CORE: ask a model the questions of a bundle, task by task."""
+"""Measure CORE: ask a model the questions of a bundle, task by task, and say what its answers mean.
+
+A standard error (sem) says how much a number would differ with other items of the same kind. It
+does not say how much it would differ with another seed of the same training: about 0.006 for CORE.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pion.data.tokens.tokenizer import Tokenizer
-from pion.errors import BadInput
-from pion.evaluation.core.bundle import Bundle, Task
-from pion.evaluation.core.result import Conditions, CoreResult, TaskResult, core_result, task_result
-from pion.evaluation.core.scoring import answer_task
-from pion.evaluation.held_out import Scorer
+import numpy as np
 
+from pion.data.tokens.tokenizer import Tokenizer
+from pion.evaluation.core.bundle import Bundle, Task
+from pion.evaluation.core.published import CORE_TASKS
+from pion.evaluation.core.rows import passages_of
+from pion.evaluation.core.scoring import NO_CHOICE, Answered, answer_task
+from pion.evaluation.held_out import Scorer
+from pion.evaluation.item_scores import TaskScores, mean_sem
+from pion.evaluation.results import CoreResult, TaskResult
+from pion.evaluation.shares import ratio, share_sem
+
+RULE = "core/nanochat-1"
+# If more of a task's rows are cropped, the result says so next to its number.
+MUCH_CROPPED = 0.1
 # Of each task. More costs much time and helps little: copa has 100 items, and half the variance.
 DEFAULT_ITEMS = 500
 # Examples and questions of most tasks are longer. What is left of them is another benchmark.
@@ -26,34 +40,35 @@ class Watcher:
     on_task: Callable[[TaskResult], None] = lambda _: None
 
 
-UNWATCHED = Watcher()
-
-
 def measure_core(
     scorer: Scorer,
     tokenizer: Tokenizer,
     bundle: Bundle,
     limit: int | None = DEFAULT_ITEMS,
-    watcher: Watcher = UNWATCHED,
+    watcher: Watcher = Watcher(),
 ) -> CoreResult:
     """Return the CORE of the scorer's model.
 
     The first `limit` items of each task are asked, None: all. A smaller measurement asks a random
     sample of the items of a larger one, after the same examples.
 
-    Raises PionError if not even one row fits in the GPU's memory. See `check_context` first.
+    Raises PionError if not even one row fits in the GPU's memory. See `too_short` first.
     """
     results = []
     for task in bundle.tasks:
         results.append(measure_task(scorer, tokenizer, task, limit, watcher))
         watcher.on_task(results[-1])
     dtype = str(scorer.dtype).removeprefix("torch.")
-    conditions = Conditions(limit, scorer.model.config.seq_len, dtype)
-    return core_result(bundle, results, conditions)
+    context = scorer.model.config.seq_len
+    return core_result(bundle, results, limit=limit, context=context, dtype=dtype)
 
 
 def measure_task(
-    scorer: Scorer, tokenizer: Tokenizer, task: Task, limit: int | None, watcher: Watcher
+    scorer: Scorer,
+    tokenizer: Tokenizer,
+    task: Task,
+    limit: int | None,
+    watcher: Watcher = Watcher(),
 ) -> TaskResult:
     """Return how well the scorer's model answers one task; see `measure_core`."""
     count = len(task.items) if limit is None else min(limit, len(task.items))
@@ -64,10 +79,145 @@ def measure_task(
     return task_result(task, answer_task(scorer, tokenizer, task, count, on_items))
 
 
-def check_context(context: int, *, cropped: bool = False) -> None:
-    """Raise BadInput for a context that is too short for CORE, unless `cropped` allows it."""
-    if context < SHORTEST_CONTEXT and not cropped:
-        raise BadInput(
-            f"the model's context has {context} tokens. CORE needs {SHORTEST_CONTEXT} or more, "
-            "because most questions are longer, and would lose their beginning"
-        )
+def too_short(context: int) -> str | None:
+    """Return a sentence, without a stop, about a context that is too short for CORE, or None."""
+    if context >= SHORTEST_CONTEXT:
+        return None
+    return (
+        f"the model's context has {context} tokens. CORE needs {SHORTEST_CONTEXT} or more, because "
+        "most questions are longer, and would lose their beginning"
+    )
+
+
+def task_result(task: Task, answers: Sequence[Answered]) -> TaskResult:
+    """Return what the answers to the task's first items say."""
+    asked = [one.asked for one in answers]
+    credits = np.array([one.answer.credit for one in answers])
+    choices = [one.answer.choice for one in answers]
+    not_finite = sum(not one.answer.finite for one in answers)
+    passages = passages_of(task, len(answers))
+    accuracy, sem = _accuracy(credits, passages)
+    if not_finite:
+        accuracy = sem = math.nan
+    rows = sum(item.options for item in task.items[: len(answers)])
+    v1, v2 = baselines_of(task)
+    places = choices if task.task_type == "multiple_choice" else []
+    votes = Counter(choice for choice in places if choice != NO_CHOICE).most_common(1)
+    return TaskResult(
+        label=task.label,
+        task_type=task.task_type,
+        shots=task.shots,
+        items=len(answers),
+        of_items=len(task.items),
+        accuracy=accuracy,
+        sem=sem,
+        baseline=v1,
+        baseline_v2=v2,
+        centred=(accuracy - v1) / (1 - v1),
+        centred_sem=sem / (1 - v1),
+        centred_v2=(accuracy - v2) / (1 - v2),
+        centred_v2_sem=sem / (1 - v2),
+        cropped=sum(one.cropped for one in asked) / rows,
+        unscored=sum(one.unscored for one in asked),
+        odd_items=sum(one.odd for one in asked),
+        joined_tokens=sum(one.joined for one in asked),
+        ties=sum(one.answer.tied for one in answers),
+        commonest=votes[0][1] / len(choices) if votes else None,
+        commonest_place=votes[0][0] if votes else None,
+        passages=None if passages is None else len(set(passages)),
+        not_finite=not_finite,
+        data_digest=task.data_digest,
+        credits=tuple(credits.tolist()),
+        choices=tuple(choices),
+    )
+
+
+def core_result(
+    bundle: Bundle,
+    tasks: Sequence[TaskResult],
+    *,
+    limit: int | None,
+    context: int,
+    dtype: str = "float32",
+) -> CoreResult:
+    """Return the mean of the results of all tasks of a bundle; see `CoreResult`."""
+    not_core = tuple(_differences(bundle))
+    return CoreResult(
+        rule=RULE,
+        name=f"mean of {len(tasks)} task{'s' * (len(tasks) > 1)}" if not_core else "CORE",
+        not_core=not_core,
+        value=math.fsum(one.centred for one in tasks) / len(tasks),
+        sem=_mean_sem(tasks, [one.baseline for one in tasks]),
+        value_v2=math.fsum(one.centred_v2 for one in tasks) / len(tasks),
+        sem_v2=_mean_sem(tasks, [one.baseline_v2 for one in tasks]),
+        limit=limit,
+        context=context,
+        dtype=dtype,
+        cropped_tasks=tuple(one.label for one in tasks if one.cropped > MUCH_CROPPED),
+        bundle_digest=bundle.digest,
+        tasks=tuple(tasks),
+    )
+
+
+def baselines_of(task: Task) -> tuple[float, float]:
+    """Return a task's baselines v1 and v2: of CORE's tasks the published ones, if the bundle has
+    one of these two, and otherwise the bundle's own."""
+    published = CORE_TASKS.get(task.label)
+    if published is None or not _is_one_of(task.baseline, published.v1, published.v2):
+        return task.baseline, task.baseline
+    return 0.01 * published.v1, 0.01 * published.v2
+
+
+def _is_one_of(baseline: float, *percents: float) -> bool:
+    return any(math.isclose(baseline, 0.01 * percent, abs_tol=1e-9) for percent in percents)
+
+
+def _differences(bundle: Bundle) -> list[str]:
+    """Return what differs between the bundle's tasks and CORE's."""
+    found = []
+    by_label = {task.label: task for task in bundle.tasks}
+    missing, more = CORE_TASKS.keys() - by_label.keys(), by_label.keys() - CORE_TASKS.keys()
+    if missing:
+        found.append(f"{len(missing)} of CORE's {len(CORE_TASKS)} tasks are missing")
+    if more:
+        found.append(f"{len(more)} tasks are not CORE's, such as {min(more)}")
+    for label, published in CORE_TASKS.items():
+        task = by_label.get(label)
+        if task is None:
+            continue
+        if (task.task_type, task.shots) != (published.task_type, published.shots):
+            found.append(
+                f"{label} is {task.task_type} with {task.shots} examples, and CORE's is "
+                f"{published.task_type} with {published.shots}"
+            )
+        if not _is_one_of(task.baseline, published.v1, published.v2):
+            found.append(
+                f"{label} has the baseline {100 * task.baseline:.4g} %, and CORE's is "
+                f"{published.v1:g} % (v1) or {published.v2:g} % (v2)"
+            )
+    return found
+
+
+# ---------------------------------------------------------------- errors
+
+
+def _accuracy(credits: np.ndarray, passages: Sequence[str] | None) -> tuple[float, float]:
+    """Return the mean of the credits and its standard error."""
+    accuracy = float(credits.mean())
+    units = len(credits) if passages is None else len(set(passages))
+    if accuracy in (0, 1):
+        return accuracy, share_sem(accuracy, units)
+    if passages is None or units < 2:
+        return accuracy, share_sem(accuracy, len(credits))
+    _, place = np.unique(passages, return_inverse=True)
+    return ratio(np.bincount(place, credits), np.bincount(place))
+
+
+def _mean_sem(tasks: Sequence[TaskResult], baselines: Sequence[float]) -> float:
+    """Return the standard error of the mean of the centred accuracies."""
+    return mean_sem(
+        [
+            TaskScores(one.sem, baseline, one.data_digest, one.credits)
+            for one, baseline in zip(tasks, baselines)
+        ]
+    )

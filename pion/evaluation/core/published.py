@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import get_args
 
-TaskType = Literal["multiple_choice", "schema", "language_modeling"]
-TASK_TYPES: tuple[TaskType, ...] = ("multiple_choice", "schema", "language_modeling")
+from pion.evaluation.results import TaskType
+
+TASK_TYPES: tuple[TaskType, ...] = get_args(TaskType)
 
 
 @dataclass(frozen=True)

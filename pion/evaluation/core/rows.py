@@ -1,10 +1,13 @@
-"""From the texts of an item to the rows of tokens that a model computes.
+"""From an item to the texts and the rows of tokens that a model reads, by nanochat's rules.
 
-The places where nanochat's code fails or lets the first answer win are counted: see `Asked`.
+The texts are a question after answered questions. They are part of the rule `core/nanochat-1`:
+another space makes another benchmark. The places where nanochat's code fails or lets the first
+answer win are counted: see `Asked`.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,10 +15,68 @@ import numpy as np
 
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.evaluation.core.bundle import Task
-from pion.evaluation.core.prompts import prompts_of
-from pion.evaluation.core.published import TaskType
+from pion.evaluation.core.items import Item
+from pion.evaluation.core.published import WITH_PASSAGES
+from pion.evaluation.results import TaskType
+
+SHOTS_SEED = 1234
+AFTER_EXAMPLE = "\n\n"
+# A passage is known by so many characters, after those with which all contexts of a task begin.
+PASSAGE_CHARS = 100
 
 Ids = list[int]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What is asked of one item.
+
+    Attributes:
+        whole: for each option, the text with the option's answer at its end.
+        before: the text before the answer. Of schema, there is one for each option, but none is
+            needed, and this is "".
+    """
+
+    whole: tuple[str, ...]
+    before: str
+
+
+def draw_examples(items: int, number: int, shots: int) -> list[int]:
+    """Return the numbers of the examples for item `number` of `items`, in their order."""
+    # The same draw as from the list of all numbers but this one, without making that list.
+    drawn = random.Random(SHOTS_SEED + number).sample(range(items - 1), shots)
+    return [other + (other >= number) for other in drawn]
+
+
+def prompts_of(task: Task, number: int) -> Prompts:
+    """Return the texts of the task's item `number`."""
+    item = task.items[number]
+    drawn = draw_examples(len(task.items), number, task.shots)
+    examples = "".join(
+        _pair(task, task.items[i], task.items[i].gold) + AFTER_EXAMPLE for i in drawn
+    )
+    whole = tuple(examples + _pair(task, item, option) for option in range(item.options))
+    if task.task_type == "schema":
+        return Prompts(whole, "")
+    context, _ = item.pair(0)
+    before = examples + _context(task, context) + task.delimiter
+    if task.task_type == "language_modeling":
+        # Otherwise, the space before the answer would be a token that the whole text does not have.
+        before = before.rstrip()
+    return Prompts(whole, before)
+
+
+def _pair(task: Task, item: Item, option: int) -> str:
+    context, continuation = item.pair(option)
+    return _context(task, context) + task.delimiter + continuation
+
+
+def _context(task: Task, context: str) -> str:
+    """Return a context as it is shown: only those of language_modeling lose their white space."""
+    return context.strip() if task.task_type == "language_modeling" else context
+
+
+# ---------------------------------------------------------------- rows
 
 
 @dataclass(frozen=True)
@@ -149,3 +210,12 @@ def common_prefix(sequences: Sequence[Ids] | Sequence[str]) -> int:
     first, last = min(sequences), max(sequences)
     differ = (place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
     return next(differ, len(first))
+
+
+def passages_of(task: Task, count: int) -> list[str] | None:
+    """Return the passage of each of the first `count` items; None if they are independent."""
+    if task.label not in WITH_PASSAGES:
+        return None
+    contexts = [item.contexts[0] for item in task.items]
+    start = common_prefix(contexts)
+    return [context[start : start + PASSAGE_CHARS] for context in contexts[:count]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pion.evaluation.core.bundle import Task
-from pion.evaluation.core.passages import passages_of
+from pion.evaluation.core.rows import passages_of
 from pion.evaluation.overlap.items import Item
 from pion.evaluation.questions import Question
 

@@ -324,9 +324,6 @@ def check_evaluate(job: Job, *, rented: bool = False) -> list[CheckRow]:
     questions = read_questions_of(job)
     if questions.packs:
         rows.append(CheckRow("evaluate.packs", True, f"{len(questions.packs)} can be read"))
-    if job.evaluate.instructions:
-        words = f"{job.evaluate.instructions} can be asked"
-        rows.append(CheckRow("evaluate.instructions", True, words))
     if questions.core is not None:
         tasks = counted(len(questions.core.tasks), "task")
         words = f"{tasks} can be read, bundle {questions.core.digest[:12]}"

@@ -81,7 +81,7 @@ def test_files_are_measured_next_to_core(here: Path, bundle: Path, pion: Pion) -
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ((), "nothing to measure was named. Name a FILE, or add --instructions or --core PATH"),
+        ((), "nothing to measure was named. Name a FILE, or add --core PATH"),
         (("--core-items", "5"), "--core-items and --core-cropped go with --core PATH"),
         (("text.txt", "--core-cropped"), "--core-items and --core-cropped go with --core PATH"),
         (("--core", "none"), "none: can't read this bundle of CORE (No such file"),
@@ -150,7 +150,7 @@ def test_long_work_says_how_far_it_is(
 
 
 def test_core_is_called_by_its_rule_and_baselines() -> None:
-    from tests.pion.evaluation.core.test_result import of_core
+    from tests.pion.evaluation.core.test_measure_results import of_core
 
     words = core_in_words(dataclasses.asdict(of_core()))
     assert words.startswith("CORE 0.")

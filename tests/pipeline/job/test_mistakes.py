@@ -52,6 +52,7 @@ def test_the_mistakes_in_a_misspelled_section_are_reported_too(job_file):
         ("data.sources.0.revision=a", "`revision` belongs in"),
         ("lr=1e-3", "`lr` belongs in `prefer.lr` or `pretrain.lr` or `sft.lr`"),
         ("zzz=1", "the closest key in this section is"),
+        ("evaluate.instructions=24", "is gone: name the task ifeval in evaluate.lm_eval.tasks"),
         ("evaluate.overlap=auto", "is gone: name the sets in data.clean.decontaminate, which"),
         ("pretrain.steps=many", "pretrain.steps: 'many' should be a whole number"),
         ("pretrain.steps=1.5", "pretrain.steps: 1.5 should be a whole number"),

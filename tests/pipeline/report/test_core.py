@@ -18,7 +18,7 @@ from pipeline.report.core import (
 from pipeline.report.known_models import FACTS, Bars, task_bars
 from pipeline.report.model_card import _markdown
 from pipeline.report.result_tables import TRAINED, Table
-from tests.pion.evaluation.core.test_result import of_core
+from tests.pion.evaluation.core.test_measure_results import of_core
 
 CORE: dict[str, Any] = dataclasses.asdict(of_core())
 RESULTS = {"sft": {"core": CORE}}

@@ -65,6 +65,10 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
             "raise ConnectionError(\"Couldn't reach 'allenai/ai2_arc' on the Hub\")",
             "ConnectionError: Couldn't reach 'allenai/ai2_arc' on the Hub",
         ),
+        (
+            r"sys.exit('AssertionError: 1280 tokens\nrequests:   0%|  | 0/6 [00:01<?, ?it/s]')",
+            "AssertionError: 1280 tokens",
+        ),
         ("sys.exit(1)", "no message"),
         (
             "os.kill(os.getpid(), signal.SIGKILL)",

@@ -136,7 +136,6 @@ def test_every_number_of_preferences_can_be_required(name: str) -> None:
         "packs.my.pack.accuracy",
         "continuations.accuracy_sem",
         "core.value",
-        "instructions.met.strict.share",
         "drafts.greedy.tokens_per_pass",
         "lm_eval.arc_easy.acc",
         "lm_eval.gsm8k.asked.cut_off",

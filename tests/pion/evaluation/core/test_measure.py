@@ -7,11 +7,10 @@ import random
 
 import pytest
 
-from pion.errors import BadInput
 from pion.evaluation.core.bundle import Bundle, Task, read_bundle
-from pion.evaluation.core.measure import Watcher, check_context, measure_core
-from pion.evaluation.core.result import CoreResult, TaskResult
+from pion.evaluation.core.measure import Watcher, measure_core, too_short
 from pion.evaluation.held_out import Scorer
+from pion.evaluation.results import CoreResult, TaskResult
 from tests.support.core_bundle import TASKS, Line, write_bundle
 from tests.support.prefix_model import PrefixModel
 from tests.support.tokenizer_kinds import tokenizer_of
@@ -100,8 +99,6 @@ def test_a_watcher_sees_each_task(made_up: Bundle) -> None:
     assert items == [(label, 5, 5) for label in tasks]
 
 
-def test_a_context_too_short_for_the_questions_is_refused_unless_allowed() -> None:
-    with pytest.raises(BadInput, match=r"context has 255 tokens\. CORE needs 256 or more"):
-        check_context(255)
-    check_context(255, cropped=True)
-    check_context(256)
+def test_a_context_too_short_for_the_questions_is_told() -> None:
+    assert "context has 255 tokens. CORE needs 256 or more" in str(too_short(255))
+    assert too_short(256) is None

@@ -13,7 +13,7 @@ from pion.data.tokens.tokenizer import Tokenizer
 from pion.evaluation.core import scoring
 from pion.evaluation.core.bundle import Bundle, Task
 from pion.evaluation.core.items import Item
-from pion.evaluation.core.prompts import prompts_of
+from pion.evaluation.core.rows import prompts_of
 from pion.evaluation.core.scoring import NO_CHOICE, Answered, answer_task
 from pion.evaluation.held_out import Scorer
 from pion.model.decoder import Decoder

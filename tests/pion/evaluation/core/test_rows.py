@@ -8,7 +8,7 @@ import pytest
 
 from pion.evaluation.core.bundle import Bundle, Task
 from pion.evaluation.core.items import Item
-from pion.evaluation.core.prompts import draw_examples, prompts_of
+from pion.evaluation.core.rows import draw_examples, prompts_of
 from tests.support.core_bundle import choice_lines
 
 # sha256 of the drawn numbers of 200 items, by (items, shots): another Python must draw the same.

@@ -12,10 +12,11 @@ import pytest
 
 from pion.evaluation.core.bundle import Bundle, Task
 from pion.evaluation.core.items import Item
+from pion.evaluation.core.measure import core_result, task_result
 from pion.evaluation.core.published import CORE_TASKS
-from pion.evaluation.core.result import Conditions, CoreResult, TaskResult, core_result, task_result
 from pion.evaluation.core.rows import Asked
 from pion.evaluation.core.scoring import NO_CHOICE, Answer, Answered
+from pion.evaluation.results import CoreResult, TaskResult
 
 
 def task_of(label: str = "some", items: int = 100, baseline: float = 0.25, data: str = "") -> Task:
@@ -57,7 +58,7 @@ def of_core(shares: float = 0.5, items: int = 100, **baselines: float) -> CoreRe
     results = [
         task_result(task, answered([1.0] * right + [0.0] * (items - right))) for task in tasks
     ]
-    return core_result(bundle, results, Conditions(None, 2048))
+    return core_result(bundle, results, limit=None, context=2048)
 
 
 def test_accuracy_is_centred_on_guessing() -> None:
@@ -105,7 +106,7 @@ def test_one_item_that_is_not_finite_makes_its_task_not_finite() -> None:
     assert found.not_finite == 1
     assert all(map(math.isnan, (found.accuracy, found.sem, found.centred, found.centred_v2)))
     bundle = Bundle(Path("b"), (task_of(items=10), task_of("other", 10)), "d")
-    result = core_result(bundle, [found, some(5, 10, "other")], Conditions(None, 512))
+    result = core_result(bundle, [found, some(5, 10, "other")], limit=None, context=512)
     assert math.isnan(result.value)
     assert math.isnan(result.sem)
 
@@ -176,7 +177,7 @@ def test_other_baselines_shots_or_tasks_are_not_called_core() -> None:
     few = dataclasses.replace(tasks[0], shots=5)
     bundle = Bundle(Path("b"), (few, *tasks[1:], task_of("mine", 4)), "digest")
     results = [task_result(task, answered([1.0, 0.0, 0.0, 0.0])) for task in bundle.tasks]
-    found = core_result(bundle, results, Conditions(4, 1024))
+    found = core_result(bundle, results, limit=4, context=1024)
     assert found.name == "mean of 22 tasks"
     assert found.not_core == (
         "1 of CORE's 22 tasks are missing",
@@ -184,7 +185,7 @@ def test_other_baselines_shots_or_tasks_are_not_called_core() -> None:
         "hellaswag_zeroshot is multiple_choice with 5 examples, and CORE's is multiple_choice with "
         "0",
     )
-    alone = core_result(Bundle(Path("b"), (tasks[0],), "d"), results[:1], Conditions(4, 1024))
+    alone = core_result(Bundle(Path("b"), (tasks[0],), "d"), results[:1], limit=4, context=1024)
     assert alone.name == "mean of 1 task"
 
 
@@ -197,7 +198,7 @@ def test_two_tasks_with_the_same_items_share_their_luck() -> None:
     apart = [task_result(task, answered(credits)) for task in (one, alone)]
     bundle = Bundle(Path("b"), (one, again), "d")
     shared, separate = (
-        core_result(bundle, tasks, Conditions(None, 512)) for tasks in (same, apart)
+        core_result(bundle, tasks, limit=None, context=512) for tasks in (same, apart)
     )
     assert shared.sem == pytest.approx(same[0].centred_sem, rel=0.01)
     assert separate.sem == pytest.approx(same[0].centred_sem / math.sqrt(2))
@@ -215,7 +216,7 @@ def test_the_error_is_what_other_items_would_change() -> None:
             for task, share in zip(tasks, (0.4, 0.7), strict=True)
         ]
         results = [task_result(task, own) for task, own in zip(tasks, drawn, strict=True)]
-        found.append(core_result(bundle, results, Conditions(None, 512)))
+        found.append(core_result(bundle, results, limit=None, context=512))
     spread = np.std([one.value for one in found])
     assert np.mean([one.sem for one in found]) == pytest.approx(spread, rel=0.1)
 
@@ -224,5 +225,5 @@ def test_many_cropped_rows_are_named_next_to_the_number() -> None:
     tasks = (task_of("a", 10), task_of("b", 10))
     one = task_result(tasks[0], answered([1.0] * 10, cropped=1))
     two = task_result(tasks[1], answered([1.0] * 10))
-    result = core_result(Bundle(Path("b"), tasks, "d"), [one, two], Conditions(None, 1024))
+    result = core_result(Bundle(Path("b"), tasks, "d"), [one, two], limit=None, context=1024)
     assert (one.cropped, result.cropped_tasks, result.context) == (0.25, ("a",), 1024)
