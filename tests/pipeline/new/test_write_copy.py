@@ -11,9 +11,9 @@ import pytest
 from pion.data.records.layouts import read_conversation
 from pion.errors import BadInput
 from pipeline.new.chats import parse_roles
-from pipeline.new.decide import Wishes, decide
+from pipeline.new.decide import decide
 from pipeline.new.files import find_data
-from pipeline.new.layouts import Asked
+from pipeline.new.layouts import Wishes
 from pipeline.new.look import Reading
 from pipeline.new.write_copy import Copied, write_copy
 from tests.support.own_data import alpaca, bad_line, csv_texts, customers, cut_gzip
@@ -39,7 +39,7 @@ def test_alpaca_in_a_list_becomes_lines_that_a_job_reads(tmp_path: Path) -> None
 
 def test_a_table_becomes_texts(tmp_path: Path) -> None:
     copy = tmp_path / "copy.jsonl"
-    source = reading(csv_texts(tmp_path), Wishes(Asked(text="body")))
+    source = reading(csv_texts(tmp_path), Wishes(text_column="body"))
     assert write_copy(source, copy, skip=False) == Copied(300, 0)
     assert {tuple(line) for line in lines(copy)} == {("text",)}
 
@@ -74,7 +74,7 @@ def test_an_existing_file_is_never_replaced(tmp_path: Path) -> None:
 
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     path = csv_texts(tmp_path)
-    source = reading(path, Wishes(Asked(text="body")))
+    source = reading(path, Wishes(text_column="body"))
     with path.open("r+b") as file:
         file.truncate(shutil.disk_usage(tmp_path).free + (1 << 30))  # a hole
     with pytest.raises(BadInput, match=r"the copy needs about .* are free"):
