@@ -20,8 +20,8 @@ from pipeline.new.proposal import propose, start_of
 from pipeline.new.words import notes, of_look, of_proposal
 from pipeline.new.write_copy import write_copy
 
-# Of a look, by its stage: what the first records are called.
-SHOWN = {"pretrain": "documents", "sft": "conversations"}
+# By the stage that learns from them, how the copy of data ends.
+COPIES = {"pretrain": "texts", "sft": "chats", "prefer": "pairs"}
 
 
 def new_job(options: Options) -> int:
@@ -36,8 +36,8 @@ def new_job(options: Options) -> int:
     paths = _paths(looks, target)
     proposal, examples = propose(options, looks, paths, base)
     for look, shown in zip(looks, examples, strict=True):
-        what = SHOWN.get(look.stage, look.what)
-        show(f"\nthe first {what}, with what is learned between ⟦ and ⟧:")
+        first = look.what if look.stage == "prefer" else f"{look.what}s"
+        show(f"\nthe first {first}, with what is learned between ⟦ and ⟧:")
         for example in shown:
             show("  " + masked(example).rstrip().replace("\n", "\n    "))
     show("\nproposed:")
@@ -114,10 +114,10 @@ def _paths(looks: Sequence[Look], target: Path) -> list[Path]:
     """Return where a job reads each: the files themselves, or a copy of what it can't read."""
     paths: list[Path] = []
     for look in looks:
-        path, what = look.reading.group.path, "texts" if look.stage == "pretrain" else "chats"
+        path = look.reading.group.path
         if not look.reading.direct:
             number = sum(not one.reading.direct for one in looks[: len(paths)])
-            path = target.with_name(f"{target.stem}-{what}{number or ''}.jsonl")
+            path = target.with_name(f"{target.stem}-{COPIES[look.stage]}{number or ''}.jsonl")
         paths.append(path)
     return paths
 

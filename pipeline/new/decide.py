@@ -5,7 +5,6 @@ Nothing is guessed: where data could mean two things, a person decides.
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -34,6 +33,9 @@ from pipeline.new.layouts import (
 )
 from pipeline.new.look import Reading
 from pipeline.new.sample import Firsts, first_records
+
+# The kinds of files whose records a job reads, too.
+READ_BY_JOBS = ("jsonl", "parquet")
 
 
 def _answer(undecided: Undecided, where: str) -> str:
@@ -68,7 +70,8 @@ def decide(found: Found, wishes: Wishes) -> list[Reading]:
     firsts = [first_records(group) for group in found.groups]
     says_how = wishes.columns or wishes.use in ("text", "chats")
     if not says_how and _has_preferences(found.groups, firsts):
-        return [Reading(_only_group(found.groups), Preferences(), direct=True)]
+        (group,) = found.groups
+        return [Reading(group, Preferences(), direct=group.kind in READ_BY_JOBS)]
     readings = list(map(_reading, found.groups, firsts, repeat(wishes)))
     chats = [r for r in readings if is_chat(r.layout)]
     texts = [r for r in readings if not is_chat(r.layout)]
@@ -92,7 +95,10 @@ def decide(found: Found, wishes: Wishes) -> list[Reading]:
 
 
 def _has_preferences(groups: Sequence[Group], firsts: Sequence[Firsts]) -> bool:
-    """Return whether data are preferences. Raises BadInput if only some of the files are."""
+    """Return whether data are preferences.
+
+    Raises BadInput if only some of the files are, and for files of several kinds.
+    """
     others = [group.files[0] for group in groups if group.kind == "text"]
     ours: list[Path] = []
     for file, records in chain.from_iterable(firsts):
@@ -104,25 +110,13 @@ def _has_preferences(groups: Sequence[Group], firsts: Sequence[Firsts]) -> bool:
             "none. Give one of the files, or move them into folders of their own. Nothing was "
             "written."
         )
+    if ours and len(groups) > 1:
+        kinds = ", ".join(IN_WORDS[group.kind] for group in groups)
+        raise BadInput(
+            f"the preferences are in files of several kinds ({kinds}). Give one of the files, or "
+            "move them into folders of their own. Nothing was written."
+        )
     return bool(ours)
-
-
-def _only_group(groups: Sequence[Group]) -> Group:
-    """Return the group of preferences. Raises BadInput for several, and for those no job reads."""
-    kinds = [IN_WORDS[group.kind] for group in groups]
-    if len(kinds) > 1:
-        raise BadInput(
-            f"the preferences are in files of several kinds ({', '.join(kinds)}). Give one of the "
-            "files, or move them into folders of their own. Nothing was written."
-        )
-    (group,) = groups
-    if group.kind not in ("jsonl", "parquet"):
-        raise BadInput(
-            f"{group.path}: a job reads preferences as JSON Lines or parquet, and this is "
-            f"{kinds[0]}. Convert it first: python -m pipeline.new.to_jsonl "
-            f"{shlex.quote(str(group.path))} > pairs.jsonl. Nothing was written."
-        )
-    return group
 
 
 def _reading(group: Group, firsts: Firsts, wishes: Wishes) -> Reading:
@@ -136,7 +130,7 @@ def _reading(group: Group, firsts: Firsts, wishes: Wishes) -> Reading:
     roles = {}
     if isinstance(layout, TurnsColumn):
         roles = _roles(names_of_roles(named, layout), wishes.roles)
-    known = group.kind in ("jsonl", "parquet") and read_by_jobs(layout, records)
+    known = group.kind in READ_BY_JOBS and read_by_jobs(layout, records)
     return Reading(group, layout, known and not roles, roles)
 
 

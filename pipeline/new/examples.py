@@ -48,8 +48,8 @@ def examples_of(look: Look, job: Job | None) -> list[str]:
 
 def _of_preferences(look: Look, first: Preference, job: Job | None) -> list[str]:
     """Return the first preference in plain words: its place, the prompt, and each answer."""
-    if job is not None and look.all_kept:
-        count_preferences(job)  # refuses what `pion check` would
+    if job is not None and look.all_kept and look.reading.direct:
+        count_preferences(job)  # refuses what `pion check` would; a copy is not yet there
     names = ["chosen", "rejected"] if look.paired else ["desired"]
     if not look.paired and not first.preferred[0]:
         names = ["undesired"]

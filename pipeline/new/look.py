@@ -63,7 +63,7 @@ class Reading:
             column = self.layout.column
             text = record.get(column)
             return {"text": "" if text is None and column in record else text}
-        if self.direct:
+        if self.direct or isinstance(self.layout, Preferences):
             return dict(record)
         return as_conversation(record, self.layout, self.roles)
 

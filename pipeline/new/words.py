@@ -150,7 +150,7 @@ def _too_little(stage: Pretraining) -> Iterator[str]:
 
 def _of_preferences(look: Look, base: LookedUp | None) -> Iterator[str]:
     """Yield what will probably disappoint, too."""
-    if not look.all_kept:
+    if not (look.all_kept and look.reading.direct):
         yield f"the template was not tried on the {look.what}s: `pion check` tries it"
     if look.all_records < FEW_PREFERENCES:
         few = counted(look.all_records, look.what)

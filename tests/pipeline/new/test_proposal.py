@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +12,6 @@ import pytest
 
 from pion.data.preference.rendering import IDENTICAL
 from pipeline.base.read_job import read_job
-from pipeline.new import to_jsonl
 from pipeline.new.files import find_data
 from pipeline.new.layouts import Preferences
 from pipeline.new.look import Reading, look_at
@@ -25,7 +22,6 @@ from tests.support.chat_templates import CHATML
 from tests.support.in_process_renderer import InProcessRenderer
 from tests.support.instruct_model import write_instruct_model
 from tests.support.preference_files import label_of, pair_of, write_jsonl
-from tests.support.waiting import run_to_end
 
 
 @pytest.fixture(autouse=True)
@@ -215,61 +211,22 @@ def test_pairs_next_to_text_are_refused(here: Path, pion: Pion) -> None:
     assert "preferences and other data are mixed: data/pairs.jsonl" in errors
 
 
-def table_of(records: list[dict[str, Any]], delimiter: str) -> str:
-    stream = io.StringIO()
-    table = csv.DictWriter(stream, records[0], delimiter=delimiter)
-    table.writeheader()
-    table.writerows(records)
-    return stream.getvalue()
-
-
-def lines_of(records: list[dict[str, Any]]) -> str:
-    return "".join(json.dumps(record) + "\n" for record in records)
-
-
-PAIRS = [pair_of(number, chosen=f"one; two, {number}") for number in range(40)]
-# The path that is given, and the files there.
-NOT_LINES: dict[str, tuple[str, dict[str, str]]] = {
-    "a list": ("prefs.json", {"prefs.json": json.dumps(PAIRS)}),
-    "an object on each line": ("prefs.json", {"prefs.json": lines_of(PAIRS)}),
-    "csv": ("prefs.csv", {"prefs.csv": table_of(PAIRS, ",")}),
-    "tsv": ("prefs.tsv", {"prefs.tsv": table_of(PAIRS, "\t")}),
-    "semicolons": ("prefs.csv", {"prefs.csv": table_of(PAIRS, ";")}),
-    "a byte order mark": ("prefs.csv", {"prefs.csv": "\ufeff" + table_of(PAIRS, ",")}),
-    "a name for a shell": ("my 'prefs'.csv", {"my 'prefs'.csv": table_of(PAIRS, ",")}),
-    "two files": (
-        "prefs",
-        {"prefs/1.csv": table_of(PAIRS[:9], ","), "prefs/2.csv": table_of(PAIRS[9:], ";")},
-    ),
-    "this folder": (".", {"prefs.csv": table_of(PAIRS, ",")}),
-}
-
-
-@pytest.mark.parametrize("case", NOT_LINES)
-def test_the_command_that_converts_makes_what_a_job_reads(
-    case: str, here: Path, pion: Pion
+def test_a_job_reads_a_copy_of_a_table_with_pairs(
+    here: Path, pion: Pion, sky_home: SkyHome, chat_base: Path
 ) -> None:
-    path, files = NOT_LINES[case]
-    for name, text in files.items():
-        (here / name).parent.mkdir(exist_ok=True)
-        (here / name).write_text(text)
-    code, _, errors = pion("new", path)
-    assert code == 2
-    command = errors.partition("Convert it first: ")[2].partition(". Nothing was written")[0]
-    run_to_end(["sh", "-c", command], check=True, cwd=here)
-    lines = (here / "pairs.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == PAIRS
-
-
-def test_a_record_that_can_not_be_converted_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "prefs.csv").write_text("prompt,chosen,rejected\nHi,Hello,Go\nHi,Hello\n")
-    assert to_jsonl.main(tmp_path / "prefs.csv") == 2
-    printed, errors = capsys.readouterr()
-    assert printed == '{"prompt": "Hi", "chosen": "Hello", "rejected": "Go"}\n'
-    assert "prefs.csv:3: found 2 columns instead of 3" in errors
-    assert "What was written ends before it" in errors
+    records = [pair_of(number) for number in range(200)]
+    with (here / "prefs.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, records[0])
+        table.writeheader()
+        table.writerows(records)
+    code, printed, errors = pion("new", "prefs.csv", "--from", str(chat_base))
+    assert code == 0, errors
+    assert "wrote prefs-pairs.jsonl: 200 records" in printed
+    assert "note: the template was not tried on the pairs: `pion check` tries it" in printed
+    job = read_job(here / "prefs.yaml")
+    assert job.train_stages == ["prefer"]
+    rows = {row.name: row.words for row in check_preferences(job)}
+    assert rows["preferences"].startswith("184 pairs in")
 
 
 def test_a_person_may_read_pairs_as_conversations(

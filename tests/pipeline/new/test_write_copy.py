@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +20,7 @@ from pipeline.new.layouts import Wishes
 from pipeline.new.look import Reading
 from pipeline.new.write_copy import Copied, write_copy
 from tests.support.own_data import alpaca, bad_line, csv_texts, customers, cut_gzip
+from tests.support.preference_files import pair_of
 
 
 def reading(path: Path, wishes: Wishes | None = None) -> Reading:
@@ -61,6 +65,38 @@ def test_what_can_t_be_read_is_left_out_only_if_that_is_asked_for(tmp_path: Path
     damaged = write_copy(reading(cut_gzip(tmp_path)), tmp_path / "rest.jsonl", skip=True)
     assert damaged.left_out == 1
     assert len(lines(tmp_path / "rest.jsonl")) == damaged.records > 100
+
+
+def table_of(records: list[dict[str, Any]], delimiter: str) -> str:
+    stream = io.StringIO()
+    table = csv.DictWriter(stream, records[0], delimiter=delimiter)
+    table.writeheader()
+    table.writerows(records)
+    return stream.getvalue()
+
+
+PAIRS = [pair_of(number, chosen=f"one; two, {number}") for number in range(40)]
+LINES = "".join(json.dumps(record) + "\n" for record in PAIRS)
+# The files of each case.
+TABLES: dict[str, dict[str, str]] = {
+    "a list": {"prefs.json": json.dumps(PAIRS)},
+    "an object on each line": {"prefs.json": LINES},
+    "csv": {"prefs.csv": table_of(PAIRS, ",")},
+    "tsv": {"prefs.tsv": table_of(PAIRS, "\t")},
+    "semicolons": {"prefs.csv": table_of(PAIRS, ";")},
+    "a byte order mark": {"prefs.csv": "\ufeff" + table_of(PAIRS, ",")},
+    "two files": {"1.csv": table_of(PAIRS[:9], ","), "2.csv": table_of(PAIRS[9:], ";")},
+}
+
+
+@pytest.mark.parametrize("files", TABLES.values(), ids=TABLES)
+def test_pairs_in_tables_become_lines(files: dict[str, str], tmp_path: Path) -> None:
+    data, copy = tmp_path / "data", tmp_path / "copy.jsonl"
+    data.mkdir()
+    for name, text in files.items():
+        (data / name).write_text(text)
+    write_copy(reading(data), copy, skip=False)
+    assert lines(copy) == PAIRS
 
 
 def test_an_existing_file_is_never_replaced(tmp_path: Path) -> None:
