@@ -10,7 +10,7 @@ from pathlib import Path
 from pion.errors import BadInput, PionError
 from pipeline.job.model_section import Base
 from pipeline.machine.time_limit import within
-from pipeline.new.proposal import BASE_BYTES_PER_TOKEN, ROW_LENGTHS, Start
+from pipeline.new.rules import BASE_BYTES_PER_TOKEN, ROW_LENGTHS, Start
 
 # What `--from` says for random weights.
 NONE = "none"

@@ -57,6 +57,7 @@ def _columns() -> list[Argument]:
 
 
 def _new(args: argparse.Namespace) -> int:
-    from pipeline.new.command import Options, new_job
+    from pipeline.new.command import new_job
+    from pipeline.new.options import Options
 
     return new_job(Options.of(args))

@@ -2,95 +2,26 @@
 
 from __future__ import annotations
 
-import argparse
-import math
-import re
-import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from pion.data.documents.languages import ENGLISH
 from pion.errors import BadInput
 from pipeline.console.formats import counted, show
 from pipeline.console.masking import masked
 from pipeline.console.out import saying_if_slow
-from pipeline.new import layouts, look, proposal
 from pipeline.new.base import NONE, LookedUp, look_up
-from pipeline.new.chats import parse_roles
-from pipeline.new.decide import Wishes, decide
-from pipeline.new.draft import Wanted, amount_of, draft_of
-from pipeline.new.draft_in_words import in_lines, notes
-from pipeline.new.files import Found, find_data
-from pipeline.new.look import Look, look_at
-from pipeline.new.pairs_command import PairsOptions, new_pairs_job
-from pipeline.new.pairs_look import has_preferences
+from pipeline.new.decide import decide
+from pipeline.new.files import find_data
+from pipeline.new.job_text import job_text
+from pipeline.new.look import NAMED, Look, look_at
+from pipeline.new.options import Options
+from pipeline.new.proposal import propose, start_of
+from pipeline.new.words import notes, of_look, of_proposal
 from pipeline.new.write_copy import write_copy
 
-
-@dataclass(frozen=True)
-class Options:
-    """The command line, read."""
-
-    data: Path
-    dollars: float
-    base: str | None
-    out: Path | None
-    dry_run: bool
-    wishes: Wishes
-    skip: bool
-    command: str
-
-    @classmethod
-    def of(cls, args: argparse.Namespace) -> Options:
-        """Return what the arguments say. Raises BadInput for a number that is no price."""
-        if not (math.isfinite(args.dollars) and 0 < args.dollars <= 1e6):
-            raise BadInput(f"--dollars {args.dollars:g} must be above 0, and at most 1,000,000")
-        columns = layouts.Asked(
-            use=None if args.use == "both" else args.use,
-            text=args.text_column,
-            turns=args.turns_column,
-            question=args.question_column,
-            answer=args.answer_column,
-        )
-        return cls(
-            Path(args.data),
-            args.dollars,
-            args.base,
-            None if args.out is None else Path(args.out),
-            args.dry_run,
-            Wishes(columns, parse_roles(args.roles), both=args.use == "both"),
-            args.skip_unreadable,
-            _command(args),
-        )
-
-    @property
-    def target(self) -> Path:
-        """The job file to write."""
-        return self.out or Path(f"{name_of(self.data)}.yaml")
-
-
-def _command(args: argparse.Namespace) -> str:
-    """Return the command line, for the comment in the job file."""
-    names = {"base": "from"}
-    words = ["pion", "new", args.data]
-    for key, value in sorted(vars(args).items()):
-        if key in ("data", "command", "out", "dry_run") or value in (None, False):
-            continue
-        option = f"--{names.get(key, key).replace('_', '-')}"
-        given = f"{value:g}" if isinstance(value, float) else value
-        words += [option] if value is True else [option, given]
-    # It becomes a comment, which a line break of any kind would end.
-    return "".join(c if c.isprintable() else "?" for c in masked(shlex.join(words)))
-
-
-def name_of(data: Path) -> str:
-    """Return a name for the run, from the name of a file or a folder."""
-    name = data.resolve().name
-    if not data.is_dir():
-        name = Path(name.removesuffix(".gz").removesuffix(".zst")).stem
-    name = re.sub(r"[^A-Za-z0-9_.+=@-]+", "-", name)
-    return re.sub(r"^[^A-Za-z0-9_]+", "", name)[:60].rstrip("-.") or "mine"
+# By the stage that learns from them, how the copy of data ends.
+COPIES = {"pretrain": "texts", "sft": "chats", "prefer": "pairs"}
 
 
 def new_job(options: Options) -> int:
@@ -99,6 +30,43 @@ def new_job(options: Options) -> int:
     Raises BadInput for data that can't be used, for a question that nobody is there to answer, and
     if a file to write exists. Then nothing was written.
     """
+    _refuse_names(options)
+    target = options.target
+    looks, base = _looks(options)
+    paths = _paths(looks, target)
+    proposal, examples = propose(options, looks, paths, base)
+    for look, shown in zip(looks, examples, strict=True):
+        first = look.what if look.stage == "prefer" else f"{look.what}s"
+        show(f"\nthe first {first}, with what is learned between ⟦ and ⟧:")
+        for example in shown:
+            show("  " + masked(example).rstrip().replace("\n", "\n    "))
+    show("\nproposed:")
+    for words in (*of_proposal(proposal), *(f"note: {note}" for note in notes(proposal))):
+        show(f"  {words}")
+    copies = [(look.reading, path) for look, path in zip(looks, paths) if not look.reading.direct]
+    for _, copy in copies:
+        if copy.exists():
+            raise BadInput(
+                f"{copy}, the copy that the job would read, exists, and Pion never overwrites a "
+                "file. Move it, or choose another name: --out FILE. Nothing was written."
+            )
+    text = job_text(proposal)
+    if options.dry_run:
+        show(f"\n--dry-run: {target} would be:\n")
+        show(text.removesuffix("\n"))
+        return 0
+    for reading, copy in copies:
+        with saying_if_slow(f"writing {copy}"):
+            copied = write_copy(reading, copy, skip=options.skip, say=show)
+        left_out = f", {copied.left_out:,} left out" if copied.left_out else ""
+        show(f"wrote {copy}: {counted(copied.records, 'record')}{left_out}")
+    _write(target, text)
+    show(f"wrote {target}. Next:\n  pion check {target}\n  pion plan {target}\n  pion run {target}")
+    return 0
+
+
+def _refuse_names(options: Options) -> None:
+    """Raise BadInput for a name that can't be read, or not be written."""
     target = options.target
     if not options.dry_run and target.exists():
         raise BadInput(
@@ -113,46 +81,67 @@ def new_job(options: Options) -> int:
         ) from None
     if not target.absolute().parent.is_dir():
         raise BadInput(f"--out {target}: its folder does not exist. Nothing was written.")
+
+
+def _looks(options: Options) -> tuple[list[Look], LookedUp | None]:
+    """Return what the data shows, and the model to start from; None: random weights."""
     with saying_if_slow(f"looking for the files of {options.data}"):
         found = find_data(options.data)
-        preferences = not options.wishes.columns.says_anything and has_preferences(found)
-    wanted = Wanted(name_of(target), target, options.command, options.dollars)
-    if preferences:
-        return new_pairs_job(found, PairsOptions(wanted, options.base, options.dry_run, _write))
-    return _new_job(options, wanted, found)
-
-
-def _new_job(options: Options, wanted: Wanted, found: Found) -> int:
-    """Do what `new_job` does for text and conversations."""
-    target = options.target
-    looks, base = _looks(options, target, found)
-    for one in looks:
-        _show_look(one)
+    for words in found.left_out:
+        show(words)
+    readings = decide(found, options.wishes)
+    base = None
+    if options.base not in (None, NONE):
+        base = _look_up(options.base, options.target)
+    own = options.base == NONE or (base is not None and not base.has_template)
+    with saying_if_slow(f"looking at {options.data}"):
+        looks = [look_at(replace(reading, own_template=own)) for reading in readings]
+    for words in (words for look in looks for words in of_look(look)):
+        show(words)
     _refuse_problems(looks, options)
-    draft = draft_of(wanted, looks, base)
-    for one, examples in zip(looks, draft.examples, strict=True):
-        _show_examples(one, examples)
-    show("\nproposed:")
-    for words in (*in_lines(draft), *(f"note: {note}" for note in notes(draft, options.base))):
-        show(f"  {words}")
-    for _, copy in draft.copies:
-        if copy.exists():
+    source = start_of(options.base, looks)
+    if source is not None and base is None:
+        base = _look_up(source, options.target)
+    return looks, base
+
+
+def _look_up(source: str, target: Path) -> LookedUp:
+    with saying_if_slow(f"looking up {source}"):
+        return look_up(source, target.absolute().parent)
+
+
+def _paths(looks: Sequence[Look], target: Path) -> list[Path]:
+    """Return where a job reads each: the files themselves, or a copy of what it can't read."""
+    paths: list[Path] = []
+    for look in looks:
+        path = look.reading.group.path
+        if not look.reading.direct:
+            number = sum(not one.reading.direct for one in looks[: len(paths)])
+            path = target.with_name(f"{target.stem}-{COPIES[look.stage]}{number or ''}.jsonl")
+        paths.append(path)
+    return paths
+
+
+def _refuse_problems(looks: Sequence[Look], options: Options) -> None:
+    """Raise BadInput for what can't be read, unless it is to be skipped, and for no data."""
+    bad = sum(one.bad for one in looks)
+    problems = [masked(problem) for one in looks for problem in one.problems][:NAMED]
+    prefers = looks[0].stage == "prefer"
+    if bad:
+        listed = "\n".join(f"  {problem}" for problem in problems)
+        more = f"\n  … and {bad - len(problems):,} more" if bad > len(problems) else ""
+        if prefers or not options.skip:
+            rest = "Correct or remove them" if prefers else "Correct them"
+            if not prefers and any(one.records for one in looks):
+                rest += ", or write a copy without them: add --skip-unreadable"
             raise BadInput(
-                f"{copy}, the copy that the job would read, exists, and Pion never overwrites a "
-                "file. Move it, or choose another name: --out FILE. Nothing was written."
+                f"{counted(bad, 'record')} can't be read, and a run would stop there:\n{listed}"
+                f"{more}\n{rest}. Nothing was written."
             )
-    if options.dry_run:
-        show(f"\n--dry-run: {target} would be:\n")
-        show(draft.text.removesuffix("\n"))
-        return 0
-    for reading, copy in draft.copies:
-        with saying_if_slow(f"writing {copy}"):
-            copied = write_copy(reading, copy, skip=options.skip, say=show)
-        left_out = f", {copied.left_out:,} left out" if copied.left_out else ""
-        show(f"wrote {copy}: {counted(copied.records, 'record')}{left_out}")
-    _write(target, draft.text)
-    show(f"wrote {target}. Next:\n  pion check {target}\n  pion plan {target}\n  pion run {target}")
-    return 0
+        show(f"left out, because they can't be read:\n{listed}{more}")
+    if not any(one.records for one in looks):
+        what = "preferences that can be learned" if prefers else "text that can be learned"
+        raise BadInput(f"{looks[0].reading.group.path} has no {what}. Nothing was written.")
 
 
 def _write(target: Path, text: str) -> None:
@@ -163,72 +152,3 @@ def _write(target: Path, text: str) -> None:
         raise BadInput(f"{target} exists, and Pion never overwrites a file.") from None
     except OSError as error:
         raise BadInput(f"{target} could not be written: {error.strerror}") from None
-
-
-# ---------------------------------------------------------------- looking
-
-
-def _looks(options: Options, target: Path, found: Found) -> tuple[list[Look], LookedUp | None]:
-    """Return what the data shows, and the model to start from; None: random weights."""
-    for words in found.left_out:
-        show(words)
-    readings = decide(found, options.wishes)
-    folder = target.absolute().parent
-    named = options.base if options.base not in (None, NONE) else None
-    base = None if named is None else _look_up(named, folder)
-    own = options.base == NONE or (base is not None and not base.has_template)
-    readings = [replace(reading, own_template=own) for reading in readings]
-    with saying_if_slow(f"looking at {options.data}"):
-        looks = [look_at(reading) for reading in readings]
-    if options.base is None:
-        source = proposal.default_base(amount_of(looks), english=_is_english(looks))
-        base = None if source is None else _look_up(source, folder)
-    return looks, base
-
-
-def _look_up(source: str, folder: Path) -> LookedUp:
-    with saying_if_slow(f"looking up {source}"):
-        return look_up(source, folder)
-
-
-def _is_english(looks: Sequence[Look]) -> bool:
-    most = [one.languages.most_common(1)[0][0] for one in looks if one.languages]
-    return all(language == ENGLISH for language in most)
-
-
-def _show_look(one: Look) -> None:
-    for words in look.in_words(one):
-        show(words)
-    if one.reading.group.kind != "text":
-        show(f"read as: {layouts.in_words(one.reading.layout)}")
-    for words in one.remarks.in_words():
-        show(words)
-    for words in one.remarks.warnings():
-        show(f"warning: {words}")
-
-
-def _show_examples(one: Look, examples: Sequence[str]) -> None:
-    what = "conversations" if one.is_chat else "documents"
-    show(f"\nthe first {what}, with what is learned between ⟦ and ⟧:")
-    for example in examples:
-        show("  " + masked(example).rstrip().replace("\n", "\n    "))
-
-
-def _refuse_problems(looks: Sequence[Look], options: Options) -> None:
-    """Raise BadInput for what can't be read, unless it is to be skipped, and for no data."""
-    bad = sum(one.bad for one in looks)
-    problems = [masked(problem) for one in looks for problem in one.problems][: look.NAMED]
-    if bad:
-        listed = "\n".join(f"  {problem}" for problem in problems)
-        more = f"\n  … and {bad - len(problems):,} more" if bad > len(problems) else ""
-        if not options.skip:
-            rest = "Correct them"
-            if any(one.records for one in looks):
-                rest += ", or write a copy without them: add --skip-unreadable"
-            raise BadInput(
-                f"{counted(bad, 'record')} can't be read, and a run would stop there:\n{listed}"
-                f"{more}\n{rest}. Nothing was written."
-            )
-        show(f"left out, because they can't be read:\n{listed}{more}")
-    if not any(one.records for one in looks):
-        raise BadInput(f"{options.data} has no text that can be learned. Nothing was written.")

@@ -12,6 +12,7 @@ from pion.data.chat.conversation import marked_text
 from pion.data.chat.messages import Message, answers_in, turns_of, with_texts
 from pion.data.chat.template import Examples
 from pion.data.documents.file_to_documents import whole_characters
+from pion.data.preference.layouts import Preference
 from pion.data.records.layouts import read_conversation
 from pion.data.tokens.token_bytes import ReplacedCharacters
 from pion.data.tokens.tokenizer import Tokenizer, train_bpe
@@ -23,7 +24,8 @@ from pipeline.data.remarks import Remarks
 from pipeline.data.sources import Talk
 from pipeline.job import Job
 from pipeline.new.layouts import Record
-from pipeline.new.look import Look
+from pipeline.new.look import Look, answer_of
+from pipeline.rent.plan.preferences import count_preferences
 
 # Of each example, so many characters are shown; of a conversation, so many tokens.
 SHOWN_CHARACTERS, SHOWN_TOKENS = 400, 300
@@ -31,12 +33,37 @@ SHOWN_CHARACTERS, SHOWN_TOKENS = 400, 300
 ENTRIES = 2048
 
 
-def text_examples(look: Look) -> list[str]:
-    """Return the beginnings of documents: all of a document is learned."""
+def examples_of(look: Look, job: Job | None) -> list[str]:
+    """Return the first records of a look. All of a document is learned.
+
+    Raises BadInput for what the data can't be used for. `job` is None if the model to start from
+    can't be looked up.
+    """
+    if look.stage == "sft":
+        return _of_chats(look, job)
+    if look.first is not None:
+        return _of_preferences(look, look.first, job)
     return [f"{where}\n{_cut('⟦' + record['text'].strip() + '⟧')}" for where, record in look.shown]
 
 
-def chat_examples(look: Look, job: Job | None) -> list[str]:
+def _of_preferences(look: Look, first: Preference, job: Job | None) -> list[str]:
+    """Return the first preference in plain words: its place, the prompt, and each answer."""
+    if job is not None and look.all_kept and look.reading.direct:
+        count_preferences(job)  # refuses what `pion check` would; a copy is not yet there
+    names = ["chosen", "rejected"] if look.paired else ["desired"]
+    if not look.paired and not first.preferred[0]:
+        names = ["undesired"]
+    side = first.conversations[0]
+    prompt = "\n".join(f"{m['role']}: {m['content'] or ''}" for m in side.messages[: side.context])
+    answers = zip(names, map(answer_of, first.conversations), strict=True)
+    texts = [masked(t) for t in (prompt, *(f"{name}: ⟦{answer}⟧" for name, answer in answers))]
+    return [
+        side.where,
+        *(t if len(t) <= SHOWN_CHARACTERS else f"{t[:SHOWN_CHARACTERS]} …" for t in texts),
+    ]
+
+
+def _of_chats(look: Look, job: Job | None) -> list[str]:
     """Return the first conversations as the template of `job` writes them. It writes all that were
     kept, as a run does before it trains.
 
@@ -64,7 +91,7 @@ def chat_examples(look: Look, job: Job | None) -> list[str]:
             *(f"warning, of the first {len(found):,}: {words}" for words in lost.warnings()),
             *(
                 [f"the template wrote the first {len(found):,}: `pion check` tries the others, too"]
-                if len(found) < look.records or not look.sample.whole
+                if not look.all_kept
                 else []
             ),
         ]
@@ -101,13 +128,23 @@ def _cut(text: str) -> str:
 
 def prompt_from(looks: Sequence[Look]) -> str | None:
     """Return a text to ask during training: a question of the data, or the beginning of a text."""
-    for look in sorted(looks, key=lambda look: not look.is_chat):
+    for look in sorted(looks, key=lambda look: look.stage == "pretrain"):
         for where, record in look.shown:
-            text = _question(record, where) if look.is_chat else record["text"]
-            line = " ".join(text.split()[: 40 if look.is_chat else 8])
+            if look.first is not None:
+                line = _last_question(look.first)
+            elif look.stage == "sft":
+                line = " ".join(_question(record, where).split()[:40])
+            else:
+                line = " ".join(record["text"].split()[:8])
             if line and len(line) <= 200 and line.isprintable() and masked(line) == line:
                 return line
     return None
+
+
+def _last_question(first: Preference) -> str:
+    side = first.conversations[0]
+    asked = [m["content"] for m in side.messages[: side.context] if m["role"] == "user"]
+    return (asked[-1] or "").strip() if asked else ""
 
 
 def _question(record: Record, where: str) -> str:

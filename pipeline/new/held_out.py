@@ -25,23 +25,21 @@ SHARES = (0.1, 0.2, 0.3, 0.4)
 CONVERSATIONS, ROWS = 2, 1.5
 
 
-def with_enough_held_out(
-    proposal: Proposal, looks: Sequence[Look], paragraphs: Sequence[bool]
-) -> Proposal:
+def with_enough_held_out(proposal: Proposal, paragraphs: Sequence[bool]) -> Proposal:
     """Return the proposal with shares that hold something out of each source.
 
     `paragraphs` is whether each look's files are cut into paragraphs. Raises BadInput for data that
     is too little for that.
     """
-    stage, sft = proposal.pretraining, proposal.fine_tuning
-    for look, cut in zip(looks, paragraphs, strict=True):
-        if not look.sample.whole or not 0 < len(look.few) == look.records:
+    stage, sft = proposal.pretraining, proposal.tuning
+    for look, cut in zip(proposal.looks, paragraphs, strict=True):
+        if not (look.all_kept and look.records):
             continue
-        if look.is_chat and sft is not None:
+        if look.stage == "sft" and sft is not None:
             texts = [_hashed(look, record, where) for where, record in look.few]
             share = _enough(look, [(text, 1.0) for text in texts], sft.held_out, CONVERSATIONS)
             sft = replace(sft, held_out=share)
-        elif not look.is_chat and stage is not None:
+        elif look.stage == "pretrain" and stage is not None:
             per_token = look.text_bytes / max(1, stage.own_tokens)
             documents = _documents(look, cut=cut)
             if any(len(text) > LONG_CHARS for text in documents):
@@ -49,7 +47,7 @@ def with_enough_held_out(
             sized = [(text, len(text.encode()) / per_token) for text in documents]
             share = _enough(look, sized, stage.held_out, ROWS * stage.seq_len)
             stage = replace(stage, held_out=share)
-    return replace(proposal, pretraining=stage, fine_tuning=sft)
+    return replace(proposal, pretraining=stage, tuning=sft)
 
 
 def _enough(look: Look, texts: Sequence[tuple[str, float]], planned: float, needed: float) -> float:
@@ -57,8 +55,9 @@ def _enough(look: Look, texts: Sequence[tuple[str, float]], planned: float, need
     for share in (planned, *(share for share in SHARES if share > planned)):
         if sum(size for text, size in texts if is_held_out(text, share)) >= needed:
             return share
-    what = "conversations" if look.is_chat else "text"
-    count = f"{len(texts):,} {what}" if look.is_chat else f"{look.text_bytes:,} bytes of {what}"
+    count = f"{look.text_bytes:,} bytes of text"
+    if look.stage == "sft":
+        count = f"{len(texts):,} conversations"
     raise BadInput(
         f"{look.reading.group.path}: {count} are too little to train on: even if four tenths are "
         "held out, that is too little to measure anything on. Add data. Nothing was written."

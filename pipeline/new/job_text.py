@@ -4,48 +4,66 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
 from pipeline.console.formats import short_amount
-from pipeline.new.layouts import TextColumn, is_chat
-from pipeline.new.look import Reading
-from pipeline.new.proposal import SMALLEST, FineTuning, Pretraining
+from pipeline.new.base import LookedUp
+from pipeline.new.layouts import TextColumn
+from pipeline.new.look import Look, Reading
+from pipeline.new.options import Options, name_of
+from pipeline.new.rules import SMALLEST, Amount, FineTuning, Pretraining
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./@=+ -]*(?<! )")
 # Comments begin in this column, if the line is shorter.
 COLUMN = 34
-# Reasons that no number changes.
-HELD_OUT = "share of the documents that is kept out of training, to measure on"
-RECIPE = "optimizer, rates and schedule of Pion 2: docs/recipes.md"
-MODEL = "needs Pion's modelling files; without -max, llama.cpp and vLLM run it"
-LOW_RATE = "low, so that the model forgets little"
-CHAT_BATCH = "rows in a step: at most 16, and at least 30 steps"
-CHAT_HELD_OUT = "share of the conversations that shows whether the model only repeats"
+# The text that comes with Python.
+BUILT_IN: Mapping[str, object] = {"kind": "python-docs"}
+# The page on preferences.
+PREFERENCES = "docs/fine-tune.md#preferences"
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """A whole job: what it is called, starts from, reads, and trains."""
+    """A whole job for what was seen: what it starts from, reads and trains, and its price in words.
 
-    name: str
-    written_by: str
-    base: str | None
-    texts: Sequence[dict[str, object]]
-    chats: Sequence[dict[str, object]]
-    pretraining: Pretraining | None
-    fine_tuning: FineTuning | None
+    `sources` are by stage. Without a `base` it starts from random weights.
+    """
+
+    options: Options
+    looks: Sequence[Look]
+    amount: Amount
+    base: LookedUp | None
+    sources: Mapping[str, Sequence[Mapping[str, object]]]
     prompt: str | None
-    dollars: float
+    pretraining: Pretraining | None = None
+    tuning: FineTuning | None = None
+    price: str = ""
+
+    @property
+    def prefers(self) -> Look | None:
+        """The preferences that are learned; None: conversations or text."""
+        return self.looks[0] if self.sources["prefer"] else None
+
+    @property
+    def built_in(self) -> bool:
+        """Whether it reads the text that comes with Python."""
+        return BUILT_IN in self.sources["pretrain"]
 
 
-def path_in_job(path: Path, job_folder: Path) -> str:
-    """Return what a job in this folder calls a file or a folder."""
-    relative = os.path.relpath(path.absolute(), job_folder.absolute())
-    return str(path.absolute()) if relative.startswith("../..") else relative
+class Line(NamedTuple):
+    """A line of a job, and why. A choice has a name and a value, too, by which the terminal shows
+    it, there with what is `said`, or else with `why`."""
+
+    yaml: str
+    why: str = ""
+    name: str = ""
+    value: str = ""
+    said: str = ""
 
 
 def source_of(
@@ -53,27 +71,29 @@ def source_of(
 ) -> dict[str, object]:
     """Return the source of a job that reads `path`: the files themselves, or a copy of them."""
     kind = reading.group.kind if reading.direct else "jsonl"
-    source: dict[str, object] = {"kind": kind, "path": path_in_job(path, job_folder)}
+    relative = os.path.relpath(path.absolute(), job_folder.absolute())
+    name = str(path.absolute()) if relative.startswith("../..") else relative
+    source: dict[str, object] = {"kind": kind, "path": name}
     if kind == "text" and split != "file":
         source["split"] = split
     column = reading.layout.column if isinstance(reading.layout, TextColumn) else "text"
-    if not is_chat(reading.layout) and kind != "text" and reading.direct and column != "text":
+    if reading.direct and column != "text":
         source["field"] = column
     return source
 
 
 def job_text(proposal: Proposal) -> str:
     """Return the YAML of a job."""
-    return with_comments(_lines(proposal))
+    return with_comments(lines_of(proposal))
 
 
-def with_comments(lines: Iterable[tuple[str, str]]) -> str:
+def with_comments(lines: Iterable[tuple[str, ...]]) -> str:
     """Return the YAML of lines, each with its comment, if it has one.
 
     A space is before each comment: without the space, YAML reads the comment as part of the value.
     A line that is only a comment stays one line, whatever a person has called a file.
     """
-    text = (f"{line:<{COLUMN - 1}} # {_plain(why)}" if why else line for line, why in lines)
+    text = (f"{line:<{COLUMN - 1}} # {_plain(why)}" if why else line for line, why, *_ in lines)
     return "".join(_plain(line) + "\n" if line.startswith("#") else line + "\n" for line in text)
 
 
@@ -81,125 +101,165 @@ def _plain(comment: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in comment)
 
 
-def _lines(p: Proposal) -> Iterator[tuple[str, str]]:
-    yield f"# Written by: {p.written_by}", ""
-    yield (
-        "# docs/own-data.md explains the rules behind these numbers. Change what you like, then",
-        "",
-    )
-    yield "# run `pion check`. docs/jobs.md has all other fields.", ""
-    yield f"name: {scalar(p.name)}", ""
-    yield from _model(p)
-    if p.texts:
-        yield from _data(p)
-    if p.pretraining is not None:
-        yield from _pretrain(p.pretraining)
-    if p.fine_tuning is not None:
-        yield from _sft(p, p.fine_tuning)
-    if p.prompt:
-        yield "evaluate:", ""
-        yield f"  prompts: [{quoted(p.prompt)}]", ""
-        yield "                                  # asked during training; write your own", ""
-    yield "publish:", ""
-    yield f"  to: {scalar(f'models/{p.name}')}", "a folder, or hf://user/name"
-    if p.fine_tuning is not None or p.pretraining is not None:
-        yield (
-            f"# budget: {{dollars: {p.dollars:g}}}",
-            "saves and stops there, on a rented machine; at home, give dollars_per_hour too",
-        )
+def lines_of(p: Proposal) -> list[Line]:
+    """Return the lines of a job."""
+    name = name_of(p.options.target)
+    return [
+        Line(f"# Written by: {p.options.command}"),
+        *map(Line, _HEAD if p.prefers is None else _HEAD_OF_PREFERENCES),
+        Line(f"name: {scalar(name)}"),
+        *_model(p),
+        *_data(p),
+        *(_pretrain(p.pretraining) if p.pretraining is not None else ()),
+        *_tune(p, p.tuning),
+        *(_evaluate(p, p.prompt) if p.prompt else ()),
+        Line("publish:"),
+        Line(f"  to: {scalar(f'models/{name}')}", "a folder, or hf://user/name"),
+        *([] if p.prefers else [Line(f"# budget: {{dollars: {p.options.dollars:g}}}", _BUDGET)]),
+    ]
 
 
-def _model(p: Proposal) -> Iterator[tuple[str, str]]:
+_HEAD = (
+    "# docs/own-data.md explains the rules behind these numbers. Change what you like, then",
+    "# run `pion check`. docs/jobs.md has all other fields.",
+)
+_HEAD_OF_PREFERENCES = (
+    f"# {PREFERENCES} says when this is worth it, and what to change. Change what you",
+    "# like, then run `pion check`. docs/jobs.md has all other fields.",
+)
+_BUDGET = "saves and stops there, on a rented machine; at home, give dollars_per_hour too"
+
+
+def _model(p: Proposal) -> list[Line]:
     if p.base is not None:
-        yield f"model: {{from: {scalar(p.base)}}}", ""
-        return
-    assert p.pretraining is not None
-    vocab_size = p.pretraining.vocab_size
-    yield "model:", MODEL
-    yield f"  preset: {p.pretraining.preset}", model_reason(p.pretraining)
-    yield f"  vocab_size: {vocab_size}", ""
-    yield "tokenizer:", ""
-    yield f"  train: {{vocab_size: {vocab_size}}}", vocabulary_reason(p.pretraining)
-
-
-def _data(p: Proposal) -> Iterator[tuple[str, str]]:
-    yield "data:", ""
-    if p.pretraining is not None:
-        yield f"  seq_len: {p.pretraining.seq_len}", p.pretraining.why_rows
-        yield f"  held_out: {p.pretraining.held_out:g}", HELD_OUT
-        if p.base is None:
-            yield "  documents: true", "no token sees the document before its own"
-    yield "  sources:", ""
-    for source in p.texts:
-        yield f"  - {flow(source)}", ""
-
-
-def _pretrain(stage: Pretraining) -> Iterator[tuple[str, str]]:
-    yield "pretrain:", ""
-    if stage.lr is None:
-        yield "  recipe: pion2", RECIPE
-    yield f"  steps: {stage.steps}", steps_reason(stage)
-    yield f"  global_batch: {stage.global_batch}", batch_reason(stage)
-    if stage.lr is not None:
-        yield f"  lr: {stage.lr:g}", LOW_RATE
-        yield f"  min_lr: {stage.lr / 10:g}", ""
-        yield f"  warmup_steps: {max(1, min(1000, stage.steps // 20))}", ""
-        yield "  schedule: cosine", ""
-
-
-def _sft(p: Proposal, stage: FineTuning) -> Iterator[tuple[str, str]]:
-    yield "sft:", ""
-    yield f"  seq_len: {stage.seq_len}", stage.why_rows
-    yield f"  epochs: {stage.epochs:g}", epochs_reason(stage)
-    yield f"  global_batch: {stage.global_batch}", CHAT_BATCH
-    yield f"  held_out: {stage.held_out:g}", CHAT_HELD_OUT
-    if stage.lora:
-        yield "  lora: {}", "a base of this size is frozen; small additions are trained"
-    if stage.lr is not None:
-        yield f"  lr: {stage.lr:g}", "a small model of your own needs more than the default, 2e-5"
-        yield f"  min_lr: {stage.lr / 10:g}", ""
-    yield "  sources:", ""
-    for source in p.chats:
-        yield f"  - {flow(source)}", ""
-
-
-# ---------------------------------------------------------------- reasons, one line each
-
-
-def model_reason(stage: Pretraining) -> str:
-    """Return why this size."""
+        kept = "its size, vocabulary and context stay as they are"
+        source = p.base.source
+        return [Line(f"model: {{from: {scalar(source)}}}", "", "start", source, kept)]
+    stage = p.pretraining
+    assert stage is not None
+    assert stage.preset is not None
     assert stage.parameters is not None
-    ratio = stage.tokens / stage.parameters
-    size = short_amount(stage.parameters)
-    words = f"{size} parameters, {ratio:.3g} tokens for each (20 are best)"
-    return words + ("" if ratio > 19.5 else "; the smallest preset" if _smallest(stage) else "")
+    ratio, entries = stage.tokens / stage.parameters, stage.vocab_size
+    size = f"{short_amount(stage.parameters)} parameters, {ratio:.3g} tokens for each (20 are best)"
+    if ratio <= 19.5 and stage.preset == SMALLEST:
+        size += "; the smallest preset"
+    suits = f"suits {short_amount(stage.own_tokens)} tokens of text and this model"
+    return [
+        Line("model:", "needs Pion's modelling files; without -max, llama.cpp and vLLM run it"),
+        Line(f"  preset: {stage.preset}", size, "size", stage.preset),
+        Line(f"  vocab_size: {entries}"),
+        Line("tokenizer:"),
+        Line(f"  train: {{vocab_size: {entries}}}", suits, "vocabulary", f"{entries:,}"),
+    ]
 
 
-def _smallest(stage: Pretraining) -> bool:
-    return stage.preset == SMALLEST
+def _data(p: Proposal) -> list[Line]:
+    stage, sources = p.pretraining, p.sources["pretrain"]
+    if not sources:
+        return []
+    lines = [Line("data:")]
+    if stage is not None:
+        tokens, share = f"{stage.seq_len:,} tokens", f"{stage.held_out:.3g}"
+        kept_out = "share of the documents that is kept out of training, to measure on"
+        lines += [
+            Line(f"  seq_len: {stage.seq_len}", stage.why_rows, "rows", tokens),
+            Line(f"  held_out: {stage.held_out:g}", kept_out, "held out", share),
+        ]
+        if p.base is None:
+            lines.append(Line("  documents: true", "no token sees the document before its own"))
+    return [*lines, *_sources(sources)]
 
 
-def vocabulary_reason(stage: Pretraining) -> str:
-    """Return why so many entries."""
-    return f"suits {short_amount(stage.own_tokens)} tokens of text and this model"
+def _sources(sources: Sequence[Mapping[str, object]]) -> list[Line]:
+    return [Line("  sources:"), *(Line(f"  - {flow(source)}") for source in sources)]
 
 
-def steps_reason(stage: Pretraining) -> str:
-    """Return why so many steps."""
+def _pretrain(stage: Pretraining) -> list[Line]:
+    steps, batch = stage.steps, stage.global_batch
     read = f"{stage.epochs:.1%} of the text"
     if stage.epochs >= 1:
         read = f"the text is read {stage.epochs:.2g} times"
-    return f"{short_amount(stage.tokens)} tokens: {read}"
+    read, rows = (
+        f"{short_amount(stage.tokens)} tokens: {read}",
+        f"rows in a step: {short_amount(batch * stage.seq_len)} tokens",
+    )
+    recipe = "optimizer, rates and schedule of Pion 2: docs/recipes.md"
+    lines = [
+        *([Line("  recipe: pion2", recipe, "recipe", "pion2")] if stage.lr is None else []),
+        Line(f"  steps: {steps}", read, "steps", f"{steps:,}"),
+        Line(f"  global_batch: {batch}", rows, "batch", f"{batch}"),
+    ]
+    if stage.lr is not None:
+        low = "low, so that the model forgets little"
+        lines += [
+            Line(f"  lr: {stage.lr:g}", low, "rate", f"{stage.lr:g}"),
+            Line(f"  min_lr: {stage.lr / 10:g}"),
+            Line(f"  warmup_steps: {max(1, min(1000, steps // 20))}"),
+            Line("  schedule: cosine"),
+        ]
+    return [Line("pretrain:"), *lines]
 
 
-def batch_reason(stage: Pretraining) -> str:
-    """Return why so many rows."""
-    return f"rows in a step: {short_amount(stage.global_batch * stage.seq_len)} tokens"
+def _tune(p: Proposal, stage: FineTuning | None) -> list[Line]:
+    if stage is None:
+        return []
+    return _sft(p, stage) if p.prefers is None else _prefer(p, stage, p.prefers)
 
 
-def epochs_reason(stage: FineTuning) -> str:
-    """Return why so many passes."""
-    return f"passes over about {stage.rows:,} rows: about {stage.steps:,} steps"
+def _sft(p: Proposal, stage: FineTuning) -> list[Line]:
+    seq_len, batch, held_out = stage.seq_len, stage.global_batch, stage.held_out
+    repeats = "share of the conversations that shows whether the model only repeats"
+    in_step = "rows in a step: at most 16, and at least 30 steps"
+    large = "a base of this size is frozen; small additions are trained"
+    stays = "the base is large; it stays as it is, and small additions are trained"
+    own = "a small model of your own needs more than the default, 2e-5"
+    rate = []
+    if stage.lr is not None:
+        rate = [Line(f"  lr: {stage.lr:g}", own), Line(f"  min_lr: {stage.lr / 10:g}")]
+    return [
+        Line("sft:"),
+        Line(f"  seq_len: {seq_len}", stage.why_rows, "chat rows", f"{seq_len:,} tokens"),
+        _passes(stage),
+        Line(f"  global_batch: {batch}", in_step, "chat batch", f"{batch}"),
+        Line(f"  held_out: {held_out:g}", repeats, "chats held out", f"{held_out:.3g}"),
+        *([Line("  lora: {}", large, "LoRA", "yes", stays)] if stage.lora else []),
+        *rate,
+        *_sources(p.sources["sft"]),
+    ]
+
+
+def _prefer(p: Proposal, stage: FineTuning, look: Look) -> list[Line]:
+    seq_len, batch, held_out = stage.seq_len, stage.global_batch, stage.held_out
+    loss, means = "apo-zero", "learns from single answers"
+    if look.paired:
+        loss, means = "dpo-norm", "means over tokens, so longer answers have no advantage"
+    in_step = "rows in a step"
+    items = f"{in_step}: about {look.all_records / stage.rows * batch:,.0f} {look.what}s"
+    kept_out = "share of the prompts that is kept out of training, to measure on"
+    large = "a model of this size is frozen; small additions are trained"
+    stays = "the model is large; it stays as it is"
+    return [
+        Line("prefer:"),
+        Line(f"  loss: {loss}", means, "loss", loss),
+        Line(f"  seq_len: {seq_len}", stage.why_rows, "rows", f"{seq_len:,} tokens"),
+        _passes(stage),
+        Line(f"  global_batch: {batch}", in_step, "batch", f"{batch}", items),
+        Line(f"  held_out: {held_out:g}", kept_out, "held out", f"{held_out:.3g}"),
+        *([Line("  lora: {}", large, "LoRA", "yes", stays)] if stage.lora else []),
+        *_sources(p.sources["prefer"]),
+    ]
+
+
+def _passes(stage: FineTuning) -> Line:
+    words = f"passes over about {stage.rows:,} rows: about {stage.steps:,} steps"
+    return Line(f"  epochs: {stage.epochs:g}", words, "passes", f"{stage.epochs:g}")
+
+
+def _evaluate(p: Proposal, prompt: str) -> list[Line]:
+    lines = [Line("evaluate:"), Line(f"  prompts: [{quoted(prompt)}]")]
+    if p.prefers is None:
+        lines.append(Line(f"{'':<{COLUMN}}# asked during training; write your own"))
+    return lines
 
 
 # ---------------------------------------------------------------- YAML
@@ -217,6 +277,6 @@ def scalar(text: str) -> str:
     return quoted(text)
 
 
-def flow(source: dict[str, object]) -> str:
+def flow(source: Mapping[str, object]) -> str:
     """Return a source as YAML in a line."""
     return "{" + ", ".join(f"{key}: {scalar(str(value))}" for key, value in source.items()) + "}"

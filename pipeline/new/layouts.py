@@ -7,7 +7,7 @@ which option decides it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pion.data.records.fields import Fields, json_in
@@ -62,64 +62,77 @@ class PairColumns:
     system: str | None = None
 
 
-Layout = TextColumn | TurnsColumn | PairColumns
+@dataclass(frozen=True)
+class Preferences:
+    """Two answers to a prompt in each record, or one answer with a label."""
+
+
+Columns = TextColumn | TurnsColumn | PairColumns
+Layout = Columns | Preferences
 
 
 @dataclass(frozen=True)
 class Undecided:
-    """A question that a person must answer, the possible answers, and the option that decides."""
+    """A question that a person must answer, the possible answers, and the wish that decides."""
 
     question: str
     answers: tuple[str, ...]
-    option: str
+    name: str
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What the person said about columns. None: nothing."""
+class Wishes:
+    """What the person said about the data, by the names of the options. None: nothing.
 
-    use: str | None = None  # "text" or "chats", where a record could be both
-    text: str | None = None
-    turns: str | None = None
-    question: str | None = None
-    answer: str | None = None
+    `use` is "text", "chats" or "both", where data could be either.
+    """
+
+    use: str | None = None
+    text_column: str | None = None
+    turns_column: str | None = None
+    question_column: str | None = None
+    answer_column: str | None = None
+    roles: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def says_anything(self) -> bool:
-        """Whether the person said how to read the data."""
-        return self.use is not None or self.names_a_column
+    def columns(self) -> dict[str, str]:
+        """The columns that the person named, by the option."""
+        names = ("text_column", "turns_column", "question_column", "answer_column")
+        return {
+            option_of(name): column for name in names if (column := getattr(self, name)) is not None
+        }
 
-    @property
-    def names_a_column(self) -> bool:
-        """Whether the person named any column."""
-        return any((self.text, self.turns, self.question, self.answer))
+
+def option_of(name: str) -> str:
+    """Return the option that sets a field of `Wishes`."""
+    return f"--{name.replace('_', '-')}"
 
 
 def is_chat(layout: Layout) -> bool:
     """Return whether records of this layout are conversations."""
-    return not isinstance(layout, TextColumn)
+    return isinstance(layout, TurnsColumn | PairColumns)
 
 
-def layout_of(records: Sequence[Record], asked: Asked, where: str) -> Layout | Undecided:
+def layout_of(records: Sequence[Record], wishes: Wishes, where: str) -> Columns | Undecided:
     """Return what these records mean.
 
     `where` names their file. Raises BadInput if no column has texts, and for a column that was
     asked for and is not there.
     """
     columns = list(dict.fromkeys(name for record in records for name in record))
-    for option, name in _named(asked):
-        if name is not None and name not in columns:
+    for option, name in wishes.columns.items():
+        if name not in columns:
             near = closest(name, columns)
             raise BadInput(
                 f"{option} {name}: {where} has no such column{near}. Its columns: "
                 f"{', '.join(columns) or 'none'}"
             )
-    if asked.text is not None:
-        return TextColumn(asked.text)
-    found = _chats(records, columns, asked)
+    if wishes.text_column is not None:
+        return TextColumn(wishes.text_column)
+    found = _chats(records, columns, wishes)
     if found is not None:
         return found
-    if asked.names_a_column:
+    if wishes.columns:
         raise BadInput(
             f"{where}: no column has turns with a role and a text, and no two columns have the "
             f"names of a question and an answer. Its columns: {', '.join(columns)}. Name them: "
@@ -128,45 +141,36 @@ def layout_of(records: Sequence[Record], asked: Asked, where: str) -> Layout | U
     return _texts(records, columns, where)
 
 
-def _named(asked: Asked) -> tuple[tuple[str, str | None], ...]:
-    return (
-        ("--text-column", asked.text),
-        ("--turns-column", asked.turns),
-        ("--question-column", asked.question),
-        ("--answer-column", asked.answer),
-    )
-
-
 # ---------------------------------------------------------------- conversations
 
 
 def _chats(
-    records: Sequence[Record], columns: Sequence[str], asked: Asked
-) -> Layout | Undecided | None:
+    records: Sequence[Record], columns: Sequence[str], wishes: Wishes
+) -> Columns | Undecided | None:
     # A prompt and an answer may be lists of turns, too.
     sides = (*QUESTIONS, *ANSWERS, *(key for keys in SIDES for key in keys))
-    names = [name for name in columns if name not in sides or name == asked.turns]
+    names = [name for name in columns if name not in sides or name == wishes.turns_column]
     turns = [layout for name in names if (layout := _turns(records, name)) is not None]
-    if asked.turns is not None:
-        return next((t for t in turns if t.column == asked.turns), None)
-    if not asked.question and not asked.answer:
+    if wishes.turns_column is not None:
+        return next((t for t in turns if t.column == wishes.turns_column), None)
+    if not wishes.question_column and not wishes.answer_column:
         found = tuple(layout.column for layout in turns)
         if any(sum(bool(record.get(name)) for name in found) > 1 for record in records):
             words = f"the columns {_and(found)} all have turns. Which has the conversations?"
-            return Undecided(words, found, "--turns-column")
+            return Undecided(words, found, "turns_column")
         if turns:
             return turns[0]
-    pair = _pair(columns, asked)
-    if not isinstance(pair, PairColumns) or asked.question or USUAL not in columns:
+    pair = _pair(columns, wishes)
+    if not isinstance(pair, PairColumns) or wishes.question_column or USUAL not in columns:
         return pair
-    if asked.use == "text":
+    if wishes.use == "text":
         return None
-    if asked.use is None and not _copies(records, pair, USUAL):
+    if wishes.use != "chats" and not _copies(records, pair, USUAL):
         words = (
             f"the columns {pair.question} and {pair.answer} could be conversations, and the column "
             f"{USUAL} could be documents. Which are used?"
         )
-        return Undecided(words, ("chats", "text"), "--use")
+        return Undecided(words, ("chats", "text"), "use")
     return pair
 
 
@@ -190,22 +194,24 @@ def _value(record: Record, column: str) -> Any:
         return None
 
 
-def _pair(columns: Sequence[str], asked: Asked) -> PairColumns | Undecided | None:
+def _pair(columns: Sequence[str], wishes: Wishes) -> PairColumns | Undecided | None:
     """Return the columns of question and answer; None if there are no such columns."""
     systems = _of_names(columns, SYSTEMS)
     contexts = _of_names(columns, CONTEXTS)
-    questions = [asked.question] if asked.question else _of_names(columns, QUESTIONS)
-    answers = [asked.answer] if asked.answer else _of_names(columns, ANSWERS)
+    questions = (
+        [wishes.question_column] if wishes.question_column else _of_names(columns, QUESTIONS)
+    )
+    answers = [wishes.answer_column] if wishes.answer_column else _of_names(columns, ANSWERS)
     if len(questions) > 1:  # Alpaca's input belongs to its instruction
         questions = [name for name in questions if name not in contexts]
     if not questions or not answers:
         return None
     if len(questions) > 1:
         words = f"the columns {_and(questions)} could all be the question. Which is it?"
-        return Undecided(words, tuple(questions), "--question-column")
+        return Undecided(words, tuple(questions), "question_column")
     if len(answers) > 1:
         words = f"the columns {_and(answers)} could all be the answer. Which is it?"
-        return Undecided(words, tuple(answers), "--answer-column")
+        return Undecided(words, tuple(answers), "answer_column")
     context = next((name for name in contexts if name not in (questions[0], answers[0])), None)
     return PairColumns(questions[0], answers[0], context, next(iter(systems), None))
 
@@ -226,7 +232,7 @@ def _copies(records: Sequence[Record], pair: PairColumns, column: str) -> bool:
 # ---------------------------------------------------------------- texts
 
 
-def _texts(records: Sequence[Record], columns: Sequence[str], where: str) -> Layout | Undecided:
+def _texts(records: Sequence[Record], columns: Sequence[str], where: str) -> Columns | Undecided:
     strings = [name for name in columns if any(isinstance(r.get(name), str) for r in records)]
     if not strings:
         kinds = ", ".join(f"{name} ({_kind(records, name)})" for name in columns[:8])
@@ -245,7 +251,7 @@ def _texts(records: Sequence[Record], columns: Sequence[str], where: str) -> Lay
             words = f"only the column {shown(name)} has text, and few words. Is it the text?"
         else:
             return TextColumn(name)
-    return Undecided(words, names, "--text-column")
+    return Undecided(words, names, "text_column")
 
 
 def _kind(records: Sequence[Record], column: str) -> str:
@@ -267,10 +273,11 @@ def _and(names: Sequence[str]) -> str:
 
 def unused(layout: Layout, record: Record) -> tuple[str, ...]:
     """Return the filled columns of a record that a copy of this layout leaves out."""
-    if isinstance(layout, PairColumns):
-        used = {layout.question, layout.answer, layout.context, layout.system, *BESIDE}
-    else:
-        used = {layout.column, *(() if isinstance(layout, TextColumn) else BESIDE)}
+    if isinstance(layout, Preferences):
+        return ()
+    used = {*(vars(layout).values() if isinstance(layout, PairColumns) else (layout.column,))}
+    if not isinstance(layout, TextColumn):
+        used |= {*BESIDE}
     return tuple(Fields(record, "").there(*(name for name in record if name not in used)))
 
 
@@ -281,10 +288,10 @@ def in_words(layout: Layout) -> str:
     if isinstance(layout, TurnsColumn):
         keys = f"the role in {layout.role_key}, the text in {layout.text_key}"
         return f"turns in {layout.column}, {keys}"
-    return "a question and its answer"
+    return "a question and its answer" if isinstance(layout, PairColumns) else "preferences"
 
 
-def read_by_jobs(layout: Layout, records: Sequence[Record]) -> bool:
+def read_by_jobs(layout: Columns, records: Sequence[Record]) -> bool:
     """Return whether a job reads JSON Lines and parquet with these records as they are."""
     if isinstance(layout, TextColumn):
         return True

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-from pion.data.chat.messages import Seen
+from pion.data.chat.messages import Conversation, Seen, with_texts
 from pion.data.documents import languages
 from pion.data.documents.file_to_documents import whole_characters
+from pion.data.preference.layouts import Pair, Preference, parse_preference
+from pion.data.preference.rendering import reason_without_ids
 from pion.data.records.layouts import read_conversation
 from pion.data.tokens.token_bytes import ReplacedCharacters
 from pion.errors import BadInput
-from pipeline.console.formats import amount, counted, size
 from pipeline.data.remarks import Remarks
 from pipeline.new import sample as bounds
 from pipeline.new.chats import as_conversation
-from pipeline.new.files import IN_WORDS, Group
-from pipeline.new.layouts import Layout, Record, TextColumn, is_chat, unused
-from pipeline.new.read import Item
+from pipeline.new.files import Group
+from pipeline.new.layouts import Layout, Preferences, Record, TextColumn, is_chat, unused
 from pipeline.new.sample import Sample, sample_of
 
 # So many problems are named.
@@ -32,8 +33,17 @@ FEW_BYTES = 1_000_000
 TOOLS_BYTES = 600
 # Characters of a vocabulary's training that are kept, to show conversations by it.
 KEPT_CHARACTERS = 300_000
-# Before a number that is an estimate.
-ABOUT = "\N{ALMOST EQUAL TO} "
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a record says: its texts, the bytes of tools, calls and line breaks next to them, and
+    what else it has. Of a preference, a text is a side with its prompt."""
+
+    texts: list[str]
+    beside: int
+    seen: Seen
+    preference: Preference | None = None
 
 
 @dataclass(frozen=True)
@@ -46,64 +56,108 @@ class Reading:
     roles: dict[str, str] = field(default_factory=dict)
     own_template: bool = False
 
-    def usable(self, record: Record) -> Record:
-        """Return the record as a job reads it: `messages`, `conversations` or a text under its
-        column."""
-        if not is_chat(self.layout):
-            assert isinstance(self.layout, TextColumn)
+    def usable(self, record: Record) -> dict[str, Any]:
+        """Return the record as a job reads it: `messages`, `conversations`, a preference, or a text
+        under `text`."""
+        if isinstance(self.layout, TextColumn):
             column = self.layout.column
             text = record.get(column)
             return {"text": "" if text is None and column in record else text}
-        return record if self.direct else as_conversation(record, self.layout, self.roles)
+        if self.direct or isinstance(self.layout, Preferences):
+            return dict(record)
+        return as_conversation(record, self.layout, self.roles)
 
-    def text_of(self, record: Record, where: str) -> tuple[list[str], int, Seen]:
-        """Return the texts of a record that is `usable`, the bytes of tools and calls next to
-        them, and what else it has.
-
-        Raises BadInput for a record that a run would refuse.
-        """
+    def content(self, record: Record, where: str) -> Content:
+        """Return what a record that is `usable` says. Raises BadInput if a run would refuse it."""
+        if isinstance(self.layout, Preferences):
+            found = parse_preference(with_texts(dict(record), whole_characters), where)
+            texts = ["\n".join(_texts(side.messages)) for side in found.conversations]
+            return Content(texts, 0, found.conversations[0].seen, found)
         if is_chat(self.layout):
             talk = read_conversation(record, where, own=self.own_template)
-            texts = [message["content"] or "" for message in talk.messages]
+            texts = _texts(talk.messages)
             calls = [message.get("tool_calls") for message in talk.messages]
             beside = [json.dumps(part) for part in (talk.tools, *calls) if part]
             about = TOOLS_BYTES if talk.tools else 0
-            return texts, about + sum(map(len, beside)), talk.seen
+            return Content(texts, len(texts) - 1 + about + sum(map(len, beside)), talk.seen)
         if isinstance(record["text"], str):
-            return [record["text"]], 0, Seen()
+            return Content([record["text"]], 0, Seen())
         assert isinstance(self.layout, TextColumn)
-        found = "nothing" if record["text"] is None else type(record["text"]).__name__
-        raise BadInput(f"{where}: under {self.layout.column!r} is {found} instead of text")
+        kind = "nothing" if record["text"] is None else type(record["text"]).__name__
+        raise BadInput(f"{where}: under {self.layout.column!r} is {kind} instead of text")
+
+
+def _texts(messages: Sequence[Any]) -> list[str]:
+    return [message["content"] or "" for message in messages]
 
 
 @dataclass
 class Look:
-    """What was seen of a group of files. Counts are of the sample."""
+    """What was seen of a group of files. Counts are of the sample.
+
+    Attributes:
+        lengths: bytes of text in each record; of a preference, both sides with their prompts.
+        twice: records that are copies of another one; `seen` are the marks of all.
+        few: the first records, with their `file:line`.
+        kept: texts on which a tokenizer is tried.
+        first: the first preference.
+        longer: pairs whose chosen answer is the longer one.
+        swapped: pairs whose chosen answer has the lower score.
+        left_out: preferences that a run leaves out, by the reason.
+    """
 
     reading: Reading
     sample: Sample
-    records: int = 0
-    blank: int = 0
     text_bytes: int = 0
     characters: int = 0
-    lengths: list[int] = field(default_factory=list)  # bytes of text in each record
+    lengths: list[int] = field(default_factory=list)
+    blank: int = 0
     seen: set[int] = field(default_factory=set)
     twice: int = 0
     languages: Counter[str] = field(default_factory=Counter)
     bad: int = 0
     problems: list[str] = field(default_factory=list)
-    few: list[tuple[str, Record]] = field(default_factory=list)  # the first
+    few: list[tuple[str, Record]] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     remarks: Remarks = field(default_factory=lambda: Remarks(ReplacedCharacters(None)))
+    first: Preference | None = None
+    longer: int = 0
+    swapped: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
 
     @property
-    def is_chat(self) -> bool:
-        return is_chat(self.reading.layout)
+    def stage(self) -> str:
+        """The stage of a job that learns from it: pretrain, sft or prefer."""
+        if isinstance(self.reading.layout, Preferences):
+            return "prefer"
+        return "sft" if is_chat(self.reading.layout) else "pretrain"
+
+    @property
+    def what(self) -> str:
+        """What one of its records is called."""
+        if self.stage == "prefer":
+            return "pair" if self.paired else "answer"
+        return "conversation" if self.stage == "sft" else "document"
+
+    @property
+    def paired(self) -> bool:
+        """Whether preferences are pairs, and not single answers with labels."""
+        return self.stage == "prefer" and (self.first is None or isinstance(self.first, Pair))
+
+    @property
+    def records(self) -> int:
+        """How many records have text."""
+        return len(self.lengths)
 
     @property
     def shown(self) -> list[tuple[str, Record]]:
         """The records to show, with their `file:line`."""
         return self.few[:SHOWN]
+
+    @property
+    def all_kept(self) -> bool:
+        """Whether all was looked at and is among the `few`."""
+        return self.sample.whole and len(self.few) == self.records
 
     @property
     def all_records(self) -> int:
@@ -116,92 +170,79 @@ class Look:
         return round(self.text_bytes * self.sample.factor)
 
     def length(self, share: float) -> int:
-        """Return the length in bytes that this share of the records does not exceed."""
-        return not_exceeded(self.lengths, share)
-
-
-def not_exceeded(lengths: Sequence[int], share: float) -> int:
-    """Return the length that this share of the lengths does not exceed; 0 if there are none."""
-    ordered = sorted(lengths)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0
+        """Return the bytes that this share of the records does not exceed; 0 if there are none."""
+        ordered = sorted(self.lengths)
+        return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0
 
 
 def look_at(reading: Reading, limit: int | None = None) -> Look:
-    """Return what a sample of about `limit` bytes shows; None: LOOK_BYTES."""
+    """Return what a sample of about `limit` bytes shows; None: LOOK_BYTES.
+
+    Nothing that is wrong ends the look. If anything can't be read, a job needs a copy without it.
+    """
     sample = sample_of(reading.group, limit or bounds.LOOK_BYTES)
     look = Look(reading, sample)
     for item in sample.items:
-        _note(look, item)
+        problem = item.problem
+        if item.record is not None:
+            try:
+                _note(look, item.record, item.where)
+            except BadInput as error:
+                problem = str(error)
+        if problem is not None:
+            look.bad += 1
+            look.problems = [*look.problems, problem][:NAMED]
+    look.reading = replace(reading, direct=reading.direct and not look.bad)
     return look
 
 
-def _note(look: Look, item: Item) -> None:
-    problem = item.problem
-    texts, beside = [""], 0
-    if item.record is not None:
-        record = look.reading.usable(item.record)
-        try:
-            texts, beside, seen = look.reading.text_of(record, item.where)
-            if not look.is_chat or not look.reading.direct:
-                seen = replace(seen, unread=unused(look.reading.layout, item.record))
-            look.remarks.note(seen, texts, item.where)
-        except BadInput as error:
-            problem = str(error)
-    if problem is not None or item.record is None:
-        look.bad += 1
-        if len(look.problems) < NAMED:
-            look.problems.append(problem or item.where)
-        return
+def _note(look: Look, found: Record, where: str) -> None:
+    """Note a record. Raises BadInput if a run would refuse it."""
+    reading = look.reading
+    record = reading.usable(found)
+    content = reading.content(record, where)
+    seen, preference, texts = content.seen, content.preference, content.texts
+    if preference is not None:
+        _refuse_mixed(look, preference)
+    elif look.stage == "pretrain" or not reading.direct:
+        seen = replace(seen, unread=unused(reading.layout, found))
+    look.remarks.note(seen, texts, where)
+    if preference is not None:
+        look.first = look.first or preference
+        if reason := reason_without_ids(preference):
+            look.left_out[reason] += 1
+            return
+        answers = [len(answer_of(side)) for side in preference.conversations]
+        look.longer += answers[0] > answers[-1]
+        look.swapped += isinstance(preference, Pair) and preference.swapped
+        texts = texts[:1]
     text = "\n".join(texts)
     if not text.strip():
         look.blank += 1
         return
-    length = len(whole_characters(text).encode()) + beside
-    look.records += 1
+    length = content.beside + sum(len(whole_characters(t).encode()) for t in content.texts)
     look.text_bytes += length
-    look.characters += len(text)
     look.lengths.append(length)
+    look.characters += len(text)
     mark = hash(text)
     look.twice += mark in look.seen
     look.seen.add(mark)
-    if sum(look.languages.values()) < GUESSED:
+    if look.languages.total() < GUESSED:
         look.languages[languages.language_of(text)] += 1
     if look.text_bytes <= FEW_BYTES or len(look.few) < SHOWN:
-        look.few.append((item.where, record))
+        look.few.append((where, record))
     if look.characters <= KEPT_CHARACTERS or not look.kept:
         look.kept += [part[:KEPT_CHARACTERS] for part in texts]
 
 
-def looked_at(group: Group, sample: Sample) -> str:
-    """Return how much there is, and which part of it was looked at, in words."""
-    files = f"{IN_WORDS[group.kind]}: {counted(len(group.files), 'file')}, {size(group.bytes)}"
-    if sample.whole:
-        return f"{files}, all of it looked at"
-    return (
-        f"{files}. Looked at the first part of {counted(sample.files, 'file')}, "
-        f"{size(sample.stored)}; numbers below with {ABOUT}are estimates from it"
-    )
-
-
-def in_words(look: Look) -> Iterator[str]:
-    """Yield what was seen, a line for each thing."""
-    what = "conversation" if look.is_chat else "document"
-    yield looked_at(look.reading.group, look.sample)
-    about = "" if look.sample.whole else ABOUT
-    if not look.records:
-        return
-    yield (
-        f"{about}{counted(look.all_records, what)}, {about}{size(look.all_text_bytes)} of text; "
-        f"the middle one has {look.length(0.5):,} bytes, one in ten more than "
-        f"{look.length(0.9):,}, the longest {max(look.lengths, default=0):,}"
-    )
-    if look.languages:
-        yield f"language, roughly: {languages.in_words(look.languages)}"
-    if look.twice:
-        share = look.twice / max(1, look.records)
-        yield (
-            f"twice: {amount(look.twice)} of {amount(look.records)} ({share:.1%}) are exact copies "
-            "of another one. Copies are learned more often; remove them if that is not meant"
+def _refuse_mixed(look: Look, preference: Preference) -> None:
+    if look.first is not None and isinstance(preference, Pair) is not look.paired:
+        raise BadInput(
+            f"{preference.conversations[0].where}: pairs and single answers are mixed. A job "
+            "learns from one of the two: use two files"
         )
-    if look.blank:
-        yield f"blank: {look.blank:,}, left out"
+
+
+def answer_of(side: Conversation) -> str:
+    """Return what is learned of a side of a preference."""
+    return "\n".join(_texts(side.messages[side.context :]))

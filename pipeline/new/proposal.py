@@ -1,238 +1,217 @@
-"""The rules by which `pion new` proposes a model and its training. docs/own-data.md explains them.
-
-Each rule is a plain function. The sources of the numbers are in docs/sizing.md.
-"""
+"""From what was seen of the data to a whole job: sized by the rules, and by what it may cost."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
 
-# Compute is spent best at about so many tokens for each parameter.
-TOKENS_PER_PARAMETER = 20
-# So often may the same text be read: more teaches little.
-MOST_EPOCHS = 4.0
-# With fewer tokens of own text, start from a trained model.
-LEAST_TOKENS = 5_000_000
-# The presets, the largest first: their largest vocabulary, and tokens in a step (as in jobs/).
-PRESETS: dict[str, tuple[int, int]] = {
-    "pion2-max-xl": (32_768, 524_288),
-    "pion2-max-large": (32_768, 262_144),
-    "pion2-max-base": (32_768, 131_072),
-    "pion2-max-small": (32_768, 131_072),
-    "pion2-max-micro": (32_768, 131_072),
-    "pion2-max-nano": (16_384, 131_072),
-}
-LARGEST, SMALLEST = "pion2-max-xl", "pion2-max-nano"
-# By bytes of text, the size of a vocabulary; and by vocabulary, the bytes of a token (measured).
-VOCABULARIES = ((10**9, 32_768), (10**8, 16_384), (10**7, 8_192), (10**6, 4_096), (0, 2_048))
-BYTES_PER_TOKEN = {2_048: 3.0, 4_096: 3.4, 8_192: 3.75, 16_384: 3.95, 32_768: 4.05}
-# Of a model that others trained, unless its tokenizer can be tried on the data.
-BASE_BYTES_PER_TOKEN = 4.0
-# The rate at which a model of others continues on text, and the rows of its batch.
-BASE_RATE, BASE_ROWS = 1e-4, 32
-# The rate of conversations after a pretraining of one's own.
-OWN_CHAT_RATE = 1e-4
-ROW_LENGTHS = (2048, 1024, 512, 256, 128)
-# With fewer steps, the batch is halved, down to so many rows.
-LEAST_STEPS, LEAST_ROWS = 1000, 8
-# Passes over conversations, and over text by a model that others trained.
-PASSES = 3.0
-# A batch of conversations has at most so many rows, and there are at least so many steps.
-CHAT_ROWS, CHAT_STEPS = 16, 30
-# A base with more parameters is fine-tuned with LoRA.
-LORA_FROM = 500_000_000
-# What is proposed where the person names no model to start from: (Instruct, base) by language.
-ENGLISH_BASES = ("HuggingFaceTB/SmolLM2-360M-Instruct", "HuggingFaceTB/SmolLM2-360M")
-OTHER_BASES = ("Qwen/Qwen2.5-0.5B-Instruct", "Qwen/Qwen2.5-0.5B")
-# A template writes so many bytes around each conversation.
-TEMPLATE_BYTES = 60
+from pion.data.documents.languages import ENGLISH
+from pion.data.documents.python_docs import documents
+from pion.errors import BadInput
+from pipeline.console.formats import minutes_or_hours, money
+from pipeline.console.out import saying_if_slow
+from pipeline.job import Job
+from pipeline.job.file import job_of_text
+from pipeline.job.model_section import Base
+from pipeline.new.base import NONE, LookedUp
+from pipeline.new.examples import examples_of, prompt_from
+from pipeline.new.held_out import with_enough_held_out
+from pipeline.new.job_text import BUILT_IN, Proposal, job_text, source_of
+from pipeline.new.look import Look
+from pipeline.new.options import Options
+from pipeline.new.rules import (
+    MOST_FIT,
+    Amount,
+    Pretraining,
+    continued,
+    default_base,
+    fewer_passes,
+    fine_tuning,
+    preferring,
+    pretrainings,
+    shortened,
+)
+from pipeline.rent.plan.compared import Compared, on_the_market
+from pipeline.rent.plan.estimate import Estimate, estimate
+from pipeline.rent.plan.speeds import Known, bench_results
 
-
-@dataclass(frozen=True)
-class Amount:
-    """How much there is to learn from, in bytes of UTF-8; `long_…` is what 90 % do not exceed."""
-
-    text_bytes: int = 0
-    documents: int = 0
-    long_document: int = 0
-    chat_bytes: int = 0
-    conversations: int = 0
-    long_conversation: int = 0
+# With fewer text files, which are short, each paragraph is a document: else none might be held out.
+FEW_FILES, SHORT_BYTES = 50, 1 << 16
+# A run may cost so much more than its training: boots, preparing, evaluation.
+SPARE = 0.95
+# A tokenizer is tried on about so many texts and conversations.
+TRIED = 500
 
 
-@dataclass(frozen=True)
-class Start:
-    """The model that training starts from: a base of so many parameters and tokens of context.
-
-    `bytes_per_token` is how its tokenizer does on the data.
-    """
-
-    source: str
-    parameters: int | None
-    context: int
-    bytes_per_token: float = BASE_BYTES_PER_TOKEN
-
-
-@dataclass(frozen=True)
-class Pretraining:
-    """A pretraining stage. `preset` and `vocab_size` are None if it starts from a base.
-
-    A preset is trained by the recipe of Pion 2, and a base with the rate `lr`.
-    """
-
-    preset: str | None
-    vocab_size: int | None
-    parameters: int | None
-    own_tokens: int  # of the text, read once
-    tokens: int
-    seq_len: int
-    global_batch: int
-    lr: float | None
-    held_out: float
-    why_rows: str  # why `seq_len`
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps."""
-        return max(1, self.tokens // (self.global_batch * self.seq_len))
-
-    @property
-    def epochs(self) -> float:
-        """How often the text is read."""
-        return self.tokens / max(1, self.own_tokens)
+def start_of(asked: str | None, looks: Sequence[Look]) -> str | None:
+    """Return the model to start from, the one that was asked for or by the rules; None: random
+    weights. Raises BadInput for preferences without a model."""
+    if asked == NONE and looks[0].stage == "prefer":
+        raise BadInput(
+            "--from none: preferences choose between answers that a model can give already, so "
+            "they need a model that answers. Name one (--from MODEL), or leave --from out. "
+            "Nothing was written."
+        )
+    if asked is not None:
+        return None if asked == NONE else asked
+    most = [one.languages.most_common(1)[0][0] for one in looks if one.languages]
+    return default_base(_amount_of(looks), english=all(one == ENGLISH for one in most))
 
 
-@dataclass(frozen=True)
-class FineTuning:
-    """A fine-tuning stage. `rows` are about how many there are."""
-
-    rows: int
-    seq_len: int
-    global_batch: int
-    epochs: float
-    held_out: float
-    lora: bool
-    lr: float | None  # None: the default
-    why_rows: str  # why `seq_len`
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps, about."""
-        return max(1, math.ceil(self.epochs * self.rows / self.global_batch))
-
-
-def default_base(amount: Amount, *, english: bool) -> str | None:
-    """Return the model to start from where the person names none; None: start from random weights.
-
-    Conversations alone need a model that can talk, and little text one that knows its language.
-    """
-    instruct, base = ENGLISH_BASES if english else OTHER_BASES
-    if not amount.text_bytes:
-        return instruct
-    own = amount.text_bytes / BYTES_PER_TOKEN[vocabulary(amount.text_bytes, LARGEST)]
-    return None if own >= LEAST_TOKENS else (instruct if amount.conversations else base)
+def propose(
+    options: Options, looks: Sequence[Look], paths: Sequence[Path], base: LookedUp | None
+) -> tuple[Proposal, list[list[str]]]:
+    """Return a job for what was seen, which a job reads at `paths`, and the first records of each
+    as its model sees them. Raises BadInput if it is no valid job."""
+    amount, folder = _amount_of(looks), options.target.absolute().parent
+    sources: dict[str, list[dict[str, object]]] = {"pretrain": [], "sft": [], "prefer": []}
+    for look, path in zip(looks, paths, strict=True):
+        split = "paragraph" if _paragraphs(look) else "file"
+        sources[look.stage].append(source_of(look.reading, path, folder, split))
+    if base is None and not sources["pretrain"]:
+        sources["pretrain"] = [dict(BUILT_IN)]
+        amount = replace(amount, **_built_in())
+    sizes = _sizes(Proposal(options, looks, amount, base, sources, prompt_from(looks)))
+    largest = next(sizes)
+    known = base is None or base.base is not None
+    job = _job_of(largest) if known else None
+    # What the data can't be used for is found before anybody is asked for prices.
+    examples = [examples_of(look, job) for look in looks]
+    if job is not None:
+        return _affordable(chain([largest], sizes), job), examples
+    advice = "" if largest.prefers else ": `pion plan` says it"
+    return replace(largest, price=f"not known before the model is looked up{advice}"), examples
 
 
-def vocabulary(text_bytes: int, preset: str) -> int:
-    """Return the size of the vocabulary for so much text, at most what suits the preset."""
-    by_text = next(size for least, size in VOCABULARIES if text_bytes >= least)
-    return min(by_text, PRESETS[preset][0])
-
-
-def pretrainings(amount: Amount) -> Iterator[Pretraining]:
-    """Yield the presets that the text suffices for, the largest first, and at last the smallest.
-
-    The text suffices if it gives 20 tokens for each parameter in at most four passes.
-    """
-    from pion.config.model_config import ModelConfig
-    from pion.model.params_and_flops import cost_of
-
-    for preset, (_, batch_tokens) in PRESETS.items():
-        vocab_size = vocabulary(amount.text_bytes, preset)
-        parameters = cost_of(ModelConfig.preset(preset, vocab_size=vocab_size)).all_params
-        own = int(amount.text_bytes / BYTES_PER_TOKEN[vocab_size])
-        wanted, most = TOKENS_PER_PARAMETER * parameters, int(MOST_EPOCHS * own)
-        if wanted <= most or preset == SMALLEST:
-            held_out, seq_len, why_rows = _text_rows(amount, own)
-            tokens = min(wanted, most)
-            batch = _batch(tokens, seq_len, batch_tokens // seq_len, own * (1 - held_out))
-            yield Pretraining(
-                *(preset, vocab_size, parameters, own, tokens),
-                *(seq_len, batch, None, held_out, why_rows),
-            )
-
-
-def continued(amount: Amount, start: Start) -> Pretraining:
-    """Return how a base continues to be pretrained on text."""
-    own = int(amount.text_bytes / start.bytes_per_token)
-    held_out, seq_len, why_rows = _text_rows(amount, own, start.context)
-    tokens = int(PASSES * own)
-    batch = _batch(tokens, seq_len, BASE_ROWS, own * (1 - held_out))
-    return Pretraining(
-        *(None, None, start.parameters, own, tokens),
-        *(seq_len, batch, BASE_RATE, held_out, why_rows),
+def _amount_of(looks: Sequence[Look]) -> Amount:
+    """Return how much there is to learn from."""
+    plain = [look for look in looks if look.stage == "pretrain"]
+    chats = [look for look in looks if look.stage != "pretrain"]
+    return Amount(
+        sum(look.all_text_bytes for look in plain),
+        sum(look.all_records * (_paragraphs(look) or 1) for look in plain),
+        max((look.length(0.9) for look in plain), default=0),
+        sum(look.all_text_bytes for look in chats),
+        sum(look.all_records for look in chats),
+        max((look.length(MOST_FIT if look.first else 0.9) for look in chats), default=0),
     )
 
 
-def _text_rows(amount: Amount, own: int, context: int = ROW_LENGTHS[0]) -> tuple[float, int, str]:
-    """Return the held-out share, a row as long as nine of ten documents, at most 2,048 tokens, and
-    why the row is so long.
+def _built_in() -> dict[str, Any]:
+    """Return how much text comes with Python."""
+    lengths = sorted(len(document.text.encode()) for document in documents(False))
+    long = lengths[int(0.9 * len(lengths))]
+    return {"text_bytes": sum(lengths), "documents": len(lengths), "long_document": long}
 
-    Five documents are held out at least, where that is at most a tenth, and rows are short enough
-    that there are 128, four of them held out.
+
+def _paragraphs(look: Look) -> int:
+    """Return about how many paragraphs a file has, if paragraphs are the documents; else 0."""
+    group = look.reading.group
+    few = group.kind == "text" and len(group.files) < FEW_FILES and not look.bad
+    if not few or max(look.lengths, default=0) >= SHORT_BYTES:
+        return 0
+    paragraphs = sum(record["text"].count("\n\n") + 1 for _, record in look.shown)
+    return max(1, paragraphs // max(1, len(look.shown)))
+
+
+# ---------------------------------------------------------------- size and price
+
+
+def _sizes(p: Proposal) -> Iterator[Proposal]:
+    """Yield the proposal in all sizes that suit the data, the largest first.
+
+    Raises BadInput for data that is too little.
     """
-    held_out = min(0.1, max(0.02 if own > 10**7 else 0.05, 5 / max(1, amount.documents)))
-    wanted = amount.long_document / BASE_BYTES_PER_TOKEN
-    fitting = [
-        n for n in ROW_LENGTHS if n <= context and 4 * n <= held_out * own and 128 * n <= own
-    ]
-    longest = max(fitting, default=min(context, ROW_LENGTHS[-1]))
-    seq_len = min((n for n in fitting if n >= wanted), default=longest)
-    if seq_len >= wanted:
-        return held_out, seq_len, "nine of ten documents are no longer"
-    if seq_len >= min(context, ROW_LENGTHS[0]):
-        return held_out, seq_len, "the most that is proposed; many documents are longer"
-    return held_out, seq_len, "short, so that the little text fills enough of them"
+    texts = [text for look in p.looks for text in look.kept]
+    every = 1 if p.prefers else max(1, len(texts) // TRIED)
+    start = None if p.base is None else p.base.start(texts[::every])
+    tuning = fine_tuning(p.amount, start) if p.sources["sft"] else None
+    if p.prefers is not None and start is not None:
+        tuning = preferring(p.amount, start, paired=p.prefers.paired)
+    stages: list[Pretraining | None] = [None]
+    if start is None:
+        stages = [*pretrainings(p.amount)]
+    elif p.sources["pretrain"]:
+        stages = [continued(p.amount, start)]
+    paragraphs = [bool(_paragraphs(look)) for look in p.looks]
+    for stage in stages:
+        yield with_enough_held_out(replace(p, pretraining=stage, tuning=tuning), paragraphs)
 
 
-def _batch(tokens: int, seq_len: int, rows: int, own: float) -> int:
-    """Return the rows of a batch: fewer if the steps were few or if the text has not so many."""
-    while rows > LEAST_ROWS and tokens // (rows * seq_len) < LEAST_STEPS:
-        rows //= 2
-    while rows > 1 and rows * seq_len > own / 2:
-        rows //= 2
-    return rows
+def _affordable(sizes: Iterable[Proposal], job: Job) -> Proposal:
+    """Return the largest proposal that the money buys, with its price. `job` is the largest."""
+    with saying_if_slow("asking SkyPilot for the prices of machines"):
+        market = on_the_market(job, ())
+    known, dearer = Known(bench=bench_results(())), ""
+    for p in sizes:
+        best = _cheapest(p, market, known)
+        buys = best is not None and (best.dollars or 0.0) <= p.options.dollars
+        if buys or not _priced(market):
+            return replace(p, price=_price(best, market) + dearer)
+        dearer = _too_dear(p, best)
+    if best is not None and best.dollars:
+        share = SPARE * p.options.dollars / best.dollars
+        p = replace(
+            p,
+            pretraining=None if p.pretraining is None else shortened(p.pretraining, share),
+            tuning=None if p.tuning is None else fewer_passes(p.tuning, share),
+        )
+        best = _cheapest(p, market, known)
+    return replace(p, price=_price(best, market) + dearer)
 
 
-def fine_tuning(amount: Amount, start: Start | None) -> FineTuning:
-    """Return how conversations are learned, by a base or after pretraining."""
-    context = ROW_LENGTHS[0] if start is None else start.context
-    per_token = BYTES_PER_TOKEN[4_096] if start is None else start.bytes_per_token
-    tokens = (amount.chat_bytes + TEMPLATE_BYTES * amount.conversations) / per_token
-    wanted = (amount.long_conversation + TEMPLATE_BYTES) / per_token * 1.1
-    lengths = [n for n in ROW_LENGTHS if n <= context] or [context]
-    seq_len = min((n for n in lengths if n >= wanted), default=lengths[0])
-    rows = max(1, round(tokens / seq_len * 1.05))
-    most = int(PASSES * rows / CHAT_STEPS)
-    batch = min(CHAT_ROWS, 1 << (most.bit_length() - 1) if most else 1)
-    count = amount.conversations
-    held_out = 0.05 if count < 5000 else 0.01
-    if count < 500:  # five at least, as far as that leaves enough
-        held_out = min(0.3, max(0.1, 5 / max(1, count)))
-    large = start is not None and (start.parameters or 0) > LORA_FROM
-    rate, why = OWN_CHAT_RATE if start is None else None, "nine of ten conversations fit"
-    why = why if seq_len >= wanted else "the most that is proposed; longer conversations are cut"
-    return FineTuning(rows, seq_len, batch, PASSES, held_out, large, rate, why)
+def _too_dear(p: Proposal, best: Estimate | None) -> str:
+    """Return what a proposal that is too dear would cost."""
+    if best is None or best.dollars is None or p.prefers is not None:
+        return ""
+    preset = None if p.pretraining is None else p.pretraining.preset
+    return f". All of {preset or 'it'} would cost {money(best.dollars)}"
 
 
-def shortened(stage: Pretraining, share: float) -> Pretraining:
-    """Return the stage with this share of its tokens, so that it costs about this share."""
-    tokens = max(stage.global_batch * stage.seq_len, int(stage.tokens * share))
-    return replace(stage, tokens=tokens)
+def _cheapest(p: Proposal, market: Compared, known: Known) -> Estimate | None:
+    """Return the cheapest way to train a proposal; None: no price.
+
+    This is the only place that asks the planner.
+    """
+    job = _job_of(p)
+    estimates = (estimate(job, offer, known) for offer in market.offers)
+    priced = [e for e in estimates if e.fits and e.dollars is not None]
+    return min(priced, key=lambda e: e.dollars or 0.0, default=None)
 
 
-def fewer_passes(stage: FineTuning, share: float) -> FineTuning:
-    """Return the stage with this share of its passes, so that it costs about this share."""
-    return replace(stage, epochs=max(0.01, round(stage.epochs * share, 2)))
+def _priced(market: Compared) -> bool:
+    return any(offer.price is not None for offer in market.offers)
+
+
+def _price(found: Estimate | None, market: Compared) -> str:
+    """Return the price in a sentence, or that there is none."""
+    if found is None and not _priced(market):
+        why = "; ".join(note for note in market.notes if not note.startswith("prices"))
+        said = f"no price for any card today{f' ({why})' if why else ''}"
+        return f"{said}, so --dollars did not limit the size"
+    if found is None:
+        return "it fits on no card that has a price today; `pion plan` says why"
+    assert found.dollars is not None
+    assert found.hours is not None
+    return (
+        f"{money(found.dollars)}: about {minutes_or_hours(found.hours)} on {found.offer} at "
+        f"${found.offer.price:.2f}/h, the cheapest of "
+        f"{len({offer.gpu for offer in market.offers})} types of GPU today"
+    )
+
+
+def _job_of(p: Proposal) -> Job:
+    """Return the job that is proposed, with its number of rows."""
+
+    def find(values: dict[str, Any]) -> Base:
+        assert p.base is not None
+        assert p.base.base is not None
+        return p.base.base
+
+    job = job_of_text(job_text(p), p.options.target, find)
+    if p.tuning is not None:
+        job.section("sft" if p.prefers is None else "prefer").know_rows(p.tuning.rows)
+    return job

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pion.data.documents.find_files import PACKED_SUFFIXES, PARQUET_SUFFIXES
 from pipeline.new.files import Group
-from pipeline.new.read import Item, Progress, read_file
+from pipeline.new.read import Item, Progress, Record, read_file
 
 # So many bytes are read, of all files together.
 LOOK_BYTES = 64 << 20
@@ -17,6 +17,8 @@ LOOK_BYTES = 64 << 20
 MOST_FILES, MOST_SMALL_FILES = 64, 2_000
 # So many records are read, of all files together.
 MOST_RECORDS = 100_000
+# Of files, the first records, each with its `file:line`.
+Firsts = list[tuple[Path, list[tuple[str, Record]]]]
 # From so many files and records, the layout is known.
 LAYOUT_FILES, LAYOUT_RECORDS = 16, 100
 # So many records of a file, readable or not, are tried for that.
@@ -39,18 +41,15 @@ class Sample:
         return 1.0 if self.whole else self.bytes / max(1, self.stored)
 
 
-def first_records(group: Group) -> list[tuple[Path, list[Item]]]:
-    """Return the first records of some files, which show their layout."""
+def first_records(group: Group) -> Firsts:
+    """Return the first records of some files, which show their layout; of text, none are needed."""
     found = []
-    for file in spread(group.files, LAYOUT_FILES):
-        items: list[Item] = []
-        found_in = read_file(group.kind, file, LOOK_BYTES // LAYOUT_FILES, Progress())
-        for item in islice(found_in, TRIED_RECORDS):
-            if item.record is not None:
-                items.append(item)
-            if len(items) == LAYOUT_RECORDS:
-                break
-        found.append((file, items))
+    for file in spread(group.files, LAYOUT_FILES) if group.kind != "text" else ():
+        items = read_file(group.kind, file, LOOK_BYTES // LAYOUT_FILES, Progress())
+        tried = islice(items, TRIED_RECORDS)
+        known = ((item.where, item.record) for item in tried if item.record is not None)
+        if records := list(islice(known, LAYOUT_RECORDS)):
+            found.append((file, records))
     return found
 
 

@@ -74,9 +74,9 @@ def _copy(
         for item in read_file(reading.group.kind, file, float("inf"), Progress()):
             problem, record = item.problem, {}
             if item.record is not None:
-                record = dict(reading.usable(item.record))
+                record = reading.usable(item.record)
                 try:
-                    reading.text_of(record, item.where)
+                    reading.content(record, item.where)
                 except BadInput as error:
                     problem = str(error)
             done += item.bytes

@@ -205,7 +205,6 @@ PRINTS_ITSELF = {
     "pipeline/job/reference.py": "docs/jobs.md",
     "pipeline/ladder/command.py": "how far it is, through printable()",
     "pipeline/models/find.py": "which run is left out, through printable()",
-    "pipeline/new/to_jsonl.py": "errors, through printable()",
     "pipeline/rent/on_machine/boot_check.py": "starts without packages, and prints its own words",
     "pipeline/rent/on_machine/gpu_check.py": "prints its own words",
     "pipeline/run/signals.py": "prints its own words",

@@ -20,7 +20,7 @@ from tests.pipeline.ladder.fake_runs import write_job as write_ladder_job
 from tests.pipeline.ladder.test_climb import SMALL as SMALL_LADDER
 from tests.pipeline.ladder.test_search import best_at_2e3
 from tests.pipeline.new.test_command import CHATS
-from tests.pipeline.new.test_pairs import LAYOUTS as PAIRS
+from tests.pipeline.new.test_proposal import LAYOUTS as PAIRS
 from tests.support import own_data
 from tests.support.chat_templates import CHATML
 from tests.support.core_bundle import write_bundle

@@ -11,7 +11,7 @@ import pytest
 from pipeline.base.keep import tokenizer_of_base
 from pipeline.base.read_job import read_job
 from pipeline.job import Job
-from pipeline.new.command import name_of
+from pipeline.new.options import name_of
 from pipeline.rent.check.command import run_checks
 from pipeline.stages.prepare import prepare_pretrain, prepare_sft
 from tests.pipeline.conftest import Pion
@@ -148,7 +148,7 @@ def test_text_and_conversations_are_two_stages_if_that_is_asked_for(
 
 @pytest.fixture
 def no_price_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr("pipeline.new.draft.todays_market")
+    monkeypatch.delattr("pipeline.new.proposal.on_the_market")
 
 
 CALL = {"type": "function", "function": {"name": "track_letter", "arguments": {"number": 7}}}

@@ -8,9 +8,9 @@ import pytest
 
 from pion.errors import BadInput
 from pipeline.new.chats import parse_roles
-from pipeline.new.decide import Wishes, decide
+from pipeline.new.decide import decide
 from pipeline.new.files import find_data
-from pipeline.new.layouts import Asked, TextColumn, TurnsColumn
+from pipeline.new.layouts import TextColumn, TurnsColumn, Wishes
 from pipeline.new.look import Reading
 from tests.support.own_data import (
     csv_texts,
@@ -92,17 +92,17 @@ def test_text_and_conversations_are_mixed(tmp_path: Path) -> None:
     said = refusal(tmp_path)
     assert "text and conversations are mixed" in said
     assert "--use text, --use chats, or --use both" in said
-    (text,) = decided(tmp_path, Wishes(Asked(use="text")))
+    (text,) = decided(tmp_path, Wishes(use="text"))
     assert text.group.kind == "text"
-    (chats,) = decided(tmp_path, Wishes(Asked(use="chats")))
+    (chats,) = decided(tmp_path, Wishes(use="chats"))
     assert chats.group.kind == "jsonl"
-    assert len(decided(tmp_path, Wishes(both=True))) == 2
+    assert len(decided(tmp_path, Wishes(use="both"))) == 2
 
 
 def test_text_and_conversations_are_mixed_in_files_of_one_kind(tmp_path: Path) -> None:
     jsonl_texts(tmp_path)
     chats = messages(tmp_path)
-    said = refusal(tmp_path, Wishes(both=True))
+    said = refusal(tmp_path, Wishes(use="both"))
     assert f"articles.jsonl is text, and {chats} has conversations" in said
     assert "Give one of the files" in said
 
@@ -115,4 +115,4 @@ def test_both_layouts_of_conversations_may_be_in_one_folder(tmp_path: Path) -> N
 
 
 def test_there_is_nothing_of_what_was_asked_for(tmp_path: Path) -> None:
-    assert "has no chats, only text" in refusal(jsonl_texts(tmp_path), Wishes(Asked(use="chats")))
+    assert "has no chats, only text" in refusal(jsonl_texts(tmp_path), Wishes(use="chats"))

@@ -10,13 +10,14 @@ import pytest
 from pion.data.records.layouts import read_conversation
 from pion.errors import BadInput
 from pipeline.new.layouts import (
-    Asked,
-    Layout,
+    Columns,
     PairColumns,
     TextColumn,
     TurnsColumn,
     Undecided,
+    Wishes,
     layout_of,
+    option_of,
     read_by_jobs,
     unused,
 )
@@ -25,8 +26,8 @@ PROSE = "a text of several words, which goes on"
 TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 
 
-def of(record: dict[str, Any], **asked: str) -> Layout | Undecided:
-    return layout_of([record], Asked(**asked), "data.jsonl")
+def of(record: dict[str, Any], **wishes: Any) -> Columns | Undecided:
+    return layout_of([record], Wishes(**wishes), "data.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -58,7 +59,9 @@ def of(record: dict[str, Any], **asked: str) -> Layout | Undecided:
         ),
     ],
 )
-def test_columns_are_known_by_their_names_and_texts(record: dict[str, Any], layout: Layout) -> None:
+def test_columns_are_known_by_their_names_and_texts(
+    record: dict[str, Any], layout: Columns
+) -> None:
     assert of(record) == layout
 
 
@@ -86,15 +89,15 @@ def test_what_could_be_two_things_is_asked(
 ) -> None:
     found = of(record)
     assert isinstance(found, Undecided)
-    assert (found.option, found.answers) == (option, answers)
+    assert (option_of(found.name), found.answers) == (option, answers)
 
 
 def test_an_option_decides() -> None:
-    assert of({"title": PROSE, "body": PROSE}, text="body") == TextColumn("body")
-    assert of({"chosen": TURNS, "rejected": TURNS}, turns="chosen") == TurnsColumn(
+    assert of({"title": PROSE, "body": PROSE}, text_column="body") == TextColumn("body")
+    assert of({"chosen": TURNS, "rejected": TURNS}, turns_column="chosen") == TurnsColumn(
         "chosen", "role", "content"
     )
-    assert of({"x": "a", "y": "b"}, question="x", answer="y") == PairColumns("x", "y")
+    assert of({"x": "a", "y": "b"}, question_column="x", answer_column="y") == PairColumns("x", "y")
     record = {"question": "Why?", "answer": "So.", "text": PROSE}
     assert of(record, use="text") == TextColumn("text")
     assert of(record, use="chats") == PairColumns("question", "answer")
@@ -104,7 +107,7 @@ def test_a_column_that_is_not_there_is_refused_with_the_nearest() -> None:
     with pytest.raises(
         BadInput, match=r"--text-column bdy: data\.jsonl has no such column; did you"
     ):
-        of({"title": PROSE, "body": PROSE}, text="bdy")
+        of({"title": PROSE, "body": PROSE}, text_column="bdy")
 
 
 def test_records_without_text_are_refused_with_their_columns() -> None:
@@ -140,7 +143,7 @@ def test_columns_that_are_not_read_are_known() -> None:
     ],
 )
 def test_a_copy_is_written_only_of_what_jobs_do_not_read(
-    record: dict[str, Any], layout: Layout, direct: bool
+    record: dict[str, Any], layout: Columns, direct: bool
 ) -> None:
     assert of(record) == layout
     assert read_by_jobs(layout, [record]) is direct

@@ -10,11 +10,10 @@ import pytest
 
 from pion.data.records.layouts import read_conversation
 from pion.errors import BadInput
-from pipeline.new.decide import Wishes, decide
+from pipeline.new.decide import decide
 from pipeline.new.files import find_data
-from pipeline.new.layouts import TextColumn, is_chat
+from pipeline.new.layouts import Preferences, TextColumn, Wishes, is_chat
 from pipeline.new.look import TOOLS_BYTES, Reading, look_at
-from pipeline.new.pairs_look import has_preferences
 from tests.support.peer_layouts import Example, conversation_said, examples
 
 LAYOUTS = {
@@ -30,14 +29,11 @@ USABLE = {
 COPIED = {"axolotl/oasst_upper_case.jsonl", "hub/complex_cot.jsonl", "services/dialog.jsonl"}
 
 
-def reading_of(found: list[Example], folder: Path) -> Reading | None:
-    """Return how `pion new` reads these records; None as preferences. Raises BadInput."""
+def reading_of(found: list[Example], folder: Path) -> Reading:
+    """Return how `pion new` reads these records. Raises BadInput."""
     file = folder / "data.jsonl"
     file.write_text("".join(json.dumps(example.value) + "\n" for example in found))
-    data = find_data(file)
-    if has_preferences(data):
-        return None
-    (reading,) = decide(data, Wishes())
+    (reading,) = decide(find_data(file), Wishes())
     return reading
 
 
@@ -45,11 +41,10 @@ def reading_of(found: list[Example], folder: Path) -> Reading | None:
 def test_what_a_job_reads_is_proposed_without_a_question(name: str, tmp_path: Path) -> None:
     found = USABLE[name]
     reading = reading_of(found, tmp_path)
-    if found[0].stage == "prefer":
-        assert reading is None
-        return
-    assert reading is not None
     assert reading.direct
+    if found[0].stage == "prefer":
+        assert reading.layout == Preferences()
+        return
     if found[0].stage == "text":
         assert reading.layout == TextColumn("text")
         return
@@ -67,16 +62,15 @@ def test_what_a_job_refuses_is_not_proposed(name: str, tmp_path: Path) -> None:
             reading = reading_of([example], tmp_path)
         except BadInput:
             continue
-        if reading is not None:  # the look, which reads each record, refuses it
+        if reading.layout != Preferences():  # the look, which reads each record, refuses it
             assert is_chat(reading.layout), reading.layout
             with pytest.raises(BadInput):
-                reading.text_of(reading.usable(example.value), example.where)
+                reading.content(reading.usable(example.value), example.where)
 
 
 def test_rows_have_room_for_tools_and_calls(tmp_path: Path) -> None:
     found = USABLE["ms_swift/agent.jsonl"]
     reading = reading_of(found, tmp_path)
-    assert reading is not None
     for example, length in zip(found, look_at(reading).lengths, strict=True):
         record = example.value
         said = sum(len(message["content"]) for message in record["messages"])

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.new.decide import Wishes, decide
+from pipeline.new.decide import decide
 from pipeline.new.files import find_data
-from pipeline.new.look import Look, in_words, look_at
+from pipeline.new.layouts import Wishes
+from pipeline.new.look import Look, look_at
+from pipeline.new.words import of_look
 from tests.support.own_data import bad_line, jsonl_texts, parquet_texts, prompter, write_lines
 
 
@@ -22,7 +24,7 @@ def test_it_counts_and_measures_all_of_small_data(tmp_path: Path) -> None:
     found = look(jsonl_texts(tmp_path))
     assert found.sample.whole
     assert found.all_records == 600
-    first, second, third = in_words(found)
+    first, second, third, *_ = of_look(found)
     assert first.endswith("all of it looked at")
     assert second.startswith("600 documents, ")
     assert third == "language, roughly: English 100%"
@@ -37,7 +39,7 @@ def test_of_more_data_it_looks_at_a_part_and_says_so(tmp_path: Path, write: obje
     assert part.records < 0.5 * whole.records
     assert part.all_records == pytest.approx(whole.all_records, rel=0.1)
     assert part.all_text_bytes == pytest.approx(whole.all_text_bytes, rel=0.1)
-    first, second, *_ = in_words(part)
+    first, second, *_ = of_look(part)
     assert "Looked at the first part of 1 file" in first
     assert second.startswith("≈ ")
 
@@ -63,7 +65,7 @@ def test_copies_and_blanks_are_counted(tmp_path: Path) -> None:
     texts = ["a text of words", "another text", "a text of words", " "]
     found = look(write_lines(tmp_path / "t.jsonl", [{"text": text} for text in texts]))
     assert (found.records, found.twice, found.blank) == (3, 1, 1)
-    assert any(line.startswith("twice: 1 of 3 (33.3%)") for line in in_words(found))
+    assert any(line.startswith("twice: 1 of 3 (33.3%)") for line in of_look(found))
 
 
 def test_other_names_of_roles_are_noted(tmp_path: Path) -> None:

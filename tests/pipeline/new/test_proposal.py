@@ -1,150 +1,240 @@
-"""The rules of docs/own-data.md, with their borders."""
+"""`pion new` on preferences: the job that it writes, what it prints, and what it refuses."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import csv
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pipeline.new.proposal import (
-    ENGLISH_BASES,
-    MOST_EPOCHS,
-    OTHER_BASES,
-    PRESETS,
-    TOKENS_PER_PARAMETER,
-    Amount,
-    Start,
-    continued,
-    default_base,
-    fewer_passes,
-    fine_tuning,
-    pretrainings,
-    shortened,
-    vocabulary,
-)
-from tests.paths import REPOSITORY
-
-DOCUMENTS = {"documents": 100_000, "long_document": 8000}
-SMALL = Start("small", 135_000_000, 2048)
+from pion.data.preference.rendering import IDENTICAL
+from pipeline.base.read_job import read_job
+from pipeline.new.files import find_data
+from pipeline.new.layouts import Preferences
+from pipeline.new.look import Reading, look_at
+from pipeline.rent.check.texts import check_preferences
+from tests.pipeline.conftest import Pion
+from tests.pipeline.rent.conftest import SkyHome
+from tests.support.chat_templates import CHATML
+from tests.support.in_process_renderer import InProcessRenderer
+from tests.support.instruct_model import write_instruct_model
+from tests.support.preference_files import label_of, pair_of, write_jsonl
 
 
-def text(megabytes: float) -> Amount:
-    return Amount(text_bytes=int(megabytes * 1e6), **DOCUMENTS)
+@pytest.fixture(autouse=True)
+def quick_renderer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
+
+
+@pytest.fixture(scope="module")
+def chat_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with a chat template."""
+    return write_instruct_model(tmp_path_factory.mktemp("chat") / "base", "smollm2", CHATML)
+
+
+def messages_of(number: int) -> dict[str, Any]:
+    pair = pair_of(number)
+    prompt = {"role": "user", "content": pair["prompt"]}
+    return {
+        side: [prompt, {"role": "assistant", "content": pair[side]}]
+        for side in ("chosen", "rejected")
+    }
+
+
+def openai_of(number: int) -> dict[str, Any]:
+    pair = messages_of(number)
+    return {
+        "input": {"messages": pair["chosen"][:1]},
+        "preferred_output": pair["chosen"][1:],
+        "non_preferred_output": pair["rejected"][1:],
+    }
+
+
+def alpaca_of(number: int) -> dict[str, Any]:
+    pair = pair_of(number)
+    return {"instruction": "Answer.", "input": pair.pop("prompt"), **pair}
+
+
+def corrected_of(number: int) -> dict[str, Any]:
+    pair = messages_of(number)
+    return {"messages": pair["chosen"], "rejected_response": pair["rejected"][1]["content"]}
+
+
+def numbered_of(number: int) -> dict[str, Any]:
+    labelled = label_of(number)
+    return {**labelled, "label": int(labelled["label"])}
+
+
+LAYOUTS: dict[str, tuple[Callable[[int], dict[str, Any]], str]] = {
+    "explicit": (pair_of, "dpo-norm"),
+    "implicit": (messages_of, "dpo-norm"),
+    "OpenAI": (openai_of, "dpo-norm"),
+    "labels": (label_of, "apo-zero"),
+    "Alpaca's": (alpaca_of, "dpo-norm"),
+    "a worse answer": (corrected_of, "dpo-norm"),
+    "labels that are numbers": (numbered_of, "apo-zero"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_job_for_each_layout_passes_the_check_of_its_preferences(
+    layout: str, here: Path, pion: Pion, sky_home: SkyHome, chat_base: Path
+) -> None:
+    record_of, loss = LAYOUTS[layout]
+    write_jsonl(here / "prefs.jsonl", [record_of(number) for number in range(200)])
+    code, printed, errors = pion("new", "prefs.jsonl", "--from", str(chat_base))
+    assert code == 0, errors
+    job = read_job(here / "prefs.yaml")
+    assert job.train_stages == ["prefer"]
+    assert job.prefer is not None
+    assert job.prefer.loss == loss
+    rows = {row.name: row.words for row in check_preferences(job)}
+    assert "left out" not in rows["preferences"], "every pair fits into a row"
+    assert "batch" not in rows or "512 are usual" in rows["batch"]
+    assert printed.count("⟦") == (3 if loss == "dpo-norm" else 2)
+    assert re.search(r"price          (<\$0\.01|\$0\.\d\d): about \d+ min on ", printed)
+    assert "note: read when this is not worth it" in printed
+
+
+def test_it_says_what_the_pairs_will_teach(
+    here: Path, pion: Pion, sky_home: SkyHome, chat_base: Path
+) -> None:
+    longer = [pair_of(n, chosen="a much longer answer " * 9) for n in range(40)]
+    odd = [
+        pair_of(41, chosen="same", rejected="same"),
+        pair_of(42, score_chosen=1, score_rejected=1),
+    ]
+    write_jsonl(here / "prefs.jsonl", [*longer, *odd])
+    code, printed, _ = pion("new", "prefs.jsonl", "--from", str(chat_base), "--dry-run")
+    assert code == 0
+    assert not (here / "prefs.yaml").exists()
+    assert "40 pairs, " in printed
+    assert "the chosen answer is the longer one in 100%" in printed
+    assert "left out: 1, because chosen and rejected are the same tokens" in printed
+    assert "left out: 1, because chosen and rejected are equally good" in printed
+    assert "note: the chosen answers are mostly the longer ones" in printed
+    assert "note: 40 pairs are few" in printed
+
+
+def called(number: int) -> dict[str, Any]:
+    """A call of a tool, without a text."""
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": number}}}
+    return {"role": "assistant", "content": "", "tool_calls": [call]}
+
+
+def test_answers_that_may_be_different_tokens_are_counted(tmp_path: Path) -> None:
+    """Some templates keep spaces and write calls. Only the tokens decide, which a look lacks."""
+    prompt = {"role": "user", "content": "Add."}
+    spaces = pair_of(1, chosen="same", rejected=" same ")
+    calls, equal = (
+        {side: [prompt, called(n)] for side, n in (("chosen", 1), ("rejected", other))}
+        for other in (2, 1)
+    )
+    file = write_jsonl(tmp_path / "prefs.jsonl", [spaces, calls, equal])
+    (group,) = find_data(file).groups
+    look = look_at(Reading(group, Preferences(), direct=True))
+    assert not look.problems
+    assert len(look.lengths) == 2
+    assert look.left_out == {IDENTICAL: 1}
+
+
+def with_a_call(number: int) -> dict[str, Any]:
+    pair = messages_of(number)
+    return {**pair, "chosen": [pair["chosen"][0], called(number)]}
 
 
 @pytest.mark.parametrize(
-    ("megabytes", "largest"),
+    ("records", "expected"),
     [
-        (1, "pion2-max-nano"),
-        (200, "pion2-max-nano"),
-        (300, "pion2-max-nano"),
-        (1_800, "pion2-max-micro"),
-        (2_700, "pion2-max-small"),
-        (7_500, "pion2-max-large"),
-        (20_000, "pion2-max-xl"),
+        ([*map(messages_of, range(30)), with_a_call(30)], "prefs.jsonl:31: answer 1 calls 'add'"),
+        ([pair_of(n, score_chosen=1, score_rejected=2) for n in range(40)], "lower score"),
+        ([pair_of(1)], "prefer"),
     ],
 )
-def test_the_largest_preset_has_twenty_tokens_for_each_parameter_in_four_passes(
-    megabytes: float, largest: str
+def test_what_check_would_refuse_is_refused_before_prices_are_asked(
+    records: list[dict[str, Any]],
+    expected: str,
+    here: Path,
+    pion: Pion,
+    chat_base: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found = list(pretrainings(text(megabytes)))
-    assert found[0].preset == largest
-    assert found[-1].preset == "pion2-max-nano"
-    for stage in found:
-        assert stage.parameters is not None
-        assert stage.epochs <= MOST_EPOCHS * 1.001
-        wanted = TOKENS_PER_PARAMETER * stage.parameters
-        assert stage.tokens == wanted or (
-            stage.preset == "pion2-max-nano" and stage.tokens < wanted
-        )
+    monkeypatch.delattr("pipeline.new.proposal.on_the_market")
+    write_jsonl(here / "prefs.jsonl", records)
+    code, _, errors = pion("new", "prefs.jsonl", "--from", str(chat_base))
+    assert code == 2
+    assert expected in errors
+    assert not (here / "prefs.yaml").exists()
 
 
-def test_a_smaller_preset_always_costs_less() -> None:
-    tokens = [s.tokens * (s.parameters or 0) for s in pretrainings(text(30_000))]
-    assert tokens == sorted(tokens, reverse=True)
-    assert len(tokens) == len(PRESETS)
+def test_less_money_buys_fewer_passes(
+    here: Path, pion: Pion, sky_home: SkyHome, chat_base: Path
+) -> None:
+    write_jsonl(here / "prefs.jsonl", [pair_of(number) for number in range(400)])
+    assert pion("new", "prefs.jsonl", "--from", str(chat_base), "--dollars", "1e-6")[0] == 0
+    job = read_job(here / "prefs.yaml")
+    assert job.prefer is not None
+    assert job.prefer.epochs is not None
+    assert job.prefer.epochs < 1
 
 
 @pytest.mark.parametrize(
-    ("megabytes", "size"), [(0.5, 2048), (5, 4096), (50, 8192), (500, 16384), (5000, 32768)]
+    ("records", "options", "expected"),
+    [
+        ([pair_of(1), pair_of(2, chosen=None)], (), "prefs.jsonl:2: key 'chosen' is missing"),
+        ([pair_of(1), label_of(2)], (), "prefs.jsonl:2: pairs and single answers are mixed"),
+        ([pair_of(n, chosen="") for n in range(3)], (), "no preferences that can be learned"),
+        ([pair_of(1)], ("--from", "none"), "they need a model that answers"),
+    ],
 )
-def test_the_vocabulary_follows_from_the_text(megabytes: float, size: int) -> None:
-    assert vocabulary(int(megabytes * 1e6), "pion2-max-xl") == size
-    assert vocabulary(int(megabytes * 1e6), "pion2-max-nano") == min(size, 16384)
-
-
-def test_there_are_a_thousand_steps_unless_the_batch_is_at_its_smallest() -> None:
-    for megabytes in (1, 10, 100, 1000, 10_000):
-        for stage in pretrainings(text(megabytes)):
-            assert stage.steps >= 1000 or stage.global_batch <= 8
-
-
-@pytest.mark.parametrize("megabytes", [0.05, 0.2, 1, 10])
-def test_little_text_still_fills_batches_and_held_out_rows(megabytes: float) -> None:
-    stage = next(pretrainings(replace(text(megabytes), documents=100)))
-    rows = stage.own_tokens // stage.seq_len
-    assert rows * stage.held_out >= 4
-    assert rows * (1 - stage.held_out) >= stage.global_batch
-
-
-def test_text_of_fewer_than_five_million_tokens_starts_from_a_base() -> None:
-    assert default_base(text(10), english=True) == ENGLISH_BASES[1]
-    assert default_base(text(10), english=False) == OTHER_BASES[1]
-    assert default_base(text(25), english=True) is None
-
-
-def test_conversations_alone_start_from_a_model_that_can_talk() -> None:
-    chats = Amount(chat_bytes=10**6, conversations=1000, long_conversation=1500)
-    assert default_base(chats, english=True) == ENGLISH_BASES[0]
-    assert default_base(chats, english=False) == OTHER_BASES[0]
-
-
-def test_a_base_is_trained_on_text_at_a_low_rate_within_its_context() -> None:
-    stage = continued(text(10), replace(SMALL, context=512))
-    assert (stage.preset, stage.vocab_size, stage.seq_len, stage.lr) == (None, None, 512, 1e-4)
-    assert stage.epochs == pytest.approx(3, rel=0.01)
-
-
-@pytest.mark.parametrize(
-    ("conversations", "held_out", "batch"), [(100, 0.1, 4), (2000, 0.05, 16), (50_000, 0.01, 16)]
-)
-def test_conversations_make_thirty_steps_if_they_can(
-    conversations: int, held_out: float, batch: int
+def test_what_can_not_be_used_is_refused_and_nothing_is_written(
+    records: list[dict[str, Any]], options: tuple[str, ...], expected: str, here: Path, pion: Pion
 ) -> None:
-    amount = Amount(
-        chat_bytes=500 * conversations, conversations=conversations, long_conversation=700
-    )
-    stage = fine_tuning(amount, SMALL)
-    assert (stage.held_out, stage.global_batch, stage.seq_len) == (held_out, batch, 256)
-    assert not stage.lora
-    assert stage.lr is None
+    write_jsonl(here / "prefs.jsonl", records)
+    code, _, errors = pion("new", "prefs.jsonl", *options)
+    assert code == 2
+    assert expected in errors
+    assert "Nothing was written" in errors
+    assert [path.name for path in here.iterdir()] == ["prefs.jsonl"]
 
 
-@pytest.mark.parametrize(("longest", "why"), [(4000, "nine of ten"), (8000, "the most that is")])
-def test_longer_conversations_than_any_row_are_not_said_to_fit(longest: int, why: str) -> None:
-    amount = Amount(chat_bytes=10**6, conversations=1000, long_conversation=longest)
-    stage = fine_tuning(amount, SMALL)
-    assert stage.seq_len == 2048
-    assert stage.why_rows.startswith(why)
+def test_pairs_next_to_text_are_refused(here: Path, pion: Pion) -> None:
+    folder = here / "data"
+    folder.mkdir()
+    write_jsonl(folder / "pairs.jsonl", [pair_of(1)])
+    write_jsonl(folder / "texts.jsonl", [{"text": "A text, and no pair."}])
+    code, _, errors = pion("new", "data")
+    assert code == 2
+    assert "preferences and other data are mixed: data/pairs.jsonl" in errors
 
 
-def test_a_large_base_gets_lora_and_a_small_model_of_ones_own_a_higher_rate() -> None:
-    amount = Amount(chat_bytes=10**6, conversations=1000, long_conversation=1500)
-    assert fine_tuning(amount, replace(SMALL, parameters=600_000_000)).lora
-    assert fine_tuning(amount, None).lr == 1e-4
+def test_a_job_reads_a_copy_of_a_table_with_pairs(
+    here: Path, pion: Pion, sky_home: SkyHome, chat_base: Path
+) -> None:
+    records = [pair_of(number) for number in range(200)]
+    with (here / "prefs.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, records[0])
+        table.writeheader()
+        table.writerows(records)
+    code, printed, errors = pion("new", "prefs.csv", "--from", str(chat_base))
+    assert code == 0, errors
+    assert "wrote prefs-pairs.jsonl: 200 records" in printed
+    assert "note: the template was not tried on the pairs: `pion check` tries it" in printed
+    job = read_job(here / "prefs.yaml")
+    assert job.train_stages == ["prefer"]
+    rows = {row.name: row.words for row in check_preferences(job)}
+    assert rows["preferences"].startswith("184 pairs in")
 
 
-def test_less_money_buys_fewer_tokens_and_passes() -> None:
-    stage = next(pretrainings(text(300)))
-    assert shortened(stage, 0.25).tokens == stage.tokens // 4
-    assert shortened(stage, 1e-9).steps == 1
-    chats = fine_tuning(Amount(0, 0, 0, 10**6, 1000, 1500), SMALL)
-    assert fewer_passes(chats, 0.5).epochs == 1.5
-
-
-def test_the_page_about_them_has_their_numbers() -> None:
-    page = (REPOSITORY / "docs" / "own-data.md").read_text(encoding="utf-8")
-    for preset, (size, tokens) in PRESETS.items():
-        assert f"| `{preset}` | {size:,} | {tokens:,} |" in page
-    for source in (*ENGLISH_BASES, *OTHER_BASES):
-        assert source in page
+def test_a_person_may_read_pairs_as_conversations(
+    here: Path, pion: Pion, sky_home: SkyHome, chat_base: Path
+) -> None:
+    """With an option that names columns, the chosen answers are the conversations."""
+    write_jsonl(here / "prefs.jsonl", [pair_of(number) for number in range(40)])
+    columns = ("--question-column", "prompt", "--answer-column", "chosen")
+    code, _, errors = pion("new", "prefs.jsonl", "--from", str(chat_base), *columns)
+    assert code == 0, errors
+    assert read_job(here / "prefs.yaml").train_stages == ["sft"]

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pion.data.records.layouts import read_conversation
 from pion.errors import BadInput
 from pipeline.new.chats import parse_roles
-from pipeline.new.decide import Wishes, decide
+from pipeline.new.decide import decide
 from pipeline.new.files import find_data
-from pipeline.new.layouts import Asked
+from pipeline.new.layouts import Wishes
 from pipeline.new.look import Reading
 from pipeline.new.write_copy import Copied, write_copy
 from tests.support.own_data import alpaca, bad_line, csv_texts, customers, cut_gzip
+from tests.support.preference_files import pair_of
 
 
 def reading(path: Path, wishes: Wishes | None = None) -> Reading:
@@ -39,7 +43,7 @@ def test_alpaca_in_a_list_becomes_lines_that_a_job_reads(tmp_path: Path) -> None
 
 def test_a_table_becomes_texts(tmp_path: Path) -> None:
     copy = tmp_path / "copy.jsonl"
-    source = reading(csv_texts(tmp_path), Wishes(Asked(text="body")))
+    source = reading(csv_texts(tmp_path), Wishes(text_column="body"))
     assert write_copy(source, copy, skip=False) == Copied(300, 0)
     assert {tuple(line) for line in lines(copy)} == {("text",)}
 
@@ -63,6 +67,38 @@ def test_what_can_t_be_read_is_left_out_only_if_that_is_asked_for(tmp_path: Path
     assert len(lines(tmp_path / "rest.jsonl")) == damaged.records > 100
 
 
+def table_of(records: list[dict[str, Any]], delimiter: str) -> str:
+    stream = io.StringIO()
+    table = csv.DictWriter(stream, records[0], delimiter=delimiter)
+    table.writeheader()
+    table.writerows(records)
+    return stream.getvalue()
+
+
+PAIRS = [pair_of(number, chosen=f"one; two, {number}") for number in range(40)]
+LINES = "".join(json.dumps(record) + "\n" for record in PAIRS)
+# The files of each case.
+TABLES: dict[str, dict[str, str]] = {
+    "a list": {"prefs.json": json.dumps(PAIRS)},
+    "an object on each line": {"prefs.json": LINES},
+    "csv": {"prefs.csv": table_of(PAIRS, ",")},
+    "tsv": {"prefs.tsv": table_of(PAIRS, "\t")},
+    "semicolons": {"prefs.csv": table_of(PAIRS, ";")},
+    "a byte order mark": {"prefs.csv": "\ufeff" + table_of(PAIRS, ",")},
+    "two files": {"1.csv": table_of(PAIRS[:9], ","), "2.csv": table_of(PAIRS[9:], ";")},
+}
+
+
+@pytest.mark.parametrize("files", TABLES.values(), ids=TABLES)
+def test_pairs_in_tables_become_lines(files: dict[str, str], tmp_path: Path) -> None:
+    data, copy = tmp_path / "data", tmp_path / "copy.jsonl"
+    data.mkdir()
+    for name, text in files.items():
+        (data / name).write_text(text)
+    write_copy(reading(data), copy, skip=False)
+    assert lines(copy) == PAIRS
+
+
 def test_an_existing_file_is_never_replaced(tmp_path: Path) -> None:
     copy = tmp_path / "copy.jsonl"
     copy.write_text("mine")
@@ -74,7 +110,7 @@ def test_an_existing_file_is_never_replaced(tmp_path: Path) -> None:
 
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     path = csv_texts(tmp_path)
-    source = reading(path, Wishes(Asked(text="body")))
+    source = reading(path, Wishes(text_column="body"))
     with path.open("r+b") as file:
         file.truncate(shutil.disk_usage(tmp_path).free + (1 << 30))  # a hole
     with pytest.raises(BadInput, match=r"the copy needs about .* are free"):

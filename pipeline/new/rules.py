@@ -1,0 +1,278 @@
+"""The rules by which `pion new` proposes a model and its training. docs/own-data.md explains them.
+
+Each rule is a plain function. The sources of the numbers are in docs/sizing.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+# Compute is spent best at about so many tokens for each parameter.
+TOKENS_PER_PARAMETER = 20
+# So often may the same text be read: more teaches little.
+MOST_EPOCHS = 4.0
+# With fewer tokens of own text, start from a trained model.
+LEAST_TOKENS = 5_000_000
+# The presets, the largest first: their largest vocabulary, and tokens in a step (as in jobs/).
+PRESETS: dict[str, tuple[int, int]] = {
+    "pion2-max-xl": (32_768, 524_288),
+    "pion2-max-large": (32_768, 262_144),
+    "pion2-max-base": (32_768, 131_072),
+    "pion2-max-small": (32_768, 131_072),
+    "pion2-max-micro": (32_768, 131_072),
+    "pion2-max-nano": (16_384, 131_072),
+}
+LARGEST, SMALLEST = "pion2-max-xl", "pion2-max-nano"
+# By bytes of text, the size of a vocabulary; and by vocabulary, the bytes of a token (measured).
+VOCABULARIES = ((10**9, 32_768), (10**8, 16_384), (10**7, 8_192), (10**6, 4_096), (0, 2_048))
+BYTES_PER_TOKEN = {2_048: 3.0, 4_096: 3.4, 8_192: 3.75, 16_384: 3.95, 32_768: 4.05}
+# Of a model that others trained, unless its tokenizer can be tried on the data.
+BASE_BYTES_PER_TOKEN = 4.0
+# The rate at which a model of others continues on text, and the rows of its batch.
+BASE_RATE, BASE_ROWS = 1e-4, 32
+# The rate of conversations after a pretraining of one's own.
+OWN_CHAT_RATE = 1e-4
+ROW_LENGTHS = (2048, 1024, 512, 256, 128)
+# With fewer steps, the batch is halved, down to so many rows.
+LEAST_STEPS, LEAST_ROWS = 1000, 8
+# Passes over conversations, and over text by a model that others trained.
+PASSES = 3.0
+# Of preferences, a row takes both answers of so many, with their prompts: 99 of 100.
+MOST_FIT, PAIR_ROW_LENGTHS = 0.99, (4096, 2048, 1024, 512, 256)
+# A step has about so many pairs, as in published recipes; fewer if that gives fewer steps.
+PAIRS, LEAST_PAIRS, PAIR_STEPS = 64, 8, 30
+MOST_PAIR_ROWS = 32
+# A batch of conversations has at most so many rows, and there are at least so many steps.
+CHAT_ROWS, CHAT_STEPS = 16, 30
+# A base with more parameters is fine-tuned with LoRA.
+LORA_FROM = 500_000_000
+# What is proposed where the person names no model to start from: (Instruct, base) by language.
+ENGLISH_BASES = ("HuggingFaceTB/SmolLM2-360M-Instruct", "HuggingFaceTB/SmolLM2-360M")
+OTHER_BASES = ("Qwen/Qwen2.5-0.5B-Instruct", "Qwen/Qwen2.5-0.5B")
+# A template writes so many bytes around each conversation.
+TEMPLATE_BYTES = 60
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much there is to learn from, in bytes of UTF-8; `long_…` is what 90 % do not exceed.
+
+    Preferences count as conversations, and of them `long_…` is what 99 % do not exceed.
+    """
+
+    text_bytes: int = 0
+    documents: int = 0
+    long_document: int = 0
+    chat_bytes: int = 0
+    conversations: int = 0
+    long_conversation: int = 0
+
+
+@dataclass(frozen=True)
+class Start:
+    """The model that training starts from: a base of so many parameters and tokens of context.
+
+    `bytes_per_token` is how its tokenizer does on the data.
+    """
+
+    source: str
+    parameters: int | None
+    context: int
+    bytes_per_token: float = BASE_BYTES_PER_TOKEN
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """A pretraining stage. `preset` and `vocab_size` are None if it starts from a base.
+
+    A preset is trained by the recipe of Pion 2, and a base with the rate `lr`.
+    """
+
+    preset: str | None
+    vocab_size: int | None
+    parameters: int | None
+    own_tokens: int  # of the text, read once
+    tokens: int
+    seq_len: int
+    global_batch: int
+    lr: float | None
+    held_out: float
+    why_rows: str  # why `seq_len`
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps."""
+        return max(1, self.tokens // (self.global_batch * self.seq_len))
+
+    @property
+    def epochs(self) -> float:
+        """How often the text is read."""
+        return self.tokens / max(1, self.own_tokens)
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """A fine-tuning stage, also of preferences. `rows` are about how many there are."""
+
+    rows: int
+    seq_len: int
+    global_batch: int
+    epochs: float
+    held_out: float
+    lora: bool
+    lr: float | None  # None: the default
+    why_rows: str  # why `seq_len`
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps, about."""
+        return max(1, math.ceil(self.epochs * self.rows / self.global_batch))
+
+
+def default_base(amount: Amount, *, english: bool) -> str | None:
+    """Return the model to start from where the person names none; None: start from random weights.
+
+    Conversations alone need a model that can talk, and little text one that knows its language.
+    """
+    instruct, base = ENGLISH_BASES if english else OTHER_BASES
+    if not amount.text_bytes:
+        return instruct
+    own = amount.text_bytes / BYTES_PER_TOKEN[vocabulary(amount.text_bytes, LARGEST)]
+    return None if own >= LEAST_TOKENS else (instruct if amount.conversations else base)
+
+
+def vocabulary(text_bytes: int, preset: str) -> int:
+    """Return the size of the vocabulary for so much text, at most what suits the preset."""
+    by_text = next(size for least, size in VOCABULARIES if text_bytes >= least)
+    return min(by_text, PRESETS[preset][0])
+
+
+def pretrainings(amount: Amount) -> Iterator[Pretraining]:
+    """Yield the presets that the text suffices for, the largest first, and at last the smallest.
+
+    The text suffices if it gives 20 tokens for each parameter in at most four passes.
+    """
+    from pion.config.model_config import ModelConfig
+    from pion.model.params_and_flops import cost_of
+
+    for preset, (_, batch_tokens) in PRESETS.items():
+        vocab_size = vocabulary(amount.text_bytes, preset)
+        parameters = cost_of(ModelConfig.preset(preset, vocab_size=vocab_size)).all_params
+        own = int(amount.text_bytes / BYTES_PER_TOKEN[vocab_size])
+        wanted, most = TOKENS_PER_PARAMETER * parameters, int(MOST_EPOCHS * own)
+        if wanted <= most or preset == SMALLEST:
+            held_out, seq_len, why_rows = _text_rows(amount, own)
+            tokens = min(wanted, most)
+            batch = _batch(tokens, seq_len, batch_tokens // seq_len, own * (1 - held_out))
+            yield Pretraining(
+                *(preset, vocab_size, parameters, own, tokens),
+                *(seq_len, batch, None, held_out, why_rows),
+            )
+
+
+def continued(amount: Amount, start: Start) -> Pretraining:
+    """Return how a base continues to be pretrained on text."""
+    own = int(amount.text_bytes / start.bytes_per_token)
+    held_out, seq_len, why_rows = _text_rows(amount, own, start.context)
+    tokens = int(PASSES * own)
+    batch = _batch(tokens, seq_len, BASE_ROWS, own * (1 - held_out))
+    return Pretraining(
+        *(None, None, start.parameters, own, tokens),
+        *(seq_len, batch, BASE_RATE, held_out, why_rows),
+    )
+
+
+def _text_rows(amount: Amount, own: int, context: int = ROW_LENGTHS[0]) -> tuple[float, int, str]:
+    """Return the held-out share, a row as long as nine of ten documents, at most 2,048 tokens, and
+    why the row is so long.
+
+    Five documents are held out at least, where that is at most a tenth, and rows are short enough
+    that there are 128, four of them held out.
+    """
+    held_out = min(0.1, max(0.02 if own > 10**7 else 0.05, 5 / max(1, amount.documents)))
+    wanted = amount.long_document / BASE_BYTES_PER_TOKEN
+    fitting = [
+        n for n in ROW_LENGTHS if n <= context and 4 * n <= held_out * own and 128 * n <= own
+    ]
+    longest = max(fitting, default=min(context, ROW_LENGTHS[-1]))
+    seq_len = min((n for n in fitting if n >= wanted), default=longest)
+    if seq_len >= wanted:
+        return held_out, seq_len, "nine of ten documents are no longer"
+    if seq_len >= min(context, ROW_LENGTHS[0]):
+        return held_out, seq_len, "the most that is proposed; many documents are longer"
+    return held_out, seq_len, "short, so that the little text fills enough of them"
+
+
+def _batch(tokens: int, seq_len: int, rows: int, own: float) -> int:
+    """Return the rows of a batch: fewer if the steps were few or if the text has not so many."""
+    while rows > LEAST_ROWS and tokens // (rows * seq_len) < LEAST_STEPS:
+        rows //= 2
+    while rows > 1 and rows * seq_len > own / 2:
+        rows //= 2
+    return rows
+
+
+def fine_tuning(amount: Amount, start: Start | None) -> FineTuning:
+    """Return how conversations are learned, by a base or after pretraining."""
+    context = ROW_LENGTHS[0] if start is None else start.context
+    per_token = BYTES_PER_TOKEN[4_096] if start is None else start.bytes_per_token
+    lengths = [n for n in ROW_LENGTHS if n <= context] or [context]
+    rows, seq_len, fit = _rows(amount, TEMPLATE_BYTES, per_token, lengths)
+    most = int(PASSES * rows / CHAT_STEPS)
+    batch = min(CHAT_ROWS, 1 << (most.bit_length() - 1) if most else 1)
+    held_out = _held_out(amount.conversations, 0.01)
+    large = start is not None and (start.parameters or 0) > LORA_FROM
+    rate, why = OWN_CHAT_RATE if start is None else None, "nine of ten conversations fit"
+    why = why if fit else "the most that is proposed; longer conversations are cut"
+    return FineTuning(rows, seq_len, batch, PASSES, held_out, large, rate, why)
+
+
+def preferring(amount: Amount, start: Start, *, paired: bool) -> FineTuning:
+    """Return how a base learns from pairs of answers, or from single answers."""
+    sides, count = 2 if paired else 1, amount.conversations
+    context = sides * start.context
+    lengths = [n for n in PAIR_ROW_LENGTHS if n <= context] or [PAIR_ROW_LENGTHS[-1]]
+    rows, seq_len, fit = _rows(amount, sides * TEMPLATE_BYTES, start.bytes_per_token, lengths)
+    per_row = max(1.0, count / rows)
+    batch = 1
+    while batch < MOST_PAIR_ROWS and 2 * batch * per_row <= 1.5 * PAIRS:
+        batch *= 2
+    while batch > 1 and rows / batch < PAIR_STEPS and batch * per_row > LEAST_PAIRS:
+        batch //= 2
+    large = (start.parameters or 0) > LORA_FROM
+    why = f"99 of 100 {'pair' if paired else 'answer'}s fit" if fit else "the most that is proposed"
+    why += "; longer ones are left out"
+    return FineTuning(rows, seq_len, batch, 1.0, _held_out(count, 0.02), large, None, why)
+
+
+def _rows(
+    amount: Amount, around: int, per_token: float, lengths: Sequence[int]
+) -> tuple[int, int, bool]:
+    """Return about how many rows there are, how long they are, and whether almost all texts fit.
+
+    A template writes `around` bytes around each text.
+    """
+    wanted = (amount.long_conversation + around) / per_token * 1.1
+    seq_len = min((n for n in lengths if n >= wanted), default=lengths[0])
+    tokens = (amount.chat_bytes + around * amount.conversations) / per_token
+    return max(1, round(tokens / seq_len * 1.05)), seq_len, seq_len >= wanted
+
+
+def _held_out(count: int, of_many: float) -> float:
+    """Return the share that is held out; of few, five at least, as far as that leaves enough."""
+    if count < 500:
+        return min(0.3, max(0.1, 5 / max(1, count)))
+    return 0.05 if count < 5000 else of_many
+
+
+def shortened(stage: Pretraining, share: float) -> Pretraining:
+    """Return the stage with this share of its tokens, so that it costs about this share."""
+    tokens = max(stage.global_batch * stage.seq_len, int(stage.tokens * share))
+    return replace(stage, tokens=tokens)
+
+
+def fewer_passes(stage: FineTuning, share: float) -> FineTuning:
+    """Return the stage with this share of its passes, so that it costs about this share."""
+    return replace(stage, epochs=max(0.01, round(stage.epochs * share, 2)))

@@ -1,0 +1,150 @@
+"""The rules of docs/own-data.md, with their borders."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from pipeline.new.rules import (
+    ENGLISH_BASES,
+    MOST_EPOCHS,
+    OTHER_BASES,
+    PRESETS,
+    TOKENS_PER_PARAMETER,
+    Amount,
+    Start,
+    continued,
+    default_base,
+    fewer_passes,
+    fine_tuning,
+    pretrainings,
+    shortened,
+    vocabulary,
+)
+from tests.paths import REPOSITORY
+
+DOCUMENTS = {"documents": 100_000, "long_document": 8000}
+SMALL = Start("small", 135_000_000, 2048)
+
+
+def text(megabytes: float) -> Amount:
+    return Amount(text_bytes=int(megabytes * 1e6), **DOCUMENTS)
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "largest"),
+    [
+        (1, "pion2-max-nano"),
+        (200, "pion2-max-nano"),
+        (300, "pion2-max-nano"),
+        (1_800, "pion2-max-micro"),
+        (2_700, "pion2-max-small"),
+        (7_500, "pion2-max-large"),
+        (20_000, "pion2-max-xl"),
+    ],
+)
+def test_the_largest_preset_has_twenty_tokens_for_each_parameter_in_four_passes(
+    megabytes: float, largest: str
+) -> None:
+    found = list(pretrainings(text(megabytes)))
+    assert found[0].preset == largest
+    assert found[-1].preset == "pion2-max-nano"
+    for stage in found:
+        assert stage.parameters is not None
+        assert stage.epochs <= MOST_EPOCHS * 1.001
+        wanted = TOKENS_PER_PARAMETER * stage.parameters
+        assert stage.tokens == wanted or (
+            stage.preset == "pion2-max-nano" and stage.tokens < wanted
+        )
+
+
+def test_a_smaller_preset_always_costs_less() -> None:
+    tokens = [s.tokens * (s.parameters or 0) for s in pretrainings(text(30_000))]
+    assert tokens == sorted(tokens, reverse=True)
+    assert len(tokens) == len(PRESETS)
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "size"), [(0.5, 2048), (5, 4096), (50, 8192), (500, 16384), (5000, 32768)]
+)
+def test_the_vocabulary_follows_from_the_text(megabytes: float, size: int) -> None:
+    assert vocabulary(int(megabytes * 1e6), "pion2-max-xl") == size
+    assert vocabulary(int(megabytes * 1e6), "pion2-max-nano") == min(size, 16384)
+
+
+def test_there_are_a_thousand_steps_unless_the_batch_is_at_its_smallest() -> None:
+    for megabytes in (1, 10, 100, 1000, 10_000):
+        for stage in pretrainings(text(megabytes)):
+            assert stage.steps >= 1000 or stage.global_batch <= 8
+
+
+@pytest.mark.parametrize("megabytes", [0.05, 0.2, 1, 10])
+def test_little_text_still_fills_batches_and_held_out_rows(megabytes: float) -> None:
+    stage = next(pretrainings(replace(text(megabytes), documents=100)))
+    rows = stage.own_tokens // stage.seq_len
+    assert rows * stage.held_out >= 4
+    assert rows * (1 - stage.held_out) >= stage.global_batch
+
+
+def test_text_of_fewer_than_five_million_tokens_starts_from_a_base() -> None:
+    assert default_base(text(10), english=True) == ENGLISH_BASES[1]
+    assert default_base(text(10), english=False) == OTHER_BASES[1]
+    assert default_base(text(25), english=True) is None
+
+
+def test_conversations_alone_start_from_a_model_that_can_talk() -> None:
+    chats = Amount(chat_bytes=10**6, conversations=1000, long_conversation=1500)
+    assert default_base(chats, english=True) == ENGLISH_BASES[0]
+    assert default_base(chats, english=False) == OTHER_BASES[0]
+
+
+def test_a_base_is_trained_on_text_at_a_low_rate_within_its_context() -> None:
+    stage = continued(text(10), replace(SMALL, context=512))
+    assert (stage.preset, stage.vocab_size, stage.seq_len, stage.lr) == (None, None, 512, 1e-4)
+    assert stage.epochs == pytest.approx(3, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("conversations", "held_out", "batch"), [(100, 0.1, 4), (2000, 0.05, 16), (50_000, 0.01, 16)]
+)
+def test_conversations_make_thirty_steps_if_they_can(
+    conversations: int, held_out: float, batch: int
+) -> None:
+    amount = Amount(
+        chat_bytes=500 * conversations, conversations=conversations, long_conversation=700
+    )
+    stage = fine_tuning(amount, SMALL)
+    assert (stage.held_out, stage.global_batch, stage.seq_len) == (held_out, batch, 256)
+    assert not stage.lora
+    assert stage.lr is None
+
+
+@pytest.mark.parametrize(("longest", "why"), [(4000, "nine of ten"), (8000, "the most that is")])
+def test_longer_conversations_than_any_row_are_not_said_to_fit(longest: int, why: str) -> None:
+    amount = Amount(chat_bytes=10**6, conversations=1000, long_conversation=longest)
+    stage = fine_tuning(amount, SMALL)
+    assert stage.seq_len == 2048
+    assert stage.why_rows.startswith(why)
+
+
+def test_a_large_base_gets_lora_and_a_small_model_of_ones_own_a_higher_rate() -> None:
+    amount = Amount(chat_bytes=10**6, conversations=1000, long_conversation=1500)
+    assert fine_tuning(amount, replace(SMALL, parameters=600_000_000)).lora
+    assert fine_tuning(amount, None).lr == 1e-4
+
+
+def test_less_money_buys_fewer_tokens_and_passes() -> None:
+    stage = next(pretrainings(text(300)))
+    assert shortened(stage, 0.25).tokens == stage.tokens // 4
+    assert shortened(stage, 1e-9).steps == 1
+    chats = fine_tuning(Amount(0, 0, 0, 10**6, 1000, 1500), SMALL)
+    assert fewer_passes(chats, 0.5).epochs == 1.5
+
+
+def test_the_page_about_them_has_their_numbers() -> None:
+    page = (REPOSITORY / "docs" / "own-data.md").read_text(encoding="utf-8")
+    for preset, (size, tokens) in PRESETS.items():
+        assert f"| `{preset}` | {size:,} | {tokens:,} |" in page
+    for source in (*ENGLISH_BASES, *OTHER_BASES):
+        assert source in page
