@@ -22,14 +22,11 @@ from pion.config.parts import (
     Wiring,
     build_part,
 )
-from pion.config.presets import PRESETS
+from pion.config.presets import FAMILIES, PRESETS
 from pion.config.primitives import Primitives
 from pion.config.slots import Slots
 from pion.errors import BadInput
 from pion.later_fields import closest, from_fields, later_field, shown, to_record, values_before
-
-# The values of `family`. It is a label for presets, importers and cards; no computation reads it.
-FAMILIES = ("pion", "tachyon", "daisy", "pilon", "lepton")
 
 
 @dataclass(frozen=True, kw_only=True)
