@@ -133,7 +133,7 @@ class Decoding:
         self.begin(text, reuse=False)
         config = self.model.config
         # Such a model's attention has scores for each pair of tokens of a prompt at once.
-        dense = any(part is not None for part in (config.softcap, config.windows, config.slots))
+        dense = config.softcap is not None or config.hides
         while self.reading is not None:
             hidden = self.read_piece(PROMPT_PIECE if dense else None)
         return last_logits(self.model, hidden)

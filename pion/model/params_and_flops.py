@@ -140,10 +140,10 @@ def token_flops(
     window.
 
     `additions` is how many numbers LoRA's additions to a frozen model have (pion/config/lora.py);
-    None: all weights are trained. A token multiplies each of these numbers once, and so does a slot
-    (a row's tokens share the arithmetic of its slots). A frozen weight has no gradient, so it takes
-    2 FLOPs backward. The first layer counts like the others, although only compiled code computes
-    the gradient of its input.
+    None: all weights are trained. A token multiplies each of these numbers once, and so does an
+    entry of a part (a row's tokens share the arithmetic of these). A frozen weight has no gradient,
+    so it takes 2 FLOPs backward. The first layer counts like the others, although only compiled
+    code computes the gradient of its input.
 
     A draft block learns from hidden states that have no gradient. If it is all that is trained
     (`only_draft`), the rest of the model has no backward pass.
@@ -154,10 +154,10 @@ def token_flops(
     )
     weights, drafts = float(cost.macs_per_token), cost.draft_macs
     added = float(additions or 0)
-    if config.slots is not None:  # they pass all blocks, and have no logits
-        slots = config.slots.of(seq_len) / seq_len
-        weights += slots * (weights - config.head_rows * config.d_model)
-        added += slots * added
+    # Entries of parts pass all blocks, and have no logits.
+    behind = (config.entries(seq_len) - seq_len) / seq_len
+    weights += behind * (weights - config.head_rows * config.d_model)
+    added += behind * added
     macs = weights + attention
     if only_draft:
         return TokenFlops(forward=2.0 * (macs + drafts), backward=4.0 * drafts)

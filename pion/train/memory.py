@@ -70,7 +70,7 @@ class Workload:
 
     @property
     def entries(self) -> int:
-        """The entries in a row that blocks compute: its tokens, and its slots."""
+        """The entries in a row that blocks compute: its tokens, and those of parts."""
         return self.config.entries(self.seq_len)
 
     @property

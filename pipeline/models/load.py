@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pion.config.parts import PARTS
 from pion.errors import BadInput
 from pipeline.job.digest import model_inputs
 from pipeline.models.find import FoundModel, found_in
@@ -23,24 +24,11 @@ if TYPE_CHECKING:
 HEAD = "lm_head.weight"
 
 # Settings of a model that decide neither its weights' shapes nor its results: those of a context's
-# length, of random weights and of training, of rows that no token has, gates and drafts.
+# length, of random weights and of training, of rows that no token has, gates, and some of parts.
 FREE = {
-    f"model.{name}"
-    for name in (
-        "seq_len",
-        "family",
-        "init",
-        "init_std",
-        "head_multiple",
-        "gates",
-        "draft.steps",
-        "draft.ids",
-        "imported",
-        "experts.balance",
-        "experts.balance_weight",
-        "experts.z_weight",
-        "primitives.diversity_weight",
-    )
+    *("model.seq_len", "model.family", "model.init", "model.init_std", "model.head_multiple"),
+    *("model.gates", "model.imported"),
+    *(f"model.{name}.{field}" for name, kind in PARTS.items() for field in kind.free),
 }
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pion.config.draft import require_learned
 from pion.config.lora import read_record, require_base
 from pion.errors import BadInput
 from pipeline.job.model_section import Base
@@ -137,7 +136,7 @@ def frozen_base(
     A stage that trains the additions of the one `before` further has the same base.
 
     Raises BadInput if `init_from` names a model that does not fit the job, or an adapter, and for a
-    draft block that this model does not have.
+    part that LoRA would have to train.
     """
     from pion.formats.load import identify, load_later
     from pipeline.models.load import check_start, fitted_later, load_model_later
@@ -165,7 +164,7 @@ def frozen_base(
     found = context.fetch(lambda: find_model(job.model_name(source)))
     check_start(found, source, lora_of=stage)
     whole = load_model_later(found)
-    require_learned(config.draft, whole[0].draft, config.vocab_size)
+    config.check_frozen(whole[0])
     base = identify(whole[1], job.model_name(source, found.commit), found.commit)
     return config, fitted_later(config, whole, source), base
 

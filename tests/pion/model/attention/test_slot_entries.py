@@ -16,7 +16,7 @@ from pion.config.model_config import ModelConfig
 from pion.config.slots import Slots
 from pion.errors import BadInput
 from pion.model.attention.cache import SPARE, KVCache
-from pion.model.attention.masks import FLEX_BLOCK, keys_of_slots
+from pion.model.attention.masks import FLEX_BLOCK
 from pion.model.attention.slot_entries import entries_of, visible
 from pion.model.attention.slot_masks import slot_block_mask, visited_by_slots
 from pion.model.decoder import Decoder
@@ -109,7 +109,7 @@ def test_rows_that_are_one_document_share_their_entries(slots: Slots, length: in
     one = entries_of(slots, None, torch.zeros(1, length, dtype=torch.int64), tokens[:1])
     assert torch.equal(alone.order, one.order)
     seen = visible(alone, alone, slots.window)
-    assert keys_of_slots(slots, length) == pytest.approx(
+    assert slots.keys_seen(length) == pytest.approx(
         (seen.sum().item() - seen.shape[-1] / 2) / length
     )
 
