@@ -113,7 +113,7 @@ def of_model(folder: Path) -> Iterator[dict[str, Any]]:
     model, tokenizer = pion.load(folder)
     assert tokenizer is not None
     model = with_draft(model, folder).eval().joined()
-    drafts = 4 if model.draft is None else model.draft.steps
+    drafts = 4 if model.config.draft is None else model.config.draft.steps
     for kind in ("prose", "code"):
         prompts = prompts_of(kind, tokenizer)
         for (name, sampling), rows in itertools.product(SAMPLINGS.items(), ROWS):

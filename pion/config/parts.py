@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 from pion.config.draft import Draft
 from pion.config.part_fields import (
@@ -361,9 +361,8 @@ PARTS: dict[str, type[Part]] = {
 # By part, the fields that name layers by their numbers.
 NUMBERED_LAYERS = {name: kind.numbered for name, kind in PARTS.items() if kind.numbered}
 
-# The parts that learn from the model and change nothing in it, and the roles of their parameters.
+# The parts that learn from the model and change nothing in it.
 APART = tuple(name for name, kind in PARTS.items() if kind.apart)
-APART_ROLES = frozenset(role for name in APART for role in PARTS[name].roles)
 
 
 # ---------------------------------------------------------------- roles
@@ -376,3 +375,7 @@ APART_ROLES = frozenset(role for name in APART for role in PARTS[name].roles)
 Role = Literal[
     "matrix", "router", "embedding", "head", "primitive", "recipe", "gate", "draft", "vector"
 ]
+# The roles of the parts that change nothing in the model.
+APART_ROLES: frozenset[Role] = frozenset(
+    role for role in get_args(Role) if any(role in PARTS[name].roles for name in APART)
+)

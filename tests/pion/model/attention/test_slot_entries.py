@@ -216,12 +216,12 @@ def test_a_packed_document_has_the_logits_and_gradients_it_has_alone(lengths: li
         torch.testing.assert_close(decoder(tokens[:, own])[0], packed[own], rtol=0, atol=1e-4)
         losses = losses + decoder.loss(tokens[:, own], targets[:, own], reduction="sum")
         begin += length
-    assert decoder.slots is not None
-    (alone,) = torch.autograd.grad(losses, decoder.slots.weight)
+    vectors = decoder.get_parameter("slots.weight")
+    (alone,) = torch.autograd.grad(losses, vectors)
     together = decoder.loss(
         tokens, targets, positions=positions, documents=documents, reduction="sum"
     )
-    (of_packed,) = torch.autograd.grad(together, decoder.slots.weight)
+    (of_packed,) = torch.autograd.grad(together, vectors)
     assert of_packed.any()
     torch.testing.assert_close(alone, of_packed, rtol=1e-3, atol=1e-3)
 
