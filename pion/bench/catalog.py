@@ -26,7 +26,7 @@ from pion.bench.correctness.outputs import (
 from pion.bench.correctness.recovery import check_resume, check_step_down
 from pion.bench.graph_speed import measure_graphs
 from pion.bench.kernel_speed import measure_slots
-from pion.bench.models import FAMILIES, Bench, measured_presets
+from pion.bench.models import Bench, measured_presets
 from pion.bench.results import SAVE, TRAIN, Outcome
 from pion.bench.speed import (
     measure_decoding,
@@ -34,6 +34,7 @@ from pion.bench.speed import (
     measure_saving,
     measure_training,
 )
+from pion.config.presets import FAMILIES
 from pion.errors import BadInput
 from pion.later_fields import closest
 
@@ -49,8 +50,8 @@ WORTH = (
     # Next to each other, because one process computes them.
     "resume/*",
     "compiler/*",
-    *(f"train/{name}/compiled" for name in ("tachyon-tiny", "daisy-280m", "pilon-360m")),
-    *("train/lepton-small/compiled", "train/pion-small/eager", "*"),
+    *(f"train/{family.measured}/compiled" for family in FAMILIES.values()),
+    *("train/pion-small/eager", "*"),
 )
 
 

@@ -11,42 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pion.config.family import Preset
 from pion.config.model_config import ModelConfig
-from pion.config.pilon_presets import small_pilon
-from pion.config.presets import PRESETS, Preset
+from pion.config.presets import FAMILIES, PRESETS
 from pion.data.stream import Batch
 from pion.model.decoder import Decoder
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.smaller_plan import StepDown
 from pion.train.trainer import Trainer
 
-
-def _small_tachyon(tiny: bool, shape: Preset) -> Preset:
-    return {"experts": {"d_shared": 16 if tiny else 176}}
-
-
-def _small_daisy(tiny: bool, shape: Preset) -> Preset:
-    return {
-        "n_layers": 4,
-        "n_kv_heads": shape["n_heads"],
-        "windows": {"tokens": 16, "block": 8} if tiny else {"tokens": 256, "block": 128},
-        "wiring": {"attention_layers": [0, 1, 3], "skips": [[2, 1], [3, 0]]},
-        "values": {"layers": [0, 3]},
-    }
-
-
-def _small_lepton(tiny: bool, shape: Preset) -> Preset:
-    return {"slots": {"per_segment": 2, "segment": 8 if tiny else 64, "window": 2}}
-
-
-# By family, a preset with the parts of the family, and what these parts are in a small model.
-FAMILIES: dict[str, tuple[str, Callable[[bool, Preset], Preset]]] = {
-    "pion": ("pion-nano", lambda tiny, shape: {}),
-    "tachyon": ("tachyon-tiny", _small_tachyon),
-    "daisy": ("daisy-pico", _small_daisy),
-    "pilon": ("pilon-48m", small_pilon),
-    "lepton": ("lepton-small", _small_lepton),
-}
 # A step has this many tokens, or one row if a row is longer.
 STEP_TOKENS = 32_768
 # Rows are not longer than this, although Daisy-Wees could read longer rows.
@@ -73,8 +46,8 @@ def check_model(family: str, tiny: bool, **changes: Any) -> ModelConfig:
         shape = {"n_layers": 2, "vocab_size": 128, "seq_len": 48}
         shape |= {"d_model": 32, "n_heads": 2, "d_ff": 48}
     shape["n_kv_heads"] = shape["n_heads"] // 2
-    preset, parts = FAMILIES[family]
-    return ModelConfig.preset(preset, **shape | parts(tiny, shape), **changes)
+    of = FAMILIES[family]
+    return ModelConfig.preset(of.small, **shape | of.parts(tiny, shape), **changes)
 
 
 def scrambled(config: ModelConfig) -> Decoder:
@@ -100,7 +73,7 @@ def measured_presets(tiny: bool) -> dict[str, ModelConfig]:
     if tiny:
         return {f"tiny-{family}": check_model(family, tiny) for family in FAMILIES}
     first = (
-        *("pion-small", "tachyon-tiny", "daisy-280m", "pilon-360m", "lepton-small"),
+        *(family.measured for family in FAMILIES.values()),
         *("pion-large", "pion-base", "pion-xl"),
     )
     return {name: ModelConfig.preset(name) for name in (*first, *PRESETS)}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from pion.config.part_fields import VOCABULARY, Core, check_fields, is_whole, setting
+from pion.config.part_fields import VOCABULARY, Core, Part, check_fields, is_whole, setting
 from pion.errors import BadInput
 from pion.later_fields import shown
 
@@ -15,8 +16,16 @@ MOST_STEPS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Draft:
+class Draft(Part):
     """A small block that guesses tokens, so that several are read in one pass."""
+
+    about: ClassVar = (
+        "a small block that guesses tokens, so that the model writes the same text faster; it "
+        "learns from the model and changes nothing in it"
+    )
+    roles: ClassVar = ("draft",)
+    free: ClassVar = ("steps", "ids")
+    apart: ClassVar = True
 
     steps: int = setting("tokens that the block learns to guess one after the other", 3, most=16)
     ids: int | None = setting(
@@ -41,25 +50,28 @@ class Draft:
                 "ids of the model"
             )
 
+    def check_frozen(self, base: Draft | None, model: Core) -> None:
+        """Raise BadInput unless LoRA's base has learned this block: LoRA trains no block."""
+        vocab_size = model.vocab_size
+        if base is None or base.ids_of(vocab_size) != self.ids_of(vocab_size):
+            which = "no draft block" if base is None else "a draft block of other ids"
+            raise BadInput(
+                "model.draft: LoRA trains only its additions, and the model it starts from has "
+                f"{which}, so the new block would learn nothing. Nothing was lost. Remove "
+                "model.draft. If you want drafts, train a block for the finished model "
+                '(docs/models.md, "Drafts")'
+            )
+
+    def card(self) -> tuple[str, str]:
+        """Return how many tokens the block guesses, and how it is used."""
+        return "draft block", (
+            f"guesses {self.steps} token{'s' * (self.steps > 1)}, in the folder `draft`; used with "
+            "`pion generate --drafts auto`"
+        )
+
     def ids_of(self, vocab_size: int) -> int:
         """Return how many ids are guessed of so large a vocabulary."""
         return min(USUAL_IDS, vocab_size) if self.ids is None else self.ids
-
-
-def require_learned(draft: Draft | None, learned: Draft | None, vocab_size: int) -> None:
-    """Raise BadInput for a draft block that LoRA would have to train: LoRA trains no block.
-
-    A model with the block `learned` is the base of a job whose model has the block `draft`.
-    """
-    if draft is None:
-        return
-    if learned is None or learned.ids_of(vocab_size) != draft.ids_of(vocab_size):
-        which = "no draft block" if learned is None else "a draft block of other ids"
-        raise BadInput(
-            f"model.draft: LoRA trains only its additions, and the model it starts from has {which}"
-            ", so the new block would learn nothing. Nothing was lost. Remove model.draft. If you "
-            'want drafts, train a block for the finished model (docs/models.md, "Drafts")'
-        )
 
 
 def draft_d_ff(d_model: int) -> int:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import UnionType
 from typing import Any, Literal
 
 from pion.config.draft import Draft
-from pion.config.part_fields import FeedForwardPart, check_fields, is_number, is_whole
+from pion.config.part_fields import FeedForwardPart, Part, check_fields, is_number, is_whole
 from pion.config.parts import (
+    APART,
     FEEDFORWARD,
     NUMBERED_LAYERS,
     PARTS,
@@ -22,14 +23,11 @@ from pion.config.parts import (
     Wiring,
     build_part,
 )
-from pion.config.presets import PRESETS
+from pion.config.presets import FAMILIES, PRESETS
 from pion.config.primitives import Primitives
 from pion.config.slots import Slots
 from pion.errors import BadInput
 from pion.later_fields import closest, from_fields, later_field, shown, to_record, values_before
-
-# The values of `family`. It is a label for presets, importers and cards; no computation reads it.
-FAMILIES = ("pion", "tachyon", "daisy", "pilon", "lepton")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +57,6 @@ class ModelConfig:
     init_std: float = 0.02
     family: str = "pion"
     experts: Experts | None = later_field(None, before=None)
-    """A mixture of experts in place of each feed-forward layer; d_ff is then one expert's width."""
     windows: Windows | None = later_field(None, before=None)
     heads: Heads | None = later_field(None, before=None)
     wiring: Wiring | None = later_field(None, before=None)
@@ -80,9 +77,7 @@ class ModelConfig:
     gates: bool = later_field(False, before=False)
     """Whether blocks have gates that learn which tokens need no feed-forward layer."""
     draft: Draft | None = later_field(None, before=None)
-    """A block that guesses tokens. It learns from the model, and changes nothing in it."""
     slots: Slots | None = later_field(None, before=None)
-    """Entries after each segment of a text, which keep what attention's window has left."""
     norm_gain: bool = later_field(True, before=True)
     """Whether norms have a learned gain."""
     logit_cap: float | None = later_field(None, before=None)
@@ -117,14 +112,12 @@ class ModelConfig:
         for name in ("rope_theta", "norm_eps", "init_std", *caps):
             self._require_positive(name, int | float)
         check_fields(self)
-        for name in PARTS:
-            part = getattr(self, name)
-            if part is not None:
-                part.check(self)
+        for _, part in self.parts():
+            part.check(self)
         two_matrices = self.activation != "swiglu" and self.feedforward == "dense"
         if self.feedforward_bias and not two_matrices:
             raise BadInput("feedforward_bias: only feed-forward layers of two matrices have biases")
-        if self.family not in FAMILIES:
+        if self.family not in list(FAMILIES):  # a record's may be a dict, which has no hash
             raise BadInput(f"unknown family {shown(self.family)}{closest(self.family, FAMILIES)}")
 
     def _require_positive(self, name: str, kind: type | UnionType) -> None:
@@ -139,6 +132,29 @@ class ModelConfig:
         """The layers that have attention."""
         layers = None if self.wiring is None else self.wiring.attention_layers
         return range(self.n_layers) if layers is None else layers
+
+    def parts(self) -> Iterator[tuple[str, Part]]:
+        """Yield the settings of each part that the model has, with the name of its field."""
+        for name in PARTS:
+            part: Part | None = getattr(self, name)
+            if part is not None:
+                yield name, part
+
+    @property
+    def hides(self) -> bool:
+        """Whether a token may not see all tokens before it."""
+        return any(part.hides for _, part in self.parts())
+
+    @property
+    def alone(self) -> ModelConfig:
+        """The model without the parts that learn from it and change nothing in it."""
+        without: dict[str, Any] = dict.fromkeys(APART)
+        return dataclasses.replace(self, **without)
+
+    def check_frozen(self, base: ModelConfig) -> None:
+        """Raise BadInput if LoRA, which adapts a model `base`, would have to train a part."""
+        for name, part in self.parts():
+            part.check_frozen(getattr(base, name), self)
 
     @property
     def feedforward(self) -> str:
@@ -157,8 +173,8 @@ class ModelConfig:
         return part is not None and part.packed
 
     def entries(self, tokens: int) -> int:
-        """Return how many entries blocks compute of a row of so many tokens: slots count too."""
-        return tokens + (0 if self.slots is None else self.slots.of(tokens))
+        """Return how many entries blocks compute of a row of so many tokens, those of parts too."""
+        return tokens + sum(part.entries(tokens) for _, part in self.parts())
 
     @property
     def head_rows(self) -> int:

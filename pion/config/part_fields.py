@@ -178,13 +178,59 @@ class Core(Protocol):
         """Whether blocks have gates."""
 
 
-class FeedForwardPart(ABC):
-    """What the core asks of the settings of a part that computes feed-forward layers.
+class Part:
+    """What the core asks of the settings of a part. By default, a part has nothing to say.
 
-    `roles` are those that only parameters of this part have.
+    Attributes:
+        about: what the part is, for the job's reference.
+        roles: the roles that only parameters of this part have.
+        numbered: the fields that name layers by their numbers.
+        free: the fields that decide neither the shapes of weights nor results.
+        hides: whether a token may not see all tokens before it.
+        apart: whether the part learns from the model and changes nothing in it: texts are the same
+            without it, no gradient of its loss reaches another weight, and it is exported apart.
     """
 
+    about: ClassVar[str]
     roles: ClassVar[tuple[str, ...]] = ()
+    numbered: ClassVar[tuple[str, ...]] = ()
+    free: ClassVar[tuple[str, ...]] = ()
+    hides: ClassVar[bool] = False
+    apart: ClassVar[bool] = False
+
+    def check(self, model: Core) -> None:
+        """Raise BadInput for a model that the part does not fit."""
+
+    def check_frozen(self, base: Any, model: Core) -> None:
+        """Raise BadInput for a part that LoRA, which trains no part, would have to train.
+
+        `base` is the same part of the model that LoRA adapts; None: that model has none.
+        """
+
+    def entries(self, tokens: int) -> int:
+        """Return how many entries blocks compute of the part behind a row of so many tokens."""
+        return 0
+
+    def tokens_seen(self) -> int | None:
+        """Return the most tokens that a token sees in each layer, itself included; None: all."""
+        return None
+
+    def keys_seen(self, tokens: int) -> float | None:
+        """Return how many keys a token and its share of the part's entries see on average, in a row
+        of so many tokens; None: the part has no entries."""
+        return None
+
+    def too_short(self, tokens: int) -> str | None:
+        """Return why rows of so many tokens can't train the part; None: they can."""
+        return None
+
+    def card(self) -> tuple[str, str] | None:
+        """Return the part's row in a model card: its name, and what it is; None: it has no row."""
+        return None
+
+
+class FeedForwardPart(Part, ABC):
+    """What the core asks of the settings of a part that computes feed-forward layers."""
 
     def modules(self, model: Core) -> int:
         """Return the number of modules inside a layer of the model."""

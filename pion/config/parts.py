@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 from pion.config.draft import Draft
 from pion.config.part_fields import (
@@ -19,6 +19,7 @@ from pion.config.part_fields import (
     WIDTH,
     Core,
     FeedForwardPart,
+    Part,
     check_fields,
     is_number,
     later_setting,
@@ -32,7 +33,7 @@ from pion.config.slots import Slots
 from pion.errors import BadInput
 from pion.later_fields import from_fields, shown, values_before
 
-Part = TypeVar("Part")
+Settings = TypeVar("Settings", bound=Part)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,11 @@ class Experts(FeedForwardPart):
     token goes through `shared` experts of width `d_shared`.
     """
 
+    about: ClassVar = (
+        "a mixture of experts in place of each feed-forward layer; d_ff is one expert's width"
+    )
     roles: ClassVar = ("router",)
+    free: ClassVar = ("balance", "balance_weight", "z_weight")
 
     n: int = setting("routed experts in a layer", most=4096)
     top_k: int = setting("routed experts that a token uses", 2, most=4096)
@@ -93,11 +98,14 @@ class Experts(FeedForwardPart):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Windows:
+class Windows(Part):
     """Attention that sees only recent tokens: far in some layers, half as far in the others.
 
     A window is a number of blocks of the row, and ends with the block of the query.
     """
+
+    about: ClassVar = "attention that sees only recent tokens"
+    hides: ClassVar = True
 
     tokens: int = setting("tokens that a layer with a long window sees", most=SEQ_LEN)
     block: int = setting("tokens in a block", 128, most=SEQ_LEN)
@@ -114,13 +122,21 @@ class Windows:
                 f"windows.tokens {self.tokens} is not a multiple of windows.block {self.block}"
             )
 
-    def check(self, model: Core) -> None:
-        """Accept every model: any of its layers can have a window."""
+    def card(self) -> tuple[str, str]:
+        """Return how far a token sees."""
+        return "attention window", (
+            f"{self.tokens:,} tokens in the last and in every {self.long_every}th layer, half in "
+            "the others"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Heads:
+class Heads(Part):
     """Attention heads that differ from a Pion's in their scale, norms, biases or positions."""
+
+    about: ClassVar = (
+        "attention heads with another scale, other norms, biases or fewer rotary frequencies"
+    )
 
     scale: float | None = setting("factor of the scores; unset: head_dim^-0.5", None, most=FACTOR)
     value_norm: bool = setting("normalize the values of each head too", False)
@@ -146,8 +162,11 @@ class Heads:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wiring:
+class Wiring(Part):
     """How layers are connected: which have attention, and what they read besides the last layer."""
+
+    about: ClassVar = "which layers have attention, and what layers read besides the layer before"
+    numbered: ClassVar = ("attention_layers", "skips")
 
     attention_layers: tuple[int, ...] | None = setting(
         "layers with attention; unset: all", None, most=LAYERS
@@ -186,6 +205,11 @@ class Wiring:
             raise BadInput("wiring.skips: a layer can have only one skip")
         object.__setattr__(self, "skips", skips)
 
+    def card(self) -> tuple[str, str] | None:
+        """Return which layers have attention, if not all have."""
+        layers = self.attention_layers
+        return None if layers is None else ("layers with attention", ", ".join(map(str, layers)))
+
     def check(self, model: Core) -> None:
         """Raise BadInput for layers that the model does not have."""
         _require_layers(
@@ -198,8 +222,11 @@ class Wiring:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Values:
+class Values(Part):
     """Value embeddings: tables with a vector for each token id, which joins attention's values."""
+
+    about: ClassVar = "tables with a vector for each token id, which joins attention's values"
+    numbered: ClassVar = ("layers", "tables")
 
     layers: tuple[int, ...] = setting("layers with a table", most=LAYERS)
     tables: tuple[int, ...] | None = setting(
@@ -232,6 +259,10 @@ class Values:
         """Return the number of the table of each layer that has one."""
         return dict(zip(self.layers, self.tables or range(len(self.layers))))
 
+    def card(self) -> tuple[str, str]:
+        """Return which layers have a table."""
+        return "layers with a value table", ", ".join(map(str, self.layers))
+
     def check(self, model: Core) -> None:
         """Raise BadInput for layers that the model does not have, or that have no attention."""
         _require_layers("values", self.layers, model)
@@ -241,7 +272,7 @@ class Values:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RopeScaling:
+class RopeScaling(Part):
     """Rotary positions whose slow frequencies are slowed down further, as in Llama 3.1.
 
     A frequency that turns less than `low_freq_factor` times in the original context is divided by
@@ -249,6 +280,8 @@ class RopeScaling:
     the original frequency grows linearly with the number of turns. This is "llama3" in
     transformers. Its maths is in pion/model/attention/rope.py.
     """
+
+    about: ClassVar = "rotary positions for a longer context than the original one, as in Llama 3.1"
 
     factor: float = setting("what slow frequencies are divided by, at least 1", most=FACTOR)
     original_max_position_embeddings: int = setting(
@@ -287,7 +320,7 @@ class RopeScaling:
             )
 
 
-def build_part(kind: type[Part], value: Any, name: str) -> Part:
+def build_part(kind: type[Settings], value: Any, name: str) -> Settings:
     """Return the part that a record or a job describes by its fields.
 
     Raises BadInput for an unknown or a missing field, or a value that the part can't have.
@@ -308,19 +341,12 @@ def _require_layers(part: str, layers: Sequence[int], model: Core) -> None:
             )
 
 
-# By part, the fields that name layers by their numbers.
-NUMBERED_LAYERS = {
-    "wiring": ("attention_layers", "skips"),
-    "values": ("layers", "tables"),
-    "primitives": ("bands",),
-}
-
 # The parts that compute feed-forward layers. The first that a model has computes its layers, and
 # may read the others.
 FEEDFORWARD = ("primitives", "experts")
 
 # By the name of the field in ModelConfig.
-PARTS = {
+PARTS: dict[str, type[Part]] = {
     "experts": Experts,
     "windows": Windows,
     "heads": Heads,
@@ -331,6 +357,12 @@ PARTS = {
     "draft": Draft,
     "slots": Slots,
 }
+
+# By part, the fields that name layers by their numbers.
+NUMBERED_LAYERS = {name: kind.numbered for name, kind in PARTS.items() if kind.numbered}
+
+# The parts that learn from the model and change nothing in it.
+APART = tuple(name for name, kind in PARTS.items() if kind.apart)
 
 
 # ---------------------------------------------------------------- roles
@@ -343,3 +375,7 @@ PARTS = {
 Role = Literal[
     "matrix", "router", "embedding", "head", "primitive", "recipe", "gate", "draft", "vector"
 ]
+# The roles of the parts that change nothing in the model.
+APART_ROLES: frozenset[Role] = frozenset(
+    role for role in get_args(Role) if any(role in PARTS[name].roles for name in APART)
+)

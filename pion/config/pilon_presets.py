@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-Preset = dict[str, Any]
+from pion.config.family import Family, Preset, gpt2_shape
 
 
 def _pilon(shape: Preset, n: int = 0, bands: tuple[int, ...] = ()) -> Preset:
@@ -15,7 +12,6 @@ def _pilon(shape: Preset, n: int = 0, bands: tuple[int, ...] = ()) -> Preset:
     found best: ternary weights, sub-norms and squared ReLU.
     """
     preset = shape | {
-        "family": "pilon",
         "positions": "learned",
         "heads": {"qk_norm": False},
         "activation": "relu2" if n else "gelu",
@@ -42,8 +38,7 @@ def _stock(pilon: Preset) -> Preset:
     return pilon | {"positions": "rotary", "primitives": pilon["primitives"] | plain}
 
 
-def small_pilon(tiny: bool, shape: Preset) -> Preset:
-    """Return what makes a small model of that shape a PILON, with two bands."""
+def _small_parts(tiny: bool, shape: Preset) -> Preset:
     size = {"n": 8, "rank": 4, "top_k": 3} if tiny else {"n": 16, "rank": 16, "top_k": 4}
     layers = list(range(shape["n_layers"]))
     half = len(layers) // 2
@@ -53,15 +48,17 @@ def small_pilon(tiny: bool, shape: Preset) -> Preset:
     }
 
 
-def pilon_presets(gpt2: Callable[[int, int, int, int], Preset]) -> dict[str, Preset]:
-    """Return the PILONs by name. `gpt2` returns GPT-2's shape of a d_model, n_layers, n_heads and
-    seq_len."""
-    small = gpt2(512, 8, 8, 512)
-    banks = _pilon(small, n=48, bands=(3, 3, 2))
-    return {
-        "pilon-48m": banks,
-        "pilon-48m-rope": _stock(banks),
-        "pilon-48m-dense": _pilon(small),
-        "pilon-360m": _pilon(gpt2(1024, 24, 16, 2048), n=80, bands=(8, 8, 8)),
-        "pilon-500m": _pilon(gpt2(1024, 36, 16, 1024), n=96, bands=(12, 12, 12)),
-    }
+_SMALL = gpt2_shape(512, 8, 8, 512)
+_BANKS = _pilon(_SMALL, n=48, bands=(3, 3, 2))
+PILON = Family(
+    {
+        "pilon-48m": _BANKS,
+        "pilon-48m-rope": _stock(_BANKS),
+        "pilon-48m-dense": _pilon(_SMALL),
+        "pilon-360m": _pilon(gpt2_shape(1024, 24, 16, 2048), n=80, bands=(8, 8, 8)),
+        "pilon-500m": _pilon(gpt2_shape(1024, 36, 16, 1024), n=96, bands=(12, 12, 12)),
+    },
+    "pilon-48m",
+    _small_parts,
+    measured="pilon-360m",
+)

@@ -38,7 +38,10 @@ class Primitives(FeedForwardPart):
     with experts, each expert has its own recipes.
     """
 
+    about: ClassVar = "feed-forward layers whose matrices are mixed from shared low-rank primitives"
     roles: ClassVar = ("primitive", "recipe")
+    numbered: ClassVar = ("bands",)
+    free: ClassVar = ("diversity_weight",)
 
     n: int = setting("primitives in a bank", most=4096)
     rank: int = setting("rank of a primitive", most=WIDTH)

@@ -12,6 +12,7 @@ from pion.evaluation.results import Drafted
 from pion.generation.decoding import Decoding
 from pion.generation.text import Settings, Text
 from pion.model.decoder import Decoder
+from pion.model.draft_block import block_of
 
 TEXTS, NEW_TOKENS = 16, 64
 # How the texts are drawn, by name: the likeliest tokens, and the default of `pion generate`.
@@ -31,7 +32,8 @@ def drafted(
     text ends nothing. None: the model has no block, or no prompt has room. `on_pass` is called
     after each pass.
     """
-    if model.draft is None:
+    block = block_of(model)
+    if block is None:
         return None
     settings = Settings(
         stop_ids=(), max_tokens=NEW_TOKENS, temperature=temperature, vocab_size=vocab_size
@@ -41,7 +43,7 @@ def drafted(
     for number, prompt in enumerate(prompts):
         # Texts of one seed would be drawn by the same random numbers, and their error too small.
         text = Text(model, prompt, replace(settings, seed=number))
-        decoding = Decoding(model, 1, text.room, model.draft.steps)
+        decoding = Decoding(model, 1, text.room, block.steps)
         text.draw(decoding.read_alone(text)[0])
         begin = len(text.ids)
         passes = _passes(decoding, text, on_pass)

@@ -22,34 +22,27 @@ from pion.formats.target_folder import DRAFT_FILES, DRAFT_FOLDER
 from pion.formats.weights import read_settings, read_tensors, write_safetensors
 from pion.later_fields import shown
 from pion.model.decoder import Decoder
-from pion.model.draft_block import PREFIX
+from pion.model.draft_block import block_of
 from pion.model.parameters import require_finite, require_possible, tensors_sha256
 
 FOLDER, (RECORD, TENSORS) = DRAFT_FOLDER, DRAFT_FILES
 
 
-def without_draft(model: Decoder) -> Decoder:
-    """Return the model without its draft block. Both share the memory of their weights."""
-    if model.draft is None:
-        return model
-    twin = model.twin()
-    twin.config, twin.draft = replace(model.config, draft=None), None
-    return twin
-
-
 def write_draft(model: Decoder, folder: Path, rows: int) -> None:
-    """Write the model's draft block into `folder`, which has the model's exported files.
+    """Write the model's draft block, if it has one, into `folder`, which has its exported files.
 
     These have the first `rows` token ids. The block guesses no others.
     """
-    assert model.draft is not None
-    tensors, ids = model.draft.state_dict(), model.draft.ids
+    block = block_of(model)
+    if block is None:
+        return
+    tensors, ids = block.state_dict(), block.ids
     kept = torch.arange(rows) if ids is None else ids[ids < rows]
     tensors.pop("ids", None)
     if len(kept) < rows:
         tensors["ids"] = kept
     record = {
-        "draft": {"steps": model.draft.steps, "ids": len(kept)},
+        "draft": {"steps": block.steps, "ids": len(kept)},
         "d_model": model.config.d_model,
         "vocab_size": rows,
         "trunk_sha256": _hash_of(folder),
@@ -100,7 +93,7 @@ def _with_block(model: Decoder, folder: Path) -> Decoder:
         )
     absent = f"{folder / FOLDER} has no {TENSORS}"
     tensors: dict[str, Tensor] = {
-        PREFIX + name: tensor for name, tensor in read_tensors(tensors_path, absent).items()
+        f"draft.{name}": tensor for name, tensor in read_tensors(tensors_path, absent).items()
     }
     state = model.state_dict() | tensors
     try:

@@ -25,7 +25,7 @@ from torch.nn.functional import cross_entropy
 from pion.config.model_config import ModelConfig
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
-from pion.formats.draft_folder import without_draft, write_draft
+from pion.formats.draft_folder import write_draft
 from pion.formats.huggingface.architectures import Architecture, architecture_of, to_transformers
 from pion.formats.huggingface.bundled_code import modelling_files
 from pion.formats.huggingface.tokenizer_files import (
@@ -131,7 +131,7 @@ def round_embeddings(model: Decoder) -> None:
 def _write_model(
     folder: Path, model: Decoder, architecture: Architecture, rows: int, ids: Mapping[str, Any]
 ) -> None:
-    whole, model = model, without_draft(model)
+    whole, model = model, model.alone()
     state = {
         name: tensor.float() if tensor.is_floating_point() else tensor
         for name, tensor in model.state_dict().items()
@@ -147,8 +147,7 @@ def _write_model(
     write_json(folder / "config.json", {**config, **ids, "dtype": dtype, **PRODUCER})
     tensors = {name: tensor.contiguous().cpu() for name, tensor in weights.items()}
     write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
-    if whole.draft is not None:
-        write_draft(whole, folder, rows)
+    write_draft(whole, folder, rows)
     if not architecture.stock:
         for name, text in modelling_files().items():
             (folder / name).write_text(text, encoding="utf-8")

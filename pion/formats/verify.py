@@ -11,7 +11,6 @@ import torch
 
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import PionError
-from pion.formats.draft_folder import without_draft
 from pion.formats.export import exported_rows
 from pion.formats.huggingface.architectures import Architecture, architecture_of
 from pion.formats.huggingface.bundled_code import runs_only_our_code
@@ -47,7 +46,7 @@ def verify_export(
     """
     out = Path(out)
     ours = checkpoint if isinstance(checkpoint, Decoder) else load_decoder(checkpoint)
-    ours = without_draft(ours)
+    ours = ours.alone()
     tokenizer = Tokenizer.from_file(tokenizer_file(tokenizer_path))
     model, hf_tokenizer = _reload(out, architecture_of(ours.config, model_type))
 

@@ -15,13 +15,19 @@ from torch import Tensor
 
 from pion.errors import BadInput
 from pion.generation.bounds import MOST_DRAFTS
-from pion.generation.drafts import TOKEN_SHARE, Drafting, Possible, Records, best_number
+from pion.generation.drafts import (
+    TOKEN_SHARE,
+    Drafting,
+    Possible,
+    Records,
+    best_number,
+    guess_share,
+)
 from pion.generation.step_graphs import StepGraphs
 from pion.generation.text import Text
 from pion.model.attention.cache import KVCache
 from pion.model.decoder import Decoder
-from pion.model.draft_block import DraftBlock, Trunk
-from pion.model.params_and_flops import guess_share
+from pion.model.draft_block import DraftBlock, Trunk, block_of
 
 # What draws the next tokens of some rows; see `Decoding.step`.
 DrawRows = Callable[[Sequence[int], Tensor], Sequence[int | None]]
@@ -51,8 +57,8 @@ class Decoding:
         self._draftings: dict[int, Drafting] = {}  # by the id of the text
         self._records = Records()
         self._pause = 0  # steps in which nothing is drafted
-        block = model.draft if drafts else None
-        self._block = None if block is None else (block, model.draft_trunk())
+        block = block_of(model) if drafts else None
+        self._block = None if block is None else (block, block.trunk(model))
         self._token_share = TOKEN_SHARE[model.embed.weight.device.type]
         self._guess_share = 0.0 if block is None else guess_share(model.config)
         self.texts: list[Text] = []
@@ -133,7 +139,7 @@ class Decoding:
         self.begin(text, reuse=False)
         config = self.model.config
         # Such a model's attention has scores for each pair of tokens of a prompt at once.
-        dense = any(part is not None for part in (config.softcap, config.windows, config.slots))
+        dense = config.softcap is not None or config.hides
         while self.reading is not None:
             hidden = self.read_piece(PROMPT_PIECE if dense else None)
         return last_logits(self.model, hidden)

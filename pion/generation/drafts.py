@@ -13,6 +13,10 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from pion.config.model_config import ModelConfig
+from pion.errors import BadInput
+from pion.model.params_and_flops import cost_of
+
 # The longest match is tried first. A single token is no match: it would nearly always be found.
 MATCHES = (3, 2)
 # How likely a draft is right is seen in the last drafts of the text, and at first in those of the
@@ -154,3 +158,14 @@ def best_number(texts: Sequence[Possible], token: float, guess: float) -> int:
         return (len(texts) + right) / time
 
     return max(range(1 + max(text.most for text in texts)), key=speed)
+
+
+def guess_share(config: ModelConfig) -> float:
+    """Return the arithmetic of a draft block for one guess, as a share of the model's for a token.
+
+    Raises BadInput for a model without a draft block.
+    """
+    if config.draft is None:
+        raise BadInput("the model has no draft block")
+    cost = cost_of(config)
+    return cost.apart_macs / config.draft.steps / cost.macs_per_token

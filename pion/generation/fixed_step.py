@@ -76,7 +76,7 @@ class FixedStep:
         of_slots = None
         if slots is not None:
             filled = segments[0] if segments else positions[:, :0]
-            of_slots = SlotPlace(filled, slots.of(shape.entries))
+            of_slots = SlotPlace(filled, slots.entries(shape.entries))
         # As if each row were as long as it may be. The real positions are in a tensor.
         place = Place(0, (shape.entries - 1,) * shape.rows, 1, positions, of_slots)
         hidden = self._model.hidden_at(tokens, self._cache, place)

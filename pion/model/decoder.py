@@ -14,13 +14,13 @@ from torch.nn.functional import embedding
 from torch.utils.checkpoint import checkpoint
 
 from pion.config.model_config import ModelConfig
-from pion.config.parts import Role
+from pion.config.parts import APART, Role
 from pion.errors import BadInput
 from pion.model.attention.attention import Attention, kernels_of_any_length
 from pion.model.attention.cache import KVCache, Place
 from pion.model.block import Block, Compute
 from pion.model.chunks_of_logits import product_in_fp32
-from pion.model.draft_block import IDS, PREFIX, DraftBlock, Trunk, check_ids, draft_loss
+from pion.model.draft_block import DraftBlock
 from pion.model.feedforward.dense import Stats, SwiGLU
 from pion.model.feedforward.experts import AUX, stack_reports
 from pion.model.feedforward.gates import GATE, SEEN_BY_GATE, gate_loss
@@ -30,6 +30,7 @@ from pion.model.forward_pass import (
     BlockInputs,
     Given,
     Pass,
+    Passed,
     SharedPart,
     StepOptions,
 )
@@ -44,12 +45,14 @@ from pion.model.slot_vectors import SlotVectors
 # Weights of these roles keep fp32 in a model of another dtype.
 ROLES_IN_FP32 = ("vector", "router", "primitive", "recipe", "gate")
 
-# The parts whose weights several layers use, by their names in the state dict, in this order: the
-# field of ModelConfig with the settings of the part, and the part.
+# The parts outside of blocks, by their names in the state dict, in this order: the field of
+# ModelConfig with the settings of the part, and the part.
 SHARED_PARTS: dict[str, tuple[str, type[SharedPart]]] = {
     "wiring": ("wiring", Wiring),
     "values": ("values", ValueTables),
     "bands": ("primitives", SharedBanks),
+    "slots": ("slots", SlotVectors),
+    "draft": ("draft", DraftBlock),
 }
 
 
@@ -154,17 +157,19 @@ class Decoder(nn.Module):
         norm = partial(RMSNorm, config.d_model, config.norm_eps, config.norm_gain)
         normed = config.wiring is not None and config.wiring.embed_norm
         self.embed_norm = norm() if normed else None
-        for name, (field, kind) in SHARED_PARTS.items():
-            if getattr(config, field) is not None:
-                self.add_module(name, kind(config))
+        self._add_parts(last=False)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
         self.norm = norm()
         if not config.tie_embeddings:
             self.lm_head = Projection(config.d_model, config.head_rows)
-        self.slots = None if config.slots is None else SlotVectors(config.d_model, config.slots)
-        self.draft = None if config.draft is None else DraftBlock(config, config.draft)
+        self._add_parts(last=True)
         if not self.embed.weight.is_meta:
             draw_weights(self, config.init, config.init_std, tied=config.tie_embeddings)
+
+    def _add_parts(self, *, last: bool) -> None:
+        for name, (field, kind) in SHARED_PARTS.items():
+            if getattr(self.config, field) is not None and kind.last == last:
+                self.add_module(name, kind(self.config))
 
     @classmethod
     def from_state(
@@ -192,13 +197,11 @@ class Decoder(nn.Module):
             weights[name] = torch.empty(expected.shape, dtype=kept).copy_(state[name])
         decoder.load_state_dict(weights, assign=True)
         for part in decoder.shared_parts():
-            part.check_weights(decoder.blocks)
-        if IDS in weights:
-            check_ids(weights[IDS], config.vocab_size)
+            part.check_weights(decoder.blocks, weights)
         return decoder
 
     def shared_parts(self) -> list[SharedPart]:
-        """Return the parts whose weights several layers use, in the order of SHARED_PARTS."""
+        """Return the parts outside of blocks, in the order of SHARED_PARTS."""
         return [part for part in self.children() if isinstance(part, SharedPart)]
 
     def joined(self) -> Decoder:
@@ -250,6 +253,16 @@ class Decoder(nn.Module):
         shared |= {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in self.parameters()}
         return copy.deepcopy(self, shared)
 
+    def alone(self) -> Decoder:
+        """Return the model without the parts that change nothing in it; both share the weights."""
+        if self.config.alone == self.config:
+            return self
+        model = self.twin()
+        model.config = model.config.alone
+        for name in APART:
+            model._modules.pop(name, None)
+        return model
+
     @property
     def layers(self) -> list[Block]:
         """The blocks, in their order."""
@@ -273,7 +286,7 @@ class Decoder(nn.Module):
 
         `vocab_size` is the number of ids to predict, by default all that have an embedding.
         """
-        head = self._head()[: vocab_size or self.config.vocab_size]
+        head = self.head()[: vocab_size or self.config.vocab_size]
         return self._capped(project(hidden.to(compute_dtype(hidden, head)), head))
 
     def logits_in_fp32(self, hidden: Tensor, vocab_size: int) -> Tensor:
@@ -281,7 +294,7 @@ class Decoder(nn.Module):
 
         Rounded logits would tie.
         """
-        head = self._head()[:vocab_size]
+        head = self.head()[:vocab_size]
         return self._capped(product_in_fp32(hidden.to(head.dtype), head.T))
 
     def _capped(self, logits: Tensor) -> Tensor:
@@ -352,7 +365,7 @@ class Decoder(nn.Module):
         hidden, reports = self._run(given, options)
         result = of_head(
             hidden.flatten(0, 1),
-            self._head(),
+            self.head(),
             targets.reshape(-1),
             self.config.logit_cap,
             compiled=_compiles_loss(hidden, options),
@@ -375,16 +388,11 @@ class Decoder(nn.Module):
             of_gates, report = gate_loss(reports, hidden, self.logits, self.norm, vocab, given.real)
             aux.append(of_gates)
             stats |= report
-        if self.draft is not None and self.draft.learns:
-            trunk = self.draft_trunk()
-            compiled = _compiles_loss(hidden, options)
-            of_draft, report = draft_loss(
-                self.draft, hidden, given, targets, trunk, compiled=compiled
-            )
-            aux.append(of_draft)
-            stats |= report
-        for part in self.shared_parts():
-            of_part, report = part.losses(self.blocks, len(given.tokens), options)
+        cross_entropy = partial(linear_cross_entropy, compiled=_compiles_loss(hidden, options))
+        passed = Passed(given, targets, hidden, options, cross_entropy)
+        # Another order would round the sum differently.
+        for part in reversed(self.shared_parts()):
+            of_part, report = part.losses(self, passed)
             aux += of_part
             stats |= report
         none = torch.zeros((), device=hidden.device)
@@ -419,7 +427,7 @@ class Decoder(nn.Module):
         trained = given.cache is None and torch.is_grad_enabled()
         if not trained:
             options = StepOptions(options.parts)
-        now = Pass.of(self.config, given, options, trained=trained)
+        now = Pass.of(self, given, options, trained=trained)
         x = self._embedded(now)
         if options.compiled and not x.requires_grad:
             # Behind a frozen embedding, the first block would be compiled separately.
@@ -457,22 +465,16 @@ class Decoder(nn.Module):
     def num_params(self, active: bool = False) -> int:
         """Return the number of weights; with `active`, the number that one token uses.
 
-        A token does not use the experts that its router does not choose. A draft block does not
-        count: a text is the same without it.
+        A token does not use the experts that its router does not choose. Parts that change nothing
+        do not count: a text is the same without them.
         """
         idle = sum(block.feedforward.idle_params() for block in self.layers)
         named = self.named_parameters()
-        every = sum(weight.numel() for name, weight in named if not name.startswith(PREFIX))
+        every = sum(weight.numel() for name, weight in named if name.split(".")[0] not in APART)
         return every - idle if active else every
 
-    def draft_trunk(self) -> Trunk:
-        """Return what the draft block reads of the model. Raises ValueError without a block."""
-        if self.draft is None:
-            raise ValueError("the model has no draft block")
-        head = self._head()[: self.config.vocab_size]
-        return self.draft.trunk(self.embed.weight, self.norm, head, self.config.logit_cap)
-
-    def _head(self) -> Tensor:
+    def head(self) -> Tensor:
+        """Return the matrix of the head, a row for each id."""
         return self.embed.weight if self.config.tie_embeddings else self.lm_head.weight
 
     def _embedded(self, now: Pass) -> Tensor:
@@ -484,7 +486,7 @@ class Decoder(nn.Module):
             if positions is not None:
                 here = embedding(positions, self.positions.weight)
             x = x + here.float()
-        if self.slots is not None:
-            x = torch.cat([x, self.slots(len(tokens), now.slot_groups)], dim=1)
+        for part in self.shared_parts():
+            x = part.embedded(x, now)
         x = x if self.embed_norm is None else self.embed_norm(x)
         return x.to(now.options.residual)

@@ -15,26 +15,25 @@ another weight. It never changes a text either: pion/generation/decoding.py says
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, rms_norm
 
-from pion.config.draft import Draft, draft_d_ff
+from pion.config.draft import draft_d_ff
 from pion.config.model_config import ModelConfig
 from pion.config.parts import Role
 from pion.errors import BadInput
 from pion.model.feedforward.dense import Stats, SwiGLU
-from pion.model.forward_pass import Given
-from pion.model.loss import IGNORED, cap_logits, linear_cross_entropy
+from pion.model.forward_pass import Owner, Passed, SharedPart
+from pion.model.loss import IGNORED, cap_logits
 from pion.model.norm_and_projection import Projection, RMSNorm, compute_dtype, project
 
 # What the model reports of its block: the loss of each step, in nats for each guessed token.
 DRAFT_LOSS = "draft_loss"
-# How the names of its tensors begin.
-PREFIX = "draft."
-IDS = f"{PREFIX}ids"
+IDS = "draft.ids"
 
 
 class Trunk(NamedTuple):
@@ -58,7 +57,7 @@ class Trunk(NamedTuple):
         return logits if self.cap is None else cap_logits(logits, self.cap)
 
 
-class DraftBlock(nn.Module):
+class DraftBlock(SharedPart):
     """The block. `ids` (S,) int64 are the ids that it guesses, rising; None: all that there are."""
 
     roles: ClassVar[dict[str, Role]] = {
@@ -67,11 +66,15 @@ class DraftBlock(nn.Module):
         "feedforward.up_proj.weight": "draft",
         "feedforward.down_proj.weight": "draft",
     }
+    last = True
     ids: Tensor | None
 
-    def __init__(self, config: ModelConfig, settings: Draft) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        settings = config.draft
+        assert settings is not None
         self.steps, self._width, self._eps = settings.steps, config.d_model, config.norm_eps
+        self._vocab_size = config.vocab_size
         self.mix = Projection(2 * config.d_model, config.d_model)
         self.feedforward = SwiGLU(config.d_model, draft_d_ff(config.d_model))
         count = settings.ids_of(config.vocab_size)
@@ -85,10 +88,11 @@ class DraftBlock(nn.Module):
         z = self.mix(both.to(compute_dtype(both, self.mix.weight))).float()
         return z + self.feedforward(self._normed(z))[0]
 
-    def trunk(self, embed: Tensor, norm: RMSNorm, head: Tensor, cap: float | None) -> Trunk:
-        """Return what the block reads of a model with this `head` (vocab, d_model)."""
-        head = head.detach()
-        return Trunk(embed.detach(), norm, head if self.ids is None else head[self.ids], cap)
+    def trunk(self, model: Owner) -> Trunk:
+        """Return what the block reads of its model."""
+        head = model.head()[: self._vocab_size].detach()
+        head = head if self.ids is None else head[self.ids]
+        return Trunk(model.embed.weight.detach(), model.norm, head, model.config.logit_cap)
 
     @torch.no_grad()
     def guess(self, states: Tensor, tokens: Tensor, trunk: Trunk, count: int) -> list[list[int]]:
@@ -114,57 +118,60 @@ class DraftBlock(nn.Module):
     def _normed(self, x: Tensor) -> Tensor:
         return rms_norm(x.float(), (self._width,), None, self._eps)
 
-    # ------------------------------------------------------------ costs
-
-    def macs_per_token(self, vocab_size: int) -> int:
+    def macs_per_token(self) -> int:
         """Return the multiply-accumulates of all steps of training, for one token."""
         weights = sum(weight.numel() for weight in self.parameters())
-        ids = vocab_size if self.ids is None else len(self.ids)
+        ids = self._vocab_size if self.ids is None else len(self.ids)
         return self.steps * (weights + ids * self._width)
 
+    def check_weights(self, blocks: nn.ModuleList, state: Mapping[str, Tensor]) -> None:
+        """Raise BadInput for ids that are not rising, or not the model's."""
+        ids = state.get(IDS)
+        if ids is None:
+            return
+        rises = bool((ids[1:] > ids[:-1]).all())
+        if not rises or ids[0] < 0 or ids[-1] >= self._vocab_size:
+            raise BadInput(f"{IDS}: not {len(ids):,} rising ids of 0 … {self._vocab_size - 1:,}")
 
-def check_ids(ids: Tensor, vocab_size: int) -> None:
-    """Raise BadInput for a block's `ids` from a file that are not rising, or not the model's."""
-    rises = bool((ids[1:] > ids[:-1]).all())
-    if not rises or ids[0] < 0 or ids[-1] >= vocab_size:
-        raise BadInput(f"{IDS}: not {len(ids):,} rising ids of 0 … {vocab_size - 1:,}")
+    def read_rows(self, rows: Callable[[], Tensor]) -> None:
+        """Set which ids a new block guesses: those that are the most frequent in these rows."""
+        if self.ids is not None:
+            self.ids.copy_(most_frequent(rows(), len(self.ids), self._vocab_size))
+
+    def losses(self, model: Owner, passed: Passed) -> tuple[list[Tensor], Stats]:
+        """Return the loss of the block, summed over rows, and its report, if the block learns.
+
+        The loss of a row is the cross-entropy of its guesses, divided by T and by the number of
+        steps. A target of another document, or one that is not guessed, does not count. The report
+        has "draft_loss" (steps,), the mean of each step.
+        """
+        if not self.learns:
+            return [], {}
+        given, trunk, length = passed.given, self.trunk(model), passed.targets.shape[1]
+        zero = passed.hidden.new_zeros((), dtype=torch.float32)
+        total = zero
+        means = []
+        g = passed.hidden.detach()
+        for step in range(1, self.steps + 1):
+            wanted = passed.targets[:, step:]
+            if not wanted.numel():  # the row is too short
+                means.append(zero)
+                continue
+            g = self(g[:, : length - step], given.tokens[:, step:], trunk)
+            if given.documents is not None:
+                same = given.documents[:, step:] == given.documents[:, : length - step]
+                wanted = torch.where(same, wanted, IGNORED)
+            wanted = _numbers_of(wanted, self.ids).reshape(-1)
+            guessed = trunk.states(g).flatten(0, 1)
+            ce = passed.cross_entropy(guessed, trunk.head, wanted, trunk.cap)
+            total = total + ce
+            means.append(ce.detach() / (wanted != IGNORED).sum().clamp(min=1))
+        return [total / (length * self.steps)], {DRAFT_LOSS: torch.stack(means)}
 
 
-def draft_loss(
-    block: DraftBlock,
-    states: Tensor,
-    given: Given,
-    targets: Tensor,
-    trunk: Trunk,
-    *,
-    compiled: bool,
-) -> tuple[Tensor, Stats]:
-    """Return the loss of a model's block, summed over rows, and its report.
-
-    `states` (B, T, d_model) are the input of the model's head, and `targets` (B, T) the next
-    tokens; see Decoder. The loss of a row is the cross-entropy of its guesses, divided by T and by
-    the number of steps. A target of another document, or one that is not guessed, does not count.
-    The report has "draft_loss" (steps,), the mean of each step.
-    """
-    zero, length = states.new_zeros((), dtype=torch.float32), targets.shape[1]
-    total = zero
-    means = []
-    g = states.detach()
-    for step in range(1, block.steps + 1):
-        wanted = targets[:, step:]
-        if not wanted.numel():  # the row is too short
-            means.append(zero)
-            continue
-        g = block(g[:, : length - step], given.tokens[:, step:], trunk)
-        if given.documents is not None:
-            same = given.documents[:, step:] == given.documents[:, : length - step]
-            wanted = torch.where(same, wanted, IGNORED)
-        wanted = _numbers_of(wanted, block.ids).reshape(-1)
-        guessed = trunk.states(g).flatten(0, 1)
-        ce = linear_cross_entropy(guessed, trunk.head, wanted, trunk.cap, compiled=compiled)
-        total = total + ce
-        means.append(ce.detach() / (wanted != IGNORED).sum().clamp(min=1))
-    return total / (length * block.steps), {DRAFT_LOSS: torch.stack(means)}
+def block_of(model: nn.Module) -> DraftBlock | None:
+    """Return the draft block of a model; None: it has none."""
+    return next((part for part in model.children() if isinstance(part, DraftBlock)), None)
 
 
 def _numbers_of(targets: Tensor, ids: Tensor | None) -> Tensor:

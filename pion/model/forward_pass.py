@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from pion.config.model_config import ModelConfig
-from pion.config.slots import Slots
 from pion.errors import BadInput
 from pion.model.attention.attention import AttentionInputs
 from pion.model.attention.cache import KVCache, Place
@@ -24,9 +23,8 @@ from pion.model.attention.masks import (
     flexible,
 )
 from pion.model.attention.rope import Rotation, rotations
-from pion.model.attention.slot_entries import entries_of
-from pion.model.attention.slot_masks import mask_of_pass, mask_of_rows
 from pion.model.feedforward.dense import FeedForwardInputs, Stats
+from pion.model.norm_and_projection import RMSNorm
 
 State = dict[str, Tensor]
 
@@ -123,7 +121,6 @@ class Pass:
         rotation: the rotation of each token; None: positions are learned.
         trained: whether a backward pass follows.
         options: how the pass is computed.
-        slots: the model's slots.
         results: the results of the layers that later layers read, by their numbers.
         carried: what shared parts need again at a later layer, by a name.
     """
@@ -135,19 +132,19 @@ class Pass:
     rotation: Rotation | None
     trained: bool
     options: StepOptions
-    slots: Slots | None = None
     results: dict[int, Tensor] = field(default_factory=dict)
     carried: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, config: ModelConfig, given: Given, options: StepOptions, *, trained: bool) -> Pass:
+    def of(cls, model: Owner, given: Given, options: StepOptions, *, trained: bool) -> Pass:
         """Return the pass of a model over `given`. A cache makes room for its tokens.
 
         Raises BadInput for more tokens than the context, except in rows of documents with positions
         of their own, which have to be below the context. Raises ValueError for a cache with
         documents and for a full row.
         """
-        cache, (batch, count), device = given.cache, given.tokens.shape, given.tokens.device
+        config, cache = model.config, given.cache
+        (batch, count), device = given.tokens.shape, given.tokens.device
         past, place = _past(given), given.place
         # To look at the positions would make us wait for a GPU.
         packed = given.documents is not None and given.positions is not None
@@ -155,35 +152,22 @@ class Pass:
             raise BadInput(
                 f"{past + count} tokens are more than the model's context of {config.seq_len}"
             )
-        if config.slots is not None and cache is None:
-            entries = entries_of(config.slots, given.positions, given.documents, given.tokens)
-            flex = flexible(config, device.type)
-            masks: Masks = {"full": mask_of_rows(config.slots, entries, flex=flex)}
-            given = given._replace(positions=entries.positions)
-        elif cache is None:
-            masks = _masks(config, given, options)
-        elif given.documents is not None:
-            raise ValueError("a cache has one document per row, so documents can't be given")
-        else:
+        if cache is not None:
+            if given.documents is not None:
+                raise ValueError("a cache has one document per row, so documents can't be given")
             place = place or cache.place(given.row, batch, count, device)
             if place.positions is not None:
                 given = given._replace(positions=place.positions)
-            if config.slots is None:
-                masks = build_cache_masks(config, given.tokens, place, cache)
-            else:
-                mask, entries = mask_of_pass(config.slots, place, cache, device)
-                masks = {"full": mask}
-                given = given._replace(positions=entries.positions)
+        of_parts = (part.masks(config, given, place) for part in model.shared_parts())
+        if (found := next(filter(None, of_parts), None)) is not None:
+            masks, positions = found
+            given = given._replace(positions=positions)
+        elif cache is None or place is None:
+            masks = _masks(config, given, options)
+        else:
+            masks = build_cache_masks(config, given.tokens, place, cache)
         rotation = rotations(config, past, count, given.positions, device)
-        return cls(given, given.real, place, masks, rotation, trained, options, config.slots)
-
-    @property
-    def slot_groups(self) -> int:
-        """After how many segments the pass computes slots, in a model with slots."""
-        if self.place is None or self.place.slots is None:
-            assert self.slots is not None
-            return self.given.tokens.shape[1] // self.slots.segment
-        return self.place.slots.segments.shape[1]
+        return cls(given, given.real, place, masks, rotation, trained, options)
 
     @property
     def past(self) -> int:
@@ -213,13 +197,43 @@ def _masks(config: ModelConfig, given: Given, options: StepOptions) -> Masks:
     return build_masks(config, given.tokens, total, given.documents, window, kernel=kernel)
 
 
-class SharedPart(nn.Module):
-    """A part of a decoder whose weights several layers use: what it does in a forward pass.
+class Owner(Protocol):
+    """What parts read of their model: a Decoder."""
 
-    Decoder has a list of the parts, and asks each the same. By default, a part does nothing.
-    `reads` has the layers whose results `give` needs later.
+    config: ModelConfig
+    embed: nn.Embedding
+    blocks: nn.ModuleList
+    norm: RMSNorm
+
+    def head(self) -> Tensor:
+        """Return the matrix of the head, a row for each id."""
+
+    def shared_parts(self) -> list[SharedPart]:
+        """Return the parts of the model."""
+
+
+class Passed(NamedTuple):
+    """What a forward pass leaves for the losses of parts.
+
+    `hidden` (B, T, d_model) is the head's input, and `targets` (B, T) are the next tokens.
+    `cross_entropy` is that of pion/model/loss.py, as the step computes it.
     """
 
+    given: Given
+    targets: Tensor
+    hidden: Tensor
+    options: StepOptions
+    cross_entropy: Callable[..., Tensor]
+
+
+class SharedPart(nn.Module):
+    """A part of a decoder outside its blocks: what it does in a forward pass.
+
+    Decoder has a list of the parts, and asks each the same. By default, a part does nothing.
+    `reads` has the layers whose results `give` needs later. A `last` part stands behind the head.
+    """
+
+    last: ClassVar[bool] = False
     reads: frozenset[int] = frozenset()
 
     @staticmethod
@@ -235,21 +249,36 @@ class SharedPart(nn.Module):
         """
         return config, state
 
+    def masks(
+        self, config: ModelConfig, given: Given, place: Place | None
+    ) -> tuple[Masks, Tensor] | None:
+        """Return the masks and the positions of a pass whose part has entries behind the tokens.
+
+        `place` is where the tokens are in a cache. None: the part has no entries.
+        """
+        return None
+
+    def embedded(self, x: Tensor, now: Pass) -> Tensor:
+        """Return the embeddings x (B, T, d_model) in fp32, with what the part adds to them."""
+        return x
+
     def give(self, inputs: BlockInputs, block: nn.Module, layer: int, now: Pass) -> BlockInputs:
         """Return what a layer and its block get, with what they get of this part."""
         return inputs
 
-    def losses(
-        self, blocks: nn.ModuleList, rows: int, options: StepOptions
-    ) -> tuple[list[Tensor], Stats]:
-        """Return the auxiliary losses of a pass over `rows` rows, summed over rows, and a report.
-
-        The report has no gradient.
-        """
+    def losses(self, model: Owner, passed: Passed) -> tuple[list[Tensor], Stats]:
+        """Return the losses of a pass, each summed over rows, and a report without gradient."""
         return [], {}
 
-    def check_weights(self, blocks: nn.ModuleList) -> None:
-        """Raise BadInput for weights from a file that do not fit each other."""
+    def macs_per_token(self) -> int:
+        """Return the multiply-accumulates for one token in training, but not in blocks."""
+        return 0
+
+    def read_rows(self, rows: Callable[[], Tensor]) -> None:
+        """Set what the first rows of training, tokens (rows, T), decide of new weights."""
+
+    def check_weights(self, blocks: nn.ModuleList, state: Mapping[str, Tensor]) -> None:
+        """Raise BadInput for weights from a file, by their names, that do not fit each other."""
 
     def check_skipping(self) -> None:
         """Raise BadInput if a token that skips a layer would change other tokens."""

@@ -10,7 +10,6 @@ from torch import Tensor
 from pion.config.lora import Lora
 from pion.config.model_config import ModelConfig
 from pion.model.decoder import Decoder
-from pion.model.draft_block import IDS, check_ids
 from pion.model.lora_projections import (
     A,
     B,
@@ -36,12 +35,13 @@ def adapted_later(
     """Return the decoder that `adapted` returns, and the weights of its base.
 
     The base's weights are on the device `meta`, in the dtype in which they are kept. What LoRA adds
-    has its values. Raises BadInput as `adapted` does, and for wrong ids of a draft block.
+    has its values. Raises BadInput as `adapted` does, and for weights of parts that do not
+    fit each other.
     """
     lora.targets_of(config)  # before weights are read
-    if IDS in base.layout():
-        check_ids(Tensors(base)[IDS], config.vocab_size)
     model = without_values(config)
+    for part in model.shared_parts():
+        part.check_weights(model.blocks, Tensors(base))
     names, in_bf16 = weights_of_products(model), dtype == torch.bfloat16
     if lora.base_dtype == "bfloat16":
         base = Rounded(base, names)

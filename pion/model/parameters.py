@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from pion.config.model_config import ModelConfig
-from pion.config.parts import Role
+from pion.config.parts import APART_ROLES, Role
 from pion.errors import BadInput
 
 
@@ -37,6 +37,12 @@ def parameter_roles(model: nn.Module) -> dict[str, Role]:
             else:
                 by_shape[prefix + name] = "matrix" if parameter.ndim >= 2 else "vector"
     return {name: stated.get(name, by_shape[name]) for name, _ in model.named_parameters()}
+
+
+def train_only_apart(model: nn.Module) -> None:
+    """Freeze all parameters but those of parts that change nothing in the model."""
+    for name, role in parameter_roles(model).items():
+        model.get_parameter(name).requires_grad_(role in APART_ROLES)
 
 
 def vocabulary_rows(model: nn.Module) -> list[str]:

@@ -20,7 +20,6 @@ import torch
 
 from pion.config.model_config import ModelConfig
 from pion.config.parts import Role
-from pion.errors import BadInput
 from pion.model.attention.masks import mean_keys
 from pion.model.attention.reach import Reach
 from pion.model.decoder import Decoder
@@ -36,7 +35,7 @@ class ModelCost:
         tensors: number of tensors of parameters.
         active_params: number of parameters that one token uses.
         macs_per_token: multiply-accumulates with weights for one token, the head included.
-        draft_macs: those of a draft block's steps in training, for one token.
+        apart_macs: those in training of parts that change nothing in the model, for one token.
         macs_per_key: by reach of attention, the multiply-accumulates of these layers for one token
             and one key.
     """
@@ -46,7 +45,7 @@ class ModelCost:
     active_params: int
     macs_per_token: int
     macs_per_key: Mapping[Reach, int]
-    draft_macs: int = 0
+    apart_macs: int = 0
 
     @property
     def all_params(self) -> int:
@@ -75,19 +74,8 @@ def cost_of(config: ModelConfig) -> ModelCost:
         macs_per_token=config.head_rows * config.d_model
         + sum(block.macs_per_token() for block in blocks),
         macs_per_key=macs_per_key,
-        draft_macs=0 if model.draft is None else model.draft.macs_per_token(config.vocab_size),
+        apart_macs=sum(part.macs_per_token() for part in model.shared_parts()),
     )
-
-
-def guess_share(config: ModelConfig) -> float:
-    """Return the arithmetic of a draft block for one guess, as a share of the model's for a token.
-
-    Raises BadInput for a model without a draft block.
-    """
-    if config.draft is None:
-        raise BadInput("the model has no draft block")
-    cost = cost_of(config)
-    return cost.draft_macs / config.draft.steps / cost.macs_per_token
 
 
 @lru_cache(maxsize=16)
@@ -131,7 +119,7 @@ class TokenFlops:
 
 
 def token_flops(
-    config: ModelConfig, seq_len: int, additions: int | None = None, *, only_draft: bool = False
+    config: ModelConfig, seq_len: int, additions: int | None = None, *, only_apart: bool = False
 ) -> TokenFlops:
     """Return the FLOPs of training on a token in a row of `seq_len` tokens.
 
@@ -140,29 +128,29 @@ def token_flops(
     window.
 
     `additions` is how many numbers LoRA's additions to a frozen model have (pion/config/lora.py);
-    None: all weights are trained. A token multiplies each of these numbers once, and so does a slot
-    (a row's tokens share the arithmetic of its slots). A frozen weight has no gradient, so it takes
-    2 FLOPs backward. The first layer counts like the others, although only compiled code computes
-    the gradient of its input.
+    None: all weights are trained. A token multiplies each of these numbers once, and so does an
+    entry of a part (a row's tokens share the arithmetic of these). A frozen weight has no gradient,
+    so it takes 2 FLOPs backward. The first layer counts like the others, although only compiled
+    code computes the gradient of its input.
 
-    A draft block learns from hidden states that have no gradient. If it is all that is trained
-    (`only_draft`), the rest of the model has no backward pass.
+    A part that changes nothing in the model learns from hidden states without gradients. If such
+    parts are all that is trained (`only_apart`), the rest of the model has no backward pass.
     """
     cost = cost_of(config)
     attention = sum(
         macs * mean_keys(config, reach, seq_len) for reach, macs in cost.macs_per_key.items()
     )
-    weights, drafts = float(cost.macs_per_token), cost.draft_macs
+    weights, apart = float(cost.macs_per_token), cost.apart_macs
     added = float(additions or 0)
-    if config.slots is not None:  # they pass all blocks, and have no logits
-        slots = config.slots.of(seq_len) / seq_len
-        weights += slots * (weights - config.head_rows * config.d_model)
-        added += slots * added
+    # Entries of parts pass all blocks, and have no logits.
+    behind = (config.entries(seq_len) - seq_len) / seq_len
+    weights += behind * (weights - config.head_rows * config.d_model)
+    added += behind * added
     macs = weights + attention
-    if only_draft:
-        return TokenFlops(forward=2.0 * (macs + drafts), backward=4.0 * drafts)
+    if only_apart:
+        return TokenFlops(forward=2.0 * (macs + apart), backward=4.0 * apart)
     if additions is None:
-        return TokenFlops(forward=2.0 * (macs + drafts), backward=4.0 * (macs + drafts))
+        return TokenFlops(forward=2.0 * (macs + apart), backward=4.0 * (macs + apart))
     return TokenFlops(
         forward=2.0 * (macs + added),
         backward=2.0 * weights + 4.0 * (added + attention),

@@ -21,6 +21,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from pion.config.parts import APART
+
 # As many bytes as a bucket of torch's DistributedDataParallel has by default. A larger gradient has
 # a bucket for itself.
 BUCKET_BYTES = 25 * 2**20
@@ -30,7 +32,7 @@ ALIGNED_TO = 4
 
 # The parts of a decoder that the forward pass ends with. All others serve its first layer, or
 # several layers: their gradients are complete at the end of the backward pass.
-END_OF_FORWARD = ("blocks.", "norm.", "lm_head.", "draft.")
+END_OF_FORWARD = ("blocks.", "norm.", "lm_head.", *(f"{name}." for name in APART))
 
 
 def in_order_of_backward(model: nn.Module) -> list[nn.Parameter]:

@@ -141,9 +141,8 @@ def _require_alike(found: dict[str, Tensor], expected: dict[str, Tensor]) -> Non
 def _first_block(config: ModelConfig, device: torch.device, drawn: torch.Generator) -> Decoder:
     """Return a model of one block, with made-up weights. Only these weights are in memory."""
     with torch.device("meta"):
-        model = Decoder(config)
+        model = Decoder(config.alone)
     model.blocks = nn.ModuleList([model.blocks[0]])
-    model.draft = None
     model.to_empty(device=device)
     with torch.no_grad():
         for weight in model.parameters():

@@ -13,7 +13,7 @@ from typing import Literal
 
 from pion.config.lora import Lora, lora_cost
 from pion.config.model_config import ModelConfig
-from pion.config.parts import Role
+from pion.config.parts import APART_ROLES, Role
 from pion.model.feedforward.expert_products import product_path
 from pion.model.params_and_flops import (
     TokenFlops,
@@ -58,7 +58,7 @@ class Workload:
     compile: bool = False  # whether the blocks are compiled
     residual: Literal["float32", "bfloat16"] = "float32"  # of the hidden states between blocks
     lora: Lora | None = None  # what LoRA adds to a frozen model; None: all weights are trained
-    only_draft: bool = False  # whether the draft block is all that is trained
+    only_apart: bool = False  # whether all that is trained changes nothing in the model
     # Of the GPU. It decides how experts are computed; None: unknown, so the way that needs more.
     capability: tuple[int, int] | None = None
     # The most answers in a row of preferences; 0: each target token is learned.
@@ -70,7 +70,7 @@ class Workload:
 
     @property
     def entries(self) -> int:
-        """The entries in a row that blocks compute: its tokens, and its slots."""
+        """The entries in a row that blocks compute: its tokens, and those of parts."""
         return self.config.entries(self.seq_len)
 
     @property
@@ -90,7 +90,7 @@ class Workload:
     def flops(self) -> TokenFlops:
         """Return the FLOPs of training on a token."""
         additions = None if self.lora is None else lora_cost(self.config, self.lora).params
-        return token_flops(self.config, self.seq_len, additions, only_draft=self.only_draft)
+        return token_flops(self.config, self.seq_len, additions, only_apart=self.only_apart)
 
     def traced(self) -> Traced:
         """Return what decides the memory of a micro-batch."""
@@ -106,7 +106,7 @@ class Workload:
             documents=self.documents,
             compiled=self.compile and self.device == "cuda",
             lora=self.lora,
-            only_draft=self.only_draft,
+            only_apart=self.only_apart,
             capability=WITH_GROUPED if grouped else WITHOUT_GROUPED,
             sequences=self.sequences,
             sharded=self.sharded,
@@ -175,8 +175,8 @@ def _state(work: Workload) -> tuple[int, int, int]:
         moments = moment_bytes(additions.params, (), ranks) + 3 * each
         update = exchange_bytes(additions.params, ranks)
         return frozen + 8 * additions.params + 2 * each, moments, update
-    if work.only_draft:
-        learned = cost.params["draft"]
+    if work.only_apart:
+        learned = sum(cost.params[role] for role in APART_ROLES)
         moments = moment_bytes(learned, (), ranks) + 3 * rounding
         return 4 * (cost.all_params + learned) + 2 * rounding, moments, 0
     weights = 8 * cost.all_params + 2 * rounding
@@ -212,8 +212,8 @@ def _sharded_state(work: Workload) -> tuple[int, int, int]:
         learned = -(-additions.params * rows // work.lora.rank)
         each = ROUNDED_TO * additions.tensors
         return frozen + 8 * learned + 2 * each, 8 * learned + 3 * each, 0
-    if work.only_draft:
-        learned = own["draft"]
+    if work.only_apart:
+        learned = sum(own[role] for role in APART_ROLES)
         return 4 * (every + learned) + 2 * rounding, 8 * learned + 3 * rounding, 0
     weights, moments = 8 * every + 2 * rounding, 8 * every + 3 * rounding
     if work.optimizer != "muon":

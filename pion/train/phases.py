@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
 from pion.config.model_config import ModelConfig
-from pion.config.parts import PARTS, Role
+from pion.config.parts import APART_ROLES, Role
 from pion.errors import BadInput
 from pion.later_fields import closest, shown
 
@@ -78,11 +78,11 @@ def config_of_largest_phase(phases: Sequence[Phase], config: ModelConfig) -> Mod
     return replace(config, **{config.feedforward: replace(part, top_k=longest)})
 
 
-def only_draft(phases: Sequence[Phase], config: ModelConfig) -> bool:
-    """Return whether a model's draft block is all that any phase trains."""
-    others = _roles_of(config) - {"draft"}
+def only_apart(phases: Sequence[Phase], config: ModelConfig) -> bool:
+    """Return whether parts that change nothing in the model are all that any phase trains."""
+    others = _roles_of(config) - APART_ROLES
     frozen = [others <= phase.frozen_roles() for phase in phases]
-    return config.draft is not None and bool(frozen) and all(frozen)
+    return config.alone != config and bool(frozen) and all(frozen)
 
 
 def check_phases(phases: Sequence[Phase], steps: int) -> None:
@@ -119,16 +119,11 @@ def _check_trained(where: str, phase: Phase) -> None:
         raise BadInput(f"{where}.rates: all roles are frozen; give some role a rate above 0")
 
 
-def _roles_of(config: ModelConfig) -> set[Role]:
+def _roles_of(config: ModelConfig) -> set[str]:
     """Return the roles that some parameter of the model has."""
-    roles: set[Role] = {"matrix", "embedding", "vector"}
-    parts = (getattr(config, name) for name in PARTS)
-    roles |= {role for part in parts for role in getattr(part, "roles", ())}
-    others: dict[Role, bool] = {
-        "head": not config.tie_embeddings,
-        "gate": config.gates,
-        "draft": config.draft is not None,
-    }
+    roles: set[str] = {"matrix", "embedding", "vector"}
+    roles |= {role for _, part in config.parts() for role in part.roles}
+    others = {"head": not config.tie_embeddings, "gate": config.gates}
     return roles | {role for role, there in others.items() if there}
 
 

@@ -24,7 +24,7 @@ from pion.model.attention.masks import flexible, needs_masks
 from pion.model.decoder import Decoder
 from pion.model.forward_pass import StepOptions
 from pion.model.lora_projections import count_additions
-from pion.model.parameters import parameter_roles
+from pion.model.parameters import train_only_apart
 from pion.model.params_and_flops import token_flops
 from pion.model.saved_weights import Saved, Whole, placeholders
 from pion.train import hardware
@@ -40,7 +40,7 @@ from pion.train.optimizer.state_pieces import (
     copy_tensors,
     hand_out,
 )
-from pion.train.phases import only_draft
+from pion.train.phases import only_apart
 from pion.train.schedule import StepPlan, plan_at
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.side_copy import SideCopy
@@ -92,10 +92,9 @@ class Trainer:
         self._brought = {n for n, param in model.named_parameters() if not param.requires_grad}
         if self._brought:
             self._brought |= {name for name, _ in model.named_buffers()}
-        freezes = only_draft(settings.phases, model.config)
+        freezes = only_apart(settings.phases, model.config)
         if freezes:
-            for name, role in parameter_roles(model).items():
-                model.get_parameter(name).requires_grad_(role == "draft")
+            train_only_apart(model)
         self._ranks = Ranks(plan.world_size)
         self._shards = shards or self._sharded(weights)
         self.optimizer = self._optimizer()
@@ -108,7 +107,7 @@ class Trainer:
         self._feed = self._feed_from(stream)
         additions = count_additions(model)
         self._metrics = StepMetrics(
-            partial(token_flops, model.config, additions=additions, only_draft=freezes),
+            partial(token_flops, model.config, additions=additions, only_apart=freezes),
             plan,
             clock,
             settings.max_spike,

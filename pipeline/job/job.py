@@ -16,15 +16,15 @@ from typing import Any
 
 from pydantic import PrivateAttr, ValidationInfo, field_validator, model_validator
 
-from pion.config.draft import require_learned
 from pion.config.lora import Lora as LoraSettings
 from pion.config.model_config import OPTIONAL, ModelConfig
 from pion.config.part_fields import FACTOR
+from pion.config.parts import APART
 from pion.errors import BadInput
 from pion.train.phases import check_phases_of_model
 from pipeline.job.clean_section import OF_EVALUATE
 from pipeline.job.hardware_section import Hardware
-from pipeline.job.model_section import Base, Model, TokenizerSection
+from pipeline.job.model_section import NEXT_TO_FROM, Base, Model, TokenizerSection
 from pipeline.job.prefer_section import Prefer
 from pipeline.job.recipe import with_recipe
 from pipeline.job.result_sections import Evaluate, Publish
@@ -152,12 +152,11 @@ class Job(Section):
             for where, seq_len in lengths.items()
             if seq_len > config.seq_len
         ]
-        mistakes += self._too_short_for_slots(config)
+        mistakes += self._too_short(config)
         first = next(iter(self.train_stages), "")
         from_base = self._base if first in CONVERSING else None
         if from_base is not None and self.lora(first) is not None:
-            learned = from_base.model_config.draft
-            mistakes += mistakes_of(require_learned, config.draft, learned, config.vocab_size)
+            mistakes += mistakes_of(config.check_frozen, from_base.model_config)
         for stage in self.train_stages:
             section, lora = self.section(stage), self.lora(stage)
             if section.window_schedule != "constant" and config.windows is None:
@@ -168,19 +167,18 @@ class Job(Section):
             mistakes += [f"{stage}.{mistake}" for mistake in wrong]
         return mistakes
 
-    def _too_short_for_slots(self, config: ModelConfig) -> list[str]:
-        """Return the fields by which training rows are shorter than the segments of slots."""
+    def _too_short(self, config: ModelConfig) -> list[str]:
+        """Return the fields by which training rows are too short for a part of the model."""
         lengths = {}
         for stage in self.train_stages:
             section = self.section(stage)
             own = isinstance(section, Conversations) and section.seq_len is not None
             lengths[f"{stage if own else 'data'}.seq_len"] = self.seq_len(stage)
         return [
-            f"{field}: rows of {tokens} tokens are shorter than the model's segments of "
-            f"{config.slots.segment}, so no slot would ever be trained. Give longer rows, or a "
-            "smaller model.slots.segment"
+            f"{field}: {why}"
             for field, tokens in lengths.items()
-            if config.slots is not None and tokens < config.slots.segment
+            for _, part in config.parts()
+            if (why := part.too_short(tokens))
         ]
 
     def _use_defaults_of_base(self, config: ModelConfig) -> None:
@@ -209,8 +207,8 @@ class Job(Section):
             )
         decided = [
             f"model.{name}: the model that the run starts from decides this. Next to `from`, only "
-            "seq_len and draft can be given"
-            for name in sorted(self.model.model_fields_set - {"base", "seq_len", "draft"})
+            f"{' and '.join(NEXT_TO_FROM)} can be given"
+            for name in sorted(self.model.model_fields_set - {"base", *NEXT_TO_FROM})
         ]
         first = next(iter(self.train_stages), None)
         others = {
@@ -472,8 +470,7 @@ class Job(Section):
         """Whether tokens of pretraining text attend only within their own document."""
         if self.data.documents is not None:
             return self.data.documents
-        config = self.model_config_resolved()
-        return config.windows is not None or config.slots is not None
+        return self.model_config_resolved().hides
 
     def model_config_resolved(self) -> ModelConfig:
         """Return the decoder's settings: preset, then fields, then what data and tokenizer imply.
@@ -499,7 +496,8 @@ class Job(Section):
         return ModelConfig.of(fields)
 
     def _config_of_base(self) -> ModelConfig:
-        """Return the settings of the model to start from, with the job's context and drafts."""
+        """Return the settings of the model to start from, with the job's context and the parts that
+        learn from a model."""
         if self._base is None:
             raise BadInput("its shape is not known")
         config = self._base.model_config
@@ -510,10 +508,9 @@ class Job(Section):
                 f"{self._base.source} has; it can only be shortened"
             )
         changed: dict[str, Any] = {}
-        draft = self.model.draft
-        if draft is not None:
-            own = {} if config.draft is None else asdict(config.draft)
-            changed["draft"] = own | draft.model_dump(exclude_unset=True)
-        elif "draft" in self.model.model_fields_set:  # null takes the block away
-            changed["draft"] = None
+        for name in self.model.model_fields_set.intersection(APART):
+            given, own = getattr(self.model, name), getattr(config, name)
+            if given is not None:  # null takes the part away
+                given = ({} if own is None else asdict(own)) | given.model_dump(exclude_unset=True)
+            changed[name] = given
         return replace(config, seq_len=seq_len, **changed)

@@ -9,17 +9,14 @@ import dataclasses
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from pydantic import create_model, field_validator, model_validator
 
-from pion.config.draft import Draft
 from pion.config.model_config import ModelConfig
 from pion.config.part_fields import FACTOR, LAYERS, MEANING, MOST, SEQ_LEN, VOCABULARY, WIDTH
-from pion.config.parts import Experts, Heads, RopeScaling, Values, Windows, Wiring
+from pion.config.parts import APART, PARTS
 from pion.config.presets import PRESETS
-from pion.config.primitives import Primitives
-from pion.config.slots import Slots
 from pipeline.job.section import (
     Section,
     identity,
@@ -90,26 +87,16 @@ def section_of(part: type) -> Any:
     return create_model(part.__name__, __base__=Section, __doc__=doc, **fields)
 
 
-_EXPERTS = section_of(Experts)
-_WINDOWS = section_of(Windows)
-_HEADS = section_of(Heads)
-_WIRING = section_of(Wiring)
-_VALUES = section_of(Values)
-_PRIMITIVES = section_of(Primitives)
-_ROPE_SCALING = section_of(RopeScaling)
-_DRAFT = section_of(Draft)
-_SLOTS = section_of(Slots)
+# What a job may give next to `from`: the context, and the parts that learn from a model.
+NEXT_TO_FROM = ("seq_len", *APART)
 
 
-class Model(Section):
-    """The decoder: a model to start from, a preset, a preset with some fields replaced, or every
-    field. `null` takes away what a preset has: a part, softcap or logit_cap."""
-
+class _Shape(Section):
     base: str | None = identity(
         None,
         "a trained model to start from, with its shape, weights, tokenizer and context: a Hub "
         "repository (user/name, or user/name@REVISION), a folder, a run or a seed's .pt file. Only "
-        "seq_len, to shorten the context, and draft may be given too",
+        f"seq_len, to shorten the context, and {', '.join(APART)} may be given too",
         alias="from",
     )
     preset: str | None = identity(None, f"a named model: {', '.join(PRESETS)}")
@@ -151,38 +138,24 @@ class Model(Section):
         most=FACTOR,
     )
 
-    experts: _EXPERTS | None = identity(  # type: ignore[valid-type]
-        None, "a mixture of experts in place of each feed-forward layer; d_ff is one expert's width"
+
+if TYPE_CHECKING:
+    _ShapeAndParts = _Shape
+else:
+    _ShapeAndParts = create_model(
+        "_ShapeAndParts",
+        __base__=_Shape,
+        **{
+            name: (section_of(kind) | None, identity(None, kind.about))
+            for name, kind in PARTS.items()
+        },
     )
-    windows: _WINDOWS | None = identity(  # type: ignore[valid-type]
-        None, "attention that sees only recent tokens"
-    )
-    heads: _HEADS | None = identity(  # type: ignore[valid-type]
-        None, "attention heads with another scale, other norms, biases or fewer rotary frequencies"
-    )
-    wiring: _WIRING | None = identity(  # type: ignore[valid-type]
-        None, "which layers have attention, and what layers read besides the layer before"
-    )
-    values: _VALUES | None = identity(  # type: ignore[valid-type]
-        None, "tables with a vector for each token id, which joins attention's values"
-    )
-    primitives: _PRIMITIVES | None = identity(  # type: ignore[valid-type]
-        None, "feed-forward layers whose matrices are mixed from shared low-rank primitives"
-    )
-    rope_scaling: _ROPE_SCALING | None = identity(  # type: ignore[valid-type]
-        None, "rotary positions for a longer context than the original one, as in Llama 3.1"
-    )
-    draft: _DRAFT | None = identity(  # type: ignore[valid-type]
-        None,
-        "a small block that guesses tokens, so that the model writes the same text faster; it "
-        "learns from the model and changes nothing in it",
-    )
-    slots: _SLOTS | None = identity(  # type: ignore[valid-type]
-        None,
-        "entries after each segment of a text, which keep what attention's window has left; a row "
-        "of text is one document or several (data.documents), and segments count from the start "
-        "of each",
-    )
+
+
+class Model(_ShapeAndParts):
+    """The decoder: a model to start from, a preset, a preset with some fields replaced, or every
+    field. `null` takes away what a preset has: a part, softcap or logit_cap."""
+
     activation: Literal["swiglu", "relu2", "gelu"] | None = identity(
         None,
         "activation of feed-forward layers; relu2 and gelu: two matrices, with relu(x)² or GELU "

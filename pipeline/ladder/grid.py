@@ -180,9 +180,8 @@ def _with(job: Job, changes: Mapping[str, Any]) -> Job:
     fields = {key.removeprefix("model."): value for key, value in changes.items()}
     experts = fields.pop("experts.d_shared", None)
     if experts is not None:
-        own = job.model.experts
-        part: dict[str, Any] = {} if own is None else own.model_dump(exclude_unset=True)
-        fields["experts"] = part | {"d_shared": experts}
+        own = job.model.model_dump(exclude_unset=True).get("experts") or {}
+        fields["experts"] = own | {"d_shared": experts}
     given = job.model.model_dump(exclude_unset=True, by_alias=True)
     model = type(job.model).model_validate(given | fields)
     return job.model_copy(update={"model": model})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pion.config.parts import APART, PARTS
 from pion.errors import BadInput
 from pipeline.job.digest import model_inputs
 from pipeline.models.find import FoundModel, found_in
@@ -23,24 +24,11 @@ if TYPE_CHECKING:
 HEAD = "lm_head.weight"
 
 # Settings of a model that decide neither its weights' shapes nor its results: those of a context's
-# length, of random weights and of training, of rows that no token has, gates and drafts.
+# length, of random weights and of training, of rows that no token has, gates, and some of parts.
 FREE = {
-    f"model.{name}"
-    for name in (
-        "seq_len",
-        "family",
-        "init",
-        "init_std",
-        "head_multiple",
-        "gates",
-        "draft.steps",
-        "draft.ids",
-        "imported",
-        "experts.balance",
-        "experts.balance_weight",
-        "experts.z_weight",
-        "primitives.diversity_weight",
-    )
+    *("model.seq_len", "model.family", "model.init", "model.init_std", "model.head_multiple"),
+    *("model.gates", "model.imported"),
+    *(f"model.{name}.{field}" for name, kind in PARTS.items() for field in kind.free),
 }
 
 
@@ -81,7 +69,7 @@ def fitted_later(
     require_same_model(config, given, source)
     before = placeholders(saved.layout())
     state = _with_positions(config, _with_head_rows(config, before), source)
-    state = _with_draft(config, _with_gates(config, state), seed)
+    state = _with_parts_apart(config, _with_gates(config, state), seed)
     taken = {name: Taken(tensor.shape, tensor.numel()) for name, tensor in state.items()}
     head = state.get(HEAD)
     if head is not None and head.shape != before[HEAD].shape:
@@ -131,24 +119,28 @@ def _with_gates(config: ModelConfig, state: dict[str, Tensor]) -> dict[str, Tens
     return fresh | state
 
 
-def _with_draft(config: ModelConfig, state: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """Return the weights with the draft block that the model has: its own if it fits, or new."""
+def _with_parts_apart(
+    config: ModelConfig, state: dict[str, Tensor], seed: int
+) -> dict[str, Tensor]:
+    """Return the weights with each part of the model that learns from it: with the part's own
+    weights if they fit, or new ones."""
     import torch
 
-    from pion.model.draft_block import PREFIX, DraftBlock
+    from pion.model.decoder import SHARED_PARTS
     from pion.model.parameters import draw_weights
 
-    rest = {name: tensor for name, tensor in state.items() if not name.startswith(PREFIX)}
-    if config.draft is None:
-        return rest
-    block = DraftBlock(config, config.draft)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        draw_weights(block, config.init, config.init_std, config.tie_embeddings)
-    new = {PREFIX + name: tensor for name, tensor in block.state_dict().items()}
-    same = {name: state[name].shape for name in state if name.startswith(PREFIX)}
-    own = same == {name: tensor.shape for name, tensor in new.items()}
-    return state if own else rest | new
+    for name in APART:
+        own = {key: state.pop(key) for key in list(state) if key.startswith(f"{name}.")}
+        if getattr(config, name) is None:
+            continue
+        part = SHARED_PARTS[name][1](config)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            draw_weights(part, config.init, config.init_std, config.tie_embeddings)
+        new = {f"{name}.{key}": tensor for key, tensor in part.state_dict().items()}
+        same = {k: t.shape for k, t in own.items()} == {k: t.shape for k, t in new.items()}
+        state |= own if same else new
+    return state
 
 
 def require_same_model(job: ModelConfig, model: ModelConfig, source: str) -> None:

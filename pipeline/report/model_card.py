@@ -282,30 +282,16 @@ def _architecture(config: ModelConfig, parameters: int, vocab_size: int, weights
         ("width", f"{config.d_model:,}"),
         ("attention heads", f"{config.n_heads}, of width {config.head_dim}"),
         ("key/value heads", f"{config.n_kv_heads}"),
-        *_attention(config),
+        *_of_parts(config, apart=False),
         *_feedforward(config, parameters),
         *([("gates", "one in each layer; used with `pion generate --skip-above`")] * config.gates),
-        *_draft(config),
+        *_of_parts(config, apart=True),
         ("vocabulary", f"{vocab_size:,} (byte-level BPE)"),
         ("context", f"{config.seq_len:,} tokens"),
         ("positions", _positions(config)),
         ("weights", weights),
     ]
     return f"## Model\n\n{table(('shape', ''), shape)}"
-
-
-def _draft(config: ModelConfig) -> list[tuple[str, str]]:
-    """Return the row of a model with a draft block."""
-    if config.draft is None:
-        return []
-    steps = config.draft.steps
-    return [
-        (
-            "draft block",
-            f"guesses {steps} token{'s' * (steps > 1)}, in the folder `draft`; used with "
-            "`pion generate --drafts auto`",
-        )
-    ]
 
 
 def _weights(publish: Publish, config: ModelConfig, extra: CardExtras) -> str:
@@ -336,26 +322,11 @@ def _positions(config: ModelConfig) -> str:
     return f"{rotary}, scaled by {scaling.factor:g} from a context of {original:,} tokens"
 
 
-def _attention(config: ModelConfig) -> list[tuple[str, str]]:
-    """Return the rows of a model whose attention differs between layers."""
-    rows = []
-    if config.wiring is not None and config.wiring.attention_layers is not None:
-        layers = ", ".join(map(str, config.wiring.attention_layers))
-        rows.append(("layers with attention", layers))
-    if config.windows is not None:
-        tokens, every = config.windows.tokens, config.windows.long_every
-        meaning = f"{tokens:,} tokens in the last and in every {every}th layer, half in the others"
-        rows.append(("attention window", meaning))
-    if config.slots is not None:
-        slots = config.slots
-        meaning = (
-            f"{slots.per_segment} after each {slots.segment} tokens, seen by all later tokens; of "
-            f"text, a token sees at most the last {slots.window * slots.segment:,} tokens"
-        )
-        rows.append(("slots", meaning))
-    if config.values is not None:
-        rows.append(("layers with a value table", ", ".join(map(str, config.values.layers))))
-    return rows
+def _of_parts(config: ModelConfig, *, apart: bool) -> list[tuple[str, str]]:
+    """Return the rows of the model's parts; which layers attend stands before how far they see."""
+    parts = sorted(config.parts(), key=lambda named: named[0] != "wiring")
+    cards = (part.card() for _, part in parts if part.apart == apart)
+    return [row for row in cards if row is not None]
 
 
 def _feedforward(config: ModelConfig, parameters: int) -> list[tuple[str, str]]:

@@ -112,7 +112,8 @@ def drafts_of(asked: Drafts, model: Decoder) -> int:
     """Return how many tokens are drafted for a step of a model; 0: none."""
     if isinstance(asked, int):
         return asked
-    usual = WITHOUT_BLOCK if model.draft is None else model.draft.steps
+    block = model.config.draft
+    usual = WITHOUT_BLOCK if block is None else block.steps
     return usual if asked == "auto" else 0
 
 

@@ -151,7 +151,7 @@ def _fitting_work(
     from pion.train.hardware import cuda_capability, total_memory
     from pion.train.memory import Workload
     from pion.train.micro_batch import DoesNotFit, choose_sharing
-    from pion.train.phases import config_of_largest_phase, only_draft
+    from pion.train.phases import config_of_largest_phase, only_apart
 
     section = job.section(stage)
     work = Workload(
@@ -165,7 +165,7 @@ def _fitting_work(
         compile=plan.compile,
         residual=plan.residual,
         lora=job.lora(stage),
-        only_draft=only_draft(phases_of(section.phases), job.model_config_resolved()),
+        only_apart=only_apart(phases_of(section.phases), job.model_config_resolved()),
         capability=cuda_capability(device),
         ranks=plan.world_size,
     )

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pion.config.draft import require_learned
 from pion.config.lora import read_record, require_base
 from pion.errors import BadInput
 from pipeline.job.model_section import Base
@@ -54,7 +53,7 @@ def first_parts(context: TrainingContext, stage: str) -> tuple[Decoder, Saved | 
 
     As `first_model`, but the weights are read where a rank needs them: parameters of the model are
     on the device `meta`. None instead of weights: the model has them all, on each rank. So it is if
-    the model has a draft block.
+    the model has a part that learns from it (ModelConfig.alone).
 
     Raises BadInput as `first_model` does, and if the ranks have found different weights.
     """
@@ -64,7 +63,8 @@ def first_parts(context: TrainingContext, stage: str) -> tuple[Decoder, Saved | 
     from pion.model.parameters import tensors_sha256
     from pion.model.saved_weights import Tensors, without_values
 
-    if context.job.model_config_resolved().draft is not None:
+    config = context.job.model_config_resolved()
+    if config.alone != config:
         model, why = first_model(context, stage)
         return model, None, why
     config, weights, why = _start(context, stage)
@@ -137,7 +137,7 @@ def frozen_base(
     A stage that trains the additions of the one `before` further has the same base.
 
     Raises BadInput if `init_from` names a model that does not fit the job, or an adapter, and for a
-    draft block that this model does not have.
+    part that LoRA would have to train.
     """
     from pion.formats.load import identify, load_later
     from pipeline.models.load import check_start, fitted_later, load_model_later
@@ -165,7 +165,7 @@ def frozen_base(
     found = context.fetch(lambda: find_model(job.model_name(source)))
     check_start(found, source, lora_of=stage)
     whole = load_model_later(found)
-    require_learned(config.draft, whole[0].draft, config.vocab_size)
+    config.check_frozen(whole[0])
     base = identify(whole[1], job.model_name(source, found.commit), found.commit)
     return config, fitted_later(config, whole, source), base
 
@@ -208,22 +208,20 @@ def _bring_trained(run: RunState, stage: str) -> tuple[str, Path]:
     return key, bring_model(run, head, key, once=True)
 
 
-# The draft block's ids are those that are most frequent in so many rows of training.
-COUNTED_ROWS = 2048
+# Of training, parts of a new model see so many rows.
+FIRST_ROWS = 2048
 
 
-def count_draft_ids(model: Decoder, rows: RowStream) -> None:
-    """Set which ids a new draft block guesses, the same on every rank: the most frequent ones."""
+def show_first_rows(model: Decoder, rows: RowStream) -> None:
+    """Let parts of a new model set what the first rows of training decide, on every rank alike."""
     import torch
 
-    from pion.model.draft_block import most_frequent
+    def first() -> Tensor:
+        known = range(min(FIRST_ROWS, rows.total_rows))
+        return torch.cat([torch.from_numpy(rows.row(i).tokens) for i in known])
 
-    if model.draft is None or model.draft.ids is None:
-        return
-    known = range(min(COUNTED_ROWS, rows.total_rows))
-    tokens = torch.cat([torch.from_numpy(rows.row(i).tokens) for i in known])
-    ids = most_frequent(tokens, len(model.draft.ids), model.config.vocab_size)
-    model.draft.ids.copy_(ids)
+    for part in model.shared_parts():
+        part.read_rows(first)
 
 
 def cost_of_rounding(

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 from pipeline.training.first_weights import (
     adapter_before,
     cost_of_rounding,
-    count_draft_ids,
     first_model,
     first_parts,
     frozen_base,
     require_same_weights,
+    show_first_rows,
 )
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def stage_model(
             model, weights, why = first_parts(context, stage)
         else:
             (model, why), weights = first_model(context, stage), None
-        count_draft_ids(model, data.train)
+        show_first_rows(model, data.train)
         return model, weights, why, None
     config = context.job.model_config_resolved()
     if plan.sharded:

@@ -51,7 +51,7 @@ class Trace:
     card: str = "A40"
     changes: dict[str, Any] = field(default_factory=dict, hash=False)
     lora: Lora | None = None
-    only_draft: bool = False
+    only_apart: bool = False
     ranks: int = 1  # of which one is traced
     sequences: int = 0  # in a row of preferences; 0: no preferences
     sharded: bool = False  # whether ranks keep parts of the weights
@@ -63,7 +63,7 @@ class Trace:
 
     def __str__(self) -> str:
         words = [self.preset, f"{self.micro_batch} rows", self.optimizer, self.dtype, self.card]
-        flags = ("recompute", "documents", "only_draft", "sharded", "compiled")
+        flags = ("recompute", "documents", "only_apart", "sharded", "compiled")
         words += [name for name in flags if getattr(self, name)]
         words += [str(self.lora)] if self.lora else []
         words += [f"{self.ranks} ranks"] if self.ranks > 1 else []
@@ -114,7 +114,7 @@ MORE = [
     Trace("daisy-280m", 1, optimizer="muon", changes=_DAISY_CUT),
     Trace("pion-small", changes=_CUT, lora=Lora()),
     Trace("lepton-small", dtype="float32", optimizer="muon", documents=True, changes=_CUT),
-    Trace("pion-small", changes=_DRAFT, only_draft=True),
+    Trace("pion-small", changes=_DRAFT, only_apart=True),
     Trace("pilon-360m", 1, dtype="float32", optimizer="muon", changes=_PILON_CUT, ranks=2),
     Trace("pilon-48m", changes=_PILON_CUT),
     Trace("tachyon-tiny", dtype="float32", changes=_CUT, lora=Lora(8, targets=("q_proj",))),
@@ -136,11 +136,11 @@ MORE = [
     Trace("pion-small", 1, changes=_CUT, lora=Lora(base_dtype="bfloat16")),
     Trace("lepton-small", changes=_CUT),
     Trace("lepton-small", changes=_CUT, lora=Lora()),
-    Trace("pion-small", dtype="float32", documents=True, changes=_DRAFT, only_draft=True),
-    Trace("lepton-small", 1, changes=_DRAFT, only_draft=True),
+    Trace("pion-small", dtype="float32", documents=True, changes=_DRAFT, only_apart=True),
+    Trace("lepton-small", 1, changes=_DRAFT, only_apart=True),
     Trace("lepton-small", dtype="float32", changes=_DRAFT),
     Trace("pion-small", 1, changes=_CUT, lora=Lora(), ranks=2),
-    Trace("pion-small", changes=_DRAFT, only_draft=True, ranks=2),
+    Trace("pion-small", changes=_DRAFT, only_apart=True, ranks=2),
     Trace("pion-small", documents=True, sequences=8, changes=_CUT, lora=Lora()),
     Trace("tachyon-tiny", 32, recompute=True, documents=True, sequences=8, changes=_CUT),
     Trace("daisy-280m", 1, documents=True, sequences=16, changes=_DAISY_CUT),
@@ -228,7 +228,7 @@ def trace_peak(watch: Watch, live: LiveBytes, trace: Trace) -> None:
         global_batch=trace.micro_batch * trace.ranks * rounds,
         lr=1e-3,
         optimizer=trace.optimizer,
-        phases=(Phase(rates={"draft": 1, "others": 0}),) if trace.only_draft else (),
+        phases=(Phase(rates={"draft": 1, "others": 0}),) if trace.only_apart else (),
         preference=Preference() if trace.sequences else None,
     )
     plan = ComputePlan(

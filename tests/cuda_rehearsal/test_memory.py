@@ -44,7 +44,7 @@ def predicted(trace: Trace) -> Memory:
         "cuda",
         trace.documents,
         lora=trace.lora,
-        only_draft=trace.only_draft,
+        only_apart=trace.only_apart,
         capability=CARDS[trace.card].capability,
         sequences=trace.sequences,
         ranks=trace.ranks,

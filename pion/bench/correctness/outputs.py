@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from pion.bench.models import (
-    FAMILIES,
     Bench,
     check_model,
     counting_trainer,
@@ -24,6 +23,7 @@ from pion.bench.models import (
 )
 from pion.bench.results import Outcome, judged
 from pion.config.model_config import ModelConfig
+from pion.config.presets import FAMILIES
 from pion.generation.decoding import cache_tokens
 from pion.generation.fixed_step import FixedStep, shape_of
 from pion.generation.generate import generate

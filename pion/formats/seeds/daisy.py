@@ -16,9 +16,10 @@ from typing import Any
 
 from torch import Tensor
 
+from pion.config.daisy_presets import OLD_TABLES, old_skips, old_value_layers, skips
 from pion.config.model_config import ModelConfig
 from pion.config.parts import Values, Windows, Wiring
-from pion.config.presets import OLD_TABLES, PRESETS, old_skips, old_value_layers, skips
+from pion.config.presets import PRESETS
 from pion.errors import BadInput
 from pion.formats.seeds.read import SeedCheckpoint, State, renamed, sizes
 

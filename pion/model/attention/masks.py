@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from pion.config.model_config import ModelConfig
-from pion.config.slots import Slots
 from pion.model.attention.cache import KVCache, Place
 from pion.model.attention.reach import Reach, reaches, window_blocks
 
@@ -130,15 +129,13 @@ def use_flex(used: bool) -> None:
 
 def needs_masks(config: ModelConfig, *, documents: bool) -> bool:
     """Return whether whole rows are masked by more than causality."""
-    partly = config.windows is not None or config.slots is not None
-    return documents or partly or config.softcap is not None
+    return documents or config.hides or config.softcap is not None
 
 
 def attends_by_document(config: ModelConfig, device: str, tokens: int, *, compiled: bool) -> bool:
     """Return whether the documents in rows of `tokens` tokens attend one after another."""
     # Compiled code has the same operations for all rows, wherever their documents are.
-    whole = config.windows is None and config.slots is None
-    plain = config.softcap is None and whole and not compiled
+    plain = config.softcap is None and not config.hides and not compiled
     return device == "cpu" and plain and tokens > LONGEST_MASKED_ROW
 
 
@@ -322,8 +319,9 @@ def _recency(chosen: Tensor) -> Tensor:
 
 def mean_keys(config: ModelConfig, reach: Reach, seq_len: int) -> float:
     """Return how many keys a token sees on average, in a row that is one document."""
-    if config.slots is not None:
-        return keys_of_slots(config.slots, seq_len)
+    for _, part in config.parts():
+        if (keys := part.keys_seen(seq_len)) is not None:
+            return keys
     if reach == "full" or config.windows is None:
         return seq_len / 2
     block = config.windows.block
@@ -334,16 +332,3 @@ def mean_keys(config: ModelConfig, reach: Reach, seq_len: int) -> float:
     # before its window.
     hidden = sum(start - visited + block for start in range(visited, seq_len, block))
     return seq_len / 2 - hidden * block / seq_len
-
-
-def keys_of_slots(slots: Slots, seq_len: int) -> float:
-    """Return how many keys a token and its share of the slots see on average."""
-    size, each = slots.segment, slots.per_segment
-    seen = 0.0
-    for segment in range(-(-seq_len // size)):
-        tokens = min(size, seq_len - segment * size)
-        before = min(segment, slots.window - 1) * size + segment * each
-        seen += tokens * (before + tokens / 2)
-        if tokens == size:
-            seen += each * (before + size + each / 2)
-    return seen / seq_len

@@ -32,8 +32,6 @@ def window_blocks(windows: Windows, tokens: int | None = None) -> dict[Reach, in
 
 def window_tokens(config: ModelConfig, reach: Reach) -> int | None:
     """Return the most tokens that a token sees, itself included; None: all before it."""
-    if config.slots is not None:
-        return config.slots.window * config.slots.segment
     if config.windows is None:
-        return None
+        return next((seen for _, part in config.parts() if (seen := part.tokens_seen())), None)
     return max(1, window_blocks(config.windows)[reach]) * config.windows.block

@@ -89,7 +89,7 @@ class SlotCache:
     """
 
     def __init__(self, slots: Slots, max_tokens: int, rows: int | None) -> None:
-        self._slots, self._most, self._rows = slots, slots.of(max_tokens), rows
+        self._slots, self._most, self._rows = slots, slots.entries(max_tokens), rows
         self._buffers: Tensor | None = None  # (2, rows, n_kv_heads, entries, head_dim)
 
     def extend(self, both: Sequence[Tensor], place: SlotPlace, rows: slice) -> list[Tensor]:
@@ -123,7 +123,7 @@ class SlotCache:
 
     def copy(self, source: int, row: int, length: int) -> None:
         if self._buffers is not None:
-            entries = self._slots.of(length)
+            entries = self._slots.entries(length)
             self._buffers[:, row, :, :entries] = self._buffers[:, source, :, :entries]
 
     def clear(self, row: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -14,7 +15,9 @@ from pion.model.feedforward.dense import Stats
 from pion.model.forward_pass import (
     AS_THE_MODEL,
     BlockInputs,
+    Owner,
     Pass,
+    Passed,
     SharedPart,
     State,
     StepOptions,
@@ -66,14 +69,12 @@ class SharedBanks(SharedPart, nn.ModuleList):
             _with_outlet(down, mixing.band.down, now.carried, f"{of_band}down"),
         )
 
-    def losses(
-        self, blocks: nn.ModuleList, rows: int, options: StepOptions
-    ) -> tuple[list[Tensor], Stats]:
+    def losses(self, model: Owner, passed: Passed) -> tuple[list[Tensor], Stats]:
         """Return the loss that keeps recipes apart, unless it weighs 0; and report on recipes."""
-        recipes, sharing = self.recipes(blocks), self.sharing()
-        weight = self.settings.diversity_weight
+        recipes, sharing = self.recipes(model.blocks), self.sharing()
+        weight, rows = self.settings.diversity_weight, len(passed.given.tokens)
         losses = [weight * rows * diversity_loss(recipes, sharing)] if weight else []
-        top_k = options.parts.get("primitives", self.settings).top_k
+        top_k = passed.options.parts.get("primitives", self.settings).top_k
         return losses, recipe_report(recipes, sharing, top_k)
 
     def recipes(self, blocks: nn.ModuleList) -> Tensor:
@@ -94,7 +95,7 @@ class SharedBanks(SharedPart, nn.ModuleList):
             for band in self.settings.bands
         )
 
-    def check_weights(self, blocks: nn.ModuleList) -> None:
+    def check_weights(self, blocks: nn.ModuleList, state: Mapping[str, Tensor]) -> None:
         """Raise BadInput for packed banks that are damaged or lack a primitive of the recipes."""
         if self.settings.stored is None:
             return

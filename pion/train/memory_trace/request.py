@@ -20,7 +20,7 @@ class Traced:
     documents: bool
     compiled: bool
     lora: Lora | None
-    only_draft: bool
+    only_apart: bool
     capability: tuple[int, int]
     sequences: int = 0  # in a row of preferences; 0: no preferences
     sharded: bool = False  # whether ranks keep parts of the weights, and gather them

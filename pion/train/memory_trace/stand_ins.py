@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from pion.model import chunks_of_logits, decoder, draft_block, log_probs, loss
+from pion.model import chunks_of_logits, decoder, log_probs, loss
 from pion.model.attention import attention, masks, rope
 from pion.model.chunks_of_logits import CompiledChunks
 from pion.model.feedforward import expert_products
@@ -68,7 +68,6 @@ def without_heads() -> Iterator[None]:
             (decoder, "linear_cross_entropy", _no_cross_entropy),
             (decoder, "linear_log_probs", _no_log_probs),
             (decoder, "gate_loss", lambda reports, states, *_: (states.sum(), {})),
-            (draft_block, "linear_cross_entropy", _no_cross_entropy),
         ):
             stack.enter_context(replaced(owner, name, value))
         yield

@@ -11,8 +11,8 @@ from pion.data.sequences import Sequences, columns_for
 from pion.data.stream import Batch
 from pion.model import decoder
 from pion.model.decoder import Decoder
-from pion.model.draft_block import PREFIX
 from pion.model.lora_projections import add_lora
+from pion.model.parameters import train_only_apart
 from pion.train.memory_trace.request import Traced
 from pion.train.memory_trace.shards import kept_whole
 from pion.train.memory_trace.stand_ins import replaced
@@ -33,9 +33,8 @@ def model_of(what: Traced) -> Decoder:
             if what.lora.base_dtype == "bfloat16" and what.bf16:
                 model = Decoder.from_state(what.config, model.state_dict(), torch.bfloat16)
             add_lora(model, what.lora, seed=0)
-        if what.only_draft:
-            for name, parameter in model.named_parameters():
-                parameter.requires_grad_(name.startswith(PREFIX))
+        if what.only_apart:
+            train_only_apart(model)
         if what.sharded and what.bf16:
             whole = {id(weight) for weight in kept_whole(model)}
             for weight in model.blocks.parameters():

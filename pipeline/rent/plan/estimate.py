@@ -23,7 +23,7 @@ from pion.errors import BadInput
 from pion.train.hardware import pick_residual
 from pion.train.memory import Workload, predict_memory
 from pion.train.micro_batch import HEADROOM, DoesNotFit, choose_sharing
-from pion.train.phases import config_of_largest_phase, only_draft
+from pion.train.phases import config_of_largest_phase, only_apart
 from pipeline.job import Job
 from pipeline.job.train_sections import phases_of
 from pipeline.rent.plan.gpus import GPU_TYPES, too_old
@@ -291,7 +291,7 @@ def workload_on(gpu: str, job: Job, stage: str, workers: int = 1) -> Workload:
         compile=hardware.compile is not False,
         residual=pick_residual(hardware.residual, dtype, torch.device("cuda")),
         lora=job.lora(stage),
-        only_draft=only_draft(phases_of(job.section(stage).phases), config),
+        only_apart=only_apart(phases_of(job.section(stage).phases), config),
         capability=kind.capability if kind else None,
         ranks=workers,
     )

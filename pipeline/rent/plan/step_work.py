@@ -8,6 +8,7 @@ import torch
 
 from pion.config.lora import lora_cost
 from pion.config.model_config import ModelConfig
+from pion.config.parts import APART_ROLES
 from pion.model.decoder import Decoder
 from pion.model.params_and_flops import cost_of, matrix_shapes, shapes_and_roles
 from pion.train.buckets import BUCKET_BYTES, bucket_sizes, in_order_of_backward
@@ -77,7 +78,7 @@ def _in_parts(work: Workload) -> InParts:
 
 def _matrices(work: Workload) -> tuple[Shape, ...]:
     """Return the shapes of the matrices that Muon updates, those of stacks each for itself."""
-    if work.optimizer != "muon" or work.lora is not None or work.only_draft:
+    if work.optimizer != "muon" or work.lora is not None or work.only_apart:
         return ()
     return each_matrix(matrix_shapes(work.config))
 
@@ -87,12 +88,12 @@ def _learned(work: Workload) -> int:
     if work.lora is not None:
         return lora_cost(work.config, work.lora).params
     cost = cost_of(work.config)
-    return cost.params["draft"] if work.only_draft else cost.all_params
+    return sum(cost.params[role] for role in APART_ROLES) if work.only_apart else cost.all_params
 
 
 def _gradient_bytes(work: Workload) -> tuple[int, int]:
     """Return the bytes of all gradients, and of those that are sent last."""
-    if work.lora is None and not work.only_draft:
+    if work.lora is None and not work.only_apart:
         sizes = _buckets(work.config)
         return sum(sizes), sizes[-1]
     learned = FP32 * _learned(work)  # of many small parameters

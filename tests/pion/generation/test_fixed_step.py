@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pion.bench.models import FAMILIES, check_model, scrambled
+from pion.bench.models import check_model, scrambled
+from pion.config.presets import FAMILIES
 from pion.generation import fixed_step
 from pion.generation.decoding import cache_tokens, last_logits
 from pion.generation.fixed_step import FixedStep, Shape, shape_of

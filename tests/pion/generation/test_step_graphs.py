@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from pion.bench.models import FAMILIES, check_model, scrambled
+from pion.bench.models import check_model, scrambled
+from pion.config.presets import FAMILIES
 from pion.generation import step_graphs
 from pion.generation.decoding import Decoding
 from pion.generation.fixed_step import FixedStep, Shape

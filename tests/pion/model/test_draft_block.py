@@ -15,9 +15,9 @@ from pion.errors import BadInput
 from pion.formats.load import load_decoder
 from pion.formats.weights import write_safetensors
 from pion.model.decoder import Decoder
-from pion.model.draft_block import DraftBlock, draft_loss, most_frequent
-from pion.model.forward_pass import Given, StepOptions
-from pion.model.loss import cap_logits
+from pion.model.draft_block import DraftBlock, block_of, most_frequent
+from pion.model.forward_pass import AS_THE_MODEL, Given, Passed, StepOptions
+from pion.model.loss import cap_logits, linear_cross_entropy
 from pipeline.state.record_json import to_json
 from tests.families.families import DAISY, EXPERTS, PILON, SEQ_LEN, VOCAB, Family
 
@@ -44,16 +44,17 @@ each_model = pytest.mark.parametrize("fields", MODELS.values(), ids=MODELS)
 def drafted(fields: dict[str, Any], **draft: Any) -> Decoder:
     """Return a model of random weights and norm gains whose block guesses random ids."""
     model = Family(fields).decoder(draft=DRAFT | draft)
-    assert model.draft is not None
-    if model.draft.ids is not None:
+    ids = of(model).ids
+    if ids is not None:
         some = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(2))
-        model.draft.ids.copy_(some[: len(model.draft.ids)].sort().values)
+        ids.copy_(some[: len(ids)].sort().values)
     return model
 
 
-def block_of(model: Decoder) -> DraftBlock:
-    assert model.draft is not None
-    return model.draft
+def of(model: Decoder) -> DraftBlock:
+    block = block_of(model)
+    assert block is not None
+    return block
 
 
 def loss_of(
@@ -61,10 +62,10 @@ def loss_of(
 ) -> tuple[Tensor, Tensor]:
     """Return the loss of the model's block, and its report of each step."""
     given = Given(TOKENS, POSITIONS, documents)
-    loss, report = draft_loss(
-        block_of(model), states, given, targets, model.draft_trunk(), compiled=False
-    )
-    return loss, report["draft_loss"]
+    passed = Passed(given, targets, states, AS_THE_MODEL, linear_cross_entropy)
+    with torch.enable_grad():  # else a block does not learn, and has no loss
+        (loss,), report = of(model).losses(model, passed)
+    return loss.detach(), report["draft_loss"]
 
 
 def normed(x: Tensor, eps: float) -> Tensor:
@@ -76,7 +77,7 @@ def plain_losses(
 ) -> list[list[Tensor]]:
     """Return the cross-entropies of each step, one guess at a time: as the formulas say it."""
     weights, config = model.state_dict(), model.config
-    ids = block_of(model).ids
+    ids = of(model).ids
     guessed = list(range(VOCAB)) if ids is None else ids.tolist()
     head = weights["embed.weight" if config.tie_embeddings else "lm_head.weight"][guessed]
     found: list[list[Tensor]] = [[] for _ in range(STEPS)]
@@ -149,7 +150,7 @@ def test_nothing_is_guessed_where_nobody_learns() -> None:
     with torch.no_grad():
         assert "draft_loss" not in drafted({}).losses(TOKENS, TARGETS).stats
     frozen = drafted({})
-    block_of(frozen).requires_grad_(False)  # as under LoRA
+    of(frozen).requires_grad_(False)  # as under LoRA
     assert "draft_loss" not in frozen.losses(TOKENS, TARGETS).stats
 
 
@@ -177,7 +178,7 @@ def test_recomputed_blocks_teach_the_block_the_same() -> None:
         model = drafted({})
         options = StepOptions(recompute=recompute)
         model.losses(TOKENS, TARGETS, options=options).aux.backward()
-        gradients.append(block_of(model).mix.weight.grad)
+        gradients.append(of(model).mix.weight.grad)
     assert torch.equal(*gradients)
 
 
@@ -185,7 +186,8 @@ def test_recomputed_blocks_teach_the_block_the_same() -> None:
 @torch.no_grad()
 def test_guesses_are_the_likeliest_ids_one_after_the_other(fields: dict[str, Any]) -> None:
     model = drafted(fields)
-    block, trunk = block_of(model), model.draft_trunk()
+    block = of(model)
+    trunk = block.trunk(model)
     assert block.ids is not None
     g, tokens = model.hidden(TOKENS)[:, -2], TOKENS[:, -1]
     guesses = block.guess(g, tokens, trunk, 2)

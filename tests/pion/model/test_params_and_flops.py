@@ -13,7 +13,7 @@ from pion.config.model_config import ModelConfig
 from pion.config.parts import Experts
 from pion.config.presets import PRESETS
 from pion.config.slots import Slots
-from pion.model.attention.masks import keys_of_slots, mean_keys
+from pion.model.attention.masks import mean_keys
 from pion.model.decoder import Decoder
 from pion.model.lora_projections import add_lora
 from pion.model.params_and_flops import cost_of, flops_per_token, token_flops
@@ -133,7 +133,7 @@ def test_the_arithmetic_of_a_lepton_in_full() -> None:
     small = ModelConfig.preset("lepton-small")
     head, blocks = 50_257 * 512, 12 * (4 * 512 * 512 + 3 * 512 * 1376)
     assert cost_of(small).macs_per_token == head + blocks
-    attention = 2 * 12 * 512 * keys_of_slots(Slots(per_segment=4, segment=64, window=8), 2048)
+    attention = 2 * 12 * 512 * Slots(per_segment=4, segment=64, window=8).keys_seen(2048)
     macs = head + blocks * 2176 / 2048 + attention
     assert flops_per_token(small, 2048) == pytest.approx(6 * macs, rel=1e-12)
     # A token of full attention sees more keys than the window and all slots.

@@ -13,10 +13,10 @@ import torch.distributed as dist
 from pion.config.lora import Lora
 from pion.data.stream import RowStream
 from pion.model.decoder import Decoder
-from pion.model.draft_block import PREFIX
+from pion.model.draft_block import block_of
 from pion.model.lora_projections import adapted, additions, with_tensors
 from pion.model.params_and_flops import cost_of, token_flops
-from pion.train.phases import Phase, only_draft
+from pion.train.phases import Phase, only_apart
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings, TrainState
 from tests.pion.train.conftest import open_stream
 from tests.support.ranks import run_ranks
@@ -40,9 +40,10 @@ def make(
     plan = ComputePlan(micro_batch=2, threads=1, world_size=world_size)
     model = decoder(seed)
     if seed:  # the ids must come from the checkpoint, too
-        assert model.draft is not None
-        assert model.draft.ids is not None
-        model.draft.ids.add_(9)
+        block = block_of(model)
+        assert block is not None
+        assert block.ids is not None
+        block.ids.add_(9)
     return Trainer(model, stream, TrainSettings(**SETTINGS | settings), plan, rank=rank)
 
 
@@ -84,7 +85,7 @@ def test_the_block_learns_and_every_other_tensor_keeps_its_bits(
     assert last < first
     after = trainer.model.state_dict()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
-    assert moved == {name for name in before if name.startswith(PREFIX)} - {"draft.ids"}
+    assert moved == {name for name in before if name.startswith("draft.")} - {"draft.ids"}
 
 
 def test_only_the_block_has_moments_and_the_checkpoint_has_the_whole_model(
@@ -93,7 +94,7 @@ def test_only_the_block_has_moments_and_the_checkpoint_has_the_whole_model(
     trainer = make(text)
     steps(trainer, 1)
     state = trainer.state()
-    learned = [name for name, _ in trainer.model.named_parameters() if name.startswith(PREFIX)]
+    learned = [name for name, _ in trainer.model.named_parameters() if name.startswith("draft.")]
     moments = {f"{name}.{moment}" for name in learned for moment in ("exp_avg", "exp_avg_sq")}
     assert state.optimizer.keys() == moments
     assert state.model.keys() == trainer.model.state_dict().keys()
@@ -124,8 +125,8 @@ def test_a_resumed_run_ends_with_the_same_bits(text: RowStream) -> None:
 def test_the_block_is_trained_alone_if_no_phase_trains_anything_else(
     phases: tuple[Phase, ...], alone: bool
 ) -> None:
-    assert only_draft(phases, CONFIG) is alone
-    assert not only_draft(phases, tiny_config())
+    assert only_apart(phases, CONFIG) is alone
+    assert not only_apart(phases, tiny_config())
 
 
 def test_under_lora_a_state_has_the_additions_alone_and_fits_the_base(
@@ -138,20 +139,20 @@ def test_under_lora_a_state_has_the_additions_alone_and_fits_the_base(
     learned = trainer.state().model
     assert learned.keys() == additions(model).keys()
     merged, base = with_tensors(decoder(), Lora(rank=4), learned), decoder()  # as a command does
-    assert merged.draft is not None
-    assert base.draft is not None
-    kept, own = merged.draft.state_dict(), base.draft.state_dict()
-    assert all(torch.equal(kept[name], own[name]) for name in own)
+    kept, own = merged.state_dict(), base.state_dict()
+    learned_before = [name for name in own if name.startswith("draft.")]
+    assert learned_before
+    assert all(torch.equal(kept[name], own[name]) for name in learned_before)
 
 
 # ---------------------------------------------------------------- arithmetic
 
 
 def test_a_block_alone_has_no_backward_pass_through_the_model() -> None:
-    plain, block = token_flops(tiny_config(), 24), cost_of(CONFIG).draft_macs
+    plain, block = token_flops(tiny_config(), 24), cost_of(CONFIG).apart_macs
     width = 128  # 8/3 of 32, in steps of 64
     assert block == 2 * (2 * 32 * 32 + 3 * 32 * width + 30 * 32)
-    alone = token_flops(CONFIG, 24, only_draft=True)
+    alone = token_flops(CONFIG, 24, only_apart=True)
     assert alone.forward == plain.forward + 2 * block
     assert alone.backward == 4 * block
     together = token_flops(CONFIG, 24)
@@ -166,7 +167,7 @@ def test_mfu_counts_what_is_computed(text: RowStream) -> None:
         assert trainer.train_step()
         (row,) = trainer.drain_metrics()
         flops.append(row["mfu"] / row["tokens_per_second"])  # of a token, over the peak
-    alone, whole = (token_flops(CONFIG, 24, only_draft=only) for only in (True, False))
+    alone, whole = (token_flops(CONFIG, 24, only_apart=only) for only in (True, False))
     assert flops[0] / flops[1] == pytest.approx(alone.total / whole.total)
 
 

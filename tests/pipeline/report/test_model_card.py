@@ -17,9 +17,9 @@ from pipeline.job.model_section import Base
 from pipeline.report.card_sections import adapter_sections, base_section
 from pipeline.report.history import RunHistory
 from pipeline.report.model_card import (
-    _attention,
     _feedforward,
     _limitations,
+    _of_parts,
     _positions,
     model_card,
 )
@@ -306,13 +306,13 @@ def test_the_same_model_has_the_same_card() -> None:
 
 def test_the_card_says_which_layers_see_what() -> None:
     config = ModelConfig.preset("daisy-280m")
-    rows = dict(_attention(config) + _feedforward(config, 302_399_292))
+    rows = dict(_of_parts(config, apart=False) + _feedforward(config, 302_399_292))
     assert rows["layers with attention"] == "0, 2, 4, 7, 9, 11"
     assert rows["layers with a value table"] == "0, 4, 7, 11"
     assert rows["attention window"].startswith("1,792 tokens in the last and in every 4th layer")
     assert rows["feed-forward width"] == "3,072 (squared ReLU)"
-    assert _attention(ModelConfig.preset("pion-nano")) == []
-    (slots,) = _attention(ModelConfig.preset("lepton-small"))
+    assert _of_parts(ModelConfig.preset("pion-nano"), apart=False) == []
+    (slots,) = _of_parts(ModelConfig.preset("lepton-small"), apart=False)
     assert slots == (
         "slots",
         "4 after each 64 tokens, seen by all later tokens; of text, a token sees at most the last "

@@ -11,6 +11,7 @@ import pytest
 from pion.generation import decoding
 from pion.generation.drafts import Possible
 from pion.model.decoder import Decoder
+from pion.model.draft_block import block_of
 from pipeline.models.find import find_model
 from pipeline.serve.options import Drafts, drafts_of
 from tests.support.finished_run import make_run
@@ -197,7 +198,7 @@ def test_models_with_and_without_a_block_are_served_together(
             name: served.client().completions.create(model=name, **ASKED).choices[0].text
             for name in found
         }
-        blocks = [model.model.draft is not None for model in served.models]
+        blocks = [block_of(model.model) is not None for model in served.models]
     assert sorted(blocks) == [False, True]
     # The draws of both are the same: a block changes nothing, and neither do drafts.
     assert texts["demo"] == both[0].client().completions.create(model="m", **ASKED).choices[0].text

@@ -15,10 +15,10 @@ from pion.config.model_config import ModelConfig
 from pion.data.tokens.tokenizer import train_bpe
 from pion.errors import BadInput
 from pion.formats.weights import write_safetensors
+from pion.model import draft_block
 from pion.model.decoder import Decoder
-from pion.model.draft_block import most_frequent
 from pion.model.saved_weights import Tensors
-from pipeline.training.first_weights import count_draft_ids, first_model, frozen_base
+from pipeline.training.first_weights import first_model, frozen_base, show_first_rows
 from tests.support.jobs import tiny_job
 
 SHAPE: dict[str, Any] = {
@@ -51,8 +51,9 @@ def first(source: Path, seed: int = 0, **changes: Any) -> Decoder:
 
 
 def block_of(model: Decoder) -> dict[str, torch.Tensor]:
-    assert model.draft is not None
-    return model.draft.state_dict()
+    block = draft_block.block_of(model)
+    assert block is not None
+    return block.state_dict()
 
 
 def test_a_model_gets_a_new_block_by_the_seed_and_keeps_all_else(tmp_path: Path) -> None:
@@ -75,7 +76,7 @@ def test_a_learned_block_is_continued_replaced_or_left_out(tmp_path: Path) -> No
     other = block_of(first(tmp_path / "drafted", draft={"ids": 60}))
     assert len(other["ids"]) == 60
     assert not torch.equal(other["mix.weight"], own["mix.weight"])
-    assert first(tmp_path / "drafted").draft is None
+    assert draft_block.block_of(first(tmp_path / "drafted")) is None
 
 
 def adapted_from(source: Path, **changes: Any) -> Decoder:
@@ -91,7 +92,7 @@ def test_lora_keeps_the_block_of_its_base_and_needs_one_that_has_learned(tmp_pat
     own = block_of(saved(tmp_path / "drafted", draft={"ids": 50}))
     kept = block_of(adapted_from(tmp_path / "drafted", draft={"ids": 50, "steps": 1}))
     assert all(torch.equal(kept[name], own[name]) for name in own)
-    assert adapted_from(tmp_path / "drafted").draft is None
+    assert draft_block.block_of(adapted_from(tmp_path / "drafted")) is None
     saved(tmp_path / "plain")
     for source, which in (("plain", "no draft block"), ("drafted", "a draft block of other ids")):
         with pytest.raises(BadInput, match=f"has {which}, so the new block would learn nothing"):
@@ -105,9 +106,14 @@ def test_a_block_guesses_the_ids_that_the_training_rows_have_most_often(tmp_path
     rows: Any = SimpleNamespace(
         total_rows=2, row=lambda n: SimpleNamespace(tokens=tokens[n].numpy())
     )
-    count_draft_ids(model, rows)
+    show_first_rows(model, rows)
     assert block_of(model)["ids"].tolist() == [5, 9, 200]
-    assert most_frequent(tokens, 4, 262).tolist() == [5, 7, 9, 200]  # of 7 and 8, the lower id
+    assert draft_block.most_frequent(tokens, 4, 262).tolist() == [
+        5,
+        7,
+        9,
+        200,
+    ]  # of 7 and 8, the lower id
 
 
 @pytest.mark.parametrize(

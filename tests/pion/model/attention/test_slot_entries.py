@@ -16,7 +16,7 @@ from pion.config.model_config import ModelConfig
 from pion.config.slots import Slots
 from pion.errors import BadInput
 from pion.model.attention.cache import SPARE, KVCache
-from pion.model.attention.masks import FLEX_BLOCK, keys_of_slots
+from pion.model.attention.masks import FLEX_BLOCK
 from pion.model.attention.slot_entries import entries_of, visible
 from pion.model.attention.slot_masks import slot_block_mask, visited_by_slots
 from pion.model.decoder import Decoder
@@ -109,7 +109,7 @@ def test_rows_that_are_one_document_share_their_entries(slots: Slots, length: in
     one = entries_of(slots, None, torch.zeros(1, length, dtype=torch.int64), tokens[:1])
     assert torch.equal(alone.order, one.order)
     seen = visible(alone, alone, slots.window)
-    assert keys_of_slots(slots, length) == pytest.approx(
+    assert slots.keys_seen(length) == pytest.approx(
         (seen.sum().item() - seen.shape[-1] / 2) / length
     )
 
@@ -216,12 +216,12 @@ def test_a_packed_document_has_the_logits_and_gradients_it_has_alone(lengths: li
         torch.testing.assert_close(decoder(tokens[:, own])[0], packed[own], rtol=0, atol=1e-4)
         losses = losses + decoder.loss(tokens[:, own], targets[:, own], reduction="sum")
         begin += length
-    assert decoder.slots is not None
-    (alone,) = torch.autograd.grad(losses, decoder.slots.weight)
+    vectors = decoder.get_parameter("slots.weight")
+    (alone,) = torch.autograd.grad(losses, vectors)
     together = decoder.loss(
         tokens, targets, positions=positions, documents=documents, reduction="sum"
     )
-    (of_packed,) = torch.autograd.grad(together, decoder.slots.weight)
+    (of_packed,) = torch.autograd.grad(together, vectors)
     assert of_packed.any()
     torch.testing.assert_close(alone, of_packed, rtol=1e-3, atol=1e-3)
 
