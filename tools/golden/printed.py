@@ -171,6 +171,7 @@ def status() -> Texts:
 
 # What a run prints of its speed, its memory and its saves, and of the machine.
 MEASURED = (
+    (r".*other programs use this machine.*\n", ""),
     (r".*changed since the last start of this run.*\n", ""),
     (r"(grad norm \S+)  .*", r"\1"),
     (r".* (saved \(training|of another process).*\n", ""),
