@@ -301,18 +301,7 @@ class Rows:
             return _conversation_row(tokens, marked)
         if self.manifest.kind == "pairs":
             require_pairs(marked, f"{described.name} row {described.start + row}")
-        return preference_row(tokens, marked)
-
-    def arrays(self, shard: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return the ids of a shard's rows, and their flags if rows of its kind have any.
-
-        Raises:
-            BadInput: as for `row`.
-        """
-        described = self.manifest.shards[shard]
-        ids, flags = self._arrays(shard)
-        here = slice(described.start, described.start + described.rows)
-        return ids[here], None if flags is None else flags[here]
+        return _preference_row(tokens, marked)
 
     def release(self) -> None:
         """Unmap all shards, so that the disk space of one whose file will be deleted is freed.
@@ -363,8 +352,7 @@ def _conversation_row(tokens: np.ndarray, flags: np.ndarray) -> Row:
     return Row(tokens, targets, documents, positions)
 
 
-def preference_row(tokens: np.ndarray, flags: np.ndarray) -> Row:
-    """Return a row of preferences; `tokens` are int64 and `flags` uint8, both ``(seq_len,)``."""
+def _preference_row(tokens: np.ndarray, flags: np.ndarray) -> Row:
     row = _conversation_row(tokens, flags)
     assert row.positions is not None
     # Positions are looked up in tables as long as the model's context, also those of padding.

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from pion.data.order import MixtureOrder, RowOrder
-from pion.data.preference.mismatched import RULE, MismatchedRows
 from pion.data.sequences import Sequences, sequences_of_rows
 from pion.data.shards import IGNORED, PREFERENCES, Row, Rows
 from pion.errors import BadInput
@@ -76,7 +75,6 @@ class RowStream:
     Attributes:
         total_rows: number of rows in one epoch of all sources.
         contents: the fingerprint of each source's rows, whatever their order.
-        mismatched: the same rows of preferences with the answers of others, for kto; else None.
         fingerprint: sha256 of everything that decides which row ``i`` is and what its documents
             are.
 
@@ -121,7 +119,6 @@ class RowStream:
         # Of each source, the number of the first row of each shard.
         self._first_rows = [list(islice(ends, len(rows))) for rows in counts]
         self.contents = [manifest.fingerprint for manifest in manifests]
-        self.mismatched: Self | None = None
         self._references: References | None = None
         self._end_of_text = documents
         self.total_rows = self._order.total_rows
@@ -146,23 +143,6 @@ class RowStream:
         """Return the same stream, whose sequences have the numbers of a reference model."""
         stream = copy.copy(self)
         stream._references = references
-        return stream
-
-    def of_mismatched(self, context: int) -> Self:
-        """Return the stream of the same rows with the answers of others (`MismatchedRows`).
-
-        `context` is the most tokens of a sequence.
-        """
-        stream = copy.copy(self)
-        stream._rows = [MismatchedRows(rows, context) for rows in self._rows]
-        stream._paired, stream._references = False, None
-        stream.contents = [f"{fingerprint} {RULE}" for fingerprint in self.contents]
-        return stream
-
-    def with_mismatched(self, mismatched: Self | None) -> Self:
-        """Return the same stream, with its rows with the answers of others."""
-        stream = copy.copy(self)
-        stream.mismatched = mismatched
         return stream
 
     def places(self) -> Iterator[Place]:

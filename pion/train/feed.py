@@ -8,7 +8,7 @@ is built.
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -27,8 +27,6 @@ class StepBatch:
     rows: RowRange  # of the whole step, over all ranks, including skipped rows
     micro_batches: list[Batch]
     targets: int  # target tokens in this rank's micro-batches
-    # The rows of each micro-batch with the answers of others, if the feed has a stream of them.
-    mismatched: list[Batch] = field(default_factory=list)
 
     def answers(self) -> tuple[int, int, int]:
         """Return how many chosen and rejected answers this rank has, and the tokens of the chosen.
@@ -56,9 +54,7 @@ _Position = tuple[int, tuple[RowRange, ...], int]
 class BatchFeed:
     """The batches of one rank, step after step. `micro_batch` may change between steps.
 
-    `mismatched` has the same rows as the stream, with the answers of others; None: no step needs
-    them. `pin` puts the batches into page-locked memory, so that copying them to a GPU does not
-    block.
+    `pin` puts the batches into page-locked memory, so that copying them to a GPU does not block.
     """
 
     def __init__(
@@ -74,7 +70,6 @@ class BatchFeed:
         self._stream, self._pin = stream, pin
         self._global_batch, self.micro_batch = global_batch, micro_batch
         self._rank, self._world_size = rank, world_size
-        self.mismatched: RowStream | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="batch-feed")
         self._ahead: tuple[_Position, Future[StepBatch]] | None = None
 
@@ -102,11 +97,8 @@ class BatchFeed:
     def _build(self, next_row: int, skipped: tuple[RowRange, ...], micro_batch: int) -> StepBatch:
         rows, after = step_rows(next_row, self._global_batch, skipped)
         parts = rank_rows(rows, self._rank, self._world_size, micro_batch)
-        micro_batches = self._batches(self._stream, parts)
-        others = [] if self.mismatched is None else self._batches(self.mismatched, parts)
+        micro_batches = [self._stream.batch(part) for part in parts]
+        if self._pin:
+            micro_batches = [map_batch(Tensor.pin_memory, batch) for batch in micro_batches]
         targets = sum(int((batch.targets != IGNORED).sum()) for batch in micro_batches)
-        return StepBatch((next_row, after), micro_batches, targets, others)
-
-    def _batches(self, stream: RowStream, parts: list[list[int]]) -> list[Batch]:
-        batches = [stream.batch(part) for part in parts]
-        return [map_batch(Tensor.pin_memory, each) for each in batches] if self._pin else batches
+        return StepBatch((next_row, after), micro_batches, targets)

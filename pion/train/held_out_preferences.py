@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -14,7 +14,6 @@ from pion.data.stream import Batch, RowStream, to_device
 from pion.errors import BadInput
 from pion.evaluation.held_out import Evaluation, in_batches, lacks_a_batch
 from pion.model.decoder import Decoder
-from pion.train.distance import NO_MISMATCHED, apart, z0_of
 from pion.train.preference import Preference
 from pion.train.preference_losses import METRICS, example_losses, metrics, sft_loss
 from pion.train.reference import sums_as_trained, unchanged
@@ -50,8 +49,7 @@ def evaluate_preferences(
     """Return the mean loss on held-out rows, with what else is measured; split over ranks.
 
     The rows have the numbers of the reference, if the loss needs one. The loss is that of training,
-    so its `sft_weight` counts. In kto, z0 is that of all these rows together, as if they were one
-    step. The standard error takes each pair as independent, and z0 as known. Raises BadInput
+    so its `sft_weight` counts. The standard error takes each pair as independent. Raises BadInput
     without rows, and PionError if a single row does not fit into memory.
     """
     if not rows:
@@ -61,60 +59,17 @@ def evaluate_preferences(
     totals = torch.zeros(len(_Totals.names()), dtype=torch.float64, device=device)
 
     with unchanged(scorer.model), torch.no_grad():
-        idles = scorer.model.sharded and lacks_a_batch(
-            len(rows), rank, world_size, scorer.micro_batch
-        )
-        idle = rows[:1] if idles else ()
-        z0 = None
-        if scorer.preference.needs_distance:
-            z0 = _z0(scorer, stream, mine, world_size, idle)
 
         def compute(part: range) -> None:
-            totals.add_(_totals_of(scorer, stream.batch([mine[i] for i in part]), z0))
+            totals.add_(_totals_of(scorer, stream.batch([mine[i] for i in part])))
 
-        _in_batches(scorer, len(mine), compute)
-        if idle:
-            _totals_of(scorer, stream.batch(idle), z0)
+        micro_batch, sharded = scorer.micro_batch, scorer.model.sharded
+        in_batches(len(mine), micro_batch, compute, scorer.on_batch, fixed=sharded)
+        if sharded and lacks_a_batch(len(rows), rank, world_size, micro_batch):
+            _totals_of(scorer, stream.batch(rows[:1]))
     if world_size > 1:
         dist.all_reduce(totals)
-    found = _Totals(*totals.tolist()).evaluation(scorer.preference, len(rows))
-    return found if z0 is None else replace(found, measures={**found.measures, "z0": z0.item()})
-
-
-def _in_batches(scorer: PreferenceScorer, count: int, compute: Callable[[range], None]) -> None:
-    in_batches(count, scorer.micro_batch, compute, scorer.on_batch, fixed=scorer.model.sharded)
-
-
-def _z0(
-    scorer: PreferenceScorer,
-    stream: RowStream,
-    mine: Sequence[int],
-    world_size: int,
-    idle: Sequence[int],
-) -> Tensor:
-    """Return z0 of the held-out rows of all ranks, of which this one has `mine`.
-
-    It computes `idle` with the other ranks, and does not count these rows.
-    """
-    mismatched = stream.mismatched
-    if mismatched is None:
-        raise BadInput(NO_MISMATCHED)
-    total = torch.zeros(2, dtype=torch.float64, device=scorer.model.embed.weight.device)
-
-    def apart_of(numbers: Sequence[int]) -> Tensor:
-        batch = to_device(mismatched.batch(numbers), total.device)
-        assert batch.sequences is not None
-        return apart(sums_as_trained(scorer.model, batch, scorer.plan), batch.sequences)
-
-    def compute(part: range) -> None:
-        total.add_(apart_of([mine[i] for i in part]))
-
-    _in_batches(scorer, len(mine), compute)
-    if idle:
-        apart_of(idle)
-    if world_size > 1:
-        dist.all_reduce(total)
-    return z0_of(total)
+    return _Totals(*totals.tolist()).evaluation(scorer.preference, len(rows))
 
 
 @dataclass(frozen=True)
@@ -148,14 +103,14 @@ class _Totals:
         )
 
 
-def _totals_of(scorer: PreferenceScorer, batch: Batch, z0: Tensor | None) -> Tensor:
+def _totals_of(scorer: PreferenceScorer, batch: Batch) -> Tensor:
     """Return the totals of a batch, in the order of `_Totals`, on the model's device."""
     there = to_device(batch, scorer.model.embed.weight.device)
     assert there.sequences is not None
     sums = sums_as_trained(scorer.model, there, scorer.plan)
     side = there.sequences.side
-    losses = example_losses(scorer.preference, sums, there.sequences, z0)
-    measured = metrics(scorer.preference, sums, there.sequences, z0)
+    losses = example_losses(scorer.preference, sums, there.sequences)
+    measured = metrics(scorer.preference, sums, there.sequences)
     assert all(METRICS[name] == "examples" for name in SHOWN)
     examples = side > 0 if scorer.preference.paired else side != 0
     numbers = (

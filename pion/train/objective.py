@@ -71,13 +71,11 @@ class CrossEntropy:
 class OfPreferences:
     """The mean loss per pair or per single answer; see preference_losses.py.
 
-    `counts` has the numbers of a step that METRICS names, fp64 scalars of at least 1. `z0` is the
-    step's distance from the reference (distance.py), for kto.
+    `counts` has the numbers of a step that METRICS names, fp64 scalars of at least 1.
     """
 
     preference: Preference
     counts: dict[str, Tensor]
-    z0: Tensor | None = None
 
     def measured(self, model: Decoder, batch: Batch, options: StepOptions) -> Measured:
         """Return what a micro-batch on the model's device adds to the step."""
@@ -87,12 +85,12 @@ class OfPreferences:
         return Measured(loss.float(), found.aux, found.stats, measures)
 
     def _of_sums(self, sums: Tensor, sequences: Sequences) -> tuple[Tensor, Measures]:
-        losses = example_losses(self.preference, sums, sequences, self.z0)
+        losses = example_losses(self.preference, sums, sequences)
         loss = losses.sum() / self.counts["examples"]
         if self.preference.sft_weight:
             per_token = sft_loss(sums, sequences) / self.counts["chosen_tokens"]
             loss = loss + self.preference.sft_weight * per_token
-        found = metrics(self.preference, sums.detach(), sequences, self.z0)
+        found = metrics(self.preference, sums.detach(), sequences)
         measures = {
             name: (value / self.counts[METRICS[name]]).float() for name, value in found.items()
         }
@@ -104,11 +102,8 @@ def objective_of(
     batch: StepBatch,
     targets: Tensor,
     over_ranks: Callable[[Tensor], Tensor],
-    z0: Tensor | None = None,
 ) -> Objective:
     """Return what the step of this batch minimizes. `targets` is the step's number of targets.
-
-    `z0` is the step's distance from the reference, if the loss needs it.
 
     Every rank calls this function, and `over_ranks` returns the sum of all ranks' tensors.
     Raises BadInput for rows that are not of preferences.
@@ -125,4 +120,4 @@ def objective_of(
         "chosen_tokens": tokens,
     }
     counts = {name: n.clamp(min=1) for name, n in counts.items()}
-    return OfPreferences(preference, counts, z0)
+    return OfPreferences(preference, counts)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pion.errors import BadInput
 
-Loss = Literal["dpo", "dpo-norm", "ipo", "apo-zero", "apo-down", "simpo", "orpo", "kto"]
+Loss = Literal["dpo", "dpo-norm", "ipo", "apo-zero", "apo-down", "simpo", "orpo"]
 
 # β of each loss, if none is given; in orpo it is λ.
 BETA: dict[Loss, float] = {
@@ -19,7 +19,6 @@ BETA: dict[Loss, float] = {
     "apo-down": 0.1,
     "simpo": 2.5,
     "orpo": 0.1,
-    "kto": 0.1,
 }
 # The margin of simpo, if none is given, as a share of β (Meng et al. 2024 recommend 0.25 to 0.5).
 MARGIN = 0.5
@@ -44,7 +43,7 @@ class Preference:
         label_smoothing: the share of labels that are expected to be swapped.
         sft_weight: the weight of the chosen answers' cross-entropy per token, which is added.
         desirable_weight, undesirable_weight: the weights of single answers.
-        unpaired: whether apo-zero learns from single answers. kto always does.
+        unpaired: whether apo-zero learns from single answers.
     """
 
     loss: Loss = "dpo-norm"
@@ -90,12 +89,7 @@ class Preference:
     @property
     def paired(self) -> bool:
         """Whether the loss is of pairs, and not of single answers."""
-        return self.loss != "kto" and not self.unpaired
-
-    @property
-    def needs_distance(self) -> bool:
-        """Whether a step needs the distance from the reference before its loss (distance.py)."""
-        return self.loss == "kto"
+        return not self.unpaired
 
     @property
     def strength(self) -> float:

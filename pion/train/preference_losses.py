@@ -119,40 +119,26 @@ _OF_PAIRS: dict[Loss, Callable[[Preference, Pairs], Tensor]] = {
 # ---------------------------------------------------------------- losses
 
 
-def example_losses(
-    preference: Preference, sums: Tensor, sequences: Sequences, z0: Tensor | None = None
-) -> Tensor:
+def example_losses(preference: Preference, sums: Tensor, sequences: Sequences) -> Tensor:
     """Return the loss of each pair (B, S / 2), or of each single answer (B, S), in nats, fp64.
 
     `sums` (B, S) in fp64 are those of the model (`sequence_sums`). What is no pair or no answer has
-    a loss of 0. `z0`, a scalar for kto, is the mean over all ranks and micro-batches of a step of
-    the model's distance from the reference, for prompts with the answers of others; at least 0, and
-    without gradient. The term of `sft_weight` is not in it: see `sft_loss`.
-
-    Raises ValueError for kto without z0.
+    a loss of 0. The term of `sft_weight` is not in it: see `sft_loss`.
     """
     if preference.paired:
         pairs = _pairs(preference, sums, sequences)
         losses = _OF_PAIRS[preference.loss](preference, pairs)
         return torch.where(pairs.real, losses, 0.0)
-    z = _single_margins(preference, sums, sequences, z0)
+    z = _single_margins(preference, sums, sequences)
     weights = torch.where(
         sequences.side > 0, preference.desirable_weight, preference.undesirable_weight
     )
     return torch.where(sequences.side == 0, 0.0, weights.double() * torch.sigmoid(-z))
 
 
-def _single_margins(
-    preference: Preference, sums: Tensor, sequences: Sequences, z0: Tensor | None
-) -> Tensor:
-    """Return β(u − z0) of a desired answer, and β(z0 − u) of an undesired one (Ethayarajh et al.
-    2024, "KTO"). In apo-zero, z0 is 0."""
-    apart = _apart(preference, sums, sequences)
-    if preference.loss == "kto":
-        if z0 is None:
-            raise ValueError("the loss kto needs z0")
-        apart = apart - z0.detach().double().clamp(min=0)
-    return preference.strength * sequences.side * apart
+def _single_margins(preference: Preference, sums: Tensor, sequences: Sequences) -> Tensor:
+    """Return βu of a desired answer, and −βu of an undesired one."""
+    return preference.strength * sequences.side * _apart(preference, sums, sequences)
 
 
 def sft_loss(sums: Tensor, sequences: Sequences) -> Tensor:
@@ -178,13 +164,11 @@ METRICS: dict[str, Literal["step", "examples", "chosen", "rejected", "chosen_tok
 
 
 @torch.no_grad()
-def metrics(
-    preference: Preference, sums: Tensor, sequences: Sequences, z0: Tensor | None = None
-) -> dict[str, Tensor]:
+def metrics(preference: Preference, sums: Tensor, sequences: Sequences) -> dict[str, Tensor]:
     """Return sums over examples, fp64 scalars: a step divides them by the numbers in METRICS.
 
     The margin is z of the loss, by which the chosen answer is ahead: β(u − v) or, if the loss
-    compares means, β(u / n_w − v / n_l) − γ; of single answers, ±β(u − z0). The accuracy is the
+    compares means, β(u / n_w − v / n_l) − γ; of single answers, ±βu. The accuracy is the
     share of examples that are ahead of no difference (without γ), where a tie counts ½. saturated
     is the share with σ(−z) < 0.02. chosen and rejected are u and v. chosen_nll is the cross-entropy
     of the chosen answers per token. drift is −u / n_w of the chosen answers: how much less likely a
@@ -198,7 +182,7 @@ def metrics(
         real, z, ahead = pairs.real, _margins(preference, pairs), _advantage(preference, pairs)
     else:
         real = side != 0
-        ahead = z = _single_margins(preference, sums, sequences, z0)
+        ahead = z = _single_margins(preference, sums, sequences)
     moved = torch.zeros_like(apart) if preference.loss in WITHOUT_REFERENCE else apart
     right = (ahead > 0).double() + 0.5 * (ahead == 0)
     return {

@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -45,11 +44,10 @@ class ReferenceSums:
     sums: np.ndarray
     starts: np.ndarray
 
-    def check(self, rows: int, where: str, *, least: int = 1) -> None:
-        """Raise BadInput, naming `where`, unless these are numbers for so many rows, each of which
-        has at least so many sequences."""
+    def check(self, rows: int, where: str) -> None:
+        """Raise BadInput, naming `where`, unless these are numbers for so many rows."""
         fits = len(self.starts) == rows + 1 and self.starts[0] == 0
-        if not fits or (np.diff(self.starts) < least).any() or self.starts[-1] != len(self.sums):
+        if not fits or (np.diff(self.starts) < 1).any() or self.starts[-1] != len(self.sums):
             raise BadInput(
                 f"{where}: has {len(self.sums):,} numbers for {len(self.starts) - 1:,} rows, and "
                 f"the data has {rows:,} rows"
@@ -81,17 +79,14 @@ def check_sums(sums: np.ndarray, where: str) -> None:
         )
 
 
-def sums_as_trained(
-    model: Decoder, batch: Batch, plan: ComputePlan, parts: Mapping[str, Any] | None = None
-) -> Tensor:
+def sums_as_trained(model: Decoder, batch: Batch, plan: ComputePlan) -> Tensor:
     """Return the sum of log-probabilities of each sequence, fp64 (B, S) in nats.
 
     The batch is on the model's device. The forward pass is that of a training step by `plan`, so
     that a model and its reference differ by nothing: without gradients, compiled blocks round
-    other numbers to bf16. It keeps what a backward pass would need until it returns. `parts` is
-    as in StepOptions.
+    other numbers to bf16. It keeps what a backward pass would need until it returns.
     """
-    options = StepOptions(parts or {}, plan.recompute, plan.compile, torch_dtype(plan.residual))
+    options = StepOptions({}, plan.recompute, plan.compile, torch_dtype(plan.residual))
     device = batch.tokens.device.type
     with (
         torch.enable_grad(),

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,6 @@ from pion.model.parameters import parameter_roles
 from pion.model.params_and_flops import token_flops
 from pion.model.saved_weights import Saved, Whole, placeholders
 from pion.train import hardware
-from pion.train.distance import NO_MISMATCHED, distance, reported, together, z0_of
 from pion.train.feed import BatchFeed, RowRange, StepBatch
 from pion.train.gradients import Gradients, Ranks
 from pion.train.held_out_preferences import PreferenceScorer, evaluate_preferences
@@ -42,7 +41,6 @@ from pion.train.optimizer.state_pieces import (
     hand_out,
 )
 from pion.train.phases import only_draft
-from pion.train.reference import unchanged
 from pion.train.schedule import StepPlan, plan_at
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.side_copy import SideCopy
@@ -53,13 +51,6 @@ if TYPE_CHECKING:
     from pion.train.sharding import Shards
 
 __all__ = ["ComputePlan", "Evaluation", "SavedState", "TrainSettings", "TrainState", "Trainer"]
-
-
-class _Turn(NamedTuple):
-    """The micro-batch that a rank computes, and whether it counts."""
-
-    number: int
-    counts: bool
 
 
 class Trainer:
@@ -75,8 +66,7 @@ class Trainer:
     parameters on the device `meta`. They have the values of `weights`, or none until `load`. With
     `shards`, the model is sharded already.
 
-    Raises BadInput for a model whose banks are packed, and for a stream without the rows that the
-    loss needs.
+    Raises BadInput for a model whose banks are packed.
     """
 
     def __init__(
@@ -155,7 +145,7 @@ class Trainer:
         return math.ceil(rows / self.plan.micro_batch)
 
     def _feed_from(self, stream: RowStream) -> BatchFeed:
-        feed = BatchFeed(
+        return BatchFeed(
             stream,
             global_batch=self.settings.global_batch,
             micro_batch=self.plan.micro_batch,
@@ -163,11 +153,6 @@ class Trainer:
             world_size=self.plan.world_size,
             pin=self.device.type == "cuda",
         )
-        if self.settings.preference is not None and self.settings.preference.needs_distance:
-            feed.mismatched = stream.mismatched
-            if feed.mismatched is None:
-                raise BadInput(NO_MISMATCHED)
-        return feed
 
     # ------------------------------------------------------------ one step
 
@@ -215,7 +200,8 @@ class Trainer:
 
         targets = self._ranks.sum(torch.full((), float(batch.targets), device=self.device))
         plan = plan_at(self.settings, self.step, self.model.config)
-        measured = self._measured(batch, targets, plan, should_stop)
+        objective = objective_of(self.settings.preference, batch, targets, self._ranks.sum)
+        measured = self._add_gradients(batch, objective, plan, should_stop)
         if measured is None:
             self.optimizer.zero_grad()
             return False
@@ -244,65 +230,11 @@ class Trainer:
         )
         return True
 
-    def _measured(
-        self, batch: StepBatch, targets: Tensor, plan: StepPlan, should_stop: Callable[[], bool]
-    ) -> tuple[Tensor, dict[str, Tensor], Measures] | None:
-        """Compute the gradients of the global batch, and before them what its loss needs.
-
-        Return as `_add_gradients`.
-        """
-        preference = self.settings.preference
-        options = StepOptions(
-            plan.parts,
-            self.plan.recompute,
-            self.plan.compile,
-            hardware.torch_dtype(self.plan.residual),
-        )
-        z0 = None
-        if preference is not None and preference.needs_distance:
-            z0 = self._distance(batch, plan, should_stop)
-            if z0 is None:
-                return None
-        objective = objective_of(preference, batch, targets, self._ranks.sum, z0)
-        found = self._add_gradients(batch, objective, options, should_stop)
-        if found is not None and z0 is not None:
-            found[2].update(reported(z0))
-        return found
-
-    def _distance(
-        self, batch: StepBatch, plan: StepPlan, should_stop: Callable[[], bool]
-    ) -> Tensor | None:
-        """Return z0 of the global batch; None if a rank wants to stop. Every rank calls this."""
-        parts = []
-        with unchanged(self.model):
-            for turn in self._rounds(batch, should_stop):
-                if turn is None:
-                    return None
-                mismatched = batch.mismatched[turn.number]
-                found = distance(self.model, mismatched, self.plan, plan.parts)
-                if turn.counts:
-                    parts.append(found)
-        return z0_of(self._ranks.sum(together(parts)))
-
-    def _rounds(self, batch: StepBatch, should_stop: Callable[[], bool]) -> Iterator[_Turn | None]:
-        """Yield each micro-batch; yield None, and end, if a rank wants to stop.
-
-        A rank with fewer micro-batches skips the first round, so that all ranks end together. But
-        the ranks of a sharded model compute together: there, it has its first micro-batch twice.
-        """
-        count = len(batch.micro_batches)
-        for i in range(count - self.grad_accum, count):
-            if self._ranks.any(should_stop()):
-                yield None
-                return
-            if i >= 0 or self._shards is not None:
-                yield _Turn(max(i, 0), i >= 0)
-
     def _add_gradients(
         self,
         batch: StepBatch,
         objective: Objective,
-        options: StepOptions,
+        plan: StepPlan,
         should_stop: Callable[[], bool],
     ) -> tuple[Tensor, dict[str, Tensor], Measures] | None:
         """Compute the gradients of the global batch.
@@ -314,16 +246,25 @@ class Trainer:
         stats: dict[str, Tensor] = {}
         measures: Measures = {}
         self.model.train()
+        options = StepOptions(
+            plan.parts,
+            self.plan.recompute,
+            self.plan.compile,
+            hardware.torch_dtype(self.plan.residual),
+        )
         self._gradients.begin()
-        for turn in self._rounds(batch, should_stop):
-            if turn is None:
+        count = len(batch.micro_batches)
+        # A rank with fewer micro-batches skips the first round, so that all ranks end together. But
+        # the ranks of a sharded model compute together: there, it has its first micro-batch twice.
+        for i in range(count - self.grad_accum, count):
+            if self._ranks.any(should_stop()):
                 return None
-            last = turn.number == len(batch.micro_batches) - 1
-            micro_batch = batch.micro_batches[turn.number]
-            found = self._gradients.add(
-                micro_batch, objective, options, last=last, counts=turn.counts
-            )
-            if not turn.counts:
+            counts = i >= 0
+            if not counts and self._shards is None:
+                continue
+            micro_batch, last = batch.micro_batches[max(i, 0)], max(i, 0) == count - 1
+            found = self._gradients.add(micro_batch, objective, options, last=last, counts=counts)
+            if not counts:
                 continue
             loss = loss + found.loss
             share = len(micro_batch.tokens) / self.settings.global_batch
@@ -360,9 +301,8 @@ class Trainer:
 
         Keys of a step: step (finished steps, including this one), loss (nats per target token, or
         the mean loss of pairs), lr, grad_norm (before clipping), tokens (targets), rows ([first,
-        stop)); of preferences also METRICS (preference_losses.py), and of kto z0 (nats). Keys of
-        the whole interval: tokens_per_second (input tokens, all ranks), mfu and memory (bytes, this
-        rank).
+        stop)); of preferences also METRICS (preference_losses.py). Keys of the whole interval:
+        tokens_per_second (input tokens, all ranks), mfu and memory (bytes, this rank).
 
         Raises Trouble once a step has gone wrong: its loss or gradient was not finite, or its loss
         exceeded `settings.max_spike`. The error has the metrics of the good steps before that step.

@@ -457,13 +457,6 @@ class Job(Section):
         """Return whether a training stage compares its model with the one that it starts from."""
         return stage == "prefer" and self.prefer is not None and self.prefer.needs_reference
 
-    def needs_distance(self, stage: str) -> bool:
-        """Return whether each step of a training stage first measures how far its model is from the
-        reference: a forward pass over as many tokens as it trains on."""
-        return (
-            self.needs_reference(stage) and self.prefer is not None and self.prefer.needs_distance
-        )
-
     def most_sequences(self, stage: str) -> int:
         """Return the most answers in a row of preferences; 0 for a stage of another kind."""
         if stage != "prefer" or self.prefer is None:

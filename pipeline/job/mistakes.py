@@ -157,10 +157,11 @@ EXPECTED = {
 }
 
 
-# Keys that a job had once, and what replaces each.
+# Keys and values that a job had once, and what replaces each.
 GONE = {
     "evaluate.overlap": "name the sets in data.clean.decontaminate, which leaves documents with "
     "their questions out of the training text, and reports how many there were",
+    "prefer.loss=kto": "use apo-zero, which learns from single answers with labels, too",
 }
 
 
@@ -191,7 +192,10 @@ def _reported(error: Any, document: Document) -> list[Mistake]:
         # Texts are in quotes, and true and false as in Python.
         words = re.findall(r"'([^']*)'|\b(True|False)\b", context["expected"])
         choices = [text or flag.lower() for text, flag in words]
-        text = f"{_not_one_of('value', value, choices)} (expected {', '.join(choices)})"
+        instead = GONE.get(f"{path}={value}")
+        wrong = f"the value {shown(value)} is gone: {instead}" if instead else None
+        wrong = wrong or _not_one_of("value", value, choices)
+        text = f"{wrong} (expected {', '.join(choices)})"
     elif kind == "invalid_key":
         text = f"the key {shown(value)} is not text"
     elif kind == "string_pattern_mismatch":

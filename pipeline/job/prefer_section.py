@@ -25,8 +25,8 @@ class Prefer(Conversations):
     loss: Loss = identity(
         "dpo-norm",
         "what is learned from an answer that is better than another. dpo-norm compares means over "
-        "tokens, dpo sums. orpo and simpo need no reference model. kto and apo-zero also learn "
-        "from single answers",
+        "tokens, dpo sums. orpo and simpo need no reference model. apo-zero also learns from "
+        "single answers",
     )
     beta: float | None = identity(
         None,
@@ -54,10 +54,10 @@ class Prefer(Conversations):
         most=FACTOR,
     )
     desirable_weight: float = identity(
-        1.0, "weight of desired answers (kto, or data with labels)", ge=0, most=FACTOR
+        1.0, "weight of desired answers (data with labels)", ge=0, most=FACTOR
     )
     undesirable_weight: float = identity(
-        1.0, "weight of undesired answers (kto, or data with labels)", ge=0, most=FACTOR
+        1.0, "weight of undesired answers (data with labels)", ge=0, most=FACTOR
     )
     reference: Literal["start", "none"] | None = identity(
         None,
@@ -146,11 +146,6 @@ class Prefer(Conversations):
         """Whether the model is compared with the one that the stage starts from."""
         return self.reference == "start"
 
-    @property
-    def needs_distance(self) -> bool:
-        """Whether each step computes its rows with the answers of others, too."""
-        return self.preference.needs_distance
-
     def know_most_sequences(self, count: int) -> None:
         """Learn how many answers the fullest row of the data has."""
         self._most_sequences = count
@@ -165,8 +160,7 @@ class Prefer(Conversations):
 
         Raises BadInput if the loss can't learn from these.
         """
-        # kto takes each answer by itself, whether it has a label or is one of a pair.
-        before, self._unpaired = self._unpaired, kind == "labels" and self.loss != "kto"
+        before, self._unpaired = self._unpaired, kind == "labels"
         try:
             self._settings()
         except BadInput as error:
@@ -179,5 +173,5 @@ _USUAL_SEQUENCE = 64
 _OTHER_KIND = {
     "pairs": "these are pairs of a chosen and a rejected answer",
     "labels": "these are single answers with labels, and not pairs. To learn from them, set "
-    "prefer.loss=apo-zero or prefer.loss=kto",
+    "prefer.loss=apo-zero",
 }

@@ -196,8 +196,6 @@ class Setup:
         if os.environ.get(APART):  # `pion prove` leaves nothing behind
             return
         run, job = self.context.run, self.context.job
-        if job.needs_distance(self.stage):  # other losses have no pass before their gradients
-            tokens_per_second *= 4 / 3
         speed = PastSpeed(
             run=run.name,
             at=run.clock.now(),
@@ -316,9 +314,9 @@ def _with_reference(
     *,
     resumes: bool,
 ) -> tuple[StageData, Bound, Shards | None]:
-    from pipeline.training.reference.of_stage import streams_of, with_reference
+    from pipeline.training.reference.of_stage import with_reference
 
-    streams = streams_of(context.job, data.train, data.held_out)
+    streams = {"train": data.train, "held_out": data.held_out}
     found, bound, shards = with_reference(context, streams, start, saved, resumes=resumes)
     data = dataclasses.replace(data, train=found["train"], held_out=found["held_out"])
     return data, bound, shards

@@ -54,7 +54,6 @@ class Trace:
     only_draft: bool = False
     ranks: int = 1  # of which one is traced
     sequences: int = 0  # in a row of preferences; 0: no preferences
-    kto: bool = False  # whether a step first measures the distance from the reference
     sharded: bool = False  # whether ranks keep parts of the weights
     compiled: bool = False  # inside of `lowering`
 
@@ -64,7 +63,7 @@ class Trace:
 
     def __str__(self) -> str:
         words = [self.preset, f"{self.micro_batch} rows", self.optimizer, self.dtype, self.card]
-        flags = ("recompute", "documents", "only_draft", "kto", "sharded", "compiled")
+        flags = ("recompute", "documents", "only_draft", "sharded", "compiled")
         words += [name for name in flags if getattr(self, name)]
         words += [str(self.lora)] if self.lora else []
         words += [f"{self.ranks} ranks"] if self.ranks > 1 else []
@@ -105,7 +104,7 @@ SUITE = [
     Trace("pion-small", changes=_CUT),
     Trace("pion-xl", 1, optimizer="muon", changes=_FEW),
     Trace("pion-small", changes=_CUT, ranks=2),
-    Trace("pion-small", documents=True, sequences=8, kto=True, changes=_CUT),
+    Trace("pion-small", documents=True, sequences=8, changes=_CUT),
 ]
 # Each kernel and each way to compute is in one of these, or in the suite.
 MORE = [
@@ -230,7 +229,7 @@ def trace_peak(watch: Watch, live: LiveBytes, trace: Trace) -> None:
         lr=1e-3,
         optimizer=trace.optimizer,
         phases=(Phase(rates={"draft": 1, "others": 0}),) if trace.only_draft else (),
-        preference=Preference("kto" if trace.kto else "dpo-norm") if trace.sequences else None,
+        preference=Preference() if trace.sequences else None,
     )
     plan = ComputePlan(
         "cuda",
@@ -242,7 +241,6 @@ def trace_peak(watch: Watch, live: LiveBytes, trace: Trace) -> None:
         sharded=trace.sharded,
     )
     stream = Zeros(config.seq_len, trace.documents, trace.sequences)
-    stream.mismatched = stream
     without_compiler = contextlib.nullcontext if trace.compiled else flex_attention_without_compiler
     with (
         mock.patch.object(Decoder, "to", lambda self, device: self),  # it is already there

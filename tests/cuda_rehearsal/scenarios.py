@@ -92,8 +92,6 @@ class Zeros:
     With `sequences`, each row has so many answers.
     """
 
-    mismatched: Zeros | None = None  # the rows with the answers of others
-
     def __init__(self, seq_len: int, documents: bool = False, sequences: int = 0) -> None:
         self.seq_len, self.documents, self.sequences = seq_len, documents, sequences
 
@@ -139,7 +137,6 @@ def make_trainer(
         "cuda", dtype, ROWS_AT_ONCE, recompute=recompute, compile=compiled, residual=residual
     )
     stream = Zeros(config.seq_len, documents, ANSWERS if preference is not None else 0)
-    stream.mismatched = stream
     return Trainer(Decoder(config), stream, settings, plan)
 
 
@@ -163,11 +160,6 @@ def train_as_written(watch: Watch, config: ModelConfig, dtype: Dtype) -> tuple[i
 def train_preference(watch: Watch, config: ModelConfig, dtype: Dtype) -> tuple[int, Any]:
     """Train a step of pairs of answers."""
     return train(watch, config, dtype, documents=True, preference=Preference(sft_weight=0.1))
-
-
-def train_kto(watch: Watch, config: ModelConfig, dtype: Dtype) -> tuple[int, Any]:
-    """Train a step that first measures the distance from the reference."""
-    return train(watch, config, dtype, documents=True, preference=Preference("kto"))
 
 
 def train_draft(watch: Watch, config: ModelConfig, dtype: Dtype) -> tuple[int, Any]:
@@ -426,7 +418,6 @@ SCENARIOS: dict[str, Scenario] = {
     "train residual bfloat16": functools.partial(train, dtype="bfloat16", residual="bfloat16"),
     "train draft bfloat16": functools.partial(train_draft, dtype="bfloat16"),
     "train preference bfloat16": functools.partial(train_preference, dtype="bfloat16"),
-    "train preference kto bfloat16": functools.partial(train_kto, dtype="bfloat16"),
     "drain bfloat16": functools.partial(drain, dtype="bfloat16"),
     "evaluate in training bfloat16": functools.partial(evaluate_in_training, dtype="bfloat16"),
     "evaluate text float32": functools.partial(evaluate_text, dtype="float32"),

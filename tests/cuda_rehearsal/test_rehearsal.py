@@ -20,8 +20,7 @@ MOST_HOST_SYNCS = {
     **{"train": 0, "drain": 1, "evaluate": 1, "generate": 1, "guess": 2},
     **{"replay": 1, "fail": 2},
 }
-# How often each of these passes through the layers; recomputing activations is one more pass, and
-# so is measuring the distance from the reference.
+# How often each of these passes through the layers; recomputing activations is one more pass.
 PASSES = MOST_HOST_SYNCS | {"train": MICRO_BATCHES, "drain": 0, "guess": 1, "fail": 1}
 # Where sliced products of experts copy to the host where the slices end.
 SLICES = "pion/model/feedforward/expert_products.py"
@@ -30,7 +29,6 @@ SLICES = "pion/model/feedforward/expert_products.py"
 SUMS_OF_ANSWERS = (
     "pion/data/sequences.py",
     "pion/data/stream.py",
-    "pion/train/distance.py",
     "pion/train/gradients.py",
     "pion/train/objective.py",
     "pion/train/preference_losses.py",
@@ -55,7 +53,7 @@ def counted(rehearsal: Rehearsal) -> str:
 
 def passes(rehearsal: Rehearsal) -> int:
     """Return how often one unit of the scenario passes through the layers."""
-    again = "recompute" in rehearsal.scenario or "kto" in rehearsal.scenario
+    again = "recompute" in rehearsal.scenario
     return PASSES[counted(rehearsal)] * (2 if again else 1)
 
 

@@ -59,8 +59,7 @@ def random_pairs(rows: int, *, each: int | None = None, seed: int = 0) -> list[l
 class PairRows:
     """A stream of rows of pairs. `single` makes every answer an example.
 
-    `pad` is the id of padding. Rows that follow the last one begin again. `others` are the same
-    rows with the answers of others; see `with_others`.
+    `pad` is the id of padding. Rows that follow the last one begin again.
     """
 
     rows: list[list[Pair]]
@@ -68,7 +67,6 @@ class PairRows:
     pad: int = 0
     order: Sequence[int] | None = None
     served: list[int] = field(default_factory=list)
-    others: list[list[Pair]] | None = None
 
     @property
     def total_rows(self) -> int:
@@ -94,28 +92,6 @@ class PairRows:
 
     def as_stream(self) -> RowStream:
         return cast(RowStream, self)
-
-    @property
-    def mismatched(self) -> RowStream | None:
-        if self.others is None:
-            return None
-        return PairRows(self.others, single=True, pad=self.pad, order=self.order).as_stream()
-
-
-def with_others(rows: list[list[Pair]], references: list[tuple[float, float]]) -> list[list[Pair]]:
-    """Return the rows, each prompt with the answers of the next pair; after the last, the first.
-
-    `references` has the reference's sums of these, in the order of the pairs.
-    """
-    pairs = [pair for row in rows for pair in row]
-    following = iter(zip(pairs[1:] + pairs[:1], references, strict=True))
-    return [
-        [
-            pair._replace(chosen=other.chosen, rejected=other.rejected, reference=own)
-            for pair, (other, own) in zip(row, following, strict=False)
-        ]
-        for row in rows
-    ]
 
 
 def _marked(pair: Pair) -> list[tuple[list[int], int]]:

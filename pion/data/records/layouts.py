@@ -154,7 +154,7 @@ def _no_chat(fields: Fields, kind: Kind | None) -> BadInput:
     keys = ", ".join(map(shown, fields.names)) or "no key"
     if kind is not None:
         what = "two answers, of which one is better" if kind == "pair" else "an answer with a label"
-        how = " with prefer.loss kto or apo-zero" if kind == "label" else ""
+        how = " with prefer.loss apo-zero" if kind == "label" else ""
         return BadInput(
             f"{fields.where}: not a conversation: the record has {what} ({keys}). The stage prefer "
             f"learns from these{how}: name the file under prefer.sources"

@@ -58,8 +58,7 @@ class StageEstimate:
 
     `tokens` is None while the steps are not known: they may follow from data to be prepared.
     `measured` is whether this model's speed was measured on such GPUs, and not estimated.
-    Training on `reference_tokens` would take as long as computing the reference of preferences, and
-    on `distance_tokens` as long as what kto computes before the gradients of each step.
+    Training on `reference_tokens` would take as long as computing the reference of preferences.
     """
 
     stage: str
@@ -72,7 +71,6 @@ class StageEstimate:
     speed_from: str
     measured: bool = False
     reference_tokens: int = 0
-    distance_tokens: int = 0
     sharded: bool = False  # whether the GPUs divide the weights (hardware.fsdp)
 
     @property
@@ -85,8 +83,7 @@ class StageEstimate:
     def seconds(self) -> float | None:
         if self.tokens_per_second is None or self.tokens is None:
             return None
-        tokens = self.tokens + self.reference_tokens + self.distance_tokens
-        return tokens / self.tokens_per_second
+        return (self.tokens + self.reference_tokens) / self.tokens_per_second
 
     @property
     def reference_seconds(self) -> float | None:
@@ -230,7 +227,6 @@ def _stage(job: Job, stage: str, offer: Offer, num_nodes: int, known: Known) -> 
         speed_from=reached.words,
         measured=reached.measured,
         reference_tokens=_reference_tokens(job, stage),
-        distance_tokens=(tokens or 0) // FORWARD if job.needs_distance(stage) else 0,
         sharded=in_memory.sharded,
     )
 
@@ -263,10 +259,9 @@ def _of_all(one: Speed, work: Workload, batch: int, rows: int, micro_batch: int)
 
 def _reference_tokens(job: Job, stage: str) -> int:
     """Return how many trained tokens take as long as the reference of a stage: a forward pass over
-    its rows, as far as these are known. kto needs its rows with the answers of others, too."""
+    its rows, as far as these are known."""
     rows = job.section(stage).rows if job.needs_reference(stage) else None
-    passes = 2 if job.needs_distance(stage) else 1
-    return 0 if rows is None else passes * rows * job.seq_len(stage) // FORWARD
+    return 0 if rows is None else rows * job.seq_len(stage) // FORWARD
 
 
 def workload_on(gpu: str, job: Job, stage: str, workers: int = 1) -> Workload:

@@ -9,24 +9,20 @@ import math
 import tempfile
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from pion.data.chat.chat_format import ChatFormat
-from pion.data.preference.mismatched import count_mismatched, require_mismatched
 from pion.data.preference.rendering import Usable, preference_format
 from pion.data.preference.summary import Summary
 from pion.data.preference.view import marked_preference
-from pion.data.shards import Rows, Shard
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput, PionError
 from pipeline.base.keep import tokenizer_of_base
 from pipeline.console.formats import amount, passes_in_words
 from pipeline.console.formats import counted as counted_words
 from pipeline.data.preferences import preferences
-from pipeline.data.prepared import open_data
 from pipeline.data.sources import SAMPLED, find_input
 from pipeline.job import Job
 from pipeline.rent.plan.few_steps import FEWEST_STEPS, better_batch
@@ -50,8 +46,7 @@ class CountedPreferences:
     """What was counted, by source. `whole` is False if only the first preferences were read.
 
     `first` shows the first usable preference, with the learned tokens between ⟦ and ⟧, and
-    `specials` are the special tokens in it, by their ids. Of kto, `mismatched` is how many answers
-    to train on have a prompt with the answer of another one.
+    `specials` are the special tokens in it, by their ids.
     """
 
     summaries: dict[str, Summary]
@@ -61,18 +56,11 @@ class CountedPreferences:
     specials: dict[int, str]
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
-    mismatched: int | None = None
 
     @property
     def items(self) -> int:
         """The pairs, or single answers, to train on."""
         return sum(summary.train.items for summary in self.summaries.values())
-
-    @property
-    def answers(self) -> int:
-        """The answers to train on: a pair has two."""
-        parts = self.summaries.values()
-        return sum(part.train.items * (2 if part.kind == "pairs" else 1) for part in parts)
 
 
 def count_preferences(job: Job) -> CountedPreferences | None:
@@ -93,13 +81,12 @@ def count_preferences(job: Job) -> CountedPreferences | None:
         tokenizer = tokenizer_of_base(job, folder / "base")
         report = prepare_prefer(counted, folder / "rows", tokenizer, lambda message: None).report
         first, specials = _first(counted, folder / "rows")
-        mismatched = _mismatched(job, folder / "rows") if job.needs_distance("prefer") else None
     summaries = {
         f"prefer.sources.{number}": Summary.from_record(source["preferences"])
         for number, source in enumerate(report["sources"])
     }
     sources = report["sources"]
-    found = CountedPreferences(
+    return CountedPreferences(
         summaries,
         rows=report["train_rows"],
         whole=whole,
@@ -107,25 +94,7 @@ def count_preferences(job: Job) -> CountedPreferences | None:
         specials=specials,
         notes=tuple(remark for source in sources for remark in source.get("remarks", ())),
         warnings=tuple(words for source in sources for words in source.get("warnings", ())),
-        mismatched=mismatched,
     )
-    if mismatched is not None:
-        require_mismatched(mismatched, found.answers, "prefer.sources")
-    return found
-
-
-def _mismatched(job: Job, folder: Path) -> int:
-    """Return how many sequences the prepared training rows have with the answers of others."""
-    data = open_data(folder)
-    sources = (
-        Rows(data.manifest(source, "train"), partial(_path_of, folder / source.folder / "train"))
-        for source in data.sources
-    )
-    return count_mismatched(sources, job.model_config_resolved().seq_len)
-
-
-def _path_of(folder: Path, shard: Shard) -> Path:
-    return folder / shard.name
 
 
 def _first(job: Job, folder: Path) -> tuple[list[str], dict[int, str]]:
@@ -162,15 +131,7 @@ def in_words(job: Job, counted: CountedPreferences) -> list[str]:
         f"{passes_in_words(passes_over(job, counted))} in {steps} of about "
         f"{per_step(job, counted):,.0f} {_what(counted)}: {amount(tokens)} tokens"
     )
-    if job.needs_distance("prefer"):
-        without = counted.answers - (counted.mismatched or 0)
-        lines += [
-            "before the first step, the reference is computed once: it takes two thirds of the "
-            "time of a pass, and another beta does not need it again",
-            "each step first measures the distance from the reference, on prompts with the answers "
-            f"of others: it takes a third longer. {without:,} prompts have no such answer",
-        ]
-    elif job.needs_reference("prefer"):
+    if job.needs_reference("prefer"):
         lines.append(
             "before the first step, the reference is computed once: it takes a third of the time "
             "of a pass, and another beta or loss does not need it again"

@@ -16,8 +16,6 @@ const METRICS = {
   drift: ["Chosen answers: nats per token below the reference", decimals(4)],
   moved: ["Nats between a preference and the reference", decimals(3)],
   pairs: ["Preferences in a step", whole],
-  z0: ["Distance from the reference, in nats per answer", decimals(3)],
-  held_out_z0: ["Distance from the reference on held-out prompts, in nats per answer", decimals(3)],
   saturated: ["Preferences that teach nothing any more", percent, (part) => `${short(100 * part)} %`],
   lr: ["Learning rate", (value) => value.toExponential(3)],
   grad_norm: ["Norm of the gradients", decimals(4)],
@@ -36,7 +34,7 @@ const USUAL = ["loss", "accuracy", "chosen", "tokens_per_second", "lr"];
 // The charts with a second, dashed line: its metric, and what both lines are called.
 const SECOND = { __proto__: null, loss: ["held_out_loss", "training", "held-out"], chosen: ["rejected", "chosen", "rejected"] };
 // These are drawn as they were measured.
-const UNSMOOTHED = ["lr", "held_out_loss", "held_out_accuracy", "held_out_margin", "held_out_z0"];
+const UNSMOOTHED = ["lr", "held_out_loss", "held_out_accuracy", "held_out_margin"];
 
 function titleOf(name) {
   if (METRICS[name]) return METRICS[name][0];

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from pion.data.preference.mismatched import require_mismatched
 from pion.model.lora_projections import B, additions
 from pion.model.parameters import tensors_sha256
 from pion.model.saved_weights import Tensors
@@ -18,7 +17,6 @@ from pipeline.training.reference.compute import (
     require_base,
     require_same,
 )
-from pipeline.training.reference.share import MISMATCHED
 
 if TYPE_CHECKING:
     from pion.config.lora import Adapter
@@ -27,7 +25,6 @@ if TYPE_CHECKING:
     from pion.model.saved_weights import Saved
     from pion.train.settings import ComputePlan
     from pion.train.sharding import Shards
-    from pipeline.job import Job
     from pipeline.state.checkpoints.restore import Loaded
     from pipeline.training.context import TrainingContext
     from pipeline.training.reference.share import Bound
@@ -75,17 +72,6 @@ def name_of(start: Start) -> str:
     return weights
 
 
-def streams_of(job: Job, train: RowStream, held_out: RowStream) -> dict[str, RowStream]:
-    """Return the streams of the splits; for kto also those of mismatched rows, named as in
-    MISMATCHED."""
-    streams = {"train": train, "held_out": held_out}
-    if not job.needs_distance("prefer"):
-        return streams
-    longest = job.model_config_resolved().seq_len
-    others = {MISMATCHED[split]: each.of_mismatched(longest) for split, each in streams.items()}
-    return streams | others
-
-
 def with_reference(
     context: TrainingContext,
     streams: Mapping[str, RowStream],
@@ -96,9 +82,6 @@ def with_reference(
 ) -> tuple[dict[str, RowStream], Bound, Shards | None]:
     """Return the streams of both splits with the numbers of the reference, these numbers, and the
     rank's part of the model if it was sharded to compute them.
-
-    If there are streams of mismatched rows, named as in MISMATCHED, they are those of the splits.
-    Raises BadInput if these have too few sequences.
 
     They are computed, or found, with the model that the stage starts from, and only then. A stage
     that `resumes` has the numbers that HEAD and its checkpoint name. Rank 0 has the checkpoint, and
@@ -118,12 +101,7 @@ def with_reference(
         starting = _starting(start, context)
         bound = make_reference(context, streams, starting)
         shards = starting.shards
-    if (others := bound.splits.get(MISMATCHED["train"])) is not None:
-        require_mismatched(len(others.sums), len(bound.splits["train"].sums), "prefer")
-    found = {split: bound.splits[split].in_stream(one) for split, one in streams.items()}
-    splits = {
-        split: found[split].with_mismatched(found.get(name)) for split, name in MISMATCHED.items()
-    }
+    splits = {split: bound.splits[split].in_stream(one) for split, one in streams.items()}
     return splits, bound, shards
 
 

@@ -23,7 +23,6 @@ from pion.train.reference import TOLERANCE, ReferenceSums
 from pion.untrusted import parse_object, read_file
 from pipeline.console.messages import Note, PrepareProgress, Say
 from pipeline.data.fingerprint import APART
-from pipeline.data.prepared import SPLITS
 from pipeline.state.claim import Claim
 from pipeline.state.head import REFERENCE, data_key
 from pipeline.state.owner import Owner
@@ -33,8 +32,6 @@ from pipeline.state.shared.folder import REFERENCE_FILE, Overtaken, complete
 from pipeline.state.shared.records import Writer, read_state
 
 FORMAT = 1
-# What the numbers of the rows of a split with the answers of others are called, which kto needs.
-MISMATCHED = {split: f"{split}_mismatched" for split in SPLITS}
 
 
 def key_of(weights: str, settings: Mapping[str, Any], contents: Mapping[str, list[str]]) -> str:
@@ -93,8 +90,7 @@ def read_reference(folder: Path, rows: Mapping[str, int]) -> Bound:
             starts = read(f"{split}.starts.npy", np.int64, count + 1)
             sums = read(f"{split}.sums.npy", np.float64, int(starts[-1]))
             splits[split] = ReferenceSums(sums, starts)
-            least = 0 if split in MISMATCHED.values() else 1
-            splits[split].check(count, f"{folder} ({split})", least=least)
+            splits[split].check(count, f"{folder} ({split})")
         record = {name: described[name] for name in ("format", "key", "files")}
         dtype, residual = (str(described[name]) for name in ("dtype", "residual"))
         if dtype not in TOLERANCE:

@@ -16,13 +16,12 @@ from pion.model.decoder import Decoder
 from pion.train.preference import Preference
 from pion.train.preference_losses import METRICS
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings
-from tests.support.pair_rows import CONFIG, PairRows, random_pairs, with_others
+from tests.support.pair_rows import CONFIG, PairRows, random_pairs
 from tests.support.ranks import run_ranks
 
 PREFERENCES = [
     Preference("dpo", sft_weight=0.2),
     Preference("apo-zero", unpaired=True, undesirable_weight=2.0),
-    Preference("kto", beta=0.02),
 ]
 
 
@@ -33,13 +32,11 @@ def curves(world_size: int, rank: int) -> list[list[dict[str, Any]]]:
         settings = TrainSettings(steps=4, global_batch=7, lr=1e-2, preference=preference)
         plan = ComputePlan(world_size=world_size, threads=1, deterministic=world_size > 1)
         torch.manual_seed(0)
-        pairs = random_pairs(20)
-        others = with_others(pairs, [(-30.0, -20.0)] * sum(map(len, pairs)))
-        rows = PairRows(pairs, single=not preference.paired, others=others)
+        rows = PairRows(random_pairs(20), single=not preference.paired)
         trainer = Trainer(Decoder(CONFIG), rows.as_stream(), settings, plan, rank=rank)
         for _ in range(4):
             assert trainer.train_step()
-        names = ["loss", "grad_norm", "tokens", *METRICS] + ["z0"] * preference.needs_distance
+        names = ["loss", "grad_norm", "tokens", *METRICS]
         found.append([{n: step[n] for n in names} for step in trainer.drain_metrics()])
         trainer.close()
     return found

@@ -27,8 +27,7 @@ def test_the_margin_of_simpo_is_half_of_beta() -> None:
     assert Preference("dpo").least_margin == 0.0
 
 
-def test_kto_and_apo_zero_may_learn_from_single_answers() -> None:
-    assert not Preference("kto").paired
+def test_apo_zero_may_learn_from_single_answers() -> None:
     assert not Preference("apo-zero", unpaired=True).paired
     assert Preference("apo-zero").paired
 
@@ -45,7 +44,6 @@ def test_kto_and_apo_zero_may_learn_from_single_answers() -> None:
         ({"loss": "dpo", "margin": 1.0}, "margin: the loss dpo ignores it. It is for simpo"),
         ({"loss": "ipo", "label_smoothing": 0.1}, "label_smoothing: the loss ipo ignores it"),
         ({"loss": "apo-zero", "label_smoothing": 0.1}, "label_smoothing: the loss apo-zero"),
-        ({"loss": "kto", "label_smoothing": 0.1}, "label_smoothing: the loss kto ignores it"),
         ({"loss": "orpo", "label_smoothing": 0.1}, "label_smoothing: the loss orpo ignores it"),
         ({"loss": "dpo", "unpaired": True}, "unpaired: the loss dpo ignores it"),
         ({"loss": "dpo", "desirable_weight": 2.0}, "The loss dpo compares pairs, and ignores them"),

@@ -239,24 +239,15 @@ def singles(sums: list[float], reference: list[float], side: list[int]) -> tuple
     )
 
 
-@pytest.mark.parametrize("z0", [-2.0, 0.0, 1.5])
-def test_kto_is_its_formula_and_z0_is_at_least_0(z0: float) -> None:
+def test_the_loss_of_a_single_answer_is_its_formula_times_its_weight() -> None:
     sums, sequences = singles([-5.0, -6.0, 0.0], [-8.0, -5.0, 0.0], [1, -1, 0])
-    preference = Preference("kto", beta=0.2, desirable_weight=1.5, undesirable_weight=0.5)
-    mean = torch.tensor(z0, requires_grad=True)
-    losses = example_losses(preference, sums, sequences, mean)
-    most = max(z0, 0.0)
-    expected = [1.5 * (1 - s(0.2 * (3 - most))), 0.5 * (1 - s(0.2 * (most + 1))), 0]
-    assert losses[0].tolist() == pytest.approx(expected)
-    grad, of_mean = torch.autograd.grad(losses.sum(), (sums, mean), allow_unused=True)
-    assert of_mean is None
-    slopes = [-1.5 * 0.2 * slope(0.2 * (3 - most)), 0.5 * 0.2 * slope(0.2 * (most + 1)), 0]
-    assert grad[0].tolist() == pytest.approx(slopes)
-
-
-def test_kto_needs_z0() -> None:
-    with pytest.raises(ValueError, match="needs z0"):
-        example_losses(Preference("kto"), *singles([-5.0], [-8.0], [1]))
+    preference = Preference(
+        "apo-zero", beta=0.2, desirable_weight=1.5, undesirable_weight=0.5, unpaired=True
+    )
+    losses = example_losses(preference, sums, sequences)
+    assert losses[0].tolist() == pytest.approx([1.5 * (1 - s(0.6)), 0.5 * (1 - s(0.2)), 0])
+    (grad,) = torch.autograd.grad(losses.sum(), sums)
+    assert grad[0].tolist() == pytest.approx([-0.3 * slope(0.6), 0.1 * slope(0.2), 0])
 
 
 def test_single_answers_of_apo_zero_are_the_two_terms_of_its_pair() -> None:

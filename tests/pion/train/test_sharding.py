@@ -181,15 +181,12 @@ def adapt_a_rounded_base(process: Process) -> dict[str, Any]:
 
 
 def prefer(process: Process) -> dict[str, Any]:
-    """Learn by kto, which needs the distance from its reference before the gradients."""
+    """Learn from single answers."""
     torch.manual_seed(process.rank)
     config = pair_rows.CONFIG
-    pairs = pair_rows.random_pairs(20)
-    others = pair_rows.with_others(pairs, [(-30.0, -20.0)] * sum(map(len, pairs)))
-    stream = pair_rows.PairRows(pairs, single=True, others=others).as_stream()
-    trainer = process.trainer(
-        model=Decoder(config), stream=stream, preference=Preference("kto", beta=0.02)
-    )
+    stream = pair_rows.PairRows(pair_rows.random_pairs(20), single=True).as_stream()
+    preference = Preference("apo-zero", beta=0.02, unpaired=True)
+    trainer = process.trainer(model=Decoder(config), stream=stream, preference=preference)
     measured = train(trainer, 2)
     losses = [
         trainer.evaluate(stream, rows, 2, end_of_text=0).loss for rows in (range(9), range(1))

@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pion.data.stream import RowStream
 from pion.model.decoder import Decoder
 from pion.train.preference import Loss, Preference
 from pion.train.trainer import Trainer
@@ -27,17 +26,8 @@ WEIGHTS, LOSS = 2e-6, 5e-6
 CASES = [
     *((loss, "adamw", 0.0) for loss in get_args(Loss)),
     ("dpo", "muon", 0.0),
-    ("kto", "muon", 0.0),
     ("dpo-norm", "adamw", 0.5),
 ]
-
-
-def rows_for(loss: Loss) -> RowStream:
-    pairs = pair_rows.random_pairs(20)
-    others = pair_rows.with_others(pairs, [(-30.0, -20.0)] * sum(map(len, pairs)))
-    single = loss == "kto"
-    rows = pair_rows.PairRows(pairs, single=single, others=others if single else None)
-    return rows.as_stream()
 
 
 def trainer_of(case: tuple[Loss, str, float], rank: int = 0, world_size: int = 1) -> Trainer:
@@ -45,7 +35,7 @@ def trainer_of(case: tuple[Loss, str, float], rank: int = 0, world_size: int = 1
     torch.manual_seed(0)
     return make(
         "pion",
-        rows_for(loss),
+        pair_rows.PairRows(pair_rows.random_pairs(20)).as_stream(),
         rank=rank,
         world_size=world_size,
         model=Decoder(pair_rows.CONFIG),

@@ -1,4 +1,4 @@
-"""Train pairs with TRL, and write the losses of each step as JSON, and of kto z0.
+"""Train pairs with TRL, and write the losses of each step as JSON.
 
 `python -m tests.pion.train.trl_losses FOLDER`: the folder has the model (`model`), the reference
 (`reference`), both as Hugging Face loads them, and `asked.json`: a list of [kind, settings, steps],
@@ -48,10 +48,8 @@ class OfSingleIds(KTOTrainer):
         return dataset
 
 
-def train(
-    folder: Path, kind: str, fields: dict[str, Any], steps: list[list[Any]]
-) -> dict[str, list[float]]:
-    """Return the numbers of each step: `loss`, and `kl` of kto."""
+def train(folder: Path, kind: str, fields: dict[str, Any], steps: list[list[Any]]) -> list[float]:
+    """Return the loss of each step."""
     model, reference = (
         AutoModelForCausalLM.from_pretrained(folder / name, dtype="float32")
         for name in ("model", "reference")
@@ -78,16 +76,14 @@ def train(
         processing_class=tokenizer,
     )
     made.train()
-    rows = [row for row in made.state.log_history if "loss" in row]
-    return {name: [row[name] for row in rows if name in row] for name in ("loss", "kl")}
+    return [row["loss"] for row in made.state.log_history if "loss" in row]
 
 
 def main() -> None:
     folder = Path(sys.argv[1])
     asked = json.loads((folder / "asked.json").read_text())
     found = [train(folder, *each) for each in asked]
-    (folder / "losses.json").write_text(json.dumps([each["loss"] for each in found]))
-    (folder / "z0.json").write_text(json.dumps([each["kl"] for each in found]))
+    (folder / "losses.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ def test_the_mistakes_in_a_misspelled_section_are_reported_too(job_file):
         ("lr=1e-3", "`lr` belongs in `prefer.lr` or `pretrain.lr` or `sft.lr`"),
         ("zzz=1", "the closest key in this section is"),
         ("evaluate.overlap=auto", "is gone: name the sets in data.clean.decontaminate, which"),
+        ("prefer.loss=kto", "the value 'kto' is gone: use apo-zero, which learns from single"),
         ("pretrain.steps=many", "pretrain.steps: 'many' should be a whole number"),
         ("pretrain.steps=1.5", "pretrain.steps: 1.5 should be a whole number"),
         ("pretrain.steps=true", "pretrain.steps: true should be a number"),

@@ -96,8 +96,6 @@ def test_workers_read_the_job_as_it_was_checked() -> None:
     ("fields", "expected"),
     [
         ({"loss": "hinge"}, "prefer.loss: unknown value 'hinge'"),
-        ({"loss": "kto", "reference": "none"}, "the loss kto needs one; remove"),
-        ({"loss": "kto", "label_smoothing": 0.1}, "prefer.label_smoothing: the loss kto ignores"),
         ({"margin": 1}, "prefer.margin: the loss dpo-norm ignores it. It is for simpo"),
         ({"loss": "ipo", "label_smoothing": 0.1}, "prefer.label_smoothing: the loss ipo ignores"),
         ({"label_smoothing": 0.5}, "prefer.label_smoothing: 0.5 should be less than 0.5"),
@@ -165,15 +163,6 @@ def test_the_data_decides_between_pairs_and_single_answers() -> None:
     with pytest.raises(BadInput, match=r"here: these are pairs .* compares pairs"):
         weighted.know_kind("pairs", "here")
     weighted.know_kind("labels", "here")
-
-
-@pytest.mark.parametrize("kind", ["pairs", "labels"])
-def test_kto_takes_each_answer_by_itself(kind: str) -> None:
-    section = prefer(loss="kto", undesirable_weight=2)
-    section.know_kind(kind, "here")
-    assert not section.preference.paired
-    assert section.needs_distance
-    assert not prefer(loss="apo-zero").needs_distance
 
 
 # ---------------------------------------------------------------- digests

@@ -225,7 +225,7 @@ def requires_text_of_transformers(model: Model, example: Example) -> None:
 @pytest.mark.parametrize("no", [False, 0, 0.0, "0", "false", "False", " FALSE "])
 def test_sft_refuses_turns_with_any_label_that_says_no(key: str, no: object) -> None:
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]
-    with pytest.raises(BadInput, match=r"f:1: .*prefer\.loss kto or apo-zero.*prefer\.sources"):
+    with pytest.raises(BadInput, match=r"f:1: .*prefer\.loss apo-zero.*prefer\.sources"):
         read_conversation({"messages": turns, key: no}, "f:1")
 
 

@@ -162,21 +162,6 @@ def test_a_loss_without_a_reference_has_no_pass(tmp_path: Path) -> None:
     assert "reference" not in words_of(job_in(tmp_path, loss="simpo"))["preferences"]
 
 
-def test_check_says_what_kto_costs(tmp_path: Path) -> None:
-    said = words_of(job_in(tmp_path, loss="kto"))["preferences"]
-    assert "takes two thirds of the time of a pass, and another beta does not" in said
-    assert "it takes a third longer. 0 prompts have no such answer" in said
-    assert "with the answers" not in words_of(job_in(tmp_path))["preferences"]
-
-
-def test_kto_is_refused_if_few_prompts_can_have_the_answers_of_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pipeline.rent.plan.preferences.count_mismatched", lambda *given: 40)
-    with pytest.raises(BadInput, match=r"prompts have none.*use prefer\.loss=apo-zero"):
-        check_preferences(job_in(tmp_path, loss="kto"))
-
-
 def test_the_steps_of_a_job_of_preferences_alone_are_known_before_renting(tmp_path: Path) -> None:
     job = job_in(tmp_path, epochs=2)
     assert expect_rows(job) is None

@@ -21,19 +21,10 @@ PLAN = ComputePlan()
 STREAMS: Any = {split: f"rows of {split}" for split in ("train", "held_out")}
 
 
-class Rows(str):
-    """Rows that say which numbers they have."""
-
-    def with_mismatched(self, rows: None) -> Rows:
-        return self
-
-
 def numbers(name: str) -> Any:
     """Return the bound numbers of this name, as computed by PLAN."""
     splits = {
-        split: SimpleNamespace(
-            in_stream=lambda rows, split=split: Rows(f"{rows} with {name} {split}")
-        )
+        split: SimpleNamespace(in_stream=lambda rows, split=split: f"{rows} with {name} {split}")
         for split in STREAMS
     }
     return SimpleNamespace(
