@@ -46,12 +46,6 @@ def in_order_of_backward(model: nn.Module) -> list[nn.Parameter]:
     return [param for _, param in learned]
 
 
-def bucket_sizes(params: Sequence[nn.Parameter], bucket_bytes: int = BUCKET_BYTES) -> list[int]:
-    """Return the bytes of each bucket of the gradients of `params`, in the order of sending."""
-    groups = _groups(params, bucket_bytes)
-    return [sum(_elements(p) * p.element_size() for p in group) for group in groups]
-
-
 @dataclass
 class _Bucket:
     """Gradients of some parameters: `gradients` are views of `flat`, in the order of `params`."""

@@ -6,16 +6,14 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 from pion.errors import BadInput, Fenced, Interrupted, NotDurable, PionError, PlanFailed, Stopped
-from pion.usable import usable_cores
 from pipeline.base.keep import keep_as_base
 from pipeline.console.messages import Phase, Shown, StageState, Summary
 from pipeline.cost.budget import over_budget
-from pipeline.data.fingerprint import APART
 from pipeline.job import STAGES, Job
 from pipeline.job.digest import digest_of
 from pipeline.models.bring import run_reference
@@ -43,7 +41,6 @@ from pipeline.state.checkpoints.retention import selected, sweep
 from pipeline.state.claim import Claim, claim_again
 from pipeline.state.notes.stop_requests import clear_stops
 from pipeline.state.shared.prune import delete_due
-from pipeline.state.shared.speeds import PastPreparing, keep_prepare_speed
 from pipeline.state.status.recorded_job import know_rows_of
 from pipeline.state.stores import StoreError
 from pipeline.state.stores.errors import verdict
@@ -206,20 +203,8 @@ class Advance:
         if set(self._wanted) & set(self.start.job.train_stages):
             self._measure_start()  # before `prepare` is committed, because workers wait for that
         digest = self.start.digests.stages["prepare"]
-        self._keep_speed(reports)
         self._patiently(lambda: self.claim.finish_stage("prepare", digest, reports))
         self.journal.say(StageState("prepare", "done"))
-
-    def _keep_speed(self, reports: Mapping[str, Any]) -> None:
-        """Keep how fast the text was prepared, for the plans of later jobs."""
-        run = self.claim.state
-        sources = (s for report in reports.values() for s in report.get("sources") or ())
-        speeds = [s["mb_per_second"] for s in sources if s.get("mb_per_second")]
-        if speeds and not os.environ.get(APART):  # `pion prove` leaves nothing behind
-            cores = 0 if os.environ.get(RAY_ADDRESS) else usable_cores()
-            speed = PastPreparing(run.name, run.clock.now(), min(speeds), cores)
-            with contextlib.suppress(StoreError):  # a hint, which must not end a run
-                keep_prepare_speed(run.store, speed)
 
     def _measure_start(self) -> None:
         """Measure the model that the run starts from, if any, unless that was done before."""

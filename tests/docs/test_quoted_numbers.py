@@ -102,12 +102,6 @@ def estimates() -> Words:
                     f"| {step['gigabytes_outside_products']:.1f} | {step['launches']:,} | "
                     f"{step['estimated_milliseconds']:,.1f} | {100 * step['estimated_mfu']:.1f} % |"
                 )
-    for row in results("step_on_cards")["rows"]:
-        shares = (row["muon_share_replicated"], row["muon_share_divided"])
-        yield (
-            f"| {row['gpu']} | `{row['model']}` | {100 * row['mfu']:.0f} % | "
-            f"{row['step_seconds']:.3f} s | {100 * shares[0]:.1f} % | {100 * shares[1]:.1f} % |"
-        )
 
 
 def models() -> Words:

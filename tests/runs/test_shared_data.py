@@ -8,11 +8,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from pion.usable import usable_cores
 from pipeline.cli import main
 from pipeline.job.file import load_job
 from pipeline.machine.kill_points import HALT_AT
-from pipeline.rent.plan.speeds import past_speeds, prepare_speed
+from pipeline.rent.plan.speeds import past_speeds
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
 from tests.support.whole_runs import (
@@ -98,10 +97,6 @@ def test_a_run_leaves_its_speeds_for_the_plans_of_later_jobs(tmp_path: Path, who
     speeds = past_speeds(job)
     assert {speed.seq_len for speed in speeds} == {job.seq_len("pretrain"), job.seq_len("sft")}
     assert {speed.run for speed in speeds} == {"tiny"}
-    prepared = prepare_speed(job)
-    assert prepared is not None
-    assert prepared.mb_per_second > 0
-    assert prepared.cores == usable_cores()
 
 
 def test_until_an_unknown_or_an_earlier_stage_than_redo_is_refused(tmp_path: Path) -> None:

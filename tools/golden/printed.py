@@ -236,7 +236,7 @@ def json_keys() -> Texts:
             ("plan", "jobs/smollm2-360m-sft.yaml", "--gpu", "A40"),
             ("plan", "--dollars", "20"),
         ]
-        found = {" ".join(line): here.pion(*line, "--json") for line in asked}
+        found = {here.neutral(" ".join(line)): here.pion(*line, "--json") for line in asked}
         for name, run in {"ladder": _ladder, "try": _try}.items():
             found[name] = here.printed(run)
         return {"keys.txt": "\n".join(f"# {name}\n{_keys(text)}" for name, text in found.items())}

@@ -35,7 +35,6 @@ from pipeline.rent.check.job import (
     check_workers,
 )
 from pipeline.rent.check.machines import check_machines, check_memory, check_spent
-from pipeline.rent.check.prepare import check_prepare
 from pipeline.rent.check.rental import (
     check_controller,
     check_credentials,
@@ -74,7 +73,7 @@ LOCAL_SECONDS = 60.0
 
 # What follows from the steps of a job, which are not known if its conversations can't be used. The
 # clouds are asked for prices, too, which can take minutes.
-PRICED = ("machines", "deadline", "prepare")
+PRICED = ("machines", "deadline")
 
 Check = Callable[[], list[CheckRow]]
 
@@ -220,7 +219,6 @@ def _checks(
         ("controller", check_controller),
         ("machines", partial(check_machines, job, sky_yaml, force=force)),
         ("deadline", partial(check_deadline, job, sky_yaml, force=force)),
-        ("prepare", partial(check_prepare, job, sky_yaml, path, force=force)),
     ]
 
 

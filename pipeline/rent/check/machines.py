@@ -21,7 +21,6 @@ from pipeline.machine.time_limit import within_or
 from pipeline.rent.check import CheckRow
 from pipeline.rent.plan.compared import narrow_spot
 from pipeline.rent.plan.estimate import Estimate, estimate
-from pipeline.rent.plan.on_cards import on_cards, warnings_about
 from pipeline.rent.plan.prices import NotOffered, Offer, look_up, unpriced
 from pipeline.rent.plan.speeds import NOTHING_KNOWN, SECONDS, Known, past_speeds
 from pipeline.rent.plan.what_fits import (
@@ -87,19 +86,10 @@ def lowest_price(
 ) -> float | None:
     """Return the lowest price of the machines that will do and that `suits` accepts, in dollars per
     hour of all nodes; None if no price is known."""
-    offer = cheapest_offer(job, sky_yaml, known, suits, force=force)
-    return None if offer is None or offer.price is None else offer.price * sky_yaml.num_nodes
-
-
-def cheapest_offer(
-    job: Job, sky_yaml: SkyYaml, known: Known, suits: Callable[[Candidate], object], *, force: bool
-) -> Offer | None:
-    """Return the cheapest of the machines that will do and that `suits` accepts; None if no price
-    is known."""
     verdicts = [v for v in judge(job, sky_yaml, known, force=force) if suits(v.candidate)]
     offers = [v.found for v in verdicts if isinstance(v.found, Offer) and v.problem is None]
-    priced = [offer for offer in offers if offer.price is not None]
-    return min(priced, key=lambda offer: offer.price or 0.0, default=None)
+    prices = [offer.price * sky_yaml.num_nodes for offer in offers if offer.price is not None]
+    return min(prices, default=None)
 
 
 def staying(verdicts: Sequence[Verdict]) -> list[Verdict]:
@@ -178,7 +168,7 @@ def _worker_problem(job: Job, offer: Offer, num_nodes: int) -> str | None:
 def check_machines(job: Job, sky_yaml: SkyYaml, *, force: bool) -> list[CheckRow]:
     """Check each candidate (is it offered, at what price, does the model fit), the credentials and
     the budget. A candidate that will not do is only a warning if another one will. Spot in one
-    region or on one type of GPU, and several cards that are not worth their money, are warnings."""
+    region or on one type of GPU is a warning, too."""
     verdicts = judge(job, sky_yaml, Known(past_speeds(job)), force=force)
     others = any(verdict.will_do for verdict in verdicts)
     stay = staying(verdicts)
@@ -191,9 +181,6 @@ def check_machines(job: Job, sky_yaml: SkyYaml, *, force: bool) -> list[CheckRow
     narrow = narrow_spot(job, sky_yaml, [verdict.candidate for verdict in stay])
     if narrow is not None:
         rows.append(CheckRow("spot", None, narrow))
-    by_gpu = {v.candidate.gpu: on_cards(job, v.guess, sky_yaml.num_nodes) for v in stay}
-    several = [found for found in by_gpu.values() if found is not None]
-    rows += [CheckRow("cards", None, line) for line in warnings_about(several, only_asked=True)]
     return rows + _budget(job, sky_yaml, offered)
 
 
@@ -273,6 +260,8 @@ def _cost(guess: Estimate, num_nodes: int) -> str:
     words = "" if price is None else f", ${num_nodes * price:.2f}/h{of_all}"
     if guess.hours is not None:
         words += f", about {duration(3600 * guess.hours)}"
+        if guess.offer.count * num_nodes > 1 and not all(stage.measured for stage in guess.stages):
+            words += " (several GPUs: not measured)"
     return words + ("" if guess.dollars is None else f", {money(guess.dollars)}")
 
 

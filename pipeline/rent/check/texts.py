@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -37,19 +38,8 @@ from pipeline.job import (
 )
 from pipeline.rent.check import CheckRow
 from pipeline.rent.check.job import is_prepared, named_tokenizer
-from pipeline.rent.plan.conversations import (
-    count_conversations,
-    in_words,
-    too_few_steps,
-    too_many_passes,
-)
-from pipeline.rent.plan.preferences import (
-    count_preferences,
-    first_in_words,
-    high_rate,
-    warnings_about,
-)
-from pipeline.rent.plan.preferences import in_words as in_words_of_preferences
+from pipeline.rent.plan import conversations, preferences
+from pipeline.rent.plan.counted import Counted
 from pipeline.rent.plan.unencoded_preferences import unencoded_in_words
 from pipeline.stages.prepare import (
     check_splits,
@@ -267,43 +257,38 @@ def check_conversations(job: Job) -> list[CheckRow]:
     """Show what the conversations give. Raises BadInput for conversations that can't be used."""
     if job.sft is None or is_prepared(job):
         return []
-    counted = count_conversations(job)
+    counted = conversations.count_conversations(job)
     if counted is None:
         return []
     job.section("sft").know_rows(counted.rows)
-    warnings = {"steps": too_few_steps(job, counted), "passes": too_many_passes(job, counted)}
-    learned = f"what the model learns is between ⟦ and ⟧:\n{counted.first}"
-    return [
-        CheckRow("conversations", True, in_words(job, counted)),
-        *(CheckRow("conversations", None, words) for words in counted.warnings),
-        *(CheckRow(name, None, words) for name, words in warnings.items() if words),
-        CheckRow("the first", True, learned),
-        *_untrained(job, counted.specials),
-    ]
+    said = conversations.in_words(job, counted)
+    rows = _shown("conversations", said, counted, conversations.warnings_about(job, counted))
+    return [*rows, *_untrained(job, counted.specials)]
 
 
 def check_preferences(job: Job) -> list[CheckRow]:
     """Show what the preferences give. Raises BadInput for preferences that can't be used."""
     if job.prefer is None or is_prepared(job):
         return []
-    counted = count_preferences(job)
+    counted = preferences.count_preferences(job)
     if counted is None:
-        said = "\n".join(unencoded_in_words(job))
-        return [CheckRow("preferences", True, said), *_rate(job)]
+        said, rate = "\n".join(unencoded_in_words(job)), preferences.high_rate(job)
+        high = [] if rate is None else [CheckRow("rate", None, rate)]
+        return [CheckRow("preferences", True, said), *high]
     job.section("prefer").know_rows(counted.rows)
+    said = "\n".join(preferences.in_words(job, counted))
+    preferences.require_first(counted)
+    rows = _shown("preferences", said, counted, preferences.warnings_about(job, counted))
+    return [*rows, *([] if job.sft is not None else _untrained(job, counted.specials))]
+
+
+def _shown(name: str, said: str, counted: Counted, warnings: Mapping[str, str]) -> list[CheckRow]:
     return [
-        CheckRow("preferences", True, "\n".join(in_words_of_preferences(job, counted))),
-        *(CheckRow("preferences", None, words) for words in counted.warnings),
-        *(CheckRow(name, None, words) for name, words in warnings_about(job, counted).items()),
-        CheckRow("the first", True, first_in_words(counted)),
-        *([] if job.sft is not None else _untrained(job, counted.specials)),
+        CheckRow(name, True, said),
+        *(CheckRow(name, None, words) for words in counted.warnings),
+        *(CheckRow(short, None, words) for short, words in warnings.items()),
+        CheckRow("the first", True, counted.first_in_words()),
     ]
-
-
-def _rate(job: Job) -> list[CheckRow]:
-    """Return a warning of a rate that is too high for preferences."""
-    words = high_rate(job)
-    return [] if words is None else [CheckRow("rate", None, words)]
 
 
 def _untrained(job: Job, specials: dict[int, str]) -> list[CheckRow]:

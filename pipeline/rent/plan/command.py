@@ -26,12 +26,7 @@ from pipeline.console.out import saying_if_slow, show_table
 from pipeline.job import Job
 from pipeline.rent.plan.compared import Compared, of_rental, on_the_market
 from pipeline.rent.plan.conversations import expect_rows
-from pipeline.rent.plan.core_minutes import core_minutes
 from pipeline.rent.plan.estimate import Estimate, StageEstimate, estimate
-from pipeline.rent.plan.on_cards import OnCards, on_cards, warnings_about
-from pipeline.rent.plan.on_cards_table import as_json as cards_as_json
-from pipeline.rent.plan.on_cards_table import notes as notes_on_cards
-from pipeline.rent.plan.on_cards_table import tables as tables_of_cards
 from pipeline.rent.plan.prices import RESTART_SECONDS, market
 from pipeline.rent.plan.speeds import Known, known_speeds
 from pipeline.rent.plan.what_fits import (
@@ -81,18 +76,11 @@ def show_plan(
     if estimates and not any(e.fits for e in estimates):
         raise _fits_nowhere(plan, estimates, changes)
     notes = [*compared.notes, *filter(None, [uncertain]), *_assumptions(plan, estimates, changes)]
-    notes += [*core_minutes(plan, estimates), *compared.warning(plan, estimates)]
-    notes += _passes(estimates, nodes)
-    by_gpu = {e.offer.gpu: on_cards(plan, e, nodes) for e in reversed(estimates)}
-    several = [found for e in estimates if (found := by_gpu.pop(e.offer.gpu, None)) is not None]
-    notes += notes_on_cards(several)
-    notes += [f"warning: {words}" for words in warnings_about(several)]
+    notes += [*compared.warning(plan, estimates), *_passes(estimates, nodes)]
     if as_json:
-        print(json.dumps(_as_json(plan, estimates, notes, several), indent=1))
+        print(json.dumps(_as_json(plan, estimates, notes), indent=1))
         return 0
-    for table in (_table(plan, estimates), *tables_of_cards(several)):
-        show_table(table)
-    for table in _ways_tables(plan, estimates):
+    for table in (_table(plan, estimates), *_ways_tables(plan, estimates)):
         show_table(table)
     for note in notes:
         style = "yellow" if note.startswith("warning: ") else "dim"
@@ -306,9 +294,7 @@ def _values(stage: StageEstimate) -> dict[str, Any]:
     return {name: getattr(stage, name) for name in names if name != "in_memory"}
 
 
-def _as_json(
-    job: Job, estimates: Sequence[Estimate], notes: Sequence[str], several: Sequence[OnCards]
-) -> dict[str, Any]:
+def _as_json(job: Job, estimates: Sequence[Estimate], notes: Sequence[str]) -> dict[str, Any]:
     stages = fine_tuning_stages(job)
     ways = [{stage: ways_on(job, stage, e.offer) for stage in stages} for e in estimates]
     rows = [
@@ -335,5 +321,4 @@ def _as_json(
         }
         for e, on_it in zip(estimates, ways, strict=True)
     ]
-    cards = {found.gpu: cards_as_json(found) for found in several}
-    return {"run": job.name, "estimates": rows, "several_cards": cards, "notes": list(notes)}
+    return {"run": job.name, "estimates": rows, "notes": list(notes)}

@@ -30,8 +30,8 @@ SPARE = 0.1
 # A smaller model may be so much worse than the best, as a share of the bits per byte.
 NEARLY = 0.005
 # More cards that are sooner done are named if they buy at most so many FLOPs less than the best
-# machine of their type, as a share.
-DEARER = 0.1
+# machine of their type, as a share. Most of it is what several cards are taken to lose.
+DEARER = 0.15
 # How often the steps are lowered until the estimate is within the budget.
 _TRIES = 8
 

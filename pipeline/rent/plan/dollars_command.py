@@ -21,10 +21,10 @@ from pipeline.rent.plan.conversations import expect_rows
 from pipeline.rent.plan.dollars import Market, Money, Option, options_for
 from pipeline.rent.plan.dollars_words import Answer, as_lines
 from pipeline.rent.plan.dollars_words import as_json as answer_json
-from pipeline.rent.plan.on_cards import CARDS
 from pipeline.rent.plan.prices import Offer
 from pipeline.rent.plan.sizes import Size, sizes_of
 from pipeline.rent.plan.speeds import Known, bench_results, past_speeds
+from pipeline.rent.plan.what_fits import COUNTS
 from pipeline.state.stores import open_store
 from pipeline.state.stores.errors import before_work
 
@@ -138,7 +138,7 @@ def _known_speeds(sizes: Sequence[Size], bench: Sequence[str]) -> Mapping[str, K
 def _compared(asked: Asked, size: Size) -> Compared:
     if asked.on is not None:
         return of_rental(size.job, asked.on)
-    return on_the_market(size.job, asked.gpus, CARDS[1:])
+    return on_the_market(size.job, asked.gpus, COUNTS)
 
 
 def _priced(compared: Compared) -> list[Offer]:

@@ -199,7 +199,7 @@ def _sooner_in_words(quicker: Option, first: Option) -> str:
     return (
         f"{_cards(quicker)} at ${quicker.offer.price or 0.0:.2f}/h: {chosen.size.name} on "
         f"{short_amount(chosen.tokens)} tokens in {chosen.estimate.hours or 0.0:,.1f} hours "
-        f"instead of {first.chosen.estimate.hours or 0.0:,.1f}"
+        f"instead of {first.chosen.estimate.hours or 0.0:,.1f} (of several cards: not measured)"
     )
 
 

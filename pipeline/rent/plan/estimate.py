@@ -2,8 +2,9 @@
 
     tokens/s of one GPU = measured by earlier runs of the model or by `pion bench`,
                           or estimated: peak FLOP/s × MFU / FLOPs per token
-    tokens/s of all     = tokens of a step / seconds of a step (step_seconds.py), an estimate for
-                          several GPUs, and for steps whose kernels a host starts too slowly
+    tokens/s of several = tokens of a step / seconds of the GPU with the most rows, each at
+                          SHARE_OF_SEVERAL of its speed alone, unless a run has measured it;
+                          no step is shorter than its host needs to start kernels
     loss per preemption L = RESTART_SECONDS + half the interval between saves
     hours on spot = (RESTART_SECONDS + training) × M / (M − L), one preemption every M seconds
 
@@ -13,6 +14,7 @@ publishing are extra.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -27,15 +29,22 @@ from pion.train.phases import config_of_largest_phase, only_apart
 from pipeline.job import Job
 from pipeline.job.train_sections import phases_of
 from pipeline.rent.plan.gpus import GPU_TYPES, too_old
-from pipeline.rent.plan.links import link_of
 from pipeline.rent.plan.prices import RESTART_SECONDS, Offer
 from pipeline.rent.plan.speeds import NOTHING_KNOWN, Known, Speed, speed_on
-from pipeline.rent.plan.step_seconds import LAUNCH_SECONDS, StepWork, step_seconds
-from pipeline.rent.plan.step_work import step_work
 from pipeline.training.cadence import SaveCadence
 
 # Training takes so many times as long as a forward pass: the backward pass takes twice as long.
 FORWARD = 3
+# Each of several GPUs is taken to reach this share of its speed alone. Nobody has measured the time
+# that they need to exchange gradients, updates and, if they divide them, weights.
+SHARE_OF_SEVERAL = 0.9
+# The hosts of a rented H200 and a rented H100 took 31 and 42 µs for each kernel of
+# `pion2-max-small` (docs/performance.md). A slower or faster host is possible.
+LAUNCH_SECONDS = 30e-6
+# Kernels of a compiled block, forward and backward; embedding and loss count as one more block. An
+# H100 ran 1,343 in a step of `pion-small`, whose 16 blocks count as 1,310 here.
+LAUNCHES = 70
+LAUNCHES_OF_UPDATE = 120  # clipping, Muon, AdamW, metrics
 # Where a speed comes from that is not the card's.
 HOST_LIMITS = (
     f"estimated: so small a step waits for its host, which starts a kernel in "
@@ -45,12 +54,10 @@ HOST_LIMITS = (
 
 @dataclass(frozen=True)
 class StageEstimate:
-    """One training stage on a machine. `tokens_per_second` is of all GPUs together, with the time
-    for their links, and `one_gpu` is of one GPU alone.
+    """One training stage on a machine. `tokens_per_second` is of all GPUs together.
 
     `tokens` is None while the steps are not known: they may follow from data to be prepared.
-    `measured` is whether this model's speed was measured on such a GPU, and not estimated; `by_run`
-    whether a run did, so that the time of its host is in `one_gpu`.
+    `measured` is whether this model's speed was measured on such GPUs, and not estimated.
     Training on `reference_tokens` would take as long as computing the reference of preferences.
     """
 
@@ -63,8 +70,6 @@ class StageEstimate:
     tokens_per_second: float | None
     speed_from: str
     measured: bool = False
-    one_gpu: float | None = None
-    by_run: bool = False
     reference_tokens: int = 0
     sharded: bool = False  # whether the GPUs divide the weights (hardware.fsdp)
 
@@ -197,7 +202,6 @@ def _stage(job: Job, stage: str, offer: Offer, num_nodes: int, known: Known) -> 
         memory_bytes=offer.gpu_memory,
         recompute=hardware.recompute,
     )
-    work = replace(work, sharded=in_memory.sharded)
     micro_batch = min(hardware.micro_batch or derived, rows)
     usable = int(offer.gpu_memory * (1 - HEADROOM))
     if micro_batch > derived:
@@ -208,11 +212,10 @@ def _stage(job: Job, stage: str, offer: Offer, num_nodes: int, known: Known) -> 
                 f"{usable / 2**30:.1f} GiB. Remove hardware.micro_batch, and {derived} is used"
             )
     speed = speed_on(offer.gpu, work, known, recompute=recompute)
-    step = step_work(work, batch, micro_batch, recompute=recompute, by_run=speed.by_run)
-    reached = _of_all(step, workers, speed, offer, num_nodes, hardware.sharded is True)
+    reached = _of_all(speed, work, batch, rows, micro_batch)
     tokens = None
     if section.steps_are_known:
-        tokens = section.total_steps * step.tokens
+        tokens = section.total_steps * batch * work.seq_len
     return StageEstimate(
         stage=stage,
         micro_batch=micro_batch,
@@ -223,10 +226,8 @@ def _stage(job: Job, stage: str, offer: Offer, num_nodes: int, known: Known) -> 
         tokens_per_second=reached.tokens_per_second,
         speed_from=reached.words,
         measured=reached.measured,
-        one_gpu=speed.tokens_per_second,
-        by_run=speed.by_run,
         reference_tokens=_reference_tokens(job, stage),
-        sharded=work.sharded,
+        sharded=in_memory.sharded,
     )
 
 
@@ -234,38 +235,26 @@ def _peak(work: Workload, micro_batch: int, *, recompute: bool) -> int:
     return predict_memory(work, micro_batch=micro_batch, recompute=recompute).total
 
 
-def _of_all(
-    work: StepWork, workers: int, one: Speed, offer: Offer, num_nodes: int, asked: bool
-) -> Speed:
-    """Return the speed of all GPUs, of which one alone would have the speed `one` in large steps.
-
-    `asked` is whether the job says that they divide the model, if they do.
-    Raises BadInput if machines that divide a model would wait for their link most of the time.
-    """
+def _of_all(one: Speed, work: Workload, batch: int, rows: int, micro_batch: int) -> Speed:
+    """Return the speed of all GPUs in steps of `batch` rows, of which the busiest GPU computes
+    `rows`. `one` is the speed of one GPU alone; if a run measured it, of one of the run's GPUs."""
     if one.tokens_per_second is None:
         return one
-    assert offer.gpu is not None
-    link = link_of(offer.gpu, between_machines=num_nodes > 1)
-    step = step_seconds(
-        work,
-        workers,
-        flops_per_second=work.flops_per_second(one.tokens_per_second),
-        bytes_per_second=link.bytes_per_second,
+    share = SHARE_OF_SEVERAL if work.ranks > 1 and not one.by_run else 1.0
+    seconds = rows * work.seq_len / (share * one.tokens_per_second)
+    passes = math.ceil(rows / micro_batch)
+    starting = LAUNCH_SECONDS * (
+        passes * LAUNCHES * (work.config.n_layers + 1) + LAUNCHES_OF_UPDATE
     )
-    if num_nodes > 1 and step.exchanging > step.computing:
-        machines = f"{num_nodes} machines of {offer.count} × {offer.gpu}"
-        why = f"the model fits on {machines} only if they divide its weights"
-        if asked:
-            why = f"hardware.fsdp: true divides the model's weights among {machines}"
-        change = "Remove hardware.fsdp, or use" if asked else "Use"
-        raise BadInput(
-            f"{why}, and the link is too slow: a step would exchange weights and "
-            f"gradients for {step.exchanging:.1f} s ({link.name}, {link.gb_per_second:g} GB/s) and "
-            f"compute for {step.computing:.1f} s. {change} one machine with more or larger GPUs"
-        )
-    if step.waits_for_host:
-        return Speed(step.tokens_per_second, HOST_LIMITS)
-    return one if workers == 1 else replace(one, tokens_per_second=step.tokens_per_second)
+    if not one.by_run and starting >= seconds:
+        return Speed(batch * work.seq_len / starting, HOST_LIMITS)
+    if work.ranks == 1:
+        return one
+    reached = replace(one, tokens_per_second=batch * work.seq_len / seconds)
+    if one.by_run:
+        return reached
+    words = f"{one.words}, and each of several GPUs at {share:.0%} of that: not measured"
+    return replace(reached, words=words, measured=False)
 
 
 def _reference_tokens(job: Job, stage: str) -> int:

@@ -53,7 +53,6 @@ class Offer:
     note: str | None = None  # why the catalog's price is missing
     elsewhere: Mapping[str, float] = field(default_factory=dict)
     """Price by `cloud/region`, for every place that offers the machine."""
-    cores: float | None = None  # vCPUs, as the catalog says; None: not known
 
     @property
     def price(self) -> float | None:
@@ -263,7 +262,6 @@ def _cheapest(cloud: Any, candidate: Candidate, num_nodes: int, offer: Offer) ->
         spot=spot,
         on_demand=on_demand,
         gpu_memory=memory,
-        cores=cloud.get_vcpus_mem_from_instance_type(launchable.instance_type)[0],
         elsewhere={f"{cloud}/{name}": dollars for dollars, name in priced},
     )
 

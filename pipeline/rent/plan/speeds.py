@@ -4,7 +4,7 @@
 2. results of `pion bench`: this model measured, or the share of the peak that another reached;
 3. the peak of the card, of which a model is assumed to reach `ASSUMED_MFU`.
 
-Also how fast text was prepared, and how fast a save copies.
+Also how fast a save copies.
 """
 
 from __future__ import annotations
@@ -30,9 +30,7 @@ from pipeline.machine.time_limit import within_or
 from pipeline.rent.plan.gpus import GPU_TYPES
 from pipeline.state.shared.speeds import (
     NOT_ABOUT_SPEED,
-    PastPreparing,
     PastSpeed,
-    read_prepare_speed,
     read_train_speeds,
 )
 from pipeline.state.stores import open_store
@@ -196,16 +194,3 @@ def _of_peak(gpu: str, work: Workload, recompute: bool) -> Speed:
     slower = arithmetic.share_if_recomputed if recompute else 1.0
     reached = flops * ASSUMED_MFU / arithmetic.total
     return Speed(reached * slower, f"estimated: {ASSUMED_MFU:.0%} MFU assumed")
-
-
-# ---------------------------------------------------------------- preparing text
-
-
-def prepare_speed(job: Job) -> PastPreparing | None:
-    """Return how fast text was tokenized by the newest run in the job's store that says it; None if
-    none does.
-
-    Of several sources, the slowest counts. The time to download text and to train a tokenizer is
-    not in it. Return None, too, if the store can't be read in time.
-    """
-    return within_or(None, SECONDS, lambda: read_prepare_speed(open_store(job.store)))

@@ -12,7 +12,7 @@ from pion.errors import BadInput
 from pipeline.data.preferences import Read, preferences
 from pipeline.data.sources import SAMPLED, find_input
 from pipeline.job import Job
-from pipeline.rent.plan.first_records import keep_first_records
+from pipeline.rent.plan.counted import keep_first_records
 
 
 def unencoded_in_words(job: Job) -> list[str]:

@@ -1,4 +1,4 @@
-"""How fast the runs of a store trained, and prepared text: `_data/speeds/`.
+"""How fast the runs of a store trained: `_data/speeds/`.
 
 `pion plan` reads these records, and not the runs: a store may have thousands. A record is written
 again by each run that trains the same model on the same kind of card, so the newest run counts. It
@@ -50,21 +50,6 @@ class PastSpeed:
     lora: bool = False
 
 
-@open_record
-@dataclass(frozen=True)
-class PastPreparing:
-    """Megabytes of text (10^6 bytes) that `run` tokenized per second, of its slowest source.
-
-    The time to download text and to train a tokenizer is not in it. `cores` is how many there were;
-    0: that is not known.
-    """
-
-    run: RunName
-    at: Time
-    mb_per_second: PerSecond
-    cores: Count = 0
-
-
 def keep_train_speed(store: Store, model: Mapping[str, Any], speed: PastSpeed) -> None:
     """Write the speed of a model with these inputs of a digest, with the next commit where the
     store has commits. Raises StoreError."""
@@ -77,25 +62,11 @@ def read_train_speeds(store: Store, model: Mapping[str, Any]) -> list[PastSpeed]
     """Return the speeds of a model with these inputs of a digest, the newest first. Raises
     StoreError."""
     keys = [entry.key for entry in store.list(_folder(model)) if entry.key.endswith(".json")]
-    found = read_all(lambda key: _file(store, key, PastSpeed).read_if_readable()[0], keys[:MOST])
+    kind = strictly(PastSpeed)
+    found = read_all(lambda key: RecordFile(store, key, kind).read_if_readable()[0], keys[:MOST])
     return sorted((s for s in found if s is not None), key=lambda speed: -speed.at)
-
-
-def keep_prepare_speed(store: Store, speed: PastPreparing) -> None:
-    """Write how fast text was prepared, with the next commit where the store has commits. Raises
-    StoreError."""
-    store.write(f"{SPEEDS}/prepare.json", dump_record(speed))
-
-
-def read_prepare_speed(store: Store) -> PastPreparing | None:
-    """Return how fast the newest run that prepared text did so. Raises StoreError."""
-    return _file(store, f"{SPEEDS}/prepare.json", PastPreparing).read_if_readable()[0]
 
 
 def _folder(model: Mapping[str, Any]) -> str:
     about = {path: value for path, value in model.items() if path not in NOT_ABOUT_SPEED}
     return f"{SPEEDS}/{hashlib.sha256(to_json(about).encode()).hexdigest()[:32]}/"
-
-
-def _file(store: Store, key: str, kind: Any) -> RecordFile[Any]:
-    return RecordFile(store, key, strictly(kind))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from pion.model.decoder import Decoder
-from pion.train.buckets import Buckets, bucket_sizes, in_order_of_backward
+from pion.train.buckets import Buckets, in_order_of_backward
 from tests.support.ranks import run_ranks
 from tests.support.tiny_config import tiny_config
 
@@ -186,11 +186,3 @@ def test_the_last_layers_come_first_and_what_begins_a_forward_pass_comes_last() 
     after = order[len(blocks) :]
     assert after[-1] == "embed.weight"
     assert {name.split(".")[0] for name in after} == {"slots", "embed"}
-
-
-def test_the_sizes_of_buckets_are_known_without_gradients() -> None:
-    params = in_order_of_backward(Decoder(tiny_config()))
-    for most in (1, LAYER_BYTES, 2**20):
-        sizes, real = bucket_sizes(params, most), Buckets(params, most)
-        assert sum(sizes) == real.nbytes
-        assert sizes == [bucket.flat.nbytes for bucket in real._buckets]

@@ -7,18 +7,14 @@ from pathlib import Path
 import pytest
 
 from pion.errors import BadInput
-from pipeline.job.file import load_job
 from pipeline.rent.check import CheckRow
 from pipeline.rent.check.machines import check_machines
 from pipeline.rent.check.rental import check_disk
 from pipeline.rent.sky_yaml import SkyYaml, read_sky_yaml
-from tests.paths import JOBS
 from tests.pipeline.rent.check.checked_job import unknown, wrong
 from tests.pipeline.rent.conftest import SkyHome
 from tests.pipeline.rent.fine_tuning import read_fine_tuning
-from tests.pipeline.rent.plan.test_prices import also_by_four
 from tests.support.runpod_api import RunPodApi
-from tests.support.sky_catalog import Price
 
 A4000, A40 = "1 × RTXA4000 on demand on RunPod", "1 × A40 on demand on RunPod"
 
@@ -64,18 +60,3 @@ def test_the_disk_holds_the_checkpoints_of_what_is_trained(tmp_path: Path, a4000
     (row,) = check_disk(read_fine_tuning(tmp_path, "Qwen3-1.7B", "sft.lora.rank=16"), a4000)
     assert row.ok
     assert "0.6 checkpoints" in row.words
-
-
-@pytest.mark.soak
-def test_several_cards_that_are_slower_than_one_are_warned_about_before_they_are_rented(
-    sky_home: SkyHome, runpod_api: RunPodApi
-) -> None:
-    also_by_four(sky_home, "A40", Price(0.7, 1.5))
-    on = read_sky_yaml(sky_home.yaml("accelerators: A40:4"))
-    job = load_job(
-        JOBS / "pion-small.yaml", ("data.seq_len=64", "pretrain.global_batch=4", "sft=null")
-    )
-    (row,) = [row for row in check_machines(job, on, force=False) if row.name == "cards"]
-    unknown(row, "slower than one card: 4 × A40", "PCI Express 4.0 x16, 18 GB/s", "412 MB")
-    usual = load_job(JOBS / "pion-small.yaml")
-    assert "cards" not in {row.name for row in check_machines(usual, on, force=False)}

@@ -430,7 +430,8 @@ def test_the_price_is_that_of_all_nodes(on_runpod: Checks, monkeypatch: pytest.M
     offer = Offer("A40", 1, "RunPod", "CA", False, 0.2, 0.4, 40 * 2**30, 60)
     monkeypatch.setattr(check_machines, "look_up", lambda *_: offer)
     row = on_runpod(text=WORKDIR + "num_nodes: 2\n")["1 × A40 on demand on RunPod"]
-    assert "$0.80/h for 2 nodes" in row.words
+    assert "$0.80/h for 2 nodes, about " in row.words
+    assert " (several GPUs: not measured), $" in row.words
 
 
 def test_without_a_catalog_the_price_is_not_found_out(on_runpod: Checks, sky_home: SkyHome) -> None:

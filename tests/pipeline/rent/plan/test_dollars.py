@@ -123,10 +123,10 @@ def test_several_cards_train_for_the_money_in_less_time(sizes: list[Size]) -> No
     there = market(sizes, several(8), several(1), several(2), several(1, spot=True))
     found = options_for(Money(20), sizes, there)
     hours = {o.offer.count: o.chosen.estimate.hours for o in found if not o.offer.use_spot}
-    assert found[0].offer.count == 1  # the links take some of the time of more cards
+    assert found[0].offer.count == 1  # more cards are taken to lose some of their speed
     assert hours[1] is not None
     assert hours[8] is not None
-    assert hours[8] < hours[1] / 7
+    assert hours[8] < hours[1] / 6
     assert [o.offer for o in best_of_each(found) if not o.offer.use_spot] == [several(1)]
     quicker = sooner([option for option in found if not option.offer.use_spot])
     assert quicker is not None

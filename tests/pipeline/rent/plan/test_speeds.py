@@ -224,12 +224,12 @@ def test_only_the_same_shape_row_length_and_gpu_count_as_measured(tmp_path: Path
     assert past_speeds(tiny_job(store=str(tmp_path), model__d_ff=64)) == []
 
 
-def test_a_measured_speed_is_that_of_one_gpu(tmp_path: Path) -> None:
+def test_the_speed_of_a_run_is_that_of_each_of_its_gpus(tmp_path: Path) -> None:
     job = tiny_job(store=str(tmp_path))
     train_somewhere(job, 2500.0)
-    found = estimate(job, offer("A40", count=4), Known(past_speeds(job)))
-    assert found.stages[0].one_gpu == 2500.0
-    assert 9900.0 < (found.stages[0].tokens_per_second or 0) < 10_000.0, "links take time"
+    stage = estimate(job, offer("A40", count=4), Known(past_speeds(job))).stages[0]
+    assert stage.tokens_per_second == pytest.approx(4 * 2500.0)
+    assert (stage.measured, stage.speed_from) == (True, "measured in run tiny")
 
 
 def test_the_newest_run_counts(tmp_path: Path) -> None:

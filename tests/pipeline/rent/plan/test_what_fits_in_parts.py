@@ -1,4 +1,4 @@
-"""Plans for cards that divide a model among them: memory, seconds, and which machines hold it."""
+"""Plans for cards that divide a model among them: memory, and which machines hold it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,9 @@ import pytest
 from pipeline.job import Job
 from pipeline.job.file import load_job
 from pipeline.rent.check.machines import _problem, _worker_problem
-from pipeline.rent.plan import on_cards as on_cards_of
 from pipeline.rent.plan import what_fits
 from pipeline.rent.plan.estimate import Estimate, estimate
-from pipeline.rent.plan.on_cards import on_cards
-from pipeline.rent.plan.on_cards_table import as_json, notes
 from pipeline.rent.plan.prices import Offer
-from pipeline.rent.plan.step_seconds import InParts, StepWork, step_seconds
 from pipeline.rent.plan.what_fits import fewest_that_fit, what_several_would_fit
 from tests.paths import JOBS
 from tests.pipeline.rent.plan.test_estimate import offer
@@ -89,76 +85,7 @@ def test_a_job_that_fits_on_a_common_gpu_is_told_of_no_machine_with_several(
     assert what_several_would_fit(small(), ["A40"]) == []
 
 
-# ---------------------------------------------------------------- seconds
-
-# 8 rows of 100 tokens; 12 FLOPs a token on cards of 1,000 FLOP/s. A byte takes 1 ms.
-WORK = StepWork(8, 100, 4.0, 8.0, 2, 1, 400, 100, 400, in_parts=InParts(100, 40, 240))
-
-
-def test_what_is_exchanged_is_hidden_as_far_as_a_micro_batch_computes() -> None:
-    step = step_seconds(WORK, 2, flops_per_second=1000, bytes_per_second=1000)
-    # Each of two micro-batches of 2 rows: 0.05 s to gather the blocks, next to 0.8 s forward.
-    assert step.computing == pytest.approx(4 * 100 * 12 / 1000)
-    assert step.gathering == pytest.approx(2 * 0.5 * 0.040)
-    assert step.summing == pytest.approx(2 * 0.5 * 0.040)
-    assert step.exchanging == pytest.approx(2 * 0.5 * (0.1 + 0.04 + 0.1 + 0.24))
-
-
-def test_what_takes_longer_than_a_micro_batch_computes_is_waited_for() -> None:
-    slow = step_seconds(WORK, 2, flops_per_second=1000, bytes_per_second=10)
-    assert slow.gathering == pytest.approx(2 * ((5.0 - 0.8) + 2.0))
-    assert slow.summing == pytest.approx(2 * ((15.0 - 1.6) + 2.0))
-    larger = dataclasses.replace(WORK, micro_batch=4)
-    assert step_seconds(larger, 2, flops_per_second=1000, bytes_per_second=10).exchanging == (
-        pytest.approx(slow.exchanging / 2)
-    )
-
-
-def test_machines_that_a_slow_link_joins_do_not_divide_a_model() -> None:
-    guess = estimate(small(), cards(2), num_nodes=2)
-    assert guess.problem is not None
-    assert "2 machines of 2 × A40 only if they divide its weights" in guess.problem
-    assert "10 Gb/s between machines, 1.25 GB/s" in guess.problem
-    assert "Use one machine with more or larger GPUs" in guess.problem
-
-
-def test_a_job_that_asks_to_divide_the_model_is_told_to_remove_this() -> None:
-    roomy = cards(2, gib=8)
-    guess = estimate(small(hardware__fsdp=True), roomy, num_nodes=2)
-    assert guess.problem is not None
-    assert guess.problem.startswith("hardware.fsdp: true divides the model's weights among 2 mach")
-    assert "Remove hardware.fsdp, or use one machine" in guess.problem
-    assert estimate(small(), roomy, num_nodes=2).fits
-
-
-# ---------------------------------------------------------------- what is shown
-
-
-def test_more_cards_that_divide_a_model_are_on_more_machines(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The rows of four cards hide what they exchange, and those of eight do not."""
-    monkeypatch.setattr(on_cards_of, "CARDS", (8,))
-    fields = {"hardware__fsdp": True, "hardware__recompute": False}
-    job = small(data__seq_len=1536, pretrain__global_batch=100, **fields)
-    guess = estimate(job, cards(2, gib=44), num_nodes=2)
-    found = on_cards(job, guess, num_nodes=2)
-    assert found is not None
-    rows = {row.cards: row for row in found.rows}
-    assert rows[4].why_not is None
-    assert "4 machines of 2 × A40" in str(rows[8].why_not)
-
-
-def test_the_table_of_several_cards_says_which_divide_the_model() -> None:
-    guess = estimate(small(), cards(4))
-    found = on_cards(small(), guess)
-    assert found is not None
-    rows = {row.cards: row for row in found.rows}
-    assert rows[1].step is None
-    assert rows[4].sharded
-    assert rows[4].peak_bytes == guess.peak_bytes
-    assert as_json(found)["rows"][2]["sharded"] is True
-    assert any("cards that divide the weights (sharded)" in note for note in notes([found]))
+# ---------------------------------------------------------------- what is said
 
 
 def test_a_machine_with_one_gpu_is_refused_if_the_job_divides_the_model() -> None:
