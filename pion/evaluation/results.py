@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal
 # A number that is always finite, and the SHA-256 of a content.
 Finite = Annotated[float, "finite"]
 Digest = Annotated[str, "SHA-256"]
+# An interval of 95 % has so many standard errors on each side.
+Z = 1.96
 # Of a task of CORE.
 TaskType = Literal["multiple_choice", "schema", "language_modeling"]
 # Of a result, what its record leaves out: the answers to single items.
@@ -199,3 +201,44 @@ class CoreResult:
     cropped_tasks: tuple[str, ...]
     bundle_digest: Digest
     tasks: tuple[TaskResult, ...]
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of cases, and Wilson's interval of 95 %: from `low` to `high`."""
+
+    share: Finite
+    low: Finite
+    high: Finite
+
+    @property
+    def sem(self) -> float:
+        """The standard error that belongs to the interval; never 0, as the binomial one can be."""
+        return (self.high - self.low) / (2 * Z)
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """The overlap of one evaluation set with the rows that were searched.
+
+    Attributes:
+        name: the set's.
+        digest: the sha256 of its texts.
+        items: how many it has.
+        unjudged: how many of these have too few words, or only words of a template.
+        overlapped: the share of the judged items of which one row holds enough n-grams.
+        with_answer: the share of those whose answer is in such a row, too.
+        control: the share of overlapped excerpts of held-out rows.
+        verdict: what this means, in words.
+
+    A share is None if there is nothing to judge.
+    """
+
+    name: str
+    digest: Digest
+    items: int
+    unjudged: int
+    overlapped: Share | None
+    with_answer: Share | None
+    control: Share | None
+    verdict: str

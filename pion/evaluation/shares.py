@@ -4,36 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-_Z = 1.96
-
-
-@dataclass(frozen=True)
-class Share:
-    """How many of `n` cases agree, with Wilson's interval.
-
-    Attributes:
-        low: the interval of 95 % begins here, and
-        high: ends here.
-    """
-
-    hits: int
-    n: int
-    low: float
-    high: float
-
-    @property
-    def value(self) -> float:
-        """The share."""
-        return self.hits / self.n
-
-    @property
-    def sem(self) -> float:
-        """The standard error that belongs to the interval; never 0, as the binomial one can be."""
-        return (self.high - self.low) / (2 * _Z)
+from pion.evaluation.results import Share, Z
 
 
 def share_of(agrees: np.ndarray, clusters: Sequence[str] = ()) -> Share | None:
@@ -44,14 +18,14 @@ def share_of(agrees: np.ndarray, clusters: Sequence[str] = ()) -> Share | None:
     Techniques, 3rd ed., eq. 2.45; Korn and Graubard 1998). If no or every case agrees, the clusters
     are the cases.
     """
-    n, hits = len(agrees), int(np.count_nonzero(agrees))
+    n = len(agrees)
     if n == 0:
         return None
-    low, high = wilson(hits / n, _independent(np.asarray(agrees, dtype=float), clusters))
-    return Share(hits, n, low, high)
+    share = int(np.count_nonzero(agrees)) / n
+    return Share(share, *wilson(share, _independent(np.asarray(agrees, dtype=float), clusters)))
 
 
-def wilson(share: float, n: float, z: float = _Z) -> tuple[float, float]:
+def wilson(share: float, n: float, z: float = Z) -> tuple[float, float]:
     """Return Wilson's interval of a share of `n` cases (Wilson 1927, JASA 22)."""
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from pipeline.report.blocks import Block, Table
 from pipeline.report.values import percent_with_error, value_with_error
 
 CALIBRATION = (
@@ -30,6 +31,13 @@ class _Calibrated(NamedTuple):
     called: str
     text: str
     found: Mapping[str, Any]
+
+
+def calibration_blocks(results: Mapping[str, Any]) -> list[Block]:
+    """Return a table of all measured models, and a sentence about the last one."""
+    rows = calibration_rows(results)
+    table = Table(CALIBRATION_COLUMNS, rows, 2)
+    return [CALIBRATION, table, calibration_in_words(results)] if rows else []
 
 
 def calibration_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:

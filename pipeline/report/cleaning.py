@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NotRequired
 
 from typing_extensions import TypedDict
 
 from pipeline.console.formats import duration, size
-from pipeline.report.results import SearchedSet, Wilson
+from pipeline.report.results import SEARCHED_SET
 from pipeline.state.head import Head
 from pipeline.state.record_json import Amount, Count, build, open_record
 
@@ -63,7 +63,7 @@ class Cleaned(TypedDict):
     bytes: Count
     sources: list[OfSource]
     dropped: list[Dropped]
-    sets: list[SearchedSet]
+    sets: list[SEARCHED_SET]
     seconds: Amount
 
 
@@ -152,7 +152,7 @@ def _examples(names: Sequence[str], dropped: Sequence[Dropped]) -> dict[str, Any
     return {"entries": entries}
 
 
-def _searched(sets: Sequence[SearchedSet]) -> list[dict[str, Any]]:
+def _searched(sets: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return what is in the text of the evaluation sets, and what that means."""
     note = (
         "Evaluation sets: how many of their items are in documents to train on, before these "
@@ -172,7 +172,7 @@ def _searched(sets: Sequence[SearchedSet]) -> list[dict[str, Any]]:
     return [{"text": note, "faint": True}, _table(SETS, rows)]
 
 
-def _share(found: Wilson | None) -> str:
+def _share(found: Mapping[str, float] | None) -> str:
     if found is None:
         return "–"
     low, high = 100 * found["low"], 100 * found["high"]

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.console.formats import counted, measured
+from pipeline.report.blocks import Block, Table
 from pipeline.report.known_models import core_bars, sources_in_words
 
 # A result so many standard errors from guessing, or fewer, is not told from guessing.
@@ -50,14 +51,15 @@ SEED = (
 )
 
 
-def core_blocks(results: Mapping[str, Any], models: Sequence[tuple[str, str]]) -> list[Any]:
+def core_blocks(
+    results: Mapping[str, Any], models: Sequence[tuple[str, str]], *, brief: bool
+) -> list[Block]:
     """Return the sentences, the drawing and the tables of a run's models; empty if CORE was not
-    measured. `models` has the results' names and what they are called."""
+    measured. `models` has the results' names and what they are called. `brief` leaves out the
+    tables of tasks."""
     found = {title: results.get(name, {}).get("core") for name, title in models}
     cores = {title: core for title, core in found.items() if core}
-    if not cores:
-        return []
-    blocks: list[Any] = [
+    blocks: list[Block] = [
         f"The {title} model answers questions of other people's benchmarks: {core_in_words(core)}."
         for title, core in cores.items()
     ]
@@ -65,18 +67,12 @@ def core_blocks(results: Mapping[str, Any], models: Sequence[tuple[str, str]]) -
     if own:
         known = sources_in_words("core")
         blocks += [core_bars(own), f"CORE of the other models: {known}. {SEED}"]
+    for title, core in [] if brief else cores.items():
+        blocks += [
+            f"What the {title} model answers to the questions of CORE:",
+            Table(COLUMNS, _rows(core)),
+        ]
     return blocks
-
-
-def core_tables(
-    results: Mapping[str, Any], models: Sequence[tuple[str, str]]
-) -> list[tuple[str, Sequence[Sequence[str]]]]:
-    """Return a title and the rows of COLUMNS for each model that was asked CORE's questions."""
-    return [
-        (f"What the {title} model answers to the questions of CORE:", _rows(core))
-        for name, title in models
-        if (core := results.get(name, {}).get("core"))
-    ]
 
 
 def core_in_words(core: Mapping[str, Any]) -> str:

@@ -7,29 +7,15 @@ that measured it, and models of different tools are never in one mean.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pipeline.console.formats import measured
+from pipeline.report.blocks import Bar, Bars
 
 FACTS = Path(__file__).with_name("known_models.json")
-
-
-class Bar(NamedTuple):
-    """A model's result: its name, the value in words, and the value."""
-
-    name: str
-    words: str
-    value: float
-
-
-class Bars(NamedTuple):
-    """Results to be drawn as bars, the smallest first. `names` is what the names are of."""
-
-    names: str
-    bars: Sequence[Bar]
 
 
 @cache

@@ -14,6 +14,7 @@ from pipeline.console.formats import duration, short_amount
 from pipeline.job import Job, Publish, Train
 from pipeline.machine.folders import expand
 from pipeline.models.find import HUB_REPO
+from pipeline.report.blocks import Block, Table
 from pipeline.report.card_sections import (
     adapter_sections,
     base_on_hub,
@@ -25,7 +26,7 @@ from pipeline.report.history import STAGE_NAMES, Row, RunHistory
 from pipeline.report.prediction import result_sentence
 from pipeline.report.preferences import preference_training
 from pipeline.report.published_by import run_id
-from pipeline.report.result_tables import Block, Table, result_blocks
+from pipeline.report.result_tables import result_blocks
 
 if TYPE_CHECKING:
     from pion.config.lora import Adapter

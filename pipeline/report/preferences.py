@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from pion.data.preference.summary import Summary
 from pipeline.job import Job
 from pipeline.job.prefer_section import Prefer
 from pipeline.job.stages import AFTER
+from pipeline.report.blocks import Block, Table
 from pipeline.report.values import percent_with_error, signed, value_with_error
 from pipeline.state.head import Head
 from pipeline.state.record_json import damaged
@@ -29,18 +30,7 @@ MOST_CHARACTERS = 400
 Result = Mapping[str, Any]
 
 
-class Found(NamedTuple):
-    """A table of texts. Columns from `numbers_from` are numbers."""
-
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    numbers_from: int = 1
-
-
-Part = str | Found
-
-
-def preference_parts(results: Mapping[str, Any], *, brief: bool) -> list[Part]:
+def preference_blocks(results: Mapping[str, Any], *, brief: bool) -> list[Block]:
     """Return what the evaluation says of preferences; empty if it measured none.
 
     `brief` leaves out the texts of answers.
@@ -49,16 +39,19 @@ def preference_parts(results: Mapping[str, Any], *, brief: bool) -> list[Part]:
     found: Result | None = tuned.get("preferences")
     if found is None:
         return []
-    parts: list[Part] = [_agreement_in_words(found)]
+    blocks: list[Block] = [_agreement_in_words(found)]
     if found["kind"] == "pairs":
-        parts += [Found(COMPARED, _agreement_rows(found)), rules_in_words(found)]
-        parts += _length_parts(found)
-    parts += [_moved_in_words(found), text_change_in_words(tuned)]
+        blocks += [Table(COMPARED, _agreement_rows(found)), rules_in_words(found)]
+        blocks += _length_blocks(found)
+    blocks += [_moved_in_words(found), text_change_in_words(tuned)]
     if answers := found.get("answers"):
-        parts += [_answers_in_words(answers), Found(COMPARED, answer_rows(answers))]
+        blocks += [_answers_in_words(answers), Table(COMPARED, answer_rows(answers))]
         if not brief:
-            parts += ["The first of these answers:", Found(SHOWN, _shown_rows(answers), len(SHOWN))]
-    return [part for part in parts if part]
+            blocks += [
+                "The first of these answers:",
+                Table(SHOWN, _shown_rows(answers), len(SHOWN)),
+            ]
+    return [block for block in blocks if block]
 
 
 def preferences_in_brief(tuned: Result) -> str:
@@ -126,7 +119,7 @@ def rules_in_words(found: Result) -> str:
     )
 
 
-def _length_parts(found: Result) -> list[Part]:
+def _length_blocks(found: Result) -> list[Block]:
     """Return how much the length of answers decides."""
     rules = found["rules"]
     if not rules["longer"] or not rules["shorter"]:
@@ -161,7 +154,7 @@ def _length_parts(found: Result) -> list[Part]:
     return [
         f"The chosen answer is longer in {rules['longer']:,} of the pairs, and shorter in "
         f"{rules['shorter']:,}. The difference says how much length decides:",
-        Found(LENGTHS, rows),
+        Table(LENGTHS, rows),
     ]
 
 

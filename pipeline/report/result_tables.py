@@ -8,29 +8,17 @@ the one to the other, with the standard error of paired documents.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import PurePath
-from typing import Any, NamedTuple
+from typing import Any
 
 from pipeline.console.formats import short_amount
 from pipeline.job import Job
-from pipeline.report.calibration import (
-    CALIBRATION,
-    CALIBRATION_COLUMNS,
-    calibration_in_words,
-    calibration_rows,
-)
-from pipeline.report.core import COLUMNS, core_blocks, core_tables
-from pipeline.report.known_models import Bars, known_tasks
-from pipeline.report.lm_eval_rows import (
-    ASKED_COLUMNS,
-    ASKED_NUMBERS_FROM,
-    LM_EVAL_COLUMNS,
-    asked_in_words,
-    asked_rows,
-    lm_eval_rows,
-)
-from pipeline.report.preferences import preference_parts
+from pipeline.report.blocks import Block, Table
+from pipeline.report.calibration import calibration_blocks
+from pipeline.report.core import core_blocks
+from pipeline.report.lm_eval_rows import lm_eval_blocks
+from pipeline.report.preferences import preference_blocks
 from pipeline.report.values import (
     percent_with_error,
     share_with_interval,
@@ -40,17 +28,6 @@ from pipeline.report.values import (
 
 TRAINED = (("prefer", "preference-tuned"), ("sft", "fine-tuned"), ("pretrain", "base"))
 MODELS = (*TRAINED, ("untrained", "untrained"))
-
-
-class Table(NamedTuple):
-    """A table of texts. Columns from `numbers_from` are numbers."""
-
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    numbers_from: int = 1
-
-
-Block = str | Table | Bars
 
 
 def result_blocks(
@@ -63,13 +40,12 @@ def result_blocks(
     blocks = [
         chosen_checkpoint(results),
         *_compared_blocks(job, results, code=code),
-        *_preference_blocks(results, brief=brief),
+        *preference_blocks(results, brief=brief),
         *_language_blocks(results),
         *_answer_blocks(results),
-        *core_blocks(results, TRAINED),
-        *([] if brief else _core_tables(results)),
+        *core_blocks(results, TRAINED, brief=brief),
+        *lm_eval_blocks(results, code=code),
     ]
-    blocks += _lm_eval_blocks(results, code=code)
     shown = [block for block in blocks if block]
     return [*shown, "± is one standard error."] if shown else []
 
@@ -86,12 +62,6 @@ def _compared_blocks(job: Job, results: Mapping[str, Any], *, code: str) -> list
     ]
 
 
-def _preference_blocks(results: Mapping[str, Any], *, brief: bool) -> list[Block]:
-    """Return what learning from preferences has changed."""
-    parts = preference_parts(results, brief=brief)
-    return [part if isinstance(part, str) else Table(*part) for part in parts]
-
-
 def _language_blocks(results: Mapping[str, Any]) -> list[Block]:
     """Return what was measured on held-out text."""
     blocks: list[Block] = []
@@ -104,9 +74,7 @@ def _language_blocks(results: Mapping[str, Any]) -> list[Block]:
         columns = ("model", "loss (nats per token)", "perplexity", "bits per byte")
         blocks += [f"{note}:", Table(columns, language)]
     blocks.append(whose_bytes(results))
-    if calibration := calibration_rows(results):
-        blocks += [CALIBRATION, Table(CALIBRATION_COLUMNS, calibration, 2)]
-        blocks.append(calibration_in_words(results))
+    blocks += calibration_blocks(results)
     if drafts := draft_rows(results):
         blocks += [DRAFTS, Table(("model", "tokens", "tokens a pass", "right"), drafts, 2)]
     return blocks
@@ -129,24 +97,6 @@ def _answer_blocks(results: Mapping[str, Any]) -> list[Block]:
         columns = ("task", "model", "accuracy", "chance", "questions")
         blocks += ["Multiple choice by likelihood:", Table(columns, choices, 2)]
     return blocks
-
-
-def _core_tables(results: Mapping[str, Any]) -> list[Block]:
-    """Return the tables of CORE's tasks, each with its title."""
-    blocks: list[Block] = []
-    for title, rows in core_tables(results, TRAINED):
-        blocks += [title, Table(COLUMNS, rows)]
-    return blocks
-
-
-def _lm_eval_blocks(results: Mapping[str, Any], *, code: str) -> list[Block]:
-    """Return what lm-evaluation-harness measured, how it asked, and the known models."""
-    blocks: list[Block] = []
-    if lm_eval := lm_eval_rows(results):
-        blocks += ["lm-evaluation-harness:", Table(LM_EVAL_COLUMNS, lm_eval, 2)]
-    if forms := asked_rows(results, code=code):
-        blocks += [asked_in_words(results), Table(ASKED_COLUMNS, forms, ASKED_NUMBERS_FROM)]
-    return [*blocks, *known_tasks(results)]
 
 
 DRAFTS = (

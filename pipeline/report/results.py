@@ -140,27 +140,8 @@ Evaluated: type[Mapping[str, Any]] = open_record(
         normalization=str,
     )
 )
-
-
-class Wilson(TypedDict):
-    """A share, with Wilson's interval of 95 %."""
-
-    share: float
-    low: float
-    high: float
-
-
-class SearchedSet(TypedDict):
-    """How much of an evaluation set is in a text; see pion/evaluation/overlap/verdict.py."""
-
-    name: str
-    digest: Sha256
-    items: Count
-    unjudged: Count
-    overlapped: Wilson | None
-    with_answer: Wilson | None
-    control: Wilson | None
-    verdict: str
+# How much of an evaluation set is in a text; see pion/evaluation/overlap/verdict.py.
+SEARCHED_SET = _kept(measured.Overlap)
 
 
 @open_record

@@ -34,6 +34,12 @@ from pipeline.state.stores.retry import Patience
 Row = dict[str, Any]
 
 COMPARED_TEXTS = 4
+# What is measured of a model: what the closing summary calls it, and the result in words.
+IN_BRIEF = {
+    "calibration": ("calibration", calibration_in_brief),
+    "core": ("CORE", core_in_brief),
+    "drafts": ("drafts", drafts_in_brief),
+}
 
 
 # After an outage, only requests to the store are repeated: nothing is measured twice. While it
@@ -115,12 +121,9 @@ def summary_rows(job: Job, run: RunState) -> list[list[str]]:
     if predicted := against_result(history, results):
         rows.append(["ladder", predicted])
     for name in job.train_stages:
-        if calibration := results.get(name, {}).get("calibration"):
-            rows.append([f"{name} calibration", calibration_in_brief(calibration)])
-        if core := results.get(name, {}).get("core"):
-            rows.append([f"{name} CORE", core_in_brief(core)])
-        if drafts := results.get(name, {}).get("drafts"):
-            rows.append([f"{name} drafts", drafts_in_brief(drafts)])
+        for measure, (title, in_brief) in IN_BRIEF.items():
+            if found := results.get(name, {}).get(measure):
+                rows.append([f"{name} {title}", in_brief(found)])
     costs = history.costs
     rows.append(["time" if costs.dollars is None else "cost", costs.describe()])
     if published:

@@ -32,9 +32,8 @@ from pipeline.stages.measures import (
     TrainedRun,
     without_sums,
 )
-from pipeline.stages.preferences import STAGE, preferences_of
+from pipeline.stages.preferences import STAGE, preferences_of, text_change
 from pipeline.stages.questions import Questions, read_questions_of
-from pipeline.stages.text_change import text_change
 from pipeline.state.run_state import BY_ITEM
 
 

@@ -27,10 +27,10 @@ from pipeline.stages.lm_eval_results import (
     Asked,
     Form,
     asked_of,
+    drawn,
     items_of,
     metrics_of,
 )
-from pipeline.stages.lm_eval_sample import drawn
 from pipeline.state.record_json import finite_json
 
 WRITES = "generate_until"

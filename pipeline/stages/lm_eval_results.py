@@ -1,19 +1,21 @@
-"""What is kept of lm-eval's results: metrics, how the model was asked, scores by question."""
+"""What lm-eval asks, and what is kept of its results: metrics, how it asked, scores by question."""
 
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal
 
 from pion.evaluation.item_scores import item_scores, pack
-from pipeline.stages.lm_eval_sample import SAMPLE_SEED
 
 Form = Literal["chat", "text"]
 
 FEWSHOT_SEED = 1234
+# Of which questions a task asks, if it does not ask all.
+SAMPLE_SEED = 1234
 # The key of a task's result with how the model was asked. All numbers next to it are metrics.
 ASKED = "asked"
 # The stop texts that are kept, and how long they may be.
@@ -39,6 +41,18 @@ class Asked:
     cropped: float
     longest: int
     cut_off: float
+
+
+def drawn(count: int, limit: int | None) -> list[int] | None:
+    """Return the places of `limit` of `count` questions, in order; None if all are asked.
+
+    Every run gets the same. A smaller sample is part of a larger one.
+    """
+    if limit is None or limit >= count:
+        return None
+    places = list(range(count))
+    random.Random(SAMPLE_SEED).shuffle(places)
+    return sorted(places[:limit])
 
 
 def metrics_of(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What learning from preferences has done: to the agreement with held-out labels, and to answers.
+"""What learning from preferences has done: to agreement with held-out labels, answers and text.
 
 The model that the stage starts from is measured, too. Where the stage has a reference, its stored
 numbers say what that model gives for the answers, so no model computes them again.
@@ -7,6 +7,7 @@ numbers say what that model gives for the answers, so no model computes them aga
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -15,19 +16,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pion.errors import BadInput, PionError
-from pion.evaluation.item_scores import ItemScores, difference, mean, pack
+from pion.evaluation.item_scores import ItemScores, difference, mean, pack, unpack
 from pion.untrusted import parse_object, read_file
 from pipeline.console.messages import Note, Say
+from pipeline.data.compared_text import find_text
 from pipeline.data.prepared import SPLITS
 from pipeline.job.digest import digest_job
 from pipeline.stages.agreement_results import Sums, agreement_results
+from pipeline.stages.by_document import NAMES, by_document, with_items
 from pipeline.state.run_state import BY_ITEM
 from pipeline.state.shared.folder import REFERENCE_FILE
 
 if TYPE_CHECKING:
     from pion.data.stream import RowStream
     from pion.train.held_out_answers import HeldOutAnswers
-    from pipeline.stages.measures import Measures, Part, PreferenceStart, Result
+    from pipeline.stages.measures import Kind, Measures, Part, PreferenceStart, Result
 
 STAGE = "prefer"
 # Prompts whose answers are kept as texts.
@@ -224,3 +227,47 @@ def _with_errors(numbers: dict[str, tuple[float, float]]) -> Result:
     for name, (value, error) in numbers.items():
         found |= {name: value, f"{name}_sem": error}
     return found
+
+
+# ---------------------------------------------------------------- other text
+
+
+def text_change(
+    measures: Measures, base: Mapping[Kind, Result], items: Mapping[str, Result], part: Part
+) -> Result:
+    """Return the `text_change` in bits per byte from the model that `prefer` starts from, and the
+    `response_change` in nats per token, if both were measured on conversations.
+
+    The text is the run's held-out text or, without one, that of `evaluate.text`. `base` is
+    what was measured of the model that the run starts from. `items` has the sums of documents that
+    are known; others are measured.
+    """
+    began = measures.trained.prefer_start
+    assert began is not None
+    kind: Kind = "text" if measures.trained.pretrain_data is None else "held_out"
+    if began.load is None:
+        return {}
+    known = dict(items)
+    if began.name == "base":
+        for of, measured in base.items():
+            found = by_document(measures.job, measured, of)
+            known |= {f"base.{name}": kept for name, kept in found.items()}
+    for model in (began.name, STAGE):
+        if f"{model}.{NAMES[kind]}" not in known:
+            hashed = f".{find_text(measures.job).sha256[:16]}" if kind == "text" else ""
+            measured = part(
+                f"{model}.{kind}{hashed}",
+                f"{model} model on {'other' if kind == 'text' else 'held-out'} text",
+                partial(with_items, measures, model, kind),
+            )
+            known |= {f"{model}.{name}": kept for name, kept in measured[BY_ITEM].items()}
+    change = _change(known, began.name, NAMES[kind], "text_change")
+    return change | _change(known, began.name, NAMES["conversations"], "response_change")
+
+
+def _change(known: Mapping[str, Result], before: str, of: str, name: str) -> Result:
+    sides = [known.get(f"{model}.{of}") for model in (before, STAGE)]
+    if sides[0] is None or sides[1] is None:
+        return {}
+    value, error = difference(unpack(sides[0]), unpack(sides[1]))
+    return {name: value, f"{name}_sem": error}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -12,54 +10,8 @@ from pion.errors import BadInput
 from pion.evaluation.overlap.found import Found
 from pion.evaluation.overlap.index import Index
 from pion.evaluation.overlap.items import Item
-from pion.evaluation.shares import Share, share_of
-
-
-@dataclass(frozen=True)
-class Overlap:
-    """The overlap of one evaluation set with the rows that were searched.
-
-    Attributes:
-        name: the set's.
-        digest: the sha256 of its texts.
-        items: how many it has.
-        unjudged: how many of these have too few words, or only words of a template.
-        overlapped: the share of the judged items of which one row holds enough n-grams.
-        with_answer: the share of those whose answer is in such a row, too.
-        control: the share of overlapped excerpts of held-out rows.
-        verdict: what this means, in words.
-
-    A share is None if there is nothing to judge.
-    """
-
-    name: str
-    digest: str
-    items: int
-    unjudged: int
-    overlapped: Share | None
-    with_answer: Share | None
-    control: Share | None
-    verdict: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return this as plain JSON; a share has its interval."""
-        shares = {
-            "overlapped": self.overlapped,
-            "with_answer": self.with_answer,
-            "control": self.control,
-        }
-        return {
-            "name": self.name,
-            "digest": self.digest,
-            "items": self.items,
-            "unjudged": self.unjudged,
-            **{name: None if of is None else _interval(of) for name, of in shares.items()},
-            "verdict": self.verdict,
-        }
-
-
-def _interval(share: Share) -> dict[str, float]:
-    return {"share": share.value, "low": share.low, "high": share.high}
+from pion.evaluation.results import Overlap, Share
+from pion.evaluation.shares import share_of
 
 
 def judge(index: Index, found: Found) -> list[Overlap]:
@@ -105,11 +57,11 @@ def verdict(overlapped: Share | None, control: Share | None, rows: int) -> str:
     if control is None:
         return "no verdict: there is no held-out text to compare with"
     error = math.hypot(overlapped.sem, control.sem)
-    if overlapped.value < control.value + 2 * error:
+    if overlapped.share < control.share + 2 * error:
         return "no sign"
     return (
-        f"{100 * overlapped.value:.1f} % of the items overlap; "
-        f"of held-out text {100 * control.value:.1f} % ± {100 * control.sem:.1f} does"
+        f"{100 * overlapped.share:.1f} % of the items overlap; "
+        f"of held-out text {100 * control.share:.1f} % ± {100 * control.sem:.1f} does"
     )
 
 

@@ -12,6 +12,7 @@ from pion.clean.rules import Verdict
 from pion.evaluation.overlap.found import Found
 from pion.evaluation.overlap.index import Index
 from pion.evaluation.overlap.verdict import judge
+from pion.evaluation.results import record_of
 from pipeline.data.sources import Input
 
 # So many documents are shown of each rule.
@@ -54,7 +55,7 @@ def _item_in_words(index: Index, item: int) -> str:
 
 def sets_of(index: Index, found: Found) -> list[dict[str, Any]]:
     """Return what the search for each evaluation set has found, next to its control."""
-    return [one.to_dict() for one in (judge(index, found) if index.sets else [])]
+    return [record_of(one) for one in (judge(index, found) if index.sets else [])]
 
 
 def place_of(found: Input, origin: str) -> str:

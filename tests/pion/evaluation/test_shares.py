@@ -25,7 +25,7 @@ def test_the_interval_is_wilsons_and_never_empty(hits: int, n: int) -> None:
 def test_the_share_is_hits_over_cases() -> None:
     share = share_of(bits(7, 90))
     assert share is not None
-    assert share.value == 7 / 90
+    assert share.share == 7 / 90
 
 
 def test_questions_about_one_passage_count_as_little_more_than_one() -> None:
@@ -35,7 +35,7 @@ def test_questions_about_one_passage_count_as_little_more_than_one() -> None:
     alone, together = share_of(agrees), share_of(agrees, passages)
     assert alone is not None
     assert together is not None
-    assert together.value == alone.value
+    assert together.share == alone.share
     assert together.sem / alone.sem == pytest.approx(np.sqrt(10), rel=0.02)
 
 

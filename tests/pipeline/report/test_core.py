@@ -7,17 +7,17 @@ import json
 from typing import Any
 
 from pion.evaluation.core.published import CORE_TASKS
+from pipeline.report.blocks import Bars, Table
 from pipeline.report.core import (
     ASKS,
     COLUMNS,
     core_blocks,
     core_in_brief,
     core_in_words,
-    core_tables,
 )
-from pipeline.report.known_models import FACTS, Bars, task_bars
+from pipeline.report.known_models import FACTS, task_bars
 from pipeline.report.model_card import _markdown
-from pipeline.report.result_tables import TRAINED, Table
+from pipeline.report.result_tables import TRAINED
 from tests.pion.evaluation.core.test_measure_results import of_core
 
 CORE: dict[str, Any] = dataclasses.asdict(of_core())
@@ -30,8 +30,14 @@ def changed(task: int, **values: Any) -> dict[str, Any]:
 
 
 def row(results: dict[str, Any], task: int = 0) -> list[str]:
-    ((_, rows),) = core_tables(results, TRAINED)
-    return list(rows[task])
+    table = core_blocks(results, TRAINED, brief=False)[-1]
+    assert isinstance(table, Table)
+    return list(table.rows[task])
+
+
+def drawn(results: dict[str, Any]) -> Bars:
+    blocks = core_blocks(results, TRAINED, brief=True)
+    return next(block for block in blocks if isinstance(block, Bars))
 
 
 def test_every_task_of_core_is_explained() -> None:
@@ -64,20 +70,24 @@ def test_logits_that_are_not_numbers_are_no_accuracy() -> None:
 
 
 def test_core_is_drawn_among_known_models_and_a_part_of_it_is_not() -> None:
-    bars = next(block for block in core_blocks(RESULTS, TRAINED) if isinstance(block, Bars))
+    bars = next(
+        block for block in core_blocks(RESULTS, TRAINED, brief=True) if isinstance(block, Bars)
+    )
     names = [bar.name for bar in bars.bars]
     assert names[0] == "GPT-2 124M"
     assert "this run, fine-tuned" in names
     assert [bar.value for bar in bars.bars] == sorted(bar.value for bar in bars.bars)
     few = {"sft": {"core": {**CORE, "name": "mean of 3 tasks", "not_core": ["19 are missing"]}}}
-    (words,) = core_blocks(few, TRAINED)
+    (words,) = core_blocks(few, TRAINED, brief=True)
     assert words.startswith("The fine-tuned model answers questions of other people's benchmarks: ")
     assert ": mean of 3 tasks 0." in words
     assert words.endswith("Not CORE: 19 are missing.")
 
 
 def test_a_card_draws_bars_as_long_as_the_numbers() -> None:
-    bars = next(block for block in core_blocks(RESULTS, TRAINED) if isinstance(block, Bars))
+    bars = next(
+        block for block in core_blocks(RESULTS, TRAINED, brief=True) if isinstance(block, Bars)
+    )
     lines = _markdown(bars).splitlines()[2:]
     lengths = [line.count("█") for line in lines]
     assert max(lengths) == 30
@@ -87,7 +97,9 @@ def test_a_card_draws_bars_as_long_as_the_numbers() -> None:
 
 def test_a_model_worse_than_guessing_has_no_bar() -> None:
     worse = {"sft": {"core": {**CORE, "value": -0.01}}}
-    bars = next(block for block in core_blocks(worse, TRAINED) if isinstance(block, Bars))
+    bars = next(
+        block for block in core_blocks(worse, TRAINED, brief=True) if isinstance(block, Bars)
+    )
     assert "this run" in _markdown(bars).splitlines()[2]
     assert "█" not in _markdown(bars).splitlines()[2]
 

@@ -11,12 +11,12 @@ import pytest
 from pion.data.preference.summary import Part, Summary, Targets
 from pion.data.preference.tally import Tally
 from pipeline.job import Job
+from pipeline.report.blocks import Table
 from pipeline.report.history import RunHistory
 from pipeline.report.page_sections import measured_sections
 from pipeline.report.preferences import (
     LABELS_ONLY,
-    Found,
-    preference_parts,
+    preference_blocks,
     preferences_in_brief,
 )
 from pipeline.state.head import Head, StageRecord
@@ -173,20 +173,20 @@ def test_a_run_that_was_evaluated_before_this_existed_has_no_such_tables() -> No
     card = card_of_history(history({"loss": 3.0}))
     assert "held-out pairs" not in card
     assert "the loss is `dpo-norm`" in card
-    assert preference_parts({}, brief=False) == []
+    assert preference_blocks({}, brief=False) == []
     assert preferences_in_brief({"loss": 3.0}) == ""
 
 
 def test_where_all_chosen_answers_are_longer_nobody_can_tell_what_is_judged() -> None:
     rules = {**FOUND["rules"], "shorter": 0}
-    parts = preference_parts(
+    parts = preference_blocks(
         {"prefer": {**TUNED, "preferences": FOUND | {"rules": rules}}}, brief=True
     )
     said = " ".join(part for part in parts if isinstance(part, str))
     assert (
         "In no pair the chosen answer is the shorter one (700 times it is the longer one)" in said
     )
-    tables = [part for part in parts if isinstance(part, Found)]
+    tables = [part for part in parts if isinstance(part, Table)]
     assert all("where it is shorter" not in table.header for table in tables)
 
 
@@ -194,12 +194,12 @@ def test_single_answers_have_no_tables_of_pairs() -> None:
     labels = {**FOUND, "kind": "labels", "before": {}, "change": {}, "desired": 0.55}
     labels["after"] = {"margin": {"accuracy": 0.7, "accuracy_sem": 0.01}}
     labels = {name: value for name, value in labels.items() if name != "rules"}
-    parts = preference_parts({"prefer": {**TUNED, "preferences": labels}}, brief=True)
+    parts = preference_blocks({"prefer": {**TUNED, "preferences": labels}}, brief=True)
     assert isinstance(parts[0], str)
     assert parts[0].startswith("Of 1,234 held-out single answers to 1,200 prompts, 70.0 % ± 1.0")
     assert "55.0 % are desired" in parts[0]
     assert parts[0].endswith(LABELS_ONLY)
-    assert len([part for part in parts if isinstance(part, Found)]) == 1  # the written answers
+    assert len([part for part in parts if isinstance(part, Table)]) == 1  # the written answers
     assert any(
         "of the desired answers by +0.050" in part for part in parts if isinstance(part, str)
     )
@@ -208,8 +208,8 @@ def test_single_answers_have_no_tables_of_pairs() -> None:
 def test_what_was_not_measured_is_a_dash() -> None:
     unknown = {"raw": {"accuracy": None, "accuracy_sem": None}, "normalized": {}}
     found = {**FOUND, "before": unknown, "change": unknown, "moved": {"chosen": None}}
-    parts = preference_parts({"prefer": {"preferences": found}}, brief=True)
-    table = next(part for part in parts if isinstance(part, Found))
+    parts = preference_blocks({"prefer": {"preferences": found}}, brief=True)
+    table = next(part for part in parts if isinstance(part, Table))
     assert [row[1:] for row in table.rows] == [
         ("–", "80.0 % ± 4.0", "–"),
         ("–", "80.0 % ± 4.0", "–"),

@@ -16,7 +16,7 @@ from pion.errors import BadInput
 from pion.evaluation.item_scores import unpack
 from pion.formats.export import export_model
 from pipeline.stages.lm_eval_request import Chat, TaskRequest
-from pipeline.stages.lm_eval_sample import drawn
+from pipeline.stages.lm_eval_results import drawn
 from tests.support.lm_eval_tasks import QUESTIONS, own_model, write_tasks
 
 pytest.importorskip("lm_eval")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.stages.lm_eval_sample import drawn
+from pipeline.stages.lm_eval_results import drawn
 
 
 def test_the_drawn_questions_never_change() -> None:

@@ -53,10 +53,10 @@ def test_the_control_measures_how_much_of_the_corpus_is_duplicated() -> None:
     index, found = searched([ItemSet("set", items, control)], train)
     (overlap,) = judge(index, found)
     assert overlap.control is not None
-    assert overlap.control.n == 1000
+    assert len(control) == 1000
     assert overlap.control.low < 0.15 < overlap.control.high
     assert overlap.overlapped is not None
-    assert overlap.overlapped.value == 0
+    assert overlap.overlapped.share == 0
     assert overlap.verdict == "no sign"
 
 
@@ -71,7 +71,7 @@ def test_items_of_the_same_duplicated_text_are_no_sign_but_a_leak_is() -> None:
     (clean,) = judge(*searched(sets, train))
     assert clean.verdict == "no sign"
     assert clean.overlapped is not None
-    assert clean.overlapped.value > 0.1
+    assert clean.overlapped.share > 0.1
     leaked = [*train, *(prose.row(text_of(item)) for item in items[:120])]
     (leak,) = judge(*searched(sets, leaked))
     assert "of the items overlap; of held-out text" in leak.verdict

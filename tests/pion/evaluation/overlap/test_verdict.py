@@ -5,12 +5,13 @@ from pion.evaluation.overlap.found import nothing_found
 from pion.evaluation.overlap.index import build_index
 from pion.evaluation.overlap.items import Item, ItemSet
 from pion.evaluation.overlap.verdict import judge, verdict
-from pion.evaluation.shares import Share, wilson
+from pion.evaluation.results import Share
+from pion.evaluation.shares import wilson
 from tests.support.overlap_texts import Prose, searched, text_of
 
 
 def share(hits: int, n: int) -> Share:
-    return Share(hits, n, *wilson(hits / n, n))
+    return Share(hits / n, *wilson(hits / n, n))
 
 
 @pytest.mark.parametrize(
@@ -70,7 +71,7 @@ def test_items_of_one_passage_widen_the_interval() -> None:
     (result,) = judge(*searched([ItemSet("set", items)], rows))
     alone = share(50, 200)
     assert result.overlapped is not None
-    assert result.overlapped.value == alone.value == 0.25
+    assert result.overlapped.share == alone.share == 0.25
     assert result.overlapped.sem > 2 * alone.sem
 
 
