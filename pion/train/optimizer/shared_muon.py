@@ -215,18 +215,6 @@ def shared_step_bytes(shapes: Sequence[Shape], width: int, ranks: int) -> int:
     return max(most, before + before_in_fp32)
 
 
-def exchanged_bytes(shapes: Sequence[Shape], width: int, ranks: int) -> int:
-    """Return the bytes of updates that each rank gets in a step from all ranks, itself included."""
-    return (
-        width
-        * ranks
-        * sum(
-            max(sum(rows * cols for rows, cols in _of(shapes, own)) for own in by_rank)
-            for by_rank in _rounds(shapes, ranks)
-        )
-    )
-
-
 def _rounds(shapes: Sequence[Shape], ranks: int) -> list[list[list[int]]]:
     """Return the numbers of the matrices of each rank in each round."""
     sizes = [rows * cols for rows, cols in shapes]
