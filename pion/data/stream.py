@@ -245,10 +245,6 @@ class RowStream:
             return np.zeros_like(row.tokens)
         return np.cumsum(row.tokens == self._end_of_text, dtype=np.int64)
 
-    def source_of(self, i: int) -> int:
-        """Return the place of the source that training row ``i`` is from."""
-        return self._locate(i)[0]
-
     def _locate(self, i: int) -> Place:
         if isinstance(self._order, MixtureOrder):
             return self._order.locate(i)

@@ -40,11 +40,6 @@ class Segment:
     key: str
     bytes: int
 
-    @property
-    def flushes(self) -> int:
-        """How many flushes it may have. A store says what it likes: never make a list of them."""
-        return self.last - self.first + 1
-
     def contains(self, other: Segment) -> bool:
         """Return whether this joined object has the lines of `other`."""
         return (
