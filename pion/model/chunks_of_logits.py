@@ -8,8 +8,9 @@ write fp32 logits once, and one compiled kernel reads them once. It is the fast 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,6 +45,19 @@ ROW_MULTIPLE = 256
 COLUMN_MULTIPLE = 64
 
 
+class Given(NamedTuple):
+    """What a loss is computed of: `hidden` (N, d_model), `weight` (vocab, d_model), `targets` (N,).
+
+    The logits are capped at `cap`, and products have `dtype`.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    targets: Tensor
+    cap: float | None
+    dtype: torch.dtype
+
+
 # ---------------------------------------------------------------- plain
 
 
@@ -63,40 +77,60 @@ class PlainChunk(NamedTuple):
 
 
 class PlainChunks:
-    """The rows that are computed, `hidden` (N, d_model), cut into `parts`.
+    """The rows that are computed of `given`, one chunk after another.
 
     On a CPU, rows without a target are left out. On a GPU, finding these rows would make us wait
-    for the GPU. Products have `dtype`; autocast has to be off.
+    for the GPU. Autocast has to be off.
     """
 
-    def __init__(
-        self, hidden: Tensor, weight: Tensor, targets: Tensor, cap: float | None, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, given: Given) -> None:
+        hidden, weight, targets, self._cap, dtype = given
         on_cpu, vocab = hidden.device.type == "cpu", len(weight)
         every = torch.arange(len(targets), device=targets.device)
-        self.rows = learned = _learned_rows(targets) if on_cpu else every
-        self.weight, self._cap = weight.to(dtype), cap
+        self._rows = learned = _learned_rows(targets) if on_cpu else every
+        self.weight = weight.to(dtype)
         self._hidden, self._targets = hidden[learned].to(dtype), targets[learned]
         limit = CPU_CHUNK_BYTES if on_cpu else CUDA_CHUNK_BYTES
-        chunk = rows_per_chunk(len(learned), vocab, limit)
+        self._chunk = rows_per_chunk(len(learned), vocab, limit)
         tile = CPU_TILE if on_cpu else vocab
         self._tiles = [slice(start, start + tile) for start in range(0, vocab, tile)]
-        self._buffer = torch.empty(chunk, vocab, device=hidden.device)
-        self.parts = [slice(start, start + chunk) for start in range(0, len(learned), chunk)]
 
-    def chunk(self, part: slice) -> PlainChunk:
-        """Compute the logits of a part."""
-        x, target = self._hidden[part], self._targets[part, None]
-        logits = self._buffer[: len(x)]
-        for columns in self._tiles:
-            logits[:, columns] = x @ self.weight[columns].T
-        slope = None if self._cap is None else _cap_in_place(logits, self._cap)
-        return PlainChunk(self.rows[part], x, logits, slope, target.clamp(min=0), target != IGNORED)
+    def __iter__(self) -> Iterator[PlainChunk]:
+        buffer = torch.empty(self._chunk, len(self.weight), device=self.weight.device)
+        for start in range(0, len(self._rows), self._chunk):
+            part = slice(start, start + self._chunk)
+            x, target = self._hidden[part], self._targets[part, None]
+            logits = buffer[: len(x)]
+            for columns in self._tiles:
+                logits[:, columns] = x @ self.weight[columns].T
+            slope = None if self._cap is None else _cap_in_place(logits, self._cap)
+            valid = target != IGNORED
+            yield PlainChunk(self._rows[part], x, logits, slope, target.clamp(min=0), valid)
 
-    def add_by_weight(self, grad_weight: Tensor, grad_logits: Tensor, states: Tensor) -> None:
-        """Add the gradient by the weight to `grad_weight`."""
-        for columns in self._tiles:
-            grad_weight[columns] += grad_logits[:, columns].T @ states
+    def add_gradients(
+        self,
+        chunk: PlainChunk,
+        softmax: tuple[Tensor, Tensor],
+        factors: Tensor,
+        into: tuple[Tensor, Tensor | None],
+    ) -> None:
+        """Write the gradient of the rows' cross-entropies, each times its total and its factor
+        (n, 1), into that by `hidden`, and add it to that by `weight`, if this is learned.
+
+        `softmax` are the exponentials of the logits, and their totals (n, 1).
+        """
+        (exp, total), (grad_hidden, grad_weight) = softmax, into
+        # The gradient by the logits is softmax − one-hot, and `exp` is softmax · total.
+        grad_logits = exp.scatter_add_(1, chunk.target, -total)
+        if chunk.slope is not None:
+            grad_logits.mul_(chunk.slope)
+        grad_logits = grad_logits.to(chunk.states.dtype)
+        # The d_model side of both products has the factors, where they are cheap.
+        grad_hidden[chunk.rows] = (grad_logits @ self.weight) * factors
+        if grad_weight is not None:
+            states = (chunk.states * factors).to(chunk.states.dtype)
+            for columns in self._tiles:
+                grad_weight[columns] += grad_logits[:, columns].T @ states
 
 
 def softmax_in_place(chunk: PlainChunk) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -107,17 +141,6 @@ def softmax_in_place(chunk: PlainChunk) -> tuple[Tensor, Tensor, Tensor, Tensor]
     of_target = chunk.logits.gather(1, chunk.target) - top
     exp = chunk.logits.sub_(top).exp_()
     return exp, exp.sum(dim=1, keepdim=True), of_target, top
-
-
-def gradient_in_place(chunk: PlainChunk, exp: Tensor, total: Tensor) -> Tensor:
-    """Return the gradient of the cross-entropy by the products, each row times its `total`.
-
-    The gradient by the logits is softmax − one-hot, and `exp` is softmax · total.
-    """
-    grad_logits = exp.scatter_add_(1, chunk.target, -total)
-    if chunk.slope is not None:
-        grad_logits.mul_(chunk.slope)
-    return grad_logits.to(chunk.states.dtype)
 
 
 def _cap_in_place(logits: Tensor, cap: float) -> Tensor:
@@ -137,19 +160,15 @@ def _learned_rows(targets: Tensor) -> Tensor:
 # ---------------------------------------------------------------- compiled
 
 
-# Of a part, its products (n, columns) and those of the targets (n, 1), a kernel returns a result,
-# and what gradients are made of: see `_gradient_of_logits` in loss.py.
-Kernel = Callable[[slice, Tensor, Tensor], tuple[Tensor, ...]]
-
-
 class CompiledChunks:
-    """All rows, `hidden` (N, d_model), cut into `parts` of one size if that is possible.
+    """All rows of `given`, cut into `parts` of one size if that is possible.
 
-    The products write fp32 although they read bf16, so the logits are not rounded. Products have
-    `dtype`; autocast has to be off.
+    The products write fp32 although they read bf16, so the logits are not rounded. Autocast has to
+    be off.
     """
 
-    def __init__(self, hidden: Tensor, weight: Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, given: Given) -> None:
+        hidden, weight, self._targets, self._cap, dtype = given
         rows, self._vocab = len(hidden), len(weight)
         columns = -(-self._vocab // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
         limit = CPU_CHUNK_BYTES if hidden.device.type == "cpu" else COMPILED_CHUNK_BYTES
@@ -159,26 +178,41 @@ class CompiledChunks:
         self._head = weight.to(dtype) if whole else _padded(weight, columns, dtype)
         self.parts = [slice(first, first + chunk) for first in range(0, rows, chunk)]
 
-    def logits(self, part: slice) -> Tensor:
-        """Return the products of a part, (n, columns) in fp32. The last columns are padding."""
-        return product_in_fp32(self.states[part], self._head.T)
+    def logits(self, part: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the products of a part, (n, columns) in fp32; those of its targets, (n, 1); and
+        the targets, (n, 1), 0 if IGNORED. The last columns are padding."""
+        logits = product_in_fp32(self.states[part], self._head.T)
+        # Reading and writing at the targets costs nothing here. In the compiled kernels, either
+        # could become a pass through all logits.
+        target = self._targets[part].clamp(min=0)[:, None]
+        return logits, logits.gather(1, target), target
+
+    def log_probs(self, part: slice) -> Tensor:
+        """Return the log-probabilities of a part, (n,)."""
+        logits, of_target, _ = self.logits(part)
+        given = self._targets[part], self.states.dtype, self._vocab, self._cap
+        return compiled(log_probs_of_logits)(logits, of_target, *given)
 
     def gradients(
-        self, targets: Tensor, kernel: Kernel, *, learned_head: bool
+        self, weights: Tensor | None, *, learned_head: bool
     ) -> tuple[list[Tensor], Tensor, Tensor, Tensor | None]:
-        """Return the results of the parts, and their gradient by `hidden` in two parts: factors of
-        the rows (N, 1), and what they multiply, fp32 (N, d_model). Last, the fp32 gradient by the
-        weight (vocab, d_model), if it is learned. `targets` are (N,)."""
-        results, factors = [], []
+        """Return the results of the parts, and the gradient of their sum, weighted by `weights`
+        (N,).
+
+        The results are log-probabilities (n,). Without `weights`, each is the cross-entropy of a
+        part. The gradient by `hidden` is in two parts: factors of the rows (N, 1), and what they
+        multiply, fp32 (N, d_model). Last, the fp32 gradient by the weight (vocab, d_model), if it
+        is learned.
+        """
+        results, factors, kernel = [], [], compiled(gradient_of_logits)
         grad_hidden = torch.empty_like(self.states, dtype=torch.float32)
         grad_weight: Tensor | None = None
         for part in self.parts:
-            logits = self.logits(part)
-            # Reading and writing at the targets costs nothing here. In the compiled kernels, either
-            # could become a pass through all logits.
-            target = targets[part].clamp(min=0)[:, None]
-            of_target = logits.gather(1, target)
-            result, grad_logits, own, factor, states = kernel(part, logits, of_target)
+            logits, of_target, target = self.logits(part)
+            of_rows = self._targets[part], None if weights is None else weights[part]
+            result, grad_logits, own, factor, states = kernel(
+                logits, of_target, self.states[part], of_rows, self._vocab, self._cap
+            )
             grad_logits.scatter_(1, target, own)
             results.append(result)
             factors.append(factor)
@@ -189,6 +223,58 @@ class CompiledChunks:
             del states
         grad_weight = None if grad_weight is None else grad_weight[: self._vocab]
         return results, torch.cat(factors), grad_hidden, grad_weight
+
+
+@lru_cache
+def compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a kernel by torch.compile.
+
+    Each shape has kernels for itself. With kernels for all shapes, the kernels of a resumed run
+    could differ from those of the unbroken run, which met the shapes in another order.
+    """
+    return torch.compile(kernel, dynamic=False, fullgraph=True)
+
+
+def log_probs_of_logits(
+    logits: Tensor,
+    of_target: Tensor,
+    targets: Tensor,
+    dtype: torch.dtype,
+    vocab: int,
+    cap: float | None,
+) -> Tensor:
+    """Return the log-probabilities (N,) of the products (N, columns)."""
+    losses = relative_softmax(logits, of_target, dtype, vocab, cap)[0]
+    return -(losses[:, 0] * (targets != IGNORED))
+
+
+def gradient_of_logits(
+    logits: Tensor,
+    of_target: Tensor,
+    states: Tensor,
+    of_rows: tuple[Tensor, Tensor | None],
+    vocab: int,
+    cap: float | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the log-probabilities (N,) of products (N, columns), and what gradients are made of.
+
+    `of_target` (N, 1) are the targets' products. `of_rows` are the targets (N,), and what the
+    gradient of each row is multiplied by (N,). If this is None, the first result is the
+    cross-entropy, summed.
+
+    The gradient by the products is without a factor of each row, as if no row had a target; then
+    what it is at the targets, (N, 1); the factors, (N, 1) in fp32; and `states` (N, d_model) times
+    the factors. The others have the dtype of `states`. This is the gradient of the cross-entropy;
+    that of log-probabilities has its sign in the factors.
+    """
+    (targets, weights), dtype = of_rows, states.dtype
+    losses, gradient, own, total = relative_softmax(logits, of_target, dtype, vocab, cap)
+    valid = targets != IGNORED
+    if weights is None:
+        result, factors = (losses * valid[:, None]).sum(), valid[:, None] / total
+    else:
+        result, factors = -(losses[:, 0] * valid), -(weights * valid)[:, None] / total
+    return result, gradient, own, factors, (states * factors).to(dtype)
 
 
 def relative_softmax(

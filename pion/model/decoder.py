@@ -34,8 +34,7 @@ from pion.model.forward_pass import (
     SharedPart,
     StepOptions,
 )
-from pion.model.log_probs import linear_log_probs
-from pion.model.loss import IGNORED, cap_logits, linear_cross_entropy
+from pion.model.loss import IGNORED, cap_logits, linear_cross_entropy, linear_log_probs
 from pion.model.norm_and_projection import Projection, RMSNorm, compute_dtype, project
 from pion.model.parameters import draw_weights, parameter_roles, require_fitting
 from pion.model.pilon.shared_banks import SharedBanks

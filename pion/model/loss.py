@@ -1,15 +1,13 @@
-"""Compute the cross-entropy over a large vocabulary, one chunk of logits at a time.
+"""Compute cross-entropies and log-probabilities over a large vocabulary, one chunk at a time.
 
-There are two ways, with the same result up to rounding. `_plain` works in place on one buffer of
-logits; this is the reference, and the fast way on a CPU. `_compiled` leaves what lies between the
-matrix products to torch.compile, and is the fast way on a GPU. See chunks_of_logits.py.
+There are two ways, with the same result up to rounding. The plain way works in place on one buffer
+of logits; this is the reference, and the fast way on a CPU. The compiled way leaves what lies
+between the matrix products to torch.compile, and is the fast way on a GPU. See chunks_of_logits.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,17 +16,13 @@ from torch.autograd.function import once_differentiable
 from pion.model.chunks_of_logits import (
     IGNORED,
     CompiledChunks,
+    Given,
     PlainChunks,
-    gradient_in_place,
-    relative_softmax,
     softmax_in_place,
 )
 from pion.model.norm_and_projection import compute_dtype
 
-__all__ = ["IGNORED", "cap_logits", "linear_cross_entropy"]
-
-# The gradients that a loss computes: none, of the hidden states, or of the head too.
-Gradients = Literal["none", "of states", "both"]
+__all__ = ["IGNORED", "cap_logits", "linear_cross_entropy", "linear_log_probs"]
 
 
 def cap_logits(logits: Tensor, cap: float) -> Tensor:
@@ -55,12 +49,90 @@ def linear_cross_entropy(
     weight that needs none, such as a frozen head, is not computed.
     """
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
-        return _LinearCrossEntropy.apply(hidden, weight, targets, cap, compiled)
-    loss, _, _ = _plain(hidden, weight, targets, cap, wanted="none")
-    return loss
+        return _Stored.apply(hidden, weight, targets, cap, (compiled, True))
+    return _plain(_given(hidden, weight, targets, cap), summed=True)[0]
 
 
-class _LinearCrossEntropy(torch.autograd.Function):
+def linear_log_probs(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    cap: float | None = None,
+    *,
+    compiled: bool = False,
+) -> Tensor:
+    """Return the log-probability of each target in softmax(hidden @ weightᵀ), in nats.
+
+    `hidden` is (N, d_model), `weight` (vocab, d_model) and `targets` (N,). The result (N,) is fp32,
+    and 0 for the target IGNORED. A `cap` is applied to the logits (`cap_logits`). Never more than
+    one chunk of logits exists. Products use autocast's dtype if autocast is on; softmax and all
+    sums are fp32. `compiled` computes with kernels of torch.compile, where a result is at least
+    about −100 (MOST_ABOVE).
+
+    A loss of sequences, such as that of preferences, weighs each token by what all tokens of both
+    sequences are worth. So the forward pass does not know the gradient by the logits, and the
+    backward pass computes the logits a second time. If `weight` needs no gradient, the forward pass
+    stores the gradient by the hidden states, which the backward pass only scales.
+    """
+    if torch.is_grad_enabled() and weight.requires_grad:
+        return _ComputedAgain.apply(hidden, weight, targets, cap, compiled)
+    if torch.is_grad_enabled() and hidden.requires_grad:
+        return _Stored.apply(hidden, weight, targets, cap, (compiled, False))
+    return _log_probs(_given(hidden, weight, targets, cap), compiled=compiled)[0]
+
+
+def _given(hidden: Tensor, weight: Tensor, targets: Tensor, cap: float | None) -> Given:
+    return Given(hidden, weight, targets, cap, compute_dtype(hidden, weight))
+
+
+class _Stored(torch.autograd.Function):
+    """The forward pass computes the gradients, while the logits exist. The backward pass scales
+    them. `how` is whether kernels are compiled, and whether the result is the loss."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        cap: float | None,
+        how: tuple[bool, bool],
+    ) -> Tensor:
+        (compiled, summed), learned_head = how, ctx.needs_input_grad[1]
+        given = _given(hidden, weight, targets, cap)
+        ctx.dtypes, ctx.factors = (hidden.dtype, weight.dtype), None  # of the rows by `hidden`
+        if compiled:
+            equal = None if summed else torch.ones(len(hidden), device=hidden.device)
+            result, ctx.factors, *ctx.gradients = _compiled(given, equal, learned_head)
+            return result
+        ctx.gradients = _zeros(given, learned_head)
+        result, _, totals = _plain(given, summed=summed, into=ctx.gradients)
+        if not summed:
+            ctx.factors = torch.where((targets != IGNORED)[:, None], -1 / totals, 0.0)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
+        if ctx.gradients is None:
+            raise RuntimeError("backward scales the stored gradients in place: call it only once")
+        # Dropping our references lets autograd keep these tensors as .grad without a copy.
+        (grad_hidden, grad_weight), ctx.gradients = ctx.gradients, None
+        hidden_dtype, weight_dtype = ctx.dtypes
+        of_rows = grad if ctx.factors is None else ctx.factors * grad[..., None]
+        if hidden_dtype == torch.float32:
+            grad_hidden.mul_(of_rows)
+        else:  # rounded as it is written
+            rounded = torch.empty_like(grad_hidden, dtype=hidden_dtype)
+            grad_hidden = torch.mul(grad_hidden, of_rows, out=rounded)
+        if grad_weight is not None:
+            grad_weight = grad_weight.mul_(grad).to(weight_dtype)
+        return grad_hidden, grad_weight, None, None, None
+
+
+class _ComputedAgain(torch.autograd.Function):
+    """The backward pass computes the logits again, and the gradients."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -70,115 +142,92 @@ class _LinearCrossEntropy(torch.autograd.Function):
         cap: float | None,
         compiled: bool,
     ) -> Tensor:
-        learned_head = ctx.needs_input_grad[1]
-        ctx.factors = None  # of each row of the gradient of the hidden states
-        if compiled:
-            result = _compiled(hidden, weight, targets, cap, learned_head)
-            loss, ctx.factors, *ctx.gradients = result
-        else:
-            wanted: Gradients = "both" if learned_head else "of states"
-            loss, *ctx.gradients = _plain(hidden, weight, targets, cap, wanted=wanted)
-        ctx.dtypes = hidden.dtype, weight.dtype
-        return loss
+        given = _given(hidden, weight, targets, cap)
+        ctx.how = cap, given.dtype, compiled
+        log_probs, *sums = _log_probs(given, compiled=compiled)
+        ctx.save_for_backward(hidden, weight, targets, *sums)
+        return log_probs
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
-        if ctx.gradients is None:
-            raise RuntimeError("backward scales the loss's gradients in place: call it only once")
-        # Dropping our references lets autograd keep these tensors as .grad without a copy.
-        (grad_hidden, grad_weight), ctx.gradients = ctx.gradients, None
-        hidden_dtype, weight_dtype = ctx.dtypes
-        of_rows = grad_loss if ctx.factors is None else ctx.factors * grad_loss
-        if hidden_dtype == torch.float32:
-            grad_hidden.mul_(of_rows)
-        else:  # rounded as it is written
-            rounded = torch.empty_like(grad_hidden, dtype=hidden_dtype)
-            grad_hidden = torch.mul(grad_hidden, of_rows, out=rounded)
-        return (
-            grad_hidden,
-            None if grad_weight is None else grad_weight.mul_(grad_loss).to(weight_dtype),
-            None,
-            None,
-            None,
-        )
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        (hidden, weight, targets, *sums), (cap, dtype, compiled) = ctx.saved_tensors, ctx.how
+        given = Given(hidden, weight, targets, cap, dtype)
+        if compiled:
+            _, factors, grad_hidden, grad_weight = _compiled(given, grad, True)
+            grad_hidden.mul_(factors)
+        else:
+            grad_hidden, grad_weight = _plain_again(given, sums, grad)
+        assert grad_weight is not None
+        return grad_hidden.to(hidden.dtype), grad_weight.to(weight.dtype), None, None, None
 
 
-# ---------------------------------------------------------------- plain
+def _log_probs(given: Given, *, compiled: bool) -> tuple[Tensor, ...]:
+    """Return the log-probabilities (N,), and what `_plain_again` wants to know. The compiled way
+    adds up again, which costs nothing."""
+    if not compiled:
+        return _plain(given, summed=False)
+    with torch.autocast(given.hidden.device.type, enabled=False):
+        chunks = CompiledChunks(given)
+        return (torch.cat([chunks.log_probs(part) for part in chunks.parts]),)
+
+
+# What the plain way writes gradients into, in fp32: by `hidden`, and by `weight` if it is learned.
+_Gradients = tuple[Tensor, Tensor | None]
+
+
+def _zeros(given: Given, learned_head: bool) -> _Gradients:
+    hidden = torch.zeros_like(given.hidden, dtype=torch.float32)
+    return hidden, torch.zeros_like(given.weight, dtype=torch.float32) if learned_head else None
 
 
 def _plain(
-    hidden: Tensor, weight: Tensor, targets: Tensor, cap: float | None, *, wanted: Gradients
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return the summed loss and, if wanted, its fp32 gradients by `hidden` and by `weight`."""
-    dtype = compute_dtype(hidden, weight)
-    loss = torch.zeros((), device=hidden.device)
-    grad_hidden = torch.zeros_like(hidden, dtype=torch.float32) if wanted != "none" else None
-    grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wanted == "both" else None
-    with torch.autocast(hidden.device.type, enabled=False):
-        chunks = PlainChunks(hidden, weight, targets, cap, dtype)
-        for part in chunks.parts:
-            chunk = chunks.chunk(part)
-            exp, total, of_target, _ = softmax_in_place(chunk)
-            loss += ((total.log() - of_target) * chunk.valid).sum()
-            if grad_hidden is None:
-                continue
-            # The d_model side of both products divides by `total`, where this is cheap.
-            grad_logits = gradient_in_place(chunk, exp, total)
-            scale = chunk.valid / total
-            grad_hidden[chunk.rows] = (grad_logits @ chunks.weight) * scale
-            if grad_weight is not None:
-                chunks.add_by_weight(grad_weight, grad_logits, (chunk.states * scale).to(dtype))
-    return loss, grad_hidden, grad_weight
+    given: Given, *, summed: bool, into: _Gradients | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the loss if `summed`, and else the log-probabilities (N,).
+
+    Of each row, also return the largest logit (N, 1), and the sum of exponentials of logits minus
+    the largest (N, 1). Their logsumexp would be one number instead of two, but rounded: in fp32,
+    exp(500 − 500.00003) is not 1. The gradients of log-probabilities lack the factor −1 / sum.
+    """
+    rows, device = len(given.hidden), given.hidden.device
+    result = torch.zeros(() if summed else rows, device=device)
+    tops, totals = (torch.zeros(rows, 1, device=device) for _ in range(2))
+    with torch.autocast(device.type, enabled=False):
+        chunks = PlainChunks(given)
+        for chunk in chunks:
+            exp, total, of_target, top = softmax_in_place(chunk)
+            tops[chunk.rows], totals[chunk.rows] = top, total
+            values = (of_target - total.log()) * chunk.valid
+            if summed:
+                result -= values.sum()
+            else:
+                result[chunk.rows] = values[:, 0]
+            if into is not None:
+                factors = chunk.valid / total if summed else chunk.valid.float()
+                chunks.add_gradients(chunk, (exp, total), factors, into)
+    return result, tops, totals
 
 
-# ---------------------------------------------------------------- compiled
+def _plain_again(given: Given, sums: list[Tensor], grad: Tensor) -> _Gradients:
+    """Return the gradients of log-probabilities that are weighted by `grad` (N,)."""
+    (tops, totals), into = sums, _zeros(given, True)
+    with torch.autocast(grad.device.type, enabled=False):
+        chunks = PlainChunks(given)
+        for chunk in chunks:
+            exp, total = chunk.logits.sub_(tops[chunk.rows]).exp_(), totals[chunk.rows]
+            factors = -grad[chunk.rows, None] * chunk.valid / total
+            chunks.add_gradients(chunk, (exp, total), factors, into)
+    return into
 
 
 def _compiled(
-    hidden: Tensor, weight: Tensor, targets: Tensor, cap: float | None, learned_head: bool
+    given: Given, weights: Tensor | None, learned_head: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Return the summed loss, and its fp32 gradient by `hidden` in two parts: factors of the rows,
-    (N, 1), and what they multiply. Last, the fp32 gradient by `weight`, if it is learned.
-    """
-    gradient_of_logits, dtype = _compiled_gradient_of_logits(), compute_dtype(hidden, weight)
-    with torch.autocast(hidden.device.type, enabled=False):
-        chunks = CompiledChunks(hidden, weight, dtype)
-
-        def kernel(part: slice, logits: Tensor, of_target: Tensor) -> tuple[Tensor, ...]:
-            states = chunks.states[part]
-            return gradient_of_logits(logits, of_target, states, targets[part], len(weight), cap)
-
-        gradients = chunks.gradients(targets, kernel, learned_head=learned_head)
-    return torch.stack(gradients[0]).sum(), *gradients[1:]
-
-
-@lru_cache(maxsize=1)
-def _compiled_gradient_of_logits() -> Callable[..., tuple[Tensor, ...]]:
-    # Each shape has kernels for itself. With kernels for all shapes, the kernels of a resumed run
-    # could differ from those of the unbroken run, which met the shapes in another order.
-    return torch.compile(_gradient_of_logits, dynamic=False, fullgraph=True)
-
-
-def _gradient_of_logits(
-    logits: Tensor,
-    of_target: Tensor,
-    states: Tensor,
-    targets: Tensor,
-    vocab: int,
-    cap: float | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the loss of logits (N, columns), summed, and what the gradients are made of.
-
-    `of_target` (N, 1) are the targets' logits.
-
-    This is the gradient by the logits, without a factor of each row, as if no row had a target;
-    what the gradient is at the targets, (N, 1); the factors, (N, 1) in fp32; and `states` (N,
-    d_model) times the factors. The others have the dtype of `states`. As in `_plain`, the d_model
-    side of both products has the factors, where they are cheap.
-    """
-    dtype = states.dtype
-    losses, gradient, own, total = relative_softmax(logits, of_target, dtype, vocab, cap)
-    valid = (targets != IGNORED)[:, None]
-    factors = valid / total
-    return (losses * valid).sum(), gradient, own, factors, (states * factors).to(dtype)
+    """Return the log-probabilities (N,), and the gradient by `hidden` of their sum weighted by
+    `weights` (N,), in two parts: factors of the rows (N, 1), and fp32 (N, d_model). Last, the fp32
+    gradient by `weight`, if it is learned. Without `weights`, all this is of the loss."""
+    with torch.autocast(given.hidden.device.type, enabled=False):
+        found = CompiledChunks(given).gradients(weights, learned_head=learned_head)
+    result = torch.stack(found[0]).sum() if weights is None else torch.cat(found[0])
+    return result, *found[1:]

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from pion.model import chunks_of_logits, decoder, log_probs, loss
+from pion.model import chunks_of_logits, decoder
 from pion.model.attention import attention, masks, rope
 from pion.model.chunks_of_logits import CompiledChunks
 from pion.model.feedforward import expert_products
@@ -46,9 +46,7 @@ def stand_ins(device_type: str, capability: tuple[int, int]) -> Iterator[None]:
             (expert_products, "_slices", _full_slices),
             (expert_products, "_zeros_if_idle", lambda matrix, ends: torch.empty_like(matrix)),
             (chunks_of_logits, "_learned_rows", lambda targets: torch.arange(len(targets))),
-            (loss, "_compiled_gradient_of_logits", lambda: _gradient_of_logits),
-            (log_probs, "_compiled_log_probs_of_logits", lambda: _log_probs_of_logits),
-            (log_probs, "_compiled_gradient_of_log_probs", lambda: _gradient_of_log_probs),
+            (chunks_of_logits, "compiled", KERNELS.__getitem__),
         ):
             stack.enter_context(replaced(owner, name, value))
         if device_type == "cuda":
@@ -179,55 +177,49 @@ def _full_slices(
         )
 
 
+def _log_probs_of_logits(logits: Tensor, *_: Any) -> Tensor:
+    return logits.new_empty(len(logits))
+
+
 def _gradient_of_logits(
-    logits: Tensor, of_target: Tensor, states: Tensor, *_: Any
+    logits: Tensor,
+    of_target: Tensor,
+    states: Tensor,
+    of_rows: tuple[Tensor, Tensor | None],
+    *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Compiled kernels allocate only their results."""
-    dtype = states.dtype
+    dtype, weights = states.dtype, of_rows[1]
     gradient, own = (torch.empty_like(like, dtype=dtype) for like in (logits, of_target))
-    return (
-        logits.new_zeros(()),
-        gradient,
-        own,
-        torch.empty_like(of_target),
-        torch.empty_like(states),
-    )
+    result = logits.new_zeros(()) if weights is None else _log_probs_of_logits(logits)
+    return result, gradient, own, torch.empty_like(of_target), torch.empty_like(states)
 
+
+# What allocates as each kernel does, if this is compiled.
+KERNELS = {
+    chunks_of_logits.gradient_of_logits: _gradient_of_logits,
+    chunks_of_logits.log_probs_of_logits: _log_probs_of_logits,
+}
 
 _gradients_of_parts = CompiledChunks.gradients
 
 
 def _gradients_of_few_parts(
-    chunks: CompiledChunks, targets: Tensor, kernel: chunks_of_logits.Kernel, *, learned_head: bool
+    chunks: CompiledChunks, weights: Tensor | None, *, learned_head: bool
 ) -> tuple[list[Tensor], Tensor, Tensor, Tensor | None]:
     """Compute the first part, the second and the last. Those between need no more, and there may be
     hundreds: only their results are made."""
     few, (first, *_) = copy.copy(chunks), chunks.parts
     few.parts = chunks.parts[:2] + chunks.parts[2:][-1:]
     left_out = len(chunks.parts) - len(few.parts)
-    if not left_out:
-        return _gradients_of_parts(chunks, targets, kernel, learned_head=learned_head)
-    logits = chunks.logits(first)
-    result, _, _, factor, _ = kernel(first, logits, logits[:, :1])
-    del logits, _
-    results = [torch.empty_like(result) for _ in range(left_out)]
-    factors = [torch.empty_like(factor) for _ in range(left_out)]
-    del result, factor
+    size, device = first.stop - first.start, chunks.states.device
+    shape: tuple[int, ...] = () if weights is None else (size,)
+    results = [torch.empty(shape, device=device) for _ in range(left_out)]
+    factors = [torch.empty(size, 1, device=device) for _ in range(left_out)]
     own, some, by_hidden, by_weight = _gradients_of_parts(
-        few, targets, kernel, learned_head=learned_head
+        few, weights, learned_head=learned_head
     )
     return [*own, *results], torch.cat([some, *factors]), by_hidden, by_weight
-
-
-def _log_probs_of_logits(logits: Tensor, *_: Any) -> Tensor:
-    return logits.new_empty(len(logits))
-
-
-def _gradient_of_log_probs(
-    logits: Tensor, row_values: tuple[Tensor, Tensor, Tensor], states: Tensor, *_: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    of_loss = _gradient_of_logits(logits, row_values[0], states)
-    return _log_probs_of_logits(logits), *of_loss[1:]
 
 
 def _product_in_fp32(

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import linear
 
 from pion.model import chunks_of_logits
-from pion.model.log_probs import linear_log_probs
-from pion.model.loss import IGNORED, cap_logits, linear_cross_entropy
+from pion.model.loss import IGNORED, cap_logits, linear_cross_entropy, linear_log_probs
 from tests.pion.model.test_loss import Watch, problem
 
 CAP = 5.0
