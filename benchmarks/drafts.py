@@ -70,7 +70,7 @@ def continued(
     leave = Decoding.leave
 
     def count(self: Decoding, row: int, *, damaged: bool = False) -> None:
-        for place, number in enumerate(self.drafted(self.texts[row])):
+        for place, number in enumerate(self.drafts.counts(self.texts[row])):
             counted[place] += number
         leave(self, row, damaged=damaged)
 
