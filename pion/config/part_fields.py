@@ -220,6 +220,14 @@ class Part:
         of so many tokens; None: the part has no entries."""
         return None
 
+    def one_choice(self, stage: str, top_ks: Sequence[int | None]) -> str | None:
+        """Return why the loss would teach the part nothing; None: it teaches something.
+
+        `top_ks` are those of the phases of a new run's first `stage`; None: the part's own. Weights
+        of what is chosen add up to 1, so a single one weighs 1 whatever its logits say.
+        """
+        return None
+
     def too_short(self, tokens: int) -> str | None:
         """Return why rows of so many tokens can't train the part; None: they can."""
         return None

@@ -75,6 +75,15 @@ class Experts(FeedForwardPart):
         for name in ("balance_weight", "z_weight"):
             require_weight(f"experts.{name}", getattr(self, name))
 
+    def one_choice(self, stage: str, top_ks: Sequence[int | None]) -> str | None:
+        """Return why a router with a single choice learns nothing."""
+        if self.top_k != 1 or self.n == 1:
+            return None
+        return (
+            "model.experts.top_k: 1: a token's only expert always has the weight 1, so the loss "
+            "teaches the router nothing. Nothing was started. Use at least 2."
+        )
+
     def check(self, model: Core) -> None:
         """Raise BadInput for widths that grouped products of bf16 elements can't have."""
         if model.feedforward != "experts":

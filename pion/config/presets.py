@@ -78,7 +78,13 @@ TACHYON = Family(
 )
 
 # By the value of `family`. It is a label for presets, importers and cards; no computation reads it.
-FAMILIES = {"pion": PION, "tachyon": TACHYON, "daisy": DAISY, "pilon": PILON, "lepton": LEPTON}
+FAMILIES = {
+    "pion": PION,
+    "tachyon": TACHYON,
+    "daisy": DAISY,
+    "pilon": PILON,
+    "lepton": LEPTON,
+}
 PRESETS: dict[str, Preset] = {
     name: {"family": label} | preset
     for label, family in FAMILIES.items()

@@ -141,6 +141,16 @@ class Primitives(FeedForwardPart):
         """The number of bands."""
         return len(self.bands)
 
+    def one_choice(self, stage: str, top_ks: Sequence[int | None]) -> str | None:
+        """Return why recipes with a single choice learn nothing."""
+        if self.n == 1 or max(top_k or self.top_k for top_k in top_ks) != 1:
+            return None
+        return (
+            "model.primitives.top_k: 1: the only primitive of a recipe always has the weight 1, so "
+            "the loss teaches the recipes nothing. Nothing was started. Use at least 2, or give "
+            f"{stage} a first phase with a larger top_k."
+        )
+
     def modules(self, model: Core) -> int:
         """Return the number of recipes of experts in a layer."""
         return 0 if model.experts is None else model.experts.n

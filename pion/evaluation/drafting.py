@@ -47,7 +47,7 @@ def drafted(
         text.draw(decoding.read_alone(text)[0])
         begin = len(text.ids)
         passes = _passes(decoding, text, on_pass)
-        guessed, right = decoding.drafted(text)
+        guessed, right = decoding.drafts.counts(text)
         tried, hits = tried + guessed, hits + right
         if passes:
             shares.append((len(text.ids) - begin) / passes)

@@ -18,14 +18,15 @@ from pion.config.draft import Draft
 from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
 from pion.formats.model_tensors import read_model_tensors
-from pion.formats.target_folder import DRAFT_FILES, DRAFT_FOLDER
+from pion.formats.target_folder import FOLDERS
 from pion.formats.weights import read_settings, read_tensors, write_safetensors
 from pion.later_fields import shown
 from pion.model.decoder import Decoder
 from pion.model.draft_block import block_of
 from pion.model.parameters import require_finite, require_possible, tensors_sha256
 
-FOLDER, (RECORD, TENSORS) = DRAFT_FOLDER, DRAFT_FILES
+FOLDER = "draft"
+RECORD, TENSORS = FOLDERS[FOLDER]
 
 
 def write_draft(model: Decoder, folder: Path, rows: int) -> None:

@@ -29,8 +29,9 @@ EXPORT_FILES = (
 )
 # The files of a published adapter. Its card and tokenizer are as in an export.
 ADAPTER_FILES = (PEFT_CONFIG, PEFT_TENSORS, RECORD)
-# The folder of a draft block (draft_folder.py), and its files.
-DRAFT_FOLDER, DRAFT_FILES = "draft", ("draft.json", "draft.safetensors")
+# Folders of an export by their names, each with its files: that of a draft block
+# (draft_folder.py).
+FOLDERS = {"draft": ("draft.json", "draft.safetensors")}
 # Marks a config.json as an export of Pion, for `is_export`. Transformers ignores this entry.
 PRODUCER = {"producer": "pion"}
 
@@ -61,14 +62,14 @@ def _foreign(folder: Path) -> list[str]:
         and path.name not in (GGUF_FILE, MODELFILE)
         and not is_modelling_file(path)
         and not is_legal(path.name)
-        and not _is_draft(path)
+        and not _is_folder_of_export(path)
     )
 
 
-def _is_draft(path: Path) -> bool:
-    """Return whether a path is the folder of a draft block, and has no other files."""
+def _is_folder_of_export(path: Path) -> bool:
+    """Return whether a path is one of FOLDERS, and has no other files."""
     names = {file.name for file in path.iterdir()} if path.is_dir() else set()
-    return path.name == DRAFT_FOLDER and names <= set(DRAFT_FILES)
+    return path.name in FOLDERS and names <= set(FOLDERS[path.name])
 
 
 def check_replaceable(out: str | Path) -> None:

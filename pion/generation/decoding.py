@@ -13,21 +13,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pion.errors import BadInput
-from pion.generation.bounds import MOST_DRAFTS
-from pion.generation.drafts import (
-    TOKEN_SHARE,
-    Drafting,
-    Possible,
-    Records,
-    best_number,
-    guess_share,
-)
+from pion.generation.drafts import Drafts
 from pion.generation.step_graphs import StepGraphs
 from pion.generation.text import Text
 from pion.model.attention.cache import KVCache
 from pion.model.decoder import Decoder
-from pion.model.draft_block import DraftBlock, Trunk, block_of
 
 # What draws the next tokens of some rows; see `Decoding.step`.
 DrawRows = Callable[[Sequence[int], Tensor], Sequence[int | None]]
@@ -47,20 +37,12 @@ class Decoding:
     Attributes:
         texts: those whose prompts have been read, by their rows.
         reading: the text whose prompt is being read. It has the row after them.
+        drafts: what is guessed for each text.
         graphs: the CUDA graphs of steps without drafts.
     """
 
     def __init__(self, model: Decoder, rows: int, max_tokens: int, drafts: int = 0) -> None:
-        if not 0 <= drafts <= MOST_DRAFTS:
-            raise BadInput(f"drafts is {drafts}; it must be from 0 to {MOST_DRAFTS}")
-        self.model, self._drafts = model, drafts
-        self._draftings: dict[int, Drafting] = {}  # by the id of the text
-        self._records = Records()
-        self._pause = 0  # steps in which nothing is drafted
-        block = block_of(model) if drafts else None
-        self._block = None if block is None else (block, block.trunk(model))
-        self._token_share = TOKEN_SHARE[model.embed.weight.device.type]
-        self._guess_share = 0.0 if block is None else guess_share(model.config)
+        self.model, self.drafts = model, Drafts(model, drafts)
         self.texts: list[Text] = []
         self.reading: Text | None = None
         self._cache = KVCache(model.config, min(max_tokens, model.config.seq_len), rows)
@@ -107,7 +89,7 @@ class Decoding:
         for row, ids in enumerate(prompts, first):
             self._cache.cut(row, len(ids))
             self._read[row] = list(ids)
-            self._begin_drafts(texts[row - first], hidden[row - first, len(ids) - 1])
+            self.drafts.begin(texts[row - first], hidden[row - first, len(ids) - 1])
         self.texts += texts
         return last_logits(self.model, hidden, [len(ids) for ids in prompts])
 
@@ -156,7 +138,7 @@ class Decoding:
         self._read[row] = self._read[row] + ids
         if len(self._read[row]) == len(text.ids):
             self.texts.append(text)
-            self._begin_drafts(text, hidden[0, -1])
+            self.drafts.begin(text, hidden[0, -1])
             self.reading = None
         return hidden
 
@@ -171,8 +153,7 @@ class Decoding:
         were right so far.
         """
         starts = self._cache.lengths[: len(self.texts)]
-        most = min(self._drafts, self._cache.max_tokens - 1 - max(starts))
-        guesses = self._guesses(most)
+        guesses = self.drafts.guesses(self.texts, self._cache.max_tokens - 1 - max(starts))
         width = 1 + max(map(len, guesses))
         rows = [[text.ids[-1], *guess] for text, guess in zip(self.texts, guesses)]
         filled = [ids + [0] * (width - len(ids)) for ids in rows]
@@ -181,10 +162,7 @@ class Decoding:
         for row, guess in enumerate(guesses):
             self._read[row] += rows[row][: right[row] + 1]
             self._cache.cut(row, starts[row] + right[row] + 1)
-            if self._block is not None:
-                self._drafting(self.texts[row]).known = hidden, row, right[row]
-            if guess:
-                self._drafting(self.texts[row]).count(right[row])
+            self.drafts.note(self.texts[row], guess, (hidden, row, right[row]))
 
     def _pass(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
         """Read the next tokens of all texts; return hidden states and logits, each (B, T, …)."""
@@ -193,59 +171,7 @@ class Decoding:
             hidden = cache_tokens(self.model, rows, self._cache)
             return hidden, every_logits(self.model, hidden)
         hidden, logits = found
-        # A block reads the states in the next step.
-        return (hidden if self._block is None else hidden.clone()), logits
-
-    def drafted(self, text: Text) -> tuple[int, int]:
-        """Return how many tokens of a text that has not left were drafted, and how many right."""
-        found = self._draftings.get(id(text))
-        return (0, 0) if found is None else (found.drafted, found.right)
-
-    def _drafting(self, text: Text) -> Drafting:
-        found = self._draftings.get(id(text))
-        if found is None:
-            found = self._draftings[id(text)] = Drafting(self._records)
-        return found
-
-    def _begin_drafts(self, text: Text, state: Tensor) -> None:
-        """Keep the hidden state (d_model,) that predicts the first token after a prompt."""
-        self._pause = 0
-        if self._block is not None:
-            # Without a copy, the states of the whole prompt would stay.
-            self._drafting(text).known = state.clone()[None, None], 0, 0
-
-    def _guesses(self, most: int) -> list[list[int]]:
-        """Return the drafts of each text: at most `most` tokens, and none beyond its room.
-
-        Finding out that none would pay takes time for each text. So the more texts there are, the
-        more steps follow without drafts.
-        """
-        if not self._drafts:
-            return [[] for _ in self.texts]
-        if self._pause:
-            self._pause -= 1
-            return [[] for _ in self.texts]
-        draftings = [self._drafting(text) for text in self.texts]
-        possible = []
-        for drafting, text in zip(draftings, self.texts):
-            room = max(0, min(most, text.room - len(text.ids) - 1))
-            drafting.begin(text.ids, room)
-            by_block = not drafting.guess and self._block is not None
-            count = min(room, self._block[0].steps) if by_block and self._block else 0
-            possible.append(Possible(count or len(drafting.guess), drafting.chance, by_block))
-        count = best_number(possible, self._token_share, self._guess_share)
-        self._pause = 0 if count else len(self.texts) // 2
-        for drafting in draftings:
-            drafting.guess = drafting.guess[:count]
-        asked = [row for row, text in enumerate(possible) if text.by_block and text.most]
-        if count and asked and self._block is not None:
-            known = [draftings[row].known for row in asked]
-            states = torch.stack([every[of, at] for every, of, at in filter(None, known)])
-            last = [self.texts[row].ids[-1] for row in asked]
-            guesses = guessed_ids(self._block, states, last, count)
-            for row, guess in zip(asked, guesses):
-                draftings[row].guess = guess[: possible[row].most]
-        return [drafting.guess for drafting in draftings]
+        return (hidden.clone() if self.drafts.read_states else hidden), logits
 
     def leave(self, row: int, *, damaged: bool = False) -> None:
         """Free the row of a text. The last text takes it.
@@ -253,7 +179,7 @@ class Decoding:
         What the text has read stays until the row is needed, unless it may be `damaged`.
         """
         last = len(self.texts) - 1
-        self._draftings.pop(id(self.texts[row]), None)
+        self.drafts.forget(self.texts[row])
         if damaged:
             self._cache.clear(row)
             self._read[row] = []
@@ -361,19 +287,6 @@ def of_rank_0(model: Decoder, logits: Tensor) -> Tensor:
     logits = logits.contiguous()
     dist.broadcast(logits, src=0)
     return logits
-
-
-@torch.inference_mode()
-def guessed_ids(
-    block: tuple[DraftBlock, Trunk], states: Tensor, tokens: Sequence[int], most: int
-) -> list[list[int]]:
-    """Return what a draft block guesses after `tokens` of B texts, from `states` (B, d_model).
-
-    For each text, these are at most `most` ids.
-    """
-    guesses, trunk = block
-    last = torch.tensor(tokens).to(states.device, non_blocking=True)
-    return guesses.guess(states, last, trunk, most)
 
 
 def bytes_per_row(model: Decoder, max_tokens: int) -> int:

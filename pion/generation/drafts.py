@@ -7,14 +7,19 @@ accepted with the probability that the model gives it. What a wrong one costs is
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
+import torch
 from torch import Tensor
 
-from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
+from pion.generation.bounds import MOST_DRAFTS
+from pion.generation.text import Text
+from pion.model.decoder import Decoder
+from pion.model.draft_block import DraftBlock, Trunk, block_of
 from pion.model.params_and_flops import cost_of
 
 # The longest match is tried first. A single token is no match: it would nearly always be found.
@@ -160,12 +165,94 @@ def best_number(texts: Sequence[Possible], token: float, guess: float) -> int:
     return max(range(1 + max(text.most for text in texts)), key=speed)
 
 
-def guess_share(config: ModelConfig) -> float:
-    """Return the arithmetic of a draft block for one guess, as a share of the model's for a token.
+class Drafts:
+    """What is guessed for texts that a model continues together: at most `most` tokens of each.
 
-    Raises BadInput for a model without a draft block.
+    Raises BadInput for more than a cache can take back.
+
+    Attributes:
+        read_states: whether the hidden states of a step are read in the next one.
     """
-    if config.draft is None:
-        raise BadInput("the model has no draft block")
-    cost = cost_of(config)
-    return cost.apart_macs / config.draft.steps / cost.macs_per_token
+
+    def __init__(self, model: Decoder, most: int) -> None:
+        if not 0 <= most <= MOST_DRAFTS:
+            raise BadInput(f"drafts is {most}; it must be from 0 to {MOST_DRAFTS}")
+        self._most, self._pause = most, 0  # steps in which nothing is drafted
+        self._of_text = defaultdict[int, Drafting](partial(Drafting, Records()))  # by id
+        block = block_of(model) if most else None
+        self._block = None if block is None else (block, block.trunk(model))
+        self.read_states = block is not None
+        self._token_share = TOKEN_SHARE[model.embed.weight.device.type]
+        # The arithmetic of a block for one guess, as a share of the model's for a token.
+        self._guess_share = 0.0
+        if block is not None:
+            cost = cost_of(model.config)
+            self._guess_share = cost.apart_macs / block.steps / cost.macs_per_token
+
+    def begin(self, text: Text, state: Tensor) -> None:
+        """Keep the hidden state (d_model,) that predicts the first token after a prompt."""
+        self._pause = 0
+        if self.read_states:
+            # Without a copy, the states of the whole prompt would stay.
+            self._of_text[id(text)].known = state.clone()[None, None], 0, 0
+
+    def guesses(self, texts: Sequence[Text], room: int) -> list[list[int]]:
+        """Return the drafts of each text: at most `room` tokens, and none beyond its own room.
+
+        Finding out that none would pay takes time for each text. So the more texts there are, the
+        more steps follow without drafts.
+        """
+        if not self._most or self._pause:
+            self._pause = max(0, self._pause - 1)
+            return [[] for _ in texts]
+        draftings = [self._of_text[id(text)] for text in texts]
+        possible = []
+        for drafting, text in zip(draftings, texts):
+            own = max(0, min(self._most, room, text.room - len(text.ids) - 1))
+            drafting.begin(text.ids, own)
+            by_block = not drafting.guess and self._block is not None
+            count = min(own, self._block[0].steps) if by_block and self._block else 0
+            possible.append(Possible(count or len(drafting.guess), drafting.chance, by_block))
+        count = best_number(possible, self._token_share, self._guess_share)
+        self._pause = 0 if count else len(texts) // 2
+        for drafting in draftings:
+            drafting.guess = drafting.guess[:count]
+        asked = [row for row, text in enumerate(possible) if text.by_block and text.most]
+        if count and asked and self._block is not None:
+            known = [draftings[row].known for row in asked]
+            states = torch.stack([every[of, at] for every, of, at in filter(None, known)])
+            last = [texts[row].ids[-1] for row in asked]
+            guesses = guessed_ids(self._block, states, last, count)
+            for row, guess in zip(asked, guesses):
+                draftings[row].guess = guess[: possible[row].most]
+        return [drafting.guess for drafting in draftings]
+
+    def note(self, text: Text, guess: Sequence[int], known: tuple[Tensor, int, int]) -> None:
+        """Note a step of a text: hidden states (B, T, d_model), its row, and how many of the
+        guessed tokens were right."""
+        if self.read_states:
+            self._of_text[id(text)].known = known
+        if guess:
+            self._of_text[id(text)].count(known[2])
+
+    def counts(self, text: Text) -> tuple[int, int]:
+        """Return how many tokens of a text that has not left were drafted, and how many right."""
+        found = self._of_text.get(id(text))
+        return (0, 0) if found is None else (found.drafted, found.right)
+
+    def forget(self, text: Text) -> None:
+        """Forget a text that has left."""
+        self._of_text.pop(id(text), None)
+
+
+@torch.inference_mode()
+def guessed_ids(
+    block: tuple[DraftBlock, Trunk], states: Tensor, tokens: Sequence[int], most: int
+) -> list[list[int]]:
+    """Return what a draft block guesses after `tokens` of B texts, from `states` (B, d_model).
+
+    For each text, these are at most `most` ids.
+    """
+    guesses, trunk = block
+    last = torch.tensor(tokens).to(states.device, non_blocking=True)
+    return guesses.guess(states, last, trunk, most)

@@ -153,7 +153,7 @@ class Engine:
         if self._in_slots:
             self._decoding.step(self._draw_in)
             for answer in self._in_slots:
-                answer.drafted, answer.accepted = self._decoding.drafted(answer.text)
+                answer.drafted, answer.accepted = self._decoding.drafts.counts(answer.text)
             self._free_slots()
 
     def _read_short_prompts(self) -> None:

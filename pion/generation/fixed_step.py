@@ -15,7 +15,6 @@ from torch import Tensor
 
 from pion.model.attention.cache import KVCache, Place
 from pion.model.attention.rope import table_of
-from pion.model.attention.slot_cache import SlotPlace
 from pion.model.decoder import Decoder
 
 # A row attends to a power of two of entries, from this number on: to at most twice as many as it
@@ -29,19 +28,19 @@ class Shape(NamedTuple):
     Attributes:
         rows: how many rows of the cache are continued, from the first on.
         entries: each row has at most so many tokens after the step.
-        slots: whether a row's token fills a segment, so that the segment's slots are computed.
+        fills: whether a row's token brings entries behind the text (slots), which are computed.
     """
 
     rows: int
     entries: int
-    slots: bool
+    fills: bool
 
 
-def shape_of(model: Decoder, cache: KVCache, rows: int) -> Shape:
+def shape_of(cache: KVCache, rows: int) -> Shape:
     """Return the shape of the next step of the first `rows` rows."""
     longest = max(cache.lengths[:rows]) + 1
     entries = min(cache.max_tokens, max(LEAST_ENTRIES, 1 << (longest - 1).bit_length()))
-    return Shape(rows, entries, any(segment >= 0 for segment in _filled(model, cache, rows)))
+    return Shape(rows, entries, any(segment >= 0 for segment in _filled(cache, rows)))
 
 
 class FixedStep:
@@ -49,8 +48,8 @@ class FixedStep:
 
     def __init__(self, model: Decoder, cache: KVCache, shape: Shape) -> None:
         self._model, self._cache, self._shape = model, cache, shape
-        # Of each row: the token, its position, and the segment that it fills, or −1.
-        count = 2 + shape.slots
+        # Of each row: the token, its position, and the number of the entries that it brings, or −1.
+        count = 2 + shape.fills
         device = model.embed.weight.device
         self._given = torch.zeros(count, shape.rows, dtype=torch.int64, device=device)
         # A graph reads this table where it is, also if nothing else needs the table any more.
@@ -61,8 +60,8 @@ class FixedStep:
         """Write the next token of each row where `compute` reads it. Nothing waits for the GPU."""
         rows = self._shape.rows
         given = [list(tokens), self._cache.lengths[:rows]]
-        if self._shape.slots:
-            given.append(_filled(self._model, self._cache, rows))
+        if self._shape.fills:
+            given.append(_filled(self._cache, rows))
         self._given.copy_(torch.tensor(given), non_blocking=True)
 
     @torch.inference_mode()
@@ -72,21 +71,15 @@ class FixedStep:
         Their keys and values are in the cache, whose `lengths` stay as they are.
         """
         tokens, positions, *segments = self._given[:, :, None]
-        shape, slots = self._shape, self._model.config.slots
-        of_slots = None
-        if slots is not None:
-            filled = segments[0] if segments else positions[:, :0]
-            of_slots = SlotPlace(filled, slots.entries(shape.entries))
+        shape, behind = self._shape, self._cache.behind
+        filled = segments[0] if segments else positions[:, :0]
+        of_step = behind and behind.place_of_step(filled, shape.entries)
         # As if each row were as long as it may be. The real positions are in a tensor.
-        place = Place(0, (shape.entries - 1,) * shape.rows, 1, positions, of_slots)
+        place = Place(0, (shape.entries - 1,) * shape.rows, 1, positions, of_step)
         hidden = self._model.hidden_at(tokens, self._cache, place)
         return hidden, self._model.logits(hidden).float()
 
 
-def _filled(model: Decoder, cache: KVCache, rows: int) -> list[int]:
-    """Return the segment that the next token of each row fills, or −1."""
-    slots = model.config.slots
-    if slots is None:
-        return [-1] * rows
-    size = slots.segment
-    return [at // size if (at + 1) % size == 0 else -1 for at in cache.lengths[:rows]]
+def _filled(cache: KVCache, rows: int) -> list[int]:
+    """Return the number of the entries that the next token of each row brings, or −1."""
+    return [-1] * rows if cache.behind is None else cache.behind.filled(cache.lengths[:rows])

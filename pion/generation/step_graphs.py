@@ -110,7 +110,7 @@ class StepGraphs:
         # Autocast keeps casts of weights, which a graph would read when they are gone.
         if not _graphs.used or self.refused or torch.is_autocast_enabled(device):
             return None
-        shape = shape_of(self._model, self._cache, len(tokens))
+        shape = shape_of(self._cache, len(tokens))
         self._seen[shape] += 1
         if self._seen[shape] < self._captured_step:
             return None

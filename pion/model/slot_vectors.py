@@ -49,6 +49,6 @@ class SlotVectors(SharedPart):
         """Return the embeddings, and behind them those of the slots that the pass computes."""
         rows, tokens = now.given.tokens.shape
         segments = tokens // self.settings.segment
-        if now.place is not None and now.place.slots is not None:
-            segments = now.place.slots.segments.shape[1]
+        if now.place is not None:
+            segments = now.place.behind.segments.shape[1]
         return torch.cat([x, self(rows, segments)], dim=1)

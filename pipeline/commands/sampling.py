@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from pion.errors import BadInput
 from pion.generation.bounds import BOUNDS
-from pipeline.serve.options import add_drafts, add_dtype, drafts_of
+from pipeline.serve.draft_option import add_drafts, drafts_of
+from pipeline.serve.options import add_dtype
 
 if TYPE_CHECKING:
     from pion.model.decoder import Decoder

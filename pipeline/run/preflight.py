@@ -22,29 +22,14 @@ MANAGED = "SKYPILOT_MANAGED_JOB_ID"
 
 
 def refuse_one_choice(job: Job) -> None:
-    """Raise BadInput for a new run whose routers or recipes would learn nothing from the loss.
-
-    The weights of a token's experts, and of a recipe's primitives, add up to 1. So a single one
-    weighs 1 whatever the router or the recipe says.
-    """
+    """Raise BadInput for a new run whose routers or recipes would learn nothing from the loss."""
     if job.base is not None:
         return
-    config, stage = job.model_config_resolved(), job.train_stages[0]
-    experts, primitives = config.experts, config.primitives
-    if experts is not None and experts.top_k == 1 < experts.n:
-        raise BadInput(
-            "model.experts.top_k: 1: a token's only expert always has the weight 1, so the loss "
-            "teaches the router nothing. Nothing was started. Use at least 2."
-        )
-    if primitives is None or primitives.n == 1:
-        return
-    phases = [phase.top_k for phase in job.section(stage).phases] or [None]
-    if max(top_k or primitives.top_k for top_k in phases) == 1:
-        raise BadInput(
-            "model.primitives.top_k: 1: the only primitive of a recipe always has the weight 1, so "
-            "the loss teaches the recipes nothing. Nothing was started. Use at least 2, or give "
-            f"{stage} a first phase with a larger top_k."
-        )
+    stage = job.train_stages[0]
+    top_ks = [phase.top_k for phase in job.section(stage).phases] or [None]
+    for _, part in job.model_config_resolved().parts():
+        if (why := part.one_choice(stage, top_ks)) is not None:
+            raise BadInput(why)
 
 
 def preflight(job: Job) -> list[str]:

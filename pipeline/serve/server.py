@@ -27,7 +27,8 @@ from pipeline.console.formats import amount, show, size
 from pipeline.models.find import FoundModel, find_model
 from pipeline.models.load import load_found
 from pipeline.serve.app import Api
-from pipeline.serve.options import Options, drafts_of
+from pipeline.serve.draft_option import drafts_of
+from pipeline.serve.options import Options
 from pipeline.serve.served_model import ServedModel
 from pipeline.web.address import Rules
 from pipeline.web.listen import serve_until_stopped, url_of

@@ -387,9 +387,9 @@ def replay_nothing(watch: Watch, config: ModelConfig) -> tuple[int, Any]:
 def guess(watch: Watch, config: ModelConfig) -> tuple[int, Any]:
     """Continue a prompt by tokens that a draft block guesses, all right; count the passes."""
     model = Decoder(replace(config, draft=DRAFT)).to("cuda")
-    where = import_module("pion.generation.decoding")
-    guesses = mock.patch.object(where, "guessed_ids", wraps=where.guessed_ids)
-    passes = mock.patch.object(where, "cache_tokens", wraps=where.cache_tokens)
+    of_block, of_model = map(import_module, ("pion.generation.drafts", "pion.generation.decoding"))
+    guesses = mock.patch.object(of_block, "guessed_ids", wraps=of_block.guessed_ids)
+    passes = mock.patch.object(of_model, "cache_tokens", wraps=of_model.cache_tokens)
     watch.start()
     made_up = mock.patch.object(watch, "values_of", falling)
     with guesses as guessed, passes as passed, made_up:

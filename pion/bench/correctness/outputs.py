@@ -169,7 +169,7 @@ def _graph_difference(model: Decoder, copy: Decoder) -> tuple[float, str | None]
 
 def _fixed_step(model: Decoder, cache: KVCache, tokens: list[int]) -> tuple[Tensor, Tensor]:
     """Compute a step as a graph would, but without the graph."""
-    step = FixedStep(model, cache, shape_of(model, cache, len(tokens)))
+    step = FixedStep(model, cache, shape_of(cache, len(tokens)))
     step.write(tokens)
     results = step.compute()
     cache.grow(0, len(tokens), 1)

@@ -6,7 +6,7 @@ by the names of its tensors, never by a class.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from torch import Tensor
@@ -27,21 +27,13 @@ REFUSED = {
     ".ffn.router.router.0.": "a PILON whose router has two matrices, which Pion can't import",
 }
 
-# By a part of a tensor's name: the family that has such tensors.
-MARKS = {
-    "token_embedding.": "PILON",
-    "primitive_banks.": "PILON",
-    ".ffn.w": "Pion",
-    ".moe.": "Tachyon",
-    "lm_head_w": "Daisy-Wee",
-    "scalars": "Daisy-Wee",
-    "qkvo_w": "Daisy-Wee",
-}
-IMPORTERS = {
-    "Pion": from_pion,
-    "Tachyon": from_tachyon,
-    "Daisy-Wee": from_daisy,
-    "PILON": from_pilon,
+# By family: what reads its checkpoints, and parts of names that only its tensors have.
+Importer = Callable[[SeedCheckpoint], tuple[ModelConfig, dict[str, Tensor]]]
+SEEDS: dict[str, tuple[Importer, tuple[str, ...]]] = {
+    "PILON": (from_pilon, ("token_embedding.", "primitive_banks.")),
+    "Pion": (from_pion, (".ffn.w",)),
+    "Tachyon": (from_tachyon, (".moe.",)),
+    "Daisy-Wee": (from_daisy, ("lm_head_w", "scalars", "qkvo_w")),
 }
 
 
@@ -74,14 +66,15 @@ def ids_of_seed(path: str | Path) -> int | None:
 
 def _translate(checkpoint: SeedCheckpoint) -> tuple[ModelConfig, dict[str, Tensor]]:
     found: dict[str, str] = {}
-    for mark, family in MARKS.items():
-        for name in sorted(checkpoint.tensors):
-            if mark in name:
-                found.setdefault(family, name)
+    for family, (_, marks) in SEEDS.items():
+        for mark in marks:
+            for name in sorted(checkpoint.tensors):
+                if mark in name:
+                    found.setdefault(family, name)
     if len(found) > 1:
         tensors = ", and ".join(f"{name} is a {family}'s" for family, name in found.items())
         raise BadInput(f"the tensors are mixed: {tensors}")
-    return IMPORTERS[next(iter(found), "Pion")](checkpoint)
+    return SEEDS[next(iter(found), "Pion")][0](checkpoint)
 
 
 def _refuse(names: Iterable[str]) -> None:

@@ -7,9 +7,6 @@ segments that its tokens fill, as its last entries.
 
 from __future__ import annotations
 
-import contextlib
-import math
-import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pion.config.slots import Slots
+from pion.model.attention.behind import zeros
 from pion.model.attention.slot_entries import Entries
 
 
@@ -34,18 +32,39 @@ class SlotPlace:
     shown: int
 
 
-def slot_place(slots: Slots, starts: Sequence[int], count: int, device: torch.device) -> SlotPlace:
-    """Return the slots of a pass over `count` tokens after `starts` tokens of each row."""
-    size = slots.segment
-    same = len(set(starts)) == 1
-    rows = [(start // size, (start + count) // size) for start in (starts[:1] if same else starts)]
-    groups = max(stop - first for first, stop in rows)
-    filled = [
-        [first + n if first + n < stop else -1 for n in range(groups)] for first, stop in rows
-    ]
-    segments = torch.tensor(filled, dtype=torch.int64).view(len(rows), groups)
-    shown = slots.per_segment * max(stop for _, stop in rows)
-    return SlotPlace(segments.to(device, non_blocking=True), shown)
+class SlotsBehind:
+    """How a cache keeps slots."""
+
+    def __init__(self, slots: Slots) -> None:
+        self._slots = slots
+
+    def layer(self, max_tokens: int, rows: int | None) -> SlotCache:
+        """Return what a layer keeps of texts of at most so many tokens."""
+        return SlotCache(self._slots, max_tokens, rows)
+
+    def place(self, starts: Sequence[int], count: int, device: torch.device) -> SlotPlace:
+        """Return the slots of a pass over `count` tokens after `starts` tokens of each row."""
+        size = self._slots.segment
+        same = len(set(starts)) == 1
+        rows = [
+            (start // size, (start + count) // size) for start in (starts[:1] if same else starts)
+        ]
+        groups = max(stop - first for first, stop in rows)
+        filled = [
+            [first + n if first + n < stop else -1 for n in range(groups)] for first, stop in rows
+        ]
+        segments = torch.tensor(filled, dtype=torch.int64).view(len(rows), groups)
+        shown = self._slots.per_segment * max(stop for _, stop in rows)
+        return SlotPlace(segments.to(device, non_blocking=True), shown)
+
+    def filled(self, lengths: Sequence[int]) -> list[int]:
+        """Return the segment that the next token of each row fills, or −1."""
+        size = self._slots.segment
+        return [at // size if (at + 1) % size == 0 else -1 for at in lengths]
+
+    def place_of_step(self, filled: Tensor, tokens: int) -> SlotPlace:
+        """Return the slots of a step whose rows, of at most so many tokens, fill these segments."""
+        return SlotPlace(filled, self._slots.entries(tokens))
 
 
 def pass_entries(slots: Slots, positions: Tensor, place: SlotPlace) -> Entries:
@@ -115,7 +134,7 @@ class SlotCache:
                 self._buffers = zeros(keys, shape)
         return self._buffers
 
-    def swap(self, one: int, other: int) -> None:
+    def swap(self, one: int, other: int, entries: int) -> None:
         if self._buffers is not None:
             kept = self._buffers[:, one].clone()
             self._buffers[:, one] = self._buffers[:, other]
@@ -132,19 +151,3 @@ class SlotCache:
 
     def bytes_per_row(self) -> int:
         return 0 if self._buffers is None else self._buffers[:, 0].nbytes
-
-
-def zeros(like: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Return zeros on the device of `like`: a mask does not hide NaN, because 0 · NaN is NaN.
-
-    On a CPU, they take memory only where they are written. A row has room for a whole context, and
-    most texts are shorter.
-    """
-    if like.device.type != "cpu":
-        return like.new_zeros(shape)
-    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    pages = mmap.mmap(-1, math.prod(shape) * like.itemsize, flags=private)
-    # With larger pages, one token could take 2 MB of each head of each layer.
-    with contextlib.suppress(OSError):  # this kernel has none
-        pages.madvise(mmap.MADV_NOHUGEPAGE)
-    return torch.frombuffer(pages, dtype=like.dtype).view(shape)

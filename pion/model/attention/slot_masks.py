@@ -25,12 +25,11 @@ def mask_of_pass(
     slots: Slots, place: Place, cache: KVCache, device: torch.device
 ) -> tuple[Mask, Entries]:
     """Return the mask of a pass with a cache, and the pass's entries."""
-    assert place.slots is not None
     key = cache.key_positions("full", place, device)
     if key is None:
         key = torch.arange(place.end, device=device)[None]
-    query = pass_entries(slots, place.token_positions(device), place.slots)
-    seen = cached_entries(slots, key, place.slots.shown)
+    query = pass_entries(slots, place.token_positions(device), place.behind)
+    seen = cached_entries(slots, key, place.behind.shown)
     return Mask(allowed=visible(query, seen, slots.window)), query
 
 

@@ -82,6 +82,8 @@ class Bank(nn.Module):
     roles: ClassVar[dict[str, Role]] = dict.fromkeys(
         ("factors", "gain", "bias", "input_norm.weight"), "primitive"
     )
+    # Weights whose gradients come outside of blocks (bank_gradients.py).
+    outside: ClassVar = ("factors",)
 
     packed: Tensor
     scales: Tensor

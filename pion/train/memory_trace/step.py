@@ -23,7 +23,6 @@ from pion.model import decoder
 from pion.model.block import Block
 from pion.model.forward_pass import BlockInputs, StepOptions
 from pion.model.norm_and_projection import RMSNorm
-from pion.model.pilon.banks import Bank
 from pion.train.memory_trace.backward import add_gradient, root_of, run_backward
 from pion.train.memory_trace.block_memory import ROWS, BlockMemory, Measured, measure_block
 from pion.train.memory_trace.block_stand_in import Kind, Pass, Sample, kind_of, stand_in
@@ -279,11 +278,11 @@ def _taken_apart(x: Tensor, inputs: BlockInputs) -> tuple[list[Tensor], Callable
 def _shared_weights(inputs: BlockInputs) -> list[Tensor]:
     """Return the learned weights that a block gets: their gradients wait for those of other blocks.
 
-    A value table or a gate comes as a tensor, and is an input like others. The factors of a bank
-    get their gradient outside of blocks (pion/model/pilon/bank_gradients.py).
+    A value table or a gate comes as a tensor, and is an input like others. The weights that a
+    module names in `outside` get their gradient outside of blocks.
     """
     parts = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, nn.Module)]
-    banks = (module for part in parts for module in part.modules() if isinstance(module, Bank))
-    outside = {id(bank.factors) for bank in banks}
+    modules = (module for part in parts for module in part.modules())
+    outside = {id(getattr(module, n)) for module in modules for n in getattr(module, "outside", ())}
     weights = (weight for part in parts for weight in part.parameters())
     return [weight for weight in weights if weight.requires_grad and id(weight) not in outside]

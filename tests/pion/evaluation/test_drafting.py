@@ -51,7 +51,7 @@ def test_tokens_of_a_pass_are_one_and_what_was_guessed_right(
 
     monkeypatch.setattr(DraftBlock, "guess", guess)
     monkeypatch.setattr("pion.generation.drafts.LookUp.draft", lambda self, ids, most: [])
-    monkeypatch.setattr("pion.generation.decoding.best_number", lambda *_: 2)
+    monkeypatch.setattr("pion.generation.drafts.best_number", lambda *_: 2)
     found = drafted(trained, PROMPTS[:1], 0.0, 39, count)
     assert found is not None
     assert found.texts == 1

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import pion
 from pion.errors import BadInput
 from pion.generation import decoding
+from pion.generation import drafts as drafting
 from pion.generation.answer import Ended
 from pion.generation.drafts import (
     EXPECTED,
@@ -181,7 +182,7 @@ def test_texts_that_are_not_worth_drafts_are_asked_less_often(
         asked.append(len(texts))
         return 0
 
-    monkeypatch.setattr(decoding, "best_number", never)
+    monkeypatch.setattr(drafting, "best_number", never)
     model = initial(FAMILY)
     for rows in (1, 8):
         prompts = [[5, 6 + number] for number in range(rows)]

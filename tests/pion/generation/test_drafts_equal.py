@@ -17,7 +17,7 @@ import pytest
 from torch import Tensor
 
 import pion
-from pion.generation import decoding
+from pion.generation import drafts as drafting
 from pion.generation.drafts import Drafting, LookUp, Possible
 from pion.model.decoder import Decoder
 from pion.model.draft_block import DraftBlock, Trunk
@@ -105,7 +105,7 @@ def test_drafts_that_are_partly_right_change_no_text(
     monkeypatch.setattr(DraftBlock, "guess", guess)
     monkeypatch.setattr(LookUp, "draft", lambda self, ids, most: [])
     # A block is large next to models this small: none of its drafts would be expected to pay.
-    monkeypatch.setattr(decoding, "best_number", as_many_as_possible)
+    monkeypatch.setattr(drafting, "best_number", as_many_as_possible)
     counts = Counts(monkeypatch)
     for (group, sampling), wanted in zip(cases, expected, strict=True):
         assert plain(model, group, drafts=3, **sampling) == wanted

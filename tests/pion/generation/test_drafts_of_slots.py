@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import pion
-from pion.generation import decoding
+from pion.generation import drafts as drafting
 from pion.generation.drafts import Possible
 from pion.model.decoder import Decoder
 from tests.families.families import VOCAB, Family
@@ -40,7 +40,7 @@ def always_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
     def most(texts: Sequence[Possible], token: float, guess: float) -> int:
         return max(text.most for text in texts)
 
-    monkeypatch.setattr(decoding, "best_number", most)
+    monkeypatch.setattr(drafting, "best_number", most)
 
 
 def partly_right(plain: Sequence[Sequence[int]]) -> Guess:
@@ -92,14 +92,14 @@ def test_guesses_of_which_some_are_right_never_change_a_text(
 ) -> None:
     plain = [list(pion.generate(model, ids, **SETTINGS, **sampling)) for ids in PROMPTS]
     counted: list[tuple[int, int]] = []
-    count = decoding.Drafting.count
+    count = drafting.Drafting.count
 
     def noted(self: Any, right: int) -> None:
         counted.append((len(self.guess), right))
         count(self, right)
 
-    monkeypatch.setattr(decoding.Drafting, "count", noted)
-    monkeypatch.setattr(decoding, "guessed_ids", partly_right(plain))
+    monkeypatch.setattr(drafting.Drafting, "count", noted)
+    monkeypatch.setattr(drafting, "guessed_ids", partly_right(plain))
     assert texts_of(model, sampling, 4, rows) == plain
     # Some were cut back by a segment and more, and some passes kept the end of a segment.
     assert any(drafted - right >= 3 for drafted, right in counted)

@@ -51,7 +51,7 @@ def test_each_step_is_the_usual_step_up_to_rounding(texts: str, model: Decoder) 
     for step in range(model.config.seq_len - max(lengths)):
         tokens = [row[length + step] for row, length in zip(ids, lengths)]
         expected = cache_tokens(model, [[token] for token in tokens], usual)
-        shape = shape_of(model, fixed, len(lengths))
+        shape = shape_of(fixed, len(lengths))
         steps.setdefault(shape, FixedStep(model, fixed, shape)).write(tokens)
         hidden, logits = steps[shape].compute()
         fixed.grow(0, len(lengths), 1)
@@ -92,7 +92,7 @@ def test_the_same_operations_come_in_every_step_of_a_shape(model: Decoder) -> No
     found = []
     for lengths in ([17, 18], [25, 21]):
         cache, ids = read(model, lengths)
-        shape = shape_of(model, cache, 2)
+        shape = shape_of(cache, 2)
         step = FixedStep(model, cache, shape)
         step.write([ids[0][0], ids[1][0]])
         with Recorded() as recorded:
@@ -105,7 +105,7 @@ def test_the_same_operations_come_in_every_step_of_a_shape(model: Decoder) -> No
 def test_texts_of_other_rows_stay_as_they_are(model: Decoder) -> None:
     cache, ids = read(model, [20, 9, 14])
     before = [tensor[2].clone() for tensor in buffers(cache)]
-    step = FixedStep(model, cache, shape_of(model, cache, 2))
+    step = FixedStep(model, cache, shape_of(cache, 2))
     step.write([ids[0][20], ids[1][9]])
     step.compute()
     after = [tensor[2] for tensor in buffers(cache)]
@@ -118,4 +118,4 @@ def test_texts_of_other_rows_stay_as_they_are(model: Decoder) -> None:
 def test_a_step_sees_at_most_twice_as_many_entries_as_there_are(length: int, entries: int) -> None:
     model = scrambled(MODELS["pion"])
     cache, _ = read(model, [length])
-    assert shape_of(model, cache, 1) == Shape(1, entries, False)
+    assert shape_of(cache, 1) == Shape(1, entries, False)

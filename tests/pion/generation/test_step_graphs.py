@@ -101,7 +101,7 @@ def test_texts_are_the_same_with_graphs(family: str, graphs: type[StandIn]) -> N
     assert continued(model) == expected
     assert list(generate(model, PROMPTS[0], **SETTINGS)) == expected[0]
     # Two texts together, one alone, and again one alone in a cache of its own.
-    assert [made.shape.rows for made in graphs.made if not made.shape.slots] == [2, 1, 1]
+    assert [made.shape.rows for made in graphs.made if not made.shape.fills] == [2, 1, 1]
     assert sum(made.replays for made in graphs.made) > NEW_TOKENS
 
 
