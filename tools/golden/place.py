@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pipeline.cli import main
 from tests.paths import JOBS, REPOSITORY, SKY, TESTS
@@ -110,3 +111,12 @@ def place() -> Iterator[Place]:
         found.sell(PRICES)
         patch.chdir(here)
         yield Place(here, patch, found, hub)
+
+
+def processor() -> str:
+    """Return what decides in which order a CPU adds, as the end of a file's name."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    known = {key.strip(): value.strip() for key, _, value in (x.partition(":") for x in lines)}
+    kind = [known.get(key, "?") for key in ("model name", "cpu family", "model")]
+    words = [*kind, torch.backends.cpu.get_cpu_capability(), "torch", torch.__version__]
+    return "@" + "-".join(" ".join(words).split())
