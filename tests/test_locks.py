@@ -23,7 +23,7 @@ ALONE = {
     "pipeline/machine/child_process.py _counting",
     "pipeline/machine/child_process.py _turn",
     "pipeline/rent/skypilot.py _changing",
-    "pipeline/run/leaving.py _changed",
+    "pipeline/run/preemption_stop.py _changed",
     "pipeline/run/signals.py _lock",
     "pipeline/state/rows/metrics.py _lock",
     "pipeline/state/shared/unfinished.py _changed",
