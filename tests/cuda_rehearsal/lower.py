@@ -2,7 +2,7 @@
 
 test_kernels.py starts this program with one of these arguments:
 
-  * `families`: one block of each family, and the mistakes of planted_kernels.py;
+  * `families`: one block of each family;
   * `soak FAMILY CARD DTYPE`: all kinds of steps of a family on a card;
   * `layers PRESET …`: all layers of full presets, traced and not lowered.
 """
@@ -25,27 +25,19 @@ from tests.cuda_rehearsal.compiled import (
     suite,
 )
 from tests.cuda_rehearsal.kernels import Assembler
-from tests.cuda_rehearsal.lowering import Graph
-from tests.cuda_rehearsal.planted_kernels import ASSEMBLED, COMPILED, plant_in_kernel
 from tests.cuda_rehearsal.pretended_card import CARDS, pretended_card
 from tests.cuda_rehearsal.report import hand_back
 from tests.cuda_rehearsal.watch import Watch
 
 
 def lower_families(watch: Watch) -> dict[str, Outcome]:
-    """Return the outcomes of all families, and of the planted mistakes."""
+    """Return the outcomes of all families."""
     assembler = Assembler(CARDS["A40"])
     outcomes: dict[str, Outcome] = {}
-    kept: list[Graph] = []
     for name, case in suite().items():
         outcomes[name], graphs = compile_case(watch, case)
         for graph in graphs:
             outcomes[name].add(assembler.assemble(graph))
-        kept += graphs
-    for name in ASSEMBLED:
-        outcomes[name] = plant_in_kernel(name, kept)
-    for name, plant in COMPILED.items():
-        outcomes[name] = plant(watch)
     return outcomes
 
 

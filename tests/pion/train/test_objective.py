@@ -11,7 +11,6 @@ import torch
 
 from pion.config.lora import Lora
 from pion.data.sequences import sequence_sums
-from pion.data.stream import Batch
 from pion.errors import BadInput
 from pion.model.decoder import Decoder
 from pion.model.lora_projections import add_lora
@@ -228,24 +227,6 @@ def test_rows_without_answers_are_refused(tmp_path: Any) -> None:
     with pytest.raises(BadInput, match="rows have no chosen and rejected answers"):
         made.train_step()
     made.close()
-
-
-# ---------------------------------------------------------------- planted mistakes
-
-
-def test_a_mean_per_micro_batch_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many trainers have made this mistake."""
-    right = OfPreferences.measured
-
-    def measured(self: OfPreferences, model: Decoder, batch: Batch, options: Any) -> Any:
-        assert batch.sequences is not None
-        pairs = (batch.sequences.side > 0).sum().double()
-        own = OfPreferences(self.preference, dict.fromkeys(self.counts, pairs))
-        return right(own, model, batch, options)
-
-    monkeypatch.setattr(OfPreferences, "measured", measured)
-    with pytest.raises(AssertionError):
-        test_a_step_is_the_mean_over_all_examples_however_it_is_cut(Preference("dpo"))
 
 
 def test_numbers_of_a_step_are_those_of_all_ranks() -> None:
