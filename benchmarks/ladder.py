@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.recipe_arms import ARMS, BATCH_TOKENS, JOB, NO_TEXT, TEXT, write_text
-from pion.data.arrays import write_atomically
+from pion.files import write_atomically
 
 RESULTS = Path(__file__).parent / "results"
 # Shares of width and tokens.

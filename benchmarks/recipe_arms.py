@@ -17,8 +17,8 @@ from typing import Any
 
 from benchmarks import nanochat_rival
 from pion.config.presets import max_parts
-from pion.data.arrays import write_atomically
 from pion.data.documents.python_docs import source_files
+from pion.files import write_atomically
 from pion.model.params_and_flops import cost_of
 from pipeline.job import Job, recipe
 from pipeline.job.file import load_job

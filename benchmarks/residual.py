@@ -34,7 +34,7 @@ from scipy.stats import t as student
 
 from benchmarks import paired_training
 from benchmarks.paired_training import Dtype
-from pion.data.arrays import write_atomically
+from pion.files import write_atomically
 from pion.train.hardware import device_name
 from pipeline.job import Job
 from pipeline.job.file import load_job

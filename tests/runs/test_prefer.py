@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pion.data.arrays import sha256_file
+from pion.files import sha256_file
 from pion.train.preference_losses import METRICS
 from pipeline.cli import main
 from pipeline.data.prepared import SPLITS

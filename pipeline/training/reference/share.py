@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from pion.data.arrays import make_folder, read_array, sha256_file, write_atomically
+from pion.data.arrays import read_array
 from pion.errors import BadInput
+from pion.files import make_folder, sha256_file, write_atomically
 from pion.train.reference import TOLERANCE, ReferenceSums
 from pion.untrusted import parse_object, read_file
 from pipeline.console.messages import Note, PrepareProgress, Say
