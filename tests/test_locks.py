@@ -20,7 +20,7 @@ ALONE = {
     "pipeline/console/out.py lock",
     "pipeline/data/shard_cache.py _changed",
     "pipeline/rent/skypilot.py _changing",
-    "pipeline/run/leaving.py _changed",
+    "pipeline/run/preemption_stop.py _changed",
     "pipeline/run/signals.py _lock",
     "pipeline/state/rows/metrics.py _lock",
     "pipeline/state/shared/unfinished.py _changed",

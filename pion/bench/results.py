@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from pion.bench.card import Card
-from pion.data.arrays import write_atomically
 from pion.errors import BadInput
+from pion.files import write_atomically
 from pion.untrusted import parse_object, read_file
 
 FORMAT = 1

@@ -1,19 +1,14 @@
-"""Arrays of token ids in files: map them into memory, validate and hash them.
+"""Arrays of token ids in files: map them into memory, and validate them."""
 
-Files are written whole or not at all.
-"""
-
-import contextlib
 import hashlib
 import io
-import os
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from pion.errors import BadInput, no_room
+from pion.errors import BadInput
 from pion.untrusted import open_file, read_file
 
 # Of an .npy file: more than the longest header that numpy reads.
@@ -156,63 +151,6 @@ def check_ids(rows: np.ndarray, vocab_size: int, name: str) -> None:
                 f"{column:,}, beyond the vocabulary of {vocab_size:,} ids. A different tokenizer "
                 f"made these shards, or model.vocab_size is too small."
             )
-
-
-def sha256_file(path: str | Path) -> str:
-    """Return the hex digest of a file's content. Raises as `open_file` does."""
-    with open_file(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_atomically(path: Path, *chunks: bytes | memoryview) -> None:
-    """Write a file whole or not at all.
-
-    Raises:
-        BadInput: the disk is full or the folder can't be written; nothing is left behind.
-    """
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            for chunk in chunks:
-                file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # makes the rename durable
-        finally:
-            os.close(folder)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise unwritable(path, error) from None
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, unless they are there.
-
-    Raises:
-        BadInput: the disk is full, or the folder can't be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unwritable(folder, error) from None
-
-
-def unwritable(path: Path, error: OSError) -> BadInput:
-    """Return the error for a file that can't be written: what is safe, and what to do."""
-    full = no_room(error, path)
-    if full is not None:
-        return BadInput(
-            f"{path}: {full}. Everything finished before it is safe and will be used: "
-            f"free some space and run the same command again."
-        )
-    return BadInput(
-        f"{path}: can't be written ({error.strerror}). Everything finished before it is safe: "
-        f"make the path writable and run the same command again."
-    )
 
 
 def _map_rows(

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pion.data.arrays import make_folder, write_atomically
 from pion.data.shards import Shard, flags_path
 from pion.errors import BadInput
+from pion.files import make_folder, write_atomically
 from pion.untrusted import read_json
 
 

@@ -20,9 +20,10 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from pion.data.arrays import open_npy, open_shard, sha256_file, write_atomically
+from pion.data.arrays import open_npy, open_shard
 from pion.data.row_flags import LEARNED, PADDING, STARTS, require_pairs, sides_of
 from pion.errors import BadInput
+from pion.files import sha256_file, write_atomically
 from pion.untrusted import LARGEST_LISTING, parse_object, read_file
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")

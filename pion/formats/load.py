@@ -27,7 +27,7 @@ from pion.formats.seeds import import_seed
 from pion.formats.weights import read_settings
 from pion.model.decoder import SHARED_PARTS, Decoder
 from pion.model.forward_pass import State
-from pion.model.lora_later import MergedLater
+from pion.model.lazy_lora import LazyMerge
 from pion.model.lora_projections import with_tensors
 from pion.model.parameters import require_fitting, require_possible, tensors_sha256
 from pion.model.saved_weights import Saved, Tensors, placeholders, without_values
@@ -62,19 +62,19 @@ def load_decoder(folder: str | Path, dtype: torch.dtype = torch.float32) -> Deco
     naming the file, for weights that don't fit the settings, and for an adapter.
     """
     folder = Path(folder)
-    config, saved = _load_later(folder)
+    config, saved = _load_lazily(folder)
     try:
         return Decoder.from_state(config, saved.tensors(), dtype)
     except BadInput as error:
         raise BadInput(f"{folder}: {error}") from None
 
 
-def load_later(folder: Path) -> tuple[ModelConfig, SavedTensors]:
+def load_lazily(folder: Path) -> tuple[ModelConfig, SavedTensors]:
     """Return settings and weights as `load_decoder` does, without a decoder. Raises as it does.
 
     The weights have the types in the files, from which they are read when they are needed.
     """
-    config, saved = _load_later(folder)
+    config, saved = _load_lazily(folder)
     try:
         require_fitting(without_values(config), placeholders(saved.layout()))
     except BadInput as error:
@@ -82,8 +82,8 @@ def load_later(folder: Path) -> tuple[ModelConfig, SavedTensors]:
     return config, saved
 
 
-def _load_later(folder: Path) -> tuple[ModelConfig, SavedTensors]:
-    """Return what `load_later` returns. Nobody has checked whether the weights fit the settings."""
+def _load_lazily(folder: Path) -> tuple[ModelConfig, SavedTensors]:
+    """Return what `load_lazily` returns. Nobody has checked if the weights fit the settings."""
     if is_adapter(folder):
         raise BadInput(f"{folder} is an adapter: it can only be loaded with its base")
     settings = read_settings(folder / CONFIG, "a model")
@@ -155,7 +155,7 @@ def load_adapter(folder: Path, base: Decoder, as_trained: Decoder | None = None)
         raise BadInput(f"{folder}: {error}") from None
 
 
-def load_adapter_later(
+def load_adapter_lazily(
     folder: Path, base: tuple[ModelConfig, Saved], as_trained: tuple[ModelConfig, Saved]
 ) -> tuple[ModelConfig, Saved]:
     """Return settings and weights of the model that `load_adapter` returns, merged when they are
@@ -168,7 +168,7 @@ def load_adapter_later(
     config, saved = as_trained
     try:
         tensors = _by_our_names(folder, config, adapter, tensors)
-        return config, MergedLater(config, saved, adapter.lora, tensors)
+        return config, LazyMerge(config, saved, adapter.lora, tensors)
     except BadInput as error:
         raise BadInput(f"{folder}: {error}") from None
 

@@ -16,11 +16,11 @@ from typing import Any
 
 from pion.config.lora import PEFT_CONFIG, PEFT_TENSORS
 from pion.config.model_config import ModelConfig
-from pion.data.arrays import sha256_file
 from pion.data.chat.template_source import ASKS_FOR_DATE, TEMPLATE_FILE, template_of
 from pion.data.tokens.token_names import TOKENIZER_CONFIG
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
+from pion.files import sha256_file
 from pion.formats.parts import is_in_parts
 from pion.formats.weights import INDEX, WEIGHTS, is_legal, shards_of
 from pion.later_fields import shown

@@ -28,7 +28,7 @@ from pipeline.state.record_json import finite_json, parse, to_json
 from pipeline.state.rows.metrics import read_metrics
 from pipeline.state.run_state import RunState
 from pipeline.state.shared.bases import copy_bases
-from pipeline.state.shared.begin import begin, is_there
+from pipeline.state.shared.find_or_prepare import find_or_prepare, is_there
 from pipeline.state.shared.folder import REFERENCE_FILE, Overtaken, complete
 from pipeline.state.shared.records import Writer, read_state
 from pipeline.state.stores import Missing, StoreError
@@ -229,7 +229,7 @@ class _Copy:
 
         while True:
             again = self._has_other_sums(key)
-            begun = begin(self.target, fingerprint, me, there, waiting, again=again)
+            begun = find_or_prepare(self.target, fingerprint, me, there, waiting, again=again)
             if not isinstance(begun, Writer):
                 return data_key(fingerprint, begun)
             files = Workspace(self.source.store, SHARED).bring(f"{fingerprint}/{folder}")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pion.data.arrays import write_atomically
 from pion.errors import BadInput
+from pion.files import write_atomically
 from pipeline.console.formats import show
 from pipeline.report.report_file import write_run_report
 from pipeline.state.find_run import read_run

@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 
-from pion.data.arrays import write_atomically
 from pion.data.chat.chat_format import ChatFormat
 from pion.data.chat.messages import Conversation
 from pion.data.chat.packing import pack, row_that_holds
@@ -30,6 +29,7 @@ from pion.data.shard_writer import ShardWriter
 from pion.data.shards import Manifest, flags_path
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
+from pion.files import write_atomically
 from pion.untrusted import LARGEST_LISTING, read_json
 from pipeline.console.messages import PrepareProgress, Say
 from pipeline.data.documents_to_rows import RowFormat

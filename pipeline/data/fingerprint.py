@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
-from pion.data.arrays import sha256_file
 from pion.errors import BadInput
+from pion.files import sha256_file
 from pipeline.console.messages import PrepareProgress, Say
 from pipeline.data.cleaning.sets import digests_of_sets
 from pipeline.data.sources import Input, find_input

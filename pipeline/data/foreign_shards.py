@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from pion.data.arrays import check_ids, make_folder, open_shard, unwritable
+from pion.data.arrays import check_ids, open_shard
 from pion.data.shard_writer import ShardWriter
 from pion.data.shards import Manifest, Shard, describe, split_tail
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
+from pion.files import make_folder, unwritable
 from pipeline.console.messages import PrepareProgress, Say
 from pipeline.data.documents_to_rows import RowFormat
 from pipeline.data.hub import hub_shards, read_hub_rows

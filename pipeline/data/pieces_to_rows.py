@@ -27,10 +27,10 @@ from typing import Any
 
 import numpy as np
 
-from pion.data.arrays import make_folder, write_atomically
 from pion.data.tokens.token_bytes import MOST_NAMED
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
+from pion.files import make_folder, write_atomically
 from pion.untrusted import LARGEST_LISTING, open_file, read_json
 from pipeline.console.messages import Note, PrepareProgress, Say
 from pipeline.data.documents_to_rows import RowFormat, Splits

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pion.data.arrays import open_npy, write_atomically
+from pion.data.arrays import open_npy
 from pion.data.preference.packing import pack_preferences
 from pion.data.preference.rendering import (
     Outcome,
@@ -32,6 +32,7 @@ from pion.data.shard_writer import ShardWriter
 from pion.data.shards import Manifest, flags_path
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
+from pion.files import write_atomically
 from pion.untrusted import LARGEST_LISTING, read_json
 from pipeline.console.messages import PrepareProgress, Say
 from pipeline.data.conversations_to_rows import MOST_REFUSED, NAMED, PROGRESS

@@ -19,11 +19,11 @@ from itertools import accumulate
 from pathlib import Path
 from typing import BinaryIO
 
-from pion.data.arrays import sha256_file, unwritable
 from pion.data.order import RowOrder
 from pion.data.shards import Rows, Shard
 from pion.data.stream import Batch, RowStream
 from pion.errors import BadInput, PionError
+from pion.files import sha256_file, unwritable
 from pipeline.data.hub import download_shard
 from pipeline.machine.folders import cache_folder, open_private, private_folder
 from pipeline.state.record_json import Damaged

@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-from pion.data.arrays import write_atomically
+from pion.files import write_atomically
 from pipeline.console.formats import measured, short_amount
 from pipeline.console.masking import masked
 from pipeline.ladder.chart import chart

@@ -41,11 +41,11 @@ def fitted(config: ModelConfig, found: Decoder, source: str, seed: int = 0) -> D
     from pion.model.decoder import Decoder
     from pion.model.saved_weights import Tensors, Whole
 
-    weights = fitted_later(config, (found.config, Whole(found.state_dict())), source, seed)
+    weights = fitted_lazily(config, (found.config, Whole(found.state_dict())), source, seed)
     return Decoder.from_state(config, dict(Tensors(weights)))
 
 
-def fitted_later(
+def fitted_lazily(
     config: ModelConfig, found: tuple[ModelConfig, Saved], source: str, seed: int = 0
 ) -> Saved:
     """Return the weights of `fitted` for a model that was `found` with these settings and weights.
@@ -165,26 +165,26 @@ def require_same_model(job: ModelConfig, model: ModelConfig, source: str) -> Non
         )
 
 
-def load_model_later(found: FoundModel) -> tuple[ModelConfig, Saved]:
+def load_model_lazily(found: FoundModel) -> tuple[ModelConfig, Saved]:
     """Return the settings of a model, and its weights, which are read when they are needed.
 
     They are those of `load_model`, but have the types in the files. A seed is in memory. Raises
     BadInput as `load_model` does.
     """
-    from pion.formats.load import load, load_adapter_later, load_later, trained_config
+    from pion.formats.load import load, load_adapter_lazily, load_lazily, trained_config
     from pion.model.saved_weights import Whole
 
     if found.kind == "seed":
         model, _ = load(found.folder)
         return model.config, Whole(model.state_dict())
     if found.base is None:
-        return load_later(found.folder)
-    base = load_model_later(found.base)
+        return load_lazily(found.folder)
+    base = load_model_lazily(found.base)
     config = trained_config(found.folder)
     as_trained = base
     if config is not None and config != base[0]:
-        as_trained = config, fitted_later(config, base, found.base.label)
-    return load_adapter_later(found.folder, base, as_trained)
+        as_trained = config, fitted_lazily(config, base, found.base.label)
+    return load_adapter_lazily(found.folder, base, as_trained)
 
 
 def load_model(found: FoundModel, dtype: torch.dtype | None = None) -> Decoder:

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 from pathlib import Path
 
-from pion.data.arrays import sha256_file
+from pion.files import sha256_file
 from pion.untrusted import read_file
 from pipeline.base.licence import front_matter
 from pipeline.job import Job

@@ -151,7 +151,7 @@ class Advance:
         training = [s for s in todo if s in start.job.train_stages]
         prepared = plans["prepare"].state == "done"
         if prepared and training:
-            self._measure_start()  # before workers own the run
+            self._measure_base()  # before workers own the run
         at_most: dict[str, Any] | None = None
         failed_starts = 0
         while True:
@@ -201,17 +201,17 @@ class Advance:
         self._patiently(self._drop_redone)
         self.journal.say(Phase("prepare", time.monotonic() - started))
         if set(self._wanted) & set(self.start.job.train_stages):
-            self._measure_start()  # before `prepare` is committed, because workers wait for that
+            self._measure_base()  # before `prepare` is committed, because workers wait for that
         digest = self.start.digests.stages["prepare"]
         self._patiently(lambda: self.claim.finish_stage("prepare", digest, reports))
         self.journal.say(StageState("prepare", "done"))
 
-    def _measure_start(self) -> None:
+    def _measure_base(self) -> None:
         """Measure the model that the run starts from, if any, unless that was done before."""
-        from pipeline.run.measured_start import measure_start
+        from pipeline.run.measure_base import measure_base
 
         start, started = self.start, time.monotonic()
-        if measure_start(start.job, start.run, start.digests, self._say_or_stop, self._patiently):
+        if measure_base(start.job, start.run, start.digests, self._say_or_stop, self._patiently):
             self.journal.say(Phase("measured before training", time.monotonic() - started))
 
     def _claim_after_training(self) -> None:

@@ -19,8 +19,8 @@ from pipeline.run.disk_room import require_room
 from pipeline.run.finish import summary_rows
 from pipeline.run.handover import ask_for_handover
 from pipeline.run.journal import Journal
-from pipeline.run.leaving import Leaving
 from pipeline.run.prediction import predict
+from pipeline.run.preemption_stop import PreemptionStop
 from pipeline.run.preflight import preflight, refuse_one_choice
 from pipeline.run.signals import StoppingOnSignals
 from pipeline.run.stage_plan import WorkLeft, check_until, work_left
@@ -58,7 +58,7 @@ def run_job(job: Job, options: Options, display: Display) -> int:
                 refuse_owned(run, left.head, Owner.me())
             price = _check_before_claiming(job, run, left, options.until, display)
             predicted = predict(job, run.store, left, options.until)
-        with stopping, _watching_for_notices(stopping, display) as leaving:
+        with stopping, _watching_for_notices(stopping, display) as preemption_stop:
             start = Start(
                 job,
                 options,
@@ -68,7 +68,7 @@ def run_job(job: Job, options: Options, display: Display) -> int:
                 stopping,
                 started,
                 price,
-                leaving,
+                preemption_stop,
                 predicted,
             )
             asked = time.monotonic()
@@ -143,14 +143,16 @@ def _claim(start: Start, left: WorkLeft, display: Display) -> Claim:
 
 
 @contextlib.contextmanager
-def _watching_for_notices(stopping: StoppingOnSignals, display: Display) -> Iterator[Leaving]:
+def _watching_for_notices(
+    stopping: StoppingOnSignals, display: Display
+) -> Iterator[PreemptionStop]:
     """Ask for a stop in time if the cloud gives notice that it will take this machine."""
     say = _notes_to(display)
-    with Leaving(stopping, say) as leaving, contextlib.ExitStack() as ending:
-        end = watch_for_notices(leaving.noticed, say)
+    with PreemptionStop(stopping, say) as preemption_stop, contextlib.ExitStack() as ending:
+        end = watch_for_notices(preemption_stop.noticed, say)
         if end is not None:
             ending.callback(end)
-        yield leaving
+        yield preemption_stop
 
 
 @contextlib.contextmanager

@@ -266,7 +266,7 @@ class WorkersTraining:
             case MachineNotice() if self._elastic:
                 self._say(Note(f"{message.text}. The other workers will train on without it"))
             case MachineNotice():
-                self._start.leaving.noticed(message.text, message.seconds)
+                self._start.preemption_stop.noticed(message.text, message.seconds)
             case WorkerStarted():
                 self._heard = True
                 if rank == 0:

@@ -51,8 +51,8 @@ def finish_evaluate(
 ) -> Row:
     """Measure the models of the finished training stages."""
     from pipeline.data.shard_cache import fetching_from
-    from pipeline.run.measured_start import StoredParts, bring_all_data, measure_start, trained_run
-    from pipeline.run.preference_start import preference_start
+    from pipeline.run.measure_base import StoredParts, bring_all_data, measure_base, trained_run
+    from pipeline.run.model_before_prefer import model_before_prefer
     from pipeline.stages.evaluate import evaluate_run
 
     head = patiently(run.read)
@@ -66,10 +66,10 @@ def finish_evaluate(
     fetch = fetching_from(run.store, head.data.get("pretrain", ""), patiently)
     trained = trained_run(models, data, fetch)
     if job.prefer is not None:
-        began = preference_start(job, run, head, models, say, patiently)
+        began = model_before_prefer(job, run, head, models, say, patiently)
         trained = replace(trained, prefer_start=began)
     parts = StoredParts(say, run, digests.stages["evaluate"], Owner.me().session, patiently)
-    start = measure_start(job, run, digests, say, patiently)
+    start = measure_base(job, run, digests, say, patiently)
     results = evaluate_run(job, trained, parts, run.clock.sleep, start)
     return results | ({} if chosen is None else {"checkpoint": chosen.result()})
 

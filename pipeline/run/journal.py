@@ -86,7 +86,7 @@ class Journal:
                 # In a thread: training neither waits for the store nor fails with it.
                 threading.Thread(target=self._flush_if_possible, daemon=True).start()
         elif isinstance(message, CheckpointSaved):
-            self._start.leaving.saved(message.stall, message.write)
+            self._start.preemption_stop.saved(message.stall, message.write)
             if message.saved == TYPICAL_SAVE:
                 took = {"stall": message.stall, "copy": message.copy, "write": message.write}
                 self._events.append("saved", stage=message.stage, step=message.step, **took)

@@ -28,7 +28,7 @@ from pipeline.run.start import Start
 from pipeline.state.claim import Claim
 from pipeline.state.head import REFERENCE, SHARED, data_key
 from pipeline.state.shared.bases import bring_base
-from pipeline.state.shared.begin import begin, confirm
+from pipeline.state.shared.find_or_prepare import confirm, find_or_prepare
 from pipeline.state.shared.folder import Overtaken, complete, own_key
 from pipeline.state.shared.prune import mark
 from pipeline.state.shared.records import Writer
@@ -197,7 +197,7 @@ class _Preparing:
             what = f"wait for run {writer.run} on {writer.host}, which prepares the same data"
             self.say(PrepareProgress(what, seconds, "s"))
 
-        return begin(run, fingerprint, me, owner, waiting, again=self.again)
+        return find_or_prepare(run, fingerprint, me, owner, waiting, again=self.again)
 
     def _continue(self, fingerprint: str, own: Path) -> None:
         """Bring what another machine has prepared of the data, unless all is prepared again."""

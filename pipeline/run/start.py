@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from pipeline.job import Job
 from pipeline.job.digest import Digests
-from pipeline.run.leaving import Leaving
 from pipeline.run.prediction import RunPrediction
+from pipeline.run.preemption_stop import PreemptionStop
 from pipeline.run.signals import StoppingOnSignals
 from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
@@ -36,7 +36,7 @@ class Start:
         owner: this process, as an owner of the run.
         at: when the command began, in Unix time.
         price: of this machine, in dollars per hour; None if it is not known.
-        leaving: hears what saves take, and that a cloud will take a machine.
+        preemption_stop: hears what saves take, and that a cloud will take a machine.
         predicted: what the job's ladder says of the pretraining that begins now, if any.
     """
 
@@ -48,7 +48,7 @@ class Start:
     stopping: StoppingOnSignals
     at: float
     price: float | None
-    leaving: Leaving
+    preemption_stop: PreemptionStop
     predicted: RunPrediction | None = None
 
     @property

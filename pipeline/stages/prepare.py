@@ -17,13 +17,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pion.data.arrays import make_folder, sha256_file, write_atomically
 from pion.data.chat.chat_format import ChatFormat
 from pion.data.chat.template_source import DATE_FILE, TEMPLATE_FILE
 from pion.data.shards import Rows, Shard
 from pion.data.tokens.token_names import TOKENIZER_CONFIG
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
+from pion.files import make_folder, sha256_file, write_atomically
 from pion.untrusted import parse_object, read_file
 from pipeline.console.formats import short_amount
 from pipeline.console.messages import Note, Say

@@ -180,7 +180,7 @@ class Workspace:
         After an interruption, another call uploads only the missing files. `progress` gets the
         bytes uploaded so far and the total bytes.
         """
-        from pion.data.arrays import sha256_file, write_atomically
+        from pion.files import sha256_file, write_atomically
 
         folder = self.folder(key)
         if not self.remote:
@@ -399,7 +399,7 @@ def _without_hash(folder: Path, files: Files) -> str | None:
 
 def _files_here(folder: Path) -> Files:
     """Return the files below a folder as they are, but shards as their manifests say."""
-    from pion.data.arrays import sha256_file
+    from pion.files import sha256_file
 
     files = dict(_hashes_of_shards(folder))  # computed when they were written
     for path in files_below(folder):

@@ -59,7 +59,7 @@ def first_parts(context: TrainingContext, stage: str) -> tuple[Decoder, Saved | 
     """
     import torch
 
-    from pion.model.drawn_later import drawn_later
+    from pion.model.lazy_weights import lazily_drawn
     from pion.model.parameters import tensors_sha256
     from pion.model.saved_weights import Tensors, without_values
 
@@ -74,7 +74,7 @@ def first_parts(context: TrainingContext, stage: str) -> tuple[Decoder, Saved | 
             require_same_weights(context, source, tensors_sha256(Tensors(weights)))
         return without_values(config), weights, why
     torch.manual_seed(context.job.seed)
-    return *drawn_later(config), why
+    return *lazily_drawn(config), why
 
 
 def require_same_weights(context: TrainingContext, name: str, sha256: str) -> None:
@@ -98,22 +98,22 @@ def require_same_weights(context: TrainingContext, name: str, sha256: str) -> No
 def _start(context: TrainingContext, stage: str) -> tuple[ModelConfig, Saved | None, str]:
     """Return the settings of the model that `stage` starts from, its weights, which are read when
     they are needed (None: random ones), and its origin in words."""
-    from pipeline.models.load import fitted_later, load_model_later
+    from pipeline.models.load import fitted_lazily, load_model_lazily
 
     job, before = context.job, context.job.stage_before(stage)
     source, config = job.section(stage).init_from, job.model_config_resolved()
     if source is not None:
-        found = load_model_later(context.fetch(lambda: find_model(job.model_name(source))))
+        found = load_model_lazily(context.fetch(lambda: find_model(job.model_name(source))))
         why = f"starts from {source}{_warning(found[0])}"
-        return config, fitted_later(config, found, source, job.seed), why
+        return config, fitted_lazily(config, found, source, job.seed), why
     if job.base is not None and stage == job.train_stages[0]:
-        found = _base_later(context, job.base)
-        weights = fitted_later(config, found, job.base.source, job.seed)
+        found = _base_lazily(context, job.base)
+        weights = fitted_lazily(config, found, job.base.source, job.seed)
         return config, weights, f"starts from {job.base}"
     if before is None:
         return config, None, "starts from random weights"
     _, folder = context.fetch(lambda: _bring_trained(context.run, before))
-    own, weights = load_model_later(found_in(folder))
+    own, weights = load_model_lazily(found_in(folder))
     return own, weights, f"starts from the {AFTER[before]} model"
 
 
@@ -121,11 +121,11 @@ def _warning(config: ModelConfig) -> str:
     return ", whose ternary weights are already rounded" if config.packed else ""
 
 
-def _base_later(context: TrainingContext, base: Base) -> tuple[ModelConfig, Saved]:
+def _base_lazily(context: TrainingContext, base: Base) -> tuple[ModelConfig, Saved]:
     """Return settings and weights of the model that the run starts from, as in the run's store."""
-    from pion.formats.load import load_later
+    from pion.formats.load import load_lazily
 
-    return load_later(context.fetch(lambda: bring_base(context.run.store, base.hash)))
+    return load_lazily(context.fetch(lambda: bring_base(context.run.store, base.hash)))
 
 
 def frozen_base(
@@ -139,8 +139,8 @@ def frozen_base(
     Raises BadInput if `init_from` names a model that does not fit the job, or an adapter, and for a
     part that LoRA would have to train.
     """
-    from pion.formats.load import identify, load_later
-    from pipeline.models.load import check_start, fitted_later, load_model_later
+    from pion.formats.load import identify, load_lazily
+    from pipeline.models.load import check_start, fitted_lazily, load_model_lazily
 
     job, source = context.job, context.job.section(stage).init_from
     continued = job.lora_before(stage)
@@ -153,21 +153,21 @@ def frozen_base(
         return config, weights, recorded
     config = job.model_config_resolved()
     if job.base is not None and stage == job.train_stages[0]:
-        whole = _base_later(context, job.base)
+        whole = _base_lazily(context, job.base)
         identity = identify(whole[1], f"{BASES}/{job.base.hash}")
-        return config, fitted_later(config, whole, job.base.source), identity
+        return config, fitted_lazily(config, whole, job.base.source), identity
     trained = job.stage_before(stage)
     if source is None and trained is not None:
         key, folder = context.fetch(lambda: _bring_trained(context.run, trained))
-        own, weights = load_later(folder)
+        own, weights = load_lazily(folder)
         return own, weights, identify(weights, key)
     assert source is not None  # the first stage with LoRA starts from something
     found = context.fetch(lambda: find_model(job.model_name(source)))
     check_start(found, source, lora_of=stage)
-    whole = load_model_later(found)
+    whole = load_model_lazily(found)
     config.check_frozen(whole[0])
     base = identify(whole[1], job.model_name(source, found.commit), found.commit)
-    return config, fitted_later(config, whole, source), base
+    return config, fitted_lazily(config, whole, source), base
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pion.errors import CardFailed, Paused, PionError, PlanFailed, Stopped, Trou
 from pipeline.console.messages import Note, Phase, StageState
 from pipeline.state.checkpoints.other_parts import OtherParts, OwnPart
 from pipeline.state.checkpoints.other_ranks import CopiesForRankZero, OtherRanks
-from pipeline.state.checkpoints.part import Part
+from pipeline.state.checkpoints.part import CheckpointPart
 from pipeline.state.checkpoints.retention import HELD_OUT_LOSS
 from pipeline.state.claim import Claim
 from pipeline.state.stores import StoreError
@@ -171,7 +171,7 @@ def _rank(claim: Claim | None, setup: Setup) -> Rank:
         if claim is not None:
             return RankZero(claim, setup, OtherRanks(trainer.pieces()))
         return Rank(setup, CopiesForRankZero(trainer.pieces(), trainer.side_copy))
-    part = Part.of(context.group.rank, context.group.world_size, trainer.state())
+    part = CheckpointPart.of(context.group.rank, context.group.world_size, trainer.state())
     if claim is not None:
         return RankZero(claim, setup, OtherParts(part))
     own = OwnPart(part, context.uploader(), trainer.state)

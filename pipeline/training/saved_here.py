@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 from pion.errors import PionError
 from pipeline.state.checkpoints.memory_file import machine
-from pipeline.state.checkpoints.restore import Found, Loaded, check_entry, load_folder
+from pipeline.state.checkpoints.restore import FoundCheckpoint, Loaded, check_entry, load_folder
 
 if TYPE_CHECKING:
     from pipeline.state.head import CheckpointEntry
     from pipeline.training.context import TrainingContext
 
 
-def saved_here(context: TrainingContext, found: Found, saved: Loaded | None) -> Loaded:
+def saved_here(context: TrainingContext, found: FoundCheckpoint, saved: Loaded | None) -> Loaded:
     """Return the content of the checkpoint, mapped from files on this rank's machine.
 
     Rank 0 has `found` it, and has its content, `saved`. On every other machine, one rank downloads
@@ -27,7 +27,7 @@ def saved_here(context: TrainingContext, found: Found, saved: Loaded | None) -> 
     return saved if saved is not None else load_folder(folder)
 
 
-def _folder_here(context: TrainingContext, found: Found) -> Path:
+def _folder_here(context: TrainingContext, found: FoundCheckpoint) -> Path:
     """Return the folder with the checkpoint on this rank's machine, once every machine has it."""
     group = context.group
     entry, folder, listed = group.from_rank_0((found.entry, found.folder, found.listed))

@@ -27,7 +27,7 @@ from pipeline.job.stages import CONVERSING
 from pipeline.job.train_sections import settings_of
 from pipeline.machine.folders import use_private_compile_cache
 from pipeline.state.checkpoints.layout import METRICS, STATE
-from pipeline.state.checkpoints.restore import Found, Loaded, load_folder, newest_good
+from pipeline.state.checkpoints.restore import FoundCheckpoint, Loaded, load_folder, newest_good
 from pipeline.state.head import Head
 from pipeline.state.record_json import Count, build, open_record, to_json
 from pipeline.state.shared.folder import REFERENCE_FILE, bring_data
@@ -66,7 +66,7 @@ class Restored:
     """
 
     head: Head
-    found: Found
+    found: FoundCheckpoint
     saved: Loaded | None
 
     @property
@@ -325,7 +325,7 @@ def _with_reference(
 def _find(context: TrainingContext, stage: str, head: Head) -> Restored:
     """Find the checkpoint to resume from, on rank 0."""
     if context.group.rank > 0:
-        return Restored(Head(), Found(None, None, []), saved=None)
+        return Restored(Head(), FoundCheckpoint(None, None, []), saved=None)
     found = newest_good(context.workspace, head, stage, context.request.digests[stage])
     saved = load_folder(found.folder) if found.folder else None
     if saved is not None:

@@ -74,7 +74,7 @@ def with_additions(
     """
     from pion.config.lora import Adapter, BaseModel, read_record, require_base
     from pion.model.decoder import Decoder
-    from pion.model.lora_later import adapted_later
+    from pion.model.lazy_lora import lazily_adapted
     from pion.model.lora_projections import adapted
     from pion.model.saved_weights import Tensors
     from pion.train.hardware import torch_dtype
@@ -99,7 +99,9 @@ def with_additions(
     seed, dtype = context.job.seed, torch_dtype(plan.dtype)
     added = None if before is None else before.additions()
     if plan.sharded:
-        model, weights = adapted_later(config, weights, lora, seed=seed, dtype=dtype, tensors=added)
+        model, weights = lazily_adapted(
+            config, weights, lora, seed=seed, dtype=dtype, tensors=added
+        )
         return model, weights, why, Adapter(lora, identity)
     whole = Decoder.from_state(config, dict(Tensors(weights)))
     model = adapted(whole, lora, seed=seed, dtype=dtype, tensors=added)

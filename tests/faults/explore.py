@@ -157,7 +157,7 @@ def _named_folders(kind: str) -> Iterator[None]:
     """Give shared folders names that are the same in each try, and do without threads."""
     names = (hashlib.md5(f"{kind} {number}".encode()).hexdigest() for number in itertools.count())
     with (
-        patch("pipeline.state.shared.begin.new_folder", lambda: next(names)),
+        patch("pipeline.state.shared.find_or_prepare.new_folder", lambda: next(names)),
         patch("pipeline.state.workspace.ThreadPoolExecutor", OneAtATime),
     ):
         yield

@@ -19,7 +19,7 @@ from pion.errors import NotDurable, PionError
 from pion.train.trainer import TrainState
 from pipeline.job import Checkpoint
 from pipeline.state.checkpoints.layout import MANIFEST, MODEL
-from pipeline.state.checkpoints.restore import Found, check_entry
+from pipeline.state.checkpoints.restore import FoundCheckpoint, check_entry
 from pipeline.state.checkpoints.retention import Keep
 from pipeline.state.checkpoints.uploader import Saved, SaveRequest
 from pipeline.state.claim import claim_run
@@ -364,7 +364,7 @@ def test_a_checkpoint_whose_commit_landed_unacknowledged_is_not_written_again(
     checkpointer = checkpointer_in_this_process(
         claim,
         workspace=workspace,
-        resumed=Found(an_entry(5, epoch=0), folder=None, skipped=[]),
+        resumed=FoundCheckpoint(an_entry(5, epoch=0), folder=None, skipped=[]),
         metrics=metrics,
     )
     model, optimizer = some_tensors()

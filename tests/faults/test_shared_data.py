@@ -17,7 +17,7 @@ import pytest
 from pipeline.state.head import SHARED, TRASH_SECONDS, Head, data_key
 from pipeline.state.run_state import RunState
 from pipeline.state.shared import prune
-from pipeline.state.shared.begin import begin, confirm
+from pipeline.state.shared.find_or_prepare import confirm, find_or_prepare
 from pipeline.state.shared.folder import Overtaken, complete
 from pipeline.state.shared.records import Writer, read_state
 from pipeline.state.stores import Store
@@ -62,7 +62,9 @@ def starter(name: str, files: Path, *, again: bool = False) -> Work:
         commit(run, lambda head: head.claimed(owner, clock.now()))
         me = Writer(name, 1, name, "host", "", 0.0)
         while True:
-            begun = begin(run, FINGERPRINT, me, owner, lambda writer, seconds: None, again=again)
+            begun = find_or_prepare(
+                run, FINGERPRINT, me, owner, lambda writer, seconds: None, again=again
+            )
             try:
                 folder = (
                     complete(run, FINGERPRINT, begun, files, ("text",))
@@ -138,7 +140,7 @@ def ends_well(files: Path, world: World) -> None:
         pruner(world, world.store)
         intact(world)
         world.now += 30 * TRASH_SECONDS
-    with patch("pipeline.state.shared.begin.new_folder", lambda: "a" * 32):
+    with patch("pipeline.state.shared.find_or_prepare.new_folder", lambda: "a" * 32):
         starter("late", files)(world, world.store)
     intact(world)
     assert not used or world.done["late"] in used

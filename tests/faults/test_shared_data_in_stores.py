@@ -20,7 +20,7 @@ from pipeline.state.claim import claim_run
 from pipeline.state.find_run import runs_in
 from pipeline.state.head import SHARED, TRASH_SECONDS, data_key
 from pipeline.state.run_state import RunState
-from pipeline.state.shared.begin import begin, confirm
+from pipeline.state.shared.find_or_prepare import confirm, find_or_prepare
 from pipeline.state.shared.folder import Overtaken, complete
 from pipeline.state.shared.prune import delete_due, mark
 from pipeline.state.shared.records import Writer, keys_in_use, read_state
@@ -139,7 +139,7 @@ def using(name: str, *, again: bool = False) -> Process:
 
         while True:
             folder = begun = retried(
-                lambda: begin(run, FINGERPRINT, me, owner, waiting, again=again)
+                lambda: find_or_prepare(run, FINGERPRINT, me, owner, waiting, again=again)
             )
             if isinstance(begun, Writer):
                 try:
@@ -275,7 +275,7 @@ def begins(world: World, store: Store, name: str, *, again: bool = False) -> Wri
     run = RunState(store, name, clock)
     claim_run(run, owner, take_over=True)
     me = Writer(name, 1, owner.session, owner.host, "", clock.now())
-    begun = begin(run, FINGERPRINT, me, owner, lambda writer, seconds: None, again=again)
+    begun = find_or_prepare(run, FINGERPRINT, me, owner, lambda writer, seconds: None, again=again)
     assert isinstance(begun, Writer)
     return begun
 

@@ -274,7 +274,7 @@ def test_a_link_in_place_of_a_lock_is_not_followed(tmp_path: Path) -> None:
 def test_a_shard_named_like_a_lock_has_a_file_and_a_lock(tmp_path: Path) -> None:
     content = tmp_path / "fetched"
     content.write_bytes(b"x" * 100)
-    from pion.data.arrays import sha256_file
+    from pion.files import sha256_file
 
     shard = dataclasses.replace(SHARD, name="a.lock", sha256=sha256_file(content))
     cache = ShardCache(tmp_path / "cache", 1000, lambda shard, folder: content)

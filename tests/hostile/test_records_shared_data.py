@@ -10,7 +10,7 @@ import pytest
 
 from pion.errors import BadInput
 from pipeline.state.head import SHARED, data_key
-from pipeline.state.shared.begin import confirm
+from pipeline.state.shared.find_or_prepare import confirm
 from pipeline.state.shared.prune import delete_due, list_shared, mark
 from pipeline.state.shared.records import (
     Unneeded,

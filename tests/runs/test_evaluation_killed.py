@@ -27,7 +27,7 @@ def killed_in_the_midst(folder: Path, job: Path, number: int, part: str) -> None
     """Run the job until it has computed a part whose name begins with `part`, and kill it."""
     meddling = Meddling(folder)
     meddling.wrap(
-        "pipeline.run.measured_start:StoredParts.save",
+        "pipeline.run.measure_base:StoredParts.save",
         f"""
         def wrapper(save, self, name, result):
             if name.startswith({part!r}):  # it is computed, and not kept

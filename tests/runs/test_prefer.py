@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pion.data.arrays import sha256_file
+from pion.files import sha256_file
 from pion.train.preference_losses import METRICS
 from pipeline.cli import main
 from pipeline.data.prepared import SPLITS
@@ -19,7 +19,7 @@ from pipeline.state.head import REFERENCE
 from pipeline.state.owner import Owner
 from pipeline.state.rows.metrics import read_metrics
 from pipeline.state.run_state import RunState
-from pipeline.state.shared.begin import begin
+from pipeline.state.shared.find_or_prepare import find_or_prepare
 from pipeline.state.shared.folder import complete
 from pipeline.state.shared.records import Writer
 from pipeline.state.stores import FileStore, open_store
@@ -212,7 +212,7 @@ def with_other_sums(source: Path, target: Path) -> Path:
         described["files"][path.name] = sha256_file(path)
     (files / "reference.json").write_text(json.dumps(described))
     run, me = RunState(FileStore(target), "theirs"), Owner.me()
-    begun = begin(
+    begun = find_or_prepare(
         run, key, Writer("theirs", 1, me.session, me.host, "", 0.0), me, lambda *waits: None
     )
     assert isinstance(begun, Writer)

@@ -25,7 +25,7 @@ from pipeline.state.head import CheckpointEntry, data_key
 from pipeline.state.owner import Owner
 from pipeline.state.rows.metrics import EventLog, MetricsLog
 from pipeline.state.run_state import RunState
-from pipeline.state.shared.begin import begin
+from pipeline.state.shared.find_or_prepare import find_or_prepare
 from pipeline.state.shared.folder import complete
 from pipeline.state.shared.records import Writer
 from pipeline.state.stores import FileStore, Store
@@ -75,7 +75,7 @@ def use_data(claim: Claim, digests: Mapping[str, str]) -> None:
     for part, digest in digests.items():
         fingerprint = hashlib.sha256(f"{run.name} {digest}".encode()).hexdigest()
         writer = Writer(run.name, claim.epoch, me.session, me.host, "", run.clock.now())
-        folder = begin(run, fingerprint, writer, me, lambda writer, seconds: None)
+        folder = find_or_prepare(run, fingerprint, writer, me, lambda writer, seconds: None)
         if isinstance(folder, Writer):
             with tempfile.TemporaryDirectory() as files:
                 write_data(Path(files), digest)

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
-from pion.data.arrays import write_atomically
 from pion.data.tokens.safe_cuts import may_cut, pieces
 from pion.data.tokens.token_bytes import (
     REPLACEMENT,
@@ -24,6 +23,7 @@ from pion.data.tokens.token_bytes import (
 from pion.data.tokens.token_names import token_names
 from pion.data.tokens.tokenizer_json import build, first_token, library, parse, steps_of
 from pion.errors import BadInput
+from pion.files import write_atomically
 from pion.later_fields import shown
 from pion.untrusted import LARGEST_TOKENIZER, read_file
 

@@ -15,8 +15,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pion.data.arrays import make_folder, write_atomically
 from pion.errors import BadInput
+from pion.files import make_folder, write_atomically
 from pion.train.memory_trace.request import Peaks, Traced
 from pion.untrusted import read_json
 

@@ -19,10 +19,11 @@ import numpy as np
 
 from pion.clean.copies import NONE, exact_copies, near_copies
 from pion.clean.rules import Verdict
-from pion.data.arrays import read_array, write_atomically
+from pion.data.arrays import read_array
 from pion.data.documents.file_to_documents import Document
 from pion.errors import BadInput
 from pion.evaluation.overlap.index import Index, build_index
+from pion.files import write_atomically
 from pion.untrusted import LARGEST_LISTING, parse_object, read_file
 from pipeline.console.messages import Note, PrepareProgress, Say
 from pipeline.data.cleaning.judged import Judged, judge_documents

@@ -18,11 +18,11 @@ from pion.clean.copies import SignatureFile
 from pion.clean.measure import Measured, measure
 from pion.clean.rules import Rules, Verdict, judge_alone
 from pion.clean.signature import HASHES
-from pion.data.arrays import unwritable, write_atomically
 from pion.errors import BadInput
 from pion.evaluation.overlap.found import THRESHOLD, Found, nothing_found, read_found
 from pion.evaluation.overlap.index import Index
 from pion.evaluation.overlap.search import search
+from pion.files import unwritable, write_atomically
 from pion.untrusted import LARGEST_LISTING, open_file, parse_object, read_file
 from pipeline.console.messages import PrepareProgress, Say
 from pipeline.data.sources import Input, documents, is_held_out

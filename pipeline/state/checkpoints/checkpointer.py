@@ -23,7 +23,7 @@ from pipeline.state.checkpoints.layout import (
     checkpoint_key,
 )
 from pipeline.state.checkpoints.other_parts import OtherParts
-from pipeline.state.checkpoints.restore import Found
+from pipeline.state.checkpoints.restore import FoundCheckpoint
 from pipeline.state.checkpoints.retention import Keep, delete_due, forget, sweep_unused
 from pipeline.state.checkpoints.snapshot import Snapshot, Tensors
 from pipeline.state.checkpoints.uploader import (
@@ -99,7 +99,7 @@ class PendingCommit:
             copy of that save.
     """
 
-    def __init__(self, resumed: Found | None = None) -> None:
+    def __init__(self, resumed: FoundCheckpoint | None = None) -> None:
         self.last: CheckpointEntry | None = None
         self.ancestor: str | None = None
         self.newest_key: str | None = None
@@ -170,7 +170,7 @@ class Checkpointer:
         claim: Claim,
         series: CheckpointSeries,
         *,
-        resumed: Found | None = None,
+        resumed: FoundCheckpoint | None = None,
         metrics: MetricsLog | None = None,
         uploader: Uploader | None = None,
         workspace: Workspace | None = None,

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from pion.errors import PionError
 from pipeline.state.checkpoints.channel import COPY, GO_ON, Channel
 from pipeline.state.checkpoints.memory_file import machine
-from pipeline.state.checkpoints.part import Part, require_whole
+from pipeline.state.checkpoints.part import CheckpointPart, require_whole
 from pipeline.state.checkpoints.uploader import Saved, SaveRequest, Uploader, UploaderDied
 from pipeline.state.stores import StoreError
 from pipeline.state.stores.errors import error_from_json, error_to_json
@@ -42,7 +42,7 @@ class OtherParts:
     BadInput, as the other class does, unless the parts of all ranks are the whole model.
     """
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, part: CheckpointPart) -> None:
         self.part = part
         self._channel = Channel()
         self.on_one_machine = _meet(self._channel, part)
@@ -106,7 +106,9 @@ class OtherParts:
 class OwnPart:
     """The part that another rank than rank 0 saves, by `uploader`. `state` returns what it has."""
 
-    def __init__(self, part: Part, uploader: Uploader, state: Callable[[], TrainState]) -> None:
+    def __init__(
+        self, part: CheckpointPart, uploader: Uploader, state: Callable[[], TrainState]
+    ) -> None:
         self._channel = Channel()
         _meet(self._channel, part)
         self._uploader, self._state = uploader, state
@@ -189,7 +191,7 @@ class OwnPart:
             self._thread = None
 
 
-def _meet(channel: Channel, part: Part) -> bool:
+def _meet(channel: Channel, part: CheckpointPart) -> bool:
     """Raise BadInput unless all ranks together have the whole model; return whether they are on one
     machine."""
     # A rank that can't tell its machine counts as alone on one.

@@ -30,7 +30,7 @@ Tensors = Mapping[str, "Tensor"]
 
 
 @dataclass(frozen=True)
-class Part:
+class CheckpointPart:
     """The part of `rank` of `count` ranks.
 
     By kind of file, `elements` says which elements it has, and `names` which tensors there are.
@@ -42,7 +42,7 @@ class Part:
     names: Mapping[str, frozenset[str]]
 
     @classmethod
-    def of(cls, rank: int, count: int, state: TrainState) -> Part:
+    def of(cls, rank: int, count: int, state: TrainState) -> CheckpointPart:
         """Return the part of a rank that has the pieces in `state`.
 
         Raises BadInput if there are more ranks than a checkpoint can have parts.
@@ -73,7 +73,7 @@ class Part:
         }
 
 
-def require_whole(parts: Sequence[Part]) -> None:
+def require_whole(parts: Sequence[CheckpointPart]) -> None:
     """Raise BadInput unless the parts of all ranks, in order, have each element once."""
     where = "the checkpoint to save"
     for kind in (MODEL, OPTIMIZER):

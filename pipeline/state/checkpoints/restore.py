@@ -57,7 +57,7 @@ class Loaded:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundCheckpoint:
     """The good checkpoint to resume from, on this machine, and why newer ones were skipped.
 
     `listed` says whether HEAD lists the checkpoint. An unlisted checkpoint is a save that this
@@ -70,13 +70,13 @@ class Found:
     listed: bool = True
 
 
-def newest_good(workspace: Workspace, head: Head, stage: str, digest: str) -> Found:
+def newest_good(workspace: Workspace, head: Head, stage: str, digest: str) -> FoundCheckpoint:
     """Return the stage's newest checkpoint of that digest whose sizes and hashes are right.
 
     A checkpoint that HEAD lists is downloaded unless it is here. A save of this machine that HEAD
     does not list counts only if it descends from HEAD's newest checkpoint, and no later epoch
     resumed from an earlier step: then nobody has trained further or restarted the stage. Returns
-    `Found(None, None, [])` if the stage has no checkpoint.
+    `FoundCheckpoint(None, None, [])` if the stage has no checkpoint.
 
     Raises `StoreError` when the store is down, and `BadInput` for a checkpoint of another format
     version. Raises `PionError` when checkpoints are listed but none is good: only a person may
@@ -85,12 +85,12 @@ def newest_good(workspace: Workspace, head: Head, stage: str, digest: str) -> Fo
     listed = [e for e in head.checkpoints if (e.stage, e.digest) == (stage, digest)]
     newest = listed[0] if listed else None
     for entry in _unlisted(workspace, head, stage, digest, newest):
-        return Found(entry, workspace.folder(entry.key), [], listed=False)
+        return FoundCheckpoint(entry, workspace.folder(entry.key), [], listed=False)
     skipped: list[str] = []
     for entry in listed:
         problem = check_entry(workspace, entry)
         if problem is None:
-            return Found(entry, workspace.folder(entry.key), skipped)
+            return FoundCheckpoint(entry, workspace.folder(entry.key), skipped)
         skipped.append(f"Skipped checkpoint {entry.key}: {problem}.")
     if skipped:
         raise PionError(
@@ -98,7 +98,7 @@ def newest_good(workspace: Workspace, head: Head, stage: str, digest: str) -> Fo
             f"{' '.join(skipped)} Nothing was changed. To train {stage} again from its start, use "
             f"--redo {stage}."
         )
-    return Found(None, None, [])
+    return FoundCheckpoint(None, None, [])
 
 
 def refuse_other_formats(run: RunState, head: Head) -> None:

@@ -16,7 +16,7 @@ from pion.formats import parts
 from pion.train.side_copy import SideCopy
 from pipeline.state.checkpoints.layout import MODEL, OPTIMIZER
 from pipeline.state.checkpoints.page_locks import PageLocks
-from pipeline.state.checkpoints.part import Part, copies
+from pipeline.state.checkpoints.part import CheckpointPart, copies
 from pipeline.state.stores.local import explained
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Snapshot:
     own `part`.
     """
 
-    def __init__(self, part: Part | None = None) -> None:
+    def __init__(self, part: CheckpointPart | None = None) -> None:
         self.part = part
         self.others: Others | None = None
         self.fd = os.memfd_create("pion-snapshot")

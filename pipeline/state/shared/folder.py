@@ -9,8 +9,8 @@ import dataclasses
 import shutil
 from pathlib import Path
 
-from pion.data.arrays import unwritable
 from pion.errors import PionError
+from pion.files import unwritable
 from pipeline.machine.kill_points import mark
 from pipeline.state.head import SHARED, Head, data_key
 from pipeline.state.record_json import damaged

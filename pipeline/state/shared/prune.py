@@ -3,7 +3,7 @@
 Each step that can't be taken back is one swap of `state.json`, prepared in this order: read the
 state, read the HEAD of every run, swap the state that was read. A run that begins to use the data
 meanwhile has either committed its HEAD before it was read here, or it reads the state after the
-swap (`begin.confirm`).
+swap (`find_or_prepare.confirm`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pipeline.state.find_run import runs_in
 from pipeline.state.head import SHARED, TRASH_SECONDS, data_key, is_data_key
 from pipeline.state.owner import Owner
 from pipeline.state.record_json import is_sha256
-from pipeline.state.shared.begin import preparing
+from pipeline.state.shared.find_or_prepare import preparing
 from pipeline.state.shared.folder import delete_folder
 from pipeline.state.shared.records import (
     DELETED_KEPT,

@@ -17,8 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from pion.data.arrays import sha256_file
 from pion.errors import BadInput, PionError
+from pion.files import sha256_file
 from pion.untrusted import read_json
 from pipeline.state.head import SHARED, data_key
 from pipeline.state.stores import Store, StoreError

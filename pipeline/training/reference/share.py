@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from pion.data.arrays import make_folder, read_array, sha256_file, write_atomically
+from pion.data.arrays import read_array
 from pion.errors import BadInput
+from pion.files import make_folder, sha256_file, write_atomically
 from pion.train.reference import TOLERANCE, ReferenceSums
 from pion.untrusted import parse_object, read_file
 from pipeline.console.messages import Note, PrepareProgress, Say
@@ -27,7 +28,7 @@ from pipeline.state.claim import Claim
 from pipeline.state.head import REFERENCE, data_key
 from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
-from pipeline.state.shared.begin import begin, confirm
+from pipeline.state.shared.find_or_prepare import confirm, find_or_prepare
 from pipeline.state.shared.folder import REFERENCE_FILE, Overtaken, complete
 from pipeline.state.shared.records import Writer, read_state
 
@@ -151,7 +152,7 @@ class Sharing:
             what = f"wait for run {other.run} on {other.host}, which shares the same reference"
             self.say(PrepareProgress(what, seconds, "s", stage="prefer"))
 
-        return begin(self._run, self.key, writer, me, waiting, again=again)
+        return find_or_prepare(self._run, self.key, writer, me, waiting, again=again)
 
     def _bind(self, folder: str) -> bool:
         """Let HEAD list the folder; return whether this run may use it."""

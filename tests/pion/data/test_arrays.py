@@ -6,14 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pion.data.arrays import (
-    check_ids,
-    open_bin,
-    open_npy,
-    open_shard,
-    read_array,
-    write_atomically,
-)
+from pion.data.arrays import check_ids, open_bin, open_npy, open_shard, read_array
 from pion.errors import BadInput
 
 
@@ -136,16 +129,6 @@ def test_an_id_beyond_the_vocabulary_is_found_with_shard_row_and_id(bad: int) ->
     rows[4000, 7] = bad
     with pytest.raises(BadInput, match=rf"a\.npy: row 4,000 has id {bad:,} at position 7.*100"):
         check_ids(rows, 100, "a.npy")
-
-
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    write_atomically(path, b"old")
-    (tmp_path / "a.json.tmp").symlink_to("/dev/full")
-    with pytest.raises(BadInput, match=r"a\.json: the disk is full"):
-        write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
 # ---------------------------------------------------------------- arrays of known shape

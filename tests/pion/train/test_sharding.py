@@ -20,8 +20,8 @@ from pion.data.stream import RowStream
 from pion.errors import BadInput
 from pion.generation.generate import generate_batch
 from pion.model.decoder import Decoder
-from pion.model.drawn_later import drawn_later
-from pion.model.lora_later import adapted_later
+from pion.model.lazy_lora import lazily_adapted
+from pion.model.lazy_weights import lazily_drawn
 from pion.model.lora_projections import adapted
 from pion.model.saved_weights import Whole
 from pion.train.hardware import peak_flops
@@ -138,7 +138,7 @@ def write_with_other_logits(process: Process) -> list[tuple[int, int | None]]:
 def begin_without_weights(process: Process) -> dict[str, Any]:
     config = FAMILIES["tachyon"].config()
     torch.manual_seed(5)
-    model, weights = drawn_later(config)
+    model, weights = lazily_drawn(config)
     later = whole_state(process.trainer("tachyon", model=model, weights=weights))
     with torch.device("meta"):
         empty = Decoder(config)
@@ -147,7 +147,7 @@ def begin_without_weights(process: Process) -> dict[str, Any]:
     drawn = Decoder(config).state_dict()
     refused = ""
     try:
-        _, less = drawn_later(config)
+        _, less = lazily_drawn(config)
         with torch.device("meta"):
             empty = Decoder(config)
         process.trainer("tachyon", model=empty, weights=less)
@@ -172,7 +172,7 @@ def adapt_a_rounded_base(process: Process) -> dict[str, Any]:
     base, weights = FAMILIES["pion"].decoder(0), None
     lora, dtype = Lora(rank=4, base_dtype="bfloat16"), torch.bfloat16
     if process.world_size > 1:
-        later = adapted_later(base.config, Whole(base.state_dict()), lora, seed=0, dtype=dtype)
+        later = lazily_adapted(base.config, Whole(base.state_dict()), lora, seed=0, dtype=dtype)
         model, weights = later
     else:
         model = adapted(base, lora, seed=0, dtype=dtype)

@@ -14,7 +14,7 @@ from pipeline.state.claim import Claim, claim_run
 from pipeline.state.head import TRASH_SECONDS, data_key
 from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
-from pipeline.state.shared.begin import begin
+from pipeline.state.shared.find_or_prepare import find_or_prepare
 from pipeline.state.shared.folder import complete
 from pipeline.state.shared.prune import delete_due, mark
 from pipeline.state.shared.records import Writer, read_state, swap_state
@@ -44,7 +44,9 @@ def claimed(store: FileStore, name: str) -> tuple[Claim, Writer]:
 
 def begins(store: FileStore, me: Writer, fingerprint: str, *, again: bool = False) -> str | Writer:
     run = RunState(store, me.run)
-    return begin(run, fingerprint, me, Owner.me(), lambda writer, seconds: None, again=again)
+    return find_or_prepare(
+        run, fingerprint, me, Owner.me(), lambda writer, seconds: None, again=again
+    )
 
 
 def use_data(store: FileStore, name: str, fingerprint: str, *, again: bool = False) -> str:

@@ -13,7 +13,7 @@ from pipeline.state.claim import claim_run
 from pipeline.state.head import SHARED, Head, data_key
 from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
-from pipeline.state.shared.begin import begin
+from pipeline.state.shared.find_or_prepare import find_or_prepare
 from pipeline.state.shared.folder import bring_data, complete
 from pipeline.state.shared.records import DataState, Writer, read_state, swap_state
 from pipeline.state.stores import FileStore, Store, open_store
@@ -46,7 +46,7 @@ def source(tmp_path: Path) -> RunState:
         (files / "0" / "rows.npy").write_bytes(part.encode())
         (files / "dataset.json").write_text("{}")
         writer = Writer(run.name, claim.epoch, me.session, me.host, "", 0.0)
-        begun = begin(run, fingerprint, writer, me, lambda writer, seconds: None)
+        begun = find_or_prepare(run, fingerprint, writer, me, lambda writer, seconds: None)
         assert isinstance(begun, Writer)
         folder = complete(run, fingerprint, begun, files, (part,))
         keys[part] = data_key(fingerprint, folder)

@@ -297,7 +297,7 @@ def leaves_in_time(folder: Path, cloud: Metadata, process: Process, seconds: flo
 
 
 # A long notice that is not so long, to keep the test short.
-SOON = "import_module('pipeline.run.leaving').LONG_NOTICE = 19.0"
+SOON = "import_module('pipeline.run.preemption_stop').LONG_NOTICE = 19.0"
 # Meanwhile, the cores are left to other tests.
 SLOWLY = """
 def wrapper(original, self):

@@ -17,7 +17,7 @@ from pipeline.job.file import load_job
 from pipeline.run import advance
 from pipeline.run.advance import Advance
 from pipeline.run.journal import Journal
-from pipeline.run.leaving import Leaving
+from pipeline.run.preemption_stop import PreemptionStop
 from pipeline.run.signals import StoppingOnSignals
 from pipeline.run.stage_plan import plan_stages
 from pipeline.run.start import Options, Start
@@ -149,5 +149,7 @@ def a_start(folder: Path, time: FakeClock, workers: int | list[int]) -> Start:
     job = load_job(write_job(folder, hardware__workers=workers))
     run = RunState(FileStore(folder / "runs"), job.name, time.clock())
     stopping = StoppingOnSignals(SilentDisplay())
-    leaving = Leaving(stopping, lambda text: None)
-    return Start(job, Options(), digest_job(job), run, someone(), stopping, 0.0, None, leaving)
+    preemption_stop = PreemptionStop(stopping, lambda text: None)
+    return Start(
+        job, Options(), digest_job(job), run, someone(), stopping, 0.0, None, preemption_stop
+    )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pion.data.arrays import sha256_file
+from pion.files import sha256_file
 from pipeline.job import Job
 from pipeline.run.finish import summary_rows
 from pipeline.state.claim import claim_run

@@ -11,7 +11,7 @@ from pion.untrusted import LARGEST_RECORD
 from pipeline.console.messages import PrepareProgress, Shown
 from pipeline.job.digest import digest_job
 from pipeline.job.file import load_job
-from pipeline.run.leaving import Leaving
+from pipeline.run.preemption_stop import PreemptionStop
 from pipeline.run.prepare import prepare_data
 from pipeline.run.signals import StoppingOnSignals
 from pipeline.run.start import Options, Start
@@ -81,8 +81,10 @@ def prepare(
     job = load_job(store.folder.parent / "tiny.yaml", [f"name={name}", *overrides])
     run, owner, display = RunState(store, name, time.clock()), someone(), SilentDisplay()
     stopping = StoppingOnSignals(display)
-    leaving = Leaving(stopping, lambda text: None)
-    start = Start(job, Options(), digest_job(job), run, owner, stopping, 0.0, price, leaving)
+    preemption_stop = PreemptionStop(stopping, lambda text: None)
+    start = Start(
+        job, Options(), digest_job(job), run, owner, stopping, 0.0, price, preemption_stop
+    )
     claim = claim_run(run, owner, take_over=True)
     prepare_data(start, claim, say, Patience(0.0, lambda text: None, time.sleep))
     claim.release()

@@ -9,8 +9,8 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 import pion.formats.export
-from pion.data.arrays import sha256_file
 from pion.errors import BadInput, Fenced, PionError
+from pion.files import sha256_file
 from pion.formats.target_folder import EXPORT_FILES
 from pion.model.decoder import Decoder
 from pipeline.console.messages import Note

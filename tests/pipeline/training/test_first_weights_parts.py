@@ -22,7 +22,7 @@ from pion.errors import BadInput
 from pion.formats.huggingface.architectures import to_transformers
 from pion.formats.load import identify, load_decoder
 from pion.model.decoder import Decoder
-from pion.model.lora_later import adapted_later
+from pion.model.lazy_lora import lazily_adapted
 from pion.model.lora_projections import adapted, add_lora, additions
 from pion.model.saved_weights import Tensors, Whole
 from pion.train.settings import ComputePlan
@@ -269,7 +269,7 @@ def test_a_frozen_base_is_kept_as_a_whole_one_is(
     base, lora = drawn(tiny_config()), Lora(rank=2, base_dtype=base_dtype)
     state = {name: tensor.to(stored) for name, tensor in base.state_dict().items()}
     whole = adapted(Decoder.from_state(base.config, state), lora, seed=3, dtype=dtype)
-    model, weights = adapted_later(base.config, Whole(state), lora, seed=3, dtype=dtype)
+    model, weights = lazily_adapted(base.config, Whole(state), lora, seed=3, dtype=dtype)
     expected, found = whole.state_dict(), model.state_dict()
     assert list(found) == list(expected)
     for name, tensor in Tensors(weights).items():
@@ -289,4 +289,4 @@ def test_wrong_ids_of_the_draft_block_of_a_frozen_base_are_refused() -> None:
     for wrong in (ids.flip(0), ids + base.config.vocab_size, ids - 1):
         state = base.state_dict() | {"draft.ids": wrong}
         with pytest.raises(BadInput, match=r"draft\.ids: not 50 rising ids of 0"):
-            adapted_later(base.config, Whole(state), Lora(rank=2), seed=3, dtype=torch.float32)
+            lazily_adapted(base.config, Whole(state), Lora(rank=2), seed=3, dtype=torch.float32)

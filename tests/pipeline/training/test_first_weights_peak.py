@@ -15,7 +15,7 @@ from torch import Tensor
 from pion.config.lora import Lora
 from pion.config.parts import Experts
 from pion.model.decoder import Decoder
-from pion.model.lora_later import adapted_later
+from pion.model.lazy_lora import lazily_adapted
 from pion.model.saved_weights import Saved, Whole
 from pion.train.memory_trace.live_bytes import LiveBytes
 from pion.train.settings import ComputePlan
@@ -84,7 +84,7 @@ def frozen(folder: Path) -> Start:
 
     def start() -> tuple[Decoder, Saved | None]:
         config, weights, _ = frozen_base(context, "sft")
-        return adapted_later(config, weights, LORA, seed=0, dtype=torch.float32)
+        return lazily_adapted(config, weights, LORA, seed=0, dtype=torch.float32)
 
     return start
 

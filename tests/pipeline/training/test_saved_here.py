@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from pipeline.state.checkpoints.restore import Found
+from pipeline.state.checkpoints.restore import FoundCheckpoint
 from pipeline.training.saved_here import saved_here
 from pipeline.training.train_request import Group
 from pipeline.training.watchdog import Watchdog
@@ -26,5 +26,5 @@ def test_a_long_download_of_another_rank_is_no_hang() -> None:
 
     context: Any = SimpleNamespace(group=WaitsForTwoHours(), watchdog=watchdog)
     saved: Any = object()
-    assert saved_here(context, Found(an_entry(1), Path("here"), []), saved) is saved
+    assert saved_here(context, FoundCheckpoint(an_entry(1), Path("here"), []), saved) is saved
     assert hangs == []

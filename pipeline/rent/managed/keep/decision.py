@@ -32,7 +32,7 @@ from pipeline.rent.deadline.times import (
     step_seconds,
     terms_of,
 )
-from pipeline.rent.managed.keep.standing import (
+from pipeline.rent.managed.keep.rental_state import (
     has_machine,
     owner_of,
     rental_of,

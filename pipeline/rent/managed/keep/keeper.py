@@ -14,6 +14,7 @@ from dataclasses import replace
 from pion.errors import BadInput, PionError
 from pipeline.cost.budget import over_budget
 from pipeline.rent.deadline.policy import CANCEL_SECONDS, Market
+from pipeline.rent.managed.keep.deadline_words import DeadlineTeller, outlook_of, watch_by
 from pipeline.rent.managed.keep.decision import (
     Decision,
     Plan,
@@ -23,8 +24,7 @@ from pipeline.rent.managed.keep.decision import (
     risk_at,
     saw,
 )
-from pipeline.rent.managed.keep.renter import FUTILE_RESTARTS, Next, Renter
-from pipeline.rent.managed.keep.standing import (
+from pipeline.rent.managed.keep.rental_state import (
     CANCELLED,
     final_job,
     has_machine,
@@ -34,7 +34,7 @@ from pipeline.rent.managed.keep.standing import (
     rentals_of,
     why_not,
 )
-from pipeline.rent.managed.keep.tell import DeadlineTeller, outlook_of, watch_by
+from pipeline.rent.managed.keep.renter import FUTILE_RESTARTS, Next, Renter
 from pipeline.rent.managed.look.diagnose import Finding, dear_pods, diagnose
 from pipeline.rent.managed.look.look import Look, Lookout, log_finding
 from pipeline.rent.managed.provider.jobs import ManagedJob

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from pion.errors import BadInput, PionError
 from pipeline.rent.deadline.policy import Market
-from pipeline.rent.managed.keep.standing import (
+from pipeline.rent.managed.keep.rental_state import (
     FORGET_SECONDS,
     fails_to_start,
     is_over_for,

@@ -11,14 +11,14 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from pion.errors import PionError
-from pipeline.rent.managed.look.diagnose import Finding, RunView, SkyView
-from pipeline.rent.managed.look.remembered import (
+from pipeline.rent.managed.look.between_looks import (
     CostMemory,
     JobMemory,
     LostPods,
     StepKey,
     StepMemory,
 )
+from pipeline.rent.managed.look.diagnose import Finding, RunView, SkyView
 from pipeline.rent.managed.names import cluster_name
 from pipeline.rent.managed.provider.jobs import ManagedJob, place_of
 from pipeline.rent.managed.provider.pods import Pod

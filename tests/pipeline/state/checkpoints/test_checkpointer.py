@@ -22,7 +22,12 @@ from safetensors.torch import load_file
 from pion.errors import BadInput, Fenced, PionError
 from pipeline.state.checkpoints.checkpointer import Checkpointer, CheckpointSeries
 from pipeline.state.checkpoints.layout import MODEL, OPTIMIZER
-from pipeline.state.checkpoints.restore import Found, check_entry, load_folder, newest_good
+from pipeline.state.checkpoints.restore import (
+    FoundCheckpoint,
+    check_entry,
+    load_folder,
+    newest_good,
+)
 from pipeline.state.checkpoints.retention import Keep
 from pipeline.state.checkpoints.snapshot import Snapshot, map_extents
 from pipeline.state.checkpoints.uploader import Saved, SaveRequest, UploaderDied
@@ -133,7 +138,7 @@ class NoMapping(FileStore):
 def test_what_is_saved_comes_back_exactly(claim: Claim) -> None:
     model, optimizer = some_tensors()
     before = an_entry(5, epoch=0)
-    resumed = Found(before, folder=None, skipped=[])
+    resumed = FoundCheckpoint(before, folder=None, skipped=[])
     checkpointer = a_checkpointer(claim, resumed=resumed)
     state = {"step": 10, "next_row": 80, "rng": [1, 2**63, 0.1], "plan": {"threads": 2}}
     assert checkpointer.save(model, optimizer, state)

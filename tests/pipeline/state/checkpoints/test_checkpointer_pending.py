@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pipeline.state.checkpoints.checkpointer import PendingCommit
-from pipeline.state.checkpoints.restore import Found
+from pipeline.state.checkpoints.restore import FoundCheckpoint
 from pipeline.state.head import Head
 from tests.support.states import an_entry
 
@@ -16,11 +16,11 @@ def upload(pending: PendingCommit, step: int) -> None:
 
 def test_it_begins_with_the_checkpoint_that_training_resumed_from() -> None:
     entry = an_entry(10, ancestor="checkpoints/pretrain/5-1")
-    listed = PendingCommit(Found(entry, Path("x"), []))
+    listed = PendingCommit(FoundCheckpoint(entry, Path("x"), []))
     assert (listed.last, listed.ancestor, listed.newest_key) == (entry, entry.key, None)
-    copy = PendingCommit(Found(entry, Path("x"), [], listed=False))
+    copy = PendingCommit(FoundCheckpoint(entry, Path("x"), [], listed=False))
     assert (copy.last, copy.ancestor, copy.newest_key) == (None, entry.ancestor, entry.key)
-    fresh = PendingCommit(Found(None, None, []))
+    fresh = PendingCommit(FoundCheckpoint(None, None, []))
     assert (fresh.last, fresh.ancestor, fresh.newest_key) == (None, None, None)
 
 

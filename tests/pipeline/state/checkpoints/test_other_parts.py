@@ -25,7 +25,7 @@ from pion.train.trainer import Trainer, TrainState
 from pipeline.state.checkpoints.checkpointer import Checkpointer, CheckpointSeries
 from pipeline.state.checkpoints.layout import MANIFEST
 from pipeline.state.checkpoints.other_parts import OtherParts, OwnPart
-from pipeline.state.checkpoints.part import Part
+from pipeline.state.checkpoints.part import CheckpointPart
 from pipeline.state.checkpoints.restore import Loaded, load_folder, newest_good
 from pipeline.state.checkpoints.snapshot import Snapshot
 from pipeline.state.checkpoints.uploader import Saved, SaveRequest, Uploader, UploaderDied
@@ -61,7 +61,7 @@ class Saver:
         self.uploader = uploader or InProcessUploader(FileStore(folder / "runs"))
         in_process = isinstance(self.uploader, InProcessUploader)
         store = self.uploader.store if in_process else open_store(self.uploader._store)
-        part = Part.of(rank, count, self.state()) if count > 1 else None
+        part = CheckpointPart.of(rank, count, self.state()) if count > 1 else None
         self.own = OwnPart(part, self.uploader, self.state) if part and rank else None
         if rank == 0:
             self.others = OtherParts(part) if part else None
@@ -467,17 +467,17 @@ def test_a_killed_uploader_of_any_rank_is_replaced(tmp_path: Path) -> None:
 
 
 def both_have_the_same_rows(rank: int, folder: Path) -> None:
-    refused(rank, folder, Part.of(rank, 2, state_of(0, 2, 1)), "are in two parts")
+    refused(rank, folder, CheckpointPart.of(rank, 2, state_of(0, 2, 1)), "are in two parts")
 
 
 def nobody_has_a_tensor(rank: int, folder: Path) -> None:
     state = state_of(rank, 2, 1)
     pieces = [piece for piece in state.pieces if piece.name != "exp_avg.gain"]
-    part = Part.of(rank, 2, dataclasses.replace(state, pieces=pieces))
+    part = CheckpointPart.of(rank, 2, dataclasses.replace(state, pieces=pieces))
     refused(rank, folder, part, "exp_avg.gain is in no part")
 
 
-def refused(rank: int, folder: Path, part: Part, why: str) -> None:
+def refused(rank: int, folder: Path, part: CheckpointPart, why: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     if rank == 0:
         with pytest.raises(BadInput, match=why):
@@ -499,4 +499,4 @@ def test_parts_that_are_not_the_whole_model_are_never_saved(
 def test_more_ranks_than_a_checkpoint_has_files_for_are_refused() -> None:
     state = TrainState({}, {}, {}, pieces=[Piece("w", 0, torch.zeros(1))])
     with pytest.raises(BadInput, match="501 workers have the model in parts"):
-        Part.of(0, 501, state)
+        CheckpointPart.of(0, 501, state)

@@ -12,7 +12,7 @@ import pytest
 from pion.errors import Fenced
 from pipeline.state.checkpoints import other_parts
 from pipeline.state.checkpoints.layout import MANIFEST
-from pipeline.state.checkpoints.restore import Found, load_folder, newest_good
+from pipeline.state.checkpoints.restore import FoundCheckpoint, load_folder, newest_good
 from pipeline.state.checkpoints.uploader import WRITE, Saved, SaveRequest, UploaderDied
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, StoreError
@@ -55,7 +55,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def found_here(folder: Path) -> Found:
+def found_here(folder: Path) -> FoundCheckpoint:
     """Return what this machine would resume from."""
     run = RunState(Remote(folder / "runs"), RUN)
     head = run.read()
@@ -189,7 +189,7 @@ def start_three_times(rank: int, folder: Path) -> None:
     with saver(folder, rank, 2, InProcessUploader(store)) as one:
         for step in (1, 2, 3):
             one.save(step)
-            found, saved = Found(None, None, []), None
+            found, saved = FoundCheckpoint(None, None, []), None
             if rank == 0:
                 assert list((folder / "cache").rglob(MANIFEST)) == []  # a part is elsewhere
                 found = found_here(folder)

@@ -13,7 +13,7 @@ import pytest
 from pion.errors import PionError
 from pipeline.state.checkpoints import other_parts
 from pipeline.state.checkpoints.layout import MANIFEST
-from pipeline.state.checkpoints.restore import Found, load_folder, newest_good
+from pipeline.state.checkpoints.restore import FoundCheckpoint, load_folder, newest_good
 from pipeline.state.checkpoints.snapshot import Snapshot
 from pipeline.state.checkpoints.uploader import Uploader
 from pipeline.state.run_state import RunState
@@ -52,7 +52,7 @@ def in_bucket(folder: Path) -> Any:
     return InProcessUploader(open_store((folder / "store").read_text()))
 
 
-def found_here(folder: Path) -> Found:
+def found_here(folder: Path) -> FoundCheckpoint:
     """Return what this machine would resume from."""
     run = RunState(open_store((folder / "store").read_text()), RUN)
     head = run.read()
@@ -131,7 +131,7 @@ def save_on_two_machines(rank: int, folder: Path) -> None:
         leave_uncommitted(one, rank)
         copies = [path for path in folder.glob("*/pion/runs/**/*") if path.is_file()]
         assert [path for path in copies if path.name == MANIFEST] == []
-        found, saved = Found(None, None, []), None
+        found, saved = FoundCheckpoint(None, None, []), None
         if rank == 0:
             found = found_here(folder)
             assert found.folder is not None
@@ -163,7 +163,7 @@ def resume_what_one_machine_has(rank: int, folder: Path) -> None:
     with saver(folder, rank, 3, in_bucket(folder)) as one:
         leave_uncommitted(one, rank)
         go_elsewhere(rank, folder, 3)
-        found = found_here(folder) if rank == 0 else Found(None, None, [])
+        found = found_here(folder) if rank == 0 else FoundCheckpoint(None, None, [])
         assert found.listed == (rank > 0)
         with pytest.raises(PionError, match="only the machine of worker 0 has it"):
             saved_here(context_of(rank, folder), found, None)

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 import pion.train.sharding  # noqa: F401 (once, and not in each fork)
 from pion.config.lora import Adapter, BaseModel, Lora
-from pion.model.lora_later import adapted_later
+from pion.model.lazy_lora import lazily_adapted
 from pion.model.saved_weights import Whole, without_values
 from pion.train.settings import ComputePlan
 from pipeline.training.reference.compute import make_reference
@@ -31,7 +31,7 @@ def in_parts(plan: ComputePlan, *, lora: bool) -> Start:
     weights, config = Whole(model_of_the_world().state_dict()), config_of_the_world()
     if not lora:
         return Start(without_values(config), None, plan, weights)
-    model, base = adapted_later(config, weights, ADAPTER.lora, seed=0, dtype=torch.float32)
+    model, base = lazily_adapted(config, weights, ADAPTER.lora, seed=0, dtype=torch.float32)
     return Start(model, ADAPTER, plan, base)
 
 

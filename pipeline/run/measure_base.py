@@ -82,7 +82,7 @@ class StoredParts(Parts):
         return self.run.key(part_path(self.digest, name))
 
 
-def measure_start(
+def measure_base(
     job: Job, run: RunState, digests: Digests, say: Say, patiently: Patience
 ) -> Start | None:
     """Return what is measured of the model that the run starts from; None if there is none.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pion.model.decoder import Decoder
 
 
-def preference_start(
+def model_before_prefer(
     job: Job,
     run: RunState,
     head: Head,

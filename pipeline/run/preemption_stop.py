@@ -19,7 +19,7 @@ class _Notice:
     end: float
 
 
-class Leaving:
+class PreemptionStop:
     """Asks for a stop in time if a cloud gives notice that it will take a machine of this run.
 
     A context manager. After a long notice (LONG_NOTICE), the run continues until what a save and
@@ -71,8 +71,8 @@ class Leaving:
             return None
         return max(0.0, self._notice.end - self._needed - time.monotonic())
 
-    def __enter__(self) -> Leaving:
-        threading.Thread(target=self._leave, name="leaving", daemon=True).start()
+    def __enter__(self) -> PreemptionStop:
+        threading.Thread(target=self._leave, name="preemption-stop", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from pipeline.rent.managed.look.between_looks import claimed_machines, each_once
 from pipeline.rent.managed.look.diagnose import Attempt
-from pipeline.rent.managed.look.remembered import claimed_machines, each_once
 from pipeline.rent.managed.watch import Watcher
 from pipeline.state.claim import claim_run
 from pipeline.state.rows.metrics import EventLog

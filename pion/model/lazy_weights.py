@@ -20,7 +20,7 @@ from pion.model.decoder import Decoder
 from pion.model.parameters import draw_module
 
 
-class DrawnLater:
+class LazyWeights:
     """The random weights of a decoder, by their names in the state dict.
 
     `decoder` has these parameters on the device `meta`. It stays as it is. The random state is that
@@ -76,14 +76,14 @@ class DrawnLater:
         return drawn
 
 
-def drawn_later(config: ModelConfig) -> tuple[Decoder, DrawnLater]:
+def lazily_drawn(config: ModelConfig) -> tuple[Decoder, LazyWeights]:
     """Return a decoder whose random weights are on the device `meta`, and what draws them.
 
     What is not random has its values. Seed torch's random numbers before, as for `Decoder(config)`.
     """
     with _WithoutMemory():
         decoder = Decoder(config)
-    return decoder, DrawnLater(decoder)
+    return decoder, LazyWeights(decoder)
 
 
 class _WithoutMemory(TorchDispatchMode):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.job.runtime_sections import parse_moment
-from pipeline.rent.managed.keep import tell
+from pipeline.rent.managed.keep import deadline_words
 
 HOUR, MINUTE = 3600.0, 60.0
 # A Monday.
@@ -14,7 +14,7 @@ AT = parse_moment("2026-12-01T18:00Z")
 
 
 def test_the_outlook_says_until_when_spot_may_be_waited_for() -> None:
-    said = tell.outlook(AT, NOW, 22.4 * HOUR, slack=8 * HOUR, reserve=45 * MINUTE)
+    said = deadline_words.outlook(AT, NOW, 22.4 * HOUR, slack=8 * HOUR, reserve=45 * MINUTE)
     assert said == (
         "deadline 18:00 UTC Tue (in 31 h); 22.4 h of work on demand; spot may be waited for until "
         "18:15 UTC (8 h of slack, 45 min kept in reserve)"
@@ -22,29 +22,31 @@ def test_the_outlook_says_until_when_spot_may_be_waited_for() -> None:
 
 
 def test_at_the_reserve_spot_is_not_waited_for() -> None:
-    said = tell.outlook(AT, NOW, 30.4 * HOUR, slack=35 * MINUTE, reserve=45 * MINUTE)
+    said = deadline_words.outlook(AT, NOW, 30.4 * HOUR, slack=35 * MINUTE, reserve=45 * MINUTE)
     assert said.endswith("spot is not waited for (35 min of slack, 45 min kept in reserve)")
 
 
 def test_a_late_run_is_told_by_how_much_and_that_its_deadline_is_over() -> None:
-    said = tell.outlook(AT, AT + 2 * HOUR, HOUR, slack=-3.1 * HOUR, reserve=0)
+    said = deadline_words.outlook(AT, AT + 2 * HOUR, HOUR, slack=-3.1 * HOUR, reserve=0)
     assert said == "deadline 18:00 UTC (2 h ago); 60 min of work on demand; late by 3.1 h"
 
 
 def test_the_last_moment_to_watch_is_named() -> None:
-    assert tell.watch_by(NOW + 10 * HOUR, NOW) == (
+    assert deadline_words.watch_by(NOW + 10 * HOUR, NOW) == (
         "somebody must watch again by 21:00 UTC (in 10 h), or the deadline is at risk"
     )
-    assert "from now on" in tell.watch_by(NOW, NOW)
+    assert "from now on" in deadline_words.watch_by(NOW, NOW)
 
 
 def test_renting_on_demand_says_since_when_nothing_came_and_what_it_costs_at_most() -> None:
-    said = tell.renting_on_demand("A40 or L40S", 0.4, 9.8, now=NOW, waited_since=NOW - 9 * HOUR)
+    said = deadline_words.renting_on_demand(
+        "A40 or L40S", 0.4, 9.8, now=NOW, waited_since=NOW - 9 * HOUR
+    )
     assert said == (
         "no spot machine since 02:00 UTC and the reserve is reached: renting A40 or L40S on "
         "demand, from $0.40/h; at most $9.80 more"
     )
-    silent = tell.renting_on_demand("2 × A40", None, None, now=NOW, waited_since=None)
+    silent = deadline_words.renting_on_demand("2 × A40", None, None, now=NOW, waited_since=None)
     assert silent == (
         "the spot machine is silent or slower than thought, and the margin is reached: renting "
         "2 × A40 on demand, at an unknown price"
@@ -55,29 +57,31 @@ def test_renting_on_demand_says_since_when_nothing_came_and_what_it_costs_at_mos
     ("slack", "lasts"), [(40 * MINUTE, "slack lasts 40 min more"), (-1, "the slack is used up")]
 )
 def test_machines_on_demand_that_do_not_come_are_named(slack: float, lasts: str) -> None:
-    said = tell.none_on_demand("A40 or L40S", 20 * MINUTE, slack)
+    said = deadline_words.none_on_demand("A40 or L40S", 20 * MINUTE, slack)
     assert said == f"no A40 or L40S on demand in 20 min; SkyPilot keeps asking; {lasts}"
 
 
 def test_the_way_back_and_the_end_are_told() -> None:
-    assert tell.back_on_spot("A40") == "back on spot A40; on demand ended"
-    assert tell.to_the_end(9 * MINUTE, 12 * MINUTE) == (
+    assert deadline_words.back_on_spot("A40") == "back on spot A40; on demand ended"
+    assert deadline_words.to_the_end(9 * MINUTE, 12 * MINUTE) == (
         "on demand to the end: slack 9 min, a spot machine that is lost would cost 12 min"
     )
 
 
 def test_a_missed_deadline_says_why_if_that_is_known() -> None:
     night = (NOW - 12 * HOUR + 10 * MINUTE, NOW - 4 * HOUR - 20 * MINUTE)
-    assert tell.missed(2.1 * HOUR, now=NOW, unwatched=night) == (
+    assert deadline_words.missed(2.1 * HOUR, now=NOW, unwatched=night) == (
         "the deadline is missed by 2.1 h: nobody watched from 23:10 UTC Sun to 06:40 UTC; on "
         "demand to the end"
     )
-    assert tell.missed(HOUR, now=NOW, refused=1800) == (
+    assert deadline_words.missed(HOUR, now=NOW, refused=1800) == (
         "the deadline is missed by 60 min: no machine on demand could be had for 30 min; on demand "
         "to the end"
     )
-    assert tell.missed(120, now=NOW) == ("the deadline is missed by 2 min; on demand to the end")
+    assert deadline_words.missed(120, now=NOW) == (
+        "the deadline is missed by 2 min; on demand to the end"
+    )
 
 
 def test_a_moment_in_more_than_a_week_has_its_date() -> None:
-    assert tell.clock(NOW + 8 * tell.DAY, NOW) == "2026-12-08 11:00 UTC"
+    assert deadline_words.clock(NOW + 8 * deadline_words.DAY, NOW) == "2026-12-08 11:00 UTC"

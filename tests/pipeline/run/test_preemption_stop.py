@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline.run import leaving
-from pipeline.run.leaving import Leaving
+from pipeline.run import preemption_stop
+from pipeline.run.preemption_stop import PreemptionStop
 from pipeline.run.signals import StoppingOnSignals
 from pipeline.training.cadence import LEAST_SAVE, LONG_NOTICE, SPARE_SECONDS, seconds_to_leave
 from tests.support.jobs import SilentDisplay
@@ -24,7 +24,7 @@ class Run:
     def __init__(self) -> None:
         self.said: list[str] = []
         self.stopping = StoppingOnSignals(SilentDisplay())
-        self.leaving = Leaving(self.stopping, self.said.append)
+        self.preemption_stop = PreemptionStop(self.stopping, self.said.append)
 
     @property
     def left(self) -> float:
@@ -39,14 +39,14 @@ class Run:
 @pytest.fixture
 def run() -> Iterator[Run]:
     run = Run()
-    with run.leaving:
+    with run.preemption_stop:
         yield run
 
 
 @pytest.fixture
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a run leave when exactly what a save takes is left."""
-    monkeypatch.setattr(leaving, "seconds_to_leave", lambda stall, write: stall + write)
+    monkeypatch.setattr(preemption_stop, "seconds_to_leave", lambda stall, write: stall + write)
 
 
 def test_what_is_left_for_the_last_save_is_twice_a_save_and_ten_seconds() -> None:
@@ -56,30 +56,30 @@ def test_what_is_left_for_the_last_save_is_twice_a_save_and_ten_seconds() -> Non
 
 @pytest.mark.parametrize("seconds", [5.0, 30.0, LONG_NOTICE - 1])
 def test_a_short_notice_stops_the_run_at_once(run: Run, seconds: float) -> None:
-    run.leaving.saved(0.1, 0.9)
-    run.leaving.noticed(NOTICE, seconds)
+    run.preemption_stop.saved(0.1, 0.9)
+    run.preemption_stop.noticed(NOTICE, seconds)
     assert run.stopping.asked
     assert seconds - 1 < run.left <= seconds
     assert run.said == []
 
 
 def test_a_long_notice_stops_a_run_at_once_that_has_not_measured_a_save(run: Run) -> None:
-    run.leaving.saved(None, None)
-    run.leaving.noticed(NOTICE, 120.0)
+    run.preemption_stop.saved(None, None)
+    run.preemption_stop.noticed(NOTICE, 120.0)
     assert run.stopping.asked
 
 
 def test_a_long_notice_stops_a_run_at_once_whose_save_needs_all_of_it(run: Run) -> None:
-    run.leaving.saved(5.0, 60.0)
-    run.leaving.noticed(NOTICE, 120.0)
+    run.preemption_stop.saved(5.0, 60.0)
+    run.preemption_stop.noticed(NOTICE, 120.0)
     assert run.stopping.asked
 
 
 def test_a_long_notice_lets_the_run_continue_until_the_save_needs_the_rest(
     run: Run, exact: None
 ) -> None:
-    run.leaving.saved(0.1, 119.6)
-    run.leaving.noticed(NOTICE, 120.0)
+    run.preemption_stop.saved(0.1, 119.6)
+    run.preemption_stop.noticed(NOTICE, 120.0)
     assert not run.stopping.asked
     assert run.said == [f"{NOTICE}. Training continues, and stops in time for the last save"]
     run.stops()
@@ -88,18 +88,18 @@ def test_a_long_notice_lets_the_run_continue_until_the_save_needs_the_rest(
 
 
 def test_a_save_that_takes_longer_lets_the_run_leave_earlier(run: Run, exact: None) -> None:
-    run.leaving.saved(1.0, 1.0)
-    run.leaving.noticed(NOTICE, 120.0)
-    run.leaving.saved(1.0, 119.0)
+    run.preemption_stop.saved(1.0, 1.0)
+    run.preemption_stop.noticed(NOTICE, 120.0)
+    run.preemption_stop.saved(1.0, 119.0)
     run.stops()
     assert run.left > 118
 
 
 def test_of_the_notices_of_several_nodes_the_shortest_counts(run: Run, exact: None) -> None:
-    run.leaving.saved(1.0, 69.5)
-    run.leaving.noticed("node 1", 120.0)
-    run.leaving.noticed("node 2", 71.0)
-    run.leaving.noticed("node 3", 110.0)
+    run.preemption_stop.saved(1.0, 69.5)
+    run.preemption_stop.noticed("node 1", 120.0)
+    run.preemption_stop.noticed("node 2", 71.0)
+    run.preemption_stop.noticed("node 3", 110.0)
     assert not run.stopping.asked
     run.stops()
     assert run.stopping.asked_stop.reason == "node 2"
@@ -108,20 +108,20 @@ def test_of_the_notices_of_several_nodes_the_shortest_counts(run: Run, exact: No
 
 
 def test_a_short_notice_after_a_long_notice_stops_the_run_at_once(run: Run) -> None:
-    run.leaving.saved(1.0, 1.0)
-    run.leaving.noticed("node 1", 120.0)
-    run.leaving.noticed("node 2", 5.0)
+    run.preemption_stop.saved(1.0, 1.0)
+    run.preemption_stop.noticed("node 1", 120.0)
+    run.preemption_stop.noticed("node 2", 5.0)
     assert run.stopping.asked
     assert run.left <= 5.0
 
 
 def test_a_run_that_has_ended_is_not_asked_to_stop() -> None:
     run = Run()
-    with run.leaving:
-        run.leaving.saved(1.0, 1.0)
-        run.leaving.noticed(NOTICE, 120.0)
+    with run.preemption_stop:
+        run.preemption_stop.saved(1.0, 1.0)
+        run.preemption_stop.noticed(NOTICE, 120.0)
     wait_until(
-        lambda: not any(thread.name == "leaving" for thread in threading.enumerate()),
+        lambda: not any(thread.name == "preemption_stop" for thread in threading.enumerate()),
         "the thread to end",
     )
     assert not run.stopping.asked

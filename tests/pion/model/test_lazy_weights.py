@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from pion.model.decoder import Decoder
-from pion.model.drawn_later import DrawnLater, drawn_later
+from pion.model.lazy_weights import LazyWeights, lazily_drawn
 from tests.families.families import Family, each_family
 from tests.support.tiny_config import tiny_config
 
 
-def whole(drawn: DrawnLater, name: str) -> torch.Tensor:
+def whole(drawn: LazyWeights, name: str) -> torch.Tensor:
     shape, _ = drawn.layout()[name]
     return drawn.part(name, 0, shape.numel()).view(shape)
 
@@ -21,7 +21,7 @@ def test_the_weights_have_the_bits_of_a_decoder_that_was_drawn_at_once(family: F
     torch.manual_seed(3)
     expected = Decoder(family.config()).state_dict()
     torch.manual_seed(3)
-    decoder, drawn = drawn_later(family.config())
+    decoder, drawn = lazily_drawn(family.config())
     torch.manual_seed(4)  # nobody else's numbers count
     later = drawn.layout()
     assert "embed.weight" in later
@@ -37,14 +37,14 @@ def test_the_weights_may_be_read_in_any_order_and_in_parts(init: str) -> None:
     torch.manual_seed(3)
     expected = Decoder(config).state_dict()
     torch.manual_seed(3)
-    _, drawn = drawn_later(config)
+    _, drawn = lazily_drawn(config)
     names = list(drawn.layout())
     for name in [*reversed(names), *names]:
         assert torch.equal(drawn.part(name, 5, 9), expected[name].view(-1)[5:9]), name
 
 
 def test_drawing_takes_no_random_numbers_of_others() -> None:
-    _, drawn = drawn_later(tiny_config())
+    _, drawn = lazily_drawn(tiny_config())
     before = torch.get_rng_state()
     whole(drawn, "blocks.1.feedforward.up_proj.weight")
     assert torch.equal(torch.get_rng_state(), before)

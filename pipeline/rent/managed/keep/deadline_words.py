@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pipeline.console.formats import money
 from pipeline.rent.deadline.policy import Market, State
 from pipeline.rent.managed.keep.decision import Decision, risk_at
-from pipeline.rent.managed.keep.standing import rental_of
+from pipeline.rent.managed.keep.rental_state import rental_of
 from pipeline.rent.managed.provider.jobs import place_of
 
 OUTLOOK_SECONDS = 3600.0

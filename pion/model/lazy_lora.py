@@ -23,7 +23,7 @@ from pion.model.lora_projections import (
 from pion.model.saved_weights import Layout, Rounded, Saved, Tensors, without_values
 
 
-def adapted_later(
+def lazily_adapted(
     config: ModelConfig,
     base: Saved,
     lora: Lora,
@@ -58,7 +58,7 @@ def adapted_later(
     return model, base
 
 
-class MergedLater:
+class LazyMerge:
     """The weights of `base` with LoRA's additions `tensors` merged into them, as `with_tensors`
     merges them.
 

@@ -31,7 +31,7 @@ POLL_SECONDS = 2.0
 COMMIT_POLL_SECONDS = 30.0
 
 
-def begin(
+def find_or_prepare(
     run: RunState,
     fingerprint: str,
     claim: Writer,
