@@ -30,7 +30,7 @@ from pipeline.state.owner import Author
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
 from tests.pipeline.rent.conftest import SkyHome
-from tests.pipeline.rent.managed.keep.test_keeper_deadline import MIXED
+from tests.pipeline.rent.managed.keep.day import MIXED
 from tests.support import waiting
 from tests.support.clock import FakeClock
 from tests.support.fake_provider import JOB, FakeProvider
