@@ -30,10 +30,8 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         first = next((a for a in args or () if not a.startswith("-")), None)
-        for gone, instead in GONE_COMMANDS.items() if self.commands else ():
-            command, *options = gone.split()
-            if command == first and all(option in args for option in options):
-                self.error(f"`pion {gone}` is gone: {instead}")
+        if self.commands and first is not None:
+            self._refuse_gone(f"{first}", *(f"{first} {word.partition('=')[0]}" for word in args))
         if self.commands and first is not None and first not in self.commands:
             close = difflib.get_close_matches(first, self.commands, 1, 0.4)
             hint = f"; did you mean {close[0]}?" if close else ""
@@ -43,6 +41,13 @@ class Parser(argparse.ArgumentParser):
             of_command = Parser(prog=f"{self.prog} {first}") if first in self.commands else self
             of_command.error(f"unrecognized arguments: {' '.join(unknown)}")
         return found
+
+    def _refuse_gone(self, *asked: str) -> None:
+        """Exit with what replaces a command or an option, if one of those that are `asked` for is
+        gone."""
+        for gone in asked:
+            if gone in GONE_COMMANDS:
+                self.error(f"`pion {gone}` is gone: {GONE_COMMANDS[gone]}")
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {printable(masked(message))}\n(see {self.prog} --help)\n")
