@@ -7,13 +7,11 @@ allocate nothing inside themselves.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from pion.config.presets import PRESETS
 from pion.train.memory import Memory, Workload, predict_memory
-from pion.train.memory_trace import block_stand_in, remembered
 from tests.cuda_rehearsal.memory_traces import (
     BOTH_STAGES,
     MICRO_BATCHES,
@@ -102,18 +100,6 @@ def test_each_phase_of_a_step_is_the_largest_in_some_trace() -> None:
         phases = {name: getattr(found, name) for name in ("loss", "backward", "update")}
         largest.add(max(phases, key=lambda name: phases[name]))
     assert largest == {"loss", "backward", "update"}
-
-
-def test_a_block_that_forgets_half_is_found(
-    suite: Peaks, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(remembered, "_folder", lambda: tmp_path)
-    remembered.forget()
-    real = block_stand_in.at
-    monkeypatch.setattr(block_stand_in, "at", lambda line, rows: real(line, rows) // 2)
-    trace = SUITE[0]
-    assert ratio(trace, suite[trace]) < 1
-    remembered.forget()
 
 
 @pytest.mark.soak

@@ -5,16 +5,13 @@ This is what GPUs run in bf16: blocks are compiled, and 4 or 64 ranks keep parts
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from functools import lru_cache
-from pathlib import Path
 
 import pytest
 
-from pion.train.memory_trace import remembered, shards
 from tests.cuda_rehearsal.memory_traces import Peak, Trace
-from tests.cuda_rehearsal.sharded_traces import FAMILIES, FEW, RANKS, named, read_peaks
+from tests.cuda_rehearsal.sharded_traces import FAMILIES, FEW, read_peaks
 from tests.cuda_rehearsal.test_memory import MOST, predicted, ratio
 
 pytestmark = pytest.mark.soak
@@ -51,25 +48,3 @@ def test_the_prediction_is_never_under_the_peak_and_hardly_over(
     }
     assert not wrong, wrong
     assert len(peaks) == {"pion-small": 16, "tachyon-tiny": 15}.get(preset, 12)
-
-
-@pytest.mark.parametrize("ranks", RANKS)
-def test_gathered_weights_of_which_half_is_forgotten_are_found(
-    peaks_of: PeaksOf, ranks: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    traces = peaks_of("tachyon-tiny")
-    few = [
-        trace
-        for trace in named("tachyon-tiny")
-        if has_few_ids(trace) and trace.ranks == ranks and trace.card == "A40"
-    ]
-    monkeypatch.setattr(remembered, "_folder", lambda: tmp_path)
-    remembered.forget()
-    real = shards.shards_of
-    monkeypatch.setattr(shards, "shards_of", lambda *group: half_gathered(real(*group)))
-    assert all(ratio(trace, traces[trace]) < 1 for trace in few)
-    remembered.forget()
-
-
-def half_gathered(group: shards.Shards) -> shards.Shards:
-    return dataclasses.replace(group, gathered=group.gathered // 2)

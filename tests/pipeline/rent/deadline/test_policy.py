@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.rent.deadline.policy import (
     Action,
@@ -225,6 +227,16 @@ def test_a_finished_run_needs_no_machine_that_has_not_come(
     assert action.request is None
     # A machine that is up sees for itself that nothing is left.
     assert decide(TERMS, replace(both, spot=WORKS, on_demand=BOOTS)).cancel == ()
+
+
+@given(st.floats(0, 1e9), st.floats(1, 1e7), st.sampled_from([None, False, True]), st.booleans())
+def test_with_all_the_time_it_wants_spot_and_nothing_else(
+    now: float, work_left: float, machine: bool | None, owns: bool
+) -> None:
+    rental = None if machine is None else Rental(now / 2, machine)
+    owner = SPOT if machine and owns else None
+    action = decide(replace(TERMS, deadline=math.inf), Seen(now, work_left, owner, rental))
+    assert (action.cancel, action.request) == ((), SPOT if rental is None else None)
 
 
 # ---------------------------------------------------------------- what is not seen

@@ -9,249 +9,183 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
-import yaml
 
-from pipeline.rent.managed.look.diagnose import FUTILE_LIVES
 from pipeline.rent.managed.provider.jobs import BOOT_SECONDS, ManagedJob
 from pipeline.rent.managed.provider.recorded_task import BY_HOP
-from pipeline.rent.managed.watch import Watcher
 from pipeline.state.claim import claim_run
 from pipeline.state.notes.rental_note import read_rental_note, write_rental_note
-from pipeline.state.rows.metrics import EventLog
-from pipeline.state.run_state import RunState
-from tests.pipeline.rent.managed.keep.test_keeper_deadline import RESERVE, due_in, sky, watch
-from tests.support.clock import FakeClock
+from tests.pipeline.rent.managed.keep.day import RESERVE, Day
 from tests.support.fake_provider import JOB
-from tests.support.states import read, someone
-from tests.support.two_markets import ON_DEMAND, SPOT, Killed, TwoMarkets
+from tests.support.states import someone
+from tests.support.two_markets import ON_DEMAND, SPOT, Killed, Market
 
-__all__ = ["sky", "watch"]
+# The launch waits for spot. The job after it is on demand, and the one after that on spot.
+LAUNCH, SECOND, THIRD = JOB.id, JOB.id + 1, JOB.id + 2
 
-Watch = Callable[[float], None]
 
-
-@dataclass
-class Killing:
-    """Kills watchers of one rental, which begins again each time."""
-
-    sky: TwoMarkets
-    run: RunState
-    time: FakeClock
-    said: list[str]
-
-    def everywhere(self, check: Callable[[], None], *, looks: int = 2) -> int:
-        """Kill a watcher at each of its calls in turn; let another one look, and check what is
-        left. Return how many were killed."""
-        sky, at, kills = self.sky, self.time.time, 0
-        jobs, listed, note = list(sky.jobs), list(sky.listed or ()), read_rental_note(self.run)[0]
-        assert note is not None
-        for kill_at in range(1, 60):
-            sky.jobs, sky.listed = list(jobs), list(listed)
-            sky.submitted_to, sky.cancelled, sky.calls = [], [], 0
-            write_rental_note(self.run, note, read_rental_note(self.run)[1])
-            for sky.kill_at in (kill_at, 0):
-                try:
-                    self.look(looks)
-                except Killed:
-                    kills += 1
-                self.time.time += 61
-            self.time.time = at
-            killed = kills == kill_at
+def killed_everywhere(day: Day, check: Callable[[], None]) -> int:
+    """Kill a watcher at each of its calls in turn; let another one look, and check what is left.
+    Return how many were killed. The rental begins again each time."""
+    sky, at, kills = day.sky, day.time.time, 0
+    jobs, listed, note = list(sky.jobs), list(sky.listed or ()), read_rental_note(day.run)[0]
+    assert note is not None
+    for kill_at in range(1, 60):
+        sky.jobs, sky.listed = list(jobs), list(listed)
+        sky.submitted_to, sky.cancelled, sky.calls = [], [], 0
+        write_rental_note(day.run, note, read_rental_note(day.run)[1])
+        for sky.kill_at in (kill_at, 0):
+            watcher = day.watcher()
             try:
-                check()
-            except AssertionError as error:
-                raise AssertionError(f"killed at call {kill_at}: {sky.jobs}") from error
-            if not killed:
-                break
-        return kills
-
-    def look(self, looks: int) -> None:
-        """Let a new watcher look so often, or until the rental is over."""
-        self.time.during_sleep = lambda: None
-        watcher = Watcher(self.run, JOB.name, JOB.id, self.said.append, self.sky)
-        for _ in range(looks):
-            watcher.look_once()
-
-
-@pytest.fixture
-def killing(sky: TwoMarkets, run: RunState, time: FakeClock, said: list[str]) -> Killing:
-    return Killing(sky, run, time, said)
+                watcher.look_once()
+                watcher.look_once()
+            except Killed:
+                kills += 1
+            day.time.time += 61
+        day.time.time = at
+        killed = kills == kill_at
+        try:
+            check()
+        except AssertionError as error:
+            raise AssertionError(f"killed at call {kill_at}: {sky.jobs}") from error
+        if not killed:
+            break
+    return kills
 
 
-@pytest.fixture
-def on_demand(sky: TwoMarkets, run: RunState, watch: Watch) -> ManagedJob:
-    """The job of a machine on demand that owns the run."""
-    due_in(run, RESERVE - 100)
-    watch(150)
-    job = sky.job_on(ON_DEMAND)
-    assert job is not None
-    return job
+def waiting(day: Day) -> None:
+    day.due_in(RESERVE - 100)
 
 
-def stuck(sky: TwoMarkets, time: FakeClock) -> None:
+def slow_spot(day: Day) -> None:
+    day.spot_owns(120)
+    day.due_in(1500.0)  # below `stay`
+
+
+def on_demand_with_slack(day: Day) -> None:
+    day.on_demand_owns()
+    day.due_in(RESERVE + 3000)
+
+
+def standing_request_without_slack(day: Day) -> None:
+    day.on_demand_owns()
+    day.spot_is_asked_for()
+    day.due_in(RESERVE - 500)
+
+
+def stuck(day: Day) -> None:
     """Let the launch's machine be up for so long that its boot does not end any more."""
-    since = time.time - BOOT_SECONDS - 60
-    sky.change(JOB.id, status="RUNNING", submitted_at=since, started_at=since)
+    since = day.time.time - BOOT_SECONDS - 60
+    day.sky.change(LAUNCH, status="RUNNING", submitted_at=since, started_at=since)
 
 
-def of_launch(sky: TwoMarkets, launch: str, **envs: str) -> ManagedJob:
-    """Return a job like that of the launch, with other variables."""
-    config = yaml.safe_load(sky.jobs[0].task or "")
-    config["envs"] = {**config["envs"], "PION_LAUNCH_ID": launch, **envs}
-    new = max(job.id for job in sky.jobs) + 1
-    return dataclasses.replace(sky.jobs[0], id=new, task=yaml.safe_dump(config))
+def stuck_with_a_deadline(day: Day) -> None:
+    day.due_in(RESERVE + 3000)
+    stuck(day)
 
 
-def test_from_waiting_for_spot_to_a_machine_on_demand(
-    killing: Killing, sky: TwoMarkets, run: RunState
-) -> None:
-    def one_on_demand() -> None:
-        assert sky.submitted_to == [ON_DEMAND]
-        assert [job.live for job in sky.jobs] == [False, True]
-
-    due_in(run, RESERVE - 100)
-    assert killing.everywhere(one_on_demand) >= 8
+def no_machine_on_demand_starts_the_run(day: Day) -> None:
+    day.due_in(RESERVE - 100)
+    job = day.with_variables(day.sky.jobs[0], PION_SPOT="0")
+    day.sky.jobs = [dataclasses.replace(job, id=LAUNCH, status="RECOVERING")]
+    day.machines_die(spot=False)
 
 
-def test_from_a_spot_machine_that_is_too_slow_to_one_on_demand_next_to_it(
-    killing: Killing, sky: TwoMarkets, run: RunState, watch: Watch
-) -> None:
-    def both() -> None:
-        assert sky.submitted_to == [ON_DEMAND]
-        assert sky.cancelled == []
-        assert len(sky.living) == 2
+def hop_of(day: Day) -> ManagedJob:
+    envs = {"PION_LAUNCH_ID": "hop", "PION_SPOT": "1", BY_HOP: "1"}
+    return day.with_variables(day.sky.jobs[0], **envs)
 
-    sky.offered[SPOT] = True
-    due_in(run, RESERVE + 3000)
-    watch(120)
+
+def hop_on_its_way(day: Day) -> None:
+    day.on_demand_owns()
+    hop = dataclasses.replace(hop_of(day), status="PENDING", submitted_at=day.time.time)
+    day.sky.jobs.append(hop)
+    day.due_in(RESERVE - 500)
+
+
+def hop_that_has_arrived(day: Day) -> None:
+    on_demand, sky = day.on_demand_owns(), day.sky
+    running = {"status": "RUNNING", "recovered_at": day.time.time, "cloud": "RunPod"}
+    hop = dataclasses.replace(hop_of(day), **running)
+    sky.jobs.append(hop)
     assert sky.claim is not None
-    due_in(run, 1500.0)  # below `stay`
-    assert killing.everywhere(both) >= 5
+    sky.claim.release()
+    sky.claim = claim_run(day.run, someone(host="hop", launch_id="hop"), take_over=True)
+    sky.listed = [sky.pod("a", "RUNNING", on_demand.id), sky.pod("b", "RUNNING", hop.id)]
+    day.due_in(RESERVE + 3000)
 
 
-def test_a_request_for_spot_that_is_to_stand_next_to_a_machine_on_demand(
-    killing: Killing, sky: TwoMarkets, run: RunState, on_demand: ManagedJob
-) -> None:
-    def both() -> None:
-        assert sky.submitted_to == [SPOT]
-        assert sky.cancelled == []
-        assert len(sky.living) == 2
-
-    due_in(run, RESERVE + 3000)
-    assert killing.everywhere(both) >= 5
-
-
-def test_a_standing_request_for_spot_that_is_cancelled_for_lack_of_slack(
-    killing: Killing, sky: TwoMarkets, run: RunState, on_demand: ManagedJob, watch: Watch
-) -> None:
-    def only_on_demand() -> None:
-        assert sky.submitted_to == []
-        assert sky.living == [on_demand]
-
-    due_in(run, RESERVE + 3000)
-    watch(20)
-    assert sky.job_on(SPOT) is not None
-    due_in(run, RESERVE - 500)
-    assert killing.everywhere(only_on_demand) >= 3
+def end_of_the_run(day: Day) -> None:
+    on_demand = day.on_demand_owns()
+    day.spot_is_asked_for()
+    assert day.sky.claim is not None
+    for stage in ("sft", "evaluate", "publish"):
+        with contextlib.suppress(KeyError):
+            day.sky.claim.finish_stage(stage, "d", {})
+    day.sky.claim.release()
+    day.sky.end(on_demand.id, "SUCCEEDED")
 
 
-def test_a_restart_with_a_deadline(
-    killing: Killing, sky: TwoMarkets, run: RunState, time: FakeClock
-) -> None:
-    def one_on_spot() -> None:
-        assert sky.submitted_to == [SPOT]
-        assert [job.live for job in sky.jobs] == [False, True]
+@dataclass(frozen=True)
+class Change:
+    """What a watcher does in several calls: what happened before, which markets were asked in all,
+    which jobs live then, and at how many calls at least it can be killed. `keeps`: no job is
+    cancelled."""
 
-    due_in(run, RESERVE + 3000)
-    stuck(sky, time)
-    assert killing.everywhere(one_on_spot) >= 8
+    name: str
+    before: Callable[[Day], object]
+    requested: list[Market]
+    living: list[int]
+    kills: int
+    keeps: bool = False
 
 
-def test_a_restart_without_a_deadline(
-    killing: Killing, sky: TwoMarkets, run: RunState, time: FakeClock, said: list[str]
-) -> None:
+CHANGES = [
+    Change("from waiting to on demand", waiting, [ON_DEMAND], [SECOND], 8),
+    Change(
+        "from a slow spot machine to one on demand next to it",
+        slow_spot, [ON_DEMAND], [LAUNCH, SECOND], 5, keeps=True,
+    ),
+    Change(
+        "a request for spot next to a machine on demand",
+        on_demand_with_slack, [SPOT], [SECOND, THIRD], 5, keeps=True,
+    ),
+    Change(
+        "a standing request for spot that ends for lack of slack",
+        standing_request_without_slack, [], [SECOND], 3,
+    ),
+    Change("a restart with a deadline", stuck_with_a_deadline, [SPOT], [SECOND], 8),
+    Change("giving up: nothing starts the run", no_machine_on_demand_starts_the_run, [], [], 4),
+    Change("a hop on its way", hop_on_its_way, [], [SECOND, THIRD], 2, keeps=True),
+    Change("a hop that has arrived", hop_that_has_arrived, [], [THIRD], 3),
+    Change("the end of a run while a request stands", end_of_the_run, [], [], 3),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.name)
+def test_the_next_watcher_completes_what_a_killed_one_began(day: Day, change: Change) -> None:
+    def check() -> None:
+        assert day.sky.submitted_to == change.requested
+        assert day.living == change.living
+        assert not (change.keeps and day.sky.cancelled)
+        if change.before is end_of_the_run:
+            assert read_rental_note(day.run)[0] is None
+
+    change.before(day)
+    assert killed_everywhere(day, check) >= change.kills
+
+
+def test_a_restart_without_a_deadline_is_requested_at_most_once(day: Day) -> None:
     """Only who has cancelled the job knows that it was to be restarted. For the next watcher, it is
     a job that was cancelled."""
 
     def at_most_one() -> None:
-        if sky.submitted_to:
-            assert sky.submitted_to == [SPOT]
-            assert [job.live for job in sky.jobs] == [False, True]
+        if day.sky.submitted_to:
+            assert day.sky.submitted_to == [SPOT]
+            assert day.living == [SECOND]
         else:
-            assert sky.cancelled == [JOB.id]
-            assert any("stopped with status CANCELLED" in line for line in said)
-        said.clear()
+            assert day.sky.cancelled == [LAUNCH]
+            assert day.lines("stopped with status CANCELLED")
+        day.said.clear()
 
-    stuck(sky, time)
-    assert killing.everywhere(at_most_one) >= 6
-
-
-def test_a_rental_that_is_given_up_because_no_machine_on_demand_starts_the_run(
-    killing: Killing, sky: TwoMarkets, run: RunState, time: FakeClock, said: list[str]
-) -> None:
-    def nothing_left() -> None:
-        assert sky.submitted_to == []
-        assert sky.living == []
-
-    due_in(run, RESERVE - 100)
-    job = of_launch(sky, "first", PION_SPOT="0")
-    sky.jobs = [dataclasses.replace(job, id=JOB.id, status="RECOVERING")]
-    events = EventLog(run.store, run.name, read(run).epoch)
-    for n in range(FUTILE_LIVES):
-        about = {"cloud": "RunPod", "region": f"R{n}", "gpu": "A40", "managed_job": str(JOB.id)}
-        events.append("machine", id=f"pod{n}", rented_at=time.time - 100 + n, spot=False, **about)
-    events.flush()
-    assert killing.everywhere(nothing_left) >= 4
-
-
-def test_a_hop_while_it_is_on_its_way(
-    killing: Killing, sky: TwoMarkets, run: RunState, on_demand: ManagedJob
-) -> None:
-    def both() -> None:
-        assert (sky.submitted_to, sky.cancelled) == ([], [])
-        assert len(sky.living) == 2
-
-    hop = of_launch(sky, "hop", PION_SPOT="1", **{BY_HOP: "1"})
-    sky.jobs.append(dataclasses.replace(hop, status="PENDING", submitted_at=sky.time.time))
-    due_in(run, RESERVE - 500)
-    assert killing.everywhere(both) >= 2
-
-
-def test_a_hop_that_has_arrived_while_the_old_machine_still_stands(
-    killing: Killing, sky: TwoMarkets, run: RunState, on_demand: ManagedJob, time: FakeClock
-) -> None:
-    hop = of_launch(sky, "hop", PION_SPOT="1", **{BY_HOP: "1"})
-    running = {"status": "RUNNING", "recovered_at": time.time, "cloud": "RunPod"}
-    sky.jobs.append(dataclasses.replace(hop, **running))
-    assert sky.claim is not None
-    sky.claim.release()
-    sky.claim = claim_run(run, someone(host="hop", launch_id="hop"), take_over=True)
-    sky.listed = [sky.pod("a", "RUNNING", on_demand.id), sky.pod("b", "RUNNING", hop.id)]
-    due_in(run, RESERVE + 3000)
-
-    def only_the_new_one() -> None:
-        assert sky.submitted_to == []
-        assert [job.id for job in sky.living] == [hop.id]
-
-    assert killing.everywhere(only_the_new_one) >= 3
-
-
-def test_the_end_of_a_run_while_a_request_for_spot_stands(
-    killing: Killing, sky: TwoMarkets, run: RunState, on_demand: ManagedJob, watch: Watch
-) -> None:
-    due_in(run, RESERVE + 3000)
-    watch(20)
-    assert sky.job_on(SPOT) is not None
-    assert sky.claim is not None
-    for stage in ("sft", "evaluate", "publish"):
-        with contextlib.suppress(KeyError):
-            sky.claim.finish_stage(stage, "d", {})
-    sky.claim.release()
-    sky.end(on_demand.id, "SUCCEEDED")
-
-    def nothing_left() -> None:
-        assert sky.submitted_to == []
-        assert sky.living == []
-        assert read_rental_note(run)[0] is None
-
-    assert killing.everywhere(nothing_left) >= 3
+    stuck(day)
+    assert killed_everywhere(day, at_most_one) >= 6

@@ -1,0 +1,202 @@
+"""Days of a rental and its watcher: with a deadline, on two markets, and without one."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline.rent.managed.look.diagnose import FUTILE_LIVES
+from pipeline.rent.managed.provider.jobs import ManagedJob
+from pipeline.rent.managed.watch import Watcher
+from pipeline.state.claim import claim_run
+from pipeline.state.notes.deadline import RunDeadline, change_deadline
+from pipeline.state.notes.stop_requests import ask_stop
+from pipeline.state.owner import Author
+from pipeline.state.rows.metrics import EventLog
+from pipeline.state.run_state import RunState
+from tests.support.clock import FakeClock
+from tests.support.fake_provider import JOB, FakeProvider
+from tests.support.states import read, someone
+from tests.support.two_markets import ON_DEMAND, SPOT, Enough, TwoMarkets
+
+MIXED = """ordered:
+  - {accelerators: A40, use_spot: true}
+  - {accelerators: RTXA5000, use_spot: true}
+  - {accelerators: RTXA6000, use_spot: false}
+  - {accelerators: A40, use_spot: false}
+  - {accelerators: L40S, use_spot: true}"""
+# About what is kept in reserve: a boot, a save, a loss, the margin, and nearly no work.
+RESERVE = 2300.0
+STOPPED, REFUSED = "Job exited with exit code 4.", "Job exited with exit code 2."
+
+
+@dataclass
+class Day:
+    """What happens to a rental, in the order in which a test says it."""
+
+    sky: TwoMarkets
+    run: RunState
+    time: FakeClock
+    said: list[str]
+
+    # Who watches.
+
+    def watcher(self) -> Watcher:
+        """Return a new watcher of the launch."""
+        return Watcher(self.run, JOB.name, JOB.id, self.said.append, self.sky)
+
+    def watch(self, seconds: float) -> None:
+        """Let a new watcher watch for so long, while machines come and go."""
+        end = self.time.time + seconds
+
+        def during_sleep() -> None:
+            self.sky.tick()
+            if self.time.time >= end:
+                raise Enough
+
+        self.time.during_sleep = during_sleep
+        with pytest.raises(Enough):
+            self.watcher().follow()
+        self.time.during_sleep = lambda: None
+
+    # What happens.
+
+    def due_in(self, seconds: float) -> None:
+        """Set the deadline so many seconds from now."""
+        now = self.run.clock.now()
+        self.change_deadline(now + seconds, now)
+
+    def change_deadline(self, at: float | None, now: float = 1.0) -> None:
+        """Set the deadline, or switch it off."""
+        deadline = RunDeadline(at, 1800.0, now, Author.me(), "pion deadline")
+        change_deadline(self.run, lambda old: deadline)
+
+    def spot_owns(self, seconds: float) -> None:
+        """Let a machine on spot own the run, with time to spare."""
+        self.sky.offered[SPOT] = True
+        self.due_in(RESERVE + 3000)
+        self.watch(seconds)
+        assert self.sky.claim is not None
+
+    def on_demand_owns(self) -> ManagedJob:
+        """Let a machine on demand own the run, and return its job."""
+        self.due_in(RESERVE - 100)
+        self.watch(150)
+        assert self.sky.claim is not None
+        return self.job_on_demand
+
+    def spot_is_asked_for(self) -> ManagedJob:
+        """Let there be slack, so a request for spot stands; return its job."""
+        self.due_in(RESERVE + 3000)
+        self.watch(20)
+        return self.job_on_spot
+
+    def owner_leaves(self, job: ManagedJob = JOB) -> None:
+        """Let the owner, the machine of `job`, save and end with exit code 4."""
+        assert self.sky.claim is not None
+        self.sky.claim.release()
+        self.sky.claim = None
+        self.sky.end(job.id, "FAILED", failure=STOPPED)
+
+    def ask_to_hand_over(self, launch: str | None) -> None:
+        """Ask the owner to leave the run to a launch."""
+        ask_stop(self.run, "pion hop", except_launch=launch)
+
+    def machines_die(self, spot: bool) -> None:
+        """Note as many machines of the job as prove that none will own the run."""
+        events = EventLog(self.run.store, self.run.name, read(self.run).epoch)
+        for n in range(FUTILE_LIVES):
+            about = {"cloud": "RunPod", "region": f"R{n}", "gpu": "A40", "managed_job": f"{JOB.id}"}
+            rented_at = self.time.time - 100 + n
+            events.append("machine", id=f"pod{n}", rented_at=rented_at, spot=spot, **about)
+        events.flush()
+
+    def with_variables(self, job: ManagedJob, **envs: str) -> ManagedJob:
+        """Return the next job, like `job` but with other variables."""
+        config = yaml.safe_load(job.task or "")
+        config["envs"] = {**config["envs"], **envs}
+        new = max(each.id for each in self.sky.jobs) + 1
+        return dataclasses.replace(job, id=new, task=yaml.safe_dump(config))
+
+    # What came of it.
+
+    @property
+    def job_on_spot(self) -> ManagedJob:
+        return self._job(self.sky.job_on(SPOT))
+
+    @property
+    def job_on_demand(self) -> ManagedJob:
+        return self._job(self.sky.job_on(ON_DEMAND))
+
+    @staticmethod
+    def _job(job: ManagedJob | None) -> ManagedJob:
+        assert job is not None
+        return job
+
+    @property
+    def orders(self) -> tuple[list[int], list[Any]]:
+        """The jobs that were cancelled, and the markets of all requests."""
+        return self.sky.cancelled, self.sky.submitted_to
+
+    @property
+    def living(self) -> list[int]:
+        """The jobs that live."""
+        return [job.id for job in self.sky.living]
+
+    @property
+    def owner(self) -> str | None:
+        """The launch that owns the run, or owned it last."""
+        return read(self.run).claims[0].owner.launch_id
+
+    def lines(self, words: str) -> list[str]:
+        """Return what was said with these words."""
+        return [line for line in self.said if words in line]
+
+    def line(self, words: str) -> str:
+        """Return the only line with these words."""
+        (found,) = self.lines(words)
+        return found
+
+
+@dataclass
+class Rental:
+    """A rental without a deadline, whose job is running, and its watcher."""
+
+    watcher: Watcher
+    provider: FakeProvider
+    run: RunState
+    time: FakeClock
+    said: list[str]
+
+    def starts(self, ago: float = 0.0) -> None:
+        """Let the job have asked for a machine that long ago, and get none."""
+        self.provider.now("STARTING", submitted_at=self.time.time - ago)
+
+    def succeeds_when_submitted(self) -> None:
+        """Let the run be done as soon as a job was submitted again."""
+        provider = self.provider
+        self.time.during_sleep = lambda: provider.now("SUCCEEDED") if provider.submitted else None
+
+    @property
+    def orders(self) -> tuple[list[int], list[Any]]:
+        """The jobs that were cancelled; those that were submitted: like which, and what they
+        avoid."""
+        return self.provider.cancelled, self.provider.submitted
+
+    @property
+    def text(self) -> str:
+        """All that was said."""
+        return "\n".join(self.said)
+
+    def machines(self, *jobs_by_age: tuple[float, str]) -> None:
+        """Note machines in the job's place: how long ago they were rented, and for which job."""
+        events = EventLog(self.run.store, self.run.name, claim_run(self.run, someone()).epoch)
+        about = {"cloud": "RunPod", "region": "CA", "gpu": "A40", "spot": True}
+        for age, job in jobs_by_age:
+            rented_at = self.time.time - age
+            events.append("machine", id=f"pod{age}", rented_at=rented_at, managed_job=job, **about)
+        events.flush()
