@@ -64,11 +64,6 @@ def test_every_mistake_of_the_job_file_is_said(
     assert "sft.lr" in printed
 
 
-def test_data_that_is_not_there(case: Case) -> None:
-    row = case.row("data.sources.0", data__sources=[{"kind": "text", "path": "nowhere"}])
-    wrong(row, "data.sources.0.path", "nowhere")
-
-
 def test_data_without_the_field_it_is_read_from(case: Case) -> None:
     (case.folder / "corpus.jsonl").write_text('{"body": "a text"}\n')
     row = case.row("data.sources.0", data__sources=[{"kind": "jsonl", "path": "corpus.jsonl"}])
@@ -107,6 +102,17 @@ def test_a_vocabulary_that_the_text_can_not_fill_is_a_warning(case: Case) -> Non
             "model.experts",
             "teaches the router nothing",
         ),
+        (
+            {"data__sources": [{"kind": "text", "path": "nowhere"}]},
+            "data.sources.0",
+            "data.sources.0.path: ",
+        ),
+        (
+            {"tokenizer": {"file": "gone.json"}, "model__vocab_size": 400},
+            "tokenizer",
+            "gone.json does not exist",
+        ),
+        ({"sft__init_from": "nowhere.pt"}, "model", "nowhere.pt"),
     ],
 )
 def test_what_run_refuses_is_refused(
@@ -166,21 +172,12 @@ def test_a_hub_out_of_reach_is_not_found_out(
     unknown(row, "user/data", "can't be reached")
 
 
-def test_a_tokenizer_that_is_not_there(case: Case) -> None:
-    row = case.row("tokenizer", tokenizer={"file": "tokenizer.json"}, model__vocab_size=400)
-    wrong(row, "tokenizer.file", "does not exist")
-
-
 def test_a_tokenizer_with_more_entries_than_the_model(case: Case) -> None:
     from pion.data.tokens.tokenizer import train_bpe
 
     train_bpe(["the cat sat over the house"] * 9, 290).save(case.folder / "tokenizer.json")
     row = case.row("tokenizer", tokenizer={"file": "tokenizer.json"}, model__vocab_size=260)
     wrong(row, "tokenizer.json", "260")
-
-
-def test_weights_to_start_from_that_are_not_there(case: Case) -> None:
-    wrong(case.row("model", sft__init_from="nowhere.pt"), "nowhere.pt")
 
 
 def place_weights(case: Case, hub: HubServer, where: str, **changes: Any) -> str:
@@ -244,14 +241,12 @@ def test_a_bucket_that_is_not_there(case: Case, proxy: FaultProxy) -> None:
     wrong(case.row("store", store="s3://no-such-bucket/runs"), "no-such-bucket")
 
 
-def test_a_store_that_may_not_be_written(case: Case, proxy: FaultProxy, s3: S3Server) -> None:
-    proxy.deny(match="PUT")
-    wrong(case.row("store", store=f"s3://{s3.bucket()}"), "Cannot")
-
-
-def test_a_store_that_may_not_be_deleted_from(case: Case, proxy: FaultProxy, s3: S3Server) -> None:
-    proxy.deny(match="DELETE")
-    wrong(case.row("store", store=f"s3://{s3.bucket()}"), "delete")
+@pytest.mark.parametrize(("denied", "words"), [("PUT", "Cannot"), ("DELETE", "delete")])
+def test_a_store_that_may_not_be_written_or_deleted_from(
+    case: Case, proxy: FaultProxy, s3: S3Server, denied: str, words: str
+) -> None:
+    proxy.deny(match=denied)
+    wrong(case.row("store", store=f"s3://{s3.bucket()}"), words)
 
 
 def test_a_store_that_does_not_compare_before_it_swaps(
@@ -307,41 +302,33 @@ def test_time_to_trace_a_model_is_not_counted(case: Case, monkeypatch: pytest.Mo
     assert traced[0] in command.run_checks(case.job(), None)
 
 
-def test_a_store_that_can_not_even_be_opened_in_time_is_not_waited_for(
-    case: Case, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def store_that_hangs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let no store be opened, and let the checks wait for a tenth of a second."""
     forever = threading.Event()
     monkeypatch.setattr(command, "SECONDS", 0.1)
     monkeypatch.setattr(command, "open_store", lambda url: forever.wait())
-    (row,) = command.run_checks(case.job(), None)
-    assert row.name == "checks"
-    unknown(row, "did not start in time", "Run the same command again")
+    yield
     forever.set()
 
 
-def test_what_no_answer_came_for_is_no_mistake(
-    case: Case, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.usefixtures("store_that_hangs")
+def test_a_store_that_can_not_even_be_opened_in_time_is_no_mistake_and_is_not_waited_for(
+    case: Case, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    job = str(case.path())
-    forever = threading.Event()
-    monkeypatch.setattr(command, "SECONDS", 0.1)
-    monkeypatch.setattr(command, "open_store", lambda url: forever.wait())
-    assert show_check(job, [], on=None, force=False, as_json=False) == 0
-    forever.set()
-    assert capsys.readouterr().out.startswith("?  checks")
+    assert show_check(str(case.path()), [], on=None, force=False, as_json=True) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["name"], row["ok"]) == ("checks", None)
+    assert row["words"].startswith("they did not start in time")
+    assert "Run the same command again" in row["words"]
 
 
-def test_a_machine_is_not_rented_if_no_check_could_begin(
-    case: Case, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    forever = threading.Event()
-    monkeypatch.setattr(command, "SECONDS", 0.1)
-    monkeypatch.setattr(command, "open_store", lambda url: forever.wait())
+@pytest.mark.usefixtures("store_that_hangs")
+def test_a_machine_is_not_rented_if_no_check_could_begin(case: Case) -> None:
     job_file = SimpleNamespace(job=case.job(), path=case.path())
     order: Any = SimpleNamespace(job_file=job_file, sky_yaml=None)
     with pytest.raises(BadInput, match=r"checks: see above\. Nothing"):
         require_checks(order, force=False)
-    forever.set()
 
 
 def test_a_token_that_may_not_publish(

@@ -38,6 +38,7 @@ HUGE = {"d_model": 8192, "n_layers": 40, "n_heads": 64, "n_kv_heads": 8, "d_ff":
 LARGE = HUGE | {"n_layers": 3}
 
 Row = Callable[..., Any]
+ON_A40 = "1 × A40 on demand on RunPod"
 
 
 @pytest.fixture
@@ -95,7 +96,7 @@ def test_a_good_rental_passes_every_check_and_shows_no_secret(
     found = run_checks(job, on, path=str(case.folder / "job.yaml"))
     rows = {row.name: row for row in found}
     assert {name: row.ok for name, row in rows.items()} == dict.fromkeys(rows, True)
-    machine = rows["1 × A40 on demand on RunPod"]
+    machine = rows[ON_A40]
     assert "4×1 sequences" in machine.words
     assert "$0.40/h" in machine.words
     assert "hf_never_to_be_seen" not in repr(rows)
@@ -105,6 +106,49 @@ def test_a_good_rental_passes_every_check_and_shows_no_secret(
 def test_a_folder_as_the_store_goes_with_the_machine(on_runpod: Row, case: Case) -> None:
     row = on_runpod("store from there", store=str(case.folder / "runs"))
     wrong(row, "lost with the rented machine", "store=s3://")
+
+
+NOT_PASSED_ON = WORKDIR.replace('AWS_ACCESS_KEY_ID: "", ', "")
+NOT_SECRET = NOT_PASSED_ON.replace("envs: {{", 'envs: {{AWS_ACCESS_KEY_ID: "", ')
+HF_REQUIRED = WORKDIR.replace('HF_TOKEN: ""', "HF_TOKEN: null")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("credentials", {"text": NOT_PASSED_ON}, ["does not pass AWS_ACCESS_KEY_ID on"]),
+        ("credentials", {"text": NOT_SECRET}, ["move it from `envs:` to `secrets:`"]),
+        ("credentials", {"text": HF_REQUIRED}, ["requires HF_TOKEN", "export HF_TOKEN="]),
+        (
+            "disk",
+            {"text": WORKDIR.replace("disk_size: 60", "disk_size: 12")},
+            ["15 GB needed", "disk_size is 12 GB", "Set disk_size: 18"],
+        ),
+        (ON_A40, {"hardware": {"workers": 2}}, ["hardware.workers is 2", "1 GPU(s)"]),
+        (
+            ON_A40,
+            {"hardware": {"workers": [1, 4]}},
+            ["hardware.workers is [1, 4]", "no Ray whose nodes come and go", "=1, or remove it"],
+        ),
+    ],
+)
+def test_what_would_fail_there_is_refused(
+    with_bucket: Row, name: str, changes: dict[str, Any], words: list[str]
+) -> None:
+    wrong(with_bucket(name, **changes), *words)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("recovery", WORKDIR.replace("[75]", "[33]"), ["recover_on_exit_codes lacks 75"]),
+        ("controller", WORKDIR, ["rent an extra machine", "consolidation_mode: true"]),
+    ],
+)
+def test_what_a_person_may_want_otherwise_is_said(
+    on_runpod: Row, name: str, text: str, words: list[str]
+) -> None:
+    unknown(on_runpod(name, text=text), *words)
 
 
 def test_a_store_at_an_address_of_this_machine(
@@ -129,17 +173,6 @@ def test_an_endpoint_that_is_known_on_this_machine_only(
 def test_credentials_that_are_not_set(with_bucket: Row, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     wrong(with_bucket("credentials"), "export AWS_SECRET_ACCESS_KEY=")
-
-
-def test_credentials_that_the_yaml_does_not_pass_on(with_bucket: Row) -> None:
-    text = WORKDIR.replace('AWS_ACCESS_KEY_ID: "", ', "")
-    wrong(with_bucket("credentials", text=text), "does not pass AWS_ACCESS_KEY_ID on")
-
-
-def test_credentials_among_the_variables_that_are_not_secret(with_bucket: Row) -> None:
-    text = WORKDIR.replace('AWS_ACCESS_KEY_ID: "", ', "")
-    text = text.replace("envs: {{", 'envs: {{AWS_ACCESS_KEY_ID: "", ')
-    wrong(with_bucket("credentials", text=text), "move it from `envs:` to `secrets:`")
 
 
 def test_temporary_keys_travel_whole_and_expire(
@@ -215,11 +248,6 @@ def test_weights_to_start_from_may_travel_with_the_job(on_runpod: Row, case: Cas
     wrong(on_runpod("files", sft__init_from="base"), "sft.init_from", ".skyignore")
 
 
-def test_a_secret_that_the_yaml_requires(on_runpod: Row) -> None:
-    text = WORKDIR.replace('HF_TOKEN: ""', "HF_TOKEN: null")
-    wrong(on_runpod("credentials", text=text), "requires HF_TOKEN", "export HF_TOKEN=")
-
-
 def test_a_secret_that_is_not_passed_on_is_not_shown(
     with_bucket: Row, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,12 +256,6 @@ def test_a_secret_that_is_not_passed_on_is_not_shown(
     assert row.ok
     assert "hf_never_to_be_seen" not in row.words
     assert SECRET_KEY not in row.words
-
-
-def test_a_controller_that_would_need_a_machine_of_its_own(
-    on_runpod: Row, sky_home: SkyHome
-) -> None:
-    unknown(on_runpod("controller"), "rent an extra machine", "consolidation_mode: true")
 
 
 def test_a_controller_on_this_machine_and_a_server_that_has_not_read_the_setting(
@@ -267,7 +289,7 @@ def test_a_cloud_out_of_reach_is_not_found_out(
 def test_a_gpu_that_nobody_knows(on_runpod: Row) -> None:
     two = "any_of: [{accelerators: A40}, {accelerators: RTX4000A}]"
     wrong(on_runpod("1 × RTX4000A on demand on RunPod", two), "did you mean", "RTXA4000")
-    assert on_runpod("1 × A40 on demand on RunPod", two).ok
+    assert on_runpod(ON_A40, two).ok
 
 
 def test_a_gpu_the_cloud_lacks_matters_only_if_it_has_no_other(on_runpod: Row) -> None:
@@ -299,7 +321,7 @@ def test_a_machine_too_small_is_left_out_where_another_will_do(
     job, on = case.folder / "job.yaml", sky_home.folder / "rental.yaml"  # as checked just now
     assert show_check(str(job), [], on=str(on), force=False, as_json=True) == 0
     shown = {row["name"]: row["ok"] for row in json.loads(capsys.readouterr().out)}
-    assert (shown["1 × A40 on demand on RunPod"], shown[row.name]) == (True, None)
+    assert (shown[ON_A40], shown[row.name]) == (True, None)
 
 
 @pytest.mark.parametrize(
@@ -334,16 +356,6 @@ def test_the_price_of_what_is_left_out_need_not_be_known(on_runpod: Row, sky_hom
     assert on_runpod("budget", two, model=LARGE, **budget).ok
 
 
-def test_more_workers_than_gpus(on_runpod: Row) -> None:
-    row = on_runpod("1 × A40 on demand on RunPod", hardware={"workers": 2})
-    wrong(row, "hardware.workers is 2", "1 GPU(s)")
-
-
-def test_workers_that_come_and_go(on_runpod: Row) -> None:
-    row = on_runpod("1 × A40 on demand on RunPod", hardware={"workers": [1, 4]})
-    wrong(row, "hardware.workers is [1, 4]", "no Ray whose nodes come and go", "=1, or remove it")
-
-
 def test_spot_above_the_on_demand_price_is_refused_unless_forced(
     on_runpod: Row, sky_home: SkyHome
 ) -> None:
@@ -374,11 +386,6 @@ def test_spot_above_the_on_demand_price_is_left_out_where_another_will_do(
         wrong(on_runpod(name, two), "more than on demand", "pass --force")
 
 
-def test_a_disk_too_small(on_runpod: Row) -> None:
-    text = WORKDIR.replace("disk_size: 60", "disk_size: 12")
-    wrong(on_runpod("disk", text=text), "15 GB needed", "disk_size is 12 GB", "Set disk_size: 18")
-
-
 def test_data_outside_what_is_copied_to_the_machine(on_runpod: Row, case: Case) -> None:
     (case.folder / "elsewhere").mkdir()
     text = WORKDIR.replace("{folder}", str(case.folder / "elsewhere"))
@@ -404,11 +411,6 @@ def test_a_job_file_that_is_not_copied(on_runpod: Row, case: Case, tmp_path: Pat
 def test_a_published_folder_would_go_with_the_machine(on_runpod: Row, case: Case) -> None:
     row = on_runpod("publish from there", publish={"to": str(case.folder / "model")})
     unknown(row, "lost with the machine", "hf://")
-
-
-def test_a_rental_that_is_not_recovered(on_runpod: Row) -> None:
-    text = WORKDIR.replace("[75]", "[33]")
-    unknown(on_runpod("recovery", text=text), "recover_on_exit_codes lacks 75")
 
 
 def test_a_budget_below_the_estimate(on_runpod: Row) -> None:
@@ -452,14 +454,14 @@ def test_a_budget_that_is_spent_would_stop_the_run_after_boot(on_runpod: Row, ca
 def test_the_price_is_that_of_all_nodes(on_runpod: Row, monkeypatch: pytest.MonkeyPatch) -> None:
     offer = Offer("A40", 1, "RunPod", "CA", False, 0.2, 0.4, 40 * 2**30, 60)
     monkeypatch.setattr(check_machines, "look_up", lambda *_: offer)
-    row = on_runpod("1 × A40 on demand on RunPod", text=WORKDIR + "num_nodes: 2\n")
+    row = on_runpod(ON_A40, text=WORKDIR + "num_nodes: 2\n")
     assert "$0.80/h for 2 nodes, about " in row.words
     assert " (several GPUs: not measured), $" in row.words
 
 
 def test_without_a_catalog_the_price_is_not_found_out(on_runpod: Row, sky_home: SkyHome) -> None:
     sky_home.lose_catalog()
-    name = "1 × A40 on demand on RunPod"
+    name = ON_A40
     unknown(on_runpod(name), "catalog can't be read", "prices.A40")
     assert on_runpod(name, prices={"A40": 0.3}).ok
 
