@@ -57,7 +57,7 @@ def checked(
     monkeypatch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
     command = "pipeline.rent.check.command"
     monkeypatch.setattr(
-        f"{command}._checks", lambda job, *_, **__: [("data", partial(check_data, job))]
+        f"{command}.checks_of", lambda job, *_, **__: [("data", partial(check_data, job))]
     )
     for limit in ("SECONDS", "CONVERSATION_SECONDS"):  # a busy machine may need longer
         monkeypatch.setattr(f"{command}.{limit}", LONG_SECONDS)

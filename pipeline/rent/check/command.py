@@ -150,7 +150,7 @@ def run_checks(
         within(end - time.monotonic(), partial(_import_first, job, sky_yaml))
     except TimeoutError:
         return [CheckRow(CHECKS, None, f"they did not start in time. Nothing was rented. {AGAIN}")]
-    checks = _checks(job, sky_yaml, path, force=force)
+    checks = checks_of(job, sky_yaml, path, force=force)
     words = f"{len(job.stages)} stages: {', '.join(job.stages)}"
     rows = [CheckRow("job", True, words)]
     talks = ("conversations", begin(partial(_check_talks, job)))
@@ -160,7 +160,7 @@ def run_checks(
         # these from the data.
         soon = time.monotonic() + CONVERSATION_SECONDS
         soon = soon + LOCAL_SECONDS if _is_local(job) else min(end, soon)
-        rows += _outcome(*talks, soon, traced)
+        rows += outcome(*talks, soon, traced)
         waiting = []
         if any(row.ok is False for row in rows):
             checks = [(name, check) for name, check in checks if name not in PRICED]
@@ -169,7 +169,7 @@ def run_checks(
     waiting += [(name, begin(check)) for name, check in checks]
     for name, wait in waiting:
         more = LOCAL_SECONDS if name == "conversations" and _is_local(job) else 0.0
-        rows += _outcome(name, wait, end + more, traced)
+        rows += outcome(name, wait, end + more, traced)
     return rows
 
 
@@ -185,7 +185,7 @@ def _is_local(job: Job) -> bool:
     return not on_hub and (job.base is None or job.base.commit is None)
 
 
-def _checks(
+def checks_of(
     job: Job, sky_yaml: SkyYaml | None, path: str | None, *, force: bool
 ) -> list[tuple[str, Check]]:
     """Return the checks that can run at the same time, by name."""
@@ -250,7 +250,7 @@ def _import_first(job: Job, sky_yaml: SkyYaml | None) -> None:
         import sky.server.common  # noqa: F401
 
 
-def _outcome(
+def outcome(
     name: str, wait: Callable[[Callable[[], float]], list[CheckRow]], end: float, traced: float
 ) -> list[CheckRow]:
     """Return a check's rows, or one row that says why it failed.

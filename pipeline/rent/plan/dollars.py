@@ -20,7 +20,6 @@ from pipeline.rent.plan.estimate import Estimate, StageEstimate, estimate, worke
 from pipeline.rent.plan.prices import RESTART_SECONDS, Offer
 from pipeline.rent.plan.sizes import Size
 from pipeline.rent.plan.speeds import Known
-from pipeline.run.preflight import require_a_row_each
 
 # Compute is spent best at 8 (nanochat) to 20 tokens per parameter (Hoffmann et al. 2022).
 TOKENS_PER_PARAMETER = 10
@@ -95,11 +94,6 @@ class Purchase:
     def tokens_per_parameter(self) -> float:
         """The tokens of pretraining for each parameter."""
         return self.tokens / self.size.cost.all_params
-
-    @property
-    def pretrain(self) -> StageEstimate:
-        """The estimate of the stage `pretrain`."""
-        return _pretrain(self.estimate)
 
 
 @dataclass(frozen=True)
@@ -181,8 +175,10 @@ def buy(size: Size, offer: Offer, money: Money, market: Market) -> Purchase | No
     settings = settings_by_rule(size.reference, size.d_model, tokens)
     row = size.job.data.seq_len * int(settings["global_batch"])
     steps = int(tokens / row)
-    if not _a_row_each(with_settings(size.job, settings), offer, market.num_nodes):
-        return None
+    job = with_settings(size.job, settings)
+    workers = workers_on(job, offer, market.num_nodes)
+    if any(job.section(stage).global_batch < workers for stage in job.train_stages):
+        return None  # a GPU would have no row of a step
     for _ in range(_TRIES):
         if steps < 1:
             return None
@@ -201,22 +197,13 @@ def with_settings(job: Job, settings: Mapping[str, int | float]) -> Job:
     return job.model_copy(update={"pretrain": job.pretrain.model_copy(update=dict(settings))})
 
 
-def _a_row_each(job: Job, offer: Offer, num_nodes: int) -> bool:
-    """Return whether each GPU has a row of every step."""
-    try:
-        require_a_row_each(job, workers_on(job, offer, num_nodes))
-    except BadInput:
-        return False
-    return True
-
-
 def _affordable(first: Estimate, money: Money, num_nodes: int) -> float | None:
     """Return for how many tokens of pretraining the money lasts, judging by an estimate of another
     length. Hours grow linearly with tokens."""
     price, training = first.offer.price, first.training_seconds
     if not first.fits or first.hours is None or training is None or not price:
         return None
-    stage = _pretrain(first)
+    stage = pretrain_of(first)
     if not stage.seconds or stage.tokens_per_second is None:
         return None
     hours = money.dollars * (1 - SPARE) / (price * num_nodes)
@@ -227,7 +214,8 @@ def _affordable(first: Estimate, money: Money, num_nodes: int) -> float | None:
     return (3600 * hours / by_preemptions - RESTART_SECONDS - others) * stage.tokens_per_second
 
 
-def _pretrain(found: Estimate) -> StageEstimate:
+def pretrain_of(found: Estimate) -> StageEstimate:
+    """Return the estimate of the stage `pretrain`."""
     return next(stage for stage in found.stages if stage.stage == "pretrain")
 
 
@@ -276,12 +264,12 @@ def _too_little(money: Money, smallest: Size, market: Market) -> BadInput:
     if cheapest is None:
         cheapest = min(paid, key=lambda e: e.hours or 0.0)
         advice = "Give more hours."
-    # A little more, because steps are whole.
-    least = _up(1.03 * (cheapest.dollars or 0.0) / (1 - SPARE))
+    # A little more, because steps are whole, and up to cents.
+    least = -(-1.03 * (cheapest.dollars or 0.0) / (1 - SPARE) * 100 // 1) / 100
     return BadInput(
         f"{money} buys less than the smallest model, {smallest.name} of "
         f"{amount(params)} parameters: at {TOKENS_PER_PARAMETER} tokens for each it needs "
-        f"{amount(tokens)} tokens, which cost ${least} in "
+        f"{amount(tokens)} tokens, which cost ${least:,.2f} in "
         f"{duration(3600 * (cheapest.hours or 0.0))} on {cheapest.offer}. {advice}"
     )
 
@@ -303,8 +291,3 @@ def _beyond(money: Money, largest: Purchase, fit: Fit) -> BadInput:
         f"{Money(money.dollars * share)} there. Give less, add larger runs to the ladder, or leave "
         "out --ladder: then sizes follow a rule, and no loss is predicted."
     )
-
-
-def _up(dollars: float) -> str:
-    """Return dollars, rounded up to cents."""
-    return f"{-(-dollars * 100 // 1) / 100:,.2f}"

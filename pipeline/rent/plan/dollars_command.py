@@ -58,7 +58,10 @@ def show_dollars(asked: Asked, *, as_json: bool) -> int:
         uncertain = dict.fromkeys(filter(None, [expect_rows(size.job) for size in sizes]))
     words = "asking SkyPilot for the prices of machines, which it fetches every few hours"
     with saying_if_slow(words, quiet=as_json):
-        compared = _compared(asked, sizes[0])
+        job = sizes[0].job
+        compared = (
+            on_the_market(job, asked.gpus, COUNTS) if asked.on is None else of_rental(job, asked.on)
+        )
     market = Market(_priced(compared), known, compared.num_nodes)
     money = Money(asked.dollars, asked.hours)
     options = options_for(money, sizes, market, fit)
@@ -133,12 +136,6 @@ def _known_speeds(sizes: Sequence[Size], bench: Sequence[str]) -> Mapping[str, K
     with ThreadPoolExecutor(len(sizes)) as pool:
         runs = list(pool.map(past_speeds, [size.job for size in sizes]))
     return {size.name: Known(found, results) for size, found in zip(sizes, runs, strict=True)}
-
-
-def _compared(asked: Asked, size: Size) -> Compared:
-    if asked.on is not None:
-        return of_rental(size.job, asked.on)
-    return on_the_market(size.job, asked.gpus, COUNTS)
 
 
 def _priced(compared: Compared) -> list[Offer]:

@@ -18,6 +18,7 @@ from pipeline.rent.plan.dollars import (
     Option,
     Purchase,
     best_of_each,
+    pretrain_of,
     sooner,
 )
 
@@ -55,8 +56,10 @@ class Answer:
 def as_lines(answer: Answer) -> list[str]:
     """Return what a person acts on, in at most fifteen lines."""
     chosen = answer.first.chosen
+    speed = pretrain_of(chosen.estimate)
     quicker = sooner(answer.options)
     shown = best_of_each(answer.options)[: SHOWN if quicker is None else SHOWN - 1]
+    change = _rental(answer)[1]
     left = len(answer.options) - len(shown)
     more = f" ({left} more with --json)" if left > 0 else ""
     return [
@@ -64,14 +67,13 @@ def as_lines(answer: Answer) -> list[str]:
         *_table(shown, losses=answer.fit is not None),
         f"Train {chosen.size.name}: {_why(answer.first)}.",
         f"  settings  {_settings_in_words(chosen)}",
-        f"  speed     {chosen.pretrain.tokens_per_second or 0:,.0f} tokens/s, "
-        f"{chosen.pretrain.speed_from}",
+        f"  speed     {speed.tokens_per_second or 0:,.0f} tokens/s, {speed.speed_from}",
         f"  to use    {_use_in_words(chosen)}",
         *([] if quicker is None else [f"  sooner    {_sooner_in_words(quicker, answer.first)}"]),
         _other_in_words(answer.money.times(0.5), answer.half),
         _other_in_words(answer.money.times(2), answer.double),
         f"A tenth of the money is kept for preparing data, evaluation and publishing. "
-        f"{_next(answer)}:",
+        f"{'Next' if change is None else f'Next, {change}, then'}:",
         f"  {command(answer)}",
     ]
 
@@ -105,7 +107,11 @@ def command(answer: Answer) -> str:
     """Return the command that rents the machine and trains what is recommended."""
     chosen = answer.first.chosen
     job = chosen.size.job
-    fields = {f"pretrain.{name}": f"{value:g}" for name, value in _changed(chosen).items()}
+    fields = {
+        f"pretrain.{name}": f"{value:g}"
+        for name, value in chosen.settings.items()
+        if getattr(job.section("pretrain"), name) != value
+    }
     fields["pretrain.steps"] = str(chosen.settings["steps"])
     own = chosen.size.reference.model.preset
     name = chosen.size.name if job.name == own else job.name
@@ -118,12 +124,6 @@ def command(answer: Answer) -> str:
     kept = [item for item in chosen.size.overrides if item.partition("=")[0] not in fields]
     new = [f"{name}={value}" for name, value in fields.items()]
     return shlex.join(["pion", "launch", chosen.size.path, "--on", _rental(answer)[0], *kept, *new])
-
-
-def _next(answer: Answer) -> str:
-    """Return what to do before the command, and that the command comes."""
-    change = _rental(answer)[1]
-    return "Next" if change is None else f"Next, {change}, then"
 
 
 def _rental(answer: Answer) -> tuple[str, str | None]:
@@ -141,12 +141,6 @@ def _rental(answer: Answer) -> tuple[str, str | None]:
         f"copy {answer.on or SKY} to {MY_SKY} with {place}accelerators: {offer.gpu}:{offer.count}, "
         f"use_spot: {spot} in place of its machines"
     )
-
-
-def _changed(chosen: Purchase) -> dict[str, int | float]:
-    """Return the settings that differ from those of the job."""
-    own = chosen.size.job.section("pretrain")
-    return {name: value for name, value in chosen.settings.items() if getattr(own, name) != value}
 
 
 # ---------------------------------------------------------------- in words
@@ -274,7 +268,7 @@ def _other_json(other: Option | str) -> dict[str, Any]:
 
 
 def _purchase_json(purchase: Purchase) -> dict[str, Any]:
-    estimate, stage = purchase.estimate, purchase.pretrain
+    estimate, stage = purchase.estimate, pretrain_of(purchase.estimate)
     predicted = purchase.predicted
     return {
         "model": purchase.size.name,

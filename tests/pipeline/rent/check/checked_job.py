@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import yaml
 
 from pipeline.job import Job
 from pipeline.job.file import load_job
-from pipeline.rent.check.command import CheckRow, run_checks
+from pipeline.rent.check.command import CheckRow, checks_of, outcome
+from pipeline.rent.sky_yaml import SkyYaml
 from tests.support.jobs import tiny_dict
 
 
@@ -29,9 +31,34 @@ class Case:
     def job(self, **changes: Any) -> Job:
         return load_job(self.path(**changes))
 
-    def rows(self, **changes: Any) -> dict[str, CheckRow]:
-        """Return the rows of the job without a rental."""
-        return {row.name: row for row in run_checks(self.job(**changes), None)}
+    def row(self, name: str, **changes: Any) -> Any:
+        """Return a row of the job without a rental, of the one check that it belongs to."""
+        return row_of(name, self.job(**changes))
+
+
+# The check whose rows have other names. All machines are of `machines`.
+CHECK_OF = {
+    "data.sources.0": "data",
+    "sft.sources.0": "data",
+    "run": "store",
+    "model.experts": "store",
+    "evaluate.ladder": "store",
+    "sft.init_from": "model",
+    "temporary keys": "credentials",
+    "Hub login": "credentials",
+    "publish from there": "files",
+}
+
+
+def row_of(
+    name: str, job: Job, on: SkyYaml | None = None, path: str | None = None, *, force: bool = False
+) -> Any:
+    """Return one row as `pion check` shows it, by the check that it belongs to alone; None if there
+    is no such row."""
+    checks = dict(checks_of(job, on, path, force=force))
+    check = name if name in checks else CHECK_OF.get(name, "machines")
+    rows = outcome(check, lambda left: checks[check](), math.inf, 0.0)
+    return next((row for row in rows if row.name == name), None)
 
 
 def wrong(row: CheckRow, *words: str) -> None:

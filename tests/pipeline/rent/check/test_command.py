@@ -20,6 +20,7 @@ from pion.formats.huggingface.architectures import to_transformers
 from pipeline.job import Job
 from pipeline.rent.check import command
 from pipeline.rent.check.command import CheckRow, show_check
+from pipeline.rent.check.job import check_data
 from pipeline.rent.managed.request import require_checks
 from pipeline.state.stores import FileStore
 from tests.pipeline.rent.check.checked_job import Case, unknown, wrong
@@ -63,39 +64,34 @@ def test_every_mistake_of_the_job_file_is_said(
     assert "sft.lr" in printed
 
 
-def test_data_that_is_not_there(case: Case) -> None:
-    rows = case.rows(data__sources=[{"kind": "text", "path": "nowhere"}])
-    wrong(rows["data.sources.0"], "data.sources.0.path", "nowhere")
-
-
 def test_data_without_the_field_it_is_read_from(case: Case) -> None:
     (case.folder / "corpus.jsonl").write_text('{"body": "a text"}\n')
-    rows = case.rows(data__sources=[{"kind": "jsonl", "path": "corpus.jsonl"}])
-    wrong(rows["data.sources.0"], "corpus.jsonl:1", "no field 'text'")
+    row = case.row("data.sources.0", data__sources=[{"kind": "jsonl", "path": "corpus.jsonl"}])
+    wrong(row, "corpus.jsonl:1", "no field 'text'")
 
 
 def test_a_record_that_is_no_conversation(case: Case) -> None:
     (case.folder / "talks.jsonl").write_text('{"say": "hello"}\n')
-    wrong(case.rows()["sft.sources.0"], "talks.jsonl:1", "not a conversation")
+    wrong(case.row("sft.sources.0"), "talks.jsonl:1", "not a conversation")
 
 
 def test_shards_whose_rows_have_another_length(case: Case) -> None:
     np.save(case.folder / "shard_0.npy", np.zeros((4, 48), np.uint16))
-    rows = case.rows(data__sources=[{"kind": "npy", "path": "shard_0.npy"}])
-    wrong(rows["data.sources.0"], "shard_0.npy", "48")
+    row = case.row("data.sources.0", data__sources=[{"kind": "npy", "path": "shard_0.npy"}])
+    wrong(row, "shard_0.npy", "48")
 
 
 def test_a_vocabulary_that_the_text_can_not_fill_is_a_warning(case: Case) -> None:
     few, many = (
-        case.rows(tokenizer={"train": {"vocab_size": size}}, model__vocab_size=size)
+        case.row("vocabulary", tokenizer={"train": {"vocab_size": size}}, model__vocab_size=size)
         for size in (320, 500_000)
     )
-    assert "vocabulary" not in few
-    unknown(many["vocabulary"], "500,000 entries are more than one for each kilobyte", "=4096")
+    assert few is None
+    unknown(many, "500,000 entries are more than one for each kilobyte", "=4096")
 
 
 @pytest.mark.parametrize(
-    ("changes", "row", "words"),
+    ("changes", "name", "words"),
     [
         ({"pretrain__global_batch": 5000}, "corpus", "pretrain: the corpus is smaller than one"),
         ({"data__held_out": 0.0001}, "corpus", "the held_out split does not fill a row"),
@@ -106,27 +102,38 @@ def test_a_vocabulary_that_the_text_can_not_fill_is_a_warning(case: Case) -> Non
             "model.experts",
             "teaches the router nothing",
         ),
+        (
+            {"data__sources": [{"kind": "text", "path": "nowhere"}]},
+            "data.sources.0",
+            "data.sources.0.path: ",
+        ),
+        (
+            {"tokenizer": {"file": "gone.json"}, "model__vocab_size": 400},
+            "tokenizer",
+            "gone.json does not exist",
+        ),
+        ({"sft__init_from": "nowhere.pt"}, "model", "nowhere.pt"),
     ],
 )
 def test_what_run_refuses_is_refused(
-    case: Case, changes: dict[str, Any], row: str, words: str
+    case: Case, changes: dict[str, Any], name: str, words: str
 ) -> None:
-    wrong(case.rows(**changes)[row], words)
+    wrong(case.row(name, **changes), words)
 
 
 def test_a_store_without_room_for_a_checkpoint(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.run.disk_room.free_bytes", lambda folder: 100_000)
-    wrong(case.rows()["room"], "100 kB free", "one checkpoint of pretrain takes")
+    wrong(case.row("room"), "100 kB free", "one checkpoint of pretrain takes")
 
 
 def test_a_budget_that_run_would_not_start_with(
     case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("PION_DOLLARS_PER_HOUR", raising=False)
-    unknown(case.rows(budget__dollars=5.0)["budget"], "the price of this machine is not known")
-    assert "budget" not in case.rows(budget__dollars=5.0, budget__dollars_per_hour=1.0)
+    unknown(case.row("budget", budget__dollars=5.0), "the price of this machine is not known")
+    assert case.row("budget", budget__dollars=5.0, budget__dollars_per_hour=1.0) is None
     light_run(FileStore(case.folder / "runs"), "tiny")
-    wrong(case.rows(budget__hours=1e-9)["budget"], "The budget is spent", "raise budget.hours")
+    wrong(case.row("budget", budget__hours=1e-9), "The budget is spent", "raise budget.hours")
 
 
 def test_a_pipe_gets_whole_lines(
@@ -140,45 +147,37 @@ def test_a_pipe_gets_whole_lines(
 
 def test_every_source_is_looked_at(case: Case) -> None:
     nowhere = {"kind": "text", "path": "nowhere"}
-    rows = case.rows(data__sources=[nowhere, {"kind": "text", "path": "text"}, nowhere])
-    assert [rows[f"data.sources.{n}"].ok for n in range(3)] == [False, True, False]
-    assert rows["sft.sources.0"].ok
+    job = case.job(data__sources=[nowhere, {"kind": "text", "path": "text"}, nowhere])
+    found = {row.name: row.ok for row in check_data(job)}
+    named = {f"data.sources.{n}": ok for n, ok in enumerate((False, True, False))}
+    assert found == named | {"sft.sources.0": True}
 
 
 def test_a_data_set_that_the_hub_lacks(case: Case, hub: HubServer) -> None:
-    rows = case.rows(data__sources=[{"kind": "hub", "repo": "user/data"}])
-    wrong(rows["data.sources.0"], "Hub data set user/data", "no such repository")
+    row = case.row("data.sources.0", data__sources=[{"kind": "hub", "repo": "user/data"}])
+    wrong(row, "Hub data set user/data", "no such repository")
 
 
 def test_a_data_set_whose_first_record_lacks_the_field(case: Case, hub: HubServer) -> None:
     hub.add_repo("user/data", "dataset", {"train.jsonl": b'{"body": "a"}\n'})
-    rows = case.rows(data__sources=[{"kind": "hub", "repo": "user/data"}])
-    wrong(rows["data.sources.0"], "user/data row 1", "text")
+    row = case.row("data.sources.0", data__sources=[{"kind": "hub", "repo": "user/data"}])
+    wrong(row, "user/data row 1", "text")
 
 
 def test_a_hub_out_of_reach_is_not_found_out(
     case: Case, hub: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.fail("/api/datasets", status=503, times=99)
-    rows = case.rows(data__sources=[{"kind": "hub", "repo": "user/data"}])
-    unknown(rows["data.sources.0"], "user/data", "can't be reached")
-
-
-def test_a_tokenizer_that_is_not_there(case: Case) -> None:
-    rows = case.rows(tokenizer={"file": "tokenizer.json"}, model__vocab_size=400)
-    wrong(rows["tokenizer"], "tokenizer.file", "does not exist")
+    row = case.row("data.sources.0", data__sources=[{"kind": "hub", "repo": "user/data"}])
+    unknown(row, "user/data", "can't be reached")
 
 
 def test_a_tokenizer_with_more_entries_than_the_model(case: Case) -> None:
     from pion.data.tokens.tokenizer import train_bpe
 
     train_bpe(["the cat sat over the house"] * 9, 290).save(case.folder / "tokenizer.json")
-    rows = case.rows(tokenizer={"file": "tokenizer.json"}, model__vocab_size=260)
-    wrong(rows["tokenizer"], "tokenizer.json", "260")
-
-
-def test_weights_to_start_from_that_are_not_there(case: Case) -> None:
-    wrong(case.rows(sft__init_from="nowhere.pt")["model"], "nowhere.pt")
+    row = case.row("tokenizer", tokenizer={"file": "tokenizer.json"}, model__vocab_size=260)
+    wrong(row, "tokenizer.json", "260")
 
 
 def place_weights(case: Case, hub: HubServer, where: str, **changes: Any) -> str:
@@ -204,14 +203,14 @@ def place_weights(case: Case, hub: HubServer, where: str, **changes: Any) -> str
 def test_weights_to_start_from_are_of_the_jobs_model(
     where: str, case: Case, hub: HubServer
 ) -> None:
-    assert case.rows(sft__init_from=place_weights(case, hub, where))["sft.init_from"].ok
+    assert case.row("sft.init_from", sft__init_from=place_weights(case, hub, where)).ok
     wide = place_weights(case, hub, where, d_ff=64)
-    wrong(case.rows(sft__init_from=wide)["model"], wide, "d_ff: job 48, model 64")
+    wrong(case.row("model", sft__init_from=wide), wide, "d_ff: job 48, model 64")
 
 
 def test_a_step_to_start_from_that_the_run_does_not_list(case: Case) -> None:
     run = f"{make_run(case.folder / 'other').store.url}/demo"
-    wrong(case.rows(sft__init_from=f"{run}@99999")["model"], "no checkpoint @99999", "sft 5")
+    wrong(case.row("model", sft__init_from=f"{run}@99999"), "no checkpoint @99999", "sft 5")
 
 
 def test_a_run_to_start_from_goes_before_a_hub_repository_of_its_name(
@@ -220,7 +219,7 @@ def test_a_run_to_start_from_goes_before_a_hub_repository_of_its_name(
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
     make_run(tmp_path / "cwd" / "runs")
-    row = case.rows(sft__init_from="runs/demo")["model"]
+    row = case.row("model", sft__init_from="runs/demo")
     wrong(row, "init_from runs/demo", "n_heads: job 2, model 4")
     assert not hub.requests
 
@@ -229,35 +228,32 @@ def test_prepared_data_needs_no_source_any_more(case: Case) -> None:
     light_run(FileStore(case.folder / "runs"), JOB["name"])
     for path in (case.folder / "text").iterdir():
         path.unlink()
-    rows = case.rows()
-    assert rows["data"] == CheckRow("data", True, "already prepared, in the store")
-    assert "done prepare, pretrain; sft at step 5" in rows["run"].words
+    assert case.row("data") == CheckRow("data", True, "already prepared, in the store")
+    assert "done prepare, pretrain; sft at step 5" in case.row("run").words
 
 
 def test_a_change_that_would_invalidate_committed_work(case: Case) -> None:
     light_run(FileStore(case.folder / "runs"), JOB["name"])
-    wrong(case.rows(pretrain__lr=2e-2)["store"], "pretrain.lr: 0.01 → 0.02", "--redo pretrain")
+    wrong(case.row("store", pretrain__lr=2e-2), "pretrain.lr: 0.01 → 0.02", "--redo pretrain")
 
 
 def test_a_bucket_that_is_not_there(case: Case, proxy: FaultProxy) -> None:
-    wrong(case.rows(store="s3://no-such-bucket/runs")["store"], "no-such-bucket")
+    wrong(case.row("store", store="s3://no-such-bucket/runs"), "no-such-bucket")
 
 
-def test_a_store_that_may_not_be_written(case: Case, proxy: FaultProxy, s3: S3Server) -> None:
-    proxy.deny(match="PUT")
-    wrong(case.rows(store=f"s3://{s3.bucket()}")["store"], "Cannot")
-
-
-def test_a_store_that_may_not_be_deleted_from(case: Case, proxy: FaultProxy, s3: S3Server) -> None:
-    proxy.deny(match="DELETE")
-    wrong(case.rows(store=f"s3://{s3.bucket()}")["store"], "delete")
+@pytest.mark.parametrize(("denied", "words"), [("PUT", "Cannot"), ("DELETE", "delete")])
+def test_a_store_that_may_not_be_written_or_deleted_from(
+    case: Case, proxy: FaultProxy, s3: S3Server, denied: str, words: str
+) -> None:
+    proxy.deny(match=denied)
+    wrong(case.row("store", store=f"s3://{s3.bucket()}"), words)
 
 
 def test_a_store_that_does_not_compare_before_it_swaps(
     case: Case, proxy: FaultProxy, s3: S3Server
 ) -> None:
     proxy.ignored_headers = {"if-match", "if-none-match"}
-    wrong(case.rows(store=f"s3://{s3.bucket()}")["store"], "ignores If-None-Match")
+    wrong(case.row("store", store=f"s3://{s3.bucket()}"), "ignores If-None-Match")
 
 
 def test_a_store_that_is_down_is_not_waited_for(
@@ -265,19 +261,19 @@ def test_a_store_that_is_down_is_not_waited_for(
 ) -> None:
     monkeypatch.setattr("pipeline.rent.check.job.STORE_SECONDS", 0.3)
     proxy.fail(".", times=math.inf, status=503)
-    wrong(case.rows(store=f"s3://{s3.bucket()}")["store"], "can't be reached")
+    wrong(case.row("store", store=f"s3://{s3.bucket()}"), "can't be reached")
 
 
 def test_what_does_not_answer_in_time_is_not_found_out(
     case: Case, hub: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    case.rows()  # the first imports take a while
+    case.row("store")  # the first imports take a while
     monkeypatch.setattr(command, "SECONDS", 0.3)
     checked = threading.Event()
     hub.before("/api/datasets", lambda: checked.wait(60), times=9)
-    rows = case.rows(data__sources=[{"kind": "hub", "repo": "user/data"}])
+    rows = command.run_checks(case.job(data__sources=[{"kind": "hub", "repo": "user/data"}]), None)
     checked.set()
-    unknown(rows["data"], "no answer in time")
+    unknown(next(row for row in rows if row.name == "data"), "no answer in time")
 
 
 def test_conversations_in_files_have_the_time_that_a_first_start_takes(
@@ -306,57 +302,51 @@ def test_time_to_trace_a_model_is_not_counted(case: Case, monkeypatch: pytest.Mo
     assert traced[0] in command.run_checks(case.job(), None)
 
 
-def test_a_store_that_can_not_even_be_opened_in_time_is_not_waited_for(
-    case: Case, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def store_that_hangs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let no store be opened, and let the checks wait for a tenth of a second."""
     forever = threading.Event()
     monkeypatch.setattr(command, "SECONDS", 0.1)
     monkeypatch.setattr(command, "open_store", lambda url: forever.wait())
-    unknown(case.rows()["checks"], "did not start in time", "Run the same command again")
+    yield
     forever.set()
 
 
-def test_what_no_answer_came_for_is_no_mistake(
-    case: Case, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.usefixtures("store_that_hangs")
+def test_a_store_that_can_not_even_be_opened_in_time_is_no_mistake_and_is_not_waited_for(
+    case: Case, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    job = str(case.path())
-    forever = threading.Event()
-    monkeypatch.setattr(command, "SECONDS", 0.1)
-    monkeypatch.setattr(command, "open_store", lambda url: forever.wait())
-    assert show_check(job, [], on=None, force=False, as_json=False) == 0
-    forever.set()
-    assert capsys.readouterr().out.startswith("?  checks")
+    assert show_check(str(case.path()), [], on=None, force=False, as_json=True) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["name"], row["ok"]) == ("checks", None)
+    assert row["words"].startswith("they did not start in time")
+    assert "Run the same command again" in row["words"]
 
 
-def test_a_machine_is_not_rented_if_no_check_could_begin(
-    case: Case, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    forever = threading.Event()
-    monkeypatch.setattr(command, "SECONDS", 0.1)
-    monkeypatch.setattr(command, "open_store", lambda url: forever.wait())
+@pytest.mark.usefixtures("store_that_hangs")
+def test_a_machine_is_not_rented_if_no_check_could_begin(case: Case) -> None:
     job_file = SimpleNamespace(job=case.job(), path=case.path())
     order: Any = SimpleNamespace(job_file=job_file, sky_yaml=None)
     with pytest.raises(BadInput, match=r"checks: see above\. Nothing"):
         require_checks(order, force=False)
-    forever.set()
 
 
 def test_a_token_that_may_not_publish(
     case: Case, hub: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish = {"to": "hf://tester/model", "license": "apache-2.0"}
-    assert case.rows(publish=publish)["publish"].ok
-    wrong(case.rows(publish=publish | {"to": "hf://someone/model"})["publish"], "tester")
+    assert case.row("publish", publish=publish).ok
+    wrong(case.row("publish", publish=publish | {"to": "hf://someone/model"}), "tester")
     monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
-    wrong(case.rows(publish=publish)["publish"], "is read-only", "HF_TOKEN")
+    wrong(case.row("publish", publish=publish), "is read-only", "HF_TOKEN")
 
 
 def test_a_name_to_publish_under_that_is_taken(case: Case, hub: HubServer) -> None:
     hub.add_repo("tester/model")
     publish = {"to": "hf://tester/model", "license": "apache-2.0"}
-    wrong(case.rows(publish=publish)["publish"], "exists and is public")
+    wrong(case.row("publish", publish=publish), "exists and is public")
 
 
 def test_a_condition_on_results_that_there_are_not(case: Case) -> None:
     publish = {"to": str(case.folder / "model"), "require": ["perplexty < 9"]}
-    wrong(case.rows(publish=publish)["publish"], "perplexty")
+    wrong(case.row("publish", publish=publish), "perplexty")

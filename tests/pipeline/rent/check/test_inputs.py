@@ -52,11 +52,10 @@ def job_from(checkout: Path, source: str, **changes: Any) -> Job:
 
 
 def refused(job: Job, rental: SkyYaml) -> str:
-    """Return the one message about `model.from` in all checks of the rental."""
-    path = job.folder / "job.yaml"
-    rows = run_checks(job, rental, path=str(path))
-    (words,) = [row.words for row in rows if row.ok is False and "model.from" in row.words]
-    return words
+    """Return what the check of files says against the job."""
+    with pytest.raises(BadInput) as error:
+        check_files(job, rental, str(job.folder / "job.yaml"))
+    return str(error.value)
 
 
 def test_a_model_in_the_workdir_travels_with_the_job(checkout: Path, rental: SkyYaml) -> None:
@@ -77,6 +76,9 @@ def test_a_model_elsewhere_gets_one_message_before_anything_is_rented(
             f"model.from: {elsewhere} is outside {checkout}, so it is not copied to the machine. "
             "Copy it into that folder, and name it by its path relative to the job file"
         )
+    job = job_from(checkout, "../../elsewhere")
+    rows = run_checks(job, rental, path=str(job.folder / "job.yaml"))
+    assert [row.words for row in rows if row.ok is False and "model.from" in row.words] == [message]
 
 
 def test_a_model_behind_a_link_is_elsewhere(checkout: Path, rental: SkyYaml) -> None:

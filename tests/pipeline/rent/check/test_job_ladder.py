@@ -13,17 +13,19 @@ SIZES, LENGTHS = (10_000, 20_000, 40_000), (1000, 2000, 4000)
 
 
 def test_a_ladder_that_can_not_predict_is_refused_and_one_that_can_is_shown(case: Case) -> None:
-    wrong(case.rows(evaluate__ladder="small")["evaluate.ladder"], "there is no ladder 'small'")
+    wrong(
+        case.row("evaluate.ladder", evaluate__ladder="small"),
+        "there is no ladder 'small'",
+    )
     store = FileStore(case.folder / "runs")
     store.write("_ladders/small.json", b'{"fit": null}')
-    rows = case.rows(evaluate__ladder="small")
-    wrong(rows["evaluate.ladder"], "is not finished", "Nothing was started")
-    assert rows["run"].ok
+    wrong(case.row("evaluate.ladder", evaluate__ladder="small"), "is not finished", "Nothing was")
+    assert case.row("run", evaluate__ladder="small").ok
     fitted = fit(ladder(LAWS[0], sizes=SIZES, lengths=LENGTHS))
     store.write("_ladders/small.json", json.dumps({"fit": fitted.record()}).encode())
-    row = case.rows(evaluate__ladder="small")["evaluate.ladder"]
+    row = case.row("evaluate.ladder", evaluate__ladder="small")
     assert row.ok
     assert row.words.startswith("predicted ")
     assert "by ladder small" in row.words
-    far = case.rows(evaluate__ladder="small", pretrain__steps=10**6)["evaluate.ladder"]
+    far = case.row("evaluate.ladder", evaluate__ladder="small", pretrain__steps=10**6)
     unknown(far, "predicted nothing by ladder small", "trusted up to 100 times")

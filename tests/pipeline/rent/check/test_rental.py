@@ -15,7 +15,7 @@ import yaml
 from pipeline.job.digest import digest_job
 from pipeline.rent.check import command
 from pipeline.rent.check import machines as check_machines
-from pipeline.rent.check.command import CheckRow, run_checks, show_check
+from pipeline.rent.check.command import run_checks, show_check
 from pipeline.rent.check.rental import CONTROLLER_SETTING, LOOPBACK_VARIABLE
 from pipeline.rent.plan.prices import Offer
 from pipeline.rent.sky_yaml import read_sky_yaml
@@ -23,7 +23,7 @@ from pipeline.state.claim import claim_run
 from pipeline.state.owner import Owner
 from pipeline.state.stores import FileStore
 from tests.paths import RENTALS
-from tests.pipeline.rent.check.checked_job import Case, unknown, wrong
+from tests.pipeline.rent.check.checked_job import Case, row_of, unknown, wrong
 from tests.pipeline.rent.conftest import YAML, SkyHome
 from tests.support.finished_run import make_run
 from tests.support.hub_server import READ_TOKEN, hub_server
@@ -37,7 +37,8 @@ HUGE = {"d_model": 8192, "n_layers": 40, "n_heads": 64, "n_kv_heads": 8, "d_ff":
 # Fits on the A40, but not on the RTXA4000.
 LARGE = HUGE | {"n_layers": 3}
 
-Checks = Callable[..., dict[str, CheckRow]]
+Row = Callable[..., Any]
+ON_A40 = "1 × A40 on demand on RunPod"
 
 
 @pytest.fixture
@@ -45,30 +46,29 @@ def on_runpod(
     case: Case,
     sky_home: SkyHome,
     runpod_api: RunPodApi,
-) -> Checks:
-    """Check the tiny job on a rental. Everything is fine except what a test changes, and except the
-    store, which is a folder: eight checks would each connect to a bucket."""
+) -> Row:
+    """Return one row of the tiny job on a rental. Everything is fine except what a test changes,
+    and except the store, which is a folder: a bucket takes time to connect to."""
 
     def find(
+        name: str,
         resources: str = "accelerators: A40",
         *,
         text: str = WORKDIR,
         path: Path | None = None,
         force: bool = False,
         **changes: Any,
-    ) -> dict[str, CheckRow]:
+    ) -> Any:
         text = text.replace("{folder}", str(case.folder))
         sky_yaml = read_sky_yaml(sky_home.yaml(resources, text))
-        job = case.job(**changes)
         path = path or case.folder / "job.yaml"
-        rows = run_checks(job, sky_yaml, path=str(path), force=force)
-        return {row.name: row for row in rows}
+        return row_of(name, case.job(**changes), sky_yaml, str(path), force=force)
 
     return find
 
 
 @pytest.fixture
-def with_bucket(on_runpod: Checks, s3_store: str, monkeypatch: pytest.MonkeyPatch) -> Checks:
+def with_bucket(on_runpod: Row, s3_store: str, monkeypatch: pytest.MonkeyPatch) -> Row:
     """The same with a store in a bucket, so that everything is fine except what a test changes."""
     monkeypatch.setenv(LOOPBACK_VARIABLE, "1")
     return partial(on_runpod, store=s3_store)
@@ -81,62 +81,111 @@ def with_controller_here(sky_home: SkyHome) -> None:
     skypilot_config.safe_reload_config()
 
 
-def test_a_good_rental_passes_every_check(with_bucket: Checks, sky_home: SkyHome) -> None:
+def test_a_good_rental_passes_every_check_and_shows_no_secret(
+    case: Case,
+    sky_home: SkyHome,
+    runpod_api: RunPodApi,
+    s3_store: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with_controller_here(sky_home)
-    rows = with_bucket()
+    monkeypatch.setenv(LOOPBACK_VARIABLE, "1")
+    monkeypatch.setenv("HF_TOKEN", "hf_never_to_be_seen")
+    job = case.job(store=s3_store)
+    on = read_sky_yaml(sky_home.yaml(text=WORKDIR.replace("{folder}", str(case.folder))))
+    found = run_checks(job, on, path=str(case.folder / "job.yaml"))
+    rows = {row.name: row for row in found}
     assert {name: row.ok for name, row in rows.items()} == dict.fromkeys(rows, True)
-    machine = rows["1 × A40 on demand on RunPod"]
+    machine = rows[ON_A40]
     assert "4×1 sequences" in machine.words
     assert "$0.40/h" in machine.words
+    assert "hf_never_to_be_seen" not in repr(rows)
+    assert SECRET_KEY not in repr(rows)
 
 
-def test_a_folder_as_the_store_goes_with_the_machine(on_runpod: Checks, case: Case) -> None:
-    rows = on_runpod(store=str(case.folder / "runs"))
-    wrong(rows["store from there"], "lost with the rented machine", "store=s3://")
+def test_a_folder_as_the_store_goes_with_the_machine(on_runpod: Row, case: Case) -> None:
+    row = on_runpod("store from there", store=str(case.folder / "runs"))
+    wrong(row, "lost with the rented machine", "store=s3://")
+
+
+NOT_PASSED_ON = WORKDIR.replace('AWS_ACCESS_KEY_ID: "", ', "")
+NOT_SECRET = NOT_PASSED_ON.replace("envs: {{", 'envs: {{AWS_ACCESS_KEY_ID: "", ')
+HF_REQUIRED = WORKDIR.replace('HF_TOKEN: ""', "HF_TOKEN: null")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("credentials", {"text": NOT_PASSED_ON}, ["does not pass AWS_ACCESS_KEY_ID on"]),
+        ("credentials", {"text": NOT_SECRET}, ["move it from `envs:` to `secrets:`"]),
+        ("credentials", {"text": HF_REQUIRED}, ["requires HF_TOKEN", "export HF_TOKEN="]),
+        (
+            "disk",
+            {"text": WORKDIR.replace("disk_size: 60", "disk_size: 12")},
+            ["15 GB needed", "disk_size is 12 GB", "Set disk_size: 18"],
+        ),
+        (ON_A40, {"hardware": {"workers": 2}}, ["hardware.workers is 2", "1 GPU(s)"]),
+        (
+            ON_A40,
+            {"hardware": {"workers": [1, 4]}},
+            ["hardware.workers is [1, 4]", "no Ray whose nodes come and go", "=1, or remove it"],
+        ),
+    ],
+)
+def test_what_would_fail_there_is_refused(
+    with_bucket: Row, name: str, changes: dict[str, Any], words: list[str]
+) -> None:
+    wrong(with_bucket(name, **changes), *words)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("recovery", WORKDIR.replace("[75]", "[33]"), ["recover_on_exit_codes lacks 75"]),
+        ("controller", WORKDIR, ["rent an extra machine", "consolidation_mode: true"]),
+    ],
+)
+def test_what_a_person_may_want_otherwise_is_said(
+    on_runpod: Row, name: str, text: str, words: list[str]
+) -> None:
+    unknown(on_runpod(name, text=text), *words)
 
 
 def test_a_store_at_an_address_of_this_machine(
-    with_bucket: Checks, monkeypatch: pytest.MonkeyPatch
+    with_bucket: Row, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(LOOPBACK_VARIABLE)
-    wrong(with_bucket()["store from there"], "http://127.0.0.1", "A rented machine can't reach it")
+    wrong(
+        with_bucket("store from there"),
+        "http://127.0.0.1",
+        "A rented machine can't reach it",
+    )
 
 
 def test_an_endpoint_that_is_known_on_this_machine_only(
-    with_bucket: Checks, monkeypatch: pytest.MonkeyPatch, s3: S3Server
+    with_bucket: Row, monkeypatch: pytest.MonkeyPatch, s3: S3Server
 ) -> None:
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3.url)
-    wrong(with_bucket()["store from there"], f"export AWS_ENDPOINT_URL={s3.url}")
+    wrong(with_bucket("store from there"), f"export AWS_ENDPOINT_URL={s3.url}")
 
 
-def test_credentials_that_are_not_set(with_bucket: Checks, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_credentials_that_are_not_set(with_bucket: Row, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    wrong(with_bucket()["credentials"], "export AWS_SECRET_ACCESS_KEY=")
-
-
-def test_credentials_that_the_yaml_does_not_pass_on(with_bucket: Checks) -> None:
-    text = WORKDIR.replace('AWS_ACCESS_KEY_ID: "", ', "")
-    wrong(with_bucket(text=text)["credentials"], "does not pass AWS_ACCESS_KEY_ID on")
-
-
-def test_credentials_among_the_variables_that_are_not_secret(with_bucket: Checks) -> None:
-    text = WORKDIR.replace('AWS_ACCESS_KEY_ID: "", ', "")
-    text = text.replace("envs: {{", 'envs: {{AWS_ACCESS_KEY_ID: "", ')
-    wrong(with_bucket(text=text)["credentials"], "move it from `envs:` to `secrets:`")
+    wrong(with_bucket("credentials"), "export AWS_SECRET_ACCESS_KEY=")
 
 
 def test_temporary_keys_travel_whole_and_expire(
-    with_bucket: Checks, monkeypatch: pytest.MonkeyPatch
+    with_bucket: Row, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_SESSION_TOKEN", "never-to-be-seen")
-    wrong(
-        with_bucket()["credentials"], "does not pass AWS_SESSION_TOKEN on", "add it to `secrets:`"
-    )
-    rows = with_bucket(text=WORKDIR.replace("secrets: {{", 'secrets: {{AWS_SESSION_TOKEN: "", '))
-    assert rows["credentials"].ok
-    unknown(rows["temporary keys"], "expire", "permanent keys")
-    assert "never-to-be-seen" not in repr(rows)
+    row = with_bucket("credentials")
+    wrong(row, "does not pass AWS_SESSION_TOKEN on", "add it to `secrets:`")
+    text = WORKDIR.replace("secrets: {{", 'secrets: {{AWS_SESSION_TOKEN: "", ')
+    passed, expires = (with_bucket(n, text=text) for n in ("credentials", "temporary keys"))
+    assert passed.ok
+    unknown(expires, "expire", "permanent keys")
+    assert "never-to-be-seen" not in repr((row, passed, expires))
 
 
 @pytest.mark.parametrize("path", RENTALS, ids=lambda path: path.stem)
@@ -145,18 +194,19 @@ def test_every_rental_of_ours_passes_temporary_keys_on(path: Path) -> None:
 
 
 def test_keys_for_a_run_to_start_from(
-    with_bucket: Checks, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    with_bucket: Row, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     with hub_server() as hub:
         hub.use(monkeypatch, tmp_path / "hf")
         hub.add_repo("user/store")
-        rows = with_bucket(store="hf://user/store", sft__init_from="s3://bucket/runs/demo")
-    wrong(rows["credentials"], "AWS_SECRET_ACCESS_KEY", "for sft.init_from")
+        changes = {"store": "hf://user/store", "sft__init_from": "s3://bucket/runs/demo"}
+        row = with_bucket("credentials", **changes)
+    wrong(row, "AWS_SECRET_ACCESS_KEY", "for sft.init_from")
 
 
 def test_a_login_to_the_hub_that_does_not_travel(
-    on_runpod: Checks, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    on_runpod: Row, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with hub_server() as hub:
         hub.use(monkeypatch, tmp_path / "hf", token=None)
@@ -164,281 +214,256 @@ def test_a_login_to_the_hub_that_does_not_travel(
         (tmp_path / "hf" / "token").write_text(READ_TOKEN)  # as `hf auth login` leaves it
         hub.add_repo("user/data", "dataset", {"a.jsonl": b'{"text": "a"}\n'}, private=True)
         source = {"data__sources": [{"kind": "hub", "repo": "user/data"}]}
-        unknown(on_runpod(**source)["Hub login"], "user/data is private or gated", "HF_TOKEN=")
-        assert "Hub login" not in on_runpod()
+        unknown(
+            on_runpod("Hub login", **source),
+            "user/data is private or gated",
+            "HF_TOKEN=",
+        )
+        assert on_runpod("Hub login") is None
         monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
-        assert "Hub login" not in on_runpod(**source)
+        assert on_runpod("Hub login", **source) is None
         text = WORKDIR.replace('HF_TOKEN: "", ', "")
-        unknown(on_runpod(text=text, **source)["Hub login"], "add HF_TOKEN to `secrets:`")
+        unknown(on_runpod("Hub login", text=text, **source), "add HF_TOKEN to `secrets:`")
 
 
 @pytest.mark.parametrize("named", ["demo", "runs/demo", "file://{cwd}/runs/demo"])
 def test_a_run_to_start_from_that_only_this_machine_has(
-    named: str, with_bucket: Checks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    named: str, with_bucket: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cwd = tmp_path / "cwd"
     cwd.mkdir()
     monkeypatch.chdir(cwd)
     make_run(cwd / "runs")
-    rows = with_bucket(sft__init_from=named.format(cwd=cwd))
-    wrong(rows["model"], "sft.init_from", "on this machine only", "s3://bucket/prefix/run")
+    row = with_bucket("model", sft__init_from=named.format(cwd=cwd))
+    wrong(row, "sft.init_from", "on this machine only", "s3://bucket/prefix/run")
 
 
-def test_weights_to_start_from_may_travel_with_the_job(on_runpod: Checks, case: Case) -> None:
+def test_weights_to_start_from_may_travel_with_the_job(on_runpod: Row, case: Case) -> None:
     (case.folder / "base").mkdir()
     config = json.dumps(case.job().model_config_resolved().to_dict())
     (case.folder / "base" / "config.json").write_text(config)
     (case.folder / "base" / "model.safetensors").write_bytes(b"")
-    assert on_runpod(sft__init_from="base")["sft.init_from"].ok
+    assert on_runpod("sft.init_from", sft__init_from="base").ok
     (case.folder / ".skyignore").write_text("/base\n")
-    wrong(on_runpod(sft__init_from="base")["files"], "sft.init_from", ".skyignore")
+    wrong(on_runpod("files", sft__init_from="base"), "sft.init_from", ".skyignore")
 
 
-def test_a_secret_that_the_yaml_requires(on_runpod: Checks) -> None:
-    text = WORKDIR.replace('HF_TOKEN: ""', "HF_TOKEN: null")
-    wrong(on_runpod(text=text)["credentials"], "requires HF_TOKEN", "export HF_TOKEN=")
-
-
-def test_no_value_of_a_credential_is_shown(
-    with_bucket: Checks, monkeypatch: pytest.MonkeyPatch
+def test_a_secret_that_is_not_passed_on_is_not_shown(
+    with_bucket: Row, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_never_to_be_seen")
-    for rows in (with_bucket(), with_bucket(text=WORKDIR.replace('HF_TOKEN: "", ', ""))):
-        text = repr(rows)
-        assert "hf_never_to_be_seen" not in text
-        assert SECRET_KEY not in text
-
-
-def test_a_controller_that_would_need_a_machine_of_its_own(
-    on_runpod: Checks, sky_home: SkyHome
-) -> None:
-    unknown(on_runpod()["controller"], "rent an extra machine", "consolidation_mode: true")
+    row = with_bucket("credentials", text=WORKDIR.replace('HF_TOKEN: "", ', ""))
+    assert row.ok
+    assert "hf_never_to_be_seen" not in row.words
+    assert SECRET_KEY not in row.words
 
 
 def test_a_controller_on_this_machine_and_a_server_that_has_not_read_the_setting(
-    on_runpod: Checks, sky_home: SkyHome, monkeypatch: pytest.MonkeyPatch
+    on_runpod: Row, sky_home: SkyHome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_controller_here(sky_home)
-    row = on_runpod()["controller"]
+    row = on_runpod("controller")
     assert row.ok
     assert "must stay awake" in row.words
     monkeypatch.setattr("pipeline.rent.check.rental._server_runs", lambda: True)
-    wrong(on_runpod()["controller"], "has not read", "sky api stop")
+    wrong(on_runpod("controller"), "has not read", "sky api stop")
 
 
-def test_a_cloud_without_credentials(on_runpod: Checks, sky_home: SkyHome) -> None:
+def test_a_cloud_without_credentials(on_runpod: Row, sky_home: SkyHome) -> None:
     (sky_home.folder / ".runpod/config.toml").unlink()
-    wrong(on_runpod()["RunPod"], "config.toml does not exist", "Run: runpod config")
+    wrong(on_runpod("RunPod"), "config.toml does not exist", "Run: runpod config")
 
 
-def test_a_key_that_the_cloud_refuses(on_runpod: Checks, runpod_api: RunPodApi) -> None:
+def test_a_key_that_the_cloud_refuses(on_runpod: Row, runpod_api: RunPodApi) -> None:
     runpod_api.status = 401
-    wrong(on_runpod()["RunPod"], "nauthorized", "Run: runpod config")
+    wrong(on_runpod("RunPod"), "nauthorized", "Run: runpod config")
 
 
 def test_a_cloud_out_of_reach_is_not_found_out(
-    on_runpod: Checks, monkeypatch: pytest.MonkeyPatch
+    on_runpod: Row, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RUNPOD_API_BASE_URL", "http://127.0.0.1:9")
-    unknown(on_runpod()["RunPod"], "can't be reached")
+    unknown(on_runpod("RunPod"), "can't be reached")
 
 
-def test_a_gpu_that_nobody_knows(on_runpod: Checks) -> None:
-    rows = on_runpod("any_of: [{accelerators: A40}, {accelerators: RTX4000A}]")
-    wrong(rows["1 × RTX4000A on demand on RunPod"], "did you mean", "RTXA4000")
-    assert rows["1 × A40 on demand on RunPod"].ok
+def test_a_gpu_that_nobody_knows(on_runpod: Row) -> None:
+    two = "any_of: [{accelerators: A40}, {accelerators: RTX4000A}]"
+    wrong(on_runpod("1 × RTX4000A on demand on RunPod", two), "did you mean", "RTXA4000")
+    assert on_runpod(ON_A40, two).ok
 
 
-def test_a_gpu_the_cloud_lacks_matters_only_if_it_has_no_other(on_runpod: Checks) -> None:
-    rows = on_runpod("any_of: [{accelerators: A40}, {accelerators: A30}]")
-    unknown(rows["1 × A30 on demand on RunPod"], "RunPod has no A30")
-    wrong(on_runpod("accelerators: A30")["1 × A30 on demand on RunPod"], "RunPod has no A30")
+def test_a_gpu_the_cloud_lacks_matters_only_if_it_has_no_other(on_runpod: Row) -> None:
+    two, name = "any_of: [{accelerators: A40}, {accelerators: A30}]", "1 × A30 on demand on RunPod"
+    unknown(on_runpod(name, two), "RunPod has no A30")
+    wrong(
+        on_runpod("1 × A30 on demand on RunPod", "accelerators: A30"),
+        "RunPod has no A30",
+    )
 
 
 @pytest.mark.soak
-def test_a_model_too_big_for_every_machine_says_what_would_do(on_runpod: Checks) -> None:
+def test_a_model_too_big_for_every_machine_says_what_would_do(on_runpod: Row) -> None:
     name = "1 × RTXA4000 on demand on RunPod"
-    rows = on_runpod("accelerators: RTXA4000", model=HUGE)
-    wrong(rows[name], "does not fit", "It fits on no GPU known here")
-    rows = on_runpod("accelerators: RTXA4000", model=HUGE | {"n_layers": 2})
-    wrong(rows[name], "does not fit", "It fits on")
-    assert "A100" in rows[name].words
-    assert "RTXA4000" not in rows[name].words
+    row = on_runpod(name, "accelerators: RTXA4000", model=HUGE)
+    wrong(row, "does not fit", "It fits on no GPU known here")
+    row = on_runpod(name, "accelerators: RTXA4000", model=HUGE | {"n_layers": 2})
+    wrong(row, "does not fit", "It fits on", "A100")
+    assert "RTXA4000" not in row.words
 
 
 def test_a_machine_too_small_is_left_out_where_another_will_do(
-    with_bucket: Checks, case: Case, sky_home: SkyHome, capsys: pytest.CaptureFixture[str]
+    with_bucket: Row, case: Case, sky_home: SkyHome, capsys: pytest.CaptureFixture[str]
 ) -> None:
     two = "any_of: [{accelerators: A40}, {accelerators: RTXA4000}]"
     room = WORKDIR.replace("disk_size: 60", "disk_size: 200")
-    rows = with_bucket(two, text=room, model=LARGE)
-    unknown(
-        rows["1 × RTXA4000 on demand on RunPod"], "pion launch skips this machine", "does not fit"
-    )
-    assert rows["1 × A40 on demand on RunPod"].ok
+    row = with_bucket("1 × RTXA4000 on demand on RunPod", two, text=room, model=LARGE)
+    unknown(row, "pion launch skips this machine", "does not fit")
     job, on = case.folder / "job.yaml", sky_home.folder / "rental.yaml"  # as checked just now
     assert show_check(str(job), [], on=str(on), force=False, as_json=True) == 0
     shown = {row["name"]: row["ok"] for row in json.loads(capsys.readouterr().out)}
-    assert shown == {name: row.ok for name, row in rows.items()}
+    assert (shown[ON_A40], shown[row.name]) == (True, None)
 
 
+@pytest.mark.parametrize(
+    ("gpu", "words"),
+    [
+        ("L4", ("does not fit", "It fits on A100, A40")),
+        ("RTXA4000", ("does not fit", "It fits on A100, A40")),
+        ("A30", ("RunPod has no A30",)),
+    ],
+)
 def test_machines_of_which_none_will_do_are_all_wrong(
-    with_bucket: Checks, case: Case, sky_home: SkyHome, capsys: pytest.CaptureFixture[str]
+    on_runpod: Row, gpu: str, words: tuple[str, ...]
 ) -> None:
     three = "any_of: [{accelerators: L4}, {accelerators: RTXA4000}, {accelerators: A30}]"
-    rows = with_bucket(three, model=LARGE)
-    for gpu in ("L4", "RTXA4000"):
-        wrong(rows[f"1 × {gpu} on demand on RunPod"], "does not fit", "It fits on A100, A40")
-    wrong(rows["1 × A30 on demand on RunPod"], "RunPod has no A30")
-    job, on = case.folder / "job.yaml", sky_home.folder / "rental.yaml"
-    assert show_check(str(job), [], on=str(on), force=False, as_json=False) == 2
+    wrong(on_runpod(f"1 × {gpu} on demand on RunPod", three, model=LARGE), *words)
 
 
 def test_a_machine_too_small_is_left_out_though_nobody_has_it_today(
-    on_runpod: Checks, sky_home: SkyHome
+    on_runpod: Row, sky_home: SkyHome
 ) -> None:
     sky_home.sell({"A40": Price(0.2, 0.4)})
-    rows = on_runpod("any_of: [{accelerators: A40}, {accelerators: RTXA4000}]", model=LARGE)
-    unknown(
-        rows["1 × RTXA4000 on demand on RunPod"], "pion launch skips this machine", "does not fit"
-    )
+    two = "any_of: [{accelerators: A40}, {accelerators: RTXA4000}]"
+    row = on_runpod("1 × RTXA4000 on demand on RunPod", two, model=LARGE)
+    unknown(row, "pion launch skips this machine", "does not fit")
 
 
-def test_the_price_of_what_is_left_out_need_not_be_known(
-    on_runpod: Checks, sky_home: SkyHome
-) -> None:
+def test_the_price_of_what_is_left_out_need_not_be_known(on_runpod: Row, sky_home: SkyHome) -> None:
     sky_home.lose_catalog()
     two = "any_of: [{accelerators: A40}, {accelerators: RTXA4000}]"
     budget: dict[str, Any] = {"budget": {"dollars": 500}, "prices": {"A40": 0.4}}
-    wrong(on_runpod(two, **budget)["budget"], "price of RTXA4000 is not known")
-    assert on_runpod(two, model=LARGE, **budget)["budget"].ok
-
-
-def test_more_workers_than_gpus(on_runpod: Checks) -> None:
-    row = on_runpod(hardware={"workers": 2})["1 × A40 on demand on RunPod"]
-    wrong(row, "hardware.workers is 2", "1 GPU(s)")
-
-
-def test_workers_that_come_and_go(on_runpod: Checks) -> None:
-    row = on_runpod(hardware={"workers": [1, 4]})["1 × A40 on demand on RunPod"]
-    wrong(row, "hardware.workers is [1, 4]", "no Ray whose nodes come and go", "=1, or remove it")
+    wrong(on_runpod("budget", two, **budget), "price of RTXA4000 is not known")
+    assert on_runpod("budget", two, model=LARGE, **budget).ok
 
 
 def test_spot_above_the_on_demand_price_is_refused_unless_forced(
-    on_runpod: Checks, sky_home: SkyHome
+    on_runpod: Row, sky_home: SkyHome
 ) -> None:
     sky_home.sell({"A40": Price(0.5, 0.4)})
     spot, name = "accelerators: A40\nuse_spot: true", "1 × A40 spot on RunPod"
-    wrong(on_runpod(spot)[name], "spot costs $0.50/h", "$0.40/h", "use_spot: false", "--force")
-    assert on_runpod(spot, force=True)[name].ok
+    wrong(
+        on_runpod(name, spot),
+        "spot costs $0.50/h",
+        "$0.40/h",
+        "use_spot: false",
+        "--force",
+    )
+    assert on_runpod(name, spot, force=True).ok
 
 
 def test_spot_above_the_on_demand_price_is_left_out_where_another_will_do(
-    on_runpod: Checks, sky_home: SkyHome
+    on_runpod: Row, sky_home: SkyHome
 ) -> None:
     sky_home.sell({"A40": Price(0.5, 0.4), "RTXA4000": Price(0.1, 0.2)})
     two = "use_spot: true\nordered: [{accelerators: A40}, {accelerators: RTXA4000}]"
     dear, other = "1 × A40 spot on RunPod", "1 × RTXA4000 spot on RunPod"
-    rows = on_runpod(two)
-    unknown(rows[dear], "pion launch skips this machine", "spot costs $0.50/h", "$0.40/h")
-    assert rows[other].ok
-    assert on_runpod(two, force=True)[dear].ok
+    skipped = on_runpod(dear, two)
+    unknown(skipped, "pion launch skips this machine", "spot costs $0.50/h", "$0.40/h")
+    assert on_runpod(other, two).ok
+    assert on_runpod(dear, two, force=True).ok
     sky_home.sell({"A40": Price(0.5, 0.4), "RTXA4000": Price(0.3, 0.2)})
-    rows = on_runpod(two)
     for name in (dear, other):
-        wrong(rows[name], "more than on demand", "pass --force")
+        wrong(on_runpod(name, two), "more than on demand", "pass --force")
 
 
-def test_a_disk_too_small(on_runpod: Checks) -> None:
-    text = WORKDIR.replace("disk_size: 60", "disk_size: 12")
-    wrong(on_runpod(text=text)["disk"], "15 GB needed", "disk_size is 12 GB", "Set disk_size: 18")
-
-
-def test_data_outside_what_is_copied_to_the_machine(on_runpod: Checks, case: Case) -> None:
+def test_data_outside_what_is_copied_to_the_machine(on_runpod: Row, case: Case) -> None:
     (case.folder / "elsewhere").mkdir()
     text = WORKDIR.replace("{folder}", str(case.folder / "elsewhere"))
-    wrong(on_runpod(text=text)["files"], "data.sources.0.path", "outside")
+    wrong(on_runpod("files", text=text), "data.sources.0.path", "outside")
 
 
-def test_data_that_is_left_out_of_the_copy(on_runpod: Checks, case: Case) -> None:
+def test_data_that_is_left_out_of_the_copy(on_runpod: Row, case: Case) -> None:
     (case.folder / ".skyignore").write_text("talks.jsonl\n")
-    wrong(on_runpod()["files"], "sft.sources.0.path", "talks.jsonl", ".skyignore")
+    wrong(on_runpod("files"), "sft.sources.0.path", "talks.jsonl", ".skyignore")
     (case.folder / ".skyignore").write_text("text/all.txt\n")
-    wrong(on_runpod()["files"], "data.sources.0.path", "text/all.txt")
+    wrong(on_runpod("files"), "data.sources.0.path", "text/all.txt")
     (case.folder / ".skyignore").write_text("*.png\n")
-    assert on_runpod()["files"].ok
+    assert on_runpod("files").ok
 
 
-def test_a_job_file_that_is_not_copied(on_runpod: Checks, case: Case, tmp_path: Path) -> None:
+def test_a_job_file_that_is_not_copied(on_runpod: Row, case: Case, tmp_path: Path) -> None:
     outside = tmp_path.parent / "job.yaml"
-    wrong(on_runpod(path=outside)["files"], "the job file", str(outside), "outside")
+    wrong(on_runpod("files", path=outside), "the job file", str(outside), "outside")
     (case.folder / ".skyignore").write_text("job.yaml\n")
-    wrong(on_runpod()["files"], "the job file", "job.yaml", ".skyignore")
+    wrong(on_runpod("files"), "the job file", "job.yaml", ".skyignore")
 
 
-def test_a_published_folder_would_go_with_the_machine(on_runpod: Checks, case: Case) -> None:
-    row = on_runpod(publish={"to": str(case.folder / "model")})["publish from there"]
+def test_a_published_folder_would_go_with_the_machine(on_runpod: Row, case: Case) -> None:
+    row = on_runpod("publish from there", publish={"to": str(case.folder / "model")})
     unknown(row, "lost with the machine", "hf://")
 
 
-def test_a_rental_that_is_not_recovered(on_runpod: Checks) -> None:
-    text = WORKDIR.replace("[75]", "[33]")
-    unknown(on_runpod(text=text)["recovery"], "recover_on_exit_codes lacks 75")
-
-
-def test_a_budget_below_the_estimate(on_runpod: Checks) -> None:
-    unknown(on_runpod(budget={"dollars": 0.001})["budget"], "above budget.dollars 0.001")
-    assert on_runpod(budget={"dollars": 5})["budget"].ok
-    row = on_runpod(budget={"dollars": 5, "hours": 0.01})["budget"]
+def test_a_budget_below_the_estimate(on_runpod: Row) -> None:
+    unknown(on_runpod("budget", budget={"dollars": 0.001}), "above budget.dollars 0.001")
+    assert on_runpod("budget", budget={"dollars": 5}).ok
+    row = on_runpod("budget", budget={"dollars": 5, "hours": 0.01})
     unknown(row, "the estimate, 2 min", "above budget.hours 0.01")
-    row = on_runpod(budget={"dollars": 5, "hours": 5})["budget"]
+    row = on_runpod("budget", budget={"dollars": 5, "hours": 5})
     assert row.ok
     assert "estimated of $5.00; 2 min" in row.words
     assert "estimated of 5 h 00 min" in row.words
 
 
 def test_dollars_are_limited_where_the_price_is_not_known(
-    on_runpod: Checks, sky_home: SkyHome
+    on_runpod: Row, sky_home: SkyHome
 ) -> None:
     sky_home.lose_catalog()
     limit = {"dollars": 5}
     words = ("budget.dollars is 5", "price of A40 is not known", "prices.A40", "dollars_per_hour")
-    wrong(on_runpod(budget=limit)["budget"], *words)
-    assert "budget" not in on_runpod(budget=limit | {"dollars_per_hour": 0.4})
-    assert on_runpod(budget=limit, prices={"A40": 0.4})["budget"].ok
+    wrong(on_runpod("budget", budget=limit), *words)
+    assert on_runpod("budget", budget=limit | {"dollars_per_hour": 0.4}) is None
+    assert on_runpod("budget", budget=limit, prices={"A40": 0.4}).ok
     told = WORKDIR.replace('OVERRIDES: ""', 'OVERRIDES: "", PION_DOLLARS_PER_HOUR: "0.4"')
-    assert "budget" not in on_runpod(text=told, budget=limit)
+    assert on_runpod("budget", text=told, budget=limit) is None
 
 
-def test_a_budget_that_is_spent_would_stop_the_run_after_boot(
-    on_runpod: Checks, case: Case
-) -> None:
+def test_a_budget_that_is_spent_would_stop_the_run_after_boot(on_runpod: Row, case: Case) -> None:
     folder = case.folder / "runs"
     run = light_run(FileStore(folder), "tiny")
     spent = {"store": str(folder), "budget": {"hours": 1e-9}}
-    wrong(on_runpod(**spent)["budget"], "The budget is spent", "raise budget.hours")
+    wrong(on_runpod("budget", **spent), "The budget is spent", "raise budget.hours")
     enough = {"store": str(folder), "budget": {"hours": 100}}
-    assert on_runpod(**enough)["budget"].ok
+    assert on_runpod("budget", **enough).ok
     claim, job = claim_run(run, Owner.me()), case.job(**spent)
     for stage, digest in digest_job(job).stages.items():
         claim.finish_stage(stage, digest, {})
     claim.release()
-    unknown(on_runpod(**spent)["budget"], "above budget.hours")  # finished, so it costs nothing
+    unknown(on_runpod("budget", **spent), "above budget.hours")  # finished, so it costs nothing
 
 
-def test_the_price_is_that_of_all_nodes(on_runpod: Checks, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_price_is_that_of_all_nodes(on_runpod: Row, monkeypatch: pytest.MonkeyPatch) -> None:
     offer = Offer("A40", 1, "RunPod", "CA", False, 0.2, 0.4, 40 * 2**30, 60)
     monkeypatch.setattr(check_machines, "look_up", lambda *_: offer)
-    row = on_runpod(text=WORKDIR + "num_nodes: 2\n")["1 × A40 on demand on RunPod"]
+    row = on_runpod(ON_A40, text=WORKDIR + "num_nodes: 2\n")
     assert "$0.80/h for 2 nodes, about " in row.words
     assert " (several GPUs: not measured), $" in row.words
 
 
-def test_without_a_catalog_the_price_is_not_found_out(on_runpod: Checks, sky_home: SkyHome) -> None:
+def test_without_a_catalog_the_price_is_not_found_out(on_runpod: Row, sky_home: SkyHome) -> None:
     sky_home.lose_catalog()
-    name = "1 × A40 on demand on RunPod"
-    unknown(on_runpod()[name], "catalog can't be read", "prices.A40")
-    assert on_runpod(prices={"A40": 0.3})[name].ok
+    name = ON_A40
+    unknown(on_runpod(name), "catalog can't be read", "prices.A40")
+    assert on_runpod(name, prices={"A40": 0.3}).ok
 
 
 @pytest.mark.parametrize("there", [True, False], ids=["without JOB", "not there"])
