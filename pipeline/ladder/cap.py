@@ -5,7 +5,7 @@ What a run has spent is what its HEAD says, as for `budget.hours` of a single ru
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,6 +77,12 @@ def expected_hours(work: float, before: Sequence[Measured]) -> float | None:
         return most
     slope = (last.hours - earlier[-1].hours) / (last.work - earlier[-1].work)
     return min(most, last.hours + max(0.0, slope) * (work - last.work))
+
+
+def total(spent: Mapping[str, Spent], without: str = "") -> Spent:
+    """Return what all runs but one have cost together. `spent` is by their names."""
+    each = [one for name, one in spent.items() if name != without]
+    return Spent(sum(one.hours for one in each), sum(one.dollars for one in each))
 
 
 def reached(cap: Cap, spent: Spent) -> bool:

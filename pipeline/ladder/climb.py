@@ -9,36 +9,19 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from pion.errors import BadInput, PionError, Stopped
-from pipeline.console.formats import duration, moment
-from pipeline.cost.budget import price_per_hour
+from pipeline.console.formats import moment
 from pipeline.job import Job
-from pipeline.ladder.cap import (
-    Cap,
-    budget_of,
-    check_cap,
-    describe,
-    raise_it,
-    reached,
-    refuse_beyond,
-    why_stopped,
-)
+from pipeline.ladder.cap import Cap, describe, raise_it, reached, why_stopped
 from pipeline.ladder.fit import Fit, fit
 from pipeline.ladder.grid import Grid, Rung, rungs_of
-from pipeline.ladder.look import Ladder, Step, look
+from pipeline.ladder.look import Ladder, look
 from pipeline.ladder.points import Point, check_points
-from pipeline.ladder.record import (
-    LadderRecord,
-    PredictionRecord,
-    ladder_file,
-    new_record,
-    open_ladder,
-)
+from pipeline.ladder.record import PredictionRecord, ladder_file, new_ladder, refuse_other
 from pipeline.ladder.runs import Runs
-
-Say = Callable[[str], None]
+from pipeline.ladder.work import Say, Work
 
 
 class Climb:
@@ -48,22 +31,25 @@ class Climb:
     """
 
     def __init__(self, job: Job, grid: Grid, cap: Cap, runs: Runs, say: Say) -> None:
-        check_cap(cap, job.budget)
         self._job, self._runs, self._say = job, runs, say
         self._rungs = rungs_of(job, grid)
         _require_enough(self._rungs)
-        self._jobs = {rung.name: runs.job(rung.overrides) for rung in self._rungs}
-        wanted = new_record(job, self._rungs, self._jobs)
-        wanted = dataclasses.replace(wanted, hours=cap.hours, dollars=cap.dollars)
-        before = self._jobs[self._rungs[0].name][1].before
-        self._file = ladder_file(runs.store, job.name)
-        self._record = open_ladder(self._file, runs.store, job.name, wanted, before)
-        self._cap = Cap(self._record.hours, self._record.dollars)
-        check_cap(self._cap, job.budget)
+        self._of = {rung.name: runs.of(rung.overrides) for rung in self._rungs}
+        new = new_ladder(job, self._rungs, self._of, cap)
+        before = self._of[self._rungs[0].name].digests.before
+        where = f"the ladder {job.name!r} in {runs.store.url}"
+        self._work = Work(
+            job,
+            runs,
+            ladder_file(runs.store, job.name),
+            new,
+            say,
+            refuse=lambda old: refuse_other(old, new, before, where),
+        )
 
     def look(self) -> Ladder:
         """Return the ladder as it is now."""
-        return look(self._job, self._rungs, self._jobs, self._record, self._runs)
+        return look(self._job, self._rungs, self._of, self._work.record, self._runs)
 
     def go(self) -> Ladder:
         """Do what is left, and return the ladder as it then is. A cap that is reached is in its
@@ -86,73 +72,51 @@ class Climb:
     def _do(self, *, held_out: bool) -> None:
         """Do the runs that are left. Raises Stopped before a run that would exceed the cap."""
         rungs = [rung for rung in self._rungs if rung.held_out == held_out]
+        kind = "held-out run" if held_out else "run"
         for number, rung in enumerate(rungs, 1):
             ladder = self.look()
-            step = next(step for step in ladder.steps if step.rung == rung)
-            if step.done:
-                continue
-            expected = ladder.expected_hours(step)
-            price = price_per_hour(self._job.budget)
-            refuse_beyond(self._cap, ladder.spent, rung.name, expected, price)
-            takes = "" if expected is None else f", about {duration(3600 * expected)}"
-            kind = "held-out run" if held_out else "run"
-            self._say(f"{kind} {number} of {len(rungs)}: {rung.name}{takes}")
-            self._do_one(rung, ladder)
+            if not ladder.step(rung.name).done:
+                self._do_one(ladder, rung.name, f"{kind} {number} of {len(rungs)}: {rung.name}")
 
-    def _do_one(self, rung: Rung, before: Ladder) -> None:
+    def _do_one(self, before: Ladder, name: str, title: str) -> None:
         """Finish a run, or record that it diverged."""
-        job, _ = self._jobs[rung.name]
-        limits = budget_of(job.budget, self._cap, before.spent_without(rung.name))
-        code = self._runs.run(job, rung.overrides, limits)
-        step = next(step for step in self.look().steps if step.rung == rung)
+        run, expected = self._of[name], before.expected_hours(before.step(name))
+        code = self._work.advance(run, title, before.spent_by_run, expected)
+        ladder = self.look()
+        result = ladder.step(name).result
         if code == Stopped.exit_code:
-            raise self._why_stopped(rung)
-        if code == 0 and step.result is not None and _is_loss(step.result.bits_per_byte):
-            self._say(f"{rung.name}: {step.result.bits_per_byte:.4f} bits per byte")
+            raise self._why_stopped(ladder, name)
+        if code == 0 and result is not None and _is_loss(result.bits_per_byte):
+            self._say(f"{name}: {result.bits_per_byte:.4f} bits per byte")
             return
-        why = self._why_failed(step, code)
-        self._say(f"{rung.name}: {why}. The fit leaves it out.")
-        self._change(lambda old: dataclasses.replace(old, failed={**old.failed, rung.name: why}))
-
-    def _why_failed(self, step: Step, code: int) -> str:
-        """Return why a run has no result. Raises PionError if it did not diverge."""
-        name = step.rung.name
-        if code == 0 and step.result is not None:
-            return "its held-out loss is not a number"
-        if code == 0:
+        if code == 0 and result is None:
             raise BadInput(
                 f"run {name} is finished with settings other than this ladder's. The job file may "
                 "have changed meanwhile. Every run is kept. Run the same command again."
             )
-        digest = self._jobs[name][1].stages["pretrain"]
-        trouble = self._runs.trouble(name, "pretrain", digest)
-        if trouble is None:
-            raise PionError(
-                f"run {name} failed (see above), and not because it diverged. Every finished run "
-                "is kept. Fix the cause, and run the same command again to continue."
-            )
-        return trouble
+        why = "its held-out loss is not a number"
+        if code != 0:
+            failed = "failed (see above), and not because it diverged. Every finished run is kept."
+            why = self._work.why_diverged(run, "pretrain", failed)
+        self._work.give_up(run, why, "The fit leaves it out.")
 
-    def _why_stopped(self, rung: Rung) -> Stopped:
+    def _why_stopped(self, ladder: Ladder, name: str) -> Stopped:
         """Return why a run stopped before its end: the cap, or a request."""
-        ladder = self.look()
-        if reached(self._cap, ladder.spent) and not any(step.done for step in ladder.steps):
+        cap = self._work.cap
+        if reached(cap, ladder.spent) and not any(step.done for step in ladder.steps):
             return Stopped(
-                f"the cap of {self._cap} buys less than the smallest run of the ladder, "
-                f"{rung.name}. {describe(ladder.spent)} are spent, and what it has done is saved. "
-                f"{raise_it(self._cap)}"
+                f"the cap of {cap} buys less than the smallest run of the ladder, {name}. "
+                f"{describe(ladder.spent)} are spent, and what it has done is saved. "
+                f"{raise_it(cap)}"
             )
-        return why_stopped(self._cap, ladder.spent, rung.name)
+        return why_stopped(cap, ladder.spent, name)
 
     def _forget_removed(self) -> None:
         """Forget the failures of runs that a person has removed, to try them again."""
-        names = list(self._record.failed)
-        gone = [name for name, head in zip(names, self._runs.heads(names)) if head is None]
-        if gone:
-            self._change(
-                lambda old: dataclasses.replace(
-                    old, failed={n: why for n, why in old.failed.items() if n not in gone}
-                )
+        there = self._runs.heads(self._work.record.failed)
+        if gone := self._work.record.failed.keys() - there.keys():
+            self._work.change(
+                lambda old: {"failed": {n: why for n, why in old.failed.items() if n not in gone}}
             )
 
     # ------------------------------------------------------------ the fit
@@ -169,7 +133,7 @@ class Climb:
             self._say(f"no fit: {error}")
             return None
         found = fit(points)
-        self._change(lambda old: dataclasses.replace(old, fit=found.record()))
+        self._work.change(lambda old: {"fit": found.record()})
         return found
 
     def _predict(self, found: Fit) -> None:
@@ -181,21 +145,14 @@ class Climb:
             if step.prediction is None and step.spent is None
         }
         if new:
-            self._change(
-                lambda old: dataclasses.replace(old, predictions={**new, **old.predictions})
-            )
+            self._work.change(lambda old: {"predictions": {**new, **old.predictions}})
         for step in steps:
-            said = self._record.predictions.get(step.rung.name)
+            said = self._work.record.predictions.get(step.rung.name)
             if said is not None:
                 self._say(
                     f"predicted for {step.rung.name}: {said.bits_per_byte:.4f} bits per byte, 90 % "
                     f"between {said.low:.4f} and {said.high:.4f} ({moment(said.at)})"
                 )
-
-    def _change(self, change: Callable[[LadderRecord], LadderRecord]) -> None:
-        """Change the record in the store, as it is there now."""
-        self._record = self._file.change(change, self._record)
-        self._runs.store.flush()
 
 
 def _predicted(found: Fit, rung: Rung) -> PredictionRecord:

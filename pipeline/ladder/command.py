@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -14,15 +15,14 @@ from rich.text import Text
 
 from pion.errors import BadInput
 from pipeline.base.read_job import read_job
-from pipeline.console.formats import counted, measured, printable, short_amount, show
+from pipeline.console.formats import counted, measured, printable, show
 from pipeline.console.out import show_table
-from pipeline.ladder.backtest import FAR, backtest
 from pipeline.ladder.cap import Cap, describe
 from pipeline.ladder.climb import Climb
 from pipeline.ladder.fit import Fit
 from pipeline.ladder.grid import LENGTHS, WIDTHS, Grid
 from pipeline.ladder.look import Ladder, Step
-from pipeline.ladder.page import write_page
+from pipeline.ladder.page import cells_of, write_page
 from pipeline.ladder.runs import Execute, Runs, between_runs
 from pipeline.state.owner import launch_id
 from pipeline.state.stores import open_store
@@ -152,7 +152,9 @@ def show_ladder(ladder: Ladder) -> None:
     for name in names:
         table.add_column(name, justify="left" if name == "run" else "right")
     for step in ladder.steps:
-        cells = [*_cells(step), *(_prediction_cells(step) if predicted else [])]
+        *known, result, middle, between, error = cells_of(step)
+        cells = [*known, "failed" if step.failed else result]
+        cells += [f"{middle}, {between}" if middle else "", error] if predicted else []
         table.add_row(*(Text(printable(cell)) for cell in cells))
     show("")
     show_table(table)
@@ -163,23 +165,6 @@ def show_ladder(ladder: Ladder) -> None:
             show(f"{step.rung.name} {step.failed}; the fit leaves it out")
     for line in fit_lines(ladder.fit):
         show(line)
-
-
-def _cells(step: Step) -> list[str]:
-    rung, result = step.rung, step.result
-    name = f"{rung.name}{' (held out)' if rung.held_out else ''}"
-    measures = [short_amount(rung.macs_per_token), short_amount(rung.tokens), f"{rung.flops:.2g}"]
-    if result is not None:
-        return [name, *measures, measured(result.bits_per_byte, result.sem, DIGITS)]
-    return [name, *measures, "failed" if step.failed else "–"]
-
-
-def _prediction_cells(step: Step) -> list[str]:
-    said, error = step.prediction, step.error
-    if said is None:
-        return ["", ""]
-    words = f"{said.bits_per_byte:.{DIGITS}f}, {said.low:.{DIGITS}f} to {said.high:.{DIGITS}f}"
-    return [words, "" if error is None else f"{100 * error:+.2f} %"]
 
 
 def fit_lines(fit: Fit | None) -> list[str]:
@@ -197,29 +182,8 @@ def fit_lines(fit: Fit | None) -> list[str]:
         f"D^-{law.beta:.3f}",
         f"    N: multiplications per token, D: tokens; a run is {noise} bits per byte from it. "
         f"Trusted up to {fit.trusted_flops:.2g} FLOPs.",
-        *_backtest_lines(fit),
         *(no_floor if NO_FLOOR * least > law.E else []),
     ]
-
-
-def _backtest_lines(fit: Fit) -> list[str]:
-    """Return how well the small runs would have predicted the large ones."""
-    found = backtest(fit.points)
-    if found is None:
-        return []
-    large = counted(len(found.errors), "larger run")
-    low, high = min(found.errors), max(found.errors)
-    lines = [
-        f"    A law of the {found.small} smallest runs misses the {large} by {100 * low:+.1f} to "
-        f"{100 * high:+.1f} %."
-    ]
-    if abs(found.worst) > FAR:
-        better = "better" if found.worst < 0 else "worse"
-        lines.append(
-            f"    Warning: larger runs end {better} than smaller ones say, so don't rely on "
-            "predictions far beyond. Add longer runs (--tokens)."
-        )
-    return lines
 
 
 def _as_json(ladder: Ladder, page: str) -> dict[str, Any]:
@@ -228,7 +192,7 @@ def _as_json(ladder: Ladder, page: str) -> dict[str, Any]:
         "ladder": ladder.name,
         "runs": [_step_json(step) for step in ladder.steps],
         "fit": None if ladder.fit is None else ladder.fit.record(),
-        "cap": {"hours": ladder.cap.hours, "dollars": ladder.cap.dollars},
+        "cap": dataclasses.asdict(ladder.cap),
         "hours": ladder.spent.hours,
         "dollars": ladder.spent.dollars,
         "stopped": None if ladder.stopped is None else str(ladder.stopped),
@@ -247,14 +211,7 @@ def _step_json(step: Step) -> dict[str, Any]:
         "bits_per_byte": None if result is None else result.bits_per_byte,
         "bits_per_byte_sem": None if result is None else result.sem,
         "failed": step.failed,
-        "predicted": None
-        if said is None
-        else {
-            "bits_per_byte": said.bits_per_byte,
-            "low": said.low,
-            "high": said.high,
-            "at": said.at,
-        },
+        "predicted": None if said is None else dataclasses.asdict(said),
         "error": step.error,
         "hours": None if step.spent is None else step.spent.hours,
         "dollars": None if step.spent is None else step.spent.dollars,

@@ -21,8 +21,6 @@ from pipeline.state.record_json import build, closed_record
 HELD = 0.90
 # A fit is trusted up to so many times the FLOPs of its largest run.
 TRUSTED = 100.0
-# What earlier versions kept of a fit, and nothing reads: laws of resampled results.
-_EARLIER = ("resamples", "seed")
 
 
 @dataclass(frozen=True)
@@ -69,34 +67,21 @@ class Fit(_Record):
         for name, value in (("macs_per_token", macs_per_token), ("tokens", tokens)):
             if not (math.isfinite(value) and value > 0):
                 raise BadInput(f"{name} is {value}, but should be a number above 0.")
-        self._require_trusted(training_flops(macs_per_token, tokens))
+        flops = training_flops(macs_per_token, tokens)
+        if not self.trusts(flops):
+            raise BadInput(
+                f"{flops:.2g} FLOPs are {flops / self.largest_flops:,.0f} times those of the "
+                f"ladder's largest run. A ladder is trusted up to {TRUSTED:.0f} times, which is "
+                f"{self.trusted_flops:.2g} FLOPs. Ask for less, or add larger runs to the ladder."
+            )
         middle = self.law.loss(macs_per_token, tokens)
         low, high = possible_results(_measured(self.points), self.law, macs_per_token, tokens, HELD)
         return Prediction(middle, min(low, middle), max(high, middle))
 
-    def best_split(self, flops: float) -> tuple[int, int]:
-        """Return (multiply-accumulates per token, tokens) with the lowest loss for the training
-        FLOPs. Raises BadInput as `predict` does."""
-        if not (math.isfinite(flops) and flops > 0):
-            raise BadInput(f"flops is {flops}, but should be a number above 0.")
-        self._require_trusted(flops)
-        product = flops / training_flops(1, 1)
-        macs = min(max(self.law.best_macs(product), 1.0), product)
-        return max(1, round(macs)), max(1, round(product / macs))
-
     def trusts(self, flops: float) -> bool:
         """Return whether a run of so many training FLOPs can be predicted."""
-        # A rounded split of exactly `trusted_flops` is trusted.
+        # Sizes are rounded: `trusted_flops` and a little more are trusted.
         return flops <= self.trusted_flops * (1 + 1e-6)
-
-    def _require_trusted(self, flops: float) -> None:
-        if not self.trusts(flops):
-            raise BadInput(
-                f"{_flops(flops)} FLOPs are {flops / self.largest_flops:,.0f} times those of the "
-                f"ladder's largest run. A ladder is trusted up to {TRUSTED:.0f} times, which is "
-                f"{_flops(self.trusted_flops)} FLOPs. Ask for less, or add larger runs to the "
-                "ladder."
-            )
 
     def record(self) -> dict[str, Any]:
         """Return the fit as plain JSON."""
@@ -106,7 +91,7 @@ class Fit(_Record):
     def from_record(cls, record: Mapping[str, Any], where: str = "the fit of the ladder") -> Fit:
         """Return the fit that `record` returned. Raises BadInput that names the file `where` and
         the place in it for a value that no fit has."""
-        found = build(_Record, {k: v for k, v in record.items() if k not in _EARLIER}, where)
+        found = build(_Record, record, where)
         check_points(found.points)
         return cls(found.points, found.law, found.noise)
 
@@ -125,17 +110,6 @@ def fit(points: Sequence[Point]) -> Fit:
     return Fit(tuple(points), at.law(found), noise)
 
 
-def law_of(points: Sequence[Point]) -> Law:
-    """Return the law that fits the points best. Raises BadInput as `fit` does."""
-    check_points(points)
-    at = _measured(points)
-    return at.law(best_of_starts(at))
-
-
 def _measured(points: Sequence[Point]) -> Measured:
     rows = [(float(p.macs_per_token), float(p.tokens), p.bits_per_byte) for p in points]
     return Measured.of(*np.array(rows).T)
-
-
-def _flops(flops: float) -> str:
-    return f"{flops:.2g}"

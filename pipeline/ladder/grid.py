@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pion.config.model_config import ModelConfig
@@ -94,7 +94,7 @@ def rungs_of(job: Job, grid: Grid) -> list[Rung]:
     inside = sorted((_rung(job, pair, held_out=False) for pair in pairs), key=_by_cost)
     kept = len(inside) - grid.held_out
     held = [_rung(job, pair, held_out=True) for pair in grid.beyond]
-    held += [_held(rung) for rung in inside[kept:]]
+    held += [replace(rung, held_out=True) for rung in inside[kept:]]
     rungs = [*inside[:kept], *sorted(held, key=_by_cost)]
     names = [rung.name for rung in rungs]
     twice = next((rung for rung in rungs if names.count(rung.name) > 1), None)
@@ -165,10 +165,6 @@ def _rung(job: Job, pair: tuple[float, float], *, held_out: bool) -> Rung:
         tokens=tokens,
         held_out=held_out,
     )
-
-
-def _held(rung: Rung) -> Rung:
-    return Rung(rung.name, rung.shape, rung.changes, rung.macs_per_token, rung.tokens, True)
 
 
 def _by_cost(rung: Rung) -> tuple[float, str]:

@@ -48,14 +48,6 @@ class Law:
         terms = (self.A * macs_per_token**-self.alpha, self.B * tokens**-self.beta)
         return self.E + sum(terms)
 
-    def best_macs(self, macs_times_tokens: float) -> float:
-        """Return the multiply-accumulates per token with the lowest loss, if their product with the
-        tokens is given."""
-        # There the derivative of A·N^-α + B·(C/N)^-β by log N is 0.
-        ratio = self.alpha * self.A / (self.beta * self.B)
-        power = 1 / (self.alpha + self.beta)
-        return float(ratio**power * macs_times_tokens ** (self.beta * power))
-
 
 @dataclass(frozen=True)
 class Measured:

@@ -8,17 +8,13 @@ from dataclasses import dataclass
 from pion.errors import BadInput, PionError
 from pipeline.console.formats import counted
 from pipeline.job import Job
-from pipeline.job.digest import Digests
-from pipeline.ladder.cap import Cap, Measured, expected_hours
+from pipeline.ladder.cap import Cap, Measured, expected_hours, total
 from pipeline.ladder.fit import Fit
 from pipeline.ladder.grid import Rung
 from pipeline.ladder.points import Point
 from pipeline.ladder.record import LadderRecord, PredictionRecord, record_key
-from pipeline.ladder.runs import Result, Runs, result_in
+from pipeline.ladder.runs import Result, Run, Runs, result_in
 from pipeline.state.head import Spent
-
-# Each rung's job, and its digests, by the name of the rung.
-Jobs = Mapping[str, tuple[Job, Digests]]
 
 
 @dataclass(frozen=True)
@@ -72,14 +68,18 @@ class Ladder:
     stopped: PionError | None = None
 
     @property
+    def spent_by_run(self) -> dict[str, Spent]:
+        """What each run that has begun has cost."""
+        return {step.rung.name: step.spent for step in self.steps if step.spent is not None}
+
+    @property
     def spent(self) -> Spent:
         """What all runs have cost together."""
-        return self.spent_without("")
+        return total(self.spent_by_run)
 
-    def spent_without(self, name: str) -> Spent:
-        """Return what all runs but `name` have cost together."""
-        each = [s.spent for s in self.steps if s.spent is not None and s.rung.name != name]
-        return Spent(sum(spent.hours for spent in each), sum(spent.dollars for spent in each))
+    def step(self, name: str) -> Step:
+        """Return the rung of this name as it is now."""
+        return next(step for step in self.steps if step.rung.name == name)
 
     def points(self) -> list[Point]:
         """Return the results to fit. Raises BadInput if runs trained on different data."""
@@ -110,21 +110,26 @@ class Ladder:
         return max(0.0, whole - step.spent.hours)
 
 
-def look(job: Job, rungs: Sequence[Rung], jobs: Jobs, record: LadderRecord, runs: Runs) -> Ladder:
-    """Return the ladder of `job` as its record and the HEADs of its runs say. Raises Damaged and
-    StoreError."""
-    heads = runs.heads([rung.name for rung in rungs])
+def look(
+    job: Job, rungs: Sequence[Rung], of: Mapping[str, Run], record: LadderRecord, runs: Runs
+) -> Ladder:
+    """Return the ladder of `job` as its record and the HEADs of its runs say.
+
+    `of` has the run of each rung, by name. Raises Damaged and StoreError.
+    """
+    heads = runs.heads(of)
     steps = []
-    for rung, head in zip(rungs, heads):
-        failed = record.failed.get(rung.name)
-        _, digests = jobs[rung.name]
-        where = f"{runs.store.url}/{rung.name}"
+    for rung in rungs:
+        name, head = rung.name, heads.get(rung.name)
+        failed = record.failed.get(name)
         steps.append(
             Step(
                 rung=rung,
-                result=None if failed else result_in(head, digests, where),
+                result=None
+                if failed
+                else result_in(head, of[name].digests, f"{runs.store.url}/{name}"),
                 failed=failed,
-                prediction=record.predictions.get(rung.name),
+                prediction=record.predictions.get(name),
                 spent=None if head is None else head.spent,
                 data="" if head is None else head.data.get("pretrain", "").rpartition("/")[0],
             )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 from string import Template
@@ -87,22 +86,23 @@ def _law(ladder: Ladder) -> str:
 def _table(ladder: Ladder) -> str:
     head = "".join(f'<th scope="col">{name}</th>' for name in _COLUMNS)
     rows = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in _cells(step)) + "</tr>"
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells_of(step)) + "</tr>"
         for step in ladder.steps
     )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
-def _cells(step: Step) -> Iterator[str]:
+def cells_of(step: Step) -> list[str]:
+    """Return the cells of a run: name, multiplications, tokens, FLOPs, bits per byte or why there
+    are none, prediction, its interval, and the error."""
     rung, result, said, error = step.rung, step.result, step.prediction, step.error
-    yield f"{rung.name}{' (held out)' if rung.held_out else ''}"
-    yield short_amount(rung.macs_per_token)
-    yield short_amount(rung.tokens)
-    yield f"{rung.flops:.2g}"
-    if result is not None:
-        yield measured(result.bits_per_byte, result.sem, 4)
-    else:
-        yield step.failed or "–"
-    yield "" if said is None else f"{said.bits_per_byte:.4f}"
-    yield "" if said is None else f"{said.low:.4f} to {said.high:.4f}"
-    yield "" if error is None else f"{100 * error:+.2f} %"
+    return [
+        f"{rung.name}{' (held out)' if rung.held_out else ''}",
+        short_amount(rung.macs_per_token),
+        short_amount(rung.tokens),
+        f"{rung.flops:.2g}",
+        step.failed or "–" if result is None else measured(result.bits_per_byte, result.sem, 4),
+        "" if said is None else f"{said.bits_per_byte:.4f}",
+        "" if said is None else f"{said.low:.4f} to {said.high:.4f}",
+        "" if error is None else f"{100 * error:+.2f} %",
+    ]

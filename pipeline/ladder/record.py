@@ -1,19 +1,22 @@
-"""The record of a ladder in its store: its runs, its cap, its predictions, and the fit.
+"""The records of ladders and of searches in their store. Results are those of the runs.
 
-It lies in `_ladders/NAME.json`. Results are not in it: they are those of the runs.
+The record of a ladder lies in `_ladders/NAME.json`, and that of a search in
+`_ladders/NAME/try-….json`.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pion.errors import BadInput
 from pipeline.job import Job
-from pipeline.job.digest import Digests, Inputs, differences, digest_job
+from pipeline.job.digest import Inputs, differences, digest_job
+from pipeline.ladder.cap import Cap
 from pipeline.ladder.grid import Rung
+from pipeline.ladder.runs import Run
 from pipeline.state.record_file import RecordFile, strictly
 from pipeline.state.record_json import Amount, Count, Time, closed_record
 from pipeline.state.stores import Store
@@ -71,6 +74,25 @@ class LadderRecord:
     format: int = FORMAT
 
 
+@closed_record
+@dataclass(frozen=True)
+class SearchRecord:
+    """A search: its settings and rounds, its cap, and why runs have no result, by their names.
+
+    `choice` is the chosen setting; None before there is one.
+    """
+
+    stage: str
+    settings: tuple[str, ...]
+    seeds: tuple[Count, ...]
+    rounds: tuple[Count, ...]
+    hours: Amount | None = None
+    dollars: Amount | None = None
+    failed: Mapping[str, str] = field(default_factory=dict)
+    choice: str | None = None
+    format: int = FORMAT
+
+
 def record_key(name: str) -> str:
     """Return the store's key of a ladder's record."""
     return f"{LADDERS}/{name}.json"
@@ -92,14 +114,24 @@ def ladder_file(store: Store, name: str) -> RecordFile[LadderRecord]:
     )
 
 
-def new_record(
-    job: Job, rungs: Sequence[Rung], jobs: Mapping[str, tuple[Job, Digests]]
-) -> LadderRecord:
-    """Return the record of a ladder of `job` that has not begun. `jobs` has each rung's job, by
+def search_file(store: Store, job: str, runs: Iterable[str]) -> RecordFile[SearchRecord]:
+    """Return the record of the search of a job with these runs, whose names hold what they are."""
+    digest = hashlib.sha256("\n".join(sorted(runs)).encode()).hexdigest()[:12]
+    return RecordFile(
+        store,
+        f"{LADDERS}/{job}/try-{digest}.json",
+        strictly(SearchRecord, FORMAT),
+        advice="Delete this file. The runs keep what they measured, and the same command decides "
+        "again.",
+    )
+
+
+def new_ladder(job: Job, rungs: Sequence[Rung], runs: Mapping[str, Run], cap: Cap) -> LadderRecord:
+    """Return the record of a ladder of `job` that has not begun. `runs` has each rung's run, by
     name."""
     own = digest_job(job).inputs
     changed = {key for rung in rungs for key in rung.changes}
-    _, digests = jobs[rungs[0].name]
+    digests = runs[rungs[0].name].digests
     evaluated = {k: v for k, v in digests.inputs["evaluate"].items() if k not in changed}
     inputs: Inputs = own["data.pretrain"] | own["pretrain"] | evaluated
     shared = {key: value for key, value in inputs.items() if not key.startswith("input.")}
@@ -108,13 +140,15 @@ def new_record(
         rungs=tuple(
             RungRecord(
                 name=rung.name,
-                digest=jobs[rung.name][1].stages["evaluate"],
+                digest=runs[rung.name].digests.stages["evaluate"],
                 macs_per_token=rung.macs_per_token,
                 tokens=rung.tokens,
                 held_out=rung.held_out,
             )
             for rung in rungs
         ),
+        hours=cap.hours,
+        dollars=cap.dollars,
     )
 
 
@@ -153,26 +187,3 @@ def _other_rungs(old: Sequence[RungRecord], new: Sequence[RungRecord]) -> list[s
     if moved:
         lines.append(f"held out before, or now: {', '.join(moved[:SHOWN])}")
     return lines
-
-
-def open_ladder(
-    file: RecordFile[LadderRecord], store: Store, name: str, new: LadderRecord, before: Inputs
-) -> LadderRecord:
-    """Return the record of the ladder in `file`, which is `new` if the ladder has not begun.
-
-    A cap that `new` has replaces that of the record. `before` has the values of a job's later
-    fields. Raises BadInput if the ladder was begun with other settings, and StoreError.
-    """
-    where = f"the ladder {name!r} in {store.url}"
-    record = file.change(lambda old: _begun(old, new, before, where), None)
-    store.flush()
-    return record
-
-
-def _begun(old: LadderRecord | None, new: LadderRecord, before: Inputs, where: str) -> LadderRecord:
-    if old is None:
-        return new
-    refuse_other(old, new, before, where)
-    if new.hours is None and new.dollars is None:
-        return old
-    return dataclasses.replace(old, hours=new.hours, dollars=new.dollars)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,20 @@ class Result:
     sem: float | None
 
 
+@dataclass(frozen=True)
+class Run:
+    """A run of a ladder or of a search. `overrides` make its job of the one that was given."""
+
+    job: Job
+    digests: Digests
+    overrides: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Its name in the store."""
+        return self.job.name
+
+
 class Runs:
     """Starts runs of a job with overrides, and reads them.
 
@@ -59,61 +73,48 @@ class Runs:
         self.store, self.job_path, self.overrides = store, job_path, list(overrides)
         self._execute = execute or RunProcesses(to_stderr=to_stderr)
 
-    def job(self, overrides: Sequence[str]) -> tuple[Job, Digests]:
-        """Return the job of a run, and its digests. Raises BadInput."""
+    def of(self, overrides: Sequence[str]) -> Run:
+        """Return the run that overrides make of the job. Raises BadInput."""
         job = read_job(self.job_path, [*self.overrides, *overrides])
-        return job, digest_job(job)
+        return Run(job, digest_job(job), tuple(overrides))
 
-    def run(
-        self,
-        job: Job,
-        overrides: Sequence[str],
-        limits: Mapping[str, Any],
-        *,
-        until: str | None = None,
-    ) -> int:
+    def start(self, run: Run, limits: Mapping[str, Any], *, until: str | None = None) -> int:
         """Advance a run, and return 0 if it is done, 1 if it has failed, or 4 if it has stopped.
 
-        `job` is that of the run, which `overrides` make. `limits` are runtime settings: they change
-        no result. Raises the error that `pion run` ended with, for any other end.
+        `limits` are runtime settings: they change no result. Raises the error that `pion run` ended
+        with, for any other end.
         """
-        settings = as_overrides({**_light(job), **_unpredicted(job), **limits})
-        words = [self.job_path, *self.overrides, *overrides, *settings]
-        words += [] if until is None else ["--until", until]
-        code = self._execute(words)
+        settings = as_overrides({**_settings(run.job), **limits})
+        words = [self.job_path, *self.overrides, *run.overrides, *settings]
+        code = self._execute([*words, *([] if until is None else ["--until", until])])
         if code not in (0, PionError.exit_code, Stopped.exit_code):
-            raise _ended(job.name, code)
+            raise _ended(run.name, code)
         return code
 
-    def heads(self, names: Sequence[str]) -> list[Head | None]:
-        """Return the states of runs; None for one that has not begun. Raises Damaged and
-        StoreError."""
-        return read_all(self.head, names)
+    def heads(self, names: Iterable[str]) -> dict[str, Head]:
+        """Return the states of the runs that have begun, by name. Raises Damaged and StoreError."""
+        names = list(names)
+        heads = read_all(lambda name: RunState(self.store, name).read(), names)
+        return {name: head for name, head in zip(names, heads) if head is not None}
 
-    def head(self, name: str) -> Head | None:
-        """Return the state of a run; None if it has not begun."""
-        return RunState(self.store, name).read()
-
-    def trouble(self, name: str, stage: str, digest: str) -> str | None:
+    def trouble(self, run: Run, stage: str) -> str | None:
         """Return why training of a run diverged, in words; None if no step of it went wrong."""
-        head = self.head(name)
-        skipped = () if head is None else head.skipped.get(stage, ())
-        wrong = [rows for rows in skipped if rows.digest == digest]
+        head = self.heads([run.name]).get(run.name, Head())
+        digest = run.digests.stages[stage]
+        wrong = [rows for rows in head.skipped.get(stage, ()) if rows.digest == digest]
         if not wrong:
             return None
         last = wrong[-1]
         times = "once" if len(wrong) == 1 else f"{len(wrong)} times"
         return f"diverged: step {last.step:,} gave {last.why}, after it was rolled back {times}"
 
-    def held_out(self, name: str, stage: str) -> dict[int, float]:
+    def held_out(self, run: Run, stage: str) -> dict[int, float]:
         """Return the held-out loss of a run by step, in nats per token, as far as it was measured.
 
         A loss that is not finite is infinite here: the store keeps it as null.
         """
-        head = self.head(name)
-        if head is None:
-            return {}
-        rows = read_metrics(self.store, name, head, stage)
+        head = RunState(self.store, run.name).read()
+        rows = [] if head is None else read_metrics(self.store, run.name, head, stage)
         return {
             int(row["step"]): math.inf if row["held_out_loss"] is None else row["held_out_loss"]
             for row in rows
@@ -147,14 +148,12 @@ def result_in(head: Head | None, digests: Digests, where: str) -> Result | None:
     return Result(math.nan if bits is None else bits, measured.get("bits_per_byte_sem"))
 
 
-def _light(job: Job) -> dict[str, Any]:
-    """Return runtime settings of short runs. Without a GPU, Ray would start for half a minute."""
-    return {} if job.hardware.workers is not None or gpu_count() else {"hardware.workers": 0}
-
-
-def _unpredicted(job: Job) -> dict[str, Any]:
-    """Return runtime settings without a ladder: the job may name the one that is being made."""
-    return {} if job.evaluate.ladder is None else {"evaluate.ladder": None}
+def _settings(job: Job) -> dict[str, Any]:
+    """Return runtime settings of the runs of a job, which are short."""
+    # Without a GPU, Ray would start for half a minute.
+    light = {} if job.hardware.workers is not None or gpu_count() else {"hardware.workers": 0}
+    # The job may name the ladder that is being made.
+    return light if job.evaluate.ladder is None else light | {"evaluate.ladder": None}
 
 
 def _ended(name: str, code: int) -> PionError:

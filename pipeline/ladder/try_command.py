@@ -20,7 +20,7 @@ from pipeline.console.formats import counted, printable, show
 from pipeline.console.out import show_table
 from pipeline.ladder.cap import Cap, describe
 from pipeline.ladder.command import say_line
-from pipeline.ladder.halving import Round, steps_taken
+from pipeline.ladder.halving import Round
 from pipeline.ladder.runs import Execute, Runs, between_runs
 from pipeline.ladder.search import Outcome, Search
 from pipeline.ladder.vary import settings_of
@@ -60,45 +60,43 @@ def run_try(
     with before_work("Nothing was started.", managed=launch_id() is not None):
         cap = Cap(options.hours, options.dollars)
         search = Search(job, settings, options.seeds, cap, runs, say)
-    steps = steps_taken(search.rounds)
-    grid = job.section(job.train_stages[0]).total_steps * len(search.trials)
     say(
         f"{counted(len(settings), 'setting')}, {counted(options.seeds, 'seed')} each, in "
-        f"{counted(len(search.rounds), 'round')}: {steps:,} of the {grid:,} steps of the grid "
-        f"({100 * steps / grid:.0f} %)"
+        f"{counted(len(search.rounds), 'round')}: {search.steps:,} of the {search.grid_steps:,} "
+        f"steps of the grid ({100 * search.steps / search.grid_steps:.0f} %)"
     )
     with between_runs():
         found = search.go()
-    command = _continue(found, job_path, overrides)
+    command = _continue(search, found, job_path, overrides)
     said = verdict(found.choice, settings)
     if options.as_json:
-        print(json.dumps(_as_json(found, said, command), indent=1))
+        print(json.dumps(_as_json(search, found, said, command), indent=1))
     else:
-        _show(found, said, command)
+        _show(search, found, said, command)
     return 0
 
 
-def _continue(found: Outcome, job_path: str, overrides: Sequence[str]) -> str:
+def _continue(search: Search, found: Outcome, job_path: str, overrides: Sequence[str]) -> str:
     """Return the command that finishes a run of the chosen setting, from its checkpoint."""
-    first = next(t for t in found.trials if t.setting.name == found.choice.setting)
+    first = next(t for t in search.trials if t.setting.name == found.choice.setting)
     words = [job_path, *overrides, *first.setting.overrides, f"seed={first.seed}"]
-    return f"pion run {shlex.join([*words, f'name={first.job.name}'])}"
+    return f"pion run {shlex.join([*words, f'name={first.run.name}'])}"
 
 
-def _show(found: Outcome, said: str, command: str) -> None:
+def _show(search: Search, found: Outcome, said: str, command: str) -> None:
     table = Table(box=None, pad_edge=False)
     table.add_column("setting")
-    for one in found.rounds:
+    for one in search.rounds:
         table.add_column(f"step {one.step:,}, {counted(one.seeds, 'seed')}", justify="right")
     order = [found.choice.setting, *(d.setting for d in found.choice.others)]
     for setting in order:
-        cells = [setting, *(_mean(found, setting, one) for one in found.rounds)]
+        cells = [setting, *(_mean(found, setting, one) for one in search.rounds)]
         table.add_row(*(Text(printable(cell)) for cell in cells))
     show("")
     show(f"mean held-out loss ({UNIT}):")
     show_table(table)
     show("")
-    show(f"{counted(len(found.trials), 'run')}: {describe(found.spent)}")
+    show(f"{counted(len(search.trials), 'run')}: {describe(found.spent)}")
     for name, why in found.failed.items():
         show(f"{name} {why}")
     show(said)
@@ -116,7 +114,7 @@ def _mean(found: Outcome, setting: str, one: Round) -> str:
     return f"{mean:.4f}" if math.isfinite(mean) else "diverged"
 
 
-def _as_json(found: Outcome, said: str, command: str) -> dict[str, Any]:
+def _as_json(search: Search, found: Outcome, said: str, command: str) -> dict[str, Any]:
     """Return what was found as plain JSON."""
     choice = found.choice
     return {
@@ -136,19 +134,19 @@ def _as_json(found: Outcome, said: str, command: str) -> dict[str, Any]:
         ],
         "runs": [
             {
-                "run": trial.job.name,
+                "run": trial.run.name,
                 "setting": trial.setting.name,
                 "seed": trial.seed,
                 "held_out_loss": {
                     str(step): _finite(loss)
                     for step, loss in found.curves[trial.setting.name][trial.seed].items()
                 },
-                "failed": found.failed.get(trial.job.name),
+                "failed": found.failed.get(trial.run.name),
             }
-            for trial in found.trials
+            for trial in search.trials
         ],
-        "steps": found.steps,
-        "grid_steps": found.grid_steps,
+        "steps": search.steps,
+        "grid_steps": search.grid_steps,
         "hours": found.spent.hours,
         "dollars": found.spent.dollars,
         "command": command,

@@ -83,39 +83,23 @@ def test_the_order_of_runs_changes_nothing(fitted: Fit) -> None:
     assert fit(shuffled) == fitted
 
 
-def test_the_best_split_spends_all_flops_and_no_other_split_is_better(fitted: Fit) -> None:
-    flops = 10 * fitted.largest_flops
-    macs, tokens = fitted.best_split(flops)
-    assert 6 * macs * tokens == pytest.approx(flops, rel=1e-5)
-    best = fitted.predict(macs, tokens).bits_per_byte
-    for factor in (0.5, 0.8, 1.25, 2):
-        assert fitted.predict(macs * factor, tokens / factor).bits_per_byte > best
-
-
 def test_beyond_the_trusted_flops_it_says_how_far_it_goes(fitted: Fit) -> None:
     largest = 6 * SIZES[-1] * LENGTHS[-1]
     assert fitted.trusted_flops == pytest.approx(100 * largest)
     fitted.predict(10 * SIZES[-1], 10 * LENGTHS[-1])
-    fitted.predict(*fitted.best_split(fitted.trusted_flops))
     with pytest.raises(BadInput) as refused:
         fitted.predict(20 * SIZES[-1], 10 * LENGTHS[-1])
     assert str(refused.value) == (
         "4.8e+16 FLOPs are 200 times those of the ladder's largest run. A ladder is trusted up to "
         "100 times, which is 2.4e+16 FLOPs. Ask for less, or add larger runs to the ladder."
     )
-    with pytest.raises(BadInput, match="trusted up to 100 times"):
-        fitted.best_split(2 * fitted.trusted_flops)
 
 
 @pytest.mark.parametrize("value", [0, -1, math.nan, math.inf])
 def test_impossible_questions_are_refused(fitted: Fit, value: float) -> None:
-    for question in (
-        lambda: fitted.predict(value, 1000),
-        lambda: fitted.predict(1000, value),
-        lambda: fitted.best_split(value),
-    ):
+    for size, length in ((value, 1000), (1000, value)):
         with pytest.raises(BadInput, match="should be a number above 0"):
-            question()
+            fitted.predict(size, length)
 
 
 def test_too_few_points_are_refused() -> None:
@@ -167,10 +151,6 @@ def test_what_no_fit_has_is_refused_with_its_place(
         Fit.from_record(record, "runs/_ladders/a.json")
     assert "runs/_ladders/a.json" in str(refused.value)
     assert said in str(refused.value)
-
-
-def test_a_record_of_an_earlier_version_is_read(fitted: Fit) -> None:
-    assert Fit.from_record({**through_json(fitted), "resamples": [], "seed": 0}) == fitted
 
 
 def test_a_record_without_a_field_and_one_of_a_newer_pion_are_refused(fitted: Fit) -> None:

@@ -21,14 +21,6 @@ def test_a_loss_is_the_sum_of_its_terms() -> None:
 
 
 @pytest.mark.parametrize("law", LAWS)
-def test_the_best_size_has_the_lowest_loss(law: Law) -> None:
-    product = 1e14
-    best = law.best_macs(product)
-    losses = [law.loss(best * f, product / (best * f)) for f in (0.9, 0.99, 1.0, 1.01, 1.1)]
-    assert min(losses) == losses[2]
-
-
-@pytest.mark.parametrize("law", LAWS)
 def test_a_law_without_noise_is_found_again(law: Law) -> None:
     at = measured(law)
     found = best_of_starts(at)

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,30 +42,46 @@ def job_in(folder: Path) -> str:
     return write_job(folder, pretrain__steps=STEPS, pretrain__warmup_steps=1)
 
 
-def test_the_best_setting_is_found_with_two_fifths_of_the_steps(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    runs = FakeRuns(loss=best_at_2e3)
-    assert search(job_in(tmp_path), runs, as_json=True) == 0
-    found = json.loads(capsys.readouterr().out)
+@dataclass(frozen=True)
+class Finished:
+    """A search that nobody disturbed: how many runs it started, what it printed as JSON, and what
+    the same command did and printed after it."""
+
+    started: int
+    found: dict[str, Any]
+    again: list[str]
+    text: str
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    folder, said = tmp_path_factory.mktemp("finished"), [io.StringIO(), io.StringIO()]
+    job, runs = job_in(folder), [FakeRuns(loss=best_at_2e3), FakeRuns(loss=best_at_2e3)]
+    with contextlib.chdir(folder):
+        for out, own, as_json in zip(said, runs, (True, False), strict=True):
+            with contextlib.redirect_stdout(out):
+                assert search(job, own, as_json=as_json) == 0
+    found = json.loads(said[0].getvalue())
+    return Finished(len(runs[0].started), found, runs[1].started, said[1].getvalue())
+
+
+def test_the_best_setting_is_found_with_two_fifths_of_the_steps(finished: Finished) -> None:
+    found = finished.found
     assert found["choice"] == "pretrain.lr=2e-3"
     assert found["steps"] <= 0.4 * found["grid_steps"]
     assert found["grid_steps"] == 4 * 3 * STEPS
-    assert len(runs.started) == 12 + 6
+    assert finished.started == 12 + 6
     assert "pretrain.lr=2e-3 is better than" in found["verdict"]
     assert {run["seed"] for run in found["runs"]} == {42, 43, 44}
     winner = next(run for run in found["runs"] if run["setting"] == found["choice"])
     assert found["command"].endswith(f"seed=42 name={winner['run']}")
 
 
-def test_the_verdict_is_a_sentence_and_says_how_to_continue(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    search(job_in(tmp_path), FakeRuns(loss=best_at_2e3))
-    out = capsys.readouterr().out
-    assert "pretrain.lr=2e-3 is better than" in out
-    assert "nats per token at step" in out
-    assert "to finish its run, from its checkpoint: pion run" in out
+def test_a_finished_search_does_nothing_again_and_says_how_to_continue(finished: Finished) -> None:
+    assert not finished.again
+    assert "pretrain.lr=2e-3 is better than" in finished.text
+    assert "nats per token at step" in finished.text
+    assert "to finish its run, from its checkpoint: pion run" in finished.text
 
 
 def test_settings_that_differ_by_noise_are_said_to_be_noise(
@@ -75,16 +92,6 @@ def test_settings_that_differ_by_noise_are_said_to_be_noise(
 
     search(job_in(tmp_path), FakeRuns(loss=noise), varied=("pretrain.lr=1e-3,2e-3",))
     assert "is noise: " in capsys.readouterr().out
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a search says that nobody killed."""
-    folder, said = tmp_path_factory.mktemp("whole"), io.StringIO()
-    with contextlib.chdir(folder), contextlib.redirect_stdout(said):
-        search(job_in(folder), FakeRuns(loss=best_at_2e3), as_json=True)
-    found: dict[str, Any] = json.loads(said.getvalue())
-    return found
 
 
 @pytest.mark.parametrize(
@@ -100,7 +107,7 @@ def test_a_search_that_is_killed_twice_makes_the_same_choice(
     tmp_path: Path,
     first: int,
     second: int,
-    whole: dict[str, Any],
+    finished: Finished,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     job, done = job_in(tmp_path), 0
@@ -119,14 +126,7 @@ def test_a_search_that_is_killed_twice_makes_the_same_choice(
     broken = json.loads(capsys.readouterr().out)
     assert done + len(rest.started) == 18, "nothing is done twice"
     for key in ("choice", "step", "others", "verdict", "steps"):
-        assert broken[key] == whole[key]
-
-
-def test_a_finished_search_does_nothing_again(tmp_path: Path) -> None:
-    job, again = job_in(tmp_path), FakeRuns(loss=best_at_2e3)
-    search(job, FakeRuns(loss=best_at_2e3))
-    search(job, again)
-    assert not again.started
+        assert broken[key] == finished.found[key]
 
 
 def test_a_setting_that_diverges_comes_last(

@@ -1,0 +1,104 @@
+"""Do one run after the other of a ladder or of a search, under one cap, and keep the record."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeVar
+
+from pion.errors import PionError
+from pipeline.console.formats import duration
+from pipeline.cost.budget import price_per_hour
+from pipeline.job import Job
+from pipeline.ladder.cap import Cap, budget_of, check_cap, refuse_beyond, total
+from pipeline.ladder.record import LadderRecord, SearchRecord
+from pipeline.ladder.runs import Run, Runs
+from pipeline.state.head import Spent
+from pipeline.state.record_file import RecordFile
+
+Say = Callable[[str], None]
+Kept = TypeVar("Kept", LadderRecord, SearchRecord)
+
+
+class Work(Generic[Kept]):
+    """One start of a ladder or of a search of `job`. `say` shows a line to the person.
+
+    `new` is the record of one that has not begun. `refuse` raises BadInput for the record of one
+    that was begun with other settings. A cap that `new` has replaces the one in the store. Raises
+    BadInput and StoreError.
+
+    Attributes:
+        record: as it was last read or written.
+        cap: over all runs, as the store has it.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        runs: Runs,
+        file: RecordFile[Kept],
+        new: Kept,
+        say: Say,
+        *,
+        refuse: Callable[[Kept], None] = lambda old: None,
+    ) -> None:
+        def begin(old: Kept | None) -> Kept:
+            if old is None:
+                return new
+            refuse(old)
+            if new.hours is None and new.dollars is None:
+                return old
+            return dataclasses.replace(old, hours=new.hours, dollars=new.dollars)
+
+        check_cap(Cap(new.hours, new.dollars), job.budget)
+        self._job, self._runs, self._say = job, runs, say
+        self._file: RecordFile[Kept] = file
+        self.record: Kept = file.change(begin, None)
+        runs.store.flush()
+        self.cap = Cap(self.record.hours, self.record.dollars)
+        check_cap(self.cap, job.budget)
+
+    def advance(
+        self,
+        run: Run,
+        title: str,
+        spent: Mapping[str, Spent],
+        expected: float | None,
+        *,
+        pause: Mapping[str, Any] | None = None,
+        until: str | None = None,
+    ) -> int:
+        """Advance a run, and return its exit code as `Runs.start` does.
+
+        `spent` is what each run has cost, by its name. The run is `expected` to take so many more
+        hours. `pause` are settings that end it before its end. Raises as `Runs.start` does, and
+        Stopped if the run would exceed the cap.
+        """
+        price = price_per_hour(self._job.budget)
+        refuse_beyond(self.cap, total(spent), run.name, expected, price)
+        self._say(title + ("" if expected is None else f", about {duration(3600 * expected)}"))
+        limits = budget_of(run.job.budget, self.cap, total(spent, without=run.name))
+        return self._runs.start(run, limits | dict(pause or {}), until=until)
+
+    def why_diverged(self, run: Run, stage: str, otherwise: str) -> str:
+        """Return why a run has no result, in words. Raises PionError, which says `otherwise`, if it
+        did not diverge."""
+        why = self._runs.trouble(run, stage)
+        if why is None:
+            raise PionError(
+                f"run {run.name} {otherwise} Fix the cause, and run the same command again to "
+                "continue."
+            )
+        return why
+
+    def give_up(self, run: Run, why: str, so: str) -> None:
+        """Record that a run will have no result, and say why, and what follows."""
+        self._say(f"{run.name}: {why}. {so}")
+        self.change(lambda old: {"failed": {**old.failed, run.name: why}})
+
+    def change(self, change: Callable[[Kept], Mapping[str, Any]]) -> None:
+        """Change fields of the record in the store, as it is there now."""
+        self.record = self._file.change(
+            lambda old: dataclasses.replace(old, **change(old)), self.record
+        )
+        self._runs.store.flush()
