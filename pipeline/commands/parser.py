@@ -15,7 +15,7 @@ OVERRIDES = argument(
     "overrides", metavar="key=value", nargs="*", help="fields to change, such as sft.lr=1e-4"
 )
 
-# Commands that there were once, and options after their command; and what replaces each.
+# Commands and options that Pion had once, and what replaces each.
 GONE_COMMANDS = {
     "eval --instructions": "name the task ifeval in evaluate.lm_eval.tasks of a job, and lm-eval "
     "asks its fine-tuned model instructions whose answers code can check (docs/evaluation.md)",
@@ -29,10 +29,8 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         first = next((a for a in args or () if not a.startswith("-")), None)
-        given = {first, *(a.partition("=")[0] for a in args or () if a.startswith("-"))}
-        for name, instead in GONE_COMMANDS.items():
-            if given >= {*name.split()}:
-                self.error(f"`pion {name}` is gone: {instead}")
+        if self.commands and first is not None:
+            self._refuse_gone(f"{first}", *(f"{first} {word.partition('=')[0]}" for word in args))
         if self.commands and first is not None and first not in self.commands:
             close = difflib.get_close_matches(first, self.commands, 1, 0.4)
             hint = f"; did you mean {close[0]}?" if close else ""
@@ -42,6 +40,13 @@ class Parser(argparse.ArgumentParser):
             of_command = Parser(prog=f"{self.prog} {first}") if first in self.commands else self
             of_command.error(f"unrecognized arguments: {' '.join(unknown)}")
         return found
+
+    def _refuse_gone(self, *asked: str) -> None:
+        """Exit with what replaces a command or an option, if one of those that are `asked` for is
+        gone."""
+        for gone in asked:
+            if gone in GONE_COMMANDS:
+                self.error(f"`pion {gone}` is gone: {GONE_COMMANDS[gone]}")
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {printable(masked(message))}\n(see {self.prog} --help)\n")
