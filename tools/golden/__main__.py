@@ -48,7 +48,7 @@ def main() -> int:
         found.append(act(GOLDEN / name, NAMES[name]()))
         cpu, wall = time.process_time() - begun[0], time.monotonic() - begun[1]
         print(f"{name}: {found[-1] or 'same'} ({cpu:.0f} CPU seconds, {wall:.0f} s)", flush=True)
-    return int(args.action == "check" and any(found))
+    return int(args.action == "check" and any("DIFFERS" in one for one in found))
 
 
 def _write(folder: Path, texts: Texts) -> str:
@@ -60,15 +60,21 @@ def _write(folder: Path, texts: Texts) -> str:
 
 
 def _differs(folder: Path, texts: Texts) -> str:
-    """Print how texts differ from the files of a folder; return a word if they do."""
+    """Print how texts differ from the files of a folder; return a word if they do.
+
+    What follows an `@` in a file's name says on which machine the file was written. What another
+    machine has written is not compared.
+    """
     before = {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*")}
+    elsewhere = {name for name in before.keys() ^ texts.keys() if "@" in name}
     diff: list[str] = []
-    for name in sorted(before.keys() | texts.keys()):
+    for name in sorted((before.keys() | texts.keys()) - elsewhere):
         sides = (side.get(name, "").splitlines(keepends=True) for side in (before, texts))
         path = f"{folder.name}/{name}"
         diff += difflib.unified_diff(*sides, f"golden/{path}", f"now/{path}", n=2)
     sys.stdout.writelines(diff)
-    return "DIFFERS" if diff else ""
+    skipped = f"not compared: {', '.join(sorted(elsewhere))}" if elsewhere else ""
+    return "; ".join(filter(None, ["DIFFERS" if diff else "", skipped]))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pipeline.cli import main
 from tests.paths import JOBS, REPOSITORY, SKY, TESTS
@@ -31,6 +32,7 @@ Texts = dict[str, str]
 # What depends on the machine, the day or a draw, and what stands for it.
 PLACEHOLDERS = (
     (r"commit \w{10} → \w+", "commit <old> → <new>"),
+    (r"\bat (commit )?[0-9a-f]{12}\b", "at <commit>"),
     (r"http://127\.0\.0\.1:\d+", "<hub>"),
     (r"\b2030-03-17[ T]\d\d:\d\d(:\d\d)?( UTC|Z)?", "<now>"),
 )
@@ -110,3 +112,12 @@ def place() -> Iterator[Place]:
         found.sell(PRICES)
         patch.chdir(here)
         yield Place(here, patch, found, hub)
+
+
+def processor() -> str:
+    """Return what decides in which order a CPU adds, as the end of a file's name."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    known = {key.strip(): value.strip() for key, _, value in (x.partition(":") for x in lines)}
+    kind = [known.get(key, "?") for key in ("model name", "cpu family", "model")]
+    words = [*kind, torch.backends.cpu.get_cpu_capability(), "torch", torch.__version__]
+    return "@" + "-".join(" ".join(words).split())

@@ -28,7 +28,7 @@ from tests.support.core_bundle import write_bundle
 from tests.support.instruct_model import write_instruct_model
 from tests.support.peer_layouts import examples
 from tests.support.preference_files import write_jsonl
-from tools.golden.place import Place, Texts, place
+from tools.golden.place import Place, Texts, place, processor
 
 # ---------------------------------------------------------------- new
 
@@ -157,12 +157,35 @@ def status() -> Texts:
         looks += [("status",), ("status", "--compare", "runs/done", "runs/half"), ("data", "runs")]
         looks += [("checkpoints", "runs/done", "--verify"), ("status", "runs/nobody")]
         run = "run", "done.yaml", "store=runs"
-        looks += [run, (*run, "sft.lr=2e-3"), ("run", "half.yaml", "store=runs")]
+        looks += [run, (*run, "sft.lr=2e-3")]
         runs = "\n".join(here.pion(*look) for look in looks)
+        resumed = here.pion("run", "half.yaml", "store=runs")
         main_help = here.pion("--help")
         commands = re.findall(r"^    (\w[\w-]+) ", main_help, re.MULTILINE)
         helps = [main_help, *(here.pion(command, "--help") for command in commands)]
-        return {"runs.txt": runs, "help.txt": "\n".join(helps)}
+        return {
+            "runs.txt": runs,
+            "help.txt": "\n".join(helps),
+            f"resumed{processor()}.txt": _unmeasured(resumed),
+        }
+
+
+# What a run prints of its speed, its memory and its saves, and of the machine.
+MEASURED = (
+    (r".*changed since the last start of this run.*\n", ""),
+    (r"(grad norm \S+)  .*", r"\1"),
+    (r".* (saved \(training|of another process).*\n", ""),
+    (r"(hop: .* → ).*", r"\1<machine>"),
+    (r"\b\d[\d.]* m?s\b", "<seconds>"),
+    (r"^time .*", "time <seconds>"),
+    (r"\bpid \d+ ", "pid <id> "),
+)
+
+
+def _unmeasured(text: str) -> str:
+    for pattern, words in MEASURED:
+        text = re.sub(pattern, words, text, flags=re.MULTILINE)
+    return text
 
 
 def report() -> Texts:
@@ -175,12 +198,14 @@ def report() -> Texts:
             html = (here.folder / "runs" / name / "report.html").read_text()
             _, _, frozen = html.partition('id="frozen">')
             data = json.loads(frozen.partition("</script>")[0])
+            data["frozen_at"] = "<now>"
             text = json.dumps(data, indent=1, ensure_ascii=False)
             found[f"{name}.json"] = here.neutral(f"{text}\n")
             found[f"{name}.html"] = here.neutral("".join(re.findall("<dl.*</dl>", html)) + "\n")
         again = here.pion("run", "done.yaml", "store=runs", "--redo", "publish")
-        found["publish.txt"] = re.sub(r"\b\d[\d.]* s\b( \(.*\))?", "<seconds>", again)
-        found["README.md"] = here.neutral((here.folder / "published/README.md").read_text())
+        found["publish.txt"] = _unmeasured(again)
+        card = here.neutral((here.folder / "published/README.md").read_text())
+        found["card.txt"] = re.sub("(?<=pion_run: )[0-9a-f]+", "<id>", card)
     return found
 
 

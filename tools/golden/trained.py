@@ -6,6 +6,7 @@ import hashlib
 import platform
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,7 +22,7 @@ from tests.support.preference_runs import PREFER, write_pairs
 from tests.support.ranks import run_ranks
 from tests.support.sharded_trainers import make, rows_of, train
 from tests.support.whole_state import whole_state
-from tools.golden.place import Place, Texts, place
+from tools.golden.place import Place, Texts, place, processor
 
 # ---------------------------------------------------------------- shards
 
@@ -71,10 +72,11 @@ def _prepared(here: Place, job: str) -> str:
     rows = [f"# {job}"]
     for folder in sorted(set(data.glob("*")) - known):
         for path in sorted(folder.rglob("*")):
-            if path.suffix in (".npy", ".json") and path.name[0] != "." and path.parent != folder:
-                if path.name != "dataset.json":
-                    sha = hashlib.sha256(path.read_bytes()).hexdigest()
-                    rows.append(f"{folder.name[:12]} {'/'.join(path.relative_to(folder).parts[1:])} {sha}")
+            written = path.suffix in (".npy", ".json") and path.name[0] != "."
+            if written and path.parent != folder and path.name != "dataset.json":
+                sha = hashlib.sha256(path.read_bytes()).hexdigest()
+                name = "/".join(path.relative_to(folder).parts[1:])
+                rows.append(f"{folder.name[:12]} {name} {sha}")
     return "\n".join(rows) + "\n"
 
 
@@ -105,15 +107,19 @@ def weights() -> Texts:
                 out.mkdir(parents=True)
                 run_ranks(work, out, ranks)
                 rows.append(f"{name}, {plan}: {(out / 'result').read_text()}")
-    return {f"{_processor()}.txt": "\n".join(rows) + "\n"}
+    return {f"{processor()}.txt": "\n".join(rows) + "\n"}
 
 
-def _train(name: str, ranks: int, changes: dict, rank: int, folder: Path) -> None:
+def _train(name: str, ranks: int, changes: dict[str, Any], rank: int, folder: Path) -> None:
     if ranks > 1:
-        dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks)
+        dist.init_process_group(
+            "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=ranks
+        )
     family = "pion" if name == "lora" else name
-    model = adapted(FAMILIES[family].decoder(0), Lora(rank=4), seed=0, dtype=torch.float32)
-    given = {"model": model} if name == "lora" else {}
+    given = {}
+    if name == "lora":
+        base = FAMILIES[family].decoder(0)
+        given = {"model": adapted(base, Lora(rank=4), seed=0, dtype=torch.float32)}
     rows = rows_of(family, folder / str(rank))
     trainer = make(family, rows, world_size=ranks, rank=rank, **given, **changes)
     loss = train(trainer, STEPS)[-1]["loss"]
@@ -122,14 +128,8 @@ def _train(name: str, ranks: int, changes: dict, rank: int, folder: Path) -> Non
         sha = hashlib.sha256()
         for tensors in (state.model, state.optimizer):
             for key in sorted(tensors):
-                sha.update(key.encode() + tensors[key].detach().contiguous().view(torch.uint8).numpy().tobytes())
+                sha.update(
+                    key.encode()
+                    + tensors[key].detach().contiguous().view(torch.uint8).numpy().tobytes()
+                )
         (folder / "result").write_text(f"loss {loss:.6f} {sha.hexdigest()}")
-
-
-def _processor() -> str:
-    """Return what decides in which order a CPU adds."""
-    known = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
-    fields = {key.strip(): value.strip() for key, value in known.items()}
-    kind = [fields.get(key, "?") for key in ("model name", "cpu family", "model")]
-    words = [*kind, torch.backends.cpu.get_cpu_capability(), "torch", torch.__version__]
-    return "@" + "-".join(" ".join(words).split())
