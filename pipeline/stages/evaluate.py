@@ -175,18 +175,19 @@ class _Evaluation:
         from pion.formats.export import export_model
         from pion.formats.huggingface.tokenizer_files import exported_tokenizer
         from pipeline.models.load import load_model_in
-        from pipeline.stages.lm_eval import TaskOptions, run_task
+        from pipeline.stages.lm_eval import run_task
+        from pipeline.stages.lm_eval_request import TaskOptions
 
         measures, job = self.measures, self.measures.job
         section = job.evaluate.lm_eval
+        included = section.include_path and str(job.input_path(section.include_path).resolve())
         options = TaskOptions(
-            include_path=job.input_path(section.include_path) if section.include_path else None,
-            working_folder=job.folder,
+            include_path=included or None,
             limit=section.limit,
             device=measures.device.type,
             chat=section.chat,
             tuned=job.converses,
-            tokenizer=measures.chat_path,
+            tokenizer=str(measures.chat_path.resolve()),
         )
         with tempfile.TemporaryDirectory(prefix="pion-export-") as folder:
             exported = Path(folder) / "model"
@@ -200,7 +201,7 @@ class _Evaluation:
                     export_model(final, tokenizer, exported)
                 label = f"evaluate: lm-eval task {task}"
                 score = run_task(
-                    *(task, exported, options, self.sleep),
+                    *(task, exported, options, job.folder, self.sleep),
                     say=lambda progress: self.parts.say(Note(f"{label}: {progress}")),
                 )
                 return {**score.result, BY_ITEM: score.items}

@@ -27,7 +27,7 @@ from pion.errors import Interrupted
 from pion.formats.huggingface.tokenizer_files import TOKENIZER_FILE
 from pipeline.machine.child_process import HUB, without_secrets
 from pipeline.stages.lm_eval_progress import Progress
-from pipeline.stages.lm_eval_request import ANSWER, Chat, TaskRequest
+from pipeline.stages.lm_eval_request import ANSWER, TaskOptions, TaskRequest
 from pipeline.workers.reaper import SESSION_VARIABLE, start_reaper
 
 HUB_TIMEOUT = 5.0  # seconds
@@ -35,30 +35,6 @@ POLL_SECONDS = 0.2
 PYTHON = sys.executable  # where lm-eval is installed
 BATCH_SIZE = 8
 INSTALL = "uv sync --group evaluate"
-
-
-@dataclass(frozen=True)
-class TaskOptions:
-    """How lm-eval runs its tasks.
-
-    Attributes:
-        include_path: a folder of the user's own task definitions.
-        working_folder: where lm-eval looks for the files that these definitions name.
-        limit: the number of questions per task; None for all.
-        device: cpu or cuda.
-        chat: which tasks are asked in the model's chat format: `evaluate.lm_eval.chat`.
-        tuned: whether the model was trained on conversations.
-        tokenizer: the tokenizer.json next to the chat format that the model learned. None: the
-            exported model's.
-    """
-
-    include_path: Path | None = None
-    working_folder: Path | None = None
-    limit: int | None = None
-    device: str = "cpu"
-    chat: Chat = "auto"
-    tuned: bool = False
-    tokenizer: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -79,11 +55,14 @@ class TaskScore:
 def run_task(
     task: str,
     model: Path,
-    options: TaskOptions = TaskOptions(),
+    options: TaskOptions | None = None,
+    working_folder: Path | None = None,
     sleep: Callable[[float], None] = time.sleep,
     say: Callable[[str], None] = lambda progress: None,
 ) -> TaskScore:
     """Return what one task gives for the exported model `model`.
+
+    In `working_folder`, lm-eval looks for the files that the user's task definitions name.
 
     lm-eval runs the model's modelling files only if they are exactly those that this version of
     Pion writes. `sleep` is called while the task runs. If it raises, or this process ends for any
@@ -96,8 +75,8 @@ def run_task(
         errors = out / "stderr"  # a file, because an unread pipe fills up
         with errors.open("wb") as stderr:
             process = subprocess.Popen(
-                _command(task, model, options, out),
-                cwd=options.working_folder,
+                _command(task, model, options or TaskOptions(), out),
+                cwd=working_folder,
                 env=_environment() | {SESSION_VARIABLE: str(out)},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -122,18 +101,13 @@ def run_task(
 def _command(task: str, model: Path, options: TaskOptions, out: Path) -> list[str]:
     from pion.formats.huggingface.bundled_code import runs_only_our_code
 
-    tokenizer = options.tokenizer or model / TOKENIZER_FILE
+    tokenizer = options.tokenizer or str(model.resolve() / TOKENIZER_FILE)
     request = TaskRequest(
+        **{**vars(options), "tokenizer": tokenizer},
         task=task,
         model=str(model.resolve()),
         trusted=runs_only_our_code(model),
-        tokenizer=str(tokenizer.resolve()),
-        include_path=None if options.include_path is None else str(options.include_path.resolve()),
-        limit=options.limit,
-        device=options.device,
         batch_size=BATCH_SIZE,
-        chat=options.chat,
-        tuned=options.tuned,
         out=str(out),
     )
     # -P: modules in the working folder, which is the user's, must not replace others.

@@ -14,34 +14,44 @@ Chat = Literal["auto", True, False]
 ANSWER = "answer.json"
 
 
-@dataclass(frozen=True)
-class TaskRequest:
+@dataclass(frozen=True, kw_only=True)
+class TaskOptions:
+    """How lm-eval runs its tasks. A path is a text, since it becomes JSON.
+
+    Attributes:
+        include_path: a folder of the user's own task definitions.
+        limit: the number of questions of each task; None for all.
+        device: cpu or cuda.
+        chat: which tasks are asked in the model's chat format: `evaluate.lm_eval.chat`.
+        tuned: whether the model was trained on conversations.
+        tokenizer: the tokenizer.json next to the chat format that the model learned; "": that of
+            the exported model.
+    """
+
+    include_path: str | None = None
+    limit: int | None = None
+    device: str = "cpu"
+    chat: Chat = "auto"
+    tuned: bool = False
+    tokenizer: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskRequest(TaskOptions):
     """One task, and how it is run.
 
     Attributes:
         task: a task or a group of tasks, by lm-eval's name.
         model: the exported model's folder.
         trusted: whether the modelling files in this folder are run. They are Pion's own.
-        tokenizer: the tokenizer.json next to the chat format that the model learned.
-        include_path: a folder of the user's own task definitions.
-        limit: the number of questions of each task; None for all.
-        device: cpu or cuda.
         batch_size: rows at once.
-        chat: which tasks are asked in the model's chat format.
-        tuned: whether the model was trained on conversations.
         out: the folder for the answer.
     """
 
     task: str
     model: str
     trusted: bool
-    tokenizer: str
-    include_path: str | None
-    limit: int | None
-    device: str
     batch_size: int
-    chat: Chat
-    tuned: bool
     out: str
 
     def to_json(self) -> str:

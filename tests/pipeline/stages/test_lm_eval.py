@@ -13,8 +13,8 @@ import pytest
 from pion.errors import Interrupted
 from pion.evaluation.item_scores import unpack
 from pion.formats.export import export_model
-from pipeline.stages.lm_eval import TaskOptions, TaskScore, hub_is_reachable, run_task
-from pipeline.stages.lm_eval_request import TaskRequest
+from pipeline.stages.lm_eval import TaskScore, hub_is_reachable, run_task
+from pipeline.stages.lm_eval_request import TaskOptions, TaskRequest
 from tests.support.lm_eval_tasks import QUESTIONS, own_model, write_tasks
 from tests.support.scripts import python_that
 from tests.support.waiting import PATIENCE_SECONDS, wait_until
@@ -38,8 +38,8 @@ def test_a_task_of_ones_own_runs_offline_on_an_exported_model(
     tokenizer.save(tmp_path / "tokenizer.json")
     export_model(model, tmp_path / "tokenizer.json", folder)
 
-    options = TaskOptions(include_path=tmp_path / "tasks", working_folder=tmp_path, limit=4)
-    score = run_task("local_choices", folder, options)
+    options = TaskOptions(include_path=str(tmp_path / "tasks"), limit=4)
+    score = run_task("local_choices", folder, options, tmp_path)
     metrics = dict(score.result)
     asked = metrics.pop("asked")
     assert set(metrics) == {"acc", "acc_stderr"}
