@@ -38,7 +38,7 @@ class LookedUp:
         """Return what the rules need to know of it; its tokenizer is tried on these texts."""
         if self.base is None or self.tokenizer is None:
             known = (n for name, n in PARAMETERS.items() if name in self.source)
-            return Start(self.source, next(known, None), ROW_LENGTHS[0])
+            return Start(next(known, None), ROW_LENGTHS[0])
         from pion.data.tokens.tokenizer import Tokenizer
         from pion.model.params_and_flops import cost_of
 
@@ -46,7 +46,7 @@ class LookedUp:
         ids = sum(map(len, Tokenizer.from_file(self.tokenizer).encode_batch(texts)))
         per_token = sum(len(text.encode()) for text in texts) / max(1, ids)
         parameters = cost_of(config).all_params
-        return Start(self.source, parameters, config.seq_len, per_token or BASE_BYTES_PER_TOKEN)
+        return Start(parameters, config.seq_len, per_token or BASE_BYTES_PER_TOKEN)
 
 
 def look_up(source: str, job_folder: Path) -> LookedUp:

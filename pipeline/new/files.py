@@ -143,8 +143,12 @@ def _kind_of(file: Path) -> Kind:
 
 def _is_list(file: Path) -> bool:
     """Return whether a file is a JSON list, whatever its name says."""
+    return _beginning(file).startswith(b"[")
+
+
+def _beginning(file: Path) -> bytes:
     with open_file(file) as stream:
-        return stream.read(PEEKED).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+        return stream.read(PEEKED).lstrip(b"\xef\xbb\xbf \t\r\n")
 
 
 def _refuse_weights(path: Path, files: list[Path]) -> None:
@@ -184,8 +188,7 @@ def _weights(path: Path, name: str) -> BadInput:
 
 def _is_settings(file: Path) -> bool:
     """Return whether a .json file has one object, such as a config.json, and no list of records."""
-    with open_file(file) as stream:
-        beginning = stream.read(PEEKED).lstrip(b"\xef\xbb\xbf \t\r\n")
+    beginning = _beginning(file)
     first = beginning.split(b"\n", 1)[0].strip()
     return not (beginning.startswith(b"[") or (first.startswith(b"{") and first.endswith(b"}")))
 

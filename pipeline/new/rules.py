@@ -77,7 +77,6 @@ class Start:
     `bytes_per_token` is how its tokenizer does on the data.
     """
 
-    source: str
     parameters: int | None
     context: int
     bytes_per_token: float = BASE_BYTES_PER_TOKEN

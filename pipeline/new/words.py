@@ -91,7 +91,7 @@ def of_proposal(p: Proposal) -> Iterator[str]:
 def notes(p: Proposal) -> Iterator[str]:
     """Yield what the person should know."""
     count = p.amount.conversations
-    if p.prefers is not None:
+    if p.prefers is not None and p.base is not None:
         yield from _of_preferences(p.prefers, p.base)
         return
     if p.base is not None:
@@ -148,16 +148,16 @@ def _too_little(stage: Pretraining) -> Iterator[str]:
     )
 
 
-def _of_preferences(look: Look, base: LookedUp | None) -> Iterator[str]:
+def _of_preferences(look: Look, base: LookedUp) -> Iterator[str]:
     """Yield what will probably disappoint, too."""
     if not (look.all_kept and look.reading.direct):
         yield f"the template was not tried on the {look.what}s: `pion check` tries it"
     if look.all_records < FEW_PREFERENCES:
         few = counted(look.all_records, look.what)
         yield f"{few} are few: the model may only learn their wording"
-    if base is not None and base.base is None:
+    if base.base is None:
         yield f"{base.source} can't be looked up now ({base.why}): `pion check` does"
-    elif base is not None and not base.has_template:
+    elif not base.has_template:
         yield (
             f"{base.source} has no chat template, so it may not answer yet. Teach it with `sft` "
             "first, in the same job or in another"

@@ -4,63 +4,27 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from pipeline.base.keep import tokenizer_of_base
 from pipeline.base.read_job import read_job
-from pipeline.job import Job
 from pipeline.new.options import name_of
 from pipeline.rent.check.command import run_checks
 from pipeline.stages.prepare import prepare_pretrain, prepare_sft
 from tests.pipeline.conftest import Pion
+from tests.pipeline.new.conftest import made, refused
 from tests.pipeline.rent.conftest import SkyHome
 from tests.support import own_data
-from tests.support.chat_templates import CHATML
 from tests.support.hub_server import hub_server
-from tests.support.in_process_renderer import InProcessRenderer
-from tests.support.instruct_model import write_instruct_model
 from tests.support.published_models import publish
 
 CHATS = (
     *("Alpaca", "ShareGPT", "messages", "prompter and bot", "prompt and completion"),
     "JSON in a text",
 )
-
-
-@pytest.fixture(autouse=True)
-def quick_renderer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
-
-
-@pytest.fixture(scope="module")
-def plain_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model without a chat template."""
-    return write_instruct_model(tmp_path_factory.mktemp("plain") / "base", "gpt2", None)
-
-
-@pytest.fixture(scope="module")
-def chat_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with a chat template."""
-    return write_instruct_model(tmp_path_factory.mktemp("chat") / "base", "smollm2", CHATML)
-
-
-def made(pion: Pion, data: Path, *options: str) -> tuple[Job, str]:
-    """Return the job that `pion new` writes for data in this folder, and what it prints."""
-    code, printed, errors = pion("new", data.name, *options)
-    assert code == 0, errors
-    (written,) = Path.cwd().glob("*.yaml")
-    return read_job(written), printed
-
-
-def refused(pion: Pion, data: Path, *options: str) -> str:
-    """Return why `pion new` refuses data; nothing was written."""
-    before = sorted(Path.cwd().rglob("*"))
-    code, _, errors = pion("new", data.name, *options)
-    assert code == 2
-    assert sorted(Path.cwd().rglob("*")) == before
-    return errors
 
 
 @pytest.mark.parametrize("layout", own_data.GOOD)
@@ -80,18 +44,57 @@ def test_the_job_for_each_layout_passes_check(
         assert "roles with other names: 'Prompter' as user, 'bot' as assistant" in printed
 
 
-@pytest.mark.parametrize(
-    ("layout", "said"),
-    [
-        ("a line that is not JSON", "articles.jsonl:3 is not valid JSON"),
-        ("a .gz that is cut off", "cut.jsonl.gz: damaged gzip file"),
-        ("not UTF-8", "letters.txt:2: not UTF-8 text; convert it with: iconv"),
-    ],
-)
-def test_what_is_broken_is_named_with_file_and_line(
-    layout: str, said: str, here: Path, pion: Pion
+def old_table(content: str) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        (folder / "old.csv").write_text(content)
+        return folder / "old.csv"
+
+    return write
+
+
+def empty_folder(folder: Path) -> Path:
+    (folder / "empty").mkdir()
+    return folder / "empty"
+
+
+NONE = "--from", "none"
+NO_COPY = "Correct them. Nothing was written."
+# What is written, the options, and what the refusal says.
+REFUSED: dict[str, tuple[Callable[[Path], Path], tuple[str, ...], tuple[str, ...]]] = {
+    "a line": (own_data.bad_line, NONE, ("articles.jsonl:3 is not valid JSON",)),
+    "cut off": (own_data.cut_gzip, NONE, ("cut.jsonl.gz: damaged gzip file",)),
+    "Latin": (own_data.latin1, NONE, ("letters.txt:2: not UTF-8 text; convert it with: iconv",)),
+    "CR alone": (old_table("question,answer\ra,b\r"), NONE, ("old.csv:1: the ", NO_COPY)),
+    "no name": (old_table("q,,a\n1,2,3\n"), NONE, ("old.csv:1: the ", NO_COPY)),
+    "two columns": (
+        own_data.csv_texts,
+        (),
+        ("Decide with --text-column title or --text-column body",),
+    ),
+    "roles": (own_data.customers, (), ("--roles 'customer=user,agent=assistant'",)),
+    "nothing": (empty_folder, (), ("empty is empty: it has no files",)),
+    "no folder": (
+        own_data.jsonl_texts,
+        ("--out", "no/such.yaml"),
+        ("its folder does not exist",),
+    ),
+    **{
+        f"${dollars}": (own_data.jsonl_texts, (f"--dollars={dollars}",), ("must be above 0",))
+        for dollars in ("0", "-1", "nan", "inf")
+    },
+}
+
+
+@pytest.mark.parametrize(("write", "options", "said"), REFUSED.values(), ids=REFUSED)
+def test_what_can_not_be_used_is_refused_in_its_own_words(
+    write: Callable[[Path], Path],
+    options: tuple[str, ...],
+    said: tuple[str, ...],
+    here: Path,
+    pion: Pion,
 ) -> None:
-    assert said in refused(pion, own_data.BROKEN[layout](here), "--from", "none")
+    errors = refused(pion, write(here), *options)
+    assert [words for words in said if words not in errors] == []
 
 
 def test_what_is_broken_can_be_left_out(here: Path, pion: Pion, sky_home: SkyHome) -> None:
@@ -100,13 +103,6 @@ def test_what_is_broken_can_be_left_out(here: Path, pion: Pion, sky_home: SkyHom
     assert "1 left out" in printed
     assert job.data.sources[0].model_dump()["path"] == "cut-texts.jsonl"
     assert not [row for row in run_checks(job, None) if row.ok is False]
-
-
-def test_a_question_is_answered_by_an_option(here: Path, pion: Pion) -> None:
-    said = refused(pion, own_data.csv_texts(here))
-    assert "Decide with --text-column title or --text-column body" in said
-    said = refused(pion, own_data.customers(here))
-    assert "--roles 'customer=user,agent=assistant'" in said
 
 
 def test_text_is_really_prepared(here: Path, pion: Pion, sky_home: SkyHome) -> None:
@@ -146,11 +142,6 @@ def test_text_and_conversations_are_two_stages_if_that_is_asked_for(
 # ---------------------------------------------------------------- what `check` would refuse
 
 
-@pytest.fixture
-def no_price_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr("pipeline.new.proposal.on_the_market")
-
-
 CALL = {"type": "function", "function": {"name": "track_letter", "arguments": {"number": 7}}}
 
 
@@ -187,23 +178,7 @@ def test_what_is_too_little_is_said_before_prices_are_asked(
     assert "too little to train on" in refused(pion, data, "--from", str(plain_base))
 
 
-@pytest.mark.parametrize("content", ["question,answer\ra,b\r", "q,,a\n1,2,3\n"])
-def test_where_nothing_can_be_read_no_copy_without_it_is_advised(
-    content: str, here: Path, pion: Pion
-) -> None:
-    data = here / "old.csv"
-    data.write_text(content)
-    said = refused(pion, data, "--from", "none")
-    assert "old.csv:1: the " in said
-    assert "Correct them. Nothing was written." in said
-
-
 # ---------------------------------------------------------------- one message each
-
-
-def test_an_empty_folder(here: Path, pion: Pion) -> None:
-    (here / "empty").mkdir()
-    assert "empty is empty: it has no files" in refused(pion, here / "empty")
 
 
 def test_a_folder_with_the_weights_of_a_model(here: Path, pion: Pion, plain_base: Path) -> None:
@@ -242,16 +217,10 @@ def test_200_gigabytes_are_looked_at_in_part_and_sized_by_the_money(
     assert 2 < price <= 20
     assert "would cost $" in printed
     assert "% of the text, but all of it is prepared first" in printed
-    less, printed = made_again(pion, data, "--dollars", "0.5")
+    less, printed = made(pion, data, "--dollars", "0.5")
     assert less.model.preset == "pion2-max-nano"
     assert less.data.seq_len == 2048
     assert float(printed.partition("price          $")[2].partition(":")[0]) <= 0.5
-
-
-def made_again(pion: Pion, data: Path, *options: str) -> tuple[Job, str]:
-    for written in Path.cwd().glob("*.yaml"):
-        written.unlink()
-    return made(pion, data, *options)
 
 
 @pytest.mark.soak
@@ -274,10 +243,9 @@ def test_a_hub_that_is_away_is_said_and_the_job_is_written(
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     data = own_data.messages(here)
-    call = {"type": "function", "function": {"name": "weather", "arguments": {}}}
     called = [
         {"role": "user", "content": "Is it wet?"},
-        {"role": "assistant", "tool_calls": [call]},
+        {"role": "assistant", "tool_calls": [CALL]},
         {"role": "tool", "content": "rain"},
         {"role": "assistant", "content": "Yes."},
     ]
@@ -312,7 +280,6 @@ def test_no_file_is_ever_overwritten(here: Path, pion: Pion, sky_home: SkyHome) 
     assert code == 0, errors
     assert read_job("other.yaml").name == "other"
     assert Path("articles.yaml").read_text() == "mine"
-    assert "its folder does not exist" in refused(pion, data, "--out", "no/such.yaml")
 
 
 def test_a_secret_in_the_data_is_not_shown(here: Path, pion: Pion, sky_home: SkyHome) -> None:
@@ -335,9 +302,3 @@ def test_a_secret_in_the_data_is_not_shown(here: Path, pion: Pion, sky_home: Sky
 )
 def test_the_run_is_named_after_the_data(data: str, name: str) -> None:
     assert name_of(Path(data)) == name
-
-
-@pytest.mark.parametrize("dollars", ["0", "-1", "nan", "inf"])
-def test_an_amount_of_money_that_is_none_is_refused(here: Path, pion: Pion, dollars: str) -> None:
-    said = refused(pion, own_data.jsonl_texts(here, 3), f"--dollars={dollars}")
-    assert "must be above 0" in said

@@ -12,20 +12,14 @@ from pipeline.rent.check.command import run_checks
 from tests.pipeline.conftest import Pion
 from tests.pipeline.rent.conftest import SkyHome
 from tests.support import own_data
-from tests.support.instruct_model import write_instruct_model
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_instruct_model(tmp_path_factory.mktemp("few") / "base", "gpt2", None)
 
 
 @pytest.mark.parametrize("count", [4, 6, 8, 12])
 def test_a_few_conversations_pass_check_or_are_refused(
-    count: int, here: Path, pion: Pion, sky_home: SkyHome, base: Path
+    count: int, here: Path, pion: Pion, sky_home: SkyHome, plain_base: Path
 ) -> None:
     own_data.sharegpt(here, count)
-    code, _, errors = pion("new", "sharegpt.jsonl", "--from", str(base))
+    code, _, errors = pion("new", "sharegpt.jsonl", "--from", str(plain_base))
     if code:
         assert f"{count} conversations are too little to train on" in errors
         assert not Path("sharegpt.yaml").exists()

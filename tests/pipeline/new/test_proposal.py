@@ -11,28 +11,14 @@ from typing import Any
 import pytest
 
 from pion.data.preference.rendering import IDENTICAL
-from pipeline.base.read_job import read_job
 from pipeline.new.files import find_data
 from pipeline.new.layouts import Preferences
 from pipeline.new.look import Reading, look_at
 from pipeline.rent.check.texts import check_preferences
 from tests.pipeline.conftest import Pion
+from tests.pipeline.new.conftest import made, refused
 from tests.pipeline.rent.conftest import SkyHome
-from tests.support.chat_templates import CHATML
-from tests.support.in_process_renderer import InProcessRenderer
-from tests.support.instruct_model import write_instruct_model
 from tests.support.preference_files import label_of, pair_of, write_jsonl
-
-
-@pytest.fixture(autouse=True)
-def quick_renderer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
-
-
-@pytest.fixture(scope="module")
-def chat_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with a chat template."""
-    return write_instruct_model(tmp_path_factory.mktemp("chat") / "base", "smollm2", CHATML)
 
 
 def messages_of(number: int) -> dict[str, Any]:
@@ -84,10 +70,8 @@ def test_the_job_for_each_layout_passes_the_check_of_its_preferences(
     layout: str, here: Path, pion: Pion, sky_home: SkyHome, chat_base: Path
 ) -> None:
     record_of, loss = LAYOUTS[layout]
-    write_jsonl(here / "prefs.jsonl", [record_of(number) for number in range(200)])
-    code, printed, errors = pion("new", "prefs.jsonl", "--from", str(chat_base))
-    assert code == 0, errors
-    job = read_job(here / "prefs.yaml")
+    data = write_jsonl(here / "prefs.jsonl", map(record_of, range(200)))
+    job, printed = made(pion, data, "--from", str(chat_base))
     assert job.train_stages == ["prefer"]
     assert job.prefer is not None
     assert job.prefer.loss == loss
@@ -146,84 +130,82 @@ def with_a_call(number: int) -> dict[str, Any]:
     return {**pair, "chosen": [pair["chosen"][0], called(number)]}
 
 
+PAIRS = [pair_of(number) for number in range(40)]
+SWAPPED = [pair_of(number, score_chosen=1, score_rejected=2) for number in range(40)]
+# By the name of a file: its records.
+Files = dict[str, list[dict[str, Any]]]
+
+
+def written(files: Files) -> Path:
+    """Write files into `data`, or one beside it."""
+    if len(files) == 1:
+        ((name, records),) = files.items()
+        return write_jsonl(Path.cwd() / name, records)
+    folder = Path.cwd() / "data"
+    folder.mkdir()
+    for name, records in files.items():
+        write_jsonl(folder / name, records)
+    return folder
+
+
+@pytest.mark.usefixtures("no_price_is_asked")
 @pytest.mark.parametrize(
     ("records", "expected"),
     [
-        ([*map(messages_of, range(30)), with_a_call(30)], "prefs.jsonl:31: answer 1 calls 'add'"),
-        ([pair_of(n, score_chosen=1, score_rejected=2) for n in range(40)], "lower score"),
-        ([pair_of(1)], "prefer"),
+        ([*map(messages_of, range(30)), with_a_call(30)], "p.jsonl:31: answer 1 calls 'add'"),
+        (SWAPPED, "lower score"),
+        (PAIRS[:1], "prefer"),
     ],
 )
 def test_what_check_would_refuse_is_refused_before_prices_are_asked(
-    records: list[dict[str, Any]],
-    expected: str,
-    here: Path,
-    pion: Pion,
-    chat_base: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    records: list[dict[str, Any]], expected: str, here: Path, pion: Pion, chat_base: Path
 ) -> None:
-    monkeypatch.delattr("pipeline.new.proposal.on_the_market")
-    write_jsonl(here / "prefs.jsonl", records)
-    code, _, errors = pion("new", "prefs.jsonl", "--from", str(chat_base))
-    assert code == 2
-    assert expected in errors
-    assert not (here / "prefs.yaml").exists()
+    assert expected in refused(pion, written({"p.jsonl": records}), "--from", str(chat_base))
 
 
 def test_less_money_buys_fewer_passes(
     here: Path, pion: Pion, sky_home: SkyHome, chat_base: Path
 ) -> None:
-    write_jsonl(here / "prefs.jsonl", [pair_of(number) for number in range(400)])
-    assert pion("new", "prefs.jsonl", "--from", str(chat_base), "--dollars", "1e-6")[0] == 0
-    job = read_job(here / "prefs.yaml")
+    data = write_jsonl(here / "prefs.jsonl", map(pair_of, range(400)))
+    job, _ = made(pion, data, "--from", str(chat_base), "--dollars", "1e-6")
     assert job.prefer is not None
     assert job.prefer.epochs is not None
     assert job.prefer.epochs < 1
 
 
 @pytest.mark.parametrize(
-    ("records", "options", "expected"),
+    ("files", "options", "expected"),
     [
-        ([pair_of(1), pair_of(2, chosen=None)], (), "prefs.jsonl:2: key 'chosen' is missing"),
-        ([pair_of(1), label_of(2)], (), "prefs.jsonl:2: pairs and single answers are mixed"),
-        ([pair_of(n, chosen="") for n in range(3)], (), "no preferences that can be learned"),
-        ([pair_of(1)], ("--from", "none"), "they need a model that answers"),
+        ({"p.jsonl": [PAIRS[1], pair_of(2, chosen=None)]}, (), "p.jsonl:2: key 'chosen' is miss"),
+        ({"p.jsonl": [PAIRS[1], label_of(2)]}, (), "p.jsonl:2: pairs and single answers are mixed"),
+        ({"p.jsonl": [pair_of(1, chosen="")]}, (), "no preferences that can be learned"),
+        ({"p.jsonl": PAIRS[:1]}, ("--from", "none"), "they need a model that answers"),
+        (
+            {"pairs.jsonl": PAIRS[:1], "texts.jsonl": [{"text": "A text, and no pair."}]},
+            (),
+            "preferences and other data are mixed: data/pairs.jsonl",
+        ),
     ],
 )
 def test_what_can_not_be_used_is_refused_and_nothing_is_written(
-    records: list[dict[str, Any]], options: tuple[str, ...], expected: str, here: Path, pion: Pion
+    files: Files, options: tuple[str, ...], expected: str, here: Path, pion: Pion
 ) -> None:
-    write_jsonl(here / "prefs.jsonl", records)
-    code, _, errors = pion("new", "prefs.jsonl", *options)
-    assert code == 2
-    assert expected in errors
-    assert "Nothing was written" in errors
-    assert [path.name for path in here.iterdir()] == ["prefs.jsonl"]
-
-
-def test_pairs_next_to_text_are_refused(here: Path, pion: Pion) -> None:
-    folder = here / "data"
-    folder.mkdir()
-    write_jsonl(folder / "pairs.jsonl", [pair_of(1)])
-    write_jsonl(folder / "texts.jsonl", [{"text": "A text, and no pair."}])
-    code, _, errors = pion("new", "data")
-    assert code == 2
-    assert "preferences and other data are mixed: data/pairs.jsonl" in errors
+    said = refused(pion, written(files), *options)
+    assert expected in said
+    assert "Nothing was written" in said
 
 
 def test_a_job_reads_a_copy_of_a_table_with_pairs(
     here: Path, pion: Pion, sky_home: SkyHome, chat_base: Path
 ) -> None:
-    records = [pair_of(number) for number in range(200)]
+    records = list(map(pair_of, range(200)))
     with (here / "prefs.csv").open("w", newline="") as file:
         table = csv.DictWriter(file, records[0])
         table.writeheader()
         table.writerows(records)
-    code, printed, errors = pion("new", "prefs.csv", "--from", str(chat_base))
-    assert code == 0, errors
+    job, printed = made(pion, here / "prefs.csv", "--from", str(chat_base))
     assert "wrote prefs-pairs.jsonl: 200 records" in printed
     assert "note: the template was not tried on the pairs: `pion check` tries it" in printed
-    job = read_job(here / "prefs.yaml")
     assert job.train_stages == ["prefer"]
     rows = {row.name: row.words for row in check_preferences(job)}
     assert rows["preferences"].startswith("184 pairs in")
@@ -233,8 +215,7 @@ def test_a_person_may_read_pairs_as_conversations(
     here: Path, pion: Pion, sky_home: SkyHome, chat_base: Path
 ) -> None:
     """With an option that names columns, the chosen answers are the conversations."""
-    write_jsonl(here / "prefs.jsonl", [pair_of(number) for number in range(40)])
+    data = write_jsonl(here / "prefs.jsonl", PAIRS)
     columns = ("--question-column", "prompt", "--answer-column", "chosen")
-    code, _, errors = pion("new", "prefs.jsonl", "--from", str(chat_base), *columns)
-    assert code == 0, errors
-    assert read_job(here / "prefs.yaml").train_stages == ["sft"]
+    job, _ = made(pion, data, "--from", str(chat_base), *columns)
+    assert job.train_stages == ["sft"]

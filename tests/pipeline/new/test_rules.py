@@ -25,7 +25,7 @@ from pipeline.new.rules import (
 from tests.paths import REPOSITORY
 
 DOCUMENTS = {"documents": 100_000, "long_document": 8000}
-SMALL = Start("small", 135_000_000, 2048)
+SMALL = Start(135_000_000, 2048)
 
 
 def text(megabytes: float) -> Amount:
