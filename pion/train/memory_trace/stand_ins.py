@@ -214,9 +214,7 @@ def _gradients_of_few_parts(
     shape: tuple[int, ...] = () if weights is None else (size,)
     results = [torch.empty(shape, device=device) for _ in range(left_out)]
     factors = [torch.empty(size, 1, device=device) for _ in range(left_out)]
-    own, some, by_hidden, by_weight = _gradients_of_parts(
-        few, weights, learned_head=learned_head
-    )
+    own, some, by_hidden, by_weight = _gradients_of_parts(few, weights, learned_head=learned_head)
     return [*own, *results], torch.cat([some, *factors]), by_hidden, by_weight
 
 
