@@ -7,25 +7,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 
-from pion.bench.correctness.compiler import check_compiler
-from pion.bench.correctness.kernels import (
-    check_compiled_loss,
-    check_experts,
-    check_flex,
-    check_loss,
-    check_masks,
-)
-from pion.bench.correctness.outputs import (
-    KINDS,
-    LIMITS,
-    check_generation,
-    check_graphs,
-    check_logits,
-    check_losses,
-)
-from pion.bench.correctness.recovery import check_resume, check_step_down
 from pion.bench.graph_speed import measure_graphs
 from pion.bench.kernel_speed import measure_slots
+from pion.bench.losses import LIMITS, check_losses
 from pion.bench.models import Bench, measured_presets
 from pion.bench.results import SAVE, TRAIN, Outcome
 from pion.bench.speed import (
@@ -40,16 +24,12 @@ from pion.later_fields import closest
 
 # How many texts are decoded at once.
 TEXTS = (1, 16)
-# What is worth the most comes first: whether each family computes right at all, then the numbers
-# that people ask for, then the other checks, and last the speed of every preset. Presets are in
-# the order of `measured_presets`. On an H200, all rows before `resume` took 5 minutes.
+# What is worth the most comes first: whether a model computes right at all, then the numbers that
+# people ask for, then whether the other families compute right, and last the speed of every preset.
+# Presets are in the order of `measured_presets`.
 WORTH = (
-    *("logits/*", "masks", "generation/*", "graphs", "kernels/loss", "losses/pion/bfloat16"),
-    *("train/pion-small/compiled", "train/tiny-pion/compiled", "decode/*", "save/*"),
-    *("kernels/flex", "attention/*", "kernels/*", "losses/*/bfloat16", "step-down", "losses/*"),
-    # Next to each other, because one process computes them.
-    "resume/*",
-    "compiler/*",
+    *("losses/pion/bfloat16", "train/pion-small/compiled", "train/tiny-pion/compiled"),
+    *("decode/*", "save/*", "attention/*", "losses/*/bfloat16", "losses/*"),
     *(f"train/{family.measured}/compiled" for family in FAMILIES.values()),
     *("train/pion-small/eager", "*"),
 )
@@ -100,22 +80,9 @@ def _is_under(row: str, name: str) -> bool:
 
 def _checks(bench: Bench) -> dict[str, Callable[[], Outcome]]:
     return {
-        **{f"compiler/{family}": partial(check_compiler, bench, family) for family in FAMILIES},
-        **{f"logits/{family}": partial(check_logits, bench, family) for family in FAMILIES},
-        **{
-            f"losses/{family}/{dtype}": partial(check_losses, bench, family, dtype)
-            for family in FAMILIES
-            for dtype in LIMITS
-        },
-        "masks": partial(check_masks, bench),
-        **{f"generation/{kind}": partial(check_generation, bench, kind) for kind in KINDS},
-        "graphs": partial(check_graphs, bench),
-        **{f"resume/{family}": partial(check_resume, bench, family) for family in FAMILIES},
-        "kernels/loss": partial(check_loss, bench),
-        "kernels/compiled-loss": partial(check_compiled_loss, bench),
-        "kernels/experts": partial(check_experts, bench),
-        "kernels/flex": partial(check_flex, bench),
-        "step-down": partial(check_step_down, bench),
+        f"losses/{family}/{dtype}": partial(check_losses, bench, family, dtype)
+        for family in FAMILIES
+        for dtype in LIMITS
     }
 
 

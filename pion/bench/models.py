@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,13 +142,3 @@ def exact_float32() -> contextlib.AbstractContextManager[None]:
     """Multiply fp32 matrices in fp32, not in TF32, inside the `with` block."""
     before = torch.get_float32_matmul_precision()
     return temporarily(torch.set_float32_matmul_precision, "highest", before)
-
-
-def largest_difference(found: Tensor, expected: Tensor) -> float:
-    """Return the largest absolute difference, on the CPU in fp64; NaN if one is not a number."""
-    return float((found.detach().cpu().double() - expected.detach().cpu().double()).abs().max())
-
-
-def largest(values: Iterable[float]) -> float:
-    """Return the largest value; NaN if one is not a number."""
-    return max(values, key=lambda value: (value != value, value))

@@ -52,7 +52,7 @@ def add_options(parser: argparse.ArgumentParser, folder: str) -> None:
         metavar="NAME",
         nargs="+",
         action="extend",
-        help="run only these rows: logits is all rows that begin with logits/",
+        help="run only these rows: losses is all rows that begin with losses/",
     )
     parser.add_argument("--names", action="store_true", help="print the names of all rows and stop")
     parser.add_argument(

@@ -22,7 +22,6 @@ import torch
 
 from pion.bench.card import Card, describe, file_name, require_torch, shipped_results
 from pion.bench.catalog import Task, chosen_tasks
-from pion.bench.correctness.recovery import RESUME, end_companion
 from pion.bench.models import Bench, temporarily
 from pion.bench.options import Options
 from pion.bench.results import Outcome, Results, Row, Verdict, read_results, write_results
@@ -143,8 +142,6 @@ def _run(
         if end >= limit:
             late.append(task.name)
             continue
-        if not task.name.startswith(RESUME):
-            end_companion()  # its memory on the card is needed
         row = _row_of(task)
         spent["checks" if task.check else "measurements"] += round(row.seconds)
         others = (r for r in results.rows if r.name != row.name)
@@ -157,7 +154,6 @@ def _run(
                 f"after {task.name} the card answers nothing more ({problem}). The rows so far "
                 f"are in {path}. Restart the process: python -m pion.bench --resume {path}"
             )
-    end_companion()
     if spent:
         say(f"took {', '.join(f'{seconds:,} s for {what}' for what, seconds in spent.items())}")
     if late:

@@ -1,4 +1,5 @@
-"""Run the rows of `pion.bench` on a pretended card, and print what became of each.
+"""Run the rows of `pion.bench` and the checks of tests/gpu on a pretended card, and print what
+became of each.
 
 environment.py starts this program: `python -m tests.cuda_rehearsal.bench`. The card has no values,
 so a check may say that they are wrong. It must not raise.
@@ -8,6 +9,7 @@ Rows that train many steps are left out: scenarios.py has training, and a step o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -16,7 +18,7 @@ import torch
 from torch import nn
 
 from pion.bench import speed
-from pion.bench.catalog import Task, every_task
+from pion.bench.catalog import every_task
 from pion.bench.models import Bench, check_model
 from pion.config.model_config import ModelConfig
 from pion.model.decoder import Decoder
@@ -24,13 +26,14 @@ from tests.cuda_rehearsal.pretended_card import pretended_card
 from tests.cuda_rehearsal.report import print_reports
 from tests.cuda_rehearsal.scenarios import rehearse
 from tests.cuda_rehearsal.watch import Watch
+from tests.gpu.checks import CHECKS
 
 SLOW = ("losses/", "resume/")
 
 
-def run(task: Task, watch: Watch, config: ModelConfig) -> tuple[int, None]:
+def run(row: Callable[[], Any], watch: Watch, config: ModelConfig) -> tuple[int, None]:
     """Run one row; it is the scenario's only unit, and nothing of it remains."""
-    task.run()
+    row()
     return 1, None
 
 
@@ -50,10 +53,12 @@ def main() -> None:
         mock.patch.object(speed, "WARMUP_STEPS", 1),
         mock.patch.object(speed, "MOST_STEPS", 1),
     ):
-        for task in every_task(Bench(torch.device("cuda", 0), tiny=True)):
-            if task.name.startswith(SLOW):
-                continue
-            reports[task.name] = rehearse(watch, anything, partial(run, task))
+        bench = Bench(torch.device("cuda", 0), tiny=True)
+        rows = {task.name: task.run for task in every_task(bench)}
+        rows |= {name: partial(check, bench) for name, check in CHECKS.items()}
+        for name, row in rows.items():
+            if not name.startswith(SLOW):
+                reports[name] = rehearse(watch, anything, partial(run, row))
     print_reports(reports)
 
 

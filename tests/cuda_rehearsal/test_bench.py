@@ -1,4 +1,4 @@
-"""Every row of `pion.bench` runs to its end on a pretended CUDA card."""
+"""Every row of `pion.bench` and every check of tests/gpu runs to its end on a pretended card."""
 
 from __future__ import annotations
 

@@ -32,7 +32,6 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(REPOSITORY)}
 TINY = Bench(torch.device("cpu"), tiny=True)
 # What --tiny leaves out, with a word of the reason.
 LEFT_OUT = {
-    "kernels/flex": "CUDA",
     "attention/slots": "CUDA",
     "decode/tiny-pion/graphs": "CUDA",
     "train/tiny-pion/compiled": "compiles nothing",
@@ -43,10 +42,8 @@ LEFT_OUT = {
 }
 # A row of each kind.
 SOME = (
-    *("compiler/pilon", "compiler/lepton", "logits/tachyon", "losses/pion/float32", "masks"),
-    *("generation/windowed", "generation/slots", "resume/daisy", "kernels", "step-down", "graphs"),
-    *("train/tiny-pion", "save", "decode/tiny-pion/16", "decode/tiny-pion/16-padded"),
-    *(name for name in LEFT_OUT if name != "kernels/flex"),
+    *("losses/pion/float32", "losses/lepton/bfloat16", "train/tiny-pion", "save"),
+    *("decode/tiny-pion/16", "decode/tiny-pion/16-padded", *LEFT_OUT),
 )
 
 
@@ -132,27 +129,27 @@ def test_a_killed_bench_is_resumed_and_its_finished_rows_are_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "result.json"
-    options = ["--tiny", "--only", "logits/pion", "masks", "generation", "kernels/loss"]
+    options = ["--tiny", "--only", "losses/pion", "save", "decode/tiny-pion/1"]
     first = subprocess.Popen(
         [sys.executable, "-m", "pion.bench", *options, "--out", str(path)],
         stdout=subprocess.PIPE,
         text=True,
         env=ENVIRONMENT,
     )
-    read_until(first, "masks")
+    read_until(first, "decode/tiny-pion/1")
     first.send_signal(signal.SIGKILL)
     rest_of(first)
     left = read_results(path)
     names = [row.name for row in left.rows]
-    assert names[:2] == ["logits/pion", "masks"]
+    assert names[0] == "losses/pion/bfloat16"
 
     assert main([*options, "--resume", str(path)]) == 0
     said = capsys.readouterr().out
-    assert re.search(r"logits/pion +kept", said)
-    assert re.search(r"kernels/loss +[\d.]+s", said)
+    assert re.search(r"losses/pion/bfloat16 +kept", said)
+    assert re.search(r"losses/pion/float32 +[\d.]+s", said)
     after = read_results(path)
     assert after.rows[: len(names)] == left.rows
-    assert [row.name for row in after.rows][-1] == "kernels/loss"
+    assert [row.name for row in after.rows][-1] == "losses/pion/float32"
     assert after.date == left.date
 
 

@@ -8,11 +8,11 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.functional import cross_entropy, linear
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pion.bench.correctness.kernels import check_compiled_loss
 from pion.bench.models import Bench
 from pion.model import chunks_of_logits
 from pion.model.chunks_of_logits import ROW_MULTIPLE, _learned_rows
 from pion.model.loss import IGNORED, linear_cross_entropy
+from tests.gpu.kernels import check_compiled_loss
 
 D_MODEL = 8
 

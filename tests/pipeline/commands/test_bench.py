@@ -19,19 +19,19 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_result_is_kept_for_this_user_alone(pion: Pion, cache: Path, here: Path) -> None:
-    code, out, err = pion("bench", "--tiny", "--only", "logits/pion")
+    code, out, err = pion("bench", "--tiny", "--only", "losses/pion/float32")
     assert code == 0, err
     (path,) = own_bench_files()
     assert path.parent == cache / "bench"
     assert stat.S_IMODE(cache.stat().st_mode) == stat.S_IMODE(path.parent.stat().st_mode) == 0o700
-    assert [row.name for row in read_results(path).rows] == ["logits/pion"]
+    assert [row.name for row in read_results(path).rows] == ["losses/pion/float32"]
     assert str(path) in out
 
 
 def test_a_file_of_ones_own_choice_leaves_that_folder_alone(
     pion: Pion, cache: Path, here: Path
 ) -> None:
-    assert pion("bench", "--tiny", "--only", "logits/pion", "--out", "mine.json")[0] == 0
+    assert pion("bench", "--tiny", "--only", "losses/pion/float32", "--out", "mine.json")[0] == 0
     assert all(row.verdict == "right" for row in read_results(here / "mine.json").rows)
     assert not cache.exists()
 

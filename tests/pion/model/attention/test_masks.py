@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
-from pion.bench.correctness.kernels import shown_by_blocks
 from pion.config.model_config import ModelConfig
 from pion.config.parts import Windows
 from pion.model.attention.masks import (
@@ -24,6 +23,7 @@ from pion.model.attention.masks import (
     visited_blocks,
 )
 from pion.model.attention.reach import reach_of
+from tests.gpu.kernels import shown_by_blocks
 from tests.paths import SEEDS
 
 
@@ -91,7 +91,7 @@ def test_every_window_visits_what_the_seeds_block_tables_say() -> None:
 
 
 def test_a_block_mask_shows_the_kernel_what_the_boolean_mask_shows_a_cpu() -> None:
-    """The kernel needs a GPU. Here its tables are expanded, as `pion bench` expands them there."""
+    """The kernel needs a GPU. Here its tables are expanded, as tests/gpu expands them there."""
     for name, _, documents in tables():
         full, partial = visited(name, documents)
         tokens = documents.shape[1]

@@ -1,11 +1,8 @@
-"""Compare what models compute on the card with the CPU: logits, generated ids, training losses."""
+"""Compare what models compute on the card with the CPU: logits, generated ids, steps by graphs."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from functools import lru_cache
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,12 +10,8 @@ from torch import Tensor
 from pion.bench.models import (
     Bench,
     check_model,
-    counting_trainer,
     exact_float32,
-    largest,
-    largest_difference,
     scrambled,
-    train,
     twin,
 )
 from pion.bench.results import Outcome, judged
@@ -30,7 +23,7 @@ from pion.generation.generate import generate
 from pion.generation.step_graphs import StepGraphs, why_without
 from pion.model.attention.cache import KVCache
 from pion.model.decoder import Decoder
-from pion.train.settings import ComputePlan, TrainSettings
+from tests.gpu.differences import largest, largest_difference
 
 # The most that a logit may differ.
 LIMIT = 1e-4
@@ -38,14 +31,6 @@ ROWS = 2
 NEW_TOKENS = 16
 # By name, the family: a model whose scores and logits are capped, and models that do not see all.
 KINDS = {"capped": "pion", "windowed": "daisy", "slots": "lepton"}
-Dtype = Literal["float32", "bfloat16"]
-STEPS = 20
-# The most that a loss may differ, as a share of the CPU's.
-LIMITS: dict[Dtype, float] = {"float32": 1e-3, "bfloat16": 2e-2}
-# The same of a model that rounds what it computes with (PILON). If each of its weights changes by
-# a millionth, these losses differ by up to 1.4e-3 on a CPU, too: rounding makes steps of it.
-ROUNDING_LIMIT = 5e-3
-BATCH = 4  # rows of a step, in two micro-batches
 
 
 def check_logits(bench: Bench, family: str) -> Outcome:
@@ -174,46 +159,3 @@ def _fixed_step(model: Decoder, cache: KVCache, tokens: list[int]) -> tuple[Tens
     results = step.compute()
     cache.grow(0, len(tokens), 1)
     return results
-
-
-def check_losses(bench: Bench, family: str, dtype: Dtype) -> Outcome:
-    """Train twenty steps, and compare each loss with that of the same step on the CPU.
-
-    On CUDA, the bf16 steps are compiled, as those of a run are. The fp32 steps are not compiled.
-    """
-    expected = _on_cpu(family, bench.tiny)
-    model = twin(scrambled(check_model(family, bench.tiny)), bench.device)
-    found = _losses(model, family, bench, dtype)
-    limit = max(LIMITS[dtype], 0.0 if model.config.primitives is None else ROUNDING_LIMIT)
-    apart = [abs(a - b) / b for a, b in zip(found, expected, strict=True)]
-    return judged(
-        all(share <= limit for share in apart),
-        f"largest difference {max(apart):.1e} of the loss, at most {limit:.0e}; "
-        f"loss {expected[0]:.2f} → {expected[-1]:.2f}",
-        largest=max(apart),
-        limit=limit,
-        first_loss=found[0],
-        last_loss=found[-1],
-    )
-
-
-@lru_cache(maxsize=8)
-def _on_cpu(family: str, tiny: bool) -> tuple[float, ...]:
-    cpu = Bench(torch.device("cpu"), tiny)
-    return tuple(_losses(scrambled(check_model(family, tiny)), family, cpu, "float32"))
-
-
-def _losses(model: Decoder, family: str, bench: Bench, dtype: Dtype) -> list[float]:
-    """Return the losses of STEPS steps. Daisy-Wees train with Muon, as in their recipes."""
-    settings = TrainSettings(
-        steps=STEPS,
-        global_batch=BATCH,
-        lr=3e-3 if bench.tiny else 1e-3,
-        optimizer="muon" if family == "daisy" else "adamw",
-    )
-    compiled = bench.on_cuda and dtype == "bfloat16" and not bench.tiny
-    plan = ComputePlan(str(bench.device), dtype, micro_batch=BATCH // 2, compile=compiled)
-    trainer = counting_trainer(model, settings, plan)
-    with exact_float32(), contextlib.closing(trainer):
-        train(trainer, STEPS)
-        return [step["loss"] for step in trainer.drain_metrics()]

@@ -1,11 +1,9 @@
 """Check that training continues exactly: after a resume, and after a step that ran out of memory.
 
-    python -m pion.bench.correctness.recovery cuda:0     for each family that it reads from its
-                                                         input, prints the outcome as JSON
+    python -m tests.gpu.recovery cuda:0     prints the outcome of each family's resume as JSON
 
 On CUDA a resume needs deterministic kernels, and cuBLAS reads whether to be deterministic only once
-in a process. So on CUDA the checks of resumes run in a separate process, the companion. All
-families share it: to import torch and its compiler, and to start CUDA, takes most of such a check.
+in a process. So on CUDA the checks of resumes run in a separate process, which all families share.
 """
 
 from __future__ import annotations
@@ -13,19 +11,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import queue
 import subprocess
 import sys
-import tempfile
-import threading
-from typing import IO, Any
+from functools import lru_cache
+from typing import Any
 
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from pion.bench.card import PACKAGE
 from pion.bench.models import (
+    FAMILIES,
     Bench,
     check_model,
     counting_trainer,
@@ -36,14 +32,13 @@ from pion.bench.models import (
 )
 from pion.bench.results import Outcome, judged
 from pion.model.decoder import Decoder, Losses
-from pion.secret_names import without_secret_names
 from pion.train.hardware import pick_compile, pick_dtype
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.trainer import Trainer, TrainState
+from tests.paths import REPOSITORY
+from tests.support.waiting import run_to_end
 
 RESUMED_STEPS, SAVED_AT, BATCH = 6, 3, 4
-SECONDS = 300.0
-RESUME = "resume/"
 SHRUNK_STEPS = 3
 # The most that a loss or a gradient's norm may differ, as a share. Both runs are on one device.
 LIMIT = 1e-4
@@ -53,70 +48,17 @@ LADDER = ["micro_batch 4 → 2", "micro_batch 2 → 1", "recompute false → tru
 
 def check_resume(bench: Bench, family: str) -> Outcome:
     """Train, save to bytes, and train on from these bytes; compare with an unbroken run."""
-    if not bench.on_cuda:
-        return compare_resume(bench, family)
-    if not _companions:
-        _companions.append(Companion(bench))
-    try:
-        return _companions[0].ask(family)
-    except RuntimeError:
-        end_companion()  # the next family gets a new one
-        raise
+    return resumes(bench)[family] if bench.on_cuda else compare_resume(bench, family)
 
 
-def end_companion() -> None:
-    """End the companion, if there is one, and free its memory on the card."""
-    while _companions:
-        _companions.pop().end()
-
-
-class Companion:
-    """The process that compares resumes on a card."""
-
-    def __init__(self, bench: Bench) -> None:
-        tiny = ["tiny"] if bench.tiny else []
-        self._errors: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115  (`end` closes it)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(bench.device), *tiny],
-            cwd=PACKAGE.parent,
-            env=without_secret_names(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-        )
-
-    def ask(self, family: str) -> Outcome:
-        """Return the outcome of a family. Raises RuntimeError if the process ends or hangs."""
-        process = self._process
-        assert process.stdin is not None
-        assert process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(f"{family}\n")
-            process.stdin.flush()
-        answers: queue.SimpleQueue[str] = queue.SimpleQueue()
-        read = process.stdout.readline
-        threading.Thread(target=lambda: answers.put(read()), daemon=True).start()
-        try:
-            line = answers.get(timeout=SECONDS)
-        except queue.Empty:
-            raise RuntimeError(f"the process of this check took {SECONDS:g} s") from None
-        if line:
-            return Outcome(**json.loads(line))
-        code = process.wait(SECONDS)
-        self._errors.seek(0)
-        last = (self._errors.read().strip().splitlines() or ["no message"])[-1]
-        raise RuntimeError(f"the process of this check ended with {code}: {last}")
-
-    def end(self) -> None:
-        """End the process."""
-        self._process.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(SECONDS)
-        self._errors.close()
-
-
-_companions: list[Companion] = []  # one or none
+@lru_cache
+def resumes(bench: Bench) -> dict[str, Outcome]:
+    """Return the outcomes of a separate process, by family."""
+    tiny = ["tiny"] if bench.tiny else []
+    command = [sys.executable, "-m", "tests.gpu.recovery", str(bench.device), *tiny]
+    done = run_to_end(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    return {family: Outcome(**outcome) for family, outcome in found.items()}
 
 
 def compare_resume(bench: Bench, family: str) -> Outcome:
@@ -250,10 +192,8 @@ def _run_out(device: torch.device) -> None:
 def main() -> None:
     device, *tiny = sys.argv[1:]
     bench = Bench(torch.device(device), bool(tiny))
-    answers, sys.stdout = sys.stdout, sys.stderr  # libraries print, too
-    for line in sys.stdin:
-        outcome = compare_resume(bench, line.strip())
-        print(json.dumps(dataclasses.asdict(outcome)), file=answers, flush=True)
+    found = {family: dataclasses.asdict(compare_resume(bench, family)) for family in FAMILIES}
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

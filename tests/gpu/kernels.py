@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, silu
 
-from pion.bench.models import Bench, exact_float32, largest, largest_difference
+from pion.bench.models import Bench, exact_float32
 from pion.bench.results import Outcome, judged
 from pion.config.model_config import ModelConfig
 from pion.model.attention.attention import attend
@@ -27,6 +27,7 @@ from pion.model.attention.masks import (
 )
 from pion.model.feedforward.expert_products import mix_experts
 from pion.model.loss import IGNORED, cap_logits, linear_cross_entropy
+from tests.gpu.differences import largest, largest_difference
 
 # The most that a result or a gradient may differ, in fp32 and in bf16.
 LIMITS = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
