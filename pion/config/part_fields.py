@@ -6,7 +6,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any, ClassVar, Literal, Protocol, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 from pion.errors import BadInput
 from pion.later_fields import BEFORE, shown
@@ -102,80 +102,8 @@ def layer_numbers(name: str, value: object) -> tuple[int, ...]:
     return tuple(layers)
 
 
-class SomeExperts(Protocol):
-    """What other parts need to know of a model's experts."""
-
-    @property
-    def n(self) -> int:
-        """The routed experts of a layer."""
-
-    @property
-    def shared(self) -> int:
-        """The experts that every token uses."""
-
-
-class Core(Protocol):
-    """The fields of a model that its parts must fit: a ModelConfig has them."""
-
-    @property
-    def d_model(self) -> int:
-        """The width of hidden states."""
-
-    @property
-    def d_ff(self) -> int:
-        """The width inside a feed-forward layer, or inside an expert."""
-
-    @property
-    def n_layers(self) -> int:
-        """The number of layers."""
-
-    @property
-    def vocab_size(self) -> int:
-        """The number of rows of the embedding."""
-
-    @property
-    def head_dim(self) -> int:
-        """The width of a head."""
-
-    @property
-    def positions(self) -> str:
-        """How tokens get their positions."""
-
-    @property
-    def activation(self) -> str:
-        """The function inside a feed-forward layer."""
-
-    @property
-    def attention_layers(self) -> Sequence[int]:
-        """The layers that have attention."""
-
-    @property
-    def experts(self) -> SomeExperts | None:
-        """The experts; None: there are none."""
-
-    @property
-    def feedforward(self) -> str:
-        """The part that computes the feed-forward layers, or "dense"."""
-
-    @property
-    def seq_len(self) -> int:
-        """The longest sequence that the model reads."""
-
-    @property
-    def windows(self) -> object | None:
-        """The windows of attention; None: there are none."""
-
-    @property
-    def values(self) -> object | None:
-        """The value tables; None: there are none."""
-
-    @property
-    def wiring(self) -> object | None:
-        """How layers are connected; None: each reads the layer before."""
-
-    @property
-    def gates(self) -> bool:
-        """Whether blocks have gates."""
+# A ModelConfig. Its module imports those of parts, which can't import it in turn.
+Core: TypeAlias = Any
 
 
 class Part:
@@ -213,12 +141,10 @@ class Part:
 
     def tokens_seen(self) -> int | None:
         """Return the most tokens that a token sees in each layer, itself included; None: all."""
-        return None
 
     def keys_seen(self, tokens: int) -> float | None:
         """Return how many keys a token and its share of the part's entries see on average, in a row
         of so many tokens; None: the part has no entries."""
-        return None
 
     def one_choice(self, stage: str, top_ks: Sequence[int | None]) -> str | None:
         """Return why the loss would teach the part nothing; None: it teaches something.
@@ -226,15 +152,12 @@ class Part:
         `top_ks` are those of the phases of a new run's first `stage`; None: the part's own. Weights
         of what is chosen add up to 1, so a single one weighs 1 whatever its logits say.
         """
-        return None
 
     def too_short(self, tokens: int) -> str | None:
         """Return why rows of so many tokens can't train the part; None: they can."""
-        return None
 
     def card(self) -> tuple[str, str] | None:
         """Return the part's row in a model card: its name, and what it is; None: it has no row."""
-        return None
 
 
 class FeedForwardPart(Part, ABC):

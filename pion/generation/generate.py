@@ -71,28 +71,9 @@ def generate(
         vocab_size=vocab_size,
         seed=seed,
     )
-    return _continued(model, Text(model, ids, settings), drafts)
-
-
-def _continued(model: Decoder, text: Text, drafts: int) -> Iterator[int]:
-    if text.ended:
-        return
-    decoding = Decoding(model, 1, text.room, drafts)
-    new: list[int] = []
-
-    def draw_row(rows: Sequence[int], logits: Tensor) -> list[int | None]:
-        token = text.draw(logits[0])
-        if token is not None:
-            new.append(token)
-        return [None if text.ended else token]
-
-    draw_row([0], decoding.read_alone(text))
-    while True:
-        yield from new
-        new.clear()
-        if text.ended:
-            return
-        decoding.step(draw_row)
+    text = Text(model, ids, settings)
+    every = _continued_batch(model, [] if text.ended else [text], 1, drafts)
+    return (token for _, token in every if token is not None)
 
 
 def stream_text(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:

@@ -256,7 +256,6 @@ class SharedPart(nn.Module):
 
         `place` is where the tokens are in a cache. None: the part has no entries.
         """
-        return None
 
     def embedded(self, x: Tensor, now: Pass) -> Tensor:
         """Return the embeddings x (B, T, d_model) in fp32, with what the part adds to them."""

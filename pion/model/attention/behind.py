@@ -12,30 +12,14 @@ import torch
 from torch import Tensor
 
 
-class LayerBehind(Protocol):
-    """What a layer keeps of the entries of each row."""
-
-    def extend(self, both: Sequence[Tensor], place: Any, rows: slice) -> list[Tensor]:
-        """Store new keys and values (B, n_kv_heads, S, head_dim); return all that the pass sees."""
-
-    def swap(self, one: int, other: int, entries: int) -> None:
-        """Let two rows, whose texts have at most so many entries, change places."""
-
-    def copy(self, source: int, row: int, length: int) -> None:
-        """Give a row what belongs to the first `length` tokens of another."""
-
-    def clear(self, row: int) -> None:
-        """Overwrite a row with zeros."""
-
-    def bytes_per_row(self) -> int:
-        """Return the bytes of a row, if anything was written."""
-
-
 class Behind(Protocol):
     """How a cache keeps such entries. What a pass has of them is known to the part alone."""
 
-    def layer(self, max_tokens: int, rows: int | None) -> LayerBehind:
-        """Return what a layer keeps of texts of at most so many tokens."""
+    def layer(self, max_tokens: int, rows: int | None) -> Any:
+        """Return what a layer keeps of texts of at most so many tokens.
+
+        It has the methods of SlotCache (slot_cache.py), which LayerCache calls with its own.
+        """
 
     def place(self, starts: Sequence[int], count: int, device: torch.device) -> Any:
         """Return what a pass has over `count` tokens after `starts` tokens of each row."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pion.config.model_config import ModelConfig
-from pion.model.attention.behind import Behind, LayerBehind, zeros
+from pion.model.attention.behind import Behind, zeros
 from pion.model.attention.reach import Reach, reach_of, window_tokens
 from pion.model.attention.slot_cache import SlotsBehind
 
@@ -248,7 +248,7 @@ class LayerCache:
     gradient flows through them.
     """
 
-    def __init__(self, room: Room, rows: int | None, behind: LayerBehind | None = None) -> None:
+    def __init__(self, room: Room, rows: int | None, behind: Any = None) -> None:
         self._room, self._rows, self._behind = room, rows, behind
         self.keys: Tensor | None = None
         self.values: Tensor | None = None

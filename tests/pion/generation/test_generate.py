@@ -12,6 +12,7 @@ from transformers import MinPLogitsWarper
 import pion
 import pion.model.attention.attention as attention_module
 import pion.model.forward_pass as forward_pass_module
+import pion.model.slot_vectors as slot_vectors_module
 from pion.data.tokens.tokenizer import train_bpe
 from pion.errors import BadInput
 from pion.generation import decoding
@@ -362,7 +363,8 @@ def test_a_prompt_is_never_compiled(masked, monkeypatch):
     def compile_flex_attention():
         raise AssertionError("flex attention was asked for")
 
-    monkeypatch.setattr(forward_pass_module, "flexible", lambda config, device: True)
+    for module in (forward_pass_module, slot_vectors_module):
+        monkeypatch.setattr(module, "flexible", lambda config, device: True)
     monkeypatch.setattr(attention_module, "_flex_attention", compile_flex_attention)
     assert len(greedy(masked, list(range(40)))) == 12
     tokens = torch.zeros(1, CONTEXT, dtype=torch.int64)
