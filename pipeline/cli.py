@@ -259,9 +259,9 @@ def _run(args: argparse.Namespace) -> int:
     job = read_job(args.job, args.overrides, args.redo)
     from pipeline.console.display import Display
     from pipeline.run.command import run_job
-    from pipeline.run.start import Options
+    from pipeline.run.start import RunOptions
 
-    options = Options(
+    options = RunOptions(
         job_path=" ".join([args.job, *args.overrides]),
         job_text=job_text(args.job, args.overrides),
         redo=args.redo,

@@ -19,7 +19,7 @@ from pion.evaluation.overlap.words import MOST_BYTES, Words, together, words_of
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredText:
     """Numbers of some documents, in their order.
 
     Attributes:
@@ -37,7 +37,7 @@ class Measured:
     repeated: np.ndarray
 
 
-def measure(texts: Sequence[str]) -> Measured:
+def measure(texts: Sequence[str]) -> MeasuredText:
     """Return the numbers of documents. Memory is bounded by what they have in all.
 
     The numbers of a document don't depend on the other documents.
@@ -46,9 +46,9 @@ def measure(texts: Sequence[str]) -> Measured:
     hashes = np.array([_hash_of(text) for text in texts], dtype=np.uint64)
     if not parts:
         none, no_signatures = np.zeros(0), np.zeros((0, HASHES), dtype=np.uint16)
-        return Measured(none.astype(np.int64), hashes, no_signatures, none)
+        return MeasuredText(none.astype(np.int64), hashes, no_signatures, none)
     words, own, repeated = (np.concatenate(part) for part in zip(*parts))
-    return Measured(words, hashes, own, repeated)
+    return MeasuredText(words, hashes, own, repeated)
 
 
 def _hash_of(text: str) -> int:

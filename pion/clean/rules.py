@@ -8,7 +8,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from pion.clean.measure import Measured
+from pion.clean.measure import MeasuredText
 from pion.data.documents.languages import language_of
 
 
@@ -49,7 +49,7 @@ class Rules:
     Attributes:
         min_words: the fewest words of a document.
         max_words: the most words of a document.
-        max_repetition: the largest share of repeated runs of words (`Measured.repeated`).
+        max_repetition: the largest share of repeated runs of words (`MeasuredText.repeated`).
         languages: the languages of documents (`language_of`).
     """
 
@@ -59,7 +59,7 @@ class Rules:
     languages: tuple[str, ...] = ()
 
 
-def judge_alone(rules: Rules, texts: Sequence[str], measured: Measured) -> np.ndarray:
+def judge_alone(rules: Rules, texts: Sequence[str], measured: MeasuredText) -> np.ndarray:
     """Return the verdict about each document, (documents,) uint8. `measured` is of these texts."""
     verdicts = np.zeros(len(texts), dtype=np.uint8)
 

@@ -23,7 +23,7 @@ from pipeline.job import HubDataset, Job, JsonlFiles, ParquetFiles, TextFiles
 from pipeline.job.digest import conversation_inputs, covered_fields
 from pipeline.machine.verified import hashed_once
 
-Part = Literal["pretrain", "sft", "prefer"]
+DataPart = Literal["pretrain", "sft", "prefer"]
 
 # Raise this when prepare would make other rows from the same content.
 FORMAT = 1
@@ -44,7 +44,7 @@ CLEAN_RULES = 1
 
 
 def fingerprint_of(
-    job: Job, part: Part, inputs: Sequence[Input], folder: Path, say: Say, *, trains: bool
+    job: Job, part: DataPart, inputs: Sequence[Input], folder: Path, say: Say, *, trains: bool
 ) -> str:
     """Return the fingerprint of a part of the job's data: 64 hexadecimal digits.
 
@@ -77,7 +77,7 @@ def check_unchanged(job: Job, inputs: Sequence[Input]) -> None:
             )
 
 
-def _settings(job: Job, part: Part) -> dict[str, Any]:
+def _settings(job: Job, part: DataPart) -> dict[str, Any]:
     if part == "pretrain":
         fields = covered_fields(job.text_settings, "data")
     else:

@@ -24,7 +24,7 @@ from pipeline.run.preemption_stop import PreemptionStop
 from pipeline.run.preflight import preflight, refuse_one_choice
 from pipeline.run.signals import StoppingOnSignals
 from pipeline.run.stage_plan import WorkLeft, check_until, work_left
-from pipeline.run.start import Options, Start
+from pipeline.run.start import RunOptions, Start
 from pipeline.state.checkpoints.restore import refuse_other_formats
 from pipeline.state.claim import Claim, claim_run, refuse_owned
 from pipeline.state.notes.rental_note import over_unless_interrupted
@@ -40,7 +40,7 @@ from pipeline.state.stores.errors import before_work
 LOOK_SECONDS = 0.5
 
 
-def run_job(job: Job, options: Options, display: Display) -> int:
+def run_job(job: Job, options: RunOptions, display: Display) -> int:
     """Do what is left of `job` and return 0. Raises PionError, which has the exit code."""
     started = time.time()
     stopping = StoppingOnSignals(display, grace=job.checkpoint.grace)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from pion.errors import BadInput
 from pion.usable import usable_cores
 from pipeline.console.messages import Note, PrepareProgress, Say, Shown
-from pipeline.data.fingerprint import Part
+from pipeline.data.fingerprint import DataPart
 from pipeline.run.start import Start
 from pipeline.state.claim import Claim
 from pipeline.state.head import REFERENCE, SHARED, data_key
@@ -121,7 +121,7 @@ class _Preparing:
         return ready
 
     def _part(
-        self, prepare: Callable[[Find, InPieces], Prepared], part: Part, own: Path
+        self, prepare: Callable[[Find, InPieces], Prepared], part: DataPart, own: Path
     ) -> Prepared:
         """Return a part of the data that is in the store by now. It is prepared in `own`."""
         from pipeline.stages.prepare import InPieces
@@ -169,14 +169,14 @@ class _Preparing:
     def _wait(self) -> None:
         self.uploads[-1].wait()
 
-    def _begin_or_use(self, part: Part, fingerprint: str) -> str | Writer:
+    def _begin_or_use(self, part: DataPart, fingerprint: str) -> str | Writer:
         """Return the id of a folder that this run uses from now on, or this process as writer."""
         while True:
             begun = self.patiently(lambda: self._begin(fingerprint))
             if isinstance(begun, Writer) or self._use(part, fingerprint, begun):
                 return begun
 
-    def _use(self, part: Part, fingerprint: str, folder: str) -> bool:
+    def _use(self, part: DataPart, fingerprint: str, folder: str) -> bool:
         """Let HEAD list a folder as a part of the data; return whether this run may use it.
 
         Call this before the folder is read: until HEAD lists it, anybody may delete it.
@@ -218,7 +218,7 @@ class _Preparing:
             message = dataclasses.replace(message, dollars=price * seconds / 3600)
         self.say(message)
 
-    def _complete(self, prepared: Prepared, writer: Writer, part: Part) -> str:
+    def _complete(self, prepared: Prepared, writer: Writer, part: DataPart) -> str:
         def progress(done: int, total: int) -> None:
             self.say(PrepareProgress(f"upload {part} data", done / 1e6, "MB", total=total / 1e6))
 

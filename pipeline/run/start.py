@@ -16,7 +16,7 @@ from pipeline.state.workspace import Workspace
 
 
 @dataclass
-class Options:
+class RunOptions:
     """What the command line adds to the job."""
 
     job_path: str = "JOB"
@@ -41,7 +41,7 @@ class Start:
     """
 
     job: Job
-    options: Options
+    options: RunOptions
     digests: Digests
     run: RunState
     owner: Owner

@@ -35,7 +35,7 @@ from pipeline.data.conversations_to_rows import (
     write_conversation_rows,
 )
 from pipeline.data.documents_to_rows import RowFormat
-from pipeline.data.fingerprint import Part, check_unchanged, fingerprint_of
+from pipeline.data.fingerprint import DataPart, check_unchanged, fingerprint_of
 from pipeline.data.foreign_shards import check_documents, take_hub_shards, take_local_shards
 from pipeline.data.pieces import has_pieces
 from pipeline.data.prepared import DATASET, PreparedData, PreparedSource, open_data
@@ -158,7 +158,7 @@ class _Part:
     """A part of the data: its section in the job, its folder, who hears how it proceeds, and how it
     is prepared in pieces."""
 
-    name: Part
+    name: DataPart
     section: Data | Sft | Prefer
     folder: Path
     say: Say
@@ -289,7 +289,7 @@ def _write_preferences(
 
 
 # By the part of the data.
-_WRITE: dict[Part, Callable[..., dict[str, Any]]] = {
+_WRITE: dict[DataPart, Callable[..., dict[str, Any]]] = {
     "pretrain": _write_text,
     "sft": _write_conversations,
     "prefer": _write_preferences,

@@ -14,7 +14,7 @@ from pion.errors import NotDurable, Trouble
 from pipeline.console.messages import CheckpointSaved, Note, Phase, Shown, StageState
 from pipeline.job.file import load_job
 from pipeline.run.command import run_job
-from pipeline.run.start import Options
+from pipeline.run.start import RunOptions
 from pipeline.state.claim import claim_run
 from pipeline.state.owner import Owner
 from pipeline.state.rows.metrics import read_events
@@ -216,7 +216,7 @@ def test_an_outage_longer_than_the_retries_costs_no_run_its_life_at_any_boundary
     )
     moments = (last_save, first_measure, start_of_publishing, model_verified)
     display = CutOffAt(proxy, *moments)
-    assert run_job(load_job(path, []), Options(), display) == 0
+    assert run_job(load_job(path, []), RunOptions(), display) == 0
     for moment in moments:  # neither a measure nor publishing is repeated
         assert sum(map(moment, display.messages)) == 1, moment.__name__
     assert display.notes("Trying again until") == len(moments)
@@ -231,7 +231,7 @@ def test_nor_between_the_stages_that_are_trained(
     linger = {"linger": 600}
     path = write_job(tmp_path, store=store, checkpoint=linger, publish=None)
     display = CutOffAt(proxy, pretrained, sft_built)
-    assert run_job(load_job(path, []), Options(), display) == 0
+    assert run_job(load_job(path, []), RunOptions(), display) == 0
     assert display.notes("Trying again until") == display.notes("can be reached again") == 2
     events = read_events(open_store(store), "tiny")
     assert [e["stage"] for e in events if e["event"] == "training"] == ["pretrain", "sft"]
@@ -244,7 +244,7 @@ def test_without_linger_such_an_outage_ends_the_run_with_exit_74(
     path = write_job(tmp_path, store=store, sft=None, checkpoint={"linger": 0})
     display = CutOffAt(proxy, last_save)
     with pytest.raises(NotDurable, match="Everything committed before is safe") as ended:
-        run_job(load_job(path, []), Options(), display)
+        run_job(load_job(path, []), RunOptions(), display)
     assert ended.value.exit_code == 74
     proxy.clear()
     head = RunState(open_store(store), "tiny").read()

@@ -13,7 +13,7 @@ import pytest
 from pipeline.console.messages import Sample
 from pipeline.job.file import load_job
 from pipeline.run.command import run_job
-from pipeline.run.start import Options
+from pipeline.run.start import RunOptions
 from tests.support.jobs import SilentDisplay
 from tests.support.whole_runs import (
     copy_run,
@@ -119,7 +119,7 @@ def test_training_that_diverges_is_not_saved_as_good(tmp_path: Path) -> None:
 def test_run_job_can_be_called_from_python(tmp_path: Path) -> None:
     path = write_job(tmp_path, pretrain__steps=4, sft=None, evaluate__prompts=["a"])
     display = SilentDisplay()
-    assert run_job(load_job(path, []), Options(), display) == 0
+    assert run_job(load_job(path, []), RunOptions(), display) == 0
     assert [m.prompt for m in display.messages if isinstance(m, Sample)] == ["a"]
     manifest = tmp_path / "runs/tiny" / newest(tmp_path).key / "manifest.json"
     files = json.loads(manifest.read_text())["files"]

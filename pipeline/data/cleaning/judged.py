@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from pion.clean.copies import SignatureFile
-from pion.clean.measure import Measured, measure
+from pion.clean.measure import MeasuredText, measure
 from pion.clean.rules import Rules, Verdict, judge_alone
 from pion.clean.signature import HASHES
 from pion.errors import BadInput
@@ -51,10 +51,10 @@ class Judged:
     Attributes:
         counts: how many documents each source has.
         sizes: how many bytes of text each source has.
-        hashes: (N,) uint64: see `Measured`.
+        hashes: (N,) uint64: see `MeasuredText`.
         verdicts: (N,) uint8: see `Verdict`.
         items: (N,) int32: the item of an evaluation set that a document holds; -1: none.
-        signatures: see `Measured`.
+        signatures: see `MeasuredText`.
         found: what the search for the sets has found.
     """
 
@@ -227,7 +227,7 @@ class _Files:
         for file in self._files.values():
             file.close()
 
-    def append(self, measured: Measured, verdicts: np.ndarray, items: np.ndarray) -> None:
+    def append(self, measured: MeasuredText, verdicts: np.ndarray, items: np.ndarray) -> None:
         entries = (measured.hashes, measured.signatures, verdicts, items)
         for (name, (kind, _)), numbers in zip(ENTRIES.items(), entries, strict=True):
             self._files[name].write(np.ascontiguousarray(numbers, dtype=kind).data)

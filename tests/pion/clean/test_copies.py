@@ -11,7 +11,7 @@ import pytest
 
 from pion.clean import copies
 from pion.clean.copies import NONE, SignatureFile, exact_copies, near_copies
-from pion.clean.measure import Measured, measure
+from pion.clean.measure import MeasuredText, measure
 from tests.support.planted_copies import CHANGES, near_copy, plant
 from tests.support.python_library import read_only_a_part
 
@@ -83,7 +83,7 @@ def test_how_documents_are_divided_does_not_change_the_result(
     assert originals(texts, tmp_path, 0.6) == before
     one_by_one = [measure([text]) for text in texts]
     parts = (np.concatenate(part) for part in zip(*(vars(one).values() for one in one_by_one)))
-    (tmp_path / "signatures").write_bytes(Measured(*parts).signatures.tobytes())
+    (tmp_path / "signatures").write_bytes(MeasuredText(*parts).signatures.tobytes())
     file = SignatureFile(tmp_path / "signatures", len(texts))
     assert near_copies(file, np.ones(len(texts), dtype=bool), 0.6).tolist() == before
 

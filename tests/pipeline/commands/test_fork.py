@@ -22,7 +22,7 @@ from pipeline.run.stage_plan import (
     plan_stages,
     stage_inputs,
 )
-from pipeline.run.start import Options
+from pipeline.run.start import RunOptions
 from pipeline.state.checkpoints.checkpointer import Checkpointer
 from pipeline.state.checkpoints.hold import unless_held
 from pipeline.state.checkpoints.restore import check_entry
@@ -493,7 +493,7 @@ def train(folder: Path, **changes: Any) -> RunState:
 
     overrides = [f"{path.replace('__', '.')}={value}" for path, value in changes.items()]
     job = load_job(folder / "tiny.yaml", overrides)
-    options = Options(job_text=(folder / "tiny.yaml").read_text())
+    options = RunOptions(job_text=(folder / "tiny.yaml").read_text())
     with pytest.MonkeyPatch.context() as patch:
         # A busy machine would skip saves, but the tests fork at these steps.
         patch.setattr(Checkpointer, "busy", property(wait))

@@ -20,7 +20,7 @@ from pipeline.run.journal import Journal
 from pipeline.run.preemption_stop import PreemptionStop
 from pipeline.run.signals import StoppingOnSignals
 from pipeline.run.stage_plan import plan_stages
-from pipeline.run.start import Options, Start
+from pipeline.run.start import RunOptions, Start
 from pipeline.state.claim import claim_run
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
@@ -151,5 +151,5 @@ def a_start(folder: Path, time: FakeClock, workers: int | list[int]) -> Start:
     stopping = StoppingOnSignals(SilentDisplay())
     preemption_stop = PreemptionStop(stopping, lambda text: None)
     return Start(
-        job, Options(), digest_job(job), run, someone(), stopping, 0.0, None, preemption_stop
+        job, RunOptions(), digest_job(job), run, someone(), stopping, 0.0, None, preemption_stop
     )

@@ -15,7 +15,7 @@ from pipeline.machine.folders import free_bytes
 from pipeline.run.command import run_job
 from pipeline.run.disk_room import checkpoint_bytes, require_room
 from pipeline.run.stage_plan import work_left
-from pipeline.run.start import Options
+from pipeline.run.start import RunOptions
 from pipeline.state.claim import claim_run
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store
@@ -59,7 +59,7 @@ def test_a_run_without_room_for_one_checkpoint_is_refused_before_anything_is_sta
 ) -> None:
     disk.free = 100_000
     with pytest.raises(BadInput) as refused:
-        run_job(disk.job, Options(), SilentDisplay())
+        run_job(disk.job, RunOptions(), SilentDisplay())
     words = str(refused.value)
     assert f"The disk of {tmp_path}/runs/tiny/checkpoints has 100 kB free" in words
     assert "one checkpoint of pretrain takes 310 kB: 103 kB of weights and 207 kB" in words

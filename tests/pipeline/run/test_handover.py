@@ -14,7 +14,7 @@ from pipeline.console.messages import Note
 from pipeline.job.file import load_job
 from pipeline.run.command import run_job
 from pipeline.run.handover import FROM_EPOCH, ask_for_handover
-from pipeline.run.start import Options
+from pipeline.run.start import RunOptions
 from pipeline.state.claim import claim_run
 from pipeline.state.notes.rental_note import RentalNote, read_rental_note, write_rental_note
 from pipeline.state.notes.stop_requests import clear_stops, pending_stop
@@ -199,7 +199,7 @@ def test_pion_run_on_the_new_machine_asks_waits_and_continues_to_the_end(
     monkeypatch.setenv("PION_LAUNCH_ID", "launch-new")
     monkeypatch.setenv(FROM_EPOCH, str(old.epoch))
     display = SilentDisplay()
-    assert run_job(job, Options(unattended=True), display) == 0
+    assert run_job(job, RunOptions(unattended=True), display) == 0
     join(worker)
     notes = [m.text for m in display.messages if isinstance(m, Note)]
     assert f"asked {OLD.describe()} to save its work and hand the run over" in notes

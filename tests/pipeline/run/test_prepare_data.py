@@ -14,7 +14,7 @@ from pipeline.job.file import load_job
 from pipeline.run.preemption_stop import PreemptionStop
 from pipeline.run.prepare import prepare_data
 from pipeline.run.signals import StoppingOnSignals
-from pipeline.run.start import Options, Start
+from pipeline.run.start import RunOptions, Start
 from pipeline.state.claim import claim_run
 from pipeline.state.head import REFERENCE, SHARED, TRASH_SECONDS, data_key
 from pipeline.state.run_state import RunState
@@ -83,7 +83,7 @@ def prepare(
     stopping = StoppingOnSignals(display)
     preemption_stop = PreemptionStop(stopping, lambda text: None)
     start = Start(
-        job, Options(), digest_job(job), run, owner, stopping, 0.0, price, preemption_stop
+        job, RunOptions(), digest_job(job), run, owner, stopping, 0.0, price, preemption_stop
     )
     claim = claim_run(run, owner, take_over=True)
     prepare_data(start, claim, say, Patience(0.0, lambda text: None, time.sleep))
