@@ -49,7 +49,7 @@ def generate(
     `SpecialTokens` has those of other people's models), after `max_tokens`, or when prompt and
     continuation fill the model's context. Ids of `vocab_size` and above are never drawn, because
     the tokenizer has no such tokens. The same `seed` draws the same tokens. torch's global random
-    state is neither read nor changed. `drafts` tokens are guessed for a step, which changes the speed alone.
+    state is neither read nor changed. `drafts` tokens are guessed for a step, for speed alone.
 
     Raises:
         BadInput: settings make no sense, or the prompt is empty, is longer than the context or
