@@ -8,8 +8,8 @@ from pathlib import Path
 
 from pipeline.state.stores import FileStore
 
-# Far more than a thread needs to begin.
-WAIT_SECONDS = 20.0
+# A guard against a wait without end: a reader that is alone fails after it.
+WAIT_SECONDS = 60.0
 
 
 class SideBySide(FileStore):

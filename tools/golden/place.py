@@ -32,6 +32,7 @@ Texts = dict[str, str]
 # What depends on the machine, the day or a draw, and what stands for it.
 PLACEHOLDERS = (
     (r"commit \w{10} → \w+", "commit <old> → <new>"),
+    (r"\bat (commit )?[0-9a-f]{12}\b", "at <commit>"),
     (r"http://127\.0\.0\.1:\d+", "<hub>"),
     (r"\b2030-03-17[ T]\d\d:\d\d(:\d\d)?( UTC|Z)?", "<now>"),
 )

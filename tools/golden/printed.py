@@ -172,6 +172,7 @@ def status() -> Texts:
 
 # What a run prints of its speed, its memory and its saves, and of the machine.
 MEASURED = (
+    (r".*changed since the last start of this run.*\n", ""),
     (r"(grad norm \S+)  .*", r"\1"),
     (r".* (saved \(training|of another process).*\n", ""),
     (r"(hop: .* → ).*", r"\1<machine>"),
@@ -204,7 +205,7 @@ def report() -> Texts:
         again = here.pion("run", "done.yaml", "store=runs", "--redo", "publish")
         found["publish.txt"] = _unmeasured(again)
         card = here.neutral((here.folder / "published/README.md").read_text())
-        found["README.md"] = re.sub("(?<=pion_run: )[0-9a-f]+", "<id>", card)
+        found["card.txt"] = re.sub("(?<=pion_run: )[0-9a-f]+", "<id>", card)
     return found
 
 
