@@ -41,14 +41,13 @@ class SkyHome:
         self,
         prices: Mapping[str, Price],
         regions: Mapping[str, str] | None = None,
-        cpu_prices: Mapping[str, float] | None = None,
     ) -> None:
         """Make `prices` RunPod's prices."""
         import sky.catalog.runpod_catalog
         from sky.catalog import common
         from sky.utils import accelerator_registry
 
-        write_catalog(self.folder, prices, regions, cpu_prices=cpu_prices)
+        write_catalog(self.folder, prices, regions)
         folder = str(self.folder / ".sky" / "catalogs" / "v8")
         self.patch.setattr(common, "_ABSOLUTE_VERSIONED_CATALOG_DIR", folder)
         # SkyPilot caches what it has read for the life of the process.
