@@ -185,12 +185,12 @@ def _compared(bundle: Bundle, model: Decoder, tokenizer: Tokenizer, theirs: Choi
         scorer = Scorer(model, tokenizer.vocab_size, 1)
         ours = answer_task(scorer, tokenizer, task, len(task.items))
         for number, (one, their) in enumerate(zip(ours, theirs[task.label], strict=True)):
-            if one.answer.choice == their:
+            if one.choice == their:
                 equal += 1
-            elif one.asked.odd or one.asked.joined or one.asked.unscored or one.answer.tied:
+            elif one.asked.odd or one.asked.joined or one.asked.unscored or one.tied:
                 counted += 1
             else:
-                differing.append(f"{task.label} {number}: {one.answer.choice} not {their}")
+                differing.append(f"{task.label} {number}: {one.choice} not {their}")
     return Agreement(equal, counted, tuple(differing))
 
 

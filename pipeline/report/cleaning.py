@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NotRequired
 
-from typing_extensions import TypedDict
-
 from pipeline.console.formats import duration, size
-from pipeline.report.results import SEARCHED_SET
+from pipeline.report.results import SEARCHED_SET, list_of, record_type
 from pipeline.state.head import Head
 from pipeline.state.record_json import Amount, Count, build, open_record
 
@@ -25,70 +23,31 @@ SETS = (
 NO_NAME = "a source"
 
 
-class Shown(TypedDict):
-    """A document: the number of its source, where it is there, and the beginning of its text."""
-
-    source: Count
-    document: str
-    text: str
-
-
-class Example(Shown):
-    """A document that was left out: the document that it is like, the item that it holds."""
-
-    like: NotRequired[Shown]
-    item: NotRequired[str]
-
-
-class Dropped(TypedDict):
-    """The documents that a rule left out."""
-
-    rule: str
-    documents: Count
-    examples: list[Example]
-
-
-class OfSource(TypedDict):
-    """How many documents a source has, and how many of them are kept."""
-
-    documents: Count
-    kept: Count
+# A document: the number of its source, where it is there, and the beginning of its text.
+_SHOWN: dict[str, Any] = {"source": Count, "document": str, "text": str}
+# A document that was left out: the document that it is like, the item that it holds.
+_EXAMPLE = record_type(**_SHOWN, like=NotRequired[record_type(**_SHOWN)], item=NotRequired[str])
+# The documents that a rule left out.
+_DROPPED = record_type(rule=str, documents=Count, examples=list_of(_EXAMPLE))
+# How many documents a source has, and how many of them are kept.
+_OF_SOURCE = record_type(documents=Count, kept=Count)
+# What was kept of all documents, and what was left out.
+_CLEANED = record_type(
+    documents=Count,
+    kept=Count,
+    bytes=Count,
+    sources=list_of(_OF_SOURCE),
+    dropped=list_of(_DROPPED),
+    sets=list_of(SEARCHED_SET),
+    seconds=Amount,
+)
+_SOURCE = record_type(total=False, name=str)
+# What prepare reported of the text, and the result of the prepare stage.
+_TEXT = open_record(record_type(total=False, sources=list_of(_SOURCE), cleaned=_CLEANED))
+Prepared: type[Mapping[str, Any]] = open_record(record_type(total=False, pretrain=_TEXT))
 
 
-class Cleaned(TypedDict):
-    """What was kept of all documents, and what was left out."""
-
-    documents: Count
-    kept: Count
-    bytes: Count
-    sources: list[OfSource]
-    dropped: list[Dropped]
-    sets: list[SEARCHED_SET]
-    seconds: Amount
-
-
-class NamedSource(TypedDict):
-    """A source of the data."""
-
-    name: NotRequired[str]
-
-
-@open_record
-class Text(TypedDict):
-    """What prepare reported of the text."""
-
-    sources: NotRequired[list[NamedSource]]
-    cleaned: NotRequired[Cleaned]
-
-
-@open_record
-class Prepared(TypedDict):
-    """The result of the prepare stage."""
-
-    pretrain: NotRequired[Text]
-
-
-def text_of(head: Head, run: str) -> Text:
+def text_of(head: Head, run: str) -> Mapping[str, Any]:
     """Return what the run at the address `run` reported of its text; empty before it is prepared.
 
     Raises Damaged.
@@ -96,10 +55,12 @@ def text_of(head: Head, run: str) -> Text:
     record = head.stages.get("prepare")
     found = {} if record is None else record.result
     where = f"{run}/HEAD.json"
-    return build(Prepared, found, where, under="stages.prepare.result").get("pretrain", {})
+    prepared = build(Prepared, found, where, under="stages.prepare.result")
+    text: Mapping[str, Any] = prepared.get("pretrain", {})
+    return text
 
 
-def cleaning_in_words(text: Text) -> str:
+def cleaning_in_words(text: Mapping[str, Any]) -> str:
     """Return in a sentence what was left out; "" if the text was not cleaned."""
     cleaned = text.get("cleaned")
     if cleaned is None:
@@ -112,7 +73,7 @@ def cleaning_in_words(text: Text) -> str:
     )
 
 
-def cleaning_sections(text: Text) -> list[dict[str, Any]]:
+def cleaning_sections(text: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the page's section about cleaning, if the text was cleaned."""
     cleaned = text.get("cleaned")
     if cleaned is None:
@@ -136,7 +97,7 @@ def cleaning_sections(text: Text) -> list[dict[str, Any]]:
     return [{"title": TITLE, "blocks": blocks}]
 
 
-def _examples(names: Sequence[str], dropped: Sequence[Dropped]) -> dict[str, Any]:
+def _examples(names: Sequence[str], dropped: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return a list: under each rule, some of the documents that it left out."""
     entries = []
     for one in dropped:
@@ -179,7 +140,7 @@ def _share(found: Mapping[str, float] | None) -> str:
     return f"{100 * found['share']:.1f} % (95 %: {low:.1f} to {high:.1f})"
 
 
-def _where(names: Sequence[str], shown: Shown) -> str:
+def _where(names: Sequence[str], shown: Mapping[str, Any]) -> str:
     return f"{_name(names, shown['source'])}, {shown['document']}"
 
 

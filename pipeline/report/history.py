@@ -10,7 +10,7 @@ from pipeline.console.formats import moment, printable
 from pipeline.cost.costs import Costs, MachineCost
 from pipeline.job import STAGES, Job
 from pipeline.job.stages import CONVERSING
-from pipeline.report.cleaning import Text, text_of
+from pipeline.report.cleaning import text_of
 from pipeline.report.results import Evaluated, Published, result_of
 from pipeline.state.head import Head
 from pipeline.state.notes.stop_requests import describe_stop
@@ -87,7 +87,7 @@ class RunHistory:
         return result_of(Published, self.head, "publish", self.url)
 
     @property
-    def text(self) -> Text:
+    def text(self) -> Mapping[str, Any]:
         """What the prepare stage reported of the text; empty before it is done. Raises Damaged."""
         return text_of(self.head, self.url)
 

@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.console.formats import duration, money, printable, short_amount
 from pipeline.console.masking import known_secrets, masked
 from pipeline.cost.costs import USEFUL, Costs
-from pipeline.report.cleaning import Text, cleaning_sections
+from pipeline.report.cleaning import cleaning_sections
 from pipeline.report.curves import attempts, names_of
 from pipeline.report.history import Row, RunHistory
 from pipeline.report.page_sections import measured_sections, record_sections
@@ -46,7 +46,7 @@ def page_data(history: RunHistory) -> dict[str, Any]:
     """
     results: Mapping[str, Any] = {}
     published: Mapping[str, Any] = {}
-    text = Text()
+    text: Mapping[str, Any] = {}
     notes: list[str] = []
     try:
         results, published, text = history.results, history.published, history.text

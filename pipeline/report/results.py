@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import operator
-from collections.abc import Mapping, Sequence
-from types import UnionType
+from collections.abc import Mapping
+from types import GenericAlias, UnionType
 from typing import (
     Any,
     Literal,
@@ -37,9 +37,9 @@ def _kept(kind: Any) -> Any:
     """Return the type in a record of what has the type `kind` in memory: null is NaN."""
     arguments = get_args(kind)
     if dataclasses.is_dataclass(kind):
-        return _record(**_fields(kind))
+        return record_type(**_fields(kind))
     if get_origin(kind) is tuple:
-        return Sequence[_kept(arguments[0])]  # type: ignore[misc]
+        return list_of(_kept(arguments[0]))
     if get_origin(kind) is UnionType:
         return functools.reduce(operator.or_, map(_kept, arguments))
     return str if get_origin(kind) is Literal else _KEPT.get(kind, kind)
@@ -51,9 +51,14 @@ def _fields(kind: Any) -> dict[str, Any]:
     return {name: _kept(own) for name, own in hints.items() if name not in measured.OF_ITEMS}
 
 
-def _record(*, total: bool = True, **fields: Any) -> Any:
+def record_type(*, total: bool = True, **fields: Any) -> Any:
     """Return the type of a record with these fields, which are all there if it is `total`."""
     return TypedDict("Record", fields, total=total)  # type: ignore[operator]
+
+
+def list_of(kind: Any) -> Any:
+    """Return the type of a list in a record."""
+    return GenericAlias(list, (kind,))
 
 
 def _with_errors(*names: str) -> dict[str, Any]:
@@ -62,7 +67,7 @@ def _with_errors(*names: str) -> dict[str, Any]:
 
 
 _CHOICES = {**_fields(measured.MultipleChoice), "questions": Required[Count]}
-CHOICES = _record(total=False, **_CHOICES) | None
+CHOICES = record_type(total=False, **_CHOICES) | None
 CALIBRATION, DRAFTED = _kept(measured.Calibration), _kept(measured.Drafted)
 # What was measured of text, and of a model.
 _TEXT = _fields(measured.HeldOut)
@@ -72,23 +77,23 @@ _MODEL = {
     "continuations": CHOICES,
     "packs": Mapping[str, CHOICES],  # type: ignore[valid-type]
     "core": _kept(measured.CoreResult),
-    "text": _record(total=False, **_TEXT, calibration=CALIBRATION),
+    "text": record_type(total=False, **_TEXT, calibration=CALIBRATION),
     "calibration": CALIBRATION,
-    "drafts": _record(total=False, greedy=DRAFTED, drawn=DRAFTED),
+    "drafts": record_type(total=False, greedy=DRAFTED, drawn=DRAFTED),
 }
-MODEL = _record(total=False, **_MODEL)
+MODEL = record_type(total=False, **_MODEL)
 
 # How often the chosen answer is ahead, in all pairs and by which answer is longer: by the sums of
 # answers, by their means over tokens, and by what the loss compares.
-_AGREEMENT = _record(
+_AGREEMENT = record_type(
     total=False, **_with_errors("accuracy", "where_longer", "where_shorter", "length_bias")
 )
-_AGREEMENTS = _record(total=False, raw=_AGREEMENT, normalized=_AGREEMENT, margin=_AGREEMENT)
+_AGREEMENTS = record_type(total=False, raw=_AGREEMENT, normalized=_AGREEMENT, margin=_AGREEMENT)
 # What the answers of a model are like; see pion/evaluation/greedy_answers.py.
-_ANSWERS = _record(**_with_errors("tokens", "stopped", "distinct"))
+_ANSWERS = record_type(**_with_errors("tokens", "stopped", "distinct"))
 _SIDES = ("before", "after", "change")
 # What learning from preferences has changed; see pipeline/stages/preferences.py.
-PREFERENCES = _record(
+PREFERENCES = record_type(
     start=str,
     kind=str,
     items=Count,
@@ -97,45 +102,47 @@ PREFERENCES = _record(
     with_reference=bool,
     **dict.fromkeys(_SIDES, _AGREEMENTS),
     # How much likelier a token of the answers of a side has become, in nats.
-    moved=_record(total=False, **_with_errors("chosen", "rejected")),
+    moved=record_type(total=False, **_with_errors("chosen", "rejected")),
     reference=NotRequired[str],
     # How right it is to take the longer answer of a pair, and how many pairs have one.
     rules=NotRequired[
-        _record(**_with_errors("longer_wins", "shorter_wins"), longer=Count, shorter=Count)
+        record_type(**_with_errors("longer_wins", "shorter_wins"), longer=Count, shorter=Count)
     ],
     desired=NotRequired[Number],
     # What the answers to held-out prompts are like.
     answers=NotRequired[
-        _record(
+        record_type(
             prompts=Count,
             most_tokens=Count,
             **dict.fromkeys(_SIDES, _ANSWERS),
-            shown=Sequence[_record(prompt=str, before=str, after=str)],  # type: ignore[misc]
+            shown=list_of(record_type(prompt=str, before=str, after=str)),
         )
     ],
 )
-PREFERRED = _record(
+PREFERRED = record_type(
     total=False,
     **_MODEL,
     **_with_errors("accuracy", "text_change", "response_change"),
     preferences=PREFERENCES,
 )
 # The evaluated checkpoint, if it was chosen for its held-out loss, next to the last one.
-CHECKPOINT = _record(step=Count, held_out_loss=Number, last_step=Count, last_held_out_loss=Number)
+CHECKPOINT = record_type(
+    step=Count, held_out_loss=Number, last_step=Count, last_held_out_loss=Number
+)
 # The result of the evaluate stage. `base` is the model that the run started from, `change` is from
 # `base` to the last model, and `normalization` says how the tokenizer changes a text first.
 Evaluated: type[Mapping[str, Any]] = open_record(
-    _record(
+    record_type(
         total=False,
         pretrain=MODEL,
         sft=MODEL,
         prefer=PREFERRED,
         base=MODEL,
         change=MODEL,
-        compared_text=_record(sha256=Sha256),
+        compared_text=record_type(sha256=Sha256),
         checkpoint=CHECKPOINT,
         untrained=MODEL,
-        ngram=_record(total=False, **_MODEL, order=Required[Count], train_tokens=Count | None),
+        ngram=record_type(total=False, **_MODEL, order=Required[Count], train_tokens=Count | None),
         lm_eval=Mapping[str, Mapping[str, Any]],
         normalization=str,
     )

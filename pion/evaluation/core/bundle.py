@@ -120,7 +120,6 @@ def _items(content: bytes, file: Path, task_type: TaskType) -> list[Item]:
 def _described(files: BundleFiles) -> list[_Described]:
     """Return the tasks that core.yaml lists."""
     where = files.where(CONFIG)
-    tasks: list[_Described] = []
     by_label: dict[str, _Described] = {}
     for line, raw in _listed(decoded(files.read(CONFIG, LARGEST_JOB), str(where)), where):
         try:
@@ -132,8 +131,7 @@ def _described(files: BundleFiles) -> list[_Described]:
                 f"{one.where}: the label {one.label} is also at {by_label[one.label].where}"
             )
         by_label[one.label] = one
-        tasks.append(one)
-    return tasks
+    return list(by_label.values())
 
 
 def _listed(text: str, where: Path) -> list[tuple[int, Any]]:

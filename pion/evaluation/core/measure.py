@@ -17,7 +17,7 @@ from pion.data.tokens.tokenizer import Tokenizer
 from pion.evaluation.core.bundle import Bundle, Task
 from pion.evaluation.core.published import CORE_TASKS
 from pion.evaluation.core.rows import passages_of
-from pion.evaluation.core.scoring import NO_CHOICE, Answered, answer_task
+from pion.evaluation.core.scoring import NO_CHOICE, Answer, answer_task
 from pion.evaluation.held_out import Scorer
 from pion.evaluation.item_scores import TaskScores, mean_sem
 from pion.evaluation.results import CoreResult, TaskResult
@@ -89,12 +89,12 @@ def too_short(context: int) -> str | None:
     )
 
 
-def task_result(task: Task, answers: Sequence[Answered]) -> TaskResult:
+def task_result(task: Task, answers: Sequence[Answer]) -> TaskResult:
     """Return what the answers to the task's first items say."""
     asked = [one.asked for one in answers]
-    credits = np.array([one.answer.credit for one in answers])
-    choices = [one.answer.choice for one in answers]
-    not_finite = sum(not one.answer.finite for one in answers)
+    credits = np.array([one.credit for one in answers])
+    choices = [one.choice for one in answers]
+    not_finite = sum(not one.finite for one in answers)
     passages = passages_of(task, len(answers))
     accuracy, sem = _accuracy(credits, passages)
     if not_finite:
@@ -121,7 +121,7 @@ def task_result(task: Task, answers: Sequence[Answered]) -> TaskResult:
         unscored=sum(one.unscored for one in asked),
         odd_items=sum(one.odd for one in asked),
         joined_tokens=sum(one.joined for one in asked),
-        ties=sum(one.answer.tied for one in answers),
+        ties=sum(one.tied for one in answers),
         commonest=votes[0][1] / len(choices) if votes else None,
         commonest_place=votes[0][0] if votes else None,
         passages=None if passages is None else len(set(passages)),

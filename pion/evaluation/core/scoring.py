@@ -33,6 +33,7 @@ class Answer:
     """A model's answer to an item.
 
     Attributes:
+        asked: the item as rows.
         nats: the mean negative log-likelihood of each option's scored tokens; () if unscored.
         choice: the option with the fewest nats, or NO_CHOICE. In language_modeling, 0 if the model
             would write the whole continuation, or NO_CHOICE.
@@ -41,19 +42,12 @@ class Answer:
         finite: whether all nats are finite. If not, `credit` means nothing.
     """
 
+    asked: Asked
     nats: tuple[float, ...]
     choice: int
     credit: float
     tied: bool = False
     finite: bool = True
-
-
-@dataclass(frozen=True)
-class Answered:
-    """An item as rows, and the answer."""
-
-    asked: Asked
-    answer: Answer
 
 
 def answer_task(
@@ -64,7 +58,7 @@ def answer_task(
     on_items: Callable[[int], None] = lambda _: None,
     *,
     shared: bool = True,
-) -> list[Answered]:
+) -> list[Answer]:
     """Return the answers to the first `count` items of a task.
 
     `on_items` is called with the number of items that are answered. The scorer's `micro_batch`
@@ -74,7 +68,7 @@ def answer_task(
 
     Raises PionError if not even one row fits in the GPU's memory.
     """
-    found: list[Answered] = []
+    found: list[Answer] = []
     with evaluating(scorer.model):
         for first in range(0, count, ITEMS_AT_ONCE):
             numbers = range(first, min(first + ITEMS_AT_ONCE, count))
@@ -82,7 +76,7 @@ def answer_task(
             scores = iter(_score_rows(scorer, [row for one in asked for row in one.rows]))
             for number, one in zip(numbers, asked, strict=True):
                 own = [next(scores) for _ in one.rows]
-                found.append(Answered(one, _answer(task, number, one, own)))
+                found.append(_answer(task, number, one, own))
             on_items(len(found))
     return found
 
@@ -97,18 +91,18 @@ class _Scored:
 
 def _answer(task: Task, number: int, asked: Asked, rows: Sequence[_Scored]) -> Answer:
     if asked.unscored:
-        return Answer((), NO_CHOICE, 0.0)
+        return Answer(asked, (), NO_CHOICE, 0.0)
     nats = tuple(rows[row].nats[candidate] for row, candidate in asked.place)
     finite = bool(np.isfinite(nats).all())
     if task.task_type == "language_modeling":
         right = finite and rows[0].greedy
-        return Answer(nats, 0 if right else NO_CHOICE, float(right), finite=finite)
+        return Answer(asked, nats, 0 if right else NO_CHOICE, float(right), finite=finite)
     if not finite:
-        return Answer(nats, NO_CHOICE, 0.0, finite=False)
+        return Answer(asked, nats, NO_CHOICE, 0.0, finite=False)
     best = [option for option, own in enumerate(nats) if own == min(nats)]
     credit = 1 / len(best) if task.items[number].gold in best else 0.0
     tied = len(best) > 1
-    return Answer(nats, NO_CHOICE if tied else best[0], credit, tied=tied)
+    return Answer(asked, nats, NO_CHOICE if tied else best[0], credit, tied=tied)
 
 
 def _score_rows(scorer: Scorer, rows: Sequence[Row]) -> list[_Scored]:

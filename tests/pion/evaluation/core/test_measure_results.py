@@ -15,7 +15,7 @@ from pion.evaluation.core.items import Item
 from pion.evaluation.core.measure import core_result, task_result
 from pion.evaluation.core.published import CORE_TASKS
 from pion.evaluation.core.rows import Asked
-from pion.evaluation.core.scoring import NO_CHOICE, Answer, Answered
+from pion.evaluation.core.scoring import NO_CHOICE, Answer
 from pion.evaluation.results import CoreResult, TaskResult
 
 
@@ -33,12 +33,15 @@ def task_of(label: str = "some", items: int = 100, baseline: float = 0.25, data:
 
 def answered(
     credits: Sequence[float], *, finite: bool = True, cropped: int = 0, **counts: bool
-) -> list[Answered]:
+) -> list[Answer]:
     flags = {"unscored": False, "odd": False, "joined": False} | counts
     return [
-        Answered(
+        Answer(
             Asked((), (), cropped, **flags),
-            Answer((), NO_CHOICE if credit == 0.5 else int(1 - credit), credit, finite=finite),
+            (),
+            NO_CHOICE if credit == 0.5 else int(1 - credit),
+            credit,
+            finite=finite,
         )
         for credit in credits
     ]

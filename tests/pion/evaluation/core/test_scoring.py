@@ -14,7 +14,7 @@ from pion.evaluation.core import scoring
 from pion.evaluation.core.bundle import Bundle, Task
 from pion.evaluation.core.items import Item
 from pion.evaluation.core.rows import prompts_of
-from pion.evaluation.core.scoring import NO_CHOICE, Answered, answer_task
+from pion.evaluation.core.scoring import NO_CHOICE, Answer, answer_task
 from pion.evaluation.held_out import Scorer
 from pion.model.decoder import Decoder
 from tests.pion.evaluation.core.frozen import CASES, Case, nanochat_choices
@@ -32,14 +32,14 @@ def answers(
     micro_batch: int = 4,
     *,
     shared: bool = True,
-) -> list[Answered]:
+) -> list[Answer]:
     of = model.decoder() if isinstance(model, PrefixModel) else model
     scorer = Scorer(of, tokenizer.vocab_size, micro_batch)
     return answer_task(scorer, tokenizer, task, len(task.items), shared=shared)
 
 
-def choices(found: list[Answered]) -> list[int]:
-    return [one.answer.choice for one in found]
+def choices(found: list[Answer]) -> list[int]:
+    return [one.choice for one in found]
 
 
 def task_of(*of: Item, task_type: str = "multiple_choice", delimiter: str = " ") -> Task:
@@ -57,8 +57,8 @@ def test_choices_are_nanochats_on_all_items_without_a_counted_deviation(
     for task in made_up.tasks:
         for one, theirs in zip(answers(model, tokenizer, task), frozen[task.label], strict=True):
             cropped += one.asked.cropped > 0
-            if not (one.asked.odd or one.answer.tied):
-                assert one.answer.choice == theirs
+            if not (one.asked.odd or one.tied):
+                assert one.choice == theirs
                 compared += 1
     assert compared >= 33
     assert (cropped > 20) == (case.context == 72)
@@ -87,10 +87,10 @@ def test_a_real_decoder_answers_as_the_plain_scorer_does(
         plain = plain_scores(model, tokenizer, raw, items()[raw["dataset_uri"]])
         for one, own in zip(answers(model, tokenizer, task), plain, strict=True):
             if task.task_type == "language_modeling":
-                assert one.answer.credit == 1 - own[0]
+                assert one.credit == 1 - own[0]
             else:
-                assert one.answer.nats == pytest.approx(own, abs=1e-4)
-                best = one.answer.choice if one.answer.choice != NO_CHOICE else 0
+                assert one.nats == pytest.approx(own, abs=1e-4)
+                best = one.choice if one.choice != NO_CHOICE else 0
                 assert best == int(np.argmin(own))
 
 
@@ -124,7 +124,7 @@ def test_choices_of_one_token_cost_one_row(made_up: Bundle) -> None:
     many_rows = answers(alone, tokenizer, both, shared=False)
     assert sum(alone.rows_seen) == 4
     for one, many in zip(one_row, many_rows, strict=True):
-        assert one.answer.nats == pytest.approx(many.answer.nats, abs=1e-6)
+        assert one.nats == pytest.approx(many.nats, abs=1e-6)
 
 
 def test_a_choice_that_another_begins_with_is_scored_from_the_end_of_the_context() -> None:
@@ -136,9 +136,9 @@ def test_a_choice_that_another_begins_with_is_scored_from_the_end_of_the_context
         model = PrefixModel.of(tokenizer, 64, seed)
         first, second = answers(model, tokenizer, task_of(item, swapped))
         assert first.asked.odd
-        assert all(map(math.isfinite, first.answer.nats))
-        assert first.answer.nats == second.answer.nats[::-1]
-        assert first.answer.credit == second.answer.credit
+        assert all(map(math.isfinite, first.nats))
+        assert first.nats == second.nats[::-1]
+        assert first.credit == second.credit
 
 
 def test_equal_choices_and_all_ties_share_the_credit() -> None:
@@ -147,8 +147,8 @@ def test_equal_choices_and_all_ties_share_the_credit() -> None:
     item = Item(("Is it so?",), ("yes it is", "no, never", "no"), 1)
     equal = Item(("Is it so?",), ("yes", "yes"), 0)
     one, two = answers(knows_nothing, tokenizer, task_of(item, equal))
-    assert (one.answer.credit, one.answer.choice, one.answer.tied) == (1 / 3, NO_CHOICE, True)
-    assert (two.answer.credit, two.asked.odd) == (0.5, True)
+    assert (one.credit, one.choice, one.tied) == (1 / 3, NO_CHOICE, True)
+    assert (two.credit, two.asked.odd) == (0.5, True)
     assert len(two.asked.rows) == 1
 
 
@@ -162,7 +162,7 @@ def test_a_token_across_the_border_belongs_to_the_answer_and_is_counted() -> Non
     task = task_of(item, task_type="language_modeling", delimiter="")
     (one,) = answers(knows, tokenizer, task)
     assert one.asked.joined
-    assert one.answer.credit == 1
+    assert one.credit == 1
     apart = task_of(Item(("Here is a",), ("list",), 0), task_type="language_modeling")
     assert not answers(knows, tokenizer, apart)[0].asked.joined
 
@@ -180,7 +180,7 @@ def test_an_answer_longer_than_the_context_is_wrong_and_counted(task_type: str) 
     (one,) = answers(model, tokenizer, task_of(item, task_type=task_type))
     assert one.asked.unscored
     assert one.asked.cropped == item.options
-    assert (one.answer.credit, one.answer.choice, one.answer.finite) == (0, NO_CHOICE, True)
+    assert (one.credit, one.choice, one.finite) == (0, NO_CHOICE, True)
     assert model.rows_seen == []
 
 
@@ -199,7 +199,7 @@ def test_an_item_without_any_token_to_score_is_wrong_and_counted() -> None:
     tokenizer = tokenizer_of("gpt2")
     empty = task_of(Item(("",), ("", ""), 0), delimiter="")
     (one,) = answers(PrefixModel.of(tokenizer, 16), tokenizer, empty)
-    assert (one.asked.unscored, one.answer.credit) == (True, 0)
+    assert (one.asked.unscored, one.credit) == (True, 0)
 
 
 @pytest.mark.parametrize("label", ["made_up_choice", "made_up_schema", "made_up_words"])
@@ -210,7 +210,7 @@ def test_numbers_that_are_not_finite_are_never_an_answer(label: str, made_up: Bu
         model.norm.weight.fill_(math.nan)
     task = next(task for task in made_up.tasks if task.label == label)
     for one in answers(model, tokenizer, task):
-        assert (one.answer.finite, one.answer.choice, one.answer.credit) == (False, NO_CHOICE, 0)
+        assert (one.finite, one.choice, one.credit) == (False, NO_CHOICE, 0)
 
 
 def test_the_first_items_are_the_same_in_a_smaller_measurement(made_up: Bundle) -> None:
