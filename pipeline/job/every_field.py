@@ -53,11 +53,9 @@ class Chapter:
     @property
     def title(self) -> str:
         """Return the line above the fields."""
-        if self.kind is not None:
-            return f"{self.path}: kind {self.kind} — {self.meaning}"
-        return f"{self.path or 'job'} — {self.meaning}" + (
-            f" ({self.presence})" if self.presence else ""
-        )
+        kind = f": kind {self.kind}" if self.kind else ""
+        presence = f" ({self.presence})" if self.presence else ""
+        return f"{self.path or 'job'}{kind} — {self.meaning}{presence}"
 
 
 # ---------------------------------------------------------------- everything, in order
@@ -76,38 +74,32 @@ def chapters() -> Iterator[Chapter]:
 def _section_chapters(path: str, field: FieldInfo) -> Iterator[Chapter]:
     (section,) = sections_of(field.annotation)
     fields: list[JobField] = []
-    kinds: list[Chapter] = []
+    kinds: list[tuple[str, type[Section]]] = []
     for name, inner in keys_of(section).items():
         here = f"{path}.{name}"
         sections = sections_of(inner.annotation)
         if len(sections) == 1:
-            fields += [_described(f"{here}.{n}", f) for n, f in keys_of(sections[0]).items()]
+            fields += _fields(here, sections[0])
         else:  # one key, or a list of sources; `kind` tells them apart
             fields.append(_described(here, inner))
-            kinds += [_kind_chapter(here, source) for source in sections]
-    presence = "optional section" if field.default is None else "section"
-    if field.is_required():
-        presence = "required section"
+            kinds += [(here, source) for source in sections]
+    unset = "optional section" if field.default is None else "section"
+    presence = "required section" if field.is_required() else unset
     yield Chapter(path, None, field.description or "", presence, fields)
-    yield from kinds
+    for here, source in kinds:
+        meaning = (source.__doc__ or "").strip().rstrip(".")
+        yield Chapter(here, kind_of(source), meaning, "", _fields(f"{here}.N", source))
 
 
-def _kind_chapter(path: str, source: type[Section]) -> Chapter:
-    fields = [
-        _described(f"{path}.N.{name}", field)
-        for name, field in keys_of(source).items()
-        if name != "kind"
-    ]
-    return Chapter(path, kind_of(source), (source.__doc__ or "").strip().rstrip("."), "", fields)
+def _fields(path: str, section: type[Section]) -> list[JobField]:
+    keys = keys_of(section).items()
+    return [_described(f"{path}.{name}", field) for name, field in keys if name != "kind"]
 
 
 def _described(path: str, field: FieldInfo) -> JobField:
+    default = "unset" if field.default is None else _value_in_words(field.default) or "empty"
     if field.is_required():
         default = "required"
-    elif field.default is None:
-        default = "unset"
-    else:
-        default = _value_in_words(field.default) or "empty"
     meaning = field.description or ""
     return JobField(path, _type_in_words(field.annotation), default, meaning, part_of(field))
 

@@ -104,14 +104,17 @@ def _plain(comment: str) -> str:
 def lines_of(p: Proposal) -> list[Line]:
     """Return the lines of a job."""
     name = name_of(p.options.target)
+    stages: list[Line] = []
+    if p.pretraining is not None:
+        stages += [*_data(p, p.pretraining), *_pretrain(p.pretraining)]
+    if p.tuning is not None:
+        stages += _sft(p, p.tuning) if p.prefers is None else _prefer(p, p.tuning, p.prefers)
     return [
         Line(f"# Written by: {p.options.command}"),
         *map(Line, _HEAD if p.prefers is None else _HEAD_OF_PREFERENCES),
         Line(f"name: {scalar(name)}"),
         *_model(p),
-        *_data(p),
-        *(_pretrain(p.pretraining) if p.pretraining is not None else ()),
-        *_tune(p, p.tuning),
+        *stages,
         *(_evaluate(p, p.prompt) if p.prompt else ()),
         Line("publish:"),
         Line(f"  to: {scalar(f'models/{name}')}", "a folder, or hf://user/name"),
@@ -153,21 +156,17 @@ def _model(p: Proposal) -> list[Line]:
     ]
 
 
-def _data(p: Proposal) -> list[Line]:
-    stage, sources = p.pretraining, p.sources["pretrain"]
-    if not sources:
-        return []
-    lines = [Line("data:")]
-    if stage is not None:
-        tokens, share = f"{stage.seq_len:,} tokens", f"{stage.held_out:.3g}"
-        kept_out = "share of the documents that is kept out of training, to measure on"
-        lines += [
-            Line(f"  seq_len: {stage.seq_len}", stage.why_rows, "rows", tokens),
-            Line(f"  held_out: {stage.held_out:g}", kept_out, "held out", share),
-        ]
-        if p.base is None:
-            lines.append(Line("  documents: true", "no token sees the document before its own"))
-    return [*lines, *_sources(sources)]
+def _data(p: Proposal, stage: Pretraining) -> list[Line]:
+    seq_len, share = stage.seq_len, stage.held_out
+    kept_out = "share of the documents that is kept out of training, to measure on"
+    apart = Line("  documents: true", "no token sees the document before its own")
+    return [
+        Line("data:"),
+        Line(f"  seq_len: {seq_len}", stage.why_rows, "rows", f"{seq_len:,} tokens"),
+        Line(f"  held_out: {share:g}", kept_out, "held out", f"{share:.3g}"),
+        *([apart] if p.base is None else []),
+        *_sources(p.sources["pretrain"]),
+    ]
 
 
 def _sources(sources: Sequence[Mapping[str, object]]) -> list[Line]:
@@ -175,35 +174,27 @@ def _sources(sources: Sequence[Mapping[str, object]]) -> list[Line]:
 
 
 def _pretrain(stage: Pretraining) -> list[Line]:
-    steps, batch = stage.steps, stage.global_batch
-    read = f"{stage.epochs:.1%} of the text"
+    steps, batch, rate = stage.steps, stage.global_batch, stage.lr
+    passes = f"{stage.epochs:.1%} of the text"
     if stage.epochs >= 1:
-        read = f"the text is read {stage.epochs:.2g} times"
-    read, rows = (
-        f"{short_amount(stage.tokens)} tokens: {read}",
-        f"rows in a step: {short_amount(batch * stage.seq_len)} tokens",
-    )
-    recipe = "optimizer, rates and schedule of Pion 2: docs/recipes.md"
+        passes = f"the text is read {stage.epochs:.2g} times"
+    tokens = f"{short_amount(stage.tokens)} tokens: {passes}"
+    in_step = f"rows in a step: {short_amount(batch * stage.seq_len)} tokens"
     lines = [
-        *([Line("  recipe: pion2", recipe, "recipe", "pion2")] if stage.lr is None else []),
-        Line(f"  steps: {steps}", read, "steps", f"{steps:,}"),
-        Line(f"  global_batch: {batch}", rows, "batch", f"{batch}"),
+        Line(f"  steps: {steps}", tokens, "steps", f"{steps:,}"),
+        Line(f"  global_batch: {batch}", in_step, "batch", f"{batch}"),
     ]
-    if stage.lr is not None:
-        low = "low, so that the model forgets little"
-        lines += [
-            Line(f"  lr: {stage.lr:g}", low, "rate", f"{stage.lr:g}"),
-            Line(f"  min_lr: {stage.lr / 10:g}"),
-            Line(f"  warmup_steps: {max(1, min(1000, steps // 20))}"),
-            Line("  schedule: cosine"),
-        ]
-    return [Line("pretrain:"), *lines]
-
-
-def _tune(p: Proposal, stage: FineTuning | None) -> list[Line]:
-    if stage is None:
-        return []
-    return _sft(p, stage) if p.prefers is None else _prefer(p, stage, p.prefers)
+    if rate is None:
+        recipe = "optimizer, rates and schedule of Pion 2: docs/recipes.md"
+        return [Line("pretrain:"), Line("  recipe: pion2", recipe, "recipe", "pion2"), *lines]
+    return [
+        Line("pretrain:"),
+        *lines,
+        Line(f"  lr: {rate:g}", "low, so that the model forgets little", "rate", f"{rate:g}"),
+        Line(f"  min_lr: {rate / 10:g}"),
+        Line(f"  warmup_steps: {max(1, min(1000, steps // 20))}"),
+        Line("  schedule: cosine"),
+    ]
 
 
 def _sft(p: Proposal, stage: FineTuning) -> list[Line]:
