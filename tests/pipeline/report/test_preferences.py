@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from pion.data.preference.summary import Part, Summary, Targets
-from pion.data.preference.tally import Tally
+from pion.data.preference.summary import Part, Summary, Tally, Targets
 from pipeline.job import Job
 from pipeline.report.history import RunHistory
 from pipeline.report.page_sections import measured_sections
