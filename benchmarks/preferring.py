@@ -38,8 +38,7 @@ from benchmarks.trainees import NANO, TINY, Shape, decoder_of, qwen3
 from pion.data.chat.chat_format import ChatFormat
 from pion.data.documents.python_preferences import Better, docs_pairs
 from pion.data.order import RowOrder
-from pion.data.preference.packing import pack_preferences
-from pion.data.preference.rendering import Usable, preference_format
+from pion.data.preference.rendering import Usable, pack_preferences, preference_format
 from pion.data.shards import IGNORED, Manifest, Rows, describe, flags_path
 from pion.data.stream import Batch, RowStream
 from pion.data.tokens.tokenizer import Tokenizer

@@ -17,16 +17,15 @@ from typing import Any
 import numpy as np
 
 from pion.data.arrays import open_npy
-from pion.data.preference.packing import pack_preferences
 from pion.data.preference.rendering import (
     Outcome,
     PreferenceFormat,
     Refused,
     Usable,
     is_held_out,
+    pack_preferences,
 )
-from pion.data.preference.summary import Summary, summarize
-from pion.data.preference.tally import Tally, tally_of, total
+from pion.data.preference.summary import Summary, Tally, summarize, tally_of, total
 from pion.data.row_flags import SEQUENCES, sequence_counts
 from pion.data.shard_writer import ShardWriter
 from pion.data.shards import Manifest, flags_path
@@ -194,8 +193,7 @@ class _Packer:
     def _outcomes(self, buffer: Sequence[Read]) -> tuple[list[Outcome], Tally]:
         """Return what becomes of each record, and the counts of it."""
         parsed = [one.preference for one in buffer if not isinstance(one.preference, str)]
-        written = self._how.written.outcomes(parsed)
-        rest = iter(written)
+        rest = iter(self._how.written.outcomes(parsed))
         outcomes = [
             Refused(one.preference) if isinstance(one.preference, str) else next(rest)
             for one in buffer
@@ -205,8 +203,7 @@ class _Packer:
                 raise BadInput(
                     f"{outcome.why}. Nothing was trained. Correct or remove this preference"
                 )
-        unread = len(buffer) - len(parsed)
-        return outcomes, total((tally_of(parsed, written), Tally(read=unread, refused=unread)))
+        return outcomes, tally_of([one.preference for one in buffer], outcomes)
 
     def _append(self, split: str, usable: Sequence[Usable]) -> int:
         """Write the rows of one split; return how many there are."""

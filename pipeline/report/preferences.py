@@ -252,7 +252,7 @@ def preference_training(job: Job, results: Mapping[str, Any], head: Head, url: s
 
 
 def _left_out(summary: Summary) -> str:
-    reasons = summary.left_out_in_words()
+    reasons = summary.reasons
     return f"; left out: {reasons}" if reasons else ""
 
 

@@ -7,15 +7,23 @@ from short ones only. So both are measured, and said.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 import numpy as np
 
-from pion.data.chat.packing import row_that_holds
-from pion.data.preference.rendering import LONGER_THAN_CONTEXT, LONGER_THAN_ROW, REASONS
-from pion.data.preference.tally import Tally
+from pion.data.chat.packing import BUCKET, row_that_holds
+from pion.data.preference.layouts import Pair, Preference
+from pion.data.preference.rendering import (
+    LONGER_THAN_CONTEXT,
+    LONGER_THAN_ROW,
+    REASONS,
+    Outcome,
+    Refused,
+    Usable,
+    item_length,
+)
 from pion.data.row_flags import Sequences, sequences_of
 from pion.errors import BadInput
 
@@ -29,6 +37,123 @@ KEPT = 0.99
 FEWEST_COMPARED = 20
 
 Kind = Literal["pairs", "labels"]
+Counts = dict[str, int]
+
+
+# ---------------------------------------------------------------- counts
+
+
+@dataclass
+class Tally:
+    """Counts of preferences.
+
+    Attributes:
+        read: all of them.
+        refused: malformed ones, and those that the chat template refuses.
+        early: usable pairs whose sides differ from an earlier answer on.
+        tokens: of the usable ones.
+        scored: pairs with scores.
+        swapped: pairs whose chosen answer has the lower score.
+        first_swapped: file and line of the first of these, or "".
+        seen: of usable ones, what `Examples` counts, by the names in COUNTS.
+        dropped: by reason, how many are left out.
+        dropped_encoded: how many of these have a known length.
+        dropped_tokens: the sum of these lengths.
+        too_long: lengths of those longer than a row, by the next multiple of BUCKET.
+    """
+
+    read: int = 0
+    refused: int = 0
+    early: int = 0
+    tokens: int = 0
+    scored: int = 0
+    swapped: int = 0
+    first_swapped: str = ""
+    seen: Counts = field(default_factory=dict)
+    dropped: Counts = field(default_factory=dict)
+    dropped_encoded: Counts = field(default_factory=dict)
+    dropped_tokens: Counts = field(default_factory=dict)
+    too_long: Counts = field(default_factory=dict)
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> Tally:
+        """Return what `dataclasses.asdict` made a record of.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is no such record.
+        """
+        read: dict[str, Any] = {}
+        for one in fields(Tally):
+            # `seen` came later than records of prepared data.
+            value = record.get(one.name, {}) if one.name == "seen" else record[one.name]
+            default = getattr(Tally(), one.name)
+            if isinstance(default, dict):
+                read[one.name] = {str(name): _count(n) for name, n in dict(value).items()}
+            else:
+                read[one.name] = str(value) if isinstance(default, str) else _count(value)
+        if not set(read["dropped"]) <= set(REASONS):
+            raise ValueError(f"unknown reasons: {read['dropped']}")
+        return cls(**read)
+
+    def add(self, preference: Preference | str, outcome: Outcome) -> None:
+        """Count a preference, or what can't be read as one, and what became of it."""
+        self.read += 1
+        if isinstance(preference, Pair):
+            self.scored += preference.scores is not None
+            if preference.swapped:
+                self.swapped += 1
+                self.first_swapped = self.first_swapped or preference.chosen.where
+        if isinstance(outcome, Refused):
+            self.refused += 1
+        elif isinstance(outcome, Usable):
+            self.early += outcome.early
+            self.tokens += item_length(outcome.item)
+            _add_up(self.seen, outcome.seen)
+        else:
+            self._drop(outcome.reason, outcome.tokens)
+
+    def _drop(self, reason: str, tokens: int | None) -> None:
+        _add_up(self.dropped, {reason: 1})
+        if tokens is not None:
+            _add_up(self.dropped_encoded, {reason: 1})
+            _add_up(self.dropped_tokens, {reason: tokens})
+            if reason == LONGER_THAN_ROW:
+                _add_up(self.too_long, {str(-(-tokens // BUCKET) * BUCKET): 1})
+
+
+def tally_of(preferences: Sequence[Preference | str], outcomes: Sequence[Outcome]) -> Tally:
+    """Return the counts of preferences, or of what can't be read, with what became of each."""
+    tally = Tally()
+    for preference, outcome in zip(preferences, outcomes, strict=True):
+        tally.add(preference, outcome)
+    return tally
+
+
+def total(tallies: Iterable[Tally]) -> Tally:
+    """Return the sum of all."""
+    sums = Tally()
+    for tally in tallies:
+        for name, value in vars(tally).items():
+            before = getattr(sums, name)
+            if isinstance(value, dict):
+                _add_up(before, value)
+            else:
+                setattr(sums, name, (before or value) if isinstance(value, str) else before + value)
+    return sums
+
+
+def _add_up(counts: Counts, more: Mapping[str, int]) -> None:
+    for name, n in more.items():
+        counts[name] = counts.get(name, 0) + n
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r:.80} is no count")
+    return value
+
+
+# ---------------------------------------------------------------- a summary
 
 
 @dataclass(frozen=True)
@@ -105,13 +230,13 @@ class Summary:
         if dropped > MOST_DROPPED * tally.read:
             raise BadInput(
                 f"{where}: {dropped:,} of {tally.read:,} {what} are left out, more than "
-                f"{MOST_DROPPED:.0%}: {self._reasons}. Nothing was trained. {self._advice}"
+                f"{MOST_DROPPED:.0%}: {self.reasons}. Nothing was trained. {self._advice}"
             )
         if not self.train.items:
             raise BadInput(
                 f"{where}: none of {tally.read:,} {what} is left to train on: "
                 f"{self.held_out.items:,} are held out, {dropped:,} left out"
-                f"{f' ({self._reasons})' if dropped else ''}. Nothing was trained. Give more "
+                f"{f' ({self.reasons})' if dropped else ''}. Nothing was trained. Give more "
                 f"{what}, or lower prefer.held_out"
             )
 
@@ -121,7 +246,7 @@ class Summary:
         if self._dropped > MANY_DROPPED * self.tally.read:
             share = self._dropped / self.tally.read
             found.append(
-                f"{share:.1%} of the {self._what} are left out: {self._reasons}. {self._advice}"
+                f"{share:.1%} of the {self._what} are left out: {self.reasons}. {self._advice}"
             )
         longer = self.train.chosen_longer
         if longer is not None and longer > MANY_LONGER and self.train.items >= FEWEST_COMPARED:
@@ -165,11 +290,7 @@ class Summary:
 
     def left_out(self) -> list[str]:
         """Return a line on how many are left out, and why; none if all are used."""
-        return [f"left out: {self._reasons}"] if self._dropped else []
-
-    def left_out_in_words(self) -> str:
-        """Return how many are left out, and why; empty if none are."""
-        return self._reasons
+        return [f"left out: {self.reasons}"] if self._dropped else []
 
     @property
     def _what(self) -> str:
@@ -180,8 +301,8 @@ class Summary:
         return sum(self.tally.dropped.values())
 
     @property
-    def _reasons(self) -> str:
-        """How many are left out, why, and how long they are."""
+    def reasons(self) -> str:
+        """How many are left out, why, and how long they are; empty if none are."""
         parts = []
         for reason in REASONS:
             if count := self.tally.dropped.get(reason):

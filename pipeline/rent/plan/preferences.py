@@ -8,9 +8,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from pion.data.chat.chat_format import ChatFormat
-from pion.data.preference.rendering import Usable, preference_format
+from pion.data.preference.rendering import Usable, marked_preference, preference_format
 from pion.data.preference.summary import Summary
-from pion.data.preference.view import marked_preference
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput, PionError
 from pipeline.console.formats import amount, passes_in_words

@@ -6,8 +6,7 @@ from collections import Counter
 
 from pion.data.preference.layouts import Pair
 from pion.data.preference.rendering import reason_without_ids
-from pion.data.preference.summary import Part, Summary
-from pion.data.preference.tally import Tally
+from pion.data.preference.summary import Part, Summary, Tally
 from pion.errors import BadInput
 from pipeline.data.preferences import Read, preferences
 from pipeline.data.sources import SAMPLED, find_input

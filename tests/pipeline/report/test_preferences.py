@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from pion.data.preference.summary import Part, Summary, Targets
-from pion.data.preference.tally import Tally
+from pion.data.preference.summary import Part, Summary, Tally, Targets
 from pipeline.job import Job
 from pipeline.report.blocks import Table
 from pipeline.report.history import RunHistory

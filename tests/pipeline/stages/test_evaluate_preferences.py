@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pion.data.chat.conversation import Turn, tokenize
-from pion.data.preference.packing import Sided, pack_preferences
+from pion.data.preference.rendering import Sided, pack_preferences
 from pion.data.shard_writer import ShardWriter
 from pion.data.shards import Manifest
 from pion.data.stream import RowStream

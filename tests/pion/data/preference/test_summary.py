@@ -9,10 +9,15 @@ import numpy as np
 import pytest
 
 from pion.data.chat.conversation import Tokenized
-from pion.data.preference.packing import Sided, pack_preferences
-from pion.data.preference.rendering import EMPTY, LONGER_THAN_CONTEXT, LONGER_THAN_ROW, TIE
-from pion.data.preference.summary import Summary, Targets, summarize
-from pion.data.preference.tally import Tally
+from pion.data.preference.rendering import (
+    EMPTY,
+    LONGER_THAN_CONTEXT,
+    LONGER_THAN_ROW,
+    TIE,
+    Sided,
+    pack_preferences,
+)
+from pion.data.preference.summary import Summary, Tally, Targets, summarize
 from pion.errors import BadInput
 
 SEQ_LEN, PROMPT = 64, 4

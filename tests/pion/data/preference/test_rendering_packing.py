@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pion.data.chat.conversation import Tokenized
-from pion.data.preference.packing import Sided, pack_preferences
+from pion.data.preference.rendering import Sided, pack_preferences
 from pion.data.row_flags import LEARNED, PADDING, PREFERRED, STARTS, require_pairs
 
 PAD, SEQ_LEN = 1, 24

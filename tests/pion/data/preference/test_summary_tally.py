@@ -9,7 +9,6 @@ import pytest
 
 from pion.data.chat.conversation import Tokenized
 from pion.data.preference.layouts import parse_preference
-from pion.data.preference.packing import Sided
 from pion.data.preference.rendering import (
     EMPTY,
     LONGER_THAN_ROW,
@@ -17,9 +16,10 @@ from pion.data.preference.rendering import (
     Dropped,
     Outcome,
     Refused,
+    Sided,
     Usable,
 )
-from pion.data.preference.tally import Tally, tally_of, total
+from pion.data.preference.summary import Tally, tally_of, total
 
 
 def pair(where: str = "f:1", **more: Any) -> Any:

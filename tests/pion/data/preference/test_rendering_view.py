@@ -6,8 +6,7 @@ import pytest
 
 from pion.data.chat.chat_format import ChatFormat
 from pion.data.preference.layouts import parse_preference
-from pion.data.preference.rendering import Usable, preference_format
-from pion.data.preference.view import marked_preference
+from pion.data.preference.rendering import Usable, marked_preference, preference_format
 from pion.data.tokens.tokenizer import Tokenizer
 from tests.support.chat_templates import QWEN25
 from tests.support.in_process_renderer import InProcessRenderer
