@@ -35,7 +35,7 @@ from pion.data.tokens.tokenizer import Tokenizer
 from pion.formats.draft_folder import with_draft
 from pion.generation import decoding
 from pion.generation.decoding import Decoding
-from pion.generation.drafts import Drafting, LookUp, Records
+from pion.generation.drafts import Drafting, LookUp, Record
 from pion.model.decoder import Decoder
 
 RESULTS = Path(__file__).parent / "results" / "drafts.json"
@@ -160,8 +160,8 @@ def given() -> Iterator[dict[str, Any]]:
             yield {"model": "pion-small's shape", "given": share, "drafts": drafts} | found
 
 
-def _knowing(drafting: Drafting, records: Records) -> None:
-    _INIT(drafting, records)
+def _knowing(drafting: Drafting, looked_up: Record, of_block: Record) -> None:
+    _INIT(drafting, looked_up, of_block)
     drafting._look_up = Knowing()
 
 
