@@ -179,7 +179,6 @@ class FeedForwardPart(Part, ABC):
     @property
     def unlike_dense(self) -> str | None:
         """What dense layers can't compute; None: the part can be multiplied out to dense layers."""
-        return None
 
     @property
     def phase_sizes(self) -> dict[str, int]:
@@ -191,7 +190,6 @@ class FeedForwardPart(Part, ABC):
 
         With `multiplied_out`, a file has the products instead.
         """
-        return None
 
     @property
     def groups(self) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -67,14 +67,6 @@ class Record:
         self.chance = known / (len(self._recent) + EXPECTED_OF)
 
 
-@dataclass(frozen=True)
-class Records:
-    """How often the drafts of all texts were right that a model continues."""
-
-    looked_up: Record = field(default_factory=Record)
-    of_block: Record = field(default_factory=Record)
-
-
 class LookUp:
     """Drafts of one text by what followed its last tokens earlier in the text (Saxena 2023, "Prompt
     lookup decoding")."""
@@ -102,6 +94,8 @@ class LookUp:
 class Drafting:
     """How one text is drafted: by what it repeats, and else by the model's draft block.
 
+    The records are of the drafts of all texts that a model continues.
+
     Attributes:
         known: hidden states (B, T, d_model), and the row and the place of the one that predicted
             the last token. None: there is no block.
@@ -109,12 +103,12 @@ class Drafting:
         drafted, right: how many tokens were drafted, and how many of them were right.
     """
 
-    def __init__(self, records: Records) -> None:
+    def __init__(self, looked_up: Record, of_block: Record) -> None:
         self.known: tuple[Tensor, int, int] | None = None
         self.guess: list[int] = []
         self.drafted = self.right = 0
         self._look_up = LookUp()
-        self._records = Record(records.looked_up), Record(records.of_block)
+        self._records = Record(looked_up), Record(of_block)
         self._repeats = False
 
     def begin(self, ids: Sequence[int], most: int) -> None:
@@ -178,7 +172,7 @@ class Drafts:
         if not 0 <= most <= MOST_DRAFTS:
             raise BadInput(f"drafts is {most}; it must be from 0 to {MOST_DRAFTS}")
         self._most, self._pause = most, 0  # steps in which nothing is drafted
-        self._of_text = defaultdict[int, Drafting](partial(Drafting, Records()))  # by id
+        self._of_text = defaultdict[int, Drafting](partial(Drafting, Record(), Record()))  # by id
         block = block_of(model) if most else None
         self._block = None if block is None else (block, block.trunk(model))
         self.read_states = block is not None

@@ -70,7 +70,10 @@ def generate(
         vocab_size=vocab_size,
         seed=seed,
     )
-    text = Text(model, ids, settings)
+    return _continued(model, Text(model, ids, settings), drafts)
+
+
+def _continued(model: Decoder, text: Text, drafts: int) -> Iterator[int]:
     every = _continued_batch(model, [] if text.ended else [text], 1, drafts)
     return (token for _, token in every if token is not None)
 

@@ -287,7 +287,6 @@ class SharedPart(nn.Module):
 
     def group_of(self, parameter: str) -> int | None:
         """Return the number of the group of layers that a parameter of the model belongs to."""
-        return None
 
     def multiplied_out(
         self, config: ModelConfig, state: State, blocks: nn.ModuleList

@@ -56,12 +56,9 @@ class ModelCost:
 @lru_cache(maxsize=16)
 def cost_of(config: ModelConfig) -> ModelCost:
     """Return the costs of the model that `config` describes, without allocating its weights."""
-    model = _without_weights(config)
-    parameters = dict(model.named_parameters())
-    roles = parameter_roles(model)
+    model, shapes = _without_weights(config), shapes_and_roles(config)
     params: dict[Role, int] = {
-        role: sum(parameters[name].numel() for name, own in roles.items() if own == role)
-        for role in get_args(Role)
+        role: sum(shape.numel() for shape, own in shapes if own == role) for role in get_args(Role)
     }
     blocks = model.layers
     macs_per_key: dict[Reach, int] = {}
@@ -69,7 +66,7 @@ def cost_of(config: ModelConfig) -> ModelCost:
         macs_per_key[block.reach] = macs_per_key.get(block.reach, 0) + block.macs_per_key()
     return ModelCost(
         params=params,
-        tensors=len(parameters),
+        tensors=len(shapes),
         active_params=model.num_params(active=True),
         macs_per_token=config.head_rows * config.d_model
         + sum(block.macs_per_token() for block in blocks),
@@ -81,9 +78,7 @@ def cost_of(config: ModelConfig) -> ModelCost:
 @lru_cache(maxsize=16)
 def matrix_shapes(config: ModelConfig) -> tuple[torch.Size, ...]:
     """Return the shapes of the matrices in the blocks, in the order of the model's parameters."""
-    model = _without_weights(config)
-    roles = parameter_roles(model)
-    return tuple(p.shape for name, p in model.named_parameters() if roles[name] == "matrix")
+    return tuple(shape for shape, role in shapes_and_roles(config) if role == "matrix")
 
 
 @lru_cache(maxsize=16)

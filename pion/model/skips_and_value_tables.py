@@ -29,10 +29,8 @@ class Wiring(SharedPart):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         assert config.wiring is not None
-        self.d_model = config.d_model
         self.source = dict(config.wiring.skips)
         self.reads = frozenset(self.source.values())
-        self.attention_layers = config.attention_layers
         self.gates = nn.Parameter(torch.ones(config.n_layers)) if self.source else None
         mix = torch.tensor([1.0, 0.0]).repeat(config.n_layers, 1)
         self.mix = nn.Parameter(mix) if config.wiring.input_mix else None
@@ -58,8 +56,7 @@ class ValueTables(SharedPart):
         super().__init__()
         assert config.values is not None
         self.table_of = config.values.table_of()
-        self.attention_layers = config.attention_layers
-        self.width = width = config.n_kv_heads * config.head_dim
+        width = config.n_kv_heads * config.head_dim
         # See Decoder for why the embeddings are not made by nn.Embedding(…).
         self.tables = nn.ModuleList(
             nn.Embedding.from_pretrained(torch.empty(config.vocab_size, width), freeze=False)

@@ -104,12 +104,6 @@ def _filled(numbers: Iterable[int], sizes: Sequence[int], most: int) -> list[lis
     return rounds
 
 
-def busiest_share(shapes: Sequence[Shape], ranks: int) -> float:
-    """Return the share of Muon's arithmetic that the busiest rank has."""
-    loads = [sum(_flops(shapes[n]) for n in numbers) for numbers in deal_matrices(shapes, ranks)]
-    return max(loads) / sum(loads) if shapes else 0.0
-
-
 def _flops(shape: Shape) -> int:
     return newton_schulz_flops(*shape)
 

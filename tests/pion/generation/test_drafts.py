@@ -22,7 +22,6 @@ from pion.generation.drafts import (
     LookUp,
     Possible,
     Record,
-    Records,
     best_number,
 )
 from pion.generation.engine import Engine
@@ -149,7 +148,7 @@ def expected(ids: list[int], most: int) -> list[int]:
 
 
 def test_a_text_that_is_drafted_wrong_is_no_longer_drafted() -> None:
-    drafting, text = Drafting(Records()), [5, 6, 7, 8, 5, 6]
+    drafting, text = Drafting(Record(), Record()), [5, 6, 7, 8, 5, 6]
     numbers = []
     for _ in range(20):
         drafting.begin(text, 2)

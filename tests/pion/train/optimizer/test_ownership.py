@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
@@ -14,7 +15,6 @@ from pion.train.optimizer.muon import newton_schulz_flops
 from pion.train.optimizer.ownership import (
     ALIGNED_TO,
     Shape,
-    busiest_share,
     deal_matrices,
     even_parts,
     even_rows,
@@ -27,6 +27,13 @@ TOKENS = 131_072
 
 def matrices(preset: str) -> tuple[Shape, ...]:
     return each_matrix(matrix_shapes(ModelConfig.preset(preset)))
+
+
+def busiest_share(shapes: Sequence[Shape], ranks: int) -> float:
+    """Return the share of Muon's arithmetic that the busiest rank has."""
+    flops = [newton_schulz_flops(*shape) for shape in shapes]
+    loads = [sum(flops[n] for n in numbers) for numbers in deal_matrices(shapes, ranks)]
+    return max(loads) / sum(loads)
 
 
 def share_of_a_step(preset: str, ranks: int) -> float:
