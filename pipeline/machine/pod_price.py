@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import tomllib
 import urllib.request
@@ -22,13 +21,13 @@ _SECONDS = 5.0
 _MOST_BYTES = 65536
 
 
-def pod_price(environment: Mapping[str, str] = os.environ, proc: Path = PROC) -> float | None:
+def pod_price(environment: Mapping[str, str]) -> float | None:
     """Return what this pod costs in dollars per hour; None if RunPod can't be asked.
 
     RunPod gives each pod a key of its own. If that key may not ask, the key that SkyPilot copies to
     the machines it rents is used, if there is one.
     """
-    told = with_providers(environment, proc)
+    told = with_providers(environment, PROC)
     pod = told.get("RUNPOD_POD_ID", "")
     # RunPod rents single machines, so there is no price for several.
     if re.fullmatch(r"[\w-]+", pod) is None or told.get("SKYPILOT_NUM_NODES", "1") != "1":

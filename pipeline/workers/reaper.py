@@ -67,9 +67,9 @@ def _read(pid: int, name: str) -> bytes:
         return b""
 
 
-def end_session(session_folder: str, rounds: int = 50) -> None:
+def end_session(session_folder: str) -> None:
     """Kill the session's processes until none is left, then remove its folder."""
-    for _ in range(rounds):
+    for _ in range(50):
         found = children_of(set(session_processes(session_folder))) - {os.getpid()}
         if not found:
             break

@@ -55,8 +55,8 @@ class Snapshot:
     own `part`.
     """
 
-    def __init__(self, part: CheckpointPart | None = None) -> None:
-        self.part = part
+    def __init__(self) -> None:
+        self.part: CheckpointPart | None = None
         self.others: Others | None = None
         self.fd = os.memfd_create("pion-snapshot")
         self.state: dict[str, Any] = {}
