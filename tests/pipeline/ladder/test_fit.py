@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.ladder_intervals import summary
 from pion.errors import BadInput
 from pipeline.ladder.fit import Fit, fit
 from pipeline.ladder.interval import MARGIN
 from pipeline.ladder.law import Law
 from pipeline.ladder.points import Point
+from tests.pipeline.ladder.drawn_laws import share_held
 from tests.pipeline.ladder.made_up import LAWS, LENGTHS, NOISE, SIZES, ladder
 
 # By how much held-out runs are larger and longer than the largest run of the ladder: 4 to 10 times
@@ -35,7 +35,7 @@ def fitted() -> Fit:
 def test_intervals_hold_nine_of_ten_runs_of_12_to_100_times_the_flops(
     ladders: int, error: float
 ) -> None:
-    assert summary(ladders)["held"] == pytest.approx(0.9, abs=error)
+    assert share_held(ladders) == pytest.approx(0.9, abs=error)
 
 
 def test_of_a_law_that_is_nearly_linear_the_interval_is_the_exact_one_and_its_margin() -> None:

@@ -29,7 +29,7 @@ from pipeline.state.claim import claim_run
 from pipeline.state.run_state import RunState
 from pipeline.state.shared.speeds import PastSpeed, keep_train_speed
 from tests.pipeline.rent.conftest import SkyHome
-from tests.pipeline.rent.managed.keep.test_keeper_deadline import MIXED
+from tests.pipeline.rent.managed.keep.day import MIXED
 from tests.support.clock import FakeClock
 from tests.support.light_run import JOB, save_checkpoint
 from tests.support.states import read, someone
