@@ -112,7 +112,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if collection_path.suffix != ".py":
         return None
     mark = WHOLE_FILE.search(collection_path.read_text(encoding="utf-8"))
-    return True if mark and f"not {mark[1]}" in config.option.markexpr else None
+    left_out = mark and re.search(rf"not (slow|{mark[1]})", config.option.markexpr)
+    return True if left_out else None
 
 
 def _compile_what_tests_import() -> None:
@@ -137,7 +138,11 @@ def pytest_collection_finish() -> None:
         torch.ones((), requires_grad=True).backward()
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are selected by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if {mark.name for mark in item.iter_markers()} & {"soak", "rental"}:
+            item.add_marker("slow")
     items.sort(key=_turn)
 
 

@@ -125,7 +125,7 @@ def test_every_row_of_pairs_is_trained_once_in_order(unbroken: Path) -> None:
 
 
 def test_sigkills_change_no_bit_of_the_weights(tmp_path: Path, unbroken: Path) -> None:
-    finish_after_kills(tmp_path, prefer_job(tmp_path, **EACH_STEP), "prefer", 2)
+    finish_after_kills(prefer_job(tmp_path, **EACH_STEP), "prefer", 2)
     assert_same_run(tmp_path, unbroken)
 
 
@@ -144,7 +144,7 @@ def test_a_stage_with_lora_resumes_on_its_base_and_changes_no_bit(tmp_path: Path
     for folder in (whole, killed):
         folder.mkdir()
     finish(prefer_job(whole, **lora))
-    output = finish_after_kills(killed, prefer_job(killed, **lora), "prefer", 1)
+    output = finish_after_kills(prefer_job(killed, **lora), "prefer", 1)
     assert "warning: prefer resumes" not in output
     assert final_weights(killed) == final_weights(whole)
 

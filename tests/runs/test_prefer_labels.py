@@ -47,5 +47,5 @@ def test_each_step_learns_from_single_answers_by_their_weights(unbroken: Path) -
 
 
 def test_sigkills_change_no_bit_of_the_weights(tmp_path: Path, unbroken: Path) -> None:
-    finish_after_kills(tmp_path, labels_job(tmp_path, **EACH_STEP), "prefer", 2)
+    finish_after_kills(labels_job(tmp_path, **EACH_STEP), "prefer", 2)
     assert_same_run(tmp_path, unbroken)

@@ -87,7 +87,7 @@ def test_the_published_adapter_gives_the_trained_model(unbroken: Path) -> None:
 def test_kills_in_the_pass_and_in_the_stage_change_no_bit(tmp_path: Path, unbroken: Path) -> None:
     job = prefer_job(tmp_path, **LORA)
     killed_in_the_pass(tmp_path, job, 2)
-    output = finish_after_kills(tmp_path, job, "prefer", 1)
+    output = finish_after_kills(job, "prefer", 1)
     assert "reference pass" not in output
     assert final_weights(tmp_path) == final_weights(unbroken)
 

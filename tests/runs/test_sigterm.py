@@ -31,7 +31,8 @@ GRACE = 4.0
 # Seconds that a very busy machine may take to end a process whose time is up.
 SLACK = 30.0
 
-LONG: dict[str, Any] = {"pretrain__steps": 400, "sft": None, "log__every": 1}
+# Longer than any test waits.
+LONG: dict[str, Any] = {"pretrain__steps": 100_000, "sft": None, "log__every": 1}
 
 
 def ended_by_sigterm(process: Process, grace: float) -> str:

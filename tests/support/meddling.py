@@ -102,3 +102,28 @@ def with_slow_steps(folder: Path) -> Meddling:
         """,
     )
     return slow
+
+
+def with_held_steps(folder: Path, stage: str) -> Meddling:
+    """Let each process train three steps of a stage, and then wait until somebody kills it."""
+    held = Meddling(folder)
+    held.wrap(
+        "pipeline.training.loop:train_stage",
+        """
+        steps = {}
+        def wrapper(train_stage, context, claim, stage, start):
+            steps.update(stage=stage, begun=0)
+            return train_stage(context, claim, stage, start)
+        """,
+    )
+    held.wrap(
+        "pion.train.trainer:Trainer.train_step",
+        f"""
+        def wrapper(train_step, self, *arguments, **options):
+            steps["begun"] += 1
+            while steps["stage"] == {stage!r} and steps["begun"] > 3:
+                time.sleep(0.02)
+            return train_step(self, *arguments, **options)
+        """,
+    )
+    return held

@@ -23,7 +23,7 @@ from pipeline.state.run_state import RunState
 from pipeline.state.stores import Store, open_store
 from tests.support.forked import ForkedRun, may_fork
 from tests.support.jobs import tiny_dict, write_tiny_data
-from tests.support.meddling import Meddling, with_slow_steps
+from tests.support.meddling import Meddling, with_held_steps
 from tests.support.waiting import kill_tree, read_until, rest_of, wait_until
 
 # Seconds that a run may take on a busy machine, including Ray's start.
@@ -131,7 +131,8 @@ def interrupt_before_row(row: int, job: Path, *overrides: str, number: int = sig
             return take(self, next_row, skipped)
         """,
     )
-    process = start(job, *overrides, env=meddling.environment())
+    # However busy the machine is, the last step can be saved after SIGTERM.
+    process = start(job, *overrides, "checkpoint.grace=300", env=meddling.environment())
     waits = job.parent / "waits"
     wait_until(lambda: waits.exists() or process.poll() is not None, f"the run to reach row {row}")
     process.send_signal(number)
@@ -150,20 +151,29 @@ def finish(job: Path, *overrides: str) -> str:
     return ends_with(0, start(job, *overrides))
 
 
-def kill_after_a_save(job: Path, stage: str, slow: Meddling) -> None:
-    """Start a run, and kill it once it has saved in a stage whose steps are slow."""
-    process = start(job, env=slow.environment())
-    wait_for(process, f"{stage}: starts")
-    wait_for(process, ": saved")
-    kill(process)
+def kill_after_a_save(job: Path, stage: str) -> None:
+    """Start a run, and kill it once it has saved a step of this stage that was not saved before."""
+    held, before = with_held_steps(job.parent, stage), _last_saved(job.parent, stage)
+    process = start(job, env=held.environment())
+    wait_until(
+        lambda: _last_saved(job.parent, stage) > before or process.poll() is not None,
+        f"a new checkpoint of {stage}",
+    )
+    output = kill(process)
+    assert _last_saved(job.parent, stage) > before, output
+    held.check()
 
 
-def finish_after_kills(folder: Path, job: Path, stage: str, kills: int) -> str:
+def _last_saved(folder: Path, stage: str) -> int:
+    head = RunState(_store(folder), "tiny").read()
+    entries = head.checkpoints if head else ()
+    return max((entry.step for entry in entries if entry.stage == stage), default=0)
+
+
+def finish_after_kills(job: Path, stage: str, kills: int) -> str:
     """Kill a run so often while it trains a stage, let it end, and return its output."""
-    slow = with_slow_steps(folder)
     for _ in range(kills):
-        kill_after_a_save(job, stage, slow)
-    slow.check()
+        kill_after_a_save(job, stage)
     output = finish(job)
     assert f"{stage}: starts (continues after step" in output, output
     return output

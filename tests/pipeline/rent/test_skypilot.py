@@ -25,6 +25,7 @@ def test_a_user_without_a_name_is_told_to_set_one(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_thread_that_waits_for_skypilot_holds_no_other_up() -> None:
+    sky_module()  # sets the level when it is imported first
     logger = logging.getLogger("sky")
     before = logger.level
     inside, leave = threading.Event(), threading.Event()
