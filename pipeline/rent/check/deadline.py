@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 
 from pion.errors import BadInput
 from pipeline.console.formats import duration, hours, moment, money
@@ -12,7 +11,7 @@ from pipeline.job import Job
 from pipeline.machine.time_limit import within
 from pipeline.rent.check import CheckRow
 from pipeline.rent.check.job import STORE_SECONDS
-from pipeline.rent.check.machines import lowest_price
+from pipeline.rent.check.machines import lowest_spot_price
 from pipeline.rent.deadline.at_launch import deadline_of, held_back
 from pipeline.rent.deadline.times import OnDemand, on_demand_machines
 from pipeline.rent.plan.speeds import Known, known_speeds
@@ -60,11 +59,7 @@ def check_deadline(job: Job, sky_yaml: SkyYaml, *, force: bool) -> list[CheckRow
         return []
     known = known_speeds(job)
     machines = on_demand_machines(job, sky_yaml, head, known)
-    spot = (
-        None
-        if force
-        else lowest_price(job, sky_yaml, Known(known.runs), attrgetter("use_spot"), force=True)
-    )
+    spot = None if force else lowest_spot_price(job, sky_yaml, Known(known.runs))
     change = (
         f"pion deadline {run.url} --hours N, --at T or --off"
         if stored

@@ -81,15 +81,12 @@ def judge(job: Job, sky_yaml: SkyYaml, known: Known, *, force: bool) -> list[Ver
     return verdicts
 
 
-def lowest_price(
-    job: Job, sky_yaml: SkyYaml, known: Known, suits: Callable[[Candidate], object], *, force: bool
-) -> float | None:
-    """Return the lowest price of the machines that will do and that `suits` accepts, in dollars per
-    hour of all nodes; None if no price is known."""
-    verdicts = [v for v in judge(job, sky_yaml, known, force=force) if suits(v.candidate)]
-    offers = [v.found for v in verdicts if isinstance(v.found, Offer) and v.problem is None]
-    prices = [offer.price * sky_yaml.num_nodes for offer in offers if offer.price is not None]
-    return min(prices, default=None)
+def lowest_spot_price(job: Job, sky_yaml: SkyYaml, known: Known) -> float | None:
+    """Return the lowest price of the spot machines that will do, in dollars per hour of all nodes;
+    None if no price is known."""
+    verdicts = [v for v in judge(job, sky_yaml, known, force=True) if v.candidate.use_spot]
+    prices = [v.guess.offer.price for v in verdicts if v.will_do]
+    return min((p * sky_yaml.num_nodes for p in prices if p is not None), default=None)
 
 
 def staying(verdicts: Sequence[Verdict]) -> list[Verdict]:
