@@ -35,6 +35,13 @@ WORTH = (
 )
 
 
+# The first words of rows that the bench had once.
+MOVED = (
+    *("compiler", "logits", "masks", "generation", "graphs"),
+    *("resume", "kernels", "step-down"),
+)
+
+
 @dataclass(frozen=True)
 class Task:
     """A row to run. A `check` says right or wrong; the other tasks measure."""
@@ -66,6 +73,11 @@ def chosen_tasks(bench: Bench, only: Sequence[str]) -> list[Task]:
     tasks = every_task(bench)
     known = [task.name for task in tasks]
     for name in only:
+        if name.partition("/")[0] in MOVED:
+            raise BadInput(
+                f"--only {name}: the bench has this row no more. In a checkout, `pytest -n 0 -m "
+                "gpu tests/gpu` checks it. Nothing was measured"
+            )
         if not any(_is_under(row, name) for row in known):
             raise BadInput(
                 f"--only {name}: the bench has no such row{closest(name, known)}. --names lists "

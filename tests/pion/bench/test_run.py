@@ -285,6 +285,8 @@ def test_a_machine_without_a_card_is_told_of_tiny(
     [
         (["--device", "tpu0"], "--device tpu0"),
         (["--only", "nothing"], "--only nothing"),
+        (["--only", "logits/pion"], "logits/pion: the bench has this row no more. In a checkout,"),
+        (["--only", "masks"], "-m gpu tests/gpu` checks it"),
         (["--resume", "absent.json"], "absent.json can't be read"),
     ],
 )
