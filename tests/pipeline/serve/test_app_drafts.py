@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pion.generation import decoding
+from pion.generation import drafts
 from pion.generation.drafts import Possible
 from pion.model.decoder import Decoder
 from pion.model.draft_block import block_of
@@ -34,7 +34,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Served]]:
     make_run(folder, draft={"steps": 2}, seq_len=256)
     found = {"m": find_model(str(folder / "demo"))}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decoding, "best_number", as_many_as_possible)
+        patch.setattr(drafts, "best_number", as_many_as_possible)
         with serving(found) as plain, serving(found, drafts=4, slots=3) as drafting:
             yield [plain, drafting]
 
