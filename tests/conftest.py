@@ -141,7 +141,7 @@ def pytest_collection_finish() -> None:
 @pytest.hookimpl(tryfirst=True)  # before tests are selected by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if {mark.name for mark in item.iter_markers()} & {"soak", "rental"}:
+        if {mark.name for mark in item.iter_markers()} & {"soak", "rental", "gpu"}:
             item.add_marker("slow")
     items.sort(key=_turn)
 
