@@ -70,7 +70,6 @@ ATTENTION = {flex_attention, flex_attention_backward}
 # Parts of a step by the file that starts their operations. The backward pass has no file.
 PARTS = {
     "pion/model/chunks_of_logits.py": "loss",
-    "pion/model/log_probs.py": "loss",
     "pion/model/loss.py": "loss",
     "pion/train/optimizer/optimizer.py": "optimizer",
     "pion/train/optimizer/muon.py": "optimizer",

@@ -164,6 +164,16 @@ def split_steady(asked: Sequence[Request]) -> dict[str, dict[str, float]]:
     }
 
 
+# What reads a run once.
+LOOKS = {
+    "status": "import sys; from pipeline.cli import main; main(['status', sys.argv[1]])",
+    "page": """import sys
+from pipeline.live.watched_run import WatchedRun
+from pipeline.state.find_run import read_run
+WatchedRun(read_run(sys.argv[1])[0]).look()""",
+}
+
+
 def large_save() -> dict[str, float]:
     """Return what a save of a large model takes, by the rule that the small one shows: a part for
     each 16 MiB, two calls for each of the two files, five small files, HEAD, and two lists: of what
@@ -186,9 +196,8 @@ def measure(log_path: Path, bucket: str, folder: Path) -> dict[str, dict[str, fl
     first = next(i for i, request in enumerate(asked) if "/metrics/" in request.key)
     found["start on an empty disk"] = counted(asked[:first])
     found |= split_steady(asked)
-    for name in ("status", "page"):
-        url = f"s3://{bucket}/runs/demo"
-        command = [sys.executable, "-m", "benchmarks.one_look", name, url]
+    for name, look in LOOKS.items():
+        command = [sys.executable, "-c", look, f"s3://{bucket}/runs/demo"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         found[name] = counted(log.take())
     return found

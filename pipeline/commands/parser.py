@@ -44,7 +44,8 @@ class Parser(argparse.ArgumentParser):
             self.error(f"there is no command {first!r}{hint} (pion --help lists them)")
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            self._refuse_gone(f"{first} RUN RUN")
+            if not any(word.startswith("-") for word in unknown):
+                self._refuse_gone(f"{first} RUN RUN")
             of_command = Parser(prog=f"{self.prog} {first}") if first in self.commands else self
             of_command.error(f"unrecognized arguments: {' '.join(unknown)}")
         return found

@@ -125,6 +125,7 @@ def test_what_a_command_does_is_one_sentence(pion: Pion, command: str) -> None:
         (["ladder", "job.yaml", "--on=sky.yaml"], "`pion ladder --on` is gone: rent one machine"),
         (["try", "job.yaml", "--on", "sky.yaml"], "`pion try --on` is gone: rent one machine for"),
         (["watch", "--all"], "`pion watch --all` is gone: one `pion watch RUN` looks after"),
+        (["watch", "one", "--nonsense"], "unrecognized arguments: --nonsense"),
         (["watch", "one", "two"], "`pion watch RUN RUN` is gone: one `pion watch RUN` looks"),
         (["rnu"], "there is no command 'rnu'; did you mean run?"),
         (
