@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -35,8 +35,8 @@ from hypothesis.stateful import (
 from pion.errors import BadInput, Fenced, NotDurable, PionError
 from pipeline.state.checkpoints.layout import MANIFEST, MODEL
 from pipeline.state.checkpoints.retention import Keep, sweep, sweep_abandoned
-from pipeline.state.claim import Claim, claim_run
-from pipeline.state.head import TRASH_SECONDS, CheckpointEntry, ClaimRecord, Head
+from pipeline.state.claim import claim_run
+from pipeline.state.head import TRASH_SECONDS, CheckpointEntry, Head
 from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import StoreError
@@ -92,8 +92,6 @@ class Machine:
 class Race(RuleBasedStateMachine):
     """The world, and the invariants that must be true at every instant."""
 
-    mutation: Callable[[], AbstractContextManager[Any]] | None = None
-
     def __init__(self) -> None:
         super().__init__()
         self.patches = ExitStack()
@@ -101,8 +99,6 @@ class Race(RuleBasedStateMachine):
             name = f"pipeline.state.{where}.ThreadPoolExecutor"
             self.patches.enter_context(patch(name, OneAtATime))
         self.patches.enter_context(patch("os.fsync", lambda descriptor: None))
-        if self.mutation is not None:
-            self.patches.enter_context(self.mutation())
         self.folder = Path(tempfile.mkdtemp(prefix="pion-race-"))
         self.machines = {name: Machine(self.folder / name) for name in MACHINES}
         self.now = 1_000_000.0
@@ -377,48 +373,3 @@ def test_two_owners_never_undo_each_other_nor_lose_what_was_committed() -> None:
 @pytest.mark.soak
 def test_two_owners_never_undo_each_other_in_many_more_orders() -> None:
     run_state_machine_as_test(Race, settings=quick(600, stateful_step_count=80))
-
-
-# ---------------------------------------------------------------- broken protocols are detected
-
-
-def commit_under_any_epoch(self: Claim, change: Callable[[Head], Head]) -> Head:
-    while True:
-        present, version = self.state.read_versioned()
-        assert present is not None
-        head = change(present)
-        if self.state.swap(head, version, uuid.uuid4().hex):
-            return head
-
-
-MUTATIONS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
-    "a commit that ignores the epoch": lambda: patch.object(
-        Claim, "commit", commit_under_any_epoch
-    ),
-    "a claim that keeps the epoch": lambda: patch.object(
-        Head,
-        "claimed",
-        lambda self, me, at, price=None: dataclasses.replace(
-            self, owner=me, claims=(ClaimRecord(self.epoch, at, me), *self.claims)
-        ),
-    ),
-    "garbage that goes at once": lambda: patch("pipeline.state.head.TRASH_SECONDS", 0.0),
-    "retention that keeps nothing": lambda: patch(
-        "pipeline.state.checkpoints.retention.kept", lambda head, keep: set()
-    ),
-    "a restore that verifies nothing": lambda: patch(
-        "pipeline.state.workspace.file_problem", lambda folder, name, size, sha256: None
-    ),
-}
-
-
-@pytest.mark.soak
-@pytest.mark.parametrize("mutation", MUTATIONS)
-def test_a_protocol_that_breaks_one_of_its_rules_is_detected(mutation: str) -> None:
-    class Mutant(Race):
-        pass
-
-    Mutant.mutation = staticmethod(MUTATIONS[mutation])
-    options = {"phases": [Phase.generate], "derandomize": True, "report_multiple_bugs": False}
-    with pytest.raises((AssertionError, ExceptionGroup)):
-        run_state_machine_as_test(Mutant, settings=quick(200, stateful_step_count=50, **options))

@@ -14,9 +14,7 @@ from pipeline.state.shared.find_or_prepare import confirm
 from pipeline.state.shared.prune import delete_due, list_shared, mark
 from pipeline.state.shared.records import (
     Unneeded,
-    read_state,
     state_key,
-    swap_state,
 )
 from pipeline.state.stores import FileStore
 from pipeline.state.stores.clock import Clock
@@ -37,11 +35,6 @@ def store(tmp_path: Path) -> FileStore:
 
 def put(store: FileStore, data: bytes) -> None:
     store.write(state_key(FINGERPRINT), data)
-
-
-def test_a_good_record_is_read(store: FileStore) -> None:
-    swap_state(store, FINGERPRINT, DATA, None)
-    assert read_state(store, FINGERPRINT)[0] == DATA
 
 
 @pytest.mark.parametrize("data", NOTHING, ids=lambda data: repr(data[:9]))

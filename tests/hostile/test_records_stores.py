@@ -13,13 +13,10 @@ import pytest
 from pion.errors import BadInput
 from pion.untrusted import LARGEST_RECORD
 from pipeline.state.checkpoints.layout import MANIFEST, MODEL, OPTIMIZER
-from pipeline.state.checkpoints.restore import newest_good
 from pipeline.state.claim import claim_run
 from pipeline.state.record_json import Damaged
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, open_store
-from pipeline.state.stores.base import Entries, Entry
-from pipeline.state.workspace import Workspace
 from tests.hostile.hostile_run import NAME, make_hostile_run, make_run_in, path_of, pion
 from tests.hostile.record_attacks import DEPTH, nested
 from tests.support.hub_server import USER, hub_server
@@ -190,43 +187,6 @@ def test_a_download_never_writes_more_than_the_manifest_says(
     assert f"{MODEL} has more than" in output
     copies = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     assert max(path.stat().st_size for path in copies) < 1_000_000
-
-
-# ---------------------------------------------------------------- lists
-
-
-class Listing(FileStore):
-    """A folder whose lists are not of what it has."""
-
-    def __init__(self, folder: Path, listed: Entries) -> None:
-        super().__init__(folder)
-        self._listed = listed
-
-    def list(self, prefix: str = "") -> Entries:
-        return self._listed
-
-
-LISTS = {
-    "empty": [],
-    "of what is not there": [Entry(f"{NAME}/checkpoints/sft/9-9/{MODEL}", 5)],
-    "of strange names": [Entry("../../x", -1), Entry(f"{NAME}/events/x/y.jsonl", 0)],
-}
-
-
-@pytest.mark.parametrize("listed", LISTS)
-def test_claiming_and_restoring_do_not_rely_on_a_list(run: RunState, listed: str) -> None:
-    folder = Path(run.store.url.removeprefix("file://"))
-    lying = RunState(Listing(folder, LISTS[listed]), NAME)
-    claim = claim_run(lying, someone())
-    found = newest_good(Workspace(lying.store, NAME), claim.head, "sft", "digest")
-    assert found.entry is not None
-    assert (found.entry.step, found.skipped) == (5, [])
-    claim.set_restore("sft", 5)
-    claim.release()
-    head = run.read()
-    assert head is not None
-    assert head.restores[claim.epoch] == {"sft": 5}
-    assert [entry.step for entry in head.checkpoints] == [5, 10]
 
 
 def test_a_damaged_record_is_no_missing_record(run: RunState) -> None:

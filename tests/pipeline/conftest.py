@@ -14,6 +14,7 @@ from pipeline.models.find import find_model
 if TYPE_CHECKING:  # importing these takes seconds, and few tests need them
     from openai import OpenAI
 
+    from tests.support.hub_server import HubServer
     from tests.support.served import Served
 
 Pion = Callable[..., tuple[int, str, str]]
@@ -35,6 +36,16 @@ def pion(capsys: pytest.CaptureFixture[str]) -> Pion:
         return code, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """An empty Hub on loopback, which this process uses."""
+    from tests.support.hub_server import hub_server
+
+    with hub_server() as server:
+        server.use(monkeypatch, tmp_path / "hf")
+        yield server
 
 
 @pytest.fixture(scope="session")

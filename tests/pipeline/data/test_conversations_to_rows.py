@@ -24,6 +24,7 @@ from pipeline.data.tasks import InThisProcess, Tasks
 from pipeline.stages.prepare_text import tokenizer_files
 from tests.support.chat_templates import MISTRAL
 from tests.support.in_process_renderer import InProcessRenderer
+from tests.support.interrupted import ends_at
 from tests.support.tokenizer_kinds import write_files
 
 ASKED, ANSWERED = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
@@ -138,14 +139,3 @@ def test_after_an_interruption_the_counts_and_rows_are_the_same(
     for path in (tmp_path / "whole/rows").rglob("*.npy"):
         again = tmp_path / "broken/rows" / path.relative_to(tmp_path / "whole/rows")
         assert again.read_bytes() == path.read_bytes()
-
-
-def ends_at(call: int) -> Any:
-    """Return a function whose call of this number is interrupted."""
-    calls = iter(range(10**6))
-
-    def mark(name: str) -> None:
-        if next(calls) == call:
-            raise KeyboardInterrupt
-
-    return mark

@@ -1,7 +1,6 @@
 """Data on the Hub: the real clients against our own Hub on loopback."""
 
 import io
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from pion.data.shards import Shard
 from pion.errors import BadInput, PionError
 from pipeline.data.hub import (
     OnHub,
-    download_shard,
     explained,
     hub_records,
     hub_shards,
@@ -22,7 +20,7 @@ from pipeline.data.hub import (
     read_hub_rows,
 )
 from pipeline.job import HubDataset, HubNpyShards
-from tests.support.hub_server import READ_TOKEN, HubServer, hub_server
+from tests.support.hub_server import READ_TOKEN, HubServer
 
 SEQ_LEN = 32
 
@@ -35,13 +33,6 @@ def npy(array: np.ndarray) -> bytes:
 
 def shard(rows: int, row_ids: int = SEQ_LEN, dtype: type = np.int32) -> bytes:
     return npy(np.arange(rows * row_ids, dtype=dtype).reshape(rows, row_ids))
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    with hub_server() as server:
-        server.use(monkeypatch, tmp_path / "hf")
-        yield server
 
 
 def npy_source(repo: str = "user/shards", **fields: object) -> HubNpyShards:
@@ -85,14 +76,6 @@ def test_the_first_rows_of_a_range_are_read_without_the_rest(hub: HubServer) -> 
     whole = described(npy_source())[0]
     rows = read_hub_rows(replace(whole, start=900, rows=100), 3, SEQ_LEN)
     assert rows.tolist() == np.arange(900 * 32, 903 * 32).reshape(3, 32).tolist()
-
-
-def test_a_download_that_breaks_off_continues(hub: HubServer, tmp_path: Path) -> None:
-    content = shard(40_000)
-    hub.add_repo("user/shards", "dataset", {"shard_0.npy": content})
-    one = described(npy_source())[0]
-    hub.truncate("GET .*/resolve/.*shard_0")
-    assert download_shard(one, tmp_path / "down").read_bytes() == content
 
 
 def test_a_data_set_is_streamed_up_to_max_documents(hub: HubServer) -> None:

@@ -15,7 +15,7 @@ import pytest
 from pion.data.documents.python_docs import is_held_out as in_held_out_file
 from pion.data.documents.python_preferences import docs_pairs
 from pion.data.order import RowOrder
-from pion.data.preference.rendering import EMPTY, LONGER_THAN_ROW
+from pion.data.preference.rendering import LONGER_THAN_ROW
 from pion.data.row_flags import SEQUENCES
 from pion.data.stream import RowStream
 from pion.errors import BadInput
@@ -25,6 +25,7 @@ from pipeline.job import PythonDocsPrefer
 from tests.support.chat_templates import CHATML, QWEN3
 from tests.support.corpora import files_of, make_job
 from tests.support.in_process_renderer import InProcessRenderer
+from tests.support.interrupted import ends_at
 from tests.support.preference_files import (
     label_of,
     pair_of,
@@ -164,22 +165,6 @@ def test_a_pair_longer_than_a_row_is_left_out_and_counted(tmp_path: Path) -> Non
     assert summary.train.items + summary.held_out.items == 40
 
 
-def test_empty_answers_are_left_out_and_counted(tmp_path: Path) -> None:
-    records = [pair_of(n, **({"chosen": ""} if n % 9 == 0 else {})) for n in range(40)]
-    write_jsonl(tmp_path / "prefs.jsonl", records)
-    summary = write_rows(tmp_path)
-    assert summary.tally.dropped == {EMPTY: 5}
-    assert summary.train.items + summary.held_out.items == 35
-    assert summary.tally.read == 40
-
-
-def test_an_unusable_pair_of_a_file_ends_the_preparation(tmp_path: Path) -> None:
-    record = {"prompt": "Hi", "chosen": "Yes", "rejected": [5]}
-    write_jsonl(tmp_path / "prefs.jsonl", [pair_of(0), record])
-    with pytest.raises(BadInput, match=r"prefs\.jsonl:2: key 'rejected': turn 1 must be"):
-        write_rows(tmp_path)
-
-
 def test_what_the_template_refuses_ends_the_preparation_with_its_line(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "prefs.jsonl", [pair_of(0), pair_of(1)])
     refusing = CHATML + "{%- if 'x' -%}{{- raise_exception('not today') -}}{%- endif -%}"
@@ -222,17 +207,6 @@ def test_more_than_one_in_a_hundred_end_the_preparation(
 
 
 # ---------------------------------------------------------------- interruptions
-
-
-def ends_at(call: int) -> Any:
-    """Return a function whose call of this number is interrupted."""
-    calls = iter(range(10**6))
-
-    def mark(name: str) -> None:
-        if next(calls) == call:
-            raise KeyboardInterrupt
-
-    return mark
 
 
 @pytest.mark.parametrize("call", [1, 2, 3, 6, 13, 22, 32, 33, 34, 35])

@@ -82,16 +82,11 @@ def test_both_models_are_measured_on_the_same_rows_under_the_names_of_other_resu
         results["sft"]["text"]["bits_per_byte"] - results["base"]["text"]["bits_per_byte"]
     )
     assert results["compared_text"] == {"sha256": SHA}
+    assert "text" not in results["pretrain"], "only the last model is compared"
     # Random weights say nothing about a run that starts from a model.
     assert "untrained" not in results
     assert not any("by_document" in result for result in results.values())
     assert len(said) == len(set(said))
-
-
-def test_only_the_last_model_is_compared(world: World) -> None:
-    start = start_of(world, world.models["pretrain"])
-    results, _ = world.run(world.job(), Folder(), start=start)
-    assert "text" not in results["pretrain"]
 
 
 def test_without_text_of_its_own_a_run_is_compared_on_conversations_and_the_other_text(

@@ -6,6 +6,7 @@ import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import psutil
 import pytest
@@ -198,26 +199,21 @@ def test_a_hub_that_answers_at_all_is_reachable_and_a_closed_port_is_not(
     assert not hub_is_reachable()
 
 
-@pytest.mark.parametrize(("reachable", "expected"), [(True, "None None"), (False, "1 1")])
-def test_lm_eval_is_told_to_stay_offline_only_where_the_hub_does_not_answer(
-    reachable: bool, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("wish", "reachable", "expected"),
+    [(None, lambda: True, "None None"), (None, lambda: False, "1 1"), ("1", None, "1 1")],
+    ids=["the Hub answers", "it does not answer", "it is not even asked"],
+)
+def test_lm_eval_is_told_to_stay_offline_on_wish_or_where_the_hub_does_not_answer(
+    wish: str | None, reachable: Any, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("lm_eval")
-    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    monkeypatch.delenv("HF_DATASETS_OFFLINE", raising=False)
-    monkeypatch.setattr("pipeline.stages.lm_eval.hub_is_reachable", lambda: reachable)
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    if wish is not None:
+        monkeypatch.setenv("HF_HUB_OFFLINE", wish)
+    monkeypatch.setattr("pipeline.stages.lm_eval.hub_is_reachable", reachable)
     names = "os.environ.get('HF_HUB_OFFLINE'), os.environ.get('HF_DATASETS_OFFLINE')"
     does = f"print({names}, file=sys.stderr); sys.exit(1)"
     monkeypatch.setattr("pipeline.stages.lm_eval.PYTHON", python_that(does, tmp_path))
     assert run_task("arc_easy", tmp_path) == TaskScore({"skipped": expected})
-
-
-def test_an_offline_wish_is_obeyed_without_asking_the_network(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("lm_eval")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("pipeline.stages.lm_eval.hub_is_reachable", lambda: pytest.fail("asked"))
-    does = "print(os.environ['HF_DATASETS_OFFLINE'], file=sys.stderr); sys.exit(1)"
-    monkeypatch.setattr("pipeline.stages.lm_eval.PYTHON", python_that(does, tmp_path))
-    assert run_task("arc_easy", tmp_path) == TaskScore({"skipped": "1"})

@@ -22,7 +22,6 @@ from tests.support.corpora import (
     prepared,
     save_tokenizer,
     sentences,
-    texts_of,
     write_corpus,
 )
 from tests.support.python_library import read_only_a_part
@@ -83,20 +82,6 @@ def test_conversations_are_packed_with_their_loss_mask_and_none_is_lost(tmp_path
     assert len(answers & {sentences(i + 999, 1) for i in range(400)}) == 400 - held_out
 
 
-def test_the_messages_layout_gives_the_same_rows(tmp_path: Path) -> None:
-    write_chats(tmp_path / "chat.jsonl", 150)
-    one = prepared_sft(sft_job(tmp_path), tmp_path / "one")
-    lines = []
-    for line in (tmp_path / "chat.jsonl").open():
-        roles = {"human": "user", "gpt": "assistant"}
-        turns = json.loads(line)["conversations"]
-        messages = [{"role": roles[t["from"]], "content": t["value"]} for t in turns]
-        lines.append(json.dumps({"messages": messages, "id": 7}))
-    (tmp_path / "chat.jsonl").write_text("\n".join(lines))
-    two = prepared_sft(sft_job(tmp_path), tmp_path / "two")
-    assert texts_of(one, "train") == texts_of(two, "train")
-
-
 def test_interrupted_packing_continues_to_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,14 +117,6 @@ def test_interrupted_packing_continues_to_the_same_bytes(
     assert {p: p.stat().st_mtime_ns for p in finished} == finished
     assert files_of(tmp_path / "data") == files_of(tmp_path / "unbroken")
     assert resumed.report["sources"] == unbroken.report["sources"]
-
-
-def test_a_conversation_without_an_assistant_turn_is_named(tmp_path: Path) -> None:
-    write_chats(tmp_path / "chat.jsonl", 10)
-    with (tmp_path / "chat.jsonl").open("a") as file:
-        file.write('\n{"conversations": [{"from": "human", "value": "Hello?"}]}\n')
-    with pytest.raises(BadInput, match=r"chat\.jsonl:11: a conversation with no assistant turn"):
-        prepared_sft(sft_job(tmp_path), tmp_path / "data")
 
 
 def test_sft_uses_the_tokenizer_of_pretraining(tmp_path: Path) -> None:

@@ -211,9 +211,7 @@ def test_a_mistake_in_a_table_names_its_row(tmp_path: Path) -> None:
 
 def refused_after_counting(folder: Path, meddle: Callable[[Path], object]) -> str:
     """Return why good text is refused that `meddle` changes once its pieces are counted."""
-    file = folder / "a.jsonl"
-    file.write_bytes(GOOD)
-    job = job_with_tokenizer(folder, {"sources": [{"kind": "jsonl", "path": "a.jsonl"}]})
+    job, file = job_on(folder, GOOD), folder / "a.jsonl"
 
     def finished(path: Path) -> None:
         if path.name == "counted.json":
@@ -258,8 +256,7 @@ def test_characters_that_the_vocabulary_lacks_are_named_with_their_line(tmp_path
 def test_a_piece_may_have_only_documents_that_are_held_out(tmp_path: Path) -> None:
     texts = [sentences(i, 6) for i in range(900)]
     texts.sort(key=lambda text: not is_held_out(text, 0.1))
-    (tmp_path / "a.jsonl").write_bytes(lines(texts))
-    job = job_with_tokenizer(tmp_path, {"sources": [{"kind": "jsonl", "path": "a.jsonl"}]})
+    job = job_on(tmp_path, lines(texts))
     for least in (0, LEAST_BYTES):
         in_pieces = InPieces(least=least, piece_bytes=5000)
         prepare_pretrain(job, tmp_path / f"{least}", lambda message: None, in_pieces=in_pieces)
@@ -301,8 +298,7 @@ def stop_after(count: int) -> Callable[[Path], None]:
 def test_after_an_interruption_only_pieces_in_no_shard_are_encoded_again(
     count: int, tmp_path: Path
 ) -> None:
-    (tmp_path / "a.jsonl").write_bytes(GOOD + GOOD)
-    job = job_with_tokenizer(tmp_path, {"sources": [{"kind": "jsonl", "path": "a.jsonl"}]})
+    job = job_on(tmp_path, GOOD + GOOD)
     first, second, unbroken = Watched(), Watched(), Watched()
 
     def prepare(folder: str, tasks: Watched, told: Callable[[Path], None]) -> None:
@@ -321,18 +317,23 @@ def test_after_an_interruption_only_pieces_in_no_shard_are_encoded_again(
     assert set(first.done) | set(second.done) == set(unbroken.done)
 
 
-@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 half of it"])
-def test_what_is_damaged_of_a_piece_is_encoded_again(damage: bytes, tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_bytes(GOOD + GOOD)
-    job = job_with_tokenizer(tmp_path, {"sources": [{"kind": "jsonl", "path": "a.jsonl"}]})
+def interrupted(folder: Path) -> Job:
+    """Return a job of which shards are written, and pieces that are in no shard."""
+    job = job_on(folder, GOOD + GOOD)
     how = InPieces(finished=stop_after(25), least=0, piece_bytes=9000)
     with pytest.raises(Stop):
-        prepare_pretrain(job, tmp_path / "data", lambda message: None, in_pieces=how)
-    (tmp_path / "data" / "0" / "pieces" / "000001.npz").write_bytes(damage)
-    how = InPieces(least=0, piece_bytes=9000)
-    prepare_pretrain(job, tmp_path / "data", lambda message: None, in_pieces=how)
-    prepare_pretrain(job, tmp_path / "unbroken", lambda message: None)
-    assert files_of(tmp_path / "data") == files_of(tmp_path / "unbroken")
+        prepare_pretrain(job, folder / "data", lambda message: None, in_pieces=how)
+    return job
+
+
+def check_continued(job: Job, folder: Path, piece_bytes: int = 9000) -> list[tuple[str, int]]:
+    """Check that it continues to the data of an unbroken preparation; return what was done."""
+    tasks = Watched()
+    how = InPieces(lambda: nullcontext(tasks), least=0, piece_bytes=piece_bytes)
+    prepare_pretrain(job, folder / "data", lambda message: None, in_pieces=how)
+    prepare_pretrain(job, folder / "unbroken", lambda message: None)
+    assert files_of(folder / "data") == files_of(folder / "unbroken")
+    return tasks.done
 
 
 def of_another_piece(kept: dict[str, Any]) -> None:
@@ -351,46 +352,36 @@ def an_object(kept: dict[str, Any]) -> None:
     kept["places"] = np.array([{}], dtype=object)
 
 
-@pytest.mark.parametrize("change", [of_another_piece, fewer_documents, no_number, an_object])
-def test_what_was_kept_of_another_piece_is_encoded_again(
-    change: Callable[[dict[str, Any]], None], tmp_path: Path
+@pytest.mark.parametrize(
+    "damage",
+    [b"", b"PK\x03\x04 half of it", of_another_piece, fewer_documents, no_number, an_object],
+    ids=["empty", "half", "of another piece", "fewer documents", "no number", "an object"],
+)
+def test_what_was_kept_of_a_piece_and_is_not_its_own_is_encoded_again(
+    damage: bytes | Callable[[dict[str, Any]], None], tmp_path: Path
 ) -> None:
-    (tmp_path / "a.jsonl").write_bytes(GOOD + GOOD)
-    job = job_with_tokenizer(tmp_path, {"sources": [{"kind": "jsonl", "path": "a.jsonl"}]})
-    how = InPieces(finished=stop_after(25), least=0, piece_bytes=9000)
-    with pytest.raises(Stop):
-        prepare_pretrain(job, tmp_path / "data", lambda message: None, in_pieces=how)
+    job = interrupted(tmp_path)
     path = tmp_path / "data" / "0" / "pieces" / "000001.npz"
-    with np.load(path) as file:
-        kept = dict(file)
-    change(kept)
-    np.savez(path, **kept)
-    tasks = Watched()
-    how = InPieces(lambda: nullcontext(tasks), least=0, piece_bytes=9000)
-    prepare_pretrain(job, tmp_path / "data", lambda message: None, in_pieces=how)
-    prepare_pretrain(job, tmp_path / "unbroken", lambda message: None)
-    assert files_of(tmp_path / "data") == files_of(tmp_path / "unbroken")
-    assert 0 < tasks.done[0][1] < 20_000
+    if isinstance(damage, bytes):
+        path.write_bytes(damage)
+    else:
+        with np.load(path) as file:
+            kept = dict(file)
+        damage(kept)
+        np.savez(path, **kept)
+    assert 0 < check_continued(job, tmp_path)[0][1] < 20_000
 
 
 def test_pieces_of_another_size_are_counted_anew_and_keep_the_shards(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_bytes(GOOD + GOOD)
-    job = job_with_tokenizer(tmp_path, {"sources": [{"kind": "jsonl", "path": "a.jsonl"}]})
-    how = InPieces(finished=stop_after(25), least=0, piece_bytes=9000)
-    with pytest.raises(Stop):
-        prepare_pretrain(job, tmp_path / "data", lambda message: None, in_pieces=how)
+    job = interrupted(tmp_path)
     shard = tmp_path / "data" / "0" / "train" / "shard_00000.npy"
     written = shard.stat().st_mtime_ns
-    how = InPieces(least=0, piece_bytes=14_000)
-    prepare_pretrain(job, tmp_path / "data", lambda message: None, in_pieces=how)
-    prepare_pretrain(job, tmp_path / "unbroken", lambda message: None)
-    assert files_of(tmp_path / "data") == files_of(tmp_path / "unbroken")
+    check_continued(job, tmp_path, piece_bytes=14_000)
     assert shard.stat().st_mtime_ns == written
 
 
 def test_it_says_which_piece_how_fast_and_how_long(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_bytes(GOOD)
-    job = job_with_tokenizer(tmp_path, {"sources": [{"kind": "jsonl", "path": "a.jsonl"}]})
+    job = job_on(tmp_path, GOOD)
     said: list[Shown] = []
     how = InPieces(least=0, piece_bytes=9000)
     prepare_pretrain(job, tmp_path / "data", said.append, in_pieces=how)
@@ -409,3 +400,9 @@ def job_with_tokenizer(folder: Path, data: dict[str, Any]) -> Job:
         tokenizer={"file": "tokenizer.json"},
         model=model_of(400),
     )
+
+
+def job_on(folder: Path, content: bytes) -> Job:
+    """Return such a job on one file of JSON Lines."""
+    (folder / "a.jsonl").write_bytes(content)
+    return job_with_tokenizer(folder, {"sources": [{"kind": "jsonl", "path": "a.jsonl"}]})

@@ -1,7 +1,6 @@
 """prepare with shards that were tokenised elsewhere, on this disk or on the Hub."""
 
 import io
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from tests.support.corpora import (
     save_tokenizer,
     write_corpus,
 )
-from tests.support.hub_server import HubServer, hub_server
+from tests.support.hub_server import HubServer
 
 # ---------------------------------------------------------------- shards made elsewhere
 
@@ -92,13 +91,6 @@ def test_a_truncated_npy_is_refused_before_any_work(tmp_path: Path) -> None:
     assert not list((tmp_path / "data").rglob("*.npy"))
 
 
-def test_an_npy_without_integers_is_refused(tmp_path: Path) -> None:
-    job = npy_job(tmp_path)
-    write_npy(tmp_path / "shards" / "a.npy", dtype=np.float32)
-    with pytest.raises(BadInput, match=r"a\.npy: contains float32"):
-        prepared(job, tmp_path / "data")
-
-
 def test_ids_beyond_the_vocabulary_are_refused_with_file_and_row(tmp_path: Path) -> None:
     job = npy_job(tmp_path)
     write_npy(tmp_path / "shards" / "a.npy")
@@ -154,13 +146,6 @@ def test_a_tokenizer_cannot_be_trained_on_ids(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------- the Hub
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    with hub_server() as server:
-        server.use(monkeypatch, tmp_path / "hf")
-        yield server
 
 
 def hub_npy_files(shards: int, rows: int) -> dict[str, bytes]:
@@ -262,19 +247,3 @@ def test_a_hub_tokenizer_is_kept_with_the_data(hub: HubServer, tmp_path: Path) -
     job = make_job(tmp_path, tokenizer={"hub": "user/model"}, model=model_of(400))
     data = prepared(job, tmp_path / "data")
     assert data.tokenizer_path.read_bytes() == (tmp_path / "tokenizer.json").read_bytes()
-
-
-def test_a_hub_repository_that_is_not_there_is_bad_input(hub: HubServer, tmp_path: Path) -> None:
-    job = make_job(tmp_path, data={"sources": [{"kind": "hub", "repo": "user/nothing"}]})
-    with pytest.raises(BadInput, match="user/nothing: there is no such repository"):
-        prepared(job, tmp_path / "data")
-
-
-def test_a_private_hub_repository_without_a_token_says_how_to_give_one(
-    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hub.add_repo("user/text", "dataset", {"train.jsonl": b"{}"}, private=True)
-    monkeypatch.delenv("HF_TOKEN")
-    job = make_job(tmp_path, data={"sources": [{"kind": "hub", "repo": "user/text"}]})
-    with pytest.raises(BadInput, match="export HF_TOKEN="):
-        prepared(job, tmp_path / "data")

@@ -180,13 +180,6 @@ def test_a_result_that_is_not_a_number_never_passes(trained: Trained, tmp_path: 
             trained.publish(tmp_path / "demo", require=[condition], results=broken)
 
 
-def test_a_misspelt_result_is_found_before_training_and_the_right_one_is_named(
-    trained: Trained, tmp_path: Path
-) -> None:
-    with pytest.raises(BadInput, match="did you mean 'bits_per_byte'"):
-        check_target(trained.job(tmp_path / "demo", require=["bits_per_bite < 2"]))
-
-
 def test_a_result_that_was_not_measured_blocks_the_model_and_lists_those_that_were(
     trained: Trained, tmp_path: Path
 ) -> None:

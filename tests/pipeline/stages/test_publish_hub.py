@@ -1,26 +1,18 @@
 """Publishing to the Hub: one private commit, refusals before it, and outages in between."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pion.errors import BadInput, Interrupted
 from pipeline.stages.publish import check_target
-from tests.support.hub_server import FINE_GRAINED_TOKEN, READ_TOKEN, HubServer, hub_server
+from tests.support.hub_server import FINE_GRAINED_TOKEN, READ_TOKEN, HubServer
 from tests.support.trained_model import Trained, contents
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return Trained(tmp_path_factory.mktemp("trained"))
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
-    with hub_server() as server:
-        server.use(monkeypatch, tmp_path / "hf")
-        yield server
 
 
 def test_a_repository_belongs_to_the_run_that_published_it(

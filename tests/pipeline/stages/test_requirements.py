@@ -119,11 +119,6 @@ def test_what_is_no_number_is_refused_before_anything_is_started(name: str, word
     assert str(caught.value).endswith(". Nothing was started.")
 
 
-@pytest.mark.parametrize("name", ["items", "rules.longer", "desired", "answers.change.tokens_sem"])
-def test_every_number_of_preferences_can_be_required(name: str) -> None:
-    check(f"prefer.preferences.{name} > 0.5")
-
-
 @pytest.mark.parametrize(
     "name",
     [
@@ -139,6 +134,8 @@ def test_every_number_of_preferences_can_be_required(name: str) -> None:
         "drafts.greedy.tokens_per_pass",
         "lm_eval.arc_easy.acc",
         "lm_eval.gsm8k.asked.cut_off",
+        *(f"prefer.preferences.{one}" for one in ("items", "rules.longer", "desired")),
+        "prefer.preferences.answers.change.tokens_sem",
     ],
 )
 def test_a_number_in_a_table_of_a_stage_can_be_required(name: str) -> None:

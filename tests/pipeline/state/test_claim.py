@@ -166,21 +166,6 @@ def test_an_unattended_start_continues_as_soon_as_the_owner_releases(
     assert time.time - started < 10
 
 
-def test_racing_claims_get_different_epochs(run: RunState) -> None:
-    epochs: list[int] = []
-
-    def claim() -> None:
-        epochs.append(claim_run(run, someone(), take_over=True).epoch)
-
-    threads = [threading.Thread(target=claim) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        join(thread)
-    assert sorted(epochs) == list(range(1, 9))
-    assert read(run).epoch == 8
-
-
 def test_attempts_without_progress_are_counted_until_something_is_committed(run: RunState) -> None:
     for _ in range(5):
         claim = claim_run(run, someone(), take_over=True)

@@ -42,10 +42,9 @@ def test_what_is_left_of_a_run_is_named_and_nothing_starts(store: FileStore) -> 
     assert run.read() is None
 
 
-@pytest.mark.parametrize("left", ["owner/1.json"])
-def test_a_sign_of_an_owner_is_enough(run: RunState, left: str) -> None:
-    run.store.write(run.key(left), b"{}")
-    with pytest.raises(BadInput, match=left.partition("/")[0]):
+def test_a_sign_of_an_owner_is_enough(run: RunState) -> None:
+    run.store.write(run.key("owner/1.json"), b"{}")
+    with pytest.raises(BadInput, match="owner"):
         claim_run(run, Owner.me())
 
 

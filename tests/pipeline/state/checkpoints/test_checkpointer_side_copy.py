@@ -13,17 +13,10 @@ from pion.errors import PionError
 from pion.train.side_copy import SideCopy
 from pipeline.state.checkpoints.checkpointer import Checkpointer, CheckpointSeries
 from pipeline.state.checkpoints.snapshot import Snapshot
-from pipeline.state.claim import Claim, claim_run
-from pipeline.state.run_state import RunState
+from pipeline.state.claim import Claim
 from tests.pipeline.state.checkpoints.test_checkpointer import assert_same, newest, some_tensors
 from tests.support.in_process_uploader import InProcessUploader
 from tests.support.late_streams import LateStreams
-from tests.support.states import someone
-
-
-@pytest.fixture
-def claim(run: RunState) -> Claim:
-    return claim_run(run, someone())
 
 
 @pytest.fixture

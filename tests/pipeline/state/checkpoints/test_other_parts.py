@@ -10,6 +10,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -255,25 +256,11 @@ def an_upload_fails(rank: int, folder: Path, *, failing: int, error: Any) -> Non
         one.save(3)
 
 
-def upload_of_rank_2_fails(rank: int, folder: Path) -> None:
-    an_upload_fails(rank, folder, failing=2, error=outage)
-
-
-def upload_of_rank_0_fails(rank: int, folder: Path) -> None:
-    an_upload_fails(rank, folder, failing=0, error=outage)
-
-
-def uploader_of_rank_1_is_killed(rank: int, folder: Path) -> None:
-    an_upload_fails(rank, folder, failing=1, error=killed)
-
-
-@pytest.mark.parametrize(
-    "work", [upload_of_rank_2_fails, upload_of_rank_0_fails, uploader_of_rank_1_is_killed]
-)
+@pytest.mark.parametrize(("failing", "error"), [(2, outage), (0, outage), (1, killed)])
 def test_if_one_part_is_not_uploaded_head_keeps_the_old_checkpoint_and_the_next_save_is_whole(
-    work: Callable[[int, Path], None], tmp_path: Path
+    failing: int, error: Callable[[str], StoreError], tmp_path: Path
 ) -> None:
-    run_ranks(work, tmp_path, 3)
+    run_ranks(partial(an_upload_fails, failing=failing, error=error), tmp_path, 3)
     assert has(newest(tmp_path), 3)
     folders = (tmp_path / "runs" / RUN / "checkpoints" / STAGE).iterdir()
     with_manifest = {path.name.split("-")[0] for path in folders if (path / MANIFEST).exists()}
@@ -374,28 +361,10 @@ def refuse(*arguments: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def no_memory_on_rank_0(rank: int, folder: Path) -> None:
-    no_memory(rank, folder, at=0)
-
-
-def no_memory_on_rank_1(rank: int, folder: Path) -> None:
-    no_memory(rank, folder, at=1)
-
-
-@pytest.mark.parametrize("work", [no_memory_on_rank_0, no_memory_on_rank_1])
-def test_ranks_go_on_if_one_of_them_has_no_memory_to_save_from(
-    work: Callable[[int, Path], None], tmp_path: Path
-) -> None:
-    run_ranks(work, tmp_path, 2)
+@pytest.mark.parametrize("at", [0, 1])
+def test_ranks_go_on_if_one_of_them_has_no_memory_to_save_from(at: int, tmp_path: Path) -> None:
+    run_ranks(partial(no_memory, at=at), tmp_path, 2)
     assert has(newest(tmp_path), 2)
-
-
-def die_before_uploading(rank: int, folder: Path) -> None:
-    die(rank, folder, after_uploading=False)
-
-
-def die_after_uploading(rank: int, folder: Path) -> None:
-    die(rank, folder, after_uploading=True)
 
 
 def die(rank: int, folder: Path, *, after_uploading: bool) -> None:
@@ -423,12 +392,12 @@ def save_once_more(rank: int, folder: Path) -> None:
         one.save(2)
 
 
-@pytest.mark.parametrize("work", [die_before_uploading, die_after_uploading])
+@pytest.mark.parametrize("after_uploading", [False, True])
 def test_a_rank_killed_in_a_save_leaves_the_old_checkpoint(
-    work: Callable[[int, Path], None], tmp_path: Path
+    after_uploading: bool, tmp_path: Path
 ) -> None:
     with pytest.raises(AssertionError) as died:
-        run_ranks(work, tmp_path, 2)
+        run_ranks(partial(die, after_uploading=after_uploading), tmp_path, 2)
     assert "{0: 1, 1: -9}" in str(died.value)
     assert "RuntimeError" in str(died.value)  # of rank 0, which did not wait forever
     assert has(newest(tmp_path), 1)

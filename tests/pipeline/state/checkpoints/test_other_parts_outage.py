@@ -15,7 +15,7 @@ from pipeline.state.checkpoints.layout import MANIFEST
 from pipeline.state.checkpoints.restore import FoundCheckpoint, load_folder, newest_good
 from pipeline.state.checkpoints.uploader import WRITE, Saved, SaveRequest, UploaderDied
 from pipeline.state.run_state import RunState
-from pipeline.state.stores import FileStore, StoreError
+from pipeline.state.stores import FileStore, Store, StoreError
 from pipeline.state.stores.base import Data
 from pipeline.state.workspace import Workspace
 from pipeline.training import saved_here as saved_here_module
@@ -56,8 +56,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def found_here(folder: Path) -> FoundCheckpoint:
+    return found_in(Remote(folder / "runs"))
+
+
+def found_in(store: Store) -> FoundCheckpoint:
     """Return what this machine would resume from."""
-    run = RunState(Remote(folder / "runs"), RUN)
+    run = RunState(store, RUN)
     head = run.read()
     assert head is not None
     return newest_good(Workspace(run.store, RUN), head, STAGE, DIGEST)
@@ -97,6 +101,11 @@ def test_after_an_outage_a_restart_continues_from_the_newest_whole_copy_on_the_m
     assert not found.listed
     assert found.folder is not None
     assert has(load_folder(found.folder), 2)
+    (found.folder / "optimizer-2-of-2.safetensors").unlink()
+    found = found_here(folder)
+    assert found.listed
+    assert found.folder is not None
+    assert has(load_folder(found.folder), 1)
 
 
 def save_after_an_outage(rank: int, folder: Path) -> None:
@@ -198,14 +207,14 @@ def start_three_times(rank: int, folder: Path) -> None:
                 saved = load_folder(found.folder)
                 if step == 1:
                     one.claim.finish_stage("sft", DIGEST, {}, found.entry.key)
-            loaded = saved_here(context_of(rank, store), found, saved)
+            loaded = saved_here(context_of(rank, 2, store), found, saved)
             assert has(loaded, step)
             assert loaded.folder.is_relative_to(folder / ("elsewhere" if rank else "cache"))
 
 
-def context_of(rank: int, store: Remote) -> Any:
+def context_of(rank: int, count: int, store: Store) -> Any:
     return SimpleNamespace(
-        group=Group(rank, 2, distributed=True),
+        group=Group(rank, count, distributed=True),
         run=RunState(store, RUN),
         workspace=Workspace(store, RUN),
         watchdog=Watchdog(print),

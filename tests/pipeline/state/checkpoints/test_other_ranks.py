@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import signal
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -30,6 +30,7 @@ from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, StoreError
 from pipeline.state.workspace import Workspace
 from tests.pion.train.conftest import open_stream, tiny_decoder
+from tests.pipeline.state.checkpoints.test_other_parts import refuse
 from tests.support.in_process_uploader import InProcessUploader
 from tests.support.late_streams import LateStreams
 from tests.support.ranks import run_ranks
@@ -220,7 +221,7 @@ def test_training_waits_only_until_the_copies_have_begun(seen: list[dict[str, An
 # ---------------------------------------------------------------- what goes wrong
 
 
-def train_to_the_end(folder: Path, rank: int, name: str, *, resume: bool) -> None:
+def train_to_the_end(rank: int, folder: Path, *, name: str, resume: bool) -> None:
     """Train up to step 6, with a save after step 2, and write what rank 0 ends with."""
     with group(folder, rank, 2, name), closing(Saver(folder / name, rank, 2)) as saver:
         if resume:
@@ -247,23 +248,15 @@ def die_while_saving(rank: int, folder: Path) -> None:
         saver.checkpointer.wait()
 
 
-def unbroken(rank: int, folder: Path) -> None:
-    train_to_the_end(folder, rank, "unbroken", resume=False)
-
-
-def resumed(rank: int, folder: Path) -> None:
-    train_to_the_end(folder, rank, "run", resume=True)
-
-
 def test_after_sigkill_in_a_save_two_ranks_end_with_the_bits_of_an_unbroken_run(
     tmp_path: Path,
 ) -> None:
-    run_ranks(unbroken, tmp_path, 2)
+    run_ranks(partial(train_to_the_end, name="unbroken", resume=False), tmp_path, 2)
     with pytest.raises(AssertionError) as died:
         run_ranks(die_while_saving, tmp_path, 2)
     assert "{0: 1, 1: -9}" in str(died.value)
     assert "RuntimeError" in str(died.value)  # of rank 0, which did not wait forever
-    run_ranks(resumed, tmp_path, 2)
+    run_ranks(partial(train_to_the_end, name="run", resume=True), tmp_path, 2)
     one, other = (torch.load(tmp_path / f"{n}.pt", weights_only=False) for n in ("unbroken", "run"))
     assert one.meta["step"] == other.meta["step"] == 6
     assert same(one, other)
@@ -307,10 +300,6 @@ def no_memory_to_save(rank: int, folder: Path) -> None:
             saver.begin_save()  # returns: rank 0 goes on
         saver.train(1)
         saver.save()
-
-
-def refuse(*arguments: Any) -> None:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_ranks_go_on_if_rank_0_can_not_save(tmp_path: Path) -> None:

@@ -44,23 +44,23 @@ def test_the_lowest_held_out_loss_of_the_last_stage_wins() -> None:
     }
 
 
-def test_of_equal_losses_the_newest_wins() -> None:
-    found = selected(job_for(), head_with(entry(6, 3.0), entry(4, 2.0), entry(2, 2.0)))
+@pytest.mark.parametrize(
+    ("older", "wins"),
+    [
+        ([entry(4, 2.0), entry(2, 2.0)], 4),  # of equal losses the newest
+        ([entry(4, None), entry(2, 9.0)], 6),
+        ([entry(4, math.nan), entry(2, 9.0)], 6),
+        ([entry(4, -math.inf), entry(2, 9.0)], 6),
+        ([entry(4, 1.0, digest="other")], 6),
+    ],
+    ids=["equal", "no loss", "NaN", "infinite", "under other settings"],
+)
+def test_only_numbers_under_the_same_settings_count(
+    older: list[CheckpointEntry], wins: int
+) -> None:
+    found = selected(job_for(), head_with(entry(6, 3.0), *older))
     assert found is not None
-    assert found.best.step == 4
-
-
-@pytest.mark.parametrize("lost", [None, math.nan, -math.inf])
-def test_a_loss_that_is_no_number_never_wins(lost: float | None) -> None:
-    found = selected(job_for(), head_with(entry(6, 3.0), entry(4, lost), entry(2, 9.0)))
-    assert found is not None
-    assert found.best.step == 6
-
-
-def test_checkpoints_under_other_settings_do_not_count() -> None:
-    found = selected(job_for(), head_with(entry(6, 3.0), entry(4, 1.0, digest="other")))
-    assert found is not None
-    assert found.best.step == 6
+    assert found.best.step == wins
 
 
 def test_which_epoch_saved_a_checkpoint_does_not_matter() -> None:

@@ -116,14 +116,6 @@ def test_many_segments_come_back_in_the_order_they_were_written(store: FileStore
     assert [row["step"] for row in read_all_metrics(store, "demo", "pretrain")] == [*range(60)]
 
 
-def test_going_far_back_drops_rows_of_every_epoch_in_between(store: FileStore) -> None:
-    log_steps(store, 1, range(1, 6))
-    log_steps(store, 2, range(5, 9))
-    log_steps(store, 3, range(3, 5))
-    restores = {2: {"pretrain": 4}, 3: {"pretrain": 2}}
-    assert read(store, restores) == [(1, 1), (2, 1), (3, 3), (4, 3)]
-
-
 def test_a_fresh_start_drops_everything_even_step_0(store: FileStore) -> None:
     log_steps(store, 1, range(4))
     log_steps(store, 2, range(2))

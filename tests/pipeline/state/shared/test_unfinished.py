@@ -130,14 +130,6 @@ def test_while_the_store_refuses_the_tokenizer_no_other_file_is_tried(
     assert set(store.tried) == {"tokenizer.json"}
 
 
-def test_the_tokenizer_is_uploaded_first(tmp_path: Path, own: Path) -> None:
-    store = Failing(tmp_path / "store", failures=0)
-    with uploading(store, own) as upload:
-        upload.finished(own / "0" / "b.npy")
-        wait_until(lambda: store.has("0/b.npy"), "the file to be in the store")
-    assert store.tried[0] == "tokenizer.json"
-
-
 class Gated(Failing):
     """A store whose writes wait for `gate`."""
 

@@ -1,7 +1,6 @@
 """What every store promises: a folder, a bucket, a bucket with a bad network, or a Hub repo."""
 
 import contextlib
-import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from pipeline.state.record_json import Damaged
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Conflict, Entry, FileStore, Missing, Store, StoreError, write_once
 from tests.support.clock import FakeClock
+from tests.support.contents import content, sha256
 from tests.support.s3_server import SMALLEST_PART, S3Server
 from tests.support.states import someone
 from tests.support.waiting import PATIENCE_SECONDS
@@ -73,14 +73,6 @@ def place(
 @pytest.fixture
 def store(place: Place) -> Store:
     return place.open()
-
-
-def content(size: int) -> bytes:
-    return hashlib.shake_128(b"content").digest(size)
-
-
-def sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 # Reading and writing
@@ -167,10 +159,13 @@ def test_a_large_object_goes_up_and_comes_down_whole(
 
 
 def test_several_threads_may_use_one_store(store: Store, tmp_path: Path) -> None:
+    together = threading.Barrier(8, timeout=60)
+
     def use(number: int) -> None:
-        data = content(10_000 + number)
+        data = content(number % 2 * 2 * PART + number)  # half of them go in several parts
+        together.wait()
         store.write(f"demo/{number}", data)
-        assert store.read(f"demo/{number}") == data
+        assert store.read(f"demo/{number}", len(data)) == data
         assert store.download(f"demo/{number}", tmp_path / str(number)) == sha256(data)
 
     with ThreadPoolExecutor(8) as pool:

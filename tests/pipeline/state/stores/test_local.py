@@ -163,15 +163,6 @@ def test_a_store_that_is_a_broken_link_is_refused(tmp_path: Path, target: str, w
         FileStore(tmp_path / "runs").write("demo/HEAD.json", b"")
 
 
-@pytest.mark.parametrize("key", ["/etc/passwd", "../x", "demo/../../x", "demo/.tmp-1"])
-def test_keys_cannot_leave_the_folder_or_touch_the_stores_own_files(
-    store: FileStore, key: str
-) -> None:
-    with pytest.raises(BadInput, match="can't be a name in a store"):
-        store.write(key, b"x")
-    assert not store.folder.exists()
-
-
 def test_a_store_is_a_path_or_a_file_url_and_is_not_created_by_opening_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,7 +190,7 @@ def test_a_store_that_cannot_be_opened_names_the_valid_forms(url: str) -> None:
         ("file:///abs/demo", ("file:///abs", "demo")),
         ("file:///demo", ("file:///", "demo")),
         ("s3://bucket/prefix/demo", ("s3://bucket/prefix", "demo")),
-        ("s3://bucket/demo", ("s3://bucket", "demo")),
+        ("s3://bucket/demo/", ("s3://bucket", "demo")),
         ("s3://demo", ("s3://", "demo")),
         ("hf://user/repo/demo", ("hf://user/repo", "demo")),
         ("hf://datasets/user/repo/demo/", ("hf://datasets/user/repo", "demo")),

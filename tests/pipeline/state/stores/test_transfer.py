@@ -1,6 +1,5 @@
 """Retries without a stampede, and downloads that continue from the last byte that arrived."""
 
-import hashlib
 import os
 import subprocess
 import threading
@@ -17,6 +16,7 @@ from hypothesis import strategies as st
 from pipeline.state.stores import StoreError
 from pipeline.state.stores.retry import retrying
 from pipeline.state.stores.transfer import THREADS, download_parallel
+from tests.support.contents import content, sha256
 from tests.support.waiting import PATIENCE_SECONDS, rest_of
 
 T = TypeVar("T")
@@ -78,11 +78,14 @@ def test_the_wait_is_drawn_from_a_range_that_doubles_up_to_a_bound() -> None:
     assert server.waits == [high for _, high in server.bounds]
 
 
-def test_the_eighth_failure_is_the_last() -> None:
-    server = Server(8, Busy())
+@pytest.mark.parametrize(("seconds", "tries"), [(0.0, 8), (60.0, 2)], ids=["quick", "slow"])
+def test_the_eighth_failure_is_the_last_and_no_try_begins_after_90_seconds(
+    seconds: float, tries: int
+) -> None:
+    server = Server(99, Busy(), seconds)
     with pytest.raises(Busy):
         server.ask()
-    assert server.calls == 8
+    assert server.calls == tries
 
 
 def test_an_error_that_does_not_pass_is_raised_at_once() -> None:
@@ -90,13 +93,6 @@ def test_an_error_that_does_not_pass_is_raised_at_once() -> None:
     with pytest.raises(PermissionError):
         server.ask()
     assert (server.calls, server.waits) == (1, [])
-
-
-def test_no_try_begins_after_90_seconds_of_slow_failures() -> None:
-    server = Server(99, Busy(), seconds=60.0)
-    with pytest.raises(Busy):
-        server.ask()
-    assert server.calls == 2
 
 
 @pytest.mark.parametrize(
@@ -125,14 +121,6 @@ def test_a_try_never_comes_sooner_than_the_server_asks(asked: str, waited: float
 
 def retry_connections(call: Callable[[], T]) -> T:
     return retrying(call, lambda error: isinstance(error, ConnectionError), sleep=lambda _: None)
-
-
-def content(size: int) -> bytes:
-    return hashlib.shake_128(b"content").digest(size)
-
-
-def sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 def in_pieces(data: bytes, piece: int = 100) -> Iterator[bytes]:

@@ -1,6 +1,5 @@
 """An S3 store behind a proxy that can fail, with a clock that passes no time."""
 
-import hashlib
 from collections.abc import Callable
 
 import pytest
@@ -37,14 +36,6 @@ def patience() -> Patience:
 def store(proxy: FaultProxy, bucket: str, patience: Patience) -> S3Store:
     """A store in an empty bucket, whose clients go through `proxy`."""
     return S3Store(bucket, "runs", upload_bytes=PART, download_bytes=PART, sleep=patience.sleep)
-
-
-def content(size: int) -> bytes:
-    return hashlib.shake_128(b"content").digest(size)
-
-
-def sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 def unfinished_uploads(s3: S3Server, bucket: str) -> list[str]:

@@ -6,7 +6,8 @@ import pytest
 
 from pipeline.state.stores import StoreError
 from pipeline.state.stores.s3.store import S3Store
-from tests.pipeline.state.stores.s3.conftest import PART, Patience, content, unfinished_uploads
+from tests.pipeline.state.stores.s3.conftest import PART, Patience, unfinished_uploads
+from tests.support.contents import content
 from tests.support.s3_server import FaultProxy, S3Server
 
 

@@ -11,7 +11,8 @@ from botocore.exceptions import ClientError, SSLError
 from pipeline.state.stores import Entry, StoreError
 from pipeline.state.stores.s3 import errors
 from pipeline.state.stores.s3.store import S3Store
-from tests.pipeline.state.stores.s3.conftest import PART, content, sha256
+from tests.pipeline.state.stores.s3.conftest import PART
+from tests.support.contents import content, sha256
 from tests.support.s3_server import FaultProxy, Kind
 
 

@@ -1,9 +1,7 @@
 """The S3 store: only what fails is retried, and permanent errors are explained."""
 
 import subprocess
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +13,11 @@ from pipeline.state.stores import (
     Missing,
     StoreError,
     open_store,
-    split_run,
 )
 from pipeline.state.stores.s3 import bucket as bucket_module
 from pipeline.state.stores.s3.store import S3Store
-from tests.pipeline.state.stores.s3.conftest import (
-    PART,
-    Patience,
-    content,
-    sha256,
-    unfinished_uploads,
-)
+from tests.pipeline.state.stores.s3.conftest import PART, Patience, unfinished_uploads
+from tests.support.contents import content, sha256
 from tests.support.s3_server import ACCESS_KEY, SECRET_KEY, FaultProxy, S3Server
 from tests.support.waiting import rest_of
 
@@ -59,11 +51,6 @@ def test_a_store_is_a_bucket_with_or_without_a_prefix(url: str, opened: str) -> 
 def test_a_name_that_s3_does_not_allow_is_refused_with_the_right_form(url: str) -> None:
     with pytest.raises(BadInput, match="s3://bucket/prefix"):
         open_store(url)
-
-
-def test_a_run_in_a_bucket_is_the_store_and_the_last_name() -> None:
-    assert split_run("s3://bucket/some/prefix/demo") == ("s3://bucket/some/prefix", "demo")
-    assert split_run("s3://bucket/demo/") == ("s3://bucket", "demo")
 
 
 def test_opening_a_store_and_naming_keys_wrongly_asks_nothing_of_it(
@@ -389,21 +376,3 @@ def test_a_store_that_is_down_is_not_called_bad_input(store: S3Store, proxy: Fau
     with pytest.raises(StoreError) as caught:
         store.probe("demo/")
     assert caught.value.outage
-
-
-# Many at once
-
-
-def test_one_store_sends_and_fetches_large_objects_from_several_threads(
-    store: S3Store, tmp_path: Path
-) -> None:
-    together = threading.Barrier(4, timeout=60)
-
-    def use(number: int) -> None:
-        data = content(5 * PART + number)
-        together.wait()
-        store.write(f"demo/{number}", data)
-        assert store.download(f"demo/{number}", tmp_path / str(number)) == sha256(data)
-
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(use, range(4)))
