@@ -31,7 +31,7 @@ def curves(world_size: int, rank: int) -> list[list[dict[str, Any]]]:
         torch.manual_seed(0)
         rows = PairRows(random_pairs(20), single=not preference.paired)
         trainer = Trainer(Decoder(CONFIG), rows.as_stream(), settings, plan, rank=rank)
-        for _ in range(4):
+        for _ in range(2):
             assert trainer.train_step()
         names = ["loss", "grad_norm", "tokens", *METRICS]
         found.append([{n: step[n] for n in names} for step in trainer.drain_metrics()])

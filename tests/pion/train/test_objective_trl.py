@@ -191,8 +191,8 @@ def test_twenty_losses_that_trl_lacks_are_those_of_a_plain_model_in_fp64(
     loss_of: Loss, fields: dict[str, Any]
 ) -> None:
     rows, plain = rows_of_pairs(), PlainModel(decoder(0), LR)
-    steps = [sum(rows[step * BATCH : (step + 1) * BATCH], []) for step in range(STEPS)]
-    theirs = [plain.step(pairs, loss_of) for pairs in steps]
+    steps = [rows[step * BATCH : (step + 1) * BATCH] for step in range(STEPS)]
+    theirs = [plain.step([pair for row in step for pair in row], loss_of) for step in steps]
     assert worst_difference(our_losses(fields), theirs) < 1e-5
 
 

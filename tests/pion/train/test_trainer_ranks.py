@@ -18,7 +18,7 @@ from tests.support.ranks import meet, run_ranks
 from tests.support.whole_state import whole_state
 
 WORLD_SIZES = (2, 3)
-STEPS = 10  # more than all rows, of which there are 40
+STEPS = 6  # more than all rows, of which there are 40
 
 # 7 rows: no world size divides them, and conversations differ in how much of them is learned.
 SETTINGS = {"steps": STEPS, "global_batch": 7, "lr": 1e-2, "warmup_steps": 2}

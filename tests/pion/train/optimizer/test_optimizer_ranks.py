@@ -27,7 +27,7 @@ from tests.support.ranks import meet, run_ranks
 from tests.support.tiny_config import tiny_config
 
 WORLD_SIZES = (2, 3)
-STEPS = 4
+STEPS = 3
 MUON: dict[str, Any] = {"optimizer": "muon"}
 # The last band and the embedding stand still at first, and then everything learns.
 PHASES = (Phase(until=2, rates={"embedding": 0.0}, only_bands=(0,)), Phase())
