@@ -8,11 +8,14 @@ import os
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from pion.train.hardware import peak_flops
 from tests.support.waiting import PATIENCE_SECONDS
@@ -20,6 +23,27 @@ from tests.support.waiting import PATIENCE_SECONDS
 # The others see that a rank has gone as soon as its connections close. A rank that computes alone
 # may not notice.
 OTHERS_SECONDS = 30.0
+
+
+def ask_ranks(work: Callable[[int, Path], Any], folder: Path, count: int) -> list[Any]:
+    """Return what `work(rank, folder)` returns in each of `count` ranks that have met, as JSON.
+
+    Raises as `run_ranks` does.
+    """
+    run_ranks(partial(_answer, work, count), folder, count)
+    return [json.loads((folder / f"answer{rank}.json").read_text()) for rank in range(count)]
+
+
+def _answer(work: Callable[[int, Path], Any], count: int, rank: int, folder: Path) -> None:
+    meet(rank, count, folder / "meet")
+    answer = work(rank, folder)
+    (folder / f"answer{rank}.json").write_text(json.dumps(answer))
+    dist.destroy_process_group()
+
+
+def meet(rank: int, count: int, path: Path) -> None:
+    """Wait for the other ranks of a group, which meet by this file."""
+    dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=count)
 
 
 def run_ranks(work: Callable[[int, Path], None], folder: Path, count: int) -> None:

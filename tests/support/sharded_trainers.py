@@ -10,7 +10,7 @@ import torch
 from pion.data.stream import RowStream
 from pion.model.decoder import Decoder
 from pion.model.saved_weights import Saved
-from pion.train.trainer import ComputePlan, Trainer, TrainSettings, TrainState
+from pion.train.trainer import ComputePlan, Trainer, TrainSettings
 from tests.families.families import FAMILIES
 from tests.pion.train.conftest import open_stream
 
@@ -75,15 +75,6 @@ def train(trainer: Trainer, steps: int) -> list[dict[str, Any]]:
         assert trainer.train_step()
     wanted = ("loss", "grad_norm", "tokens", "rows")
     return [{key: row[key] for key in wanted} for row in trainer.drain_metrics()]
-
-
-def same(one: TrainState, other: TrainState) -> bool:
-    """Return whether two states have the same bits."""
-    pairs = (one.model, other.model), (one.optimizer, other.optimizer)
-    return all(
-        ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
-        for ours, theirs in pairs
-    )
 
 
 def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:

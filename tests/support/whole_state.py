@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import json
 from collections.abc import Sequence
 
 import torch
@@ -14,7 +14,10 @@ from pion.train.trainer import Trainer, TrainState
 
 
 def whole_state(trainer: Trainer) -> TrainState:
-    """Return a copy of the state after the last step. Every rank of the trainer calls this."""
+    """Return a copy of the state after the last step, with what is no tensor through JSON.
+
+    Every rank of the trainer calls this.
+    """
     live = trainer.state()
     model, optimizer = live.model, live.optimizer
     if trainer.plan.world_size > 1:
@@ -24,7 +27,16 @@ def whole_state(trainer: Trainer) -> TrainState:
     return TrainState(
         model={name: tensor.clone() for name, tensor in model.items()},
         optimizer={name: tensor.clone() for name, tensor in optimizer.items()},
-        meta=copy.deepcopy(live.meta),
+        meta=json.loads(json.dumps(live.meta, allow_nan=False)),
+    )
+
+
+def same(one: TrainState, other: TrainState) -> bool:
+    """Return whether two states have the same bits."""
+    pairs = (one.model, other.model), (one.optimizer, other.optimizer)
+    return all(
+        ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
+        for ours, theirs in pairs
     )
 
 

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pion.bench.models import Bench
 from pion.model import chunks_of_logits
 from pion.model.chunks_of_logits import ROW_MULTIPLE, _learned_rows
-from pion.model.loss import IGNORED, linear_cross_entropy
+from pion.model.loss import IGNORED, linear_cross_entropy, linear_log_probs
 from tests.gpu.kernels import check_compiled_loss
 
 D_MODEL = 8
@@ -34,13 +34,6 @@ def gradients(loss, hidden, weight, targets, scale=1.0):
     value = loss(hidden, weight, targets)
     grads = torch.autograd.grad(value * scale, (hidden, weight))
     return value, *grads
-
-
-@pytest.fixture
-def small_chunks(monkeypatch):
-    """Use chunks of 16 rows of 1,000 logits, in tiles of 96 columns."""
-    monkeypatch.setattr(chunks_of_logits, "CPU_CHUNK_BYTES", 16 * 1000 * 4)
-    monkeypatch.setattr(chunks_of_logits, "CPU_TILE", 96)
 
 
 @settings(max_examples=40, deadline=None)
@@ -197,13 +190,6 @@ def compiled_loss(hidden, weight, targets, cap=None):
     return linear_cross_entropy(hidden, weight, targets, cap, compiled=True)
 
 
-@pytest.fixture(scope="module")
-def without_compiler():
-    """Run the functions that would be compiled as they are written: compiling takes seconds."""
-    with torch.compiler.set_stance("force_eager"):
-        yield
-
-
 @pytest.mark.parametrize("cap", [None, 15.0])
 @pytest.mark.parametrize("ignored", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("vocab", [64, 65, 1000])
@@ -245,10 +231,17 @@ def test_a_compiled_loss_is_right_for_hopeless_and_for_certain_predictions(
         torch.testing.assert_close(mine, exact, rtol=1e-5, atol=1e-5)
 
 
-def test_a_compiled_loss_beyond_its_range_counts_as_its_most_and_still_teaches(without_compiler):
+def negative_log_probs(hidden, weight, targets):
+    return -linear_log_probs(hidden, weight, targets, compiled=True).sum()
+
+
+@pytest.mark.parametrize("loss", [compiled_loss, negative_log_probs])
+def test_a_compiled_loss_beyond_its_range_counts_as_its_most_and_still_teaches(
+    without_compiler, loss
+):
     hidden = torch.tensor([[1000.0]], requires_grad=True)
     weight = torch.tensor([[0.0], [1.0]], requires_grad=True)
-    value = compiled_loss(hidden, weight, torch.tensor([0]))
+    value = loss(hidden, weight, torch.tensor([0]))
     assert value.item() == pytest.approx(chunks_of_logits.MOST_ABOVE)
     grad_hidden, grad_weight = torch.autograd.grad(value, (hidden, weight))
     torch.testing.assert_close(grad_hidden, torch.tensor([[1.0]]))

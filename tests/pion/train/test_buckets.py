@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from pion.model.decoder import Decoder
 from pion.train.buckets import Buckets, in_order_of_backward
-from tests.support.ranks import run_ranks
+from tests.support.ranks import ask_ranks
 from tests.support.tiny_config import tiny_config
 
 WIDTH = 4
@@ -35,7 +34,7 @@ def gradients(model: nn.Module) -> list[Any]:
 # ---------------------------------------------------------------- two real ranks
 
 
-def different_shares(rank: int) -> dict[str, Any]:
+def different_shares(rank: int, _: Path) -> dict[str, Any]:
     """Rank 0 has two micro-batches, and skips the first layer in the second. Rank 1 has none."""
     model = chain()
     buckets = Buckets(list(reversed(list(model.parameters()))), bucket_bytes=LAYER_BYTES)
@@ -51,17 +50,10 @@ def different_shares(rank: int) -> dict[str, Any]:
     return found
 
 
-def work(rank: int, folder: Path) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    (folder / f"{rank}.json").write_text(json.dumps(different_shares(rank)))
-    dist.destroy_process_group()
-
-
 def test_ranks_with_other_micro_batches_and_other_parameters_have_the_same_sums(
     tmp_path: Path,
 ) -> None:
-    run_ranks(work, tmp_path, 2)
-    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    ranks = ask_ranks(different_shares, tmp_path, 2)
     alone = chain()
     alone(torch.ones(1, WIDTH)).sum().backward()
     alone[1:](torch.ones(1, WIDTH)).sum().backward()

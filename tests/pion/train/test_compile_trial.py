@@ -19,15 +19,19 @@ from pion.train import hardware, smaller_plan
 from pion.train.compile_trial import Trial, compile_block, difference, try_compiler
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.trainer import Trainer
+from tests.families.families import FAMILIES
 from tests.support.tiny_config import tiny_config
 
 PLAN = ComputePlan(micro_batch=2, threads=1, compile=True)
 TRIAL = Trial(tiny_config(), 16, documents=False)
-FAMILIES = ("pion-nano", "tachyon-tiny", "daisy-pico", "pilon-48m", "lepton-nano", "pion2-nano")
-# The suite has a dense family, and the one whose gradients a compiler lost. Soak has the others.
-IN_SUITE = [
-    name if name in ("pion-nano", "pilon-48m") else pytest.param(name, marks=pytest.mark.soak)
-    for name in FAMILIES
+PRESETS = ("pion-nano", "tachyon-tiny", "daisy-pico", "pilon-48m", "lepton-nano", "pion2-nano")
+# The suite has a tiny dense family, and that of whose gradients a compiler lost some.
+MODELS = [
+    *(pytest.param(FAMILIES[name].config(), id=f"tiny {name}") for name in ("pion", "pilon")),
+    *(
+        pytest.param(ModelConfig.preset(name, vocab_size=320), id=name, marks=pytest.mark.soak)
+        for name in PRESETS
+    ),
 ]
 
 
@@ -136,22 +140,21 @@ def test_a_plan_that_compiles_nothing_runs_nothing(monkeypatch: pytest.MonkeyPat
 
 # The next test computes such a block with documents.
 @pytest.mark.parametrize("documents", [False, pytest.param(True, marks=pytest.mark.soak)])
-@pytest.mark.parametrize("name", IN_SUITE)
+@pytest.mark.parametrize("config", MODELS)
 def test_the_first_block_of_each_family_runs_forward_and_backward(
-    name: str, documents: bool
+    config: ModelConfig, documents: bool
 ) -> None:
-    config = ModelConfig.preset(name, vocab_size=512)
     with torch.compiler.set_stance("force_eager"):
-        compile_block(Trial(config, 256, documents=documents), PLAN)
+        compile_block(Trial(config, min(256, config.seq_len), documents=documents), PLAN)
 
 
-@pytest.mark.parametrize("name", IN_SUITE)
+@pytest.mark.parametrize("config", MODELS)
 def test_the_compiled_block_of_each_family_learns_what_it_learns_as_written(
-    monkeypatch: pytest.MonkeyPatch, name: str
+    monkeypatch: pytest.MonkeyPatch, config: ModelConfig
 ) -> None:
     """Torch 2.11 lost gradients of operations in place inside an autograd function: a PILON's
     primitives learned nothing."""
     compile_with(monkeypatch, "aot_eager")
-    trial = Trial(ModelConfig.preset(name, vocab_size=64), 16, documents=True)
+    trial = Trial(config, 16, documents=True)
     written = compile_block(trial, dataclasses.replace(PLAN, compile=False))
     assert difference(compile_block(trial, PLAN), written)[0] < 1e-2

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch._inductor  # the forks import it otherwise, for seconds
-import torch.distributed as dist
 
 from pion.model.decoder import Decoder
 from pion.train.preference import Preference
 from pion.train.preference_losses import METRICS
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings
 from tests.support.pair_rows import CONFIG, PairRows, random_pairs
-from tests.support.ranks import run_ranks
+from tests.support.ranks import ask_ranks
 
 PREFERENCES = [
     Preference("dpo", sft_weight=0.2),
@@ -34,7 +31,7 @@ def curves(world_size: int, rank: int) -> list[list[dict[str, Any]]]:
         torch.manual_seed(0)
         rows = PairRows(random_pairs(20), single=not preference.paired)
         trainer = Trainer(Decoder(CONFIG), rows.as_stream(), settings, plan, rank=rank)
-        for _ in range(4):
+        for _ in range(2):
             assert trainer.train_step()
         names = ["loss", "grad_norm", "tokens", *METRICS]
         found.append([{n: step[n] for n in names} for step in trainer.drain_metrics()])
@@ -42,24 +39,9 @@ def curves(world_size: int, rank: int) -> list[list[dict[str, Any]]]:
     return found
 
 
-@dataclass(frozen=True)
-class Work:
-    """What a rank of so many does."""
-
-    world_size: int
-
-    def __call__(self, rank: int, folder: Path) -> None:
-        meet = f"file://{folder}/meet"
-        size = self.world_size
-        dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=size)
-        (folder / f"{rank}.json").write_text(json.dumps(curves(size, rank)))
-        dist.destroy_process_group()
-
-
 @pytest.mark.parametrize("world_size", [3, pytest.param(2, marks=pytest.mark.soak)])
 def test_several_ranks_report_what_one_reports(tmp_path: Path, world_size: int) -> None:
-    run_ranks(Work(world_size), tmp_path, world_size)
-    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(world_size)]
+    ranks = ask_ranks(lambda rank, _: curves(world_size, rank), tmp_path, world_size)
     assert all(rank == ranks[0] for rank in ranks)
     for ours, one in zip(ranks[0], curves(1, 0), strict=True):
         for step, expected in zip(ours, one, strict=True):

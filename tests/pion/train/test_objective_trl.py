@@ -1,4 +1,4 @@
-"""Twenty losses of each kind that TRL has are TRL's, to 1e-5.
+"""Twenty losses of each kind are TRL's to 1e-5, or a plain model's in fp64 where TRL has none.
 
 TRL's losses are kept in tests/fixtures/trl_losses.json, so that every change meets them. To make
 them again, with TRL: `python -m tests.pion.train.test_objective_trl`.
@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from pion.data.tokens.tokenizer import Tokenizer, train_bpe
 from pion.formats.export import export_model
@@ -24,7 +25,7 @@ from pion.model.decoder import Decoder
 from pion.train.preference import Preference
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings
 from tests.paths import TESTS
-from tests.support.pair_rows import CONFIG, Pair, PairRows, PlainModel, random_pairs
+from tests.support.pair_rows import CONFIG, Loss, Pair, PairRows, PlainModel, Sums, random_pairs
 from tests.support.waiting import run_to_end
 
 FROZEN = TESTS / "fixtures" / "trl_losses.json"
@@ -157,6 +158,42 @@ def test_twenty_losses_are_those_that_trl_has_computed(name: str) -> None:
     worst = worst_difference(our_losses(VARIANTS[name][0]), frozen(name))
     print(f"{name}: {worst:.1e}")
     assert worst < 1e-5
+
+
+def nl(x: Tensor) -> Tensor:
+    """−log σ(x), as it is written in papers."""
+    return torch.log(1 + torch.exp(-x))
+
+
+def smoothed_dpo(p: Sums) -> Tensor:
+    z = 0.1 * ((p.a - p.b) - (p.r_w - p.r_l))
+    return (0.8 * nl(z) + 0.2 * nl(-z)).mean()
+
+
+def simpo(p: Sums) -> Tensor:
+    return nl(2.5 * (p.a / p.n_w - p.b / p.n_l) - 1.25).mean()
+
+
+def orpo(p: Sums) -> Tensor:
+    w, l = torch.exp(p.a / p.n_w), torch.exp(p.b / p.n_l)  # noqa: E741 - as in the paper
+    return (-torch.log(w) + 0.1 * nl(torch.log(w / (1 - w)) - torch.log(l / (1 - l)))).mean()
+
+
+@pytest.mark.parametrize(
+    ("loss_of", "fields"),
+    [
+        (smoothed_dpo, {"loss": "dpo", "label_smoothing": 0.2}),
+        (simpo, {"loss": "simpo"}),
+        (orpo, {"loss": "orpo"}),
+    ],
+)
+def test_twenty_losses_that_trl_lacks_are_those_of_a_plain_model_in_fp64(
+    loss_of: Loss, fields: dict[str, Any]
+) -> None:
+    rows, plain = rows_of_pairs(), PlainModel(decoder(0), LR)
+    steps = [rows[step * BATCH : (step + 1) * BATCH] for step in range(STEPS)]
+    theirs = [plain.step([pair for row in step for pair in row], loss_of) for step in steps]
+    assert worst_difference(our_losses(fields), theirs) < 1e-5
 
 
 @pytest.mark.soak

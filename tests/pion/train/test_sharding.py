@@ -30,10 +30,10 @@ from pion.train.preference import Preference
 from pion.train.trainer import ComputePlan, SavedState, Trainer, TrainState
 from tests.families.families import FAMILIES
 from tests.support import pair_rows
-from tests.support.ranks import run_ranks
-from tests.support.sharded_trainers import apart, make, rows_of, same, train
+from tests.support.ranks import meet, run_ranks
+from tests.support.sharded_trainers import apart, make, rows_of, train
 from tests.support.waiting import wait_until
-from tests.support.whole_state import whole_state
+from tests.support.whole_state import same, whole_state
 
 STEPS = 3
 # Experts, routers and Muon; value tables, wiring and windows; banks of primitives and AdamW.
@@ -275,12 +275,7 @@ def divide_primitives(process: Process) -> dict[str, Any]:
     return {"measured": found, "shape": stacks[0], "read": same(saved, whole_state(trainer))}
 
 
-def meet(rank: int, size: int, path: Path) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=size)
-
-
 def work(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
     results: dict[str, Any] = {"changed": change_the_ranks(rank, folder)}
     meet(rank, 3, folder / "meet3")
     results["experts"] = divide_experts(Process(rank, 3, folder))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,11 @@ from typing import Any
 import pytest
 import torch
 import torch._inductor
-import torch.distributed as dist
 
 from tests.families.families import FAMILIES
-from tests.support.ranks import run_ranks
-from tests.support.sharded_trainers import apart, make, rows_of, same, train
-from tests.support.whole_state import whole_state
+from tests.support.ranks import ask_ranks
+from tests.support.sharded_trainers import apart, make, rows_of, train
+from tests.support.whole_state import same, whole_state
 
 pytestmark = pytest.mark.soak
 
@@ -51,11 +49,7 @@ class Work:
     changes: dict[str, Any]
     from_one: bool = False
 
-    def __call__(self, rank: int, folder: Path) -> None:
-        torch.set_num_threads(1)
-        dist.init_process_group(
-            "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=self.world_size
-        )
+    def __call__(self, rank: int, folder: Path) -> dict[str, Any]:
         results: dict[str, Any] = {}
         for name, optimizer in self.cases:
             if self.from_one:
@@ -71,8 +65,7 @@ class Work:
             }
             if rank == 0:
                 torch.save(ended.model, folder / f"{name} {optimizer}")
-        (folder / f"{rank}.json").write_text(json.dumps(results))
-        dist.destroy_process_group()
+        return results
 
     def run(self, name: str, optimizer: str, rank: int, folder: Path) -> tuple[Any, Any, Any]:
         """Return the losses, the state after some steps, and the last one."""
@@ -140,8 +133,7 @@ def test_each_step_is_that_of_one_process_from_the_same_weights(tmp_path: Path, 
     """So what is further apart after many steps has grown from rounding, and is no mistake."""
     changes, families = (BF16, IN_BF16) if dtype == "bfloat16" else ({}, APART)
     cases = [case for case in CASES if case[0] in families]
-    run_ranks(Work(2, cases, changes, from_one=True), tmp_path, 2)
-    found = json.loads((tmp_path / "0.json").read_text())
+    found, _ = ask_ranks(Work(2, cases, changes, from_one=True), tmp_path, 2)
     wrong = {
         case: steps
         for case, steps in found.items()
@@ -155,8 +147,7 @@ def compare(
     folder: Path, world_size: int, cases: list[tuple[str, str]], changes: dict[str, Any]
 ) -> dict[str, dict[str, Any]]:
     """Return how far ranks and one process are apart, by case."""
-    run_ranks(Work(world_size, cases, changes), folder, world_size)
-    found = json.loads((folder / "0.json").read_text())
+    found, *_ = ask_ranks(Work(world_size, cases, changes), folder, world_size)
     worst = {}
     for name, optimizer in cases:
         case = f"{name} {optimizer}"

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from pion.model.decoder import Decoder
 from pion.train.preference import Loss, Preference
 from pion.train.trainer import Trainer
 from tests.support import pair_rows
-from tests.support.ranks import run_ranks
-from tests.support.sharded_trainers import apart, make, same, train
-from tests.support.whole_state import whole_state
+from tests.support.ranks import ask_ranks
+from tests.support.sharded_trainers import apart, make, train
+from tests.support.whole_state import same, whole_state
 
 pytestmark = pytest.mark.soak
 
@@ -44,9 +42,8 @@ def trainer_of(case: tuple[Loss, str, float], rank: int = 0, world_size: int = 1
     )
 
 
-def work(rank: int, folder: Path) -> None:
+def work(rank: int, folder: Path) -> list[dict[str, Any]]:
     """Train each case; save, and train on; and resume."""
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     results: list[dict[str, Any]] = []
     for number, case in enumerate(CASES):
         trainer = trainer_of(case, rank, 2)
@@ -60,13 +57,11 @@ def work(rank: int, folder: Path) -> None:
         results.append({"losses": losses, "resumed": same(ended, whole_state(resumed))})
         if rank == 0:
             torch.save(ended.model, folder / f"model{number}")
-    (folder / f"{rank}.json").write_text(json.dumps(results))
-    dist.destroy_process_group()
+    return results
 
 
 def test_each_loss_trains_as_in_one_process_and_resumes_bit_for_bit(tmp_path: Path) -> None:
-    run_ranks(work, tmp_path, 2)
-    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    ranks = ask_ranks(work, tmp_path, 2)
     assert ranks[0] == ranks[1]
     wrong = {}
     for number, (case, found) in enumerate(zip(CASES, ranks[0], strict=True)):

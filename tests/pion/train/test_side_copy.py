@@ -14,8 +14,9 @@ from pion.train.trainer import ComputePlan, Trainer, TrainSettings, TrainState
 from pipeline.state.checkpoints.layout import MODEL, OPTIMIZER
 from pipeline.state.checkpoints.snapshot import Snapshot, map_extents
 from tests.pion.train.conftest import tiny_decoder
-from tests.pion.train.test_trainer import assert_identical, snapshot
+from tests.pion.train.test_trainer import assert_identical
 from tests.support.late_streams import LateStreams
+from tests.support.whole_state import whole_state
 
 
 def trainer(stream: RowStream, streams: LateStreams, **fields: Any) -> Trainer:
@@ -50,7 +51,7 @@ def test_a_copy_next_to_a_step_has_the_bits_from_before_the_step(
 ) -> None:
     training = trainer(text, streams, optimizer=optimizer)
     training.train_step()
-    expected = snapshot(training)
+    expected = whole_state(training)
     memory = begin_save(training)
     training.train_step()
     memory.wait()
@@ -66,7 +67,7 @@ def test_training_continues_to_the_same_bits_with_a_save_next_to_every_step(
         begin_save(saving)
         saving.train_step()
         other.train_step()
-    assert_identical(snapshot(saving), snapshot(other))
+    assert_identical(whole_state(saving), whole_state(other))
 
 
 def test_the_update_waits_for_the_copies_and_the_host_does_not(
@@ -107,7 +108,7 @@ def test_an_abandoned_step_leaves_the_copies_to_the_next_update(
     text: RowStream, streams: LateStreams
 ) -> None:
     training = trainer(text, streams)
-    expected = snapshot(training)
+    expected = whole_state(training)
     memory = begin_save(training)
     assert not training.train_step(lambda: True)
     assert "the card waits for the copies" not in streams.order
@@ -137,9 +138,9 @@ def test_going_back_and_ending_wait_for_the_copies_too(
     text: RowStream, streams: LateStreams, ends: str
 ) -> None:
     training = trainer(text, streams)
-    before = snapshot(training)
+    before = whole_state(training)
     training.train_step()
-    expected = snapshot(training)
+    expected = whole_state(training)
     memory = begin_save(training)
     if ends == "load":
         training.load(before)
@@ -166,7 +167,7 @@ def test_on_a_cpu_the_state_is_copied_at_once(text: RowStream) -> None:
     training = trainer(text, LateStreams())
     training.side_copy = SideCopy()
     training.train_step()
-    expected = snapshot(training)
+    expected = whole_state(training)
     memory = begin_save(training)
     assert_identical(saved(memory), expected)
     assert json.loads(json.dumps(expected.meta)) == memory.state

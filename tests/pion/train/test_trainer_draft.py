@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from pion.config.lora import Lora
 from pion.data.stream import RowStream
@@ -17,11 +15,11 @@ from pion.model.draft_block import block_of
 from pion.model.lora_projections import adapted, additions, with_tensors
 from pion.model.params_and_flops import cost_of, token_flops
 from pion.train.phases import Phase, only_apart
-from pion.train.trainer import ComputePlan, Trainer, TrainSettings, TrainState
+from pion.train.trainer import ComputePlan, Trainer, TrainSettings
 from tests.pion.train.conftest import open_stream
-from tests.support.ranks import run_ranks
+from tests.support.ranks import ask_ranks
 from tests.support.tiny_config import tiny_config
-from tests.support.whole_state import whole_state
+from tests.support.whole_state import same, whole_state
 
 CONFIG = tiny_config(draft={"steps": 2, "ids": 30})
 STEPS = 8
@@ -59,22 +57,6 @@ def norms(metrics: list[dict[str, Any]]) -> list[float]:
     return [row["grad_norm"] for row in metrics]
 
 
-def copied(state: TrainState) -> TrainState:
-    return TrainState(
-        {name: tensor.clone() for name, tensor in state.model.items()},
-        {name: tensor.clone() for name, tensor in state.optimizer.items()},
-        json.loads(json.dumps(state.meta)),
-    )
-
-
-def same(one: TrainState, other: TrainState) -> bool:
-    pairs = [(one.model, other.model), (one.optimizer, other.optimizer)]
-    return all(
-        mine.keys() == others.keys() and all(torch.equal(mine[n], others[n]) for n in mine)
-        for mine, others in pairs
-    )
-
-
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_the_block_learns_and_every_other_tensor_keeps_its_bits(
     text: RowStream, optimizer: str
@@ -103,7 +85,7 @@ def test_only_the_block_has_moments_and_the_checkpoint_has_the_whole_model(
 def test_a_resumed_run_ends_with_the_same_bits(text: RowStream) -> None:
     unbroken = make(text)
     steps(unbroken, 3)
-    saved = copied(unbroken.state())
+    saved = whole_state(unbroken)
     steps(unbroken, STEPS - 3)
     resumed = make(text, seed=99)  # what was drawn does not count
     resumed.load(saved)
@@ -174,8 +156,7 @@ def test_mfu_counts_what_is_computed(text: RowStream) -> None:
 # ---------------------------------------------------------------- several ranks
 
 
-def work(rank: int, folder: Path) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+def work(rank: int, folder: Path) -> dict[str, Any]:
     stream = open_stream(folder / f"data{rank}")
     trainer = make(stream, rank=rank, world_size=2)
     found: dict[str, Any] = {"norms": norms(steps(trainer, 3))}
@@ -188,16 +169,13 @@ def work(rank: int, folder: Path) -> None:
     assert buckets is not None
     found["exchanged"] = buckets.nbytes == 4 * cost_of(CONFIG).params["draft"]
     found["same"] = same(whole_state(trainer), whole_state(resumed))
-    (folder / f"{rank}.json").write_text(json.dumps(found))
-    dist.destroy_process_group()
+    return found
 
 
 def test_two_ranks_follow_one_exchange_the_block_alone_and_resume_bit_for_bit(
     tmp_path: Path, text: RowStream
 ) -> None:
-    # Forks have imported torch already, which takes most of the time of a new process.
-    run_ranks(work, tmp_path, 2)
-    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    ranks = ask_ranks(work, tmp_path, 2)
     assert ranks[0]["norms"] == pytest.approx(norms(steps(make(text), STEPS)), rel=1e-5)
     assert ranks[0] == ranks[1]
     assert ranks[0]["same"]

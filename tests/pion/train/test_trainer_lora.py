@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from pion.config.lora import Lora, lora_cost
 from pion.data.stream import RowStream
@@ -17,10 +15,10 @@ from pion.errors import BadInput
 from pion.model import loss as loss_module
 from pion.model.lora_projections import adapted, additions
 from pion.model.params_and_flops import flops_per_token, token_flops
-from pion.train.trainer import ComputePlan, Trainer, TrainSettings, TrainState
+from pion.train.trainer import ComputePlan, Trainer, TrainSettings
 from tests.pion.train.conftest import open_stream, tiny_decoder
-from tests.support.ranks import run_ranks
-from tests.support.whole_state import whole_state
+from tests.support.ranks import ask_ranks
+from tests.support.whole_state import same, whole_state
 
 STEPS = 8
 SETTINGS: dict[str, Any] = {"steps": STEPS, "global_batch": 6, "lr": 1e-2, "weight_decay": 0.0}
@@ -37,18 +35,6 @@ def steps(trainer: Trainer, number: int) -> list[float]:
     for _ in range(number):
         assert trainer.train_step()
     return [row["loss"] for row in trainer.drain_metrics()]
-
-
-def copied(state: TrainState) -> TrainState:
-    return TrainState(
-        {name: tensor.clone() for name, tensor in state.model.items()},
-        {name: tensor.clone() for name, tensor in state.optimizer.items()},
-        json.loads(json.dumps(state.meta)),
-    )
-
-
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
 
 
 def test_a_state_has_only_the_additions_and_their_moments(text: RowStream) -> None:
@@ -105,27 +91,25 @@ def test_mfu_counts_no_gradients_of_frozen_weights(text: RowStream) -> None:
 def test_a_resumed_run_ends_with_the_same_bits(text: RowStream, plan: dict[str, Any]) -> None:
     unbroken = make(text, **plan)
     steps(unbroken, 3)
-    saved = copied(unbroken.state())
+    saved = whole_state(unbroken)
     steps(unbroken, STEPS - 3)
     resumed = make(text, seed=99, **plan)  # what was drawn does not count
     resumed.load(saved)
     steps(resumed, STEPS - 3)
-    assert same(unbroken.state().model, resumed.state().model)
-    assert same(unbroken.state().optimizer, resumed.state().optimizer)
+    assert same(unbroken.state(), resumed.state())
 
 
 def test_a_state_of_the_whole_model_is_refused(text: RowStream) -> None:
     plan = ComputePlan(micro_batch=2, threads=1)
     whole = Trainer(tiny_decoder(0), text, TrainSettings(**SETTINGS), plan)
     with pytest.raises(BadInput, match="it belongs to a different model"):
-        make(text).load(copied(whole.state()))
+        make(text).load(whole_state(whole))
 
 
 # ---------------------------------------------------------------- several ranks
 
 
-def work(rank: int, folder: Path) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+def work(rank: int, folder: Path) -> dict[str, Any]:
     stream = open_stream(folder / f"data{rank}")
     trainer = make(stream, rank=rank, world_size=2)
     losses = steps(trainer, 3)
@@ -137,25 +121,21 @@ def work(rank: int, folder: Path) -> None:
     alone = make(stream)
     steps(alone, 3)
     hopped = make(stream, seed=7 + rank, rank=rank, world_size=2)
-    hopped.load(copied(alone.state()) if rank == 0 else None)
+    hopped.load(whole_state(alone) if rank == 0 else None)
     buckets = trainer._gradients.buckets
     assert buckets is not None
     numbers = sum(tensor.numel() for tensor in trainer.state().model.values())
-    found = {
+    return {
         "losses": losses,
-        "same": same(trainer.state().model, resumed.state().model),
+        "same": same(whole_state(trainer), whole_state(resumed)),
         "hopped": steps(hopped, STEPS - 3),
         "exchanged": buckets.nbytes == 4 * numbers,
     }
-    (folder / f"{rank}.json").write_text(json.dumps(found))
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("ranks")
-    run_ranks(work, folder, 2)
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+    return ask_ranks(work, tmp_path_factory.mktemp("ranks"), 2)
 
 
 @pytest.mark.soak

@@ -14,11 +14,11 @@ from pion.data.stream import RowStream
 from pion.errors import BadInput
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings
 from tests.pion.train.conftest import open_stream, tiny_decoder
-from tests.support.ranks import run_ranks
+from tests.support.ranks import meet, run_ranks
 from tests.support.whole_state import whole_state
 
 WORLD_SIZES = (2, 3)
-STEPS = 10  # more than all rows, of which there are 40
+STEPS = 6  # more than all rows, of which there are 40
 
 # 7 rows: no world size divides them, and conversations differ in how much of them is learned.
 SETTINGS = {"steps": STEPS, "global_batch": 7, "lr": 1e-2, "warmup_steps": 2}
@@ -130,8 +130,7 @@ def work(rank: int, folder: Path) -> None:
     results = {}
     for world_size in WORLD_SIZES:
         if rank < world_size:
-            meet = f"file://{folder}/meet{world_size}"
-            dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=world_size)
+            meet(rank, world_size, folder / f"meet{world_size}")
             results[world_size] = {
                 "training": train_both_kinds(streams, world_size, rank),
                 "stop": stop_on_one_rank(streams, world_size, rank),

@@ -1,6 +1,5 @@
 """A step that goes wrong numerically is found, named and never saved, and a rollback undoes it."""
 
-import json
 import math
 import pickle
 import statistics
@@ -11,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -22,9 +20,10 @@ from pion.model.decoder import Decoder, Losses
 from pion.model.forward_pass import AS_THE_MODEL, StepOptions
 from pion.model.params_and_flops import token_flops
 from pion.train.metrics import StepMetrics, StepRecord
-from pion.train.trainer import ComputePlan, Trainer, TrainSettings, TrainState
+from pion.train.trainer import ComputePlan, Trainer, TrainSettings
 from tests.pion.train.conftest import CONFIG, open_stream
-from tests.support.ranks import run_ranks
+from tests.support.ranks import ask_ranks
+from tests.support.whole_state import same, whole_state
 
 INF, NAN = math.inf, math.nan
 
@@ -92,16 +91,6 @@ def said(trouble: Trouble | None) -> tuple[int, tuple[int, int], str]:
     return trouble.step, trouble.rows, trouble.what
 
 
-def saved(trainer: Trainer) -> TrainState:
-    """Return the content of a checkpoint: copies of the tensors, and the rest through JSON."""
-    state = trainer.state()
-    return TrainState(
-        model={name: tensor.clone() for name, tensor in state.model.items()},
-        optimizer={name: tensor.clone() for name, tensor in state.optimizer.items()},
-        meta=json.loads(json.dumps(state.meta, allow_nan=False)),
-    )
-
-
 @pytest.fixture
 def long_text(tmp_path: Path) -> RowStream:
     """Return enough rows that no row comes twice."""
@@ -166,13 +155,13 @@ def test_no_state_from_a_wrong_step_on_is_handed_out(
 ) -> None:
     broken = trainer(long_text, bad_rows=[125], max_spike=3.0, **fault)
     train(broken, 20)
-    good = saved(broken)
+    good = whole_state(broken)
     for _ in range(3):
         train(broken, 1)
         assert said(trouble_of(broken.state)) == said(trouble_of(broken.drain_metrics))
     broken.load(good)
     assert broken.trouble() is None
-    assert saved(broken).meta == good.meta
+    assert whole_state(broken).meta == good.meta
 
 
 def test_rolling_back_and_skipping_rows_gives_the_weights_of_a_run_without_them(
@@ -181,7 +170,7 @@ def test_rolling_back_and_skipping_rows_gives_the_weights_of_a_run_without_them(
     """Nothing of the wrong steps is left in weights, moments, counters or batches."""
     rewound = trainer(text, bad_rows=[25], loss=NAN, gradient=NAN, optimizer="muon")
     train(rewound, 2)
-    good = saved(rewound)
+    good = whole_state(rewound)
     train(rewound, 5)
     trouble = trouble_of(rewound.drain_metrics)
     rewound.load(good)
@@ -192,10 +181,9 @@ def test_rolling_back_and_skipping_rows_gives_the_weights_of_a_run_without_them(
     never.skipped = [(24, 30)]
     train(never, 10)
     assert [m["step"] for m in rewound.drain_metrics()] == list(range(3, 11))
-    mine, other = saved(rewound), saved(never)
+    mine, other = whole_state(rewound), whole_state(never)
     assert mine.meta == other.meta
-    for ours, theirs in ((mine.model, other.model), (mine.optimizer, other.optimizer)):
-        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert same(mine, other)
 
 
 # ---------------------------------------------------------------- spikes
@@ -240,7 +228,7 @@ def test_a_resumed_run_measures_spikes_by_earlier_losses(long_text: RowStream) -
     fault: dict[str, Any] = {"bad_rows": [115], "loss": 10.0, "max_spike": 3.0}
     unbroken = trainer(long_text, **fault)
     train(unbroken, 18)
-    state = saved(unbroken)
+    state = whole_state(unbroken)
     train(unbroken, 2)
     resumed = trainer(long_text, seed=9, **fault)
     resumed.load(state)
@@ -253,7 +241,7 @@ def test_a_checkpoint_without_recent_losses_can_be_resumed(
 ) -> None:
     first = trainer(long_text, max_spike=3.0)
     train(first, 18)
-    state = saved(first)
+    state = whole_state(first)
     del state.meta["recent_losses"]
     resumed = trainer(long_text, bad_rows=[115], loss=10.0, max_spike=3.0)
     resumed.load(state)
@@ -364,10 +352,8 @@ def test_trouble_crosses_processes_whole() -> None:
     assert arrived.exit_code == 1
 
 
-def work(rank: int, folder: Path) -> None:
+def work(rank: int, folder: Path) -> list[Any]:
     """Run one of two ranks. Row 19, of the fourth step, is in the first rank's share."""
-    meet = f"file://{folder}/meet"
-    dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=2)
     stream = open_stream(folder / f"data{rank}")
     results = []
     faults: list[dict[str, Any]] = [{"loss": NAN}, {"gradient": 1e30}]
@@ -381,12 +367,9 @@ def work(rank: int, folder: Path) -> None:
         step, rows, what = said(broken.trouble())
         results.append([step, list(rows), what])
         broken.close()
-    (folder / f"{rank}.json").write_text(json.dumps(results))
-    dist.destroy_process_group()
+    return results
 
 
 def test_every_rank_finds_the_trouble_of_one_rank(tmp_path: Path) -> None:
-    run_ranks(work, tmp_path, 2)
-    seen = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     nan, inf = [4, [18, 24], "loss nan"], [4, [18, 24], "gradient norm inf"]
-    assert seen == [[nan, inf], [nan, inf]]
+    assert ask_ranks(work, tmp_path, 2) == [[nan, inf], [nan, inf]]

@@ -18,6 +18,7 @@ from pion.formats.huggingface.architectures import (
 )
 from pion.formats.load import load_decoder
 from pion.model.decoder import Decoder
+from tests.support.capped_models import scrambled
 from tests.support.tiny_config import tiny_config
 
 transformers = pytest.importorskip("transformers")
@@ -36,16 +37,6 @@ def config_of(**changes: Any) -> ModelConfig:
     return tiny_config(heads={"qk_norm": False}, **({"tie_embeddings": False} | changes))
 
 
-def scrambled(**changes: Any) -> Decoder:
-    """Return a decoder whose weights all differ from initial weights."""
-    torch.manual_seed(0)
-    decoder = Decoder(config_of(**changes))
-    with torch.no_grad():
-        for weight in decoder.parameters():
-            weight.add_(torch.randn_like(weight) * 0.1)
-    return decoder
-
-
 def stock(decoder: Decoder) -> Any:
     hf_config, hf_state = to_transformers(decoder.config, decoder.state_dict())
     model = transformers.ArceeForCausalLM(transformers.ArceeConfig(**hf_config)).eval()
@@ -58,7 +49,7 @@ def stock(decoder: Decoder) -> Any:
 @pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS)
 @torch.inference_mode()
 def test_logits_are_transformers_own(changes: dict[str, Any]) -> None:
-    ours = scrambled(**changes)
+    ours = scrambled(config_of(**changes))
     assert architecture_of(ours.config).model_type == "arcee"
     assert (ours(TOKENS) - stock(ours)(TOKENS).logits).abs().max() <= 1e-5
 
@@ -66,7 +57,7 @@ def test_logits_are_transformers_own(changes: dict[str, Any]) -> None:
 @pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS)
 @torch.inference_mode()
 def test_what_is_read_back_computes_the_same(changes: dict[str, Any]) -> None:
-    ours = scrambled(**changes)
+    ours = scrambled(config_of(**changes))
     config, state = from_transformers(*to_transformers(ours.config, ours.state_dict()))
     again = Decoder.from_state(config, state)
     assert (again(TOKENS) - ours(TOKENS)).abs().max() <= 1e-5

@@ -13,23 +13,13 @@ from pion.formats.huggingface.architectures import (
     from_transformers,
     to_transformers,
 )
-from pion.model.decoder import Decoder
+from tests.support.capped_models import scrambled
 from tests.support.tiny_config import tiny_config
 
 transformers = pytest.importorskip("transformers")
 
-CONFIG = tiny_config(n_heads=6, head_dim=8, vocab_size=61)
+CONFIG = tiny_config(n_heads=6, head_dim=8, vocab_size=61, init_std=0.2)
 TOKENS = torch.randint(0, 50, (2, 24), generator=torch.Generator().manual_seed(1))
-
-
-def scrambled(config):
-    """Return a decoder whose weights, including gains, all differ from initial weights."""
-    torch.manual_seed(0)
-    decoder = Decoder(replace(config, init_std=0.2))
-    with torch.no_grad():
-        for weight in decoder.parameters():
-            weight.add_(torch.randn_like(weight) * 0.1)
-    return decoder
 
 
 def stock(hf_config, hf_state):

@@ -96,7 +96,7 @@ def test_lora_keeps_no_gradients_of_frozen_weights() -> None:
     ("compiled", "lora"),
     [
         (False, None),
-        (True, Lora(rank=4)),
+        pytest.param(True, Lora(rank=4), marks=pytest.mark.soak),
         pytest.param(True, None, marks=pytest.mark.soak),
         pytest.param(False, Lora(rank=4), marks=pytest.mark.soak),
     ],

@@ -23,11 +23,11 @@ from pion.train.phases import Phase
 from pion.train.schedule import plan_at
 from pion.train.settings import TrainSettings
 from tests.families.families import FAMILIES
-from tests.support.ranks import run_ranks
+from tests.support.ranks import meet, run_ranks
 from tests.support.tiny_config import tiny_config
 
 WORLD_SIZES = (2, 3)
-STEPS = 4
+STEPS = 3
 MUON: dict[str, Any] = {"optimizer": "muon"}
 # The last band and the embedding stand still at first, and then everything learns.
 PHASES = (Phase(until=2, rates={"embedding": 0.0}, only_bands=(0,)), Phase())
@@ -92,12 +92,10 @@ def shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[Any, ...]]:
 
 
 def work(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
     found = {}
     for world_size in WORLD_SIZES:
         if rank < world_size:
-            meet = f"file://{folder}/meet{world_size}"
-            dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=world_size)
+            meet(rank, world_size, folder / f"meet{world_size}")
             found[world_size] = compare(rank, world_size)
             # Once more in many small rounds.
             with (

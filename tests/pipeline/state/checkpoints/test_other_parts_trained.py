@@ -21,8 +21,8 @@ from tests.families.families import FAMILIES
 from tests.pipeline.state.checkpoints.test_other_parts import DIGEST, RUN, STAGE, Saver
 from tests.support.late_streams import LateStreams
 from tests.support.ranks import run_ranks
-from tests.support.sharded_trainers import make, rows_of, same, train
-from tests.support.whole_state import whole_state
+from tests.support.sharded_trainers import make, rows_of, train
+from tests.support.whole_state import same, whole_state
 
 pytestmark = pytest.mark.soak
 
