@@ -27,9 +27,13 @@ TRIAL = Trial(tiny_config(), 16, documents=False)
 PRESETS = ("pion-nano", "tachyon-tiny", "daisy-pico", "pilon-48m", "lepton-nano", "pion2-nano")
 # The suite has a tiny dense family, and that of whose gradients a compiler lost some.
 MODELS = [
-    *(pytest.param(FAMILIES[name].config(), id=f"tiny {name}") for name in ("pion", "pilon")),
+    pytest.param(FAMILIES["pion"].config(), id="tiny pion"),
     *(
-        pytest.param(ModelConfig.preset(name, vocab_size=320), id=name, marks=pytest.mark.soak)
+        pytest.param(
+            ModelConfig.preset(name, vocab_size=320),
+            id=name,
+            marks=() if name == "pilon-48m" else pytest.mark.soak,
+        )
         for name in PRESETS
     ),
 ]
