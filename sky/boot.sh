@@ -55,6 +55,10 @@ mapfile -d '' -t overrides <"$words"
 words_of PION_COMMAND
 mapfile -d '' -t command <"$words"
 [ ${#command[@]} -gt 0 ] || command=(run)
+if [ "${SKYPILOT_NUM_NODES:-1}" != 1 ] && [ "${command[0]}" != run ]; then
+    echo "boot: PION_COMMAND=${command[0]} works on one machine; launch without num_nodes" >&2
+    exit 2
+fi
 
 # SkyPilot runs jobs in its own empty virtual environment. Without it, `python3` is the image's.
 if [ -n "${VIRTUAL_ENV:-}" ]; then

@@ -178,6 +178,14 @@ def test_a_command_that_is_not_shell_words_starts_nothing(machine: Machine) -> N
     assert machine.uv_calls == []
 
 
+def test_another_command_than_run_is_refused_on_several_machines(machine: Machine) -> None:
+    several = {"SKYPILOT_NUM_NODES": "2", "PION_RAY_TOKEN": "x" * 32}
+    code, output = machine.boot(PION_COMMAND="ladder --hours 2", **several)
+    assert code == 2
+    assert "PION_COMMAND=ladder works on one machine; launch without num_nodes" in output
+    assert machine.uv_calls == []
+
+
 def test_overrides_that_are_not_shell_words_start_nothing(machine: Machine) -> None:
     code, output = machine.boot(OVERRIDES="store=s3://bucket/runs evaluate.prompts='[half")
     assert code == 2

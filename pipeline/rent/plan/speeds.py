@@ -3,8 +3,6 @@
 1. past runs of the job's model, in the job's store;
 2. results of `pion bench`: this model measured, or the share of the peak that another reached;
 3. the peak of the card, of which a model is assumed to reach `ASSUMED_MFU`.
-
-Also how fast a save copies.
 """
 
 from __future__ import annotations
