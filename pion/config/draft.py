@@ -29,8 +29,8 @@ class Draft(Part):
 
     steps: int = setting("tokens that the block learns to guess one after the other", 3, most=16)
     ids: int | None = setting(
-        "how many ids the block may guess, the most frequent of the training data; unset: the "
-        f"smaller of {USUAL_IDS} and the vocabulary",
+        "how many ids the block may guess. They are the most frequent ids of the training data; "
+        f"unset: the smaller of {USUAL_IDS} and the vocabulary",
         None,
         most=VOCABULARY,
     )

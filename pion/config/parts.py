@@ -119,7 +119,8 @@ class Windows(Part):
     tokens: int = setting("tokens that a layer with a long window sees", most=SEQ_LEN)
     block: int = setting("tokens in a block", 128, most=SEQ_LEN)
     long_every: int = setting(
-        "layers 0, long_every, 2 · long_every … and the last have the long window, others half",
+        "layers 0, long_every, 2 · long_every … and the last have the long window, and all others "
+        "have half of it",
         4,
         most=LAYERS,
     )
@@ -237,7 +238,7 @@ class Values(Part):
     about: ClassVar = "tables with a vector for each token id, which joins attention's values"
     numbered: ClassVar = ("layers", "tables")
 
-    layers: tuple[int, ...] = setting("layers with a table", most=LAYERS)
+    layers: tuple[int, ...] = setting("layers with a table of value vectors", most=LAYERS)
     tables: tuple[int, ...] | None = setting(
         "the number of the table of each of these layers; unset: a separate table for each",
         None,
@@ -297,10 +298,14 @@ class RopeScaling(Part):
         "tokens of the context that the frequencies were made for", most=SEQ_LEN
     )
     low_freq_factor: float = setting(
-        "frequencies with fewer turns in the original context are divided", 1.0, most=FACTOR
+        "frequencies with fewer turns than this in the original context are divided",
+        1.0,
+        most=FACTOR,
     )
     high_freq_factor: float = setting(
-        "frequencies with more turns in the original context stay as they are", 4.0, most=FACTOR
+        "frequencies with more turns than this in the original context stay as they are",
+        4.0,
+        most=FACTOR,
     )
 
     def __post_init__(self) -> None:

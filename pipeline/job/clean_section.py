@@ -22,16 +22,17 @@ class Clean(Section):
 
     exact: bool = identity(
         True,
-        "only in a job with the section `clean`, which may be `{}` (docs/clean-data.md): leave out "
-        "a document with the same text as an earlier document of any source. Case and the amount "
-        "of white space don't count",
+        "leave out a document with the same text as an earlier document of any source. Case and "
+        "the amount of white space don't count. Without the section `clean`, which may be `{}`, "
+        "no document is left out (docs/clean-data.md)",
     )
     near: float | None = identity(
         0.6,
         "leave out a document whose similarity to an earlier document of any source is at least "
-        "this number. Similarity is the share of the pairs of neighbouring words that both "
-        "documents have, among the pairs that either has. 1: the same pairs. Documents of fewer "
-        "than 8 words are not compared; null: keep near-copies",
+        "this number. Similarity compares pairs of neighbouring words: it is the number of pairs "
+        "that both documents have, divided by the number of pairs that at least one of them has. "
+        "1: both have the same pairs. Documents of fewer than 8 words are not compared; null: keep "
+        "near-copies",
         ge=0.3,
         le=1,
     )
@@ -56,8 +57,8 @@ class Clean(Section):
     decontaminate: list[str] = identity(
         [],
         "leave out a document that holds at least half of the 13-word runs of an item (question "
-        "and right answer) of these evaluation sets: paths of question packs and of CORE bundles "
-        "(a folder or a .zip); `evaluate`: all sets that the section `evaluate` names",
+        "and right answer) of an evaluation set. Give paths of question packs and of CORE bundles "
+        "(a folder or a .zip), or `evaluate` for all sets that the section `evaluate` names",
     )
 
     @field_validator("languages")

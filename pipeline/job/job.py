@@ -76,8 +76,8 @@ class Job(Section):
     )
     tokenizer: TokenizerSection | None = identity(
         None,
-        "the tokenizer. Set exactly one of `train`, `file` and `hub`; required, except with "
-        "model.from, which brings its own tokenizer",
+        "the tokenizer. Set exactly one of `train`, `file` and `hub`. This section is required, "
+        "except with model.from, which brings its own tokenizer",
     )
     data: Data = identity(Data(), "the pretraining text")
     pretrain: Pretrain | None = identity(None, "the pretraining stage")

@@ -112,21 +112,21 @@ class _Shape(Section):
     )
     vocab_size: int | None = identity(
         None,
-        "rows of the embedding; unset: the preset's value, or without a preset "
+        "rows of the embedding; unset: the preset's value. Without a preset: the value of "
         "tokenizer.train.vocab_size",
         gt=0,
         most=VOCABULARY,
     )
     seq_len: int | None = identity(
         None,
-        "longest context in tokens; unset: the preset's value, or without a preset the length of "
+        "longest context in tokens; unset: the preset's value. Without a preset: the length of "
         "the longest training row",
         gt=0,
         most=SEQ_LEN,
     )
     rope_theta: float | None = identity(
         None,
-        "base of the rotary frequencies; unset: the preset's value, or without a preset 10000",
+        "base of the rotary frequencies; unset: the preset's value. Without a preset: 10000",
         gt=0,
         most=10**12,
     )
@@ -167,8 +167,8 @@ class Model(_ShapeAndParts):
     )
     gates: bool | None = identity(
         None,
-        "give each layer a gate that learns which tokens need no feed-forward layer; they are used "
-        "only with --skip-above; unset: false",
+        "give each layer a gate that learns which tokens need no feed-forward layer. Gates are "
+        "used only with --skip-above; unset: false",
     )
     norm_gain: bool | None = identity(None, "give norms a learned gain; unset: true")
     norm_eps: float | None = identity(None, "epsilon of all norms; unset: 1e-6", gt=0, most=FACTOR)

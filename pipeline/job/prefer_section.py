@@ -46,7 +46,7 @@ class Prefer(Conversations):
     )
     label_smoothing: float = identity(
         0.0,
-        "share of the pairs that are expected to be swapped (dpo, dpo-norm and simpo only)",
+        "expected share of pairs whose two answers are swapped (dpo, dpo-norm and simpo only)",
         ge=0,
         lt=0.5,
     )
@@ -68,7 +68,7 @@ class Prefer(Conversations):
         "from; none: no model (dpo, dpo-norm and ipo only); unset: start, if the loss needs one",
     )
     epochs: float | None = scheduled(
-        None, "passes over the preferences; unset: 1, or steps decides", gt=0, most=10_000
+        None, "passes over the preferences; unset: 1, or as many as steps gives", gt=0, most=10_000
     )
     global_batch: int = identity(
         32, "rows in one optimizer step, for any number of GPUs", gt=0, most=BATCH

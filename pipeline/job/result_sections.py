@@ -32,14 +32,16 @@ class LmEval(Section):
     include_path: str | None = identity(None, "folder with your own task definitions")
     limit: int | None = identity(
         None,
-        "number of questions per task, drawn with a seed: every run is asked the same; unset: all",
+        "number of questions per task, drawn with a seed, so that every run gets the same "
+        "questions; unset: all",
         gt=0,
         most=10**9,
     )
     chat: Literal["auto", True, False] = identity(
         "auto",
-        "ask the model in its chat format, examples as turns. auto: only tasks that write answers "
-        "(generate_until), and only a job with sft; true: all tasks; false: none",
+        "ask the model in its chat format, with the examples as turns. auto: only if the job has "
+        "sft, and only in tasks in which the model writes an answer (generate_until); true: in all "
+        "tasks; false: in none",
         # Jobs of 0.1.0 have no chat. Evaluations that they finished stay finished.
         before="auto",
     )
@@ -55,7 +57,8 @@ class Core(Section):
     )
     items: int | Literal["all"] = identity(
         500,
-        "how many items of each task each model is asked, or all. They are the same in every run",
+        "how many items of each task Pion asks each model, or all. The items are the same in every "
+        "run",
         most=10**7,
     )
     cropped: bool = identity(

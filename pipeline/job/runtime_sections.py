@@ -77,8 +77,9 @@ class Budget(Section):
     )
     price_tolerance: float = runtime(
         1.2,
-        "how many times the planned price a rented machine may cost. Pion asks RunPod for the "
-        "price when the machine is up. If it costs more, the run stops before any work there",
+        "a rented machine may cost at most this many times the planned price. Pion asks RunPod for "
+        "the price when the machine is up. If the machine costs more, the run stops before it "
+        "works there",
         ge=1,
         most=FACTOR,
     )

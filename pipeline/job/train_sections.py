@@ -78,7 +78,8 @@ def phases_of(phases: Sequence[Phase]) -> tuple[TrainPhase, ...]:
 
 
 WARMUP = (
-    "steps of linear warm-up; unset: the default, or a tenth of the steps where these are fewer"
+    "steps of linear warm-up; unset: the default, or a tenth of the steps if the stage has no more "
+    "steps than the default"
 )
 
 
@@ -162,7 +163,8 @@ class Train(Section):
     pause_at: int | None = runtime(
         None,
         "save after this step and stop with exit code 4. A later start with a larger value, or "
-        "without one, continues; the schedule is that of all steps; unset: do all steps",
+        "without this field, continues. This field does not change the schedule, which is made for "
+        "all steps; unset: do all steps",
         gt=0,
         most=STEPS,
     )

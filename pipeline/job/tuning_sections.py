@@ -55,8 +55,8 @@ class Lora(Section):
     )
     dropout: float = identity(
         0.0,
-        "dropout before the additions; only 0, because a resumed run could not draw the same for "
-        "any number of workers",
+        "dropout before the additions. Only 0 is allowed, because a run that resumes with another "
+        "number of workers could not draw the same random numbers",
         before=0.0,
         most=1,
     )
