@@ -152,6 +152,7 @@ def test_the_first_block_of_each_family_runs_forward_and_backward(
         compile_block(Trial(config, min(256, config.seq_len), documents=documents), PLAN)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", MODELS)
 def test_the_compiled_block_of_each_family_learns_what_it_learns_as_written(
     monkeypatch: pytest.MonkeyPatch, config: ModelConfig

@@ -78,6 +78,7 @@ def kept_by_autograd(rows: int, dtype: str, documents: bool) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dtype", "documents"),
     [

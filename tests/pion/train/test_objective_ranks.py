@@ -39,6 +39,7 @@ def curves(world_size: int, rank: int) -> list[list[dict[str, Any]]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [3, pytest.param(2, marks=pytest.mark.soak)])
 def test_several_ranks_report_what_one_reports(tmp_path: Path, world_size: int) -> None:
     ranks = ask_ranks(lambda rank, _: curves(world_size, rank), tmp_path, world_size)

@@ -150,6 +150,7 @@ def frozen(name: str) -> list[float]:
     return found[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=pytest.mark.soak) if n in IN_SOAK else n for n in VARIANTS],

@@ -328,6 +328,7 @@ def test_one_rank_cannot_keep_a_part() -> None:
         ComputePlan(sharded=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMPARED)
 def test_ranks_follow_one_process(
     folder: Path, ranks: list[dict[str, Any]], alone: dict[str, Any], name: str

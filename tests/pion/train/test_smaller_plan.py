@@ -94,6 +94,7 @@ def test_a_single_row_is_tried_with_recomputed_activations(text: RowStream) -> N
     assert all(torch.equal(tensors[name], expected[name]) for name in expected)
 
 
+@pytest.mark.slow
 def test_lora_steps_down_like_the_training_of_all_weights(text: RowStream) -> None:
     lora = Lora(rank=4)
     training = trainer(text, PLAN, room=0.5, lora=lora)
@@ -187,6 +188,7 @@ def fails_with_combo_kernels(graph: torch.fx.GraphModule, _: object) -> Callable
     return graph.forward
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("compiler", "expected"),
     [

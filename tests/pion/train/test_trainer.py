@@ -44,6 +44,7 @@ def assert_identical(a: TrainState, b: TrainState) -> None:
 # ---------------------------------------------------------------- resuming
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_resumed_run_ends_with_the_bytes_of_an_unbroken_one(

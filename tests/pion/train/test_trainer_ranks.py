@@ -165,6 +165,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return train_both_kinds(open_both(tmp_path_factory.mktemp("alone")), 1, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["text", "conversations"])
 def test_several_ranks_follow_the_loss_curve_of_one(
     ranks: list[dict[str, Any]], alone: dict[str, Any], kind: str

@@ -40,6 +40,7 @@ def test_each_model_has_what_its_block_saves(world: World) -> None:
             assert found["tokens_per_pass"] >= 1
 
 
+@pytest.mark.slow
 def test_drafts_that_were_interrupted_are_counted_again_to_the_same_numbers(world: World) -> None:
     expected, every = world.run(world.job(), Folder())
     parts, passes = Folder(), 0

@@ -172,6 +172,7 @@ def test_a_task_that_there_is_not_is_named_with_the_nearest(world: Path) -> None
 # ---------------------------------------------------------------- which questions
 
 
+@pytest.mark.slow
 def test_a_limit_draws_the_same_questions_for_every_run_and_every_metric_has_their_scores(
     world: Path,
 ) -> None:

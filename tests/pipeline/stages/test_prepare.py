@@ -212,6 +212,7 @@ def prepare_in_small_batches(job: Path, folder: Path) -> None:
     prepare_pretrain(load_job(job), folder, lambda message: None)
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_it_continues_to_the_same_bytes_and_keeps_finished_shards(
     tmp_path: Path,
 ) -> None:

@@ -82,6 +82,7 @@ def test_conversations_are_packed_with_their_loss_mask_and_none_is_lost(tmp_path
     assert len(answers & {sentences(i + 999, 1) for i in range(400)}) == 400 - held_out
 
 
+@pytest.mark.slow
 def test_interrupted_packing_continues_to_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,6 +132,7 @@ def test_sft_uses_the_tokenizer_of_pretraining(tmp_path: Path) -> None:
     assert kept == pretrain.tokenizer_path.read_bytes()
 
 
+@pytest.mark.slow
 def test_the_standard_library_is_held_out_by_file_in_both_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

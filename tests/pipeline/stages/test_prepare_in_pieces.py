@@ -41,6 +41,7 @@ from tests.support.tokenizer_kinds import without_bytes
 GOLDEN = json.loads((PIECES / "golden.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("piece_bytes", [1, 30_000])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_rows_are_those_of_the_code_before_there_were_pieces(
@@ -294,6 +295,7 @@ def stop_after(count: int) -> Callable[[Path], None]:
     return told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [0, 1, 2, 11, 25])
 def test_after_an_interruption_only_pieces_in_no_shard_are_encoded_again(
     count: int, tmp_path: Path

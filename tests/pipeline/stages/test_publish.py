@@ -80,6 +80,7 @@ def test_the_code_on_the_card_runs(
     assert capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_model_that_no_stock_architecture_computes_is_published_with_its_code(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -96,6 +96,7 @@ save_file(found, exports / "found.safetensors")
 
 
 # The mixed one has experts, too.
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [("mixed",), pytest.param(tuple(MODELS), marks=pytest.mark.soak)])
 def test_without_pion_it_gives_the_same_logits_and_greedy_text(
     names: tuple[str, ...],

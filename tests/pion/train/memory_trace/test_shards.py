@@ -110,6 +110,7 @@ def check(config: ModelConfig, ranks: int, dtype: str, *, recompute: bool) -> No
     assert 1 <= ratio <= MOST, f"{ratio:.3f} of {there:,} bytes"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recompute", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_the_prediction_is_never_under_and_at_most_15_percent_over(recompute: bool) -> None:
     config = ModelConfig.preset("tachyon-tiny", n_layers=3, seq_len=128, vocab_size=4096)

@@ -92,6 +92,7 @@ def test_lora_keeps_no_gradients_of_frozen_weights() -> None:
     assert trace.peaks(4, recompute=False).activations > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("compiled", "lora"),
     [

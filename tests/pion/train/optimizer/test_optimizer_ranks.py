@@ -124,6 +124,7 @@ def ranks(request: pytest.FixtureRequest, seen: list[dict[str, Any]]) -> list[di
     return [rank[request.param] for rank in seen if request.param in rank]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_weights_and_moments_have_the_bits_of_one_rank(
     ranks: list[dict[str, Any]], case: str

@@ -185,6 +185,7 @@ def test_heartbeats_without_a_step_for_a_quarter_of_an_hour_are_a_hang(
     assert "hang: the heartbeat continues, but there has been no step for 15 min" in "\n".join(said)
 
 
+@pytest.mark.slow
 def test_a_run_whose_store_was_down_may_catch_up_before_it_counts_as_hanging(
     watcher: Watcher, provider: FakeProvider, run: RunState, time: FakeClock
 ) -> None:
@@ -265,6 +266,7 @@ def test_waiting_for_a_machine_is_no_reason_to_restart(
     assert "no machine available" in "\n".join(said)
 
 
+@pytest.mark.slow
 def test_a_pod_that_comes_after_a_long_wait_gets_the_full_time_to_boot(
     watcher: Watcher, provider: FakeProvider, time: FakeClock
 ) -> None:

@@ -265,6 +265,7 @@ def mapped_from_dev_shm() -> set[str]:
     return set(re.findall(r"/dev/shm/\S+", maps))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("saves", [16, pytest.param(80, marks=pytest.mark.soak)])
 def test_memory_stays_flat_over_many_saves(claim: Claim, saves: int) -> None:
     model = {"weight": torch.ones(1_000_000)}
@@ -545,6 +546,7 @@ for step in range(1, 10_000):
 """
 
 
+@pytest.mark.slow
 def test_killed_while_saving_the_last_listed_checkpoint_is_whole(
     store: FileStore, start: Callable[..., subprocess.Popen[str]]
 ) -> None:

@@ -248,6 +248,7 @@ def die_while_saving(rank: int, folder: Path) -> None:
         saver.checkpointer.wait()
 
 
+@pytest.mark.slow
 def test_after_sigkill_in_a_save_two_ranks_end_with_the_bits_of_an_unbroken_run(
     tmp_path: Path,
 ) -> None:

@@ -161,6 +161,7 @@ CHANGES = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.name)
 def test_the_next_watcher_completes_what_a_killed_one_began(day: Day, change: Change) -> None:
     def check() -> None:

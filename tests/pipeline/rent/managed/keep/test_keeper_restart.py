@@ -100,6 +100,7 @@ def test_a_pod_that_nobody_would_end_is_replaced_in_the_same_place_if_there_is_n
     assert (rental.provider.terminated, *rental.orders) == (["a"], [7], [(7, set())])
 
 
+@pytest.mark.slow
 def test_a_run_that_no_machine_ever_owns_is_given_up_in_the_end(rental: Rental) -> None:
     provider = rental.provider
     rental.starts()
@@ -218,6 +219,7 @@ def test_a_job_that_another_process_submits_meanwhile_is_followed_and_not_submit
     assert rental.orders == ([7], [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fails", ["cancel", "managed_jobs"])
 def test_a_job_that_is_cancelled_is_submitted_again_even_if_its_end_could_not_be_seen(
     rental: Rental, fails: str

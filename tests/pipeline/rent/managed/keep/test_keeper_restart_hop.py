@@ -51,6 +51,7 @@ def test_a_job_that_was_relieved_is_no_reason_not_to_replace_the_one_that_reliev
     assert [like for like, _ in rental.provider.submitted] == [8]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failures", [0, 1])
 def test_a_hop_whose_machine_never_boots_ends_and_the_owner_works_on(
     rental: Rental, old: Claim, failures: int

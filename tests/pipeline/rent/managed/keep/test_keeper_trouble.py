@@ -102,6 +102,7 @@ def test_a_run_that_was_handed_to_a_cancelled_machine_gets_another(
     assert pending_stop(day.run, launch_id=launch_id_of(job)) is None
 
 
+@pytest.mark.slow
 def test_spot_machines_that_never_boot_leave_the_one_on_demand_alone(
     day: Day, on_demand: ManagedJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,6 +144,7 @@ def test_a_deadline_that_is_switched_off_leaves_the_machine_that_works(
 # ---------------------------------------------------------------- controllers and requests
 
 
+@pytest.mark.slow
 def test_a_controller_that_is_lost_while_its_machine_works_ends_nothing(
     day: Day, on_demand: ManagedJob
 ) -> None:

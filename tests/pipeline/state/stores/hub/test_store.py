@@ -324,6 +324,7 @@ def test_an_object_that_a_tag_uses_or_that_waits_for_its_commit_is_kept(
     assert store.read("demo/c.safetensors") == again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("saves", [80, pytest.param(SAVES, marks=pytest.mark.soak)])
 def test_days_of_training_leave_a_bounded_repository(
     hub: HubServer, store: HubStore, time: FakeClock, saves: int
