@@ -212,6 +212,20 @@ def recipes() -> Words:
             yield f"{run['bits_per_byte']:.3f}"
 
 
+def races() -> Words:
+    """Yield the rows of the table of races, each for every size at equal FLOPs."""
+    of_arms: dict[str, dict[str, str]] = {}
+    for row in results("recipes")["summary"]:
+        if row["equal"] == "FLOPs":
+            t = f", t = {row['t']:.1f}" if "real" in row else ""
+            is_first = "difference" not in row
+            value = f"{row['bits_per_byte']:.3f}" if is_first else f"{row['difference']:+.3f}"
+            cell = f"{value} ({row['seeds']}{t})".replace("-", "−")
+            of_arms.setdefault(row["arm"], {})[row["size"]] = cell
+    for arm, cells in of_arms.items():
+        yield f"| {arm} | {' | '.join(cells.get(size, '–') for size in ('xs', 's', 'm', 'l'))} |"
+
+
 def lead_of_max(runs: Any, other: str) -> list[float]:
     """Return by how much Max is better than an arm and its steps, for each seed of both."""
     keys = ([f"l, {arm} steps, seed {seed}" for arm in ("D max, 921", other)] for seed in range(10))
@@ -229,6 +243,7 @@ PAGES: list[tuple[str, Callable[[], Words]]] = [
     ("docs/clean-data.md", clean_data),
     ("docs/ladder.md", ladder),
     ("docs/recipes.md", recipes),
+    ("docs/recipes.md", races),
 ]
 
 

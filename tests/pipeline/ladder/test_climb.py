@@ -184,7 +184,11 @@ def test_a_run_that_fails_without_having_diverged_ends_the_ladder(tmp_path: Path
     assert not record_of(tmp_path).failed
 
 
-@pytest.mark.parametrize(("code", "kind"), [(2, 2), (3, 3), (74, 74), (75, 75), (130, 75), (-9, 1)])
+# By the exit code of a run: that of the ladder. 4: a person has stopped the run.
+ENDS = [(2, 2), (3, 3), (4, 4), (74, 74), (75, 75), (130, 75), (-9, 1)]
+
+
+@pytest.mark.parametrize(("code", "kind"), ENDS)
 def test_any_other_end_of_a_run_is_the_end_of_the_ladder(
     tmp_path: Path, code: int, kind: int
 ) -> None:
