@@ -143,6 +143,7 @@ def test_a_plan_that_compiles_nothing_runs_nothing(monkeypatch: pytest.MonkeyPat
 
 
 # The next test computes such a block with documents.
+@pytest.mark.slow
 @pytest.mark.parametrize("documents", [False, pytest.param(True, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("config", MODELS)
 def test_the_first_block_of_each_family_runs_forward_and_backward(

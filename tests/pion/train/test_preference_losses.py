@@ -107,6 +107,7 @@ OF_PAIRS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preference", OF_PAIRS, ids=str)
 def test_derivatives_are_those_worked_out_on_paper(preference: Preference) -> None:
     for point in points():

@@ -115,6 +115,7 @@ def test_lora_steps_down_like_the_training_of_all_weights(text: RowStream) -> No
     assert all(tensors[name].any() for name in tensors if name.endswith("lora_b"))
 
 
+@pytest.mark.slow
 def test_if_even_that_does_not_fit_the_run_ends_with_bad_input(text: RowStream) -> None:
     training = trainer(text, PLAN, room=0.1)
     with pytest.raises(StepTooLarge, match="Use a larger GPU") as error:

@@ -172,6 +172,7 @@ def work(rank: int, folder: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_two_ranks_follow_one_exchange_the_block_alone_and_resume_bit_for_bit(
     tmp_path: Path, text: RowStream
 ) -> None:

@@ -335,6 +335,7 @@ def test_what_the_template_has_no_place_for_is_refused_by_name(
     assert answer.json()["error"]["param"] == param
 
 
+@pytest.mark.slow
 def test_minus_one_token_is_no_limit(tools_client: OpenAI, script: Script) -> None:
     for limit in ({"max_tokens": -1}, {"max_completion_tokens": -1}, {"max_tokens": None}):
         script.said = ["It rains all day long in Oslo."]

@@ -453,6 +453,7 @@ def test_conversations_are_searched_renamed_deleted_and_cleared(page: Page) -> N
     assert (titles(page), page.answers()) == ([], [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "reason"),
     [

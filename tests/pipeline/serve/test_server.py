@@ -20,6 +20,7 @@ from tests.pipeline.conftest import Pion
 from tests.support.waiting import PATIENCE_SECONDS, read_until, rest_of
 
 
+@pytest.mark.slow
 def test_sigterm_ends_streams_with_a_message(run_folder: Path) -> None:
     command = [sys.executable, "-m", "pipeline.cli", "serve", "--port", "0", f"{run_folder}/demo"]
     process = subprocess.Popen(

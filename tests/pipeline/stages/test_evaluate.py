@@ -284,6 +284,7 @@ def test_a_finished_evaluation_loads_nothing_and_computes_nothing(world: World) 
     assert (again, said) == (results, [])
 
 
+@pytest.mark.slow
 def test_no_model_takes_memory_while_n_grams_are_counted(world: World) -> None:
     def models() -> int:
         gc.collect()
@@ -407,6 +408,7 @@ def test_the_score_of_each_question_is_kept_with_those_of_all_measures(
     assert len(answering()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chat", ["auto", True, False])
 def test_the_model_of_a_job_with_sft_is_asked_in_the_form_that_the_job_names(
     chat: Any, world: World, answering: Callable[[], list[dict[str, Any]]]

@@ -30,6 +30,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return Drafted(tmp_path_factory.mktemp("drafted"))
 
 
+@pytest.mark.slow
 def test_each_model_has_what_its_block_saves(world: World) -> None:
     parts = Folder()
     results, _ = world.run(world.job(), parts)

@@ -326,6 +326,7 @@ def test_what_the_loss_compares_decides_the_accuracy(world: PreferWorld) -> None
     assert len({result["accuracy"] for result in by_loss.values()}) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.soak)])
 def test_an_interrupted_evaluation_does_only_the_rest(
     world: PreferWorld, unbroken: Evaluated, every: int

@@ -79,6 +79,7 @@ def asked(world: Path, task: str, **changes: Any) -> dict[str, Any]:
 # ---------------------------------------------------------------- the form
 
 
+@pytest.mark.slow
 def test_a_tuned_model_writes_answers_in_a_chat_and_scores_choices_as_plain_text(
     world: Path,
 ) -> None:
@@ -214,6 +215,7 @@ def test_a_group_without_a_score_names_its_tasks(world: Path) -> None:
 # ---------------------------------------------------------------- what else is kept
 
 
+@pytest.mark.slow
 def test_versions_seeds_stops_and_the_length_of_answers_are_kept(world: Path) -> None:
     kept = asked(world, "local_answers", limit=4)
     assert kept["version"] == "1"
@@ -227,6 +229,7 @@ def test_versions_seeds_stops_and_the_length_of_answers_are_kept(world: Path) ->
     assert "until" not in asked(world, "local_choices", limit=4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "share"), [("local_answers", 1.0), ("local_lines", 0.0)])
 def test_answers_without_an_end_are_cut_off_and_those_with_a_stop_are_not(
     task: str, share: float, world: Path
@@ -247,6 +250,7 @@ def test_an_answer_that_ends_with_a_stop_id_at_the_last_token_is_not_cut_off(
     assert asked(world, "local_answers", limit=4)["cut_off"] == 0.75
 
 
+@pytest.mark.slow
 def test_prompts_that_the_context_crops_are_counted(world: Path, tmp_path: Path) -> None:
     model, _ = own_model(seq_len=32)
     export_model(model, world / "tokenizer.json", tmp_path / "short")

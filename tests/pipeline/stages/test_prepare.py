@@ -243,6 +243,7 @@ def test_killed_in_the_middle_it_continues_to_the_same_bytes_and_keeps_finished_
         assert resumed.report[name] == unbroken.report[name]
 
 
+@pytest.mark.slow
 def test_a_source_edited_after_an_interruption_is_not_mixed_with_its_old_shards(
     tmp_path: Path,
 ) -> None:
@@ -382,6 +383,7 @@ def test_a_folder_that_cannot_be_written_is_bad_input(tmp_path: Path) -> None:
         prepared(make_job(tmp_path), tmp_path / "file" / "data")
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_bad_input_and_the_finished_shards_are_used_afterwards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,6 +32,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     forget_blocks()
 
 
+@pytest.mark.slow
 def test_models_that_differ_only_in_depth_and_vocabulary_have_the_same_blocks(
     measured: list[Any],
 ) -> None:
@@ -44,6 +45,7 @@ def test_models_that_differ_only_in_depth_and_vocabulary_have_the_same_blocks(
     assert measured.pop() == measured[0], "what was remembered is what is measured"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "other",
     [

@@ -47,6 +47,7 @@ def traced(
     return work.traced()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_layers_of_one_structure_are_measured_once_and_each_adds_the_same(compiled: bool) -> None:
     kept = []
@@ -57,6 +58,7 @@ def test_layers_of_one_structure_are_measured_once_and_each_adds_the_same(compil
     assert kept[2] - kept[1] == kept[1] - kept[0] > 0
 
 
+@pytest.mark.slow
 def test_what_a_compiled_block_needs_at_a_few_rows_follows_from_its_graph_at_any_large_number(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -68,6 +70,7 @@ def test_what_a_compiled_block_needs_at_a_few_rows_follows_from_its_graph_at_any
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sequences", [None, 4])
 def test_a_loss_needs_what_it_needs_if_each_of_its_parts_is_traced(
     monkeypatch: pytest.MonkeyPatch, sequences: int | None

@@ -57,11 +57,13 @@ def test_more_ranks_than_matrices_leave_some_without_any() -> None:
     assert deal_matrices([], 2) == [[], []]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_busiest_of_8_cards_has_at_most_a_sixth_of_muons_arithmetic(preset: str) -> None:
     assert busiest_share(matrices(preset), 8) <= 1 / 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 def test_on_64_cards_no_card_has_more_than_its_share_and_one_matrix(preset: str) -> None:
     shapes = matrices(preset)
