@@ -36,6 +36,7 @@ def listed(proxy: FaultProxy) -> list[str]:
     return [found[1] for request in proxy.requests if (found := LISTS.search(request))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objects", [2, 6])
 def test_a_list_of_all_runs_asks_for_each_head_and_lists_nothing_below_a_run(
     s3: S3Server, proxy: FaultProxy, objects: int

@@ -122,6 +122,7 @@ def test_a_clock_that_jumps_between_two_claims_of_a_session_costs_nothing() -> N
     assert (head.spent.hours * 3600, head.spent.dollars) == pytest.approx((10.0, 0.1))
 
 
+@pytest.mark.slow
 def test_a_head_that_nobody_could_read_is_not_written_and_fewer_checkpoints_are(
     run: RunState,
 ) -> None:

@@ -204,6 +204,7 @@ def large(step: int) -> dict[str, torch.Tensor]:
     return {f"layer{i}": torch.randn(1024, 256) for i in range(4)}
 
 
+@pytest.mark.slow
 def test_no_rank_has_more_than_its_part_in_memory_and_in_its_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,6 +257,7 @@ def an_upload_fails(rank: int, folder: Path, *, failing: int, error: Any) -> Non
         one.save(3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("failing", "error"), [(2, outage), (0, outage), (1, killed)])
 def test_if_one_part_is_not_uploaded_head_keeps_the_old_checkpoint_and_the_next_save_is_whole(
     failing: int, error: Callable[[str], StoreError], tmp_path: Path
@@ -392,6 +394,7 @@ def save_once_more(rank: int, folder: Path) -> None:
         one.save(2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after_uploading", [False, True])
 def test_a_rank_killed_in_a_save_leaves_the_old_checkpoint(
     after_uploading: bool, tmp_path: Path

@@ -195,6 +195,7 @@ def seen(
     return [json.loads((folder / f"{r}.json").read_text()) for r in range(max(request.param))]
 
 
+@pytest.mark.slow
 def test_any_number_of_ranks_resumes_the_exact_state(seen: list[dict[str, Any]]) -> None:
     assert [hop["resumed"] for hop in list(seen[0].values())[1:]] == [True] * (len(seen[0]) - 1)
 

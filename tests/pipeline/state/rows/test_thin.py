@@ -213,6 +213,7 @@ def test_a_reader_takes_thinned_rows_where_there_are_any(store: FileStore) -> No
     assert unreadable.count == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage",
     [

@@ -51,6 +51,7 @@ REFUSALS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("refusal", REFUSALS)
 @pytest.mark.parametrize("method", [".", "POST"])
 def test_a_service_that_refuses_checksums_is_used_and_what_went_up_is_read_back(
