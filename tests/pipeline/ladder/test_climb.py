@@ -192,7 +192,7 @@ ENDS = [(2, 2), (3, 3), (4, 4), (74, 74), (75, 75), (130, 75), (-9, 1)]
 def test_any_other_end_of_a_run_is_the_end_of_the_ladder(
     tmp_path: Path, code: int, kind: int
 ) -> None:
-    with pytest.raises(PionError, match="[Rr]un the same command again") as ended:
+    with pytest.raises(PionError, match=r"[Rr]un the same command again") as ended:
         climb(write_job(tmp_path), lambda arguments: code)  # type: ignore[arg-type]
     assert ended.value.exit_code == kind
 
