@@ -153,21 +153,12 @@ def by_document(
     return [np.bincount(places.ravel(), amount[counted]) for amount in amounts]
 
 
-def responses(scorer: Scorer, stream: Batches, rows: Sequence[int], end_of_turn: int) -> Responses:
-    """Return how well the scorer's model predicts the learned tokens of packed conversations.
-
-    `end_of_turn` is the id that ends an answer (`ChatFormat.end_of_turn`).
-
-    Raises what `held_out` raises.
-    """
-    return summarize_responses(
-        score(scorer, stream, rows), end_of_turn, stream.document_numbers(rows, end_of_turn)
-    )
-
-
 def summarize_responses(scores: Scores, end_of_turn: int, documents: np.ndarray) -> Responses:
-    """Return the averages over learned tokens; `end_of_turn` as in `responses`, and `documents`
-    as in `summarize`: of packed conversations, the number of each."""
+    """Return how well the learned tokens of packed conversations were predicted.
+
+    `end_of_turn` is the id that ends an answer (`ChatFormat.end_of_turn`). `documents` (R, T) has
+    the number of the conversation of each target (`document_numbers`).
+    """
     learned, ends = scores.targets != IGNORED, scores.targets == end_of_turn
     stops = scores.likeliest == end_of_turn
     inside = learned & ~ends

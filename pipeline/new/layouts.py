@@ -30,8 +30,8 @@ Record = Mapping[str, Any]
 # A column of texts has at least so many characters on average, and spaces. Names, labels, numbers
 # and addresses have less.
 LEAST_CHARACTERS = 16
-# What a copy of conversations keeps next to them.
-BESIDE = (*SYSTEMS, *TOOLS, HISTORY)
+# The keys that a copy of conversations keeps next to the turns.
+NEXT_TO_TURNS = (*SYSTEMS, *TOOLS, HISTORY)
 # The column that a job reads if it names none.
 USUAL = "text"
 
@@ -277,7 +277,7 @@ def unused(layout: Layout, record: Record) -> tuple[str, ...]:
         return ()
     used = {*(vars(layout).values() if isinstance(layout, PairColumns) else (layout.column,))}
     if not isinstance(layout, TextColumn):
-        used |= {*BESIDE}
+        used |= {*NEXT_TO_TURNS}
     return tuple(Fields(record, "").there(*(name for name in record if name not in used)))
 
 

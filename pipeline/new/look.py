@@ -41,7 +41,7 @@ class Content:
     what else it has. Of a preference, a text is a side with its prompt."""
 
     texts: list[str]
-    beside: int
+    other_bytes: int
     seen: Seen
     preference: Preference | None = None
 
@@ -77,9 +77,9 @@ class Reading:
             talk = read_conversation(record, where, own=self.own_template)
             texts = _texts(talk.messages)
             calls = [message.get("tool_calls") for message in talk.messages]
-            beside = [json.dumps(part) for part in (talk.tools, *calls) if part]
+            others = [json.dumps(part) for part in (talk.tools, *calls) if part]
             about = TOOLS_BYTES if talk.tools else 0
-            return Content(texts, len(texts) - 1 + about + sum(map(len, beside)), talk.seen)
+            return Content(texts, len(texts) - 1 + about + sum(map(len, others)), talk.seen)
         if isinstance(record["text"], str):
             return Content([record["text"]], 0, Seen())
         assert isinstance(self.layout, TextColumn)
@@ -220,7 +220,7 @@ def _note(look: Look, found: Record, where: str) -> None:
     if not text.strip():
         look.blank += 1
         return
-    length = content.beside + sum(len(whole_characters(t).encode()) for t in content.texts)
+    length = content.other_bytes + sum(len(whole_characters(t).encode()) for t in content.texts)
     look.text_bytes += length
     look.lengths.append(length)
     look.characters += len(text)

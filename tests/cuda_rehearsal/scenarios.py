@@ -22,7 +22,7 @@ from pion.config.draft import Draft
 from pion.config.model_config import ModelConfig
 from pion.data.sequences import Sequences
 from pion.data.stream import Batch
-from pion.evaluation.held_out import Scorer, evaluate, held_out, responses
+from pion.evaluation.held_out import Scorer, evaluate, held_out, score, summarize_responses
 from pion.generation import step_graphs
 from pion.generation.candidates import FEW
 from pion.generation.decoding import Decoding
@@ -242,7 +242,8 @@ def evaluate_responses(watch: Watch, config: ModelConfig, dtype: Dtype) -> tuple
     scorer = _scorer(config, dtype)
     watch.start()
     rows = range(ROWS_AT_ONCE * MICRO_BATCHES)
-    responses(scorer, Zeros(config.seq_len, documents=True), rows, end_of_turn=0)
+    talks = Zeros(config.seq_len, documents=True)
+    summarize_responses(score(scorer, talks, rows), 0, talks.document_numbers(rows, 0))
     return MICRO_BATCHES, scorer
 
 

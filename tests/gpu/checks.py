@@ -6,8 +6,9 @@ from collections.abc import Callable
 from functools import partial
 
 from pion.bench.losses import LIMITS, check_losses
-from pion.bench.models import FAMILIES, Bench
+from pion.bench.models import Bench
 from pion.bench.results import Outcome
+from pion.config.presets import FAMILIES
 from tests.gpu.compiler import check_compiler
 from tests.gpu.kernels import (
     check_compiled_loss,

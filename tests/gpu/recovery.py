@@ -21,7 +21,6 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from pion.bench.models import (
-    FAMILIES,
     Bench,
     check_model,
     counting_trainer,
@@ -31,6 +30,7 @@ from pion.bench.models import (
     twin,
 )
 from pion.bench.results import Outcome, judged
+from pion.config.presets import FAMILIES
 from pion.model.decoder import Decoder, Losses
 from pion.train.hardware import pick_compile, pick_dtype
 from pion.train.settings import ComputePlan, TrainSettings

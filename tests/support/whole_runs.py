@@ -166,8 +166,7 @@ def kill_after_a_save(job: Path, stage: str) -> None:
 
 def _last_saved(folder: Path, stage: str) -> int:
     head = RunState(_store(folder), "tiny").read()
-    entries = head.checkpoints if head else ()
-    return max((entry.step for entry in entries if entry.stage == stage), default=0)
+    return max((e.step for e in (head.checkpoints if head else ()) if e.stage == stage), default=0)
 
 
 def finish_after_kills(job: Path, stage: str, kills: int) -> str:

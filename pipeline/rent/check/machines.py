@@ -257,7 +257,7 @@ def _cost(guess: Estimate, num_nodes: int) -> str:
     words = "" if price is None else f", ${num_nodes * price:.2f}/h{of_all}"
     if guess.hours is not None:
         words += f", about {duration(3600 * guess.hours)}"
-        if guess.offer.count * num_nodes > 1 and not all(stage.measured for stage in guess.stages):
+        if guess.offer.count * num_nodes > 1 and not guess.measured:
             words += " (several GPUs: not measured)"
     return words + ("" if guess.dollars is None else f", {money(guess.dollars)}")
 

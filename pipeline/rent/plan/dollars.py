@@ -20,6 +20,7 @@ from pipeline.rent.plan.estimate import Estimate, StageEstimate, estimate, worke
 from pipeline.rent.plan.prices import RESTART_SECONDS, Offer
 from pipeline.rent.plan.sizes import Size
 from pipeline.rent.plan.speeds import Known
+from pipeline.run.preflight import stage_with_few_rows
 
 # Compute is spent best at 8 (nanochat) to 20 tokens per parameter (Hoffmann et al. 2022).
 TOKENS_PER_PARAMETER = 10
@@ -177,7 +178,7 @@ def buy(size: Size, offer: Offer, money: Money, market: Market) -> Purchase | No
     steps = int(tokens / row)
     job = with_settings(size.job, settings)
     workers = workers_on(job, offer, market.num_nodes)
-    if any(job.section(stage).global_batch < workers for stage in job.train_stages):
+    if stage_with_few_rows(job, workers):
         return None  # a GPU would have no row of a step
     for _ in range(_TRIES):
         if steps < 1:

@@ -189,13 +189,12 @@ def _cards(option: Option) -> str:
 
 
 def _sooner_in_words(quicker: Option, first: Option) -> str:
-    chosen = quicker.chosen
-    measured = all(stage.measured for stage in chosen.estimate.stages)
-    of_several = "" if measured else " (of several cards: not measured)"
+    size, tokens, found = quicker.chosen.size, quicker.chosen.tokens, quicker.chosen.estimate
     return (
-        f"{_cards(quicker)} at ${quicker.offer.price or 0.0:.2f}/h: {chosen.size.name} on "
-        f"{short_amount(chosen.tokens)} tokens in {chosen.estimate.hours or 0.0:,.1f} hours "
-        f"instead of {first.chosen.estimate.hours or 0.0:,.1f}{of_several}"
+        f"{_cards(quicker)} at ${quicker.offer.price or 0.0:.2f}/h: {size.name} on "
+        f"{short_amount(tokens)} tokens in {found.hours or 0.0:,.1f} hours "
+        f"instead of {first.chosen.estimate.hours or 0.0:,.1f}"
+        f"{'' if found.measured else ' (of several cards: not measured)'}"
     )
 
 

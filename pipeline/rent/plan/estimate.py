@@ -135,6 +135,11 @@ class Estimate:
         return max((stage.peak_bytes for stage in self.stages), default=0)
 
     @property
+    def measured(self) -> bool:
+        """Whether the speed of each stage was measured."""
+        return all(stage.measured for stage in self.stages)
+
+    @property
     def sharded(self) -> bool:
         """Whether the GPUs divide the weights in some stage."""
         return any(stage.sharded for stage in self.stages)

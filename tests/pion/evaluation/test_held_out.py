@@ -16,8 +16,9 @@ from pion.evaluation.held_out import (
     Scorer,
     held_out,
     ratio,
-    responses,
+    score,
     summarize,
+    summarize_responses,
 )
 from pion.model.decoder import Decoder
 from tests.support.known_models import SEQ_LEN, VOCAB, OnSmallGpu, constant, decoder
@@ -265,7 +266,8 @@ CONVERSATIONS = Conversations(
 
 
 def on_responses(model: Decoder) -> Responses:
-    return responses(Scorer(model, VOCAB, 4), CONVERSATIONS, range(2), end_of_turn=0)
+    scores = score(Scorer(model, VOCAB, 4), CONVERSATIONS, range(2))
+    return summarize_responses(scores, 0, CONVERSATIONS.document_numbers(range(2), 0))
 
 
 def test_response_loss_counts_only_learned_tokens() -> None:

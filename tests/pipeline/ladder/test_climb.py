@@ -19,6 +19,8 @@ from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, StoreError
 from tests.pipeline.ladder.fake_runs import LAW, FakeRuns, Killed, write_job
 
+# By the exit code of a run: that of the ladder. 4: a person has stopped the run.
+ENDS = [(2, 2), (3, 3), (4, 4), (74, 74), (75, 75), (130, 75), (-9, 1)]
 SMALL = {"widths": "0.25,0.5,1", "tokens": "0.25,0.5,1"}
 HELD_OUT = "1.5x1,1.5x2"
 
@@ -182,10 +184,6 @@ def test_a_run_that_fails_without_having_diverged_ends_the_ladder(tmp_path: Path
         climb(job, lambda arguments: 1)  # type: ignore[arg-type]
     assert failed.value.exit_code == 1
     assert not record_of(tmp_path).failed
-
-
-# By the exit code of a run: that of the ladder. 4: a person has stopped the run.
-ENDS = [(2, 2), (3, 3), (4, 4), (74, 74), (75, 75), (130, 75), (-9, 1)]
 
 
 @pytest.mark.parametrize(("code", "kind"), ENDS)
