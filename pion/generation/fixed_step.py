@@ -71,9 +71,9 @@ class FixedStep:
         Their keys and values are in the cache, whose `lengths` stay as they are.
         """
         tokens, positions, *segments = self._given[:, :, None]
-        shape, behind = self._shape, self._cache.behind
+        shape, extra = self._shape, self._cache.extra
         filled = segments[0] if segments else positions[:, :0]
-        of_step = behind and behind.place_of_step(filled, shape.entries)
+        of_step = extra and extra.place_of_step(filled, shape.entries)
         # As if each row were as long as it may be. The real positions are in a tensor.
         place = Place(0, (shape.entries - 1,) * shape.rows, 1, positions, of_step)
         hidden = self._model.hidden_at(tokens, self._cache, place)
@@ -82,4 +82,4 @@ class FixedStep:
 
 def _filled(cache: KVCache, rows: int) -> list[int]:
     """Return the number of the entries that the next token of each row brings, or −1."""
-    return [-1] * rows if cache.behind is None else cache.behind.filled(cache.lengths[:rows])
+    return [-1] * rows if cache.extra is None else cache.extra.filled(cache.lengths[:rows])

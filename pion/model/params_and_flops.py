@@ -138,9 +138,9 @@ def token_flops(
     weights, apart = float(cost.macs_per_token), cost.apart_macs
     added = float(additions or 0)
     # Entries of parts pass all blocks, and have no logits.
-    behind = (config.entries(seq_len) - seq_len) / seq_len
-    weights += behind * (weights - config.head_rows * config.d_model)
-    added += behind * added
+    extra = (config.entries(seq_len) - seq_len) / seq_len
+    weights += extra * (weights - config.head_rows * config.d_model)
+    added += extra * added
     macs = weights + attention
     if only_apart:
         return TokenFlops(forward=2.0 * (macs + apart), backward=4.0 * apart)

@@ -50,5 +50,5 @@ class SlotVectors(SharedPart):
         rows, tokens = now.given.tokens.shape
         segments = tokens // self.settings.segment
         if now.place is not None:
-            segments = now.place.behind.segments.shape[1]
+            segments = now.place.extra.segments.shape[1]
         return torch.cat([x, self(rows, segments)], dim=1)

@@ -44,5 +44,4 @@ def drafts_of(asked: Drafts, model: Decoder) -> int:
     if isinstance(asked, int):
         return asked
     block = model.config.draft
-    usual = WITHOUT_BLOCK if block is None else block.steps
-    return usual if asked == "auto" else 0
+    return 0 if asked == "off" else WITHOUT_BLOCK if block is None else block.steps

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from pion.config.model_config import ModelConfig
-from pion.model.attention.behind import Behind, zeros
+from pion.model.attention.extra_entries import ExtraEntries, zeros
 from pion.model.attention.reach import Reach, reach_of, window_tokens
-from pion.model.attention.slot_cache import SlotsBehind
+from pion.model.attention.slot_cache import ExtraSlots
 
 # By the name of a part: how a cache keeps what the part has behind each text.
-BEHIND: dict[str, Callable[[Any], Behind]] = {"slots": SlotsBehind}
+EXTRA_ENTRIES: dict[str, Callable[[Any], ExtraEntries]] = {"slots": ExtraSlots}
 
 # A cache for more tokens than this starts with room for this many, and doubles when it is full.
 SMALLEST_ROOM = 4096
@@ -39,14 +39,14 @@ class Place:
     Attributes:
         starts: how many tokens each row had before.
         positions: (B, T), where rows have different lengths; else None.
-        behind: what the pass has of entries behind the text.
+        extra: what the pass has of entries behind the text.
     """
 
     first: int
     starts: tuple[int, ...]
     count: int
     positions: Tensor | None
-    behind: Any = None
+    extra: Any = None
     _entries: dict[int, tuple[Tensor, Tensor]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -88,7 +88,7 @@ class KVCache:
     Attributes:
         lengths: the number of cached tokens of each row.
         layers: what each layer keeps; nothing of a layer without attention.
-        behind: how entries behind the text are kept; None: the model has none.
+        extra: how entries behind the text are kept; None: the model has none.
     """
 
     def __init__(
@@ -102,13 +102,13 @@ class KVCache:
         self._rooms = {
             reach: Room(self.max_tokens, window_tokens(config, reach)) for reach in set(every)
         }
-        kinds = (BEHIND[name](part) for name, part in config.parts() if name in BEHIND)
-        self.behind = behind = next(kinds, None)
+        kinds = (EXTRA_ENTRIES[n](part) for n, part in config.parts() if n in EXTRA_ENTRIES)
+        self.extra = extra = next(kinds, None)
         self.layers = [
             LayerCache(
                 self._rooms[reach],
                 rows,
-                None if behind is None else behind.layer(self.max_tokens, rows),
+                None if extra is None else extra.layer(self.max_tokens, rows),
             )
             for reach in every
         ]
@@ -128,8 +128,8 @@ class KVCache:
         if len(set(starts)) > 1:
             begins = torch.tensor(starts).to(device, non_blocking=True)
             positions = begins[:, None] + torch.arange(count, device=device)
-        behind = self.behind and self.behind.place(starts, count, device)
-        return Place(first, starts, count, positions, behind)
+        extra = self.extra and self.extra.place(starts, count, device)
+        return Place(first, starts, count, positions, extra)
 
     def grow(self, first: int, batch: int, count: int) -> tuple[int, ...]:
         """Count `count` more tokens of each of `batch` rows; return how many each had before.
@@ -248,8 +248,8 @@ class LayerCache:
     gradient flows through them.
     """
 
-    def __init__(self, room: Room, rows: int | None, behind: Any = None) -> None:
-        self._room, self._rows, self._behind = room, rows, behind
+    def __init__(self, room: Room, rows: int | None, extra: Any = None) -> None:
+        self._room, self._rows, self._extra = room, rows, extra
         self.keys: Tensor | None = None
         self.values: Tensor | None = None
 
@@ -259,13 +259,13 @@ class LayerCache:
         `KVCache.key_positions` says where they are. Those of no text have numbers of no meaning,
         which a mask must hide. Entries of a part stand behind the text.
         """
-        if self._behind is None or place.behind is None:
+        if self._extra is None or place.extra is None:
             return self._extend_text(keys, values, place)
         count = place.count
         with torch.no_grad():
             seen = self._extend_text(keys[:, :, :count], values[:, :, :count], place)
             new = keys[:, :, count:], values[:, :, count:]
-            kept = self._behind.extend(new, place.behind, place.rows)
+            kept = self._extra.extend(new, place.extra, place.rows)
         return torch.cat([seen[0], kept[0]], dim=2), torch.cat([seen[1], kept[1]], dim=2)
 
     def _extend_text(self, keys: Tensor, values: Tensor, place: Place) -> tuple[Tensor, Tensor]:
@@ -320,27 +320,27 @@ class LayerCache:
             kept = buffer[one, :, :entries].clone()
             buffer[one, :, :entries] = buffer[other, :, :entries]
             buffer[other, :, :entries] = kept
-        if self._behind is not None:
-            self._behind.swap(one, other, entries)
+        if self._extra is not None:
+            self._extra.swap(one, other, entries)
 
     def copy(self, source: int, row: int, length: int) -> None:
         entries = length + SPARE  # all of a ring that is full: see `can_cut`
         for buffer in self._buffers():
             buffer[row, :, :entries] = buffer[source, :, :entries]
-        if self._behind is not None:
-            self._behind.copy(source, row, length)
+        if self._extra is not None:
+            self._extra.copy(source, row, length)
 
     def clear(self, row: int) -> None:
         for buffer in self._buffers():
             buffer[row] = 0
-        if self._behind is not None:
-            self._behind.clear(row)
+        if self._extra is not None:
+            self._extra.clear(row)
 
     def bytes_per_row(self) -> int:
         text = sum(
             buffer[0].nbytes // buffer.shape[2] * self._room.most for buffer in self._buffers()
         )
-        return text if self._behind is None else text + self._behind.bytes_per_row()
+        return text if self._extra is None else text + self._extra.bytes_per_row()
 
     def _buffers(self) -> Sequence[Tensor]:
         return [buffer for buffer in (self.keys, self.values) if buffer is not None]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pion.config.slots import Slots
-from pion.model.attention.behind import zeros
+from pion.model.attention.extra_entries import zeros
 from pion.model.attention.slot_entries import Entries
 
 
@@ -32,7 +32,7 @@ class SlotPlace:
     shown: int
 
 
-class SlotsBehind:
+class ExtraSlots:
     """How a cache keeps slots."""
 
     def __init__(self, slots: Slots) -> None:

@@ -28,8 +28,8 @@ def mask_of_pass(
     key = cache.key_positions("full", place, device)
     if key is None:
         key = torch.arange(place.end, device=device)[None]
-    query = pass_entries(slots, place.token_positions(device), place.behind)
-    seen = cached_entries(slots, key, place.behind.shown)
+    query = pass_entries(slots, place.token_positions(device), place.extra)
+    seen = cached_entries(slots, key, place.extra.shown)
     return Mask(allowed=visible(query, seen, slots.window)), query
 
 

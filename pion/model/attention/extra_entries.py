@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 
-class Behind(Protocol):
+class ExtraEntries(Protocol):
     """How a cache keeps such entries. What a pass has of them is known to the part alone."""
 
     def layer(self, max_tokens: int, rows: int | None) -> Any:
