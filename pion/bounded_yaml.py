@@ -134,7 +134,7 @@ def read_yaml(path: Path, what: str) -> str:
     try:
         return read_file(path, LARGEST_JOB).decode()
     except FileNotFoundError:
-        siblings = {p.name: p for p in sorted(path.parent.glob("*.yaml"))}
+        siblings = {p.name: p for p in sorted(path.parent.glob("[!.]*.yaml"))}
         close = difflib.get_close_matches(path.name, siblings, 1, 0.5)
         hint = f"; did you mean {siblings[close[0]]}?" if close else ""
         raise BadInput(f"no {what} at {path}{hint}") from None

@@ -74,6 +74,8 @@ def test_a_missing_file_is_named_with_the_nearest_one_next_to_it(job_file, tmp_p
     message = complaint(tmp_path / "dmeo.yaml")
     assert str(tmp_path / "dmeo.yaml") in message
     assert f"did you mean {tmp_path / 'demo.yaml'}?" in message
+    (tmp_path / ".hidden-yaml.yaml").touch()
+    assert "did you mean" not in complaint(tmp_path / "hidden.yaml")
 
 
 @pytest.mark.parametrize(
