@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from importlib import import_module
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import yaml
 from pion.errors import BadInput, Fenced, Interrupted, NotDurable, PionError, Stopped
 from tests.paths import RENTALS, SKY
 from tests.support.sky_catalog import GPU_MEMORY_GIB, PRICES, Price, write_catalog
-from tests.support.waiting import run_to_end
+from tests.support.waiting import PATIENCE_SECONDS
 
 YAMLS = [path.name for path in RENTALS]
 YAMLS_WITH_A_LIST = (
@@ -33,39 +34,66 @@ DryRun = Callable[..., dict[str, dict[str, Any]]]
 
 @pytest.fixture(scope="module")
 def dryrun(tmp_path_factory: pytest.TempPathFactory) -> DryRun:
-    """Return, by file, what `sky launch --dryrun` would rent at these prices, in our own home."""
+    """Return, by file, what `sky launch --dryrun` would rent at these prices, in our own home.
+
+    A fork asks: to import SkyPilot once more takes four seconds.
+    """
 
     def run(
         paths: list[Path],
         prices: Mapping[str, Price] = PRICES,
-        clouds: tuple[str, ...] = ("RunPod",),
+        cloud: str = "RunPod",
         cpu_prices: Mapping[str, float] | None = None,
     ) -> dict[str, dict[str, Any]]:
         home = tmp_path_factory.mktemp("home")
-        for cloud in clouds:
-            write_catalog(home, prices, cloud=cloud, cpu_prices=cpu_prices)
-        done = run_to_end(
-            [
-                sys.executable,
-                str(Path(__file__).with_name("dryrun.py")),
-                json.dumps([str(path) for path in paths]),
-                *clouds,
-            ],
-            env=os.environ | {"HOME": str(home), "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"},
-            cwd=SKY.parent,
-        )
-        assert done.returncode == 0, done.stderr
-        answers = json.loads(done.stdout.splitlines()[-1])
-        return {Path(path).name: answer for path, answer in answers.items()}
+        write_catalog(home, prices, cloud=cloud, cpu_prices=cpu_prices)
+        import sky.optimizer  # noqa: F401
+
+        with ProcessPoolExecutor(1, get_context("fork")) as fork:
+            return fork.submit(_dry_run, paths, cloud, home).result(PATIENCE_SECONDS)
 
     return run
+
+
+def _dry_run(paths: list[Path], cloud: str, home: Path) -> dict[str, dict[str, Any]]:
+    """Return what the API server chooses on `sky launch --dryrun`, without the server."""
+    from sky import check, exceptions, global_user_state, optimizer
+    from sky.catalog import common
+    from sky.clouds.cloud import CloudCapability
+    from sky.utils import accelerator_registry, dag_utils
+
+    os.environ |= {"HOME": str(home), "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"}
+    common._ABSOLUTE_VERSIONED_CATALOG_DIR = str(home / ".sky/catalogs/v8")
+    accelerator_registry._accelerator_df = common.read_catalog("common/accelerators.csv")
+    catalog = import_module(f"sky.catalog.{cloud.lower()}_catalog")
+    catalog._df = common.read_catalog(f"{cloud.lower()}/vms.csv")
+    # The state that `sky check` leaves, so that no credentials are checked.
+    global_user_state.set_enabled_clouds([cloud], CloudCapability.COMPUTE, "default")
+    allowed = check._get_workspace_allowed_clouds("default")
+    global_user_state.set_allowed_clouds(allowed, "default")
+    answers: dict[str, dict[str, Any]] = {}
+    for path in paths:
+        task = _load(path)
+        try:
+            chosen = optimizer.Optimizer.optimize(dag_utils.convert_entrypoint_to_dag(task))
+        except exceptions.ResourcesUnavailableError as error:
+            answers[path.name] = {"unavailable": str(error)}
+            continue
+        best = chosen.tasks[0].best_resources
+        answers[path.name] = {
+            "gpus": best.accelerators,
+            "use_spot": best.use_spot,
+            "price": round(best.get_cost(3600), 4),
+            "nodes": task.num_nodes,
+        }
+    return answers
 
 
 @pytest.fixture(scope="module")
 def rented(dryrun: DryRun) -> dict[str, dict[str, Any]]:
     """Return what each YAML would rent at the usual prices."""
     single = [SKY / name for name in (*YAMLS, BENCH) if name != "multi-node.yaml"]
-    several = dryrun([SKY / "multi-node.yaml"], {"A10": Price(None, 0.75)}, ("Lambda",))
+    several = dryrun([SKY / "multi-node.yaml"], {"A10": Price(None, 0.75)}, "Lambda")
     # For these prices, SkyPilot would take any machine with a GPU before one without.
     return dryrun(single, cpu_prices={"cpu3c-4-8": 0.1, "cpu3c-8-16": 5.0}) | several
 
@@ -179,13 +207,13 @@ def test_managed_jobs_keep_the_order_of_the_gpus() -> None:
         assert isinstance(_load(name).resources, list)
 
 
-def _load(name: str) -> Any:
+def _load(name: str | Path) -> Any:
     """Return the task that SkyPilot reads from the YAML, with a job."""
     from sky.task import Task
 
     return Task.from_yaml_config(_read(name), env_overrides=[("JOB", "jobs/demo.yaml")])
 
 
-def _read(name: str) -> dict[str, Any]:
+def _read(name: str | Path) -> dict[str, Any]:
     config: dict[str, Any] = yaml.safe_load((SKY / name).read_text())
     return config
