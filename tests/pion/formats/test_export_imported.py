@@ -1,4 +1,4 @@
-"""An imported model is exported as the class that it had, with all its embedding rows."""
+"""An imported model is exported as its class, with all its embedding rows, or rounded."""
 
 from __future__ import annotations
 
@@ -14,12 +14,20 @@ from safetensors.torch import load_file
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from pion.config.model_config import ModelConfig
-from pion.data.tokens.tokenizer import train_bpe
-from pion.formats.export import export_model, exported_rows
+from pion.data.tokens.tokenizer import Tokenizer, train_bpe
+from pion.errors import BadInput
+from pion.formats.export import (
+    export_model,
+    exported_rows,
+    require_roundable,
+    rounded,
+    rounding_cost,
+)
 from pion.formats.load import load, load_decoder
 from pion.formats.verify import verify_export
 from pion.model.decoder import Decoder
 from tests.support.stock_models import STOCK, saved, stock_model
+from tests.support.tiny_config import tiny_config
 
 TEXTS = ["Return a new header with the string.\n\n    >>> os.path.join('a', 'b')", "café 12 345"]
 # More rows than the tokenizer has ids, as in Qwen's models.
@@ -86,3 +94,69 @@ def test_a_model_of_a_job_has_rows_for_the_ids_of_its_tokenizer_alone(
     assert ids is not None
     assert again.config.vocab_size == ids.vocab_size == exported_rows(config, ids) < ROWS
     assert exported_rows(imported.config, ids) == ROWS
+
+
+# ---------------------------------------------------------------- rounding to bfloat16
+
+TEXT = "the quick brown fox jumps over the lazy dog " * 3
+CONFIG = tiny_config(vocab_size=270)
+
+
+@pytest.fixture(scope="module")
+def tokenizer_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    train_bpe([TEXT * 3], 270).save(path)
+    return path
+
+
+@pytest.fixture
+def model() -> Decoder:
+    torch.manual_seed(0)
+    return Decoder(tiny_config(vocab_size=270, init_std=0.3))
+
+
+def test_every_weight_has_a_value_of_bfloat16_and_the_model_keeps_its_own(model: Decoder) -> None:
+    before = model.embed.weight.clone()
+    for name, tensor in rounded(model).state_dict().items():
+        assert tensor.dtype == torch.float32
+        assert torch.equal(tensor, tensor.bfloat16().float()), name
+    assert torch.equal(model.embed.weight, before)
+    assert not torch.equal(rounded(model).embed.weight, before)
+
+
+def test_the_cost_is_the_difference_of_the_two_models(model: Decoder, tokenizer_path: Path) -> None:
+    tokenizer = Tokenizer.from_file(tokenizer_path)
+    cost = rounding_cost(model, rounded(model), tokenizer, [TEXT, "a", ""])
+    ids = torch.tensor([[tokenizer.end_of_text, *tokenizer.encode(TEXT)][:25]])
+    with torch.no_grad():
+        difference = (model(ids[:, :-1]) - rounded(model)(ids[:, :-1])).abs().max()
+    assert cost.logits >= float(difference) > 0
+    assert cost.before != cost.after
+    assert cost.after == pytest.approx(cost.before, rel=0.05)
+    assert cost.tokens == 24 + 1
+    nothing = rounding_cost(model, model, tokenizer, [TEXT])
+    assert (nothing.logits, nothing.before) == (0, nothing.after)
+
+
+def test_no_text_is_no_measurement(model: Decoder, tokenizer_path: Path) -> None:
+    with pytest.raises(BadInput, match="no text"):
+        rounding_cost(model, model, Tokenizer.from_file(tokenizer_path), [""])
+
+
+def test_an_export_of_a_decoder_in_bf16_is_in_bf16_and_exact(
+    model: Decoder, tokenizer_path: Path, tmp_path: Path
+) -> None:
+    exact = rounded(model)
+    stored = Decoder.from_state(exact.config, exact.state_dict(), torch.bfloat16)
+    export_model(stored, tokenizer_path, tmp_path / "out")
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+    assert verify_export(tmp_path / "out", exact, tokenizer_path, [TEXT]) < 1e-4
+    again = load_decoder(tmp_path / "out").state_dict()
+    assert torch.equal(again["norm.weight"], exact.state_dict()["norm.weight"])
+
+
+def test_a_model_with_its_own_code_is_not_rounded() -> None:
+    require_roundable(CONFIG)
+    with pytest.raises(BadInput, match="dtype: bfloat16 is for stock architectures"):
+        require_roundable(tiny_config(softcap=30.0))

@@ -1,25 +1,142 @@
-"""Which architecture a model is exported as, and which rows of its tensors."""
+"""Which architecture a model is exported as, and that transformers' own class computes the same.
+
+test_core.py begins with models of transformers. Here the models are Pion's.
+"""
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from pion.config.model_config import ModelConfig
+from pion.config.parts import Experts, Heads
 from pion.errors import BadInput
 from pion.formats.huggingface.architectures import (
     architecture_of,
+    config_from_transformers,
     from_transformers,
     misfits,
     to_transformers,
 )
+from pion.formats.load import load_decoder
 from pion.model.decoder import Decoder
 from tests.support.capped_models import DENSE, MIXED, MODELS, scrambled
+from tests.support.stock_models import apart, stock_model, tokens
+from tests.support.tiny_config import tiny_config
 
-STOCK = replace(DENSE, softcap=None)
-TOKENS = torch.randint(0, 250, (2, 64), generator=torch.Generator().manual_seed(1))
+transformers = pytest.importorskip("transformers")
+
+TOKENS = torch.randint(0, 50, (2, 24), generator=torch.Generator().manual_seed(1))
+QWEN3 = tiny_config(n_heads=6, head_dim=8, vocab_size=61, init_std=0.2)
+PLAIN = {"heads": {"qk_norm": False}, "tie_embeddings": False}
+BANKS = {"n": 6, "rank": 4, "top_k": 3, "bands": [[0, 1]]}
+
+
+def moe(shared: int) -> ModelConfig:
+    return tiny_config(vocab_size=61, experts=Experts(n=5, top_k=2, shared=shared, d_shared=24))
+
+
+def qwen3(heads: int, kv_heads: int, head_dim: int, theta: float, *, tied: bool) -> ModelConfig:
+    shape = {"n_heads": heads, "n_kv_heads": kv_heads, "head_dim": head_dim}
+    return replace(QWEN3, **shape, rope_theta=theta, tie_embeddings=tied)
+
+
+# By name: the model type, and a model of which the stock class computes the logits.
+STOCK: dict[str, tuple[str, ModelConfig]] = {
+    "qwen3": ("qwen3", qwen3(6, 2, 8, 1e4, tied=True)),
+    "qwen3, untied": ("qwen3", qwen3(6, 2, 8, 1e6, tied=False)),
+    "qwen3, wide heads": ("qwen3", qwen3(6, 2, 16, 1e4, tied=False)),
+    "qwen3, a key for each head": ("qwen3", qwen3(4, 4, 8, 1e6, tied=True)),
+    "qwen3, one key": ("qwen3", qwen3(4, 1, 8, 1e4, tied=True)),
+    "qwen3, ten heads": ("qwen3", qwen3(10, 2, 8, 1e6, tied=False)),
+    **{f"experts, {shared} shared": ("qwen3_moe", moe(shared)) for shared in range(3)},
+    "relu2": ("arcee", tiny_config(**PLAIN, activation="relu2")),
+    "gelu, tied": ("arcee", tiny_config(heads=PLAIN["heads"], activation="gelu")),
+    "primitives": ("arcee", tiny_config(**PLAIN, activation="gelu", primitives=BANKS)),
+    "primitives, all": (
+        "arcee", tiny_config(**PLAIN, activation="relu2", primitives=BANKS | {"top_k": 6}),
+    ),
+}  # fmt: skip
+
+
+def fused(hf_state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors with the experts of a layer in one, as transformers keeps them."""
+    found, experts = {}, defaultdict(list)
+    for name, tensor in hf_state.items():
+        if place := re.fullmatch(r"(.*\.experts)\.\d+\.(\w+)\.weight", name):
+            experts[place[1], place[2]].append(tensor)
+        else:
+            found[name] = tensor
+    for (layer, matrix), every in experts.items():
+        if matrix == "gate_proj":
+            both = torch.stack(every), torch.stack(experts[layer, "up_proj"])
+            found[f"{layer}.gate_up_proj"] = torch.cat(both, dim=1)
+        elif matrix == "down_proj":
+            found[f"{layer}.down_proj"] = torch.stack(every)
+    return found
+
+
+def stock(hf_config: dict[str, Any], hf_state: dict[str, Tensor]) -> Any:
+    """Return the model of transformers' own class."""
+    (name,) = hf_config["architectures"]
+    config = getattr(transformers, name.replace("ForCausalLM", "Config"))(**hf_config)
+    model = getattr(transformers, name)(config).eval()
+    loaded = model.load_state_dict(fused(hf_state), strict=False)
+    assert loaded.missing_keys == (["lm_head.weight"] if config.tie_word_embeddings else [])
+    assert not loaded.unexpected_keys
+    model.tie_weights()
+    return model
+
+
+@pytest.mark.parametrize("name", STOCK)
+@torch.inference_mode()
+def test_the_logits_are_those_of_transformers_own_class(name: str) -> None:
+    model_type, config = STOCK[name]
+    ours = scrambled(config)
+    assert architecture_of(config).model_type == model_type
+    theirs = stock(*to_transformers(config, ours.state_dict()))
+    assert (ours(TOKENS) - theirs(TOKENS).logits).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("name", STOCK)
+@torch.inference_mode()
+def test_what_is_read_back_computes_the_same(name: str) -> None:
+    ours = scrambled(STOCK[name][1])
+    config, state = from_transformers(*to_transformers(ours.config, ours.state_dict()))
+    assert (Decoder.from_state(config, state)(TOKENS) - ours(TOKENS)).abs().max() <= 1e-5
+    if ours.config.primitives is not None:
+        assert config.primitives is None
+        assert config.feedforward_bias
+        assert state["blocks.0.feedforward.up_bias"].any()
+    elif ours.config.experts is not None:  # shared experts are a wider dense part
+        assert config.experts == Experts(n=5, shared=0)
+        assert config.d_ff == 48 + ours.config.experts.shared * 24
+    else:
+        assert config == replace(ours.config, imported=True)
+        assert state.keys() == ours.state_dict().keys()
+        assert all(torch.equal(tensor, state[n]) for n, tensor in ours.state_dict().items())
+
+
+def test_an_arcee_that_transformers_saved_is_read(tmp_path: Path) -> None:
+    hf_config, _ = to_transformers(STOCK["relu2"][1], {})
+    torch.manual_seed(0)
+    changes = {"mlp_bias": True, "head_dim": None}
+    theirs = transformers.ArceeForCausalLM(transformers.ArceeConfig(**hf_config | changes)).eval()
+    with torch.no_grad():
+        theirs.model.layers[1].mlp.up_proj.bias.normal_()
+    theirs.save_pretrained(tmp_path)
+    assert apart(load_decoder(tmp_path), theirs, TOKENS) <= 1e-5
+
+
+# ---------------------------------------------------------------- which one is taken
 
 
 @pytest.mark.parametrize(
@@ -70,19 +187,101 @@ def test_what_no_stock_architecture_computes_gets_modelling_files() -> None:
 def test_no_setting_that_changes_the_result_is_lost_in_a_stock_architecture(
     field: str, value: object
 ) -> None:
-    for stock, needs in (("qwen3", {}), ("qwen3_moe", {"experts": MIXED.experts})):
-        plain = replace(STOCK, **needs)
-        assert architecture_of(plain, stock).stock
-        with pytest.raises(BadInput, match=f"exported as {stock}: .* does not support {field}"):
-            architecture_of(replace(plain, **{field: value}), stock)
+    for name, needs in (("qwen3", {}), ("qwen3_moe", {"experts": MIXED.experts})):
+        plain = replace(DENSE, softcap=None, **needs)
+        assert architecture_of(plain, name).stock
+        with pytest.raises(BadInput, match=f"exported as {name}: .* does not support {field}"):
+            architecture_of(replace(plain, **{field: value}), name)
 
 
 def test_an_architecture_can_be_asked_for() -> None:
-    assert architecture_of(STOCK, "pion").name == "PionForCausalLM"
+    assert architecture_of(QWEN3, "pion").name == "PionForCausalLM"
     with pytest.raises(BadInput, match="exported as qwen3_moe: Qwen3Moe needs experts"):
-        architecture_of(STOCK, "qwen3_moe")
+        architecture_of(QWEN3, "qwen3_moe")
     with pytest.raises(BadInput, match=r"'qwen33'; did you mean 'qwen3'\?; the architectures are"):
-        architecture_of(STOCK, "qwen33")
+        architecture_of(QWEN3, "qwen33")
+
+
+CONFIGS = {
+    "llama": tiny_config(heads={"qk_norm": False}),
+    "qwen2": tiny_config(heads={"qk_norm": False, "qkv_bias": True}, imported=True),
+    "qwen3": QWEN3,
+    "qwen3_moe": moe(2),
+    "arcee": STOCK["relu2"][1],
+}
+STATES = {name: scrambled(config).state_dict() for name, config in CONFIGS.items()}
+FIELDS = {name: to_transformers(CONFIGS[name], state)[0] for name, state in STATES.items()}
+
+
+def rows(cases: dict[str, list[Any]]) -> Iterator[Any]:
+    """Return the cases of each architecture as parameters, with its name first."""
+    for name, own in cases.items():
+        for case in own:
+            yield (name, *case) if isinstance(case, tuple) else (name, case)
+
+
+MISFITS: dict[str, list[Any]] = {
+    "llama": [
+        ({"heads": None}, "Llama does not normalize queries and keys"),
+        (
+            {"heads": {"qk_norm": False, "qkv_bias": True}},
+            "Llama has no biases of queries, keys and values without one of the output",
+        ),
+        ({"heads": {"qk_norm": False, "rotary": "half"}}, "Llama does not support heads"),
+        ({"n_heads": 6, "head_dim": 8}, "Llama needs a d_model that is a multiple of n_heads"),
+        ({"activation": "relu2"}, "Llama does not support activation relu2"),
+        ({"positions": "learned"}, "Llama does not support positions learned"),
+        ({"softcap": 30.0}, "Llama does not support softcap 30.0"),
+    ],
+    "qwen2": [
+        ({"heads": None}, "Qwen2 does not normalize queries and keys"),
+        ({"heads": {"qk_norm": False}}, "Qwen2 needs biases of queries, keys and values"),
+        ({"head_dim": 12}, "Qwen2 needs a head_dim of d_model / n_heads"),
+        (
+            {"heads": {"qk_norm": False, "qkv_bias": True, "scale": 0.5}},
+            "Qwen2 does not support heads",
+        ),
+        ({"logit_cap": 15.0}, "Qwen2 does not support logit_cap 15.0"),
+        ({"imported": False}, "transformers splits the text of each Qwen2 as Qwen's own tokenizer"),
+    ],
+    "arcee": [
+        ({"activation": "swiglu"}, "Arcee has two matrices in a feed-forward layer, not three"),
+        ({"n_heads": 6, "head_dim": 8}, "Arcee needs a d_model that is a multiple of n_heads"),
+        ({"heads": {"qk_norm": True}}, "Arcee does not normalize queries and keys"),
+        ({"heads": {"qk_norm": False, "value_norm": True}}, "Arcee does not support heads"),
+        ({"positions": "learned"}, "Arcee does not support positions learned"),
+        ({"gates": True}, "Arcee does not support gates True"),
+        ({"primitives": BANKS | {"ternary": True}}, "Arcee does not support primitives with norms"),
+    ],
+}
+
+
+@pytest.mark.parametrize(("name", "changes", "reason"), rows(MISFITS))
+def test_what_the_architecture_can_not_compute_is_said(
+    name: str, changes: dict[str, Any], reason: str
+) -> None:
+    own = {"head_dim": None} if name == "llama" else {}
+    config = ModelConfig.of(CONFIGS[name].to_dict() | own | changes)
+    with pytest.raises(BadInput, match=f"can't be exported as {name}: {reason}"):
+        architecture_of(config, name)
+    assert architecture_of(config).model_type != name
+
+
+def test_a_head_may_be_wider_than_its_share_of_d_model() -> None:
+    config = tiny_config(heads=Heads(qk_norm=False), head_dim=12)
+    assert architecture_of(config).name == "LlamaForCausalLM"
+    assert config_from_transformers(to_transformers(config, {})[0]).head_dim == 12
+
+
+def test_a_width_of_heads_that_only_transformers_takes_is_read() -> None:
+    theirs = stock_model("Qwen2.5", head_dim=12)
+    config, state = from_transformers(theirs.config.to_dict(), theirs.state_dict())
+    assert config.head_dim == 12
+    assert apart(Decoder.from_state(config, state), theirs, tokens(50)) <= 1e-4
+    assert not architecture_of(config).stock
+
+
+# ---------------------------------------------------------------- rows of the tables
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -95,9 +294,155 @@ def test_rows_that_the_tokenizer_lacks_are_dropped_from_every_table(name: str) -
     torch.testing.assert_close(back(TOKENS), ours(TOKENS)[..., :250], rtol=0, atol=1e-6)
 
 
+def test_dropped_rows_change_no_other_logits_of_a_stock_class() -> None:
+    ours = scrambled(QWEN3)
+    hf_config, hf_state = to_transformers(QWEN3, ours.state_dict(), vocab_size=50)
+    assert hf_state["model.embed_tokens.weight"].shape == (50, 32)
+    theirs = stock(hf_config, hf_state)(TOKENS).logits
+    torch.testing.assert_close(theirs, ours(TOKENS)[..., :50], rtol=0, atol=1e-5)
+
+
+def test_more_rows_than_the_model_has_are_refused() -> None:
+    with pytest.raises(BadInput, match="has 61 embedding rows, not 62"):
+        to_transformers(QWEN3, {}, vocab_size=62)
+
+
+# ---------------------------------------------------------------- configs that are read
+
+
+def test_the_config_has_no_field_that_qwen2_does_not_have() -> None:
+    assert not {"head_dim", "attention_bias"} & FIELDS["qwen2"].keys()
+    assert FIELDS["qwen2"]["use_sliding_window"] is False
+
+
+def test_no_id_of_an_arcee_is_beyond_the_vocabulary() -> None:
+    loaded = transformers.ArceeConfig(**FIELDS["arcee"])
+    ids = [value for name, value in loaded.to_dict().items() if name.endswith("_token_id")]
+    assert all(value is None or value < loaded.vocab_size for value in ids if value != 128_001)
+    assert loaded.bos_token_id is None
+
+
+WITHOUT_EFFECT: dict[str, list[Any]] = {
+    "llama": [
+        {"pretraining_tp": 4},
+        {"sliding_window": 4096, "use_sliding_window": False, "max_window_layers": 1},
+        {"layer_types": ["full_attention", "full_attention"]},
+        {"layer_types": None},
+        {"rope_scaling": None, "rope_theta": 10_000.0},
+        {"partial_rotary_factor": 1.0},
+        {"head_dim": None, "num_key_value_heads": 2},
+    ],
+    "qwen2": [
+        {"attention_bias": False},  # Qwen2 has its biases whatever this says
+        {"sliding_window": 32_768, "max_window_layers": 1},
+        {"layer_types": ["full_attention", "full_attention"], "sliding_window": None},
+        {"head_dim": 8},
+        {"use_mrope": False},
+    ],
+}
+
+
+@pytest.mark.parametrize(("name", "change"), rows(WITHOUT_EFFECT))
+def test_a_field_without_effect_changes_nothing(name: str, change: dict[str, Any]) -> None:
+    fields = FIELDS[name]
+    assert config_from_transformers(fields | change) == config_from_transformers(fields)
+
+
+LACKED: dict[str, list[Any]] = {
+    "llama": [
+        ({"attention_bias": True}, "attention_bias is True; only False is supported"),
+        ({"mlp_bias": True}, "mlp_bias is True; only False is supported"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; only 'silu' is supported"),
+        ({"use_sliding_window": True}, "use_sliding_window is True"),
+        (
+            {"layer_types": ["full_attention", "sliding_attention"]},
+            "layer_types has 'sliding_attention'; only 'full_attention' is supported",
+        ),
+        ({"layer_types": "chunked_attention"}, "layer_types has 'chunked_attention'"),
+        ({"layer_types": {"0": 1}}, "layer_types has {'0': 1}"),
+        ({"num_key_value_heads": 3}, "n_heads 4 is not a multiple of n_kv_heads 3"),
+        ({"rms_norm_eps": -1e-6}, "norm_eps is -1e-06; it must be a number above 0"),
+    ],
+    "qwen2": [
+        ({"use_sliding_window": True}, "use_sliding_window is True; only False is supported"),
+        ({"layer_types": ["sliding_attention"] * 2}, "layer_types has 'sliding_attention'"),
+        ({"hidden_act": "relu"}, "hidden_act is 'relu'; only 'silu' is supported"),
+    ],
+    "qwen3": [
+        ({"attention_bias": True}, "attention_bias is True"),
+        ({"use_sliding_window": True}, "use_sliding_window is True"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ({"rope_parameters": ["yarn"]}, r"rope_parameters is \['yarn'\]; it must be an object"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope_type is 'yarn'"),
+        ({"rope_scaling": {"type": "linear"}, "rope_parameters": None}, "rope_type is 'linear'"),
+    ],
+    "qwen3_moe": [
+        ({"norm_topk_prob": False}, "norm_topk_prob is False; only True is supported"),
+        ({"decoder_sparse_step": 2}, "decoder_sparse_step is 2"),
+        ({"mlp_only_layers": [0]}, "mlp_only_layers is"),
+        ({"mlp_only_layers": 3}, "mlp_only_layers is 3"),
+        ({"model_type": ["qwen3_moe"]}, "model_type is"),
+        ({"tie_word_embeddings": "no"}, "tie_embeddings is 'no'; it must be true or false"),
+        ({"num_experts_per_tok": 6}, "top_k 6 is more than experts.n 5"),
+    ],
+    "arcee": [({"hidden_act": "silu"}, "hidden_act is 'silu'; only 'relu2' and 'gelu' are")],
+}
+
+
+@pytest.mark.parametrize(("name", "change", "message"), rows(LACKED))
+def test_a_field_with_an_effect_that_we_lack_is_refused(
+    name: str, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(BadInput, match=message):
+        config_from_transformers(FIELDS[name] | change)
+
+
 def test_a_folder_of_another_architecture_is_refused_by_name() -> None:
     with pytest.raises(
         BadInput,
         match="'gemma'; only 'qwen3', 'qwen3_moe', 'arcee', 'llama', 'qwen2' and 'pion' are",
     ):
         from_transformers({"model_type": "gemma"}, {})
+
+
+def test_biases_without_two_matrices_are_refused() -> None:
+    with pytest.raises(BadInput, match="only feed-forward layers of two matrices have biases"):
+        tiny_config(**PLAIN, activation="swiglu", feedforward_bias=True)
+
+
+# ---------------------------------------------------------------- tensors that do not fit
+
+LAYER = "model.layers.0"
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("qwen2", f"{LAYER}.self_attn.o_proj.bias"),
+        ("qwen3", f"{LAYER}.mlp.experts.weight"),
+        ("qwen3_moe", f"{LAYER}.mlp.shared"),
+    ],
+)
+def test_a_foreign_tensor_is_named(name: str, tensor: str) -> None:
+    hf_config, hf_state = to_transformers(CONFIGS[name], STATES[name])
+    with pytest.raises(BadInput, match=re.escape(f"unexpected tensor {tensor}")):
+        from_transformers(hf_config, hf_state | {tensor: torch.zeros(1)})
+
+
+@pytest.mark.parametrize("part", ["q_proj", "k_proj", "v_proj"])
+def test_a_missing_bias_is_named(part: str) -> None:
+    theirs = stock_model("Qwen2.5")
+    state = dict(theirs.state_dict())
+    del state[f"model.layers.1.self_attn.{part}.bias"]
+    config, ours = from_transformers(theirs.config.to_dict(), state)
+    with pytest.raises(BadInput, match=rf"no blocks\.1\.attention\.{part}\.bias of shape"):
+        Decoder.from_state(config, ours)
+
+
+def test_a_missing_expert_and_one_of_another_shape_are_named() -> None:
+    hf_config, hf_state = to_transformers(CONFIGS["qwen3_moe"], STATES["qwen3_moe"])
+    name = "model.layers.1.mlp.experts.3.up_proj.weight"
+    with pytest.raises(BadInput, match=f"the weights have no {name}"):
+        from_transformers(hf_config, {k: v for k, v in hf_state.items() if k != name})
+    with pytest.raises(BadInput, match=rf"{name} has shape \(1, 1\), unlike model"):
+        from_transformers(hf_config, hf_state | {name: torch.zeros(1, 1)})
