@@ -13,7 +13,7 @@ from pipeline.job.stages import TRAINING
 from pipeline.report.history import RunHistory
 from pipeline.state.find_run import no_such_run
 from pipeline.state.head import Head
-from pipeline.state.rows.metrics import events_reader, kept_rows
+from pipeline.state.rows.metrics import EventReader, kept_rows
 from pipeline.state.rows.row_types import Unreadable
 from pipeline.state.rows.segments import Replaced
 from pipeline.state.rows.thin import ThinReader
@@ -22,8 +22,8 @@ from pipeline.state.status.recorded_job import recorded_job
 from pipeline.state.status.run_status import deadline_of, run_status
 from pipeline.state.stores.clock import StoreClock
 
-# Rows that arrive late are in no order. They are found when all files are listed.
-LOOKS_BETWEEN_LISTS = 12
+# The deadline of a watched run is computed at every such look.
+LOOKS_BETWEEN_DEADLINES = 12
 
 
 def read_history(run: RunState, job: Job | None = None) -> RunHistory:
@@ -45,7 +45,7 @@ class HistoryReader:
         self._unreadable = bad = Unreadable()
         self._events: list[dict[str, Any]] = []
         self._rows: dict[str, list[dict[str, Any]]] = {}
-        self._new_events = events_reader(state.store, state.name, bad)
+        self._new_events = EventReader(state.store, state.name, bad)
         self._readers = {
             stage: ThinReader(state.store, state.key(f"metrics/{stage}/"), bad)
             for stage in TRAINING
@@ -53,8 +53,6 @@ class HistoryReader:
         # The last heartbeat under each epoch that is over, and whose epoch it was.
         self._beats: dict[int, float | None] = {}
         self._sessions: dict[int, str] = {}
-        # HEAD's epoch at the last look, if all files of earlier epochs are known.
-        self._epoch: int | None = None
         self._looks = 0
         self._given, self._job = job, job
         self._job_version: object = None
@@ -66,19 +64,14 @@ class HistoryReader:
 
         Raises Replaced if another run has the name now, and PionError if it can't be read.
         """
-        self._looks += 1
-        epoch = self._epoch if self._looks % LOOKS_BETWEEN_LISTS else None
-        head = self._read_rows(epoch)
-        if head is not None and epoch not in (None, head.epoch):
-            # A new owner: its rows, and all that the last one wrote.
-            head = self._read_rows(None)
+        head = self._read_rows()
         if head is None:
             return None
         self._check_same(head)
-        self._epoch = head.epoch
         now = self._state.clock.now()
-        if epoch is None:  # as often as all files are listed
+        if self._looks % LOOKS_BETWEEN_DEADLINES == 0:
             self._deadline = deadline_of(self._state, head, self._clock.now())
+        self._looks += 1
         status = run_status(self._state, head, now)
         spent = costs(
             self._events,
@@ -104,11 +97,11 @@ class HistoryReader:
             silence=self._state.silence,
         )
 
-    def _read_rows(self, epoch: int | None) -> Head | None:
-        """Read the new rows, of `epoch` or of all, and then HEAD, which says which rows count."""
+    def _read_rows(self) -> Head | None:
+        """Read the new rows, and then HEAD, which says which rows count."""
         try:
             events = self._new_events.read_new()
-            rows = {stage: reader.read(epoch) for stage, reader in self._readers.items()}
+            rows = {stage: reader.read() for stage, reader in self._readers.items()}
         except Replaced:
             if self._state.read() is None:  # all of it is away, perhaps for a moment
                 return None

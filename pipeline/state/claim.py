@@ -65,14 +65,6 @@ class Claim:
         with self._clock_lock:
             return self._store_clock.now()
 
-    def service_now(self) -> float | None:
-        """Return Unix seconds by the clock of the store's service, or None if that is not known.
-
-        So two owners on different machines can compare what they have noted.
-        """
-        with self._clock_lock:
-            return self._store_clock.service_now()
-
     def check(self) -> None:
         """Raise `Fenced` if the heartbeat or a commit has found another owner. This makes no
         request."""

@@ -16,9 +16,8 @@ from pipeline.state.rows.join import Joiner
 from pipeline.state.rows.metrics import MetricsLog, read_all_metrics
 from pipeline.state.rows.row_types import Row, Unreadable
 from pipeline.state.rows.thin import ThinReader, step_count
-from pipeline.state.stores import FileStore, Store, StoreError
+from pipeline.state.stores import FileStore, Missing, Store, StoreError
 from tests.faults.faulty_store import Crash, FaultyStore, When, crash, fail
-from tests.support.clock import FakeClock
 
 FOLDER = "run/metrics/pretrain/"
 # An earlier owner flushed 17 times, and the present one 31 times; 5 files are joined at once.
@@ -55,18 +54,14 @@ def store(tmp_path: Path) -> FileStore:
     return store
 
 
-def join_all(store: Store, time: FakeClock, epoch: int = 2) -> None:
-    """Join as an owner does that lives for hours."""
-    joiner = Joiner(store, FOLDER, epoch, time.clock(), lambda: None, time.clock().now)
-    for _ in range(3):
-        for _ in step_until_done(joiner):
-            pass
-        time.sleep(join.TRASH_SECONDS)
+def join_all(store: Store, epoch: int = 2) -> None:
+    for _ in step_until_done(Joiner(store, FOLDER, epoch, lambda: None)):
+        pass
 
 
 def step_until_done(joiner: Joiner) -> Iterator[None]:
     """Step until there is nothing to do, and yield after each step. Never without end."""
-    for _ in range(len(STEPS)):
+    for _ in range(2 * len(STEPS)):
         if not joiner.step():
             return
         yield
@@ -89,10 +84,8 @@ def names(store: Store) -> list[str]:
     return [re.sub(r"-\d+\.", ".", e.key.removeprefix(FOLDER)) for e in store.list(FOLDER)]
 
 
-def test_files_are_joined_in_two_levels_and_their_parts_deleted(
-    store: FileStore, time: FakeClock
-) -> None:
-    join_all(store, time)
+def test_files_are_joined_in_two_levels_and_their_parts_deleted(store: FileStore) -> None:
+    join_all(store)
     assert names(store) == [
         "1/000000-000016-2.jsonl",  # all of an earlier owner
         "1/000000-000016-2.thin",
@@ -103,17 +96,6 @@ def test_files_are_joined_in_two_levels_and_their_parts_deleted(
         "2/000030.jsonl",
     ]
     assert steps_in(store) == STEPS
-
-
-def test_parts_stay_for_an_hour_after_they_were_joined(store: FileStore, time: FakeClock) -> None:
-    before = {entry.key for entry in store.list(FOLDER)}
-    joiner = Joiner(store, FOLDER, 2, time.clock(), lambda: None, time.clock().now)
-    while joiner.step():
-        pass
-    time.sleep(join.TRASH_SECONDS - 1)
-    joiner.step()
-    assert before <= {entry.key for entry in store.list(FOLDER)}
-    assert steps_in(store) == STEPS  # a segment next to the object that contains it counts once
 
 
 def ways_to_die() -> Iterator[Any]:
@@ -128,7 +110,6 @@ def ways_to_die() -> Iterator[Any]:
 @pytest.mark.parametrize(("happen", "when", "first", "every"), ways_to_die())
 def test_an_owner_may_die_at_every_operation(
     tmp_path: Path,
-    time: FakeClock,
     happen: Callable[[str], None],
     when: When,
     first: int,
@@ -136,15 +117,15 @@ def test_an_owner_may_die_at_every_operation(
 ) -> None:
     counted = FaultyStore(FileStore(tmp_path / "unbroken"))
     write_rows(counted.inner)
-    join_all(counted, time)
+    join_all(counted)
     assert len(counted.operations) > 28
     for k in range(first, len(counted.operations) + 1, every):
         store = FileStore(tmp_path / str(k))
         write_rows(store)
         with contextlib.suppress(Crash, StoreError):
-            join_all(FaultyStore(store, k, when, happen), time)
+            join_all(FaultyStore(store, k, when, happen))
         assert steps_in(store) == STEPS
-        join_all(store, time, epoch=3)
+        join_all(store, epoch=3)
         assert steps_in(store) == STEPS
         assert len([name for name in names(store) if name.endswith(".jsonl")]) <= 4
 
@@ -162,10 +143,7 @@ class Watched(FaultyStore):
 
 
 @pytest.mark.parametrize("pause", [1, 4, 23])
-@pytest.mark.parametrize("epoch", [None, 2])
-def test_a_page_that_looks_in_between_is_told_every_row_once(
-    store: FileStore, time: FakeClock, pause: int, epoch: int | None
-) -> None:
+def test_a_page_that_looks_in_between_is_told_every_row_once(store: FileStore, pause: int) -> None:
     reader = ThinReader(store, FOLDER, Unreadable())
     assert sum(map(step_count, reader.read())) == len(STEPS)
     looks: Iterator[int] = iter(range(10**6))
@@ -175,128 +153,56 @@ def test_a_page_that_looks_in_between_is_told_every_row_once(
 
     def look() -> None:
         if next(looks) % pause == 0:
-            assert sum(map(step_count, reader.read(epoch))) == len(STEPS) + len(written)
+            assert sum(map(step_count, reader.read())) == len(STEPS) + len(written)
         elif (step := next(later, None)) is not None:
             written.append(step)
             log.append({"step": step, "loss": 1.0})
             log.flush()
 
-    join_all(Watched(store, look), time)
+    join_all(Watched(store, look))
     assert steps_in(store) == [*STEPS, *written]
     assert sum(map(step_count, reader.read())) == len(STEPS) + len(written)
 
 
-def live_briefly(
-    store: Store, time: FakeClock, epoch: int, seconds: float, check: Callable[[], None]
-) -> None:
-    """Join as an owner does that lives for so many seconds."""
-    joiner = Joiner(store, FOLDER, epoch, time.clock(), check, time.clock().now)
-    for _ in range(4):
-        joiner.step()
-        time.sleep(seconds / 4)
-    joiner.step()
+def test_files_that_are_joined_while_a_reader_reads_them_are_read_once(store: FileStore) -> None:
+    class JoinedMeanwhile(FileStore):
+        first = True
+
+        def read(self, key: str, limit: int = 0) -> bytes:
+            if self.first:
+                self.first = False
+                join_all(store)
+            return super().read(key, limit)
+
+    for read in (thin_rows_and_unreadable, rows_and_unreadable):
+        rows, unreadable = read(JoinedMeanwhile(store.folder))
+        assert sum(map(step_count, rows)) == len(STEPS)
+        assert unreadable.count == 0
+        for entry in store.list():
+            store.delete(entry.key)
+        write_rows(store)
 
 
-def test_parts_are_deleted_although_every_owner_lives_for_minutes(
-    store: FileStore, time: FakeClock
-) -> None:
-    for epoch in range(3, 23):
-        live_briefly(store, time, epoch, 300, lambda: None)
-    assert len([name for name in names(store) if name.endswith(".jsonl")]) <= 4
-    assert steps_in(store) == STEPS
+def test_a_file_that_is_listed_and_never_there_counts_as_unreadable(store: FileStore) -> None:
+    class Forgets(FileStore):
+        def read(self, key: str, limit: int = 0) -> bytes:
+            if key.endswith("1/000000.jsonl"):
+                raise Missing(key, self.url)
+            return super().read(key, limit)
 
-
-def test_owners_that_live_for_minutes_keep_parts_for_an_hour_too(
-    store: FileStore, time: FakeClock
-) -> None:
-    before = {entry.key for entry in store.list(FOLDER)}
-    lives, seconds = 11, 300
-    assert (lives + 1) * seconds == join.TRASH_SECONDS
-    for epoch in range(3, 3 + lives):
-        live_briefly(store, time, epoch, seconds, lambda: None)
-    assert before <= {entry.key for entry in store.list(FOLDER)}
-    assert steps_in(store) == STEPS
-
-
-def test_a_store_without_a_clock_keeps_parts_whatever_the_clock_of_an_earlier_owner_said(
-    store: FileStore, time: FakeClock
-) -> None:
-    before = {entry.key for entry in store.list(FOLDER)}
-    for epoch, behind in ((3, join.TRASH_SECONDS), (4, 0.0)):
-        time.wall_ahead = -behind
-        joiner = Joiner(store, FOLDER, epoch, time.clock(), lambda: None)
-        for _ in step_until_done(joiner):
-            pass
-    assert before <= {entry.key for entry in store.list(FOLDER)}
-    time.sleep(join.TRASH_SECONDS)  # the second owner lives for an hour
-    for _ in step_until_done(joiner):
-        pass
-    assert len(before & {entry.key for entry in store.list(FOLDER)}) < len(before)
-    assert steps_in(store) == STEPS
-
-
-NOTES = [b"", b"{", b"[]", b'{"format": 9, "since": {}}', b'{"format": 1, "since": {"a": "b"}}']
-NOTES += [b'{"format": 1, "since": {"a": 1e300}}', b'{"format": 1}', b"{}" * 3_000_000]
-
-
-@pytest.mark.parametrize("note", NOTES, ids=range(len(NOTES)))
-def test_a_note_that_nobody_can_read_is_written_again(
-    store: FileStore, time: FakeClock, note: bytes
-) -> None:
-    for epoch in (3, 4):
-        live_briefly(store, time, epoch, 300, lambda: None)
-    store.write(FOLDER + join.NOTE, note)
-    before = {entry.key for entry in store.list(FOLDER)}
-    live_briefly(store, time, 5, 300, lambda: None)
-    assert before <= {entry.key for entry in store.list(FOLDER)}
-    time.sleep(join.TRASH_SECONDS)
-    live_briefly(store, time, 6, 300, lambda: None)
-    assert len(before & {entry.key for entry in store.list(FOLDER)}) < len(before)
-    assert steps_in(store) == STEPS
-
-
-def test_a_note_from_the_future_deletes_nothing_early_and_is_set_right(
-    store: FileStore, time: FakeClock
-) -> None:
-    time.wall_ahead += 1e6
-    live_briefly(store, time, 3, 300, lambda: None)
-    time.wall_ahead -= 1e6
-    before = {entry.key for entry in store.list(FOLDER)}
-    live_briefly(store, time, 4, 300, lambda: None)
-    assert before <= {entry.key for entry in store.list(FOLDER)}
-    time.sleep(join.TRASH_SECONDS)
-    live_briefly(store, time, 5, 300, lambda: None)
-    assert len(before & {entry.key for entry in store.list(FOLDER)}) < len(before)
-
-
-@pytest.mark.parametrize("jump", [-3600.0, -1e9, 3600.0, 1e9])
-def test_a_clock_that_is_set_deletes_no_part_early_and_keeps_none_for_ever(
-    store: FileStore, time: FakeClock, jump: float
-) -> None:
-    before = {entry.key for entry in store.list(FOLDER)}
-    joiner = Joiner(store, FOLDER, 2, time.clock(), lambda: None, time.clock().now)
-    for _ in step_until_done(joiner):
-        time.wall_ahead += jump
-    time.sleep(join.TRASH_SECONDS - 1)
-    time.wall_ahead += jump
-    joiner.step()
-    assert before <= {entry.key for entry in store.list(FOLDER)}
-    time.sleep(1)
-    for _ in step_until_done(joiner):
-        pass
-    left = before & {entry.key for entry in store.list(FOLDER)}
-    assert left == {f"{FOLDER}2/000030.jsonl"}  # not joined yet
-    assert steps_in(store) == STEPS
+    rows, unreadable = rows_and_unreadable(Forgets(store.folder))
+    assert [row["step"] for row in rows] == STEPS[1:]
+    assert unreadable.files == 1
 
 
 def test_a_part_next_to_the_object_that_contains_it_counts_once_at_both_levels(
-    store: FileStore, time: FakeClock
+    store: FileStore,
 ) -> None:
     parts = {entry.key: store.read(entry.key) for entry in store.list(FOLDER)}
-    joiner = Joiner(store, FOLDER, 2, time.clock(), lambda: None, time.clock().now)
+    joiner = Joiner(store, FOLDER, 2, lambda: None)
     for _ in step_until_done(joiner):
         parts |= {entry.key: store.read(entry.key) for entry in store.list(FOLDER)}
-    join_all(store, time)
+    join_all(store)
     assert len(store.list(FOLDER)) < len(parts) / 3
     for key, content in parts.items():  # as a copy of the store that began before the parts went
         store.write(key, content)
@@ -304,9 +210,9 @@ def test_a_part_next_to_the_object_that_contains_it_counts_once_at_both_levels(
 
 
 def test_a_joined_object_that_was_cut_short_is_named_if_its_parts_are_gone(
-    store: FileStore, time: FakeClock
+    store: FileStore,
 ) -> None:
-    join_all(store, time)
+    join_all(store)
     joined = [e.key for e in store.list(FOLDER) if re.search(r"-\d-\d+\.jsonl", e.key)]
     assert [re.search(r"\d/\d+-\d+", key)[0] for key in joined] == [  # type: ignore[index]
         "1/000000-000016",
@@ -326,10 +232,8 @@ def test_a_joined_object_that_was_cut_short_is_named_if_its_parts_are_gone(
         assert steps_in(store) == STEPS
 
 
-def test_thinned_rows_that_were_cut_short_anywhere_are_not_used(
-    store: FileStore, time: FakeClock
-) -> None:
-    join_all(store, time)
+def test_thinned_rows_that_were_cut_short_anywhere_are_not_used(store: FileStore) -> None:
+    join_all(store)
     thin_files = [e.key for e in store.list(FOLDER) if e.key.endswith(".thin")]
     assert len(thin_files) == 3
     whole = store.read(thin_files[0])
@@ -351,9 +255,9 @@ def thin_rows_and_unreadable(store: Store) -> tuple[list[Row], Unreadable]:
 
 
 def test_a_joined_object_that_was_cut_short_is_joined_again_from_its_parts(
-    store: FileStore, time: FakeClock
+    store: FileStore,
 ) -> None:
-    joiner = Joiner(store, FOLDER, 2, time.clock(), lambda: None, time.clock().now)
+    joiner = Joiner(store, FOLDER, 2, lambda: None)
     joiner.step()
     (joined,) = (e.key for e in store.list(FOLDER) if re.search(r"-1-\d+\.jsonl", e.key))
     store.write(joined, store.read(joined)[:-9])
@@ -361,29 +265,27 @@ def test_a_joined_object_that_was_cut_short_is_joined_again_from_its_parts(
     rows = read_all_metrics(store, "run", "pretrain", unreadable)
     assert [row["step"] for row in rows] == STEPS  # its parts are still there
     assert unreadable.count == 1
-    join_all(store, time)  # an owner joins the parts again, under the right name
+    join_all(store)  # an owner joins the parts again, under the right name
     assert [row["step"] for row in read_all_metrics(store, "run", "pretrain")] == STEPS
 
 
-def test_an_owner_that_has_lost_the_run_joins_and_deletes_nothing(
-    store: FileStore, time: FakeClock
-) -> None:
+def test_an_owner_that_has_lost_the_run_joins_and_deletes_nothing(store: FileStore) -> None:
     def lost() -> None:
         raise StoreError("own", "run", "another process has taken over")
 
     before = names(store)
     with pytest.raises(StoreError):
-        Joiner(store, FOLDER, 2, time.clock(), lost, time.clock().now).step()
+        Joiner(store, FOLDER, 2, lost).step()
     assert names(store) == before
 
 
-def test_a_part_that_can_not_be_read_is_left_alone(store: FileStore, time: FakeClock) -> None:
+def test_a_part_that_can_not_be_read_is_left_alone(store: FileStore) -> None:
     class Short(FileStore):
         def read(self, key: str, limit: int = 0) -> bytes:
             content = super().read(key, limit)
             return content[:-3] if key.endswith("1/000002.jsonl") else content
 
-    join_all(Short(store.folder), time)
+    join_all(Short(store.folder))
     assert "1/000002.jsonl" in names(store)
     assert steps_in(store) == STEPS
 
@@ -394,7 +296,7 @@ def test_a_name_that_claims_a_billion_flushes_costs_nothing(store: FileStore) ->
     reader = ThinReader(store, FOLDER, Unreadable())
     tracemalloc.start()
     assert len(reader.read()) == len(STEPS) + 1
-    assert len(reader.read(2)) == len(STEPS) + 1
+    assert len(reader.read()) == len(STEPS) + 1
     # A folder is read through a buffer of the largest file; a billion numbers are 60 GB.
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

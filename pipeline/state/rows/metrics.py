@@ -11,8 +11,9 @@ from typing import Any
 
 from pipeline.state.head import Head
 from pipeline.state.record_json import finite_json
-from pipeline.state.rows.row_types import Row, Unreadable, event_row, metrics_row
+from pipeline.state.rows.row_types import Row, Unreadable, event_row
 from pipeline.state.rows.segments import Replaced, lines_of, segments
+from pipeline.state.rows.thin import ThinReader
 from pipeline.state.stores import Store
 from pipeline.state.stores.parallel import read_all
 
@@ -118,7 +119,7 @@ def read_all_metrics(
     rows that can't be read in `unreadable`.
     """
     folder = f"{run}/metrics/{stage}/"
-    return RowReader(store, folder, metrics_row, unreadable or Unreadable()).read_new()
+    return ThinReader(store, folder, unreadable or Unreadable(), all_rows=True).read()
 
 
 def kept_rows(rows: Iterable[Row], head: Head, stage: str) -> list[Row]:
@@ -145,30 +146,23 @@ def read_events(store: Store, run: str, unreadable: Unreadable | None = None) ->
     An event that was written twice, because an acknowledgement was lost, counts once. Counts the
     events that can't be read in `unreadable`.
     """
-    return events_reader(store, run, unreadable or Unreadable()).read_new()
+    return EventReader(store, run, unreadable or Unreadable()).read_new()
 
 
-class RowReader:
-    """Reads the different rows below a folder of a store, and each file only once.
+class EventReader:
+    """Reads the different events of a run, and each file only once.
 
-    Counts the rows that can't be read in `unreadable`.
+    Counts the events that can't be read in `unreadable`.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        folder: str,
-        parse: Callable[[bytes], Row | None],
-        unreadable: Unreadable,
-    ) -> None:
-        self._store, self._folder, self._parse = store, folder, parse
-        self._unreadable = unreadable
+    def __init__(self, store: Store, run: str, unreadable: Unreadable) -> None:
+        self._store, self._folder, self._unreadable = store, f"{run}/events/", unreadable
         self._read: set[str] = set()
         # Hashes of the lines that were read: a later attempt may write a row again.
         self._lines: set[int] = set()
 
     def read_new(self) -> list[Row]:
-        """Return the rows of files that are new since the last call, by epoch and file.
+        """Return the events of files that are new since the last call, by epoch and file.
 
         Raises StoreError, and then the next call reads the same files. Raises Replaced if a file
         that was read is gone.
@@ -188,14 +182,9 @@ class RowReader:
                 if (known := hash(line)) in self._lines:
                     continue
                 self._lines.add(known)
-                row = self._parse(line)
+                row = event_row(line)
                 if row is None:
                     self._unreadable.add(f"{self._store.url}/{segment.key}")
                 else:
                     rows.append(row)
         return rows
-
-
-def events_reader(store: Store, run: str, unreadable: Unreadable) -> RowReader:
-    """Return what reads the run's events."""
-    return RowReader(store, f"{run}/events/", event_row, unreadable)

@@ -115,20 +115,6 @@ def without_parts(found: Iterable[Segment]) -> list[Segment]:
     return kept
 
 
-def around_parts(found: Iterable[Segment]) -> list[tuple[Segment, list[Segment]]]:
-    """Return each file that joined objects contain, with these objects."""
-    inside: list[tuple[Segment, list[Segment]]] = []
-    around: list[Segment] = []
-    for segment in sorted(found, key=_outer_first):
-        while around and not around[-1].contains(segment):
-            around.pop()
-        if around:
-            inside.append((segment, list(around)))
-        if segment.level:
-            around.append(segment)
-    return inside
-
-
 def _outer_first(segment: Segment) -> tuple[int, int, int, int, str]:
     return segment.epoch, segment.first, -segment.last, -segment.level, segment.key
 

@@ -22,7 +22,7 @@ from pion.errors import BadInput
 from pion.untrusted import parse_object
 from pipeline.state.record_json import finite_json
 from pipeline.state.rows.row_types import LARGEST_SEGMENT, Row, Unreadable, metrics_row
-from pipeline.state.rows.segments import Replaced, Segment, found_in, lines_of, without_parts
+from pipeline.state.rows.segments import Replaced, Segment, found_in, without_parts
 from pipeline.state.stores import Missing, Store
 from pipeline.state.stores.parallel import read_all
 
@@ -37,6 +37,8 @@ WORTH = 0.5
 # While a reader has more rows of joined objects than this, it keeps fewer of each: the page of a
 # run looks at all of them every few seconds. A curve on a page has at most 2,000 points.
 MOST_ROWS = 10_000
+# So often a reader lists the files: one that is listed and then gone has been joined since.
+LISTS = 3
 
 
 def thin_key(key: str) -> str:
@@ -186,14 +188,18 @@ def _fewer(rows: Mapping[int, Row | None], ranges: int) -> dict[int, Row | None]
 
 
 class ThinReader:
-    """Reads the rows of metrics below a folder, thinned where they are, and each file only once.
+    """Reads the rows of metrics below a folder, each file only once: all rows, or thinned where
+    they are thinned.
 
     Counts the rows that can't be read in `unreadable`.
     """
 
-    def __init__(self, store: Store, folder: str, unreadable: Unreadable) -> None:
+    def __init__(
+        self, store: Store, folder: str, unreadable: Unreadable, *, all_rows: bool = False
+    ) -> None:
         self._store, self._folder, self._unreadable = store, folder, unreadable
-        self._present: dict[str, Segment] = {}
+        self._all_rows = all_rows
+        self._present: set[Segment] = set()
         self._thin: set[str] = set()
         # Of each file, by the hash of its line: a row, or None if another row stands for it.
         self._rows: dict[str, Mapping[int, Row | None]] = {}
@@ -201,20 +207,26 @@ class ThinReader:
         self._ranges: dict[str, int] = {}
         self._most_ranges = RANGES
 
-    def read(self, epoch: int | None = None) -> list[Row]:
+    def read(self) -> list[Row]:
         """Return all rows there are now, by epoch and file. Reads only files that are new.
 
-        With an `epoch`, look only for the next files of this epoch: a list of all files takes a
-        request for every thousand. Raises StoreError, and then the next call reads the same files.
-        Raises Replaced if a file that was read is gone, and no object has joined it.
+        Raises StoreError, and then the next call reads the same files. Raises Replaced if a file
+        that was read is gone, and no object has joined it.
         """
-        self._list(epoch)
-        wanted = without_parts(self._present.values())
-        new = [segment for segment in wanted if segment.key not in self._rows]
-        for segment, rows in zip(new, read_all(self._read, new)):
-            self._rows[segment.key] = rows
+        for _ in range(LISTS):
+            wanted = self._listed()
+            new = [segment for segment in wanted if segment.key not in self._rows]
+            found = zip(new, read_all(self._read, new))
+            self._rows |= {segment.key: rows for segment, rows in found if rows is not None}
+            gone = [segment.key for segment in wanted if segment.key not in self._rows]
+            if not gone:
+                break
+        for key in gone:
+            self._unreadable.add_file(f"{self._store.url}/{key}")
+            self._rows[key] = {}
         self._rows = {segment.key: self._rows[segment.key] for segment in wanted}
-        self._leave_out([segment.key for segment in wanted if segment.level])
+        if not self._all_rows:
+            self._leave_out([segment.key for segment in wanted if segment.level])
         different: dict[int, Row | None] = {}
         for of_file in self._rows.values():
             for line, row in of_file.items():
@@ -235,38 +247,34 @@ class ThinReader:
                 return
             self._most_ranges = max(1, self._most_ranges // 2)
 
-    def _list(self, epoch: int | None) -> None:
-        if epoch is None:
-            before = self._present
-            misplaced = Unreadable() if before else self._unreadable  # each counts once
-            self._present, self._thin = self._found("", misplaced)
-            joined = [segment for segment in self._present.values() if segment.level]
-            for gone in (s for key, s in before.items() if key not in self._present):
-                if not any(around.contains(gone) for around in joined):
-                    raise Replaced(f"Files of {self._store.url}/{self._folder} are gone.")
-            return
-        last = max((s.last for s in self._present.values() if s.epoch == epoch), default=0)
-        for hundred in dict.fromkeys((last // 100, (last + 10) // 100)):
-            found, thin = self._found(f"{epoch}/{hundred:04d}", Unreadable())
-            self._present |= found
-            self._thin |= thin
+    def _listed(self) -> list[Segment]:
+        """Return the files to read, in the order of their rows. Raises Replaced."""
+        misplaced = Unreadable() if self._present else self._unreadable  # each counts once
+        entries = self._store.list(self._folder)
+        before = self._present
+        self._present = {*found_in(entries, self._folder, self._store.url, misplaced)}
+        self._thin = {entry.key for entry in entries if entry.key.endswith(".thin")}
+        joined = [segment for segment in self._present if segment.level]
+        for gone in before - self._present:
+            if not any(around.contains(gone) for around in joined):
+                raise Replaced(f"Files of {self._store.url}/{self._folder} are gone.")
+        return without_parts(self._present)
 
-    def _found(self, begin: str, unreadable: Unreadable) -> tuple[dict[str, Segment], set[str]]:
-        entries = self._store.list(self._folder + begin)
-        found = found_in(entries, self._folder, self._store.url, unreadable)
-        thin = {entry.key for entry in entries if entry.key.endswith(".thin")}
-        return {segment.key: segment for segment in found}, thin
-
-    def _read(self, segment: Segment) -> dict[int, Row]:
-        if thin_key(segment.key) in self._thin:
+    def _read(self, segment: Segment) -> Mapping[int, Row] | None:
+        """Return the rows of a file by the hashes of their lines; None if the file is gone."""
+        if not self._all_rows and thin_key(segment.key) in self._thin:
             thin = read_thin(self._store, segment)
             if thin is not None:
                 return thin
-        lines = lines_of(self._store, segment.key)
-        if lines is None:
-            self._unreadable.add_file(f"{self._store.url}/{segment.key}")
+        where = f"{self._store.url}/{segment.key}"
+        try:
+            lines = self._store.read(segment.key, LARGEST_SEGMENT).splitlines()
+        except Missing:
+            return None
+        except BadInput:
+            self._unreadable.add_file(where)
             return {}
         rows = _rows_of(lines)
         for _ in range(len({*lines}) - len(rows)):
-            self._unreadable.add(f"{self._store.url}/{segment.key}")
+            self._unreadable.add(where)
         return rows

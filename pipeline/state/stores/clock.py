@@ -75,14 +75,6 @@ class StoreClock:
     def now(self) -> float:
         """Return Unix seconds by the service's clock, or by this machine's if that is not known.
 
-        See `service_now`.
-        """
-        known = self.service_now()
-        return self._clock.now() if known is None else known
-
-    def service_now(self) -> float | None:
-        """Return Unix seconds by the service's clock, or None if that is not known.
-
         Asks the store at the first call, every 300 s, and after a jump of this machine's clock:
         the machine slept, or somebody set its clock. If the store can't be asked, the last
         measurement holds, unless the clock has jumped since. So the time may also move backwards.
@@ -92,7 +84,8 @@ class StoreClock:
             self._offset, self._due = None, -math.inf
         if self._clock.monotonic() >= self._due:
             self._measure()
-        return None if self._offset is None else self._clock.monotonic() + self._offset
+        ahead = self._offset
+        return self._clock.now() if ahead is None else self._clock.monotonic() + ahead
 
     def _measure(self) -> None:
         for _ in range(_TRIES):

@@ -10,11 +10,9 @@ import pytest
 
 from pipeline.live.view import View
 from pipeline.live.watched_run import HUB_PAUSE, LONGEST_PAUSE, PAUSE, WatchedRun
-from pipeline.report import reading
 from pipeline.report.curves import Point
 from pipeline.state.notes.deadline import DEADLINE, Asked, new_deadline, write_first_deadline
 from pipeline.state.notes.watcher_beat import Saw, write_beat
-from pipeline.state.rows import thin
 from pipeline.state.run_state import RunState
 from pipeline.state.status import run_status
 from pipeline.state.stores import FileStore, Store, open_store
@@ -139,12 +137,15 @@ def test_later_looks_read_only_what_is_new(run: RentedRun, monkeypatch: pytest.M
     before, loss = watched.told(), points(watched, "loss")
     run.train(3)
     read: list[str] = []
-    lines_of = thin.lines_of
-    monkeypatch.setattr(
-        thin, "lines_of", lambda store, key: read.append(key) or lines_of(store, key)
-    )
+    read_file = FileStore.read
+
+    def counted(store: FileStore, key: str, *limit: int) -> bytes:
+        read.append(key)
+        return read_file(store, key, *limit)
+
+    monkeypatch.setattr(FileStore, "read", counted)
     watched.look()
-    assert read == ["demo/metrics/pretrain/2/000001.jsonl"]
+    assert [key for key in read if "metrics" in key] == ["demo/metrics/pretrain/2/000001.jsonl"]
     now = watched.told()
     assert points(watched, "loss")[:60] == loss
     assert [step for step, _, _ in points(watched, "loss")[60:]] == [61, 62, 63]
@@ -222,9 +223,8 @@ def test_a_dead_run_has_no_time_left_and_takes_no_more_time(
     assert times == [times[0]] * 3
 
 
-def test_rows_that_arrive_late_are_found(run: RentedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_arrive_late_are_found(run: RentedRun) -> None:
     """The last owner's rows may land after the new owner's."""
-    monkeypatch.setattr(reading, "LOOKS_BETWEEN_LISTS", 2)
     folder = Path(run.state.store.local_path("demo/metrics/pretrain/1"))  # type: ignore[arg-type]
     late = max(folder.iterdir())
     text = late.read_bytes()
