@@ -180,9 +180,9 @@ class _Evaluation:
 
         measures, job = self.measures, self.measures.job
         section = job.evaluate.lm_eval
-        included = section.include_path and str(job.input_path(section.include_path).resolve())
+        path = section.include_path
         options = TaskOptions(
-            include_path=included or None,
+            include_path=str(job.input_path(path).resolve()) if path else None,
             limit=section.limit,
             device=measures.device.type,
             chat=section.chat,
@@ -195,15 +195,18 @@ class _Evaluation:
             def run(task: str) -> Result:
                 if not exported.exists():
                     final = load_model_in(list(measures.trained.models.values())[-1])
-                    tokenizer = exported_tokenizer(
-                        measures.chat_path, imported=final.config.imported
+                    export_model(
+                        final,
+                        exported_tokenizer(measures.chat_path, imported=final.config.imported),
+                        exported,
                     )
-                    export_model(final, tokenizer, exported)
                 label = f"evaluate: lm-eval task {task}"
                 score = run_task(
                     *(task, exported, options, job.folder, self.sleep),
                     say=lambda progress: self.parts.say(Note(f"{label}: {progress}")),
                 )
+                if reason := score.result.get("skipped"):
+                    self.parts.say(Note(f"{label} is skipped: {reason}"))
                 return {**score.result, BY_ITEM: score.items}
 
             final = list(measures.trained.models)[-1]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -101,9 +102,8 @@ def run_task(
 def _command(task: str, model: Path, options: TaskOptions, out: Path) -> list[str]:
     from pion.formats.huggingface.bundled_code import runs_only_our_code
 
-    tokenizer = options.tokenizer or str(model.resolve() / TOKENIZER_FILE)
     request = TaskRequest(
-        **{**vars(options), "tokenizer": tokenizer},
+        **vars(options) | {"tokenizer": options.tokenizer or str(model.resolve() / TOKENIZER_FILE)},
         task=task,
         model=str(model.resolve()),
         trusted=runs_only_our_code(model),
@@ -134,10 +134,8 @@ def hub_is_reachable() -> bool:
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     try:
         urllib.request.urlopen(endpoint, timeout=HUB_TIMEOUT).close()
-    except urllib.error.HTTPError:
-        return True
-    except (OSError, ValueError):
-        return False
+    except (OSError, ValueError) as error:
+        return isinstance(error, urllib.error.HTTPError)
     return True
 
 
@@ -156,13 +154,14 @@ def _environment() -> dict[str, str]:
 
 
 def _reason(stderr: str, returncode: int) -> str:
-    """Return the last line of a traceback: the exception.
+    """Return the last exception of the traceback, with all its lines in one.
 
     Raises Interrupted if a signal ended the task.
     """
-    # A bar of tqdm may come after the traceback.
-    lines = [line.strip() for line in stderr.splitlines() if line.strip() and "%|" not in line]
-    last = lines[-1][:300] if lines else "no message"
+    # A bar of tqdm may come after the traceback. NLTK puts a message between lines of stars.
+    lines = [line for line in stderr.splitlines() if line.strip("* ") and "%|" not in line]
+    named = [i for i, line in enumerate(lines) if re.match(r"[\w.]+(:|$)", line)]
+    last = " ".join(" ".join(lines[(named or [-1])[-1] :]).split())[:300] or "no message"
     if returncode in (-signal.SIGINT, -signal.SIGTERM) or last.startswith("KeyboardInterrupt"):
         raise Interrupted(
             "Interrupted while lm-eval was running. The finished parts of the evaluation are "

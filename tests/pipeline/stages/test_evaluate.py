@@ -366,8 +366,10 @@ def test_an_lm_eval_task_that_can_not_run_is_listed_with_its_reason_and_not_trie
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     job, parts = world.job(lm_eval={"tasks": ["arc_easy"]}), Folder()
-    results, _ = world.run(job, parts)
-    assert results["lm_eval"]["arc_easy"]["skipped"].startswith("lm-eval is not installed here")
+    results, said = world.run(job, parts)
+    reason = results["lm_eval"]["arc_easy"]["skipped"]
+    assert f"evaluate: lm-eval task arc_easy is skipped: {reason}" in said
+    assert reason == "lm-eval is not installed here: uv sync --group evaluate"
     again, said = world.run(job, parts)
     assert (again, said) == (results, [])
 
