@@ -5,13 +5,13 @@ Pieces of a source are done side by side, and their results are taken in the ord
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,34 +27,38 @@ from pion.data.documents.file_to_documents import (
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pion.untrusted import open_file
-from pipeline.data.documents_to_rows import batches
 from pipeline.data.pieces import Piece
 from pipeline.data.prepared import SPLITS
 from pipeline.data.sources import split_text
 from pipeline.job import JsonlTexts, Source, TextFiles
 
+# Documents are encoded in batches of about so many characters.
+BATCH_CHARS = 4 << 20
+Split = TypeVar("Split")
+# By split: the ids of its documents, (n,) uint16 or uint32, each with its end-of-text; and how many
+# ids each document has, (documents,) int64.
+Joined = Mapping[str, tuple[np.ndarray, np.ndarray]]
+
 
 @dataclass(frozen=True)
 class Reading:
-    """How the pieces of a source are read: the source, its key in the job, the most bytes of a
-    line, the share of the documents that is held out, and the files that are, if names decide."""
+    """How the pieces of a source are read and encoded.
+
+    Attributes:
+        source: the source.
+        key: its key in the job.
+        longest: the most bytes of a line.
+        held_out: the share of the documents that is held out.
+        held_out_files: the files that are, if names decide.
+        tokenizer: the tokenizer.json and what is next to it: another machine has no such folder.
+    """
 
     source: Source
     key: str
     longest: int
     held_out: float
-    held_out_files: frozenset[Path] | None = None
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """How the pieces of a source are read and encoded.
-
-    `files` are the tokenizer.json and what is next to it: another machine has no such folder.
-    """
-
-    reading: Reading
-    files: tuple[tuple[str, bytes], ...]
+    held_out_files: frozenset[Path] | None
+    tokenizer: tuple[tuple[str, bytes], ...]
 
 
 @dataclass(frozen=True)
@@ -72,15 +76,13 @@ class Encoded:
     """A piece as ids.
 
     Attributes:
-        ids: of each split, (n,) uint16 or uint32: its documents, each with its end-of-text.
-        lengths: of each split, (documents,) int64: the ids of each document.
+        joined: its documents.
         replaced: how many characters the vocabulary lacks.
         places: where the first of them are.
         blank: how many records have no text.
     """
 
-    ids: Mapping[str, np.ndarray]
-    lengths: Mapping[str, np.ndarray]
+    joined: Joined
     replaced: int
     places: tuple[str, ...]
     blank: int
@@ -99,16 +101,9 @@ def count_piece(reading: Reading, piece: Piece) -> Counted:
     return Counted(documents, size, tuple(items))
 
 
-def encode_piece(encoding: Encoding, piece: Piece) -> Encoded:
+def encode_piece(reading: Reading, piece: Piece) -> Encoded:
     """Return a piece as ids. Raises BadInput if it can't be read (any more)."""
-    return encode_with(_tokenizer(encoding.files), encoding.reading, piece)
-
-
-def encode_with(tokenizer: Tokenizer, reading: Reading, piece: Piece) -> Encoded:
-    """Return a piece as ids of a tokenizer. Raises as `encode_piece` does."""
-    dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
-    ids: dict[str, list[np.ndarray]] = {split: [np.empty(0, dtype)] for split in SPLITS}
-    lengths: dict[str, list[int]] = {split: [] for split in SPLITS}
+    tokenizer = _tokenizer(reading.tokenizer)
     replaced, blanks = tokenizer.replaced(), count()
 
     def texts() -> Iterator[tuple[str, str]]:
@@ -118,19 +113,38 @@ def encode_with(tokenizer: Tokenizer, reading: Reading, piece: Piece) -> Encoded
                 for held_out, text in split_text(document, reading.held_out):
                     yield SPLITS[held_out], text
 
-    for batch in batches(texts()):
+    joined = encode_texts(tokenizer, texts())
+    return Encoded(joined, replaced.count, tuple(replaced.places), next(blanks))
+
+
+def encode_texts(tokenizer: Tokenizer, texts: Iterable[tuple[str, str]]) -> Joined:
+    """Return the ids of documents, of which each has its split and its text."""
+    dtype = np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32
+    found: dict[str, list[np.ndarray]] = {split: [np.empty(0, dtype)] for split in SPLITS}
+    for batch in batches(texts):
         encoded = tokenizer.encode_batch([text for _, text in batch])
-        for (split, _), found in zip(batch, encoded, strict=True):
-            document = [*tokenizer.start_document(found), tokenizer.end_of_text] if found else []
-            ids[split].append(np.array(document, dtype))
-            lengths[split].append(len(document))
-    return Encoded(
-        {split: np.concatenate(ids[split]) for split in SPLITS},
-        {split: np.array(lengths[split], np.int64) for split in SPLITS},
-        replaced.count,
-        tuple(replaced.places),
-        next(blanks),
-    )
+        for (split, _), ids in zip(batch, encoded, strict=True):
+            document = [*tokenizer.start_document(ids), tokenizer.end_of_text] if ids else []
+            found[split].append(np.array(document, dtype))
+    return {
+        split: (np.concatenate(some), np.array([len(one) for one in some[1:]], np.int64))
+        for split, some in found.items()
+    }
+
+
+def batches(
+    documents: Iterable[tuple[Split, str]], characters: int | None = None
+) -> Iterator[list[tuple[Split, str]]]:
+    """Yield the documents in batches of about so many `characters`; None: BATCH_CHARS."""
+    batch, size = [], 0
+    for split, text in documents:
+        batch.append((split, text))
+        size += len(text)
+        if size >= (characters or BATCH_CHARS):
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def numbered(pieces: Sequence[Piece], counted: Sequence[Counted]) -> list[Piece]:

@@ -20,10 +20,10 @@ from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pion.files import make_folder, unwritable
 from pipeline.console.messages import PrepareProgress, Say
-from pipeline.data.documents_to_rows import RowFormat
 from pipeline.data.hub import hub_shards, read_hub_rows
-from pipeline.data.prepared import write_manifest
+from pipeline.data.prepared import counts_of
 from pipeline.data.sources import Input
+from pipeline.data.splits import RowFormat
 from pipeline.job import BinShards, HubNpyShards, NpyShards
 from pipeline.machine.kill_points import mark
 from pipeline.state.workspace import link_or_copy
@@ -168,5 +168,6 @@ def _write(
     mark("shard")
     for split, shards in (("train", train), ("held_out", writer.finish())):
         manifest = Manifest("tokens", rows.seq_len, tokenizer.vocab_size, shards, pad=pad)
-        report |= write_manifest(folder, split, manifest)
+        manifest.write(folder / split / "manifest.json")
+        report |= counts_of(split, manifest)
     return report

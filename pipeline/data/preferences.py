@@ -57,6 +57,27 @@ def kind_of_source(job: Job, found: Input) -> Kind:
     raise BadInput(f"{found.key}: none of its records is a preference. Use another data set")
 
 
+def check_kinds(job: Job, inputs: list[Input]) -> None:
+    """Let the job know whether its preferences are pairs or labels, before any work.
+
+    Raises BadInput if the loss can't learn from them, for sources of both kinds, and for a first
+    record that is no preference.
+    """
+    assert job.prefer is not None
+    kinds = {found.key: kind_of_source(job, found) for found in inputs}
+    for key, kind in kinds.items():
+        first = next(iter(kinds))
+        if kind != kinds[first]:
+            raise BadInput(
+                f"{key} has {_MANY[kind]}, but {first} has {_MANY[kinds[first]]}. A job "
+                "learns from one of the two. Nothing was trained. Remove one of the sources"
+            )
+        job.prefer.know_kind(kind, key)
+
+
+_MANY = {"pairs": "pairs", "labels": "single answers with labels"}
+
+
 def preferences(job: Job, found: Input, remarks: Remarks | None = None) -> Iterator[Read]:
     """Yield every preference of a source, and note it in `remarks`.
 

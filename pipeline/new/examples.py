@@ -19,7 +19,7 @@ from pion.data.tokens.tokenizer import Tokenizer, train_bpe
 from pion.errors import BadInput
 from pipeline.base.keep import tokenizer_of_base
 from pipeline.console.masking import masked
-from pipeline.data.conversations_to_rows import Writing, total_counts
+from pipeline.data.conversations_to_rows import learned_from, total_counts
 from pipeline.data.remarks import Remarks
 from pipeline.data.sources import Talk
 from pipeline.job import Job
@@ -105,7 +105,7 @@ def _examples(few: Sequence[tuple[str, Record]], written: ChatFormat) -> list[Ex
         )
         for where, record in few
     ]
-    return Writing(written).examples(talks)
+    return learned_from(written, talks)
 
 
 def _plain(record: Record, where: str) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 
 from pion.data.chat.chat_format import ChatFormat
 from pion.data.chat.template_source import DATE_FILE, TEMPLATE_FILE
+from pion.data.preference.rendering import preference_format
 from pion.data.shards import Rows, Shard
 from pion.data.tokens.token_names import TOKENIZER_CONFIG
 from pion.data.tokens.tokenizer import Tokenizer
@@ -29,15 +30,12 @@ from pipeline.console.formats import short_amount
 from pipeline.console.messages import Note, Say
 from pipeline.data.cleaning.decided import clean
 from pipeline.data.continuations import continuation_questions
-from pipeline.data.conversations_to_rows import (
-    Elsewhere,
-    Writing,
-    write_conversation_rows,
-)
-from pipeline.data.documents_to_rows import RowFormat
+from pipeline.data.conversations_to_rows import Elsewhere, write_conversation_rows
 from pipeline.data.fingerprint import DataPart, check_unchanged, fingerprint_of
 from pipeline.data.foreign_shards import check_documents, take_hub_shards, take_local_shards
 from pipeline.data.pieces import has_pieces
+from pipeline.data.preferences import check_kinds, preferences
+from pipeline.data.preferences_to_rows import PreferenceRows, write_preference_rows
 from pipeline.data.prepared import DATASET, PreparedData, PreparedSource, open_data
 from pipeline.data.remarks import Remarks, shortened
 from pipeline.data.sources import (
@@ -46,13 +44,13 @@ from pipeline.data.sources import (
     find_input,
     keep_all,
 )
+from pipeline.data.splits import RowFormat
 from pipeline.data.tokenizer import check_fits, origin, put_tokenizer, ready_tokenizer
 from pipeline.job import BinShards, HubNpyShards, Job, NpyShards, Source
 from pipeline.job.prefer_section import Prefer
 from pipeline.job.sources import Data
 from pipeline.job.stages import CONVERSING
 from pipeline.job.tuning_sections import Sft
-from pipeline.stages.prepare_preferences import check_kinds, write_preferences
 from pipeline.stages.prepare_text import (
     InPieces,
     TextReading,
@@ -275,8 +273,7 @@ def _write_conversations(
         elsewhere = Elsewhere(reading.tasks, files, reading.in_pieces.finished)
     with closing(ChatFormat(place.parent / "tokenizer.json", tokenizer)) as written:
         talks = conversations(job, found, own=written.own, remarks=remarks)
-        writing = Writing(written, elsewhere)
-        report = write_conversation_rows(talks, writing, place, rows, what, say)
+        report = write_conversation_rows(talks, written, place, rows, (what, say), elsewhere)
     remarks.note_counts(report, rows.seq_len)
     return report | remarks.report()
 
@@ -285,7 +282,35 @@ def _write_preferences(
     reading: TextReading, tokenizer: Tokenizer, place: Path, rows: RowFormat, say: Say
 ) -> dict[str, Any]:
     """Write the rows of a source of preferences, and return its report."""
-    return write_preferences(reading.job, reading.found, tokenizer, place, rows, say)
+    job, found = reading.job, reading.found
+    assert job.prefer is not None
+    remarks, context = (
+        Remarks(tokenizer.replaced(), found.left_out),
+        job.model_config_resolved().seq_len,
+    )
+    with closing(ChatFormat(place.parent / "tokenizer.json", tokenizer)) as written:
+        how = PreferenceRows(
+            tokenizer,
+            preference_format(written, rows.seq_len, context),
+            rows,
+            job.prefer.held_out,
+            job.seed,
+            found.key,
+        )
+        read = preferences(job, found, remarks)
+        summary, refusals = write_preference_rows(read, how, place, say)
+    remarks.counts = summary.tally.seen
+    # With the names that the reports of conversations have.
+    return {
+        "train_rows": summary.train.rows,
+        "held_out_rows": summary.held_out.rows,
+        "train_tokens": summary.train.tokens,
+        "held_out_tokens": summary.held_out.tokens,
+        "train_refused": summary.tally.refused,
+        "held_out_refused": 0,
+        "refusals": refusals,
+        "preferences": summary.record(),
+    } | remarks.report(summary.warnings())
 
 
 # By the part of the data.

@@ -12,13 +12,18 @@ from pion.data.documents.file_to_documents import Document
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.untrusted import LARGEST_TOKENIZER, read_file
 from pipeline.console.messages import Say
-from pipeline.data.documents_to_rows import RowFormat, write_text_rows
-from pipeline.data.encode_piece import Encoding, Reading
+from pipeline.data.encode_piece import Reading
 from pipeline.data.pieces import PIECE_BYTES, has_pieces
-from pipeline.data.pieces_to_rows import Finished, PieceSource, check_pieces, write_piece_rows
 from pipeline.data.remarks import Remarks
 from pipeline.data.sources import Input, longest_line, texts
+from pipeline.data.splits import Finished, RowFormat
 from pipeline.data.tasks import InThisProcess, Tasks, WithPauses
+from pipeline.data.text_to_rows import (
+    PieceSource,
+    check_pieces,
+    write_document_rows,
+    write_piece_rows,
+)
 from pipeline.job import Job
 
 # Less text is prepared in this process: it takes 10 seconds to start others.
@@ -79,7 +84,7 @@ def write_text(
 ) -> dict[str, Any]:
     """Write the rows of a source of text into the folder `place`; return its report.
 
-    Raises BadInput as `write_text_rows` and `write_piece_rows` do.
+    Raises BadInput as `write_document_rows` and `write_piece_rows` do.
     """
     found, job = reading.found, reading.job
     remarks = Remarks(tokenizer.replaced(), found.left_out)
@@ -89,9 +94,8 @@ def write_text(
         report = write_piece_rows(source, tokenizer, place, rows, remarks, (what, say))
     if report is None:
         kept = reading.kept or (lambda document: True)
-        report = write_text_rows(
-            texts(job, found, remarks, kept), tokenizer, place, rows, what, say
-        )
+        documents = texts(job, found, remarks, kept)
+        report = write_document_rows(documents, tokenizer, place, rows, (what, say))
     return report | remarks.report()
 
 
@@ -112,8 +116,12 @@ def _pieces(reading: TextReading, tasks: Tasks, folder: Path) -> PieceSource:
     """Return the pieces of a source; `folder` has the tokenizer."""
     found, job, how = reading.found, reading.job, reading.in_pieces
     return PieceSource(
-        Encoding(
-            Reading(found.source, found.key, longest_line(job), job.data.held_out, found.held_out),
+        Reading(
+            found.source,
+            found.key,
+            longest_line(job),
+            job.data.held_out,
+            found.held_out,
             tokenizer_files(folder),
         ),
         found.files,

@@ -16,7 +16,6 @@ from pion.data.shard_writer import ShardWriter
 from pion.data.shards import Manifest, Shard
 from pion.errors import BadInput
 from pion.untrusted import LARGEST_LISTING, LARGEST_RECORD
-from pipeline.data.conversations_to_rows import COUNTED, PROGRESS
 from pipeline.data.prepared import DATASET, open_data
 from pipeline.data.shard_cache import ShardCache
 from pipeline.stages.prepare import PINNED
@@ -221,27 +220,6 @@ def test_progress_that_can_not_be_read_is_no_progress(tmp_path: Path) -> None:
             writer = ShardWriter(tmp_path, seq_len=4, vocab_size=99, rows_per_shard=2)
             unchecked = field == "shard.name" and name == "text"
             assert (writer.appended, writer.shards) == (0, []) or unchecked, (field, name)
-
-
-@pytest.mark.parametrize("content", ["[]", "{}", "[" * 9000, '{"key": 1, "buffers": 5}', "null"])
-def test_packed_conversations_that_can_not_be_read_are_packed_again(
-    tmp_path: Path, content: str
-) -> None:
-    from pion.data.chat.chat_format import ChatFormat
-    from pion.data.tokens.tokenizer import train_bpe
-    from pipeline.data.conversations_to_rows import Writing, _Packer
-    from pipeline.data.documents_to_rows import RowFormat
-
-    tokenizer = train_bpe(["a few words"], 260)
-    counts = dict.fromkeys(("rows", *COUNTED), 0)
-    for text in (content, json.dumps({"key": "k", "buffers": [{**counts, "rows": "x"}]})):
-        (tmp_path / PROGRESS).write_text(text)
-        packer = _Packer(
-            Writing(ChatFormat(tmp_path / "tokenizer.json", tokenizer)),
-            tmp_path,
-            RowFormat(8, 4, "k"),
-        )
-        assert packer.finish()[0].rows == 0
 
 
 @pytest.mark.parametrize("content", ["[]", "[" * 9000, '"x"', "{"])

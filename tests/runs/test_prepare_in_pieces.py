@@ -45,10 +45,10 @@ RayTasks._has_started = wait_for_ray
 PROGRAM = f"""{RAY_ALONE}
 import sys, time
 from pathlib import Path
-from pipeline.data import pieces_to_rows
+from pipeline.data import text_to_rows
 from pipeline.stages import prepare_text
 prepare_text.LEAST_BYTES, prepare_text.PIECE_BYTES = 0, PIECES
-take_over, keep = pieces_to_rows._Joining._take_over, pieces_to_rows._Joining._keep_held_out
+take_over, keep = text_to_rows._Joining._take_over, text_to_rows._Joining._keep_held_out
 def slowly(self, number, piece):
     while number > int(Path("most.txt").read_text()):  # so that the text lasts for all kills
         time.sleep(0.05)
@@ -57,7 +57,7 @@ def begins(self):
     start = take_over(self)
     print("begins with piece", start, flush=True)
     return start
-pieces_to_rows._Joining._take_over, pieces_to_rows._Joining._keep_held_out = begins, slowly
+text_to_rows._Joining._take_over, text_to_rows._Joining._keep_held_out = begins, slowly
 if __name__ == "__main__":
     from pipeline.cli import main
     sys.exit(main(sys.argv[1:]))

@@ -110,7 +110,7 @@ def model_of(vocab_size: int) -> dict[str, int]:
 
 def interrupt_after_shards(job: Job, folder: Path, shards: int) -> None:
     """Stop, as Ctrl-C does between two batches, once there are so many shards."""
-    import pipeline.data.documents_to_rows as text_rows
+    import pipeline.data.encode_piece as encoding
 
     class Stop(Exception):
         pass
@@ -119,12 +119,12 @@ def interrupt_after_shards(job: Job, folder: Path, shards: int) -> None:
         if len(list(folder.rglob("shard_*.json"))) >= shards:
             raise Stop
 
-    before, text_rows.BATCH_BYTES = text_rows.BATCH_BYTES, 20_000
+    before, encoding.BATCH_CHARS = encoding.BATCH_CHARS, 20_000
     try:
         with pytest.raises(Stop):
             prepare_pretrain(job, folder, say)
     finally:
-        text_rows.BATCH_BYTES = before
+        encoding.BATCH_CHARS = before
 
 
 def npy_job(folder: Path, **source: Any) -> Job:

@@ -13,11 +13,11 @@ from pion.data.preference.rendering import preference_format
 from pion.data.preference.summary import Summary
 from pion.data.shards import Manifest, Rows
 from pion.data.tokens.tokenizer import Tokenizer
-from pipeline.data.documents_to_rows import RowFormat
 from pipeline.data.preferences import preferences
 from pipeline.data.preferences_to_rows import PreferenceRows, write_preference_rows
 from pipeline.data.remarks import Remarks
 from pipeline.data.sources import find_input
+from pipeline.data.splits import RowFormat
 from pipeline.job import JsonlFiles, Source
 from tests.support.corpora import make_job, save_tokenizer, sentences, shard_path, write_corpus
 from tests.support.tokenizer_kinds import write_files

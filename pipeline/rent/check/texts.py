@@ -23,7 +23,7 @@ from pion.errors import BadInput
 from pipeline.base.find import find_base
 from pipeline.base.keep import is_pinned, tokenizer_of_base
 from pipeline.console.formats import size
-from pipeline.data.documents_to_rows import batches
+from pipeline.data.encode_piece import batches
 from pipeline.data.foreign_shards import HELD_OUT, check_documents
 from pipeline.data.sources import Input, find_input, texts
 from pipeline.job import (

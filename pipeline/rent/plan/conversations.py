@@ -10,7 +10,7 @@ from pion.data.chat.conversation import Tokenized, marked_text
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pipeline.console.formats import amount, passes_in_words
-from pipeline.data.conversations_to_rows import Writing
+from pipeline.data.conversations_to_rows import learned_from
 from pipeline.data.sources import SAMPLED, conversations, find_input
 from pipeline.job import Job
 from pipeline.rent.plan.counted import Counted, better_batch, count, know_steps, makes_few_steps
@@ -51,7 +51,7 @@ def _first(job: Job, tokenizer: Tokenizer, written: ChatFormat) -> tuple[list[st
     assert job.sft is not None
     found = find_input(job, job.sft.sources[0], "sft.sources.0")
     _, talk = next(conversations(job, found, own=written.own))
-    (examples,) = Writing(written).examples([talk])
+    (examples,) = learned_from(written, [talk])
     shown: Tokenized = examples.tokenized[-1]  # of a split one, the example with all turns
     return [marked_text(tokenizer, shown)], shown.ids.tolist()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,10 @@ from pion.data.tokens.token_bytes import ReplacedCharacters
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pipeline.data import conversations_to_rows
-from pipeline.data.conversations_to_rows import Elsewhere, Writing, write_conversation_rows
-from pipeline.data.documents_to_rows import RowFormat
+from pipeline.data.conversations_to_rows import Elsewhere, write_conversation_rows
 from pipeline.data.remarks import Remarks
 from pipeline.data.sources import Talk
+from pipeline.data.splits import RowFormat
 from pipeline.data.tasks import InThisProcess, Tasks
 from pipeline.stages.prepare_text import tokenizer_files
 from tests.support.chat_templates import MISTRAL
@@ -56,16 +55,10 @@ def rows_of(
 ) -> dict[str, Any]:
     model = write_files("llama3", folder / "model", template)
     tokenizer = Tokenizer.from_file(model / "tokenizer.json")
-    writing = Writing(ChatFormat(model / "tokenizer.json", tokenizer))
-    if tasks is not None:
-        elsewhere = Elsewhere(tasks, tokenizer_files(model), lambda path: None)
-        writing = replace(writing, elsewhere=elsewhere)
-    for split in ("train", "held_out"):
-        (folder / "rows" / split).mkdir(parents=True, exist_ok=True)
-    rows = RowFormat(64, 8, "key")
-    return write_conversation_rows(
-        read, writing, folder / "rows", rows, "pack", lambda message: None
-    )
+    written = ChatFormat(model / "tokenizer.json", tokenizer)
+    elsewhere = tasks and Elsewhere(tasks, tokenizer_files(model), lambda path: None)
+    rows, progress = RowFormat(64, 8, "key"), ("pack", lambda message: None)
+    return write_conversation_rows(read, written, folder / "rows", rows, progress, elsewhere)
 
 
 def test_a_few_unusable_conversations_are_skipped_counted_and_named(tmp_path: Path) -> None:
@@ -127,10 +120,10 @@ def test_after_an_interruption_the_counts_and_rows_are_the_same(
 ) -> None:
     monkeypatch.setattr(conversations_to_rows, "BUFFER", 16)
     whole = written(tmp_path / "whole", {40, 41, 49})
-    monkeypatch.setattr(conversations_to_rows, "mark", ends_at(20))
+    monkeypatch.setattr("pipeline.data.splits.mark", ends_at(20))
     with pytest.raises(KeyboardInterrupt):
         written(tmp_path / "broken", {40, 41, 49})
-    progress = json.loads((tmp_path / "broken/rows/train/packed.json").read_text())
+    progress = json.loads((tmp_path / "broken/rows/pieces/packed.json").read_text())
     assert 0 < len(progress["buffers"]) < 17
     monkeypatch.undo()
     monkeypatch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
@@ -139,3 +132,13 @@ def test_after_an_interruption_the_counts_and_rows_are_the_same(
     for path in (tmp_path / "whole/rows").rglob("*.npy"):
         again = tmp_path / "broken/rows" / path.relative_to(tmp_path / "whole/rows")
         assert again.read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("change", [{"split_of": "both"}, {"tokens": "many"}, {"cut": None}])
+def test_counts_that_nobody_wrote_are_counted_again(tmp_path: Path, change: Any) -> None:
+    whole = written(tmp_path, {40})
+    path = tmp_path / "rows/pieces/packed.json"
+    progress = json.loads(path.read_text())
+    progress["buffers"]["0"]["counts"] |= change
+    path.write_text(json.dumps(progress))
+    assert written(tmp_path, {40}) == whole

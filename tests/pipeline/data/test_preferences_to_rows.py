@@ -219,7 +219,7 @@ def test_after_an_interruption_the_counts_and_rows_are_the_same(
     how: dict[str, Any] = {"shard_rows": 2, "held_out": 0.3}
     whole = write_rows(tmp_path, out="whole", **how)
     with monkeypatch.context() as patch:
-        patch.setattr(preferences_to_rows, "mark", ends_at(call))
+        patch.setattr("pipeline.data.splits.mark", ends_at(call))
         with pytest.raises(KeyboardInterrupt):
             write_rows(tmp_path, out="broken", **how)
     assert write_rows(tmp_path, out="broken", **how) == whole
@@ -232,14 +232,14 @@ def test_an_interrupted_call_does_not_encode_finished_buffers_again(
     monkeypatch.setattr(preferences_to_rows, "BUFFER", 8)
     write_jsonl(tmp_path / "prefs.jsonl", [pair_of(n) for n in range(64)])
     with monkeypatch.context() as patch:
-        patch.setattr(preferences_to_rows, "mark", ends_at(30))
+        patch.setattr("pipeline.data.splits.mark", ends_at(30))
         with pytest.raises(KeyboardInterrupt):
             write_rows(tmp_path, shard_rows=1)
-    done = len(json.loads((tmp_path / "rows/packed.json").read_text())["buffers"])
+    done = len(json.loads((tmp_path / "rows/pieces/packed.json").read_text())["buffers"])
     packed = []
-    pack = preferences_to_rows._Packer._pack
+    pack = preferences_to_rows.pack_buffer
     monkeypatch.setattr(
-        preferences_to_rows._Packer, "_pack", lambda self: packed.append(0) or pack(self)
+        preferences_to_rows, "pack_buffer", lambda *args: packed.append(0) or pack(*args)
     )
     write_rows(tmp_path, shard_rows=1)
     assert done >= 7
@@ -265,8 +265,8 @@ def test_rows_of_other_settings_are_written_again(tmp_path: Path, setting: str) 
 def test_progress_that_can_not_be_read_is_packed_again(tmp_path: Path, content: str) -> None:
     write_jsonl(tmp_path / "prefs.jsonl", [pair_of(n) for n in range(20)])
     whole = write_rows(tmp_path, out="whole")
-    (tmp_path / "rows").mkdir()
-    (tmp_path / "rows/packed.json").write_text(content)
+    (tmp_path / "rows/pieces").mkdir(parents=True)
+    (tmp_path / "rows/pieces/packed.json").write_text(content)
     assert write_rows(tmp_path) == whole
 
 
@@ -276,9 +276,9 @@ def test_progress_with_counts_that_nobody_wrote_is_packed_again(
     monkeypatch.setattr(preferences_to_rows, "BUFFER", 8)
     write_jsonl(tmp_path / "prefs.jsonl", [pair_of(n) for n in range(20)])
     whole = write_rows(tmp_path)
-    path = tmp_path / "rows/packed.json"
+    path = tmp_path / "rows/pieces/packed.json"
     progress = json.loads(path.read_text())
-    for change in ({"rows": {"train": -1, "held_out": 0}}, {"rows": {}}, {"tally": {}}):
-        buffers = [{**progress["buffers"][0], **change}, *progress["buffers"][1:]]
+    for change in ({"rows": {"train": -1, "held_out": 0}}, {"rows": {}}, {"counts": {}}):
+        buffers = progress["buffers"] | {"0": {**progress["buffers"]["0"], **change}}
         path.write_text(json.dumps({**progress, "buffers": buffers}))
         assert write_rows(tmp_path) == whole

@@ -14,7 +14,7 @@ import pytest
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput, Interrupted
 from pipeline.console.messages import Note, PrepareProgress, Shown
-from pipeline.data import documents_to_rows
+from pipeline.data import encode_piece
 from pipeline.job.file import load_job
 from pipeline.stages.prepare import open_data, prepare_pretrain
 from tests.support.corpora import (
@@ -208,7 +208,7 @@ def test_a_stop_is_heard_while_a_vocabulary_is_learned_or_text_is_read(
 
 def prepare_in_small_batches(job: Path, folder: Path) -> None:
     """Prepare in a process of one's own."""
-    documents_to_rows.BATCH_BYTES = 20_000
+    encode_piece.BATCH_CHARS = 20_000
     prepare_pretrain(load_job(job), folder, lambda message: None)
 
 

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from pion.errors import BadInput, PionError
-from pipeline.data.encode_piece import Encoding, Reading, encode_piece
+from pipeline.data.encode_piece import Reading, encode_piece
 from pipeline.data.pieces import cut_pieces
 from pipeline.data.prepared import SPLITS
 from pipeline.stages.prepare_text import tokenizer_files
@@ -137,13 +137,12 @@ def test_a_task_whose_process_dies_is_done_again(tasks: RayTasks, tmp_path: Path
 def test_a_piece_is_encoded_elsewhere_as_it_is_here(tasks: RayTasks, tmp_path: Path) -> None:
     job = corpus_job("jsonl", tmp_path)
     (source,) = job.data.sources
-    encoding = Encoding(Reading(source, "data.sources.0", 100_000, 0.1), tokenizer_files(PIECES))
+    reading = Reading(source, "data.sources.0", 100_000, 0.1, None, tokenizer_files(PIECES))
     pieces = cut_pieces(source, sorted((tmp_path / "text").glob("*.jsonl")), 100_000, 9000)
-    for there, piece in zip(tasks.map(encode_piece, encoding, pieces), pieces, strict=True):
-        here = encode_piece(encoding, piece)
+    for there, piece in zip(tasks.map(encode_piece, reading, pieces), pieces, strict=True):
+        here = encode_piece(reading, piece)
         for split in SPLITS:
-            assert np.array_equal(there.ids[split], here.ids[split])
-            assert np.array_equal(there.lengths[split], here.lengths[split])
+            assert all(map(np.array_equal, there.joined[split], here.joined[split]))
 
 
 @pytest.mark.soak

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from pion.data.tokens.tokenizer import Tokenizer
-from pipeline.data.documents_to_rows import RowFormat, write_text_rows
+from pipeline.data.splits import RowFormat
+from pipeline.data.text_to_rows import write_document_rows
 from tests.support.tokenizer_kinds import tokenizer_of
 
 
@@ -14,7 +15,7 @@ def rows_of(folder: Path, tokenizer: Tokenizer, texts: list[str]) -> list[int]:
     """Return the ids of the training rows, in order."""
     documents = [(False, text) for text in texts]
     rows = RowFormat(seq_len=1, shard_rows=1000, key="k")
-    write_text_rows(documents, tokenizer, folder, rows, "a test", lambda _: None)
+    write_document_rows(documents, tokenizer, folder, rows, ("a test", lambda _: None))
     (shard,) = (folder / "train").glob("shard*.npy")
     return np.load(shard).ravel().tolist()
 

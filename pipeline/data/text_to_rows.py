@@ -1,8 +1,9 @@
-"""Text to training rows in pieces: counted and encoded side by side, joined in order into shards.
+"""Text to training rows: encoded, joined by end-of-text, cut into shards.
 
-The rows are those of documents_to_rows.py. First, each piece is read once to count its documents.
-That takes a fortieth of the time of encoding, finds the mistakes in the text before anything is
-encoded or uploaded, and says with which piece an interrupted call continues.
+Pieces of files are counted and encoded side by side, and joined in order. First, each piece is read
+once to count its documents. That takes a fortieth of the time of encoding, finds the mistakes in
+the text before anything is encoded or uploaded, and says with which piece an interrupted call
+continues. Documents that are in no pieces are encoded in batches, by this process.
 
 Few held-out ids come from a piece, so their shards take long to fill. Those of each piece are kept
 in a file, `pieces/<number>.npz`. So after an interruption, only pieces are encoded again whose ids
@@ -19,7 +20,7 @@ import time
 import zipfile
 import zlib
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -33,23 +34,24 @@ from pion.errors import BadInput
 from pion.files import make_folder, write_atomically
 from pion.untrusted import LARGEST_LISTING, open_file, read_json
 from pipeline.console.messages import Note, PrepareProgress, Say
-from pipeline.data.documents_to_rows import RowFormat, Splits
 from pipeline.data.encode_piece import (
     Counted,
     Encoded,
-    Encoding,
+    Joined,
     Reading,
+    batches,
     count_numbered,
     count_piece,
     encode_piece,
+    encode_texts,
     gone,
     numbered,
 )
 from pipeline.data.pieces import Piece, cut_pieces, too_large
-from pipeline.data.prepared import SPLITS
+from pipeline.data.prepared import SPLITS, counts_of
 from pipeline.data.remarks import Remarks
+from pipeline.data.splits import Finished, RowFormat, Splits
 from pipeline.data.tasks import Tasks
-from pipeline.machine.kill_points import mark
 from pipeline.machine.time_limit import attended_items
 from pipeline.state.shared.unfinished import PIECES
 
@@ -61,8 +63,65 @@ _DAMAGED = (
     *(BadInput, OSError, ValueError, KeyError, TypeError, EOFError, MemoryError, RuntimeError),
     *(zipfile.BadZipFile, zlib.error),
 )
-# Returns nothing; is told each file that is finished.
-Finished = Callable[[Path], None]
+
+
+def write_document_rows(
+    documents: Iterable[tuple[bool, str]],
+    tokenizer: Tokenizer,
+    place: Path,
+    rows: RowFormat,
+    progress: tuple[str, Say],
+) -> dict[str, Any]:
+    """Write the shards of both splits below `place` and return what was counted.
+
+    `documents` are (held out?, text). Those in shards that an interrupted call finished are read
+    but not encoded again. `progress` is what is done, in words, and who hears of it. Raises
+    BadInput if a shard can't be written.
+    """
+    splits = Splits(place, rows, tokenizer.vocab_size)
+    left = {split: writer.appended for split, writer in splits.writers.items()}
+    number = size = encoded = 0
+    seconds = 0.0
+
+    def not_yet_written() -> Iterator[tuple[str, str]]:
+        nonlocal number, size
+        for held_out, text in documents:
+            split = SPLITS[held_out]
+            number, size = number + 1, size + len(text.encode())
+            left[split] -= 1
+            if left[split] < 0:
+                yield split, text
+
+    def encode() -> Iterator[Joined]:
+        nonlocal encoded, seconds
+        for batch in batches(not_yet_written()):
+            started = time.monotonic()
+            found = encode_texts(tokenizer, batch)
+            seconds += time.monotonic() - started
+            encoded += sum(len(text.encode()) for _, text in batch)
+            yield found
+
+    def look() -> None:
+        what, say = progress
+        say(PrepareProgress(what, size / 1e6, "MB"))
+
+    for one in attended_items(encode(), look):
+        for split, (ids, lengths) in one.items():
+            with splits.writing(split) as writer:
+                writer.append_documents(ids, lengths)
+        look()
+    return _report(splits, number, size, encoded / 1e6 / seconds if seconds else 0.0)
+
+
+def _report(splits: Splits, documents: int, size: int, speed: float) -> dict[str, Any]:
+    """Write the last shards and the manifests; return what was counted, and the MB per second."""
+    report: dict[str, Any] = {"documents": documents, "bytes": size}
+    for split, manifest in splits.finish("tokens").items():
+        report |= counts_of(split, manifest)
+    return report | ({"mb_per_second": round(speed, 2)} if speed else {})
+
+
+# ---------------------------------------------------------------- pieces
 
 
 @dataclass(frozen=True)
@@ -70,24 +129,18 @@ class PieceSource:
     """A source that is prepared in pieces.
 
     Attributes:
-        encoding: how its pieces are read and encoded.
+        reading: how its pieces are read and encoded.
         files: its files, in order.
         piece_bytes: about so many bytes are a piece.
         tasks: what does the work.
-        finished: is told each file that is finished, in an order in which each file can be used
-            together with those before.
+        finished: is told each file that is finished.
     """
 
-    encoding: Encoding
+    reading: Reading
     files: tuple[Path, ...]
     piece_bytes: int
     tasks: Tasks
     finished: Finished = lambda path: None
-
-    @property
-    def reading(self) -> Reading:
-        """How its pieces are read."""
-        return self.encoding.reading
 
 
 def write_piece_rows(
@@ -108,23 +161,16 @@ def write_piece_rows(
         return None
     key = _key(rows, cut)
     counted = _count(source, cut, place, key, say)
-    splits = Splits(tokenizer.vocab_size, place, rows)
-    splits.documents = sum(sum(one.documents.values()) for one in counted)
-    splits.bytes = sum(one.bytes for one in counted)
-    if not splits.documents:
+    documents = sum(sum(one.documents.values()) for one in counted)
+    if not documents:
         return None
+    splits = Splits(place, rows, tokenizer.vocab_size, source.finished)
     pieces = numbered(cut, counted)[: len(cut)]
     joining = _Joining(source, place, key, pieces, counted, splits)
     speed = joining.join(what, say)
-    told = {split: len(splits.writers[split].shards) for split in SPLITS}
-    report = splits.finish()
-    for split, first in told.items():
-        _tell_shards(source, place, splits, split, first)
-    if speed:
-        report["mb_per_second"] = round(speed, 2)
     remarks.replaced.add(joining.replaced, joining.places)
     remarks.blank += joining.blank
-    return report
+    return _report(splits, documents, sum(one.bytes for one in counted), speed)
 
 
 def check_pieces(source: PieceSource, place: Path, rows: RowFormat, say: Say) -> None:
@@ -268,7 +314,7 @@ class _Joining:
             )
 
         done = start
-        tasks = self._source.tasks.map(encode_piece, self._source.encoding, self._pieces[start:])
+        tasks = self._source.tasks.map(encode_piece, self._source.reading, self._pieces[start:])
         for one in attended_items(tasks, look):
             self._keep_held_out(done, one)
             self._append(done, one)
@@ -292,10 +338,7 @@ class _Joining:
 
     def _append(self, number: int, piece: Encoded) -> None:
         """Append a piece, but for the documents in finished shards."""
-        for split in SPLITS:
-            lengths = piece.lengths.get(split)
-            if lengths is None:
-                continue
+        for split, (ids, lengths) in piece.joined.items():
             if len(lengths) != self._counted[number].documents[split]:
                 raise BadInput(
                     f"{self._source.reading.key}: the files have changed while they were prepared. "
@@ -303,13 +346,8 @@ class _Joining:
                     "again."
                 )
             skipped = max(0, min(self._written[split] - self._before[split][number], len(lengths)))
-            writer = self._splits.writers[split]
-            shards = len(writer.shards)
-            mark("shard")
-            begins = int(lengths[:skipped].sum())
-            writer.append_documents(piece.ids[split][begins:], lengths[skipped:])
-            mark("shard")
-            _tell_shards(self._source, self._place, self._splits, split, shards)
+            with self._splits.writing(split) as writer:
+                writer.append_documents(ids[int(lengths[:skipped].sum()) :], lengths[skipped:])
         self.replaced += piece.replaced
         self.blank += piece.blank
         self.places = [*self.places, *piece.places][:MOST_NAMED]
@@ -317,11 +355,12 @@ class _Joining:
     def _keep_held_out(self, number: int, piece: Encoded) -> None:
         """Keep the held-out ids of a piece: they will be in a shard much later."""
         content = io.BytesIO()
+        ids, lengths = piece.joined["held_out"]
         np.savez(
             content,
             key=np.array(self._key, np.str_),
-            ids=piece.ids["held_out"],
-            lengths=piece.lengths["held_out"],
+            ids=ids,
+            lengths=lengths,
             replaced=piece.replaced,
             places=np.array(piece.places, np.str_),
             blank=piece.blank,
@@ -340,8 +379,7 @@ class _Joining:
                 if str(kept["key"]) != self._key or len(lengths) != documents:
                     return None
                 return Encoded(
-                    {"held_out": kept["ids"]} if ids else {},
-                    {"held_out": lengths} if ids else {},
+                    {"held_out": (kept["ids"], lengths)} if ids else {},
                     int(kept["replaced"]),
                     tuple(map(str, kept["places"])),
                     int(kept["blank"]),
@@ -351,11 +389,3 @@ class _Joining:
 
     def _path(self, number: int) -> Path:
         return self._place / PIECES / f"{number:06}.npz"
-
-
-def _tell_shards(source: PieceSource, place: Path, splits: Splits, split: str, first: int) -> None:
-    """Tell of the shards of a split from number `first` on, each before its record."""
-    for shard in splits.writers[split].shards[first:]:
-        path = place / split / shard.name
-        source.finished(path)
-        source.finished(path.with_suffix(".json"))

@@ -1,0 +1,87 @@
+"""The shards of both splits of a source, whatever its rows are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pion.data.shard_writer import ShardWriter
+from pion.data.shards import Kind, Manifest, flags_path
+from pipeline.data.prepared import SPLITS
+from pipeline.machine.kill_points import mark
+
+# Is told each file that is finished, in an order in which each file can be used together with those
+# before.
+Finished = Callable[[Path], object]
+
+
+@dataclass(frozen=True)
+class RowFormat:
+    """How rows are cut. `key` identifies the sources and the tokenizer (see ShardWriter)."""
+
+    seq_len: int
+    shard_rows: int
+    key: str
+
+
+class Splits:
+    """The shards of the training and held-out rows of one source, in its `folder`.
+
+    With `flags`, they are next to the ids. `finished` is told each file that is finished.
+
+    Attributes:
+        writers: what writes the shards of each split.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        rows: RowFormat,
+        vocab_size: int,
+        finished: Finished = lambda path: None,
+        *,
+        flags: bool = False,
+    ) -> None:
+        self._folder, self._rows, self._vocab_size = folder, rows, vocab_size
+        self._finished = finished
+        self.writers = {
+            split: ShardWriter(
+                folder / split,
+                seq_len=rows.seq_len,
+                vocab_size=vocab_size,
+                rows_per_shard=rows.shard_rows,
+                conversations=flags,
+                key=rows.key,
+            )
+            for split in SPLITS
+        }
+
+    @contextmanager
+    def writing(self, split: str) -> Iterator[ShardWriter]:
+        """Yield the writer of a split, and tell of the shards that it has finished in the block."""
+        writer = self.writers[split]
+        before = len(writer.shards)
+        mark("shard")
+        yield writer
+        mark("shard")
+        for shard in writer.shards[before:]:
+            path = self._folder / split / shard.name
+            self._finished(path)
+            if shard.flags_sha256 is not None:
+                self._finished(flags_path(path))
+            self._finished(path.with_suffix(".json"))
+
+    def finish(self, kind: Kind) -> dict[str, Manifest]:
+        """Write the last shards and the manifests; return the manifests.
+
+        Raises BadInput if they can't be written.
+        """
+        found = {}
+        for split in SPLITS:
+            with self.writing(split) as writer:
+                shards = writer.finish()
+            found[split] = Manifest(kind, self._rows.seq_len, self._vocab_size, shards)
+            found[split].write(self._folder / split / "manifest.json")
+        return found
