@@ -25,7 +25,7 @@ from pipeline.data.sources import Talk
 from pipeline.job import Job
 from pipeline.new.layouts import Record
 from pipeline.new.look import Look, answer_of
-from pipeline.rent.plan.preferences import count_preferences
+from pipeline.rent.plan.counted import count
 
 # Of each example, so many characters are shown; of a conversation, so many tokens.
 SHOWN_CHARACTERS, SHOWN_TOKENS = 400, 300
@@ -49,7 +49,7 @@ def examples_of(look: Look, job: Job | None) -> list[str]:
 def _of_preferences(look: Look, first: Preference, job: Job | None) -> list[str]:
     """Return the first preference in plain words: its place, the prompt, and each answer."""
     if job is not None and look.all_kept and look.reading.direct:
-        count_preferences(job)  # refuses what `pion check` would; a copy is not yet there
+        count(job, "prefer")  # refuses what `pion check` would; a copy is not yet there
     names = ["chosen", "rejected"] if look.paired else ["desired"]
     if not look.paired and not first.preferred[0]:
         names = ["undesired"]

@@ -60,19 +60,6 @@ class SkyYaml:
     secrets: Mapping[str, str | None]
     config: Mapping[str, Any] = field(repr=False)  # the YAML as written
 
-    def task(self, envs: Mapping[str, str], secrets: Mapping[str, str] | None = None) -> Any:
-        """Return a sky.Task with these variables. Raises BadInput if a required one is missing."""
-        sky = sky_module()
-        missing = [k for k, value in self.envs.items() if value is None and k not in envs]
-        if missing:
-            raise BadInput(f"{self.path}: envs.{missing[0]} has no value. Set a value.")
-        with quiet():
-            return sky.Task.from_yaml_config(
-                copy.deepcopy(dict(self.config)),
-                env_overrides=list(envs.items()),
-                secrets_overrides=list((secrets or {}).items()),
-            )
-
 
 def read_sky_yaml(path: str | Path) -> SkyYaml:
     """Read the rental that a SkyPilot task YAML describes.

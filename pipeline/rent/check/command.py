@@ -50,7 +50,7 @@ from pipeline.rent.check.texts import (
 )
 from pipeline.rent.credentials import hub_inputs
 from pipeline.rent.deadline.at_launch import refuse_past
-from pipeline.rent.plan.preferences import lacks_rows
+from pipeline.rent.plan.counted import lacking
 from pipeline.rent.sky_yaml import SkyYaml, read_sky_yaml, with_until
 from pipeline.state.stores import open_store
 
@@ -155,7 +155,7 @@ def run_checks(
     rows = [CheckRow("job", True, words)]
     talks = ("conversations", begin(partial(_check_talks, job)))
     known = all(job.section(stage).steps_are_known for stage in job.train_stages)
-    if not known or (sky_yaml is not None and lacks_rows(job)):
+    if not known or (sky_yaml is not None and lacking(job)):
         # What a machine costs follows from the steps and from the reference of preferences, and
         # these from the data.
         soon = time.monotonic() + CONVERSATION_SECONDS

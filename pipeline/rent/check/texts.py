@@ -39,8 +39,7 @@ from pipeline.job import (
 from pipeline.rent.check import CheckRow
 from pipeline.rent.check.job import is_prepared, named_tokenizer
 from pipeline.rent.plan import conversations, preferences
-from pipeline.rent.plan.counted import Counted
-from pipeline.rent.plan.unencoded_preferences import unencoded_in_words
+from pipeline.rent.plan.counted import Counted, count
 from pipeline.stages.prepare import (
     check_splits,
     prepare_prefer,
@@ -257,7 +256,7 @@ def check_conversations(job: Job) -> list[CheckRow]:
     """Show what the conversations give. Raises BadInput for conversations that can't be used."""
     if job.sft is None or is_prepared(job):
         return []
-    counted = conversations.count_conversations(job)
+    counted = count(job, "sft")
     if counted is None:
         return []
     job.section("sft").know_rows(counted.rows)
@@ -270,9 +269,9 @@ def check_preferences(job: Job) -> list[CheckRow]:
     """Show what the preferences give. Raises BadInput for preferences that can't be used."""
     if job.prefer is None or is_prepared(job):
         return []
-    counted = preferences.count_preferences(job)
+    counted = count(job, "prefer")
     if counted is None:
-        said, rate = "\n".join(unencoded_in_words(job)), preferences.high_rate(job)
+        said, rate = "\n".join(preferences.unencoded_in_words(job)), preferences.high_rate(job)
         high = [] if rate is None else [CheckRow("rate", None, rate)]
         return [CheckRow("preferences", True, said), *high]
     job.section("prefer").know_rows(counted.rows)

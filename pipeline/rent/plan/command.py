@@ -25,7 +25,7 @@ from pipeline.console.formats import (
 from pipeline.console.out import saying_if_slow, show_table
 from pipeline.job import Job
 from pipeline.rent.plan.compared import Compared, of_rental, on_the_market
-from pipeline.rent.plan.conversations import expect_rows
+from pipeline.rent.plan.counted import expect_rows
 from pipeline.rent.plan.estimate import Estimate, StageEstimate, estimate
 from pipeline.rent.plan.prices import RESTART_SECONDS, market
 from pipeline.rent.plan.speeds import Known, known_speeds

@@ -6,21 +6,33 @@ Of a data set on the Hub, only the first SAMPLED records are read.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pion.data.chat.chat_format import ChatFormat
+from pion.data.chat.conversation import marked_text
+from pion.data.preference.rendering import Usable, marked_preference, preference_format
 from pion.data.tokens.tokenizer import Tokenizer
+from pion.errors import BadInput, PionError
 from pipeline.base.keep import tokenizer_of_base
-from pipeline.data.sources import SAMPLED
+from pipeline.data.conversations_to_rows import learned_from
+from pipeline.data.preferences import preferences
+from pipeline.data.sources import SAMPLED, conversations, find_input
 from pipeline.job import HubDataset, Job, Source
 from pipeline.stages.prepare import prepare_prefer, prepare_sft
+from pipeline.state.run_state import RunState
+from pipeline.state.status.recorded_job import know_rows
+from pipeline.state.stores import open_store
 
 # With fewer steps, a model changes little, whatever the rate.
 FEWEST_STEPS = 30
+# The first preference that can be used is looked for in so many.
+LOOKED_AT = 64
 
 
 @dataclass(frozen=True)
@@ -54,26 +66,29 @@ class Counted:
         """Return the first record, with what is learned of it marked."""
         return "\n".join(["what the model learns is between ⟦ and ⟧:", *self.first])
 
+    def makes_few_steps(self, job: Job) -> bool:
+        """Return whether the passes over the data, if all were counted, are only a few steps."""
+        section = job.section(self.stage)
+        return self.whole and section.steps is None and section.total_steps < FEWEST_STEPS
 
-# Returns the lines that show the first usable record, and its ids.
-Look = Callable[[Job, Tokenizer, ChatFormat], tuple[list[str], Iterable[int]]]
 
-
-def count(job: Job, stage: str, look: Look, *, batch: bool) -> Counted | None:
+def count(job: Job, stage: str) -> Counted | None:
     """Return what the data of a stage give; None if their ids are not known yet, because the
     tokenizer is trained later.
 
-    `batch` is whether data that fill no batch are refused. Raises BadInput for data that can't be
-    used.
+    Raises BadInput for data that can't be used, and for too few of them to fill one batch.
     """
     if job.tokenizer is not None and job.tokenizer.train is not None:
         return None
     copy = job.model_copy(deep=True)
     section = copy.conversations(stage)
     whole = keep_first_records(section.sources)
-    if not (batch and whole):
+    if stage == "sft" or not whole:  # too few conversations are refused below, with what would do
         section.global_batch = 1
-    prepare = prepare_sft if stage == "sft" else prepare_prefer
+    prepare, show = {
+        "sft": (prepare_sft, _first_conversation),
+        "prefer": (prepare_prefer, _first_preference),
+    }[stage]
     with tempfile.TemporaryDirectory(prefix="pion-count-") as place:
         folder = Path(place)
         tokenizer = tokenizer_of_base(job, folder / "base")
@@ -81,10 +96,9 @@ def count(job: Job, stage: str, look: Look, *, batch: bool) -> Counted | None:
         file = folder / "rows/tokenizer.json"
         own = Tokenizer.from_file(file)
         with closing(ChatFormat(file, own)) as written:
-            first, ids = look(copy, own, written)
-    present = set(ids)
-    sources = report["sources"]
-    return Counted(
+            first, ids = show(copy, own, written)
+    present, sources = set(ids), report["sources"]
+    found = Counted(
         stage,
         rows=report["train_rows"],
         whole=whole,
@@ -94,6 +108,61 @@ def count(job: Job, stage: str, look: Look, *, batch: bool) -> Counted | None:
         warnings=tuple(words for source in sources for words in source.get("warnings", ())),
         sources=sources,
     )
+    if stage == "sft" and whole and found.rows < job.section("sft").global_batch:
+        raise _too_few_conversations(job, found)
+    return found
+
+
+def _first_conversation(
+    job: Job, tokenizer: Tokenizer, written: ChatFormat
+) -> tuple[list[str], Iterable[int]]:
+    """Return the lines that show the first conversation, and its ids."""
+    found = find_input(job, job.conversations("sft").sources[0], "sft.sources.0")
+    _, talk = next(conversations(job, found, own=written.own))
+    (examples,) = learned_from(written, [talk])
+    shown = examples.tokenized[-1]  # of a split one, the example with all turns
+    return [marked_text(tokenizer, shown)], shown.ids.tolist()
+
+
+def _first_preference(
+    job: Job, tokenizer: Tokenizer, written: ChatFormat
+) -> tuple[list[str], Iterable[int]]:
+    """Return the lines that show the first usable preference, and its ids; of the first LOOKED_AT,
+    none may be usable."""
+    found = find_input(job, job.conversations("prefer").sources[0], "prefer.sources.0")
+    how = preference_format(written, job.seq_len("prefer"), job.model_config_resolved().seq_len)
+    for _, read in zip(range(LOOKED_AT), preferences(job, found)):
+        if isinstance(read.preference, str):
+            continue
+        (outcome,) = how.outcomes([read.preference])
+        if isinstance(outcome, Usable):
+            ids = np.concatenate([side.sequence.ids for side in outcome.item])
+            return marked_preference(tokenizer, outcome), ids.tolist()
+    return [], ()
+
+
+def _too_few_conversations(job: Job, found: Counted) -> BadInput:
+    section = job.section("sft")
+    return BadInput(
+        f"{how_many(found):,} conversations fill {found.rows:,} rows of "
+        f"{job.sft_seq_len:,} tokens, and one batch needs {section.global_batch:,} "
+        f"(sft.global_batch). Give sft.global_batch={better_batch(job, found)}, or more "
+        "conversations" + "".join(f". {words}" for words in found.warnings)
+    )
+
+
+def how_many(counted: Counted) -> int:
+    """Return the number of conversations to train on."""
+    return sum(source["train_conversations"] for source in counted.sources)
+
+
+def better_batch(job: Job, counted: Counted) -> int:
+    """Return the largest power of 2, or 1, with which the rows of the passes that a job asks for
+    make FEWEST_STEPS steps; a job that gives steps is taken to ask for one pass."""
+    section = job.section(counted.stage)
+    passes = section.passes if section.steps is None else 1.0
+    most = int(passes * counted.rows / FEWEST_STEPS)
+    return 1 << (most.bit_length() - 1) if most else 1
 
 
 def keep_first_records(sources: Iterable[Source]) -> bool:
@@ -107,34 +176,55 @@ def keep_first_records(sources: Iterable[Source]) -> bool:
     return whole
 
 
-def know_rows(job: Job, counted: Counted, what: str) -> str | None:
-    """Tell a job how many rows a stage has. Return what is not certain about `what` follows from
-    them, as a sentence; None if everything is."""
-    job.section(counted.stage).know_rows(counted.rows)
+# ---------------------------------------------------------------- how long a job takes
+
+
+def lacking(job: Job) -> list[str]:
+    """Return the stages of which it depends on rows that are not known how long they take: their
+    steps do, or the pass of their reference."""
+    sections = {stage: job.section(stage) for stage in job.train_stages}
+    return [
+        stage
+        for stage, section in sections.items()
+        if not section.steps_are_known or (job.needs_reference(stage) and section.rows is None)
+    ]
+
+
+def expect_rows(job: Job) -> str | None:
+    """Tell the job how many rows its conversations and preferences give, where the time that it
+    takes depends on them.
+
+    Returns what is not certain about it, as a sentence; None if everything is. Raises StoreError,
+    and BadInput for data that can't be used, unless only the pass of a reference depends on them.
+    """
+    if not lacking(job):
+        return None
+    head = RunState(open_store(job.store), job.name).read()
+    if head is not None:
+        know_rows(job, head)
+    return "; ".join(filter(None, [_expect(job, stage) for stage in lacking(job)])) or None
+
+
+def _expect(job: Job, stage: str) -> str | None:
+    """Tell the job the rows of a stage. Return what is not certain about what follows from them."""
+    section = job.section(stage)
+    is_known, skipped = section.steps_are_known, f"the reference pass of {stage} is left out"
+    try:
+        counted = count(job, stage)
+    except PionError as error:
+        if not is_known:
+            raise
+        return f"{skipped}: {error}"  # the checks say it, and the steps are known
+    if counted is None and is_known:
+        return f"{skipped}: its rows are not known before prepare"
+    if counted is None:
+        return f"the steps of {stage} follow from its rows, which are not known before prepare"
+    section.know_rows(counted.rows)
     if counted.whole:
         return None
-    records = "conversations" if counted.stage == "sft" else "preferences"
+    what = f"the reference pass of {stage} is" if is_known else f"the steps of {stage} are"
+    records = "conversations" if stage == "sft" else "preferences"
     return (
         f"{what} of the first {SAMPLED:,} {records} of a data set: all of them take as many "
         "times longer as there are more"
     )
-
-
-def know_steps(job: Job, stage: str, counted: Counted | None) -> str | None:
-    """Tell a job the rows that the steps of a stage follow from. Return what is not certain about
-    the steps."""
-    if counted is None:
-        return f"the steps of {stage} follow from its rows, which are not known before prepare"
-    return know_rows(job, counted, f"the steps of {stage} are")
-
-
-def makes_few_steps(job: Job, counted: Counted) -> bool:
-    """Return whether the passes over the data, if all were counted, are only a few steps."""
-    section = job.section(counted.stage)
-    return counted.whole and section.steps is None and section.total_steps < FEWEST_STEPS
-
-
-def better_batch(rows: float) -> int:
-    """Return the largest power of 2 that makes FEWEST_STEPS steps of so many rows, or 1."""
-    most = int(rows / FEWEST_STEPS)
-    return 1 << (most.bit_length() - 1) if most else 1

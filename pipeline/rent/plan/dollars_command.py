@@ -17,7 +17,7 @@ from pipeline.ladder.fit import Fit
 from pipeline.ladder.record import SHOWN
 from pipeline.ladder.stored_fit import read_stored_fit
 from pipeline.rent.plan.compared import Compared, of_rental, on_the_market
-from pipeline.rent.plan.conversations import expect_rows
+from pipeline.rent.plan.counted import expect_rows
 from pipeline.rent.plan.dollars import Market, Money, Option, options_for
 from pipeline.rent.plan.dollars_words import Answer, as_lines
 from pipeline.rent.plan.dollars_words import as_json as answer_json

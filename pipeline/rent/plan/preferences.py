@@ -1,30 +1,20 @@
-"""What a job's preferences give, before anything is rented."""
+"""What is said of a job's preferences, before anything is rented."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections import Counter
 
-import numpy as np
-
-from pion.data.chat.chat_format import ChatFormat
-from pion.data.preference.rendering import Usable, marked_preference, preference_format
-from pion.data.preference.summary import Summary
-from pion.data.tokens.tokenizer import Tokenizer
-from pion.errors import BadInput, PionError
+from pion.data.preference.layouts import Pair
+from pion.data.preference.rendering import reason_without_ids
+from pion.data.preference.summary import Part, Summary, Tally
+from pion.errors import BadInput
 from pipeline.console.formats import amount, passes_in_words
 from pipeline.console.formats import counted as counted_words
-from pipeline.data.preferences import preferences
+from pipeline.data.preferences import Read, preferences
 from pipeline.data.sources import SAMPLED, find_input
 from pipeline.job import Job
-from pipeline.rent.plan.counted import (
-    Counted,
-    better_batch,
-    count,
-    know_rows,
-    know_steps,
-    makes_few_steps,
-)
+from pipeline.rent.plan.counted import LOOKED_AT, Counted, better_batch, keep_first_records
 
 # Outside of these pairs per step, recipes that worked are rare.
 FEWEST_PAIRS, MOST_PAIRS = 32, 512
@@ -34,30 +24,6 @@ HIGHEST_LR, HIGHEST_LR_OF_LORA = 1e-5, 1e-4
 SIMPO_SHARE = 0.5
 # More passes over the same preferences rarely help.
 MOST_PASSES = 3
-# The first preference that can be used is looked for in so many.
-LOOKED_AT = 64
-
-
-def count_preferences(job: Job) -> Counted | None:
-    """Return what the preferences of `prefer` give; None if their ids are not known yet.
-
-    Raises BadInput for preferences that can't be used, and for too few to fill one batch.
-    """
-    return count(job, "prefer", _first, batch=True)
-
-
-def _first(job: Job, tokenizer: Tokenizer, written: ChatFormat) -> tuple[list[str], Iterable[int]]:
-    assert job.prefer is not None
-    found = find_input(job, job.prefer.sources[0], "prefer.sources.0")
-    how = preference_format(written, job.seq_len("prefer"), job.model_config_resolved().seq_len)
-    for _, read in zip(range(LOOKED_AT), preferences(job, found)):
-        if isinstance(read.preference, str):
-            continue
-        (outcome,) = how.outcomes([read.preference])
-        if isinstance(outcome, Usable):
-            ids = np.concatenate([side.sequence.ids for side in outcome.item])
-            return marked_preference(tokenizer, outcome), ids.tolist()
-    return [], ()
 
 
 def _summaries(counted: Counted) -> dict[str, Summary]:
@@ -107,7 +73,7 @@ def warnings_about(job: Job, counted: Counted) -> dict[str, str]:
             f"a step has about {batch:,.0f} {_what(counted)}; {FEWEST_PAIRS} to {MOST_PAIRS} are "
             "usual. Change prefer.global_batch"
         )
-    if makes_few_steps(job, counted):
+    if counted.makes_few_steps(job):
         found["steps"] = _few_steps(job, counted)
     if (rate := high_rate(job)) is not None:
         found["rate"] = rate
@@ -122,14 +88,14 @@ def warnings_about(job: Job, counted: Counted) -> dict[str, str]:
 def _few_steps(job: Job, counted: Counted) -> str:
     section = job.section("prefer")
     words = f"{counted_words(section.total_steps, 'step')} change a model little"
-    rows = section.passes * counted.rows
     # A step needs FEWEST_PAIRS, too.
-    batch = max(better_batch(rows), math.ceil(FEWEST_PAIRS * counted.rows / _items(counted)))
+    least = math.ceil(FEWEST_PAIRS * counted.rows / _items(counted))
+    batch = max(better_batch(job, counted), least)
     if batch >= section.global_batch:
         return f"{words}: use more {_what(counted)}, or more passes"
     return (
         f"{words}. With prefer.global_batch={batch}, the same {_what(counted)} make "
-        f"{math.ceil(rows / batch):,} steps"
+        f"{math.ceil(section.passes * counted.rows / batch):,} steps"
     )
 
 
@@ -160,37 +126,59 @@ def _what(counted: Counted) -> str:
     return "pairs" if kinds == {"pairs"} else "labelled answers"
 
 
-def lacks_rows(job: Job) -> bool:
-    """Return whether it depends on the rows of preferences, which are not known, how long the stage
-    takes: its steps do, or the pass of its reference."""
-    if job.prefer is None:
-        return False
-    return not job.prefer.steps_are_known or (
-        job.needs_reference("prefer") and job.prefer.rows is None
-    )
-
-
-def know_preferences(job: Job) -> str | None:
-    """Tell the job how many rows its preferences give, where its steps or the pass of its reference
-    depend on them.
-
-    Returns what is not certain about it, as a sentence; None if everything is. Raises BadInput for
-    preferences that can't be used, unless only the pass depends on them.
-    """
-    if not lacks_rows(job):
-        return None
-    if not job.section("prefer").steps_are_known:
-        return know_steps(job, "prefer", count_preferences(job))
-    try:
-        counted = count_preferences(job)
-    except PionError as error:  # the checks say it, and the steps are known
-        return f"the reference pass of prefer is left out: {error}"
-    if counted is None:
-        return "the reference pass of prefer is left out: its rows are not known before prepare"
-    return know_rows(job, counted, "the reference pass of prefer is")
-
-
 def require_first(counted: Counted) -> None:
     """Raise BadInput if none of the first preferences can be used."""
     if not counted.first:
         raise BadInput(f"none of the first {LOOKED_AT} preferences can be used")
+
+
+# ---------------------------------------------------------------- before there is a tokenizer
+
+
+def unencoded_in_words(job: Job) -> list[str]:
+    """Return lines on each source of `prefer`, whose tokenizer is trained later.
+
+    Raises BadInput for preferences that can't be used, whatever the tokenizer is.
+    """
+    read = job.model_copy(deep=True)
+    assert read.prefer is not None
+    whole = keep_first_records(read.prefer.sources)
+    lines = []
+    for number, source in enumerate(read.prefer.sources):
+        key = f"prefer.sources.{number}"
+        summary = _summary(read, key, list(preferences(read, find_input(read, source, key))))
+        read.prefer.know_kind(summary.kind, key)
+        summary.check(key)
+        what = "pairs" if summary.kind == "pairs" else "labelled answers"
+        first = "" if whole else f"of the first {SAMPLED:,}: "
+        lines.append(f"{key}: {first}{summary.train.items:,} {what} can be used, before lengths")
+        lines += summary.left_out()
+    lines.append(
+        "their lengths, rows and steps are known once the tokenizer is trained: "
+        "`pion run JOB --until prepare` counts exactly, and trains nothing"
+    )
+    return lines
+
+
+def _summary(job: Job, key: str, read: list[Read]) -> Summary:
+    """Return the summary of a source, without lengths."""
+    assert job.prefer is not None
+    kinds = [one.kind for one in read if one.kind is not None]
+    if not kinds:
+        raise BadInput(f"{key}: none of its records is a preference. Use another data set")
+    found = [one.preference for one in read if not isinstance(one.preference, str)]
+    dropped = Counter(filter(None, map(reason_without_ids, found)))
+    scored = [one for one in found if isinstance(one, Pair) and one.scores is not None]
+    swapped = [one for one in scored if one.swapped]
+    tally = Tally(
+        read=len(read),
+        refused=len(read) - len(found),
+        scored=len(scored),
+        swapped=len(swapped),
+        first_swapped=swapped[0].conversations[0].where if swapped else "",
+        dropped=dict(dropped),
+    )
+    kept = len(found) - sum(dropped.values())
+    seq_len = job.seq_len("prefer")
+    train, none = (Part(items, 0, 0, None, None) for items in (kept, 0))
+    return Summary(kinds[0], seq_len, train, none, tally, seq_len)

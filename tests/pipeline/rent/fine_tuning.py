@@ -44,7 +44,7 @@ def write_fine_tuning(folder: Path, name: str) -> Path:
 def read_fine_tuning(folder: Path, name: str, *overrides: str) -> Job:
     """Return the job of `write_fine_tuning`, as plan and check read it."""
     from pipeline.base.read_job import read_job
-    from pipeline.rent.plan.conversations import expect_rows
+    from pipeline.rent.plan.counted import expect_rows
 
     path = folder / "mine.yaml"
     job = read_job(path if path.exists() else write_fine_tuning(folder, name), overrides)

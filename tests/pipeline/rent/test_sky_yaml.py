@@ -36,21 +36,8 @@ def test_alternatives_in_order_stay_in_order(sky_home: SkyHome) -> None:
     assert [candidate.gpu for candidate in sky_yaml.candidates] == ["RTXA4000", "A40"]
 
 
-def test_variables_without_a_value_must_be_given(sky_home: SkyHome) -> None:
-    sky_yaml = read_sky_yaml(sky_home.yaml())
-    assert sky_yaml.envs == {"JOB": None, "OVERRIDES": ""}
-    with pytest.raises(BadInput, match=r"envs\.JOB has no value"):
-        sky_yaml.task({})
-    task = sky_yaml.task({"JOB": "jobs/demo.yaml"}, {"HF_TOKEN": "hf_secret"})
-    assert task.envs["JOB"] == "jobs/demo.yaml"
-    assert task.secrets["HF_TOKEN"].get_secret_value() == "hf_secret"
-
-
-def test_making_a_task_leaves_the_rental_as_it_was(sky_home: SkyHome) -> None:
-    sky_yaml = read_sky_yaml(sky_home.yaml())
-    sky_yaml.task({"JOB": "one.yaml"})
-    assert sky_yaml.task({"JOB": "two.yaml"}).envs["JOB"] == "two.yaml"
-    assert sky_yaml.config["envs"]["JOB"] is None
+def test_a_variable_without_a_value_is_none(sky_home: SkyHome) -> None:
+    assert read_sky_yaml(sky_home.yaml()).envs == {"JOB": None, "OVERRIDES": ""}
 
 
 def test_a_yaml_without_job_is_refused(sky_home: SkyHome) -> None:

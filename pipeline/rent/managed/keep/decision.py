@@ -185,23 +185,14 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Question:
-    """What the times of on-demand machines depend on, apart from prices and results of `pion
-    bench`: the job, the `resources` and the number of nodes, the stages that are left, and the
-    speeds of past runs."""
-
-    job: Job
-    resources: Any
-    num_nodes: int
-    stages: frozenset[str]
-    past: Sequence[PastSpeed]
-
-
-@dataclass(frozen=True)
 class Timed:
-    """The answer to a question, which was asked `at` (by the monotonic clock)."""
+    """The times of on-demand machines, found out `at` (by the monotonic clock).
 
-    question: Question
+    `of` is what they depend on, apart from prices and results of `pion bench`: the job, the
+    `resources` and the number of nodes, the stages that are left, and the speeds of past runs.
+    """
+
+    of: tuple[Any, ...]
     at: float
     machines: Sequence[OnDemand]
 
@@ -223,20 +214,16 @@ def read_plan(state: RunState, look: Look, known: Plan | None) -> Plan | None:
     machines, job = machines_of(like), _job(state, look.head, like)
     digests = digest_job(job)
     left = share_left(job, digests, look.head)
-    question = Question(
-        job,
-        machines.config["resources"],
-        machines.num_nodes,
-        frozenset(stage for stage, share in left.items() if share > 0),
-        read_train_speeds(state.store, model_inputs(job.model_config_resolved())),
-    )
+    past = read_train_speeds(state.store, model_inputs(job.model_config_resolved()))
+    stages = {stage for stage, share in left.items() if share > 0}
+    of = (job, machines.config["resources"], machines.num_nodes, stages, past)
     timed = known.timed if known is not None else None
-    if timed is None or timed.question != question or now - timed.at >= PRICE_SECONDS:
-        values = job, machines, look.head, question.past
+    if timed is None or timed.of != of or now - timed.at >= PRICE_SECONDS:
+        values = job, machines, look.head, past
         # torch would take 600 MB for as long as the run is watched.
         here = "torch" in sys.modules
         found = time_machines(*values) if here else in_child(time_machines, *values)
-        timed = Timed(question, now, found)
+        timed = Timed(of, now, found)
     on_demand = [replace(machine, left=left) for machine in timed.machines]
     events = read_events(state.store, state.name) if look.head is not None else []
     return Plan(like, machines, job, digests, on_demand, timed, measured_in(events), of_job, at=now)

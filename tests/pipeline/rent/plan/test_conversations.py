@@ -12,8 +12,7 @@ import pytest
 from pion.errors import BadInput
 from pipeline.job import Job
 from pipeline.rent.check.texts import check_conversations
-from pipeline.rent.plan.conversations import count_conversations, expect_rows, how_many
-from pipeline.rent.plan.counted import FEWEST_STEPS, SAMPLED
+from pipeline.rent.plan.counted import FEWEST_STEPS, SAMPLED, count, expect_rows, how_many
 from pipeline.stages.prepare import prepare_sft
 from tests.support.finished_run import tiny_tokenizer
 from tests.support.hub_server import hub_server
@@ -41,7 +40,7 @@ def job_in(folder: Path, **changes: Any) -> Job:
 
 def test_the_rows_are_those_that_the_run_will_have(tmp_path: Path) -> None:
     job = job_in(tmp_path)
-    counted = count_conversations(job)
+    counted = count(job, "sft")
     assert counted is not None
     report = prepare_sft(job, tmp_path / "sft", None, lambda message: None).report
     assert counted.rows == report["train_rows"]
@@ -127,7 +126,7 @@ def test_of_a_data_set_on_the_hub_only_the_first_conversations_are_read(
         hub.add_repo("some/talks", "dataset", {"talks.jsonl": lines.encode()})
         hub.use(monkeypatch, tmp_path / "hf")
         job = job_in(tmp_path, sft__sources=[{"kind": "hub", "repo": "some/talks"}])
-        counted = count_conversations(job)
+        counted = count(job, "sft")
         uncertain = expect_rows(job)
     assert counted is not None
     assert not counted.whole

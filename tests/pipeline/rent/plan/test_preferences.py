@@ -14,9 +14,8 @@ from pion.errors import BadInput
 from pipeline.job import Job
 from pipeline.job.file import load_job
 from pipeline.rent.check.texts import check_preferences
-from pipeline.rent.plan.conversations import expect_rows
+from pipeline.rent.plan.counted import count, expect_rows
 from pipeline.rent.plan.estimate import estimate
-from pipeline.rent.plan.preferences import count_preferences
 from pipeline.rent.plan.prices import Offer
 from tests.support.corpora import save_tokenizer
 from tests.support.jobs import tiny_dict
@@ -165,7 +164,7 @@ def test_a_loss_without_a_reference_has_no_pass(tmp_path: Path) -> None:
 def test_the_steps_of_a_job_of_preferences_alone_are_known_before_renting(tmp_path: Path) -> None:
     job = job_in(tmp_path, epochs=2)
     assert expect_rows(job) is None
-    counted = count_preferences(job)
+    counted = count(job, "prefer")
     assert counted is not None
     assert job.section("prefer").total_steps == -(-2 * counted.rows // 4)
 
@@ -173,7 +172,7 @@ def test_the_steps_of_a_job_of_preferences_alone_are_known_before_renting(tmp_pa
 def test_the_reference_pass_is_planned_if_the_steps_are_given(tmp_path: Path) -> None:
     job = job_in(tmp_path, steps=8)
     assert expect_rows(job) is None
-    counted = count_preferences(job)
+    counted = count(job, "prefer")
     assert counted is not None
     (stage,) = estimate(job, an_a40()).stages
     assert stage.reference_tokens == counted.rows * 320 // 3

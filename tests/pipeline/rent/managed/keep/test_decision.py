@@ -7,7 +7,7 @@ import yaml
 from pipeline.job import Job
 from pipeline.job.digest import digest_job
 from pipeline.rent.deadline.times import Measured, OnDemand
-from pipeline.rent.managed.keep.decision import Plan, Question, Timed, with_work_left
+from pipeline.rent.managed.keep.decision import Plan, Timed, with_work_left
 from pipeline.rent.managed.look.diagnose import RunView, SkyView
 from pipeline.rent.managed.look.look import JobLook, Look
 from pipeline.rent.managed.provider.jobs import ManagedJob
@@ -28,7 +28,7 @@ def test_a_silent_owner_is_taken_to_have_worked_on_until_its_next_save(sky_home:
     owner = someone(launch_id="l")
     head = Head(epoch=1, owner=owner, claims=(ClaimRecord(1, 0.0, owner),))
 
-    timed = Timed(Question(job, {}, 1, frozenset(), ()), 0.0, [machine])
+    timed = Timed((), 0.0, [machine])
     plan = Plan(managed, machines, job, digest_job(job), [machine], timed, Measured(), None, 0.0)
     followed = JobLook(SkyView(managed), RunView())
 
