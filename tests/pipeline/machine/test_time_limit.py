@@ -6,8 +6,9 @@ import threading
 
 import pytest
 
+from pion.errors import BadInput
 from pipeline.machine import time_limit
-from pipeline.machine.time_limit import within
+from pipeline.machine.time_limit import begin, within
 
 
 def test_work_on_a_busy_machine_has_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,6 +24,15 @@ def test_work_on_a_busy_machine_has_more_time(monkeypatch: pytest.MonkeyPatch) -
 
 def test_work_that_never_ends_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     forever = threading.Event()
-    with pytest.raises(TimeoutError):
+    with pytest.raises(TimeoutError, match="no answer in time"):
         within(1e-3, forever.wait)
     forever.set()
+
+
+def test_an_error_in_the_other_thread_is_raised_where_it_is_waited_for() -> None:
+    def fail() -> None:
+        raise BadInput("no such thing")
+
+    wait = begin(fail)
+    with pytest.raises(BadInput, match="no such thing"):
+        wait(lambda: 5.0)

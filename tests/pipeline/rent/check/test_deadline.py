@@ -25,7 +25,6 @@ from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store
 from tests.pipeline.rent.check.checked_job import Case
 from tests.pipeline.rent.conftest import SkyHome
-from tests.support.jobs import tiny_job
 from tests.support.sky_catalog import Price
 from tests.support.states import an_entry, list_checkpoint
 
@@ -233,22 +232,3 @@ def test_a_deadline_in_the_past_is_a_mistake_of_the_job_with_its_line(
         n for n, text in enumerate(path.read_text().splitlines(), 1) if "2020-01-01" in text
     )
     assert f"line {line} deadline.at: 2020-01-01T00:00Z was" in out
-
-
-def test_a_run_that_is_late_may_keep_the_past_moment_in_its_job(case: Case) -> None:
-    path = case.path(deadline={"at": "2020-01-01T00:00Z"})
-    job = tiny_job()
-    run = RunState(open_store(str(case.folder / "runs")), job.name)
-    write_first_deadline(
-        run, new_deadline(Asked(None, 1e9, 1800.0), "pion launch", run.clock.now())
-    )
-    assert show_check(str(path), [], on=None, force=False, as_json=False) == 0
-
-
-def test_check_on_a_rental_says_what_the_deadline_needs(
-    case: Case, sky_home: SkyHome, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = case.path(deadline={"hours": 100})
-    on = sky_home.yaml("accelerators: A40\nuse_spot: true")
-    assert show_check(str(path), [], on=str(on), force=False, as_json=True) == 2
-    assert "has no on-demand machine" in capsys.readouterr().out

@@ -25,7 +25,7 @@ from pipeline.state.owner import Owner
 from pipeline.state.rows.metrics import EventLog
 from pipeline.state.run_state import RunState
 from pipeline.state.status.recorded_job import find_job_file
-from tests.pipeline.rent.conftest import YAML
+from tests.pipeline.rent.conftest import YAML, SkyHome
 from tests.support.clock import FakeClock
 from tests.support.fake_provider import ANOTHER, ME, FakeProvider
 from tests.support.light_run import JOB
@@ -81,12 +81,26 @@ def test_a_job_that_was_changed_since_must_be_named(run: RunState, project: Path
 class Sky(FakeProvider):
     """SkyPilot as `hop` sees it: the old job, and the new one. RunPod has no key here."""
 
-    def __init__(self, run: RunState) -> None:
+    def __init__(self, run: RunState, home: SkyHome, time: FakeClock) -> None:
         self.run, self.name = run, rental_name(run.store.url, run.name)
+        self.home, self.time = home, time
         super().__init__(ManagedJob(1, self.name, "RUNNING", cloud="RunPod", region="CA"))
         self.listed = None
         self.launch_id = ""
-        self.old: Claim | None = None
+        self.old = claim_run(run, OLD)
+
+    def hop(self, *overrides: str, text: str = YAML) -> None:
+        hop("demo", on=str(self.home.yaml(text=text)), overrides=overrides)
+
+    def leave_during_the_hop(self) -> None:
+        """Hop, and press Ctrl-C while the new machine boots."""
+        self.time.during_sleep = interrupt
+        self.hop()
+
+    def relieve(self) -> None:
+        """Let the new machine take over once it is requested."""
+        if head_of(self.run).owner == OLD and self.launch_id:
+            self.takes_over()
 
     def submit(self, task: Any, name: str) -> int:
         self.launch_id = task.envs["PION_LAUNCH_ID"]
@@ -96,19 +110,25 @@ class Sky(FakeProvider):
 
     def takes_over(self) -> Claim:
         """Let the new machine claim the run that the old machine has released."""
-        assert self.old is not None
         if self.old._fenced is None:
             self.old.release()
         return claim_run(self.run, dataclasses.replace(NEW, launch_id=self.launch_id))
 
 
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
 @pytest.fixture
 def sky(
-    run: RunState, project: Path, sky_home: Any, monkeypatch: pytest.MonkeyPatch, time: FakeClock
+    run: RunState,
+    project: Path,
+    sky_home: SkyHome,
+    monkeypatch: pytest.MonkeyPatch,
+    time: FakeClock,
 ) -> Sky:
     """Managed job 1 works on the run, and every check before renting passes."""
-    fake = Sky(run)
-    fake.old = claim_run(run, OLD)
+    fake = Sky(run, sky_home, time)
     monkeypatch.setattr(hopping, "Provider", lambda: fake)
     monkeypatch.setattr(hopping, "require_checks", lambda order, **more: None)
     monkeypatch.setattr(hopping, "read_run", lambda text: (run, head_of(run)))
@@ -116,18 +136,18 @@ def sky(
 
 
 def test_a_hop_waits_for_the_new_owner_then_for_the_old_rental_and_shows_the_receipt(
-    sky: Sky, run: RunState, sky_home: Any, time: FakeClock, capsys: pytest.CaptureFixture[str]
+    sky: Sky, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def live() -> None:
-        if head_of(run).owner == OLD and sky.launch_id:
+        if head_of(sky.run).owner == OLD and sky.launch_id:
             claim = sky.takes_over()
-            events = EventLog(run.store, run.name, claim.epoch)
+            events = EventLog(sky.run.store, sky.run.name, claim.epoch)
             events.append("hop", receipt=["hop: A40 → A4000", "first row 36 = last + 1"])
             events.flush()
             sky.change(1, status="FAILED", failure="Job exited with exit code 4")
 
-    time.during_sleep = live
-    hop("demo", on=str(sky_home.yaml()), overrides=["hardware.micro_batch=2"])
+    sky.time.during_sleep = live
+    sky.hop("hardware.micro_batch=2")
     out = capsys.readouterr().out
     assert "managed job 2 is submitted; managed job 1 continues until the new machine is up" in out
     assert "on pod-new has taken over the run (epoch 5)" in out
@@ -138,175 +158,137 @@ def test_a_hop_waits_for_the_new_owner_then_for_the_old_rental_and_shows_the_rec
 
 
 def test_an_old_rental_that_does_not_end_by_itself_is_cancelled(
-    sky: Sky, run: RunState, sky_home: Any, time: FakeClock, capsys: pytest.CaptureFixture[str]
+    sky: Sky, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def live() -> None:
-        if head_of(run).owner == OLD and sky.launch_id:
-            sky.takes_over()
-
-    time.during_sleep = live
-    hop("demo", on=str(sky_home.yaml()), overrides=[])
+    sky.time.during_sleep = sky.relieve
+    sky.hop()
     assert sky.cancelled == [1]
     assert "cancelled managed job 1" in capsys.readouterr().out
 
 
-def test_a_launch_that_fails_leaves_the_old_one_running(
-    sky: Sky, run: RunState, sky_home: Any, time: FakeClock
-) -> None:
-    time.during_sleep = lambda: sky.change(
+def test_a_launch_that_fails_leaves_the_old_one_running(sky: Sky) -> None:
+    sky.time.during_sleep = lambda: sky.change(
         2, status="FAILED_NO_RESOURCE", failure="no RTX A4000 anywhere"
     )
     with pytest.raises(PionError) as failed:
-        hop("demo", on=str(sky_home.yaml()), overrides=[])
+        sky.hop()
     message = str(failed.value)
     assert "managed job 2 stopped before it took over the run" in message
     assert "no RTX A4000 anywhere" in message
     assert f"{OLD.describe()} still owns demo, and continues" in message
     assert sky.cancelled == []
-    assert pending_stop(run) is None
+    assert pending_stop(sky.run) is None
 
 
 def test_the_request_to_hand_over_is_withdrawn_if_the_new_machine_does_not_take_over(
-    sky: Sky, run: RunState, sky_home: Any, time: FakeClock
+    sky: Sky,
 ) -> None:
     def ask_and_die() -> None:
-        ask_stop(run, "pion hop to pod-new", except_launch=sky.launch_id)
+        ask_stop(sky.run, "pion hop to pod-new", except_launch=sky.launch_id)
         sky.change(2, status="FAILED", failure="out of memory")
 
-    time.during_sleep = ask_and_die
+    sky.time.during_sleep = ask_and_die
     with pytest.raises(PionError) as failed:
-        hop("demo", on=str(sky_home.yaml()), overrides=[])
+        sky.hop()
     assert f"{OLD.describe()} had been asked to hand over demo" in str(failed.value)
     assert "still owns" not in str(failed.value)
-    assert pending_stop(run) is None
+    assert pending_stop(sky.run) is None
 
 
-def test_a_hop_that_fails_leaves_the_note_of_the_old_rental_as_it_was(
-    sky: Sky, run: RunState, sky_home: Any, time: FakeClock
-) -> None:
+def test_a_hop_that_fails_leaves_the_note_of_the_old_rental_as_it_was(sky: Sky) -> None:
     old = RentalNote(0.0, "desk", "1a2b3c4d", "launch-old", 1)
-    write_rental_note(run, old, None)
-    time.during_sleep = lambda: sky.change(
+    write_rental_note(sky.run, old, None)
+    sky.time.during_sleep = lambda: sky.change(
         2, status="FAILED_NO_RESOURCE", failure="no RTX A4000 anywhere"
     )
     with pytest.raises(PionError):
-        hop("demo", on=str(sky_home.yaml()), overrides=[])
-    assert read_rental_note(run)[0] == old
+        sky.hop()
+    assert read_rental_note(sky.run)[0] == old
 
 
-def test_a_machine_that_another_computer_has_rented_is_named(sky: Sky, run: RunState) -> None:
+def test_a_machine_that_another_computer_has_rented_is_named(sky: Sky) -> None:
     theirs = Pod("theirs", f"{cluster_name(sky.name, 1)}-{ANOTHER}-head", "RUNNING")
     ours = Pod("ours", f"{cluster_name(sky.name, 1)}-{ME}-head", "RUNNING")
     strangers = Pod("strangers", f"pion-other-01234567-1-{ANOTHER}-head", "RUNNING")
     sky.listed = [theirs, ours, strangers]
-    (line,) = others_left(Move(run, sky.name, "launch-new", 2, sky.jobs, None, sky))
+    (line,) = others_left(Move(sky.run, sky.name, "launch-new", 2, sky.jobs, None, sky))
     assert "pod theirs was rented from another computer" in line
 
 
-def test_a_machine_that_never_comes_is_given_up_and_the_old_one_continues(
-    sky: Sky, run: RunState, sky_home: Any, time: FakeClock
-) -> None:
+def test_a_machine_that_never_comes_is_given_up_and_the_old_one_continues(sky: Sky) -> None:
     with pytest.raises(
         PionError, match=r"did not take over the run within 30 min 00 s.*still owns"
     ):
-        hop("demo", on=str(sky_home.yaml()), overrides=[])
+        sky.hop()
     assert sky.cancelled == [2]
-    assert head_of(run).owner == OLD
+    assert head_of(sky.run).owner == OLD
 
 
 def test_on_a_store_without_heartbeats_the_new_machine_may_wait_for_a_silent_owner(
-    sky: Sky, run: RunState, sky_home: Any, time: FakeClock, monkeypatch: pytest.MonkeyPatch
+    sky: Sky, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(type(run.store), "commits", True)
+    monkeypatch.setattr(type(sky.run.store), "commits", True)
     with pytest.raises(PionError, match=r"did not take over the run within 1 h 00 min"):
-        hop("demo", on=str(sky_home.yaml()), overrides=[])
+        sky.hop()
 
 
 def test_an_old_job_that_recovers_will_be_asked_for_the_run_though_nobody_owns_it_now(
-    sky: Sky, run: RunState, sky_home: Any, time: FakeClock
+    sky: Sky,
 ) -> None:
-    assert sky.old is not None
     sky.old.release()  # its pod was preempted
     sky.change(1, status="RECOVERING")
 
-    def interrupt() -> None:
-        raise KeyboardInterrupt
-
-    time.during_sleep = interrupt
-    hop("demo", on=str(sky_home.yaml()), overrides=[])
+    sky.leave_during_the_hop()
     assert sky.from_epoch == "4"
-    claim_run(run, OLD)  # the new machine is up only after the old job is back
-    assert relieves(head_of(run), 4, NEW)
+    claim_run(sky.run, OLD)  # the new machine is up only after the old job is back
+    assert relieves(head_of(sky.run), 4, NEW)
 
 
 def test_a_run_that_nobody_works_on_may_be_about_to_come_back_from_another_computer(
-    sky: Sky, run: RunState, sky_home: Any, time: FakeClock
+    sky: Sky,
 ) -> None:
-    assert sky.old is not None
     sky.old.release()
     sky.change(1, status="CANCELLED")
 
-    def interrupt() -> None:
-        raise KeyboardInterrupt
-
-    time.during_sleep = interrupt
-    hop("demo", on=str(sky_home.yaml()), overrides=[])
+    sky.leave_during_the_hop()
     assert sky.from_epoch == "4"  # an owner that comes back late is asked to leave the run
 
 
-def test_a_hop_may_be_forced(
-    sky: Sky, sky_home: Any, time: FakeClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hop_may_be_forced(sky: Sky, monkeypatch: pytest.MonkeyPatch) -> None:
     forced: list[bool] = []
 
-    def interrupt() -> None:
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(hopping, "require_checks", lambda order, force: forced.append(force))
-    time.during_sleep = interrupt
-    on = str(sky_home.yaml())
+    sky.time.during_sleep = interrupt
+    on = str(sky.home.yaml())
     assert main(["hop", "demo", "--on", on, "--force"]) == 0
     sky.jobs = sky.jobs[:1]
     assert main(["hop", "demo", "--on", on]) == 0
     assert forced == [True, False]
 
 
-def test_ctrl_c_while_submitting_says_what_may_happen(
-    sky: Sky, run: RunState, sky_home: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def submit(task: Any, name: str) -> int:
-        raise KeyboardInterrupt
-
-    sky.submit = submit
-    assert main(["hop", "demo", "--on", str(sky_home.yaml())]) == 130
-    assert f"is it rented: pion rentals {run.store.url}/demo" in capsys.readouterr().out
-
-
 def test_a_run_that_is_finished_before_the_new_machine_is_up_needs_it_no_more(
-    sky: Sky, run: RunState, sky_home: Any, time: FakeClock, capsys: pytest.CaptureFixture[str]
+    sky: Sky, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def finish() -> None:
-        if sky.launch_id and sky.old is not None and sky.old._fenced is None:
+        if sky.launch_id and sky.old._fenced is None:
             for stage in ("sft", "evaluate"):
                 sky.old.finish_stage(stage, "digest", {})
             sky.old.release()
 
-    time.during_sleep = finish
-    hop("demo", on=str(sky_home.yaml()), overrides=[])
+    sky.time.during_sleep = finish
+    sky.hop()
     assert sky.cancelled == [2]
     assert "demo had already finished. Pion cancelled managed job 2" in capsys.readouterr().out
-    assert read_rental_note(run)[0] is None  # nothing is rented now
+    assert read_rental_note(sky.run)[0] is None  # nothing is rented now
 
 
-def test_a_second_hop_of_a_run_on_its_way_is_refused(sky: Sky, sky_home: Any) -> None:
+def test_a_second_hop_of_a_run_on_its_way_is_refused(sky: Sky) -> None:
     sky.jobs.append(ManagedJob(2, sky.name, "STARTING"))
     with pytest.raises(BadInput, match=r"is already being moved: managed jobs 1 and 2.*cancel 2"):
-        hop("demo", on=str(sky_home.yaml()), overrides=[])
+        sky.hop()
 
 
-def test_a_run_with_a_deadline_is_moved_from_the_jobs_of_both_markets(
-    sky: Sky, run: RunState, sky_home: Any, time: FakeClock
-) -> None:
+def test_a_run_with_a_deadline_is_moved_from_the_jobs_of_both_markets(sky: Sky) -> None:
     """A request for spot stands next to the machine on demand that owns the run."""
     spot, on_demand = (
         yaml.safe_dump({"envs": {"PION_SPOT": flag}, "run": "true"}) for flag in "10"
@@ -314,23 +296,17 @@ def test_a_run_with_a_deadline_is_moved_from_the_jobs_of_both_markets(
     standing = ManagedJob(0, sky.name, "PENDING", task=spot)
     sky.jobs = [dataclasses.replace(sky.jobs[0], task=on_demand), standing]
 
-    def live() -> None:
-        if head_of(run).owner == OLD and sky.launch_id:
-            sky.takes_over()
-
-    time.during_sleep = live
-    hop("demo", on=str(sky_home.yaml()), overrides=[])
+    sky.time.during_sleep = sky.relieve
+    sky.hop()
     assert set(sky.cancelled) == {0, 1}
 
 
-def test_skypilot_being_down_for_a_moment_ends_no_hop(
-    sky: Sky, run: RunState, sky_home: Any, time: FakeClock
-) -> None:
+def test_skypilot_being_down_for_a_moment_ends_no_hop(sky: Sky) -> None:
     really_submit = sky.submit
 
     def live() -> None:
         sky.down = False
-        if head_of(run).owner == OLD:
+        if head_of(sky.run).owner == OLD:
             sky.takes_over()
 
     def submit(task: Any, name: str) -> int:
@@ -338,56 +314,39 @@ def test_skypilot_being_down_for_a_moment_ends_no_hop(
         return really_submit(task, name)
 
     sky.submit = submit
-    time.during_sleep = live
-    hop("demo", on=str(sky_home.yaml()), overrides=[])
+    sky.time.during_sleep = live
+    sky.hop()
 
 
-def test_the_hop_continues_after_ctrl_c(
-    sky: Sky, sky_home: Any, time: FakeClock, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def interrupt() -> None:
-        raise KeyboardInterrupt
-
-    time.during_sleep = interrupt
-    hop("demo", on=str(sky_home.yaml()), overrides=[])
+def test_the_hop_continues_after_ctrl_c(sky: Sky, capsys: pytest.CaptureFixture[str]) -> None:
+    sky.leave_during_the_hop()
     assert "to cancel it before its machine is up: sky jobs cancel 2" in capsys.readouterr().out
     assert sky.cancelled == []
 
 
-def test_a_hop_clears_a_request_to_stop(
-    sky: Sky, run: RunState, sky_home: Any, time: FakeClock
-) -> None:
-    ask_stop(run, "pion stop")
+def test_a_hop_clears_a_request_to_stop(sky: Sky) -> None:
+    ask_stop(sky.run, "pion stop")
 
-    def interrupt() -> None:
-        raise KeyboardInterrupt
-
-    time.during_sleep = interrupt
-    hop("demo", on=str(sky_home.yaml()), overrides=[])
-    assert pending_stop(run) is None
+    sky.leave_during_the_hop()
+    assert pending_stop(sky.run) is None
 
 
-def test_overrides_that_make_it_another_run_are_refused(sky: Sky, sky_home: Any) -> None:
+def test_overrides_that_make_it_another_run_are_refused(sky: Sky) -> None:
     with pytest.raises(BadInput, match=r"is the run .*/demo-2, not .*/demo\. Nothing was rented"):
-        hop("demo", on=str(sky_home.yaml()), overrides=["name=demo-2"])
+        sky.hop("name=demo-2")
     assert len(sky.jobs) == 1
 
 
-def test_a_finished_run_is_not_moved(
-    sky: Sky, run: RunState, sky_home: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert sky.old is not None
+def test_a_finished_run_is_not_moved(sky: Sky, capsys: pytest.CaptureFixture[str]) -> None:
     for stage in ("sft", "evaluate"):
         sky.old.finish_stage(stage, "digest", {})
-    hop("demo", on=str(sky_home.yaml()), overrides=[])
+    sky.hop()
     assert "demo is finished: there is nothing to move" in capsys.readouterr().out
     assert len(sky.jobs) == 1
 
 
-def test_a_machine_that_would_end_at_once_is_not_rented(
-    sky: Sky, run: RunState, sky_home: Any
-) -> None:
+def test_a_machine_that_would_end_at_once_is_not_rented(sky: Sky) -> None:
     text = YAML.replace("envs: {{", "envs: {{PION_UNTIL: pretrain, ")
     with pytest.raises(BadInput, match=r"end after pretrain \(PION_UNTIL\).*Nothing was rented"):
-        hop("demo", on=str(sky_home.yaml(text=text)), overrides=[])
+        sky.hop(text=text)
     assert sky.launch_id == ""

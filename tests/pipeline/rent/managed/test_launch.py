@@ -240,16 +240,6 @@ def test_spot_machines_of_one_type_are_warned_about_once_and_on_demand_never(
     assert said.count("every machine is a spot A40") == times
 
 
-def test_a_job_file_that_is_left_out_of_the_copy_is_not_rented_for(
-    project: Path, sky_home: SkyHome, rents_nothing: None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (project / ".skyignore").write_text("jobs/tiny.yaml\n")
-    sky_yaml = sky_home.yaml(text=WORKDIR)
-    with pytest.raises(BadInput, match=r"files.*Nothing was rented"):
-        launch("jobs/tiny.yaml", ["store=runs"], on=str(sky_yaml), dry_run=False, force=False)
-    assert "the job file: " in capsys.readouterr().out
-
-
 JOB = ManagedJob(7, "pion-demo", "RUNNING", cloud="RunPod", region="CA")
 
 

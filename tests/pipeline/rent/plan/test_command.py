@@ -178,18 +178,6 @@ def test_a_gpu_without_a_price_comes_after_those_that_have_one(plan: Any) -> Non
     assert rows[-1]["hours"] < rows[0]["hours"]
 
 
-def test_prices_of_the_job_do_offline(sky_home: SkyHome, plan: Any) -> None:
-    sky_home.lose_catalog()
-    prices = "prices={A40: 0.4, L40S: {spot: 0.3, on_demand: 0.9}}"
-    rows = plan(SMALL, prices)["estimates"]
-    assert [(row["gpu"], row["use_spot"]) for row in rows] == [
-        ("L40S", True),
-        ("L40S", False),
-        ("A40", False),
-        ("A40", True),
-    ]
-
-
 def test_as_many_gpus_are_paid_for_as_the_job_has_workers(sky_home: SkyHome, plan: Any) -> None:
     also_by_four(sky_home, "A40", Price(0.7, 1.5))
     one = plan(SMALL, gpus=("A40",))["estimates"][-1]
@@ -209,11 +197,6 @@ def test_of_workers_that_come_and_go_the_fewest_are_planned(sky_home: SkyHome, p
     found = plan(SMALL, "hardware.workers=[4,8]", gpus=("A40",))
     assert found["estimates"] == plan(SMALL, "hardware.workers=4", gpus=("A40",))["estimates"]
     assert "hardware.workers [4, 8]: planned for 4 workers" in found["notes"]
-
-
-def test_a_gpu_nobody_knows_is_refused_with_the_closest_names(plan: Any) -> None:
-    with pytest.raises(BadInput, match="Did you mean A40"):
-        plan(SMALL, gpus=("A4O",))
 
 
 def test_the_table_has_a_line_for_each_machine(

@@ -223,8 +223,6 @@ def test_a_line_about_more_cards_takes_the_place_of_one_card(
 def test_half_the_money_may_buy_too_little_and_says_so(
     store: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(BadInput, match="buys less than the smallest model"):
-        show_dollars(asked_of(store, 0.05), as_json=False)
     lines = lines_of(asked_of(store, 0.4, gpus=["A40"]), capsys)
     assert any(line.startswith("$0.20 buys less than the smallest model") for line in lines)
     assert len(lines) <= 15
@@ -238,12 +236,6 @@ def test_double_the_money_may_be_beyond_the_ladder_and_says_so(
     [double] = [line for line in lines if line.startswith("$40.00 buys ")]
     assert "the ladder is trusted up to 1.2e+19, 100 times its largest run" in double
     assert len(lines) <= 15
-
-
-def test_a_budget_beyond_the_ladder_says_how_far_it_goes(store: str, fitted: Fit) -> None:
-    with_ladder(store, fitted)
-    with pytest.raises(BadInput, match=r"trusted up to 1\.2e\+19, 100 times its largest run"):
-        show_dollars(asked_of(store, 5000, ladder="small"), as_json=False)
 
 
 def test_a_ladder_that_is_not_there_or_has_no_fit_is_refused(store: str) -> None:

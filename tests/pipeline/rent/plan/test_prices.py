@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import re
-import threading
-import time
 
 import pytest
 
@@ -13,7 +11,6 @@ from pion.errors import BadInput
 from pipeline.job import Job, Price
 from pipeline.job.digest import digest_job
 from pipeline.job.file import load_job
-from pipeline.machine.time_limit import begin, within
 from pipeline.rent.plan.prices import NotOffered, Offer, look_up, market, offers_for
 from pipeline.rent.sky_yaml import read_sky_yaml
 from tests.paths import JOBS
@@ -228,19 +225,3 @@ def test_prices_never_make_a_finished_stage_stale() -> None:
 def test_an_invalid_price_is_refused(prices: str, words: str) -> None:
     with pytest.raises(BadInput, match=re.escape(words)):
         load_job(SMALL, [f"prices={prices}"])
-
-
-def test_what_takes_too_long_is_left_behind() -> None:
-    started = time.monotonic()
-    with pytest.raises(TimeoutError, match="no answer in time"):
-        within(0.05, threading.Event().wait)
-    assert time.monotonic() - started < 5
-
-
-def test_an_error_in_the_other_thread_is_raised_where_it_is_waited_for() -> None:
-    def fail() -> None:
-        raise BadInput("no such thing")
-
-    wait = begin(fail)
-    with pytest.raises(BadInput, match="no such thing"):
-        wait(lambda: 5.0)

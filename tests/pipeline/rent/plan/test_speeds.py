@@ -148,10 +148,6 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "pion" / "bench"
 
 
-def test_without_any_file_there_is_no_result(own: Path) -> None:
-    assert bench_results([]) == []
-
-
 def test_a_given_file_comes_before_the_users_and_the_users_before_pions(
     own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
