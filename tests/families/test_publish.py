@@ -11,7 +11,7 @@ from pion.errors import PionError
 from pion.formats.export import export_model
 from pion.formats.load import load_decoder
 from pion.formats.verify import verify_export
-from tests.families.families import Family, each_family
+from tests.families.families import Family, a_few_families
 
 TEXTS = ["Return a new header with the string.\n\n    >>> os.path.join('a', 'b')"]
 
@@ -23,7 +23,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@each_family
+@a_few_families
 def test_transformers_computes_the_logits_of_the_trained_model(
     family: Family, tokenizer: Path, tmp_path: Path
 ) -> None:

@@ -136,7 +136,7 @@ TABLE = [
     Row("run finished.yaml", "b+0*"),
     Row("run finished.yaml", "r+0*", managed=True),
     # Some of its checks ask at the same time, and not all of them need an answer.
-    Row("check job.yaml", "b[b0]*", every=5),
+    Row("check job.yaml", "b[b0]*", every=9),
     Row("launch job.yaml --on sky.yaml", "b+0*"),
     Row("launch job.yaml --on sky.yaml deadline.hours=500", "b+0*"),
     Row("hop demo --on sky.yaml --job demo.yaml", "b+0*"),

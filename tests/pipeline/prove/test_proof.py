@@ -175,7 +175,13 @@ def test_what_can_not_be_proved_is_bad_input(
 # ---------------------------------------------------------------- one kill
 
 
-def test_a_kill_at_the_save_mark_lands_inside_a_save_and_leaves_no_process(here: Path) -> None:
+@pytest.mark.parametrize("forked", [True, pytest.param(False, marks=pytest.mark.soak)])
+def test_a_kill_at_the_save_mark_lands_inside_a_save_and_leaves_no_process(
+    here: Path, forked: bool, request: pytest.FixtureRequest
+) -> None:
+    """Only a process that was started, and not forked, is found by its environment."""
+    if forked:
+        request.getfixturevalue("in_forks")
     command = [sys.executable, "-m", "pipeline.cli", "run", write_job(here, sft=None)]
     command += ["checkpoint.every_steps=3", "log.every=1"]
     with Place() as place:
