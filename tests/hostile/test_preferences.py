@@ -6,11 +6,13 @@ Each file has 40 good pairs and, in line 21, one that is not. A refusal names th
 from __future__ import annotations
 
 import gzip
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 
 from pion.data.preference.rendering import (
@@ -37,7 +39,6 @@ from tests.support.preference_files import (
 GOOD = 40
 LINE = 21
 FORMATS = [None, ("smollm2", CHATML)]
-USER = {"role": "user", "content": "Hi"}
 
 
 @pytest.fixture(autouse=True)
@@ -58,10 +59,6 @@ def odd(**changes: Any) -> bytes:
     return line(pair_of(999, **changes))
 
 
-def without(key: str) -> bytes:
-    return line({k: v for k, v in pair_of(999).items() if k != key})
-
-
 def write_with(folder: Path, odd_line: bytes, good: Callable[[int], Any] = pair_of) -> None:
     """Write the good lines, and the odd one as line 21."""
     lines = [line(good(n)) for n in range(GOOD)]
@@ -76,6 +73,7 @@ def rows_of(folder: Path, template: tuple[str, str] | None = None, **how: Any) -
 
 # ---------------------------------------------------------------- refused
 
+# tests/pion/data/preference/test_layouts.py has more records that are no preference.
 REFUSED: dict[str, bytes] = {
     "no JSON": b"{'prompt': 'single quotes'}",
     "half a line": odd()[:40],
@@ -85,98 +83,46 @@ REFUSED: dict[str, bytes] = {
     "nested 100,000 deep": b'{"chosen": ' + b"[" * 100_000,
     "5,000 digits": b'{"prompt": "a", "chosen": "b", "rejected": ' + b"9" * 5000 + b"}",
     "one key twice": b'{"prompt": "a", "chosen": "b", "chosen": 5, "rejected": "b"}',
-    "other keys": line({"messages": [USER, said("a")]}),
-    "no keys": b"{}",
-    "no prompt": without("prompt"),
-    "no chosen": without("chosen"),
-    "no rejected": without("rejected"),
-    "chosen is null": odd(chosen=None),
-    "rejected is null": odd(rejected=None),
-    "a number": odd(rejected=1e308),
     "a truth": odd(rejected=True),
-    "nested lists": odd(chosen=[[said("a")]]),
-    "an empty list": odd(chosen=[]),
     "a list of null": odd(chosen=[None]),
-    "a message without a role": odd(chosen=[{"content": "a"}]),
     "a message with a list as role": odd(chosen=[{"role": ["assistant"], "content": "a"}]),
     "an unknown role": odd(chosen=[{"role": "robot\u001b[2J", "content": "a"}]),
     "content of another type": odd(chosen=[said({"text": "a"})]),
-    "only the user": odd(chosen=[USER], rejected=[USER]),
-    "an empty prompt": odd(prompt=" \n "),
     "a prompt of null without lists": odd(prompt=None),
-    "a prompt of another type": odd(prompt={"text": "a"}),
     "an empty list as prompt": odd(prompt=[]),
-    "unequal prompts": odd(
-        prompt=None,
-        chosen=[USER, said("a")],
-        rejected=[{"role": "user", "content": "Bye"}, said("b")],
-    ),
-    "unequal system messages": odd(
-        prompt="Hi",
-        chosen=[{"role": "system", "content": "x"}, USER, said("a")],
-        rejected=[USER, said("b")],
-    ),
-    "lists that disagree with the prompt": odd(
-        prompt="Bye", chosen=[USER, said("a")], rejected=[USER, said("b")]
-    ),
-    "one side goes on after the other": odd(
-        prompt="Hi", chosen=[USER, said("a")], rejected=[USER, said("a"), USER, said("b")]
-    ),
-    "transcripts without Assistant": odd(
-        prompt=None, chosen="\n\nHuman: Hi", rejected="\n\nHuman: Hi"
-    ),
-    "a transcript with two turns of Human": odd(
-        prompt=None, chosen="\n\nHuman: Hi\n\nHuman: Hi\n\nAssistant: a", rejected="b"
-    ),
     "a transcript that begins with Assistant": odd(
         prompt=None, chosen="\n\nAssistant: a", rejected="\n\nAssistant: b"
     ),
-    "a score of NaN": odd(score_chosen=float("nan"), score_rejected=1),
     "an infinite score": odd(score_chosen=1, score_rejected=float("inf")),
-    "a score of text": odd(score_chosen="9", score_rejected="2"),
-    "a system of another type": odd(system=5),
-    "tools of text": odd(tools="now()"),
-    "OpenAI without messages": line(
-        {"input": {}, "preferred_output": 1, "non_preferred_output": 2}
-    ),
     "an answer with a label among pairs": line(label_of(1)),
     "a huge line": b'{"prompt": "' + b"x" * 17_000_000 + b'"}',
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_a_line_that_is_no_pair_ends_the_preparation_with_its_place(
+LABELS: dict[str, bytes] = {
+    "null": line({**label_of(1), "label": None}),
+    "a list": line({**label_of(1), "label": [True]}),
+    "nobody asked": line({**label_of(1), "prompt": [said("a")]}),
+    "a pair": line(pair_of(1)),
+}
+# The line, and what makes the good lines around it.
+BAD_LINES: dict[str, tuple[bytes, Callable[[int], Any]]] = {
+    **{name: (bad, pair_of) for name, bad in REFUSED.items()},
+    **{f"label: {name}": (bad, label_of) for name, bad in LABELS.items()},
+}
+
+
+@pytest.mark.parametrize("name", BAD_LINES)
+def test_a_line_that_is_no_pair_or_has_no_label_ends_the_preparation_with_its_place(
     tmp_path: Path, name: str
 ) -> None:
-    write_with(tmp_path, REFUSED[name])
+    write_with(tmp_path, *BAD_LINES[name])
     with pytest.raises(BadInput) as error:
         rows_of(tmp_path)
     message = str(error.value)
     assert message.count(f"{tmp_path}/prefs.jsonl:{LINE}") == 1
     assert len(message) < 1000
     assert message.isprintable()
-
-
-LABELS: dict[str, bytes] = {
-    "2": line({**label_of(1), "label": 2}),
-    "yes": line({**label_of(1), "label": "yes"}),
-    "null": line({**label_of(1), "label": None}),
-    "a list": line({**label_of(1), "label": [True]}),
-    "no completion": line({"prompt": "Hi", "label": True}),
-    "nobody asked": line({**label_of(1), "prompt": [said("a")]}),
-    "a pair": line(pair_of(1)),
-}
-
-
-@pytest.mark.parametrize("name", LABELS)
-def test_a_line_that_has_no_label_ends_the_preparation_with_its_place(
-    tmp_path: Path, name: str
-) -> None:
-    write_with(tmp_path, LABELS[name], label_of)
-    with pytest.raises(BadInput) as error:
-        rows_of(tmp_path)
-    assert str(error.value).count(f"{tmp_path}/prefs.jsonl:{LINE}") == 1
-    assert str(error.value).isprintable()
 
 
 # ---------------------------------------------------------------- left out and counted
@@ -279,36 +225,35 @@ def test_one_pair_is_trained_on_or_refused(tmp_path: Path) -> None:
         rows_of(tmp_path, held_out=1.0, out="held_out")
 
 
-@pytest.mark.parametrize("content", [b"", b"\n\n  \n"])
-def test_an_empty_file_is_refused(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "prefs.jsonl").write_bytes(content)
-    with pytest.raises(BadInput, match=r"prefer\.sources\.0: the corpus is empty"):
-        rows_of(tmp_path)
+def table(**columns: list[str]) -> bytes:
+    """Return a parquet file with these columns."""
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(columns), file)
+    return file.getvalue()
 
 
-def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"prefer\.sources\.0\.path: no such file or folder"):
-        rows_of(tmp_path)
+NO_COLUMNS = table(text=["a"], better=["b"])
+# What is written to prefs.SUFFIX, and why the file is refused.
+FILES: dict[str, tuple[str, bytes | None, str]] = {
+    "empty": ("jsonl", b"", r"prefer\.sources\.0: the corpus is empty"),
+    "blank": ("jsonl", b"\n\n  \n", r"prefer\.sources\.0: the corpus is empty"),
+    "missing": ("jsonl", None, r"prefer\.sources\.0\.path: no such file or folder"),
+    "a bomb": (
+        "jsonl.gz",
+        gzip.compress(b'{"prompt": "' + b"x" * 20_000_000, 1),
+        "the line has more than 16,000,000 bytes",
+    ),
+    "no parquet": ("parquet", b"PAR1" * 9, "not a readable parquet file"),
+    "columns": ("parquet", NO_COLUMNS, r"row 1: not a preference.*found 'text', 'better'"),
+}
 
 
-def test_a_bomb_of_gzip_is_refused(tmp_path: Path) -> None:
-    bomb = gzip.compress(b'{"prompt": "' + b"x" * 200_000_000)
-    (tmp_path / "prefs.jsonl.gz").write_bytes(bomb)
-    with pytest.raises(BadInput, match="the line has more than 16,000,000 bytes"):
-        rows_of(tmp_path, source=JsonlFiles(kind="jsonl", path="prefs.jsonl.gz"))
-
-
-def test_a_file_that_is_no_parquet_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "prefs.parquet").write_bytes(b"PAR1" * 9)
-    with pytest.raises(BadInput, match="not a readable parquet file"):
-        rows_of(tmp_path, source=ParquetFiles(kind="parquet", path="prefs.parquet"))
-
-
-def test_a_table_without_the_columns_is_refused_with_their_names(tmp_path: Path) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
-    table = pyarrow.table({"text": ["a"], "better": ["b"]})
-    pyarrow.parquet.write_table(table, tmp_path / "prefs.parquet")
-    with pytest.raises(BadInput, match=r"row 1: not a preference.*found 'text', 'better'"):
-        rows_of(tmp_path, source=ParquetFiles(kind="parquet", path="prefs.parquet"))
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_without_pairs_is_refused_with_the_reason(tmp_path: Path, name: str) -> None:
+    suffix, content, reason = FILES[name]
+    if content is not None:
+        (tmp_path / f"prefs.{suffix}").write_bytes(content)
+    kind = ParquetFiles if suffix == "parquet" else JsonlFiles
+    source = kind.model_validate({"kind": suffix.partition(".")[0], "path": f"prefs.{suffix}"})
+    with pytest.raises(BadInput, match=reason):
+        rows_of(tmp_path, source=source)

@@ -1,12 +1,14 @@
 """`pion check` on files of preferences as they should not be: one message, or a count.
 
-The files are those of test_preferences.py. Of the checks, only those that read the file run.
+The files are those of test_preferences.py, which has all of them by default. Of the checks, only
+those that read the file run.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,10 @@ import yaml
 from pipeline.rent.check.job import check_data
 from tests.hostile.in_process import ended
 from tests.hostile.test_preferences import (
+    BAD_LINES,
     DROPPED,
     GOOD,
-    LABELS,
     LINE,
-    REFUSED,
     USED,
     line,
     odd,
@@ -29,7 +30,7 @@ from tests.hostile.test_preferences import (
 )
 from tests.support.chat_templates import CHATML
 from tests.support.in_process_renderer import InProcessRenderer
-from tests.support.preference_files import label_of, pair_of, write_jsonl
+from tests.support.preference_files import pair_of, write_jsonl
 from tests.support.stock_models import saved, stock_model
 from tests.support.tokenizer_kinds import write_files
 from tests.support.waiting import LONG_SECONDS
@@ -81,26 +82,26 @@ def checked(
     return run
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_check_names_the_line_that_is_no_pair(name: str, tmp_path: Path, checked: Checked) -> None:
-    write_with(tmp_path, REFUSED[name])
-    code, printed = checked()
+def a_few(names: Iterable[str]) -> pytest.MarkDecorator:
+    """Every sixth name by default, the others under soak."""
+    marks = ([] if number % 6 == 0 else [pytest.mark.soak] for number in itertools.count())
+    every = [pytest.param(name, marks=mark) for name, mark in zip(names, marks)]
+    return pytest.mark.parametrize("name", every)
+
+
+@a_few(BAD_LINES)
+def test_check_names_the_line_that_is_no_pair_or_has_no_label(
+    name: str, tmp_path: Path, checked: Checked
+) -> None:
+    odd_line, good = BAD_LINES[name]
+    write_with(tmp_path, odd_line, good)
+    code, printed = checked(loss="dpo" if good is pair_of else "apo-zero")
     assert code == 2
     assert f"prefs.jsonl:{LINE}" in printed
     assert len(printed) < 3000
 
 
-@pytest.mark.parametrize("name", LABELS)
-def test_check_names_the_line_that_has_no_label(
-    name: str, tmp_path: Path, checked: Checked
-) -> None:
-    write_with(tmp_path, LABELS[name], label_of)
-    code, printed = checked(loss="apo-zero")
-    assert code == 2
-    assert f"prefs.jsonl:{LINE}" in printed
-
-
-@pytest.mark.parametrize("name", DROPPED)
+@a_few(DROPPED)
 def test_check_says_why_a_pair_is_left_out(name: str, tmp_path: Path, checked: Checked) -> None:
     odd_line, reason = DROPPED[name]
     write_with(tmp_path, odd_line)
@@ -109,7 +110,7 @@ def test_check_says_why_a_pair_is_left_out(name: str, tmp_path: Path, checked: C
     assert re.search(f"left out: 1, because (they are )?{reason}", printed)
 
 
-@pytest.mark.parametrize("name", USED)
+@a_few(USED)
 def test_check_shows_an_odd_pair_as_the_first(name: str, tmp_path: Path, checked: Checked) -> None:
     """What is printed has no control character, whatever the pair has."""
     lines = [odd(**USED[name]), *(line(pair_of(number)) for number in range(GOOD))]

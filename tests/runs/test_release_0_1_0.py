@@ -45,7 +45,6 @@ def everywhere(by_default: str | None) -> pytest.MarkDecorator:
 
 
 in_a_folder = pytest.mark.parametrize("older", ["file"], indirect=True)
-elsewhere = pytest.mark.parametrize("older", ["s3", "hub"], indirect=True)
 
 
 @dataclass(frozen=True)
@@ -167,18 +166,8 @@ def is_done(older: Older) -> None:
     assert older.store.read("done/HEAD.json") == before
 
 
-@in_a_folder
+@everywhere(by_default="file")
 def test_one_stage_can_be_done_again(older: Older) -> None:
-    redo_sft(older)
-
-
-@pytest.mark.soak
-@elsewhere
-def test_one_stage_can_be_done_again_elsewhere(older: Older) -> None:
-    redo_sft(older)
-
-
-def redo_sft(older: Older) -> None:
     older.bring("done")
     before = older.head("done").stages
     output = older.run("done", "sft.lr=2e-3", "--redo", "sft", "--until", "sft")
@@ -297,36 +286,16 @@ def same_cpu() -> bool:
     return head.checkpoints[0].model_sha256 == EXPECTED["half"]["model_sha256"]
 
 
-@in_a_folder
+@everywhere(by_default="file")
 def test_its_steps_can_be_raised(older: Older) -> None:
-    raise_steps(older)
-
-
-@pytest.mark.soak
-@elsewhere
-def test_its_steps_can_be_raised_elsewhere(older: Older) -> None:
-    raise_steps(older)
-
-
-def raise_steps(older: Older) -> None:
     older.bring("half")
     output = older.run("half", "pretrain.steps=66", "--take-over")
     assert resumes("half") in output
     assert older.head("half").checkpoints[0].step == 66
 
 
-@in_a_folder
+@everywhere(by_default="file")
 def test_forks_continue_from_its_checkpoints(older: Older) -> None:
-    fork_and_continue(older)
-
-
-@pytest.mark.soak
-@elsewhere
-def test_forks_continue_from_its_checkpoints_elsewhere(older: Older) -> None:
-    fork_and_continue(older)
-
-
-def fork_and_continue(older: Older) -> None:
     older.bring("half", "done")
     older.pion("fork", older.url("half"), "half-2", "--at", "4")
     output = older.run("half", "name=half-2", "pretrain.steps=20", "pretrain.lr=5e-3")

@@ -13,34 +13,12 @@ from pipeline.job.file import load_job
 from pipeline.job.recipe import pion2
 from pipeline.job.train_sections import settings_of
 from tests.paths import JOBS
+from tests.pion.model.test_decoder import SIZES
 from tests.support.published_models import load_shipped
 
-PARAMETERS = {
-    "pion-nano": 28_742_016,
-    "pion-micro": 59_563_008,
-    "pion-small": 102_967_168,
-    "pion-base": 164_461_312,
-    "pion-large": 322_050_048,
-    "pion-xl": 770_922_240,
-}
-
-
-PION2 = {
-    "pion2-nano": 22_026_624,
-    "pion2-micro": 67_386_880,
-    "pion2-small": 112_747_136,
-    "pion2-base": 176_197_376,
-    "pion2-large": 337_697_792,
-    "pion2-xl": 794_391_040,
-    "pion2-max-nano": 25_952_280,
-    "pion2-max-micro": 83_886_128,
-    "pion2-max-small": 127_926_336,
-    "pion2-max-base": 228_589_648,
-    "pion2-max-large": 369_098_848,
-    "pion2-max-xl": 794_296_432,
-}
-
-
+WEIGHTS = {name: weights for name, weights, *_ in SIZES if name.startswith("pion")}
+PION2 = {name: weights for name, weights in WEIGHTS.items() if name.startswith("pion2-")}
+PARAMETERS = {name: weights for name, weights in WEIGHTS.items() if name not in PION2}
 tokenizer_of = functools.cache(Tokenizer.from_file)
 
 
@@ -63,7 +41,7 @@ def test_the_tokenizer_a_job_names_is_there_and_fits_its_model(path):
         assert tokenizer.vocab_size == 50_000
 
 
-@pytest.mark.parametrize(("name", "parameters"), (PARAMETERS | PION2).items())
+@pytest.mark.parametrize(("name", "parameters"), WEIGHTS.items())
 def test_each_size_has_exactly_its_published_number_of_parameters(name, parameters):
     config = load_job(JOBS / f"{name}.yaml").model_config_resolved()
     with torch.device("meta"):

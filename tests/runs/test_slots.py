@@ -14,13 +14,7 @@ from safetensors.torch import load_file
 from pipeline.cli import main
 from pipeline.models.find import find_model
 from pipeline.models.load import load_model
-from tests.support.whole_runs import (
-    final_weights,
-    finish,
-    head_of,
-    kill_after_a_save,
-    write_job,
-)
+from tests.support.whole_runs import final_weights, head_of
 
 Whole = Callable[..., Path]
 JOB: dict[str, Any] = {
@@ -47,16 +41,6 @@ def test_lora_trains_the_projections_and_leaves_the_slots_alone(whole: Whole) ->
     assert key is not None
     saved = load_file(folder / "runs/tiny" / key / "model.safetensors")
     assert all(name.endswith((".lora_a", ".lora_b")) for name in saved)
-
-
-@pytest.mark.soak
-def test_a_run_that_was_killed_ends_with_the_same_bits(tmp_path: Path, whole: Whole) -> None:
-    job = write_job(tmp_path, **JOB, checkpoint__every_steps=1, log__every=1)
-    for stage in ("pretrain", "sft"):
-        kill_after_a_save(job, stage)
-    output = finish(job)
-    assert "continues after step" in output, output
-    assert final_weights(tmp_path) == final_weights(whole(**JOB))
 
 
 def test_the_folder_has_its_own_code_and_no_gguf_is_written(

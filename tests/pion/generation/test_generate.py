@@ -178,22 +178,6 @@ def drawn_ids(logits, sampling, present=(), draws=150):
     return {sample(values, sampling, present, randomness) for _ in range(draws)}
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    logits=LOGITS,
-    top_k=st.integers(0, 12),
-    top_p=st.sampled_from([0.05, 0.5, 0.9, 1.0]),
-    temperature=st.sampled_from([0.3, 1.0, 2.0]),
-)
-def test_only_top_k_then_top_p_tokens_are_drawn(logits, top_k, top_p, temperature):
-    kth = sorted(logits, reverse=True)[top_k - 1] if 0 < top_k < len(logits) else min(logits)
-    order = sorted((i for i, logit in enumerate(logits) if logit >= kth), key=lambda i: -logits[i])
-    weights = torch.tensor([logits[i] / 10 / temperature for i in order]).double().softmax(0)
-    before = weights.cumsum(0) - weights
-    allowed = {i for place, i in enumerate(order) if before[place] < top_p + 1e-5}
-    assert drawn_ids(logits, Sampling(temperature, top_k, top_p), draws=40) <= allowed
-
-
 @pytest.mark.parametrize("top_k", [0, 3, 50])
 @pytest.mark.parametrize("number", [0.0, 1.0])  # which `rand` may return after rounding
 def test_a_forbidden_id_is_never_drawn(top_k, number, monkeypatch):
@@ -205,11 +189,6 @@ def test_a_forbidden_id_is_never_drawn(top_k, number, monkeypatch):
         changes = Changes.of(sampling, (), 0, 5, None, allowed)
         (token,) = sample_rows(logits, [Draw(sampling, changes, torch.Generator())])
         assert token == (1 if number == 0 else 3)
-
-
-def test_every_allowed_token_is_drawn_sooner_or_later():
-    assert drawn_ids([20, 20, 15, 15, -30], Sampling(1.0, 4, 1.0)) == {0, 1, 2, 3}
-    assert drawn_ids([20, 20, 15, 15, -30], Sampling(1.0, 0, 0.60)) == {0, 1}
 
 
 def test_top_p_keeps_the_id_that_crosses_it():
@@ -235,23 +214,6 @@ def test_rounding_does_not_exchange_ids_that_are_as_likely():
     for _ in range(50):
         token = sample(logits, Sampling(1.0, 0, 1.0), (), alone)
         assert sample(logits + noise, Sampling(1.0, 0, 1.0), (), batched) == token
-
-
-def test_draws_follow_the_softmax():
-    randomness = torch.Generator().manual_seed(0)
-    logits = torch.tensor([0.1, 0.2, 0.7]).log()
-    draws = [sample(logits, Sampling(1.0, 0, 1.0), (), randomness) for _ in range(4000)]
-    shares = torch.bincount(torch.tensor(draws)) / 4000
-    torch.testing.assert_close(shares, torch.tensor([0.1, 0.2, 0.7]), rtol=0, atol=0.03)
-
-
-def test_repetition_is_penalised_whatever_the_sign_of_the_logit():
-    for logits, likeliest in (([21, 20], 0), ([-20, -21], 0)):
-        greedy = Sampling(temperature=0)
-        penalised = Sampling(temperature=0, repetition_penalty=1.2)
-        assert drawn_ids(logits, greedy, present=[0], draws=1) == {likeliest}
-        assert drawn_ids(logits, penalised, present=[0, 0], draws=1) == {1 - likeliest}
-        assert drawn_ids(logits, penalised, present=[], draws=1) == {likeliest}
 
 
 @settings(max_examples=60, deadline=None)

@@ -21,7 +21,6 @@ from pion.data.chat.conversation import (
 from pion.data.chat.messages import turns_of
 from pion.data.records.layouts import read_conversation
 from pion.data.tokens.tokenizer import Tokenizer, train_bpe
-from pion.errors import BadInput
 from tests.support.tokenizer_kinds import settings_of, tokenizer_of
 
 CORPUS = [
@@ -241,37 +240,6 @@ def test_other_names_of_roles_are_read_in_any_case(asks: str, answers: str) -> N
     assert parsed(record, "a:1") == expected
     roles = [message["role"] for message in read_conversation(record, "a:1").messages]
     assert roles == ["system", "user", "assistant"]
-
-
-@pytest.mark.parametrize(
-    ("record", "message"),
-    [
-        ({}, "expected a list of turns.*found no key"),
-        ({"text": "x"}, "found 'text'"),
-        (["x"], "found ..x.. instead of an object"),
-        (None, "found None"),
-        ({"messages": "hello"}, "is a text, and not JSON: 'hello'"),
-        ({"messages": "3"}, "must be a list of turns, not 3"),
-        ({"messages": ["hello"]}, "turn 1 must be"),
-        ({"messages": [{"content": "x"}]}, "turn 1 must be"),
-        ({"messages": [{"role": "user", "content": 3}]}, "turn 1: 'content' must be text"),
-        ({"conversations": [{"from": "gpt", "value": "x"}, {"from": 1, "value": "x"}]}, "turn 2"),
-        ({"messages": []}, "not a conversation"),
-        ({"messages": [{"role": "user", "content": "x"}]}, "no assistant turn"),
-        ({"messages": [{"role": "assistant", "content": " \n"}]}, "whose answer is empty"),
-        ({"messages": [{"role": "gpt", "content": None}] * 2}, "whose 2 answers are empty"),
-        (
-            {"messages": [{"role": "user", "content": "x"}, {"role": "asistant", "content": "y"}]},
-            "turn 2 has the unknown role 'asistant'; did you mean 'assistant'",
-        ),
-    ],
-)
-def test_a_record_that_is_no_conversation_is_refused_with_file_and_line(
-    record: object, message: str
-) -> None:
-    json.dumps(record)  # a JSONL file can contain it
-    with pytest.raises(BadInput, match=rf"^chats\.jsonl:17: .*{message}"):
-        parsed(record, "chats.jsonl:17")
 
 
 def test_a_first_token_starts_a_conversation_once_and_is_not_learned() -> None:

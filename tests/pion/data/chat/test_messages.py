@@ -48,10 +48,15 @@ def test_tools_are_kept_as_they_are() -> None:
 
 
 WRONG: dict[str, tuple[Any, str]] = {
-    "no record": ([], "not a conversation"),
-    "another layout": ({"text": "a"}, "not a conversation: expected a list of turns under"),
+    "no record": (["x"], "not a conversation: .*found ..x.. instead of an object"),
+    "null": (None, "found None"),
+    "no key": ({}, "expected a list of turns.*found no key"),
+    "another layout": ({"text": "a"}, "not a conversation: expected a list of turns.*found 'text'"),
     "no list": ({"messages": "a"}, "key 'messages' is a text, and not JSON: 'a'"),
+    "a number": ({"messages": "3"}, "must be a list of turns, not 3"),
+    "an empty list": ({"messages": []}, "not a conversation"),
     "no message": ({"messages": ["a"]}, "turn 1 must be an object"),
+    "a role of another type": ({"conversations": [{"from": 1, "value": "x"}]}, "turn 1"),
     "no role": ({"messages": [HI, {"content": "a"}]}, "turn 2 must be an object"),
     "an unknown role": (
         {"messages": [HI, {"role": "asistant", "content": "a"}]},
@@ -62,7 +67,9 @@ WRONG: dict[str, tuple[Any, str]] = {
         {"messages": [HI, {**YES, "content": [{"type": "image_url", "text": "a"}]}]},
         "turn 2: 'content' has a part that is no text: 'image_url'",
     ),
+    "content of another type": ({"messages": [{**HI, "content": 3}]}, "'content' must be text"),
     "no answer": ({"messages": [HI]}, "no assistant turn"),
+    "empty answers": ({"messages": [{**YES, "content": None}] * 2}, "whose 2 answers are empty"),
     "an empty answer": ({"messages": [HI, {**YES, "content": " "}]}, "whose answer is empty"),
     "tools that are text": (
         {"messages": [HI, YES], "tools": "[f]"},
