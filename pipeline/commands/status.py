@@ -17,7 +17,7 @@ from pipeline.state.notes.rental_note import read_rental_note
 from pipeline.state.run_state import RunState
 from pipeline.state.status.run_status import run_status
 from pipeline.state.stores import DEFAULT_STORE, open_store
-from pipeline.state.stores.parallel import read_all
+from pipeline.state.stores.base import read_all
 
 
 def show_statuses(runs: Sequence[str], *, as_json: bool) -> None:

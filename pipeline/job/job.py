@@ -22,11 +22,9 @@ from pion.config.part_fields import FACTOR
 from pion.config.parts import APART
 from pion.errors import BadInput
 from pion.train.phases import check_phases_of_model
-from pipeline.job.clean_section import OF_EVALUATE
 from pipeline.job.hardware_section import Hardware
 from pipeline.job.model_section import NEXT_TO_FROM, Base, Model, TokenizerSection
 from pipeline.job.prefer_section import Prefer
-from pipeline.job.recipe import with_recipe
 from pipeline.job.result_sections import Evaluate, Publish
 from pipeline.job.runtime_sections import (
     Budget,
@@ -46,9 +44,9 @@ from pipeline.job.section import (
     refuse,
     runtime,
 )
-from pipeline.job.sources import Data, Source
+from pipeline.job.sources import OF_EVALUATE, Data, Source
 from pipeline.job.stages import CONVERSING, TRAINING
-from pipeline.job.train_sections import Pretrain, Train, phases_of
+from pipeline.job.train_sections import Pretrain, Train, phases_of, with_recipe
 from pipeline.job.tuning_sections import Conversations, Sft
 from pipeline.machine.folders import expand
 
@@ -514,3 +512,21 @@ class Job(Section):
                 given = ({} if own is None else asdict(own)) | given.model_dump(exclude_unset=True)
             changed[name] = given
         return replace(config, seq_len=seq_len, **changed)
+
+
+# ---------------------------------------------------------------- a job that only trains
+
+
+def without_questions(job: Job) -> dict[str, Any]:
+    """Return changes, by dotted key, with which the evaluation asks no questions.
+
+    The text stays cleaned of the same evaluation sets, so prepared data are shared.
+    """
+    changes: dict[str, Any] = {
+        "evaluate.packs": [],
+        "evaluate.core": None,
+        "evaluate.lm_eval": {},
+    }
+    if job.removed_sets:
+        changes["data.clean.decontaminate"] = [path for _, path in job.removed_sets]
+    return changes

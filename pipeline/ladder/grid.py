@@ -18,7 +18,7 @@ from pion.config.parts import NUMBERED_LAYERS
 from pion.errors import BadInput
 from pipeline.console.formats import short_amount
 from pipeline.job import Job
-from pipeline.job.without_questions import without_questions
+from pipeline.job.job import without_questions
 from pipeline.ladder.points import training_flops
 from pipeline.ladder.rule import settings_by_rule
 

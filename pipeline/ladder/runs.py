@@ -22,8 +22,8 @@ from pipeline.state.owner import launch_id
 from pipeline.state.rows.metrics import read_metrics
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Store, StoreError
+from pipeline.state.stores.base import read_all
 from pipeline.state.stores.errors import verdict
-from pipeline.state.stores.parallel import read_all
 
 # Runs `pion run` with these arguments, and returns its exit code.
 Execute = Callable[[Sequence[str]], int]

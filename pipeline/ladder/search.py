@@ -15,7 +15,7 @@ from typing import Any
 from pion.errors import Stopped
 from pipeline.console.formats import counted
 from pipeline.job import Job
-from pipeline.job.without_questions import without_questions
+from pipeline.job.job import without_questions
 from pipeline.ladder.cap import Cap, total, why_stopped
 from pipeline.ladder.grid import as_overrides
 from pipeline.ladder.halving import Choice, Curves, Wanted, decide, steps_taken

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.job import HubDataset, Job
-from pipeline.job.without_questions import without_questions
+from pipeline.job.job import without_questions
 from pipeline.machine.gpus import gpu_count
 from pipeline.machine.kill_points import POINTS
 from pipeline.prove.attempt import Attempt, Instant

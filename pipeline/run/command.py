@@ -15,13 +15,12 @@ from pipeline.cost.budget import check_budget, over_budget, true_price
 from pipeline.job import Job
 from pipeline.machine.preemption import watch_for_notices
 from pipeline.run.advance import Advance
-from pipeline.run.disk_room import require_room
 from pipeline.run.finish import summary_rows
 from pipeline.run.handover import ask_for_handover
 from pipeline.run.journal import Journal
 from pipeline.run.prediction import predict
 from pipeline.run.preemption_stop import PreemptionStop
-from pipeline.run.preflight import preflight, refuse_one_choice
+from pipeline.run.preflight import preflight, refuse_one_choice, require_room
 from pipeline.run.signals import StoppingOnSignals
 from pipeline.run.stage_plan import WorkLeft, check_until, work_left
 from pipeline.run.start import RunOptions, Start

@@ -108,7 +108,7 @@ def training_here(start: Start, claim: Claim, stages: Sequence[str], say: Say) -
     ahead = threading.Thread(target=fetch_ahead, args=(start, claim, stages[0], say), daemon=True)
     if start.workspace.remote:
         ahead.start()  # while torch is imported
-    from pipeline.training.compiler_check import check_compiler
+    from pipeline.training.compute_plan import check_compiler
     from pipeline.training.context import TrainingContext
 
     request = _request(start, stages, gpu_count())

@@ -51,8 +51,13 @@ def finish_evaluate(
 ) -> Row:
     """Measure the models of the finished training stages."""
     from pipeline.data.shard_cache import fetching_from
-    from pipeline.run.measure_base import StoredParts, bring_all_data, measure_base, trained_run
-    from pipeline.run.model_before_prefer import model_before_prefer
+    from pipeline.run.measure_base import (
+        StoredParts,
+        bring_all_data,
+        measure_base,
+        model_before_prefer,
+        trained_run,
+    )
     from pipeline.stages.evaluate import evaluate_run
 
     head = patiently(run.read)

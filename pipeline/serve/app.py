@@ -1,9 +1,11 @@
-"""The web application: which path is answered how, and errors in the API's form."""
+"""The web application: which path is answered how, whole or as it is written, and errors in the
+API's form."""
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,8 +16,7 @@ from pion.generation.grammar import Grammar
 from pion.generation.text import Text
 from pipeline.console.bug_file import report_bug
 from pipeline.console.formats import printable, show
-from pipeline.serve.answer_format import schema_of
-from pipeline.serve.answers import Answers
+from pipeline.serve.answers import Answers, Part, joined
 from pipeline.serve.body import LARGEST_BODY, read_body
 from pipeline.serve.errors import ApiError, refuse
 from pipeline.serve.messages import MOST_TOOLS
@@ -25,10 +26,9 @@ from pipeline.serve.requests import (
     ConversationRequest,
     Request,
     TokenizeRequest,
+    schema_of,
 )
-from pipeline.serve.responses import ResponseShape
-from pipeline.serve.responses_request import ResponsesRequest
-from pipeline.serve.sending import send
+from pipeline.serve.responses import ResponseShape, ResponsesRequest
 from pipeline.serve.served_model import ServedModel
 from pipeline.serve.shapes import ChatShape, CompletionShape
 from pipeline.web.address import Rules
@@ -270,3 +270,49 @@ def _texts(
     )
     repeated = (ids for ids in prompts for _ in range(asked.n or 1))
     return [served.text(ids, settings(choice=choice)) for choice, ids in enumerate(repeated)]
+
+
+# ---------------------------------------------------------------- sending
+
+
+@contextlib.contextmanager
+def _answering(request: web.Request, answers: Answers) -> Iterator[None]:
+    """Ask for the answers, and free what they use when the block ends.
+
+    Then print a line about the request. It has no text of the request.
+    """
+    start = time.monotonic()
+    answers.begin()
+    try:
+        yield
+    finally:
+        answers.close()
+        seconds = time.monotonic() - start
+        show(
+            f"{time.strftime('%H:%M:%S')} {request.path} {answers.prompt_tokens} + "
+            f"{answers.completion_tokens} tokens in {seconds:.2f} s"
+        )
+
+
+async def send(
+    request: web.Request,
+    asked: Request,
+    answers: Answers,
+    shape: ChatShape | CompletionShape | ResponseShape,
+    headers: Mapping[str, str],
+) -> web.StreamResponse:
+    """Send the answers when all have ended, or as they are written, as server-sent events."""
+    with _answering(request, answers):
+        if not asked.stream:
+            parts: list[list[Part]] = [[] for _ in range(answers.choices)]
+            async for part in answers.parts():
+                parts[part.choice].append(part)
+            whole = shape.whole(list(map(joined, parts)), answers)
+            return web.json_response(whole, headers=headers)
+        response = web.StreamResponse(headers={**headers, "Content-Type": "text/event-stream"})
+        add_headers(request, response)
+        await response.prepare(request)
+        async for event in shape.events(answers, asked):
+            await response.write(event)
+        await response.write_eof()
+    return response

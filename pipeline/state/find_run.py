@@ -24,8 +24,7 @@ from pipeline.state.stores import (
     open_store,
     split_run,
 )
-from pipeline.state.stores.base import is_run_name
-from pipeline.state.stores.parallel import read_all
+from pipeline.state.stores.base import is_run_name, read_all
 
 
 def read_run(run: str) -> tuple[RunState, Head]:

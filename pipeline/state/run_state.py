@@ -23,9 +23,8 @@ from pipeline.state.record_json import (
     to_json,
 )
 from pipeline.state.stores import Missing, Store, write_once
-from pipeline.state.stores.base import check_run_name
+from pipeline.state.stores.base import check_run_name, read_all
 from pipeline.state.stores.clock import Clock
-from pipeline.state.stores.parallel import read_all
 
 T = TypeVar("T")
 

@@ -21,7 +21,7 @@ from pipeline.state.checkpoints.part import CheckpointPart
 from pipeline.state.checkpoints.retention import HELD_OUT_LOSS
 from pipeline.state.claim import Claim
 from pipeline.state.stores import StoreError
-from pipeline.training.compiler_check import check_compiler
+from pipeline.training.compute_plan import check_compiler
 from pipeline.training.context import TrainingContext, phase
 from pipeline.training.rank_zero import Rank, RankZero
 from pipeline.training.setup import Setup, Trains, start_stage

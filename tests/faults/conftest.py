@@ -13,7 +13,7 @@ from pipeline.state.owner import Owner
 @pytest.fixture(autouse=True)
 def one_read_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the same operations come in the same order each time."""
-    monkeypatch.setattr("pipeline.state.stores.parallel.READERS", 1)
+    monkeypatch.setattr("pipeline.state.stores.base.READERS", 1)
 
 
 @pytest.fixture

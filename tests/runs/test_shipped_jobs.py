@@ -10,8 +10,7 @@ from pion.model.decoder import Decoder
 from pion.train.schedule import lr_at
 from pipeline.job import HubDataset, HubNpyShards, Job
 from pipeline.job.file import load_job
-from pipeline.job.recipe import pion2
-from pipeline.job.train_sections import settings_of
+from pipeline.job.train_sections import pion2, settings_of
 from tests.paths import JOBS
 from tests.pion.model.test_decoder import SIZES
 from tests.support.published_models import load_shipped

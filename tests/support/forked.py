@@ -65,7 +65,7 @@ IMPORTED = (
     "pipeline.data.shard_cache",
     "pipeline.run.command",
     "pipeline.run.measure_base",
-    "pipeline.run.model_before_prefer",
+    "pipeline.run.measure_base",
     "pipeline.stages.evaluate",
     "pipeline.stages.prepare",
     "pipeline.stages.publish",

@@ -48,9 +48,9 @@ def run_on_small_disk(job: Path, size: int) -> OnSmallDisk:
 
     The run does not look for room before it starts: the disk is one that others fill meanwhile.
     """
-    import pipeline.run.disk_room
+    import pipeline.run.preflight
 
-    pipeline.run.disk_room.free_bytes = lambda folder: None
+    pipeline.run.preflight.free_bytes = lambda folder: None
     disk = job.parent / "disk"
     disk.mkdir(exist_ok=True)
     _own_mounts()
@@ -112,12 +112,12 @@ def cheaper() -> None:
 
 def _fills_up_later() -> None:
     """Let no start see how small the disk is, as if something else filled the disk later."""
-    import pipeline.run.disk_room
+    import pipeline.run.preflight
 
     def unknown(folder: Path) -> None:
         return None
 
-    pipeline.run.disk_room.free_bytes = unknown  # type: ignore[assignment]
+    pipeline.run.preflight.free_bytes = unknown  # type: ignore[assignment]
 
 
 def _is_partial(path: Path) -> bool:

@@ -29,9 +29,8 @@ from pipeline.machine.time_limit import within, within_or
 from pipeline.models.find import CONFIG, Listed, find_model, locate_model
 from pipeline.rent.check import CheckRow
 from pipeline.report.prediction import prediction_in_words
-from pipeline.run.disk_room import require_room
 from pipeline.run.prediction import KEY, predict
-from pipeline.run.preflight import refuse_one_choice, require_a_row_each
+from pipeline.run.preflight import refuse_one_choice, require_a_row_each, require_room
 from pipeline.run.stage_plan import WorkLeft, plan_stages, work_left
 from pipeline.state.checkpoints.restore import refuse_other_formats
 from pipeline.state.run_state import RunState

@@ -20,8 +20,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from pipeline.state.checkpoints.channel import COPY, GO_ON, USE_MEMORY, Channel
-from pipeline.state.checkpoints.memory_file import MemoryFile
-from pipeline.state.checkpoints.page_locks import PageLocks
+from pipeline.state.checkpoints.memory_file import MemoryFile, PageLocks
 
 if TYPE_CHECKING:
     import torch

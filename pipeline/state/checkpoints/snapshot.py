@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from pion.formats import parts
 from pion.train.side_copy import SideCopy
 from pipeline.state.checkpoints.layout import MODEL, OPTIMIZER
-from pipeline.state.checkpoints.page_locks import PageLocks
+from pipeline.state.checkpoints.memory_file import PageLocks
 from pipeline.state.checkpoints.part import CheckpointPart, copies
 from pipeline.state.stores.local import explained
 

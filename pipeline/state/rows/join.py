@@ -16,7 +16,7 @@ from pipeline.state.rows.row_types import LARGEST_SEGMENT
 from pipeline.state.rows.segments import Segment, joined_key, parse, without_parts
 from pipeline.state.rows.thin import thin_key, thin_of
 from pipeline.state.stores import Missing, Store
-from pipeline.state.stores.parallel import read_all
+from pipeline.state.stores.base import read_all
 
 # So many files become one, or fewer that have so many bytes together.
 PARTS = 100

@@ -15,7 +15,7 @@ from pipeline.state.rows.row_types import Row, Unreadable, event_row
 from pipeline.state.rows.segments import Replaced, lines_of, segments
 from pipeline.state.rows.thin import ThinReader
 from pipeline.state.stores import Store
-from pipeline.state.stores.parallel import read_all
+from pipeline.state.stores.base import read_all
 
 # No step is later.
 LAST_STEP = 2**63

@@ -24,7 +24,7 @@ from pipeline.state.record_json import finite_json
 from pipeline.state.rows.row_types import LARGEST_SEGMENT, Row, Unreadable, metrics_row
 from pipeline.state.rows.segments import Replaced, Segment, found_in, without_parts
 from pipeline.state.stores import Missing, Store
-from pipeline.state.stores.parallel import read_all
+from pipeline.state.stores.base import read_all
 
 # The steps of an object are divided into so many ranges.
 RANGES = 100

@@ -30,8 +30,8 @@ from pipeline.state.shared.records import (
     swap_state,
 )
 from pipeline.state.stores import Store
+from pipeline.state.stores.base import read_all
 from pipeline.state.stores.clock import Clock, StoreClock
-from pipeline.state.stores.parallel import read_all
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from pipeline.state.record_file import RecordFile, dump_record, strictly
 from pipeline.state.record_json import Count, Time, open_record, to_json
 from pipeline.state.shared.records import RunName
 from pipeline.state.stores import Store
-from pipeline.state.stores.parallel import read_all
+from pipeline.state.stores.base import read_all
 
 SPEEDS = f"{SHARED}/speeds"
 # The model's fields that its speed does not depend on. Rows have their own length.

@@ -1,13 +1,15 @@
-"""What every store can do, the errors it raises, and the names it accepts.
+"""What every store can do, the errors it raises, the names it accepts, and many reads at once.
 
 A store maps keys (`demo/HEAD.json`) to bytes. A key is written whole or not at all. Only
 `compare_and_swap` decides between writers; every other key of a run is written once.
 """
 
 import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from pion.errors import BadInput, PionError
 from pion.untrusted import LARGEST_RECORD
@@ -245,3 +247,27 @@ def write_once(store: Store, key: str, data: bytes) -> None:
             f"{store.url}/{key} already has different content. This file is written only once and "
             "was not changed. If somebody edited this file, restore it, or give the run a new name."
         )
+
+
+# ---------------------------------------------------------------- many reads: each is a round trip
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+READERS = 16
+
+
+def read_all(read: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """Return what `read` returns for each item, in their order, `READERS` at a time.
+
+    Raises what `read` raised first. Reads that have not begun by then are left out: while a store
+    is down, each would wait for its retries.
+    """
+    if min(READERS, len(items)) <= 1:
+        return [read(item) for item in items]
+    with ThreadPoolExecutor(min(READERS, len(items)), "read") as pool:
+        try:
+            return list(pool.map(read, items))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from pion.errors import Stopped
-from pipeline.cost.budget import true_price
+from pipeline.cost.budget import pod_price, true_price
 from pipeline.job import Budget
-from pipeline.machine.pod_price import pod_price
 from tests.support.runpod_api import API_KEY, CONFIG, RunPodApi, serve_runpod
 
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from pipeline.serve.body import checked
 from pipeline.serve.errors import ApiError
-from pipeline.serve.responses_request import ResponsesRequest
+from pipeline.serve.responses import ResponsesRequest
 
 QUESTION = "What is a fox?"
 

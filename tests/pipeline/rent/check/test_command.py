@@ -122,7 +122,7 @@ def test_what_run_refuses_is_refused(
 
 
 def test_a_store_without_room_for_a_checkpoint(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.run.disk_room.free_bytes", lambda folder: 100_000)
+    monkeypatch.setattr("pipeline.run.preflight.free_bytes", lambda folder: 100_000)
     wrong(case.row("room"), "100 kB free", "one checkpoint of pretrain takes")
 
 

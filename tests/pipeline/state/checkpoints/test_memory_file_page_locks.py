@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.state.checkpoints.page_locks import _pages
+from pipeline.state.checkpoints.memory_file import _pages
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import yaml
 
 from pipeline.job.digest import digest_job
 from pipeline.job.file import load_job
-from pipeline.job.without_questions import without_questions
+from pipeline.job.job import without_questions
 from tests.support.jobs import refusal, tiny_job
 
 AFTER_PREPARE = {"prepare", "pretrain", "sft", "evaluate"}

@@ -13,8 +13,7 @@ from pion.train.settings import ComputePlan
 from pion.train.smaller_plan import StepDown
 from pipeline.console.messages import Note, Phase
 from pipeline.state.owner import Owner
-from pipeline.training.compiler_check import check_compiler
-from pipeline.training.compute_plan import choose_plan
+from pipeline.training.compute_plan import check_compiler, choose_plan
 from pipeline.training.context import TrainingContext
 from pipeline.training.train_request import Group, TrainRequest
 from tests.support.jobs import tiny_job

@@ -13,7 +13,7 @@ from pipeline.job import Job
 from pipeline.job.train_sections import settings_of
 from pipeline.machine.folders import free_bytes
 from pipeline.run.command import run_job
-from pipeline.run.disk_room import checkpoint_bytes, require_room
+from pipeline.run.preflight import checkpoint_bytes, require_room
 from pipeline.run.stage_plan import work_left
 from pipeline.run.start import RunOptions
 from pipeline.state.claim import claim_run
@@ -39,7 +39,7 @@ class Disk:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         write_tiny_data(folder)
         monkeypatch.chdir(folder)
-        monkeypatch.setattr("pipeline.run.disk_room.free_bytes", lambda folder: self.free)
+        monkeypatch.setattr("pipeline.run.preflight.free_bytes", lambda folder: self.free)
         self.job = Job.model_validate(tiny_dict(store=f"{folder}/runs"))
         self.run = RunState(open_store(self.job.store), self.job.name)
         self.needed = sum(checkpoint_bytes(self.job, "pretrain"))

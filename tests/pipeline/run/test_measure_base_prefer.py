@@ -15,7 +15,7 @@ from pion.model.decoder import Decoder
 from pion.model.parameters import tensors_sha256
 from pipeline.console.messages import Note
 from pipeline.job import Job
-from pipeline.run.model_before_prefer import model_before_prefer
+from pipeline.run.measure_base import model_before_prefer
 from pipeline.stages.measures import PreferenceStart
 from pipeline.state.head import REFERENCE, Head
 from pipeline.state.run_state import RunState
@@ -75,7 +75,7 @@ def named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Decoder:
     folder.mkdir()
     written = json.dumps({"weights": tensors_sha256(model.state_dict())})
     (folder / REFERENCE_FILE).write_text(written)
-    monkeypatch.setattr("pipeline.run.model_before_prefer.bring_data", lambda *_: folder)
+    monkeypatch.setattr("pipeline.run.measure_base.bring_data", lambda *_: folder)
     return model
 
 
@@ -115,7 +115,7 @@ def test_numbers_that_are_missing_are_a_note_and_the_model_is_measured(
     def missing(*_: Any) -> Path:
         raise BadInput("they are missing")
 
-    monkeypatch.setattr("pipeline.run.model_before_prefer.bring_data", missing)
+    monkeypatch.setattr("pipeline.run.measure_base.bring_data", missing)
     head = Head(data={REFERENCE: "_data/" + "a" * 64 + "/b"})
     start, said = started(job(), tmp_path, head)
     assert start.reference is None
@@ -129,7 +129,7 @@ def test_a_store_that_is_down_is_no_missing_file(
     def down(*_: Any) -> Path:
         raise StoreError("Cannot read", "a folder", "the service is down")
 
-    monkeypatch.setattr("pipeline.run.model_before_prefer.bring_data", down)
+    monkeypatch.setattr("pipeline.run.measure_base.bring_data", down)
     head = Head(data={REFERENCE: "_data/" + "a" * 64 + "/b"})
     with pytest.raises(StoreError):
         started(job(), tmp_path, head)
@@ -138,7 +138,7 @@ def test_a_store_that_is_down_is_no_missing_file(
 def test_a_loss_without_a_reference_asks_for_no_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.run.model_before_prefer.bring_data", None)
+    monkeypatch.setattr("pipeline.run.measure_base.bring_data", None)
     head = Head(data={REFERENCE: "_data/" + "a" * 64 + "/b"})  # of an earlier loss
     start, said = started(job(loss="simpo"), tmp_path, head)
     assert (start.reference, said) == (None, [])
