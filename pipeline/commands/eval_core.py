@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pion.evaluation.core.bundle import Bundle, Task, read_bundle
-from pion.evaluation.core.measure import DEFAULT_ITEMS, Watcher, measure_core, too_short
+from pion.evaluation.core.measure import DEFAULT_ITEMS, core_result, measure_task, too_short
 from pion.evaluation.core.scoring import USUAL_ROW
 from pion.evaluation.held_out import Scorer
-from pion.evaluation.results import TaskResult, record_of
+from pion.evaluation.results import record_of
 from pion.later_fields import shown
 from pion.model.decoder import Decoder
 from pipeline.console.formats import counted, printable, show
@@ -82,10 +82,14 @@ def core_part(model: Decoder, tokenizer: Tokenizer, core: AskedCore, *, as_json:
     rows = max(1, tokens // min(model.config.seq_len, USUAL_ROW))
 
     def part() -> tuple[dict[str, Any], str]:
-        scorer = Scorer(model, tokenizer.vocab_size, rows)
-        watcher = Watcher(_Progress(), (lambda _: None) if as_json else _show_task)
-        found = measure_core(scorer, tokenizer, core.bundle, core.limit, watcher)
-        result = record_of(found)
+        scorer, progress = Scorer(model, tokenizer.vocab_size, rows), _Progress()
+        tasks = []
+        for task in core.bundle.tasks:
+            tasks.append(measure_task(scorer, tokenizer, task, core.limit, progress))
+            if not as_json:
+                show(task_in_words(record_of(tasks[-1])))
+        context = model.config.seq_len
+        result = record_of(core_result(core.bundle, tasks, limit=core.limit, context=context))
         return result, core_in_words(result)
 
     return part
@@ -102,7 +106,3 @@ class _Progress:
             self._next = time.monotonic() + SECONDS_BETWEEN_LINES
             line = printable(f"core: {task.label}: {done:,} of {counted(count, 'item')}")
             print(line, file=sys.stderr, flush=True)
-
-
-def _show_task(task: TaskResult) -> None:
-    show(task_in_words(record_of(task)))

@@ -9,13 +9,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from pion.data.tokens.tokenizer import Tokenizer
-from pion.evaluation.core.bundle import Bundle, Task
-from pion.evaluation.core.published import CORE_TASKS
+from pion.evaluation.core.bundle import CORE_TASKS, Bundle, Task
 from pion.evaluation.core.rows import passages_of
 from pion.evaluation.core.scoring import NO_CHOICE, Answer, answer_task
 from pion.evaluation.held_out import Scorer
@@ -32,51 +30,24 @@ DEFAULT_ITEMS = 500
 SHORTEST_CONTEXT = 256
 
 
-@dataclass(frozen=True)
-class Watcher:
-    """What is called while CORE is measured: after some items, and after each task."""
-
-    on_items: Callable[[Task, int, int], None] = lambda *_: None  # task, done, all
-    on_task: Callable[[TaskResult], None] = lambda _: None
-
-
-def measure_core(
-    scorer: Scorer,
-    tokenizer: Tokenizer,
-    bundle: Bundle,
-    limit: int | None = DEFAULT_ITEMS,
-    watcher: Watcher = Watcher(),
-) -> CoreResult:
-    """Return the CORE of the scorer's model.
-
-    The first `limit` items of each task are asked, None: all. A smaller measurement asks a random
-    sample of the items of a larger one, after the same examples.
-
-    Raises PionError if not even one row fits in the GPU's memory. See `too_short` first.
-    """
-    results = []
-    for task in bundle.tasks:
-        results.append(measure_task(scorer, tokenizer, task, limit, watcher))
-        watcher.on_task(results[-1])
-    dtype = str(scorer.dtype).removeprefix("torch.")
-    context = scorer.model.config.seq_len
-    return core_result(bundle, results, limit=limit, context=context, dtype=dtype)
-
-
 def measure_task(
     scorer: Scorer,
     tokenizer: Tokenizer,
     task: Task,
     limit: int | None,
-    watcher: Watcher = Watcher(),
+    on_items: Callable[[Task, int, int], None] = lambda *_: None,
 ) -> TaskResult:
-    """Return how well the scorer's model answers one task; see `measure_core`."""
+    """Return how well the scorer's model answers one task; see `core_result` for all of them.
+
+    The first `limit` items are asked, None: all. A smaller measurement asks a random sample of the
+    items of a larger one, after the same examples. `on_items` is called now and then with the task,
+    and how many items of how many are answered.
+
+    Raises PionError if not even one row fits in the GPU's memory. See `too_short` first.
+    """
     count = len(task.items) if limit is None else min(limit, len(task.items))
-
-    def on_items(done: int) -> None:
-        watcher.on_items(task, done, count)
-
-    return task_result(task, answer_task(scorer, tokenizer, task, count, on_items))
+    answers = answer_task(scorer, tokenizer, task, count, lambda done: on_items(task, done, count))
+    return task_result(task, answers)
 
 
 def too_short(context: int) -> str | None:

@@ -14,10 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pion.data.tokens.tokenizer import Tokenizer
-from pion.evaluation.core.bundle import Task
-from pion.evaluation.core.items import Item
-from pion.evaluation.core.published import WITH_PASSAGES
-from pion.evaluation.results import TaskType
+from pion.evaluation.core.bundle import WITH_PASSAGES, Item, Task
 
 SHOTS_SEED = 1234
 AFTER_EXAMPLE = "\n\n"
@@ -132,18 +129,8 @@ def ask(
     encoded = iter(tokenizer.encode_batch([prompts[i].before for i in needing]))
     before = {i: [start, *next(encoded)] for i in needing}
     return [
-        _asked(_Tokens(task.task_type, ids, before.get(i, [])), context, shared=shared)
-        for i, ids in enumerate(whole)
+        _asked(task, ids, before.get(i, []), context, shared=shared) for i, ids in enumerate(whole)
     ]
-
-
-@dataclass(frozen=True)
-class _Tokens:
-    """The tokens of an item: the whole text of each option, and the text before the answer."""
-
-    task_type: TaskType
-    whole: list[Ids]
-    before: Ids
 
 
 def _needs_before(task: Task, whole: list[Ids]) -> bool:
@@ -152,15 +139,16 @@ def _needs_before(task: Task, whole: list[Ids]) -> bool:
     return task.task_type == "language_modeling"
 
 
-def _asked(tokens: _Tokens, context: int, *, shared: bool) -> Asked:
-    whole = tokens.whole
-    starts, odd, joined = _starts(tokens)
+def _asked(task: Task, whole: list[Ids], before: Ids, context: int, *, shared: bool) -> Asked:
+    """Return an item as rows, from the tokens of the whole text of each option, and of the text
+    before the answer."""
+    starts, odd, joined = _starts(task, whole, before)
     crops = [max(0, len(ids) - context) for ids in whole]
     cropped = sum(crop > 0 for crop in crops)
     spans = zip(starts, crops, map(len, whole), strict=True)
     if not all(crop < start < length for start, crop, length in spans):
         return Asked((), (), cropped, unscored=True, odd=odd, joined=joined)
-    if shared and tokens.task_type == "multiple_choice" and _ends_at(whole, starts[0] + 1):
+    if shared and task.task_type == "multiple_choice" and _ends_at(whole, starts[0] + 1):
         # One row gives the scores of all options: they differ in the token after it alone.
         candidates = tuple(ids[-1] for ids in whole)
         ids = whole[0][crops[0] : -1]
@@ -181,14 +169,13 @@ def _ends_at(whole: list[Ids], length: int) -> bool:
     return all(len(ids) == length for ids in whole)
 
 
-def _starts(tokens: _Tokens) -> tuple[list[int], bool, bool]:
+def _starts(task: Task, whole: list[Ids], before: Ids) -> tuple[list[int], bool, bool]:
     """Return where each option's scored tokens start, and whether the item is odd or joined."""
-    whole, before = tokens.whole, tokens.before
     shortest = min(map(len, whole))
-    if tokens.task_type == "language_modeling":
+    if task.task_type == "language_modeling":
         start = common_prefix([whole[0], before])
         return [_inside(start, shortest)], False, start < len(before)
-    if tokens.task_type == "schema":
+    if task.task_type == "schema":
         suffix = common_prefix([ids[::-1] for ids in whole])
         # Of equal contexts, all tokens are common, and the first can't be predicted.
         return [max(1, len(ids) - suffix) for ids in whole], suffix == shortest, False

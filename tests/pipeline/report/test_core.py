@@ -6,7 +6,7 @@ import dataclasses
 import json
 from typing import Any
 
-from pion.evaluation.core.published import CORE_TASKS
+from pion.evaluation.core.bundle import CORE_TASKS
 from pipeline.report.blocks import Bars, Table
 from pipeline.report.core import (
     ASKS,

@@ -8,18 +8,19 @@ import random
 import pytest
 
 from pion.evaluation.core.bundle import Bundle, Task, read_bundle
-from pion.evaluation.core.measure import Watcher, measure_core, too_short
+from pion.evaluation.core.measure import core_result, measure_task, too_short
 from pion.evaluation.held_out import Scorer
-from pion.evaluation.results import CoreResult, TaskResult
+from pion.evaluation.results import CoreResult
 from tests.support.core_bundle import TASKS, Line, write_bundle
 from tests.support.prefix_model import PrefixModel
 from tests.support.tokenizer_kinds import tokenizer_of
 
 
-def measure(bundle: Bundle, limit: int | None, watcher: Watcher | None = None) -> CoreResult:
+def measure(bundle: Bundle, limit: int | None) -> CoreResult:
     tokenizer = tokenizer_of("gpt2")
     scorer = Scorer(PrefixModel.of(tokenizer, 512).decoder(), tokenizer.vocab_size, 4)
-    return measure_core(scorer, tokenizer, bundle, limit, watcher or Watcher())
+    tasks = [measure_task(scorer, tokenizer, task, limit) for task in bundle.tasks]
+    return core_result(bundle, tasks, limit=limit, context=512)
 
 
 def test_fewer_items_are_the_first_items_of_all(made_up: Bundle) -> None:
@@ -28,8 +29,6 @@ def test_fewer_items_are_the_first_items_of_all(made_up: Bundle) -> None:
         assert (of_all.items, of_few.items, of_few.of_items) == (12, 5, 12)
         assert of_few.credits == of_all.credits[:5]
         assert of_few.choices == of_all.choices[:5]
-    assert (whole.limit, part.limit, whole.context) == (None, 5, 512)
-    assert whole.dtype == "float32"
 
 
 def test_more_items_than_there_are_is_all(made_up: Bundle) -> None:
@@ -84,19 +83,11 @@ def test_a_sample_of_the_items_is_within_its_error_of_all(balanced: Bundle) -> N
     assert 1.5 < part.sem / whole.sem < 2.5
 
 
-def test_a_watcher_sees_each_task(made_up: Bundle) -> None:
-    tasks: list[str] = []
-    items: list[tuple[str, int, int]] = []
-
-    def on_items(task: Task, done: int, count: int) -> None:
-        items.append((task.label, done, count))
-
-    def on_task(task: TaskResult) -> None:
-        tasks.append(task.label)
-
-    measure(made_up, 5, Watcher(on_items, on_task))
-    assert tasks == ["made_up_choice", "made_up_schema", "made_up_words"]
-    assert items == [(label, 5, 5) for label in tasks]
+def test_progress_names_the_task_and_counts_its_items(made_up: Bundle) -> None:
+    tokenizer, task, seen = tokenizer_of("gpt2"), made_up.tasks[0], list[tuple[Task, int, int]]()
+    scorer = Scorer(PrefixModel.of(tokenizer, 512).decoder(), tokenizer.vocab_size, 4)
+    measure_task(scorer, tokenizer, task, 5, lambda *told: seen.append(told))
+    assert seen == [(task, 5, 5)]
 
 
 def test_a_context_too_short_for_the_questions_is_told() -> None:

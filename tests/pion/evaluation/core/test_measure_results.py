@@ -10,10 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pion.evaluation.core.bundle import Bundle, Task
-from pion.evaluation.core.items import Item
+from pion.evaluation.core.bundle import CORE_TASKS, Bundle, Item, Task
 from pion.evaluation.core.measure import core_result, task_result
-from pion.evaluation.core.published import CORE_TASKS
 from pion.evaluation.core.rows import Asked
 from pion.evaluation.core.scoring import NO_CHOICE, Answer
 from pion.evaluation.results import CoreResult, TaskResult

@@ -6,8 +6,7 @@ import hashlib
 
 import pytest
 
-from pion.evaluation.core.bundle import Bundle, Task
-from pion.evaluation.core.items import Item
+from pion.evaluation.core.bundle import Bundle, Item, Task
 from pion.evaluation.core.rows import draw_examples, prompts_of
 from tests.support.core_bundle import choice_lines
 

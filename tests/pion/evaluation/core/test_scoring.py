@@ -11,8 +11,7 @@ import torch
 
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.evaluation.core import scoring
-from pion.evaluation.core.bundle import Bundle, Task
-from pion.evaluation.core.items import Item
+from pion.evaluation.core.bundle import Bundle, Item, Task
 from pion.evaluation.core.rows import prompts_of
 from pion.evaluation.core.scoring import NO_CHOICE, Answer, answer_task
 from pion.evaluation.held_out import Scorer
