@@ -175,22 +175,13 @@ class _Evaluation:
         from pion.formats.export import export_model
         from pion.formats.huggingface.tokenizer_files import exported_tokenizer
         from pipeline.models.load import load_model_in
-        from pipeline.stages.lm_eval import run_task
-        from pipeline.stages.lm_eval_request import TaskOptions
+        from pipeline.stages.lm_eval import TaskRequest, run_task
 
         measures, job = self.measures, self.measures.job
         section = job.evaluate.lm_eval
         path = section.include_path
-        options = TaskOptions(
-            include_path=str(job.input_path(path).resolve()) if path else None,
-            limit=section.limit,
-            device=measures.device.type,
-            chat=section.chat,
-            tuned=job.converses,
-            tokenizer=str(measures.chat_path.resolve()),
-        )
         with tempfile.TemporaryDirectory(prefix="pion-export-") as folder:
-            exported = Path(folder) / "model"
+            exported = Path(folder).resolve() / "model"
 
             def run(task: str) -> Result:
                 if not exported.exists():
@@ -201,13 +192,24 @@ class _Evaluation:
                         exported,
                     )
                 label = f"evaluate: lm-eval task {task}"
-                score = run_task(
-                    *(task, exported, options, job.folder, self.sleep),
-                    say=lambda progress: self.parts.say(Note(f"{label}: {progress}")),
+                request = TaskRequest(
+                    task=task,
+                    model=str(exported),
+                    tokenizer=str(measures.chat_path.resolve()),
+                    include_path=str(job.input_path(path).resolve()) if path else None,
+                    limit=section.limit,
+                    device=measures.device.type,
+                    chat=section.chat,
+                    tuned=job.converses,
                 )
-                if reason := score.result.get("skipped"):
-                    self.parts.say(Note(f"{label} is skipped: {reason}"))
-                return {**score.result, BY_ITEM: score.items}
+                say = self.parts.say
+                found = run_task(
+                    *(request, job.folder, self.sleep),
+                    say=lambda progress: say(Note(f"{label}: {progress}")),
+                )
+                if reason := found.get("skipped"):
+                    say(Note(f"{label} is skipped: {reason}"))
+                return found
 
             final = list(measures.trained.models)[-1]
             return {

@@ -6,6 +6,7 @@ little memory in that process must not fail the run.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -20,48 +21,77 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pion.errors import Interrupted
-from pion.formats.huggingface.tokenizer_files import TOKENIZER_FILE
 from pipeline.machine.child_process import HUB, without_secrets
-from pipeline.stages.lm_eval_progress import Progress
-from pipeline.stages.lm_eval_request import ANSWER, TaskOptions, TaskRequest
+from pipeline.state.run_state import BY_ITEM
 from pipeline.workers.reaper import SESSION_VARIABLE, start_reaper
 
 HUB_TIMEOUT = 5.0  # seconds
 POLL_SECONDS = 0.2
 PYTHON = sys.executable  # where lm-eval is installed
-BATCH_SIZE = 8
 INSTALL = "uv sync --group evaluate"
+# evaluate.lm_eval.chat of a job.
+Chat = Literal["auto", True, False]
+# The file in the folder `out` with the answer.
+ANSWER = "answer.json"
 
 
-@dataclass(frozen=True)
-class TaskScore:
-    """What a task gave.
+@dataclass(frozen=True, kw_only=True)
+class TaskRequest:
+    """What the evaluate stage asks of the process that runs a task of lm-eval. A path is a text,
+    since it becomes JSON.
 
     Attributes:
-        result: its metrics by lm-eval's names ("acc", "acc_stderr", …; "exact_match,strict-match"
-            where a task filters answers), and under "asked" how the model was asked; or
-            {"skipped": reason}.
-        items: the score of each question; see `lm_eval_results.items_of`.
+        task: a task or a group of tasks, by lm-eval's name.
+        model: the exported model's folder.
+        tokenizer: the tokenizer.json next to the chat format that the model learned.
+        include_path: a folder of the user's own task definitions.
+        limit: the number of questions of each task; None for all.
+        device: cpu or cuda.
+        chat: which tasks are asked in the model's chat format: `evaluate.lm_eval.chat`.
+        tuned: whether the model was trained on conversations.
+        trusted: whether the modelling files in the model's folder are run. They are Pion's own.
+        out: the folder for the answer.
     """
 
-    result: dict[str, Any]
-    items: dict[str, Any] = field(default_factory=dict)
+    task: str
+    model: str
+    tokenizer: str
+    include_path: str | None = None
+    limit: int | None = None
+    device: str = "cpu"
+    chat: Chat = "auto"
+    tuned: bool = False
+    trusted: bool = False
+    out: str = ""
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> TaskRequest:
+        return cls(**json.loads(text))
+
+    @property
+    def answer(self) -> Path:
+        """The path of the answer: what `run_task` returns, as JSON."""
+        return Path(self.out) / ANSWER
 
 
 def run_task(
-    task: str,
-    model: Path,
-    options: TaskOptions | None = None,
+    asked: TaskRequest,
     working_folder: Path | None = None,
     sleep: Callable[[float], None] = time.sleep,
     say: Callable[[str], None] = lambda progress: None,
-) -> TaskScore:
-    """Return what one task gives for the exported model `model`.
+) -> dict[str, Any]:
+    """Return what one task gives: its metrics by lm-eval's names ("acc", "acc_stderr", …;
+    "exact_match,strict-match" where a task filters answers), and under "asked" how the model was
+    asked; or {"skipped": reason}. Under BY_ITEM is the score of each question; see
+    `lm_eval_results.items_of`.
 
     In `working_folder`, lm-eval looks for the files that the user's task definitions name.
 
@@ -71,12 +101,12 @@ def run_task(
     the task are answered. Raises Interrupted if a signal ended the task.
     """
     if importlib.util.find_spec("lm_eval") is None:
-        return TaskScore({"skipped": f"lm-eval is not installed here: {INSTALL}"})
+        return _skipped(f"lm-eval is not installed here: {INSTALL}")
     with _reaped_folder() as out:
         errors = out / "stderr"  # a file, because an unread pipe fills up
         with errors.open("wb") as stderr:
             process = subprocess.Popen(
-                _command(task, model, options or TaskOptions(), out),
+                _command(asked, out),
                 cwd=working_folder,
                 env=_environment() | {SESSION_VARIABLE: str(out)},
                 stdin=subprocess.DEVNULL,
@@ -95,21 +125,20 @@ def run_task(
         answer = out / ANSWER
         if process.returncode or not answer.exists():
             said = errors.read_text(errors="replace")
-            return TaskScore({"skipped": _reason(said, process.returncode)})
-        return TaskScore(**json.loads(answer.read_text(encoding="utf-8")))
+            return _skipped(_reason(said, process.returncode))
+        found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
+        return found
 
 
-def _command(task: str, model: Path, options: TaskOptions, out: Path) -> list[str]:
+def _skipped(reason: str) -> dict[str, Any]:
+    return {"skipped": reason, BY_ITEM: {}}
+
+
+def _command(asked: TaskRequest, out: Path) -> list[str]:
     from pion.formats.huggingface.bundled_code import runs_only_our_code
 
-    request = TaskRequest(
-        **vars(options) | {"tokenizer": options.tokenizer or str(model.resolve() / TOKENIZER_FILE)},
-        task=task,
-        model=str(model.resolve()),
-        trusted=runs_only_our_code(model),
-        batch_size=BATCH_SIZE,
-        out=str(out),
-    )
+    trusted = runs_only_our_code(Path(asked.model))
+    request = dataclasses.replace(asked, trusted=trusted, out=str(out))
     # -P: modules in the working folder, which is the user's, must not replace others.
     return [PYTHON, "-P", "-m", "pipeline.stages.lm_eval_driver", request.to_json()]
 
@@ -170,3 +199,42 @@ def _reason(stderr: str, returncode: int) -> str:
     if returncode < 0:
         return f"lm-eval was killed by {signal.Signals(-returncode).name}; out of memory? ({last})"
     return last
+
+
+# ---------------------------------------------------------------- how far a task is
+
+
+# Between two lines, in looks.
+LOOKS = 150
+# Where the end of the file is searched.
+LAST_BYTES = 4096
+_BAR = re.compile(r"Running \w+ requests: +\d+%\|[^|]*\| (\d+)/(\d+) \[")
+
+
+class Progress:
+    """Says now and then how many requests a task has answered.
+
+    Attributes:
+        errors: the task's standard error.
+        say: gets `120 of 1,319 requests`, if that has changed.
+    """
+
+    def __init__(self, errors: Path, say: Callable[[str], None]) -> None:
+        self.errors, self.say = errors, say
+        self._looks = 0
+        self._said = ""
+
+    def look(self) -> None:
+        """Look at the file each LOOKS calls."""
+        self._looks += 1
+        if self._looks % LOOKS == 0 and (now := progress_of(self.errors)) not in ("", self._said):
+            self._said = now
+            self.say(now)
+
+
+def progress_of(errors: Path) -> str:
+    """Return what the last bar in a file says; empty if there is none."""
+    with errors.open("rb") as file:
+        file.seek(max(0, errors.stat().st_size - LAST_BYTES))
+        bars = _BAR.findall(file.read().decode(errors="replace"))
+    return "" if not bars else f"{int(bars[-1][0]):,} of {int(bars[-1][1]):,} requests"

@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from contextlib import closing
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,11 @@ from lm_eval.tasks import TaskManager
 from pion.data.chat.template_source import find_template
 from pion.errors import BadInput
 from pion.later_fields import closest
-from pipeline.stages.lm_eval_model import CheckedModel, Counts
-from pipeline.stages.lm_eval_request import Chat, TaskRequest
+from pipeline.stages.lm_eval import Chat, TaskRequest
+from pipeline.stages.lm_eval_model import CheckedModel
 from pipeline.stages.lm_eval_results import (
     ASKED,
     FEWSHOT_SEED,
-    Asked,
     Form,
     asked_of,
     drawn,
@@ -32,7 +30,10 @@ from pipeline.stages.lm_eval_results import (
     metrics_of,
 )
 from pipeline.state.record_json import finite_json
+from pipeline.state.run_state import BY_ITEM
 
+# Rows at once.
+BATCH_SIZE = 8
 WRITES = "generate_until"
 # Scores whole texts, so there is nothing to ask.
 WHOLE_TEXTS = "loglikelihood_rolling"
@@ -47,12 +48,12 @@ def main() -> None:
     try:
         answer = run(request)
     except BadInput as error:
-        answer = {"result": {"skipped": str(error)}, "items": {}}
+        answer = {"skipped": str(error), BY_ITEM: {}}
     request.answer.write_text(finite_json(answer), encoding="utf-8")
 
 
 def run(request: TaskRequest) -> dict[str, Any]:
-    """Return the answer: the metrics and how the model was asked, and the score of each question.
+    """Return the answer: the metrics, how the model was asked, and the score of each question.
 
     Raises BadInput for a task that can't be asked in the wanted form, and what lm-eval raises.
     """
@@ -74,7 +75,7 @@ def run(request: TaskRequest) -> dict[str, Any]:
     samples = {name: found for name, found in places.items() if found is not None}
     about = {
         "device": request.device,
-        "batch_size": request.batch_size,
+        "batch_size": BATCH_SIZE,
         "trust_remote_code": request.trusted,
     }
     with closing(CheckedModel(request.model, Path(request.tokenizer), about)) as model:
@@ -87,8 +88,12 @@ def run(request: TaskRequest) -> dict[str, Any]:
             fewshot_random_seed=FEWSHOT_SEED,
             task_manager=manager,
         )
-        asked = _asked(form, model.counts)
-    return _answer(found, request.task, asked, bool(samples))
+        counts = model.counts
+    metrics = metrics_of(found["results"][request.task])
+    if not metrics:
+        raise BadInput(f"lm-eval reported no metric for {request.task}")
+    asked = asked_of(found, request.task, form, counts, drawn=bool(samples))
+    return metrics | {ASKED: asked, BY_ITEM: items_of(found, form, counts.longest)}
 
 
 def form_of(task: str, kinds: Mapping[str, str], chat: Chat, tuned: bool) -> Form:
@@ -138,25 +143,6 @@ def _manager(request: TaskRequest) -> TaskManager:
 
 def _kinds(tasks: Mapping[str, Any]) -> dict[str, str]:
     return {name: str(task.get_config("output_type")) for name, task in tasks.items()}
-
-
-def _asked(form: Form, counts: Counts) -> Asked:
-    return Asked(
-        form=form,
-        lm_eval=version("lm_eval"),
-        prompts=counts.prompts,
-        cropped=counts.cropped / max(1, counts.prompts),
-        longest=counts.longest,
-        cut_off=counts.cut_off / max(1, counts.answers),
-    )
-
-
-def _answer(found: Mapping[str, Any], task: str, asked: Asked, some: bool) -> dict[str, Any]:
-    metrics = metrics_of(found["results"][task])
-    if not metrics:
-        raise BadInput(f"lm-eval reported no metric for {task}")
-    result = metrics | {ASKED: asked_of(found, task, asked, some)}
-    return {"result": result, "items": items_of(found, asked)}
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Sequence
-from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +19,11 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from pion.data.chat.chat_format import ChatFormat
 from pion.data.chat.template_source import ASKS_FOR_DATE, template_date
 from pion.data.tokens.tokenizer import Tokenizer
-from pipeline.stages.lm_eval_form import Form, chat_form, require_form, text_form
+from pion.errors import BadInput
+from pipeline.stages.lm_eval_results import Counts, Form
 
-
-@dataclass
-class Counts:
-    """What happened to prompts and answers.
-
-    Attributes:
-        prompts: all prompts, one for each choice of a multiple-choice question.
-        cropped: prompts whose beginning was cut off, because the model's context is too short.
-        answers: all answers that the model wrote.
-        cut_off: answers that reached the largest length without an end.
-        longest: this length, in tokens; 0 if the model wrote no answer.
-    """
-
-    prompts: int = 0
-    cropped: int = 0
-    answers: int = 0
-    cut_off: int = 0
-    longest: int = 0
+# How many ids before the first difference are shown, and how many from there on.
+BEFORE, FROM = 8, 6
 
 
 class CheckedModel(HFLM):  # type: ignore[misc, unused-ignore]
@@ -67,10 +52,14 @@ class CheckedModel(HFLM):  # type: ignore[misc, unused-ignore]
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """Render messages as lm-eval does. Raises BadInput if the form of the first is wrong."""
+        """Render messages as lm-eval does. Raises BadInput if the form of the first is wrong, and
+        if the chat template refuses the messages."""
         text: str = super().apply_chat_template(chat_history, add_generation_prompt)
         if not self._checked:
-            self._check(text, chat_form(self._talks, chat_history))
+            # The text of an assistant at the end is the beginning of the answer.
+            begun = bool(chat_history) and chat_history[-1]["role"] == "assistant"
+            learned = self._talks.prompt_ids(chat_history[:-1] if begun else chat_history)
+            self._check(text, learned, "chat", whole=not begun)
         return text
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
@@ -122,13 +111,19 @@ class CheckedModel(HFLM):  # type: ignore[misc, unused-ignore]
         """Check the first prompt that is a plain text; the empty one has no form."""
         text = requests[0].args[0]
         if not self._checked and text:
-            self._check(text, text_form(self._talks, text))
+            tokenizer = self._talks.tokenizer
+            learned = tokenizer.start_document(tokenizer.encode(text))
+            self._check(text, learned, "text", whole=True)
 
-    def _check(self, text: str, learned: Form) -> None:
+    def _check(self, text: str, learned: list[int], form: Form, *, whole: bool) -> None:
+        """Raise BadInput unless lm-eval sends the ids of a text that the model learned, in a chat
+        or as plain text; if not `whole`, more may follow them."""
         # lm-eval encodes prompts for answers in batches, those for scores one by one.
         batched, _ = self.tok_batch_encode([text])
         for sent in (batched[0].tolist(), self.tok_encode(text)):
-            require_form(self._talks, sent, learned)
+            compared = list(sent if whole else sent[: len(learned)])
+            if compared != learned:
+                raise _other_form(self._talks, sent, learned, form)
         self._checked = True
 
     def _count_prompts(self, cropped: list[bool]) -> None:
@@ -139,3 +134,27 @@ class CheckedModel(HFLM):  # type: ignore[misc, unused-ignore]
 def _end_ids(named: int | list[int] | None) -> frozenset[int]:
     ids = named if isinstance(named, list) else [named]
     return frozenset(number for number in ids if number is not None)
+
+
+def _other_form(talks: ChatFormat, sent: Sequence[int], ids: list[int], form: Form) -> BadInput:
+    """Return the refusal of another form than the learned one, with both beginnings.
+
+    lm-eval renders and encodes its prompts with transformers, Pion with its own code. A first token
+    that is missing or there twice, or another chat template, would give scores that mislead.
+    """
+    same = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(sent, ids, strict=False))))
+    where = "begins" if same <= BEFORE else f"continues after {same - BEFORE} equal tokens"
+    return BadInput(
+        f"lm-eval would ask the model in another form than it learned. Its prompt ({form}) "
+        f"{where} with {_shown(talks, sent, same)}; the model learned {_shown(talks, ids, same)}. "
+        "The model is safe, and no score was computed. Look at the chat template, the first token "
+        "and the tokenizer_class of the tokenizer_config.json, or set evaluate.lm_eval.chat"
+    )
+
+
+def _shown(talks: ChatFormat, ids: Sequence[int], same: int) -> str:
+    """Return the ids around the first difference, and their text."""
+    part = list(ids[max(0, same - BEFORE) : same + FROM])
+    if not part:
+        return "nothing"
+    return f"{' '.join(map(str, part))} ({talks.tokenizer.decode(part, specials=True)!r})"

@@ -6,6 +6,7 @@ import hashlib
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from numbers import Real
 from typing import Any, Literal
 
@@ -22,25 +23,23 @@ ASKED = "asked"
 MOST_STOPS, LONGEST_STOP = 16, 60
 
 
-@dataclass(frozen=True)
-class Asked:
-    """How a model was asked, as far as lm-eval's results don't say it.
+@dataclass
+class Counts:
+    """What happened to prompts and answers, which lm-eval does not say.
 
     Attributes:
-        form: in its chat format, or as plain text.
-        lm_eval: the version of lm-eval.
-        prompts: of how many prompts `cropped` is the share.
-        cropped: the share of prompts whose beginning did not fit into the model's context.
-        longest: the largest number of tokens in an answer; 0 if no answer was written.
-        cut_off: the share of answers that reached this length without an end.
+        prompts: all prompts, one for each choice of a multiple-choice question.
+        cropped: prompts whose beginning was cut off, because the model's context is too short.
+        answers: all answers that the model wrote.
+        cut_off: answers that reached the largest length without an end.
+        longest: this length, in tokens; 0 if the model wrote no answer.
     """
 
-    form: Form
-    lm_eval: str
-    prompts: int
-    cropped: float
-    longest: int
-    cut_off: float
+    prompts: int = 0
+    cropped: int = 0
+    answers: int = 0
+    cut_off: int = 0
+    longest: int = 0
 
 
 def drawn(count: int, limit: int | None) -> list[int] | None:
@@ -64,38 +63,42 @@ def metrics_of(result: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def asked_of(found: Mapping[str, Any], task: str, asked: Asked, drawn: bool) -> dict[str, Any]:
-    """Return how the model was asked `task`, a task or a group of tasks.
+def asked_of(
+    found: Mapping[str, Any], task: str, form: Form, counts: Counts, *, drawn: bool
+) -> dict[str, Any]:
+    """Return how the model was asked `task`, a task or a group of tasks, and which shares of the
+    prompts were cropped and of the answers cut off.
 
     `found` is what `simple_evaluate` returns. `drawn` says whether only some questions were asked.
     """
-    counts = [found["n-samples"][leaf] for leaf in found["configs"]]
+    questions = [found["n-samples"][leaf] for leaf in found["configs"]]
     shots = {found["n-shot"].get(leaf) for leaf in found["configs"]}
-    version = found["versions"].get(task)
+    of_task = found["versions"].get(task)
     kept: dict[str, Any] = {
-        "form": asked.form,
+        "form": form,
         "shots": shots.pop() if len(shots) == 1 else None,
-        "version": None if version is None else str(version),
-        "lm_eval": asked.lm_eval,
+        "version": None if of_task is None else str(of_task),
+        "lm_eval": version("lm_eval"),
         "fewshot_seed": FEWSHOT_SEED,
-        "questions": sum(count["effective"] for count in counts),
-        "of": sum(count["original"] for count in counts),
+        "questions": sum(count["effective"] for count in questions),
+        "of": sum(count["original"] for count in questions),
     }
     if drawn:
         kept["sample_seed"] = SAMPLE_SEED
-    if asked.prompts:
-        kept["cropped"] = asked.cropped
-    if asked.longest:
+    if counts.prompts:
+        kept["cropped"] = counts.cropped / counts.prompts
+    if counts.longest:
         kept |= {
             "until": _stops(found["configs"].values()),
-            "max_gen_toks": asked.longest,
-            "cut_off": asked.cut_off,
+            "max_gen_toks": counts.longest,
+            "cut_off": counts.cut_off / max(1, counts.answers),
         }
     return kept
 
 
-def items_of(found: Mapping[str, Any], asked: Asked) -> dict[str, Any]:
-    """Return the score of each question by task and metric, as `item_scores.pack` does.
+def items_of(found: Mapping[str, Any], form: Form, longest: int) -> dict[str, Any]:
+    """Return the score of each question by task and metric, as `item_scores.pack` does. `longest`
+    is the largest number of tokens in an answer; 0 if no answer was written.
 
     The `key` of each says what two models have in common that were asked the same way. Metrics that
     are no number by question (perplexity) are left out.
@@ -112,7 +115,7 @@ def items_of(found: Mapping[str, Any], asked: Asked) -> dict[str, Any]:
                 name = f"lm_eval.{leaf} {metric},{sample['filter']}".removesuffix(",none")
                 hashes.setdefault(name, []).append(sample["doc_hash"] + sample["target_hash"])
                 scores.setdefault(name, []).append(float(value))
-                rules[name] = _rule(found, leaf, asked)
+                rules[name] = _rule(found, leaf, form, longest)
     return {
         name: {
             "key": {"rule": rules[name], "questions": _digest(hashes[name])},
@@ -126,13 +129,13 @@ def _digest(hashes: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
-def _rule(found: Mapping[str, Any], leaf: str, asked: Asked) -> str:
+def _rule(found: Mapping[str, Any], leaf: str, form: Form, longest: int) -> str:
     counts = found["n-samples"][leaf]
-    longest = f", answers of at most {asked.longest} tokens" if asked.longest else ""
+    written = f", answers of at most {longest} tokens" if longest else ""
     return (
-        f"lm-eval {asked.lm_eval}, {leaf} version {found['versions'].get(leaf)}, {asked.form}, "
+        f"lm-eval {version('lm_eval')}, {leaf} version {found['versions'].get(leaf)}, {form}, "
         f"{found['n-shot'].get(leaf)} shots (seed {FEWSHOT_SEED}), {counts['effective']} of "
-        f"{counts['original']} questions (seed {SAMPLE_SEED}){longest}"
+        f"{counts['original']} questions (seed {SAMPLE_SEED}){written}"
     )
 
 

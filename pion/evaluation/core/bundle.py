@@ -44,7 +44,9 @@ class Published:
     v2: float
 
 
-def _published(task_type: TaskType, shots: int, v1: float = 0.0, v2: float | None = None) -> Published:
+def _published(
+    task_type: TaskType, shots: int, v1: float = 0.0, v2: float | None = None
+) -> Published:
     return Published(task_type, shots, v1, v1 if v2 is None else v2)
 
 

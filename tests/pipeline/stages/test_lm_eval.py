@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import json
 import subprocess
 import sys
@@ -14,11 +16,22 @@ import pytest
 from pion.errors import Interrupted
 from pion.evaluation.item_scores import unpack
 from pion.formats.export import export_model
-from pipeline.stages.lm_eval import TaskScore, hub_is_reachable, run_task
-from pipeline.stages.lm_eval_request import TaskOptions, TaskRequest
+from pipeline.stages.lm_eval import (
+    Progress,
+    TaskRequest,
+    hub_is_reachable,
+    progress_of,
+    run_task,
+)
+from pipeline.state.run_state import BY_ITEM
 from tests.support.lm_eval_tasks import QUESTIONS, own_model, write_tasks
 from tests.support.scripts import python_that
 from tests.support.waiting import PATIENCE_SECONDS, wait_until
+
+
+def asking(task: str, model: Path, **changes: Any) -> TaskRequest:
+    tokenizer = str(model.parent / "tokenizer.json")
+    return TaskRequest(task=task, model=str(model), tokenizer=tokenizer, **changes)
 
 
 # With a cap, the export has modelling files. By default, test_lm_eval_driver.py asks such tasks in
@@ -39,14 +52,14 @@ def test_a_task_of_ones_own_runs_offline_on_an_exported_model(
     tokenizer.save(tmp_path / "tokenizer.json")
     export_model(model, tmp_path / "tokenizer.json", folder)
 
-    options = TaskOptions(include_path=str(tmp_path / "tasks"), limit=4)
-    score = run_task("local_choices", folder, options, tmp_path)
-    metrics = dict(score.result)
+    request = asking("local_choices", folder, include_path=str(tmp_path / "tasks"), limit=4)
+    metrics = run_task(request, tmp_path)
+    items = metrics.pop(BY_ITEM)
     asked = metrics.pop("asked")
     assert set(metrics) == {"acc", "acc_stderr"}
     assert metrics["acc"] in (0, 0.25, 0.5, 0.75, 1)
     assert (asked["form"], asked["questions"], asked["of"]) == ("text", 4, QUESTIONS)
-    assert unpack(score.items["lm_eval.local_choices acc"]).scores.mean() == metrics["acc"]
+    assert unpack(items["lm_eval.local_choices acc"]).scores.mean() == metrics["acc"]
 
 
 # ---------------------------------------------------------------- tasks that can't run
@@ -86,7 +99,7 @@ def test_a_task_that_fails_is_skipped_with_the_reason_it_gave(
     does: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.stages.lm_eval.PYTHON", python_that(does, tmp_path))
-    assert run_task("arc_easy", tmp_path) == TaskScore({"skipped": reason})
+    assert run_task(asking("arc_easy", tmp_path)) == {"skipped": reason, BY_ITEM: {}}
 
 
 @pytest.mark.usefixtures("offline")
@@ -98,7 +111,7 @@ def test_a_task_ended_by_ctrl_c_is_not_taken_for_one_that_can_not_run(
 ) -> None:
     monkeypatch.setattr("pipeline.stages.lm_eval.PYTHON", python_that(does, tmp_path))
     with pytest.raises(Interrupted, match="finished parts of the evaluation are saved"):
-        run_task("arc_easy", tmp_path)
+        run_task(asking("arc_easy", tmp_path))
 
 
 def test_a_folder_with_code_that_pion_did_not_write_is_not_trusted(
@@ -111,7 +124,7 @@ def test_a_folder_with_code_that_pion_did_not_write_is_not_trusted(
     (tmp_path / "modeling_pion.py").write_text(f"open({str(tmp_path / 'was run')!r}, 'w')")
     reports = f"open({str(tmp_path / 'request')!r}, 'w').write(sys.argv[-1])"
     monkeypatch.setattr("pipeline.stages.lm_eval.PYTHON", python_that(reports, tmp_path))
-    run_task("arc_easy", tmp_path)
+    run_task(asking("arc_easy", tmp_path))
     request = TaskRequest.from_json((tmp_path / "request").read_text())
     assert (request.model, request.trusted) == (str(tmp_path), False)
 
@@ -142,7 +155,7 @@ def test_a_stop_ends_every_process_of_a_task_that_is_going_on(
             raise Interrupted("SIGTERM")
 
     with pytest.raises(Interrupted, match="SIGTERM"):
-        run_task("arc_easy", tmp_path, sleep=stop_once_it_runs)
+        run_task(asking("arc_easy", tmp_path), sleep=stop_once_it_runs)
     assert len(started) >= 3  # the task, its child, and the reaper
     _, alive = psutil.wait_procs(started, timeout=PATIENCE_SECONDS)
     assert not alive
@@ -151,10 +164,9 @@ def test_a_stop_ends_every_process_of_a_task_that_is_going_on(
 
 RUN_TASK = """
 import sys
-from pathlib import Path
 import pipeline.stages.lm_eval as tasks
 tasks.PYTHON = sys.argv[1]
-tasks.run_task("arc_easy", Path(sys.argv[2]))
+tasks.run_task(tasks.TaskRequest(task="arc_easy", model=sys.argv[2], tokenizer=""))
 """
 
 
@@ -212,4 +224,62 @@ def test_lm_eval_is_told_to_stay_offline_on_wish_or_where_the_hub_does_not_answe
     names = "os.environ.get('HF_HUB_OFFLINE'), os.environ.get('HF_DATASETS_OFFLINE')"
     does = f"print({names}, file=sys.stderr); sys.exit(1)"
     monkeypatch.setattr("pipeline.stages.lm_eval.PYTHON", python_that(does, tmp_path))
-    assert run_task("arc_easy", tmp_path) == TaskScore({"skipped": expected})
+    assert run_task(asking("arc_easy", tmp_path)) == {"skipped": expected, BY_ITEM: {}}
+
+
+# ---------------------------------------------------------------- how far a task is
+
+
+BAR = "Running generate_until requests:   9%|▉         | {done}/1319 [00:01<00:08,  1.19s/it]\r"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", ""),
+        ("Loading weights: 100%|██████████| 272/272 [00:00<00:00, 34.5it/s]", ""),
+        (BAR.format(done=120), "120 of 1,319 requests"),
+        (BAR.format(done=120) + "\n[transformers] a warning\n", "120 of 1,319 requests"),
+        (BAR.format(done=120) + "x" * 5000, ""),
+        ("x" * 5000 + BAR.format(done=120) + BAR.format(done=1300), "1,300 of 1,319 requests"),
+    ],
+)
+def test_the_last_bar_counts(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "stderr").write_text(text)
+    assert progress_of(tmp_path / "stderr") == said
+
+
+def test_the_same_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.stages.lm_eval.LOOKS", 2)
+    said: list[str] = []
+    progress = Progress(tmp_path / "stderr", said.append)
+    for done in (1, 2, 2, 3):
+        (tmp_path / "stderr").write_text(BAR.format(done=done))
+        progress.look()
+        progress.look()
+    assert said == [f"{done} of 1,319 requests" for done in (1, 2, 3)]
+
+
+def test_a_task_that_takes_long_says_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lm_eval")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("pipeline.stages.lm_eval.LOOKS", 1)
+    heard = tmp_path / "heard"
+    does = f"""
+import time
+print({BAR.format(done=120)!r}, end="", file=sys.stderr, flush=True)
+while not os.path.exists({str(heard)!r}):
+    time.sleep(0.01)
+sys.exit(1)
+"""
+    monkeypatch.setattr("pipeline.stages.lm_eval.PYTHON", python_that(does, tmp_path))
+    said: list[str] = []
+
+    def say(progress: str) -> None:
+        said.append(progress)
+        heard.touch()
+
+    run_task(asking("gsm8k", tmp_path), say=say)
+    assert said == ["120 of 1,319 requests"]

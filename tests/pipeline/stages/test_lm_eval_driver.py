@@ -15,8 +15,9 @@ from pion.data.chat.conversation import chat_template
 from pion.errors import BadInput
 from pion.evaluation.item_scores import unpack
 from pion.formats.export import export_model
-from pipeline.stages.lm_eval_request import Chat, TaskRequest
+from pipeline.stages.lm_eval import Chat, TaskRequest
 from pipeline.stages.lm_eval_results import drawn
+from pipeline.state.run_state import BY_ITEM
 from tests.support.lm_eval_tasks import QUESTIONS, own_model, write_tasks
 
 pytest.importorskip("lm_eval")
@@ -62,7 +63,6 @@ def asking(world: Path, task: str, **changes: Any) -> TaskRequest:
         "include_path": str(world / "tasks"),
         "limit": None,
         "device": "cpu",
-        "batch_size": 8,
         "chat": "auto",
         "tuned": True,
         "out": str(world),
@@ -72,7 +72,7 @@ def asking(world: Path, task: str, **changes: Any) -> TaskRequest:
 
 def asked(world: Path, task: str, **changes: Any) -> dict[str, Any]:
     """Return how lm-eval asked a task."""
-    found: dict[str, Any] = run(asking(world, task, **changes))["result"]["asked"]
+    found: dict[str, Any] = run(asking(world, task, **changes))["asked"]
     return found
 
 
@@ -160,8 +160,8 @@ def test_a_model_that_learned_another_template_gets_no_score(world: Path, tmp_pa
         patch.setattr(sys, "path", [*sys.path])
         main()
     answer = json.loads(changed.answer.read_text())
-    assert answer["items"] == {}
-    assert answer["result"]["skipped"].startswith("lm-eval would ask the model in another form")
+    assert answer[BY_ITEM] == {}
+    assert answer["skipped"].startswith("lm-eval would ask the model in another form")
 
 
 @pytest.mark.usefixtures("own_tasks_only")
@@ -181,17 +181,17 @@ def test_a_limit_draws_the_same_questions_for_every_run_and_every_metric_has_the
         run(asking(world, "local_choices", limit=limit)) for limit in (5, 5, None)
     )
     assert first == again
-    items, all_items = (answer["items"]["lm_eval.local_choices acc"] for answer in (first, every))
+    items, all_items = (answer[BY_ITEM]["lm_eval.local_choices acc"] for answer in (first, every))
     places = drawn(QUESTIONS, 5)
     assert places not in (None, [0, 1, 2, 3, 4])
     scores, all_scores = (unpack(one).scores for one in (items, all_items))
     assert scores.tolist() == all_scores[places].tolist()
     assert items["key"]["rule"] != all_items["key"]["rule"]
     assert items["key"]["questions"] != all_items["key"]["questions"]
-    assert first["result"]["acc"] == scores.mean()
-    kept = first["result"]["asked"]
+    assert first["acc"] == scores.mean()
+    kept = first["asked"]
     assert (kept["questions"], kept["of"], kept["sample_seed"]) == (5, QUESTIONS, 1234)
-    assert "sample_seed" not in every["result"]["asked"]
+    assert "sample_seed" not in every["asked"]
 
 
 def test_a_limit_beyond_the_task_asks_all(world: Path) -> None:
@@ -201,9 +201,9 @@ def test_a_limit_beyond_the_task_asks_all(world: Path) -> None:
 @pytest.mark.usefixtures("own_tasks_only")
 def test_a_group_has_one_score_and_the_scores_of_each_of_its_tasks(world: Path) -> None:
     answer = run(asking(world, "local_twice", limit=3))
-    assert set(answer["items"]) == {"lm_eval.local_choices acc", "lm_eval.local_more acc"}
-    assert answer["result"]["asked"]["questions"] == 6
-    assert 0 <= answer["result"]["acc"] <= 1
+    assert set(answer[BY_ITEM]) == {"lm_eval.local_choices acc", "lm_eval.local_more acc"}
+    assert answer["asked"]["questions"] == 6
+    assert 0 <= answer["acc"] <= 1
 
 
 @pytest.mark.usefixtures("own_tasks_only")

@@ -5,14 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 
 from pion.evaluation.item_scores import unpack
-from pipeline.stages.lm_eval_results import Asked, asked_of, items_of, metrics_of
+from pipeline.stages.lm_eval_results import Counts, Form, asked_of, drawn, items_of, metrics_of
 from pipeline.state.record_json import count_values, finite_json
 
-CHAT = Asked("chat", "0.4.13", prompts=4, cropped=0.25, longest=256, cut_off=0.5)
-TEXT = Asked("text", "0.4.13", prompts=8, cropped=0.0, longest=0, cut_off=0.0)
+COUNTS = Counts(prompts=4, cropped=1, answers=2, cut_off=1, longest=256)
+VERSION = "pipeline.stages.lm_eval_results.version"
 DOC, TARGET = "a1" * 32, "b2" * 32
+
+
+@pytest.fixture(autouse=True)
+def version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(VERSION, lambda package: "0.4.13")
 
 
 def sample(values: dict[str, Any], filtered: str = "none", doc: str = DOC) -> dict[str, Any]:
@@ -45,7 +51,7 @@ def test_metrics_are_the_numbers_and_the_filter_is_named_where_there_is_one() ->
 
 
 def test_how_the_model_was_asked_is_kept() -> None:
-    assert asked_of(found([]), "sums", CHAT, drawn=True) == {
+    assert asked_of(found([]), "sums", "chat", COUNTS, drawn=True) == {
         "form": "chat",
         "shots": 5,
         "version": "3.0",
@@ -62,7 +68,7 @@ def test_how_the_model_was_asked_is_kept() -> None:
 
 
 def test_a_task_that_writes_nothing_has_no_length_of_answers() -> None:
-    kept = asked_of(found([]), "sums", TEXT, drawn=False)
+    kept = asked_of(found([]), "sums", "text", Counts(prompts=8), drawn=False)
     assert kept.keys().isdisjoint({"until", "max_gen_toks", "cut_off", "sample_seed"})
 
 
@@ -73,7 +79,7 @@ def test_a_group_whose_tasks_have_different_examples_names_no_number() -> None:
         "n-shot": {"a": 5, "b": 0, "both": 5},
         "versions": {"a": 1, "b": 1},
     }
-    kept = asked_of(found([], **both), "both", CHAT, drawn=True)
+    kept = asked_of(found([], **both), "both", "chat", COUNTS, drawn=True)
     assert (kept["shots"], kept["version"], kept["questions"], kept["of"]) == (None, None, 8, 20)
     assert kept["until"] == ["x" * 60]
 
@@ -87,7 +93,7 @@ def test_each_metric_and_filter_has_the_scores_of_all_questions_under_their_keys
         sample({"exact_match": True, "words": 0.123456789}, "strict", doc="c3" * 32),
         sample({"exact_match": 0.0}, "flexible"),
     ]
-    items = items_of(found(samples), CHAT)
+    items = items_of(found(samples), "chat", 256)
     rule = (
         "lm-eval 0.4.13, sums version 3.0, chat, 5 shots (seed 1234), 500 of 1319 questions "
         "(seed 1234), answers of at most 256 tokens"
@@ -103,34 +109,61 @@ def test_each_metric_and_filter_has_the_scores_of_all_questions_under_their_keys
     assert strict == words != flexible
 
 
-def test_the_form_the_length_the_examples_and_the_questions_are_part_of_the_rule() -> None:
-    one = [sample({"acc": 1})]
-
-    def rule(asked: Asked = CHAT, **changes: Any) -> str:
-        (series,) = items_of(found(one, **changes), asked).values()
+def test_the_form_the_length_the_examples_and_the_questions_are_part_of_the_rule(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def rule(form: Form = "chat", longest: int = 256, **changes: Any) -> str:
+        (series,) = items_of(found([sample({"acc": 1})], **changes), form, longest).values()
         assert isinstance(series["key"]["rule"], str)
         return series["key"]["rule"]
 
-    others = {
-        rule(TEXT),
-        rule(Asked("chat", "0.4.14", 4, 0.25, 256, 0.5)),
-        rule(Asked("chat", "0.4.13", 4, 0.25, 128, 0.5)),
+    rules = {
+        rule(),
+        rule("text"),
+        rule(longest=128),
         rule(**{"n-shot": {"sums": 0}}),
         rule(versions={"sums": 2.0}),
         rule(**{"n-samples": {"sums": {"original": 1319, "effective": 200}}}),
     }
-    assert len(others | {rule()}) == 7
-    # What happened to the answers of one model says nothing about how it was asked.
-    assert rule(Asked("chat", "0.4.13", 9, 0.0, 256, 0.0)) == rule()
+    monkeypatch.setattr(VERSION, lambda package: "0.4.14")
+    assert len(rules | {rule()}) == 7
 
 
 def test_what_is_no_number_of_a_question_is_left_out_and_what_is_not_finite_stays_so() -> None:
     samples = [sample({"word_perplexity": (-3.0, 4), "acc": float("nan")})]
-    items = items_of(found(samples), TEXT)
+    items = items_of(found(samples), "text", 0)
     assert list(items) == ["lm_eval.sums acc"]
     assert np.isnan(unpack(items["lm_eval.sums acc"]).scores).all()
 
 
 def test_very_many_scores_fit_into_a_record() -> None:
-    items = items_of(found([sample({"acc": 1})] * 20_000), TEXT)
+    items = items_of(found([sample({"acc": 1})] * 20_000), "text", 0)
     assert count_values(finite_json(items).encode()) < 20
+
+
+# ---------------------------------------------------------------- which questions a limit draws
+
+
+def test_the_drawn_questions_never_change() -> None:
+    # Finished runs were asked these. Another Python must not draw others.
+    assert drawn(1319, 8) == [120, 203, 447, 640, 651, 704, 1097, 1209]
+
+
+def test_a_smaller_sample_is_part_of_a_larger_one_and_in_order() -> None:
+    small, large = drawn(1000, 50), drawn(1000, 200)
+    assert small is not None
+    assert large is not None
+    assert set(small) < set(large)
+    assert small == sorted(small)
+    assert len(set(large)) == 200
+
+
+def test_the_sample_is_not_the_beginning() -> None:
+    found = drawn(1000, 500)
+    assert found is not None
+    assert abs(sum(place < 500 for place in found) - 250) < 50
+
+
+@pytest.mark.parametrize("limit", [None, 40, 41, 10**9])
+def test_all_are_asked_without_a_limit_or_with_a_large_one(limit: int | None) -> None:
+    assert drawn(40, limit) is None
