@@ -157,7 +157,7 @@ class Climb:
 
 def _predicted(found: Fit, rung: Rung) -> PredictionRecord:
     said = found.predict(rung.macs_per_token, rung.tokens)
-    return PredictionRecord(said.bits_per_byte, said.low, said.high, time.time())
+    return PredictionRecord(**vars(said), at=time.time())
 
 
 def _require_enough(rungs: Sequence[Rung]) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from string import Template
@@ -11,7 +14,6 @@ from string import Template
 from pion.files import write_atomically
 from pipeline.console.formats import measured, short_amount
 from pipeline.console.masking import masked
-from pipeline.ladder.chart import chart
 from pipeline.ladder.look import Ladder, Step
 from pipeline.ladder.record import page_key
 from pipeline.report.report_file import PAGE as RUN_PAGE
@@ -106,3 +108,126 @@ def cells_of(step: Step) -> list[str]:
         "" if said is None else f"{said.low:.4f} to {said.high:.4f}",
         "" if error is None else f"{100 * error:+.2f} %",
     ]
+
+
+# ---------------------------------------------------------------- the chart
+
+
+WIDTH, HEIGHT = 900, 420
+LEFT, RIGHT, TOP, BOTTOM = 64, 92, 32, 46
+# Between two names of curves, in pixels.
+LINE = 14
+COLORS = 8
+POINTS_OF_CURVE = 60
+# Free room at each side of the points, as a share of their range.
+MARGIN = 0.06
+_TICKS = 5
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """An axis with a logarithmic scale, from `low` to `high`, between two positions in pixels."""
+
+    low: float
+    high: float
+    first: float
+    last: float
+
+    def at(self, value: float) -> float:
+        share = math.log(value / self.low) / math.log(self.high / self.low)
+        return round(self.first + share * (self.last - self.first), 1)
+
+    def values(self, count: int) -> list[float]:
+        """Return values at equal distances."""
+        return [self.low * (self.high / self.low) ** (i / (count - 1)) for i in range(count)]
+
+
+def chart(ladder: Ladder) -> str:
+    """Return the chart as an SVG element, or a sentence if nothing is measured yet."""
+    found = [step for step in ladder.steps if step.result is not None]
+    drawable = [s for s in found if s.result is not None and 0 < s.result.bits_per_byte < math.inf]
+    if not drawable:
+        return '<p class="faint">Nothing is measured yet.</p>'
+    sizes = sorted({step.rung.macs_per_token for step in drawable})
+    x = _axis([float(s.rung.tokens) for s in drawable], LEFT, WIDTH - RIGHT)
+    losses = [s.result.bits_per_byte for s in drawable if s.result is not None]
+    y = _axis([*losses, *_ends(ladder, sizes, x)], HEIGHT - BOTTOM, TOP)
+    parts = [*_grid(x, y)]
+    parts += _names(ladder, sizes, x, y)
+    for number, size in enumerate(sizes):
+        color = number % COLORS
+        parts += _curve(ladder, size, color, x, y)
+        parts += [
+            p for s in drawable if s.rung.macs_per_token == size for p in _dot(s, color, x, y)
+        ]
+    label = f"Bits per byte of {len(drawable)} runs over their tokens, with the fitted law"
+    return (
+        f'<svg class="ladder-chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="{escape(label)}">{"".join(parts)}</svg>'
+    )
+
+
+def _axis(values: Sequence[float], first: float, last: float) -> _Axis:
+    low, high = min(values), max(values)
+    room = (high / low) ** MARGIN if high > low else 1.1
+    return _Axis(low / room, high * room, first, last)
+
+
+def _ends(ladder: Ladder, sizes: Sequence[int], x: _Axis) -> Iterator[float]:
+    """Yield the ends of the law's curves, which the chart has room for."""
+    if ladder.fit is not None:
+        for size in (sizes[0], sizes[-1]):
+            yield ladder.fit.law.loss(size, x.low)
+            yield ladder.fit.law.loss(size, x.high)
+
+
+def _grid(x: _Axis, y: _Axis) -> Iterator[str]:
+    for value in y.values(_TICKS):
+        at = y.at(value)
+        yield f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at}" y2="{at}"/>'
+        yield f'<text x="{LEFT - 8}" y="{at + 4}" text-anchor="end">{value:.3f}</text>'
+    for value in x.values(_TICKS):
+        words = short_amount(value)
+        yield f'<text x="{x.at(value)}" y="{HEIGHT - 24}" text-anchor="middle">{words}</text>'
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    yield f'<text x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">tokens</text>'
+    yield f'<text x="{LEFT - 52}" y="{TOP - 16}">bits per byte</text>'
+
+
+def _names(ladder: Ladder, sizes: Sequence[int], x: _Axis, y: _Axis) -> Iterator[str]:
+    """Yield the names of the sizes at the ends of their curves, the smallest size at the top."""
+    if ladder.fit is None:
+        return
+    places = [y.at(ladder.fit.law.loss(size, x.high)) + 4 for size in sizes]
+    for number in range(1, len(places)):
+        places[number] = max(places[number], places[number - 1] + LINE)
+    # No name is below the axis, where the numbers of tokens are.
+    lowest = float(HEIGHT - BOTTOM)
+    for number in reversed(range(len(places))):
+        lowest = places[number] = min(places[number], lowest)
+        lowest -= LINE
+    for number, size in enumerate(sizes):
+        place = f'x="{WIDTH - RIGHT + 6}" y="{round(places[number], 1)}"'
+        yield f'<text class="f{number % COLORS}" {place}>{short_amount(size)}</text>'
+
+
+def _curve(ladder: Ladder, size: int, color: int, x: _Axis, y: _Axis) -> Iterator[str]:
+    if ladder.fit is None:
+        return
+    places = [
+        (x.at(tokens), y.at(ladder.fit.law.loss(size, tokens)))
+        for tokens in x.values(POINTS_OF_CURVE)
+    ]
+    path = " ".join(f"{a},{b}" for a, b in places)
+    yield f'<polyline class="curve s{color}" points="{path}"/>'
+
+
+def _dot(step: Step, color: int, x: _Axis, y: _Axis) -> Iterator[str]:
+    assert step.result is not None
+    at, bits, sem = x.at(step.rung.tokens), step.result.bits_per_byte, step.result.sem
+    title = f"<title>{escape(step.rung.name)}: {bits:.4f}</title>"
+    if sem and sem < bits:
+        top, bottom = y.at(bits + sem), y.at(bits - sem)
+        yield f'<line class="error s{color}" x1="{at}" x2="{at}" y1="{top}" y2="{bottom}"/>'
+    shown = f"held-out s{color}" if step.rung.held_out else f"f{color}"
+    yield f'<circle class="{shown}" cx="{at}" cy="{y.at(bits)}" r="4.5">{title}</circle>'

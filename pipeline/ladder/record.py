@@ -13,14 +13,15 @@ from typing import Any
 
 from pion.errors import BadInput
 from pipeline.job import Job
-from pipeline.job.digest import Inputs, differences, digest_job
+from pipeline.job.digest import Difference, Digests, Inputs, differences, digest_job
 from pipeline.ladder.cap import Cap
+from pipeline.ladder.fit import Fit, Prediction
 from pipeline.ladder.grid import Rung
 from pipeline.ladder.runs import Run
 from pipeline.state.record_file import RecordFile, strictly
 from pipeline.state.record_json import Amount, Count, Time, closed_record
 from pipeline.state.stores import Store
-from pipeline.state.stores.base import LADDERS
+from pipeline.state.stores.base import LADDERS, is_run_name
 
 FORMAT = 1
 # A difference of more runs than this is shown by its first ones.
@@ -41,12 +42,9 @@ class RungRecord:
 
 @closed_record
 @dataclass(frozen=True)
-class PredictionRecord:
-    """What was predicted of a held-out run before it started, in bits per byte, and when."""
+class PredictionRecord(Prediction):
+    """What was predicted of a held-out run before it started, and when."""
 
-    bits_per_byte: float
-    low: float
-    high: float
     at: Time
 
 
@@ -187,3 +185,69 @@ def _other_rungs(old: Sequence[RungRecord], new: Sequence[RungRecord]) -> list[s
     if moved:
         lines.append(f"held out before, or now: {', '.join(moved[:SHOWN])}")
     return lines
+
+
+# ---------------------------------------------------------------- a finished ladder
+
+
+# Settings that decide which text is predicted and how it is counted, but for those that decide only
+# the order of its rows, or how much of it there is.
+_OF_THE_TEXT = ("data.", "tokenizer.")
+_ORDER_OR_AMOUNT = ("data.window", "data.shard_rows", ".max_documents")
+WITHOUT = "Without --ladder, sizes follow a rule, and no loss is predicted."
+
+
+@dataclass(frozen=True)
+class StoredFit:
+    """A fit, and the settings that the runs of its ladder have in common, by dotted key."""
+
+    fit: Fit
+    settings: Mapping[str, Any]
+
+    def other_text(self, digests: Digests) -> list[Difference]:
+        """Return the settings of the data and the tokenizer in which the ladder's runs differ from
+        a job with these digests: bits per byte of other text are not comparable."""
+        own = digests.inputs["data.pretrain"] | digests.inputs["pretrain"]
+        found = differences(dict(self.settings), own, digests.before)
+        return [
+            one
+            for one in found
+            if one.path.startswith(_OF_THE_TEXT) and not one.path.endswith(_ORDER_OR_AMOUNT)
+        ]
+
+
+def read_stored_fit(
+    store: Store, name: str, key: str = "--ladder", without: str = WITHOUT
+) -> StoredFit:
+    """Return the fit of the ladder `name`, and the settings of its runs.
+
+    `key` is how a person named the ladder, and `without` a sentence that says what happens without.
+
+    Raises BadInput if there is no such ladder, if it has no fit yet, and for a record that can't be
+    read; and StoreError.
+    """
+    if not is_run_name(name):
+        raise BadInput(f"{key} {name!r:.200}: a ladder has a name, such as small.")
+    record, _ = ladder_file(store, name).read()
+    if record is None:
+        raise BadInput(
+            f"there is no ladder {name!r} in {store.url}{_those_there(store)} To make one: pion "
+            f"ladder JOB, with a job of this name and store. {without}"
+        )
+    if record.fit is None:
+        raise BadInput(
+            f"the ladder {name!r} in {store.url} is not finished, so it predicts nothing yet. To "
+            f"finish it, run the same `pion ladder` command again. {without}"
+        )
+    fit = Fit.from_record(record.fit, f"{store.url}/{record_key(name)}")
+    return StoredFit(fit, record.settings)
+
+
+def _those_there(store: Store) -> str:
+    """Return the end of a sentence, with the names of ladders that are there."""
+    keys = sorted(entry.key for entry in store.list(f"{LADDERS}/"))
+    names = [key.removeprefix(f"{LADDERS}/") for key in keys]
+    names = [name.removesuffix(".json") for name in names if "/" not in name]
+    if not names:
+        return "."
+    return f", which has {', '.join(names[:8])}{', …' if len(names) > 8 else ''}."

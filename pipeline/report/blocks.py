@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from pion.evaluation.shares import wilson
+from pipeline.console.formats import measured
 
 
 class Table(NamedTuple):
@@ -30,3 +34,43 @@ class Bars(NamedTuple):
 
 
 Block = str | Table | Bars
+
+
+# ---------------------------------------------------------------- values
+
+
+def value_with_error(result: Mapping[str, Any], name: str, digits: int = 3) -> str:
+    """Return `2.081 ± 0.012`; without a standard error `2.081`; an en dash if unmeasured."""
+    value, error = result.get(name), result.get(f"{name}_sem")
+    if value is None or not math.isfinite(value):
+        return "–"
+    return measured(value, error, digits)
+
+
+def percent_with_error(result: Mapping[str, Any], name: str) -> str:
+    """Return `63.5 % ± 3.4`, or an en dash if unmeasured."""
+    value, error = result.get(name), result.get(f"{name}_sem")
+    if value is None or not math.isfinite(value):
+        return "–"
+    text = f"{100 * value:.1f} %"
+    return f"{text} ± {100 * error:.1f}" if error and math.isfinite(error) else text
+
+
+def share_with_interval(result: Mapping[str, Any], name: str, count: str) -> str:
+    """Return `100.0 % (95 %: 96.3 to 100.0)` of as many cases as `count` says.
+
+    The interval is Wilson's, which is not empty where all or no cases agree. A result
+    without a count keeps its standard error.
+    """
+    share, n = result.get(name), result.get(count)
+    if not n or share is None or not math.isfinite(share):
+        return percent_with_error(result, name)
+    low, high = wilson(share, n)
+    return f"{100 * share:.1f} % (95 %: {100 * low:.1f} to {100 * high:.1f})"
+
+
+def signed(text: str) -> str:
+    """Return a difference with its sign; a minus sign is as wide as a plus sign."""
+    if text == "–":
+        return text
+    return text.replace("-", "−", 1) if text.startswith("-") else f"+{text}"

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from pipeline.report.blocks import Block, Table
-from pipeline.report.values import percent_with_error, value_with_error
+from pipeline.report.blocks import Block, Table, percent_with_error, value_with_error
 
 CALIBRATION = (
     "How far the probability of the most likely token can be trusted. ECE is the mean distance "

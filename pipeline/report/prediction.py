@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipeline.console.formats import measured, printable
+from pipeline.report.blocks import value_with_error
 from pipeline.report.history import Row, RunHistory
-from pipeline.report.values import value_with_error
 
 # So many settings are named.
 SHOWN = 4

@@ -9,8 +9,7 @@ from pion.data.preference.summary import Summary
 from pipeline.job import Job
 from pipeline.job.prefer_section import Prefer
 from pipeline.job.stages import AFTER
-from pipeline.report.blocks import Block, Table
-from pipeline.report.values import percent_with_error, signed, value_with_error
+from pipeline.report.blocks import Block, Table, percent_with_error, signed, value_with_error
 from pipeline.state.head import Head
 from pipeline.state.record_json import damaged
 from pipeline.state.shared.folder import WITH_ADDITIONS

@@ -14,17 +14,18 @@ from typing import Any
 
 from pipeline.console.formats import short_amount
 from pipeline.job import Job
-from pipeline.report.blocks import Block, Table
-from pipeline.report.calibration import calibration_blocks
-from pipeline.report.core import core_blocks
-from pipeline.report.lm_eval_rows import lm_eval_blocks
-from pipeline.report.preferences import preference_blocks
-from pipeline.report.values import (
+from pipeline.report.blocks import (
+    Block,
+    Table,
     percent_with_error,
     share_with_interval,
     signed,
     value_with_error,
 )
+from pipeline.report.calibration import calibration_blocks
+from pipeline.report.core import core_blocks
+from pipeline.report.lm_eval_rows import lm_eval_blocks
+from pipeline.report.preferences import preference_blocks
 
 TRAINED = (("prefer", "preference-tuned"), ("sft", "fine-tuned"), ("pretrain", "base"))
 MODELS = (*TRAINED, ("untrained", "untrained"))

@@ -62,10 +62,10 @@ def predict(
     # These import numpy and torch, which most starts do not need so early.
     from pion.model.params_and_flops import cost_of
     from pipeline.ladder.points import training_flops
-    from pipeline.ladder.stored_fit import Asked, read_stored_fit
+    from pipeline.ladder.record import read_stored_fit
 
     without = f"Nothing was started. Without {KEY}, the run trains the same and predicts nothing."
-    stored = read_stored_fit(store, name, Asked(KEY, without))
+    stored = read_stored_fit(store, name, KEY, without)
     macs_per_token = cost_of(job.model_config_resolved()).macs_per_token
     tokens = pretrain.total_steps * pretrain.global_batch * job.seq_len("pretrain")
     flops, fit = training_flops(macs_per_token, tokens), stored.fit

@@ -67,7 +67,7 @@ def preflight(job: Job) -> list[str]:
             found = find_model(job.model_name(source))
             check_start(found, source, lora_of=stage if job.lora(stage) else None)
     if job.evaluate.has_questions:
-        from pipeline.stages.questions import read_questions_of
+        from pipeline.stages.core import read_questions_of
 
         read_questions_of(job)
     if job.evaluate.text is not None:

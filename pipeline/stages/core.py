@@ -1,13 +1,19 @@
-"""CORE in the evaluate stage: each task is a part, so an interrupted run repeats one at most."""
+"""The questions that a job names, and CORE in the evaluate stage.
+
+Each task of CORE is a part, so an interrupted run repeats one at most.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from pion.errors import BadInput
 from pion.evaluation.results import TaskResult, record_of
 from pipeline.console.formats import counted
 from pipeline.job import Job
@@ -17,17 +23,38 @@ from pipeline.state.run_state import BY_ITEM
 
 if TYPE_CHECKING:
     from pion.evaluation.core.bundle import Bundle, Task
+    from pion.evaluation.questions import Question
 
 DTYPE = "dtype"
 
 
-def read_core(job: Job) -> Bundle | None:
-    """Return the bundle of questions that the job names; None if it names none.
+@dataclass(frozen=True)
+class Questions:
+    """The questions that a job names: multiple-choice packs by name, and a bundle of CORE."""
 
-    Raises BadInput for a bundle that can't be read, with file and line, and for a model whose
-    context is too short.
+    packs: Mapping[str, list[Question]]
+    core: Bundle | None
+
+
+def read_questions_of(job: Job) -> Questions:
+    """Return the questions that the job names, the packs by file stem.
+
+    Raises BadInput for a line that is not a question, with file and line, for two packs of the same
+    name, for a bundle that can't be read, and for a model whose context is too short.
     """
-    from pion.errors import BadInput
+    from pion.evaluation.questions import read_questions
+
+    packs: dict[str, list[Question]] = {}
+    for pack in job.evaluate.packs:
+        path = job.input_path(pack)
+        if path.stem in packs:
+            raise BadInput(f"evaluate.packs: two packs are called {path.stem!r}: rename one")
+        packs[path.stem] = read_questions(path)
+    return Questions(packs, _read_core(job))
+
+
+def _read_core(job: Job) -> Bundle | None:
+    """Return the bundle of questions that the job names; None if it names none."""
     from pion.evaluation.core.bundle import read_bundle
     from pion.evaluation.core.measure import too_short
 

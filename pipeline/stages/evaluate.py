@@ -20,8 +20,7 @@ from pion.errors import BadInput
 from pipeline.console.messages import Note
 from pipeline.job import Job
 from pipeline.job.stages import CONVERSING
-from pipeline.stages.by_document import by_document, with_items
-from pipeline.stages.core import core_of
+from pipeline.stages.core import Questions, core_of, read_questions_of
 from pipeline.stages.measures import (
     SUMS,
     Kind,
@@ -33,7 +32,6 @@ from pipeline.stages.measures import (
     without_sums,
 )
 from pipeline.stages.preferences import STAGE, preferences_of, text_change
-from pipeline.stages.questions import Questions, read_questions_of
 from pipeline.state.run_state import BY_ITEM
 
 
@@ -121,7 +119,7 @@ class _Evaluation:
         final = list(self.measures.trained.models)[-1]
         after = measure_each(self.measures, final, start.names, self.parts)
         for kind, measured in after.items():
-            found = by_document(self.measures.job, measured, kind)
+            found = self.measures.packed(measured, kind)
             self.items.update({f"{final}.{of}": kept for of, kept in found.items()})
         return compare(start, after) | {final: results[final] | as_results(after)}
 
@@ -133,7 +131,7 @@ class _Evaluation:
         if trained.pretrain_data is not None and not compared:
             label = f"{stage} model on held-out text"
             result |= self.part(
-                f"{stage}.held_out", label, partial(with_items, measures, stage, "held_out")
+                f"{stage}.held_out", label, partial(measures.with_items, stage, "held_out")
             )
         has_block = measures.job.model_config_resolved().draft is not None
         if trained.pretrain_data is not None and has_block:
@@ -141,7 +139,7 @@ class _Evaluation:
             result["drafts"] = self.part(f"{stage}.drafts", label, partial(measures.drafts, stage))
         if stage in CONVERSING and trained.sft_data is not None and not compared:
             label = f"{stage} model on held-out conversations"
-            compute = partial(with_items, measures, stage, "conversations")
+            compute = partial(measures.with_items, stage, "conversations")
             result |= self.part(f"{stage}.responses", label, compute)
         if measures.job.evaluate.continuations and (cut := measures.continuations()):
             result["continuations"] = self.part(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -14,6 +15,7 @@ from pion.evaluation.results import record_of
 from pipeline.console.messages import Note, Say
 from pipeline.data.compared_text import find_text
 from pipeline.job import Job
+from pipeline.job.digest import digest_job
 from pipeline.state.run_state import BY_ITEM
 
 if TYPE_CHECKING:
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
     from pipeline.data.prepared import PreparedData
     from pipeline.data.shard_cache import Fetch, ShardCache
 
-
 Result = dict[str, Any]
 # Returns the part of a name, computed unless it is kept: (name, label, compute).
 Part = Callable[[str, str, Callable[[], Result]], Result]
@@ -39,6 +40,14 @@ Kind = Literal["conversations", "held_out", "text"]
 CHOICES = "choices.jsonl"
 # The result that compares two models.
 SUMS = "by_document"
+# What the sums are of.
+NAMES: Mapping[Kind, str] = {
+    "conversations": "response_loss",
+    "held_out": "bits_per_byte",
+    "text": "text.bits_per_byte",
+}
+# Of more documents, only the sums over all are kept.
+MOST_DOCUMENTS = 100_000
 TOKENS_AT_ONCE = {"cpu": 4096, "cuda": 32_768}  # of a batch; halved when memory runs out
 NGRAM_WINDOW = 1  # shards shuffled together: few remote shards are fetched for the baseline
 
@@ -138,6 +147,37 @@ class Measures:
         nats, sizes = by_document(documents, counted, scores.nll, sizes)
         sums = {"nats": nats.tolist(), "sizes": sizes.tolist()}
         return {**found, SUMS: sums}
+
+    def with_items(self, stage: str, kind: Kind) -> Result:
+        """Measure the model of `stage`, with the sums of each document packed; see `packed`."""
+        result = self.with_sums(stage, kind)
+        return without_sums(result) | {BY_ITEM: self.packed(result, kind)}
+
+    def packed(self, result: Result, kind: Kind) -> Result:
+        """Return what `with_sums` has measured of each document, packed, by its name; {} for very
+        many documents. By these sums two runs are compared that were measured on the same."""
+        import numpy as np
+
+        from pion.evaluation.item_scores import ItemScores, pack
+
+        sums = result[SUMS]
+        if len(sums["sizes"]) > MOST_DOCUMENTS:
+            return {}
+        unit = 1.0 if kind == "conversations" else math.log(2)
+        # A sum that is not finite is kept as null.
+        scores = np.array(sums["nats"], dtype=np.float64) / unit
+        items = ItemScores(scores, sizes=np.array(sums["sizes"], dtype=np.int64))
+        return {NAMES[kind]: {"key": self._same_documents(kind), **pack(items)}}
+
+    def _same_documents(self, kind: Kind) -> Result:
+        """Return what two runs have in common if they are measured on the same documents."""
+        job = self.job
+        rows = {"rows": job.evaluate.final_rows}
+        if kind == "text":
+            return rows | {"text": find_text(job).sha256}
+        part = "sft" if kind == "conversations" else "pretrain"
+        order = {"seed": job.seed, "window": job.data.window}
+        return rows | order | {"data": digest_job(job).data[part]}
 
     def _end_of_turn(self) -> int:
         """Return the id that ends an answer in the chat format of the conversations."""

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pion.errors import BadInput, PionError
+from pion.evaluation.agreement import LabelledAnswers, agreement, changed, moved
 from pion.evaluation.item_scores import ItemScores, difference, mean, pack, unpack
 from pion.untrusted import parse_object, read_file
 from pipeline.console.messages import Note, Say
 from pipeline.data.compared_text import find_text
 from pipeline.data.prepared import SPLITS
 from pipeline.job.digest import digest_job
-from pipeline.stages.agreement_results import Sums, agreement_results
-from pipeline.stages.by_document import NAMES, by_document, with_items
+from pipeline.stages.measures import NAMES
 from pipeline.state.run_state import BY_ITEM
 from pipeline.state.shared.folder import REFERENCE_FILE
 
@@ -50,14 +50,12 @@ def preferences_of(measures: Measures, part: Part, say: Say) -> Result:
     assert data is not None
     assert section is not None
     assert start is not None
-    read, sums, about = _Answers(measures, start, part, say).read()
-    found = agreement_results(
-        read.labels,
-        sums,
+    read, before, after, about = _Answers(measures, start, part, say).read()
+    result, items = agreement_results(
+        *(read.labels, before, after),
         of_means=section.loss in OF_MEANS,
         with_reference=section.needs_reference,
     )
-    result, items = found.result, found.items
     written, more = _written(measures, start, read.prompts, part)
     detail = {"start": start.name, **about, **result, **written}
     key = _same(measures)
@@ -86,7 +84,7 @@ class _Answers:
     part: Part
     say: Say
 
-    def read(self) -> tuple[HeldOutAnswers, Sums, Result]:
+    def read(self) -> tuple[HeldOutAnswers, np.ndarray, np.ndarray, Result]:
         """Return the answers, the sums before and after, and what is known of the reference."""
         from pion.train.held_out_answers import read_answers
 
@@ -102,7 +100,7 @@ class _Answers:
             before = self._sums(self.start.name, stream, rows)
         else:  # nobody knows
             before = np.full(len(after), np.nan)
-        return read, Sums(before, after), about
+        return read, before, after, about
 
     def _sums(self, model: str, stream: RowStream, rows: range) -> np.ndarray:
         """Return what a model gives for the answers, fp64 (n,), kept as a part."""
@@ -250,7 +248,7 @@ def text_change(
     known = dict(items)
     if began.name == "base":
         for of, measured in base.items():
-            found = by_document(measures.job, measured, of)
+            found = measures.packed(measured, of)
             known |= {f"base.{name}": kept for name, kept in found.items()}
     for model in (began.name, STAGE):
         if f"{model}.{NAMES[kind]}" not in known:
@@ -258,7 +256,7 @@ def text_change(
             measured = part(
                 f"{model}.{kind}{hashed}",
                 f"{model} model on {'other' if kind == 'text' else 'held-out'} text",
-                partial(with_items, measures, model, kind),
+                partial(measures.with_items, model, kind),
             )
             known |= {f"{model}.{name}": kept for name, kept in measured[BY_ITEM].items()}
     change = _change(known, began.name, NAMES[kind], "text_change")
@@ -271,3 +269,61 @@ def _change(known: Mapping[str, Result], before: str, of: str, name: str) -> Res
         return {}
     value, error = difference(unpack(sides[0]), unpack(sides[1]))
     return {name: value, f"{name}_sem": error}
+
+
+# ---------------------------------------------------------------- agreement
+
+
+def agreement_results(
+    labels: LabelledAnswers,
+    before: np.ndarray,
+    after: np.ndarray,
+    *,
+    of_means: bool,
+    with_reference: bool,
+) -> tuple[Result, dict[str, ItemScores]]:
+    """Return how often the models agree with the labels, and the scores of single pairs or answers,
+    by name. `before` and `after` training are what the models give for each answer, in nats, fp64
+    (n,).
+
+    Of pairs: by the sums (`raw`), by the means over tokens (`normalized`), and after training also
+    by what the loss compares (`margin`): how far the answers are from the reference, if there is
+    one, as means or as sums. Of single answers, only the last one has a meaning.
+    """
+    apart = after - before
+    margins = apart if with_reference else after
+    margin = labels.scored(margins / labels.tokens if of_means else margins)
+    result: Result = {
+        "kind": "pairs" if labels.paired else "labels",
+        "items": labels.items,
+        "prompts": len(np.unique(labels.prompts)),
+        "of_means": of_means,
+        "with_reference": with_reference,
+        "before": {},
+        "after": {"margin": agreement(labels, margin)},
+        "change": {},
+        "moved": moved(labels, apart),
+    }
+    if not labels.paired:
+        return result | {"desired": float(labels.preferred.mean())}, {"accuracy": margin}
+    items = {"accuracy": margin}
+    for name, by in (("raw", np.ones(len(labels.tokens))), ("normalized", labels.tokens)):
+        first, last = labels.scored(before / by), labels.scored(after / by)
+        result["before"][name] = agreement(labels, first)
+        result["after"][name] = agreement(labels, last)
+        result["change"][name] = changed(labels, first, last)
+        items[f"{name}_accuracy"] = last
+    return result | {"rules": _rules(labels)}, items
+
+
+def _rules(labels: LabelledAnswers) -> Result:
+    """Return how right it is to take the longer answer, and to take the shorter one."""
+    longer, error = mean(labels.longer_wins())
+    return {
+        "longer_wins": longer,
+        "longer_wins_sem": error,
+        "shorter_wins": 1 - longer,
+        "shorter_wins_sem": error,
+        "longer": int((labels.tokens[0::2] > labels.tokens[1::2]).sum()),
+        "shorter": int((labels.tokens[0::2] < labels.tokens[1::2]).sum()),
+    }

@@ -14,8 +14,7 @@ from pipeline.console.out import saying_if_slow
 from pipeline.job.digest import Difference, digest_job
 from pipeline.job.section import DOLLARS, HOURS
 from pipeline.ladder.fit import Fit
-from pipeline.ladder.record import SHOWN
-from pipeline.ladder.stored_fit import read_stored_fit
+from pipeline.ladder.record import SHOWN, read_stored_fit
 from pipeline.rent.plan.compared import Compared, of_rental, on_the_market
 from pipeline.rent.plan.counted import expect_rows
 from pipeline.rent.plan.dollars import Market, Money, Option, options_for

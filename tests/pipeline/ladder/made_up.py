@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from pipeline.ladder.fit import Fit
 from pipeline.ladder.law import Law
 from pipeline.ladder.points import Point
+from pipeline.ladder.record import LadderRecord, ladder_file
+from pipeline.state.stores import Store
 
 # Multiply-accumulates per token, and tokens, of a ladder of 16 runs on a CPU.
 SIZES = (500_000, 1_000_000, 2_400_000, 4_950_000)
@@ -25,6 +29,12 @@ def law_through(E: float, alpha: float, beta: float, middle: float = 2.2) -> Law
 
 
 LAWS = (law_through(0.8, 0.35, 0.35), law_through(1.2, 0.35, 0.3), law_through(1.5, 0.5, 0.5))
+
+
+def keep_ladder(store: Store, fitted: Fit | None, settings: Mapping[str, Any]) -> None:
+    """Keep the record of a ladder called `small` in a store."""
+    fit = None if fitted is None else fitted.record()
+    ladder_file(store, "small").write(LadderRecord(settings, (), fit=fit))
 
 
 def ladder(

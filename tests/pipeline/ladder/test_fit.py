@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from pion.errors import BadInput
-from pipeline.ladder.fit import Fit, fit
-from pipeline.ladder.interval import MARGIN
+from pipeline.ladder.fit import MARGIN, Fit, fit
 from pipeline.ladder.law import Law
 from pipeline.ladder.points import Point
 from tests.pipeline.ladder.drawn_laws import share_held

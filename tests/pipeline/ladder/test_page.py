@@ -11,12 +11,11 @@ import pytest
 
 from pion.errors import Stopped
 from pipeline.ladder.cap import Cap
-from pipeline.ladder.chart import COLORS
 from pipeline.ladder.command import fit_lines
 from pipeline.ladder.fit import fit
 from pipeline.ladder.grid import Rung
 from pipeline.ladder.look import Ladder, Step
-from pipeline.ladder.page import page_html, write_page
+from pipeline.ladder.page import COLORS, page_html, write_page
 from pipeline.ladder.record import PredictionRecord
 from pipeline.ladder.runs import Result
 from pipeline.state.stores import FileStore

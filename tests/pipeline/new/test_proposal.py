@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +12,16 @@ from typing import Any
 import pytest
 
 from pion.data.preference.rendering import IDENTICAL
+from pipeline.base.read_job import read_job
 from pipeline.new.files import find_data
 from pipeline.new.layouts import Preferences
 from pipeline.new.look import Reading, look_at
+from pipeline.rent.check.command import run_checks
 from pipeline.rent.check.texts import check_preferences
 from tests.pipeline.conftest import Pion
 from tests.pipeline.new.conftest import made, refused
 from tests.pipeline.rent.conftest import SkyHome
+from tests.support import own_data
 from tests.support.preference_files import label_of, pair_of, write_jsonl
 
 
@@ -219,3 +223,42 @@ def test_a_person_may_read_pairs_as_conversations(
     columns = ("--question-column", "prompt", "--answer-column", "chosen")
     job, _ = made(pion, data, "--from", str(chat_base), *columns)
     assert job.train_stages == ["sft"]
+
+
+# ---------------------------------------------------------------- what is held out
+
+
+@pytest.mark.parametrize("count", [4, 6, 8, 12])
+def test_a_few_conversations_pass_check_or_are_refused(
+    count: int, here: Path, pion: Pion, sky_home: SkyHome, plain_base: Path
+) -> None:
+    own_data.sharegpt(here, count)
+    code, _, errors = pion("new", "sharegpt.jsonl", "--from", str(plain_base))
+    if code:
+        assert f"{count} conversations are too little to train on" in errors
+        assert not Path("sharegpt.yaml").exists()
+    else:
+        assert not [row for row in run_checks(read_job("sharegpt.yaml"), None) if row.ok is False]
+
+
+@pytest.mark.parametrize("size", [300, 1500, 3000, 6000, 20_000])
+def test_a_little_text_passes_check_or_is_refused(
+    size: int, here: Path, pion: Pion, sky_home: SkyHome
+) -> None:
+    paragraphs = [own_data.words(30, n) for n in range(200)]
+    Path("t.txt").write_text("\n\n".join(paragraphs)[:size])
+    code, _, errors = pion("new", "t.txt", "--from", "none")
+    if code:
+        assert "bytes of text are too little to train on" in errors
+        assert not Path("t.yaml").exists()
+    else:
+        assert not [row for row in run_checks(read_job("t.yaml"), None) if row.ok is False]
+    assert (code == 0) or size < 6000
+
+
+def test_one_document_of_many_lines_is_enough(here: Path, pion: Pion, sky_home: SkyHome) -> None:
+    records = [{"text": own_data.words(4000, n)} for n in range(6)]
+    Path("t.jsonl").write_text("\n".join(map(json.dumps, records)))
+    code, _, errors = pion("new", "t.jsonl", "--from", "none")
+    assert code == 0, errors
+    assert not [row for row in run_checks(read_job("t.yaml"), None) if row.ok is False]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from pipeline.state.head import CheckpointEntry, Head, StageRecord
 from pipeline.state.rows.metrics import read_events
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
-from tests.pipeline.ladder.made_up import LAWS, ladder
+from tests.pipeline.ladder.made_up import LAWS, keep_ladder, ladder
 from tests.support.jobs import tiny_job
 from tests.support.whole_runs import finish, write_job
 
@@ -42,8 +41,10 @@ def store(tmp_path: Path, fitted: Fit) -> FileStore:
 
 
 def keep(store: FileStore, fitted: Fit | None, **settings: Any) -> None:
-    record = {"fit": None if fitted is None else fitted.record(), "settings": settings}
-    store.write("_ladders/small.json", json.dumps(record).encode())
+    """Keep a ladder with the settings of the tiny job, but for those that are given."""
+    inputs = digest_job(tiny_job()).inputs
+    own = {**inputs["data.pretrain"], **inputs["pretrain"], **settings}
+    keep_ladder(store, fitted, {k: v for k, v in own.items() if not k.startswith("input.")})
 
 
 def job_of(**changes: Any) -> Job:
@@ -81,13 +82,8 @@ def test_beyond_the_trusted_range_there_is_no_number(store: FileStore) -> None:
 def test_settings_of_the_text_that_the_ladder_had_otherwise_are_named(
     store: FileStore, fitted: Fit
 ) -> None:
-    digests = digest_job(job_of())
-    own = digests.inputs["data.pretrain"] | digests.inputs["pretrain"]
-    own = {key: value for key, value in own.items() if not key.startswith("input.")}
-    keep(store, fitted, **own)
-    assert predicted(job_of(), store).other == ()
     # The shape, the rates and the batch are what a ladder varies.
-    keep(store, fitted, **{**own, "pretrain.lr": 5.0, "model.d_model": 16, "data.seq_len": 64})
+    keep(store, fitted, **{"pretrain.lr": 5.0, "model.d_model": 16, "data.seq_len": 64})
     assert predicted(job_of(), store).other == ("data.seq_len",)
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 from pipeline.ladder.fit import fit
 from pipeline.state.stores import FileStore
-from tests.pipeline.ladder.made_up import LAWS, ladder
+from tests.pipeline.ladder.made_up import LAWS, keep_ladder, ladder
 from tests.pipeline.rent.check.checked_job import Case, unknown, wrong
 
 SIZES, LENGTHS = (10_000, 20_000, 40_000), (1000, 2000, 4000)
@@ -18,11 +16,11 @@ def test_a_ladder_that_can_not_predict_is_refused_and_one_that_can_is_shown(case
         "there is no ladder 'small'",
     )
     store = FileStore(case.folder / "runs")
-    store.write("_ladders/small.json", b'{"fit": null}')
+    keep_ladder(store, None, {})
     wrong(case.row("evaluate.ladder", evaluate__ladder="small"), "is not finished", "Nothing was")
     assert case.row("run", evaluate__ladder="small").ok
     fitted = fit(ladder(LAWS[0], sizes=SIZES, lengths=LENGTHS))
-    store.write("_ladders/small.json", json.dumps({"fit": fitted.record()}).encode())
+    keep_ladder(store, fitted, {})
     row = case.row("evaluate.ladder", evaluate__ladder="small")
     assert row.ok
     assert row.words.startswith("predicted ")

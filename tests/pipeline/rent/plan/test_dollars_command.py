@@ -22,7 +22,7 @@ from pipeline.rent.plan.prices import Offer
 from pipeline.state.stores import FileStore
 from tests.paths import JOBS, REPOSITORY
 from tests.pipeline.conftest import Pion
-from tests.pipeline.ladder.made_up import ladder
+from tests.pipeline.ladder.made_up import keep_ladder, ladder
 from tests.pipeline.rent.conftest import SkyHome
 from tests.pipeline.rent.plan.test_dollars import LAW
 from tests.pipeline.rent.plan.test_prices import also_by_four
@@ -52,14 +52,7 @@ def store(tmp_path: Path) -> str:
 
 def with_ladder(store: str, fitted: Fit | None, settings: Mapping[str, Any] | None = None) -> None:
     """Keep a ladder of `settings`, by default those of the presets' jobs."""
-    if settings is None:
-        settings = text_of(SMALL)
-    record = {
-        "format": 1,
-        "fit": None if fitted is None else fitted.record(),
-        "settings": dict(settings),
-    }
-    FileStore(Path(store)).write("_ladders/small.json", json.dumps(record).encode())
+    keep_ladder(FileStore(Path(store)), fitted, text_of(SMALL) if settings is None else settings)
 
 
 def text_of(job: str, *overrides: str) -> dict[str, Any]:

@@ -10,9 +10,12 @@ import pytest
 
 from pion.errors import BadInput
 from pipeline.ladder.fit import Fit, fit
-from pipeline.ladder.stored_fit import read_stored_fit
+from pipeline.ladder.record import read_stored_fit
 from pipeline.state.stores import FileStore
 from tests.pipeline.ladder.made_up import LAWS, ladder
+
+# A ladder that has begun.
+RECORD: dict[str, Any] = {"format": 1, "settings": {}, "rungs": []}
 
 
 @pytest.fixture(scope="module")
@@ -30,27 +33,28 @@ def write(store: FileStore, name: str, record: Any) -> None:
 
 
 def test_the_fit_comes_back(store: FileStore, fitted: Fit) -> None:
-    write(store, "small", {"format": 1, "fit": fitted.record(), "rungs": []})
+    write(store, "small", RECORD | {"fit": fitted.record()})
     assert read_stored_fit(store, "small").fit == fitted
 
 
 def test_a_ladder_that_is_not_there_says_which_are(store: FileStore) -> None:
     with pytest.raises(BadInput, match=r"there is no ladder 'tall' in .*runs\. To make one: pion"):
         read_stored_fit(store, "tall")
-    write(store, "small", {"fit": None})
-    write(store, "wide", {"fit": None})
+    write(store, "small", RECORD)
+    write(store, "wide", RECORD)
     with pytest.raises(BadInput, match=r"no ladder 'tall' in .*runs, which has small, wide"):
         read_stored_fit(store, "tall")
 
 
-@pytest.mark.parametrize("record", [{}, {"fit": None}])
-def test_a_ladder_without_a_fit_is_said_to_be_unfinished(store: FileStore, record: Any) -> None:
-    write(store, "small", record)
+def test_a_ladder_without_a_fit_is_said_to_be_unfinished(store: FileStore) -> None:
+    write(store, "small", RECORD)
     with pytest.raises(BadInput, match=r"the ladder 'small' in .* is not finished"):
         read_stored_fit(store, "small")
 
 
-@pytest.mark.parametrize("record", [[], {"fit": 5}, {"fit": []}, {"fit": {}}])
+@pytest.mark.parametrize(
+    "record", [[], {}, *(RECORD | {"fit": fit} for fit in (5, [], {}, {"law": 1}))]
+)
 def test_what_is_no_record_is_said_to_be_damaged(store: FileStore, record: Any) -> None:
     write(store, "small", record)
     with pytest.raises(BadInput, match=r"_ladders/small\.json is damaged"):
