@@ -265,9 +265,12 @@ def _add_store_commands(add: Add) -> None:
 
 def _bench(args: argparse.Namespace) -> int:
     from pion.bench.options import Options
-    from pipeline.commands.bench import run_bench
+    from pion.bench.run import bench
+    from pipeline.machine.folders import own_bench_folder
 
-    return run_bench(Options.of(args))
+    options = Options.of(args)
+    elsewhere = options.out or options.resume or options.names
+    return bench(options, Path() if elsewhere else own_bench_folder(), show)
 
 
 def _chat(args: argparse.Namespace) -> None:
@@ -404,7 +407,7 @@ def _fork(args: argparse.Namespace) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
-    from pipeline.commands.report import rewrite_report
+    from pipeline.report.report_file import rewrite_report
 
     rewrite_report(args.run, as_json=args.json)
 

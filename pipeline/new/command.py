@@ -57,9 +57,9 @@ def new_job(options: Options) -> int:
         return 0
     for reading, copy in copies:
         with saying_if_slow(f"writing {copy}"):
-            copied = write_copy(reading, copy, skip=options.skip, say=show)
-        left_out = f", {copied.left_out:,} left out" if copied.left_out else ""
-        show(f"wrote {copy}: {counted(copied.records, 'record')}{left_out}")
+            records, bad = write_copy(reading, copy, skip=options.skip, say=show)
+        left_out = f", {bad:,} left out" if bad else ""
+        show(f"wrote {copy}: {counted(records, 'record')}{left_out}")
     _write(target, text)
     show(f"wrote {target}. Next:\n  pion check {target}\n  pion plan {target}\n  pion run {target}")
     return 0

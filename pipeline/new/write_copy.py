@@ -7,7 +7,6 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +21,11 @@ from pipeline.new.read import Progress, read_file
 SAY_EVERY = 5.0
 
 
-@dataclass(frozen=True)
-class Copied:
-    """How many records a copy has, and how many were left out because they can't be read."""
-
-    records: int
-    left_out: int
-
-
 def write_copy(
     reading: Reading, target: Path, *, skip: bool, say: Callable[[str], None] = lambda words: None
-) -> Copied:
-    """Write all records of `reading` to `target`, which must not exist.
+) -> tuple[int, int]:
+    """Write all records of `reading` to `target`, which must not exist; return how many these are,
+    and how many were left out.
 
     With `skip`, what can't be read is left out. Raises BadInput for the first such record without
     `skip`, if `target` exists, and if the disk is full; then nothing is left of the copy.
@@ -67,7 +59,7 @@ def _line(record: dict[str, Any]) -> str:
 
 def _copy(
     reading: Reading, write: Callable[[str], object], skip: bool, say: Callable[[str], None]
-) -> Copied:
+) -> tuple[int, int]:
     records = left_out = done = 0
     said = time.monotonic()
     for file in reading.group.files:
@@ -90,4 +82,4 @@ def _copy(
             if time.monotonic() - said > SAY_EVERY:
                 said = time.monotonic()
                 say(f"copying {size(reading.group.bytes)}: {size(done)}, {records:,} records")
-    return Copied(records, left_out)
+    return records, left_out

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from pipeline.report.blocks import Block, Table, percent_with_error, value_with_error
 
@@ -25,13 +25,6 @@ _MODELS = (
 )
 
 
-class _Calibrated(NamedTuple):
-    title: str
-    called: str
-    text: str
-    found: Mapping[str, Any]
-
-
 def calibration_blocks(results: Mapping[str, Any]) -> list[Block]:
     """Return a table of all measured models, and a sentence about the last one."""
     rows = calibration_rows(results)
@@ -43,12 +36,12 @@ def calibration_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Return (model, text, mean probability, right, ECE, Brier score) of each measured model."""
     return [
         (
-            each.title,
-            each.text,
-            *(percent_with_error(each.found, name) for name in ("confidence", "accuracy", "ece")),
-            value_with_error(each.found, "brier"),
+            title,
+            text,
+            *(percent_with_error(found, name) for name in ("confidence", "accuracy", "ece")),
+            value_with_error(found, "brier"),
         )
-        for each in _calibrated(results)
+        for title, _, text, found in _calibrated(results)
     ]
 
 
@@ -60,16 +53,17 @@ def calibration_in_words(results: Mapping[str, Any]) -> str:
     last = next(_calibrated(results), None)
     if last is None:
         return ""
-    example = last.found["near_70"]
-    said, right = _said_and_right(last.found)
+    _, called, text, found = last
+    example = found["near_70"]
+    said, right = _said_and_right(found)
     if example is None or example["tokens"] < FEWEST_OF_A_GROUP:
         return (
-            f"On {last.text}, the most likely token of the {last.called} has a probability of "
+            f"On {text}, the most likely token of the {called} has a probability of "
             f"{said} on average, and is right in {right} of the cases."
         )
     said, right = _said_and_right(example)
     return (
-        f"Where the {last.called} gives a token of {last.text} about 70 % (on average {said}), "
+        f"Where the {called} gives a token of {text} about 70 % (on average {said}), "
         f"this token is right in {right} of the cases ({example['tokens']:,} tokens)."
     )
 
@@ -86,10 +80,11 @@ def _said_and_right(found: Mapping[str, Any]) -> tuple[str, str]:
     return percent_with_error(found, "confidence"), percent_with_error(found, "accuracy")
 
 
-def _calibrated(results: Mapping[str, Any]) -> Iterator[_Calibrated]:
-    """Yield what was measured of each model on each text. Results of before 0.2.0 have nothing."""
+def _calibrated(results: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Mapping[str, Any]]]:
+    """Yield (title, name in a sentence, text, what was measured) of each model and text. Results of
+    before 0.2.0 have nothing."""
     for key, title, called in _MODELS:
         result = results.get(key) or {}
         for text, measured in (("held-out text", result), ("other text", result.get("text") or {})):
             if found := measured.get("calibration"):
-                yield _Calibrated(title, called, text, found)
+                yield title, called, text, found

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NotRequired
+from typing import Any
 
 from pipeline.console.formats import duration, size
-from pipeline.report.results import SEARCHED_SET, list_of, record_type
-from pipeline.state.head import Head
-from pipeline.state.record_json import Amount, Count, build, open_record
+from pipeline.report.page_sections import table_block, text_block
 
 TITLE = "Cleaning"
 SETS = (
@@ -21,43 +19,6 @@ SETS = (
     "verdict",
 )
 NO_NAME = "a source"
-
-
-# A document: the number of its source, where it is there, and the beginning of its text.
-_SHOWN: dict[str, Any] = {"source": Count, "document": str, "text": str}
-# A document that was left out: the document that it is like, the item that it holds.
-_EXAMPLE = record_type(**_SHOWN, like=NotRequired[record_type(**_SHOWN)], item=NotRequired[str])
-# The documents that a rule left out.
-_DROPPED = record_type(rule=str, documents=Count, examples=list_of(_EXAMPLE))
-# How many documents a source has, and how many of them are kept.
-_OF_SOURCE = record_type(documents=Count, kept=Count)
-# What was kept of all documents, and what was left out.
-_CLEANED = record_type(
-    documents=Count,
-    kept=Count,
-    bytes=Count,
-    sources=list_of(_OF_SOURCE),
-    dropped=list_of(_DROPPED),
-    sets=list_of(SEARCHED_SET),
-    seconds=Amount,
-)
-_SOURCE = record_type(total=False, name=str)
-# What prepare reported of the text, and the result of the prepare stage.
-_TEXT = open_record(record_type(total=False, sources=list_of(_SOURCE), cleaned=_CLEANED))
-Prepared: type[Mapping[str, Any]] = open_record(record_type(total=False, pretrain=_TEXT))
-
-
-def text_of(head: Head, run: str) -> Mapping[str, Any]:
-    """Return what the run at the address `run` reported of its text; empty before it is prepared.
-
-    Raises Damaged.
-    """
-    record = head.stages.get("prepare")
-    found = {} if record is None else record.result
-    where = f"{run}/HEAD.json"
-    prepared = build(Prepared, found, where, under="stages.prepare.result")
-    text: Mapping[str, Any] = prepared.get("pretrain", {})
-    return text
 
 
 def cleaning_in_words(text: Mapping[str, Any]) -> str:
@@ -81,8 +42,8 @@ def cleaning_sections(text: Mapping[str, Any]) -> list[dict[str, Any]]:
     names = [one.get("name", NO_NAME) for one in text.get("sources", [])]
     read = f"{size(cleaned['bytes'])} of text were read in {duration(cleaned['seconds'])}."
     blocks: list[dict[str, Any]] = [
-        {"text": f"{cleaning_in_words(text)}. {read}", "faint": False},
-        _table(
+        text_block(f"{cleaning_in_words(text)}. {read}"),
+        table_block(
             ("source", "documents", "kept"),
             [
                 (_name(names, number), f"{one['documents']:,}", f"{one['kept']:,}")
@@ -130,7 +91,7 @@ def _searched(sets: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         )
         for one in sets
     ]
-    return [{"text": note, "faint": True}, _table(SETS, rows)]
+    return [text_block(note, faint=True), table_block(SETS, rows)]
 
 
 def _share(found: Mapping[str, float] | None) -> str:
@@ -146,7 +107,3 @@ def _where(names: Sequence[str], shown: Mapping[str, Any]) -> str:
 
 def _name(names: Sequence[str], source: int) -> str:
     return names[source] if source < len(names) else NO_NAME
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> dict[str, Any]:
-    return {"header": list(header), "rows": rows, "numbers_from": 1}

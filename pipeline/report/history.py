@@ -10,8 +10,7 @@ from pipeline.console.formats import moment, printable
 from pipeline.cost.costs import Costs, MachineCost
 from pipeline.job import STAGES, Job
 from pipeline.job.stages import CONVERSING
-from pipeline.report.cleaning import text_of
-from pipeline.report.results import Evaluated, Published, result_of
+from pipeline.report.results import Evaluated, Prepared, Published, result_of
 from pipeline.state.head import Head
 from pipeline.state.notes.stop_requests import describe_stop
 from pipeline.state.rows.row_types import Unreadable
@@ -89,7 +88,9 @@ class RunHistory:
     @property
     def text(self) -> Mapping[str, Any]:
         """What the prepare stage reported of the text; empty before it is done. Raises Damaged."""
-        return text_of(self.head, self.url)
+        prepared = result_of(Prepared, self.head, "prepare", self.url)
+        text: Mapping[str, Any] = prepared.get("pretrain", {})
+        return text
 
     @property
     def finished_at(self) -> float | None:

@@ -68,17 +68,20 @@ def _with_content(sections: Mapping[str, Sequence[Block]]) -> list[Section]:
 def _drawn(block: blocks.Block) -> Block:
     """Return what the page draws of a sentence, a table or bars."""
     if isinstance(block, str):
-        return _text(block)
+        return text_block(block)
     if isinstance(block, blocks.Table):
-        return _table(*block)
+        return table_block(*block)
     return {"bars": [(bar.name, bar.words, max(0.0, bar.value)) for bar in block.bars]}
 
 
-def _text(words: str, *, faint: bool = False) -> Block:
+def text_block(words: str, *, faint: bool = False) -> Block:
+    """Return a sentence; a faint one is a note."""
     return {"text": words, "faint": faint}
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: int = 1) -> Block:
+def table_block(
+    header: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: int = 1
+) -> Block:
     """Return a table of texts. Columns from `numbers_from` are aligned right."""
     return {
         "header": [name or "what" for name in header],
@@ -94,7 +97,7 @@ def _dated(entries: Sequence[tuple[str, Sequence[str]]]) -> list[Block]:
 
 def _layers(header: Sequence[str], columns: Sequence[Sequence[str]]) -> Block:
     rows = [[f"blocks.{layer}", *cells] for layer, cells in enumerate(zip(*columns))]
-    return _table(("layer", *header), rows)
+    return table_block(("layer", *header), rows)
 
 
 def _experts(history: RunHistory) -> list[Block]:
@@ -115,7 +118,7 @@ def _experts(history: RunHistory) -> list[Block]:
         f"the router: {math.log(experts.n):.3f} nats if it prefers no expert, 0 if it is always "
         "sure."
     )
-    return [_layers(header, columns), _text(note, faint=True)]
+    return [_layers(header, columns), text_block(note, faint=True)]
 
 
 def _means(rows: Sequence[Row], key: str, digits: int) -> list[str]:
@@ -155,9 +158,9 @@ def _recipes(history: RunHistory) -> list[Block]:
     )
     entropies = ["layer", *(f"{STAGE_NAMES[stage]}: entropy" for stage in measured)]
     return [
-        _table(header, banks),
-        _table(entropies, layers),
-        _text(note, faint=True),
+        table_block(header, banks),
+        table_block(entropies, layers),
+        text_block(note, faint=True),
     ]
 
 
@@ -171,7 +174,7 @@ def _gates(history: RunHistory) -> list[Block]:
     if not columns:
         return []
     note = "Mean binary cross-entropy in nats of a gate's confidence in one step."
-    return [_layers(header, columns), _text(note, faint=True)]
+    return [_layers(header, columns), text_block(note, faint=True)]
 
 
 def _stages(history: RunHistory) -> Block:
@@ -189,7 +192,7 @@ def _stages(history: RunHistory) -> Block:
                 record.digest[:12] if record else "",
             )
         )
-    return _table(("stage", "state", "steps", "time", "digest"), rows, numbers_from=2)
+    return table_block(("stage", "state", "steps", "time", "digest"), rows, numbers_from=2)
 
 
 def _phases(phases: Sequence[Row]) -> list[Block]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Mapping
 from html import escape
@@ -10,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from pion.errors import BadInput, no_room
-from pipeline.console.formats import moment
+from pion.files import write_atomically
+from pipeline.console.formats import moment, show
 from pipeline.job import Job
 from pipeline.report.curves import curves_of
 from pipeline.report.history import STAGE_NAMES, RunHistory
 from pipeline.report.page_data import page_data
 from pipeline.report.reading import read_history
+from pipeline.state.find_run import read_run
 from pipeline.state.record_json import finite_json
 from pipeline.state.run_state import RunState
+from pipeline.state.status.recorded_job import recorded_job
 from pipeline.state.workspace import Workspace
 from pipeline.web.page import read_page
 
@@ -112,3 +116,22 @@ def _numbers(run: Mapping[str, Any], now: float) -> str:
         for name, value in rows
     )
     return f'<dl class="facts">{cells}</dl>'
+
+
+def rewrite_report(run: str, *, as_json: bool) -> None:
+    """Write report.html of a run again from its store, and print its path.
+
+    The report of a remote run is also written to the working directory.
+    """
+    state, head = read_run(run)
+    job = recorded_job(state, head)
+    if job is None:
+        raise BadInput(f"run {state.name} has no record of its job, so there is nothing to report")
+    try:
+        path = write_run_report(job, state)
+    except BadInput as error:
+        raise BadInput(f"{error} Then run the same command again.") from error
+    if state.store.local_path(state.name) is None:
+        report, path = path.read_bytes(), Path(f"{state.name}-report.html")
+        write_atomically(path, report)
+    show(json.dumps({"report": str(path)}) if as_json else str(path))

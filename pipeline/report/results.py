@@ -26,7 +26,7 @@ from typing_extensions import TypedDict
 
 from pion.evaluation import results as measured
 from pipeline.state.head import Head
-from pipeline.state.record_json import Count, Number, Sha256, build, open_record
+from pipeline.state.record_json import Amount, Count, Number, Sha256, build, open_record
 
 Result = TypeVar("Result")
 # The types in a record of what has other types in memory.
@@ -149,6 +149,34 @@ Evaluated: type[Mapping[str, Any]] = open_record(
 )
 # How much of an evaluation set is in a text; see pion/evaluation/overlap/verdict.py.
 SEARCHED_SET = _kept(measured.Overlap)
+
+
+# ---------------------------------------------------------------- prepare
+
+# A document: the number of its source, where it is there, and the beginning of its text.
+_DOCUMENT: dict[str, Any] = {"source": Count, "document": str, "text": str}
+# A document that was left out: the document that it is like, the item that it holds.
+_EXAMPLE = record_type(
+    **_DOCUMENT, like=NotRequired[record_type(**_DOCUMENT)], item=NotRequired[str]
+)
+# The documents that a rule left out.
+_DROPPED = record_type(rule=str, documents=Count, examples=list_of(_EXAMPLE))
+# How many documents a source has, and how many of them are kept.
+_OF_SOURCE = record_type(documents=Count, kept=Count)
+# What was kept of all documents, and what was left out.
+_CLEANED = record_type(
+    documents=Count,
+    kept=Count,
+    bytes=Count,
+    sources=list_of(_OF_SOURCE),
+    dropped=list_of(_DROPPED),
+    sets=list_of(SEARCHED_SET),
+    seconds=Amount,
+)
+_SOURCE = record_type(total=False, name=str)
+# What prepare reported of the text, and the result of the prepare stage.
+_PREPARED_TEXT = open_record(record_type(total=False, sources=list_of(_SOURCE), cleaned=_CLEANED))
+Prepared: type[Mapping[str, Any]] = open_record(record_type(total=False, pretrain=_PREPARED_TEXT))
 
 
 @open_record

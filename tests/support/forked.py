@@ -59,7 +59,7 @@ IMPORTED = (
     "pipeline.cli",
     "pipeline.commands.export",
     "pipeline.commands.import_seed",
-    "pipeline.commands.report",
+    "pipeline.report.report_file",
     "pipeline.commands.status",
     "pipeline.commands.stop",
     "pipeline.data.shard_cache",

@@ -17,12 +17,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.commands.report import rewrite_report
 from pipeline.commands.status import show_statuses
 from pipeline.cost.costs import CAUSES, Costs, LostMachine, costs, costs_of, keep_lost
 from pipeline.job import Job
 from pipeline.report.page_data import page_data
-from pipeline.report.report_file import write_run_report
+from pipeline.report.report_file import rewrite_report, write_run_report
 from pipeline.state.claim import claim_run
 from pipeline.state.find_run import read_run
 from pipeline.state.head import CheckpointEntry, ClaimRecord, Head, Spent, StageRecord

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.report.cleaning import cleaning_in_words, cleaning_sections, text_of
+from pipeline.report.cleaning import cleaning_in_words, cleaning_sections
 from pipeline.state.head import StageRecord
 from pipeline.state.record_json import Damaged
 from tests.pipeline.report.test_model_card import card_of_history
@@ -83,7 +83,7 @@ def test_the_card_says_it_in_a_sentence() -> None:
 
 @pytest.mark.parametrize("report", [{}, {"sources": [], "train_rows": 3}])
 def test_nothing_is_said_of_text_that_was_not_cleaned(report: dict[str, Any]) -> None:
-    text = text_of(head_with(report), "runs/demo")
+    text = history(head=head_with(report)).text
     assert cleaning_in_words(text) == ""
     assert cleaning_sections(text) == []
 
@@ -102,12 +102,12 @@ def test_nothing_is_said_of_text_that_was_not_cleaned(report: dict[str, Any]) ->
 def test_a_damaged_receipt_is_named_and_not_shown(damage: dict[str, Any]) -> None:
     head = head_with(REPORT | {"cleaned": CLEANED | damage})
     with pytest.raises(Damaged, match=r"stages\.prepare\.result\.pretrain\.cleaned"):
-        text_of(head, "runs/demo")
+        _ = history(head=head).text
     page = told(head=head)
     assert "stages.prepare.result" in page["summary"]["notes"][0]
     assert not any(section["title"] == "Cleaning" for section in page["measured"])
 
 
 def test_a_source_without_a_name_is_still_shown() -> None:
-    text = text_of(head_with({"cleaned": CLEANED}), "runs/demo")
+    text = history(head=head_with({"cleaned": CLEANED})).text
     assert "a source, b.jsonl:7" in json.dumps(cleaning_sections(text))

@@ -13,9 +13,14 @@ import pytest
 
 from pipeline.report.page_data import page_data
 from pipeline.report.report_file import report_html, write_report
+from pipeline.state.claim import claim_run
 from pipeline.state.head import Head, StageRecord
+from pipeline.state.owner import Owner
 from pipeline.state.record_json import Damaged
+from tests.paths import JOBS
+from tests.pipeline.conftest import Pion
 from tests.pipeline.report.test_page_data import DONE, history, sample_row, told
+from tests.support.finished_run import make_run
 
 ATTACK = (
     '</p></script><!--<script>alert(1)</script><img src="https://evil"> & &amp; $body '
@@ -163,3 +168,14 @@ def test_a_report_that_can_t_be_written_leaves_the_earlier_one(
     with pytest.raises(OSError, match="No space left"):
         write_report(path, history())
     assert [each.read_text() for each in tmp_path.iterdir()] == ["earlier"]
+
+
+def test_the_report_can_be_written_again(here: Path, pion: Pion) -> None:
+    run = make_run(here / "runs", release=False)
+    assert "no record of its job" in pion("report", "demo")[2]
+    text = (JOBS / "demo.yaml").read_text()
+    run.write_job("0123", text)
+    claim_run(run, Owner.me()).set_job("0123")
+    code, out, _ = pion("report", "demo", "--json")
+    assert code == 0
+    assert "demo" in Path(json.loads(out)["report"]).read_text()
