@@ -126,7 +126,7 @@ while "waits" in sys.argv:
 """
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Replace `pion run` by a small program that notes what it gets."""
     program = tmp_path / "python"
@@ -137,7 +137,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+def ctrl_c(stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Press Ctrl-C in the instant in which a process has started."""
     start = subprocess.Popen
 

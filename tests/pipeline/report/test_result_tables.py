@@ -145,11 +145,11 @@ def test_a_share_of_all_cases_has_an_interval_and_an_old_result_has_no_error() -
 GREEDY = {"texts": 16, "tokens_per_pass": 1.71, "tokens_per_pass_sem": 0.042, "right": 0.631}
 DRAWN = {"texts": 16, "tokens_per_pass": 1.38, "tokens_per_pass_sem": None, "right": None}
 DRAFTS: dict[str, Any] = {"greedy": GREEDY, "drawn": DRAWN}
-RESULTS: dict[str, Any] = {"pretrain": {"loss": 3.0, "drafts": DRAFTS}}
+DRAFTED: dict[str, Any] = {"pretrain": {"loss": 3.0, "drafts": DRAFTS}}
 
 
 def test_each_way_to_draw_has_a_row() -> None:
-    assert draft_rows(RESULTS) == [
+    assert draft_rows(DRAFTED) == [
         ("base", "the likeliest", "1.71 ± 0.04", "63.1 %"),
         ("base", "drawn at a temperature of 0.8", "1.38", "–"),
     ]
@@ -157,7 +157,7 @@ def test_each_way_to_draw_has_a_row() -> None:
 
 
 def test_card_and_page_say_what_drafts_are() -> None:
-    shown = history_of(Job.model_validate(copy.deepcopy(JOB)), results=RESULTS)
+    shown = history_of(Job.model_validate(copy.deepcopy(JOB)), results=DRAFTED)
     card = card_of_history(shown)
     page = json.dumps(measured_sections(shown, shown.results), ensure_ascii=False)
     assert "| base | the likeliest | 1.71 ± 0.04 | 63.1 % |" in card

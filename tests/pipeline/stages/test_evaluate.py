@@ -381,7 +381,7 @@ request = json.loads(sys.argv[-1])
 with open("asked.jsonl", "a") as file:
     file.write(json.dumps(request) + chr(10))
 items = {"lm_eval.sums acc": {"key": {"rule": "r"}, "n": 1, "right": "gA=="}}
-answer = {"result": {"acc": 1.0, "asked": {"form": "chat"}}, "items": items}
+answer = {"acc": 1.0, "asked": {"form": "chat"}, "by_item": items}
 open(request["out"] + "/answer.json", "w").write(json.dumps(answer))
 """
 
