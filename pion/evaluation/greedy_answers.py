@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 from pion.data.chat.chat_format import ChatFormat
 from pion.generation.generate import generate_batch
@@ -13,26 +13,6 @@ from pion.model.decoder import Decoder
 PROMPTS, MOST_TOKENS = 64, 256
 # A loop repeats sequences of so many tokens.
 LONG = 4
-
-
-@dataclass(frozen=True)
-class GreedyAnswers:
-    """The likeliest answers to some prompts, in the order of the prompts.
-
-    Attributes:
-        most_tokens: of an answer.
-        tokens: of each, without the end of the turn.
-        stopped: whether each ended by itself.
-        distinct: of the sequences of 4 tokens in each, the share of different ones; 1 for an answer
-            that is too short for one.
-        texts: prompt and answer.
-    """
-
-    most_tokens: int
-    tokens: list[int]
-    stopped: list[bool]
-    distinct: list[float]
-    texts: list[tuple[str, str]]
 
 
 def askable(prompts: Sequence[Sequence[int]], context: int) -> tuple[list[list[int]], int]:
@@ -51,8 +31,13 @@ def greedy_answers(
     asked: Sequence[Sequence[int]],
     most: int,
     on_answer: Callable[[], None],
-) -> GreedyAnswers:
+) -> dict[str, Any]:
     """Let the model answer prompts (of ids) by its likeliest tokens, `most` at most; see `askable`.
+
+    The result has `most_tokens` and, in the order of the prompts: the `tokens` of each answer,
+    without the end of the turn; whether each has `stopped` by itself; of the sequences of 4 tokens
+    in each, the share of `distinct` ones, 1 for an answer that is too short for one; and `texts`,
+    prompt and answer.
 
     `on_answer` is called after each answer, and may end the measurement. Raises BadInput if the
     model predicts NaN or infinity.
@@ -71,13 +56,13 @@ def greedy_answers(
             on_answer()
         else:
             new[number].append(token)
-    return GreedyAnswers(
-        most,
-        [len(ids) for ids in new],
-        [len(ids) < most for ids in new],
-        [distinct_share(ids) for ids in new],
-        [(decode(prompt), decode(ids)) for prompt, ids in zip(asked, new, strict=True)],
-    )
+    return {
+        "most_tokens": most,
+        "tokens": [len(ids) for ids in new],
+        "stopped": [len(ids) < most for ids in new],
+        "distinct": [distinct_share(ids) for ids in new],
+        "texts": [(decode(prompt), decode(ids)) for prompt, ids in zip(asked, new, strict=True)],
+    }
 
 
 def distinct_share(ids: Sequence[int]) -> float:

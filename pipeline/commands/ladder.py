@@ -85,17 +85,11 @@ def _add_try(add: Add) -> None:
 
 
 def _ladder(args: argparse.Namespace) -> int:
-    from pipeline.ladder.command import LadderOptions, run_ladder
+    from pipeline.ladder.cap import Cap
+    from pipeline.ladder.command import grid_of, run_ladder
 
-    options = LadderOptions(
-        widths=args.widths,
-        tokens=args.tokens,
-        hold_out=args.hold_out,
-        hours=args.hours,
-        dollars=args.dollars,
-        as_json=args.json,
-    )
-    return run_ladder(args.job, args.overrides, options)
+    grid, cap = grid_of(args.widths, args.tokens, args.hold_out), Cap(args.hours, args.dollars)
+    return run_ladder(args.job, args.overrides, grid, cap, as_json=args.json)
 
 
 def _try(args: argparse.Namespace) -> int:

@@ -35,14 +35,6 @@ class Cap:
         return " and ".join(given) or "none"
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What a finished run of so many FLOPs (or another measure of its work) took."""
-
-    work: float
-    hours: float
-
-
 def check_cap(cap: Cap, budget: Budget) -> None:
     """Raise BadInput for a cap out of bounds, and for one in dollars if no price is known."""
     for option, value, most in (
@@ -61,22 +53,22 @@ def check_cap(cap: Cap, budget: Budget) -> None:
         )
 
 
-def expected_hours(work: float, before: Sequence[Measured]) -> float | None:
-    """Return how long a run of so much work takes, by the last two runs before it; None if there
-    is none.
+def expected_hours(flops: float, before: Sequence[tuple[float, float]]) -> float | None:
+    """Return how long a run of so many FLOPs takes, by the last two runs before it; None if there
+    is none. `before` has the FLOPs and the hours of finished runs.
 
-    Part of each run does not depend on its work: starting, preparing. Between two runs, the hours
-    grow along a line. With only one, they grow with the work.
+    Part of each run does not depend on its FLOPs: starting, preparing. Between two runs, the hours
+    grow along a line. With only one, they grow with the FLOPs.
     """
     if not before:
         return None
-    last = before[-1]
-    most = last.hours * max(1.0, work / last.work)
-    earlier = [run for run in before[:-1] if run.work < last.work]
-    if not earlier or work <= last.work:
+    *others, (work, hours) = before
+    most = hours * max(1.0, flops / work)
+    earlier = [run for run in others if run[0] < work]
+    if not earlier or flops <= work:
         return most
-    slope = (last.hours - earlier[-1].hours) / (last.work - earlier[-1].work)
-    return min(most, last.hours + max(0.0, slope) * (work - last.work))
+    slope = (hours - earlier[-1][1]) / (work - earlier[-1][0])
+    return min(most, hours + max(0.0, slope) * (flops - work))
 
 
 def total(spent: Mapping[str, Spent], without: str = "") -> Spent:

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -35,23 +34,14 @@ DIGITS = 4
 NO_FLOOR = 0.05
 
 
-@dataclass(frozen=True)
-class LadderOptions:
-    """What the command line adds to the job, as texts: shares separated by commas."""
-
-    widths: str | None = None
-    tokens: str | None = None
-    hold_out: str | None = None
-    hours: float | None = None
-    dollars: float | None = None
-    as_json: bool = False
-
-
 def run_ladder(
     job_path: str,
     overrides: Sequence[str],
-    options: LadderOptions,
+    grid: Grid,
+    cap: Cap,
     execute: Execute | None = None,
+    *,
+    as_json: bool,
 ) -> int:
     """Do what is left of a ladder, and print it; return 0, or NO_FIT.
 
@@ -59,17 +49,16 @@ def run_ladder(
     runs is reached, and what ends a run.
     """
     job = read_job(job_path, overrides)
-    grid = grid_of(options)
-    runs = Runs(open_store(job.store), job_path, overrides, execute, to_stderr=options.as_json)
-    say = partial(say_line, "ladder", to_stderr=options.as_json)
+    runs = Runs(open_store(job.store), job_path, overrides, execute, to_stderr=as_json)
+    say = partial(say_line, "ladder", to_stderr=as_json)
     with before_work("Nothing was started.", managed=launch_id() is not None):
-        climb = Climb(job, grid, Cap(options.hours, options.dollars), runs, say)
+        climb = Climb(job, grid, cap, runs, say)
         before = climb.look()
     say(_introduction(before))
     with between_runs():
         ladder = climb.go()
         page = write_page(ladder, runs.store)
-    if options.as_json:
+    if as_json:
         print(json.dumps(_as_json(ladder, page), indent=1))
     else:
         show_ladder(ladder)
@@ -100,12 +89,13 @@ def _introduction(ladder: Ladder) -> str:
 # ---------------------------------------------------------------- options
 
 
-def grid_of(options: LadderOptions) -> Grid:
-    """Return the grid that the options ask for. Raises BadInput for a text that is no number."""
-    widths = WIDTHS if options.widths is None else _shares("--widths", options.widths)
-    lengths = LENGTHS if options.tokens is None else _shares("--tokens", options.tokens)
-    held_out, beyond = _held_out(options.hold_out)
-    return Grid(tuple(widths), tuple(lengths), held_out, beyond)
+def grid_of(widths: str | None, tokens: str | None, hold_out: str | None) -> Grid:
+    """Return the grid that the options ask for, which are shares separated by commas. Raises
+    BadInput for a text that is no number."""
+    wide = WIDTHS if widths is None else _shares("--widths", widths)
+    long = LENGTHS if tokens is None else _shares("--tokens", tokens)
+    held_out, beyond = _held_out(hold_out)
+    return Grid(tuple(wide), tuple(long), held_out, beyond)
 
 
 def _held_out(text: str | None) -> tuple[int, tuple[tuple[float, float], ...]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pion.errors import BadInput, PionError
 from pipeline.console.formats import counted
 from pipeline.job import Job
-from pipeline.ladder.cap import Cap, Measured, expected_hours, total
+from pipeline.ladder.cap import Cap, expected_hours, total
 from pipeline.ladder.fit import Fit
 from pipeline.ladder.grid import Rung
 from pipeline.ladder.points import Point
@@ -100,11 +100,11 @@ class Ladder:
     def expected_hours(self, step: Step) -> float | None:
         """Return how many more hours a run takes; None if nothing is known."""
         finished = [
-            Measured(other.rung.flops, other.spent.hours)
+            (other.rung.flops, other.spent.hours)
             for other in self.steps
             if other.result is not None and other.spent is not None
         ]
-        whole = expected_hours(step.rung.flops, sorted(finished, key=lambda run: run.work))
+        whole = expected_hours(step.rung.flops, sorted(finished, key=lambda run: run[0]))
         if whole is None or step.spent is None:
             return whole
         return max(0.0, whole - step.spent.hours)

@@ -6,7 +6,6 @@ numbers say what that model gives for the answers, so no model computes them aga
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -204,8 +203,7 @@ def _answer(measures: Measures, model: str, asked: list[list[int]], most: int) -
         except BadInput:  # it predicts NaN or infinity, and its other results say so
             texts = [chat_format.tokenizer.decode(ids) for ids in asked[:SHOWN]]
             return _unknown(len(asked), texts)
-    result: Result = dataclasses.asdict(found)
-    return result | {"texts": found.texts[:SHOWN]}
+    return found | {"texts": found["texts"][:SHOWN]}
 
 
 def _unknown(count: int, shown: list[str]) -> Result:

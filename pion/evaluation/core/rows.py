@@ -24,20 +24,6 @@ PASSAGE_CHARS = 100
 Ids = list[int]
 
 
-@dataclass(frozen=True)
-class Prompts:
-    """What is asked of one item.
-
-    Attributes:
-        whole: for each option, the text with the option's answer at its end.
-        before: the text before the answer. Of schema, there is one for each option, but none is
-            needed, and this is "".
-    """
-
-    whole: tuple[str, ...]
-    before: str
-
-
 def draw_examples(items: int, number: int, shots: int) -> list[int]:
     """Return the numbers of the examples for item `number` of `items`, in their order."""
     # The same draw as from the list of all numbers but this one, without making that list.
@@ -45,8 +31,12 @@ def draw_examples(items: int, number: int, shots: int) -> list[int]:
     return [other + (other >= number) for other in drawn]
 
 
-def prompts_of(task: Task, number: int) -> Prompts:
-    """Return the texts of the task's item `number`."""
+def prompts_of(task: Task, number: int) -> tuple[tuple[str, ...], str]:
+    """Return the texts of the task's item `number`: for each option, the whole text with the
+    option's answer at its end, and the text before the answer.
+
+    Of schema, each option has its own text before the answer, but none is needed, and this is "".
+    """
     item = task.items[number]
     drawn = draw_examples(len(task.items), number, task.shots)
     examples = "".join(
@@ -54,13 +44,13 @@ def prompts_of(task: Task, number: int) -> Prompts:
     )
     whole = tuple(examples + _pair(task, item, option) for option in range(item.options))
     if task.task_type == "schema":
-        return Prompts(whole, "")
+        return whole, ""
     context, _ = item.pair(0)
     before = examples + _context(task, context) + task.delimiter
     if task.task_type == "language_modeling":
         # Otherwise, the space before the answer would be a token that the whole text does not have.
         before = before.rstrip()
-    return Prompts(whole, before)
+    return whole, before
 
 
 def _pair(task: Task, item: Item, option: int) -> str:
@@ -122,11 +112,11 @@ def ask(
     """
     prompts = [prompts_of(task, number) for number in numbers]
     start = tokenizer.before_document
-    encoded = iter(tokenizer.encode_batch([text for one in prompts for text in one.whole]))
-    whole = [[[start, *next(encoded)] for _ in one.whole] for one in prompts]
+    encoded = iter(tokenizer.encode_batch([text for texts, _ in prompts for text in texts]))
+    whole = [[[start, *next(encoded)] for _ in texts] for texts, _ in prompts]
     # Few items need the text before the answer as tokens.
     needing = [i for i, ids in enumerate(whole) if _needs_before(task, ids)]
-    encoded = iter(tokenizer.encode_batch([prompts[i].before for i in needing]))
+    encoded = iter(tokenizer.encode_batch([prompts[i][1] for i in needing]))
     before = {i: [start, *next(encoded)] for i in needing}
     return [
         _asked(task, ids, before.get(i, []), context, shared=shared) for i, ids in enumerate(whole)

@@ -62,10 +62,10 @@ def test_answers_are_those_of_greedy_generation(chat: ChatFormat) -> None:
                 temperature=0,
             )
         ]
-        assert found.tokens[number] == len(ids)
-        assert found.stopped[number] == (len(ids) < 12)
-        assert found.distinct[number] == distinct_share(ids)
-        assert found.texts[number] == (chat.tokenizer.decode(prompt), chat.tokenizer.decode(ids))
+        assert found["tokens"][number] == len(ids)
+        assert found["stopped"][number] == (len(ids) < 12)
+        assert found["distinct"][number] == distinct_share(ids)
+        assert found["texts"][number] == (chat.tokenizer.decode(prompt), chat.tokenizer.decode(ids))
 
 
 def test_an_answer_that_ends_has_stopped_and_its_end_is_no_token_of_it(chat: ChatFormat) -> None:
@@ -73,9 +73,9 @@ def test_an_answer_that_ends_has_stopped_and_its_end_is_no_token_of_it(chat: Cha
     model = Decoder(tiny_config(vocab_size=size, seq_len=48))
     other = next(token for token in range(size) if token not in chat.stop_ids)
     endless = greedy_answers(_always(model, other), chat, [[5, 6]], 9, lambda: None)
-    assert (endless.tokens, endless.stopped) == ([9], [False])
+    assert (endless["tokens"], endless["stopped"]) == ([9], [False])
     ended = greedy_answers(_always(model, stop), chat, [[5, 6]], 9, lambda: None)
-    assert (ended.tokens, ended.stopped, ended.texts[0][1]) == ([0], [True], "")
+    assert (ended["tokens"], ended["stopped"], ended["texts"][0][1]) == ([0], [True], "")
 
 
 def _always(model: Decoder, token: int) -> Decoder:

@@ -8,7 +8,6 @@ from pion.errors import BadInput, Stopped
 from pipeline.job import Budget
 from pipeline.ladder.cap import (
     Cap,
-    Measured,
     budget_of,
     check_cap,
     expected_hours,
@@ -19,18 +18,18 @@ from pipeline.state.head import Spent
 
 
 def test_hours_grow_along_the_line_through_the_last_two_runs() -> None:
-    before = [Measured(1.0, 0.2), Measured(2.0, 0.3)]
+    before = [(1.0, 0.2), (2.0, 0.3)]
     assert expected_hours(4.0, before) == pytest.approx(0.5)
 
 
 def test_nothing_is_expected_before_the_first_run_and_after_it_hours_grow_with_the_work() -> None:
     assert expected_hours(4.0, []) is None
-    assert expected_hours(4.0, [Measured(2.0, 0.3)]) == pytest.approx(0.6)
+    assert expected_hours(4.0, [(2.0, 0.3)]) == pytest.approx(0.6)
 
 
 def test_a_run_is_not_expected_to_take_less_than_a_smaller_one() -> None:
     """A later run may have been faster: it began on a machine that was warm."""
-    before = [Measured(1.0, 0.9), Measured(2.0, 0.3)]
+    before = [(1.0, 0.9), (2.0, 0.3)]
     assert expected_hours(4.0, before) == pytest.approx(0.3)
 
 

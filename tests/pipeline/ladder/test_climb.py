@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from pion.errors import BadInput, Interrupted, PionError, Stopped
-from pipeline.ladder.command import LadderOptions, run_ladder
+from pipeline.ladder.cap import Cap
+from pipeline.ladder.command import grid_of, run_ladder
 from pipeline.ladder.record import LadderRecord, ladder_file
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, StoreError
@@ -31,7 +32,10 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def climb(job: str, runs: FakeRuns, *overrides: str, **options: Any) -> int:
-    return run_ladder(job, overrides, LadderOptions(**{**SMALL, **options}), runs)
+    asked = {"hold_out": None, **SMALL, **options}
+    grid = grid_of(*(asked[name] for name in ("widths", "tokens", "hold_out")))
+    cap = Cap(options.get("hours"), options.get("dollars"))
+    return run_ladder(job, overrides, grid, cap, runs, as_json=options.get("as_json", False))
 
 
 def record_of(folder: Path) -> LadderRecord:

@@ -52,17 +52,17 @@ def task_of(task_type: str, shots: int, delimiter: str, *items: Item) -> Task:
 def test_a_query_is_not_stripped_and_its_choices_follow_the_delimiter() -> None:
     asked = Item((" How?\n",), ("so", " thus "), 1)
     example = Item(("Why? ",), ("because", "so what"), 0)
-    prompts = prompts_of(task_of("multiple_choice", 1, "\nAnswer: ", asked, example), 0)
+    whole, shown = prompts_of(task_of("multiple_choice", 1, "\nAnswer: ", asked, example), 0)
     before = "Why? \nAnswer: because\n\n How?\n\nAnswer: "
-    assert prompts.whole == (f"{before}so", f"{before} thus ")
-    assert prompts.before == before
+    assert whole == (f"{before}so", f"{before} thus ")
+    assert shown == before
 
 
 def test_a_schema_shows_the_right_context_of_an_example() -> None:
     asked = Item(("The cat saw it. It", "The dog saw it. It"), ("ran.",), 0)
     example = Item(("A ", "B "), ("slept.",), 1)
-    prompts = prompts_of(task_of("schema", 1, " ", asked, example), 0)
-    assert prompts.whole == (
+    whole, _ = prompts_of(task_of("schema", 1, " ", asked, example), 0)
+    assert whole == (
         "B  slept.\n\nThe cat saw it. It ran.",
         "B  slept.\n\nThe dog saw it. It ran.",
     )
@@ -71,11 +71,11 @@ def test_a_schema_shows_the_right_context_of_an_example() -> None:
 def test_contexts_to_continue_are_stripped_and_their_continuations_are_not() -> None:
     asked = Item(("  one two \n",), ("three ",), 0)
     example = Item(("\tfour ",), (" five",), 0)
-    prompts = prompts_of(task_of("language_modeling", 1, " ", asked, example), 0)
-    assert prompts.whole == ("four  five\n\none two three ",)
-    assert prompts.before == "four  five\n\none two"
+    whole, shown = prompts_of(task_of("language_modeling", 1, " ", asked, example), 0)
+    assert whole == ("four  five\n\none two three ",)
+    assert shown == "four  five\n\none two"
 
 
 def test_without_examples_nothing_comes_first() -> None:
     asked = Item(("one",), ("two",), 0)
-    assert prompts_of(task_of("language_modeling", 0, " ", asked), 0).whole == ("one two",)
+    assert prompts_of(task_of("language_modeling", 0, " ", asked), 0)[0] == ("one two",)

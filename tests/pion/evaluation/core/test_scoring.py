@@ -237,5 +237,5 @@ def test_a_long_context_does_not_make_large_batches(made_up: Bundle) -> None:
     tokenizer = tokenizer_of("gpt2")
     model = PrefixModel.of(tokenizer, 131_072)
     answers(model, tokenizer, made_up.tasks[0], micro_batch=1)
-    longest = max(len(tokenizer.encode(text)) for text in prompts_of(made_up.tasks[0], 0).whole)
+    longest = max(len(tokenizer.encode(text)) for text in prompts_of(made_up.tasks[0], 0)[0])
     assert 1 < max(model.rows_seen) < 4 * scoring.USUAL_ROW / longest
