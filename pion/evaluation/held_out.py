@@ -82,33 +82,10 @@ class Evaluation:
     measures: Mapping[str, float] = field(default_factory=dict)
 
 
-def held_out(
-    scorer: Scorer,
-    stream: Batches,
-    rows: Sequence[int],
-    token_bytes: np.ndarray,
-    end_of_text: int,
-) -> HeldOut:
-    """Return how well the scorer's model predicts the given rows of `stream`.
-
-    `token_bytes` (vocab_size,) is the number of bytes of each id; see `summarize`. `end_of_text`
-    is the id that ends a document. After running out of CUDA memory, fewer than `micro_batch` rows
-    are computed at once.
-
-    Raises:
-        BadInput: there are no rows, or a target is outside `vocab_size`.
-        PionError: not even one row fits in the GPU's memory.
-    """
-    scores = score(scorer, stream, rows)
-    return summarize(
-        scores.nll, scores.targets, token_bytes, stream.document_numbers(rows, end_of_text)
-    )
-
-
 def summarize(
     nll: np.ndarray, targets: np.ndarray, token_bytes: np.ndarray, documents: np.ndarray
 ) -> HeldOut:
-    """Return the averages over the targets that are not ignored.
+    """Return how well a model predicts the targets that are not ignored: averages over them.
 
     `nll` (R, T) is the negative log-likelihood in nats of `targets` (R, T), and `documents` (R, T)
     the number of the document of each. `token_bytes` (vocab_size,) is the number of bytes of each
@@ -215,7 +192,11 @@ def token_nll(
 def score(scorer: Scorer, stream: Batches, rows: Sequence[int]) -> Scores:
     """Return what the scorer's model predicts on the given rows of `stream`.
 
-    Raises what `held_out` raises.
+    After running out of CUDA memory, fewer than `micro_batch` rows are computed at once.
+
+    Raises:
+        BadInput: there are no rows, or a target is outside `vocab_size`.
+        PionError: not even one row fits in the GPU's memory.
     """
     if not rows:
         raise BadInput("there are no held-out rows to evaluate on: raise the held_out share")

@@ -22,7 +22,7 @@ from pion.config.draft import Draft
 from pion.config.model_config import ModelConfig
 from pion.data.sequences import Sequences
 from pion.data.stream import Batch
-from pion.evaluation.held_out import Scorer, evaluate, held_out, score, summarize_responses
+from pion.evaluation.held_out import Scorer, evaluate, score, summarize, summarize_responses
 from pion.generation import step_graphs
 from pion.generation.candidates import FEW
 from pion.generation.decoding import Decoding
@@ -232,8 +232,9 @@ def evaluate_text(watch: Watch, config: ModelConfig, dtype: Dtype) -> tuple[int,
     """Measure the bits per byte of text; count the micro-batches."""
     scorer, bytes_of_ids = _scorer(config, dtype), np.ones(TOKENIZER_IDS, dtype=np.int64)
     watch.start()
-    rows = range(ROWS_AT_ONCE * MICRO_BATCHES)
-    held_out(scorer, Zeros(config.seq_len), rows, bytes_of_ids, end_of_text=0)
+    stream, rows = Zeros(config.seq_len), range(ROWS_AT_ONCE * MICRO_BATCHES)
+    found, documents = score(scorer, stream, rows), stream.document_numbers(rows, 0)
+    summarize(found.nll, found.targets, bytes_of_ids, documents)
     return MICRO_BATCHES, scorer
 
 

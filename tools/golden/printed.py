@@ -12,12 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.ladder.command import LadderOptions, run_ladder
 from pipeline.ladder.try_command import TryOptions, run_try
 from tests.paths import JOBS, RELEASE_0_1_0
 from tests.pipeline.ladder.fake_runs import FakeRuns
 from tests.pipeline.ladder.fake_runs import write_job as write_ladder_job
-from tests.pipeline.ladder.test_climb import SMALL as SMALL_LADDER
+from tests.pipeline.ladder.test_climb import climb
 from tests.pipeline.ladder.test_search import best_at_2e3
 from tests.pipeline.new.test_command import CHATS
 from tests.pipeline.new.test_proposal import LAYOUTS as PAIRS
@@ -243,9 +242,7 @@ def json_keys() -> Texts:
 
 
 def _ladder() -> int:
-    return run_ladder(
-        write_ladder_job(Path()), (), LadderOptions(**SMALL_LADDER, as_json=True), FakeRuns()
-    )
+    return climb(write_ladder_job(Path()), FakeRuns(), as_json=True)
 
 
 def _try() -> int:

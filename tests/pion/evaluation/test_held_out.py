@@ -14,7 +14,6 @@ from pion.evaluation.held_out import (
     HeldOut,
     Responses,
     Scorer,
-    held_out,
     ratio,
     score,
     summarize,
@@ -28,8 +27,13 @@ def measure(
     model: Decoder, data: RowStream, rows: int, micro_batch: int, vocab_size: int = VOCAB
 ) -> HeldOut:
     """Return the loss on the first rows of `data`; every id is one byte."""
-    scorer = Scorer(model, vocab_size, micro_batch)
-    return held_out(scorer, data, range(rows), np.ones(vocab_size), VOCAB)
+    return summed(Scorer(model, vocab_size, micro_batch), data, np.ones(vocab_size), rows)
+
+
+def summed(scorer: Scorer, data: RowStream, token_bytes: np.ndarray, rows: int = 10) -> HeldOut:
+    scores = score(scorer, data, range(rows))
+    documents = data.document_numbers(range(rows), VOCAB)
+    return summarize(scores.nll, scores.targets, token_bytes, documents)
 
 
 def stream(
@@ -67,7 +71,7 @@ def test_bits_per_byte_of_a_uniform_model_is_log2_of_the_vocabulary_per_byte(
     rows = random_rows()
     token_bytes = np.arange(VOCAB)  # id 0 is special: 0 bytes
     scorer = Scorer(constant([1.0] * VOCAB), VOCAB, 4)
-    measured = held_out(scorer, stream(rows, tmp_path), range(10), token_bytes, VOCAB)
+    measured = summed(scorer, stream(rows, tmp_path), token_bytes)
     size = token_bytes[rows[:, 1:]].sum()
     assert measured.bytes == size
     assert measured.bits_per_byte == pytest.approx(math.log2(VOCAB) * measured.tokens / size)
@@ -98,7 +102,7 @@ def test_logits_of_weights_in_bf16_are_not_rounded(tmp_path: Path) -> None:
     model = Decoder.from_state(exact.config, exact.state_dict(), torch.bfloat16)
     data = stream(rows, tmp_path)
     scorer = Scorer(model, VOCAB, 4, dtype=torch.bfloat16)
-    measured = held_out(scorer, data, range(10), np.ones(VOCAB), VOCAB)
+    measured = summed(scorer, data, np.ones(VOCAB))
     assert measured.loss == pytest.approx(measure(exact, data, 10, 4).loss, rel=1e-2)
     states = torch.randn(9, exact.config.d_model)
     logits = model.logits_in_fp32(states, VOCAB)
