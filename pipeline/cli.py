@@ -1,6 +1,6 @@
 """Parses the `pion` command line and calls the command. Each command does its heavy imports.
 
-The other arguments: cli.py of pipeline/commands, rent and new, and ladder.py of commands.
+The other arguments: cli.py of pipeline/commands, rent and new.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Any, NoReturn, cast
 from pion.errors import BadInput, Paused, PionError, causes, is_panic
 from pipeline.commands.arguments import Add, Argument, Command, argument, flag
 from pipeline.commands.cli import add_commands
-from pipeline.commands.ladder import add_ladder_commands
 from pipeline.commands.parser import OVERRIDES, Parser, Version, without_overrides
 from pipeline.console.bug_file import report_bug
 from pipeline.console.formats import printable, show
@@ -181,7 +180,6 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     _add_run(add)
     add_new(add)
     add_commands(add)
-    add_ladder_commands(add)
     _add_prove(add)
     add_rent_commands(add)
     for sub in take_overrides.values():  # after the other positional arguments

@@ -64,6 +64,6 @@ BENCH = argument(
 
 def add_page(parser: argparse.ArgumentParser) -> None:
     """Add the options of a command that can show the page."""
-    from pipeline.live.options import add_page
+    from pipeline.web.address import add_page
 
     add_page(parser)

@@ -14,8 +14,7 @@ from pion.data.documents.file_to_documents import (
 )
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
-from pion.evaluation.calibration import calibrate
-from pion.evaluation.held_out import Scorer, score, summarize
+from pion.evaluation.held_out import Scorer, calibrate, score, summarize
 from pion.evaluation.multiple_choice import multiple_choice
 from pion.evaluation.one_text_per_row import own_rows
 from pion.evaluation.questions import read_questions

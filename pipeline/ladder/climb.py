@@ -17,8 +17,8 @@ from pipeline.job import Job
 from pipeline.ladder.cap import Cap, describe, raise_it, reached, why_stopped
 from pipeline.ladder.fit import Fit, fit
 from pipeline.ladder.grid import Grid, Rung, rungs_of
+from pipeline.ladder.law import Point, check_points
 from pipeline.ladder.look import Ladder, look
-from pipeline.ladder.points import Point, check_points
 from pipeline.ladder.record import PredictionRecord, ladder_file, new_ladder, refuse_other
 from pipeline.ladder.runs import Runs
 from pipeline.ladder.work import Say, Work

@@ -16,13 +16,15 @@ from pipeline.ladder.law import (
     PARAMETERS,
     Law,
     Measured,
+    Point,
     Vector,
     best_of_starts,
     bounds_of,
+    check_points,
     predicted,
     terms,
+    training_flops,
 )
-from pipeline.ladder.points import Point, check_points, training_flops
 from pipeline.state.record_json import build, closed_record
 
 # The share of results that an interval holds.
@@ -118,6 +120,14 @@ def _measured(points: Sequence[Point]) -> Measured:
 
 
 # ---------------------------------------------------------------- intervals
+
+# Between which results a run ends that is not in the ladder: a profile of the likelihood. A result
+# is possible if a law through the ladder *and* this result fits hardly worse than a law through
+# the ladder alone: the sum of squared residuals is larger by at most t²·s². s² is the variance of
+# a run around the law, and t is Student's, because a few runs can't say well how large s² is. For
+# a law that is linear in its parameters, this is the exact interval of one more result. Here the
+# law may bend as far as the ladder allows: docs/ladder.md says how many results of made-up laws
+# the intervals hold.
 
 
 # The least noise of a run, as a share of its result: a law that fits exactly has an interval, too.

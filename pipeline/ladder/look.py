@@ -11,7 +11,7 @@ from pipeline.job import Job
 from pipeline.ladder.cap import Cap, expected_hours, total
 from pipeline.ladder.fit import Fit
 from pipeline.ladder.grid import Rung
-from pipeline.ladder.points import Point
+from pipeline.ladder.law import Point
 from pipeline.ladder.record import LadderRecord, PredictionRecord, record_key
 from pipeline.ladder.runs import Result, Run, Runs, result_in
 from pipeline.state.head import Spent

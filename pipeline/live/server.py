@@ -15,8 +15,7 @@ from aiohttp import web
 from pion.errors import BadInput
 from pipeline.console.bug_file import report_bug
 from pipeline.console.formats import show
-from pipeline.live.view import View, view_of
-from pipeline.live.watched_run import Follower, WatchedRun
+from pipeline.live.watched_run import Follower, View, WatchedRun, view_of
 from pipeline.report.history import differing
 from pipeline.report.report_file import PAGE
 from pipeline.state.find_run import known_runs, read_run

@@ -4,24 +4,64 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from pion.errors import PionError
+from pion.errors import BadInput, PionError
 from pipeline.console.bug_file import report_bug
 from pipeline.console.formats import printable, show
 from pipeline.console.masking import masked
 from pipeline.job import Job
-from pipeline.live.view import View
-from pipeline.report.curves import Point, curves_of
+from pipeline.report.curves import LONGEST_NAME, MOST_NAMES, Point, curves_of
 from pipeline.report.history import Row
 from pipeline.report.page_data import page_data
 from pipeline.report.reading import HistoryReader
+from pipeline.state.rows.metrics import LAST_STEP
 from pipeline.state.rows.segments import Replaced
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import StoreError
+
+_NAME = re.compile(rf"\w{{1,{LONGEST_NAME}}}(\.\w+)?", re.ASCII)
+_RANGE = re.compile(r"(\d{1,19})-(\d{1,19})", re.ASCII)
+
+
+@dataclass(frozen=True)
+class View:
+    """Which curves a page draws: those of one stage, and of each run the steps, or None for all.
+
+    A page asks for it in the query of its address, with a range for each run, in the order of the
+    runs: data?stage=pretrain&names=loss,held_out_loss&steps=100-2000, (an empty range is the whole
+    curve).
+    """
+
+    stage: str = ""
+    names: tuple[str, ...] = ()
+    steps: tuple[range | None, ...] = ()
+
+
+def view_of(query: Mapping[str, str], runs: int) -> View:
+    """Return what a page of so many runs asks for. Raises BadInput for what no page sends."""
+    names = tuple(filter(None, query.get("names", "").split(",")))
+    if len(names) > MOST_NAMES or not all(map(_NAME.fullmatch, names)):
+        raise BadInput(f"names has at most {MOST_NAMES} names of curves, with commas between them")
+    asked = query.get("steps", "," * (runs - 1)).split(",")
+    if len(asked) != runs:
+        raise BadInput(f"steps has {len(asked)} ranges, and the page has {runs} runs")
+    return View(query.get("stage", ""), names, tuple(map(_range, asked)))
+
+
+def _range(text: str) -> range | None:
+    if not text:
+        return None
+    found = _RANGE.fullmatch(text)
+    if found is None or int(found[2]) > LAST_STEP:
+        raise BadInput("a range of steps is two numbers: 100-2000")
+    return range(int(found[1]), int(found[2]) + 1)
+
 
 # Seconds between two looks at a store, and the most while the store fails. The Hub limits requests.
 PAUSE, LONGEST_PAUSE = 5.0, 60.0

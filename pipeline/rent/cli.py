@@ -182,8 +182,8 @@ def _launch(args: argparse.Namespace) -> int:
 
 
 def _watch(args: argparse.Namespace) -> int:
-    from pipeline.live.options import page_address
     from pipeline.rent.managed.names import refuse_unrented
+    from pipeline.web.address import page_address
 
     page = page_address(args)
     refuse_unrented(args.run)

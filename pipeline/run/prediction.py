@@ -61,7 +61,7 @@ def predict(
         return None
     # These import numpy and torch, which most starts do not need so early.
     from pion.model.params_and_flops import cost_of
-    from pipeline.ladder.points import training_flops
+    from pipeline.ladder.law import training_flops
     from pipeline.ladder.record import read_stored_fit
 
     without = f"Nothing was started. Without {KEY}, the run trains the same and predicts nothing."

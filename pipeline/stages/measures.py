@@ -121,9 +121,9 @@ class Measures:
         import numpy as np
 
         from pion.data.shards import IGNORED
-        from pion.evaluation.calibration import calibrate
         from pion.evaluation.held_out import (
             by_document,
+            calibrate,
             score,
             summarize,
             summarize_responses,

@@ -168,3 +168,33 @@ def add_address(parser: argparse.ArgumentParser, port: int) -> None:
 def address_of(args: argparse.Namespace) -> Address:
     """Return the parsed options of `add_address`."""
     return Address(args.host, args.port, tuple(args.allow_host))
+
+
+# ---------------------------------------------------------------- the options of the page of a run
+
+
+# Next to the port of `pion serve`.
+PORT = 8008
+
+
+def add_page(parser: argparse.ArgumentParser) -> None:
+    """Add `--web` and where the page listens."""
+    parser.add_argument(
+        "--web", action="store_true", help="show a page in the browser that follows the run"
+    )
+    add_address(parser, PORT)
+
+
+def page_address(args: argparse.Namespace) -> Address | None:
+    """Return where the page listens; None without `--web`.
+
+    Raises BadInput for an option that is only for the page, or that does not go with the page.
+    """
+    address = address_of(args)
+    if args.web:
+        if getattr(args, "json", False) or getattr(args, "once", False):
+            raise BadInput("--web shows a page until it is stopped. Leave out --json or --once")
+        return address
+    if address != Address(port=PORT):
+        raise BadInput("--host, --port and --allow-host are for the page. Add --web")
+    return None

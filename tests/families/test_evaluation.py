@@ -12,8 +12,7 @@ from pion.data.order import RowOrder
 from pion.data.shard_writer import ShardWriter
 from pion.data.shards import Manifest, Rows
 from pion.data.stream import RowStream
-from pion.evaluation.calibration import calibrate
-from pion.evaluation.held_out import Scorer, score, summarize
+from pion.evaluation.held_out import Scorer, calibrate, score, summarize
 from tests.families.families import SEQ_LEN, Family, each_family
 
 IDS = 300  # that the tokenizer can produce

@@ -42,7 +42,7 @@ IMPORTED = (
     "encodings.idna",
     "encodings.utf_8_sig",
     "boto3",
-    "pion.evaluation.calibration",
+    "pion.evaluation.held_out",
     "pion.evaluation.core.measure",
     "pion.evaluation.ngram",
     "pion.formats.export",

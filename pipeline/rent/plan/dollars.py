@@ -14,8 +14,8 @@ from pion.errors import BadInput
 from pipeline.console.formats import amount, duration, money
 from pipeline.job import Job
 from pipeline.ladder.fit import Fit, Prediction
-from pipeline.ladder.points import training_flops
-from pipeline.ladder.rule import settings_by_rule
+from pipeline.ladder.grid import settings_by_rule
+from pipeline.ladder.law import training_flops
 from pipeline.rent.plan.estimate import Estimate, StageEstimate, estimate, workers_on
 from pipeline.rent.plan.prices import RESTART_SECONDS, Offer
 from pipeline.rent.plan.sizes import Size

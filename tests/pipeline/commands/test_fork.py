@@ -40,6 +40,7 @@ from tests.pipeline.conftest import Pion
 from tests.support.finished_run import make_run
 from tests.support.jobs import SilentDisplay, tiny_dict, tiny_job, write_tiny_data
 from tests.support.light_run import JOB, light_run, save_checkpoint, write_metrics
+from tests.support.states import read as head_of
 
 
 class Elsewhere(FileStore):
@@ -64,12 +65,6 @@ def store(tmp_path: Path) -> FileStore:
 @pytest.fixture
 def source(store: FileStore) -> RunState:
     return light_run(store)
-
-
-def head_of(run: RunState) -> Head:
-    head = run.read()
-    assert head is not None
-    return head
 
 
 def fork(source: RunState, name: str = "new", store: Store | None = None, **which: Any) -> RunState:

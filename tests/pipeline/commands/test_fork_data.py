@@ -10,7 +10,7 @@ import pytest
 from pion.errors import PionError
 from pipeline.commands.fork import fork_run
 from pipeline.state.claim import claim_run
-from pipeline.state.head import SHARED, Head, data_key
+from pipeline.state.head import SHARED, data_key
 from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
 from pipeline.state.shared.find_or_prepare import find_or_prepare
@@ -19,6 +19,7 @@ from pipeline.state.shared.records import DataState, Writer, read_state, swap_st
 from pipeline.state.stores import FileStore, Store, open_store
 from tests.faults.faulty_store import Crash, FaultyStore
 from tests.support.light_run import light_run
+from tests.support.states import read as head_of
 
 FINGERPRINTS = {"pretrain": "a" * 64, "sft": "b" * 64}
 
@@ -53,12 +54,6 @@ def source(tmp_path: Path) -> RunState:
     claim.commit(lambda head: head.with_data(keys))
     claim.release()
     return run
-
-
-def head_of(run: RunState) -> Head:
-    head = run.read()
-    assert head is not None
-    return head
 
 
 def fork(source: RunState, store: Store, name: str = "new") -> tuple[RunState, list[str]]:

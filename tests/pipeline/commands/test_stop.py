@@ -12,7 +12,6 @@ import pytest
 from pion.errors import PionError
 from pipeline.commands.stop import stop_run
 from pipeline.state.claim import Claim, claim_run
-from pipeline.state.head import Head
 from pipeline.state.notes.stop_requests import pending_stop
 from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
@@ -21,6 +20,7 @@ from tests.pipeline.conftest import Pion
 from tests.support.clock import FakeClock
 from tests.support.finished_run import make_run
 from tests.support.light_run import light_run
+from tests.support.states import read as head_of
 from tests.support.states import someone
 
 
@@ -28,12 +28,6 @@ from tests.support.states import someone
 def run(tmp_path: Path, time: FakeClock) -> RunState:
     """A released run with work left."""
     return light_run(FileStore(tmp_path), clock=time.clock())
-
-
-def head_of(run: RunState) -> Head:
-    head = run.read()
-    assert head is not None
-    return head
 
 
 def finish(run: RunState) -> None:

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.ladder.fit import Fit
-from pipeline.ladder.law import Law
-from pipeline.ladder.points import Point
+from pipeline.ladder.law import Law, Point
 from pipeline.ladder.record import LadderRecord, ladder_file
 from pipeline.state.stores import Store
 

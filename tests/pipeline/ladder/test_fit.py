@@ -12,8 +12,7 @@ import pytest
 
 from pion.errors import BadInput
 from pipeline.ladder.fit import MARGIN, Fit, fit
-from pipeline.ladder.law import Law
-from pipeline.ladder.points import Point
+from pipeline.ladder.law import Law, Point
 from tests.pipeline.ladder.drawn_laws import share_held
 from tests.pipeline.ladder.made_up import LAWS, LENGTHS, NOISE, SIZES, ladder
 

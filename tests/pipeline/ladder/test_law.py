@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import numpy as np
 import pytest
 
-from pipeline.ladder.law import Law, Measured, best_of_starts, predicted
+from pion.errors import BadInput
+from pipeline.ladder.law import Law, Measured, Point, best_of_starts, check_points, predicted
 from tests.pipeline.ladder.made_up import LAWS, ladder
 
 
@@ -35,3 +39,61 @@ def test_one_run_that_failed_hardly_moves_the_law() -> None:
     at.losses[5] += 0.3
     again = at.law(best_of_starts(at))
     assert again.loss(1e7, 2e7) == pytest.approx(LAWS[1].loss(1e7, 2e7), rel=5e-3)
+
+
+# ---------------------------------------------------------------- which results can be fitted
+
+
+GRID = ladder(LAWS[0])
+
+
+def test_three_sizes_by_three_lengths_are_enough() -> None:
+    check_points(ladder(LAWS[0], sizes=(1, 2, 4), lengths=(1, 4, 8)))
+
+
+def test_flops_count_both_passes() -> None:
+    assert Point("a", 10, 100, 2.0).flops == 6_000
+
+
+@pytest.mark.parametrize(
+    ("points", "said"),
+    [
+        ([], "there are 0 runs of 0 sizes and 0 lengths"),
+        ([], "lacks 7 more runs, 3 more sizes, 3 more lengths"),
+        (GRID[:4], "there are 4 runs of 1 size and 4 lengths"),
+        (GRID[:4], "lacks 3 more runs, 2 more sizes"),
+        (ladder(LAWS[0], sizes=(1, 2, 4), lengths=(1, 4)), "lacks 1 more run, 1 more length"),
+        (ladder(LAWS[0], sizes=(1, 2), lengths=(1, 2, 3, 4)), "lacks 1 more size."),
+        (ladder(LAWS[0], lengths=(1, 4)), "lacks 1 more length."),
+    ],
+)
+def test_too_few_say_what_is_missing(points: list[Point], said: str) -> None:
+    with pytest.raises(BadInput) as refused:
+        check_points(points)
+    assert said in str(refused.value)
+
+
+def test_lengths_that_follow_sizes_are_refused() -> None:
+    diagonal = [Point(f"run-{n}", n, 20 * n, 2.0) for n in (1, 2, 4, 8, 16, 32, 64)]
+    with pytest.raises(BadInput, match="add a short run of the largest model"):
+        check_points(diagonal)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 0.0, -1.5])
+@pytest.mark.parametrize("field", ["bits_per_byte", "tokens", "macs_per_token"])
+def test_impossible_results_name_the_run_and_the_value(field: str, value: float) -> None:
+    points = [*GRID[:-1], dataclasses.replace(GRID[-1], run="l-8", **{field: value})]
+    with pytest.raises(BadInput, match=f"run l-8: {field} is {value}"):
+        check_points(points)
+
+
+@pytest.mark.parametrize("value", [math.nan, -0.1])
+def test_an_impossible_error_is_refused(value: float) -> None:
+    points = [*GRID[:-1], dataclasses.replace(GRID[-1], bits_per_byte_sem=value)]
+    with pytest.raises(BadInput, match="bits_per_byte_sem is"):
+        check_points(points)
+
+
+def test_a_run_counts_once() -> None:
+    with pytest.raises(BadInput, match="is in the ladder twice"):
+        check_points([*GRID, GRID[3]])

@@ -13,8 +13,7 @@ import pytest
 
 from pipeline.live import watched_run
 from pipeline.live.server import MOST_VIEWS, _Told
-from pipeline.live.view import View
-from pipeline.live.watched_run import WatchedRun
+from pipeline.live.watched_run import View, WatchedRun
 from pipeline.state.stores import FileStore
 from pipeline.web.address import API_KEY
 from tests.support.live_page import showing

@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.live.view import View
-from pipeline.live.watched_run import WatchedRun
+from pipeline.live.watched_run import View, WatchedRun
 from pipeline.report.curves import MOST_POINTS
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, Store, open_store
