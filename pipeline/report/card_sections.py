@@ -93,10 +93,10 @@ def _last_name(source: str) -> str:
     return "" if name == ".." else name
 
 
-def adapter_sections(job: Job, adapter: Adapter) -> str:
-    """Return the sections of the card that say what the adapter is and how to load it."""
-    assert job.publish is not None
-    target, base, lora = job.publish.to.removeprefix("hf://"), adapter.base, adapter.lora
+def adapter_sections(to: str, adapter: Adapter) -> str:
+    """Return the sections of the card that say what the adapter is and how to load it from where it
+    is published."""
+    target, base, lora = to.removeprefix("hf://"), adapter.base, adapter.lora
     commit = "" if base.commit is None else f" at commit `{base.commit}`"
     targets = lora.targets if isinstance(lora.targets, str) else ", ".join(lora.targets)
     revision = "" if base.commit is None else f', revision="{base.commit}"'
@@ -118,13 +118,11 @@ model = PeftModel.from_pretrained(base, "{target}")
 tokenizer = AutoTokenizer.from_pretrained("{target}")
 ```
 
-Or with Pion, which checks that the base is the right one: `pion chat {job.publish.to}`"""
+Or with Pion, which checks that the base is the right one: `pion chat {to}`"""
 
 
-def gguf_section(job: Job, caveat: str = "") -> str:
-    """Return the section of the card for a model that is published with a GGUF file."""
-    assert job.publish is not None
-    target = job.publish.to
+def gguf_section(job: Job, target: str, caveat: str) -> str:
+    """Return the section of the card for a model that is published at `target` with a GGUF file."""
     repo = target.removeprefix("hf://") if target.startswith("hf://") else None
     ollama = re.sub(r"[^a-z0-9_.-]", "-", job.name.lower())
     model = f"-hf {repo}" if repo else f"-m {GGUF_FILE}"

@@ -69,8 +69,8 @@ def model_card(
     weights once; of an adapter, its own alone). The card leaves out what the run has not recorded.
     The same history gives the same card.
     """
-    job = history.job
-    assert job.publish is not None
+    job, publish = history.job, history.job.publish
+    assert publish is not None
     parts = [
         front_matter(job, extra.terms),
         f"# {job.name}",
@@ -78,11 +78,13 @@ def model_card(
         " ".join([] if extra.terms is None else conditions(extra.terms, job.name)),
         _introduction(job, config, parameters, extra),
         "![Training and held-out loss](loss.png)",
-        _usage(job, config) if extra.adapter is None else adapter_sections(job, extra.adapter),
-        gguf_section(job, extra.caveat) if extra.gguf else "",
+        _usage(job, publish.to, config)
+        if extra.adapter is None
+        else adapter_sections(publish.to, extra.adapter),
+        gguf_section(job, publish.to, extra.caveat) if extra.gguf else "",
         _results(history),
-        _architecture(config, parameters, vocab_size, _weights(job.publish, config, extra)),
-        _training(history),
+        _architecture(config, parameters, vocab_size, _weights(publish, config, extra)),
+        _training(history, with_cost=publish.cost),
         base_section(job, extra.terms),
         _limitations(job, config),
     ]
@@ -227,12 +229,11 @@ def _runs_in(config: ModelConfig) -> str:
     )
 
 
-def _usage(job: Job, config: ModelConfig) -> str:
+def _usage(job: Job, to: str, config: ModelConfig) -> str:
     from pion.formats.huggingface.architectures import architecture_of
 
-    assert job.publish is not None
     trust = "" if architecture_of(config).stock else ", trust_remote_code=True"
-    target = job.publish.to.removeprefix("hf://")
+    target = to.removeprefix("hf://")
     if job.converses:
         prompt = (
             f'messages = [{{"role": "user", "content": {_prompt(job, "What can you do?")}}}]\n'
@@ -256,7 +257,7 @@ output = model.generate(**inputs)
 print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
 ```
 
-Or with Pion: `pion {command} {job.publish.to}`"""
+Or with Pion: `pion {command} {to}`"""
 
 
 def _prompt(job: Job, default: str) -> str:
@@ -357,9 +358,8 @@ def _feedforward(config: ModelConfig, parameters: int) -> list[tuple[str, str]]:
     return rows
 
 
-def _training(history: RunHistory) -> str:
+def _training(history: RunHistory, *, with_cost: bool) -> str:
     job = history.job
-    assert job.publish is not None
     rows = []
     for stage in job.train_stages:
         section = job.section(stage)
@@ -391,7 +391,7 @@ def _training(history: RunHistory) -> str:
         preference_training(job, history.results, history.head, history.url),
         f"Trained on {hardware}. Seed {job.seed}." if hardware else "",
         f"Left out, because steps on them went wrong: {left_out}." if left_out else "",
-        f"All machines together, from boot to publishing: {cost}." if job.publish.cost else "",
+        f"All machines together, from boot to publishing: {cost}." if with_cost else "",
     ]
     return "\n\n".join(part for part in parts if part)
 

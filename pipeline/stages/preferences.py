@@ -44,9 +44,7 @@ def preferences_of(measures: Measures, part: Part, say: Say) -> Result:
     """
     from pion.train.preference import OF_MEANS
 
-    data, section = measures.preferences, measures.job.prefer
-    start = measures.trained.prefer_start
-    assert data is not None
+    section, start = measures.job.prefer, measures.trained.prefer_start
     assert section is not None
     assert start is not None
     read, before, after, about = _Answers(measures, start, part, say).read()

@@ -16,12 +16,12 @@ from tests.support.jobs import tiny_job
     ],
 )
 def test_the_commands_are_for_where_the_model_is(to: str, fetch: str, run: str) -> None:
-    section = gguf_section(tiny_job(publish={"to": to}))
+    section = gguf_section(tiny_job(), to, "")
     assert fetch in section
     assert run in section
     assert "nobody has tried LM Studio or Ollama" in section
 
 
 def test_ollama_gets_a_name_that_it_takes() -> None:
-    section = gguf_section(tiny_job(name="My_Run+2", publish={"to": "out"}))
+    section = gguf_section(tiny_job(name="My_Run+2"), "out", "")
     assert "ollama create my_run-2 -f Modelfile && ollama run my_run-2" in section
