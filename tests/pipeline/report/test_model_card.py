@@ -219,11 +219,10 @@ def test_the_base_and_its_adapter_are_named_without_a_path_of_this_machine(
     source: str, commit: str | None, shown: str
 ) -> None:
     job = Job.model_validate(JOB)
-    assert job.publish is not None
     job._base = Base(source, "d" * 64, "e" * 64, {}, commit)
     assert f"Trained from {shown}" in base_section(job, Terms())
     adapter = Adapter(Lora(rank=4), BaseModel(source, "f" * 64, commit))
-    sections = adapter_sections(job, adapter)
+    sections = adapter_sections("hf://tester/demo", adapter)
     assert "secret-project" not in sections
     assert f"It needs its base, {shown}" in sections
     code = sections.split("```python\n")[1].split("```")[0]
