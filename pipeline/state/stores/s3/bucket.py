@@ -70,9 +70,27 @@ class Bucket:
         Raises `Missing`, `Conflict` when a condition does not hold, and `StoreError`.
         """
         try:
-            return self.retry(lambda: call(self.client))
+            return retrying(
+                functools.partial(self._attempt, call),
+                errors.is_transient,
+                retry_after=errors.retry_after,
+                sleep=self._sleep,
+            )
         except errors.ERRORS as error:
-            raise self.explained(error, action, key) from error
+            raise self._explained(error, action, key) from error
+
+    def _attempt(self, call: "Callable[[S3Client], T]") -> T:
+        """Return what `call` returns, without checksums if the service refuses them."""
+        try:
+            return call(self.client)
+        except errors.ERRORS as error:
+            refused = errors.refuses_checksums(error)
+            if refused or errors.code_of(error) in errors.EXPIRED:
+                self._client = None  # the next try reads the credentials again
+            if not refused:
+                raise
+            self.checksums = False
+            return call(self.client)
 
     def read_versioned(self, key: str, limit: int = LARGEST_RECORD) -> tuple[bytes, str]:
         """Return the content of `key` and its version.
@@ -119,44 +137,12 @@ class Bucket:
         reason = "what was read back differs from what was written"
         return StoreError("write", f"{self.url}/{key}", reason, outage=True)
 
-    def upload(self, key: str, data: Data, part_bytes: int) -> None:
-        """Store `data`, in parts of `part_bytes` if it is that large. Keeps 6 parts in memory."""
-        self.object_name(key)
-        with _open_ranges(data) as (size, read_range):
-            if size < part_bytes:
-                self.put(key, read_range(0, size))
-            else:
-                _PartsUpload(self, key, size, read_range, part_bytes).send()
-
     def abort(self, client: "S3Client", name: str, upload_id: str) -> None:
         """Delete the unfinished upload of an object and its parts, if they exist."""
         with contextlib.suppress(client.exceptions.NoSuchUpload):
             client.abort_multipart_upload(Bucket=self.name, Key=name, UploadId=upload_id)
 
-    def retry(self, call: Callable[[], T]) -> T:
-        """Return what `call` returns, with retries while its errors are transient. Raises the last
-        error."""
-
-        def attempt() -> T:
-            try:
-                return call()
-            except errors.ERRORS as error:
-                refused = errors.refuses_checksums(error)
-                if refused or errors.code_of(error) in errors.EXPIRED:
-                    self._client = None  # the next try reads the credentials again
-                if not refused:
-                    raise
-                self.checksums = False
-                return call()
-
-        return retrying(
-            attempt,
-            errors.is_transient,
-            retry_after=errors.retry_after,
-            sleep=self._sleep,
-        )
-
-    def explained(self, error: Exception, action: str, key: str) -> PionError:
+    def _explained(self, error: Exception, action: str, key: str) -> PionError:
         """Return the exception that `request` raises for that error."""
         if errors.code_of(error) == "NoSuchKey":
             return Missing(key, self.url)
@@ -231,8 +217,8 @@ def _connect(checksums: bool) -> "S3Client":
 # ---------------------------------------------------------------- uploads in parts
 
 
-class _PartsUpload:
-    """The upload of one large object in parts of at least `part_bytes`.
+class PartsUpload:
+    """The upload of one large object in parts of at least `part_bytes`. Keeps 6 parts in memory.
 
     boto3's managed transfer is as fast, but when a token expires it begins again with the first
     part. Here, the next part reads the credentials again.
@@ -334,7 +320,7 @@ def _crc32(data: bytes) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _open_ranges(data: Data) -> Iterator[tuple[int, ReadRange]]:
+def open_ranges(data: Data) -> Iterator[tuple[int, ReadRange]]:
     """Yield the size of `data` and a function that copies a range of it."""
     if not isinstance(data, Path):
         view = memoryview(data).cast("B")

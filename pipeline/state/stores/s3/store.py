@@ -35,7 +35,7 @@ from pipeline.state.stores.base import (
 from pipeline.state.stores.clock import parse_date
 from pipeline.state.stores.s3 import errors
 from pipeline.state.stores.s3.bucket import PART_BYTES as UPLOAD_BYTES
-from pipeline.state.stores.s3.bucket import Bucket, field
+from pipeline.state.stores.s3.bucket import Bucket, PartsUpload, field, open_ranges
 from pipeline.state.stores.transfer import PART_BYTES, download_parallel
 
 if TYPE_CHECKING:
@@ -101,7 +101,12 @@ class S3Store(WritesAtOnce):
         return self._bucket.read_versioned(key)
 
     def write(self, key: str, data: Data) -> None:
-        self._bucket.upload(key, data, self._upload_bytes)
+        check_key(key)
+        with open_ranges(data) as (size, read_range):
+            if size < self._upload_bytes:
+                self._bucket.put(key, read_range(0, size))
+            else:
+                PartsUpload(self._bucket, key, size, read_range, self._upload_bytes).send()
 
     def compare_and_swap(self, key: str, data: bytes, expected: str | None) -> str:
         """See `Store`. With `If-None-Match: *`, S3 refuses the write if the object exists. With
@@ -148,6 +153,9 @@ class S3Store(WritesAtOnce):
         )
         unread = [first] if first is not None else []
 
+        def retry(call: Callable[[], T]) -> T:
+            return self._bucket.request("read", key, lambda client: call())
+
         def fetch(start: int, stop: int) -> Iterable[bytes]:
             if start == 0 and unread:
                 body = unread.pop()
@@ -160,13 +168,10 @@ class S3Store(WritesAtOnce):
         try:
             if limit is not None and size > limit:
                 raise too_large(f"{self.url}/{key}", limit)
-            return download_parallel(fetch, size, path, self._bucket.retry, self._download_bytes)
-        except errors.ERRORS as error:
-            explained = self._bucket.explained(error, "read", key)
-            if isinstance(explained, Conflict):
-                reason = "the file was replaced during the download; run the same command again"
-                explained = StoreError("read", f"{self.url}/{key}", reason, outage=True)
-            raise explained from error
+            return download_parallel(fetch, size, path, retry, self._download_bytes)
+        except Conflict as error:
+            reason = "the file was replaced during the download; run the same command again"
+            raise StoreError("read", f"{self.url}/{key}", reason, outage=True) from error
         finally:
             for body in unread:
                 body.close()
