@@ -17,7 +17,6 @@ import torch
 from pion.errors import BadInput
 from pion.model.attention.masks import use_flex
 from pion.train.card import require_kernels, why_no_cuda
-from pion.train.flash_attention import use_newest_flash_attention
 from pion.train.settings import ComputePlan
 from pion.usable import available_bytes, memory_limits, usable_cores
 
@@ -167,7 +166,6 @@ def configure(plan: ComputePlan) -> None:
         torch.use_deterministic_algorithms(plan.deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
-    use_newest_flash_attention(torch.device(plan.device), deterministic=plan.deterministic)
     use_flex(plan.flex_attention)
     if plan.compile:
         _configure_compiler(plan)

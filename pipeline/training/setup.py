@@ -266,17 +266,18 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
 def _trainer(
     context: TrainingContext, stage: str, rows: RowStream, start: Start, shards: Shards | None
 ) -> Trainer:
-    from pion.train.flash_attention import use_newest_flash_attention
     from pion.train.trainer import Trainer
 
-    settings, rank = settings_of(context.job.section(stage)), context.group.rank
     trainer = Trainer(
-        start.model, rows, settings, start.plan, rank=rank, weights=start.weights, shards=shards
+        start.model,
+        rows,
+        settings_of(context.job.section(stage)),
+        start.plan,
+        rank=context.group.rank,
+        weights=start.weights,
+        shards=shards,
     )
     trainer.may_divide = context.job.hardware.sharded is None
-    if rank == 0 and trainer.device.type == "cuda":
-        how = use_newest_flash_attention(trainer.device, deterministic=start.plan.deterministic)
-        context.report(Note(how))
     return trainer
 
 
