@@ -34,7 +34,7 @@ from pipeline.rent.managed.keep.rental_state import (
     rentals_of,
     why_not,
 )
-from pipeline.rent.managed.keep.renter import FUTILE_RESTARTS, Next, Renter
+from pipeline.rent.managed.keep.renter import FUTILE_RESTARTS, Renter
 from pipeline.rent.managed.look.diagnose import Finding, dear_pods, diagnose
 from pipeline.rent.managed.look.look import Look, Lookout, log_finding
 from pipeline.rent.managed.provider.jobs import ManagedJob
@@ -337,7 +337,7 @@ class RentalKeeper:
         decision: Decision,
         given_up: ManagedJob | None = None,
         finding: Finding | None = None,
-    ) -> Next | None:
+    ) -> NextRental | None:
         """Return what to submit, for the job that `finding` gives up; None if nothing is to be
         requested, or not now.
 
@@ -349,7 +349,7 @@ class RentalKeeper:
         if plan is None:
             like = given_up or self.renter.replacing
             assert like is not None  # without a deadline, a request replaces a job
-            return self.renter.prepare(NextRental(like), None, finding)
+            return self.renter.prepare(NextRental(like), finding)
         if self.renter.is_left_alone(look, market):
             self._teller.once(
                 f"machines {_ON[market]} end before they own the run, so none is requested for up "
@@ -359,13 +359,14 @@ class RentalKeeper:
         wanted = NextRental(
             plan.like,
             decision.machines(market),
+            market,
             self.renter.next_launch,
             None if look.head is None else look.head.epoch,
             plan.job.prices,
         )
-        return self.renter.prepare(wanted, market, finding)
+        return self.renter.prepare(wanted, finding)
 
-    def _submit(self, decision: Decision, following: Next) -> str:
+    def _submit(self, decision: Decision, following: NextRental) -> str:
         """Cancel what was decided and given up, and submit what follows; return what was done, in
         words. Raises as `Renter.submit` does."""
         with submitting_alone(self._lookout.name):
@@ -385,7 +386,7 @@ class RentalKeeper:
         elsewhere = f" and excluded {' and '.join(avoid)}" if avoid else ""
         return f"restarted the run as managed job {self._lookout.job_id}{elsewhere}"
 
-    def _cancel(self, decision: Decision, following: Next | None = None) -> ManagedJob | None:
+    def _cancel(self, decision: Decision, following: NextRental | None = None) -> ManagedJob | None:
         """Cancel what was decided, and what was given up. If a rental follows, announce it first,
         and wait for the end of what is cancelled.
 

@@ -13,9 +13,8 @@ from __future__ import annotations
 import contextlib
 import math
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
 
 from pion.errors import BadInput, PionError
 from pipeline.rent.deadline.policy import Market
@@ -47,19 +46,6 @@ from pipeline.state.stores import Conflict, StoreError
 
 # How often a machine of one market is given up under one epoch, without owning the run.
 FUTILE_RESTARTS = 3
-
-
-class Next(NamedTuple):
-    """What is ready to be submitted: a task for SkyPilot, without the places in `avoid`.
-
-    `launch_id` and `market` are None if the task belongs to the launch of the job that it repeats,
-    and asks the same markets.
-    """
-
-    launch_id: str | None
-    market: Market | None
-    task: Any
-    avoid: Collection[Place]
 
 
 class Renter:
@@ -115,8 +101,9 @@ class Renter:
         self.asked_at = None if note.launch_id == self._unasked else note.at
         return True
 
-    def prepare(self, wanted: NextRental, market: Market | None, finding: Finding | None) -> Next:
-        """Return what to submit. It replaces a job that `finding` gives up, if there is one.
+    def prepare(self, wanted: NextRental, finding: Finding | None) -> NextRental:
+        """Return what is wanted with its task. It replaces a job that `finding` gives up, if there
+        is one.
 
         Nothing is announced yet. Raises BadInput if it can't be submitted from here.
         """
@@ -126,13 +113,14 @@ class Renter:
             choices = [self._avoid | {finding.avoid}, *(choices if finding.pods else ())]
         why_not = None
         for avoid in choices:
+            there = replace(wanted, avoid=avoid)
             try:
-                task = self._provider.task_of(replace(wanted, avoid=avoid))
+                there = replace(there, task=self._provider.task_of(there))
             except BadInput as error:
                 why_not = why_not or error
             else:
                 self._avoid = avoid
-                return Next(wanted.launch_id, market, task, avoid)
+                return there
         assert why_not is not None
         raise why_not
 
@@ -171,7 +159,7 @@ class Renter:
             raise PionError(f"SkyPilot has not cancelled managed job {living} in {wait:.0f} s.")
         return now
 
-    def submit(self, look: Look, following: Next) -> int:
+    def submit(self, look: Look, following: NextRental) -> int:
         """Announce and submit what follows; return its managed job.
 
         What was submitted already is not submitted again. Raises BadInput if SkyPilot refuses it,
@@ -191,7 +179,7 @@ class Renter:
         self.replacing = None
         return job_id
 
-    def _is_it(self, job: ManagedJob, following: Next, look: Look) -> bool:
+    def _is_it(self, job: ManagedJob, following: NextRental, look: Look) -> bool:
         """Return whether a job is what would be submitted, or stands in its place."""
         if following.launch_id is not None and launch_id_of(job) == following.launch_id:
             return True

@@ -103,18 +103,22 @@ class NextRental:
         like: a managed job of the same run, whose task is submitted again.
         machines: that task, with other machines to request; None: it belongs to the same launch,
             and requests the same machines.
+        market: the market that `machines` are of.
         launch_id: the id of the new launch.
         epoch: the epoch whose owner the new machine relieves; None if nobody ever owned the run.
         prices: the job's own prices.
         avoid: places not to rent from.
+        task: the task for SkyPilot; None until it is built.
     """
 
     like: ManagedJob
     machines: SkyYaml | None = None
+    market: Market | None = None
     launch_id: str | None = None
     epoch: int | None = None
     prices: Prices | None = None
     avoid: Collection[Place] = ()
+    task: Any = None
 
 
 def machines_in_words(candidates: Sequence[Candidate]) -> str:

@@ -77,6 +77,12 @@ def dry_run(capsys: pytest.CaptureFixture[str], on: Path, *overrides: str) -> st
     return capsys.readouterr().out
 
 
+def variables(sky_home: SkyHome, resources: str = "accelerators: A40") -> dict[str, str]:
+    """Return the environment of the task that rents these machines for the job."""
+    sky_yaml = read_sky_yaml(sky_home.yaml(resources, WORKDIR))
+    return task_variables(sky_yaml, load_job("jobs/tiny.yaml"), "jobs/tiny.yaml", [])
+
+
 # ---------------------------------------------------------------- what SkyPilot gets
 
 
@@ -121,9 +127,7 @@ def test_the_machine_learns_what_it_costs_whichever_it_becomes(
     project: Path, sky_home: SkyHome
 ) -> None:
     sky_home.sell({"A40": Price(spot=0.2, on_demand=0.4), "RTXA4000": Price(0.22, 0.25)})
-    sky_yaml = read_sky_yaml(sky_home.yaml(TWO_WAYS, WORKDIR))
-    job = load_job("jobs/tiny.yaml")
-    envs = task_variables(sky_yaml, job, "jobs/tiny.yaml", [])
+    envs = variables(sky_home, TWO_WAYS)
     assert json.loads(envs["PION_PRICES"]) == {"A40": 0.2, "RTXA4000": 0.25}
     assert "PION_SPOT" not in envs  # it may be either
 
@@ -131,12 +135,9 @@ def test_the_machine_learns_what_it_costs_whichever_it_becomes(
 def test_the_machine_learns_where_it_costs_more(project: Path, sky_home: SkyHome) -> None:
     sky_home.sell({"A40": Price(spot=0.2, on_demand=0.4)}, {"CA": "CA-MTL-1", "SE": "SE-1"})
     sky_home.raise_prices("SE", 1.5)
-    sky_yaml = read_sky_yaml(sky_home.yaml("accelerators: A40\nuse_spot: true", WORKDIR))
-    envs = task_variables(sky_yaml, load_job("jobs/tiny.yaml"), "jobs/tiny.yaml", [])
-    assert json.loads(envs["PION_PRICES"]) == {
-        "A40": 0.2,
-        "A40 on RunPod/SE": pytest.approx(0.3),
-    }
+    envs = variables(sky_home, "accelerators: A40\nuse_spot: true")
+    more = {"A40": 0.2, "A40 on RunPod/SE": pytest.approx(0.3)}
+    assert json.loads(envs["PION_PRICES"]) == more
 
 
 def test_a_gpu_that_may_be_either_spot_or_not_counts_at_the_higher_price(
@@ -144,9 +145,7 @@ def test_a_gpu_that_may_be_either_spot_or_not_counts_at_the_higher_price(
 ) -> None:
     sky_home.sell({"A40": Price(spot=0.2, on_demand=0.4)})
     either = "accelerators: A40\nany_of: [{use_spot: true}, {use_spot: false}]"
-    sky_yaml = read_sky_yaml(sky_home.yaml(either, WORKDIR))
-    envs = task_variables(sky_yaml, load_job("jobs/tiny.yaml"), "jobs/tiny.yaml", [])
-    assert json.loads(envs["PION_PRICES"]) == {"A40": 0.4}
+    assert json.loads(variables(sky_home, either)["PION_PRICES"]) == {"A40": 0.4}
 
 
 def test_the_addresses_of_store_and_hub_travel_and_the_keys_are_secrets(
@@ -155,8 +154,7 @@ def test_the_addresses_of_store_and_hub_travel_and_the_keys_are_secrets(
     monkeypatch.setenv("AWS_ENDPOINT_URL", "https://store.example")
     monkeypatch.setenv("HF_ENDPOINT", "https://hub.example")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    sky_yaml = read_sky_yaml(sky_home.yaml(text=WORKDIR))
-    envs = task_variables(sky_yaml, load_job("jobs/tiny.yaml"), "jobs/tiny.yaml", [])
+    envs = variables(sky_home)
     assert envs["AWS_ENDPOINT_URL"] == "https://store.example"
     assert envs["HF_ENDPOINT"] == "https://hub.example"
     assert SECRET not in envs.values()
@@ -173,10 +171,7 @@ def test_the_region_of_the_bucket_travels_wherever_it_is_named(
         (sky_home.folder / ".aws" / "config").write_text("[default]\nregion = eu-west-1\n")
     else:
         monkeypatch.setenv(source, "eu-west-1")
-    sky_yaml = read_sky_yaml(sky_home.yaml(text=WORKDIR))
-    job = load_job("jobs/tiny.yaml", ["store=s3://bucket/runs"])
-    envs = task_variables(sky_yaml, job, "jobs/tiny.yaml", [])
-    assert envs["AWS_DEFAULT_REGION"] == "eu-west-1"
+    assert variables(sky_home)["AWS_DEFAULT_REGION"] == "eu-west-1"
 
 
 def test_a_secret_that_must_be_given_is_asked_for_by_name(sky_home: SkyHome) -> None:
