@@ -1,4 +1,5 @@
-"""The machine that is rented must be able to read the model that a run starts from."""
+"""The machine that is rented must be able to read the model that a run starts from, and the text
+of `evaluate.text`."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from pion.errors import BadInput
 from pipeline.base.keep import keep_as_base
 from pipeline.base.read_job import read_job
 from pipeline.job import Job
-from pipeline.rent.check.inputs import check_base
+from pipeline.rent.check.inputs import check_base, check_files
+from pipeline.rent.check.job import check_evaluate
 from pipeline.rent.sky_yaml import SkyYaml
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store
@@ -29,8 +31,8 @@ def on(**secrets: str | None) -> SkyYaml:
     return cast(SkyYaml, SimpleNamespace(secrets=secrets))
 
 
-def job_from(folder: Path, source: str) -> Job:
-    content: dict[str, Any] = {"name": "mine", "model": {"from": source}, "sft": SFT}
+def job_from(folder: Path, source: str, **more: Any) -> Job:
+    content = {"name": "mine", "model": {"from": source}, "sft": SFT, **more}
     path = folder / "job.yaml"
     path.write_text(yaml.safe_dump(content | {"store": str(folder / "runs")}))
     return read_job(path)
@@ -79,3 +81,33 @@ def test_a_model_of_this_machine_is_refused_for_a_rental(tmp_path: Path) -> None
     assert check_base(job, None)[0].ok
     with pytest.raises(BadInput, match="is on this machine only"):
         check_base(job, on())
+
+
+# ---------------------------------------------------------------- the text to compare on
+
+
+def job_with(folder: Path, text: str) -> Job:
+    export_base(folder / "base")
+    return job_from(folder, "base", evaluate={"text": text})
+
+
+def test_a_text_outside_the_workdir_is_not_copied(tmp_path: Path) -> None:
+    workdir = tmp_path / "work"
+    workdir.mkdir()
+    (tmp_path / "notes.txt").write_text("a text")
+    there = cast(SkyYaml, SimpleNamespace(path="rental.yaml", config={"workdir": str(workdir)}))
+    with pytest.raises(BadInput, match=r"evaluate\.text: .*notes\.txt is outside .*work"):
+        check_files(job_with(workdir, "../notes.txt"), there, None)
+    (workdir / "notes.txt").write_text("a text")
+    (row,) = check_files(job_with(workdir, "notes.txt"), there, None)
+    assert row.ok
+
+
+def test_a_text_that_can_not_be_read_is_found_before_anything_is_rented(tmp_path: Path) -> None:
+    job = job_with(tmp_path, "notes.txt")
+    with pytest.raises(BadInput, match=r"evaluate\.text: no such file or folder"):
+        check_evaluate(job)
+    (tmp_path / "notes.txt").write_text("a text")
+    (row,) = check_evaluate(job)
+    assert row.ok
+    assert "notes.txt can be read" in row.words

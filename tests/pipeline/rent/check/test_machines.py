@@ -1,4 +1,4 @@
-"""What `pion check --on` says of each machine for a job that fine-tunes a published model."""
+"""What `pion check` says of each machine of a rental, and of the GPUs that have enough memory."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
+from pipeline.job.file import load_job
 from pipeline.rent.check import CheckRow
-from pipeline.rent.check.machines import check_machines
+from pipeline.rent.check.machines import check_machines, check_memory
 from pipeline.rent.check.rental import check_disk
 from pipeline.rent.sky_yaml import SkyYaml, read_sky_yaml
+from tests.paths import JOBS
 from tests.pipeline.rent.check.checked_job import unknown, wrong
 from tests.pipeline.rent.conftest import SkyHome
 from tests.pipeline.rent.fine_tuning import read_fine_tuning
@@ -60,3 +63,29 @@ def test_the_disk_holds_the_checkpoints_of_what_is_trained(tmp_path: Path, a4000
     (row,) = check_disk(read_fine_tuning(tmp_path, "Qwen3-1.7B", "sft.lora.rank=16"), a4000)
     assert row.ok
     assert "0.6 checkpoints" in row.words
+
+
+# ---------------------------------------------------------------- without a rental
+
+
+def test_a_job_that_fits_everywhere_lists_the_smallest_gpus() -> None:
+    (row,) = check_memory(load_job(JOBS / "tachyon-tiny.yaml"))
+    assert row.ok
+    assert row.words == "It fits on T4, RTXA4000, RTXA4500, A10, A10G, L4 …."
+
+
+@pytest.mark.soak
+def test_the_largest_gpu_that_is_too_small_is_named_with_what_it_lacks() -> None:
+    (row,) = check_memory(load_job(JOBS / "tachyon-large.yaml"))
+    assert row.ok
+    assert row.words.startswith(
+        "It fits on H200, H200-SXM, B200. RTXPRO6000-WK: the model does not fit"
+    )
+    assert "needs 113.2 GiB, and 85.4 of this machine's 94.9 GiB can be used" in row.words
+
+
+def test_a_job_too_large_for_every_gpu_is_refused() -> None:
+    larger = 2 * ModelConfig.preset("tachyon-large").n_layers
+    (row,) = check_memory(load_job(JOBS / "tachyon-large.yaml", [f"model.n_layers={larger}"]))
+    assert row.ok is False
+    assert row.words.startswith("It fits on no GPU known here. B200: the model does not fit")

@@ -1,7 +1,9 @@
-"""Which GPUs have the memory that a job needs, and what to change where they have too little."""
+"""Which GPUs have the memory that a job needs, what to change where they have too little, and what
+each way to fine-tune needs."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,17 @@ from pipeline.job import Job
 from pipeline.job.file import load_job
 from pipeline.rent.plan.estimate import Estimate, estimate
 from pipeline.rent.plan.gpus import GPU_TYPES
-from pipeline.rent.plan.what_fits import gpus_that_fit, what_to_change
+from pipeline.rent.plan.what_fits import (
+    GIB,
+    Way,
+    fine_tuning_stages,
+    gpus_that_fit,
+    ways_on,
+    what_to_change,
+)
 from tests.paths import JOBS
 from tests.pipeline.rent.fine_tuning import PREFER, one, read_fine_tuning
+from tests.support.published_models import PUBLISHED
 
 A4000 = one("RTXA4000")
 
@@ -108,3 +118,107 @@ def test_lora_does_not_help_where_pretraining_does_not_fit() -> None:
     found = estimate(job, one("T4"))
     assert found.lacks is not None
     assert what_to_change(job, [found]) == []
+
+
+# ---------------------------------------------------------------- ways to fine-tune
+
+
+@pytest.mark.parametrize(
+    ("name", "fits", "gib"),
+    [
+        # The GiB that one row of 2,048 tokens needs in each way.
+        ("SmolLM2-360M", (True, True, True), (9.2, 6.8, 5.1)),
+        ("Qwen3-0.6B", (False, True, True), (14.9, 11.7, 7.8)),
+        ("Qwen3-1.7B", (False, False, True), (36.1, 29.8, 9.3)),
+    ],
+)
+def test_what_a_published_model_needs_on_a_card_of_16_gb(
+    tmp_path: Path, name: str, fits: tuple[bool, ...], gib: tuple[float, ...]
+) -> None:
+    """With a job that says nothing but the model and the conversations."""
+    ways = ways_on(read_fine_tuning(tmp_path, name), "sft", A4000)
+    assert ways is not None
+    assert ways.lora is not None
+    found = (ways.full, ways.recomputed, ways.lora)
+    assert tuple(way.fits for way in found) == fits
+    assert all((way.peak_bytes <= ways.usable) == way.fits for way in found)
+    smallest = ways_on(read_fine_tuning(tmp_path, name, "hardware.micro_batch=1"), "sft", A4000)
+    assert smallest is not None
+    assert smallest.lora is not None
+    least = (smallest.full, smallest.recomputed, smallest.lora)
+    assert [way.micro_batch for way in least] == [1, 1, 1]
+    assert tuple(round(way.peak_bytes / GIB, 1) for way in least) == gib
+
+
+def test_the_parameters_of_published_models_are_those_of_their_settings(tmp_path: Path) -> None:
+    from pipeline.rent.check.job import count_parameters
+
+    job = read_fine_tuning(tmp_path, "Qwen3-1.7B")
+    assert count_parameters(job) == PUBLISHED["Qwen3-1.7B"][2]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (["hardware.recompute=false"], "full"),
+        (["hardware.recompute=true"], "recomputed"),
+        (["sft.lora.rank=16"], "lora"),
+        (["sft.lora.rank=64", "hardware.recompute=true"], "lora"),
+    ],
+)
+def test_each_way_is_what_the_job_takes_if_it_asks_for_it(
+    tmp_path: Path, overrides: list[str], name: str
+) -> None:
+    job = read_fine_tuning(tmp_path, "SmolLM2-360M", *overrides)
+    (stage,) = estimate(job, A4000).stages
+    taken = Way(stage.micro_batch, stage.recompute, stage.peak_bytes, True)
+    assert getattr(ways_on(job, "sft", A4000), name) == taken
+
+
+def test_the_rank_is_that_of_the_job_or_the_default(tmp_path: Path) -> None:
+    ways = [
+        ways_on(read_fine_tuning(tmp_path, "SmolLM2-360M", *asked), "sft", A4000)
+        for asked in ([], ["sft.lora.rank=128", "hardware.micro_batch=4"])
+    ]
+    assert [way and way.rank for way in ways] == [16, 128]
+    assert "; by LoRA of rank 128: ✓ " in str(ways[1])
+    assert str(ways[1]).endswith(" GiB (4 rows)")
+
+
+def test_a_model_of_experts_has_no_way_by_lora() -> None:
+    tuned = ["model=tachyon-tiny", "pretrain=null", "sft.init_from=runs/other"]
+    ways = ways_on(load_job(JOBS / "pion-small.yaml", tuned), "sft", A4000)
+    assert ways is not None
+    assert ways.full.fits
+    assert ways.lora is None
+    assert "LoRA" not in str(ways)
+
+
+def test_a_job_that_pretrains_has_no_choice_to_make() -> None:
+    """A GPU that pretrains the model also trains all its weights afterwards."""
+    assert fine_tuning_stages(load_job(JOBS / "pion-small.yaml", [])) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        pytest.param(["hardware.recompute=false"], "full", marks=pytest.mark.soak),
+        pytest.param(["hardware.recompute=true"], "recomputed", marks=pytest.mark.soak),
+        (["prefer.lora.rank=16"], "lora"),
+    ],
+)
+def test_each_way_to_learn_preferences_is_what_the_job_takes_if_it_asks_for_it(
+    tmp_path: Path, overrides: list[str], name: str
+) -> None:
+    job = read_fine_tuning(tmp_path, "SmolLM2-360M", *PREFER, *overrides)
+    assert fine_tuning_stages(job) == ["sft", "prefer"]
+    _, stage = estimate(job, A4000).stages
+    ways = ways_on(job, "prefer", A4000)
+    assert getattr(ways, name) == Way(stage.micro_batch, stage.recompute, stage.peak_bytes, True)
+    assert str(ways).startswith("prefer in full: ")
+
+
+def test_without_a_known_gpu_there_is_nothing_to_say(tmp_path: Path) -> None:
+    job = read_fine_tuning(tmp_path, "SmolLM2-360M")
+    assert ways_on(job, "sft", dataclasses.replace(A4000, gpu=None)) is None
+    assert ways_on(job, "sft", dataclasses.replace(A4000, gpu_memory=None)) is None

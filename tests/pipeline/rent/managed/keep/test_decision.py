@@ -1,21 +1,44 @@
-"""How much work is left for the decision about the next machine."""
+"""How much work is left, and when a child process times on-demand machines again."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
 import yaml
 
 from pipeline.job import Job
-from pipeline.job.digest import digest_job
+from pipeline.job.digest import digest_job, model_inputs
+from pipeline.machine.child_process import in_child
 from pipeline.rent.deadline.times import Measured, OnDemand
-from pipeline.rent.managed.keep.decision import Plan, Timed, with_work_left
+from pipeline.rent.managed.keep import decision
+from pipeline.rent.managed.keep.decision import (
+    MEASURE_SECONDS,
+    PRICE_SECONDS,
+    Plan,
+    Timed,
+    read_plan,
+    time_machines,
+    with_work_left,
+)
 from pipeline.rent.managed.look.diagnose import RunView, SkyView
 from pipeline.rent.managed.look.look import JobLook, Look
 from pipeline.rent.managed.provider.jobs import ManagedJob
+from pipeline.rent.managed.provider.recorded_task import machines_of
 from pipeline.rent.sky_yaml import read_sky_yaml
+from pipeline.state.claim import claim_run
 from pipeline.state.head import ClaimRecord, Head
+from pipeline.state.run_state import RunState
+from pipeline.state.shared.speeds import PastSpeed, keep_train_speed
 from tests.pipeline.rent.conftest import SkyHome
-from tests.support.light_run import JOB
-from tests.support.states import someone
+from tests.pipeline.rent.managed.keep.day import MIXED
+from tests.support.clock import FakeClock
+from tests.support.light_run import JOB, save_checkpoint
+from tests.support.states import read, someone
+from tests.support.two_markets import launched_on_spot
 
 
 def test_a_silent_owner_is_taken_to_have_worked_on_until_its_next_save(sky_home: SkyHome) -> None:
@@ -39,3 +62,111 @@ def test_a_silent_owner_is_taken_to_have_worked_on_until_its_next_save(sky_home:
 
     assert left(0.0) - left(10.0) == 10.0
     assert left(0.0) - left(3600.0) == 30.0
+
+
+# ---------------------------------------------------------------- the times of on-demand machines
+
+
+@pytest.fixture
+def rental(sky_home: SkyHome, time: FakeClock) -> ManagedJob:
+    return launched_on_spot(read_sky_yaml(sky_home.yaml(MIXED)), time)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What children are asked. This process answers."""
+    questions: list[Any] = []
+
+    def ask(work: Callable[..., Any], *values: Any) -> Any:
+        questions.append(values)
+        return work(*values)
+
+    monkeypatch.setattr(decision, "in_child", ask)
+    monkeypatch.setattr(decision, "sys", SimpleNamespace(modules={}))  # torch is not loaded
+    return questions
+
+
+def plan_of(run: RunState, rental: ManagedJob, known: Plan | None = None) -> Plan:
+    look = Look(read(run), (JobLook(SkyView(rental), RunView()),), run.clock.now())
+    plan = read_plan(run, look, known)
+    assert plan is not None
+    return plan
+
+
+def measured(run: RunState, time: FakeClock, tokens_per_second: float) -> None:
+    """Let a past run have trained this model on an A40."""
+    job = Job.model_validate(JOB)
+    lengths = (job.seq_len(stage) for stage in job.train_stages)
+    for seq_len in lengths:
+        speed = PastSpeed("past", time.time, "NVIDIA A40", seq_len, tokens_per_second)
+        keep_train_speed(run.store, model_inputs(job.model_config_resolved()), speed)
+
+
+@pytest.mark.soak  # a child imports torch, and traces
+def test_a_child_times_the_machines_as_this_process_does(run: RunState, rental: ManagedJob) -> None:
+    values = Job.model_validate(JOB), machines_of(rental), run.read(), []
+    here = time_machines(*values)
+    assert [machine.candidate.gpu for machine in here] == ["RTXA6000", "A40"]
+    assert all(machine.work for machine in here)
+    assert in_child(time_machines, *values) == here
+
+
+def test_the_same_question_is_asked_again_only_because_prices_change(
+    run: RunState, rental: ManagedJob, time: FakeClock, asked: list[Any]
+) -> None:
+    plan = plan_of(run, rental)
+    for _ in range(int(PRICE_SECONDS / MEASURE_SECONDS) - 1):
+        time.sleep(MEASURE_SECONDS)
+        plan, before = plan_of(run, rental, plan), plan
+        assert plan.at > before.at, "what the run has measured was read again"
+        assert plan.on_demand == before.on_demand
+    assert len(asked) == 1
+    time.sleep(MEASURE_SECONDS)
+    plan_of(run, rental, plan)
+    assert len(asked) == 2
+
+
+def test_a_job_that_replaces_another_asks_nothing_new(
+    run: RunState, rental: ManagedJob, asked: list[Any]
+) -> None:
+    plan = plan_of(run, rental)
+    assert plan_of(run, replace(rental, id=rental.id + 1), plan).on_demand == plan.on_demand
+    assert len(asked) == 1
+
+
+def test_the_work_that_is_left_is_up_to_date_although_the_times_are_remembered(
+    run: RunState, rental: ManagedJob, time: FakeClock, asked: list[Any]
+) -> None:
+    plan = plan_of(run, rental)
+    digests = digest_job(Job.model_validate(JOB))
+    claim = claim_run(run, someone())
+    save_checkpoint(claim, "sft", 9, digests.stages["sft"])
+    claim.release()
+    time.sleep(MEASURE_SECONDS)
+    later = plan_of(run, rental, plan)
+    assert 0 < (later.on_demand[0].work or 0) < (plan.on_demand[0].work or 0)
+    assert len(asked) == 1
+
+
+def test_what_the_times_depend_on_is_asked_again(
+    run: RunState, rental: ManagedJob, time: FakeClock, asked: list[Any]
+) -> None:
+    plan = plan_of(run, rental)
+    measured(run, time, 1000.0)
+    time.sleep(MEASURE_SECONDS)
+    slow = plan_of(run, rental, plan)
+    measured(run, time, 2000.0)
+    time.sleep(MEASURE_SECONDS)
+    fast = plan_of(run, rental, slow)
+    assert (slow.on_demand[1].work or 0) == pytest.approx(2 * (fast.on_demand[1].work or 0))
+    assert len(asked) == 3
+
+
+def test_other_machines_are_asked_about(
+    run: RunState, rental: ManagedJob, sky_home: SkyHome, time: FakeClock, asked: list[Any]
+) -> None:
+    plan = plan_of(run, rental)
+    others = read_sky_yaml(sky_home.yaml(MIXED.replace("RTXA6000", "RTXA4000")))
+    hopped = replace(launched_on_spot(others, time), id=rental.id + 1)
+    assert [m.gpu for m in plan_of(run, hopped, plan).on_demand] == ["RTXA4000", "A40"]
+    assert len(asked) == 2

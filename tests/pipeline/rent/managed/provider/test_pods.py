@@ -1,11 +1,11 @@
-"""RunPod's own list of pods, read through the real client."""
+"""RunPod's own list of pods, and their end, through the real client."""
 
 from __future__ import annotations
 
 import pytest
 
 from pion.errors import PionError
-from pipeline.rent.managed.provider.pods import Pod, list_pods
+from pipeline.rent.managed.provider.pods import Pod, list_pods, terminate_pod
 from tests.support.fake_provider import ANOTHER, ME
 from tests.support.runpod_api import API_KEY, RunPodApi
 
@@ -86,3 +86,19 @@ def test_pods_of_the_same_job_number_on_another_computer_can_be_told_apart(
     runpod_api.rent("theirs", f"{CLUSTER}-{ANOTHER}-head")
     assert [pod.id for pod in list_pods(rented_from=ME)] == ["mine"]
     assert len(list_pods()) == 2
+
+
+# ---------------------------------------------------------------- the end of a pod
+
+
+def test_a_pod_that_is_already_gone_is_no_error(runpod_api: RunPodApi) -> None:
+    runpod_api.rent("a", "pion-demo-0123abcd-12-0123abcd-head")
+    terminate_pod("a")
+    terminate_pod("a")
+    assert runpod_api.ids == []
+
+
+def test_a_pod_that_can_not_be_ended_is_an_error(runpod_api: RunPodApi) -> None:
+    runpod_api.error = "pod is locked"
+    with pytest.raises(PionError, match="pod is locked"):
+        terminate_pod("a")
