@@ -1,12 +1,13 @@
-"""Read the weights in a model's folder: one file, the parts of ranks, or transformers' shards."""
+"""Read the weights in a model's folder: one file, or transformers' shards."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pion.errors import BadInput
-from pion.formats.parts import MODEL, SavedTensors, read_saved
+from pion.formats.saved_tensors import SavedTensors
 from pion.formats.weights import INDEX, WEIGHTS, no_weights, read_tensors, shards_of
 from pion.later_fields import shown
 
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
 def read_model_tensors(folder: Path) -> dict[str, Tensor]:
     """Return the tensors of a model's folder by their names, on the CPU.
 
-    They are mapped from its files, but those that several ranks have written in parts are in
-    memory. Raises BadInput as `saved_model_tensors` does.
+    They are mapped from its files. Raises BadInput as `saved_model_tensors` does.
     """
     return saved_model_tensors(folder).tensors()
 
@@ -36,8 +36,8 @@ def saved_model_tensors(folder: Path) -> SavedTensors:
         raise BadInput(f"{folder} can't be read ({error.strerror or error})") from None
     if not in_shards:
         try:
-            return read_saved(folder, MODEL)
-        except (FileNotFoundError, NotADirectoryError):
+            return SavedTensors.of(_read_whole(folder))
+        except FileNotFoundError:
             raise no_weights(folder) from None
     shard_of = shards_of(folder / INDEX)
     tensors = {
@@ -60,6 +60,18 @@ def read_adapter_tensors(folder: Path) -> dict[str, Tensor]:
     """Return the tensors that LoRA has trained, in a checkpoint's folder. Raises BadInput as
     `read_model_tensors` does."""
     try:
-        return read_saved(folder, MODEL).tensors()
-    except (FileNotFoundError, NotADirectoryError):
-        raise BadInput(f"{folder} is not an adapter: it has no model.safetensors") from None
+        return _read_whole(folder)
+    except FileNotFoundError:
+        raise BadInput(f"{folder} is not an adapter: it has no {WEIGHTS}") from None
+
+
+def _read_whole(folder: Path) -> dict[str, Tensor]:
+    """Return the tensors of the only file. Raises FileNotFoundError if there is none."""
+    path = folder / WEIGHTS
+    if not os.path.lexists(path):
+        raise FileNotFoundError(path)
+    return read_tensors(
+        path,
+        f"{path} was deleted while it was read, or is a link to a file that is gone. Bring it "
+        "back, or run the same command again",
+    )

@@ -33,14 +33,7 @@ from pion.model.parameters import parameter_roles
 from pion.model.saved_weights import Saved, placeholders
 from pion.model.skips_and_value_tables import ValueTables
 from pion.train.hardware import torch_dtype
-from pion.train.optimizer.state_pieces import (
-    Held,
-    OwnParts,
-    Piece,
-    Run,
-    check_tensors,
-    read_into,
-)
+from pion.train.optimizer.state_pieces import Held, OwnParts, Piece, Run, check_tensors
 from pion.train.settings import ComputePlan
 from pion.train.shard_rules import KEPT_WHOLE, own_rows, sharded_dim
 
@@ -73,9 +66,8 @@ class Shards:
         self._params = dict(model.named_parameters())
         self._own = {name: own_part(p.detach()) for name, p in self._params.items()}
         self._own |= dict(model.named_buffers())
-        buffers = dict(model.named_buffers()).keys()
         self.held = {
-            name: _held(name in buffers, self._params.get(name, own), own, rank, ranks)
+            name: _held(self._params.get(name, own), own, rank, ranks)
             for name, own in self._own.items()
         }
         self.learned = OwnParts(
@@ -128,15 +120,23 @@ class Shards:
         """Return tensors like the whole ones, without values."""
         return placeholders(self.layout(names))
 
+    def tensors(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Return buffers, as live references, and parameters without values."""
+        names = list(names)
+        buffers = {name: self._own[name] for name in names if name not in self._params}
+        return self.placeholders(names) | buffers
+
     def pieces(self, names: Iterable[str]) -> list[Piece]:
-        """Return what this rank saves of these tensors, as live references."""
+        """Return what this rank has of these tensors, as live references."""
         return [piece for name in names for piece in self.held[name].pieces(name, self._own[name])]
 
+    @torch.no_grad()
     def fill(self, saved: Saved, names: Iterable[str]) -> None:
         """Overwrite what this rank has of these tensors by what is saved."""
         self.release()  # or the next pass would compute with the old values
-        for name in names:
-            read_into(self._own[name], self.held[name], saved, name)
+        for piece in self.pieces(names):
+            stop = piece.start + piece.values.numel()
+            piece.values.copy_(saved.part(piece.name, piece.start, stop))
 
     def release(self) -> None:
         """Free what forward passes without a backward pass have left gathered."""
@@ -237,15 +237,10 @@ def _give_memory(model: Decoder, device: torch.device) -> None:
         )
 
 
-def _held(buffer: bool, param: Tensor, own: Tensor, rank: int, ranks: int) -> Held:
+def _held(param: Tensor, own: Tensor, rank: int, ranks: int) -> Held:
     """Return what this rank has of a parameter or a buffer; `own` is the tensor with it."""
-    size = own.numel()
     if not isinstance(param, DTensor):
-        every = (Run(0, 0, size),)
-        if buffer:
-            return Held(own.shape, every, every if rank == 0 else ())
-        first, stop = size * rank // ranks, size * (rank + 1) // ranks
-        return Held(own.shape, every, (Run(first, first, stop - first),))
+        return Held(own.shape, (Run(0, 0, own.numel()),), saved=rank == 0)
     (placement,) = param.placements
     assert isinstance(placement, Shard)
     rows = own_rows(param.shape[placement.dim], rank, ranks)
@@ -256,4 +251,4 @@ def _held(buffer: bool, param: Tensor, own: Tensor, rank: int, ranks: int) -> He
         Run((each * param.shape[placement.dim] + rows.start) * below, each * count, count)
         for each in range(param.shape[: placement.dim].numel())
     )
-    return Held(param.shape, runs, runs)
+    return Held(param.shape, runs)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from pion.errors import BadInput
-from pion.model.saved_weights import Saved
 from pion.train.optimizer.state_pieces import Piece
 from pion.train.side_copy import SideCopy
 
@@ -28,7 +27,7 @@ class TrainState:
 
     Of several ranks, each has `pieces` of the optimizer's tensors. Then the tensors in `optimizer`
     have no values (their device is `meta`) until whoever saves has copied the pieces of all ranks
-    together. Of a sharded model, the same is true of `model_pieces` and `model`. What is loaded is
+    together. Of a sharded model, the same is true of the parameters in `model`. What is loaded is
     always whole.
     """
 
@@ -37,19 +36,6 @@ class TrainState:
     meta: dict[str, Any]
     side_copy: SideCopy = field(default_factory=SideCopy, compare=False)
     pieces: Sequence[Piece] = ()
-    model_pieces: Sequence[Piece] = ()
-
-
-@dataclass(frozen=True)
-class SavedState:
-    """A `TrainState` of which each rank of a sharded model reads only what it needs.
-
-    It may have been saved by any number of ranks.
-    """
-
-    model: Saved
-    optimizer: Saved
-    meta: dict[str, Any]
 
 
 def rng_states(device: torch.device) -> dict[str, str]:

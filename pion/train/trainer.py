@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ from pion.model.forward_pass import StepOptions
 from pion.model.lora_projections import count_additions
 from pion.model.parameters import train_only_apart
 from pion.model.params_and_flops import token_flops
-from pion.model.saved_weights import Saved, Whole, placeholders
+from pion.model.saved_weights import Saved
 from pion.train import hardware
 from pion.train.feed import BatchFeed, RowRange, StepBatch
 from pion.train.gradients import Gradients, Ranks
@@ -45,12 +45,12 @@ from pion.train.schedule import StepPlan, plan_at
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.side_copy import SideCopy
 from pion.train.smaller_plan import StepDown, free_memory, step_down
-from pion.train.train_state import SavedState, TrainState, rng_states, set_rng_states
+from pion.train.train_state import TrainState, rng_states, set_rng_states
 
 if TYPE_CHECKING:
     from pion.train.sharding import Shards
 
-__all__ = ["ComputePlan", "Evaluation", "SavedState", "TrainSettings", "TrainState", "Trainer"]
+__all__ = ["ComputePlan", "Evaluation", "TrainSettings", "TrainState", "Trainer"]
 
 
 class Trainer:
@@ -379,93 +379,73 @@ class Trainer:
             },
             side_copy=self.side_copy,
             pieces=self.pieces(),
-            model_pieces=self.model_pieces(),
         )
 
     def pieces(self) -> Sequence[Piece]:
-        """Return what this rank has of the optimizer's tensors; nothing if it has them whole.
+        """Return what this rank saves of the tensors that several ranks have; nothing if it is
+        alone.
 
         The values are live, as those of `state`.
         """
-        return self.optimizer.pieces() if self.plan.world_size > 1 else ()
+        if self.plan.world_size == 1:
+            return ()
+        pieces = [*self.optimizer.pieces(), *self._model_pieces(self._learned())]
+        return [piece for piece in pieces if piece.saved]
 
-    def model_pieces(self) -> Sequence[Piece]:
-        """Return what this rank saves of the model's tensors; nothing unless they are sharded.
-
-        The values are live, as those of `state`.
-        """
-        return () if self._shards is None else self._shards.pieces(self._learned())
-
-    def load(self, state: TrainState | SavedState | None) -> None:
+    def load(self, state: TrainState | None) -> None:
         """Continue from `state`. Every rank gets rank 0's state; the others may pass None.
-
-        The ranks of a sharded model all pass a state, and each reads its own parts of it.
 
         Raises BadInput on every rank, with nothing changed, if the state belongs to another model
         or optimizer.
         """
+        meta = self._checked(state)
+        self.side_copy.before_update()
+        model, moments = self._learned(), self.optimizer.state_tensors()
+        if self.plan.world_size > 1:
+            weights, saved = (state.model, state.optimizer) if state else (None, None)
+            hand_out(weights, model, self._model_pieces(model), self.device)
+            hand_out(saved, moments, self.optimizer.pieces(), self.device)
+        elif state is not None:
+            copy_tensors(state.model, model)
+            copy_tensors(state.optimizer, moments)
         if self._shards is not None:
-            assert state is not None
-            meta = self._load_parts(state, self._shards)
-        else:
-            assert not isinstance(state, SavedState)
-            meta = self._load_whole(state)
+            self._shards.release()  # or the next pass would compute with the old values
         self.optimizer.set_counts(meta["optimizer"])
         self.step, self.next_row = meta["step"], meta["next_row"]
         self.skipped = [(first, stop) for first, stop in meta["skipped"]]
         set_rng_states(meta["rng"], self.device)
         self._metrics.restart(meta.get("recent_losses", ()))
 
-    def _load_whole(self, state: TrainState | None) -> dict[str, Any]:
-        """Copy rank 0's tensors; return its `meta`."""
+    def _checked(self, state: TrainState | None) -> dict[str, Any]:
+        """Return rank 0's `meta`. Raises BadInput on every rank for the tensors of another model or
+        optimizer."""
         refusal = None
         if state is not None:
             try:
-                self._check(state.model, state.optimizer)
+                check_tensors(state.model, self._learned(), "checkpoint")
+                moments = self.optimizer.state_tensors()
+                check_tensors(state.optimizer, moments, "checkpoint's optimizer state")
             except BadInput as error:
                 refusal = str(error)
         meta: dict[str, Any]
         meta, refusal = self._ranks.from_rank_0((state.meta if state else {}, refusal))
         if refusal is not None:
             raise BadInput(refusal)
-        self.side_copy.before_update()
-        if state is not None:
-            copy_tensors(state.model, self._learned())
-        self._ranks.copy_from_rank_0(self._learned().values())
-        moments = self.optimizer.state_tensors()
-        saved = None if state is None else state.optimizer
-        if self.plan.world_size > 1:
-            hand_out(saved, moments, self.optimizer.pieces(), self.device)
-        elif saved is not None:
-            copy_tensors(saved, moments)
         return meta
-
-    def _load_parts(self, state: TrainState | SavedState, shards: Shards) -> dict[str, Any]:
-        """Read this rank's parts; return rank 0's `meta`."""
-        if isinstance(state, TrainState):
-            state = SavedState(Whole(state.model), Whole(state.optimizer), state.meta)
-        # All ranks have the same layout, so all of them refuse it.
-        self._check(placeholders(state.model.layout()), placeholders(state.optimizer.layout()))
-        self.side_copy.before_update()
-        shards.fill(state.model, self._learned())
-        self.optimizer.read(state.optimizer)
-        meta: dict[str, Any] = self._ranks.from_rank_0(state.meta)
-        return meta
-
-    def _check(self, model: dict[str, Tensor], optimizer: dict[str, Tensor]) -> None:
-        """Raise BadInput for the tensors of another model or optimizer."""
-        check_tensors(model, self._learned(), "checkpoint")
-        moments = self.optimizer.state_tensors()
-        check_tensors(optimizer, moments, "checkpoint's optimizer state")
 
     def _learned(self) -> dict[str, Tensor]:
         """Return the model's tensors without LoRA's base, as live references.
 
-        Those of a sharded model have no values: their device is `meta`.
+        Parameters of a sharded model have no values: their device is `meta`.
         """
         if self._shards is not None:
-            return self._shards.placeholders(n for n in self._shards.held if n not in self._brought)
+            return self._shards.tensors(n for n in self._shards.held if n not in self._brought)
         return {n: t for n, t in self.model.state_dict().items() if n not in self._brought}
+
+    def _model_pieces(self, learned: Mapping[str, Tensor]) -> list[Piece]:
+        """Return what this rank has of the learned tensors that ranks have in parts."""
+        divided = (name for name, tensor in learned.items() if tensor.is_meta)
+        return [] if self._shards is None else self._shards.pieces(divided)
 
     def close(self) -> None:
         """End the background thread."""

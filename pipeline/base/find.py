@@ -21,7 +21,6 @@ from pion.data.tokens.token_names import TOKENIZER_CONFIG
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pion.files import sha256_file
-from pion.formats.parts import is_in_parts
 from pion.formats.weights import INDEX, WEIGHTS, is_legal, shards_of
 from pion.later_fields import shown
 from pion.untrusted import LARGEST_TOKENIZER, parse_object, read_file
@@ -184,7 +183,7 @@ def _described(source: str, files: Files, bring: Callable[[str], Path], commit: 
 
 def _of_model(found: FoundModel) -> tuple[Files, Callable[[str], Path]]:
     """Return the files of a model on this machine."""
-    if found.kind == "seed" or found.base is not None or is_in_parts(found.folder):
+    if found.kind == "seed" or found.base is not None:
         found = find_model(str(_converted(found)))
     paths = {path.name: path for path in sorted(found.folder.iterdir()) if path.is_file()}
     names = _wanted(list(paths), str(found.folder), paths.__getitem__)

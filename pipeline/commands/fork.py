@@ -19,7 +19,7 @@ from pipeline.console.formats import show, size
 from pipeline.job import STAGES
 from pipeline.models.bring import refuse_replaced, with_renamed_base
 from pipeline.state.checkpoints.hold import hold
-from pipeline.state.checkpoints.layout import MANIFEST, checkpoint_key, files_in, parse_manifest
+from pipeline.state.checkpoints.layout import MANIFEST, checkpoint_key, parse_manifest
 from pipeline.state.checkpoints.restore import check_entry
 from pipeline.state.find_run import open_run, read_run, refuse_remains
 from pipeline.state.head import SHARED, CheckpointEntry, Head, data_key
@@ -35,6 +35,7 @@ from pipeline.state.stores import Missing, StoreError
 from pipeline.state.stores.errors import before_work, verdict
 from pipeline.state.workspace import (
     Workspace,
+    listed_files,
     scratch_workspace,
 )
 
@@ -285,7 +286,7 @@ class _Copy:
             path = self.source.key(f"{entry.key}/{MANIFEST}")
             where = f"{self.source.store.url}/{path}"
             described = parse_manifest(self.source.store.read(path), where)
-            files = files_in(described, where)
+            files = listed_files(described, where)
             key = self.target.key(copied.key)
             files, changed = with_renamed_base(workspace.folder(entry.key), files, keys)
             for name in files:

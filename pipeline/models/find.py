@@ -15,7 +15,6 @@ from typing_extensions import TypedDict
 from pion.config.lora import is_adapter
 from pion.data.chat.template_source import find_template
 from pion.errors import BadInput
-from pion.formats.parts import is_in_parts
 from pion.formats.weights import INDEX, WEIGHTS
 from pion.later_fields import shown
 from pion.untrusted import read_file
@@ -207,9 +206,7 @@ def _from_file(path: Path) -> FoundModel:
 
 
 def _has_model(folder: Path) -> bool:
-    if any((folder / name).is_file() for name in (WEIGHTS, INDEX)) or is_adapter(folder):
-        return True
-    return folder.is_dir() and is_in_parts(folder)
+    return any((folder / name).is_file() for name in (WEIGHTS, INDEX)) or is_adapter(folder)
 
 
 def found_in(folder: Path, label: str | None = None, *, whole: bool = False) -> FoundModel:

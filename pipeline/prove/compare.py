@@ -13,10 +13,9 @@ from typing import Any
 
 from pion.data.order import step_rows
 from pion.errors import PionError
-from pion.formats.parts import MODEL, is_of
 from pion.formats.tensor_hashes import tensor_hashes
 from pipeline.job import Job
-from pipeline.state.checkpoints.layout import STATE
+from pipeline.state.checkpoints.layout import MODEL, STATE
 from pipeline.state.head import Head, SkippedRows
 from pipeline.state.record_json import parse_record
 from pipeline.state.rows.metrics import Row, read_metrics
@@ -125,10 +124,8 @@ def _tensor_hashes(run: RunState, checkpoint: str) -> dict[str, str]:
         folder = run.store.local_path(key)
         if folder is None:
             folder = Path(temporary)
-            for name in (entry.key.rpartition("/")[2] for entry in run.store.list(f"{key}/")):
-                if is_of(MODEL, name):
-                    run.store.download(f"{key}/{name}", folder / name)
-        return tensor_hashes(folder)
+            run.store.download(f"{key}/{MODEL}", folder / MODEL)
+        return tensor_hashes(folder / MODEL)
 
 
 def _first_step(wanted: Trained, got: Trained) -> tuple[str, str]:

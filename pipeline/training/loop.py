@@ -15,9 +15,7 @@ from typing import TYPE_CHECKING
 
 from pion.errors import CardFailed, Paused, PionError, PlanFailed, Stopped, Trouble
 from pipeline.console.messages import Note, Phase, StageState
-from pipeline.state.checkpoints.other_parts import OtherParts, OwnPart
 from pipeline.state.checkpoints.other_ranks import CopiesForRankZero, OtherRanks
-from pipeline.state.checkpoints.part import CheckpointPart
 from pipeline.state.checkpoints.retention import HELD_OUT_LOSS
 from pipeline.state.claim import Claim
 from pipeline.state.stores import StoreError
@@ -167,16 +165,9 @@ def _rank(claim: Claim | None, setup: Setup) -> Rank:
     trainer, context = setup.trainer, setup.context
     if not context.group.distributed:
         return Rank(setup) if claim is None else RankZero(claim, setup)
-    if not trainer.plan.sharded:
-        if claim is not None:
-            return RankZero(claim, setup, OtherRanks(trainer.pieces()))
-        return Rank(setup, CopiesForRankZero(trainer.pieces(), trainer.side_copy))
-    part = CheckpointPart.of(context.group.rank, context.group.world_size, trainer.state())
     if claim is not None:
-        return RankZero(claim, setup, OtherParts(part))
-    own = OwnPart(part, context.uploader(), trainer.state)
-    own.reserve()
-    return Rank(setup, own)
+        return RankZero(claim, setup, OtherRanks(trainer.pieces()))
+    return Rank(setup, CopiesForRankZero(trainer.pieces(), trainer.side_copy))
 
 
 class StageTraining:

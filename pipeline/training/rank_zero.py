@@ -13,7 +13,6 @@ from pipeline.console.messages import Evaluation, Note, Sample, StageState, Step
 from pipeline.machine.kill_points import mark
 from pipeline.models.bring import run_reference
 from pipeline.state.checkpoints.checkpointer import Checkpointer, CheckpointSeries
-from pipeline.state.checkpoints.other_parts import OtherParts, OwnPart
 from pipeline.state.checkpoints.other_ranks import CopiesForRankZero, OtherRanks
 from pipeline.state.checkpoints.retention import HELD_OUT_LOSS, Keep
 from pipeline.state.claim import Claim
@@ -37,7 +36,7 @@ class Rank:
     all state.
     """
 
-    def __init__(self, setup: Setup, copies: CopiesForRankZero | OwnPart | None = None) -> None:
+    def __init__(self, setup: Setup, copies: CopiesForRankZero | None = None) -> None:
         self._setup, self._copies = setup, copies
         self._trainer: Trains = setup.trainer
 
@@ -96,9 +95,7 @@ class Rank:
 class RankZero(Rank):
     """Rank 0, which owns the run under `claim`."""
 
-    def __init__(
-        self, claim: Claim, setup: Setup, others: OtherRanks | OtherParts | None = None
-    ) -> None:
+    def __init__(self, claim: Claim, setup: Setup, others: OtherRanks | None = None) -> None:
         super().__init__(setup)
         self._others = others
         context, stage = setup.context, setup.stage
@@ -112,7 +109,7 @@ class RankZero(Rank):
         self._preferences = advice_on(setup, claim, self._metrics.log)
         self._checkpointer = _open_checkpointer(claim, setup, self._metrics, others)
         state = setup.trainer.state()
-        self._checkpointer.reserve(state.model, state.optimizer, state.model_pieces)
+        self._checkpointer.reserve(state.model, state.optimizer, state.pieces)
         run = run_reference(claim.store, claim.state.name)
         self._advice = Advice(context.job, stage, setup.trainer.step, run, context.report)
         self._cores = setup.busy_cores()
@@ -270,7 +267,7 @@ class RankZero(Rank):
 
 
 def _open_checkpointer(
-    claim: Claim, setup: Setup, metrics: StageMetrics, others: OtherRanks | OtherParts | None
+    claim: Claim, setup: Setup, metrics: StageMetrics, others: OtherRanks | None
 ) -> Checkpointer:
     context, stage = setup.context, setup.stage
     kept = context.job.checkpoint.keep
@@ -278,8 +275,6 @@ def _open_checkpointer(
     keep = Keep(last=kept.last, every=kept.every, best=best)
     uploader = context.uploader()
     uploader.snapshot.others = others
-    if isinstance(others, OtherParts):
-        uploader.snapshot.part = others.part
     return context.checkpointer(
         claim,
         CheckpointSeries(stage, context.request.digests[stage], setup.files(), keep),

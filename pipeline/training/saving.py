@@ -81,7 +81,6 @@ class Saving:
                 state.meta,
                 state.side_copy,
                 state.pieces,
-                state.model_pieces,
             )
         if begun:
             stats = self.checkpointer.stats

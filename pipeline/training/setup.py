@@ -36,7 +36,6 @@ from pipeline.training.advice import BusyCores, Work
 from pipeline.training.compute_plan import choose_plan
 from pipeline.training.hop_receipt import record_machine, record_step_down
 from pipeline.training.rewind import rows_to_skip
-from pipeline.training.saved_here import saved_here
 from pipeline.training.stage_data import StageData, open_stage_data
 from pipeline.training.stage_model import stage_model
 
@@ -258,7 +257,7 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     trainer.skipped = context.group.from_rank_0(
         rows_to_skip(restored.head, stage, digest, trainer.next_row, trainer.skipped)
     )
-    # The trainer has copied what it needs. Weights that were in parts may fill much memory.
+    # The trainer has copied what it needs.
     restored = dataclasses.replace(restored, saved=None)
     return Setup(context, stage, trainer, data, restored, why, adapter, reference)
 
@@ -292,18 +291,13 @@ def _tell_job(job: Job, stage: str, data: StageData) -> None:
 def _resume(context: TrainingContext, trainer: Trainer, restored: Restored) -> str:
     """Let the trainer continue from a checkpoint, and say where.
 
-    Rank 0 has the state, and sends it to the others. But of a sharded model, each rank reads its
-    own part.
+    Rank 0 has the state, and sends the others what they need of it.
     """
-    from pion.train.trainer import SavedState, TrainState
+    from pion.train.trainer import TrainState
 
     saved = restored.saved
-    if trainer.plan.sharded:
-        here = saved_here(context, restored.found, saved)
-        trainer.load(SavedState(here.saved_model, here.saved_optimizer, here.state))
-    else:
-        whole = None if saved is None else TrainState(saved.model, saved.optimizer, saved.state)
-        trainer.load(whole)
+    whole = None if saved is None else TrainState(saved.model, saved.optimizer, saved.state)
+    trainer.load(whole)
     return f"continues after step {trainer.step:,}"
 
 

@@ -312,7 +312,6 @@ class _Trainer:
             meta=meta,
             side_copy=None,
             pieces=(),
-            model_pieces=(),
         )
 
     def close(self) -> None:

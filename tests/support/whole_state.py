@@ -19,14 +19,12 @@ def whole_state(trainer: Trainer) -> TrainState:
     Every rank of the trainer calls this.
     """
     live = trainer.state()
-    model, optimizer = live.model, live.optimizer
+    every = live.model | live.optimizer
     if trainer.plan.world_size > 1:
-        optimizer = joined(optimizer, live.pieces)
-    if trainer.plan.sharded:
-        model = joined(model, live.model_pieces)
+        every |= joined({n: each for n, each in every.items() if each.is_meta}, live.pieces)
     return TrainState(
-        model={name: tensor.clone() for name, tensor in model.items()},
-        optimizer={name: tensor.clone() for name, tensor in optimizer.items()},
+        model={name: every[name].clone() for name in live.model},
+        optimizer={name: every[name].clone() for name in live.optimizer},
         meta=json.loads(json.dumps(live.meta, allow_nan=False)),
     )
 

@@ -21,19 +21,14 @@ from torch.optim.adamw import adamw
 from pion.config.parts import Role
 from pion.model.forward_pass import group_of_parameter
 from pion.model.parameters import parameter_roles
-from pion.model.saved_weights import Saved, placeholders
+from pion.model.saved_weights import placeholders
 from pion.train.optimizer.muon import Muon
 from pion.train.optimizer.ownership import even_parts, even_rows
 from pion.train.optimizer.primitive_wise import PrimitiveWise
 from pion.train.optimizer.sharded_muon import ShardedMuon
 from pion.train.optimizer.shared_muon import SharedMuon
 from pion.train.optimizer.shared_weights import SharedWeights
-from pion.train.optimizer.state_pieces import (
-    Held,
-    OwnParts,
-    Piece,
-    read_into,
-)
+from pion.train.optimizer.state_pieces import Held, OwnParts, Piece
 from pion.train.schedule import StepPlan
 from pion.train.settings import TrainSettings
 
@@ -113,8 +108,6 @@ class Optimizer:
         self._weights = SharedWeights(rank, world_size)
         self._layout: dict[str, tuple[torch.Size, torch.dtype]] = {}  # of the state of all ranks
         self._pieces: list[Piece] = []
-        # Of a sharded model, by the name of the state: what this rank has, and what that is.
-        self._parts: dict[str, tuple[Tensor, Held]] = {}
         roles = parameter_roles(model)
         for name, param in learned.items():
             group = roles[name], group_of_parameter(model, name)
@@ -215,12 +208,6 @@ class Optimizer:
     def _add_part(self, name: str, own: Tensor, held: Held) -> None:
         self._layout[name] = held.shape, own.dtype
         self._pieces += held.pieces(name, own)
-        self._parts[name] = own, held
-
-    def read(self, saved: Saved) -> None:
-        """Overwrite the state of this rank's parts of a sharded model by what is saved."""
-        for name, (own, held) in self._parts.items():
-            read_into(own, held, saved, name)
 
     def _lay_out(self, name: str, param: Tensor, keys: tuple[str, ...]) -> None:
         for key in keys:

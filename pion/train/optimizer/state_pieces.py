@@ -11,19 +11,20 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pion.errors import BadInput
-from pion.model.saved_weights import Saved
 
 
 @dataclass(frozen=True)
 class Piece:
     """What a rank has of the state tensor `name`: its flattened elements from `start` on.
 
-    `values` is flat, and a live reference.
+    `values` is flat, and a live reference. If several ranks have the same elements, one of them
+    saves them: the pieces of the others are not `saved`.
     """
 
     name: str
     start: int
     values: Tensor
+    saved: bool = True
 
     def within(self, whole: Tensor) -> Tensor:
         """Return the same elements of `whole`, a tensor that has all elements of `name`."""
@@ -51,30 +52,27 @@ class Held:
     Attributes:
         shape: the shape of the whole tensor.
         runs: all elements that the rank has.
-        saved: those of them that this rank saves. Each element is saved by one rank.
+        saved: whether this rank saves them. Each element is saved by one rank.
     """
 
     shape: torch.Size
     runs: tuple[Run, ...]
-    saved: tuple[Run, ...]
+    saved: bool = True
 
     def pieces(self, name: str, own: Tensor) -> list[Piece]:
-        """Return what this rank saves of the tensor `name`, of which it has `own`."""
+        """Return what this rank has of the tensor `name`: `own`, as pieces."""
         flat = own.view(-1)
         return [
-            Piece(name, run.whole, flat[run.own : run.own + run.size])
-            for run in self.saved
+            Piece(name, run.whole, flat[run.own : run.own + run.size], self.saved)
+            for run in self.runs
             if run.size
         ]
 
     def per_row(self) -> Held:
         """Return what the rank has of a tensor with an element for each row of this one."""
         rows, below = self.shape[0], self.shape[1:].numel()
-
-        def shorter(runs: tuple[Run, ...]) -> tuple[Run, ...]:
-            return tuple(Run(r.whole // below, r.own // below, r.size // below) for r in runs)
-
-        return Held(torch.Size((rows,)), shorter(self.runs), shorter(self.saved))
+        runs = tuple(Run(r.whole // below, r.own // below, r.size // below) for r in self.runs)
+        return Held(torch.Size((rows,)), runs, self.saved)
 
 
 @dataclass(frozen=True)
@@ -88,14 +86,6 @@ class OwnParts:
 
     params: dict[str, nn.Parameter]
     held: dict[str, Held]
-
-
-@torch.no_grad()
-def read_into(own: Tensor, held: Held, saved: Saved, name: str) -> None:
-    """Overwrite what a rank has of the tensor `name` by the saved elements."""
-    flat = own.view(-1)
-    for run in held.runs:
-        flat[run.own : run.own + run.size].copy_(saved.part(name, run.whole, run.whole + run.size))
 
 
 def check_tensors(source: Mapping[str, Tensor], target: Mapping[str, Tensor], what: str) -> None:
@@ -125,23 +115,25 @@ def copy_tensors(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
 @torch.no_grad()
 def hand_out(
     source: Mapping[str, Tensor] | None,
-    layout: Mapping[str, Tensor],
+    targets: Mapping[str, Tensor],
     pieces: Iterable[Piece],
     device: torch.device,
 ) -> None:
-    """Overwrite each rank's pieces by those elements of rank 0's whole tensors.
+    """Overwrite what each rank has by rank 0's whole tensors.
 
-    Every rank calls this: rank 0 with the `source`, the others with None. `layout` has the shapes
-    and dtypes of all tensors, which need no values. A rank has one whole tensor at a time, on its
+    Every rank calls this: rank 0 with the `source`, the others with None. A rank has the `targets`
+    whole, or `pieces` of those on the device `meta`. A rank gets one whole tensor at a time, on its
     `device`.
     """
-    by_name: dict[str, list[Piece]] = {name: [] for name in layout}
+    by_name: dict[str, list[Piece]] = {name: [] for name in targets}
     for piece in pieces:
         by_name[piece.name].append(piece)
-    for name in sorted(layout):
-        whole = torch.empty_like(layout[name], device=device)
+    for name in sorted(targets):
+        whole = torch.empty_like(targets[name], device=device)
         if source is not None:
             whole.copy_(source[name])
         dist.broadcast(whole, src=0)
+        if not targets[name].is_meta:
+            targets[name].copy_(whole)
         for piece in by_name[name]:
             piece.values.copy_(piece.within(whole))

@@ -6,7 +6,6 @@ layout.py lists the files of a checkpoint.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -22,18 +21,10 @@ from pipeline.state.checkpoints.layout import (
     Provenance,
     checkpoint_key,
 )
-from pipeline.state.checkpoints.other_parts import OtherParts
 from pipeline.state.checkpoints.restore import FoundCheckpoint
 from pipeline.state.checkpoints.retention import Keep, delete_due, forget, sweep_unused
 from pipeline.state.checkpoints.snapshot import Snapshot, Tensors
-from pipeline.state.checkpoints.uploader import (
-    UPLOAD,
-    WRITE,
-    Saved,
-    SaveRequest,
-    Uploader,
-    UploaderDied,
-)
+from pipeline.state.checkpoints.uploader import SaveRequest, Uploader, UploaderDied
 from pipeline.state.claim import Claim
 from pipeline.state.head import CheckpointEntry, Head
 from pipeline.state.record_json import to_json
@@ -189,12 +180,6 @@ class Checkpointer:
         self.stats = SaveStats()
 
     @property
-    def _parts(self) -> OtherParts | None:
-        """The other ranks, if each of them has a part of the model and uploads it."""
-        others = self._uploader.snapshot.others
-        return others if isinstance(others, OtherParts) else None
-
-    @property
     def last(self) -> CheckpointEntry | None:
         """The newest checkpoint that HEAD lists."""
         return self._pending.last
@@ -208,14 +193,12 @@ class Checkpointer:
         listed = self.last is not None and self.last.key == key
         return self._workspace.folder(key) if key is not None and not listed else None
 
-    def reserve(
-        self, model: Tensors, optimizer: Tensors, model_pieces: Sequence[Piece] = ()
-    ) -> None:
+    def reserve(self, model: Tensors, optimizer: Tensors, pieces: Sequence[Piece] = ()) -> None:
         """Allocate the snapshot's memory in the background, so that the first save only copies."""
 
         def reserve() -> None:
             with contextlib.suppress(StoreError):  # the first save fails too, and reports it
-                self._uploader.snapshot.reserve(model, optimizer, model_pieces)
+                self._uploader.snapshot.reserve(model, optimizer, pieces)
 
         self._reserving = threading.Thread(target=reserve, daemon=True)
         self._reserving.start()
@@ -227,14 +210,13 @@ class Checkpointer:
         state: Mapping[str, Any],
         side_copy: SideCopy | None = None,
         pieces: Sequence[Piece] = (),
-        model_pieces: Sequence[Piece] = (),
     ) -> bool:
         """Take a snapshot now and write it in the background. While the previous save is still
         being written, take no snapshot and return False.
 
         The tensors are copied before this returns, or by `side_copy`. `state` is JSON and has
-        `step`. Of several ranks, this one has `pieces` of `optimizer`, and `model_pieces` if they
-        have the model in parts (see `Snapshot`). Raises the previous save's error, as `wait` does.
+        `step`. Of several ranks, this one has `pieces` (see `Snapshot`). Raises the previous save's
+        error, as `wait` does.
         """
         if self.busy:
             return False
@@ -251,7 +233,6 @@ class Checkpointer:
             {**state, "stage": self.series.stage, "digest": self.series.digest},
             side_copy,
             pieces,
-            model_pieces,
         )
         self.stats.stall_seconds = time.perf_counter() - started
         deferred = side_copy is not None and side_copy.deferred
@@ -317,9 +298,7 @@ class Checkpointer:
             self._uploader.close()
             if self._reserving is not None:
                 self._reserving.join()
-            if self._parts is not None and self.busy:
-                self._parts.abandon()
-            elif self._thread is not None:
+            if self._thread is not None:
                 self._thread.join()  # it has nothing to wait for any more
             self._uploader.snapshot.close()
 
@@ -343,9 +322,6 @@ class Checkpointer:
             else:
                 self._failure = error  # raised to the training thread by `wait`
             return
-        finally:
-            if self._parts is not None:
-                self._drop(self._parts)
         self._pending.acknowledged(entry)
         stats.durable_step = entry.step
         stats.deaths = 0
@@ -355,13 +331,6 @@ class Checkpointer:
         self._forget_copies(head)
         if self._claim.store.commits and stats.saved % SAVES_PER_SWEEP == 0:
             sweep_unused(self._claim)  # the repository keeps the files that commits replaced
-
-    def _drop(self, parts: OtherParts) -> None:
-        """Let the other ranks forget their copies. What was saved counts, whatever fails here."""
-        try:
-            parts.drop()
-        except Exception as error:
-            self._failure = self._failure or error  # raised to the training thread by `wait`
 
     def _save(self) -> tuple[CheckpointEntry, Head]:
         """Upload the snapshot and list it in HEAD."""
@@ -424,8 +393,7 @@ class Checkpointer:
         texts = {STATE: to_json(snapshot.state)}
         texts.update((name, data.decode()) for name, data in series.files.items())
         folder = None
-        # A part on another machine would be missing in the copy on this one.
-        if self._workspace.remote and (self._parts is None or self._parts.on_one_machine):
+        if self._workspace.remote:
             folder = str(self._workspace.folder(provenance.key))
             if self._metrics is not None:
                 texts[METRICS] = self._metrics.unwritten()
@@ -437,34 +405,9 @@ class Checkpointer:
             texts=texts,
             provenance=provenance,
         )
-        saved = self._upload_parts(request) if self._parts else [self._uploader.save(request)]
-        for each in saved:
-            claim.store.adopt(each.staged)
-        return provenance.entry(saved[-1].files)
-
-    def _upload_parts(self, request: SaveRequest) -> list[Saved]:
-        """Let each rank save its part, and then save the small files, and the manifest of all.
-
-        The copy on this machine is whole before anything is uploaded, as that of one worker.
-        """
-        if request.local_folder is None:
-            return self._of_all_ranks(request)
-        written = self._of_all_ranks(dataclasses.replace(request, half=WRITE))
-        self._claim.check()  # the other ranks can't tell that another process owns the run by now
-        upload = dataclasses.replace(request, half=UPLOAD, others=written[-1].files)
-        sent = self._of_all_ranks(upload)
-        return [*sent, written[-1]]
-
-    def _of_all_ranks(self, request: SaveRequest) -> list[Saved]:
-        """Do what the request asks with the parts, and then with the other files; return what each
-        rank has saved, and last all files."""
-        assert self._parts is not None
-        part = dataclasses.replace(request, texts={}, provenance=None, others={})
-        with self._parts.saving(dataclasses.replace(part, extents={})) as saved:
-            saved.append(self._uploader.save(part))
-        others = {name: about for each in saved for name, about in each.files.items()}
-        rest = dataclasses.replace(request, extents={}, others={**request.others, **others})
-        return [*saved, self._uploader.save(rest)]
+        saved = self._uploader.save(request)
+        claim.store.adopt(saved.staged)
+        return provenance.entry(saved.files)
 
     def _forget_copies(self, head: Head) -> None:
         """Delete this machine's copies of checkpoints that a restart here would not need."""

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pion.errors import PionError
-from pion.formats.parts import OPTIMIZER as OPTIMIZER_KIND
-from pion.formats.parts import SavedTensors, is_of, read_saved
+from pion.formats.weights import read_tensors
 from pion.untrusted import read_file
 from pipeline.state.checkpoints.layout import (
-    KINDS,
     MANIFEST,
+    MODEL,
+    OPTIMIZER,
     STATE,
     Provenance,
-    files_in,
     model_sha256,
     parse_manifest,
 )
@@ -26,7 +24,7 @@ from pipeline.state.head import CheckpointEntry, Head
 from pipeline.state.record_json import Damaged, build, parse_record
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Missing
-from pipeline.state.workspace import Files, Workspace
+from pipeline.state.workspace import Files, Workspace, listed_files
 
 if TYPE_CHECKING:
     import torch
@@ -41,19 +39,9 @@ class Loaded:
     """A checkpoint's content. Tensors are on the CPU, mapped from the files in `folder`."""
 
     folder: Path
-    saved_model: SavedTensors
-    saved_optimizer: SavedTensors
+    model: dict[str, torch.Tensor]
+    optimizer: dict[str, torch.Tensor]
     state: dict[str, Any]
-
-    @functools.cached_property
-    def model(self) -> dict[str, torch.Tensor]:
-        """The weights whole. Those that are in parts are joined in memory."""
-        return self.saved_model.tensors()
-
-    @functools.cached_property
-    def optimizer(self) -> dict[str, torch.Tensor]:
-        """The optimizer's tensors, as the weights."""
-        return self.saved_optimizer.tensors()
 
 
 @dataclass(frozen=True)
@@ -124,7 +112,7 @@ def check_entry(
     where = f"{workspace.run}/{entry.key}/{MANIFEST}"
     url = f"{workspace.store.url}/{where}"
     try:
-        files = files_in(parse_manifest(workspace.store.read(where), url), url)
+        files = listed_files(parse_manifest(workspace.store.read(where), url), url)
     except Missing:
         return f"{MANIFEST} is missing"
     except Damaged:
@@ -134,7 +122,7 @@ def check_entry(
         return f"{MANIFEST} lists no weights"
     if found != entry.model_sha256:
         return OTHER_WEIGHTS
-    wanted = {n: about for n, about in files.items() if optimizer or not is_of(OPTIMIZER_KIND, n)}
+    wanted = {name: about for name, about in files.items() if optimizer or name != OPTIMIZER}
     return workspace.fetch(entry.key, wanted, once=once)
 
 
@@ -143,7 +131,7 @@ def load_folder(folder: Path) -> Loaded:
     read."""
     try:
         state = parse_record(read_file(folder / STATE), str(folder / STATE))
-        model, optimizer = (read_saved(folder, kind) for kind in KINDS)
+        model, optimizer = read_tensors(folder / MODEL), read_tensors(folder / OPTIMIZER)
         return Loaded(folder, model, optimizer, state)
     except (OSError, ValueError, PionError) as error:
         raise PionError(f"{folder} is not a complete checkpoint: {error}") from error
@@ -162,7 +150,7 @@ def _unlisted(
             data = read_file(path)
             manifest = parse_manifest(data, str(path))
             save = build(Provenance, manifest, str(path))
-            files = files_in(manifest, str(path))
+            files = listed_files(manifest, str(path))
         except (OSError, PionError):
             continue
         farther = newest is None or save.step > newest.step

@@ -12,11 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pion.formats import parts
 from pion.train.side_copy import SideCopy
 from pipeline.state.checkpoints.layout import MODEL, OPTIMIZER
 from pipeline.state.checkpoints.memory_file import PageLocks
-from pipeline.state.checkpoints.part import CheckpointPart, copies
 from pipeline.state.stores.local import explained
 
 if TYPE_CHECKING:
@@ -29,18 +27,17 @@ Tensors = Mapping[str, "torch.Tensor"]
 Extent = tuple[int, int]
 
 _PAGE = 4096
-_KINDS = {MODEL: parts.MODEL, OPTIMIZER: parts.OPTIMIZER}
 
 
 class Others(Protocol):
     """The other ranks of a save, as rank 0 sees them."""
 
     def begin(self, fd: int, offsets: Mapping[str, int]) -> None:
-        """Let the other ranks begin to copy. `offsets` has the first byte of each optimizer tensor
-        in the memory behind `fd`."""
+        """Let the other ranks begin to copy. `offsets` has the first byte of each tensor in the
+        memory behind `fd`."""
 
     def wait(self, tensors: Tensors) -> None:
-        """Block until `tensors`, the optimizer's, have what the other ranks have of them."""
+        """Block until `tensors`, which are in that memory, have what the other ranks have."""
 
 
 class Snapshot:
@@ -50,20 +47,17 @@ class Snapshot:
     and dtypes reuses the memory, so a snapshot is one copy and memory does not grow. No `take` may
     begin before the memory of the previous one was read.
 
-    Of several ranks that have the weights whole, `others` copy their pieces of the optimizer's
-    tensors into the same memory. Of ranks that have the model in parts, each has a snapshot of its
-    own `part`.
+    Of several ranks, the `others` copy their pieces of the tensors into the same memory.
     """
 
     def __init__(self) -> None:
-        self.part: CheckpointPart | None = None
         self.others: Others | None = None
         self.fd = os.memfd_create("pion-snapshot")
         self.state: dict[str, Any] = {}
         self.extents: dict[str, Extent] = {}
         self._layout: object = None
-        self._views: dict[str, dict[str, torch.Tensor]] = {}  # by file and name
-        self.places: dict[str, int] = {}  # the first byte of each optimizer tensor in the memory
+        self._views: dict[str, torch.Tensor] = {}  # by name: weights and moments have other names
+        self.places: dict[str, int] = {}  # the first byte of each tensor in the memory
         self._locks = PageLocks()
         self._copying = SideCopy()  # may still write into the memory
 
@@ -74,22 +68,16 @@ class Snapshot:
         state: Mapping[str, Any],
         side_copy: SideCopy | None = None,
         pieces: Sequence["Piece"] = (),
-        model_pieces: Sequence["Piece"] = (),
     ) -> None:
         """Begin to copy the tensors, by `side_copy` or at once, and copy the state.
 
-        Optimizer tensors on the device `meta` have no values: this rank has `pieces` of them, and
-        `others` have the rest. Of a part, the same holds for `model` and `model_pieces`. The memory
-        has all tensors after `wait`. Raises `StoreError` like `reserve`.
+        Tensors on the device `meta` have no values: this rank has `pieces` of them, and `others`
+        have the rest. The memory has all tensors after `wait`. Raises `StoreError` like `reserve`.
         """
-        self.reserve(model, optimizer, model_pieces)
-        weights, moments = self._views[MODEL], self._views[OPTIMIZER]
-        if self.part is not None:
-            pairs = [*copies(weights, model_pieces), *copies(moments, pieces)]
-        else:
-            pairs = [(weights[name], tensor) for name, tensor in model.items()]
-            pairs += [(moments[n], each) for n, each in optimizer.items() if not each.is_meta]
-            pairs += [(piece.within(moments[piece.name]), piece.values) for piece in pieces]
+        self.reserve(model, optimizer, pieces)
+        whole = (*model.items(), *optimizer.items())
+        pairs = [(self._views[name], tensor) for name, tensor in whole if not tensor.is_meta]
+        pairs += [(piece.within(self._views[piece.name]), piece.values) for piece in pieces]
         if self.others is not None:
             self.others.begin(self.fd, self.places)
         self._copying = side_copy or SideCopy()
@@ -103,19 +91,14 @@ class Snapshot:
         """
         self._copying.wait()
         if self.others is not None:
-            self.others.wait(self._views.get(OPTIMIZER, {}))
+            self.others.wait(self._views)
 
-    def reserve(
-        self, model: Tensors, optimizer: Tensors, model_pieces: Sequence["Piece"] = ()
-    ) -> None:
-        """Allocate memory for tensors of these shapes, or for this rank's part of them.
+    def reserve(self, model: Tensors, optimizer: Tensors, pieces: Sequence["Piece"] = ()) -> None:
+        """Allocate memory for tensors of these shapes, of which this rank may only have `pieces`.
 
         Raises `StoreError` if the machine does not have enough memory.
         """
-        weights = [*model.values(), *(piece.values for piece in model_pieces)]
-        if self.part is not None:
-            model = self.part.flat(parts.MODEL, model)
-            optimizer = self.part.flat(parts.OPTIMIZER, optimizer)
+        weights = [*model.values(), *(piece.values for piece in pieces)]
         images = {MODEL: _ordered(model), OPTIMIZER: _ordered(optimizer)}
         layout = [[(n, t.dtype, t.shape) for n, t in image.items()] for image in images.values()]
         if layout != self._layout:
@@ -135,7 +118,7 @@ class Snapshot:
     def _allocate(self, images: Mapping[str, Tensors], *, pinned: bool) -> None:
         import torch
 
-        headers = {name: _header(image, self._metadata(name)) for name, image in images.items()}
+        headers = {name: _header(image) for name, image in images.items()}
         self.wait()
         self._locks.unlock()
         self._views, self.places, self.extents = {}, {}, {}  # free the old memory first
@@ -157,21 +140,12 @@ class Snapshot:
             start = extents[name][0]
             memory[start : start + len(header)] = header
             begin = start + len(header)
-            self._views[name] = {}
             for key, tensor in image.items():
                 end = begin + tensor.numel() * tensor.element_size()
-                self._views[name][key] = buffer[begin:end].view(tensor.dtype).view(tensor.shape)
-                if name == OPTIMIZER:
-                    self.places[key] = begin
+                self._views[key] = buffer[begin:end].view(tensor.dtype).view(tensor.shape)
+                self.places[key] = begin
                 begin = end
-        self.extents = {self._file(name): extent for name, extent in extents.items()}
-
-    def _file(self, name: str) -> str:
-        """Return the name of the file that this rank writes, instead of the whole one."""
-        return name if self.part is None else self.part.file(_KINDS[name])
-
-    def _metadata(self, name: str) -> dict[str, str]:
-        return {} if self.part is None else self.part.metadata(_KINDS[name])
+        self.extents = extents
 
 
 def map_extents(fd: int, extents: Mapping[str, Extent]) -> dict[str, memoryview]:
@@ -186,11 +160,11 @@ def _ordered(tensors: Tensors) -> dict[str, "torch.Tensor"]:
     return dict(sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])))
 
 
-def _header(tensors: Tensors, metadata: Mapping[str, str]) -> tuple[bytes, int]:
+def _header(tensors: Tensors) -> tuple[bytes, int]:
     """Return the header of a safetensors file (names, dtypes, shapes and offsets) and the number of
     bytes after it."""
     names = _dtype_names()
-    header: dict[str, Mapping[str, Any]] = {"__metadata__": metadata} if metadata else {}
+    header: dict[str, Mapping[str, Any]] = {}
     end = 0
     for name, tensor in tensors.items():
         begin, end = end, end + tensor.numel() * tensor.element_size()

@@ -23,7 +23,7 @@ import sys
 import threading
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,6 @@ from pipeline.state.workspace import Files
 KILL_SECONDS = 5.0
 COMPARED_AT_ONCE = 1 << 20
 Content = bytes | memoryview
-# The halves of a save that a request may ask for alone.
-WRITE, UPLOAD = "write", "upload"
 
 
 @dataclass(frozen=True)
@@ -57,11 +55,7 @@ class SaveRequest:
             itself is on this machine.
         extents: the places of the large files in the snapshot.
         texts: the small files.
-        provenance: the manifest's fields other than the files; None for a part of a checkpoint,
-            which gets its manifest later.
-        others: the files that other requests have saved. The manifest lists them, too.
-        half: WRITE only writes the files to `local_folder`. UPLOAD only uploads the files that such
-            a request has written there.
+        provenance: the manifest's fields other than the files.
     """
 
     store: str
@@ -69,16 +63,13 @@ class SaveRequest:
     local_folder: str | None
     extents: Mapping[str, Extent]
     texts: Mapping[str, str]
-    provenance: Provenance | None
-    others: Files = field(default_factory=dict)
-    half: str | None = None
+    provenance: Provenance
 
     @classmethod
     def from_json(cls, text: str) -> SaveRequest:
         """Return the request that was written as JSON."""
         asked = json.loads(text)
-        raw = asked.pop("provenance")
-        return cls(**asked, provenance=None if raw is None else Provenance(**raw))
+        return cls(**asked | {"provenance": Provenance(**asked["provenance"])})
 
 
 @dataclass(frozen=True)
@@ -98,27 +89,21 @@ class Saved:
 def save(store: Store, request: SaveRequest, memory: Mapping[str, Content]) -> Saved:
     """Write a checkpoint's files, the manifest last, and check what the store has then.
 
-    Of a part of a checkpoint, there is no manifest. Raises `StoreError`.
+    Raises `StoreError`.
     """
     contents: dict[str, Content] = {
         **memory,
         **{name: text.encode() for name, text in request.texts.items()},
     }
-    files = {} if request.half == UPLOAD else _write(store, request, contents)
-    if request.half == WRITE:
-        return Saved(files, [])
+    files = _write(store, request, contents)
     if request.local_folder is not None:
         _upload(store, request, contents)
     _check(store, request.key, contents)
-    if not store.commits:  # else another process has staged them
-        sizes = {name: size for name, (size, _) in request.others.items()}
-        _refuse(store, request.key, _wrong_sizes(store, request.key, sizes))
     return Saved(files, store.staged())
 
 
 def _write(store: Store, request: SaveRequest, contents: Mapping[str, Content]) -> Files:
-    """Write the files to the folder on this machine, or else to the store; return them and those
-    that other requests have written."""
+    """Write the files to the folder on this machine, or else to the store; return them."""
     folder = request.local_folder
     place: Store = store if folder is None else FileStore(folder)
     prefix = f"{request.key}/" if folder is None else ""
@@ -130,9 +115,7 @@ def _write(store: Store, request: SaveRequest, contents: Mapping[str, Content]) 
         files = {
             name: (len(data), sha256) for (name, data), sha256 in zip(contents.items(), hashes)
         }
-    files = {**request.others, **files}
-    if request.provenance is not None:
-        place.write(prefix + MANIFEST, request.provenance.manifest(files))
+    place.write(prefix + MANIFEST, request.provenance.manifest(files))
     return files
 
 
@@ -147,10 +130,9 @@ def _upload(store: Store, request: SaveRequest, names: Collection[str]) -> None:
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(upload, names))
-    if request.provenance is not None:
-        with explained("read", folder / MANIFEST):
-            manifest = (folder / MANIFEST).read_bytes()
-        store.write(f"{request.key}/{MANIFEST}", manifest)
+    with explained("read", folder / MANIFEST):
+        manifest = (folder / MANIFEST).read_bytes()
+    store.write(f"{request.key}/{MANIFEST}", manifest)
 
 
 def _check(store: Store, key: str, contents: Mapping[str, Content]) -> None:
@@ -164,23 +146,12 @@ def _check(store: Store, key: str, contents: Mapping[str, Content]) -> None:
         differences = (_difference(folder / name, data) for name, data in contents.items())
         wrong = list(filter(None, differences))
     else:
-        wrong = _wrong_sizes(store, key, {name: len(data) for name, data in contents.items()})
-    _refuse(store, key, wrong)
-
-
-def _wrong_sizes(store: Store, key: str, sizes: Mapping[str, int]) -> list[str]:
-    """Return which files have another size in the store, in words."""
-    if not sizes:
-        return []
-    found = {entry.key: entry.size for entry in store.list(key + "/")}
-    return [
-        f"{name} has {found.get(f'{key}/{name}')} bytes instead of {size}"
-        for name, size in sizes.items()
-        if found.get(f"{key}/{name}") != size
-    ]
-
-
-def _refuse(store: Store, key: str, wrong: list[str]) -> None:
+        sizes = {entry.key: entry.size for entry in store.list(key + "/")}
+        wrong = [
+            f"{name} has {sizes.get(f'{key}/{name}')} bytes instead of {len(data)}"
+            for name, data in contents.items()
+            if sizes.get(f"{key}/{name}") != len(data)
+        ]
     if wrong:
         raise StoreError("store", f"{store.url}/{key}", f"when read back, {'; '.join(wrong)}")
 

@@ -27,7 +27,7 @@ from pion.model.saved_weights import Whole
 from pion.train.hardware import peak_flops
 from pion.train.optimizer import sharded_muon
 from pion.train.preference import Preference
-from pion.train.trainer import ComputePlan, SavedState, Trainer, TrainState
+from pion.train.trainer import ComputePlan, Trainer, TrainState
 from tests.families.families import FAMILIES
 from tests.support import pair_rows
 from tests.support.ranks import meet, run_ranks
@@ -92,7 +92,7 @@ def resume(process: Process) -> dict[str, Any]:
     resumed = process.trainer("tachyon", optimizer="muon", model=FAMILIES["tachyon"].decoder(9))
     with torch.no_grad():  # a pass that leaves old weights gathered
         resumed.model.hidden(torch.zeros(1, 1, dtype=torch.int64))
-    resumed.load(SavedState(Whole(saved.model), Whole(saved.optimizer), saved.meta))
+    resumed.load(saved)
     read = same(saved, whole_state(resumed))
     train(resumed, 2)
     ends = whole_state(trainer), whole_state(resumed)
@@ -201,7 +201,7 @@ def parts(process: Process) -> dict[str, Any]:
     state = trainer.state()
     in_memory = sum(param.numel() for param in trainer.optimizer.params)
     return {
-        "saved": sum(piece.values.numel() for piece in (*state.pieces, *state.model_pieces)),
+        "saved": sum(piece.values.numel() for piece in state.pieces),
         "all": sum(tensor.numel() for tensor in (*state.model.values(), *state.optimizer.values())),
         "in memory": in_memory,
         "params": trainer.model.num_params(),

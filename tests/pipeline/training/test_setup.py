@@ -114,7 +114,6 @@ def test_the_plan_is_applied_before_a_model_is_there(
 def test_a_stage_that_resumes_lets_the_checkpoint_go_once_the_trainer_has_it(
     claimed: tuple[TrainingContext, Claim],
 ) -> None:
-    """Weights that were in parts are joined in memory, which the stage needs for itself."""
     context, claim = claimed
     series = CheckpointSeries("pretrain", context.request.digests["pretrain"], {})
     with closing(start_stage(context, "pretrain")) as begun:

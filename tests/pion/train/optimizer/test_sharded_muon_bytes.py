@@ -33,7 +33,7 @@ def counted(shapes: list[tuple[int, ...]], width: int, ranks: int, rank: int) ->
             own[dim] = len(own_rows(shape[dim], rank, ranks))
             params[str(number)] = nn.Parameter(torch.empty(own))
             params[str(number)].grad = torch.empty(own)
-        held = {str(n): Held(torch.Size(shape), (), ()) for n, shape in enumerate(shapes)}
+        held = {str(n): Held(torch.Size(shape), ()) for n, shape in enumerate(shapes)}
         muon = ShardedMuon(
             params, held, weight_decay=0.1, dtype=DTYPES[width], rank=rank, world_size=ranks
         )
