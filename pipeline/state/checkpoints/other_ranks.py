@@ -16,11 +16,10 @@ import contextlib
 import mmap
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pipeline.state.checkpoints.channel import COPY, GO_ON, USE_MEMORY, Channel
 from pipeline.state.checkpoints.memory_file import MemoryFile, PageLocks
 
 if TYPE_CHECKING:
@@ -29,11 +28,73 @@ if TYPE_CHECKING:
     from pion.train.optimizer.state_pieces import Piece
     from pion.train.side_copy import SideCopy
 
+# What rank 0 says.
+GO_ON, USE_MEMORY, COPY = range(3)
 # What another rank says when its copies are done.
 COPIED, SENDS, FAILED = range(3)
 
 # The name, the first element and the number of elements of a piece.
 Place = tuple[str, int, int]
+
+
+class _Channel:
+    """Two groups of all ranks over gloo, which never waits for a card.
+
+    In the group `said`, rank 0 talks to the other ranks, which listen at every point where rank 0
+    may save. In the group `done`, threads wait for copies. Every rank makes its channel at the same
+    time.
+    """
+
+    def __init__(self) -> None:
+        import torch.distributed as dist
+
+        from pion.train.gradients import LONGEST
+
+        self.said: Any = dist.new_group(backend="gloo", timeout=LONGEST)  # process groups
+        self.done: Any = dist.new_group(backend="gloo", timeout=LONGEST)
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Let the other ranks listen while the block of rank 0 may save."""
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(RuntimeError):  # a rank may be gone, which is not the news
+                self.say(GO_ON)
+            raise
+        self.say(GO_ON)
+
+    def say(self, word: int) -> int:
+        """Return what rank 0 says."""
+        import torch
+        import torch.distributed as dist
+
+        said = torch.tensor(word)
+        dist.broadcast(said, src=0, group=self.said)
+        return int(said)
+
+    def tell(self, about: Any) -> Any:
+        """Return what rank 0 tells."""
+        import torch.distributed as dist
+
+        told = [about]
+        dist.broadcast_object_list(told, src=0, group=self.said)
+        return told[0]
+
+    def of_all_ranks(self, mine: Any) -> list[Any]:
+        """Return what each rank has."""
+        import torch.distributed as dist
+
+        every: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(every, mine, group=self.said)
+        return every
+
+    def close(self) -> None:
+        """Leave the groups."""
+        import torch.distributed as dist
+
+        for group in (self.said, self.done):
+            dist.destroy_process_group(group)
 
 
 class OtherRanks:
@@ -43,7 +104,7 @@ class OtherRanks:
     """
 
     def __init__(self, pieces: Sequence[Piece]) -> None:
-        self._channel = Channel()
+        self._channel = _Channel()
         self._places: list[list[Place]] = self._channel.of_all_ranks(_places(pieces))
         self._known: tuple[MemoryFile, Mapping[str, int]] | None = None
         self._copying = False
@@ -96,7 +157,7 @@ class CopiesForRankZero:
 
     def __init__(self, pieces: Sequence[Piece], side_copy: SideCopy) -> None:
         self._pieces, self._side_copy = pieces, side_copy
-        self._channel = Channel()
+        self._channel = _Channel()
         self._channel.of_all_ranks(_places(pieces))
         self._targets: list[torch.Tensor] = []
         self.in_rank_0 = False
