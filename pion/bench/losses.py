@@ -39,7 +39,7 @@ def check_losses(bench: Bench, family: str, dtype: Dtype) -> Outcome:
     expected = _on_cpu(family, bench.tiny)
     model = twin(scrambled(check_model(family, bench.tiny)), bench.device)
     found = _losses(model, family, bench, dtype)
-    limit = max(LIMITS[dtype], 0.0 if model.config.primitives is None else ROUNDING_LIMIT)
+    limit = max(LIMITS[dtype], ROUNDING_LIMIT if model.config.mixed else 0.0)
     apart = [abs(a - b) / b for a, b in zip(found, expected, strict=True)]
     return judged(
         all(share <= limit for share in apart),

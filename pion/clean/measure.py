@@ -1,6 +1,6 @@
 """Documents as numbers: how many words, which words, how repetitive, and a signature.
 
-Words are those of the search for evaluation sets (`pion/evaluation/overlap/words.py`).
+Words are those of the search for evaluation sets (`pion/data/overlap/words.py`).
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from itertools import pairwise
 import numpy as np
 
 from pion.clean.signature import HASHES, SHINGLE_WORDS, signatures
-from pion.evaluation.overlap.items import LEAST_WORDS
-from pion.evaluation.overlap.ngrams import NGRAM_WORDS
-from pion.evaluation.overlap.words import MOST_BYTES, Words, together, words_of
+from pion.data.overlap.items import LEAST_WORDS
+from pion.data.overlap.ngrams import NGRAM_WORDS
+from pion.data.overlap.words import MOST_BYTES, Words, together, words_of
 
 
 @dataclass(frozen=True)

@@ -111,4 +111,5 @@ DAISY = Family(
     "daisy-pico",
     _small_parts,
     measured="daisy-280m",
+    original="Daisy-Wee",
 )

@@ -19,12 +19,14 @@ class Family:
         small: the preset that a small model of the family begins with.
         parts: what makes a small model of a shape one of the family; true asks for a tiny one.
         measured: the preset that is measured first.
+        original: the project whose checkpoints `pion import-seed` reads; None: there is none.
     """
 
     presets: Mapping[str, Preset]
     small: str
     parts: Callable[[bool, Preset], Preset]
     measured: str
+    original: str | None = None
 
 
 def pion_shape(d_model: int, n_layers: int, n_heads: int, n_kv_heads: int, d_ff: int) -> Preset:

@@ -6,17 +6,14 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import UnionType
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 from pion.config.draft import Draft
 from pion.config.part_fields import FeedForwardPart, Part, check_fields, is_number, is_whole
 from pion.config.parts import (
-    APART,
-    FEEDFORWARD,
-    NUMBERED_LAYERS,
-    PARTS,
     Experts,
     Heads,
+    Role,
     RopeScaling,
     Values,
     Windows,
@@ -158,7 +155,7 @@ class ModelConfig:
 
     @property
     def feedforward(self) -> str:
-        """The part that computes the feed-forward layers (FEEDFORWARD in parts.py), or "dense"."""
+        """The part that computes the feed-forward layers (FEEDFORWARD), or "dense"."""
         return next((name for name in FEEDFORWARD if getattr(self, name) is not None), "dense")
 
     @property
@@ -171,6 +168,11 @@ class ModelConfig:
         """Whether some weights are packed, as in a published model. Then they can't be trained."""
         part = self.feedforward_part
         return part is not None and part.packed
+
+    @property
+    def mixed(self) -> bool:
+        """Whether the matrices of layers are mixed of weights that layers share."""
+        return any(part.mixed for _, part in self.parts())
 
     def entries(self, tokens: int) -> int:
         """Return how many entries blocks compute of a row of so many tokens, those of parts too."""
@@ -224,6 +226,23 @@ class ModelConfig:
         return from_fields(cls, fields)
 
 
+# The kinds of parts, by the name of the field in ModelConfig.
+PARTS: dict[str, type[Part]] = {
+    name: kind
+    for name, hint in get_type_hints(ModelConfig).items()
+    for kind in get_args(hint)
+    if isinstance(kind, type) and issubclass(kind, Part)
+}
+# The parts that compute feed-forward layers, the last field first. The first that a model has
+# computes its layers, and may read the others.
+FEEDFORWARD = [name for name in reversed(PARTS) if issubclass(PARTS[name], FeedForwardPart)]
+# By part, the fields that name layers by their numbers.
+NUMBERED_LAYERS = {name: kind.numbered for name, kind in PARTS.items() if kind.numbered}
+# The parts that learn from the model and change nothing in it, and the roles of their weights.
+APART = tuple(name for name, kind in PARTS.items() if kind.apart)
+APART_ROLES: frozenset[Role] = frozenset(
+    role for role in get_args(Role) if any(role in PARTS[name].roles for name in APART)
+)
 # Fields whose value None means that the model is without it.
 OPTIONAL = frozenset(
     field.name for field in dataclasses.fields(ModelConfig) if field.default is None

@@ -117,6 +117,8 @@ class Part:
         hides: whether a token may not see all tokens before it.
         apart: whether the part learns from the model and changes nothing in it: texts are the same
             without it, no gradient of its loss reaches another weight, and it is exported apart.
+        mixed: whether the matrices of layers are mixed of weights that layers share. Losses outside
+            of blocks then read weights of blocks.
     """
 
     about: ClassVar[str]
@@ -125,6 +127,7 @@ class Part:
     free: ClassVar[tuple[str, ...]] = ()
     hides: ClassVar[bool] = False
     apart: ClassVar[bool] = False
+    mixed: ClassVar[bool] = False
 
     def check(self, model: Core) -> None:
         """Raise BadInput for a model that the part does not fit."""

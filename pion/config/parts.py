@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeVar, get_args
+from typing import Any, ClassVar, Literal, TypeVar
 
-from pion.config.draft import Draft
 from pion.config.part_fields import (
     FACTOR,
     LAYERS,
@@ -28,8 +27,6 @@ from pion.config.part_fields import (
     require_weight,
     setting,
 )
-from pion.config.primitives import Primitives
-from pion.config.slots import Slots
 from pion.errors import BadInput
 from pion.later_fields import from_fields, shown, values_before
 
@@ -355,41 +352,15 @@ def _require_layers(part: str, layers: Sequence[int], model: Core) -> None:
             )
 
 
-# The parts that compute feed-forward layers. The first that a model has computes its layers, and
-# may read the others.
-FEEDFORWARD = ("primitives", "experts")
-
-# By the name of the field in ModelConfig.
-PARTS: dict[str, type[Part]] = {
-    "experts": Experts,
-    "windows": Windows,
-    "heads": Heads,
-    "wiring": Wiring,
-    "values": Values,
-    "primitives": Primitives,
-    "rope_scaling": RopeScaling,
-    "draft": Draft,
-    "slots": Slots,
-}
-
-# By part, the fields that name layers by their numbers.
-NUMBERED_LAYERS = {name: kind.numbered for name, kind in PARTS.items() if kind.numbered}
-
-# The parts that learn from the model and change nothing in it.
-APART = tuple(name for name, kind in PARTS.items() if kind.apart)
-
-
-# ---------------------------------------------------------------- roles
-
-
-# A matrix maps hidden states to hidden states. The embedding and the head have a row for each token
-# id. A router has a row for each expert. Primitives are shared by layers, and a recipe says which
-# primitives a layer uses. A gate says which tokens need no feed-forward layer. A draft block
-# guesses tokens. All else is a vector: gains, scalars and the vectors of positions.
+# What a parameter is for.
 Role = Literal[
-    "matrix", "router", "embedding", "head", "primitive", "recipe", "gate", "draft", "vector"
+    "matrix",  # maps hidden states to hidden states
+    "router",  # has a row for each expert
+    "embedding",  # has a row for each token id
+    "head",  # has a row for each token id
+    "primitive",  # is shared by layers
+    "recipe",  # says which primitives a layer uses
+    "gate",  # says which tokens need no feed-forward layer
+    "draft",  # guesses tokens
+    "vector",  # all else: gains, scalars and the vectors of positions
 ]
-# The roles of the parts that change nothing in the model.
-APART_ROLES: frozenset[Role] = frozenset(
-    role for role in get_args(Role) if any(role in PARTS[name].roles for name in APART)
-)

@@ -61,4 +61,5 @@ PILON = Family(
     "pilon-48m",
     _small_parts,
     measured="pilon-360m",
+    original="PILON",
 )

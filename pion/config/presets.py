@@ -64,6 +64,7 @@ PION = Family(
     "pion-nano",
     lambda tiny, shape: {},
     measured="pion-small",
+    original="Pion",
 )
 TACHYON = Family(
     {
@@ -75,6 +76,7 @@ TACHYON = Family(
     "tachyon-tiny",
     lambda tiny, shape: {"experts": {"d_shared": 16 if tiny else 176}},
     measured="tachyon-tiny",
+    original="Tachyon 2",
 )
 
 # By the value of `family`. It is a label for presets, importers and cards; no computation reads it.
@@ -85,6 +87,9 @@ FAMILIES = {
     "pilon": PILON,
     "lepton": LEPTON,
 }
+_ORIGINALS = [family.original for family in FAMILIES.values() if family.original is not None]
+# The projects whose checkpoints are read, in words.
+ORIGINALS = f"{', '.join(_ORIGINALS[:-1])} or {_ORIGINALS[-1]}"
 PRESETS: dict[str, Preset] = {
     name: {"family": label} | preset
     for label, family in FAMILIES.items()

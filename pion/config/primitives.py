@@ -40,6 +40,7 @@ class Primitives(FeedForwardPart):
 
     about: ClassVar = "feed-forward layers whose matrices are mixed from shared low-rank primitives"
     roles: ClassVar = ("primitive", "recipe")
+    mixed: ClassVar = True
     numbered: ClassVar = ("bands",)
     free: ClassVar = ("diversity_weight",)
 

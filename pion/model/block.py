@@ -10,24 +10,10 @@ from torch import Tensor, nn
 from pion.config.model_config import ModelConfig
 from pion.model.attention.attention import Attention, AttentionInputs, Cached
 from pion.model.attention.reach import Reach, reach_of
-from pion.model.feedforward.dense import (
-    FeedForward,
-    FeedForwardInputs,
-    Stats,
-    dense_layer,
-)
-from pion.model.feedforward.experts import Experts
+from pion.model.feedforward.dense import FeedForward, FeedForwardInputs, Stats
 from pion.model.feedforward.gates import GATE, SEEN_BY_GATE, Gate, apply_to_others
 from pion.model.forward_pass import BlockInputs, Pass
 from pion.model.norm_and_projection import RMSNorm
-from pion.model.pilon.layers import layer_of_primitives
-
-# What computes the feed-forward layers of a model: see FEEDFORWARD in pion/config/parts.py.
-FEEDFORWARD: dict[str, Callable[[ModelConfig], FeedForward]] = {
-    "dense": dense_layer,
-    "experts": Experts,
-    "primitives": layer_of_primitives,
-}
 
 # Computes a block: its hidden states and its inputs.
 Compute = Callable[["Block", Tensor, BlockInputs], tuple[Tensor, Stats]]
@@ -39,7 +25,7 @@ class Block(nn.Module):
     The result has the dtype of x.
     """
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig, layer: int, feedforward: FeedForward) -> None:
         super().__init__()
         self.reach: Reach = reach_of(config, layer)
         attends = layer in config.attention_layers
@@ -48,7 +34,7 @@ class Block(nn.Module):
         self.attention_norm = norm() if normed else None
         self.attention = Attention(config) if attends else None
         self.feedforward_norm = norm()
-        self.feedforward = FEEDFORWARD[config.feedforward](config)
+        self.feedforward = feedforward
         self.gate = Gate(config.d_model) if config.gates else None
 
     def forward(

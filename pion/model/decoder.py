@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 from torch.utils.checkpoint import checkpoint
 
-from pion.config.model_config import ModelConfig
-from pion.config.parts import APART, Role
+from pion.config.model_config import APART, PARTS, ModelConfig
+from pion.config.parts import Role
 from pion.errors import BadInput
 from pion.model.attention.attention import Attention, kernels_of_any_length
 from pion.model.attention.cache import KVCache, Place
 from pion.model.block import Block, Compute
 from pion.model.chunks_of_logits import product_in_fp32
 from pion.model.draft_block import DraftBlock
-from pion.model.feedforward.dense import Stats, SwiGLU
-from pion.model.feedforward.experts import AUX, stack_reports
+from pion.model.feedforward.dense import FeedForward, Stats, SwiGLU, dense_layer
+from pion.model.feedforward.experts import AUX, Experts, stack_reports
 from pion.model.feedforward.gates import GATE, SEEN_BY_GATE, gate_loss
 from pion.model.forward_pass import (
     AS_THE_MODEL,
@@ -42,7 +42,10 @@ from pion.model.skips_and_value_tables import ValueTables, Wiring
 from pion.model.slot_vectors import SlotVectors
 
 # Weights of these roles keep fp32 in a model of another dtype.
-ROLES_IN_FP32 = ("vector", "router", "primitive", "recipe", "gate")
+ROLES_IN_FP32 = {
+    *("vector", "gate"),
+    *(role for kind in PARTS.values() if not kind.apart for role in kind.roles),
+}
 
 # The parts outside of blocks, by their names in the state dict, in this order: the field of
 # ModelConfig with the settings of the part, and the part.
@@ -52,6 +55,16 @@ SHARED_PARTS: dict[str, tuple[str, type[SharedPart]]] = {
     "bands": ("primitives", SharedBanks),
     "slots": ("slots", SlotVectors),
     "draft": ("draft", DraftBlock),
+}
+
+# The optimizers of stacks of matrices of a role, if AdamW and Muon do not fit them.
+OWN_RULES = {role: rule for _, kind in SHARED_PARTS.values() for role, rule in kind.rules.items()}
+
+# What computes the feed-forward layers of a model: see `ModelConfig.feedforward`.
+FEEDFORWARD: dict[str, Callable[[ModelConfig], FeedForward]] = {
+    "dense": dense_layer,
+    "experts": Experts,
+    **{field: kind.layer for field, kind in SHARED_PARTS.values() if kind.layer is not None},
 }
 
 
@@ -157,7 +170,10 @@ class Decoder(nn.Module):
         normed = config.wiring is not None and config.wiring.embed_norm
         self.embed_norm = norm() if normed else None
         self._add_parts(last=False)
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        self.blocks = nn.ModuleList(
+            Block(config, layer, FEEDFORWARD[config.feedforward](config))
+            for layer in range(config.n_layers)
+        )
         self.norm = norm()
         if not config.tie_embeddings:
             self.lm_head = Projection(config.d_model, config.head_rows)

@@ -110,11 +110,6 @@ class DraftBlock(SharedPart):
         found: list[list[int]] = torch.stack(guessed, dim=1).tolist()
         return found
 
-    @property
-    def learns(self) -> bool:
-        """Whether a forward pass is followed by a backward pass that reaches the block."""
-        return torch.is_grad_enabled() and self.mix.weight.requires_grad
-
     def _normed(self, x: Tensor) -> Tensor:
         return rms_norm(x.float(), (self._width,), None, self._eps)
 
@@ -145,8 +140,8 @@ class DraftBlock(SharedPart):
         steps. A target of another document, or one that is not guessed, does not count. The report
         has "draft_loss" (steps,), the mean of each step.
         """
-        if not self.learns:
-            return [], {}
+        if not (torch.is_grad_enabled() and self.mix.weight.requires_grad):
+            return [], {}  # no backward pass reaches the block
         given, trunk, length = passed.given, self.trunk(model), passed.targets.shape[1]
         zero = passed.hidden.new_zeros((), dtype=torch.float32)
         total = zero

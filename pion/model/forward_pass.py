@@ -231,9 +231,13 @@ class SharedPart(nn.Module):
 
     Decoder has a list of the parts, and asks each the same. By default, a part does nothing.
     `reads` has the layers whose results `give` needs later. A `last` part stands behind the head.
+    `layer` makes a feed-forward layer, if the part has the weights of these layers. `rules` has the
+    optimizers of parameters of a role, if AdamW and Muon do not fit them; see `PrimitiveWise`.
     """
 
     last: ClassVar[bool] = False
+    layer: ClassVar[Any] = None  # (ModelConfig) -> FeedForward
+    rules: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     reads: frozenset[int] = frozenset()
 
     @staticmethod

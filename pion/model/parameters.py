@@ -18,8 +18,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from pion.config.model_config import ModelConfig
-from pion.config.parts import APART_ROLES, Role
+from pion.config.model_config import APART_ROLES, ModelConfig
+from pion.config.parts import Role
 from pion.errors import BadInput
 
 

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pion.config.parts import APART
+from pion.config.model_config import APART
 
 # As many bytes as a bucket of torch's DistributedDataParallel has by default. A larger gradient has
 # a bucket for itself.

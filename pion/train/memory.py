@@ -12,8 +12,8 @@ from functools import lru_cache
 from typing import Literal
 
 from pion.config.lora import Lora, lora_cost
-from pion.config.model_config import ModelConfig
-from pion.config.parts import APART_ROLES, Role
+from pion.config.model_config import APART_ROLES, ModelConfig
+from pion.config.parts import Role
 from pion.model.feedforward.expert_products import product_path
 from pion.model.params_and_flops import (
     TokenFlops,

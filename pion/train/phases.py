@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
-from pion.config.model_config import ModelConfig
-from pion.config.parts import APART_ROLES, Role
+from pion.config.model_config import APART_ROLES, ModelConfig
+from pion.config.parts import Role
 from pion.errors import BadInput
 from pion.later_fields import closest, shown
 

@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 
 from pion.config.parts import Role
+from pion.model.decoder import OWN_RULES, ROLES_IN_FP32
 
 # What each rank keeps whole, in fp32: it is small, or `Decoder` reads it outside its block.
-KEPT_WHOLE: tuple[Role, ...] = ("vector", "router", "recipe", "gate")
+KEPT_WHOLE = ROLES_IN_FP32 - OWN_RULES.keys()
 
 
 def sharded_dim(shape: Sequence[int], ranks: int, role: Role) -> int:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pion.config.presets import ORIGINALS
 from pion.errors import BadInput
 from pipeline.commands.arguments import JSON, Add, add_page, argument, flag, one_of
 from pipeline.console.formats import show
@@ -141,7 +142,7 @@ def _add_model_files(add: Add) -> None:
     add(
         "import-seed",
         _import_seed,
-        "convert a checkpoint of the original Pion, Tachyon 2, Daisy-Wee or PILON",
+        f"convert a checkpoint of the original {ORIGINALS}",
         argument("file", metavar="FILE.pt", help="a .pt file; its pickled code is never run"),
         argument("folder", metavar="DIR", help="the folder to write"),
         argument(

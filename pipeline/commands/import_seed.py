@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pion.config.presets import ORIGINALS
 from pion.errors import BadInput
 from pion.formats.target_folder import refuse_current_folder
 from pion.formats.weights import WEIGHTS
@@ -33,8 +34,8 @@ def import_seed_folder(file: Path, folder: Path, tokenizer_file: Path | None) ->
     found = find_model(str(file))
     if found.kind != "seed":
         raise BadInput(
-            f"{file} is not a .pt checkpoint of an original Pion, Tachyon 2, Daisy-Wee or PILON. "
-            "Pion can load it without an import"
+            f"{file} is not a .pt checkpoint of an original {ORIGINALS}. Pion can load it without "
+            "an import"
         )
     refuse_current_folder(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

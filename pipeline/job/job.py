@@ -17,9 +17,8 @@ from typing import Any
 from pydantic import PrivateAttr, ValidationInfo, field_validator, model_validator
 
 from pion.config.lora import Lora as LoraSettings
-from pion.config.model_config import OPTIONAL, ModelConfig
+from pion.config.model_config import APART, OPTIONAL, ModelConfig
 from pion.config.part_fields import FACTOR
-from pion.config.parts import APART
 from pion.errors import BadInput
 from pion.train.phases import check_phases_of_model
 from pipeline.job.hardware_section import Hardware

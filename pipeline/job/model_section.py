@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from pydantic import create_model, field_validator, model_validator
 
-from pion.config.model_config import ModelConfig
+from pion.config.model_config import APART, PARTS, ModelConfig
 from pion.config.part_fields import FACTOR, LAYERS, MEANING, MOST, SEQ_LEN, VOCABULARY, WIDTH
-from pion.config.parts import APART, PARTS
 from pion.config.presets import PRESETS
 from pipeline.job.section import (
     Section,

@@ -14,8 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pion.config.model_config import ModelConfig
-from pion.config.parts import NUMBERED_LAYERS
+from pion.config.model_config import NUMBERED_LAYERS, ModelConfig
 from pion.errors import BadInput
 from pipeline.console.formats import short_amount
 from pipeline.job import Job

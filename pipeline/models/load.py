@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pion.config.parts import APART, PARTS
+from pion.config.model_config import APART, PARTS, ModelConfig
 from pion.errors import BadInput
 from pipeline.job.digest import model_inputs
 from pipeline.models.find import FoundModel, found_in
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from pion.config.model_config import ModelConfig
     from pion.data.chat.chat_format import ChatFormat
     from pion.data.tokens.tokenizer import Tokenizer
     from pion.model.decoder import Decoder

@@ -74,3 +74,22 @@ def signed(text: str) -> str:
     if text == "–":
         return text
     return text.replace("-", "−", 1) if text.startswith("-") else f"+{text}"
+
+
+# ---------------------------------------------------------------- on the page
+
+
+def text_block(words: str, *, faint: bool = False) -> dict[str, Any]:
+    """Return what the page draws of a sentence; `faint` is for notes."""
+    return {"text": words, "faint": faint}
+
+
+def table_block(
+    header: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: int = 1
+) -> dict[str, Any]:
+    """Return what the page draws of a table. Columns from `numbers_from` are aligned right."""
+    return {
+        "header": [name or "what" for name in header],
+        "rows": rows,
+        "numbers_from": numbers_from,
+    }

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.console.formats import duration, size
-from pipeline.report.page_sections import table_block, text_block
+from pipeline.report.blocks import table_block, text_block
 
 TITLE = "Cleaning"
 SETS = (

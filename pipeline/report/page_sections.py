@@ -9,12 +9,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pion.config.primitives import WAYS
 from pipeline.console.formats import duration, moment, number_or_dash
 from pipeline.cost.costs import ELSE
 from pipeline.report import blocks
+from pipeline.report.blocks import table_block, text_block
 from pipeline.report.history import STAGE_NAMES, Row, RunHistory
 from pipeline.report.prediction import result_sentence
+from pipeline.report.recipes import recipe_blocks
 from pipeline.report.result_tables import result_blocks
 
 # The numbers of a layer's experts are the mean of this many steps, the last ones of a stage.
@@ -35,7 +36,7 @@ def measured_sections(history: RunHistory, results: Mapping[str, Any]) -> list[S
             if block
         ],
         "Experts": _experts(history),
-        "Recipes": _recipes(history),
+        "Recipes": recipe_blocks(history),
         "Gates": _gates(history),
     }
     return _with_content(sections)
@@ -72,22 +73,6 @@ def _drawn(block: blocks.Block) -> Block:
     if isinstance(block, blocks.Table):
         return table_block(*block)
     return {"bars": [(bar.name, bar.words, max(0.0, bar.value)) for bar in block.bars]}
-
-
-def text_block(words: str, *, faint: bool = False) -> Block:
-    """Return a sentence; a faint one is a note."""
-    return {"text": words, "faint": faint}
-
-
-def table_block(
-    header: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: int = 1
-) -> Block:
-    """Return a table of texts. Columns from `numbers_from` are aligned right."""
-    return {
-        "header": [name or "what" for name in header],
-        "rows": rows,
-        "numbers_from": numbers_from,
-    }
 
 
 def _dated(entries: Sequence[tuple[str, Sequence[str]]]) -> list[Block]:
@@ -128,40 +113,6 @@ def _means(rows: Sequence[Row], key: str, digits: int) -> list[str]:
         known = [value for value in layer if value is not None]
         means.append(number_or_dash(sum(known) / len(known) if known else None, digits))
     return means
-
-
-def _recipes(history: RunHistory) -> list[Block]:
-    """Say how sure each layer is, and what is used of each bank."""
-    measured, config = history.measured("primitives_used"), history.job.model_config_resolved()
-    primitives = config.primitives
-    if primitives is None or not measured:
-        return []
-    n, experts = primitives.n, 0 if config.experts is None else config.experts.n
-    last = [rows[-1] for rows in measured.values()]
-    names = [f"bands.{band}.{way}" for band in range(len(primitives.bands)) for way in WAYS]
-    banks = []
-    for name, values in zip(names, zip(*(row["primitives_used"] for row in last))):
-        dead = [None if used is None else n - used for used in values]
-        banks.append([name, *(number_or_dash(v, 0) for pair in zip(values, dead) for v in pair)])
-    layers = []
-    for i, values in enumerate(zip(*(row.get("recipe_entropy", ()) for row in last))):
-        # A row of `Decoder.recipes` belongs to a layer, or to one of its experts.
-        name = f"blocks.{i // experts}.recipes.{i % experts}" if experts else f"blocks.{i}"
-        layers.append([name, *map(number_or_dash, values)])
-    header = ["bank"]
-    for stage in measured:
-        header += [f"{STAGE_NAMES[stage]}: used", "dead"]
-    note = (
-        "After the last step. Used: the primitives of a bank that some layer of its band chooses; "
-        "dead: those that no layer chooses. Entropy of a layer's two recipes: "
-        f"{math.log(n):.3f} nats if all {n} primitives weigh the same, 0 if one has all the weight."
-    )
-    entropies = ["layer", *(f"{STAGE_NAMES[stage]}: entropy" for stage in measured)]
-    return [
-        table_block(header, banks),
-        table_block(entropies, layers),
-        text_block(note, faint=True),
-    ]
 
 
 def _gates(history: RunHistory) -> list[Block]:

@@ -147,7 +147,7 @@ Evaluated: type[Mapping[str, Any]] = open_record(
         normalization=str,
     )
 )
-# How much of an evaluation set is in a text; see pion/evaluation/overlap/verdict.py.
+# How much of an evaluation set is in a text; see pipeline/data/cleaning/receipt.py.
 SEARCHED_SET = _kept(measured.Overlap)
 
 

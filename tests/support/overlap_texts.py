@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import random
 
-from pion.evaluation.overlap.found import Found, nothing_found
-from pion.evaluation.overlap.index import Index, build_index
-from pion.evaluation.overlap.items import Item, ItemSet
-from pion.evaluation.overlap.search import search
+from pion.data.overlap.found import Found, nothing_found
+from pion.data.overlap.index import Index, build_index
+from pion.data.overlap.items import Item, ItemSet
+from pion.data.overlap.search import search
 
 GETTYSBURG = """Four score and seven years ago our fathers brought forth on this continent, a new
 nation, conceived in Liberty, and dedicated to the proposition that all men are created equal. Now
@@ -85,16 +85,16 @@ def text_of(item: Item) -> str:
     return f"{item.question} {item.answer}"
 
 
-def searched(sets: list[ItemSet], rows: list[str], threshold: float = 0.5) -> tuple[Index, Found]:
+def searched(sets: list[ItemSet], rows: list[str]) -> tuple[Index, Found]:
     """Return the index of the sets, and what the rows, numbered from 0, hold of them."""
     index = build_index(sets)
-    found = nothing_found(index, threshold)
+    found = nothing_found(index)
     search(index, ((number, row.encode()) for number, row in enumerate(rows)), found)
     return index, found
 
 
-def found_items(items: list[Item], rows: list[str], threshold: float = 0.5) -> list[bool]:
+def found_items(items: list[Item], rows: list[str]) -> list[bool]:
     """Return of which items one of the rows holds enough."""
-    index, found = searched([ItemSet("set", items)], rows, threshold)
+    index, found = searched([ItemSet("set", items)], rows)
     flags: list[bool] = found.overlapped(index).tolist()
     return flags

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
-from pion.config.model_config import ModelConfig
+from pion.config.model_config import PARTS, ModelConfig
 from pion.config.parts import Heads
 from pion.errors import BadInput
 from pion.formats.huggingface import core
@@ -34,7 +34,11 @@ class Arcee(core.Architecture):
         "rms_norm_eps": 1e-5,
         "max_position_embeddings": 4096,
     }
-    fields = core.FIELDS | {"activation", "primitives", "feedforward_bias"}
+    fields = (
+        core.FIELDS
+        | {"activation", "feedforward_bias"}
+        | {name for name, kind in PARTS.items() if kind.mixed}
+    )
 
     def reasons(self, config: ModelConfig, heads: Heads) -> Iterable[tuple[bool, str]]:
         """Return what would keep Arcee from computing a model, and whether it does."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-from pion.config.model_config import ModelConfig
+from pion.config.model_config import APART, ModelConfig
 from pion.config.parts import Heads, RopeScaling
 from pion.errors import BadInput
 from pion.later_fields import shown
@@ -27,13 +27,13 @@ State: TypeAlias = "dict[str, Tensor]"
 Fields: TypeAlias = Mapping[str, Any]
 
 # What these architectures can compute, and what is not part of a computation. An export has no rows
-# that only a `head_multiple` needs, and a draft block is exported apart. The settings of all else
-# must be absent.
+# that only a `head_multiple` needs, and what changes nothing in the model is exported apart. The
+# settings of all else must be absent.
 # fmt: off
 FIELDS = frozenset((
     "d_model", "n_layers", "n_heads", "n_kv_heads", "d_ff", "vocab_size", "seq_len", "head_dim",
     "rope_theta", "rope_scaling", "norm_eps", "tie_embeddings", "init", "init_std", "head_multiple",
-    "imported", "family", "draft",
+    "imported", "family", *APART,
 ))
 # fmt: on
 

@@ -24,7 +24,6 @@ from pion.model.parameters import require_possible
 REFUSED = {
     "tok_emb.": "a Lepton. A Lepton's forward pass saw the tokens that it was trained to predict, "
     "so its weights are of no use",
-    ".ffn.router.router.0.": "a PILON whose router has two matrices, which Pion can't import",
 }
 
 # By family: what reads its checkpoints, and parts of names that only its tensors have.

@@ -41,7 +41,7 @@ _NAMES = {
 }
 _LAYER = re.compile(r"layers\.(\d+)\.")
 # A router with one matrix. A seed's router with two has other names.
-_ROUTER = ".ffn.router.router.weight"
+_ROUTER, _TWO_MATRICES = ".ffn.router.router.weight", ".ffn.router.router.0."
 _RECIPES = re.compile(r"layers\.(\d+)\.ffn\.expert_compositions\.fc([12])_logits")
 _BANK = re.compile(r"primitive_banks\.fc([12])_banks\.(\w+)\.(.+)")
 _BANK_NAMES = {
@@ -59,6 +59,11 @@ def from_pilon(checkpoint: SeedCheckpoint) -> tuple[ModelConfig, State]:
     Widths come from the tensors, the rest from the recorded config.
     """
     recorded = checkpoint.settings
+    if odd := next((name for name in checkpoint.tensors if _TWO_MATRICES in name), None):
+        raise BadInput(
+            f"the tensor {odd} shows that this is a PILON whose router has two matrices, which "
+            "Pion can't import"
+        )
     if recorded is None:
         raise BadInput("the file has no config: the number of heads and the bands are unknown")
     tensors, hot = _with_whole_banks(checkpoint.tensors)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +25,9 @@ from pion.model.forward_pass import (
 )
 from pion.model.pilon.bank_gradients import outlet_of
 from pion.model.pilon.banks import Band, Bank, Mixing, Recipe, recipe_of
-from pion.model.pilon.layers import Composed, RoutedRecipes
+from pion.model.pilon.layers import Composed, RoutedRecipes, layer_of_primitives
 from pion.model.pilon.packed import packed, unpacked
+from pion.model.pilon.primitive_wise import PrimitiveWise
 
 # Names of what a model with primitives reports: see `recipe_report`.
 RECIPE_ENTROPY, PRIMITIVES_USED = "recipe_entropy", "primitives_used"
@@ -33,6 +35,9 @@ RECIPE_ENTROPY, PRIMITIVES_USED = "recipe_entropy", "primitives_used"
 
 class SharedBanks(SharedPart, nn.ModuleList):
     """The banks of each band, in the order of the model's settings."""
+
+    layer = staticmethod(layer_of_primitives)
+    rules: ClassVar = {"primitive": PrimitiveWise}
 
     def __init__(self, config: ModelConfig) -> None:
         assert config.primitives is not None

@@ -51,9 +51,9 @@ def _with_gradients(model: Decoder, what: Traced) -> Iterator[nn.Parameter]:
     """Yield the weights whose gradients a trace can see.
 
     Blocks that are compiled are measured without the gradients of their weights, and only stand in
-    later. Outside of blocks, the losses of primitives read weights of blocks.
+    later. Outside of blocks, the losses of mixed layers read weights of blocks.
     """
-    apart = what.compiled and what.config.primitives is None
+    apart = what.compiled and not what.config.mixed
     unseen = {id(weight) for weight in model.blocks.parameters()} if apart else set()
     for parameter in model.parameters():
         if parameter.requires_grad and id(parameter) not in unseen:

@@ -19,21 +19,19 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from pion.config.parts import Role
+from pion.model.decoder import OWN_RULES
 from pion.model.forward_pass import group_of_parameter
 from pion.model.parameters import parameter_roles
 from pion.model.saved_weights import placeholders
 from pion.train.optimizer.muon import Muon
 from pion.train.optimizer.ownership import even_parts, even_rows
-from pion.train.optimizer.primitive_wise import PrimitiveWise
 from pion.train.optimizer.sharded_muon import ShardedMuon
 from pion.train.optimizer.shared_muon import SharedMuon
 from pion.train.optimizer.shared_weights import SharedWeights
 from pion.train.optimizer.state_pieces import Held, OwnParts, Piece
 from pion.train.schedule import StepPlan
 from pion.train.settings import TrainSettings
-
-# The roles whose stacks of matrices have another rule than AdamW and Muon, and the rule.
-OWN_RULES = {"primitive": PrimitiveWise}
+from pion.train.shard_rules import KEPT_WHOLE
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,7 @@ class Optimizer:
         self.params = list(learned.values())
         self._groups: dict[Group, dict[str, nn.Parameter]] = {}
         self._adamw: dict[Group, _AdamWGroup] = {}
-        self._own_rules: dict[Group, list[tuple[nn.Parameter, range, PrimitiveWise]]] = {}
+        self._own_rules: dict[Group, list[tuple[nn.Parameter, range, Any]]] = {}
         self._muon: dict[Group, Muon | SharedMuon | ShardedMuon] = {}
         self._weights = SharedWeights(rank, world_size)
         self._layout: dict[str, tuple[torch.Size, torch.dtype]] = {}  # of the state of all ranks
@@ -214,9 +212,10 @@ class Optimizer:
             self._layout[f"{name}.{key}"] = param.shape, torch.float32
 
     def _decay(self, role: Role) -> float:
-        if role == "primitive":
-            return self.settings.primitive_weight_decay
-        return 0.0 if role in ("vector", "recipe", "gate") else self.settings.weight_decay
+        if role in OWN_RULES:
+            return OWN_RULES[role].decay(self.settings)
+        # Of what is small, only routers are decayed.
+        return 0.0 if role in KEPT_WHOLE - {"router"} else self.settings.weight_decay
 
     def trained(self, plan: StepPlan) -> list[nn.Parameter]:
         """Return the parameters that `plan` does not freeze."""

@@ -21,8 +21,9 @@ from pion.clean.copies import NONE, exact_copies, near_copies
 from pion.clean.rules import Verdict
 from pion.data.arrays import read_array
 from pion.data.documents.file_to_documents import Document
+from pion.data.overlap.index import Index, build_index
 from pion.errors import BadInput
-from pion.evaluation.overlap.index import Index, build_index
+from pion.evaluation.results import record_of
 from pion.files import write_atomically
 from pion.untrusted import LARGEST_LISTING, parse_object, read_file
 from pipeline.console.messages import Note, PrepareProgress, Say
@@ -30,9 +31,9 @@ from pipeline.data.cleaning.judged import Judged, judge_documents
 from pipeline.data.cleaning.receipt import (
     chosen_examples,
     cut_short,
+    judge,
     left_out_in_words,
     place_of,
-    sets_of,
 )
 from pipeline.data.cleaning.sets import read_sets, with_control
 from pipeline.data.sources import Input
@@ -199,7 +200,7 @@ def _decide(job: Job, inputs: Sequence[Input], judged: Judged, index: Index, say
         "documents": judged.counts,
         "bytes": judged.sizes,
         "examples": chosen_examples(verdicts, originals, judged.items, index),
-        "sets": sets_of(index, judged.found),
+        "sets": [record_of(one) for one in judge(index, judged.found)],
     }
     return Cleaned(inputs, verdicts, record)
 

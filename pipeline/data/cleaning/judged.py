@@ -18,10 +18,10 @@ from pion.clean.copies import SignatureFile
 from pion.clean.measure import MeasuredText, measure
 from pion.clean.rules import Rules, Verdict, judge_alone
 from pion.clean.signature import HASHES
+from pion.data.overlap.found import Found, nothing_found, read_found
+from pion.data.overlap.index import Index
+from pion.data.overlap.search import search
 from pion.errors import BadInput
-from pion.evaluation.overlap.found import THRESHOLD, Found, nothing_found, read_found
-from pion.evaluation.overlap.index import Index
-from pion.evaluation.overlap.search import search
 from pion.files import unwritable, write_atomically
 from pion.untrusted import LARGEST_LISTING, open_file, parse_object, read_file
 from pipeline.console.messages import PrepareProgress, Say
@@ -258,7 +258,7 @@ def _save(progress: _Progress, files: _Files) -> None:
 def _read_progress(folder: Path, index: Index, sources: int) -> _Progress:
     """Return what an interrupted call has done. Raises BadInput for a damaged file."""
     path = folder / PROGRESS
-    nothing = nothing_found(index, THRESHOLD)
+    nothing = nothing_found(index)
     if not path.exists():
         return _Progress([0] * sources, [0] * sources, nothing)
     record = parse_object(read_file(path, LARGEST_LISTING), str(path))
@@ -266,7 +266,7 @@ def _read_progress(folder: Path, index: Index, sources: int) -> _Progress:
         counts, sizes = ([int(n) for n in record[key]] for key in ("counts", "sizes"))
         if len(counts) != sources or len(sizes) != sources or min(counts + sizes) < 0:
             raise ValueError(f"{len(counts)} sources")
-        found = read_found(record["found"].encode(), index, THRESHOLD, str(path))
+        found = read_found(record["found"].encode(), index, str(path))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadInput(
             f"{path} is damaged ({error!r:.200}). Prepare the data again: --redo prepare"

@@ -1,18 +1,19 @@
-"""What was left out and why, as data for the report: counts, examples, and evaluation sets."""
+"""What was left out and why, and what the hits of the search mean for each evaluation set."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from pion.clean.rules import Verdict
-from pion.evaluation.overlap.found import Found
-from pion.evaluation.overlap.index import Index
-from pion.evaluation.overlap.verdict import judge
-from pion.evaluation.results import record_of
+from pion.data.overlap.found import Found
+from pion.data.overlap.index import Index
+from pion.data.overlap.items import Item
+from pion.evaluation.results import Overlap, Share
+from pion.evaluation.shares import share_of
 from pipeline.data.sources import Input
 
 # So many documents are shown of each rule.
@@ -53,9 +54,49 @@ def _item_in_words(index: Index, item: int) -> str:
     return f"{of_set.name}: {cut_short(f'{found.question} {found.answer}')}"
 
 
-def sets_of(index: Index, found: Found) -> list[dict[str, Any]]:
-    """Return what the search for each evaluation set has found, next to its control."""
-    return [record_of(one) for one in (judge(index, found) if index.sets else [])]
+def judge(index: Index, found: Found) -> list[Overlap]:
+    """Return the overlap of each set of the index with the text that was searched."""
+    return [_judge_set(index, found, number) for number in range(len(index.sets))]
+
+
+def _judge_set(index: Index, found: Found, number: int) -> Overlap:
+    first, of_control, end = index.firsts[2 * number : 2 * number + 3]
+    items, controls, own = slice(first, of_control), slice(of_control, end), index.sets[number]
+    judged, enough = index.sizes > 0, found.overlapped(index)
+
+    def share(which: slice, texts: list[Item], agrees: np.ndarray) -> Share | None:
+        passages = [item.passage for item, kept in zip(texts, judged[which]) if kept]
+        return share_of(agrees[which][judged[which]], passages)
+
+    overlapped = share(items, list(own.items), enough)
+    control = share(controls, list(own.control), enough)
+    return Overlap(
+        name=own.name,
+        digest=own.digest,
+        items=len(own.items),
+        unjudged=int(np.count_nonzero(~judged[items])),
+        overlapped=overlapped,
+        with_answer=share(items, list(own.items), found.with_answer),
+        control=control,
+        verdict=verdict(overlapped, control, found.rows),
+    )
+
+
+def verdict(overlapped: Share | None, control: Share | None, rows: int) -> str:
+    """Return what the shares of overlapped items and of overlapped held-out excerpts mean."""
+    if rows == 0:
+        return "not searched"
+    if overlapped is None:
+        return "can't be judged: no item has enough words besides templates"
+    if control is None:
+        return "no verdict: there is no held-out text to compare with"
+    error = math.hypot(overlapped.sem, control.sem)
+    if overlapped.share < control.share + 2 * error:
+        return "no sign"
+    return (
+        f"{100 * overlapped.share:.1f} % of the items overlap; "
+        f"of held-out text {100 * control.share:.1f} % ± {100 * control.sem:.1f} does"
+    )
 
 
 def place_of(found: Input, origin: str) -> str:

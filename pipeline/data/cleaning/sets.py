@@ -6,11 +6,12 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from pion.data.overlap.control import draw_control
+from pion.data.overlap.items import Item, ItemSet
 from pion.errors import BadInput
-from pion.evaluation.overlap.control import draw_control
-from pion.evaluation.overlap.items import ItemSet
-from pion.evaluation.overlap.sets import items_of_questions, items_of_task
-from pion.evaluation.questions import read_questions
+from pion.evaluation.core.bundle import Task, read_bundle
+from pion.evaluation.core.rows import passages_of
+from pion.evaluation.questions import Question, read_questions
 from pipeline.data.sources import Input, documents, is_held_out
 from pipeline.job import Job
 
@@ -69,8 +70,20 @@ def _held_out_texts(job: Job, found: Input) -> Iterator[bytes]:
 
 def _of_file(path: Path) -> list[ItemSet]:
     if path.is_dir() or path.suffix == ".zip":
-        from pion.evaluation.core.bundle import read_bundle
-
         bundle = read_bundle(path)
-        return [ItemSet(task.label, items_of_task(task)) for task in bundle.tasks]
-    return [ItemSet(path.stem, items_of_questions(read_questions(path)))]
+        return [ItemSet(task.label, _items_of_task(task)) for task in bundle.tasks]
+    return [ItemSet(path.stem, _items_of_questions(read_questions(path)))]
+
+
+def _items_of_task(task: Task) -> list[Item]:
+    """Return the items of a task of CORE, each with its right answer."""
+    passages = passages_of(task, len(task.items)) or [""] * len(task.items)
+    return [
+        Item(*item.pair(item.gold), passage)
+        for item, passage in zip(task.items, passages, strict=True)
+    ]
+
+
+def _items_of_questions(questions: Sequence[Question]) -> list[Item]:
+    """Return the items of multiple-choice questions, each with its right answer."""
+    return [Item(one.context, one.choices[one.answer]) for one in questions]

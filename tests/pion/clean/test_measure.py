@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pion.clean.measure import measure
-from pion.evaluation.overlap.words import MOST_BYTES, split_words
+from pion.data.overlap.words import MOST_BYTES, split_words
 
 LONG = " ".join(f"word{n}" for n in range(60_000))
 HUNDRED = " ".join(f"w{n}" for n in range(100))

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pion.evaluation.overlap.items import LEAST_WORDS, ItemSet, digest_of_sets
-from pion.evaluation.overlap.ngrams import ngrams_of
-from pion.evaluation.overlap.words import Words
+from pion.data.overlap.items import LEAST_WORDS, ItemSet, digest_of_sets
+from pion.data.overlap.ngrams import ngrams_of
+from pion.data.overlap.words import Words
 
 # The bitmap has 2**27 bits: 16 MB. Four million n-grams set up to 6 % of them.
 BITMAP_BITS = 27

@@ -7,11 +7,11 @@ from random import Random
 import numpy as np
 import pytest
 
-from pion.evaluation.overlap.found import nothing_found
-from pion.evaluation.overlap.index import build_index
-from pion.evaluation.overlap.items import Item, ItemSet, counted_words
-from pion.evaluation.overlap.search import pieces, search
-from pion.evaluation.overlap.words import MOST_BYTES, split_words
+from pion.data.overlap.found import nothing_found
+from pion.data.overlap.index import build_index
+from pion.data.overlap.items import Item, ItemSet, counted_words
+from pion.data.overlap.search import pieces, search
+from pion.data.overlap.words import MOST_BYTES, split_words
 from tests.support.overlap_texts import (
     DECLARATION,
     GETTYSBURG,
@@ -92,18 +92,23 @@ def test_halves_in_two_rows_do_not_add_up() -> None:
     ("threshold", "expected"),
     [(0.2, [True] * 4), (0.5, [False, True, True, True]), (0.8, [False, False, True, True])],
 )
-def test_the_threshold_changes_the_result(threshold: float, expected: list[bool]) -> None:
+def test_the_threshold_changes_the_result(
+    threshold: float, expected: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pion.data.overlap.found.THRESHOLD", threshold)
     items = [Item(" ".join(f"i{k}w{n}" for n in range(40)), "") for k in range(4)]
     held = (10, 15, 23, 28)  # n-grams of 28
     rows = [" ".join(item.question.split()[: n + 12]) for item, n in zip(items, held)]
-    assert found_items(items, rows, threshold) == expected
+    assert found_items(items, rows) == expected
 
 
-def test_exactly_the_threshold_is_enough() -> None:
+def test_exactly_the_threshold_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     words = [f"w{n}" for n in range(22)]  # 10 n-grams; 0.7 · 10 is 7.000000000000001
     item = Item(" ".join(words), "")
-    assert found_items([item], [" ".join(words[:19])], threshold=0.7) == [True]
-    assert found_items([item], [" ".join(words[:18])], threshold=0.7) == [False]
+    with monkeypatch.context() as patch:
+        patch.setattr("pion.data.overlap.found.THRESHOLD", 0.7)
+        assert found_items([item], [" ".join(words[:19])]) == [True]
+        assert found_items([item], [" ".join(words[:18])]) == [False]
     odd = Item(" ".join(words[:21]), "")  # half of 9 n-grams is more than 4
     assert found_items([odd], [" ".join(words[:17])]) == [True]
     assert found_items([odd], [" ".join(words[:16])]) == [False]
@@ -252,16 +257,6 @@ def test_several_sets_share_the_words_and_keep_their_own_templates(prose: Prose)
     few = ItemSet("few", [Item(shared, "")])
     index, found = searched([many, few], [prose.row(shared)])
     assert found.overlapped(index).tolist() == [False] * 12 + [True]
-
-
-def test_the_caller_hears_of_progress_and_may_end_the_search(prose: Prose) -> None:
-    index = build_index([ItemSet("set", [prose.item()])])
-    found = nothing_found(index)
-    rows = ((number, b"word " * 20_000) for number in range(20))
-    seen: list[int] = []
-    search(index, rows, found, on_rows=lambda: seen.append(found.rows))
-    assert seen == list(range(2, 21, 2))
-    assert found.text_bytes == 20 * 100_000
 
 
 def test_each_row_that_overlaps_is_told_with_its_items(prose: Prose) -> None:

@@ -1,6 +1,6 @@
 import pytest
 
-from pion.evaluation.overlap.items import Item, ItemSet, counted_words, digest_of_sets
+from pion.data.overlap.items import Item, ItemSet, counted_words, digest_of_sets
 
 
 def test_only_the_last_forty_words_count() -> None:

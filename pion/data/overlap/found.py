@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pion.data.overlap.index import Index
 from pion.errors import BadInput
-from pion.evaluation.overlap.index import Index
 from pion.untrusted import parse_object
 
 RULE = "overlap-1"
@@ -27,7 +27,6 @@ class Found:
 
     Attributes:
         digest: of all that is looked for (`Index.digest`).
-        threshold: the share of an item's n-grams that one row must hold.
         rows: how many rows were searched.
         text_bytes: how many bytes of text these have.
         held: (items,) int32: the most n-grams of each item that one row holds.
@@ -37,7 +36,6 @@ class Found:
     """
 
     digest: str
-    threshold: float
     rows: int
     text_bytes: int
     held: np.ndarray
@@ -46,7 +44,7 @@ class Found:
 
     def overlapped(self, index: Index) -> np.ndarray:
         """Return whether one row holds enough n-grams of each item, (items,)."""
-        enough: np.ndarray = self.held >= least_held(index, self.threshold)
+        enough: np.ndarray = self.held >= least_held(index)
         return enough & (index.sizes > 0)
 
     def to_bytes(self) -> bytes:
@@ -56,7 +54,7 @@ class Found:
         record = {
             "rule": RULE,
             "digest": self.digest,
-            "threshold": self.threshold,
+            "threshold": THRESHOLD,
             "rows": self.rows,
             "bytes": self.text_bytes,
             "items": [list(item) for item in zip(*(part.tolist() for part in parts))],
@@ -64,18 +62,11 @@ class Found:
         return json.dumps(record).encode() + b"\n"
 
 
-def nothing_found(index: Index, threshold: float = THRESHOLD) -> Found:
-    """Return the state before the first row.
-
-    Raises:
-        BadInput: the threshold is not above 0 and at most 1.
-    """
-    if not 0 < threshold <= 1:
-        raise BadInput(f"overlap threshold {threshold:g}: it must be above 0 and at most 1")
+def nothing_found(index: Index) -> Found:
+    """Return the state before the first row."""
     items = len(index.sizes)
     return Found(
         digest=index.digest,
-        threshold=threshold,
         rows=0,
         text_bytes=0,
         held=np.zeros(items, dtype=np.int32),
@@ -84,15 +75,15 @@ def nothing_found(index: Index, threshold: float = THRESHOLD) -> Found:
     )
 
 
-def read_found(data: bytes, index: Index, threshold: float, where: str) -> Found:
+def read_found(data: bytes, index: Index, where: str) -> Found:
     """Return the state in what `Found.to_bytes` returned. Errors call it `where`.
 
     Raises:
         BadInput: it is no such state, or is of other items, another threshold or another rule.
     """
-    found = nothing_found(index, threshold)
+    found = nothing_found(index)
     record = parse_object(data, where)
-    expected = {"rule": RULE, "digest": index.digest, "threshold": threshold}
+    expected = {"rule": RULE, "digest": index.digest, "threshold": THRESHOLD}
     for key, value in expected.items():
         if record.get(key) != value:
             raise BadInput(
@@ -126,19 +117,17 @@ def settle(found: Found, index: Index, row: int, grams: np.ndarray) -> np.ndarra
     best, first = found.held[items], found.row[items]
     better = (held > best) | ((held == best) & (row < first))
     found.held[items[better]], found.row[items[better]] = held[better], row
-    enough = held >= least_held(index, found.threshold, items)
+    enough = held >= least_held(index, items)
     answered = np.bincount(which, index.in_answer[places], len(items)) > 0
     found.with_answer[items[enough & answered]] = True
     overlapping: np.ndarray = items[enough]
     return overlapping
 
 
-def least_held(
-    index: Index, threshold: float, items: np.ndarray | slice = slice(None)
-) -> np.ndarray:
+def least_held(index: Index, items: np.ndarray | slice = slice(None)) -> np.ndarray:
     """Return how many n-grams of each item one row must hold; at least 1."""
     # A share such as 0.7 of 10 must be 7, although 0.7 · 10 is a little more in floating point.
-    least: np.ndarray = np.ceil(threshold * index.sizes[items] - 1e-9)
+    least: np.ndarray = np.ceil(THRESHOLD * index.sizes[items] - 1e-9)
     return np.maximum(least, 1).astype(np.int64)
 
 

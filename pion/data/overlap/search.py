@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from pion.evaluation.overlap.found import Found, settle
-from pion.evaluation.overlap.index import Index
-from pion.evaluation.overlap.ngrams import NGRAM_WORDS
-from pion.evaluation.overlap.words import MOST_BYTES, together, words_of
+from pion.data.overlap.found import Found, settle
+from pion.data.overlap.index import Index
+from pion.data.overlap.ngrams import NGRAM_WORDS
+from pion.data.overlap.words import MOST_BYTES, together, words_of
 
 Rows = list[tuple[int, bytes]]
 
@@ -18,16 +18,14 @@ def search(
     index: Index,
     rows: Iterable[tuple[int, bytes]],
     found: Found,
-    on_rows: Callable[[], None] = lambda: None,
     on_overlap: Callable[[int, np.ndarray], None] = lambda row, items: None,
 ) -> None:
     """Add to `found` what the rows hold: pairs of a row's number (from 0) and its text in UTF-8.
 
     `on_overlap` is called with each row that overlaps with items, and the numbers of these items.
 
-    A text may begin or end inside a character, and have any length. `on_rows` is called after some
-    rows, about every 256 KB; `found.rows` and `found.text_bytes` then say how much was searched. If
-    this raises, `found` has a part of the rows: continue from a state that was kept before.
+    A text may begin or end inside a character, and have any length. If this raises, `found` has a
+    part of the rows: continue from a state that was kept before.
     """
     for some in together(rows, lambda row: row[1]):
         for row, grams in _held(index, some):
@@ -36,7 +34,6 @@ def search(
                 on_overlap(row, items)
         found.rows += len(some)
         found.text_bytes += sum(len(text) for _, text in some)
-        on_rows()
 
 
 def _held(index: Index, some: Rows) -> Iterator[tuple[int, np.ndarray]]:

@@ -1,12 +1,9 @@
 import pytest
 
-from pion.errors import BadInput
-from pion.evaluation.overlap.found import nothing_found
-from pion.evaluation.overlap.index import build_index
-from pion.evaluation.overlap.items import Item, ItemSet
-from pion.evaluation.overlap.verdict import judge, verdict
+from pion.data.overlap.items import Item, ItemSet
 from pion.evaluation.results import Share
 from pion.evaluation.shares import wilson
+from pipeline.data.cleaning.receipt import judge, verdict
 from tests.support.overlap_texts import Prose, searched, text_of
 
 
@@ -73,9 +70,3 @@ def test_items_of_one_passage_widen_the_interval() -> None:
     assert result.overlapped is not None
     assert result.overlapped.share == alone.share == 0.25
     assert result.overlapped.sem > 2 * alone.sem
-
-
-def test_hits_of_another_index_are_refused() -> None:
-    one, other = (build_index([ItemSet(name, [])]) for name in "ab")
-    with pytest.raises(BadInput, match="of other items"):
-        judge(one, nothing_found(other))

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pion.evaluation.overlap.words import split_words
+from pion.data.overlap.words import split_words
 
 # Only the last words of an item count: a passage before the question is public text, and often in
 # the training data without any leak.

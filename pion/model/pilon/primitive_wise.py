@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-
-from pion.train.settings import TrainSettings
 
 # After so many updates, the corrections are 1 in fp32, for every β up to 0.99998.
 MOST_COUNTED = 1_000_000
@@ -14,10 +14,11 @@ MOST_COUNTED = 1_000_000
 class PrimitiveWise:
     """AdamW for one parameter `factors` (n, rank, width), with a count of updates per primitive.
 
-    `state` has exp_avg and exp_avg_sq like the parameter, and counts (n,) int64.
+    `settings` are TrainSettings. `state` has exp_avg and exp_avg_sq like the parameter, and counts
+    (n,) int64.
     """
 
-    def __init__(self, factors: Tensor, settings: TrainSettings) -> None:
+    def __init__(self, factors: Tensor, settings: Any) -> None:
         self._factors, self._settings = factors, settings
         device = factors.device
         self.state = {
@@ -33,6 +34,11 @@ class PrimitiveWise:
         self._shares = torch.tensor([[1 - settings.beta1], [1 - settings.beta2]]).to(device)
         self._eps = torch.tensor(settings.eps, device=device)
 
+    @staticmethod
+    def decay(settings: Any) -> float:
+        """Return the weight decay of primitives, and of what belongs to a bank."""
+        return settings.primitive_weight_decay
+
     def step(self, gradient: Tensor, lr: float) -> None:
         """Update the primitives that have a gradient. The gradient is overwritten."""
         chosen = gradient.flatten(1).any(dim=1)  # (n,)
@@ -44,7 +50,7 @@ class PrimitiveWise:
         if self._last < self._settings.steps:
             counts = counts.clamp(max=self._last)
         scale, root = (self._corrections[:, counts] * chosen)[..., None, None]
-        decay = self._settings.primitive_weight_decay
+        decay = self.decay(self._settings)
         if decay:
             self._factors.mul_(1 - lr * decay * chosen[:, None, None])
         # For an unchosen primitive, 0 is divided by eps.

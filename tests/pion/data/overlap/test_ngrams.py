@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from pion.evaluation.overlap.items import Item
-from pion.evaluation.overlap.ngrams import TEMPLATE_ITEMS, ngrams_of
-from pion.evaluation.overlap.words import words_of
+from pion.data.overlap.items import Item
+from pion.data.overlap.ngrams import TEMPLATE_ITEMS, ngrams_of
+from pion.data.overlap.words import words_of
 
 
 def item(words: int, answer: int = 1, name: str = "w") -> Item:

@@ -3,7 +3,7 @@ from random import Random
 import numpy as np
 import pytest
 
-from pion.evaluation.overlap.words import MOST_BYTES, split_words, words_of
+from pion.data.overlap.words import MOST_BYTES, split_words, words_of
 
 
 def words(text: str) -> list[str]:

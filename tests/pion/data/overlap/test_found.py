@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
+from pion.data.overlap.found import Found, nothing_found, read_found
+from pion.data.overlap.index import Index, build_index
+from pion.data.overlap.items import Item, ItemSet
+from pion.data.overlap.search import search
 from pion.errors import BadInput
-from pion.evaluation.overlap.found import Found, nothing_found, read_found
-from pion.evaluation.overlap.index import Index, build_index
-from pion.evaluation.overlap.items import Item, ItemSet
-from pion.evaluation.overlap.search import search
 from tests.support.overlap_texts import Prose, text_of
 
 Shard = list[tuple[int, bytes]]
@@ -51,7 +51,7 @@ def test_continued_after_each_shard_is_the_same_as_whole(
     kept = nothing_found(build_index(sets)).to_bytes()
     for shard in shards:
         again = build_index(sets)
-        found = read_found(kept, again, 0.5, "hits.json")
+        found = read_found(kept, again, "hits.json")
         search(again, shard, found)
         kept = found.to_bytes()
     assert kept == whole(build_index(sets), [row for shard in shards for row in shard]).to_bytes()
@@ -77,28 +77,26 @@ def test_only_items_with_hits_are_kept(index: Index, shards: list[Shard]) -> Non
     assert len(json.loads(whole(index, shards[0]).to_bytes())["items"]) == 13
 
 
-@pytest.mark.parametrize("threshold", [0.0, -0.5, 1.01, float("nan"), float("inf")])
-def test_a_threshold_outside_its_bounds_is_refused(index: Index, threshold: float) -> None:
-    with pytest.raises(BadInput, match="above 0 and at most 1"):
-        nothing_found(index, threshold)
-
-
 def test_hits_of_other_items_are_not_continued(index: Index) -> None:
     other = build_index([ItemSet("a", [Item("another question", "answer")])])
     with pytest.raises(BadInput, match=r"hits\.json: key digest .* delete this file"):
-        read_found(nothing_found(index).to_bytes(), other, 0.5, "hits.json")
+        read_found(nothing_found(index).to_bytes(), other, "hits.json")
 
 
-def test_hits_at_another_threshold_are_not_continued(index: Index) -> None:
-    """Which rows have the answer was decided by the threshold."""
-    with pytest.raises(BadInput, match=r"key threshold is 0\.5, but this search has 0\.6"):
-        read_found(nothing_found(index, 0.5).to_bytes(), index, 0.6, "hits.json")
-
-
-def test_hits_of_another_rule_are_not_continued(index: Index) -> None:
-    data = nothing_found(index).to_bytes().replace(b"overlap-1", b"overlap-2")
-    with pytest.raises(BadInput, match="key rule is 'overlap-2'"):
-        read_found(data, index, 0.5, "hits.json")
+@pytest.mark.parametrize(
+    ("kept", "changed", "words"),
+    [
+        # Which rows have the answer was decided by the threshold.
+        (b'"threshold": 0.5', b'"threshold": 0.6', r"key threshold is 0\.6, but .* has 0\.5"),
+        (b"overlap-1", b"overlap-2", "key rule is 'overlap-2'"),
+    ],
+)
+def test_hits_of_another_search_are_not_continued(
+    index: Index, kept: bytes, changed: bytes, words: str
+) -> None:
+    data = nothing_found(index).to_bytes().replace(kept, changed)
+    with pytest.raises(BadInput, match=words):
+        read_found(data, index, "hits.json")
 
 
 @pytest.mark.parametrize(
@@ -122,10 +120,10 @@ def test_hits_of_another_rule_are_not_continued(index: Index) -> None:
 def test_damaged_hits_are_refused_with_what_to_do(index: Index, change: dict[str, Any]) -> None:
     record = json.loads(nothing_found(index).to_bytes()) | change
     with pytest.raises(BadInput, match=r"hits\.json: these hits are damaged .* search again"):
-        read_found(json.dumps(record).encode(), index, 0.5, "hits.json")
+        read_found(json.dumps(record).encode(), index, "hits.json")
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"\xff", b'{"rule": "overlap-1"}'])
 def test_what_is_no_state_is_refused(index: Index, data: bytes) -> None:
     with pytest.raises(BadInput, match=r"hits\.json"):
-        read_found(data, index, 0.5, "hits.json")
+        read_found(data, index, "hits.json")

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pion.evaluation.overlap.items import LEAST_WORDS, Item, counted_words
-from pion.evaluation.overlap.words import MOST_BYTES, words_of
+from pion.data.overlap.items import LEAST_WORDS, Item, counted_words
+from pion.data.overlap.words import MOST_BYTES, words_of
 
 NGRAM_WORDS = 13
 # A run that so many items of a set have is a template.

@@ -1,8 +1,8 @@
 import pytest
 
-from pion.evaluation.overlap.control import draw_control
-from pion.evaluation.overlap.items import Item, ItemSet, counted_words
-from pion.evaluation.overlap.verdict import judge
+from pion.data.overlap.control import draw_control
+from pion.data.overlap.items import Item, ItemSet, counted_words
+from pipeline.data.cleaning.receipt import judge
 from tests.support.overlap_texts import Prose, searched, text_of
 
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pion.evaluation.overlap.items import LEAST_WORDS, Item, counted_words
-from pion.evaluation.overlap.words import split_words
+from pion.data.overlap.items import LEAST_WORDS, Item, counted_words
+from pion.data.overlap.words import split_words
 
 EXCERPTS = 1000
 
