@@ -1,4 +1,4 @@
-"""The settings of a draft block, which guesses tokens (pion/model/draft_block.py)."""
+"""The settings of a draft block, which guesses tokens (pion/model/draft_block.py), and a result."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from pion.config.part_fields import VOCABULARY, Core, Part, check_fields, is_who
 from pion.errors import BadInput
 from pion.later_fields import shown
 
+# How the texts of an evaluation are drawn, by name: the likeliest tokens, and the default of
+# `pion generate`.
+TEMPERATURES = {"greedy": 0.0, "drawn": 0.8}
 # Of a larger vocabulary, only so many ids are guessed: those that the training data has most often
 # (Zhao et al. 2025, "FR-Spec"). A head over all ids would take most of the time of a guess.
 USUAL_IDS = 4096
@@ -74,6 +77,19 @@ class Draft(Part):
         return min(USUAL_IDS, vocab_size) if self.ids is None else self.ids
 
 
-def draft_d_ff(d_model: int) -> int:
-    """Return the width of the block's feed-forward layer: 8/3 of the model's, in steps of 64."""
-    return -(-8 * d_model // (3 * 64)) * 64
+@dataclass(frozen=True)
+class Drafted:
+    """What the drafts of some texts saved.
+
+    Attributes:
+        texts: how many texts were written.
+        tokens_per_pass: tokens that a pass of the model adds to a text, the mean over texts; 1
+            without drafts.
+        tokens_per_pass_sem: its standard error over texts; None for a single text.
+        right: the share of guessed tokens that were right; None if none was guessed.
+    """
+
+    texts: int
+    tokens_per_pass: float
+    tokens_per_pass_sem: float | None
+    right: float | None

@@ -8,15 +8,14 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
-from pion.evaluation.results import Drafted
+from pion.config.draft import Drafted
 from pion.generation.decoding import Decoding
+from pion.generation.drafts import DraftedDecoding
 from pion.generation.text import Settings, Text
 from pion.model.decoder import Decoder
 from pion.model.draft_block import block_of
 
 TEXTS, NEW_TOKENS = 16, 64
-# How the texts are drawn, by name: the likeliest tokens, and the default of `pion generate`.
-TEMPERATURES = {"greedy": 0.0, "drawn": 0.8}
 
 
 def drafted(
@@ -43,12 +42,11 @@ def drafted(
     for number, prompt in enumerate(prompts):
         # Texts of one seed would be drawn by the same random numbers, and their error too small.
         text = Text(model, prompt, replace(settings, seed=number))
-        decoding = Decoding(model, 1, text.room, block.steps)
+        decoding = DraftedDecoding(model, 1, text.room, block.steps)
         text.draw(decoding.read_alone(text)[0])
         begin = len(text.ids)
         passes = _passes(decoding, text, on_pass)
-        guessed, right = decoding.drafts.counts(text)
-        tried, hits = tried + guessed, hits + right
+        tried, hits = tried + text.drafted, hits + text.accepted
         if passes:
             shares.append((len(text.ids) - begin) / passes)
     if not shares:

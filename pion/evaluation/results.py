@@ -107,24 +107,6 @@ class MultipleChoice:
 
 
 @dataclass(frozen=True)
-class Drafted:
-    """What the drafts of some texts saved.
-
-    Attributes:
-        texts: how many texts were written.
-        tokens_per_pass: tokens that a pass of the model adds to a text, the mean over texts; 1
-            without drafts.
-        tokens_per_pass_sem: its standard error over texts; None for a single text.
-        right: the share of guessed tokens that were right; None if none was guessed.
-    """
-
-    texts: int
-    tokens_per_pass: float
-    tokens_per_pass_sem: float | None
-    right: float | None
-
-
-@dataclass(frozen=True)
 class TaskResult:
     """How well a model answers a task. Shares and accuracies are from 0 to 1.
 

@@ -69,8 +69,8 @@ def export_model(
     the sampling defaults that are saved with the model: `GENERATION`, or those of a model of
     others. If the model learned our chat template (`chat`), the template is saved too. A
     `ModelTokenizer` is exported with the files that it came with. `model_type` asks for an
-    architecture of pion/formats/huggingface/architectures.py. A draft block gets a folder in it
-    (draft_folder.py). The folder appears whole or not at all, and replaces an earlier export.
+    architecture of pion/formats/huggingface/architectures.py. A part that changes nothing in the
+    model gets a folder in it. The folder appears whole or not at all, and replaces an earlier one.
 
     Raises:
         BadInput: the architecture `model_type` can't compute the model, the tokenizer has more ids
@@ -88,7 +88,9 @@ def export_model(
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        _write_model(partial, model, architecture, exported_rows(model.config, tokenizer), ids)
+        rows = exported_rows(model.config, tokenizer)
+        _write_model(partial, model.alone(), architecture, rows, ids)
+        write_draft(model, partial, rows)
         write_tokenizer(partial, tokenizer_path, model.config.seq_len, chat=chat)
         sampling = _sampling(tokenizer_path) | dict(generation or {}) | ids
         write_json(partial / "generation_config.json", sampling)
@@ -131,7 +133,6 @@ def round_embeddings(model: Decoder) -> None:
 def _write_model(
     folder: Path, model: Decoder, architecture: Architecture, rows: int, ids: Mapping[str, Any]
 ) -> None:
-    whole, model = model, model.alone()
     state = {
         name: tensor.float() if tensor.is_floating_point() else tensor
         for name, tensor in model.state_dict().items()
@@ -147,7 +148,6 @@ def _write_model(
     write_json(folder / "config.json", {**config, **ids, "dtype": dtype, **PRODUCER})
     tensors = {name: tensor.contiguous().cpu() for name, tensor in weights.items()}
     write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
-    write_draft(whole, folder, rows)
     if not architecture.stock:
         for name, text in modelling_files().items():
             (folder / name).write_text(text, encoding="utf-8")

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 from pion.config.lora import PEFT_CONFIG, PEFT_TENSORS, RECORD, read_record
+from pion.config.model_config import APART
 from pion.errors import BadInput
 from pion.formats.huggingface.bundled_code import is_modelling_file
 from pion.formats.huggingface.tokenizer_files import TOKENIZER_FILES
@@ -29,9 +30,8 @@ EXPORT_FILES = (
 )
 # The files of a published adapter. Its card and tokenizer are as in an export.
 ADAPTER_FILES = (PEFT_CONFIG, PEFT_TENSORS, RECORD)
-# Folders of an export by their names, each with its files: that of a draft block
-# (draft_folder.py).
-FOLDERS = {"draft": ("draft.json", "draft.safetensors")}
+# Folders of an export by their names, each with its files: what changes nothing in the model.
+FOLDERS = {name: (f"{name}.json", f"{name}.safetensors") for name in APART}
 # Marks a config.json as an export of Pion, for `is_export`. Transformers ignores this entry.
 PRODUCER = {"producer": "pion"}
 

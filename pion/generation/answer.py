@@ -75,8 +75,6 @@ class Answer:
     listener: Listener
     scores_prompt: bool = field(default=False, kw_only=True)
     cached_tokens: int = field(default=0, init=False)  # of the prompt, which were not read again
-    drafted: int = field(default=0, init=False)  # tokens
-    accepted: int = field(default=0, init=False)  # of these, how many were right
     cancelled: bool = field(default=False, init=False)
     paused: bool = field(default=False, init=False)
     failed: bool = field(default=False, init=False)

@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pion.generation.drafts import Drafts
 from pion.generation.step_graphs import StepGraphs
 from pion.generation.text import Text
 from pion.model.attention.cache import KVCache
@@ -32,17 +31,14 @@ PROMPT_PIECE = 1024
 class Decoding:
     """Texts that one model continues together: at most `rows`, of at most `max_tokens` each.
 
-    At most `drafts` tokens of a text are guessed for a step; 0: none.
-
     Attributes:
         texts: those whose prompts have been read, by their rows.
         reading: the text whose prompt is being read. It has the row after them.
-        drafts: what is guessed for each text.
-        graphs: the CUDA graphs of steps without drafts.
+        graphs: the CUDA graphs of steps of one token.
     """
 
-    def __init__(self, model: Decoder, rows: int, max_tokens: int, drafts: int = 0) -> None:
-        self.model, self.drafts = model, Drafts(model, drafts)
+    def __init__(self, model: Decoder, rows: int, max_tokens: int) -> None:
+        self.model = model
         self.texts: list[Text] = []
         self.reading: Text | None = None
         self._cache = KVCache(model.config, min(max_tokens, model.config.seq_len), rows)
@@ -89,8 +85,7 @@ class Decoding:
         for row, ids in enumerate(prompts, first):
             self._cache.cut(row, len(ids))
             self._read[row] = list(ids)
-            self.drafts.begin(texts[row - first], hidden[row - first, len(ids) - 1])
-        self.texts += texts
+            self._begun(texts[row - first], hidden[row - first, len(ids) - 1])
         return last_logits(self.model, hidden, [len(ids) for ids in prompts])
 
     def begin(self, text: Text, *, reuse: bool = True) -> int:
@@ -137,41 +132,36 @@ class Decoding:
         hidden = cache_tokens(self.model, [ids], self._cache, row)
         self._read[row] = self._read[row] + ids
         if len(self._read[row]) == len(text.ids):
-            self.texts.append(text)
-            self.drafts.begin(text, hidden[0, -1])
+            self._begun(text, hidden[0, -1])
             self.reading = None
         return hidden
+
+    def _begun(self, text: Text, state: Tensor) -> None:
+        """Add a text whose prompt was read. `state` (d_model,) predicts its first new token."""
+        self.texts.append(text)
 
     # ------------------------------------------------------------ new tokens
 
     def step(self, draw: DrawRows) -> None:
-        """Continue each text by one token, and by those that were drafted right.
+        """Continue each text by one token.
 
         `draw` gets rows, and the fp32 logits (len(rows), vocab) after their texts. It draws the
         next token of each text and adds it to the text. In its result, None says that no more
-        tokens follow. If tokens were drafted, `draw` is called again for the texts whose drafts
-        were right so far.
+        tokens follow.
         """
-        starts = self._cache.lengths[: len(self.texts)]
-        guesses = self.drafts.guesses(self.texts, self._cache.max_tokens - 1 - max(starts))
-        width = 1 + max(map(len, guesses))
-        rows = [[text.ids[-1], *guess] for text, guess in zip(self.texts, guesses)]
-        filled = [ids + [0] * (width - len(ids)) for ids in rows]
-        hidden, logits = self._pass(filled)
-        right = _draw_in_turns(draw, logits, guesses)
-        for row, guess in enumerate(guesses):
-            self._read[row] += rows[row][: right[row] + 1]
-            self._cache.cut(row, starts[row] + right[row] + 1)
-            self.drafts.note(self.texts[row], guess, (hidden, row, right[row]))
+        rows = [[text.ids[-1]] for text in self.texts]
+        _, logits = self._pass(rows)
+        draw(range(len(rows)), logits[:, 0])
+        for read, ids in zip(self._read, rows):
+            read += ids
 
     def _pass(self, rows: list[list[int]]) -> tuple[Tensor, Tensor]:
         """Read the next tokens of all texts; return hidden states and logits, each (B, T, …)."""
         found = self.graphs.step([ids[0] for ids in rows]) if len(rows[0]) == 1 else None
-        if found is None:
-            hidden = cache_tokens(self.model, rows, self._cache)
-            return hidden, every_logits(self.model, hidden)
-        hidden, logits = found
-        return (hidden.clone() if self.drafts.read_states else hidden), logits
+        if found is not None:
+            return found
+        hidden = cache_tokens(self.model, rows, self._cache)
+        return hidden, every_logits(self.model, hidden)
 
     def leave(self, row: int, *, damaged: bool = False) -> None:
         """Free the row of a text. The last text takes it.
@@ -179,7 +169,6 @@ class Decoding:
         What the text has read stays until the row is needed, unless it may be `damaged`.
         """
         last = len(self.texts) - 1
-        self.drafts.forget(self.texts[row])
         if damaged:
             self._cache.clear(row)
             self._read[row] = []
@@ -223,21 +212,10 @@ class Decoding:
         self._used[one], self._used[other] = self._used[other], self._used[one]
 
 
-def _draw_in_turns(draw: DrawRows, logits: Tensor, guesses: Sequence[Sequence[int]]) -> list[int]:
-    """Draw from logits (B, T, vocab) while drafts are right; return how many are, of each row."""
-    right, rows = [0] * len(guesses), list(range(len(guesses)))
-    turn = 0
-    while rows:
-        of_turn = logits[:, turn]
-        if len(rows) < len(of_turn):
-            of_turn = torch.stack([of_turn[row] for row in rows])
-        drawn = zip(rows, draw(rows, of_turn), strict=True)
-        # `None` is never a draft.
-        rows = [row for row, token in drawn if token in guesses[row][turn : turn + 1]]
-        turn += 1
-        for row in rows:
-            right[row] = turn
-    return right
+def decoding_of(model: Decoder, rows: int, max_tokens: int) -> Decoding:
+    """Return what continues texts of the model: what the model has for it, or a Decoding."""
+    decoding: Decoding = (model.decoding or Decoding)(model, rows, max_tokens)
+    return decoding
 
 
 # These are separate functions because a generator that is suspended inside inference mode would
@@ -269,8 +247,8 @@ def last_logits(model: Decoder, hidden: Tensor, lengths: Sequence[int] | None = 
 def every_logits(model: Decoder, hidden: Tensor) -> Tensor:
     """Return the fp32 logits after hidden states (B, T, d_model), (B, T, vocab).
 
-    With drafts (T > 1) they are on the CPU: the host draws several times, and must not wait for the
-    GPU each time.
+    Those of several tokens (T > 1) are on the CPU: the host draws several times, and must not wait
+    for the GPU each time.
     """
     logits = of_rank_0(model, model.logits(hidden).float())
     return logits if logits.shape[1] == 1 else logits.cpu()

@@ -1,12 +1,13 @@
 """Guess the next tokens of a text, so that the model reads several of them in one pass.
 
 A draft never changes the text: every token is drawn from the model's own probabilities, with the
-text's own generator, and a draft counts where it says the same (decoding.py). So a draft is
+text's own generator, and a draft counts where it says the same. So a draft is
 accepted with the probability that the model gives it. What a wrong one costs is a wider pass.
 """
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,9 +18,10 @@ from torch import Tensor
 
 from pion.errors import BadInput
 from pion.generation.bounds import MOST_DRAFTS
+from pion.generation.decoding import Decoding, DrawRows
 from pion.generation.text import Text
 from pion.model.decoder import Decoder
-from pion.model.draft_block import DraftBlock, Trunk, block_of
+from pion.model.draft_block import block_of
 from pion.model.params_and_flops import cost_of
 
 # The longest match is tried first. A single token is no match: it would nearly always be found.
@@ -100,13 +102,11 @@ class Drafting:
         known: hidden states (B, T, d_model), and the row and the place of the one that predicted
             the last token. None: there is no block.
         guess: the tokens that are drafted for this step.
-        drafted, right: how many tokens were drafted, and how many of them were right.
     """
 
     def __init__(self, looked_up: Record, of_block: Record) -> None:
         self.known: tuple[Tensor, int, int] | None = None
         self.guess: list[int] = []
-        self.drafted = self.right = 0
         self._look_up = LookUp()
         self._records = Record(looked_up), Record(of_block)
         self._repeats = False
@@ -126,8 +126,6 @@ class Drafting:
         """Note how many drafts of this step were right."""
         looked_up, of_block = self._records
         (looked_up if self._repeats else of_block).count(len(self.guess), right)
-        self.drafted += len(self.guess)
-        self.right += right
 
 
 @dataclass(frozen=True)
@@ -159,23 +157,29 @@ def best_number(texts: Sequence[Possible], token: float, guess: float) -> int:
     return max(range(1 + max(text.most for text in texts)), key=speed)
 
 
-class Drafts:
-    """What is guessed for texts that a model continues together: at most `most` tokens of each.
+def with_drafts(model: Decoder, most: int) -> Decoder:
+    """Return the model for generation with drafts: at most `most` tokens of a text are guessed for
+    a step; 0: none beyond those that the given model guesses. Both models share all.
 
     Raises BadInput for more than a cache can take back.
-
-    Attributes:
-        read_states: whether the hidden states of a step are read in the next one.
     """
+    if not 0 <= most <= MOST_DRAFTS:
+        raise BadInput(f"drafts is {most}; it must be from 0 to {MOST_DRAFTS}")
+    if most:
+        model = copy.copy(model)
+        model.decoding = partial(DraftedDecoding, most=most)
+    return model
 
-    def __init__(self, model: Decoder, most: int) -> None:
-        if not 0 <= most <= MOST_DRAFTS:
-            raise BadInput(f"drafts is {most}; it must be from 0 to {MOST_DRAFTS}")
+
+class DraftedDecoding(Decoding):
+    """Texts that are continued with drafts: at most `most` guessed tokens of each for a step."""
+
+    def __init__(self, model: Decoder, rows: int, max_tokens: int, most: int) -> None:
+        super().__init__(model, rows, max_tokens)
         self._most, self._pause = most, 0  # steps in which nothing is drafted
         self._of_text = defaultdict[int, Drafting](partial(Drafting, Record(), Record()))  # by id
-        block = block_of(model) if most else None
+        block = block_of(model)
         self._block = None if block is None else (block, block.trunk(model))
-        self.read_states = block is not None
         self._token_share = TOKEN_SHARE[model.embed.weight.device.type]
         # The arithmetic of a block for one guess, as a share of the model's for a token.
         self._guess_share = 0.0
@@ -183,21 +187,50 @@ class Drafts:
             cost = cost_of(model.config)
             self._guess_share = cost.apart_macs / block.steps / cost.macs_per_token
 
-    def begin(self, text: Text, state: Tensor) -> None:
-        """Keep the hidden state (d_model,) that predicts the first token after a prompt."""
+    def _begun(self, text: Text, state: Tensor) -> None:
+        super()._begun(text, state)
         self._pause = 0
-        if self.read_states:
+        if self._block is not None:
             # Without a copy, the states of the whole prompt would stay.
             self._of_text[id(text)].known = state.clone()[None, None], 0, 0
 
-    def guesses(self, texts: Sequence[Text], room: int) -> list[list[int]]:
+    def step(self, draw: DrawRows) -> None:
+        """Continue each text by one token, and by those that were drafted right.
+
+        `draw` is called again for the texts whose drafts were right so far.
+        """
+        starts = self._cache.lengths[: len(self.texts)]
+        guesses = self._guesses(self._cache.max_tokens - 1 - max(starts))
+        width = 1 + max(map(len, guesses))
+        rows = [[text.ids[-1], *guess] for text, guess in zip(self.texts, guesses)]
+        hidden, logits = self._pass([ids + [0] * (width - len(ids)) for ids in rows])
+        if self._block is not None and width == 1:
+            hidden = hidden.clone()  # the next replay of a graph overwrites it
+        right = _draw_in_turns(draw, logits, guesses)
+        for row, (text, guess, hits) in enumerate(zip(self.texts, guesses, right)):
+            self._read[row] += rows[row][: hits + 1]
+            self._cache.cut(row, starts[row] + hits + 1)
+            if self._block is not None:
+                self._of_text[id(text)].known = hidden, row, hits
+            if guess:
+                self._of_text[id(text)].count(hits)
+                text.drafted += len(guess)
+                text.accepted += hits
+
+    def leave(self, row: int, *, damaged: bool = False) -> None:
+        """Free the row of a text, and forget how the text was drafted."""
+        self._of_text.pop(id(self.texts[row]), None)
+        super().leave(row, damaged=damaged)
+
+    def _guesses(self, room: int) -> list[list[int]]:
         """Return the drafts of each text: at most `room` tokens, and none beyond its own room.
 
         Finding out that none would pay takes time for each text. So the more texts there are, the
         more steps follow without drafts.
         """
-        if not self._most or self._pause:
-            self._pause = max(0, self._pause - 1)
+        texts = self.texts
+        if self._pause:
+            self._pause -= 1
             return [[] for _ in texts]
         draftings = [self._of_text[id(text)] for text in texts]
         possible = []
@@ -215,38 +248,26 @@ class Drafts:
         if count and asked and self._block is not None:
             known = [draftings[row].known for row in asked]
             states = torch.stack([every[of, at] for every, of, at in filter(None, known)])
-            last = [texts[row].ids[-1] for row in asked]
-            guesses = guessed_ids(self._block, states, last, count)
-            for row, guess in zip(asked, guesses):
+            last = torch.tensor([texts[row].ids[-1] for row in asked])
+            block, trunk = self._block
+            last = last.to(states.device, non_blocking=True)
+            for row, guess in zip(asked, block.guess(states, last, trunk, count)):
                 draftings[row].guess = guess[: possible[row].most]
         return [drafting.guess for drafting in draftings]
 
-    def note(self, text: Text, guess: Sequence[int], known: tuple[Tensor, int, int]) -> None:
-        """Note a step of a text: hidden states (B, T, d_model), its row, and how many of the
-        guessed tokens were right."""
-        if self.read_states:
-            self._of_text[id(text)].known = known
-        if guess:
-            self._of_text[id(text)].count(known[2])
 
-    def counts(self, text: Text) -> tuple[int, int]:
-        """Return how many tokens of a text that has not left were drafted, and how many right."""
-        found = self._of_text.get(id(text))
-        return (0, 0) if found is None else (found.drafted, found.right)
-
-    def forget(self, text: Text) -> None:
-        """Forget a text that has left."""
-        self._of_text.pop(id(text), None)
-
-
-@torch.inference_mode()
-def guessed_ids(
-    block: tuple[DraftBlock, Trunk], states: Tensor, tokens: Sequence[int], most: int
-) -> list[list[int]]:
-    """Return what a draft block guesses after `tokens` of B texts, from `states` (B, d_model).
-
-    For each text, these are at most `most` ids.
-    """
-    guesses, trunk = block
-    last = torch.tensor(tokens).to(states.device, non_blocking=True)
-    return guesses.guess(states, last, trunk, most)
+def _draw_in_turns(draw: DrawRows, logits: Tensor, guesses: Sequence[Sequence[int]]) -> list[int]:
+    """Draw from logits (B, T, vocab) while drafts are right; return how many are, of each row."""
+    right, rows = [0] * len(guesses), list(range(len(guesses)))
+    turn = 0
+    while rows:
+        of_turn = logits[:, turn]
+        if len(rows) < len(of_turn):
+            of_turn = torch.stack([of_turn[row] for row in rows])
+        drawn = zip(rows, draw(rows, of_turn), strict=True)
+        # `None` is never a draft.
+        rows = [row for row, token in drawn if token in guesses[row][turn : turn + 1]]
+        turn += 1
+        for row in rows:
+            right[row] = turn
+    return right

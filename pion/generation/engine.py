@@ -31,7 +31,7 @@ from pion.generation.answer import (
     logprobs_of,
     logprobs_of_prompt,
 )
-from pion.generation.decoding import Decoding, last_logits
+from pion.generation.decoding import Decoding, decoding_of, last_logits
 from pion.generation.text import draw_together
 from pion.model.decoder import Decoder
 
@@ -57,11 +57,9 @@ class Engine:
         slots: int,
         queue: int,
         seq_len: int,
-        drafts: int = 0,
     ) -> None:
         self._model, self._deliver = model, deliver
         self._slots, self._queue, self._seq_len = slots, queue, seq_len
-        self._drafts = drafts
         self._waiting: deque[Answer] = deque()
         self._reading: _Reading | None = None  # its prompt is read in pieces
         self._arriving: list[Answer] = []  # their prompts are being read together
@@ -152,8 +150,6 @@ class Engine:
             self._read_piece(self._reading)
         if self._in_slots:
             self._decoding.step(self._draw_in)
-            for answer in self._in_slots:
-                answer.drafted, answer.accepted = self._decoding.drafts.counts(answer.text)
             self._free_slots()
 
     def _read_short_prompts(self) -> None:
@@ -277,7 +273,7 @@ class Engine:
         self._decoding = self._new_decoding()
 
     def _new_decoding(self) -> Decoding:
-        return Decoding(self._model, self._slots, self._seq_len, self._drafts)
+        return decoding_of(self._model, self._slots, self._seq_len)
 
 
 @dataclass(frozen=True)

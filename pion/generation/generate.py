@@ -14,7 +14,8 @@ from torch import Tensor
 
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
-from pion.generation.decoding import PROMPT_PIECE, Decoding
+from pion.generation.decoding import PROMPT_PIECE, Decoding, decoding_of
+from pion.generation.drafts import with_drafts
 from pion.generation.text import Settings, Text, draw_together
 from pion.generation.text_stream import TextStream
 from pion.model.decoder import Decoder
@@ -70,11 +71,8 @@ def generate(
         vocab_size=vocab_size,
         seed=seed,
     )
-    return _continued(model, Text(model, ids, settings), drafts)
-
-
-def _continued(model: Decoder, text: Text, drafts: int) -> Iterator[int]:
-    every = _continued_batch(model, [] if text.ended else [text], 1, drafts)
+    text = Text(model, ids, settings)
+    every = _continued_batch(with_drafts(model, drafts), [] if text.ended else [text], 1)
     return (token for _, token in every if token is not None)
 
 
@@ -111,14 +109,14 @@ def generate_batch(
     if rows < 1:
         raise BadInput(f"rows is {rows}; it must be at least 1")
     texts = [Text(model, ids, Settings(**settings)) for ids in prompts]
-    return _continued_batch(model, texts, min(rows, len(texts)), drafts)
+    return _continued_batch(with_drafts(model, drafts), texts, min(rows, len(texts)))
 
 
 def _continued_batch(
-    model: Decoder, texts: list[Text], rows: int, drafts: int
+    model: Decoder, texts: list[Text], rows: int
 ) -> Iterator[tuple[int, int | None]]:
     longest = max((text.room for text in texts), default=0)
-    decoding = Decoding(model, rows, longest, drafts)
+    decoding = decoding_of(model, rows, longest)
     waiting = deque(enumerate(texts))
     numbers: list[int] = []  # of the texts in the rows
     new: list[tuple[int, int | None]] = []

@@ -152,6 +152,8 @@ class Decoder(nn.Module):
 
     # Whether each rank has only a part of the weights (pion/train/sharding.py).
     sharded = False
+    # What continues texts, if not pion/generation/decoding.py: (model, rows, tokens) → Decoding.
+    decoding: Any = None
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, rms_norm
 
-from pion.config.draft import draft_d_ff
 from pion.config.model_config import ModelConfig
 from pion.config.parts import Role
 from pion.errors import BadInput
@@ -76,7 +75,8 @@ class DraftBlock(SharedPart):
         self.steps, self._width, self._eps = settings.steps, config.d_model, config.norm_eps
         self._vocab_size = config.vocab_size
         self.mix = Projection(2 * config.d_model, config.d_model)
-        self.feedforward = SwiGLU(config.d_model, draft_d_ff(config.d_model))
+        # The width is 8/3 of the model's, in steps of 64.
+        self.feedforward = SwiGLU(config.d_model, -(-8 * config.d_model // (3 * 64)) * 64)
         count = settings.ids_of(config.vocab_size)
         # Until they are counted, these are the first ids. A tokenizer learned them first.
         self.register_buffer("ids", torch.arange(count) if count < config.vocab_size else None)
@@ -94,7 +94,7 @@ class DraftBlock(SharedPart):
         head = head if self.ids is None else head[self.ids]
         return Trunk(model.embed.weight.detach(), model.norm, head, model.config.logit_cap)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def guess(self, states: Tensor, tokens: Tensor, trunk: Trunk, count: int) -> list[list[int]]:
         """Return the likeliest ids after `tokens` (B,), one after the other, of each text.
 

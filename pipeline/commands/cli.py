@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from pion.config.presets import ORIGINALS
 from pion.errors import BadInput
@@ -281,7 +281,7 @@ def _chat(args: argparse.Namespace) -> None:
     from pipeline.commands.sampling import settings_of
 
     found, model, chat_format = _load_to_generate(args)
-    chat(model, chat_format, found, settings_of(args, model))
+    chat(model, chat_format, found, settings_of(args))
 
 
 def _generate(args: argparse.Namespace) -> None:
@@ -292,7 +292,7 @@ def _generate(args: argparse.Namespace) -> None:
 
         prompts = read_prompts(Path(args.prompts))
         _, model, chat_format = _load_to_generate(args)
-        answer_all(model, chat_format, prompts, settings_of(args, model), as_chat=args.chat)
+        answer_all(model, chat_format, prompts, settings_of(args), as_chat=args.chat)
         return
     from pipeline.commands.chat import answer_once
 
@@ -300,7 +300,7 @@ def _generate(args: argparse.Namespace) -> None:
         raise BadInput("no text to continue was given. Use --prompt TEXT or standard input")
     prompt = sys.stdin.read() if args.prompt is None else args.prompt
     _, model, chat_format = _load_to_generate(args)
-    answer_once(model, chat_format, prompt, settings_of(args, model), as_chat=args.chat)
+    answer_once(model, chat_format, prompt, settings_of(args), as_chat=args.chat)
 
 
 def _serve(args: argparse.Namespace) -> None:
@@ -313,12 +313,15 @@ def _serve(args: argparse.Namespace) -> None:
 def _eval(args: argparse.Namespace) -> None:
     from pipeline.commands.eval import Part, eval_parts, file_part
     from pipeline.commands.eval_core import asked_core, core_part
+    from pipeline.models.find import find_model
+    from pipeline.serve.options import load_as_asked
 
     # The bundle is read before the model: a mistake in the bundle is told at once.
     core = asked_core(args.core, args.core_items, cropped=args.core_cropped)
     if not args.files and core is None:
         raise BadInput("nothing to measure was named. Name a FILE, or add --core PATH")
-    _, model, chat_format = _load(args.model, args.skip_above)
+    plain = argparse.Namespace(dtype="float32", drafts="off")
+    model, chat_format = load_as_asked(find_model(args.model), plain, args.skip_above)
     parts: dict[str, Part] = {
         str(file): file_part(model, chat_format.tokenizer, file) for file in map(Path, args.files)
     }
@@ -415,36 +418,12 @@ def _report(args: argparse.Namespace) -> None:
     rewrite_report(args.run, as_json=args.json)
 
 
-def _load(
-    name: str | None,
-    skip_above: float | None,
-    dtype: Literal["auto", "bfloat16", "float32"] = "float32",
-    *,
-    drafts: bool = False,
-) -> tuple[FoundModel, Decoder, ChatFormat]:
-    """Return the model called `name`, on the accelerator if there is one, and its chat format.
-
-    `dtype` is the precision of products; `skip_above` as in `Decoder.with_gates`, None: no gates.
-    With `drafts`, its draft block is loaded too if there is one.
-    """
-    from pipeline.models.find import find_model
-    from pipeline.models.load import load_found
-
-    found = find_model(name)  # before torch is imported, so a wrong name fails at once
-    from pion.train.hardware import pick_device, pick_dtype, torch_dtype
-
-    device = pick_device()
-    picked = pick_dtype(dtype, device, generating=True)
-    model, chat_format = load_found(found, torch_dtype(picked), drafts=drafts)
-    if skip_above is not None:
-        model = model.with_gates(skip_above)
-    return found, model.to(device), chat_format
-
-
 def _load_to_generate(args: argparse.Namespace) -> tuple[FoundModel, Decoder, ChatFormat]:
-    found, model, chat_format = _load(
-        args.model, args.skip_above, args.dtype, drafts=args.drafts != "off"
-    )
+    from pipeline.models.find import find_model
+    from pipeline.serve.options import load_as_asked
+
+    found = find_model(args.model)  # before torch is imported, so a wrong name fails at once
+    model, chat_format = load_as_asked(found, args, args.skip_above)
     return found, model.joined(), chat_format
 
 

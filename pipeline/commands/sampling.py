@@ -7,15 +7,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pion.errors import BadInput
 from pion.generation.bounds import BOUNDS
-from pipeline.serve.draft_option import add_drafts, drafts_of
-from pipeline.serve.options import add_dtype
-
-if TYPE_CHECKING:
-    from pion.model.decoder import Decoder
+from pipeline.serve.options import add_loading
 
 # How text is sampled: keywords of `pion.generate`.
 Settings = Mapping[str, Any]
@@ -56,7 +52,7 @@ def convert(name: str, text: str) -> float:
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """Add an option for each setting, for the seed, and for the dtype."""
+    """Add an option for each setting, for the seed, and for loading the model."""
     for name, default in DEFAULTS.items():
         parser.add_argument(
             f"--{name.replace('_', '-')}",
@@ -71,14 +67,12 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="the same seed generates the same text",
     )
-    add_dtype(parser)
-    add_drafts(parser)
+    add_loading(parser)
 
 
-def settings_of(args: argparse.Namespace, model: Decoder) -> dict[str, Any]:
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return the settings of the options, as keywords of `pion.generate`."""
-    given = {name: getattr(args, name) for name in (*DEFAULTS, "seed")}
-    return given | {"drafts": drafts_of(args.drafts, model)}
+    return {name: getattr(args, name) for name in (*DEFAULTS, "seed")}
 
 
 def _converted(name: str, text: str) -> float:

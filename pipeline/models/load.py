@@ -255,12 +255,8 @@ def load_tokenizer(found: FoundModel) -> Tokenizer:
     return Tokenizer.from_file(found.tokenizer)
 
 
-def load_found(
-    found: FoundModel, dtype: torch.dtype | None = None, *, drafts: bool = False
-) -> tuple[Decoder, ChatFormat]:
+def load_found(found: FoundModel, dtype: torch.dtype | None = None) -> tuple[Decoder, ChatFormat]:
     """Load the model and its chat format, with its tokenizer; `dtype` as in `load_model`.
-
-    With `drafts`, the draft block that was exported with it is loaded too.
 
     Raises BadInput if they don't fit each other.
     """
@@ -271,8 +267,4 @@ def load_found(
     chat_format = ChatFormat(found.tokenizer, tokenizer)
     model = load_model(found, dtype)
     tokenizer.fits(model.config.vocab_size, where=str(found.tokenizer))
-    if drafts and found.kind == "export" and found.base is None:
-        from pion.formats.draft_folder import with_draft
-
-        model = with_draft(model, found.folder)
     return model, chat_format

@@ -24,6 +24,7 @@ from pipeline.report.blocks import (
 )
 from pipeline.report.calibration import calibration_blocks
 from pipeline.report.core import core_blocks
+from pipeline.report.drafts import draft_blocks
 from pipeline.report.lm_eval_rows import lm_eval_blocks
 from pipeline.report.preferences import preference_blocks
 
@@ -76,8 +77,7 @@ def _language_blocks(results: Mapping[str, Any]) -> list[Block]:
         blocks += [f"{note}:", Table(columns, language)]
     blocks.append(whose_bytes(results))
     blocks += calibration_blocks(results)
-    if drafts := draft_rows(results):
-        blocks += [DRAFTS, Table(("model", "tokens", "tokens a pass", "right"), drafts, 2)]
+    blocks += draft_blocks(results, TRAINED)
     return blocks
 
 
@@ -98,33 +98,6 @@ def _answer_blocks(results: Mapping[str, Any]) -> list[Block]:
         columns = ("task", "model", "accuracy", "chance", "questions")
         blocks += ["Multiple choice by likelihood:", Table(columns, choices, 2)]
     return blocks
-
-
-DRAFTS = (
-    "A small block next to the model guesses the next tokens of a text, and the model checks all "
-    "guesses in one pass. This makes texts faster and never changes them. Below is how many tokens "
-    "a pass adds to a text that continues held-out text (1 without guesses; more is better), and "
-    "the share of guessed tokens that were right:"
-)
-
-
-def draft_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Return (model, tokens, tokens a pass, right) of each model with a draft block."""
-    drawn = {"greedy": "the likeliest", "drawn": "drawn at a temperature of 0.8"}
-    rows: list[tuple[str, ...]] = []
-    for stage, title in TRAINED:
-        drafts = (results.get(stage) or {}).get("drafts") or {}
-        for name, words in drawn.items():
-            if found := drafts.get(name):
-                saved = value_with_error(found, "tokens_per_pass", 2)
-                rows.append((title, words, saved, percent_with_error(found, "right")))
-    return rows
-
-
-def drafts_in_brief(drafts: Mapping[str, Any]) -> str:
-    """Return what the draft block of a model saves, such as "1.62 ± 0.05 tokens a pass"."""
-    found = drafts.get("drawn") or drafts.get("greedy") or {}
-    return f"{value_with_error(found, 'tokens_per_pass', 2)} tokens a pass (1 without drafts)"
 
 
 def chosen_checkpoint(results: Mapping[str, Any]) -> str:

@@ -24,6 +24,7 @@ from typing import (
 
 from typing_extensions import TypedDict
 
+from pion.config.draft import TEMPERATURES, Drafted
 from pion.evaluation import results as measured
 from pipeline.state.head import Head
 from pipeline.state.record_json import Amount, Count, Number, Sha256, build, open_record
@@ -68,7 +69,7 @@ def _with_errors(*names: str) -> dict[str, Any]:
 
 _CHOICES = {**_fields(measured.MultipleChoice), "questions": Required[Count]}
 CHOICES = record_type(total=False, **_CHOICES) | None
-CALIBRATION, DRAFTED = _kept(measured.Calibration), _kept(measured.Drafted)
+CALIBRATION = _kept(measured.Calibration)
 # What was measured of text, and of a model.
 _TEXT = _fields(measured.HeldOut)
 _MODEL = {
@@ -79,7 +80,7 @@ _MODEL = {
     "core": _kept(measured.CoreResult),
     "text": record_type(total=False, **_TEXT, calibration=CALIBRATION),
     "calibration": CALIBRATION,
-    "drafts": record_type(total=False, greedy=DRAFTED, drawn=DRAFTED),
+    "drafts": record_type(total=False, **dict.fromkeys(TEMPERATURES, _kept(Drafted))),
 }
 MODEL = record_type(total=False, **_MODEL)
 

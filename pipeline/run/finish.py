@@ -15,12 +15,12 @@ from pipeline.models.bring import bring_model
 from pipeline.report.calibration import calibration_in_brief
 from pipeline.report.cleaning import cleaning_in_words
 from pipeline.report.core import core_in_brief
+from pipeline.report.drafts import drafts_in_brief
 from pipeline.report.prediction import against_result
 from pipeline.report.preferences import preferences_in_brief
 from pipeline.report.published_by import is_still_there
 from pipeline.report.reading import read_history
 from pipeline.report.report_file import REPORT
-from pipeline.report.result_tables import drafts_in_brief
 from pipeline.report.results import Published
 from pipeline.state.checkpoints.retention import final_checkpoint, selected
 from pipeline.state.head import Head

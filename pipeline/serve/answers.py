@@ -24,6 +24,7 @@ from pion.generation.answer import (
 from pion.generation.answer_reader import AnswerReader, Reading
 from pion.generation.text import Text
 from pion.generation.text_stream import Piece, TextStream
+from pipeline.serve.drafts import timings_of_drafts
 from pipeline.serve.errors import ApiError
 from pipeline.serve.served_model import ServedModel
 
@@ -116,31 +117,14 @@ class Answers:
         return sum(self._answers[number].cached_tokens for number in self._firsts)
 
     @property
-    def drafted_tokens(self) -> int:
-        """The number of tokens that were guessed before they were drawn."""
-        return sum(answer.drafted for answer in self._answers)
-
-    @property
-    def accepted_tokens(self) -> int:
-        """The number of tokens that were guessed right, so that no step was needed for them.
-
-        An answer that ends at a stop string may have been drawn further, and its first token is
-        never guessed.
-        """
-        return sum(
-            min(answer.accepted, max(0, len(tokens) - 1))
-            for answer, tokens in zip(self._answers, self._tokens)
-        )
-
-    @property
     def timings(self) -> dict[str, Any]:
         """What the answers took until now, where tokens are drawn, as llama.cpp names it.
 
         `prompt_n` are the tokens of the prompts, of which `cache_n` were not read again, and
-        `prompt_ms` is from the request until the first token, with the wait for a slot. `draft_n`
-        tokens were guessed, `draft_n_accepted` of them right. `predicted_n` are the tokens that
-        were drawn, and `predicted_ms` is from the first to the last token. `predicted_per_second`
-        are the tokens in that time, without each answer's first; None: only firsts.
+        `prompt_ms` is from the request until the first token, with the wait for a slot.
+        `predicted_n` are the tokens that were drawn, and `predicted_ms` is from the first to the
+        last token. `predicted_per_second` are the tokens in that time, without each answer's first;
+        None: only firsts.
         """
         drawn = [len(tokens) for tokens in self._tokens if tokens]
         seconds = self._last - self._first
@@ -151,8 +135,7 @@ class Answers:
             "cache_n": self.cached_tokens,
             "prompt_ms": 1000 * (self._first - self._begun),
             "predicted_n": sum(drawn),
-            "draft_n": self.drafted_tokens,
-            "draft_n_accepted": self.accepted_tokens,
+            **timings_of_drafts((answer.text for answer in self._answers), map(len, self._tokens)),
             "predicted_ms": 1000 * seconds,
             "predicted_per_second": after_first / seconds if seconds and after_first else None,
         }

@@ -1,14 +1,19 @@
-"""The options of `pion serve`."""
+"""The options of `pion serve`, and those of loading a model to generate text."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.serve.draft_option import Drafts, add_drafts
+from pipeline.serve.drafts import Drafts, add_drafts, load_drafts
 from pipeline.web.address import Address, add_address, address_of
+
+if TYPE_CHECKING:
+    from pion.data.chat.chat_format import ChatFormat
+    from pion.model.decoder import Decoder
+    from pipeline.models.find import FoundModel
 
 
 @dataclass(frozen=True)
@@ -73,12 +78,11 @@ def add_options(parser: argparse.ArgumentParser, model_help: str) -> None:
         metavar="N",
         help="the most tokens of prompt and answer; default: the model's context",
     )
-    add_dtype(parser)
-    add_drafts(parser)
+    add_loading(parser)
 
 
-def add_dtype(parser: argparse.ArgumentParser) -> None:
-    """Add the precision of a model that is used, and not trained."""
+def add_loading(parser: argparse.ArgumentParser) -> None:
+    """Add how a model is loaded to generate text; see `load_as_asked`."""
     parser.add_argument(
         "--dtype",
         choices=("auto", "bfloat16", "float32"),
@@ -86,6 +90,26 @@ def add_dtype(parser: argparse.ArgumentParser) -> None:
         help="precision of weights and products; auto (the default): bfloat16 if the hardware "
         "computes it, which is faster and rounds more",
     )
+    add_drafts(parser)
+
+
+def load_as_asked(
+    found: FoundModel, asked: Any, skip_above: float | None = None
+) -> tuple[Decoder, ChatFormat]:
+    """Load a model, on the accelerator if there is one, and its chat format.
+
+    `asked` has the options of `add_loading`; `skip_above` as in `Decoder.with_gates`, None: no
+    gates.
+    """
+    from pion.train.hardware import pick_device, pick_dtype, torch_dtype
+    from pipeline.models.load import load_found
+
+    dtype = torch_dtype(pick_dtype(asked.dtype, pick_device(), generating=True))
+    model, chat_format = load_found(found, dtype)
+    model = load_drafts(model, found, asked.drafts)
+    if skip_above is not None:
+        model = model.with_gates(skip_above)
+    return model.to(pick_device()), chat_format
 
 
 def options_of(args: argparse.Namespace) -> Options:

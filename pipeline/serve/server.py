@@ -16,19 +16,11 @@ from pion.generation.answer import Deliver, Event, Listener
 from pion.generation.decoding import bytes_per_row
 from pion.generation.engine import Engine
 from pion.model.decoder import Decoder
-from pion.train.hardware import (
-    memory_in_use,
-    pick_device,
-    pick_dtype,
-    torch_dtype,
-    total_memory,
-)
+from pion.train.hardware import memory_in_use, total_memory
 from pipeline.console.formats import amount, show, size
 from pipeline.models.find import FoundModel, find_model
-from pipeline.models.load import load_found
 from pipeline.serve.app import Api
-from pipeline.serve.draft_option import drafts_of
-from pipeline.serve.options import Options
+from pipeline.serve.options import Options, load_as_asked
 from pipeline.serve.served_model import ServedModel
 from pipeline.web.address import Rules
 from pipeline.web.listen import serve_until_stopped, url_of
@@ -140,25 +132,23 @@ def _give(events: Sequence[tuple[Listener, Event]]) -> None:
 
 
 def _load(name: str, found: FoundModel, options: Options, deliver: Deliver) -> ServedModel:
-    device = pick_device()
-    dtype = pick_dtype(options.dtype, device, generating=True)
-    model, chat_format = load_found(found, torch_dtype(dtype), drafts=options.drafts != "off")
-    model = model.to(device).joined()
+    model, chat_format = load_as_asked(found, options)
+    model, weight = model.joined(), model.embed.weight
     seq_len = min(options.seq_len or model.config.seq_len, model.config.seq_len)
-    slots, most_bytes = fit_slots(name, model, options.slots, seq_len, free_memory(device))
+    slots, most_bytes = fit_slots(name, model, options.slots, seq_len, free_memory(weight.device))
     engine = Engine(
         model,
         deliver,
         slots=slots,
         queue=options.queue,
         seq_len=seq_len,
-        drafts=drafts_of(options.drafts, model),
     )
     served = ServedModel(name, found, model, chat_format, engine, seq_len)
     fewer = "" if slots == options.slots else f" (memory for {options.slots} is missing)"
     show(
-        f"{name}: {found.label}, {amount(model.num_params())} parameters in {dtype} on "
-        f"{device.type}. {slots} answers at once{fewer}, {seq_len:,} tokens each: "
+        f"{name}: {found.label}, {amount(model.num_params())} parameters in "
+        f"{str(weight.dtype).removeprefix('torch.')} on {weight.device.type}. "
+        f"{slots} answers at once{fewer}, {seq_len:,} tokens each: "
         f"at most {size(most_bytes)} of memory"
     )
     if not found.chat:

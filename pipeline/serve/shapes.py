@@ -15,6 +15,7 @@ from pion.data.chat.call_form import Call
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.generation.answer import Logprobs
 from pipeline.serve.answers import Answers, FinishReason, Part, Token
+from pipeline.serve.drafts import usage_of_drafts
 from pipeline.serve.errors import ApiError
 from pipeline.serve.requests import Request
 
@@ -23,18 +24,15 @@ Json = dict[str, Any]
 
 def _counts(answers: Answers) -> Json:
     """Return the counts of tokens and the times."""
+    timings = answers.timings
     counts: Json = {
         "prompt_tokens": answers.prompt_tokens,
         "completion_tokens": answers.completion_tokens,
         "total_tokens": answers.prompt_tokens + answers.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": answers.cached_tokens},
+        **usage_of_drafts(timings),
     }
-    if answers.drafted_tokens:
-        counts["completion_tokens_details"] = {
-            "accepted_prediction_tokens": answers.accepted_tokens,
-            "rejected_prediction_tokens": answers.drafted_tokens - answers.accepted_tokens,
-        }
-    return {"usage": counts, "timings": answers.timings}
+    return {"usage": counts, "timings": timings}
 
 
 def _event(chunk: Json) -> bytes:

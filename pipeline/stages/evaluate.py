@@ -21,6 +21,7 @@ from pipeline.console.messages import Note
 from pipeline.job import Job
 from pipeline.job.stages import CONVERSING
 from pipeline.stages.core import Questions, core_of, read_questions_of
+from pipeline.stages.drafts import drafts_of
 from pipeline.stages.measures import (
     SUMS,
     Kind,
@@ -133,10 +134,7 @@ class _Evaluation:
             result |= self.part(
                 f"{stage}.held_out", label, partial(measures.with_items, stage, "held_out")
             )
-        has_block = measures.job.model_config_resolved().draft is not None
-        if trained.pretrain_data is not None and has_block:
-            label = f"drafts of the {stage} model"
-            result["drafts"] = self.part(f"{stage}.drafts", label, partial(measures.drafts, stage))
+        result |= drafts_of(measures, stage, self.part)
         if stage in CONVERSING and trained.sft_data is not None and not compared:
             label = f"{stage} model on held-out conversations"
             compute = partial(measures.with_items, stage, "conversations")

@@ -222,23 +222,6 @@ class Measures:
         """Return how the model of `stage` is measured on rows of `seq_len` tokens."""
         return self._scorer(self._decoder(stage), seq_len)
 
-    def drafts(self, stage: str) -> Result:
-        """Count the passes that the draft block of `stage` saves, after held-out beginnings.
-
-        {} for a model without a block.
-        """
-        from pion.evaluation.drafting import TEMPERATURES, TEXTS, drafted
-
-        model, rows = self._decoder(stage), self._stream(self.text, "held_out")
-        quarter = max(1, self.job.data.seq_len // 4)
-        prompts = [rows.row(i).tokens[:quarter].tolist() for i in self._rows(rows)[:TEXTS]]
-        size = self.tokenizer.vocab_size
-        found = {
-            name: drafted(model, prompts, temperature, size, self._on_batch)
-            for name, temperature in TEMPERATURES.items()
-        }
-        return {name: record_of(of) for name, of in found.items() if of is not None}
-
     def continuations(self) -> list[Question]:
         """Return the questions that prepare cut from held-out text; none if there was no text."""
         from pion.evaluation.questions import read_questions

@@ -32,6 +32,7 @@ from pion.model.attention import attention
 from pion.model.attention.cache import KVCache
 from pion.model.attention.rope import rotary_table
 from pion.model.decoder import Decoder
+from pion.model.draft_block import DraftBlock
 from pion.model.loss import IGNORED
 from pion.train.phases import Phase
 from pion.train.preference import Preference
@@ -389,8 +390,9 @@ def replay_nothing(watch: Watch, config: ModelConfig) -> tuple[int, Any]:
 def guess(watch: Watch, config: ModelConfig) -> tuple[int, Any]:
     """Continue a prompt by tokens that a draft block guesses, all right; count the passes."""
     model = Decoder(replace(config, draft=DRAFT)).to("cuda")
-    of_block, of_model = map(import_module, ("pion.generation.drafts", "pion.generation.decoding"))
-    guesses = mock.patch.object(of_block, "guessed_ids", wraps=of_block.guessed_ids)
+    of_model = import_module("pion.generation.decoding")
+    own = DraftBlock.guess
+    guesses = mock.patch.object(DraftBlock, "guess", autospec=True, side_effect=own)
     passes = mock.patch.object(of_model, "cache_tokens", wraps=of_model.cache_tokens)
     watch.start()
     made_up = mock.patch.object(watch, "values_of", falling)

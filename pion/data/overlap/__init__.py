@@ -1,5 +1,5 @@
 """Look for the items of evaluation sets in the rows that a model was trained on: rule `overlap-1`.
 
-The order of the work: `items` and `control` say what is looked for, `ngrams` and `index` turn both
+The order of the work: `items` say what is looked for, `ngrams` and `index` turn them
 into hashes, `search` reads the rows, and `found` keeps the hits.
 """

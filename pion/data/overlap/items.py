@@ -34,7 +34,7 @@ class Item:
 class ItemSet:
     """The items of one evaluation set, and the excerpts of held-out text to compare them with.
 
-    `control` comes from `control.draw_control`. Without one, no verdict is possible.
+    `control` is cut from held-out text. Without one, no verdict is possible.
     """
 
     name: str

@@ -6,8 +6,10 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pion.data.overlap.control import draw_control
-from pion.data.overlap.items import Item, ItemSet
+import numpy as np
+
+from pion.data.overlap.items import LEAST_WORDS, Item, ItemSet, counted_words
+from pion.data.overlap.words import split_words
 from pion.errors import BadInput
 from pion.evaluation.core.bundle import Task, read_bundle
 from pion.evaluation.core.rows import passages_of
@@ -19,6 +21,8 @@ from pipeline.job import Job
 # first so many characters.
 CONTROL_DOCUMENTS = 200
 CONTROL_CHARS = 64 << 20
+# The control has so many excerpts.
+EXCERPTS = 1000
 
 
 def read_sets(job: Job) -> list[ItemSet]:
@@ -54,6 +58,34 @@ def with_control(job: Job, sets: Sequence[ItemSet], inputs: Sequence[Input]) -> 
         dataclasses.replace(one, control=draw_control(one.items, held_out, seed=job.seed))
         for one in sets
     ]
+
+
+def draw_control(
+    items: Sequence[Item], held_out: Sequence[bytes], count: int = EXCERPTS, seed: int = 0
+) -> list[Item]:
+    """Return `count` excerpts of held-out rows, as long as randomly drawn items.
+
+    `held_out` has the text of each row in UTF-8. The same arguments give the same excerpts. Without
+    items of enough words, or if no row is as long as a drawn item, there are fewer, down to none.
+    """
+    lengths = [len(counted_words(item)[0]) for item in items]
+    lengths = [length for length in lengths if length >= LEAST_WORDS]
+    if not lengths:
+        return []
+    sizes = np.array([len(split_words(text)) for text in held_out])
+    chance = np.random.default_rng(seed)
+    excerpts = []
+    for _ in range(count):
+        length = lengths[chance.integers(len(lengths))]
+        rows = np.flatnonzero(sizes >= length)
+        if not len(rows):
+            continue
+        row = int(rows[chance.integers(len(rows))])
+        first = int(chance.integers(sizes[row] - length + 1))
+        words = split_words(held_out[row])[first : first + length]
+        text = b" ".join(words).decode(errors="replace")
+        excerpts.append(Item(question=text, answer="", passage=f"row {row}"))
+    return excerpts
 
 
 def _held_out_texts(job: Job, found: Input) -> Iterator[bytes]:

@@ -12,6 +12,7 @@ import pion
 from pion.generation import drafts as drafting
 from pion.generation.drafts import Possible
 from pion.model.decoder import Decoder
+from pion.model.draft_block import DraftBlock
 from tests.families.families import VOCAB, Family
 
 # A segment is shorter than a pass with drafts, so a pass fills one or two.
@@ -47,11 +48,11 @@ def partly_right(plain: Sequence[Sequence[int]]) -> Guess:
     """Return what guesses the next tokens of known texts, of which 0, 1 … 4 are right in turn."""
     calls = 0
 
-    def guess(block: Any, states: torch.Tensor, tokens: Sequence[int], most: int) -> Any:
+    def guess(block: Any, states: Any, tokens: torch.Tensor, trunk: Any, most: int) -> Any:
         nonlocal calls
         calls += 1
         found = []
-        for token in tokens:
+        for token in tokens.tolist():
             following = next(
                 (text[n + 1 : n + 1 + most] for text in plain for n in places(text, token)), []
             )
@@ -99,7 +100,7 @@ def test_guesses_of_which_some_are_right_never_change_a_text(
         count(self, right)
 
     monkeypatch.setattr(drafting.Drafting, "count", noted)
-    monkeypatch.setattr(drafting, "guessed_ids", partly_right(plain))
+    monkeypatch.setattr(DraftBlock, "guess", partly_right(plain))
     assert texts_of(model, sampling, 4, rows) == plain
     # Some were cut back by a segment and more, and some passes kept the end of a segment.
     assert any(drafted - right >= 3 for drafted, right in counted)

@@ -14,8 +14,6 @@ from pipeline.report.history import RunHistory
 from pipeline.report.page_sections import measured_sections
 from pipeline.report.result_tables import (
     before_after_rows,
-    draft_rows,
-    drafts_in_brief,
     start_in_words,
     what_it_forgot,
 )
@@ -137,36 +135,3 @@ def test_a_share_of_all_cases_has_an_interval_and_an_old_result_has_no_error() -
     counted = share_with_interval({**of_all, "ends": 40}, "stop_accuracy", "ends")
     assert counted == "100.0 % (95 %: 91.2 to 100.0)"
     assert share_with_interval(of_all, "stop_accuracy", "ends") == "100.0 %"
-
-
-# ---------------------------------------------------------------- drafts
-
-
-GREEDY = {"texts": 16, "tokens_per_pass": 1.71, "tokens_per_pass_sem": 0.042, "right": 0.631}
-DRAWN = {"texts": 16, "tokens_per_pass": 1.38, "tokens_per_pass_sem": None, "right": None}
-DRAFTS: dict[str, Any] = {"greedy": GREEDY, "drawn": DRAWN}
-DRAFTED: dict[str, Any] = {"pretrain": {"loss": 3.0, "drafts": DRAFTS}}
-
-
-def test_each_way_to_draw_has_a_row() -> None:
-    assert draft_rows(DRAFTED) == [
-        ("base", "the likeliest", "1.71 ± 0.04", "63.1 %"),
-        ("base", "drawn at a temperature of 0.8", "1.38", "–"),
-    ]
-    assert draft_rows({"pretrain": {"drafts": {}}, "sft": {}}) == []
-
-
-def test_card_and_page_say_what_drafts_are() -> None:
-    shown = history_of(Job.model_validate(copy.deepcopy(JOB)), results=DRAFTED)
-    card = card_of_history(shown)
-    page = json.dumps(measured_sections(shown, shown.results), ensure_ascii=False)
-    assert "| base | the likeliest | 1.71 ± 0.04 | 63.1 % |" in card
-    for text in (card, page):
-        assert "guesses the next tokens of a text, and the model checks all" in text
-        assert "never changes them" in text
-        assert "1.71 ± 0.04" in text
-
-
-def test_the_summary_has_the_texts_that_are_drawn_as_usual() -> None:
-    assert drafts_in_brief(DRAFTS) == "1.38 tokens a pass (1 without drafts)"
-    assert drafts_in_brief({"greedy": GREEDY}) == "1.71 ± 0.04 tokens a pass (1 without drafts)"

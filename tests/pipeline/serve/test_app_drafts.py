@@ -13,7 +13,7 @@ from pion.generation.drafts import Possible
 from pion.model.decoder import Decoder
 from pion.model.draft_block import block_of
 from pipeline.models.find import find_model
-from pipeline.serve.draft_option import Drafts, drafts_of
+from pipeline.serve.drafts import Drafts, drafts_of
 from tests.support.finished_run import make_run
 from tests.support.served import Served, serving
 from tests.support.tiny_config import tiny_config

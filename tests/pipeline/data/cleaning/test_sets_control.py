@@ -1,8 +1,8 @@
 import pytest
 
-from pion.data.overlap.control import draw_control
 from pion.data.overlap.items import Item, ItemSet, counted_words
 from pipeline.data.cleaning.receipt import judge
+from pipeline.data.cleaning.sets import draw_control
 from tests.support.overlap_texts import Prose, searched, text_of
 
 

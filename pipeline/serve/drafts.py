@@ -1,0 +1,84 @@
+"""The option `--drafts`: how many tokens are guessed for a step; and what answers say of them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Literal
+
+from pion.generation.bounds import MOST_DRAFTS
+
+if TYPE_CHECKING:
+    from pion.generation.text import Text
+    from pion.model.decoder import Decoder
+    from pipeline.models.find import FoundModel
+
+# How many tokens are drafted for a step. auto: as many as the model's draft block has learned.
+Drafts = int | Literal["auto", "off"]
+WITHOUT_BLOCK = 4
+
+
+def add_drafts(parser: argparse.ArgumentParser) -> None:
+    """Add how many tokens are drafted for a step."""
+    parser.add_argument(
+        "--drafts",
+        type=_number_of_drafts,
+        metavar="N",
+        default="off",
+        help="guess up to N tokens for each step, by what the text repeats and by the model's "
+        "draft block if it has one; the text is the same up to rounding, and faster where guesses "
+        f"are right. auto: as many as the block has learned, or {WITHOUT_BLOCK} without one; off "
+        "(the default): none",
+    )
+
+
+def _number_of_drafts(text: str) -> Drafts:
+    if text in ("auto", "off"):
+        return text  # type: ignore[return-value]
+    if text.isdecimal() and 1 <= int(text[:9]) <= MOST_DRAFTS:
+        return int(text)
+    raise argparse.ArgumentTypeError(
+        f"{text[:40]!r} is not auto, off or a number from 1 to {MOST_DRAFTS}"
+    )
+
+
+def drafts_of(asked: Drafts, model: Decoder) -> int:
+    """Return how many tokens are drafted for a step of a model; 0: none."""
+    if isinstance(asked, int):
+        return asked
+    block = model.config.draft
+    return 0 if asked == "off" else WITHOUT_BLOCK if block is None else block.steps
+
+
+def load_drafts(model: Decoder, found: FoundModel, asked: Drafts) -> Decoder:
+    """Return a model that was loaded, with the drafts that were asked for.
+
+    The draft block that was exported with the model is loaded too. Raises BadInput for a block that
+    is damaged, or of another model.
+    """
+    from pion.formats.draft_folder import with_draft
+    from pion.generation.drafts import with_drafts
+
+    if asked != "off" and found.kind == "export" and found.base is None:
+        model = with_draft(model, found.folder)
+    return with_drafts(model, drafts_of(asked, model))
+
+
+def timings_of_drafts(texts: Iterable[Text], drawn: Iterable[int]) -> dict[str, int]:
+    """Return what llama.cpp names of drafts: `draft_n` tokens of answers were guessed,
+    `draft_n_accepted` of them right. `drawn` are the tokens of each answer.
+
+    An answer that ends at a stop string may have been drawn further, and its first token is never
+    guessed.
+    """
+    found = [(text.drafted, min(text.accepted, max(0, n - 1))) for text, n in zip(texts, drawn)]
+    return dict(zip(("draft_n", "draft_n_accepted"), map(sum, zip(*found))))
+
+
+def usage_of_drafts(timings: dict[str, Any]) -> dict[str, Any]:
+    """Return what OpenAI names of drafts, from the timings; nothing if none was guessed."""
+    details = {
+        "accepted_prediction_tokens": timings["draft_n_accepted"],
+        "rejected_prediction_tokens": timings["draft_n"] - timings["draft_n_accepted"],
+    }
+    return {"completion_tokens_details": details} if timings["draft_n"] else {}

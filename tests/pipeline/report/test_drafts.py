@@ -1,0 +1,45 @@
+"""The card, the page and the summary say what a draft block saves, and what it is."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+from pipeline.job import Job
+from pipeline.report.blocks import Table
+from pipeline.report.drafts import draft_blocks, drafts_in_brief
+from pipeline.report.page_sections import measured_sections
+from tests.pipeline.report.test_model_card import JOB, card_of_history, history_of
+
+GREEDY = {"texts": 16, "tokens_per_pass": 1.71, "tokens_per_pass_sem": 0.042, "right": 0.631}
+DRAWN = {"texts": 16, "tokens_per_pass": 1.38, "tokens_per_pass_sem": None, "right": None}
+DRAFTS: dict[str, Any] = {"greedy": GREEDY, "drawn": DRAWN}
+RESULTS: dict[str, Any] = {"pretrain": {"loss": 3.0, "drafts": DRAFTS}}
+
+
+def test_each_way_to_draw_has_a_row() -> None:
+    models = (("sft", "fine-tuned"), ("pretrain", "base"))
+    _, table = draft_blocks(RESULTS, models)
+    assert isinstance(table, Table)
+    assert table.rows == [
+        ("base", "the likeliest", "1.71 ± 0.04", "63.1 %"),
+        ("base", "drawn at a temperature of 0.8", "1.38", "–"),
+    ]
+    assert draft_blocks({"pretrain": {"drafts": {}}, "sft": {}}, models) == []
+
+
+def test_card_and_page_say_what_drafts_are() -> None:
+    shown = history_of(Job.model_validate(copy.deepcopy(JOB)), results=RESULTS)
+    card = card_of_history(shown)
+    page = json.dumps(measured_sections(shown, shown.results), ensure_ascii=False)
+    assert "| base | the likeliest | 1.71 ± 0.04 | 63.1 % |" in card
+    for text in (card, page):
+        assert "guesses the next tokens of a text, and the model checks all" in text
+        assert "never changes them" in text
+        assert "1.71 ± 0.04" in text
+
+
+def test_the_summary_has_the_texts_that_are_drawn_as_usual() -> None:
+    assert drafts_in_brief(DRAFTS) == "1.38 tokens a pass (1 without drafts)"
+    assert drafts_in_brief({"greedy": GREEDY}) == "1.71 ± 0.04 tokens a pass (1 without drafts)"
