@@ -7,7 +7,7 @@ After a change of the traces, remove the file first:
 
     RECORD_TRACES=1 pytest -n 0 -k "not recorded" tests/pipeline/rent \
         tests/pion/train/test_micro_batch.py tests/pipeline/training/test_compute_plan.py \
-        tests/runs/test_shipped_jobs_from_hub.py
+        tests/runs/test_shipped_jobs_from_hub.py tests/pipeline/new
 """
 
 from __future__ import annotations

@@ -18,6 +18,11 @@ __all__ = ["cache_of_its_own", "sky_home"]
 
 
 @pytest.fixture(autouse=True)
+def _traces_are_recorded(recorded_traces: None) -> None:
+    """What a job needs, which its price says, is a record for the models of these tests."""
+
+
+@pytest.fixture(autouse=True)
 def quick_renderer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
 
