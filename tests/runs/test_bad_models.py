@@ -83,16 +83,7 @@ def refusal(hub: HubServer, capsys: pytest.CaptureFixture[str]) -> Callable[...,
 # ---------------------------------------------------------------- who may read it
 
 
-def test_a_gated_model_names_its_page_and_how_to_give_a_token(
-    hub: HubServer, honest: Files, refusal: Callable[..., str]
-) -> None:
-    hub.add_repo("someone/model", "model", honest, gated=True)
-    words = refusal()
-    assert "Accept its terms on https://huggingface.co/someone/model." in words
-    assert "export HF_TOKEN=" in words
-
-
-def test_a_token_without_access_is_named_with_the_page(
+def test_a_gated_model_names_its_page_and_the_token_that_is_missing_or_has_no_access(
     hub: HubServer,
     honest: Files,
     refusal: Callable[..., str],
@@ -100,6 +91,9 @@ def test_a_token_without_access_is_named_with_the_page(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     hub.add_repo("someone/model", "model", honest, gated=True)
+    words = refusal()
+    assert "Accept its terms on https://huggingface.co/someone/model." in words
+    assert "export HF_TOKEN=" in words
     hub.use(monkeypatch, tmp_path / "hf", token=READ_TOKEN)
     words = refusal()
     assert "The token from HF_TOKEN has no access" in words

@@ -102,16 +102,6 @@ def test_a_manifest_edited_by_hand_is_refused(tmp_path: Path) -> None:
         Manifest.read(path)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 1}', '{"format": 99}'])
-def test_a_file_that_is_no_manifest_is_refused(tmp_path: Path, content: str) -> None:
-    path = tmp_path / "manifest.json"
-    with pytest.raises(BadInput, match=r"manifest\.json"):
-        Manifest.read(path)
-    path.write_text(content)
-    with pytest.raises(BadInput, match=r"manifest\.json"):
-        Manifest.read(path)
-
-
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(0, 9), min_size=1), st.sampled_from([0.0, 0.01, 0.3, 0.9]))
 def test_the_held_out_tail_and_the_rest_are_every_row_once(

@@ -4,8 +4,10 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -267,12 +269,15 @@ def test_someone_elses_model_folder_is_refused(
         export_model(decoder, tokenizer_path, copy)
 
 
-def test_a_file_in_the_place_of_the_folder_is_refused(
-    decoder: Decoder, tokenizer_path: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("place", "why"), [("file", "is a file"), ("file/m", "can't write the export")]
+)
+def test_a_place_that_can_be_no_folder_is_refused_without_a_traceback(
+    place: str, why: str, decoder: Decoder, tokenizer_path: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "m").write_text("a file")
-    with pytest.raises(BadInput, match="is a file"):
-        export_model(decoder, tokenizer_path, tmp_path / "m")
+    (tmp_path / "file").write_text("a file")
+    with pytest.raises(BadInput, match=why):
+        export_model(decoder, tokenizer_path, tmp_path / place)
 
 
 def test_an_earlier_export_and_an_empty_folder_are_replaced(
@@ -285,14 +290,6 @@ def test_an_earlier_export_and_an_empty_folder_are_replaced(
     assert not (out / "chat_template.jinja").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["m"], "nothing is left beside it"
     assert {path.name for path in out.iterdir()} <= set(EXPORT_FILES)
-
-
-def test_a_folder_that_cannot_be_written_is_reported_without_a_traceback(
-    decoder: Decoder, tokenizer_path: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(BadInput, match="can't write the export"):
-        export_model(decoder, tokenizer_path, tmp_path / "file" / "m")
 
 
 def test_a_replacement_interrupted_between_its_renames_loses_nothing(tmp_path: Path) -> None:
@@ -324,66 +321,73 @@ def test_a_faithful_export_is_verified(
     assert are_progress_bars_disabled()
 
 
-def damage_weight(folder: Path) -> None:
+@contextmanager
+def changed_weights(folder: Path) -> Iterator[dict[str, torch.Tensor]]:
     weights = load_file(folder / "model.safetensors")
-    weights["model.layers.1.mlp.up_proj.weight"][3] += 0.5
+    yield weights
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@contextmanager
+def changed_json(path: Path) -> Iterator[dict[str, Any]]:
+    settings = json.loads(path.read_text())
+    yield settings
+    path.write_text(json.dumps(settings))
+
+
+def damage_weight(folder: Path) -> None:
+    with changed_weights(folder) as weights:
+        weights["model.layers.1.mlp.up_proj.weight"][3] += 0.5
 
 
 def poison_weight(folder: Path) -> None:
-    weights = load_file(folder / "model.safetensors")
-    weights["model.norm.weight"][0] = float("nan")
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with changed_weights(folder) as weights:
+        weights["model.norm.weight"][0] = float("nan")
 
 
 def drop_weight(folder: Path) -> None:
-    weights = load_file(folder / "model.safetensors")
-    del weights["model.layers.0.self_attn.k_norm.weight"]
-    weights["model.layers.0.self_attn.q_proj.weight"].zero_()
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with changed_weights(folder) as weights:
+        del weights["model.layers.0.self_attn.k_norm.weight"]
+        weights["model.layers.0.self_attn.q_proj.weight"].zero_()
+
+
+def cut_weights(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
 
 
 def change_theta(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    config["rope_parameters"]["rope_theta"] = 500.0
-    (folder / "config.json").write_text(json.dumps(config))
+    with changed_json(folder / "config.json") as config:
+        config["rope_parameters"]["rope_theta"] = 500.0
 
 
-@pytest.mark.parametrize("damage", [damage_weight, poison_weight, drop_weight, change_theta])
-def test_a_model_that_computes_something_else_is_refused(
+def change_architecture(folder: Path) -> None:
+    with changed_json(folder / "config.json") as config:
+        config |= {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
+
+
+def drop_merges(folder: Path) -> None:
+    with changed_json(folder / "tokenizer.json") as settings:
+        del settings["model"]["merges"][-10:]
+
+
+DAMAGES: dict[Callable[[Path], None], str] = {
+    damage_weight: "different logits",
+    poison_weight: "different logits",
+    drop_weight: "different logits",
+    change_theta: "different logits",
+    cut_weights: "transformers can't load the exported model",
+    change_architecture: "Qwen2ForCausalLM",
+    drop_merges: "tokenizer differs from the trained",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_an_export_that_is_not_the_model_is_refused_in_one_sentence(
     damage: Callable[[Path], None], copy: Path, decoder: Decoder, tokenizer_path: Path
 ) -> None:
     damage(copy)
-    with pytest.raises(PionError, match="different logits"):
-        verify_export(copy, decoder, tokenizer_path, TEXTS)
-
-
-def test_a_tokenizer_that_gives_other_ids_is_refused(
-    copy: Path, decoder: Decoder, tokenizer_path: Path
-) -> None:
-    settings = json.loads((copy / "tokenizer.json").read_text())
-    settings["model"]["merges"] = settings["model"]["merges"][:-10]
-    (copy / "tokenizer.json").write_text(json.dumps(settings))
-    with pytest.raises(PionError, match="tokenizer differs from the trained"):
-        verify_export(copy, decoder, tokenizer_path, TEXTS)
-
-
-def test_a_truncated_weights_file_is_refused_in_one_sentence(
-    copy: Path, decoder: Decoder, tokenizer_path: Path
-) -> None:
-    weights = copy / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(PionError, match="transformers can't load the exported model"):
-        verify_export(copy, decoder, tokenizer_path, TEXTS)
-
-
-def test_another_architecture_is_refused(
-    copy: Path, decoder: Decoder, tokenizer_path: Path
-) -> None:
-    config = json.loads((copy / "config.json").read_text())
-    config |= {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
-    (copy / "config.json").write_text(json.dumps(config))
-    with pytest.raises(PionError, match="Qwen2ForCausalLM"):
+    with pytest.raises(PionError, match=DAMAGES[damage]):
         verify_export(copy, decoder, tokenizer_path, TEXTS)
 
 

@@ -51,7 +51,7 @@ def prompts(count: int) -> list[list[int]]:
 
 def together(model: Decoder, texts: Sequence[list[int]], **settings: Any) -> list[list[int]]:
     found: list[list[int]] = [[] for _ in texts]
-    for number, token in pion.generate_batch(model, texts, **SETTINGS, **settings):
+    for number, token in pion.generate_batch(model, texts, **SETTINGS | settings):
         if token is not None:
             found[number].append(token)
     return found
@@ -249,14 +249,6 @@ def plain(model: Decoder, texts: Sequence[list[int]], **sampling: Any) -> list[l
     return [list(pion.generate(model, ids, **FIXED, **sampling)) for ids in texts]
 
 
-def in_batches(model: Decoder, texts: Sequence[list[int]], **sampling: Any) -> list[list[int]]:
-    found: list[list[int]] = [[] for _ in texts]
-    for number, token in pion.generate_batch(model, texts, rows=16, **FIXED, **sampling):
-        if token is not None:
-            found[number].append(token)
-    return found
-
-
 def as_many_as_possible(texts: Sequence[Possible], token: float, guess: float) -> int:
     return max(text.most for text in texts)
 
@@ -304,6 +296,6 @@ def test_drafts_that_are_partly_right_change_no_text(
     counts = Counts(monkeypatch)
     for (group, sampling), wanted in zip(cases, expected, strict=True):
         assert plain(model, group, drafts=3, **sampling) == wanted
-        assert in_batches(model, group, drafts=3, **sampling) == wanted
+        assert together(model, group, rows=16, drafts=3, **FIXED, **sampling) == wanted
     assert counts.accepted > 50
     assert counts.refused > 50

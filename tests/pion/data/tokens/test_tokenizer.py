@@ -165,13 +165,6 @@ def test_a_file_that_is_no_tokenizer_is_refused(tmp_path: Path, content: str) ->
         Tokenizer.from_file(path)
 
 
-def test_a_binary_file_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "tokenizer.json"
-    path.write_bytes(b"\x80\xff\x00")
-    with pytest.raises(BadInput, match=r"tokenizer\.json"):
-        Tokenizer.from_file(path)
-
-
 def test_a_tokenizer_without_an_end_of_text_token_is_refused(tmp_path: Path) -> None:
     added = json.loads(edited(tmp_path).read_text())["added_tokens"]
     path = edited(tmp_path, added_tokens=added[1:])
