@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import gc
+import hashlib
 import json
 import os
 import random
@@ -350,19 +351,22 @@ def test_a_complete_checkpoint_that_is_not_the_listed_one_is_skipped(claim: Clai
     )
 
 
-def test_a_check_that_asks_for_it_reads_unchanged_files_once(claim: Claim) -> None:
+def test_a_check_that_asks_for_it_reads_unchanged_files_once(
+    claim: Claim, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save(checkpointer_in_this_process(claim), 10)
     (entry,) = claim.head.checkpoints
     workspace = Workspace(claim.store, "demo")
     assert check_entry(workspace, entry, once=True) is None
     path = workspace.folder(entry.key) / MODEL
+    with monkeypatch.context() as patch:
+        patch.delattr(hashlib, "file_digest")
+        assert check_entry(workspace, entry, once=True) is None
     then = path.stat().st_mtime_ns
     path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
     os.utime(path, ns=(then, then))
-    assert check_entry(workspace, entry, once=True) is None
-    assert "altered" in str(check_entry(workspace, entry))
-    os.utime(path, ns=(then, then + 1))
     assert "altered" in str(check_entry(workspace, entry, once=True))
+    assert "altered" in str(check_entry(workspace, entry))
 
 
 def test_checkpoints_of_another_digest_or_stage_are_not_restored(claim: Claim) -> None:
