@@ -28,7 +28,7 @@ from pion.train.optimizer.ownership import even_parts, even_rows
 from pion.train.optimizer.sharded_muon import ShardedMuon
 from pion.train.optimizer.shared_muon import SharedMuon
 from pion.train.optimizer.shared_weights import SharedWeights
-from pion.train.optimizer.state_pieces import Held, OwnParts, Piece
+from pion.train.optimizer.state_pieces import OwnParts, Piece
 from pion.train.schedule import StepPlan
 from pion.train.settings import TrainSettings
 from pion.train.shard_rules import KEPT_WHOLE
@@ -103,7 +103,9 @@ class Optimizer:
         self._adamw: dict[Group, _AdamWGroup] = {}
         self._own_rules: dict[Group, list[tuple[nn.Parameter, range, Any]]] = {}
         self._muon: dict[Group, Muon | SharedMuon | ShardedMuon] = {}
-        self._weights = SharedWeights(rank, world_size)
+        # Who updates what: one of all ranks, or each its own part of a sharded model.
+        self._owner, self._owners = (rank, world_size) if own is None else (0, 1)
+        self._weights = SharedWeights(self._owner, self._owners)
         self._layout: dict[str, tuple[torch.Size, torch.dtype]] = {}  # of the state of all ranks
         self._pieces: list[Piece] = []
         roles = parameter_roles(model)
@@ -112,9 +114,7 @@ class Optimizer:
             self._groups.setdefault(group, {})[name] = param
         for group, params in self._groups.items():
             role, stacks = group[0], {n: param for n, param in params.items() if param.ndim == 3}
-            if own is not None:
-                self._add_own_parts(group, params, own.held)
-            elif role == "matrix" and settings.optimizer == "muon":
+            if role == "matrix" and settings.optimizer == "muon":
                 self._add_muon(group, params)
             elif role in OWN_RULES:
                 self._add_own_rule(group, stacks)
@@ -130,86 +130,64 @@ class Optimizer:
             return
         adamw = self._adamw[group] = _AdamWGroup(self._decay(group[0]))
         names, every = list(params), list(params.values())
-        by_rank = even_parts([param.numel() for param in every], self._world_size)
+        by_rank = even_parts([param.numel() for param in every], self._owners)
         owned = [[_Owned(every[p.index], p.start, p.stop) for p in parts] for parts in by_rank]
         self._weights.add(group, [[part.weights for part in parts] for parts in owned])
-        for part, mine in zip(by_rank[self._rank], owned[self._rank], strict=True):
+        for part, mine in zip(by_rank[self._owner], owned[self._owner], strict=True):
             adamw.add(mine)
             for key, moments in (("exp_avg", adamw.exp_avgs), ("exp_avg_sq", adamw.exp_avg_sqs)):
-                self._pieces.append(Piece(f"{names[part.index]}.{key}", part.start, moments[-1]))
+                self._keep(names[part.index], key, moments[-1], part.start)
         for name, param in params.items():
-            self._lay_out(name, param, ("exp_avg", "exp_avg_sq"))
+            for key in ("exp_avg", "exp_avg_sq"):
+                self._layout[f"{name}.{key}"] = self._shape(name, param), torch.float32
 
     def _add_own_rule(self, group: Group, params: dict[str, nn.Parameter]) -> None:
         for name, param in params.items():
-            by_rank = even_rows(len(param), self._world_size)
+            by_rank = even_rows(len(param), self._owners)
             every = [param.detach()[rows.start : rows.stop] for rows in by_rank]
             self._weights.add(group, [[weights.view(-1)] for weights in every])
-            rows = by_rank[self._rank]
-            rule = OWN_RULES[group[0]](every[self._rank], self.settings)
+            rows = by_rank[self._owner]
+            rule = OWN_RULES[group[0]](every[self._owner], self.settings)
             self._own_rules.setdefault(group, []).append((param, rows, rule))
             for key, tensor in rule.state.items():
-                start = rows.start * (tensor.numel() // max(len(tensor), 1))
-                self._pieces.append(Piece(f"{name}.{key}", start, tensor.view(-1)))
-                shape = torch.Size((len(param), *tensor.shape[1:]))
+                self._keep(name, key, tensor, rows.start * (tensor.numel() // max(len(tensor), 1)))
+                rows_of_all = self._shape(name, param)[0]
+                shape = torch.Size((rows_of_all, *tensor.shape[1:]))
                 self._layout[f"{name}.{key}"] = shape, tensor.dtype
 
     def _add_muon(self, group: Group, params: dict[str, nn.Parameter]) -> None:
-        decay = self.settings.weight_decay
-        if self._world_size == 1:
-            alone = self._muon[group] = Muon(params, weight_decay=decay, dtype=self._dtype)
-            pieces = [Piece(f"{n}.momentum", 0, m.view(-1)) for n, m in alone.momentum.items()]
+        alike: dict[str, Any] = {"weight_decay": self.settings.weight_decay, "dtype": self._dtype}
+        over_ranks = alike | {"rank": self._rank, "world_size": self._world_size}
+        muon: Muon | ShardedMuon | SharedMuon
+        if self._own is not None:
+            muon = ShardedMuon(params, self._own.held, **over_ranks)
+        elif self._world_size == 1:
+            muon = Muon(params, **alike)
         else:
-            shared = self._muon[group] = SharedMuon(
-                params,
-                weight_decay=decay,
-                dtype=self._dtype,
-                rank=self._rank,
-                world_size=self._world_size,
-            )
-            pieces = shared.pieces
-        self._pieces += pieces
-        for name, param in params.items():
-            self._lay_out(name, param, ("momentum",))
-
-    def _add_own_parts(
-        self, group: Group, params: dict[str, nn.Parameter], held: dict[str, Held]
-    ) -> None:
-        """Add what this rank has of a group, of which it updates all."""
-        if group[0] == "matrix" and self.settings.optimizer == "muon":
-            muon = self._muon[group] = ShardedMuon(
-                params,
-                held,
-                weight_decay=self.settings.weight_decay,
-                dtype=self._dtype,
-                rank=self._rank,
-                world_size=self._world_size,
-            )
+            muon = SharedMuon(params, **over_ranks)
+        self._muon[group] = muon
+        if isinstance(muon, SharedMuon):
+            self._pieces += muon.pieces
+        else:
             for name, momentum in muon.momentum.items():
-                self._add_part(f"{name}.momentum", momentum, held[name])
-            return
-        adamw = _AdamWGroup(self._decay(group[0]))
+                self._keep(name, "momentum", momentum)
         for name, param in params.items():
-            if group[0] in OWN_RULES and param.ndim == 3:
-                rule = OWN_RULES[group[0]](param.detach(), self.settings)
-                every = range(len(param))
-                self._own_rules.setdefault(group, []).append((param, every, rule))
-                for key, own in rule.state.items():
-                    of = held[name] if own.ndim == param.ndim else held[name].per_row()
-                    self._add_part(f"{name}.{key}", own, of)
-                continue
-            adamw.add(_Owned(param, 0, param.numel()))
-            self._adamw[group] = adamw
-            self._add_part(f"{name}.exp_avg", adamw.exp_avgs[-1], held[name])
-            self._add_part(f"{name}.exp_avg_sq", adamw.exp_avg_sqs[-1], held[name])
+            self._layout[f"{name}.momentum"] = self._shape(name, param), torch.float32
 
-    def _add_part(self, name: str, own: Tensor, held: Held) -> None:
-        self._layout[name] = held.shape, own.dtype
-        self._pieces += held.pieces(name, own)
+    def _keep(self, name: str, key: str, values: Tensor, start: int = 0) -> None:
+        """Note that this rank has state of the parameter `name`: from the element `start` on, or of
+        its part of a sharded one."""
+        state = f"{name}.{key}"
+        if self._own is None:
+            self._pieces.append(Piece(state, start, values.view(-1)))
+        else:
+            held = self._own.held[name]
+            per_row = values.numel() < sum(run.size for run in held.runs)
+            self._pieces += (held.per_row() if per_row else held).pieces(state, values)
 
-    def _lay_out(self, name: str, param: Tensor, keys: tuple[str, ...]) -> None:
-        for key in keys:
-            self._layout[f"{name}.{key}"] = param.shape, torch.float32
+    def _shape(self, name: str, param: Tensor) -> torch.Size:
+        """Return the shape of a whole parameter, of which a sharded model has a part here."""
+        return param.shape if self._own is None else self._own.held[name].shape
 
     def _decay(self, role: Role) -> float:
         if role in OWN_RULES:
@@ -240,7 +218,7 @@ class Optimizer:
             for param, rows, rule in self._own_rules.get(group, ()):
                 assert param.grad is not None
                 rule.step(param.grad[rows.start : rows.stop], plan.rates[group[0]])
-        if self._world_size > 1 and self._own is None:
+        if self._owners > 1:
             self._weights.exchange(trained)
         for group in trained:
             if group in self._muon:

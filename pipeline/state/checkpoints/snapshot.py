@@ -10,7 +10,7 @@ import mmap
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from pion.train.side_copy import SideCopy
 from pipeline.state.checkpoints.layout import MODEL, OPTIMIZER
@@ -21,23 +21,13 @@ if TYPE_CHECKING:
     import torch
 
     from pion.train.optimizer.state_pieces import Piece
+    from pipeline.state.checkpoints.other_ranks import OtherRanks
 
 Tensors = Mapping[str, "torch.Tensor"]
 # The place of a file's content in the memory: offset and size in bytes.
 Extent = tuple[int, int]
 
 _PAGE = 4096
-
-
-class Others(Protocol):
-    """The other ranks of a save, as rank 0 sees them."""
-
-    def begin(self, fd: int, offsets: Mapping[str, int]) -> None:
-        """Let the other ranks begin to copy. `offsets` has the first byte of each tensor in the
-        memory behind `fd`."""
-
-    def wait(self, tensors: Tensors) -> None:
-        """Block until `tensors`, which are in that memory, have what the other ranks have."""
 
 
 class Snapshot:
@@ -51,7 +41,7 @@ class Snapshot:
     """
 
     def __init__(self) -> None:
-        self.others: Others | None = None
+        self.others: OtherRanks | None = None
         self.fd = os.memfd_create("pion-snapshot")
         self.state: dict[str, Any] = {}
         self.extents: dict[str, Extent] = {}
