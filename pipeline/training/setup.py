@@ -257,7 +257,7 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     trainer.skipped = context.group.from_rank_0(
         rows_to_skip(restored.head, stage, digest, trainer.next_row, trainer.skipped)
     )
-    # The trainer has copied what it needs.
+    # The trainer has copied what it needs. Mapped files keep their room on the disk, also deleted.
     restored = dataclasses.replace(restored, saved=None)
     return Setup(context, stage, trainer, data, restored, why, adapter, reference)
 
