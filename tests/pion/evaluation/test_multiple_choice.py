@@ -152,21 +152,6 @@ def test_a_line_that_is_not_a_question_is_named_by_file_and_line(
     assert message in str(error.value)
 
 
-def test_bytes_that_are_not_utf8_are_named_by_file_and_line(tmp_path: Path) -> None:
-    pack = tmp_path / "pack.jsonl"
-    pack.write_bytes(b'{"context": "\xff\xfe"}\n')
-    with pytest.raises(BadInput, match=r"pack\.jsonl:1: not UTF-8 text at byte 13"):
-        read_questions(pack)
-
-
-def test_a_missing_and_an_empty_pack_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="can't read these questions"):
-        read_questions(tmp_path / "nowhere.jsonl")
-    (tmp_path / "empty.jsonl").write_text("\n")
-    with pytest.raises(BadInput, match="the file has no question"):
-        read_questions(tmp_path / "empty.jsonl")
-
-
 def test_good_questions_are_read_in_order(tmp_path: Path) -> None:
     (tmp_path / "pack.jsonl").write_text(
         json.dumps(GOOD) + "\r\n" + json.dumps(GOOD | {"answer": 0})
