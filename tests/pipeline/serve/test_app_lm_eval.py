@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy, pad
 from pion.data.tokens.tokenizer import train_bpe
 from pion.formats.export import export_model
 from pion.model.decoder import Decoder
-from pipeline.stages.lm_eval import BATCH_SIZE
+from pipeline.stages.lm_eval_driver import BATCH_SIZE
 from tests.support.tiny_config import tiny_config
 from tests.support.waiting import LONG_SECONDS, PATIENCE_SECONDS, read_until, run_to_end
 
