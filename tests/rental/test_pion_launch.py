@@ -20,9 +20,7 @@ A40 = ("--on", "sky/runpod-a40.yaml")
 SPOT = ("--on", "sky/runpod-spot.yaml")
 
 
-def test_a_launch_shows_the_run_to_its_end_and_its_one_machine_is_gone_then(
-    rented: Rented,
-) -> None:
+def test_a_launch_shows_the_run_to_its_end_and_its_one_machine_is_gone_then(rented: Rented) -> None:
     overrides = [f"store={rented.store}", *OVERRIDES]
     with window(rented, "launch", JOB, *SPOT, *overrides) as launch:
         job = launch.job

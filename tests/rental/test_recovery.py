@@ -96,9 +96,7 @@ def test_a_machine_that_is_cut_off_but_alive_is_fenced_by_its_successor(
     assert rented.final_model() == unbroken(), "the old machine's steps got in between"
 
 
-def test_a_machine_with_too_small_a_disk_is_left_for_another_within_seconds(
-    rented: Rented,
-) -> None:
+def test_a_machine_with_too_small_a_disk_is_left_for_another_within_seconds(rented: Rented) -> None:
     rented.loopback.runpod.small_disks = 1
     rented.launch()
     wait_until(lambda: rented.machines, "a machine")

@@ -249,9 +249,7 @@ def test_without_gpus_there_is_nothing_for_torch_to_test(machine: Machine) -> No
     assert not machine.ran("torch")
 
 
-def test_several_nodes_get_the_job_and_each_override_as_a_separate_word(
-    machine: Machine,
-) -> None:
+def test_several_nodes_get_the_job_and_each_override_as_a_separate_word(machine: Machine) -> None:
     script = machine.folder / "checkout/sky/ray_nodes.sh"
     script.write_text('printf "%s\\n" "$@" >"$CALLS.nodes"\nexit 7\n')
     overrides = "pretrain.lr=1e-3 evaluate.prompts='[\"two words\"]'"

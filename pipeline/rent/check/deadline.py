@@ -117,7 +117,7 @@ def require_in_time(seen: Situation) -> list[OnDemand]:
             f"it is not known how long the work takes on demand, so the deadline can't be planned "
             f"({why}). Measure the GPU with `pion bench`, or use on-demand machines of other types"
         )
-    in_time = [machine for machine in known if _spare(machine, seen) >= 0]
+    in_time = [machine for machine in known if machine.in_time(seen.deadline, seen.now)]
     if not in_time:
         why = "; ".join(_too_slow(machine, seen) for machine in known)
         raise BadInput(
@@ -138,13 +138,6 @@ def refuse_dear_spot(seen: Situation, in_time: Sequence[OnDemand]) -> None:
     )
 
 
-def _spare(machine: OnDemand, seen: Situation) -> float:
-    """Return the seconds by which the slack is above the margin."""
-    slack = machine.slack(seen.deadline, seen.now)
-    assert slack is not None
-    return slack - machine.margin(seen.deadline)
-
-
 def _too_slow(machine: OnDemand, seen: Situation) -> str:
     """Return `28.0 h of work on A40 on demand, 27.0 h left, …`."""
     assert machine.work is not None
@@ -157,9 +150,10 @@ def _too_slow(machine: OnDemand, seen: Situation) -> str:
 
 def _rows(seen: Situation, in_time: Sequence[OnDemand], first: OnDemand) -> list[CheckRow]:
     waited, kept = held_back(seen.sky_yaml)
+    spare = (first.slack(seen.deadline, seen.now) or 0.0) - first.margin(seen.deadline)
     words = (
         f"{seen.deadline.describe(seen.now)}. A machine on demand must be requested by "
-        f"{moment(seen.now + _spare(first, seen))} ({first.gpu}) at the latest. Somebody must "
+        f"{moment(seen.now + spare)} ({first.gpu}) at the latest. Somebody must "
         "watch then: keep `pion launch` or `pion watch` running"
     )
     rows = [CheckRow("deadline", True, words)]

@@ -170,6 +170,11 @@ class OnDemand:
             return None
         return deadline.at - now - RESTART_SECONDS - self.work
 
+    def in_time(self, deadline: RunDeadline, now: float) -> bool:
+        """Return whether the machine would meet the deadline with its margin if it were requested
+        now; its work is known."""
+        return (self.slack(deadline, now) or 0.0) >= self.margin(deadline)
+
 
 class Reached(NamedTuple):
     """The step that a living owner has reported. It may not be committed yet."""

@@ -37,11 +37,7 @@ class SkyHome:
     folder: Path
     patch: pytest.MonkeyPatch
 
-    def sell(
-        self,
-        prices: Mapping[str, Price],
-        regions: Mapping[str, str] | None = None,
-    ) -> None:
+    def sell(self, prices: Mapping[str, Price], regions: Mapping[str, str] | None = None) -> None:
         """Make `prices` RunPod's prices."""
         import sky.catalog.runpod_catalog
         from sky.catalog import common

@@ -262,7 +262,7 @@ def choices(machines: Sequence[OnDemand], deadline: RunDeadline, now: float) -> 
     is known, the fastest first.
     """
     known = [machine for machine in machines if machine.will_do and machine.work is not None]
-    in_time = [m for m in known if (m.slack(deadline, now) or 0.0) >= m.margin(deadline)]
+    in_time = [machine for machine in known if machine.in_time(deadline, now)]
     if in_time:
         return sorted(in_time, key=lambda machine: machine.by_price)
     return sorted(known, key=lambda m: m.work or 0.0)

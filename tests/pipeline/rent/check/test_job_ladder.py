@@ -11,10 +11,7 @@ SIZES, LENGTHS = (10_000, 20_000, 40_000), (1000, 2000, 4000)
 
 
 def test_a_ladder_that_can_not_predict_is_refused_and_one_that_can_is_shown(case: Case) -> None:
-    wrong(
-        case.row("evaluate.ladder", evaluate__ladder="small"),
-        "there is no ladder 'small'",
-    )
+    wrong(case.row("evaluate.ladder", evaluate__ladder="small"), "there is no ladder 'small'")
     store = FileStore(case.folder / "runs")
     keep_ladder(store, None, {})
     wrong(case.row("evaluate.ladder", evaluate__ladder="small"), "is not finished", "Nothing was")

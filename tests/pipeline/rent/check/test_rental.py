@@ -42,11 +42,7 @@ ON_A40 = "1 × A40 on demand on RunPod"
 
 
 @pytest.fixture
-def on_runpod(
-    case: Case,
-    sky_home: SkyHome,
-    runpod_api: RunPodApi,
-) -> Row:
+def on_runpod(case: Case, sky_home: SkyHome, runpod_api: RunPodApi) -> Row:
     """Return one row of the tiny job on a rental. Everything is fine except what a test changes,
     and except the store, which is a folder: a bucket takes time to connect to."""
 
@@ -155,11 +151,7 @@ def test_a_store_at_an_address_of_this_machine(
     with_bucket: Row, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(LOOPBACK_VARIABLE)
-    wrong(
-        with_bucket("store from there"),
-        "http://127.0.0.1",
-        "A rented machine can't reach it",
-    )
+    wrong(with_bucket("store from there"), "http://127.0.0.1", "A rented machine can't reach it")
 
 
 def test_an_endpoint_that_is_known_on_this_machine_only(
@@ -214,11 +206,7 @@ def test_a_login_to_the_hub_that_does_not_travel(
         (tmp_path / "hf" / "token").write_text(READ_TOKEN)  # as `hf auth login` leaves it
         hub.add_repo("user/data", "dataset", {"a.jsonl": b'{"text": "a"}\n'}, private=True)
         source = {"data__sources": [{"kind": "hub", "repo": "user/data"}]}
-        unknown(
-            on_runpod("Hub login", **source),
-            "user/data is private or gated",
-            "HF_TOKEN=",
-        )
+        unknown(on_runpod("Hub login", **source), "user/data is private or gated", "HF_TOKEN=")
         assert on_runpod("Hub login") is None
         monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
         assert on_runpod("Hub login", **source) is None
@@ -295,10 +283,7 @@ def test_a_gpu_that_nobody_knows(on_runpod: Row) -> None:
 def test_a_gpu_the_cloud_lacks_matters_only_if_it_has_no_other(on_runpod: Row) -> None:
     two, name = "any_of: [{accelerators: A40}, {accelerators: A30}]", "1 × A30 on demand on RunPod"
     unknown(on_runpod(name, two), "RunPod has no A30")
-    wrong(
-        on_runpod("1 × A30 on demand on RunPod", "accelerators: A30"),
-        "RunPod has no A30",
-    )
+    wrong(on_runpod("1 × A30 on demand on RunPod", "accelerators: A30"), "RunPod has no A30")
 
 
 @pytest.mark.soak
@@ -361,13 +346,7 @@ def test_spot_above_the_on_demand_price_is_refused_unless_forced(
 ) -> None:
     sky_home.sell({"A40": Price(0.5, 0.4)})
     spot, name = "accelerators: A40\nuse_spot: true", "1 × A40 spot on RunPod"
-    wrong(
-        on_runpod(name, spot),
-        "spot costs $0.50/h",
-        "$0.40/h",
-        "use_spot: false",
-        "--force",
-    )
+    wrong(on_runpod(name, spot), "spot costs $0.50/h", "$0.40/h", "use_spot: false", "--force")
     assert on_runpod(name, spot, force=True).ok
 
 

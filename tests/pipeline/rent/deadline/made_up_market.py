@@ -11,14 +11,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pipeline.rent.deadline.policy import (
-    Market,
-    Rental,
-    Seen,
-    State,
-    Terms,
-    decide,
-)
+from pipeline.rent.deadline.policy import Market, Rental, Seen, State, Terms, decide
 
 SPOT, ON_DEMAND = Market.SPOT, Market.ON_DEMAND
 LOOK = 30.0

@@ -115,10 +115,7 @@ def test_a_relaunch_that_was_refused_keeps_the_first_deadline(
     run: RunState, said: list[str]
 ) -> None:
     first = rent(run, job(hours=42), said)
-    with (
-        pytest.raises(BadInput),
-        keeping_deadline(run, job(hours=42), "pion launch", said.append),
-    ):
+    with pytest.raises(BadInput), keeping_deadline(run, job(hours=42), "pion launch", said.append):
         raise BadInput("refused")
     assert read_deadline(run) == first
 

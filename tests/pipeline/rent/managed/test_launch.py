@@ -17,12 +17,7 @@ from pipeline.job.file import load_job
 from pipeline.rent.credentials import names_given, secrets_for
 from pipeline.rent.managed import launch as launching
 from pipeline.rent.managed.launch import launch, refuse_second
-from pipeline.rent.managed.provider.jobs import (
-    ENDED,
-    ManagedJob,
-    Place,
-    asking_skypilot,
-)
+from pipeline.rent.managed.provider.jobs import ENDED, ManagedJob, Place, asking_skypilot
 from pipeline.rent.managed.provider.provider import Provider
 from pipeline.rent.managed.provider.recorded_task import NextRental, task_of
 from pipeline.rent.managed.provider.task import make_task, task_config, task_variables
@@ -423,11 +418,7 @@ def test_a_bad_place_is_left_out_and_other_regions_of_the_same_gpu_stay(
     sky_home.sell(prices, {"CA": "CA-MTL-1", "US": "US-KS-2", "SE": "SE-STO-1"})
     bad = Place("RunPod", "CA", "A40", spot=True)
     made, _ = made_again(sky_home.yaml(TWO_WAYS, WORKDIR), bad)
-    assert candidates(made) == {
-        ("A40", "SE", True),
-        ("A40", "US", True),
-        ("RTXA4000", None, False),
-    }
+    assert candidates(made) == {("A40", "SE", True), ("A40", "US", True), ("RTXA4000", None, False)}
 
 
 def test_the_same_gpu_on_demand_is_another_place(project: Path, sky_home: SkyHome) -> None:

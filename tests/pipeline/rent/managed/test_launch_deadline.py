@@ -89,10 +89,7 @@ def test_a_deadline_that_was_set_by_hand_counts_though_the_job_has_none(
 
 
 def test_a_past_moment_rents_nothing(
-    command: list[str],
-    submitted: list[Any],
-    run: RunState,
-    capsys: pytest.CaptureFixture[str],
+    command: list[str], submitted: list[Any], run: RunState, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*command, "deadline.at=2020-01-01T00:00Z"]) == 2
     assert "command line  deadline.at: 2020-01-01T00:00Z was" in capsys.readouterr().err
@@ -101,10 +98,7 @@ def test_a_past_moment_rents_nothing(
 
 
 def test_a_deadline_that_can_not_be_read_rents_nothing_and_says_how_to_set_it_again(
-    command: list[str],
-    submitted: list[Any],
-    run: RunState,
-    capsys: pytest.CaptureFixture[str],
+    command: list[str], submitted: list[Any], run: RunState, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run.store.write(run.key("deadline.json"), b"{")
     assert main([*command, "deadline.hours=42"]) == 2

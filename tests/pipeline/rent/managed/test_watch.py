@@ -144,10 +144,7 @@ def test_only_one_window_keeps_a_rental_going() -> None:
 
 
 def test_a_second_window_acts_once_the_first_has_gone(
-    run: RunState,
-    provider: FakeProvider,
-    time: FakeClock,
-    capsys: pytest.CaptureFixture[str],
+    run: RunState, provider: FakeProvider, time: FakeClock, capsys: pytest.CaptureFixture[str]
 ) -> None:
     provider.listed = [provider.pod("x", "EXITED")]
     first = contextlib.ExitStack()
@@ -402,11 +399,7 @@ def test_a_store_that_is_down_ends_no_watch(
         raise StoreError("read", key, "no route to host")
 
     monkeypatch.setattr(run.store, "read_versioned", down)
-    during(
-        time,
-        lambda: monkeypatch.setattr(run.store, "read_versioned", read),
-        succeed(provider),
-    )
+    during(time, lambda: monkeypatch.setattr(run.store, "read_versioned", read), succeed(provider))
     assert watcher.follow() == 0
 
 
@@ -460,10 +453,7 @@ def test_the_page_is_there_while_the_watch_acts(
 
 
 def test_ctrl_c_names_the_job_that_continues(
-    run: RunState,
-    provider: FakeProvider,
-    time: FakeClock,
-    capsys: pytest.CaptureFixture[str],
+    run: RunState, provider: FakeProvider, time: FakeClock, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def leave() -> None:
         raise KeyboardInterrupt

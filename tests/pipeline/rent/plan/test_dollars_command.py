@@ -261,10 +261,7 @@ def test_another_order_of_the_rows_is_no_other_text(store: str, fitted: Fit) -> 
 
 
 def test_models_whose_jobs_have_other_text_are_left_out_and_named(
-    store: str,
-    fitted: Fit,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    store: str, fitted: Fit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # Of the six, pion2-max-nano has a smaller vocabulary, and pion2-max-xl a larger sample of the
     # text. That each reads another number of documents makes no other text.

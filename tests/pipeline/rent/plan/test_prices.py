@@ -122,9 +122,7 @@ def test_a_rental_on_any_cloud_says_that_none_is_enabled(sky_home: SkyHome) -> N
     assert offer.note == "no cloud is enabled here"
 
 
-def test_the_market_has_each_gpu_spot_and_on_demand_where_it_is_cheapest(
-    sky_home: SkyHome,
-) -> None:
+def test_the_market_has_each_gpu_spot_and_on_demand_where_it_is_cheapest(sky_home: SkyHome) -> None:
     sky_home.sell({"A40": sky_catalog.Price(0.2, 0.4), "L40S": sky_catalog.Price(None, 0.9)})
     offers, notes = market([])
     assert {(o.gpu, o.use_spot, o.price) for o in offers} == {

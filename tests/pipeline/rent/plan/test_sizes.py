@@ -96,8 +96,7 @@ def test_variants_of_a_preset_are_no_sizes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("job", "overrides"),
-    [(SMALL, ["pretrain=null", "sft.init_from=models/pion-small"])],
+    ("job", "overrides"), [(SMALL, ["pretrain=null", "sft.init_from=models/pion-small"])]
 )
 def test_a_job_that_does_not_pretrain_is_refused(job: str, overrides: list[str]) -> None:
     with pytest.raises(BadInput, match="does not pretrain a model from random weights"):

@@ -19,13 +19,7 @@ from pipeline.job.file import load_job
 from pipeline.rent.plan import speeds
 from pipeline.rent.plan.command import show_plan
 from pipeline.rent.plan.estimate import estimate
-from pipeline.rent.plan.speeds import (
-    Known,
-    PastSpeed,
-    bench_results,
-    past_speed_on,
-    past_speeds,
-)
+from pipeline.rent.plan.speeds import Known, PastSpeed, bench_results, past_speed_on, past_speeds
 from pipeline.state.shared.speeds import keep_train_speed
 from pipeline.state.stores import FileStore, open_store
 from tests.paths import JOBS
@@ -263,10 +257,7 @@ def test_a_store_that_cannot_be_read_measures_nothing(tmp_path: Path) -> None:
 
 
 def test_a_plan_asks_the_same_of_a_store_whatever_lies_in_its_runs(
-    sky_home: SkyHome,
-    s3: S3Server,
-    proxy: FaultProxy,
-    capsys: pytest.CaptureFixture[str],
+    sky_home: SkyHome, s3: S3Server, proxy: FaultProxy, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job, counts = str(JOBS / "pion-small.yaml"), []
     for runs, objects in ((0, 0), (20, 3)):

@@ -273,9 +273,7 @@ def test_one_look_that_can_not_submit_what_it_has_ended_says_so(rental: Rental) 
     assert rental.time.time - start < PATIENT_CANCEL_SECONDS + 60
 
 
-def test_a_lost_controller_without_the_secrets_for_a_restart_ends_the_watch(
-    rental: Rental,
-) -> None:
+def test_a_lost_controller_without_the_secrets_for_a_restart_ends_the_watch(rental: Rental) -> None:
     lose_secrets(rental.provider)
     claim_run(rental.run, someone())
     rental.provider.now("FAILED_CONTROLLER")
