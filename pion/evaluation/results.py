@@ -117,7 +117,7 @@ class TaskResult:
         centred: 0 at the baseline, and 1 if all answers are right; `centred_v2` by `baseline_v2`.
         cropped: the share of rows that lost their beginning to the model's context.
         unscored: items of which the context does not hold the answer. They count as wrong.
-        odd_items, joined_tokens: items scored in another way than by nanochat; see `Asked`.
+        odd_items, joined_tokens: items scored in another way than by nanochat; see `ItemRows`.
         ties: items with several best answers, which share the credit.
         commonest: of multiple_choice, the share of items that get the answer at the commonest
             place, `commonest_place` (from 0). Near 1, the model does not read the questions. None

@@ -15,7 +15,7 @@ from pion.errors import BadInput
 from pipeline.ladder.law import (
     PARAMETERS,
     Law,
-    Measured,
+    LogResults,
     Point,
     Vector,
     best_of_starts,
@@ -114,9 +114,9 @@ def fit(points: Sequence[Point]) -> Fit:
     return Fit(tuple(points), at.law(found), noise)
 
 
-def _measured(points: Sequence[Point]) -> Measured:
+def _measured(points: Sequence[Point]) -> LogResults:
     rows = [(float(p.macs_per_token), float(p.tokens), p.bits_per_byte) for p in points]
-    return Measured.of(*np.array(rows).T)
+    return LogResults.of(*np.array(rows).T)
 
 
 # ---------------------------------------------------------------- intervals
@@ -142,7 +142,7 @@ MOST_STEPS = 100
 
 
 def possible_results(
-    at: Measured, law: Law, macs_per_token: float, tokens: float, held: float
+    at: LogResults, law: Law, macs_per_token: float, tokens: float, held: float
 ) -> tuple[float, float]:
     """Return the least and the largest possible bits per byte of a run of this size and length.
 
@@ -183,7 +183,7 @@ def _end(excess: Callable[[float], float], middle: float, step: float) -> float:
 
 
 def _least_squares(
-    start: Vector, at: Measured, losses: Vector, ladder: Measured
+    start: Vector, at: LogResults, losses: Vector, ladder: LogResults
 ) -> tuple[Vector, float]:
     """Return the law's parameters with the least sum of squared residuals of `losses`, in bits per
     byte, and this sum. The parameters are within the bounds of the ladder."""

@@ -147,7 +147,7 @@ class Law:
 
 
 @dataclass(frozen=True)
-class Measured:
+class LogResults:
     """Logarithms of results: sizes and lengths relative to their means, and losses."""
 
     sizes: Vector
@@ -157,7 +157,7 @@ class Measured:
     mean_length: float
 
     @classmethod
-    def of(cls, macs_per_token: Vector, tokens: Vector, losses: Vector) -> Measured:
+    def of(cls, macs_per_token: Vector, tokens: Vector, losses: Vector) -> LogResults:
         """Return the logarithms. Relative to their means, the parameters hardly depend on each
         other, and the search takes fewer steps."""
         sizes, lengths = np.log(macs_per_token), np.log(tokens)
@@ -188,12 +188,12 @@ class Measured:
         )
 
 
-def predicted(found: Vector, at: Measured) -> Vector:
+def predicted(found: Vector, at: LogResults) -> Vector:
     """Return the logarithms of the losses that the parameters give."""
     return np.logaddexp.reduce(terms(found, at), axis=0)
 
 
-def best_of_starts(at: Measured) -> Vector:
+def best_of_starts(at: LogResults) -> Vector:
     """Return the parameters with the lowest Huber loss, from a grid of starts. From which residual
     on the loss is linear follows from the noise."""
     found = [_search(_start(alpha, beta, at), at, HUBER) for alpha in STARTS for beta in STARTS]
@@ -204,7 +204,7 @@ def best_of_starts(at: Measured) -> Vector:
     return _search(first, at, max(HUBER, HUBER_OF_NOISE * noise))[0]
 
 
-def _search(start: Vector, at: Measured, threshold: float) -> tuple[Vector, float]:
+def _search(start: Vector, at: LogResults, threshold: float) -> tuple[Vector, float]:
     """Return the parameters and their Huber loss, in units of threshold²."""
     from scipy.optimize import minimize  # takes half a second to import
 
@@ -225,14 +225,14 @@ def _search(start: Vector, at: Measured, threshold: float) -> tuple[Vector, floa
     return np.asarray(answer.x, dtype=np.float64), float(answer.fun)
 
 
-def bounds_of(at: Measured) -> list[tuple[float, float]]:
+def bounds_of(at: LogResults) -> list[tuple[float, float]]:
     """Return the range in which each parameter is searched."""
     scale = float(np.log(np.mean(np.exp(at.losses))))
     level = (scale + np.log(SHARES[0]), scale + np.log(SHARES[1]))
     return [level, level, EXPONENTS, level, EXPONENTS]
 
 
-def _start(alpha: float, beta: float, at: Measured) -> Vector:
+def _start(alpha: float, beta: float, at: LogResults) -> Vector:
     """Return parameters with these exponents and, for these, the best coefficients by least
     squares."""
     from scipy.optimize import nnls
@@ -244,7 +244,7 @@ def _start(alpha: float, beta: float, at: Measured) -> Vector:
     return np.array([e, a, alpha, b, beta])
 
 
-def terms(found: Vector, at: Measured) -> Vector:
+def terms(found: Vector, at: LogResults) -> Vector:
     """Return the logarithms of the law's three terms, a row each."""
     e, a, alpha, b, beta = found
     each: Vector = np.stack(

@@ -7,8 +7,7 @@ import contextlib
 import hashlib
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
-from functools import partial
-from typing import Any
+from functools import lru_cache, partial
 
 from aiohttp import web
 
@@ -107,33 +106,26 @@ class _Told:
     """What pages are told of some runs, as JSON, and its tag. Any number of pages ask for it."""
 
     def __init__(self, runs: Sequence[WatchedRun]) -> None:
-        self._runs = runs
-        self._lock = threading.Lock()
-        # By view, the last ones asked for: the runs' numbers of changes, the JSON and its tag.
-        self._made: dict[View, tuple[list[int], bytes, str]] = {}
+        self._runs, self._lock = runs, threading.Lock()
+        self._made = lru_cache(MOST_VIEWS)(self._make)
 
     def of(self, view: View) -> tuple[bytes, str]:
         """Return the JSON and its tag, which are made again if a run may have changed."""
         with self._lock:
-            changes = [run.changes for run in self._runs]  # first: a look may end meanwhile
-            made = self._made.pop(view, None)
-            if made is None or made[0] != changes:
-                body = finite_json(self._told(view)).encode()
-                made = changes, body, hashlib.sha256(body).hexdigest()
-            self._made[view] = made
-            while len(self._made) > MOST_VIEWS:
-                del self._made[next(iter(self._made))]
-        return made[1:]
+            # The numbers of changes are read first: a look may end meanwhile.
+            return self._made(view, tuple(run.changes for run in self._runs))
 
-    def _told(self, view: View) -> dict[str, Any]:
+    def _make(self, view: View, changes: tuple[int, ...]) -> tuple[bytes, str]:
         runs = self._runs
-        return {
+        told = {
             "runs": [
                 run.told() | {"curves": run.curves(view, steps)}
                 for run, steps in zip(runs, view.steps)
             ],
             "settings": differing([run.job for run in runs]) if len(runs) > 1 else None,
         }
+        body = finite_json(told).encode()
+        return body, hashlib.sha256(body).hexdigest()
 
 
 async def _follow(followers: Sequence[Follower], app: web.Application) -> AsyncIterator[None]:

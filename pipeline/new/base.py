@@ -10,7 +10,7 @@ from pathlib import Path
 from pion.errors import BadInput, PionError
 from pipeline.job.model_section import Base
 from pipeline.machine.time_limit import within
-from pipeline.new.rules import BASE_BYTES_PER_TOKEN, ROW_LENGTHS, Start
+from pipeline.new.rules import BASE_BYTES_PER_TOKEN, ROW_LENGTHS, StartModel
 
 # What `--from` says for random weights.
 NONE = "none"
@@ -34,11 +34,11 @@ class LookedUp:
         """Whether it has a chat template. What can't be looked up may have one."""
         return self.base is None or self.base.template is not None
 
-    def start(self, texts: Sequence[str]) -> Start:
+    def start(self, texts: Sequence[str]) -> StartModel:
         """Return what the rules need to know of it; its tokenizer is tried on these texts."""
         if self.base is None or self.tokenizer is None:
             known = (n for name, n in PARAMETERS.items() if name in self.source)
-            return Start(next(known, None), ROW_LENGTHS[0])
+            return StartModel(next(known, None), ROW_LENGTHS[0])
         from pion.data.tokens.tokenizer import Tokenizer
         from pion.model.params_and_flops import cost_of
 
@@ -46,7 +46,7 @@ class LookedUp:
         ids = sum(map(len, Tokenizer.from_file(self.tokenizer).encode_batch(texts)))
         per_token = sum(len(text.encode()) for text in texts) / max(1, ids)
         parameters = cost_of(config).all_params
-        return Start(parameters, config.seq_len, per_token or BASE_BYTES_PER_TOKEN)
+        return StartModel(parameters, config.seq_len, per_token or BASE_BYTES_PER_TOKEN)
 
 
 def look_up(source: str, job_folder: Path) -> LookedUp:

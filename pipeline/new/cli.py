@@ -58,6 +58,6 @@ def _columns() -> list[Argument]:
 
 def _new(args: argparse.Namespace) -> int:
     from pipeline.new.command import new_job
-    from pipeline.new.options import Options
+    from pipeline.new.options import NewOptions
 
-    return new_job(Options.of(args))
+    return new_job(NewOptions.of(args))

@@ -15,7 +15,7 @@ from pipeline.new.decide import decide
 from pipeline.new.files import find_data
 from pipeline.new.job_text import job_text
 from pipeline.new.look import NAMED, Look, look_at
-from pipeline.new.options import Options
+from pipeline.new.options import NewOptions
 from pipeline.new.proposal import propose, start_of
 from pipeline.new.words import notes, of_look, of_proposal
 from pipeline.new.write_copy import write_copy
@@ -24,7 +24,7 @@ from pipeline.new.write_copy import write_copy
 COPIES = {"pretrain": "texts", "sft": "chats", "prefer": "pairs"}
 
 
-def new_job(options: Options) -> int:
+def new_job(options: NewOptions) -> int:
     """Look at the data, print what was found and proposed, and write the job file.
 
     Raises BadInput for data that can't be used, for a question that nobody is there to answer, and
@@ -65,7 +65,7 @@ def new_job(options: Options) -> int:
     return 0
 
 
-def _refuse_names(options: Options) -> None:
+def _refuse_names(options: NewOptions) -> None:
     """Raise BadInput for a name that can't be read, or not be written."""
     target = options.target
     if not options.dry_run and target.exists():
@@ -83,7 +83,7 @@ def _refuse_names(options: Options) -> None:
         raise BadInput(f"--out {target}: its folder does not exist. Nothing was written.")
 
 
-def _looks(options: Options) -> tuple[list[Look], LookedUp | None]:
+def _looks(options: NewOptions) -> tuple[list[Look], LookedUp | None]:
     """Return what the data shows, and the model to start from; None: random weights."""
     with saying_if_slow(f"looking for the files of {options.data}"):
         found = find_data(options.data)
@@ -122,7 +122,7 @@ def _paths(looks: Sequence[Look], target: Path) -> list[Path]:
     return paths
 
 
-def _refuse_problems(looks: Sequence[Look], options: Options) -> None:
+def _refuse_problems(looks: Sequence[Look], options: NewOptions) -> None:
     """Raise BadInput for what can't be read, unless it is to be skipped, and for no data."""
     bad = sum(one.bad for one in looks)
     problems = [masked(problem) for one in looks for problem in one.problems][:NAMED]

@@ -17,7 +17,7 @@ from pion.errors import BadInput
 from pion.later_fields import shown
 from pipeline.console.formats import show
 from pipeline.new.chats import meaning_of, names_of_roles, unknown_roles
-from pipeline.new.files import IN_WORDS, Found, Group
+from pipeline.new.files import IN_WORDS, FoundFiles, Group
 from pipeline.new.layouts import (
     Columns,
     Preferences,
@@ -61,7 +61,7 @@ def _answer(undecided: Undecided, where: str) -> str:
     return undecided.answers[int(given) - 1]
 
 
-def decide(found: Found, wishes: Wishes) -> list[Reading]:
+def decide(found: FoundFiles, wishes: Wishes) -> list[Reading]:
     """Return how each group that is used is read.
 
     Raises BadInput if text and conversations, or preferences and other data, are mixed and nobody

@@ -23,18 +23,18 @@ from pion.errors import BadInput
 from pion.untrusted import open_file
 from pipeline.console.formats import counted
 
-Kind = Literal["text", "jsonl", "parquet", "json", "csv"]
+FileKind = Literal["text", "jsonl", "parquet", "json", "csv"]
 
 # By kind, how the names of its files end. Job files have the first three kinds; Pion writes a copy
 # of the others.
-SUFFIXES: dict[Kind, tuple[str, ...]] = {
+SUFFIXES: dict[FileKind, tuple[str, ...]] = {
     "text": TEXT_SUFFIXES,
     "jsonl": JSONL_SUFFIXES,
     "parquet": PARQUET_SUFFIXES,
     "json": (".json",),
     "csv": (".csv", ".tsv"),
 }
-IN_WORDS: dict[Kind, str] = {
+IN_WORDS: dict[FileKind, str] = {
     "text": "text",
     "jsonl": "JSON Lines",
     "parquet": "parquet",
@@ -62,7 +62,7 @@ class Group:
     `files` are those to train on, and `held_out` those that names hold out.
     """
 
-    kind: Kind
+    kind: FileKind
     path: Path
     files: tuple[Path, ...]
     held_out: tuple[Path, ...] = ()
@@ -74,21 +74,21 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundFiles:
     """The groups of files, and a sentence for each reason to leave files out."""
 
     groups: tuple[Group, ...]
     left_out: tuple[str, ...]
 
 
-def find_data(path: Path) -> Found:
+def find_data(path: Path) -> FoundFiles:
     """Return the files that `path`, a file or a folder, has for a job.
 
     Raises BadInput if there are none, naming what is there instead.
     """
     refuse_unreadable(path, "data")
     if path.is_file():
-        return Found((Group(_kind_of(path), path, (path,)),), ())
+        return FoundFiles((Group(_kind_of(path), path, (path,)),), ())
     if not path.is_dir():
         raise BadInput(f"{path} does not exist. Give a file or a folder. {READS}.")
     below = sorted(files_below(path))
@@ -116,10 +116,10 @@ def find_data(path: Path) -> Found:
         raise BadInput(f"{path} has no data: {_by_ending(every)}. {READS}.")
     if rest:
         left_out.append(f"left out, not read by Pion: {_by_ending(rest)}, such as {rest[0]}")
-    return Found(tuple(groups), tuple(left_out))
+    return FoundFiles(tuple(groups), tuple(left_out))
 
 
-def _kind_of(file: Path) -> Kind:
+def _kind_of(file: Path) -> FileKind:
     """Return the kind of a file that a person named. Raises BadInput if it has none."""
     for kind, suffixes in SUFFIXES.items():
         if file.name.lower().endswith(suffixes):

@@ -15,7 +15,7 @@ from pipeline.console.formats import short_amount
 from pipeline.new.base import LookedUp
 from pipeline.new.layouts import TextColumn
 from pipeline.new.look import Look, Reading
-from pipeline.new.options import Options, name_of
+from pipeline.new.options import NewOptions, name_of
 from pipeline.new.rules import SMALLEST, Amount, FineTuning, Pretraining
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./@=+ -]*(?<! )")
@@ -34,7 +34,7 @@ class Proposal:
     `sources` are by stage. Without a `base` it starts from random weights.
     """
 
-    options: Options
+    options: NewOptions
     looks: Sequence[Look]
     amount: Amount
     base: LookedUp | None

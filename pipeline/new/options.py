@@ -16,7 +16,7 @@ from pipeline.new.layouts import Wishes
 
 
 @dataclass(frozen=True)
-class Options:
+class NewOptions:
     """The command line, read. `target` is the job file to write, and `command` the line itself."""
 
     data: Path
@@ -29,7 +29,7 @@ class Options:
     command: str
 
     @classmethod
-    def of(cls, args: argparse.Namespace) -> Options:
+    def of(cls, args: argparse.Namespace) -> NewOptions:
         """Return what the arguments say. Raises BadInput for a number that is no price."""
         if not (math.isfinite(args.dollars) and 0 < args.dollars <= 1e6):
             raise BadInput(f"--dollars {args.dollars:g} must be above 0, and at most 1,000,000")

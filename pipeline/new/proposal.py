@@ -25,7 +25,7 @@ from pipeline.new.examples import examples_of, prompt_from
 from pipeline.new.job_text import BUILT_IN, Proposal, job_text, source_of
 from pipeline.new.layouts import Record
 from pipeline.new.look import Look
-from pipeline.new.options import Options
+from pipeline.new.options import NewOptions
 from pipeline.new.rules import (
     MOST_FIT,
     Amount,
@@ -66,7 +66,7 @@ def start_of(asked: str | None, looks: Sequence[Look]) -> str | None:
 
 
 def propose(
-    options: Options, looks: Sequence[Look], paths: Sequence[Path], base: LookedUp | None
+    options: NewOptions, looks: Sequence[Look], paths: Sequence[Path], base: LookedUp | None
 ) -> tuple[Proposal, list[list[str]]]:
     """Return a job for what was seen, which a job reads at `paths`, and the first records of each
     as its model sees them. Raises BadInput if it is no valid job."""

@@ -27,7 +27,7 @@ from pion.data.documents.file_to_documents import (
 from pion.data.documents.unpack import unpacked
 from pion.errors import BadInput
 from pion.untrusted import open_file
-from pipeline.new.files import Kind
+from pipeline.new.files import FileKind
 from pipeline.new.json_list import json_list
 
 Record = dict[str, Any]
@@ -37,7 +37,7 @@ NOT_UTF8 = "not UTF-8 text; convert it with: iconv -f ENCODING -t UTF-8"
 
 
 @dataclass(frozen=True)
-class Item:
+class ReadItem:
     """A record and its `file:line`; or, without a record, the problem. `bytes` were read for it."""
 
     where: str
@@ -54,7 +54,7 @@ class Progress:
     whole: bool = True
 
 
-def read_file(kind: Kind, file: Path, most: float, progress: Progress) -> Iterator[Item]:
+def read_file(kind: FileKind, file: Path, most: float, progress: Progress) -> Iterator[ReadItem]:
     """Yield the records of a file until `most` bytes were read, unpacked, and note the progress.
 
     A text file is one record, its text under `text`. What can't be read becomes an item with a
@@ -69,12 +69,12 @@ def read_file(kind: Kind, file: Path, most: float, progress: Progress) -> Iterat
                 progress.whole = False
                 return
     except BadInput as error:
-        yield Item(str(file), None, 0, str(error))
+        yield ReadItem(str(file), None, 0, str(error))
     except OSError as error:
-        yield Item(str(file), None, 0, f"{file}: {error.strerror or error}")
+        yield ReadItem(str(file), None, 0, f"{file}: {error.strerror or error}")
 
 
-def _text(file: Path, progress: Progress, most: float) -> Iterator[Item]:
+def _text(file: Path, progress: Progress, most: float) -> Iterator[ReadItem]:
     """Yield the text of a file, in parts of whole lines if it is long, as a run reads it."""
     read = lines = 0
     with open_file(file) as stored, unpacked(stored, file) as stream:
@@ -85,9 +85,9 @@ def _text(file: Path, progress: Progress, most: float) -> Iterator[Item]:
             try:
                 text = decoded(part, str(file), read)
             except BadInput:
-                yield Item(str(file), None, len(part), _not_utf8(file, part, lines))
+                yield ReadItem(str(file), None, len(part), _not_utf8(file, part, lines))
                 return
-            yield Item(str(file), {"text": text}, len(part))
+            yield ReadItem(str(file), {"text": text}, len(part))
             read, lines = read + len(part), lines + part.count(b"\n")
 
 
@@ -101,7 +101,7 @@ def _not_utf8(file: Path, part: bytes, lines: int) -> str:
     return f"{file}:{line}: {NOT_UTF8}"
 
 
-def _jsonl(file: Path, progress: Progress, most: float = math.inf) -> Iterator[Item]:
+def _jsonl(file: Path, progress: Progress, most: float = math.inf) -> Iterator[ReadItem]:
     where = f"{file}:0"
     try:
         with open_file(file) as stored, unpacked(stored, file) as stream:
@@ -114,26 +114,26 @@ def _jsonl(file: Path, progress: Progress, most: float = math.inf) -> Iterator[I
         text = str(error)
         last = int(where.rpartition(":")[2])
         place = "" if text.startswith(f"{file}:{last + 1}:") else f" (after line {last:,})"
-        yield Item(where, None, 0, f"{text}{place}")
+        yield ReadItem(where, None, 0, f"{text}{place}")
 
 
-def _of_line(line: bytes, where: str) -> Item:
+def _of_line(line: bytes, where: str) -> ReadItem:
     try:
-        return Item(where, object_of_line(line, where), len(line))
+        return ReadItem(where, object_of_line(line, where), len(line))
     except NotJsonLines:
         raise
     except BadInput as error:
-        return Item(where, None, len(line), str(error))
+        return ReadItem(where, None, len(line), str(error))
 
 
-def _of_value(value: Any, where: str, size: int) -> Item:
+def _of_value(value: Any, where: str, size: int) -> ReadItem:
     if isinstance(value, dict):
-        return Item(where, value, size)
+        return ReadItem(where, value, size)
     problem = f"{where}: found a {type(value).__name__} instead of a JSON object"
-    return Item(where, None, size, problem)
+    return ReadItem(where, None, size, problem)
 
 
-def _json(file: Path, progress: Progress, most: float) -> Iterator[Item]:
+def _json(file: Path, progress: Progress, most: float) -> Iterator[ReadItem]:
     with open_file(file) as stored, unpacked(stored, file) as stream:
         beginning = stored.peek(1).lstrip(b"\xef\xbb\xbf \t\r\n")
         if not beginning.startswith(b"["):
@@ -149,7 +149,7 @@ def _json(file: Path, progress: Progress, most: float) -> Iterator[Item]:
             yield _of_value(value, where, size)
 
 
-def _parquet(file: Path, progress: Progress, most: float) -> Iterator[Item]:
+def _parquet(file: Path, progress: Progress, most: float) -> Iterator[ReadItem]:
     import pyarrow.parquet
 
     try:
@@ -160,7 +160,7 @@ def _parquet(file: Path, progress: Progress, most: float) -> Iterator[Item]:
     stored = file.stat().st_size
     for number, row in enumerate(parquet_rows(file, names, LONGEST_LINE), 1):
         progress.stored = math.ceil(stored * number / max(1, rows))
-        yield Item(f"{file} row {number}", row, _rough_size(row))
+        yield ReadItem(f"{file} row {number}", row, _rough_size(row))
 
 
 def _rough_size(value: Any) -> int:
@@ -173,7 +173,7 @@ def _rough_size(value: Any) -> int:
     return 8
 
 
-def _csv(file: Path, progress: Progress, most: float) -> Iterator[Item]:
+def _csv(file: Path, progress: Progress, most: float) -> Iterator[ReadItem]:
     with open_file(file) as stored, unpacked(stored, file) as stream:
         size = 0
 
@@ -241,14 +241,14 @@ def _refuse_header(file: Path, names: list[str]) -> None:
         )
 
 
-def _of_row(row: list[str], names: list[str], where: str, size: int) -> Item:
+def _of_row(row: list[str], names: list[str], where: str, size: int) -> ReadItem:
     if len(row) == len(names):
-        return Item(where, dict(zip(names, row, strict=True)), size)
+        return ReadItem(where, dict(zip(names, row, strict=True)), size)
     problem = f"{where}: found {len(row)} columns instead of {len(names)} ({', '.join(names[:6])})"
-    return Item(where, None, size, problem)
+    return ReadItem(where, None, size, problem)
 
 
-READERS: dict[Kind, Callable[[Path, Progress, float], Iterator[Item]]] = {
+READERS: dict[FileKind, Callable[[Path, Progress, float], Iterator[ReadItem]]] = {
     "text": _text,
     "jsonl": _jsonl,
     "parquet": _parquet,

@@ -71,7 +71,7 @@ class Amount:
 
 
 @dataclass(frozen=True)
-class Start:
+class StartModel:
     """The model that training starts from: a base of so many parameters and tokens of context.
 
     `bytes_per_token` is how its tokenizer does on the data.
@@ -171,7 +171,7 @@ def pretrainings(amount: Amount) -> Iterator[Pretraining]:
             )
 
 
-def continued(amount: Amount, start: Start) -> Pretraining:
+def continued(amount: Amount, start: StartModel) -> Pretraining:
     """Return how a base continues to be pretrained on text."""
     own = int(amount.text_bytes / start.bytes_per_token)
     held_out, seq_len, why_rows = _text_rows(amount, own, start.context)
@@ -213,7 +213,7 @@ def _batch(tokens: int, seq_len: int, rows: int, own: float) -> int:
     return rows
 
 
-def fine_tuning(amount: Amount, start: Start | None) -> FineTuning:
+def fine_tuning(amount: Amount, start: StartModel | None) -> FineTuning:
     """Return how conversations are learned, by a base or after pretraining."""
     context = ROW_LENGTHS[0] if start is None else start.context
     per_token = BYTES_PER_TOKEN[4_096] if start is None else start.bytes_per_token
@@ -228,7 +228,7 @@ def fine_tuning(amount: Amount, start: Start | None) -> FineTuning:
     return FineTuning(rows, seq_len, batch, PASSES, held_out, large, rate, why)
 
 
-def preferring(amount: Amount, start: Start, *, paired: bool) -> FineTuning:
+def preferring(amount: Amount, start: StartModel, *, paired: bool) -> FineTuning:
     """Return how a base learns from pairs of answers, or from single answers."""
     sides, count = 2 if paired else 1, amount.conversations
     context = sides * start.context

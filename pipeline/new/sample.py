@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pion.data.documents.find_files import PACKED_SUFFIXES, PARQUET_SUFFIXES
 from pipeline.new.files import Group
-from pipeline.new.read import Item, Progress, Record, read_file
+from pipeline.new.read import Progress, ReadItem, Record, read_file
 
 # So many bytes are read, of all files together.
 LOOK_BYTES = 64 << 20
@@ -33,7 +33,7 @@ class Sample:
     stored: int = 0
     files: int = 0
     whole: bool = True
-    items: Iterator[Item] = field(default_factory=lambda: iter(()))
+    items: Iterator[ReadItem] = field(default_factory=lambda: iter(()))
 
     @property
     def factor(self) -> float:
@@ -60,7 +60,7 @@ def sample_of(group: Group, limit: int) -> Sample:
     return sample
 
 
-def _items(group: Group, limit: int, sample: Sample) -> Iterator[Item]:
+def _items(group: Group, limit: int, sample: Sample) -> Iterator[ReadItem]:
     files = spread(group.files, MOST_FILES if sample.bytes > limit else MOST_SMALL_FILES)
     sample.whole = sample.bytes <= limit and len(files) == len(group.files)
     for file in files:

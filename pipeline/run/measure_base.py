@@ -22,8 +22,8 @@ from pipeline.job import Job
 from pipeline.job.digest import Digests, Inputs, digest_of
 from pipeline.job.model_section import Base
 from pipeline.report.result_tables import start_in_words
-from pipeline.stages.evaluate import Start, as_results, measure_each
-from pipeline.stages.measures import Kind, Measures, Parts, PreferenceStart, TrainedRun
+from pipeline.stages.evaluate import MeasuredStart, as_results, measure_each
+from pipeline.stages.measures import MeasuredOn, Measures, Parts, PreferenceStart, TrainedRun
 from pipeline.state.claim import taken_over
 from pipeline.state.head import REFERENCE, Head
 from pipeline.state.owner import Owner
@@ -89,7 +89,7 @@ class StoredParts(Parts):
 
 def measure_base(
     job: Job, run: RunState, digests: Digests, say: Say, patiently: Patience
-) -> Start | None:
+) -> MeasuredStart | None:
     """Return what is measured of the model that the run starts from; None if there is none.
 
     Only what is not kept yet is measured. The run's data must be prepared, and this process must
@@ -102,19 +102,19 @@ def measure_base(
     parts = StoredParts(say, run, job.base.hash[:16], Owner.me().session, patiently)
     kept = {kind: part for kind in names if (part := parts.load(names[kind])) is not None}
     if len(kept) == len(names):
-        return Start(kept, sha256)
+        return MeasuredStart(kept, sha256)
     folders = patiently(partial(_folders, job.base, run, digests))
     with closing(Measures(job, folders, on_batch=lambda: run.clock.sleep(0.0))) as measures:
         measured = measure_each(measures, MODEL, names, parts)
     say(Note(f"before training: {start_in_words(as_results(measured))}"))
-    return Start(measured, sha256)
+    return MeasuredStart(measured, sha256)
 
 
-def _names(job: Job, base: Base, digests: Digests, sha256: str) -> dict[Kind, str]:
+def _names(job: Job, base: Base, digests: Digests, sha256: str) -> dict[MeasuredOn, str]:
     """Return the name of each part: what is measured, and the hash of all that decides it."""
     same: Inputs = {"model.from": base.hash, "evaluate.final_rows": job.evaluate.final_rows}
     order = {"seed": job.seed, "data.window": job.data.window}
-    decides: dict[Kind, Inputs] = {}
+    decides: dict[MeasuredOn, Inputs] = {}
     if "sft" in digests.data:
         decides["conversations"] = order | {"input.data.sft": digests.data["sft"]}
     if "pretrain" in digests.data:

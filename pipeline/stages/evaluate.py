@@ -24,7 +24,7 @@ from pipeline.stages.core import Questions, core_of, read_questions_of
 from pipeline.stages.drafts import drafts_of
 from pipeline.stages.measures import (
     SUMS,
-    Kind,
+    MeasuredOn,
     Measures,
     Part,
     Parts,
@@ -41,7 +41,7 @@ def evaluate_run(
     trained: TrainedRun,
     parts: Parts,
     sleep: Callable[[float], None] = time.sleep,
-    start: Start | None = None,
+    start: MeasuredStart | None = None,
 ) -> Result:
     """Return the results of every model and baseline, by the names that the card and report use.
 
@@ -65,7 +65,7 @@ class _Evaluation:
     measures: Measures
     parts: Parts
     sleep: Callable[[float], None]
-    start: Start | None
+    start: MeasuredStart | None
     items: Result = field(default_factory=dict)
 
     def results(self) -> Result:
@@ -115,7 +115,7 @@ class _Evaluation:
             results["lm_eval"] = self._lm_eval()
         return results
 
-    def _compared(self, results: Result, start: Start) -> Result:
+    def _compared(self, results: Result, start: MeasuredStart) -> Result:
         """Return the results of the start, of the last model on the same rows, and the change."""
         final = list(self.measures.trained.models)[-1]
         after = measure_each(self.measures, final, start.names, self.parts)
@@ -223,7 +223,7 @@ class _Evaluation:
 # model predicts worse there, it has forgotten. The same documents are paired, so the standard error
 # of a difference is much smaller than the errors of its two sides.
 
-LABELS: Mapping[Kind, str] = {
+LABELS: Mapping[MeasuredOn, str] = {
     "conversations": "held-out conversations",
     "held_out": "held-out text",
     "text": "other text",
@@ -234,25 +234,25 @@ TEXT = ("bits_per_byte", math.log(2))
 
 
 @dataclass(frozen=True)
-class Start:
+class MeasuredStart:
     """What was measured of the model that a run started from, by what it was measured on.
 
     `text` is the sha256 of the text.
     """
 
-    measured: Mapping[Kind, Result]
+    measured: Mapping[MeasuredOn, Result]
     text: str
 
     @property
-    def names(self) -> dict[Kind, str]:
+    def names(self) -> dict[MeasuredOn, str]:
         """The names of the parts that measure the trained model on the same."""
         hashes = {"text": f".{self.text[:16]}"}
         return {kind: f"compared.{kind}{hashes.get(kind, '')}" for kind in self.measured}
 
 
 def measure_each(
-    measures: Measures, model: str, names: Mapping[Kind, str], part: Part
-) -> dict[Kind, Result]:
+    measures: Measures, model: str, names: Mapping[MeasuredOn, str], part: Part
+) -> dict[MeasuredOn, Result]:
     """Return the measures of `model`, with the sums of each document, in parts of these names."""
     return {
         kind: part(
@@ -262,7 +262,7 @@ def measure_each(
     }
 
 
-def as_results(measured: Mapping[Kind, Result]) -> Result:
+def as_results(measured: Mapping[MeasuredOn, Result]) -> Result:
     """Return one model's measures as results: those on the text are under `text`."""
     results: Result = {}
     for kind, result in measured.items():
@@ -270,7 +270,7 @@ def as_results(measured: Mapping[Kind, Result]) -> Result:
     return results
 
 
-def compare(start: Start, after: Mapping[Kind, Result]) -> Result:
+def compare(start: MeasuredStart, after: Mapping[MeasuredOn, Result]) -> Result:
     """Return the results `base` (before training), `change` (after minus before) and
     `compared_text` (which text that was).
 

@@ -35,13 +35,13 @@ Result = dict[str, Any]
 Part = Callable[[str, str, Callable[[], Result]], Result]
 # What is measured before and after training: held-out conversations and text of the run, and a text
 # that has nothing to do with the run.
-Kind = Literal["conversations", "held_out", "text"]
+MeasuredOn = Literal["conversations", "held_out", "text"]
 
 CHOICES = "choices.jsonl"
 # The result that compares two models.
 SUMS = "by_document"
 # What the sums are of.
-NAMES: Mapping[Kind, str] = {
+NAMES: Mapping[MeasuredOn, str] = {
     "conversations": "response_loss",
     "held_out": "bits_per_byte",
     "text": "text.bits_per_byte",
@@ -112,7 +112,7 @@ class Measures:
 
     # ------------------------------------------------------------ models
 
-    def with_sums(self, stage: str, kind: Kind) -> Result:
+    def with_sums(self, stage: str, kind: MeasuredOn) -> Result:
         """Measure the model of `stage`, and keep the sums of each document.
 
         So two models can be compared. `by_document` has the `nats`, and in `sizes` the number of
@@ -148,12 +148,12 @@ class Measures:
         sums = {"nats": nats.tolist(), "sizes": sizes.tolist()}
         return {**found, SUMS: sums}
 
-    def with_items(self, stage: str, kind: Kind) -> Result:
+    def with_items(self, stage: str, kind: MeasuredOn) -> Result:
         """Measure the model of `stage`, with the sums of each document packed; see `packed`."""
         result = self.with_sums(stage, kind)
         return without_sums(result) | {BY_ITEM: self.packed(result, kind)}
 
-    def packed(self, result: Result, kind: Kind) -> Result:
+    def packed(self, result: Result, kind: MeasuredOn) -> Result:
         """Return what `with_sums` has measured of each document, packed, by its name; {} for very
         many documents. By these sums two runs are compared that were measured on the same."""
         import numpy as np
@@ -169,7 +169,7 @@ class Measures:
         items = ItemScores(scores, sizes=np.array(sums["sizes"], dtype=np.int64))
         return {NAMES[kind]: {"key": self._same_documents(kind), **pack(items)}}
 
-    def _same_documents(self, kind: Kind) -> Result:
+    def _same_documents(self, kind: MeasuredOn) -> Result:
         """Return what two runs have in common if they are measured on the same documents."""
         job = self.job
         rows = {"rows": job.evaluate.final_rows}
@@ -187,7 +187,7 @@ class Measures:
         with closing(ChatFormat(self.conversations.tokenizer_path, self.tokenizer)) as talks:
             return talks.end_of_turn
 
-    def _compared_rows(self, kind: Kind) -> tuple[RowStream | OwnRows, int]:
+    def _compared_rows(self, kind: MeasuredOn) -> tuple[RowStream | OwnRows, int]:
         """Return the rows of what is measured, and their length in tokens."""
         if kind == "conversations":
             return self._stream(self.conversations, "held_out"), self.job.sft_seq_len

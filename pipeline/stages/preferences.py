@@ -29,7 +29,7 @@ from pipeline.state.shared.folder import REFERENCE_FILE
 if TYPE_CHECKING:
     from pion.data.stream import RowStream
     from pion.train.held_out_answers import HeldOutAnswers
-    from pipeline.stages.measures import Kind, Measures, Part, PreferenceStart, Result
+    from pipeline.stages.measures import MeasuredOn, Measures, Part, PreferenceStart, Result
 
 STAGE = "prefer"
 # Prompts whose answers are kept as texts.
@@ -227,7 +227,7 @@ def _with_errors(numbers: dict[str, tuple[float, float]]) -> Result:
 
 
 def text_change(
-    measures: Measures, base: Mapping[Kind, Result], items: Mapping[str, Result], part: Part
+    measures: Measures, base: Mapping[MeasuredOn, Result], items: Mapping[str, Result], part: Part
 ) -> Result:
     """Return the `text_change` in bits per byte from the model that `prefer` starts from, and the
     `response_change` in nats per token, if both were measured on conversations.
@@ -238,7 +238,7 @@ def text_change(
     """
     began = measures.trained.prefer_start
     assert began is not None
-    kind: Kind = "text" if measures.trained.pretrain_data is None else "held_out"
+    kind: MeasuredOn = "text" if measures.trained.pretrain_data is None else "held_out"
     if began.load is None:
         return {}
     known = dict(items)

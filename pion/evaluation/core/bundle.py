@@ -31,7 +31,7 @@ TASK_TYPES: tuple[TaskType, ...] = get_args(TaskType)
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedTask:
     """A task of CORE. Baselines are shares of right answers by guessing, in percent.
 
     DCLM corrected three baselines on 5 September 2025 (v2). nanochat and the published numbers use
@@ -46,11 +46,11 @@ class Published:
 
 def _published(
     task_type: TaskType, shots: int, v1: float = 0.0, v2: float | None = None
-) -> Published:
-    return Published(task_type, shots, v1, v1 if v2 is None else v2)
+) -> PublishedTask:
+    return PublishedTask(task_type, shots, v1, v1 if v2 is None else v2)
 
 
-CORE_TASKS: dict[str, Published] = {
+CORE_TASKS: dict[str, PublishedTask] = {
     "hellaswag_zeroshot": _published("multiple_choice", 0, 25),
     "jeopardy": _published("language_modeling", 10),
     "bigbench_qa_wikidata": _published("language_modeling", 10),

@@ -2,7 +2,7 @@
 
 The texts are a question after answered questions. They are part of the rule `core/nanochat-1`:
 another space makes another benchmark. The places where nanochat's code fails or lets the first
-answer win are counted: see `Asked`.
+answer win are counted: see `ItemRows`.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _context(task: Task, context: str) -> str:
 
 
 @dataclass(frozen=True)
-class Row:
+class TokenRow:
     """A row of tokens, and what is scored in it: its tokens from `start` on.
 
     Where `candidates` are given, each is scored as the token after the row, and `start` is the
@@ -80,7 +80,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Asked:
+class ItemRows:
     """An item as rows.
 
     Attributes:
@@ -95,7 +95,7 @@ class Asked:
             token on.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[TokenRow, ...]
     place: tuple[tuple[int, int], ...]
     cropped: int
     unscored: bool
@@ -105,7 +105,7 @@ class Asked:
 
 def ask(
     task: Task, numbers: Sequence[int], tokenizer: Tokenizer, context: int, *, shared: bool = True
-) -> list[Asked]:
+) -> list[ItemRows]:
     """Return the rows of the items `numbers`, each of at most `context` tokens.
 
     Without `shared`, each option has a row for itself, as in nanochat.
@@ -129,7 +129,7 @@ def _needs_before(task: Task, whole: list[Ids]) -> bool:
     return task.task_type == "language_modeling"
 
 
-def _asked(task: Task, whole: list[Ids], before: Ids, context: int, *, shared: bool) -> Asked:
+def _asked(task: Task, whole: list[Ids], before: Ids, context: int, *, shared: bool) -> ItemRows:
     """Return an item as rows, from the tokens of the whole text of each option, and of the text
     before the answer."""
     starts, odd, joined = _starts(task, whole, before)
@@ -137,22 +137,22 @@ def _asked(task: Task, whole: list[Ids], before: Ids, context: int, *, shared: b
     cropped = sum(crop > 0 for crop in crops)
     spans = zip(starts, crops, map(len, whole), strict=True)
     if not all(crop < start < length for start, crop, length in spans):
-        return Asked((), (), cropped, unscored=True, odd=odd, joined=joined)
+        return ItemRows((), (), cropped, unscored=True, odd=odd, joined=joined)
     if shared and task.task_type == "multiple_choice" and _ends_at(whole, starts[0] + 1):
         # One row gives the scores of all options: they differ in the token after it alone.
         candidates = tuple(ids[-1] for ids in whole)
         ids = whole[0][crops[0] : -1]
-        rows = (Row(np.array(ids, np.int32), len(ids), candidates),)
+        rows = (TokenRow(np.array(ids, np.int32), len(ids), candidates),)
         place = tuple((0, option) for option in range(len(whole)))
-        return Asked(rows, place, cropped, unscored=False, odd=odd, joined=joined)
+        return ItemRows(rows, place, cropped, unscored=False, odd=odd, joined=joined)
     # Equal options have one row, so that they tie.
     numbers: dict[tuple[int, ...], int] = {}
-    different: list[Row] = []
+    different: list[TokenRow] = []
     for ids, start, crop in zip(whole, starts, crops, strict=True):
         if numbers.setdefault(tuple(ids), len(different)) == len(different):
-            different.append(Row(np.array(ids[crop:], np.int32), start - crop))
+            different.append(TokenRow(np.array(ids[crop:], np.int32), start - crop))
     place = tuple((numbers[tuple(ids)], 0) for ids in whole)
-    return Asked(tuple(different), place, cropped, unscored=False, odd=odd, joined=joined)
+    return ItemRows(tuple(different), place, cropped, unscored=False, odd=odd, joined=joined)
 
 
 def _ends_at(whole: list[Ids], length: int) -> bool:

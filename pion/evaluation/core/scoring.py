@@ -16,7 +16,7 @@ from torch import Tensor
 from pion.data.shards import IGNORED
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.evaluation.core.bundle import Task
-from pion.evaluation.core.rows import Asked, Row, ask
+from pion.evaluation.core.rows import ItemRows, TokenRow, ask
 from pion.evaluation.held_out import LOGITS_AT_ONCE, Scorer, evaluating, in_batches, token_nll
 from pion.evaluation.multiple_choice import TOKENS_AT_ONCE, scored_ends
 
@@ -42,7 +42,7 @@ class Answer:
         finite: whether all nats are finite. If not, `credit` means nothing.
     """
 
-    asked: Asked
+    asked: ItemRows
     nats: tuple[float, ...]
     choice: int
     credit: float
@@ -89,7 +89,7 @@ class _Scored:
     greedy: bool
 
 
-def _answer(task: Task, number: int, asked: Asked, rows: Sequence[_Scored]) -> Answer:
+def _answer(task: Task, number: int, asked: ItemRows, rows: Sequence[_Scored]) -> Answer:
     if asked.unscored:
         return Answer(asked, (), NO_CHOICE, 0.0)
     nats = tuple(rows[row].nats[candidate] for row, candidate in asked.place)
@@ -105,7 +105,7 @@ def _answer(task: Task, number: int, asked: Asked, rows: Sequence[_Scored]) -> A
     return Answer(asked, nats, NO_CHOICE if tied else best[0], credit, tied=tied)
 
 
-def _score_rows(scorer: Scorer, rows: Sequence[Row]) -> list[_Scored]:
+def _score_rows(scorer: Scorer, rows: Sequence[TokenRow]) -> list[_Scored]:
     """Return the scores of the rows, in their order."""
     scores: dict[int, _Scored] = {}
     for compute in (_continuations, _candidates):
@@ -119,9 +119,9 @@ def _score_rows(scorer: Scorer, rows: Sequence[Row]) -> list[_Scored]:
 
 def _in_batches(
     scorer: Scorer,
-    rows: Sequence[Row],
+    rows: Sequence[TokenRow],
     longest_first: Sequence[int],
-    compute: Callable[[Scorer, Sequence[Row]], list[_Scored]],
+    compute: Callable[[Scorer, Sequence[TokenRow]], list[_Scored]],
     scores: dict[int, _Scored],
 ) -> None:
     def score(part: range) -> None:
@@ -134,7 +134,7 @@ def _in_batches(
     in_batches(len(longest_first), at_once, score, scorer.on_batch)
 
 
-def _continuations(scorer: Scorer, rows: Sequence[Row]) -> list[_Scored]:
+def _continuations(scorer: Scorer, rows: Sequence[TokenRow]) -> list[_Scored]:
     """Return the mean nats of each row's tokens from its start on."""
     batch = scored_ends([(row.ids, len(row.ids) - row.start) for row in rows])
     found = token_nll(scorer.model, batch, scorer.vocab_size, scorer.dtype)
@@ -148,7 +148,7 @@ def _continuations(scorer: Scorer, rows: Sequence[Row]) -> list[_Scored]:
     ]
 
 
-def _candidates(scorer: Scorer, rows: Sequence[Row]) -> list[_Scored]:
+def _candidates(scorer: Scorer, rows: Sequence[TokenRow]) -> list[_Scored]:
     """Return the nats of each row's candidates as the token after the row."""
     model = scorer.model
     device = next(model.parameters()).device

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from pion.errors import BadInput
-from pipeline.ladder.law import Law, Measured, Point, best_of_starts, check_points, predicted
+from pipeline.ladder.law import Law, LogResults, Point, best_of_starts, check_points, predicted
 from tests.pipeline.ladder.made_up import LAWS, ladder
 
 
-def measured(law: Law) -> Measured:
+def measured(law: Law) -> LogResults:
     points = ladder(law)
     columns = zip(*((p.macs_per_token, p.tokens, p.bits_per_byte) for p in points))
-    return Measured.of(*(np.array(column, dtype=np.float64) for column in columns))
+    return LogResults.of(*(np.array(column, dtype=np.float64) for column in columns))
 
 
 def test_a_loss_is_the_sum_of_its_terms() -> None:

@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 
 from pion.data.documents.file_to_documents import LONGEST_LINE
-from pipeline.new.files import Kind
-from pipeline.new.read import Item, Progress, read_file
+from pipeline.new.files import FileKind
+from pipeline.new.read import Progress, ReadItem, read_file
 from tests.support.own_data import bad_line, csv_texts, cut_gzip, latin1, parquet_texts
 
 
-def read(kind: Kind, file: Path, most: float = float("inf")) -> tuple[list[Item], Progress]:
+def read(kind: FileKind, file: Path, most: float = float("inf")) -> tuple[list[ReadItem], Progress]:
     progress = Progress()
     return list(read_file(kind, file, most, progress)), progress
 
 
-def problems(kind: Kind, file: Path) -> list[str]:
+def problems(kind: FileKind, file: Path) -> list[str]:
     return [item.problem for item in read(kind, file)[0] if item.problem is not None]
 
 

@@ -13,7 +13,7 @@ from pipeline.new.rules import (
     PRESETS,
     TOKENS_PER_PARAMETER,
     Amount,
-    Start,
+    StartModel,
     continued,
     default_base,
     fewer_passes,
@@ -25,7 +25,7 @@ from pipeline.new.rules import (
 from tests.paths import REPOSITORY
 
 DOCUMENTS = {"documents": 100_000, "long_document": 8000}
-SMALL = Start(135_000_000, 2048)
+SMALL = StartModel(135_000_000, 2048)
 
 
 def text(megabytes: float) -> Amount:

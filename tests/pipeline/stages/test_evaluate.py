@@ -20,7 +20,7 @@ from pion.errors import BadInput, Interrupted
 from pion.evaluation.item_scores import unpack
 from pion.model.decoder import Decoder
 from pipeline.job import Job
-from pipeline.stages.evaluate import Start, evaluate_run
+from pipeline.stages.evaluate import MeasuredStart, evaluate_run
 from pipeline.stages.measures import Parts, TrainedRun
 from tests.support.scripts import python_that
 
@@ -94,7 +94,7 @@ class World:
         job: Job,
         parts: Folder,
         sleep: Callable[[float], None] = lambda seconds: None,
-        start: Start | None = None,
+        start: MeasuredStart | None = None,
         **changed: Any,
     ) -> tuple[dict[str, Any], list[str]]:
         """Return the results and the computed parts; `changed` are fields of what was trained."""

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from pion.errors import BadInput
-from pipeline.stages.evaluate import LABELS, Start, compare, measure_each
-from pipeline.stages.measures import Kind, Measures, TrainedRun
+from pipeline.stages.evaluate import LABELS, MeasuredStart, compare, measure_each
+from pipeline.stages.measures import MeasuredOn, Measures, TrainedRun
 from tests.pipeline.stages.test_evaluate import Folder, World
 
 SHA = "a" * 64
@@ -22,12 +22,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(tmp_path_factory.mktemp("world"))
 
 
-def start_of(world: World, folder: Path, *kinds: Kind) -> Start:
+def start_of(world: World, folder: Path, *kinds: MeasuredOn) -> MeasuredStart:
     """Return what is measured of the model in `folder`, as before training."""
     trained = TrainedRun({"base": folder}, world.pretrain_data, world.sft_data)
     measures = Measures(world.job(), trained, on_batch=lambda: None)
     names = {kind: kind for kind in kinds or LABELS}
-    return Start(measure_each(measures, "base", names, Folder()), SHA)
+    return MeasuredStart(measure_each(measures, "base", names, Folder()), SHA)
 
 
 def part(nats: list[float], sizes: list[int], **results: float) -> dict[str, Any]:
@@ -40,7 +40,9 @@ def test_the_error_of_a_change_is_that_of_paired_rows() -> None:
     before = draw.normal(400, 90, 40)  # rows differ much more than the two models do
     after = before + draw.normal(11, 2, 40)
     kept = part(before.tolist(), sizes.tolist()), part(after.tolist(), sizes.tolist())
-    change = compare(Start({"conversations": kept[0]}, SHA), {"conversations": kept[1]})["change"]
+    change = compare(MeasuredStart({"conversations": kept[0]}, SHA), {"conversations": kept[1]})[
+        "change"
+    ]
     expected = (after - before).sum() / sizes.sum()
     assert change["response_loss"] == pytest.approx(expected)
     spread = (after - before - expected * sizes).std(ddof=1) * math.sqrt(40) / sizes.sum()
@@ -50,7 +52,7 @@ def test_the_error_of_a_change_is_that_of_paired_rows() -> None:
 
 def test_a_change_on_text_is_in_bits_for_a_byte() -> None:
     before, after = part([10.0, 20.0], [4, 4]), part([12.0, 22.0], [4, 4])
-    change = compare(Start({"text": before}, SHA), {"text": after})["change"]
+    change = compare(MeasuredStart({"text": before}, SHA), {"text": after})["change"]
     assert change["text"]["bits_per_byte"] == pytest.approx(0.5 / math.log(2))
     assert change["text"]["bits_per_byte_sem"] == pytest.approx(0.0, abs=1e-12)
 
@@ -101,7 +103,7 @@ def test_without_text_of_its_own_a_run_is_compared_on_conversations_and_the_othe
 
 
 def test_another_text_is_another_part() -> None:
-    names = [Start({"text": {}, "conversations": {}}, sha * 64).names for sha in "ab"]
+    names = [MeasuredStart({"text": {}, "conversations": {}}, sha * 64).names for sha in "ab"]
     assert names[0]["text"] != names[1]["text"]
     assert names[0]["conversations"] == names[1]["conversations"]
 
@@ -109,11 +111,14 @@ def test_another_text_is_another_part() -> None:
 def test_models_measured_on_different_rows_are_not_compared() -> None:
     with pytest.raises(BadInput, match="different rows, so response_loss can't be compared"):
         compare(
-            Start({"conversations": part([1.0], [3])}, SHA), {"conversations": part([1.0], [4])}
+            MeasuredStart({"conversations": part([1.0], [3])}, SHA),
+            {"conversations": part([1.0], [4])},
         )
 
 
 def test_a_loss_that_is_not_finite_gives_no_change() -> None:
     lost: Any = [None, 2.0]  # as JSON keeps it
-    change = compare(Start({"text": part([1.0, 2.0], [3, 3])}, SHA), {"text": part(lost, [3, 3])})
+    change = compare(
+        MeasuredStart({"text": part([1.0, 2.0], [3, 3])}, SHA), {"text": part(lost, [3, 3])}
+    )
     assert math.isnan(change["change"]["text"]["bits_per_byte"])

@@ -26,7 +26,7 @@ from pipeline.data.compared_text import find_text
 from pipeline.data.prepared import SPLITS, open_data
 from pipeline.job import Job
 from pipeline.models.load import load_model_in
-from pipeline.stages.evaluate import Start
+from pipeline.stages.evaluate import MeasuredStart
 from pipeline.stages.measures import PreferenceStart
 from pipeline.training.reference.share import write_reference
 from tests.pipeline.stages.test_evaluate import SEQ_LEN, Folder, World
@@ -241,7 +241,7 @@ def test_the_change_of_text_from_the_model_of_others_is_the_change_of_the_run(
         sft_data=None,
         prefer_data=world.prefer_data,
         prefer_start=PreferenceStart("base", partial(load_model_in, folder)),
-        start=Start(start_of(world, folder, "text").measured, find_text(job).sha256),
+        start=MeasuredStart(start_of(world, folder, "text").measured, find_text(job).sha256),
     )
     change = results["change"]["text"]
     assert results["prefer"]["text_change"] == pytest.approx(change["bits_per_byte"])

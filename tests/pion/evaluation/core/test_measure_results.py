@@ -12,7 +12,7 @@ import pytest
 
 from pion.evaluation.core.bundle import CORE_TASKS, Bundle, Item, Task
 from pion.evaluation.core.measure import core_result, task_result
-from pion.evaluation.core.rows import Asked
+from pion.evaluation.core.rows import ItemRows
 from pion.evaluation.core.scoring import NO_CHOICE, Answer
 from pion.evaluation.results import CoreResult, TaskResult
 
@@ -35,7 +35,7 @@ def answered(
     flags = {"unscored": False, "odd": False, "joined": False} | counts
     return [
         Answer(
-            Asked((), (), cropped, **flags),
+            ItemRows((), (), cropped, **flags),
             (),
             NO_CHOICE if credit == 0.5 else int(1 - credit),
             credit,
