@@ -151,9 +151,7 @@ def secret_in(text: str, known: Mapping[str, str]) -> str | None:
     return "a token" if _TOKEN.search(text) else None
 
 
-def refuse_secret_arguments(
-    arguments: Sequence[str], environment: Mapping[str, str] = os.environ
-) -> None:
+def refuse_secret_arguments(arguments: Sequence[str]) -> None:
     """Raise BadInput if an argument of the command line holds a secret or a NUL character.
 
     Every user of the machine can read the arguments of a process.
@@ -167,7 +165,7 @@ def refuse_secret_arguments(
             raise BadInput(f"{what} has a NUL character, which no name can have")
         if holds_userinfo(argument):
             raise userinfo_refused(what, argument.removeprefix(f"{key}=" if equals else ""))
-        if found := secret_in(argument, known_secrets(environment)):
+        if found := secret_in(argument, known_secrets()):
             raise BadInput(
                 f"{what} has {found}. Every user of this machine can read the arguments of a "
                 "process, and Pion records them. Nothing was started. Leave the secret in the "
