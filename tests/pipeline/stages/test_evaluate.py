@@ -22,6 +22,7 @@ from pion.model.decoder import Decoder
 from pipeline.job import Job
 from pipeline.stages.evaluate import MeasuredStart, evaluate_run
 from pipeline.stages.measures import Parts, TrainedRun
+from tests.support.jobs import tiny_job
 from tests.support.scripts import python_that
 
 SEQ_LEN = 64
@@ -62,29 +63,15 @@ class World:
 
     def job(self, **evaluate: Any) -> Job:
         settings = {"final_rows": 20, "continuations": 6, "ngram_tokens": 4000, **evaluate}
-        job = Job.model_validate(
-            {
-                "name": "test",
-                "model": {
-                    "d_model": 16,
-                    "n_layers": 1,
-                    "n_heads": 2,
-                    "n_kv_heads": 1,
-                    "d_ff": 16,
-                    "vocab_size": self.tokenizer.vocab_size + 6,
-                    "seq_len": SEQ_LEN,
-                },
-                "tokenizer": {"file": "tokenizer.json"},
-                "data": {"seq_len": SEQ_LEN, "sources": [{"kind": "text", "path": "text"}]},
-                "pretrain": {"steps": 10, "warmup_steps": 0},
-                "sft": {
-                    "steps": 10,
-                    "warmup_steps": 0,
-                    "sources": [{"kind": "jsonl", "path": "chat.jsonl"}],
-                },
-                "evaluate": settings,
-                "hardware": {"dtype": "float32"},
-            }
+        shape = {"d_model": 16, "n_layers": 1, "n_heads": 2, "n_kv_heads": 1, "d_ff": 16}
+        rows = {"vocab_size": self.tokenizer.vocab_size + 6, "seq_len": SEQ_LEN}
+        job = tiny_job(
+            model={**shape, **rows},
+            tokenizer={"file": "tokenizer.json"},
+            data={"seq_len": SEQ_LEN, "sources": [{"kind": "text", "path": "text"}]},
+            sft__seq_len=SEQ_LEN,
+            evaluate=settings,
+            hardware={"dtype": "float32"},
         )
         job._folder = self.root
         return job

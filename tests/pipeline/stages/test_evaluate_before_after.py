@@ -30,6 +30,11 @@ def start_of(world: World, folder: Path, *kinds: MeasuredOn) -> MeasuredStart:
     return MeasuredStart(measure_each(measures, "base", names, Folder()), SHA)
 
 
+def change_of(kind: MeasuredOn, before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = compare(MeasuredStart({kind: before}, SHA), {kind: after})["change"]
+    return found
+
+
 def part(nats: list[float], sizes: list[int], **results: float) -> dict[str, Any]:
     return {**results, "by_document": {"nats": nats, "sizes": sizes}}
 
@@ -39,10 +44,8 @@ def test_the_error_of_a_change_is_that_of_paired_rows() -> None:
     sizes = draw.integers(50, 60, 40)
     before = draw.normal(400, 90, 40)  # rows differ much more than the two models do
     after = before + draw.normal(11, 2, 40)
-    kept = part(before.tolist(), sizes.tolist()), part(after.tolist(), sizes.tolist())
-    change = compare(MeasuredStart({"conversations": kept[0]}, SHA), {"conversations": kept[1]})[
-        "change"
-    ]
+    sides = (part(side.tolist(), sizes.tolist()) for side in (before, after))
+    change = change_of("conversations", *sides)
     expected = (after - before).sum() / sizes.sum()
     assert change["response_loss"] == pytest.approx(expected)
     spread = (after - before - expected * sizes).std(ddof=1) * math.sqrt(40) / sizes.sum()
@@ -52,7 +55,7 @@ def test_the_error_of_a_change_is_that_of_paired_rows() -> None:
 
 def test_a_change_on_text_is_in_bits_for_a_byte() -> None:
     before, after = part([10.0, 20.0], [4, 4]), part([12.0, 22.0], [4, 4])
-    change = compare(MeasuredStart({"text": before}, SHA), {"text": after})["change"]
+    change = change_of("text", before, after)
     assert change["text"]["bits_per_byte"] == pytest.approx(0.5 / math.log(2))
     assert change["text"]["bits_per_byte_sem"] == pytest.approx(0.0, abs=1e-12)
 
@@ -110,15 +113,10 @@ def test_another_text_is_another_part() -> None:
 
 def test_models_measured_on_different_rows_are_not_compared() -> None:
     with pytest.raises(BadInput, match="different rows, so response_loss can't be compared"):
-        compare(
-            MeasuredStart({"conversations": part([1.0], [3])}, SHA),
-            {"conversations": part([1.0], [4])},
-        )
+        change_of("conversations", part([1.0], [3]), part([1.0], [4]))
 
 
 def test_a_loss_that_is_not_finite_gives_no_change() -> None:
     lost: Any = [None, 2.0]  # as JSON keeps it
-    change = compare(
-        MeasuredStart({"text": part([1.0, 2.0], [3, 3])}, SHA), {"text": part(lost, [3, 3])}
-    )
-    assert math.isnan(change["change"]["text"]["bits_per_byte"])
+    change = change_of("text", part([1.0, 2.0], [3, 3]), part(lost, [3, 3]))
+    assert math.isnan(change["text"]["bits_per_byte"])
