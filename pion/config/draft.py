@@ -15,7 +15,27 @@ TEMPERATURES = {"greedy": 0.0, "drawn": 0.8}
 # Of a larger vocabulary, only so many ids are guessed: those that the training data has most often
 # (Zhao et al. 2025, "FR-Spec"). A head over all ids would take most of the time of a guess.
 USUAL_IDS = 4096
+# The most tokens that are drafted for a step. More are hardly ever right. A cache can take back as
+# many tokens of a row.
 MOST_STEPS = 16
+
+
+@dataclass(frozen=True)
+class Drafted:
+    """What the drafts of some texts saved.
+
+    Attributes:
+        texts: how many texts were written.
+        tokens_per_pass: tokens that a pass of the model adds to a text, the mean over texts; 1
+            without drafts.
+        tokens_per_pass_sem: its standard error over texts; None for a single text.
+        right: the share of guessed tokens that were right; None if none was guessed.
+    """
+
+    texts: int
+    tokens_per_pass: float
+    tokens_per_pass_sem: float | None
+    right: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +49,7 @@ class Draft(Part):
     roles: ClassVar = ("draft",)
     free: ClassVar = ("steps", "ids")
     apart: ClassVar = True
+    results: ClassVar = {"drafts": dict.fromkeys(TEMPERATURES, Drafted)}
 
     steps: int = setting("tokens that the block learns to guess one after the other", 3, most=16)
     ids: int | None = setting(
@@ -75,21 +96,3 @@ class Draft(Part):
     def ids_of(self, vocab_size: int) -> int:
         """Return how many ids are guessed of so large a vocabulary."""
         return min(USUAL_IDS, vocab_size) if self.ids is None else self.ids
-
-
-@dataclass(frozen=True)
-class Drafted:
-    """What the drafts of some texts saved.
-
-    Attributes:
-        texts: how many texts were written.
-        tokens_per_pass: tokens that a pass of the model adds to a text, the mean over texts; 1
-            without drafts.
-        tokens_per_pass_sem: its standard error over texts; None for a single text.
-        right: the share of guessed tokens that were right; None if none was guessed.
-    """
-
-    texts: int
-    tokens_per_pass: float
-    tokens_per_pass_sem: float | None
-    right: float | None

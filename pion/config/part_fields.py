@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 from pion.errors import BadInput
@@ -117,6 +118,8 @@ class Part:
         hides: whether a token may not see all tokens before it.
         apart: whether the part learns from the model and changes nothing in it: texts are the same
             without it, no gradient of its loss reaches another weight, and it is exported apart.
+        results: what an evaluation measures of the part alone, by the name of the result: a kind of
+            record for each of its entries.
         mixed: whether the matrices of layers are mixed of weights that layers share. Losses outside
             of blocks then read weights of blocks.
     """
@@ -128,6 +131,7 @@ class Part:
     hides: ClassVar[bool] = False
     apart: ClassVar[bool] = False
     mixed: ClassVar[bool] = False
+    results: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
 
     def check(self, model: Core) -> None:
         """Raise BadInput for a model that the part does not fit."""

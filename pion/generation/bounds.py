@@ -27,10 +27,6 @@ class Bounds:
         return f"{zero}from {self.least:,} to {self.most:,}"
 
 
-# The most tokens that are drafted for a step. More are hardly ever right. A cache can take back as
-# many tokens of a row.
-MOST_DRAFTS = 16
-
 BOUNDS = {
     "temperature": Bounds(1e-30, 10**6, "the likeliest token"),
     "top_k": Bounds(1, 2**31 - 1, "no limit"),

@@ -16,8 +16,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from pion.config.draft import MOST_STEPS
 from pion.errors import BadInput
-from pion.generation.bounds import MOST_DRAFTS
 from pion.generation.decoding import Decoding, DrawRows
 from pion.generation.text import Text
 from pion.model.decoder import Decoder
@@ -163,8 +163,8 @@ def with_drafts(model: Decoder, most: int) -> Decoder:
 
     Raises BadInput for more than a cache can take back.
     """
-    if not 0 <= most <= MOST_DRAFTS:
-        raise BadInput(f"drafts is {most}; it must be from 0 to {MOST_DRAFTS}")
+    if not 0 <= most <= MOST_STEPS:
+        raise BadInput(f"drafts is {most}; it must be from 0 to {MOST_STEPS}")
     if most:
         model = copy.copy(model)
         model.decoding = partial(DraftedDecoding, most=most)

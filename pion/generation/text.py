@@ -69,8 +69,7 @@ class Text:
             self._randomness.manual_seed(settings.seed)
         self.room = min(len(self.ids) + settings.max_tokens, model.config.seq_len)
         self.stop_id: int | None = None
-        # Of the new ids, those that were guessed before they were drawn, and those guessed right.
-        self.drafted = self.accepted = 0
+        self.drafted = self.accepted = 0  # ids that were guessed, and those of them that were right
 
     @property
     def stopped(self) -> bool:

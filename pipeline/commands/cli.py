@@ -320,7 +320,7 @@ def _eval(args: argparse.Namespace) -> None:
     core = asked_core(args.core, args.core_items, cropped=args.core_cropped)
     if not args.files and core is None:
         raise BadInput("nothing to measure was named. Name a FILE, or add --core PATH")
-    plain = argparse.Namespace(dtype="float32", drafts="off")
+    plain = argparse.Namespace(dtype="float32")
     model, chat_format = load_as_asked(find_model(args.model), plain, args.skip_above)
     parts: dict[str, Part] = {
         str(file): file_part(model, chat_format.tokenizer, file) for file in map(Path, args.files)

@@ -24,7 +24,7 @@ from typing import (
 
 from typing_extensions import TypedDict
 
-from pion.config.draft import TEMPERATURES, Drafted
+from pion.config.model_config import PARTS
 from pion.evaluation import results as measured
 from pipeline.state.head import Head
 from pipeline.state.record_json import Amount, Count, Number, Sha256, build, open_record
@@ -80,7 +80,11 @@ _MODEL = {
     "core": _kept(measured.CoreResult),
     "text": record_type(total=False, **_TEXT, calibration=CALIBRATION),
     "calibration": CALIBRATION,
-    "drafts": record_type(total=False, **dict.fromkeys(TEMPERATURES, _kept(Drafted))),
+    **{
+        name: record_type(total=False, **{entry: _kept(kind) for entry, kind in entries.items()})
+        for part in PARTS.values()
+        for name, entries in part.results.items()
+    },
 }
 MODEL = record_type(total=False, **_MODEL)
 

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
-from pion.generation.bounds import MOST_DRAFTS
+from pion.config.draft import MOST_STEPS
 
 if TYPE_CHECKING:
     from pion.generation.text import Text
@@ -35,10 +35,10 @@ def add_drafts(parser: argparse.ArgumentParser) -> None:
 def _number_of_drafts(text: str) -> Drafts:
     if text in ("auto", "off"):
         return text  # type: ignore[return-value]
-    if text.isdecimal() and 1 <= int(text[:9]) <= MOST_DRAFTS:
+    if text.isdecimal() and 1 <= int(text[:9]) <= MOST_STEPS:
         return int(text)
     raise argparse.ArgumentTypeError(
-        f"{text[:40]!r} is not auto, off or a number from 1 to {MOST_DRAFTS}"
+        f"{text[:40]!r} is not auto, off or a number from 1 to {MOST_STEPS}"
     )
 
 
@@ -50,8 +50,8 @@ def drafts_of(asked: Drafts, model: Decoder) -> int:
     return 0 if asked == "off" else WITHOUT_BLOCK if block is None else block.steps
 
 
-def load_drafts(model: Decoder, found: FoundModel, asked: Drafts) -> Decoder:
-    """Return a model that was loaded, with the drafts that were asked for.
+def load_drafts(model: Decoder, found: FoundModel, args: argparse.Namespace) -> Decoder:
+    """Return a model that was loaded, with the drafts that the options ask for, if they have any.
 
     The draft block that was exported with the model is loaded too. Raises BadInput for a block that
     is damaged, or of another model.
@@ -59,6 +59,7 @@ def load_drafts(model: Decoder, found: FoundModel, asked: Drafts) -> Decoder:
     from pion.formats.draft_folder import with_draft
     from pion.generation.drafts import with_drafts
 
+    asked: Drafts = getattr(args, "drafts", "off")
     if asked != "off" and found.kind == "export" and found.base is None:
         model = with_draft(model, found.folder)
     return with_drafts(model, drafts_of(asked, model))

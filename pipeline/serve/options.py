@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
-from pipeline.serve.drafts import Drafts, add_drafts, load_drafts
+from pipeline.serve.drafts import add_drafts, load_drafts
 from pipeline.web.address import Address, add_address, address_of
 
 if TYPE_CHECKING:
@@ -25,19 +25,17 @@ class Options:
         slots: the most answers that are written at once, of each model.
         queue: how many more requests may wait, for each model.
         seq_len: the most tokens of prompt and answer; None: the model's context.
-        dtype: the precision of weights and products.
+        loading: how each model is loaded, the options of `add_loading`.
         ignore_tools: answer requests that offer tools, without the tools.
-        drafts: how many tokens are drafted for a step.
     """
 
     models: Sequence[str]
     address: Address
+    loading: argparse.Namespace
     slots: int = 16
     queue: int = 64
     seq_len: int | None = None
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     ignore_tools: bool = False
-    drafts: Drafts = "off"
 
 
 def add_options(parser: argparse.ArgumentParser, model_help: str) -> None:
@@ -94,7 +92,7 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
 
 
 def load_as_asked(
-    found: FoundModel, asked: Any, skip_above: float | None = None
+    found: FoundModel, asked: argparse.Namespace, skip_above: float | None = None
 ) -> tuple[Decoder, ChatFormat]:
     """Load a model, on the accelerator if there is one, and its chat format.
 
@@ -104,12 +102,13 @@ def load_as_asked(
     from pion.train.hardware import pick_device, pick_dtype, torch_dtype
     from pipeline.models.load import load_found
 
-    dtype = torch_dtype(pick_dtype(asked.dtype, pick_device(), generating=True))
-    model, chat_format = load_found(found, dtype)
-    model = load_drafts(model, found, asked.drafts)
-    if skip_above is not None:
-        model = model.with_gates(skip_above)
-    return model.to(pick_device()), chat_format
+    device = pick_device()
+    model, chat_format = load_found(
+        found, torch_dtype(pick_dtype(asked.dtype, device, generating=True))
+    )
+    model = load_drafts(model, found, asked)
+    gated = model if skip_above is None else model.with_gates(skip_above)
+    return gated.to(device), chat_format
 
 
 def options_of(args: argparse.Namespace) -> Options:
@@ -117,10 +116,9 @@ def options_of(args: argparse.Namespace) -> Options:
     return Options(
         args.models,
         replace(address_of(args), origins=tuple(args.allow_origin)),
+        args,
         args.slots,
         args.queue,
         args.seq_len,
-        args.dtype,
         args.ignore_tools,
-        args.drafts,
     )

@@ -132,7 +132,7 @@ def _give(events: Sequence[tuple[Listener, Event]]) -> None:
 
 
 def _load(name: str, found: FoundModel, options: Options, deliver: Deliver) -> ServedModel:
-    model, chat_format = load_as_asked(found, options)
+    model, chat_format = load_as_asked(found, options.loading)
     model, weight = model.joined(), model.embed.weight
     seq_len = min(options.seq_len or model.config.seq_len, model.config.seq_len)
     slots, most_bytes = fit_slots(name, model, options.slots, seq_len, free_memory(weight.device))

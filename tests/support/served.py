@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -48,8 +49,9 @@ class Served:
 
 @contextmanager
 def serving(found: dict[str, FoundModel], **fields: Any) -> Iterator[Served]:
-    """Serve the models in fp32 until the block ends; `fields` are those of Options."""
-    options = Options(**{"dtype": "float32", "address": Address(port=0), "models": (), **fields})
+    """Serve the models in fp32 until the block ends; `fields` are options of `pion serve`."""
+    loading = Namespace(dtype=fields.pop("dtype", "float32"), drafts=fields.pop("drafts", "off"))
+    options = Options(**{"address": Address(port=0), "loading": loading, "models": (), **fields})
     started: Future[Served] = Future()
     loop, stop = asyncio.new_event_loop(), asyncio.Event()
 

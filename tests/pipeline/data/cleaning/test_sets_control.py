@@ -34,13 +34,10 @@ def test_the_same_arguments_give_the_same_excerpts() -> None:
 
 
 @pytest.mark.parametrize("rows", [[], [b""], [b"only a few words"]])
-def test_rows_that_are_too_short_give_no_excerpt(rows: list[bytes]) -> None:
+def test_rows_and_items_that_are_too_short_give_no_excerpt(rows: list[bytes]) -> None:
     assert draw_control([Prose().item(20, 20)], rows) == []
-
-
-def test_without_items_of_enough_words_there_is_no_excerpt() -> None:
-    assert draw_control([], rows_of(Prose(), 3)) == []
-    assert draw_control([Item("too", "short")], rows_of(Prose(), 3)) == []
+    for items in ([], [Item("too", "short")]):
+        assert draw_control(items, rows_of(Prose(), 3)) == []
 
 
 def test_the_control_measures_how_much_of_the_corpus_is_duplicated() -> None:
