@@ -6,8 +6,7 @@ was rented: then they end the preparation. So do too many of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,8 +25,7 @@ from pipeline.data.packed_rows import NAMED, Counts, PackedBuffer, PackedRows, r
 from pipeline.data.prepared import SPLITS
 from pipeline.data.remarks import MANY_DROPPED
 from pipeline.data.sources import Talk
-from pipeline.data.splits import Finished, RowFormat
-from pipeline.data.tasks import InThisProcess, Tasks
+from pipeline.data.splits import RowFormat
 
 BUFFER = 16_384
 COUNTED = (
@@ -47,34 +45,18 @@ Buffer = tuple[str, list[Talk]]
 Files = tuple[tuple[str, bytes], ...]
 
 
-@dataclass(frozen=True)
-class Elsewhere:
-    """What packs conversations in other processes.
-
-    Attributes:
-        tasks: what does the work.
-        files: the tokenizer.json and what is next to it.
-        finished: is told each file that is finished.
-    """
-
-    tasks: Tasks
-    files: Files
-    finished: Finished
-
-
 def write_conversation_rows(
     conversations: Iterable[tuple[bool, Talk]],
-    written: ChatFormat,
+    pack: Callable[[Iterator[Buffer]], Iterator[PackedBuffer]],
+    vocab_size: int,
     folder: Path,
     rows: RowFormat,
     progress: tuple[str, Say],
-    elsewhere: Elsewhere | None = None,
 ) -> dict[str, Any]:
     """Write the shards of both splits below `folder`; return what was counted.
 
-    `progress` is what is done, in words, and who hears of it. `elsewhere` packs the conversations;
-    None: this process does. Raises BadInput if a shard can't be written, and for conversations
-    that can't be used.
+    `pack` yields buffers as rows, in order. `progress` is what is done, in words, and who hears of
+    it. Raises BadInput if a shard can't be written, and for conversations that can't be used.
     """
     number = 0
 
@@ -95,14 +77,8 @@ def write_conversation_rows(
                 look()
         yield from ((split, buffer) for split, buffer in begun.items() if buffer)
 
-    def packed(left: Iterator[Buffer]) -> Iterator[PackedBuffer]:
-        if elsewhere is None:
-            return InThisProcess().map(_pack, (written, rows.seq_len), left)
-        return elsewhere.tasks.map(pack_buffer, (elsewhere.files, rows.seq_len), left)
-
-    told = () if elsewhere is None else (elsewhere.finished,)
-    writer = PackedRows(folder, rows, written.tokenizer.vocab_size, _counts_in, *told)
-    writer.write(buffers(), packed, look)
+    writer = PackedRows(folder, rows, vocab_size, _counts_in)
+    writer.write(buffers(), pack, look)
     report: dict[str, Any] = {}
     for split, manifest in writer.finish("conversations").items():
         counted = [one for one in writer.counts.values() if one["split_of"] == split]
@@ -131,7 +107,7 @@ def pack_buffer(shared: tuple[Files, int], item: Buffer) -> PackedBuffer:
     Raises BadInput for a conversation that must be usable and is not.
     """
     files, seq_len = shared
-    return _pack((_format_of(files), seq_len), item)
+    return pack_here((_format_of(files), seq_len), item)
 
 
 @lru_cache(1)
@@ -147,7 +123,9 @@ def _format_of(files: Files) -> ChatFormat:
         return written
 
 
-def _pack(shared: tuple[ChatFormat, int], item: Buffer) -> PackedBuffer:
+def pack_here(shared: tuple[ChatFormat, int], item: Buffer) -> PackedBuffer:
+    """Return a buffer as rows, as `pack_buffer` does. `shared` has the format and the ids of a
+    row."""
     (written, seq_len), (split, buffer) = shared, item
     examples = learned_from(written, buffer)
     tokenized = [one for example in examples for one in example.tokenized]

@@ -11,7 +11,7 @@ from functools import lru_cache
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -219,8 +219,3 @@ def _tokenizer(files: tuple[tuple[str, bytes], ...]) -> Tokenizer:
         for name, content in files:
             Path(folder, name).write_bytes(content)
         return Tokenizer.from_file(Path(folder, "tokenizer.json"), "tokenizer.json")
-
-
-def count_numbered(reading: Reading, pieces: Sequence[Piece], counted: Sequence[Counted]) -> Any:
-    """Raise the BadInput of the first piece that was not counted, with the numbers of its lines."""
-    return count_piece(reading, numbered(pieces, counted)[-1])

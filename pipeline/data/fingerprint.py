@@ -11,8 +11,9 @@ import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pion.errors import BadInput
 from pion.files import sha256_file
@@ -22,8 +23,6 @@ from pipeline.data.sources import Input, find_input
 from pipeline.job import HubDataset, Job, JsonlFiles, ParquetFiles, TextFiles
 from pipeline.job.digest import conversation_inputs, covered_fields
 from pipeline.machine.verified import hashed_once
-
-DataPart = Literal["pretrain", "sft", "prefer"]
 
 # Raise this when prepare would make other rows from the same content.
 FORMAT = 1
@@ -44,7 +43,7 @@ CLEAN_RULES = 1
 
 
 def fingerprint_of(
-    job: Job, part: DataPart, inputs: Sequence[Input], folder: Path, say: Say, *, trains: bool
+    job: Job, part: str, inputs: Sequence[Input], folder: Path, say: Say, *, trains: bool
 ) -> str:
     """Return the fingerprint of a part of the job's data: 64 hexadecimal digits.
 
@@ -67,6 +66,13 @@ def fingerprint_of(
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def rows_fingerprint(job: Job, part: str, found: Input, folder: Path) -> str:
+    """Return what names the rows of one source, whatever its weight and the other sources are: the
+    fingerprint of data that has this source only. `folder` has the tokenizer's files."""
+    alone = replace(found, source=found.source.model_copy(update={"weight": 1.0}))
+    return fingerprint_of(job, part, [alone], folder, lambda message: None, trains=False)
+
+
 def check_unchanged(job: Job, inputs: Sequence[Input]) -> None:
     """Raise BadInput if a local input has changed since it was found: the rows may be of both."""
     for found in inputs:
@@ -77,7 +83,7 @@ def check_unchanged(job: Job, inputs: Sequence[Input]) -> None:
             )
 
 
-def _settings(job: Job, part: DataPart) -> dict[str, Any]:
+def _settings(job: Job, part: str) -> dict[str, Any]:
     if part == "pretrain":
         fields = covered_fields(job.text_settings, "data")
     else:

@@ -21,7 +21,7 @@ from pion.errors import BadInput
 from pion.files import make_folder, write_atomically
 from pion.untrusted import LARGEST_LISTING, read_json
 from pipeline.data.prepared import SPLITS
-from pipeline.data.splits import Finished, RowFormat, Splits
+from pipeline.data.splits import RowFormat, Splits
 from pipeline.machine.time_limit import attended_items
 from pipeline.state.shared.unfinished import PIECES
 
@@ -53,7 +53,7 @@ class PackedRows:
     """Writes the rows of the buffers of a source, below its `folder`.
 
     `parse` returns counts that were written to a file before, or raises KeyError, TypeError or
-    ValueError. `finished` is told each file that is finished.
+    ValueError.
 
     Attributes:
         counts: what was counted, by the number of the buffer.
@@ -61,17 +61,12 @@ class PackedRows:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        rows: RowFormat,
-        vocab_size: int,
-        parse: Callable[[Any], Counts],
-        finished: Finished = lambda path: None,
+        self, folder: Path, rows: RowFormat, vocab_size: int, parse: Callable[[Any], Counts]
     ) -> None:
         self.counts: dict[int, Counts] = {}
         self.refusals: list[str] = []
-        self._progress, self._key, self._finished = folder / PIECES / PROGRESS, rows.key, finished
-        self._splits = Splits(folder, rows, vocab_size, finished, flags=True)
+        self._progress, self._format = folder / PIECES / PROGRESS, rows
+        self._splits = Splits(folder, rows, vocab_size, flags=True)
         # By the number of the buffer, the rows of each split.
         self._rows: dict[int, dict[str, int]] = {}
         self._take_over(parse)
@@ -115,16 +110,16 @@ class PackedRows:
         self._rows[number] = dict.fromkeys(SPLITS, 0) | lengths
         self.counts[number] = packed.counts
         buffers = {n: {"rows": self._rows[n], "counts": self.counts[n]} for n in self.counts}
-        progress = {"key": self._key, "buffers": buffers, "refusals": self.refusals}
+        progress = {"key": self._format.key, "buffers": buffers, "refusals": self.refusals}
         make_folder(self._progress.parent)
         write_atomically(self._progress, json.dumps(progress).encode())
-        self._finished(self._progress)
+        self._format.finished(self._progress)
 
     def _take_over(self, parse: Callable[[Any], Counts]) -> None:
         """Note the buffers whose rows are all in finished shards."""
         try:
             progress = read_json(self._progress, LARGEST_LISTING)
-            if progress["key"] != self._key:
+            if progress["key"] != self._format.key:
                 return
             found = {
                 int(number): (_rows_of(buffer), parse(buffer["counts"]))

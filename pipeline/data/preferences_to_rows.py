@@ -32,7 +32,7 @@ from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pion.files import write_atomically
 from pipeline.console.messages import PrepareProgress, Say
-from pipeline.data.packed_rows import Counts, PackedBuffer, PackedRows, require_usable
+from pipeline.data.packed_rows import PackedBuffer, PackedRows, require_usable
 from pipeline.data.preferences import Kind, Read
 from pipeline.data.prepared import SPLITS
 from pipeline.data.splits import RowFormat
@@ -60,12 +60,6 @@ class PreferenceRows:
     held_out: float
     seed: int
     where: str
-
-    @property
-    def key(self) -> str:
-        """What the rows of finished shards were made from."""
-        settings = [self.rows.key, self.written.context, self.held_out, self.seed]
-        return json.dumps(settings)
 
 
 def write_preference_rows(
@@ -100,8 +94,11 @@ def write_preference_rows(
         if buffer:
             yield buffer
 
-    rows = replace(how.rows, key=how.key)
-    writer = PackedRows(folder, rows, how.tokenizer.vocab_size, _counts_in)
+    settings = [how.rows.key, how.written.context, how.held_out, how.seed]
+    rows = replace(how.rows, key=json.dumps(settings))
+    writer = PackedRows(
+        folder, rows, how.tokenizer.vocab_size, lambda record: asdict(Tally.from_record(record))
+    )
     writer.write(buffers(), partial(map, partial(pack_buffer, how)), look)
     kind = kind or "pairs"
     flags = {
@@ -113,11 +110,6 @@ def write_preference_rows(
     summary = summarize(kind, flags, how.rows.seq_len, tally)
     summary.check(how.where)
     return summary, writer.refusals
-
-
-def _counts_in(record: Counts) -> Counts:
-    """Return the counts of a buffer as they were written to a file."""
-    return asdict(Tally.from_record(record))
 
 
 def _write_sequences(folder: Path, manifest: Manifest) -> list[np.ndarray]:
@@ -139,7 +131,9 @@ def pack_buffer(how: PreferenceRows, buffer: list[Read]) -> PackedBuffer:
     items: dict[str, list[Sequence[Sided]]] = {split: [] for split in SPLITS}
     for one, read in zip(outcomes, buffer, strict=True):
         if isinstance(one, Usable):
-            items[SPLITS[_is_held_out(how, one, read)]].append(one.item)
+            by_prompt = partial(is_held_out, one.prompt, how.held_out, how.seed)
+            held_out = by_prompt() if read.held_out is None else read.held_out
+            items[SPLITS[held_out]].append(one.item)
     rows = {
         split: pack_preferences(some, how.rows.seq_len, how.tokenizer.pad)
         for split, some in items.items()
@@ -147,12 +141,6 @@ def pack_buffer(how: PreferenceRows, buffer: list[Read]) -> PackedBuffer:
     tally = tally_of([one.preference for one in buffer], outcomes)
     refused = [one.why for one in outcomes if isinstance(one, Refused)]
     return PackedBuffer(rows, asdict(tally), refused)
-
-
-def _is_held_out(how: PreferenceRows, one: Usable, read: Read) -> bool:
-    if read.held_out is not None:
-        return read.held_out
-    return is_held_out(one.prompt, how.held_out, how.seed)
 
 
 def _outcomes(how: PreferenceRows, buffer: Sequence[Read]) -> list[Outcome]:

@@ -12,40 +12,38 @@ from pion.data.shards import Kind, Manifest, flags_path
 from pipeline.data.prepared import SPLITS
 from pipeline.machine.kill_points import mark
 
-# Is told each file that is finished, in an order in which each file can be used together with those
-# before.
-Finished = Callable[[Path], object]
-
 
 @dataclass(frozen=True)
 class RowFormat:
-    """How rows are cut. `key` identifies the sources and the tokenizer (see ShardWriter)."""
+    """How rows are cut.
+
+    Attributes:
+        seq_len: the ids of a row.
+        shard_rows: the rows of a shard.
+        key: identifies the sources and the tokenizer (see ShardWriter).
+        finished: is told each file that is finished, in an order in which each file can be used
+            together with those before.
+    """
 
     seq_len: int
     shard_rows: int
     key: str
+    finished: Callable[[Path], object] = lambda path: None
 
 
 class Splits:
     """The shards of the training and held-out rows of one source, in its `folder`.
 
-    With `flags`, they are next to the ids. `finished` is told each file that is finished.
+    With `flags`, they are next to the ids.
 
     Attributes:
         writers: what writes the shards of each split.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        rows: RowFormat,
-        vocab_size: int,
-        finished: Finished = lambda path: None,
-        *,
-        flags: bool = False,
+        self, folder: Path, rows: RowFormat, vocab_size: int, *, flags: bool = False
     ) -> None:
         self._folder, self._rows, self._vocab_size = folder, rows, vocab_size
-        self._finished = finished
         self.writers = {
             split: ShardWriter(
                 folder / split,
@@ -68,10 +66,10 @@ class Splits:
         mark("shard")
         for shard in writer.shards[before:]:
             path = self._folder / split / shard.name
-            self._finished(path)
+            self._rows.finished(path)
             if shard.flags_sha256 is not None:
-                self._finished(flags_path(path))
-            self._finished(path.with_suffix(".json"))
+                self._rows.finished(flags_path(path))
+            self._rows.finished(path.with_suffix(".json"))
 
     def finish(self, kind: Kind) -> dict[str, Manifest]:
         """Write the last shards and the manifests; return the manifests.

@@ -20,7 +20,7 @@ import time
 import zipfile
 import zlib
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -28,7 +28,6 @@ from typing import Any
 
 import numpy as np
 
-from pion.data.tokens.token_bytes import MOST_NAMED
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pion.files import make_folder, write_atomically
@@ -40,7 +39,6 @@ from pipeline.data.encode_piece import (
     Joined,
     Reading,
     batches,
-    count_numbered,
     count_piece,
     encode_piece,
     encode_texts,
@@ -50,7 +48,7 @@ from pipeline.data.encode_piece import (
 from pipeline.data.pieces import Piece, cut_pieces, too_large
 from pipeline.data.prepared import SPLITS, counts_of
 from pipeline.data.remarks import Remarks
-from pipeline.data.splits import Finished, RowFormat, Splits
+from pipeline.data.splits import RowFormat, Splits
 from pipeline.data.tasks import Tasks
 from pipeline.machine.time_limit import attended_items
 from pipeline.state.shared.unfinished import PIECES
@@ -134,25 +132,29 @@ class PieceSource:
         piece_bytes: about so many bytes are a piece.
         tasks: what does the work.
         finished: is told each file that is finished.
+        remarks: is told what is worth saying of its texts.
     """
 
     reading: Reading
     files: tuple[Path, ...]
     piece_bytes: int
     tasks: Tasks
-    finished: Finished = lambda path: None
+    finished: Callable[[Path], object]
+    remarks: Remarks
 
 
 def write_piece_rows(
-    source: PieceSource, tokenizer: Tokenizer, place: Path, rows: RowFormat, remarks: Remarks,
+    source: PieceSource,
+    tokenizer: Tokenizer,
+    place: Path,
+    rows: RowFormat,
     progress: tuple[str, Say],
-) -> dict[str, Any] | None:  # fmt: skip
+) -> dict[str, Any] | None:
     """Write the shards of both splits below `place` and return what was counted.
 
-    Characters that the vocabulary lacks are noted in `remarks`. `progress` is what is done, in
-    words, and who hears of it. Returns None if there is no document, or a piece is too large for
-    the memory. Raises BadInput for the first mistake in the text, before any shard is written, and
-    if a shard can't be written.
+    `progress` is what is done, in words, and who hears of it. Returns None if there is no document,
+    or a piece is too large for the memory. Raises BadInput for the first mistake in the text,
+    before any shard is written, and if a shard can't be written.
     """
     what, say = progress
     cut = _cut(source)
@@ -164,12 +166,9 @@ def write_piece_rows(
     documents = sum(sum(one.documents.values()) for one in counted)
     if not documents:
         return None
-    splits = Splits(place, rows, tokenizer.vocab_size, source.finished)
-    pieces = numbered(cut, counted)[: len(cut)]
-    joining = _Joining(source, place, key, pieces, counted, splits)
-    speed = joining.join(what, say)
-    remarks.replaced.add(joining.replaced, joining.places)
-    remarks.blank += joining.blank
+    splits = Splits(place, rows, tokenizer.vocab_size)
+    cut = numbered(cut, counted)[: len(cut)]
+    speed = _Joining(source, place, key, cut, counted, splits).join(what, say)
     return _report(splits, documents, sum(one.bytes for one in counted), speed)
 
 
@@ -228,7 +227,7 @@ def _count(
                 written = time.monotonic()
     except BadInput:
         # Only here it is known how many lines come before those of this piece.
-        count_numbered(source.reading, pieces, counted)
+        count_piece(source.reading, numbered(pieces, counted)[-1])
         raise
     _write_counted(path, key, counted)
     source.finished(path)
@@ -263,13 +262,7 @@ def _read_counted(path: Path, key: str, pieces: Sequence[Piece]) -> list[Counted
 
 
 class _Joining:
-    """Encodes pieces and joins them into shards.
-
-    Attributes:
-        replaced: how many characters the vocabulary lacks, in the pieces so far.
-        places: where the first of them are.
-        blank: how many records have no text.
-    """
+    """Encodes pieces and joins them into shards."""
 
     def __init__(
         self,
@@ -282,8 +275,6 @@ class _Joining:
     ) -> None:
         self._source, self._place, self._key = source, place, key
         self._pieces, self._counted, self._splits = pieces, counted, splits
-        self.replaced = self.blank = 0
-        self.places: list[str] = []
         # Of each split, the documents before each piece, and those in finished shards.
         self._before = {
             split: [0, *accumulate(one.documents[split] for one in counted)] for split in SPLITS
@@ -348,9 +339,9 @@ class _Joining:
             skipped = max(0, min(self._written[split] - self._before[split][number], len(lengths)))
             with self._splits.writing(split) as writer:
                 writer.append_documents(ids[int(lengths[:skipped].sum()) :], lengths[skipped:])
-        self.replaced += piece.replaced
-        self.blank += piece.blank
-        self.places = [*self.places, *piece.places][:MOST_NAMED]
+        remarks = self._source.remarks
+        remarks.replaced.add(piece.replaced, piece.places)
+        remarks.blank += piece.blank
 
     def _keep_held_out(self, number: int, piece: Encoded) -> None:
         """Keep the held-out ids of a piece: they will be in a shard much later."""

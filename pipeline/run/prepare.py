@@ -20,18 +20,22 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pion.errors import BadInput
+from pion.errors import BadInput, PionError
 from pion.usable import usable_cores
 from pipeline.console.messages import Note, PrepareProgress, Say, Shown
-from pipeline.data.fingerprint import DataPart
 from pipeline.run.start import Start
 from pipeline.state.claim import Claim
 from pipeline.state.head import REFERENCE, SHARED, data_key
 from pipeline.state.shared.bases import bring_base
 from pipeline.state.shared.find_or_prepare import confirm, find_or_prepare
-from pipeline.state.shared.folder import Overtaken, complete, own_key
+from pipeline.state.shared.folder import Overtaken, complete, link_files, own_key
 from pipeline.state.shared.prune import mark
-from pipeline.state.shared.records import Writer
+from pipeline.state.shared.records import (
+    RowsOfSource,
+    Writer,
+    keep_rows_of_source,
+    read_rows_of_source,
+)
 from pipeline.state.shared.unfinished import EarlyUpload, bring_unfinished, delete_pieces
 from pipeline.state.stores import StoreError
 from pipeline.state.stores.retry import Patience
@@ -39,7 +43,7 @@ from pipeline.state.workspace import Workspace
 
 if TYPE_CHECKING:
     from pipeline.data.tasks import Tasks
-    from pipeline.stages.prepare import Find, InPieces, Prepared
+    from pipeline.stages.prepare import Prepared
 
 # Said while no piece is finished, because the store is slower than this machine.
 WAITS = "waits for uploads"
@@ -88,58 +92,43 @@ class _Preparing:
 
         HEAD lists each part by then, and its folder is on this machine.
         """
-        from pipeline.stages.prepare import prepare_prefer, prepare_pretrain, prepare_sft
-
-        job, ready = self.start.job, {}
-        tokenizer: Path | None = None
+        job, tokenizer = self.start.job, None
+        ready: dict[str, Prepared] = {}
         if job.base is not None:
             bring = partial(bring_base, self.start.run.store, job.base.hash, weights=False)
             tokenizer = self.patiently(bring) / "tokenizer.json"
-        if "pretrain" in own:
-            ready["pretrain"] = self._part(
-                lambda find, pieces: prepare_pretrain(
-                    job, own["pretrain"], self._say, tokenizer, find, pieces
-                ),
-                "pretrain",
-                own["pretrain"],
-            )
-            tokenizer = ready["pretrain"].folder / "tokenizer.json"
-        if "sft" in own:
-            ready["sft"] = self._part(
-                lambda find, pieces: prepare_sft(
-                    job, own["sft"], tokenizer, self._say, find, pieces
-                ),
-                "sft",
-                own["sft"],
-            )
-        if "prefer" in own:
-            ready["prefer"] = self._part(
-                lambda find, _: prepare_prefer(job, own["prefer"], tokenizer, self.say, find),
-                "prefer",
-                own["prefer"],
-            )
+        for part, folder in own.items():
+            ready[part] = self._part(part, folder, tokenizer)
+            if part == "pretrain":
+                tokenizer = ready[part].folder / "tokenizer.json"
         return ready
 
-    def _part(
-        self, prepare: Callable[[Find, InPieces], Prepared], part: DataPart, own: Path
-    ) -> Prepared:
+    def _part(self, part: str, own: Path, tokenizer: Path | None) -> Prepared:
         """Return a part of the data that is in the store by now. It is prepared in `own`."""
-        from pipeline.stages.prepare import InPieces
+        from pipeline.stages.prepare import How, prepare_part
 
+        job = self.start.job
         while True:
             begun: list[str | Writer] = []
 
             def find(fingerprint: str, begun: list[str | Writer] = begun) -> Path | None:
                 begun.append(self._begin_or_use(part, fingerprint))
                 if not isinstance(begun[0], Writer):
-                    return self._bring(fingerprint, begun[0])
+                    return self._bring(f"{fingerprint}/{begun[0]}")
                 self._continue(fingerprint, own)
                 store = self.start.run.store
                 self.uploads.append(EarlyUpload(store, fingerprint, begun[0].folder, own))
                 return None
 
             try:
-                prepared = prepare(find, InPieces(_tasks(self.say), self._finished, self._wait))
+                how = How(
+                    _tasks(self.say),
+                    finished=lambda path: self.uploads[-1].finished(path),
+                    wait=lambda: self.uploads[-1].wait(),
+                    find=find,
+                    rows_of=self._rows_of,
+                )
+                prepared = prepare_part(job, part, own, self._say, tokenizer, how)
             finally:
                 for upload in self.uploads:
                     upload.stop()
@@ -160,23 +149,38 @@ class _Preparing:
                 where = f"{self.start.run.store.url}/{SHARED}/{prepared.fingerprint[:12]}…"
                 rows = f"{prepared.report['train_rows']:,} rows to train on"
                 self.say(Note(f"{part} data: {rows}, prepared before in {where}"))
-            here = self._bring(prepared.fingerprint, folder)
+            here = self._bring(f"{prepared.fingerprint}/{folder}")
             return dataclasses.replace(prepared, folder=here)
 
-    def _finished(self, path: Path) -> None:
-        self.uploads[-1].finished(path)
+    def _rows_of(self, fingerprint: str, place: Path) -> dict[str, Any] | None:
+        """Put the rows of a source that finished data has into `place`; return their report. None:
+        no data has them, or it is being deleted, or all is prepared again."""
+        from pipeline.data.prepared import open_data
 
-    def _wait(self) -> None:
-        self.uploads[-1].wait()
+        found = self.patiently(partial(read_rows_of_source, self.start.run.store, fingerprint))
+        if found is None or self.again:
+            return None
+        try:
+            data = open_data(self._bring(found.data.removeprefix(f"{SHARED}/"), shards=True))
+            report = data.report["sources"][found.number]
+            note = f"{report['name']}: {report['train_rows']:,} rows, prepared before"
+            _delete([place])  # the beginning of the same rows
+            link_files(data.folder / data.sources[found.number].folder, place)
+        except StoreError:
+            raise
+        except (PionError, LookupError, TypeError, ValueError):
+            return None
+        self.say(Note(note))
+        return {n: value for n, value in report.items() if n not in ("name", "mb_per_second")}
 
-    def _begin_or_use(self, part: DataPart, fingerprint: str) -> str | Writer:
+    def _begin_or_use(self, part: str, fingerprint: str) -> str | Writer:
         """Return the id of a folder that this run uses from now on, or this process as writer."""
         while True:
             begun = self.patiently(lambda: self._begin(fingerprint))
             if isinstance(begun, Writer) or self._use(part, fingerprint, begun):
                 return begun
 
-    def _use(self, part: DataPart, fingerprint: str, folder: str) -> bool:
+    def _use(self, part: str, fingerprint: str, folder: str) -> bool:
         """Let HEAD list a folder as a part of the data; return whether this run may use it.
 
         Call this before the folder is read: until HEAD lists it, anybody may delete it.
@@ -218,7 +222,7 @@ class _Preparing:
             message = dataclasses.replace(message, dollars=price * seconds / 3600)
         self.say(message)
 
-    def _complete(self, prepared: Prepared, writer: Writer, part: DataPart) -> str:
+    def _complete(self, prepared: Prepared, writer: Writer, part: str) -> str:
         def progress(done: int, total: int) -> None:
             self.say(PrepareProgress(f"upload {part} data", done / 1e6, "MB", total=total / 1e6))
 
@@ -232,7 +236,11 @@ class _Preparing:
                 progress,
             )
         )
-        self.patiently(partial(delete_pieces, self.start.run.store, prepared.fingerprint, folder))
+        store = self.start.run.store
+        self.patiently(partial(delete_pieces, store, prepared.fingerprint, folder))
+        for number, rows in enumerate(prepared.rows):
+            there = RowsOfSource(data_key(prepared.fingerprint, folder), number)
+            self.patiently(partial(keep_rows_of_source, store, rows, there))
         return folder
 
     def _mark_left(self, fingerprint: str, folder: str, writer: Writer) -> None:
@@ -245,10 +253,10 @@ class _Preparing:
         if writer.replaces is None and {key[2] for key in keys if len(key) > 3} != {folder}:
             mark(store, [fingerprint], self.start.run.clock)
 
-    def _bring(self, fingerprint: str, folder: str) -> Path:
+    def _bring(self, key: str, *, shards: bool = False) -> Path:
         # Training fetches its shards when it needs them.
         shared = Workspace(self.start.run.store, SHARED)
-        return self.patiently(partial(shared.bring, f"{fingerprint}/{folder}", shards=False))
+        return self.patiently(partial(shared.bring, key, shards=shards))
 
 
 def _tasks(say: Say) -> Callable[[], AbstractContextManager[Tasks]]:

@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,8 @@ from pipeline.console.formats import short_amount
 from pipeline.console.messages import Note, Say
 from pipeline.data.cleaning.decided import clean
 from pipeline.data.continuations import continuation_questions
-from pipeline.data.conversations_to_rows import Elsewhere, write_conversation_rows
-from pipeline.data.fingerprint import DataPart, check_unchanged, fingerprint_of
+from pipeline.data.conversations_to_rows import pack_buffer, pack_here, write_conversation_rows
+from pipeline.data.fingerprint import check_unchanged, fingerprint_of, rows_fingerprint
 from pipeline.data.foreign_shards import check_documents, take_hub_shards, take_local_shards
 from pipeline.data.pieces import has_pieces
 from pipeline.data.preferences import check_kinds, preferences
@@ -45,6 +45,7 @@ from pipeline.data.sources import (
     keep_all,
 )
 from pipeline.data.splits import RowFormat
+from pipeline.data.tasks import InThisProcess
 from pipeline.data.tokenizer import check_fits, origin, put_tokenizer, ready_tokenizer
 from pipeline.job import BinShards, HubNpyShards, Job, NpyShards, Source
 from pipeline.job.prefer_section import Prefer
@@ -52,7 +53,7 @@ from pipeline.job.sources import Data
 from pipeline.job.stages import CONVERSING
 from pipeline.job.tuning_sections import Sft
 from pipeline.stages.prepare_text import (
-    InPieces,
+    How,
     TextReading,
     check_text,
     tokenizer_files,
@@ -61,12 +62,10 @@ from pipeline.stages.prepare_text import (
 from pipeline.state.shared.unfinished import PIECES
 
 __all__ = [
-    "InPieces",
+    "How",
     "PreparedData",
     "open_data",
-    "prepare_prefer",
-    "prepare_pretrain",
-    "prepare_sft",
+    "prepare_part",
 ]
 
 CHOICES = "choices.jsonl"
@@ -86,97 +85,46 @@ class Prepared:
         fingerprint: names what it was made from.
         sources: what it was made from, in words.
         report: what was counted, and how fast.
+        rows: the fingerprints of the rows of each source; none if they were found, or decided
+            together with those of other sources.
     """
 
     folder: Path
     fingerprint: str
     sources: tuple[str, ...]
     report: dict[str, Any]
+    rows: Sequence[str] = field(default=(), compare=False)
 
 
-# Returns the folder of finished data with a fingerprint. None: there is none, so prepare it.
-Find = Callable[[str], Path | None]
-
-
-def prepare_pretrain(
+def prepare_part(
     job: Job,
+    part: str,
     folder: Path,
     say: Say,
     tokenizer: Path | None = None,
-    find: Find = lambda fingerprint: None,
-    in_pieces: InPieces = InPieces(),  # noqa: B008
+    how: How = How(),  # noqa: B008
 ) -> Prepared:
-    """Prepare the pretraining data in `folder`, unless `find` finds it.
+    """Prepare a part of the data in `folder`, unless `how` finds it.
 
-    `tokenizer` is that of the model to start from; None: the job says which. `in_pieces` says how
-    much text is prepared.
+    `tokenizer` is that of pretraining, or of the model to start from; None: the job says which.
 
     Raises BadInput for every input that can't be used, if possible before anything is tokenised,
-    and for a corpus smaller than one global batch.
+    for a conversation without an assistant turn, for preferences that the loss can't learn from,
+    and for fewer rows than one global batch.
     """
-    return _prepared(job, _Part("pretrain", job.data, folder, say, in_pieces), tokenizer, find)
-
-
-def prepare_sft(
-    job: Job,
-    folder: Path,
-    tokenizer: Path | None,
-    say: Say,
-    find: Find = lambda fingerprint: None,
-    in_pieces: InPieces = InPieces(),  # noqa: B008
-) -> Prepared:
-    """Prepare the conversations in `folder`, unless `find` finds them, with a given tokenizer or
-    (None) the job's.
-
-    A given one is that of pretraining, or of the model to start from.
-
-    Raises BadInput as `prepare_pretrain` does, and for a conversation without an assistant turn.
-    """
-    assert job.sft is not None
-    return _prepared(job, _Part("sft", job.sft, folder, say, in_pieces), tokenizer, find)
-
-
-def prepare_prefer(
-    job: Job,
-    folder: Path,
-    tokenizer: Path | None,
-    say: Say,
-    find: Find = lambda fingerprint: None,
-) -> Prepared:
-    """Prepare the preferences in `folder`, as `prepare_sft` does conversations.
-
-    Raises BadInput as `prepare_pretrain` does, and for preferences that the loss can't learn from.
-    """
-    assert job.prefer is not None
-    return _prepared(job, _Part("prefer", job.prefer, folder, say, InPieces()), tokenizer, find)
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A part of the data: its section in the job, its folder, who hears how it proceeds, and how it
-    is prepared in pieces."""
-
-    name: DataPart
-    section: Data | Sft | Prefer
-    folder: Path
-    say: Say
-    in_pieces: InPieces
-
-
-def _prepared(job: Job, part: _Part, tokenizer: Path | None, find: Find) -> Prepared:
-    """Return the data that `find` finds, else prepare it."""
-    folder, by_job = part.folder, tokenizer is None
+    by_job = tokenizer is None
     with _writing(folder):
-        inputs = _find_inputs(job, part)
-        if part.name == "prefer":
+        inputs = _find_inputs(job, part, folder)
+        if part == "prefer":
             check_kinds(job, inputs)
-        put_tokenizer(job, folder, tokenizer, conversations=part.name in CONVERSING)
+        put_tokenizer(job, folder, tokenizer, conversations=part in CONVERSING)
         trains = by_job and job.tokenizer is not None and job.tokenizer.train is not None
-        fingerprint = fingerprint_of(job, part.name, inputs, folder, part.say, trains=trains)
+        fingerprint = fingerprint_of(job, part, inputs, folder, say, trains=trains)
         _forget_other_content(folder, fingerprint, trains=trains)
-        ready = find(fingerprint) or folder
+        ready = how.find(fingerprint) or folder
+        rows: Sequence[str] = ()
         if ready == folder and not (folder / DATASET).exists():
-            _prepare(job, part, inputs, fingerprint, by_job=by_job)
+            rows = _prepare(_Part(job, part, folder, say, how), inputs, fingerprint, by_job=by_job)
         data = open_data(ready)
         report = data.report | ({"tokenizer": origin(job)} if by_job else {})
         known = Tokenizer.from_file(data.tokenizer_path)
@@ -184,10 +132,21 @@ def _prepared(job: Job, part: _Part, tokenizer: Path | None, find: Find) -> Prep
     names = tuple(_name(found.source) for found in inputs)
     # Whoever prepared the data may have other names for the same sources.
     sources = [{**one, "name": name} for one, name in zip(report["sources"], names, strict=False)]
-    prepared = Prepared(ready, fingerprint, names, {**report, "sources": sources})
-    if part.name in job.train_stages:
-        _check_rows(job, prepared, part.name)
+    prepared = Prepared(ready, fingerprint, names, {**report, "sources": sources}, rows)
+    if part in job.train_stages:
+        _check_rows(job, prepared, part)
     return prepared
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A part of the job's data, its folder, who hears how it proceeds, and how it is prepared."""
+
+    job: Job
+    name: str
+    folder: Path
+    say: Say
+    how: How
 
 
 def _forget_other_content(folder: Path, fingerprint: str, *, trains: bool) -> None:
@@ -204,11 +163,12 @@ def _forget_other_content(folder: Path, fingerprint: str, *, trains: bool) -> No
         write_atomically(known, fingerprint.encode())
 
 
-def _prepare(job: Job, part: _Part, inputs: list[Input], fingerprint: str, *, by_job: bool) -> None:
-    """Write the rows of every source, then what `open_data` reads."""
+def _prepare(part: _Part, inputs: list[Input], fingerprint: str, *, by_job: bool) -> Sequence[str]:
+    """Write the rows of every source, then what `open_data` reads. Return the fingerprint of the
+    rows of each source, unless all sources decide together which documents are left out."""
     started = time.monotonic()
-    folder, seq_len = part.folder, job.seq_len(part.name)
-    texts_only = part.name == "pretrain"
+    job, folder, seq_len = part.job, part.folder, part.job.seq_len(part.name)
+    section, texts_only = _section(job, part.name), part.name == "pretrain"
     cleaned = None
     if texts_only and job.data.clean is not None:
         cleaned = clean(job, inputs, folder / CLEANING, part.say)
@@ -218,26 +178,30 @@ def _prepare(job: Job, part: _Part, inputs: list[Input], fingerprint: str, *, by
     )
     if texts_only and job.within_documents:
         check_documents(inputs, tokenizer, seq_len)
-    write = _WRITE[part.name]
-    reports = []
-    # What is left out of the text is not left out of pieces.
-    with part.in_pieces.of(inputs if cleaned is None else ()) as tasks:
+    alone = inputs if cleaned is None else ()
+    keys = [rows_fingerprint(job, part.name, one, folder) for one in alone]
+    there = {n: part.how.rows_of(key, folder / str(n)) for n, key in enumerate(keys)}
+    new = [one for number, one in enumerate(inputs) if there.get(number) is None]
+    # What is left out of the text is not left out of pieces, and preferences have none.
+    with part.how.tasks_for([] if cleaned or part.name == "prefer" else new) as tasks:
         todo = []
         for number, found in enumerate(inputs):
             kept = None if cleaned is None else cleaned.keep(number)
-            rows = RowFormat(seq_len, job.data.shard_rows, _key(fingerprint, number, folder))
-            reading = TextReading(job, found, kept, tasks, part.in_pieces)
+            key = _key(fingerprint, number, folder)
+            rows = RowFormat(seq_len, job.data.shard_rows, key, part.how.finished)
+            reading = TextReading(job, found, kept, tasks, part.how)
             todo.append((reading, folder / str(number), rows))
-        if texts_only:
-            for reading, place, rows in todo:
-                check_text(reading, place, rows, part.say)
         for reading, place, rows in todo:
-            report = write(reading, tokenizer, place, rows, part.say)
-            check_splits(report, reading.found, seq_len, part.section.held_out)
+            if texts_only and reading.found in new:
+                check_text(reading, place, rows, part.say)
+        write, reports = _WRITE[part.name], []
+        for number, (reading, place, rows) in enumerate(todo):
+            report = there.get(number) or write(reading, tokenizer, place, rows, part.say)
+            check_splits(report, reading.found, seq_len, section.held_out)
             reports.append({"name": _name(reading.found.source)} | report)
     sources = tuple(
         PreparedSource(source.model_dump()["kind"], source.weight, str(number))
-        for number, source in enumerate(part.section.sources)
+        for number, source in enumerate(section.sources)
     )
     report = _totals(reports, tokenizer_report, started)
     if cleaned is not None:
@@ -246,6 +210,7 @@ def _prepare(job: Job, part: _Part, inputs: list[Input], fingerprint: str, *, by
     if texts_only:
         _write_choices(data, tokenizer, job.seed)
     _finish(job, inputs, data, part.say)
+    return keys
 
 
 def _write_text(
@@ -267,13 +232,15 @@ def _write_conversations(
     """Write the rows of a source of conversations, and return its report."""
     job, found = reading.job, reading.found
     remarks, what = Remarks(tokenizer.replaced(), found.left_out), f"pack {_name(found.source)}"
-    elsewhere = None
-    if reading.tasks is not None and has_pieces(found.source):
-        files = tokenizer_files(place.parent)
-        elsewhere = Elsewhere(reading.tasks, files, reading.in_pieces.finished)
     with closing(ChatFormat(place.parent / "tokenizer.json", tokenizer)) as written:
         talks = conversations(job, found, own=written.own, remarks=remarks)
-        report = write_conversation_rows(talks, written, place, rows, (what, say), elsewhere)
+        pack = partial(InThisProcess().map, pack_here, (written, rows.seq_len))
+        if reading.tasks is not None and has_pieces(found.source):
+            shared = tokenizer_files(place.parent), rows.seq_len
+            pack = partial(reading.tasks.map, pack_buffer, shared)
+        report = write_conversation_rows(
+            talks, pack, tokenizer.vocab_size, place, rows, (what, say)
+        )
     remarks.note_counts(report, rows.seq_len)
     return report | remarks.report()
 
@@ -314,7 +281,7 @@ def _write_preferences(
 
 
 # By the part of the data.
-_WRITE: dict[DataPart, Callable[..., dict[str, Any]]] = {
+_WRITE: dict[str, Callable[..., dict[str, Any]]] = {
     "pretrain": _write_text,
     "sft": _write_conversations,
     "prefer": _write_preferences,
@@ -324,13 +291,19 @@ _WRITE: dict[DataPart, Callable[..., dict[str, Any]]] = {
 # ---------------------------------------------------------------- inputs
 
 
-def _find_inputs(job: Job, part: _Part) -> list[Input]:
+def _section(job: Job, part: str) -> Data | Sft | Prefer:
+    section = job.data if part == "pretrain" else job.section(part)
+    assert isinstance(section, Data | Sft | Prefer)
+    return section
+
+
+def _find_inputs(job: Job, part: str, folder: Path) -> list[Input]:
     """Find all sources, before any other work; pin Hub commits in the folder."""
-    path, section = part.folder / PINNED, "data" if part.name == "pretrain" else part.name
+    path, section = folder / PINNED, "data" if part == "pretrain" else part
     pinned = parse_object(read_file(path), str(path)) if path.exists() else {}
     inputs = [
         find_input(job, source, f"{section}.sources.{number}", pinned.get(str(number)))
-        for number, source in enumerate(part.section.sources)
+        for number, source in enumerate(_section(job, part).sources)
     ]
     commits = {str(number): found.commit for number, found in enumerate(inputs) if found.commit}
     if commits and commits != pinned:

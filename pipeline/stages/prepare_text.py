@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pion.data.documents.file_to_documents import Document
+from pion.data.tokens.token_bytes import ReplacedCharacters
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.untrusted import LARGEST_TOKENIZER, read_file
 from pipeline.console.messages import Say
@@ -16,7 +17,7 @@ from pipeline.data.encode_piece import Reading
 from pipeline.data.pieces import PIECE_BYTES, has_pieces
 from pipeline.data.remarks import Remarks
 from pipeline.data.sources import Input, longest_line, texts
-from pipeline.data.splits import Finished, RowFormat
+from pipeline.data.splits import RowFormat
 from pipeline.data.tasks import InThisProcess, Tasks, WithPauses
 from pipeline.data.text_to_rows import (
     PieceSource,
@@ -31,8 +32,8 @@ LEAST_BYTES = 256_000_000
 
 
 @dataclass(frozen=True)
-class InPieces:
-    """How text is prepared in pieces.
+class How:
+    """How data is prepared, besides what the job says.
 
     Attributes:
         tasks: starts what does the work, and ends it.
@@ -40,16 +41,22 @@ class InPieces:
         wait: returns once other files may be finished.
         least: so many bytes of files are prepared in pieces; None: LEAST_BYTES.
         piece_bytes: about so many bytes are a piece; None: PIECE_BYTES.
+        find: returns the folder of finished data with a fingerprint; None: there is none, so
+            prepare it.
+        rows_of: puts the rows of a source with a fingerprint into a folder, and returns their
+            report; None: no finished data has them.
     """
 
     tasks: Callable[[], AbstractContextManager[Tasks]] = lambda: nullcontext(InThisProcess())
-    finished: Finished = lambda path: None
+    finished: Callable[[Path], object] = lambda path: None
     wait: Callable[[], None] = lambda: None
     least: int | None = None
     piece_bytes: int | None = None
+    find: Callable[[str], Path | None] = lambda fingerprint: None
+    rows_of: Callable[[str, Path], dict[str, Any] | None] = lambda fingerprint, place: None
 
     @contextmanager
-    def of(self, inputs: Sequence[Input]) -> Iterator[Tasks | None]:
+    def tasks_for(self, inputs: Sequence[Input]) -> Iterator[Tasks | None]:
         """Yield what does the work with these sources; None if there is little."""
         files = [path for found in inputs if has_pieces(found.source) for path in found.files]
         least = LEAST_BYTES if self.least is None else self.least
@@ -69,14 +76,14 @@ class TextReading:
         found: the source.
         kept: says of each of its documents, in order, whether to keep it; None: all are kept.
         tasks: what encodes it in pieces; None: this process encodes it.
-        in_pieces: how that is done.
+        how: how that is done.
     """
 
     job: Job
     found: Input
     kept: Callable[[Document], bool] | None
     tasks: Tasks | None
-    in_pieces: InPieces
+    how: How
 
 
 def write_text(
@@ -88,10 +95,10 @@ def write_text(
     """
     found, job = reading.found, reading.job
     remarks = Remarks(tokenizer.replaced(), found.left_out)
+    source = _pieces(reading, place.parent, remarks)
     report = None
-    if reading.tasks is not None and _in_pieces(reading):
-        source = _pieces(reading, reading.tasks, place.parent)
-        report = write_piece_rows(source, tokenizer, place, rows, remarks, (what, say))
+    if source is not None:
+        report = write_piece_rows(source, tokenizer, place, rows, (what, say))
     if report is None:
         kept = reading.kept or (lambda document: True)
         documents = texts(job, found, remarks, kept)
@@ -102,19 +109,20 @@ def write_text(
 def check_text(reading: TextReading, place: Path, rows: RowFormat, say: Say) -> None:
     """Read a source once if it has pieces, before the rows of any source are written. The arguments
     are those of `write_text`. Raises BadInput for the first mistake in the text."""
-    if reading.tasks is not None and _in_pieces(reading):
-        check_pieces(_pieces(reading, reading.tasks, place.parent), place, rows, say)
+    source = _pieces(reading, place.parent, Remarks(ReplacedCharacters(None)))
+    if source is not None:
+        check_pieces(source, place, rows, say)
 
 
-def _in_pieces(reading: TextReading) -> bool:
-    """Return whether a source has pieces. Which documents are kept is decided by their number, so
-    only a source of which all are kept has them."""
-    return reading.kept is None and has_pieces(reading.found.source)
+def _pieces(reading: TextReading, folder: Path, remarks: Remarks) -> PieceSource | None:
+    """Return the pieces of a source; None if it has none. `folder` has the tokenizer.
 
-
-def _pieces(reading: TextReading, tasks: Tasks, folder: Path) -> PieceSource:
-    """Return the pieces of a source; `folder` has the tokenizer."""
-    found, job, how = reading.found, reading.job, reading.in_pieces
+    Which documents are kept is decided by their number, so only a source of which all are kept has
+    pieces.
+    """
+    if reading.tasks is None or reading.kept is not None or not has_pieces(reading.found.source):
+        return None
+    found, job, how = reading.found, reading.job, reading.how
     return PieceSource(
         Reading(
             found.source,
@@ -126,8 +134,9 @@ def _pieces(reading: TextReading, tasks: Tasks, folder: Path) -> PieceSource:
         ),
         found.files,
         PIECE_BYTES if how.piece_bytes is None else how.piece_bytes,
-        tasks,
+        reading.tasks,
         how.finished,
+        remarks,
     )
 
 

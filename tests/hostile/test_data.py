@@ -27,7 +27,7 @@ from pion.data.records.fields import NOT_READ
 from pion.errors import BadInput
 from pion.evaluation.questions import read_questions
 from pipeline.job import Job
-from pipeline.stages.prepare import prepare_pretrain
+from pipeline.stages.prepare import prepare_part
 from tests.hostile.in_process import MEMORY, ended, little_memory, refusal
 from tests.support.corpora import SEQ_LEN, model_of, save_tokenizer
 from tests.support.finished_run import make_run
@@ -66,7 +66,7 @@ def prepare_refuses(kind: str, path: str, memory: int = MEMORY, **data: Any) -> 
     """Return the message with which the first stage of such a job ends. The exit code is 2."""
     job = Job.model_validate(job_of(kind, path, **data))
     with little_memory(memory), pytest.raises(BadInput) as refused:
-        prepare_pretrain(job, Path("prepared"), lambda message: None)
+        prepare_part(job, "pretrain", Path("prepared"), lambda message: None)
     return str(refused.value)
 
 

@@ -18,7 +18,7 @@ import pytest
 from pion.data.documents import file_to_documents
 from pipeline.data import conversations_to_rows
 from pipeline.data.tasks import InThisProcess, Tasks
-from pipeline.stages.prepare import InPieces, prepare_pretrain, prepare_sft
+from pipeline.stages.prepare import How, prepare_part
 from pipeline.state.stores import open_store
 from pipeline.state.workspace import FILES
 from pipeline.workers.ray_tasks import ray_tasks
@@ -85,11 +85,9 @@ def test_the_shards_are_those_of_one_process_for_any_number_of_workers_and_nodes
             folder.mkdir()
             job = corpus_job(kind, folder, sft=kind == "sft", times=TIMES)
             size = a_25th(folder / "text")
-            pieces = InPieces(lambda: nullcontext(counting), least=0, piece_bytes=size)  # noqa: B023
-            if kind == "sft":
-                prepare_sft(job, folder / "data", None, lambda m: None, in_pieces=pieces)
-            else:
-                prepare_pretrain(job, folder / "data", lambda m: None, in_pieces=pieces)
+            pieces = How(lambda: nullcontext(counting), least=0, piece_bytes=size)  # noqa: B023
+            part = "sft" if kind == "sft" else "pretrain"
+            prepare_part(job, part, folder / "data", lambda m: None, how=pieces)
             found[kind] = digest_of(hashes_of(folder / "data"))
             assert counting.done >= 20, kind
 

@@ -149,8 +149,8 @@ def in_one_process(machine: Machine, folder: Path) -> dict[str, str]:
     """Return the sha256 of each shard if the text is not cut."""
     code = (
         "import sys; from pathlib import Path; from pipeline.job.file import load_job; "
-        "from pipeline.stages.prepare import prepare_pretrain; "
-        "prepare_pretrain(load_job(sys.argv[1]), Path(sys.argv[2]), lambda message: None)"
+        "from pipeline.stages.prepare import prepare_part; "
+        "prepare_part(load_job(sys.argv[1]), 'pretrain', Path(sys.argv[2]), lambda message: None)"
     )
     run_to_end([sys.executable, "-c", code, str(machine.job), str(folder)], check=True)
     return {

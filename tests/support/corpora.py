@@ -16,7 +16,7 @@ from pion.data.tokens.tokenizer import Tokenizer, train_bpe
 from pipeline.console.messages import Shown
 from pipeline.job import Job
 from pipeline.job.file import load_job
-from pipeline.stages.prepare import PreparedData, open_data, prepare_pretrain
+from pipeline.stages.prepare import PreparedData, open_data, prepare_part
 
 SEQ_LEN = 32
 WORDS = re.findall(
@@ -62,7 +62,7 @@ def make_job(folder: Path, **sections: Any) -> Job:
 
 
 def prepared(job: Job, folder: Path) -> PreparedData:
-    prepare_pretrain(job, folder, lambda message: None)
+    prepare_part(job, "pretrain", folder, lambda message: None)
     return open_data(folder)
 
 
@@ -122,7 +122,7 @@ def interrupt_after_shards(job: Job, folder: Path, shards: int) -> None:
     before, encoding.BATCH_CHARS = encoding.BATCH_CHARS, 20_000
     try:
         with pytest.raises(Stop):
-            prepare_pretrain(job, folder, say)
+            prepare_part(job, "pretrain", folder, say)
     finally:
         encoding.BATCH_CHARS = before
 

@@ -25,7 +25,7 @@ from pion.data.documents import file_to_documents
 from pipeline.data import conversations_to_rows
 from pipeline.data.prepared import SPLITS
 from pipeline.job import Job
-from pipeline.stages.prepare import open_data, prepare_pretrain, prepare_sft
+from pipeline.stages.prepare import open_data, prepare_part
 from tests.paths import TESTS
 from tests.support.corpora import make_job, model_of, sentences
 
@@ -181,10 +181,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             job = corpus_job(kind, folder, sft=kind == "sft", times=times)
-            if kind == "sft":
-                prepare_sft(job, folder / "data", None, lambda message: None)
-            else:
-                prepare_pretrain(job, folder / "data", lambda message: None)
+            part = "sft" if kind == "sft" else "pretrain"
+            prepare_part(job, part, folder / "data", lambda message: None)
             found[kind] = result_of(job, folder / "data")
             if times > 1:
                 found[kind] = digest_of(found[kind]["hashes"])

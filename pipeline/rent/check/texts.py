@@ -23,6 +23,7 @@ from pion.errors import BadInput
 from pipeline.base.find import find_base
 from pipeline.base.keep import is_pinned, tokenizer_of_base
 from pipeline.console.formats import size
+from pipeline.console.messages import Shown
 from pipeline.data.encode_piece import batches
 from pipeline.data.foreign_shards import HELD_OUT, check_documents
 from pipeline.data.sources import Input, find_input, texts
@@ -36,15 +37,14 @@ from pipeline.job import (
     ParquetFiles,
     TextFiles,
 )
+from pipeline.job.stages import CONVERSING
 from pipeline.rent.check import CheckRow
 from pipeline.rent.check.job import is_prepared, named_tokenizer
 from pipeline.rent.plan import conversations, preferences
 from pipeline.rent.plan.counted import Counted, count
 from pipeline.stages.prepare import (
     check_splits,
-    prepare_prefer,
-    prepare_pretrain,
-    prepare_sft,
+    prepare_part,
     require_a_batch,
 )
 
@@ -96,16 +96,20 @@ def text_bytes(job: Job, section: str) -> int | None:
 def _prepare(job: Job, folder: Path, tokenizer: Path | None) -> list[CheckRow]:
     """Prepare the corpus, and a few conversations whose vocabulary is trained on it. Return what is
     to be said of these."""
-    prepare_pretrain(job, folder / "pretrain", lambda message: None, tokenizer)
+
+    def nobody(message: Shown) -> None:
+        """Hear nothing of how it proceeds."""
+
+    prepare_part(job, "pretrain", folder / "pretrain", nobody, tokenizer)
     if job.tokenizer is None or job.tokenizer.train is None:
         return []  # the checks of conversations and preferences count them
     rows = []
     tokenizer = folder / "pretrain" / "tokenizer.json"
-    for stage, prepare in (("sft", prepare_sft), ("prefer", prepare_prefer)):
+    for stage in CONVERSING:
         if stage in job.train_stages:
             talks = text_bytes(job, stage)
             if talks is not None and talks <= PREPARED_BYTES:
-                report = prepare(job, folder / stage, tokenizer, lambda message: None).report
+                report = prepare_part(job, stage, folder / stage, nobody, tokenizer).report
                 for said, ok in (("remarks", True), ("warnings", None)):
                     words = [w for source in report["sources"] for w in source.get(said, ())]
                     rows += [CheckRow(f"{stage} data", ok, w) for w in words]

@@ -24,7 +24,7 @@ from pipeline.data.conversations_to_rows import learned_from
 from pipeline.data.preferences import preferences
 from pipeline.data.sources import SAMPLED, conversations, find_input
 from pipeline.job import HubDataset, Job, Source
-from pipeline.stages.prepare import prepare_prefer, prepare_sft
+from pipeline.stages.prepare import prepare_part
 from pipeline.state.run_state import RunState
 from pipeline.state.status.recorded_job import know_rows
 from pipeline.state.stores import open_store
@@ -85,14 +85,11 @@ def count(job: Job, stage: str) -> Counted | None:
     whole = keep_first_records(section.sources)
     if stage == "sft" or not whole:  # too few conversations are refused below, with what would do
         section.global_batch = 1
-    prepare, show = {
-        "sft": (prepare_sft, _first_conversation),
-        "prefer": (prepare_prefer, _first_preference),
-    }[stage]
+    show = {"sft": _first_conversation, "prefer": _first_preference}[stage]
     with tempfile.TemporaryDirectory(prefix="pion-count-") as place:
         folder = Path(place)
         tokenizer = tokenizer_of_base(job, folder / "base")
-        report = prepare(copy, folder / "rows", tokenizer, lambda message: None).report
+        report = prepare_part(copy, stage, folder / "rows", lambda message: None, tokenizer).report
         file = folder / "rows/tokenizer.json"
         own = Tokenizer.from_file(file)
         with closing(ChatFormat(file, own)) as written:

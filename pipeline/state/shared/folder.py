@@ -47,7 +47,7 @@ def complete(
     store = run.store
     workspace = Workspace(store, SHARED)
     key = f"{fingerprint}/{writer.folder}"
-    size = _link_files(files, workspace.folder(key))
+    size = link_files(files, workspace.folder(key))
     workspace.keep(key, progress)
     while True:
         state, version = read_state(store, fingerprint)
@@ -108,7 +108,7 @@ def bring_data(run: RunState, head: Head, part: str) -> Path:
     return Workspace(run.store, SHARED).bring(key, shards=False)
 
 
-def _link_files(source: Path, target: Path) -> int:
+def link_files(source: Path, target: Path) -> int:
     """Put the files below `source` below `target` too; return their size in bytes.
 
     Raises BadInput if that is not possible.

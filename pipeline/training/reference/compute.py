@@ -21,7 +21,7 @@ from pion.model.decoder import Decoder
 from pion.train.reference import ReferenceSums, check_reference, check_sums, sums_of, unchanged
 from pion.train.settings import ComputePlan
 from pion.train.smaller_plan import step_down
-from pipeline.console.messages import Note, Phase
+from pipeline.console.messages import Note, Phase, PrepareProgress
 from pipeline.cost.timeline import REFERENCE_PASS
 from pipeline.job.digest import model_inputs
 from pipeline.machine.kill_points import mark
@@ -30,7 +30,6 @@ from pipeline.state.owner import Owner
 from pipeline.state.shared.folder import REFERENCE_FILE, bring_data
 from pipeline.state.stores.errors import StoreError
 from pipeline.training.reference.chunks import Chunks, Rows, batches
-from pipeline.training.reference.progress import PassProgress
 from pipeline.training.reference.share import (
     Bound,
     Sharing,
@@ -123,7 +122,7 @@ def _compute(
     """Compute the numbers of all splits, and let HEAD name them. `sharing` is rank 0's."""
     chunks = Chunks(context.run, sharing.key) if sharing is not None else None
     total = sum(stream.total_rows for stream in streams.values())
-    computing = _Pass(context, start, chunks, PassProgress(context, total))
+    computing = _Pass(context, start, chunks, total, context.run.clock.monotonic())
     with unchanged(start.model), start.measuring(), _smaller_plans(context, start):
         splits = {split: computing.of(split, stream) for split, stream in streams.items()}
     if sharing is not None:
@@ -280,14 +279,21 @@ def _smaller_plans(context: TrainingContext, start: StartingModel) -> Iterator[N
         raise PlanFailed(change.plan.to_dict(), change.why) from None
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Pass:
-    """One pass over the rows. `chunks` is rank 0's, and None on other ranks."""
+    """One pass over the `total` rows of all splits, since `began` (seconds of the run's clock).
+
+    `chunks` is rank 0's, and None on other ranks. The numbers of the rows in `known` are known, and
+    those of the rows in `computed` were computed here.
+    """
 
     context: TrainingContext
     start: StartingModel
     chunks: Chunks | None
-    progress: PassProgress
+    total: int
+    began: float
+    known: int = 0
+    computed: int = 0
 
     def of(self, split: str, stream: RowStream) -> ReferenceSums:
         """Return the numbers of a split; on other ranks than 0, none."""
@@ -295,7 +301,7 @@ class _Pass:
         done = context.patiently(partial(self.chunks.read, split)) if self.chunks else Rows()
         first = group.from_rank_0(done.stop)
         if first:
-            self.progress.found(first)
+            self.known += first
             words = f"prefer: {REFERENCE_PASS}: continuing {split} after row {first:,}"
             context.report(Note(words))
         new, since = Rows(first), context.run.clock.monotonic()
@@ -312,14 +318,25 @@ class _Pass:
             for row in rows:
                 new.add(row)
             stop = any(asked for _, asked in answers)
-            if stop or (context.run.clock.monotonic() - since >= self._seconds):
+            seconds_apart = max(CHUNK_SECONDS, context.run.store.save_seconds)
+            if stop or (context.run.clock.monotonic() - since >= seconds_apart):
                 self._write(split, new, done)
                 new, since = Rows(new.stop), context.run.clock.monotonic()
-            self.progress.add(len(rows))
+            self._tell(len(rows))
             if stop:
                 raise self._stopped()
         self._write(split, new, done)
         return done.whole()
+
+    def _tell(self, rows: int) -> None:
+        """Count rows that were computed just now; say how far the pass is."""
+        self.known, self.computed = self.known + rows, self.computed + rows
+        seconds = self.context.run.clock.monotonic() - self.began
+        eta = (self.total - self.known) * seconds / self.computed
+        self.context.watchdog.progress()
+        self.context.report(
+            PrepareProgress(REFERENCE_PASS, self.known, "rows", self.total, "prefer", eta)
+        )
 
     def _computed(self, stream: RowStream, parts: list[list[Place]]) -> list[list[float]]:
         """Return the numbers of this rank's rows, of those of each rank.
@@ -343,10 +360,6 @@ class _Pass:
             self.context.patiently(owned.forget_attempts)  # this one has made progress
         done.counts += new.counts
         done.sums += new.sums
-
-    @property
-    def _seconds(self) -> float:
-        return max(CHUNK_SECONDS, self.context.run.store.save_seconds)
 
     def _stopped(self) -> PionError:
         if self.context.stop_reason is not None:

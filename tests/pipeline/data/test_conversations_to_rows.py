@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from pion.data.tokens.token_bytes import ReplacedCharacters
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pipeline.data import conversations_to_rows
-from pipeline.data.conversations_to_rows import Elsewhere, write_conversation_rows
+from pipeline.data.conversations_to_rows import pack_buffer, pack_here, write_conversation_rows
 from pipeline.data.remarks import Remarks
 from pipeline.data.sources import Talk
 from pipeline.data.splits import RowFormat
@@ -56,9 +57,12 @@ def rows_of(
     model = write_files("llama3", folder / "model", template)
     tokenizer = Tokenizer.from_file(model / "tokenizer.json")
     written = ChatFormat(model / "tokenizer.json", tokenizer)
-    elsewhere = tasks and Elsewhere(tasks, tokenizer_files(model), lambda path: None)
+    pack = partial(InThisProcess().map, pack_here, (written, 64))
+    if tasks is not None:
+        pack = partial(tasks.map, pack_buffer, (tokenizer_files(model), 64))
     rows, progress = RowFormat(64, 8, "key"), ("pack", lambda message: None)
-    return write_conversation_rows(read, written, folder / "rows", rows, progress, elsewhere)
+    vocab_size, place = tokenizer.vocab_size, folder / "rows"
+    return write_conversation_rows(read, pack, vocab_size, place, rows, progress)
 
 
 def test_a_few_unusable_conversations_are_skipped_counted_and_named(tmp_path: Path) -> None:

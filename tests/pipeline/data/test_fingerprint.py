@@ -16,7 +16,7 @@ from pipeline.data.sources import find_input
 from pipeline.job import JsonlFiles
 from pipeline.job.tuning_sections import Sft
 from pipeline.machine import verified
-from pipeline.stages.prepare import prepare_pretrain
+from pipeline.stages.prepare import How, prepare_part
 from tests.support.corpora import make_job, model_of, save_tokenizer, write_corpus
 
 BY_FILE: dict[str, Any] = {"tokenizer": {"file": "tokenizer.json"}, "model": model_of(400)}
@@ -36,7 +36,7 @@ def fingerprint(folder: Path, **changes: Any) -> str:
 
     job = make_job(folder, **changes)
     with pytest.raises(Found):
-        prepare_pretrain(job, folder / "prepared", lambda message: None, None, find)
+        prepare_part(job, "pretrain", folder / "prepared", lambda message: None, how=How(find=find))
     return asked[0]
 
 

@@ -259,18 +259,7 @@ def test_rows_of_other_settings_are_written_again(tmp_path: Path, setting: str) 
     ]
 
 
-@pytest.mark.parametrize(
-    "content", ["[]", "{}", "[" * 9000, '{"key": 1, "buffers": 5}', "null", "x"]
-)
-def test_progress_that_can_not_be_read_is_packed_again(tmp_path: Path, content: str) -> None:
-    write_jsonl(tmp_path / "prefs.jsonl", [pair_of(n) for n in range(20)])
-    whole = write_rows(tmp_path, out="whole")
-    (tmp_path / "rows/pieces").mkdir(parents=True)
-    (tmp_path / "rows/pieces/packed.json").write_text(content)
-    assert write_rows(tmp_path) == whole
-
-
-def test_progress_with_counts_that_nobody_wrote_is_packed_again(
+def test_progress_that_nobody_wrote_is_packed_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(preferences_to_rows, "BUFFER", 8)
@@ -278,7 +267,10 @@ def test_progress_with_counts_that_nobody_wrote_is_packed_again(
     whole = write_rows(tmp_path)
     path = tmp_path / "rows/pieces/packed.json"
     progress = json.loads(path.read_text())
+    texts = ["[]", "{}", "[" * 9000, '{"key": 1, "buffers": 5}', "null", "x"]
     for change in ({"rows": {"train": -1, "held_out": 0}}, {"rows": {}}, {"counts": {}}):
-        buffers = progress["buffers"] | {"0": {**progress["buffers"]["0"], **change}}
-        path.write_text(json.dumps({**progress, "buffers": buffers}))
+        buffers = progress["buffers"] | {"0": progress["buffers"]["0"] | change}
+        texts.append(json.dumps(progress | {"buffers": buffers}))
+    for text in texts:
+        path.write_text(text)
         assert write_rows(tmp_path) == whole

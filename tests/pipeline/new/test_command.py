@@ -13,7 +13,7 @@ from pipeline.base.keep import tokenizer_of_base
 from pipeline.base.read_job import read_job
 from pipeline.new.options import name_of
 from pipeline.rent.check.command import run_checks
-from pipeline.stages.prepare import prepare_pretrain, prepare_sft
+from pipeline.stages.prepare import prepare_part
 from tests.pipeline.conftest import Pion
 from tests.pipeline.new.conftest import made, refused
 from tests.pipeline.rent.conftest import SkyHome
@@ -107,7 +107,7 @@ def test_what_is_broken_can_be_left_out(here: Path, pion: Pion, sky_home: SkyHom
 
 def test_text_is_really_prepared(here: Path, pion: Pion, sky_home: SkyHome) -> None:
     job, _ = made(pion, own_data.texts_folder(here), "--from", "none")
-    report = prepare_pretrain(job, here / "prepared", lambda message: None).report
+    report = prepare_part(job, "pretrain", here / "prepared", lambda message: None).report
     assert report["train_rows"] >= job.section("pretrain").global_batch
     assert report["held_out_rows"] >= 1
 
@@ -119,7 +119,7 @@ def test_conversations_are_really_prepared_with_the_template_of_the_base(
     job, printed = made(pion, data, "--from", str(chat_base))
     assert "<|im_start|>assistant\n    ⟦" in printed
     tokenizer = tokenizer_of_base(job, here / "base")
-    report = prepare_sft(job, here / "prepared", tokenizer, lambda message: None).report
+    report = prepare_part(job, "sft", here / "prepared", lambda message: None, tokenizer).report
     assert report["train_rows"] >= job.section("sft").global_batch
     counted = sum(report["sources"][0][f"{split}_conversations"] for split in ("train", "held_out"))
     assert counted == 200

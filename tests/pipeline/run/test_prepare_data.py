@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +25,7 @@ from pipeline.state.stores import FileStore
 from pipeline.state.stores.retry import Patience
 from pipeline.state.workspace import FILES
 from tests.support.clock import FakeClock
+from tests.support.corpora import save_tokenizer, sentences
 from tests.support.jobs import SilentDisplay
 from tests.support.preference_runs import prefer_job
 from tests.support.states import read, someone
@@ -175,3 +178,48 @@ def test_shards_to_train_on_that_are_prepared_before_stay_in_the_store(
     (text,) = (tmp_path / "second").glob(f"**/{shared['pretrain']}")
     assert here == {"train", "held_out"}  # of conversations, all shards are here
     assert not list(text.glob("0/train/*.npy"))
+
+
+@pytest.fixture
+def mixes(tmp_path: Path, store: FarAway, time: FakeClock) -> Callable[..., list[str]]:
+    """Return what prepares sources, by numbers and weights, and returns which were tokenized."""
+    save_tokenizer(tmp_path / "tokenizer.json", 320)
+    rows: dict[int, bytes] = {}
+    for number in range(3):
+        texts = (json.dumps({"text": sentences(999 * number + i, 6)}) + "\n" for i in range(200))
+        (tmp_path / f"{number}.jsonl").write_text("".join(texts))
+
+    def prepared(name: str, weights: dict[int, float], **changes: Any) -> list[str]:
+        sources = [{"kind": "jsonl", "path": f"{n}.jsonl", "weight": w} for n, w in weights.items()]
+        by_file = {"tokenizer": {"file": "tokenizer.json"}, "model__vocab_size": 320, "sft": None}
+        write_job(tmp_path, data__sources=sources, **by_file, **changes)
+        said: list[Shown] = []
+        key = prepare(store, name, time, say=said.append)["pretrain"]
+        for place, number in enumerate(weights):
+            shard = store.read(f"{key}/{place}/train/shard_00000.npy")
+            assert rows.setdefault(number, shard) == shard or changes
+        what = {m.what for m in said if isinstance(m, PrepareProgress)}
+        return sorted(w.removeprefix("tokenise ") for w in what if w.startswith("tokenise"))
+
+    return prepared
+
+
+def test_a_new_weight_tokenizes_nothing_and_a_new_source_only_itself(
+    mixes: Callable[..., list[str]],
+) -> None:
+    assert mixes("first", {0: 1, 1: 1}) == ["0.jsonl", "1.jsonl"]
+    assert mixes("second", {0: 3, 1: 1}) == []
+    assert mixes("third", {2: 1, 1: 5, 0: 1}) == ["2.jsonl"]
+    assert mixes("longer", {1: 5, 0: 1}, data__seq_len=48) == ["0.jsonl", "1.jsonl"]
+
+
+def test_rows_that_are_deleted_or_damaged_are_tokenized_again(
+    mixes: Callable[..., list[str]], store: FarAway, time: FakeClock
+) -> None:
+    mixes("first", {0: 1, 1: 1})
+    store.delete("first/HEAD.json")
+    prune(store.folder, time)
+    assert mixes("second", {0: 3, 1: 1}) == ["0.jsonl", "1.jsonl"]
+    for entry in store.list(f"{SHARED}/sources/"):
+        store.write(entry.key, b'{"format": 1, "data": "../..", "number": -1}')
+    assert mixes("third", {0: 2, 1: 1}) == ["0.jsonl", "1.jsonl"]

@@ -16,7 +16,7 @@ from pion.errors import BadInput, Interrupted
 from pipeline.console.messages import Note, PrepareProgress, Shown
 from pipeline.data import encode_piece
 from pipeline.job.file import load_job
-from pipeline.stages.prepare import open_data, prepare_pretrain
+from pipeline.stages.prepare import How, open_data, prepare_part
 from tests.support.corpora import (
     SEQ_LEN,
     files_of,
@@ -89,9 +89,8 @@ def test_entries_of_a_vocabulary_that_the_text_does_not_have_are_said(tmp_path: 
     changes = {"tokenizer": {"train": {"vocab_size": 50_000}}, "model": model_of(50_000)}
     notes: list[str] = []
     data = tmp_path / "data"
-    prepare_pretrain(
-        make_job(tmp_path, **changes), data, lambda m: notes.append(getattr(m, "text", ""))
-    )
+    job = make_job(tmp_path, **changes)
+    prepare_part(job, "pretrain", data, lambda m: notes.append(getattr(m, "text", "")))
     got = Tokenizer.from_file(data / "tokenizer.json").vocab_size
     assert any(f"50,000 entries asked for, {got:,} found in the text" in note for note in notes), (
         notes
@@ -140,18 +139,18 @@ def test_several_sources_are_mixed_by_weight(tmp_path: Path) -> None:
 def test_a_finished_folder_is_reported_again_without_work(tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus.jsonl")
     job = make_job(tmp_path)
-    first = prepare_pretrain(job, tmp_path / "data", lambda message: None)
+    first = prepare_part(job, "pretrain", tmp_path / "data", lambda message: None)
     said: list[Shown] = []
-    assert prepare_pretrain(job, tmp_path / "data", said.append) == first
+    assert prepare_part(job, "pretrain", tmp_path / "data", said.append) == first
     assert {m.what for m in said if isinstance(m, PrepareProgress)} == {"read data.sources.0"}
 
 
 def test_a_folder_that_was_finished_from_other_bytes_is_prepared_again(tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus.jsonl")
     job = make_job(tmp_path)
-    first = prepare_pretrain(job, tmp_path / "data", lambda message: None)
+    first = prepare_part(job, "pretrain", tmp_path / "data", lambda message: None)
     write_corpus(tmp_path / "corpus.jsonl", documents=200)
-    second = prepare_pretrain(job, tmp_path / "data", lambda message: None)
+    second = prepare_part(job, "pretrain", tmp_path / "data", lambda message: None)
     assert first.fingerprint != second.fingerprint
     assert (first.report["documents"], second.report["documents"]) == (300, 200)
 
@@ -159,7 +158,7 @@ def test_a_folder_that_was_finished_from_other_bytes_is_prepared_again(tmp_path:
 def test_it_says_what_it_does_and_how_fast(tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus.jsonl")
     said: list[Shown] = []
-    report = prepare_pretrain(make_job(tmp_path), tmp_path / "data", said.append).report
+    report = prepare_part(make_job(tmp_path), "pretrain", tmp_path / "data", said.append).report
     assert {type(m) for m in said} == {Note, PrepareProgress}
     assert any("MB/s" in m.text for m in said if isinstance(m, Note))
     assert report["sources"][0]["mb_per_second"] > 0
@@ -201,7 +200,7 @@ def test_a_stop_is_heard_while_a_vocabulary_is_learned_or_text_is_read(
     monkeypatch.setattr(f"{module}.{endless}", stand_in)
     try:
         with pytest.raises(Interrupted):
-            prepare_pretrain(job, tmp_path / "data", say)
+            prepare_part(job, "pretrain", tmp_path / "data", say)
     finally:
         over.set()
 
@@ -209,7 +208,7 @@ def test_a_stop_is_heard_while_a_vocabulary_is_learned_or_text_is_read(
 def prepare_in_small_batches(job: Path, folder: Path) -> None:
     """Prepare in a process of one's own."""
     encode_piece.BATCH_CHARS = 20_000
-    prepare_pretrain(load_job(job), folder, lambda message: None)
+    prepare_part(load_job(job), "pretrain", folder, lambda message: None)
 
 
 @pytest.mark.slow
@@ -234,8 +233,8 @@ def test_killed_in_the_middle_it_continues_to_the_same_bytes_and_keeps_finished_
         for p in (tmp_path / "data" / "0").rglob("shard_*.json")
     }
 
-    resumed = prepare_pretrain(job, tmp_path / "data", lambda message: None)
-    unbroken = prepare_pretrain(job, tmp_path / "unbroken", lambda message: None)
+    resumed = prepare_part(job, "pretrain", tmp_path / "data", lambda message: None)
+    unbroken = prepare_part(job, "pretrain", tmp_path / "unbroken", lambda message: None)
     assert len(finished) >= 3
     assert {p: p.stat().st_mtime_ns for p in finished} == finished
     assert files_of(tmp_path / "data") == files_of(tmp_path / "unbroken")
@@ -275,7 +274,7 @@ def test_of_files_that_change_meanwhile_nothing_counts_even_once_they_are_restor
             corpus.write_bytes(before.replace(b'"text": "', b'"text": "x '))
 
     with pytest.raises(BadInput, match=r"data\.sources\.0: the files have changed while"):
-        prepare_pretrain(job, tmp_path / "data", edit)
+        prepare_part(job, "pretrain", tmp_path / "data", edit)
     corpus.write_bytes(before)
     os.utime(corpus, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert prepared(job, tmp_path / "data").report["documents"] == 300
@@ -291,10 +290,10 @@ def test_what_a_killed_process_left_of_a_file_is_no_content(tmp_path: Path) -> N
     def find(fingerprint: str) -> None:
         names.append(fingerprint)
 
-    prepare_pretrain(job, tmp_path / "data", lambda shown: None, find=find)
+    prepare_part(job, "pretrain", tmp_path / "data", lambda shown: None, how=How(find=find))
     for left in ("dataset.json.tmp", "choices.jsonl.tmp", ".tokenizer.json.tmp"):
         (tmp_path / "data" / left).write_bytes(b"half of it")
-    prepare_pretrain(job, tmp_path / "data", lambda shown: None, find=find)
+    prepare_part(job, "pretrain", tmp_path / "data", lambda shown: None, how=How(find=find))
     assert names[0] == names[1]
 
 
@@ -426,4 +425,4 @@ def test_a_tokenizer_that_gguf_can_not_express_is_refused_before_training(tmp_pa
         publish={"to": str(tmp_path / "out"), "gguf": True},
     )
     with pytest.raises(BadInput, match=r"publish\.gguf: .*NFKC.*Nothing was trained"):
-        prepare_pretrain(job, tmp_path / "data", lambda message: None)
+        prepare_part(job, "pretrain", tmp_path / "data", lambda message: None)

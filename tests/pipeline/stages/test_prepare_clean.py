@@ -19,7 +19,7 @@ from pipeline.data.tasks import Tasks
 from pipeline.job import Job
 from pipeline.job.file import load_job
 from pipeline.machine.kill_points import HALT_AT
-from pipeline.stages.prepare import InPieces, PreparedData, prepare_pretrain
+from pipeline.stages.prepare import How, PreparedData, prepare_part
 from tests.support.core_bundle import write_bundle
 from tests.support.corpora import (
     files_of,
@@ -75,8 +75,8 @@ def test_text_that_is_cleaned_starts_no_other_processes(tmp_path: Path) -> None:
         raise AssertionError("started for nothing")
 
     job = job_of(tmp_path, texts(), clean={})
-    in_pieces = InPieces(start, least=0)
-    prepare_pretrain(job, tmp_path / "data", lambda message: None, in_pieces=in_pieces)
+    in_pieces = How(start, least=0)
+    prepare_part(job, "pretrain", tmp_path / "data", lambda message: None, how=in_pieces)
 
 
 # ---------------------------------------------------------------- what is left out
@@ -190,9 +190,9 @@ def test_a_made_up_core_bundle_is_read_task_by_task(tmp_path: Path) -> None:
 def test_other_items_in_the_same_file_are_other_data(tmp_path: Path) -> None:
     pack(tmp_path, (ITEM, ANSWER))
     job = job_of(tmp_path, texts(), clean={"decontaminate": ["pack.jsonl"]})
-    first = prepare_pretrain(job, tmp_path / "one", lambda message: None)
+    first = prepare_part(job, "pretrain", tmp_path / "one", lambda message: None)
     pack(tmp_path, (ITEM, f"{ANSWER} or not"))
-    second = prepare_pretrain(job, tmp_path / "two", lambda message: None)
+    second = prepare_part(job, "pretrain", tmp_path / "two", lambda message: None)
     assert first.fingerprint != second.fingerprint
 
 
@@ -229,7 +229,7 @@ def test_prepare_says_how_many_documents_are_kept_and_leaves_no_other_file(tmp_p
     said: list[str] = []
     good = texts()
     job = job_of(tmp_path, [*good, *good[:10]], clean={})
-    prepare_pretrain(job, tmp_path / "data", lambda m: said.append(getattr(m, "text", "")))
+    prepare_part(job, "pretrain", tmp_path / "data", lambda m: said.append(getattr(m, "text", "")))
     assert "data.clean keeps 200 of 210 documents" in said
     assert not (tmp_path / "data" / "clean").exists()
 
@@ -241,7 +241,7 @@ def prepare_until(folder: Path, halt_at: str) -> None:
     """Prepare in a process of one's own, up to this mark."""
     os.environ[HALT_AT] = halt_at
     judged.BATCH_CHARS, judged.SAVED_BYTES = 10_000, 60_000
-    prepare_pretrain(load_job(folder / "job.yaml"), folder / "data", lambda message: None)
+    prepare_part(load_job(folder / "job.yaml"), "pretrain", folder / "data", lambda message: None)
 
 
 def killed(folder: Path, number: int) -> bool:
@@ -282,8 +282,10 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes_and_the_same_receipt
     assert progress == sorted(progress)
     assert progress[0] < progress[1] < progress[2]
 
-    resumed = prepare_pretrain(job, tmp_path / "data", lambda message: None).report["cleaned"]
-    unbroken = prepare_pretrain(job, tmp_path / "unbroken", lambda message: None).report["cleaned"]
+    resumed, unbroken = (
+        prepare_part(job, "pretrain", tmp_path / name, lambda message: None).report["cleaned"]
+        for name in ("data", "unbroken")
+    )
     assert files_of(tmp_path / "data") == files_of(tmp_path / "unbroken")
     assert resumed | {"seconds": 0} == unbroken | {"seconds": 0}
     assert len(unbroken["dropped"]) == 2
@@ -296,7 +298,7 @@ def test_the_number_of_workers_changes_neither_the_data_nor_its_fingerprint(tmp_
     for workers in (1, 4):
         job = load_job(tmp_path / "job.yaml", [f"hardware.workers={workers}"])
         folder = tmp_path / str(workers)
-        data = prepare_pretrain(job, folder, lambda message: None)
+        data = prepare_part(job, "pretrain", folder, lambda message: None)
         found.append((data.fingerprint, files_of(folder)))
     assert found[0] == found[1]
 
@@ -324,7 +326,7 @@ def test_what_cannot_work_is_refused_with_the_key(
 ) -> None:
     job = job_of(tmp_path, texts(), clean=clean)
     with pytest.raises(BadInput, match=words):
-        prepare_pretrain(job, tmp_path / "data", lambda message: None)
+        prepare_part(job, "pretrain", tmp_path / "data", lambda message: None)
 
 
 def test_a_damaged_file_of_an_interrupted_start_is_named_with_the_way_out(tmp_path: Path) -> None:
@@ -332,4 +334,4 @@ def test_a_damaged_file_of_an_interrupted_start_is_named_with_the_way_out(tmp_pa
     assert killed(tmp_path, 2)
     (tmp_path / "data" / "clean" / "signatures").write_bytes(b"")
     with pytest.raises(BadInput, match=r"signatures is shorter than progress.*--redo prepare"):
-        prepare_pretrain(job, tmp_path / "data", lambda message: None)
+        prepare_part(job, "pretrain", tmp_path / "data", lambda message: None)

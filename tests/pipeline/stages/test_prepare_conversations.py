@@ -14,9 +14,8 @@ from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pipeline.data.sources import conversations, find_input, texts
 from pipeline.job import Job
-from pipeline.stages.prepare import PreparedData, open_data, prepare_sft
+from pipeline.stages.prepare import PreparedData, open_data, prepare_part
 from tests.support.corpora import (
-    files_of,
     make_job,
     model_of,
     prepared,
@@ -58,7 +57,7 @@ def write_chats(path: Path, count: int = 400) -> None:
 
 
 def prepared_sft(job: Job, folder: Path) -> PreparedData:
-    prepare_sft(job, folder, None, lambda message: None)
+    prepare_part(job, "sft", folder, lambda message: None)
     return open_data(folder)
 
 
@@ -82,44 +81,6 @@ def test_conversations_are_packed_with_their_loss_mask_and_none_is_lost(tmp_path
     assert len(answers & {sentences(i + 999, 1) for i in range(400)}) == 400 - held_out
 
 
-@pytest.mark.slow
-def test_interrupted_packing_continues_to_the_same_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import pion.data.chat.chat_format as chat_format
-    import pipeline.data.conversations_to_rows as conversation_rows
-
-    monkeypatch.setattr(conversation_rows, "BUFFER", 300)
-    write_chats(tmp_path / "chat.jsonl", 3000)
-    job = sft_job(tmp_path)
-    tokenised = 0
-    tokenize = chat_format.tokenize_batch
-
-    def stop_at_1500(tokenizer: Tokenizer, turns: Any) -> Any:
-        nonlocal tokenised
-        tokenised += 1
-        if tokenised == 6:
-            raise KeyboardInterrupt
-        return tokenize(tokenizer, turns)
-
-    monkeypatch.setattr(chat_format, "tokenize_batch", stop_at_1500)
-    with pytest.raises(KeyboardInterrupt):
-        prepare_sft(job, tmp_path / "data", None, lambda message: None)
-    finished = {
-        p.with_suffix(".npy"): p.with_suffix(".npy").stat().st_mtime_ns
-        for p in (tmp_path / "data").rglob("shard_*.json")
-    }
-    assert len(finished) > 2
-    tokenised = 100  # from here on, only count what is tokenised again
-    resumed = prepare_sft(job, tmp_path / "data", None, lambda message: None)
-    assert tokenised - 100 < 8  # 10 training buffers, 1 held out; the first are not redone
-    monkeypatch.setattr(chat_format, "tokenize_batch", tokenize)
-    unbroken = prepare_sft(job, tmp_path / "unbroken", None, lambda message: None)
-    assert {p: p.stat().st_mtime_ns for p in finished} == finished
-    assert files_of(tmp_path / "data") == files_of(tmp_path / "unbroken")
-    assert resumed.report["sources"] == unbroken.report["sources"]
-
-
 def test_sft_uses_the_tokenizer_of_pretraining(tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus.jsonl")
     write_chats(tmp_path / "chat.jsonl")
@@ -127,7 +88,7 @@ def test_sft_uses_the_tokenizer_of_pretraining(tmp_path: Path) -> None:
     sft |= {"held_out": 0.1, "sources": [{"kind": "jsonl", "path": "chat.jsonl"}]}
     job = make_job(tmp_path, sft=sft)
     pretrain = prepared(job, tmp_path / "one")
-    prepare_sft(job, tmp_path / "two", pretrain.tokenizer_path, lambda message: None)
+    prepare_part(job, "sft", tmp_path / "two", lambda message: None, pretrain.tokenizer_path)
     kept = open_data(tmp_path / "two").tokenizer_path.read_bytes()
     assert kept == pretrain.tokenizer_path.read_bytes()
 
@@ -168,7 +129,7 @@ def test_missing_characters_and_other_names_of_roles_are_said(
     job = job.model_copy(update={"sft": job.sft.model_copy(update={"seq_len": 256})})  # type: ignore[union-attr]
     (tmp_path / "tokenizer.json").write_text(json.dumps(without_bytes()))
     notes: list[str] = []
-    prepare_sft(job, tmp_path / "data", None, lambda m: notes.append(getattr(m, "text", "")))
+    prepare_part(job, "sft", tmp_path / "data", lambda m: notes.append(getattr(m, "text", "")))
     assert "chat.jsonl: 2 characters are not in the model's vocabulary" in notes[-2]
     assert "chat.jsonl:401 (U+0004)" in notes[-2]
     assert notes[-1] == "chat.jsonl: roles with other names: 'Prompter' as user"
@@ -206,11 +167,11 @@ def test_rows_that_are_too_short_for_many_questions_are_warned_of(tmp_path: Path
     write_questions(tmp_path / "chat.jsonl", long=30, short=60)
     notes: list[str] = []
     job = with_rows(sft_job(tmp_path), 64)
-    prepare_sft(job, tmp_path / "data", None, lambda m: notes.append(getattr(m, "text", "")))
+    prepare_part(job, "sft", tmp_path / "data", lambda m: notes.append(getattr(m, "text", "")))
     words = "warning: chat.jsonl: 30 of 90 conversations are dropped, because no answer begins"
     (said,) = (note for note in notes if note.startswith(words))
     with pytest.raises(BadInput, match="sft: the corpus is smaller than one batch") as found:
-        prepare_sft(with_rows(job, 64, global_batch=99), tmp_path / "few", None, lambda m: None)
+        prepare_part(with_rows(job, 64, global_batch=99), "sft", tmp_path / "few", lambda m: None)
     assert str(found.value).endswith(f"{said.removeprefix('warning: chat.jsonl: ')}.")
     assert "or seq_len" not in str(found.value)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import pickle
 import re
@@ -24,7 +25,7 @@ from pipeline.data import conversations_to_rows, pieces
 from pipeline.data.pieces import Piece
 from pipeline.data.tasks import InThisProcess
 from pipeline.job import Job
-from pipeline.stages.prepare import InPieces, open_data, prepare_pretrain, prepare_sft
+from pipeline.stages.prepare import How, open_data, prepare_part
 from pipeline.stages.prepare_text import LEAST_BYTES
 from tests.support.corpora import files_of, make_job, model_of, sentences
 from tests.support.piece_corpora import (
@@ -49,8 +50,8 @@ def test_the_rows_are_those_of_the_code_before_there_were_pieces(
 ) -> None:
     monkeypatch.setattr(file_to_documents, "PART_BYTES", PART_BYTES)
     job = corpus_job(kind, tmp_path)
-    in_pieces = InPieces(least=0, piece_bytes=piece_bytes)
-    prepare_pretrain(job, tmp_path / "data", lambda message: None, in_pieces=in_pieces)
+    in_pieces = How(least=0, piece_bytes=piece_bytes)
+    prepare_part(job, "pretrain", tmp_path / "data", lambda message: None, how=in_pieces)
     assert result_of(job, tmp_path / "data") == GOLDEN[kind]
     assert not list((tmp_path / "data").rglob("pieces"))
 
@@ -61,8 +62,8 @@ def test_the_rows_of_conversations_are_those_of_the_code_before_there_were_piece
     monkeypatch.setattr(conversations_to_rows, "BUFFER", BUFFER)
     job = corpus_job("sft", tmp_path, sft=True)
     tasks, finished = Watched(), list[Path]()
-    in_pieces = InPieces(lambda: nullcontext(tasks), finished.append, least=0)
-    prepare_sft(job, tmp_path / "data", None, lambda message: None, in_pieces=in_pieces)
+    in_pieces = How(lambda: nullcontext(tasks), finished.append, least=0)
+    prepare_part(job, "sft", tmp_path / "data", lambda message: None, how=in_pieces)
     assert result_of(job, tmp_path / "data") == GOLDEN["sft"]
     assert len(tasks.done) > 150 / BUFFER
     assert {path.name for path in finished} >= {"packed.json", "shard_00001.flags.npy"}
@@ -89,11 +90,9 @@ def test_what_is_sent_to_other_processes_and_back_arrives_as_it_is(
     monkeypatch.setattr(file_to_documents, "PART_BYTES", PART_BYTES)
     monkeypatch.setattr(conversations_to_rows, "BUFFER", BUFFER)
     job, data = corpus_job(kind, tmp_path, sft=kind == "sft"), tmp_path / "data"
-    in_pieces = InPieces(lambda: nullcontext(Sent()), least=0, piece_bytes=30_000)
-    if kind == "sft":
-        prepare_sft(job, data, None, lambda message: None, in_pieces=in_pieces)
-    else:
-        prepare_pretrain(job, data, lambda message: None, in_pieces=in_pieces)
+    in_pieces = How(lambda: nullcontext(Sent()), least=0, piece_bytes=30_000)
+    part = "sft" if kind == "sft" else "pretrain"
+    prepare_part(job, part, data, lambda message: None, how=in_pieces)
     assert result_of(job, data) == GOLDEN[kind]
 
 
@@ -103,8 +102,8 @@ def test_what_can_not_be_cut_and_is_too_large_for_the_memory_is_read_by_one_proc
 ) -> None:
     monkeypatch.setattr(pieces, most, 2000)
     job, tasks, said = corpus_job(kind, tmp_path), Watched(), list[Shown]()
-    in_pieces = InPieces(lambda: nullcontext(tasks), least=0, piece_bytes=1000)
-    prepare_pretrain(job, tmp_path / "data", said.append, in_pieces=in_pieces)
+    in_pieces = How(lambda: nullcontext(tasks), least=0, piece_bytes=1000)
+    prepare_part(job, "pretrain", tmp_path / "data", said.append, how=in_pieces)
     assert result_of(job, tmp_path / "data") == GOLDEN[kind]
     assert tasks.done == []
     (note,) = (m.text for m in said if isinstance(m, Note) and "one process" in m.text)
@@ -116,6 +115,12 @@ def test_what_can_not_be_cut_and_is_too_large_for_the_memory_is_read_by_one_proc
 
 def lines(texts: list[str]) -> bytes:
     return "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+
+
+def table(column: list[Any]) -> bytes:
+    content = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), content, row_group_size=7)
+    return content.getvalue()
 
 
 GOOD = lines([sentences(i, 6) for i in range(200)])
@@ -162,6 +167,11 @@ BAD: dict[str, tuple[str, dict[str, bytes], str]] = {
         {"a.txt": TEXT + b"\n" + b"x" * 60_000 + b"\n" + TEXT},
         r"a\.txt:400: the line has more than 50,000 bytes",
     ),
+    "lists in a table": (
+        "parquet",
+        {"a.parquet": table([[str(i)] for i in range(100)])},
+        r"a\.parquet row 1: field 'text' is not text but list",
+    ),
     "no table": ("parquet", {"a.parquet": GOOD}, r"a\.parquet: not a readable parquet file"),
 }
 
@@ -178,11 +188,11 @@ def test_a_mistake_is_reported_as_one_process_does_before_anything_is_written(
     data = {"sources": [{"kind": kind, "path": "text"}], "max_line_mb": 0.05}
     job = job_with_tokenizer(tmp_path, data)
     finished: list[Path] = []
-    in_pieces = InPieces(finished=finished.append, least=0, piece_bytes=9000)
+    in_pieces = How(finished=finished.append, least=0, piece_bytes=9000)
     with pytest.raises(BadInput, match=message) as there:
-        prepare_pretrain(job, tmp_path / "pieces", lambda message: None, in_pieces=in_pieces)
+        prepare_part(job, "pretrain", tmp_path / "pieces", lambda message: None, how=in_pieces)
     with pytest.raises(BadInput) as here:
-        prepare_pretrain(job, tmp_path / "whole", lambda message: None)
+        prepare_part(job, "pretrain", tmp_path / "whole", lambda message: None)
     assert str(there.value) == str(here.value)
     assert not list((tmp_path / "pieces").rglob("*.npy"))
     assert [path.name for path in finished] in ([], ["counted.json"])
@@ -193,47 +203,35 @@ def test_a_mistake_in_the_last_source_is_reported_before_any_is_encoded(tmp_path
     (tmp_path / "b.jsonl").write_bytes(GOOD + b"[1]\n")
     sources = [{"kind": "jsonl", "path": f"{name}.jsonl"} for name in "ab"]
     job, tasks, finished = job_with_tokenizer(tmp_path, {"sources": sources}), Watched(), []
-    in_pieces = InPieces(lambda: nullcontext(tasks), finished.append, least=0, piece_bytes=9000)
+    in_pieces = How(lambda: nullcontext(tasks), finished.append, least=0, piece_bytes=9000)
     with pytest.raises(BadInput, match=r"b\.jsonl:201: found a list"):
-        prepare_pretrain(job, tmp_path / "data", lambda message: None, in_pieces=in_pieces)
+        prepare_part(job, "pretrain", tmp_path / "data", lambda message: None, how=in_pieces)
     assert {work for work, _ in tasks.done} == {"count_piece"}
     assert [path.name for path in finished] == ["counted.json"]
 
 
-def test_a_mistake_in_a_table_names_its_row(tmp_path: Path) -> None:
-    numbers = [[str(i)] for i in range(100)]
-    table = pyarrow.table({"text": numbers})
-    pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=7)
-    job = job_with_tokenizer(tmp_path, {"sources": [{"kind": "parquet", "path": "a.parquet"}]})
-    in_pieces = InPieces(least=0, piece_bytes=2000)
-    with pytest.raises(BadInput, match=r"a\.parquet row 1: field 'text' is not text but list"):
-        prepare_pretrain(job, tmp_path / "data", lambda message: None, in_pieces=in_pieces)
-
-
-def refused_after_counting(folder: Path, meddle: Callable[[Path], object]) -> str:
-    """Return why good text is refused that `meddle` changes once its pieces are counted."""
-    job, file = job_on(folder, GOOD), folder / "a.jsonl"
+@pytest.mark.parametrize(
+    ("meddle", "why"),
+    [
+        (
+            lambda file: file.write_bytes(lines(["one"]) + GOOD),
+            r"sources\.0: the files have changed",
+        ),
+        (Path.unlink, r"a\.jsonl is gone, or a machine .* same place"),
+    ],
+)
+def test_files_that_change_or_leave_after_they_were_counted_are_refused(
+    meddle: Callable[[Path], object], why: str, tmp_path: Path
+) -> None:
+    job = job_on(tmp_path, GOOD)
 
     def finished(path: Path) -> None:
         if path.name == "counted.json":
-            meddle(file)
+            meddle(tmp_path / "a.jsonl")
 
-    in_pieces = InPieces(finished=finished, least=0, piece_bytes=9000)
-    with pytest.raises(BadInput) as refused:
-        prepare_pretrain(job, folder / "data", lambda message: None, in_pieces=in_pieces)
-    return str(refused.value)
-
-
-def test_files_that_change_after_they_were_counted_are_refused(tmp_path: Path) -> None:
-    why = refused_after_counting(
-        tmp_path, lambda file: file.write_bytes(lines(["one document"]) + GOOD)
-    )
-    assert "data.sources.0: the files have changed while" in why
-
-
-def test_a_file_that_is_gone_is_named_with_what_a_cluster_needs(tmp_path: Path) -> None:
-    why = refused_after_counting(tmp_path, Path.unlink)
-    assert re.search(r"a\.jsonl is gone, or a machine .* same place", why)
+    in_pieces = How(finished=finished, least=0, piece_bytes=9000)
+    with pytest.raises(BadInput, match=why):
+        prepare_part(job, "pretrain", tmp_path / "data", lambda message: None, how=in_pieces)
 
 
 def test_characters_that_the_vocabulary_lacks_are_named_with_their_line(tmp_path: Path) -> None:
@@ -247,9 +245,9 @@ def test_characters_that_the_vocabulary_lacks_are_named_with_their_line(tmp_path
         model=model_of(400),
     )
     for least in (0, LEAST_BYTES):
-        in_pieces = InPieces(least=least, piece_bytes=9000)
+        in_pieces = How(least=least, piece_bytes=9000)
         data = tmp_path / f"data{least}"
-        prepare_pretrain(job, data, lambda message: None, in_pieces=in_pieces)
+        prepare_part(job, "pretrain", data, lambda message: None, how=in_pieces)
         (source,) = open_data(data).report["sources"]
         assert f"{tmp_path}/a.jsonl:202 (U+0004); {tmp_path}/a.jsonl:403" in source["remarks"][0]
 
@@ -259,8 +257,8 @@ def test_a_piece_may_have_only_documents_that_are_held_out(tmp_path: Path) -> No
     texts.sort(key=lambda text: not is_held_out(text, 0.1))
     job = job_on(tmp_path, lines(texts))
     for least in (0, LEAST_BYTES):
-        in_pieces = InPieces(least=least, piece_bytes=5000)
-        prepare_pretrain(job, tmp_path / f"{least}", lambda message: None, in_pieces=in_pieces)
+        in_pieces = How(least=least, piece_bytes=5000)
+        prepare_part(job, "pretrain", tmp_path / f"{least}", lambda message: None, how=in_pieces)
     assert hashes_of(tmp_path / "0") == hashes_of(tmp_path / f"{LEAST_BYTES}")
 
 
@@ -304,8 +302,8 @@ def test_after_an_interruption_only_pieces_in_no_shard_are_encoded_again(
     first, second, unbroken = Watched(), Watched(), Watched()
 
     def prepare(folder: str, tasks: Watched, told: Callable[[Path], None]) -> None:
-        how = InPieces(lambda: nullcontext(tasks), told, least=0, piece_bytes=9000)
-        prepare_pretrain(job, tmp_path / folder, lambda message: None, in_pieces=how)
+        how = How(lambda: nullcontext(tasks), told, least=0, piece_bytes=9000)
+        prepare_part(job, "pretrain", tmp_path / folder, lambda message: None, how=how)
 
     with pytest.raises(Stop):
         prepare("data", first, stop_after(count))
@@ -322,18 +320,18 @@ def test_after_an_interruption_only_pieces_in_no_shard_are_encoded_again(
 def interrupted(folder: Path) -> Job:
     """Return a job of which shards are written, and pieces that are in no shard."""
     job = job_on(folder, GOOD + GOOD)
-    how = InPieces(finished=stop_after(25), least=0, piece_bytes=9000)
+    how = How(finished=stop_after(25), least=0, piece_bytes=9000)
     with pytest.raises(Stop):
-        prepare_pretrain(job, folder / "data", lambda message: None, in_pieces=how)
+        prepare_part(job, "pretrain", folder / "data", lambda message: None, how=how)
     return job
 
 
 def check_continued(job: Job, folder: Path, piece_bytes: int = 9000) -> list[tuple[str, int]]:
     """Check that it continues to the data of an unbroken preparation; return what was done."""
     tasks = Watched()
-    how = InPieces(lambda: nullcontext(tasks), least=0, piece_bytes=piece_bytes)
-    prepare_pretrain(job, folder / "data", lambda message: None, in_pieces=how)
-    prepare_pretrain(job, folder / "unbroken", lambda message: None)
+    how = How(lambda: nullcontext(tasks), least=0, piece_bytes=piece_bytes)
+    prepare_part(job, "pretrain", folder / "data", lambda message: None, how=how)
+    prepare_part(job, "pretrain", folder / "unbroken", lambda message: None)
     assert files_of(folder / "data") == files_of(folder / "unbroken")
     return tasks.done
 
@@ -385,8 +383,8 @@ def test_pieces_of_another_size_are_counted_anew_and_keep_the_shards(tmp_path: P
 def test_it_says_which_piece_how_fast_and_how_long(tmp_path: Path) -> None:
     job = job_on(tmp_path, GOOD)
     said: list[Shown] = []
-    how = InPieces(least=0, piece_bytes=9000)
-    prepare_pretrain(job, tmp_path / "data", said.append, in_pieces=how)
+    how = How(least=0, piece_bytes=9000)
+    prepare_part(job, "pretrain", tmp_path / "data", said.append, how=how)
     progress = [m for m in said if isinstance(m, PrepareProgress) and m.what.startswith("tok")]
     assert re.match(r"piece (\d+)/\1, [\d.]+ MB/s", progress[-1].detail), progress[-1]
     assert progress[-1].done == progress[-1].total

@@ -16,7 +16,7 @@ from pion.model.decoder import Decoder
 from pion.train.settings import ComputePlan
 from pipeline.data.hub import download_shard
 from pipeline.job.digest import digest_job
-from pipeline.stages.prepare import prepare_pretrain
+from pipeline.stages.prepare import prepare_part
 from pipeline.state.checkpoints.checkpointer import Checkpointer, CheckpointSeries
 from pipeline.state.claim import Claim, claim_run
 from pipeline.state.head import data_key
@@ -37,7 +37,7 @@ def test_a_worker_trains_and_evaluates_within_documents_if_the_job_says_so(
 ) -> None:
     write_corpus(tmp_path / "corpus.jsonl")
     job = make_job(tmp_path, data={"documents": documents}, store=str(tmp_path / "runs"))
-    prepare_pretrain(job, tmp_path / "data", lambda message: None)
+    prepare_part(job, "pretrain", tmp_path / "data", lambda message: None)
     request = TrainRequest.of(job, digest_job(job), Owner.me(), ["pretrain"])
     arrived = TrainRequest(**json.loads(json.dumps(dataclasses.asdict(request))))
     data = open_stage_data(arrived.load_job(), tmp_path / "data", download_shard)
@@ -59,7 +59,7 @@ def test_ranks_may_divide_a_model_that_does_not_fit_if_the_job_leaves_that_open(
     write_corpus(tmp_path / "corpus.jsonl", 60)
     store = str(tmp_path / "runs")
     job = make_job(tmp_path, store=store, hardware={"fsdp": fsdp})
-    prepare_pretrain(job, tmp_path / "data", lambda message: None)
+    prepare_part(job, "pretrain", tmp_path / "data", lambda message: None)
     request = TrainRequest.of(job, digest_job(job), Owner.me(), ["pretrain"])
     context = TrainingContext(request, Group(), lambda message: None, lambda: False)
     context.watchdog.close()
@@ -78,7 +78,7 @@ def claimed(
     """A run whose rows are prepared, and what its training process has."""
     write_corpus(tmp_path / "corpus.jsonl", 60)
     job = make_job(tmp_path, store=str(tmp_path / "runs"))
-    prepare_pretrain(job, tmp_path / "data", lambda message: None)
+    prepare_part(job, "pretrain", tmp_path / "data", lambda message: None)
     monkeypatch.setattr("pipeline.training.setup.bring_data", lambda *_: tmp_path / "data")
     # To predict the memory of a step takes longer than all the rest.
     plan = ComputePlan(threads=1)

@@ -13,7 +13,7 @@ from pion.errors import BadInput
 from pipeline.data.sources import find_input, texts
 from pipeline.job import Job
 from pipeline.rent.check.texts import check_corpus
-from pipeline.stages.prepare import prepare_pretrain
+from pipeline.stages.prepare import prepare_part
 from tests.pipeline.rent.check.checked_job import Case
 
 PRETRAIN_ONLY: dict[str, Any] = {"sft": None, "model__vocab_size": 320}
@@ -35,7 +35,7 @@ def said(job: Job) -> str:
 
 def refusal_of_run(job: Job, folder: Path) -> str:
     try:
-        prepare_pretrain(job, folder, lambda message: None)
+        prepare_part(job, "pretrain", folder, lambda message: None)
     except BadInput as error:
         return f"✗ {error}"
     return ""
@@ -69,7 +69,7 @@ def test_with_a_tokenizer_the_check_says_what_prepare_says(
 
 def test_the_last_row_counts(case: Case) -> None:
     job = with_a_tokenizer(case)
-    rows = prepare_pretrain(job, case.folder / "prepared", lambda message: None).report
+    rows = prepare_part(job, "pretrain", case.folder / "prepared", lambda message: None).report
     full = case.job(
         **PRETRAIN_ONLY,
         tokenizer={"file": "tokenizer.json"},

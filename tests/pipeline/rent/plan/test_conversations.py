@@ -13,7 +13,7 @@ from pion.errors import BadInput
 from pipeline.job import Job
 from pipeline.rent.check.texts import check_conversations
 from pipeline.rent.plan.counted import FEWEST_STEPS, SAMPLED, count, expect_rows, how_many
-from pipeline.stages.prepare import prepare_sft
+from pipeline.stages.prepare import prepare_part
 from tests.support.finished_run import tiny_tokenizer
 from tests.support.hub_server import hub_server
 from tests.support.jobs import tiny_job, write_tiny_data
@@ -42,7 +42,7 @@ def test_the_rows_are_those_that_the_run_will_have(tmp_path: Path) -> None:
     job = job_in(tmp_path)
     counted = count(job, "sft")
     assert counted is not None
-    report = prepare_sft(job, tmp_path / "sft", None, lambda message: None).report
+    report = prepare_part(job, "sft", tmp_path / "sft", lambda message: None).report
     assert counted.rows == report["train_rows"]
     assert counted.whole
     assert expect_rows(job) is None
@@ -80,7 +80,7 @@ def test_what_is_not_read_and_what_is_lost_are_rows_of_their_own(tmp_path: Path)
     assert said[1].startswith("the thoughts of 80 of 80 answers that have some are not learned")
     assert said[2].startswith("the tools of 40 conversations, or calls and results, are not in")
     notes: list[str] = []
-    prepare_sft(job, tmp_path / "sft", None, lambda m: notes.append(getattr(m, "text", "")))
+    prepare_part(job, "sft", tmp_path / "sft", lambda m: notes.append(getattr(m, "text", "")))
     assert "warning: talks.jsonl: not read: 'weight' (40 of 80 records)" in notes
 
 
