@@ -155,7 +155,7 @@ def _saving(trainer: Trainer) -> Iterator[Callable[[], None]]:
     """
     state = trainer.state()
     with (
-        mock.patch.object(other_ranks, "Channel"),
+        mock.patch.object(other_ranks, "_Channel"),
         mock.patch.object(CopiesForRankZero, "_tell"),
         contextlib.closing(Snapshot()) as memory,
         contextlib.closing(CopiesForRankZero(state.pieces, trainer.side_copy)) as copies,
