@@ -37,11 +37,10 @@ from pion.model.decoder import Decoder
 from pion.model.params_and_flops import cost_of
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.trainer import Trainer
-from tests.cuda_rehearsal.compiled import refuse
 from tests.cuda_rehearsal.lowering import Graph, Lowered, lowering
 from tests.cuda_rehearsal.our_code import where
 from tests.cuda_rehearsal.pretended_card import insert_card
-from tests.cuda_rehearsal.scenarios import Zeros
+from tests.cuda_rehearsal.scenarios import Zeros, refuse
 from tests.cuda_rehearsal.watch import Operation, Watch
 
 aten = torch.ops.aten

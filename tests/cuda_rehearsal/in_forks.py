@@ -21,7 +21,6 @@ IMPORTED = (
     "pipeline.training.compute_plan",
     "tests.cuda_rehearsal.fake_group",
     "tests.cuda_rehearsal.live_bytes",
-    "tests.cuda_rehearsal.lowering",
     "tests.cuda_rehearsal.scenarios",
     "tests.support.jobs",
 )

@@ -19,11 +19,10 @@ import triton
 from torch._dynamo.utils import (
     clear_compilation_metrics,
     counters,
-    get_compilation_metrics,
     set_compilation_metrics_limit,
 )
-from torch._inductor import compile_fx, ir
 from torch._inductor import config as inductor_config
+from torch._inductor import ir
 from torch._inductor.fx_passes.joint_graph import UniformValueConstantFolder
 from torch._inductor.graph import GraphLowering
 from torch._inductor.scheduler import NopKernelSchedulerNode
@@ -32,7 +31,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 from triton.backends.compiler import GPUTarget
 
-from tests.cuda_rehearsal.as_written import runner
 from tests.cuda_rehearsal.kernel_bytes import bytes_of
 from tests.cuda_rehearsal.pretended_card import CARD
 from tests.cuda_rehearsal.watch import Watch
@@ -77,36 +75,17 @@ class Lowered:
     entered: Callable[[Graph], None] = lambda graph: None
     left: Callable[[Graph], None] = lambda graph: None
 
-    def compiles(self) -> dict[str, list[str]]:
-        """Return why each function was compiled again, by function; the first has no reason."""
-        reasons: dict[str, list[str]] = {}
-        for metrics in get_compilation_metrics():
-            if metrics.co_name is not None:  # else it is the backward pass of another entry
-                function = f"{metrics.co_filename}:{metrics.co_name}"
-                reasons.setdefault(function, []).append(metrics.recompile_reason or "")
-        return reasons
-
-    def graph_breaks(self) -> list[str]:
-        """Return why functions were not compiled as a whole."""
-        return list(counters["graph_break"])
-
 
 @contextlib.contextmanager
-def lowering(trace_only: bool = False, as_written: bool = False) -> Iterator[Lowered]:
-    """Lower what is compiled inside the `with` block, which is inside of `pretended_card`.
-
-    With `trace_only`, graphs are made and run, but not lowered. This takes a tenth of the time.
-    With `as_written`, inductor's code runs, so that buffers are there as long as on a real card.
-    """
+def lowering() -> Iterator[Lowered]:
+    """Lower what is compiled inside the `with` block, which is inside of `pretended_card`."""
     lowered = Lowered()
     with contextlib.ExitStack() as stack:
 
         def replace(owner: Any, name: str, value: Any, create: bool = False) -> None:
             stack.enter_context(mock.patch.object(owner, name, value, create=create))
 
-        if trace_only:
-            replace(compile_fx, "compile_fx", lambda graph, inputs, **options: graph.forward)
-        replace(GraphLowering, "compile_to_module", lambda graph: _keep(graph, lowered, as_written))
+        replace(GraphLowering, "compile_to_module", lambda graph: _keep(graph, lowered))
         # Dynamo leaves functions alone under a mode that does not say this.
         replace(Watch, "ignore_compile_internals", classmethod(lambda cls: True))
         replace(UniformValueConstantFolder, "_deduce_value", _fold_on_host)
@@ -153,19 +132,16 @@ class _Driver:
         return torch.cuda
 
 
-def _keep(graph: GraphLowering, lowered: Lowered, as_written: bool) -> Any:
+def _keep(graph: GraphLowering, lowered: Lowered) -> Any:
     """Lower the graph; return what inductor takes for the module of its code."""
     code, _ = graph.codegen()
     kept = Graph(code.value, bytes_of(graph), _launches(graph))
     lowered.graphs.append(kept)
-    written = runner(code.value, graph.constants) if as_written else None
 
     def call(inputs: list[Any]) -> list[Any]:
         lowered.entered(kept)
         try:
             with torch.no_grad():
-                if written is not None:
-                    return list(written(inputs))
                 # An interpreter keeps its last results, and autograd copies gradients that somebody
                 # else keeps. So each call has its own.
                 result = torch.fx.Interpreter(graph.orig_gm).run(*inputs)

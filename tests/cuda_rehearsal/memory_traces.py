@@ -54,8 +54,6 @@ class Trace:
     only_apart: bool = False
     ranks: int = 1  # of which one is traced
     sequences: int = 0  # in a row of preferences; 0: no preferences
-    sharded: bool = False  # whether ranks keep parts of the weights
-    compiled: bool = False  # inside of `lowering`
 
     @property
     def config(self) -> ModelConfig:
@@ -63,7 +61,7 @@ class Trace:
 
     def __str__(self) -> str:
         words = [self.preset, f"{self.micro_batch} rows", self.optimizer, self.dtype, self.card]
-        flags = ("recompute", "documents", "only_apart", "sharded", "compiled")
+        flags = ("recompute", "documents", "only_apart")
         words += [name for name in flags if getattr(self, name)]
         words += [str(self.lora)] if self.lora else []
         words += [f"{self.ranks} ranks"] if self.ranks > 1 else []
@@ -222,10 +220,9 @@ def trace_peak(watch: Watch, live: LiveBytes, trace: Trace) -> None:
         model = Decoder(config)
         if trace.lora is not None:
             model = with_additions(model, trace.lora, trace.dtype)
-    rounds = 2 if trace.sharded else 1  # micro-batches: the first leaves gradients
     settings = TrainSettings(
         steps=10,
-        global_batch=trace.micro_batch * trace.ranks * rounds,
+        global_batch=trace.micro_batch * trace.ranks,
         lr=1e-3,
         optimizer=trace.optimizer,
         phases=(Phase(rates={"draft": 1, "others": 0}),) if trace.only_apart else (),
@@ -237,23 +234,17 @@ def trace_peak(watch: Watch, live: LiveBytes, trace: Trace) -> None:
         trace.micro_batch,
         recompute=trace.recompute,
         world_size=trace.ranks,
-        compile=trace.compiled,
-        sharded=trace.sharded,
     )
     stream = Zeros(config.seq_len, trace.documents, trace.sequences)
-    without_compiler = contextlib.nullcontext if trace.compiled else flex_attention_without_compiler
     with (
         mock.patch.object(Decoder, "to", lambda self, device: self),  # it is already there
         contextlib.closing(Trainer(model, stream, settings, plan)) as trainer,
-        without_compiler(),
+        flex_attention_without_compiler(),
         all_tokens_choose_the_first_experts(),
     ):
         if trace.ranks == 1:  # several ranks have their gradients from the start
             for parameter in trainer.optimizer.params:  # as after an earlier micro-batch
                 parameter.grad = torch.zeros_like(parameter)
-        if trace.compiled:  # what the compiler makes is not the step's
-            trainer.train_step()
-            gc.collect()
         live.start()
         trainer.train_step()
 

@@ -37,6 +37,7 @@ from pion.model.loss import IGNORED
 from pion.train.phases import Phase
 from pion.train.preference import Preference
 from pion.train.settings import ComputePlan, TrainSettings
+from pion.train.smaller_plan import StepDown
 from pion.train.trainer import Trainer
 from pipeline.state.checkpoints.snapshot import Snapshot
 from tests.cuda_rehearsal.pretended_card import PretendedGraph, PretendedStream
@@ -511,6 +512,11 @@ def flex_attention_without_compiler() -> Iterator[None]:
         mock.patch.object(attention, "_flex_attention", return_value=direct),
     ):
         yield
+
+
+def refuse(change: StepDown) -> None:
+    """Raise RuntimeError, where a trainer would compute a step in another way than its plan."""
+    raise RuntimeError(change.why)
 
 
 def tensors_in(value: Any) -> Iterator[tuple[str, Tensor]]:

@@ -17,13 +17,12 @@ from unittest import mock
 
 import torch
 from torch import Tensor
-from torch._inductor import compile_fx
 from torch.utils._pytree import tree_leaves
 
 from pion.config.lora import Lora
 from pion.config.model_config import ModelConfig
 from pion.model.attention.rope import rotary_table
-from pion.model.decoder import Decoder, _run_block
+from pion.model.decoder import Decoder
 from pion.model.lora_projections import add_lora
 from pion.train.optimizer.optimizer import Optimizer
 from pion.train.settings import ComputePlan, TrainSettings
@@ -32,22 +31,43 @@ from pipeline.state.checkpoints import other_ranks
 from pipeline.state.checkpoints.memory_file import MemoryFile
 from pipeline.state.checkpoints.other_ranks import CopiesForRankZero
 from pipeline.state.checkpoints.snapshot import Snapshot
-from tests.cuda_rehearsal.compiled import SOAK, refuse
 from tests.cuda_rehearsal.fake_group import fake_group
-from tests.cuda_rehearsal.lowering import lowering
 from tests.cuda_rehearsal.our_code import where
 from tests.cuda_rehearsal.pretended_card import insert_card, pretended_card
 from tests.cuda_rehearsal.report import hand_back, handed_back
-from tests.cuda_rehearsal.scenarios import DRAFT, Zeros
+from tests.cuda_rehearsal.scenarios import (
+    DRAFT,
+    Zeros,
+    flex_attention_without_compiler,
+    refuse,
+)
 from tests.cuda_rehearsal.watch import COLLECTIVES, Operation, Watch
 
 WORLD_SIZE = 2
 # Rank 0 has one row, and rank 1 has two. One row at a time, all micro-batches have one shape.
 GLOBAL_BATCH, MICRO_BATCHES = 3, (1, 2)
 
-# Models of real widths, so that a block has more bytes than a bucket.
+# Models of real widths, so that a block has more bytes than a bucket. With few ids, the loss is
+# quick. One has the parts of several families.
+_SMALL: dict[str, Any] = {"n_layers": 2, "vocab_size": 4096, "seq_len": 2048}
+_DAISY: dict[str, Any] = _SMALL | {
+    "n_layers": 4,
+    "wiring": {"attention_layers": [0, 1, 3], "skips": [[3, 0]]},
+    "values": {"layers": [0, 3]},
+}
+_PRIMITIVES: dict[str, Any] = _SMALL | {"primitives": {"bands": [[0, 1]]}}
+_EXPERTS = {"n": 4, "top_k": 2, "shared": 1, "d_shared": 704}
 _DENSE = ModelConfig.preset("pion-small", n_layers=2, vocab_size=4096)
-FAMILIES = SOAK | {"draft": replace(_DENSE, draft=DRAFT), "lora": _DENSE}
+FAMILIES = {
+    "dense": ModelConfig.preset("pion-xl", **_SMALL),
+    "tachyon": ModelConfig.preset("tachyon-large", **_SMALL),
+    "daisy": ModelConfig.preset("daisy-280m", **_DAISY),
+    "mixed": ModelConfig.preset("daisy-pico", **_DAISY, experts=_EXPERTS),
+    "pilon": ModelConfig.preset("pilon-360m", **_PRIMITIVES),
+    "lepton": ModelConfig.preset("lepton-xxl", **_SMALL),
+    "draft": replace(_DENSE, draft=DRAFT),
+    "lora": _DENSE,
+}
 # This is in every run of the tests; soak has all.
 SUITE = ("dense",)
 # Muon updates their matrices. AdamW updates all else.
@@ -69,7 +89,6 @@ class Sent:
 class Rank:
     """What a rank did in a step.
 
-    `compiles` counts the compilations by function, and `graphs` what the compiler made of them.
     `storages` has, after each micro-batch, the bytes of each storage that gradients are in, by its
     address. `gradients` are the bytes of the gradients alone. `weights` are the bytes of what AdamW
     updates, and `updates` of what Muon updates, in bf16. `moments` are the bytes that this rank has
@@ -77,8 +96,6 @@ class Rank:
     """
 
     sent: list[Sent] = field(default_factory=list)
-    graphs: int = 0
-    compiles: dict[str, int] = field(default_factory=dict)
     storages: list[dict[str, int]] = field(default_factory=list)
     gradients: int = 0
     weights: int = 0
@@ -86,11 +103,6 @@ class Rank:
     moments: int = 0
     all_moments: int = 0
     findings: list[str] = field(default_factory=list)
-
-    def block_compiles(self, run: Callable[..., Any] = _run_block) -> int:
-        """Return how often the function that runs a block was compiled."""
-        code = run.__code__
-        return self.compiles.get(f"{code.co_filename}:{code.co_name}", 0)
 
     def of_gradients(self) -> list[Sent]:
         """Return the communications of gradients, as opposed to those of small numbers."""
@@ -110,11 +122,11 @@ class Rank:
 
 
 def rehearse(watch: Watch, family: str, number: int) -> Rank:
-    """Train a step as this rank, with compiled blocks."""
+    """Train a step as this rank."""
     rank = Rank()
     insert_card("A40")
     rotary_table.cache_clear()
-    with compiling(rank), trainer_of(family, number) as trainer, _saving(trainer) as begin_to_save:
+    with trainer_of(family, number) as trainer, _saving(trainer) as begin_to_save:
         add = trainer._gradients.add
 
         def add_and_look(*arguments: Any, **settings: Any) -> Any:
@@ -186,7 +198,7 @@ def trainer_of(family: str, number: int, *, sharded: bool = False) -> Iterator[T
         lr=1e-3,
         optimizer="muon" if family in BY_MUON else "adamw",
     )
-    plan = ComputePlan("cuda", "bfloat16", 1, world_size=WORLD_SIZE, compile=True, sharded=sharded)
+    plan = ComputePlan("cuda", "bfloat16", 1, world_size=WORLD_SIZE, sharded=sharded)
     with torch.device("cuda"):  # drawing weights on the host would take gigabytes and seconds
         model = Decoder(config)
         if family == "lora":
@@ -194,24 +206,11 @@ def trainer_of(family: str, number: int, *, sharded: bool = False) -> Iterator[T
     rows: Any = Zeros(config.seq_len)
     with (
         mock.patch.object(Decoder, "to", lambda self, device: self),  # it is already there
+        flex_attention_without_compiler(),
         contextlib.closing(Trainer(model, rows, settings, plan, rank=number)) as trainer,
     ):
         trainer.on_step_down = refuse
         yield trainer
-
-
-@contextlib.contextmanager
-def compiling(rank: Rank) -> Iterator[None]:
-    """Let blocks become graphs, which run on fake tensors; count them in `rank`."""
-
-    def count(graph: torch.fx.GraphModule, inputs: Any, **options: Any) -> Any:
-        rank.graphs += 1
-        return graph.forward
-
-    with lowering(trace_only=True) as lowered:
-        with mock.patch.object(compile_fx, "compile_fx", count):
-            yield
-        rank.compiles = {name: len(reasons) for name, reasons in lowered.compiles().items()}
 
 
 def _sent(operation: Operation) -> Sent:

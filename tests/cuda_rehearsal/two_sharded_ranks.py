@@ -10,16 +10,16 @@ import sys
 
 from pion.model.attention.rope import rotary_table
 from tests.cuda_rehearsal.pretended_card import insert_card
-from tests.cuda_rehearsal.two_ranks import Rank, compiling, main, seen_in, trainer_of
+from tests.cuda_rehearsal.two_ranks import Rank, main, seen_in, trainer_of
 from tests.cuda_rehearsal.watch import Watch
 
 
 def rehearse(watch: Watch, family: str, number: int) -> Rank:
-    """Train a step as this rank, with compiled blocks."""
+    """Train a step as this rank."""
     rank = Rank()
     insert_card("A40")
     rotary_table.cache_clear()
-    with compiling(rank), trainer_of(family, number, sharded=True) as trainer:
+    with trainer_of(family, number, sharded=True) as trainer:
         with seen_in(watch, rank):
             trainer.train_step()
         state = trainer.state()

@@ -10,49 +10,19 @@ from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_unflatten
 
 from pion.model.attention.masks import Mask
-from pion.train.memory_trace.block_memory import ROWS, BlockMemory, Measured, at, most
+from pion.train.memory_trace.block_memory import BlockMemory
 from pion.train.memory_trace.live_bytes import size_of
 from pion.train.memory_trace.shards import NOTHING, Shards
 
 
 @dataclass(frozen=True)
-class Result:
-    """A result of a block: its shape at the two ROWS, and whether it can be differentiated."""
-
-    few: torch.Size
-    many: torch.Size
-    dtype: torch.dtype
-    differentiable: bool
-
-    def shape(self, rows: int) -> list[int]:
-        """Return the shape at so many rows."""
-        sizes = zip(self.few, self.many, strict=True)
-        return [a + (rows - ROWS[0]) * (b - a) // (ROWS[1] - ROWS[0]) for a, b in sizes]
-
-
-@dataclass(frozen=True)
 class Kind:
-    """Blocks of one structure: what each needs, and its results, which `spec` puts together."""
+    """Blocks of one structure: what each needs, and tensors like its results, which `spec` puts
+    together."""
 
     memory: BlockMemory
-    results: tuple[Result, ...]
-    spec: TreeSpec
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One block at one number of rows: what it needs, and tensors like its results."""
-
-    measured: Measured
     results: list[Tensor]
     spec: TreeSpec
-
-
-def kind_of(few: Sample, many: Sample) -> Kind:
-    """Return the kind of a block that was measured at the two ROWS."""
-    pairs = zip(few.results, many.results, strict=True)
-    results = tuple(Result(a.shape, b.shape, a.dtype, a.requires_grad) for a, b in pairs)
-    return Kind(BlockMemory.between(few.measured, many.measured), results, few.spec)
 
 
 @dataclass
@@ -60,7 +30,6 @@ class Pass:
     """A pass over a model.
 
     Attributes:
-        rows: of the micro-batch.
         recompute: whether blocks keep only their inputs.
         copies: autocast's copies of the weights of blocks that are recomputed.
         layer: the number of the next block.
@@ -71,8 +40,7 @@ class Pass:
         held: what stays until the end of the backward pass.
     """
 
-    rows: int
-    recompute: bool = False
+    recompute: bool
     copies: list[Tensor] = field(default_factory=list)
     layer: int = 0
     activations: int = 0
@@ -93,8 +61,9 @@ def stand_in(kind: Kind, now: Pass, tensors: list[Tensor], shared: list[Tensor],
     """
     # Weights may need a gradient where no input does.
     trigger = tensors[0].new_zeros((), dtype=torch.float32)
-    trigger.requires_grad_(any(result.differentiable for result in kind.results))
-    results = _StandIn.apply(*tensors, *shared, trigger, kind, now, mask)
+    trigger.requires_grad_(any(result.requires_grad for result in kind.results))
+    results = _StandIn.apply(*tensors, *shared, trigger, kind, now, mask, len(tensors))
+    now.layer += 1
     # Between two nodes that are written in Python there is one that is not (backward.py).
     apart = [result.view_as(result) for result in results]
     return tree_unflatten(apart, kind.spec)
@@ -103,62 +72,55 @@ def stand_in(kind: Kind, now: Pass, tensors: list[Tensor], shared: list[Tensor],
 class _StandIn(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
-        *tensors, _, kind, now, ctx.mask = arguments  # the weights that are shared come last
-        before, group = now.group(now.layer - 2), now.group(now.layer - 1)
-        memory: BlockMemory = kind.memory
-        ctx.memory, ctx.rows, ctx.recompute = memory, now.rows, now.recompute
-        ctx.inputs = [(tensor.shape, tensor.dtype) for tensor in tensors]
-        shared = tensors[len(memory.inputs_kept) :]
-        ctx.sum = max(map(size_of, shared), default=0)
-        ctx.device = tensors[0].device
-        ctx.now, ctx.groups = now, (before, group)
-        needed = most(memory.passing if now.recompute else memory.forward, now.rows)
+        # Tensors come first: a node has edges for them only, in their order.
+        *given, trigger, kind, now, mask, inputs = arguments
+        memory, before, group = kind.memory, now.group(now.layer - 1), now.group(now.layer)
+        ctx.memory, ctx.now, ctx.mask, ctx.groups = memory, now, mask, (before, group)
+        ctx.given = [(tensor.shape, tensor.dtype) for tensor in given[:inputs]]
+        ctx.sum = max(map(size_of, given[inputs:]), default=0)
+        ctx.device = trigger.device
+        ctx.save_for_backward(*given[:inputs])
+        ctx.kept = _room(ctx, memory.kept)
+        needed = memory.forward
         if now.shards:
             _room(ctx, group.arriving)
             now.received = None
             needed = max(group.copied_out, 2 * group.gathered + needed)
         _room(ctx, needed)
-        keeps = zip(tensors, memory.inputs_kept, strict=False)
-        ctx.save_for_backward(*(tensor for tensor, kept in keeps if kept or now.recompute))
-        ctx.kept = None if now.recompute else _room(ctx, at(memory.kept, now.rows))
-        if now.recompute and memory.copies:
+        if now.recompute:
+            ctx.kept = None  # a compiled block returns what it keeps, and then it is dropped
             now.copies.append(_room(ctx, memory.copies))
-        results, fixed = [], []
-        for result in kind.results:
-            made = torch.empty(result.shape(now.rows), dtype=result.dtype, device=ctx.device)
-            results.append(made)
-            if not result.differentiable:
-                fixed.append(made)
+        results = tuple(torch.empty_like(like, device=ctx.device) for like in kind.results)
+        fixed = [r for r, like in zip(results, kind.results, strict=True) if not like.requires_grad]
         ctx.mark_non_differentiable(*fixed)
         if now.shards:
             now.received = _room(ctx, group.gathered)
-        return tuple(results)
+        return results
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor | None, ...]:
-        needed = most(ctx.memory.backward, ctx.rows)
-        if ctx.recompute:
-            kept = at(ctx.memory.kept, ctx.rows)
-            needed = max(most(ctx.memory.again, ctx.rows), kept + needed)
-        before, group = ctx.groups
-        ctx.now.received = None  # it is counted as this group's
+        memory, now, (before, group) = ctx.memory, ctx.now, ctx.groups
+        needed = memory.backward
+        if now.recompute:
+            needed = memory.kept + max(memory.forward, needed)
+        now.received = None  # it is counted as this group's
         # A gradient of a shared weight is added to that of other blocks before all is free.
         needed += ctx.sum + group.gathered + before.gathered
         _room(ctx, max(group.copied_out, needed))
         ctx.kept = ctx.mask = None
         found = [
             torch.empty(shape, dtype=dtype, device=ctx.device) if needs else None
-            for (shape, dtype), needs in zip(ctx.inputs, ctx.needs_input_grad, strict=False)
+            for (shape, dtype), needs in zip(ctx.given, ctx.needs_input_grad, strict=False)
         ]
         if group.summed:
-            ctx.now.sent = None
+            now.sent = None
             _room(ctx, before.gathered + group.leaving)
-            ctx.now.sent = _room(ctx, group.summed)
+            now.sent = _room(ctx, group.summed)
             # Seen with torch's FSDPMemTracker, and not understood: with FSDP2, the gradients of a
             # block's other inputs stay until the backward pass has ended.
             others = [gradient for gradient in found[1:] if gradient is not None]
-            ctx.now.held.append(_room(ctx, sum(map(size_of, others))))
-        return *found, None, None, None, None
+            now.held.append(_room(ctx, sum(map(size_of, others))))
+        return *found, *[None] * (len(ctx.needs_input_grad) - len(found))
 
 
 def _room(ctx: Any, size: int) -> Tensor:

@@ -83,9 +83,6 @@ def forget() -> None:
     """Forget what this process remembers. Files stay."""
     for function in (_trace, _known, _file):
         function.cache_clear()
-    from pion.train.memory_trace.known_blocks import forget_blocks  # imports much of torch
-
-    forget_blocks()
 
 
 @contextlib.contextmanager

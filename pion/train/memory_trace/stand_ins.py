@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from pion.model import chunks_of_logits, decoder
+from pion.model import chunks_of_logits
 from pion.model.attention import attention, masks, rope
 from pion.model.chunks_of_logits import CompiledChunks
 from pion.model.feedforward import expert_products
@@ -56,27 +56,6 @@ def stand_ins(device_type: str, capability: tuple[int, int]) -> Iterator[None]:
             stack.enter_context(replaced(chunks_of_logits, "product_in_fp32", _product_in_fp32))
             stack.enter_context(replaced(CompiledChunks, "gradients", _gradients_of_few_parts))
         yield
-
-
-@contextlib.contextmanager
-def without_heads() -> Iterator[None]:
-    """Leave out what a model computes of its logits: it loops over rows, and there are too many."""
-    with contextlib.ExitStack() as stack:
-        for owner, name, value in (
-            (decoder, "linear_cross_entropy", _no_cross_entropy),
-            (decoder, "linear_log_probs", _no_log_probs),
-            (decoder, "gate_loss", lambda reports, states, *_: (states.sum(), {})),
-        ):
-            stack.enter_context(replaced(owner, name, value))
-        yield
-
-
-def _no_cross_entropy(hidden: Tensor, *_: Any, **options: Any) -> Tensor:
-    return hidden.float().sum()
-
-
-def _no_log_probs(hidden: Tensor, *_: Any, **options: Any) -> Tensor:
-    return hidden.float().sum(dim=-1)
 
 
 @contextlib.contextmanager

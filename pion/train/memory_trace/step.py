@@ -1,9 +1,9 @@
 """The memory of a training step: the real model runs on fake tensors, with blocks that stand in.
 
-Each different block of the model is measured by itself (block_memory.py, compiled_block.py).
-Then a forward and a backward pass of the model run at the rows that are asked for. In this pass,
-a block only takes and frees the bytes that were measured. So a pass costs little, however many
-layers there are, and all that is around the blocks is there as autograd keeps it.
+A forward and a backward pass of the model run at the rows that are asked for. In this pass, each
+different block is measured by itself (block_memory.py), and every block only takes and frees the
+bytes that were measured. So a pass costs little, however many layers there are, and all that is
+around the blocks is there as autograd keeps it.
 """
 
 from __future__ import annotations
@@ -24,18 +24,12 @@ from pion.model.block import Block
 from pion.model.forward_pass import BlockInputs, StepOptions
 from pion.model.norm_and_projection import RMSNorm
 from pion.train.memory_trace.backward import add_gradient, root_of, run_backward
-from pion.train.memory_trace.block_memory import ROWS, BlockMemory, Measured, measure_block
-from pion.train.memory_trace.block_stand_in import Kind, Pass, Sample, kind_of, stand_in
-from pion.train.memory_trace.compiled_block import (
-    MANY_ROWS,
-    measure_compiled_block,
-    with_rows,
-)
-from pion.train.memory_trace.known_blocks import remembered_block, structure_of
+from pion.train.memory_trace.block_memory import measure_block
+from pion.train.memory_trace.block_stand_in import Kind, Pass, stand_in
 from pion.train.memory_trace.live_bytes import LiveBytes
 from pion.train.memory_trace.request import Peaks, Traced
 from pion.train.memory_trace.shards import NO_GROUPS, Groups, Shards, groups_of, tables_of
-from pion.train.memory_trace.stand_ins import OPENED, replaced, stand_ins, without_heads
+from pion.train.memory_trace.stand_ins import OPENED, replaced, stand_ins
 from pion.train.memory_trace.traced_model import (
     batch_of,
     drop_gradients,
@@ -55,19 +49,13 @@ class StepTrace:
         # To free garbage in the middle of a pass would look as if the pass freed it.
         with self._on_paper(), without_collection():
             self._model = model_of(what)
-            self._kinds, self._kind_of = self._measured()
-
-    @property
-    def blocks(self) -> list[BlockMemory]:
-        """What each layer's block needs."""
-        return [self._kinds[kind].memory for kind in self._kind_of]
 
     def peaks(self, rows: int, *, recompute: bool, ranks: int = 1) -> Peaks:
         """Return what a micro-batch of so many rows needs.
 
         `ranks` is how many keep parts of the weights, if they are sharded.
         """
-        now, groups = Pass(rows, recompute), NO_GROUPS
+        now, groups = Pass(recompute), NO_GROUPS
         if self._what.sharded:
             groups = groups_of(self._model, ranks)
             now.shards = groups.blocks
@@ -77,7 +65,7 @@ class StepTrace:
                 drop_gradients(self._model, self._model)
             start, self._live.history = self._live.live, []
             now.received = torch.empty(rest.gathered, dtype=torch.uint8, device=self._what.device)
-            total = self._loss(partial(self._stand_in, now), now)
+            total = self._loss(partial(self._stand_in, now, {}), rows, now)
             forward = max(self._live.history)
             kept = self._live.live - start
             self._live.history = []
@@ -137,8 +125,8 @@ class StepTrace:
                 torch.set_autocast_enabled(device, before[0])
                 torch.set_autocast_dtype(device, before[1])
 
-    def _loss(self, run: Callable[..., Any], now: Pass) -> Tensor:
-        """Return the loss of a micro-batch, in a pass whose blocks are run by `run`."""
+    def _loss(self, run: Callable[..., Any], rows: int, now: Pass) -> Tensor:
+        """Return the loss of so many rows, in a pass whose blocks are run by `run`."""
         what = self._what
         head = "linear_log_probs" if what.sequences else "linear_cross_entropy"
         of_head = getattr(decoder, head)
@@ -149,7 +137,7 @@ class StepTrace:
             return result
 
         with torch.device(what.device):
-            batch, objective = batch_of(what, now.rows), objective_of(what)
+            batch, objective = batch_of(what, rows), objective_of(what)
         residual = torch.bfloat16 if what.bf16_residual else torch.float32
         with (
             replaced(decoder, "_run_block", run),
@@ -165,76 +153,40 @@ class StepTrace:
         torch.clear_autocast_cache()
         return total
 
-    def _measured(self) -> tuple[list[Kind], list[int]]:
-        """Return the kinds of blocks, and the kind of each layer."""
-        if self._what.compiled:
-            found, order = self._samples(MANY_ROWS)
-        else:
-            (found, order), (many, _) = (self._samples(rows) for rows in ROWS)
-            for own, others in zip(found.values(), many.values(), strict=True):
-                own += others
-        numbers = {key: number for number, key in enumerate(found)}
-        return [kind_of(*both) for both in found.values()], [numbers[key] for key in order]
+    def _stand_in(
+        self, now: Pass, kinds: dict[Any, Kind], block: Block, x: Tensor, inputs: BlockInputs
+    ) -> Any:
+        """Return what stands for a block's results. The first block of a structure is measured."""
+        leaves, spec = tree_flatten((x, inputs))
+        structure = _structure_of(block, leaves, spec)
+        if structure not in kinds:
+            kinds[structure] = self._measured(block, leaves, spec)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        shared = _shared_weights(inputs)
+        return stand_in(kinds[structure], now, tensors, shared, inputs.attention.mask)
 
-    def _samples(self, rows: int) -> tuple[dict[Any, list[Sample]], list[Any]]:
-        """Return samples of each structure of blocks, and the structure of each layer."""
-        samples: dict[Any, list[Sample]] = {}
-        made: dict[Any, tuple[list[Tensor], TreeSpec]] = {}
-        order: list[Any] = []
-
-        def measure(block: Block, x: Tensor, inputs: BlockInputs) -> Any:
-            tensors, rebuild = _taken_apart(x, inputs)
-            key = structure_of(block, tensors, inputs)
-            order.append(key)
-            if key not in samples:
-                leaves, spec = tree_flatten(block(*rebuild(tensors)))
-                torch.clear_autocast_cache()
-                made[key] = [r.detach().requires_grad_(r.requires_grad) for r in leaves], spec
-                del leaves
-                samples[key] = self._measure(key, block, tensors, rebuild, made[key])
-            results, spec = made[key]
-            fresh = [torch.empty_like(r).requires_grad_(r.requires_grad) for r in results]
-            return tree_unflatten(fresh, spec)
-
-        with without_heads():
-            self._loss(measure, Pass(rows))
-        return samples, order
-
-    def _measure(
-        self,
-        structure: Any,
-        block: Block,
-        tensors: list[Tensor],
-        rebuild: Callable[..., Any],
-        made: tuple[list[Tensor], TreeSpec],
-    ) -> list[Sample]:
-        """Return a sample at the rows of the tensors; of a compiled block one at each of ROWS."""
-        results, spec = made
-        if not self._what.compiled:
-            measured = measure_block(self._live, lambda some: block(*rebuild(some)), tensors)
-            if self._what.sharded:
-                drop_gradients(block, self._model)
-            return [Sample(measured, results, spec)]
-        names, weights = zip(*block.named_parameters(), strict=True)
-
-        def run(own: list[Tensor], some: list[Tensor]) -> list[Tensor]:
-            named = dict(zip(names, own, strict=True))
-            return tree_leaves(torch.func.functional_call(block, named, rebuild(some)))
-
-        def measure() -> list[Measured]:
-            return measure_compiled_block(self._live, run, list(weights), tensors, results)
-
-        found = remembered_block(self._what, structure, measure)
-        return [
-            Sample(measured, [with_rows(result, rows=rows) for result in results], spec)
-            for rows, measured in zip(ROWS, found, strict=True)
+    def _measured(self, block: Block, leaves: list[Any], spec: TreeSpec) -> Kind:
+        given = [
+            leaf.detach().requires_grad_(leaf.requires_grad) if isinstance(leaf, Tensor) else leaf
+            for leaf in leaves
         ]
+        made: list[Any] = []
 
-    def _stand_in(self, now: Pass, block: Block, x: Tensor, inputs: BlockInputs) -> Any:
-        kind = self._kinds[self._kind_of[now.layer]]
-        now.layer += 1
-        tensors, shared = _taken_apart(x, inputs)[0], _shared_weights(inputs)
-        return stand_in(kind, now, tensors, shared, inputs.attention.mask)
+        def run() -> list[Tensor]:
+            results, form = tree_flatten(block(*tree_unflatten(given, spec)))
+            likes = [
+                torch.empty_like(result, device="meta").requires_grad_(result.requires_grad)
+                for result in results
+            ]
+            made.extend((likes, form))
+            return results
+
+        compiled = self._what.compiled
+        with replaced(torch.compiler, "is_compiling", lambda: compiled):
+            memory = measure_block(self._live, run, compiled=compiled)
+        if self._what.sharded:
+            drop_gradients(block, self._model)
+        return Kind(memory, *made)
 
 
 class _FusedNorm(torch.autograd.Function):
@@ -260,19 +212,13 @@ def _let_the_engine_count_devices() -> None:
         torch.zeros((), requires_grad=True).clone().backward()
 
 
-def _taken_apart(x: Tensor, inputs: BlockInputs) -> tuple[list[Tensor], Callable[..., Any]]:
-    """Return the tensors of a block's inputs, and what builds the inputs of such tensors."""
-    leaves, spec = tree_flatten((x, inputs))
-    places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-    rest = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-
-    def rebuild(tensors: list[Tensor]) -> Any:
-        filled = list(rest)
-        for place, tensor in zip(places, tensors, strict=True):
-            filled[place] = tensor
-        return tree_unflatten(filled, spec)
-
-    return [leaves[place] for place in places], rebuild
+def _structure_of(block: Block, leaves: list[Any], spec: TreeSpec) -> Any:
+    """Return what equal blocks of a pass have in common."""
+    weights = tuple((n, p.shape, p.dtype, p.requires_grad) for n, p in block.named_parameters())
+    given = tuple((t.shape, t.dtype, t.requires_grad) for t in leaves if isinstance(t, Tensor))
+    modules = [leaf for leaf in leaves if isinstance(leaf, nn.Module)]
+    shared = tuple((p.shape, p.dtype, p.requires_grad) for m in modules for p in m.parameters())
+    return repr(block), weights, given, shared, str(spec)
 
 
 def _shared_weights(inputs: BlockInputs) -> list[Tensor]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 
@@ -40,24 +38,11 @@ def model_of(what: Traced) -> Decoder:
             for weight in model.blocks.parameters():
                 if id(weight) not in whole:
                     weight.data = weight.data.to(torch.bfloat16)
-        for parameter in _with_gradients(model, what):
-            parameter.grad = torch.empty_like(parameter)
+        for parameter in model.parameters():
+            parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
         if what.sharded:
             drop_gradients(model.blocks, model)
     return model
-
-
-def _with_gradients(model: Decoder, what: Traced) -> Iterator[nn.Parameter]:
-    """Yield the weights whose gradients a trace can see.
-
-    Blocks that are compiled are measured without the gradients of their weights, and only stand in
-    later. Outside of blocks, the losses of mixed layers read weights of blocks.
-    """
-    apart = what.compiled and not what.config.mixed
-    unseen = {id(weight) for weight in model.blocks.parameters()} if apart else set()
-    for parameter in model.parameters():
-        if parameter.requires_grad and id(parameter) not in unseen:
-            yield parameter
 
 
 def drop_gradients(module: nn.Module, model: Decoder) -> None:

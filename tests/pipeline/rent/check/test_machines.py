@@ -40,11 +40,11 @@ def machines(folder: Path, name: str, on: SkyYaml, *overrides: str) -> dict[str,
 def test_a_machine_says_what_each_way_to_fine_tune_needs(tmp_path: Path, a4000: SkyYaml) -> None:
     row = machines(tmp_path, "Qwen3-0.6B", a4000)[A4000]
     assert row.ok
-    assert "sft in full: ✗ 14.9 GiB (1 row); recomputed: ✓ 14.1 GiB (16 rows); by LoRA" in row.words
+    assert "sft in full: ✗ 15.0 GiB (1 row); recomputed: ✓ 12.9 GiB (8 rows); by LoRA" in row.words
 
 
 def test_lora_is_offered_where_it_is_the_only_way(tmp_path: Path, a4000: SkyYaml) -> None:
-    wrong(machines(tmp_path, "Qwen3-1.7B", a4000)[A4000], "sft: {lora: {rank: 16}}", "11.3 GiB")
+    wrong(machines(tmp_path, "Qwen3-1.7B", a4000)[A4000], "sft: {lora: {rank: 16}}", "11.7 GiB")
     assert machines(tmp_path, "Qwen3-1.7B", a4000, "sft.lora.rank=16")[A4000].ok
 
 

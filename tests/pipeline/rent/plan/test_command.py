@@ -91,7 +91,7 @@ def test_what_does_not_fit_comes_last_with_the_reason(plan: Any) -> None:
     (note,) = [note for note in found["notes"] if note.startswith("T4")]
     assert note == (
         "T4 (13.1 GiB usable): the model does not fit: training on one row of 2048 tokens needs "
-        "13.6 GiB"
+        "13.7 GiB"
     )
 
 
@@ -121,10 +121,8 @@ def test_a_job_that_fits_on_none_of_the_gpus_is_refused_with_what_would_do(plan:
         plan(large, "hardware.workers=1", gpus=("A40", "A100-80GB", "H100"))
     assert str(refused.value).splitlines() == [
         "tachyon-large fits on none of these GPUs.",
-        "  A40 (39.9 GiB usable), A100-80GB (71.2 GiB usable): the model does not fit: training on "
-        "one row of 2048 tokens needs 113.2 GiB",
-        "  H100 (71.2 GiB usable): the model does not fit: training on one row of 2048 tokens "
-        "needs 113.1 GiB",
+        "  A40 (39.9 GiB usable), A100-80GB (71.2 GiB usable), H100 (71.2 GiB usable): the model "
+        "does not fit: training on one row of 2048 tokens needs 113.4 GiB",
         "It fits on H200, H200-SXM, B200.",
     ]
 
@@ -137,7 +135,7 @@ def test_a_model_that_only_lora_can_fine_tune_there_is_refused_with_what_to_writ
         plan(job, gpus=("RTXA4000", "L4"))
     assert str(refused.value).splitlines()[-2:] == [
         "It fits on A100, A40, L40, L40S, RTX6000-Ada, RTXA6000 ….",
-        "By LoRA, it fits on RTXA4000 (11.3 GiB), L4 (19.6 GiB): write `sft: {lora: {rank: 16}}` "
+        "By LoRA, it fits on RTXA4000 (11.7 GiB), L4 (15.8 GiB): write `sft: {lora: {rank: 16}}` "
         "next to the other fields of sft, or add sft.lora.rank=16 to the command.",
     ]
     lora = plan(job, "sft.lora.rank=16", gpus=("RTXA4000",))
