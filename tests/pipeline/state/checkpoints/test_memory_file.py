@@ -1,4 +1,5 @@
-"""Another process opens the memory of a snapshot only if it is this memory, on this machine."""
+"""Another process opens the memory of a snapshot only if it is this memory, on this machine. CUDA
+refuses to lock a page twice, so ranges of memory become ranges of whole pages."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.state.checkpoints.memory_file import MemoryFile
+from pipeline.state.checkpoints.memory_file import MemoryFile, _pages
 
 
 @pytest.fixture
@@ -49,3 +50,20 @@ def test_what_is_not_this_memory_is_not_opened(fd: int, changed: dict[str, Any])
     assert opened is not None
     os.close(opened)
     assert dataclasses.replace(here, **changed).open() is None
+
+
+@pytest.mark.parametrize(
+    ("ranges", "pages"),
+    [
+        ([], []),
+        ([(4096, 1)], [(4096, 4096)]),
+        ([(5000, 100), (8000, 200)], [(4096, 8192)]),  # the second begins in the first one's page
+        ([(8192, 10), (0, 10)], [(0, 4096), (8192, 4096)]),
+        ([(0, 4096), (4096, 4096)], [(0, 8192)]),
+        ([(0, 20_000), (4096, 10)], [(0, 20_480)]),
+    ],
+)
+def test_no_page_is_in_two_ranges(
+    ranges: list[tuple[int, int]], pages: list[tuple[int, int]]
+) -> None:
+    assert _pages(ranges) == pages
