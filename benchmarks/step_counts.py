@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -37,11 +37,13 @@ from pion.model.decoder import Decoder
 from pion.model.params_and_flops import cost_of
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.trainer import Trainer
-from tests.cuda_rehearsal.lowering import Graph, Lowered, lowering
 from tests.cuda_rehearsal.our_code import where
 from tests.cuda_rehearsal.pretended_card import insert_card
 from tests.cuda_rehearsal.scenarios import Zeros, refuse
 from tests.cuda_rehearsal.watch import Operation, Watch
+
+if TYPE_CHECKING:
+    from tests.cuda_rehearsal.lowering import Graph, Lowered
 
 aten = torch.ops.aten
 Residual = Literal["float32", "bfloat16"]
@@ -107,6 +109,8 @@ def count_step(watch: Watch, step: Step) -> list[Counted]:
     settings = TrainSettings(steps=10, global_batch=step.rows, lr=1e-3)
     plan = ComputePlan("cuda", "bfloat16", step.rows, compile=step.compiled, residual=step.residual)
     # Flex attention is compiled in an eager step, too.
+    from tests.cuda_rehearsal.lowering import lowering  # imports much of inductor
+
     with lowering() as lowered:
         rows: Any = Zeros(step.seq_len)
         trainer = Trainer(Decoder(step.config), rows, settings, plan)
