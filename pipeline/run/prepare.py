@@ -30,12 +30,7 @@ from pipeline.state.shared.bases import bring_base
 from pipeline.state.shared.find_or_prepare import confirm, find_or_prepare
 from pipeline.state.shared.folder import Overtaken, complete, link_files, own_key
 from pipeline.state.shared.prune import mark
-from pipeline.state.shared.records import (
-    RowsOfSource,
-    Writer,
-    keep_rows_of_source,
-    read_rows_of_source,
-)
+from pipeline.state.shared.records import Writer, find_rows, mark_rows
 from pipeline.state.shared.unfinished import EarlyUpload, bring_unfinished, delete_pieces
 from pipeline.state.stores import StoreError
 from pipeline.state.stores.retry import Patience
@@ -157,15 +152,16 @@ class _Preparing:
         no data has them, or it is being deleted, or all is prepared again."""
         from pipeline.data.prepared import open_data
 
-        found = self.patiently(partial(read_rows_of_source, self.start.run.store, fingerprint))
+        found = self.patiently(partial(find_rows, self.start.run.store, fingerprint))
         if found is None or self.again:
             return None
+        key, number = found
         try:
-            data = open_data(self._bring(found.data.removeprefix(f"{SHARED}/"), shards=True))
-            report = data.report["sources"][found.number]
+            data = open_data(self._bring(key.removeprefix(f"{SHARED}/"), shards=True))
+            report = data.report["sources"][number]
             note = f"{report['name']}: {report['train_rows']:,} rows, prepared before"
             _delete([place])  # the beginning of the same rows
-            link_files(data.folder / data.sources[found.number].folder, place)
+            link_files(data.folder / data.sources[number].folder, place)
         except StoreError:
             raise
         except (PionError, LookupError, TypeError, ValueError):
@@ -239,8 +235,7 @@ class _Preparing:
         store = self.start.run.store
         self.patiently(partial(delete_pieces, store, prepared.fingerprint, folder))
         for number, rows in enumerate(prepared.rows):
-            there = RowsOfSource(data_key(prepared.fingerprint, folder), number)
-            self.patiently(partial(keep_rows_of_source, store, rows, there))
+            self.patiently(partial(mark_rows, store, rows, prepared.fingerprint, folder, number))
         return folder
 
     def _mark_left(self, fingerprint: str, folder: str, writer: Writer) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from pion.errors import PionError
 from pion.files import unwritable
 from pipeline.machine.kill_points import mark
-from pipeline.state.head import SHARED, Head, data_key
+from pipeline.state.head import SHARED, Head
 from pipeline.state.record_json import damaged
 from pipeline.state.run_state import RunState
 from pipeline.state.shared.records import Writer, read_state, swap_state
@@ -79,12 +79,14 @@ def complete(
 
 
 def delete_folder(store: Store, fingerprint: str, folder: str) -> None:
-    """Delete the files of a folder that no run may use, here and in the store. Raises StoreError.
+    """Delete the files of a folder that no run may use, and records of its rows, here and in the
+    store. Raises StoreError.
 
     On a store that collects writes into commits, the next commit deletes them.
     """
-    for entry in store.list(f"{data_key(fingerprint, folder)}/"):
-        store.delete(entry.key)
+    for entry in store.list(f"{SHARED}/{fingerprint}/"):
+        if folder in entry.key:
+            store.delete(entry.key)
     # The copy on this machine; and hidden files, which an interrupted process left in a store that
     # is a folder.
     shutil.rmtree(Workspace(store, SHARED).folder(f"{fingerprint}/{folder}"), ignore_errors=True)

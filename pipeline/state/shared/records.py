@@ -16,14 +16,12 @@ from typing import Annotated
 
 from annotated_types import Predicate
 
-from pipeline.state.head import SHARED, DataKey, Head
-from pipeline.state.record_file import RecordFile, dump_record, strictly
-from pipeline.state.record_json import Count, Epoch, Time, closed_record, open_record
+from pipeline.state.head import SHARED, Head
+from pipeline.state.record_file import RecordFile, strictly
+from pipeline.state.record_json import Count, Epoch, Time, closed_record
 from pipeline.state.stores import Store
 from pipeline.state.stores.base import is_run_name
 
-# Where the rows of sources are.
-SOURCES = f"{SHARED}/sources"
 # Format 1 is of commits before 0.1.0.
 STATE_FORMAT = 2
 # So many deleted folders are remembered.
@@ -105,27 +103,18 @@ class DataState:
         return folder in self.deleted or any(item.folder == folder for item in self.unneeded)
 
 
-@open_record
-@dataclass(frozen=True)
-class RowsOfSource:
-    """Which finished data has the rows of a source: the key of its folder, and the number of the
-    source there. It is a hint: the folder may be deleted by now."""
-
-    data: DataKey
-    number: Count
+def mark_rows(store: Store, rows: str, fingerprint: str, folder: str, number: int) -> None:
+    """Record by the name of an empty file that source `number` of finished data has the rows with
+    the fingerprint `rows`. The record is deleted with the data. Raises StoreError."""
+    store.write(f"{SHARED}/{fingerprint}/rows-{rows}-{number}-{folder}", b"")
 
 
-def read_rows_of_source(store: Store, fingerprint: str) -> RowsOfSource | None:
-    """Return where the rows with a fingerprint are, if that is known. Raises StoreError."""
-    return RecordFile(
-        store, f"{SOURCES}/{fingerprint}.json", strictly(RowsOfSource)
-    ).read_if_readable()[0]
-
-
-def keep_rows_of_source(store: Store, fingerprint: str, rows: RowsOfSource) -> None:
-    """Record where the rows with a fingerprint are, with the next commit where the store has
-    commits. Raises StoreError."""
-    store.write(f"{SOURCES}/{fingerprint}.json", dump_record(rows))
+def find_rows(store: Store, rows: str) -> tuple[str, int] | None:
+    """Return the key of data that has the rows with a fingerprint, and the number of the source
+    there; None: there is none. The data may be deleted by now. Raises StoreError."""
+    pattern = re.compile(rf"({SHARED}/[0-9a-f]{{64}}/)rows-{rows}-([0-9]{{1,9}})-([0-9a-f]{{32}})")
+    found = (pattern.fullmatch(entry.key) for entry in store.list(f"{SHARED}/"))
+    return next(((m[1] + m[3], int(m[2])) for m in found if m), None)
 
 
 def new_folder() -> str:

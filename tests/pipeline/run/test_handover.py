@@ -90,9 +90,7 @@ def test_the_new_launch_is_not_stopped_by_its_own_request_and_restarts_of_the_ol
     assert "pion hop to pod-new" in asked.describe()
 
 
-def test_what_the_new_machine_needs_is_fetched_while_the_old_one_still_works(
-    run: RunState,
-) -> None:
+def test_what_the_new_machine_needs_is_fetched_while_the_old_one_still_works(run: RunState) -> None:
     old = claim_run(run, OLD)
     asked_by_then: list[object] = []
     arrive(run, old.epoch, fetch=lambda: asked_by_then.append(pending_stop(run)))
@@ -169,9 +167,7 @@ def test_an_epoch_that_is_none_is_refused(run: RunState) -> None:
         ask_for_handover(run, NEW, say=print, fetch=lambda: None, environment={FROM_EPOCH: "two"})
 
 
-def test_status_calls_a_run_stopped_by_a_hop_only_while_the_old_owner_has_it(
-    run: RunState,
-) -> None:
+def test_status_calls_a_run_stopped_by_a_hop_only_while_the_old_owner_has_it(run: RunState) -> None:
     old = claim_run(run, OLD)
     arrive(run, old.epoch)
     assert run_status(run, head_of(run), 0.0)["stop"]["except_launch"] == "launch-new"

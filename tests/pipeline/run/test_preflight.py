@@ -86,8 +86,7 @@ def test_a_compiler_that_would_fail_at_a_space_is_found_before_the_start(
 
 
 @pytest.mark.parametrize(
-    ("part", "rest"),
-    [("experts", {"shared": 0}), ("primitives", {"rank": 2, "bands": [[0, 1]]})],
+    ("part", "rest"), [("experts", {"shared": 0}), ("primitives", {"rank": 2, "bands": [[0, 1]]})]
 )
 def test_a_router_or_a_recipe_that_would_learn_nothing_is_refused(
     part: str, rest: dict[str, Any]

@@ -186,8 +186,8 @@ def mixes(tmp_path: Path, store: FarAway, time: FakeClock) -> Callable[..., list
     save_tokenizer(tmp_path / "tokenizer.json", 320)
     rows: dict[int, bytes] = {}
     for number in range(3):
-        texts = (json.dumps({"text": sentences(999 * number + i, 6)}) + "\n" for i in range(200))
-        (tmp_path / f"{number}.jsonl").write_text("".join(texts))
+        texts = [{"text": sentences(999 * number + i, 6)} for i in range(200)]
+        (tmp_path / f"{number}.jsonl").write_text("\n".join(map(json.dumps, texts)))
 
     def prepared(name: str, weights: dict[int, float], **changes: Any) -> list[str]:
         sources = [{"kind": "jsonl", "path": f"{n}.jsonl", "weight": w} for n, w in weights.items()]
@@ -219,7 +219,9 @@ def test_rows_that_are_deleted_or_damaged_are_tokenized_again(
     mixes("first", {0: 1, 1: 1})
     store.delete("first/HEAD.json")
     prune(store.folder, time)
+    assert "/rows-" not in str(store.list(f"{SHARED}/"))
     assert mixes("second", {0: 3, 1: 1}) == ["0.jsonl", "1.jsonl"]
-    for entry in store.list(f"{SHARED}/sources/"):
-        store.write(entry.key, b'{"format": 1, "data": "../..", "number": -1}')
+    for entry in (e for e in store.list(f"{SHARED}/") if "/rows-" in e.key):
+        store.delete(entry.key)
+        store.write(entry.key.replace("-0-", "-7-").replace("-1-", "-8-"), b"")
     assert mixes("third", {0: 2, 1: 1}) == ["0.jsonl", "1.jsonl"]

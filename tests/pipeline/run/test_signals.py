@@ -352,9 +352,7 @@ def test_a_stop_request_wins_over_an_interruption(stop_first: bool) -> None:
 
 
 @pytest.mark.parametrize("fenced_first", [True, False])
-def test_another_owner_wins_over_every_other_stop_and_has_the_last_word(
-    fenced_first: bool,
-) -> None:
+def test_another_owner_wins_over_every_other_stop_and_has_the_last_word(fenced_first: bool) -> None:
     asks: list[tuple[str, type[PionError]]] = [
         ("Run demo was taken over by pid 7 on gpu-2.", Fenced),
         ("SIGTERM", Interrupted),

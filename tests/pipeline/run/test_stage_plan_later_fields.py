@@ -7,13 +7,7 @@ from typing import Any
 import pytest
 
 from pipeline.job.digest import digest_job
-from pipeline.run.stage_plan import (
-    ChangedStage,
-    StagePlan,
-    first_stale,
-    plan_stages,
-    stage_inputs,
-)
+from pipeline.run.stage_plan import ChangedStage, StagePlan, first_stale, plan_stages, stage_inputs
 from pipeline.state.head import CheckpointEntry, Head
 from tests.support import later_version
 from tests.support.jobs import tiny_dict, tiny_job
