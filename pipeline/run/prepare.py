@@ -30,7 +30,7 @@ from pipeline.state.shared.bases import bring_base
 from pipeline.state.shared.find_or_prepare import confirm, find_or_prepare
 from pipeline.state.shared.folder import Overtaken, complete, link_files, own_key
 from pipeline.state.shared.prune import mark
-from pipeline.state.shared.records import Writer, find_rows, mark_rows
+from pipeline.state.shared.records import Writer, find_rows, mark_rows, read_state
 from pipeline.state.shared.unfinished import EarlyUpload, bring_unfinished, delete_pieces
 from pipeline.state.stores import StoreError
 from pipeline.state.stores.retry import Patience
@@ -102,7 +102,6 @@ class _Preparing:
         """Return a part of the data that is in the store by now. It is prepared in `own`."""
         from pipeline.stages.prepare import How, prepare_part
 
-        job = self.start.job
         while True:
             begun: list[str | Writer] = []
 
@@ -123,7 +122,7 @@ class _Preparing:
                     find=find,
                     rows_of=self._rows_of,
                 )
-                prepared = prepare_part(job, part, own, self._say, tokenizer, how)
+                prepared = prepare_part(self.start.job, part, own, self._say, tokenizer, how)
             finally:
                 for upload in self.uploads:
                     upload.stop()
@@ -144,8 +143,9 @@ class _Preparing:
                 where = f"{self.start.run.store.url}/{SHARED}/{prepared.fingerprint[:12]}…"
                 rows = f"{prepared.report['train_rows']:,} rows to train on"
                 self.say(Note(f"{part} data: {rows}, prepared before in {where}"))
-            here = self._bring(f"{prepared.fingerprint}/{folder}")
-            return dataclasses.replace(prepared, folder=here)
+            return dataclasses.replace(
+                prepared, folder=self._bring(f"{prepared.fingerprint}/{folder}")
+            )
 
     def _rows_of(self, fingerprint: str, place: Path) -> dict[str, Any] | None:
         """Put the rows of a source that finished data has into `place`; return their report. None:
@@ -156,12 +156,16 @@ class _Preparing:
         if found is None or self.again:
             return None
         key, number = found
+        _, whole, folder = key.split("/")
         try:
-            data = open_data(self._bring(key.removeprefix(f"{SHARED}/"), shards=True))
+            data = open_data(self._bring(f"{whole}/{folder}", shards=True))
             report = data.report["sources"][number]
             note = f"{report['name']}: {report['train_rows']:,} rows, prepared before"
             _delete([place])  # the beginning of the same rows
             link_files(data.folder / data.sources[number].folder, place)
+            state = partial(read_state, self.start.run.store, whole)
+            if self.patiently(state)[0].was_unneeded(folder):
+                return None  # no HEAD lists that data: some files may be deleted by now
         except StoreError:
             raise
         except (PionError, LookupError, TypeError, ValueError):
@@ -182,8 +186,9 @@ class _Preparing:
         Call this before the folder is read: until HEAD lists it, anybody may delete it.
         """
         store, key = self.start.run.store, data_key(fingerprint, folder)
-        use = partial(self.claim.commit, lambda head: head.with_data({**head.data, part: key}))
-        self.patiently(use)
+        self.patiently(
+            partial(self.claim.commit, lambda head: head.with_data({**head.data, part: key}))
+        )
         if self.patiently(partial(confirm, store, fingerprint, folder)):
             return True
         self.say(Note(f"the {part} data was deleted or replaced just now: looking again"))
@@ -260,7 +265,6 @@ def _tasks(say: Say) -> Callable[[], AbstractContextManager[Tasks]]:
     from pipeline.workers.ray_tasks import ray_tasks
     from pipeline.workers.ray_workers import RAY_ADDRESS
 
-    alone = usable_cores() == 1 and not os.environ.get(RAY_ADDRESS)
-    if alone:
+    if usable_cores() == 1 and not os.environ.get(RAY_ADDRESS):
         return lambda: nullcontext(InThisProcess())
     return partial(ray_tasks, lambda text: say(Note(text)))

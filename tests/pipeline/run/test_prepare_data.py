@@ -20,6 +20,7 @@ from pipeline.run.start import RunOptions, Start
 from pipeline.state.claim import claim_run
 from pipeline.state.head import REFERENCE, SHARED, TRASH_SECONDS, data_key
 from pipeline.state.run_state import RunState
+from pipeline.state.shared.folder import link_files
 from pipeline.state.shared.prune import delete_due, mark
 from pipeline.state.stores import FileStore
 from pipeline.state.stores.retry import Patience
@@ -82,12 +83,10 @@ def prepare(
     """Do the stage `prepare` of the job as the run `name`, on a machine of this price per hour;
     return the keys that its HEAD lists."""
     job = load_job(store.folder.parent / "tiny.yaml", [f"name={name}", *overrides])
-    run, owner, display = RunState(store, name, time.clock()), someone(), SilentDisplay()
-    stopping = StoppingOnSignals(display)
-    preemption_stop = PreemptionStop(stopping, lambda text: None)
-    start = Start(
-        job, RunOptions(), digest_job(job), run, owner, stopping, 0.0, price, preemption_stop
-    )
+    run, owner = RunState(store, name, time.clock()), someone()
+    stopping = StoppingOnSignals(SilentDisplay())
+    notice = PreemptionStop(stopping, lambda text: None)
+    start = Start(job, RunOptions(), digest_job(job), run, owner, stopping, 0.0, price, notice)
     claim = claim_run(run, owner, take_over=True)
     prepare_data(start, claim, say, Patience(0.0, lambda text: None, time.sleep))
     claim.release()
@@ -214,13 +213,18 @@ def test_a_new_weight_tokenizes_nothing_and_a_new_source_only_itself(
 
 
 def test_rows_that_are_deleted_or_damaged_are_tokenized_again(
-    mixes: Callable[..., list[str]], store: FarAway, time: FakeClock
+    mixes: Callable[..., list[str]], store: FarAway, time: FakeClock, monkeypatch: Any
 ) -> None:
+    def link(source: Path, target: Path) -> None:
+        (source / "train/shard_00000.npy").unlink()  # the first file that pruning deletes
+        link_files(source, target)
+        prune(store.folder, time)
+
     mixes("first", {0: 1, 1: 1})
     store.delete("first/HEAD.json")
-    prune(store.folder, time)
-    assert "/rows-" not in str(store.list(f"{SHARED}/"))
+    monkeypatch.setattr("pipeline.run.prepare.link_files", link)
     assert mixes("second", {0: 3, 1: 1}) == ["0.jsonl", "1.jsonl"]
+    assert str(store.list(f"{SHARED}/")).count("/rows-") == 2
     for entry in (e for e in store.list(f"{SHARED}/") if "/rows-" in e.key):
         store.delete(entry.key)
         store.write(entry.key.replace("-0-", "-7-").replace("-1-", "-8-"), b"")
