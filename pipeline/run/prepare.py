@@ -60,7 +60,6 @@ def prepare_data(start: Start, claim: Claim, say: Say, patiently: Patience) -> d
         keys[REFERENCE] = claim.head.data[REFERENCE]  # nobody prepares it here
     if claim.head.data != keys:  # it still lists parts that the job no longer has
         patiently(partial(claim.commit, lambda head: head.with_data(keys)))
-    _delete(own.values())
     return {part: prepared.report for part, prepared in ready.items()}
 
 
@@ -143,6 +142,7 @@ class _Preparing:
                 where = f"{self.start.run.store.url}/{SHARED}/{prepared.fingerprint[:12]}…"
                 rows = f"{prepared.report['train_rows']:,} rows to train on"
                 self.say(Note(f"{part} data: {rows}, prepared before in {where}"))
+            _delete([own])  # before hashes are remembered: a link that goes changes a file's ctime
             return dataclasses.replace(
                 prepared, folder=self._bring(f"{prepared.fingerprint}/{folder}")
             )

@@ -199,10 +199,7 @@ class _Rows(Snapshot):
     """A snapshot without tensors, with JSON instead of the safetensors files."""
 
     def take(self, model: Any, optimizer: Any, state: Mapping[str, Any], *rest: Any) -> None:
-        contents = {
-            MODEL: json.dumps(model).encode(),
-            OPTIMIZER: json.dumps(optimizer).encode(),
-        }
+        contents = {MODEL: json.dumps(model).encode(), OPTIMIZER: json.dumps(optimizer).encode()}
         os.ftruncate(self.fd, 0)
         offset = 0
         for name, content in contents.items():
@@ -307,11 +304,7 @@ class _Trainer:
         meta = {"step": self.step, "next_row": self.next_row, "skipped": self.skipped}
         optimizer = {"step": self.step, "epoch": self._epoch}
         return SimpleNamespace(
-            model=self.weights,
-            optimizer=optimizer,
-            meta=meta,
-            side_copy=None,
-            pieces=(),
+            model=self.weights, optimizer=optimizer, meta=meta, side_copy=None, pieces=()
         )
 
     def close(self) -> None:

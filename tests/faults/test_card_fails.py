@@ -65,11 +65,7 @@ def test_another_error_of_torch_is_not_taken_for_a_failure_of_the_card(tmp_path:
     ],
 )
 def test_a_restart_without_its_card_does_not_train_on_the_cpu(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    listed: int,
-    error: type[PionError],
-    words: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listed: int, error: type[PionError], words: str
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr(contexts, "gpu_count", lambda: listed)

@@ -52,14 +52,7 @@ from tests.faults.light_job import (
     read_head,
     what_is_wrong,
 )
-from tests.faults.simulation import (
-    UNTOLD,
-    Fate,
-    MemoryStore,
-    OneAtATime,
-    SteppedStore,
-    land,
-)
+from tests.faults.simulation import UNTOLD, Fate, MemoryStore, OneAtATime, SteppedStore, land
 
 STEPS = 12
 # A write lands at most this many seconds after it was given up.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -177,6 +179,20 @@ def test_shards_to_train_on_that_are_prepared_before_stay_in_the_store(
     (text,) = (tmp_path / "second").glob(f"**/{shared['pretrain']}")
     assert here == {"train", "held_out"}  # of conversations, all shards are here
     assert not list(text.glob("0/train/*.npy"))
+
+
+def test_what_was_prepared_is_not_hashed_again_by_the_next_start(
+    store: FarAway, time: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = hashlib.file_digest
+
+    def of_inputs(file: Any, name: str) -> Any:
+        assert SHARED not in os.readlink(f"/proc/self/fd/{file.fileno()}").split("/")
+        return digest(file, name)
+
+    shared = prepare(store, "demo", time)
+    monkeypatch.setattr(hashlib, "file_digest", of_inputs)
+    assert prepare(store, "demo", time) == shared
 
 
 @pytest.fixture
