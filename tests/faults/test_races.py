@@ -88,7 +88,7 @@ class Race(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.patches = ExitStack()
-        for where in ("stores.parallel", "checkpoints.uploader", "workspace"):
+        for where in ("stores.base", "checkpoints.uploader", "workspace"):
             name = f"pipeline.state.{where}.ThreadPoolExecutor"
             self.patches.enter_context(patch(name, OneAtATime))
         self.patches.enter_context(patch("os.fsync", lambda descriptor: None))
