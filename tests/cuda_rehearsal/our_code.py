@@ -15,7 +15,6 @@ PRETENCE = (
     "our_code.py",
     "watch.py",
     "pretended_card.py",
-    "lowering.py",
     "live_bytes.py",
     "two_ranks.py",
 )

@@ -23,52 +23,28 @@ from tests.cuda_rehearsal.watch import Watch
 
 @dataclass(frozen=True)
 class CardModel:
-    """What the library and the compiler ask about a card, besides its name."""
+    """What the library asks about a card, besides its name."""
 
     capability: tuple[int, int]
-    processors: int  # streaming multiprocessors
     gib: int  # memory
-    shared_kib: int  # shared memory that one block of threads can have
-    threads: int = 1536  # that one multiprocessor can hold
     name: str | None = None  # what the driver says, if it is not "NVIDIA" and the name here
-
-    @property
-    def architecture(self) -> int:
-        """The number in ptxas' `sm_86`."""
-        major, minor = self.capability
-        return 10 * major + minor
 
 
 CARDS = {
-    "A100": CardModel((8, 0), processors=108, gib=80, shared_kib=163, threads=2048),
-    "A40": CardModel((8, 6), processors=84, gib=45, shared_kib=99),
-    "L40S": CardModel((8, 9), processors=142, gib=45, shared_kib=99),
-    "H100": CardModel((9, 0), processors=132, gib=80, shared_kib=227, threads=2048),
-    "H200": CardModel((9, 0), processors=132, gib=141, shared_kib=227, threads=2048),
-    "RTX 5090": CardModel((12, 0), processors=170, gib=32, shared_kib=99),
-    "V100": CardModel(
-        (7, 0), processors=80, gib=16, shared_kib=96, threads=2048, name="Tesla V100-SXM2-16GB"
-    ),
-    "T4": CardModel((7, 5), processors=40, gib=15, shared_kib=64, threads=1024, name="Tesla T4"),
-    "RTX 2060": CardModel((7, 5), processors=30, gib=6, shared_kib=64, threads=1024),
-    "A100 slice": CardModel(
-        (8, 0),
-        processors=14,
-        gib=10,
-        shared_kib=163,
-        threads=2048,
-        name="NVIDIA A100-SXM4-80GB MIG 1g.10gb",
-    ),
+    "A100": CardModel((8, 0), gib=80),
+    "A40": CardModel((8, 6), gib=45),
+    "L40S": CardModel((8, 9), gib=45),
+    "H100": CardModel((9, 0), gib=80),
+    "H200": CardModel((9, 0), gib=141),
+    "RTX 5090": CardModel((12, 0), gib=32),
+    "V100": CardModel((7, 0), gib=16, name="Tesla V100-SXM2-16GB"),
+    "T4": CardModel((7, 5), gib=15, name="Tesla T4"),
+    "RTX 2060": CardModel((7, 5), gib=6),
+    "A100 slice": CardModel((8, 0), gib=10, name="NVIDIA A100-SXM4-80GB MIG 1g.10gb"),
 }
 
-# What `torch.cuda.get_device_properties` says. `insert_card` fills in the rest.
-CARD = SimpleNamespace(
-    warp_size=32,
-    shared_memory_per_block=48 * 1024,
-    regs_per_multiprocessor=65_536,
-    max_threads_per_block=1024,
-    L2_cache_size=6 * 2**20,
-)
+# What `torch.cuda.get_device_properties` says. `insert_card` fills it in.
+CARD = SimpleNamespace()
 
 # Torch's device guard that does nothing guards this many cards. After a backward pass, the autograd
 # engine asks about each of them.
@@ -206,11 +182,7 @@ def insert_card(name: str) -> None:
     model = CARDS[name]
     CARD.name = model.name or f"NVIDIA {name}"
     CARD.major, CARD.minor = model.capability
-    CARD.multi_processor_count = model.processors
-    CARD.max_threads_per_multi_processor = model.threads
     CARD.total_memory = model.gib * 2**30
-    CARD.shared_memory_per_block_optin = model.shared_kib * 1024
-    CARD.shared_memory_per_multiprocessor = (model.shared_kib + 1) * 1024
     _shim_variable("card_major").value = CARD.major
     _shim_variable("card_minor").value = CARD.minor
 

@@ -80,15 +80,12 @@ class Call:
 class Operation:
     """An operation that ran on the card: what torch was asked to do, and what it returned.
 
-    `func` is an OpOverload, or flex attention. `inside` is the operation of Pion that consists of
-    this one, if any.
+    `func` is an OpOverload, or flex attention.
     """
 
     func: Any
     args: tuple[Any, ...]
-    kwargs: dict[str, Any]
     result: Any
-    inside: OpOverload | None
 
 
 def ones(source: Tensor, dtype: torch.dtype) -> Tensor:
@@ -118,7 +115,6 @@ class Watch(TorchDispatchMode):
         self.values_of: Callable[[Tensor, torch.dtype], Tensor] = ones
         self.captures = False
         self.replays = 0
-        self._opened: OpOverload | None = None
         # By address. The tensors are kept so that nothing else gets their address.
         self._page_locked: dict[int, Tensor] = {}
         self._registered: dict[int, int] = {}  # bytes by address
@@ -170,23 +166,19 @@ class Watch(TorchDispatchMode):
         # Flex attention is not a plain operation, and fake tensors know its shapes.
         if not isinstance(func, OpOverload):
             result = func(*args, **kwargs)
-            self._tell(func, args, kwargs, result)
+            self._tell(func, args, result)
             return result
         leaves = arg_tree_leaves(*args, **kwargs)
         if not any(_is_on_card(leaf) for leaf in leaves):
             with unset_fake_temporarily():
                 result = func(*args, **kwargs)
             if func.namespace == COLLECTIVES:
-                self._tell(func, args, kwargs, result)
+                self._tell(func, args, result)
             return result
         if func.namespace.startswith("pion"):
-            self._opened = func
-            try:
-                with self:
-                    result = OPDEFS[func._schema.name]._init_fn(*args, **kwargs)
-            finally:
-                self._opened = None
-            self._tell(func, args, kwargs, result)
+            with self:
+                result = OPDEFS[func._schema.name]._init_fn(*args, **kwargs)
+            self._tell(func, args, result)
             return result
         if func.namespace == "aten" and _consists_of_others(func):
             # Only in inference mode do we get operations that consist of others. In all other modes
@@ -195,12 +187,12 @@ class Watch(TorchDispatchMode):
                 return func.decompose(*args, **kwargs)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         result = self._on_card(Call(func, args, kwargs, tensors))
-        self._tell(func, args, kwargs, result)
+        self._tell(func, args, result)
         return result
 
-    def _tell(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+    def _tell(self, func: Any, args: tuple[Any, ...], result: Any) -> None:
         if self.seen is not None:
-            self.seen(Operation(func, args, kwargs, result, self._opened))
+            self.seen(Operation(func, args, result))
 
     def _on_card(self, call: Call) -> Any:
         """Write down what is wrong with the operation, and return its fake result."""

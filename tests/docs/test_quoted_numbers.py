@@ -93,17 +93,6 @@ def performance() -> Words:
         yield f"| {deadline.replace('x', '×')} | {late} | {100 * mean['of_on_demand']:.1f} % |"
 
 
-def estimates() -> Words:
-    names = ("eager", "compiled", "compiled, residual in bf16")
-    for gpus in results("roofline")["models"].values():
-        for steps in gpus.values():
-            for step in (steps[name] for name in names):
-                yield (
-                    f"| {step['gigabytes_outside_products']:.1f} | {step['launches']:,} | "
-                    f"{step['estimated_milliseconds']:,.1f} | {100 * step['estimated_mfu']:.1f} % |"
-                )
-
-
 def models() -> Words:
     families = results("families")["models"]
     for name in ("dense", "tachyon", "daisy"):
@@ -236,7 +225,6 @@ def lead_of_max(runs: Any, other: str) -> list[float]:
 PAGES: list[tuple[str, Callable[[], Words]]] = [
     ("README.md", readme),
     ("docs/performance.md", performance),
-    ("docs/performance.md", estimates),
     ("docs/models.md", models),
     ("docs/preferences.md", preferences),
     ("docs/sizing.md", vocabulary),
