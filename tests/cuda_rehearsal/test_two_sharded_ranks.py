@@ -66,11 +66,12 @@ def test_only_matrices_of_muon_are_exchanged_by_the_optimizer(ranks: Ranks) -> N
             ), family
 
 
-def test_the_moments_are_there_once_over_both_ranks(ranks: Ranks) -> None:
+def test_each_moment_is_saved_by_one_rank_and_half_of_them_by_each(ranks: Ranks) -> None:
+    """Rank 0 also saves those of weights that both ranks keep whole, such as PILON's positions."""
     for family, both in ranks.items():
         assert sum(rank.moments for rank in both) == both[0].all_moments, family
         for rank in both:
-            assert rank.moments <= 0.51 * rank.all_moments, family
+            assert rank.moments <= 0.52 * rank.all_moments, family
 
 
 def test_the_host_does_not_wait_for_the_card(ranks: Ranks) -> None:

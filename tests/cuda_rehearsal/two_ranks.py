@@ -91,8 +91,8 @@ class Rank:
 
     `storages` has, after each micro-batch, the bytes of each storage that gradients are in, by its
     address. `gradients` are the bytes of the gradients alone. `weights` are the bytes of what AdamW
-    updates, and `updates` of what Muon updates, in bf16. `moments` are the bytes that this rank has
-    of the optimizer's state, and `all_moments` those of all ranks.
+    updates, and `updates` of what Muon updates, in bf16. `moments` are the bytes that this rank
+    saves of the optimizer's state, and `all_moments` those of all ranks.
     """
 
     sent: list[Sent] = field(default_factory=list)

@@ -23,7 +23,8 @@ def rehearse(watch: Watch, family: str, number: int) -> Rank:
         with seen_in(watch, rank):
             trainer.train_step()
         state = trainer.state()
-    rank.moments = sum(piece.values.nbytes for piece in state.pieces)
+    moments = [piece for piece in state.pieces if piece.name in state.optimizer]
+    rank.moments = sum(piece.values.nbytes for piece in moments)
     rank.all_moments = sum(tensor.nbytes for tensor in state.optimizer.values())
     return rank
 
