@@ -35,7 +35,11 @@ def serve(options: Options) -> None:
 
     Raises BadInput, before anything is loaded, for a port in use or a wrong name.
     """
-    if options.slots < 1 or options.queue < 0 or (options.seq_len or 2) < 2:
+    if (
+        options.slots < 1
+        or options.queue < 0
+        or (options.seq_len is not None and options.seq_len < 2)
+    ):
         raise BadInput("--slots must be at least 1, --queue at least 0, --seq-len at least 2")
     rules = options.address.rules()
     with closing(options.address.listen()) as listener:
