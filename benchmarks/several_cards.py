@@ -2,7 +2,7 @@
 
     python -m benchmarks.several_cards [--rehearse]
 
-Each part starts processes of its own, without Ray, and prints what it has found. A part that fails
+Each part starts its processes, without Ray, and prints its results. A part that fails
 is named, and the next part begins. `--rehearse` runs two ranks over gloo on a CPU, with tiny
 models: the numbers then mean nothing.
 """

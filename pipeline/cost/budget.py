@@ -105,7 +105,7 @@ _MOST_BYTES = 65536
 def pod_price(environment: Mapping[str, str]) -> float | None:
     """Return what this pod costs in dollars per hour; None if RunPod can't be asked.
 
-    RunPod gives each pod a key of its own. If that key may not ask, the key that SkyPilot copies to
+    RunPod gives each pod its key. If the pod's key may not ask, the key that SkyPilot copies to
     the machines it rents is used, if there is one.
     """
     told = with_providers(environment, PROC)
