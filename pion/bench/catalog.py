@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 
-from pion.bench.graph_speed import measure_graphs
-from pion.bench.kernel_speed import measure_slots
 from pion.bench.losses import LIMITS, check_losses
 from pion.bench.models import Bench, measured_presets
 from pion.bench.results import SAVE, TRAIN, Outcome
@@ -29,7 +27,7 @@ TEXTS = (1, 16)
 # Presets are in the order of `measured_presets`.
 WORTH = (
     *("losses/pion/bfloat16", "train/pion-small/compiled", "train/tiny-pion/compiled"),
-    *("decode/*", "save/*", "attention/*", "losses/*/bfloat16", "losses/*"),
+    *("decode/*", "save/*", "losses/*/bfloat16", "losses/*"),
     *(f"train/{family.measured}/compiled" for family in FAMILIES.values()),
     *("train/pion-small/eager", "*"),
 )
@@ -110,10 +108,8 @@ def _measurements(bench: Bench) -> dict[str, Callable[[], Outcome]]:
             found |= {
                 f"decode/{name}/{n}": partial(measure_decoding, bench, config, n) for n in TEXTS
             }
-            found[f"decode/{name}/graphs"] = partial(measure_graphs, bench, config, TEXTS)
             most = max(TEXTS)
             found[f"decode/{name}/{most}-padded"] = partial(
                 measure_padded_decoding, bench, config, most
             )
-    found["attention/slots"] = partial(measure_slots, bench)
     return found

@@ -11,7 +11,6 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -39,22 +38,8 @@ LEAST_FREE = 512 * 2**20
 _capturing = threading.Lock()
 
 
-@dataclass
-class _Graphs:
-    """Whether this process replays graphs where it can."""
-
-    used: bool = True
-
-
-_graphs = _Graphs()
-
 # The hidden states (B, 1, d_model) and the fp32 logits (B, 1, vocab) of a step.
 Results = tuple[Tensor, Tensor]
-
-
-def use_step_graphs(used: bool) -> None:
-    """Let this process replay graphs where it can, or never."""
-    _graphs.used = used
 
 
 def why_without(model: Decoder) -> str | None:
@@ -108,7 +93,7 @@ class StepGraphs:
         """
         device = self._model.embed.weight.device.type
         # Autocast keeps casts of weights, which a graph would read when they are gone.
-        if not _graphs.used or self.refused or torch.is_autocast_enabled(device):
+        if self.refused or torch.is_autocast_enabled(device):
             return None
         shape = shape_of(self._cache, len(tokens))
         self._seen[shape] += 1

@@ -229,11 +229,7 @@ def trace_peak(watch: Watch, live: LiveBytes, trace: Trace) -> None:
         preference=Preference() if trace.sequences else None,
     )
     plan = ComputePlan(
-        "cuda",
-        trace.dtype,
-        trace.micro_batch,
-        recompute=trace.recompute,
-        world_size=trace.ranks,
+        "cuda", trace.dtype, trace.micro_batch, recompute=trace.recompute, world_size=trace.ranks
     )
     stream = Zeros(config.seq_len, trace.documents, trace.sequences)
     with (

@@ -11,13 +11,7 @@ from tests.paths import REPOSITORY
 
 OUR_FOLDERS = ("pion", "pipeline", "tests")
 # The files of the pretence. A finding names the code that they watch, not them.
-PRETENCE = (
-    "our_code.py",
-    "watch.py",
-    "pretended_card.py",
-    "live_bytes.py",
-    "two_ranks.py",
-)
+PRETENCE = ("our_code.py", "watch.py", "pretended_card.py", "live_bytes.py", "two_ranks.py")
 OWN_FILES = {str(Path(__file__).with_name(name)) for name in PRETENCE}
 
 

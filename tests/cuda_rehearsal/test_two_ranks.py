@@ -11,13 +11,7 @@ import pytest
 
 from pion.train.optimizer.muon import BATCH_ELEMENTS
 from pion.train.optimizer.shared_weights import GATHERED_BYTES
-from tests.cuda_rehearsal.two_ranks import (
-    BY_MUON,
-    MICRO_BATCHES,
-    Rank,
-    named,
-    read_ranks,
-)
+from tests.cuda_rehearsal.two_ranks import BY_MUON, MICRO_BATCHES, Rank, named, read_ranks
 
 Ranks = dict[str, list[Rank]]
 

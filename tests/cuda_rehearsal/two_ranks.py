@@ -35,12 +35,7 @@ from tests.cuda_rehearsal.fake_group import fake_group
 from tests.cuda_rehearsal.our_code import where
 from tests.cuda_rehearsal.pretended_card import insert_card, pretended_card
 from tests.cuda_rehearsal.report import hand_back, handed_back
-from tests.cuda_rehearsal.scenarios import (
-    DRAFT,
-    Zeros,
-    flex_attention_without_compiler,
-    refuse,
-)
+from tests.cuda_rehearsal.scenarios import DRAFT, Zeros, flex_attention_without_compiler, refuse
 from tests.cuda_rehearsal.watch import COLLECTIVES, Operation, Watch
 
 WORLD_SIZE = 2

@@ -7,13 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from pion.bench.models import (
-    Bench,
-    check_model,
-    exact_float32,
-    scrambled,
-    twin,
-)
+from pion.bench.models import Bench, check_model, exact_float32, scrambled, twin
 from pion.bench.results import Outcome, judged
 from pion.config.model_config import ModelConfig
 from pion.config.presets import FAMILIES

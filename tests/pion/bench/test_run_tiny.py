@@ -32,8 +32,6 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(REPOSITORY)}
 TINY = Bench(torch.device("cpu"), tiny=True)
 # What --tiny leaves out, with a word of the reason.
 LEFT_OUT = {
-    "attention/slots": "CUDA",
-    "decode/tiny-pion/graphs": "CUDA",
     "train/tiny-pion/compiled": "compiles nothing",
     "train/tiny-tachyon/compiled": "compiles nothing",
     "train/tiny-daisy/compiled": "compiles nothing",

@@ -23,7 +23,6 @@ from pion.generation.step_graphs import (
     CAPTURED_STEP,
     StepGraphs,
     check_memory,
-    use_step_graphs,
     why_without,
 )
 from pion.model.attention.cache import KVCache
@@ -86,11 +85,9 @@ def continued(model: Decoder, *, drafts: int = 0) -> list[list[int]]:
 
 
 def without_graphs(work: Callable[[], Any]) -> Any:
-    use_step_graphs(False)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StepGraphs, "step", lambda graphs, tokens: None)
         return work()
-    finally:
-        use_step_graphs(True)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

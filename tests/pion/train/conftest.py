@@ -41,11 +41,7 @@ def write_rows(
             flags[row, 0] |= STARTS
             flags[row, random.integers(1, seq_len)] |= STARTS
     writer = ShardWriter(
-        folder,
-        seq_len=seq_len,
-        vocab_size=size,
-        rows_per_shard=7,
-        conversations=conversations,
+        folder, seq_len=seq_len, vocab_size=size, rows_per_shard=7, conversations=conversations
     )
     writer.append_rows(ids, flags)
     kind = "conversations" if conversations else "tokens"

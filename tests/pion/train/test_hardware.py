@@ -120,11 +120,7 @@ def test_a_cpus_peak_is_measured_once() -> None:
     ],
 )
 def test_auto_precision_is_bf16_exactly_where_it_is_faster(
-    vendor: str,
-    flags: set[str],
-    training: str,
-    generating: str,
-    monkeypatch: pytest.MonkeyPatch,
+    vendor: str, flags: set[str], training: str, generating: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cpu = {"vendor_id": vendor, "flags": " ".join(flags)}
     monkeypatch.setattr(hardware, "_processor", lambda: cpu)

@@ -152,8 +152,7 @@ def frozen(name: str) -> list[float]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=pytest.mark.soak) if n in IN_SOAK else n for n in VARIANTS],
+    "name", [pytest.param(n, marks=pytest.mark.soak) if n in IN_SOAK else n for n in VARIANTS]
 )
 def test_twenty_losses_are_those_that_trl_has_computed(name: str) -> None:
     worst = worst_difference(our_losses(VARIANTS[name][0]), frozen(name))

@@ -368,9 +368,7 @@ def test_ranks_measure_and_write_what_one_process_does(
         assert rank["measure"]["texts"] == json.loads(json.dumps(alone["measure"]["texts"]))
 
 
-def test_ranks_begin_with_weights_that_none_of_them_has_whole(
-    ranks: list[dict[str, Any]],
-) -> None:
+def test_ranks_begin_with_weights_that_none_of_them_has_whole(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
         assert rank["begin"]["apart"] == rank["begin"]["filled"] == 0.0
         assert rank["begin"]["refused"].startswith("the weights has no tensor")

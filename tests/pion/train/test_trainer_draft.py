@@ -70,9 +70,7 @@ def test_the_block_learns_and_every_other_tensor_keeps_its_bits(
     assert moved == {name for name in before if name.startswith("draft.")} - {"draft.ids"}
 
 
-def test_only_the_block_has_moments_and_the_checkpoint_has_the_whole_model(
-    text: RowStream,
-) -> None:
+def test_only_the_block_has_moments_and_the_checkpoint_has_the_whole_model(text: RowStream) -> None:
     trainer = make(text)
     steps(trainer, 1)
     state = trainer.state()
@@ -111,9 +109,7 @@ def test_the_block_is_trained_alone_if_no_phase_trains_anything_else(
     assert not only_apart(phases, tiny_config())
 
 
-def test_under_lora_a_state_has_the_additions_alone_and_fits_the_base(
-    text: RowStream,
-) -> None:
+def test_under_lora_a_state_has_the_additions_alone_and_fits_the_base(text: RowStream) -> None:
     model = adapted(decoder(), Lora(rank=4), seed=0, dtype=torch.float32)
     settings = TrainSettings(**SETTINGS | {"phases": ()})
     trainer = Trainer(model, text, settings, ComputePlan(micro_batch=2, threads=1))

@@ -127,9 +127,7 @@ def test_the_first_of_several_wrong_steps_is_the_one_named(text: RowStream) -> N
     assert said(trouble_of(broken.drain_metrics))[:2] == (3, (12, 18))
 
 
-def test_the_steps_before_a_wrong_one_are_still_reported_and_none_after_it(
-    text: RowStream,
-) -> None:
+def test_the_steps_before_a_wrong_one_are_still_reported_and_none_after_it(text: RowStream) -> None:
     sound, broken = trainer(text), trainer(text, bad_rows=[20], loss=NAN, gradient=NAN)
     for each in (sound, broken):
         train(each, 1)
@@ -189,9 +187,7 @@ def test_rolling_back_and_skipping_rows_gives_the_weights_of_a_run_without_them(
 # ---------------------------------------------------------------- spikes
 
 
-def test_a_loss_above_the_bound_is_wrong_and_names_the_median(
-    long_text: RowStream,
-) -> None:
+def test_a_loss_above_the_bound_is_wrong_and_names_the_median(long_text: RowStream) -> None:
     sound = trainer(long_text)
     train(sound, 20)
     *losses, last = [m["loss"] for m in sound.drain_metrics()]
@@ -236,9 +232,7 @@ def test_a_resumed_run_measures_spikes_by_earlier_losses(long_text: RowStream) -
     assert said(resumed.trouble()) == said(unbroken.trouble())
 
 
-def test_a_checkpoint_without_recent_losses_can_be_resumed(
-    long_text: RowStream,
-) -> None:
+def test_a_checkpoint_without_recent_losses_can_be_resumed(long_text: RowStream) -> None:
     first = trainer(long_text, max_spike=3.0)
     train(first, 18)
     state = whole_state(first)

@@ -88,10 +88,7 @@ def test_attention_in_bf16_is_that_of_fp32_rounded(qkv, documents):
 def test_attention_is_what_it_says(qkv, softcap, documents):
     mask = build_mask(config(softcap=softcap), row(T), T, documents)
     torch.testing.assert_close(
-        attend(*qkv, mask, softcap),
-        written_out(*qkv, softcap, documents),
-        rtol=1e-5,
-        atol=1e-5,
+        attend(*qkv, mask, softcap), written_out(*qkv, softcap, documents), rtol=1e-5, atol=1e-5
     )
 
 

@@ -84,10 +84,7 @@ def oracle(slots: Slots, documents: list[int]) -> Tensor:
 
 
 SOME_SLOTS = st.builds(
-    Slots,
-    per_segment=st.integers(1, 3),
-    segment=st.integers(1, 7),
-    window=st.integers(1, 4),
+    Slots, per_segment=st.integers(1, 3), segment=st.integers(1, 7), window=st.integers(1, 4)
 )
 DOCUMENTS = st.lists(st.integers(1, 12), min_size=1, max_size=4)
 
