@@ -163,6 +163,8 @@ GONE = {
     "their questions out of the training text, and reports how many there were",
     "evaluate.instructions": "name the task ifeval in evaluate.lm_eval.tasks, which asks "
     "instructions whose answers code can check",
+    "evaluate.ladder": "ask `pion plan JOB --dollars N --ladder NAME`, which predicts the bits per "
+    "byte before a run is paid for",
     "prefer.loss=kto": "use apo-zero, which learns from single answers with labels, too",
 }
 

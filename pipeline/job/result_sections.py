@@ -11,8 +11,6 @@ from typing import Any, Literal
 from pydantic import field_validator
 
 from pipeline.job.section import (
-    MOST_OF_A_NAME,
-    NAME,
     ROWS,
     STEPS,
     Section,
@@ -118,13 +116,6 @@ class Evaluate(Section):
         "with the lowest held-out loss among the evaluations during training. Pion keeps this "
         "checkpoint, and training waits at each evaluation until the checkpoint is stored",
         before="last",
-    )
-    ladder: str | None = runtime(
-        None,
-        "name of a ladder in the job's store (`pion ladder`). Before pretraining begins, the "
-        "ladder predicts the bits per byte. Report, card and summary show prediction and result",
-        pattern=NAME,
-        max_length=MOST_OF_A_NAME,
     )
 
     @property

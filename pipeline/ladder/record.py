@@ -216,28 +216,24 @@ class StoredFit:
         ]
 
 
-def read_stored_fit(
-    store: Store, name: str, key: str = "--ladder", without: str = WITHOUT
-) -> StoredFit:
+def read_stored_fit(store: Store, name: str) -> StoredFit:
     """Return the fit of the ladder `name`, and the settings of its runs.
-
-    `key` is how a person named the ladder, and `without` a sentence that says what happens without.
 
     Raises BadInput if there is no such ladder, if it has no fit yet, and for a record that can't be
     read; and StoreError.
     """
     if not is_run_name(name):
-        raise BadInput(f"{key} {name!r:.200}: a ladder has a name, such as small.")
+        raise BadInput(f"--ladder {name!r:.200}: a ladder has a name, such as small.")
     record, _ = ladder_file(store, name).read()
     if record is None:
         raise BadInput(
             f"there is no ladder {name!r} in {store.url}{_those_there(store)} To make one: pion "
-            f"ladder JOB, with a job of this name and store. {without}"
+            f"ladder JOB, with a job of this name and store. {WITHOUT}"
         )
     if record.fit is None:
         raise BadInput(
             f"the ladder {name!r} in {store.url} is not finished, so it predicts nothing yet. To "
-            f"finish it, run the same `pion ladder` command again. {without}"
+            f"finish it, run the same `pion ladder` command again. {WITHOUT}"
         )
     fit = Fit.from_record(record.fit, f"{store.url}/{record_key(name)}")
     return StoredFit(fit, record.settings)

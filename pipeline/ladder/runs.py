@@ -158,9 +158,7 @@ def result_in(head: Head | None, digests: Digests, where: str) -> Result | None:
 def _settings(job: Job) -> dict[str, Any]:
     """Return runtime settings of the runs of a job, which are short."""
     # Without a GPU, Ray would start for half a minute.
-    light = {} if job.hardware.workers is not None or gpu_count() else {"hardware.workers": 0}
-    # The job may name the ladder that is being made.
-    return light if job.evaluate.ladder is None else light | {"evaluate.ladder": None}
+    return {} if job.hardware.workers is not None or gpu_count() else {"hardware.workers": 0}
 
 
 def _ended(name: str, code: int) -> PionError:

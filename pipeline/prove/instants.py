@@ -46,7 +46,6 @@ def cut_overrides(job: Job, name: str, store: str) -> list[str]:
         "evaluate.continuations": min(4, job.evaluate.continuations),
         "evaluate.ngram_order": 0,
         **without_questions(job),
-        "evaluate.ladder": None,
     }
     for stage, steps in cut_steps(job).items():
         section = job.section(stage)

@@ -23,7 +23,6 @@ from pipeline.report.card_sections import (
 )
 from pipeline.report.cleaning import cleaning_in_words
 from pipeline.report.history import STAGE_NAMES, Row, RunHistory
-from pipeline.report.prediction import result_sentence
 from pipeline.report.preferences import preference_training
 from pipeline.report.published_by import run_id
 from pipeline.report.result_tables import result_blocks
@@ -268,8 +267,7 @@ def _prompt(job: Job, default: str) -> str:
 def _results(history: RunHistory) -> str:
     blocks = result_blocks(history.job, history.results, code="`{}`", brief=True)
     shown = [_markdown(block) for block in blocks]
-    predicted = [words for words in [result_sentence(history, history.results)] if words]
-    return "\n\n".join(["## Results", *predicted, *shown]) if shown else ""
+    return "\n\n".join(["## Results", *shown]) if shown else ""
 
 
 def _architecture(config: ModelConfig, parameters: int, vocab_size: int, weights: str) -> str:

@@ -14,7 +14,6 @@ from pipeline.cost.costs import ELSE
 from pipeline.report import blocks
 from pipeline.report.blocks import table_block, text_block
 from pipeline.report.history import STAGE_NAMES, Row, RunHistory
-from pipeline.report.prediction import result_sentence
 from pipeline.report.recipes import recipe_blocks
 from pipeline.report.result_tables import result_blocks
 
@@ -30,11 +29,7 @@ def measured_sections(history: RunHistory, results: Mapping[str, Any]) -> list[S
     if history.known_job is None:
         return []
     sections = {
-        "Evaluation": [
-            _drawn(block)
-            for block in [result_sentence(history, results), *result_blocks(history.job, results)]
-            if block
-        ],
+        "Evaluation": [_drawn(block) for block in result_blocks(history.job, results)],
         "Experts": _experts(history),
         "Recipes": recipe_blocks(history),
         "Gates": _gates(history),

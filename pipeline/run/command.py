@@ -18,7 +18,6 @@ from pipeline.run.advance import Advance
 from pipeline.run.finish import summary_rows
 from pipeline.run.handover import ask_for_handover
 from pipeline.run.journal import Journal
-from pipeline.run.prediction import predict
 from pipeline.run.preemption_stop import PreemptionStop
 from pipeline.run.preflight import preflight, refuse_one_choice, require_room
 from pipeline.run.signals import StoppingOnSignals
@@ -56,7 +55,6 @@ def run_job(job: Job, options: RunOptions, display: Display) -> int:
                 # others. Starts in the same second all get past this.
                 refuse_owned(run, left.head, Owner.me())
             price = _check_before_claiming(job, run, left, options.until, display)
-            predicted = predict(job, run.store, left, options.until)
         with stopping, _watching_for_notices(stopping, display) as preemption_stop:
             start = Start(
                 job,
@@ -68,7 +66,6 @@ def run_job(job: Job, options: RunOptions, display: Display) -> int:
                 started,
                 price,
                 preemption_stop,
-                predicted,
             )
             asked = time.monotonic()
             claim = _claim(start, left, display)

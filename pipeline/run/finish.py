@@ -16,7 +16,6 @@ from pipeline.report.calibration import calibration_in_brief
 from pipeline.report.cleaning import cleaning_in_words
 from pipeline.report.core import core_in_brief
 from pipeline.report.drafts import drafts_in_brief
-from pipeline.report.prediction import against_result
 from pipeline.report.preferences import preferences_in_brief
 from pipeline.report.published_by import is_still_there
 from pipeline.report.reading import read_history
@@ -123,8 +122,6 @@ def summary_rows(job: Job, run: RunState) -> list[list[str]]:
         rows.append(["held-out preferences", preferred])
     elif isinstance(accuracy, float):
         rows.append(["held-out preferences", f"{100 * accuracy:.1f} % right"])
-    if predicted := against_result(history, results):
-        rows.append(["ladder", predicted])
     for name in job.train_stages:
         for measure, (title, in_brief) in IN_BRIEF.items():
             if found := results.get(name, {}).get(measure):

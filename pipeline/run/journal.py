@@ -10,7 +10,6 @@ from pipeline.console.display import Display
 from pipeline.console.messages import CheckpointSaved, Note, Phase, Shown, Step
 from pipeline.cost.timeline import WAITED
 from pipeline.machine.rented import PAID_TO_FIRST_STEP, claim_event, this_machine
-from pipeline.report.prediction import prediction_in_words
 from pipeline.run.start import Start
 from pipeline.state.claim import Claim
 from pipeline.state.owner import differences
@@ -40,8 +39,7 @@ class Journal:
         self.watchdog = Watchdog(self._tell_hang, missed="message")
 
     def introduce(self, waited: float) -> None:
-        """Show and record where the run is now, what the start-up cost so far, other code, and
-        what is predicted.
+        """Show and record where the run is now, what the start-up cost so far, and other code.
 
         `waited` is how many seconds this process waited for another owner.
         """
@@ -64,10 +62,6 @@ class Journal:
             self.note(f"changed since the last start of this run: {change}")
         if changes:
             self._events.append("changed", changes=changes)
-        if self._start.predicted is not None:
-            predicted = dataclasses.asdict(self._start.predicted)
-            self._events.append("predicted", **predicted)
-            self.note(f"predicted {prediction_in_words(predicted)}")
 
     def note(self, text: str) -> None:
         """Show a line."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from pipeline.job import Job
 from pipeline.job.digest import Digests
-from pipeline.run.prediction import RunPrediction
 from pipeline.run.preemption_stop import PreemptionStop
 from pipeline.run.signals import StoppingOnSignals
 from pipeline.state.owner import Owner
@@ -37,7 +36,6 @@ class Start:
         at: when the command began, in Unix time.
         price: of this machine, in dollars per hour; None if it is not known.
         preemption_stop: hears what saves take, and that a cloud will take a machine.
-        predicted: what the job's ladder says of the pretraining that begins now, if any.
     """
 
     job: Job
@@ -49,7 +47,6 @@ class Start:
     at: float
     price: float | None
     preemption_stop: PreemptionStop
-    predicted: RunPrediction | None = None
 
     @property
     def workspace(self) -> Workspace:

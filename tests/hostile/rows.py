@@ -53,19 +53,6 @@ EVENTS: dict[str, dict[str, Any]] = {
     "process": event(**{"kind": "", **claim_event(None, 0.5, **CLAIM)}),
     "lost": event(LOST, **dataclasses.asdict(LOST_MACHINE)),
     "phase": event("phase", name="first step", seconds=2.5, total=True, parts={"a": 1.0}),
-    "predicted": event(
-        "predicted",
-        ladder="demo",
-        digest="d",
-        macs_per_token=9,
-        tokens=8,
-        times=2.5,
-        trusted_times=100.0,
-        bits_per_byte=2.5,
-        low=2.4,
-        high=2.6,
-        other=["data.seq_len"],
-    ),
     "training": event(
         "training",
         stage="pretrain",
@@ -91,7 +78,6 @@ EVENTS: dict[str, dict[str, Any]] = {
 FREE = {
     "machine": {"zone", "session"},
     "process": {"session"},
-    "predicted": {"macs_per_token", "tokens"},
     "training": {"python", "dtype"},
     "saved": {"stage", "step"},
     "hop": {"stage"},

@@ -3,7 +3,6 @@ the workers and the disk suffice."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -28,8 +27,6 @@ from pipeline.job.digest import digest_job
 from pipeline.machine.time_limit import within, within_or
 from pipeline.models.find import CONFIG, Listed, find_model, locate_model
 from pipeline.rent.check import CheckRow
-from pipeline.report.prediction import prediction_in_words
-from pipeline.run.prediction import KEY, predict
 from pipeline.run.preflight import refuse_one_choice, require_a_row_each, require_room
 from pipeline.run.stage_plan import WorkLeft, plan_stages, work_left
 from pipeline.state.checkpoints.restore import refuse_other_formats
@@ -281,20 +278,7 @@ def _check_run(job: Job, run: RunState) -> list[CheckRow]:
             return [CheckRow("model.experts", False, str(error))]
     elif not left.finished():
         refuse_other_formats(run, left.head)
-    return [CheckRow("run", True, _left(job, left)), *_check_ladder(job, run, left)]
-
-
-def _check_ladder(job: Job, run: RunState, left: WorkLeft) -> list[CheckRow]:
-    """Check that the ladder that the job names can predict, and show its prediction."""
-    try:
-        predicted = predict(job, run.store, left)
-    except BadInput as error:
-        return [CheckRow(KEY, False, str(error))]
-    if predicted is None:
-        return []
-    trusted = True if predicted.bits_per_byte is not None else None
-    words = prediction_in_words(dataclasses.asdict(predicted))
-    return [CheckRow(KEY, trusted, f"predicted {words}")]
+    return [CheckRow("run", True, _left(job, left))]
 
 
 def _left(job: Job, left: WorkLeft) -> str:

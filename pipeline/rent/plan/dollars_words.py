@@ -118,9 +118,7 @@ def command(answer: Answer) -> str:
     fields["name"] = f"{name}-{answer.money.dollars:g}-dollars"
     fields["budget.dollars"] = f"{answer.money.dollars:g}"
     if "://" not in job.store:
-        fields["store"] = "s3://my-bucket/runs"  # which does not have the ladder
-    elif answer.ladder is not None:
-        fields["evaluate.ladder"] = answer.ladder
+        fields["store"] = "s3://my-bucket/runs"
     kept = [item for item in chosen.size.overrides if item.partition("=")[0] not in fields]
     new = [f"{name}={value}" for name, value in fields.items()]
     return shlex.join(["pion", "launch", chosen.size.path, "--on", _rental(answer)[0], *kept, *new])

@@ -207,18 +207,6 @@ class _Phase(_Event):
 
 
 @open_record
-class _Predicted(_Event):
-    ladder: str
-    digest: str
-    times: Amount
-    trusted_times: Amount
-    bits_per_byte: Number
-    low: Number
-    high: Number
-    other: list[str]
-
-
-@open_record
 class _Training(_Event):
     stage: str
     from_step: NotRequired[Count]
@@ -287,7 +275,6 @@ _EVENTS: Mapping[str, type[Any]] = {
     RENTED: _Rented,
     "lost": _Lost,
     "phase": _Phase,
-    "predicted": _Predicted,
     "training": _Training,
     "saved": _Saved,
     "hop": _Hop,

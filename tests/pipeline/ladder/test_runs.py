@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,7 @@ import psutil
 import pytest
 
 from pion.errors import Interrupted
-from pipeline.base.read_job import read_job
-from pipeline.ladder.runs import RunProcesses, Runs
+from pipeline.ladder.runs import RunProcesses
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
 from tests.support.waiting import kill_tree, read_until, rest_of, wait_until
@@ -89,22 +88,6 @@ def test_the_run_of_a_killed_search_saves_and_ends(tmp_path: Path) -> None:
         process.wait(SECONDS)
         wait_until(lambda: not run.is_running() or run.status() == "zombie", "the run to end")
     assert saved_step(tmp_path) >= 3
-
-
-def test_a_job_that_names_its_own_ladder_can_make_this_ladder(tmp_path: Path) -> None:
-    path = str(write_job(tmp_path, evaluate__ladder="tiny"))
-    started: list[Sequence[str]] = []
-
-    def execute(arguments: Sequence[str]) -> int:
-        started.append(arguments)
-        return 0
-
-    runs = Runs(FileStore(tmp_path / "runs"), path, [], execute)
-    run = runs.of(["name=tiny-ladder"])
-    assert run.job.evaluate.ladder == "tiny"
-    assert runs.start(run, {}) == 0
-    ((name, *overrides),) = started
-    assert read_job(name, overrides).evaluate.ladder is None
 
 
 # ---------------------------------------------------------------- their processes

@@ -42,7 +42,6 @@ CHECK_OF = {
     "sft.sources.0": "data",
     "run": "store",
     "model.experts": "store",
-    "evaluate.ladder": "store",
     "sft.init_from": "model",
     "temporary keys": "credentials",
     "Hub login": "credentials",

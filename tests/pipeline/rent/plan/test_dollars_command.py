@@ -135,18 +135,6 @@ def test_with_a_ladder_it_predicts_with_an_interval(
         assert sign * (chosen["predicted"]["bits_per_byte"] - predicted["bits_per_byte"]) > 0
 
 
-def test_the_command_names_the_ladder_if_the_machine_reaches_its_store(
-    store: str, fitted: Fit, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with_ladder(store, fitted)
-    here = json_of(asked_of(store, 5, ladder="small"), capsys)["command"]
-    assert "evaluate.ladder" not in here  # the bucket does not have it
-    shared = f"file://{store}"
-    words = shlex.split(json_of(asked_of(shared, 5, ladder="small"), capsys)["command"])
-    assert load_job(words[2], words[5:]).evaluate.ladder == "small"
-    assert "evaluate.ladder" not in json_of(asked_of(shared, 5), capsys)["command"]
-
-
 def test_the_command_trains_what_was_said_within_the_money(
     store: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
