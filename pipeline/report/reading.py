@@ -13,8 +13,8 @@ from pipeline.job.stages import TRAINING
 from pipeline.report.history import RunHistory
 from pipeline.state.find_run import no_such_run
 from pipeline.state.head import Head
-from pipeline.state.rows.metrics import EventReader, kept_rows
-from pipeline.state.rows.row_types import Unreadable
+from pipeline.state.rows.metrics import kept_rows
+from pipeline.state.rows.row_types import Unreadable, event_row
 from pipeline.state.rows.segments import Replaced
 from pipeline.state.rows.thin import ThinReader
 from pipeline.state.run_state import RunState
@@ -45,7 +45,7 @@ class HistoryReader:
         self._unreadable = bad = Unreadable()
         self._events: list[dict[str, Any]] = []
         self._rows: dict[str, list[dict[str, Any]]] = {}
-        self._new_events = EventReader(state.store, state.name, bad)
+        self._event_reader = ThinReader(state.store, state.key("events/"), bad, event_row)
         self._readers = {
             stage: ThinReader(state.store, state.key(f"metrics/{stage}/"), bad)
             for stage in TRAINING
@@ -100,15 +100,13 @@ class HistoryReader:
     def _read_rows(self) -> Head | None:
         """Read the new rows, and then HEAD, which says which rows count."""
         try:
-            events = self._new_events.read_new()
+            events = self._event_reader.read()
             rows = {stage: reader.read() for stage, reader in self._readers.items()}
         except Replaced:
             if self._state.read() is None:  # all of it is away, perhaps for a moment
                 return None
             raise
-        self._events.extend(events)
-        self._events.sort(key=lambda event: int(event["epoch"]))
-        self._rows = rows
+        self._events, self._rows = events, rows
         return self._state.read()
 
     def _check_same(self, head: Head) -> None:

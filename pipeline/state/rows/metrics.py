@@ -12,10 +12,9 @@ from typing import Any
 from pipeline.state.head import Head
 from pipeline.state.record_json import finite_json
 from pipeline.state.rows.row_types import Row, Unreadable, event_row
-from pipeline.state.rows.segments import Replaced, lines_of, segments
+from pipeline.state.rows.segments import segments
 from pipeline.state.rows.thin import ThinReader
 from pipeline.state.stores import Store
-from pipeline.state.stores.base import read_all
 
 # No step is later.
 LAST_STEP = 2**63
@@ -146,45 +145,4 @@ def read_events(store: Store, run: str, unreadable: Unreadable | None = None) ->
     An event that was written twice, because an acknowledgement was lost, counts once. Counts the
     events that can't be read in `unreadable`.
     """
-    return EventReader(store, run, unreadable or Unreadable()).read_new()
-
-
-class EventReader:
-    """Reads the different events of a run, and each file only once.
-
-    Counts the events that can't be read in `unreadable`.
-    """
-
-    def __init__(self, store: Store, run: str, unreadable: Unreadable) -> None:
-        self._store, self._folder, self._unreadable = store, f"{run}/events/", unreadable
-        self._read: set[str] = set()
-        # Hashes of the lines that were read: a later attempt may write a row again.
-        self._lines: set[int] = set()
-
-    def read_new(self) -> list[Row]:
-        """Return the events of files that are new since the last call, by epoch and file.
-
-        Raises StoreError, and then the next call reads the same files. Raises Replaced if a file
-        that was read is gone.
-        """
-        misplaced = Unreadable() if self._read else self._unreadable  # each counts once
-        present = segments(self._store, self._folder, misplaced)
-        if self._read - {segment.key for segment in present}:
-            raise Replaced(f"Files of {self._store.url}/{self._folder} are gone.")
-        new = [segment for segment in present if segment.key not in self._read]
-        contents = read_all(lambda segment: lines_of(self._store, segment.key), new)
-        rows = []
-        for segment, lines in zip(new, contents):
-            self._read.add(segment.key)
-            if lines is None:
-                self._unreadable.add_file(f"{self._store.url}/{segment.key}")
-            for line in lines or ():
-                if (known := hash(line)) in self._lines:
-                    continue
-                self._lines.add(known)
-                row = event_row(line)
-                if row is None:
-                    self._unreadable.add(f"{self._store.url}/{segment.key}")
-                else:
-                    rows.append(row)
-        return rows
+    return ThinReader(store, f"{run}/events/", unreadable or Unreadable(), event_row).read()

@@ -15,7 +15,7 @@ and with the largest norm of the gradients. A row that also stands for the steps
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from pion.errors import BadInput
@@ -171,12 +171,14 @@ def read_thin(store: Store, segment: Segment) -> dict[int, Row] | None:
     return rows if count == len(rows) == len(lines) - 1 else None
 
 
-def _rows_of(lines: Iterable[bytes]) -> dict[int, Row]:
+def _rows_of(
+    lines: Iterable[bytes], row_of: Callable[[bytes], Row | None] = metrics_row
+) -> dict[int, Row]:
     """Return the rows of those lines that can be read, by a hash of the line.
 
     An attempt writes a row again if it was not told that it was written. Such rows count once.
     """
-    return {hash(line): row for line in lines if (row := metrics_row(line)) is not None}
+    return {hash(line): row for line in lines if (row := row_of(line)) is not None}
 
 
 def _fewer(rows: Mapping[int, Row | None], ranges: int) -> dict[int, Row | None]:
@@ -188,17 +190,23 @@ def _fewer(rows: Mapping[int, Row | None], ranges: int) -> dict[int, Row | None]
 
 
 class ThinReader:
-    """Reads the rows of metrics below a folder, each file only once: all rows, or thinned where
-    they are thinned.
+    """Reads the rows below a folder, each file only once: all rows, or thinned where they are
+    thinned. `row_of` reads a line: `metrics_row` or `event_row`.
 
     Counts the rows that can't be read in `unreadable`.
     """
 
     def __init__(
-        self, store: Store, folder: str, unreadable: Unreadable, *, all_rows: bool = False
+        self,
+        store: Store,
+        folder: str,
+        unreadable: Unreadable,
+        row_of: Callable[[bytes], Row | None] = metrics_row,
+        *,
+        all_rows: bool = False,
     ) -> None:
         self._store, self._folder, self._unreadable = store, folder, unreadable
-        self._all_rows = all_rows
+        self._row_of, self._all_rows = row_of, all_rows
         self._present: set[Segment] = set()
         self._thin: set[str] = set()
         # Of each file, by the hash of its line: a row, or None if another row stands for it.
@@ -274,7 +282,7 @@ class ThinReader:
         except BadInput:
             self._unreadable.add_file(where)
             return {}
-        rows = _rows_of(lines)
+        rows = _rows_of(lines, self._row_of)
         for _ in range(len({*lines}) - len(rows)):
             self._unreadable.add(where)
         return rows
