@@ -11,16 +11,15 @@ import dataclasses
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from pion.errors import BadInput
 from pipeline.console.formats import moment, printable
 from pipeline.state.owner import Author
-from pipeline.state.record_file import RecordFile
-from pipeline.state.record_json import Time, build, open_record, parse
+from pipeline.state.record_file import RecordFile, strictly
+from pipeline.state.record_json import Time, open_record
 from pipeline.state.run_state import RunState
 
-STOP = "stop"
 REQUESTS = "requests/"
 
 Note = Callable[[str], None]
@@ -39,7 +38,7 @@ class StopRequest:
     by: Author
     reason: str
     except_launch: str | None = None
-    kind: str = STOP
+    kind: Literal["stop"] = "stop"
 
     def describe(self) -> str:
         """Return `pion stop by ann on host-a at 2026-11-20 07:33:12 UTC`."""
@@ -127,13 +126,4 @@ def _requests(run: RunState, note: Note = lambda text: None) -> dict[str, StopRe
 
 
 def _file(run: RunState, key: str) -> RecordFile[StopRequest]:
-    return RecordFile(run.store, key, _load)
-
-
-def _load(data: bytes, where: str) -> StopRequest:
-    raw = parse(data, where)
-    if raw.get("kind") != STOP:
-        raise BadInput(
-            f"{where} has the kind {raw.get('kind')!r}; this pion only supports {STOP!r}."
-        )
-    return build(StopRequest, raw, where)
+    return RecordFile(run.store, key, strictly(StopRequest))

@@ -8,8 +8,6 @@ among them is prepared again.
 
 from __future__ import annotations
 
-import itertools
-import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -33,9 +31,6 @@ _TRANSFERS = 4
 # While so many files more are finished than are in the store, no other work is finished. With
 # pieces and shards of the usual size, these are about five pieces.
 MOST_WAITING = 12
-# What is uploaded first: what an earlier process has finished, what is finished now or could not be
-# uploaded, what is in the store already, by another process; then nothing.
-_FIRST, _NEW, _ELSEWHERE, _LAST = range(4)
 # After an upload has failed, the next one begins so many seconds later.
 RETRY_SECONDS = 10.0
 
@@ -54,14 +49,13 @@ class EarlyUpload:
         self._store, self._fingerprint, self._own = store, fingerprint, own
         self._workspace = Workspace(store, SHARED)
         self._key = f"{fingerprint}/{folder}"
-        self._paths: queue.PriorityQueue[tuple[int, int, Path | None]] = queue.PriorityQueue()
-        self._order = itertools.count()
-        self._closing = threading.Event()
         self._thread: threading.Thread | None = None
-        # How many files are nowhere in the store yet, and whether the store fails. A file that only
-        # waits for its commit is not counted, though nobody else sees it yet.
-        self._left, self._fails, self._changed = 0, False, threading.Condition()
-        self.waits = False
+        # Files that are nowhere in the store yet, and then those that another process has put
+        # there. A file that only waits for its commit is not counted, though nobody else sees it.
+        self._missing: list[Path] = []
+        self._elsewhere: list[Path] = []
+        self._fails = self._closing = self.waits = False
+        self._changed = threading.Condition()
         # Uploads that wait for their commit, if the store has commits, and when the last one was.
         self._uncommitted: dict[str, str] = {}
         self._committed = time.monotonic()
@@ -75,18 +69,13 @@ class EarlyUpload:
             return
         if self._thread is None:
             kept = self._workspace.kept(self._key)
-            earlier = [
-                one
-                for one in sorted(files_below(self._own), key=self._turn)
-                if one != path and one.relative_to(self._own).as_posix() not in kept
-            ]
-            self._change(left=len(earlier))
-            self._thread = threading.Thread(
-                target=self._upload, args=(earlier,), name="early upload", daemon=True
-            )
+            earlier = sorted(files_below(self._own), key=self._turn)
+            self._missing = [p for p in earlier if p != path and self._name(p) not in kept]
+            self._thread = threading.Thread(target=self._upload, name="early upload", daemon=True)
             self._thread.start()
-        self._change(left=1)
-        self._put(_NEW, path)
+        with self._changed:
+            self._missing.append(path)
+            self._changed.notify_all()
 
     def wait(self) -> None:
         """Wait while more than MOST_WAITING finished files are not in the store. So little is done
@@ -96,16 +85,16 @@ class EarlyUpload:
         While the store can't be reached, nobody waits: that would only lose more time.
         """
         with self._changed:
-            while self._left > MOST_WAITING and not self._fails and not self._closing.is_set():
+            while len(self._missing) > MOST_WAITING and not self._fails and not self._closing:
                 self.waits = True
                 self._changed.wait()
             self.waits = False
 
     def stop(self) -> None:
         """Begin no other upload, and don't wait for the one that is under way."""
-        self._closing.set()
-        self._change()
-        self._put(_LAST, None)
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
 
     def close(self) -> None:
         """Finish the upload of one file, and leave the others to `complete`."""
@@ -113,64 +102,58 @@ class EarlyUpload:
         if self._thread is not None:
             self._thread.join()
 
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self._own).as_posix()
+
     def _turn(self, path: Path) -> tuple[bool, int]:
         return path.parent != self._own, path.stat().st_mtime_ns
 
-    def _put(self, rank: int, path: Path | None) -> None:
-        self._paths.put((rank, next(self._order), path))
-
-    def _change(self, *, left: int = 0, fails: bool | None = None) -> None:
-        with self._changed:
-            self._left += left
-            self._fails = self._fails if fails is None else fails
-            self._changed.notify_all()
-
-    def _upload(self, earlier: Sequence[Path]) -> None:
+    def _upload(self) -> None:
         try:
-            self._put_earlier(earlier)
-            while not self._closing.is_set():
-                rank, order, path = self._paths.get()
-                if path is None or self._closing.is_set():
-                    return
-                if _size(path) is None or self._try(partial(self._send, path)):
-                    self._change(left=-(rank < _ELSEWHERE))
-                elif path.parent == self._own:  # the others are of no use without it
-                    self._paths.put((rank, order, path))
-                else:
-                    self._put(max(rank, _NEW), path)
+            while not self._closing and not self._try(self._set_apart):
+                pass
+            while files := self._next():
+                path = files[0]
+                done = _size(path) is None or self._try(partial(self._send, path))
+                with self._changed:
+                    if done:
+                        files.pop(0)
+                    elif path.parent != self._own:  # else the others are of no use without it
+                        files.append(files.pop(0))
+                    self._changed.notify_all()
         finally:
             self.stop()
 
-    def _put_earlier(self, earlier: Sequence[Path]) -> None:
-        """Upload what an earlier process has finished. What is in the store elsewhere comes last:
-        another machine finds it there."""
-        elsewhere: dict[str, int] = {}
+    def _set_apart(self) -> None:
+        """Put last what is in the store elsewhere: another machine finds it there."""
+        there = {_name(entry): entry.size for entry in _unfinished(self._store, self._fingerprint)}
+        with self._changed:
+            found = [p for p in self._missing if p.parent != self._own]
+            self._elsewhere = [p for p in found if there.get(self._name(p), -1) == _size(p)]
+            self._missing = [p for p in self._missing if p not in self._elsewhere]
 
-        def look() -> None:
-            for entry in _unfinished(self._store, self._fingerprint):
-                elsewhere[_name(entry)] = entry.size
-
-        while earlier and not self._try(look) and not self._closing.is_set():
-            pass
-        for path in earlier:
-            name = path.relative_to(self._own).as_posix()
-            later = path.parent != self._own and elsewhere.get(name, -1) == _size(path)
-            self._change(left=-later)
-            self._put(_ELSEWHERE if later else _FIRST, path)
+    def _next(self) -> list[Path]:
+        """Wait for a file to upload, and return the files of which it is the first; none at the
+        end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._missing or self._elsewhere or self._closing)
+            return [] if self._closing else self._missing or self._elsewhere
 
     def _try(self, work: Callable[[], None]) -> bool:
         """Return whether some work was done. After a failure, wait for a while."""
         try:
             work()
         except (PionError, OSError):
-            self._change(fails=True)
-            self._closing.wait(RETRY_SECONDS)
+            with self._changed:
+                self._fails = True
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._closing, RETRY_SECONDS)
             return False
-        self._change(fails=False)
+        self._fails = False
         return True
 
     def _send(self, path: Path) -> None:
-        name, sha256 = path.relative_to(self._own).as_posix(), sha256_file(path)
+        name, sha256 = self._name(path), sha256_file(path)
         self._store.write(f"{SHARED}/{self._key}/{name}", path)
         self._uncommitted[name] = sha256
         self._commit()

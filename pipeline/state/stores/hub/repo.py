@@ -3,6 +3,7 @@
 Requests that fail with transient errors are retried. Other errors become a `StoreError`.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -166,32 +167,30 @@ class HubRepo:
 
     def files(self, commit: str, folder: str = "") -> list[RepoFile]:
         """Return every file below `folder` at that commit."""
-        try:
-            tree = self.api.list_repo_tree(
-                self.repo_id,
-                folder or None,
-                recursive=True,
-                revision=commit,
-                repo_type=self.repo_type,
-            )
-            return [entry for entry in tree if isinstance(entry, RepoFile)]
-        except EntryNotFoundError:
-            return []
+        tree = self._tree(commit, folder, recursive=True)
+        return [entry for entry in tree if isinstance(entry, RepoFile)]
 
     def folders(self, commit: str, folder: str = "") -> list[str]:
         """Return the names of the folders directly in `folder` at that commit."""
-        try:
-            tree = self.api.list_repo_tree(
-                self.repo_id, folder or None, revision=commit, repo_type=self.repo_type
+        found = []
+        for number, entry in enumerate(self._tree(commit, folder, recursive=False), 1):
+            check_count(number, f"{self.url}/{folder}".rstrip("/"), "another repository")
+            if isinstance(entry, RepoFolder):
+                found.append(entry.path.rpartition("/")[2])
+        return found
+
+    def _tree(
+        self, commit: str, folder: str, *, recursive: bool
+    ) -> Iterator[RepoFile | RepoFolder]:
+        """Yield what is in `folder` at that commit; nothing if there is no such folder."""
+        with contextlib.suppress(EntryNotFoundError):
+            yield from self.api.list_repo_tree(
+                self.repo_id,
+                folder or None,
+                recursive=recursive,
+                revision=commit,
+                repo_type=self.repo_type,
             )
-            found = []
-            for number, entry in enumerate(tree, 1):
-                check_count(number, f"{self.url}/{folder}".rstrip("/"), "another repository")
-                if isinstance(entry, RepoFolder):
-                    found.append(entry.path.rpartition("/")[2])
-            return found
-        except EntryNotFoundError:
-            return []
 
     def entries(self, commit: str, paths: Sequence[str]) -> dict[str, RepoFile]:
         """Return the files among `paths` at that commit, by path."""
