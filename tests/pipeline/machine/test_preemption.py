@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,10 +24,9 @@ from pipeline.machine.preemption import (
 from pipeline.training.cadence import SPARE_SECONDS
 from pipeline.workers.lifeline import Lifeline, LifelineServer
 from pipeline.workers.ray_fit import watch_machine
-from tests.support.meddling import Meddling
 from tests.support.metadata_server import Metadata, metadata_server
 from tests.support.waiting import wait_until
-from tests.support.whole_runs import Process, ends_with, newest, start, wait_for, write_job
+from tests.support.whole_runs import ends_with, newest, start, wait_for, write_job
 
 ACTION = "/latest/meta-data/spot/instance-action"
 
@@ -35,6 +35,14 @@ ACTION = "/latest/meta-data/spot/instance-action"
 def cloud() -> Iterator[Metadata]:
     with metadata_server() as served:
         yield served
+
+
+@pytest.fixture
+def on_aws(cloud: Metadata, monkeypatch: pytest.MonkeyPatch) -> Metadata:
+    """Let this process and its children be on a machine of AWS."""
+    for name, value in cloud.aws_environment().items():
+        monkeypatch.setenv(name, value)
+    return cloud
 
 
 @pytest.fixture(autouse=True)
@@ -120,17 +128,14 @@ def test_an_expired_token_is_replaced(cloud: Metadata) -> None:
     assert len([path for method, path, _ in cloud.asked if method == "PUT"]) == 2
 
 
-def test_one_token_serves_many_questions(cloud: Metadata) -> None:
-    with Watch(**cloud.aws_environment()):
-        wait_until(not_found(cloud, times=5), "AWS to be asked five times")
-    assert [method for method, _, _ in cloud.asked].count("PUT") == 1
-
-
-def test_a_rebalance_recommendation_is_no_notice(cloud: Metadata) -> None:
+def test_a_rebalance_recommendation_is_no_notice_and_one_token_serves_many_questions(
+    cloud: Metadata,
+) -> None:
     cloud.rebalance = True
     with Watch(**cloud.aws_environment()) as watch:
-        wait_until(not_found(cloud, times=3), "AWS to be asked three times")
+        wait_until(not_found(cloud, times=5), "AWS to be asked five times")
         assert watch.notices.empty()
+    assert [method for method, _, _ in cloud.asked].count("PUT") == 1
 
 
 def test_google_cloud_notice_leaves_30_seconds(cloud: Metadata) -> None:
@@ -138,40 +143,25 @@ def test_google_cloud_notice_leaves_30_seconds(cloud: Metadata) -> None:
         wait_until(lambda: len(cloud.asked) >= 2, "Google Cloud to be asked twice")
         assert watch.notices.empty()
         cloud.preempted = True
-        assert watch.notice() == (
-            "Google Cloud will take this machine in 30 s (preempted)",
-            30,
-        )
-
-
-def break_server(cloud: Metadata) -> None:
-    cloud.failing = True
-
-
-def refuse_tokens(cloud: Metadata) -> None:
-    cloud.refusing_tokens = True
-
-
-def answer(text: str) -> Callable[[Metadata], None]:
-    return lambda cloud: setattr(cloud, "action", text)
+        assert watch.notice() == ("Google Cloud will take this machine in 30 s (preempted)", 30)
 
 
 @pytest.mark.parametrize(
     "trouble",
     [
-        break_server,
-        refuse_tokens,
-        answer("<html>log in to this network first</html>"),
-        answer("[]"),
-        answer('{"action": "terminate"}'),
-        answer('{"action": "terminate", "time": "soon"}'),
-        answer('{"action": "terminate", "time": null}'),
+        {"failing": True},
+        {"refusing_tokens": True},
+        {"action": "<html>log in to this network first</html>"},
+        {"action": "[]"},
+        {"action": '{"action": "terminate"}'},
+        {"action": '{"action": "terminate", "time": "soon"}'},
+        {"action": '{"action": "terminate", "time": null}'},
     ],
 )
 def test_trouble_of_the_service_is_said_once_and_a_later_notice_still_heard(
-    cloud: Metadata, trouble: Callable[[Metadata], None]
+    cloud: Metadata, trouble: dict[str, Any]
 ) -> None:
-    trouble(cloud)
+    vars(cloud).update(trouble)
     with Watch(**cloud.aws_environment()) as watch:
         wait_until(lambda: len(cloud.asked) >= 6, "AWS to be asked six times")
         assert watch.notices.empty()
@@ -202,15 +192,11 @@ def test_the_proxy_of_the_environment_is_not_asked(
         assert proxy.asked == []
 
 
-def test_a_worker_on_another_machine_tells_the_driver_of_a_notice(
-    cloud: Metadata, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in cloud.aws_environment().items():
-        monkeypatch.setenv(name, value)
+def test_a_worker_on_another_machine_tells_the_driver_of_a_notice(on_aws: Metadata) -> None:
     heard: queue.Queue[tuple[int, FromWorker]] = queue.Queue()
     server = LifelineServer("127.0.0.1", lambda rank, message: heard.put((rank, message)))
     line = Lifeline(server.address, rank=3)
-    cloud.interrupt("terminate", seconds=100)
+    on_aws.interrupt("terminate", seconds=100)
     end_watch = watch_machine(3, line)
     rank, notice = heard.get(timeout=60)
     assert isinstance(notice, MachineNotice)
@@ -267,64 +253,31 @@ def test_metadata_switched_off_for_aws_clients_is_not_asked(
 
 
 def test_a_run_that_is_given_short_notice_saves_the_step_it_is_at_and_ends_with_exit_75(
-    tmp_path: Path, cloud: Metadata, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, on_aws: Metadata
 ) -> None:
-    for name, value in cloud.aws_environment().items():
-        monkeypatch.setenv(name, value)
     job = write_job(tmp_path, sft=None, pretrain__steps=5000, log__every=20)
     process = start(job, "checkpoint.every_steps=1000000")  # so that only the notice saves
     wait_for(process, "pretrain step 40/")
-    cloud.interrupt("terminate", seconds=50)
+    on_aws.interrupt("terminate", seconds=50)
     output = ends_with(75, process)
     assert re.search(r"Interrupted \(AWS will take this machine in \d+ s \(terminate\)\)", output)
     assert newest(tmp_path).step >= 40
 
 
-def leaves_in_time(folder: Path, cloud: Metadata, process: Process, seconds: float) -> None:
-    """Give notice of so many seconds. Check that the run trains on, commits this work, and ends 10
-    seconds before its machine is taken."""
+@pytest.mark.soak
+def test_a_run_trains_on_after_a_notice_of_75_seconds_and_leaves_10_seconds_before_the_end(
+    tmp_path: Path, on_aws: Metadata
+) -> None:
+    job = write_job(tmp_path, sft=None, pretrain__steps=500_000, log__every=100)
+    process = start(job, "checkpoint.every_steps=100")
     wait_for(process, "pretrain step 200/")
-    cloud.interrupt("terminate", seconds)
-    end = time.monotonic() + seconds
+    on_aws.interrupt("terminate", 75)
+    end = time.monotonic() + 75
     noticed = wait_for(process, "Training continues, and stops in time for the last save")
     before = [int(step) for step in re.findall(r"pretrain step ([\d,]+)/", noticed)]
     output = ends_with(75, process)
     assert time.monotonic() < end - SPARE_SECONDS
     steps = [int(step.replace(",", "")) for step in re.findall(r"step ([\d,]+)/", output)]
     assert steps[-1] > max(before, default=200), "training went on after the notice"
-    assert newest(folder).step >= steps[-1]
+    assert newest(tmp_path).step >= steps[-1]
     assert "every finished step is saved" in output
-
-
-# A long notice that is not so long, to keep the test short.
-SOON = "import_module('pipeline.run.preemption_stop').LONG_NOTICE = 19.0"
-# Meanwhile, the cores are left to other tests.
-SLOWLY = """
-def wrapper(original, self):
-    time.sleep(0.01)
-    original(self)
-"""
-
-
-def test_a_run_trains_on_after_a_long_notice_and_leaves_in_time(
-    tmp_path: Path, cloud: Metadata, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in cloud.aws_environment().items():
-        monkeypatch.setenv(name, value)
-    job = write_job(tmp_path, sft=None, pretrain__steps=500_000, log__every=20)
-    meddling = Meddling(tmp_path)
-    meddling.run(SOON)
-    meddling.wrap("pipeline.training.rank_zero:RankZero.before_step", SLOWLY)
-    process = start(job, "checkpoint.every_steps=100", env=meddling.environment())
-    leaves_in_time(tmp_path, cloud, process, seconds=27)
-    meddling.check()
-
-
-@pytest.mark.soak
-def test_a_run_uses_a_notice_of_75_seconds(
-    tmp_path: Path, cloud: Metadata, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in cloud.aws_environment().items():
-        monkeypatch.setenv(name, value)
-    job = write_job(tmp_path, sft=None, pretrain__steps=500_000, log__every=100)
-    leaves_in_time(tmp_path, cloud, start(job, "checkpoint.every_steps=100"), seconds=75)

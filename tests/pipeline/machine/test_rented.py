@@ -6,10 +6,8 @@ import ast
 import importlib.util
 import json
 import os
-import shutil
 import socket
 import stat
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -27,8 +25,8 @@ from pipeline.machine.rented import (
     rented_since,
     this_machine,
 )
+from pipeline.state import owner
 from tests.paths import REPOSITORY
-from tests.support.waiting import run_to_end
 
 BOOTED = 1_700_000_000
 POD_UP = BOOTED + 500.0  # when process 1 of the container started
@@ -190,47 +188,45 @@ def test_on_this_very_machine_process_1_did_not_start_in_the_future() -> None:
     assert 0 < up < now
 
 
-def test_an_owner_on_a_rental_costs_since_then_and_at_home_since_it_began() -> None:
-    code = "from pipeline.state.owner import Owner; print(Owner.me().started_at)"
-
-    def started_at(**variables: str) -> float:
-        environment = {k: v for k, v in os.environ.items() if k not in machines.SIGNS} | variables
-        output = run_to_end([sys.executable, "-c", code], env=environment, check=True).stdout
-        return float(output)
-
-    before = time.time()
-    assert started_at() >= before - 1
-    assert started_at(SKYPILOT_TASK_ID="t", PION_BOOT_STARTED=str(before - 60)) < before - 59
+def test_an_owner_on_a_rental_costs_since_then_and_at_home_since_it_began(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for sign in machines.SIGNS:
+        monkeypatch.delenv(sign, raising=False)
+    paid_since = owner._paid_since.__wrapped__
+    assert paid_since() == owner._STARTED_AT
+    monkeypatch.setenv("SKYPILOT_TASK_ID", "t")
+    monkeypatch.setenv("PION_BOOT_STARTED", str(owner._STARTED_AT - 60))
+    assert paid_since() <= owner._STARTED_AT - 60
 
 
 # ---------------------------------------------------------------- code
 
 
-def test_code_without_a_checkout_is_the_commit_it_was_launched_from(tmp_path: Path) -> None:
-    root = REPOSITORY
-    for package in ("pion", "pipeline"):
-        shutil.copytree(root / package, tmp_path / package)
-    code = "from pipeline.state.owner import Owner; me = Owner.me(); print(me.commit, me.dirty)"
+@pytest.mark.parametrize(
+    ("dirty", "found"), [("0123", ("c" * 40, "0123")), ("", ("c" * 40, None)), (None, (None, None))]
+)
+def test_code_without_a_checkout_is_the_commit_it_was_launched_from(
+    monkeypatch: pytest.MonkeyPatch, dirty: str | None, found: tuple[str | None, str | None]
+) -> None:
+    monkeypatch.setattr(owner, "checkout", lambda root: (None, None))
+    for name in ("PION_COMMIT", "PION_DIRTY"):
+        monkeypatch.delenv(name, raising=False)
+    if dirty is not None:
+        monkeypatch.setenv("PION_COMMIT", "c" * 40)
+        monkeypatch.setenv("PION_DIRTY", dirty)
+    code = owner.code_version.__wrapped__()
+    assert (code.commit, code.dirty) == found
 
-    def version(**variables: str) -> str:
-        command = [sys.executable, "-c", code]
-        environment = os.environ | {"PYTHONPATH": str(tmp_path)} | variables
-        output = run_to_end(command, env=environment, cwd=tmp_path, check=True).stdout
-        return output.strip()
 
-    assert version(PION_COMMIT="c" * 40, PION_DIRTY="0123") == f"{'c' * 40} 0123"
-    assert version(PION_COMMIT="c" * 40, PION_DIRTY="") == f"{'c' * 40} None"
-    assert version() == "None None"
-
-
-def test_a_checkout_says_its_own_commit_whatever_it_was_launched_from(tmp_path: Path) -> None:
-    root = REPOSITORY
-    code = "from pipeline.state.owner import Owner; print(Owner.me().commit)"
-    environment = os.environ | {"PION_COMMIT": "c" * 40, "PATH": os.defpath}
-    output = run_to_end([sys.executable, "-c", code], env=environment, cwd=root, check=True).stdout
-    if not (root / ".git").exists():
+def test_a_checkout_says_its_own_commit_whatever_it_was_launched_from(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if not (REPOSITORY / ".git").exists():
         pytest.skip("these tests don't run from a checkout")
-    assert output.strip() != "c" * 40
+    monkeypatch.setenv("PION_COMMIT", "c" * 40)
+    monkeypatch.setenv("PATH", os.defpath)
+    assert owner.code_version.__wrapped__().commit not in (None, "c" * 40)
 
 
 # ---------------------------------------------------------------- price
