@@ -50,11 +50,11 @@ class Told(SteppedStore):
         self.told: list[str] = []
         self._stops_at = stops_at
 
-    def do(self, key: str, call: Callable[[], T], *, changes: bool = False) -> T:
+    def do(self, action: str, key: str, call: Callable[[], T]) -> T:
         if not key.endswith(self._stops_at):
             return call()
         try:
-            answer = super().do(key, call, changes=changes)
+            answer = super().do(action, key, call)
         except Exception as error:
             self.told.append(f"{key}: {type(error).__name__}")
             raise

@@ -43,24 +43,16 @@ def fail(operation: str) -> None:
     raise StoreError("reach", operation, "the test says so", outage=True)
 
 
-class FaultyStore:
-    """`inner`, but `happen` is called before, halfway through or after the `at`-th operation (from
-    1; None: never)."""
+class Passing:
+    """Passes each operation on to `inner` through `do`."""
 
-    def __init__(
-        self,
-        inner: Store,
-        at: int | None = None,
-        when: When = "before",
-        happen: Callable[[str], None] = crash,
-    ) -> None:
+    def __init__(self, inner: Store) -> None:
         self.inner = inner
         self.url, self.commits, self.save_seconds = inner.url, inner.commits, inner.save_seconds
-        self.operations: list[str] = []
-        """The operations so far: "write run/HEAD.json"."""
-        self._at, self._when, self._happen = at, when, happen
-        self._dead = False
-        self._lock = threading.Lock()
+
+    def do(self, action: str, key: str, call: Callable[[], T]) -> T:
+        """Do an operation by `call`."""
+        return call()
 
     def read(self, key: str, limit: int = LARGEST_RECORD) -> bytes:
         return self.do("read", key, lambda: self.inner.read(key, limit))
@@ -106,6 +98,25 @@ class FaultyStore:
 
     def probe(self, prefix: str) -> None:
         self.inner.probe(prefix)
+
+
+class FaultyStore(Passing):
+    """`inner`, but `happen` is called before, halfway through or after the `at`-th operation (from
+    1; None: never)."""
+
+    def __init__(
+        self,
+        inner: Store,
+        at: int | None = None,
+        when: When = "before",
+        happen: Callable[[str], None] = crash,
+    ) -> None:
+        super().__init__(inner)
+        self.operations: list[str] = []
+        """The operations so far: "write run/HEAD.json"."""
+        self._at, self._when, self._happen = at, when, happen
+        self._dead = False
+        self._lock = threading.Lock()
 
     def die(self) -> None:
         """End the process between two operations."""

@@ -18,7 +18,7 @@ from pion.errors import PionError
 from pion.untrusted import LARGEST_RECORD
 from pipeline.state.stores import Conflict, Entry, Missing, StoreError
 from pipeline.state.stores.base import Data, Entries, Names, WritesAtOnce
-from tests.faults.faulty_store import Crash
+from tests.faults.faulty_store import Crash, Passing
 from tests.support.waiting import LONG_SECONDS, PATIENCE_SECONDS
 
 T = TypeVar("T")
@@ -27,6 +27,7 @@ T = TypeVar("T")
 # after it · the process dies, and the operation is done later.
 Fate = Literal["done", "outage", "lost", "late", "dies", "dies after", "dies late"]
 UNTOLD = "the test lost it"
+CHANGES = ("write", "swap", "delete", "publish")
 
 
 class MemoryStore(WritesAtOnce):
@@ -88,12 +89,11 @@ class MemoryStore(WritesAtOnce):
         """Do nothing: there is nothing to find out."""
 
 
-class SteppedStore(WritesAtOnce):
+class SteppedStore(Passing):
     """`inner`, but each operation waits until `step` allows it."""
 
     def __init__(self, inner: MemoryStore, late: list[Callable[[], Any]]) -> None:
-        self.inner = inner
-        self.url = inner.url
+        super().__init__(inner)
         self.error: BaseException | None = None
         self.ended = False
         self.pending = ""
@@ -128,46 +128,12 @@ class SteppedStore(WritesAtOnce):
             self._resume.release()
             assert self._paused.acquire(timeout=PATIENCE_SECONDS), self.pending
 
-    def read(self, key: str, limit: int = LARGEST_RECORD) -> bytes:
-        return self.do(key, lambda: self.inner.read(key, limit))
-
-    def read_versioned(self, key: str) -> tuple[bytes, str]:
-        return self.do(key, lambda: self.inner.read_versioned(key))
-
     def write(self, key: str, data: Data) -> None:
-        content = data.read_bytes() if isinstance(data, Path) else bytes(data)
-        self.do(key, lambda: self.inner.write(key, content), changes=True)
+        super().write(key, data.read_bytes() if isinstance(data, Path) else bytes(data))
 
-    def compare_and_swap(self, key: str, data: bytes, expected: str | None) -> str:
-        swap = self.inner.compare_and_swap
-        return self.do(key, lambda: swap(key, data, expected), changes=True)
-
-    def delete(self, key: str) -> None:
-        self.do(key, lambda: self.inner.delete(key), changes=True)
-
-    def download(self, key: str, path: Path, limit: int | None = None) -> str:
-        return self.do(key, lambda: self.inner.download(key, path, limit))
-
-    def local_path(self, key: str) -> Path | None:
-        return None
-
-    def sweep_unfinished(self, prefix: str, before: float) -> int:
-        return self.do(prefix, lambda: self.inner.sweep_unfinished(prefix, before))
-
-    def list(self, prefix: str = "") -> Entries:
-        return self.do(prefix, lambda: self.inner.list(prefix))
-
-    def folders(self, prefix: str = "") -> Names:
-        return self.do(prefix, lambda: self.inner.folders(prefix))
-
-    def service_time(self) -> float | None:
-        return None
-
-    def probe(self, prefix: str) -> None:
-        """Do nothing: there is nothing to find out."""
-
-    def do(self, key: str, call: Callable[[], T], *, changes: bool = False) -> T:
-        """Wait for `step`, and apply its fate. Only operations with `changes` are done late."""
+    def do(self, action: str, key: str, call: Callable[[], T]) -> T:
+        """Wait for `step`, and apply its fate. Only an operation that changes something is done
+        late."""
         if self._dead:
             raise Crash(key)
         self.pending = key
@@ -175,7 +141,7 @@ class SteppedStore(WritesAtOnce):
         assert self._resume.acquire(timeout=LONG_SECONDS), key
         fate = self._fate
         self._dead = fate.startswith("dies")
-        if fate in ("late", "dies late") and changes:
+        if fate in ("late", "dies late") and action in CHANGES:
             self._late.append(call)
         if fate in ("done", "lost", "dies after"):
             result = call()

@@ -221,9 +221,7 @@ def test_a_folder_may_fail_at_every_operation(
     fail_on_a_folder(folder_world, when, 1, 1)
 
 
-def test_a_process_may_die_again_while_it_recovers(
-    folder_world: Callable[[object], World],
-) -> None:
+def test_a_process_may_die_again_while_it_recovers(folder_world: Callable[[object], World]) -> None:
     world = folder_world("again and again")
     for k in range(1, 200):
         store = FaultyStore(world.store, k, "after", crash)

@@ -228,13 +228,26 @@ def test_a_joined_object_that_was_cut_short_is_named_if_its_parts_are_gone(
         assert steps_in(store) == STEPS
 
 
-def test_thinned_rows_that_were_cut_short_anywhere_are_not_used(store: FileStore) -> None:
+def damages(whole: bytes) -> Iterator[bytes]:
+    """Yield what may be there instead of a file of thinned rows."""
+    # Without the end of its last line, it is whole.
+    yield from (whole[:size] for size in range(len(whole) - 1))
+    first, *rows = whole.splitlines()
+    for lines in (
+        [first, *rows, rows[-1].replace(b"1", b"2")],
+        [b"[" * 100_000, *rows],
+        [first, *(b'{"step": "x"}' for _ in rows)],
+        [first, *rows[:-1], b'{"stands_for": {"steps": -1}}'],
+    ):
+        yield b"\n".join(lines)
+
+
+def test_damaged_thinned_rows_are_not_used(store: FileStore) -> None:
     join_all(store)
     thin_files = [e.key for e in store.list(FOLDER) if e.key.endswith(".thin")]
     assert len(thin_files) == 3
-    whole = store.read(thin_files[0])
-    for size in range(len(whole) - 1):  # without the end of its last line, it is whole
-        store.write(thin_files[0], whole[:size])
+    for content in damages(store.read(thin_files[0])):
+        store.write(thin_files[0], content)
         rows, unreadable = thin_rows_and_unreadable(store)
         assert sum(map(step_count, rows)) == len(STEPS)
         assert unreadable.count == 0

@@ -56,9 +56,7 @@ except Fenced as fenced:
 
 
 def test_an_owner_that_was_stopped_and_continued_writes_nothing_more(
-    tmp_path: Path,
-    start: Callable[..., subprocess.Popen[str]],
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, start: Callable[..., subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_state, "SILENCE_SECONDS", 0.5)
     monkeypatch.setattr(claiming, "_POLL_SECONDS", 0.05)

@@ -22,6 +22,7 @@ import pytest
 from tests.support.changing_folder import files_below
 from tests.support.forked import ForkedRun, may_fork
 from tests.support.hub_server import USER, WRITE_TOKEN, HubServer, hub_server
+from tests.support.meddling import Meddling
 from tests.support.s3_server import FaultProxy, S3Server
 from tests.support.waiting import kill_tree
 from tests.support.whole_runs import RUN_SECONDS, Process, write_job
@@ -34,23 +35,6 @@ SECRETS = {
 }
 
 EVERYONE_MAY = 0  # the umask with which everyone may read what a run makes
-
-# This one starts as a new process: so what Python and its packages write at their start is found.
-_WITH_A_BUG = """
-import sys
-import pion.formats.verify
-import pipeline.run.advance
-from pipeline.cli import main
-
-# The start before has shown that transformers loads the model; to import it again takes longest.
-pion.formats.verify.verify_export = lambda *arguments: 0.0
-
-def broken(*arguments):
-    raise RuntimeError("a bug that nobody knows yet")
-
-pipeline.run.advance.write_run_report = broken
-sys.exit(main(sys.argv[1:]))
-"""
 
 
 @dataclass
@@ -72,7 +56,7 @@ class Traces:
             while process.poll() is None and time.monotonic() < end:
                 listed |= set(_command_lines(process.pid))
                 _keep_files_of_ray(temporary, links)
-                time.sleep(0.1)
+                time.sleep(0.2)
             said = os.pread(output.fileno(), os.fstat(output.fileno()).st_size, 0)
         if process.returncode is None:
             kill_tree(process.pid)
@@ -127,6 +111,15 @@ def traces(s3: S3Server, hub: HubServer, tmp_path_factory: pytest.TempPathFactor
     return traces_of(s3, hub, folder, folder / "tmp", workers=0)
 
 
+def with_a_bug(folder: Path) -> Meddling:
+    bug = Meddling(folder)
+    fails = "def wrapper(*arguments): raise RuntimeError('a bug that nobody knows yet')"
+    bug.wrap("pipeline.run.advance:write_run_report", fails)
+    # The start before has shown that transformers loads the model.
+    bug.wrap("pion.formats.verify:verify_export", "def wrapper(*arguments): return 0.0")
+    return bug
+
+
 def traces_of(s3: S3Server, hub: HubServer, folder: Path, temporary: Path, workers: int) -> Traces:
     """Return the traces of three starts of one run: saving is forbidden, publishing is forbidden,
     and a bug."""
@@ -154,9 +147,10 @@ def traces_of(s3: S3Server, hub: HubServer, folder: Path, temporary: Path, worke
             assert may_fork(environment)
             return ForkedRun(pion, folder, environment, EVERYONE_MAY, output)
 
-        def with_a_bug(output: BinaryIO) -> Process:
+        def start(output: BinaryIO) -> Process:
+            """Start a new process: so what Python and its packages write then is found."""
             return subprocess.Popen(
-                [sys.executable, "-c", _WITH_A_BUG, *pion],
+                [sys.executable, "-m", "pipeline.cli", *pion],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -171,7 +165,8 @@ def traces_of(s3: S3Server, hub: HubServer, folder: Path, temporary: Path, worke
         proxy.clear()
         hub.fail("POST .*/commit/", status=403, times=1)
         traces.run("forbidden to publish", fork, temporary)
-        traces.run("a bug", with_a_bug, temporary)
+        environment["PYTHONPATH"] = with_a_bug(folder).environment()["PYTHONPATH"]
+        traces.run("a bug", start if workers else fork, temporary)
     for place in {folder, temporary}:
         for path in place.rglob("*"):
             traces.modes[str(path.relative_to(place))] = path.stat().st_mode & 0o777
