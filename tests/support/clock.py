@@ -24,7 +24,5 @@ class FakeClock:
 
     def clock(self) -> Clock:
         return Clock(
-            now=lambda: self.time + self.wall_ahead,
-            monotonic=lambda: self.time,
-            sleep=self.sleep,
+            now=lambda: self.time + self.wall_ahead, monotonic=lambda: self.time, sleep=self.sleep
         )

@@ -1,9 +1,8 @@
 """Owning a run: epochs, fencing, lost acknowledgements, and who may take over when."""
 
 import dataclasses
-import subprocess
+import os
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,38 +14,9 @@ from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Conflict, FileStore, StoreError
 from tests.support.clock import FakeClock
+from tests.support.hooked_store import Hooked, once
 from tests.support.states import an_entry, list_checkpoint, read, someone
-from tests.support.waiting import join, read_until
-
-Start = Callable[..., subprocess.Popen[str]]
-
-
-class LosesAcknowledgements(FileStore):
-    """Does every swap, but reports the first few as failed."""
-
-    def __init__(self, folder: Path, error: Exception, times: int = 1) -> None:
-        super().__init__(folder)
-        self.error = error
-        self.times = times
-
-    def compare_and_swap(self, key: str, data: bytes, expected: str | None) -> str:
-        version = super().compare_and_swap(key, data, expected)
-        if self.times:
-            self.times -= 1
-            raise self.error
-        return version
-
-
-class IsDown(FileStore):
-    """While `down`, fails every swap without doing it."""
-
-    down = True
-
-    def compare_and_swap(self, key: str, data: bytes, expected: str | None) -> str:
-        if self.down:
-            raise StoreError("write", key, "503 Service Unavailable")
-        return super().compare_and_swap(key, data, expected)
-
+from tests.support.waiting import join
 
 # Claiming
 
@@ -87,39 +57,19 @@ def test_an_owner_elsewhere_is_refused_and_named(run: RunState) -> None:
     assert run.store.read("demo/HEAD.json") == before
 
 
-def test_a_living_owner_on_this_machine_is_refused_as_running(
-    run: RunState, start: Start, store: FileStore
-) -> None:
-    owner = start(CLAIM_AND_WAIT, store.folder)
-    read_until(owner, "1")
-    with pytest.raises(BadInput, match=f"pid {owner.pid} .* That process is running"):
+def test_a_living_owner_on_this_machine_is_refused_as_running(run: RunState) -> None:
+    claim_run(run, dataclasses.replace(Owner.me(), session="another"))
+    with pytest.raises(BadInput, match=f"pid {os.getpid()} .* That process is running"):
         claim_run(run, Owner.me())
 
 
-def test_an_owner_killed_on_this_machine_is_replaced_at_once(
-    run: RunState, start: Start, store: FileStore
-) -> None:
-    owner = start(CLAIM_AND_WAIT, store.folder)
-    read_until(owner, "1")
-    owner.kill()
-    owner.wait(60)
-    claim = claim_run(run, Owner.me())
+def test_an_owner_that_died_on_this_machine_is_replaced_at_once(run: RunState) -> None:
+    me = Owner.me()
+    claim_run(run, dataclasses.replace(me, session="another", pid_start=me.pid_start - 1))
+    claim = claim_run(run, me)
     assert claim.epoch == 2
     assert "is dead" in claim.reason
-    assert claim.before.owner is not None
-    assert claim.before.owner.pid == owner.pid
-
-
-CLAIM_AND_WAIT = """
-import sys
-from pipeline.state.claim import claim_run
-from pipeline.state.run_state import RunState
-from pipeline.state.owner import Owner
-from pipeline.state.stores import FileStore
-claim = claim_run(RunState(FileStore(sys.argv[1]), "demo"), Owner.me())
-print(claim.epoch, flush=True)
-sys.stdin.readline()
-"""
+    assert claim.before.session == "another"
 
 
 def test_a_person_can_take_over_from_anyone(run: RunState) -> None:
@@ -240,13 +190,18 @@ def test_a_run_deleted_under_its_owner_stops_it(run: RunState) -> None:
     assert run.read() is None
 
 
-@pytest.mark.parametrize("error", [Conflict("HEAD", ""), StoreError("write", "HEAD", "timeout")])
+LOST = pytest.mark.parametrize(
+    "error", [Conflict("HEAD", ""), StoreError("write", "HEAD", "timeout")]
+)
+
+
+@LOST
 def test_a_lost_acknowledgement_is_a_success_and_is_not_done_twice(
     tmp_path: Path, error: Exception
 ) -> None:
-    store = LosesAcknowledgements(tmp_path, error, times=0)
+    store = Hooked(tmp_path)
     claim = claim_run(RunState(store, "demo"), someone())
-    store.times = 1
+    store.after = once(error)
     changes = []
 
     def change(head: Head) -> Head:
@@ -259,29 +214,27 @@ def test_a_lost_acknowledgement_is_a_success_and_is_not_done_twice(
     claim.set_job("and it goes on")
 
 
-@pytest.mark.parametrize("error", [Conflict("HEAD", ""), StoreError("write", "HEAD", "timeout")])
+@LOST
 def test_a_claim_whose_acknowledgement_is_lost_is_still_one_claim(
     tmp_path: Path, error: Exception
 ) -> None:
-    run = RunState(LosesAcknowledgements(tmp_path, error), "demo")
-    claim = claim_run(run, someone())
+    store = Hooked(tmp_path)
+    store.after = once(error)
+    claim = claim_run(RunState(store, "demo"), someone())
     assert claim.epoch == 1
     claim.set_job("mine")
-    assert read(run).epoch == 1
+    assert read(claim.state).epoch == 1
 
 
 def test_a_lost_acknowledgement_is_recognised_after_somebody_else_took_over(tmp_path: Path) -> None:
-    class ThenIsTakenOver(LosesAcknowledgements):
-        def compare_and_swap(self, key: str, data: bytes, expected: str | None) -> str:
-            try:
-                return super().compare_and_swap(key, data, expected)
-            except Conflict:
-                claim_run(RunState(self, "demo"), someone(), take_over=True)
-                raise
-
-    store = ThenIsTakenOver(tmp_path, Conflict("HEAD", ""), times=0)
+    store = Hooked(tmp_path)
     claim = claim_run(RunState(store, "demo"), someone())
-    store.times = 1
+
+    def is_taken_over() -> None:
+        claim_run(RunState(store, "demo"), someone(), take_over=True)
+        raise Conflict("HEAD", "")
+
+    store.after = once(is_taken_over)
     list_checkpoint(claim, an_entry(10))  # it was listed before the new owner came
     assert [entry.step for entry in read(claim.state).checkpoints] == [10]
     with pytest.raises(Fenced):
@@ -289,13 +242,11 @@ def test_a_lost_acknowledgement_is_recognised_after_somebody_else_took_over(tmp_
 
 
 def test_a_store_that_is_down_fails_the_commit_which_can_be_tried_again(tmp_path: Path) -> None:
-    store = IsDown(tmp_path)
-    store.down = False
+    store = Hooked(tmp_path)
     claim = claim_run(RunState(store, "demo"), someone())
-    store.down = True
+    store.before = once(StoreError("write", "HEAD", "503 Service Unavailable"))
     with pytest.raises(StoreError, match="503"):
         claim.set_job("x")
-    store.down = False
     claim.set_job("y")
     assert read(claim.state).job == "y"
 

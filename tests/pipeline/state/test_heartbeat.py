@@ -1,12 +1,12 @@
 """What an owner's heartbeat reports and detects."""
 
 from pathlib import Path
-from typing import Any
 
 from pion.errors import Fenced
 from pipeline.state.claim import claim_again, claim_run
 from pipeline.state.run_state import RunState
-from pipeline.state.stores import FileStore, StoreError
+from pipeline.state.stores import StoreError
+from tests.support.hooked_store import Hooked
 from tests.support.states import someone
 from tests.support.waiting import wait_until
 
@@ -62,16 +62,16 @@ def test_the_heartbeat_finds_out_that_a_worker_of_ours_owns_the_run(run: RunStat
 
 
 def test_a_heartbeat_that_cannot_be_written_does_not_disturb_the_run(tmp_path: Path) -> None:
-    class NoHeartbeats(FileStore):
-        tried = 0
-
-        def write(self, key: str, data: Any) -> None:
-            self.tried += 1
-            raise StoreError("write", key, "the disk is full")
-
-    store = NoHeartbeats(tmp_path)
+    store, tried = Hooked(tmp_path), list[str]()
     claim = claim_run(RunState(store, "demo"), someone())
+
+    def fail(operation: str) -> None:
+        if operation.startswith("write"):
+            tried.append(operation)
+            raise StoreError("write", operation, "the disk is full")
+
+    store.before = fail
     claim.heartbeat.start(seconds=0.01)
-    wait_until(lambda: store.tried >= 3, "three tries")
+    wait_until(lambda: len(tried) >= 3, "three tries")
     claim.check()
     claim.release()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from pion.untrusted import LARGEST_RECORD
 from pipeline.state.record_file import RecordFile, strictly
 from pipeline.state.record_json import Damaged, closed_record
 from pipeline.state.stores import Conflict, FileStore, StoreError
+from tests.support.hooked_store import Hooked, once
 
 
 @closed_record
@@ -27,63 +27,42 @@ class Note:
 MINE, OTHER, LATER = Note("mine"), Note("of another"), Note("mine, and more")
 
 
-class Lossy(FileStore):
-    """A store in which something happens before and after each swap."""
-
-    before: Callable[[], object] = staticmethod(lambda: None)
-    after: Callable[[], object] = staticmethod(lambda: None)
-
-    def compare_and_swap(self, key: str, data: bytes, expected: str | None) -> str:
-        self.before()
-        version = super().compare_and_swap(key, data, expected)
-        self.after()
-        return version
-
-
 def file_in(store: FileStore) -> RecordFile[Note]:
     return RecordFile(store, "run/note.json", strictly(Note), advice="Write it again.")
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Lossy:
-    return Lossy(tmp_path)
-
-
-def lose(error: Exception) -> Callable[[], None]:
-    def fail() -> None:
-        raise error
-
-    return fail
+def store(tmp_path: Path) -> Hooked:
+    return Hooked(tmp_path)
 
 
 ERRORS = [StoreError("write", "it", "no answer", outage=True), Conflict("k", "u")]
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-def test_a_write_whose_acknowledgement_is_lost_is_made(store: Lossy, error: Exception) -> None:
-    store.after = lose(error)
+def test_a_write_whose_acknowledgement_is_lost_is_made(store: Hooked, error: Exception) -> None:
+    store.after = once(error)
     assert file_in(store).swap(MINE, None)
     assert file_in(store).read()[0] == MINE
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 def test_so_is_one_that_another_write_has_followed_if_it_can_be_told(
-    store: Lossy, error: Exception
+    store: Hooked, error: Exception
 ) -> None:
     def follow() -> None:
         file_in(FileStore(store.folder)).write(LATER)
         raise error
 
-    store.after = follow
+    store.after = once(follow)
     assert file_in(store).swap(MINE, None, lambda present: present.text.startswith("mine"))
 
 
-def test_a_write_that_was_not_made_is_an_error_or_a_lost_race(store: Lossy) -> None:
-    store.before = lose(ERRORS[0])
+def test_a_write_that_was_not_made_is_an_error_or_a_lost_race(store: Hooked) -> None:
+    store.before = once(ERRORS[0])
     with pytest.raises(StoreError, match="no answer"):
         file_in(store).swap(MINE, None)
     file_in(FileStore(store.folder)).write(OTHER)
-    store.before = staticmethod(lambda: None)
     assert not file_in(store).swap(MINE, None)
     assert file_in(store).read()[0] == OTHER
 
@@ -99,7 +78,7 @@ def test_a_write_that_was_not_made_is_an_error_or_a_lost_race(store: Lossy) -> N
     ],
 )
 def test_what_can_not_be_read_is_refused_or_counts_as_none(
-    store: Lossy, data: bytes, why: str
+    store: Hooked, data: bytes, why: str
 ) -> None:
     assert file_in(store).read() == file_in(store).read_if_readable() == (None, None)
     store.write("run/note.json", data)
@@ -111,7 +90,7 @@ def test_what_can_not_be_read_is_refused_or_counts_as_none(
         assert file_in(store).read(as_none=Damaged) == (None, version)
 
 
-def test_the_advice_also_follows_if_not_even_the_bytes_can_be_read(store: Lossy) -> None:
+def test_the_advice_also_follows_if_not_even_the_bytes_can_be_read(store: Hooked) -> None:
     path = store.folder / "run" / "note.json"
     path.parent.mkdir()
     with path.open("wb") as file:

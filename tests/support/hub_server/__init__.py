@@ -25,14 +25,7 @@ from tests.support.hub_server.hub import (
 )
 from tests.support.waiting import join
 
-__all__ = [
-    "FINE_GRAINED_TOKEN",
-    "READ_TOKEN",
-    "USER",
-    "WRITE_TOKEN",
-    "HubServer",
-    "hub_server",
-]
+__all__ = ["FINE_GRAINED_TOKEN", "READ_TOKEN", "USER", "WRITE_TOKEN", "HubServer", "hub_server"]
 
 
 class _Server(ThreadingHTTPServer):

@@ -1,5 +1,7 @@
 """Checkpoints: a restored save is exactly what was saved, or it is skipped with a reason."""
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import gc
@@ -12,6 +14,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,8 @@ import torch
 from safetensors.torch import load_file
 
 from pion.errors import BadInput, Fenced, PionError
-from pipeline.state.checkpoints.checkpointer import Checkpointer, CheckpointSeries
+from pion.train.side_copy import SideCopy
+from pipeline.state.checkpoints.checkpointer import Checkpointer, CheckpointSeries, PendingCommit
 from pipeline.state.checkpoints.layout import MODEL, OPTIMIZER
 from pipeline.state.checkpoints.restore import (
     FoundCheckpoint,
@@ -33,13 +37,16 @@ from pipeline.state.checkpoints.retention import Keep
 from pipeline.state.checkpoints.snapshot import Snapshot, map_extents
 from pipeline.state.checkpoints.uploader import Saved, SaveRequest, UploaderDied
 from pipeline.state.claim import Claim, claim_run
+from pipeline.state.head import Head
 from pipeline.state.owner import Owner
 from pipeline.state.rows.metrics import MetricsLog, read_metrics
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, Missing, Store, StoreError
 from pipeline.state.workspace import Workspace
 from tests.support.clock import FakeClock
+from tests.support.hooked_store import Hooked, once
 from tests.support.in_process_uploader import InProcessUploader
+from tests.support.late_streams import LateStreams
 from tests.support.states import an_entry, someone
 from tests.support.waiting import PATIENCE_SECONDS, read_until, run_to_end
 
@@ -124,18 +131,11 @@ class Gate(FileStore):
         super().write(key, data)
 
 
-class FailsOnce(FileStore):
-    """A store that fails the first write of an optimizer's file."""
-
-    def __init__(self, folder: Path, *, outage: bool = False) -> None:
-        super().__init__(folder)
-        self.left, self.outage = 1, outage
-
-    def write(self, key: str, data: Any) -> None:
-        if key.endswith(OPTIMIZER) and self.left:
-            self.left -= 1
-            raise StoreError("write", key, "the disk is full", outage=self.outage)
-        super().write(key, data)
+def fails_once(folder: Path, *, outage: bool) -> Hooked:
+    """Return a store that fails the first write of an optimizer's file."""
+    store = Hooked(folder)
+    store.before = once(StoreError("write", "it", "the disk is full", outage=outage), OPTIMIZER)
+    return store
 
 
 class NoMapping(FileStore):
@@ -267,7 +267,7 @@ def mapped_from_dev_shm() -> set[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("saves", [16, pytest.param(80, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("saves", [8, pytest.param(80, marks=pytest.mark.soak)])
 def test_memory_stays_flat_over_many_saves(claim: Claim, saves: int) -> None:
     model = {"weight": torch.ones(1_000_000)}
     me = psutil.Process()
@@ -288,7 +288,7 @@ def test_memory_stays_flat_over_many_saves(claim: Claim, saves: int) -> None:
             found.append(memory())
     # Threads of other tests may still load data once; a leak would show in both halves.
     begin, middle, end = found
-    assert min(middle - begin, end - middle) < 8_000_000  # two saves' worth, of six or more
+    assert min(middle - begin, end - middle) < 8_000_000  # two saves' worth, of three or more
     assert checkpointer.stats.saved == saves
     checkpointer.close()
 
@@ -452,7 +452,7 @@ def test_nobody_waits_for_an_upload_of_a_run_that_another_process_owns(run: RunS
 
 
 def test_a_failed_write_is_raised_by_the_next_save_and_the_one_after_works(tmp_path: Path) -> None:
-    claim = claim_run(RunState(FailsOnce(tmp_path), "demo"), someone())
+    claim = claim_run(RunState(fails_once(tmp_path, outage=False), "demo"), someone())
     checkpointer = checkpointer_in_this_process(claim)
     model, optimizer = some_tensors()
     checkpointer.save(model, optimizer, {"step": 10})
@@ -469,7 +469,7 @@ def test_a_failed_write_is_raised_by_the_next_save_and_the_one_after_works(tmp_p
 def test_files_of_a_failed_save_are_deleted_an_hour_after_the_next_commit(
     tmp_path: Path, time: FakeClock
 ) -> None:
-    store = FailsOnce(tmp_path, outage=True)
+    store = fails_once(tmp_path, outage=True)
     claim = claim_run(RunState(store, "demo", time.clock()), someone())
     checkpointer = checkpointer_in_this_process(claim)
     save(checkpointer, 10)
@@ -501,16 +501,11 @@ def test_a_result_is_noted_in_its_checkpoint_without_waiting(tmp_path: Path) -> 
     assert (entry.step, entry.metrics) == (10, {"held_out_loss": 3.5})
 
 
-def test_a_store_that_corrupts_files_is_detected_before_the_commit(
-    tmp_path: Path,
-) -> None:
-    class Corrupts(FileStore):
-        def write(self, key: str, data: Any) -> None:
-            super().write(key, data)
-            if key.endswith("model.safetensors"):
-                flip_a_bit(self.folder / key)
-
-    claim = claim_run(RunState(Corrupts(tmp_path), "demo"), someone())
+def test_a_store_that_corrupts_files_is_detected_before_the_commit(tmp_path: Path) -> None:
+    store = Hooked(tmp_path)
+    model_file = tmp_path / "demo/checkpoints/pretrain/10-1" / MODEL
+    store.after = once(partial(flip_a_bit, model_file), MODEL)
+    claim = claim_run(RunState(store, "demo"), someone())
     checkpointer = checkpointer_in_this_process(claim)
     model, optimizer = some_tensors()
     checkpointer.save(model, optimizer, {"step": 10})
@@ -535,7 +530,11 @@ def test_state_that_is_not_json_is_refused_at_the_save(claim: Claim) -> None:
 
 KILLED_WHILE_SAVING = """
 import sys, torch
-from pipeline.state.checkpoints.checkpointer import Checkpointer, CheckpointSeries
+from pipeline.state.checkpoints.checkpointer import (
+    Checkpointer,
+    CheckpointSeries,
+    PendingCommit,
+)
 from pipeline.state.claim import claim_run
 from pipeline.state.run_state import RunState
 from pipeline.state.owner import Owner
@@ -550,7 +549,7 @@ for step in range(1, 10_000):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_killed_while_saving_the_last_listed_checkpoint_is_whole(
     store: FileStore, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
@@ -582,3 +581,119 @@ def test_an_entry_knows_its_size(claim: Claim) -> None:
     manifest = sum(found.size for found in files if found.key.endswith("/manifest.json"))
     assert entry.bytes == sum(found.size for found in files) - manifest
     assert dataclasses.asdict(entry)["model_sha256"] == entry.model_sha256
+
+
+# ---------------------------------------------------------------- between begin and commit
+
+
+def upload(pending: PendingCommit, step: int) -> None:
+    entry = an_entry(step)
+    pending.begin(entry.key)
+    pending.uploaded(entry)
+
+
+def test_it_begins_with_the_checkpoint_that_training_resumed_from() -> None:
+    entry = an_entry(10, ancestor="checkpoints/pretrain/5-1")
+    listed = PendingCommit(FoundCheckpoint(entry, Path("x"), []))
+    assert (listed.last, listed.ancestor, listed.newest_key) == (entry, entry.key, None)
+    copy = PendingCommit(FoundCheckpoint(entry, Path("x"), [], listed=False))
+    assert (copy.last, copy.ancestor, copy.newest_key) == (None, entry.ancestor, entry.key)
+    fresh = PendingCommit(FoundCheckpoint(None, None, []))
+    assert (fresh.last, fresh.ancestor, fresh.newest_key) == (None, None, None)
+
+
+def test_an_acknowledged_commit_leaves_no_doubt() -> None:
+    pending, entry = PendingCommit(), an_entry(10)
+    upload(pending, 10)
+    assert pending.in_doubt
+    assert pending.uploaded_as(entry.key) == entry
+    pending.acknowledged(entry)
+    assert not pending.in_doubt
+    assert pending.uploaded_as(entry.key) is None
+    assert (pending.last, pending.ancestor) == (entry, entry.key)
+    assert pending.given_up("checkpoints/pretrain/20-1") == []
+
+
+def test_a_commit_that_landed_unacknowledged_is_the_ancestor_of_the_next_save() -> None:
+    pending = PendingCommit()
+    upload(pending, 10)
+    assert pending.look_for_landed(Head()) is None
+    assert pending.ancestor is None
+    landed = an_entry(10)
+    assert pending.look_for_landed(Head(checkpoints=(landed, an_entry(5, epoch=0)))) == landed
+    assert (pending.last, pending.ancestor) == (landed, landed.key)
+
+
+def test_the_next_save_gives_up_failed_saves() -> None:
+    pending = PendingCommit()
+    pending.begin(an_entry(10).key)  # and the upload fails
+    upload(pending, 20)
+    assert pending.given_up(an_entry(20).key) == [an_entry(10).key]
+    assert pending.newest_key == an_entry(20).key
+
+
+# ---------------------------------------------------------------- a copy next to the following step
+
+
+class SlowCard(LateStreams):
+    """A card that copies only when its update waits for the copies, or fails with `error` first."""
+
+    def __init__(self, error: str | None = None) -> None:
+        super().__init__()
+        self._copied, self._error = threading.Event(), error
+
+    def wait_event(self, event: LateStreams) -> None:
+        super().wait_event(event)
+        self._copied.set()
+
+    def synchronize(self) -> None:
+        if self._error is not None:
+            raise RuntimeError(self._error)
+        assert self._copied.wait(60)
+
+
+def test_a_save_next_to_a_step_is_written_after_its_copies(claim: Claim) -> None:
+    checkpointer = checkpointer_in_this_process(claim)
+    model, optimizer = some_tensors()
+    expected = {name: tensor.clone() for name, tensor in model.items()}
+    side_copy = SideCopy(SlowCard())
+    assert checkpointer.save(model, optimizer, {"step": 1}, side_copy) is True
+    assert checkpointer.busy
+    assert checkpointer.save(model, optimizer, {"step": 2}, side_copy) is False
+    assert newest(claim)[0] is None
+    side_copy.before_update()
+    for tensor in (*model.values(), *optimizer.values()):
+        tensor.zero_()  # the update
+    checkpointer.wait()
+    entry, loaded, _ = newest(claim)
+    assert entry.step == 1
+    assert_same(loaded.model, expected)
+    stats = checkpointer.stats
+    assert stats.copy_seconds is not None
+    assert stats.copy_seconds > stats.stall_seconds
+
+
+def test_a_card_that_fails_during_a_copy_leaves_the_last_checkpoint(claim: Claim) -> None:
+    checkpointer = checkpointer_in_this_process(claim)
+    assert checkpointer.save(*some_tensors(), {"step": 10})
+    checkpointer.wait()
+    side_copy = SideCopy(SlowCard("CUDA error: unspecified launch failure"))
+    assert checkpointer.save(*some_tensors(), {"step": 20}, side_copy)
+    with pytest.raises(RuntimeError, match="launch failure"):
+        checkpointer.wait()
+    assert newest(claim)[0].step == 10
+    assert list(claim.store.list("demo/checkpoints/pretrain/20-1/")) == []
+
+
+def test_a_snapshot_is_freed_only_after_the_copies_into_it() -> None:
+    streams, snapshot = LateStreams(), Snapshot()
+    snapshot.take(*some_tensors(), {}, SideCopy(streams))
+    snapshot.close()
+    assert streams.order[-1] == "the host waits for the copies"
+
+
+def test_a_snapshot_of_other_shapes_waits_for_the_copies_into_the_old_memory() -> None:
+    streams, snapshot = LateStreams(), Snapshot()
+    snapshot.take({"weight": torch.ones(8)}, {}, {}, SideCopy(streams))
+    snapshot.take({"weight": torch.ones(9)}, {}, {})
+    assert streams.order[-1] == "the host waits for the copies"

@@ -1,19 +1,32 @@
-"""Which checkpoints are kept; a listed checkpoint is never deleted."""
+"""Which checkpoints are kept, and which one is the best; a listed checkpoint is never deleted."""
 
 import dataclasses
+import math
+import random
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pion.errors import Fenced
-from pipeline.state.checkpoints.retention import Keep, forget, kept, sweep, sweep_abandoned
+from pion.errors import BadInput, Fenced
+from pipeline.job import Job
+from pipeline.state.checkpoints.retention import (
+    Keep,
+    final_checkpoint,
+    forget,
+    kept,
+    selected,
+    sweep,
+    sweep_abandoned,
+)
 from pipeline.state.claim import Claim, claim_run
 from pipeline.state.head import CheckpointEntry, Head, StageRecord
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
 from tests.support.clock import FakeClock
+from tests.support.hooked_store import Hooked, once
+from tests.support.jobs import tiny_job
 from tests.support.states import an_entry, list_checkpoint, someone
 
 HOUR = 3600.0
@@ -202,12 +215,9 @@ def test_a_sweep_that_was_cut_short_is_finished_by_the_next_owner(
     class Killed(BaseException):
         pass
 
-    class DiesDeleting(FileStore):
-        def delete(self, key: str) -> None:
-            super().delete(key)
-            raise Killed
-
-    claim = claim_run(RunState(DiesDeleting(store.folder), "demo", time.clock()), someone())
+    dying = Hooked(store.folder)
+    dying.after = once(Killed(), "delete")
+    claim = claim_run(RunState(dying, "demo", time.clock()), someone())
     store_checkpoint(claim, an_entry(10))
     claim.commit(lambda head: head.with_trash([an_entry(10).key], time.time))
     time.time += HOUR
@@ -244,3 +254,80 @@ def test_temporary_files_of_dead_writers_go_an_hour_after_they_were_touched(
     time.time += 2
     sweep_abandoned(claim)
     assert not leftover.exists()
+
+
+# ---------------------------------------------------------------- the best one
+
+
+def job_for(checkpoint: str = "best") -> Job:
+    return tiny_job(evaluate__checkpoint=checkpoint)
+
+
+def entry(
+    step: int, loss: float | None, stage: str = "sft", digest: str = "d", epoch: int = 1
+) -> CheckpointEntry:
+    metrics = {} if loss is None else {"held_out_loss": loss}
+    return an_entry(step, epoch, stage, digest=digest, metrics=metrics)
+
+
+def head_with(*entries: CheckpointEntry) -> Head:
+    """Return HEAD of a run whose sft is finished at the first of `entries`, newest first."""
+    return Head(checkpoints=entries).with_stage("sft", StageRecord("d", 0.0, entries[0].key))
+
+
+def test_the_lowest_held_out_loss_of_the_last_stage_wins() -> None:
+    pretrained = entry(9, 0.5, "pretrain")  # a lower loss, of other rows
+    head = head_with(entry(6, 3.0), entry(4, 2.0), entry(2, 2.5), pretrained)
+    found = selected(job_for(), head)
+    assert found is not None
+    assert found.result() == {
+        "step": 4,
+        "held_out_loss": 2.0,
+        "last_step": 6,
+        "last_held_out_loss": 3.0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("older", "wins"),
+    [
+        ([entry(4, 2.0), entry(2, 2.0)], 4),  # of equal losses the newest
+        ([entry(4, None), entry(2, 9.0)], 6),
+        ([entry(4, math.nan), entry(2, 9.0)], 6),
+        ([entry(4, -math.inf), entry(2, 9.0)], 6),
+        ([entry(4, 1.0, digest="other")], 6),
+    ],
+    ids=["equal", "no loss", "NaN", "infinite", "under other settings"],
+)
+def test_only_numbers_under_the_same_settings_count(
+    older: list[CheckpointEntry], wins: int
+) -> None:
+    found = selected(job_for(), head_with(entry(6, 3.0), *older))
+    assert found is not None
+    assert found.best.step == wins
+
+
+def test_which_epoch_saved_a_checkpoint_does_not_matter() -> None:
+    losses = {2: 2.5, 4: 2.0, 6: 3.0}
+    draw = random.Random(0)
+    steps = set()
+    for _ in range(20):
+        entries = [entry(s, losses[s], epoch=draw.randint(1, 5)) for s in (6, 4, 2)]
+        found = selected(job_for(), head_with(*entries))
+        assert found is not None
+        steps.add(found.best.step)
+    assert steps == {4}
+
+
+def test_without_being_asked_for_the_last_one_is_meant() -> None:
+    head = head_with(entry(6, 3.0), entry(4, 2.0))
+    assert selected(job_for("last"), head) is None
+    assert final_checkpoint(job_for("last"), head) == "checkpoints/sft/6-1"
+    evaluated = head.with_stage("evaluate", StageRecord("e", 0.0, "checkpoints/sft/4-1"))
+    assert final_checkpoint(job_for(), evaluated) == "checkpoints/sft/4-1"
+
+
+def test_a_run_that_was_trained_without_it_says_so() -> None:
+    head = head_with(entry(6, None), entry(4, 2.0))
+    with pytest.raises(BadInput, match=r"sft was trained without it.*evaluate\.checkpoint=last"):
+        selected(job_for(), head)

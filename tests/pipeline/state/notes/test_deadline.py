@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,8 +22,8 @@ from pipeline.state.notes.deadline import (
 from pipeline.state.owner import Author
 from pipeline.state.record_json import Damaged
 from pipeline.state.run_state import RunState
-from pipeline.state.stores import FileStore
 from tests.support.clock import FakeClock
+from tests.support.hooked_store import Hooked, once
 
 IN_42_HOURS = Asked.of(Deadline(hours=42))
 
@@ -75,34 +74,23 @@ def test_a_deadline_that_was_switched_off_stays_off(run: RunState) -> None:
     assert first(run).at is None
 
 
-class Meddled(FileStore):
-    """A store in which something happens before the next compare-and-swap."""
-
-    before: Callable[[], object] | None = None
-
-    def compare_and_swap(self, key: str, data: bytes, expected: str | None) -> str:
-        before, self.before = self.before, None
-        if before is not None:
-            before()
-        return super().compare_and_swap(key, data, expected)
-
-
 @pytest.fixture
-def meddled(tmp_path: Path, time: FakeClock) -> tuple[RunState, Meddled]:
-    other = Meddled(tmp_path / "runs")
+def meddled(tmp_path: Path, time: FakeClock) -> tuple[RunState, Hooked]:
+    """The run by a store in which a test lets something happen before a swap."""
+    other = Hooked(tmp_path / "runs")
     return RunState(other, "demo", time.clock()), other
 
 
 def test_of_two_launches_at_once_the_first_one_decides(
-    run: RunState, meddled: tuple[RunState, Meddled], time: FakeClock
+    run: RunState, meddled: tuple[RunState, Hooked], time: FakeClock
 ) -> None:
     slower, store = meddled
-    store.before = lambda: first(run, Asked.of(Deadline(hours=1)))
+    store.before = once(lambda: first(run, Asked.of(Deadline(hours=1))))
     assert first(slower).at == time.time + 3600
 
 
 def test_a_change_is_made_again_on_what_another_process_has_just_written(
-    run: RunState, meddled: tuple[RunState, Meddled]
+    run: RunState, meddled: tuple[RunState, Hooked]
 ) -> None:
     before = first(run).at
     slower, store = meddled
@@ -110,7 +98,7 @@ def test_a_change_is_made_again_on_what_another_process_has_just_written(
     def by_another(record: RunDeadline | None) -> RunDeadline:  # no two processes write the same
         return dataclasses.replace(moved(record), by=Author("host-b", 7, "ann"))
 
-    store.before = lambda: change_deadline(run, by_another)
+    store.before = once(lambda: change_deadline(run, by_another))
     assert before is not None
     assert change_deadline(slower, moved).at == before + 2
 

@@ -54,12 +54,7 @@ def test_a_request_to_one_run_leaves_its_neighbours_alone(run: RunState) -> None
 
 
 @pytest.mark.parametrize(
-    "content",
-    [
-        b"{",
-        b'{"format": 1, "kind": "dance", "at": 1}',
-        b'{"format": 99, "kind": "stop"}',
-    ],
+    "content", [b"{", b'{"format": 1, "kind": "dance", "at": 1}', b'{"format": 99, "kind": "stop"}']
 )
 def test_a_file_that_is_not_a_request_is_reported_and_ignored(
     run: RunState, content: bytes

@@ -20,23 +20,13 @@ from pipeline.state.owner import Author
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, StoreError
 from tests.support.clock import FakeClock
+from tests.support.hooked_store import Hooked, once
 
 
 class Limited(FileStore):
     """A store whose number of commits is limited."""
 
     commits = True
-
-
-class Failing(FileStore):
-    """A store that takes no writes until it works again."""
-
-    works = False
-
-    def write(self, key: str, data: object) -> None:
-        if not self.works:
-            raise StoreError("write", key, "the service is down")
-        super().write(key, data)  # type: ignore[arg-type]
 
 
 def test_a_run_that_nobody_has_watched_has_no_beat_and_counts_as_silent(run: RunState) -> None:
@@ -108,10 +98,10 @@ def test_a_new_state_is_written_at_once_but_not_where_commits_are_limited(
 def test_a_store_that_fails_ends_no_watcher_and_the_next_look_tries_again(
     tmp_path: Path, time: FakeClock
 ) -> None:
-    failing = Failing(tmp_path)
+    failing = Hooked(tmp_path)
+    failing.before = once(StoreError("write", "it", "the service is down"))
     beats = WatcherBeats(RunState(failing, "demo", time.clock()), time.clock().now)
     assert not beats.beat(None)
-    failing.works = True
     assert beats.beat(None)
 
 

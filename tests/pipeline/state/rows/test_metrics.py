@@ -2,7 +2,6 @@
 
 import tempfile
 import threading
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -21,6 +20,7 @@ from pipeline.state.rows.row_types import Unreadable
 from pipeline.state.rows.segments import Replaced
 from pipeline.state.rows.thin import ThinReader
 from pipeline.state.stores import FileStore, StoreError
+from tests.support.hooked_store import Hooked, once
 from tests.support.waiting import join
 
 
@@ -145,16 +145,9 @@ def test_however_often_a_run_is_cut_each_step_shows_once(attempts: list[tuple[in
 
 
 def test_rows_survive_a_failed_flush(store: FileStore) -> None:
-    class FailsOnce(FileStore):
-        failures = 1
-
-        def write(self, key: str, data: Any) -> None:
-            if self.failures:
-                self.failures -= 1
-                raise StoreError("write", key, "the disk is full")
-            super().write(key, data)
-
-    log = MetricsLog(FailsOnce(store.folder), "demo", "pretrain", 1)
+    failing = Hooked(store.folder)
+    failing.before = once(StoreError("write", "it", "the disk is full"))
+    log = MetricsLog(failing, "demo", "pretrain", 1)
     log.append({"step": 1})
     with pytest.raises(StoreError):
         log.flush()
@@ -164,23 +157,15 @@ def test_rows_survive_a_failed_flush(store: FileStore) -> None:
 
 
 def test_rows_can_be_appended_while_others_are_being_written(store: FileStore) -> None:
-    class Slow(FileStore):
-        writing = threading.Event()
-        go_ahead = threading.Event()
-
-        def write(self, key: str, data: Any) -> None:
-            self.writing.set()
-            assert self.go_ahead.wait(60)
-            super().write(key, data)
-
-    slow = Slow(store.folder)
+    slow, writing, go_ahead = Hooked(store.folder), threading.Event(), threading.Event()
+    slow.before = lambda operation: (writing.set(), go_ahead.wait(60))
     log = MetricsLog(slow, "demo", "pretrain", 1)
     log.append({"step": 1})
     flush = threading.Thread(target=log.flush)
     flush.start()
-    assert slow.writing.wait(60)
+    assert writing.wait(60)
     log.append({"step": 2})
-    slow.go_ahead.set()
+    go_ahead.set()
     join(flush)
     assert read(store, {}) == [(1, 1)]
     log.flush()
@@ -202,16 +187,9 @@ def test_events_come_back_in_the_order_they_happened(store: FileStore) -> None:
 
 
 def test_an_event_whose_acknowledgement_was_lost_happened_once(store: FileStore) -> None:
-    class LosesOne(FileStore):
-        losses = 1
-
-        def write(self, key: str, data: Any) -> None:
-            super().write(key, data)
-            if self.losses:
-                self.losses -= 1
-                raise StoreError("write", key, "the connection was lost")
-
-    log = EventLog(LosesOne(store.folder), "demo", 1)
+    losing = Hooked(store.folder)
+    losing.after = once(StoreError("write", "it", "the connection was lost"))
+    log = EventLog(losing, "demo", 1)
     log.append("training", stage="sft")
     with pytest.raises(StoreError):
         log.flush()

@@ -19,7 +19,6 @@ from pipeline.state.owner import Owner
 from pipeline.state.rows.join import Joiner
 from pipeline.state.rows.metrics import MetricsLog
 from pipeline.state.rows.row_types import Unreadable
-from pipeline.state.rows.segments import Replaced
 from pipeline.state.rows.thin import (
     RANGES,
     TAIL,
@@ -94,7 +93,7 @@ def test_a_part_of_what_a_row_stands_for_may_be_repeated_later() -> None:
     ),
     st.integers(0, 60),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_rows_that_are_thinned_twice_stand_for_the_same(
     kinds: list[tuple[str, float, float]], cut: int
 ) -> None:
@@ -128,14 +127,14 @@ def test_a_row_without_a_speed_takes_all_the_time_there_is() -> None:
 
 
 def history() -> tuple[list[Row], list[Row], Head]:
-    """A run of 40,000 steps on two machines. The second resumes 700 steps before the first ended.
+    """A run of 20,000 steps on two machines. The second resumes 700 steps before the first ended.
 
     There is an evaluation every 1,000 steps, of 20 s, and a save every 500, of 3 s.
     """
     events: list[Row] = []
     rows: list[Row] = []
     at = T
-    for epoch, numbers in ((1, range(1, 25_001)), (2, range(24_301, 40_001))):
+    for epoch, numbers in ((1, range(1, 10_001)), (2, range(9_301, 20_001))):
         about = {"id": f"pod{epoch}", "gpu": "A40", "count": 1, "price": 0.4, "rented_at": at}
         events.append({"event": "machine", "epoch": epoch, "at": at + 60, "phases": {}, **about})
         at += 100
@@ -149,7 +148,7 @@ def history() -> tuple[list[Row], list[Row], Head]:
                 at += 20
                 rows.append(held_out(number, at, epoch))
         at += 200
-    head = Head(epoch=2, owner=Owner.me(), restores={1: {"pretrain": 0}, 2: {"pretrain": 24_300}})
+    head = Head(epoch=2, owner=Owner.me(), restores={1: {"pretrain": 0}, 2: {"pretrain": 9_300}})
     return events, rows, head
 
 
@@ -196,11 +195,6 @@ def store(tmp_path: Path) -> FileStore:
     return store
 
 
-def thin_file(store: FileStore) -> str:
-    (key,) = (entry.key for entry in store.list(FOLDER) if entry.key.endswith(".thin"))
-    return key
-
-
 def test_a_reader_takes_thinned_rows_where_there_are_any(store: FileStore) -> None:
     unreadable = Unreadable()
     reader = ThinReader(store, FOLDER, unreadable)
@@ -209,34 +203,6 @@ def test_a_reader_takes_thinned_rows_where_there_are_any(store: FileStore) -> No
     assert sum(map(step_count, rows)) == 2060
     assert reader.read() == rows
     assert unreadable.count == 0
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda lines: lines[:-1],
-        lambda lines: [*lines, lines[-1].replace(b"2", b"3")],
-        lambda lines: [],
-        lambda lines: [b"[" * 100_000, *lines[1:]],
-        lambda lines: [lines[0], *(b'{"step": "x"}' for _ in lines[1:])],
-        lambda lines: [*lines[:-1], json.dumps({"stands_for": {"steps": -1}}).encode()],
-    ],
-    ids=["cut short", "a row more", "empty", "brackets", "no rows", "less than no steps"],
-)
-def test_damaged_thinned_rows_are_not_used(store: FileStore, damage: Any) -> None:
-    key = thin_file(store)
-    store.write(key, b"\n".join(damage(store.read(key).splitlines())))
-    rows = ThinReader(store, FOLDER, Unreadable()).read()
-    assert [row["step"] for row in rows] == [*range(2060)]
-
-
-def test_another_run_under_the_name_is_noticed(store: FileStore) -> None:
-    reader = ThinReader(store, FOLDER, Unreadable())
-    reader.read()
-    store.delete(f"{FOLDER}1/000102.jsonl")
-    with pytest.raises(Replaced):
-        reader.read()
 
 
 # ---------------------------------------------------------------- many attempts

@@ -24,13 +24,16 @@ KEY = f"_data/{FINGERPRINT}/{FOLDER}"
 
 class Failing(FarAway):
     """A store of which the first `failures` writes fail, and all writes of the file `refused`.
-    Notes what was tried, in order."""
+    Writes wait for `gate`. Notes what was tried, in order."""
 
     def __init__(self, folder: Path, failures: int = 0, refused: str = "") -> None:
         super().__init__(folder)
         self.left, self.refused, self.tried = failures, refused, list[str]()
+        self.gate = threading.Event()
+        self.gate.set()
 
     def write(self, key: str, data: Data) -> None:
+        assert self.gate.wait(PATIENCE_SECONDS)
         name = key.removeprefix(f"{KEY}/")
         self.tried.append(name)
         if self.left or name == self.refused:
@@ -41,11 +44,16 @@ class Failing(FarAway):
     def has(self, name: str) -> bool:
         return any(entry.key == f"{KEY}/{name}" for entry in self.list(KEY))
 
+    def gets(self, *names: str) -> None:
+        for name in names:
+            wait_until(partial(self.has, name), f"{name} to be in the store")
+
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder in which data is prepared, with a tokenizer, a shard, and its record."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(unfinished, "RETRY_SECONDS", 0.01)
     (tmp_path / "own" / "0").mkdir(parents=True)
     for name in ("0/a.npy", "0/a.json", "0/b.npy", "tokenizer.json"):
         (tmp_path / "own" / name).write_bytes(f"mine {name}".encode())
@@ -53,41 +61,39 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @contextmanager
-def uploading(store: Failing, own: Path) -> Iterator[EarlyUpload]:
+def uploading(store: Failing, own: Path, finished: str = "0/b.npy") -> Iterator[EarlyUpload]:
     upload = EarlyUpload(store, FINGERPRINT, FOLDER, own)
     try:
+        upload.finished(own / finished)
         yield upload
     finally:
         upload.close()
 
 
-def test_an_upload_that_fails_is_tried_again(
+def test_an_upload_that_fails_is_tried_again_and_holds_up_no_other_file(
+    tmp_path: Path, own: Path
+) -> None:
+    store = Failing(tmp_path / "store", failures=5, refused="0/a.npy")
+    with uploading(store, own):
+        store.gets("tokenizer.json", "0/a.json", "0/b.npy")
+        assert not store.has("0/a.npy")
+        store.refused = ""
+        store.gets("0/a.npy")
+
+
+def test_while_the_store_can_not_be_reached_nobody_waits_for_it_or_for_the_next_try(
     tmp_path: Path, own: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unfinished, "RETRY_SECONDS", 0.01)
-    store = Failing(tmp_path / "store", failures=5)
-    with uploading(store, own) as upload:
-        upload.finished(own / "0" / "b.npy")
-        for name in ("tokenizer.json", "0/a.npy", "0/a.json", "0/b.npy"):
-            wait_until(partial(store.has, name), f"{name} to be in the store")
-
-
-def test_nobody_waits_for_the_next_try_when_it_is_closed(tmp_path: Path, own: Path) -> None:
+    monkeypatch.setattr(unfinished, "MOST_WAITING", 1)
+    monkeypatch.setattr(unfinished, "RETRY_SECONDS", PATIENCE_SECONDS)
     store = Failing(tmp_path / "store", failures=1)
     with uploading(store, own) as upload:
-        upload.finished(own / "0" / "b.npy")
-        wait_until(lambda: store.tried, "an upload that fails")
+        upload.wait()
+        assert len(store.tried) == 1
     assert len(store.tried) == 1
 
 
-def test_a_file_that_was_deleted_meanwhile_is_left_out(tmp_path: Path, own: Path) -> None:
-    store = Failing(tmp_path / "store", failures=0)
-    with uploading(store, own) as upload:
-        upload.finished(own / "0" / "gone.npy")
-        wait_until(lambda: store.has("0/b.npy"), "the others to be in the store")
-
-
-def test_a_file_that_is_deleted_while_it_is_looked_at_ends_no_upload(
+def test_a_file_that_is_deleted_while_it_is_looked_at_or_before_ends_no_upload(
     tmp_path: Path, own: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stat = Path.stat
@@ -99,134 +105,73 @@ def test_a_file_that_is_deleted_while_it_is_looked_at_ends_no_upload(
         return found
 
     store = Failing(tmp_path / "store")
-    with uploading(store, own) as upload:
-        monkeypatch.setattr(Path, "stat", stat_and_delete)
-        upload.finished(own / "0" / "b.npy")
-        wait_until(lambda: store.has("0/b.npy"), "the others to be in the store")
+    monkeypatch.setattr(Path, "stat", stat_and_delete)
+    with uploading(store, own, "0/gone.npy"):
+        store.gets("0/b.npy")
     assert not (own / "0" / "a.npy").exists()
     assert "0/a.npy" not in store.tried
 
 
-def test_a_file_that_the_store_refuses_holds_up_no_other(
-    tmp_path: Path, own: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(unfinished, "RETRY_SECONDS", 0.01)
-    store = Failing(tmp_path / "store", refused="0/a.npy")
-    with uploading(store, own) as upload:
-        upload.finished(own / "0" / "b.npy")
-        for name in ("tokenizer.json", "0/a.json", "0/b.npy"):
-            wait_until(partial(store.has, name), f"{name} to be in the store")
-        assert not store.has("0/a.npy")
-
-
 def test_while_the_store_refuses_the_tokenizer_no_other_file_is_tried(
-    tmp_path: Path, own: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, own: Path
 ) -> None:
-    monkeypatch.setattr(unfinished, "RETRY_SECONDS", 0.01)
     store = Failing(tmp_path / "store", refused="tokenizer.json")
-    with uploading(store, own) as upload:
-        upload.finished(own / "0" / "b.npy")
+    with uploading(store, own):
         wait_until(lambda: len(store.tried) >= 5, "several tries")
     assert set(store.tried) == {"tokenizer.json"}
 
 
-class Gated(Failing):
-    """A store whose writes wait for `gate`."""
-
-    def __init__(self, folder: Path, refused: str = "") -> None:
-        super().__init__(folder, refused=refused)
-        self.gate = threading.Event()
-
-    def write(self, key: str, data: Data) -> None:
-        assert self.gate.wait(PATIENCE_SECONDS)
-        super().write(key, data)
-
-
-def wait_in_thread(upload: EarlyUpload) -> threading.Thread:
+@contextmanager
+def waiting(upload: EarlyUpload) -> Iterator[None]:
+    """Let a thread wait for the store, which stops waiting in the block."""
     thread = threading.Thread(target=upload.wait)
     thread.start()
-    return thread
+    wait_until(lambda: upload.waits, "it to wait for the store")
+    yield
+    thread.join(PATIENCE_SECONDS)
+    assert not thread.is_alive()
+    assert not upload.waits
 
 
 def test_who_finishes_files_waits_while_too_many_are_not_in_the_store(
     tmp_path: Path, own: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(unfinished, "MOST_WAITING", 4)
-    store = Gated(tmp_path / "store")
-    with uploading(store, own) as upload:
-        upload.finished(own / "0" / "b.npy")  # and three from before
+    store = Failing(tmp_path / "store", refused="0/a.npy")
+    store.gate.clear()
+    with uploading(store, own) as upload:  # and three from before
         upload.wait()
-        upload.finished(own / "0" / "a.npy")
-        waits = wait_in_thread(upload)
-        wait_until(lambda: upload.waits, "it to wait for the store")
-        store.gate.set()
-        waits.join(PATIENCE_SECONDS)
-        assert not waits.is_alive()
-        assert not upload.waits
-
-
-def test_a_file_that_was_refused_is_waited_for_until_it_is_in_the_store_and_no_longer(
-    tmp_path: Path, own: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(unfinished, "MOST_WAITING", 0)
-    monkeypatch.setattr(unfinished, "RETRY_SECONDS", 0.01)
-    store = Gated(tmp_path / "store", refused="0/a.npy")
-    store.gate.set()
-    with uploading(store, own) as upload:
-        upload.finished(own / "0" / "b.npy")
-        wait_until(lambda: store.has("0/b.npy"), "the others to be in the store")
-        store.refused = ""
-        wait_until(lambda: store.has("0/a.npy"), "the refused file to be in the store")
-        (own / "0" / "c.npy").write_bytes(b"new")
-        upload.finished(own / "0" / "c.npy")
-        wait_until(lambda: store.has("0/c.npy"), "the next file to be in the store")
-        store.gate.clear()
         upload.finished(own / "0" / "a.json")
-        waits = wait_in_thread(upload)
-        wait_until(lambda: upload.waits, "it to wait for the last file alone")
-        store.gate.set()
-        waits.join(PATIENCE_SECONDS)
-        assert not waits.is_alive()
-
-
-def test_nobody_waits_while_the_store_can_not_be_reached(
-    tmp_path: Path, own: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(unfinished, "MOST_WAITING", 1)
-    store = Failing(tmp_path / "store", failures=1)
-    with uploading(store, own) as upload:
-        upload.finished(own / "0" / "b.npy")
-        upload.wait()
-        assert len(store.tried) == 1
+        with waiting(upload):
+            store.gate.set()
+        monkeypatch.setattr(unfinished, "MOST_WAITING", 0)
+        with waiting(upload):  # for the file that is refused
+            store.refused = ""
 
 
 def test_nobody_waits_any_more_when_it_is_closed(
     tmp_path: Path, own: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(unfinished, "MOST_WAITING", 1)
-    store = Gated(tmp_path / "store")
+    store = Failing(tmp_path / "store")
+    store.gate.clear()
     with uploading(store, own) as upload:
-        upload.finished(own / "0" / "b.npy")
-        waits = wait_in_thread(upload)
-        wait_until(lambda: upload.waits, "it to wait for the store")
-        upload.stop()
-        waits.join(PATIENCE_SECONDS)
-        assert not waits.is_alive()
+        with waiting(upload):
+            upload.stop()
         store.gate.set()
 
 
 def test_what_is_in_the_store_by_another_machine_comes_last_and_what_is_nowhere_first(
     tmp_path: Path, own: Path
 ) -> None:
-    store = Failing(tmp_path / "store", failures=0)
+    store = Failing(tmp_path / "store")
     there = f"_data/{FINGERPRINT}/{'1' * 32}"
     for name in ("0/a.npy", "0/b.npy"):
         store.write(f"{there}/{name}", (own / name).read_bytes())
     store.write(f"{there}/0/a.json", b"of another size")
     store.tried.clear()
     (own / "0" / "c.npy").write_bytes(b"new")
-    with uploading(store, own) as upload:
-        upload.finished(own / "0" / "c.npy")
+    with uploading(store, own, "0/c.npy"):
         wait_until(lambda: len(store.tried) == 5, "all files to be in the store")
     assert store.tried[:3] == ["tokenizer.json", "0/a.json", "0/c.npy"]
     assert set(store.tried[3:]) == {"0/a.npy", "0/b.npy"}

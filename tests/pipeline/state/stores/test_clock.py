@@ -1,10 +1,10 @@
 """The clock of a store's service, and a laptop that goes by it although its own clock jumps.
 
-The real clients ask services on loopback, which say any date that a test wants.
+Of the service's time, the real clients ask services on loopback, which say any date.
 """
 
 import time as real_time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from email.utils import formatdate
 from pathlib import Path
@@ -144,159 +144,154 @@ def test_s3_says_its_time_even_if_it_refuses_requests_of_a_machine_with_a_wrong_
     assert len(proxy.requests) == 1
 
 
-# A laptop that goes by the clock of the Hub
+# A laptop that goes by the clock of a service
 
 
-class Laptop:
-    """A laptop's clocks, and the Hub's, which is an hour ahead of them at first."""
+class Service(FileStore):
+    """A store whose service's clock is an hour ahead of the laptop's at first."""
 
-    def __init__(self, hub: HubServer, time: FakeClock) -> None:
-        self.time = time
-        self.asleep = HOUR
-        hub.now = lambda: time.time + self.asleep
+    def __init__(self, folder: Path, laptop: FakeClock) -> None:
+        super().__init__(folder)
+        self.laptop, self.ahead, self.asked = laptop, HOUR, 0
+        self.down = False
+        self.answer: Callable[[], float | None] = self.now
+
+    def now(self) -> float:
+        return self.laptop.time + self.ahead
+
+    def service_time(self) -> float | None:
+        self.asked += 1
+        if self.down:
+            raise StoreError("read the time of", self.url, "it is down", outage=True)
+        return self.answer()
 
     def sleep(self, seconds: float) -> None:
-        """Pass time that the monotonic clock does not count."""
-        self.time.wall_ahead += seconds
-        self.asleep += seconds
+        """Let the laptop sleep, for a time that its monotonic clock does not count."""
+        self.laptop.wall_ahead += seconds
+        self.ahead += seconds
 
 
 @pytest.fixture
-def laptop(hub: HubServer, time: FakeClock) -> Laptop:
-    return Laptop(hub, time)
+def service(tmp_path: Path, time: FakeClock) -> Service:
+    return Service(tmp_path, time)
 
 
 @pytest.fixture
-def clock(hub: HubServer, laptop: Laptop) -> StoreClock:
-    return StoreClock(laptop.time.clock(), HubStore(REPO, sleep=no_wait))
+def clock(service: Service, time: FakeClock) -> StoreClock:
+    return StoreClock(time.clock(), service)
 
 
-def test_the_time_is_the_hubs_and_is_measured_every_300_seconds(
-    clock: StoreClock, hub: HubServer, laptop: Laptop
+def test_the_time_is_the_services_and_is_measured_every_300_seconds(
+    clock: StoreClock, service: Service, time: FakeClock
 ) -> None:
-    assert clock.now() == hub.now() + 0.5
-    hub.date = lambda: formatdate(NOON, usegmt=True)
-    laptop.time.sleep(EVERY_SECONDS - 1)
-    assert clock.now() == hub.now() + 0.5
-    assert hub.count("GET") == 1
-    laptop.time.sleep(1)
-    assert clock.now() == NOON + 0.5
-    laptop.time.sleep(100)
-    assert clock.now() == NOON + 100.5
-    assert hub.count("GET") == 2
+    assert clock.now() == service.now()
+    service.answer = lambda: NOON
+    time.sleep(EVERY_SECONDS - 1)
+    assert (clock.now(), service.asked) == (service.now(), 1)
+    time.sleep(1)
+    assert clock.now() == NOON
+    time.sleep(100)
+    assert (clock.now(), service.asked) == (NOON + 100, 2)
 
 
 @pytest.mark.parametrize("jump", [DAY, -DAY, JUMP_SECONDS + 1, -JUMP_SECONDS - 1, None])
-def test_after_a_sleep_or_when_somebody_set_the_wall_clock_the_hub_is_asked_again_at_once(
-    clock: StoreClock, hub: HubServer, laptop: Laptop, jump: float | None
+def test_after_a_sleep_or_when_somebody_set_the_wall_clock_the_service_is_asked_again_at_once(
+    clock: StoreClock, service: Service, time: FakeClock, jump: float | None
 ) -> None:
     clock.now()
     if jump is None:
-        laptop.sleep(HOUR)
+        service.sleep(HOUR)
     else:
-        laptop.time.wall_ahead += jump
+        time.wall_ahead += jump
     for _ in range(2):
-        assert (clock.now(), hub.count("GET")) == (hub.now() + 0.5, 2)
+        assert (clock.now(), service.asked) == (service.now(), 2)
 
 
 def test_a_wall_clock_that_is_corrected_by_small_steps_has_not_jumped(
-    clock: StoreClock, hub: HubServer, laptop: Laptop
+    clock: StoreClock, service: Service, time: FakeClock
 ) -> None:
-    clock.now()
     for _ in range(10):
-        laptop.time.wall_ahead += JUMP_SECONDS
-        assert clock.now() == hub.now() + 0.5
-    assert hub.count("GET") == 1
+        assert (clock.now(), service.asked) == (service.now(), 1)
+        time.wall_ahead += JUMP_SECONDS
 
 
-def test_while_the_hub_is_down_the_last_measurement_holds(
-    clock: StoreClock, hub: HubServer, laptop: Laptop
+def test_while_the_service_is_down_the_last_measurement_holds(
+    clock: StoreClock, service: Service, time: FakeClock
 ) -> None:
     clock.now()
-    hub.fail(".", times=ALWAYS)
+    service.down = True
     for _ in range(3):
-        laptop.time.sleep(EVERY_SECONDS)
-        assert clock.now() == hub.now() + 0.5
-    hub.faults.clear()
-    laptop.asleep += 7
-    assert clock.now() == hub.now() - 6.5  # asking a Hub that is down takes long, so not each time
-    laptop.time.sleep(EVERY_SECONDS)
-    assert clock.now() == hub.now() + 0.5
+        time.sleep(EVERY_SECONDS)
+        assert clock.now() == service.now()
+    service.down = False
+    service.ahead += 7
+    assert clock.now() == service.now() - 7  # asking a service that is down takes long
+    time.sleep(EVERY_SECONDS)
+    assert clock.now() == service.now()
 
 
-def test_while_the_hub_says_no_readable_date_the_last_measurement_holds(
-    clock: StoreClock, hub: HubServer, laptop: Laptop
+def test_while_the_service_says_no_readable_date_the_last_measurement_holds(
+    clock: StoreClock, service: Service, time: FakeClock
 ) -> None:
     clock.now()
-    hub.date = lambda: "about noon"
-    laptop.time.sleep(EVERY_SECONDS)
-    assert (clock.now(), hub.count("GET")) == (hub.now() + 0.5, 2)
+    service.answer = lambda: None
+    time.sleep(EVERY_SECONDS)
+    assert (clock.now(), service.asked) == (service.now(), 2)
 
 
-def test_a_laptop_that_wakes_before_its_network_uses_its_own_clock_until_the_hub_answers(
-    clock: StoreClock, hub: HubServer, laptop: Laptop
+@pytest.mark.parametrize("asleep", [True, False])
+def test_a_laptop_that_wakes_or_starts_without_a_network_uses_its_own_clock_until_an_answer(
+    clock: StoreClock, service: Service, time: FakeClock, asleep: bool
 ) -> None:
-    clock.now()
-    laptop.sleep(HOUR)
-    hub.fail(".", times=ALWAYS)
-    own = laptop.time.clock().now
+    if asleep:
+        clock.now()
+        service.sleep(HOUR)
+    else:
+        time.wall_ahead = DAY
+    service.down = True
+    own = time.clock().now
     assert clock.now() == own()
-    hub.faults.clear()
-    laptop.time.sleep(AGAIN_SECONDS - 1)
-    assert clock.now() == own()
-    laptop.time.sleep(1)
-    assert clock.now() == hub.now() + 0.5
+    service.down, asked = False, service.asked
+    time.sleep(AGAIN_SECONDS - 1)
+    assert (clock.now(), service.asked) == (own(), asked)
+    time.sleep(1)
+    assert clock.now() == service.now()
 
 
-def test_a_hub_that_is_down_from_the_start_leaves_the_laptops_own_clock(
-    clock: StoreClock, hub: HubServer, laptop: Laptop
+def test_a_sleep_between_an_answer_and_its_arrival_makes_the_laptop_ask_again(
+    clock: StoreClock, service: Service
 ) -> None:
-    hub.fail(".", times=ALWAYS)
-    laptop.time.wall_ahead = DAY
-    own = laptop.time.clock().now
-    assert clock.now() == own()
-    asked = hub.count("GET")
-    assert clock.now() == own()
-    assert hub.count("GET") == asked
-    hub.faults.clear()
-    laptop.time.sleep(AGAIN_SECONDS)
-    assert clock.now() == hub.now() + 0.5
+    def now_then_sleep() -> float:
+        now = service.now()
+        if service.asked == 1:
+            service.sleep(HOUR)
+        return now
 
-
-def test_a_sleep_between_the_hubs_answer_and_its_arrival_makes_the_laptop_ask_again(
-    clock: StoreClock, hub: HubServer, laptop: Laptop
-) -> None:
-    def date_then_sleep() -> str:
-        date = formatdate(hub.now(), usegmt=True)
-        if hub.count("GET") == 1:
-            laptop.sleep(HOUR)
-        return date
-
-    hub.date = date_then_sleep
-    assert (clock.now(), hub.count("GET")) == (hub.now() + 0.5, 2)
+    service.answer = now_then_sleep
+    assert (clock.now(), service.asked) == (service.now(), 2)
 
 
 def test_a_laptop_that_sleeps_in_each_request_uses_its_own_clock(
-    clock: StoreClock, hub: HubServer, laptop: Laptop
+    clock: StoreClock, service: Service, time: FakeClock
 ) -> None:
-    hub.before("GET", lambda: laptop.sleep(HOUR), times=ALWAYS)
-    assert clock.now() == laptop.time.clock().now()
-    assert hub.count("GET") == 3
+    service.answer = lambda: service.sleep(HOUR)  # type: ignore[func-returns-value]
+    assert clock.now() == time.clock().now()
+    assert service.asked == 3
 
 
-def test_a_process_that_is_told_to_stop_while_it_waits_for_the_hub_stops(
-    hub: HubServer, laptop: Laptop
+def test_a_process_that_is_told_to_stop_while_it_waits_for_the_service_stops(
+    clock: StoreClock, service: Service
 ) -> None:
-    def stop(seconds: float) -> None:
+    def stop() -> float:
+        service.answer = service.now
         raise Interrupted("Stopped.")
 
-    clock = StoreClock(laptop.time.clock(), HubStore(REPO, sleep=stop))
     clock.now()
-    laptop.sleep(HOUR)
-    hub.fail(".")
+    service.sleep(HOUR)
+    service.answer = stop
     with pytest.raises(Interrupted):
         clock.now()
-    assert clock.now() == hub.now() + 0.5
+    assert clock.now() == service.now()
 
 
 def test_the_time_in_a_folder_is_the_machines_own_whatever_it_does(

@@ -1,25 +1,65 @@
 """The S3 store: only what fails is retried, and permanent errors are explained."""
 
+import math
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError, SSLError
 
 from pion.errors import BadInput
-from pipeline.state.stores import (
-    Entry,
-    Missing,
-    StoreError,
-    open_store,
-)
+from pipeline.state.stores import Conflict, Entry, Missing, StoreError, open_store
 from pipeline.state.stores.s3 import bucket as bucket_module
+from pipeline.state.stores.s3 import errors
 from pipeline.state.stores.s3.store import S3Store
-from tests.pipeline.state.stores.s3.conftest import PART, Patience, unfinished_uploads
 from tests.support.contents import content, sha256
-from tests.support.s3_server import ACCESS_KEY, SECRET_KEY, FaultProxy, S3Server
+from tests.support.s3_server import (
+    ACCESS_KEY,
+    SECRET_KEY,
+    SMALLEST_PART,
+    FaultProxy,
+    Kind,
+    S3Server,
+)
 from tests.support.waiting import rest_of
+
+PART = max(SMALLEST_PART, 100_000)
+
+
+@pytest.fixture
+def bucket(s3: S3Server) -> str:
+    return s3.bucket()
+
+
+class Patience:
+    """A store's `sleep` that records each wait, calls `during`, and passes no time."""
+
+    def __init__(self) -> None:
+        self.waits: list[float] = []
+        self.during: Callable[[], object] = lambda: None
+
+    def sleep(self, seconds: float) -> None:
+        self.waits.append(seconds)
+        self.during()
+
+
+@pytest.fixture
+def patience() -> Patience:
+    return Patience()
+
+
+@pytest.fixture
+def store(proxy: FaultProxy, bucket: str, patience: Patience) -> S3Store:
+    """A store in an empty bucket, whose clients go through `proxy`."""
+    return S3Store(bucket, "runs", upload_bytes=PART, download_bytes=PART, sleep=patience.sleep)
+
+
+def unfinished_uploads(s3: S3Server, bucket: str) -> list[str]:
+    answer = s3.client().list_multipart_uploads(Bucket=bucket)
+    return [upload["Key"] for upload in answer.get("Uploads", [])]
+
 
 Start = Callable[..., subprocess.Popen[str]]
 
@@ -376,3 +416,291 @@ def test_a_store_that_is_down_is_not_called_bad_input(store: S3Store, proxy: Fau
     with pytest.raises(StoreError) as caught:
         store.probe("demo/")
     assert caught.value.outage
+
+
+# ---------------------------------------------------------------- uploads
+
+
+def test_a_connection_that_breaks_on_the_way_up_repeats_one_part(
+    store: S3Store, proxy: FaultProxy
+) -> None:
+    proxy.fail("PUT .*partNumber=3", kind="drop_before", times=2)
+    data = content(5 * PART + 1)
+    store.write("demo/model", data)
+    assert store.read("demo/model", len(data)) == data
+    assert proxy.count("POST .*[?]uploads") == 1
+    assert [proxy.count(f"PUT .*partNumber={n}$") for n in range(1, 7)] == [1, 1, 3, 1, 1, 1]
+    assert proxy.count("POST .*uploadId") == 1
+
+
+def test_an_object_has_no_more_parts_than_s3_takes(
+    store: S3Store, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.state.stores.s3.bucket._MOST_PARTS", 3)
+    data = content(3 * PART + 1)
+    store.write("demo/model", data)
+    assert store.read("demo/model", len(data)) == data
+    assert proxy.count("PUT .*partNumber") == 3
+
+
+@pytest.mark.parametrize("size", [1000, 3 * PART])
+def test_what_is_damaged_on_the_way_up_is_refused_and_sent_again(
+    store: S3Store, proxy: FaultProxy, size: int
+) -> None:
+    proxy.fail("PUT", kind="flip")
+    store.write("demo/model", content(size))
+    assert store.read("demo/model") == content(size)
+
+
+# What services answer to the header of a checksum: Backblaze B2, Cloudflare R2 until 2025, S3 to
+# any header that it does not know.
+REFUSALS = [
+    (400, "InvalidArgument", "Unsupported header '{}' received for this API call."),
+    (501, "NotImplemented", "Header '{}' with value 'AAAA' not implemented"),
+    (501, "NotImplemented", "A header you provided implies functionality that is not implemented"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("refusal", REFUSALS)
+@pytest.mark.parametrize("method", [".", "POST"])
+def test_a_service_that_refuses_checksums_is_used_and_what_went_up_is_read_back(
+    store: S3Store, proxy: FaultProxy, refusal: tuple[int, str, str], method: str
+) -> None:
+    """POST: it takes checksums of whole objects, but none of parts."""
+    proxy.refuse_checksums(*refusal, method=method)
+    said = store.probe("demo/")
+    assert ("refuses checksums. So Pion reads back all that it writes" in said) == (method == ".")
+    store.write("demo/model", content(3 * PART + 1))
+    store.write("demo/empty", b"")
+    version = store.compare_and_swap("demo/HEAD.json", b"1", None)
+    store.compare_and_swap("demo/HEAD.json", b"2", version)
+    assert [store.read(f"demo/{name}") for name in ("model", "empty", "HEAD.json")] == [
+        content(3 * PART + 1),
+        b"",
+        b"2",
+    ]
+
+
+@pytest.mark.parametrize(("size", "damaged"), [(1000, "PUT"), (3 * PART, "PUT .*partNumber=2")])
+def test_what_is_damaged_on_the_way_up_is_found_where_checksums_are_refused(
+    store: S3Store, proxy: FaultProxy, size: int, damaged: str
+) -> None:
+    proxy.refuse_checksums(*REFUSALS[0])
+    store.write("demo/first", b"")
+    proxy.fail(damaged, kind="flip")
+    with pytest.raises(StoreError, match="read back differs from what was written") as caught:
+        store.write("demo/model", content(size))
+    assert caught.value.outage
+    store.write("demo/model", content(size))
+
+
+def test_a_swap_that_another_writer_has_replaced_is_not_called_damaged(
+    store: S3Store, proxy: FaultProxy, patience: Patience, bucket: str, s3: S3Server
+) -> None:
+    proxy.refuse_checksums(*REFUSALS[0])
+    store.write("demo/first", b"")
+    proxy.fail("GET .*HEAD.json")
+    other = s3.client()
+    patience.during = lambda: other.put_object(Bucket=bucket, Key="runs/HEAD.json", Body=b"2")
+    version = store.compare_and_swap("HEAD.json", b"1", None)
+    assert store.read_versioned("HEAD.json")[1] != version
+
+
+def test_an_upload_that_fails_for_good_leaves_no_parts_to_pay_for(
+    store: S3Store, proxy: FaultProxy, s3: S3Server, bucket: str
+) -> None:
+    store.write("demo/model", b"old")
+    proxy.deny("InternalError", 500, match="PUT .*partNumber=2")
+    with pytest.raises(StoreError, match="500 InternalError") as caught:
+        store.write("demo/model", content(4 * PART))
+    assert caught.value.outage
+    assert unfinished_uploads(s3, bucket) == []
+    assert store.read("demo/model") == b"old"
+
+
+def test_a_completed_upload_whose_acknowledgement_is_lost_is_complete(
+    store: S3Store, proxy: FaultProxy
+) -> None:
+    proxy.fail("POST .*uploadId", kind="drop_after")
+    proxy.fail("POST .*uploadId", status=404, code="NoSuchUpload")  # as S3 may say to the next try
+    store.write("demo/model", content(3 * PART))
+    assert store.read("demo/model") == content(3 * PART)
+
+
+@pytest.mark.parametrize("present", [None, b"of another writer"])
+def test_an_upload_that_vanished_before_it_was_complete_is_an_error(
+    store: S3Store, proxy: FaultProxy, present: bytes | None
+) -> None:
+    if present is not None:
+        store.write("demo/model", present)
+    proxy.fail("POST .*uploadId", status=404, code="NoSuchUpload")
+    with pytest.raises(StoreError, match="NoSuchUpload"):
+        store.write("demo/model", content(3 * PART))
+
+
+def test_a_file_that_shrinks_while_it_is_sent_is_an_error(
+    store: S3Store, proxy: FaultProxy, patience: Patience, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(content(20 * PART))
+    proxy.fail("POST .*[?]uploads")
+    patience.during = lambda: source.write_bytes(b"")
+    with pytest.raises(StoreError, match=f"Cannot read {source}: the file became shorter"):
+        store.write("demo/model", source)
+    assert store.list() == []
+
+
+def test_a_file_that_cannot_be_read_is_named(store: S3Store, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=f"Cannot read {tmp_path}/nothing"):
+        store.write("demo/model", tmp_path / "nothing")
+
+
+# ---------------------------------------------------------------- conditional writes
+
+
+def test_a_swap_whose_acknowledgement_is_lost_is_a_swap(store: S3Store, proxy: FaultProxy) -> None:
+    proxy.fail("PUT", kind="drop_after", times=2)
+    version = store.compare_and_swap("HEAD.json", b"1", None)
+    proxy.fail("PUT", kind="drop_after", times=2)
+    version = store.compare_and_swap("HEAD.json", b"2", version)
+    assert store.read_versioned("HEAD.json") == (b"2", version)
+
+
+def test_a_swap_that_another_writer_has_followed_is_a_conflict(
+    store: S3Store, proxy: FaultProxy, patience: Patience, bucket: str, s3: S3Server
+) -> None:
+    proxy.fail("PUT", kind="drop_after")
+    other = s3.client()
+    patience.during = lambda: other.put_object(Bucket=bucket, Key="runs/HEAD.json", Body=b"theirs")
+    with pytest.raises(Conflict):
+        store.compare_and_swap("HEAD.json", b"ours", None)
+    assert store.read("HEAD.json") == b"theirs"
+
+
+def test_a_swap_that_met_another_one_in_flight_is_tried_again(
+    store: S3Store, proxy: FaultProxy
+) -> None:
+    proxy.fail("PUT", status=409, code="ConditionalRequestConflict", times=2)
+    store.compare_and_swap("HEAD.json", b"1", None)
+    assert proxy.count("PUT") == 3
+
+
+def test_a_service_that_knows_versions_only_without_their_quotes_is_used(
+    store: S3Store, proxy: FaultProxy
+) -> None:
+    """Ceph's gateway. The form is found once, also by a process that does not probe."""
+    proxy.etag_form = lambda etag: '"' not in etag
+    store.probe("demo/")
+    first = store.compare_and_swap("HEAD.json", b"1", None)
+    other = S3Store(store._bucket.name, "runs")
+    second = other.compare_and_swap("HEAD.json", b"2", first)
+    with pytest.raises(Conflict):
+        other.compare_and_swap("HEAD.json", b"3", first)
+    proxy.requests.clear()
+    third = other.compare_and_swap("HEAD.json", b"4", second)
+    assert len(proxy.requests) == 1
+    assert store.read_versioned("HEAD.json") == (b"4", third)
+
+
+def test_a_service_that_refuses_the_version_it_names_is_refused_and_nobody_tries_for_ever(
+    store: S3Store, proxy: FaultProxy
+) -> None:
+    proxy.etag_form = lambda etag: False
+    reason = "refuses a write with If-Match although its condition holds"
+    with pytest.raises(BadInput, match=f"{reason}.*Nothing was started"):
+        store.probe("demo/")
+    version = store.compare_and_swap("HEAD.json", b"1", None)
+    with pytest.raises(StoreError, match=reason):
+        store.compare_and_swap("HEAD.json", b"2", version)
+
+
+def test_swapping_a_version_of_what_was_deleted_is_a_conflict(store: S3Store) -> None:
+    version = store.compare_and_swap("HEAD.json", b"1", None)
+    store.delete("HEAD.json")
+    with pytest.raises(Conflict):
+        store.compare_and_swap("HEAD.json", b"2", version)
+
+
+@pytest.mark.parametrize("ignored", ["if-none-match", "if-match"])
+def test_a_store_that_ignores_conditions_is_refused_with_the_reason(
+    store: S3Store, proxy: FaultProxy, ignored: str
+) -> None:
+    proxy.ignored_headers = {ignored}
+    with pytest.raises(BadInput, match=f"(?i)127.0.0.1:.* ignores {ignored}.*two machines could"):
+        store.probe("demo/")
+    proxy.clear()
+    assert store.list() == []
+
+
+def test_a_store_that_lets_a_swap_bring_back_what_was_deleted_is_refused(
+    store: S3Store, proxy: FaultProxy
+) -> None:
+    proxy.brings_back = True
+    with pytest.raises(BadInput, match="ignores If-Match once an object is deleted"):
+        store.probe("demo/")
+    assert store.list() == []
+
+
+def test_a_store_that_does_not_know_conditions_is_refused(
+    store: S3Store, proxy: FaultProxy
+) -> None:
+    proxy.deny("NotImplemented", 501, match="PUT")
+    with pytest.raises(BadInput, match=r"the store can't do that .*Nothing was started"):
+        store.probe("demo/")
+
+
+# ---------------------------------------------------------------- answers that are not from S3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["page", "nothing", "half"])
+def test_what_is_not_an_answer_of_s3_is_asked_again_and_then_an_outage(
+    store: S3Store, proxy: FaultProxy, tmp_path: Path, kind: Kind
+) -> None:
+    version = store.compare_and_swap("demo/HEAD.json", b"first", None)
+    store.write("demo/large", content(2 * PART))
+    listed = [Entry("demo/HEAD.json", 5), Entry("demo/large", 2 * PART)]
+    calls: list[tuple[Callable[[], Any], Any]] = [
+        (lambda: store.read_versioned("demo/HEAD.json"), (b"first", version)),
+        (lambda: store.list("demo/"), listed),
+        (lambda: store.download("demo/large", tmp_path / "large"), sha256(content(2 * PART))),
+        (lambda: store.sweep_unfinished("demo/", before=0.0), 0),
+        (lambda: store.write("demo/large", content(2 * PART)), None),
+        (lambda: store.write("demo/small", b"x"), None),
+        (lambda: store.compare_and_swap("demo/HEAD.json", b"first", version), version),
+    ]
+    for call, result in calls:
+        for after in range(4):  # the first, second, … request of this call
+            proxy.fail(".", kind=kind, after=after)
+            assert call() == result
+            proxy.clear()
+        proxy.fail(".", kind=kind, times=math.inf)
+        with pytest.raises(StoreError, match=r"127\.0\.0\.1.*check|500") as caught:
+            call()
+        assert caught.value.outage
+        proxy.clear()
+
+
+@pytest.mark.parametrize(
+    ("reason", "passes"),
+    [
+        ("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed", False),
+        ("[Errno 2] No such file or directory", False),  # of AWS_CA_BUNDLE
+        ("EOF occurred in violation of protocol", True),
+    ],
+)
+def test_a_certificate_that_is_not_trusted_does_not_pass_by_itself(
+    reason: str, passes: bool
+) -> None:
+    error = SSLError(endpoint_url="https://127.0.0.1", error=reason)
+    assert errors.is_transient(error) == errors.is_outage(error) == passes
+    assert ("AWS_CA_BUNDLE" in errors.explain(error, "bucket", "here")) != passes
+
+
+def test_a_service_that_gives_no_reason_gets_no_words_for_one() -> None:
+    """Ceph's gateway answers without messages."""
+    answer: Any = {"Error": {"Code": "AccessDenied", "Message": None}}
+    answer["ResponseMetadata"] = {"HTTPStatusCode": 403}
+    reason = errors.explain(ClientError(answer, "PutObject"), "bucket", "here")
+    assert reason.startswith("access was denied (AccessDenied); the credentials need")
