@@ -24,6 +24,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
@@ -36,9 +37,10 @@ from benchmarks.comparison import Comparison, at_least, compare, heading
 from benchmarks.exported import TOKENIZER
 from benchmarks.trainees import NANO, TINY, Shape, decoder_of, qwen3
 from pion.data.chat.chat_format import ChatFormat
+from pion.data.chat.packing import pack_items
 from pion.data.documents.python_preferences import Better, docs_pairs
 from pion.data.order import RowOrder
-from pion.data.preference.rendering import Usable, pack_preferences, preference_format
+from pion.data.preference.rendering import Usable, preference_format
 from pion.data.shards import IGNORED, Manifest, Rows, describe, flags_path
 from pion.data.stream import Batch, RowStream
 from pion.data.tokens.tokenizer import Tokenizer
@@ -94,9 +96,9 @@ def stream_of(kind: Better, folder: Path, shape: Shape, rows: int) -> RowStream:
     """Return so many packed rows of pairs, as training reads them."""
     tokenizer = Tokenizer.from_file(TOKENIZER)
     written = preference_format(ChatFormat(TOKENIZER, tokenizer), ROW, shape.config.seq_len)
-    pairs = [made.pair for made in docs_pairs(kind)][:PAIRS]
+    pairs = list(islice(docs_pairs(kind), PAIRS))
     items = [one.item for one in written.outcomes(pairs) if isinstance(one, Usable)]
-    ids, flags = pack_preferences(items, ROW, tokenizer.pad)
+    ids, flags = pack_items(items, ROW, tokenizer.pad)
     some = np.linspace(0, len(ids) - 1, rows).astype(int)  # the first rows have the longest pairs
     ids, flags = ids[some], flags[some]
     path = folder / "pairs.npy"

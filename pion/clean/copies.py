@@ -2,14 +2,13 @@
 
 A document is a copy if any earlier document is equal or similar enough, also one that is left out
 as a copy itself: of a chain of similar documents, the first is kept. The result depends only on the
-documents and their order. Memory: some 50 bytes for each document, and BAND_BYTES.
+documents and their order. Memory, besides the signatures: some 50 bytes for each document, and
+BAND_BYTES.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 
@@ -41,29 +40,8 @@ def exact_copies(hashes: np.ndarray, kept: np.ndarray) -> np.ndarray:
     return originals
 
 
-@dataclass(frozen=True)
-class SignatureFile:
-    """Signatures of `count` documents in a file, one after the other."""
-
-    path: Path
-    count: int
-
-    def chunks(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """Yield all signatures in order, AT_ONCE at a time, with their places."""
-        with open(self.path, "rb") as file:
-            for first in range(0, self.count, AT_ONCE):
-                places = slice(first, min(first + AT_ONCE, self.count))
-                size = (places.stop - first) * HASHES
-                yield places, np.fromfile(file, np.uint16, size).reshape(-1, HASHES)
-
-    def of(self, places: np.ndarray) -> np.ndarray:
-        """Return the signatures of some documents. The file is mapped only meanwhile."""
-        mapped = np.memmap(self.path, np.uint16, "r", shape=(self.count, HASHES))
-        return np.array(mapped[places])
-
-
 def near_copies(
-    signatures: SignatureFile,
+    signatures: np.ndarray,
     kept: np.ndarray,
     threshold: float,
     on_band: Callable[[int, int], None] = lambda done, total: None,
@@ -71,14 +49,15 @@ def near_copies(
     """Return an earlier document that is at least so similar, or NONE, for each of N documents,
     (N,) int64.
 
-    Only documents that are `kept` and have a signature are compared. Of documents with the same
+    `signatures` is uint16 (N, HASHES), and may be mapped from a file. Only documents that are
+    `kept` and have a signature are compared. Of documents with the same
     band as many others, only the COMPARED_WITH before it are compared. `on_band` is called after
     each band with the bands done and their number.
     """
-    originals = np.full(signatures.count, NONE, dtype=np.int64)
+    originals = np.full(len(signatures), NONE, dtype=np.int64)
     kept = kept.copy()
-    for places, own in signatures.chunks():
-        kept[places] &= own.any(axis=1)
+    for places in _chunks(signatures):
+        kept[places] &= signatures[places].any(axis=1)
     numbers = np.flatnonzero(kept)
     if len(numbers) < 2:
         return originals
@@ -93,12 +72,17 @@ def near_copies(
     return originals
 
 
-def _keys(signatures: SignatureFile, kept: np.ndarray, bands: range, rows: int) -> list[np.ndarray]:
+def _chunks(signatures: np.ndarray) -> list[slice]:
+    """Return the places of all signatures in order, AT_ONCE at a time."""
+    return [slice(first, first + AT_ONCE) for first in range(0, len(signatures), AT_ONCE)]
+
+
+def _keys(signatures: np.ndarray, kept: np.ndarray, bands: range, rows: int) -> list[np.ndarray]:
     """Return the keys of some bands of all kept documents."""
     keys = [np.empty(np.count_nonzero(kept), dtype=np.uint64) for _ in bands]
     done = 0
-    for places, own in signatures.chunks():
-        own = own[kept[places]]
+    for places in _chunks(signatures):
+        own = signatures[places][kept[places]]
         for of_band, band in zip(keys, bands):
             of_band[done : done + len(own)] = band_keys(own, band, rows)
         done += len(own)
@@ -106,7 +90,7 @@ def _keys(signatures: SignatureFile, kept: np.ndarray, bands: range, rows: int) 
 
 
 def _compare(
-    signatures: SignatureFile,
+    signatures: np.ndarray,
     numbers: np.ndarray,
     keys: np.ndarray,
     threshold: float,
@@ -123,5 +107,5 @@ def _compare(
         for first in range(0, len(later), AT_ONCE):
             here = later[first : first + AT_ONCE]
             copies, before = numbers[here], numbers[here - distance]
-            similar = similarity(signatures.of(copies), signatures.of(before)) >= threshold
+            similar = similarity(signatures[copies], signatures[before]) >= threshold
             originals[copies[similar]] = before[similar]

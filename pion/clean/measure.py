@@ -15,7 +15,9 @@ import numpy as np
 from pion.clean.signature import HASHES, SHINGLE_WORDS, signatures
 from pion.data.overlap.items import LEAST_WORDS
 from pion.data.overlap.ngrams import NGRAM_WORDS
-from pion.data.overlap.words import MOST_BYTES, Words, together, words_of
+from pion.data.overlap.words import MOST_BYTES, together, words_of
+
+_LENGTHS = (SHINGLE_WORDS, NGRAM_WORDS)
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,28 @@ def measure(texts: Sequence[str]) -> MeasuredText:
 
     The numbers of a document don't depend on the other documents.
     """
-    parts = [_numbers(_runs_of(some)) for some in together(text.encode() for text in texts)]
-    hashes = np.array([_hash_of(text) for text in texts], dtype=np.uint64)
-    if not parts:
-        none, no_signatures = np.zeros(0), np.zeros((0, HASHES), dtype=np.uint16)
-        return MeasuredText(none.astype(np.int64), hashes, no_signatures, none)
-    words, own, repeated = (np.concatenate(part) for part in zip(*parts))
-    return MeasuredText(words, hashes, own, repeated)
+    parts = ((number, part) for number, text in enumerate(texts) for part in _parts(text.encode()))
+    words = np.zeros(len(texts), dtype=np.int64)
+    # For each length, the hashes of all runs of so many words, and their documents.
+    runs = {n: [(np.zeros(0, np.uint64), np.zeros(0, np.int64))] for n in _LENGTHS}
+    for some in together(parts, lambda one: one[1]):
+        found = words_of(b"\n".join(part for _, part in some))
+        sizes = np.array([len(part) + 1 for _, part in some])
+        places = np.searchsorted(np.cumsum(sizes) - sizes, found.starts, side="right") - 1
+        owners = np.array([number for number, _ in some])[places]
+        words += np.bincount(owners, minlength=len(texts))
+        for length in _LENGTHS:
+            if len(places) >= length:
+                inside = places[: len(places) - length + 1] == places[length - 1 :]
+                hashes = found.run_hashes(slice(None), length)[inside]
+                runs[length].append((hashes, owners[: len(inside)][inside]))
+    shingles, ngrams = ([np.concatenate(part) for part in zip(*runs[n])] for n in _LENGTHS)
+    return MeasuredText(
+        words,
+        np.array([_hash_of(text) for text in texts], dtype=np.uint64),
+        _signatures(words, *shingles),
+        _repeated(len(texts), *ngrams),
+    )
 
 
 def _hash_of(text: str) -> int:
@@ -57,59 +74,11 @@ def _hash_of(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(same.encode(), digest_size=8).digest(), "little")
 
 
-@dataclass(frozen=True)
-class _Runs:
-    """The words of some documents.
-
-    Attributes:
-        words: how many words each document has.
-        runs: for each length, the hashes of all runs of so many words, one document after the
-            other, and how many each document has.
-    """
-
-    words: np.ndarray
-    runs: dict[int, tuple[np.ndarray, np.ndarray]]
-
-
-_LENGTHS = (SHINGLE_WORDS, NGRAM_WORDS)
-
-
-def _runs_of(texts: list[bytes]) -> _Runs:
-    if len(texts) == 1 and len(texts[0]) > MOST_BYTES:
-        return _of_parts([words_of(part) for part in _parts(texts[0])])
-    sizes = np.array([len(text) + 1 for text in texts])
-    return _of_words(words_of(b"\n".join(texts)), np.cumsum(sizes) - sizes)
-
-
-def _of_words(words: Words, starts: np.ndarray) -> _Runs:
-    """Return the runs of documents that begin at these bytes."""
-    owners = np.searchsorted(starts, words.starts, side="right") - 1
-    counts = np.bincount(owners, minlength=len(starts))
-    runs = {}
-    for length in _LENGTHS:
-        if len(owners) < length:
-            runs[length] = np.zeros(0, dtype=np.uint64), np.zeros(len(starts), dtype=np.int64)
-            continue
-        inside = owners[: len(owners) - length + 1] == owners[length - 1 :]
-        hashes = words.run_hashes(slice(None), length)[inside]
-        runs[length] = hashes, np.maximum(counts - length + 1, 0)
-    return _Runs(counts, runs)
-
-
-def _of_parts(parts: list[Words]) -> _Runs:
-    """Return the runs of one document. Runs across the borders of its parts are left out."""
-    runs = {}
-    for length in _LENGTHS:
-        hashes = [
-            part.run_hashes(slice(None), length) for part in parts if len(part.starts) >= length
-        ]
-        joined = np.concatenate(hashes) if hashes else np.zeros(0, dtype=np.uint64)
-        runs[length] = joined, np.array([len(joined)])
-    return _Runs(np.array([sum(len(part.starts) for part in parts)]), runs)
-
-
 def _parts(text: bytes) -> Iterator[bytes]:
-    """Yield a text in parts that `words_of` takes, cut between words where there is white space."""
+    """Yield a text in parts that `words_of` takes, cut between words where there is white space.
+
+    Runs of words across the borders of parts are left out.
+    """
     cuts = [0]
     while len(text) - cuts[-1] > MOST_BYTES:
         end = cuts[-1] + MOST_BYTES
@@ -119,23 +88,23 @@ def _parts(text: bytes) -> Iterator[bytes]:
         yield text[begin:end]
 
 
-def _numbers(runs: _Runs) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    hashes, counts = runs.runs[SHINGLE_WORDS]
+def _signatures(words: np.ndarray, shingles: np.ndarray, owners: np.ndarray) -> np.ndarray:
+    """Return the signatures of documents of so many words, whose shingles are in their order."""
+    counts = np.bincount(owners, minlength=len(words))
     # A long text of which each part is one word has words, and no pairs.
-    enough = (runs.words >= LEAST_WORDS) & (counts > 0)
-    own = np.zeros((len(counts), HASHES), dtype=np.uint16)
+    enough = (words >= LEAST_WORDS) & (counts > 0)
+    own = np.zeros((len(words), HASHES), dtype=np.uint16)
     if enough.any():
-        own[enough] = signatures(hashes[np.repeat(enough, counts)], counts[enough])
-    return runs.words, own, _repeated(*runs.runs[NGRAM_WORDS])
+        own[enough] = signatures(shingles[enough[owners]], counts[enough])
+    return own
 
 
-def _repeated(hashes: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def _repeated(documents: int, hashes: np.ndarray, owners: np.ndarray) -> np.ndarray:
     """Return the share of runs that came earlier in the same document."""
-    owners = np.repeat(np.arange(len(counts)), counts)
     # Runs of different documents are never equal after this.
     own = hashes ^ (owners.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15))
     order = np.argsort(own)
     again = own[order[1:]] == own[order[:-1]]
-    found = np.bincount(owners[order[1:]][again], minlength=len(counts))
-    shares: np.ndarray = found / np.maximum(counts, 1)
+    found = np.bincount(owners[order[1:]][again], minlength=documents)
+    shares: np.ndarray = found / np.maximum(np.bincount(owners, minlength=documents), 1)
     return shares

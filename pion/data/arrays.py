@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,19 +44,8 @@ def open_npy(path: str | Path, seq_len: int) -> np.ndarray:
             actual = file.seek(0, 2)
     except OSError as error:
         raise BadInput(f"{path}: can't read this .npy shard ({error})") from None
-    shape, fortran_order, dtype, offset = parse_npy_header(beginning, str(path))
-    if dtype.kind not in "iu":
-        raise BadInput(
-            f"{path}: contains {dtype}, but token ids must be integers (uint16, int32…)."
-        )
-    if len(shape) != 2 or fortran_order:
-        raise BadInput(f"{path}: shape {shape}; a shard must be a C-ordered (rows, seq_len) array.")
-    if shape[1] == 0 or shape[1] % seq_len:
-        raise BadInput(
-            f"{path}: rows of {shape[1]:,} ids can't be read as rows of seq_len {seq_len:,}: "
-            f"seq_len must be {shape[1]:,} or divide it."
-        )
-    return _map_rows(path, actual, dtype, offset, shape[0] * shape[1], seq_len)
+    header = parse_rows_header(beginning, str(path), seq_len)
+    return _map_rows(path, actual, header.dtype, header.offset, prod(header.shape), seq_len)
 
 
 def read_array(
@@ -109,6 +99,30 @@ def parse_npy_header(beginning: bytes, where: str) -> NpyHeader:
     if not all(0 <= length < 2**63 for length in shape):
         raise BadInput(f"{where}: can't read this .npy shard (its shape is impossible)")
     return NpyHeader(shape, fortran_order, dtype, file.tell())
+
+
+def parse_rows_header(beginning: bytes, where: str, seq_len: int) -> NpyHeader:
+    """Return the header of an array of integers ``(n, k * seq_len)``, as `parse_npy_header` does.
+
+    Raises:
+        BadInput: it is of another array.
+    """
+    header = parse_npy_header(beginning, where)
+    if header.dtype.kind not in "iu":
+        raise BadInput(
+            f"{where}: contains {header.dtype}, but token ids must be integers (uint16, int32…)."
+        )
+    if len(header.shape) != 2 or header.fortran_order:
+        raise BadInput(
+            f"{where}: shape {header.shape}; a shard must be a C-ordered (rows, seq_len) array."
+        )
+    length = header.shape[1]
+    if length == 0 or length % seq_len:
+        raise BadInput(
+            f"{where}: rows of {length:,} ids can't be read as rows of seq_len {seq_len:,}: "
+            f"seq_len must be {length:,} or divide it."
+        )
+    return header
 
 
 def open_bin(path: str | Path, seq_len: int) -> np.ndarray:

@@ -20,7 +20,8 @@ PADDING = 4
 # it: a pair is two sequences next to each other, first the chosen one.
 PREFERRED = 8
 
-# The file next to the shards of preferences with their `sequence_counts`.
+# The file next to the shards of preferences: how many sequences come before each row, and in all,
+# int32 ``(rows + 1,)``.
 SEQUENCES = "sequences.npy"
 
 
@@ -54,16 +55,6 @@ def sides_of(flags: np.ndarray) -> np.ndarray:
     there = np.arange(sides.shape[1]) < counts[:, None]
     sides[there] = np.where(flags[starts] & PREFERRED, 1, -1)
     return sides
-
-
-def sequence_counts(flags: np.ndarray) -> np.ndarray:
-    """Return how many sequences come before each row, and in all: int32 ``(rows + 1,)``.
-
-    So sequence ``k`` of row ``r`` is number ``sequence_counts(flags)[r] + k`` of all.
-    """
-    counts = np.zeros(len(flags) + 1, dtype=np.int32)
-    np.cumsum(((flags & STARTS) != 0).sum(axis=1), out=counts[1:])
-    return counts
 
 
 def sequences_of(flags: np.ndarray) -> Sequences:

@@ -10,8 +10,6 @@ from torch import Tensor
 
 from pion.errors import BadInput
 
-CHOSEN, REJECTED = 1, -1
-
 
 @dataclass(frozen=True)
 class Sequences:
@@ -54,8 +52,7 @@ def sequences_of_rows(
     padding. `learned` (B, T) says which tokens have a target. Without `reference`, which has one
     number per sequence, all numbers of the reference are 0.
 
-    Raises BadInput if a row has more or fewer documents than sides, a sequence has no target, or
-    the rows are `paired` and a chosen sequence is not followed by its rejected one.
+    Raises BadInput for a sequence without a target, and for other sequences than the reference's.
     """
     longest = max((len(row) for row in sides), default=0)
     size = columns_for(longest, paired=paired)
@@ -65,7 +62,12 @@ def sequences_of_rows(
     numbers = torch.arange(size)[:, None]
     tokens = ((documents[:, None, :] == numbers) & learned[:, None, :]).sum(dim=-1)
     for row, own in enumerate(sides):
-        _check_row(row, own, documents[row], tokens[row], paired=paired)
+        if not tokens[row, : len(own)].all():
+            empty = int(tokens[row].argmin())
+            raise BadInput(
+                f"sequence {empty} in row {row} of the batch has no token to learn. Prepare the "
+                f"data again: an answer must fit into its row."
+            )
         side[row, : len(own)] = torch.tensor(own, dtype=torch.int8)
         if reference is not None:
             if len(reference[row]) != len(own):
@@ -75,29 +77,6 @@ def sequences_of_rows(
                 )
             sums[row, : len(own)] = torch.tensor(reference[row], dtype=torch.float64)
     return Sequences(sums, tokens, side)
-
-
-def _check_row(
-    row: int, sides: Sequence[int], documents: Tensor, tokens: Tensor, *, paired: bool
-) -> None:
-    """Raise BadInput unless the sides of a row fit its documents."""
-    found = int(documents.max()) + 1 if len(documents) else 0
-    if found != len(sides):
-        raise BadInput(f"row {row} of the batch has {found} documents, and {len(sides)} sides")
-    if any(side not in (CHOSEN, REJECTED) for side in sides):
-        raise BadInput(f"row {row} of the batch has sides {list(sides)}; each must be 1 or -1")
-    in_turns = [CHOSEN, REJECTED] * (len(sides) // 2)
-    if paired and list(sides) != in_turns:
-        raise BadInput(
-            f"row {row} of the batch has sides {list(sides)}, so it has no pairs: each chosen "
-            f"answer (1) must be followed by its rejected one (-1). Prepare the data again."
-        )
-    empty = (tokens[: len(sides)] == 0).nonzero().flatten().tolist()
-    if empty:
-        raise BadInput(
-            f"sequence {empty[0]} in row {row} of the batch has no token to learn. Prepare the "
-            f"data again: an answer must fit into its row."
-        )
 
 
 def sequence_sums(log_probs: Tensor, documents: Tensor, count: int) -> Tensor:

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -33,7 +32,6 @@ class ShardWriter:
         shards: the shards finished so far.
         appended: number of documents (or rows) already taken; the caller of a new writer skips
             this many.
-        dropped_tokens: number of ids in the last, incomplete row; known after ``finish``.
 
     Raises:
         BadInput: the folder can't be created, or a shard does not fit into memory.
@@ -51,7 +49,6 @@ class ShardWriter:
     ) -> None:
         self.shards: list[Shard] = []
         self.appended = 0
-        self.dropped_tokens = 0
         self._folder = Path(folder)
         self._seq_len, self._vocab_size = seq_len, vocab_size
         self._key = [key, seq_len, vocab_size, rows_per_shard, conversations]
@@ -70,26 +67,10 @@ class ShardWriter:
         make_folder(self._folder)
         self._take_over_finished()
 
-    def append_document(self, ids: Sequence[int] | np.ndarray, end_of_text: int) -> None:
-        """Append a document and an end-of-text id; an empty document adds nothing.
-
-        Raises:
-            BadInput: an id is beyond the vocabulary, or the shard can't be written.
-        """
-        document = np.concatenate((ids, [end_of_text] if len(ids) else [])).astype(np.int64)
-        self._check(document)
-        used, self._resumed_within = self._resumed_within, 0
-        while used < len(document):
-            used += self._fill(document[used:], None)
-            if self._filled == self._ids.size:
-                whole = used == len(document)
-                self._write_shard(self.appended + whole, 0 if whole else used)
-        self.appended += 1
-
     def append_documents(self, ids: np.ndarray, lengths: np.ndarray) -> None:
-        """Append documents that are joined in ``ids``, as `append_document` does one by one.
+        """Append documents that are joined in ``ids``, each with its end-of-text.
 
-        Each has its end-of-text. ``lengths`` has the number of ids of each, int64.
+        ``lengths`` has the number of ids of each, int64; 0 for an empty document.
 
         Raises:
             BadInput: an id is beyond the vocabulary, or the shard can't be written.
@@ -133,9 +114,7 @@ class ShardWriter:
         Raises:
             BadInput: the shard can't be written.
         """
-        if self._filled:
-            self.dropped_tokens = self._filled % self._seq_len
-            self._filled -= self.dropped_tokens
+        self._filled -= self._filled % self._seq_len
         if self._filled:
             self._write_shard(self.appended, 0)
         return tuple(self.shards)
@@ -179,7 +158,6 @@ class ShardWriter:
             "key": self._key,
             "appended": appended,
             "within": within,
-            "dropped_tokens": self.dropped_tokens,
             "shard": asdict(shard),
         }
         write_atomically(path.with_suffix(".json"), json.dumps(progress).encode())
@@ -208,11 +186,11 @@ class ShardWriter:
                     shard.flags_sha256 is None
                     or flags_path(path).stat().st_size == shard.flags_bytes
                 )
-                counts = [progress[name] for name in ("appended", "within", "dropped_tokens")]
+                counts = [progress[name] for name in ("appended", "within")]
                 valid = all(type(count) is int and count >= 0 for count in counts)
                 if not (whole and valid and progress["key"] == self._key):
                     return
-                self.appended, self._resumed_within, self.dropped_tokens = counts
+                self.appended, self._resumed_within = counts
             except (OSError, BadInput, ValueError, KeyError, TypeError):
                 return  # not finished, or not from a ShardWriter: write this shard again
             self.shards.append(shard)

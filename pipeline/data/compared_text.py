@@ -20,7 +20,7 @@ from pion.data.documents.file_to_documents import (
     text_documents,
     whole_characters,
 )
-from pion.data.documents.find_files import JSONL_SUFFIXES, TEXT_SUFFIXES, list_files
+from pion.data.documents.find_files import JSONL_SUFFIXES, TEXT_SUFFIXES, find_files
 from pion.errors import BadInput
 from pion.untrusted import open_file
 from pipeline.job import Job
@@ -80,8 +80,8 @@ def find_text(job: Job) -> ComparedText:
     path = SAMPLE if job.evaluate.text is None else job.input_path(job.evaluate.text)
     no_text = path.is_dir() and not any(p.name.endswith(TEXT_SUFFIXES) for p in path.rglob("*"))
     suffixes = JSONL_SUFFIXES if no_text else TEXT_SUFFIXES
-    files = tuple(list_files(path, suffixes, KEY))
-    return ComparedText(path, files, int(job.data.max_line_mb * 1e6))
+    files, _ = find_files(path, suffixes, KEY)
+    return ComparedText(path, tuple(files), int(job.data.max_line_mb * 1e6))
 
 
 def check_text(job: Job) -> ComparedText:

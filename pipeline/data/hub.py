@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pion.data.arrays import NPY_HEADER_BYTES, parse_npy_header
+from pion.data.arrays import NPY_HEADER_BYTES, NpyHeader, parse_rows_header
 from pion.data.documents.file_to_documents import Record
 from pion.data.records.fields import NOT_READ
 from pion.data.shards import Shard
@@ -122,10 +122,11 @@ def hub_shards(source: HubNpyShards, commit: str, seq_len: int) -> list[Shard]:
         files = sorted(matching, key=lambda file: file.path)[: source.max_shards]
         if not files:
             raise BadInput(f"{source.repo}: no file matches pattern {source.pattern!r}")
-        offset, row_ids, dtype = _header(source.repo, commit, files[0].path, seq_len)
+        header = _header(source.repo, commit, files[0].path, seq_len)
+        row_ids, dtype = header.shape[1], header.dtype
         shards = []
         for file in files:
-            rows, rest = divmod(file.size - offset, seq_len * dtype.itemsize)
+            rows, rest = divmod(file.size - header.offset, seq_len * dtype.itemsize)
             if rest or rows % (row_ids // seq_len):
                 raise BadInput(
                     f"{source.repo}/{file.path}: {file.size:,} bytes are not a whole number of "
@@ -143,12 +144,12 @@ def read_hub_rows(shard: Shard, count: int, seq_len: int) -> np.ndarray:
     assert shard.remote is not None
     repo, commit, path = (shard.remote[key] for key in ("repo", "revision", "path"))
     with explained(OnHub(repo, commit, file=path)):
-        offset, _, dtype = _header(repo, commit, path, seq_len)
-        row_bytes = seq_len * dtype.itemsize
+        header = _header(repo, commit, path, seq_len)
+        row_bytes = seq_len * header.dtype.itemsize
         count = min(count, shard.rows)
-        start = offset + shard.start * row_bytes
+        start = header.offset + shard.start * row_bytes
         content = read_range(repo, commit, path, start, start + count * row_bytes)
-    return np.frombuffer(content, dtype).reshape(count, seq_len)
+    return np.frombuffer(content, header.dtype).reshape(count, seq_len)
 
 
 def read_range(repo: str, commit: str, path: str, start: int, end: int) -> bytes:
@@ -196,22 +197,10 @@ def _sha256(repo: str, commit: str, path: str) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _header(repo: str, commit: str, path: str, seq_len: int) -> tuple[int, int, np.dtype]:
-    """Return (bytes before the data, ids in a row, type) of an `.npy` file on the Hub."""
-    where = f"{repo}/{path}"
-    found = parse_npy_header(read_range(repo, commit, path, 0, NPY_HEADER_BYTES), where)
-    if found.dtype.kind not in "iu" or len(found.shape) != 2 or found.fortran_order:
-        raise BadInput(
-            f"{where}: contains {found.dtype} of shape {found.shape}; a shard is a C-ordered "
-            "(rows, seq_len) array of integers"
-        )
-    row_ids = found.shape[1]
-    if row_ids == 0 or row_ids % seq_len:
-        raise BadInput(
-            f"{where}: rows of {row_ids:,} ids can't be read as rows of data.seq_len {seq_len:,}: "
-            f"it must be {row_ids:,} or divide it"
-        )
-    return found.offset, row_ids, found.dtype
+def _header(repo: str, commit: str, path: str, seq_len: int) -> NpyHeader:
+    """Return the header of a shard on the Hub."""
+    beginning = read_range(repo, commit, path, 0, NPY_HEADER_BYTES)
+    return parse_rows_header(beginning, f"{repo}/{path}", seq_len)
 
 
 def hub_records(source: HubDataset, commit: str, columns: tuple[str, ...]) -> Iterator[Record]:

@@ -88,9 +88,9 @@ def preferences(job: Job, found: Input, remarks: Remarks | None = None) -> Itera
     Raises BadInput for a source that can't be read, and for other records that are no preferences.
     """
     if isinstance(found.source, PythonDocsPrefer):
-        for made in docs_pairs(found.source.better):
-            held_out = python_docs.is_held_out(made.origin, job.data.held_out)
-            yield Read(made.pair, required=True, held_out=held_out)
+        for pair in docs_pairs(found.source.better):
+            held_out = python_docs.is_held_out(pair.chosen.where, job.data.held_out)
+            yield Read(pair, required=True, held_out=held_out)
         return
     on_hub = isinstance(found.source, HubDataset)
     first: tuple[Kind, str] | None = None

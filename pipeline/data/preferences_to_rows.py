@@ -16,17 +16,16 @@ from pathlib import Path
 import numpy as np
 
 from pion.data.arrays import open_npy
+from pion.data.chat.packing import Sided, pack_items
 from pion.data.preference.rendering import (
     Outcome,
     PreferenceFormat,
     Refused,
-    Sided,
     Usable,
     is_held_out,
-    pack_preferences,
 )
 from pion.data.preference.summary import Summary, Tally, summarize, tally_of, total
-from pion.data.row_flags import SEQUENCES, sequence_counts
+from pion.data.row_flags import SEQUENCES, STARTS
 from pion.data.shards import Manifest, flags_path
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
@@ -115,9 +114,9 @@ def write_preference_rows(
 def _write_sequences(folder: Path, manifest: Manifest) -> list[np.ndarray]:
     """Write the SEQUENCES of a split; return the flags of its shards."""
     flags = [open_npy(flags_path(folder / s.name), manifest.seq_len) for s in manifest.shards]
-    counts = np.concatenate([np.diff(sequence_counts(one)) for one in flags] or [np.zeros(0)])
+    counts = [((one & STARTS) != 0).sum(axis=1) for one in flags]
     content = io.BytesIO()
-    np.save(content, np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
+    np.save(content, np.cumsum(np.concatenate([[0], *counts])).astype(np.int32))
     write_atomically(folder / SEQUENCES, content.getvalue())
     return flags
 
@@ -135,7 +134,7 @@ def pack_buffer(how: PreferenceRows, buffer: list[Read]) -> PackedBuffer:
             held_out = by_prompt() if read.held_out is None else read.held_out
             items[SPLITS[held_out]].append(one.item)
     rows = {
-        split: pack_preferences(some, how.rows.seq_len, how.tokenizer.pad)
+        split: pack_items(some, how.rows.seq_len, how.tokenizer.pad)
         for split, some in items.items()
     }
     tally = tally_of([one.preference for one in buffer], outcomes)

@@ -99,7 +99,8 @@ class _Preparing:
 
     def _part(self, part: str, own: Path, tokenizer: Path | None) -> Prepared:
         """Return a part of the data that is in the store by now. It is prepared in `own`."""
-        from pipeline.stages.prepare import How, prepare_part
+        from pipeline.stages.prepare import prepare_part
+        from pipeline.stages.prepare_text import PrepareOptions
 
         while True:
             begun: list[str | Writer] = []
@@ -114,7 +115,7 @@ class _Preparing:
                 return None
 
             try:
-                how = How(
+                how = PrepareOptions(
                     _tasks(self.say),
                     finished=lambda path: self.uploads[-1].finished(path),
                     wait=lambda: self.uploads[-1].wait(),

@@ -53,20 +53,13 @@ from pipeline.job.sources import Data
 from pipeline.job.stages import CONVERSING
 from pipeline.job.tuning_sections import Sft
 from pipeline.stages.prepare_text import (
-    How,
+    PrepareOptions,
     TextReading,
     check_text,
     tokenizer_files,
     write_text,
 )
 from pipeline.state.shared.unfinished import PIECES
-
-__all__ = [
-    "How",
-    "PreparedData",
-    "open_data",
-    "prepare_part",
-]
 
 CHOICES = "choices.jsonl"
 # What is known of the documents while they are cleaned.
@@ -102,7 +95,7 @@ def prepare_part(
     folder: Path,
     say: Say,
     tokenizer: Path | None = None,
-    how: How = How(),  # noqa: B008
+    how: PrepareOptions = PrepareOptions(),  # noqa: B008
 ) -> Prepared:
     """Prepare a part of the data in `folder`, unless `how` finds it.
 
@@ -146,7 +139,7 @@ class _Part:
     name: str
     folder: Path
     say: Say
-    how: How
+    how: PrepareOptions
 
 
 def _forget_other_content(folder: Path, fingerprint: str, *, trains: bool) -> None:

@@ -32,7 +32,7 @@ LEAST_BYTES = 256_000_000
 
 
 @dataclass(frozen=True)
-class How:
+class PrepareOptions:
     """How data is prepared, besides what the job says.
 
     Attributes:
@@ -83,7 +83,7 @@ class TextReading:
     found: Input
     kept: Callable[[Document], bool] | None
     tasks: Tasks | None
-    how: How
+    how: PrepareOptions
 
 
 def write_text(

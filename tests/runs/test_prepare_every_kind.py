@@ -18,7 +18,7 @@ import pytest
 from pion.data.documents import file_to_documents
 from pipeline.data import conversations_to_rows
 from pipeline.data.tasks import InThisProcess, Tasks
-from pipeline.stages.prepare import How, prepare_part
+from pipeline.stages.prepare import PrepareOptions, prepare_part
 from pipeline.state.stores import open_store
 from pipeline.state.workspace import FILES
 from pipeline.workers.ray_tasks import ray_tasks
@@ -85,7 +85,7 @@ def test_the_shards_are_those_of_one_process_for_any_number_of_workers_and_nodes
             folder.mkdir()
             job = corpus_job(kind, folder, sft=kind == "sft", times=TIMES)
             size = a_25th(folder / "text")
-            pieces = How(lambda: nullcontext(counting), least=0, piece_bytes=size)  # noqa: B023
+            pieces = PrepareOptions(lambda: nullcontext(counting), least=0, piece_bytes=size)  # noqa: B023
             part = "sft" if kind == "sft" else "pretrain"
             prepare_part(job, part, folder / "data", lambda m: None, how=pieces)
             found[kind] = digest_of(hashes_of(folder / "data"))

@@ -1,13 +1,14 @@
-"""Pack conversations into rows of ``seq_len`` ids, each conversation into one row."""
+"""Pack conversations and preferences into rows of ``seq_len`` ids, each into one row."""
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from pion.data.chat.conversation import Tokenized
-from pion.data.row_flags import LEARNED, PADDING, STARTS
+from pion.data.row_flags import LEARNED, PADDING, PREFERRED, STARTS
 
 # Lengths of rows that are advised are a multiple of this.
 BUCKET = 64
@@ -40,18 +41,8 @@ def pack(conversations: Sequence[Tokenized], seq_len: int, pad: int) -> Packed:
     """
     # The first token of a row is never a target, so a learned token there teaches nothing.
     kept = [c for c in conversations if c.learned[1:seq_len].any()]
-    bins = best_fit_decreasing([min(len(c.ids), seq_len) for c in kept], seq_len)
-    ids = np.full((len(bins), seq_len), pad, dtype=np.int32)
-    flags = np.full((len(bins), seq_len), PADDING, dtype=np.uint8)
-    for row, members in enumerate(bins):
-        start = 0
-        for member in members:
-            piece = kept[member].ids[:seq_len]
-            end = start + len(piece)
-            ids[row, start:end] = piece
-            flags[row, start:end] = kept[member].learned[:seq_len] * np.uint8(LEARNED)
-            flags[row, start] |= STARTS
-            start = end
+    cut = [Tokenized(c.ids[:seq_len], c.learned[:seq_len]) for c in kept]
+    ids, flags = pack_items([[Sided(one, False)] for one in cut], seq_len, pad)
     return Packed(
         ids,
         flags,
@@ -59,6 +50,51 @@ def pack(conversations: Sequence[Tokenized], seq_len: int, pad: int) -> Packed:
         cut=sum(len(c.ids) > seq_len for c in kept),
         dropped=len(conversations) - len(kept),
     )
+
+
+class Sided(NamedTuple):
+    """A sequence and its side: whether it is the chosen (or a desired) one."""
+
+    sequence: Tokenized
+    preferred: bool
+
+
+def item_length(item: Sequence[Sided]) -> int:
+    """Return how many tokens the sequences of an item have."""
+    return sum(len(sided.sequence.ids) for sided in item)
+
+
+def pack_items(
+    items: Sequence[Sequence[Sided]], seq_len: int, pad: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pack items by best-fit decreasing. The sequences of an item stay next to each other.
+
+    An item is a conversation, a pair, or a sequence with a label. Documents of a row never attend
+    to each other, so the loss of a pair needs one row and no other mask. Unused tails are filled
+    with ``pad``. The result is a pure function of the arguments.
+
+    Returns:
+        The ids, int32 ``(rows, seq_len)``, and their flags (`pion.data.row_flags`), uint8 of the
+        same shape.
+
+    Raises:
+        ValueError: an item is longer than a row. Nothing of an item is ever cut.
+    """
+    lengths = [item_length(item) for item in items]
+    if max(lengths, default=0) > seq_len:
+        raise ValueError(f"an item of {max(lengths)} tokens is longer than a row of {seq_len}")
+    bins = best_fit_decreasing(lengths, seq_len)
+    ids = np.full((len(bins), seq_len), pad, dtype=np.int32)
+    flags = np.full((len(bins), seq_len), PADDING, dtype=np.uint8)
+    for row, members in enumerate(bins):
+        start = 0
+        for sequence, preferred in (sided for member in members for sided in items[member]):
+            end = start + len(sequence.ids)
+            ids[row, start:end] = sequence.ids
+            flags[row, start:end] = sequence.learned * np.uint8(LEARNED)
+            flags[row, start] |= STARTS | (PREFERRED if preferred else 0)
+            start = end
+    return ids, flags
 
 
 def row_that_holds(share: float, lengths: np.ndarray) -> int:

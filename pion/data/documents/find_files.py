@@ -59,11 +59,6 @@ _COMMANDS = {
 }
 
 
-def list_files(path: Path, suffixes: tuple[str, ...], key: str) -> list[Path]:
-    """Return the files that `path` names, sorted; see `find_files`."""
-    return find_files(path, suffixes, key)[0]
-
-
 def find_files(path: Path, suffixes: tuple[str, ...], key: str) -> tuple[list[Path], list[str]]:
     """Return the files that `path` names, sorted, and a sentence for each reason to leave some out.
 

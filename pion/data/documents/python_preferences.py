@@ -10,7 +10,6 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Literal
 
 from pion.data.chat.messages import Conversation
@@ -32,16 +31,8 @@ RAMBLING = 2.0
 LENGTHS = 0.2
 
 
-@dataclass(frozen=True)
-class DocsPair:
-    """A pair about a definition in the file `origin`."""
-
-    origin: str
-    pair: Pair
-
-
-def docs_pairs(better: Better) -> Iterator[DocsPair]:
-    """Yield all pairs of a kind, file by file."""
+def docs_pairs(better: Better) -> Iterator[Pair]:
+    """Yield all pairs of a kind, file by file. `where` they are is the file."""
     topics = [topic for definition in definitions() if (topic := topic_of(definition))]
     of_module: dict[str, list[str]] = defaultdict(list)
     for topic in topics:
@@ -60,7 +51,7 @@ def docs_pairs(better: Better) -> Iterator[DocsPair]:
             rejected = rng.choice(alike)
         origin = topic.definition.origin
         chosen = _said(origin, question, topic.summary)
-        yield DocsPair(origin, Pair(chosen, _said(origin, question, rejected)))
+        yield Pair(chosen, _said(origin, question, rejected))
 
 
 def _alike(topic: Topic, summaries: list[str]) -> list[str]:

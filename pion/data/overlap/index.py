@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 
-from pion.data.overlap.items import LEAST_WORDS, ItemSet, digest_of_sets
+from pion.data.overlap.items import LEAST_WORDS, ItemSet
 from pion.data.overlap.ngrams import ngrams_of
 from pion.data.overlap.words import Words
 
@@ -25,7 +26,6 @@ class Index:
     """The n-grams of all sets. Items are numbered through: a set's items, then its control.
 
     Attributes:
-        digest: of all that is looked for (`items.digest_of_sets`).
         sets: the sets.
         firsts: the number of the first item of each set, of its control, of the next set, …, and
             at last the number of all items.
@@ -38,7 +38,6 @@ class Index:
         bitmap: bits of the hashes, and of the hashes of the first LEAST_WORDS words.
     """
 
-    digest: str
     sets: tuple[ItemSet, ...]
     firsts: tuple[int, ...]
     hashes: np.ndarray
@@ -83,46 +82,28 @@ class Index:
 
 def build_index(sets: Sequence[ItemSet]) -> Index:
     """Return the index of the items and controls of all sets, which may be none."""
+    groups = [group for s in sets for group in (s.items, s.control)]
+    firsts = list(accumulate(map(len, groups), initial=0))
+    found = [ngrams_of(group) for group in groups] or [ngrams_of([])]
+    hashes = np.concatenate([own.hashes for own in found])
+    owners = np.concatenate([own.items + np.int32(n) for own, n in zip(found, firsts)])
+    in_answer = np.concatenate([own.in_answer for own in found])
     bitmap = np.zeros(2 ** (BITMAP_BITS - 3), dtype=np.uint8)
-    firsts, lengths = [0], set[int]()
-    hashes, owners = np.zeros(0, np.uint64), np.zeros(0, np.int32)
-    in_answer = np.zeros(0, np.bool_)
-    for items in (group for s in sets for group in (s.items, s.control)):
-        own = ngrams_of(items)
-        _mark(bitmap, own.hashes)
-        _mark(bitmap, own.prefixes)
-        lengths |= own.lengths
-        _append(hashes, own.hashes)
-        _append(owners, own.items + np.int32(firsts[-1]))
-        _append(in_answer, own.in_answer)
-        firsts.append(firsts[-1] + len(items))
+    _mark(bitmap, hashes)
+    _mark(bitmap, np.concatenate([own.prefixes for own in found]))
     order = np.argsort(hashes)
-    hashes.sort()
-    owners, in_answer = owners[order], in_answer[order]
-    del order
-    hashes, offsets = _once(hashes)
+    hashes, offsets = _once(hashes[order])
     return Index(
-        digest=digest_of_sets(sets),
         sets=tuple(sets),
         firsts=tuple(firsts),
         hashes=hashes,
         offsets=offsets,
-        items=owners,
-        in_answer=in_answer,
-        sizes=_counts(owners, firsts[-1]),
-        lengths=tuple(sorted(lengths)),
+        items=owners[order],
+        in_answer=in_answer[order],
+        sizes=np.bincount(owners, minlength=firsts[-1]).astype(np.int32),
+        lengths=tuple(sorted(set[int]().union(*(own.lengths for own in found)))),
         bitmap=bitmap,
     )
-
-
-def _append(array: np.ndarray, part: np.ndarray) -> None:
-    """Lengthen an array that only the caller holds.
-
-    At CORE's size the arrays have up to 28 MB: joined from parts, they would be there twice.
-    """
-    size = len(array)
-    array.resize(size + len(part), refcheck=False)
-    array[size:] = part
 
 
 def _once(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -131,14 +112,6 @@ def _once(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     np.not_equal(hashes[1:], hashes[:-1], out=begins[1:-1])
     offsets = np.flatnonzero(begins).astype(np.int32)
     return hashes[offsets[:-1]], offsets
-
-
-def _counts(items: np.ndarray, count: int) -> np.ndarray:
-    """Return how often each of `count` numbers is in `items`, int32."""
-    counts = np.zeros(count, dtype=np.int32)
-    for first in range(0, len(items), 2**18):  # bincount copies its input to int64
-        counts += np.bincount(items[first : first + 2**18], minlength=count).astype(np.int32)
-    return counts
 
 
 def _mark(bitmap: np.ndarray, hashes: np.ndarray) -> None:

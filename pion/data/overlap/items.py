@@ -44,7 +44,11 @@ class ItemSet:
     @property
     def digest(self) -> str:
         """The sha256 of the texts of all items, in their order."""
-        return _digest(self.items)
+        digest = hashlib.sha256()
+        for item in self.items:
+            line = json.dumps([item.question, item.answer, item.passage])
+            digest.update(line.encode() + b"\n")
+        return digest.hexdigest()
 
 
 def counted_words(item: Item) -> tuple[list[bytes], int]:
@@ -52,17 +56,3 @@ def counted_words(item: Item) -> tuple[list[bytes], int]:
     answer = split_words(item.answer.encode(errors="replace"))[-LAST_WORDS:]
     question = split_words(item.question.encode(errors="replace"))
     return [*question, *answer][-LAST_WORDS:], len(answer)
-
-
-def digest_of_sets(sets: Sequence[ItemSet]) -> str:
-    """Return the sha256 of all that is looked for: names, items and controls."""
-    parts = [[s.name, s.digest, _digest(s.control)] for s in sets]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def _digest(items: Sequence[Item]) -> str:
-    digest = hashlib.sha256()
-    for item in items:
-        line = json.dumps([item.question, item.answer, item.passage])
-        digest.update(line.encode() + b"\n")
-    return digest.hexdigest()

@@ -24,16 +24,14 @@ def search(
 
     `on_overlap` is called with each row that overlaps with items, and the numbers of these items.
 
-    A text may begin or end inside a character, and have any length. If this raises, `found` has a
-    part of the rows: continue from a state that was kept before.
+    A text may begin or end inside a character, and have any length.
     """
     for some in together(rows, lambda row: row[1]):
         for row, grams in _held(index, some):
-            items = settle(found, index, row, grams)
+            items = settle(found, index, grams)
             if len(items):
                 on_overlap(row, items)
         found.rows += len(some)
-        found.text_bytes += sum(len(text) for _, text in some)
 
 
 def _held(index: Index, some: Rows) -> Iterator[tuple[int, np.ndarray]]:

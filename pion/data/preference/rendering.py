@@ -1,4 +1,4 @@
-"""Preferences as sequences of ids with a mask, or why one is left out; and rows of sequences.
+"""Preferences as sequences of ids with a mask, or why one is left out.
 
 Both sides are rendered as conversations are (`pion.data.chat`): the same template, the same ids.
 What is learned of a side: its answers after the last message that both sides share, each up to and
@@ -14,17 +14,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 
 from pion.data.chat.chat_format import ChatFormat
 from pion.data.chat.conversation import Tokenized, marked_text
 from pion.data.chat.messages import Conversation
-from pion.data.chat.packing import best_fit_decreasing
+from pion.data.chat.packing import Sided, item_length
 from pion.data.chat.template import COUNTS, Examples
 from pion.data.preference.layouts import Pair, Preference, differs_early, is_empty
-from pion.data.row_flags import LEARNED, PADDING, PREFERRED, STARTS
 from pion.data.tokens.tokenizer import Tokenizer
 
 # Why a preference is left out, as summaries say it.
@@ -41,13 +39,6 @@ REASONS = (EMPTY, IDENTICAL, TIE, REWRITTEN, ENDLESS, LONGER_THAN_CONTEXT, LONGE
 _SHORTEST = 4
 # Renders and encodes conversations.
 Encode = Callable[[list[Conversation]], list[Examples]]
-
-
-class Sided(NamedTuple):
-    """A sequence and its side: whether it is the chosen (or a desired) one."""
-
-    sequence: Tokenized
-    preferred: bool
 
 
 @dataclass(frozen=True)
@@ -225,47 +216,6 @@ def _different_prompts(preference: Preference) -> str:
         "may need these in another form. Use a model whose template takes calls as they are, or "
         "leave out this pair"
     )
-
-
-# ---------------------------------------------------------------- rows
-
-
-def pack_preferences(
-    items: Sequence[Sequence[Sided]], seq_len: int, pad: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pack items by best-fit decreasing. The sequences of an item stay next to each other.
-
-    An item is a pair, or one sequence with a label. Documents of a row never attend to each other,
-    so the loss of a pair needs one row and no other mask. Unused tails are filled with `pad`. The
-    result is a pure function of the arguments.
-
-    Returns:
-        The ids, int32 ``(rows, seq_len)``, and their flags (`pion.data.row_flags`), uint8 of the
-        same shape.
-
-    Raises:
-        ValueError: an item is longer than a row. Nothing of an item is ever cut.
-    """
-    lengths = [item_length(item) for item in items]
-    if max(lengths, default=0) > seq_len:
-        raise ValueError(f"an item of {max(lengths)} tokens is longer than a row of {seq_len}")
-    bins = best_fit_decreasing(lengths, seq_len)
-    ids = np.full((len(bins), seq_len), pad, dtype=np.int32)
-    flags = np.full((len(bins), seq_len), PADDING, dtype=np.uint8)
-    for row, members in enumerate(bins):
-        start = 0
-        for sequence, preferred in (sided for member in members for sided in items[member]):
-            end = start + len(sequence.ids)
-            ids[row, start:end] = sequence.ids
-            flags[row, start:end] = sequence.learned * np.uint8(LEARNED)
-            flags[row, start] |= STARTS | (PREFERRED if preferred else 0)
-            start = end
-    return ids, flags
-
-
-def item_length(item: Sequence[Sided]) -> int:
-    """Return how many tokens the sequences of an item have."""
-    return sum(len(sided.sequence.ids) for sided in item)
 
 
 # ---------------------------------------------------------------- for people

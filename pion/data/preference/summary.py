@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pion.data.chat.packing import BUCKET, row_that_holds
+from pion.data.chat.packing import BUCKET, item_length, row_that_holds
 from pion.data.preference.layouts import Pair, Preference
 from pion.data.preference.rendering import (
     LONGER_THAN_CONTEXT,
@@ -22,7 +22,6 @@ from pion.data.preference.rendering import (
     Outcome,
     Refused,
     Usable,
-    item_length,
 )
 from pion.data.row_flags import Sequences, sequences_of
 from pion.errors import BadInput

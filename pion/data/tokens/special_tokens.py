@@ -1,4 +1,4 @@
-"""The special ids of a model: what separates documents, ends an answer, starts and fills a text.
+"""The special ids of a model that its files name: what ends an answer, and what fills a text.
 
 For Pion's own models all of these come from tokenizer.json. A model of others has them in several
 files, and they differ: SmolLM2 and Qwen separate documents with ``<|endoftext|>`` while their
@@ -26,15 +26,11 @@ class SpecialTokens:
     """The special ids of a model.
 
     Attributes:
-        separator: separates documents; `Tokenizer.end_of_text`.
         stop_ids: the ids that end a generated text, in the order in which they were found.
-        first: starts every text, or None; `Tokenizer.first`.
         pad: fills unused tails.
     """
 
-    separator: int
     stop_ids: tuple[int, ...]
-    first: int | None
     pad: int
 
 
@@ -59,9 +55,7 @@ def read_special_tokens(
     if end_of_turn is not None:
         stops.append(end_of_turn)
     return SpecialTokens(
-        separator=tokenizer.end_of_text,
         stop_ids=tuple(dict.fromkeys(stops)) or (named("eos_token", tokenizer.end_of_text),),
-        first=tokenizer.first,
         pad=named("pad_token", tokenizer.pad),
     )
 

@@ -159,7 +159,7 @@ def clean(job: Job, inputs: Sequence[Input], folder: Path, say: Say) -> Cleaned:
         cleaned = _decide(job, inputs, judged, index, say)
         cleaned.record["seconds"] = round(time.monotonic() - started, 1)
         _keep(cleaned, folder)
-        judged.signatures.path.unlink(missing_ok=True)
+        judged.file.unlink(missing_ok=True)
     cleaned.require_text()
     kept = np.count_nonzero(cleaned.verdicts == Verdict.KEPT)
     say(Note(f"data.clean keeps {kept:,} of {len(cleaned.verdicts):,} documents"))
@@ -180,7 +180,8 @@ def _index(job: Job, inputs: Sequence[Input], say: Say) -> Index:
 def _decide(job: Job, inputs: Sequence[Input], judged: Judged, index: Index, say: Say) -> Cleaned:
     """Find the copies among the documents that break no rule, and choose the examples."""
     assert job.data.clean is not None
-    verdicts = judged.verdicts
+    entries = judged.entries()
+    verdicts = np.array(entries["verdict"])
     originals = np.full(len(verdicts), NONE, dtype=np.int64)
 
     def leave_out(found: np.ndarray, verdict: Verdict) -> None:
@@ -191,15 +192,15 @@ def _decide(job: Job, inputs: Sequence[Input], judged: Judged, index: Index, say
         say(PrepareProgress("compare documents", done, "bands", total))
 
     if job.data.clean.exact:
-        leave_out(exact_copies(judged.hashes, verdicts == Verdict.KEPT), Verdict.EXACT_COPY)
+        leave_out(exact_copies(entries["hash"], verdicts == Verdict.KEPT), Verdict.EXACT_COPY)
     if job.data.clean.near is not None:
         kept = verdicts == Verdict.KEPT
-        near = near_copies(judged.signatures, kept, job.data.clean.near, compared)
+        near = near_copies(entries["signature"], kept, job.data.clean.near, compared)
         leave_out(near, Verdict.NEAR_COPY)
     record = {
         "documents": judged.counts,
         "bytes": judged.sizes,
-        "examples": chosen_examples(verdicts, originals, judged.items, index),
+        "examples": chosen_examples(verdicts, originals, entries["item"], index),
         "sets": [record_of(one) for one in judge(index, judged.found)],
     }
     return Cleaned(inputs, verdicts, record)

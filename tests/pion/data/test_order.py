@@ -5,15 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pion.data.order import (
-    BLOCK,
-    MixtureOrder,
-    Permutation,
-    RowOrder,
-    key_of,
-    rank_rows,
-    step_rows,
-)
+from pion.data.order import BLOCK, MixtureOrder, Permutation, RowOrder, key_of, rank_rows, step_rows
 from pion.errors import BadInput
 
 SHARDS = st.lists(st.integers(0, 30), min_size=1, max_size=12).filter(any)

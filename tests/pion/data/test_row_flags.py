@@ -9,7 +9,6 @@ from pion.data.row_flags import (
     PREFERRED,
     STARTS,
     require_pairs,
-    sequence_counts,
     sequences_of,
     sides_of,
 )
@@ -34,12 +33,6 @@ def test_sides_are_per_row_and_0_where_a_row_has_fewer_sequences() -> None:
     assert sides.tolist() == [[1, -1, 1, -1], [1, -1, 0, 0], [0, 0, 0, 0]]
 
 
-def test_sequences_are_numbered_over_all_rows() -> None:
-    counts = sequence_counts(ROWS)
-    assert counts.dtype == np.int32
-    assert counts.tolist() == [0, 4, 6, 6]
-
-
 def test_sequences_have_their_row_tokens_targets_and_side() -> None:
     found = sequences_of(ROWS)
     assert found.rows.tolist() == [0, 0, 0, 0, 1, 1]
@@ -56,7 +49,6 @@ def test_the_first_token_of_a_sequence_is_never_a_target() -> None:
 def test_rows_without_sequences_have_none() -> None:
     empty = np.zeros((0, 8), dtype=np.uint8)
     assert sides_of(empty).shape == (0, 0)
-    assert sequence_counts(empty).tolist() == [0]
     assert len(sequences_of(empty).tokens) == len(sequences_of(ROWS[2:]).tokens) == 0
 
 

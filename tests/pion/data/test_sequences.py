@@ -35,26 +35,6 @@ def test_the_number_of_sequences_is_a_power_of_two(most: int, size: int) -> None
     assert found.side.shape == (1, size)
 
 
-@pytest.mark.parametrize(
-    ("sides", "told"),
-    [
-        ([[1, -1, 1], [1, -1]], "row 0 of the batch has 4 documents, and 3 sides"),
-        ([[1, -1, -1, 1], [1, -1]], "row 0 .*has no pairs: each chosen answer"),
-        ([[1, -1, 1, -1], [-1, 1]], "row 1 .*has no pairs"),
-        ([[1, -1, 1, 2], [1, -1]], "each must be 1 or -1"),
-    ],
-)
-def test_sides_that_are_no_pairs_are_refused(sides: list[list[int]], told: str) -> None:
-    with pytest.raises(BadInput, match=told):
-        sequences_of_rows(sides, DOCUMENTS, LEARNED, paired=True)
-
-
-def test_single_answers_may_have_any_side() -> None:
-    sides = [[-1, -1, -1, 1], [-1, 1]]
-    found = sequences_of_rows(sides, DOCUMENTS, LEARNED, paired=False)
-    assert found.side.tolist() == [[-1, -1, -1, 1], [-1, 1, 0, 0]]
-
-
 def test_an_answer_without_a_token_is_refused() -> None:
     learned = LEARNED & (DOCUMENTS != 2)
     with pytest.raises(BadInput, match="sequence 2 in row 0 of the batch has no token to learn"):

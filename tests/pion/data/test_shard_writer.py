@@ -10,6 +10,7 @@ from pion.data.arrays import check_ids, open_npy
 from pion.data.shard_writer import ShardWriter
 from pion.data.shards import Shard, flags_path, sha256_file
 from pion.errors import BadInput
+from tests.support.corpora import files_of
 
 END = 0
 
@@ -22,87 +23,49 @@ def ids_in(folder: Path, shards: tuple[Shard, ...]) -> list[int]:
     return [i for s in shards for i in open_npy(folder / s.name, 4).ravel().tolist()]
 
 
+def append(out: ShardWriter, *documents: list[int]) -> None:
+    """Append documents, each with an end-of-text unless it is empty."""
+    ended = [[*document, END] if document else [] for document in documents]
+    ids = np.array([i for document in ended for i in document], np.int64)
+    out.append_documents(ids, np.array([len(document) for document in ended]))
+
+
 DOCUMENTS = st.lists(st.lists(st.integers(1, 999), max_size=40), max_size=20)
 
 
 @settings(max_examples=50, deadline=None)
-@given(DOCUMENTS)
-def test_documents_are_joined_by_end_of_text_and_only_an_incomplete_row_is_dropped(
-    tmp_path_factory: pytest.TempPathFactory, documents: list[list[int]]
-) -> None:
-    folder = tmp_path_factory.mktemp("shards")
-    out = writer(folder)
-    for document in documents:
-        out.append_document(document, END)
-    shards = out.finish()
-    stream = [i for document in documents if document for i in [*document, END]]
-    whole = len(stream) // 4 * 4
-    assert ids_in(folder, shards) == stream[:whole]
-    assert out.dropped_tokens == len(stream) - whole
-    assert all(s.rows == 3 for s in shards[:-1])
-
-
-@settings(max_examples=25, deadline=None)
-@given(DOCUMENTS, st.lists(st.integers(0, 19), min_size=1, max_size=4))
-def test_killed_at_any_document_and_started_again_it_writes_the_same_shards(
-    tmp_path_factory: pytest.TempPathFactory, documents: list[list[int]], kills: list[int]
-) -> None:
-    unbroken, broken = tmp_path_factory.mktemp("unbroken"), tmp_path_factory.mktemp("broken")
-
-    def write(folder: Path, stop: int | None) -> tuple[ShardWriter, tuple[Shard, ...]]:
-        out = writer(folder)
-        for document in documents[out.appended : stop]:
-            out.append_document(document, END)
-        return out, out.finish() if stop is None else ()
-
-    expected, expected_shards = write(unbroken, None)
-    for stop in kills:
-        write(broken, stop)
-    resumed, shards = write(broken, None)
-    assert shards == expected_shards
-    assert resumed.dropped_tokens == expected.dropped_tokens
-    assert ids_in(broken, shards) == ids_in(unbroken, expected_shards)
-    again, shards = write(broken, None)  # all done: nothing changes
-    assert (shards, again.dropped_tokens) == (expected_shards, expected.dropped_tokens)
-
-
-@settings(max_examples=25, deadline=None)
 @given(DOCUMENTS, st.integers(1, 9), st.lists(st.integers(0, 19), max_size=3))
-def test_joined_documents_give_the_same_files_as_one_by_one(
+def test_killed_anywhere_it_joins_the_documents_and_drops_only_an_incomplete_row(
     tmp_path_factory: pytest.TempPathFactory,
     documents: list[list[int]],
     together: int,
     kills: list[int],
 ) -> None:
-    one_by_one, joined = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("joined")
-    out = writer(one_by_one)
-    for document in documents:
-        out.append_document(document, END)
-    out.finish()
-    ended = [[*document, END] if document else [] for document in documents]
-    for stop in [*kills, None]:
-        out = writer(joined)
-        left = ended[out.appended : stop]
+    unbroken, broken = tmp_path_factory.mktemp("unbroken"), tmp_path_factory.mktemp("broken")
+    out = writer(unbroken)
+    append(out, *documents)
+    shards = out.finish()
+    stream = [i for document in documents if document for i in [*document, END]]
+    assert ids_in(unbroken, shards) == stream[: len(stream) // 4 * 4]
+    assert all(s.rows == 3 for s in shards[:-1])
+    for stop in [*kills, None, None]:  # at last, all is done, and nothing changes
+        out = writer(broken)
+        left = documents[out.appended : stop]
         while left:
-            some, left = left[:together], left[together:]
-            ids = np.array([i for document in some for i in document], np.uint16)
-            out.append_documents(ids, np.array([len(document) for document in some]))
+            append(out, *left[:together])
+            left = left[together:]
         if stop is None:
-            out.finish()
-
-    def files(folder: Path) -> dict[str, bytes]:
-        return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-    assert files(joined) == files(one_by_one)
+            assert out.finish() == shards
+    assert files_of(broken) == files_of(unbroken)
 
 
 def test_a_resumed_writer_does_not_touch_finished_shards(tmp_path: Path) -> None:
     first = writer(tmp_path)
-    first.append_document(list(range(1, 30)), END)
+    append(first, list(range(1, 30)))
     before = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
     resumed = writer(tmp_path)
     assert resumed.shards == first.shards
-    resumed.append_document(list(range(1, 30)), END)
+    append(resumed, list(range(1, 30)))
     assert {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()} == before
 
 
@@ -113,13 +76,13 @@ def test_a_resumed_writer_does_not_touch_finished_shards(tmp_path: Path) -> None
 def test_shards_of_other_settings_are_not_taken_over(
     tmp_path: Path, change: dict[str, Any]
 ) -> None:
-    writer(tmp_path).append_document(list(range(1, 30)), END)
+    append(writer(tmp_path), list(range(1, 30)))
     assert writer(tmp_path).shards
     assert not writer(tmp_path, **change).shards
 
 
 def test_a_shard_damaged_since_is_written_again(tmp_path: Path) -> None:
-    writer(tmp_path).append_document(list(range(1, 60)), END)
+    append(writer(tmp_path), list(range(1, 60)))
     second = tmp_path / "shard_00001.npy"
     second.write_bytes(second.read_bytes()[:-1])
     assert len(writer(tmp_path).shards) == 1
@@ -158,7 +121,7 @@ def test_ids_take_two_bytes_where_the_vocabulary_allows(
     tmp_path: Path, vocab_size: int, dtype: str
 ) -> None:
     out = writer(tmp_path, vocab_size=vocab_size)
-    out.append_document([vocab_size - 1] * 11, END)
+    append(out, [vocab_size - 1] * 11)
     (shard,) = out.finish()
     assert shard.dtype == dtype
     check_ids(open_npy(tmp_path / shard.name, 4), vocab_size, shard.name)
@@ -170,17 +133,17 @@ def test_an_id_beyond_the_vocabulary_is_refused_before_it_wraps_around(
     tmp_path: Path, bad: int
 ) -> None:
     with pytest.raises(BadInput, match=f"id {bad:,} is beyond the vocabulary of 1,000"):
-        writer(tmp_path).append_document([1, bad], END)
+        append(writer(tmp_path), [1, bad])
 
 
 def test_a_full_disk_ends_in_one_message_with_the_finished_shards_safe(tmp_path: Path) -> None:
     out = writer(tmp_path)
     (tmp_path / "shard_00001.npy.tmp").symlink_to("/dev/full")
     with pytest.raises(BadInput, match=r"00001\.npy: the disk is full\. .* before it is safe"):
-        out.append_document(list(range(1, 60)), END)
+        append(out, list(range(1, 60)))
     resumed = writer(tmp_path)
     assert len(resumed.shards) == 1
-    resumed.append_document(list(range(1, 60)), END)
+    append(resumed, list(range(1, 60)))
     assert ids_in(tmp_path, resumed.finish()) == [*range(1, 60), END]
 
 

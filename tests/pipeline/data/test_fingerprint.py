@@ -16,7 +16,7 @@ from pipeline.data.sources import find_input
 from pipeline.job import JsonlFiles
 from pipeline.job.tuning_sections import Sft
 from pipeline.machine import verified
-from pipeline.stages.prepare import How, prepare_part
+from pipeline.stages.prepare import PrepareOptions, prepare_part
 from tests.support.corpora import make_job, model_of, save_tokenizer, write_corpus
 
 BY_FILE: dict[str, Any] = {"tokenizer": {"file": "tokenizer.json"}, "model": model_of(400)}
@@ -34,9 +34,9 @@ def fingerprint(folder: Path, **changes: Any) -> str:
         asked.append(name)
         raise Found
 
-    job = make_job(folder, **changes)
+    job, how = make_job(folder, **changes), PrepareOptions(find=find)
     with pytest.raises(Found):
-        prepare_part(job, "pretrain", folder / "prepared", lambda message: None, how=How(find=find))
+        prepare_part(job, "pretrain", folder / "prepared", lambda message: None, how=how)
     return asked[0]
 
 

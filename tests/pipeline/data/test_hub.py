@@ -62,9 +62,7 @@ def test_rows_longer_than_seq_len_are_counted_as_several(hub: HubServer) -> None
     assert described(npy_source())[0].rows == 20
 
 
-def test_a_repository_that_changes_later_is_still_read_at_the_pinned_commit(
-    hub: HubServer,
-) -> None:
+def test_a_repository_that_changes_later_is_still_read_at_the_pinned_commit(hub: HubServer) -> None:
     hub.add_repo("user/shards", "dataset", {"shard_0.npy": shard(4)})
     commit = pin("user/shards", None)
     hub.add_repo("user/shards", "dataset", {"shard_0.npy": shard(9), "shard_1.npy": shard(9)})
@@ -145,9 +143,9 @@ def test_a_pattern_that_matches_no_file_is_bad_input(hub: HubServer) -> None:
     ("content", "problem"),
     [
         (b"PK\x03\x04 not numpy at all" * 10, "can't read this .npy shard"),
-        (npy(np.zeros((4, SEQ_LEN), np.float32)), "array of integers"),
-        (npy(np.zeros(SEQ_LEN, np.int32)), "array of integers"),
-        (shard(4, row_ids=SEQ_LEN + 1), "can't be read as rows of data.seq_len 32"),
+        (npy(np.zeros((4, SEQ_LEN), np.float32)), "token ids must be integers"),
+        (npy(np.zeros(SEQ_LEN, np.int32)), "C-ordered .rows, seq_len. array"),
+        (shard(4, row_ids=SEQ_LEN + 1), "can't be read as rows of seq_len 32"),
     ],
 )
 def test_a_file_that_is_no_shard_is_named(hub: HubServer, content: bytes, problem: str) -> None:

@@ -85,7 +85,9 @@ def test_a_source_may_say_itself_what_is_held_out(
         assert len(prompts) > 5
         for prompt in prompts:
             (origin,) = [
-                m.origin for m in some if str(m.pair.chosen.messages[0]["content"]) in prompt
+                pair.chosen.where
+                for pair in some
+                if str(pair.chosen.messages[0]["content"]) in prompt
             ]
             assert in_held_out_file(origin, share) is (split == "held_out")
 

@@ -100,7 +100,8 @@ class World:
             )
             for _ in range(documents):
                 text = "".join(rng.choice(TEXT, rng.integers(1, 6)))
-                writer.append_document(self.tokenizer.encode(text), self.tokenizer.end_of_text)
+                ids = [*self.tokenizer.encode(text), self.tokenizer.end_of_text]
+                writer.append_documents(np.array(ids), np.array([len(ids)]))
             self._manifest("tokens", writer, where)
         questions = [
             {"context": "the cat sat on the", "choices": [" mat.", " bone.", " list."], "answer": 0}

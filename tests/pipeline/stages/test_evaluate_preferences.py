@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pion.data.chat.conversation import Turn, tokenize
-from pion.data.preference.rendering import Sided, pack_preferences
+from pion.data.chat.packing import Sided, pack_items
 from pion.data.shard_writer import ShardWriter
 from pion.data.shards import Manifest
 from pion.data.stream import RowStream
@@ -94,7 +94,7 @@ class PreferWorld(World):
         for split, count in (("train", 6), ("held_out", 30)):
             where = folder / "0" / split
             items = [self._pair(number // 2, draw) for number in range(count)]
-            ids, flags = pack_preferences(items, ROW, self.tokenizer.pad)
+            ids, flags = pack_items(items, ROW, self.tokenizer.pad)
             writer = ShardWriter(
                 where,
                 seq_len=ROW,

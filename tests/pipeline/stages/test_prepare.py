@@ -16,7 +16,7 @@ from pion.errors import BadInput, Interrupted
 from pipeline.console.messages import Note, PrepareProgress, Shown
 from pipeline.data import encode_piece
 from pipeline.job.file import load_job
-from pipeline.stages.prepare import How, open_data, prepare_part
+from pipeline.stages.prepare import PrepareOptions, open_data, prepare_part
 from tests.support.corpora import (
     SEQ_LEN,
     files_of,
@@ -290,10 +290,10 @@ def test_what_a_killed_process_left_of_a_file_is_no_content(tmp_path: Path) -> N
     def find(fingerprint: str) -> None:
         names.append(fingerprint)
 
-    prepare_part(job, "pretrain", tmp_path / "data", lambda shown: None, how=How(find=find))
+    prepare_part(job, "pretrain", tmp_path / "data", lambda shown: None, how=PrepareOptions(find=find))
     for left in ("dataset.json.tmp", "choices.jsonl.tmp", ".tokenizer.json.tmp"):
         (tmp_path / "data" / left).write_bytes(b"half of it")
-    prepare_part(job, "pretrain", tmp_path / "data", lambda shown: None, how=How(find=find))
+    prepare_part(job, "pretrain", tmp_path / "data", lambda shown: None, how=PrepareOptions(find=find))
     assert names[0] == names[1]
 
 

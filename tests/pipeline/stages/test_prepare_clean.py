@@ -19,7 +19,7 @@ from pipeline.data.tasks import Tasks
 from pipeline.job import Job
 from pipeline.job.file import load_job
 from pipeline.machine.kill_points import HALT_AT
-from pipeline.stages.prepare import How, PreparedData, prepare_part
+from pipeline.stages.prepare import PreparedData, PrepareOptions, prepare_part
 from tests.support.core_bundle import write_bundle
 from tests.support.corpora import (
     files_of,
@@ -75,7 +75,7 @@ def test_text_that_is_cleaned_starts_no_other_processes(tmp_path: Path) -> None:
         raise AssertionError("started for nothing")
 
     job = job_of(tmp_path, texts(), clean={})
-    in_pieces = How(start, least=0)
+    in_pieces = PrepareOptions(start, least=0)
     prepare_part(job, "pretrain", tmp_path / "data", lambda message: None, how=in_pieces)
 
 
@@ -332,6 +332,6 @@ def test_what_cannot_work_is_refused_with_the_key(
 def test_a_damaged_file_of_an_interrupted_start_is_named_with_the_way_out(tmp_path: Path) -> None:
     job = job_of(tmp_path, texts(1000), clean={})
     assert killed(tmp_path, 2)
-    (tmp_path / "data" / "clean" / "signatures").write_bytes(b"")
-    with pytest.raises(BadInput, match=r"signatures is shorter than progress.*--redo prepare"):
+    (tmp_path / "data" / "clean" / "documents").write_bytes(b"")
+    with pytest.raises(BadInput, match=r"documents is shorter than progress.*--redo prepare"):
         prepare_part(job, "pretrain", tmp_path / "data", lambda message: None)

@@ -118,9 +118,7 @@ def test_the_standard_library_is_held_out_by_file_in_both_parts(
     assert asked
 
 
-def test_missing_characters_and_other_names_of_roles_are_said(
-    tmp_path: Path,
-) -> None:
+def test_missing_characters_and_other_names_of_roles_are_said(tmp_path: Path) -> None:
     write_chats(tmp_path / "chat.jsonl")
     with (tmp_path / "chat.jsonl").open("a") as file:
         odd = json.dumps(openhermes("Why\x04?", "\x06 so.")).replace("human", "Prompter")

@@ -25,7 +25,7 @@ from pipeline.data import conversations_to_rows, pieces
 from pipeline.data.pieces import Piece
 from pipeline.data.tasks import InThisProcess
 from pipeline.job import Job
-from pipeline.stages.prepare import How, open_data, prepare_part
+from pipeline.stages.prepare import PrepareOptions, open_data, prepare_part
 from pipeline.stages.prepare_text import LEAST_BYTES
 from tests.support.corpora import files_of, make_job, model_of, sentences
 from tests.support.piece_corpora import (
@@ -50,7 +50,7 @@ def test_the_rows_are_those_of_the_code_before_there_were_pieces(
 ) -> None:
     monkeypatch.setattr(file_to_documents, "PART_BYTES", PART_BYTES)
     job = corpus_job(kind, tmp_path)
-    in_pieces = How(least=0, piece_bytes=piece_bytes)
+    in_pieces = PrepareOptions(least=0, piece_bytes=piece_bytes)
     prepare_part(job, "pretrain", tmp_path / "data", lambda message: None, how=in_pieces)
     assert result_of(job, tmp_path / "data") == GOLDEN[kind]
     assert not list((tmp_path / "data").rglob("pieces"))
@@ -62,7 +62,7 @@ def test_the_rows_of_conversations_are_those_of_the_code_before_there_were_piece
     monkeypatch.setattr(conversations_to_rows, "BUFFER", BUFFER)
     job = corpus_job("sft", tmp_path, sft=True)
     tasks, finished = Watched(), list[Path]()
-    in_pieces = How(lambda: nullcontext(tasks), finished.append, least=0)
+    in_pieces = PrepareOptions(lambda: nullcontext(tasks), finished.append, least=0)
     prepare_part(job, "sft", tmp_path / "data", lambda message: None, how=in_pieces)
     assert result_of(job, tmp_path / "data") == GOLDEN["sft"]
     assert len(tasks.done) > 150 / BUFFER
@@ -90,7 +90,7 @@ def test_what_is_sent_to_other_processes_and_back_arrives_as_it_is(
     monkeypatch.setattr(file_to_documents, "PART_BYTES", PART_BYTES)
     monkeypatch.setattr(conversations_to_rows, "BUFFER", BUFFER)
     job, data = corpus_job(kind, tmp_path, sft=kind == "sft"), tmp_path / "data"
-    in_pieces = How(lambda: nullcontext(Sent()), least=0, piece_bytes=30_000)
+    in_pieces = PrepareOptions(lambda: nullcontext(Sent()), least=0, piece_bytes=30_000)
     part = "sft" if kind == "sft" else "pretrain"
     prepare_part(job, part, data, lambda message: None, how=in_pieces)
     assert result_of(job, data) == GOLDEN[kind]
@@ -102,7 +102,7 @@ def test_what_can_not_be_cut_and_is_too_large_for_the_memory_is_read_by_one_proc
 ) -> None:
     monkeypatch.setattr(pieces, most, 2000)
     job, tasks, said = corpus_job(kind, tmp_path), Watched(), list[Shown]()
-    in_pieces = How(lambda: nullcontext(tasks), least=0, piece_bytes=1000)
+    in_pieces = PrepareOptions(lambda: nullcontext(tasks), least=0, piece_bytes=1000)
     prepare_part(job, "pretrain", tmp_path / "data", said.append, how=in_pieces)
     assert result_of(job, tmp_path / "data") == GOLDEN[kind]
     assert tasks.done == []
@@ -155,11 +155,7 @@ BAD: dict[str, tuple[str, dict[str, bytes], str]] = {
         r"b\.jsonl\.gz: damaged gzip file",
     ),
     "all blank": ("jsonl", {"a.jsonl": b'{"text": " "}\n' * 900}, "every 'text' is blank"),
-    "all empty": (
-        "jsonl",
-        {"a.jsonl": b"", "b.jsonl": b"\n"},
-        "the corpus is empty: no line",
-    ),
+    "all empty": ("jsonl", {"a.jsonl": b"", "b.jsonl": b"\n"}, "the corpus is empty: no line"),
     "empty texts": ("text", {"a.txt": b" \n", "b.txt": b""}, "the corpus is empty: no text"),
     "text not UTF-8": ("text", {"a.txt": TEXT + b"\xff\n" + TEXT}, "not UTF-8 text at byte "),
     "a long line of text": (
@@ -188,7 +184,7 @@ def test_a_mistake_is_reported_as_one_process_does_before_anything_is_written(
     data = {"sources": [{"kind": kind, "path": "text"}], "max_line_mb": 0.05}
     job = job_with_tokenizer(tmp_path, data)
     finished: list[Path] = []
-    in_pieces = How(finished=finished.append, least=0, piece_bytes=9000)
+    in_pieces = PrepareOptions(finished=finished.append, least=0, piece_bytes=9000)
     with pytest.raises(BadInput, match=message) as there:
         prepare_part(job, "pretrain", tmp_path / "pieces", lambda message: None, how=in_pieces)
     with pytest.raises(BadInput) as here:
@@ -203,7 +199,7 @@ def test_a_mistake_in_the_last_source_is_reported_before_any_is_encoded(tmp_path
     (tmp_path / "b.jsonl").write_bytes(GOOD + b"[1]\n")
     sources = [{"kind": "jsonl", "path": f"{name}.jsonl"} for name in "ab"]
     job, tasks, finished = job_with_tokenizer(tmp_path, {"sources": sources}), Watched(), []
-    in_pieces = How(lambda: nullcontext(tasks), finished.append, least=0, piece_bytes=9000)
+    in_pieces = PrepareOptions(lambda: nullcontext(tasks), finished.append, least=0, piece_bytes=9000)
     with pytest.raises(BadInput, match=r"b\.jsonl:201: found a list"):
         prepare_part(job, "pretrain", tmp_path / "data", lambda message: None, how=in_pieces)
     assert {work for work, _ in tasks.done} == {"count_piece"}
@@ -229,7 +225,7 @@ def test_files_that_change_or_leave_after_they_were_counted_are_refused(
         if path.name == "counted.json":
             meddle(tmp_path / "a.jsonl")
 
-    in_pieces = How(finished=finished, least=0, piece_bytes=9000)
+    in_pieces = PrepareOptions(finished=finished, least=0, piece_bytes=9000)
     with pytest.raises(BadInput, match=why):
         prepare_part(job, "pretrain", tmp_path / "data", lambda message: None, how=in_pieces)
 
@@ -245,7 +241,7 @@ def test_characters_that_the_vocabulary_lacks_are_named_with_their_line(tmp_path
         model=model_of(400),
     )
     for least in (0, LEAST_BYTES):
-        in_pieces = How(least=least, piece_bytes=9000)
+        in_pieces = PrepareOptions(least=least, piece_bytes=9000)
         data = tmp_path / f"data{least}"
         prepare_part(job, "pretrain", data, lambda message: None, how=in_pieces)
         (source,) = open_data(data).report["sources"]
@@ -257,7 +253,7 @@ def test_a_piece_may_have_only_documents_that_are_held_out(tmp_path: Path) -> No
     texts.sort(key=lambda text: not is_held_out(text, 0.1))
     job = job_on(tmp_path, lines(texts))
     for least in (0, LEAST_BYTES):
-        in_pieces = How(least=least, piece_bytes=5000)
+        in_pieces = PrepareOptions(least=least, piece_bytes=5000)
         prepare_part(job, "pretrain", tmp_path / f"{least}", lambda message: None, how=in_pieces)
     assert hashes_of(tmp_path / "0") == hashes_of(tmp_path / f"{LEAST_BYTES}")
 
@@ -302,7 +298,7 @@ def test_after_an_interruption_only_pieces_in_no_shard_are_encoded_again(
     first, second, unbroken = Watched(), Watched(), Watched()
 
     def prepare(folder: str, tasks: Watched, told: Callable[[Path], None]) -> None:
-        how = How(lambda: nullcontext(tasks), told, least=0, piece_bytes=9000)
+        how = PrepareOptions(lambda: nullcontext(tasks), told, least=0, piece_bytes=9000)
         prepare_part(job, "pretrain", tmp_path / folder, lambda message: None, how=how)
 
     with pytest.raises(Stop):
@@ -320,7 +316,7 @@ def test_after_an_interruption_only_pieces_in_no_shard_are_encoded_again(
 def interrupted(folder: Path) -> Job:
     """Return a job of which shards are written, and pieces that are in no shard."""
     job = job_on(folder, GOOD + GOOD)
-    how = How(finished=stop_after(25), least=0, piece_bytes=9000)
+    how = PrepareOptions(finished=stop_after(25), least=0, piece_bytes=9000)
     with pytest.raises(Stop):
         prepare_part(job, "pretrain", folder / "data", lambda message: None, how=how)
     return job
@@ -329,7 +325,7 @@ def interrupted(folder: Path) -> Job:
 def check_continued(job: Job, folder: Path, piece_bytes: int = 9000) -> list[tuple[str, int]]:
     """Check that it continues to the data of an unbroken preparation; return what was done."""
     tasks = Watched()
-    how = How(lambda: nullcontext(tasks), least=0, piece_bytes=piece_bytes)
+    how = PrepareOptions(lambda: nullcontext(tasks), least=0, piece_bytes=piece_bytes)
     prepare_part(job, "pretrain", folder / "data", lambda message: None, how=how)
     prepare_part(job, "pretrain", folder / "unbroken", lambda message: None)
     assert files_of(folder / "data") == files_of(folder / "unbroken")
@@ -383,7 +379,7 @@ def test_pieces_of_another_size_are_counted_anew_and_keep_the_shards(tmp_path: P
 def test_it_says_which_piece_how_fast_and_how_long(tmp_path: Path) -> None:
     job = job_on(tmp_path, GOOD)
     said: list[Shown] = []
-    how = How(least=0, piece_bytes=9000)
+    how = PrepareOptions(least=0, piece_bytes=9000)
     prepare_part(job, "pretrain", tmp_path / "data", said.append, how=how)
     progress = [m for m in said if isinstance(m, PrepareProgress) and m.what.startswith("tok")]
     assert re.match(r"piece (\d+)/\1, [\d.]+ MB/s", progress[-1].detail), progress[-1]

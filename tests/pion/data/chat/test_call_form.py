@@ -104,10 +104,7 @@ FORMS: dict[str, tuple[str, CallForm | None]] = {
     "after a thought": (turns(AFTER_THOUGHT), HERMES),
     "Llama 3.1": (turns(BARE), CallForm("", "", "name", "parameters", listed=False)),
     "Mistral": (turns(LISTED), CallForm("[TOOL_CALLS]", "", "name", "arguments", listed=True)),
-    "Phi 4": (
-        marked(CLOSED),
-        CallForm("<tool>", "<|message|>", "name", "arguments", listed=False),
-    ),
+    "Phi 4": (marked(CLOSED), CallForm("<tool>", "<|message|>", "name", "arguments", listed=False)),
     "Command R": (
         marked(AFTER_MARKS),
         CallForm("<|message|>", "<|channel|>", "tool_name", "parameters", listed=True),

@@ -11,13 +11,7 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pion.data.chat.conversation import (
-    Turn,
-    chat_template,
-    render,
-    tokenize,
-    tokenize_batch,
-)
+from pion.data.chat.conversation import Turn, chat_template, render, tokenize, tokenize_batch
 from pion.data.chat.messages import turns_of
 from pion.data.records.layouts import read_conversation
 from pion.data.tokens.tokenizer import Tokenizer, train_bpe

@@ -94,8 +94,5 @@ def test_texts_are_stripped_and_special_tokens_defused_everywhere() -> None:
         read_conversation({"messages": messages, "tools": [{"a": "<s>"}]}, "x"), ["<s>"]
     )
     quiet = {"function": {"name": "< s>", "arguments": {"< s>": ["a< s>", 1]}}}
-    assert found.messages == [
-        {"role": "user", "content": "< s>Hi"},
-        {**YES, "tool_calls": [quiet]},
-    ]
+    assert found.messages == [{"role": "user", "content": "< s>Hi"}, {**YES, "tool_calls": [quiet]}]
     assert found.tools == [{"a": "< s>"}]

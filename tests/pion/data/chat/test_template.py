@@ -58,10 +58,7 @@ class Model:
         """Return the ids that transformers gives, after the first token."""
         midnight = datetime.datetime.combine(DAY, datetime.time())
         ids: list[int] = self.stock.apply_chat_template(
-            messages,
-            tools=tools,
-            add_generation_prompt=prompt,
-            strftime_now=midnight.strftime,
+            messages, tools=tools, add_generation_prompt=prompt, strftime_now=midnight.strftime
         )["input_ids"]
         first = self.tokenizer.first
         return ids if first is None or ids[:1] == [first] else [first, *ids]
@@ -365,10 +362,7 @@ ODD: dict[str, tuple[list[dict[str, Any]], str]] = {
         [{"role": "system", "content": "Be brief."}, ANSWER, QUESTION, ANSWER],
         "message 2 is an answer",
     ),
-    "two answers": (
-        [QUESTION, ANSWER, ANSWER],
-        "messages 2 and 3 are both answers",
-    ),
+    "two answers": ([QUESTION, ANSWER, ANSWER], "messages 2 and 3 are both answers"),
     "two questions": (
         [QUESTION, QUESTION, ANSWER],
         "messages 1 and 2 are both messages by the user",

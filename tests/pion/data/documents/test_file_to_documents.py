@@ -23,7 +23,6 @@ from pion.data.documents.find_files import (
     PARQUET_SUFFIXES,
     TEXT_SUFFIXES,
     find_files,
-    list_files,
 )
 from pion.errors import BadInput
 
@@ -31,7 +30,7 @@ KEY = "data.sources.0"
 
 
 def spans(path: Path, suffixes: tuple[str, ...]) -> list[Span]:
-    return [Span(file) for file in list_files(path, suffixes, KEY)]
+    return [Span(file) for file in find_files(path, suffixes, KEY)[0]]
 
 
 def texts(path: Path, split: str = "file") -> list[str]:
@@ -123,7 +122,7 @@ def test_a_byte_order_mark_is_not_text(tmp_path: Path) -> None:
 
 def test_a_missing_path_is_named_with_the_job_key(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=rf"{KEY}.path: no such file or folder: .*/nowhere"):
-        list_files(tmp_path / "nowhere", (".txt",), f"{KEY}.path")
+        find_files(tmp_path / "nowhere", (".txt",), f"{KEY}.path")
 
 
 def test_a_folder_without_matching_files_says_which_endings_count(tmp_path: Path) -> None:

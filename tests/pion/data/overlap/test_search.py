@@ -157,7 +157,7 @@ def plainly_held(items: list[Item], rows: list[str]) -> list[list[int]]:
     return table
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 def test_a_plain_search_finds_the_same(seed: int) -> None:
     """Rows and items are cut from one text of few words, so that n-grams repeat and are shared."""
     chance = Random(seed)
@@ -172,11 +172,9 @@ def test_a_plain_search_finds_the_same(seed: int) -> None:
     _, found = searched([ItemSet("set", items)], rows)
     held = np.array(plainly_held(items, rows))
     assert found.held.tolist() == held.max(axis=0).tolist()
-    first = np.where(held.max(axis=0) > 0, held.argmax(axis=0), -1)
-    assert found.row.tolist() == first.tolist()
 
 
-@pytest.mark.parametrize("shift", range(-60, 61, 10))
+@pytest.mark.parametrize("shift", range(-60, 61, 20))
 def test_an_item_at_the_border_of_two_reads_is_found(shift: int) -> None:
     """The rows before it fill a read up to the border, or nearly."""
     item = Item(" ".join(f"w{n}" for n in range(24)), "end")
@@ -185,14 +183,13 @@ def test_an_item_at_the_border_of_two_reads_is_found(shift: int) -> None:
     assert found_items([item], rows) == [True]
 
 
-@pytest.mark.parametrize("shift", range(0, 140, 7))
+@pytest.mark.parametrize("shift", range(0, 140, 20))
 def test_an_item_anywhere_in_a_row_longer_than_a_read_is_found_whole(shift: int) -> None:
     item = Item(" ".join(f"w{n}" for n in range(24)), "end")
     filler = "fill " * (MOST_BYTES // 5)
     row = filler[: MOST_BYTES - 100 + shift] + " " + text_of(item) + " " + filler * 2
     index, found = searched([ItemSet("set", [item])], ["", row])
     assert found.held.tolist() == index.sizes.tolist() == [13]
-    assert found.row.tolist() == [1]
 
 
 def test_the_parts_of_a_long_text_have_all_its_runs_of_words_and_no_other() -> None:
@@ -233,7 +230,7 @@ def test_a_row_that_begins_and_ends_inside_a_character_is_searched() -> None:
     found = nothing_found(index)
     inside = "é".encode()[1:] + b" " + text_of(item).encode() + b" \xe2\x80"
     search(index, [(7, inside), (8, b"\x9c")], found)
-    assert found.row.tolist() == [7]
+    assert found.overlapped(index).tolist() == [True]
 
 
 @pytest.mark.parametrize("sets", [[], [ItemSet("empty", [])], [ItemSet("blank", [Item("", "")])]])
@@ -247,7 +244,7 @@ def test_without_anything_to_look_for_nothing_is_found(sets: list[ItemSet]) -> N
 def test_rows_without_words_hold_nothing(rows: list[str], prose: Prose) -> None:
     index, found = searched([ItemSet("set", [prose.item()])], rows)
     assert not found.overlapped(index).any()
-    assert (found.rows, found.text_bytes) == (len(rows), sum(map(len, rows)))
+    assert found.rows == len(rows)
 
 
 def test_several_sets_share_the_words_and_keep_their_own_templates(prose: Prose) -> None:

@@ -6,13 +6,7 @@ from typing import Any
 
 import pytest
 
-from pion.data.preference.layouts import (
-    Labelled,
-    Pair,
-    differs_early,
-    is_empty,
-    parse_preference,
-)
+from pion.data.preference.layouts import Labelled, Pair, differs_early, is_empty, parse_preference
 from pion.errors import BadInput
 
 ASKED = "Which planet is the largest?"

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from pion.data.chat.chat_format import ChatFormat
 from pion.data.chat.conversation import Tokenized
+from pion.data.chat.packing import Sided
 from pion.data.preference.layouts import Preference, parse_preference
 from pion.data.preference.rendering import (
     EMPTY,
@@ -26,7 +27,6 @@ from pion.data.preference.rendering import (
     Dropped,
     Outcome,
     Refused,
-    Sided,
     Usable,
     ends_once,
     is_held_out,

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pion.data.chat.conversation import Tokenized
+from pion.data.chat.packing import Sided, pack_items
 from pion.data.preference.layouts import parse_preference
 from pion.data.preference.rendering import (
     EMPTY,
@@ -19,9 +20,7 @@ from pion.data.preference.rendering import (
     Dropped,
     Outcome,
     Refused,
-    Sided,
     Usable,
-    pack_preferences,
 )
 from pion.data.preference.summary import Summary, Tally, Targets, summarize, tally_of, total
 from pion.errors import BadInput
@@ -37,7 +36,7 @@ def sequence(targets: int) -> Tokenized:
 def flags(pairs: list[tuple[int, int]]) -> list[np.ndarray]:
     """Return the flags of rows with pairs of so many chosen and rejected targets."""
     items = [(Sided(sequence(w), True), Sided(sequence(r), False)) for w, r in pairs]
-    packed = pack_preferences(items, SEQ_LEN, 0)[1]
+    packed = pack_items(items, SEQ_LEN, 0)[1]
     return [packed[:1], packed[1:]]  # as from two shards
 
 
@@ -81,7 +80,7 @@ def test_answers_of_one_length_count_half_for_both_rules() -> None:
 
 def test_labels_have_desired_and_undesired_answers_and_no_rule() -> None:
     items = [(Sided(sequence(n), good),) for n, good in ((3, True), (5, True), (9, False))]
-    rows = {"train": [pack_preferences(items, SEQ_LEN, 0)[1]], "held_out": []}
+    rows = {"train": [pack_items(items, SEQ_LEN, 0)[1]], "held_out": []}
     summary = summarize("labels", rows, SEQ_LEN, Tally(read=3))
     assert (summary.train.items, summary.train.rows) == (3, 1)
     assert (summary.train.preferred, summary.train.other) == (Targets(4, 4), Targets(9, 9))
@@ -92,7 +91,7 @@ def test_labels_have_desired_and_undesired_answers_and_no_rule() -> None:
 
 
 def test_labels_of_one_kind_are_warned_about() -> None:
-    rows = {"train": [pack_preferences([(Sided(sequence(3), True),)], SEQ_LEN, 0)[1]]}
+    rows = {"train": [pack_items([(Sided(sequence(3), True),)], SEQ_LEN, 0)[1]]}
     summary = summarize("labels", {**rows, "held_out": []}, SEQ_LEN, Tally(read=1))
     assert summary.warnings() == ["no label is false: there is nothing to compare with"]
 

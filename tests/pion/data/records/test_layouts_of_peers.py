@@ -197,10 +197,7 @@ def requires_text_of_transformers(model: Model, example: Example) -> None:
 
     def text(upto: int, *, prompt: bool = False) -> str:
         written = model.stock.apply_chat_template(
-            messages[:upto],
-            tools=conversation.tools,
-            add_generation_prompt=prompt,
-            tokenize=False,
+            messages[:upto], tools=conversation.tools, add_generation_prompt=prompt, tokenize=False
         )
         assert isinstance(written, str)
         return written

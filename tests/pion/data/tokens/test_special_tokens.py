@@ -11,17 +11,12 @@ from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from tests.support.tokenizer_kinds import write_files
 
-# By kind: separator, stops, first and pad.
+# By kind: the stops and the pad.
 EXPECTED = {
-    "gpt2": ("<|endoftext|>", ["<|endoftext|>"], None, "<|endoftext|>"),
-    "smollm2": ("<|endoftext|>", ["<|im_end|>"], None, "<|im_end|>"),
-    "llama3": (
-        "<|end_of_text|>",
-        ["<|end_of_text|>", "<|eot_id|>"],
-        "<|begin_of_text|>",
-        "<|end_of_text|>",
-    ),
-    "qwen": ("<|endoftext|>", ["<|im_end|>", "<|endoftext|>"], None, "<|endoftext|>"),
+    "gpt2": (["<|endoftext|>"], "<|endoftext|>"),
+    "smollm2": (["<|im_end|>"], "<|im_end|>"),
+    "llama3": (["<|end_of_text|>", "<|eot_id|>"], "<|end_of_text|>"),
+    "qwen": (["<|im_end|>", "<|endoftext|>"], "<|endoftext|>"),
 }
 
 
@@ -40,10 +35,8 @@ def written(folder: Path, kind: str, **files: Any) -> tuple[Path, Tokenizer]:
 def test_the_special_tokens_of_each_kind_are_found(tmp_path: Path, kind: str) -> None:
     folder, tokenizer = written(tmp_path, kind)
     found = read_special_tokens(folder, tokenizer)
-    separator, stops, first, pad = EXPECTED[kind]
-    assert found.separator == tokenizer.special_ids[separator]
+    stops, pad = EXPECTED[kind]
     assert list(found.stop_ids) == [tokenizer.special_ids[stop] for stop in stops]
-    assert found.first == (None if first is None else tokenizer.special_ids[first])
     assert found.pad == tokenizer.special_ids[pad]
 
 
@@ -54,17 +47,14 @@ def test_the_end_of_a_turn_is_a_stop_and_no_stop_is_there_twice(tmp_path: Path) 
     assert read_special_tokens(folder, tokenizer, 361).stop_ids == (361,)
 
 
-def test_without_generation_settings_the_eos_token_stops_then_the_separator(
-    tmp_path: Path,
-) -> None:
+def test_without_generation_settings_the_eos_token_stops_then_the_separator(tmp_path: Path) -> None:
     folder, tokenizer = written(tmp_path, "qwen", generation_config=None)
     im_end = tokenizer.special_ids["<|im_end|>"]
     assert read_special_tokens(folder, tokenizer).stop_ids == (im_end,)
     for name in ("tokenizer_config", "special_tokens_map"):
         (folder / f"{name}.json").unlink()
     special = read_special_tokens(folder, tokenizer)
-    assert special.stop_ids == (special.separator,) == (tokenizer.end_of_text,)
-    assert special.first == tokenizer.first
+    assert special.stop_ids == (tokenizer.end_of_text,)
     assert special.pad == tokenizer.pad
 
 

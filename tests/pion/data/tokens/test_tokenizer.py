@@ -133,12 +133,7 @@ def test_truncation_padding_and_templates_of_a_foreign_tokenizer_change_no_ids(
 ) -> None:
     path = edited(
         tmp_path,
-        truncation={
-            "direction": "Right",
-            "max_length": 2,
-            "strategy": "LongestFirst",
-            "stride": 0,
-        },
+        truncation={"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0},
         post_processor={"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True},
     )
     foreign = Tokenizer.from_file(path)
