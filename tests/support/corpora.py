@@ -4,6 +4,7 @@ import hashlib
 import json
 import random
 import re
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from pion.data.tokens.tokenizer import Tokenizer, train_bpe
 from pipeline.console.messages import Shown
 from pipeline.job import Job
 from pipeline.job.file import load_job
-from pipeline.stages.prepare import PreparedData, open_data, prepare_part
+from pipeline.stages.prepare import Prepared, PreparedData, open_data, prepare_part
+from pipeline.stages.prepare_text import PrepareOptions
 
 SEQ_LEN = 32
 WORDS = re.findall(
@@ -61,9 +63,27 @@ def make_job(folder: Path, **sections: Any) -> Job:
     return load_job(path)
 
 
+def prepare(
+    job: Job,
+    folder: Path,
+    say: Callable[[Shown], object] = lambda message: None,
+    part: str = "pretrain",
+    **options: Any,
+) -> Prepared:
+    """Prepare a part of the job's data, with these PrepareOptions."""
+    return prepare_part(job, part, folder, say, how=PrepareOptions(**options))
+
+
 def prepared(job: Job, folder: Path) -> PreparedData:
-    prepare_part(job, "pretrain", folder, lambda message: None)
+    prepare(job, folder)
     return open_data(folder)
+
+
+def job_by_file(folder: Path, **sections: Any) -> Job:
+    """Return a job with a tokenizer that it has."""
+    save_tokenizer(folder / "tokenizer.json")
+    usual: dict[str, Any] = {"tokenizer": {"file": "tokenizer.json"}, "model": model_of(400)}
+    return make_job(folder, **(usual | sections))
 
 
 def files_of(folder: Path) -> dict[str, str]:
@@ -128,7 +148,4 @@ def interrupt_after_shards(job: Job, folder: Path, shards: int) -> None:
 
 
 def npy_job(folder: Path, **source: Any) -> Job:
-    save_tokenizer(folder / "tokenizer.json")
-    sources = [source or {"kind": "npy", "path": "shards"}]
-    data = {"sources": sources}
-    return make_job(folder, data=data, tokenizer={"file": "tokenizer.json"}, model=model_of(400))
+    return job_by_file(folder, data={"sources": [source or {"kind": "npy", "path": "shards"}]})

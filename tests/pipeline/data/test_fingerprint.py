@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -52,6 +53,7 @@ def corpus(tmp_path: Path) -> Path:
     [
         {"name": "other"},
         {"store": "elsewhere"},
+        {"hardware": {"workers": 4}},
         {"pretrain": {"steps": 99, "global_batch": 8, "lr": 0.5, "warmup_steps": 0}},
         {"data": {"window": 7}},
     ],
@@ -161,3 +163,12 @@ def test_another_python_and_another_prepare_make_other_data(
     }[what]
     change()
     assert fingerprint(corpus, data=standard) != before
+
+
+def test_other_items_in_the_same_evaluation_set_are_other_data(corpus: Path) -> None:
+    data, found = {"clean": {"decontaminate": ["pack.jsonl"]}}, []
+    for answer in ("a", "b"):
+        question = {"context": "why", "choices": ["no", answer], "answer": 1}
+        (corpus / "pack.jsonl").write_text(json.dumps(question) + "\n")
+        found.append(fingerprint(corpus, data=data))
+    assert found[0] != found[1]

@@ -1,10 +1,10 @@
 """prepare: text to shards; what it writes, what it refuses, how it resumes."""
 
 import errno
-import gzip
 import json
 import os
 import re
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,24 +14,21 @@ import pytest
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput, Interrupted
 from pipeline.console.messages import Note, PrepareProgress, Shown
-from pipeline.data import encode_piece
-from pipeline.job.file import load_job
-from pipeline.stages.prepare import PrepareOptions, open_data, prepare_part
+from pipeline.stages.prepare import open_data
 from tests.support.corpora import (
     SEQ_LEN,
     files_of,
     interrupt_after_shards,
+    job_by_file,
     make_job,
     model_of,
+    prepare,
     prepared,
-    save_tokenizer,
     sentences,
     texts_of,
     write_corpus,
 )
-from tests.support.forked import start_in_fork
 from tests.support.tokenizer_kinds import without_bytes, write_files
-from tests.support.waiting import wait_until
 
 # ---------------------------------------------------------------- text
 
@@ -90,7 +87,7 @@ def test_entries_of_a_vocabulary_that_the_text_does_not_have_are_said(tmp_path: 
     notes: list[str] = []
     data = tmp_path / "data"
     job = make_job(tmp_path, **changes)
-    prepare_part(job, "pretrain", data, lambda m: notes.append(getattr(m, "text", "")))
+    prepare(job, data, lambda m: notes.append(getattr(m, "text", "")))
     got = Tokenizer.from_file(data / "tokenizer.json").vocab_size
     assert any(f"50,000 entries asked for, {got:,} found in the text" in note for note in notes), (
         notes
@@ -112,16 +109,6 @@ def test_a_trained_tokenizer_has_not_seen_the_held_out_documents(tmp_path: Path)
     assert more.tokenizer_path.read_bytes() == whole.tokenizer_path.read_bytes()
 
 
-def test_a_gzipped_corpus_gives_the_same_rows_as_the_plain_one(tmp_path: Path) -> None:
-    plain = write_corpus(tmp_path / "corpus.jsonl")
-    with gzip.open(tmp_path / "corpus.jsonl.gz", "wb") as file:
-        file.write(plain.read_bytes())
-    sources = [{"kind": "jsonl", "path": "corpus.jsonl.gz"}]
-    one = prepared(make_job(tmp_path), tmp_path / "one")
-    two = prepared(make_job(tmp_path, data={"sources": sources}), tmp_path / "two")
-    assert texts_of(one, "train") == texts_of(two, "train")
-
-
 def test_several_sources_are_mixed_by_weight(tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus.jsonl")
     (tmp_path / "book.txt").write_text("\n".join(sentences(i + 999, 6) for i in range(600)))
@@ -136,40 +123,29 @@ def test_several_sources_are_mixed_by_weight(tmp_path: Path) -> None:
     assert stream.batch(range(8)).tokens.shape == (8, SEQ_LEN)
 
 
-def test_a_finished_folder_is_reported_again_without_work(tmp_path: Path) -> None:
+def test_it_says_how_fast_and_a_finished_folder_is_reported_again_without_work(
+    tmp_path: Path,
+) -> None:
     write_corpus(tmp_path / "corpus.jsonl")
     job = make_job(tmp_path)
-    first = prepare_part(job, "pretrain", tmp_path / "data", lambda message: None)
     said: list[Shown] = []
-    assert prepare_part(job, "pretrain", tmp_path / "data", said.append) == first
+    first = prepare(job, tmp_path / "data", said.append)
+    assert {type(m) for m in said} == {Note, PrepareProgress}
+    assert any("MB/s" in m.text for m in said if isinstance(m, Note))
+    assert first.report["sources"][0]["mb_per_second"] > 0
+    said.clear()
+    assert prepare(job, tmp_path / "data", said.append) == first
     assert {m.what for m in said if isinstance(m, PrepareProgress)} == {"read data.sources.0"}
 
 
 def test_a_folder_that_was_finished_from_other_bytes_is_prepared_again(tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus.jsonl")
     job = make_job(tmp_path)
-    first = prepare_part(job, "pretrain", tmp_path / "data", lambda message: None)
+    first = prepare(job, tmp_path / "data")
     write_corpus(tmp_path / "corpus.jsonl", documents=200)
-    second = prepare_part(job, "pretrain", tmp_path / "data", lambda message: None)
+    second = prepare(job, tmp_path / "data")
     assert first.fingerprint != second.fingerprint
     assert (first.report["documents"], second.report["documents"]) == (300, 200)
-
-
-def test_it_says_what_it_does_and_how_fast(tmp_path: Path) -> None:
-    write_corpus(tmp_path / "corpus.jsonl")
-    said: list[Shown] = []
-    report = prepare_part(make_job(tmp_path), "pretrain", tmp_path / "data", said.append).report
-    assert {type(m) for m in said} == {Note, PrepareProgress}
-    assert any("MB/s" in m.text for m in said if isinstance(m, Note))
-    assert report["sources"][0]["mb_per_second"] > 0
-
-
-def test_half_a_surrogate_pair_in_json_is_no_crash(tmp_path: Path) -> None:
-    write_corpus(tmp_path / "corpus.jsonl")
-    with (tmp_path / "corpus.jsonl").open("a") as file:
-        file.write('{"text": "broken \\ud83d emoji"}\n')
-    data = prepared(make_job(tmp_path), tmp_path / "data")
-    assert data.report["documents"] == 301
 
 
 # ---------------------------------------------------------------- interruptions
@@ -190,72 +166,39 @@ def test_a_stop_is_heard_while_a_vocabulary_is_learned_or_text_is_read(
         if isinstance(message, PrepareProgress) and not message.what.startswith("read data"):
             raise Interrupted("Ctrl-C")
 
-    job = make_job(tmp_path)
-    if endless == "texts":
-        save_tokenizer(tmp_path / "tokenizer.json")
-        shape = model_of(400)
-        job = make_job(tmp_path, tokenizer={"file": "tokenizer.json"}, model=shape)
+    job = job_by_file(tmp_path) if endless == "texts" else make_job(tmp_path)
     stand_in = never if endless == "texts" else lambda *_: next(never(), None)
     module = "pipeline.data.tokenizer" if endless == "train_bpe" else "pipeline.stages.prepare_text"
     monkeypatch.setattr(f"{module}.{endless}", stand_in)
     try:
         with pytest.raises(Interrupted):
-            prepare_part(job, "pretrain", tmp_path / "data", say)
+            prepare(job, tmp_path / "data", say)
     finally:
         over.set()
 
 
-def prepare_in_small_batches(job: Path, folder: Path) -> None:
-    """Prepare in a process of one's own."""
-    encode_piece.BATCH_CHARS = 20_000
-    prepare_part(load_job(job), "pretrain", folder, lambda message: None)
-
-
-@pytest.mark.slow
-def test_killed_in_the_middle_it_continues_to_the_same_bytes_and_keeps_finished_shards(
-    tmp_path: Path,
-) -> None:
-    write_corpus(tmp_path / "corpus.jsonl", documents=6000)
-    job = make_job(tmp_path, tokenizer={"file": "tokenizer.json"}, model=model_of(400))
-    save_tokenizer(tmp_path / "tokenizer.json")
-    process = start_in_fork(prepare_in_small_batches, tmp_path / "job.yaml", tmp_path / "data")
-    third = tmp_path / "data" / "0" / "train" / "shard_00002.json"
-    reached = "the third shard to be written"
-    wait_until(lambda: third.exists() or not process.is_alive(), reached, every=0.005)
-    process.kill()
-    process.join(60)
-    assert process.exitcode not in (None, 0), "it ended before it could be killed"
-    assert not (tmp_path / "data" / "dataset.json").exists()
-    with pytest.raises(BadInput, match="no prepared data here"):
-        open_data(tmp_path / "data")
-    finished = {
-        p.with_suffix(".npy"): p.with_suffix(".npy").stat().st_mtime_ns
-        for p in (tmp_path / "data" / "0").rglob("shard_*.json")
-    }
-
-    resumed = prepare_part(job, "pretrain", tmp_path / "data", lambda message: None)
-    unbroken = prepare_part(job, "pretrain", tmp_path / "unbroken", lambda message: None)
-    assert len(finished) >= 3
-    assert {p: p.stat().st_mtime_ns for p in finished} == finished
-    assert files_of(tmp_path / "data") == files_of(tmp_path / "unbroken")
-    for name in ("documents", "bytes", "train_rows", "held_out_rows"):
-        assert resumed.report[name] == unbroken.report[name]
-
-
-@pytest.mark.slow
-def test_a_source_edited_after_an_interruption_is_not_mixed_with_its_old_shards(
+def test_interrupted_it_continues_to_the_same_bytes_and_keeps_finished_shards_of_the_same_source(
     tmp_path: Path,
 ) -> None:
     write_corpus(tmp_path / "corpus.jsonl", documents=3000)
-    job = make_job(tmp_path, tokenizer={"file": "tokenizer.json"}, model=model_of(400))
-    save_tokenizer(tmp_path / "tokenizer.json")
-    interrupt_after_shards(job, tmp_path / "data", 1)
+    job, data = job_by_file(tmp_path), tmp_path / "data"
+    interrupt_after_shards(job, data, 2)
+    with pytest.raises(BadInput, match="no prepared data here"):
+        open_data(data)
+    finished = {p: p.stat().st_mtime_ns for p in (data / "0").rglob("shard_*.npy")}
+    shutil.copytree(data, tmp_path / "edited")
+    resumed, unbroken = prepare(job, data), prepare(job, tmp_path / "unbroken")
+    assert len(finished) >= 2
+    assert {p: p.stat().st_mtime_ns for p in finished} == finished
+    assert files_of(data) == files_of(tmp_path / "unbroken")
+    for name in ("documents", "bytes", "train_rows", "held_out_rows"):
+        assert resumed.report[name] == unbroken.report[name]
     lines = (tmp_path / "corpus.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "corpus.jsonl").write_text("".join(lines[1000:]))
     os.utime(tmp_path / "corpus.jsonl", (1, 1))
-    prepared(job, tmp_path / "data")
-    prepared(job, tmp_path / "fresh")
-    assert files_of(tmp_path / "data") == files_of(tmp_path / "fresh")
+    prepare(job, tmp_path / "edited")
+    prepare(job, tmp_path / "fresh")
+    assert files_of(tmp_path / "edited") == files_of(tmp_path / "fresh")
 
 
 # ---------------------------------------------------------------- continuation questions
@@ -274,7 +217,7 @@ def test_of_files_that_change_meanwhile_nothing_counts_even_once_they_are_restor
             corpus.write_bytes(before.replace(b'"text": "', b'"text": "x '))
 
     with pytest.raises(BadInput, match=r"data\.sources\.0: the files have changed while"):
-        prepare_part(job, "pretrain", tmp_path / "data", edit)
+        prepare(job, tmp_path / "data", edit)
     corpus.write_bytes(before)
     os.utime(corpus, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert prepared(job, tmp_path / "data").report["documents"] == 300
@@ -283,27 +226,24 @@ def test_of_files_that_change_meanwhile_nothing_counts_even_once_they_are_restor
 
 def test_what_a_killed_process_left_of_a_file_is_no_content(tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus.jsonl")
-    save_tokenizer(tmp_path / "tokenizer.json")
-    job = make_job(tmp_path, tokenizer={"file": "tokenizer.json"}, model=model_of(400))
+    job = job_by_file(tmp_path)
     names: list[str] = []
-
-    def find(fingerprint: str) -> None:
-        names.append(fingerprint)
-
-    prepare_part(job, "pretrain", tmp_path / "data", lambda shown: None, how=PrepareOptions(find=find))
+    prepare(job, tmp_path / "data", find=names.append)
     for left in ("dataset.json.tmp", "choices.jsonl.tmp", ".tokenizer.json.tmp"):
         (tmp_path / "data" / left).write_bytes(b"half of it")
-    prepare_part(job, "pretrain", tmp_path / "data", lambda shown: None, how=PrepareOptions(find=find))
+    prepare(job, tmp_path / "data", find=names.append)
     assert names[0] == names[1]
 
 
-def test_the_questions_continue_with_held_out_text(tmp_path: Path) -> None:
-    write_corpus(tmp_path / "corpus.jsonl")
+def test_the_questions_continue_with_held_out_text_and_no_place_is_the_favourite(
+    tmp_path: Path,
+) -> None:
+    write_corpus(tmp_path / "corpus.jsonl", documents=1500)
     data = prepared(make_job(tmp_path), tmp_path / "data")
     held_out = " ".join(texts_of(data, "held_out"))
     train = " ".join(texts_of(data, "train"))
     questions = [json.loads(line) for line in (data.folder / "choices.jsonl").open()]
-    assert len(questions) > 20
+    assert len(questions) > 100
     for question in questions:
         right = question["choices"][question["answer"]]
         assert question["context"] + right in held_out
@@ -312,12 +252,7 @@ def test_the_questions_continue_with_held_out_text(tmp_path: Path) -> None:
         for choice in question["choices"]:
             assert choice in held_out
             assert abs(len(choice) - len(right)) < 40
-
-
-def test_the_right_answer_is_in_no_favourite_place(tmp_path: Path) -> None:
-    write_corpus(tmp_path / "corpus.jsonl", documents=1500)
-    data = prepared(make_job(tmp_path), tmp_path / "data")
-    answers = [json.loads(line)["answer"] for line in (data.folder / "choices.jsonl").open()]
+    answers = [question["answer"] for question in questions]
     for place in range(4):
         assert 0.15 < answers.count(place) / len(answers) < 0.35
 
@@ -360,19 +295,10 @@ def test_a_tokenizer_that_does_not_fit_the_model_is_refused_before_anything_is_t
     tmp_path: Path,
 ) -> None:
     write_corpus(tmp_path / "corpus.jsonl")
-    save_tokenizer(tmp_path / "tokenizer.json")
-    job = make_job(tmp_path, tokenizer={"file": "tokenizer.json"}, model=model_of(300))
+    job = job_by_file(tmp_path, model=model_of(300))
     with pytest.raises(BadInput, match=r"tokenizer\.json: the tokenizer doesn't fit the model"):
         prepared(job, tmp_path / "data")
     assert not list((tmp_path / "data").rglob("*.npy"))
-
-
-def test_a_file_that_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
-    write_corpus(tmp_path / "corpus.jsonl")
-    (tmp_path / "tokenizer.json").write_text('{"hello": 1}')
-    job = make_job(tmp_path, tokenizer={"file": "tokenizer.json"}, model=model_of(400))
-    with pytest.raises(BadInput, match=r"tokenizer\.json: not a tokenizer"):
-        prepared(job, tmp_path / "data")
 
 
 def test_a_folder_that_cannot_be_written_is_bad_input(tmp_path: Path) -> None:
@@ -404,15 +330,6 @@ def test_a_full_disk_is_bad_input_and_the_finished_shards_are_used_afterwards(
     assert files_of(tmp_path / "data") == files_of(tmp_path / "unbroken")
 
 
-def test_data_that_was_changed_since_it_was_prepared_is_noticed(tmp_path: Path) -> None:
-    write_corpus(tmp_path / "corpus.jsonl")
-    data = prepared(make_job(tmp_path), tmp_path / "data")
-    path = data.folder / "0" / "train" / "manifest.json"
-    path.write_text(path.read_text().replace('"rows": 100', '"rows": 99'))
-    with pytest.raises(BadInput, match="changed since it was written"):
-        data.stream("train", seed=1, window=8)
-
-
 def test_a_tokenizer_that_gguf_can_not_express_is_refused_before_training(tmp_path: Path) -> None:
     write_corpus(tmp_path / "corpus.jsonl")
     write_files("qwen", tmp_path / "qwen")
@@ -425,4 +342,4 @@ def test_a_tokenizer_that_gguf_can_not_express_is_refused_before_training(tmp_pa
         publish={"to": str(tmp_path / "out"), "gguf": True},
     )
     with pytest.raises(BadInput, match=r"publish\.gguf: .*NFKC.*Nothing was trained"):
-        prepare_part(job, "pretrain", tmp_path / "data", lambda message: None)
+        prepare(job, tmp_path / "data")

@@ -19,17 +19,9 @@ from pipeline.data.tasks import Tasks
 from pipeline.job import Job
 from pipeline.job.file import load_job
 from pipeline.machine.kill_points import HALT_AT
-from pipeline.stages.prepare import PreparedData, PrepareOptions, prepare_part
+from pipeline.stages.prepare import PreparedData
 from tests.support.core_bundle import write_bundle
-from tests.support.corpora import (
-    files_of,
-    make_job,
-    model_of,
-    prepared,
-    save_tokenizer,
-    sentences,
-    texts_of,
-)
+from tests.support.corpora import files_of, job_by_file, prepare, prepared, sentences, texts_of
 from tests.support.forked import start_in_fork
 from tests.support.planted_copies import near_copy, plant
 from tests.support.waiting import wait_until
@@ -55,10 +47,9 @@ def write(folder: Path, *sources: Sequence[str]) -> list[dict[str, Any]]:
 
 def job_of(folder: Path, *sources: Sequence[str], clean: Any, **sections: Any) -> Job:
     """Return a job that cleans the sources. Its tokenizer is given."""
-    save_tokenizer(folder / "tokenizer.json")
-    usual: dict[str, Any] = {"tokenizer": {"file": "tokenizer.json"}, "model": model_of(400)}
-    data = {"sources": write(folder, *sources), "clean": clean}
-    return make_job(folder, data=data, **(usual | sections))
+    return job_by_file(
+        folder, data={"sources": write(folder, *sources), "clean": clean}, **sections
+    )
 
 
 def kept(data: PreparedData) -> set[str]:
@@ -75,8 +66,7 @@ def test_text_that_is_cleaned_starts_no_other_processes(tmp_path: Path) -> None:
         raise AssertionError("started for nothing")
 
     job = job_of(tmp_path, texts(), clean={})
-    in_pieces = PrepareOptions(start, least=0)
-    prepare_part(job, "pretrain", tmp_path / "data", lambda message: None, how=in_pieces)
+    prepare(job, tmp_path / "data", tasks=start, least=0)
 
 
 # ---------------------------------------------------------------- what is left out
@@ -187,15 +177,6 @@ def test_a_made_up_core_bundle_is_read_task_by_task(tmp_path: Path) -> None:
     assert all(one["items"] == 12 for one in found)
 
 
-def test_other_items_in_the_same_file_are_other_data(tmp_path: Path) -> None:
-    pack(tmp_path, (ITEM, ANSWER))
-    job = job_of(tmp_path, texts(), clean={"decontaminate": ["pack.jsonl"]})
-    first = prepare_part(job, "pretrain", tmp_path / "one", lambda message: None)
-    pack(tmp_path, (ITEM, f"{ANSWER} or not"))
-    second = prepare_part(job, "pretrain", tmp_path / "two", lambda message: None)
-    assert first.fingerprint != second.fingerprint
-
-
 # ---------------------------------------------------------------- the receipt
 
 
@@ -229,7 +210,7 @@ def test_prepare_says_how_many_documents_are_kept_and_leaves_no_other_file(tmp_p
     said: list[str] = []
     good = texts()
     job = job_of(tmp_path, [*good, *good[:10]], clean={})
-    prepare_part(job, "pretrain", tmp_path / "data", lambda m: said.append(getattr(m, "text", "")))
+    prepare(job, tmp_path / "data", lambda m: said.append(getattr(m, "text", "")))
     assert "data.clean keeps 200 of 210 documents" in said
     assert not (tmp_path / "data" / "clean").exists()
 
@@ -241,7 +222,7 @@ def prepare_until(folder: Path, halt_at: str) -> None:
     """Prepare in a process of one's own, up to this mark."""
     os.environ[HALT_AT] = halt_at
     judged.BATCH_CHARS, judged.SAVED_BYTES = 10_000, 60_000
-    prepare_part(load_job(folder / "job.yaml"), "pretrain", folder / "data", lambda message: None)
+    prepare(load_job(folder / "job.yaml"), folder / "data")
 
 
 def killed(folder: Path, number: int) -> bool:
@@ -269,7 +250,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes_and_the_same_receipt
     progress = []
     # The first processes die while they judge documents, at different points; the last ones after
     # the decision is written, but not its record, and while rows are written.
-    for number in (2, 3, 2, 1):
+    for number in (2, 4, 2):
         assert killed(tmp_path, number)
         names = {path.name for path in folder.iterdir()}
         assert "decided.json" not in names
@@ -279,28 +260,14 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes_and_the_same_receipt
     assert not (folder / "decided.json").exists()
     assert killed(tmp_path, 5)
     assert (folder / "decided.json").exists()
-    assert progress == sorted(progress)
-    assert progress[0] < progress[1] < progress[2]
+    assert 0 < progress[0] < progress[1] < progress[2]
 
     resumed, unbroken = (
-        prepare_part(job, "pretrain", tmp_path / name, lambda message: None).report["cleaned"]
-        for name in ("data", "unbroken")
+        prepare(job, tmp_path / name).report["cleaned"] for name in ("data", "unbroken")
     )
     assert files_of(tmp_path / "data") == files_of(tmp_path / "unbroken")
     assert resumed | {"seconds": 0} == unbroken | {"seconds": 0}
     assert len(unbroken["dropped"]) == 2
-
-
-def test_the_number_of_workers_changes_neither_the_data_nor_its_fingerprint(tmp_path: Path) -> None:
-    mixed = [text for text, _ in plant(texts(), 0.2, "all four")]
-    job_of(tmp_path, mixed, clean={})
-    found = []
-    for workers in (1, 4):
-        job = load_job(tmp_path / "job.yaml", [f"hardware.workers={workers}"])
-        folder = tmp_path / str(workers)
-        data = prepare_part(job, "pretrain", folder, lambda message: None)
-        found.append((data.fingerprint, files_of(folder)))
-    assert found[0] == found[1]
 
 
 # ---------------------------------------------------------------- bad input
@@ -326,7 +293,7 @@ def test_what_cannot_work_is_refused_with_the_key(
 ) -> None:
     job = job_of(tmp_path, texts(), clean=clean)
     with pytest.raises(BadInput, match=words):
-        prepare_part(job, "pretrain", tmp_path / "data", lambda message: None)
+        prepare(job, tmp_path / "data")
 
 
 def test_a_damaged_file_of_an_interrupted_start_is_named_with_the_way_out(tmp_path: Path) -> None:
@@ -334,4 +301,4 @@ def test_a_damaged_file_of_an_interrupted_start_is_named_with_the_way_out(tmp_pa
     assert killed(tmp_path, 2)
     (tmp_path / "data" / "clean" / "documents").write_bytes(b"")
     with pytest.raises(BadInput, match=r"documents is shorter than progress.*--redo prepare"):
-        prepare_part(job, "pretrain", tmp_path / "data", lambda message: None)
+        prepare(job, tmp_path / "data")

@@ -14,15 +14,8 @@ from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pipeline.data.sources import conversations, find_input, texts
 from pipeline.job import Job
-from pipeline.stages.prepare import PreparedData, open_data, prepare_part
-from tests.support.corpora import (
-    make_job,
-    model_of,
-    prepared,
-    save_tokenizer,
-    sentences,
-    write_corpus,
-)
+from pipeline.stages.prepare import PreparedData, open_data
+from tests.support.corpora import job_by_file, make_job, prepare, prepared, sentences, write_corpus
 from tests.support.python_library import read_only_a_part
 from tests.support.tokenizer_kinds import without_bytes
 
@@ -33,7 +26,6 @@ def openhermes(question: str, answer: str) -> dict[str, Any]:
 
 
 def sft_job(folder: Path, **source: Any) -> Job:
-    save_tokenizer(folder / "tokenizer.json")
     sft = {
         "steps": 10,
         "global_batch": 4,
@@ -41,14 +33,14 @@ def sft_job(folder: Path, **source: Any) -> Job:
         "held_out": 0.1,
         "sources": [{"kind": "jsonl", "path": "chat.jsonl"} | source],
     }
-    return make_job(
-        folder,
-        pretrain=None,
-        data={"sources": []},
-        sft=sft | {"init_from": "model"},
-        tokenizer={"file": "tokenizer.json"},
-        model=model_of(400),
+    return job_by_file(
+        folder, pretrain=None, data={"sources": []}, sft=sft | {"init_from": "model"}
     )
+
+
+def with_rows(job: Job, seq_len: int, **fields: Any) -> Job:
+    assert job.sft is not None
+    return job.model_copy(update={"sft": job.sft.model_copy(update={"seq_len": seq_len, **fields})})
 
 
 def write_chats(path: Path, count: int = 400) -> None:
@@ -57,15 +49,13 @@ def write_chats(path: Path, count: int = 400) -> None:
 
 
 def prepared_sft(job: Job, folder: Path) -> PreparedData:
-    prepare_part(job, "sft", folder, lambda message: None)
+    prepare(job, folder, part="sft")
     return open_data(folder)
 
 
 def test_conversations_are_packed_with_their_loss_mask_and_none_is_lost(tmp_path: Path) -> None:
     write_chats(tmp_path / "chat.jsonl")
-    job = sft_job(tmp_path)
-    job = job.model_copy(update={"sft": job.sft.model_copy(update={"seq_len": 128})})  # type: ignore[union-attr]
-    data = prepared_sft(job, tmp_path / "data")
+    data = prepared_sft(with_rows(sft_job(tmp_path), 128), tmp_path / "data")
     tokenizer = Tokenizer.from_file(data.tokenizer_path)
     stream = data.stream("train", seed=1, window=8)
     answers: set[str] = set()
@@ -88,7 +78,7 @@ def test_sft_uses_the_tokenizer_of_pretraining(tmp_path: Path) -> None:
     sft |= {"held_out": 0.1, "sources": [{"kind": "jsonl", "path": "chat.jsonl"}]}
     job = make_job(tmp_path, sft=sft)
     pretrain = prepared(job, tmp_path / "one")
-    prepare_part(job, "sft", tmp_path / "two", lambda message: None, pretrain.tokenizer_path)
+    prepare(job, tmp_path / "two", lambda message: None, pretrain.tokenizer_path, part="sft")
     kept = open_data(tmp_path / "two").tokenizer_path.read_bytes()
     assert kept == pretrain.tokenizer_path.read_bytes()
 
@@ -123,11 +113,10 @@ def test_missing_characters_and_other_names_of_roles_are_said(tmp_path: Path) ->
     with (tmp_path / "chat.jsonl").open("a") as file:
         odd = json.dumps(openhermes("Why\x04?", "\x06 so.")).replace("human", "Prompter")
         file.write("\n" + odd)
-    job = sft_job(tmp_path)
-    job = job.model_copy(update={"sft": job.sft.model_copy(update={"seq_len": 256})})  # type: ignore[union-attr]
+    job = with_rows(sft_job(tmp_path), 256)
     (tmp_path / "tokenizer.json").write_text(json.dumps(without_bytes()))
     notes: list[str] = []
-    prepare_part(job, "sft", tmp_path / "data", lambda m: notes.append(getattr(m, "text", "")))
+    prepare(job, tmp_path / "data", lambda m: notes.append(getattr(m, "text", "")), part="sft")
     assert "chat.jsonl: 2 characters are not in the model's vocabulary" in notes[-2]
     assert "chat.jsonl:401 (U+0004)" in notes[-2]
     assert notes[-1] == "chat.jsonl: roles with other names: 'Prompter' as user"
@@ -138,11 +127,6 @@ def write_questions(path: Path, long: int, short: int) -> None:
     questions = [sentences(number, 40) for number in range(long)] + ["Who?"] * short
     lines = [json.dumps(openhermes(text, f"It is {i}.")) for i, text in enumerate(questions)]
     path.write_text("\n".join(lines))
-
-
-def with_rows(job: Job, seq_len: int, **fields: Any) -> Job:
-    assert job.sft is not None
-    return job.model_copy(update={"sft": job.sft.model_copy(update={"seq_len": seq_len, **fields})})
 
 
 def test_without_an_answer_in_any_row_longer_rows_are_advised_and_are_enough(
@@ -165,11 +149,11 @@ def test_rows_that_are_too_short_for_many_questions_are_warned_of(tmp_path: Path
     write_questions(tmp_path / "chat.jsonl", long=30, short=60)
     notes: list[str] = []
     job = with_rows(sft_job(tmp_path), 64)
-    prepare_part(job, "sft", tmp_path / "data", lambda m: notes.append(getattr(m, "text", "")))
+    prepare(job, tmp_path / "data", lambda m: notes.append(getattr(m, "text", "")), part="sft")
     words = "warning: chat.jsonl: 30 of 90 conversations are dropped, because no answer begins"
     (said,) = (note for note in notes if note.startswith(words))
     with pytest.raises(BadInput, match="sft: the corpus is smaller than one batch") as found:
-        prepare_part(with_rows(job, 64, global_batch=99), "sft", tmp_path / "few", lambda m: None)
+        prepare(with_rows(job, 64, global_batch=99), tmp_path / "few", part="sft")
     assert str(found.value).endswith(f"{said.removeprefix('warning: chat.jsonl: ')}.")
     assert "or seq_len" not in str(found.value)
 

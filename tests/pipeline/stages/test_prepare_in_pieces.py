@@ -7,8 +7,10 @@ import io
 import json
 import pickle
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,11 @@ from pion.errors import BadInput
 from pipeline.console.messages import Note, PrepareProgress, Shown
 from pipeline.data import conversations_to_rows, pieces
 from pipeline.data.pieces import Piece
-from pipeline.data.tasks import InThisProcess
+from pipeline.data.tasks import InThisProcess, Tasks
 from pipeline.job import Job
-from pipeline.stages.prepare import PrepareOptions, open_data, prepare_part
+from pipeline.stages.prepare import open_data
 from pipeline.stages.prepare_text import LEAST_BYTES
-from tests.support.corpora import files_of, make_job, model_of, sentences
+from tests.support.corpora import files_of, job_by_file, prepare, sentences
 from tests.support.piece_corpora import (
     BUFFER,
     KINDS,
@@ -42,16 +44,21 @@ from tests.support.tokenizer_kinds import without_bytes
 GOLDEN = json.loads((PIECES / "golden.json").read_text())
 
 
+def in_pieces(job: Job, folder: Path, tasks: Tasks | None = None, **options: Any) -> None:
+    """Prepare in pieces of 9,000 bytes, unless `options` say otherwise."""
+    options = {"least": 0, "piece_bytes": 9000} | options
+    prepare(job, folder, tasks=lambda: nullcontext(tasks or InThisProcess()), **options)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("piece_bytes", [1, 30_000])
+@pytest.mark.parametrize("piece_bytes", [1, pytest.param(30_000, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_rows_are_those_of_the_code_before_there_were_pieces(
     kind: str, piece_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(file_to_documents, "PART_BYTES", PART_BYTES)
     job = corpus_job(kind, tmp_path)
-    in_pieces = PrepareOptions(least=0, piece_bytes=piece_bytes)
-    prepare_part(job, "pretrain", tmp_path / "data", lambda message: None, how=in_pieces)
+    in_pieces(job, tmp_path / "data", piece_bytes=piece_bytes)
     assert result_of(job, tmp_path / "data") == GOLDEN[kind]
     assert not list((tmp_path / "data").rglob("pieces"))
 
@@ -62,8 +69,7 @@ def test_the_rows_of_conversations_are_those_of_the_code_before_there_were_piece
     monkeypatch.setattr(conversations_to_rows, "BUFFER", BUFFER)
     job = corpus_job("sft", tmp_path, sft=True)
     tasks, finished = Watched(), list[Path]()
-    in_pieces = PrepareOptions(lambda: nullcontext(tasks), finished.append, least=0)
-    prepare_part(job, "sft", tmp_path / "data", lambda message: None, how=in_pieces)
+    in_pieces(job, tmp_path / "data", tasks, part="sft", finished=finished.append)
     assert result_of(job, tmp_path / "data") == GOLDEN["sft"]
     assert len(tasks.done) > 150 / BUFFER
     assert {path.name for path in finished} >= {"packed.json", "shard_00001.flags.npy"}
@@ -90,9 +96,8 @@ def test_what_is_sent_to_other_processes_and_back_arrives_as_it_is(
     monkeypatch.setattr(file_to_documents, "PART_BYTES", PART_BYTES)
     monkeypatch.setattr(conversations_to_rows, "BUFFER", BUFFER)
     job, data = corpus_job(kind, tmp_path, sft=kind == "sft"), tmp_path / "data"
-    in_pieces = PrepareOptions(lambda: nullcontext(Sent()), least=0, piece_bytes=30_000)
     part = "sft" if kind == "sft" else "pretrain"
-    prepare_part(job, part, data, lambda message: None, how=in_pieces)
+    in_pieces(job, data, Sent(), part=part, piece_bytes=30_000)
     assert result_of(job, data) == GOLDEN[kind]
 
 
@@ -102,8 +107,7 @@ def test_what_can_not_be_cut_and_is_too_large_for_the_memory_is_read_by_one_proc
 ) -> None:
     monkeypatch.setattr(pieces, most, 2000)
     job, tasks, said = corpus_job(kind, tmp_path), Watched(), list[Shown]()
-    in_pieces = PrepareOptions(lambda: nullcontext(tasks), least=0, piece_bytes=1000)
-    prepare_part(job, "pretrain", tmp_path / "data", said.append, how=in_pieces)
+    in_pieces(job, tmp_path / "data", tasks, say=said.append, piece_bytes=1000)
     assert result_of(job, tmp_path / "data") == GOLDEN[kind]
     assert tasks.done == []
     (note,) = (m.text for m in said if isinstance(m, Note) and "one process" in m.text)
@@ -184,11 +188,10 @@ def test_a_mistake_is_reported_as_one_process_does_before_anything_is_written(
     data = {"sources": [{"kind": kind, "path": "text"}], "max_line_mb": 0.05}
     job = job_with_tokenizer(tmp_path, data)
     finished: list[Path] = []
-    in_pieces = PrepareOptions(finished=finished.append, least=0, piece_bytes=9000)
     with pytest.raises(BadInput, match=message) as there:
-        prepare_part(job, "pretrain", tmp_path / "pieces", lambda message: None, how=in_pieces)
+        in_pieces(job, tmp_path / "pieces", finished=finished.append)
     with pytest.raises(BadInput) as here:
-        prepare_part(job, "pretrain", tmp_path / "whole", lambda message: None)
+        prepare(job, tmp_path / "whole")
     assert str(there.value) == str(here.value)
     assert not list((tmp_path / "pieces").rglob("*.npy"))
     assert [path.name for path in finished] in ([], ["counted.json"])
@@ -199,9 +202,8 @@ def test_a_mistake_in_the_last_source_is_reported_before_any_is_encoded(tmp_path
     (tmp_path / "b.jsonl").write_bytes(GOOD + b"[1]\n")
     sources = [{"kind": "jsonl", "path": f"{name}.jsonl"} for name in "ab"]
     job, tasks, finished = job_with_tokenizer(tmp_path, {"sources": sources}), Watched(), []
-    in_pieces = PrepareOptions(lambda: nullcontext(tasks), finished.append, least=0, piece_bytes=9000)
     with pytest.raises(BadInput, match=r"b\.jsonl:201: found a list"):
-        prepare_part(job, "pretrain", tmp_path / "data", lambda message: None, how=in_pieces)
+        in_pieces(job, tmp_path / "data", tasks, finished=finished.append)
     assert {work for work, _ in tasks.done} == {"count_piece"}
     assert [path.name for path in finished] == ["counted.json"]
 
@@ -225,25 +227,18 @@ def test_files_that_change_or_leave_after_they_were_counted_are_refused(
         if path.name == "counted.json":
             meddle(tmp_path / "a.jsonl")
 
-    in_pieces = PrepareOptions(finished=finished, least=0, piece_bytes=9000)
     with pytest.raises(BadInput, match=why):
-        prepare_part(job, "pretrain", tmp_path / "data", lambda message: None, how=in_pieces)
+        in_pieces(job, tmp_path / "data", finished=finished)
 
 
 def test_characters_that_the_vocabulary_lacks_are_named_with_their_line(tmp_path: Path) -> None:
     bad = lines(["a \x04 b"])
     (tmp_path / "a.jsonl").write_bytes(GOOD + b"\n" + bad + GOOD + bad)
+    job = job_by_file(tmp_path, data={"sources": [{"kind": "jsonl", "path": "a.jsonl"}]})
     (tmp_path / "tokenizer.json").write_text(json.dumps(without_bytes()))
-    job = make_job(
-        tmp_path,
-        data={"sources": [{"kind": "jsonl", "path": "a.jsonl"}]},
-        tokenizer={"file": "tokenizer.json"},
-        model=model_of(400),
-    )
     for least in (0, LEAST_BYTES):
-        in_pieces = PrepareOptions(least=least, piece_bytes=9000)
         data = tmp_path / f"data{least}"
-        prepare_part(job, "pretrain", data, lambda message: None, how=in_pieces)
+        prepare(job, data, least=least, piece_bytes=9000)
         (source,) = open_data(data).report["sources"]
         assert f"{tmp_path}/a.jsonl:202 (U+0004); {tmp_path}/a.jsonl:403" in source["remarks"][0]
 
@@ -253,8 +248,7 @@ def test_a_piece_may_have_only_documents_that_are_held_out(tmp_path: Path) -> No
     texts.sort(key=lambda text: not is_held_out(text, 0.1))
     job = job_on(tmp_path, lines(texts))
     for least in (0, LEAST_BYTES):
-        in_pieces = PrepareOptions(least=least, piece_bytes=5000)
-        prepare_part(job, "pretrain", tmp_path / f"{least}", lambda message: None, how=in_pieces)
+        prepare(job, tmp_path / f"{least}", least=least, piece_bytes=5000)
     assert hashes_of(tmp_path / "0") == hashes_of(tmp_path / f"{LEAST_BYTES}")
 
 
@@ -289,47 +283,45 @@ def stop_after(count: int) -> Callable[[Path], None]:
     return told
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("count", [0, 1, 2, 11, 25])
-def test_after_an_interruption_only_pieces_in_no_shard_are_encoded_again(
-    count: int, tmp_path: Path
-) -> None:
-    job = job_on(tmp_path, GOOD + GOOD)
-    first, second, unbroken = Watched(), Watched(), Watched()
+@dataclass
+class Broken:
+    """A job of which shards are written, and pieces that are in no shard; and its unbroken data."""
 
-    def prepare(folder: str, tasks: Watched, told: Callable[[Path], None]) -> None:
-        how = PrepareOptions(lambda: nullcontext(tasks), told, least=0, piece_bytes=9000)
-        prepare_part(job, "pretrain", tmp_path / folder, lambda message: None, how=how)
+    job: Job
+    folder: Path
+    done: list[tuple[str, int]]
 
-    with pytest.raises(Stop):
-        prepare("data", first, stop_after(count))
-    prepare("data", second, lambda path: None)
-    prepare("unbroken", unbroken, lambda path: None)
-    assert files_of(tmp_path / "data") == files_of(tmp_path / "unbroken")
-    again = set(first.done) & set(second.done)
-    # A shard has the ids of at most three pieces, and one more was at work.
-    assert len(again) <= 4
-    assert "count_piece" not in {work for work, _ in second.done}
-    assert set(first.done) | set(second.done) == set(unbroken.done)
+    def continued(self, data: Path, **options: Any) -> list[tuple[str, int]]:
+        """Check that it continues to the unbroken data; return what was done."""
+        tasks = Watched()
+        in_pieces(self.job, data, tasks, **options)
+        assert files_of(data) == files_of(self.folder / "unbroken")
+        return tasks.done
 
 
-def interrupted(folder: Path) -> Job:
-    """Return a job of which shards are written, and pieces that are in no shard."""
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> Broken:
+    folder, tasks = tmp_path_factory.mktemp("broken"), Watched()
     job = job_on(folder, GOOD + GOOD)
-    how = PrepareOptions(finished=stop_after(25), least=0, piece_bytes=9000)
     with pytest.raises(Stop):
-        prepare_part(job, "pretrain", folder / "data", lambda message: None, how=how)
-    return job
+        in_pieces(job, folder / "data", finished=stop_after(25))
+    in_pieces(job, folder / "unbroken", tasks)
+    return Broken(job, folder, tasks.done)
 
 
-def check_continued(job: Job, folder: Path, piece_bytes: int = 9000) -> list[tuple[str, int]]:
-    """Check that it continues to the data of an unbroken preparation; return what was done."""
-    tasks = Watched()
-    how = PrepareOptions(lambda: nullcontext(tasks), least=0, piece_bytes=piece_bytes)
-    prepare_part(job, "pretrain", folder / "data", lambda message: None, how=how)
-    prepare_part(job, "pretrain", folder / "unbroken", lambda message: None)
-    assert files_of(folder / "data") == files_of(folder / "unbroken")
-    return tasks.done
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [0, 2, 11, 25])
+def test_after_an_interruption_only_pieces_in_no_shard_are_encoded_again(
+    broken: Broken, count: int, tmp_path: Path
+) -> None:
+    first = Watched()
+    with pytest.raises(Stop):
+        in_pieces(broken.job, tmp_path, first, finished=stop_after(count))
+    second = broken.continued(tmp_path)
+    # A shard has the ids of at most three pieces, and one more was at work.
+    assert len(set(first.done) & set(second)) <= 4
+    assert "count_piece" not in {work for work, _ in second}
+    assert {*first.done, *second} == {*broken.done}
 
 
 def of_another_piece(kept: dict[str, Any]) -> None:
@@ -354,10 +346,10 @@ def an_object(kept: dict[str, Any]) -> None:
     ids=["empty", "half", "of another piece", "fewer documents", "no number", "an object"],
 )
 def test_what_was_kept_of_a_piece_and_is_not_its_own_is_encoded_again(
-    damage: bytes | Callable[[dict[str, Any]], None], tmp_path: Path
+    broken: Broken, damage: bytes | Callable[[dict[str, Any]], None], tmp_path: Path
 ) -> None:
-    job = interrupted(tmp_path)
-    path = tmp_path / "data" / "0" / "pieces" / "000001.npz"
+    data = shutil.copytree(broken.folder / "data", tmp_path / "data")
+    path = data / "0" / "pieces" / "000001.npz"
     if isinstance(damage, bytes):
         path.write_bytes(damage)
     else:
@@ -365,22 +357,23 @@ def test_what_was_kept_of_a_piece_and_is_not_its_own_is_encoded_again(
             kept = dict(file)
         damage(kept)
         np.savez(path, **kept)
-    assert 0 < check_continued(job, tmp_path)[0][1] < 20_000
+    assert 0 < broken.continued(data)[0][1] < 20_000
 
 
-def test_pieces_of_another_size_are_counted_anew_and_keep_the_shards(tmp_path: Path) -> None:
-    job = interrupted(tmp_path)
-    shard = tmp_path / "data" / "0" / "train" / "shard_00000.npy"
+def test_pieces_of_another_size_are_counted_anew_and_keep_the_shards(
+    broken: Broken, tmp_path: Path
+) -> None:
+    data = shutil.copytree(broken.folder / "data", tmp_path / "data")
+    shard = data / "0" / "train" / "shard_00000.npy"
     written = shard.stat().st_mtime_ns
-    check_continued(job, tmp_path, piece_bytes=14_000)
+    broken.continued(data, piece_bytes=14_000)
     assert shard.stat().st_mtime_ns == written
 
 
 def test_it_says_which_piece_how_fast_and_how_long(tmp_path: Path) -> None:
     job = job_on(tmp_path, GOOD)
     said: list[Shown] = []
-    how = PrepareOptions(least=0, piece_bytes=9000)
-    prepare_part(job, "pretrain", tmp_path / "data", said.append, how=how)
+    in_pieces(job, tmp_path / "data", say=said.append)
     progress = [m for m in said if isinstance(m, PrepareProgress) and m.what.startswith("tok")]
     assert re.match(r"piece (\d+)/\1, [\d.]+ MB/s", progress[-1].detail), progress[-1]
     assert progress[-1].done == progress[-1].total
@@ -389,13 +382,9 @@ def test_it_says_which_piece_how_fast_and_how_long(tmp_path: Path) -> None:
 
 def job_with_tokenizer(folder: Path, data: dict[str, Any]) -> Job:
     """Return a job with a tokenizer that it has, and small shards."""
+    job = job_by_file(folder, data={"shard_rows": 40} | data)
     (folder / "tokenizer.json").write_bytes((PIECES / "tokenizer.json").read_bytes())
-    return make_job(
-        folder,
-        data={"shard_rows": 40} | data,
-        tokenizer={"file": "tokenizer.json"},
-        model=model_of(400),
-    )
+    return job
 
 
 def job_on(folder: Path, content: bytes) -> Job:

@@ -12,6 +12,7 @@ from pipeline.data.shard_cache import ShardCache
 from tests.support.corpora import (
     SEQ_LEN,
     interrupt_after_shards,
+    job_by_file,
     make_job,
     model_of,
     npy_job,
@@ -30,7 +31,7 @@ def write_npy(path: Path, rows: int = 200, dtype: Any = np.int32, row_ids: int =
     np.save(path, ids.astype(dtype))
 
 
-@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.int64])
+@pytest.mark.parametrize("dtype", [np.uint16, np.int64])
 def test_npy_shards_are_taken_over_unchanged_and_their_last_rows_held_out(
     tmp_path: Path, dtype: Any
 ) -> None:
@@ -226,14 +227,7 @@ def test_a_hub_data_set_is_read_at_the_commit_it_was_first_seen_at(
 ) -> None:
     corpus = write_corpus(tmp_path / "corpus.jsonl").read_bytes()
     hub.add_repo("user/text", "dataset", {"train.jsonl": corpus})
-    sources = [{"kind": "hub", "repo": "user/text"}]
-    save_tokenizer(tmp_path / "tokenizer.json")
-    job = make_job(
-        tmp_path,
-        data={"sources": sources},
-        tokenizer={"file": "tokenizer.json"},
-        model=model_of(400),
-    )
+    job = job_by_file(tmp_path, data={"sources": [{"kind": "hub", "repo": "user/text"}]})
     interrupt_after_shards(job, tmp_path / "data", 1)
     hub.add_repo("user/text", "dataset", {"train.jsonl": b'{"text": "something else"}\n'})
     data = prepared(job, tmp_path / "data")
