@@ -9,7 +9,7 @@ import pytest
 
 from pion.data.documents.file_to_documents import Record
 from pion.data.documents.python_docs import is_held_out
-from pion.data.preference.layouts import Labelled, Pair
+from pion.data.preference.layouts import Labelled, Pair, parse_preference
 from pion.data.tokens.token_bytes import ReplacedCharacters
 from pion.errors import BadInput
 from pipeline.data import preferences as module
@@ -19,7 +19,6 @@ from pipeline.data.sources import Input, find_input
 from pipeline.job import HubDataset, JsonlFiles, ParquetFiles, PythonDocsPrefer
 from tests.support.corpora import make_job, write_corpus
 from tests.support.preference_files import KEY, label_of, pair_of, write_jsonl
-from tests.support.python_library import read_only_a_part
 
 
 def read(folder: Path, source: Any, remarks: Remarks | None = None) -> list[Read]:
@@ -45,13 +44,14 @@ def test_json_lines_give_pairs_with_their_line(tmp_path: Path) -> None:
 def test_pairs_about_the_library_are_held_out_with_the_files_that_pretraining_holds_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read_only_a_part(monkeypatch, tmp_path / "library")
+    pairs = [parse_preference(pair_of(n), f"file{n % 20}.py") for n in range(40)]
+    monkeypatch.setattr(module, "docs_pairs", lambda better: pairs)
     found = read(tmp_path, PythonDocsPrefer(kind="python-docs-prefer"))
-    job = make_job(tmp_path)
-    for one in found:
-        assert isinstance(one.preference, Pair)
-        assert one.held_out is is_held_out(one.preference.chosen.where, job.data.held_out)
-    assert {one.held_out for one in found} == {True, False}
+    share = make_job(tmp_path).data.held_out
+    held_out = [is_held_out(f"file{n % 20}.py", share) for n in range(40)]
+    assert [one.held_out for one in found] == held_out
+    assert set(held_out) == {True, False}
+    assert [one.preference for one in found] == pairs
 
 
 def test_parquet_gives_pairs_of_lists_whose_other_keys_are_null(tmp_path: Path) -> None:

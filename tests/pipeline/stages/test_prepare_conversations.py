@@ -3,20 +3,21 @@
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from pion.data.chat.conversation import Turn
 from pion.data.chat.messages import Conversation, turns_of
-from pion.data.documents.python_docs import documents, is_held_out
-from pion.data.documents.python_qa import dialogues
+from pion.data.documents import python_docs, python_qa
+from pion.data.documents.file_to_documents import Document
+from pion.data.documents.python_qa import Dialogue
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pipeline.data.sources import conversations, find_input, texts
 from pipeline.job import Job
-from pipeline.stages.prepare import PreparedData, open_data
+from pipeline.stages.prepare import PreparedData, open_data, prepare_part
 from tests.support.corpora import job_by_file, make_job, prepare, prepared, sentences, write_corpus
-from tests.support.python_library import read_only_a_part
 from tests.support.tokenizer_kinds import without_bytes
 
 
@@ -78,34 +79,33 @@ def test_sft_uses_the_tokenizer_of_pretraining(tmp_path: Path) -> None:
     sft |= {"held_out": 0.1, "sources": [{"kind": "jsonl", "path": "chat.jsonl"}]}
     job = make_job(tmp_path, sft=sft)
     pretrain = prepared(job, tmp_path / "one")
-    prepare(job, tmp_path / "two", lambda message: None, pretrain.tokenizer_path, part="sft")
+    prepare_part(job, "sft", tmp_path / "two", lambda message: None, pretrain.tokenizer_path)
     kept = open_data(tmp_path / "two").tokenizer_path.read_bytes()
     assert kept == pretrain.tokenizer_path.read_bytes()
 
 
-@pytest.mark.slow
 def test_the_standard_library_is_held_out_by_file_in_both_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read_only_a_part(monkeypatch, tmp_path / "library")
+    names = [f"file{n}.py" for n in range(40)]
+    talk = Turn("user", "Why?"), Turn("assistant", "So.")
+    monkeypatch.setattr(python_docs, "documents", lambda code: [Document(n, n) for n in names])
+    monkeypatch.setattr(python_qa, "dialogues", lambda: [Dialogue(n, talk) for n in names])
     sft: dict[str, Any] = {"steps": 10, "global_batch": 4, "warmup_steps": 1, "held_out": 0.3}
     job = make_job(
         tmp_path,
-        data={"held_out": 0.05, "sources": [{"kind": "python-docs"}]},
+        data={"held_out": 0.1, "sources": [{"kind": "python-docs"}]},
         sft=sft | {"sources": [{"kind": "python-docs-qa"}]},
     )
     assert job.sft is not None
     docs = find_input(job, job.data.sources[0], "data.sources.0")
     questions = find_input(job, job.sft.sources[0], "sft.sources.0")
-    read = {text for held_out, text in texts(job, docs) if held_out}
-    asked = [
-        talk.conversation for held_out, talk in conversations(job, questions, own=True) if held_out
-    ]
-    assert read == {d.text for d in documents() if is_held_out(d.origin, 0.05)}
-    assert [turns_of(one) for one in asked if isinstance(one, Conversation)] == [
-        list(d.turns) for d in dialogues() if is_held_out(d.origin, 0.05)
-    ]
-    assert asked
+    expected = [python_docs.is_held_out(name, 0.1) for name in names]
+    assert set(expected) == {True, False}
+    assert list(texts(job, docs)) == list(zip(expected, names))
+    asked = list(conversations(job, questions, own=True))
+    assert [held_out for held_out, _ in asked] == expected
+    assert turns_of(cast(Conversation, asked[0][1].conversation)) == list(talk)
 
 
 def test_missing_characters_and_other_names_of_roles_are_said(tmp_path: Path) -> None:

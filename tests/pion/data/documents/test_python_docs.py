@@ -21,7 +21,9 @@ from pion.data.documents.python_docs import (
     letters_of,
     prose,
 )
+from pion.data.documents.python_preferences import LENGTHS, RAMBLING, Better, docs_pairs
 from pion.data.documents.python_qa import Dialogue, dialogues
+from pion.data.preference.layouts import Pair
 from tests.support.python_library import link_part, read_only_a_part
 from tests.support.waiting import run_to_end
 
@@ -255,3 +257,46 @@ def test_what_is_asked_of_held_out_files_is_not_answered_in_training(
 @pytest.mark.parametrize("whole", ["the whole"], indirect=True)
 def test_asking_again_gives_the_same_dialogues(asked: list[Dialogue]) -> None:
     assert list(dialogues()) == asked
+
+
+# ---------------------------------------------------------------- pairs of answers
+
+
+@pytest.fixture(scope="module")
+def pairs(whole: bool) -> dict[Better, list[Pair]]:
+    return {better: list(docs_pairs(better)) for better in ("short", "right")}
+
+
+def answers(pair: Pair) -> tuple[str, str]:
+    chosen, rejected = (said.messages[-1]["content"] for said in pair.conversations)
+    return chosen, rejected
+
+
+@pytest.mark.parametrize(("better", "most"), [("short", 2000), ("right", 4000)])
+def test_the_two_answers_of_a_pair_are_to_the_same_question_about_its_file(
+    better: Better, most: int, whole: bool, pairs: dict[Better, list[Pair]]
+) -> None:
+    assert len(pairs[better]) > most * (1 if whole else 1 / EVERY)
+    origins = {definition.origin for definition in definitions()}
+    for pair in pairs[better]:
+        chosen, rejected = pair.conversations
+        assert chosen.where == rejected.where
+        assert chosen.where in origins
+        assert chosen.messages[:-1] == rejected.messages[:-1]
+        assert [message["role"] for message in chosen.messages] == ["user", "assistant"]
+        assert len(set(answers(pair))) == 2
+
+
+def test_a_short_answer_is_chosen_and_no_rule_of_lengths_tells_which_is_right(
+    pairs: dict[Better, list[Pair]],
+) -> None:
+    for chosen, rejected in map(answers, pairs["short"]):
+        assert len(rejected) >= RAMBLING * len(chosen)
+    for chosen, rejected in map(answers, pairs["right"]):
+        assert abs(len(chosen) - len(rejected)) <= LENGTHS * len(chosen)
+    longer = [len(chosen) > len(rejected) for chosen, rejected in map(answers, pairs["right"])]
+    assert 0.45 < sum(longer) / len(longer) < 0.55
+
+
+def test_pairs_are_the_same_each_time(pairs: dict[Better, list[Pair]]) -> None:
+    assert list(docs_pairs("right")) == pairs["right"]
