@@ -17,10 +17,7 @@ from tests.families.families import VOCAB, Family
 
 # A segment is shorter than a pass with drafts, so a pass fills one or two.
 LEPTON = Family(
-    {
-        "slots": {"per_segment": 2, "segment": 3, "window": 2},
-        "draft": {"steps": 4, "ids": 40},
-    }
+    {"slots": {"per_segment": 2, "segment": 3, "window": 2}, "draft": {"steps": 4, "ids": 40}}
 )
 SETTINGS: dict[str, Any] = {"stop_ids": (), "vocab_size": VOCAB, "max_tokens": 36}
 SAMPLED = [{"temperature": 0}, {"seed": 7, "temperature": 0.9}]

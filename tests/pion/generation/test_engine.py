@@ -13,16 +13,7 @@ import torch
 import pion
 from pion.generation import decoding
 from pion.generation import engine as engine_module
-from pion.generation.answer import (
-    Answer,
-    Busy,
-    Closed,
-    Drawn,
-    Ended,
-    Event,
-    Failed,
-    Listener,
-)
+from pion.generation.answer import Answer, Busy, Closed, Drawn, Ended, Event, Failed, Listener
 from pion.generation.decoding import LEAST_REUSED, bytes_per_row
 from pion.generation.engine import Engine
 from pion.generation.text import Settings, Text
@@ -412,9 +403,7 @@ def test_the_text_that_was_used_least_recently_goes_first(
         assert (client.answer.cached_tokens > 0) == kept
 
 
-def test_a_conversation_next_to_others_keeps_its_row_when_they_leave(
-    engines: list[Engine],
-) -> None:
+def test_a_conversation_next_to_others_keeps_its_row_when_they_leave(engines: list[Engine]) -> None:
     """Rows move while others are read and end; each text must keep its own keys."""
     model = FAMILIES["pion"].decoder()
     engine = start(engines, model, slots=3)

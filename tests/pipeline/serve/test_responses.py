@@ -254,10 +254,7 @@ def test_an_answer_fits_the_schema_that_the_client_made(client: OpenAI) -> None:
 
 def test_an_answer_is_any_object(client: OpenAI) -> None:
     found = client.responses.create(
-        model="base",
-        input=QUESTION,
-        max_output_tokens=9,
-        text={"format": {"type": "json_object"}},
+        model="base", input=QUESTION, max_output_tokens=9, text={"format": {"type": "json_object"}}
     )
     assert found.output_text.startswith("{")
     assert found.text is not None

@@ -18,11 +18,7 @@ import pion
 from pion.config.model_config import ModelConfig
 from pion.config.parts import RopeScaling
 from pion.errors import BadInput
-from pion.formats.huggingface.architectures import (
-    ARCHITECTURES,
-    from_transformers,
-    to_transformers,
-)
+from pion.formats.huggingface.architectures import ARCHITECTURES, from_transformers, to_transformers
 from pion.formats.huggingface.core import DEFAULTS, read_rotary, rotary_settings
 from pion.formats.load import load_decoder
 from pion.model.decoder import Decoder

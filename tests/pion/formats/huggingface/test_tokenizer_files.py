@@ -114,9 +114,7 @@ def test_a_tokenizer_of_our_own_exports_keeps_its_first_token(tmp_path: Path) ->
         verify_export(tmp_path / "out", decoder, path, TEXTS)
 
 
-def test_files_that_the_model_lacks_are_not_there_and_others_are_not_copied(
-    tmp_path: Path,
-) -> None:
+def test_files_that_the_model_lacks_are_not_there_and_others_are_not_copied(tmp_path: Path) -> None:
     tokenizer = original(tmp_path / "original", "SmolLM2")
     for name in ("special_tokens_map.json", "chat_template.jinja"):
         (tokenizer.folder / name).unlink()

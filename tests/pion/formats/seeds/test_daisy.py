@@ -240,10 +240,7 @@ def test_without_hparams_a_published_model_is_recognized_by_its_widths(name: str
         ({"blocks.0.attn.qkvo_w": torch.zeros(3, 32, 32)}, r"shape \(3, 32, 32\), not \(4, 32"),
         ({"value_embeds.3.weight": torch.zeros(131, 32)}, "layer 3 has no attention"),
         ({"blocks.0.attn.bias": torch.zeros(1)}, "unexpected tensor blocks.0.attn.bias"),
-        (
-            {"layers.0.moe.w1": torch.zeros(1)},
-            "is a Tachyon's, and lm_head_w is a Daisy",
-        ),
+        ({"layers.0.moe.w1": torch.zeros(1)}, "is a Tachyon's, and lm_head_w is a Daisy"),
     ],
 )
 def test_other_layouts_are_refused_with_the_tensor_and_the_reason(

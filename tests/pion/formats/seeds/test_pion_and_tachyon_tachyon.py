@@ -48,10 +48,7 @@ def test_settings_come_from_the_checkpoint(model: Decoder, reference: dict[str, 
     theirs, experts = reference["config"], model.config.experts
     assert experts is not None
     assert (experts.n, experts.top_k) == (theirs["n_routed_experts"], theirs["top_k_experts"])
-    assert (experts.shared, experts.d_shared) == (
-        theirs["n_shared_experts"],
-        theirs["d_shared_ff"],
-    )
+    assert (experts.shared, experts.d_shared) == (theirs["n_shared_experts"], theirs["d_shared_ff"])
     assert (model.config.d_ff, model.config.seq_len) == (theirs["d_ff"], theirs["max_seq_len"])
 
 
