@@ -1,20 +1,16 @@
 """Conversations packed into one row do not see each other, from the shard to the logits."""
 
-from __future__ import annotations
-
 import pytest
 import torch
-from torch import Tensor
 
 from pion.data.chat.conversation import Turn, tokenize_batch
 from pion.data.chat.packing import pack
 from pion.data.order import RowOrder
 from pion.data.shard_writer import ShardWriter
 from pion.data.shards import Manifest, Rows
-from pion.data.stream import Batch, RowStream
+from pion.data.stream import RowStream
 from pion.data.tokens.tokenizer import train_bpe
-from pion.model.decoder import Decoder
-from tests.families.families import VOCAB, Family, each_family
+from tests.families.families import VOCAB, each_family
 
 TALKS = [
     [Turn("user", "Where is the cat?"), Turn("assistant", "On the mat.")],
@@ -24,7 +20,7 @@ SEQ_LEN = 128
 
 
 @pytest.fixture(scope="module")
-def batch(tmp_path_factory: pytest.TempPathFactory) -> Batch:
+def batch(tmp_path_factory):
     """Both conversations and padding in one row, written to a shard and read back."""
     folder = tmp_path_factory.mktemp("shard")
     tokenizer = train_bpe([turn.text for talk in TALKS for turn in talk] * 5, 300)
@@ -43,15 +39,14 @@ def batch(tmp_path_factory: pytest.TempPathFactory) -> Batch:
     return stream.batch([0])
 
 
-def documents_of(batch: Batch) -> list[Tensor]:
+def documents_of(batch):
     """Return which tokens of the row are padding, in the first and in the second conversation."""
-    assert batch.documents is not None
     documents = batch.documents[0]
     assert documents.unique().tolist() == [-1, 0, 1]
     return [documents == number for number in (-1, 0, 1)]
 
 
-def logits(model: Decoder, batch: Batch, tokens: Tensor, dtype: str = "float32") -> Tensor:
+def logits(model, batch, tokens, dtype="float32"):
     bf16 = torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16")
     with torch.inference_mode(), bf16:
         return model(tokens, positions=batch.positions, documents=batch.documents)[0]
@@ -59,9 +54,7 @@ def logits(model: Decoder, batch: Batch, tokens: Tensor, dtype: str = "float32")
 
 @each_family
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_changing_one_conversation_moves_no_bit_of_the_others_logits(
-    family: Family, dtype: str, batch: Batch
-) -> None:
+def test_changing_one_conversation_moves_no_bit_of_the_others_logits(family, dtype, batch):
     model = family.decoder(seq_len=SEQ_LEN)
     padding, first, second = documents_of(batch)
     before = logits(model, batch, batch.tokens, dtype)
@@ -76,7 +69,7 @@ def test_changing_one_conversation_moves_no_bit_of_the_others_logits(
 
 
 @each_family
-def test_a_packed_conversation_has_the_logits_it_has_alone(family: Family, batch: Batch) -> None:
+def test_a_packed_conversation_has_the_logits_it_has_alone(family, batch):
     """Windows are left out: their blocks begin with the row, not with a conversation."""
     model = family.decoder(seq_len=SEQ_LEN, windows=None)
     _, first, second = documents_of(batch)

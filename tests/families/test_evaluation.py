@@ -1,9 +1,5 @@
 """Evaluation uses the softmax over the tokenizer's ids of the logits that the model computes."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -13,15 +9,13 @@ from pion.data.shard_writer import ShardWriter
 from pion.data.shards import Manifest, Rows
 from pion.data.stream import RowStream
 from pion.evaluation.held_out import Scorer, calibrate, score, summarize
-from tests.families.families import SEQ_LEN, Family, each_family
+from tests.families.families import SEQ_LEN, each_family
 
 IDS = 300  # that the tokenizer can produce
 
 
 @each_family
-def test_loss_and_calibration_are_those_of_the_softmax_worked_out_by_hand(
-    family: Family, tmp_path: Path
-) -> None:
+def test_loss_and_calibration_are_those_of_the_softmax_worked_out_by_hand(family, tmp_path):
     model = family.decoder()
     ids = np.random.default_rng(0).integers(0, IDS, (6, SEQ_LEN))
     writer = ShardWriter(tmp_path, seq_len=SEQ_LEN, vocab_size=IDS, rows_per_shard=6)

@@ -1,9 +1,6 @@
 """Generation with a cache gives the logits of the whole forward pass, however a prompt is cut."""
 
-from __future__ import annotations
-
 from itertools import pairwise
-from typing import Any
 
 import pytest
 import torch
@@ -14,13 +11,13 @@ import pion
 from pion.model.attention.cache import KVCache
 from pion.model.decoder import Decoder
 from pion.model.parameters import parameter_roles
-from tests.families.families import FAMILIES, SEQ_LEN, VOCAB, Family, a_few_families, each_family
+from tests.families.families import FAMILIES, SEQ_LEN, VOCAB, a_few_families, each_family
 
-SAMPLED: dict[str, Any] = {"stop_ids": (1, 2, 3), "max_tokens": 20, "vocab_size": VOCAB}
+SAMPLED = {"stop_ids": (1, 2, 3), "max_tokens": 20, "vocab_size": VOCAB}
 IDS = torch.randint(0, VOCAB, (2, SEQ_LEN), generator=torch.Generator().manual_seed(1))
 
 
-def bound(family: Family) -> float:
+def bound(family):
     """Return how far logits may be apart that were computed with other numbers of tokens.
 
     Where activations are rounded to 8 bits, a last bit of rounding can move one to its neighbor.
@@ -29,7 +26,7 @@ def bound(family: Family) -> float:
 
 
 @each_family
-def test_any_split_of_the_tokens_gives_the_logits_of_the_whole(family: Family) -> None:
+def test_any_split_of_the_tokens_gives_the_logits_of_the_whole(family):
     model = family.decoder()
     with torch.inference_mode():
         whole = model(IDS)
@@ -37,7 +34,7 @@ def test_any_split_of_the_tokens_gives_the_logits_of_the_whole(family: Family) -
     @settings(max_examples=4, deadline=None)
     @given(st.sets(st.integers(1, SEQ_LEN - 1)))
     @example(set(range(1, SEQ_LEN)))  # token by token
-    def check(cuts: set[int]) -> None:
+    def check(cuts):
         cache = KVCache(model.config)
         with torch.inference_mode():
             edges = [0, *sorted(cuts), SEQ_LEN]
@@ -49,9 +46,7 @@ def test_any_split_of_the_tokens_gives_the_logits_of_the_whole(family: Family) -
 
 
 @each_family
-def test_greedy_generation_takes_the_likeliest_token_of_the_whole_forward_pass(
-    family: Family,
-) -> None:
+def test_greedy_generation_takes_the_likeliest_token_of_the_whole_forward_pass(family):
     model, prompt = family.decoder(), IDS[0, :5].tolist()
     ids = prompt + list(pion.generate(model, prompt, temperature=0, stop_ids=(), vocab_size=VOCAB))
     assert len(ids) == SEQ_LEN
@@ -61,12 +56,12 @@ def test_greedy_generation_takes_the_likeliest_token_of_the_whole_forward_pass(
 
 
 @a_few_families
-def test_texts_of_different_lengths_are_continued_together_as_each_alone(family: Family) -> None:
+def test_texts_of_different_lengths_are_continued_together_as_each_alone(family):
     model = family.decoder()
     prompts = [IDS[0, :length].tolist() for length in (1, 5, SEQ_LEN, 9, SEQ_LEN - 1, 2)]
     alone = [list(pion.generate(model, ids, seed=3, **SAMPLED)) for ids in prompts]
     for rows in (1, 2, len(prompts)):
-        together: list[list[int]] = [[] for _ in prompts]
+        together = [[] for _ in prompts]
         ended = []
         for number, token in pion.generate_batch(model, prompts, rows=rows, seed=3, **SAMPLED):
             assert number not in ended
@@ -80,7 +75,7 @@ def test_texts_of_different_lengths_are_continued_together_as_each_alone(family:
 
 
 @each_family
-def test_a_row_has_the_logits_of_its_text_wherever_it_has_been_moved(family: Family) -> None:
+def test_a_row_has_the_logits_of_its_text_wherever_it_has_been_moved(family):
     """The first text leaves, so the last text takes its row, which was longer."""
     model = family.decoder()
     cache = KVCache(model.config, SEQ_LEN, rows=3)
@@ -96,7 +91,7 @@ def test_a_row_has_the_logits_of_its_text_wherever_it_has_been_moved(family: Fam
 
 
 @each_family
-def test_several_new_tokens_of_rows_of_different_lengths_and_back(family: Family) -> None:
+def test_several_new_tokens_of_rows_of_different_lengths_and_back(family):
     """Rows take three tokens each, of which some are taken back, and then others follow."""
     model = family.decoder()
     cache = KVCache(model.config, SEQ_LEN, rows=2)
@@ -118,7 +113,7 @@ def test_several_new_tokens_of_rows_of_different_lengths_and_back(family: Family
 
 
 @each_family
-def test_a_row_that_begins_like_another_has_its_logits(family: Family) -> None:
+def test_a_row_that_begins_like_another_has_its_logits(family):
     model = family.decoder()
     cache = KVCache(model.config, SEQ_LEN, rows=2)
     with torch.inference_mode():
@@ -131,7 +126,7 @@ def test_a_row_that_begins_like_another_has_its_logits(family: Family) -> None:
 
 @each_family
 @pytest.mark.parametrize("joined", [False, True])
-def test_bf16_rounds_products_but_neither_gains_nor_routers(family: Family, joined: bool) -> None:
+def test_bf16_rounds_products_but_neither_gains_nor_routers(family, joined):
     exact = family.decoder()
     model = Decoder.from_state(exact.config, exact.state_dict(), torch.bfloat16)
     if joined:
@@ -150,7 +145,7 @@ def test_bf16_rounds_products_but_neither_gains_nor_routers(family: Family, join
 
 
 @each_family
-def test_joined_projections_give_the_same_logits(family: Family) -> None:
+def test_joined_projections_give_the_same_logits(family):
     model = family.decoder()
     with torch.inference_mode():
         whole = model(IDS)

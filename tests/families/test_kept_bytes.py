@@ -1,30 +1,26 @@
 """The memory plan: a traced model keeps for the backward pass what autograd keeps of a real one."""
 
-from __future__ import annotations
-
 import pytest
 import torch
-from torch import Tensor
 
 from pion.model.attention.attention import CPU_BF16_TOKENS
-from pion.model.decoder import Decoder
 from pion.train.memory import Workload
 from pion.train.memory_trace.step import StepTrace
-from tests.families.families import FAMILIES, SEQ_LEN, Family
+from tests.families.families import FAMILIES, SEQ_LEN
 
 # By default, tests/pion/train/test_micro_batch.py has a dense model.
 IN_SUITE = ("tachyon", "daisy", "lepton")
 
 
-def kept_by_autograd(model: Decoder, rows: int, seq_len: int, *, bf16: bool, many: bool) -> int:
+def kept_by_autograd(model, rows, seq_len, *, bf16, many):
     """Return the bytes that a forward pass saves, without the parameters."""
     tokens = torch.zeros(rows, seq_len, dtype=torch.int64)
     documents = torch.zeros_like(tokens) if many else None
     positions = torch.zeros_like(tokens) if many else None
     given = {tensor.untyped_storage().data_ptr() for tensor in (tokens, *model.parameters())}
-    kept: dict[int, Tensor] = {}
+    kept = {}
 
-    def keep(tensor: Tensor) -> Tensor:
+    def keep(tensor):
         storage = tensor.untyped_storage().data_ptr()
         if storage not in given:
             kept.setdefault(storage, tensor)
@@ -52,12 +48,10 @@ def kept_by_autograd(model: Decoder, rows: int, seq_len: int, *, bf16: bool, man
         ),
     ],
 )
-def test_a_trace_keeps_what_autograd_keeps(
-    family: Family, seq_len: int, dtype: str, documents: bool
-) -> None:
+def test_a_trace_keeps_what_autograd_keeps(family, seq_len, dtype, documents):
     """Of what two rows more keep, so that copies of the weights drop out."""
     model = family.decoder(seq_len=seq_len)
-    work = Workload(model.config, seq_len, dtype, "adamw", "cpu", documents)  # type: ignore[arg-type]
+    work = Workload(model.config, seq_len, dtype, "adamw", "cpu", documents)
     trace = StepTrace(work.traced())
     few, more = (trace.peaks(rows, recompute=False).activations for rows in (2, 4))
     bf16 = dtype == "bfloat16"

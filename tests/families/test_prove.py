@@ -1,24 +1,15 @@
 """`pion prove` kills a run of each family, and finds the weights of an unbroken run."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import pytest
 
 from pipeline.cli import main
-from tests.families.families import Family, each_family
+from tests.families.families import each_family
 from tests.support.whole_runs import write_job
 
 
 @pytest.mark.soak
 @each_family
-def test_killed_runs_end_with_equal_weights(
-    family: Family,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_killed_runs_end_with_equal_weights(family, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     job = write_job(tmp_path, **family.job())

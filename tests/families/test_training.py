@@ -1,18 +1,12 @@
 """A family's training ends with the same weights, whatever interrupts it or shares the work."""
 
-from __future__ import annotations
-
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.fx import GraphModule
 
 from pion.model import decoder
 from pion.model.forward_pass import StepOptions
@@ -46,15 +40,15 @@ KILLED = ("tachyon",)
 SHARED = ("daisy", "pilon")
 
 
-def in_soak(soak: Iterable[str]) -> list[Any]:
+def in_soak(soak):
     """Return all families as parameters, of which these are for soak tests."""
     return [pytest.param(n, marks=pytest.mark.soak) if n in soak else n for n in FAMILIES]
 
 
 @pytest.fixture(scope="module")
-def selected(request: pytest.FixtureRequest) -> dict[str, list[str]]:
+def selected(request):
     """The families that each test was selected for, by the name of its function."""
-    found: dict[str, list[str]] = defaultdict(list)
+    found = defaultdict(list)
     for item in request.session.items:
         if isinstance(item, pytest.Function) and item.path == request.path:
             found[item.originalname].append(item.callspec.params["name"])
@@ -62,12 +56,12 @@ def selected(request: pytest.FixtureRequest) -> dict[str, list[str]]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("training")
 
 
 @pytest.fixture(scope="module")
-def unbroken(folder: Path, selected: dict[str, list[str]]) -> dict[str, Weights]:
+def unbroken(folder, selected):
     """The weights of each family after all steps in this process.
 
     `folder` then has the state that the pair of processes continues from.
@@ -90,21 +84,17 @@ def unbroken(folder: Path, selected: dict[str, list[str]]) -> dict[str, Weights]
 
 
 @pytest.fixture(scope="module")
-def others(unbroken: dict[str, Weights], folder: Path, selected: dict[str, list[str]]) -> Path:
+def others(unbroken, folder, selected):
     """The same folder, with what the killed processes and the pair of processes left."""
     kill_and_pair(folder, selected[BY_KILL], selected[BY_PAIR])
     return folder
 
 
 @pytest.mark.parametrize("name", in_soak(FAMILIES.keys() - KILLED))
-def test_a_process_killed_with_sigkill_is_continued_to_the_same_bits(
-    name: str, unbroken: dict[str, Weights], others: Path
-) -> None:
+def test_a_process_killed_with_sigkill_is_continued_to_the_same_bits(name, unbroken, others):
     run = RunState(FileStore(others / "runs"), name)
     head = run.read()
-    assert head is not None
     found = newest_good(Workspace(run.store, name), head, STAGE, DIGEST)
-    assert found.folder is not None
     saved = load_folder(found.folder)
     training = trainer(FAMILIES[name], others)
     with torch.no_grad():
@@ -120,9 +110,7 @@ def test_a_process_killed_with_sigkill_is_continued_to_the_same_bits(
 
 
 @pytest.mark.parametrize("name", in_soak(FAMILIES.keys() - KILLED - set(SHARED)))
-def test_a_save_that_copies_next_to_a_step_has_the_bits_from_before_it(
-    name: str, unbroken: dict[str, Weights], folder: Path
-) -> None:
+def test_a_save_that_copies_next_to_a_step_has_the_bits_from_before_it(name, unbroken, folder):
     for file in ("model.safetensors", "optimizer.safetensors"):
         before = load_file(folder / "before" / name / file)
         copied = load_file(folder / "before" / name / f"next-to-a-step-{file}")
@@ -134,8 +122,8 @@ def test_a_save_that_copies_next_to_a_step_has_the_bits_from_before_it(
 
 @pytest.mark.parametrize("name", in_soak(FAMILIES.keys() - SHARED))
 def test_one_worker_then_two_then_one_train_on_the_same_rows_to_the_same_weights(
-    name: str, unbroken: dict[str, Weights], others: Path
-) -> None:
+    name, unbroken, others
+):
     """The weights differ only by the order in which gradients are added up."""
     after = others / "after" / name
     training = trainer(FAMILIES[name], others)
@@ -162,13 +150,11 @@ BY_PAIR = test_one_worker_then_two_then_one_train_on_the_same_rows_to_the_same_w
         pytest.param("gated", 1, marks=pytest.mark.soak),
     ],
 )
-def test_layers_of_one_structure_share_one_compilation(
-    name: str, structures: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_layers_of_one_structure_share_one_compilation(name, structures, monkeypatch):
     """Each layer of a tiny Daisy differs from the others in what it reads or in its window."""
-    compiled: list[GraphModule] = []
+    compiled = []
 
-    def count(graph: GraphModule, inputs: object) -> Callable[..., Any]:
+    def count(graph, inputs):
         compiled.append(graph)
         return graph.forward
 

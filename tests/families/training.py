@@ -14,10 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-# Experts import this when they first compute, and so do deterministic algorithms. It takes seconds
-# in each process.
-import torch._inductor
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
@@ -112,6 +108,9 @@ def kill_and_pair(folder: Path, to_kill: list[str], to_pair: list[str]) -> None:
 
     `before/<family>` in the folder has the state that the pair continues from.
     """
+    # Experts import this when they first compute, and so do deterministic algorithms. It takes
+    # seconds in each process.
+
     fork = multiprocessing.get_context("fork")
     killed = [
         fork.Process(target=train_and_die, args=(name, folder), daemon=True) for name in to_kill

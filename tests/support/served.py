@@ -9,9 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
-
-from openai import OpenAI
+from typing import TYPE_CHECKING, Any
 
 from pipeline.models.find import FoundModel
 from pipeline.serve.options import Options
@@ -20,6 +18,9 @@ from pipeline.serve.server import application, loaded
 from pipeline.web.address import Address
 from pipeline.web.listen import answering, url_of
 from tests.support.waiting import PATIENCE_SECONDS, join
+
+if TYPE_CHECKING:  # importing it takes a second
+    from openai import OpenAI
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Served:
 
         Other tests wait until nobody is connected.
         """
+        from openai import OpenAI
+
         return OpenAI(
             base_url=f"{self.url}/v1",
             api_key=key,

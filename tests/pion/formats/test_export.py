@@ -4,18 +4,13 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
-from pion.config.model_config import ModelConfig
 from pion.data.chat.conversation import Turn, tokenize
 from pion.data.tokens.tokenizer import Tokenizer, train_bpe
 from pion.errors import BadInput, PionError
@@ -34,40 +29,38 @@ LACKING_ROWS = 7  # embedding rows the tokenizer can't produce, as the seeds' ch
 
 
 @pytest.fixture(scope="module")
-def tokenizer_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tokenizer_path(tmp_path_factory):
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     train_bpe(TEXTS * 3, 300).save(path)
     return path
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tokenizer_path: Path) -> Tokenizer:
+def tokenizer(tokenizer_path):
     return Tokenizer.from_file(tokenizer_path)
 
 
-def small_config(tokenizer: Tokenizer, **fields: object) -> ModelConfig:
+def small_config(tokenizer, **fields):
     return tiny_config(
         **{"vocab_size": tokenizer.vocab_size + LACKING_ROWS, "seq_len": 64, **fields}
     )
 
 
 @pytest.fixture(scope="module")
-def decoder(tokenizer: Tokenizer) -> Decoder:
+def decoder(tokenizer):
     torch.manual_seed(0)
     return Decoder(small_config(tokenizer, init_std=0.2)).eval()
 
 
 @pytest.fixture(scope="module")
-def exported(
-    decoder: Decoder, tokenizer_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def exported(decoder, tokenizer_path, tmp_path_factory):
     out = tmp_path_factory.mktemp("export") / "model"
     export_model(decoder, tokenizer_path, out)
     return out
 
 
 @pytest.fixture
-def copy(exported: Path, tmp_path: Path) -> Path:
+def copy(exported, tmp_path):
     """Return an exported folder that a test may damage."""
     return Path(shutil.copytree(exported, tmp_path / "copy"))
 
@@ -76,8 +69,10 @@ def copy(exported: Path, tmp_path: Path) -> Path:
 
 
 def test_transformers_loads_it_as_stock_qwen3_with_the_trained_models_logits(
-    exported: Path, decoder: Decoder, tokenizer: Tokenizer
-) -> None:
+    exported, decoder, tokenizer
+):
+    from transformers import AutoModelForCausalLM, Qwen3ForCausalLM
+
     model = AutoModelForCausalLM.from_pretrained(exported, trust_remote_code=False)
     assert type(model) is Qwen3ForCausalLM
     assert next(model.parameters()).dtype is torch.float32
@@ -87,7 +82,7 @@ def test_transformers_loads_it_as_stock_qwen3_with_the_trained_models_logits(
         torch.testing.assert_close(model(tokens).logits, expected, atol=1e-4, rtol=0)
 
 
-def test_rows_the_tokenizer_lacks_are_dropped(exported: Path, tokenizer: Tokenizer) -> None:
+def test_rows_the_tokenizer_lacks_are_dropped(exported, tokenizer):
     config = json.loads((exported / "config.json").read_text())
     weights = load_file(exported / "model.safetensors")
     assert config["vocab_size"] == tokenizer.vocab_size
@@ -95,9 +90,9 @@ def test_rows_the_tokenizer_lacks_are_dropped(exported: Path, tokenizer: Tokeniz
     assert "lm_head.weight" not in weights
 
 
-def test_the_tokenizer_comes_with_its_special_tokens_and_the_models_context(
-    exported: Path, tokenizer: Tokenizer
-) -> None:
+def test_the_tokenizer_comes_with_its_special_tokens_and_the_models_context(exported, tokenizer):
+    from transformers import AutoTokenizer
+
     loaded = AutoTokenizer.from_pretrained(exported, trust_remote_code=False)
     assert (loaded.eos_token_id, loaded.pad_token_id) == (tokenizer.end_of_text, tokenizer.pad)
     assert loaded.model_max_length == 64
@@ -112,9 +107,9 @@ def test_the_tokenizer_comes_with_its_special_tokens_and_the_models_context(
         [("user", "say <|endoftext|>"), ("assistant", "no <|pad|>"), ("user", "測試")],
     ],
 )
-def test_the_chat_template_gives_the_ids_of_our_chat_tokenisation(
-    exported: Path, tokenizer: Tokenizer, messages: list
-) -> None:
+def test_the_chat_template_gives_the_ids_of_our_chat_tokenisation(exported, tokenizer, messages):
+    from transformers import AutoTokenizer
+
     loaded = AutoTokenizer.from_pretrained(exported, trust_remote_code=False)
     ours = tokenize(tokenizer, [Turn(*m) for m in messages], add_generation_prompt=True)
     theirs = loaded.apply_chat_template(
@@ -125,17 +120,17 @@ def test_the_chat_template_gives_the_ids_of_our_chat_tokenisation(
     assert theirs["input_ids"] == ours.ids.tolist()
 
 
-def test_a_base_model_is_exported_without_a_chat_template(
-    decoder: Decoder, tokenizer_path: Path, tmp_path: Path
-) -> None:
+def test_a_base_model_is_exported_without_a_chat_template(decoder, tokenizer_path, tmp_path):
+    from transformers import AutoTokenizer
+
     export_model(decoder, tokenizer_path, tmp_path / "base", chat=False)
     loaded = AutoTokenizer.from_pretrained(tmp_path / "base", trust_remote_code=False)
     assert loaded.chat_template is None
 
 
-def test_generation_uses_the_saved_sampling_defaults_and_stops_at_end_of_text(
-    exported: Path, tokenizer: Tokenizer
-) -> None:
+def test_generation_uses_the_saved_sampling_defaults_and_stops_at_end_of_text(exported, tokenizer):
+    from transformers import AutoModelForCausalLM
+
     model = AutoModelForCausalLM.from_pretrained(exported, trust_remote_code=False)
     saved = model.generation_config
     assert {name: getattr(saved, name) for name in GENERATION} == GENERATION
@@ -145,17 +140,15 @@ def test_generation_uses_the_saved_sampling_defaults_and_stops_at_end_of_text(
     assert prompt.shape[1] < generated.shape[1] <= prompt.shape[1] + 5
 
 
-def test_generation_defaults_can_be_overridden(
-    decoder: Decoder, tokenizer_path: Path, tmp_path: Path
-) -> None:
+def test_generation_defaults_can_be_overridden(decoder, tokenizer_path, tmp_path):
     export_model(decoder, tokenizer_path, tmp_path / "m", generation={"temperature": 0.2})
     saved = json.loads((tmp_path / "m" / "generation_config.json").read_text())
     assert (saved["temperature"], saved["top_k"]) == (0.2, 50)
 
 
 def test_a_tokenizer_that_adds_tokens_around_texts_is_exported_as_we_use_it(
-    decoder: Decoder, tokenizer_path: Path, tmp_path: Path
-) -> None:
+    decoder, tokenizer_path, tmp_path
+):
     settings = json.loads(tokenizer_path.read_text())
     settings["post_processor"] = {
         "type": "TemplateProcessing",
@@ -174,17 +167,15 @@ def test_a_tokenizer_that_adds_tokens_around_texts_is_exported_as_we_use_it(
     assert verify_export(tmp_path / "m", decoder, source, TEXTS) <= MAX_LOGIT_DIFFERENCE
 
 
-def test_the_same_model_is_exported_to_the_same_bytes(
-    decoder: Decoder, tokenizer_path: Path, exported: Path, tmp_path: Path
-) -> None:
+def test_the_same_model_is_exported_to_the_same_bytes(decoder, tokenizer_path, exported, tmp_path):
     export_model(decoder, tokenizer_path, tmp_path / "again")
     for path in exported.iterdir():
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name
 
 
 def test_a_checkpoint_folder_is_exported_like_its_decoder(
-    decoder: Decoder, tokenizer_path: Path, exported: Path, tmp_path: Path
-) -> None:
+    decoder, tokenizer_path, exported, tmp_path
+):
     checkpoint = tmp_path / "checkpoint"
     checkpoint.mkdir()
     (checkpoint / "config.json").write_text(json.dumps(decoder.config.to_dict()))
@@ -195,9 +186,8 @@ def test_a_checkpoint_folder_is_exported_like_its_decoder(
     assert all(torch.equal(written[name], expected[name]) for name in expected)
 
 
-def test_pion_loads_its_own_export(exported: Path, decoder: Decoder, tokenizer: Tokenizer) -> None:
+def test_pion_loads_its_own_export(exported, decoder, tokenizer):
     loaded, loaded_tokenizer = load(exported)
-    assert loaded_tokenizer is not None
     assert loaded_tokenizer.encode(TEXTS[1]) == tokenizer.encode(TEXTS[1])
     tokens = torch.tensor([tokenizer.encode(TEXTS[0])])
     with torch.inference_mode():
@@ -208,9 +198,7 @@ def test_pion_loads_its_own_export(exported: Path, decoder: Decoder, tokenizer: 
 
 
 @pytest.mark.parametrize("umask", [0o002, 0o022, 0o077])
-def test_every_file_follows_the_umask(
-    umask: int, decoder: Decoder, tokenizer_path: Path, tmp_path: Path
-) -> None:
+def test_every_file_follows_the_umask(umask, decoder, tokenizer_path, tmp_path):
     before = os.umask(umask)
     try:
         export_model(decoder, tokenizer_path, tmp_path / "model")
@@ -221,9 +209,7 @@ def test_every_file_follows_the_umask(
     assert stat.S_IMODE((tmp_path / "model").stat().st_mode) == 0o777 & ~umask
 
 
-def test_the_current_folder_is_refused(
-    decoder: Decoder, tokenizer_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_current_folder_is_refused(decoder, tokenizer_path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for folder in (".", str(tmp_path), ".."):
         with pytest.raises(BadInput, match="is the folder that you are in, or above it"):
@@ -232,8 +218,8 @@ def test_the_current_folder_is_refused(
 
 
 def test_an_architecture_that_does_not_fit_is_refused_with_the_reason(
-    tokenizer: Tokenizer, tokenizer_path: Path, tmp_path: Path
-) -> None:
+    tokenizer, tokenizer_path, tmp_path
+):
     capped = Decoder(small_config(tokenizer, softcap=30.0))
     with pytest.raises(BadInput, match=r"as qwen3: Qwen3 does not support softcap 30\.0"):
         export_model(capped, tokenizer_path, tmp_path / "m", model_type="qwen3")
@@ -241,25 +227,21 @@ def test_an_architecture_that_does_not_fit_is_refused_with_the_reason(
 
 
 def test_a_tokenizer_with_more_ids_than_the_model_has_rows_is_refused(
-    tokenizer: Tokenizer, tokenizer_path: Path, tmp_path: Path
-) -> None:
+    tokenizer, tokenizer_path, tmp_path
+):
     small = Decoder(small_config(tokenizer, vocab_size=tokenizer.vocab_size - 1))
     with pytest.raises(BadInput, match="doesn't fit the model"):
         export_model(small, tokenizer_path, tmp_path / "m")
 
 
-def test_a_folder_with_other_files_is_refused_and_stays_as_it_is(
-    decoder: Decoder, tokenizer_path: Path, copy: Path
-) -> None:
+def test_a_folder_with_other_files_is_refused_and_stays_as_it_is(decoder, tokenizer_path, copy):
     (copy / "thesis.txt").write_text("ten years of work")
     with pytest.raises(BadInput, match=r"thesis\.txt"):
         export_model(decoder, tokenizer_path, copy)
     assert (copy / "thesis.txt").read_text() == "ten years of work"
 
 
-def test_someone_elses_model_folder_is_refused(
-    decoder: Decoder, tokenizer_path: Path, copy: Path
-) -> None:
+def test_someone_elses_model_folder_is_refused(decoder, tokenizer_path, copy):
     assert is_export(copy)
     config = json.loads((copy / "config.json").read_text())
     del config["producer"]
@@ -273,16 +255,14 @@ def test_someone_elses_model_folder_is_refused(
     ("place", "why"), [("file", "is a file"), ("file/m", "can't write the export")]
 )
 def test_a_place_that_can_be_no_folder_is_refused_without_a_traceback(
-    place: str, why: str, decoder: Decoder, tokenizer_path: Path, tmp_path: Path
-) -> None:
+    place, why, decoder, tokenizer_path, tmp_path
+):
     (tmp_path / "file").write_text("a file")
     with pytest.raises(BadInput, match=why):
         export_model(decoder, tokenizer_path, tmp_path / place)
 
 
-def test_an_earlier_export_and_an_empty_folder_are_replaced(
-    decoder: Decoder, tokenizer_path: Path, tmp_path: Path
-) -> None:
+def test_an_earlier_export_and_an_empty_folder_are_replaced(decoder, tokenizer_path, tmp_path):
     out = tmp_path / "m"
     out.mkdir()
     export_model(decoder, tokenizer_path, out, chat=True)
@@ -292,7 +272,7 @@ def test_an_earlier_export_and_an_empty_folder_are_replaced(
     assert {path.name for path in out.iterdir()} <= set(EXPORT_FILES)
 
 
-def test_a_replacement_interrupted_between_its_renames_loses_nothing(tmp_path: Path) -> None:
+def test_a_replacement_interrupted_between_its_renames_loses_nothing(tmp_path):
     old, new = tmp_path / ".m.previous", tmp_path / "new"
     for folder in (old, new):
         folder.mkdir()
@@ -302,7 +282,7 @@ def test_a_replacement_interrupted_between_its_renames_loses_nothing(tmp_path: P
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
-def test_a_new_folder_that_another_process_removed_replaces_nothing(tmp_path: Path) -> None:
+def test_a_new_folder_that_another_process_removed_replaces_nothing(tmp_path):
     target = tmp_path / "m"
     target.mkdir()
     with pytest.raises(FileNotFoundError):
@@ -313,65 +293,65 @@ def test_a_new_folder_that_another_process_removed_replaces_nothing(tmp_path: Pa
 # ---------------------------------------------------------------- verification
 
 
-def test_a_faithful_export_is_verified(
-    exported: Path, decoder: Decoder, tokenizer_path: Path
-) -> None:
+def test_a_faithful_export_is_verified(exported, decoder, tokenizer_path):
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
+
     disable_progress_bars()  # as the Hub's store does
     assert 0 <= verify_export(exported, decoder, tokenizer_path, TEXTS) < 1e-4
     assert are_progress_bars_disabled()
 
 
 @contextmanager
-def changed_weights(folder: Path) -> Iterator[dict[str, torch.Tensor]]:
+def changed_weights(folder):
     weights = load_file(folder / "model.safetensors")
     yield weights
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 @contextmanager
-def changed_json(path: Path) -> Iterator[dict[str, Any]]:
+def changed_json(path):
     settings = json.loads(path.read_text())
     yield settings
     path.write_text(json.dumps(settings))
 
 
-def damage_weight(folder: Path) -> None:
+def damage_weight(folder):
     with changed_weights(folder) as weights:
         weights["model.layers.1.mlp.up_proj.weight"][3] += 0.5
 
 
-def poison_weight(folder: Path) -> None:
+def poison_weight(folder):
     with changed_weights(folder) as weights:
         weights["model.norm.weight"][0] = float("nan")
 
 
-def drop_weight(folder: Path) -> None:
+def drop_weight(folder):
     with changed_weights(folder) as weights:
         del weights["model.layers.0.self_attn.k_norm.weight"]
         weights["model.layers.0.self_attn.q_proj.weight"].zero_()
 
 
-def cut_weights(folder: Path) -> None:
+def cut_weights(folder):
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
 
 
-def change_theta(folder: Path) -> None:
+def change_theta(folder):
     with changed_json(folder / "config.json") as config:
         config["rope_parameters"]["rope_theta"] = 500.0
 
 
-def change_architecture(folder: Path) -> None:
+def change_architecture(folder):
     with changed_json(folder / "config.json") as config:
         config |= {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
 
 
-def drop_merges(folder: Path) -> None:
+def drop_merges(folder):
     with changed_json(folder / "tokenizer.json") as settings:
         del settings["model"]["merges"][-10:]
 
 
-DAMAGES: dict[Callable[[Path], None], str] = {
+DAMAGES = {
     damage_weight: "different logits",
     poison_weight: "different logits",
     drop_weight: "different logits",
@@ -384,15 +364,13 @@ DAMAGES: dict[Callable[[Path], None], str] = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_an_export_that_is_not_the_model_is_refused_in_one_sentence(
-    damage: Callable[[Path], None], copy: Path, decoder: Decoder, tokenizer_path: Path
-) -> None:
+    damage, copy, decoder, tokenizer_path
+):
     damage(copy)
     with pytest.raises(PionError, match=DAMAGES[damage]):
         verify_export(copy, decoder, tokenizer_path, TEXTS)
 
 
-def test_nothing_is_verified_without_a_text(
-    exported: Path, decoder: Decoder, tokenizer_path: Path
-) -> None:
+def test_nothing_is_verified_without_a_text(exported, decoder, tokenizer_path):
     with pytest.raises(PionError, match="no text to check"):
         verify_export(exported, decoder, tokenizer_path, [""])

@@ -1,17 +1,11 @@
 """An imported model is exported as its class, with all its embedding rows, or rounded."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
 from pion.config.model_config import ModelConfig
 from pion.data.tokens.tokenizer import Tokenizer, train_bpe
@@ -28,44 +22,24 @@ from pion.formats.verify import verify_export
 from pion.model.decoder import Decoder
 from tests.support.stock_models import STOCK, saved, stock_model
 from tests.support.tiny_config import tiny_config
+from tests.support.tokenizer_kinds import settings_of
 
 TEXTS = ["Return a new header with the string.\n\n    >>> os.path.join('a', 'b')", "café 12 345"]
 # More rows than the tokenizer has ids, as in Qwen's models.
 ROWS = 320
-QWENS_STEPS: Mapping[str, Any] = {
-    "normalizer": {"type": "NFC"},
-    "pre_tokenizer": {
-        "type": "Sequence",
-        "pretokenizers": [
-            {
-                "type": "Split",
-                "pattern": {"Regex": PRETOKENIZE_REGEX},
-                "behavior": "Isolated",
-                "invert": False,
-            },
-            {
-                "type": "ByteLevel",
-                "add_prefix_space": False,
-                "trim_offsets": False,
-                "use_regex": False,
-            },
-        ],
-    },
-}
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tokenizer(tmp_path_factory):
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     train_bpe(TEXTS * 3, 300).save(path)
-    path.write_text(json.dumps(json.loads(path.read_text()) | QWENS_STEPS))
+    qwens = {name: settings_of("qwen")[name] for name in ("normalizer", "pre_tokenizer")}
+    path.write_text(json.dumps(json.loads(path.read_text()) | qwens))
     return path
 
 
 @pytest.mark.parametrize("name", STOCK)
-def test_an_import_is_exported_as_its_class_with_all_rows(
-    name: str, tokenizer: Path, tmp_path: Path
-) -> None:
+def test_an_import_is_exported_as_its_class_with_all_rows(name, tokenizer, tmp_path):
     ours = load_decoder(saved(stock_model(name, vocab_size=ROWS), tmp_path / "theirs"))
     # As a run trains it: from a record of its settings in a checkpoint.
     trained = Decoder.from_state(ModelConfig.from_dict(ours.config.to_dict()), ours.state_dict())
@@ -83,15 +57,12 @@ def test_an_import_is_exported_as_its_class_with_all_rows(
     assert again.config == ours.config
 
 
-def test_a_model_of_a_job_has_rows_for_the_ids_of_its_tokenizer_alone(
-    tokenizer: Path, tmp_path: Path
-) -> None:
+def test_a_model_of_a_job_has_rows_for_the_ids_of_its_tokenizer_alone(tokenizer, tmp_path):
     imported = load_decoder(saved(stock_model("SmolLM2", vocab_size=ROWS), tmp_path / "theirs"))
     config = replace(imported.config, imported=False)
     ours = Decoder.from_state(config, imported.state_dict())
     export_model(ours, tokenizer, tmp_path / "out")
     again, ids = load(tmp_path / "out")
-    assert ids is not None
     assert again.config.vocab_size == ids.vocab_size == exported_rows(config, ids) < ROWS
     assert exported_rows(imported.config, ids) == ROWS
 
@@ -103,19 +74,19 @@ CONFIG = tiny_config(vocab_size=270)
 
 
 @pytest.fixture(scope="module")
-def tokenizer_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tokenizer_path(tmp_path_factory):
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     train_bpe([TEXT * 3], 270).save(path)
     return path
 
 
 @pytest.fixture
-def model() -> Decoder:
+def model():
     torch.manual_seed(0)
     return Decoder(tiny_config(vocab_size=270, init_std=0.3))
 
 
-def test_every_weight_has_a_value_of_bfloat16_and_the_model_keeps_its_own(model: Decoder) -> None:
+def test_every_weight_has_a_value_of_bfloat16_and_the_model_keeps_its_own(model):
     before = model.embed.weight.clone()
     for name, tensor in rounded(model).state_dict().items():
         assert tensor.dtype == torch.float32
@@ -124,7 +95,7 @@ def test_every_weight_has_a_value_of_bfloat16_and_the_model_keeps_its_own(model:
     assert not torch.equal(rounded(model).embed.weight, before)
 
 
-def test_the_cost_is_the_difference_of_the_two_models(model: Decoder, tokenizer_path: Path) -> None:
+def test_the_cost_is_the_difference_of_the_two_models(model, tokenizer_path):
     tokenizer = Tokenizer.from_file(tokenizer_path)
     cost = rounding_cost(model, rounded(model), tokenizer, [TEXT, "a", ""])
     ids = torch.tensor([[tokenizer.end_of_text, *tokenizer.encode(TEXT)][:25]])
@@ -138,14 +109,12 @@ def test_the_cost_is_the_difference_of_the_two_models(model: Decoder, tokenizer_
     assert (nothing.logits, nothing.before) == (0, nothing.after)
 
 
-def test_no_text_is_no_measurement(model: Decoder, tokenizer_path: Path) -> None:
+def test_no_text_is_no_measurement(model, tokenizer_path):
     with pytest.raises(BadInput, match="no text"):
         rounding_cost(model, model, Tokenizer.from_file(tokenizer_path), [""])
 
 
-def test_an_export_of_a_decoder_in_bf16_is_in_bf16_and_exact(
-    model: Decoder, tokenizer_path: Path, tmp_path: Path
-) -> None:
+def test_an_export_of_a_decoder_in_bf16_is_in_bf16_and_exact(model, tokenizer_path, tmp_path):
     exact = rounded(model)
     stored = Decoder.from_state(exact.config, exact.state_dict(), torch.bfloat16)
     export_model(stored, tokenizer_path, tmp_path / "out")
@@ -156,7 +125,7 @@ def test_an_export_of_a_decoder_in_bf16_is_in_bf16_and_exact(
     assert torch.equal(again["norm.weight"], exact.state_dict()["norm.weight"])
 
 
-def test_a_model_with_its_own_code_is_not_rounded() -> None:
+def test_a_model_with_its_own_code_is_not_rounded():
     require_roundable(CONFIG)
     with pytest.raises(BadInput, match="dtype: bfloat16 is for stock architectures"):
         require_roundable(tiny_config(softcap=30.0))

@@ -1,15 +1,10 @@
 """Packed ternary banks: small, exact, and refused if damaged."""
 
-from __future__ import annotations
-
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 import pion
 from pion.config.model_config import ModelConfig
@@ -20,7 +15,6 @@ from pion.formats.load import packed, unpacked
 from pion.formats.seeds import import_seed
 from pion.formats.weights import write_safetensors
 from pion.model.decoder import Decoder
-from pion.model.pilon.shared_banks import SharedBanks
 from pion.model.pilon.ternary import pack_trits, unpack_trits
 from tests.families.families import FAMILIES
 from tests.paths import SEEDS
@@ -28,20 +22,19 @@ from tests.paths import SEEDS
 TOKENS = torch.arange(80).view(2, 40)
 
 
-def model_of(**primitives: Any) -> Decoder:
+def model_of(**primitives):
     model = FAMILIES["ternary"].decoder()
-    assert model.config.primitives is not None
     config = replace(model.config, primitives=replace(model.config.primitives, **primitives))
     return Decoder.from_state(config, model.state_dict())
 
 
-def repacked(model: Decoder) -> Decoder:
+def repacked(model):
     config, state = packed(model.config, model.state_dict())
     return Decoder.from_state(ModelConfig.from_dict(config.to_dict()), state)
 
 
 @torch.no_grad()
-def logits(model: Decoder) -> Tensor:
+def logits(model):
     return model(TOKENS)
 
 
@@ -49,14 +42,14 @@ def logits(model: Decoder) -> Tensor:
 
 
 @pytest.mark.parametrize("count", [1, 4, 5, 6, 243])
-def test_trits_come_back_from_their_bytes(count: int) -> None:
+def test_trits_come_back_from_their_bytes(count):
     trits = torch.randint(-1, 2, (count,), generator=torch.Generator().manual_seed(count))
     data = pack_trits(trits)
     assert len(data) == -(-count // 5)
     assert torch.equal(unpack_trits(data, (count,)), trits.to(torch.int8))
 
 
-def test_a_byte_is_the_sum_of_powers_of_three() -> None:
+def test_a_byte_is_the_sum_of_powers_of_three():
     assert pack_trits(torch.tensor([1, 0, -1, 1, 0])).tolist() == [2 + 3 + 0 + 2 * 27 + 81]
 
 
@@ -69,7 +62,7 @@ def test_a_byte_is_the_sum_of_powers_of_three() -> None:
         ([121, 242], "the last byte holds more trits"),
     ],
 )
-def test_damaged_trits_are_refused(data: list[int], message: str) -> None:
+def test_damaged_trits_are_refused(data, message):
     with pytest.raises(ValueError, match=message):
         unpack_trits(torch.tensor(data, dtype=torch.uint8), (7,))
 
@@ -77,24 +70,22 @@ def test_damaged_trits_are_refused(data: list[int], message: str) -> None:
 # ---------------------------------------------------------------- models
 
 
-def test_a_packed_model_computes_the_same_bits() -> None:
+def test_a_packed_model_computes_the_same_bits():
     model = model_of()
     assert torch.equal(logits(repacked(model)), logits(model))
 
 
-def test_unused_primitives_are_left_out_and_keep_their_numbers() -> None:
+def test_unused_primitives_are_left_out_and_keep_their_numbers():
     model = model_of(top_k=2)
     again = repacked(model)
-    assert again.config.primitives is not None
     assert again.config.primitives.stored == ((2, 2), (2, 2))
     (banks,) = model.shared_parts()
-    assert isinstance(banks, SharedBanks)
     used = banks.recipes(model.blocks)[0, 0].topk(2).indices.sort().values
     assert torch.equal(again.state_dict()["bands.0.up.numbers"], used)
     assert torch.equal(logits(again), logits(model))
 
 
-def test_the_banks_take_at_most_1_65_bits_a_weight() -> None:
+def test_the_banks_take_at_most_1_65_bits_a_weight():
     config = ModelConfig.preset("pilon-48m", vocab_size=512, n_layers=2, primitives={
         "n": 48, "rank": 48, "top_k": 48, "bands": [[0], [1]], "ternary": True,
         "activation_bits": 8, "sub_norm": True,
@@ -107,29 +98,28 @@ def test_the_banks_take_at_most_1_65_bits_a_weight() -> None:
     assert 8 * size / weights <= 1.65
 
 
-def test_a_model_whose_scales_depend_on_recipes_is_packed_layer_by_layer() -> None:
+def test_a_model_whose_scales_depend_on_recipes_is_packed_layer_by_layer():
     model = import_seed(SEEDS / "pilon_ternary_ckpt.pt")
     again = repacked(model)
-    assert again.config.primitives is not None
     assert again.config.primitives.bands == ((0,), (1,), (2,), (3,))
     assert torch.equal(logits(again), logits(model))
 
 
-def test_a_model_without_ternary_banks_stays_as_it_is() -> None:
+def test_a_model_without_ternary_banks_stays_as_it_is():
     model = FAMILIES["pion"].decoder()
     config, state = packed(model.config, model.state_dict())
     assert config == model.config
     assert state.keys() == model.state_dict().keys()
 
 
-def test_latents_to_train_from_round_to_the_same_trits() -> None:
+def test_latents_to_train_from_round_to_the_same_trits():
     model = model_of(top_k=8)  # all primitives are used
     config, state = unpacked(*packed(model.config, model.state_dict()))
     assert config == model.config
     assert (logits(Decoder.from_state(config, state)) - logits(model)).abs().max() <= 1e-2
 
 
-def test_a_pruned_model_can_not_be_trained() -> None:
+def test_a_pruned_model_can_not_be_trained():
     with pytest.raises(BadInput, match="20 primitives that no layer used were left out"):
         unpacked(*packed(model_of().config, model_of().state_dict()))
 
@@ -138,14 +128,14 @@ def test_a_pruned_model_can_not_be_trained() -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     where = tmp_path_factory.mktemp("packed")
     train_bpe(["some words"], 300).save(where / "tokenizer.json")
     export_model(FAMILIES["ternary"].decoder(), where / "tokenizer.json", where / "model")
     return where / "model"
 
 
-def test_a_published_folder_is_packed_and_exact(folder: Path) -> None:
+def test_a_published_folder_is_packed_and_exact(folder):
     tensors = load_file(folder / "model.safetensors")
     assert tensors["decoder.bands.0.up.packed"].dtype == torch.uint8
     assert not any(name.endswith(".factors") for name in tensors)
@@ -156,7 +146,7 @@ def test_a_published_folder_is_packed_and_exact(folder: Path) -> None:
     assert torch.equal(logits(again), expected)
 
 
-def change(folder: Path, out: Path, name: str, tensor: Tensor) -> Path:
+def change(folder, out, name, tensor):
     out.mkdir()
     for file in ("config.json", "tokenizer.json"):
         (out / file).write_bytes((folder / file).read_bytes())
@@ -177,9 +167,7 @@ def change(folder: Path, out: Path, name: str, tensor: Tensor) -> Path:
         ("scales", lambda t: t * float("nan"), "a scale is not finite"),
     ],
 )
-def test_a_damaged_folder_is_refused_by_name(
-    folder: Path, tmp_path: Path, part: str, damage: Any, message: str
-) -> None:
+def test_a_damaged_folder_is_refused_by_name(folder, tmp_path, part, damage, message):
     name = f"decoder.bands.1.down.{part}"
     tensor = load_file(folder / "model.safetensors")[name]
     bad = change(folder, tmp_path / "bad", name, damage(tensor))

@@ -1,22 +1,15 @@
 """Adapter folders: peft loads ours, we load peft's, and both compute and train the same."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
 
 from pion.config.lora import Adapter, Lora
-from pion.config.model_config import ModelConfig
-from pion.data.stream import RowStream
 from pion.data.tokens.tokenizer import train_bpe
 from pion.errors import BadInput
 from pion.formats.export import export_model
@@ -36,7 +29,7 @@ ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_pro
 STEPS = 20
 
 
-def export(folder: Path, config: ModelConfig = CONFIG) -> Path:
+def export(folder, config=CONFIG):
     tokenizer = folder / "tokenizer.json"
     train_bpe(["the quick brown fox " * 9], config.vocab_size).save(tokenizer)
     torch.manual_seed(0)
@@ -45,12 +38,12 @@ def export(folder: Path, config: ModelConfig = CONFIG) -> Path:
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base(tmp_path_factory):
     """Return the folder of a base that we exported."""
     return export(tmp_path_factory.mktemp("exported"))
 
 
-def trained(base: Path) -> Decoder:
+def trained(base):
     """Return the base with additions that are not 0."""
     model = load_decoder(base)
     add_lora(model, LORA, seed=1)
@@ -61,7 +54,7 @@ def trained(base: Path) -> Decoder:
 
 
 @pytest.fixture(scope="module")
-def ours(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def ours(base, tmp_path_factory):
     """Return an adapter folder that we wrote."""
     folder = tmp_path_factory.mktemp("ours")
     model = trained(base)
@@ -70,14 +63,17 @@ def ours(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def with_peft(base: Path, **settings: Any) -> PeftModel:
+def with_peft(base, **settings):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
     stock = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     fields = {"r": 4, "lora_alpha": 8, "target_modules": ALL, "task_type": "CAUSAL_LM"}
     return get_peft_model(stock, LoraConfig(**fields | settings))
 
 
 @pytest.fixture(scope="module")
-def theirs(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.Tensor]:
+def theirs(base, tmp_path_factory):
     """Return an adapter folder that peft wrote, and its logits."""
     folder = tmp_path_factory.mktemp("theirs")
     model = with_peft(base)
@@ -92,7 +88,7 @@ def theirs(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
 
 
 @pytest.fixture
-def copy(theirs: tuple[Path, torch.Tensor], tmp_path: Path) -> Path:
+def copy(theirs, tmp_path):
     """Return peft's folder, which a test may damage."""
     return Path(shutil.copytree(theirs[0], tmp_path / "copy"))
 
@@ -100,9 +96,10 @@ def copy(theirs: tuple[Path, torch.Tensor], tmp_path: Path) -> Path:
 # ---------------------------------------------------------------- both ways
 
 
-def test_peft_loads_our_folder_on_the_stock_class_and_computes_our_logits(
-    base: Path, ours: Path
-) -> None:
+def test_peft_loads_our_folder_on_the_stock_class_and_computes_our_logits(base, ours):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
     stock = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     loaded = PeftModel.from_pretrained(stock, ours)
     model = trained(base)
@@ -115,7 +112,10 @@ def test_peft_loads_our_folder_on_the_stock_class_and_computes_our_logits(
     assert is_export(ours)
 
 
-def test_peft_and_we_merge_to_the_same_tensors(base: Path, ours: Path) -> None:
+def test_peft_and_we_merge_to_the_same_tensors(base, ours):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
     stock = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     whole = PeftModel.from_pretrained(stock, ours).merge_and_unload().state_dict()
     merged = load_adapter(ours, load_decoder(base)).state_dict()
@@ -127,27 +127,25 @@ def test_peft_and_we_merge_to_the_same_tensors(base: Path, ours: Path) -> None:
     )
 
 
-def test_we_load_pefts_folder_and_compute_its_logits(
-    base: Path, theirs: tuple[Path, torch.Tensor]
-) -> None:
+def test_we_load_pefts_folder_and_compute_its_logits(base, theirs):
     folder, logits = theirs
     with torch.no_grad():
         found = load_adapter(folder, load_decoder(base))(TOKENS)
     torch.testing.assert_close(found, logits, rtol=1e-4, atol=1e-4)
 
 
-def test_our_folder_is_read_back_bit_for_bit(base: Path, ours: Path) -> None:
+def test_our_folder_is_read_back_bit_for_bit(base, ours):
     expected = merge(trained(base)).state_dict()
     found = load_adapter(ours, load_decoder(base)).state_dict()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
-def test_an_adapter_alone_is_no_model(ours: Path) -> None:
+def test_an_adapter_alone_is_no_model(ours):
     with pytest.raises(BadInput, match="can only be loaded with its base"):
         load_decoder(ours)
 
 
-def test_a_model_without_a_stock_class_has_no_adapter_folder(tmp_path: Path) -> None:
+def test_a_model_without_a_stock_class_has_no_adapter_folder(tmp_path):
     config = tiny_config(softcap=30.0)
     model = Decoder(config)
     add_lora(model, LORA, seed=0)
@@ -162,10 +160,10 @@ def test_a_model_without_a_stock_class_has_no_adapter_folder(tmp_path: Path) -> 
 class Batches:
     """What the trainer reads, as tokens and targets of each step."""
 
-    def __init__(self, stream: RowStream, rows: int) -> None:
+    def __init__(self, stream, rows):
         self.stream, self.rows = stream, rows
 
-    def step(self, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def step(self, number):
         rows = [self.stream.row(number * self.rows + i) for i in range(self.rows)]
         tokens, targets = (
             torch.stack([torch.as_tensor(getattr(row, name)).long() for row in rows])
@@ -174,7 +172,7 @@ class Batches:
         return tokens, targets
 
 
-def pefts_losses(base: Path, batches: Batches, a: dict[str, torch.Tensor]) -> list[float]:
+def pefts_losses(base, batches, a):
     """Return the losses of plain training with peft and torch's AdamW, from our A."""
     model = with_peft(base)
     for name, parameter in model.named_parameters():
@@ -197,7 +195,7 @@ def pefts_losses(base: Path, batches: Batches, a: dict[str, torch.Tensor]) -> li
     return losses
 
 
-def our_losses(base: Path, stream: RowStream) -> tuple[list[float], dict[str, torch.Tensor]]:
+def our_losses(base, stream):
     """Return our losses, and the A that they begin with."""
     model = load_decoder(base)
     add_lora(model, LORA, seed=1)
@@ -213,7 +211,7 @@ def our_losses(base: Path, stream: RowStream) -> tuple[list[float], dict[str, to
     return losses, a
 
 
-def test_twenty_losses_are_pefts(base: Path, tmp_path: Path) -> None:
+def test_twenty_losses_are_pefts(base, tmp_path):
     stream = open_stream(tmp_path, rows=100, config=CONFIG)
     ours, a = our_losses(base, stream)
     theirs = pefts_losses(base, Batches(stream, 4), a)
@@ -221,9 +219,7 @@ def test_twenty_losses_are_pefts(base: Path, tmp_path: Path) -> None:
     assert ours == pytest.approx(theirs, abs=1e-4)
 
 
-def test_another_scale_is_told_apart_by_twenty_losses(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_scale_is_told_apart_by_twenty_losses(base, tmp_path, monkeypatch):
     stream = open_stream(tmp_path, rows=100, config=CONFIG)
     right, _ = our_losses(base, stream)
     monkeypatch.setattr(Lora, "scale", 1.0)
@@ -234,14 +230,14 @@ def test_another_scale_is_told_apart_by_twenty_losses(
 # ---------------------------------------------------------------- untrusted folders
 
 
-def refusal(folder: Path, base: Path) -> str:
+def refusal(folder, base):
     with pytest.raises(BadInput) as refused:
         load_adapter(folder, load_decoder(base))
     assert str(folder) in str(refused.value)
     return str(refused.value)
 
 
-def change_config(folder: Path, **fields: object) -> None:
+def change_config(folder, **fields):
     path = folder / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
@@ -265,14 +261,12 @@ def change_config(folder: Path, **fields: object) -> None:
         ({"revision": 5}, "revision is 5; it must be text"),
     ],
 )
-def test_settings_that_we_cannot_compute_are_refused(
-    copy: Path, base: Path, fields: dict[str, Any], told: str
-) -> None:
+def test_settings_that_we_cannot_compute_are_refused(copy, base, fields, told):
     change_config(copy, **fields)
     assert told in refusal(copy, base)
 
 
-def change_tensors(folder: Path, change: Any) -> None:
+def change_tensors(folder, change):
     path = folder / "adapter_model.safetensors"
     tensors = load_file(path)
     change(tensors)
@@ -300,40 +294,34 @@ FIRST = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
         (lambda t: t.clear(), "must be all-linear or a list of names"),
     ],
 )
-def test_tensors_that_are_not_the_settings_are_refused(
-    copy: Path, base: Path, change: Any, told: str
-) -> None:
+def test_tensors_that_are_not_the_settings_are_refused(copy, base, change, told):
     change_tensors(copy, change)
     message = refusal(copy, base)
     assert told in message
     assert len(message) < 1000
 
 
-def test_a_pickle_is_never_read(copy: Path, base: Path) -> None:
+def test_a_pickle_is_never_read(copy, base):
     (copy / "adapter_model.safetensors").rename(copy / "adapter_model.bin")
     assert "is a pickle, which could run any code, so it was not read" in refusal(copy, base)
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
-def test_a_missing_or_damaged_file_is_named(copy: Path, base: Path, name: str) -> None:
+def test_a_missing_or_damaged_file_is_named(copy, base, name):
     (copy / name).write_bytes(b"{")
     assert name in refusal(copy, base)
     (copy / name).unlink()
     assert name in refusal(copy, base)
 
 
-def test_another_base_than_the_recorded_one_is_refused(
-    ours: Path, tmp_path: Path, base: Path
-) -> None:
+def test_another_base_than_the_recorded_one_is_refused(ours, tmp_path, base):
     other = export(tmp_path, dataclasses.replace(CONFIG, init_std=0.1))
     message = refusal(ours, other)
     assert f"is an adapter of {base} with the tensors" in message
     assert "Bring back the base that the adapter was trained on" in message
 
 
-def test_a_record_that_contradicts_pefts_settings_is_refused(
-    ours: Path, tmp_path: Path, base: Path
-) -> None:
+def test_a_record_that_contradicts_pefts_settings_is_refused(ours, tmp_path, base):
     folder = Path(shutil.copytree(ours, tmp_path / "copy"))
     change_config(folder, lora_alpha=9)
     assert "adapter.json has rank 4 and alpha 8, but adapter_config.json has 4 and 9" in refusal(

@@ -1,9 +1,5 @@
 """Saved tensors: any elements are read, of one tensor or of several that follow each other."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import torch
 from safetensors.torch import save_file
 
@@ -13,7 +9,7 @@ from pion.formats.tensor_hashes import tensor_hashes
 ROWS = {"first": torch.arange(12.0), "second": torch.arange(12.0, 24.0), "none": torch.empty(0, 3)}
 
 
-def test_any_elements_are_read_from_one_tensor_or_several() -> None:
+def test_any_elements_are_read_from_one_tensor_or_several():
     shapes = {"w": torch.Size((6, 4)), "none": torch.Size((0, 3))}
     sources = {"w": ["first", "second"], "none": ["none"]}
     saved = SavedTensors.of(ROWS).joined({name: (shapes[name], sources[name]) for name in shapes})
@@ -26,7 +22,7 @@ def test_any_elements_are_read_from_one_tensor_or_several() -> None:
     assert saved.part("w", 12, 24).data_ptr() == saved.part("w", 12, 13).data_ptr(), "not copied"
 
 
-def test_each_tensor_of_a_file_has_a_hash_of_its_own(tmp_path: Path) -> None:
+def test_each_tensor_of_a_file_has_a_hash_of_its_own(tmp_path):
     path = tmp_path / "model.safetensors"
     save_file(ROWS, path, {"format": "pt"})
     before = tensor_hashes(path)

@@ -1,11 +1,7 @@
 """The tensors of a model in shards, and shards that are missing, damaged or not the model's."""
 
-from __future__ import annotations
-
 import json
 import shlex
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -22,52 +18,52 @@ NAME = "model.layers.1.self_attn.q_proj.bias"
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     """Return a folder with a model that transformers saved in several shards."""
     return saved(stock_model("Qwen2.5"), tmp_path, shard_size="40KB")
 
 
-def index(folder: Path) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads((folder / INDEX).read_text())
+def index(folder):
+    record = json.loads((folder / INDEX).read_text())
     return record
 
 
-def change(folder: Path, **fields: Any) -> None:
+def change(folder, **fields):
     (folder / INDEX).write_text(json.dumps(index(folder) | fields))
 
 
-def shard_of(folder: Path, name: str) -> Path:
+def shard_of(folder, name):
     return folder / str(index(folder)["weight_map"][name])
 
 
-def test_shards_by_transformers_are_one_model(folder: Path) -> None:
+def test_shards_by_transformers_are_one_model(folder):
     assert len(list(folder.glob("*.safetensors"))) > 2
     assert not (folder / WEIGHTS).exists()
     assert apart(load_decoder(folder), stock_model("Qwen2.5"), tokens(64)) <= 1e-4
 
 
-def test_one_file_with_all_tensors_comes_before_an_index(folder: Path) -> None:
+def test_one_file_with_all_tensors_comes_before_an_index(folder):
     whole = read_model_tensors(folder)
     save_file({name: tensor.clone() for name, tensor in whole.items()}, folder / WEIGHTS)
     change(folder, weight_map={"x": "nowhere.safetensors"})
     assert read_model_tensors(folder).keys() == whole.keys()
 
 
-def test_a_missing_shard_is_named(folder: Path) -> None:
+def test_a_missing_shard_is_named(folder):
     shard = shard_of(folder, NAME)
     shard.unlink()
     with pytest.raises(BadInput, match=rf"{shard.name} is missing, but {INDEX} names it"):
         load_decoder(folder)
 
 
-def test_a_damaged_shard_is_named(folder: Path) -> None:
+def test_a_damaged_shard_is_named(folder):
     shard = shard_of(folder, NAME)
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(BadInput, match=rf"{shard} is damaged"):
         load_decoder(folder)
 
 
-def test_a_shard_of_another_model_is_named(folder: Path) -> None:
+def test_a_shard_of_another_model_is_named(folder):
     shard = shard_of(folder, NAME)
     others = {name: t.clone() for name, t in load_file(shard).items() if name != NAME}
     save_file(others, shard)
@@ -75,7 +71,7 @@ def test_a_shard_of_another_model_is_named(folder: Path) -> None:
         load_decoder(folder)
 
 
-def test_a_tensor_that_the_index_does_not_name_is_missing(folder: Path) -> None:
+def test_a_tensor_that_the_index_does_not_name_is_missing(folder):
     named = {name: shard for name, shard in index(folder)["weight_map"].items() if name != NAME}
     change(folder, weight_map=named)
     with pytest.raises(BadInput, match=r"no blocks\.1\.attention\.q_proj\.bias of shape"):
@@ -99,7 +95,7 @@ def test_a_tensor_that_the_index_does_not_name_is_missing(folder: Path) -> None:
         (["model.safetensors"], r"\['model.safetensors'\]"),
     ],
 )
-def test_a_shard_is_a_file_of_this_folder(folder: Path, shard: object, as_shown: str) -> None:
+def test_a_shard_is_a_file_of_this_folder(folder, shard, as_shown):
     save_file({"stolen": torch.zeros(1)}, folder.parent / "elsewhere.safetensors")
     change(folder, weight_map={"stolen": shard})
     with pytest.raises(
@@ -118,15 +114,13 @@ def test_a_shard_is_a_file_of_this_folder(folder: Path, shard: object, as_shown:
         ({f"t{n}": "a.safetensors" for n in range(2**16 + 1)}, "has 65,537 tensors; at most"),
     ],
 )
-def test_an_index_that_no_model_has_is_refused(
-    folder: Path, weight_map: object, message: str
-) -> None:
+def test_an_index_that_no_model_has_is_refused(folder, weight_map, message):
     change(folder, weight_map=weight_map)
     with pytest.raises(BadInput, match=message):
         load_decoder(folder)
 
 
-def test_an_index_that_is_no_json_is_refused(folder: Path) -> None:
+def test_an_index_that_is_no_json_is_refused(folder):
     (folder / INDEX).write_text("[" * 10_000)
     with pytest.raises(BadInput, match=rf"{INDEX} is not valid JSON"):
         load_decoder(folder)
@@ -137,7 +131,7 @@ def test_an_index_that_is_no_json_is_refused(folder: Path) -> None:
 MODEL = "Llama 3.2"
 
 
-def pickled(folder: Path) -> Path:
+def pickled(folder):
     """Return a folder as transformers saved it before safetensors."""
     model = stock_model(MODEL)
     saved(model, folder)
@@ -147,7 +141,7 @@ def pickled(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["it's a model", "model"])
-def test_the_command_in_the_message_converts_the_folder(name: str, tmp_path: Path) -> None:
+def test_the_command_in_the_message_converts_the_folder(name, tmp_path):
     folder = pickled(tmp_path / name)
     with pytest.raises(BadInput, match=r"pickles \(\.bin\), which can run code") as refusal:
         load_decoder(folder)
@@ -157,14 +151,14 @@ def test_the_command_in_the_message_converts_the_folder(name: str, tmp_path: Pat
     assert apart(load_decoder(folder), stock_model(MODEL), tokens(64)) <= 1e-4
 
 
-def test_no_pickle_is_loaded(tmp_path: Path) -> None:
+def test_no_pickle_is_loaded(tmp_path):
     folder = pickled(tmp_path)
     (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch ran'\ntR.")
     with pytest.raises(BadInput, match="were not read"):
         load_decoder(folder)
 
 
-def test_sharded_pickles_are_refused_too(tmp_path: Path) -> None:
+def test_sharded_pickles_are_refused_too(tmp_path):
     folder = pickled(tmp_path)
     (folder / "pytorch_model.bin").rename(folder / "pytorch_model-00001-of-00002.bin")
     (folder / "pytorch_model.bin.index.json").write_text("{}")
@@ -172,14 +166,14 @@ def test_sharded_pickles_are_refused_too(tmp_path: Path) -> None:
         load_decoder(folder)
 
 
-def test_a_folder_without_weights_is_no_model(tmp_path: Path) -> None:
+def test_a_folder_without_weights_is_no_model(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "training_args.bin").touch()  # what transformers' Trainer leaves
     with pytest.raises(BadInput, match=r"it has no model\.safetensors and no model\.safetensors\."):
         load_decoder(tmp_path)
 
 
-def test_sharded_and_pickled_folders_are_found_as_models(tmp_path: Path) -> None:
+def test_sharded_and_pickled_folders_are_found_as_models(tmp_path):
     """So that what is wrong with a folder is said by its loader."""
     sharded = saved(stock_model(MODEL), tmp_path / "sharded", shard_size="40KB")
     for folder in (sharded, pickled(tmp_path / "pickled")):

@@ -1,9 +1,5 @@
 """However an answer is cut into pieces, its thoughts, text and calls are the same."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import pytest
 
 from pion.data.chat.call_form import CallForm
@@ -19,7 +15,7 @@ THINKS = Reading(thinks=True, form=HERMES)
 ODD = '{"name": "f", "arguments": {"a": "</tool_call>"}}'
 
 # What is looked for, the answer, and its text, thoughts and names of tools.
-ANSWERS: dict[str, tuple[Reading, str, str, str, list[str]]] = {
+ANSWERS = {
     "a text": (PLAIN, f"Hi <think>\n{TAGGED}", f"Hi <think>\n{TAGGED}", "", []),
     "nothing": (THINKS, "", "", "", []),
     "a call": (TOOLS, TAGGED, "", "", ["f"]),
@@ -48,18 +44,18 @@ ANSWERS: dict[str, tuple[Reading, str, str, str, list[str]]] = {
 
 @pytest.mark.parametrize("size", [1, 3, 1000])
 @pytest.mark.parametrize("name", ANSWERS)
-def test_an_answer_is_divided(name: str, size: int) -> None:
+def test_an_answer_is_divided(name, size):
     reading, answer, text, thought, calls = ANSWERS[name]
     reader = AnswerReader(reading)
     pieces = [answer[i : i + size] for i in range(0, len(answer), size)]
-    found: list[Any] = [*map(reader.push, pieces), reader.push("", end=True)]
+    found = [*map(reader.push, pieces), reader.push("", end=True)]
     assert "".join(part[0] for part in found) == text
     assert "".join(part[1] for part in found) == thought
     assert [call.name for part in found for call in part[2]] == calls
     assert reader.called == bool(calls)
 
 
-def test_text_is_sent_as_soon_as_no_mark_can_begin_in_it() -> None:
+def test_text_is_sent_as_soon_as_no_mark_can_begin_in_it():
     reader = AnswerReader(THINKS)
     assert reader.push("Hi <tool")[0] == "Hi "
     assert reader.push("s> are")[0] == "<tools> are"

@@ -1,10 +1,6 @@
 """Numbers that fp32 can't compute with are refused wherever a user can set them."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -30,10 +26,8 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("name", "value"), WRONG)
-def test_a_number_outside_its_bounds_is_refused_with_its_name_and_bounds(
-    name: str, value: float, tmp_path: Path
-) -> None:
-    given: dict[str, Any] = {name: value}
+def test_a_number_outside_its_bounds_is_refused_with_its_name_and_bounds(name, value, tmp_path):
+    given = {name: value}
     with pytest.raises(BadInput, match=f"{name} is .* it must be .*from"):
         Settings(stop_ids=(), **given)
     with pytest.raises(ValueError, match=rf"{name} is .* it must be .*from"):
@@ -52,13 +46,13 @@ def test_a_number_outside_its_bounds_is_refused_with_its_name_and_bounds(
 
 
 @pytest.mark.parametrize("text", ['{"top_k": true}', '{"top_p": "0.9"}', '{"top_k": 50.5}'])
-def test_a_published_setting_is_a_number_of_its_kind(text: str, tmp_path: Path) -> None:
+def test_a_published_setting_is_a_number_of_its_kind(text, tmp_path):
     (tmp_path / "generation_config.json").write_text(text)
     with pytest.raises(BadInput, match=r"_config.json: top_. is .* it must be"):
         published_sampling(tmp_path / "generation_config.json")
 
 
-def test_a_published_model_that_is_not_sampled_is_greedy(tmp_path: Path) -> None:
+def test_a_published_model_that_is_not_sampled_is_greedy(tmp_path):
     assert published_sampling(tmp_path / "none.json") == {}
     (tmp_path / "some.json").write_text('{"do_sample": false, "temperature": 0.6, "top_k": null}')
     assert published_sampling(tmp_path / "some.json") == {"temperature": 0.0}
@@ -66,7 +60,7 @@ def test_a_published_model_that_is_not_sampled_is_greedy(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("edge", ["least", "most"])
 @pytest.mark.parametrize("name", ["temperature", "top_k", "top_p", "repetition_penalty"])
-def test_a_token_is_drawn_at_the_edge_of_each_bound(name: str, edge: str) -> None:
+def test_a_token_is_drawn_at_the_edge_of_each_bound(name, edge):
     settings = Settings(stop_ids=(), **{name: getattr(BOUNDS[name], edge)})
     logits = torch.tensor([-1e30, 1e30, 0.5, -0.5])
     assert 0 <= sample(logits, settings, [0, 1, 2], torch.Generator().manual_seed(0)) < 4

@@ -1,18 +1,13 @@
 """A text with drafts is the text without them: for every seed, alone and with others."""
 
-from __future__ import annotations
-
 import random
 from collections import Counter, defaultdict
-from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
 import pion
 from pion.errors import BadInput
@@ -29,17 +24,16 @@ from pion.generation.drafts import (
     with_drafts,
 )
 from pion.generation.engine import Engine
-from pion.model.attention.cache import KVCache
 from pion.model.decoder import Decoder
-from pion.model.draft_block import DraftBlock, Trunk
+from pion.model.draft_block import DraftBlock
 from tests.families.families import FAMILIES, SEQ_LEN, VOCAB, Family, a_few_families
 from tests.pion.generation.test_engine import Client, engines, initial, now
 
 __all__ = ["engines"]
-SETTINGS: dict[str, Any] = {"stop_ids": (1,), "vocab_size": VOCAB, "max_tokens": SEQ_LEN}
+SETTINGS = {"stop_ids": (1,), "vocab_size": VOCAB, "max_tokens": SEQ_LEN}
 
 
-def prompts(count: int) -> list[list[int]]:
+def prompts(count):
     """Return prompts that repeat themselves, so that there is something to look up."""
     draw = random.Random(2)
     found = []
@@ -49,8 +43,8 @@ def prompts(count: int) -> list[list[int]]:
     return found
 
 
-def together(model: Decoder, texts: Sequence[list[int]], **settings: Any) -> list[list[int]]:
-    found: list[list[int]] = [[] for _ in texts]
+def together(model, texts, **settings):
+    found = [[] for _ in texts]
     for number, token in pion.generate_batch(model, texts, **SETTINGS | settings):
         if token is not None:
             found[number].append(token)
@@ -67,9 +61,7 @@ def together(model: Decoder, texts: Sequence[list[int]], **settings: Any) -> lis
         pytest.param(10, 4, marks=pytest.mark.soak),
     ],
 )
-def test_drafts_never_change_a_text(
-    family: Family, sampling: dict[str, Any], texts: int, drafts: int
-) -> None:
+def test_drafts_never_change_a_text(family, sampling, texts, drafts):
     model, given = initial(family), prompts(texts)
     plain = [list(pion.generate(model, ids, **SETTINGS, **sampling)) for ids in given]
     alone = [
@@ -79,17 +71,17 @@ def test_drafts_never_change_a_text(
     assert together(model, given, rows=texts - 1, drafts=drafts, **sampling) == plain
 
 
-def test_drafts_save_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drafts_save_passes(monkeypatch):
     """A model that says the same again and again is drafted nearly without error."""
     torch.manual_seed(0)
     model = Decoder(FAMILY.config())
     with torch.no_grad():
         for weight in model.parameters():
             weight.mul_(0.1)  # so it repeats one token
-    passes: list[int] = []
+    passes = []
     cache_tokens = decoding.cache_tokens
 
-    def counted(model: Decoder, rows: Any, cache: KVCache, first: int = 0) -> torch.Tensor:
+    def counted(model, rows, cache, first=0):
         passes.append(len(rows[0]))
         return cache_tokens(model, rows, cache, first)
 
@@ -102,7 +94,7 @@ def test_drafts_save_passes(monkeypatch: pytest.MonkeyPatch) -> None:
 FAMILY = Family({})
 
 
-def test_the_engine_drafts_and_gives_the_same_answers(engines: list[Engine]) -> None:
+def test_the_engine_drafts_and_gives_the_same_answers(engines):
     model, found = initial(FAMILY), {}
     for drafts in (0, 3):
         drafted = with_drafts(model, drafts)
@@ -121,9 +113,7 @@ def test_the_engine_drafts_and_gives_the_same_answers(engines: list[Engine]) -> 
     torch.testing.assert_close(found["chances 0"], found["chances 3"], rtol=0, atol=1e-4)
 
 
-def test_the_drafts_of_one_text_do_not_push_another_over_the_context(
-    engines: list[Engine], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_drafts_of_one_text_do_not_push_another_over_the_context(engines, monkeypatch):
     monkeypatch.setattr(LookUp, "draft", lambda self, ids, most: [9] * most)
     model = initial(FAMILY)
     engine = Engine(with_drafts(model, 8), now, slots=2, queue=9, seq_len=10 * SEQ_LEN)
@@ -137,14 +127,14 @@ def test_the_drafts_of_one_text_do_not_push_another_over_the_context(
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.integers(1, 6))
-def test_a_look_up_drafts_what_followed_the_last_tokens(ids: list[int], most: int) -> None:
+def test_a_look_up_drafts_what_followed_the_last_tokens(ids, most):
     one = LookUp()
     for end in range(1, len(ids) + 1):
         drafted = one.draft(ids[:end], most)
         assert drafted == expected(ids[:end], most)
 
 
-def expected(ids: list[int], most: int) -> list[int]:
+def expected(ids, most):
     for length in (3, 2):
         for begin in range(len(ids) - length - 1, -1, -1):
             if ids[begin : begin + length] == ids[-length:]:
@@ -153,7 +143,7 @@ def expected(ids: list[int], most: int) -> list[int]:
     return []
 
 
-def test_a_text_that_is_drafted_wrong_is_no_longer_drafted() -> None:
+def test_a_text_that_is_drafted_wrong_is_no_longer_drafted():
     drafting, text = Drafting(Record(), Record()), [5, 6, 7, 8, 5, 6]
     numbers = []
     for _ in range(20):
@@ -165,7 +155,7 @@ def test_a_text_that_is_drafted_wrong_is_no_longer_drafted() -> None:
     assert numbers[-1] == 0
 
 
-def test_a_new_text_is_expected_to_be_like_the_texts_before_it() -> None:
+def test_a_new_text_is_expected_to_be_like_the_texts_before_it():
     every = Record()
     wrong = Record(every)
     assert wrong.chance == EXPECTED
@@ -177,12 +167,10 @@ def test_a_new_text_is_expected_to_be_like_the_texts_before_it() -> None:
     assert last.chance > 0.5
 
 
-def test_texts_that_are_not_worth_drafts_are_asked_less_often(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_texts_that_are_not_worth_drafts_are_asked_less_often(monkeypatch):
     asked = []
 
-    def never(texts: Sequence[Possible], token: float, guess: float) -> int:
+    def never(texts, token, guess):
         asked.append(len(texts))
         return 0
 
@@ -205,21 +193,19 @@ def test_texts_that_are_not_worth_drafts_are_asked_less_often(
         ([(4, 0.95, False)] * 16, 0.12, 0.0, 3),
     ],
 )
-def test_a_step_has_as_many_drafts_as_are_expected_to_pay(
-    texts: list[tuple[int, float, bool]], token: float, guess: float, number: int
-) -> None:
+def test_a_step_has_as_many_drafts_as_are_expected_to_pay(texts, token, guess, number):
     assert best_number([Possible(*text) for text in texts], token, guess) == number
 
 
-def test_more_drafts_than_the_cache_can_take_back_are_refused() -> None:
+def test_more_drafts_than_the_cache_can_take_back_are_refused():
     with pytest.raises(BadInput, match="drafts is 17; it must be from 0 to 16"):
         next(pion.generate(initial(FAMILY), [5], stop_ids=(), drafts=17))
 
 
 # ---------------------------------------------------------------- drafts that are partly right
 
-FIXED: dict[str, Any] = {"stop_ids": (1,), "vocab_size": VOCAB, "max_tokens": 16}
-SAMPLINGS: list[dict[str, Any]] = [
+FIXED = {"stop_ids": (1,), "vocab_size": VOCAB, "max_tokens": 16}
+SAMPLINGS = [
     {"temperature": 0, "repetition_penalty": 1.01},
     {"temperature": 0.2, "seed": 3, "frequency_penalty": 0.01},
 ]
@@ -233,11 +219,11 @@ IN_SUITE = ("daisy",)
 class Counts:
     """How many drafts were accepted and refused."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch):
         self.accepted = self.refused = 0
         count = Drafting.count
 
-        def counted(drafting: Drafting, right: int) -> None:
+        def counted(drafting, right):
             self.accepted += right
             self.refused += len(drafting.guess) - right
             count(drafting, right)
@@ -245,16 +231,16 @@ class Counts:
         monkeypatch.setattr(Drafting, "count", counted)
 
 
-def plain(model: Decoder, texts: Sequence[list[int]], **sampling: Any) -> list[list[int]]:
+def plain(model, texts, **sampling):
     return [list(pion.generate(model, ids, **FIXED, **sampling)) for ids in texts]
 
 
-def as_many_as_possible(texts: Sequence[Possible], token: float, guess: float) -> int:
+def as_many_as_possible(texts, token, guess):
     return max(text.most for text in texts)
 
 
-def most_usual_successors(texts: Sequence[Sequence[int]]) -> dict[int, int]:
-    seen: defaultdict[int, Counter[int]] = defaultdict(Counter)
+def most_usual_successors(texts):
+    seen = defaultdict(Counter)
     for ids in texts:
         for one, other in pairwise(ids):
             seen[one][other] += 1
@@ -268,9 +254,7 @@ def most_usual_successors(texts: Sequence[Sequence[int]]) -> dict[int, int]:
         for name, family in FAMILIES.items()
     ],
 )
-def test_drafts_that_are_partly_right_change_no_text(
-    family: Family, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_drafts_that_are_partly_right_change_no_text(family, monkeypatch):
     model = initial(Family({**family.model, "draft": {"steps": 3}}))
     texts, each = prompts(TEXTS), TEXTS // len(SAMPLINGS)
     groups = [texts[begin : begin + each] for begin in range(0, TEXTS, each)]
@@ -278,9 +262,7 @@ def test_drafts_that_are_partly_right_change_no_text(
     expected = [plain(model, group, **sampling) for group, sampling in cases]
     after = most_usual_successors([ids for group in expected for ids in group])
 
-    def guess(
-        self: DraftBlock, states: Tensor, tokens: Tensor, trunk: Trunk, count: int
-    ) -> list[list[int]]:
+    def guess(self, states, tokens, trunk, count):
         found = []
         for token in tokens.tolist():
             chain = [token]

@@ -1,17 +1,11 @@
 """Drafts are taken back across the ends of segments, and no slot remembers them."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import pytest
-import torch
 
 import pion
 from pion.generation import drafts as drafting
-from pion.generation.drafts import Possible
-from pion.model.decoder import Decoder
 from pion.model.draft_block import DraftBlock
 from tests.families.families import VOCAB, Family
 
@@ -19,7 +13,7 @@ from tests.families.families import VOCAB, Family
 LEPTON = Family(
     {"slots": {"per_segment": 2, "segment": 3, "window": 2}, "draft": {"steps": 4, "ids": 40}}
 )
-SETTINGS: dict[str, Any] = {"stop_ids": (), "vocab_size": VOCAB, "max_tokens": 36}
+SETTINGS = {"stop_ids": (), "vocab_size": VOCAB, "max_tokens": 36}
 SAMPLED = [{"temperature": 0}, {"seed": 7, "temperature": 0.9}]
 PROMPTS = [[5, 9, 7], [11], [3, 4, 5, 6, 7, 8], [21, 22, 23, 24, 25, 26, 27]]
 
@@ -27,25 +21,25 @@ Guess = Callable[..., list[list[int]]]
 
 
 @pytest.fixture(scope="module")
-def model() -> Decoder:
+def model():
     return LEPTON.decoder()
 
 
 @pytest.fixture(autouse=True)
-def always_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
+def always_drafts(monkeypatch):
     """Draft as much as possible, also where it does not pay."""
 
-    def most(texts: Sequence[Possible], token: float, guess: float) -> int:
+    def most(texts, token, guess):
         return max(text.most for text in texts)
 
     monkeypatch.setattr(drafting, "best_number", most)
 
 
-def partly_right(plain: Sequence[Sequence[int]]) -> Guess:
+def partly_right(plain):
     """Return what guesses the next tokens of known texts, of which 0, 1 … 4 are right in turn."""
     calls = 0
 
-    def guess(block: Any, states: Any, tokens: torch.Tensor, trunk: Any, most: int) -> Any:
+    def guess(block, states, tokens, trunk, most):
         nonlocal calls
         calls += 1
         found = []
@@ -60,12 +54,12 @@ def partly_right(plain: Sequence[Sequence[int]]) -> Guess:
     return guess
 
 
-def places(text: Sequence[int], token: int) -> list[int]:
+def places(text, token):
     return [n for n, own in enumerate(text) if own == token]
 
 
-def texts_of(model: Decoder, sampling: dict[str, Any], drafts: int, rows: int) -> list[list[int]]:
-    found: list[list[int]] = [[] for _ in PROMPTS]
+def texts_of(model, sampling, drafts, rows):
+    found = [[] for _ in PROMPTS]
     every = pion.generate_batch(model, PROMPTS, rows=rows, drafts=drafts, **SETTINGS, **sampling)
     for number, token in every:
         if token is not None:
@@ -75,9 +69,7 @@ def texts_of(model: Decoder, sampling: dict[str, Any], drafts: int, rows: int) -
 
 @pytest.mark.parametrize("sampling", SAMPLED)
 @pytest.mark.parametrize("rows", [3, pytest.param(1, marks=pytest.mark.soak)])
-def test_what_a_block_guesses_never_changes_a_text(
-    model: Decoder, sampling: dict[str, Any], rows: int
-) -> None:
+def test_what_a_block_guesses_never_changes_a_text(model, sampling, rows):
     plain = [list(pion.generate(model, ids, **SETTINGS, **sampling)) for ids in PROMPTS]
     assert all(len(ids) == 36 for ids in plain)
     assert texts_of(model, sampling, 4, rows) == plain
@@ -85,14 +77,12 @@ def test_what_a_block_guesses_never_changes_a_text(
 
 @pytest.mark.parametrize("sampling", SAMPLED)
 @pytest.mark.parametrize("rows", [3, pytest.param(1, marks=pytest.mark.soak)])
-def test_guesses_of_which_some_are_right_never_change_a_text(
-    model: Decoder, sampling: dict[str, Any], rows: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_guesses_of_which_some_are_right_never_change_a_text(model, sampling, rows, monkeypatch):
     plain = [list(pion.generate(model, ids, **SETTINGS, **sampling)) for ids in PROMPTS]
-    counted: list[tuple[int, int]] = []
+    counted = []
     count = drafting.Drafting.count
 
-    def noted(self: Any, right: int) -> None:
+    def noted(self, right):
         counted.append((len(self.guess), right))
         count(self, right)
 

@@ -1,11 +1,7 @@
 """Requests that are decoded together get what each would get alone, and free what they hold."""
 
-from __future__ import annotations
-
 import queue
 import random
-from collections.abc import Iterator, Sequence
-from typing import Any
 
 import pytest
 import torch
@@ -13,31 +9,28 @@ import torch
 import pion
 from pion.generation import decoding
 from pion.generation import engine as engine_module
-from pion.generation.answer import Answer, Busy, Closed, Drawn, Ended, Event, Failed, Listener
+from pion.generation.answer import Answer, Busy, Closed, Drawn, Ended, Failed
 from pion.generation.decoding import LEAST_REUSED, bytes_per_row
 from pion.generation.engine import Engine
 from pion.generation.text import Settings, Text
-from pion.model.attention.cache import KVCache
 from pion.model.decoder import Decoder
-from tests.families.families import FAMILIES, SEQ_LEN, VOCAB, Family, a_few_families, each_family
+from tests.families.families import FAMILIES, SEQ_LEN, VOCAB, a_few_families, each_family
 from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
 STOPS = (1, 2, 3)
-SAMPLED: dict[str, Any] = {"stop_ids": STOPS, "max_tokens": 20, "vocab_size": VOCAB}
+SAMPLED = {"stop_ids": STOPS, "max_tokens": 20, "vocab_size": VOCAB}
 
 
 class Client:
     """Collects the events of one answer."""
 
-    def __init__(
-        self, model: Decoder, ids: Sequence[int], *, top: int | None = None, **settings: Any
-    ) -> None:
-        self.events: queue.Queue[Event] = queue.Queue()
+    def __init__(self, model, ids, *, top=None, **settings):
+        self.events = queue.Queue()
         text = Text(model, ids, Settings(**{**SAMPLED, **settings}))
         self.answer = Answer(text, top, self.events.put)
-        self.drawn: list[Drawn] = []
+        self.drawn = []
 
-    def wait(self) -> Ended | Failed:
+    def wait(self):
         """Return how the answer ended."""
         while True:
             event = self.events.get(timeout=PATIENCE_SECONDS)
@@ -46,31 +39,31 @@ class Client:
             self.drawn.append(event)
 
     @property
-    def tokens(self) -> list[int]:
+    def tokens(self):
         return [event.token for event in self.drawn]
 
 
-def now(events: Sequence[tuple[Listener, Event]]) -> None:
+def now(events):
     for listener, event in events:
         listener(event)
 
 
 @pytest.fixture
-def engines() -> Iterator[list[Engine]]:
-    started: list[Engine] = []
+def engines():
+    started = []
     yield started
     for engine in started:
         engine.close()
 
 
-def start(engines: list[Engine], model: Decoder, *, slots: int = 4, queue: int = 99) -> Engine:
+def start(engines, model, *, slots=4, queue=99):
     engine = Engine(model, now, slots=slots, queue=queue, seq_len=SEQ_LEN)
     engines.append(engine)
     engine.start()
     return engine
 
 
-def prompts(count: int) -> list[list[int]]:
+def prompts(count):
     draw = random.Random(1)
     return [[draw.randrange(VOCAB) for _ in range(draw.randint(1, 30))] for _ in range(count)]
 
@@ -78,22 +71,20 @@ def prompts(count: int) -> list[list[int]]:
 class Stalling(Client):
     """Pauses the answer with its fifth token."""
 
-    def __init__(self, *arguments: Any, **settings: Any) -> None:
+    def __init__(self, *arguments, **settings):
         super().__init__(*arguments, **settings)
         self.answer.listener = self.listen
 
-    def listen(self, event: Event) -> None:
+    def listen(self, event):
         self.events.put(event)
         if self.events.qsize() == 5:
             self.answer.pause()
 
 
 @pytest.mark.parametrize("name", ["pion", "tachyon", "daisy"])
-def test_a_paused_answer_has_no_slot_and_goes_on_as_if_it_had_not_paused(
-    name: str, engines: list[Engine]
-) -> None:
+def test_a_paused_answer_has_no_slot_and_goes_on_as_if_it_had_not_paused(name, engines):
     model = initial(FAMILIES[name])
-    settings: dict[str, Any] = {"seed": 3, "stop_ids": (), "repetition_penalty": 1.2}
+    settings = {"seed": 3, "stop_ids": (), "repetition_penalty": 1.2}
     ids, *others = prompts(4)
     engine = start(engines, model, slots=1)
     paused = Stalling(model, ids, **settings)
@@ -108,7 +99,7 @@ def test_a_paused_answer_has_no_slot_and_goes_on_as_if_it_had_not_paused(
     assert paused.answer.cached_tokens == 0
 
 
-def test_a_paused_answer_ends_with_the_engine(engines: list[Engine]) -> None:
+def test_a_paused_answer_ends_with_the_engine(engines):
     model = initial(FAMILIES["pion"])
     engine = start(engines, model, slots=1)
     paused, other = Stalling(model, [5], stop_ids=()), Client(model, [6])
@@ -119,9 +110,7 @@ def test_a_paused_answer_ends_with_the_engine(engines: list[Engine]) -> None:
 
 
 @pytest.mark.parametrize("name", ["pion", "tachyon", pytest.param("daisy", marks=pytest.mark.soak)])
-def test_sixteen_seeded_requests_get_the_tokens_of_each_alone(
-    name: str, engines: list[Engine], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sixteen_seeded_requests_get_the_tokens_of_each_alone(name, engines, monkeypatch):
     """Some wait for a slot, and most prompts are read in pieces.
 
     Rounding differs a little with the number of rows. With the enlarged weights of `decoder`, one
@@ -145,7 +134,7 @@ def test_sixteen_seeded_requests_get_the_tokens_of_each_alone(
 
 
 @a_few_families
-def test_probabilities_are_those_of_a_lone_request(family: Family, engines: list[Engine]) -> None:
+def test_probabilities_are_those_of_a_lone_request(family, engines):
     """Where activations are rounded to 8 bits, a last bit can move one to its neighbor."""
     ternary = family is FAMILIES["ternary"]
     # The enlarged weights of `decoder` also enlarge what such a step changes: 0.013 were seen.
@@ -164,14 +153,13 @@ def test_probabilities_are_those_of_a_lone_request(family: Family, engines: list
             assert (every_logprob(together) - every_logprob(alone)).abs().max() < bound
 
 
-def initial(family: Family) -> Decoder:
+def initial(family):
     torch.manual_seed(0)
     return Decoder(family.config())
 
 
-def every_logprob(event: Drawn) -> torch.Tensor:
+def every_logprob(event):
     """Return the log-probability of each id, by id."""
-    assert event.logprobs is not None
     ids, values = zip(*event.logprobs.top, strict=True)
     assert event.logprobs.drawn == dict(event.logprobs.top)[event.token]
     found = torch.empty(VOCAB)
@@ -179,7 +167,7 @@ def every_logprob(event: Drawn) -> torch.Tensor:
     return found
 
 
-def test_a_client_that_has_gone_frees_its_slot(engines: list[Engine]) -> None:
+def test_a_client_that_has_gone_frees_its_slot(engines):
     model = FAMILIES["pion"].decoder()
     engine = start(engines, model, slots=1)
     gone = Client(model, [5], stop_ids=(), max_tokens=40)
@@ -193,7 +181,7 @@ def test_a_client_that_has_gone_frees_its_slot(engines: list[Engine]) -> None:
     assert len(gone.answer.text.ids) < 41
 
 
-def test_more_than_the_queue_is_refused_and_nothing_of_it_is_taken(engines: list[Engine]) -> None:
+def test_more_than_the_queue_is_refused_and_nothing_of_it_is_taken(engines):
     model = FAMILIES["pion"].decoder()
     engine = Engine(model, now, slots=1, queue=2, seq_len=SEQ_LEN)  # it does not run yet
     first = [Client(model, [n]) for n in (4, 5)]
@@ -206,16 +194,14 @@ def test_more_than_the_queue_is_refused_and_nothing_of_it_is_taken(engines: list
     assert all(isinstance(client.wait(), Ended) for client in first)
 
 
-def test_no_tokens_were_asked(engines: list[Engine]) -> None:
+def test_no_tokens_were_asked(engines):
     client = Client(FAMILIES["pion"].decoder(), [5], max_tokens=0)
     start(engines, FAMILIES["pion"].decoder()).submit([client.answer])
     assert client.wait() == Ended(stopped=False)
     assert client.tokens == []
 
 
-def test_a_model_that_predicts_nan_fails_its_requests_with_the_reason(
-    engines: list[Engine],
-) -> None:
+def test_a_model_that_predicts_nan_fails_its_requests_with_the_reason(engines):
     model = FAMILIES["pion"].decoder()
     with torch.no_grad():
         model.norm.weight.fill_(float("nan"))
@@ -228,14 +214,12 @@ def test_a_model_that_predicts_nan_fails_its_requests_with_the_reason(
     wait_until(lambda: engine.load() == (0, 0), "no slot is taken")
 
 
-def test_a_step_that_fails_ends_its_requests_and_the_next_ones_succeed(
-    engines: list[Engine], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_that_fails_ends_its_requests_and_the_next_ones_succeed(engines, monkeypatch):
     model = FAMILIES["pion"].decoder()
     engine = start(engines, model)
     with monkeypatch.context() as patch:
 
-        def fail(*_: object) -> None:
+        def fail(*_):
             raise RuntimeError("out of memory")
 
         patch.setattr(decoding.Decoding, "step", fail)
@@ -249,13 +233,11 @@ def test_a_step_that_fails_ends_its_requests_and_the_next_ones_succeed(
     assert second.tokens == list(pion.generate(model, [5, 5], seed=1, **SAMPLED))
 
 
-def test_an_answer_that_can_t_be_drawn_ends_alone(
-    engines: list[Engine], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_answer_that_can_t_be_drawn_ends_alone(engines, monkeypatch):
     model = FAMILIES["pion"].decoder()
     broken, sound = Client(model, [5, 5]), Client(model, [6, 6], seed=1)
 
-    def fail(*_: object) -> None:
+    def fail(*_):
         raise RuntimeError("no such probability")
 
     monkeypatch.setattr(broken.answer.text, "next_draw", fail)
@@ -266,14 +248,12 @@ def test_an_answer_that_can_t_be_drawn_ends_alone(
 
 
 @pytest.mark.parametrize("length", [2, 30])
-def test_a_prompt_that_can_t_be_read_ends_its_requests(
-    length: int, engines: list[Engine], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_prompt_that_can_t_be_read_ends_its_requests(length, engines, monkeypatch):
     """The prompts that are being read wait no longer, and have no slot yet."""
     monkeypatch.setattr(engine_module, "PIECE", 16)
     model = FAMILIES["pion"].decoder()
 
-    def fail(*_: object) -> None:
+    def fail(*_):
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(decoding, "cache_tokens", fail)
@@ -285,7 +265,7 @@ def test_a_prompt_that_can_t_be_read_ends_its_requests(
     wait_until(lambda: engine.load() == (0, 0), "no slot is taken")
 
 
-def test_closing_ends_every_answer(engines: list[Engine]) -> None:
+def test_closing_ends_every_answer(engines):
     model = FAMILIES["pion"].decoder()
     engine = start(engines, model, slots=1)
     clients = [Client(model, [n], stop_ids=(), max_tokens=40) for n in (4, 5)]
@@ -298,7 +278,7 @@ def test_closing_ends_every_answer(engines: list[Engine]) -> None:
         engine.submit([Client(model, [5]).answer])
 
 
-def test_the_bytes_of_a_token_are_those_of_its_keys_and_values() -> None:
+def test_the_bytes_of_a_token_are_those_of_its_keys_and_values():
     model = FAMILIES["pion"].decoder()
     config = model.config
     each = config.n_layers * 2 * config.n_kv_heads * config.head_dim * 4
@@ -312,14 +292,12 @@ SYSTEM = [number % 40 + 4 for number in range(LEAST_REUSED + 1)]
 
 
 @pytest.fixture
-def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def read(monkeypatch):
     """The number of tokens of each row that each pass has read, but for steps of one token."""
-    counts: list[int] = []
+    counts = []
     cache_tokens = decoding.cache_tokens
 
-    def counted(
-        model: Decoder, rows: Sequence[Sequence[int]], cache: KVCache, first: int = 0
-    ) -> torch.Tensor:
+    def counted(model, rows, cache, first=0):
         counts.extend(len(row) for row in rows if len(row) > 1)
         return cache_tokens(model, rows, cache, first)
 
@@ -327,7 +305,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
-def ask(engine: Engine, client: Client) -> list[int]:
+def ask(engine, client):
     """Return the ids of the whole text when the answer has ended."""
     engine.submit([client.answer])
     assert isinstance(client.wait(), Ended)
@@ -335,9 +313,7 @@ def ask(engine: Engine, client: Client) -> list[int]:
 
 
 @each_family
-def test_the_next_turn_reads_what_is_new_and_gets_the_same_probabilities(
-    family: Family, engines: list[Engine], read: list[int]
-) -> None:
+def test_the_next_turn_reads_what_is_new_and_gets_the_same_probabilities(family, engines, read):
     ternary = family is FAMILIES["ternary"]
     model = initial(family) if ternary else family.decoder()
     settings = {"top": VOCAB, "temperature": 0, "stop_ids": (), "max_tokens": 4}
@@ -355,9 +331,7 @@ def test_the_next_turn_reads_what_is_new_and_gets_the_same_probabilities(
         assert (every_logprob(one) - every_logprob(other)).abs().max() < bound
 
 
-def test_an_answer_that_is_edited_keeps_what_comes_before(
-    engines: list[Engine], read: list[int]
-) -> None:
+def test_an_answer_that_is_edited_keeps_what_comes_before(engines, read):
     model = FAMILIES["pion"].decoder()
     engine = start(engines, model)
     ask(engine, Client(model, [*SYSTEM, 5, 6, 7], stop_ids=(), max_tokens=9))
@@ -371,9 +345,7 @@ def test_an_answer_that_is_edited_keeps_what_comes_before(
     assert other.tokens == fresh.tokens
 
 
-def test_several_answers_to_one_prompt_read_it_once(
-    engines: list[Engine], read: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_several_answers_to_one_prompt_read_it_once(engines, read, monkeypatch):
     monkeypatch.setattr(engine_module, "PIECE", 16)  # so the prompt is a long one
     model = FAMILIES["pion"].decoder()
     clients = [Client(model, SYSTEM, seed=n, stop_ids=()) for n in range(3)]
@@ -387,9 +359,7 @@ def test_several_answers_to_one_prompt_read_it_once(
         assert client.tokens == alone.tokens
 
 
-def test_the_text_that_was_used_least_recently_goes_first(
-    engines: list[Engine], read: list[int]
-) -> None:
+def test_the_text_that_was_used_least_recently_goes_first(engines, read):
     model = FAMILIES["pion"].decoder()
     engine = start(engines, model, slots=2)
     texts = {}
@@ -403,7 +373,7 @@ def test_the_text_that_was_used_least_recently_goes_first(
         assert (client.answer.cached_tokens > 0) == kept
 
 
-def test_a_conversation_next_to_others_keeps_its_row_when_they_leave(engines: list[Engine]) -> None:
+def test_a_conversation_next_to_others_keeps_its_row_when_they_leave(engines):
     """Rows move while others are read and end; each text must keep its own keys."""
     model = FAMILIES["pion"].decoder()
     engine = start(engines, model, slots=3)
@@ -423,7 +393,7 @@ def test_a_conversation_next_to_others_keeps_its_row_when_they_leave(engines: li
     assert len(texts[0]) < SEQ_LEN
 
 
-def test_a_prompt_whose_probabilities_are_asked_is_read_whole(engines: list[Engine]) -> None:
+def test_a_prompt_whose_probabilities_are_asked_is_read_whole(engines):
     model = FAMILIES["pion"].decoder()
     engine = start(engines, model)
     ask(engine, Client(model, SYSTEM, stop_ids=(), max_tokens=2))
@@ -435,13 +405,11 @@ def test_a_prompt_whose_probabilities_are_asked_is_read_whole(engines: list[Engi
     assert client.answer.cached_tokens == 0
 
 
-def test_what_a_text_that_failed_has_read_is_not_used_again(
-    engines: list[Engine], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_text_that_failed_has_read_is_not_used_again(engines, monkeypatch):
     model = FAMILIES["pion"].decoder()
     broken = Client(model, SYSTEM, stop_ids=())
 
-    def fail(*_: object) -> None:
+    def fail(*_):
         raise RuntimeError("no such probability")
 
     monkeypatch.setattr(broken.answer.text, "next_draw", fail)

@@ -1,7 +1,5 @@
 """A step whose tensors stay where they are computes what a step of growing tensors computes."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -11,7 +9,6 @@ from pion.generation import fixed_step
 from pion.generation.decoding import cache_tokens, last_logits
 from pion.generation.fixed_step import FixedStep, Shape, shape_of
 from pion.model.attention.cache import KVCache
-from pion.model.decoder import Decoder
 
 # A model of each family, and one with learned positions.
 MODELS = {family: check_model(family, tiny=True) for family in FAMILIES}
@@ -21,16 +18,16 @@ LEAST_ENTRIES = 16
 
 
 @pytest.fixture(autouse=True)
-def _few_entries(monkeypatch: pytest.MonkeyPatch) -> None:
+def _few_entries(monkeypatch):
     monkeypatch.setattr(fixed_step, "LEAST_ENTRIES", LEAST_ENTRIES)
 
 
 @pytest.fixture(params=MODELS)
-def model(request: pytest.FixtureRequest) -> Decoder:
+def model(request):
     return scrambled(MODELS[request.param]).joined()
 
 
-def read(model: Decoder, lengths: list[int]) -> tuple[KVCache, list[list[int]]]:
+def read(model, lengths):
     """Return a cache with the beginnings of texts, and the texts."""
     config, randomness = model.config, torch.Generator().manual_seed(0)
     shape = (len(lengths), config.seq_len)
@@ -42,12 +39,12 @@ def read(model: Decoder, lengths: list[int]) -> tuple[KVCache, list[list[int]]]:
 
 
 @pytest.mark.parametrize("texts", LENGTHS)
-def test_each_step_is_the_usual_step_up_to_rounding(texts: str, model: Decoder) -> None:
+def test_each_step_is_the_usual_step_up_to_rounding(texts, model):
     """To the end of the context: rings wrap, segments are filled, and the entries double."""
     lengths = LENGTHS[texts]
     (usual, ids), (fixed, _) = read(model, lengths), read(model, lengths)
     places = addresses(fixed)
-    steps: dict[Shape, FixedStep] = {}
+    steps = {}
     for step in range(model.config.seq_len - max(lengths)):
         tokens = [row[length + step] for row, length in zip(ids, lengths)]
         expected = cache_tokens(model, [[token] for token in tokens], usual)
@@ -62,26 +59,26 @@ def test_each_step_is_the_usual_step_up_to_rounding(texts: str, model: Decoder) 
     assert addresses(fixed) == places
 
 
-def buffers(cache: KVCache) -> list[torch.Tensor]:
+def buffers(cache):
     both = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
     return [tensor for tensor in both if tensor is not None]
 
 
-def addresses(cache: KVCache) -> list[tuple[int, torch.Size]]:
+def addresses(cache):
     return [(tensor.data_ptr(), tensor.shape) for tensor in buffers(cache)]
 
 
-def test_the_same_operations_come_in_every_step_of_a_shape(model: Decoder) -> None:
+def test_the_same_operations_come_in_every_step_of_a_shape(model):
     """A graph has the numbers that the host passes to a kernel, such as where a slice begins."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Recorded(TorchDispatchMode):
-        def __init__(self) -> None:
+        def __init__(self):
             super().__init__()
-            self.calls: list[object] = []
+            self.calls = []
 
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            def plain(value: object) -> object:
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            def plain(value):
                 if isinstance(value, torch.Tensor):
                     return (value.shape, value.stride(), value.storage_offset())
                 return [plain(one) for one in value] if isinstance(value, list | tuple) else value
@@ -102,7 +99,7 @@ def test_the_same_operations_come_in_every_step_of_a_shape(model: Decoder) -> No
     assert len(found[0][1]) > 20
 
 
-def test_texts_of_other_rows_stay_as_they_are(model: Decoder) -> None:
+def test_texts_of_other_rows_stay_as_they_are(model):
     cache, ids = read(model, [20, 9, 14])
     before = [tensor[2].clone() for tensor in buffers(cache)]
     step = FixedStep(model, cache, shape_of(cache, 2))
@@ -115,7 +112,7 @@ def test_texts_of_other_rows_stay_as_they_are(model: Decoder) -> None:
 @pytest.mark.parametrize(
     ("length", "entries"), [(1, 16), (15, 16), (16, 32), (31, 32), (32, 48), (47, 48)]
 )
-def test_a_step_sees_at_most_twice_as_many_entries_as_there_are(length: int, entries: int) -> None:
+def test_a_step_sees_at_most_twice_as_many_entries_as_there_are(length, entries):
     model = scrambled(MODELS["pion"])
     cache, _ = read(model, [length])
     assert shape_of(cache, 1) == Shape(1, entries, False)

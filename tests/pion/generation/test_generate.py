@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import MinPLogitsWarper
 
 import pion
 import pion.model.attention.attention as attention_module
@@ -223,6 +222,8 @@ def test_rounding_does_not_exchange_ids_that_are_as_likely():
     temperature=st.sampled_from([0.3, 1.0, 2.0]),
 )
 def test_min_p_leaves_out_what_transformers_leaves_out(logits, min_p, temperature):
+    from transformers import MinPLogitsWarper
+
     scores = torch.tensor([logits], dtype=torch.float64) / 10 / temperature
     left = MinPLogitsWarper(min_p)(None, scores)[0].isfinite().nonzero().flatten().tolist()
     drawn = drawn_ids(logits, Sampling(temperature, 0, 1.0, min_p=min_p), draws=40)

@@ -1,24 +1,21 @@
 """JSON that fits a schema, whatever the model would like to write."""
 
-from __future__ import annotations
-
 import json
 import sys
-from typing import Any
 
 import jsonschema
 import pytest
 import torch
 
 import pion
-from pion.data.tokens.tokenizer import Tokenizer, train_bpe
+from pion.data.tokens.tokenizer import train_bpe
 from pion.errors import BadInput
 from pion.generation.grammar import MOST_CHARACTERS, Grammars
 from pion.generation.text import Settings, Text
 from pion.model.decoder import Decoder
 from tests.support.tiny_config import tiny_config
 
-SCHEMA: dict[str, Any] = {
+SCHEMA = {
     "type": "object",
     "properties": {
         "name": {"type": "string", "maxLength": 6},
@@ -31,18 +28,18 @@ SCHEMA: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
+def tokenizer():
     return train_bpe(['{"name": "Zoé €", "age": 12, "tags": []} and words'] * 8, 320)
 
 
 @pytest.fixture(scope="module")
-def model(tokenizer: Tokenizer) -> Decoder:
+def model(tokenizer):
     """Untrained, with more rows than the tokenizer has ids."""
     torch.manual_seed(0)
     return Decoder(tiny_config(vocab_size=384, seq_len=256)).eval()
 
 
-def drawn(model: Decoder, tokenizer: Tokenizer, schema: Any, **more: Any) -> tuple[str, Text]:
+def drawn(model, tokenizer, schema, **more):
     grammar = Grammars(tokenizer).of_schema(schema)
     fields = {"stop_ids": [tokenizer.end_of_text], "max_tokens": 200, **more}
     settings = Settings(vocab_size=tokenizer.vocab_size, grammar=grammar, **fields)
@@ -55,37 +52,33 @@ def drawn(model: Decoder, tokenizer: Tokenizer, schema: Any, **more: Any) -> tup
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_what_is_drawn_fits_the_schema(model: Decoder, tokenizer: Tokenizer, seed: int) -> None:
+def test_what_is_drawn_fits_the_schema(model, tokenizer, seed):
     text, state = drawn(model, tokenizer, SCHEMA, seed=seed, temperature=1.5, top_p=1.0, top_k=0)
     jsonschema.validate(json.loads(text), SCHEMA)
     assert state.stopped
 
 
-def test_an_answer_whose_stop_ids_are_ignored_ends_with_the_last_bracket(
-    model: Decoder, tokenizer: Tokenizer
-) -> None:
+def test_an_answer_whose_stop_ids_are_ignored_ends_with_the_last_bracket(model, tokenizer):
     text, state = drawn(model, tokenizer, SCHEMA, seed=1, stop_ids=())
     assert text.endswith("}")
     assert state.stopped
 
 
-def test_a_number_may_end_where_a_stop_id_is_drawn(model: Decoder, tokenizer: Tokenizer) -> None:
+def test_a_number_may_end_where_a_stop_id_is_drawn(model, tokenizer):
     stop = tokenizer.encode("x")[0]  # as <|im_end|>: not the id that ends documents
-    more: dict[str, Any] = {"stop_ids": [stop], "logit_bias": {stop: 100}, "seed": 1}
+    more = {"stop_ids": [stop], "logit_bias": {stop: 100}, "seed": 1}
     text, state = drawn(model, tokenizer, {"type": "integer", "minimum": 10}, **more)
     assert state.stop_id == stop
     assert json.loads(text) >= 10
 
 
-def test_an_answer_that_is_cut_off_is_the_beginning_of_json(
-    model: Decoder, tokenizer: Tokenizer
-) -> None:
+def test_an_answer_that_is_cut_off_is_the_beginning_of_json(model, tokenizer):
     text, state = drawn(model, tokenizer, SCHEMA, seed=1, max_tokens=5)
     assert text.startswith("{")
     assert not state.stopped
 
 
-CAN_NOT_BE_MET: list[tuple[dict[str, Any], str]] = [
+CAN_NOT_BE_MET = [
     ({"enum": []}, "Unsatisfiable"),
     ({"type": "string", "minLength": 5, "maxLength": 2}, "Unsatisfiable"),
     ({"allOf": [{"type": "string"}, {"type": "integer"}]}, "Unsatisfiable"),
@@ -99,16 +92,12 @@ CAN_NOT_BE_MET: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("schema", "words"), CAN_NOT_BE_MET)
-def test_a_schema_that_can_not_be_met_is_refused_before_anything_is_drawn(
-    schema: dict[str, Any], words: str, tokenizer: Tokenizer
-) -> None:
+def test_a_schema_that_can_not_be_met_is_refused_before_anything_is_drawn(schema, words, tokenizer):
     with pytest.raises(BadInput, match=words):
         Grammars(tokenizer).of_schema(schema)
 
 
-def test_a_schema_that_would_take_minutes_is_refused(
-    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_schema_that_would_take_minutes_is_refused(tokenizer, monkeypatch):
     """It has a kilobyte, and took 1.5 GB. None of llguidance's own limits holds for it."""
     monkeypatch.setattr("pion.generation.grammar.SECONDS", 1)
     patterns = [{"pattern": f".*{letter}.*"} for letter in "abcdefghijklmnopqrst"]
@@ -116,9 +105,7 @@ def test_a_schema_that_would_take_minutes_is_refused(
         Grammars(tokenizer).of_schema({"type": "string", "allOf": patterns})
 
 
-def test_without_llguidance_the_package_to_install_is_named(
-    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_llguidance_the_package_to_install_is_named(tokenizer, monkeypatch):
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(BadInput, match="uv sync --extra json"):
         Grammars(tokenizer).of_schema({"type": "object"})

@@ -1,11 +1,8 @@
 """All rows are drawn at once, and each as if it were alone: exactly, whatever its settings are."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -27,11 +24,11 @@ Find = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 PLAIN = Sampling(temperature=1.0, top_k=0, top_p=1.0)
 
 
-def numbers(seed: int) -> torch.Generator:
+def numbers(seed):
     return torch.Generator().manual_seed(seed)
 
 
-def draw(logits: Tensor, samplings: Sequence[Sampling], seed: int = 0) -> list[int | None]:
+def draw(logits, samplings, seed=0):
     """Draw an id of each row. Each text has 20 ids, of which it drew 10, and its own generator."""
     draws = [
         Draw(each, Changes.of(each, present(row), 10, logits.shape[1]), numbers(seed + row))
@@ -40,11 +37,11 @@ def draw(logits: Tensor, samplings: Sequence[Sampling], seed: int = 0) -> list[i
     return sample_rows(logits, draws)
 
 
-def present(row: int) -> list[int]:
+def present(row):
     return [(7 * row + 3 * n) % 17 for n in range(20)]
 
 
-def some_logits(rows: int, vocabulary: int, spread: float, *, rounded: bool) -> Tensor:
+def some_logits(rows, vocabulary, spread, *, rounded):
     logits = spread * torch.randn(rows, vocabulary, generator=numbers(1))
     return logits.bfloat16().float() if rounded else logits
 
@@ -70,8 +67,8 @@ SAMPLINGS = st.builds(
     seed=st.integers(0, 999),
 )
 def test_each_row_draws_what_it_would_draw_alone_from_the_whole_vocabulary(
-    samplings: list[Sampling], vocabulary: int, spread: float, rounded: bool, seed: int
-) -> None:
+    samplings, vocabulary, spread, rounded, seed
+):
     logits = some_logits(len(samplings), vocabulary, spread, rounded=rounded)
     before = logits.clone()
     found = draw(logits, samplings, seed)
@@ -83,13 +80,7 @@ def test_each_row_draws_what_it_would_draw_alone_from_the_whole_vocabulary(
             assert found[row] == expected
 
 
-def sample_before(
-    logits: Tensor,
-    sampling: Sampling,
-    present: Sequence[int],
-    randomness: torch.Generator,
-    given: int = 0,
-) -> int:
+def sample_before(logits, sampling, present, randomness, given=0):
     """Draw one id from fp32 logits (vocab,) as Pion 0.1 did."""
     logits = penalized_before(logits, sampling, present, given)
     if sampling.temperature <= 0:
@@ -112,9 +103,7 @@ def sample_before(
     return int(kept[place.clamp(max=len(kept) - 1)])
 
 
-def penalized_before(
-    logits: Tensor, sampling: Sampling, present: Sequence[int], given: int
-) -> Tensor:
+def penalized_before(logits, sampling, present, given):
     """Return the logits with the penalties, as Pion 0.1 did."""
     if sampling.repetition_penalty != 1:
         seen = torch.tensor(list({token for token in present if token < len(logits)})).long()
@@ -131,13 +120,13 @@ def penalized_before(
     return logits
 
 
-def draw_alone(logits: Tensor, sampling: Sampling, row: int, seed: int) -> int | None:
+def draw_alone(logits, sampling, row, seed):
     changes = Changes.of(sampling, present(row), 10, len(logits))
     return sample_rows(logits[None], [Draw(sampling, changes, numbers(seed + row))])[0]
 
 
 @pytest.mark.parametrize("spread", [0.5, 4.0])  # nearly all draws are beyond the candidates; few
-def test_without_a_cut_draws_follow_the_softmax_over_the_whole_vocabulary(spread: float) -> None:
+def test_without_a_cut_draws_follow_the_softmax_over_the_whole_vocabulary(spread):
     logits = spread * torch.randn(1, 2000, generator=numbers(1))
     randomness, times = numbers(2), 4000
     changes = Changes.of(PLAIN, (), 0, 2000)
@@ -152,7 +141,7 @@ def test_without_a_cut_draws_follow_the_softmax_over_the_whole_vocabulary(spread
         assert abs(group.sum() - mean) <= 4 * math.sqrt(mean) + 3
 
 
-def test_a_nucleus_beyond_the_candidates_has_all_its_ids() -> None:
+def test_a_nucleus_beyond_the_candidates_has_all_its_ids():
     sampling = Sampling(temperature=1.0, top_k=0, top_p=0.5)
     logits = torch.zeros(1, 4000)
     logits[0, ::2] = 1e-3  # these are the nucleus, and seven in eight are no candidates
@@ -161,7 +150,7 @@ def test_a_nucleus_beyond_the_candidates_has_all_its_ids() -> None:
     assert all(token is not None and token % 2 == 0 for token in found)
 
 
-def test_forbidden_ids_are_not_drawn_also_where_fewer_are_allowed_than_top_k() -> None:
+def test_forbidden_ids_are_not_drawn_also_where_fewer_are_allowed_than_top_k():
     allowed = torch.zeros(VOCABULARY, dtype=torch.bool)
     allowed[[5, 4000]] = True
     logits = some_logits(2, VOCABULARY, 3.0, rounded=False)
@@ -175,7 +164,7 @@ def test_forbidden_ids_are_not_drawn_also_where_fewer_are_allowed_than_top_k() -
             assert other == sample_rows(logits[1:], draws[1:])[0] or not sampling.greedy
 
 
-def test_a_row_that_is_not_finite_is_told_and_the_others_are_drawn() -> None:
+def test_a_row_that_is_not_finite_is_told_and_the_others_are_drawn():
     logits = some_logits(4, VOCABULARY, 3.0, rounded=False)
     expected = draw(logits, [Sampling()] * 4)
     logits[1, 7], logits[2, 900], logits[3, -1] = math.nan, math.inf, -math.inf
@@ -185,7 +174,7 @@ def test_a_row_that_is_not_finite_is_told_and_the_others_are_drawn() -> None:
 
 
 @pytest.mark.parametrize("find_likeliest", [find_by_numpy, find_by_torch])
-def test_the_likeliest_ids_are_found_in_blocks(find_likeliest: Find) -> None:
+def test_the_likeliest_ids_are_found_in_blocks(find_likeliest):
     logits = some_logits(3, VOCABULARY, 1.0, rounded=False)
     logits[0, -1] = logits[1, 0] = 50.0  # in the rest behind the last block, and in the first one
     values, ids = find_likeliest(logits, CANDIDATES)
@@ -194,7 +183,7 @@ def test_the_likeliest_ids_are_found_in_blocks(find_likeliest: Find) -> None:
     assert all(len(set(row)) == CANDIDATES for row in ids.tolist())
 
 
-def test_the_likeliest_id_is_the_lowest_of_equals() -> None:
+def test_the_likeliest_id_is_the_lowest_of_equals():
     logits = torch.zeros(2, VOCABULARY)
     logits[0, 700:900] = logits[1, -1] = 3.0
     assert draw(logits, [Sampling(temperature=0.0)] * 2) == [700, VOCABULARY - 1]
@@ -203,13 +192,11 @@ def test_the_likeliest_id_is_the_lowest_of_equals() -> None:
 class CountLarge(TorchDispatchMode):
     """Counts the operations on tensors with a dimension of at least so many."""
 
-    def __init__(self, least: int) -> None:
+    def __init__(self, least):
         super().__init__()
         self.least, self.count = least, 0
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         tensors = [value for value in (*args, result) if isinstance(value, Tensor)]
         sizes = [size for tensor in tensors for size in tensor.shape]
@@ -217,10 +204,10 @@ class CountLarge(TorchDispatchMode):
         return result
 
 
-def test_more_texts_take_no_more_operations_on_the_vocabulary() -> None:
+def test_more_texts_take_no_more_operations_on_the_vocabulary():
     model = Decoder(tiny_config(vocab_size=3000)).eval()
 
-    def operations(texts: int) -> int:
+    def operations(texts):
         with CountLarge(3000) as large:
             new = list(pion.generate_batch(model, [[5, 6]] * texts, max_tokens=4, stop_ids=()))
         assert len(new) == 5 * texts

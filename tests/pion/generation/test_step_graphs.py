@@ -7,8 +7,6 @@ real steps, on a card that is pretended.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import Any
 
 import pytest
 import torch
@@ -17,7 +15,7 @@ from pion.bench.models import check_model, scrambled
 from pion.config.presets import FAMILIES
 from pion.generation import step_graphs
 from pion.generation.decoding import Decoding
-from pion.generation.fixed_step import FixedStep, Shape
+from pion.generation.fixed_step import FixedStep
 from pion.generation.generate import generate, generate_batch
 from pion.generation.step_graphs import (
     CAPTURED_STEP,
@@ -29,7 +27,7 @@ from pion.model.attention.cache import KVCache
 from pion.model.decoder import Decoder
 
 NEW_TOKENS, PROMPTS = 20, ([5, 6, 7, 8] * 4, [9, 3], [1] * 9)
-SETTINGS: dict[str, Any] = {"max_tokens": NEW_TOKENS, "stop_ids": (), "seed": 0}
+SETTINGS = {"max_tokens": NEW_TOKENS, "stop_ids": (), "seed": 0}
 
 
 class StandIn:
@@ -38,18 +36,18 @@ class StandIn:
     made: list[StandIn]
     wrong, fails_at = 0.0, -1
 
-    def __init__(self, model: Decoder, cache: KVCache, shape: Shape) -> None:
+    def __init__(self, model, cache, shape):
         self.step, self.shape, self.proven = FixedStep(model, cache, shape), shape, False
         self.replays = 0
         self.made.append(self)
 
-    def capture(self, tokens: Sequence[int], other: StandIn | None) -> step_graphs.Results:
+    def capture(self, tokens, other):
         if self.fails_at == 0:
             raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 MiB")
         self.step.write(tokens)
         return self.step.compute()
 
-    def replay(self, tokens: Sequence[int]) -> step_graphs.Results:
+    def replay(self, tokens):
         self.replays += 1
         if self.replays == self.fails_at:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
@@ -59,7 +57,7 @@ class StandIn:
 
 
 @pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> type[StandIn]:
+def graphs(monkeypatch):
     """The stand-in, which is used instead of graphs."""
 
     class Fresh(StandIn):
@@ -72,26 +70,26 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> type[StandIn]:
 
 
 @pytest.fixture(scope="module")
-def model() -> Decoder:
+def model():
     return scrambled(check_model("pion", tiny=True)).joined()
 
 
-def continued(model: Decoder, *, drafts: int = 0) -> list[list[int]]:
+def continued(model, *, drafts=0):
     """Return the new ids of all prompts, of which two are continued at once."""
-    new: list[list[int]] = [[] for _ in PROMPTS]
+    new = [[] for _ in PROMPTS]
     for number, token in generate_batch(model, PROMPTS, rows=2, drafts=drafts, **SETTINGS):
         new[number] += [] if token is None else [token]
     return new
 
 
-def without_graphs(work: Callable[[], Any]) -> Any:
+def without_graphs(work):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(StepGraphs, "step", lambda graphs, tokens: None)
         return work()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_texts_are_the_same_with_graphs(family: str, graphs: type[StandIn]) -> None:
+def test_texts_are_the_same_with_graphs(family, graphs):
     model = scrambled(check_model(family, tiny=True)).joined()
     expected = without_graphs(lambda: continued(model))
     assert graphs.made == []
@@ -102,16 +100,14 @@ def test_texts_are_the_same_with_graphs(family: str, graphs: type[StandIn]) -> N
     assert sum(made.replays for made in graphs.made) > NEW_TOKENS
 
 
-def test_texts_with_drafts_are_the_same(model: Decoder, graphs: type[StandIn]) -> None:
+def test_texts_with_drafts_are_the_same(model, graphs):
     repeating = {"logit_bias": {5: 4.0, 6: 4.0}, **SETTINGS}
     expected = list(generate(model, PROMPTS[0], **repeating))
     assert list(generate(model, PROMPTS[0], drafts=3, **repeating)) == expected
     assert graphs.made[-1].replays > 0
 
 
-def test_a_shape_is_captured_once_and_replayed_once_for_each_token(
-    model: Decoder, graphs: type[StandIn]
-) -> None:
+def test_a_shape_is_captured_once_and_replayed_once_for_each_token(model, graphs):
     list(generate(model, PROMPTS[0], **SETTINGS))
     (made,) = graphs.made
     # The prompt gives the first token, and the capture itself gives one.
@@ -119,7 +115,7 @@ def test_a_shape_is_captured_once_and_replayed_once_for_each_token(
     assert made.proven
 
 
-def test_short_texts_capture_nothing(model: Decoder, graphs: type[StandIn]) -> None:
+def test_short_texts_capture_nothing(model, graphs):
     list(generate(model, PROMPTS[0], **SETTINGS | {"max_tokens": CAPTURED_STEP}))
     assert graphs.made == []
 
@@ -135,13 +131,8 @@ def test_short_texts_capture_nothing(model: Decoder, graphs: type[StandIn]) -> N
     ],
 )
 def test_a_graph_that_fails_or_is_wrong_changes_no_text_and_is_logged_once(
-    mistake: dict[str, float],
-    why: str,
-    model: Decoder,
-    graphs: type[StandIn],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+    mistake, why, model, graphs, monkeypatch, caplog
+):
     expected = without_graphs(lambda: continued(model))
     for name, value in mistake.items():
         monkeypatch.setattr(graphs, name, value)
@@ -153,9 +144,7 @@ def test_a_graph_that_fails_or_is_wrong_changes_no_text_and_is_logged_once(
     assert len(graphs.made) == 2  # each cache has tried once
 
 
-def test_the_graph_that_was_not_used_for_the_longest_time_makes_room(
-    model: Decoder, graphs: type[StandIn], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_graph_that_was_not_used_for_the_longest_time_makes_room(model, graphs, monkeypatch):
     monkeypatch.setattr(step_graphs, "MOST_GRAPHS", 2)
     cache = KVCache(model.config, model.config.seq_len, 3)
     with torch.inference_mode():
@@ -167,16 +156,14 @@ def test_the_graph_that_was_not_used_for_the_longest_time_makes_room(
     assert [made.shape.rows for made in graphs.made] == [1, 2, 3, 2]
 
 
-def test_nothing_is_captured_under_autocast(model: Decoder, graphs: type[StandIn]) -> None:
+def test_nothing_is_captured_under_autocast(model, graphs):
     with torch.autocast("cpu", torch.bfloat16):
         list(generate(model, PROMPTS[0], **SETTINGS))
     assert graphs.made == []
 
 
 @pytest.mark.parametrize(("free", "kept"), [(511, 0), (100, 411), (0, 0)])
-def test_a_capture_leaves_memory_to_prompts(
-    free: int, kept: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_capture_leaves_memory_to_prompts(free, kept, monkeypatch):
     """What torch keeps without using it counts as free."""
     mib = 2**20
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free * mib, 8000 * mib))
@@ -192,29 +179,27 @@ def test_a_capture_leaves_memory_to_prompts(
 
 
 @pytest.fixture
-def card(monkeypatch: pytest.MonkeyPatch) -> Callable[[Decoder, int], str | None]:
+def card(monkeypatch):
     """`card(model, major)`: why steps on a card of this capability can't be graphs."""
 
-    def why(model: Decoder, major: int) -> str | None:
+    def why(model, major):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (major, 0))
-        model.embed.weight = FakeWeight()  # type: ignore[assignment]
+        model.embed.weight = FakeWeight()
         return why_without(model)
 
     class FakeWeight(torch.nn.Parameter):
-        device = torch.device("cuda")  # type: ignore[assignment]
+        device = torch.device("cuda")
 
     return why
 
 
-def test_a_cpu_has_none_and_says_nothing(model: Decoder, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_cpu_has_none_and_says_nothing(model, caplog):
     decoding = Decoding(model, 1, 20)
     assert decoding.graphs.refused == "a cpu has no CUDA graphs"
     assert caplog.records == []
 
 
-def test_experts_have_none_where_the_host_cuts_them_into_slices(
-    card: Callable[[Decoder, int], str | None],
-) -> None:
+def test_experts_have_none_where_the_host_cuts_them_into_slices(card):
     config = check_model("tachyon", tiny=True)
     in_bf16 = Decoder.from_state(config, Decoder(config).state_dict(), torch.bfloat16)
     assert card(in_bf16, 9) is None
@@ -225,7 +210,7 @@ def test_experts_have_none_where_the_host_cuts_them_into_slices(
     assert card(Decoder(check_model("pion", tiny=True)), 8) is None
 
 
-def test_gates_that_skip_layers_have_none(card: Callable[[Decoder, int], str | None]) -> None:
+def test_gates_that_skip_layers_have_none(card):
     gated = Decoder(check_model("pion", tiny=True, gates=True))
     assert card(gated.twin(), 9) is None
     assert card(gated.with_gates(0.5), 9) == "the host counts the tokens that skip a layer"

@@ -1,12 +1,9 @@
 """The pieces of a text are whole characters, end before stop strings, and hold each token once."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pion.data.tokens.tokenizer import Tokenizer
 from pion.generation.text_stream import TextStream
 from tests.support.finished_run import tiny_tokenizer
 from tests.support.tokenizer_kinds import KINDS, tokenizer_of
@@ -14,7 +11,7 @@ from tests.support.tokenizer_kinds import KINDS, tokenizer_of
 TOKENIZER = tiny_tokenizer()
 
 
-def streamed(ids: list[int], stops: list[str], tokenizer: Tokenizer = TOKENIZER) -> TextStream:
+def streamed(ids, stops, tokenizer=TOKENIZER):
     """Stream the text of `ids`, and check what holds for any ids and stop strings."""
     stream = TextStream(tokenizer, stops)
     pieces = []
@@ -42,14 +39,12 @@ def streamed(ids: list[int], stops: list[str], tokenizer: Tokenizer = TOKENIZER)
 @example(TOKENIZER.encode("a 🦊 and é, then STOP and more"), ["STOP", "TOP"])
 @example(TOKENIZER.encode("aaab"), ["aab"])
 @example([TOKENIZER.encode("🦊")[0]], [])  # a part of a character
-def test_the_pieces_add_up_to_the_text_before_the_first_stop_string(
-    ids: list[int], stops: list[str]
-) -> None:
+def test_the_pieces_add_up_to_the_text_before_the_first_stop_string(ids, stops):
     streamed(ids, stops)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_bytes_of_tokens_are_the_text_of_every_tokenizer(kind: str) -> None:
+def test_bytes_of_tokens_are_the_text_of_every_tokenizer(kind):
     tokenizer = tokenizer_of(kind)
     ids = tokenizer.encode("Zwei Füchse: 🦊🦊\n\n\t1234567 don't <think> x")
     streamed(ids, [], tokenizer)
@@ -57,7 +52,7 @@ def test_bytes_of_tokens_are_the_text_of_every_tokenizer(kind: str) -> None:
     assert tokenizer.bytes_of(special) == b""
 
 
-def test_no_part_of_a_stop_string_is_sent_while_it_may_continue() -> None:
+def test_no_part_of_a_stop_string_is_sent_while_it_may_continue():
     stream = TextStream(TOKENIZER, ["fox!"])
     sent = "".join(stream.push(token).text for token in TOKENIZER.encode("a fox"))
     assert sent == "a "
@@ -66,7 +61,7 @@ def test_no_part_of_a_stop_string_is_sent_while_it_may_continue() -> None:
     assert not stream.stopped
 
 
-def test_half_a_character_waits_for_its_other_half() -> None:
+def test_half_a_character_waits_for_its_other_half():
     stream = TextStream(TOKENIZER)
     texts = [stream.push(token).text for token in TOKENIZER.encode("é")]
     assert texts == ["", "é"]

@@ -1,7 +1,5 @@
 """What a job calls a model to start from is found, and named by its content."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
@@ -20,17 +18,17 @@ from tests.support.finished_run import make_run
 from tests.support.hub_server import hub_server
 
 
-def files_of(folder: Path) -> dict[str, bytes]:
+def files_of(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
-def complaint(source: str, folder: Path) -> str:
+def complaint(source, folder):
     with pytest.raises(BadInput) as refused:
         find_base(source, folder)
     return str(refused.value)
 
 
-def test_a_folder_is_named_by_its_content_and_not_by_its_path(base: Path, tmp_path: Path) -> None:
+def test_a_folder_is_named_by_its_content_and_not_by_its_path(base, tmp_path):
     found = find_base("base", tmp_path)
     shutil.copytree(base, tmp_path / "elsewhere")
     (tmp_path / "elsewhere" / "notes.txt").write_text("of mine")
@@ -45,8 +43,8 @@ def test_a_folder_is_named_by_its_content_and_not_by_its_path(base: Path, tmp_pa
 
 
 def test_the_same_model_has_the_same_name_on_the_hub_and_only_small_files_are_read_there(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    base, tmp_path, monkeypatch
+):
     with hub_server() as hub:
         commit = hub.add_repo("someone/tiny", "model", files_of(base))
         hub.use(monkeypatch, tmp_path / "hf")
@@ -60,8 +58,8 @@ def test_the_same_model_has_the_same_name_on_the_hub_and_only_small_files_are_re
 
 
 def test_a_separator_that_only_the_tokenizers_settings_name_is_found_on_the_hub(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    base, tmp_path, monkeypatch
+):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         text = (base / name).read_text()
         assert "<|endoftext|>" in text
@@ -73,7 +71,7 @@ def test_a_separator_that_only_the_tokenizers_settings_name_is_found_on_the_hub(
     assert Tokenizer.from_file(found.bring("tokenizer.json")).end_of_text_token == "<|stop|>"
 
 
-def test_a_run_is_a_model_to_start_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_a_model_to_start_from(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make_run(tmp_path / "runs")
     found = find_base("demo@pretrain", tmp_path)
@@ -82,9 +80,7 @@ def test_a_run_is_a_model_to_start_from(tmp_path: Path, monkeypatch: pytest.Monk
     assert find_base("demo", tmp_path).base.hash != found.base.hash
 
 
-def test_a_seeds_file_is_converted_so_no_pickle_is_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_seeds_file_is_converted_so_no_pickle_is_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     make_run(tmp_path / "runs")
     checkpoint = find_model(str(tmp_path / "runs" / "demo@pretrain"))
@@ -94,7 +90,6 @@ def test_a_seeds_file_is_converted_so_no_pickle_is_kept(
     seed = {"step": 20, "model": {seeds_name(n): w for n, w in weights.items()}, "config": None}
     torch.save(seed, tmp_path / "seed.pt")
     assert "pion import-seed" in complaint("seed.pt", tmp_path)
-    assert checkpoint.tokenizer is not None
     shutil.copy(checkpoint.tokenizer, tmp_path / "tokenizer.json")
     found = find_base("seed.pt", tmp_path)
     assert set(found.files) == {"config.json", "model.safetensors", "tokenizer.json"}
@@ -103,7 +98,7 @@ def test_a_seeds_file_is_converted_so_no_pickle_is_kept(
     )
 
 
-def test_weights_in_several_files_are_kept_with_their_index(base: Path, tmp_path: Path) -> None:
+def test_weights_in_several_files_are_kept_with_their_index(base, tmp_path):
     names = split_weights(base)
     found = find_base("base", tmp_path)
     assert set(names) <= found.files.keys()
@@ -112,7 +107,7 @@ def test_weights_in_several_files_are_kept_with_their_index(base: Path, tmp_path
     assert f"but not its file {names[1]}" in complaint("base", tmp_path)
 
 
-def split_weights(folder: Path) -> list[str]:
+def split_weights(folder):
     """Split a model's weights over two files; return their names."""
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
@@ -128,7 +123,7 @@ def split_weights(folder: Path) -> list[str]:
     return names
 
 
-def test_a_pickle_is_refused_with_the_command_that_converts_it(base: Path, tmp_path: Path) -> None:
+def test_a_pickle_is_refused_with_the_command_that_converts_it(base, tmp_path):
     (base / "model.safetensors").rename(base / "pytorch_model.bin")
     text = complaint("base", tmp_path)
     assert "pytorch_model.bin, a pickle" in text
@@ -143,30 +138,26 @@ def test_a_pickle_is_refused_with_the_command_that_converts_it(base: Path, tmp_p
         (lambda folder: edit(folder, vocab_size=5), "it produces ids up to"),
     ],
 )
-def test_a_model_that_can_not_be_used_is_refused_by_name(
-    base: Path, tmp_path: Path, change, expected: str
-) -> None:
+def test_a_model_that_can_not_be_used_is_refused_by_name(base, tmp_path, change, expected):
     change(base)
     text = complaint("base", tmp_path)
     assert expected in text
     assert "base" in text
 
 
-def edit(folder: Path, **fields: object) -> None:
+def edit(folder, **fields):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | fields))
 
 
-def test_an_index_can_not_name_files_elsewhere(base: Path, tmp_path: Path) -> None:
+def test_an_index_can_not_name_files_elsewhere(base, tmp_path):
     split_weights(base)
     index = {"weight_map": {"a": "../secret.safetensors"}}
     (base / "model.safetensors.index.json").write_text(json.dumps(index))
     assert "must be the name of a " in complaint("base", tmp_path)
 
 
-def test_a_gated_repository_is_refused_with_its_page(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gated_repository_is_refused_with_its_page(base, tmp_path, monkeypatch):
     with hub_server() as hub:
         hub.add_repo("someone/gated", "model", files_of(base), gated=True)
         hub.use(monkeypatch, tmp_path / "hf", token=None)

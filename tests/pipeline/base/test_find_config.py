@@ -1,10 +1,6 @@
 """Whatever a config.json says, it is read or refused by the name of its field."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,7 +10,7 @@ from tests.support.published_models import PUBLISHED, REPOSITORIES, config_of
 
 
 @pytest.mark.parametrize("repo", REPOSITORIES)
-def test_the_settings_of_published_models_are_read(repo: str, tmp_path: Path) -> None:
+def test_the_settings_of_published_models_are_read(repo, tmp_path):
     path = tmp_path / "config.json"
     path.write_text(json.dumps(config_of(repo)))
     fields = PUBLISHED[REPOSITORIES[repo][0]][1]
@@ -40,9 +36,7 @@ def test_the_settings_of_published_models_are_read(repo: str, tmp_path: Path) ->
         ("model_type", 3),
     ],
 )
-def test_a_field_that_says_something_else_is_refused_by_its_name(
-    field: str, value: Any, tmp_path: Path
-) -> None:
+def test_a_field_that_says_something_else_is_refused_by_its_name(field, value, tmp_path):
     path = tmp_path / "config.json"
     path.write_text(json.dumps(config_of("HuggingFaceTB/SmolLM2-135M") | {field: value}))
     with pytest.raises(BadInput, match=f"config.json: {field}"):

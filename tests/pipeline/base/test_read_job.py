@@ -1,9 +1,6 @@
 """What a run has recorded of the model that it starts from holds for all later commands."""
 
-from __future__ import annotations
-
 import dataclasses
-from pathlib import Path
 
 import pytest
 import yaml
@@ -11,7 +8,6 @@ import yaml
 from pion.errors import BadInput
 from pipeline.base import find
 from pipeline.base.read_job import read_job
-from pipeline.job import Job
 from pipeline.job.digest import digest_job
 from pipeline.state.run_state import RunState
 from pipeline.state.shared.bases import write_pin
@@ -22,7 +18,7 @@ from tests.support.instruct_model import write_instruct_model
 LONG_AGO = "2020-01-02"
 
 
-def job_in(folder: Path, **sft: object) -> Path:
+def job_in(folder, **sft):
     job = {
         "name": "tiny",
         "model": {"from": "base"},
@@ -34,29 +30,25 @@ def job_in(folder: Path, **sft: object) -> Path:
     return path
 
 
-def sft_data(job: Job) -> str:
+def sft_data(job):
     return digest_job(job).data["sft"]
 
 
-def test_the_day_of_a_template_stays_that_of_the_first_start(tmp_path: Path) -> None:
+def test_the_day_of_a_template_stays_that_of_the_first_start(tmp_path):
     write_instruct_model(tmp_path / "base", "llama3", LLAMA3)
     path = job_in(tmp_path)
     today = read_job(path)
-    assert today.base is not None
     assert today.base.date is not None
     run = RunState(open_store(today.store), today.name)
     write_pin(run, dataclasses.replace(today.base, date=LONG_AGO))
     for redo in (None, "prepare", "sft"):
         later = read_job(path, redo=redo)
-        assert later.base is not None
         assert later.base.date == LONG_AGO
         assert sft_data(later) != sft_data(today)
 
 
-def test_a_store_without_keys_is_not_called_a_mistake_in_the_job(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object) -> None:
+def test_a_store_without_keys_is_not_called_a_mistake_in_the_job(tmp_path, monkeypatch):
+    def refuse(*_):
         raise StoreError("read", "s3://bucket/x/HEAD.json", "no credentials were found")
 
     monkeypatch.setattr(find, "find_base", refuse)
@@ -65,14 +57,11 @@ def test_a_store_without_keys_is_not_called_a_mistake_in_the_job(
     assert "mistake" not in str(caught.value)
 
 
-def test_the_data_depends_on_the_template_and_its_settings_and_on_no_day_that_it_ignores(
-    tmp_path: Path,
-) -> None:
+def test_the_data_depends_on_the_template_and_its_settings_and_on_no_day_that_it_ignores(tmp_path):
     write_instruct_model(tmp_path / "base", "smollm2", CHATML)
     changed = [{}, {"template": "pion"}, {"system": "Hi"}, {"template_options": {"a": 1}}]
     digests = {sft_data(read_job(job_in(tmp_path, **sft))) for sft in changed}
     plain = read_job(job_in(tmp_path))
-    assert plain.base is not None
     assert plain.base.date is None
     (tmp_path / "base/chat_template.jinja").write_text(CHATML + " ")
     digests.add(sft_data(read_job(job_in(tmp_path))))

@@ -15,23 +15,23 @@ from tests.support.hub_server import hub_server
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
+def here(tmp_path, monkeypatch):
     """An empty working directory."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def weight(model: torch.nn.Module) -> torch.Tensor:
+def weight(model):
     return model.get_parameter("norm.weight") + model.get_parameter("embed.weight").sum()
 
 
-def is_seed(model: torch.nn.Module, seed: int) -> bool:
+def is_seed(model, seed):
     """Return whether these are the weights that finished_run.make_run drew with `seed`."""
     drawn = tiny_model(model.config.vocab_size, seed=seed)
     return torch.equal(weight(model), weight(drawn))
 
 
-def complaint(text: str | None) -> str:
+def complaint(text):
     with pytest.raises(BadInput) as refused:
         find_model(text)
     return str(refused.value)
@@ -133,7 +133,7 @@ def test_an_unknown_name_is_answered_with_the_runs_there_are(here):
     assert "no run in" in complaint_without_models(here)
 
 
-def complaint_without_models(here: Path) -> str:
+def complaint_without_models(here):
     shutil.rmtree(here / "runs")
     return complaint(None)
 

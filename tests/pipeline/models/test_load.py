@@ -1,7 +1,5 @@
 """A found model is fitted to the job that starts from it, or refused."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,7 @@ from pipeline.models.load import check_start
 
 
 @pytest.mark.parametrize("stage", ["sft", "prefer"])
-def test_an_adapter_is_refused_as_the_start_of_the_stage_that_would_adapt_it(stage: str) -> None:
+def test_an_adapter_is_refused_as_the_start_of_the_stage_that_would_adapt_it(stage):
     base = FoundModel(Path("base"), "export", "base", False, None)
     adapter = FoundModel(Path("added"), "checkpoint", "added", True, None, base)
     with pytest.raises(BadInput, match=rf"^{stage}\.init_from added: it is an adapter itself"):

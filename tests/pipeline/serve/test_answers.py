@@ -1,14 +1,10 @@
 """Whatever clients do, the server keeps answering, and keeps nothing of them."""
 
-from __future__ import annotations
-
 import gc
 import json
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -17,13 +13,13 @@ import pytest
 
 from pion.untrusted import parse_json
 from pipeline.models.find import find_model
-from tests.support.served import Served, serving
+from tests.support.served import serving
 from tests.support.waiting import PATIENCE_SECONDS, join, wait_until
 
 BODY = {"model": "base", "prompt": "The", "max_tokens": 1}
 
 
-def test_more_requests_than_the_queue_are_refused(run_folder: Path) -> None:
+def test_more_requests_than_the_queue_are_refused(run_folder):
     found = {"base": find_model(f"{run_folder}/demo@pretrain")}
     with serving(found, slots=1, queue=1) as served, ThreadPoolExecutor(12) as threads:
         many = [
@@ -47,9 +43,7 @@ def test_more_requests_than_the_queue_are_refused(run_folder: Path) -> None:
 FEW = 5
 
 
-def test_a_hundred_clients_that_vanish_leave_nothing(
-    served: Served, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_hundred_clients_that_vanish_leave_nothing(served, capfd):
     vanish(served, 20)  # what is loaded once
     before = settled(served)
     vanish(served, 100)
@@ -58,9 +52,7 @@ def test_a_hundred_clients_that_vanish_leave_nothing(
 
 
 @pytest.mark.soak
-def test_a_thousand_clients_that_vanish_take_no_memory(
-    served: Served, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_thousand_clients_that_vanish_take_no_memory(served, capfd):
     vanish(served, 100)
     gc.collect()
     before, resident = settled(served), psutil.Process().memory_info().rss
@@ -71,9 +63,7 @@ def test_a_thousand_clients_that_vanish_take_no_memory(
     assert psutil.Process().memory_info().rss - resident < 32 << 20
 
 
-def test_a_body_that_never_ends_is_given_up(
-    served: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_body_that_never_ends_is_given_up(served, monkeypatch):
     monkeypatch.setattr("pipeline.serve.body.BODY_SECONDS", 0.2)
     where = urlsplit(served.url)
     head = (
@@ -85,9 +75,7 @@ def test_a_body_that_never_ends_is_given_up(
         assert client.recv(64).startswith(b"HTTP/1.1 408")
 
 
-def test_a_stream_that_nobody_reads_pauses_its_own_text_only(
-    run_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stream_that_nobody_reads_pauses_its_own_text_only(run_folder, monkeypatch):
     monkeypatch.setattr("pipeline.serve.answers.MOST_UNSENT", 4)
     body = {**BODY, "max_tokens": 250, "ignore_eos": True, "stream": True, "logprobs": 20}
     body["stream_options"] = {"include_usage": True}
@@ -109,16 +97,16 @@ def test_a_stream_that_nobody_reads_pauses_its_own_text_only(
     assert b"[DONE]" in answer
 
 
-def ask(served: Served, body: dict[str, Any]) -> httpx.Response:
+def ask(served, body):
     return httpx.post(f"{served.url}/v1/completions", json=body, timeout=PATIENCE_SECONDS)
 
 
-def settled(served: Served) -> int:
+def settled(served):
     """Wait until no slot is taken and no client connected; return the open descriptors."""
     process = psutil.Process()
     port = urlsplit(served.url).port
 
-    def idle() -> bool:
+    def idle():
         taken = [model.engine.load() for model in served.models]
         connected = [
             one
@@ -131,12 +119,11 @@ def settled(served: Served) -> int:
     return process.num_fds()
 
 
-def vanish(served: Served, requests: int) -> None:
+def vanish(served, requests):
     """Send requests for up to 8 tokens, and close most connections before their answer's end."""
     where = urlsplit(served.url)
-    assert where.port is not None
 
-    def ask(number: int) -> None:
+    def ask(number):
         body = {
             "model": ("chat", "base")[number % 2],
             "prompt": "The fox " * (number % 7 + 1),
@@ -165,12 +152,10 @@ def vanish(served: Served, requests: int) -> None:
         join(worker)
 
 
-def test_others_are_answered_while_a_large_body_is_read(
-    served: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_others_are_answered_while_a_large_body_is_read(served, monkeypatch):
     begun, others_were_answered = threading.Event(), threading.Event()
 
-    def slowly(data: bytes, where: str) -> Any:
+    def slowly(data, where):
         begun.set()
         others_were_answered.wait(PATIENCE_SECONDS)
         return parse_json(data, where)

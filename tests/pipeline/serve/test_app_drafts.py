@@ -1,24 +1,17 @@
 """A server that drafts gives the same answers, and counts what was guessed right."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
-
 import pytest
 
 from pion.generation import drafts
-from pion.generation.drafts import Possible
 from pion.model.decoder import Decoder
 from pion.model.draft_block import block_of
 from pipeline.models.find import find_model
-from pipeline.serve.drafts import Drafts, drafts_of
+from pipeline.serve.drafts import drafts_of
 from tests.support.finished_run import make_run
-from tests.support.served import Served, serving
+from tests.support.served import serving
 from tests.support.tiny_config import tiny_config
 
-ASKED: dict[str, Any] = {
+ASKED = {
     "prompt": "Return a new header. Return a new header. Return a",
     "max_tokens": 40,
     "seed": 4,
@@ -28,7 +21,7 @@ ASKED: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Served]]:
+def both(tmp_path_factory):
     """The same model with a draft block, served without and with drafts."""
     folder = tmp_path_factory.mktemp("runs")
     make_run(folder, draft={"steps": 2}, seq_len=256)
@@ -39,47 +32,39 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Served]]:
             yield [plain, drafting]
 
 
-def as_many_as_possible(texts: Sequence[Possible], token: float, guess: float) -> int:
+def as_many_as_possible(texts, token, guess):
     """Draft also what is not expected to pay, so that much is guessed wrong, too."""
     return max(text.most for text in texts)
 
 
-def test_drafts_change_no_answer_and_are_counted(both: list[Served]) -> None:
+def test_drafts_change_no_answer_and_are_counted(both):
     plain, drafting = (
         served.client().completions.create(model="m", n=2, **ASKED) for served in both
     )
     assert [choice.text for choice in plain.choices] == [c.text for c in drafting.choices]
-    assert plain.usage is not None
-    assert drafting.usage is not None
     assert plain.usage.completion_tokens_details is None
     details = drafting.usage.completion_tokens_details
-    timings: Any = (drafting.model_extra or {})["timings"]
-    assert details is not None
+    timings = (drafting.model_extra or {})["timings"]
     accepted = details.accepted_prediction_tokens
     assert accepted == timings["draft_n_accepted"]
-    assert accepted is not None
     assert 0 < accepted <= drafting.usage.completion_tokens - 2  # never a text's first token
     assert details.rejected_prediction_tokens == timings["draft_n"] - accepted
     assert drafting.usage.completion_tokens == 80
 
 
-def test_a_prompt_that_was_read_before_is_drafted_the_same(both: list[Served]) -> None:
+def test_a_prompt_that_was_read_before_is_drafted_the_same(both):
     texts, cached = [], []
     for served in both:
         for _ in range(2):
             found = served.client().completions.create(model="m", **ASKED)
             texts.append(found.choices[0].text)
-        assert found.usage is not None
         details = found.usage.prompt_tokens_details
-        assert details is not None
         cached.append(details.cached_tokens)
     assert len(set(texts)) == 1
     assert min(count or 0 for count in cached) > 0
 
 
-def test_a_prompt_beyond_the_context_is_refused_and_the_next_one_is_answered(
-    both: list[Served],
-) -> None:
+def test_a_prompt_beyond_the_context_is_refused_and_the_next_one_is_answered(both):
     from openai import BadRequestError
 
     for served in both:
@@ -91,7 +76,7 @@ def test_a_prompt_beyond_the_context_is_refused_and_the_next_one_is_answered(
         assert client.completions.create(model="m", **ASKED).choices[0].text == before
 
 
-def test_a_stream_counts_the_guesses_of_all_its_answers(both: list[Served]) -> None:
+def test_a_stream_counts_the_guesses_of_all_its_answers(both):
     texts, counts = [], []
     for served in both:
         asked = ASKED | {"n": 3, "stream": True, "stream_options": {"include_usage": True}}
@@ -100,19 +85,15 @@ def test_a_stream_counts_the_guesses_of_all_its_answers(both: list[Served]) -> N
             for choice in chunk.choices:
                 found[choice.index] += choice.text
         texts.append(found)
-        assert chunk.usage is not None
         counts.append(chunk.usage)
     assert texts[0] == texts[1]
     assert counts[0].completion_tokens_details is None
     details = counts[1].completion_tokens_details
-    assert details is not None
-    assert details.accepted_prediction_tokens is not None
-    assert details.rejected_prediction_tokens is not None
     assert 0 < details.accepted_prediction_tokens <= counts[1].completion_tokens - 3
     assert details.rejected_prediction_tokens > 0
 
 
-def test_an_answer_that_a_stop_string_ends_has_no_guesses_beyond_it(both: list[Served]) -> None:
+def test_an_answer_that_a_stop_string_ends_has_no_guesses_beyond_it(both):
     plain, drafting = (served.client().completions for served in both)
     whole = plain.create(model="m", **ASKED).choices[0].text
     compared = 0
@@ -121,18 +102,15 @@ def test_an_answer_that_a_stop_string_ends_has_no_guesses_beyond_it(both: list[S
         one, other = plain.create(model="m", **asked), drafting.create(model="m", **asked)
         assert one.choices[0].text == other.choices[0].text
         assert one.choices[0].finish_reason == other.choices[0].finish_reason == "stop"
-        assert one.usage is not None
-        assert other.usage is not None
         assert one.usage.completion_tokens == other.usage.completion_tokens
         details = other.usage.completion_tokens_details
         accepted = 0 if details is None else details.accepted_prediction_tokens
-        assert accepted is not None
         assert accepted <= max(0, other.usage.completion_tokens - 1)
         compared += 1
     assert compared > 5
 
 
-FORMAT: dict[str, Any] = {
+FORMAT = {
     "schema": {
         "type": "object",
         "properties": {
@@ -155,11 +133,9 @@ FORMAT: dict[str, Any] = {
     ids=["logprobs", "repetition", "penalties", "schema"],
 )
 @pytest.mark.parametrize("temperature", [0, 0.7])
-def test_every_setting_gives_the_same_answer(
-    both: list[Served], temperature: float, more: dict[str, Any]
-) -> None:
-    said: list[list[str | None]] = []
-    chances: list[list[float]] = []
+def test_every_setting_gives_the_same_answer(both, temperature, more):
+    said = []
+    chances = []
     for served in both:
         found = served.client().chat.completions.create(
             model="m",
@@ -183,13 +159,10 @@ def test_every_setting_gives_the_same_answer(
     assert said[0] == said[1]
     assert chances[0] == pytest.approx(chances[1], abs=1e-4)
     assert bool(chances[0]) == ("logprobs" in more)
-    assert found.usage is not None
     assert found.usage.completion_tokens_details is not None  # something was guessed
 
 
-def test_models_with_and_without_a_block_are_served_together(
-    tmp_path: Path, both: list[Served]
-) -> None:
+def test_models_with_and_without_a_block_are_served_together(tmp_path, both):
     make_run(tmp_path, draft={"steps": 2}, seq_len=256)
     make_run(tmp_path, "plain", seq_len=256)
     found = {name: find_model(str(tmp_path / name)) for name in ("demo", "plain")}
@@ -207,6 +180,6 @@ def test_models_with_and_without_a_block_are_served_together(
 @pytest.mark.parametrize(
     ("asked", "with_block", "without"), [("off", 0, 0), ("auto", 3, 4), (1, 1, 1), (16, 16, 16)]
 )
-def test_each_model_has_its_number_of_drafts(asked: Drafts, with_block: int, without: int) -> None:
+def test_each_model_has_its_number_of_drafts(asked, with_block, without):
     models = [Decoder(tiny_config(draft=draft)) for draft in ({}, None)]
     assert [drafts_of(asked, model) for model in models] == [with_block, without]

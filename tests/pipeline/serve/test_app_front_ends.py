@@ -4,21 +4,15 @@ Recorded from Open WebUI 0.12.4, Continue's command line 1.5.47, LangChain 1.7.4
 OpenAI's Agents client 0.24.0 and lm-eval 0.4.13.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-
 import httpx
 import pytest
 
 from pipeline.models.find import find_model
-from tests.support.served import Served, serving
+from tests.support.served import serving
 from tests.support.waiting import PATIENCE_SECONDS
 
 QUESTION = "What is a fox?"
-ASKED: list[dict[str, Any]] = [{"role": "user", "content": QUESTION}]
+ASKED = [{"role": "user", "content": QUESTION}]
 SCHEMA = {
     "description": "A fox.",
     "properties": {
@@ -40,7 +34,7 @@ TOOL = {
 }
 CHAT, RESPONSES, COMPLETIONS = "chat/completions", "responses", "completions"
 
-REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
+REQUESTS = {
     "Open WebUI: a title": (CHAT, {"messages": ASKED, "stream": False, "max_tokens": 20}),
     "Open WebUI: after an answer that was refused": (
         CHAT,
@@ -132,7 +126,7 @@ REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
-OFFERS: dict[str, tuple[str, dict[str, Any]]] = {
+OFFERS = {
     "Open WebUI": (CHAT, {"stream": True, "messages": ASKED, "tools": [TOOL]}),
     "Continue": (
         CHAT,
@@ -148,7 +142,7 @@ OFFERS: dict[str, tuple[str, dict[str, Any]]] = {
         {
             "include": [],
             "input": ASKED,
-            "tools": [{**TOOL["function"], "type": "function", "strict": True}],  # type: ignore[dict-item]
+            "tools": [{**TOOL["function"], "type": "function", "strict": True}],
         },
     ),
     "an older client": (CHAT, {"messages": ASKED, "functions": [TOOL["function"]]}),
@@ -165,13 +159,13 @@ WHY = {
 }
 
 
-def post(served: Served, path: str, body: dict[str, Any]) -> httpx.Response:
+def post(served, path, body):
     url = f"{served.url}/v1/{path}"
     return httpx.post(url, json={"model": "chat", **body}, timeout=PATIENCE_SECONDS)
 
 
 @pytest.mark.parametrize("name", REQUESTS)
-def test_what_front_ends_send_is_answered(name: str, served: Served) -> None:
+def test_what_front_ends_send_is_answered(name, served):
     path, body = REQUESTS[name]
     answer = post(served, path, body)
     assert answer.status_code == 200, answer.text
@@ -180,9 +174,7 @@ def test_what_front_ends_send_is_answered(name: str, served: Served) -> None:
 
 
 @pytest.mark.parametrize("name", OFFERS)
-def test_offered_tools_are_refused_with_the_option_that_ignores_them(
-    name: str, served: Served
-) -> None:
+def test_offered_tools_are_refused_with_the_option_that_ignores_them(name, served):
     path, body = OFFERS[name]
     answer = post(served, path, body)
     field = "functions" if "functions" in body else "tools"
@@ -196,7 +188,7 @@ def test_offered_tools_are_refused_with_the_option_that_ignores_them(
 
 
 @pytest.fixture(scope="module")
-def ignoring(run_folder: Path) -> Iterator[Served]:
+def ignoring(run_folder):
     with serving(
         {"chat": find_model(f"{run_folder}/demo")}, slots=2, queue=2, ignore_tools=True
     ) as server:
@@ -204,7 +196,7 @@ def ignoring(run_folder: Path) -> Iterator[Served]:
 
 
 @pytest.mark.parametrize("name", OFFERS)
-def test_with_the_option_the_answer_is_that_without_tools(name: str, ignoring: Served) -> None:
+def test_with_the_option_the_answer_is_that_without_tools(name, ignoring):
     path, body = OFFERS[name]
     field = "functions" if "functions" in body else "tools"
     found = post(ignoring, path, {**body, "stream": False, "seed": 3})
@@ -221,7 +213,7 @@ def test_with_the_option_the_answer_is_that_without_tools(name: str, ignoring: S
     assert content[0] == content[1]
 
 
-def test_a_tool_that_must_be_called_is_refused_also_with_the_option(ignoring: Served) -> None:
+def test_a_tool_that_must_be_called_is_refused_also_with_the_option(ignoring):
     for choice in ("required", {"type": "function", "function": {"name": "f"}}):
         body = {"messages": ASKED, "tools": [TOOL], "tool_choice": choice}
         answer = post(ignoring, CHAT, body)

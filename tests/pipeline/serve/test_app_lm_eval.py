@@ -1,14 +1,9 @@
 """lm-eval gives the same results through `pion serve` as in the evaluate stage, item by item."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -78,7 +73,7 @@ TASKS = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     """A folder with tasks, their data, and an exported model that has learned a part of it."""
     folder = tmp_path_factory.mktemp("lm-eval")
     for name, rows in (("questions", QUESTIONS), ("texts", TEXTS), ("alone", [ALONE])):
@@ -108,7 +103,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def url(folder: Path) -> Iterator[str]:
+def url(folder):
     """The address of a `pion serve` process."""
     command = [sys.executable, "-m", "pipeline.cli", "serve", "--port", "0", "--dtype", "float32"]
     process = subprocess.Popen(
@@ -125,7 +120,7 @@ def url(folder: Path) -> Iterator[str]:
         process.communicate(timeout=PATIENCE_SECONDS)
 
 
-def run(command: list[str], folder: Path, out: Path) -> dict[str, Any]:
+def run(command, folder, out):
     """Run lm-eval; return its answers to each item and its metrics, by task."""
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(folder / "cache")}
     run_to_end(
@@ -136,7 +131,7 @@ def run(command: list[str], folder: Path, out: Path) -> dict[str, Any]:
         check=True,
     )
     (results,) = out.rglob("results_*.json")
-    found: dict[str, Any] = {"metrics": json.loads(results.read_text())["results"]}
+    found = {"metrics": json.loads(results.read_text())["results"]}
     for path in out.rglob("samples_*.jsonl"):
         rows = sorted(map(json.loads, path.read_text().splitlines()), key=lambda row: row["doc_id"])
         task = path.name.removeprefix("samples_").rsplit("_", 1)[0]
@@ -145,7 +140,7 @@ def run(command: list[str], folder: Path, out: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def staged(folder: Path) -> Iterator[dict[str, Any]]:
+def staged(folder):
     """What the evaluate stage's own model finds."""
     pytest.importorskip("lm_eval")
     from lm_eval import simple_evaluate
@@ -162,7 +157,7 @@ def staged(folder: Path) -> Iterator[dict[str, Any]]:
         model = CheckedModel(str(folder / "model"), folder / "tokenizer.json", about)
         manager = TaskManager(include_path=str(folder / "tasks"), include_defaults=False)
         evaluated = simple_evaluate(model, tasks=[*TASKS], task_manager=manager)
-        found: dict[str, Any] = {"metrics": evaluated["results"]}
+        found = {"metrics": evaluated["results"]}
         for task, rows in evaluated["samples"].items():
             rows.sort(key=lambda row: row["doc_id"])
             # As lm-eval's command writes them.
@@ -173,9 +168,7 @@ def staged(folder: Path) -> Iterator[dict[str, Any]]:
 
 @pytest.mark.soak
 @pytest.mark.parametrize("sends", ["ids", "batches of ids", "texts", "batches of texts"])
-def test_every_item_has_the_result_of_the_evaluate_stage(
-    sends: str, staged: dict[str, Any], folder: Path, url: str
-) -> None:
+def test_every_item_has_the_result_of_the_evaluate_stage(sends, staged, folder, url):
     texts, batch = sends.endswith("texts"), 8 if "batches" in sends else 1
     arguments = f"base_url={url},model=model,tokenizer={folder / 'model'},max_length=128"
     arguments += ",num_concurrent=1" + (",tokenized_requests=False" if texts else "")

@@ -3,27 +3,20 @@
 The model is tiny and untrained. Its own sampler draws; what it draws is then replaced by a script.
 """
 
-from __future__ import annotations
-
 import json
-from collections.abc import Iterator
-from typing import Any
 
 import httpx
-import openai
 import pytest
-from openai import OpenAI
 
 from pion.generation.text import Text
 from pipeline.models.find import find_model
-from pipeline.serve.served_model import ServedModel
 from tests.support.chat_templates import CHATML, QWEN3, QWEN25
-from tests.support.served import Served, serving
+from tests.support.served import serving
 from tests.support.stock_models import saved, stock_model
 from tests.support.tokenizer_kinds import write_files
 from tests.support.waiting import PATIENCE_SECONDS
 
-WEATHER: Any = {
+WEATHER = {
     "type": "function",
     "function": {
         "name": "weather",
@@ -36,14 +29,14 @@ WEATHER: Any = {
         },
     },
 }
-CLOCK: Any = {"type": "function", "function": {"name": "clock"}}
-ASKED: list[Any] = [{"role": "user", "content": "Rain in Oslo?"}]
+CLOCK = {"type": "function", "function": {"name": "clock"}}
+ASKED = [{"role": "user", "content": "Rain in Oslo?"}]
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo", "days": 1}}\n</tool_call>'
 TWO_CALLS = f'I look.\n{CALL}\n<tool_call>\n{{"name": "clock", "arguments": {{}}}}\n</tool_call>'
 
 
 @pytest.fixture(scope="module")
-def served_tools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served_tools(tmp_path_factory):
     found = {}
     for name, template in (("tools", QWEN25), ("thinks", QWEN3), ("plain", CHATML)):
         folder = tmp_path_factory.mktemp(name) / name
@@ -54,42 +47,40 @@ def served_tools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 @pytest.fixture
-def tools_client(served_tools: Served) -> OpenAI:
+def tools_client(served_tools):
     return served_tools.client()
 
 
 class Script:
     """What the served models say next, instead of what they draw; and what they were asked."""
 
-    def __init__(self, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.model: ServedModel = served.models[0]
-        self.said: list[str] = []
-        self.prompts: list[str] = []
+    def __init__(self, served, monkeypatch):
+        self.model = served.models[0]
+        self.said = []
+        self.prompts = []
         script = self
 
         class Scripted(Text):
-            def __init__(self, model: Any, ids: Any, settings: Any) -> None:
+            def __init__(self, model, ids, settings):
                 super().__init__(model, ids, settings)
                 script.prompts.append(script.model.tokenizer.decode(ids, specials=True))
                 (encoding,) = script.model.tokenizer.encode_with_specials([script.said.pop(0)])
                 self.left = [*encoding.ids, script.model.stop_ids[0]]
 
-            def take(self, token: int) -> int | None:
+            def take(self, token):
                 return super().take(self.left.pop(0))
 
         monkeypatch.setattr("pipeline.serve.served_model.Text", Scripted)
 
 
 @pytest.fixture
-def script(served_tools: Served, monkeypatch: pytest.MonkeyPatch) -> Script:
+def script(served_tools, monkeypatch):
     return Script(served_tools, monkeypatch)
 
 
-def test_an_agent_calls_a_tool_reads_its_result_and_answers(
-    tools_client: OpenAI, script: Script
-) -> None:
+def test_an_agent_calls_a_tool_reads_its_result_and_answers(tools_client, script):
     """The conversation is sent back as the client has it, and the template writes all of it."""
-    messages: list[Any] = [*ASKED]
+    messages = [*ASKED]
     script.said = [CALL, "It rains."]
     while True:
         found = tools_client.chat.completions.create(
@@ -113,12 +104,12 @@ def test_an_agent_calls_a_tool_reads_its_result_and_answers(
     assert "<tool_response>rain, 8 °C</tool_response>" in second
 
 
-def test_parallel_calls_come_whole_and_in_a_stream(tools_client: OpenAI, script: Script) -> None:
-    asked: Any = {"model": "tools", "messages": ASKED, "tools": [WEATHER, CLOCK]}
+def test_parallel_calls_come_whole_and_in_a_stream(tools_client, script):
+    asked = {"model": "tools", "messages": ASKED, "tools": [WEATHER, CLOCK]}
     script.said = [TWO_CALLS] * 3
     whole = tools_client.chat.completions.create(**asked).choices[0].message
     assert whole.content == "I look.\n"
-    called = [call.function for call in whole.tool_calls or ()]  # type: ignore[union-attr]
+    called = [call.function for call in whole.tool_calls or ()]
     assert [(f.name, json.loads(f.arguments)) for f in called] == [
         ("weather", {"city": "Oslo", "days": 1}),
         ("clock", {}),
@@ -138,9 +129,9 @@ def test_parallel_calls_come_whole_and_in_a_stream(tools_client: OpenAI, script:
 @pytest.mark.parametrize(
     "choice", ["required", {"type": "function", "function": {"name": "weather"}}]
 )
-def test_a_call_that_is_demanded_is_made_by_any_model(tools_client: OpenAI, choice: Any) -> None:
+def test_a_call_that_is_demanded_is_made_by_any_model(tools_client, choice):
     """What an untrained model draws is a call whose arguments fit the tool's schema."""
-    asked: Any = {"model": "tools", "messages": ASKED, "tools": [WEATHER], "seed": 1}
+    asked = {"model": "tools", "messages": ASKED, "tools": [WEATHER], "seed": 1}
     found = tools_client.chat.completions.create(**asked, tool_choice=choice).choices[0]
     assert found.finish_reason == "tool_calls"
     (call,) = found.message.tool_calls or ()
@@ -152,10 +143,10 @@ def test_a_call_that_is_demanded_is_made_by_any_model(tools_client: OpenAI, choi
 
 
 CALLED = {"name": "weather", "arguments": '{"city": "Oslo", "days": 1}'}
-BY_ID: dict[str, Any] = {"type": "function", "id": "call_1", "function": CALLED}
+BY_ID = {"type": "function", "id": "call_1", "function": CALLED}
 RESULT = {"role": "tool", "tool_call_id": "call_1", "content": "rain"}
 # What front ends send back after a call, by their sources.
-HISTORIES: dict[str, list[dict[str, Any]]] = {
+HISTORIES = {
     "LangChain": [{"role": "assistant", "content": None, "tool_calls": [BY_ID]}, RESULT],
     "Open WebUI": [
         {"role": "assistant", "content": "", "tool_calls": [{"index": 0, **BY_ID}]},
@@ -188,11 +179,9 @@ HISTORIES: dict[str, list[dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", HISTORIES)
-def test_what_front_ends_send_after_a_call_is_understood(
-    name: str, tools_client: OpenAI, script: Script
-) -> None:
+def test_what_front_ends_send_after_a_call_is_understood(name, tools_client, script):
     script.said = ["It rains."]
-    messages: list[Any] = [*ASKED, *HISTORIES[name]]
+    messages = [*ASKED, *HISTORIES[name]]
     tools_client.chat.completions.create(
         model="tools", messages=messages, tools=[WEATHER], stream_options=None, tool_choice="auto"
     )
@@ -201,21 +190,17 @@ def test_what_front_ends_send_after_a_call_is_understood(
 
 
 @pytest.mark.parametrize("model", ["tools", "plain"])
-def test_tools_are_not_told_of_when_none_may_be_called(
-    tools_client: OpenAI, script: Script, model: str
-) -> None:
+def test_tools_are_not_told_of_when_none_may_be_called(tools_client, script, model):
     script.said = [CALL]
-    asked: Any = {"model": model, "messages": ASKED, "tools": [WEATHER], "tool_choice": "none"}
+    asked = {"model": model, "messages": ASKED, "tools": [WEATHER], "tool_choice": "none"}
     found = tools_client.chat.completions.create(**asked).choices[0]
     assert found.message.content == CALL
     assert "Tell the weather." not in script.prompts[0]
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_thoughts_are_apart_from_the_text(
-    tools_client: OpenAI, script: Script, stream: bool
-) -> None:
-    asked: Any = {"model": "thinks", "messages": ASKED, "stream": stream}
+def test_thoughts_are_apart_from_the_text(tools_client, script, stream):
+    asked = {"model": "thinks", "messages": ASKED, "stream": stream}
     script.said = ["<think>\nHm, Oslo.\n</think>\n\nIt rains."]
     found = tools_client.chat.completions.create(**asked)
     parts = [c.choices[0].delta for c in found] if stream else [found.choices[0].message]
@@ -224,8 +209,8 @@ def test_thoughts_are_apart_from_the_text(
     assert "".join(thoughts) == "Hm, Oslo.\n"
 
 
-def test_settings_reach_the_template(tools_client: OpenAI, script: Script) -> None:
-    asked: Any = {"model": "thinks", "messages": ASKED}
+def test_settings_reach_the_template(tools_client, script):
+    asked = {"model": "thinks", "messages": ASKED}
     off = {"chat_template_kwargs": {"enable_thinking": False}}
     for more in ({"extra_body": off}, {"reasoning_effort": "none"}, {"reasoning_effort": "high"}):
         script.said = ["Rain."]
@@ -236,7 +221,7 @@ def test_settings_reach_the_template(tools_client: OpenAI, script: Script) -> No
     tools_client.chat.completions.create(**asked, extra_body=off, reasoning_effort="none")
 
 
-REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
+REFUSED = {
     "tools without a place": (
         {"model": "plain", "tools": [WEATHER]},
         "tools",
@@ -321,9 +306,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_the_template_has_no_place_for_is_refused_by_name(
-    name: str, served_tools: Served
-) -> None:
+def test_what_the_template_has_no_place_for_is_refused_by_name(name, served_tools):
     body, param, words = REFUSED[name]
     answer = httpx.post(
         f"{served_tools.url}/v1/chat/completions",
@@ -336,7 +319,9 @@ def test_what_the_template_has_no_place_for_is_refused_by_name(
 
 
 @pytest.mark.slow
-def test_minus_one_token_is_no_limit(tools_client: OpenAI, script: Script) -> None:
+def test_minus_one_token_is_no_limit(tools_client, script):
+    import openai
+
     for limit in ({"max_tokens": -1}, {"max_completion_tokens": -1}, {"max_tokens": None}):
         script.said = ["It rains all day long in Oslo."]
         found = tools_client.chat.completions.create(model="tools", messages=ASKED, **limit)

@@ -1,11 +1,7 @@
 """The page of `pion serve` in a real browser: what it does, and what it never does."""
 
-from __future__ import annotations
-
 import json
 import re
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,7 +11,7 @@ from pipeline.web.address import API_KEY, Address
 from tests.support.browser import needs_chromium
 from tests.support.chat_page import KEY, PHONE, Page, slowly
 from tests.support.contrast import CONTRAST
-from tests.support.served import Served, serving
+from tests.support.served import serving
 from tests.support.waiting import wait_until
 
 pytestmark = needs_chromium
@@ -35,9 +31,7 @@ FULL = """
 """
 
 
-def test_an_answer_streams_stops_and_is_continued(
-    page: Page, served: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_answer_streams_stops_and_is_continued(page, served, monkeypatch):
     monkeypatch.setattr(Decoding, "step", slowly)
     page.set(max_tokens=230)
     page.tab.fill("#input", "What is a fox?")
@@ -56,7 +50,7 @@ def test_an_answer_streams_stops_and_is_continued(
     assert continued.startswith(stopped)
 
 
-def test_a_question_is_edited_and_the_conversation_continues_there(page: Page) -> None:
+def test_a_question_is_edited_and_the_conversation_continues_there(page):
     page.set(max_tokens=5)
     page.tab.click("#open-settings")
     page.tab.fill("#seed", "7")
@@ -75,7 +69,7 @@ def test_a_question_is_edited_and_the_conversation_continues_there(page: Page) -
 
 
 @pytest.mark.soak
-def test_an_answer_is_edited_and_continued(page: Page) -> None:
+def test_an_answer_is_edited_and_continued(page):
     page.set(max_tokens=6)
     page.send("What is a fox?")
     page.press("Edit answer")
@@ -88,7 +82,7 @@ def test_an_answer_is_edited_and_continued(page: Page) -> None:
 
 
 @pytest.mark.soak
-def test_tokens_are_colored_and_another_one_can_be_taken(page: Page) -> None:
+def test_tokens_are_colored_and_another_one_can_be_taken(page):
     page.set(max_tokens=12)
     page.tab.click("#open-settings")
     page.tab.fill("#seed", "7")
@@ -114,7 +108,7 @@ def test_tokens_are_colored_and_another_one_can_be_taken(page: Page) -> None:
 
 
 @pytest.mark.soak
-def test_two_models_answer_side_by_side_with_one_seed(page: Page) -> None:
+def test_two_models_answer_side_by_side_with_one_seed(page):
     page.set(max_tokens=5)
     page.tab.select_option("#model-b", "base")
     page.send("What is a fox?")
@@ -128,7 +122,7 @@ def test_two_models_answer_side_by_side_with_one_seed(page: Page) -> None:
     assert page.tab.locator("#mode-text").get_attribute("aria-pressed") == "true"
 
 
-def test_a_text_is_continued_as_it_is(page: Page) -> None:
+def test_a_text_is_continued_as_it_is(page):
     page.tab.select_option("#model-a", "base")
     page.tab.click("#mode-text")
     page.set(max_tokens=6, temperature=0)
@@ -141,7 +135,7 @@ def test_a_text_is_continued_as_it_is(page: Page) -> None:
 
 
 @pytest.mark.soak
-def test_the_meter_counts_and_the_oldest_turns_are_left_out(page: Page) -> None:
+def test_the_meter_counts_and_the_oldest_turns_are_left_out(page):
     page.set(max_tokens=8)
     for number in range(3):
         page.send(f"fox dog the jumps over lazy quick brown {number} " * 5)
@@ -151,7 +145,7 @@ def test_the_meter_counts_and_the_oldest_turns_are_left_out(page: Page) -> None:
 
 
 @pytest.mark.soak
-def test_the_system_prompt_is_sent_and_an_answer_is_copied(page: Page) -> None:
+def test_the_system_prompt_is_sent_and_an_answer_is_copied(page):
     bodies = []
     page.tab.on("request", lambda request: bodies.append((request.url, request.post_data)))
     page.set(max_tokens=4)
@@ -166,7 +160,7 @@ def test_the_system_prompt_is_sent_and_an_answer_is_copied(page: Page) -> None:
     assert page.tab.evaluate("navigator.clipboard.readText()") == page.answers()[0]
 
 
-def test_a_conversation_is_exported_and_imported(page: Page, tmp_path: Path) -> None:
+def test_a_conversation_is_exported_and_imported(page, tmp_path):
     page.set(max_tokens=5, temperature=0.35, top_k=7)
     page.tab.click("#open-settings")
     page.tab.fill("#seed", "7")
@@ -216,8 +210,8 @@ def test_a_conversation_is_exported_and_imported(page: Page, tmp_path: Path) -> 
     ],
 )
 def test_every_text_can_be_read_and_nothing_is_wider_than_the_screen(
-    settings: dict[str, Any], scheme: str, browser: Any, served: Served
-) -> None:
+    settings, scheme, browser, served
+):
     page = Page(browser, served.url, color_scheme=scheme, **settings).ready()
     page.set(max_tokens=20)
     page.tab.select_option("#model-b", "base")
@@ -234,7 +228,7 @@ def test_every_text_can_be_read_and_nothing_is_wider_than_the_screen(
 
 
 @pytest.mark.soak
-def test_the_settings_of_a_conversation_fit_on_a_phone(browser: Any, served: Served) -> None:
+def test_the_settings_of_a_conversation_fit_on_a_phone(browser, served):
     page = Page(browser, served.url, **PHONE).ready()
     page.set(max_tokens=40)
     for number in range(3):
@@ -254,7 +248,7 @@ def test_the_settings_of_a_conversation_fit_on_a_phone(browser: Any, served: Ser
 
 
 @pytest.mark.soak
-def test_the_keyboard_alone_is_enough(page: Page) -> None:
+def test_the_keyboard_alone_is_enough(page):
     page.set(max_tokens=12)
     keyboard = page.tab.keyboard
     assert page.tab.evaluate("document.activeElement.id") == "input"
@@ -286,7 +280,7 @@ def test_the_keyboard_alone_is_enough(page: Page) -> None:
 
 
 @pytest.mark.soak
-def test_the_page_does_not_scroll_a_reader_away(page: Page) -> None:
+def test_the_page_does_not_scroll_a_reader_away(page):
     page.set(max_tokens=120)
     page.tab.set_viewport_size({"width": 900, "height": 400})
     for question in ("What is a fox?", "And a dog?"):
@@ -301,7 +295,7 @@ def test_the_page_does_not_scroll_a_reader_away(page: Page) -> None:
     )
 
 
-def test_a_server_that_dies_is_said_and_the_page_recovers(browser: Any, run_folder: Path) -> None:
+def test_a_server_that_dies_is_said_and_the_page_recovers(browser, run_folder):
     found = {"chat": find_model(f"{run_folder}/demo")}
     with serving(found, slots=2) as served:
         page = Page(browser, served.url).ready()
@@ -320,9 +314,7 @@ def test_a_server_that_dies_is_said_and_the_page_recovers(browser: Any, run_fold
     page.close()
 
 
-def test_the_key_is_asked_for_and_is_in_no_url(
-    browser: Any, run_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_key_is_asked_for_and_is_in_no_url(browser, run_folder, monkeypatch):
     monkeypatch.setenv(API_KEY, KEY)
     with serving({"chat": find_model(f"{run_folder}/demo")}, slots=2) as served:
         page = Page(browser, served.url)
@@ -339,18 +331,16 @@ def test_the_key_is_asked_for_and_is_in_no_url(
         page.close()
 
 
-def titles(page: Page) -> list[str]:
-    found: list[str] = page.tab.locator("#list .title").all_text_contents()
+def titles(page):
+    found = page.tab.locator("#list .title").all_text_contents()
     return found
 
 
-def switch(page: Page, name: str, turn: int = 0) -> None:
+def switch(page, name, turn=0):
     page.tab.locator(".turn").nth(turn).get_by_role("button", name=name).click()
 
 
-def test_a_reload_loses_nothing(
-    page: Page, served: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_reload_loses_nothing(page, served, monkeypatch):
     page.set(max_tokens=4, temperature=0.4)
     page.send("What is a fox?")
     page.press("Regenerate")
@@ -379,7 +369,7 @@ def test_a_reload_loses_nothing(
 
 
 @pytest.mark.soak
-def test_answers_and_edits_are_branches_that_can_be_undone(page: Page, tmp_path: Path) -> None:
+def test_answers_and_edits_are_branches_that_can_be_undone(page, tmp_path):
     page.set(max_tokens=5)
     page.send("What is a fox?")
     page.send("And a dog?")
@@ -419,7 +409,7 @@ def test_answers_and_edits_are_branches_that_can_be_undone(page: Page, tmp_path:
 
 
 @pytest.mark.soak
-def test_conversations_are_searched_renamed_deleted_and_cleared(page: Page) -> None:
+def test_conversations_are_searched_renamed_deleted_and_cleared(page):
     page.set(max_tokens=3)
     keyboard = page.tab.keyboard
     for question in ("What is a fox?", "<b>Bold</b> dogs"):
@@ -461,7 +451,7 @@ def test_conversations_are_searched_renamed_deleted_and_cleared(page: Page) -> N
         pytest.param(FULL, "its storage is full", marks=pytest.mark.soak),
     ],
 )
-def test_a_browser_that_keeps_nothing_is_said(script: str, reason: str, page: Page) -> None:
+def test_a_browser_that_keeps_nothing_is_said(script, reason, page):
     page.context.add_init_script(script)
     page.tab.reload()
     page.ready().set(max_tokens=3)
@@ -475,7 +465,7 @@ def test_a_browser_that_keeps_nothing_is_said(script: str, reason: str, page: Pa
 
 
 @pytest.mark.soak
-def test_two_tabs_keep_the_last_write_and_leave_alone_what_they_cannot_read(page: Page) -> None:
+def test_two_tabs_keep_the_last_write_and_leave_alone_what_they_cannot_read(page):
     page.set(max_tokens=3)
     page.send("What is a fox?")
     other = page.context.new_page()
@@ -497,7 +487,7 @@ def test_two_tabs_keep_the_last_write_and_leave_alone_what_they_cannot_read(page
 
 
 @pytest.mark.soak
-def test_one_count_a_pause_and_settings_outlive_a_change_of_model(page: Page) -> None:
+def test_one_count_a_pause_and_settings_outlive_a_change_of_model(page):
     page.set(max_tokens=8, temperature=0.3)
     for number in range(4):
         page.send(f"fox dog the jumps over lazy quick brown {number} " * 5)
@@ -505,7 +495,7 @@ def test_one_count_a_pause_and_settings_outlive_a_change_of_model(page: Page) ->
     # The count after the last answer may still be due.
     page.tab.evaluate("clearTimeout(measuring); counting?.abort(); countTokens()")
     before = page.tab.inner_text("#context")
-    asked: list[str] = []
+    asked = []
     page.tab.on("request", lambda request: asked.append(request.url))
     page.tab.fill("#input", "fox dog")
     wait_until(lambda: page.tab.inner_text("#context") != before, "the new count")

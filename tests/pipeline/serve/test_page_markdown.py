@@ -1,15 +1,9 @@
 """Answers as Markdown: off by default, made of text alone, and nothing in it is ever loaded."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
-from typing import Any
-
 import pytest
 
 from tests.support.browser import needs_chromium
 from tests.support.chat_page import Page
-from tests.support.served import Served
 from tests.support.waiting import wait_until
 
 pytestmark = needs_chromium
@@ -43,14 +37,14 @@ HOSTILE = """<script>alert(1)</script><img src=x onerror=alert(1)>
 
 
 @pytest.fixture(scope="module")
-def drawn_on(browser: Any, served: Served) -> Iterator[Page]:
+def drawn_on(browser, served):
     """A page for texts that nobody asked for. Each is drawn instead of the one before."""
     page = Page(browser, served.url).ready()
     yield page
     page.close()
 
 
-def draw(page: Page, text: str) -> float:
+def draw(page, text):
     """Draw a text as an answer; return the seconds."""
     script = """(text) => {
       const began = performance.now(), rendered = new Rendered();
@@ -61,11 +55,11 @@ def draw(page: Page, text: str) -> float:
       rendered.root.getBoundingClientRect();
       return (performance.now() - began) / 1000;
     }"""
-    seconds: float = page.tab.evaluate(script, text)
+    seconds = page.tab.evaluate(script, text)
     return seconds
 
 
-def test_an_answer_is_text_until_the_user_asks_for_markdown(page: Page) -> None:
+def test_an_answer_is_text_until_the_user_asks_for_markdown(page):
     page.set(max_tokens=6)
     page.send("What is a fox?")
     assert page.tab.locator(".markdown").count() == 0
@@ -84,7 +78,7 @@ def test_an_answer_is_text_until_the_user_asks_for_markdown(page: Page) -> None:
     assert page.tab.locator(".token").count() == tokens
 
 
-def test_markdown_has_blocks_and_code_that_can_be_copied(drawn_on: Page) -> None:
+def test_markdown_has_blocks_and_code_that_can_be_copied(drawn_on):
     drawn_on.context.grant_permissions(["clipboard-read", "clipboard-write"])
     draw(drawn_on, FOX)
     drawn = drawn_on.tab.locator("#drawn")
@@ -108,7 +102,7 @@ def test_markdown_has_blocks_and_code_that_can_be_copied(drawn_on: Page) -> None
     )
 
 
-def test_nothing_in_markdown_is_loaded_or_can_be_clicked(drawn_on: Page) -> None:
+def test_nothing_in_markdown_is_loaded_or_can_be_clicked(drawn_on):
     """`Page` fails for each request to another server."""
     draw(drawn_on, HOSTILE)
     elements = drawn_on.tab.evaluate(
@@ -135,7 +129,7 @@ def test_nothing_in_markdown_is_loaded_or_can_be_clicked(drawn_on: Page) -> None
         pytest.param("[" * 100_000, id="brackets"),
     ],
 )
-def test_deep_text_is_drawn(text: str, drawn_on: Page) -> None:
+def test_deep_text_is_drawn(text, drawn_on):
     draw(drawn_on, text)
     assert drawn_on.tab.inner_text("#drawn").strip()
 
@@ -151,7 +145,7 @@ def test_deep_text_is_drawn(text: str, drawn_on: Page) -> None:
         ),
     ],
 )
-def test_a_megabyte_of_any_mark_is_parsed_without_loss(part: str, drawn_on: Page) -> None:
+def test_a_megabyte_of_any_mark_is_parsed_without_loss(part, drawn_on):
     """If time grew with the square of the text, this would take hours."""
     script = """(text) => {
       const blocks = blocksOf(text.split("\\n"));
@@ -163,7 +157,7 @@ def test_a_megabyte_of_any_mark_is_parsed_without_loss(part: str, drawn_on: Page
     assert drawn_on.tab.evaluate(script, text) in (lines, lines + 1)
 
 
-def test_a_text_that_grows_is_drawn_as_the_whole(drawn_on: Page) -> None:
+def test_a_text_that_grows_is_drawn_as_the_whole(drawn_on):
     script = """([text, step]) => {
       const rendered = new Rendered(), whole = new Rendered();
       for (let end = step; end < text.length + step; end += step) rendered.grow(text.slice(0, end));
@@ -175,8 +169,8 @@ def test_a_text_that_grows_is_drawn_as_the_whole(drawn_on: Page) -> None:
         assert grown == whole
 
 
-def test_the_settings_of_the_page_reach_the_server(page: Page, served: Served) -> None:
-    asked: list[Any] = []
+def test_the_settings_of_the_page_reach_the_server(page, served):
+    asked = []
     page.tab.on(
         "request", lambda request: asked.append(request.post_data_json if request.post_data else {})
     )

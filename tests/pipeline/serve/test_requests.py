@@ -1,11 +1,7 @@
 """What a request may hold, how a wrong field is named, and that one mistake is enough."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import pytest
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from pipeline.serve.body import checked
 from pipeline.serve.errors import ApiError
@@ -15,7 +11,7 @@ MANY = 5_000
 USER = {"role": "user", "content": "x"}
 ODD = {f"field {number}": 1 for number in range(MANY)}
 
-HOSTILE: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {
+HOSTILE = {
     "prompts": (CompletionRequest, {"prompt": [None] * MANY}),
     "ids": (CompletionRequest, {"prompt": [[1] * MANY + [None] * MANY]}),
     "lists of ids": (CompletionRequest, {"prompt": [[None]] * 16}),
@@ -33,7 +29,7 @@ HOSTILE: dict[str, tuple[type[BaseModel], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_thousands_of_mistakes_are_one_error(name: str) -> None:
+def test_thousands_of_mistakes_are_one_error(name):
     kind, body = HOSTILE[name]
     with pytest.raises(ValidationError) as caught:
         kind.model_validate(body)
@@ -43,7 +39,7 @@ def test_thousands_of_mistakes_are_one_error(name: str) -> None:
     assert len(str(refused.value)) < 300
 
 
-WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
+WRONG = {
     "temperature": ({"temperature": -1}, "temperature", "temperature is -1.0; it must be 0 (the "),
     "a type": ({"n": "2"}, "n", "n should be a valid integer, not '2'"),
     "too many": ({"n": 17}, "n", "n should be less than or equal to 16, not 17"),
@@ -75,7 +71,7 @@ WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_field_is_named_in_words_and_as_param(name: str) -> None:
+def test_a_wrong_field_is_named_in_words_and_as_param(name):
     changes, param, words = WRONG[name]
     with pytest.raises(ApiError) as caught:
         checked(ChatRequest, {"messages": [USER], **changes})
@@ -83,7 +79,7 @@ def test_a_wrong_field_is_named_in_words_and_as_param(name: str) -> None:
     assert caught.value.param == param
 
 
-ANSWERS: list[dict[str, Any]] = [
+ANSWERS = [
     {"content": "A fox.", "refusal": None},
     {"content": "A fox.", "refusal": "", "annotations": [], "audio": None, "tool_calls": []},
     {"content": None, "refusal": None, "function_call": None, "tool_calls": None},
@@ -99,7 +95,7 @@ ANSWERS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("answer", ANSWERS)
-def test_an_answer_is_accepted_with_its_null_and_empty_fields(answer: dict[str, Any]) -> None:
+def test_an_answer_is_accepted_with_its_null_and_empty_fields(answer):
     body = {"messages": [USER, {"role": "assistant", **answer}, USER]}
     for kind in (ChatRequest, TokenizeRequest):
         asked = checked(kind, body)

@@ -4,36 +4,34 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated, Any
+from functools import cache
+from typing import Annotated
 
 import httpx
-import openai
 import pytest
-from openai import OpenAI
-from openai.types.responses import (
-    Response,
-    ResponseFormatTextJSONSchemaConfig,
-    ResponseOutputText,
-    ResponseStreamEvent,
-)
 from pydantic import BaseModel, Field, TypeAdapter
 
 from pion.generation.answer import Failed
 from pipeline.serve.answers import Answers
-from tests.support.served import Served
 from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
 QUESTION = "What is a fox?"
 SYSTEM = "Answer in one word."
-EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 
 
-def post(served: Served, **fields: Any) -> httpx.Response:
+@cache
+def event_type():
+    from openai.types.responses import ResponseStreamEvent
+
+    return TypeAdapter(ResponseStreamEvent)
+
+
+def post(served, **fields):
     body = {"model": "chat", "input": QUESTION, **fields}
     return httpx.post(f"{served.url}/v1/responses", json=body, timeout=PATIENCE_SECONDS)
 
 
-def stream_of(served: Served, **fields: Any) -> list[dict[str, Any]]:
+def stream_of(served, **fields):
     """Return the events of a stream, each with the name that its `event:` line gives."""
     events = []
     for block in post(served, stream=True, **fields).text.strip().split("\n\n"):
@@ -43,13 +41,13 @@ def stream_of(served: Served, **fields: Any) -> list[dict[str, Any]]:
     return events
 
 
-def chat_text(client: OpenAI, messages: list[Any], **settings: Any) -> str | None:
+def chat_text(client, messages, **settings):
     answer = client.chat.completions.create(model="chat", messages=messages, **settings)
     return answer.choices[0].message.content
 
 
 @pytest.fixture
-def first_stop(served: Served, client: OpenAI) -> dict[str, Any]:
+def first_stop(served, client):
     """Settings with which the answer to QUESTION ends by itself, after some characters."""
     messages = [{"role": "user", "content": QUESTION}]
     text = chat_text(client, messages, seed=5, max_tokens=20, extra_body={"ignore_eos": True})
@@ -57,7 +55,7 @@ def first_stop(served: Served, client: OpenAI) -> dict[str, Any]:
     return {"seed": 5, "ignore_eos": True, "stop": text[6:]}
 
 
-def test_an_answer_is_that_of_a_chat_with_the_same_seed(client: OpenAI) -> None:
+def test_an_answer_is_that_of_a_chat_with_the_same_seed(client):
     found = client.responses.create(
         model="chat",
         input=QUESTION,
@@ -70,7 +68,7 @@ def test_an_answer_is_that_of_a_chat_with_the_same_seed(client: OpenAI) -> None:
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": QUESTION}]
     wanted = client.chat.completions.create(
         model="chat",
-        messages=messages,  # type: ignore[arg-type]
+        messages=messages,
         seed=5,
         max_tokens=20,
         temperature=1.1,
@@ -79,35 +77,31 @@ def test_an_answer_is_that_of_a_chat_with_the_same_seed(client: OpenAI) -> None:
     )
     assert found.output_text == wanted.choices[0].message.content
     assert found.status == "incomplete"
-    assert found.incomplete_details is not None
     assert found.incomplete_details.reason == "max_output_tokens"
     assert (found.temperature, found.top_p, found.instructions) == (1.1, 0.8, SYSTEM)
-    assert found.usage is not None
-    assert wanted.usage is not None
     assert found.usage.input_tokens == wanted.usage.prompt_tokens
     assert found.usage.output_tokens == 20
     assert found.usage.total_tokens == wanted.usage.total_tokens
     assert (found.model_extra or {})["timings"]["predicted_n"] == 20
 
 
-def test_a_whole_answer_is_an_object_of_the_api(served: Served, first_stop: dict[str, Any]) -> None:
+def test_a_whole_answer_is_an_object_of_the_api(served, first_stop):
+    from openai.types.responses import Response
+
     found = Response.model_validate(post(served, **first_stop).json())
     assert found.status == "completed"
     assert found.error is None
     assert found.incomplete_details is None
-    assert found.usage is not None
     assert found.usage.input_tokens_details.cached_tokens == found.usage.input_tokens - 1
     assert found.usage.output_tokens_details.reasoning_tokens == 0
     assert [item.type for item in found.output] == ["message"]
     assert len(found.output_text) == 6
 
 
-def test_a_stream_has_the_events_of_the_api_in_order(
-    served: Served, first_stop: dict[str, Any]
-) -> None:
+def test_a_stream_has_the_events_of_the_api_in_order(served, first_stop):
     events = stream_of(served, **first_stop)
     for event in events:
-        assert EVENT.validate_python(event).type == event["type"]
+        assert event_type().validate_python(event).type == event["type"]
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
     kinds = [event["type"].removeprefix("response.") for event in events]
     deltas = [kind for kind in kinds if kind == "output_text.delta"]
@@ -133,7 +127,7 @@ def test_a_stream_has_the_events_of_the_api_in_order(
     assert {event["response"]["id"] for event in events if "response" in event} == {last["id"]}
 
 
-def test_a_cut_stream_ends_as_incomplete(served: Served) -> None:
+def test_a_cut_stream_ends_as_incomplete(served):
     events = stream_of(served, max_output_tokens=3, ignore_eos=True, timings_per_token=True)
     assert events[-1]["type"] == "response.incomplete"
     assert events[-1]["response"]["incomplete_details"] == {"reason": "max_output_tokens"}
@@ -144,9 +138,7 @@ def test_a_cut_stream_ends_as_incomplete(served: Served) -> None:
     assert empty[-1]["response"]["usage"]["output_tokens"] == 0
 
 
-def test_the_client_s_own_stream_gets_the_final_response(
-    client: OpenAI, first_stop: dict[str, Any]
-) -> None:
+def test_the_client_s_own_stream_gets_the_final_response(client, first_stop):
     with client.responses.stream(model="chat", input=QUESTION, extra_body=first_stop) as stream:
         texts = [event.snapshot for event in stream if event.type == "response.output_text.delta"]
         final = stream.get_final_response()
@@ -158,23 +150,18 @@ def test_the_client_s_own_stream_gets_the_final_response(
 
 
 @pytest.mark.parametrize("way", ["whole", "stream", "dumped"])
-def test_a_conversation_is_sent_back_with_the_items_of_an_output(
-    way: str, client: OpenAI, first_stop: dict[str, Any]
-) -> None:
-    said: list[Any] = [{"role": "user", "content": [{"type": "input_text", "text": QUESTION}]}]
-    asked: dict[str, Any] = {"model": "chat", "input": said, "extra_body": first_stop}
+def test_a_conversation_is_sent_back_with_the_items_of_an_output(way, client, first_stop):
+    said = [{"role": "user", "content": [{"type": "input_text", "text": QUESTION}]}]
+    asked = {"model": "chat", "input": said, "extra_body": first_stop}
     if way == "stream":
         with client.responses.stream(**asked) as stream:
-            first: Any = stream.get_final_response()
+            first = stream.get_final_response()
     else:
         first = client.responses.create(**asked)
     output = [item.model_dump() for item in first.output] if way == "dumped" else first.output
     follow = {"role": "user", "content": "Why?"}
     second = client.responses.create(
-        model="chat",
-        input=[*said, *output, follow],  # type: ignore[list-item]
-        max_output_tokens=9,
-        extra_body={"seed": 4},
+        model="chat", input=[*said, *output, follow], max_output_tokens=9, extra_body={"seed": 4}
     )
     messages = [
         {"role": "user", "content": QUESTION},
@@ -184,7 +171,7 @@ def test_a_conversation_is_sent_back_with_the_items_of_an_output(
     assert second.output_text == chat_text(client, messages, seed=4, max_tokens=9)
 
 
-def test_fields_that_ask_for_nothing_are_accepted(client: OpenAI) -> None:
+def test_fields_that_ask_for_nothing_are_accepted(client):
     found = client.responses.create(
         model="chat",
         input=[{"role": "developer", "content": SYSTEM}, {"role": "user", "content": QUESTION}],
@@ -218,13 +205,15 @@ class Person(BaseModel):
 SCHEMA = Person.model_json_schema() | {"additionalProperties": False}
 
 
-def test_an_answer_fits_the_schema_that_the_client_made(client: OpenAI) -> None:
+def test_an_answer_fits_the_schema_that_the_client_made(client):
     """Whole, streamed, and as a chat gives it; and the parsed answer can be sent back."""
-    more: dict[str, Any] = {"max_output_tokens": 100, "extra_body": {"seed": 2}}
+
+    from openai.types.responses import ResponseFormatTextJSONSchemaConfig
+
+    more = {"max_output_tokens": 100, "extra_body": {"seed": 2}}
     found = client.responses.parse(model="base", input=QUESTION, text_format=Person, **more)
     assert found.status == "completed"
     assert isinstance(found.output_parsed, Person)
-    assert found.text is not None
     assert isinstance(found.text.format, ResponseFormatTextJSONSchemaConfig)
     assert found.text.format.name == "Person"
     assert found.text.format.strict is True
@@ -233,35 +222,27 @@ def test_an_answer_fits_the_schema_that_the_client_made(client: OpenAI) -> None:
         model="base", input=QUESTION, text_format=Person, **more
     ) as stream:
         assert stream.get_final_response().output_parsed == found.output_parsed
-    asked: Any = {"type": "json_schema", "json_schema": {"name": "Person", "schema": SCHEMA}}
+    asked = {"type": "json_schema", "json_schema": {"name": "Person", "schema": SCHEMA}}
     messages = [{"role": "user", "content": QUESTION}]
     wanted = client.chat.completions.create(
-        model="base",
-        messages=messages,  # type: ignore[arg-type]
-        response_format=asked,
-        seed=2,
-        max_tokens=100,
+        model="base", messages=messages, response_format=asked, seed=2, max_tokens=100
     )
     assert found.output_text == wanted.choices[0].message.content
     again = client.responses.create(
-        model="base",
-        input=[*messages, *found.output, *messages],  # type: ignore[list-item]
-        max_output_tokens=1,
+        model="base", input=[*messages, *found.output, *messages], max_output_tokens=1
     )
-    assert again.usage is not None
-    assert again.usage.input_tokens > wanted.usage.prompt_tokens  # type: ignore[union-attr]
+    assert again.usage.input_tokens > wanted.usage.prompt_tokens
 
 
-def test_an_answer_is_any_object(client: OpenAI) -> None:
+def test_an_answer_is_any_object(client):
     found = client.responses.create(
         model="base", input=QUESTION, max_output_tokens=9, text={"format": {"type": "json_object"}}
     )
     assert found.output_text.startswith("{")
-    assert found.text is not None
     assert found.text.to_dict() == {"format": {"type": "json_object"}}
 
 
-def test_a_schema_needs_its_extra(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_schema_needs_its_extra(served, monkeypatch):
     monkeypatch.setitem(sys.modules, "llguidance", None)
     asked = {"format": {"type": "json_schema", "name": "x", "schema": SCHEMA}}
     answer = post(served, text=asked)
@@ -270,14 +251,15 @@ def test_a_schema_needs_its_extra(served: Served, monkeypatch: pytest.MonkeyPatc
     assert "uv sync --extra json" in answer.json()["error"]["message"]
 
 
-def test_the_probabilities_are_those_of_a_chat(client: OpenAI, served: Served) -> None:
-    include: Any = ["message.output_text.logprobs"]
+def test_the_probabilities_are_those_of_a_chat(client, served):
+    from openai.types.responses import Response
+
+    include = ["message.output_text.logprobs"]
     asked = {"top_logprobs": 3, "include": include, "max_output_tokens": 9}
     sampled = {"seed": 2, "ignore_eos": True}
     found = Response.model_validate(post(served, **asked, **sampled).json())
     assert found.top_logprobs == 3
-    (part,) = found.output[0].content  # type: ignore[union-attr]
-    assert isinstance(part, ResponseOutputText)
+    (part,) = found.output[0].content
     chat = client.chat.completions.create(
         model="chat",
         messages=[{"role": "user", "content": QUESTION}],
@@ -287,22 +269,20 @@ def test_the_probabilities_are_those_of_a_chat(client: OpenAI, served: Served) -
         top_logprobs=3,
         extra_body={"ignore_eos": True},
     )
-    assert part.logprobs is not None
     wanted = chat.choices[0].logprobs
-    assert wanted is not None
     tokens = [token.to_dict() for token in part.logprobs]
     assert tokens == [token.to_dict() for token in wanted.content or ()]
     assert len(tokens) == 9
     events = stream_of(served, **asked, **sampled)
     for event in events:
-        EVENT.validate_python(event)
+        event_type().validate_python(event)
     deltas = [event for event in events if event["type"] == "response.output_text.delta"]
     assert [token for event in deltas for token in event["logprobs"]] == tokens
     (done,) = [event for event in events if event["type"] == "response.output_text.done"]
     assert done["logprobs"] == tokens
 
 
-def test_a_schema_that_can_t_be_met_is_refused(served: Served) -> None:
+def test_a_schema_that_can_t_be_met_is_refused(served):
     asked = {"format": {"type": "json_schema", "name": "x", "schema": {"enum": []}}}
     answer = post(served, text=asked)
     assert answer.status_code == 400
@@ -310,7 +290,9 @@ def test_a_schema_that_can_t_be_met_is_refused(served: Served) -> None:
     assert "this schema can't be used: Unsatisfiable" in answer.json()["error"]["message"]
 
 
-def test_the_client_raises_its_own_errors(client: OpenAI) -> None:
+def test_the_client_raises_its_own_errors(client):
+    import openai
+
     with pytest.raises(openai.NotFoundError, match="there is no model"):
         client.responses.create(model="gpt", input=QUESTION)
     with pytest.raises(openai.BadRequestError, match="context of 256 tokens") as caught:
@@ -318,19 +300,21 @@ def test_the_client_raises_its_own_errors(client: OpenAI) -> None:
     assert caught.value.code == "context_length_exceeded"
 
 
-def test_no_response_is_stored(client: OpenAI) -> None:
+def test_no_response_is_stored(client):
+    import openai
+
     found = client.responses.create(model="chat", input=QUESTION, max_output_tokens=1)
     with pytest.raises(openai.NotFoundError, match="there is no GET /v1/responses/resp_"):
         client.responses.retrieve(found.id)
 
 
-def test_a_base_model_says_that_it_has_no_template(client: OpenAI) -> None:
+def test_a_base_model_says_that_it_has_no_template(client):
     raw = client.responses.with_raw_response
     answer = raw.create(model="base", input=QUESTION, max_output_tokens=1)
     assert "no chat template" in answer.headers["Pion-Warning"]
 
 
-def test_a_client_that_closes_its_stream_frees_the_slot(client: OpenAI, served: Served) -> None:
+def test_a_client_that_closes_its_stream_frees_the_slot(client, served):
     stream = client.responses.create(
         model="chat", input=QUESTION, stream=True, extra_body={"ignore_eos": True}
     )
@@ -341,23 +325,23 @@ def test_a_client_that_closes_its_stream_frees_the_slot(client: OpenAI, served: 
     wait_until(lambda: served.models[0].engine.load() == (0, 0), "the slot is free")
 
 
-def fail_after(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
+def fail_after(monkeypatch, tokens):
     """Let each answer fail after so many tokens, as if the engine had."""
     part = Answers._part
 
-    def failing(self: Answers, number: int, event: Any) -> Any:
+    def failing(self, number, event):
         failed = self.completion_tokens >= tokens
         return part(self, number, Failed("the model failed") if failed else event)
 
     monkeypatch.setattr(Answers, "_part", failing)
 
 
-def test_an_error_of_the_engine_fails_the_response(
-    client: OpenAI, served: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_of_the_engine_fails_the_response(client, served, monkeypatch):
+    import openai
+
     fail_after(monkeypatch, 3)
     events = stream_of(served, ignore_eos=True)
-    last = EVENT.validate_python(events[-1])
+    last = event_type().validate_python(events[-1])
     assert last.type == "response.failed"
     assert last.response.status == "failed"
     assert last.response.error.code == "server_error"

@@ -1,9 +1,5 @@
 """What may be asked of /v1/responses, and how a wrong field is named."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import pytest
 from pydantic import ValidationError
 
@@ -14,12 +10,12 @@ from pipeline.serve.responses import ResponsesRequest
 QUESTION = "What is a fox?"
 
 
-def user(*content: Any) -> list[dict[str, Any]]:
+def user(*content):
     return [{"role": "user", "content": [*content]}]
 
 
 IMAGE = {"type": "input_image", "image_url": "data:,", "detail": "auto"}
-WRONG: dict[str, tuple[dict[str, Any], str | None, str]] = {
+WRONG = {
     "a tool": ({"tool_choice": "required"}, "tool_choice", "this server has no tool_choice"),
     "earlier": ({"previous_response_id": "resp_1"}, "previous_response_id", "this server has no"),
     "conversation": ({"conversation": "conv_1"}, "conversation", "this server has no conversation"),
@@ -85,7 +81,7 @@ WRONG: dict[str, tuple[dict[str, Any], str | None, str]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_what_the_server_has_not_is_refused_by_name(name: str) -> None:
+def test_what_the_server_has_not_is_refused_by_name(name):
     changes, param, words = WRONG[name]
     with pytest.raises(ApiError) as caught:
         checked(ResponsesRequest, {"model": "chat", "input": QUESTION, **changes})
@@ -96,7 +92,7 @@ def test_what_the_server_has_not_is_refused_by_name(name: str) -> None:
 
 MANY = 5_000
 ODD = {f"field {number}": 1 for number in range(MANY)}
-HOSTILE: dict[str, dict[str, Any]] = {
+HOSTILE = {
     "items": {"input": [{}] * MANY},
     "no items": {"input": [None] * MANY},
     "valid items": {"input": user(QUESTION) * 3 * MANY},
@@ -114,7 +110,7 @@ HOSTILE: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_thousands_of_mistakes_are_one_error(name: str) -> None:
+def test_thousands_of_mistakes_are_one_error(name):
     with pytest.raises(ValidationError) as caught:
         ResponsesRequest.model_validate(HOSTILE[name])
     assert caught.value.error_count() <= 3  # an object's own fields

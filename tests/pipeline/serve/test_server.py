@@ -1,13 +1,10 @@
 """`pion serve` says what it serves, refuses what can't work before it loads anything, and stops."""
 
-from __future__ import annotations
-
 import json
 import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import httpx
 import pytest
@@ -16,12 +13,11 @@ from pion.errors import BadInput
 from pipeline.serve.server import fit_slots
 from pipeline.web.address import API_KEY
 from tests.families.families import FAMILIES
-from tests.pipeline.conftest import Pion
 from tests.support.waiting import PATIENCE_SECONDS, read_until, rest_of
 
 
 @pytest.mark.slow
-def test_sigterm_ends_streams_with_a_message(run_folder: Path) -> None:
+def test_sigterm_ends_streams_with_a_message(run_folder):
     command = [sys.executable, "-m", "pipeline.cli", "serve", "--port", "0", f"{run_folder}/demo"]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
@@ -46,7 +42,7 @@ def test_sigterm_ends_streams_with_a_message(run_folder: Path) -> None:
         process.wait(PATIENCE_SECONDS)
 
 
-def test_a_port_in_use_is_refused_before_a_model_is_looked_for(pion: Pion, here: Path) -> None:
+def test_a_port_in_use_is_refused_before_a_model_is_looked_for(pion, here):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         code, _, error = pion("serve", "nowhere", "--port", str(port))
@@ -67,9 +63,7 @@ def test_a_port_in_use_is_refused_before_a_model_is_looked_for(pion: Pion, here:
         (["--seq-len", "0", "x"], "--seq-len at least 2"),
     ],
 )
-def test_what_can_t_be_served_is_refused(
-    arguments: list[str], words: str, pion: Pion, here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_can_t_be_served_is_refused(arguments, words, pion, here, monkeypatch):
     monkeypatch.delenv(API_KEY, raising=False)
     code, _, error = pion("serve", "--port", "0", *arguments)
     assert code == 2
@@ -77,14 +71,14 @@ def test_what_can_t_be_served_is_refused(
     assert error.startswith("error: ")
 
 
-def test_a_short_key_is_refused(pion: Pion, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_short_key_is_refused(pion, here, monkeypatch):
     monkeypatch.setenv(API_KEY, "secret")
     code, _, error = pion("serve", "--host", "0.0.0.0", "--port", "0")
     assert code == 2
     assert "12 or more letters and digits" in error
 
 
-def test_two_models_of_one_name_are_refused(run_folder: Path, pion: Pion, here: Path) -> None:
+def test_two_models_of_one_name_are_refused(run_folder, pion, here):
     model = f"{run_folder}/demo"
     code, _, error = pion("serve", "--port", "0", model, f"demo={model}@pretrain")
     assert code == 2
@@ -92,16 +86,14 @@ def test_two_models_of_one_name_are_refused(run_folder: Path, pion: Pion, here: 
     assert "pion serve demo other=" in error
 
 
-def test_too_little_memory_for_one_answer_is_refused(
-    run_folder: Path, pion: Pion, here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_little_memory_for_one_answer_is_refused(run_folder, pion, here, monkeypatch):
     monkeypatch.setattr("pipeline.serve.server.free_memory", lambda device: 40_000)
     code, _, error = pion("serve", "--port", "0", f"{run_folder}/demo")
     assert code == 2
     assert "demo: an answer of 256 tokens" in error
 
 
-def test_fewer_slots_where_memory_is_short() -> None:
+def test_fewer_slots_where_memory_is_short():
     model = FAMILIES["pion"].decoder()
     config = model.config
     each = config.n_layers * 2 * config.n_kv_heads * config.head_dim * 4 * 48

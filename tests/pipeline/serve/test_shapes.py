@@ -1,14 +1,12 @@
 """The JSON of answers."""
 
-from __future__ import annotations
-
 from pion.generation.answer import Logprobs
 from pipeline.serve.answers import Part, Token
 from pipeline.serve.shapes import CompletionShape
 from tests.support.finished_run import tiny_tokenizer
 
 
-def test_the_likeliest_of_several_ids_with_one_text_is_listed() -> None:
+def test_the_likeliest_of_several_ids_with_one_text_is_listed():
     """A model may have more rows than its tokenizer has tokens: these ids have no text."""
     tokenizer = tiny_tokenizer()
     rows = [tokenizer.vocab_size + number for number in (5, 1, 3)]

@@ -1,11 +1,7 @@
 """Only this server's names, pages and key holders are answered."""
 
-from __future__ import annotations
-
 import json
 import socket
-from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -14,14 +10,14 @@ import pytest
 from pion.errors import BadInput
 from pipeline.models.find import find_model
 from pipeline.web.address import API_KEY, Address
-from tests.support.served import Served, serving
+from tests.support.served import serving
 from tests.support.waiting import PATIENCE_SECONDS
 
 KEY = "0123456789abcdef"
 BODY = {"model": "base", "prompt": "The", "max_tokens": 1}
 
 
-def post(served: Served, headers: dict[Any, Any] | None = None, **body: Any) -> httpx.Response:
+def post(served, headers=None, **body):
     return httpx.post(
         f"{served.url}/v1/completions",
         json={**BODY, **body},
@@ -51,9 +47,7 @@ def post(served: Served, headers: dict[Any, Any] | None = None, **body: Any) -> 
         ({"Content-Type": "application/x-www-form-urlencoded"}, 415),
     ],
 )
-def test_only_this_server_s_names_and_pages_are_answered(
-    headers: dict[str, str], status: int, served: Served
-) -> None:
+def test_only_this_server_s_names_and_pages_are_answered(headers, status, served):
     answer = httpx.post(
         f"{served.url}/v1/completions",
         content=json.dumps(BODY),
@@ -98,7 +92,7 @@ HOSTILE = {
 }
 
 
-def raw(url: str, request: bytes) -> bytes:
+def raw(url, request):
     """Return the first line of the answer to a request that no client would send."""
     at = urlsplit(url)
     with socket.create_connection((at.hostname, at.port), PATIENCE_SECONDS) as client:
@@ -107,28 +101,28 @@ def raw(url: str, request: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_request_that_could_mean_another_server_is_refused(name: str, served: Served) -> None:
+def test_a_request_that_could_mean_another_server_is_refused(name, served):
     assert raw(served.url, HOSTILE[name]).split()[1] in (b"400", b"403", b"421")
 
 
-def test_a_url_of_this_server_is_answered(served: Served) -> None:
+def test_a_url_of_this_server_is_answered(served):
     """As clients send it that take the server for a proxy."""
     asked = b"GET http://localhost:80/health HTTP/1.1\r\nHost: localhost:80\r\n"
     assert raw(served.url, asked).split()[1] == b"200"
 
 
-def test_its_own_page_is_answered(served: Served) -> None:
+def test_its_own_page_is_answered(served):
     assert post(served, {"Origin": served.url}).status_code == 200
 
 
-def test_a_foreign_page_can_t_ask_what_is_allowed(served: Served) -> None:
+def test_a_foreign_page_can_t_ask_what_is_allowed(served):
     """A browser asks first (OPTIONS) before a foreign page may send JSON."""
     asked = {"Origin": "http://attacker.example", "Access-Control-Request-Method": "POST"}
     answer = httpx.options(f"{served.url}/v1/completions", headers=asked, timeout=PATIENCE_SECONDS)
     assert answer.status_code == 403
 
 
-def test_a_key_is_needed_where_it_is_set(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_is_needed_where_it_is_set(run_folder, monkeypatch):
     monkeypatch.setenv(API_KEY, KEY)
     with serving({"base": find_model(f"{run_folder}/demo@pretrain")}, slots=2) as served:
         for wrong in (b"", b"Bearer x", KEY.encode(), b"Bearer \xff"):
@@ -144,7 +138,7 @@ def test_a_key_is_needed_where_it_is_set(run_folder: Path, monkeypatch: pytest.M
         assert served.client(KEY).models.list().data[0].id == "base"
 
 
-def test_a_tunnel_s_name_is_allowed_if_said(run_folder: Path) -> None:
+def test_a_tunnel_s_name_is_allowed_if_said(run_folder):
     found = {"base": find_model(f"{run_folder}/demo@pretrain")}
     address = Address(port=0, allowed=("pion.example",))
     with serving(found, slots=2, address=address) as served:
@@ -155,9 +149,7 @@ def test_a_tunnel_s_name_is_allowed_if_said(run_folder: Path) -> None:
 FRONT_END = "http://localhost:3000"
 
 
-def test_pages_of_an_allowed_origin_may_ask_and_read(
-    run_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pages_of_an_allowed_origin_may_ask_and_read(run_folder, monkeypatch):
     monkeypatch.setenv(API_KEY, KEY)
     found = {"base": find_model(f"{run_folder}/demo@pretrain")}
     with serving(found, slots=2, address=Address(port=0, origins=(FRONT_END,))) as served:
@@ -199,6 +191,6 @@ def test_pages_of_an_allowed_origin_may_ask_and_read(
     "origin",
     ["*", "null", "", "localhost:3000", "http://a.example/", "ftp://a", "http://u@a", "h\n"],
 )
-def test_an_origin_that_names_no_website_is_refused(origin: str) -> None:
+def test_an_origin_that_names_no_website_is_refused(origin):
     with pytest.raises(BadInput, match="an origin is https://NAME or http://NAME"):
         Address(origins=(origin,)).rules()

@@ -1,11 +1,8 @@
 """Clients that stop reading, or send nothing, do not keep others out."""
 
-from __future__ import annotations
-
 import asyncio
 import resource
 import socket
-from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
@@ -18,16 +15,16 @@ from tests.support.waiting import wait_until
 
 
 @pytest.fixture
-def ended() -> list[str]:
+def ended():
     return []
 
 
 @pytest.fixture
-def server(ended: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+def server(ended, monkeypatch):
     monkeypatch.setattr(address, "UNREAD_SECONDS", 0.2)
     monkeypatch.setattr(resource, "getrlimit", lambda _: (12, 12))
 
-    async def much(request: web.Request) -> web.StreamResponse:
+    async def much(request):
         response = web.StreamResponse()
         await response.prepare(request)
         try:
@@ -36,7 +33,7 @@ def server(ended: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[socket
         finally:
             ended.append("much")
 
-    async def held(request: web.Request) -> web.StreamResponse:
+    async def held(request):
         response = web.StreamResponse()
         await response.prepare(request)
         await response.write(b"x")
@@ -51,14 +48,14 @@ def server(ended: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[socket
     listener.close()
 
 
-def test_a_reader_that_stops_is_given_up(server: socket.socket, ended: list[str]) -> None:
+def test_a_reader_that_stops_is_given_up(server, ended):
     with socket.create_connection(server.getsockname()) as client:
         client.sendall(b"GET /much HTTP/1.1\r\nHost: x\r\n\r\n")
         client.recv(1)
         wait_until(lambda: ended == ["much"], "the end of the answer")
 
 
-def ask(client: socket.socket, path: str, end: bytes) -> bytes:
+def ask(client, path, end):
     """Send a request; return its answer, which ends with `end`, or what came before the close."""
     client.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
     answer = b""
@@ -67,7 +64,7 @@ def ask(client: socket.socket, path: str, end: bytes) -> bytes:
     return answer
 
 
-def test_the_oldest_idle_connection_makes_room_for_a_new_one(server: socket.socket) -> None:
+def test_the_oldest_idle_connection_makes_room_for_a_new_one(server):
     with ExitStack() as stack:
         clients = []
         for number in range(6):
@@ -92,9 +89,7 @@ NO_REQUEST = {
 
 
 @pytest.mark.parametrize("name", NO_REQUEST)
-def test_what_is_no_http_is_refused_and_not_logged(
-    name: str, server: socket.socket, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_is_no_http_is_refused_and_not_logged(name, server, caplog):
     """The client gets the answer also if it sends much more before it reads."""
     status, sent = NO_REQUEST[name]
     with socket.create_connection(server.getsockname()) as client:

@@ -1,17 +1,14 @@
 """A page has its styles and scripts inside, and allows nothing else by its policy."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
-from pathlib import Path
 
 import pytest
 
 from pipeline.web.page import read_page
 
 
-def write(folder: Path, script: str) -> Path:
+def write(folder, script):
     (folder / "page.css").write_text("p { color: red }")
     (folder / "page.js").write_text(script)
     (folder / "page.html").write_text(
@@ -21,7 +18,7 @@ def write(folder: Path, script: str) -> Path:
     return folder
 
 
-def test_styles_and_scripts_are_put_in_and_allowed_by_their_hash(tmp_path: Path) -> None:
+def test_styles_and_scripts_are_put_in_and_allowed_by_their_hash(tmp_path):
     page = read_page(write(tmp_path, "go()"))
     html = page.html.decode()
     assert "<style>p { color: red }</style><p>é</p><script>go()</script>" in html
@@ -31,6 +28,6 @@ def test_styles_and_scripts_are_put_in_and_allowed_by_their_hash(tmp_path: Path)
     assert "unsafe" not in page.policy
 
 
-def test_a_script_that_would_end_its_element_is_refused(tmp_path: Path) -> None:
+def test_a_script_that_would_end_its_element_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"page\.js has </script"):
         read_page(write(tmp_path, 'x = "</script>"'))

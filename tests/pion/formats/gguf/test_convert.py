@@ -1,10 +1,5 @@
 """A GGUF file has the exported model: its values, its shape and its tokenizer."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -12,15 +7,7 @@ from gguf import GGUFReader
 
 from pion.errors import BadInput, PionError
 from pion.formats.gguf import convert as module
-from pion.formats.gguf.convert import (
-    TYPES,
-    Type,
-    convert,
-    encoded,
-    stored_bytes,
-    stored_type,
-    worst,
-)
+from pion.formats.gguf.convert import TYPES, convert, encoded, stored_bytes, stored_type, worst
 from tests.support.finished_run import tiny_tokenizer
 from tests.support.gguf_models import EXPRESSIBLE, exported, expressible, random_model
 from tests.support.stock_models import tokens
@@ -29,12 +16,12 @@ from tests.support.stock_models import tokens
 READ_BY_TRANSFORMERS = ("pion", "wide heads", "untied", "tachyon", "llama", "qwen2")
 
 
-def entries_of(path: Path) -> dict[str, Any]:
+def entries_of(path):
     return {key: field.contents() for key, field in GGUFReader(path).fields.items()}
 
 
 @pytest.mark.parametrize("name", READ_BY_TRANSFORMERS)
-def test_transformers_reads_the_same_model_from_the_file(name: str, tmp_path: Path) -> None:
+def test_transformers_reads_the_same_model_from_the_file(name, tmp_path):
     from transformers import AutoConfig, AutoModelForCausalLM
 
     model, folder = expressible(name, tmp_path)
@@ -52,7 +39,7 @@ def test_transformers_reads_the_same_model_from_the_file(name: str, tmp_path: Pa
         assert (ours - theirs(ids).logits).abs().max() < 1e-4
 
 
-def test_the_file_says_how_to_talk_to_the_model(tmp_path: Path) -> None:
+def test_the_file_says_how_to_talk_to_the_model(tmp_path):
     model = random_model(tiny_tokenizer().vocab_size)
     folder = exported(model, tmp_path / "export")
     convert(folder, tmp_path / "model.gguf", "f16", name="demo (sft, step 5)")
@@ -78,7 +65,7 @@ def test_the_file_says_how_to_talk_to_the_model(tmp_path: Path) -> None:
     )
 
 
-def test_rows_that_have_no_whole_blocks_stay_f16_in_q8_0(tmp_path: Path) -> None:
+def test_rows_that_have_no_whole_blocks_stay_f16_in_q8_0(tmp_path):
     model, folder = expressible("pion", tmp_path)
     assert model.config.d_ff % 32
     converted = convert(folder, tmp_path / "model.gguf", "q8_0", name="tiny")
@@ -89,7 +76,7 @@ def test_rows_that_have_no_whole_blocks_stay_f16_in_q8_0(tmp_path: Path) -> None
     assert types["output_norm.weight"] == "F32"
 
 
-def test_a_router_is_never_rounded(tmp_path: Path) -> None:
+def test_a_router_is_never_rounded(tmp_path):
     _, folder = expressible("tachyon", tmp_path)
     convert(folder, tmp_path / "model.gguf", "q8_0", name="tiny")
     types = {t.name: t.tensor_type.name for t in GGUFReader(tmp_path / "model.gguf").tensors}
@@ -97,16 +84,14 @@ def test_a_router_is_never_rounded(tmp_path: Path) -> None:
     assert types["blk.0.ffn_up_exps.weight"] == "Q8_0"
 
 
-def test_a_file_with_other_values_never_gets_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_with_other_values_never_gets_its_name(tmp_path, monkeypatch):
     _, folder = expressible("pion", tmp_path)
     out = tmp_path / "model.gguf"
     convert(folder, out, "f16", name="first")
     before = out.read_bytes()
     encode = module.encoded
 
-    def flipped(values: np.ndarray, kind: Any) -> np.ndarray:
+    def flipped(values, kind):
         return -encode(values, kind) if values.shape == (48, 32) else encode(values, kind)
 
     monkeypatch.setattr(module, "encoded", flipped)
@@ -116,7 +101,7 @@ def test_a_file_with_other_values_never_gets_its_name(
     assert not [path for path in tmp_path.iterdir() if "partial" in path.name]
 
 
-def test_weights_beyond_f16_are_not_written_as_infinite(tmp_path: Path) -> None:
+def test_weights_beyond_f16_are_not_written_as_infinite(tmp_path):
     model = random_model(tiny_tokenizer().vocab_size)
     with torch.no_grad():
         model.blocks[0].attention.q_proj.weight[0, 0] = 1e6
@@ -126,7 +111,7 @@ def test_weights_beyond_f16_are_not_written_as_infinite(tmp_path: Path) -> None:
     assert convert(folder, tmp_path / "model.gguf", "f32", name="tiny").tensors == 24
 
 
-def test_a_file_that_is_no_gguf_file_is_left_alone(tmp_path: Path) -> None:
+def test_a_file_that_is_no_gguf_file_is_left_alone(tmp_path):
     _, folder = expressible("pion", tmp_path)
     out = tmp_path / "notes.gguf"
     out.write_text("my notes")
@@ -135,9 +120,7 @@ def test_a_file_that_is_no_gguf_file_is_left_alone(tmp_path: Path) -> None:
     assert out.read_text() == "my notes"
 
 
-def test_a_full_disk_leaves_no_part_of_a_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_no_part_of_a_file(tmp_path, monkeypatch):
     _, folder = expressible("pion", tmp_path)
     (tmp_path / ".model.gguf.partial").symlink_to("/dev/full")
     with pytest.raises(BadInput, match=r"can't write the GGUF file .* The model is safe"):
@@ -152,7 +135,7 @@ VALUES = np.random.default_rng(0).normal(0, 0.02, (64, 96)).astype(np.float32)
 
 @pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("scale", [1e-9, 1e-4, 1.0, 1e4])
-def test_honest_rounding_is_within_bounds(kind: Type, scale: float) -> None:
+def test_honest_rounding_is_within_bounds(kind, scale):
     values = VALUES * np.float32(scale)
     stored = encoded(values, kind)
     assert worst(values, stored, kind) <= 1
@@ -160,7 +143,7 @@ def test_honest_rounding_is_within_bounds(kind: Type, scale: float) -> None:
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_one_wrong_weight_is_found(kind: Type) -> None:
+def test_one_wrong_weight_is_found(kind):
     other = VALUES.copy()
     other[3, 5] *= 1.02 if kind != "q8_0" else 0
     other[3, 5] += 0.001 if kind == "q8_0" else 0
@@ -168,13 +151,13 @@ def test_one_wrong_weight_is_found(kind: Type) -> None:
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_not_a_number_is_never_within_bounds(kind: Type) -> None:
+def test_not_a_number_is_never_within_bounds(kind):
     stored = encoded(VALUES, kind).copy()  # of fp32, it is VALUES itself
     stored.view(np.uint8).reshape(-1)[:4] = 0xFF  # NaN in each type
     assert not worst(VALUES, stored, kind) <= 1
 
 
-def test_vectors_and_odd_rows_are_stored_with_more_bits() -> None:
+def test_vectors_and_odd_rows_are_stored_with_more_bits():
     assert stored_type((96,), "q8_0") == "f32"
     assert stored_type((4, 40), "q8_0") == "f16"
     assert stored_type((4, 64), "q8_0") == "q8_0"

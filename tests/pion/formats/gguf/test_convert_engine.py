@@ -11,12 +11,10 @@ import math
 import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from pion.data.chat.chat_format import ChatFormat
@@ -48,24 +46,24 @@ class Trained:
     text: str
 
     @property
-    def ids(self) -> Tensor:
+    def ids(self):
         """Rows of the text's ids (rows, SEQ_LEN)."""
         ids = torch.tensor(self.tokenizer.encode(self.text))
         return ids[: len(ids) // SEQ_LEN * SEQ_LEN].view(-1, SEQ_LEN)
 
-    def logits(self) -> np.ndarray:
+    def logits(self):
         """Return our logits of all rows (rows * SEQ_LEN, vocab_size)."""
         with torch.inference_mode():
             found = self.model(self.ids)[..., : self.tokenizer.vocab_size]
         return found.flatten(0, 1).float().numpy()
 
-    def engine_logits(self, path: Path, kind: Any, cache: str) -> np.ndarray:
+    def engine_logits(self, path, kind, cache):
         """Return llama.cpp's logits in a file of this type, as `logits`."""
         convert(self.export, path, kind, name="trained")
         found, _ = run_engine(path, rows=self.ids.tolist(), cache=cache)
         return np.concatenate(found)
 
-    def bits_per_byte(self, logits: np.ndarray) -> float:
+    def bits_per_byte(self, logits):
         """Return the bits per byte of the rows, but their first tokens."""
         rows = torch.from_numpy(logits).view(*self.ids.shape, -1)
         targets = self.ids[:, 1:].flatten()
@@ -74,7 +72,7 @@ class Trained:
         return float(nats) / math.log(2) / int(sizes.sum())
 
 
-def trained(folder: Path, **changes: Any) -> Trained:
+def trained(folder, **changes):
     """Train a small model on some of the standard library for a few seconds."""
     text = "".join(Path(module.__file__).read_text() for module in (argparse, typing))
     tokenizer = train_bpe([text], 512)
@@ -97,17 +95,17 @@ def trained(folder: Path, **changes: Any) -> Trained:
 
 
 @pytest.fixture(scope="module")
-def dense(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def dense(tmp_path_factory):
     return trained(tmp_path_factory.mktemp("dense"))
 
 
 @pytest.fixture(scope="module")
-def tachyon(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def tachyon(tmp_path_factory):
     return trained(tmp_path_factory.mktemp("tachyon"), d_ff=64, experts=EXPERTS)
 
 
 @pytest.mark.parametrize("name", EXPRESSIBLE)
-def test_f32_gives_our_logits_at_every_position(name: str, tmp_path: Path) -> None:
+def test_f32_gives_our_logits_at_every_position(name, tmp_path):
     model, folder = expressible(name, tmp_path)
     convert(folder, tmp_path / "model.gguf", "f32", name="tiny")
     vocab_size = tiny_tokenizer().vocab_size
@@ -121,10 +119,8 @@ def test_f32_gives_our_logits_at_every_position(name: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["dense", "tachyon"])
-def test_trained_models_in_f32_f16_and_q8_0(
-    name: str, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
-    model: Trained = request.getfixturevalue(name)
+def test_trained_models_in_f32_f16_and_q8_0(name, request, tmp_path):
+    model = request.getfixturevalue(name)
     ours = model.logits()
     bits = model.bits_per_byte(ours)
     apart, of_ours = {}, {}
@@ -146,7 +142,7 @@ def test_trained_models_in_f32_f16_and_q8_0(
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "smollm2", "llama3"])
-def test_every_text_has_our_ids(kind: str, tmp_path: Path) -> None:
+def test_every_text_has_our_ids(kind, tmp_path):
     folder = write_files(kind, tmp_path / "files")
     path = folder / "tokenizer.json"
     tokenizer = Tokenizer.from_file(path)
@@ -159,7 +155,7 @@ def test_every_text_has_our_ids(kind: str, tmp_path: Path) -> None:
     assert [text for text, ids in zip(texts, found) if ids != tokenizer.encode(text)] == []
 
 
-def test_a_chat_has_our_ids(dense: Trained, tmp_path: Path) -> None:
+def test_a_chat_has_our_ids(dense, tmp_path):
     """The template in the file writes special tokens, and llama.cpp finds them in its text."""
     from transformers import AutoTokenizer
 

@@ -1,7 +1,5 @@
 """llama.cpp's own program rounds a file to 4 bits: how Pion calls it, and what it may answer."""
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path
@@ -14,7 +12,7 @@ from pion.errors import BadInput, PionError
 from pion.formats.gguf.four_bits import PROGRAM, find_quantizer, quantize
 
 
-def gguf_file(path: Path, *names: str) -> Path:
+def gguf_file(path, *names):
     writer = GGUFWriter(path, "llama")
     for name in names:
         writer.add_tensor(name, np.zeros((2, 4), np.float32))
@@ -25,7 +23,7 @@ def gguf_file(path: Path, *names: str) -> Path:
     return path
 
 
-def stand_in(folder: Path, code: str) -> str:
+def stand_in(folder, code):
     """Put a program in the place of llama.cpp's, which can't be had here."""
     path = folder / PROGRAM
     path.write_text(
@@ -35,7 +33,7 @@ def stand_in(folder: Path, code: str) -> str:
     return str(path)
 
 
-def test_it_gets_both_files_and_the_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_gets_both_files_and_the_type(tmp_path, monkeypatch):
     whole = gguf_file(tmp_path / "1.gguf", "a", "b")
     program = stand_in(
         tmp_path,
@@ -60,7 +58,7 @@ def test_it_gets_both_files_and_the_type(tmp_path: Path, monkeypatch: pytest.Mon
         ("shutil.copy(sys.argv[0] + '.other', out)", "wrote other tensors"),
     ],
 )
-def test_what_it_spoils_is_not_kept(tmp_path: Path, code: str, said: str) -> None:
+def test_what_it_spoils_is_not_kept(tmp_path, code, said):
     program = stand_in(tmp_path, code)
     gguf_file(tmp_path / f"{PROGRAM}.other", "a")
     whole = gguf_file(tmp_path / "whole.gguf", "a", "b")
@@ -72,7 +70,7 @@ def test_what_it_spoils_is_not_kept(tmp_path: Path, code: str, said: str) -> Non
     assert not list(tmp_path.glob(".*"))
 
 
-def test_without_it_the_commands_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_it_the_commands_are_said(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BadInput) as refused:
         find_quantizer("demo", Path("out/demo.gguf"))

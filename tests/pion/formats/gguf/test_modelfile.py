@@ -1,17 +1,12 @@
 """The Modelfile gives Ollama the model's template, stops and sampling."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil
-from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 
 from pion.data.chat.chat_format import ChatFormat
-from pion.data.chat.messages import Message
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pion.formats.export import export_model
@@ -38,7 +33,7 @@ func main() {
 	if err != nil { panic(err) }
 }
 """
-CONVERSATIONS: list[list[Message]] = [
+CONVERSATIONS = [
     [{"role": "user", "content": "What does str.split do?"}],
     [
         {"role": "system", "content": "Be brief.\n\nBe kind."},
@@ -55,14 +50,14 @@ CONVERSATIONS: list[list[Message]] = [
 
 
 @pytest.fixture
-def export(tmp_path: Path) -> Path:
+def export(tmp_path):
     tokenizer = tiny_tokenizer()
     tokenizer.save(tmp_path / "tokenizer.json")
     export_model(tiny_model(tokenizer.vocab_size), tmp_path / "tokenizer.json", tmp_path / "export")
     return tmp_path / "export"
 
 
-def test_it_has_the_models_template_stops_and_sampling(export: Path) -> None:
+def test_it_has_the_models_template_stops_and_sampling(export):
     text = modelfile(export, "model-f16.gguf", 256)
     assert text.startswith("FROM ./model-f16.gguf\nTEMPLATE ")
     assert re.findall(r"PARAMETER (.*)", text) == [
@@ -76,13 +71,13 @@ def test_it_has_the_models_template_stops_and_sampling(export: Path) -> None:
     ]
 
 
-def test_a_base_model_continues_the_prompt(export: Path) -> None:
+def test_a_base_model_continues_the_prompt(export):
     (export / "chat_template.jinja").unlink()
     text = modelfile(export, "model-f16.gguf", 256)
     assert 'TEMPLATE """{{ .Prompt }}"""' in text
 
 
-def test_the_template_of_others_is_left_to_ollama(tmp_path: Path) -> None:
+def test_the_template_of_others_is_left_to_ollama(tmp_path):
     folder = write_files("smollm2", tmp_path, "{% for m in messages %}{{ m.content }}{% endfor %}")
     text = modelfile(folder, "model-f16.gguf", 256)
     assert "TEMPLATE" not in text
@@ -90,7 +85,7 @@ def test_the_template_of_others_is_left_to_ollama(tmp_path: Path) -> None:
     assert 'PARAMETER stop "<|im_end|>"' in text
 
 
-def test_a_stop_with_quotes_is_refused(export: Path) -> None:
+def test_a_stop_with_quotes_is_refused(export):
     path = export / "tokenizer.json"
     path.write_text(path.read_text().replace("<|endoftext|>", "<|eos|>"))
     settings = json.loads(path.read_text())
@@ -104,7 +99,7 @@ def test_a_stop_with_quotes_is_refused(export: Path) -> None:
         modelfile(export, "model-f16.gguf", 256)
 
 
-def rendered(folder: Path, template: str, conversations: Sequence[list[Message]]) -> list[str]:
+def rendered(folder, template, conversations):
     """Return what Go's text/template makes of conversations."""
     (folder / "main.go").write_text(RENDERER)
     (folder / "template").write_text(template)
@@ -120,7 +115,7 @@ def rendered(folder: Path, template: str, conversations: Sequence[list[Message]]
 
 @pytest.mark.soak  # Go compiles its standard library first
 @pytest.mark.skipif(shutil.which("go") is None, reason="no Go: apt-get install golang-go")
-def test_go_renders_the_template_to_our_ids(export: Path, tmp_path: Path) -> None:
+def test_go_renders_the_template_to_our_ids(export, tmp_path):
     tokenizer = Tokenizer.from_file(export / "tokenizer.json")
     text = modelfile(export, "model-f16.gguf", 256)
     (template,) = re.findall(r'TEMPLATE """(.*?)"""', text, re.DOTALL)

@@ -1,9 +1,5 @@
 """The names of tensors in GGUF files, and which models GGUF can express."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import pytest
 from gguf import MODEL_ARCH, get_tensor_name_map
 
@@ -14,7 +10,7 @@ from tests.support.gguf_models import EXPRESSIBLE
 from tests.support.tiny_config import tiny_config
 
 
-def test_the_names_are_those_of_the_format() -> None:
+def test_the_names_are_those_of_the_format():
     theirs = get_tensor_name_map(MODEL_ARCH.QWEN3, 2)
     dense = {theirs.get_name(name): short for name, short in NAMES.items()}
     assert all(found == short for found, short in dense.items())
@@ -30,7 +26,7 @@ SCALED = {"factor": 8.0, "original_max_position_embeddings": 32}
 
 
 @pytest.mark.parametrize("name", EXPRESSIBLE)
-def test_a_stock_architecture_is_expressible(name: str) -> None:
+def test_a_stock_architecture_is_expressible(name):
     architecture, changes = EXPRESSIBLE[name]
     assert require_expressible(tiny_config(**changes)) == architecture
 
@@ -54,14 +50,12 @@ def test_a_stock_architecture_is_expressible(name: str) -> None:
         ),
     ],
 )
-def test_what_llama_cpp_can_not_compute_is_refused_with_what_else_works(
-    changes: dict[str, Any], reason: str
-) -> None:
+def test_what_llama_cpp_can_not_compute_is_refused_with_what_else_works(changes, reason):
     with pytest.raises(BadInput, match=f"GGUF can't express this model: .*{reason}") as refused:
         require_expressible(tiny_config(**changes))
     assert "pion export MODEL FOLDER" in str(refused.value)
 
 
-def test_the_own_code_of_a_model_that_qwen3_computes_is_refused_too() -> None:
+def test_the_own_code_of_a_model_that_qwen3_computes_is_refused_too():
     with pytest.raises(BadInput, match="exported with its own code"):
         require_expressible(tiny_config(), "pion")

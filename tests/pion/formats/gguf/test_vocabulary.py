@@ -1,10 +1,6 @@
 """The entries of a tokenizer in a GGUF file, and the tokenizers that llama.cpp lacks."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,11 +17,11 @@ from tests.support.tokenizer_kinds import (
 )
 
 
-def entry(entries: dict[str, object], name: str) -> object:
+def entry(entries, name):
     return entries[f"tokenizer.ggml.{name}"]
 
 
-def test_llama_3_has_its_first_token_and_both_stops(tmp_path: Path) -> None:
+def test_llama_3_has_its_first_token_and_both_stops(tmp_path):
     folder = write_files("llama3", tmp_path)
     ids = {t["content"]: t["id"] for t in settings_of("llama3")["added_tokens"]}
     entries = vocabulary(folder, 380)
@@ -35,20 +31,18 @@ def test_llama_3_has_its_first_token_and_both_stops(tmp_path: Path) -> None:
     assert entry(entries, "eot_token_id") == ids["<|eot_id|>"]
 
 
-def test_rows_without_a_token_are_unused(tmp_path: Path) -> None:
+def test_rows_without_a_token_are_unused(tmp_path):
     folder = write_files("gpt2", tmp_path)
     size = len(settings_of("gpt2")["model"]["vocab"])
     entries = vocabulary(folder, size + 2)
     tokens, kinds = entry(entries, "tokens"), entry(entries, "token_type")
-    assert isinstance(tokens, list)
-    assert isinstance(kinds, list)
     assert tokens[size:] == [f"[PAD{size}]", f"[PAD{size + 1}]"]
     assert kinds[size:] == [Kind.UNUSED] * 2
     assert kinds[0] == Kind.CONTROL
     assert kinds[1] == Kind.NORMAL
 
 
-def test_a_missing_or_damaged_tokenizer_is_named(tmp_path: Path) -> None:
+def test_a_missing_or_damaged_tokenizer_is_named(tmp_path):
     path = write_files("gpt2", tmp_path) / "tokenizer.json"
     half = json.dumps({**settings_of("gpt2"), "added_tokens": [{"id": 0}]}).encode()
     for damaged in (half, b"\xff"):
@@ -60,7 +54,7 @@ def test_a_missing_or_damaged_tokenizer_is_named(tmp_path: Path) -> None:
         vocabulary(path.parent, 380)
 
 
-def test_more_stops_than_a_file_has_room_for_are_refused(tmp_path: Path) -> None:
+def test_more_stops_than_a_file_has_room_for_are_refused(tmp_path):
     folder = write_files("llama3", tmp_path)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 2, 3, 4]}))
     with pytest.raises(BadInput, match="4 ids end an answer"):
@@ -74,7 +68,7 @@ def test_more_stops_than_a_file_has_room_for_are_refused(tmp_path: Path) -> None
     ("kind", "name"),
     [("gpt2", "gpt-2"), ("smollm2", "smollm"), ("llama3", "llama-bpe"), ("qwen", "qwen2")],
 )
-def test_a_known_tokenizer_has_a_name(kind: str, name: str) -> None:
+def test_a_known_tokenizer_has_a_name(kind, name):
     assert pre_tokenizer(settings_of(kind)) == name
 
 
@@ -89,15 +83,13 @@ def test_a_known_tokenizer_has_a_name(kind: str, name: str) -> None:
         ({"added_tokens": [{**added("<m>", 0), "lstrip": True}]}, "token '<m>' has lstrip"),
     ],
 )
-def test_any_other_tokenizer_is_refused_with_the_reason(
-    changes: dict[str, Any], reason: str
-) -> None:
+def test_any_other_tokenizer_is_refused_with_the_reason(changes, reason):
     with pytest.raises(BadInput, match=f"GGUF can't express this tokenizer: .*{reason}"):
         pre_tokenizer(settings_of("gpt2", **changes))
 
 
 @pytest.mark.parametrize(("key", "value"), [("dropout", 0.1), ("end_of_word_suffix", "</w>")])
-def test_an_option_of_bpe_that_llama_cpp_lacks_is_refused(key: str, value: Any) -> None:
+def test_an_option_of_bpe_that_llama_cpp_lacks_is_refused(key, value):
     settings = settings_of("gpt2")
     settings["model"][key] = value
     with pytest.raises(BadInput, match=f"key model.{key} is set"):
@@ -105,7 +97,7 @@ def test_an_option_of_bpe_that_llama_cpp_lacks_is_refused(key: str, value: Any) 
 
 
 @pytest.mark.parametrize(("kind", "whole"), [("gpt2", True), ("llama3", False)])
-def test_taking_whole_pieces_must_be_as_llama_cpp_does(kind: str, whole: bool) -> None:
+def test_taking_whole_pieces_must_be_as_llama_cpp_does(kind, whole):
     settings = settings_of(kind)
     settings["model"]["ignore_merges"] = whole
     with pytest.raises(BadInput, match=r"key model\.ignore_merges is (true|false)"):

@@ -3,18 +3,12 @@
 test_core.py begins with models of transformers. Here the models are Pion's.
 """
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from pion.config.model_config import ModelConfig
 from pion.config.parts import Experts, Heads
@@ -32,25 +26,23 @@ from tests.support.capped_models import DENSE, MIXED, MODELS, scrambled
 from tests.support.stock_models import apart, stock_model, tokens
 from tests.support.tiny_config import tiny_config
 
-transformers = pytest.importorskip("transformers")
-
 TOKENS = torch.randint(0, 50, (2, 24), generator=torch.Generator().manual_seed(1))
 QWEN3 = tiny_config(n_heads=6, head_dim=8, vocab_size=61, init_std=0.2)
 PLAIN = {"heads": {"qk_norm": False}, "tie_embeddings": False}
 BANKS = {"n": 6, "rank": 4, "top_k": 3, "bands": [[0, 1]]}
 
 
-def moe(shared: int) -> ModelConfig:
+def moe(shared):
     return tiny_config(vocab_size=61, experts=Experts(n=5, top_k=2, shared=shared, d_shared=24))
 
 
-def qwen3(heads: int, kv_heads: int, head_dim: int, theta: float, *, tied: bool) -> ModelConfig:
+def qwen3(heads, kv_heads, head_dim, theta, *, tied):
     shape = {"n_heads": heads, "n_kv_heads": kv_heads, "head_dim": head_dim}
     return replace(QWEN3, **shape, rope_theta=theta, tie_embeddings=tied)
 
 
 # By name: the model type, and a model of which the stock class computes the logits.
-STOCK: dict[str, tuple[str, ModelConfig]] = {
+STOCK = {
     "qwen3": ("qwen3", qwen3(6, 2, 8, 1e4, tied=True)),
     "qwen3, untied": ("qwen3", qwen3(6, 2, 8, 1e6, tied=False)),
     "qwen3, wide heads": ("qwen3", qwen3(6, 2, 16, 1e4, tied=False)),
@@ -67,7 +59,7 @@ STOCK: dict[str, tuple[str, ModelConfig]] = {
 }  # fmt: skip
 
 
-def fused(hf_state: dict[str, Tensor]) -> dict[str, Tensor]:
+def fused(hf_state):
     """Return the tensors with the experts of a layer in one, as transformers keeps them."""
     found, experts = {}, defaultdict(list)
     for name, tensor in hf_state.items():
@@ -84,8 +76,11 @@ def fused(hf_state: dict[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def stock(hf_config: dict[str, Any], hf_state: dict[str, Tensor]) -> Any:
+def stock(hf_config, hf_state):
     """Return the model of transformers' own class."""
+
+    import transformers
+
     (name,) = hf_config["architectures"]
     config = getattr(transformers, name.replace("ForCausalLM", "Config"))(**hf_config)
     model = getattr(transformers, name)(config).eval()
@@ -98,7 +93,7 @@ def stock(hf_config: dict[str, Any], hf_state: dict[str, Tensor]) -> Any:
 
 @pytest.mark.parametrize("name", STOCK)
 @torch.inference_mode()
-def test_the_logits_are_those_of_transformers_own_class(name: str) -> None:
+def test_the_logits_are_those_of_transformers_own_class(name):
     model_type, config = STOCK[name]
     ours = scrambled(config)
     assert architecture_of(config).model_type == model_type
@@ -108,7 +103,7 @@ def test_the_logits_are_those_of_transformers_own_class(name: str) -> None:
 
 @pytest.mark.parametrize("name", STOCK)
 @torch.inference_mode()
-def test_what_is_read_back_computes_the_same(name: str) -> None:
+def test_what_is_read_back_computes_the_same(name):
     ours = scrambled(STOCK[name][1])
     config, state = from_transformers(*to_transformers(ours.config, ours.state_dict()))
     assert (Decoder.from_state(config, state)(TOKENS) - ours(TOKENS)).abs().max() <= 1e-5
@@ -125,7 +120,9 @@ def test_what_is_read_back_computes_the_same(name: str) -> None:
         assert all(torch.equal(tensor, state[n]) for n, tensor in ours.state_dict().items())
 
 
-def test_an_arcee_that_transformers_saved_is_read(tmp_path: Path) -> None:
+def test_an_arcee_that_transformers_saved_is_read(tmp_path):
+    import transformers
+
     hf_config, _ = to_transformers(STOCK["relu2"][1], {})
     torch.manual_seed(0)
     changes = {"mlp_bias": True, "head_dim": None}
@@ -153,11 +150,11 @@ def test_an_arcee_that_transformers_saved_is_read(tmp_path: Path) -> None:
         ("pilon-48m-dense", "PionForCausalLM"),
     ],
 )
-def test_the_first_architecture_that_fits_is_taken(preset: str, name: str) -> None:
+def test_the_first_architecture_that_fits_is_taken(preset, name):
     assert architecture_of(ModelConfig.preset(preset)).name == name
 
 
-def test_what_no_stock_architecture_computes_gets_modelling_files() -> None:
+def test_what_no_stock_architecture_computes_gets_modelling_files():
     for config in MODELS.values():
         assert not architecture_of(config).stock
     assert misfits(DENSE) == [
@@ -180,13 +177,11 @@ def test_what_no_stock_architecture_computes_gets_modelling_files() -> None:
         ("norm_gain", False),
         ("windows", MIXED.windows),
         ("heads", MIXED.heads),
-        ("wiring", replace(MIXED.wiring, attention_layers=(0, 1), skips=())),  # type: ignore[type-var]
-        ("values", replace(MIXED.values, layers=(0, 1))),  # type: ignore[type-var]
+        ("wiring", replace(MIXED.wiring, attention_layers=(0, 1), skips=())),
+        ("values", replace(MIXED.values, layers=(0, 1))),
     ],
 )
-def test_no_setting_that_changes_the_result_is_lost_in_a_stock_architecture(
-    field: str, value: object
-) -> None:
+def test_no_setting_that_changes_the_result_is_lost_in_a_stock_architecture(field, value):
     for name, needs in (("qwen3", {}), ("qwen3_moe", {"experts": MIXED.experts})):
         plain = replace(DENSE, softcap=None, **needs)
         assert architecture_of(plain, name).stock
@@ -194,7 +189,7 @@ def test_no_setting_that_changes_the_result_is_lost_in_a_stock_architecture(
             architecture_of(replace(plain, **{field: value}), name)
 
 
-def test_an_architecture_can_be_asked_for() -> None:
+def test_an_architecture_can_be_asked_for():
     assert architecture_of(QWEN3, "pion").name == "PionForCausalLM"
     with pytest.raises(BadInput, match="exported as qwen3_moe: Qwen3Moe needs experts"):
         architecture_of(QWEN3, "qwen3_moe")
@@ -213,14 +208,14 @@ STATES = {name: scrambled(config).state_dict() for name, config in CONFIGS.items
 FIELDS = {name: to_transformers(CONFIGS[name], state)[0] for name, state in STATES.items()}
 
 
-def rows(cases: dict[str, list[Any]]) -> Iterator[Any]:
+def rows(cases):
     """Return the cases of each architecture as parameters, with its name first."""
     for name, own in cases.items():
         for case in own:
             yield (name, *case) if isinstance(case, tuple) else (name, case)
 
 
-MISFITS: dict[str, list[Any]] = {
+MISFITS = {
     "llama": [
         ({"heads": None}, "Llama does not normalize queries and keys"),
         (
@@ -257,9 +252,7 @@ MISFITS: dict[str, list[Any]] = {
 
 
 @pytest.mark.parametrize(("name", "changes", "reason"), rows(MISFITS))
-def test_what_the_architecture_can_not_compute_is_said(
-    name: str, changes: dict[str, Any], reason: str
-) -> None:
+def test_what_the_architecture_can_not_compute_is_said(name, changes, reason):
     own = {"head_dim": None} if name == "llama" else {}
     config = ModelConfig.of(CONFIGS[name].to_dict() | own | changes)
     with pytest.raises(BadInput, match=f"can't be exported as {name}: {reason}"):
@@ -267,13 +260,13 @@ def test_what_the_architecture_can_not_compute_is_said(
     assert architecture_of(config).model_type != name
 
 
-def test_a_head_may_be_wider_than_its_share_of_d_model() -> None:
+def test_a_head_may_be_wider_than_its_share_of_d_model():
     config = tiny_config(heads=Heads(qk_norm=False), head_dim=12)
     assert architecture_of(config).name == "LlamaForCausalLM"
     assert config_from_transformers(to_transformers(config, {})[0]).head_dim == 12
 
 
-def test_a_width_of_heads_that_only_transformers_takes_is_read() -> None:
+def test_a_width_of_heads_that_only_transformers_takes_is_read():
     theirs = stock_model("Qwen2.5", head_dim=12)
     config, state = from_transformers(theirs.config.to_dict(), theirs.state_dict())
     assert config.head_dim == 12
@@ -285,7 +278,7 @@ def test_a_width_of_heads_that_only_transformers_takes_is_read() -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_rows_that_the_tokenizer_lacks_are_dropped_from_every_table(name: str) -> None:
+def test_rows_that_the_tokenizer_lacks_are_dropped_from_every_table(name):
     ours = scrambled(MODELS[name])
     config, state = from_transformers(*to_transformers(ours.config, ours.state_dict(), 250))
     back = Decoder.from_state(config, state)
@@ -294,7 +287,7 @@ def test_rows_that_the_tokenizer_lacks_are_dropped_from_every_table(name: str) -
     torch.testing.assert_close(back(TOKENS), ours(TOKENS)[..., :250], rtol=0, atol=1e-6)
 
 
-def test_dropped_rows_change_no_other_logits_of_a_stock_class() -> None:
+def test_dropped_rows_change_no_other_logits_of_a_stock_class():
     ours = scrambled(QWEN3)
     hf_config, hf_state = to_transformers(QWEN3, ours.state_dict(), vocab_size=50)
     assert hf_state["model.embed_tokens.weight"].shape == (50, 32)
@@ -302,7 +295,7 @@ def test_dropped_rows_change_no_other_logits_of_a_stock_class() -> None:
     torch.testing.assert_close(theirs, ours(TOKENS)[..., :50], rtol=0, atol=1e-5)
 
 
-def test_more_rows_than_the_model_has_are_refused() -> None:
+def test_more_rows_than_the_model_has_are_refused():
     with pytest.raises(BadInput, match="has 61 embedding rows, not 62"):
         to_transformers(QWEN3, {}, vocab_size=62)
 
@@ -310,19 +303,21 @@ def test_more_rows_than_the_model_has_are_refused() -> None:
 # ---------------------------------------------------------------- configs that are read
 
 
-def test_the_config_has_no_field_that_qwen2_does_not_have() -> None:
+def test_the_config_has_no_field_that_qwen2_does_not_have():
     assert not {"head_dim", "attention_bias"} & FIELDS["qwen2"].keys()
     assert FIELDS["qwen2"]["use_sliding_window"] is False
 
 
-def test_no_id_of_an_arcee_is_beyond_the_vocabulary() -> None:
+def test_no_id_of_an_arcee_is_beyond_the_vocabulary():
+    import transformers
+
     loaded = transformers.ArceeConfig(**FIELDS["arcee"])
     ids = [value for name, value in loaded.to_dict().items() if name.endswith("_token_id")]
     assert all(value is None or value < loaded.vocab_size for value in ids if value != 128_001)
     assert loaded.bos_token_id is None
 
 
-WITHOUT_EFFECT: dict[str, list[Any]] = {
+WITHOUT_EFFECT = {
     "llama": [
         {"pretraining_tp": 4},
         {"sliding_window": 4096, "use_sliding_window": False, "max_window_layers": 1},
@@ -343,12 +338,12 @@ WITHOUT_EFFECT: dict[str, list[Any]] = {
 
 
 @pytest.mark.parametrize(("name", "change"), rows(WITHOUT_EFFECT))
-def test_a_field_without_effect_changes_nothing(name: str, change: dict[str, Any]) -> None:
+def test_a_field_without_effect_changes_nothing(name, change):
     fields = FIELDS[name]
     assert config_from_transformers(fields | change) == config_from_transformers(fields)
 
 
-LACKED: dict[str, list[Any]] = {
+LACKED = {
     "llama": [
         ({"attention_bias": True}, "attention_bias is True; only False is supported"),
         ({"mlp_bias": True}, "mlp_bias is True; only False is supported"),
@@ -390,14 +385,12 @@ LACKED: dict[str, list[Any]] = {
 
 
 @pytest.mark.parametrize(("name", "change", "message"), rows(LACKED))
-def test_a_field_with_an_effect_that_we_lack_is_refused(
-    name: str, change: dict[str, Any], message: str
-) -> None:
+def test_a_field_with_an_effect_that_we_lack_is_refused(name, change, message):
     with pytest.raises(BadInput, match=message):
         config_from_transformers(FIELDS[name] | change)
 
 
-def test_a_folder_of_another_architecture_is_refused_by_name() -> None:
+def test_a_folder_of_another_architecture_is_refused_by_name():
     with pytest.raises(
         BadInput,
         match="'gemma'; only 'qwen3', 'qwen3_moe', 'arcee', 'llama', 'qwen2' and 'pion' are",
@@ -405,7 +398,7 @@ def test_a_folder_of_another_architecture_is_refused_by_name() -> None:
         from_transformers({"model_type": "gemma"}, {})
 
 
-def test_biases_without_two_matrices_are_refused() -> None:
+def test_biases_without_two_matrices_are_refused():
     with pytest.raises(BadInput, match="only feed-forward layers of two matrices have biases"):
         tiny_config(**PLAIN, activation="swiglu", feedforward_bias=True)
 
@@ -423,14 +416,14 @@ LAYER = "model.layers.0"
         ("qwen3_moe", f"{LAYER}.mlp.shared"),
     ],
 )
-def test_a_foreign_tensor_is_named(name: str, tensor: str) -> None:
+def test_a_foreign_tensor_is_named(name, tensor):
     hf_config, hf_state = to_transformers(CONFIGS[name], STATES[name])
     with pytest.raises(BadInput, match=re.escape(f"unexpected tensor {tensor}")):
         from_transformers(hf_config, hf_state | {tensor: torch.zeros(1)})
 
 
 @pytest.mark.parametrize("part", ["q_proj", "k_proj", "v_proj"])
-def test_a_missing_bias_is_named(part: str) -> None:
+def test_a_missing_bias_is_named(part):
     theirs = stock_model("Qwen2.5")
     state = dict(theirs.state_dict())
     del state[f"model.layers.1.self_attn.{part}.bias"]
@@ -439,7 +432,7 @@ def test_a_missing_bias_is_named(part: str) -> None:
         Decoder.from_state(config, ours)
 
 
-def test_a_missing_expert_and_one_of_another_shape_are_named() -> None:
+def test_a_missing_expert_and_one_of_another_shape_are_named():
     hf_config, hf_state = to_transformers(CONFIGS["qwen3_moe"], STATES["qwen3_moe"])
     name = "model.layers.1.mlp.experts.3.up_proj.weight"
     with pytest.raises(BadInput, match=f"the weights have no {name}"):

@@ -1,14 +1,10 @@
 """An export with modelling files runs without Pion, and Pion reads it without running them."""
 
-from __future__ import annotations
-
 import io
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -31,21 +27,19 @@ LIBRARY_FILES = {"model_config.py", "decoder.py", "attention.py", "modeling_pion
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tokenizer(tmp_path_factory):
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     train_bpe([TEXT], 280).save(path)
     return path
 
 
 @pytest.fixture(scope="module")
-def models() -> dict[str, Decoder]:
+def models():
     return {name: scrambled(config) for name, config in MODELS.items()}
 
 
 @pytest.fixture(scope="module")
-def exports(
-    models: dict[str, Decoder], tokenizer: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def exports(models, tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exports")
     for name, model in models.items():
         export_model(model, tokenizer, folder / name)
@@ -53,13 +47,13 @@ def exports(
 
 
 @pytest.fixture
-def export(models: dict[str, Decoder], tokenizer: Path, tmp_path: Path) -> Path:
+def export(models, tokenizer, tmp_path):
     """Return an export of the dense model that a test may change."""
     export_model(models["dense"], tokenizer, tmp_path / "model")
     return tmp_path / "model"
 
 
-def change_json(path: Path, **fields: object) -> None:
+def change_json(path, **fields):
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
@@ -99,12 +93,8 @@ save_file(found, exports / "found.safetensors")
 @pytest.mark.slow
 @pytest.mark.parametrize("names", [("mixed",), pytest.param(tuple(MODELS), marks=pytest.mark.soak)])
 def test_without_pion_it_gives_the_same_logits_and_greedy_text(
-    names: tuple[str, ...],
-    exports: Path,
-    models: dict[str, Decoder],
-    tokenizer: Path,
-    tmp_path: Path,
-) -> None:
+    names, exports, models, tokenizer, tmp_path
+):
     tokens = torch.randint(0, 280, (2, 60), generator=torch.Generator().manual_seed(3))
     save_file({"tokens": tokens}, exports / "tokens.safetensors")
     subprocess.run(
@@ -138,9 +128,7 @@ def test_without_pion_it_gives_the_same_logits_and_greedy_text(
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_the_exported_model_is_verified_next_to_the_library(
-    name: str, exports: Path, models: dict[str, Decoder], tokenizer: Path
-) -> None:
+def test_the_exported_model_is_verified_next_to_the_library(name, exports, models, tokenizer):
     assert verify_export(exports / name, models[name], tokenizer, [TEXT]) <= 1e-5
     tokens = torch.arange(40)[None]
     models[name].loss(tokens, tokens).backward()  # the library's own operations still work
@@ -149,9 +137,7 @@ def test_the_exported_model_is_verified_next_to_the_library(
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_pion_reads_it_by_its_own_settings(
-    name: str, exports: Path, models: dict[str, Decoder]
-) -> None:
+def test_pion_reads_it_by_its_own_settings(name, exports, models):
     loaded, tokenizer = pion.load(exports / name)
     assert tokenizer is not None
     tokens = torch.arange(60)[None]
@@ -161,7 +147,7 @@ def test_pion_reads_it_by_its_own_settings(
         )
 
 
-def plant(folder: Path) -> Path:
+def plant(folder):
     """Add a line to each modelling file that leaves a mark when it is run; return the mark."""
     mark = folder.parent / "was run"
     for path in folder.glob("*.py"):
@@ -169,16 +155,14 @@ def plant(folder: Path) -> Path:
     return mark
 
 
-def test_pion_never_runs_a_modelling_file(export: Path) -> None:
+def test_pion_never_runs_a_modelling_file(export):
     mark = plant(export)
     pion.load(export)
     assert not mark.exists()
 
 
 @pytest.mark.parametrize("command", ["generate", "chat", "eval"])
-def test_nor_does_a_command(
-    export: Path, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_nor_does_a_command(export, command, monkeypatch, capsys):
     mark = plant(export)
     text = export.parent / "text.txt"
     text.write_text(TEXT)
@@ -189,34 +173,32 @@ def test_nor_does_a_command(
     assert not mark.exists()
 
 
-def test_modelling_files_that_were_changed_are_not_run_to_verify_them(
-    export: Path, models: dict[str, Decoder], tokenizer: Path
-) -> None:
+def test_modelling_files_that_were_changed_are_not_run_to_verify_them(export, models, tokenizer):
     mark = plant(export)
     with pytest.raises(PionError, match="not those that this version of Pion writes"):
         verify_export(export, models["dense"], tokenizer, [TEXT])
     assert not mark.exists()
 
 
-def remove_a_file(export: Path) -> None:
+def remove_a_file(export):
     (export / "norm_and_projection.py").unlink()
 
 
-def bring_a_way_to_generate(export: Path) -> None:
+def bring_a_way_to_generate(export):
     (export / "custom_generate").mkdir()
     (export / "custom_generate" / "generate.py").write_text("raise SystemExit")
 
 
-def take_the_model_from_the_hub(export: Path) -> None:
+def take_the_model_from_the_hub(export):
     auto_map = json.loads((export / "config.json").read_text())["auto_map"]
     change_json(export / "config.json", auto_map={k: f"a/b--{v}" for k, v in auto_map.items()})
 
 
-def take_the_tokenizer_from_the_hub(export: Path) -> None:
+def take_the_tokenizer_from_the_hub(export):
     change_json(export / "tokenizer_config.json", auto_map={"AutoTokenizer": "a/b--t.T"})
 
 
-def become_stock(export: Path) -> None:
+def become_stock(export):
     for path in export.glob("*.py"):
         path.unlink()
 
@@ -232,15 +214,13 @@ def become_stock(export: Path) -> None:
         become_stock,
     ],
 )
-def test_only_code_that_this_version_writes_is_trusted(
-    change: Callable[[Path], object], export: Path
-) -> None:
+def test_only_code_that_this_version_writes_is_trusted(change, export):
     assert runs_only_our_code(export)
     change(export)
     assert not runs_only_our_code(export)
 
 
-def test_settings_and_tensors_that_do_not_fit_are_named(export: Path) -> None:
+def test_settings_and_tensors_that_do_not_fit_are_named(export):
     weights = load_file(export / "model.safetensors")
     save_file(weights | {"other.weight": torch.zeros(1)}, export / "model.safetensors")
     with pytest.raises(BadInput, match=r"unexpected tensor other\.weight"):
@@ -260,7 +240,7 @@ def test_settings_and_tensors_that_do_not_fit_are_named(export: Path) -> None:
 # ---------------------------------------------------------------- the folder
 
 
-def test_the_folder_has_the_librarys_files_and_says_so(export: Path) -> None:
+def test_the_folder_has_the_librarys_files_and_says_so(export):
     names = {path.name for path in export.glob("*.py")}
     assert names == set(modelling_files())
     assert names >= LIBRARY_FILES
@@ -270,16 +250,14 @@ def test_the_folder_has_the_librarys_files_and_says_so(export: Path) -> None:
     assert config["auto_map"]["AutoModelForCausalLM"] == "modeling_pion.PionForCausalLM"
 
 
-def test_an_export_replaces_another_versions_modelling_files(
-    export: Path, tokenizer: Path, models: dict[str, Decoder]
-) -> None:
+def test_an_export_replaces_another_versions_modelling_files(export, tokenizer, models):
     (export / "decoder.py").rename(export / "renamed_since.py")
     assert is_export(export)
     export_model(models["experts"], tokenizer, export)
     assert {path.name for path in export.glob("*.py")} == set(modelling_files())
 
 
-def test_a_python_file_of_the_users_keeps_the_folder(export: Path) -> None:
+def test_a_python_file_of_the_users_keeps_the_folder(export):
     (export / "train.py").write_text("print('mine')\n")
     assert not is_export(export)
     with pytest.raises(BadInput, match=r"not part of a Pion export \(train\.py\)"):
@@ -312,7 +290,7 @@ def both():
 }
 
 
-def package(folder: Path, **changed: str) -> Path:
+def package(folder, **changed):
     for name, text in (FILES | {f"{name}.py": text for name, text in changed.items()}).items():
         path = folder / "lib" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -321,9 +299,7 @@ def package(folder: Path, **changed: str) -> Path:
     return folder / "lib"
 
 
-def test_the_copy_has_what_is_imported_and_works_as_a_flat_package(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_copy_has_what_is_imported_and_works_as_a_flat_package(tmp_path, monkeypatch):
     texts = flat_copy(package(tmp_path), "lib.start")
     assert list(texts) == ["far.py", "near.py", "start.py"]
     assert texts["start.py"] == FILES["start.py"].replace("lib.deep.near", ".near").replace(
@@ -334,7 +310,7 @@ def test_the_copy_has_what_is_imported_and_works_as_a_flat_package(
     for name, text in texts.items():
         (flat / name).write_text(text)
     monkeypatch.syspath_prepend(str(flat.parent))
-    from flat_copy_of_lib.start import both  # type: ignore[import-not-found]
+    from flat_copy_of_lib.start import both
 
     assert both() == 4
     assert "lib" not in sys.modules
@@ -358,14 +334,12 @@ def test_the_copy_has_what_is_imported_and_works_as_a_flat_package(
         ('"""Say\n\nfrom .future import it\n"""\n', r"would find the imports \['future'\]"),
     ],
 )
-def test_an_import_that_has_no_relative_form_is_named(
-    text: str, complaint: str, tmp_path: Path
-) -> None:
+def test_an_import_that_has_no_relative_form_is_named(text, complaint, tmp_path):
     with pytest.raises(ValueError, match=complaint):
         flat_copy(package(tmp_path, start=text), "lib.start")
 
 
-def test_two_modules_of_one_name_are_refused(tmp_path: Path) -> None:
+def test_two_modules_of_one_name_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"would both be far\.py in a flat folder"):
         flat_copy(
             package(tmp_path, **{"deep/far": "", "deep/near": "from lib.deep.far import x\n"}),

@@ -3,12 +3,8 @@
 Every bias and every gain is random, because a fresh model's are 0 and 1, which hides mistakes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -25,8 +21,6 @@ from pion.model.decoder import Decoder
 from tests.support.stock_models import LLAMA3, STOCK, apart, randomize, saved, stock_model, tokens
 from tests.support.tiny_config import tiny_config
 
-transformers = pytest.importorskip("transformers")
-
 ALLOWED = 1e-4
 # Beyond 1,024 tokens, scaled positions differ the most from others.
 LONG = tokens(1500)
@@ -34,11 +28,11 @@ State = dict[str, Tensor]
 
 
 @pytest.fixture(scope="module")
-def theirs() -> dict[str, Any]:
+def theirs():
     return {name: stock_model(name) for name in STOCK}
 
 
-def read(model: Any) -> Decoder:
+def read(model):
     return Decoder.from_state(*from_transformers(model.config.to_dict(), model.state_dict()))
 
 
@@ -46,18 +40,14 @@ def read(model: Any) -> Decoder:
 
 
 @pytest.mark.parametrize("name", STOCK)
-def test_a_folder_by_transformers_gives_the_logits_of_its_class(
-    name: str, theirs: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_folder_by_transformers_gives_the_logits_of_its_class(name, theirs, tmp_path):
     ours = load_decoder(saved(theirs[name], tmp_path))
     assert apart(ours, theirs[name], LONG) <= ALLOWED
 
 
 @pytest.mark.parametrize("joined", [False, True])
 @pytest.mark.parametrize("name", STOCK)
-def test_cached_generation_gives_the_tokens_of_its_class(
-    name: str, joined: bool, theirs: dict[str, Any]
-) -> None:
+def test_cached_generation_gives_the_tokens_of_its_class(name, joined, theirs):
     ours, prompt = read(theirs[name]), tokens(1030)
     if joined:
         ours = ours.joined()
@@ -74,7 +64,7 @@ def test_cached_generation_gives_the_tokens_of_its_class(
 
 
 @pytest.mark.parametrize("name", STOCK)
-def test_packed_documents_give_the_logits_of_each_alone(name: str, theirs: dict[str, Any]) -> None:
+def test_packed_documents_give_the_logits_of_each_alone(name, theirs):
     ours, both = read(theirs[name]), tokens(700)
     lengths = (600, 100)
     positions = torch.cat([torch.arange(length) for length in lengths])[None]
@@ -89,9 +79,7 @@ def test_packed_documents_give_the_logits_of_each_alone(name: str, theirs: dict[
 
 
 @pytest.mark.parametrize("name", STOCK)
-def test_a_model_goes_back_as_its_class_with_its_settings_and_tensors(
-    name: str, theirs: dict[str, Any]
-) -> None:
+def test_a_model_goes_back_as_its_class_with_its_settings_and_tensors(name, theirs):
     model = theirs[name]
     hf_config, hf_state = to_transformers(
         *from_transformers(model.config.to_dict(), model.state_dict())
@@ -108,7 +96,7 @@ def test_a_model_goes_back_as_its_class_with_its_settings_and_tensors(
 
 
 @pytest.mark.parametrize("name", STOCK)
-def test_a_checkpoint_records_all_settings(name: str, theirs: dict[str, Any]) -> None:
+def test_a_checkpoint_records_all_settings(name, theirs):
     config = read(theirs[name]).config
     assert config.imported
     assert ModelConfig.from_dict(config.to_dict()) == config
@@ -117,47 +105,45 @@ def test_a_checkpoint_records_all_settings(name: str, theirs: dict[str, Any]) ->
 # ---------------------------------------------------------------- mistakes are found
 
 
-def without_biases(config: ModelConfig, state: State) -> tuple[ModelConfig, State]:
+def without_biases(config, state):
     found = {n: torch.zeros_like(t) if n.endswith("bias") else t for n, t in state.items()}
     return config, found
 
 
-def without_one_bias(config: ModelConfig, state: State) -> tuple[ModelConfig, State]:
+def without_one_bias(config, state):
     name = "blocks.1.attention.v_proj.bias"
     return config, state | {name: torch.zeros_like(state[name])}
 
 
-def without_gains(config: ModelConfig, state: State) -> tuple[ModelConfig, State]:
+def without_gains(config, state):
     found = {n: torch.ones_like(t) if "norm" in n else t for n, t in state.items()}
     return config, found
 
 
-def another_theta(config: ModelConfig, state: State) -> tuple[ModelConfig, State]:
+def another_theta(config, state):
     return replace(config, rope_theta=1.01 * config.rope_theta), state
 
 
-def another_epsilon(config: ModelConfig, state: State) -> tuple[ModelConfig, State]:
+def another_epsilon(config, state):
     return replace(config, norm_eps=1.1e-5 if config.norm_eps == 1e-6 else 1e-6), state
 
 
-def without_scaling(config: ModelConfig, state: State) -> tuple[ModelConfig, State]:
+def without_scaling(config, state):
     return replace(config, rope_scaling=None), state
 
 
-def another_context(config: ModelConfig, state: State) -> tuple[ModelConfig, State]:
-    assert config.rope_scaling is not None
+def another_context(config, state):
     scaling = replace(config.rope_scaling, original_max_position_embeddings=250)
     return replace(config, rope_scaling=scaling), state
 
 
-def sharper_scaling(config: ModelConfig, state: State) -> tuple[ModelConfig, State]:
+def sharper_scaling(config, state):
     """No frequency is between the two factors."""
-    assert config.rope_scaling is not None
     return replace(config, rope_scaling=replace(config.rope_scaling, high_freq_factor=1.01)), state
 
 
 Mistake = Callable[[ModelConfig, State], tuple[ModelConfig, State]]
-MISTAKES: list[tuple[str, Mistake]] = [
+MISTAKES = [
     *((name, mistake) for name in STOCK for mistake in (another_theta, another_epsilon)),
     *((name, without_gains) for name in STOCK),
     *((name, mistake) for name in ("Qwen2.5",) for mistake in (without_biases, without_one_bias)),
@@ -172,7 +158,7 @@ MISTAKES: list[tuple[str, Mistake]] = [
 @pytest.mark.parametrize(
     ("name", "mistake"), MISTAKES, ids=[f"{n}-{mistake.__name__}" for n, mistake in MISTAKES]
 )
-def test_a_mistake_shows_in_the_logits(name: str, mistake: Mistake, theirs: dict[str, Any]) -> None:
+def test_a_mistake_shows_in_the_logits(name, mistake, theirs):
     model = theirs[name]
     wrong = mistake(*from_transformers(model.config.to_dict(), model.state_dict()))
     assert apart(Decoder.from_state(*wrong), model, LONG) > 5 * ALLOWED
@@ -188,8 +174,11 @@ CLASSES = {
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_the_defaults_are_those_of_the_class(name: str) -> None:
+def test_the_defaults_are_those_of_the_class(name):
     """A class without a field has no default, and `None` stands for what follows from others."""
+
+    import transformers
+
     settings = getattr(transformers, f"{name}Config")()
     for field, default in {**DEFAULTS, **CLASSES[name].defaults}.items():
         expected = getattr(settings, field, default)
@@ -204,7 +193,9 @@ def test_the_defaults_are_those_of_the_class(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["Llama", "Qwen2", "Qwen3"])
-def test_a_config_with_sizes_alone_is_what_the_class_makes_of_it(name: str, tmp_path: Path) -> None:
+def test_a_config_with_sizes_alone_is_what_the_class_makes_of_it(name, tmp_path):
+    import transformers
+
     sizes = {
         "vocab_size": 97,
         "hidden_size": 64,
@@ -221,7 +212,7 @@ def test_a_config_with_sizes_alone_is_what_the_class_makes_of_it(name: str, tmp_
 
 
 @pytest.mark.parametrize("field", ["hidden_size", "vocab_size", "num_hidden_layers"])
-def test_a_size_that_is_not_there_is_named(field: str, theirs: dict[str, Any]) -> None:
+def test_a_size_that_is_not_there_is_named(field, theirs):
     fields = theirs["Qwen2.5"].config.to_dict()
     del fields[field]
     with pytest.raises(BadInput, match=f"config.json has no '{field}'"):
@@ -255,14 +246,12 @@ OLDER_LLAMA3 = OLD_LLAMA3 | {
         (OLD_LLAMA3 | {"rope_parameters": {"rope_theta": 1e6}}, 5e5, SCALING),
     ],
 )
-def test_both_spellings_are_read(
-    fields: dict[str, Any], theta: float, scaling: RopeScaling | None
-) -> None:
+def test_both_spellings_are_read(fields, theta, scaling):
     read = read_rotary(CONTEXT | fields)
     assert (read["rope_theta"], read.get("rope_scaling")) == (theta, scaling)
 
 
-def test_the_original_context_is_the_whole_one_where_none_is_given() -> None:
+def test_the_original_context_is_the_whole_one_where_none_is_given():
     without = {n: v for n, v in LLAMA3.items() if n != "original_max_position_embeddings"}
     for fields, original in (({}, 512), ({"original_max_position_embeddings": 128}, 128)):
         read = read_rotary(CONTEXT | {"rope_parameters": without} | fields)
@@ -270,10 +259,9 @@ def test_the_original_context_is_the_whole_one_where_none_is_given() -> None:
 
 
 @pytest.mark.parametrize("spelling", [NEW_LLAMA3, OLD_LLAMA3, OLDER_LLAMA3])
-def test_each_spelling_is_what_transformers_makes_of_it(
-    spelling: dict[str, Any], tmp_path: Path
-) -> None:
+def test_each_spelling_is_what_transformers_makes_of_it(spelling, tmp_path):
     """transformers reads the folder too, so that a spelling that it does not know would show."""
+
     import transformers
 
     absent = {"rope_parameters": None, "rope_theta": None, "rope_scaling": None}
@@ -306,12 +294,12 @@ def test_each_spelling_is_what_transformers_makes_of_it(
         ({"rope_parameters": LLAMA3 | {"factor": "8"}}, "rope_scaling.factor is '8'"),
     ],
 )
-def test_positions_that_we_do_not_compute_are_refused(fields: dict[str, Any], message: str) -> None:
+def test_positions_that_we_do_not_compute_are_refused(fields, message):
     with pytest.raises(BadInput, match=message):
         read_rotary(CONTEXT | fields)
 
 
-def test_what_is_not_the_default_is_written_in_both_spellings() -> None:
+def test_what_is_not_the_default_is_written_in_both_spellings():
     assert rotary_settings(tiny_config()) == {
         "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0}
     }

@@ -3,10 +3,6 @@
 `pytest -m soak` runs this, because each model takes gigabytes and up to a minute.
 """
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import pytest
 import torch
 import transformers
@@ -24,9 +20,7 @@ SIZES = [name for name, (_, _, parameters) in PUBLISHED.items() if parameters < 
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_a_model_of_this_size_is_read_from_shards_and_written_again(
-    name: str, tmp_path: Path
-) -> None:
+def test_a_model_of_this_size_is_read_from_shards_and_written_again(name, tmp_path):
     kind, fields, parameters = PUBLISHED[name]
     settings = getattr(transformers, f"{kind}Config")(**fields)
     model = getattr(transformers, f"{kind}ForCausalLM")(settings).eval()

@@ -4,14 +4,10 @@
 and what depends on its version; torch and all other packages are those of this environment.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import shutil
 import site
 import sys
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -41,7 +37,7 @@ pytestmark = pytest.mark.soak
 
 
 @pytest.fixture(scope="module")
-def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def python(tmp_path_factory):
     """The interpreter of an environment with transformers 4.57."""
     uv = shutil.which("uv")
     if uv is None:
@@ -74,9 +70,7 @@ BIASED = {"qk_norm": False, "qkv_bias": True}
         ({"heads": BIASED, "rope_theta": 1e6, "imported": True}, "Qwen2ForCausalLM"),
     ],
 )
-def test_transformers_4_computes_the_same_logits(
-    tmp_path: Path, python: Path, changes: dict[str, Any], name: str
-) -> None:
+def test_transformers_4_computes_the_same_logits(tmp_path, python, changes, name):
     train_bpe(["some text to learn bytes from"], 270).save(tmp_path / "tokenizer.json")
     torch.manual_seed(0)
     config = tiny_config(vocab_size=280, seq_len=64, init_std=0.2, **changes)

@@ -1,32 +1,30 @@
 """A decoder with the interface of transformers: masks, labels, caches, generation."""
 
-from __future__ import annotations
-
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import pion
-from pion.formats.huggingface.modeling_pion import PionConfig, PionForCausalLM
 from tests.support.capped_models import MIXED, MODELS, scrambled
 
 PAD = 1
-GREEDY: dict[str, Any] = {"do_sample": False, "pad_token_id": PAD}
+GREEDY = {"do_sample": False, "pad_token_id": PAD}
 PROMPTS = [[5, 9, 250, 31, 7, 88, 14, 200, 3, 41], [17, 4]]
 
 
-def wrapped(name: str) -> PionForCausalLM:
+def wrapped(name):
     """Return a model as an export has it: without rows beyond the vocabulary."""
+
+    from pion.formats.huggingface.modeling_pion import PionConfig, PionForCausalLM
+
     ours = scrambled(replace(MODELS[name], head_multiple=1))
     model = PionForCausalLM(PionConfig(decoder_settings=ours.config.to_dict()))
     model.decoder.load_state_dict(ours.state_dict())
     return model.eval()
 
 
-def padded(side: str) -> tuple[Tensor, Tensor]:
+def padded(side):
     """Return the prompts as one batch, and its attention mask."""
     width = max(map(len, PROMPTS))
     rows, mask = [], []
@@ -39,13 +37,13 @@ def padded(side: str) -> tuple[Tensor, Tensor]:
 
 
 @pytest.fixture(scope="module", params=list(MODELS))
-def model(request: pytest.FixtureRequest) -> PionForCausalLM:
+def model(request):
     return wrapped(request.param)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @torch.inference_mode()
-def test_padding_changes_no_logit_of_a_token(side: str, model: PionForCausalLM) -> None:
+def test_padding_changes_no_logit_of_a_token(side, model):
     tokens, mask = padded(side)
     logits = model(tokens, attention_mask=mask).logits
     for row, prompt in enumerate(PROMPTS):
@@ -55,7 +53,7 @@ def test_padding_changes_no_logit_of_a_token(side: str, model: PionForCausalLM) 
 
 
 @torch.inference_mode()
-def test_the_loss_is_ours_and_padding_has_none(model: PionForCausalLM) -> None:
+def test_the_loss_is_ours_and_padding_has_none(model):
     whole = torch.tensor([PROMPTS[0]])
     ours = model.decoder.loss(whole[:, :-1], whole[:, 1:])
     torch.testing.assert_close(model(whole, labels=whole).loss, ours)
@@ -68,9 +66,7 @@ def test_the_loss_is_ours_and_padding_has_none(model: PionForCausalLM) -> None:
 
 
 @pytest.mark.parametrize("use_cache", [True, pytest.param(False, marks=pytest.mark.soak)])
-def test_greedy_generation_is_ours_in_a_padded_batch_too(
-    use_cache: bool, model: PionForCausalLM
-) -> None:
+def test_greedy_generation_is_ours_in_a_padded_batch_too(use_cache, model):
     tokens, mask = padded("left")
     found = model.generate(
         tokens, attention_mask=mask, max_new_tokens=30, use_cache=use_cache, **GREEDY
@@ -81,7 +77,7 @@ def test_greedy_generation_is_ours_in_a_padded_batch_too(
 
 
 @torch.inference_mode()
-def test_a_cache_continues_a_text_in_any_pieces(model: PionForCausalLM) -> None:
+def test_a_cache_continues_a_text_in_any_pieces(model):
     tokens = torch.randint(0, 287, (2, 60), generator=torch.Generator().manual_seed(2))
     whole = model(tokens).logits
     cache, pieces = None, []
@@ -92,15 +88,13 @@ def test_a_cache_continues_a_text_in_any_pieces(model: PionForCausalLM) -> None:
     torch.testing.assert_close(torch.cat(pieces, dim=1), whole, rtol=0, atol=1e-4)
 
 
-def test_only_the_last_logits_can_be_asked_for(model: PionForCausalLM) -> None:
+def test_only_the_last_logits_can_be_asked_for(model):
     tokens = torch.tensor([PROMPTS[0]])
     whole = model(tokens).logits
     torch.testing.assert_close(model(tokens, logits_to_keep=2).logits, whole[:, -2:])
 
 
-def test_sampled_sequences_share_a_prompt_and_end_where_the_context_ends(
-    model: PionForCausalLM,
-) -> None:
+def test_sampled_sequences_share_a_prompt_and_end_where_the_context_ends(model):
     torch.manual_seed(0)
     found = model.generate(
         torch.tensor([PROMPTS[0]]),
@@ -113,7 +107,9 @@ def test_sampled_sequences_share_a_prompt_and_end_where_the_context_ends(
     assert len({tuple(row) for row in found.tolist()}) == 3
 
 
-def test_other_libraries_find_the_context_and_the_vocabulary() -> None:
+def test_other_libraries_find_the_context_and_the_vocabulary():
+    from pion.formats.huggingface.modeling_pion import PionConfig
+
     config = PionConfig(decoder_settings=MIXED.to_dict())
     assert (config.max_position_embeddings, config.vocab_size, config.hidden_size) == (64, 287, 32)
     assert not hasattr(config, "num_experts")
@@ -122,7 +118,7 @@ def test_other_libraries_find_the_context_and_the_vocabulary() -> None:
 # ---------------------------------------------------------------- what is refused
 
 
-def test_what_would_be_wrong_is_refused() -> None:
+def test_what_would_be_wrong_is_refused():
     model = wrapped("dense")
     tokens, mask = padded("right")
     with pytest.raises(ValueError, match="padding_side='left'"):

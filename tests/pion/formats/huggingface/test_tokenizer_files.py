@@ -1,15 +1,9 @@
 """The tokenizer of an export: the files of others stay as they are, and stops are a list."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from transformers import AutoTokenizer, GenerationConfig
-from transformers.utils.chat_parsing import ResponseParser
 
 from pion.data.chat.conversation import chat_template, response_template
 from pion.data.tokens.special_tokens import read_special_tokens
@@ -35,7 +29,7 @@ IM_START, IM_END = "<|im_start|>", "<|im_end|>"
 TEXTS = ["Return the 12 items.\n\n  e\u0301 <|im_end|> <think> isn't"]
 
 
-def original(folder: Path, name: str, **changes: Any) -> ModelTokenizer:
+def original(folder, name, **changes):
     kind, template = TEMPLATES[name]
     write_files(kind, folder, template)
     (folder / "additional_chat_templates").mkdir()
@@ -45,14 +39,16 @@ def original(folder: Path, name: str, **changes: Any) -> ModelTokenizer:
     return ModelTokenizer(folder, special.stop_ids, special.pad, **changes)
 
 
-def model_for(tokenizer: ModelTokenizer) -> Decoder:
+def model_for(tokenizer):
     size = Tokenizer.from_file(tokenizer.folder / "tokenizer.json").vocab_size
     torch.manual_seed(0)
     return Decoder(tiny_config(vocab_size=size)).eval()
 
 
 @pytest.mark.parametrize("name", ["SmolLM2", "Qwen 3", "Llama 3.2"])
-def test_an_export_has_the_original_files_and_all_stops(tmp_path: Path, name: str) -> None:
+def test_an_export_has_the_original_files_and_all_stops(tmp_path, name):
+    from transformers import AutoTokenizer, GenerationConfig
+
     tokenizer = original(tmp_path / "original", name)
     decoder, out = model_for(tokenizer), tmp_path / "out"
     export_model(decoder, tokenizer, out)
@@ -68,7 +64,7 @@ def test_an_export_has_the_original_files_and_all_stops(tmp_path: Path, name: st
     export_model(decoder, tokenizer, out)  # an earlier export is replaced, its folders too
 
 
-def test_a_model_of_others_keeps_its_ids_and_its_way_to_sample(tmp_path: Path) -> None:
+def test_a_model_of_others_keeps_its_ids_and_its_way_to_sample(tmp_path):
     original(tmp_path / "base", "SmolLM2")
     settings = {"bos_token_id": 1, "pad_token_id": 2, "eos_token_id": 2, "top_p": 0.95}
     files = {"generation_config.json": settings, "tokenizer_config.json": {"eos_token": IM_START}}
@@ -77,7 +73,6 @@ def test_a_model_of_others_keeps_its_ids_and_its_way_to_sample(tmp_path: Path) -
         old = json.loads(path.read_text()) if path.exists() else {}
         path.write_text(json.dumps(old | changes))
     tokenizer = exported_tokenizer(tmp_path / "base" / "tokenizer.json", imported=True)
-    assert isinstance(tokenizer, ModelTokenizer)
     decoder, out = model_for(tokenizer), tmp_path / "out"
     export_model(decoder, tokenizer, out)
     written = json.loads((out / "generation_config.json").read_text())
@@ -88,7 +83,9 @@ def test_a_model_of_others_keeps_its_ids_and_its_way_to_sample(tmp_path: Path) -
     assert eos == IM_END, "the base named a token at which it does not stop"
 
 
-def test_a_template_in_place_of_the_models_own_is_the_only_one(tmp_path: Path) -> None:
+def test_a_template_in_place_of_the_models_own_is_the_only_one(tmp_path):
+    from transformers import AutoTokenizer
+
     tokenizer = original(tmp_path / "original", "Qwen 3", template="{{ 'ours' }}")
     config = tokenizer.folder / "tokenizer_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "chat_template": "theirs"}))
@@ -102,7 +99,7 @@ def test_a_template_in_place_of_the_models_own_is_the_only_one(tmp_path: Path) -
     assert stock.apply_chat_template([{"role": "user", "content": ""}], tokenize=False) == "ours"
 
 
-def test_a_tokenizer_of_our_own_exports_keeps_its_first_token(tmp_path: Path) -> None:
+def test_a_tokenizer_of_our_own_exports_keeps_its_first_token(tmp_path):
     tokenizer = original(tmp_path / "original", "Llama 3.2")
     decoder, path = model_for(tokenizer), tokenizer.folder / "tokenizer.json"
     export_model(decoder, path, tmp_path / "out")
@@ -114,7 +111,7 @@ def test_a_tokenizer_of_our_own_exports_keeps_its_first_token(tmp_path: Path) ->
         verify_export(tmp_path / "out", decoder, path, TEXTS)
 
 
-def test_files_that_the_model_lacks_are_not_there_and_others_are_not_copied(tmp_path: Path) -> None:
+def test_files_that_the_model_lacks_are_not_there_and_others_are_not_copied(tmp_path):
     tokenizer = original(tmp_path / "original", "SmolLM2")
     for name in ("special_tokens_map.json", "chat_template.jinja"):
         (tokenizer.folder / name).unlink()
@@ -128,7 +125,7 @@ def test_files_that_the_model_lacks_are_not_there_and_others_are_not_copied(tmp_
 # ---------------------------------------------------------------- where an answer is
 
 
-def own_files(folder: Path, *, chat: bool = True) -> Path:
+def own_files(folder, *, chat=True):
     source, out = folder / "source", folder / "out"
     source.mkdir()
     out.mkdir()
@@ -138,7 +135,10 @@ def own_files(folder: Path, *, chat: bool = True) -> Path:
 
 
 @pytest.mark.parametrize("end", ["\n<|endoftext|>", "<|endoftext|>", "\n", ""])
-def test_transformers_finds_our_answers_whole_and_streamed(tmp_path: Path, end: str) -> None:
+def test_transformers_finds_our_answers_whole_and_streamed(tmp_path, end):
+    from transformers import AutoTokenizer
+    from transformers.utils.chat_parsing import ResponseParser
+
     stock = AutoTokenizer.from_pretrained(own_files(tmp_path))
     question = [{"role": "user", "content": "Say <|assistant|>\nno"}]
     prompt = stock.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
@@ -153,12 +153,12 @@ def test_transformers_finds_our_answers_whole_and_streamed(tmp_path: Path, end: 
     assert shown == answer + ("" if "<" in end else end)
 
 
-def test_a_base_model_has_no_answers(tmp_path: Path) -> None:
+def test_a_base_model_has_no_answers(tmp_path):
     out = own_files(tmp_path, chat=False)
     assert "response_template" not in json.loads((out / "tokenizer_config.json").read_text())
 
 
-def test_a_model_of_others_has_our_answers_only_with_our_template(tmp_path: Path) -> None:
+def test_a_model_of_others_has_our_answers_only_with_our_template(tmp_path):
     source = original(tmp_path / "original", "SmolLM2").folder
     own = Tokenizer.from_file(source / "tokenizer.json")
     (tmp_path / "ours").mkdir()
@@ -172,7 +172,7 @@ def test_a_model_of_others_has_our_answers_only_with_our_template(tmp_path: Path
     assert "response_template" not in theirs
 
 
-def test_the_marks_of_others_stay_when_a_job_changes_their_template(tmp_path: Path) -> None:
+def test_the_marks_of_others_stay_when_a_job_changes_their_template(tmp_path):
     source = original(tmp_path / "original", "SmolLM2").folder
     path = source / "tokenizer_config.json"
     marks = {"start_anchor": "<|im_start|>assistant\n", "fields": {"content": {}}}

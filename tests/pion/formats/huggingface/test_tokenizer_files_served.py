@@ -4,17 +4,13 @@ Only `-m soak` runs this test: the server imports transformers and torch a secon
 packages (openai, uvicorn) that only developers have.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -39,7 +35,7 @@ QUESTION, ANSWER = (
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+def server(tmp_path_factory):
     """The address of a server and its model, which has learned one answer by heart."""
     folder = tmp_path_factory.mktemp("served")
     tokenizer = train_bpe([QUESTION, ANSWER] * 20, 300)
@@ -76,12 +72,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]
         log.close()
 
 
-def is_up(port: int) -> bool:
+def is_up(port):
     with socket.socket() as client:
         return client.connect_ex(("127.0.0.1", port)) == 0
 
 
-def ask(server: tuple[str, str], **options: Any) -> str:
+def ask(server, **options):
     address, model = server
     messages = [{"role": "user", "content": QUESTION}]
     body = {"model": model, "messages": messages, "max_tokens": 100, "temperature": 0, **options}
@@ -94,12 +90,12 @@ def ask(server: tuple[str, str], **options: Any) -> str:
         return str(response.read().decode())
 
 
-def test_an_answer_is_the_answer_alone(server: tuple[str, str]) -> None:
+def test_an_answer_is_the_answer_alone(server):
     (choice,) = json.loads(ask(server))["choices"]
     assert choice["message"]["content"] == ANSWER
 
 
-def test_a_streamed_answer_is_the_answer_alone(server: tuple[str, str]) -> None:
+def test_a_streamed_answer_is_the_answer_alone(server):
     events = [
         line[6:] for line in ask(server, stream=True).splitlines() if line.startswith("data:")
     ]

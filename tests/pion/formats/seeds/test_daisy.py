@@ -3,15 +3,10 @@
 Where Muon moves a matrix, the sums by which the seed's trace records it are about 300 at the end.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from pion.config.model_config import ModelConfig
 from pion.config.parts import Windows
@@ -33,40 +28,35 @@ CHECKPOINTS = {
 }
 
 
-def model_of(name: str) -> Decoder:
+def model_of(name):
     return import_seed(SEEDS / f"{CHECKPOINTS[name]}.pt")
 
 
-def reference_of(name: str) -> dict[str, Any]:
-    loaded: dict[str, Any] = torch.load(SEEDS / f"daisy_{name}ref.pt", weights_only=True)
+def reference_of(name):
+    loaded = torch.load(SEEDS / f"daisy_{name}ref.pt", weights_only=True)
     return loaded
 
 
-def test_settings_come_from_tensors_and_hparams() -> None:
+def test_settings_come_from_tensors_and_hparams():
     config = model_of("daisy").config
     assert (config.d_model, config.n_layers, config.n_heads, config.d_ff) == (32, 8, 2, 128)
     assert (config.vocab_size, config.head_rows, config.seq_len) == (131, 256, 512)
-    assert config.windows is not None
     assert config.windows.tokens == 256
-    assert config.wiring is not None
     assert config.wiring.attention_layers == (0, 2, 4, 5, 7)
     assert config.wiring.skips == ((5, 3), (6, 2))
-    assert config.values is not None
     assert config.values.layers == (0, 2, 5, 7)
 
 
-def test_the_readmes_vintage_has_attention_everywhere_and_shares_value_tables() -> None:
+def test_the_readmes_vintage_has_attention_everywhere_and_shares_value_tables():
     config, reference = model_of("old").config, reference_of("old_")
-    assert config.wiring is not None
     assert config.wiring.attention_layers is None
     assert dict(config.wiring.skips) == reference["skip_map"]
-    assert config.values is not None
     assert not config.values.normed
     tables = [config.values.table_of().get(layer) for layer in range(config.n_layers)]
     assert tables == reference["ve_tables_by_layer"]
 
 
-def test_logits_and_the_loss_without_windows_are_the_seeds_own() -> None:
+def test_logits_and_the_loss_without_windows_are_the_seeds_own():
     reference, seed = reference_of(""), model_of("daisy")
     model = Decoder.from_state(replace(seed.config, windows=None), seed.state_dict())
     ids, targets = reference["input_ids"].long()[None], reference["targets"][None]
@@ -81,7 +71,7 @@ def test_logits_and_the_loss_without_windows_are_the_seeds_own() -> None:
     assert ours == pytest.approx(theirs, rel=1e-4)
 
 
-def test_logits_of_any_id_are_below_the_cap_and_the_head_has_no_ids_beyond_the_vocabulary() -> None:
+def test_logits_of_any_id_are_below_the_cap_and_the_head_has_no_ids_beyond_the_vocabulary():
     reference, model = reference_of(""), model_of("daisy")
     logits = model(reference["prefill_ids"])[0, -1]
     expected = cap_logits(reference["prefill64_last_logits_UNCAPPED"][0, :131], 15.0)
@@ -90,9 +80,7 @@ def test_logits_of_any_id_are_below_the_cap_and_the_head_has_no_ids_beyond_the_v
 
 
 @pytest.mark.parametrize(("blocks", "key"), [(2, "w2"), (5, "w5"), (8, "w8")])
-def test_losses_through_windows_and_within_documents_are_the_seeds_own(
-    blocks: int, key: str
-) -> None:
+def test_losses_through_windows_and_within_documents_are_the_seeds_own(blocks, key):
     reference, model = reference_of("old_"), model_of("old")
     ids, targets = reference["input_ids"].long()[None], reference["targets"][None]
     losses = model.losses(
@@ -101,7 +89,7 @@ def test_losses_through_windows_and_within_documents_are_the_seeds_own(
     assert abs(losses.ce / ids.numel() - reference[f"loss_fp32_{key}"]) <= 1e-5
 
 
-def test_the_later_vintages_loss_through_a_window_is_the_seeds_own() -> None:
+def test_the_later_vintages_loss_through_a_window_is_the_seeds_own():
     reference, model = reference_of(""), model_of("daisy")
     ids, targets = reference["input_ids"].long()[None], reference["targets"][None]
     losses = model.losses(
@@ -110,7 +98,7 @@ def test_the_later_vintages_loss_through_a_window_is_the_seeds_own() -> None:
     assert abs(losses.ce / ids.numel() - reference["loss_fp32_windowed_w3"]) <= 1e-5
 
 
-def test_evaluation_through_a_window_has_the_seeds_logits_and_loss() -> None:
+def test_evaluation_through_a_window_has_the_seeds_logits_and_loss():
     reference, seed = reference_of("old_"), model_of("old")
     windows = Windows(tokens=128 * 5)
     model = Decoder.from_state(replace(seed.config, windows=windows), seed.state_dict()).eval()
@@ -123,7 +111,7 @@ def test_evaluation_through_a_window_has_the_seeds_logits_and_loss() -> None:
 
 
 @pytest.mark.parametrize("name", ["trace", "tied"])
-def test_a_trace_begins_with_the_seeds_logits(name: str) -> None:
+def test_a_trace_begins_with_the_seeds_logits(name):
     file, key, seq_len, _, _ = TRACES[name]
     reference, seed = reference_of(file), model_of(name)
     trace = reference[key.format("fp32")]
@@ -162,7 +150,7 @@ IN_SUITE = (("tied", "fp32_nsbf16"), ("old", "fp32"))
         for mode in MODES
     ],
 )
-def test_training_repeats_the_seeds_losses_gradients_and_weights(name: str, mode: str) -> None:
+def test_training_repeats_the_seeds_losses_gradients_and_weights(name, mode):
     file, key, seq_len, grad_accum, betas = TRACES[name]
     dtype, loss_bound, norm_bound, digest_bound = MODES[mode]
     reference, model = reference_of(file), model_of(name)
@@ -185,12 +173,12 @@ def test_training_repeats_the_seeds_losses_gradients_and_weights(name: str, mode
         assert (digests - trace["param_digest"][number + 1]).abs().max() <= digest_bound
 
 
-def checkpoint(name: str = "daisy_ckpt") -> dict[str, Any]:
-    loaded: dict[str, Any] = torch.load(SEEDS / f"{name}.pt", weights_only=True)
+def checkpoint(name="daisy_ckpt"):
+    loaded = torch.load(SEEDS / f"{name}.pt", weights_only=True)
     return loaded
 
 
-def test_a_compiled_tied_run_that_saved_the_embedding_twice_is_read(tmp_path: Path) -> None:
+def test_a_compiled_tied_run_that_saved_the_embedding_twice_is_read(tmp_path):
     file = checkpoint(CHECKPOINTS["tied"])
     file["model"]["embed.weight"] = file["model"]["lm_head_w"].clone()
     file["model"] = {f"_orig_mod.{name}": tensor for name, tensor in file["model"].items()}
@@ -200,7 +188,7 @@ def test_a_compiled_tied_run_that_saved_the_embedding_twice_is_read(tmp_path: Pa
         assert torch.equal(tensor, expected[name])
 
 
-def test_without_hparams_the_widths_must_be_a_published_models(tmp_path: Path) -> None:
+def test_without_hparams_the_widths_must_be_a_published_models(tmp_path):
     file = {"model": checkpoint()["model"]}
     torch.save(file, tmp_path / "seed.pt")
     with pytest.raises(BadInput, match="no hparams, and no published Daisy-Wee has 8 layers"):
@@ -208,12 +196,10 @@ def test_without_hparams_the_widths_must_be_a_published_models(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", ["daisy-pico", "daisy-pico-tied", "daisy-1.6b-sparse"])
-def test_without_hparams_a_published_model_is_recognized_by_its_widths(name: str) -> None:
+def test_without_hparams_a_published_model_is_recognized_by_its_widths(name):
     preset = ModelConfig.preset(name)
     d_model, layers = preset.d_model, range(preset.n_layers)
-    assert preset.wiring is not None
-    assert preset.values is not None
-    shapes: dict[str, tuple[int, ...]] = {"scalars": (5 * preset.n_layers,)}
+    shapes = {"scalars": (5 * preset.n_layers,)}
     shapes["lm_head_w"] = (preset.head_rows, d_model)
     if not preset.tie_embeddings:
         shapes["embed.weight"] = (preset.vocab_size, d_model)
@@ -243,9 +229,7 @@ def test_without_hparams_a_published_model_is_recognized_by_its_widths(name: str
         ({"layers.0.moe.w1": torch.zeros(1)}, "is a Tachyon's, and lm_head_w is a Daisy"),
     ],
 )
-def test_other_layouts_are_refused_with_the_tensor_and_the_reason(
-    tmp_path: Path, change: dict[str, Tensor | None], message: str
-) -> None:
+def test_other_layouts_are_refused_with_the_tensor_and_the_reason(tmp_path, change, message):
     file = checkpoint()
     tensors = file["model"] | change
     file["model"] = {name: tensor for name, tensor in tensors.items() if tensor is not None}
@@ -255,7 +239,7 @@ def test_other_layouts_are_refused_with_the_tensor_and_the_reason(
 
 
 @pytest.mark.parametrize("head_dim", [0, "16", 5, None])
-def test_hparams_that_can_not_be_are_refused(tmp_path: Path, head_dim: object) -> None:
+def test_hparams_that_can_not_be_are_refused(tmp_path, head_dim):
     file = checkpoint()
     file["hparams"]["head_dim"] = head_dim
     torch.save(file, tmp_path / "seed.pt")

@@ -1,25 +1,18 @@
 """PILON's checkpoints compute what the seed computed: logits, losses, gradients and training."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from pion.errors import BadInput
 from pion.formats.seeds import import_seed
 from pion.model.decoder import Decoder
-from pion.model.feedforward.gates import Gate
-from pion.model.pilon.layers import RoutedRecipes
 from tests.paths import SEEDS
 from tests.pion.formats.seeds.digest import digest
-from tests.pion.formats.seeds.pilon_traces import GRAD_ACCUM, Step, seed_tensors, steps_of
+from tests.pion.formats.seeds.pilon_traces import GRAD_ACCUM, seed_tensors, steps_of
 from tests.support.seed_files import read_seed, tensors_of, write_seed
 
 # By the case: its checkpoint, and the largest difference of a logit.
@@ -32,7 +25,7 @@ CASES = {
     "moe": ("moe", 2e-5),
 }
 # By the trace: its start, the bounds of losses, weights and norms, and changes of the settings.
-TRACES: dict[str, tuple[str, float, float, float, dict[str, Any]]] = {
+TRACES = {
     "comp": ("comp", 1e-5, 1e-4, 1e-4, {"diversity_weight": 0.01}),
     "comp_default": ("comp", 1e-5, 1e-4, 1e-4, {}),
     "ternary_noact": (
@@ -48,28 +41,26 @@ TRACES: dict[str, tuple[str, float, float, float, dict[str, Any]]] = {
 FALLING = [3] * 5 + [round(8 - 5 * (step - 4) / 6) for step in range(5, 10)] + [3] * 10
 
 
-def model_of(name: str) -> Decoder:
+def model_of(name):
     return import_seed(SEEDS / f"pilon_{name}_ckpt.pt")
 
 
-def reference_of(name: str) -> dict[str, Any]:
-    loaded: dict[str, Any] = torch.load(SEEDS / f"pilon_{name}_ref.pt", weights_only=True)
+def reference_of(name):
+    loaded = torch.load(SEEDS / f"pilon_{name}_ref.pt", weights_only=True)
     return loaded
 
 
-def changed(model: Decoder, **fields: Any) -> Decoder:
+def changed(model, **fields):
     """Return the model with other settings of its primitives."""
-    assert model.config.primitives is not None
     primitives = replace(model.config.primitives, **fields)
     return Decoder.from_state(replace(model.config, primitives=primitives), model.state_dict())
 
 
-def test_settings_come_from_tensors_and_config() -> None:
+def test_settings_come_from_tensors_and_config():
     config = model_of("ternary").config
     assert (config.d_model, config.n_layers, config.n_heads, config.d_ff) == (32, 4, 4, 64)
     assert (config.vocab_size, config.seq_len, config.positions) == (131, 64, "learned")
     assert config.activation == "relu2"
-    assert config.primitives is not None
     assert (config.primitives.n, config.primitives.rank, config.primitives.top_k) == (8, 6, 3)
     assert config.primitives.bands == ((0, 1), (2, 3))
     assert config.primitives.ternary
@@ -78,27 +69,27 @@ def test_settings_come_from_tensors_and_config() -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_logits_are_the_seeds_own(name: str) -> None:
+def test_logits_are_the_seeds_own(name):
     checkpoint, most = CASES[name]
     reference = reference_of(name)
     logits = model_of(checkpoint)(reference["input_ids"])
     assert (logits - reference["logits"]).abs().max() <= most
 
 
-def test_logits_without_rounded_activations_are_the_seeds_own() -> None:
+def test_logits_without_rounded_activations_are_the_seeds_own():
     reference = reference_of("ternary_noact")
     logits = changed(model_of("ternary"), activation_bits=0)(reference["input_ids"])
     assert (logits - reference["logits"]).abs().max() <= 2e-5
 
 
-def test_a_scale_over_the_bank_gives_the_logits_of_the_seeds_trainer() -> None:
+def test_a_scale_over_the_bank_gives_the_logits_of_the_seeds_trainer():
     reference = reference_of("ternary")
     logits = changed(model_of("ternary"), ternary_scale="bank")(reference["input_ids"])
     assert (logits - reference["logits_trainer_qcache"]).abs().max() <= 1e-3
 
 
 @pytest.mark.parametrize("name", ["comp", "comp_bias", "ternary", "moe"])
-def test_primitives_mixed_once_for_generation_give_the_same_logits(name: str) -> None:
+def test_primitives_mixed_once_for_generation_give_the_same_logits(name):
     reference, model = reference_of(name), model_of(name)
     model = model.joined()
     with torch.no_grad():
@@ -106,9 +97,8 @@ def test_primitives_mixed_once_for_generation_give_the_same_logits(name: str) ->
     assert (logits - reference["logits"]).abs().max() <= 2e-5
 
 
-def test_routed_recipes_have_the_seeds_losses_and_gradients() -> None:
+def test_routed_recipes_have_the_seeds_losses_and_gradients():
     reference, model = reference_of("moe"), model_of("moe")
-    assert model.config.experts is not None
     assert (model.config.experts.n, model.config.experts.top_k) == (4, 2)
     tokens, labels = reference["input_ids"], reference["labels"]
     losses = model.losses(tokens[:, :-1], labels[:, 1:])
@@ -120,7 +110,6 @@ def test_routed_recipes_have_the_seeds_losses_and_gradients() -> None:
     ce.backward()
     for layer, block in enumerate(model.blocks):
         routed = block.feedforward
-        assert isinstance(routed, RoutedRecipes)
         recipes = torch.stack([recipe.up_recipe.grad for recipe in routed.recipes])
         for name, gradient in (
             ("router.router.weight", routed.router.grad),
@@ -139,17 +128,16 @@ SKIPS = [
 
 
 @pytest.mark.parametrize(("name", "above", "logits"), SKIPS)
-def test_gates_skip_what_the_seeds_skip(name: str, above: str | None, logits: str) -> None:
+def test_gates_skip_what_the_seeds_skip(name, above, logits):
     reference, model = reference_of(name), model_of(name)
     threshold = 0.5 if above is None else reference[above]
-    skipped: list[int] = []
+    skipped = []
 
-    def count(_: Any, seen: Any, gate: Tensor) -> None:
+    def count(_, seen, gate):
         skipped.append(int((gate.sigmoid() > threshold).sum()))
 
     model = model.with_gates(threshold)
     for block in model.blocks:
-        assert isinstance(block.gate, Gate)
         block.gate.register_forward_hook(count)
     with torch.no_grad():
         found = model(reference["input_ids"][:2])
@@ -160,7 +148,7 @@ def test_gates_skip_what_the_seeds_skip(name: str, above: str | None, logits: st
         assert sum(skipped) == reference.get("skip_total", 0)
 
 
-def test_gates_train_as_the_seeds_do() -> None:
+def test_gates_train_as_the_seeds_do():
     """The seed's three epochs: the losses of each batch and layer, and the gates at the end."""
     reference, trunk = reference_of("gates"), model_of("trace_comp_final")
     config = replace(trunk.config, gates=True)
@@ -181,7 +169,7 @@ def test_gates_train_as_the_seeds_do() -> None:
         assert (gates[f"blocks.{layer}.gate.{name}"] - gate).abs().max() <= 1e-6
 
 
-def test_a_router_with_two_matrices_is_refused(tmp_path: Path) -> None:
+def test_a_router_with_two_matrices_is_refused(tmp_path):
     content = read_seed(SEEDS / "pilon_moe_ckpt.pt")
     name = "layers.0.ffn.router.router"
     tensors_of(content)[f"{name}.0.weight"] = tensors_of(content).pop(f"{name}.weight")
@@ -190,7 +178,7 @@ def test_a_router_with_two_matrices_is_refused(tmp_path: Path) -> None:
         import_seed(tmp_path / "x.pt")
 
 
-def test_a_fine_tuned_model_has_the_seeds_larger_vocabulary_and_logits() -> None:
+def test_a_fine_tuned_model_has_the_seeds_larger_vocabulary_and_logits():
     reference, model = reference_of("sft"), model_of("sft")
     assert model.config.vocab_size == 133
     tokens = reference["input_ids"][0][:, : reference["batch_lengths"][0]]
@@ -200,7 +188,7 @@ def test_a_fine_tuned_model_has_the_seeds_larger_vocabulary_and_logits() -> None
     assert (logits - reference["eval_logits_batch0_nomask"]).abs().max() <= 1e-5
 
 
-def replayed(name: str) -> Iterator[tuple[int, Step]]:
+def replayed(name):
     start, _, _, _, fields = TRACES[name]
     trace = reference_of(f"trace_{name}")
     model = changed(model_of(f"trace_{start}_init"), **fields)
@@ -215,7 +203,7 @@ def replayed(name: str) -> Iterator[tuple[int, Step]]:
         for name in TRACES
     ],
 )
-def test_training_repeats_the_seeds_trace(name: str) -> None:
+def test_training_repeats_the_seeds_trace(name):
     trace = reference_of(f"trace_{name}")
     _, most_loss, most_digest, most_norm, _ = TRACES[name]
     for step, found in replayed(name):
@@ -230,7 +218,7 @@ def test_training_repeats_the_seeds_trace(name: str) -> None:
     assert step == 19
 
 
-def test_fine_tuning_repeats_the_seeds_steps() -> None:
+def test_fine_tuning_repeats_the_seeds_steps():
     """The seed's sft.py: padded batches, plain AdamW with the same decay for all groups."""
     trace, start = reference_of("sft"), model_of("trace_comp_final")
     state = start.state_dict()
@@ -275,9 +263,7 @@ BANK = "primitive_banks.fc2_banks.late"
         ("comp", {"layers.1.ffn.bias": torch.zeros(1)}, "unexpected tensor layers.1.ffn.bias"),
     ],
 )
-def test_damaged_banks_are_refused_by_name(
-    tmp_path: Path, name: str, change: dict[str, Tensor | None], message: str
-) -> None:
+def test_damaged_banks_are_refused_by_name(tmp_path, name, change, message):
     content = read_seed(SEEDS / f"pilon_{name}_ckpt.pt")
     tensors = tensors_of(content)
     for tensor, value in change.items():
@@ -304,9 +290,7 @@ def test_damaged_banks_are_refused_by_name(
         ("top_k", None, "primitives.top_k"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(
-    tmp_path: Path, field: str, value: object, message: str
-) -> None:
+def test_settings_that_do_not_fit_are_refused(tmp_path, field, value, message):
     content = read_seed(SEEDS / "pilon_comp_ckpt.pt")
     setattr(content["config"].primitive_config, field, value)
     write_seed(content, tmp_path / "x.pt")
@@ -315,7 +299,7 @@ def test_settings_that_do_not_fit_are_refused(
     assert message in str(refusal.value)
 
 
-def test_without_a_config_the_heads_are_unknown(tmp_path: Path) -> None:
+def test_without_a_config_the_heads_are_unknown(tmp_path):
     content = read_seed(SEEDS / "pilon_comp_ckpt.pt")
     del content["config"]
     write_seed(content, tmp_path / "x.pt")

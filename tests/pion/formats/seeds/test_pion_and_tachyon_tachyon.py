@@ -1,14 +1,9 @@
 """Tachyon's checkpoints compute what the seed computed: logits, losses, gradients and training."""
 
-from __future__ import annotations
-
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from pion.config.parts import Experts
 from pion.errors import BadInput
@@ -24,42 +19,41 @@ from tests.support.seed_files import read_seed
 NAMES = ("moe", "rows")
 
 
-def reference_of(name: str) -> dict[str, Any]:
-    loaded: dict[str, Any] = torch.load(SEEDS / f"tachyon_{name}_ref.pt", weights_only=True)
+def reference_of(name):
+    loaded = torch.load(SEEDS / f"tachyon_{name}_ref.pt", weights_only=True)
     return loaded
 
 
 @pytest.fixture(params=NAMES)
-def name(request: pytest.FixtureRequest) -> str:
+def name(request):
     return str(request.param)
 
 
 @pytest.fixture
-def reference(name: str) -> dict[str, Any]:
+def reference(name):
     return reference_of(name)
 
 
 @pytest.fixture
-def model(name: str) -> Decoder:
+def model(name):
     return import_seed(SEEDS / f"tachyon_{name}_ckpt.pt")
 
 
-def test_settings_come_from_the_checkpoint(model: Decoder, reference: dict[str, Any]) -> None:
+def test_settings_come_from_the_checkpoint(model, reference):
     theirs, experts = reference["config"], model.config.experts
-    assert experts is not None
     assert (experts.n, experts.top_k) == (theirs["n_routed_experts"], theirs["top_k_experts"])
     assert (experts.shared, experts.d_shared) == (theirs["n_shared_experts"], theirs["d_shared_ff"])
     assert (model.config.d_ff, model.config.seq_len) == (theirs["d_ff"], theirs["max_seq_len"])
 
 
-def test_all_and_active_parameters_are_the_seeds_counts() -> None:
+def test_all_and_active_parameters_are_the_seeds_counts():
     reference = reference_of("moe")
     model = import_seed(SEEDS / "tachyon_moe_ckpt.pt")
     assert model.num_params() == reference["total_params"]
     assert model.num_params(active=True) == reference["active_params"]
 
 
-def test_logits_and_losses_are_the_seeds_own(model: Decoder, reference: dict[str, Any]) -> None:
+def test_logits_and_losses_are_the_seeds_own(model, reference):
     logits = model(reference["input_ids"])
     assert (logits - reference["logits"]).abs().max() <= 1e-5
     losses = losses_of(model, reference)
@@ -68,10 +62,9 @@ def test_logits_and_losses_are_the_seeds_own(model: Decoder, reference: dict[str
 
 
 @pytest.mark.parametrize("kept", ["z", "balance"])
-def test_each_layer_has_the_seeds_router_losses(kept: str) -> None:
+def test_each_layer_has_the_seeds_router_losses(kept):
     reference = reference_of("rows")
     seed = import_seed(SEEDS / "tachyon_rows_ckpt.pt")
-    assert seed.config.experts is not None
     other = "balance_weight" if kept == "z" else "z_weight"
     config = replace(seed.config, experts=replace(seed.config.experts, **{other: 0.0}))
     model, found = Decoder.from_state(config, seed.state_dict()), []
@@ -84,7 +77,7 @@ def test_each_layer_has_the_seeds_router_losses(kept: str) -> None:
     torch.testing.assert_close(torch.stack(found), expected, rtol=0, atol=1e-6)
 
 
-def test_a_layer_routes_and_mixes_as_the_seeds_does() -> None:
+def test_a_layer_routes_and_mixes_as_the_seeds_does():
     reference = reference_of("rows")
     model = import_seed(SEEDS / "tachyon_rows_ckpt.pt")
     experts = model.blocks[1].feedforward
@@ -97,7 +90,7 @@ def test_a_layer_routes_and_mixes_as_the_seeds_does() -> None:
     assert (result - reference["moe_output_layer1"]).abs().max() <= 1e-5
 
 
-def test_gradient_norms_are_the_seeds_own() -> None:
+def test_gradient_norms_are_the_seeds_own():
     reference = reference_of("moe")
     model = import_seed(SEEDS / "tachyon_moe_ckpt.pt")
     theirs = sorted(norm.item() for norm in reference["grad_norms"].values())
@@ -107,7 +100,7 @@ def test_gradient_norms_are_the_seeds_own() -> None:
 @pytest.mark.parametrize(
     ("part", "key"), [("all", "param_grad_norm"), ("aux", "param_grad_norm_aux_only")]
 )
-def test_each_tensors_gradient_has_the_seeds_norm(part: str, key: str) -> None:
+def test_each_tensors_gradient_has_the_seeds_norm(part, key):
     reference = reference_of("rows")
     model = import_seed(SEEDS / "tachyon_rows_ckpt.pt")
     losses = losses_of(model, reference)
@@ -119,10 +112,9 @@ def test_each_tensors_gradient_has_the_seeds_norm(part: str, key: str) -> None:
         assert ours == pytest.approx(0.0 if theirs != theirs else theirs, rel=1e-4, abs=1e-8), name
 
 
-def test_by_row_each_row_has_the_loss_that_it_has_alone() -> None:
+def test_by_row_each_row_has_the_loss_that_it_has_alone():
     reference = reference_of("rows")
     seed = import_seed(SEEDS / "tachyon_rows_ckpt.pt")
-    assert seed.config.experts is not None
     config = replace(seed.config, experts=replace(seed.config.experts, balance="row"))
     model = Decoder.from_state(config, seed.state_dict())
     z, balance = reference["z_loss_per_row_and_layer"], reference["balance_loss_per_row_and_layer"]
@@ -130,7 +122,7 @@ def test_by_row_each_row_has_the_loss_that_it_has_alone() -> None:
     assert aux.item() == pytest.approx((z + balance).sum().item(), abs=1e-5)
 
 
-def test_each_layer_reports_the_load_that_the_seed_counted() -> None:
+def test_each_layer_reports_the_load_that_the_seed_counted():
     reference = reference_of("rows")
     model = import_seed(SEEDS / "tachyon_rows_ckpt.pt")
     stats = losses_of(model, reference).stats
@@ -138,12 +130,12 @@ def test_each_layer_reports_the_load_that_the_seed_counted() -> None:
     torch.testing.assert_close(stats["load"], counts / counts.sum(dim=1, keepdim=True))
 
 
-def test_four_steps_of_adamw_repeat_the_seeds_losses_norms_and_weights() -> None:
+def test_four_steps_of_adamw_repeat_the_seeds_losses_norms_and_weights():
     reference = reference_of("rows")
     model = import_seed(SEEDS / "tachyon_rows_ckpt.pt")
     names = our_names(reference)
 
-    def recorded() -> Tensor:
+    def recorded():
         weights = model.state_dict()
         return torch.stack([digest(weights[name]) for name in names])
 
@@ -155,18 +147,18 @@ def test_four_steps_of_adamw_repeat_the_seeds_losses_norms_and_weights() -> None
         assert (recorded() - digests[number + 1]).abs().max() <= 1e-4
 
 
-def our_names(reference: dict[str, Any]) -> list[str]:
+def our_names(reference):
     """Return our names of the seed's tensors, in the order of the reference."""
     marks = {name: torch.tensor(n) for n, name in enumerate(reference["param_names"])}
     ours = {int(mark): name for name, mark in renamed(marks, TACHYON_NAMES, "Tachyon").items()}
     return [ours[n] for n in range(len(ours))]
 
 
-def checkpoint() -> dict[str, Any]:
+def checkpoint():
     return {"model": read_seed(SEEDS / "tachyon_moe_ckpt.pt")["model"]}  # without a config
 
 
-def test_a_head_that_repeats_the_embedding_is_read_once(tmp_path: Path) -> None:
+def test_a_head_that_repeats_the_embedding_is_read_once(tmp_path):
     tensors = checkpoint()["model"]
     tensors["lm_head.weight"] = tensors["embed.weight"].clone()
     torch.save({"model": tensors}, tmp_path / "seed.pt")
@@ -175,7 +167,7 @@ def test_a_head_that_repeats_the_embedding_is_read_once(tmp_path: Path) -> None:
     assert torch.equal(state["embed.weight"], tensors["embed.weight"])
 
 
-def test_two_weights_under_one_name_are_refused(tmp_path: Path) -> None:
+def test_two_weights_under_one_name_are_refused(tmp_path):
     tensors = checkpoint()["model"]
     tensors["_orig_mod.embed.weight"] = tensors["embed.weight"] + 1
     torch.save({"model": tensors}, tmp_path / "seed.pt")
@@ -183,7 +175,7 @@ def test_two_weights_under_one_name_are_refused(tmp_path: Path) -> None:
         import_seed(tmp_path / "seed.pt")
 
 
-def test_a_compiled_run_without_a_config_is_read(tmp_path: Path) -> None:
+def test_a_compiled_run_without_a_config_is_read(tmp_path):
     tensors = {f"_orig_mod.{name}": tensor for name, tensor in checkpoint()["model"].items()}
     torch.save({"model": tensors}, tmp_path / "seed.pt")
     config = import_seed(tmp_path / "seed.pt").config
@@ -201,9 +193,7 @@ def test_a_compiled_run_without_a_config_is_read(tmp_path: Path) -> None:
         ({"primitive_banks.fc1_banks.early.A": torch.zeros(1)}, "the tensors are mixed"),
     ],
 )
-def test_other_layouts_are_refused_with_the_tensor_and_the_reason(
-    tmp_path: Path, change: dict[str, Tensor | None], message: str
-) -> None:
+def test_other_layouts_are_refused_with_the_tensor_and_the_reason(tmp_path, change, message):
     tensors = checkpoint()["model"] | change
     torch.save({"model": {k: v for k, v in tensors.items() if v is not None}}, tmp_path / "x.pt")
     with pytest.raises(BadInput, match=message):

@@ -1,12 +1,8 @@
 """A damaged or hostile checkpoint of any family is refused by name, and runs nothing."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import shlex
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -26,11 +22,11 @@ EMBEDDINGS = ("embed.weight", "lm_head_w", "token_embedding.weight")
 @pytest.fixture(
     params=[*CHECKPOINTS, *(pytest.param(name, marks=pytest.mark.soak) for name in MORE)]
 )
-def seed(request: pytest.FixtureRequest) -> Path:
+def seed(request):
     return SEEDS / f"{request.param}_ckpt.pt"
 
 
-def refusal(path: Path, content: Any) -> str:
+def refusal(path, content):
     """Return the one message with which `content`, saved at `path`, is refused."""
     write_seed(content, path)
     with pytest.raises(BadInput) as error:
@@ -40,7 +36,7 @@ def refusal(path: Path, content: Any) -> str:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.97])
-def test_a_truncated_file_is_refused(seed: Path, tmp_path: Path, share: float) -> None:
+def test_a_truncated_file_is_refused(seed, tmp_path, share):
     whole = seed.read_bytes()
     (tmp_path / "x.pt").write_bytes(whole[: int(len(whole) * share)])
     with pytest.raises(BadInput, match=r"x\.pt is .*damaged"):
@@ -50,17 +46,15 @@ def test_a_truncated_file_is_refused(seed: Path, tmp_path: Path, share: float) -
 class Attack:
     """Creates the victim when unpickled."""
 
-    def __init__(self, victim: Path) -> None:
+    def __init__(self, victim):
         self.command = f"touch {shlex.quote(str(victim))}"
 
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
+    def __reduce__(self):
         return os.system, (self.command,)
 
 
 @pytest.mark.parametrize("where", ["config", "model", "hparams", "best_val"])
-def test_a_file_that_runs_a_command_is_refused_and_nothing_runs(
-    seed: Path, tmp_path: Path, where: str
-) -> None:
+def test_a_file_that_runs_a_command_is_refused_and_nothing_runs(seed, tmp_path, where):
     victim = tmp_path / "victim"
     content = read_seed(seed) | {where: Attack(victim)}
     assert "Pion did not load the file" in refusal(tmp_path / "x.pt", content)
@@ -70,9 +64,7 @@ def test_a_file_that_runs_a_command_is_refused_and_nothing_runs(
     assert victim.exists()
 
 
-def test_a_tensor_without_a_name_and_a_setting_that_is_a_tensor_are_refused(
-    seed: Path, tmp_path: Path
-) -> None:
+def test_a_tensor_without_a_name_and_a_setting_that_is_a_tensor_are_refused(seed, tmp_path):
     content = read_seed(seed)
     message = refusal(tmp_path / "x.pt", content | {"model": {0: torch.zeros(1)}})
     assert "it has no tensors under 'model'" in message
@@ -80,7 +72,7 @@ def test_a_tensor_without_a_name_and_a_setting_that_is_a_tensor_are_refused(
     assert "the setting 'tied_embeddings' is a Tensor" in refusal(tmp_path / "x.pt", content)
 
 
-NOT_ARRAYS: dict[str, tuple[Any, str]] = {
+NOT_ARRAYS = {
     "sparse": (lambda tensor: tensor.float().to_sparse(), "asks for 'torch._utils._rebuild_sparse"),
     "meta": (lambda tensor: tensor.to("meta"), "asks for 'torch._utils._rebuild_meta_tensor"),
     "complex": (lambda tensor: tensor.to(torch.complex64), "asks for 'torch.ComplexFloatStorage'"),
@@ -96,9 +88,7 @@ WRONG_SHAPES = {
 
 
 @pytest.mark.parametrize("kind", NOT_ARRAYS)
-def test_a_tensor_that_is_no_array_of_real_numbers_is_refused(
-    seed: Path, tmp_path: Path, kind: str
-) -> None:
+def test_a_tensor_that_is_no_array_of_real_numbers_is_refused(seed, tmp_path, kind):
     content = read_seed(seed)
     tensors = tensors_of(content)
     name = next(iter(tensors))
@@ -107,9 +97,7 @@ def test_a_tensor_that_is_no_array_of_real_numbers_is_refused(
     assert why in refusal(tmp_path / "x.pt", content)
 
 
-def test_a_tensor_that_claims_more_than_the_file_has_is_refused_before_it_is_copied(
-    seed: Path, tmp_path: Path
-) -> None:
+def test_a_tensor_that_claims_more_than_the_file_has_is_refused_before_it_is_copied(seed, tmp_path):
     content = read_seed(seed)
     name = next(iter(tensors_of(content)))
     terabytes = torch.zeros(1).expand(10**7, 10**6)
@@ -118,7 +106,7 @@ def test_a_tensor_that_claims_more_than_the_file_has_is_refused_before_it_is_cop
 
 
 @pytest.mark.parametrize("shape", WRONG_SHAPES)
-def test_a_tensor_of_another_shape_is_refused(seed: Path, tmp_path: Path, shape: str) -> None:
+def test_a_tensor_of_another_shape_is_refused(seed, tmp_path, shape):
     content = read_seed(seed)
     tensors = tensors_of(content)
     embedding = next(name for name in EMBEDDINGS if name in tensors)
@@ -130,9 +118,7 @@ def test_a_tensor_of_another_shape_is_refused(seed: Path, tmp_path: Path, shape:
         tensors[name] = right
 
 
-def test_a_daisy_wee_with_more_layers_than_the_file_has_is_refused_before_it_is_built(
-    tmp_path: Path,
-) -> None:
+def test_a_daisy_wee_with_more_layers_than_the_file_has_is_refused_before_it_is_built(tmp_path):
     content = read_seed(SEEDS / "daisy_ckpt.pt")
     content["model"]["scalars"] = torch.zeros(5 * 10**6)
     message = refusal(tmp_path / "x.pt", content)
