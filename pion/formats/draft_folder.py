@@ -17,13 +17,14 @@ from torch import Tensor
 from pion.config.draft import Draft
 from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
-from pion.formats.model_tensors import read_model_tensors
+from pion.formats.model_tensors import saved_model_tensors
 from pion.formats.target_folder import FOLDERS
 from pion.formats.weights import read_settings, read_tensors, write_safetensors
 from pion.later_fields import shown
 from pion.model.decoder import Decoder
 from pion.model.draft_block import block_of
 from pion.model.parameters import require_finite, require_possible, tensors_sha256
+from pion.model.saved_weights import Tensors
 
 FOLDER = "draft"
 RECORD, TENSORS = FOLDERS[FOLDER]
@@ -123,4 +124,4 @@ def _config(record: dict[str, Any], own: ModelConfig, path: Path) -> ModelConfig
 
 
 def _hash_of(folder: Path) -> str:
-    return tensors_sha256(read_model_tensors(folder))
+    return tensors_sha256(Tensors(saved_model_tensors(folder)))

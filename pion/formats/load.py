@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from pion.config.lora import (
-    RECORD,
     Adapter,
     BaseModel,
     is_adapter,
@@ -21,14 +20,13 @@ from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pion.formats.huggingface.architectures import saved_from_transformers
 from pion.formats.model_tensors import read_adapter_tensors, saved_model_tensors
-from pion.formats.peft_folder import base_in, our_names, read_adapter_folder
+from pion.formats.peft_folder import our_names, read_adapter_folder
 from pion.formats.saved_tensors import SavedTensors
 from pion.formats.seeds import import_seed
 from pion.formats.weights import read_settings
 from pion.model.decoder import SHARED_PARTS, Decoder
 from pion.model.forward_pass import State
 from pion.model.lazy_lora import LazyMerge
-from pion.model.lora_projections import with_tensors
 from pion.model.parameters import require_fitting, require_possible, tensors_sha256
 from pion.model.saved_weights import Saved, Tensors, placeholders, without_values
 
@@ -64,7 +62,7 @@ def load_decoder(folder: str | Path, dtype: torch.dtype = torch.float32) -> Deco
     folder = Path(folder)
     config, saved = _load_lazily(folder)
     try:
-        return Decoder.from_state(config, saved.tensors(), dtype)
+        return Decoder.from_state(config, dict(Tensors(saved)), dtype)
     except BadInput as error:
         raise BadInput(f"{folder}: {error}") from None
 
@@ -121,11 +119,6 @@ def identify(model: Decoder | Saved, name: str, commit: str | None = None) -> Ba
     return BaseModel(name, tensors_sha256(weights), commit)
 
 
-def base_of(folder: Path) -> BaseModel:
-    """Return the base of the adapter in `folder`. Raises BadInput that names a wrong file."""
-    return base_in(folder) if is_peft_folder(folder) else _record_in(folder).base
-
-
 def trained_config(folder: Path) -> ModelConfig | None:
     """Return the settings with which an adapter's base was trained; None: the base's own.
 
@@ -137,57 +130,30 @@ def trained_config(folder: Path) -> ModelConfig | None:
     return ModelConfig.from_dict(read_settings(folder / CONFIG, "a model"))
 
 
-def load_adapter(folder: Path, base: Decoder, as_trained: Decoder | None = None) -> Decoder:
-    """Return the model of an adapter's folder, a checkpoint's or peft's, merged with its `base`.
-
-    All are in fp32. `as_trained` is the base with the settings of `trained_config`, if they differ
-    from its own. Neither may be used afterwards. Raises BadInput for a missing or damaged file,
-    another base, and tensors that don't fit the base.
-    """
-    adapter, tensors = _read_adapter(folder)
-    require_base(adapter.base, tensors_sha256(base.state_dict()), str(folder))
-    base = as_trained or base
-    try:
-        return with_tensors(
-            base, adapter.lora, _by_our_names(folder, base.config, adapter, tensors)
-        )
-    except BadInput as error:
-        raise BadInput(f"{folder}: {error}") from None
-
-
-def load_adapter_lazily(
+def load_adapter(
     folder: Path, base: tuple[ModelConfig, Saved], as_trained: tuple[ModelConfig, Saved]
 ) -> tuple[ModelConfig, Saved]:
-    """Return settings and weights of the model that `load_adapter` returns, merged when they are
-    read. Raises as it does.
+    """Return settings and weights of the model of an adapter's folder, a checkpoint's or peft's,
+    merged with its `base` when they are read.
 
-    `as_trained` is the base with the settings of `trained_config`.
+    `as_trained` is the base with the settings of `trained_config`. Raises BadInput for a missing or
+    damaged file, another base, and tensors that don't fit the base.
     """
     adapter, tensors = _read_adapter(folder)
     require_base(adapter.base, tensors_sha256(Tensors(base[1])), str(folder))
     config, saved = as_trained
     try:
-        tensors = _by_our_names(folder, config, adapter, tensors)
+        if is_peft_folder(folder):
+            tensors = our_names(config, adapter, tensors)
         return config, LazyMerge(config, saved, adapter.lora, tensors)
     except BadInput as error:
         raise BadInput(f"{folder}: {error}") from None
-
-
-def _by_our_names(
-    folder: Path, config: ModelConfig, adapter: Adapter, tensors: dict[str, Tensor]
-) -> dict[str, Tensor]:
-    return our_names(config, adapter, tensors) if is_peft_folder(folder) else tensors
 
 
 def _read_adapter(folder: Path) -> tuple[Adapter, dict[str, Tensor]]:
     """Return an adapter's settings and its tensors, by the names in its file."""
     if is_peft_folder(folder):
         return read_adapter_folder(folder)
-    return _record_in(folder), read_adapter_tensors(folder)
-
-
-def _record_in(folder: Path) -> Adapter:
-    adapter = read_record(folder)
-    if adapter is None:
-        raise BadInput(f"{folder} is not an adapter: it has no {RECORD}")
-    return adapter
+    record = read_record(folder)
+    assert record is not None, "a folder of an adapter"
+    return record, read_adapter_tensors(folder)

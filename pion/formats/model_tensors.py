@@ -15,14 +15,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def read_model_tensors(folder: Path) -> dict[str, Tensor]:
-    """Return the tensors of a model's folder by their names, on the CPU.
-
-    They are mapped from its files. Raises BadInput as `saved_model_tensors` does.
-    """
-    return saved_model_tensors(folder).tensors()
-
-
 def saved_model_tensors(folder: Path) -> SavedTensors:
     """Return the tensors of a model's folder, mapped from its files.
 
@@ -58,7 +50,7 @@ def saved_model_tensors(folder: Path) -> SavedTensors:
 
 def read_adapter_tensors(folder: Path) -> dict[str, Tensor]:
     """Return the tensors that LoRA has trained, in a checkpoint's folder. Raises BadInput as
-    `read_model_tensors` does."""
+    `saved_model_tensors` does."""
     try:
         return _read_whole(folder)
     except FileNotFoundError:

@@ -135,8 +135,8 @@ def read_adapter_folder(folder: Path) -> tuple[Adapter, dict[str, Tensor]]:
     return record, tensors
 
 
-def base_in(folder: Path) -> BaseModel:
-    """Return the base that an adapter folder names. Raises BadInput that names the file."""
+def base_of(folder: Path) -> BaseModel:
+    """Return the base of the adapter in `folder`. Raises BadInput that names a wrong file."""
     record = read_record(folder)
     if record is not None:
         return record.base

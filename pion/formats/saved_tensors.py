@@ -56,14 +56,3 @@ class SavedTensors:
         if len(found) == 1:
             return found[0]
         return torch.cat(found) if found else parts[0][:0]
-
-    def whole(self, name: str) -> Tensor:
-        """Return a whole tensor: mapped from its file, or joined in memory."""
-        import torch
-
-        shape, parts = self._parts[name]
-        return (parts[0] if len(parts) == 1 else torch.cat(parts)).view(shape)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return all tensors whole."""
-        return {name: self.whole(name) for name in self._parts}

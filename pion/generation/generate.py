@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pion.data.tokens.tokenizer import Tokenizer
@@ -124,7 +123,9 @@ def _continued_batch(
     def draw_rows(rows: Sequence[int], logits: Tensor) -> list[int | None]:
         together = [decoding.texts[row] for row in rows]
         found: list[int | None] = []
-        for row, text, token in zip(rows, together, _drawn(together, logits)):
+        for row, text, token in zip(rows, together, draw_together(together, logits)):
+            if isinstance(token, Exception):
+                raise token
             new.extend([] if token is None else [(numbers[row], token)])
             new.extend([(numbers[row], None)] if text.ended else [])
             found.append(None if text.ended else token)
@@ -149,20 +150,6 @@ def _continued_batch(
                 decoding.leave(row)
                 numbers[row] = numbers[-1]
                 numbers.pop()
-
-
-def _drawn(texts: Sequence[Text], logits: Tensor) -> list[int | None]:
-    """Draw the next id of each text that has not ended. Raises what `Text.draw` raises."""
-    going = [row for row, text in enumerate(texts) if not text.ended]
-    found: list[int | None] = [None] * len(texts)
-    if not going:
-        return found
-    chosen = logits if len(going) == len(texts) else torch.stack([logits[row] for row in going])
-    for row, token in zip(going, draw_together([texts[row] for row in going], chosen)):
-        if isinstance(token, Exception):
-            raise token
-        found[row] = token
-    return found
 
 
 def _next_group(waiting: deque[tuple[int, Text]], decoding: Decoding) -> list[tuple[int, Text]]:

@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 # A number for each of some ids.
 ById = tuple[Sequence[int], Sequence[float]]
-
-
-class Penalties(Protocol):
-    """The settings that this module needs of `pion.generation.sampling.Sampling`."""
-
-    @property
-    def repetition_penalty(self) -> float: ...
-    @property
-    def presence_penalty(self) -> float: ...
-    @property
-    def frequency_penalty(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -43,27 +30,6 @@ class Changes:
     penalty: float = 1.0
     lowered: ById | None = None
     allowed: Tensor | None = None
-
-    @classmethod
-    def of(
-        cls,
-        settings: Penalties,
-        present: Sequence[int],
-        given: int,
-        vocab_size: int,
-        bias: ById | None = None,
-        allowed: Tensor | None = None,
-    ) -> Changes:
-        """Return the changes for a text with the ids `present`, of which `given` were not drawn."""
-        repeated: list[int] = []
-        if settings.repetition_penalty != 1:
-            repeated = list({token for token in present if token < vocab_size})
-        lowered: ById | None = None
-        if settings.presence_penalty != 0 or settings.frequency_penalty != 0:
-            drawn = Counter(present[given:])
-            once, each = settings.presence_penalty, settings.frequency_penalty
-            lowered = list(drawn), [once + each * times for times in drawn.values()]
-        return cls(vocab_size, bias, repeated, settings.repetition_penalty, lowered, allowed)
 
 
 def change_logits(logits: Tensor, changes: Sequence[Changes]) -> Tensor:

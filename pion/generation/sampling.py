@@ -8,6 +8,7 @@ among the likeliest ids, in fp64. A draw that these don't decide is made from th
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from pion.generation.bounds import check
 from pion.generation.candidates import CANDIDATES, FEW, Array, Candidates, find_candidates
-from pion.generation.logit_changes import Changes, change_logits
+from pion.generation.logit_changes import ById, Changes, change_logits
 
 # Below every finite logit, and above those of ids that may not be drawn: they are −∞.
 LOWEST = float(np.finfo(np.float64).min)
@@ -52,6 +53,26 @@ class Sampling:
     def cuts(self) -> bool:
         """Whether unlikely ids are left out."""
         return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+
+    def changes(
+        self,
+        present: Sequence[int],
+        given: int,
+        vocab_size: int,
+        bias: ById | None = None,
+        allowed: Tensor | None = None,
+    ) -> Changes:
+        """Return what changes in the logits after the ids `present`, of which `given` were not
+        drawn."""
+        repeated: list[int] = []
+        if self.repetition_penalty != 1:
+            repeated = list({token for token in present if token < vocab_size})
+        lowered: ById | None = None
+        if self.presence_penalty != 0 or self.frequency_penalty != 0:
+            drawn = Counter(present[given:])
+            once, each = self.presence_penalty, self.frequency_penalty
+            lowered = list(drawn), [once + each * times for times in drawn.values()]
+        return Changes(vocab_size, bias, repeated, self.repetition_penalty, lowered, allowed)
 
 
 @dataclass(frozen=True)
@@ -92,8 +113,8 @@ def sample(
 
     Raises ValueError if the logits are not finite.
     """
-    changes = Changes.of(sampling, present, given, len(logits))
-    (token,) = sample_rows(logits[None], [Draw(sampling, changes, randomness)])
+    draw = Draw(sampling, sampling.changes(present, given, len(logits)), randomness)
+    (token,) = sample_rows(logits[None], [draw])
     if token is None:
         raise ValueError("the logits are not finite")
     return token

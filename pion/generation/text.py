@@ -12,7 +12,7 @@ from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
 from pion.generation.bounds import check
 from pion.generation.grammar import Grammar
-from pion.generation.logit_changes import ById, Changes
+from pion.generation.logit_changes import ById
 from pion.generation.sampling import Draw, Sampling, sample_rows
 from pion.model.decoder import Decoder
 
@@ -94,14 +94,8 @@ class Text:
 
     def next_draw(self) -> Draw:
         """Return what decides the next id. Raises BadInput if the grammar allows none."""
-        changes = Changes.of(
-            self._sampling,
-            self.ids,
-            self.given,
-            self.vocab_size,
-            self._bias,
-            None if self._grammar is None else self._allowed(self._grammar),
-        )
+        allowed = None if self._grammar is None else self._allowed(self._grammar)
+        changes = self._sampling.changes(self.ids, self.given, self.vocab_size, self._bias, allowed)
         return Draw(self._sampling, changes, self._randomness)
 
     def take(self, token: int) -> int | None:
@@ -140,15 +134,16 @@ class Text:
 def draw_together(texts: Sequence[Text], logits: Tensor) -> list[int | Exception | None]:
     """Draw the next id of each text from its row of fp32 logits (B, vocab), and add it.
 
-    None: the text ends before this id. Of a text whose id can't be drawn, return why instead of
-    raising it, because the other texts are sound: BadInput if the logits are not finite or the
-    grammar allows no id.
+    None: the text ends before this id, or had ended. Of a text whose id can't be drawn, return why
+    instead of raising it, because the other texts are sound: BadInput if the logits are not finite
+    or the grammar allows no id.
     """
     found: list[int | Exception | None] = [None] * len(texts)
     draws: dict[int, Draw] = {}
     for row, text in enumerate(texts):
         try:
-            draws[row] = text.next_draw()
+            if not text.ended:
+                draws[row] = text.next_draw()
         except Exception as error:
             found[row] = error
     if not draws:

@@ -230,7 +230,7 @@ def found_in(folder: Path, label: str | None = None, *, whole: bool = False) -> 
 
 def _base_of(folder: Path, label: str) -> FoundModel:
     """Return the base of the adapter in a folder, which errors call `label`."""
-    from pion.formats.load import base_of
+    from pion.formats.peft_folder import base_of
 
     base = base_of(folder)
     name = base.name if base.commit is None else f"{base.name}@{base.commit}"

@@ -170,7 +170,7 @@ def load_model_lazily(found: FoundModel) -> tuple[ModelConfig, Saved]:
     They are those of `load_model`, but have the types in the files. A seed is in memory. Raises
     BadInput as `load_model` does.
     """
-    from pion.formats.load import load, load_adapter_lazily, load_lazily, trained_config
+    from pion.formats.load import load, load_adapter, load_lazily, trained_config
     from pion.model.saved_weights import Whole
 
     if found.kind == "seed":
@@ -183,7 +183,7 @@ def load_model_lazily(found: FoundModel) -> tuple[ModelConfig, Saved]:
     as_trained = base
     if config is not None and config != base[0]:
         as_trained = config, fitted_lazily(config, base, found.base.label)
-    return load_adapter_lazily(found.folder, base, as_trained)
+    return load_adapter(found.folder, base, as_trained)
 
 
 def load_model(found: FoundModel, dtype: torch.dtype | None = None) -> Decoder:
@@ -194,18 +194,14 @@ def load_model(found: FoundModel, dtype: torch.dtype | None = None) -> Decoder:
     """
     import torch
 
-    from pion.formats.load import load, load_decoder
     from pion.model.decoder import Decoder
+    from pion.model.saved_weights import Tensors
 
-    dtype = dtype or torch.float32
-    if found.kind == "seed":
-        return load(found.folder, dtype)[0]
-    if found.base is not None:
-        merged = _merged(found.folder, load_model(found.base), found.base.label)
-        if dtype == torch.float32:
-            return merged
-        return Decoder.from_state(merged.config, merged.state_dict(), dtype)
-    return load_decoder(found.folder, dtype)
+    config, saved = load_model_lazily(found)
+    try:
+        return Decoder.from_state(config, dict(Tensors(saved)), dtype or torch.float32)
+    except BadInput as error:
+        raise BadInput(f"{found.folder}: {error}") from None
 
 
 def check_start(found: FoundModel, source: str, *, lora_of: str | None) -> None:
@@ -227,15 +223,6 @@ def check_start(found: FoundModel, source: str, *, lora_of: str | None) -> None:
 def load_model_in(folder: Path) -> Decoder:
     """Load the model of a checkpoint's or an exported folder, with its base if it is an adapter."""
     return load_model(found_in(folder))
-
-
-def _merged(folder: Path, base: Decoder, label: str) -> Decoder:
-    from pion.formats.load import load_adapter, trained_config
-
-    config = trained_config(folder)
-    if config is None or config == base.config:
-        return load_adapter(folder, base)
-    return load_adapter(folder, base, fitted(config, base, label))
 
 
 def load_tokenizer(found: FoundModel) -> Tokenizer:

@@ -18,7 +18,6 @@ from pion.generation.answer import (
     Ended,
     Event,
     Failed,
-    Logprobs,
     Scored,
 )
 from pion.generation.answer_reader import AnswerReader, Reading
@@ -31,14 +30,6 @@ from pipeline.serve.served_model import ServedModel
 # An answer is paused while its client has yet to take more events than this.
 MOST_UNSENT = 64
 FinishReason = Literal["stop", "length", "tool_calls"]
-
-
-@dataclass(frozen=True)
-class Token:
-    """A token of an answer, with its probability if the request asked."""
-
-    id: int
-    logprobs: Logprobs | None
 
 
 @dataclass(frozen=True)
@@ -56,7 +47,7 @@ class Part:
 
     choice: int
     text: str
-    tokens: Sequence[Token]
+    tokens: Sequence[Drawn]
     finish_reason: FinishReason | None
     thought: str = ""
     calls: Sequence[Call] = ()
@@ -102,7 +93,7 @@ class Answers:
         self._firsts = [i for i, text in enumerate(texts) if not i or text.ids != texts[i - 1].ids]
         self._streams = [TextStream(served.tokenizer, reading.stops, reading.marks) for _ in texts]
         self._readers = [AnswerReader(reading) for _ in texts]
-        self._tokens: list[list[Token]] = [[] for _ in texts]
+        self._tokens: list[list[Drawn]] = [[] for _ in texts]
         # When the answers were asked for, and when their first and last tokens were drawn.
         self._begun = self._first = self._last = time.monotonic()
 
@@ -198,20 +189,16 @@ class Answers:
             )
         if isinstance(event, Ended):
             part = self._with_tokens(number, stream.end(), "stop" if event.stopped else "length")
-            if event.stop is None:
-                return part
-            return replace(
-                part, tokens=[*part.tokens, Token(event.stop.token, event.stop.logprobs)]
-            )
+            return part if event.stop is None else replace(part, tokens=[*part.tokens, event.stop])
         if isinstance(event, Scored):
             ids = self._answers[number].text.ids
             found = [None, *event.logprobs]
-            return Part(number, self._echoes[number], list(map(Token, ids, found)), None)
+            return Part(number, self._echoes[number], list(map(Drawn, ids, found)), None)
         assert isinstance(event, Drawn)
         if self.completion_tokens == 0:
             self._first = event.at
         self._last = event.at
-        tokens.append(Token(event.token, event.logprobs))
+        tokens.append(event)
         piece = stream.push(event.token)
         if stream.stopped:
             self._answers[number].cancel()

@@ -15,8 +15,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from pion.data.tokens.tokenizer import Tokenizer
+from pion.generation.answer import Drawn
 from pion.later_fields import shown
-from pipeline.serve.answers import Answers, Part, Token, joined
+from pipeline.serve.answers import Answers, Part, joined
 from pipeline.serve.body import Fields, refused
 from pipeline.serve.errors import ApiError
 from pipeline.serve.messages import MOST_MESSAGES, ChatMessage, in_parts
@@ -264,7 +265,7 @@ class ResponseShape:
             "content": [text],
         }
 
-    def _text(self, text: str, tokens: Sequence[Token] = ()) -> Json:
+    def _text(self, text: str, tokens: Sequence[Drawn] = ()) -> Json:
         found = logprobs_of(self._tokenizer, tokens) if self._logprobs else []
         return {"type": "output_text", "text": text, "annotations": [], "logprobs": found}
 

@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 
 from pion.data.chat.call_form import Call
 from pion.data.tokens.tokenizer import Tokenizer
-from pion.generation.answer import Logprobs
-from pipeline.serve.answers import Answers, FinishReason, Part, Token
+from pion.generation.answer import Drawn, Logprobs
+from pipeline.serve.answers import Answers, FinishReason, Part
 from pipeline.serve.drafts import usage_of_drafts
 from pipeline.serve.errors import ApiError
 from pipeline.serve.requests import Request
@@ -121,7 +121,7 @@ class ChatShape(Shape):
     def _delta(self, number: int, delta: Json, reason: FinishReason | None) -> Json:
         return {"index": number, "delta": delta, "logprobs": None, "finish_reason": reason}
 
-    def _logprobs_of(self, tokens: Sequence[Token]) -> Json:
+    def _logprobs_of(self, tokens: Sequence[Drawn]) -> Json:
         return {"content": logprobs_of(self._tokenizer, tokens), "refusal": None}
 
 
@@ -162,14 +162,14 @@ class CompletionShape(Shape):
             "finish_reason": part.finish_reason,
         }
 
-    def _logprobs_of(self, tokens: Sequence[Token], offset: int) -> Json:
+    def _logprobs_of(self, tokens: Sequence[Drawn], offset: int) -> Json:
         offsets, decoder = [], codecs.getincrementaldecoder("utf-8")("replace")
         for token in tokens:
             offsets.append(offset)
-            offset += len(decoder.decode(self._tokenizer.bytes_of(token.id)))
+            offset += len(decoder.decode(self._tokenizer.bytes_of(token.token)))
         found = [token.logprobs for token in tokens]  # of a prompt's first token: none
         return {
-            "tokens": [token_text(self._tokenizer, token.id) for token in tokens],
+            "tokens": [token_text(self._tokenizer, token.token) for token in tokens],
             "token_logprobs": [None if one is None else one.drawn for one in found],
             "top_logprobs": [None if one is None else self._top(one) for one in found],
             "text_offset": offsets,
@@ -182,7 +182,7 @@ class CompletionShape(Shape):
         return values
 
 
-def logprobs_of(tokenizer: Tokenizer, tokens: Sequence[Token]) -> list[Json]:
+def logprobs_of(tokenizer: Tokenizer, tokens: Sequence[Drawn]) -> list[Json]:
     """Return tokens with their log-probabilities and likeliest alternatives."""
 
     def named(token: int, logprob: float) -> Json:
@@ -193,7 +193,7 @@ def logprobs_of(tokenizer: Tokenizer, tokens: Sequence[Token]) -> list[Json]:
     for token in tokens:
         assert token.logprobs is not None
         top = [named(other, value) for other, value in token.logprobs.top]
-        found.append(named(token.id, token.logprobs.drawn) | {"top_logprobs": top})
+        found.append(named(token.token, token.logprobs.drawn) | {"top_logprobs": top})
     return found
 
 

@@ -13,11 +13,12 @@ from pion.config.lora import Adapter, Lora
 from pion.data.tokens.tokenizer import train_bpe
 from pion.errors import BadInput
 from pion.formats.export import export_model
-from pion.formats.load import identify, load_adapter, load_decoder
+from pion.formats.load import identify, load_adapter, load_decoder, load_lazily
 from pion.formats.peft_folder import write_adapter_folder
 from pion.formats.target_folder import is_export
 from pion.model.decoder import Decoder
 from pion.model.lora_projections import add_lora, additions, merge
+from pion.model.saved_weights import Tensors
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings
 from tests.pion.train.conftest import open_stream
 from tests.support.tiny_config import tiny_config
@@ -41,6 +42,13 @@ def export(folder, config=CONFIG):
 def base(tmp_path_factory):
     """Return the folder of a base that we exported."""
     return export(tmp_path_factory.mktemp("exported"))
+
+
+def adapted(folder, base):
+    """Return the base, merged with the adapter."""
+    whole = load_lazily(base)
+    config, saved = load_adapter(folder, whole, whole)
+    return Decoder.from_state(config, dict(Tensors(saved)))
 
 
 def trained(base):
@@ -118,7 +126,7 @@ def test_peft_and_we_merge_to_the_same_tensors(base, ours):
 
     stock = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     whole = PeftModel.from_pretrained(stock, ours).merge_and_unload().state_dict()
-    merged = load_adapter(ours, load_decoder(base)).state_dict()
+    merged = adapted(ours, base).state_dict()
     torch.testing.assert_close(
         merged["blocks.1.feedforward.down_proj.weight"],
         whole["model.layers.1.mlp.down_proj.weight"],
@@ -130,13 +138,13 @@ def test_peft_and_we_merge_to_the_same_tensors(base, ours):
 def test_we_load_pefts_folder_and_compute_its_logits(base, theirs):
     folder, logits = theirs
     with torch.no_grad():
-        found = load_adapter(folder, load_decoder(base))(TOKENS)
+        found = adapted(folder, base)(TOKENS)
     torch.testing.assert_close(found, logits, rtol=1e-4, atol=1e-4)
 
 
 def test_our_folder_is_read_back_bit_for_bit(base, ours):
     expected = merge(trained(base)).state_dict()
-    found = load_adapter(ours, load_decoder(base)).state_dict()
+    found = adapted(ours, base).state_dict()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
@@ -232,7 +240,7 @@ def test_another_scale_is_told_apart_by_twenty_losses(base, tmp_path, monkeypatc
 
 def refusal(folder, base):
     with pytest.raises(BadInput) as refused:
-        load_adapter(folder, load_decoder(base))
+        adapted(folder, base)
     assert str(folder) in str(refused.value)
     return str(refused.value)
 

@@ -5,6 +5,7 @@ from safetensors.torch import save_file
 
 from pion.formats.saved_tensors import SavedTensors
 from pion.formats.tensor_hashes import tensor_hashes
+from pion.model.saved_weights import Tensors
 
 ROWS = {"first": torch.arange(12.0), "second": torch.arange(12.0, 24.0), "none": torch.empty(0, 3)}
 
@@ -15,7 +16,7 @@ def test_any_elements_are_read_from_one_tensor_or_several():
     saved = SavedTensors.of(ROWS).joined({name: (shapes[name], sources[name]) for name in shapes})
     assert saved.layout() == {name: (shape, torch.float32) for name, shape in shapes.items()}
     every = torch.arange(24.0)
-    assert torch.equal(saved.tensors()["w"], every.view(6, 4))
+    assert torch.equal(Tensors(saved)["w"], every.view(6, 4))
     for start in range(25):
         for stop in range(start, 25):
             assert torch.equal(saved.part("w", start, stop), every[start:stop])

@@ -9,8 +9,9 @@ from safetensors.torch import load_file, save_file
 
 from pion.errors import BadInput
 from pion.formats.load import load_decoder
-from pion.formats.model_tensors import read_model_tensors
+from pion.formats.model_tensors import saved_model_tensors
 from pion.formats.weights import INDEX, MOST_SHARDS, WEIGHTS
+from pion.model.saved_weights import Tensors
 from pipeline.models.find import find_model
 from tests.support.stock_models import apart, saved, stock_model, tokens
 
@@ -43,10 +44,10 @@ def test_shards_by_transformers_are_one_model(folder):
 
 
 def test_one_file_with_all_tensors_comes_before_an_index(folder):
-    whole = read_model_tensors(folder)
+    whole = Tensors(saved_model_tensors(folder))
     save_file({name: tensor.clone() for name, tensor in whole.items()}, folder / WEIGHTS)
     change(folder, weight_map={"x": "nowhere.safetensors"})
-    assert read_model_tensors(folder).keys() == whole.keys()
+    assert saved_model_tensors(folder).layout().keys() == whole.keys()
 
 
 def test_a_missing_shard_is_named(folder):

@@ -16,7 +16,6 @@ from pion.data.tokens.tokenizer import train_bpe
 from pion.errors import BadInput
 from pion.generation import decoding
 from pion.generation.generate import stream_text
-from pion.generation.logit_changes import Changes
 from pion.generation.sampling import Draw, Sampling, sample, sample_rows
 from pion.model.decoder import Decoder
 from tests.support.tiny_config import tiny_config
@@ -185,7 +184,7 @@ def test_a_forbidden_id_is_never_drawn(top_k, number, monkeypatch):
     allowed = torch.tensor([False, True, False, True, False])
     for top_p in (0.99, 1.0):
         sampling = Sampling(1.0, top_k, top_p)
-        changes = Changes.of(sampling, (), 0, 5, None, allowed)
+        changes = sampling.changes((), 0, 5, None, allowed)
         (token,) = sample_rows(logits, [Draw(sampling, changes, torch.Generator())])
         assert token == (1 if number == 0 else 3)
 

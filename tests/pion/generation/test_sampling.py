@@ -13,7 +13,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import pion
 from pion.generation.candidates import BLOCK, CANDIDATES, FEW, find_by_numpy, find_by_torch
-from pion.generation.logit_changes import Changes
 from pion.generation.sampling import Draw, Sampling, sample_rows
 from pion.model.decoder import Decoder
 from tests.support.tiny_config import tiny_config
@@ -31,7 +30,7 @@ def numbers(seed):
 def draw(logits, samplings, seed=0):
     """Draw an id of each row. Each text has 20 ids, of which it drew 10, and its own generator."""
     draws = [
-        Draw(each, Changes.of(each, present(row), 10, logits.shape[1]), numbers(seed + row))
+        Draw(each, each.changes(present(row), 10, logits.shape[1]), numbers(seed + row))
         for row, each in enumerate(samplings)
     ]
     return sample_rows(logits, draws)
@@ -121,7 +120,7 @@ def penalized_before(logits, sampling, present, given):
 
 
 def draw_alone(logits, sampling, row, seed):
-    changes = Changes.of(sampling, present(row), 10, len(logits))
+    changes = sampling.changes(present(row), 10, len(logits))
     return sample_rows(logits[None], [Draw(sampling, changes, numbers(seed + row))])[0]
 
 
@@ -129,7 +128,7 @@ def draw_alone(logits, sampling, row, seed):
 def test_without_a_cut_draws_follow_the_softmax_over_the_whole_vocabulary(spread):
     logits = spread * torch.randn(1, 2000, generator=numbers(1))
     randomness, times = numbers(2), 4000
-    changes = Changes.of(PLAIN, (), 0, 2000)
+    changes = PLAIN.changes((), 0, 2000)
     rows, one = logits.expand(50, -1).contiguous(), Draw(PLAIN, changes, randomness)
     found = [token for _ in range(times // 50) for token in sample_rows(rows, [one] * 50)]
     counts = torch.bincount(torch.tensor(found), minlength=2000).double()
@@ -155,8 +154,8 @@ def test_forbidden_ids_are_not_drawn_also_where_fewer_are_allowed_than_top_k():
     allowed[[5, 4000]] = True
     logits = some_logits(2, VOCABULARY, 3.0, rounded=False)
     for sampling in (Sampling(), PLAIN, Sampling(temperature=0.0)):
-        changes = Changes.of(sampling, (), 0, VOCABULARY, None, allowed)
-        free = Changes.of(sampling, (), 0, VOCABULARY - 100)
+        changes = sampling.changes((), 0, VOCABULARY, None, allowed)
+        free = sampling.changes((), 0, VOCABULARY - 100)
         for seed in range(10):
             draws = [Draw(sampling, each, numbers(seed)) for each in (changes, free)]
             bound, other = sample_rows(logits, draws)
