@@ -87,7 +87,7 @@ def test_unused_primitives_are_left_out_and_keep_their_numbers():
 
 def test_the_banks_take_at_most_1_65_bits_a_weight():
     config = ModelConfig.preset("pilon-48m", vocab_size=512, n_layers=2, primitives={
-        "n": 48, "rank": 48, "top_k": 48, "bands": [[0], [1]], "ternary": True,
+        "n": 12, "rank": 48, "top_k": 12, "bands": [[0], [1]], "ternary": True,
         "activation_bits": 8, "sub_norm": True,
     })  # fmt: skip
     model = Decoder(config)

@@ -109,7 +109,10 @@ def test_a_paused_answer_ends_with_the_engine(engines):
     assert paused.wait() == Failed(Closed.WHY)
 
 
-@pytest.mark.parametrize("name", ["pion", "tachyon", pytest.param("daisy", marks=pytest.mark.soak)])
+IN_SOAK = [pytest.param(name, marks=pytest.mark.soak) for name in ("pion", "daisy")]
+
+
+@pytest.mark.parametrize("name", ["tachyon", *IN_SOAK])
 def test_sixteen_seeded_requests_get_the_tokens_of_each_alone(name, engines, monkeypatch):
     """Some wait for a slot, and most prompts are read in pieces.
 

@@ -21,10 +21,10 @@ BODY = {"model": "base", "prompt": "The", "max_tokens": 1}
 
 def test_more_requests_than_the_queue_are_refused(run_folder):
     found = {"base": find_model(f"{run_folder}/demo@pretrain")}
-    with serving(found, slots=1, queue=1) as served, ThreadPoolExecutor(12) as threads:
+    with serving(found, slots=1, queue=1) as served, ThreadPoolExecutor(6) as threads:
         many = [
             threads.submit(ask, served, {**BODY, "max_tokens": 250, "ignore_eos": True})
-            for _ in range(12)
+            for _ in range(6)
         ]
         answers = [one.result(PATIENCE_SECONDS) for one in many]
         refused = [answer for answer in answers if answer.status_code == 429]

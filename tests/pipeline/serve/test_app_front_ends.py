@@ -190,7 +190,7 @@ def test_offered_tools_are_refused_with_the_option_that_ignores_them(name, serve
 @pytest.fixture(scope="module")
 def ignoring(run_folder):
     with serving(
-        {"chat": find_model(f"{run_folder}/demo")}, slots=2, queue=2, ignore_tools=True
+        {"chat": find_model(f"{run_folder}/demo")}, slots=2, queue=2, seq_len=100, ignore_tools=True
     ) as server:
         yield server
 

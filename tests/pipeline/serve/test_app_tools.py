@@ -11,6 +11,7 @@ import pytest
 from pion.generation.text import Text
 from pipeline.models.find import find_model
 from tests.support.chat_templates import CHATML, QWEN3, QWEN25
+from tests.support.in_process_renderer import InProcessRenderer
 from tests.support.served import serving
 from tests.support.stock_models import saved, stock_model
 from tests.support.tokenizer_kinds import write_files
@@ -37,13 +38,16 @@ TWO_CALLS = f'I look.\n{CALL}\n<tool_call>\n{{"name": "clock", "arguments": {{}}
 
 @pytest.fixture(scope="module")
 def served_tools(tmp_path_factory):
+    """Models whose templates this process renders: that of another process takes a second each."""
     found = {}
     for name, template in (("tools", QWEN25), ("thinks", QWEN3), ("plain", CHATML)):
         folder = tmp_path_factory.mktemp(name) / name
         saved(stock_model("Qwen3", vocab_size=400, max_position_embeddings=2048), folder)
         found[name] = find_model(str(write_files("qwen", folder, template)))
-    with serving(found, slots=2, queue=4) as served:
-        yield served
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
+        with serving(found, slots=2, queue=4) as served:
+            yield served
 
 
 @pytest.fixture

@@ -6,11 +6,20 @@ from pydantic import ValidationError
 from pipeline.serve.body import checked
 from pipeline.serve.errors import ApiError
 from pipeline.serve.requests import ChatRequest, CompletionRequest, TokenizeRequest
+from pipeline.serve.responses import ResponsesRequest
 
 MANY = 5_000
 USER = {"role": "user", "content": "x"}
 ODD = {f"field {number}": 1 for number in range(MANY)}
 
+QUESTION = "What is a fox?"
+
+
+def user(*content):
+    return [{"role": "user", "content": [*content]}]
+
+
+IMAGE = {"type": "input_image", "image_url": "data:,", "detail": "auto"}
 HOSTILE = {
     "prompts": (CompletionRequest, {"prompt": [None] * MANY}),
     "ids": (CompletionRequest, {"prompt": [[1] * MANY + [None] * MANY]}),
@@ -25,6 +34,28 @@ HOSTILE = {
     "names of how to stream": (ChatRequest, {"messages": [USER], "stream_options": ODD}),
     "biases": (ChatRequest, {"messages": [USER], "logit_bias": {str(i): "x" for i in range(MANY)}}),
     "messages to count": (TokenizeRequest, {"messages": [None] * MANY}),
+    "response: items": (ResponsesRequest, {"input": [{}] * MANY}),
+    "response: no items": (ResponsesRequest, {"input": [None] * MANY}),
+    "response: valid items": (ResponsesRequest, {"input": user(QUESTION) * 3 * MANY}),
+    "response: names": (ResponsesRequest, {"input": QUESTION, **ODD}),
+    "response: names in an item": (
+        ResponsesRequest,
+        {"input": [{"role": "user", "content": "x", **ODD}]},
+    ),
+    "response: parts": (ResponsesRequest, {"input": user(*[{}] * MANY)}),
+    "response: names in a part": (
+        ResponsesRequest,
+        {"input": user({"type": "text", "text": "x", **ODD})},
+    ),
+    "response: a long type": (ResponsesRequest, {"input": [{"type": "x" * MANY}]}),
+    "response: an odd type": (ResponsesRequest, {"input": [{"type": [{}] * MANY}]}),
+    "response: names of a format": (ResponsesRequest, {"input": QUESTION, "text": ODD}),
+    "response: names of reasoning": (ResponsesRequest, {"input": QUESTION, "reasoning": ODD}),
+    "response: names of a text's format": (
+        ResponsesRequest,
+        {"input": QUESTION, "text": {"format": {"type": "text", **ODD}}},
+    ),
+    "response: what is included": (ResponsesRequest, {"input": QUESTION, "include": ["x"] * MANY}),
 }
 
 
@@ -70,11 +101,84 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_field_is_named_in_words_and_as_param(name):
-    changes, param, words = WRONG[name]
+WRONG_RESPONSES = {
+    "a tool": ({"tool_choice": "required"}, "tool_choice", "this server has no tool_choice"),
+    "earlier": ({"previous_response_id": "resp_1"}, "previous_response_id", "this server has no"),
+    "conversation": ({"conversation": "conv_1"}, "conversation", "this server has no conversation"),
+    "background": ({"background": True}, "background", "this server has no background"),
+    "reasoning": ({"reasoning": {"effort": "low"}}, "reasoning.effort", "reasoning: this server"),
+    "a format": (
+        {"text": {"format": {"type": "grammar"}}},
+        "text.format.type",
+        "text.format.type should be 'text', 'json_object' or 'json_schema', not 'grammar'",
+    ),
+    "no schema": (
+        {"text": {"format": {"type": "json_schema", "name": "x"}}},
+        "text.format.schema",
+        "text.format: schema is missing",
+    ),
+    "a schema for any object": (
+        {"text": {"format": {"type": "json_object", "schema": {}}}},
+        "text.format.schema",
+        "text.format: the type is json_object; a schema needs json_schema",
+    ),
+    "a schema of a chat": (
+        {"text": {"format": {"type": "json_schema", "json_schema": {}}}},
+        "text.format.json_schema",
+        "text.format: this server has no field 'json_schema'; did you mean 'schema'?",
+    ),
+    "probabilities": (
+        {"top_logprobs": 2},
+        "top_logprobs",
+        'top_logprobs needs include: ["message.output_text.logprobs"]',
+    ),
+    "too many of them": (
+        {"top_logprobs": 21, "include": ["message.output_text.logprobs"]},
+        "top_logprobs",
+        "top_logprobs should be less than or equal to 20, not 21",
+    ),
+    "include": (
+        {"include": ["file_search_call.results"]},
+        "include.0",
+        "include.0 should be 'message.output_text.logprobs' or",
+    ),
+    "truncation": ({"truncation": "auto"}, "truncation", "this server has no truncation"),
+    "an image": ({"input": user(IMAGE)}, "input.0.content.0.type", "no type 'input_image' here"),
+    "a file": (
+        {"input": user({"type": "input_text", "text": "x"}, {"type": "input_file"})},
+        "input.0.content.1.type",
+        "no type 'input_file' here; it must be input_text or output_text or text",
+    ),
+    "a call": (
+        {"input": [{"type": "function_call", "call_id": "1", "name": "f", "arguments": "{}"}]},
+        "input.0.type",
+        "input.0: this server has no type 'function_call' here; it must be message",
+    ),
+    "no input": ({"input": None}, "input", "input should be a valid list, not None"),
+    "empty input": ({"input": []}, "input", "input"),
+    "no content": ({"input": [{"role": "user"}]}, "input.0.content", "content is missing"),
+    "role": ({"input": [{"role": "tool", "content": "x"}]}, "input.0.role", "input.0.role should"),
+    "negative": ({"max_output_tokens": -1}, "max_output_tokens", "max_output_tokens should be"),
+    "max_tokens": ({"max_tokens": 1}, "max_tokens", "max_output_tokens here, not max_tokens"),
+    "n": ({"n": 2}, "n", "n is 2; a response has one answer"),
+    "typo": ({"instruction": "x"}, "instruction", "did you mean 'instructions'?"),
+    "messages": ({"messages": []}, "messages", "this server has no field 'messages'"),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "wrong"),
+    [
+        *((ChatRequest, {"messages": [USER]}, wrong) for wrong in WRONG.values()),
+        *((ResponsesRequest, {"input": QUESTION}, wrong) for wrong in WRONG_RESPONSES.values()),
+    ],
+    ids=[*WRONG, *(f"response: {name}" for name in WRONG_RESPONSES)],
+)
+def test_a_wrong_field_is_named_in_words_and_as_param(kind, fields, wrong):
+    changes, param, words = wrong
     with pytest.raises(ApiError) as caught:
-        checked(ChatRequest, {"messages": [USER], **changes})
+        checked(kind, {**fields, **changes})
+    assert caught.value.status == 400
     assert words in str(caught.value)
     assert caught.value.param == param
 

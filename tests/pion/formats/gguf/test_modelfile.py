@@ -12,6 +12,7 @@ from pion.errors import BadInput
 from pion.formats.export import export_model
 from pion.formats.gguf.modelfile import go_template, modelfile
 from tests.support.finished_run import tiny_model, tiny_tokenizer
+from tests.support.in_process_renderer import InProcessRenderer
 from tests.support.tokenizer_kinds import write_files
 from tests.support.waiting import run_to_end
 
@@ -77,7 +78,8 @@ def test_a_base_model_continues_the_prompt(export):
     assert 'TEMPLATE """{{ .Prompt }}"""' in text
 
 
-def test_the_template_of_others_is_left_to_ollama(tmp_path):
+def test_the_template_of_others_is_left_to_ollama(tmp_path, monkeypatch):
+    monkeypatch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
     folder = write_files("smollm2", tmp_path, "{% for m in messages %}{{ m.content }}{% endfor %}")
     text = modelfile(folder, "model-f16.gguf", 256)
     assert "TEMPLATE" not in text

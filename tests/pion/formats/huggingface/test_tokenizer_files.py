@@ -21,6 +21,7 @@ from pion.formats.verify import verify_export
 from pion.model.decoder import Decoder
 from tests.support.chat_templates import TEMPLATES
 from tests.support.finished_run import tiny_tokenizer
+from tests.support.in_process_renderer import InProcessRenderer
 from tests.support.tiny_config import tiny_config
 from tests.support.tokenizer_kinds import write_files
 
@@ -64,7 +65,8 @@ def test_an_export_has_the_original_files_and_all_stops(tmp_path, name):
     export_model(decoder, tokenizer, out)  # an earlier export is replaced, its folders too
 
 
-def test_a_model_of_others_keeps_its_ids_and_its_way_to_sample(tmp_path):
+def test_a_model_of_others_keeps_its_ids_and_its_way_to_sample(tmp_path, monkeypatch):
+    monkeypatch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
     original(tmp_path / "base", "SmolLM2")
     settings = {"bos_token_id": 1, "pad_token_id": 2, "eos_token_id": 2, "top_p": 0.95}
     files = {"generation_config.json": settings, "tokenizer_config.json": {"eos_token": IM_START}}
