@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,8 +59,12 @@ def read_adapter_tensors(folder: Path) -> dict[str, Tensor]:
 def _read_whole(folder: Path) -> dict[str, Tensor]:
     """Return the tensors of the only file. Raises FileNotFoundError if there is none."""
     path = folder / WEIGHTS
-    if not os.path.lexists(path):
-        raise FileNotFoundError(path)
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise BadInput(f"{folder} can't be read ({error.strerror or error})") from None
     return read_tensors(
         path,
         f"{path} was deleted while it was read, or is a link to a file that is gone. Bring it "

@@ -91,7 +91,7 @@ def _found(found: Path | Listed | str, *, whole: bool = False) -> FoundModel:
     if isinstance(found, Listed):
         return _of_run(found, whole=whole)
     if isinstance(found, Path):
-        return _from_file(found) if found.is_file() else found_in(found, whole=whole)
+        return found_in(found, whole=whole) if found.is_dir() else _from_file(found)
     return _from_hub(found, whole=whole)
 
 
@@ -113,7 +113,8 @@ def locate_model(text: str) -> Path | Listed | str:
             raise BadInput(no_such_run(open_run(text)))
         return found
     path = expand(text)
-    if path.is_file() or (path / CONFIG).is_file() or _has_model(path):
+    no_folder = path.exists() and not path.is_dir()  # a file, or a device
+    if no_folder or (path / CONFIG).is_file() or _has_model(path):
         return path
     found = _in_run(text)
     if found is not None:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from pion.errors import BadInput
 from pion.formats.load import load_decoder
-from pion.formats.model_tensors import saved_model_tensors
+from pion.formats.model_tensors import read_adapter_tensors, saved_model_tensors
 from pion.formats.weights import INDEX, MOST_SHARDS, WEIGHTS
 from pion.model.saved_weights import Tensors
 from pipeline.models.find import find_model
@@ -172,6 +172,12 @@ def test_a_folder_without_weights_is_no_model(tmp_path):
     (tmp_path / "training_args.bin").touch()  # what transformers' Trainer leaves
     with pytest.raises(BadInput, match=r"it has no model\.safetensors and no model\.safetensors\."):
         load_decoder(tmp_path)
+
+
+def test_a_folder_that_can_t_be_looked_into_is_not_called_empty(tmp_path):
+    for read in (saved_model_tensors, read_adapter_tensors):
+        with pytest.raises(BadInput, match=r"can't be read \(File name too long"):
+            read(tmp_path / ("x" * 300))
 
 
 def test_sharded_and_pickled_folders_are_found_as_models(tmp_path):

@@ -171,7 +171,8 @@ def test_a_seeds_file_is_a_model_for_which_a_tokenizer_must_lie_next_to_it(here)
 
 def test_a_file_or_folder_that_is_no_model_says_what_one_looks_like(here):
     Path("notes.txt").write_text("hello")
-    assert "not a model: expected a .pt file or a folder" in complaint("notes.txt")
+    for name in ("notes.txt", "/dev/null"):
+        assert "not a model: expected a .pt file or a folder" in complaint(name)
     Path("folder").mkdir()
     assert "it has neither config.json" in complaint("./folder")
     Path("folder/model.safetensors").write_bytes(b"")

@@ -1,4 +1,4 @@
-"""Compute the losses that the seeds of Pion and Tachyon recorded, and repeat their training."""
+"""The numbers by which the seeds' traces record a tensor, and the training of Pion and Tachyon."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from pion.model.decoder import Decoder, Losses
 from pion.model.loss import IGNORED
@@ -48,3 +49,10 @@ def gradient_norms(model: Decoder, reference: dict[str, Any]) -> list[float]:
     losses = losses_of(model, reference)
     (losses.ce + losses.aux).backward()
     return sorted(p.grad.norm().item() for p in model.parameters() if p.grad is not None)
+
+
+def digest(tensor: Tensor) -> Tensor:
+    """Return the three numbers by which a trace records a tensor."""
+    x = tensor.detach().double().flatten()
+    weights = torch.cos(0.37 * torch.arange(len(x), dtype=torch.float64) + 0.11)
+    return torch.stack((x.sum(), x.norm(), (x * weights).sum()))

@@ -17,8 +17,8 @@ from pion.formats.seeds.read import SeedCheckpoint
 from pion.model.decoder import Decoder
 from pion.model.loss import cap_logits
 from tests.paths import SEEDS
+from tests.pion.formats.seeds.adamw_traces import digest
 from tests.pion.formats.seeds.daisy_traces import documents_of, of_window, seed_tensors, steps_of
-from tests.pion.formats.seeds.digest import digest
 
 CHECKPOINTS = {
     "daisy": "daisy_ckpt",

@@ -11,7 +11,7 @@ from pion.errors import BadInput
 from pion.formats.seeds import import_seed
 from pion.model.decoder import Decoder
 from tests.paths import SEEDS
-from tests.pion.formats.seeds.digest import digest
+from tests.pion.formats.seeds.adamw_traces import digest
 from tests.pion.formats.seeds.pilon_traces import GRAD_ACCUM, seed_tensors, steps_of
 from tests.support.seed_files import read_seed, tensors_of, write_seed
 

@@ -12,8 +12,7 @@ from pion.formats.seeds.pion_and_tachyon import TACHYON_NAMES
 from pion.formats.seeds.read import renamed
 from pion.model.decoder import Decoder
 from tests.paths import SEEDS
-from tests.pion.formats.seeds.adamw_traces import four_steps, gradient_norms, losses_of
-from tests.pion.formats.seeds.digest import digest
+from tests.pion.formats.seeds.adamw_traces import digest, four_steps, gradient_norms, losses_of
 from tests.support.seed_files import read_seed
 
 NAMES = ("moe", "rows")
