@@ -124,20 +124,16 @@ def shards_of(index: Path) -> Mapping[str, str]:
 def no_weights(folder: Path) -> BadInput:
     """Return the error for a folder without safetensors."""
     if any(path.is_file() for pattern in _PICKLES for path in folder.glob(pattern)):
+        # transformers writes safetensors next to the pickles.
+        code = (
+            "from transformers import AutoModelForCausalLM as M; "
+            f"M.from_pretrained({str(folder)!r}, dtype='auto').save_pretrained({str(folder)!r})"
+        )
         return BadInput(
             f"{folder} has its weights in pickles (.bin), which can run code, so they were not "
-            f"read. If you trust the folder, convert them: {_conversion(folder)}"
+            f"read. If you trust the folder, convert them: python -c {shlex.quote(code)}"
         )
     return BadInput(f"{folder} is not a model: it has no {WEIGHTS} and no {INDEX}")
-
-
-def _conversion(folder: Path) -> str:
-    """Return the command by which transformers writes safetensors next to the pickles."""
-    code = (
-        "from transformers import AutoModelForCausalLM as M; "
-        f"M.from_pretrained({str(folder)!r}, dtype='auto').save_pretrained({str(folder)!r})"
-    )
-    return f"python -c {shlex.quote(code)}"
 
 
 def write_safetensors(

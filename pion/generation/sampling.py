@@ -148,7 +148,10 @@ def sample_rows(logits: Tensor, draws: Sequence[Draw]) -> list[int | None]:
             drawn[row] = int(found.best[row, 0])
     if not random:
         return drawn
-    numbers = [_uniform(draws[row].randomness) for row in random]
+    numbers = [
+        torch.rand((), dtype=torch.float64, generator=draws[row].randomness).item()
+        for row in random
+    ]
     of_random = found if len(random) == len(draws) else found.rows(random)
     among = draw_among(of_random, [samplings[row] for row in random], numbers)
     undecided = [place for place, token in enumerate(among) if token is None]
@@ -243,10 +246,6 @@ def draw_from_all(logits: Tensor, sampling: Sampling, number: float, floor: floa
 def _is_open(sampling: Sampling) -> bool:
     """Return whether the probabilities depend on the logits of all ids, or of all but a few."""
     return not sampling.greedy and sampling.top_k == 0 and sampling.min_p == 0
-
-
-def _uniform(randomness: torch.Generator) -> float:
-    return torch.rand((), dtype=torch.float64, generator=randomness).item()
 
 
 def _least_of_min_p(min_p: float) -> float:

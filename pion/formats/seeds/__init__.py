@@ -7,6 +7,7 @@ by the names of its tensors, never by a class.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import product
 from pathlib import Path
 
 from torch import Tensor
@@ -64,12 +65,12 @@ def ids_of_seed(path: str | Path) -> int | None:
 
 
 def _translate(checkpoint: SeedCheckpoint) -> tuple[ModelConfig, dict[str, Tensor]]:
-    found: dict[str, str] = {}
-    for family, (_, marks) in SEEDS.items():
-        for mark in marks:
-            for name in sorted(checkpoint.tensors):
-                if mark in name:
-                    found.setdefault(family, name)
+    names = sorted(checkpoint.tensors)
+    found = {
+        family: marked[0]
+        for family, (_, marks) in SEEDS.items()
+        if (marked := [name for mark in marks for name in names if mark in name])
+    }
     if len(found) > 1:
         tensors = ", and ".join(f"{name} is a {family}'s" for family, name in found.items())
         raise BadInput(f"the tensors are mixed: {tensors}")
@@ -77,7 +78,6 @@ def _translate(checkpoint: SeedCheckpoint) -> tuple[ModelConfig, dict[str, Tenso
 
 
 def _refuse(names: Iterable[str]) -> None:
-    for name in names:
-        for mark, family in REFUSED.items():
-            if mark in name:
-                raise BadInput(f"the tensor {name} shows that this is {family}")
+    for name, (mark, family) in product(names, REFUSED.items()):
+        if mark in name:
+            raise BadInput(f"the tensor {name} shows that this is {family}")
