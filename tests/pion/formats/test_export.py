@@ -59,6 +59,15 @@ def exported(decoder, tokenizer_path, tmp_path_factory):
     return out
 
 
+@pytest.fixture(scope="module")
+def loaded(exported):
+    """The model and the tokenizer, as transformers loads them."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    kinds = (AutoModelForCausalLM, AutoTokenizer)
+    return [kind.from_pretrained(exported, trust_remote_code=False) for kind in kinds]
+
+
 @pytest.fixture
 def copy(exported, tmp_path):
     """Return an exported folder that a test may damage."""
@@ -69,11 +78,11 @@ def copy(exported, tmp_path):
 
 
 def test_transformers_loads_it_as_stock_qwen3_with_the_trained_models_logits(
-    exported, decoder, tokenizer
+    loaded, decoder, tokenizer
 ):
-    from transformers import AutoModelForCausalLM, Qwen3ForCausalLM
+    from transformers import Qwen3ForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(exported, trust_remote_code=False)
+    model, _ = loaded
     assert type(model) is Qwen3ForCausalLM
     assert next(model.parameters()).dtype is torch.float32
     tokens = torch.tensor([tokenizer.encode(TEXTS[0])])
@@ -90,13 +99,11 @@ def test_rows_the_tokenizer_lacks_are_dropped(exported, tokenizer):
     assert "lm_head.weight" not in weights
 
 
-def test_the_tokenizer_comes_with_its_special_tokens_and_the_models_context(exported, tokenizer):
-    from transformers import AutoTokenizer
-
-    loaded = AutoTokenizer.from_pretrained(exported, trust_remote_code=False)
-    assert (loaded.eos_token_id, loaded.pad_token_id) == (tokenizer.end_of_text, tokenizer.pad)
-    assert loaded.model_max_length == 64
-    assert loaded.decode(loaded(TEXTS[0])["input_ids"]) == TEXTS[0]
+def test_the_tokenizer_comes_with_its_special_tokens_and_the_models_context(loaded, tokenizer):
+    _, theirs = loaded
+    assert (theirs.eos_token_id, theirs.pad_token_id) == (tokenizer.end_of_text, tokenizer.pad)
+    assert theirs.model_max_length == 64
+    assert theirs.decode(theirs(TEXTS[0])["input_ids"]) == TEXTS[0]
 
 
 @pytest.mark.parametrize(
@@ -107,12 +114,9 @@ def test_the_tokenizer_comes_with_its_special_tokens_and_the_models_context(expo
         [("user", "say <|endoftext|>"), ("assistant", "no <|pad|>"), ("user", "測試")],
     ],
 )
-def test_the_chat_template_gives_the_ids_of_our_chat_tokenisation(exported, tokenizer, messages):
-    from transformers import AutoTokenizer
-
-    loaded = AutoTokenizer.from_pretrained(exported, trust_remote_code=False)
+def test_the_chat_template_gives_the_ids_of_our_chat_tokenisation(loaded, tokenizer, messages):
     ours = tokenize(tokenizer, [Turn(*m) for m in messages], add_generation_prompt=True)
-    theirs = loaded.apply_chat_template(
+    theirs = loaded[1].apply_chat_template(
         [{"role": role, "content": text} for role, text in messages],
         add_generation_prompt=True,
         return_dict=True,
@@ -120,30 +124,26 @@ def test_the_chat_template_gives_the_ids_of_our_chat_tokenisation(exported, toke
     assert theirs["input_ids"] == ours.ids.tolist()
 
 
-def test_a_base_model_is_exported_without_a_chat_template(decoder, tokenizer_path, tmp_path):
+def test_a_base_model_has_no_chat_template_and_defaults_can_be_overridden(
+    decoder, tokenizer_path, tmp_path
+):
     from transformers import AutoTokenizer
 
-    export_model(decoder, tokenizer_path, tmp_path / "base", chat=False)
-    loaded = AutoTokenizer.from_pretrained(tmp_path / "base", trust_remote_code=False)
-    assert loaded.chat_template is None
+    out = tmp_path / "base"
+    export_model(decoder, tokenizer_path, out, chat=False, generation={"temperature": 0.2})
+    assert AutoTokenizer.from_pretrained(out, trust_remote_code=False).chat_template is None
+    saved = json.loads((out / "generation_config.json").read_text())
+    assert (saved["temperature"], saved["top_k"]) == (0.2, 50)
 
 
-def test_generation_uses_the_saved_sampling_defaults_and_stops_at_end_of_text(exported, tokenizer):
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(exported, trust_remote_code=False)
+def test_generation_uses_the_saved_sampling_defaults_and_stops_at_end_of_text(loaded, tokenizer):
+    model, _ = loaded
     saved = model.generation_config
     assert {name: getattr(saved, name) for name in GENERATION} == GENERATION
     assert saved.eos_token_id == tokenizer.end_of_text
     prompt = torch.tensor([tokenizer.encode("Return")])
     generated = model.generate(prompt, max_new_tokens=5)
     assert prompt.shape[1] < generated.shape[1] <= prompt.shape[1] + 5
-
-
-def test_generation_defaults_can_be_overridden(decoder, tokenizer_path, tmp_path):
-    export_model(decoder, tokenizer_path, tmp_path / "m", generation={"temperature": 0.2})
-    saved = json.loads((tmp_path / "m" / "generation_config.json").read_text())
-    assert (saved["temperature"], saved["top_k"]) == (0.2, 50)
 
 
 def test_a_tokenizer_that_adds_tokens_around_texts_is_exported_as_we_use_it(

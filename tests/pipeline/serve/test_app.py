@@ -30,6 +30,10 @@ def drawn(model, ids, **settings):
     return model.tokenizer.decode(list(pion.generate(model.model, ids, **ends, **settings)))
 
 
+def create_chat(client, **settings):
+    return client.chat.completions.create(model="chat", messages=QUESTION, **settings)
+
+
 def question_ids(model):
     return model._format.prompt_ids(QUESTION)
 
@@ -53,9 +57,8 @@ def test_models_are_listed_with_what_a_page_needs(client):
 
 
 def test_a_seeded_answer_is_what_the_library_draws(client, chat_model):
-    found = client.chat.completions.create(
-        model="chat",
-        messages=QUESTION,
+    found = create_chat(
+        client,
         seed=5,
         max_tokens=20,
         temperature=1.1,
@@ -142,9 +145,7 @@ def test_chats_are_answered_while_a_schema_is_compiled(client, monkeypatch):
 def test_temperature_0_is_greedy(client, chat_model):
     wanted = drawn(chat_model, question_ids(chat_model), max_tokens=12, temperature=0)
     for seed in (1, 2):
-        found = client.chat.completions.create(
-            model="chat", messages=QUESTION, seed=seed, max_tokens=12, temperature=0
-        )
+        found = create_chat(client, seed=seed, max_tokens=12, temperature=0)
         assert found.choices[0].message.content == wanted
 
 
@@ -152,9 +153,7 @@ def test_sixteen_clients_at_once_get_what_each_would_get_alone(client, chat_mode
     """There are eight slots, so half of them wait."""
 
     def ask(seed):
-        answer = client.chat.completions.create(
-            model="chat", messages=QUESTION, seed=seed, max_tokens=5 + seed
-        )
+        answer = create_chat(client, seed=seed, max_tokens=5 + seed)
         return answer.choices[0].message.content
 
     with ThreadPoolExecutor(16) as threads:
@@ -179,9 +178,8 @@ def test_a_stream_adds_up_to_the_whole_answer(client):
 
 def test_usage_comes_in_a_chunk_without_choices_if_asked(client):
     chunks = list(
-        client.chat.completions.create(
-            model="chat",
-            messages=QUESTION,
+        create_chat(
+            client,
             max_tokens=4,
             stream=True,
             stream_options={"include_usage": True},
@@ -229,17 +227,13 @@ def test_a_stop_string_over_token_borders_is_never_sent_in_part(client, chat_mod
 
 
 def test_n_answers_are_drawn_from_consecutive_seeds(client, chat_model):
-    found = client.chat.completions.create(
-        model="chat", messages=QUESTION, seed=7, n=3, max_tokens=10
-    )
+    found = create_chat(client, seed=7, n=3, max_tokens=10)
     ids = question_ids(chat_model)
     assert [choice.index for choice in found.choices] == [0, 1, 2]
     for number, choice in enumerate(found.choices):
         wanted = drawn(chat_model, ids, seed=7 + number, max_tokens=10)
         assert choice.message.content == wanted
-    chunks = client.chat.completions.create(
-        model="chat", messages=QUESTION, seed=7, n=3, max_tokens=10, stream=True
-    )
+    chunks = create_chat(client, seed=7, n=3, max_tokens=10, stream=True)
     texts = ["", "", ""]
     for chunk in chunks:
         for part in chunk.choices:
@@ -248,9 +242,7 @@ def test_n_answers_are_drawn_from_consecutive_seeds(client, chat_model):
 
 
 def test_log_probabilities_in_both_shapes(client):
-    chat = client.chat.completions.create(
-        model="chat", messages=QUESTION, seed=2, max_tokens=9, logprobs=True, top_logprobs=3
-    )
+    chat = create_chat(client, seed=2, max_tokens=9, logprobs=True, top_logprobs=3)
     tokens = chat.choices[0].logprobs.content
     assert tokens
     data = b"".join(bytes(token.bytes or []) for token in tokens)
@@ -384,7 +376,7 @@ def test_an_answer_is_continued(client, chat_model):
 def test_the_count_of_a_prompt_is_that_of_its_answer(served, client):
     body = {"model": "chat", "messages": QUESTION}
     counted = httpx.post(f"{served.url}/v1/tokenize", json=body, timeout=PATIENCE_SECONDS).json()
-    answer = client.chat.completions.create(model="chat", messages=QUESTION, max_tokens=1)
+    answer = create_chat(client, max_tokens=1)
     assert counted["count"] == answer.usage.prompt_tokens == len(counted["tokens"])
     assert counted["max_model_len"] == 256
 
