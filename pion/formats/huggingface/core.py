@@ -170,13 +170,23 @@ class Architecture:
         return {"d_ff": hf_config["intermediate_size"]}
 
     def rename(self, config: ModelConfig, hf_state: State) -> State:
-        """Return the tensors by our names. Raises BadInput for an unexpected one."""
-        return renamed(self.names(config), without_tied_head(config, hf_state))
+        """Return the tensors by our names. Raises BadInput for an unexpected one, and for a part of
+        a stack that is missing or of another shape."""
+        tied = {"lm_head.weight"} if config.tie_embeddings else set()  # some programs save it too
+        given = {name: tensor for name, tensor in hf_state.items() if name not in tied}
+        stacks = self.stacked(config).items()
+        return {name: _stack(given, each) for name, each in stacks} | renamed(
+            self.names(config), given
+        )
 
     def sources(self, config: ModelConfig, ours: Iterable[str]) -> dict[str, list[str]]:
         """Return of which of its tensors each of `ours` is made: of one, or a stack of several."""
-        names = self.names(config)
-        return {name: [names[name]] for name in ours}
+        names, stacked = self.names(config), self.stacked(config)
+        return {name: stacked.get(name) or [names[name]] for name in ours}
+
+    def stacked(self, config: ModelConfig) -> dict[str, list[str]]:
+        """Return of which of its tensors those of ours are stacks that have no name there."""
+        return {}
 
     def feedforward_names(self, config: ModelConfig) -> Mapping[str, str]:
         """Return the name of every tensor of a feed-forward layer, by our name in the layer."""
@@ -256,12 +266,6 @@ def require(hf_config: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
             )
 
 
-def without_tied_head(config: ModelConfig, hf_state: State) -> State:
-    """Return the state without a tied head, which some programs save too."""
-    tied = {"lm_head.weight"} if config.tie_embeddings else set()
-    return {name: tensor for name, tensor in hf_state.items() if name not in tied}
-
-
 def renamed(ours_to_theirs: Mapping[str, str], hf_state: State) -> State:
     """Return the tensors by our names. Raises BadInput for a tensor that has none."""
     ours = {theirs: name for name, theirs in ours_to_theirs.items()}
@@ -272,6 +276,24 @@ def renamed(ours_to_theirs: Mapping[str, str], hf_state: State) -> State:
             "name"
         )
     return {ours[name]: tensor for name, tensor in hf_state.items()}
+
+
+def _stack(hf_state: State, names: Iterable[str]) -> Tensor:
+    """Take the tensors of these names as one. Raises BadInput if one is missing or differs."""
+    import torch
+
+    tensors: State = {}
+    for name in names:
+        if name not in hf_state:
+            raise BadInput(f"the weights have no {name}")
+        tensors[name] = hf_state.pop(name)
+    first, like = next(iter(tensors.items()))
+    for name, tensor in tensors.items():
+        if tensor.shape != like.shape:
+            raise BadInput(
+                f"{name} has shape {tuple(tensor.shape)}, unlike {first}: {tuple(like.shape)}"
+            )
+    return torch.stack(list(tensors.values()))
 
 
 def rotary_settings(config: ModelConfig) -> dict[str, Any]:

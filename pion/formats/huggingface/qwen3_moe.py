@@ -14,11 +14,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from pion.config.model_config import ModelConfig
 from pion.config.parts import Experts, Heads
-from pion.errors import BadInput
 from pion.formats.huggingface import core
 from pion.formats.huggingface.core import Fields, State
 from pion.formats.huggingface.swiglu import QWEN3, Qwen3
@@ -66,7 +64,6 @@ class Qwen3Moe(core.Architecture):
         }
         for layer in range(config.n_layers):
             ours, theirs = f"blocks.{layer}.feedforward", f"model.layers.{layer}.mlp"
-            hf_state[f"{theirs}.gate.weight"] = state[f"{ours}.router"]
             for name, dim in _WIDTH.items():
                 shared = [state[f"{ours}.shared.{j}.{name}.weight"] for j in range(experts.shared)]
                 for e, expert in enumerate(state[f"{ours}.{name}"]):
@@ -94,51 +91,16 @@ class Qwen3Moe(core.Architecture):
         return {"d_ff": hf_config["moe_intermediate_size"], "experts": experts}
 
     def feedforward_names(self, config: ModelConfig) -> Mapping[str, str]:
-        """Return no names: the matrices of an expert are not as they are here."""
-        return {}
+        """Return the name of the router: the matrices of an expert are not as they are here."""
+        return {"router": "gate.weight"}
 
-    def rename(self, config: ModelConfig, hf_state: State) -> State:
-        """Return the tensors of a Qwen3Moe model by our names.
-
-        Raises BadInput for an unexpected or a missing tensor.
-        """
-        hf_state = dict(core.without_tied_head(config, hf_state))
-        state: State = {}
-        for ours, theirs in self._of_experts(config).items():
-            router = ours.endswith(".router")
-            state[ours] = _take(hf_state, theirs[0]) if router else _stack(hf_state, theirs)
-        return state | core.renamed(self.names(config), hf_state)
-
-    def sources(self, config: ModelConfig, ours: Iterable[str]) -> dict[str, list[str]]:
-        """Return of which tensors of a Qwen3Moe model each of `ours` is made."""
-        experts = self._of_experts(config)
-        return experts | super().sources(config, (name for name in ours if name not in experts))
-
-    def _of_experts(self, config: ModelConfig) -> dict[str, list[str]]:
+    def stacked(self, config: ModelConfig) -> dict[str, list[str]]:
+        """Return the names of the matrices that ours of the experts are stacks of."""
         assert config.experts is not None
         found = {}
         for layer in range(config.n_layers):
             ours, theirs = f"blocks.{layer}.feedforward", f"model.layers.{layer}.mlp"
-            found[f"{ours}.router"] = [f"{theirs}.gate.weight"]
             for name in _WIDTH:
                 each = (f"{theirs}.experts.{e}.{name}.weight" for e in range(config.experts.n))
                 found[f"{ours}.{name}"] = list(each)
         return found
-
-
-def _stack(hf_state: State, names: Iterable[str]) -> Tensor:
-    """Take the tensors of these names as one. Raises BadInput if their shapes differ."""
-    tensors = {name: _take(hf_state, name) for name in names}
-    first, like = next(iter(tensors.items()))
-    for name, tensor in tensors.items():
-        if tensor.shape != like.shape:
-            raise BadInput(
-                f"{name} has shape {tuple(tensor.shape)}, unlike {first}: {tuple(like.shape)}"
-            )
-    return torch.stack(list(tensors.values()))
-
-
-def _take(hf_state: State, name: str) -> Tensor:
-    if name not in hf_state:
-        raise BadInput(f"the weights have no {name}")
-    return hf_state.pop(name)
