@@ -3,15 +3,11 @@
 The processes are forks, because importing torch would take most of their time.
 """
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import os
 import signal
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,7 +20,7 @@ from pipeline.state.claim import claim_run
 from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
-from tests.families.families import FAMILIES, Family
+from tests.families.families import FAMILIES
 from tests.pion.train.conftest import open_stream
 from tests.support.late_streams import LateStreams
 from tests.support.ranks import run_ranks
@@ -36,7 +32,7 @@ TWO_WORKERS = (3, 6)  # they train the steps after the first number, up to the s
 STAGE, DIGEST = "pretrain", "d1"
 
 
-def trainer(family: Family, folder: Path, *, world_size: int = 1, rank: int = 0) -> Trainer:
+def trainer(family, folder, *, world_size=1, rank=0):
     """Return a trainer of the family's tiny model on new data below `folder`."""
     data = folder / f"data-{os.getpid()}-{len(list(folder.glob('data-*')))}"
     settings = {"steps": STEPS, "global_batch": 4, "lr": 1e-3, "warmup_steps": 2}
@@ -52,27 +48,27 @@ def trainer(family: Family, folder: Path, *, world_size: int = 1, rank: int = 0)
     )
 
 
-def train(training: Trainer, until: int) -> list[list[int]]:
+def train(training, until):
     """Train until that step; return the rows of each step."""
     while training.step < until:
         assert training.train_step()
     return [row["rows"] for row in training.drain_metrics()]
 
 
-def write_state(state: TrainState, folder: Path) -> None:
+def write_state(state, folder):
     folder.mkdir(parents=True)
     save_file(state.model, folder / "model.safetensors")
     save_file(state.optimizer, folder / "optimizer.safetensors")
     (folder / "meta.json").write_text(json.dumps(state.meta))
 
 
-def read_state(folder: Path) -> TrainState:
-    meta: dict[str, Any] = json.loads((folder / "meta.json").read_text())
+def read_state(folder):
+    meta = json.loads((folder / "meta.json").read_text())
     tensors = (load_file(folder / f"{part}.safetensors") for part in ("model", "optimizer"))
     return TrainState(*tensors, meta)
 
 
-def train_and_die(name: str, folder: Path) -> None:
+def train_and_die(name, folder):
     """Train with a checkpoint at every second step, until SIGKILL during the second save."""
     torch.set_num_threads(1)  # see tests/support/ranks.py
     claim = claim_run(RunState(FileStore(folder / "runs"), name), Owner.me())
@@ -89,7 +85,7 @@ def train_and_die(name: str, folder: Path) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def train_as_one_of_two(names: list[str], rank: int, folder: Path) -> None:
+def train_as_one_of_two(names, rank, folder):
     """Continue each family's training in a pair of processes, and write what rank 0 ends with."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     for name in names:
@@ -103,7 +99,7 @@ def train_as_one_of_two(names: list[str], rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def kill_and_pair(folder: Path, to_kill: list[str], to_pair: list[str]) -> None:
+def kill_and_pair(folder, to_kill, to_pair):
     """Train families in processes that are killed, then others in a pair of processes.
 
     `before/<family>` in the folder has the state that the pair continues from.

@@ -1,12 +1,9 @@
 """Small models that no stock architecture of transformers computes."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch
 
-from pion.config.model_config import ModelConfig
 from pion.config.parts import Experts, Heads, RopeScaling, Values, Windows, Wiring
 from pion.model.decoder import Decoder
 from tests.support.tiny_config import tiny_config
@@ -36,7 +33,7 @@ MIXED = replace(
 MODELS = {"dense": DENSE, "experts": EXPERTS, "mixed": MIXED}
 
 
-def scrambled(config: ModelConfig) -> Decoder:
+def scrambled(config):
     """Return a model whose weights, gains and scalars all differ from initial ones."""
     torch.manual_seed(0)
     model = Decoder(config)

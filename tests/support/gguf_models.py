@@ -1,21 +1,15 @@
 """Models of each architecture that GGUF files can have, with random weights."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
-
 import torch
 
 from pion.config.parts import Heads, RopeScaling
 from pion.formats.export import export_model
-from pion.model.decoder import Decoder
 from tests.support.finished_run import tiny_model, tiny_tokenizer
 
 _PLAIN = Heads(qk_norm=False)
 _SCALED = RopeScaling(factor=8.0, original_max_position_embeddings=32)
 # By name, llama.cpp's architecture and what differs from the tiny dense model.
-EXPRESSIBLE: dict[str, tuple[str, dict[str, Any]]] = {
+EXPRESSIBLE = {
     "pion": ("qwen3", {}),
     "wide heads": ("qwen3", {"head_dim": 12}),
     "untied": ("qwen3", {"tie_embeddings": False}),
@@ -30,7 +24,7 @@ EXPRESSIBLE: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def random_model(vocab_size: int, **changes: Any) -> Decoder:
+def random_model(vocab_size, **changes):
     """Return a tiny model whose weights are all random, and large, so that each part counts."""
     model = tiny_model(vocab_size, seq_len=128, **changes)
     generator = torch.Generator().manual_seed(1)
@@ -41,7 +35,7 @@ def random_model(vocab_size: int, **changes: Any) -> Decoder:
     return model
 
 
-def exported(model: Decoder, folder: Path) -> Path:
+def exported(model, folder):
     """Export a model with the tiny tokenizer, and return the folder."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     tokenizer = folder.parent / "tokenizer.json"
@@ -50,7 +44,7 @@ def exported(model: Decoder, folder: Path) -> Path:
     return folder
 
 
-def expressible(name: str, folder: Path) -> tuple[Decoder, Path]:
+def expressible(name, folder):
     """Return a model of `EXPRESSIBLE` and the folder to which it was exported."""
     model = random_model(tiny_tokenizer().vocab_size, **EXPRESSIBLE[name][1])
     return model, exported(model, folder / "export")

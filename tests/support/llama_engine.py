@@ -1,11 +1,8 @@
 """llama.cpp as a program apart: logits and ids of a GGUF file, by npm's node-llama-cpp."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
-from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,7 +16,7 @@ PACKAGE = "node_modules/node-llama-cpp"
 _SCRIPT = Path(__file__).with_suffix(".mjs")
 
 
-def engine_folder() -> Path:
+def engine_folder():
     """Return the folder of node-llama-cpp; skip the test if there is none."""
     folder = Path(os.environ.get(VARIABLE, "")) / PACKAGE
     if shutil.which("node") is None or not folder.is_dir():
@@ -30,14 +27,7 @@ def engine_folder() -> Path:
     return folder
 
 
-def run_engine(
-    model: Path,
-    *,
-    rows: Sequence[Sequence[int]] = (),
-    texts: Sequence[str] = (),
-    specials: bool = False,
-    cache: str = "F32",
-) -> tuple[list[np.ndarray], list[list[int]]]:
+def run_engine(model, *, rows=(), texts=(), specials=False, cache="F32"):
     """Return the logits (T, vocab_size) of each row of ids, and the ids of each text.
 
     With `specials`, texts that spell special tokens give the special ids. `cache` is the type of

@@ -1,9 +1,5 @@
 """A small model that somebody else has trained, as a folder that transformers wrote."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import pytest
 
 from pion.formats.export import export_model
@@ -11,12 +7,12 @@ from tests.support.finished_run import tiny_model, tiny_tokenizer
 
 
 @pytest.fixture
-def base(tmp_path: Path) -> Path:
+def base(tmp_path):
     """A folder with a model of 128 tokens of context, and its tokenizer."""
     return export_base(tmp_path / "base")
 
 
-def export_base(folder: Path, seed: int = 0) -> Path:
+def export_base(folder, seed=0):
     """Write a model that somebody else has trained."""
     tokenizer = tiny_tokenizer()
     file = folder.with_name(f"{folder.name}-tokenizer.json")

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-from pion.model.decoder import Decoder, Losses
 from pion.model.loss import IGNORED
 
 
-def losses_of(model: Decoder, reference: dict[str, Any]) -> Losses:
+def losses_of(model, reference):
     """Return the losses as the seeds have them: means over targets and over rows."""
     targets = reference["labels"].roll(-1, dims=1)
     targets[:, -1] = IGNORED
@@ -28,7 +25,7 @@ class Step(NamedTuple):
     grad_norm: float
 
 
-def four_steps(model: Decoder, reference: dict[str, Any]) -> Iterator[Step]:
+def four_steps(model, reference):
     """Train for four steps as the seeds did; yield after each."""
     decayed = [p for name, p in model.named_parameters() if "norm" not in name]
     kept = [p for name, p in model.named_parameters() if "norm" in name]
@@ -44,14 +41,14 @@ def four_steps(model: Decoder, reference: dict[str, Any]) -> Iterator[Step]:
         yield Step(total.item(), losses.aux.item(), norm.item())
 
 
-def gradient_norms(model: Decoder, reference: dict[str, Any]) -> list[float]:
+def gradient_norms(model, reference):
     """Return the norm of each parameter's gradient, the smallest first."""
     losses = losses_of(model, reference)
     (losses.ce + losses.aux).backward()
     return sorted(p.grad.norm().item() for p in model.parameters() if p.grad is not None)
 
 
-def digest(tensor: Tensor) -> Tensor:
+def digest(tensor):
     """Return the three numbers by which a trace records a tensor."""
     x = tensor.detach().double().flatten()
     weights = torch.cos(0.37 * torch.arange(len(x), dtype=torch.float64) + 0.11)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pion.formats.seeds.daisy import turned
-from pion.model.decoder import Decoder
 from pion.model.forward_pass import StepOptions
 from pion.train.optimizer.optimizer import Optimizer
 from pion.train.schedule import StepPlan
@@ -34,27 +31,20 @@ class Step:
     weights: dict[str, Tensor]
 
 
-def documents_of(tokens: Tensor) -> Tensor:
+def documents_of(tokens):
     """Return the number of each token's document: an end-of-text begins the next one."""
     return (tokens == END_OF_TEXT).cumsum(dim=-1)
 
 
-def of_window(model: Decoder, tokens: int) -> StepOptions:
+def of_window(model, tokens):
     """Return the options of a step whose long window is so many tokens."""
     assert model.config.windows is not None
     return StepOptions({"windows": replace(model.config.windows, tokens=tokens)})
 
 
 def steps_of(
-    model: Decoder,
-    tokens: Tensor,
-    trace: dict[str, Any],
-    *,
-    seq_len: int,
-    grad_accum: int = 1,
-    betas: tuple[float, float] = (0.9, 0.95),
-    newton_schulz: torch.dtype = torch.float32,
-) -> Iterator[Step]:
+    model, tokens, trace, *, seq_len, grad_accum=1, betas=(0.9, 0.95), newton_schulz=torch.float32
+):
     """Train as the trace says, one step at a time."""
     settings = TrainSettings(
         steps=len(trace["step_losses"]),
@@ -84,7 +74,7 @@ def steps_of(
         gradients = seed_tensors(
             model, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
         )
-        plan = StepPlan(1.0, by_role | {"router": 0.0}, trace["momentum"][step])  # type: ignore[arg-type]
+        plan = StepPlan(1.0, by_role | {"router": 0.0}, trace["momentum"][step])
         optimizer.step(plan)
         optimizer.zero_grad()
         weights = seed_tensors(model, dict(model.named_parameters()))
@@ -92,7 +82,7 @@ def steps_of(
         yield Step(total.item(), norms, weights)
 
 
-def seed_tensors(model: Decoder, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def seed_tensors(model, tensors):
     """Return tensors with our parameters' names as the seed's, which packs and turns some."""
     config = model.config
     assert config.values is not None

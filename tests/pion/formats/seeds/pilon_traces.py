@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import get_args
 from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
 from pion.config.parts import Role
-from pion.model.decoder import Decoder
 from pion.model.forward_pass import StepOptions
 from pion.model.parameters import parameter_roles
 from pion.model.pilon import layers as composed
 from pion.model.pilon.banks import Bank, Recipe, recipe_of
-from pion.model.pilon.ternary import ScaleOf
 from pion.train.optimizer.optimizer import Optimizer
 from pion.train.schedule import StepPlan
 from pion.train.settings import TrainSettings
@@ -37,12 +34,12 @@ class Step:
     weights: dict[str, Tensor]
 
 
-def _of_top_k(model: Decoder, top_k: int) -> StepOptions:
+def _of_top_k(model, top_k):
     assert model.config.primitives is not None
     return StepOptions({"primitives": replace(model.config.primitives, top_k=top_k)})
 
 
-def steps_of(model: Decoder, trace: dict[str, Any], top_k: list[int]) -> Iterator[Step]:
+def steps_of(model, trace, top_k):
     """Train as the trace says, one step at a time; `top_k` is that of each step."""
     settings = TrainSettings(len(top_k), GRAD_ACCUM * 2, lr=1.0, weight_decay=0.1)
     optimizer = Optimizer(model, settings)
@@ -81,12 +78,12 @@ def steps_of(model: Decoder, trace: dict[str, Any], top_k: list[int]) -> Iterato
 
 
 @contextmanager
-def _cached_choices(trace: dict[str, Any], step: int) -> Iterator[None]:
+def _cached_choices(trace, step):
     """Let layers choose the primitives that the seed had chosen up to ten steps before."""
     cached = zip(trace["topk_cache_fc1"][step], trace["topk_cache_fc2"][step], strict=True)
     choices = iter([choice for layer in cached for choice in layer])
 
-    def recipe(logits: Tensor, top_k: int) -> Recipe:
+    def recipe(logits, top_k):
         # The report of the recipes asks again, after all layers.
         choice = torch.tensor(next(choices, ()), dtype=torch.int64)
         if len(choice) != top_k:  # the seed then chooses again
@@ -98,14 +95,14 @@ def _cached_choices(trace: dict[str, Any], step: int) -> Iterator[None]:
         yield
 
 
-def _scale_over(model: Decoder, what: ScaleOf) -> None:
+def _scale_over(model, what):
     for part in model.modules():
         if isinstance(part, Bank):
             part.settings = replace(part.settings, ternary_scale=what)
 
 
 @torch.no_grad()
-def _decay_vectors(model: Decoder, share: float) -> None:
+def _decay_vectors(model, share):
     """Shrink the vectors: the seed decays everything but banks and recipes."""
     roles = parameter_roles(model)
     for name, param in model.named_parameters():
@@ -113,7 +110,7 @@ def _decay_vectors(model: Decoder, share: float) -> None:
             param.mul_(1 - share)
 
 
-def seed_tensors(model: Decoder) -> dict[str, Tensor]:
+def seed_tensors(model):
     """Return the weights by the seed's names."""
     ours = {name: param.detach() for name, param in model.named_parameters()}
     theirs = {
