@@ -7,12 +7,13 @@ A run has one rental name on every machine. For each managed job, SkyPilot makes
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import re
 
 from pion.errors import BadInput
 from pipeline.machine.time_limit import within
-from pipeline.rent.skypilot import quiet, sky_module
+from pipeline.rent.skypilot import sky_module
 from pipeline.state.find_run import open_run, read_run
 from pipeline.state.notes.rental_note import never_rented
 
@@ -32,13 +33,13 @@ def rental_name(store_url: str, run: str) -> str:
     return "-".join(filter(None, ("pion", readable.lower(), digest)))
 
 
+@functools.cache
 def cluster_name(rental: str, job_id: int) -> str:
     """Return SkyPilot's cluster name for a managed job. The names of its pods start with it."""
     sky_module()
     from sky.jobs import utils
 
-    with quiet():
-        return utils.generate_managed_job_cluster_name(rental, job_id)
+    return utils.generate_managed_job_cluster_name(rental, job_id)
 
 
 # How many seconds the store may take to say that nothing was rented.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 import re
@@ -35,6 +36,12 @@ def recorded_job(state: RunState, head: Head) -> Job | None:
     text = recorded_text(state, head)
     if text is None:
         return None
+    job = _parsed(text, state)
+    know_rows(job, head)
+    return job
+
+
+def _parsed(text: str, state: RunState) -> Job:
     from pipeline.job.file import parse_job
 
     def find(values: dict[str, Any]) -> Base:
@@ -45,9 +52,7 @@ def recorded_job(state: RunState, head: Head) -> Job | None:
             raise BadInput(f"run {state.name} has no record of the model that it starts from")
         return base
 
-    job = parse_job(text, f"the job of run {state.name}", find)
-    know_rows(job, head)
-    return job
+    return parse_job(text, f"the job of run {state.name}", find)
 
 
 def recorded_stages(
@@ -58,13 +63,19 @@ def recorded_stages(
     `note` gets the reason if the file is damaged, and not only of another version.
     """
     try:
-        job = recorded_job(state, head)
+        text = recorded_text(state, head)
+        return None if text is None else list(_stages_of(text, state))
     except Damaged as error:
         note(str(error))
-        return None
     except BadInput:
-        return None
-    return None if job is None else job.stages
+        pass
+    return None
+
+
+@functools.lru_cache(maxsize=64)
+def _stages_of(text: str, state: RunState) -> list[str]:
+    """Return the stages of a job, which a watcher asks for at every look."""
+    return _parsed(text, state).stages
 
 
 def know_rows(job: Job, head: Head) -> None:
