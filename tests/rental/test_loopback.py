@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +12,7 @@ import pytest
 from pipeline.workers.reaper import session_processes
 from tests.rental.conftest import why_impossible
 from tests.rental.loopback_runpod import RunPod, loopback_runpod, rent
-from tests.rental.pods import RUNTIME, Pod
+from tests.rental.pods import RUNTIME
 from tests.rental.rented import wait_until
 from tests.rental.skypilot_home import REPOSITORY
 from tests.support.waiting import LONG_SECONDS, PATIENCE_SECONDS, read_until
@@ -33,15 +31,6 @@ with loopback_skypilot([]) as skypilot:
     print(skypilot.home.parent, flush=True)
     time.sleep(10_000)
 """
-
-
-def _listens(pod: Pod) -> bool:
-    """Return whether a process in the pod listens on port 7000."""
-    for pid in pod.processes():
-        with contextlib.suppress(FileNotFoundError):  # the process has just ended
-            if ":1B58 " in Path(f"/proc/{pid}/net/tcp").read_text():
-                return True
-    return False
 
 
 @pytest.fixture
@@ -65,23 +54,6 @@ def test_what_a_pod_writes_stays_in_it_and_goes_with_it(runpod: RunPod, tmp_path
     runpod.preempt(pod, notice=0.0)
     assert not pod.alive
     assert runpod.pods(None) == []
-
-
-def test_two_pods_use_the_same_port(runpod: RunPod) -> None:
-    listen = "socket.create_server(('127.0.0.1', 7000)).accept()"
-    for _ in range(2):
-        runpod.answer(rent(f"""{sys.executable} -c "import socket; {listen}" || touch ~/taken"""))
-    wait_until(lambda: all(_listens(pod) for pod in runpod.pods()), "listening pods")
-    assert not any((pod.home / "taken").exists() for pod in runpod.pods())
-
-
-def test_a_notice_is_a_sigterm_to_everything_in_the_pod(runpod: RunPod) -> None:
-    wait = "while :; do sleep 0.1; done"
-    runpod.answer(rent(f"bash -c 'trap \"touch ~/heard\" TERM; touch ~/ready; {wait}'; {wait}"))
-    (pod,) = runpod.pods()
-    wait_until((pod.home / "ready").exists, "the start script")
-    pod.signal(signal.SIGTERM)
-    wait_until((pod.home / "heard").exists, "the signal")
 
 
 def test_nothing_outlives_the_tests_even_when_they_are_killed() -> None:

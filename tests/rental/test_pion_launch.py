@@ -6,11 +6,9 @@ import json
 
 import pytest
 
-from pipeline.rent.managed.names import rental_name
 from pipeline.state.notes.rental_note import read_rental_note
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store
-from tests.rental.loopback_runpod import rent
 from tests.rental.rented import ENDLESS, JOB, OVERRIDES, RUN, Rented, wait_until
 from tests.rental.window import window
 
@@ -46,18 +44,6 @@ def test_a_launch_shows_the_run_to_its_end_and_its_one_machine_is_gone_then(rent
     assert machine["dollars"] > 0
 
 
-def test_a_run_that_is_asked_to_stop_ends_with_4_and_is_not_recovered(rented: Rented) -> None:
-    overrides = [f"store={rented.store}", ENDLESS, *OVERRIDES]
-    with window(rented, "launch", JOB, *A40, *overrides) as launch:
-        pod = rented.wait_for_training()
-        with window(rented, "stop", rented.run) as stop:
-            stop.ends_with(0)
-        launch.ends_with(4)
-        assert "stopped, with its state saved" in launch.text
-    wait_until(lambda: not pod.alive, "the end of the machine")
-    assert rented.machines == [pod]
-
-
 def test_no_other_computer_rents_while_a_lost_machine_is_replaced(rented: Rented) -> None:
     state = RunState(open_store(rented.store), RUN)
     overrides = [f"store={rented.store}", ENDLESS, *OVERRIDES]
@@ -76,32 +62,3 @@ def test_no_other_computer_rents_while_a_lost_machine_is_replaced(rented: Rented
         launch.ends_with(1)
     assert read_rental_note(state)[0] is None
     assert rented.machines == [pod]
-
-
-def test_an_orphaned_pod_is_found_and_ended_and_the_pod_of_another_user_is_left_alone(
-    rented: Rented,
-) -> None:
-    here = rented.loopback.user_hash
-    for user in (here, "0badcafe"):
-        cluster = f"{rental_name(rented.store, RUN)}-999-{user}"
-        rented.loopback.runpod.answer(rent("sleep 1000", f"{cluster}-head"))
-    orphan, strangers = rented.machines
-    with window(rented, "rentals", rented.run) as rentals:
-        rentals.ends_with(0)
-        assert "SkyPilot lists no managed job 999 with that name" in rentals.text
-        assert "rented from another machine; check there" in rentals.text
-        assert (
-            f"1 orphaned machine is still billing. End it with: pion rentals {rented.run} --reap"
-            in (rentals.text)
-        )
-    with window(rented, "rentals", rented.run, "--reap") as rentals:
-        rentals.ends_with(0)
-        assert "gone: terminated now" in rentals.text
-    assert (orphan.alive, strangers.alive) == (False, True)
-
-
-def test_what_would_fail_is_not_rented_for(rented: Rented) -> None:
-    with window(rented, "launch", JOB, *A40, "store=runs") as launch:
-        launch.ends_with(2)
-        assert "Nothing was rented" in launch.text
-    assert rented.machines == []

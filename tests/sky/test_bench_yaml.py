@@ -5,14 +5,12 @@ from __future__ import annotations
 import copy
 import os
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from pion.bench.results import read_results
 from pipeline.cli import main
 from tests.paths import JOBS, REPOSITORY, SKY
 from tests.support.waiting import run_to_end
@@ -53,18 +51,15 @@ def test_the_comment_brings_the_result_to_where_plan_reads_it() -> None:
 def test_run_leaves_the_result_where_the_comment_fetches_it(
     config: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Here `python` is ours and checks one row of a tiny model, because there is no card."""
+    """`pion.bench` writes into the folder where it runs (tests/pion/bench/test_run_tiny.py)."""
     python = tmp_path / "bench-python" / "bin" / "python"
     python.parent.mkdir(parents=True)
-    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@" --tiny --only losses/pion/float32\n')
+    python.write_text('#!/bin/sh\necho "$PYTHONPATH $PWD $@"\n')
     python.chmod(0o755)
     done = run_to_end(
         ["bash", "-c", config["run"]], cwd=REPOSITORY, env=os.environ | {"HOME": str(tmp_path)}
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    (path,) = (tmp_path / "bench").iterdir()
-    assert path.suffix == ".json"
-    assert [row.verdict for row in read_results(path).rows] == ["right"]
+    assert done.stdout == f"{REPOSITORY} {tmp_path}/bench -m pion.bench\n"
 
 
 def test_launch_does_not_take_it_for_a_job(

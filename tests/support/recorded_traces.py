@@ -2,7 +2,7 @@
 
 Tests of what a job needs, costs and chooses read recorded_traces.json in place of tracing. What is
 not recorded is traced, and so is everything with another torch. A soak test traces all models of
-the record again (test_estimate_recorded.py). This command adds what tests trace to the record.
+the record again (test_estimate.py). This command adds what tests trace to the record.
 After a change of the traces, remove the file first:
 
     RECORD_TRACES=1 pytest -n 0 -k "not recorded" tests/pipeline/rent \

@@ -18,9 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.commands.status import show_statuses
-from pipeline.cost.costs import CAUSES, Costs, LostMachine, costs, costs_of, keep_lost
+from pipeline.cost.costs import CAUSES, Costs, LostMachine, costs, costs_of, keep_lost, read_log
 from pipeline.job import Job
 from pipeline.report.page_data import page_data
+from pipeline.report.reading import HistoryReader
 from pipeline.report.report_file import rewrite_report, write_run_report
 from pipeline.state.claim import claim_run
 from pipeline.state.find_run import read_run
@@ -31,6 +32,8 @@ from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
 from tests.pipeline.report.test_page_data import history as page_history
 from tests.support.light_run import JOB, light_run
+from tests.support.rented_run import RentedRun
+from tests.support.side_by_side import SideBySide
 from tests.support.states import someone
 from tests.support.whole_runs import kill, start, wait_for, write_job
 
@@ -246,11 +249,7 @@ def test_what_followed_the_last_saved_step_is_lost_unless_the_run_was_released(
 
 
 def test_a_lost_machine_is_paid_for_at_most_until_the_next_claim() -> None:
-    events = [
-        rental(1, T + 10, T),
-        training(1, T + 20),
-        rental(2, T + 60, T + 30, id="pod2"),
-    ]
+    events = [rental(1, T + 10, T), training(1, T + 20), rental(2, T + 60, T + 30, id="pod2")]
     # It was cut off and kept working: time after it was fenced is not counted twice.
     rows = {"pretrain": steps(1, 9, epoch=1, at=T + 28)}
     head = owned(2, owner=False, restores={1: {"pretrain": 0}, 2: {"pretrain": 0}})
@@ -390,10 +389,7 @@ def test_what_a_process_did_after_it_had_prepared_for_another_is_no_work_of_a_st
 
 def test_two_stages_follow_each_other() -> None:
     events = [rental(1, T, T), training(2, T + 10), training(2, T + 50, stage="sft")]
-    metrics = {
-        "pretrain": steps(1, 3, epoch=2, at=T + 18),
-        "sft": steps(1, 2, epoch=2, at=T + 60),
-    }
+    metrics = {"pretrain": steps(1, 3, epoch=2, at=T + 18), "sft": steps(1, 2, epoch=2, at=T + 60)}
     head = owned(
         2,
         restores={2: {"pretrain": 0, "sft": 0}},
@@ -742,3 +738,22 @@ def test_a_real_run_killed_on_a_rental_says_what_it_cost_live_and_afterwards(
     assert '["Cost", "$' in report
     assert "A40 on RunPod, spot" in report
     assert '["commit cccccccccc → ' in report  # kept as an event
+
+
+# ---------------------------------------------------------------- what a run has cost is read from
+
+
+def test_the_last_heartbeats_of_all_machines_are_read_side_by_side(tmp_path: Path) -> None:
+    run = RentedRun(FileStore(tmp_path))
+    for _ in range(4):
+        run.rent()
+        run.train(10)
+    assert run.claim is not None
+    seen = RunState(SideBySide(tmp_path, r"demo/owner/[123]\.json", 3), "demo", run.state.clock)
+    log = read_log(seen)
+    found = costs_of(seen, run.claim.head, run.time.time, log)
+    assert found == costs_of(run.state, run.claim.head, run.time.time, log)
+    assert len(found.machines) == 4
+    history = HistoryReader(seen).read()
+    assert history is not None
+    assert history.costs == found

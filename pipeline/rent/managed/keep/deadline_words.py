@@ -46,7 +46,8 @@ class DeadlineTeller:
                 self._say(line)
         last = action.state is State.DEMAND and risk_at(decision) is None
         if last and not self._to_the_end:
-            self._say(to_the_end(action.numbers.slack, decision.terms.loss))
+            lost = f"a spot machine that is lost would cost {about(decision.terms.loss)}"
+            self._say(f"on demand to the end: slack {about(action.numbers.slack)}, {lost}")
         self._to_the_end = last
         self._tell_refused(decision)
 
@@ -70,7 +71,8 @@ class DeadlineTeller:
             )
         elif action.state is State.SPOT and before is State.DEMAND:
             spot = rental_of(decision.look, Market.SPOT)
-            yield back_on_spot((place_of(spot.job).gpu if spot is not None else None) or "machine")
+            gpu = None if spot is None else place_of(spot.job).gpu
+            yield f"back on spot {gpu or 'machine'}; on demand ended"
         elif action.state is State.LATE:
             asked = seen.on_demand
             refused = seen.now - asked.since if asked is not None and not asked.machine else 0.0
@@ -166,19 +168,6 @@ def none_on_demand(machines: str, waited: float, slack: float) -> str:
     """Return that no machine on demand has come, and for how long the slack still lasts."""
     lasts = f"slack lasts {about(slack)} more" if slack > 0 else "the slack is used up"
     return f"no {machines} on demand in {about(waited)}; SkyPilot keeps asking; {lasts}"
-
-
-def back_on_spot(machine: str) -> str:
-    """Return that a spot machine has relieved the machine on demand."""
-    return f"back on spot {machine}; on demand ended"
-
-
-def to_the_end(slack: float, loss: float) -> str:
-    """Return why the run stays on demand: a spot machine that is lost would cost `loss`."""
-    return (
-        f"on demand to the end: slack {about(slack)}, a spot machine that is lost would cost "
-        f"{about(loss)}"
-    )
 
 
 def missed(

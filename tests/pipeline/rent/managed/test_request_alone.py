@@ -42,18 +42,16 @@ def of_a_worker(error: PionError) -> PionError:
     return error_from_json(error_to_json(error))
 
 
-@pytest.fixture
-def rented_from_desk(run: RunState) -> RunState:
-    """The run, rented from the desk as `desk-1`."""
+@pytest.fixture(autouse=True)
+def rented_from_desk(run: RunState) -> None:
+    """Let the run be rented from the desk as `desk-1`."""
     announce_rental(run, from_host("desk", run, "desk-1"))
-    return run
 
 
 @pytest.mark.parametrize("moving", [False, True], ids=["launch", "hop"])
 def test_while_a_machine_boots_no_other_computer_rents_one(
-    rented_from_desk: RunState, time: FakeClock, moving: bool
+    run: RunState, time: FakeClock, moving: bool
 ) -> None:
-    run = rented_from_desk
     time.time += 120
     with pytest.raises(BadInput) as refused:
         announce_rental(run, from_host("laptop", run, "laptop-1"), moving=moving)
@@ -66,9 +64,8 @@ def test_while_a_machine_boots_no_other_computer_rents_one(
 
 
 def test_while_a_lost_machine_is_replaced_no_other_computer_rents_one(
-    rented_from_desk: RunState, time: FakeClock
+    run: RunState, time: FakeClock
 ) -> None:
-    run = rented_from_desk
     claim_run(run, someone()).release()  # as a machine does before it is taken away
     time.time += 3 * 24 * 3600.0  # there may be no machine for days
     with pytest.raises(BadInput) as refused:
@@ -82,9 +79,8 @@ def test_while_a_lost_machine_is_replaced_no_other_computer_rents_one(
 
 @pytest.mark.parametrize("error", [BadInput("the task is refused"), PionError("timed out")])
 def test_the_note_of_a_rental_is_withdrawn_only_if_nothing_was_rented_for_sure(
-    rented_from_desk: RunState, error: PionError
+    run: RunState, error: PionError
 ) -> None:
-    run = rented_from_desk
     with pytest.raises(type(error)), announced(run, from_host("desk", run, "desk-2")):
         raise error
     note, _ = read_rental_note(run)
@@ -93,9 +89,8 @@ def test_the_note_of_a_rental_is_withdrawn_only_if_nothing_was_rented_for_sure(
 
 
 def test_status_says_who_rents_until_that_is_over(
-    rented_from_desk: RunState, capsys: pytest.CaptureFixture[str]
+    run: RunState, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = rented_from_desk
     show_statuses([f"{run.store.url}/{run.name}"], as_json=False)
     assert "\nmachines: rented from desk since " in capsys.readouterr().out
     withdraw_rental_note(run, "desk-1")
@@ -103,10 +98,7 @@ def test_status_says_who_rents_until_that_is_over(
     assert "machines: rented from" not in capsys.readouterr().out
 
 
-def test_a_hop_from_another_computer_takes_a_run_from_a_rental_that_was_up(
-    rented_from_desk: RunState,
-) -> None:
-    run = rented_from_desk
+def test_a_hop_from_another_computer_takes_a_run_from_a_rental_that_was_up(run: RunState) -> None:
     claim_run(run, someone()).release()
     announce_rental(run, from_host("laptop", run, "laptop-1"), moving=True)
     assert announced_by(run) == "laptop"
@@ -123,8 +115,7 @@ def test_the_note_of_a_run_that_does_not_exist_yet_makes_no_run(tmp_path: Path) 
         announce_rental(new, from_host("laptop", new, "laptop-1"))
 
 
-def test_the_computer_that_rented_may_rent_again(rented_from_desk: RunState) -> None:
-    run = rented_from_desk
+def test_the_computer_that_rented_may_rent_again(run: RunState) -> None:
     announce_rental(run, from_host("desk", run, "desk-2"))  # its SkyPilot knows the first one
     note, _ = read_rental_note(run)
     assert note is not None
@@ -135,10 +126,7 @@ def test_the_computer_that_rented_may_rent_again(rented_from_desk: RunState) -> 
     "ending",
     [None, Stopped("asked to"), BadInput("no"), ValueError("a bug"), of_a_worker(NotDurable("no"))],
 )
-def test_once_a_rental_is_over_anybody_may_rent(
-    rented_from_desk: RunState, ending: Exception | None
-) -> None:
-    run = rented_from_desk
+def test_once_a_rental_is_over_anybody_may_rent(run: RunState, ending: Exception | None) -> None:
     try:
         with over_unless_interrupted(run, "desk-1"):
             if ending is not None:
@@ -154,9 +142,8 @@ def test_once_a_rental_is_over_anybody_may_rent(
     "ending", [Interrupted("preempted"), of_a_worker(Interrupted("preempted")), KeyboardInterrupt()]
 )
 def test_an_interrupted_run_is_not_over(
-    rented_from_desk: RunState, launch_id: str | None, ending: BaseException
+    run: RunState, launch_id: str | None, ending: BaseException
 ) -> None:
-    run = rented_from_desk
     with pytest.raises(type(ending)), over_unless_interrupted(run, launch_id):
         raise ending
     with pytest.raises(BadInput, match="was rented from desk"):
@@ -165,9 +152,8 @@ def test_an_interrupted_run_is_not_over(
 
 @pytest.mark.parametrize("by", ["desk-1", "a stranger's"])
 def test_a_rental_that_is_fenced_is_over_unless_by_the_machine_that_it_rented_next(
-    rented_from_desk: RunState, by: str
+    run: RunState, by: str
 ) -> None:
-    run = rented_from_desk
     claim_run(run, someone(launch_id=by))
     with pytest.raises(Fenced), over_unless_interrupted(run, "desk-1"):
         raise Fenced("taken over")
@@ -176,10 +162,7 @@ def test_a_rental_that_is_fenced_is_over_unless_by_the_machine_that_it_rented_ne
 
 
 @pytest.mark.parametrize("launch_id", ["another", None])
-def test_what_else_runs_does_not_end_a_rental(
-    rented_from_desk: RunState, launch_id: str | None
-) -> None:
-    run = rented_from_desk
+def test_what_else_runs_does_not_end_a_rental(run: RunState, launch_id: str | None) -> None:
     with over_unless_interrupted(run, launch_id):
         pass
     with pytest.raises(BadInput, match="was rented from desk"):
@@ -187,18 +170,16 @@ def test_what_else_runs_does_not_end_a_rental(
 
 
 def test_a_hop_does_not_wait_forever_for_a_machine_that_never_came(
-    rented_from_desk: RunState, time: FakeClock
+    run: RunState, time: FakeClock
 ) -> None:
-    run = rented_from_desk
     time.time += BOOT_SECONDS
     announce_rental(run, from_host("laptop", run, "laptop-1"), moving=True)
 
 
 @pytest.mark.parametrize("moving", [False, True], ids=["launch", "hop"])
 def test_a_user_who_cancelled_the_other_rental_can_force_this_one(
-    rented_from_desk: RunState, moving: bool
+    run: RunState, moving: bool
 ) -> None:
-    run = rented_from_desk
     announce_rental(run, from_host("laptop", run, "laptop-1"), moving=moving, force=True)
     assert announced_by(run) == "laptop"
 
@@ -214,9 +195,8 @@ def test_a_note_that_can_not_be_read_prevents_no_rental(run: RunState, text: byt
 
 
 def test_of_two_at_the_same_instant_one_rents(
-    rented_from_desk: RunState, monkeypatch: pytest.MonkeyPatch
+    run: RunState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = rented_from_desk
 
     def as_before(store: FileStore, key: str) -> tuple[bytes, str]:
         raise Missing(key, store.url)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from pion.train.memory_trace import remembered
 from pion.train.micro_batch import HEADROOM
 from pipeline.job import Job
 from pipeline.job.file import load_job
@@ -27,6 +28,14 @@ from pipeline.rent.plan.speeds import Known, bench_results
 from pipeline.rent.plan.what_fits import gpus_that_fit
 from tests.paths import JOBS
 from tests.support.jobs import tiny_job
+from tests.support.recorded_traces import (
+    RecordedTrace,
+    key_of,
+    recorded,
+    recorded_trace,
+    traced_again,
+    traced_of,
+)
 
 HOUR = 3600.0
 
@@ -227,3 +236,45 @@ def test_slots_take_memory_like_tokens() -> None:
     )
     assert slotted.micro_batch == plain.micro_batch == 8
     assert 1 < slotted.peak_bytes / plain.peak_bytes < 1 + 128 / 2048
+
+
+# ---------------------------------------------------------------- the recorded traces that many te
+
+
+def smallest() -> str:
+    """Return the key of the smallest compiled model."""
+    assert recorded(), "record them with this torch (tests/support/recorded_traces.py)"
+    keys = (key for key in recorded() if traced_of(key).compiled and traced_of(key).bf16)
+    return min(keys, key=lambda key: (traced_of(key).config.d_model, key))
+
+
+def test_the_smallest_model_needs_what_is_recorded() -> None:
+    assert traced_again(smallest()) == recorded()[smallest()]
+
+
+@pytest.mark.soak
+def test_all_models_need_what_is_recorded() -> None:
+    outdated = [key for key, found in recorded().items() if traced_again(key) != found]
+    assert outdated == [], "record them again (tests/support/recorded_traces.py)"
+
+
+def test_the_tests_of_this_folder_read_the_record() -> None:
+    assert remembered._trace is recorded_trace
+    assert key_of(traced_of(smallest())) == smallest()
+
+
+def test_what_is_not_recorded_is_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    what = traced_of(smallest())
+    monkeypatch.setattr("tests.support.recorded_traces.recorded", dict)
+    traced: list[object] = []
+
+    class Step:
+        def __init__(self, what: object) -> None:
+            traced.append(what)
+
+        def peaks(self, rows: int, **_: object) -> int:
+            return rows
+
+    monkeypatch.setattr("tests.support.recorded_traces.StepTrace", Step)
+    assert RecordedTrace(what).peaks(7, recompute=False) == 7
+    assert traced == [what]

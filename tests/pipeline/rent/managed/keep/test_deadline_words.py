@@ -61,13 +61,6 @@ def test_machines_on_demand_that_do_not_come_are_named(slack: float, lasts: str)
     assert said == f"no A40 or L40S on demand in 20 min; SkyPilot keeps asking; {lasts}"
 
 
-def test_the_way_back_and_the_end_are_told() -> None:
-    assert deadline_words.back_on_spot("A40") == "back on spot A40; on demand ended"
-    assert deadline_words.to_the_end(9 * MINUTE, 12 * MINUTE) == (
-        "on demand to the end: slack 9 min, a spot machine that is lost would cost 12 min"
-    )
-
-
 def test_a_missed_deadline_says_why_if_that_is_known() -> None:
     night = (NOW - 12 * HOUR + 10 * MINUTE, NOW - 4 * HOUR - 20 * MINUTE)
     assert deadline_words.missed(2.1 * HOUR, now=NOW, unwatched=night) == (
