@@ -317,17 +317,6 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return Tokenizer(bpe.to_str(), where="the tokenizer just trained")
 
 
-def count_words(texts: Sequence[str]) -> list[int]:
-    """Return how many words each text has, using all cores.
-
-    With any vocabulary that ``train_bpe`` learns, a word has at least one id.
-    """
-    unknown = "word"
-    counter = tokenizers.Tokenizer(tokenizers.models.WordLevel({unknown: 0}, unk_token=unknown))
-    counter.pre_tokenizer = _words()
-    return [len(encoding.ids) for encoding in counter.encode_batch_fast(list(texts))]
-
-
 def _words() -> tokenizers.pre_tokenizers.PreTokenizer:
     """Return what cuts a text into words, in which ``train_bpe`` learns pairs."""
     return tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)

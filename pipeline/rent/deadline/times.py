@@ -223,13 +223,8 @@ def _machine(
 
     guess = estimate(job, found, known, num_nodes=num_nodes)
     price = None if found.price is None else found.price * num_nodes
-    if guess.problem is not None:
-        return OnDemand(candidate, None, left, price, False, guess.problem, will_do=False)
-    if not guess.stages:
-        why = "the speed of a machine without a GPU is unknown"
-        return OnDemand(candidate, None, left, price, False, why)
     seconds, measured, words = _seconds(guess, left)
-    return OnDemand(candidate, seconds, left, price, measured, words)
+    return OnDemand(candidate, seconds, left, price, measured, words, will_do=guess.fits)
 
 
 def _seconds(
@@ -237,6 +232,8 @@ def _seconds(
 ) -> tuple[dict[str, float] | None, bool, str]:
     """Return the seconds of each stage of which something is left, whether all speeds were
     measured, and where they come from."""
+    if guess.problem is not None or not guess.stages:
+        return None, False, guess.problem or "the speed of a machine without a GPU is unknown"
     stages = [stage for stage in guess.stages if left[stage.stage] > 0]
     seconds = {}
     for stage in stages:

@@ -76,15 +76,14 @@ def show_plan(
     if estimates and not any(e.fits for e in estimates):
         raise _fits_nowhere(plan, estimates, changes)
     notes = [*compared.notes, *filter(None, [uncertain]), *_assumptions(plan, estimates, changes)]
-    notes += [*compared.warning(plan, estimates), *_passes(estimates, nodes)]
+    notes += _passes(estimates, nodes)
     if as_json:
         print(json.dumps(_as_json(plan, estimates, notes), indent=1))
         return 0
     for table in (_table(plan, estimates), *_ways_tables(plan, estimates)):
         show_table(table)
     for note in notes:
-        style = "yellow" if note.startswith("warning: ") else "dim"
-        show_table(Text(f"· {printable(note)}"), style)
+        show_table(Text(f"· {printable(note)}"), "dim")
     return 0
 
 
@@ -244,25 +243,21 @@ def _table(job: Job, estimates: Sequence[Estimate]) -> Table:
 
 
 def _ways_tables(job: Job, estimates: Sequence[Estimate]) -> Iterator[Table]:
-    """Yield a table for each stage that has several ways to train."""
+    """Yield a table for each stage that has several ways to train: what it needs on each type of
+    GPU to train all weights, to recompute, and by LoRA."""
     for stage in fine_tuning_stages(job):
         ways = {e.offer.gpu: ways_on(job, stage, e.offer) for e in estimates}
-        if any(ways.values()):
-            yield _ways_table(job, stage, ways)
-
-
-def _ways_table(job: Job, stage: str, ways: Mapping[str | None, Ways | None]) -> Table:
-    """Return what a stage of fine-tuning needs on each type of GPU: all weights, recomputed, and by
-    LoRA."""
-    rank = next(found.rank for found in ways.values() if found is not None)
-    length = job.seq_len(stage)
-    title = f"{stage} on one GPU: GiB (with so many rows of {length:,} tokens at once)"
-    table = _empty_table(title, ("usable", "in full", "recomputed", f"LoRA of rank {rank}"))
-    for gpu, found in ways.items():
-        if found is not None:
+        known = {gpu: found for gpu, found in ways.items() if found is not None}
+        if not known:
+            continue
+        rank = next(iter(known.values())).rank
+        length = job.seq_len(stage)
+        title = f"{stage} on one GPU: GiB (with so many rows of {length:,} tokens at once)"
+        table = _empty_table(title, ("usable", "in full", "recomputed", f"LoRA of rank {rank}"))
+        for gpu, found in known.items():
             cells = map(_cell, (found.full, found.recomputed, found.lora))
             table.add_row(gpu, f"{found.usable / GIB:.1f}", *cells)
-    return table
+        yield table
 
 
 def _empty_table(title: str, names: Sequence[str]) -> Table:

@@ -16,10 +16,10 @@ from pipeline.job import Job
 from pipeline.ladder.fit import Fit, Prediction
 from pipeline.ladder.grid import settings_by_rule
 from pipeline.ladder.law import training_flops
+from pipeline.rent.plan.compared import Compared
 from pipeline.rent.plan.estimate import Estimate, StageEstimate, estimate, workers_on
 from pipeline.rent.plan.prices import RESTART_SECONDS, Offer
 from pipeline.rent.plan.sizes import Size
-from pipeline.rent.plan.speeds import Known
 from pipeline.run.preflight import stage_with_few_rows
 
 # Compute is spent best at 8 (nanochat) to 20 tokens per parameter (Hoffmann et al. 2022).
@@ -29,9 +29,6 @@ TOKENS_PER_PARAMETER = 10
 SPARE = 0.1
 # A smaller model may be so much worse than the best, as a share of the bits per byte.
 NEARLY = 0.005
-# More cards that are sooner done are named if they buy at most so many FLOPs less than the best
-# machine of their type, as a share. Most of it is what several cards are taken to lose.
-DEARER = 0.15
 # How often the steps are lowered until the estimate is within the budget.
 _TRIES = 8
 
@@ -47,29 +44,12 @@ class Money:
         limit = "" if self.hours is None else f" and {self.hours:g} hours"
         return money(self.dollars) + limit
 
-    def times(self, factor: float) -> Money:
-        """Return another amount of money for the same hours."""
-        return Money(self.dollars * factor, self.hours)
-
     def covers(self, estimate: Estimate) -> bool:
         """Return whether a run costs and takes no more."""
         if estimate.dollars is None or estimate.hours is None:
             return False
         in_time = self.hours is None or estimate.hours <= self.hours
         return in_time and estimate.dollars <= self.dollars * (1 - SPARE)
-
-
-@dataclass(frozen=True)
-class Market:
-    """The machines to choose from, how many of them train together, and known speeds by model."""
-
-    offers: Sequence[Offer]
-    known: Mapping[str, Known]
-    num_nodes: int = 1
-
-    def estimate(self, job: Job, size: Size, offer: Offer) -> Estimate:
-        """Return what a job of this size takes on a machine."""
-        return estimate(job, offer, self.known[size.name], num_nodes=self.num_nodes)
 
 
 @dataclass(frozen=True)
@@ -96,6 +76,11 @@ class Purchase:
         """The tokens of pretraining for each parameter."""
         return self.tokens / self.size.cost.all_params
 
+    @property
+    def has_enough(self) -> bool:
+        """Whether the model gets TOKENS_PER_PARAMETER."""
+        return self.tokens_per_parameter >= TOKENS_PER_PARAMETER
+
 
 @dataclass(frozen=True)
 class Option:
@@ -114,7 +99,7 @@ class Option:
 
 
 def options_for(
-    money: Money, sizes: Sequence[Size], market: Market, fit: Fit | None = None
+    money: Money, sizes: Sequence[Size], market: Compared, fit: Fit | None = None
 ) -> list[Option]:
     """Return what to train on each machine that can do it for the money, the best first.
 
@@ -125,15 +110,12 @@ def options_for(
         (offer, [p for size in sizes if (p := buy(size, offer, money, market)) is not None])
         for offer in market.offers
     ]
-    enough = [
-        (offer, models)
-        for offer, models in bought
-        if any(p.tokens_per_parameter >= TOKENS_PER_PARAMETER for p in models)
-    ]
+    enough = [(offer, models) for offer, models in bought if any(p.has_enough for p in models)]
     if not enough:
         raise _too_little(money, sizes[0], market)
     if fit is None:
-        options = [_by_rule(offer, models) for offer, models in enough]
+        # Of the models that get enough tokens, the largest, which comes last.
+        options = [Option(o, [p for p in models if p.has_enough][-1]) for o, models in enough]
     else:
         largest = max((p for _, models in enough for p in models), key=lambda p: p.flops)
         if largest.flops > fit.trusted_flops:
@@ -152,24 +134,10 @@ def best_of_each(options: Sequence[Option]) -> list[Option]:
     return list(best.values())
 
 
-def sooner(options: Sequence[Option]) -> Option | None:
-    """Return the machine that is done first, of those with more cards of the best one's type that
-    buy nearly as much; None if there is none."""
-    first = options[0]
-    alike = [
-        other
-        for other in options[1:]
-        if (other.offer.gpu, other.offer.use_spot) == (first.offer.gpu, first.offer.use_spot)
-        and other.offer.count > first.offer.count
-        and other.chosen.flops >= (1 - DEARER) * first.chosen.flops
-    ]
-    return min(alike, key=lambda option: option.chosen.estimate.hours or 0.0, default=None)
-
-
-def buy(size: Size, offer: Offer, money: Money, market: Market) -> Purchase | None:
+def buy(size: Size, offer: Offer, money: Money, market: Compared) -> Purchase | None:
     """Return the longest run of a model that the money pays for on a machine; None if it pays for
     none there, or if price, speed or memory are unknown or too small."""
-    first = market.estimate(size.job, size, offer)
+    first = estimate(size.job, offer, size.known, num_nodes=market.num_nodes)
     tokens = _affordable(first, money, market.num_nodes)
     if tokens is None or tokens < size.job.data.seq_len:
         return None
@@ -184,7 +152,8 @@ def buy(size: Size, offer: Offer, money: Money, market: Market) -> Purchase | No
         if steps < 1:
             return None
         settings["steps"] = steps
-        found = market.estimate(with_settings(size.job, settings), size, offer)
+        job = with_settings(size.job, settings)
+        found = estimate(job, offer, size.known, num_nodes=market.num_nodes)
         if money.covers(found):
             return Purchase(size, settings, steps * row, found)
         # Another batch is a little slower, or has other micro-batches.
@@ -220,12 +189,6 @@ def pretrain_of(found: Estimate) -> StageEstimate:
     return next(stage for stage in found.stages if stage.stage == "pretrain")
 
 
-def _by_rule(offer: Offer, bought: Sequence[Purchase]) -> Option:
-    """Return the largest model that gets enough tokens. The models come the smallest first."""
-    good = [p for p in bought if p.tokens_per_parameter >= TOKENS_PER_PARAMETER]
-    return Option(offer, good[-1])
-
-
 def _by_ladder(offer: Offer, bought: Sequence[Purchase], fit: Fit) -> Option:
     """Return the smallest model that is nearly as good as the best, by the ladder's law."""
     predicted = [
@@ -244,7 +207,7 @@ def _loss(purchase: Purchase) -> float:
 # ---------------------------------------------------------------- budgets that are refused
 
 
-def _too_little(money: Money, smallest: Size, market: Market) -> BadInput:
+def _too_little(money: Money, smallest: Size, market: Compared) -> BadInput:
     """Return the error for money that does not train the smallest model, with what would do."""
     params = smallest.cost.all_params
     tokens = TOKENS_PER_PARAMETER * params
@@ -252,7 +215,8 @@ def _too_little(money: Money, smallest: Size, market: Market) -> BadInput:
     row = int(settings["global_batch"]) * smallest.job.data.seq_len
     settings["steps"] = -(-tokens // row)
     job = with_settings(smallest.job, settings)
-    found = [market.estimate(job, smallest, offer) for offer in market.offers]
+    nodes = market.num_nodes
+    found = [estimate(job, offer, smallest.known, num_nodes=nodes) for offer in market.offers]
     paid = [e for e in found if e.dollars is not None and e.hours is not None]
     if not paid:
         reasons = dict.fromkeys(e.problem or _unknown(e) for e in found)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pion.errors import BadInput
 from pipeline.console.formats import show
@@ -17,7 +17,7 @@ from pipeline.ladder.fit import Fit
 from pipeline.ladder.record import SHOWN, read_stored_fit
 from pipeline.rent.plan.compared import Compared, of_rental, on_the_market
 from pipeline.rent.plan.counted import expect_rows
-from pipeline.rent.plan.dollars import Market, Money, Option, options_for
+from pipeline.rent.plan.dollars import Money, options_for
 from pipeline.rent.plan.dollars_words import Answer, as_lines
 from pipeline.rent.plan.dollars_words import as_json as answer_json
 from pipeline.rent.plan.prices import Offer
@@ -53,7 +53,7 @@ def show_dollars(asked: Asked, *, as_json: bool) -> int:
     with saying_if_slow("reading jobs and the speeds of earlier runs", quiet=as_json):
         sizes = sizes_of(asked.job, asked.overrides)
         fit, sizes, left_out = _by_ladder(asked, sizes)
-        known = _known_speeds(sizes, asked.bench)
+        sizes = _with_speeds(sizes, asked.bench)
         uncertain = dict.fromkeys(filter(None, [expect_rows(size.job) for size in sizes]))
     words = "asking SkyPilot for the prices of machines, which it fetches every few hours"
     with saying_if_slow(words, quiet=as_json):
@@ -61,14 +61,12 @@ def show_dollars(asked: Asked, *, as_json: bool) -> int:
         compared = (
             on_the_market(job, asked.gpus, COUNTS) if asked.on is None else of_rental(job, asked.on)
         )
-    market = Market(_priced(compared), known, compared.num_nodes)
+    market = replace(compared, offers=_priced(compared))
     money = Money(asked.dollars, asked.hours)
     options = options_for(money, sizes, market, fit)
     answer = Answer(
         money=money,
         options=options,
-        half=_another(money.times(0.5), options[0], sizes, market, fit),
-        double=_another(money.times(2), options[0], sizes, market, fit),
         ladder=asked.ladder,
         fit=fit,
         left_out=left_out,
@@ -128,13 +126,14 @@ def _of_other_text(ladder: str, size: Size, other: Sequence[Difference]) -> BadI
     )
 
 
-def _known_speeds(sizes: Sequence[Size], bench: Sequence[str]) -> Mapping[str, Known]:
-    """Return the speeds that are known of each model. A store that does not answer costs a few
-    seconds, and not as many for each model."""
+def _with_speeds(sizes: Sequence[Size], bench: Sequence[str]) -> list[Size]:
+    """Return the models with their known speeds. A store that does not answer costs a few seconds,
+    and not as many for each model."""
     results = bench_results(bench)
     with ThreadPoolExecutor(len(sizes)) as pool:
-        runs = list(pool.map(past_speeds, [size.job for size in sizes]))
-    return {size.name: Known(found, results) for size, found in zip(sizes, runs, strict=True)}
+        runs = pool.map(past_speeds, [size.job for size in sizes])
+        known = [Known(found, results) for found in runs]
+    return [replace(size, known=each) for size, each in zip(sizes, known, strict=True)]
 
 
 def _priced(compared: Compared) -> list[Offer]:
@@ -151,14 +150,3 @@ def _priced(compared: Compared) -> list[Offer]:
             )
         )
     return offers
-
-
-def _another(
-    money: Money, option: Option, sizes: Sequence[Size], market: Market, fit: Fit | None
-) -> Option | str:
-    """Return what other money would give on the same machine, or why that is not known."""
-    alone = Market([option.offer], market.known, market.num_nodes)
-    try:
-        return options_for(money, sizes, alone, fit)[0]
-    except BadInput as error:
-        return str(error)

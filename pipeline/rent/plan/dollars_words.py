@@ -1,4 +1,4 @@
-"""What `pion plan --dollars N` prints: at most fifteen lines, or JSON."""
+"""What `pion plan --dollars N` prints: at most twelve lines, or JSON."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ from pipeline.rent.plan.dollars import (
     Purchase,
     best_of_each,
     pretrain_of,
-    sooner,
 )
 
-# How many cards are shown, one fewer next to a line `sooner`. `--json` has all.
+# How many cards are shown. `--json` has all.
 SHOWN = 5
 # A model that answers one person reads all its weights for each token. The memory of a laptop reads
 # so many bytes per second.
@@ -34,14 +33,11 @@ ONE_CARD = {"A40": "sky/runpod-a40.yaml", "RTXA4000": "sky/runpod-a4000.yaml"}
 
 @dataclass(frozen=True)
 class Answer:
-    """What the money buys. `half` and `double` are what other money would buy on the first option's
-    machine, or why that is not known. `left_out` are models that the ladder says nothing of: their
-    jobs have other text. `on` is the rental that the person named."""
+    """What the money buys. `left_out` are models that the ladder says nothing of: their jobs have
+    other text. `on` is the rental that the person named."""
 
     money: Money
     options: Sequence[Option]
-    half: Option | str
-    double: Option | str
     ladder: str | None = None
     fit: Fit | None = None
     left_out: Sequence[str] = ()
@@ -54,11 +50,10 @@ class Answer:
 
 
 def as_lines(answer: Answer) -> list[str]:
-    """Return what a person acts on, in at most fifteen lines."""
+    """Return what a person acts on, in at most twelve lines."""
     chosen = answer.first.chosen
     speed = pretrain_of(chosen.estimate)
-    quicker = sooner(answer.options)
-    shown = best_of_each(answer.options)[: SHOWN if quicker is None else SHOWN - 1]
+    shown = best_of_each(answer.options)[:SHOWN]
     change = _rental(answer)[1]
     left = len(answer.options) - len(shown)
     more = f" ({left} more with --json)" if left > 0 else ""
@@ -69,9 +64,6 @@ def as_lines(answer: Answer) -> list[str]:
         f"  settings  {_settings_in_words(chosen)}",
         f"  speed     {speed.tokens_per_second or 0:,.0f} tokens/s, {speed.speed_from}",
         f"  to use    {_use_in_words(chosen)}",
-        *([] if quicker is None else [f"  sooner    {_sooner_in_words(quicker, answer.first)}"]),
-        _other_in_words(answer.money.times(0.5), answer.half),
-        _other_in_words(answer.money.times(2), answer.double),
         f"A tenth of the money is kept for preparing data, evaluation and publishing. "
         f"{'Next' if change is None else f'Next, {change}, then'}:",
         f"  {command(answer)}",
@@ -92,8 +84,6 @@ def as_json(answer: Answer, notes: Sequence[str]) -> dict[str, Any]:
         "hours": answer.money.hours,
         "ladder": ladder,
         "options": [_option_json(option) for option in answer.options],
-        "half": _other_json(answer.half),
-        "double": _other_json(answer.double),
         "inference": _use(answer.first.chosen),
         "command": command(answer),
         "notes": [*notes, f"{SPARE:.0%} of the money is kept for other work than training"],
@@ -186,16 +176,6 @@ def _cards(option: Option) -> str:
     return f"{count}{offer.gpu} {'spot' if offer.use_spot else 'on demand'}{sharded}"
 
 
-def _sooner_in_words(quicker: Option, first: Option) -> str:
-    size, tokens, found = quicker.chosen.size, quicker.chosen.tokens, quicker.chosen.estimate
-    return (
-        f"{_cards(quicker)} at ${quicker.offer.price or 0.0:.2f}/h: {size.name} on "
-        f"{short_amount(tokens)} tokens in {found.hours or 0.0:,.1f} hours "
-        f"instead of {first.chosen.estimate.hours or 0.0:,.1f}"
-        f"{'' if found.measured else ' (of several cards: not measured)'}"
-    )
-
-
 def _why(option: Option) -> str:
     chosen, best = option.chosen, option.best
     if best is None or chosen.predicted is None or best.predicted is None:
@@ -240,15 +220,6 @@ def _use_in_words(chosen: Purchase) -> str:
     )
 
 
-def _other_in_words(money: Money, other: Option | str) -> str:
-    if isinstance(other, str):  # it names the money
-        return other
-    chosen = other.chosen
-    words = f"{money} would give {chosen.size.name} on {short_amount(chosen.tokens)}"
-    words += f" tokens in {chosen.estimate.hours or 0.0:,.1f} hours"
-    return words if chosen.predicted is None else f"{words}: {_loss(chosen.predicted)}"
-
-
 # ---------------------------------------------------------------- as JSON
 
 
@@ -260,10 +231,6 @@ def _option_json(option: Option) -> dict[str, Any]:
         "chosen": _purchase_json(option.chosen),
         "best": None if best is None else _purchase_json(best),
     }
-
-
-def _other_json(other: Option | str) -> dict[str, Any]:
-    return {"problem": other} if isinstance(other, str) else _option_json(other)
 
 
 def _purchase_json(purchase: Purchase) -> dict[str, Any]:

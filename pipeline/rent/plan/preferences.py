@@ -14,7 +14,7 @@ from pipeline.console.formats import counted as counted_words
 from pipeline.data.preferences import Read, preferences
 from pipeline.data.sources import SAMPLED, find_input
 from pipeline.job import Job
-from pipeline.rent.plan.counted import LOOKED_AT, Counted, better_batch, keep_first_records
+from pipeline.rent.plan.counted import Counted, better_batch, keep_first_records
 
 # Outside of these pairs per step, recipes that worked are rare.
 FEWEST_PAIRS, MOST_PAIRS = 32, 512
@@ -124,12 +124,6 @@ def per_step(job: Job, counted: Counted) -> float:
 def _what(counted: Counted) -> str:
     kinds = {summary.kind for summary in _summaries(counted).values()}
     return "pairs" if kinds == {"pairs"} else "labelled answers"
-
-
-def require_first(counted: Counted) -> None:
-    """Raise BadInput if none of the first preferences can be used."""
-    if not counted.first:
-        raise BadInput(f"none of the first {LOOKED_AT} preferences can be used")
 
 
 # ---------------------------------------------------------------- before there is a tokenizer

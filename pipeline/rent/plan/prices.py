@@ -19,7 +19,7 @@ from pipeline.job import Price
 from pipeline.machine.rented import CPU
 from pipeline.machine.time_limit import within
 from pipeline.rent.plan.gpus import GPU_TYPES, gpu_memory
-from pipeline.rent.sky_yaml import Candidate, SkyYaml, machine_in_words
+from pipeline.rent.sky_yaml import Candidate, machine_in_words
 from pipeline.rent.skypilot import did_you_mean, enabled_clouds, quiet, sky_module
 
 # These are clusters that the user owns, so they have no prices.
@@ -74,12 +74,6 @@ class NotOffered:
     @property
     def misnamed(self) -> bool:
         return self.candidate.gpu is not None and self.candidate.gpu not in GPU_TYPES
-
-
-def offers_for(sky_yaml: SkyYaml, prices: Prices | None = None) -> list[Offer]:
-    """Return the offers for the rental's candidates, cheapest first; some may have none."""
-    found = [look_up(candidate, sky_yaml.num_nodes, prices) for candidate in sky_yaml.candidates]
-    return cheapest_first(offer for offer in found if isinstance(offer, Offer))
 
 
 def cheapest_first(offers: Iterable[Offer]) -> list[Offer]:

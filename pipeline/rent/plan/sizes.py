@@ -14,6 +14,7 @@ from pion.errors import BadInput
 from pion.model.params_and_flops import ModelCost, cost_of
 from pipeline.base.read_job import read_job
 from pipeline.job import Job
+from pipeline.rent.plan.speeds import NOTHING_KNOWN, Known
 
 # The family that is used without a job: the first that has jobs in this folder.
 _MAX = "pion2-max"
@@ -31,7 +32,8 @@ _WIDTH = 10**6
 class Size:
     """A model, and the job that trains it: the file, and the overrides that make it this model.
 
-    The batch and rates of `reference` are good for the size and length of that job.
+    The batch and rates of `reference` are good for the size and length of that job. `known` are
+    the speeds that are known of the model.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Size:
     path: str
     overrides: tuple[str, ...]
     cost: ModelCost
+    known: Known = NOTHING_KNOWN
 
     @property
     def d_model(self) -> int:

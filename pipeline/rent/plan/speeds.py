@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,7 +130,8 @@ def _of_bench(
     """
     rows = [
         (r, speed)
-        for r in _of_gpu(results, gpu)
+        for r in results
+        if gpu in sky_names(r.card.card)
         for speed in train_speeds(r)
         if (speed.dtype, speed.compiled) == (work.dtype, work.compile)
     ]
@@ -153,11 +154,6 @@ def _of_bench(
                 words,
             )
     return None
-
-
-def _of_gpu(results: Sequence[Results], gpu: str) -> Iterator[Results]:
-    """Yield the results of the GPU that SkyPilot calls `gpu`."""
-    return (r for r in results if gpu in sky_names(r.card.card))
 
 
 def _source(results: Results) -> str:

@@ -59,11 +59,12 @@ def machine_variables(sky_yaml: SkyYaml, prices: Prices | None) -> dict[str, str
 
     `prices` are the job's own.
     """
-    from pipeline.rent.plan.prices import offers_for
+    from pipeline.rent.plan.prices import Offer, look_up
 
+    offers = [look_up(each, sky_yaml.num_nodes, prices) for each in sky_yaml.candidates]
     spot = {candidate.use_spot for candidate in sky_yaml.candidates}
     found = {
-        "PION_PRICES": json.dumps(_prices(offers_for(sky_yaml, prices))),
+        "PION_PRICES": json.dumps(_prices(o for o in offers if isinstance(o, Offer))),
         "PION_DISK_GB": str(min(candidate.disk_gb for candidate in sky_yaml.candidates)),
     }
     if len(spot) == 1:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from pion.data.tokens.tokenizer import count_words, train_bpe
 from pion.errors import BadInput
-from pipeline.data.sources import find_input, texts
 from pipeline.job import Job
-from pipeline.rent.check.texts import check_corpus
-from pipeline.stages.prepare import prepare_part
+from pipeline.rent.check.texts import check_corpus, text_bytes
 from tests.pipeline.rent.check.checked_job import Case
+from tests.support.finished_run import tiny_tokenizer
 
 PRETRAIN_ONLY: dict[str, Any] = {"sft": None, "model__vocab_size": 320}
 
@@ -22,7 +19,6 @@ PRETRAIN_ONLY: dict[str, Any] = {"sft": None, "model__vocab_size": 320}
 @pytest.fixture(autouse=True)
 def _every_corpus_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.rent.check.texts.PREPARED_BYTES", 0)
-    monkeypatch.setattr("pipeline.rent.check.texts.BATCH_CHARS", 500)
 
 
 def said(job: Job) -> str:
@@ -33,95 +29,29 @@ def said(job: Job) -> str:
         return f"✗ {error}"
 
 
-def refusal_of_run(job: Job, folder: Path) -> str:
-    try:
-        prepare_part(job, "pretrain", folder, lambda message: None)
-    except BadInput as error:
-        return f"✗ {error}"
-    return ""
+def test_a_larger_corpus_is_refused_only_if_it_is_surely_too_small(case: Case) -> None:
+    rows = (text_bytes(case.job(), "data") or 0) // 32  # an id is a byte at least
 
-
-def with_a_tokenizer(case: Case, **changes: Any) -> Job:
-    """Return a job whose tokenizer is a file, so that its rows can be counted exactly."""
-    job = case.job(**changes, **PRETRAIN_ONLY)
-    corpus = [text for _, text in texts(job, find_input(job, job.data.sources[0], "data"))]
-    train_bpe(corpus, 320).save(case.folder / "tokenizer.json")
-    return case.job(**changes, **PRETRAIN_ONLY, tokenizer={"file": "tokenizer.json"})
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"pretrain__global_batch": 4},
-        {"pretrain__global_batch": 5000},
-        {"data__held_out": 0.0001},
-        {"data__seq_len": 65536},
-    ],
-)
-def test_with_a_tokenizer_the_check_says_what_prepare_says(
-    changes: dict[str, Any], case: Case
-) -> None:
-    job = with_a_tokenizer(case, **changes)
-    expected = refusal_of_run(job, case.folder / "prepared")
-    assert bool(expected) is (changes != {"pretrain__global_batch": 4})
-    assert said(job) == expected
-
-
-def test_the_last_row_counts(case: Case) -> None:
-    job = with_a_tokenizer(case)
-    rows = prepare_part(job, "pretrain", case.folder / "prepared", lambda message: None).report
-    full = case.job(
-        **PRETRAIN_ONLY,
-        tokenizer={"file": "tokenizer.json"},
-        pretrain__global_batch=rows["train_rows"],
-    )
-    assert said(full) == ""
-    assert full.pretrain is not None
-    full.pretrain.global_batch += 1
-    assert "smaller than one batch" in said(full)
-
-
-def test_before_its_vocabulary_is_trained_a_corpus_is_refused_only_if_it_is_surely_too_small(
-    case: Case,
-) -> None:
     def of_batch(rows: int) -> str:
         return said(case.job(pretrain__global_batch=rows))
 
-    assert of_batch(100) == ""
-    assert "it was not found out whether the corpus fills a batch" in of_batch(1200)
-    assert "it has" in of_batch(5000)
-    assert "✗" in of_batch(5000)
+    assert of_batch(rows // 4) == ""
+    assert f"fills a batch of {rows:,} rows of 32 ids. Its files have about" in of_batch(rows)
+    assert f"{rows // 4:,} rows, at 4 bytes an id. `pion run JOB --until prepare`" in of_batch(rows)
+    assert "✗ pretrain: the corpus is smaller than one batch: it has" in of_batch(rows + 1)
 
 
-def test_words_are_fewer_than_the_ids_of_any_vocabulary() -> None:
-    odd = ["Zwölf Boxkämpfer, 3 × 4!\n\n  jagen\tViktor…", "", " ", "aaa" * 50, "🦜 don't"]
-    for size in (258, 400):
-        tokenizer = train_bpe(odd * 20, size)
-        ids = [len(found) for found in tokenizer.encode_batch(odd)]
-        sizes = [len(text.encode()) for text in odd]
-        assert all(a <= b <= c for a, b, c in zip(count_words(odd), ids, sizes, strict=True))
-
-
-def test_reading_ends_when_there_is_enough(case: Case) -> None:
-    many = [f'{{"text": "{number} {"some words " * 20}"}}\n' for number in range(2000)]
-    (case.folder / "corpus.jsonl").write_text("".join(many) + "no JSON\n")
-    source = {"kind": "jsonl", "path": "corpus.jsonl"}
-    assert said(case.job(data__sources=[source])) == ""
-
-
-def test_what_could_not_be_read_in_time_is_said(
-    case: Case, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pipeline.rent.check.texts.SECONDS", -1.0)
-    words = said(case.job(data__held_out=0.0001))
-    assert "whether both splits fill a row of 32 ids: the first" in words
-    assert "0 held out. `pion run JOB --until prepare` counts exactly" in words
+def test_a_larger_corpus_with_small_splits_is_warned_about(case: Case) -> None:
+    assert "data.sources.0: it is not known whether both splits fill a row of 32 ids" in said(
+        case.job(data__held_out=0.0001)
+    )
+    assert "65,536 ids" in said(case.job(data__seq_len=65536, pretrain__global_batch=1))
 
 
 def test_shards_are_counted_too(case: Case) -> None:
     np.save(case.folder / "shard.npy", np.zeros((50, 32), dtype=np.uint16))
     source = {"kind": "npy", "path": "shard.npy"}
-    with_a_tokenizer(case)
+    tiny_tokenizer().save(case.folder / "tokenizer.json")
 
     def of(**changes: Any) -> str:
         file = {"file": "tokenizer.json"}

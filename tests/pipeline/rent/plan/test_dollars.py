@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -11,24 +10,22 @@ import pytest
 from pion.errors import BadInput
 from pipeline.ladder.fit import Fit, fit
 from pipeline.ladder.law import Law
+from pipeline.rent.plan.compared import Compared
 from pipeline.rent.plan.dollars import (
     NEARLY,
     SPARE,
     TOKENS_PER_PARAMETER,
-    Market,
     Money,
     Option,
     best_of_each,
     buy,
     options_for,
-    sooner,
     with_settings,
 )
 from pipeline.rent.plan.estimate import estimate
 from pipeline.rent.plan.gpus import GPU_TYPES
 from pipeline.rent.plan.prices import Offer
 from pipeline.rent.plan.sizes import Size, sizes_of
-from pipeline.rent.plan.speeds import NOTHING_KNOWN
 from tests.paths import JOBS
 from tests.pipeline.ladder.made_up import ladder
 
@@ -47,8 +44,8 @@ def sizes() -> list[Size]:
     return sizes_of(str(JOBS / "pion-small.yaml"), [])
 
 
-def market(sizes: Sequence[Size], *offers: Offer) -> Market:
-    return Market(offers or (offer(),), {size.name: NOTHING_KNOWN for size in sizes})
+def market(*offers: Offer) -> Compared:
+    return Compared(offers or (offer(),), ())
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +61,7 @@ def by_ladder() -> Fit:
 def test_the_estimate_of_pion_plan_stays_within_the_money(
     sizes: list[Size], dollars: float
 ) -> None:
-    there = market(sizes, offer(), offer(spot=True, price=0.2), offer("H100", price=2.0))
+    there = market(offer(), offer(spot=True, price=0.2), offer("H100", price=2.0))
     for option in options_for(Money(dollars), sizes, there):
         chosen = option.chosen
         job = with_settings(chosen.size.job, chosen.settings)
@@ -80,30 +77,30 @@ def test_the_estimate_of_pion_plan_stays_within_the_money(
 def test_without_a_ladder_the_largest_model_that_gets_enough_tokens_is_taken(
     sizes: list[Size], dollars: float
 ) -> None:
-    [option] = options_for(Money(dollars), sizes, market(sizes))
+    [option] = options_for(Money(dollars), sizes, market())
     assert option.best is None
     assert option.chosen.predicted is None
     assert option.chosen.tokens_per_parameter >= TOKENS_PER_PARAMETER
     for larger in sizes[sizes.index(option.chosen.size) + 1 :]:
-        bought = buy(larger, option.offer, Money(dollars), market(sizes))
+        bought = buy(larger, option.offer, Money(dollars), market())
         assert bought is None or bought.tokens_per_parameter < TOKENS_PER_PARAMETER
 
 
 def test_more_money_trains_a_larger_model(sizes: list[Size]) -> None:
-    found = [options_for(Money(d), sizes, market(sizes))[0].chosen for d in (1, 5, 20, 100, 1000)]
+    found = [options_for(Money(d), sizes, market())[0].chosen for d in (1, 5, 20, 100, 1000)]
     params = [chosen.size.cost.all_params for chosen in found]
     assert params == sorted(params)
     assert len(set(params)) >= 3
 
 
 def test_cards_that_compute_more_for_the_money_come_first(sizes: list[Size]) -> None:
-    there = market(sizes, offer(price=0.8), offer(), offer(spot=True, price=0.2))
+    there = market(offer(price=0.8), offer(), offer(spot=True, price=0.2))
     found = options_for(Money(20), sizes, there)
     assert [option.offer.price for option in found] == [0.2, 0.4, 0.8]
 
 
 def test_hours_limit_how_long_a_run_takes(sizes: list[Size]) -> None:
-    there = market(sizes, offer(), offer("H100", price=2.0))
+    there = market(offer(), offer("H100", price=2.0))
     found = options_for(Money(20, hours=5), sizes, there)
     assert [option.offer.gpu for option in found] == ["H100", "A40"]
     for option in found:
@@ -120,7 +117,7 @@ def several(count: int, gib: float | None = None, *, spot: bool = False) -> Offe
 
 
 def test_several_cards_train_for_the_money_in_less_time(sizes: list[Size]) -> None:
-    there = market(sizes, several(8), several(1), several(2), several(1, spot=True))
+    there = market(several(8), several(1), several(2), several(1, spot=True))
     found = options_for(Money(20), sizes, there)
     hours = {o.offer.count: o.chosen.estimate.hours for o in found if not o.offer.use_spot}
     assert found[0].offer.count == 1  # more cards are taken to lose some of their speed
@@ -128,37 +125,33 @@ def test_several_cards_train_for_the_money_in_less_time(sizes: list[Size]) -> No
     assert hours[8] is not None
     assert hours[8] < hours[1] / 6
     assert [o.offer for o in best_of_each(found) if not o.offer.use_spot] == [several(1)]
-    quicker = sooner([option for option in found if not option.offer.use_spot])
-    assert quicker is not None
-    assert quicker.offer.count == 8
-    assert sooner([option for option in found if option.offer.use_spot]) is None
 
 
 def test_with_few_hours_several_cards_buy_the_most(sizes: list[Size]) -> None:
-    there = market(sizes, several(1), several(4))
+    there = market(several(1), several(4))
     found = options_for(Money(20, hours=12), sizes, there)
     assert [option.offer.count for option in found] == [4, 1]
 
 
 def test_cards_divide_a_model_that_fits_on_none_of_them(sizes: list[Size]) -> None:
     micro, small_cards = sizes[1:2], [several(1, 2), several(4, 2)]
-    [option] = options_for(Money(30), micro, market(micro, *small_cards))
+    [option] = options_for(Money(30), micro, market(*small_cards))
     assert option.offer.count == 4
     assert option.chosen.estimate.sharded
-    alone = market(micro, several(1, 2))
+    alone = market(several(1, 2))
     assert "the model does not fit" in refusal(Money(30), micro, alone)
 
 
 def test_a_machine_with_more_cards_than_rows_is_left_out(sizes: list[Size]) -> None:
     nano = sizes[:1]
-    bought = buy(nano[0], several(1), Money(2), market(nano))
+    bought = buy(nano[0], several(1), Money(2), market())
     assert bought is not None
     rows = int(bought.settings["global_batch"])
-    assert buy(nano[0], several(rows + 1), Money(2), market(nano)) is None
+    assert buy(nano[0], several(rows + 1), Money(2), market()) is None
 
 
 def test_the_batch_follows_the_tokens(sizes: list[Size]) -> None:
-    few, many = (buy(sizes[2], offer(), Money(dollars), market(sizes)) for dollars in (2.0, 200.0))
+    few, many = (buy(sizes[2], offer(), Money(dollars), market()) for dollars in (2.0, 200.0))
     assert few is not None
     assert many is not None
     assert few.settings["global_batch"] < 64 < many.settings["global_batch"]
@@ -169,7 +162,7 @@ def test_the_batch_follows_the_tokens(sizes: list[Size]) -> None:
 
 
 def losses(sizes: list[Size], money: Money) -> dict[str, float]:
-    there = market(sizes)
+    there = market()
     bought = [p for size in sizes if (p := buy(size, offer(), money, there)) is not None]
     return {p.size.name: LAW.loss(p.size.cost.macs_per_token, p.tokens) for p in bought}
 
@@ -178,7 +171,7 @@ def losses(sizes: list[Size], money: Money) -> dict[str, float]:
 def test_with_a_ladder_the_smallest_nearly_best_model_is_taken(
     sizes: list[Size], by_ladder: Fit, dollars: float
 ) -> None:
-    [option] = options_for(Money(dollars), sizes, market(sizes), by_ladder)
+    [option] = options_for(Money(dollars), sizes, market(), by_ladder)
     true = losses(sizes, Money(dollars))
     assert option.best is not None
     assert option.best.predicted is not None
@@ -193,7 +186,7 @@ def test_with_a_ladder_the_smallest_nearly_best_model_is_taken(
 
 def test_more_money_is_predicted_to_give_a_better_model(sizes: list[Size], by_ladder: Fit) -> None:
     def predicted(dollars: float) -> float:
-        [option] = options_for(Money(dollars), sizes, market(sizes), by_ladder)
+        [option] = options_for(Money(dollars), sizes, market(), by_ladder)
         assert option.best is not None
         assert option.best.predicted is not None
         return option.best.predicted.bits_per_byte
@@ -204,14 +197,14 @@ def test_more_money_is_predicted_to_give_a_better_model(sizes: list[Size], by_la
 # ---------------------------------------------------------------- refused
 
 
-def refusal(money: Money, sizes: list[Size], there: Market, by: Fit | None = None) -> str:
+def refusal(money: Money, sizes: list[Size], there: Compared, by: Fit | None = None) -> str:
     with pytest.raises(BadInput) as refused:
         options_for(money, sizes, there, by)
     return str(refused.value)
 
 
 def test_money_that_trains_nothing_says_how_much_would_do(sizes: list[Size]) -> None:
-    there = market(sizes, offer(), offer("H100", price=2.0))
+    there = market(offer(), offer("H100", price=2.0))
     said = refusal(Money(0.05), sizes, there)
     assert said.startswith("$0.05 buys less than the smallest model, pion-nano of 28.7 million ")
     assert "at 10 tokens for each it needs 287 million tokens" in said
@@ -224,7 +217,7 @@ def test_money_that_trains_nothing_says_how_much_would_do(sizes: list[Size]) -> 
 
 
 def test_hours_that_train_nothing_say_so(sizes: list[Size]) -> None:
-    said = refusal(Money(20, hours=0.05), sizes, market(sizes))
+    said = refusal(Money(20, hours=0.05), sizes, market())
     assert said.startswith("$20.00 and 0.05 hours buys less than the smallest model")
     assert said.endswith("Give more hours.")
 
@@ -232,7 +225,7 @@ def test_hours_that_train_nothing_say_so(sizes: list[Size]) -> None:
 def test_more_flops_than_the_ladder_is_trusted_for_say_how_far_it_goes(
     sizes: list[Size], by_ladder: Fit
 ) -> None:
-    there = market(sizes)
+    there = market()
     said = refusal(Money(1000), sizes, there, by_ladder)
     assert "the ladder is trusted up to 1.2e+19, 100 times its largest run: about $" in said
     found = re.search(r"about \$([\d,.]+) there", said)
@@ -244,17 +237,17 @@ def test_more_flops_than_the_ladder_is_trusted_for_say_how_far_it_goes(
 
 def test_steps_that_are_not_known_are_said() -> None:
     found = sizes_of(str(JOBS / "demo.yaml"), ["sft.steps=null", "sft.epochs=2"])[:1]
-    said = refusal(Money(20), found, market(found))
+    said = refusal(Money(20), found, market())
     assert "sft has epochs in place of steps" in said
 
 
 def test_cards_without_the_memory_are_named_with_the_reason(sizes: list[Size]) -> None:
     tiny = Offer("T4", 1, None, None, False, 0.1, 0.1, 2**29, 0)
-    said = refusal(Money(20), sizes[:2], market(sizes, tiny))
+    said = refusal(Money(20), sizes[:2], market(tiny))
     assert "can't be said of any machine here: the model does not fit" in said
 
 
 def test_a_card_that_nothing_is_known_of_is_left_out(sizes: list[Size]) -> None:
     unknown = Offer("X1", 1, None, None, False, 0.1, 0.1, 2**36, 0)
-    found: list[Option] = options_for(Money(20), sizes, market(sizes, unknown, offer()))
+    found: list[Option] = options_for(Money(20), sizes, market(unknown, offer()))
     assert [option.offer.gpu for option in found] == ["A40"]

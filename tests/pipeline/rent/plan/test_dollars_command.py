@@ -81,7 +81,7 @@ def test_without_a_job_and_a_ladder_it_says_what_to_run(
     store: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = lines_of(asked_of(store, job=None), capsys)
-    assert len(lines) <= 15
+    assert len(lines) <= 12
     assert lines[0] == (
         "What to train for $20.00, by rule (no loss is predicted without --ladder). The best cards:"
     )
@@ -90,8 +90,6 @@ def test_without_a_job_and_a_ladder_it_says_what_to_run(
     text = "\n".join(lines)
     assert "the largest model that gets 10 tokens for each parameter" in text
     assert "estimated: 15% MFU assumed" in text
-    assert "$10.00 would give pion2-max-" in text
-    assert "$40.00 would give pion2-max-" in text
     assert " in bf16; a laptop" in text
     assert lines[-1].startswith("  pion launch jobs/pion2-max-")
 
@@ -123,16 +121,13 @@ def test_with_a_ladder_it_predicts_with_an_interval(
 ) -> None:
     with_ladder(store, fitted)
     lines = lines_of(asked_of(store, 5, ladder="small"), capsys)
-    assert len(lines) <= 15
+    assert len(lines) <= 12
     assert "by the ladder small (trusted up to 1.2e+19 FLOPs)" in lines[0]
     found = json_of(asked_of(store, 5, ladder="small"), capsys)
     predicted = found["options"][0]["chosen"]["predicted"]
     assert predicted["low"] < predicted["bits_per_byte"] < predicted["high"]
     words = "{bits_per_byte:.3f} ({low:.3f} to {high:.3f})".format(**predicted)
     assert lines[2].endswith(words)
-    for other, sign in (("half", 1), ("double", -1)):
-        chosen = found[other]["chosen"]
-        assert sign * (chosen["predicted"]["bits_per_byte"] - predicted["bits_per_byte"]) > 0
 
 
 def test_the_command_trains_what_was_said_within_the_money(
@@ -176,10 +171,8 @@ def test_machines_with_several_cards_are_compared_too(
     also_by_four(sky_home, "A40", Price(0.8, 1.6))
     asked = asked_of(store, 20, gpus=["A40"])
     lines = lines_of(asked, capsys)
-    assert len(lines) <= 15
+    assert len(lines) <= 12
     assert [line.split()[0] for line in lines[2:4]] == ["A40", "A40"]  # spot and on demand
-    [quicker] = [line for line in lines if line.startswith("  sooner ")]
-    assert quicker.startswith("  sooner    4 × A40 spot at $0.80/h: pion-base on ")
     counts = [(o["count"], o["use_spot"]) for o in json_of(asked, capsys)["options"]]
     assert sorted(counts) == [(1, False), (1, True), (4, False), (4, True)]
     in_time = json_of(asked_of(store, 20, gpus=["A40"], hours=24), capsys)
@@ -187,36 +180,6 @@ def test_machines_with_several_cards_are_compared_too(
     assert (first["count"], first["use_spot"], first["chosen"]["sharded"]) == (4, True, False)
     asked = asked_of(store, 20, gpus=["A40"], job_overrides=["hardware.workers=1"])
     assert {o["count"] for o in json_of(asked, capsys)["options"]} == {1}
-
-
-def test_a_line_about_more_cards_takes_the_place_of_one_card(
-    store: str, sky_home: SkyHome, capsys: pytest.CaptureFixture[str]
-) -> None:
-    cheap = dict.fromkeys(("L40S", "RTXA6000"), Price(0.5, 0.9))
-    sky_home.sell(CARDS | cheap)
-    also_by_four(sky_home, "A40", Price(0.8, 1.6))
-    lines = lines_of(asked_of(store, 20), capsys)
-    assert [line for line in lines if line.startswith("  sooner ")]
-    assert len(lines) == 15
-    assert "(5 more with --json)" in lines[0]
-
-
-def test_half_the_money_may_buy_too_little_and_says_so(
-    store: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    lines = lines_of(asked_of(store, 0.4, gpus=["A40"]), capsys)
-    assert any(line.startswith("$0.20 buys less than the smallest model") for line in lines)
-    assert len(lines) <= 15
-
-
-def test_double_the_money_may_be_beyond_the_ladder_and_says_so(
-    store: str, fitted: Fit, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with_ladder(store, fitted)
-    lines = lines_of(asked_of(store, 20, ladder="small"), capsys)
-    [double] = [line for line in lines if line.startswith("$40.00 buys ")]
-    assert "the ladder is trusted up to 1.2e+19, 100 times its largest run" in double
-    assert len(lines) <= 15
 
 
 def test_a_ladder_that_is_not_there_or_has_no_fit_is_refused(store: str) -> None:
@@ -257,7 +220,7 @@ def test_models_whose_jobs_have_other_text_are_left_out_and_named(
     with_ladder(store, fitted, text_of(str(JOBS / "pion2-max-small.yaml")))
     lines = lines_of(asked_of(store, 5, ladder="small", job=None), capsys)
     assert "; it has other data or another tokenizer than pion2-max-nano, pion2-max-xl)" in lines[0]
-    assert len(lines) <= 15
+    assert len(lines) <= 12
     found = json_of(asked_of(store, 5, ladder="small", job=None), capsys)
     assert found["ladder"]["left_out"] == ["pion2-max-nano", "pion2-max-xl"]
 

@@ -11,7 +11,7 @@ from pion.errors import BadInput
 from pipeline.job import Job, Price
 from pipeline.job.digest import digest_job
 from pipeline.job.file import load_job
-from pipeline.rent.plan.prices import NotOffered, Offer, look_up, market, offers_for
+from pipeline.rent.plan.prices import NotOffered, Offer, look_up, market
 from pipeline.rent.sky_yaml import read_sky_yaml
 from tests.paths import JOBS
 from tests.pipeline.rent.conftest import SkyHome
@@ -30,18 +30,20 @@ def why_not(sky_home: SkyHome, resources: str) -> str:
     return found.why
 
 
-def test_offers_come_cheapest_first_as_they_would_be_rented(sky_home: SkyHome) -> None:
-    resources = """any_of:
-  - {accelerators: A40, use_spot: false}
-  - {accelerators: RTXA4000, use_spot: false}
-  - {accelerators: A40, use_spot: true}"""
-    offers = offers_for(read_sky_yaml(sky_home.yaml(resources)))
-    assert [(str(offer), offer.price) for offer in offers] == [
-        ("1 × A40 spot on RunPod/CA", 0.20),
-        ("1 × RTXA4000 on demand on RunPod/CA", 0.25),
-        ("1 × A40 on demand on RunPod/CA", 0.40),
-    ]
-    assert (offers[0].spot, offers[0].on_demand) == (0.20, 0.40)
+@pytest.mark.parametrize(
+    ("resources", "place", "price"),
+    [
+        ("accelerators: A40\nuse_spot: true", "1 × A40 spot on RunPod/CA", 0.20),
+        ("accelerators: A40", "1 × A40 on demand on RunPod/CA", 0.40),
+    ],
+)
+def test_an_offer_has_the_price_of_what_would_be_rented(
+    sky_home: SkyHome, resources: str, place: str, price: float
+) -> None:
+    offer = asked(sky_home, resources)
+    assert isinstance(offer, Offer)
+    assert (str(offer), offer.price) == (place, price)
+    assert (offer.spot, offer.on_demand) == (0.20, 0.40)
 
 
 def test_an_offer_has_the_memory_that_cuda_reports_not_what_is_advertised(
