@@ -159,8 +159,8 @@ def attempt(command: Sequence[str], place: Place, run: str, instant: Instant | N
         )
     try:
         with place.log.open("rb") as lines:
-            watch = _Watch(lines, started, instant)
-            while process.poll() is None and not watch.due(place):
+            watch = Watch(lines, started, instant)
+            while process.poll() is None and not watch.due(place.halted):
                 time.sleep(POLL_SECONDS)
             if process.returncode is None and instant is not None:
                 if instant.machine:
@@ -187,7 +187,7 @@ def attempt(command: Sequence[str], place: Place, run: str, instant: Instant | N
     )
 
 
-class _Watch:
+class Watch:
     """Reads a run's log as it grows, and says when to kill the run."""
 
     def __init__(self, log: BinaryIO, started: float, instant: Instant | None) -> None:
@@ -201,13 +201,13 @@ class _Watch:
         self.line_times: list[float] = []
         self.step_times: list[float] = []
 
-    def due(self, place: Place) -> bool:
-        """Return whether the run must be killed now."""
+    def due(self, halted: Path) -> bool:
+        """Return whether the run must be killed now. At its mark, the run makes `halted`."""
         self.read()
         instant = self._instant
         if instant is None:
             return False
-        if instant.point is not None and place.halted.exists():
+        if instant.point is not None and halted.exists():
             return True
         if self._die_at is None and self._counted(instant):
             self._die_at = time.monotonic() + instant.delay

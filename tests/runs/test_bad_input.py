@@ -62,9 +62,7 @@ def tokenizer_larger_than_the_model(folder: Path) -> dict[str, Any]:
 def conversation_without_an_assistant(folder: Path) -> dict[str, Any]:
     talk = {"conversations": [{"from": "human", "value": "anyone there?"}]}
     (folder / "alone.jsonl").write_text(json.dumps(talk) + "\n")
-    return {
-        "sft__sources": [{"kind": "jsonl", "path": "alone.jsonl"}],
-    }
+    return {"sft__sources": [{"kind": "jsonl", "path": "alone.jsonl"}]}
 
 
 def missing_tokenizer(folder: Path) -> dict[str, Any]:
@@ -114,10 +112,7 @@ EXPERTS, SLOTS = {"n": 4, "d_shared": 16}, {"segment": 8}
         ({"experts": EXPERTS | {"balance": "batch"}}, "model.experts.balance: unknown key"),
         ({"experts": {"d_shared": 16}}, "experts.n"),
         ({"experts": 4}, "model.experts"),
-        (
-            {"slots": SLOTS | {"per_segment": 0}},
-            "model: slots.per_segment is 0; it must be a",
-        ),
+        ({"slots": SLOTS | {"per_segment": 0}}, "model: slots.per_segment is 0; it must be a"),
         ({"slots": {"segment": 0}}, "slots.segment is 0; it must be a whole number of at least 1"),
         ({"slots": {"segment": 97}}, "slots.segment 97 is longer than the model's context of 96"),
         (

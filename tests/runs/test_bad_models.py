@@ -154,9 +154,7 @@ MODELS: dict[str, tuple[Callable[[Files], Files], list[str]]] = {
     ),
     "a tokenizer of SentencePiece": (
         lambda files: edited(
-            files,
-            "tokenizer.json",
-            model={"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": 0},
+            files, "tokenizer.json", model={"type": "Unigram", "vocab": [["a", 0.0]], "unk_id": 0}
         ),
         ["tokenizer.json: a SentencePiece-style tokenizer", "such as SmolLM2, Qwen or Llama 3"],
     ),

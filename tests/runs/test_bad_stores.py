@@ -28,15 +28,7 @@ from tests.pipeline.state.checkpoints.test_checkpointer import NoMapping
 from tests.support.hub_server import READ_TOKEN, USER, hub_server
 from tests.support.jobs import SilentDisplay, tiny_job
 from tests.support.s3_server import FaultProxy, S3Server
-from tests.support.whole_runs import (
-    copy_run,
-    ends_with,
-    kill,
-    newest,
-    start,
-    wait_for,
-    write_job,
-)
+from tests.support.whole_runs import copy_run, ends_with, kill, newest, start, wait_for, write_job
 
 Whole = Callable[..., Path]
 

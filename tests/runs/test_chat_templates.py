@@ -152,8 +152,7 @@ def test_settings_of_a_template_need_one(
 
 
 warned_with_lora = pytest.mark.parametrize(
-    ("lora", "warned"),
-    [({"rank": 4}, True), pytest.param(None, False, marks=pytest.mark.soak)],
+    ("lora", "warned"), [({"rank": 4}, True), pytest.param(None, False, marks=pytest.mark.soak)]
 )
 
 

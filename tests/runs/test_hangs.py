@@ -11,14 +11,7 @@ from typing import Any
 import pytest
 
 from tests.support.meddling import Meddling
-from tests.support.whole_runs import (
-    ends_with,
-    finish,
-    interrupt,
-    start,
-    wait_for,
-    write_job,
-)
+from tests.support.whole_runs import ends_with, finish, interrupt, start, wait_for, write_job
 
 
 def test_a_hang_is_noticed_described_and_ended(tmp_path: Path) -> None:
@@ -39,6 +32,7 @@ def test_a_hang_is_noticed_described_and_ended(tmp_path: Path) -> None:
     assert "continues after step" in finish(job)
 
 
+@pytest.mark.soak
 def test_a_suspended_machine_does_not_count_as_a_hang(tmp_path: Path) -> None:
     job = write_job(tmp_path, pretrain__steps=400, sft=None, log__every=1)
     process = start(job, "hardware.hang_seconds=5")
@@ -116,12 +110,9 @@ def never_measured(folder: Path) -> Meddling:
     return measures_slowly(folder, 1000)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
-    ("hangs", "where"),
-    [
-        pytest.param(never_measured, "in wrapper", marks=pytest.mark.soak),
-        (never_built, "in never_built"),
-    ],
+    ("hangs", "where"), [(never_measured, "in wrapper"), (never_built, "in never_built")]
 )
 def test_an_evaluation_that_hangs_and_a_trainer_never_built_are_hangs(
     tmp_path: Path, hangs: Any, where: str

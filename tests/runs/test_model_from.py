@@ -264,30 +264,3 @@ def test_lora_on_a_model_of_the_hub_is_published_as_an_adapter_that_names_it(
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     own = load_model(find_model(f"{tmp_path}/runs/tiny"))
     torch.testing.assert_close(own(tokens), merged(tokens))
-
-
-@pytest.mark.soak
-def test_a_branch_that_moves_alters_nothing_until_the_stage_is_redone(tmp_path: Path) -> None:
-    with hub_server() as hub:
-
-        def push(seed: int) -> None:
-            folder = export_base(tmp_path / str(seed), seed=seed)
-            files = {path.name: path.read_bytes() for path in folder.iterdir()}
-            hub.add_repo("someone/tiny", "model", files)
-
-        push(0)
-        environment = os.environ | hub.environment(tmp_path / "hf")
-        job = write_job(tmp_path, model={"from": "someone/tiny"}, sft=SFT)
-        process = start(job, "checkpoint.every_steps=1", "sft.steps=100", env=environment)
-        wait_for(process, ": saved (")
-        kill(process)
-        push(1)
-        output = ends_with(0, start(job, "sft.steps=100", env=environment))
-        assert "someone/tiny has changed since this run began" in output
-        assert "continues after step" in output
-        assert len(bases_in(tmp_path / "runs")) == 1
-        kept = weights_of(tmp_path)
-        ends_with(0, start(job, "--redo", "sft", env=environment))
-    assert len(bases_in(tmp_path / "runs")) == 2
-    redone = weights_of(tmp_path)
-    assert any(not kept[name].equal(redone[name]) for name in kept)

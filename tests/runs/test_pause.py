@@ -39,14 +39,12 @@ def test_a_paused_stage_is_measured_and_continues_to_the_same_weights(
     assert final_weights(tmp_path) == final_weights(whole())
 
 
-def test_a_stage_that_is_beyond_the_pause_trains_no_further(tmp_path: Path) -> None:
+def test_a_stage_beyond_the_pause_trains_no_further_and_a_pause_at_its_end_is_none(
+    tmp_path: Path,
+) -> None:
     job = write_job(tmp_path, sft=None)
     ends_with(4, start(job, "pretrain.pause_at=9"))
     ends_with(4, start(job, "pretrain.pause_at=5"))
     assert newest(tmp_path).step == 9
-
-
-def test_a_pause_at_the_last_step_is_none(tmp_path: Path) -> None:
-    job = write_job(tmp_path, sft=None)
     finish(job, "pretrain.pause_at=20")
     assert "pretrain" in head_of(tmp_path).stages

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -23,23 +24,21 @@ from pipeline.state.shared.find_or_prepare import find_or_prepare
 from pipeline.state.shared.folder import complete
 from pipeline.state.shared.records import Writer
 from pipeline.state.stores import FileStore, open_store
-from tests.support.preference_runs import (
-    PREFER,
-    killed_in_the_pass,
-    prefer_job,
-)
+from tests.support.meddling import with_slow_steps
+from tests.support.preference_runs import PREFER, killed_in_the_pass, prefer_job
 from tests.support.whole_runs import (
     ends_with,
     final_weights,
     finish,
     finish_after_kills,
     head_of,
+    kill,
     losses,
     rows_trained,
     start,
+    wait_for,
 )
 
-SIMPO = {"prefer__loss": "simpo"}
 STEPS = PREFER["steps"]
 EACH_STEP = {"checkpoint__every_steps": 1, "log__every": 1}
 
@@ -60,9 +59,7 @@ def reference_of(folder: Path) -> str:
     return record
 
 
-def test_a_job_learns_from_pairs_after_fine_tuning_and_publishes_the_result(
-    unbroken: Path,
-) -> None:
+def test_a_job_learns_from_pairs_after_fine_tuning_and_publishes_the_result(unbroken: Path) -> None:
     head = head_of(unbroken)
     assert list(head.data) == ["pretrain", "sft", "prefer", REFERENCE]
     weights = final_weights(unbroken)
@@ -125,7 +122,7 @@ def test_every_row_of_pairs_is_trained_once_in_order(unbroken: Path) -> None:
 
 
 def test_sigkills_change_no_bit_of_the_weights(tmp_path: Path, unbroken: Path) -> None:
-    finish_after_kills(prefer_job(tmp_path, **EACH_STEP), "prefer", 2)
+    finish_after_kills(prefer_job(tmp_path, **EACH_STEP), "prefer", 1)
     assert_same_run(tmp_path, unbroken)
 
 
@@ -241,31 +238,107 @@ def test_a_fork_to_a_store_with_other_sums_of_the_same_key_continues_with_its_ow
     assert (theirs / "train.sums.npy").read_bytes() == before  # runs of that store still have it
 
 
-def test_another_loss_needs_a_redo_of_its_stage_alone(tmp_path: Path) -> None:
-    job = prefer_job(tmp_path, **SIMPO)
-    finish(job)
-    before = final_weights(tmp_path)
-    output = ends_with(2, start(job, "prefer.beta=1.0"))
-    assert "prefer.beta: 2.5 → 1.0" in output
+def test_another_loss_needs_a_redo_of_its_stage_alone(tmp_path: Path, unbroken: Path) -> None:
+    shutil.copytree(unbroken / "runs", tmp_path / "runs")
+    job, other = prefer_job(tmp_path), ("prefer.loss=simpo", "prefer.beta=1.0")
+    output = ends_with(2, start(job, *other))
+    assert 'prefer.loss: "dpo" → "simpo"' in output
     assert "--redo prefer" in output
-    finish(job, "prefer.beta=1.0", "--redo", "prefer")
-    after = final_weights(tmp_path)
-    assert after["prefer"] != before["prefer"]
-    assert {stage: after[stage] for stage in ("pretrain", "sft")} == {
-        stage: before[stage] for stage in ("pretrain", "sft")
-    }
+    finish(job, *other, "--redo", "prefer")
+    before, after = final_weights(unbroken), final_weights(tmp_path)
+    assert after.pop("prefer") != before.pop("prefer")
+    assert after == before
 
 
-LABELS: list[dict[str, Any]] = [
-    {"prompt": f"What did {n} see?", "completion": "the cat sat.", "label": n % 2 == 0}
-    for n in range(20)
-]
+# ---------------------------------------------------------------- answers with labels
+
+LABELS = {"prefer__loss": "apo-zero", "prefer__undesirable_weight": 1.5}
+
+
+def labels_job(folder: Path, **changes: Any) -> Path:
+    """Write the job with labelled answers instead of pairs: both sides of each, as two lines."""
+    job = prefer_job(folder, **LABELS | changes)
+    pairs = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
+    lines = [
+        {"prompt": pair["prompt"], "completion": pair[side], "label": side == "chosen"}
+        for pair in pairs
+        for side in ("chosen", "rejected")
+    ]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return job
+
+
+@pytest.fixture(scope="module")
+def unbroken_labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unbroken")
+    finish(labels_job(folder))
+    return folder
+
+
+def test_each_step_learns_from_single_answers_by_their_weights(unbroken_labels: Path) -> None:
+    head = head_of(unbroken_labels)
+    rows = read_metrics(open_store(f"{unbroken_labels}/runs"), "tiny", head, "prefer")
+    steps = [row for row in rows if "loss" in row]
+    assert len(steps) == STEPS
+    assert losses(unbroken_labels, "prefer")[0] == pytest.approx(0.625, abs=0.13)  # between ½ and ¾
+    assert all(0 <= step["accuracy"] <= 1 for step in steps)
+    assert head.stages["evaluate"].result["prefer"]
+
+
+@pytest.mark.soak
+def test_sigkills_change_no_bit_of_what_labels_teach(tmp_path: Path, unbroken_labels: Path) -> None:
+    finish_after_kills(labels_job(tmp_path, **EACH_STEP), "prefer", 2)
+    assert_same_run(tmp_path, unbroken_labels)
 
 
 def test_single_answers_are_refused_by_a_loss_of_pairs_before_training(tmp_path: Path) -> None:
-    job = prefer_job(tmp_path, **SIMPO)
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(one) + "\n" for one in LABELS))
-    output = ends_with(2, start(job))
+    output = ends_with(
+        2, start(labels_job(tmp_path, prefer__loss="simpo", prefer__undesirable_weight=1.0))
+    )
     assert "prefer.sources.0: these are single answers with labels" in output
     assert "prefer.loss=apo-zero" in output
     assert "pretrain: starts" not in output
+
+
+# ---------------------------------------------------------------- what spoils a model
+
+# Far too high a rate.
+SPOILS = {"prefer__steps": 40, "prefer__lr": 0.1, "prefer__warmup_steps": 0}
+WARNING = "warning: prefer step 8: the model has left its reference"
+
+
+@pytest.mark.soak
+def test_a_warning_is_said_once_by_a_run_that_is_killed_and_its_report_has_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = prefer_job(tmp_path, **SPOILS, **EACH_STEP)
+    slow = with_slow_steps(tmp_path)
+    process = start(job, env=slow.environment())
+    wait_for(process, WARNING)
+    wait_for(process, "prefer step 20/40")
+    wait_for(process, ": saved")
+    kill(process)
+    output = finish(job)
+    resumed = re.search(r"prefer: starts \(continues after step (\d+)", output)
+    assert resumed is not None, output
+    assert int(resumed[1]) > 8
+    assert "the model has left its reference" not in output
+    url = f"{tmp_path}/runs/tiny"
+    assert main(["status", url]) == 0
+    assert capsys.readouterr().out.count(WARNING) == 1
+    assert main(["report", url]) == 0
+    assert Path(url, "report.html").read_text().count(WARNING) == 1
+
+
+def test_a_stage_that_teaches_nothing_ends_and_says_why_also_when_it_resumes(
+    tmp_path: Path,
+) -> None:
+    job = prefer_job(tmp_path, prefer__steps=30, prefer__lr=1e-20, prefer__min_lr=0.0, **EACH_STEP)
+    output = ends_with(1, start(job))
+    assert "prefer: nothing learns: after 20 steps" in output, output
+    assert "--redo prefer" in output
+    head = head_of(tmp_path)
+    assert "prefer" not in head.stages
+    again = ends_with(1, start(job))
+    assert "continues after step" in again
+    assert "prefer: nothing learns: after" in again

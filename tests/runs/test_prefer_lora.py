@@ -16,13 +16,7 @@ from pipeline.models.find import find_model
 from pipeline.models.load import load_model
 from pipeline.state.head import REFERENCE
 from tests.support.preference_runs import killed_in_the_pass, prefer_job
-from tests.support.whole_runs import (
-    final_weights,
-    finish,
-    finish_after_kills,
-    head_of,
-    losses,
-)
+from tests.support.whole_runs import final_weights, finish, finish_after_kills, head_of, losses
 
 LORA: dict[str, Any] = {
     "sft__lora": {"rank": 4},

@@ -67,6 +67,7 @@ def test_ctrl_c_saves_the_last_step_and_the_next_run_continues_from_it(
     assert final_weights(tmp_path)["pretrain"] == final_weights(unbroken)["pretrain"]
 
 
+@pytest.mark.soak
 def test_a_comment_added_to_the_job_file_changes_nothing(tmp_path: Path, whole: Whole) -> None:
     unbroken = whole()
     job = write_job(tmp_path, sft=None, log__every=1, checkpoint__every_steps=1)
@@ -89,6 +90,7 @@ def test_metrics_of_every_saved_step_survive_a_kill_between_two_log_lines(tmp_pa
     assert rows_trained(tmp_path) == [[4 * s, 4 * s + 4] for s in range(400)]
 
 
+@pytest.mark.soak
 def test_a_killed_prepare_continues_where_it_was(tmp_path: Path, whole: Whole) -> None:
     unbroken = whole()
     job = write_job(tmp_path)

@@ -76,29 +76,17 @@ def test_an_sft_only_job_needs_no_pretraining_text(tmp_path: Path, pretrained: P
     assert 0 < moved < 1e-4
 
 
-def test_a_model_of_another_shape_is_refused_with_both_shapes(
-    tmp_path: Path, pretrained: Path
-) -> None:
-    job = write_job(
-        tmp_path,
-        sft=None,
-        model__d_ff=64,
-        pretrain__init_from=str(pretrained / "runs" / "tiny"),
-    )
-    output = ends_with(2, start(job))
-    assert "d_ff: job 64, model 48" in output
-
-
 WITH_EXPERTS = {"model__experts": {"n": 4, "d_shared": 16}, "sft": None}
 
 
-def test_a_model_without_experts_does_not_start_one_with_experts(
+def test_a_model_of_another_shape_without_experts_is_refused_with_both_shapes(
     tmp_path: Path, pretrained: Path
 ) -> None:
     source = str(pretrained / "runs" / "tiny")
-    job = write_job(tmp_path, **WITH_EXPERTS, pretrain__init_from=source)
+    job = write_job(tmp_path, **WITH_EXPERTS, model__d_ff=64, pretrain__init_from=source)
     output = ends_with(2, start(job))
     assert f"init_from {source}: that model differs from the job's model" in output
+    assert "d_ff: job 64, model 48" in output
     assert "experts.n: job 4, model (not set)" in output
     assert "experts.d_shared: job 16, model (not set)" in output
     assert "Traceback" not in output

@@ -19,9 +19,7 @@ from tests.support.whole_runs import rows_trained, write_job
 PION = f"{sys.executable} -m pipeline.cli"
 
 
-def test_run_and_chat_are_resized_suspended_and_stopped_and_a_reader_leaves(
-    tmp_path: Path,
-) -> None:
+def test_run_and_chat_are_resized_suspended_and_stopped_and_a_reader_leaves(tmp_path: Path) -> None:
     write_job(tmp_path, pretrain__steps=100, log__every=1)
     with Terminal(tmp_path) as terminal:
         terminal.type(f"{PION} run tiny.yaml")

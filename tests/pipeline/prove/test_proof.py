@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import random
 import subprocess
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 
 from pipeline.cli import main
 from pipeline.machine.kill_points import POINTS
-from pipeline.prove.attempt import Attempt, Instant, Place, attempt
+from pipeline.prove.attempt import Attempt, Instant, Place, Watch, attempt
 from pipeline.prove.instants import (
     FAILURES_BEFORE_COMMIT,
     MAX_STEPS,
@@ -197,6 +198,47 @@ def test_a_kill_at_the_save_mark_lands_inside_a_save_and_leaves_no_process(
         assert session_processes(str(place.folder)) == []
 
 
+LOG = """prepare: to do
+prepare: done
+pretrain: starts
+pretrain step 1,003/2,000
+pretrain step 1,003: saved
+prefer: starts
+prefer: reference pass 3 rows
+"""
+
+
+@pytest.mark.parametrize(
+    ("instant", "line"),
+    [
+        (Instant("shard", arrival=1000), 2),  # no shards are written once the data is there
+        (Instant("reference", arrival=1000), 6),  # an earlier attempt has written some chunks
+        (Instant(lines=4), 4),
+        (Instant(lines=1, after_commit=True), 6),
+        (Instant("save"), None),
+        (Instant(delay=1e9), None),
+        (None, None),
+    ],
+)
+def test_a_kill_comes_after_its_lines_or_once_its_mark_can_not_be_come_to_any_more(
+    tmp_path: Path, instant: Instant | None, line: int | None
+) -> None:
+    log, halted = io.BytesIO(), tmp_path / "halted"
+    watch = Watch(log, 0.0, instant)
+    due = []
+    for text in LOG.splitlines(keepends=True):
+        at = log.tell()
+        log.write(text.encode())
+        log.seek(at)
+        due.append(watch.due(halted))
+    assert due.index(True) + 1 == line if line else not any(due)
+    assert watch.steps == {"pretrain": 1003}
+    assert watch.during == "reference"
+    halted.touch()
+    assert watch.due(halted) == (instant is not None and (line is not None or bool(instant.point)))
+
+
+@pytest.mark.soak
 @pytest.mark.usefixtures("in_forks")
 def test_a_mark_that_can_not_be_come_to_any_more_is_no_reason_to_miss_a_kill(here: Path) -> None:
     command = [sys.executable, "-m", "pipeline.cli", "run", write_job(here)]
@@ -205,6 +247,7 @@ def test_a_mark_that_can_not_be_come_to_any_more_is_no_reason_to_miss_a_kill(her
     assert (done.killed, done.at, done.during) == (True, None, "start-up"), done.last_lines
 
 
+@pytest.mark.soak
 @pytest.mark.usefixtures("in_forks")
 def test_a_kill_in_the_pass_of_a_reference_says_so(here: Path) -> None:
     command = [sys.executable, "-m", "pipeline.cli", "run", str(prefer_job(here))]

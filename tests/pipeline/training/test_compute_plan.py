@@ -271,11 +271,7 @@ def test_on_hardware_without_bfloat16_a_recorded_residual_stream_is_float32_agai
     ],
 )
 def test_the_step_is_compiled_on_a_gpu_and_where_the_job_says_so(
-    setting: Any,
-    device: str,
-    deterministic: bool,
-    compiled: bool,
-    monkeypatch: pytest.MonkeyPatch,
+    setting: Any, device: str, deterministic: bool, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hardware, "compiles_deterministically", lambda: True)
     picked = pick_compile(setting, torch.device(device), deterministic=deterministic)

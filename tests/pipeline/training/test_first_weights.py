@@ -219,9 +219,7 @@ def test_preferences_after_fine_tuning_start_from_the_fine_tuned_model(
 
 
 def test_additions_that_are_trained_further_are_brought_once(
-    after_sft: tuple[dict[str, Decoder], Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    after_sft: tuple[dict[str, Decoder], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To bring them may hash the whole base."""
     models, context = after_sft

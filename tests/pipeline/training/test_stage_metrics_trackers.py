@@ -68,9 +68,7 @@ def test_an_attempt_continues_the_run_in_trackio_and_says_where_it_went_back(
     assert note["text"] == "pretrain step 4 gave a loss of nan: back to the last checkpoint"
 
 
-def test_what_trackio_writes_must_outlive_a_rented_machine(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_what_trackio_writes_must_outlive_a_rented_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "trackio", types.ModuleType("trackio"))
     check_trackers(tiny_job(log__trackio="project"))
     with pytest.raises(BadInput, match="lost with a rented machine"):

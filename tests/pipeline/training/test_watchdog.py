@@ -214,10 +214,7 @@ for _ in range(3):
 
 def test_a_process_stopped_for_longer_than_the_limit_continues() -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", SUSPENDED],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
+        [sys.executable, "-c", SUSPENDED], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     read_until(process, "ready")
     process.send_signal(signal.SIGSTOP)

@@ -8,12 +8,7 @@ from pathlib import Path
 import pytest
 
 from pion.errors import BadInput
-from pipeline.run.preflight import (
-    preflight,
-    require_a_row_each,
-    what_workers_take,
-    worker_count,
-)
+from pipeline.run.preflight import preflight, require_a_row_each, what_workers_take, worker_count
 from pipeline.workers import cluster
 from pipeline.workers.cluster import (
     Cluster,

@@ -64,6 +64,13 @@ def make(world: World, name: str = "tiny", **plan: Any) -> Bound:
         return make_reference(context, world.streams(), world.start(**plan))
 
 
+def another(world: World, name: str = "other") -> World:
+    """Return a world with the same rows and another store, which has no numbers yet."""
+    (world.folder / name).mkdir()
+    (world.folder / name / "rows").symlink_to(world.folder / "rows")
+    return World(world.folder / name)
+
+
 def bits(bound: Bound) -> dict[str, bytes]:
     return {split: found.sums.tobytes() for split, found in bound.splits.items()}
 
@@ -200,12 +207,9 @@ def test_a_kill_at_any_chunk_changes_no_bit_and_loses_one_chunk_at_most(
     world: World, monkeypatch: pytest.MonkeyPatch, after: bool, every: int
 ) -> None:
     unbroken = bits(make(world, "unbroken"))
-    # Another store, which has no numbers yet, for each kill.
     chunks = 5 + 2
     for write in range(1 + (after and every > 1), chunks + 1, every):
-        other = World(world.folder / f"{after}-{write}")
-        other.folder.mkdir()
-        (other.folder / "rows").symlink_to(world.folder / "rows")
+        other = another(world, f"{after}-{write}")
         with monkeypatch.context() as dying:
             dies_at(dying, write, after=after)
             with pytest.raises(Died):
@@ -218,9 +222,7 @@ def test_a_kill_at_any_chunk_changes_no_bit_and_loses_one_chunk_at_most(
 
 def test_many_kills_change_no_bit(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     unbroken = bits(make(world, "unbroken"))
-    other = World(world.folder / "other")
-    other.folder.mkdir()
-    (other.folder / "rows").symlink_to(world.folder / "rows")
+    other = another(world)
     for _ in range(6):
         with monkeypatch.context() as dying:
             dies_at(dying, 2, after=False)
@@ -255,9 +257,7 @@ def test_ranks_divide_the_rows_and_all_get_all_numbers(
     world: World, monkeypatch: pytest.MonkeyPatch, ranks: int
 ) -> None:
     alone = make(world, "alone")
-    other = World(world.folder / "other")
-    other.folder.mkdir()
-    (other.folder / "rows").symlink_to(world.folder / "rows")
+    other = another(world)
     threads, computed = Threads(ranks), counted(monkeypatch)
     starts = [other.start() for _ in range(ranks)]
     share = Sharing.share
@@ -497,9 +497,7 @@ def test_numbers_of_another_model_are_computed_again(
 ) -> None:
     """A hash of weights can't tell everything: a card may compute otherwise."""
     right = bits(make(world, "right"))
-    other = World(world.folder / "other")
-    other.folder.mkdir()
-    (other.folder / "rows").symlink_to(world.folder / "rows")
+    other = another(world)
     with monkeypatch.context() as wrong:
         wrong.setattr(compute, "sums_of", lambda *given: [[-3.0] * len(r) for r in sums_of(*given)])
         with pytest.raises(
