@@ -104,7 +104,8 @@ def _start(context: TrainingContext, stage: str) -> tuple[ModelConfig, Saved | N
     source, config = job.section(stage).init_from, job.model_config_resolved()
     if source is not None:
         found = load_model_lazily(context.fetch(lambda: find_model(job.model_name(source))))
-        why = f"starts from {source}{_warning(found[0])}"
+        rounded = ", whose ternary weights are already rounded" if found[0].packed else ""
+        why = f"starts from {source}{rounded}"
         return config, fitted_lazily(config, found, source, job.seed), why
     if job.base is not None and stage == job.train_stages[0]:
         found = _base_lazily(context, job.base)
@@ -115,10 +116,6 @@ def _start(context: TrainingContext, stage: str) -> tuple[ModelConfig, Saved | N
     _, folder = context.fetch(lambda: _bring_trained(context.run, before))
     own, weights = load_model_lazily(found_in(folder))
     return own, weights, f"starts from the {AFTER[before]} model"
-
-
-def _warning(config: ModelConfig) -> str:
-    return ", whose ternary weights are already rounded" if config.packed else ""
 
 
 def _base_lazily(context: TrainingContext, base: Base) -> tuple[ModelConfig, Saved]:

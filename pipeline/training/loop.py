@@ -22,7 +22,7 @@ from pipeline.state.stores import StoreError
 from pipeline.training.compute_plan import check_compiler
 from pipeline.training.context import TrainingContext, phase
 from pipeline.training.rank_zero import Rank, RankZero
-from pipeline.training.setup import Setup, Trains, start_stage
+from pipeline.training.setup import Setup, start_stage
 
 if TYPE_CHECKING:
     from pion.train.smaller_plan import StepDown
@@ -182,7 +182,7 @@ class StageTraining:
         # It resumes from a checkpoint whose held-out loss is not recorded.
         lacks_loss = entry is not None and entry.metrics.get(HELD_OUT_LOSS) is None
         self._loss_is_due = lacks_loss and job.selects_best(stage)
-        self.trainer: Trains = setup.trainer
+        self.trainer = setup.trainer
         self.trainer.on_step_down = self._stepped_down
 
     def run(self) -> bool:

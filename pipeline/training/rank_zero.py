@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pion.evaluation.held_out import Evaluation as HeldOutLoss
     from pion.train.smaller_plan import StepDown
     from pion.train.trainer import TrainState
-    from pipeline.training.setup import Setup, Trains
+    from pipeline.training.setup import Setup
 
 
 class Rank:
@@ -38,7 +38,7 @@ class Rank:
 
     def __init__(self, setup: Setup, copies: CopiesForRankZero | None = None) -> None:
         self._setup, self._copies = setup, copies
-        self._trainer: Trains = setup.trainer
+        self._trainer = setup.trainer
 
     def check(self) -> None:
         """Raise `Fenced` if another process owns the run now."""

@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NotRequired, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired
 
 from annotated_types import Len
 from typing_extensions import TypedDict
 
 from pion.config.lora import RECORD
-from pion.errors import BadInput, Trouble
+from pion.errors import BadInput
 from pipeline.console.messages import Note, Sample
 from pipeline.data.fingerprint import APART
 from pipeline.data.tokenizer import needed_files
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from pion.model.decoder import Decoder
     from pion.train.sharding import Shards
     from pion.train.smaller_plan import StepDown
-    from pion.train.trainer import Trainer, TrainState
+    from pion.train.trainer import Trainer
     from pipeline.training.context import TrainingContext
     from pipeline.training.reference.of_stage import Start
     from pipeline.training.reference.share import Bound
@@ -82,26 +82,6 @@ class Restored:
         if self.found.folder is None or self.found.listed:
             return ""
         return (self.found.folder / METRICS).read_text(encoding="utf-8")
-
-
-class Trains(Protocol):
-    """What the loop and rank 0 need of a trainer; pion/train/trainer.py has the real one."""
-
-    step: int
-    next_row: int
-    on_step_down: Callable[[StepDown], None]
-
-    def train_step(self, should_stop: Callable[[], bool]) -> bool:
-        """Train on the next rows; return False if the step was abandoned, with nothing changed."""
-
-    def drain_metrics(self) -> list[dict[str, Any]]:
-        """Return the metrics of each step since the last call. Raises Trouble."""
-
-    def trouble(self) -> Trouble | None:
-        """Return the error that `drain_metrics` would raise, or None."""
-
-    def state(self) -> TrainState:
-        """Return the state after the last finished step. Raises Trouble."""
 
 
 @dataclass(frozen=True)

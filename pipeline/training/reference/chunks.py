@@ -8,6 +8,7 @@ process that dies loses less than one chunk. When all rows are done, the whole i
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,33 +21,33 @@ from pion.untrusted import parse_object
 from pipeline.machine.kill_points import mark
 from pipeline.state.run_state import RunState
 
-FORMAT = 1
+# 1 had the numbers as bytes, and was never released.
+FORMAT = 2
 # The most bytes of a chunk that is read.
 LARGEST = 1 << 30
 
 
 @dataclass
 class Rows:
-    """The numbers of consecutive rows from `first` on: how many each row has, and all of them."""
+    """The numbers of each of some consecutive rows, from `first` on."""
 
     first: int = 0
-    counts: list[int] = field(default_factory=list)
-    sums: list[float] = field(default_factory=list)
+    numbers: list[list[float]] = field(default_factory=list)
 
     @property
     def stop(self) -> int:
         """The row after the last one."""
-        return self.first + len(self.counts)
-
-    def add(self, row: list[float]) -> None:
-        """Add the numbers of the next row."""
-        self.counts.append(len(row))
-        self.sums += row
+        return self.first + len(self.numbers)
 
     def whole(self) -> ReferenceSums:
         """Return the numbers of all rows from 0 on."""
-        starts = np.concatenate([[0], np.cumsum(self.counts)]).astype(np.int64)
-        return ReferenceSums(np.array(self.sums, dtype=np.float64), starts)
+        starts = np.cumsum([0, *map(len, self.numbers)], dtype=np.int64)
+        return ReferenceSums(flat(self.numbers), starts)
+
+
+def flat(numbers: list[list[float]]) -> np.ndarray:
+    """Return the numbers of all rows, one after the other."""
+    return np.array(list(itertools.chain(*numbers)), dtype=np.float64)
 
 
 class Chunks:
@@ -64,26 +65,16 @@ class Chunks:
             where = f"{self._run.store.url}/{entry.key}"
             chunk = self._parsed(split, self._run.store.read(entry.key, LARGEST), where)
             if chunk.first == found.stop:  # else another owner wrote the same rows in other chunks
-                found.counts += chunk.counts
-                found.sums += chunk.sums
+                found.numbers += chunk.numbers
         return found
 
     def write(self, split: str, rows: Rows) -> None:
         """Make a chunk durable. Raises StoreError; then it may be called again."""
-        counts = np.array(rows.counts, dtype="<i8").tobytes()
-        payload = counts + np.array(rows.sums, dtype="<f8").tobytes()
-        about = {
-            "format": FORMAT,
-            "key": self._key,
-            "split": split,
-            "first": rows.first,
-            "rows": len(rows.counts),
-            "sequences": len(rows.sums),
-            "sha256": hashlib.sha256(payload).hexdigest(),
-        }
+        about = {"format": FORMAT, "key": self._key, "split": split}
+        chunk = json.dumps(about | {"first": rows.first, "rows": rows.numbers}).encode()
         mark("reference")
-        name = f"{self._folder}{split}-{rows.first:010d}.bin"
-        self._run.store.write(name, json.dumps(about).encode() + b"\n" + payload)
+        name = f"{self._folder}{split}-{rows.first:010d}.json"
+        self._run.store.write(name, hashlib.sha256(chunk).hexdigest().encode() + b"\n" + chunk)
         self._run.store.flush()
         mark("reference")
 
@@ -94,21 +85,17 @@ class Chunks:
 
     def _parsed(self, split: str, data: bytes, where: str) -> Rows:
         try:
-            head, _, payload = data.partition(b"\n")
-            about = parse_object(head, "its first line")
-            count = int(about["rows"])
+            sha256, _, payload = data.partition(b"\n")
+            chunk = parse_object(payload, "its second line")
+            found = chunk | {"sha256": sha256.decode()}
             wanted = {"format": FORMAT, "key": self._key, "split": split}
             wanted["sha256"] = hashlib.sha256(payload).hexdigest()
-            wrong = [name for name, value in wanted.items() if about[name] != value]
+            wrong = [name for name, value in wanted.items() if found[name] != value]
             if wrong:
-                raise ValueError(f"its {wrong[0]} is {about[wrong[0]]!r:.80}")
-            counts = np.frombuffer(payload[: 8 * count], dtype="<i8")
-            sums = np.frombuffer(payload[8 * count :], dtype="<f8")
-            held = about["sequences"], int(counts.sum())
-            if len(counts) != count or held != (len(sums), len(sums)):
-                raise ValueError("it is shorter or longer than it says")
-            check_sums(sums, where)
-            return Rows(int(about["first"]), counts.tolist(), sums.tolist())
+                raise ValueError(f"its {wrong[0]} is {found[wrong[0]]!r:.80}")
+            rows = Rows(int(chunk["first"]), chunk["rows"])
+            check_sums(flat(rows.numbers), where)
+            return rows
         except (ValueError, KeyError, TypeError, BadInput) as error:
             raise BadInput(
                 f"{where}: this part of the reference can't be used: {error}. Nothing was trained "

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
 import torch
 
 from pion.errors import BadInput, Interrupted, PionError, PlanFailed, Stopped
@@ -26,10 +25,9 @@ from pipeline.cost.timeline import REFERENCE_PASS
 from pipeline.job.digest import model_inputs
 from pipeline.machine.kill_points import mark
 from pipeline.state.head import REFERENCE
-from pipeline.state.owner import Owner
 from pipeline.state.shared.folder import REFERENCE_FILE, bring_data
 from pipeline.state.stores.errors import StoreError
-from pipeline.training.reference.chunks import Chunks, Rows, batches
+from pipeline.training.reference.chunks import Chunks, Rows, batches, flat
 from pipeline.training.reference.share import (
     Bound,
     Sharing,
@@ -89,7 +87,7 @@ def make_reference(context: TrainingContext, streams: Streams, start: StartingMo
     ready(start)
     contents = {split: stream.contents for split, stream in streams.items()}
     key = key_of(start.weights, start.settings, contents)
-    sharing = _sharing(context, key) if context.group.rank == 0 else None
+    sharing = Sharing(context, key) if context.group.rank == 0 else None
     there = context.group.from_rank_0(sharing.use_what_is_there() if sharing else None)
     bound, wrong = _usable(context, streams, start) if there else (None, "")
     if bound is None:
@@ -311,12 +309,8 @@ class _Pass:
             found = self._computed(stream, [[places[row] for row in part] for part in parts])
             answers = group.of_all_ranks((found, context.should_stop()))
             rows = [row for found, _ in answers for row in found]
-            check_sums(
-                np.array([number for row in rows for number in row]),
-                "the model that prefer starts from can't be a reference",
-            )
-            for row in rows:
-                new.add(row)
+            check_sums(flat(rows), "the model that prefer starts from can't be a reference")
+            new.numbers += rows
             stop = any(asked for _, asked in answers)
             seconds_apart = max(CHUNK_SECONDS, context.run.store.save_seconds)
             if stop or (context.run.clock.monotonic() - since >= seconds_apart):
@@ -350,7 +344,7 @@ class _Pass:
         return found if mine else []
 
     def _write(self, split: str, new: Rows, done: Rows) -> None:
-        if self.chunks is None or not new.counts:
+        if self.chunks is None or not new.numbers:
             return
         owned = self.context.owned
         if owned is not None:
@@ -358,8 +352,7 @@ class _Pass:
         self.context.patiently(partial(self.chunks.write, split, new))
         if owned is not None and owned.head.failed_attempts:
             self.context.patiently(owned.forget_attempts)  # this one has made progress
-        done.counts += new.counts
-        done.sums += new.sums
+        done.numbers += new.numbers
 
     def _stopped(self) -> PionError:
         if self.context.stop_reason is not None:
@@ -368,9 +361,3 @@ class _Pass:
             "Interrupted while the reference was computed. Its numbers so far are safe. Run the "
             "same command again to continue."
         )
-
-
-def _sharing(context: TrainingContext, key: str) -> Sharing:
-    assert context.owned is not None
-    owner = Owner(**context.request.owner)
-    return Sharing(context.owned, owner, key, context.report, context.patiently)

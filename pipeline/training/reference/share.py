@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,15 +22,16 @@ from pion.errors import BadInput
 from pion.files import make_folder, sha256_file, write_atomically
 from pion.train.reference import TOLERANCE, ReferenceSums
 from pion.untrusted import parse_object, read_file
-from pipeline.console.messages import Note, PrepareProgress, Say
+from pipeline.console.messages import Note, PrepareProgress
 from pipeline.data.fingerprint import APART
-from pipeline.state.claim import Claim
 from pipeline.state.head import REFERENCE, data_key
 from pipeline.state.owner import Owner
-from pipeline.state.run_state import RunState
 from pipeline.state.shared.find_or_prepare import confirm, find_or_prepare
 from pipeline.state.shared.folder import REFERENCE_FILE, Overtaken, complete
 from pipeline.state.shared.records import Writer, read_state
+
+if TYPE_CHECKING:
+    from pipeline.training.context import TrainingContext
 
 FORMAT = 1
 
@@ -101,20 +102,20 @@ def read_reference(folder: Path, rows: Mapping[str, int]) -> Bound:
     return Bound(splits, json.dumps(record, sort_keys=True).encode(), dtype, residual)
 
 
-@dataclass(frozen=True)
 class Sharing:
-    """Shares a reference in the store of the run that `claim` owns, and binds it to the run."""
+    """Shares the reference `key` in the store of the run that rank 0 owns, and binds it to the
+    run."""
 
-    claim: Claim
-    owner: Owner
-    key: str
-    say: Say
-    patiently: Callable[[Callable[[], Any]], Any]
+    def __init__(self, context: TrainingContext, key: str) -> None:
+        assert context.owned is not None
+        self._claim, self._run, self.key = context.owned, context.owned.state, key
+        self._owner = Owner(**context.request.owner)
+        self._say, self._patiently = context.report, context.patiently
 
     def use_what_is_there(self) -> bool:
         """Bind the reference if a run of the store has computed it. Raises StoreError."""
-        bound = self.claim.head.data.get(REFERENCE, "")
-        folder = self.patiently(lambda: read_state(self._run.store, self.key)[0].folder)
+        bound = self._claim.head.data.get(REFERENCE, "")
+        folder = self._patiently(lambda: read_state(self._run.store, self.key)[0].folder)
         if folder is None or bound == data_key(self.key, folder):
             return bound.split("/")[1:2] == [self.key]
         return self._bind(folder)
@@ -125,39 +126,35 @@ class Sharing:
         `again`: also if the store has such files, which are no good. Raises StoreError.
         """
         while True:
-            begun = self.patiently(partial(self._begin, again))
+            begun = self._patiently(partial(self._begin, again))
             if isinstance(begun, Writer):
                 writer = begun
                 try:
-                    begun = self.patiently(
+                    begun = self._patiently(
                         partial(complete, self._run, self.key, writer, folder, sources)
                     )
                 except Overtaken as overtaken:
-                    self.say(Note(f"{overtaken}; sharing it again"))
+                    self._say(Note(f"{overtaken}; sharing it again"))
                     continue
             if self._bind(begun):
                 return
 
-    @property
-    def _run(self) -> RunState:
-        return self.claim.state
-
     def _begin(self, again: bool) -> str | Writer:
-        me = self.owner
+        me = self._owner
         writer = Writer(
-            self._run.name, self.claim.epoch, me.session, me.host, "", self._run.clock.now()
+            self._run.name, self._claim.epoch, me.session, me.host, "", self._run.clock.now()
         )
 
         def waiting(other: Writer, seconds: float) -> None:
             what = f"wait for run {other.run} on {other.host}, which shares the same reference"
-            self.say(PrepareProgress(what, seconds, "s", stage="prefer"))
+            self._say(PrepareProgress(what, seconds, "s", stage="prefer"))
 
         return find_or_prepare(self._run, self.key, writer, me, waiting, again=again)
 
     def _bind(self, folder: str) -> bool:
         """Let HEAD list the folder; return whether this run may use it."""
         key = data_key(self.key, folder)
-        self.patiently(
-            partial(self.claim.commit, lambda head: head.with_data({**head.data, REFERENCE: key}))
+        self._patiently(
+            partial(self._claim.commit, lambda head: head.with_data({**head.data, REFERENCE: key}))
         )
-        return bool(self.patiently(partial(confirm, self._run.store, self.key, folder)))
+        return bool(self._patiently(partial(confirm, self._run.store, self.key, folder)))
