@@ -61,7 +61,7 @@ class ShardWriter:
                 f"{folder}: a shard of {rows_per_shard:,} rows of {seq_len:,} ids does not fit "
                 "into memory. Lower data.shard_rows"
             ) from None
-        self._filled = 0
+        self._filled = self._dropped = 0
         # The number of ids of document number `appended` that are in finished shards already.
         self._resumed_within = 0
         make_folder(self._folder)
@@ -114,7 +114,8 @@ class ShardWriter:
         Raises:
             BadInput: the shard can't be written.
         """
-        self._filled -= self._filled % self._seq_len
+        self._dropped = self._filled % self._seq_len
+        self._filled -= self._dropped
         if self._filled:
             self._write_shard(self.appended, 0)
         return tuple(self.shards)
@@ -158,6 +159,7 @@ class ShardWriter:
             "key": self._key,
             "appended": appended,
             "within": within,
+            "dropped_tokens": self._dropped,
             "shard": asdict(shard),
         }
         write_atomically(path.with_suffix(".json"), json.dumps(progress).encode())

@@ -202,18 +202,16 @@ class Manifest:
 def split_tail(
     shards: Sequence[Shard], fraction: float
 ) -> tuple[tuple[Shard, ...], tuple[Shard, ...]]:
-    """Hold out the last ``fraction`` of the rows (at least one row if ``fraction`` > 0).
+    """Hold out the last ``fraction`` of the rows, at least one row.
 
     Returns:
         The shards to train on and the held-out shards; a file may have rows in both.
 
     Raises:
-        BadInput: ``fraction`` isn't in [0, 1), or nothing would be left to train on.
+        BadInput: nothing would be left to train on.
     """
-    if not 0 <= fraction < 1:
-        raise BadInput(f"held-out fraction {fraction}: it must be at least 0 and below 1.")
     total = sum(shard.rows for shard in shards)
-    left = min(total, max(1, int(total * fraction))) if fraction else 0
+    left = min(total, max(1, int(total * fraction)))
     if left == total:
         raise BadInput(f"{total} rows are too few to hold out a fraction of {fraction}.")
     train, held_out = list(shards), []

@@ -55,28 +55,24 @@ class OnHub:
 
 
 @contextmanager
-def explained(what: OnHub) -> Iterator[None]:
+def explained(what: OnHub, *, rows: bool = False) -> Iterator[None]:
     """Turn the errors of the Hub's clients into a message that names `what` and what to do.
 
     Raises BadInput for something that is missing or not accessible, and PionError for a Hub that
-    can't be reached.
+    can't be reached. If `rows` are read, any other error is about a data set that can't be read.
     """
     try:
         yield
     except PionError:
         raise
     except Exception as error:
-        explanation = explain(error, what)
-        if explanation is None:
+        from pipeline.state.stores.hub.errors import explain_reading
+
+        why = explain_reading(error, str(replace(what, file=None)), what.file, what.page)
+        if why is None and not rows:
             raise
-        raise explanation from None
-
-
-def explain(error: BaseException, what: OnHub) -> PionError | None:
-    """Return the message for an error of a Hub client, or None if it is not about the Hub."""
-    from pipeline.state.stores.hub.errors import explain_reading
-
-    return explain_reading(error, str(replace(what, file=None)), what.file, what.page)
+        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        raise why or BadInput(f"{what}: can't be read ({reason})") from None
 
 
 def pin(repo: str, revision: str | None, repo_type: str = "dataset") -> str:
@@ -211,15 +207,9 @@ def hub_records(source: HubDataset, commit: str, columns: tuple[str, ...]) -> It
     Without any of `columns`, a record has the names of the others. Raises BadInput for a data set
     that can't be read, or not safely, and PionError for a Hub that can't be reached.
     """
-    what = OnHub(source.repo, source.revision)
-    try:
+    with explained(OnHub(source.repo, source.revision), rows=True):
         for number, row in enumerate(islice(_rows(source, commit, columns), source.max_documents)):
             yield Record(row, f"{source.repo} row {number + 1:,}")
-    except PionError:
-        raise
-    except Exception as error:  # whatever a data set can make `datasets` raise
-        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        raise explain(error, what) or BadInput(f"{what}: can't be read ({reason})") from None
 
 
 def _rows(source: HubDataset, commit: str, columns: tuple[str, ...]) -> Iterator[dict[str, Any]]:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from pion.data.chat.messages import with_texts
 from pion.data.documents import python_docs
-from pion.data.documents.file_to_documents import whole_characters
 from pion.data.documents.python_preferences import docs_pairs
 from pion.data.preference.layouts import Pair, Preference, parse_preference
-from pion.data.records.layouts import COLUMNS
 from pion.errors import BadInput
 from pipeline.data.remarks import Remarks
-from pipeline.data.sources import SAMPLED, Input, records
-from pipeline.job import HubDataset, Job, PythonDocsPrefer
+from pipeline.data.sources import Input, parsed
+from pipeline.job import Job, PythonDocsPrefer
 
 Kind = Literal["pairs", "labels"]
 _IN_WORDS = {"pairs": "a pair", "labels": "an answer with a label"}
@@ -92,18 +89,18 @@ def preferences(job: Job, found: Input, remarks: Remarks | None = None) -> Itera
             held_out = python_docs.is_held_out(pair.chosen.where, job.data.held_out)
             yield Read(pair, required=True, held_out=held_out)
         return
-    on_hub = isinstance(found.source, HubDataset)
     first: tuple[Kind, str] | None = None
-    for number, record in enumerate(records(job, found, COLUMNS)):
-        required = not on_hub or number < SAMPLED
-        try:
-            preference = parse_preference(with_texts(record.value, whole_characters), record.origin)
-            first = first or (kind_of(preference), record.origin)
-            _require_kind(preference, first, record.origin)
-        except BadInput as error:
-            if required:
-                raise
-            yield Read(str(error), required)
+
+    def parse(value: Any, where: str) -> Preference:
+        nonlocal first
+        preference = parse_preference(value, where)
+        first = first or (kind_of(preference), where)
+        _require_kind(preference, first, where)
+        return preference
+
+    for record, preference, required in parsed(job, found, parse):
+        if isinstance(preference, str):
+            yield Read(preference, required)
             continue
         if remarks is not None:
             said = [[c.messages, c.tools] for c in preference.conversations]

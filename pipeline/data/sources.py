@@ -11,7 +11,9 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 from pion.data.chat.messages import Conversation, turns_of, with_texts
 from pion.data.documents import python_docs, python_qa
@@ -52,6 +54,7 @@ from pipeline.job import (
     TextFiles,
 )
 
+T = TypeVar("T")
 # Given the number of a source, returns a function that says of each of its documents, in order,
 # whether to keep it.
 Keep = Callable[[int], Callable[[Document], bool]]
@@ -213,22 +216,35 @@ def conversations(
             held_out = python_docs.is_held_out(dialogue.origin, job.data.held_out)
             yield held_out, Talk(Conversation(messages, None, dialogue.origin), required=True)
         return
-    on_hub = isinstance(found.source, HubDataset)
-    for number, record in enumerate(records(job, found, COLUMNS)):
-        required = not on_hub or number < SAMPLED
-        try:
-            value = with_texts(record.value, whole_characters)
-            talk = read_conversation(value, record.origin, own=own)
-        except BadInput as error:
-            if required:
-                raise
-            yield False, Talk(str(error), required)
+    for record, talk, required in parsed(job, found, partial(read_conversation, own=own)):
+        if isinstance(talk, str):
+            yield False, Talk(talk, required)
             continue
         texts = texts_of(talk, own=own)
         if remarks is not None:
             said = texts if own else [talk.messages, talk.tools]
             remarks.note(talk.seen, said, record.origin)
         yield _is_out(record, "\n".join(texts), job.sft.held_out), Talk(talk, required)
+
+
+def parsed(
+    job: Job, found: Input, parse: Callable[[Any, str], T]
+) -> Iterator[tuple[Record, T | str, bool]]:
+    """Yield every record of a source, what `parse` returns of its value and origin, and whether it
+    must be usable: of a data set on the Hub, only the first SAMPLED must.
+
+    Of others, a text says why it can't be used. Raises the BadInput of `parse` for one that must.
+    """
+    on_hub = isinstance(found.source, HubDataset)
+    for number, record in enumerate(records(job, found, COLUMNS)):
+        required = not on_hub or number < SAMPLED
+        try:
+            made: T | str = parse(with_texts(record.value, whole_characters), record.origin)
+        except BadInput as error:
+            if required:
+                raise
+            made = str(error)
+        yield record, made, required
 
 
 def texts_of(conversation: Conversation, *, own: bool) -> list[str]:

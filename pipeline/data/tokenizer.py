@@ -130,18 +130,14 @@ def ready_tokenizer(
     check_fits(job, tokenizer, path, by_job)
     if train is not None:
         rows = job.model_config_resolved().vocab_size
-        say(Note(_entries(train.vocab_size, tokenizer.vocab_size, rows)))
+        got = tokenizer.vocab_size
+        unused = f"; {rows - got:,} of the model's {rows:,} embedding rows are unused"
+        words = f"vocabulary: {train.vocab_size:,} entries asked for, {got:,} found in the text"
+        say(Note(words + (unused if got < rows else "")))
     if not by_job:
         return tokenizer, {"vocab_size": tokenizer.vocab_size}
     report = {"tokenizer": origin(job), "vocab_size": tokenizer.vocab_size}
     return tokenizer, report | {"tokenizer_seconds": round(time.monotonic() - started, 1)}
-
-
-def _entries(asked: int, got: int, rows: int) -> str:
-    """Return how many entries were asked for and found, and how many rows have none."""
-    unused = f"; {rows - got:,} of the model's {rows:,} embedding rows are unused"
-    words = f"vocabulary: {asked:,} entries asked for, {got:,} found in the text"
-    return words + (unused if got < rows else "")
 
 
 def origin(job: Job) -> str:

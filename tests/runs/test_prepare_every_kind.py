@@ -9,10 +9,11 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from pion.data.documents import file_to_documents
@@ -23,7 +24,7 @@ from pipeline.state.stores import open_store
 from pipeline.state.workspace import FILES
 from pipeline.workers.ray_tasks import ray_tasks
 from tests.pipeline.workers.test_ray_tasks import wait_for_ray
-from tests.runs.test_prepare_in_pieces import RAY_ALONE, kill_a_task
+from tests.runs.test_ray_node import nodes
 from tests.support.corpora import write_corpus
 from tests.support.meddling import Meddling
 from tests.support.piece_corpora import (
@@ -36,9 +37,11 @@ from tests.support.piece_corpora import (
     digest_of,
     hashes_of,
 )
-from tests.support.ray_cluster import ray_cluster
+from tests.support.ray_cluster import Nodes, ray_cluster
 from tests.support.waiting import LONG_SECONDS, rest_of, wait_until
 from tests.support.whole_runs import ends_with, start, wait_for
+
+__all__ = ["nodes"]
 
 GOLDEN = json.loads((PIECES / "golden_large.json").read_text())
 KILLS = 3
@@ -104,6 +107,17 @@ def test_the_shards_are_those_of_one_process_for_any_number_of_workers_and_nodes
 
 # ---------------------------------------------------------------- kills
 
+# Ray does all the work, also the first pieces, unless this says that it need not.
+RAY_ALONE = """
+import os
+from pipeline.workers.ray_tasks import RayTasks
+has_started = RayTasks._has_started
+def wait_for_ray(self):
+    if "RAY_IS_LATE" not in os.environ and not self._started:
+        self._pipe.poll(300)
+    return has_started(self)
+RayTasks._has_started = wait_for_ray
+"""
 PROGRAM = f"""{RAY_ALONE}
 import sys, time
 from pathlib import Path
@@ -146,17 +160,21 @@ class Machine:
         self.cache, self._folder, self._store = folder / "cache", folder, open_store(store)
         size = 1_000_000 if kind == "sft" else a_25th(folder / "text")
         self._program = PROGRAM.replace("PIECES", str(size))
-        self._arguments = (f"store={store}", "hardware.workers=0", "--until", "prepare")
+        self._arguments = (f"store={store}", "hardware.workers=0")
         self._environment = with_small_parts(folder).environment()
         self._environment["XDG_CACHE_HOME"] = str(self.cache)
 
-    def start(self, most: int, *, late: bool = False) -> subprocess.Popen[str]:
-        """Start to prepare, and join so many pieces. If Ray is `late`, it works without it."""
+    def start(
+        self, most: int, *overrides: str, until: str = "prepare", late: bool = False
+    ) -> subprocess.Popen[str]:
+        """Start to prepare, or to train too, and join so many pieces. If Ray is `late`, it works
+        without it."""
         (self._folder / "joined.txt").unlink(missing_ok=True)
         self.let_join(most)
         environment = self._environment | ({"RAY_IS_LATE": "1"} if late else {})
         job = self._folder / "job.yaml"
-        process = start(job, *self._arguments, env=environment, program=self._program)
+        arguments = (*self._arguments, *overrides, "--until", until)
+        process = start(job, *arguments, env=environment, program=self._program)
         assert isinstance(process, subprocess.Popen)
         return process
 
@@ -178,6 +196,10 @@ class Machine:
         there = {entry.key.split("/", 3)[-1] for entry in self._store.list("_data/")}
         return {str(path.relative_to(own)) for path in here} <= there
 
+    def pieces_in_store(self) -> list[str]:
+        """Return what is left in the store of pieces."""
+        return [e.key for e in self._store.list("_data/") if "/pieces/" in e.key]
+
     def digests(self) -> set[str]:
         """Return the digest of each finished data in the store."""
         keys = [entry.key for entry in self._store.list("_data/")]
@@ -190,6 +212,16 @@ class Machine:
             }
             found.add(digest_of(hashes))
         return found
+
+
+def kill_a_task(process: subprocess.Popen[str]) -> bool:
+    """Kill a process of the run's Ray that encodes a piece, if there is one now."""
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with suppress(psutil.Error):
+            if child.cmdline()[:1] == ["ray::do"]:
+                child.kill()
+                return True
+    return process.poll() is not None
 
 
 def more(machine: Machine, process: subprocess.Popen[str], most: int) -> Callable[[], bool]:
@@ -225,6 +257,7 @@ def test_killed_and_moved_the_shards_are_those_of_one_process(
     wait_for(process, "prepare: done")
     ends_with(0, process)
     assert GOLDEN[kind] in machine.digests()
+    assert not machine.pieces_in_store()
     total += machine.joined()
     pieces = joined_without_kills(kind, tmp_path)
     print(f"{kind}: {pieces} pieces, {KILLS} kills, {total - pieces} repeated")
@@ -237,3 +270,30 @@ def joined_without_kills(kind: str, folder: Path) -> int:
     machine = Machine(kind, folder, str(folder / "unbroken"))
     ends_with(0, machine.start(1_000_000, late=True))
     return machine.joined()
+
+
+@pytest.mark.soak
+def test_two_nodes_one_of_which_is_lost_make_the_same_shards(
+    tmp_path: Path, s3_store: str, nodes: Nodes
+) -> None:
+    nodes.add()
+    machine = Machine("jsonl", tmp_path, s3_store)
+    process = machine.start(4)
+    wait_until(more(machine, process, 4), "four pieces", seconds=LONG_SECONDS)
+    machine.let_join(1_000_000)
+    nodes.lose()
+    nodes.add()
+    ends_with(0, process)
+    assert GOLDEN["jsonl"] in machine.digests()
+
+
+@pytest.mark.soak
+def test_workers_that_need_all_cpus_of_the_cluster_train_once_it_has_prepared(
+    tmp_path: Path, nodes: Nodes
+) -> None:
+    nodes.add()
+    machine = Machine("jsonl", tmp_path, str(tmp_path / "runs"))
+    overrides = ("hardware.workers=2", "hardware.threads=1", "pretrain.steps=4")
+    output = ends_with(0, machine.start(1_000_000, *overrides, until="pretrain"))
+    assert "prepare: done" in output
+    assert machine.joined() >= 20

@@ -119,17 +119,21 @@ def tokenize(
     The prompt up to ``<|assistant|>\\n`` has the same ids with and without an answer after it:
     texts are stripped, so no token spans the marker's newline and the answer.
     """
-    turns = list(turns)
-    rendered = render(tokenizer, turns, add_generation_prompt=add_generation_prompt)
-    return _only_learned(tokenizer, turns, _tokenize_rendered(tokenizer, [rendered])[0])
+    (found,) = tokenize_batch(tokenizer, [turns], add_generation_prompt=add_generation_prompt)
+    return found
 
 
 def tokenize_batch(
-    tokenizer: Tokenizer, conversations: Iterable[Iterable[Turn]]
+    tokenizer: Tokenizer,
+    conversations: Iterable[Iterable[Turn]],
+    *,
+    add_generation_prompt: bool = False,
 ) -> list[Tokenized]:
     """Return ``tokenize`` of each conversation, using all cores."""
     given = [list(turns) for turns in conversations]
-    tokenized = _tokenize_rendered(tokenizer, [render(tokenizer, turns) for turns in given])
+    prompt = add_generation_prompt
+    rendered = [render(tokenizer, turns, add_generation_prompt=prompt) for turns in given]
+    tokenized = _tokenize_rendered(tokenizer, rendered)
     return [_only_learned(tokenizer, turns, one) for turns, one in zip(given, tokenized)]
 
 

@@ -133,17 +133,6 @@ def says_something(message: Message) -> bool:
     )
 
 
-def system_texts(conversation: Conversation) -> list[str]:
-    """Return the texts of the system messages."""
-    systems = (m for m in conversation.messages if m["role"] == "system")
-    return [message["content"] or "" for message in systems]
-
-
-def tool_names(conversation: Conversation) -> list[str]:
-    """Return the names of the tools that may be called."""
-    return _names_of({"tool_calls": conversation.tools})
-
-
 def has_tools(conversation: Conversation) -> bool:
     """Return whether a conversation has tools, calls of tools or results of them."""
     used = (m["role"] == "tool" or m.get("tool_calls") for m in conversation.messages)
@@ -219,7 +208,7 @@ def lost_call(
     """Return why a conversation is refused: `texts`, one of each of `answers`, lack its calls."""
     for number, (answer, text) in enumerate(zip(answers, texts), 1):
         message = conversation.messages[answer]
-        for name in _names_of(message):
+        for name in names_of(message.get("tool_calls")):
             null = message.get("content") is None and text.lstrip().startswith("None")
             if name not in text or null:
                 return (
@@ -239,8 +228,9 @@ def endless_call(
     stops. DeepSeek V3's template writes no end after the first call of a conversation.
     """
     for number, (answer, end) in enumerate(zip(answers_in(conversation), ends), 1):
-        if conversation.messages[answer].get("tool_calls") and end not in stops:
-            name = next(iter(_names_of(conversation.messages[answer])), None)
+        calls = conversation.messages[answer].get("tool_calls")
+        if calls and end not in stops:
+            name = next(iter(names_of(calls)), None)
             return (
                 f"{conversation.where}: answer {number} calls {shown(name)}, and the chat template "
                 f"ends this call with {shown(end)}, at which the model does not stop: it would "
@@ -252,10 +242,10 @@ def endless_call(
     return None
 
 
-def _names_of(message: Message) -> list[str]:
-    """Return the names of the functions that a message calls."""
+def names_of(calls: Iterable[Any] | None) -> list[str]:
+    """Return the names of the functions in tools, or in calls of them."""
     names = []
-    for call in message.get("tool_calls") or ():
+    for call in calls or ():
         function = call.get("function", call) if isinstance(call, dict) else {}
         names.append(str(function.get("name") if isinstance(function, dict) else None))
     return names

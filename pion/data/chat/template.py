@@ -36,9 +36,8 @@ from pion.data.chat.messages import (
     forms_of,
     harmless,
     lost_call,
+    names_of,
     says_something,
-    system_texts,
-    tool_names,
 )
 from pion.data.chat.renderer import Refused, Rendered, RenderedTurn, Renderer
 from pion.data.chat.template_mask import AnswerFinder, EncodedText
@@ -319,7 +318,8 @@ def marks_of(source: str, tokenizer: Tokenizer) -> dict[str, int]:
 def _counts(conversation: Conversation, rendered: Rendered) -> dict[str, Any]:
     """Return what `Examples` counts of a conversation."""
     written = _words(rendered.text)
-    systems = [_words(text) not in written for text in system_texts(conversation)]
+    told = (m["content"] or "" for m in conversation.messages if m["role"] == "system")
+    systems = [_words(text) not in written for text in told]
     thoughts = [
         _words(thought) not in _words(_joined(rendered.text, turn.turn)[turn.prompt[0] :])
         for turn, answer in zip(rendered.turns, answers_in(conversation), strict=True)
@@ -330,7 +330,7 @@ def _counts(conversation: Conversation, rendered: Rendered) -> dict[str, Any]:
         "lost_systems": sum(systems),
         "thoughts": len(thoughts),
         "lost_thoughts": sum(thoughts),
-        "lost_tools": any(name not in rendered.text for name in tool_names(conversation)),
+        "lost_tools": any(name not in rendered.text for name in names_of(conversation.tools)),
     }
 
 

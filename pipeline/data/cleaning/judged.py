@@ -26,6 +26,7 @@ from pion.errors import BadInput
 from pion.files import unwritable, write_atomically
 from pion.untrusted import LARGEST_LISTING, parse_object, read_file
 from pipeline.console.messages import PrepareProgress, Say
+from pipeline.data.encode_piece import batches
 from pipeline.data.sources import Input, documents, is_held_out
 from pipeline.job import Job
 from pipeline.machine.kill_points import mark
@@ -109,31 +110,23 @@ class _Work:
     say: Say
 
 
-@dataclass
-class _Batch:
-    """Some documents of one source: their texts, and whether each is held out."""
-
-    source: int
-    texts: list[str]
-    held_out: list[bool]
-
-
 def _judge(work: _Work, judged: Judged, file: BinaryIO) -> None:
     saved = sum(judged.sizes)
 
     def look() -> None:
         work.say(PrepareProgress("look for copies and bad text", sum(judged.sizes) / 1e6, "MB"))
 
-    for batch in attended_items(_batches(work, judged.counts), look):
-        encoded = [text.encode() for text in batch.texts]
-        measured, entries = measure(batch.texts), np.zeros(len(encoded), ENTRY)
+    for source, batch in attended_items(_batches(work, judged.counts), look):
+        held_out, texts = zip(*batch)
+        encoded = [text.encode() for text in texts]
+        measured, entries = measure(texts), np.zeros(len(encoded), ENTRY)
         entries["hash"], entries["signature"] = measured.hashes, measured.signatures
-        entries["verdict"] = judge_alone(work.rules, batch.texts, measured)
+        entries["verdict"] = judge_alone(work.rules, texts, measured)
         entries["item"] = -1
-        _look_for_items(work.index, judged, batch, encoded, entries)
+        _look_for_items(work.index, judged, held_out, encoded, entries)
         file.write(entries.tobytes())
-        judged.counts[batch.source] += len(encoded)
-        judged.sizes[batch.source] += sum(map(len, encoded))
+        judged.counts[source] += len(encoded)
+        judged.sizes[source] += sum(map(len, encoded))
         look()
         if sum(judged.sizes) - saved >= SAVED_BYTES:
             _save(judged, file)
@@ -141,23 +134,21 @@ def _judge(work: _Work, judged: Judged, file: BinaryIO) -> None:
     _save(judged, file)
 
 
-def _batches(work: _Work, counts: Sequence[int]) -> Iterator[_Batch]:
-    """Yield the documents that are not in the file."""
+def _batches(work: _Work, counts: Sequence[int]) -> Iterator[tuple[int, list[tuple[bool, str]]]]:
+    """Yield the source and the texts of documents that are not in the file, held out or not."""
     for source, (found, done) in enumerate(zip(work.inputs, list(counts))):
-        batch, size = _Batch(source, [], []), 0
-        for document in islice(documents(work.job, found), done, None):
-            batch.texts.append(document.text)
-            batch.held_out.append(is_held_out(work.job, found, document))
-            size += len(document.text)
-            if size >= BATCH_CHARS:
-                yield batch
-                batch, size = _Batch(source, [], []), 0
-        if batch.texts:
-            yield batch
+        left = islice(documents(work.job, found), done, None)
+        marked = ((is_held_out(work.job, found, one), one.text) for one in left)
+        for batch in batches(marked, BATCH_CHARS):
+            yield source, batch
 
 
 def _look_for_items(
-    index: Index, judged: Judged, batch: _Batch, encoded: Sequence[bytes], entries: np.ndarray
+    index: Index,
+    judged: Judged,
+    held_out: Sequence[bool],
+    encoded: Sequence[bytes],
+    entries: np.ndarray,
 ) -> None:
     """Note the first items that the kept documents to train on hold, and leave these documents out.
 
@@ -174,7 +165,7 @@ def _look_for_items(
             entries[place]["item"] = of_sets.min()
             entries[place]["verdict"] = Verdict.EVALUATION
 
-    kept = np.flatnonzero((entries["verdict"] == Verdict.KEPT) & ~np.array(batch.held_out))
+    kept = np.flatnonzero((entries["verdict"] == Verdict.KEPT) & ~np.array(held_out))
     searched = ((place, encoded[place]) for place in kept.tolist())
     search(index, searched, judged.found, on_overlap=note)
 

@@ -13,14 +13,14 @@ SEEDS = st.integers(0, 2**63)
 WINDOWS = st.integers(1, 15)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.integers(1, 500), st.binary(min_size=16, max_size=16))
 def test_a_permutation_is_a_bijection_of_any_range(size: int, key: bytes) -> None:
     permuted = Permutation(size, key)
     assert sorted(map(permuted, range(size))) == list(range(size))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(SHARDS, SEEDS, WINDOWS, st.integers(0, 10**6))
 def test_each_epoch_visits_every_row_exactly_once(
     shard_rows: list[int], seed: int, window: int, epoch: int
@@ -41,7 +41,7 @@ def test_a_row_is_the_same_whatever_was_asked_before(
         assert order.locate(i) == RowOrder(shard_rows, "data", seed, window).locate(i)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
     SHARDS,
     SEEDS,
@@ -128,7 +128,7 @@ def test_rows_are_well_mixed_within_a_window() -> None:
     assert all(2300 < count < 2700 for count in halves.values())
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(SHARDS, SEEDS, WINDOWS, st.integers(0, 500), st.integers(1, 15))
 def test_the_shards_ahead_are_the_ones_the_next_rows_come_from(
     shard_rows: list[int], seed: int, window: int, i: int, n: int
@@ -155,7 +155,7 @@ def test_only_one_windows_shards_are_read_at_a_time() -> None:
 WEIGHTS = st.lists(st.floats(0.01, 1), min_size=2, max_size=5)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(WEIGHTS, SEEDS, st.integers(0, 10**6))
 def test_a_mixture_keeps_its_quotas_in_every_block(
     weights: list[float], seed: int, block: int
@@ -168,7 +168,7 @@ def test_a_mixture_keeps_its_quotas_in_every_block(
         assert abs(drawn[source] - exact) < 2  # each end of the block is rounded
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(WEIGHTS, SEEDS, st.integers(1, 8))
 def test_after_any_number_of_blocks_each_source_is_within_one_row_of_its_share_and_in_its_order(
     weights: list[float], seed: int, blocks: int

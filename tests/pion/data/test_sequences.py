@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
+from pion.data.row_flags import (
+    LEARNED,
+    PADDING,
+    PREFERRED,
+    STARTS,
+    require_pairs,
+    sequences_of,
+    sides_of,
+)
 from pion.data.sequences import Sequences, sequence_sums, sequences_of_rows
 from pion.data.stream import Batch, map_batch
 from pion.errors import BadInput
 
 # Two pairs in the first row, one in the second. −1 is padding.
 DOCUMENTS = torch.tensor([[0, 0, 1, 1, 1, 2, 2, 3, 3, -1], [0, 0, 0, 1, 1, 1, -1, -1, -1, -1]])
-LEARNED = torch.tensor(
+TARGETS = torch.tensor(
     [[1, 0, 0, 1, 1, 1, 0, 1, 1, 0], [0, 1, 1, 1, 0, 0, 0, 0, 0, 0]], dtype=torch.bool
 )
 SIDES = [[1, -1, 1, -1], [1, -1]]
@@ -19,7 +29,7 @@ SIDES = [[1, -1, 1, -1], [1, -1]]
 
 def test_sequences_have_the_sides_and_tokens_of_their_documents() -> None:
     reference = [[-1.0, -2.0, -3.0, -4.0], [-5.0, -6.0]]
-    found = sequences_of_rows(SIDES, DOCUMENTS, LEARNED, reference, paired=True)
+    found = sequences_of_rows(SIDES, DOCUMENTS, TARGETS, reference, paired=True)
     assert found.side.tolist() == [[1, -1, 1, -1], [1, -1, 0, 0]]
     assert found.tokens.tolist() == [[1, 2, 1, 2], [2, 1, 0, 0]]
     assert found.reference.tolist() == [[-1, -2, -3, -4], [-5, -6, 0, 0]]
@@ -36,7 +46,7 @@ def test_the_number_of_sequences_is_a_power_of_two(most: int, size: int) -> None
 
 
 def test_an_answer_without_a_token_is_refused() -> None:
-    learned = LEARNED & (DOCUMENTS != 2)
+    learned = TARGETS & (DOCUMENTS != 2)
     with pytest.raises(BadInput, match="sequence 2 in row 0 of the batch has no token to learn"):
         sequences_of_rows(SIDES, DOCUMENTS, learned, paired=True)
 
@@ -44,7 +54,7 @@ def test_an_answer_without_a_token_is_refused() -> None:
 def test_a_reference_with_too_few_numbers_is_refused() -> None:
     reference = [[-1.0] * 4, [-1.0]]
     with pytest.raises(BadInput, match=r"row 1 .* 2 sequences, and numbers of the reference for 1"):
-        sequences_of_rows(SIDES, DOCUMENTS, LEARNED, reference, paired=True)
+        sequences_of_rows(SIDES, DOCUMENTS, TARGETS, reference, paired=True)
 
 
 def test_sums_are_those_of_each_document_alone() -> None:
@@ -86,10 +96,66 @@ def test_the_gradient_of_a_token_is_that_of_its_sequence() -> None:
 
 
 def test_a_function_of_a_batch_reaches_its_sequences() -> None:
-    sequences = sequences_of_rows(SIDES, DOCUMENTS, LEARNED, paired=True)
+    sequences = sequences_of_rows(SIDES, DOCUMENTS, TARGETS, paired=True)
     batch = Batch(DOCUMENTS, DOCUMENTS, DOCUMENTS, DOCUMENTS, sequences)
     mapped = map_batch(lambda tensor: tensor + 1, batch).sequences
     assert isinstance(mapped, Sequences)
     for name in ("reference", "tokens", "side"):
         assert torch.equal(getattr(mapped, name), getattr(sequences, name) + 1)
     assert map_batch(torch.clone, Batch(DOCUMENTS, DOCUMENTS, None, None)).sequences is None
+
+
+# ---------------------------------------------------------------- flags
+
+
+CHOSEN = [STARTS | PREFERRED, 0, LEARNED, LEARNED]
+REJECTED = [STARTS, 0, LEARNED]
+# Two pairs, one pair and padding, no sequence at all.
+ROWS = np.array(
+    [
+        [*CHOSEN, *REJECTED, *CHOSEN, *REJECTED],
+        [*CHOSEN, *REJECTED, *[PADDING] * 7],
+        [PADDING] * 14,
+    ],
+    dtype=np.uint8,
+)
+
+
+def test_sides_are_per_row_and_0_where_a_row_has_fewer_sequences() -> None:
+    sides = sides_of(ROWS)
+    assert sides.dtype == np.int8
+    assert sides.tolist() == [[1, -1, 1, -1], [1, -1, 0, 0], [0, 0, 0, 0]]
+
+
+def test_sequences_have_their_row_tokens_targets_and_side() -> None:
+    found = sequences_of(ROWS)
+    assert found.rows.tolist() == [0, 0, 0, 0, 1, 1]
+    assert found.tokens.tolist() == [4, 3, 4, 3, 4, 3]  # without the padding after the last one
+    assert found.targets.tolist() == [2, 1, 2, 1, 2, 1]
+    assert found.preferred.tolist() == [True, False] * 3
+
+
+def test_the_first_token_of_a_sequence_is_never_a_target() -> None:
+    flags = np.array([[STARTS | LEARNED, LEARNED]], dtype=np.uint8)
+    assert sequences_of(flags).targets.tolist() == [1]
+
+
+def test_rows_without_sequences_have_none() -> None:
+    empty = np.zeros((0, 8), dtype=np.uint8)
+    assert sides_of(empty).shape == (0, 0)
+    assert len(sequences_of(empty).tokens) == len(sequences_of(ROWS[2:]).tokens) == 0
+
+
+@pytest.mark.parametrize(
+    "sequences",
+    [CHOSEN, [*REJECTED, *CHOSEN], [*CHOSEN, *CHOSEN], [*CHOSEN, *REJECTED, *CHOSEN]],
+    ids=["one", "rejected first", "both chosen", "three"],
+)
+def test_sequences_that_are_not_pairs_are_refused(sequences: list[int]) -> None:
+    with pytest.raises(BadInput, match="some row: its sequences are not pairs"):
+        require_pairs(np.array(sequences, dtype=np.uint8), "some row")
+
+
+def test_pairs_are_pairs() -> None:
+    for row in ROWS:
+        require_pairs(row, "some row")

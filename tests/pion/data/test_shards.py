@@ -103,7 +103,7 @@ def test_a_manifest_edited_by_hand_is_refused(tmp_path: Path) -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.integers(0, 9), min_size=1), st.sampled_from([0.0, 0.01, 0.3, 0.9]))
+@given(st.lists(st.integers(0, 9), min_size=1), st.sampled_from([0.01, 0.3, 0.9]))
 def test_the_held_out_tail_and_the_rest_are_every_row_once(
     sizes: list[int], fraction: float
 ) -> None:
@@ -117,13 +117,7 @@ def test_the_held_out_tail_and_the_rest_are_every_row_once(
         return [(s.name, s.start + i) for s in parts for i in range(s.rows)]
 
     assert rows_of(train) + rows_of(held_out) == rows_of(tuple(shards))
-    assert len(rows_of(held_out)) == (max(1, int(total * fraction)) if fraction else 0)
-
-
-@pytest.mark.parametrize("fraction", [-0.1, 1.0, 2.0])
-def test_a_held_out_fraction_that_is_none_is_refused(fraction: float) -> None:
-    with pytest.raises(BadInput, match="held-out fraction"):
-        split_tail([shard(10)], fraction)
+    assert len(rows_of(held_out)) == max(1, int(total * fraction))
 
 
 @pytest.mark.parametrize("rows", [0, 1])
@@ -202,15 +196,8 @@ def test_the_padding_of_preferences_has_position_0_so_rows_may_be_longer_than_th
     assert row.positions.tolist() == [0, 1, 0, 1, 2, 0, 0, 0]
 
 
-@pytest.mark.parametrize(
-    "preferred", [[], [0, 2], [2], [0, 2, 5]], ids=["none", "both", "last", "three"]
-)
-def test_a_row_whose_sequences_are_not_pairs_is_refused(
-    tmp_path: Path, preferred: list[int]
-) -> None:
-    flags = [STARTS, LEARNED, STARTS, 0, LEARNED, STARTS if len(preferred) == 3 else 0, LEARNED, 0]
-    for place in preferred:
-        flags[place] |= PREFERRED
+def test_a_row_whose_sequences_are_not_pairs_is_refused(tmp_path: Path) -> None:
+    flags = [STARTS, LEARNED, STARTS | PREFERRED, LEARNED]
     with pytest.raises(BadInput, match=r"shard_00000\.npy row 0: its sequences are not pairs"):
         preferences(tmp_path, flags)
 

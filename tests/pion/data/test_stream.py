@@ -1,40 +1,48 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from pion.config.model_config import ModelConfig
 from pion.data.order import RowOrder, rank_rows, step_rows
 from pion.data.row_flags import LEARNED, PADDING, PREFERRED, STARTS
 from pion.data.shard_writer import ShardWriter
-from pion.data.shards import Manifest, Rows
+from pion.data.shards import Kind, Manifest, Rows
 from pion.data.stream import RowStream
 from pion.errors import BadInput
+from pion.model.decoder import Decoder
 
 SEQ_LEN = 4
 
 
+def rows_of(folder: Path, ids: Any, flags: Any = None, kind: Kind = "conversations") -> Rows:
+    ids, flagged = np.array(ids), flags is not None
+    writer = ShardWriter(
+        folder, seq_len=ids.shape[1], vocab_size=10_000, rows_per_shard=3, conversations=flagged
+    )
+    new = slice(writer.appended, None)
+    writer.append_rows(ids[new], np.array(flags, dtype=np.uint8)[new] if flagged else None)
+    kind = kind if flagged else "tokens"
+    manifest = Manifest(kind, ids.shape[1], 10_000, writer.finish())
+    return Rows(manifest, lambda shard: folder / shard.name)
+
+
 def text(folder: Path, first_id: int, rows: int, seq_len: int = SEQ_LEN) -> Rows:
     """Return rows of ids that count up from ``first_id``, so that all rows are different."""
-    ids = first_id + np.arange(rows * seq_len).reshape(rows, seq_len)
-    writer = ShardWriter(folder, seq_len=seq_len, vocab_size=10_000, rows_per_shard=3)
-    writer.append_rows(ids[writer.appended :])
-    manifest = Manifest("tokens", seq_len, 10_000, writer.finish())
-    return Rows(manifest, lambda shard: folder / shard.name)
+    return rows_of(folder, first_id + np.arange(rows * seq_len).reshape(rows, seq_len))
 
 
 def conversations(folder: Path) -> Rows:
-    ids = np.array([[5000, 5001, 5002, 1]] * 4)
-    flags = np.array([[STARTS, LEARNED, LEARNED, PADDING]] * 4, dtype=np.uint8)
-    writer = ShardWriter(
-        folder, seq_len=SEQ_LEN, vocab_size=10_000, rows_per_shard=3, conversations=True
-    )
-    writer.append_rows(ids, flags)
-    manifest = Manifest("conversations", SEQ_LEN, 10_000, writer.finish())
-    return Rows(manifest, lambda shard: folder / shard.name)
+    return rows_of(folder, [[5000, 5001, 5002, 1]] * 4, [[STARTS, LEARNED, LEARNED, PADDING]] * 4)
+
+
+def preferences(folder: Path, kind: Kind) -> Rows:
+    flags = [[STARTS | PREFERRED, LEARNED, STARTS, LEARNED]] * 4
+    return rows_of(folder, [[5000, 5001, 5002, 1]] * 4, flags, kind)
 
 
 def stream(
@@ -43,12 +51,10 @@ def stream(
     seed: int = 0,
     window: int = 2,
     mixture_seed: int = 0,
+    documents: int | None = None,
 ) -> RowStream:
-    return RowStream(
-        [(r, RowOrder(r.manifest.shard_rows, r.manifest.fingerprint, seed, window)) for r in rows],
-        weights,
-        mixture_seed,
-    )
+    orders = [RowOrder(r.manifest.shard_rows, r.manifest.fingerprint, seed, window) for r in rows]
+    return RowStream(list(zip(rows, orders)), weights, mixture_seed, documents)
 
 
 def test_a_batch_holds_the_rows_asked_for_in_order(tmp_path: Path) -> None:
@@ -137,21 +143,8 @@ def test_a_stream_without_a_source_is_refused() -> None:
         stream()
 
 
-def preferences(folder: Path, kind: Literal["pairs", "labels"]) -> Rows:
-    ids = np.array([[5000, 5001, 5002, 1]] * 4)
-    flags = np.array([[STARTS | PREFERRED, LEARNED, STARTS, LEARNED]] * 4, dtype=np.uint8)
-    writer = ShardWriter(
-        folder, seq_len=SEQ_LEN, vocab_size=10_000, rows_per_shard=3, conversations=True
-    )
-    writer.append_rows(ids, flags)
-    manifest = Manifest(kind, SEQ_LEN, 10_000, writer.finish())
-    return Rows(manifest, lambda shard: folder / shard.name)
-
-
 @pytest.mark.parametrize("kind", ["pairs", "labels"])
-def test_the_sides_of_preferences_are_separate_documents(
-    tmp_path: Path, kind: Literal["pairs", "labels"]
-) -> None:
+def test_the_sides_of_preferences_are_separate_documents(tmp_path: Path, kind: Kind) -> None:
     batch = stream(preferences(tmp_path, kind)).batch([0, 1])
     assert batch.documents is not None
     assert batch.positions is not None
@@ -161,7 +154,7 @@ def test_the_sides_of_preferences_are_separate_documents(
 
 
 def test_preferences_are_not_mixed_with_rows_of_another_kind(tmp_path: Path) -> None:
-    pairs, labels = (preferences(tmp_path / kind, kind) for kind in ("pairs", "labels"))  # type: ignore[arg-type]
+    pairs, labels = (preferences(tmp_path / kind, kind) for kind in ("pairs", "labels"))
     with pytest.raises(BadInput, match="rows of labels and of pairs"):
         stream(pairs, labels)
     with pytest.raises(BadInput, match="rows of pairs and of tokens"):
@@ -215,3 +208,84 @@ def test_rows_are_numbered_through_all_shards_of_all_sources(tmp_path: Path) -> 
     assert [one.number_of(place) for place in one.places()] == list(range(8))
     assert one.number_of((1, 1, 0)) == 7
     assert one.contents == [pairs.manifest.fingerprint] * 2
+
+
+# ---------------------------------------------------------------- documents of text
+
+END = 9  # the end-of-text; a tokenizer may give it any id
+TEXT = [[5, END, 6, 7, END, 8], [END, END, 5, 6, 7, 8], [5, 6, 7, 8, 5, 6]]
+DOCUMENTS = [[0, 1, 1, 1, 2, 2], [1, 2, 2, 2, 2, 2], [0, 0, 0, 0, 0, 0]]
+# Two conversations, then padding. The first one has two answers, and each ends with an end-of-text.
+TALKS = [[3, END, 4, END, 3, 0]]
+FLAGS = [[STARTS, LEARNED, 0, LEARNED, STARTS, PADDING]]
+
+
+def test_each_end_of_text_begins_a_document_and_rows_are_counted_separately(tmp_path: Path) -> None:
+    batch = stream(rows_of(tmp_path, TEXT), documents=END).batch(range(3))
+    assert batch.documents is not None
+    assert batch.documents.dtype == torch.int64
+    found = dict(zip(map(tuple, batch.tokens.tolist()), batch.documents.tolist(), strict=True))
+    assert found == dict(zip(map(tuple, TEXT), DOCUMENTS, strict=True))
+    assert batch.positions is None  # rotary positions are relative
+
+
+def test_the_last_token_of_a_document_still_learns_that_the_document_ends(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path, TEXT)
+    within, whole = stream(rows, documents=END).batch(range(3)), stream(rows).batch(range(3))
+    assert torch.equal(within.targets, whole.targets)
+    assert whole.documents is None
+
+
+def test_a_conversation_keeps_its_context_after_an_answer(tmp_path: Path) -> None:
+    talks = rows_of(tmp_path, TALKS, FLAGS)
+    with_rule, without = stream(talks, documents=END).batch([0]), stream(talks).batch([0])
+    assert with_rule.documents is not None
+    assert with_rule.documents.tolist() == [[0, 0, 0, 0, 1, -1]]
+    assert with_rule.sequences is without.sequences is None  # no preferences
+    for name in ("tokens", "targets", "positions", "documents"):
+        assert torch.equal(getattr(with_rule, name), getattr(without, name)), name
+
+
+def test_in_a_mixture_text_and_conversations_each_have_their_own_documents(tmp_path: Path) -> None:
+    talks = rows_of(tmp_path / "b", TALKS, FLAGS)
+    mixed = stream(rows_of(tmp_path / "a", TEXT), talks, documents=END)
+    expected = {tuple(row): documents for row, documents in zip(TEXT, DOCUMENTS, strict=True)}
+    expected[tuple(TALKS[0])] = [0, 0, 0, 0, 1, -1]
+    seen = set()
+    for i in range(24):
+        batch = mixed.batch([i])
+        assert batch.documents is not None
+        assert batch.positions is not None
+        row = tuple(batch.tokens[0].tolist())
+        seen.add(row)
+        assert batch.documents[0].tolist() == expected[row]
+        is_talk = row == tuple(TALKS[0])
+        assert batch.positions[0].tolist() == ([0, 1, 2, 3, 0, 0] if is_talk else [*range(6)])
+    assert seen == expected.keys()
+
+
+def test_a_stream_with_documents_has_its_own_fingerprint(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path, TEXT)
+    kinds = [stream(rows, documents=end) for end in (None, END, 0)]
+    assert len({one.fingerprint for one in kinds}) == 3
+
+
+@pytest.mark.parametrize("changed", [0, 1, 2])
+def test_changing_one_document_moves_no_logit_of_another(tmp_path: Path, changed: int) -> None:
+    batch = stream(rows_of(tmp_path, TEXT[:1]), documents=END).batch([0])
+    assert batch.documents is not None
+    torch.manual_seed(0)
+    model = Decoder(
+        ModelConfig(
+            d_model=32, n_layers=3, n_heads=4, n_kv_heads=2, d_ff=64, vocab_size=10, seq_len=6
+        )
+    )
+
+    def logits(tokens: torch.Tensor) -> torch.Tensor:
+        return model(tokens, positions=batch.positions, documents=batch.documents)
+
+    here = batch.documents == changed
+    other = torch.where(here, (batch.tokens + 1) % 10, batch.tokens)
+    before, after = logits(batch.tokens), logits(other)
+    assert torch.equal(before[~here], after[~here])
+    assert not torch.equal(before[here], after[here])

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pion.data.chat.chat_format import ChatFormat
@@ -21,11 +22,13 @@ from pipeline.data.remarks import Remarks
 from pipeline.data.sources import Talk
 from pipeline.data.splits import RowFormat
 from pipeline.data.tasks import InThisProcess, Tasks
+from pipeline.data.text_to_rows import write_document_rows
 from pipeline.stages.prepare_text import tokenizer_files
 from tests.support.chat_templates import MISTRAL
 from tests.support.in_process_renderer import InProcessRenderer
 from tests.support.interrupted import ends_at
-from tests.support.tokenizer_kinds import write_files
+from tests.support.piece_corpora import hashes_of
+from tests.support.tokenizer_kinds import tokenizer_of, write_files
 
 ASKED, ANSWERED = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
 
@@ -78,9 +81,8 @@ def test_a_few_unusable_conversations_are_skipped_counted_and_named(tmp_path: Pa
 def test_more_than_one_in_a_hundred_end_the_preparation(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="4 of 300 conversations can't be used") as error:
         written(tmp_path, {40, 42, 44, 46})
-    assert [f"row {number}" in str(error.value) for number in (40, 42, 44, 46)] == [True] * 3 + [
-        False
-    ]
+    named = [f"row {number}" in str(error.value) for number in (40, 42, 44, 46)]
+    assert named == [True, True, True, False]
 
 
 def test_one_of_those_that_were_looked_at_before_renting_ends_the_preparation(
@@ -110,11 +112,9 @@ def test_elsewhere_the_template_gives_the_same_rows_and_the_same_mistake(
     here = written(tmp_path / "here", {40, 41, 49})
     there = rows_of(talks({40, 41, 49}), tmp_path / "there", MISTRAL, InThisProcess())
     assert there == here
-    paths = sorted((tmp_path / "here/rows").rglob("*.npy"))
-    assert len(paths) > 4
-    for path in paths:
-        again = tmp_path / "there/rows" / path.relative_to(tmp_path / "here/rows")
-        assert again.read_bytes() == path.read_bytes()
+    files = hashes_of(tmp_path / "here/rows")
+    assert len(files) > 8
+    assert hashes_of(tmp_path / "there/rows") == files
     with pytest.raises(BadInput, match=r"row 40: the chat template refuses.*Nothing was trained"):
         rows_of(talks({40}, 41), tmp_path / "mistake", MISTRAL, InThisProcess())
 
@@ -133,9 +133,7 @@ def test_after_an_interruption_the_counts_and_rows_are_the_same(
     monkeypatch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
     monkeypatch.setattr(conversations_to_rows, "BUFFER", 16)
     assert written(tmp_path / "broken", {40, 41, 49}) == whole
-    for path in (tmp_path / "whole/rows").rglob("*.npy"):
-        again = tmp_path / "broken/rows" / path.relative_to(tmp_path / "whole/rows")
-        assert again.read_bytes() == path.read_bytes()
+    assert hashes_of(tmp_path / "broken/rows") == hashes_of(tmp_path / "whole/rows")
 
 
 @pytest.mark.parametrize("change", [{"split_of": "both"}, {"tokens": "many"}, {"cut": None}])
@@ -146,3 +144,27 @@ def test_counts_that_nobody_wrote_are_counted_again(tmp_path: Path, change: Any)
     progress["buffers"]["0"]["counts"] |= change
     path.write_text(json.dumps(progress))
     assert written(tmp_path, {40}) == whole
+
+
+# ---------------------------------------------------------------- documents
+
+
+def rows_of_texts(folder: Path, tokenizer: Tokenizer, texts: list[str]) -> list[int]:
+    """Return the ids of the training rows, in order."""
+    documents = [(False, text) for text in texts]
+    rows = RowFormat(seq_len=1, shard_rows=1000, key="k")
+    write_document_rows(documents, tokenizer, folder, rows, ("a test", lambda _: None))
+    (shard,) = (folder / "train").glob("shard*.npy")
+    return np.load(shard).ravel().tolist()
+
+
+@pytest.mark.parametrize("kind", ["llama3", "gpt2"])
+def test_a_first_token_starts_every_document_and_the_separator_ends_it(
+    tmp_path: Path, kind: str
+) -> None:
+    tokenizer = tokenizer_of(kind)
+    first = [] if tokenizer.first is None else [tokenizer.first]
+    expected = []
+    for text in ("a b", "c"):
+        expected += [*first, *tokenizer.encode(text), tokenizer.end_of_text]
+    assert rows_of_texts(tmp_path, tokenizer, ["a b", "", "c"]) == expected

@@ -93,44 +93,42 @@ def test_a_tokenizer_is_fetched(hub: HubServer) -> None:
 # ---------------------------------------------------------------- what can be wrong
 
 
-def test_a_repository_that_is_not_there_is_bad_input(hub: HubServer) -> None:
-    with pytest.raises(BadInput, match="user/nothing: there is no such repository"):
-        pin("user/nothing", None)
+PAGE = "https://huggingface.co/datasets/user/shards"
 
 
-def test_a_private_repository_without_a_token_says_how_to_give_one(
-    hub: HubServer, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("options", "token", "revision", "why"),
+    [
+        (None, "usual", None, "user/shards: there is no such repository"),
+        ({"private": True}, None, None, r"No Hub token was found. .*export HF_TOKEN="),
+        ({"gated": True}, "usual", None, f"gated.*HF_TOKEN.*Accept the terms on {PAGE} with"),
+        ({}, "hf_expired", None, "denied access.*HF_TOKEN"),
+        ({}, "usual", "v7", "at v7: there is no such revision"),
+    ],
+    ids=["absent", "private", "gated", "a wrong token", "no such revision"],
+)
+def test_a_repository_that_can_not_be_read_is_refused_with_what_to_do(
+    hub: HubServer,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, bool] | None,
+    token: str | None,
+    revision: str | None,
+    why: str,
 ) -> None:
-    hub.add_repo("user/shards", "dataset", {"shard_0.npy": shard(4)}, private=True)
-    monkeypatch.delenv("HF_TOKEN")
-    with pytest.raises(BadInput, match=r"No Hub token was found. .*export HF_TOKEN="):
-        pin("user/shards", None)
-
-
-def test_a_gated_repository_says_to_ask_for_access(hub: HubServer) -> None:
-    hub.add_repo("user/shards", "dataset", {"shard_0.npy": shard(4)}, gated=True)
-    page = "https://huggingface.co/datasets/user/shards"
-    with pytest.raises(BadInput, match=f"it is gated.*HF_TOKEN.*Accept the terms on {page} with"):
-        described(npy_source())
-
-
-def test_a_token_the_hub_rejects_is_named(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    hub.add_repo("user/shards", "dataset", {"shard_0.npy": shard(4)})
-    monkeypatch.setenv("HF_TOKEN", "hf_expired")
-    with pytest.raises(BadInput, match=r"denied access.*HF_TOKEN"):
-        pin("user/shards", None)
+    if options is not None:
+        hub.add_repo("user/shards", "dataset", {"shard_0.npy": shard(4)}, **options)
+    if token is None:
+        monkeypatch.delenv("HF_TOKEN")
+    elif token != "usual":
+        monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(BadInput, match=why):
+        described(npy_source(revision=revision))
 
 
 def test_a_read_token_is_enough_to_read(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.add_repo("user/shards", "dataset", {"shard_0.npy": shard(4)}, private=True)
     monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
     assert described(npy_source())[0].rows == 4
-
-
-def test_a_revision_that_is_not_there_is_bad_input(hub: HubServer) -> None:
-    hub.add_repo("user/shards", "dataset", {"shard_0.npy": shard(4)})
-    with pytest.raises(BadInput, match="at v7: there is no such revision"):
-        pin("user/shards", "v7")
 
 
 def test_a_pattern_that_matches_no_file_is_bad_input(hub: HubServer) -> None:
@@ -224,11 +222,8 @@ def test_of_a_row_only_the_columns_asked_for_are_read_and_the_others_are_named(
     hub: HubServer,
 ) -> None:
     lines = b'{"text": "a", "other": 1}\n{"text": "b", "other": 2}\n'
-    others = {"other": NOT_READ}
-    assert streamed(hub, {"train.jsonl": lines}, "text") == [
-        {"text": "a", **others},
-        {"text": "b", **others},
-    ]
+    expected = [{"text": text, "other": NOT_READ} for text in "ab"]
+    assert streamed(hub, {"train.jsonl": lines}, "text") == expected
 
 
 @pytest.mark.parametrize(

@@ -25,9 +25,14 @@ from tests.support.hub_server import HubServer
 # ---------------------------------------------------------------- shards made elsewhere
 
 
-def write_npy(path: Path, rows: int = 200, dtype: Any = np.int32, row_ids: int = SEQ_LEN) -> None:
+def write_npy(
+    path: Path, rows: int = 200, dtype: Any = np.int32, where: Any = (), to: int = 0
+) -> None:
+    """Write ids, with the number `to` at some places."""
     path.parent.mkdir(exist_ok=True)
-    ids = np.random.default_rng(rows).integers(2, 256, (rows, row_ids))
+    ids = np.random.default_rng(rows).integers(2, 256, (rows, SEQ_LEN))
+    if where:
+        ids[where] = to
     np.save(path, ids.astype(dtype))
 
 
@@ -41,26 +46,17 @@ def test_npy_shards_are_taken_over_unchanged_and_their_last_rows_held_out(
     data = prepared(job, tmp_path / "data")
     assert (data.report["train_rows"], data.report["held_out_rows"]) == (297, 3)
     both = np.concatenate([np.load(tmp_path / "shards" / f"{name}.npy") for name in "ab"])
+    for path in (tmp_path / "shards").iterdir():  # the prepared data outlives them
+        path.unlink()
     seen = data.stream("held_out", seed=1, window=8).batch(range(3)).tokens.numpy()
     assert sorted(map(tuple, seen)) == sorted(map(tuple, both[-3:].astype(np.int64)))
     seen = data.stream("train", seed=1, window=8).batch(range(297)).tokens.numpy()
     assert sorted(map(tuple, seen)) == sorted(map(tuple, both[:-3].astype(np.int64)))
 
 
-def test_the_prepared_data_outlives_the_folder_it_came_from(tmp_path: Path) -> None:
-    job = npy_job(tmp_path)
-    write_npy(tmp_path / "shards" / "a.npy")
-    data = prepared(job, tmp_path / "data")
-    (tmp_path / "shards" / "a.npy").unlink()
-    assert data.stream("train", seed=1, window=8).batch(range(198)).tokens.shape[0] == 198
-
-
 def test_padding_in_shards_is_not_learned(tmp_path: Path) -> None:
     job = npy_job(tmp_path)
-    write_npy(tmp_path / "shards" / "a.npy")
-    ids = np.load(tmp_path / "shards" / "a.npy")
-    ids[:, 20:] = 1  # <|pad|>
-    np.save(tmp_path / "shards" / "a.npy", ids)
+    write_npy(tmp_path / "shards" / "a.npy", where=(slice(None), slice(20, None)), to=1)  # <|pad|>
     targets = prepared(job, tmp_path / "data").stream("train", seed=1, window=8).row(0).targets
     assert (targets[19:] == -100).all()
     assert (targets[:19] >= 0).all()
@@ -94,10 +90,7 @@ def test_a_truncated_npy_is_refused_before_any_work(tmp_path: Path) -> None:
 
 def test_ids_beyond_the_vocabulary_are_refused_with_file_and_row(tmp_path: Path) -> None:
     job = npy_job(tmp_path)
-    write_npy(tmp_path / "shards" / "a.npy")
-    ids = np.load(tmp_path / "shards" / "a.npy")
-    ids[17, 5] = 50_000
-    np.save(tmp_path / "shards" / "a.npy", ids)
+    write_npy(tmp_path / "shards" / "a.npy", where=(17, 5), to=50_000)
     with pytest.raises(BadInput, match=r"a\.npy: row 17 has id 50,000"):
         prepared(job, tmp_path / "data")
 
@@ -121,10 +114,7 @@ def test_one_end_of_text_in_the_last_of_the_shards_is_enough(tmp_path: Path) -> 
     job = npy_job(tmp_path)
     job.data.documents = True
     write_npy(tmp_path / "shards" / "a.npy")
-    write_npy(tmp_path / "shards" / "b.npy", 100)
-    ids = np.load(tmp_path / "shards" / "b.npy")
-    ids[-1, -1] = 0  # <|endoftext|>
-    np.save(tmp_path / "shards" / "b.npy", ids)
+    write_npy(tmp_path / "shards" / "b.npy", 100, where=(-1, -1), to=0)  # <|endoftext|>
     assert prepared(job, tmp_path / "data").report["train_rows"] == 297
 
 

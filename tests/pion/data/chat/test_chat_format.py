@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+import torch.nn.functional as F
 
+import pion
+from pion.data.chat.call_form import Call, CallForm
 from pion.data.chat.chat_format import ChatFormat
 from pion.data.chat.conversation import Turn, chat_template, tokenize
+from pion.data.chat.template import ChatTemplate
+from pion.data.records.layouts import read_conversation
+from pion.data.tokens.special_tokens import read_special_tokens
 from pion.data.tokens.tokenizer import Tokenizer
-from tests.support.chat_templates import CHATML
+from pion.model.decoder import Decoder
+from tests.support.chat_templates import CHATML, DEEPSEEK, QWEN3, QWEN25, TEMPLATES
 from tests.support.in_process_renderer import InProcessRenderer
+from tests.support.tiny_config import tiny_config
 from tests.support.tokenizer_kinds import write_files
 
 ASKED = [{"role": "user", "content": "Hi"}]
@@ -56,3 +66,213 @@ def test_without_a_template_and_with_pions_it_is_pions_own_format(tmp_path: Path
         assert talks.end_of_turn == talks.tokenizer.end_of_text
         assert talks.end_of_turn in talks.stop_ids
         talks.close()
+
+
+# ---------------------------------------------------------------- how calls are written
+
+
+TOLD = "{{- tools | tojson if tools else '' -}}"
+TURNS = (
+    "{%- for m in messages -%}{%- if m.tool_calls -%}CALLS{%- else -%}"
+    "{{- '<|im_start|>' ~ m.role ~ '\n' ~ m.content ~ '<|im_end|>\n' -}}{%- endif -%}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
+)
+BEGIN, END = "{{- '<|im_start|>assistant\n' -}}", "{{- '<|im_end|>\n' -}}"
+# Llama 3.1: one call, nothing around the call, and another key.
+BARE = (
+    BEGIN
+    + (
+        '{{- \'{"name": "\' ~ m.tool_calls[0].function.name ~ \'", "parameters": \' -}}'
+        "{{- m.tool_calls[0].function.arguments | tojson ~ '}' -}}"
+    )
+    + END
+)
+# Mistral: a list of calls with ids.
+LISTED = (
+    BEGIN
+    + (
+        "{{- '[TOOL_CALLS][' -}}{%- for c in m.tool_calls -%}"
+        "{{- {'name': c.function.name, 'arguments': c.function.arguments, 'id': c.id} | tojson -}}"
+        "{{- ', ' if not loop.last -}}{%- endfor -%}{{- ']' -}}"
+    )
+    + END
+)
+# Qwen 3 writes an empty thought before the call.
+AFTER_THOUGHT = (
+    BEGIN
+    + (
+        "{{- '<think>\n\n</think>\n\n<tool_call>\n' -}}"
+        "{{- m.tool_calls[0].function | tojson ~ '\n</tool_call>' -}}"
+    )
+    + END
+)
+# Phi 4: after each call a special token, at which no answer ends.
+CLOSED = (
+    BEGIN
+    + (
+        "{%- for c in m.tool_calls -%}"
+        "{{- '<tool>' ~ c.function | tojson ~ '<|message|>' -}}{%- endfor -%}"
+    )
+    + END
+)
+# Command R: thoughts before the calls, and numbers in place of ids.
+AFTER_MARKS = (
+    BEGIN
+    + (
+        "{{- '<|channel|>' ~ m.reasoning_content ~ '<|message|>[\n' -}}"
+        "{{- {'id': 0, 'tool_name': m.tool_calls[0].function.name, 'parameters':"
+        " m.tool_calls[0].function.arguments} | tojson ~ '\n]<|channel|>' -}}"
+    )
+    + END
+)
+# All of the API's call, with the id of this call.
+WITH_ID = BEGIN + "{{- m.tool_calls | tojson -}}" + END
+# Qwen3-Coder: no JSON.
+XML = (
+    BEGIN
+    + (
+        "{%- for c in m.tool_calls -%}{{- '<tool_call>\n<function=' ~ c.function.name ~ '>\n' -}}"
+        "{%- for name, value in c.function.arguments | items -%}"
+        "{{- '<parameter=' ~ name ~ '>\n' ~ value ~ '\n</parameter>\n' -}}{%- endfor -%}"
+        "{{- '</function>\n</tool_call>' -}}{%- endfor -%}"
+    )
+    + END
+)
+# gpt-oss: the name before the JSON.
+TO_CHANNEL = (
+    "{{- '<|start|>assistant to=functions.' ~ m.tool_calls[0].function.name -}}"
+    "{{- '<|channel|>commentary json<|message|>' -}}"
+    "{{- m.tool_calls[0].function.arguments | tojson ~ '<|return|>' -}}"
+)
+
+
+def turns(calls: str, told: str = TOLD) -> str:
+    return told + TURNS.replace("CALLS", calls)
+
+
+def marked(calls: str) -> str:
+    """Return a template whose special tokens are gpt-oss's."""
+    return turns(calls).replace("<|im_start|>", "<|start|>").replace("<|im_end|>", "<|return|>")
+
+
+HERMES = CallForm("<tool_call>\n", "</tool_call>", "name", "arguments", listed=False)
+FORMS: dict[str, tuple[str, CallForm | None]] = {
+    "Qwen 2.5": (QWEN25, HERMES),
+    "after a thought": (turns(AFTER_THOUGHT), HERMES),
+    "Llama 3.1": (turns(BARE), CallForm("", "", "name", "parameters", listed=False)),
+    "Mistral": (turns(LISTED), CallForm("[TOOL_CALLS]", "", "name", "arguments", listed=True)),
+    "Phi 4": (marked(CLOSED), CallForm("<tool>", "<|message|>", "name", "arguments", listed=False)),
+    "Command R": (
+        marked(AFTER_MARKS),
+        CallForm("<|message|>", "<|channel|>", "tool_name", "parameters", listed=True),
+    ),
+    "an id outside": (turns(WITH_ID), None),
+    "no JSON": (turns(XML), None),
+    "gpt-oss": (marked(TO_CHANNEL), None),
+    "tools are not shown": (turns(BARE, told=""), None),
+    "calls are not written": (CHATML, None),
+    "the name is outside": (DEEPSEEK, None),
+    "thoughts only": (QWEN3, None),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_the_form_is_what_the_template_writes(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A process that renders takes a second to start.
+    monkeypatch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
+    template, form = FORMS[name]
+    kind = "harmony" if "<|start|>" in template else "qwen"
+    file = write_files(kind, tmp_path, template) / "tokenizer.json"
+    chat_format = ChatFormat(file, Tokenizer.from_file(file))
+    try:
+        assert chat_format.call_form == form
+        assert chat_format.thinks == ("think" in template)
+    finally:
+        chat_format.close()
+
+
+def test_pion_s_own_template_has_no_calls(tmp_path: Path) -> None:
+    file = write_files("qwen", tmp_path) / "tokenizer.json"
+    assert ChatFormat(file, Tokenizer.from_file(file)).call_form is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "5", "[5]", '{"name": "f"}', '{"name": "f", "arguments": 5}', "[" * 9999],
+)
+def test_what_is_no_call_is_none(text: str) -> None:
+    assert not HERMES.calls(text)
+
+
+def test_a_call_or_a_list_of_calls_is_read() -> None:
+    call = '{"name": "f", "arguments": {"a": [1]}}'
+    assert HERMES.calls(call) == [Call("f", {"a": [1]})]
+    assert HERMES.calls(f"[{call}, {call}]") == [Call("f", {"a": [1]})] * 2
+
+
+def test_the_schema_has_the_names_of_the_form_and_shared_parts_at_its_root() -> None:
+    parameters: dict[str, Any] = {
+        "type": "object",
+        "properties": {"x": {"$ref": "#/$defs/X"}},
+        "$defs": {"X": {"type": "integer"}},
+    }
+    form = CallForm("", "", "name", "parameters", listed=True)
+    schema = form.schema([{"name": "f", "parameters": parameters}, {"name": "g"}])
+    assert schema["$defs"] == {"X": {"type": "integer"}}
+    names = [one["properties"]["name"] for one in schema["items"]["anyOf"]]
+    assert names == [{"const": "f"}, {"const": "g"}]
+    assert "$defs" in parameters  # the request's own is not changed
+
+
+# ---------------------------------------------------------------- the end of an answer
+
+
+TALKS = {"Hi": "Hello", "Bye": "Until the next time"}
+
+
+@pytest.mark.parametrize("name", ["SmolLM2", pytest.param("Llama 3.2", marks=pytest.mark.soak)])
+def test_a_fine_tuned_model_answers_and_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
+    kind, source = TEMPLATES[name]
+    write_files(kind, tmp_path, source)
+    tokenizer = Tokenizer.from_file(tmp_path / "tokenizer.json")
+    template = ChatTemplate(tmp_path, tokenizer)
+    talks = [[{"role": "user", "content": ask}] for ask in TALKS]
+    model = fine_tuned(tokenizer, template, talks)
+    stops = read_special_tokens(tmp_path, tokenizer, template.end_of_turn).stop_ids
+    for talk, answer in zip(talks, TALKS.values(), strict=True):
+        prompt = template.prompt_ids(talk)
+        options = {"temperature": 0.0, "max_tokens": 64, "vocab_size": tokenizer.vocab_size}
+        new = list(pion.generate(model, prompt, stop_ids=stops, **options))
+        assert tokenizer.decode(new) == answer
+        endless = list(pion.generate(model, prompt, stop_ids=[], **options))
+        assert endless[: len(new) + 1] == [*new, template.end_of_turn]
+        assert len(endless) == 64
+
+
+def fine_tuned(
+    tokenizer: Tokenizer, template: ChatTemplate, talks: list[list[dict[str, str]]]
+) -> Decoder:
+    """Return a model that has learned the answers of TALKS by heart."""
+    torch.manual_seed(0)
+    model = Decoder(tiny_config(vocab_size=tokenizer.vocab_size, seq_len=192))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    records = [
+        {"messages": [*talk, {"role": "assistant", "content": answer}]}
+        for talk, answer in zip(talks, TALKS.values(), strict=True)
+    ]
+    found = template.tokenize_batch([read_conversation(record, "x") for record in records])
+    examples = [example for one in found for example in one.tokenized]
+    for _ in range(60):
+        for example in examples:
+            ids = torch.from_numpy(example.ids).long()
+            learned = torch.from_numpy(example.learned)[1:]
+            loss = F.cross_entropy(model(ids[None, :-1])[0][learned], ids[1:][learned])
+            loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval()

@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import json
 import tempfile
 from dataclasses import replace
@@ -11,7 +13,15 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pion.data.chat.conversation import Turn, chat_template, render, tokenize, tokenize_batch
+from pion.data.chat.conversation import (
+    Tokenized,
+    Turn,
+    chat_template,
+    marked_text,
+    render,
+    tokenize,
+    tokenize_batch,
+)
 from pion.data.chat.messages import turns_of
 from pion.data.records.layouts import read_conversation
 from pion.data.tokens.tokenizer import Tokenizer, train_bpe
@@ -123,7 +133,7 @@ def test_the_end_of_a_turn_is_the_special_id_and_learned() -> None:
 
 
 @STYLES
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(turns=TURNS)
 def test_the_learned_ids_spell_exactly_the_answers(style: str, turns: list[Turn]) -> None:
     tok = tokenizer(style)
@@ -135,7 +145,7 @@ def test_the_learned_ids_spell_exactly_the_answers(style: str, turns: list[Turn]
 
 
 @STYLES
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(turns=TURNS, answer=PIECES)
 def test_the_prompt_of_a_chat_has_the_ids_that_training_has_before_the_answer(
     style: str, turns: list[Turn], answer: str
@@ -258,3 +268,33 @@ def test_a_first_token_starts_a_prompt_and_an_answer_without_a_prompt() -> None:
     assert tokenize(llama, []).ids.tolist() == [llama.first]
     alone = tokenize(llama, [Turn("assistant", "b")])
     assert alone.learned.tolist()[:3] == [False] * 3
+
+
+# ---------------------------------------------------------------- shown to people
+
+
+GPT2 = tokenizer_of("gpt2")
+
+
+def test_learned_tokens_are_between_brackets() -> None:
+    turns = [Turn("user", "Hi"), Turn("assistant", "Yes é"), Turn("user", "a"), Turn("user", "b")]
+    expected = "<|user|>\nHi\n<|assistant|>\n⟦Yes é\n<|endoftext|>⟧<|user|>\na\n<|user|>\nb\n"
+    assert marked_text(GPT2, tokenize(GPT2, turns)) == expected
+
+
+def test_what_is_learned_first_last_or_not_at_all_is_marked_so() -> None:
+    ids = np.array(GPT2.encode("ab"), np.int32)
+    assert len(ids) == 2
+    masks = [(False, False), (True, False), (False, True), (True, True)]
+    texts = [marked_text(GPT2, Tokenized(ids, np.array(mask))) for mask in masks]
+    assert texts == ["ab", "⟦a⟧b", "a⟦b⟧", "⟦ab⟧"]
+    assert marked_text(GPT2, Tokenized(ids[:0], np.zeros(0, np.bool_))) == ""
+
+
+def test_a_long_conversation_is_cut_and_can_not_control_the_terminal() -> None:
+    turns = [Turn("assistant", "\x1b[2J\u202e" + "a\tb " * 500)]
+    found = tokenize(GPT2, turns)
+    text = marked_text(GPT2, found, most=50)
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+    assert text.endswith(f"⟧\n… ({len(found.ids) - 50:,} more tokens)")

@@ -14,14 +14,16 @@ import pytest
 from pion.data.chat import renderer as renderer_module
 from pion.data.chat.messages import Conversation
 from pion.data.chat.renderer import Refused, Renderer
+from pion.data.chat.template_worker import Rendering, answer_to
 from pion.errors import BadInput
 from tests.support.waiting import wait_until
 
+DAY = datetime.date(2026, 1, 2)
 TALK = Conversation([{"role": "user", "content": "Hi"}], None, "data.jsonl:3")
 
 
 def made(template: str) -> Renderer:
-    return Renderer(template, {"eos_token": "</s>"}, datetime.date(2026, 1, 2), "its/folder")
+    return Renderer(template, {"eos_token": "</s>"}, DAY, "its/folder")
 
 
 def test_a_template_is_rendered_with_names_and_the_date_in_a_process_without_secrets(
@@ -33,18 +35,11 @@ def test_a_template_is_rendered_with_names_and_the_date_in_a_process_without_sec
     environment = Path(f"/proc/{own._process.pid}/environ").read_text()
     assert "PYTHONPATH" in environment
     assert "hf_secret" not in environment
-    process = own._process
-    del own  # the process ends with the object
-    assert process.poll() is not None
-
-
-def test_the_process_ends_with_close_and_an_ended_one_is_bad_input() -> None:
-    renderer = made("{{ 1 }}")
-    renderer._process.kill()
+    own._process.kill()
     with pytest.raises(BadInput, match=r"its/folder: .*the process that renders it ended \(data"):
-        renderer.text(TALK, prompt=False)
-    renderer.close()
-    assert renderer._process.poll() is not None
+        own.text(TALK, prompt=False)
+    own.close()
+    assert own._process.poll() is not None
 
 
 def test_transformers_stays_out_of_the_process_that_trains() -> None:
@@ -75,7 +70,6 @@ ATTACKS = {
 # Attacks on the compiler, which computes what is constant.
 UNUSABLE = {
     "a constant of terabytes": ("{{ 'a' * 10**13 }}", "more than 1,024 MB"),
-    "wrong syntax": ("\n{% for %}", "line 2: TemplateSyntaxError"),
     "depth": ("{{ " + "(" * 20_000 + "1" + ")" * 20_000 + " }}", "RecursionError|MB|ended"),
 }
 
@@ -101,13 +95,8 @@ def test_a_hostile_template_is_stopped(attacked: Renderer, attack: str) -> None:
     assert attacked.text(TALK, prompt=True) == "unharmed"
 
 
-@pytest.mark.parametrize(
-    "attack",
-    [
-        name if name == "wrong syntax" else pytest.param(name, marks=pytest.mark.soak)
-        for name in UNUSABLE
-    ],
-)
+@pytest.mark.soak
+@pytest.mark.parametrize("attack", UNUSABLE)
 def test_a_template_that_can_not_be_compiled_is_refused(attack: str) -> None:
     template, message = UNUSABLE[attack]
     renderer = made(template)
@@ -115,6 +104,14 @@ def test_a_template_that_can_not_be_compiled_is_refused(attack: str) -> None:
         renderer.text(TALK, prompt=True)
     assert len(str(error.value)) < 1000
     renderer.close()
+
+
+def test_wrong_syntax_breaks_a_template_with_its_line() -> None:
+    rendering = Rendering(renderer_module.first_request("\n{% for %}", {}, DAY))
+    request = {"messages": TALK.messages, "tools": None, "options": {}, "answers": []}
+    assert (
+        "line 2: TemplateSyntaxError" in answer_to(rendering, request | {"prompt": True})["broken"]
+    )
 
 
 def test_an_endless_template_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +126,9 @@ def test_an_endless_template_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     quick = Conversation([{"role": "user", "content": "quick"}], None, "data.jsonl:4")
     assert renderer.text(quick, prompt=True) == "rendered"  # in another process
-    renderer.close()
+    process = renderer._process
+    del renderer  # the process ends with the object
+    assert process.poll() is not None
 
 
 @pytest.mark.soak

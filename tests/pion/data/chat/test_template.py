@@ -192,12 +192,9 @@ def test_an_answer_is_learned_up_to_the_end_of_its_turn_and_no_further(
 @pytest.mark.parametrize("name", ["Llama 3.2", "Mistral"])
 def test_the_first_token_is_there_once(models: dict[str, Model], name: str) -> None:
     model, first = models[name], models[name].tokenizer.first
-    for ids in (
-        model.template.prompt_ids([QUESTION]),
-        model.template.tokenize_batch([read_conversation(as_record([QUESTION, ANSWER]), "f:1")])[0]
-        .tokenized[0]
-        .ids,
-    ):
+    talk = read_conversation(as_record([QUESTION, ANSWER]), "f:1")
+    (found,) = model.template.tokenize_batch([talk])
+    for ids in (model.template.prompt_ids([QUESTION]), found.tokenized[0].ids):
         assert ids[0] == first
         assert list(ids).count(first) == 1
 

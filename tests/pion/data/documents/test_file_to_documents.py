@@ -1,10 +1,13 @@
 """Reading documents and records from files, and how bad files are reported."""
 
+from __future__ import annotations
+
 import gzip
 import json
 import os
 from pathlib import Path
 
+import pyarrow
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -22,8 +25,10 @@ from pion.data.documents.find_files import (
     JSONL_SUFFIXES,
     PARQUET_SUFFIXES,
     TEXT_SUFFIXES,
+    by_splits,
     find_files,
 )
+from pion.data.documents.unpack import opened
 from pion.errors import BadInput
 
 KEY = "data.sources.0"
@@ -205,3 +210,136 @@ def test_a_null_text_is_left_out_and_counted_like_a_blank_one(tmp_path: Path) ->
     found = record_documents(records, "text", KEY, lambda: blank.append(1))
     assert [document.text for document in found] == ["a", "b"]
     assert len(blank) == 2
+
+
+# ---------------------------------------------------------------- which files are read
+
+
+def make(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("x")
+    return folder
+
+
+def split(folder: Path, *, records: bool = True) -> tuple[list[str], list[str], str]:
+    """Return the files that are read, those of them that are held out, and the words."""
+    found = by_splits(folder, find_files(folder, JSONL_SUFFIXES, "data")[0], records=records)
+    used = [path.relative_to(folder).as_posix() for path in found.files]
+    held_out = sorted(path.relative_to(folder).as_posix() for path in found.held_out or ())
+    return used, held_out, found.words
+
+
+def test_hidden_files_and_copies_of_editors_are_left_out_and_said(tmp_path: Path) -> None:
+    make(tmp_path, "a.txt", "._a.txt", ".ipynb_checkpoints/a-checkpoint.txt", "__MACOSX/a.txt")
+    files, (words,) = find_files(tmp_path, TEXT_SUFFIXES, "data")
+    assert [file.name for file in files] == ["a.txt"]
+    assert words.startswith("left out, hidden: 3, such as")
+
+
+def test_a_folder_in_which_all_files_are_hidden_says_so(tmp_path: Path) -> None:
+    make(tmp_path, ".a.txt")
+    with pytest.raises(BadInput, match=r"no .* file in the folder .*; left out, hidden: 1"):
+        find_files(tmp_path, TEXT_SUFFIXES, "data")
+
+
+@pytest.mark.parametrize(
+    ("names", "used", "held_out"),
+    [
+        (("train.jsonl", "valid.jsonl", "test.jsonl"), {0, 1}, {1}),
+        (("train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl", "dev.jsonl"), {0, 1, 2}, {2}),
+        (("train/0.jsonl", "validation/0.jsonl", "test/0.jsonl.gz"), {0, 1}, {1}),
+        (("chat_train.jsonl", "chat_eval.jsonl"), {0, 1}, {1}),
+        (("train.jsonl", "test.jsonl"), {0}, set()),
+        (("a.jsonl", "test.jsonl"), {0}, set()),
+        (("a.jsonl", "the-test-of-time.jsonl"), {0, 1}, set()),
+        (("test.jsonl",), {0}, set()),
+        (("a.jsonl", "b.jsonl"), {0, 1}, set()),
+    ],
+)
+def test_names_say_what_is_trained_on_and_what_is_held_out(
+    tmp_path: Path, names: tuple[str, ...], used: set[int], held_out: set[int]
+) -> None:
+    got = split(make(tmp_path, *names))
+    assert set(got[0]) == {names[n] for n in used}
+    assert set(got[1]) == {names[n] for n in held_out}
+    decided = bool(held_out) or len(used) < len(names)
+    assert ("by their names" in got[2]) == decided
+
+
+def test_a_file_that_is_named_is_read_whatever_its_name_is(tmp_path: Path) -> None:
+    file = make(tmp_path, "test.jsonl") / "test.jsonl"
+    found = by_splits(file, find_files(file, JSONL_SUFFIXES, "data")[0], records=True)
+    assert (found.files, found.held_out, found.words) == ((file,), None, "")
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("s3://bucket/x.txt", "is not on this machine.*aws s3 cp s3://bucket/x.txt data/"),
+        ("hf://user/data", "kind: hub"),
+        ("https://example.org/x.jsonl", "curl -LO https://example.org/x.jsonl"),
+        ("/proc/self/mem", "shows the state of this machine"),
+        ("/dev/zero", "is not a regular file"),
+    ],
+)
+def test_what_is_no_file_of_this_machine_is_refused_by_what_it_is(path: str, words: str) -> None:
+    with pytest.raises(BadInput, match=words):
+        find_files(Path(path), TEXT_SUFFIXES, "data.sources.0.path")
+
+
+# ---------------------------------------------------------------- packed files
+
+
+TEXT = b"A fox.\n" * 100
+
+
+def read(file: Path) -> bytes:
+    with opened(file) as stream:
+        return stream.read()
+
+
+def zstd(data: bytes) -> bytes:
+    return bytes(pyarrow.compress(data, codec="zstd", asbytes=True))
+
+
+def test_gzip_and_zstd_are_read_whatever_the_name_says(tmp_path: Path) -> None:
+    for name, data in (("a.txt", TEXT), ("b.txt", gzip.compress(TEXT)), ("c", zstd(TEXT))):
+        (tmp_path / name).write_bytes(data)
+        assert read(tmp_path / name) == TEXT
+
+
+# gzip writes the time into what it packs, so the bytes can't name a test.
+@pytest.mark.parametrize("data", [gzip.compress(TEXT)[:-9], zstd(TEXT)[:-9]], ids=["gzip", "zstd"])
+def test_a_packed_file_that_is_cut_off_is_named(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "a.gz").write_bytes(data)
+    with pytest.raises(BadInput, match=r"a\.gz: damaged"):
+        read(tmp_path / "a.gz")
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"PK\x03\x04" + bytes(30), "a zip archive"),
+        (b"%PDF-1.7\n", "a PDF"),
+        (b"PAR1\x15\x04", "parquet, not UTF-8 text. Use kind: parquet"),
+        ("A fox.".encode("utf-16"), "text in UTF-16"),
+        (("A fox." * 9).encode("utf-16-le"), "text in UTF-16, or no text"),
+        pytest.param(gzip.compress(gzip.compress(TEXT)), "packed twice", id="packed twice"),
+        (b"\xfd7zXZ\0" + bytes(8), "packed with xz"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
+    ],
+)
+def test_what_is_no_text_is_named_with_what_to_do(tmp_path: Path, data: bytes, what: str) -> None:
+    (tmp_path / "a.txt").write_bytes(data)
+    with pytest.raises(BadInput) as refused:
+        read(tmp_path / "a.txt")
+    assert what in str(refused.value)
+
+
+def test_text_with_a_byte_order_mark_or_zero_bytes_in_it_is_not_taken_for_utf_16(
+    tmp_path: Path,
+) -> None:
+    for data in (b"\xef\xbb\xbf" + TEXT, b"a\0b\0\n" + TEXT, json.dumps({"a": 1}).encode()):
+        (tmp_path / "a.txt").write_bytes(data)
+        assert read(tmp_path / "a.txt") == data

@@ -252,19 +252,6 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "no prompt": ({"chosen": GOOD, "rejected": BAD}, "key 'chosen' begins with the answer"),
     "an empty prompt": ({**EXPLICIT, "prompt": " "}, "and there is no prompt"),
     "a prompt of another type": ({**EXPLICIT, "prompt": 5}, "key 'prompt' must be text or a list"),
-    "a system of another type": ({**EXPLICIT, "system": 5}, "key 'system' must be text"),
-    "an unknown role": (
-        {**TWO, "rejected": [USER, {"role": "robot", "content": BAD}]},
-        "key 'rejected': turn 2 has the unknown role 'robot'",
-    ),
-    "no role": (
-        {**TWO, "chosen": [{"name": "human", "value": ASKED}]},
-        "key 'chosen': turn 1 must be an object with text under 'role' or 'from'",
-    ),
-    "parts as content": (
-        {**TWO, "chosen": [{"role": "user", "content": [{"type": "image"}]}, answer(GOOD)]},
-        "key 'chosen': turn 1: 'content' has a part that is no text: 'image'",
-    ),
     "only the user": ({**TWO, "chosen": [USER]}, "key 'chosen' has no message by the assistant"),
     "another prompt in one side": (
         {**TWO, "rejected": [ELSE, answer(BAD)]},
@@ -322,7 +309,6 @@ REFUSED: dict[str, tuple[Any, str]] = {
         {**EXPLICIT, "score_chosen": True, "score_rejected": 1},
         "key 'score_chosen' must be a number, not True",
     ),
-    "tools of text": ({**EXPLICIT, "tools": "now()"}, "'tools' is a text, and not JSON"),
     "a label of text": ({**LABELLED, "label": "good"}, "key 'label' must be true or false"),
     "a label of 2": (
         {**LABELLED, "label": 2},

@@ -30,11 +30,12 @@ from pion.data.preference.rendering import (
     Usable,
     ends_once,
     is_held_out,
+    marked_preference,
     preference_format,
 )
 from pion.data.tokens.tokenizer import Tokenizer, train_bpe
 from tests.pion.data.chat.test_template import CALL, DAY, RESULT, TOOLS, Model
-from tests.support.chat_templates import MISTRAL, TEMPLATES
+from tests.support.chat_templates import MISTRAL, QWEN25, TEMPLATES
 from tests.support.in_process_renderer import InProcessRenderer
 from tests.support.tokenizer_kinds import TEXT, write_files
 
@@ -118,6 +119,8 @@ def test_both_sides_have_the_prompt_ids_and_learn_their_answer_to_its_end(
     chosen, rejected = found.item
     assert (chosen.preferred, rejected.preferred) == (True, False)
     assert found.prompt.tolist() == written.chat.prompt_ids([ASKED])
+    for answers in (("a", "b"), ("\n\nitems", "1"), ("!", "the number of items")):
+        assert written.usable(plain(*answers)).prompt.tolist() == found.prompt.tolist()
     for sided, said in ((chosen, "Good one"), (rejected, "Bad")):
         ids, learned = sided.sequence
         n = len(found.prompt)
@@ -163,17 +166,6 @@ def test_prompts_are_equal_and_ends_are_there_once_for_any_text(
         ids = sided.sequence.ids.tolist()
         assert ids[: len(found.prompt)] == found.prompt.tolist()
         assert sum(one in written.chat.stop_ids for one in ids[len(found.prompt) :]) == 1
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_a_prompt_has_the_same_ids_whatever_the_answers(
-    models: dict[str, Written], name: str
-) -> None:
-    prompts = [
-        models[name].usable(plain(chosen, rejected)).prompt.tolist()
-        for chosen, rejected in (("a", "b"), ("\n\nitems", "1"), ("!", "the number of items"))
-    ]
-    assert prompts[0] == prompts[1] == prompts[2]
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -321,16 +313,13 @@ def test_a_tie_is_dropped(models: dict[str, Written], tie: dict[str, Any]) -> No
     assert found.reason == TIE
 
 
-def test_a_template_without_an_end_of_turn_drops_everything(tmp_path: Path) -> None:
-    written = of_template(tmp_path, "llama3", MISTRAL.replace(" ~ eos_token", ""))
-    found = written.outcome(plain())
-    assert isinstance(found, Dropped)
-    assert found.reason == ENDLESS
-
-
-def test_a_template_that_ends_a_turn_twice_drops_everything(tmp_path: Path) -> None:
-    written = of_template(tmp_path, "llama3", MISTRAL.replace("eos_token", "eos_token ~ eos_token"))
-    found = written.outcome(plain())
+@pytest.mark.parametrize(
+    ("old", "new"), [(" ~ eos_token", ""), ("eos_token", "eos_token ~ eos_token")]
+)
+def test_a_template_that_ends_a_turn_not_at_all_or_twice_drops_everything(
+    tmp_path: Path, old: str, new: str
+) -> None:
+    found = of_template(tmp_path, "llama3", MISTRAL.replace(old, new)).outcome(plain())
     assert isinstance(found, Dropped)
     assert found.reason == ENDLESS
 
@@ -426,14 +415,64 @@ def test_a_share_of_the_prompts_is_held_out_whatever_their_answers() -> None:
     held_out = [is_held_out(prompt, 0.1, seed=3) for prompt in prompts]
     assert 0.08 < sum(held_out) / len(held_out) < 0.12
     assert held_out == [is_held_out(prompt.astype(np.int64), 0.1, seed=3) for prompt in prompts]
-
-
-def test_another_seed_holds_out_other_prompts() -> None:
-    prompts = [np.array([n], dtype=np.int32) for n in range(1000)]
+    assert [is_held_out(prompts[0], share, 0) for share in (0.0, 1.0)] == [False, True]
     one, other = ([is_held_out(prompt, 0.5, seed) for prompt in prompts] for seed in (1, 2))
     assert 0.4 < np.mean(np.array(one) == np.array(other)) < 0.6
 
 
-def test_none_and_all_can_be_held_out() -> None:
-    prompt = np.array([1], dtype=np.int32)
-    assert [is_held_out(prompt, share, 0) for share in (0.0, 1.0)] == [False, True]
+# ---------------------------------------------------------------- shown to people
+
+
+@pytest.fixture
+def chat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ChatFormat:
+    monkeypatch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
+    path = write_files("qwen", tmp_path, QWEN25) / "tokenizer.json"
+    return ChatFormat(path, Tokenizer.from_file(path))
+
+
+def usable_in(chat: ChatFormat, record: dict[str, object]) -> Usable:
+    (found,) = preference_format(chat, 1000, 500).outcomes([parse_preference(record, "f:1")])
+    assert isinstance(found, Usable)
+    return found
+
+
+START = (
+    "prompt: <|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
+    "<|im_start|>assistant\n"
+)
+
+
+def test_the_prompt_is_shown_once_and_what_is_learned_is_marked(chat: ChatFormat) -> None:
+    record = {"system": "Be brief.", "prompt": "Hi", "chosen": "Hello", "rejected": "Hello\x1b you"}
+    assert marked_preference(chat.tokenizer, usable_in(chat, record)) == [
+        START,
+        "chosen: ⟦Hello<|im_end|>⟧",
+        "rejected: ⟦Hello\N{REPLACEMENT CHARACTER} you<|im_end|>⟧",
+    ]
+
+
+def test_later_questions_of_answers_that_differ_early_are_not_marked(chat: ChatFormat) -> None:
+    user, later = {"role": "user", "content": "Hi"}, {"role": "user", "content": "And?"}
+    a, b = ({"role": "assistant", "content": text} for text in "ab")
+    record = {"chosen": [user, a, later, b], "rejected": [user, b]}
+    _, chosen, rejected = marked_preference(chat.tokenizer, usable_in(chat, record))
+    assert chosen == (
+        "chosen: ⟦a<|im_end|>⟧\n<|im_start|>user\nAnd?<|im_end|>\n<|im_start|>assistant\n"
+        "⟦b<|im_end|>⟧"
+    )
+    assert rejected == "rejected: ⟦b<|im_end|>⟧"
+
+
+@pytest.mark.parametrize(("label", "name"), [(True, "desired"), (False, "undesired")])
+def test_a_labelled_answer_says_its_label(chat: ChatFormat, label: bool, name: str) -> None:
+    record = {"system": "Be brief.", "prompt": "Hi", "completion": "Hello", "label": label}
+    found = usable_in(chat, record)
+    assert marked_preference(chat.tokenizer, found) == [START, f"{name}: ⟦Hello<|im_end|>⟧"]
+
+
+def test_a_long_answer_is_cut_where_it_is_shown(chat: ChatFormat) -> None:
+    found = usable_in(chat, {"prompt": "Hi", "chosen": "a " * 90, "rejected": "b"})
+    *_, chosen, rejected = marked_preference(chat.tokenizer, found, most=4)
+    assert chosen.startswith("chosen: ⟦a")
+    assert "more tokens)" in chosen
+    assert rejected == "rejected: ⟦b<|im_end|>⟧"

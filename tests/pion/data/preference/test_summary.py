@@ -151,14 +151,13 @@ def test_above_half_left_out_the_data_are_refused() -> None:
     assert why.endswith("prefer.seq_len=128 keeps 99% of those that fit the context")
 
 
-def test_all_left_out_are_refused() -> None:
-    assert "3 of 3 pairs are left out" in refusal(of_pairs([], dropped={TIE: 3}))
-
-
 def test_nothing_to_train_on_is_refused() -> None:
     why = refusal(of_pairs([], [(1, 2)]))
     assert "none of 1 pairs is left to train on: 1 are held out, 0 left out." in why
     assert why.endswith("Give more pairs, or lower prefer.held_out")
+    nothing = of_pairs([])
+    assert (nothing.train.items, nothing.train.preferred) == (0, None)
+    assert "none of 0 pairs is left" in refusal(nothing)
 
 
 def test_above_1_in_100_with_the_lower_score_the_sides_seem_swapped() -> None:
@@ -189,12 +188,6 @@ def test_a_summary_becomes_json() -> None:
     record = json.loads(json.dumps(of_pairs([(3, 2)], dropped={TIE: 1}).record()))
     assert record["train"]["items"] == 1
     assert record["tally"]["dropped"] == {TIE: 1}
-
-
-def test_nothing_at_all_has_a_summary() -> None:
-    summary = of_pairs([])
-    assert (summary.train.items, summary.train.preferred) == (0, None)
-    assert "none of 0 pairs is left" in refusal(summary)
 
 
 # ---------------------------------------------------------------- counts

@@ -1,14 +1,29 @@
+from __future__ import annotations
+
 import json
+import re
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pion.data.tokens.safe_cuts import PIECE_CHARS
 from pion.data.tokens.tokenizer import Tokenizer, train_bpe
 from pion.errors import BadInput
+from tests.support.tokenizer_kinds import (
+    KINDS,
+    PLAIN,
+    added,
+    settings_of,
+    starting,
+    tokenizer_of,
+    without_bytes,
+    write_files,
+)
 
 CORPUS = [
     "Return the number of items in the list.\n\nRaise ValueError if the key isn't there.\n",
@@ -38,7 +53,7 @@ def test_a_long_word_is_learned_from_in_parts() -> None:
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(TEXT)
 def test_any_text_comes_back_exactly_and_its_token_bytes_add_up_to_its_bytes(text: str) -> None:
     ids = tokenizer().encode(text)
@@ -46,13 +61,13 @@ def test_any_text_comes_back_exactly_and_its_token_bytes_add_up_to_its_bytes(tex
     assert tokenizer().token_bytes()[ids].sum() == len(text.encode())
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(TEXT, max_size=5))
 def test_a_batch_encodes_like_its_texts_one_by_one(texts: list[str]) -> None:
     assert tokenizer().encode_batch(texts) == [tokenizer().encode(text) for text in texts]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(TEXT)
 def test_offsets_cover_the_text_without_a_gap_whitespace_included(text: str) -> None:
     ids, offsets = tokenizer().encode_with_offsets(text)
@@ -62,7 +77,7 @@ def test_offsets_cover_the_text_without_a_gap_whitespace_included(text: str) -> 
     assert [start for start, _ in offsets] == sorted(start for start, _ in offsets)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(TEXT | st.sampled_from(CORPUS), st.data())
 def test_the_tokens_before_a_character_are_counted_as_the_offsets_say(
     text: str, data: st.DataObject
@@ -183,3 +198,183 @@ def test_training_on_an_empty_corpus_is_refused(texts: list[str]) -> None:
 def test_training_a_vocabulary_too_small_for_all_bytes_is_refused() -> None:
     with pytest.raises(BadInput, match="258 or more"):
         train_bpe(CORPUS, 257)
+
+
+# ---------------------------------------------------------------- tokenizers of other models
+
+
+SHORT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+TOKENIZERS = {kind: tokenizer_of(kind) for kind in KINDS}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=40, deadline=None)
+@given(text=SHORT)
+def test_text_has_the_ids_of_the_library_and_comes_back(kind: str, text: str) -> None:
+    library = tokenizers.Tokenizer.from_str(json.dumps(settings_of(kind)))
+    normal = library.normalizer.normalize_str(text) if library.normalizer else text
+    ids = TOKENIZERS[kind].encode(text)
+    assert ids == library.encode(text, add_special_tokens=False).ids
+    assert TOKENIZERS[kind].decode(ids) == normal
+    assert TOKENIZERS[kind].token_bytes()[ids].sum() == len(normal.encode())
+
+
+def test_an_empty_list_of_normalizers_is_none() -> None:
+    assert tokenizer_of("harmony").normalization is None
+
+
+# A text with characters that have one of the bytes that SmolLM2's vocabulary lacks.
+LACKED = st.text(st.sampled_from("a é☕\n\x00\x04\x13\x1d\U0003ffff\U00040000\U000bffff\U000c0000"))
+
+
+@settings(max_examples=40, deadline=None)
+@given(text=LACKED | SHORT, start=st.integers(0, 40))
+def test_a_character_that_the_vocabulary_lacks_becomes_a_replacement_character(
+    text: str, start: int
+) -> None:
+    tokenizer = Tokenizer(json.dumps(without_bytes()), "x")
+    ids = tokenizer.encode(text)
+    assert not set(ids) & set(tokenizer.special_ids.values())  # the library's unknown token is one
+    expected = re.sub("[\x04\x06\x13\x14\x16\x1d\U00040000-\U000bffff]", "\ufffd", text)
+    assert tokenizer.decode(ids) == tokenizer.spelled(text) == expected
+    assert tokenizer.token_bytes()[ids].sum() == len(expected.encode())
+    assert tokenizer.encode_with_offsets(text)[0] == ids
+    assert tokenizer.encode_batch_from([text], [start])[0][0] == ids
+    assert tokenizer.encode_with_specials([text])[0].ids == ids
+
+
+def test_replaced_characters_are_counted_with_the_first_places() -> None:
+    replaced = Tokenizer(json.dumps(without_bytes()), "x").replaced()
+    replaced.look("a\x01b", "a.txt")
+    assert (replaced.count, replaced.in_words()) == (0, "")
+    for line in range(4):
+        replaced.look({"tools": ["a\n\x04\x06"], "content": None}, f"a.jsonl:{line}")
+    assert replaced.in_words() == (
+        "8 characters are not in the model's vocabulary and became U+FFFD: the first: "
+        "a.jsonl:0, line 2 of this text (U+0004); a.jsonl:1, line 2 of this text (U+0004); "
+        "a.jsonl:2, line 2 of this text (U+0004)"
+    )
+
+
+@pytest.mark.parametrize("missing", [b"z", b"\n\x04", b"\xef", b"\xf3", b"\x80"])
+def test_a_vocabulary_that_lacks_bytes_of_real_text_is_refused(missing: bytes) -> None:
+    with pytest.raises(BadInput, match=rf"x: key model.vocab lacks 1 of .*\({missing[0]:02x}\)"):
+        Tokenizer(json.dumps(without_bytes(missing=missing)), "x")
+
+
+@pytest.mark.parametrize("step", ["pre_tokenizer", "decoder"])
+def test_a_tokenizer_that_does_not_write_bytes_as_letters_is_refused(step: str) -> None:
+    with pytest.raises(BadInput, match=r"x: not a byte-level BPE.*a ByteLevel step"):
+        Tokenizer(json.dumps(settings_of("gpt2", **{step: None})), "x")
+
+
+def test_nfc_is_said_and_bits_per_byte_count_the_normal_text() -> None:
+    text = "e\u0301" * 3  # three bytes each, two as é
+    qwen = TOKENIZERS["qwen"]
+    assert (qwen.normalization, TOKENIZERS["llama3"].normalization) == ("NFC", None)
+    assert qwen.token_bytes()[qwen.encode(text)].sum() == 6
+    assert TOKENIZERS["llama3"].token_bytes()[TOKENIZERS["llama3"].encode(text)].sum() == 9
+
+
+@pytest.mark.parametrize("token", PLAIN)
+def test_an_added_token_that_is_not_special_is_text_with_bytes(token: str) -> None:
+    qwen, text = TOKENIZERS["qwen"], f"a {token} b"
+    ids = qwen.encode(text)
+    assert max(ids) >= qwen.vocab_size - len(PLAIN)
+    assert qwen.decode(ids) == text
+    assert qwen.token_bytes()[ids].sum() == len(text)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_special_tokens_give_their_ids_only_where_a_template_writes_them(kind: str) -> None:
+    tokenizer = TOKENIZERS[kind]
+    text = "a\n".join(["", *tokenizer.specials])
+    special = {tokenizer.special_ids[token] for token in tokenizer.specials}
+    (encoding,) = tokenizer.encode_with_specials([text])
+    ids, offsets = encoding.ids, encoding.offsets
+    assert special <= set(ids)
+    assert not special & set(tokenizer.encode(text))
+    assert [text[a:b] for (a, b), i in zip(offsets, ids) if i in special] == [*tokenizer.specials]
+    assert "".join(text[a:b] for a, b in offsets) == text  # whitespace is not removed
+
+
+SEPARATORS = {
+    "gpt2": "<|endoftext|>",
+    "smollm2": "<|endoftext|>",
+    "llama3": "<|end_of_text|>",
+    "qwen": "<|endoftext|>",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_separator_is_the_end_of_a_document_not_of_a_turn(kind: str, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_file(write_files(kind, tmp_path) / "tokenizer.json")
+    assert tokenizer.end_of_text_token == SEPARATORS[kind]
+
+
+def renamed(tmp_path: Path, eos: Any) -> Path:
+    """Write a tokenizer whose only special tokens have unknown names; return its file."""
+    tokens = [added("<｜fin｜>", 400), added("<｜pad｜>", 401)]
+    folder = write_files("gpt2", tmp_path)
+    (folder / "tokenizer.json").write_text(json.dumps(settings_of("gpt2", added_tokens=tokens)))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos}))
+    return folder / "tokenizer.json"
+
+
+@pytest.mark.parametrize("eos", ["<｜fin｜>", {"content": "<｜fin｜>", "lstrip": False}])
+def test_an_unknown_separator_is_the_eos_token(tmp_path: Path, eos: object) -> None:
+    assert Tokenizer.from_file(renamed(tmp_path, eos)).end_of_text == 400
+
+
+@pytest.mark.parametrize("eos", [None, "<unknown>", "a"])
+def test_an_eos_token_that_is_no_special_token_separates_nothing(
+    tmp_path: Path, eos: object
+) -> None:
+    with pytest.raises(BadInput, match=r"no end-of-text token.*or the eos_token"):
+        Tokenizer.from_file(renamed(tmp_path, eos))
+
+
+def test_only_llama_puts_a_first_token_before_a_document() -> None:
+    firsts = {kind: TOKENIZERS[kind].first for kind in KINDS if TOKENIZERS[kind].first is not None}
+    llama = TOKENIZERS["llama3"]
+    first = llama.special_ids["<|begin_of_text|>"]
+    assert firsts == {"llama3": first}
+    assert first not in llama.encode("a")  # only our own code adds tokens
+    assert llama.start_document([5]) == [*llama.prompt(""), 5] == [first, 5]
+    assert llama.prompt("a") == [first, *llama.encode("a")]
+    assert llama.before_document == first
+
+
+def test_without_a_first_token_a_document_is_as_before() -> None:
+    gpt2 = TOKENIZERS["gpt2"]
+    assert gpt2.start_document([5]) == [5]
+    assert gpt2.prompt("") == [gpt2.end_of_text] == [gpt2.before_document]
+
+
+@pytest.mark.parametrize(("ids", "many"), [((360, 361), 2), ((5,), 1)])
+def test_a_post_processor_that_puts_anything_else_first_is_refused(
+    ids: tuple[int, ...], many: int
+) -> None:
+    with pytest.raises(BadInput, match=f"puts {many} tokens before a text"):
+        tokenizer_of("llama3", post_processor=starting(*ids))
+
+
+# By what is SentencePiece-style, how a tokenizer.json differs from Llama 3's.
+SENTENCEPIECE: dict[str, Any] = {
+    "Unigram": {"model": {"type": "Unigram", "unk_id": 0, "vocab": [["a", 0.0]]}},
+    "a Prepend step": {"normalizer": {"type": "Prepend", "prepend": "▁"}},
+    "a Metaspace step": {
+        "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first"}
+    },
+    "a Replace step": {
+        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+    },
+}
+
+
+@pytest.mark.parametrize("reason", SENTENCEPIECE)
+def test_a_sentencepiece_style_tokenizer_is_refused_with_the_reason(reason: str) -> None:
+    changed = settings_of("llama3", **SENTENCEPIECE[reason])
+    changed["model"] = {"byte_fallback": True} | changed["model"] | {"byte_fallback": True}
+    with pytest.raises(BadInput, match=rf"x: a SentencePiece-style.*{reason}.*byte-level BPE"):
+        Tokenizer(json.dumps(changed), "x")
