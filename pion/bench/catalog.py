@@ -52,7 +52,13 @@ class Task:
 def every_task(bench: Bench) -> list[Task]:
     """Return all rows in their order."""
     tasks = [
-        *(Task(name, run, check=True) for name, run in _checks(bench).items()),
+        *(
+            Task(
+                f"losses/{family}/{dtype}", partial(check_losses, bench, family, dtype), check=True
+            )
+            for family in FAMILIES
+            for dtype in LIMITS
+        ),
         *(Task(name, run, check=False) for name, run in _measurements(bench).items()),
     ]
     return sorted(tasks, key=lambda task: _place(task.name))
@@ -86,14 +92,6 @@ def chosen_tasks(bench: Bench, only: Sequence[str]) -> list[Task]:
 
 def _is_under(row: str, name: str) -> bool:
     return row == name or row.startswith(name.rstrip("/") + "/")
-
-
-def _checks(bench: Bench) -> dict[str, Callable[[], Outcome]]:
-    return {
-        f"losses/{family}/{dtype}": partial(check_losses, bench, family, dtype)
-        for family in FAMILIES
-        for dtype in LIMITS
-    }
 
 
 def _measurements(bench: Bench) -> dict[str, Callable[[], Outcome]]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pion.bench.card import Card
 from pion.errors import BadInput
@@ -30,7 +30,6 @@ Measure = float | int | str | bool | None
 Measures = dict[str, Measure]
 
 TRAIN, SAVE = "train/", "save/"
-Numbers = TypeVar("Numbers")
 
 
 @dataclass(frozen=True)
@@ -167,30 +166,16 @@ class TrainSpeed:
     mfu: float
 
 
-@dataclass(frozen=True)
-class SaveSpeed:
-    """The copy of a training state to page-locked memory, for which training stops."""
-
-    bytes: int
-    stall_seconds: float
-    bytes_per_second: float
-
-
 def train_speeds(results: Results) -> Iterator[TrainSpeed]:
-    """Yield the measured speeds of training."""
-    yield from (speed for speed in _of(results, TRAIN, TrainSpeed) if speed.mfu <= 1)
-
-
-def _of(results: Results, begin: str, kind: type[Numbers]) -> Iterator[Numbers]:
-    """Yield the records of these rows, but not if a measure is missing or makes no sense."""
-    names = [entry.name for entry in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    """Yield the measured speeds of training, but not if a measure is missing or makes no sense."""
+    names = [entry.name for entry in dataclasses.fields(TrainSpeed)]
     for row in results.rows:
-        if not row.name.startswith(begin) or row.verdict != "measured":
+        if not row.name.startswith(TRAIN) or row.verdict != "measured":
             continue
         try:
-            found = _record(kind, {name: row.measures[name] for name in names}, "", "")
+            found = _record(TrainSpeed, {name: row.measures[name] for name in names}, "", "")
         except (KeyError, BadInput):
             continue
         numbers = [value for value in vars(found).values() if not isinstance(value, bool | str)]
-        if all(0 < number < math.inf for number in numbers):
+        if all(0 < number < math.inf for number in numbers) and found.mfu <= 1:
             yield found

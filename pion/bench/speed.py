@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pion.bench.models import STEP_TOKENS, Bench, Rows, counting_trainer, row_tokens
-from pion.bench.results import Measures, Outcome, SaveSpeed, TrainSpeed
+from pion.bench.results import Measures, Outcome, TrainSpeed
 from pion.config.model_config import ModelConfig
 from pion.generation.generate import generate_batch
 from pion.model.attention.cache import KVCache
@@ -180,16 +180,21 @@ def measure_saving(bench: Bench, config: ModelConfig) -> Outcome:
             alone = statistics.median(_step(trainer)[0] for _ in range(COPIES))
             next_to_a_copy = statistics.median(_saved_step(trainer, pairs) for _ in range(COPIES))
     stall, count = statistics.median(seconds), sum(t.nbytes for t in tensors)
-    speed = SaveSpeed(bytes=count, stall_seconds=stall, bytes_per_second=count / stall)
-    copied = f"{count / 1e9:.3g} GB, copied at {speed.bytes_per_second / 1e9:.3g} GB/s"
+    copied = f"{count / 1e9:.3g} GB, copied at {count / stall / 1e9:.3g} GB/s"
     words = f"training stops for {stall:.3f} s; {copied}"
     if alone is not None and next_to_a_copy is not None:
         words = (
             f"{copied} in {stall:.3f} s; a step of one row takes {alone:.3f} s, and next to a copy "
             f"{next_to_a_copy:.3f} s"
         )
-    steps: Measures = {"step_seconds": alone, "step_seconds_next_to_a_copy": next_to_a_copy}
-    return Outcome("measured", words, dataclasses.asdict(speed) | steps)
+    measures: Measures = {
+        "bytes": count,
+        "stall_seconds": stall,
+        "bytes_per_second": count / stall,
+        "step_seconds": alone,
+        "step_seconds_next_to_a_copy": next_to_a_copy,
+    }
+    return Outcome("measured", words, measures)
 
 
 def _saved_step(trainer: Trainer, pairs: list[tuple[Tensor, Tensor]]) -> float:

@@ -139,9 +139,9 @@ def test_weights_states_and_caches_are_on_the_card_in_fp32(reports: Reports) -> 
         ("train adamw bfloat16", ("embed._parameters.weight", "exp_avgs", "exp_avg_sqs", "steps")),
         ("train muon bfloat16", ("exp_avgs", "momentum")),
         ("evaluate text float32", ("embed._parameters.weight",)),
-        ("generate float32", ("layers.0.keys", "layers.0.values")),
-        ("generate together float32", ("layers.0.keys", "_joined")),
-        ("replay float32", ("layers.0.keys", "._given", "._results")),
+        ("generate float32", ("layers.0.both",)),
+        ("generate together float32", ("layers.0.both", "_joined")),
+        ("replay float32", ("layers.0.both", "._given", "._results")),
         ("train draft bfloat16", ("draft._buffers.ids", "exp_avgs")),
     ],
 )

@@ -10,7 +10,7 @@ position p has the entry p mod `room`. Masks are made of positions, never of ent
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pion.config.model_config import ModelConfig
-from pion.model.attention.extra_entries import ExtraEntries, zeros
+from pion.model.attention.extra_entries import ExtraEntries, RowBuffers
 from pion.model.attention.reach import Reach, reach_of, window_tokens
 from pion.model.attention.slot_cache import ExtraSlots
 
@@ -112,6 +112,8 @@ class KVCache:
             )
             for reach in every
         ]
+        extras = (layer.extra for layer in self.layers)
+        self._buffers = [*self.layers, *(each for each in extras if each is not None)]
 
     @property
     def length(self) -> int:
@@ -195,27 +197,27 @@ class KVCache:
         """Let the texts of two rows change places."""
         if one == other:
             return
-        entries = max(self._reached[one], self._reached[other])
-        for layer in self.layers:
-            layer.swap(one, other, entries)
+        tokens = max(self._reached[one], self._reached[other])
+        for buffers in self._buffers:
+            buffers.swap(one, other, tokens)
         for kept in (self.lengths, self._reached):
             kept[one], kept[other] = kept[other], kept[one]
 
     def copy(self, source: int, row: int, length: int) -> None:
         """Give a row the first `length` tokens of another, if `can_cut` says that it has them."""
-        for layer in self.layers:
-            layer.copy(source, row, length)
+        for buffers in self._buffers:
+            buffers.copy(source, row, length)
         self.lengths[row], self._reached[row] = length, self._reached[source]
 
     def clear(self, row: int) -> None:
         """Overwrite a row with zeros: a mask does not hide NaN, because 0 · NaN is NaN."""
-        for layer in self.layers:
-            layer.clear(row)
+        for buffers in self._buffers:
+            buffers.clear(row)
         self.lengths[row] = self._reached[row] = 0
 
     def bytes_per_row(self) -> int:
         """Return the bytes of a row of every layer that was written to, at its largest."""
-        return sum(layer.bytes_per_row() for layer in self.layers)
+        return sum(buffers.bytes_per_row() for buffers in self._buffers)
 
 
 class Room:
@@ -241,17 +243,20 @@ class Room:
         return last - (last - torch.arange(self.most, device=ends.device)) % self.most
 
 
-class LayerCache:
-    """One layer's keys and values, each in a buffer (rows, n_kv_heads, entries, head_dim).
+class LayerCache(RowBuffers):
+    """One layer's keys and values, and the `extra` entries of a part behind the text, if any.
 
     The first write allocates the buffers, with the dtype and device of the written tensors. No
     gradient flows through them.
     """
 
     def __init__(self, room: Room, rows: int | None, extra: Any = None) -> None:
-        self._room, self._rows, self._extra = room, rows, extra
-        self.keys: Tensor | None = None
-        self.values: Tensor | None = None
+        super().__init__(room.most)
+        self._room, self._rows, self.extra = room, rows, extra
+
+    def entries_of(self, tokens: int) -> int:
+        """Return the entries of so many tokens: all of a ring that is full, see `can_cut`."""
+        return tokens + SPARE
 
     def extend(self, keys: Tensor, values: Tensor, place: Place) -> tuple[Tensor, Tensor]:
         """Store new keys and values (B, n_kv_heads, T, head_dim); return those that the pass sees.
@@ -259,91 +264,37 @@ class LayerCache:
         `KVCache.key_positions` says where they are. Those of no text have numbers of no meaning,
         which a mask must hide. Entries of a part stand behind the text.
         """
-        if self._extra is None or place.extra is None:
+        if self.extra is None or place.extra is None:
             return self._extend_text(keys, values, place)
         count = place.count
         with torch.no_grad():
             seen = self._extend_text(keys[:, :, :count], values[:, :, :count], place)
             new = keys[:, :, count:], values[:, :, count:]
-            kept = self._extra.extend(new, place.extra, place.rows)
+            kept = self.extra.extend(new, place.extra, place.rows)
         return torch.cat([seen[0], kept[0]], dim=2), torch.cat([seen[1], kept[1]], dim=2)
 
     def _extend_text(self, keys: Tensor, values: Tensor, place: Place) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            self._make_room(keys, place)
-            if place.positions is None and not self._room.wraps(place):
-                return self._append(keys, values, place)
-            seen = keys, values
+            both = self._with_room(keys, place)
             copies, fresh = self._room.copies(place), max(place.starts) == 0
-            both = self._each(keys, values)
+            seen = keys, values
             if copies and not fresh:
-                first, second = (torch.cat([old[place.rows], new], dim=2) for old, new in both)
-                seen = first, second
-            for buffer, new in both:
-                _write(buffer, new, place, self._room.most)
+                old = both[:, place.rows]
+                seen = torch.cat([old[0], keys], dim=2), torch.cat([old[1], values], dim=2)
+            for buffer, new in zip(both, (keys, values)):
+                _write(buffer, new, place, self.most)
             if not copies and not fresh:
-                shown = min(place.end, self._room.most)
-                first, second = (buffer[place.rows, :, :shown] for buffer, _ in both)
-                seen = first, second
+                shown = min(place.end, self.most)
+                seen = both[0, place.rows, :, :shown], both[1, place.rows, :, :shown]
         return seen
 
-    def _append(self, keys: Tensor, values: Tensor, place: Place) -> tuple[Tensor, Tensor]:
-        """Store keys and values behind those of rows of one length; return all of them."""
-        assert self.keys is not None
-        assert self.values is not None
-        rows, begin, end = place.rows, place.starts[0], place.end
-        self.keys[rows, :, begin:end] = keys
-        self.values[rows, :, begin:end] = values
-        if begin == 0:
-            return keys, values
-        return self.keys[rows, :, :end], self.values[rows, :, :end]
-
-    def _each(self, keys: Tensor, values: Tensor) -> list[tuple[Tensor, Tensor]]:
-        assert self.keys is not None
-        assert self.values is not None
-        return [(self.keys, keys), (self.values, values)]
-
-    def _make_room(self, keys: Tensor, place: Place) -> None:
-        batch, heads, _, head_dim = keys.shape
-        most, end = self._room.most, min(place.end, self._room.most)
-        if self.keys is not None and end <= self.keys.shape[2]:
-            return
+    def _with_room(self, keys: Tensor, place: Place) -> Tensor:
+        """Return the buffers, with room for the tokens of the pass."""
+        most, end = self.most, min(place.end, self.most)
+        if self.both is not None and end <= self.both.shape[3]:
+            return self.both
         entries = min(most, max(SMALLEST_ROOM, 2 * end)) if self._rows is None else most
-        with torch.inference_mode(False):  # rows may be swapped outside inference mode
-            new = zeros(keys, (2, self._rows or batch, heads, entries, head_dim))
-        for buffer, larger in zip(self._buffers(), new):
-            larger[:, :, : buffer.shape[2]] = buffer
-        self.keys, self.values = new[0], new[1]
-
-    def swap(self, one: int, other: int, entries: int) -> None:
-        for buffer in self._buffers():
-            kept = buffer[one, :, :entries].clone()
-            buffer[one, :, :entries] = buffer[other, :, :entries]
-            buffer[other, :, :entries] = kept
-        if self._extra is not None:
-            self._extra.swap(one, other, entries)
-
-    def copy(self, source: int, row: int, length: int) -> None:
-        entries = length + SPARE  # all of a ring that is full: see `can_cut`
-        for buffer in self._buffers():
-            buffer[row, :, :entries] = buffer[source, :, :entries]
-        if self._extra is not None:
-            self._extra.copy(source, row, length)
-
-    def clear(self, row: int) -> None:
-        for buffer in self._buffers():
-            buffer[row] = 0
-        if self._extra is not None:
-            self._extra.clear(row)
-
-    def bytes_per_row(self) -> int:
-        text = sum(
-            buffer[0].nbytes // buffer.shape[2] * self._room.most for buffer in self._buffers()
-        )
-        return text if self._extra is None else text + self._extra.bytes_per_row()
-
-    def _buffers(self) -> Sequence[Tensor]:
-        return [buffer for buffer in (self.keys, self.values) if buffer is not None]
+        return self.grow(keys, self._rows or len(keys), entries)
 
 
 def _write(buffer: Tensor, new: Tensor, place: Place, room: int) -> None:

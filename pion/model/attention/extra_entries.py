@@ -31,6 +31,53 @@ class ExtraEntries(Protocol):
         """Return what a step has whose rows, of at most so many tokens, bring these entries."""
 
 
+class RowBuffers:
+    """What a layer keeps of each row: keys and values, of at most `most` entries.
+
+    `both` (2, rows, n_kv_heads, entries, head_dim) is there from the first write on.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.both: Tensor | None = None
+
+    def grow(self, like: Tensor, rows: int, entries: int) -> Tensor:
+        """Make the buffers as large, for tensors like this one (B, n_kv_heads, T, head_dim)."""
+        with torch.inference_mode(False):  # rows may be swapped outside inference mode
+            larger = zeros(like, (2, rows, like.shape[1], entries, like.shape[3]))
+        if self.both is not None:
+            larger[:, :, :, : self.both.shape[3]] = self.both
+        self.both = larger
+        return larger
+
+    def entries_of(self, tokens: int) -> int:
+        """Return how many of the first entries a text of so many tokens can have."""
+        raise NotImplementedError
+
+    def swap(self, one: int, other: int, tokens: int) -> None:
+        """Let two rows of at most so many tokens change places."""
+        if self.both is not None:
+            here = slice(self.entries_of(tokens))
+            kept = self.both[:, one, :, here].clone()
+            self.both[:, one, :, here] = self.both[:, other, :, here]
+            self.both[:, other, :, here] = kept
+
+    def copy(self, source: int, row: int, tokens: int) -> None:
+        """Give a row the first tokens of another."""
+        if self.both is not None:
+            here = slice(self.entries_of(tokens))
+            self.both[:, row, :, here] = self.both[:, source, :, here]
+
+    def clear(self, row: int) -> None:
+        """Overwrite a row with zeros."""
+        if self.both is not None:
+            self.both[:, row] = 0
+
+    def bytes_per_row(self) -> int:
+        """Return the bytes of a row at its largest; 0 before the first write."""
+        return 0 if self.both is None else self.both[:, 0, :, 0].nbytes * self.most
+
+
 def zeros(like: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Return zeros on the device of `like`: a mask does not hide NaN, because 0 · NaN is NaN.
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pion.config.slots import Slots
-from pion.model.attention.extra_entries import zeros
+from pion.model.attention.extra_entries import RowBuffers
 from pion.model.attention.slot_entries import Entries
 
 
@@ -101,53 +101,32 @@ def _entries(slots: Slots, positions: Tensor, end: Tensor, which: Tensor) -> Ent
     return Entries(order, segment, time // slots.segment, torch.zeros_like(time), time)
 
 
-class SlotCache:
-    """One layer's keys and values of slots, each (rows, n_kv_heads, entries, head_dim).
+class SlotCache(RowBuffers):
+    """One layer's keys and values of slots.
 
     The last entries are for slots that a row of a pass does not have.
     """
 
     def __init__(self, slots: Slots, max_tokens: int, rows: int | None) -> None:
-        self._slots, self._most, self._rows = slots, slots.entries(max_tokens), rows
-        self._buffers: Tensor | None = None  # (2, rows, n_kv_heads, entries, head_dim)
+        super().__init__(slots.entries(max_tokens) + slots.per_segment)
+        self._slots, self._rows = slots, rows
 
     def extend(self, both: Sequence[Tensor], place: SlotPlace, rows: slice) -> list[Tensor]:
         """Store new keys and values (B, n_kv_heads, S, head_dim); return all that the pass sees."""
-        each = self._slots.per_segment
-        buffers = self._made(both[0], rows.stop)
+        buffers = self.both
+        if buffers is None:
+            buffers = self.grow(both[0], self._rows or rows.stop, self.most)
         if both[0].shape[2]:
+            each = self._slots.per_segment
             which = torch.arange(each, device=both[0].device)
             segments = place.segments.clamp(min=-1)
-            first = torch.where(segments < 0, self._most, segments * each)
-            entries = (first[:, :, None] + which).flatten(1).expand(both[0].shape[0], -1)
+            first = torch.where(segments < 0, self.most - each, segments * each)
+            entries = (first[:, :, None] + which).flatten(1).expand(len(both[0]), -1)
             numbers = torch.arange(rows.start, rows.stop, device=entries.device)
             for buffer, new in zip(buffers, both):
                 buffer[numbers[:, None], :, entries] = new.transpose(1, 2)
         return [buffer[rows, :, : place.shown] for buffer in buffers]
 
-    def _made(self, keys: Tensor, rows: int) -> Tensor:
-        heads, head_dim = keys.shape[1], keys.shape[3]
-        if self._buffers is None:
-            entries = self._most + self._slots.per_segment
-            with torch.inference_mode(False):  # rows may be swapped outside inference mode
-                shape = (2, self._rows or rows, heads, entries, head_dim)
-                self._buffers = zeros(keys, shape)
-        return self._buffers
-
-    def swap(self, one: int, other: int, entries: int) -> None:
-        if self._buffers is not None:
-            kept = self._buffers[:, one].clone()
-            self._buffers[:, one] = self._buffers[:, other]
-            self._buffers[:, other] = kept
-
-    def copy(self, source: int, row: int, length: int) -> None:
-        if self._buffers is not None:
-            entries = self._slots.entries(length)
-            self._buffers[:, row, :, :entries] = self._buffers[:, source, :, :entries]
-
-    def clear(self, row: int) -> None:
-        if self._buffers is not None:
-            self._buffers[:, row] = 0
-
-    def bytes_per_row(self) -> int:
-        return 0 if self._buffers is None else self._buffers[:, 0].nbytes
+    def entries_of(self, tokens: int) -> int:
+        """Return the number of slots of so many tokens."""
+        return self._slots.entries(tokens)

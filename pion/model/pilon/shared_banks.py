@@ -38,6 +38,7 @@ class SharedBanks(SharedPart, nn.ModuleList):
 
     layer = staticmethod(layer_of_primitives)
     rules: ClassVar = {"primitive": PrimitiveWise}
+    pack, unpack = staticmethod(packed), staticmethod(unpacked)
 
     def __init__(self, config: ModelConfig) -> None:
         assert config.primitives is not None
@@ -125,16 +126,6 @@ class SharedBanks(SharedPart, nn.ModuleList):
         for layer, block in enumerate(blocks):
             assert isinstance(block.feedforward, Composed | RoutedRecipes)
             block.feedforward.join_projections(self.mixing(layer, AS_THE_MODEL), dtype)
-
-    @staticmethod
-    def pack(config: ModelConfig, state: State) -> tuple[ModelConfig, State]:
-        """Return a model with its ternary banks packed; other models as they are."""
-        return packed(config, state)
-
-    @staticmethod
-    def unpack(config: ModelConfig, state: State) -> tuple[ModelConfig, State]:
-        """Return a packed model with latent weights; raise BadInput if primitives were left out."""
-        return unpacked(config, state)
 
     def multiplied_out(
         self, config: ModelConfig, state: State, blocks: nn.ModuleList

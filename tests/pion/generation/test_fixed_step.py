@@ -60,7 +60,7 @@ def test_each_step_is_the_usual_step_up_to_rounding(texts, model):
 
 
 def buffers(cache):
-    both = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+    both = [layer.both for layer in cache.layers]
     return [tensor for tensor in both if tensor is not None]
 
 

@@ -30,7 +30,7 @@ def test_under_bf16_autocast_the_cache_holds_bf16_and_agrees_with_the_whole():
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         parts = [decoder(IDS[:, :10], cache=cache), decoder(IDS[:, 10:], cache=cache)]
         whole = decoder(IDS)
-    assert cache.layers[0].keys.dtype == cache.layers[0].values.dtype == torch.bfloat16
+    assert cache.layers[0].both.dtype == torch.bfloat16
     difference = (torch.cat(parts, dim=1) - whole).float()
     assert difference.norm() < 0.02 * whole.float().norm()
 
@@ -39,10 +39,10 @@ def test_room_is_allocated_once():
     decoder = model()
     cache = KVCache(decoder.config)
     decoder(IDS[:, :3], cache=cache)
-    before = [(layer.keys.data_ptr(), layer.values.data_ptr()) for layer in cache.layers]
+    before = [layer.both.data_ptr() for layer in cache.layers]
     for position in range(3, TOKENS):
         decoder(IDS[:, position : position + 1], cache=cache)
-    after = [(layer.keys.data_ptr(), layer.values.data_ptr()) for layer in cache.layers]
+    after = [layer.both.data_ptr() for layer in cache.layers]
     assert after == before
 
 
@@ -54,11 +54,10 @@ def test_a_cache_for_many_tokens_has_room_for_those_that_came(monkeypatch):
     rooms = []
     for position in range(TOKENS):
         decoder(IDS[:, position : position + 1], cache=cache)
-        rooms.append(cache.layers[0].keys.shape[2])
+        rooms.append(cache.layers[0].both.shape[3])
     assert sorted(set(rooms)) == [5, 12, TOKENS]
     for layer, expected in zip(cache.layers, whole.layers, strict=True):
-        torch.testing.assert_close(layer.keys, expected.keys)
-        torch.testing.assert_close(layer.values, expected.values)
+        torch.testing.assert_close(layer.both, expected.both)
 
 
 def bytes_in_memory(buffer: Tensor) -> int:
@@ -76,7 +75,7 @@ def test_rows_take_memory_for_the_tokens_that_they_have():
     decoder = Decoder(tiny_config(seq_len=8192))
     cache = KVCache(decoder.config, rows=16)
     decoder(IDS[:, :5], cache=cache)
-    buffers = [buffer for layer in cache.layers for buffer in (layer.keys, layer.values)]
+    buffers = [buffer for layer in cache.layers for buffer in layer.both]
     written = 2 * decoder.config.n_kv_heads * len(buffers) * mmap.PAGESIZE  # a page of each head
     assert 0 < sum(map(bytes_in_memory, buffers)) <= written
     assert sum(buffer.nbytes for buffer in buffers) == 16 * cache.bytes_per_row() > 20 * written

@@ -49,7 +49,7 @@ def test_any_pieces_give_the_results_of_the_whole(
     with torch.inference_mode():
         parts = [model.hidden(part, cache=cache) for part in IDS.split(piece, dim=1)]
     same(torch.cat(parts, dim=1), whole)
-    entries = {layer.keys.shape[2] for layer in cache.layers if layer.keys is not None}
+    entries = {layer.both.shape[3] for layer in cache.layers if layer.both is not None}
     assert entries == {WINDOW + SPARE, BLOCK + SPARE}
 
 
