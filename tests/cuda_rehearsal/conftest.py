@@ -11,9 +11,7 @@ from tests.cuda_rehearsal.environment import (
     SUITE,
     compile_shim,
     file_of,
-    pinned_torch,
     run_pretended,
-    this_machine,
     why_impossible,
 )
 from tests.cuda_rehearsal.report import Report, read_reports
@@ -22,7 +20,7 @@ from tests.cuda_rehearsal.report import Report, read_reports
 @pytest.fixture(scope="session")
 def run_on_pretended_card(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     """`run_on_pretended_card(module, *arguments)`: what this program prints."""
-    reason = why_impossible(this_machine(), pinned_torch())
+    reason = why_impossible()
     if reason is not None:
         pytest.skip(reason)
     shim = compile_shim(tmp_path_factory.mktemp("cuda shim"))

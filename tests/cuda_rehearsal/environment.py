@@ -10,7 +10,6 @@ import platform
 import shutil
 import sys
 import tomllib
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -28,30 +27,7 @@ SUITE: list[tuple[str, ...]] = [
     ("tests.cuda_rehearsal.memory_traces", "suite"),
     ("tests.cuda_rehearsal.odd_cards",),
     ("tests.cuda_rehearsal.two_ranks", "suite"),
-    ("tests.cuda_rehearsal.attention_peaks",),
 ]
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What decides whether the rehearsal can run."""
-
-    system: str  # "Linux"
-    architecture: str  # "x86_64"
-    gcc: str | None  # its path
-    torch: str  # version, such as 2.15.0+cu132
-    cuda: str | None  # the version that torch was built for; None for a CPU build
-
-
-def this_machine() -> Machine:
-    """Return what is installed here."""
-    return Machine(
-        platform.system(),
-        platform.machine(),
-        shutil.which("gcc"),
-        str(torch.__version__),
-        torch.version.cuda,
-    )
 
 
 def pinned_torch() -> str:
@@ -62,21 +38,18 @@ def pinned_torch() -> str:
     return version
 
 
-def why_impossible(machine: Machine, pinned: str) -> str | None:
-    """Return why the rehearsal can't run with torch `pinned` on the machine; None if it can."""
-    if (machine.system, machine.architecture) != ("Linux", "x86_64"):
-        return (
-            f"the rehearsal needs Linux on x86-64, not {machine.system} on {machine.architecture}"
-        )
-    if machine.gcc is None:
+def why_impossible() -> str | None:
+    """Return why the rehearsal can't run on this machine; None if it can."""
+    system, architecture = platform.system(), platform.machine()
+    if (system, architecture) != ("Linux", "x86_64"):
+        return f"the rehearsal needs Linux on x86-64, not {system} on {architecture}"
+    if shutil.which("gcc") is None:
         return "the rehearsal needs gcc to compile cuda_shim.c; install gcc"
-    if machine.torch.partition("+")[0] != pinned:
-        return (
-            f"the rehearsal knows the insides of torch {pinned}, not of {machine.torch}; "
-            "run `uv sync`"
-        )
-    if machine.cuda is None:
-        return f"torch {machine.torch} is built without CUDA; run `uv sync`"
+    version, pinned = str(torch.__version__), pinned_torch()
+    if version.partition("+")[0] != pinned:
+        return f"the rehearsal knows the insides of torch {pinned}, not of {version}; run `uv sync`"
+    if torch.version.cuda is None:
+        return f"torch {version} is built without CUDA; run `uv sync`"
     return None
 
 

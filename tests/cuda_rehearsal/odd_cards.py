@@ -10,15 +10,13 @@ CUDA gives a process one slice, and what an Xid leaves of other processes, is no
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
 import torch
 
 from pion.errors import PionError
-from pion.train.card import card_failure, words_about_bf16
-from pion.train.hardware import gpu_flops, pick_device
+from pion.train.card import card_failure
 from pipeline.state.checkpoints.snapshot import Snapshot
 from pipeline.training.compute_plan import choose_plan
 from pipeline.training.train_request import Group
@@ -40,22 +38,13 @@ class WithT4(Group):
 
 
 def plan(model: str, group: Group | None = None, **changes: Any) -> dict[str, Any]:
-    """Return the plan of a job on the card that is inserted, and what is said about its dtype."""
+    """Return the plan of a job on the card that is inserted, or why there is none."""
     job = tiny_job(model=model, data__seq_len=1024, **changes)
     try:
         found = choose_plan(job, "pretrain", group or Group(), None)
     except PionError as error:
         return {"refused": str(error), "code": error.exit_code}
-    about = words_about_bf16(torch.device(found.device), job.hardware.dtype)
-    return {**dataclasses.asdict(found), "note": about}
-
-
-def refused(work: Callable[[], Any]) -> dict[str, Any]:
-    try:
-        work()
-    except PionError as error:
-        return {"refused": str(error), "code": error.exit_code}
-    return {"refused": None}
+    return dataclasses.asdict(found)
 
 
 def fail_in_a_step(watch: Watch) -> dict[str, Any]:
@@ -93,17 +82,11 @@ def fail_in_a_step(watch: Watch) -> dict[str, Any]:
 def main() -> None:
     said: dict[str, dict[str, Any]] = {}
     with pretended_card() as watch:
-        insert_card("V100")
-        said["no kernels"] = refused(pick_device)
-        insert_card("T4")
-        said["no bf16"] = plan("pion-nano")
-        said["no bf16, asked for"] = plan("pion-nano", hardware__dtype="bfloat16")
         insert_card("RTX 2060")
         said["6 GB, small model"] = plan("pion-nano")
         said["6 GB, large model"] = plan("pion-xl")
         insert_card("A100 slice")
         said["slice"] = plan("pion-small", pretrain__global_batch=64)
-        said["slice"]["peak"] = gpu_flops(torch.cuda.get_device_name(), "bfloat16")
         insert_card("A100")
         said["whole card"] = plan("pion-small", pretrain__global_batch=64)
         said["next to a T4"] = plan("pion-nano", WithT4(0, 2), pretrain__global_batch=64)

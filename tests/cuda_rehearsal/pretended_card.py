@@ -33,11 +33,8 @@ class CardModel:
 CARDS = {
     "A100": CardModel((8, 0), gib=80),
     "A40": CardModel((8, 6), gib=45),
-    "L40S": CardModel((8, 9), gib=45),
     "H100": CardModel((9, 0), gib=80),
-    "H200": CardModel((9, 0), gib=141),
     "RTX 5090": CardModel((12, 0), gib=32),
-    "V100": CardModel((7, 0), gib=16, name="Tesla V100-SXM2-16GB"),
     "T4": CardModel((7, 5), gib=15, name="Tesla T4"),
     "RTX 2060": CardModel((7, 5), gib=6),
     "A100 slice": CardModel((8, 0), gib=10, name="NVIDIA A100-SXM4-80GB MIG 1g.10gb"),

@@ -1,4 +1,7 @@
-"""A card that can't do all that a job asks for: one message each, or a plan that fits the card."""
+"""A card that can't do all that a job asks for: one message each, or a plan that fits the card.
+
+tests/pion/train/test_card.py has what Pion says of a card without kernels or without bf16.
+"""
 
 from __future__ import annotations
 
@@ -18,26 +21,6 @@ def said(run_on_pretended_card: Callable[[str], str]) -> dict[str, dict[str, Any
     return found
 
 
-def test_a_card_without_kernels_in_torch_is_refused(said: dict[str, dict[str, Any]]) -> None:
-    assert said["no kernels"]["code"] == 2
-    message = said["no kernels"]["refused"]
-    assert "no kernels for Tesla V100-SXM2-16GB, which has compute capability 7.0" in message
-    assert "Install a torch that was built for this GPU" in message
-
-
-def test_a_card_without_bf16_trains_in_fp32(said: dict[str, dict[str, Any]]) -> None:
-    assert (said["no bf16"]["device"], said["no bf16"]["dtype"]) == ("cuda", "float32")
-    assert said["no bf16"]["note"] == (
-        "the Tesla T4 has no bf16 arithmetic, so this stage computes in fp32"
-    )
-
-
-def test_bf16_on_such_a_card_is_obeyed_with_a_warning(said: dict[str, dict[str, Any]]) -> None:
-    found = said["no bf16, asked for"]
-    assert found["dtype"] == "bfloat16"
-    assert "Set hardware.dtype=auto" in found["note"]
-
-
 def test_six_gigabytes_train_a_small_model_and_refuse_a_large_one(
     said: dict[str, dict[str, Any]],
 ) -> None:
@@ -49,10 +32,7 @@ def test_six_gigabytes_train_a_small_model_and_refuse_a_large_one(
     assert "Use a larger machine, a smaller model or a shorter data.seq_len" in message
 
 
-def test_a_mig_slice_has_its_own_memory_and_no_peak_of_the_whole_card(
-    said: dict[str, dict[str, Any]],
-) -> None:
-    assert said["slice"]["peak"] is None
+def test_a_mig_slice_has_its_own_memory(said: dict[str, dict[str, Any]]) -> None:
     assert said["slice"]["micro_batch"] < said["whole card"]["micro_batch"]
 
 

@@ -1,17 +1,19 @@
 """Two ranks on pretended cards: what they send, and where their gradients are.
 
-Under soak, every family is rehearsed.
+Under soak, every family is rehearsed: whole on each rank, and sharded, with a part on each.
 """
 
 from __future__ import annotations
 
+import functools
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
 
 from pion.train.optimizer.muon import BATCH_ELEMENTS
 from pion.train.optimizer.shared_weights import GATHERED_BYTES
-from tests.cuda_rehearsal.two_ranks import BY_MUON, MICRO_BATCHES, Rank, named, read_ranks
+from tests.cuda_rehearsal.two_ranks import BY_MUON, FAMILIES, MICRO_BATCHES, Rank, named, read_ranks
 
 Ranks = dict[str, list[Rank]]
 
@@ -21,11 +23,36 @@ MOST_REPORTED = 256
 SLICES = "pion/model/feedforward/expert_products.py"
 
 
-@pytest.fixture(scope="module", params=["suite", pytest.param("all", marks=pytest.mark.soak)])
-def ranks(request: pytest.FixtureRequest, run_on_pretended_card: Callable[..., str]) -> Ranks:
-    found = read_ranks(run_on_pretended_card("tests.cuda_rehearsal.two_ranks", request.param))
-    assert list(found) == named(request.param)
-    return found
+GATHER, SCATTER, EXCHANGE = "_allgather_base_", "_reduce_scatter_base_", "alltoall_base_"
+ALL = pytest.param("all", marks=pytest.mark.soak)
+
+
+@pytest.fixture(scope="module")
+def ranks_of(run_on_pretended_card: Callable[..., str]) -> Callable[[str], Ranks]:
+    """`ranks_of(name)`: what both ranks did in each family; the program runs once for a name."""
+
+    @functools.cache
+    def read(name: str) -> Ranks:
+        found = read_ranks(run_on_pretended_card("tests.cuda_rehearsal.two_ranks", name))
+        assert list(found) == named(name)
+        return found
+
+    return read
+
+
+@pytest.fixture(params=["suite", ALL])
+def ranks(request: pytest.FixtureRequest, ranks_of: Callable[[str], Ranks]) -> Ranks:
+    return ranks_of(request.param)
+
+
+@pytest.fixture
+def sharded(ranks_of: Callable[[str], Ranks]) -> Ranks:
+    return ranks_of("sharded")
+
+
+@pytest.fixture(params=["suite", ALL, pytest.param("sharded", marks=pytest.mark.soak)])
+def either(request: pytest.FixtureRequest, ranks_of: Callable[[str], Ranks]) -> Ranks:
+    return ranks_of(request.param)
 
 
 def test_the_ranks_have_different_numbers_of_micro_batches(ranks: Ranks) -> None:
@@ -33,9 +60,12 @@ def test_the_ranks_have_different_numbers_of_micro_batches(ranks: Ranks) -> None
         assert tuple(len(rank.storages) for rank in both) == MICRO_BATCHES
 
 
-def test_both_ranks_send_the_same_in_the_same_order(ranks: Ranks) -> None:
-    """Else two real ranks would wait for each other forever, or sum what is not the same."""
-    for family, (one, other) in ranks.items():
+def test_both_ranks_send_the_same_in_the_same_order(either: Ranks) -> None:
+    """Else two real ranks would wait for each other forever, or sum what is not the same.
+
+    Of a sharded model, the rank with fewer micro-batches computes another one with the other rank.
+    """
+    for family, (one, other) in either.items():
         assert [(sent.operation, sent.bytes, sent.device) for sent in one.sent] == [
             (sent.operation, sent.bytes, sent.device) for sent in other.sent
         ], family
@@ -103,16 +133,62 @@ def test_what_is_exchanged_at_once_is_bounded(ranks: Ranks) -> None:
             assert all(sent.bytes <= 1.5 * 2 * BATCH_ELEMENTS for sent in rank.of_updates())
 
 
-def test_the_moments_are_there_once_over_both_ranks(ranks: Ranks) -> None:
-    for family, both in ranks.items():
+def test_the_moments_are_there_once_over_both_ranks(either: Ranks) -> None:
+    """Of a sharded model, rank 0 also saves those of weights that both ranks keep whole, such as
+    PILON's positions."""
+    for family, both in either.items():
         assert sum(rank.moments for rank in both) == both[0].all_moments, family
         for rank in both:
             assert rank.moments <= 0.55 * rank.all_moments, family
 
 
-def test_the_host_does_not_wait_for_the_card(ranks: Ranks) -> None:
+def test_the_host_does_not_wait_for_the_card(either: Ranks) -> None:
     waits = {
         family: [finding for rank in both for finding in rank.findings if SLICES not in finding]
-        for family, both in ranks.items()
+        for family, both in either.items()
     }
     assert {family: found for family, found in waits.items() if found} == {}
+
+
+# ---------------------------------------------------------------- sharded
+
+
+@pytest.mark.soak
+def test_each_block_is_gathered_twice_in_each_micro_batch_and_its_gradient_summed_once(
+    sharded: Ranks,
+) -> None:
+    for family, both in sharded.items():
+        layers, rounds = FAMILIES[family].n_layers, max(MICRO_BATCHES)
+        for rank in both:
+            of_blocks = [s for s in rank.sent if "in _run_block" in s.where]
+            assert [s.operation for s in of_blocks] == [GATHER] * (layers * rounds), family
+            backward = Counter(sent.operation for sent in rank.sent if sent.in_backward)
+            assert backward[GATHER] == layers * rounds, family
+            assert backward[SCATTER] >= layers * rounds, family
+
+
+@pytest.mark.soak
+def test_blocks_are_gathered_in_bfloat16_and_gradients_summed_in_fp32(sharded: Ranks) -> None:
+    for rank in sharded.get("dense", []):
+        gathered = {s.bytes for s in rank.sent if "in _run_block" in s.where}
+        summed = {s.bytes for s in rank.sent if s.operation == SCATTER}
+        assert len(gathered) == 1
+        assert 2 * gathered.pop() in summed
+
+
+@pytest.mark.soak
+def test_half_of_the_moments_are_saved_by_each_rank(sharded: Ranks) -> None:
+    for both in sharded.values():
+        assert all(rank.moments <= 0.52 * rank.all_moments for rank in both)
+
+
+@pytest.mark.soak
+def test_only_matrices_of_muon_are_exchanged_by_the_optimizer(sharded: Ranks) -> None:
+    for family, both in sharded.items():
+        for rank in both:
+            found = {
+                sent.where.partition(":")[0] for sent in rank.sent if sent.operation == EXCHANGE
+            }
+            assert found == (
+                {"pion/train/optimizer/sharded_muon.py"} if family in BY_MUON else set()
+            ), family

@@ -3,7 +3,8 @@
 Torch's fake group answers for the other rank, and nothing is sent. So each rank is rehearsed alone,
 and the test compares what the two would send. The ranks have different numbers of micro-batches.
 
-environment.py starts this program: `python -m tests.cuda_rehearsal.two_ranks suite`, or `all`.
+environment.py starts this program: `python -m tests.cuda_rehearsal.two_ranks suite`, or `all`, or
+`sharded`: all families, of which each rank keeps a part.
 """
 
 from __future__ import annotations
@@ -137,6 +138,21 @@ def rehearse(watch: Watch, family: str, number: int) -> Rank:
     return rank
 
 
+def rehearse_sharded(watch: Watch, family: str, number: int) -> Rank:
+    """Train a step as this rank, which keeps a part of the model."""
+    rank = Rank()
+    insert_card("A40")
+    rotary_table.cache_clear()
+    with trainer_of(family, number, sharded=True) as trainer:
+        with seen_in(watch, rank):
+            trainer.train_step()
+        state = trainer.state()
+    moments = [piece for piece in state.pieces if piece.name in state.optimizer]
+    rank.moments = sum(piece.values.nbytes for piece in moments)
+    rank.all_moments = sum(tensor.nbytes for tensor in state.optimizer.values())
+    return rank
+
+
 @contextlib.contextmanager
 def seen_in(watch: Watch, rank: Rank) -> Iterator[None]:
     """Note in `rank` what is sent in the block, and what is found there."""
@@ -225,17 +241,18 @@ def _storages(params: Iterable[Tensor]) -> dict[str, int]:
 
 
 def named(name: str) -> list[str]:
-    """Return the families that are rehearsed: of "suite", or of "all"."""
+    """Return the families that are rehearsed: those of the suite, or all."""
     return list(SUITE if name == "suite" else FAMILIES)
 
 
-def main(rehearsed: Callable[[Watch, str, int], Rank], families: Iterable[str]) -> None:
+def main(name: str) -> None:
     """Rehearse each family as both ranks, and print what they did."""
+    rehearsed = rehearse_sharded if name == "sharded" else rehearse
     with fake_group(WORLD_SIZE), pretended_card() as watch:
         hand_back(
             {
                 family: [asdict(rehearsed(watch, family, number)) for number in range(WORLD_SIZE)]
-                for family in families
+                for family in named(name)
             }
         )
 
@@ -249,4 +266,4 @@ def read_ranks(output: str) -> dict[str, list[Rank]]:
 
 
 if __name__ == "__main__":
-    main(rehearse, named(sys.argv[1]))
+    main(sys.argv[1])

@@ -61,7 +61,7 @@ def test_each_step_is_the_usual_step_up_to_rounding(texts, model):
 
 def buffers(cache):
     both = [layer.both for layer in cache.layers]
-    return [tensor for tensor in both if tensor is not None]
+    return [tensor for each in both if each is not None for tensor in each]
 
 
 def addresses(cache):

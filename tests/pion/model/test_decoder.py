@@ -12,6 +12,7 @@ from pion.errors import BadInput
 from pion.model.attention import rope
 from pion.model.decoder import Decoder
 from pion.model.forward_pass import StepOptions
+from pion.model.params_and_flops import cost_of
 from tests.support.tiny_config import tiny_config
 
 VOCAB, CONTEXT = 61, 24
@@ -87,9 +88,11 @@ SIZES = [
 
 @pytest.mark.parametrize(("preset", "count", "active", "embedding"), SIZES)
 def test_each_size_has_exactly_the_published_number_of_weights(preset, count, active, embedding):
+    config = ModelConfig.preset(preset)
     with torch.device("meta"):
-        decoder = Decoder(ModelConfig.preset(preset))
+        decoder = Decoder(config)
     assert (decoder.num_params(), decoder.num_params(active=True)) == (count, active)
+    assert cost_of(config).all_params == count
     assert decoder.embed.weight.numel() == embedding
 
 

@@ -61,22 +61,28 @@ def test_a_torch_without_kernels_for_the_card_is_refused(
     message = str(refused.value)
     assert "no kernels for Tesla V100-SXM2-16GB, which has compute capability 7.0" in message
     assert "it was built for sm_75 sm_80" in message
+    assert "Install a torch that was built for this GPU" in message
+    assert refused.value.exit_code == 2
     assert "CUDA_VISIBLE_DEVICES=" in message
 
 
 @pytest.mark.parametrize(
-    ("asked", "words"),
+    ("asked", "words", "computed"),
     [
-        ("bfloat16", "the Tesla T4 has no bf16 arithmetic, so torch emulates it"),
-        ("auto", "the Tesla T4 has no bf16 arithmetic, so this stage computes in fp32"),
+        (
+            "bfloat16",
+            "torch emulates it, which is slower than fp32. Set hardware.dtype=auto",
+            "bfloat16",
+        ),
+        ("auto", "this stage computes in fp32", "float32"),
     ],
 )
-def test_a_card_without_bf16_computes_in_fp32_and_says_so(
-    monkeypatch: pytest.MonkeyPatch, asked: str, words: str
+def test_a_card_without_bf16_computes_in_fp32_unless_told_otherwise_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, asked: Any, words: str, computed: str
 ) -> None:
     pretend(monkeypatch, "Tesla T4", (7, 5))
-    assert (words_about_bf16(CUDA, asked) or "").startswith(words)
-    assert hardware.pick_dtype("auto", CUDA) == "float32"
+    assert words_about_bf16(CUDA, asked) == f"the Tesla T4 has no bf16 arithmetic, so {words}"
+    assert hardware.pick_dtype(asked, CUDA) == computed
     assert words_about_bf16(CUDA, "float32") is None
     pretend(monkeypatch, "NVIDIA A40", (8, 6))
     assert words_about_bf16(CUDA, asked) is None

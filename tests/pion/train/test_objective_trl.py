@@ -65,8 +65,8 @@ VARIANTS: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
         {"beta": 0.1, "loss_type": "apo_zero_unpaired", "undesirable_weight": 2.0},
     ),
 }
-# By default, each loss once.
-IN_SOAK = ("dpo 0.5", "dpo 0.01", "dpo-norm", "ipo", "apo-zero single")
+# By default, one of each kind of trainer. test_preference_losses.py has the derivatives of all.
+BY_DEFAULT = ("dpo-norm 2", "dpo and sft", "apo-zero single, weighted")
 
 
 def decoder(seed: int) -> Decoder:
@@ -152,7 +152,7 @@ def frozen(name: str) -> list[float]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.soak) if n in IN_SOAK else n for n in VARIANTS]
+    "name", [n if n in BY_DEFAULT else pytest.param(n, marks=pytest.mark.soak) for n in VARIANTS]
 )
 def test_twenty_losses_are_those_that_trl_has_computed(name: str) -> None:
     worst = worst_difference(our_losses(VARIANTS[name][0]), frozen(name))
@@ -182,8 +182,8 @@ def orpo(p: Sums) -> Tensor:
 @pytest.mark.parametrize(
     ("loss_of", "fields"),
     [
-        (smoothed_dpo, {"loss": "dpo", "label_smoothing": 0.2}),
-        (simpo, {"loss": "simpo"}),
+        pytest.param(smoothed_dpo, {"loss": "dpo", "label_smoothing": 0.2}, marks=pytest.mark.soak),
+        pytest.param(simpo, {"loss": "simpo"}, marks=pytest.mark.soak),
         (orpo, {"loss": "orpo"}),
     ],
 )
@@ -212,7 +212,11 @@ def swapped(row: list[Pair]) -> list[Pair]:
 
 
 @pytest.mark.parametrize(
-    "mistake", [lambda rows: rows[1:] + rows[:1], lambda rows: [swapped(row) for row in rows]]
+    "mistake",
+    [
+        pytest.param(lambda rows: rows[1:] + rows[:1], marks=pytest.mark.soak),
+        lambda rows: [swapped(row) for row in rows],
+    ],
 )
 def test_a_reference_of_other_answers_is_told_apart(
     monkeypatch: pytest.MonkeyPatch, mistake: Callable[[list[list[Pair]]], list[list[Pair]]]

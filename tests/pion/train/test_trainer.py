@@ -45,8 +45,15 @@ def assert_identical(a: TrainState, b: TrainState) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize(
+    ("optimizer", "dtype"),
+    [
+        ("adamw", "bfloat16"),
+        ("muon", "float32"),
+        pytest.param("adamw", "float32", marks=pytest.mark.soak),
+        pytest.param("muon", "bfloat16", marks=pytest.mark.soak),
+    ],
+)
 def test_a_resumed_run_ends_with_the_bytes_of_an_unbroken_one(
     text: RowStream, optimizer: str, dtype: str
 ) -> None:
@@ -126,12 +133,6 @@ def test_a_step_is_abandoned_between_micro_batches_with_nothing_changed(text: Ro
     unbroken = trainer(text, plan=ComputePlan(micro_batch=2))
     run(unbroken, 2)
     assert_identical(whole_state(abandoned), whole_state(unbroken))
-
-
-def test_recomputing_activations_changes_no_gradient(text: RowStream) -> None:
-    (kept,) = run(trainer(text), 1)
-    (recomputed,) = run(trainer(text, plan=ComputePlan(micro_batch=4, recompute=True)), 1)
-    assert recomputed["grad_norm"] == kept["grad_norm"]
 
 
 @pytest.mark.parametrize("clip", [0.0, 0.5])

@@ -199,9 +199,7 @@ def test_a_loss_above_the_bound_is_wrong_and_names_the_median(long_text: RowStre
     assert what == (f"loss {10 * last:.4g}, above 3 × the median {median:.4g} of the last 19 steps")
 
 
-@pytest.mark.parametrize(
-    ("factor", "max_spike"), [(10.0, None), (2.0, 3.0), (0.01, 1.5), (10.0, 11.0)]
-)
+@pytest.mark.parametrize(("factor", "max_spike"), [(10.0, None), (0.01, 1.5), (10.0, 11.0)])
 def test_a_loss_within_the_bound_or_without_one_is_not_wrong(
     long_text: RowStream, factor: float, max_spike: float | None
 ) -> None:

@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -13,6 +14,7 @@ from pion.config.parts import Heads
 from pion.model import decoder
 from pion.model.attention import attention, masks
 from pion.model.attention.attention import (
+    FOLDED_TOKENS,
     attend,
     attend_flex,
     attend_folded,
@@ -171,6 +173,20 @@ def test_folded_query_heads_need_no_keys_of_their_own(qkv, softcap):
     with sdpa_kernel(SDPBackend.MATH), LargestTensor() as made:
         attend_folded(*given) if softcap is None else attend_softcapped(*given, softcap)
     assert made.elements <= key.numel() < B * H * T * D
+
+
+@pytest.mark.parametrize(("new", "folds"), [(1, 1), (5, 1), (FOLDED_TOKENS + 1, 0), (99, 0)])
+def test_on_a_card_the_query_heads_of_a_few_next_tokens_are_folded(monkeypatch, new, folds):
+    """Of many, the repeated mask would be larger than the keys; a whole row has 99."""
+    folded = []
+    monkeypatch.setattr(attention, "attend_folded", lambda *given: folded.append(given))
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", lambda *given, **how: None)
+    with FakeTensorMode():
+        query, key = (
+            torch.zeros(B, heads, n, D, device="cuda") for heads, n in ((H, new), (K, 99))
+        )
+        attend(query, key, key, Mask(), None)
+    assert len(folded) == folds
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")

@@ -23,6 +23,9 @@ from pion.model.attention.masks import (
     visited_blocks,
 )
 from pion.model.attention.reach import reach_of
+from pion.model.attention.slot_entries import entries_of
+from pion.model.attention.slot_masks import mask_of_rows
+from pion.train.memory_trace.live_bytes import LiveBytes
 from tests.gpu.kernels import shown_by_blocks
 from tests.paths import SEEDS
 
@@ -148,6 +151,36 @@ def test_a_block_mask_hides_nothing_of_a_document_whose_number_comes_again() -> 
     assert torch.equal(
         shown_by_blocks(block_mask(768, documents, torch.device("cpu")), 768)[0], same
     )
+
+
+LONG: dict[str, Any] = {"n_layers": 2, "vocab_size": 512, "seq_len": 65_536}
+DAISY = {"wiring": {"attention_layers": [0], "skips": [[1, 0]]}, "values": {"layers": [0]}}
+# A preset, rows, their tokens, and whether they are of documents.
+BUILT: dict[str, tuple[ModelConfig, int, int, bool]] = {
+    "documents": (ModelConfig.preset("pion-small", **LONG), 1, 8192, True),
+    "conversations": (ModelConfig.preset("pion-small", **LONG), 32, 2048, True),
+    "documents in a long row": (ModelConfig.preset("pion-small", **LONG), 1, 65_536, True),
+    "capped scores": (ModelConfig.preset("pion-small", softcap=50.0, **LONG), 1, 65_536, False),
+    "windows": (ModelConfig.preset("daisy-pico", **LONG, **DAISY), 1, 65_536, True),
+    "slots": (ModelConfig.preset("lepton-small", **LONG), 1, 8192, True),
+}
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_a_mask_for_flex_attention_is_built_without_a_look_at_each_pair_of_tokens(
+    name: str,
+) -> None:
+    model, rows, length, separate = BUILT[name]
+    tokens = torch.zeros(rows, length, dtype=torch.int64)
+    documents = torch.zeros_like(tokens) if separate else None
+    slots = model.slots
+    entries = None if slots is None else entries_of(slots, None, documents, tokens)
+    with LiveBytes("cpu", {}) as live:
+        if slots is None or entries is None:
+            build_masks(model, tokens, length, documents, kernel="flex")
+        else:
+            mask_of_rows(slots, entries, flex=True)
+    assert 0 < max(live.history) < min(16 * 2**20, rows * length**2 // 16)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
