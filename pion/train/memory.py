@@ -7,6 +7,7 @@ No part of a model states bytes. What a micro-batch needs is traced on fake tens
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -151,7 +152,7 @@ def predict_memory(work: Workload, *, micro_batch: int, recompute: bool) -> Memo
 
     `recompute` keeps only what each block reads for the backward pass.
     """
-    weights, moments, update = _sharded_state(work) if work.sharded else _state(work)
+    weights, moments, update = _state(work)
     what = work.traced()
     traced = remembered_peaks(what, micro_batch, recompute=recompute, ranks=work.ranks)
     margin = MARGIN_IN_FP32 if what.compiled and not what.bf16 else MARGIN
@@ -170,62 +171,53 @@ def predict_memory(work: Workload, *, micro_batch: int, recompute: bool) -> Memo
 
 @lru_cache(maxsize=256)
 def _state(work: Workload) -> tuple[int, int, int]:
-    """Return the bytes of the weights with their gradients, of the moments, and of an update."""
-    cost, ranks = cost_of(work.config), work.ranks
-    rounding = ROUNDED_TO * cost.tensors
-    if work.lora is not None:
-        additions = lora_cost(work.config, work.lora)
-        in_products = sum(cost.params[role] for role in ("matrix", "embedding", "head"))
-        frozen = work.stored_width * in_products + 4 * (cost.all_params - in_products) + rounding
-        each = ROUNDED_TO * additions.tensors
-        moments = moment_bytes(additions.params, (), ranks) + 3 * each
-        update = exchange_bytes(additions.params, ranks)
-        return frozen + 8 * additions.params + 2 * each, moments, update
-    if work.only_apart:
-        learned = sum(cost.params[role] for role in APART_ROLES)
-        moments = moment_bytes(learned, (), ranks) + 3 * rounding
-        return 4 * (cost.all_params + learned) + 2 * rounding, moments, 0
-    weights = 8 * cost.all_params + 2 * rounding
-    if work.optimizer != "muon":
-        moments = moment_bytes(cost.all_params, (), ranks) + 3 * rounding
-        return weights, moments, exchange_bytes(cost.all_params, ranks)
-    shapes = matrix_shapes(work.config)
-    by_adamw = cost.all_params - cost.params["matrix"]
-    moments = moment_bytes(by_adamw, each_matrix(shapes), ranks) + 3 * rounding
-    if ranks == 1:
-        return weights, moments, step_bytes(shapes, work.width)
-    by_muon = shared_step_bytes(each_matrix(shapes), work.width, ranks)
-    return weights, moments, max(by_muon, exchange_bytes(by_adamw, ranks))
+    """Return the bytes of the weights with their gradients, of the moments, and of an update.
 
-
-@lru_cache(maxsize=256)
-def _sharded_state(work: Workload) -> tuple[int, int, int]:
-    """Return what `_state` does, on the rank that keeps the most, if ranks divide the weights.
-
-    A rank's part of a weight, of its gradient and of its moments have as many elements.
+    If ranks divide the weights, the bytes are those of the rank that keeps the most: its part of a
+    weight, of its gradient and of its moments have as many elements.
     """
-    ranks = work.ranks
-    own: dict[Role, int] = {role: 0 for _, role in shapes_and_roles(work.config)}
-    for shape, role in shapes_and_roles(work.config):
-        own[role] += math.prod(shape) if role in KEPT_WHOLE else part_of(shape, ranks, role)
-    every, rounding = sum(own.values()), ROUNDED_TO * cost_of(work.config).tensors
+    cost, own = cost_of(work.config), _own_params(work)
+    every, rounding = sum(own.values()), ROUNDED_TO * cost.tensors
+    by_muon = False
     if work.lora is not None:
         additions = lora_cost(work.config, work.lora)
-        in_products = sum(own[role] for role in ("matrix", "embedding", "head") if role in own)
+        in_products = sum(own.get(role, 0) for role in ("matrix", "embedding", "head"))
         frozen = work.stored_width * in_products + 4 * (every - in_products) + rounding
-        # A part has whole rows: of the matrices with LoRA's rank of them, so many.
-        rows = -(-work.lora.rank // ranks)
-        learned = -(-additions.params * rows // work.lora.rank)
-        each = ROUNDED_TO * additions.tensors
-        return frozen + 8 * learned + 2 * each, 8 * learned + 3 * each, 0
-    if work.only_apart:
-        learned = sum(own[role] for role in APART_ROLES)
-        return 4 * (every + learned) + 2 * rounding, 8 * learned + 3 * rounding, 0
-    weights, moments = 8 * every + 2 * rounding, 8 * every + 3 * rounding
-    if work.optimizer != "muon":
-        return weights, moments, 0
-    update = sharded_step_bytes(matrix_shapes(work.config), work.width, ranks)
-    return weights, moments - 4 * own["matrix"], update
+        learned, rounding = additions.params, ROUNDED_TO * additions.tensors
+        if work.sharded:
+            # A part has whole rows: of the matrices with LoRA's rank of them, so many.
+            learned = -(-learned * -(-work.lora.rank // work.ranks) // work.lora.rank)
+    elif work.only_apart:
+        learned = sum(own.get(role, 0) for role in APART_ROLES)
+        frozen = 4 * every - 4 * learned
+    else:
+        learned, frozen, by_muon = every, 0, work.optimizer == "muon"
+    weights = frozen + 8 * learned + 2 * rounding
+    matrices = matrix_shapes(work.config) if by_muon else ()
+    if work.sharded:
+        moments = 8 * learned - (4 * own["matrix"] if by_muon else 0)
+        update = sharded_step_bytes(matrices, work.width, work.ranks) if by_muon else 0
+        return weights, moments + 3 * rounding, update
+    by_adamw = learned - (own["matrix"] if by_muon else 0)
+    moments = moment_bytes(by_adamw, each_matrix(matrices), work.ranks) + 3 * rounding
+    update = 0 if work.only_apart else exchange_bytes(by_adamw, work.ranks)
+    if by_muon and work.ranks == 1:
+        update = step_bytes(matrices, work.width)
+    elif by_muon:
+        shared = shared_step_bytes(each_matrix(matrices), work.width, work.ranks)
+        update = max(shared, update)
+    return weights, moments, update
+
+
+def _own_params(work: Workload) -> Mapping[Role, int]:
+    """Return the parameters of each role that a rank keeps."""
+    if not work.sharded:
+        return cost_of(work.config).params
+    own: dict[Role, int] = {}
+    for shape, role in shapes_and_roles(work.config):
+        part = math.prod(shape) if role in KEPT_WHOLE else part_of(shape, work.ranks, role)
+        own[role] = own.get(role, 0) + part
+    return own
 
 
 def _reserve(work: Workload, micro_batch: int) -> int:

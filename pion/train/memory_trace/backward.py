@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,12 +27,11 @@ def root_of(tensor: Tensor, gradient: Tensor) -> Root:
 
 
 @torch.no_grad()
-def run_backward(roots: list[Root], into: Callable[[Tensor, Tensor], None] | None = None) -> None:
+def run_backward(roots: list[Root]) -> None:
     """Run the backward pass from `roots`, and empty the list, so that nothing holds the graph.
 
     What a node has kept is free when nothing refers to the node any more, so no variable here may
-    outlive its use. `into(leaf, gradient)` gets the gradients of leaves; by default they are added
-    to `.grad`.
+    outlive its use. Gradients of leaves are added to `.grad`.
     """
     gradients: dict[Node, list[Tensor | None]] = {}
     node: Node = None
@@ -53,7 +51,7 @@ def run_backward(roots: list[Root], into: Callable[[Tensor, Tensor], None] | Non
         held = parents.pop(node, None)
         given = gradients.pop(node, None)
         edges = node.next_functions
-        results = [None] * len(edges) if given is None else _apply(node, given, into)
+        results = [None] * len(edges) if given is None else _apply(node, given)
         given = None
         # Torch 2.11 does not let us hold a node that is written in Python: its parent does.
         for user, _ in edges:
@@ -77,7 +75,7 @@ def run_backward(roots: list[Root], into: Callable[[Tensor, Tensor], None] | Non
         del edges, results, held
 
 
-def add_gradient(leaf: Tensor, gradient: Tensor) -> None:
+def _add_gradient(leaf: Tensor, gradient: Tensor) -> None:
     """Add a gradient to that of a leaf, without a copy of the first one."""
     if leaf.grad is None:
         leaf.grad = gradient
@@ -100,12 +98,10 @@ def _count_uses(roots: list[Node]) -> dict[Node, int]:
     return uses
 
 
-def _apply(
-    node: Node, given: list[Tensor | None], into: Callable[[Tensor, Tensor], None] | None
-) -> list[Tensor | None]:
-    if into is not None and node.name() == ACCUMULATE:
+def _apply(node: Node, given: list[Tensor | None]) -> list[Tensor | None]:
+    if node.name() == ACCUMULATE:
         if given[0] is not None:
-            into(node.variable, given[0])
+            _add_gradient(node.variable, given[0])
         return []
     # A function that is written in Python can't be called like the others.
     in_python = isinstance(node, BackwardCFunction)

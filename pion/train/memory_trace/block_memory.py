@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pion.train.memory_trace.backward import add_gradient, root_of, run_backward
+from pion.train.memory_trace.backward import root_of, run_backward
 from pion.train.memory_trace.live_bytes import LiveBytes, size_of
 
 
@@ -124,7 +124,7 @@ def measure_block(
     del results
     torch.clear_autocast_cache()
     start, live.history = live.live, [live.live]
-    run_backward(roots, add_gradient)
+    run_backward(roots)
     backward = max(live.history) - start
     live.history = history
     every = {number: size for found in kept for number, size in found.items()}

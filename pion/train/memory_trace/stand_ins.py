@@ -10,7 +10,6 @@ is no longer called makes memory wrong: see tests/pion/train/memory_trace and te
 from __future__ import annotations
 
 import contextlib
-import copy
 import threading
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -22,7 +21,6 @@ from torch.nn.functional import pad
 
 from pion.model import chunks_of_logits
 from pion.model.attention import attention, masks, rope
-from pion.model.chunks_of_logits import CompiledChunks
 from pion.model.feedforward import expert_products
 
 # Operations that torch sees from outside. A trace runs their bodies, which allocate.
@@ -54,7 +52,6 @@ def stand_ins(device_type: str, capability: tuple[int, int]) -> Iterator[None]:
                 replaced(attention, "scaled_dot_product_attention", _fused_attention)
             )
             stack.enter_context(replaced(chunks_of_logits, "product_in_fp32", _product_in_fp32))
-            stack.enter_context(replaced(CompiledChunks, "gradients", _gradients_of_few_parts))
         yield
 
 
@@ -179,24 +176,6 @@ KERNELS = {
     chunks_of_logits.gradient_of_logits: _gradient_of_logits,
     chunks_of_logits.log_probs_of_logits: _log_probs_of_logits,
 }
-
-_gradients_of_parts = CompiledChunks.gradients
-
-
-def _gradients_of_few_parts(
-    chunks: CompiledChunks, weights: Tensor | None, *, learned_head: bool
-) -> tuple[list[Tensor], Tensor, Tensor, Tensor | None]:
-    """Compute the first part, the second and the last. Those between need no more, and there may be
-    hundreds: only their results are made."""
-    few, (first, *_) = copy.copy(chunks), chunks.parts
-    few.parts = chunks.parts[:2] + chunks.parts[2:][-1:]
-    left_out = len(chunks.parts) - len(few.parts)
-    size, device = first.stop - first.start, chunks.states.device
-    shape: tuple[int, ...] = () if weights is None else (size,)
-    results = [torch.empty(shape, device=device) for _ in range(left_out)]
-    factors = [torch.empty(size, 1, device=device) for _ in range(left_out)]
-    own, some, by_hidden, by_weight = _gradients_of_parts(few, weights, learned_head=learned_head)
-    return [*own, *results], torch.cat([some, *factors]), by_hidden, by_weight
 
 
 def _product_in_fp32(

@@ -23,7 +23,7 @@ from pion.model import decoder
 from pion.model.block import Block
 from pion.model.forward_pass import BlockInputs, StepOptions
 from pion.model.norm_and_projection import RMSNorm
-from pion.train.memory_trace.backward import add_gradient, root_of, run_backward
+from pion.train.memory_trace.backward import root_of, run_backward
 from pion.train.memory_trace.block_memory import measure_block
 from pion.train.memory_trace.block_stand_in import Kind, Pass, stand_in
 from pion.train.memory_trace.live_bytes import LiveBytes
@@ -74,7 +74,7 @@ class StepTrace:
             # While the backward pass of the head runs, the last block is received ahead.
             ahead = groups.blocks[-1].gathered if groups.blocks else 0
             now.received = torch.empty(ahead, dtype=torch.uint8, device=self._what.device)
-            run_backward(roots, add_gradient)
+            run_backward(roots)
             backward = max(self._live.history)
         # The loss of gates calls the model's `logits` inside of `losses`. Then FSDP2 frees the rest
         # after the forward pass, and gathers it again.

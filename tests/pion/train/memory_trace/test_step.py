@@ -13,10 +13,7 @@ import torch
 
 from pion.config.lora import Lora
 from pion.config.model_config import ModelConfig
-from pion.model import chunks_of_logits
-from pion.model.chunks_of_logits import CompiledChunks
 from pion.train.memory import Workload
-from pion.train.memory_trace import stand_ins
 from pion.train.memory_trace.request import Traced
 from pion.train.memory_trace.step import StepTrace
 from tests.support.waiting import run_to_end
@@ -57,18 +54,6 @@ def test_layers_of_one_structure_each_add_the_same(compiled: bool) -> None:
         for layers in (2, 3, 4)
     ]
     assert kept[2] - kept[1] == kept[1] - kept[0] > 0
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("sequences", [None, 4])
-def test_a_loss_needs_what_it_needs_if_each_of_its_parts_is_traced(
-    monkeypatch: pytest.MonkeyPatch, sequences: int | None
-) -> None:
-    monkeypatch.setattr(chunks_of_logits, "COMPILED_CHUNK_BYTES", 2**18)
-    trace = StepTrace(traced(compiled=True, sequences=sequences))
-    fast = trace.peaks(8, recompute=False)
-    monkeypatch.setattr(stand_ins, "_gradients_of_few_parts", CompiledChunks.gradients)
-    assert trace.peaks(8, recompute=False) == fast
 
 
 def test_recomputed_blocks_keep_less_and_compiled_ones_too() -> None:
