@@ -1,6 +1,7 @@
 """A tiny decoder, and tiny data sets on disk for it."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,9 @@ from pion.data.shard_writer import ShardWriter
 from pion.data.shards import Manifest, Rows
 from pion.data.stream import RowStream
 from pion.model.decoder import Decoder
+from pion.train import memory
+from pion.train.memory_trace.request import Peaks
+from pion.train.trainer import Trainer
 from tests.support.tiny_config import tiny_config
 
 CONFIG = tiny_config()
@@ -56,10 +60,23 @@ def open_stream(
     return RowStream([(Rows(manifest, lambda shard: folder / shard.name), order)])
 
 
+def run(trainer: Trainer, steps: int) -> list[dict[str, Any]]:
+    """Train so many steps; return the metrics of each."""
+    for _ in range(steps):
+        assert trainer.train_step()
+    return trainer.drain_metrics()
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     """Matrices this small gain nothing from more, and lose much on a busy machine."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def untraced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let passes need nothing. Tracing them takes seconds, and says nothing of the state."""
+    monkeypatch.setattr(memory, "remembered_peaks", lambda *_, **__: Peaks(0, 0, 0))
 
 
 @pytest.fixture

@@ -11,9 +11,7 @@ from hypothesis import strategies as st
 from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
 from pion.model.decoder import Decoder
-from pion.train import memory
 from pion.train.memory import Memory, Workload, predict_memory
-from pion.train.memory_trace.request import Peaks
 from pion.train.micro_batch import choose_micro_batch
 
 GIB = 2**30
@@ -53,12 +51,6 @@ def chosen(
     return choose_micro_batch(
         work, rows_per_rank=rows_per_rank, memory_bytes=memory, recompute=recompute
     )
-
-
-@pytest.fixture
-def untraced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let passes need nothing. Tracing them takes seconds, and says nothing of the state."""
-    monkeypatch.setattr(memory, "remembered_peaks", lambda *_, **__: Peaks(0, 0, 0))
 
 
 def kept_by_autograd(rows: int, dtype: str, documents: bool) -> int:

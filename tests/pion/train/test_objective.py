@@ -18,7 +18,7 @@ from pion.train.objective import OfPreferences, objective_of
 from pion.train.preference import Preference
 from pion.train.preference_losses import METRICS, example_losses, metrics
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings
-from tests.pion.train.conftest import open_stream
+from tests.pion.train.conftest import open_stream, run
 from tests.support.pair_rows import CONFIG, PairRows, random_pairs
 
 ROWS = 8
@@ -69,8 +69,7 @@ def one_step(
         update(plan)
 
     made.optimizer.step = look  # type: ignore[method-assign]
-    made.train_step()
-    (measured,) = made.drain_metrics()
+    (measured,) = run(made, 1)
     made.close()
     return measured, found
 
@@ -145,9 +144,7 @@ def test_metrics_are_means_over_the_step() -> None:
 
 def test_training_prefers_the_chosen_answers() -> None:
     made = trainer(PairRows(random_pairs(ROWS)), Preference("dpo"))
-    for _ in range(4):
-        assert made.train_step()
-    first, *_, last = made.drain_metrics()
+    first, *_, last = run(made, 4)
     made.close()
     assert last["loss"] < first["loss"]
     assert last["margin"] > first["margin"]
@@ -170,12 +167,10 @@ def test_the_other_answer_changes_no_bit_of_a_sum(side: str) -> None:
 def test_a_resumed_run_ends_with_the_bytes_of_an_unbroken_one() -> None:
     rows = PairRows(random_pairs(40))
     unbroken, first, second = (trainer(rows, Preference()) for _ in range(3))
-    for made, steps in ((unbroken, 4), (first, 2)):
-        for _ in range(steps):
-            assert made.train_step()
+    run(unbroken, 4)
+    run(first, 2)
     second.load(first.state())
-    for _ in range(2):
-        assert second.train_step()
+    run(second, 2)
     ours, theirs = second.state(), unbroken.state()
     assert all(torch.equal(ours.model[name], theirs.model[name]) for name in ours.model)
     for made in (unbroken, first, second):
@@ -199,9 +194,7 @@ def test_lora_has_the_loss_of_its_base_and_learns() -> None:
     model = decoder()
     add_lora(model, Lora(rank=4), seed=1)
     made = trainer(rows, Preference("dpo"), model=model)
-    for _ in range(4):
-        assert made.train_step()
-    losses = [step["loss"] for step in made.drain_metrics()]
+    losses = [step["loss"] for step in run(made, 4)]
     made.close()
     assert losses[0] == pytest.approx(one_step(rows, Preference("dpo"))[0]["loss"], rel=1e-6)
     assert losses[-1] < losses[0]

@@ -13,6 +13,7 @@ from pion.model.decoder import Decoder
 from pion.train.preference import Preference
 from pion.train.preference_losses import METRICS
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings
+from tests.pion.train.conftest import run
 from tests.support.pair_rows import CONFIG, PairRows, random_pairs
 from tests.support.ranks import ask_ranks
 
@@ -31,10 +32,8 @@ def curves(world_size: int, rank: int) -> list[list[dict[str, Any]]]:
         torch.manual_seed(0)
         rows = PairRows(random_pairs(20), single=not preference.paired)
         trainer = Trainer(Decoder(CONFIG), rows.as_stream(), settings, plan, rank=rank)
-        for _ in range(2):
-            assert trainer.train_step()
         names = ["loss", "grad_norm", "tokens", *METRICS]
-        found.append([{n: step[n] for n in names} for step in trainer.drain_metrics()])
+        found.append([{n: step[n] for n in names} for step in run(trainer, 2)])
         trainer.close()
     return found
 

@@ -25,6 +25,7 @@ from pion.model.decoder import Decoder
 from pion.train.preference import Preference
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings
 from tests.paths import TESTS
+from tests.pion.train.conftest import run
 from tests.support.pair_rows import CONFIG, Loss, Pair, PairRows, PlainModel, Sums, random_pairs
 from tests.support.waiting import run_to_end
 
@@ -133,9 +134,7 @@ def our_losses(fields: dict[str, Any]) -> list[float]:
         preference=Preference(**fields),
     )
     trainer = Trainer(decoder(0), rows.as_stream(), settings, ComputePlan(micro_batch=3, threads=1))
-    for _ in range(STEPS):
-        assert trainer.train_step()
-    losses = [step["loss"] for step in trainer.drain_metrics()]
+    losses = [step["loss"] for step in run(trainer, STEPS)]
     trainer.close()
     return losses
 

@@ -85,15 +85,6 @@ def test_after_running_out_of_memory_training_equals_that_with_the_smaller_plan(
     assert all(torch.equal(tensors[name], expected[name]) for name in expected)
 
 
-def test_a_single_row_is_tried_with_recomputed_activations(text: RowStream) -> None:
-    training = trainer(text, dataclasses.replace(PLAN, micro_batch=2), room=0.5)
-    tensors, _ = trained(training)
-    assert training.plan == dataclasses.replace(PLAN, micro_batch=1, recompute=True)
-    assert training.plan.recompute
-    expected, _ = trained(trainer(text, training.plan))
-    assert all(torch.equal(tensors[name], expected[name]) for name in expected)
-
-
 @pytest.mark.slow
 def test_lora_steps_down_like_the_training_of_all_weights(text: RowStream) -> None:
     lora = Lora(rank=4)

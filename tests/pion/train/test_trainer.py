@@ -11,7 +11,7 @@ from pion.data.stream import Batch, RowStream
 from pion.errors import BadInput
 from pion.model.decoder import Decoder
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings, TrainState
-from tests.pion.train.conftest import open_stream, tiny_decoder
+from tests.pion.train.conftest import open_stream, run, tiny_decoder
 from tests.support.whole_state import whole_state
 
 
@@ -25,12 +25,6 @@ def trainer(stream: RowStream, *, seed: int = 0, plan: Any = None, **fields: Any
     return Trainer(
         tiny_decoder(seed), stream, settings(**fields), plan or ComputePlan(micro_batch=4)
     )
-
-
-def run(trainer: Trainer, steps: int) -> list[dict[str, Any]]:
-    for _ in range(steps):
-        assert trainer.train_step()
-    return trainer.drain_metrics()
 
 
 def assert_identical(a: TrainState, b: TrainState) -> None:

@@ -16,7 +16,7 @@ from pion.model.lora_projections import adapted, additions, with_tensors
 from pion.model.params_and_flops import cost_of, token_flops
 from pion.train.phases import Phase, only_apart
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings
-from tests.pion.train.conftest import open_stream
+from tests.pion.train.conftest import open_stream, run
 from tests.support.ranks import ask_ranks
 from tests.support.tiny_config import tiny_config
 from tests.support.whole_state import same, whole_state
@@ -45,13 +45,6 @@ def make(
     return Trainer(model, stream, TrainSettings(**SETTINGS | settings), plan, rank=rank)
 
 
-def steps(trainer: Trainer, number: int) -> list[dict[str, Any]]:
-    """Train; return the metrics of the steps."""
-    for _ in range(number):
-        assert trainer.train_step()
-    return trainer.drain_metrics()
-
-
 def norms(metrics: list[dict[str, Any]]) -> list[float]:
     """Return the norm of the block's gradient in each step. It does not depend on micro-batches."""
     return [row["grad_norm"] for row in metrics]
@@ -63,7 +56,7 @@ def test_the_block_learns_and_every_other_tensor_keeps_its_bits(
 ) -> None:
     trainer = make(text, optimizer=optimizer)
     before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
-    first, *_, last = [sum(row["draft_loss"]) for row in steps(trainer, STEPS)]
+    first, *_, last = [sum(row["draft_loss"]) for row in run(trainer, STEPS)]
     assert last < first
     after = trainer.model.state_dict()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
@@ -72,7 +65,7 @@ def test_the_block_learns_and_every_other_tensor_keeps_its_bits(
 
 def test_only_the_block_has_moments_and_the_checkpoint_has_the_whole_model(text: RowStream) -> None:
     trainer = make(text)
-    steps(trainer, 1)
+    run(trainer, 1)
     state = trainer.state()
     learned = [name for name, _ in trainer.model.named_parameters() if name.startswith("draft.")]
     moments = {f"{name}.{moment}" for name in learned for moment in ("exp_avg", "exp_avg_sq")}
@@ -82,12 +75,12 @@ def test_only_the_block_has_moments_and_the_checkpoint_has_the_whole_model(text:
 
 def test_a_resumed_run_ends_with_the_same_bits(text: RowStream) -> None:
     unbroken = make(text)
-    steps(unbroken, 3)
+    run(unbroken, 3)
     saved = whole_state(unbroken)
-    steps(unbroken, STEPS - 3)
+    run(unbroken, STEPS - 3)
     resumed = make(text, seed=99)  # what was drawn does not count
     resumed.load(saved)
-    steps(resumed, STEPS - 3)
+    run(resumed, STEPS - 3)
     assert same(unbroken.state(), resumed.state())
 
 
@@ -141,9 +134,7 @@ def test_a_block_alone_has_no_backward_pass_through_the_model() -> None:
 def test_mfu_counts_what_is_computed(text: RowStream) -> None:
     flops = []
     for phases in (ALONE, ()):
-        trainer = make(text, phases=phases)
-        assert trainer.train_step()
-        (row,) = trainer.drain_metrics()
+        (row,) = run(make(text, phases=phases), 1)
         flops.append(row["mfu"] / row["tokens_per_second"])  # of a token, over the peak
     alone, whole = (token_flops(CONFIG, 24, only_apart=only) for only in (True, False))
     assert flops[0] / flops[1] == pytest.approx(alone.total / whole.total)
@@ -155,12 +146,12 @@ def test_mfu_counts_what_is_computed(text: RowStream) -> None:
 def work(rank: int, folder: Path) -> dict[str, Any]:
     stream = open_stream(folder / f"data{rank}")
     trainer = make(stream, rank=rank, world_size=2)
-    found: dict[str, Any] = {"norms": norms(steps(trainer, 3))}
+    found: dict[str, Any] = {"norms": norms(run(trainer, 3))}
     saved = whole_state(trainer)
-    found["norms"] += norms(steps(trainer, STEPS - 3))
+    found["norms"] += norms(run(trainer, STEPS - 3))
     resumed = make(stream, seed=5 + rank, rank=rank, world_size=2)
     resumed.load(saved if rank == 0 else None)
-    steps(resumed, STEPS - 3)
+    run(resumed, STEPS - 3)
     buckets = trainer._gradients.buckets
     assert buckets is not None
     found["exchanged"] = buckets.nbytes == 4 * cost_of(CONFIG).params["draft"]
@@ -173,7 +164,7 @@ def test_two_ranks_follow_one_exchange_the_block_alone_and_resume_bit_for_bit(
     tmp_path: Path, text: RowStream
 ) -> None:
     ranks = ask_ranks(work, tmp_path, 2)
-    assert ranks[0]["norms"] == pytest.approx(norms(steps(make(text), STEPS)), rel=1e-5)
+    assert ranks[0]["norms"] == pytest.approx(norms(run(make(text), STEPS)), rel=1e-5)
     assert ranks[0] == ranks[1]
     assert ranks[0]["same"]
     assert ranks[0]["exchanged"]

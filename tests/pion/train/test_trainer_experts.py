@@ -12,7 +12,7 @@ from pion.config.parts import Experts
 from pion.data.stream import RowStream
 from pion.model.decoder import Decoder
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings
-from tests.pion.train.conftest import CONFIG, open_stream
+from tests.pion.train.conftest import CONFIG, open_stream, run
 
 MIXTURE = replace(CONFIG, experts=Experts(n=4, d_shared=16))
 SETTINGS = TrainSettings(steps=30, global_batch=4, lr=1e-2, warmup_steps=2)
@@ -24,10 +24,7 @@ def trainer(stream: RowStream, **plan: object) -> Trainer:
 
 
 def test_it_learns_and_reports_the_load_and_the_entropy_of_each_layer(text: RowStream) -> None:
-    training = trainer(text, micro_batch=2)
-    for _ in range(30):
-        assert training.train_step()
-    rows = training.drain_metrics()
+    rows = run(trainer(text, micro_batch=2), 30)
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.5
     for row in rows:
         assert len(row["expert_load"]) == len(row["router_entropy"]) == CONFIG.n_layers
@@ -46,8 +43,7 @@ def test_the_loss_is_the_cross_entropy_alone(text: RowStream) -> None:
         batch = text.batch(range(SETTINGS.global_batch))
         expected = model.loss(batch.tokens, batch.targets).item()
         training = Trainer(model, text, SETTINGS, ComputePlan(micro_batch=4))
-        training.train_step()
-        (row,) = training.drain_metrics()
+        (row,) = run(training, 1)
         held_out = training.evaluate(text, range(4), micro_batch=4, end_of_text=0)
         losses.append(row["loss"])
         norms.append(row["grad_norm"])
@@ -74,8 +70,7 @@ def test_recomputing_activations_changes_no_bit(text: RowStream) -> None:
     weights = []
     for recompute in (False, True):
         training = trainer(text, micro_batch=2, recompute=recompute)
-        for _ in range(3):
-            training.train_step()
+        run(training, 3)
         weights.append({n: w.clone() for n, w in training.model.state_dict().items()})
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 

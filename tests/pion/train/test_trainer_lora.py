@@ -16,7 +16,7 @@ from pion.model import loss as loss_module
 from pion.model.lora_projections import adapted, additions
 from pion.model.params_and_flops import flops_per_token, token_flops
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings
-from tests.pion.train.conftest import open_stream, tiny_decoder
+from tests.pion.train.conftest import open_stream, run, tiny_decoder
 from tests.support.ranks import ask_ranks
 from tests.support.whole_state import same, whole_state
 
@@ -32,9 +32,7 @@ def make(stream: RowStream, *, seed: int = 0, rank: int = 0, **plan: Any) -> Tra
 
 
 def steps(trainer: Trainer, number: int) -> list[float]:
-    for _ in range(number):
-        assert trainer.train_step()
-    return [row["loss"] for row in trainer.drain_metrics()]
+    return [row["loss"] for row in run(trainer, number)]
 
 
 def test_a_state_has_only_the_additions_and_their_moments(text: RowStream) -> None:
@@ -79,8 +77,7 @@ def test_mfu_counts_no_gradients_of_frozen_weights(text: RowStream) -> None:
     whole = Trainer(tiny_decoder(0), text, TrainSettings(**SETTINGS), lora.plan)
     config, flops = lora.model.config, []
     for trainer in (lora, whole):
-        assert trainer.train_step()
-        (row,) = trainer.drain_metrics()
+        (row,) = run(trainer, 1)
         flops.append(row["mfu"] / row["tokens_per_second"])  # of a token, over the peak
     expected = token_flops(config, config.seq_len, lora_cost(config, Lora(rank=4)).params)
     share = expected.total / flops_per_token(config, config.seq_len)

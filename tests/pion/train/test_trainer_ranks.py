@@ -13,7 +13,7 @@ import torch.distributed as dist
 from pion.data.stream import RowStream
 from pion.errors import BadInput
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings
-from tests.pion.train.conftest import open_stream, tiny_decoder
+from tests.pion.train.conftest import open_stream, run, tiny_decoder
 from tests.support.ranks import meet, run_ranks
 from tests.support.whole_state import whole_state
 
@@ -34,10 +34,8 @@ def make(
 
 
 def curve(trainer: Trainer, steps: int = STEPS) -> list[dict[str, Any]]:
-    for _ in range(steps):
-        assert trainer.train_step()
     wanted = ("step", "loss", "grad_norm", "tokens", "rows")
-    return [{key: metrics[key] for key in wanted} for metrics in trainer.drain_metrics()]
+    return [{key: metrics[key] for key in wanted} for metrics in run(trainer, steps)]
 
 
 def digest(trainer: Trainer) -> str:

@@ -29,9 +29,8 @@ from pion.model.decoder import Decoder
 from pion.model.forward_pass import StepOptions
 from pion.model.lora_projections import add_lora, additions
 from pion.model.params_and_flops import shapes_and_roles
-from pion.train import memory, sharding
+from pion.train import sharding
 from pion.train.memory import Workload, predict_memory
-from pion.train.memory_trace.request import Peaks
 from pion.train.memory_trace.stand_ins import OPENED, replaced, stand_ins
 from pion.train.shard_rules import KEPT_WHOLE, part_of
 from pion.train.sharding import Shards
@@ -130,12 +129,6 @@ LORA = Workload(
     ranks=3,
     sharded=True,
 )
-
-
-@pytest.fixture
-def untraced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let passes need nothing. Tracing them takes seconds, and says nothing of the state."""
-    monkeypatch.setattr(memory, "remembered_peaks", lambda *_, **__: Peaks(0, 0, 0))
 
 
 @pytest.mark.usefixtures("untraced")

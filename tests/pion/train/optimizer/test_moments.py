@@ -8,18 +8,10 @@ import pytest
 
 from pion.config.lora import Lora
 from pion.config.model_config import ModelConfig
-from pion.train import memory
 from pion.train.memory import Workload, predict_memory
-from pion.train.memory_trace.request import Peaks
 from pion.train.optimizer.moments import each_matrix, moment_bytes
 
 MUON = Workload(ModelConfig.preset("pion-small"), 2048, "bfloat16", "muon", "cuda", False)
-
-
-@pytest.fixture
-def untraced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let passes need nothing. Tracing them takes seconds, and says nothing of the state."""
-    monkeypatch.setattr(memory, "remembered_peaks", lambda *_, **__: Peaks(0, 0, 0))
 
 
 def test_a_lone_rank_has_all_moments_and_several_divide_them() -> None:
