@@ -126,42 +126,23 @@ def target_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
 
 @dataclass(frozen=True)
 class LoraCost:
-    """The costs of the additions to a model.
-
-    Attributes:
-        params: the numbers in all A and B.
-        tensors: how many A and B there are.
-        layer: for each layer, the numbers in its A and B, and how many projections have additions.
-        widest: the greatest sum of the inputs and the results of a target.
-        result: the most results of a target.
-    """
+    """The additions to a model: the numbers in all A and B, and how many A and B there are."""
 
     params: int
     tensors: int
-    layer: tuple[tuple[int, int], ...]
-    widest: int
-    result: int
 
 
 @lru_cache(maxsize=16)
 def lora_cost(config: ModelConfig, lora: Lora) -> LoraCost:
     """Return the costs of the additions. Raises BadInput if they don't fit the model."""
-    shapes = target_shapes(config)
-    targets = lora.targets_of(config)
-    names_of = [
-        [name for name in targets if name not in ATTENTION or layer in config.attention_layers]
+    shapes, targets = target_shapes(config), lora.targets_of(config)
+    adapted = [
+        shapes[name]
         for layer in range(config.n_layers)
+        for name in targets
+        if name not in ATTENTION or layer in config.attention_layers
     ]
-    layers = tuple(
-        (sum(lora.rank * sum(shapes[name]) for name in names), len(names)) for names in names_of
-    )
-    return LoraCost(
-        params=sum(params for params, _ in layers),
-        tensors=sum(2 * projections for _, projections in layers),
-        layer=layers,
-        widest=max(sum(shapes[name]) for name in targets),
-        result=max(shapes[name][0] for name in targets),
-    )
+    return LoraCost(lora.rank * sum(map(sum, adapted)), 2 * len(adapted))
 
 
 @dataclass(frozen=True)
