@@ -430,20 +430,22 @@ def _load_to_generate(args: argparse.Namespace) -> tuple[FoundModel, Decoder, Ch
 # ---------------------------------------------------------------- ladder and try
 
 
-_HOURS = argument(
-    "--hours",
-    metavar="H",
-    type=float,
-    help="at most so many machine hours over all its runs; kept in the store",
+_OF_BOTH = (
+    argument(
+        "--hours",
+        metavar="H",
+        type=float,
+        help="at most so many machine hours over all its runs; kept in the store",
+    ),
+    argument(
+        "--dollars",
+        metavar="D",
+        type=float,
+        help="at most so many dollars over all its runs; kept in the store. Needs "
+        "budget.dollars_per_hour on a machine that was not rented",
+    ),
+    JSON,
 )
-_DOLLARS = argument(
-    "--dollars",
-    metavar="D",
-    type=float,
-    help="at most so many dollars over all its runs; kept in the store. Needs "
-    "budget.dollars_per_hour on a machine that was not rented",
-)
-_OF_BOTH = (_HOURS, _DOLLARS, JSON)
 
 
 def _add_ladder(add: Add) -> None:

@@ -92,34 +92,32 @@ def _table(
     table = Table(box=None, pad_edge=False)
     for name in ("", *names):
         table.add_column(Text(printable(name)), overflow="fold")
-
-    def add(name: str, values: Sequence[str]) -> None:
-        table.add_row(*(Text(printable(masked(word))) for word in (name, *values)))
-
-    def title(name: str) -> None:
+    hours = [duration(3600 * run.costs.hours) for run in runs]
+    sections: dict[str, dict[str, list[str]]] = {
+        "settings that differ": _setting_rows(runs, settings),
+        "data": _data_rows(runs),
+        "loss": _loss_rows(runs),
+        f"final model; in parentheses less {names[0]}": _measured_rows(changes),
+        "cost": {"time": hours, "dollars": [_dollars(run) for run in runs]},
+    }
+    for title, rows in sections.items():
         table.add_section()
-        table.add_row(Text(name, "bold"))
-
-    title("settings that differ")
-    if settings is None:
-        add("not known: the job of a run can't be read", [])
-    elif not settings:
-        add("none", [])
-    else:
-        for path, values in settings.items():
-            known = [run.known_job is not None for run in runs]
-            add(path, [_value(v) if k else UNKNOWN for v, k in zip(values, known)])
-    for name, cells in (("data", _data_rows(runs)), ("loss", _loss_rows(runs))):
-        title(name)
-        for row, values in cells.items():
-            add(row, values)
-    title(f"final model; in parentheses less {names[0]}")
-    for row, values in _measured_rows(changes).items():
-        add(row, values)
-    title("cost")
-    add("time", [duration(3600 * run.costs.hours) for run in runs])
-    add("dollars", [_dollars(run) for run in runs])
+        table.add_row(Text(title, "bold"))
+        for name, values in rows.items():
+            table.add_row(*(Text(printable(masked(word))) for word in (name, *values)))
     return table
+
+
+def _setting_rows(
+    runs: Sequence[RunHistory], settings: dict[str, list[Any]] | None
+) -> dict[str, list[str]]:
+    if settings is None:
+        return {"not known: the job of a run can't be read": []}
+    known = [run.known_job is not None for run in runs]
+    return {
+        path: [_value(v) if k else UNKNOWN for v, k in zip(values, known)]
+        for path, values in settings.items()
+    } or {"none": []}
 
 
 def _value(value: Any) -> str:

@@ -18,7 +18,7 @@ from pion.evaluation.held_out import Scorer, calibrate, score, summarize
 from pion.evaluation.multiple_choice import multiple_choice
 from pion.evaluation.one_text_per_row import own_rows
 from pion.evaluation.questions import read_questions
-from pion.evaluation.results import Calibration, HeldOut, record_of
+from pion.evaluation.results import record_of
 from pion.model.decoder import Decoder
 from pion.untrusted import read_file
 from pipeline.commands.chat import tell_replaced
@@ -82,17 +82,21 @@ def _has_texts(path: Path) -> bool:
 
 def _eval_file(model: Decoder, tokenizer: Tokenizer, path: Path) -> dict[str, Any]:
     rows_at_once = max(1, TOKENS_AT_ONCE // model.config.seq_len)
-    if path.suffix == ".jsonl" and path.is_file() and _has_texts(path):
-        texts = [
-            one.text
-            for one in record_documents(jsonl_records([Span(path)], "eval"), "text", "eval")
-        ]
-        for text in texts:
-            tell_replaced(tokenizer, text, str(path))
-        return _measured(model, tokenizer, texts, rows_at_once)
-    if path.suffix == ".jsonl":
+    lines = path.suffix == ".jsonl"
+    if lines and not (path.is_file() and _has_texts(path)):
         scorer = Scorer(model, tokenizer.vocab_size, rows_at_once)
         return record_of(multiple_choice(scorer, tokenizer, read_questions(path)))
+    texts = (
+        [one.text for one in record_documents(jsonl_records([Span(path)], "eval"), "text", "eval")]
+        if lines
+        else [_text_of(path)]
+    )
+    for text in texts:
+        tell_replaced(tokenizer, text, str(path))
+    return measure_texts(model, tokenizer, texts, rows_at_once)
+
+
+def _text_of(path: Path) -> str:
     try:
         text = read_file(path, LARGEST_TEXT).decode()
         text = text.replace("\r\n", "\n").replace("\r", "\n")  # as Python reads text files
@@ -100,24 +104,16 @@ def _eval_file(model: Decoder, tokenizer: Tokenizer, path: Path) -> dict[str, An
         raise BadInput(f"{path}: can't read this file as text ({error})") from None
     if not text.strip():
         raise BadInput(f"{path}: the file has no text")
-    tell_replaced(tokenizer, text, str(path))
-    return _measured(model, tokenizer, [text], rows_at_once)
-
-
-def _measured(
-    model: Decoder, tokenizer: Tokenizer, texts: Sequence[str], rows_at_once: int
-) -> dict[str, Any]:
-    of, calibration = measure_texts(model, tokenizer, texts, rows_at_once)
-    return {**record_of(of), "calibration": record_of(calibration)}
+    return text
 
 
 def measure_texts(
     model: Decoder, tokenizer: Tokenizer, texts: Sequence[str], rows_at_once: int = 1
-) -> tuple[HeldOut, Calibration]:
+) -> dict[str, Any]:
     """Measure a model on documents, each of which is cut into rows as long as its context."""
     rows = own_rows(tokenizer, texts, model.config.seq_len)
     every = range(rows.total_rows)
     scores = score(Scorer(model, tokenizer.vocab_size, rows_at_once), rows, every)
     documents = rows.document_numbers(every, tokenizer.end_of_text)
     of = summarize(scores.nll, scores.targets, tokenizer.token_bytes(), documents)
-    return of, calibrate(scores, documents)
+    return {**record_of(of), "calibration": record_of(calibrate(scores, documents))}

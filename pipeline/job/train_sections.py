@@ -54,14 +54,14 @@ def pion2(d_model: int, steps: int, lr: float | None = None) -> dict[str, str | 
     `lr` replaces the recipe's own, and `min_lr` follows it.
     """
     by_width = (d_model / _D_MODEL) ** -0.5
-    lr = _rounded(3e-3 * by_width) if lr is None else lr
+    lr = three_digits(3e-3 * by_width) if lr is None else lr
     return {
         "optimizer": "muon",
         "muon_lr": 0.02,
         "lr": lr,
-        "embedding_lr": _rounded(0.1 * by_width),
-        "vector_lr": _rounded(0.01 * by_width),
-        "min_lr": _rounded(_LAST * lr),
+        "embedding_lr": three_digits(0.1 * by_width),
+        "vector_lr": three_digits(0.01 * by_width),
+        "min_lr": three_digits(_LAST * lr),
         "warmup_steps": min(_WARMUP, int(_SHARE * steps)),
         "decay_shape": "linear",
         "decay_fraction": 0.65,
@@ -97,7 +97,8 @@ def _number(value: Any) -> float | None:
         return None
 
 
-def _rounded(rate: float) -> float:
+def three_digits(rate: float) -> float:
+    """Return a rate as jobs write it, with three digits."""
     return float(f"{rate:.3g}")
 
 

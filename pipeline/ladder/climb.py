@@ -86,7 +86,7 @@ class Climb:
         result = ladder.step(name).result
         if code == Stopped.exit_code:
             raise self._why_stopped(ladder, name)
-        if code == 0 and result is not None and _is_loss(result.bits_per_byte):
+        if code == 0 and result is not None and 0 < result.bits_per_byte < math.inf:
             self._say(f"{name}: {result.bits_per_byte:.4f} bits per byte")
             return
         if code == 0 and result is None:
@@ -140,7 +140,9 @@ class Climb:
         """Predict the held-out runs that have not begun, and keep and show the predictions."""
         steps = [step for step in self.look().steps if step.rung.held_out]
         new = {
-            step.rung.name: _predicted(found, step.rung)
+            step.rung.name: PredictionRecord(
+                **vars(found.predict(step.rung.macs_per_token, step.rung.tokens)), at=time.time()
+            )
             for step in steps
             if step.prediction is None and step.spent is None
         }
@@ -155,11 +157,6 @@ class Climb:
                 )
 
 
-def _predicted(found: Fit, rung: Rung) -> PredictionRecord:
-    said = found.predict(rung.macs_per_token, rung.tokens)
-    return PredictionRecord(**vars(said), at=time.time())
-
-
 def _require_enough(rungs: Sequence[Rung]) -> None:
     """Raise BadInput if the results of all runs would be too few to fit a law."""
     fitted = [rung for rung in rungs if not rung.held_out]
@@ -167,7 +164,3 @@ def _require_enough(rungs: Sequence[Rung]) -> None:
         check_points([Point(rung.name, rung.macs_per_token, rung.tokens, 1.0) for rung in fitted])
     except BadInput as error:
         raise BadInput(f"this ladder could not be fitted: {error} Nothing was started.") from None
-
-
-def _is_loss(value: float) -> bool:
-    return math.isfinite(value) and value > 0

@@ -19,6 +19,7 @@ from pion.errors import BadInput
 from pipeline.console.formats import short_amount
 from pipeline.job import Job
 from pipeline.job.job import without_questions
+from pipeline.job.train_sections import three_digits
 from pipeline.ladder.law import training_flops
 
 WIDTHS = (0.25, 0.35, 0.5, 0.7)
@@ -281,12 +282,12 @@ def settings_by_rule(job: Job, d_model: int, tokens: float) -> dict[str, int | f
     settings: dict[str, int | float] = {"steps": steps, "global_batch": batch}
     given = {name: getattr(train, name) for name in _ADAMW}
     settings |= {
-        name: _three_digits(rate * by_batch * by_width)
+        name: three_digits(rate * by_batch * by_width)
         for name, rate in given.items()
         if rate is not None
     }
     if train.optimizer == "muon":
-        settings["muon_lr"] = _three_digits(train.muon_lr * by_batch)
+        settings["muon_lr"] = three_digits(train.muon_lr * by_batch)
     warmup = min(train.total_warmup_steps, int(_WARMUP * steps))
     named = job.pretrain is not None and job.pretrain.recipe is not None
     if warmup != train.warmup_steps or named:  # a recipe's warm-up would follow the steps
@@ -298,7 +299,3 @@ def round_batch(batch: float) -> int:
     """Return the nearest batch with few binary digits: …, 28, 32, 40, 48, 56, 64, 80, …"""
     step = 2 ** max(0, math.floor(math.log2(max(batch, 1))) - (_DIGITS - 1))
     return max(1, round(batch / step) * step)
-
-
-def _three_digits(rate: float) -> float:
-    return float(f"{rate:.3g}")

@@ -163,7 +163,8 @@ def losses_at(curves: Curves, settings: Sequence[str], one: Round) -> Losses:
 def rank(losses: Losses) -> list[str]:
     """Return the settings, the lowest mean loss first. One that is not finite comes last."""
     means = {setting: float(np.mean(values)) for setting, values in losses.items()}
-    return sorted(losses, key=lambda setting: (_or_infinite(means[setting]), setting))
+    finite = {setting: mean for setting, mean in means.items() if math.isfinite(mean)}
+    return sorted(losses, key=lambda setting: (finite.get(setting, math.inf), setting))
 
 
 def compare(
@@ -209,7 +210,3 @@ def _limit(compared: int, freedom: int) -> float:
     from scipy.stats import studentized_range
 
     return float(studentized_range.ppf(SURE, compared, freedom)) / math.sqrt(2)
-
-
-def _or_infinite(loss: float) -> float:
-    return loss if math.isfinite(loss) else math.inf

@@ -207,12 +207,13 @@ class RunProcesses:
         A signal to this process goes to that process, which saves. Raises Interrupted if it ended
         by itself.
         """
+        paid = {} if self._paid_since is None else {PAID_SINCE: repr(self._paid_since)}
         with _passing_on_signals() as (heard, pass_to):
             process = subprocess.Popen(
                 [sys.executable, "-m", "pipeline.cli", "run", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=sys.stderr if self._to_stderr else None,
-                env=os.environ | self._paid(),
+                env=os.environ | paid,
                 preexec_fn=_begin,
             )
             pass_to(process)
@@ -227,9 +228,6 @@ class RunProcesses:
                 "again to continue."
             )
         return code
-
-    def _paid(self) -> dict[str, str]:
-        return {} if self._paid_since is None else {PAID_SINCE: repr(self._paid_since)}
 
 
 def _begin() -> None:

@@ -123,7 +123,7 @@ def _kind_of(file: Path) -> FileKind:
     """Return the kind of a file that a person named. Raises BadInput if it has none."""
     for kind, suffixes in SUFFIXES.items():
         if file.name.lower().endswith(suffixes):
-            return "json" if kind == "jsonl" and _is_list(file) else kind
+            return "json" if kind == "jsonl" and _beginning(file).startswith(b"[") else kind
     suffix = file.suffix.lower()
     if suffix in WEIGHTS and suffix not in TOKENIZED:
         raise _weights(file, file.name)
@@ -139,11 +139,6 @@ def _kind_of(file: Path) -> FileKind:
     except OSError as error:
         raise BadInput(f"{file} can't be read: {error.strerror or error}") from None
     return "text"
-
-
-def _is_list(file: Path) -> bool:
-    """Return whether a file is a JSON list, whatever its name says."""
-    return _beginning(file).startswith(b"[")
 
 
 def _beginning(file: Path) -> bytes:
