@@ -10,10 +10,7 @@ import pytest
 from tests.support.waiting import run_to_end
 
 # The test below starts `hf` each time.
-COMMANDS = (
-    "runpod",
-    *(pytest.param(command, marks=pytest.mark.soak) for command in ("hf", "sky")),
-)
+COMMANDS = ("runpod", *(pytest.param(command, marks=pytest.mark.soak) for command in ("hf", "sky")))
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -85,12 +85,7 @@ EVALUATED: dict[str, Any] = {
     "base": {"response_loss": 2.5, "text": {"bits_per_byte": 1.0, "bits_per_byte_sem": 0.1}},
     "change": {"response_loss": -0.5, "response_loss_sem": 0.1, "text": {"bits_per_byte": 0.1}},
     "compared_text": {"sha256": "e" * 64},
-    "checkpoint": {
-        "step": 4,
-        "held_out_loss": 2.0,
-        "last_step": 5,
-        "last_held_out_loss": 2.1,
-    },
+    "checkpoint": {"step": 4, "held_out_loss": 2.0, "last_step": 5, "last_held_out_loss": 2.1},
     "normalization": "NFC",
 }
 PUBLISHED: dict[str, Any] = {

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import resource
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch  # noqa: F401 (imported under the limit, torch would not fit)
@@ -52,6 +55,41 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     message = printed[printed.index("error: ") :]
     assert len(message) < 20_000
     return message
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: exit code, standard output and standard error."""
+
+    code: int
+    out: str
+    err: str
+
+
+def pion(*arguments: str | Path, typed: str | bytes = "") -> Ended:
+    """Run `pion arguments…` with `typed` on its standard input."""
+    given = io.BytesIO(typed if isinstance(typed, bytes) else typed.encode())
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        patch("sys.stdin", io.TextIOWrapper(given, "utf-8")),
+        redirect_stdout(out),
+        redirect_stderr(err),
+        little_memory(2 * MEMORY),
+    ):
+        code = main([str(argument) for argument in arguments])
+    return Ended(code, out.getvalue(), err.getvalue())
+
+
+def refused(*arguments: str | Path) -> str:
+    """Return the one line of a command that ends with code 2, and with nothing else to see."""
+    ended = pion(*arguments)
+    assert ended.code == 2, ended
+    assert "Traceback" not in ended.err, ended.err
+    assert "bug in Pion" not in ended.err, ended.err
+    last = ended.err.rstrip("\n").split("\n")[-1]
+    assert last.startswith("error: "), ended.err
+    assert len(last) < 1000, last
+    return last
 
 
 def _hangs(*_: Any) -> None:

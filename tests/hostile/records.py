@@ -16,12 +16,7 @@ from typing import Any, get_args, get_origin
 from pion.errors import BadInput
 from pipeline.models.find import find_model
 from pipeline.report.lm_eval_rows import asked_in_words, asked_rows, lm_eval_rows
-from pipeline.report.result_tables import (
-    choice_rows,
-    chosen_checkpoint,
-    language_rows,
-    whose_bytes,
-)
+from pipeline.report.result_tables import choice_rows, chosen_checkpoint, language_rows, whose_bytes
 from pipeline.report.results import Evaluated, Published, result_of
 from pipeline.state.checkpoints.layout import MANIFEST, STATE, Provenance
 from pipeline.state.head import Head, StageRecord

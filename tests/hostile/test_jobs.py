@@ -72,22 +72,14 @@ JOBS: dict[str, tuple[str, int | None, str]] = {
         1,
         "a number of 500,002 characters",
     ),
-    "a long number to the base 60": (
-        f"seed: 1{':01' * 9999}\n",
-        1,
-        "a number of 29,998",
-    ),
+    "a long number to the base 60": (f"seed: 1{':01' * 9999}\n", 1, "a number of 29,998"),
     "half a character": ('store: "\\ud800"\n', 1, "half a character in a text"),
     "half a character in a key": ('"\\udfff": 1\n', 1, "half a character in a text"),
     "more than 1 MiB": (f"# {'x' * (1 << 20)}\n", None, "has more than 1,048,576 bytes"),
     "a control character": ("store: a\0b\n", 1, "YAML has no character U+0000"),
     "code": ("store: !!python/object/apply:os.system [touch /tmp/x]\n", 1, "could not determine"),
     "a list as a key": ("? [1]\n: 2\n", 1, "unhashable key"),
-    "many unknown keys": (
-        "".join(f"unknown_{n}: 1\n" for n in range(500)),
-        1,
-        "and 450 more",
-    ),
+    "many unknown keys": ("".join(f"unknown_{n}: 1\n" for n in range(500)), 1, "and 450 more"),
     "a long unknown key": (f"? {'k' * 500_000}\n: [1, 2, 3]\n", 1, "unknown key"),
 }
 
@@ -393,31 +385,30 @@ def test_jobs_with_every_number_at_half_of_its_limit_are_accepted(halves: dict[s
     assert all(digest_job(half).stages for half in halves.values())
 
 
-@pytest.mark.parametrize("field", LIMITS)
-def test_a_number_beyond_its_limit_is_a_mistake(halves: dict[str, Job], field: str) -> None:
-    shape = "primitives" if "primitive" in field or "phases" in field else "experts"
-    if any(name in field for name in ("lora", "rope_scaling", "epochs", "slots", "clean")):
-        shape = "additions"
-    job = halves[shape].model_copy(deep=True)
-    *parents, name = field.split(".")
-    section: Any = job
-    for parent in parents:
-        section = getattr(section, parent)
-        if isinstance(section, list):
-            section = next(source for source in section if hasattr(source, name))
-    most, before = LIMITS[field], getattr(section, name)
-    beyond = most + 1
-    if field == "prices":
-        beyond = {"A40": Price(spot=1, on_demand=beyond)}
-    elif isinstance(before, tuple):
-        beyond = ((0, beyond),) if isinstance(before[0], tuple) else (0, beyond)
-    elif isinstance(before, dict):
-        beyond = {"matrix": beyond}
-    setattr(section, name, beyond)
-    (mistake,) = beyond_limits(job, Document({}, {field: 7}))
-    assert mistake.path.startswith(".".join(parents))
-    assert name in mistake.path
-    assert mistake.text == f"{most + 1} should be at most {most:,}"
+def test_a_number_beyond_its_limit_is_a_mistake(halves: dict[str, Job]) -> None:
+    for field, most in LIMITS.items():
+        shape = "primitives" if "primitive" in field or "phases" in field else "experts"
+        if any(name in field for name in ("lora", "rope_scaling", "epochs", "slots", "clean")):
+            shape = "additions"
+        job = halves[shape].model_copy(deep=True)
+        *parents, name = field.split(".")
+        section: Any = job
+        for parent in parents:
+            section = getattr(section, parent)
+            if isinstance(section, list):
+                section = next(source for source in section if hasattr(source, name))
+        before, beyond = getattr(section, name), most + 1
+        if field == "prices":
+            beyond = {"A40": Price(spot=1, on_demand=beyond)}
+        elif isinstance(before, tuple):
+            beyond = ((0, beyond),) if isinstance(before[0], tuple) else (0, beyond)
+        elif isinstance(before, dict):
+            beyond = {"matrix": beyond}
+        setattr(section, name, beyond)
+        (mistake,) = beyond_limits(job, Document({}, {field: 7}))
+        assert mistake.path.startswith(".".join(parents)), field
+        assert name in mistake.path, field
+        assert mistake.text == f"{most + 1} should be at most {most:,}", field
 
 
 def test_the_limits_are_not_applied_to_what_a_run_recorded(job_file: Path) -> None:
@@ -429,8 +420,7 @@ def test_the_limits_are_not_applied_to_what_a_run_recorded(job_file: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "attack",
-    ["seed=-99999999999999999999", "model.values={layers: [0], tables: [1000000000000]}"],
+    "attack", ["seed=-99999999999999999999", "model.values={layers: [0], tables: [1000000000000]}"]
 )
 def test_numbers_that_made_a_bug_are_refused(
     job_file: Path, capsys: pytest.CaptureFixture[str], attack: str

@@ -18,7 +18,7 @@ from pion.evaluation.questions import Question
 from pion.formats.load import load, load_decoder
 from pion.generation.generate import generate
 from pion.model.parameters import MOST_LAYERS, require_possible
-from tests.hostile.limited import pion, refused
+from tests.hostile.in_process import pion, refused
 from tests.hostile.model_folders import (
     HOSTILE,
     PARTS,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile.limited import refused
+from tests.hostile.in_process import refused
 from tests.hostile.model_folders import DEEP, model_folder
 from tests.support.hub_server import hub_server
 

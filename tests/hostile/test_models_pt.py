@@ -14,7 +14,7 @@ import torch
 from pion.errors import BadInput
 from pion.formats.seeds import import_seed
 from pion.formats.seeds.read import LARGEST_PICKLE, MOST_FILES, check_archive
-from tests.hostile.limited import refused
+from tests.hostile.in_process import refused
 from tests.hostile.model_folders import ESCAPE
 from tests.paths import SEEDS
 from tests.support.seed_files import read_seed, write_seed

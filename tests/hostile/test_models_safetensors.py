@@ -15,7 +15,7 @@ from pion.errors import BadInput
 from pion.formats.load import load_decoder
 from pion.formats.weights import MOST_TENSORS, read_tensors
 from pion.untrusted import LARGEST_RECORD
-from tests.hostile.limited import refused
+from tests.hostile.in_process import refused
 from tests.hostile.model_folders import DEEP, model_folder, raw_safetensors, weights
 
 

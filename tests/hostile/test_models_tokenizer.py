@@ -13,7 +13,7 @@ from pion.data.tokens.tokenizer import MOST_IDS, Tokenizer
 from pion.data.tokens.tokenizer_json import MOST_STEPS, check_steps
 from pion.errors import BadInput
 from pion.untrusted import LARGEST_TOKENIZER
-from tests.hostile.limited import pion, refused
+from tests.hostile.in_process import pion, refused
 from tests.hostile.model_folders import DEEP, edit_tokenizer, model_folder
 from tests.support.finished_run import tiny_tokenizer
 from tests.support.hub_server import hub_server

@@ -49,15 +49,13 @@ def pion(
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@pytest.mark.parametrize("name", NAMES)
-def test_a_name_that_can_not_exist_is_bad_input(
-    pion: Pion, command: str, name: str, tmp_path: Path
-) -> None:
-    code, printed = pion(*(name if word == "NAME" else word for word in command.split()))
-    assert code == 2, printed[-300:]
-    assert printed.startswith("error: ")
-    assert "bug in Pion" not in printed
-    assert list(Path.cwd().iterdir()) == []
+def test_a_name_that_can_not_exist_is_bad_input(pion: Pion, command: str) -> None:
+    for name in NAMES:
+        code, printed = pion(*(name if word == "NAME" else word for word in command.split()))
+        assert code == 2, (name[:99], printed[-300:])
+        assert printed.startswith("error: ")
+        assert "bug in Pion" not in printed
+        assert list(Path.cwd().iterdir()) == []
 
 
 @pytest.mark.parametrize("store", [LONG, MANY_PARTS, "a\0b", f"file:///{LONG}"])

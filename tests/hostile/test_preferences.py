@@ -28,13 +28,7 @@ from pipeline.job import JsonlFiles, ParquetFiles
 from tests.hostile.in_process import little_memory
 from tests.support.chat_templates import CHATML
 from tests.support.in_process_renderer import InProcessRenderer
-from tests.support.preference_files import (
-    label_of,
-    pair_of,
-    sequences_in,
-    write_jsonl,
-    write_rows,
-)
+from tests.support.preference_files import label_of, pair_of, sequences_in, write_jsonl, write_rows
 
 GOOD = 40
 LINE = 21

@@ -46,19 +46,9 @@ def run(shared: RunState) -> Iterator[RunState]:
     shared.store.delete(state_key(FINGERPRINT))
 
 
-def of_each_place(
-    names: list[str] | dict[str, str], only: Callable[[Attack], bool] = lambda case: True
-) -> pytest.MarkDecorator:
-    """Let a test get each place of these records, as its `name` and the `cases` of attacks there.
-
-    A test for each attack would take pytest longer than the attack.
-    """
-    found: dict[str, tuple[str, list[Attack]]] = {}
-    for name in names:
-        for case in filter(only, attacks_on(RECORDS[name].good)):
-            place = f"{name}: {'.'.join(map(str, case.place))}"
-            found.setdefault(place, (name, []))[1].append(case)
-    return pytest.mark.parametrize(("name", "cases"), [*found.values()], ids=[*found])
+def attacks(name: str, only: Callable[[Attack], bool]) -> Iterator[Attack]:
+    """Return the attacks on a record. A test for each would take pytest longer than the attack."""
+    return filter(only, attacks_on(RECORDS[name].good))
 
 
 def status(run: RunState, capsys: pytest.CaptureFixture[str]) -> str:
@@ -70,12 +60,10 @@ def status(run: RunState, capsys: pytest.CaptureFixture[str]) -> str:
     return output
 
 
-@of_each_place([*RECORDS])
-def test_a_value_is_one_that_its_record_may_have_or_it_is_refused(
-    run: RunState, name: str, cases: list[Attack]
-) -> None:
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_value_is_one_that_its_record_may_have_or_it_is_refused(run: RunState, name: str) -> None:
     record = RECORDS[name]
-    for case in cases:
+    for case in attacks_on(record.good):
         may, found = record.may(case), read_or_refused(record, run, case)
         assert may is None or may == (found is not None), case
 
@@ -96,12 +84,12 @@ def test_each_field_has_something_to_attack(name: str) -> None:
 # ---------------------------------------------------------------- through the commands
 
 
-@of_each_place(IN_STATUS, lambda case: case.what in SHOWN)
+@pytest.mark.parametrize("name", IN_STATUS)
 def test_a_status_shows_what_can_be_read_and_says_what_can_not(
-    run: RunState, name: str, cases: list[Attack], capsys: pytest.CaptureFixture[str]
+    run: RunState, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     record = RECORDS[name]
-    for case in cases:
+    for case in attacks(name, lambda case: case.what in SHOWN):
         readable = read_or_refused(record, run, case) is not None
         output = status(run, capsys)
         if record.shown:
@@ -114,24 +102,21 @@ def test_a_status_shows_what_can_be_read_and_says_what_can_not(
             assert "\x1b" not in output
 
 
-@of_each_place(["HEAD"], lambda case: case.what in ("escape", "missing") and head_may(case))
 def test_a_status_shows_a_head_without_control_characters(
-    run: RunState, name: str, cases: list[Attack], capsys: pytest.CaptureFixture[str]
+    run: RunState, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for case in cases:
+    for case in attacks("HEAD", lambda case: case.what in ("escape", "missing") and head_may(case)):
         replace(run, "HEAD.json", case.on(HEAD))
         status(run, capsys)
 
 
-@of_each_place(
-    ["shared data"], lambda case: case.what in SHOWN and not RECORDS["shared data"].may(case)
-)
 def test_a_damaged_record_of_shared_data_lets_nothing_be_deleted(
-    run: RunState, name: str, cases: list[Attack], capsys: pytest.CaptureFixture[str]
+    run: RunState, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run.store.write(f"{data_key(FINGERPRINT, LEFT)}/dataset.json", b"{}")
-    for case in cases:
-        run.store.write(state_key(FINGERPRINT), case.on(RECORDS[name].good))
+    record = RECORDS["shared data"]
+    for case in attacks("shared data", lambda case: case.what in SHOWN and not record.may(case)):
+        run.store.write(state_key(FINGERPRINT), case.on(record.good))
         before = run.store.list()
         for more in ((), ("--prune", "--yes")):
             code, output = pion(capsys, "data", run.store.url, *more)

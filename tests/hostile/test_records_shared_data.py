@@ -12,10 +12,7 @@ from pion.errors import BadInput
 from pipeline.state.head import SHARED, data_key
 from pipeline.state.shared.find_or_prepare import confirm
 from pipeline.state.shared.prune import delete_due, list_shared, mark
-from pipeline.state.shared.records import (
-    Unneeded,
-    state_key,
-)
+from pipeline.state.shared.records import Unneeded, state_key
 from pipeline.state.stores import FileStore
 from pipeline.state.stores.clock import Clock
 from tests.hostile.hostile_run import NOW, as_json, make_hostile_run, pion, replace

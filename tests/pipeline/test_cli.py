@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import re
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -15,12 +16,14 @@ from pion.errors import Fenced, NotDurable, PionError
 from pipeline.cli import main
 from pipeline.job import STAGES
 from pipeline.job.stages import TRAINING
+from tests.paths import REPOSITORY
 from tests.pipeline.conftest import Pion
 from tests.support.finished_run import make_run
 from tests.support.waiting import run_to_end
 
 COMMANDS = ("run", "chat", "generate", "eval", "export", "import-seed", "status", "checkpoints")
 COMMANDS += ("report", "stop", "deadline", "fork", "prove", "bench", "rm")
+OF_A_RUN = ("status", "checkpoints", "stop", "deadline", "fork", "report", "rm")
 
 
 # ---------------------------------------------------------------- starting
@@ -50,7 +53,7 @@ def test_ctrl_c_while_the_command_is_imported_leaves_no_traceback() -> None:
     assert (ended.returncode, ended.stderr) == (-signal.SIGINT, "")
 
 
-@pytest.mark.parametrize("command", ["status", "--help", "status nobody"])
+@pytest.mark.parametrize("command", ["--help", "status nobody"])
 def test_a_closed_standard_output_is_no_bug(command: str, here: Path) -> None:
     ended = run_to_end(["sh", "-c", f"{sys.executable} -m pipeline.cli {command} >&- <&-"])
     assert ended.returncode == (2 if command == "status nobody" else 0)
@@ -73,17 +76,20 @@ def test_the_module_runs_like_the_command_and_exits_with_its_code(here: Path) ->
         return run_to_end(command).returncode
 
     assert exit_code("--help") == 0
-    assert exit_code("status") == 0
     assert exit_code("status", "nothing") == 2
-    assert exit_code() == 2
+    assert main([]) == 2
 
 
-def test_help_lists_every_command_and_each_has_help_of_its_own(pion: Pion) -> None:
+def test_help_lists_every_command_and_each_says_in_a_sentence_what_it_does(pion: Pion) -> None:
     code, out, _ = pion("--help")
     assert code == 0
     for command in COMMANDS:
         assert command in out
-        assert pion(command, "--help")[0] == 0
+        code, helped, _ = pion(command, "--help")
+        assert code == 0
+        assert re.search(r"\w[.?]$", helped.split("\n\n")[1]), command
+        if command in OF_A_RUN:
+            assert "a name in runs/, or STORE/NAME" in " ".join(helped.split()), command
 
 
 def test_help_says_what_every_exit_code_means(pion: Pion) -> None:
@@ -94,28 +100,9 @@ def test_help_says_what_every_exit_code_means(pion: Pion) -> None:
     assert {int(code) for code in listed} == codes | {0}
 
 
-def test_version_is_that_of_the_installed_package(pion: Pion) -> None:
-    code, out, err = pion("--version")
-    assert (code, err) == (0, "")
-    assert out.split()[:2] == ["pion", importlib.metadata.version("pion")]
-
-
 def test_help_of_redo_names_every_stage(pion: Pion) -> None:
     words = " ".join(pion("run", "--help")[1].split())
     assert f"all later stages: {', '.join(STAGES[:-1])} or {STAGES[-1]}" in words
-
-
-@pytest.mark.parametrize(
-    "command", ["status", "checkpoints", "stop", "deadline", "fork", "report", "rm"]
-)
-def test_help_says_what_a_run_may_be_named_by(pion: Pion, command: str) -> None:
-    assert "a name in runs/, or STORE/NAME" in " ".join(pion(command, "--help")[1].split())
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_what_a_command_does_is_one_sentence(pion: Pion, command: str) -> None:
-    description = pion(command, "--help")[1].split("\n\n")[1]
-    assert re.search(r"\w[.?]$", description)
 
 
 @pytest.mark.parametrize(
@@ -228,12 +215,6 @@ def test_a_log_that_only_takes_ascii_is_written_nevertheless(here: Path) -> None
 # ---------------------------------------------------------------- run
 
 
-def test_help_job_prints_every_field(pion: Pion) -> None:
-    code, out, _ = pion("run", "--help-job")
-    assert code == 0
-    assert "pretrain.lr  (number; 0.0003; schedule)  peak learning rate of AdamW" in out
-
-
 def test_threads_that_wait_for_each_other_leave_the_core_to_other_programs(
     pion: Pion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -276,3 +257,51 @@ def test_a_run_that_is_not_there_is_answered_with_those_that_are(here: Path, pio
         assert (code, out) == (2, "")
         assert "no run 'dmeo'" in err
         assert "demo" in err
+
+
+VERSION = f"pion {importlib.metadata.version('pion')}"
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """The code without a git checkout, as in a wheel or on a rented machine."""
+    for package in ("pion", "pipeline"):
+        shutil.copytree(
+            REPOSITORY / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    return tmp_path
+
+
+def version_of(folder: Path, **variables: str) -> str:
+    names = ("PION_COMMIT", "PION_DIRTY")
+    environment = {k: v for k, v in os.environ.items() if k not in names} | variables
+    command = [sys.executable, "-m", "pipeline.cli", "--version"]
+    done = run_to_end(command, cwd=folder, env=environment, check=True)
+    return done.stdout
+
+
+def git(folder: Path, *arguments: str) -> str:
+    me = ["-c", "user.name=someone", "-c", "user.email=someone@example.com"]
+    command = ["git", "-C", str(folder), *me, *arguments]
+    return run_to_end(command, check=True).stdout
+
+
+def test_code_outside_of_a_checkout_has_a_version_and_no_commit(copy: Path) -> None:
+    assert version_of(copy) == f"{VERSION}\n"
+
+
+def test_a_rented_machine_names_the_commit_that_it_was_launched_with(copy: Path) -> None:
+    assert version_of(copy, PION_COMMIT="0123456789ab") == f"{VERSION} (0123456)\n"
+    changed = version_of(copy, PION_COMMIT="0123456789ab", PION_DIRTY="77")
+    assert changed == f"{VERSION} (0123456, changed since)\n"
+
+
+def test_a_checkout_names_its_commit_and_whether_it_was_changed(copy: Path) -> None:
+    (copy / ".gitignore").write_text("__pycache__\n")
+    git(copy, "init", "-q")
+    git(copy, "add", "-A")
+    git(copy, "commit", "-qm", "All of it")
+    commit = git(copy, "rev-parse", "HEAD")[:7]
+    assert version_of(copy) == f"{VERSION} ({commit})\n"
+    (copy / "pipeline" / "cli.py").open("a").write("# changed\n")
+    assert version_of(copy) == f"{VERSION} ({commit}, changed since)\n"

@@ -43,10 +43,7 @@ STOCK: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "Qwen2.5": ("Qwen2", _TINY | {"rope_theta": 1e6, "tie_word_embeddings": True}),
     "Qwen2, untied": ("Qwen2", _TINY | {"rope_parameters": LLAMA3 | {"rope_theta": 1e6}}),
-    "Qwen3": (
-        "Qwen3",
-        _TINY | {"rope_theta": 1e6, "head_dim": 16, "tie_word_embeddings": True},
-    ),
+    "Qwen3": ("Qwen3", _TINY | {"rope_theta": 1e6, "head_dim": 16, "tie_word_embeddings": True}),
     "Qwen3, scaled": (
         "Qwen3",
         _TINY | {"rope_theta": 1e4, "rope_scaling": LLAMA3, "head_dim": 10, "rms_norm_eps": 1e-5},

@@ -38,11 +38,7 @@ def wait_until(
 
 
 def read_until(
-    process: subprocess.Popen[str],
-    text: str,
-    *,
-    lines: int = 1,
-    seconds: float = PATIENCE_SECONDS,
+    process: subprocess.Popen[str], text: str, *, lines: int = 1, seconds: float = PATIENCE_SECONDS
 ) -> str:
     """Read the output of `process` until that many lines contain `text`; return what was read."""
     seen = []

@@ -21,7 +21,7 @@ from pion.generation.bounds import BOUNDS
 from pipeline.commands.chat import Conversation, chat
 from pipeline.commands.sampling import DEFAULTS, Settings
 from pipeline.models.find import FoundModel
-from tests.hostile.limited import pion
+from tests.hostile.in_process import pion
 from tests.support.finished_run import make_run, tiny_model, tiny_tokenizer
 from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
@@ -218,7 +218,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program():
 
 def test_a_piped_conversation_needs_no_terminal(here):
     make_run(here / "runs")
-    talk = pion("chat", "--max-tokens", "4", typed=b"hello \xff\n/quit\n")  # in a fork
+    talk = pion("chat", "--max-tokens", "4", typed=b"hello \xff\n/quit\n")
     assert talk.code == 0, talk
     assert "demo (sft, step 5)" in talk.out
     assert talk.err == ""

@@ -265,9 +265,7 @@ def test_a_watcher_that_requests_nothing_for_the_deadline_says_so(watched: RunSt
     assert watcher.startswith("watched by ")
 
 
-def test_a_state_of_a_newer_pion_is_its_own_word_but_short_and_printable(
-    watched: RunState,
-) -> None:
+def test_a_state_of_a_newer_pion_is_its_own_word_but_short_and_printable(watched: RunState) -> None:
     write_beat(watched, None, saw("resting"))
     assert "\nresting; 22 h 24 min of work left" in said(watched)
     write_beat(watched, None, saw("\x1b[2J" + 1000 * "x"))

@@ -79,11 +79,11 @@ def test_text_is_scored_token_by_token_like_a_full_forward(here: Path) -> None:
     text = "Return a new header."
     ids = torch.tensor([[tokenizer.end_of_text, *tokenizer.encode(text)]])
     expected = model.loss(ids[:, :-1], ids[:, 1:]).item()
-    result, _ = measure_texts(model, tokenizer, [text])
-    assert result.loss == pytest.approx(expected, rel=1e-5)
-    assert result.tokens == ids.shape[1] - 1
-    long, _ = measure_texts(model, tokenizer, [text * 20], rows_at_once=2)
-    assert long.rows == -(-long.tokens // model.config.seq_len)
+    result = measure_texts(model, tokenizer, [text])
+    assert result["loss"] == pytest.approx(expected, rel=1e-5)
+    assert result["tokens"] == ids.shape[1] - 1
+    long = measure_texts(model, tokenizer, [text * 20], rows_at_once=2)
+    assert long["rows"] == -(-long["tokens"] // model.config.seq_len)
 
 
 def test_a_model_with_gates_is_measured_while_it_skips_layers(here: Path, pion: Pion) -> None:

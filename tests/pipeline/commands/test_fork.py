@@ -15,13 +15,7 @@ from pipeline.commands.fork import fork_run
 from pipeline.job import Job
 from pipeline.job.digest import digest_job
 from pipeline.run.command import run_job
-from pipeline.run.stage_plan import (
-    ChangedStage,
-    check_redo,
-    first_stale,
-    plan_stages,
-    stage_inputs,
-)
+from pipeline.run.stage_plan import ChangedStage, check_redo, first_stale, plan_stages, stage_inputs
 from pipeline.run.start import RunOptions
 from pipeline.state.checkpoints.checkpointer import Checkpointer
 from pipeline.state.checkpoints.hold import unless_held
@@ -514,6 +508,7 @@ def test_a_fork_trained_as_its_source_was_ends_with_the_same_weights(trained: Pa
     assert [e["from_step"] for e in events if e["event"] == "training"] == [10]
 
 
+@pytest.mark.soak
 def test_a_fork_trains_on_under_another_learning_rate(trained: Path) -> None:
     source = RunState(FileStore(trained / "runs"), "tiny")
     fork(source, "hotter", at=10)

@@ -22,7 +22,7 @@ from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, StoreError
 from pipeline.state.workspace import Workspace
 from tests.faults.faulty_store import FaultyStore, fail
-from tests.pipeline.commands.test_data import USED, fingerprints, use_data
+from tests.pipeline.commands.test_data import USED, contents, fingerprints, use_data
 from tests.pipeline.conftest import Pion
 from tests.support.hub_server import USER, hub_server
 from tests.support.jobs import tiny_dict, write_tiny_data
@@ -44,10 +44,6 @@ def store(here: Path) -> FileStore:
     light_run(store)
     light_run(store, "other")
     return store
-
-
-def contents(store: FileStore) -> dict[str, bytes]:
-    return {entry.key: store.read(entry.key) for entry in store.list()}
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -65,12 +65,7 @@ def test_a_new_field_that_states_the_value_of_before_moves_no_digest(today: Dige
         ),
         ({"model__gate": True}, AFTER_PREPARE, "pretrain", "model.gate: false → true"),
         ({"model__window": 8}, AFTER_PREPARE, "sft", "model.window: (not set) → 8"),
-        (
-            {"sft__z_loss": 0.1},
-            {"sft", "evaluate", "publish"},
-            "sft",
-            "sft.z_loss: 0.0 → 0.1",
-        ),
+        ({"sft__z_loss": 0.1}, {"sft", "evaluate", "publish"}, "sft", "sft.z_loss: 0.0 → 0.1"),
         (
             {"data__shuffle": "shards"},
             {"prepare"} | AFTER_PREPARE,

@@ -120,11 +120,7 @@ def test_a_missing_required_field_is_described(job_file):
 
 
 def test_fields_that_contradict_each_other_are_all_reported(job_file):
-    message = complaint(
-        job_file(),
-        "pretrain.warmup_steps=20",
-        "pretrain.min_lr=1",
-    )
+    message = complaint(job_file(), "pretrain.warmup_steps=20", "pretrain.min_lr=1")
     assert "pretrain.warmup_steps: 20 must be below steps 20" in message
     assert "pretrain.min_lr: 1.0 is above lr 0.0003" in message
     message = complaint(job_file(), "data.seq_len=4096", "data.sources=[]")

@@ -1,15 +1,22 @@
-"""How many steps a stage has, and how many of them are its warm-up."""
+"""The steps of a stage, the recipe of Pion 2, and the rates of `lora`."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from pion.config.lora import Lora
 from pion.errors import BadInput
 from pipeline.job import Job
 from pipeline.job.digest import digest_job
-from pipeline.job.train_sections import settings_of
-from tests.support.jobs import tiny_dict, tiny_job
+from pipeline.job.file import load_job
+from pipeline.job.train_sections import Pretrain, settings_of
+from pipeline.training.train_request import TrainRequest
+from tests.paths import JOBS
+from tests.support.jobs import refusal, tiny_dict, tiny_job
 
 
 def without_warmup(**changes: object) -> Job:
@@ -77,3 +84,185 @@ def test_a_warm_up_must_fit_into_the_steps_that_follow_from_the_rows() -> None:
 def test_a_stage_needs_steps_or_passes(changes: dict[str, object], expected: str) -> None:
     with pytest.raises(ValidationError, match=expected):
         tiny_job(**changes)
+
+
+# Numbers that finished runs have recorded: they never change.
+OF_768 = {
+    "optimizer": "muon",
+    "muon_lr": 0.02,
+    "lr": 0.003,
+    "embedding_lr": 0.1,
+    "vector_lr": 0.01,
+    "min_lr": 0.00015,
+    "warmup_steps": 40,
+    "decay_shape": "linear",
+    "decay_fraction": 0.65,
+    "weight_decay": 0.0,
+    "beta1": 0.8,
+    "eps": 1e-10,
+}
+
+
+def job(*overrides: str) -> Job:
+    given = "pretrain={recipe: pion2, steps: 4000}"
+    return load_job(JOBS / "demo.yaml", ["model={preset: pion2-base}", given, *overrides])
+
+
+def pretrain(*overrides: str) -> Pretrain:
+    found = job(*overrides).pretrain
+    assert found is not None
+    return found
+
+
+def test_its_numbers_never_change() -> None:
+    found = pretrain()
+    assert {name: getattr(found, name) for name in OF_768} == OF_768
+    others = Pretrain(steps=4000).model_dump(exclude={"recipe", *OF_768})
+    assert found.model_dump(exclude={"recipe", *OF_768}) == others
+
+
+def test_rates_of_adamw_follow_the_width_and_the_warm_up_the_steps() -> None:
+    small = pretrain("model={preset: pion2-base, d_model: 192}", "pretrain.steps=240")
+    assert (small.lr, small.embedding_lr, small.vector_lr) == (0.006, 0.2, 0.02)
+    assert (small.min_lr, small.muon_lr, small.warmup_steps) == (0.0003, 0.02, 20)
+
+
+def test_what_a_job_gives_comes_first() -> None:
+    found = pretrain("pretrain.lr=1e-3", "pretrain.optimizer=adamw", "pretrain.warmup_steps=0")
+    assert (found.lr, found.optimizer, found.warmup_steps) == (1e-3, "adamw", 0)
+    assert found.min_lr == 5e-5  # a twentieth of the rate that the job gives
+
+
+def test_it_is_the_same_as_its_settings_written_out() -> None:
+    written = [f"pretrain.{name}={value}" for name, value in OF_768.items()]
+    spelled_out = job("pretrain={steps: 4000}", *written)
+    assert digest_job(spelled_out) == digest_job(job())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "mistake"),
+    [
+        (["pretrain.recipe=pion3"], r"pretrain\.recipe: unknown value 'pion3'"),
+        (["pretrain.steps=many"], r"pretrain\.steps: 'many' should be a whole number"),
+        (["pretrain.steps=0"], r"pretrain\.steps: 0 should be greater than 0"),
+        (["pretrain.lr=fast"], r"pretrain\.lr: 'fast' should be a number"),
+        (["model={preset: pion2-bas}"], r"unknown model preset 'pion2-bas'"),
+        (["model={from: models/demo}"], r"pretrain\.recipe: a recipe trains from random weights"),
+    ],
+)
+def test_a_mistake_next_to_it_is_named(overrides: list[str], mistake: str) -> None:
+    with pytest.raises(BadInput, match=mistake):
+        job(*overrides)
+
+
+NO_RATES: dict[str, Any] = {
+    "steps": 10,
+    "global_batch": 4,
+    "warmup_steps": 1,
+    "sources": [{"kind": "jsonl", "path": "talks.jsonl"}],
+}
+
+
+def lora_job(lora: dict[str, Any] | None, **rates: Any) -> Job:
+    return tiny_job(sft=NO_RATES | rates | ({} if lora is None else {"lora": lora}))
+
+
+def test_lora_has_its_own_rates_unless_they_are_given() -> None:
+    sft = lora_job({}).sft
+    assert sft is not None
+    assert (sft.lr, sft.min_lr, sft.weight_decay) == (2e-4, 2e-5, 0)
+    assert lora_job({}).lora("sft") == Lora(16, 32.0, "all-linear")
+    given = lora_job({}, lr=1e-3, weight_decay=0.1).sft
+    assert given is not None
+    assert (given.lr, given.min_lr, given.weight_decay) == (1e-3, 2e-5, 0.1)
+    without = lora_job(None).sft
+    assert without is not None
+    assert (without.lr, without.min_lr, without.weight_decay) == (2e-5, 2e-6, 0.01)
+
+
+def test_the_rates_are_resolved_before_digesting() -> None:
+    implied, stated = lora_job({}), lora_job({}, lr=2e-4, min_lr=2e-5, weight_decay=0.0)
+    assert digest_job(implied).stages == digest_job(stated).stages
+    assert digest_job(implied).inputs["sft"]["sft.lr"] == 2e-4
+
+
+def test_each_setting_of_lora_moves_the_digest_of_sft_and_none_before_it() -> None:
+    jobs = [
+        lora_job(lora)
+        for lora in (
+            None,
+            {},
+            {"rank": 8},
+            {"alpha": 16},
+            {"targets": ["q_proj"]},
+            {"base_dtype": "bfloat16"},
+        )
+    ]
+    digests = [digest_job(job).stages for job in jobs]
+    assert len({found["sft"] for found in digests}) == len(jobs)
+    assert len({found["pretrain"] for found in digests}) == 1
+
+
+def test_a_job_that_says_no_lora_has_the_digest_of_one_that_says_nothing() -> None:
+    assert (
+        digest_job(tiny_job(sft=NO_RATES | {"lora": None})).stages
+        == digest_job(lora_job(None)).stages
+    )
+
+
+def test_the_workers_get_the_resolved_rates() -> None:
+    job = lora_job({"rank": 8})
+    dumped = job.model_dump(mode="json", exclude_unset=True)
+    request = TrainRequest(dumped, ".", "file:///x", {}, [], {})
+    again = request.load_job()
+    assert digest_job(again).stages == digest_job(job).stages
+    assert again.lora("sft") == Lora(8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sft__lora": {"rank": 0}}, "sft.lora.rank: 0 should be greater than 0"),
+        ({"sft__lora": {"rank": 17}}, "sft.lora.rank: 17 is above 16, the smaller side of k_proj"),
+        ({"sft__lora": {"alpha": float("inf")}}, "sft.lora.alpha: inf"),
+        ({"sft__lora": {"alpha": -1}}, "sft.lora.alpha: -1 should be greater than 0"),
+        ({"sft__lora": {"targets": "all"}}, "sft.lora.targets: 'all' should be all-linear or a"),
+        ({"sft__lora": {"targets": []}}, "sft.lora.targets: [] should be all-linear or a list"),
+        ({"sft__lora": {"targets": [1]}}, "sft.lora.targets: [1] should be all-linear or a list"),
+        ({"sft__lora": {"targets": ["q"]}}, "sft.lora.targets: the model has no projection 'q'"),
+        ({"sft__lora": {"targets": ["lm_head"]}}, "it has q_proj, k_proj, v_proj, o_proj, gate"),
+        ({"sft__lora": {"dropout": 0.1}}, "sft.lora.dropout: 0.1: LoRA trains without dropout"),
+        ({"sft__lora": {"base_dtype": "int4"}}, "sft.lora.base_dtype: unknown value 'int4'"),
+        ({"sft__lora": {}, "sft__optimizer": "muon"}, "sft.optimizer: LoRA trains with adamw"),
+        ({"sft__lora": {}, "sft__head_lr": 1e-3}, "sft.head_lr: LoRA trains only its additions"),
+        (
+            {
+                "sft__lora": {"rank": 8},
+                "model__primitives": {"n": 4, "rank": 4, "top_k": 2, "bands": [[0, 1]]},
+                "model__activation": "gelu",
+            },
+            "sft.lora.targets: all-linear can't reach the primitives",
+        ),
+        (
+            {"sft__lora": {"rank": 8}, "model__experts": {"n": 4, "d_shared": 16}},
+            "sft.lora.targets: all-linear can't reach the experts",
+        ),
+        (
+            {"publish": {"to": "out", "adapter": True}},
+            "publish.adapter: only a job with sft.lora trains an adapter",
+        ),
+        (
+            {
+                "sft__lora": {"rank": 8},
+                "publish": {"to": "o", "adapter": True, "dtype": "bfloat16"},
+            },
+            "publish.dtype: an adapter is published in float32",
+        ),
+    ],
+)
+def test_a_mistake_is_one_message_that_names_the_key(
+    tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    message = refusal(tmp_path, **changes)
+    assert words in message
+    assert "has 1 mistake;" in message

@@ -6,14 +6,7 @@ import pytest
 
 from pion.errors import BadInput, Stopped
 from pipeline.job import Budget
-from pipeline.ladder.cap import (
-    Cap,
-    budget_of,
-    check_cap,
-    expected_hours,
-    reached,
-    refuse_beyond,
-)
+from pipeline.ladder.cap import Cap, budget_of, check_cap, expected_hours, reached, refuse_beyond
 from pipeline.state.head import Spent
 
 

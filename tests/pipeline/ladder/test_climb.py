@@ -101,7 +101,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> LadderRecord:
 @pytest.mark.parametrize(
     ("number", "moment"),
     [
-        (1, "before"),
+        pytest.param(1, "before", marks=pytest.mark.soak),
         pytest.param(1, "after", marks=pytest.mark.soak),
         pytest.param(9, "before", marks=pytest.mark.soak),
         (9, "after"),

@@ -97,18 +97,14 @@ def test_settings_that_differ_by_noise_are_said_to_be_noise(
 @pytest.mark.parametrize(
     ("first", "second"),
     [
-        (1, 3),
+        pytest.param(1, 3, marks=pytest.mark.soak),
         pytest.param(7, 12, marks=pytest.mark.soak),
         (12, 13),
         pytest.param(17, 18, marks=pytest.mark.soak),
     ],
 )
 def test_a_search_that_is_killed_twice_makes_the_same_choice(
-    tmp_path: Path,
-    first: int,
-    second: int,
-    finished: Finished,
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, first: int, second: int, finished: Finished, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job, done = job_in(tmp_path), 0
     for number in (first, second - first):

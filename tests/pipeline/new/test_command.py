@@ -27,7 +27,14 @@ CHATS = (
 )
 
 
-@pytest.mark.parametrize("layout", own_data.GOOD)
+# By default one layout of text, one whose copy is written, and one with other roles.
+SHOWN = ("JSON Lines of text", "Alpaca", "prompter and bot")
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [pytest.param(n, marks=() if n in SHOWN else pytest.mark.soak) for n in own_data.GOOD],
+)
 def test_the_job_for_each_layout_passes_check(
     layout: str, here: Path, pion: Pion, sky_home: SkyHome, plain_base: Path
 ) -> None:
@@ -73,11 +80,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], tuple[str, ...], tuple[str, ...
     ),
     "roles": (own_data.customers, (), ("--roles 'customer=user,agent=assistant'",)),
     "nothing": (empty_folder, (), ("empty is empty: it has no files",)),
-    "no folder": (
-        own_data.jsonl_texts,
-        ("--out", "no/such.yaml"),
-        ("its folder does not exist",),
-    ),
+    "no folder": (own_data.jsonl_texts, ("--out", "no/such.yaml"), ("its folder does not exist",)),
     **{
         f"${dollars}": (own_data.jsonl_texts, (f"--dollars={dollars}",), ("must be above 0",))
         for dollars in ("0", "-1", "nan", "inf")
