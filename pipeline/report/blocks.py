@@ -1,4 +1,4 @@
-"""What page and card show, one block below the other: sentences, tables and drawings."""
+"""What page and card show, one block below the other: sentences and tables."""
 
 from __future__ import annotations
 
@@ -18,22 +18,7 @@ class Table(NamedTuple):
     numbers_from: int = 1
 
 
-class Bar(NamedTuple):
-    """A model's result: its name, the value in words, and the value."""
-
-    name: str
-    words: str
-    value: float
-
-
-class Bars(NamedTuple):
-    """Results to be drawn as bars, the smallest first. `names` is what the names are of."""
-
-    names: str
-    bars: Sequence[Bar]
-
-
-Block = str | Table | Bars
+Block = str | Table
 
 
 # ---------------------------------------------------------------- values

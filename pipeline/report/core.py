@@ -8,7 +8,6 @@ from typing import Any
 
 from pipeline.console.formats import counted, measured
 from pipeline.report.blocks import Block, Table
-from pipeline.report.known_models import core_bars, sources_in_words
 
 # A result so many standard errors from guessing, or fewer, is not told from guessing.
 ERRORS_OF_CHANCE = 2.0
@@ -54,19 +53,18 @@ SEED = (
 def core_blocks(
     results: Mapping[str, Any], models: Sequence[tuple[str, str]], *, brief: bool
 ) -> list[Block]:
-    """Return the sentences, the drawing and the tables of a run's models; empty if CORE was not
-    measured. `models` has the results' names and what they are called. `brief` leaves out the
-    tables of tasks."""
+    """Return the sentences and the tables of a run's models; empty if CORE was not measured.
+
+    `models` has the names of results, and what they are called. `brief` leaves out tables of tasks.
+    """
     found = {title: results.get(name, {}).get("core") for name, title in models}
     cores = {title: core for title, core in found.items() if core}
     blocks: list[Block] = [
         f"The {title} model answers questions of other people's benchmarks: {core_in_words(core)}."
         for title, core in cores.items()
     ]
-    own = {f"this run, {title}": _bar(core) for title, core in cores.items() if _is_core(core)}
-    if own:
-        known = sources_in_words("core")
-        blocks += [core_bars(own), f"CORE of the other models: {known}. {SEED}"]
+    if any(not core["not_core"] and _is_finite(core["value"]) for core in cores.values()):
+        blocks.append(SEED)
     for title, core in [] if brief else cores.items():
         blocks += [
             f"What the {title} model answers to the questions of CORE:",
@@ -157,14 +155,6 @@ def _notes(task: Mapping[str, Any]) -> list[str]:
 
 def _at_chance(task: Mapping[str, Any]) -> bool:
     return bool(abs(task["accuracy"] - task["baseline"]) <= ERRORS_OF_CHANCE * task["sem"])
-
-
-def _bar(core: Mapping[str, Any]) -> tuple[float, str]:
-    return core["value"], measured(core["value"], core["sem"], 4)
-
-
-def _is_core(core: Mapping[str, Any]) -> bool:
-    return not core["not_core"] and _is_finite(core["value"])
 
 
 def _is_finite(value: float | None) -> bool:

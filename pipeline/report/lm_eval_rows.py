@@ -12,7 +12,6 @@ from typing import Any
 
 from pipeline.console.formats import counted, measured, printable
 from pipeline.report.blocks import Block, Table
-from pipeline.report.known_models import known_tasks
 
 # Where a task's result says how the model was asked. Results of 0.1.0 don't say it.
 ASKED = "asked"
@@ -26,13 +25,13 @@ ASKED_NUMBERS_FROM = 3
 
 
 def lm_eval_blocks(results: Mapping[str, Any], *, code: str) -> list[Block]:
-    """Return what lm-evaluation-harness measured, how it asked, and the known models."""
+    """Return what lm-evaluation-harness measured, and how it asked."""
     blocks: list[Block] = []
     if lm_eval := lm_eval_rows(results):
         blocks += ["lm-evaluation-harness:", Table(LM_EVAL_COLUMNS, lm_eval, 2)]
     if forms := asked_rows(results, code=code):
         blocks += [asked_in_words(results), Table(ASKED_COLUMNS, forms, ASKED_NUMBERS_FROM)]
-    return [*blocks, *known_tasks(results)]
+    return blocks
 
 
 def lm_eval_rows(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:

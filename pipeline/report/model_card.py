@@ -14,7 +14,7 @@ from pipeline.console.formats import duration, short_amount
 from pipeline.job import Job, Publish, Train
 from pipeline.machine.folders import expand
 from pipeline.models.find import HUB_REPO
-from pipeline.report.blocks import Block, Table
+from pipeline.report.blocks import Block
 from pipeline.report.card_sections import (
     adapter_sections,
     base_on_hub,
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from pion.config.lora import Adapter
     from pion.formats.export import RoundingCost
     from pipeline.base.licence import Terms
-
-# The longest bar of a drawing, in characters, and the character.
-BAR_CHARACTERS, FULL = 30, "█"
 
 # Data sets whose terms limit what may be done with a model that is trained on them.
 TERMS = {
@@ -132,19 +129,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: in
 
 
 def _markdown(block: Block) -> str:
-    """Return a sentence, a table or bars as Markdown. A bar is drawn with block characters."""
-    if isinstance(block, str):
-        return block
-    if isinstance(block, Table):
-        return table(*block)
-    longest = max((bar.value for bar in block.bars), default=0.0)
-    rows = [
-        (bar.name, bar.words, FULL * max(1, round(BAR_CHARACTERS * bar.value / longest)))
-        if longest > 0 and bar.value > 0
-        else (bar.name, bar.words, "")
-        for bar in block.bars
-    ]
-    return table((block.names, "value", ""), rows)
+    """Return a sentence or a table as Markdown."""
+    return block if isinstance(block, str) else table(*block)
 
 
 def hardware_lines(attempts: Sequence[Row]) -> list[str]:

@@ -14,7 +14,6 @@ from pipeline.cost.costs import ELSE
 from pipeline.report import blocks
 from pipeline.report.blocks import table_block, text_block
 from pipeline.report.history import STAGE_NAMES, Row, RunHistory
-from pipeline.report.recipes import recipe_blocks
 from pipeline.report.result_tables import result_blocks
 
 # The numbers of a layer's experts are the mean of this many steps, the last ones of a stage.
@@ -31,7 +30,6 @@ def measured_sections(history: RunHistory, results: Mapping[str, Any]) -> list[S
     sections = {
         "Evaluation": [_drawn(block) for block in result_blocks(history.job, results)],
         "Experts": _experts(history),
-        "Recipes": recipe_blocks(history),
         "Gates": _gates(history),
     }
     return _with_content(sections)
@@ -62,12 +60,8 @@ def _with_content(sections: Mapping[str, Sequence[Block]]) -> list[Section]:
 
 
 def _drawn(block: blocks.Block) -> Block:
-    """Return what the page draws of a sentence, a table or bars."""
-    if isinstance(block, str):
-        return text_block(block)
-    if isinstance(block, blocks.Table):
-        return table_block(*block)
-    return {"bars": [(bar.name, bar.words, max(0.0, bar.value)) for bar in block.bars]}
+    """Return what the page draws of a sentence or a table."""
+    return text_block(block) if isinstance(block, str) else table_block(*block)
 
 
 def _dated(entries: Sequence[tuple[str, Sequence[str]]]) -> list[Block]:

@@ -35,7 +35,7 @@ MODELS = (*TRAINED, ("untrained", "untrained"))
 def result_blocks(
     job: Job, results: Mapping[str, Any], *, code: str = "{}", brief: bool = False
 ) -> list[Block]:
-    """Return the sentences, tables and drawings that say what was measured; empty if nothing was.
+    """Return the sentences and tables that say what was measured; empty if nothing was.
 
     `code` is the format of names and hashes. `brief` leaves out the single tasks of CORE.
     """

@@ -1,22 +1,13 @@
-"""CORE in card, report and page: what each task asks, what the number means, and known models."""
+"""CORE in card, report and page: what each task asks, and what the number means."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import Any
 
 from pion.evaluation.core.bundle import CORE_TASKS
-from pipeline.report.blocks import Bars, Table
-from pipeline.report.core import (
-    ASKS,
-    COLUMNS,
-    core_blocks,
-    core_in_brief,
-    core_in_words,
-)
-from pipeline.report.known_models import FACTS, task_bars
-from pipeline.report.model_card import _markdown
+from pipeline.report.blocks import Table
+from pipeline.report.core import ASKS, COLUMNS, SEED, core_blocks, core_in_brief, core_in_words
 from pipeline.report.result_tables import TRAINED
 from tests.pion.evaluation.core.test_measure_results import of_core
 
@@ -33,11 +24,6 @@ def row(results: dict[str, Any], task: int = 0) -> list[str]:
     table = core_blocks(results, TRAINED, brief=False)[-1]
     assert isinstance(table, Table)
     return list(table.rows[task])
-
-
-def drawn(results: dict[str, Any]) -> Bars:
-    blocks = core_blocks(results, TRAINED, brief=True)
-    return next(block for block in blocks if isinstance(block, Bars))
 
 
 def test_every_task_of_core_is_explained() -> None:
@@ -69,47 +55,11 @@ def test_logits_that_are_not_numbers_are_no_accuracy() -> None:
     assert core_in_brief({**CORE, "value": None}) == "CORE not finite"
 
 
-def test_core_is_drawn_among_known_models_and_a_part_of_it_is_not() -> None:
-    bars = next(
-        block for block in core_blocks(RESULTS, TRAINED, brief=True) if isinstance(block, Bars)
-    )
-    names = [bar.name for bar in bars.bars]
-    assert names[0] == "GPT-2 124M"
-    assert "this run, fine-tuned" in names
-    assert [bar.value for bar in bars.bars] == sorted(bar.value for bar in bars.bars)
+def test_only_next_to_core_it_is_said_how_much_a_seed_changes() -> None:
+    assert core_blocks(RESULTS, TRAINED, brief=True)[-1] == SEED
     few = {"sft": {"core": {**CORE, "name": "mean of 3 tasks", "not_core": ["19 are missing"]}}}
     (words,) = core_blocks(few, TRAINED, brief=True)
+    assert isinstance(words, str)
     assert words.startswith("The fine-tuned model answers questions of other people's benchmarks: ")
     assert ": mean of 3 tasks 0." in words
     assert words.endswith("Not CORE: 19 are missing.")
-
-
-def test_a_card_draws_bars_as_long_as_the_numbers() -> None:
-    bars = next(
-        block for block in core_blocks(RESULTS, TRAINED, brief=True) if isinstance(block, Bars)
-    )
-    lines = _markdown(bars).splitlines()[2:]
-    lengths = [line.count("█") for line in lines]
-    assert max(lengths) == 30
-    assert lengths == [round(30 * bar.value / bars.bars[-1].value) for bar in bars.bars]
-    assert "█" not in _markdown(Table(("a",), [("b",)]))
-
-
-def test_a_model_worse_than_guessing_has_no_bar() -> None:
-    worse = {"sft": {"core": {**CORE, "value": -0.01}}}
-    bars = next(
-        block for block in core_blocks(worse, TRAINED, brief=True) if isinstance(block, Bars)
-    )
-    assert "this run" in _markdown(bars).splitlines()[2]
-    assert "█" not in _markdown(bars).splitlines()[2]
-
-
-def test_every_known_number_names_its_source_and_its_tool() -> None:
-    facts = json.loads(FACTS.read_text())
-    assert all(one["source"] for one in facts["core"])
-    for task, known in facts["lm_eval"].items():
-        assert all(one["source"] and one["how"] for one in known)
-        bars = task_bars(task, {"this run": (0.5, "0.500")})
-        assert bars is not None
-        assert any("(lm-eval" in bar.name or "(lighteval" in bar.name for bar in bars.bars)
-    assert task_bars("nobody_knows", {}) is None

@@ -1,4 +1,4 @@
-"""The page has tables of the layers' experts, recipes and gates, if the model has some."""
+"""The page has tables of the layers' experts and gates, if the model has some."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from tests.pipeline.report.test_page_data import METRICS, blocks, row, titles, t
 
 MODEL = JOB["model"] | {"n_layers": 2}
 EXPERTS = {"n": 8, "top_k": 2, "d_shared": 64}
-BANKS = {"n": 8, "rank": 4, "top_k": 2, "bands": [[0], [1]]}
 
 
 def job(**model: Any) -> Job:
@@ -21,7 +20,6 @@ def job(**model: Any) -> Job:
 
 PLAIN = Job.model_validate(JOB)
 WITH_EXPERTS = job(experts=EXPERTS)
-WITH_RECIPES = job(activation="gelu", primitives=BANKS)
 
 
 def steps(first: int, stop: int, load: list[float], entropy: list[float]) -> list[dict[str, Any]]:
@@ -54,39 +52,6 @@ def test_each_layer_has_its_load_and_entropy_at_the_end_of_each_stage() -> None:
     assert "2.079 nats if it prefers no expert" in note["text"]
 
 
-def test_each_bank_and_layer_has_its_numbers_after_each_stage() -> None:
-    metrics = {
-        "pretrain": [
-            row(1, loss=3.0, recipe_entropy=[2.0, 2.0], primitives_used=[8, 8, 8, 8]),
-            row(2, loss=3.0, recipe_entropy=[1.5, 0.5], primitives_used=[2, 3, 4, 5]),
-        ],
-        "sft": [row(1, loss=3.0, recipe_entropy=[1.25, 0.25], primitives_used=[2, 2, 2, 2])],
-    }
-    banks, layers, note = blocks(told(known_job=WITH_RECIPES, metrics=metrics), "Recipes")
-    assert rows_of(banks) == [
-        ["bank", "pretraining: used", "dead", "fine-tuning: used", "dead"],
-        ["bands.0.up", "2", "6", "2", "6"],
-        ["bands.0.down", "3", "5", "2", "6"],
-        ["bands.1.up", "4", "4", "2", "6"],
-        ["bands.1.down", "5", "3", "2", "6"],
-    ]
-    assert rows_of(layers) == [
-        ["layer", "pretraining: entropy", "fine-tuning: entropy"],
-        ["blocks.0", "1.500", "1.250"],
-        ["blocks.1", "0.500", "0.250"],
-    ]
-    assert "2.079 nats if all 8 primitives weigh the same" in note["text"]
-
-
-def test_recipes_of_experts_are_named_by_layer_and_number() -> None:
-    both = job(activation="gelu", primitives=BANKS, experts={"n": 2, "shared": 0})
-    entropy = [2.0, 1.5, 1.0, 0.5]
-    last = row(1, loss=3.0, recipe_entropy=entropy, primitives_used=[8, 8, 8, 8])
-    _, layers, _ = blocks(told(known_job=both, metrics={"pretrain": [last]}), "Recipes")
-    names = [f"blocks.{layer}.recipes.{number}" for layer in (0, 1) for number in (0, 1)]
-    assert [cells[0] for cells in layers["rows"]] == names
-
-
 def test_each_gate_has_its_first_and_last_loss() -> None:
     metrics = {
         "pretrain": [
@@ -103,10 +68,10 @@ def test_each_gate_has_its_first_and_last_loss() -> None:
     ]
 
 
-@pytest.mark.parametrize("known", [PLAIN, WITH_EXPERTS, WITH_RECIPES, job(gates=True)])
+@pytest.mark.parametrize("known", [PLAIN, WITH_EXPERTS, job(gates=True)])
 @pytest.mark.parametrize("metrics", [{}, METRICS])
 def test_a_model_without_such_parts_or_numbers_has_no_such_section(
     known: Job, metrics: dict[str, Any]
 ) -> None:
     found = titles(told(known_job=known, metrics=metrics))
-    assert not {"Experts", "Recipes", "Gates"} & set(found)
+    assert not {"Experts", "Gates"} & set(found)
