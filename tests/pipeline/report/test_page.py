@@ -3,7 +3,9 @@ where scripts are off."""
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -59,6 +61,13 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
     return path.as_uri()
 
 
+HEADINGS = [
+    *("Curves", "Evaluation", "Where the time went", "Machines", "Samples", "Checkpoints"),
+    *("Stages", "Where this start's time went", "Attempts", "Rows left out", "Hops"),
+    *("What the watcher did", "Changes of code", "Where things are", "Events"),
+]
+
+
 class Tab:
     """A tab with the report. `wrong` has its errors and its requests."""
 
@@ -86,28 +95,10 @@ def test_everything_is_drawn_from_the_file_alone(browser: Any, report: str) -> N
     tab = Tab(browser, report)
     page = tab.page
     assert page.title() == "demo · Pion"
-    headings = page.locator("h2:visible").all_inner_texts()
-    assert headings == [
-        "Curves",
-        "Evaluation",
-        "Where the time went",
-        "Machines",
-        "Samples",
-        "Checkpoints",
-        "Stages",
-        "Where this start's time went",
-        "Attempts",
-        "Rows left out",
-        "Hops",
-        "What the watcher did",
-        "Changes of code",
-        "Where things are",
-        "Events",
-    ]
+    assert page.locator("h2:visible").all_inner_texts() == HEADINGS
     assert page.inner_text("#fresh") == "as of 1970-01-01 00:00:00 UTC"
-    assert (
-        page.locator("[data-metric=loss] path").count() == 2
-    )  # fine-tuning: measured, and smoothed
+    # Fine-tuning: measured, and smoothed.
+    assert page.locator("[data-metric=loss] path").count() == 2
     page.click("#stages button:first-child")
     assert page.locator("[data-metric=loss] path").count() == 3
     assert page.locator("[data-metric=loss] .attempt").count() == 1
@@ -119,6 +110,51 @@ def test_everything_is_drawn_from_the_file_alone(browser: Any, report: str) -> N
     assert page.locator("#samples .card").count() == 11
     assert page.get_by_text(ATTACK).count() >= 4
     assert page.locator("img").count() == 0
+    # Text of people has its own direction.
+    direction = "(element) => getComputedStyle(element).direction"
+    assert page.locator("#samples p", has_text=HEBREW).first.evaluate(direction) == "rtl"
+    assert page.locator("#title").evaluate(direction) == "ltr"
+    # All stages are printed.
+    page.evaluate("choose({ stage: 'sft' })")
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.locator("#other-stages .chart:visible").count() == 4
+    assert page.locator("#charts:visible, .more:visible").count() == 0
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.locator("#charts .chart:visible").count() == 2
+    assert page.locator("#other-stages .chart").count() == 0
+    tab.close()
+
+
+def test_what_the_scripts_compute(browser: Any, report: str) -> None:
+    tab = Tab(browser, report)
+    page = tab.page
+    # What can't be read in an address is left out.
+    bad = "x=__proto__&zoom=5,NaN&charts=<b>,loss&smoothing=1e9&run=-1&hidden=x&stage=constructor"
+    kept = page.evaluate(f"history.replaceState(null, '', '#{bad}'); readView(); view")
+    first = {"stage": None, "x": "step", "log": False, "zoom": None, "hidden": [], "run": 0}
+    assert kept == first | {"charts": ["loss"], "smoothing": 100}
+    # An address says what was chosen, and no more.
+    chosen = "Object.assign(view, { x: 'dollars', log: true, zoom: [10, 20] }); keepView();"
+    assert page.evaluate(f"{chosen} location.hash") == (
+        "#x=dollars&charts=loss&smoothing=100&log=1&zoom=10,20"
+    )
+    # A file has the points that the chart shows.
+    page.evaluate("Object.assign(view, FIRST_VIEW, { stage: 'pretrain', zoom: [15, 45] }); show();")
+    saved = page.evaluate("[fileName(charts.get('loss'), 'csv'), csvOf(charts.get('loss'))]")
+    assert saved[0] == "demo-pretrain-loss.csv"
+    rows = list(csv.DictReader(io.StringIO(saved[1])))
+    losses = [(row["step"], float(row["value"])) for row in rows if row["metric"] == "loss"]
+    assert losses == [(str(step), float(f"{8 / step + 3:.6g}")) for step in (20, 30, 40)]
+    # The curves of a run that another replaced are gone: the server has not read the other run.
+    page.evaluate("Object.assign(view, FIRST_VIEW);")
+    two = "learn({ runs: [frozen.runs[0], frozen.runs[0]], settings: null }); show();"
+    page.evaluate(two)
+    assert page.locator("[data-metric=loss] path").count() == 4
+    unread = "{ name: 'demo', url: 'runs/demo', trouble: null }"
+    page.evaluate(two.replace("frozen.runs[0]", unread, 1))
+    assert page.locator("[data-metric=loss] path").count() == 2
+    assert "reading …" in page.inner_text("#runs")
     tab.close()
 
 
@@ -147,42 +183,6 @@ def test_it_fits_and_can_be_read(
         name, value, bar = (each.bounding_box() for each in bars.locator("> *").all())
         assert name["x"] + name["width"] <= value["x"]
         assert bar["x"] >= value["x"] + value["width"] or bar["y"] >= name["y"] + name["height"]
-    tab.close()
-
-
-@pytest.mark.soak
-def test_text_of_people_has_its_own_direction(browser: Any, report: str) -> None:
-    tab = Tab(browser, report)
-    direction = "(element) => getComputedStyle(element).direction"
-    sample = tab.page.locator("#samples p", has_text=HEBREW).first
-    assert sample.evaluate(direction) == "rtl"
-    assert tab.page.locator("#title").evaluate(direction) == "ltr"
-    tab.close()
-
-
-@pytest.mark.soak
-def test_all_stages_are_printed(browser: Any, report: str) -> None:
-    tab = Tab(browser, report)
-    tab.page.emulate_media(media="print")
-    tab.page.evaluate("dispatchEvent(new Event('beforeprint'))")
-    assert tab.page.locator("#other-stages .chart:visible").count() == 4
-    assert tab.page.locator("#charts:visible, .more:visible").count() == 0
-    tab.page.evaluate("dispatchEvent(new Event('afterprint'))")
-    assert tab.page.locator("#charts .chart:visible").count() == 2
-    assert tab.page.locator("#other-stages .chart").count() == 0
-    tab.close()
-
-
-def test_the_curves_of_a_run_that_another_replaced_are_gone(browser: Any, report: str) -> None:
-    tab = Tab(browser, report)
-    two = "learn({ runs: [frozen.runs[0], frozen.runs[0]], settings: null }); show();"
-    tab.page.evaluate(two)
-    assert tab.page.locator("[data-metric=loss] path").count() == 4
-    # What the server tells before it has read the other run.
-    unread = "{ name: 'demo', url: 'runs/demo', trouble: null }"
-    tab.page.evaluate(two.replace("frozen.runs[0]", unread, 1))
-    assert tab.page.locator("[data-metric=loss] path").count() == 2
-    assert "reading …" in tab.page.inner_text("#runs")
     tab.close()
 
 
@@ -236,6 +236,7 @@ def test_of_many_attempts_and_hops_the_newest_are_open(browser: Any, tmp_path: P
     tab.close()
 
 
+@pytest.mark.soak  # by default, test_report_file.py reads the same text in the file
 def test_without_scripts_it_says_the_numbers_and_what_to_do(browser: Any, report: str) -> None:
     tab = Tab(browser, report, java_script_enabled=False)
     text = tab.page.inner_text("body")

@@ -16,13 +16,7 @@ from pipeline.report.page_data import MOST_SAMPLES, page_data
 from pipeline.state.head import CheckpointEntry, Head, SkippedRows, Spent, StageRecord
 from pipeline.state.notes.deadline import RunDeadline
 from pipeline.state.owner import Author
-from tests.pipeline.report.test_model_card import (
-    JOB,
-    RESULTS,
-    card_of,
-    card_of_history,
-    history_of,
-)
+from tests.pipeline.report.test_model_card import JOB, RESULTS, card_of, card_of_history, history_of
 
 # What `run_status` says of a released run.
 STATUS: dict[str, Any] = {
