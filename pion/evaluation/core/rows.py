@@ -103,13 +103,8 @@ class ItemRows:
     joined: bool
 
 
-def ask(
-    task: Task, numbers: Sequence[int], tokenizer: Tokenizer, context: int, *, shared: bool = True
-) -> list[ItemRows]:
-    """Return the rows of the items `numbers`, each of at most `context` tokens.
-
-    Without `shared`, each option has a row for itself, as in nanochat.
-    """
+def ask(task: Task, numbers: Sequence[int], tokenizer: Tokenizer, context: int) -> list[ItemRows]:
+    """Return the rows of the items `numbers`, each of at most `context` tokens."""
     prompts = [prompts_of(task, number) for number in numbers]
     start = tokenizer.before_document
     encoded = iter(tokenizer.encode_batch([text for texts, _ in prompts for text in texts]))
@@ -118,9 +113,7 @@ def ask(
     needing = [i for i, ids in enumerate(whole) if _needs_before(task, ids)]
     encoded = iter(tokenizer.encode_batch([prompts[i][1] for i in needing]))
     before = {i: [start, *next(encoded)] for i in needing}
-    return [
-        _asked(task, ids, before.get(i, []), context, shared=shared) for i, ids in enumerate(whole)
-    ]
+    return [_asked(task, ids, before.get(i, []), context) for i, ids in enumerate(whole)]
 
 
 def _needs_before(task: Task, whole: list[Ids]) -> bool:
@@ -129,7 +122,7 @@ def _needs_before(task: Task, whole: list[Ids]) -> bool:
     return task.task_type == "language_modeling"
 
 
-def _asked(task: Task, whole: list[Ids], before: Ids, context: int, *, shared: bool) -> ItemRows:
+def _asked(task: Task, whole: list[Ids], before: Ids, context: int) -> ItemRows:
     """Return an item as rows, from the tokens of the whole text of each option, and of the text
     before the answer."""
     starts, odd, joined = _starts(task, whole, before)
@@ -138,7 +131,8 @@ def _asked(task: Task, whole: list[Ids], before: Ids, context: int, *, shared: b
     spans = zip(starts, crops, map(len, whole), strict=True)
     if not all(crop < start < length for start, crop, length in spans):
         return ItemRows((), (), cropped, unscored=True, odd=odd, joined=joined)
-    if shared and task.task_type == "multiple_choice" and _ends_at(whole, starts[0] + 1):
+    one_token = all(len(ids) == starts[0] + 1 for ids in whole)
+    if task.task_type == "multiple_choice" and one_token:
         # One row gives the scores of all options: they differ in the token after it alone.
         candidates = tuple(ids[-1] for ids in whole)
         ids = whole[0][crops[0] : -1]
@@ -153,10 +147,6 @@ def _asked(task: Task, whole: list[Ids], before: Ids, context: int, *, shared: b
             different.append(TokenRow(np.array(ids[crop:], np.int32), start - crop))
     place = tuple((numbers[tuple(ids)], 0) for ids in whole)
     return ItemRows(tuple(different), place, cropped, unscored=False, odd=odd, joined=joined)
-
-
-def _ends_at(whole: list[Ids], length: int) -> bool:
-    return all(len(ids) == length for ids in whole)
 
 
 def _starts(task: Task, whole: list[Ids], before: Ids) -> tuple[list[int], bool, bool]:

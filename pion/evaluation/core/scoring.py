@@ -56,15 +56,12 @@ def answer_task(
     task: Task,
     count: int,
     on_items: Callable[[int], None] = lambda _: None,
-    *,
-    shared: bool = True,
 ) -> list[Answer]:
     """Return the answers to the first `count` items of a task.
 
     `on_items` is called with the number of items that are answered. The scorer's `micro_batch`
     counts rows of the model's full context, or of USUAL_ROW tokens if the context is longer. More
-    of the shorter rows are computed at once, and fewer after running out of CUDA memory. `shared`
-    as in `ask`.
+    of the shorter rows are computed at once, and fewer after running out of CUDA memory.
 
     Raises PionError if not even one row fits in the GPU's memory.
     """
@@ -72,7 +69,7 @@ def answer_task(
     with evaluating(scorer.model):
         for first in range(0, count, ITEMS_AT_ONCE):
             numbers = range(first, min(first + ITEMS_AT_ONCE, count))
-            asked = ask(task, numbers, tokenizer, scorer.model.config.seq_len, shared=shared)
+            asked = ask(task, numbers, tokenizer, scorer.model.config.seq_len)
             scores = iter(_score_rows(scorer, [row for one in asked for row in one.rows]))
             for number, one in zip(numbers, asked, strict=True):
                 own = [next(scores) for _ in one.rows]

@@ -54,12 +54,7 @@ def test_answers_are_those_of_greedy_generation(chat: ChatFormat) -> None:
     for number, prompt in enumerate(prompts):
         ids = [
             *generate(
-                model,
-                prompt,
-                stop_ids=chat.stop_ids,
-                vocab_size=size,
-                max_tokens=12,
-                temperature=0,
+                model, prompt, stop_ids=chat.stop_ids, vocab_size=size, max_tokens=12, temperature=0
             )
         ]
         assert found["tokens"][number] == len(ids)

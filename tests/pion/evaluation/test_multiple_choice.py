@@ -10,11 +10,7 @@ import torch
 from pion.data.tokens.tokenizer import Tokenizer, train_bpe
 from pion.errors import BadInput
 from pion.evaluation.held_out import Scorer
-from pion.evaluation.multiple_choice import (
-    MultipleChoice,
-    _ScoredChoice,
-    multiple_choice,
-)
+from pion.evaluation.multiple_choice import MultipleChoice, _ScoredChoice, multiple_choice
 from pion.evaluation.questions import Question, read_questions
 from pion.model.decoder import Decoder
 from tests.support.known_models import OnSmallGpu, constant, decoder

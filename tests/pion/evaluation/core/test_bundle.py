@@ -117,10 +117,7 @@ CHANGES: list[tuple[dict[str, Any], str]] = [
     ({"dataset_uri": "/etc/passwd"}, "BUNDLE: the file name 'eval_data//etc/passwd' leaves the"),
     ({"dataset_uri": "none.jsonl"}, "BUNDLE: can't read eval_data/none.jsonl of this bundle ("),
     ({"label": "made_up_choice"}, "core.yaml:3: the label made_up_choice is also at core.yaml:2"),
-    (
-        {"label": "else"},
-        "core.yaml:3: the label else has no baseline in eval_meta_data.csv",
-    ),
+    ({"label": "else"}, "core.yaml:3: the label else has no baseline in eval_meta_data.csv"),
 ]
 
 

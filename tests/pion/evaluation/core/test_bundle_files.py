@@ -147,11 +147,7 @@ def bytes_read(made_up_folder: Path) -> int:
 
 @pytest.mark.parametrize("kind", ["folder", "archive"])
 def test_a_bundle_of_too_many_bytes_is_not_read(
-    kind: str,
-    made_up_folder: Path,
-    packed: Path,
-    bytes_read: int,
-    monkeypatch: pytest.MonkeyPatch,
+    kind: str, made_up_folder: Path, packed: Path, bytes_read: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = packed if kind == "archive" else made_up_folder
     monkeypatch.setattr(bundle_files, "LARGEST_BUNDLE", bytes_read)

@@ -62,10 +62,7 @@ def test_a_schema_shows_the_right_context_of_an_example() -> None:
     asked = Item(("The cat saw it. It", "The dog saw it. It"), ("ran.",), 0)
     example = Item(("A ", "B "), ("slept.",), 1)
     whole, _ = prompts_of(task_of("schema", 1, " ", asked, example), 0)
-    assert whole == (
-        "B  slept.\n\nThe cat saw it. It ran.",
-        "B  slept.\n\nThe dog saw it. It ran.",
-    )
+    assert whole == ("B  slept.\n\nThe cat saw it. It ran.", "B  slept.\n\nThe dog saw it. It ran.")
 
 
 def test_contexts_to_continue_are_stripped_and_their_continuations_are_not() -> None:
