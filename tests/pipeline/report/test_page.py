@@ -26,6 +26,7 @@ from tests.pipeline.report.test_page_data import (
 )
 from tests.support.browser import needs_chromium
 from tests.support.contrast import CONTRAST
+from tests.support.waiting import PATIENCE_SECONDS
 
 pytestmark = needs_chromium
 
@@ -74,6 +75,7 @@ class Tab:
     def __init__(self, browser: Any, url: str, **options: Any) -> None:
         self.wrong: list[str] = []
         self.page = browser.new_page(**{"viewport": WIDE, **options})
+        self.page.set_default_timeout(1000 * PATIENCE_SECONDS)
         self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
         self.page.on("console", lambda message: self.wrong.append(message.text))
         self.page.on("request", lambda request: self._asked(request.url, url))

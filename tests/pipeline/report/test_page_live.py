@@ -25,7 +25,7 @@ from tests.support.browser import needs_chromium
 from tests.support.contrast import CONTRAST
 from tests.support.live_page import showing
 from tests.support.rented_run import RentedRun
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -60,6 +60,7 @@ class Tab:
     def __init__(self, browser: Any, url: str, *, poll: int = POLL, **options: Any) -> None:
         self.wrong: list[str] = []
         self.page = browser.new_page(**{"viewport": {"width": 1200, "height": 900}, **options})
+        self.page.set_default_timeout(1000 * PATIENCE_SECONDS)
         quick = f"const later = setTimeout; setTimeout = (f, ms) => later(f, Math.min(ms, {poll}));"
         self.page.add_init_script(quick)
         self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
