@@ -37,6 +37,14 @@ TERMS = {
     "allenai/llama-3.1-tulu-3-8b-preference-mixture": "parts of it are for non-commercial use only",
 }
 
+# What a source of the demo has, by its kind, and what learns from the sources of a section.
+DEMO = {
+    "python-docs": "Docstrings, comments and `pydoc` topics of Python's standard library",
+    "python-docs-qa": "Questions about Python's standard library, answered by its docstrings",
+    "python-docs-prefer": "Pairs of answers to questions about Python's standard library",
+}
+LEARNED_BY = {"data": "pretraining", "sft": "fine-tuning", "prefer": "preferences"}
+
 
 @dataclass(frozen=True)
 class CardExtras:
@@ -90,20 +98,13 @@ def model_card(
 def source_lines(job: Job) -> list[str]:
     """Return one line for each data source, by stage. Local paths are cut to the file name."""
     lines = []
-    sources: list[tuple[str, Any]] = []
-    if job.pretrain:
-        sources += [("pretraining", source) for source in job.data.sources]
-    if job.sft:
-        sources += [("fine-tuning", source) for source in job.sft.sources]
-    if job.prefer:
-        sources += [("preferences", source) for source in job.prefer.sources]
-    for stage, source in sources:
-        if source.kind == "python-docs":
-            what = "Docstrings, comments and `pydoc` topics of Python's standard library"
-        elif source.kind == "python-docs-qa":
-            what = "Questions about Python's standard library, answered by its docstrings"
-        elif source.kind == "python-docs-prefer":
-            what = "Pairs of answers to questions about Python's standard library"
+    sources: list[tuple[str, Any]] = [*job.sources()]
+    for key, source in sources:
+        section = key.partition(".")[0]
+        if section == "data" and not job.pretrain:
+            continue
+        if source.kind in DEMO:
+            what = DEMO[source.kind]
         elif source.kind in ("hub", "hub-npy"):
             subset = f", {source.subset}" if getattr(source, "subset", None) else ""
             what = f"[{source.repo}](https://huggingface.co/datasets/{source.repo}){subset}"
@@ -111,7 +112,7 @@ def source_lines(job: Job) -> list[str]:
         else:
             what = f"`{PurePath(source.path).name}` ({source.kind} files)"
         share = f", weight {source.weight:g}" if source.weight != 1 else ""
-        lines.append(f"{what} ({stage}{share})")
+        lines.append(f"{what} ({LEARNED_BY[section]}{share})")
     return lines
 
 

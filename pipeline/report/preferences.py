@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from pion.data.preference.summary import Summary
@@ -23,6 +24,7 @@ LENGTHS = (
     "difference",
 )
 SHOWN = ("prompt", "before", "after")
+WHAT = {"pairs": "pairs", "labels": "single answers"}
 # A text in a table.
 MOST_CHARACTERS = 400
 
@@ -44,12 +46,14 @@ def preference_blocks(results: Mapping[str, Any], *, brief: bool) -> list[Block]
         blocks += _length_blocks(found)
     blocks += [_moved_in_words(found), text_change_in_words(tuned)]
     if answers := found.get("answers"):
-        blocks += [_answers_in_words(answers), Table(COMPARED, answer_rows(answers))]
+        blocks += [
+            f"Answers to {answers['prompts']:,} held-out prompts, of the likeliest tokens and at "
+            f"most {answers['most_tokens']:,} of them, before and after training:",
+            Table(COMPARED, answer_rows(answers)),
+        ]
         if not brief:
-            blocks += [
-                "The first of these answers:",
-                Table(SHOWN, _shown_rows(answers), len(SHOWN)),
-            ]
+            shown = [tuple(_short(one[name]) for name in SHOWN) for one in answers["shown"]]
+            blocks += ["The first of these answers:", Table(SHOWN, shown, len(SHOWN))]
     return [block for block in blocks if block]
 
 
@@ -70,17 +74,13 @@ def preferences_in_brief(tuned: Result) -> str:
 
 def _agreement_in_words(found: Result) -> str:
     margin = percent_with_error(found["after"]["margin"], "accuracy")
-    of = f"{found['items']:,} held-out {_what(found)} to {found['prompts']:,} prompts"
+    of = f"{found['items']:,} held-out {WHAT[found['kind']]} to {found['prompts']:,} prompts"
     if found["kind"] == "pairs":
         return f"Of {of}, the model has {margin} right by what it was trained for. {LABELS_ONLY}"
     return (
         f"Of {of}, {margin} have become likelier if they are desired, and less likely if they are "
         f"not; {100 * found['desired']:.1f} % are desired. {LABELS_ONLY}"
     )
-
-
-def _what(found: Result) -> str:
-    return "pairs" if found["kind"] == "pairs" else "single answers"
 
 
 def _agreement_rows(found: Result) -> list[tuple[str, ...]]:
@@ -129,15 +129,10 @@ def _length_blocks(found: Result) -> list[Block]:
             "judges answers or their lengths."
         ]
     by = "normalized" if found["of_means"] else "raw"
+    what = "mean" if found["of_means"] else "sum"
     sides = [
-        (
-            f"before training, by the {'mean' if found['of_means'] else 'sum'}",
-            found["before"].get(by),
-        ),
-        (
-            f"after training, by the {'mean' if found['of_means'] else 'sum'}",
-            found["after"].get(by),
-        ),
+        (f"before training, by the {what}", found["before"].get(by)),
+        (f"after training, by the {what}", found["after"].get(by)),
         ("after training, by what the loss compares", found["after"]["margin"]),
     ]
     rows = [
@@ -188,18 +183,12 @@ def text_change_in_words(tuned: Result) -> str:
     return f"Its loss on other things changed, too: of {' and of '.join(said)} (less is better)."
 
 
-def _answers_in_words(answers: Result) -> str:
-    return (
-        f"Answers to {answers['prompts']:,} held-out prompts, of the likeliest tokens and at most "
-        f"{answers['most_tokens']:,} of them, before and after training:"
-    )
-
-
 def answer_rows(answers: Result) -> list[tuple[str, ...]]:
     """Return (what, before, after, difference) of written answers."""
     sides = [answers[side] for side in ("before", "after", "change")]
+    tokens = partial(value_with_error, digits=1)
     return [
-        ("tokens of an answer", *_compared(sides, _tokens, "tokens")),
+        ("tokens of an answer", *_compared(sides, tokens, "tokens")),
         ("answers that end by themselves", *_compared(sides, percent_with_error, "stopped")),
         (
             "different ones among the sequences of 4 tokens of an answer",
@@ -208,20 +197,9 @@ def answer_rows(answers: Result) -> list[tuple[str, ...]]:
     ]
 
 
-def _tokens(result: Result, name: str) -> str:
-    return value_with_error(result, name, 1)
-
-
 def _compared(sides: Sequence[Result], words: Any, name: str) -> tuple[str, str, str]:
     before, after, change = (words(side, name) for side in sides)
     return before, after, signed(change)
-
-
-def _shown_rows(answers: Result) -> list[tuple[str, ...]]:
-    return [
-        tuple(_short(one[name]) for name in ("prompt", "before", "after"))
-        for one in answers["shown"]
-    ]
 
 
 def _short(text: str) -> str:
@@ -242,17 +220,12 @@ def preference_training(job: Job, results: Mapping[str, Any], head: Head, url: s
         return ""
     sentences = [f"Preferences: the loss is {_loss_in_words(section)}, {_reference(job, results)}."]
     for summary in _summaries(head, url):
-        what = "pairs" if summary.kind == "pairs" else "single answers"
+        left_out = f"; left out: {summary.reasons}" if summary.reasons else ""
         sentences.append(
-            f"{summary.train.items:,} {what} were trained on, and {summary.held_out.items:,} held "
-            f"out{_left_out(summary)}."
+            f"{summary.train.items:,} {WHAT[summary.kind]} were trained on, and "
+            f"{summary.held_out.items:,} held out{left_out}."
         )
     return " ".join(sentences)
-
-
-def _left_out(summary: Summary) -> str:
-    reasons = summary.reasons
-    return f"; left out: {reasons}" if reasons else ""
 
 
 def _loss_in_words(section: Prefer) -> str:

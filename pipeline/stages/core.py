@@ -114,9 +114,11 @@ def _measure(measures: Measures, stage: str, task: Task, limit: int | None) -> R
     """Measure one task. Its result has the credits of single items, packed."""
     from pion.evaluation.core.measure import measure_task
     from pion.evaluation.core.rows import passages_of
+    from pion.evaluation.core.scoring import USUAL_ROW
     from pion.evaluation.item_scores import item_scores, pack
 
-    scorer = measures.core_scorer(stage)
+    context = measures.job.model_config_resolved().seq_len
+    scorer = measures.row_scorer(stage, min(USUAL_ROW, context))
     found = measure_task(scorer, measures.tokenizer, task, limit)
     packed = pack(item_scores(found.credits, passages_of(task, found.items)))
     form = _key(task, limit) | {"baseline": found.baseline}

@@ -68,7 +68,8 @@ def run(request: TaskRequest) -> dict[str, Any]:
             f"lm-eval has no score for {request.task} as a whole. Name its tasks in "
             f"evaluate.lm_eval.tasks: {', '.join(tasks):.300}"
         )
-    form = form_of(request.task, _kinds(tasks), request.chat, request.tuned)
+    kinds = {name: str(task.get_config("output_type")) for name, task in tasks.items()}
+    form = form_of(request.task, kinds, request.chat, request.tuned)
     if form == "chat":
         _require_chat_format(request)
     places = {name: drawn(len(task.eval_docs), request.limit) for name, task in tasks.items()}
@@ -139,10 +140,6 @@ def _manager(request: TaskRequest) -> TaskManager:
             return own
     metadata = {"pretrained": request.model}
     return TaskManager(include_path=request.include_path, metadata=metadata)
-
-
-def _kinds(tasks: Mapping[str, Any]) -> dict[str, str]:
-    return {name: str(task.get_config("output_type")) for name, task in tasks.items()}
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ class Measures:
     """
 
     def __init__(self, job: Job, trained: TrainedRun, on_batch: Callable[[], None]) -> None:
-        self.job, self.trained, self._on_batch = job, trained, on_batch
+        self.job, self.trained, self.on_batch = job, trained, on_batch
         self._loaded: tuple[str, Decoder] | None = None
         self._cache: ShardCache | None = None
 
@@ -131,7 +131,7 @@ class Measures:
         )
 
         rows, seq_len = self._compared_rows(kind)
-        scorer = self._scorer(self._decoder(stage), seq_len)
+        scorer = self.row_scorer(stage, seq_len)
         measured = self._rows(rows)
         scores = score(scorer, rows, measured)
         documents = rows.document_numbers(measured, self.tokenizer.end_of_text)
@@ -183,16 +183,15 @@ class Measures:
         """Return the id that ends an answer in the chat format of the conversations."""
         from pion.data.chat.chat_format import ChatFormat
 
-        assert self.conversations is not None
-        with closing(ChatFormat(self.conversations.tokenizer_path, self.tokenizer)) as talks:
+        with closing(ChatFormat(self.data["sft"].tokenizer_path, self.tokenizer)) as talks:
             return talks.end_of_turn
 
     def _compared_rows(self, kind: MeasuredOn) -> tuple[RowStream | OwnRows, int]:
         """Return the rows of what is measured, and their length in tokens."""
         if kind == "conversations":
-            return self._stream(self.conversations, "held_out"), self.job.sft_seq_len
+            return self.rows_of("held_out", "sft"), self.job.sft_seq_len
         if kind == "held_out":
-            return self._stream(self.text, "held_out"), self.job.data.seq_len
+            return self.rows_of("held_out", "pretrain"), self.job.data.seq_len
         from pion.evaluation.one_text_per_row import own_rows
 
         texts, most = find_text(self.job).texts(), self.job.evaluate.final_rows
@@ -204,23 +203,20 @@ class Measures:
         from pion.evaluation.multiple_choice import multiple_choice
         from pion.evaluation.questions import digest_of_questions
 
-        model = self._decoder(stage)
-        scorer = self._scorer(model, model.config.seq_len)
-        found = multiple_choice(scorer, self.tokenizer, questions)
+        found = multiple_choice(self.row_scorer(stage), self.tokenizer, questions)
         key = {"questions": digest_of_questions(questions)}
         items = {name: {"key": key, **pack(item_scores(found.credits))}}
         return {**record_of(found), BY_ITEM: items}
 
-    def core_scorer(self, stage: str) -> Scorer:
-        """Return how the model of `stage` is measured on CORE, whose rows are of many lengths."""
-        from pion.evaluation.core.scoring import USUAL_ROW
+    def row_scorer(self, stage: str, seq_len: int | None = None) -> Scorer:
+        """Return how the model of `stage` is measured on rows of `seq_len` tokens, or of its whole
+        context."""
+        from pion.evaluation.held_out import Scorer
 
         model = self._decoder(stage)
-        return self._scorer(model, min(USUAL_ROW, model.config.seq_len))
-
-    def row_scorer(self, stage: str, seq_len: int) -> Scorer:
-        """Return how the model of `stage` is measured on rows of `seq_len` tokens."""
-        return self._scorer(self._decoder(stage), seq_len)
+        tokens = TOKENS_AT_ONCE[self.device.type]
+        micro_batch = max(1, tokens // (seq_len or model.config.seq_len))
+        return Scorer(model, self.tokenizer.vocab_size, micro_batch, self.dtype, self.on_batch)
 
     def continuations(self) -> list[Question]:
         """Return the questions that prepare cut from held-out text; none if there was no text."""
@@ -230,13 +226,6 @@ class Measures:
         if folder is None or not (folder / CHOICES).exists():
             return []
         return read_questions(folder / CHOICES)[: self.job.evaluate.continuations]
-
-    def _scorer(self, model: Decoder, seq_len: int) -> Scorer:
-        """Return how `model` is measured on rows of `seq_len` tokens."""
-        from pion.evaluation.held_out import Scorer
-
-        micro_batch = max(1, TOKENS_AT_ONCE[self.device.type] // seq_len)
-        return Scorer(model, self.tokenizer.vocab_size, micro_batch, self.dtype, self._on_batch)
 
     def _decoder(self, stage: str) -> Decoder:
         """Return the model of `stage`, on the device. One model is kept at a time."""
@@ -275,11 +264,11 @@ class Measures:
         from pion.evaluation.held_out import summarize
 
         section = self.job.evaluate
-        train = self._stream(self.text, "train", window=NGRAM_WINDOW)
+        train = self.rows_of("train", "pretrain", window=NGRAM_WINDOW)
         wanted = -(-section.ngram_tokens // self.job.data.seq_len)
         rows = [train.row(i).tokens for i in range(min(wanted, train.total_rows))]
         model = ngram.fit(np.stack(rows), self.tokenizer.vocab_size, section.ngram_order)
-        held_out = self._stream(self.text, "held_out")
+        held_out = self.rows_of("held_out", "pretrain")
         measured = [held_out.row(i) for i in self._rows(held_out)]
         targets = np.stack([row.targets for row in measured])
         nll = np.zeros(targets.shape)  # the last target of a row is never counted
@@ -291,31 +280,25 @@ class Measures:
     # ------------------------------------------------------------ data and machine
 
     @cached_property
-    def text(self) -> PreparedData | None:
-        return _open(self.trained.pretrain_data)
+    def data(self) -> dict[str, PreparedData]:
+        """The prepared data of each training stage that has some, in the order of the stages."""
+        from pipeline.data.prepared import open_data
 
-    @cached_property
-    def conversations(self) -> PreparedData | None:
-        return _open(self.trained.sft_data)
-
-    @cached_property
-    def preferences(self) -> PreparedData | None:
-        return _open(self.trained.prefer_data)
+        of = self.trained
+        folders = {"pretrain": of.pretrain_data, "sft": of.sft_data, "prefer": of.prefer_data}
+        return {stage: open_data(folder) for stage, folder in folders.items() if folder is not None}
 
     @property
     def chat_path(self) -> Path:
         """The tokenizer.json of the final model, next to the chat format that the model learned."""
-        data = self.conversations or self.preferences or self.text
-        assert data is not None
-        return data.tokenizer_path
+        stage = next(name for name in ("sft", "prefer", "pretrain") if name in self.data)
+        return self.data[stage].tokenizer_path
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
         from pion.data.tokens.tokenizer import Tokenizer
 
-        data = self.text or self.conversations or self.preferences
-        assert data is not None
-        return Tokenizer.from_file(data.tokenizer_path)
+        return Tokenizer.from_file(next(iter(self.data.values())).tokenizer_path)
 
     @cached_property
     def device(self) -> torch.device:
@@ -329,21 +312,10 @@ class Measures:
 
         return torch_dtype(pick_dtype(self.job.hardware.dtype, self.device))
 
-    def rows_of(self, split: str, part: str | None = None) -> RowStream:
+    def rows_of(self, split: str, stage: str | None = None, window: int | None = None) -> RowStream:
         """Return the rows of "train" or "held_out" of a training stage; without a stage, of the
-        first part of the data that there is."""
-        parts = {"pretrain": self.text, "sft": self.conversations, "prefer": self.preferences}
-        first = next(name for name, data in parts.items() if data is not None)
-        return self._stream(parts[part or first], split)
-
-    def on_batch(self) -> None:
-        """Call what is called after each batch; it may end the measure."""
-        self._on_batch()
-
-    def _stream(
-        self, data: PreparedData | None, split: str, window: int | None = None
-    ) -> RowStream:
-        assert data is not None
+        first one that has data. `window` is the job's unless it is given."""
+        data = self.data[stage or next(iter(self.data))]
         window, documents = window or self.job.data.window, self.job.within_documents
         return data.stream(split, self.job.seed, window, self._shard_cache, documents)
 
@@ -363,12 +335,6 @@ class Measures:
 def without_sums(result: Result) -> Result:
     """Return what `with_sums` has measured, without the sums of each document."""
     return {name: value for name, value in result.items() if name != SUMS}
-
-
-def _open(folder: Path | None) -> PreparedData | None:
-    from pipeline.data.prepared import open_data
-
-    return None if folder is None else open_data(folder)
 
 
 @dataclass

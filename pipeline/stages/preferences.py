@@ -87,9 +87,8 @@ class _Answers:
 
         stream, about = self._with_reference(self.measures.rows_of("held_out", STAGE))
         rows = range(min(self.measures.job.evaluate.final_rows, stream.total_rows))
-        data = self.measures.preferences
-        assert data is not None
-        read = read_answers(stream, rows, paired=data.kind == "pairs")
+        paired = self.measures.data[STAGE].kind == "pairs"
+        read = read_answers(stream, rows, paired=paired)
         after = self._sums(STAGE, stream, rows)
         if about:
             before = read.reference
