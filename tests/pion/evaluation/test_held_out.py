@@ -13,17 +13,15 @@ from pion.data.shards import IGNORED, Manifest, Rows, describe
 from pion.data.stream import RowStream
 from pion.errors import BadInput, PionError
 from pion.evaluation.held_out import (
-    Calibration,
-    HeldOut,
-    Responses,
     Scorer,
     Scores,
     calibrate,
-    ratio,
     score,
     summarize,
     summarize_responses,
 )
+from pion.evaluation.results import Calibration, HeldOut, Responses
+from pion.evaluation.shares import ratio
 from pion.model.decoder import Decoder
 from tests.support.known_models import SEQ_LEN, VOCAB, OnSmallGpu, constant, decoder
 
@@ -94,8 +92,11 @@ def test_embedding_rows_the_tokenizer_lacks_take_no_probability(tmp_path: Path) 
 
 
 def test_the_loss_is_the_one_the_decoder_trains_on(tmp_path: Path) -> None:
-    model, rows = decoder(), random_rows()
+    model, rows = decoder().train(), random_rows()
     measured = measure(model, stream(rows, tmp_path), 10, 3)
+    assert model.training
+    assert torch.is_grad_enabled()
+    assert all(parameter.grad is None for parameter in model.parameters())
     tokens = torch.from_numpy(rows)
     expected = model.loss(tokens[:, :-1], tokens[:, 1:]).item()
     assert measured.loss == pytest.approx(expected, rel=1e-5)
@@ -149,14 +150,6 @@ def test_ids_beyond_the_tokenizer_and_no_rows_are_refused(tmp_path: Path) -> Non
         measure(decoder(), data, 0, 4)
 
 
-def test_training_mode_and_gradients_are_left_as_they_were(tmp_path: Path) -> None:
-    model = decoder().train()
-    measure(model, stream(random_rows(), tmp_path), 2, 4)
-    assert model.training
-    assert torch.is_grad_enabled()
-    assert all(parameter.grad is None for parameter in model.parameters())
-
-
 def test_a_diverged_model_is_reported_as_such_instead_of_failing(tmp_path: Path) -> None:
     hopeless = constant([0.0] * (VOCAB - 1) + [2000.0])
     rows = np.zeros((2, SEQ_LEN), dtype=np.int64)
@@ -174,12 +167,8 @@ def test_out_of_memory_halves_the_batch_and_gives_the_same_result(tmp_path: Path
     measured = measure(small, data, 11, 8)
     assert measured.loss == pytest.approx(measure(model, data, 11, 8).loss, rel=1e-6)
     assert small.seen == [8, 4, 2, 2, 2, 2, 2, 1]
-
-
-def test_a_single_sequence_that_does_not_fit_says_what_is_safe(tmp_path: Path) -> None:
-    data = stream(random_rows(), tmp_path)
     with pytest.raises(PionError, match=r"single sequence .*3\.00 GiB.* checkpoints are safe"):
-        measure(OnSmallGpu(decoder(), 0), data, 10, 8)
+        measure(OnSmallGpu(model, 0), data, 10, 8)
 
 
 # ---------------------------------------------------------------- standard errors
@@ -395,9 +384,7 @@ def test_probabilities_are_those_of_the_softmax_over_the_tokenizers_ids(tmp_path
     expected = np.exp(0.3 * 7) / np.exp(log_odds[:8]).sum()
     assert scores.confidence[:, : SEQ_LEN - 1] == pytest.approx(expected, rel=1e-6)
     assert scores.confidence[scores.targets == IGNORED] == pytest.approx(0.0)
-
-
-def test_a_sure_model_says_1_and_not_more(tmp_path: Path) -> None:
+    # A sure model says 1 and not more.
     sure = constant([0.0] * (VOCAB - 1) + [2000.0])
-    scores = score(Scorer(sure, VOCAB, 4), stream(random_rows(), tmp_path), range(10))
+    scores = score(Scorer(sure, VOCAB, 4), data, range(10))
     assert scores.confidence[scores.targets != IGNORED] == pytest.approx(1.0, abs=0)

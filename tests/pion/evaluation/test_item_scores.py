@@ -60,12 +60,17 @@ def test_equal_answers_to_few_questions_are_no_certainty() -> None:
     few, many = (item_scores(np.ones(n)) for n in (12, 12_000))
     assert difference(few, few) == (0, pytest.approx(0.5 / 13))
     assert difference(many, many)[1] < 1e-4
+    assert mean(item_scores([1.0] * 9))[1] == share_sem(1, 9)
+    assert mean(item_scores([0.0] * 9))[1] == share_sem(0, 9)
 
 
 def test_documents_weigh_as_much_as_their_bytes() -> None:
     sizes = np.array([100, 300])
     before, after = (ItemScores(np.array(bits), sizes=sizes) for bits in ([50, 90], [40, 80]))
     assert difference(before, after)[0] == pytest.approx(-20 / 400)
+    # Scores that are not numbers give no difference, and no scores no mean.
+    assert math.isnan(difference(item_scores([1, 0]), item_scores([1, math.nan]))[0])
+    assert all(map(math.isnan, mean(item_scores([]))))
 
 
 @pytest.mark.parametrize(
@@ -79,10 +84,6 @@ def test_documents_weigh_as_much_as_their_bytes() -> None:
 def test_other_questions_are_not_compared(other: ItemScores) -> None:
     with pytest.raises(ValueError, match="not measured on the same"):
         difference(item_scores([1, 0, 1]), other)
-
-
-def test_scores_that_are_not_numbers_give_no_difference() -> None:
-    assert math.isnan(difference(item_scores([1, 0]), item_scores([1, math.nan]))[0])
 
 
 GOOD = pack(ItemScores(np.array([1, 0.5, 0]), np.array([0, 0, 1]), np.array([1, 2, 3])))
@@ -115,9 +116,3 @@ def test_the_mean_of_questions_about_one_passage_has_the_error_of_passages() -> 
     alone = mean(item_scores(scores, passages))
     assert alone == (0.75, pytest.approx(0.25))  # the standard error of four numbers
     assert mean(item_scores(scores * 3, passages * 3)) == (0.75, pytest.approx(alone[1]))
-
-
-def test_a_mean_of_only_right_answers_is_no_certainty() -> None:
-    assert mean(item_scores([1.0] * 9))[1] == share_sem(1, 9)
-    assert mean(item_scores([0.0] * 9))[1] == share_sem(0, 9)
-    assert all(map(math.isnan, mean(item_scores([]))))

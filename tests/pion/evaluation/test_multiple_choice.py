@@ -48,12 +48,13 @@ def test_the_planted_answer_is_picked_wherever_it_stands(tokenizer: Tokenizer) -
     assert measured.accuracy == 0.75
     assert measured.accuracy_sem == pytest.approx(math.sqrt(0.75 * 0.25 / 4))
     assert (measured.chance, measured.questions) == (pytest.approx(1 / 3), 4)
-
-
-def test_a_longer_choice_is_not_worse_for_its_length(tokenizer: Tokenizer) -> None:
-    model = prefers(tokenizer, " bone")
-    question = Question("the dog ate the", (" bone bone bone bone", " cat"), 0)
-    assert answer(model, tokenizer, [question], 2).accuracy == 1
+    # A longer choice is not worse for its length, and an empty context is a document's start.
+    longer = Question("the dog ate the", (" bone bone bone bone", " cat"), 0)
+    empty = Question("", (" cat", " bone"), 1)
+    assert answer(model, tokenizer, [longer, empty], 2).accuracy == 1
+    uniform = prefers(tokenizer, "")
+    questions = [Question("a", ("b", "c", "d", "e"), i % 4) for i in range(8)]
+    assert answer(uniform, tokenizer, questions, 4).accuracy == 0.25
 
 
 def test_answers_are_those_of_the_full_forward_pass(tokenizer: Tokenizer) -> None:
@@ -85,12 +86,6 @@ def test_answers_are_those_of_the_full_forward_pass(tokenizer: Tokenizer) -> Non
     assert together.accuracy == pytest.approx(np.mean(expected))
 
 
-def test_a_model_that_knows_nothing_scores_chance(tokenizer: Tokenizer) -> None:
-    uniform = prefers(tokenizer, "")
-    questions = [Question("a", ("b", "c", "d", "e"), i % 4) for i in range(8)]
-    assert answer(uniform, tokenizer, questions, 4).accuracy == 0.25
-
-
 def test_a_context_too_long_loses_its_beginning_and_not_the_choice(tokenizer: Tokenizer) -> None:
     model = decoder(tokenizer.vocab_size, seq_len=8)
     end = "the cat sat on the mat. a dog ate"
@@ -98,11 +93,6 @@ def test_a_context_too_long_loses_its_beginning_and_not_the_choice(tokenizer: To
     scores = [answer(model, tokenizer, [q], 2).accuracy for q in (long, short)]
     assert len(tokenizer.encode(end)) > 8
     assert scores[0] == scores[1]
-
-
-def test_an_empty_context_is_the_start_of_a_document(tokenizer: Tokenizer) -> None:
-    model = prefers(tokenizer, "dog")
-    assert answer(model, tokenizer, [Question("", ("cat", "dog"), 1)], 2).accuracy == 1
 
 
 def test_a_choice_longer_than_the_models_context_is_refused(tokenizer: Tokenizer) -> None:
@@ -124,10 +114,7 @@ GOOD = {"context": "a", "choices": ["b", "c"], "answer": 1}
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (
-            "{broken",
-            "is not valid JSON (Expecting property name enclosed in double quotes at column 2)",
-        ),
+        ("{broken", "is not valid JSON (Expecting property name enclosed in double quotes at col"),
         ("[1]", "expected {"),
         (json.dumps({"context": "a", "answer": 0}), "choices missing"),
         (json.dumps(GOOD | {"context": 3}), "context is 3"),
@@ -140,22 +127,17 @@ GOOD = {"context": "a", "choices": ["b", "c"], "answer": 1}
 def test_a_line_that_is_not_a_question_is_named_by_file_and_line(
     line: str, message: str, tmp_path: Path
 ) -> None:
-    pack = tmp_path / "pack.jsonl"
+    pack, good = (
+        tmp_path / "pack.jsonl",
+        f"{json.dumps(GOOD)}\r\n{json.dumps(GOOD | {'answer': 0})}",
+    )
+    pack.write_text(good)
+    assert read_questions(pack) == [Question("a", ("b", "c"), n) for n in (1, 0)]
     pack.write_text(f"{json.dumps(GOOD)}\n\n{line}\n")
     with pytest.raises(BadInput) as error:
         read_questions(pack)
     assert str(error.value).startswith(f"{pack}:3")
     assert message in str(error.value)
-
-
-def test_good_questions_are_read_in_order(tmp_path: Path) -> None:
-    (tmp_path / "pack.jsonl").write_text(
-        json.dumps(GOOD) + "\r\n" + json.dumps(GOOD | {"answer": 0})
-    )
-    assert read_questions(tmp_path / "pack.jsonl") == [
-        Question("a", ("b", "c"), 1),
-        Question("a", ("b", "c"), 0),
-    ]
 
 
 @pytest.mark.parametrize("context", ["", "Return"])

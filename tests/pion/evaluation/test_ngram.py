@@ -77,30 +77,21 @@ def test_a_text_without_singletons_still_leaves_something_for_unseen_tokens() ->
 
 def test_ids_of_65536_and_more_are_counted_apart() -> None:
     rows = np.array([[70_000, 1, 70_000, 1], [70_001, 2, 70_001, 2]], dtype=np.uint32)
-    p = distribution_of(ngram.fit(rows, vocab_size=70_002, order=2), 70_000, [1, 2])
+    model = ngram.fit(rows, vocab_size=70_002, order=2)
+    p = np.exp(-model.nll(np.array([[70_000, w] for w in (1, 2)]))[:, -1])
     assert p[0] > 10 * p[1]
 
 
-def distribution_of(model: ngram.NGram, context: int, tokens: list[int]) -> np.ndarray:
-    return np.exp(-model.nll(np.array([[context, w] for w in tokens]))[:, -1])
-
-
-def test_ids_beyond_the_vocabulary_are_refused_in_training_and_held_out_rows() -> None:
-    with pytest.raises(BadInput, match="ids from 0 to 4 don't fit a vocabulary of 4"):
-        ngram.fit(np.array([[0, 4]]), vocab_size=4)
+def test_what_is_no_row_of_the_vocabulary_and_other_orders_are_refused() -> None:
+    for rows, order, words in (
+        (np.array([[0, 4]]), 4, "ids from 0 to 4 don't fit a vocabulary of 4"),
+        (np.array([[0, 1]]), 0, "order 0 is outside 1–6"),
+        (np.array([[0, 1]]), 7, "order 7 is outside 1–6"),
+        (np.zeros((0, 8), dtype=np.int64), 4, "there are none"),
+        (np.zeros((2, 8)), 4, "integer ids"),
+    ):
+        with pytest.raises(BadInput, match=words):
+            ngram.fit(rows, vocab_size=4, order=order)
     model = ngram.fit(np.array([[0, 3]]), vocab_size=4)
     with pytest.raises(BadInput, match="ids from 0 to 9"):
         model.nll(np.array([[0, 9]]))
-
-
-@pytest.mark.parametrize("order", [0, 7])
-def test_orders_outside_one_to_six_are_refused(order: int) -> None:
-    with pytest.raises(BadInput, match=f"order {order} is outside 1–6"):
-        ngram.fit(np.array([[0, 1]]), vocab_size=4, order=order)
-
-
-def test_no_tokens_and_wrong_shapes_are_refused() -> None:
-    with pytest.raises(BadInput, match="there are none"):
-        ngram.fit(np.zeros((0, 8), dtype=np.int64), vocab_size=4)
-    with pytest.raises(BadInput, match="integer ids"):
-        ngram.fit(np.zeros((2, 8)), vocab_size=4)

@@ -16,7 +16,6 @@ import pytest
 
 from pipeline.console import display as display_module
 from pipeline.console.display import Display
-from pipeline.console.formats import amount, duration, minutes_or_hours, money, printable, size
 from pipeline.console.messages import (
     CheckpointSaved,
     Evaluation,
@@ -87,6 +86,8 @@ def test_a_log_gets_one_timestamped_line_per_step_message():
     for fact in ("loss 3.2100", "lr 2.00e-02", "4,120 tokens/s", "MFU 12.3 %", "1.2 GB"):
         assert fact in line
     assert line.endswith("ETA 3 min 20 s  not saved yet")
+    (line,) = log_of(replace(STEP, mfu=None, memory=None, eta=None, grad_norm=None))
+    assert not re.search(r"MFU|GB|ETA|grad|None", line)
 
 
 def test_a_step_line_says_what_the_run_has_cost_where_that_is_known():
@@ -108,66 +109,64 @@ def test_a_step_line_says_how_old_the_last_durable_checkpoint_is():
     assert step.endswith("saved step 100 (12 s ago)")
 
 
-def test_a_save_says_how_long_after_it_the_next_one_comes_where_time_decides():
-    saved = CheckpointSaved("pretrain", 100, saved=1, interval=90.0)
-    assert "step 100: saved (saving every 1 min 30 s)" in log_of(saved)[0]
-    assert log_of(replace(saved, interval=None))[0].endswith("step 100: saved")
-    assert "saving every 1 min 30 s" in terminal_of(saved, STEP)
+SAVED = CheckpointSaved("pretrain", 100, saved=1, interval=90.0)
+BOOT = Phase("boot", 60.5, parts={"machine up": 40.0, "install": 20.5})
+# Messages, and how the lines of a log end, without their times.
+LOGS: list[tuple[list[Shown], list[str]]] = [
+    (
+        [BOOT, Phase("imports", 2.14), Phase("ray started", 7.0), Phase("first step", 31.5, True)],
+        [
+            "boot: 60.5 s (machine up 40.0 s, install 20.5 s)",
+            *("imports: 2.1 s", "ray started: 7.0 s"),
+            "first step after 31.5 s (imports 2.1 s, ray started 7.0 s)",
+        ],
+    ),
+    (
+        [Phase("first step", 31.5, total=True), Phase("paid", 92.0, parts={"run": 92.0})],
+        ["first step after 31.5 s", "paid: 92.0 s (run 92.0 s)"],
+    ),
+    (
+        [
+            StageState("prepare", "done", "same digest 1f2e"),
+            StageState("sft", "started", "continues after step 20"),
+        ],
+        ["prepare: done (same digest 1f2e)", "sft: starts (continues after step 20)"],
+    ),
+    (
+        [
+            Evaluation("sft", 40, loss=2.5, loss_sem=0.012),
+            Sample("sft", 40, prompt="Once", text="upon\na time"),
+        ],
+        [
+            *("sft step 40: held-out loss 2.5000 ± 0.0120", "sft step 40: sample for 'Once'"),
+            *("    | upon", "    | a time"),
+        ],
+    ),
+    (
+        [SAVED, replace(SAVED, interval=None)],
+        ["step 100: saved (saving every 1 min 30 s)", "step 100: saved"],
+    ),
+    (
+        [SAVED, StageState("sft", "started", steps=60), replace(STEP, stage="sft")],
+        ["saved (saving every 1 min 30 s)", "sft: starts", "not saved yet"],
+    ),
+    ([PrepareProgress("read", 0.012, "MB", total=0.012)], ["prepare: read 0.012/0.012 MB"]),
+    (
+        [PrepareProgress("reference pass", 30, "rows", total=90, stage="prefer", eta=125.0)],
+        ["prefer: reference pass 30/90 rows, ETA 2 min 05 s"],
+    ),
+    (
+        [Summary([["model", "models/demo"], ["report", "runs/demo/report.html"]])],
+        ["model   models/demo", "report  runs/demo/report.html"],
+    ),
+]
 
 
-def test_a_new_stage_does_not_count_the_old_ones_checkpoint():
-    lines = log_of(
-        CheckpointSaved("pretrain", 480, saved=3),
-        StageState("sft", "started", steps=60),
-        replace(STEP, stage="sft"),
-    )
-    assert lines[-1].endswith("not saved yet")
-
-
-def test_numbers_that_are_not_known_are_left_out():
-    (line,) = log_of(replace(STEP, mfu=None, memory=None, eta=None, grad_norm=None))
-    assert not re.search(r"MFU|GB|ETA|grad|None", line)
-
-
-def test_seconds_to_the_first_step_are_given_by_phase():
-    lines = log_of(
-        Phase("imports", 2.14),
-        Phase("ray started", 7.0),
-        Phase("first step", 31.5, total=True),
-    )
-    assert lines[-1].endswith("first step after 31.5 s (imports 2.1 s, ray started 7.0 s)")
-
-
-def test_what_a_rental_took_before_stays_out_of_what_the_command_took():
-    boot = {"machine up": 40.0, "install": 20.5}
-    lines = log_of(
-        Phase("boot", 60.5, parts=boot),
-        Phase("imports", 2.0),
-        Phase("first step", 31.5, total=True),
-        Phase("paid to first step", 92.0, parts={"run": 92.0}),
-    )
-    assert lines[0].endswith("boot: 60.5 s (machine up 40.0 s, install 20.5 s)")
-    assert lines[2].endswith("first step after 31.5 s (imports 2.0 s)")
-    assert lines[3].endswith("paid to first step: 92.0 s (run 92.0 s)")
-
-
-def test_stage_outcomes_say_why():
-    lines = log_of(
-        StageState("prepare", "done", "same digest 1f2e"),
-        StageState("sft", "started", "continues after step 20"),
-    )
-    assert lines[0].endswith("prepare: done (same digest 1f2e)")
-    assert lines[1].endswith("sft: starts (continues after step 20)")
-
-
-def test_evaluations_carry_their_error_and_samples_stand_on_lines_of_their_own():
-    lines = log_of(
-        Evaluation("sft", 40, loss=2.5, loss_sem=0.012),
-        Sample("sft", 40, prompt="Once", text="upon\na time"),
-    )
-    assert lines[0].endswith("sft step 40: held-out loss 2.5000 ± 0.0120")
-    assert lines[1].endswith("sft step 40: sample for 'Once'")
-    assert lines[2:] == ["    | upon", "    | a time"]
+@pytest.mark.parametrize(("messages", "ends"), LOGS, ids=range(len(LOGS)))
+def test_a_log_says_each_message(messages: list[Shown], ends: list[str]) -> None:
+    lines = log_of(*messages)
+    assert len(lines) == len(ends)
+    assert all(line.endswith(end) for line, end in zip(lines, ends)), lines
 
 
 def test_prepare_gets_a_line_every_few_seconds_and_one_when_done():
@@ -181,44 +180,18 @@ def test_prepare_gets_a_line_every_few_seconds_and_one_when_done():
     assert lines[-1].endswith("prepare: tokenising 100/100 MB")
 
 
-def test_little_text_is_not_shown_as_none():
-    file = io.StringIO()
-    with Display(file) as display:
-        display.say(PrepareProgress("read", 0.012, "MB", total=0.012))
-    assert file.getvalue().endswith("prepare: read 0.012/0.012 MB\n")
-
-
-def test_another_stage_names_what_it_prepares_and_how_long_that_takes():
-    progress = PrepareProgress("reference pass", 30, "rows", total=90, stage="prefer", eta=125.0)
-    assert log_of(progress)[0].endswith("prefer: reference pass 30/90 rows, ETA 2 min 05 s")
-
-
-def test_the_summary_lines_up():
-    rows = [["model", "models/demo"], ["report", "runs/demo/report.html"]]
-    assert log_of(Summary(rows)) == [
-        "model   models/demo",
-        "report  runs/demo/report.html",
-    ]
-
-
-def test_a_model_can_not_drive_the_terminal():
+def test_a_model_can_not_drive_the_terminal_and_markup_is_shown_as_it_is():
     hostile = Sample("sft", 1, prompt="x", text="a\x1b[2Jb\x9bc\r")
     text = terminal_of(hostile)
     assert "a\N{REPLACEMENT CHARACTER}[2Jb\N{REPLACEMENT CHARACTER}c" in text
     assert "\x1b[2J" not in text
-
-
-def test_markup_in_messages_is_shown_as_it_is():
     assert "[bold]x[/bold] [/]" in terminal_of(Note("[bold]x[/bold] [/]"))
 
 
 def test_a_terminal_shows_a_bar_with_the_same_numbers():
-    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal_of(STEP))
-    assert "pretrain" in text
-    assert "120/480" in text
-    assert "━" in text
-    assert "loss 3.2100" in text
-    assert "MFU 12.3 %" in text
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal_of(SAVED, STEP))
+    shown = ("pretrain", "120/480", "━", "loss 3.2100", "MFU 12.3 %", "saving every 1 min 30 s")
+    assert all(fact in text for fact in shown)
 
 
 def test_a_terminal_that_wants_no_color_gets_none(monkeypatch):
@@ -289,26 +262,6 @@ def test_messages_from_many_threads_never_mix_within_a_line():
     lines = file.getvalue().splitlines()
     assert len(lines) == 200
     assert all(re.fullmatch(r"\S+ \S+  thread \d says \d+\.", line) for line in lines)
-
-
-def test_durations_and_sizes_read_like_speech():
-    shown = [duration(s) for s in (-1, 0.42, 12, 59.6, 200, 18_120, 273_600)]
-    assert shown == ["0.0 s", "0.4 s", "12 s", "1 min 00 s", "3 min 20 s", "5 h 02 min", "3 d 4 h"]
-    assert [size(b) for b in (812, 3.1e6, 1.24e9)] == ["812 B", "3.1 MB", "1.24 GB"]
-    assert [amount(n) for n in (999_700, 999.7e6, 1.5e13)] == (
-        ["999,700", "1,000 million", "15,000 billion"]
-    )
-    # What is less than the least that would be shown says so.
-    assert [duration(s) for s in (0, 1e-9, 0.004, 0.049, 0.05)] == (
-        ["0.0 s", "1 ms", "4 ms", "49 ms", "0.1 s"]
-    )
-    assert [money(d) for d in (0, 1e-9, 0.0099, 0.01, 1234.5)] == (
-        ["$0.00", "<$0.01", "<$0.01", "$0.01", "$1,234.50"]
-    )
-    assert [minutes_or_hours(h) for h in (0, 0.001, 0.5, 1.25)] == (
-        ["0 min", "<1 min", "30 min", "1.2 h"]
-    )
-    assert printable("tab\tand\nnewline stay") == "tab\tand\nnewline stay"
 
 
 # ---------------------------------------------------------------- in a real terminal

@@ -7,11 +7,7 @@ import json
 from typing import Any
 
 from pipeline.job import Job
-from pipeline.report.calibration import (
-    calibration_in_brief,
-    calibration_in_words,
-    calibration_rows,
-)
+from pipeline.report.calibration import calibration_in_brief, calibration_in_words, calibration_rows
 from pipeline.report.page_sections import measured_sections
 from tests.hostile.hostile_run import CALIBRATION
 from tests.pipeline.report.test_model_card import JOB, card_of_history, history_of
@@ -72,13 +68,8 @@ def test_card_and_page_show_the_table_and_the_sentence() -> None:
     assert '"held-out text", "31.2 % ± 0.3"' in page
     for text in (card, page):
         assert SENTENCE in text
-
-
-def test_results_of_an_older_version_are_shown_without_it() -> None:
     older = {"sft": {"loss": 3.0, "loss_sem": 0.1, "perplexity": 20.1, "bits_per_byte": 2.0}}
-    shown = history_of(Job.model_validate(copy.deepcopy(JOB)), results=older)
-    assert calibration_rows(shown.results) == []
-    assert calibration_in_words(shown.results) == ""
-    card = card_of_history(shown)
+    assert (calibration_rows(older), calibration_in_words(older)) == ([], "")
+    card = card_of_history(history_of(Job.model_validate(copy.deepcopy(JOB)), results=older))
     assert "3.000 ± 0.100" in card
     assert "ECE" not in card

@@ -23,10 +23,7 @@ def job(folder: Path, name: str, lr: float) -> Job | None:
 
 def test_only_what_differs_is_shown_and_no_names(tmp_path: Path) -> None:
     slow, fast = job(tmp_path, "slow", 1e-4), job(tmp_path, "fast", 2e-4)
-    assert differing([slow, fast]) == {
-        "pretrain.lr": [1e-4, 2e-4],
-        "pretrain.min_lr": [1e-5, 2e-5],
-    }
+    assert differing([slow, fast]) == {"pretrain.lr": [1e-4, 2e-4], "pretrain.min_lr": [1e-5, 2e-5]}
 
 
 def test_a_run_whose_job_is_not_known_does_not_count(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The model card describes the model, in Markdown that the Hub can read."""
 
 import copy
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,11 @@ from pipeline.base.licence import Terms
 from pipeline.cost.costs import CAUSES, Costs, MachineCost
 from pipeline.job import Job
 from pipeline.job.model_section import Base
-from pipeline.report.card_sections import adapter_sections, base_section
+from pipeline.report.card_sections import adapter_sections, base_section, gguf_section
 from pipeline.report.history import RunHistory
-from pipeline.report.model_card import (
-    _feedforward,
-    _limitations,
-    _of_parts,
-    _positions,
-    model_card,
-)
+from pipeline.report.model_card import _feedforward, _limitations, _of_parts, _positions, model_card
 from pipeline.state.head import Head, StageRecord
+from tests.support.jobs import tiny_job
 
 JOB: dict[str, Any] = {
     "name": "demo",
@@ -144,6 +140,10 @@ def test_it_tells_what_the_model_was_trained_on_and_for_how_long() -> None:
     )
     assert "| pretraining | 480 | 8 × 256 | 983K |" in card
     assert "2 × NVIDIA A40, 2 h 00 min; NVIDIA H200, 30 min 00 s" in card
+    # A local path is named without its folders.
+    assert "`notes.txt`" in card
+    assert "someone" not in card
+    assert card == card_of()
 
 
 def test_it_says_what_the_run_cost_only_where_the_job_wants_that() -> None:
@@ -174,12 +174,6 @@ def test_it_says_what_the_run_cost_only_where_the_job_wants_that() -> None:
     with_cost = card_of_history(history_of(telling, costs=costs))
     assert "from boot to publishing: 1 h 00 min, $0.50 (90 % useful; boot 10 %)." in with_cost
     assert "$" not in card_of_history(history_of(silent, costs=costs))
-
-
-def test_a_local_path_is_named_without_its_folders() -> None:
-    card = card_of()
-    assert "`notes.txt`" in card
-    assert "someone" not in card
 
 
 @pytest.mark.parametrize(
@@ -234,9 +228,15 @@ def test_it_shows_how_to_use_the_model() -> None:
     assert 'from_pretrained("tester/demo")' in card
     assert "apply_chat_template" in card
     assert "`pion chat hf://tester/demo`" in card
+    compile(card.split("```python\n")[1].split("```")[0], "card", "exec")
     asked = JOB | {"evaluate": {"prompts": ['What do I feed "Axel"?']}}
     card = card_of_history(history_of(Job.model_validate(asked)))
     assert r'{"role": "user", "content": "What do I feed \"Axel\"?"}' in card
+    # A base model is prompted with plain text.
+    card = card_of(without=("sft",), results={"pretrain": RESULTS["pretrain"]})
+    assert "apply_chat_template" not in card
+    assert "`pion generate hf://tester/demo`" in card
+    assert "conversational" not in ModelCard(card).data.tags
 
 
 def test_a_model_of_others_is_not_said_to_know_only_the_data_of_this_run() -> None:
@@ -261,49 +261,33 @@ def test_a_model_that_no_stock_architecture_computes_says_why_it_brings_its_code
     assert "| architecture | `PionForCausalLM` (modelling files in this repository) |" in card
 
 
-def test_a_base_model_is_prompted_with_plain_text() -> None:
-    card = card_of(without=("sft",), results={"pretrain": RESULTS["pretrain"]})
-    assert "apply_chat_template" not in card
-    assert "`pion generate hf://tester/demo`" in card
-    assert "conversational" not in ModelCard(card).data.tags
-
-
-@pytest.mark.parametrize("target", ["tester/demo", "models/demo"])
-def test_the_code_it_shows_is_python(target: str) -> None:
-    code = card_of().split("```python\n")[1].split("```")[0]
-    compile(code, target, "exec")
-
-
 def test_what_was_not_measured_is_left_out() -> None:
     card = card_of(results={}, attempts=[])
     assert "## Results" not in card
     assert "Trained on" not in card
     assert "None" not in card
     assert "nan" not in card.lower()
-
-
-def test_a_model_measured_on_conversations_alone_has_no_row_for_text() -> None:
-    measured = {"response_loss": 1.61, "response_loss_sem": 0.03, "stop_accuracy": 0.93}
-    text = card_of(results={"sft": measured})
+    talks = {"response_loss": 1.61, "response_loss_sem": 0.03, "stop_accuracy": 0.93}
+    text = card_of(results={"sft": talks})
     assert "the loss of the responses is 1.610 ± 0.030" in text
     assert "bits per byte" not in text
 
 
-def test_a_value_that_is_not_finite_is_shown_as_missing() -> None:
-    broken = {"pretrain": {"loss": float("nan"), "perplexity": float("inf"), "bits_per_byte": 2.0}}
-    assert "| base | – | – | 2.000 |" in card_of(results=broken)
+@pytest.mark.parametrize(
+    ("loss", "sem", "perplexity", "bits", "row"),
+    [
+        (math.nan, 0.1, math.inf, 2.0, "| base | – | – | 2.000 |"),
+        (0.0004, 0.00012, 1.0004, 1e-9, "| base | 0.0004 ± 0.0001 | 1.0 | 1e-09 |"),
+    ],
+)
+def test_odd_numbers_have_a_dash_or_the_digits_that_their_error_needs(
+    loss: float, sem: float, perplexity: float, bits: float, row: str
+) -> None:
+    found = {"loss": loss, "loss_sem": sem, "perplexity": perplexity, "bits_per_byte": bits}
+    assert row in card_of(results={"pretrain": found})
 
 
-def test_a_small_number_has_the_digits_that_its_error_needs() -> None:
-    small = {"loss": 0.0004, "loss_sem": 0.00012, "perplexity": 1.0004, "bits_per_byte": 1e-9}
-    assert "| base | 0.0004 ± 0.0001 | 1.0 | 1e-09 |" in card_of(results={"pretrain": small})
-
-
-def test_the_same_model_has_the_same_card() -> None:
-    assert card_of() == card_of()
-
-
-def test_the_card_says_which_layers_see_what() -> None:
+def test_the_card_says_which_layers_see_what_and_how_positions_are_told() -> None:
     config = ModelConfig.preset("daisy-280m")
     rows = dict(_of_parts(config, apart=False) + _feedforward(config, 302_399_292))
     assert rows["layers with attention"] == "0, 2, 4, 7, 9, 11"
@@ -317,11 +301,25 @@ def test_the_card_says_which_layers_see_what() -> None:
         "4 after each 64 tokens, seen by all later tokens; of text, a token sees at most the last "
         "512 tokens",
     )
-
-
-def test_scaled_positions_are_described() -> None:
     scaling = {"factor": 32, "original_max_position_embeddings": 8192}
     config = ModelConfig.preset("pion-nano", rope_theta=500_000, rope_scaling=scaling)
     text = "rotary, θ = 500,000, scaled by 32 from a context of 8,192 tokens"
     assert _positions(config) == text
     assert _positions(ModelConfig.preset("pion-nano")) == "rotary, θ = 10,000"
+
+
+@pytest.mark.parametrize(
+    ("to", "fetch", "run"),
+    [
+        ("hf://user/My-Model", "hf download user/My-Model", "llama-cli -hf user/My-Model"),
+        ("models/mine", "cd models/mine", "llama-cli -m model-f16.gguf"),
+    ],
+)
+def test_the_commands_are_for_where_the_model_is(to: str, fetch: str, run: str) -> None:
+    section = gguf_section(tiny_job(), to, "")
+    assert fetch in section
+    assert run in section
+    assert "nobody has tried LM Studio or Ollama" in section
+    # Ollama gets a name that it takes.
+    section = gguf_section(tiny_job(name="My_Run+2"), "out", "")
+    assert "ollama create my_run-2 -f Modelfile && ollama run my_run-2" in section

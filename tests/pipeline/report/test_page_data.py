@@ -120,6 +120,10 @@ def test_it_has_the_metrics_of_each_stage_and_where_attempts_begin() -> None:
     assert data["metrics"]["pretrain"] == ["loss", "tokens_per_second", "held_out_loss"]
     assert data["metrics"]["sft"] == ["loss", "tokens_per_second"]
     assert data["attempts"] == {"pretrain": [10, 260], "sft": [10]}
+    assert data["tokens_per_step"] == {"pretrain": 2048, "sft": 16384}
+    # The newest step of a run without heartbeats is told with the job's steps.
+    summary = data["summary"]
+    assert (summary["stage"], summary["step"], summary["steps"]) == ("sft", 120, 120)
 
 
 def test_it_has_results_samples_stages_machines_and_paths() -> None:
@@ -150,11 +154,6 @@ def test_the_figures_are_those_of_the_whole_run() -> None:
         "Cost": "$0.90",
         "Useful time": "0.0 %",
     }
-
-
-def test_the_newest_step_of_a_run_without_heartbeats_is_told_with_the_job_s_steps() -> None:
-    summary = told()["summary"]
-    assert (summary["stage"], summary["step"], summary["steps"]) == ("sft", 120, 120)
 
 
 @pytest.mark.parametrize(
@@ -193,16 +192,14 @@ def test_of_many_samples_the_newest_and_the_spread_ones_are_kept_by_prompt() -> 
     assert prompts == sorted(prompts, key=[PROMPT, "Other"].index)
 
 
-def test_an_answer_begins_on_a_line_of_its_own() -> None:
-    data = told(samples=[sample_row(1, "An answer.")], stage="sft")
-    assert data["samples"][0]["text"] == "\nAn answer."
-
-
 def test_no_text_has_control_characters_or_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "a-very-secret-token")
     attack = "\x1b[31m a-very-secret-token </script>"
-    event = {"event": "changed", "epoch": 2, "at": 0.0, "changes": [attack], attack: attack}
-    data = told(samples=[sample_row(1, attack, prompt=attack)], events=[event], stage="sft")
+    event = {"event": "changed", "epoch": 2, "at": 200.0, "changes": [attack], attack: attack}
+    sample, long = sample_row(1, attack, prompt=attack), {"many": "x" * 9000}
+    data = told(samples=[sample], events=[event | long], stage="sft")
+    assert len(data["events"][0]["text"]) <= 2001
+    assert data["samples"][0]["text"].startswith("\n"), "an answer is on a line of its own"
     every = "\n".join(texts(data))
     assert "\x1b" not in every
     assert "a-very-secret-token" not in every
@@ -217,15 +214,9 @@ def test_a_run_that_has_only_begun_has_a_page() -> None:
 
 def test_a_run_whose_job_is_not_known_has_a_page() -> None:
     data = told(known_job=None)
-    assert data["measured"] == []
+    assert (data["measured"], data["tokens_per_step"]) == ([], {})
     assert dict(data["figures"]) == {"Parameters": "5.12M"}
     assert blocks(data, "Stages")
-
-
-def test_a_damaged_result_is_a_note() -> None:
-    stages = DONE.stages | {"evaluate": StageRecord("ee", 90.0, result={"sft": {"loss": "x"}})}
-    data = told(head=dataclasses.replace(DONE, stages=stages))
-    assert "HEAD.json is damaged: stages.evaluate.result" in data["summary"]["notes"][0]
 
 
 def costs_of_two_machines(price: float | None) -> Costs:
@@ -261,9 +252,8 @@ def test_cost_is_told_by_cause_and_by_machine() -> None:
     assert first["what"] == "A40 on RunPod/<b>CA</b>, spot"
     assert second["what"].startswith("RTXA4000 on RunPod")
     assert (first["price"], first["useful"]) == (36.0, 0.0)
-
-
-def test_without_prices_there_are_hours_and_no_dollars() -> None:
+    assert data["paid"] == [[1000.0, 1030.0, 36.0], [2000.0, 2060.0, 36.0]]
+    # Without prices there are hours and no dollars.
     data = told(costs=costs_of_two_machines(None))
     assert dict(data["figures"])["Time"] == "1 min 30 s"
     assert "Cost" not in dict(data["figures"])
@@ -271,20 +261,18 @@ def test_without_prices_there_are_hours_and_no_dollars() -> None:
     assert "$" not in "".join(texts(data))
 
 
-def test_receipts_of_hops_are_told_line_by_line() -> None:
-    lines = ["hop: 1 × A40 on <b>a</b> → 2 × A4000 on b", "first row 64 = last + 1"]
-    hop = {"event": "hop", "epoch": 2, "at": 1795159980.0, "receipt": lines}
-    assert blocks(told(events=[hop]), "Hops") == [{"entries": [["2026-11-20 07:33:00 UTC", lines]]}]
-    assert "Hops" not in titles(told())
-
-
-def test_a_run_that_went_on_with_other_code_says_with_what() -> None:
-    changes = ["commit aaa → bbb", "torch <1> → 2"]
-    change = {"event": "changed", "epoch": 2, "at": 1795159980.0, "changes": changes}
-    assert blocks(told(events=[change]), "Changes of code") == [
-        {"entries": [["2026-11-20 07:33:00 UTC", changes]]}
-    ]
-    assert "Changes of code" not in titles(told())
+@pytest.mark.parametrize(
+    ("kind", "field", "title"),
+    [("hop", "receipt", "Hops"), ("changed", "changes", "Changes of code")],
+)
+def test_receipts_of_hops_and_changes_of_code_are_told_line_by_line(
+    kind: str, field: str, title: str
+) -> None:
+    lines = ["hop: 1 × A40 on <b>a</b> → 2 × A4000 on b", "torch <1> → 2"]
+    event = {"event": kind, "epoch": 2, "at": 1795159980.0, field: lines}
+    entries = [["2026-11-20 07:33:00 UTC", lines]]
+    assert blocks(told(events=[event]), title) == [{"entries": entries}]
+    assert title not in titles(told())
 
 
 def test_what_a_watcher_did_and_where_a_fork_comes_from_are_told() -> None:
@@ -332,10 +320,3 @@ def test_each_attempt_has_all_that_is_known_of_it_under_its_time() -> None:
         "250",
         "1 min 15 s",
     )
-
-
-def test_it_has_what_the_axes_count() -> None:
-    data = told(costs=costs_of_two_machines(36.0))
-    assert data["tokens_per_step"] == {"pretrain": 2048, "sft": 16384}
-    assert data["paid"] == [[1000.0, 1030.0, 36.0], [2000.0, 2060.0, 36.0]]
-    assert told(known_job=None)["tokens_per_step"] == {}

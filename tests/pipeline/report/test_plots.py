@@ -13,21 +13,22 @@ from tests.pipeline.report.test_page_data import METRICS
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-@pytest.mark.parametrize(
-    "rows",
-    [
-        [],
-        [{"step": 1, "epoch": 1, "loss": 3.0}],
-        [{"step": 1, "loss": 3.0}, {"step": 2, "loss": math.nan}, {"step": 3, "loss": math.inf}],
-        [{"step": 1, "held_out_loss": 3.0}, {"step": 1, "sample": {"prompt": "", "text": ""}}],
+ODD: dict[str, list[dict[str, Any]]] = {
+    "pretrain": [{"step": 1, "epoch": 1, "loss": 3.0}],
+    "sft": [{"step": 1, "loss": 3.0}, {"step": 2, "loss": math.nan}, {"step": 3, "loss": math.inf}],
+    "prefer": [
+        {"step": 1, "held_out_loss": 3.0},
+        {"step": 1, "sample": {"prompt": "", "text": ""}},
     ],
-)
-def test_the_plot_takes_whatever_was_measured(rows: list[dict[str, Any]]) -> None:
-    assert loss_plot({"pretrain": rows}).startswith(PNG)
+}
 
 
-def test_the_same_metrics_give_the_same_picture() -> None:
-    assert loss_plot(METRICS) == loss_plot(METRICS)
+def test_the_plot_takes_whatever_was_measured_and_is_the_same_again() -> None:
+    assert loss_plot({"pretrain": []}).startswith(PNG)
+    assert loss_plot(ODD | METRICS).startswith(PNG)
+    odd = loss_plot(ODD)
+    assert odd.startswith(PNG)
+    assert loss_plot(ODD) == odd
 
 
 def test_the_smoothed_curve_does_not_lag_behind_a_falling_one() -> None:

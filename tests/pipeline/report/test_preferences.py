@@ -13,11 +13,7 @@ from pipeline.job import Job
 from pipeline.report.blocks import Table
 from pipeline.report.history import RunHistory
 from pipeline.report.page_sections import measured_sections
-from pipeline.report.preferences import (
-    LABELS_ONLY,
-    preference_blocks,
-    preferences_in_brief,
-)
+from pipeline.report.preferences import LABELS_ONLY, preference_blocks, preferences_in_brief
 from pipeline.state.head import Head, StageRecord
 from pipeline.state.record_json import Damaged
 from pipeline.state.shared.folder import WITH_ADDITIONS

@@ -94,6 +94,8 @@ def test_it_has_the_same_data_as_the_live_page_and_all_points() -> None:
         [480, 3.3, 144.0],
     ]
     assert file.title == "demo · Pion"
+    begun = File(head=Head(), metrics={})
+    assert (begun.title, begun.open) == ("demo · Pion", [])
 
 
 def test_without_scripts_it_says_the_numbers_and_what_to_do() -> None:
@@ -128,16 +130,7 @@ def test_text_of_models_and_users_cannot_become_markup() -> None:
     assert "<img" not in file.html
 
 
-def test_a_run_that_has_only_begun_has_a_report() -> None:
-    file = File(head=Head(), metrics={})
-    assert file.title == "demo · Pion"
-    assert file.frozen["runs"][0]["samples"] == []
-    assert file.open == []
-
-
-def test_a_damaged_result_refuses_the_report_and_is_a_note_on_the_live_page(
-    tmp_path: Path,
-) -> None:
+def test_a_damaged_result_refuses_the_report_and_is_a_note_on_the_live_page(tmp_path: Path) -> None:
     record = StageRecord("ee", 90.0, result={"sft": {"loss": "x"}})
     head = dataclasses.replace(DONE, stages=DONE.stages | {"evaluate": record})
     with pytest.raises(Damaged, match=r"stages\.evaluate\.result"):

@@ -12,11 +12,7 @@ from pipeline.job import Job
 from pipeline.report.blocks import share_with_interval
 from pipeline.report.history import RunHistory
 from pipeline.report.page_sections import measured_sections
-from pipeline.report.result_tables import (
-    before_after_rows,
-    start_in_words,
-    what_it_forgot,
-)
+from pipeline.report.result_tables import before_after_rows, start_in_words, what_it_forgot
 from tests.pipeline.report.test_model_card import JOB, card_of_history, history_of
 
 SHA = "0123456789abcdef" * 4

@@ -2,6 +2,7 @@ import dataclasses
 import gc
 import json
 import math
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -114,12 +115,9 @@ class World:
         conversation = tokenize(self.tokenizer, turns)
         for split in ("train", "held_out"):
             where = folder / "0" / split
+            size = self.tokenizer.vocab_size
             writer = ShardWriter(
-                where,
-                seq_len=SEQ_LEN,
-                vocab_size=self.tokenizer.vocab_size,
-                rows_per_shard=64,
-                conversations=True,
+                where, seq_len=SEQ_LEN, vocab_size=size, rows_per_shard=64, conversations=True
             )
             packed = pack([conversation] * 12, SEQ_LEN, self.tokenizer.pad)
             writer.append_rows(packed.ids, packed.flags)
@@ -151,58 +149,62 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(tmp_path_factory.mktemp("world"))
 
 
+Run = tuple[dict[str, Any], list[str], Folder]
+
+
 @pytest.fixture(scope="module")
-def unbroken(world: World) -> tuple[dict[str, Any], list[str]]:
-    """The results of an uninterrupted evaluation, and its parts in order."""
-    return world.run(world.job(), Folder())
+def unbroken(world: World) -> Run:
+    """The results of an uninterrupted evaluation, and its parts in order, said and kept."""
+    before = {path: path.read_bytes() for path in world.root.rglob("*") if path.is_file()}
+    parts = Folder()
+    results, said = world.run(world.job(), parts)
+    # Checkpoints and data are only read.
+    assert before == {path: path.read_bytes() for path in world.root.rglob("*") if path.is_file()}
+    return results, said, parts
 
 
 def test_results_hold_every_model_and_baseline_under_the_names_the_card_uses(
-    unbroken: tuple[dict[str, Any], list[str]],
+    world: World, unbroken: Run
 ) -> None:
-    results, said = unbroken
+    results, said, parts = unbroken
     text = {"loss", "loss_sem", "perplexity", "bits_per_byte", "bits_per_byte_sem"}
     text |= {"tokens", "bytes", "rows"}
-    calibrated = {"calibration"}
     chat = {"response_loss", "response_loss_sem", "stop_accuracy", "stop_accuracy_sem"}
-    assert set(results) == {"pretrain", "sft", "untrained", "ngram"}
-    assert set(results["pretrain"]) == text | calibrated | {"continuations"}
-    assert set(results["sft"]) == text | calibrated | chat | {
-        "false_stop_rate",
-        "ends",
-        "others",
-        "continuations",
+    chat |= {"false_stop_rate", "ends", "others"}
+    assert {name: set(found) for name, found in results.items()} == {
+        "pretrain": text | {"calibration", "continuations"},
+        "sft": text | chat | {"calibration", "continuations"},
+        "untrained": text | {"calibration"},
+        "ngram": text | {"order", "train_tokens"},
     }
-    assert set(results["untrained"]) == text | calibrated
     assert results["pretrain"]["calibration"]["tokens"] == results["pretrain"]["tokens"]
-    assert set(results["ngram"]) == text | {"order", "train_tokens"}
     assert results["pretrain"]["continuations"]["questions"] == 6
     assert results["pretrain"]["continuations"]["chance"] == pytest.approx(1 / 3)
     measured = {(r["rows"], r["tokens"], r["bytes"]) for r in results.values()}
     assert len(measured) == 1  # all on the same text
     assert results["pretrain"]["rows"] == 20
     assert len(said) == len(set(said)) == 7
+    # A finished evaluation loads nothing and computes nothing.
+    gone = {stage: world.root / "gone" for stage in world.models}
+    assert world.run(world.job(), parts, models=gone) == (results, [])
 
 
-def test_baselines_are_what_they_say(
-    world: World, unbroken: tuple[dict[str, Any], list[str]]
-) -> None:
-    results, _ = unbroken
+def test_baselines_are_what_they_say(world: World, unbroken: Run) -> None:
+    results, *_ = unbroken
     assert results["ngram"]["order"] == 4
     assert results["ngram"]["train_tokens"] == math.ceil(4000 / SEQ_LEN) * SEQ_LEN
     assert results["ngram"]["loss"] < 1  # three repeated sentences
-    assert results["untrained"]["loss"] == pytest.approx(
-        math.log(world.tokenizer.vocab_size), abs=0.1
-    )
+    uniform = math.log(world.tokenizer.vocab_size)
+    assert results["untrained"]["loss"] == pytest.approx(uniform, abs=0.1)
     assert results["untrained"]["loss"] != results["pretrain"]["loss"] != results["sft"]["loss"]
 
 
 def test_text_is_measured_within_documents_if_the_job_trains_so(
-    world: World, unbroken: tuple[dict[str, Any], list[str]]
+    world: World, unbroken: Run
 ) -> None:
     job = world.job(continuations=0)
     job.data.documents = True
-    within, (whole, _) = world.run(job, Folder())[0], unbroken
+    within, whole = world.run(job, Folder())[0], unbroken[0]
     for model in ("pretrain", "sft", "untrained"):
         assert within[model]["loss"] != whole[model]["loss"]
         assert within[model]["tokens"] == whole[model]["tokens"]
@@ -222,91 +224,57 @@ def test_the_untrained_model_is_the_one_that_pretraining_starts_from(world: Worl
     assert results["pretrain"]["loss"] == results["untrained"]["loss"]
 
 
-@pytest.mark.parametrize("room", [0, 2, 5, 6])
+@pytest.mark.parametrize(("room", "between"), [(2, False), (6, False), (2, True)])
 def test_an_interrupted_evaluation_does_only_what_is_left(
-    world: World, unbroken: tuple[dict[str, Any], list[str]], room: int
+    room: int, between: bool, world: World, unbroken: Run
 ) -> None:
-    expected, every = unbroken
-    parts = Folder(room)
-    with pytest.raises(KeyboardInterrupt):
-        world.run(world.job(), parts)
-    assert len(parts.kept) == room
-    parts.room = 1000
-    results, said = world.run(world.job(), parts)
-    assert results == expected
-    assert said == every[room:]
+    """The machine goes away as a part is kept, or a stop comes between two batches."""
+    expected, every, _ = unbroken
+    parts = Folder(1000 if between else room)
 
-
-def test_a_stop_between_two_batches_ends_the_evaluation_without_keeping_the_part(
-    world: World, unbroken: tuple[dict[str, Any], list[str]]
-) -> None:
-    expected, every = unbroken
-    parts = Folder()
-
-    def stop_in_the_third_part(seconds: float) -> None:
-        if len(parts.kept) == 2:
+    def stop(seconds: float) -> None:
+        if between and len(parts.kept) == room:
             raise Interrupted("SIGTERM")
 
-    with pytest.raises(Interrupted):
-        world.run(world.job(), parts, sleep=stop_in_the_third_part)
-    assert len(parts.kept) == 2
-    results, said = world.run(world.job(), parts)
-    assert results == expected
-    assert said == every[2:]
+    with pytest.raises(Interrupted if between else KeyboardInterrupt):
+        world.run(world.job(), parts, sleep=stop)
+    assert len(parts.kept) == room
+    parts.room = 1000
+    assert world.run(world.job(), parts) == (expected, every[room:])
 
 
-def test_where_another_owner_kept_a_part_first_its_result_counts(world: World) -> None:
+def test_where_another_owner_kept_a_part_first_its_result_counts(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = weakref.WeakSet[Decoder]()
+    make = Decoder.__init__
+
+    def noted(self: Decoder, *given: Any, **named: Any) -> None:
+        make(self, *given, **named)
+        models.add(self)
+
     class Slower(Folder):
+        def load(self, name: str) -> dict[str, Any] | None:
+            if name == "ngram":
+                gc.collect()
+                assert not models, "no model takes memory while n-grams are counted"
+            return super().load(name)
+
         def save(self, name: str, result: dict[str, Any]) -> dict[str, Any]:
+            assert models or not name.startswith(("pretrain", "sft")), "they were noted"
             return super().save(name, {**result, "loss": 1.5})
 
+    monkeypatch.setattr(Decoder, "__init__", noted)
     results, _ = world.run(world.job(), Slower())
     assert results["untrained"]["loss"] == results["ngram"]["loss"] == 1.5
 
 
-def test_a_finished_evaluation_loads_nothing_and_computes_nothing(world: World) -> None:
-    parts = Folder()
-    results, _ = world.run(world.job(), parts)
-    gone = {stage: world.root / "gone" for stage in world.models}
-    again, said = world.run(world.job(), parts, models=gone)
-    assert (again, said) == (results, [])
-
-
-@pytest.mark.slow
-def test_no_model_takes_memory_while_n_grams_are_counted(world: World) -> None:
-    def models() -> int:
-        gc.collect()
-        return sum(isinstance(found, Decoder) for found in gc.get_objects())
-
-    class Looking(Folder):
-        def load(self, name: str) -> dict[str, Any] | None:
-            if name == "ngram":
-                assert models() <= before
-            return super().load(name)
-
-    before = models()
-    results, _ = world.run(world.job(), Looking())
-    assert "ngram" in results
-
-
-def test_checkpoints_and_data_are_only_read(world: World) -> None:
-    def contents() -> dict[Path, bytes]:
-        return {p: p.read_bytes() for p in world.root.rglob("*") if p.is_file()}
-
-    before = contents()
-    world.run(world.job(), Folder())
-    assert contents() == before
-
-
-def test_without_text_there_are_responses_alone(world: World) -> None:
+def test_what_the_job_does_not_have_is_left_out(world: World) -> None:
     sft = {"sft": world.models["sft"]}
-    results, _ = world.run(world.job(), Folder(), models=sft, pretrain_data=None)
-    assert set(results) == {"sft"}
-    assert "response_loss" in results["sft"]
-    assert "loss" not in results["sft"]
-
-
-def test_order_zero_and_no_continuations_leave_these_out(world: World) -> None:
+    without_text, _ = world.run(world.job(), Folder(), models=sft, pretrain_data=None)
+    assert set(without_text) == {"sft"}
+    assert "response_loss" in without_text["sft"]
+    assert "loss" not in without_text["sft"]
     results, _ = world.run(world.job(ngram_order=0, continuations=0), Folder())
     assert "ngram" not in results
     assert "continuations" not in results["pretrain"]
@@ -331,19 +299,14 @@ def test_packs_are_asked_of_every_model_under_their_file_names(
     for stage in ("pretrain", "sft"):
         assert results[stage]["packs"]["facts"]["questions"] == 3
         assert results[stage]["packs"]["facts"]["chance"] == 0.5
-
-
-def test_a_broken_pack_stops_before_anything_is_computed(world: World, pack_file: Path) -> None:
+    with pytest.raises(BadInput, match="two packs are called 'facts'"):
+        world.run(world.job(packs=["facts.jsonl", "./facts.jsonl"]), Folder())
+    # A broken pack stops before anything is computed.
     pack_file.write_text(pack_file.read_text() + '\n{"context": "a"}')
     parts = Folder()
     with pytest.raises(BadInput, match=r"facts\.jsonl:4: not a question: choices, answer missing"):
         world.run(world.job(packs=["facts.jsonl"]), parts)
     assert not parts.kept
-
-
-def test_two_packs_of_one_name_are_refused(world: World, pack_file: Path) -> None:
-    with pytest.raises(BadInput, match="two packs are called 'facts'"):
-        world.run(world.job(packs=["facts.jsonl", "./facts.jsonl"]), Folder())
 
 
 # ---------------------------------------------------------------- lm-eval
@@ -385,26 +348,18 @@ def answering(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[[], lis
     return lambda: [json.loads(line) for line in asked.read_text().splitlines()]
 
 
-def test_the_score_of_each_question_is_kept_with_those_of_all_measures(
-    world: World, answering: Callable[[], list[dict[str, Any]]]
+@pytest.mark.parametrize("chat", ["auto", pytest.param(True, marks=pytest.mark.slow)])
+def test_a_task_is_asked_as_the_job_says_and_the_score_of_each_question_is_kept(
+    chat: Any, world: World, answering: Callable[[], list[dict[str, Any]]]
 ) -> None:
-    job, parts = world.job(lm_eval={"tasks": ["sums"]}, continuations=0), Folder()
+    lm_eval = {"tasks": ["sums"], "chat": chat, "limit": 3}
+    job, parts = world.job(lm_eval=lm_eval, continuations=0), Folder()
     results, _ = world.run(job, parts)
     assert results["lm_eval"] == {"sums": {"acc": 1.0, "asked": {"form": "chat"}}}
     kept = json.loads(parts.kept["by_item"])
     assert unpack(kept["sft.lm_eval.sums acc"]).scores.tolist() == [1]
     assert "sft.bits_per_byte" in kept
     world.run(job, parts)
-    assert len(answering()) == 1
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("chat", ["auto", True, False])
-def test_the_model_of_a_job_with_sft_is_asked_in_the_form_that_the_job_names(
-    chat: Any, world: World, answering: Callable[[], list[dict[str, Any]]]
-) -> None:
-    lm_eval = {"tasks": ["sums"], "chat": chat, "limit": 3}
-    world.run(world.job(lm_eval=lm_eval, continuations=0), Folder())
     (request,) = answering()
     assert (request["chat"], request["tuned"], request["limit"]) == (chat, True, 3)
     assert request["tokenizer"] == str(world.sft_data / "tokenizer.json")

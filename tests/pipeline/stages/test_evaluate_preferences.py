@@ -69,11 +69,7 @@ class PreferWorld(World):
         return results["prefer"], said, kept
 
     def reference(
-        self,
-        folder: Path,
-        sums: Callable[[int], np.ndarray],
-        dtype: str,
-        residual: str = "float32",
+        self, folder: Path, sums: Callable[[int], np.ndarray], dtype: str, residual: str = "float32"
     ) -> Path:
         """Write the stored numbers of a reference for as many answers as each split has."""
         data = open_data(self.prefer_data)

@@ -16,17 +16,16 @@ import pytest
 from pion.errors import Interrupted
 from pion.evaluation.item_scores import unpack
 from pion.formats.export import export_model
-from pipeline.stages.lm_eval import (
-    Progress,
-    TaskRequest,
-    hub_is_reachable,
-    progress_of,
-    run_task,
-)
+from pipeline.stages.lm_eval import Progress, TaskRequest, hub_is_reachable, progress_of, run_task
 from pipeline.state.run_state import BY_ITEM
 from tests.support.lm_eval_tasks import QUESTIONS, own_model, write_tasks
 from tests.support.scripts import python_that
 from tests.support.waiting import PATIENCE_SECONDS, wait_until
+
+
+@pytest.fixture(autouse=True)
+def _quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.stages.lm_eval.POLL_SECONDS", 0.02)
 
 
 def asking(task: str, model: Path, **changes: Any) -> TaskRequest:
@@ -114,11 +113,10 @@ def test_a_task_ended_by_ctrl_c_is_not_taken_for_one_that_can_not_run(
         run_task(asking("arc_easy", tmp_path))
 
 
+@pytest.mark.usefixtures("offline")
 def test_a_folder_with_code_that_pion_did_not_write_is_not_trusted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("lm_eval")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     config = {"model_type": "pion", "auto_map": {"AutoConfig": "modeling_pion.PionConfig"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "modeling_pion.py").write_text(f"open({str(tmp_path / 'was run')!r}, 'w')")
@@ -260,11 +258,10 @@ def test_the_same_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert said == [f"{done} of 1,319 requests" for done in (1, 2, 3)]
 
 
+@pytest.mark.usefixtures("offline")
 def test_a_task_that_takes_long_says_how_far_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("lm_eval")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("pipeline.stages.lm_eval.LOOKS", 1)
     heard = tmp_path / "heard"
     does = f"""

@@ -129,29 +129,23 @@ def test_another_template_than_the_learned_one_is_refused_with_both_beginnings(
     assert "no score was computed" in words
 
 
-def test_a_difference_far_behind_is_shown_where_it_is(tmp_path: Path) -> None:
+def test_a_difference_far_behind_more_ids_and_a_first_token_twice_are_refused(
+    tmp_path: Path,
+) -> None:
     learned = write_files("smollm2", tmp_path / "learned", CHATML)
     prompts = CHATML.replace("'<|im_start|>assistant\n'", "'<|im_start|>bot\n'")
     assert prompts != CHATML
-    words = refusal(write_instruct_model(tmp_path / "model", "smollm2", prompts), learned)
+    words = refusal(write_instruct_model(tmp_path / "bot", "smollm2", prompts), learned)
     assert "Its prompt (chat) continues after " in words
     assert "bot" in words
     assert "assistant" in words
-
-
-def test_more_ids_after_the_learned_form_are_another_form(tmp_path: Path) -> None:
-    learned = write_files("smollm2", tmp_path / "learned", CHATML)
-    model = write_instruct_model(tmp_path / "model", "smollm2", CHATML + "{{ '!' }}")
-    words = refusal(model, learned)
+    more = write_instruct_model(tmp_path / "more", "smollm2", CHATML + "{{ '!' }}")
+    words = refusal(more, learned)
     assert "('" in words
     assert "the model learned" in words
-
-
-def test_a_first_token_that_is_there_twice_is_refused(tmp_path: Path) -> None:
-    learned = write_files("llama3", tmp_path / "learned", LLAMA3)
-    model = write_instruct_model(tmp_path / "model", "llama3", "{{ bos_token }}" + LLAMA3)
-    words = refusal(model, learned)
-    assert words.count("<|begin_of_text|>") == 3
+    llama = write_files("llama3", tmp_path / "llama", LLAMA3)
+    twice = write_instruct_model(tmp_path / "twice", "llama3", "{{ bos_token }}" + LLAMA3)
+    assert refusal(twice, llama).count("<|begin_of_text|>") == 3
 
 
 # A plain text gets its first token from the tokenizer's post-processor.

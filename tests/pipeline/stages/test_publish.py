@@ -37,10 +37,7 @@ def test_embeddings_may_have_half_the_size_and_are_exact_on_reload(
     out = tmp_path / "small"
     published = trained.publish(out, embeddings="bfloat16")
     assert published["max_logit_difference"] < 1e-4
-    weights, whole = (
-        load_file(out / "model.safetensors"),
-        load_file(trained.model / "model.safetensors"),
-    )
+    weights, whole = (load_file(f / "model.safetensors") for f in (out, trained.model))
     rows = weights.pop("model.embed_tokens.weight")
     assert torch.equal(rows, whole["embed.weight"][: len(rows)].bfloat16())
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
@@ -49,8 +46,14 @@ def test_embeddings_may_have_half_the_size_and_are_exact_on_reload(
     assert "rounded to bfloat16 after the results above" in (out / "README.md").read_text()
 
 
-def test_a_folder_gets_the_model_its_card_and_its_loss_plot(
-    trained: Trained, tmp_path: Path
+def run_code_of(card: Path) -> None:
+    """Run the code that a card shows."""
+    code = card.read_text().split("```python\n")[1].split("```")[0]
+    exec(compile(code, card.name, "exec"), {})
+
+
+def test_a_folder_gets_the_model_its_card_and_its_loss_plot_and_again_the_same_bytes(
+    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "new" / "demo"
     says: list[Note] = []
@@ -69,15 +72,11 @@ def test_a_folder_gets_the_model_its_card_and_its_loss_plot(
     }
     assert any("same model" in message.text for message in says)
     assert [path.name for path in out.parent.iterdir()] == ["demo"], "nothing is left next to it"
-
-
-def test_the_code_on_the_card_runs(
-    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    trained.publish(tmp_path / "demo")
-    card = (tmp_path / "demo" / "README.md").read_text()
-    exec(compile(card.split("```python\n")[1].split("```")[0], "README.md", "exec"), {})
+    run_code_of(out / "README.md")
     assert capsys.readouterr().out
+    before = contents(out)
+    trained.publish(out)
+    assert contents(out) == before
 
 
 @pytest.mark.slow
@@ -89,18 +88,8 @@ def test_a_model_that_no_stock_architecture_computes_is_published_with_its_code(
     weights = load_file(tmp_path / "demo" / "model.safetensors")
     assert published["parameters"] == sum(tensor.numel() for tensor in weights.values())
     assert published["max_logit_difference"] <= 1e-5
-    card = (tmp_path / "demo" / "README.md").read_text()
-    exec(compile(card.split("```python\n")[1].split("```")[0], "README.md", "exec"), {})
+    run_code_of(tmp_path / "demo" / "README.md")
     assert capsys.readouterr().out
-    before = contents(tmp_path / "demo")
-    trained.publish(tmp_path / "demo")
-    assert contents(tmp_path / "demo") == before
-
-
-def test_publishing_again_replaces_the_folder_with_the_same_bytes(
-    trained: Trained, tmp_path: Path
-) -> None:
-    trained.publish(tmp_path / "demo")
     before = contents(tmp_path / "demo")
     trained.publish(tmp_path / "demo")
     assert contents(tmp_path / "demo") == before
@@ -135,15 +124,12 @@ def test_a_folder_with_something_else_in_it_is_refused(trained: Trained, tmp_pat
     assert contents(tmp_path) == {"thesis.txt": b"ten years of work"}
 
 
-def test_a_folder_that_cannot_be_made_is_found_before_training(
+def test_a_folder_that_cannot_be_made_or_written_is_found_before_training(
     trained: Trained, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(BadInput, match=r"file \(Not a directory\)"):
         check_target(trained.job(tmp_path / "file" / "deep" / "demo"))
-
-
-def test_a_folder_that_may_not_be_written_is_found_before_training(trained: Trained) -> None:
     with pytest.raises(BadInput, match="nothing can be written"):
         check_target(trained.job("/proc/demo"))  # even root can't make a file there
 
@@ -151,14 +137,9 @@ def test_a_folder_that_may_not_be_written_is_found_before_training(trained: Trai
 # ---------------------------------------------------------------- publish.require
 
 
-@pytest.mark.parametrize(
-    "condition",
-    ["bits_per_byte < 2.2", "ngram.bits_per_byte > 2.0", "continuations.accuracy >= .6"],
-)
-def test_a_condition_that_is_met_lets_the_model_pass(
-    condition: str, trained: Trained, tmp_path: Path
-) -> None:
-    trained.publish(tmp_path / "demo", require=[condition])
+def test_conditions_that_are_met_let_the_model_pass(trained: Trained, tmp_path: Path) -> None:
+    met = ["bits_per_byte < 2.2", "ngram.bits_per_byte > 2.0", "continuations.accuracy >= .6"]
+    trained.publish(tmp_path / "demo", require=met)
     assert (tmp_path / "demo" / "config.json").exists()
 
 
@@ -174,21 +155,15 @@ def test_a_condition_that_is_not_met_blocks_the_model_and_says_how_to_continue(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_result_that_is_not_a_number_never_passes(trained: Trained, tmp_path: Path) -> None:
+def test_what_is_no_number_or_was_not_measured_never_passes(
+    trained: Trained, tmp_path: Path
+) -> None:
     broken = {"pretrain": {"loss": float("nan")}}
     for condition in ("loss < 5", "loss > 5", "loss >= 0"):
         with pytest.raises(BadInput, match="not met"):
             trained.publish(tmp_path / "demo", require=[condition], results=broken)
-
-
-def test_a_result_that_was_not_measured_blocks_the_model_and_lists_those_that_were(
-    trained: Trained, tmp_path: Path
-) -> None:
     with pytest.raises(BadInput, match=r"no result 'lm_eval\.arc\.acc'.* ngram\.loss"):
         trained.publish(tmp_path / "demo", require=["lm_eval.arc.acc > 0.3"])
-
-
-def test_a_limit_that_is_no_number_is_bad_input(trained: Trained, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="not a number"):
         check_target(trained.job(tmp_path / "demo", require=["loss < 1e"]))
 
@@ -267,15 +242,14 @@ def test_a_failed_conversion_leaves_the_published_weights_and_says_so(tmp_path: 
     assert "Ollama" not in (out / "README.md").read_text()
 
 
-def test_a_gguf_file_that_can_not_be_is_refused_before_training(tmp_path: Path) -> None:
+def test_a_gguf_file_that_can_not_be_or_of_an_adapter_is_refused_before_training(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "model").mkdir()
     other = Trained(tmp_path / "model", softcap=15.0)
     message = r"publish\.gguf: GGUF can't express this model: .*softcap 15\.0.*Nothing was started"
     with pytest.raises(BadInput, match=message):
         check_target(other.job(tmp_path / "demo", gguf=True))
-
-
-def test_a_gguf_file_of_an_adapter_is_refused_before_training(tmp_path: Path) -> None:
     sft = {"sft__lora": {"rank": 2}, "sft__optimizer": "adamw"}
     publish = {"to": str(tmp_path / "demo"), "adapter": True, "gguf": True}
     with pytest.raises(BadInput, match="publishes LoRA's additions alone"):
