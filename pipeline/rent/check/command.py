@@ -153,7 +153,10 @@ def run_checks(
     checks = checks_of(job, sky_yaml, path, force=force)
     words = f"{len(job.stages)} stages: {', '.join(job.stages)}"
     rows = [CheckRow("job", True, words)]
-    talks = ("conversations", begin(partial(_check_talks, job)))
+    talks = (
+        "conversations",
+        begin(lambda: [*check_conversations(job), *check_preferences(job)]),
+    )
     known = all(job.section(stage).steps_are_known for stage in job.train_stages)
     if not known or (sky_yaml is not None and lacking(job)):
         # What a machine costs follows from the steps and from the reference of preferences, and
@@ -171,12 +174,6 @@ def run_checks(
         more = LOCAL_SECONDS if name == "conversations" and _is_local(job) else 0.0
         rows += outcome(name, wait, end + more, traced)
     return rows
-
-
-def _check_talks(job: Job) -> list[CheckRow]:
-    """Show what the conversations and the preferences give. Raises BadInput if they can't be
-    used."""
-    return [*check_conversations(job), *check_preferences(job)]
 
 
 def _is_local(job: Job) -> bool:

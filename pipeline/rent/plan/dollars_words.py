@@ -83,7 +83,15 @@ def as_json(answer: Answer, notes: Sequence[str]) -> dict[str, Any]:
         "dollars": answer.money.dollars,
         "hours": answer.money.hours,
         "ladder": ladder,
-        "options": [_option_json(option) for option in answer.options],
+        "options": [
+            {
+                **dataclasses.asdict(option.offer),
+                "price": option.offer.price,
+                "chosen": _purchase_json(option.chosen),
+                "best": None if option.best is None else _purchase_json(option.best),
+            }
+            for option in answer.options
+        ],
         "inference": _use(answer.first.chosen),
         "command": command(answer),
         "notes": [*notes, f"{SPARE:.0%} of the money is kept for other work than training"],
@@ -221,16 +229,6 @@ def _use_in_words(chosen: Purchase) -> str:
 
 
 # ---------------------------------------------------------------- as JSON
-
-
-def _option_json(option: Option) -> dict[str, Any]:
-    best = option.best
-    return {
-        **dataclasses.asdict(option.offer),
-        "price": option.offer.price,
-        "chosen": _purchase_json(option.chosen),
-        "best": None if best is None else _purchase_json(best),
-    }
 
 
 def _purchase_json(purchase: Purchase) -> dict[str, Any]:

@@ -208,7 +208,17 @@ class LostPods:
                 continue
             seen = self.booting.get(pod.id)
             if seen is None or pod.alive:
-                self.booting[pod.id] = _as_lost(pod, seen, now)
+                # The pod may turn out lost. `seen` is what the last look said of the pod.
+                self.booting[pod.id] = LostMachine(
+                    id=pod.id,
+                    cloud="RunPod",
+                    gpu=pod.gpu,
+                    count=pod.count,
+                    price=pod.price if pod.price is not None or seen is None else seen.price,
+                    managed_job=str(pod.job_id),
+                    begin=seen.begin if seen else min(pod.created or now, now),
+                    end=now,
+                )
         # If the job has ended, this may be the last look.
         job_ended = job is not None and not job.live
         ended = [pod for pod in self.booting.values() if job_ended or pod.id not in alive]
@@ -221,17 +231,3 @@ class LostPods:
                     keep_lost(self._state, machine)
                 del self.booting[machine.id]
                 self._noted.add(machine.id)
-
-
-def _as_lost(pod: Pod, seen: LostMachine | None, now: float) -> LostMachine:
-    """Describe a pod that may turn out lost. `seen` is its description from the last look."""
-    return LostMachine(
-        id=pod.id,
-        cloud="RunPod",
-        gpu=pod.gpu,
-        count=pod.count,
-        price=pod.price if pod.price is not None or seen is None else seen.price,
-        managed_job=str(pod.job_id),
-        begin=seen.begin if seen else min(pod.created or now, now),
-        end=now,
-    )
