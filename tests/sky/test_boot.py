@@ -310,8 +310,7 @@ def test_packages_that_can_not_be_installed_here_may_be_installable_elsewhere(
 
 def test_only_what_a_run_needs_is_installed(booted: Machine) -> None:
     assert "sync --no-default-groups" in booted.uv_calls[-1]
-    assert "--group" not in booted.uv_calls[-1]
-    assert "--extra" not in booted.uv_calls[-1]
+    assert not re.search("--group|--extra", booted.uv_calls[-1])
 
 
 def test_what_the_job_asks_for_is_installed_too(machine: Machine) -> None:

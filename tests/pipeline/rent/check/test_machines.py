@@ -14,7 +14,7 @@ from pipeline.rent.check.machines import check_machines, check_memory
 from pipeline.rent.check.rental import check_disk
 from pipeline.rent.sky_yaml import SkyYaml, read_sky_yaml
 from tests.paths import JOBS
-from tests.pipeline.rent.check.checked_job import unknown, wrong
+from tests.pipeline.rent.check.checked_job import unknown
 from tests.pipeline.rent.conftest import SkyHome
 from tests.pipeline.rent.fine_tuning import read_fine_tuning
 from tests.support.runpod_api import RunPodApi
@@ -41,11 +41,6 @@ def test_a_machine_says_what_each_way_to_fine_tune_needs(tmp_path: Path, a4000: 
     row = machines(tmp_path, "Qwen3-0.6B", a4000)[A4000]
     assert row.ok
     assert "sft in full: ✗ 15.0 GiB (1 row); recomputed: ✓ 12.9 GiB (8 rows); by LoRA" in row.words
-
-
-def test_lora_is_offered_where_it_is_the_only_way(tmp_path: Path, a4000: SkyYaml) -> None:
-    wrong(machines(tmp_path, "Qwen3-1.7B", a4000)[A4000], "sft: {lora: {rank: 16}}", "11.7 GiB")
-    assert machines(tmp_path, "Qwen3-1.7B", a4000, "sft.lora.rank=16")[A4000].ok
 
 
 def test_a_machine_that_is_left_out_says_that_lora_would_fit(
