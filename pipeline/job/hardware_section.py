@@ -12,7 +12,7 @@ from pydantic import (
 )
 
 from pion.config.part_fields import FACTOR
-from pipeline.job.section import BATCH, SECONDS, Section, refuse, runtime
+from pipeline.job.section import BATCH, SECONDS, Section, made, refuse, runtime
 
 # Why a job can't divide a model.
 ALONE = (
@@ -101,9 +101,8 @@ class Hardware(Section):
 
     @model_validator(mode="after")
     def _divided_among_several(self) -> Hardware:
-        if self.fsdp is True and self.min_workers in (0, 1):
-            return refuse(self, [ALONE.format(workers=self.workers_in_words)])
-        return self
+        alone = self.fsdp is True and self.min_workers in (0, 1)
+        return refuse(self, made({ALONE.format(workers=self.workers_in_words): alone}))
 
     @property
     def elastic(self) -> bool:

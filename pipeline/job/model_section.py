@@ -19,6 +19,7 @@ from pion.config.presets import PRESETS
 from pipeline.job.section import (
     Section,
     identity,
+    made,
     mistakes_of,
     refuse,
 )
@@ -226,7 +227,6 @@ class TokenizerSection(Section):
     @model_validator(mode="after")
     def _exactly_one(self) -> TokenizerSection:
         given = [n for n in ("train", "file", "hub") if getattr(self, n) is not None]
-        if len(given) != 1:
-            found = f"these are given: {', '.join(given)}" if given else "none is given"
-            raise ValueError(f"give exactly one of train, file, hub; {found}")
-        return self
+        found = f"these are given: {', '.join(given)}" if given else "none is given"
+        mistake = f"give exactly one of train, file, hub; {found}"
+        return refuse(self, made({mistake: len(given) != 1}))

@@ -17,7 +17,7 @@ from pion.train.preference import (
     Loss,
     Preference,
 )
-from pipeline.job.section import BATCH, STEPS, identity, mistakes_of, refuse, scheduled
+from pipeline.job.section import BATCH, STEPS, identity, made, mistakes_of, refuse, scheduled
 from pipeline.job.sources import PreferenceSource
 from pipeline.job.tuning_sections import Conversations, Lora
 
@@ -108,16 +108,16 @@ class Prefer(Conversations):
         weighted = self.desirable_weight != 1 or self.undesirable_weight != 1
         # Whether the data has labels is seen when it is read.
         self._unpaired = weighted and self.loss == "apo-zero"
-        mistakes = mistakes_of(self._settings)
         needed = self.loss not in WITHOUT_REFERENCE
-        if self.reference is not None and not needed:
-            mistakes.append(f"reference: the loss {self.loss} has none; remove `reference`")
-        if self.reference == "none" and needed and self.loss not in REFERENCE_CAN_BE_NONE:
-            mistakes.append(
-                f"reference: the loss {self.loss} needs one; remove `reference`, or use "
-                f"{', '.join(REFERENCE_CAN_BE_NONE)}"
-            )
-        refuse(self, mistakes)
+        can_be_none = not needed or self.loss in REFERENCE_CAN_BE_NONE
+        mistakes = {
+            f"reference: the loss {self.loss} has none; remove `reference`": (
+                self.reference is not None and not needed
+            ),
+            f"reference: the loss {self.loss} needs one; remove `reference`, or use "
+            f"{', '.join(REFERENCE_CAN_BE_NONE)}": self.reference == "none" and not can_be_none,
+        }
+        refuse(self, mistakes_of(self._settings) + made(mistakes))
         self.beta = self._settings().strength
         if self.loss == "simpo":
             self.margin = self._settings().least_margin

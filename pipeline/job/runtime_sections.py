@@ -16,6 +16,7 @@ from pipeline.job.section import (
     SECONDS,
     STEPS,
     Section,
+    made,
     refuse,
     runtime,
 )
@@ -117,10 +118,8 @@ class Log(Section):
 
     @model_validator(mode="after")
     def _trackio_has_a_project(self) -> Log:
-        if self.trackio_space and not self.trackio:
-            mistake = "trackio: name a project, because trackio_space says where it is written"
-            return refuse(self, [mistake])
-        return self
+        mistake = "trackio: name a project, because trackio_space says where it is written"
+        return refuse(self, made({mistake: self.trackio_space and not self.trackio}))
 
 
 def price_of(gpu: str, value: Any) -> Price:
@@ -183,12 +182,12 @@ class Deadline(Section):
 
     @model_validator(mode="after")
     def _either(self) -> Deadline:
-        if self.hours is not None and self.at is not None:
-            return refuse(self, ["both hours and at are given; keep one of the two"])
-        if self.hours is None and self.at is None:
-            mistake = f"neither hours nor at is given; give one: hours: 42, or at: {EXAMPLE}"
-            return refuse(self, [mistake])
-        return self
+        missing = (self.hours, self.at).count(None)
+        mistakes = {
+            "both hours and at are given; keep one of the two": missing == 0,
+            f"neither hours nor at is given; give one: hours: 42, or at: {EXAMPLE}": missing == 2,
+        }
+        return refuse(self, made(mistakes))
 
     @property
     def moment(self) -> float | None:

@@ -263,10 +263,8 @@ class Train(Section):
         warmup = self.warmup_steps
         if warmup is None or (not self._warmup_given and warmup >= steps):
             self.warmup_steps = warmup = steps // 10
-        mistakes = []
-        if warmup >= steps:
-            mistakes.append(f"warmup_steps: {warmup} must be below steps {steps}")
-        return mistakes + mistakes_of(check_phases, phases_of(self.phases), steps)
+        too_long = {f"warmup_steps: {warmup} must be below steps {steps}": warmup >= steps}
+        return made(too_long) + mistakes_of(check_phases, phases_of(self.phases), steps)
 
     def know_rows(self, rows: int) -> None:
         """Learn how many rows the stage's data has, from which its steps may follow.

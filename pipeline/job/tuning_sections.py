@@ -73,9 +73,9 @@ class Lora(Section):
     @field_validator("dropout")
     @classmethod
     def _no_dropout(cls, dropout: float) -> float:
-        if dropout != 0:
-            raise ValueError("LoRA trains without dropout here; remove `dropout`")
-        return dropout
+        return refuse(
+            dropout, made({"LoRA trains without dropout here; remove `dropout`": dropout})
+        )
 
     @model_validator(mode="after")
     def _fits(self) -> Lora:
@@ -163,11 +163,12 @@ class Conversations(Train):
 
     @model_validator(mode="after")
     def _steps_or_epochs(self) -> Conversations:
-        if self.steps is not None and self.epochs is not None:
-            return refuse(self, ["epochs: steps is given too; remove one of the two"])
-        if self.epochs is not None and self.phases:
-            return refuse(self, ["epochs: phases need steps; give steps in place of epochs"])
-        return self
+        both, alone = self.steps is not None, self.steps is None and self.phases
+        mistakes = {
+            "epochs: steps is given too; remove one of the two": both,
+            "epochs: phases need steps; give steps in place of epochs": alone,
+        }
+        return self if self.epochs is None else refuse(self, made(mistakes))
 
 
 class Sft(Conversations):

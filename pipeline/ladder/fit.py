@@ -72,7 +72,8 @@ class Fit:
             if not (math.isfinite(value) and value > 0):
                 raise BadInput(f"{name} is {value}, but should be a number above 0.")
         flops = training_flops(macs_per_token, tokens)
-        if not self.trusts(flops):
+        # Sizes are rounded: `trusted_flops` and a little more are trusted.
+        if flops > self.trusted_flops * (1 + 1e-6):
             raise BadInput(
                 f"{flops:.2g} FLOPs are {flops / self.largest_flops:,.0f} times those of the "
                 f"ladder's largest run. A ladder is trusted up to {TRUSTED:.0f} times, which is "
@@ -81,11 +82,6 @@ class Fit:
         middle = self.law.loss(macs_per_token, tokens)
         low, high = possible_results(_measured(self.points), self.law, macs_per_token, tokens, HELD)
         return Prediction(middle, min(low, middle), max(high, middle))
-
-    def trusts(self, flops: float) -> bool:
-        """Return whether a run of so many training FLOPs can be predicted."""
-        # Sizes are rounded: `trusted_flops` and a little more are trusted.
-        return flops <= self.trusted_flops * (1 + 1e-6)
 
     def record(self) -> dict[str, Any]:
         """Return the fit as plain JSON."""

@@ -9,11 +9,10 @@ import pytest
 
 from tests.support.waiting import run_to_end
 
+
 # The test below starts `hf` each time.
-COMMANDS = ("runpod", *(pytest.param(command, marks=pytest.mark.soak) for command in ("hf", "sky")))
-
-
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.soak
+@pytest.mark.parametrize("command", ["runpod", "hf", "sky"])
 def test_it_starts(command: str) -> None:
     path = Path(sys.prefix, "bin", command)
     done = run_to_end([path, "--help"])

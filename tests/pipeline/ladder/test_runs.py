@@ -67,9 +67,8 @@ def saved_step(folder: Path) -> int:
     return head.checkpoints[0].step
 
 
-@pytest.mark.parametrize(
-    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.soak), signal.SIGTERM]
-)
+@pytest.mark.soak
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_lets_the_run_save_and_ends_the_search(tmp_path: Path, number: int) -> None:
     with searching(tmp_path) as process:
         process.send_signal(number)
