@@ -123,7 +123,7 @@ def test_a_hostile_line_is_refused_with_file_and_line(
 
 
 # A file that is refused is hashed first, a second for each GB.
-ENDLESS = MEMORY // 4
+ENDLESS = MEMORY // 8
 
 
 def write_endless(path: Path, beginning: bytes) -> None:

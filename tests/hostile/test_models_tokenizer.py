@@ -266,17 +266,21 @@ def test_a_damaged_tokenizer_is_refused(tmp_path: Path, honest: Settings, damage
     assert len(str(error.value)) < 1000
 
 
-def test_a_tokenizer_that_is_no_file_or_too_large_is_refused(tmp_path: Path) -> None:
+def test_a_tokenizer_that_is_no_file_or_too_large_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert LARGEST_TOKENIZER == 128 << 20
+    monkeypatch.setattr("pion.data.tokens.tokenizer.LARGEST_TOKENIZER", 1 << 20)
     folder = model_folder(tmp_path)
     path = folder / "tokenizer.json"
     text = path.read_text()
     with path.open("w") as file:
-        file.truncate(LARGEST_TOKENIZER + 1)
-    assert "has more than 134,217,728 bytes" in refused("generate", folder, "--prompt", "a")
+        file.truncate((1 << 20) + 1)
+    assert "has more than 1,048,576 bytes" in refused("generate", folder, "--prompt", "a")
     path.unlink()
     path.symlink_to("/dev/zero")
     with pytest.raises(BadInput, match="not a regular file"):
         Tokenizer.from_file(path)
     path.unlink()
-    path.write_text(text.ljust(LARGEST_TOKENIZER // 2))
+    path.write_text(text.ljust(1 << 19))
     assert Tokenizer.from_file(path).vocab_size == tiny_tokenizer().vocab_size

@@ -3,7 +3,6 @@
 import importlib.metadata
 import os
 import re
-import shutil
 import signal
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from pion.errors import Fenced, NotDurable, PionError
 from pipeline.cli import main
 from pipeline.job import STAGES
 from pipeline.job.stages import TRAINING
+from pipeline.state import owner
 from tests.paths import REPOSITORY
 from tests.pipeline.conftest import Pion
 from tests.support.finished_run import make_run
@@ -259,49 +259,33 @@ def test_a_run_that_is_not_there_is_answered_with_those_that_are(here: Path, pio
         assert "demo" in err
 
 
-VERSION = f"pion {importlib.metadata.version('pion')}"
+@pytest.mark.parametrize(
+    ("found", "launched_with", "words"),
+    [
+        ((None, None), {}, ""),  # a wheel
+        ((None, None), {"PION_COMMIT": "0123456789ab"}, " (0123456)"),  # a rented machine
+        (
+            (None, None),
+            {"PION_COMMIT": "0123456789ab", "PION_DIRTY": "77"},
+            " (0123456, changed since)",
+        ),
+        (("abcdef0123", None), {}, " (abcdef0)"),
+        (("abcdef0123", "77"), {"PION_COMMIT": "0123456789ab"}, " (abcdef0, changed since)"),
+    ],
+)
+def test_the_version_names_the_commit_and_whether_the_code_was_changed(
+    pion: Pion,
+    monkeypatch: pytest.MonkeyPatch,
+    found: tuple[str | None, str | None],
+    launched_with: dict[str, str],
+    words: str,
+) -> None:
+    def checkout(root: Path) -> tuple[str | None, str | None]:
+        assert root == REPOSITORY
+        return found
 
-
-@pytest.fixture
-def copy(tmp_path: Path) -> Path:
-    """The code without a git checkout, as in a wheel or on a rented machine."""
-    for package in ("pion", "pipeline"):
-        shutil.copytree(
-            REPOSITORY / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__")
-        )
-    return tmp_path
-
-
-def version_of(folder: Path, **variables: str) -> str:
-    names = ("PION_COMMIT", "PION_DIRTY")
-    environment = {k: v for k, v in os.environ.items() if k not in names} | variables
-    command = [sys.executable, "-m", "pipeline.cli", "--version"]
-    done = run_to_end(command, cwd=folder, env=environment, check=True)
-    return done.stdout
-
-
-def git(folder: Path, *arguments: str) -> str:
-    me = ["-c", "user.name=someone", "-c", "user.email=someone@example.com"]
-    command = ["git", "-C", str(folder), *me, *arguments]
-    return run_to_end(command, check=True).stdout
-
-
-def test_code_outside_of_a_checkout_has_a_version_and_no_commit(copy: Path) -> None:
-    assert version_of(copy) == f"{VERSION}\n"
-
-
-def test_a_rented_machine_names_the_commit_that_it_was_launched_with(copy: Path) -> None:
-    assert version_of(copy, PION_COMMIT="0123456789ab") == f"{VERSION} (0123456)\n"
-    changed = version_of(copy, PION_COMMIT="0123456789ab", PION_DIRTY="77")
-    assert changed == f"{VERSION} (0123456, changed since)\n"
-
-
-def test_a_checkout_names_its_commit_and_whether_it_was_changed(copy: Path) -> None:
-    (copy / ".gitignore").write_text("__pycache__\n")
-    git(copy, "init", "-q")
-    git(copy, "add", "-A")
-    git(copy, "commit", "-qm", "All of it")
-    commit = git(copy, "rev-parse", "HEAD")[:7]
-    assert version_of(copy) == f"{VERSION} ({commit})\n"
-    (copy / "pipeline" / "cli.py").open("a").write("# changed\n")
-    assert version_of(copy) == f"{VERSION} ({commit}, changed since)\n"
+    monkeypatch.setattr(owner, "checkout", checkout)
+    monkeypatch.setattr(owner, "code_version", owner.code_version.__wrapped__)
+    for name in ("PION_COMMIT", "PION_DIRTY"):
+        monkeypatch.setenv(name, launched_with.get(name, ""))
+    assert pion("--version") == (0, f"pion {importlib.metadata.version('pion')}{words}\n", "")

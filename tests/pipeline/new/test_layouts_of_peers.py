@@ -37,25 +37,22 @@ def reading_of(found: list[Example], folder: Path) -> Reading:
     return reading
 
 
-@pytest.mark.parametrize("name", USABLE)
-def test_what_a_job_reads_is_proposed_without_a_question(name: str, tmp_path: Path) -> None:
-    found = USABLE[name]
-    reading = reading_of(found, tmp_path)
-    assert reading.direct
-    if found[0].stage == "prefer":
-        assert reading.layout == Preferences()
-        return
-    if found[0].stage == "text":
-        assert reading.layout == TextColumn("text")
-        return
-    for example in found:
-        read = read_conversation(reading.usable(example.value), example.where)
-        assert conversation_said(read)["messages"] == example.means["messages"]
+def test_what_a_job_reads_is_proposed_without_a_question(tmp_path: Path) -> None:
+    for name, found in USABLE.items():
+        reading = reading_of(found, tmp_path)
+        assert reading.direct, name
+        if found[0].stage == "prefer":
+            assert reading.layout == Preferences(), name
+        elif found[0].stage == "text":
+            assert reading.layout == TextColumn("text"), name
+        else:
+            for example in found:
+                read = read_conversation(reading.usable(example.value), example.where)
+                assert conversation_said(read)["messages"] == example.means["messages"], name
 
 
-@pytest.mark.parametrize("name", sorted(LAYOUTS.keys() - COPIED))
-def test_what_a_job_refuses_is_not_proposed(name: str, tmp_path: Path) -> None:
-    for example in LAYOUTS[name]:
+def test_what_a_job_refuses_is_not_proposed(tmp_path: Path) -> None:
+    for example in (one for name in LAYOUTS.keys() - COPIED for one in LAYOUTS[name]):
         if "refused" not in example.means or example.value.get("label") == 2:
             continue
         try:
