@@ -100,7 +100,7 @@ def test_a_standing_request_ends_when_slack_is_too_small_for_a_loss(day: Day) ->
     day.due_in(RESERVE - 500)
     day.watch(20)
     assert day.living == [on_demand.id]
-    assert "a spot machine that is lost would cost" in day.line("on demand to the end: slack")
+    assert "a spot machine that is lost would cost" in day.lines("on demand to the end: slack")[-1]
 
 
 def test_spot_machines_that_fail_at_once_are_left_alone_while_on_demand_works(day: Day) -> None:
