@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import importlib
 import os
 import re
 import subprocess
@@ -53,29 +54,12 @@ os.environ.setdefault("MPLCONFIGDIR", str(CACHE / "matplotlib"))
 os.environ["HF_MODULES_CACHE"] = str(CACHE / "modelling_files")
 
 # By measured time: a long file at the end would leave the other processes idle.
-LONGEST_FIRST = (
-    "test_doors",
-    "test_rehearsal",
-    "test_secrets",
-    "test_proof",
-    "test_hops",
-    "test_prepare_in_pieces",
-    "test_resume",
-    "test_crash_everywhere",
-    "test_page",
-    "test_chat_templates",
-    "test_lora",
-    "test_bad_days",
-    "test_hangs",
-    "test_fork",
-    "test_keeper_killed",
-    "test_run_tiny",
-    "test_keeper_trouble",
-    "test_compute",
-    "test_records",
-    "test_stops",
-)
-
+LONGEST = """
+    test_doors test_rehearsal test_secrets test_proof test_hops test_prepare_in_pieces test_resume
+    test_crash_everywhere test_page test_chat_templates test_lora test_bad_days test_hangs test_fork
+    test_keeper_killed test_run_tiny test_keeper_trouble test_compute test_records test_stops
+"""
+LONGEST_FIRST = LONGEST.split()
 
 WHOLE_FILE = re.compile(r"^pytestmark = (?:\[\s*)?pytest\.mark\.(soak|rental)\b", re.MULTILINE)
 
@@ -105,6 +89,19 @@ def pytest_configure(config: pytest.Config) -> None:
     is_worker = "PYTEST_XDIST_WORKER" in os.environ
     if config.getoption("numprocesses", None) and not is_worker and not COMPILED.exists():
         _compile_what_tests_import()
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Import the tests' files, each process beginning with others: a first import compiles a file."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    folders = [Path(name).resolve() for name in session.config.args] if worker else []
+    files = [path for folder in folders for path in sorted(folder.rglob("test_*.py"))]
+    first = len(files) * int((worker or "0").removeprefix("gw")) // 4
+    for path in files[first:] + files[:first]:
+        if not pytest_ignore_collect(path, session.config):
+            name = ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
+            with contextlib.suppress(Exception, pytest.skip.Exception):  # told when it is collected
+                importlib.import_module(name)
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
