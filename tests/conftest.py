@@ -92,7 +92,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Import the tests' files, each process beginning with others: a first import compiles a file."""
+    """Import the tests' files, each process beginning with others. An import compiles a file."""
     worker = os.environ.get("PYTEST_XDIST_WORKER")
     folders = [Path(name).resolve() for name in session.config.args] if worker else []
     files = [path for folder in folders for path in sorted(folder.rglob("test_*.py"))]
