@@ -210,6 +210,7 @@ def test_progress_that_can_not_be_read_is_no_progress(tmp_path: Path) -> None:
 
     rows(2)
     progress = json.loads((tmp_path / "shard_00000.json").read_text())
+    del progress["dropped_tokens"]  # no writer reads it
     fields = [*progress, *(f"shard.{field.name}" for field in dataclasses.fields(Shard))]
     assert ShardWriter(tmp_path, seq_len=4, vocab_size=99, rows_per_shard=2).appended == 2
     for field in fields:

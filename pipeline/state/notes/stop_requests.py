@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pion.errors import BadInput
@@ -38,7 +38,7 @@ class StopRequest:
     by: Author
     reason: str
     except_launch: str | None = None
-    kind: Literal["stop"] = "stop"
+    kind: Literal["stop"] = field(kw_only=True)
 
     def describe(self) -> str:
         """Return `pion stop by ann on host-a at 2026-11-20 07:33:12 UTC`."""
@@ -66,7 +66,9 @@ def ask_stop(run: RunState, reason: str, *, except_launch: str | None = None) ->
 
     The request does not apply to `except_launch`: the run is handed over to that launch.
     """
-    request = StopRequest(run.clock.now(), Author.me(), printable(reason), except_launch)
+    request = StopRequest(
+        run.clock.now(), Author.me(), printable(reason), except_launch, kind="stop"
+    )
     _file(run, run.key(f"{REQUESTS}{uuid.uuid4().hex}.json")).write(request)
     return request
 
