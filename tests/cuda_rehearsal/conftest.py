@@ -14,7 +14,7 @@ from tests.cuda_rehearsal.environment import (
     run_pretended,
     why_impossible,
 )
-from tests.cuda_rehearsal.report import Report, read_reports
+from tests.cuda_rehearsal.report import read_reports
 
 
 @pytest.fixture(scope="session")
@@ -52,8 +52,6 @@ def _output_in_suite(program: tuple[str, ...], shim: Path, folder: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def on_pretended_card(
-    run_on_pretended_card: Callable[..., str],
-) -> Callable[..., dict[str, Report]]:
+def on_pretended_card(run_on_pretended_card):
     """`on_pretended_card(module, *arguments)`: the reports of this program on a pretended card."""
     return lambda *program: read_reports(run_on_pretended_card(*program))

@@ -142,9 +142,7 @@ def make_trainer(
     return Trainer(Decoder(config), stream, settings, plan)
 
 
-def train(
-    watch: Watch, config: ModelConfig, dtype: Dtype, steps: int = 1, **how: Any
-) -> tuple[int, Any]:
+def train(watch, config, dtype, steps=1, **how):
     """Train `steps` of several micro-batches; count the steps."""
     with contextlib.closing(make_trainer(config, dtype, **how)) as trainer:
         watch.start()

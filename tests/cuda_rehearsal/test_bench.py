@@ -19,11 +19,11 @@ def reports(on_pretended_card: Callable[[str], Reports]) -> Reports:
     return on_pretended_card("tests.cuda_rehearsal.bench")
 
 
-def test_no_row_raises(reports: Reports) -> None:
+def test_no_row_raises(reports):
     assert {name: report.error for name, report in reports.items() if report.error} == {}
     assert len(reports) > 12
 
 
-def test_no_operation_mixes_host_and_card(reports: Reports) -> None:
+def test_no_operation_mixes_host_and_card(reports):
     mixed = {name: report.of_kind("wrong_device") for name, report in reports.items()}
     assert {name: found for name, found in mixed.items() if found} == {}

@@ -66,13 +66,13 @@ def wrong(peaks: Peaks) -> str:
     return text
 
 
-def test_the_prediction_is_never_under_the_peak_and_at_most_25_percent_over(suite: Peaks) -> None:
+def test_the_prediction_is_never_under_the_peak_and_at_most_25_percent_over(suite):
     assert not wrong(suite), wrong(suite)
     assert len(suite) == len(SUITE) == 4
 
 
 @pytest.mark.soak
-def test_the_prediction_holds_for_more_steps(run_on_pretended_card: Callable[..., str]) -> None:
+def test_the_prediction_holds_for_more_steps(run_on_pretended_card):
     peaks = read_peaks("more", run_on_pretended_card(PROGRAM, "more"))
     assert not wrong(peaks), wrong(peaks)
     assert len(peaks) == 36
@@ -80,9 +80,7 @@ def test_the_prediction_holds_for_more_steps(run_on_pretended_card: Callable[...
 
 @pytest.mark.soak
 @pytest.mark.parametrize("name", ["both stages", "more of both stages"])
-def test_preferences_need_no_more_than_conversations_of_as_many_tokens(
-    run_on_pretended_card: Callable[..., str], name: str
-) -> None:
+def test_preferences_need_no_more_than_conversations_of_as_many_tokens(run_on_pretended_card, name):
     """The reference is numbers, and no second model is in memory."""
     peaks = read_peaks(name, run_on_pretended_card(PROGRAM, name))
     assert not wrong(peaks), wrong(peaks)
@@ -91,7 +89,7 @@ def test_preferences_need_no_more_than_conversations_of_as_many_tokens(
         assert ratio(ours, peaks[ours]) <= 1.1, ours
 
 
-def test_each_phase_of_a_step_is_the_largest_in_some_trace() -> None:
+def test_each_phase_of_a_step_is_the_largest_in_some_trace():
     largest = set()
     for trace in SUITE:
         found = predicted(trace)
@@ -103,9 +101,7 @@ def test_each_phase_of_a_step_is_the_largest_in_some_trace() -> None:
 @pytest.mark.soak
 @pytest.mark.parametrize("rows", MICRO_BATCHES)
 @pytest.mark.parametrize("preset", PRESETS)
-def test_the_prediction_holds_for_every_preset(
-    run_on_pretended_card: Callable[..., str], preset: str, rows: int
-) -> None:
+def test_the_prediction_holds_for_every_preset(run_on_pretended_card, preset, rows):
     name = f"{preset} {rows}"
     peaks = read_peaks(name, run_on_pretended_card(PROGRAM, name))
     assert not wrong(peaks), wrong(peaks)

@@ -21,9 +21,7 @@ def said(run_on_pretended_card: Callable[[str], str]) -> dict[str, dict[str, Any
     return found
 
 
-def test_six_gigabytes_train_a_small_model_and_refuse_a_large_one(
-    said: dict[str, dict[str, Any]],
-) -> None:
+def test_six_gigabytes_train_a_small_model_and_refuse_a_large_one(said):
     assert said["6 GB, small model"]["micro_batch"] >= 1
     assert said["6 GB, large model"]["code"] == 2
     message = said["6 GB, large model"]["refused"]
@@ -32,19 +30,17 @@ def test_six_gigabytes_train_a_small_model_and_refuse_a_large_one(
     assert "Use a larger machine, a smaller model or a shorter data.seq_len" in message
 
 
-def test_a_mig_slice_has_its_own_memory(said: dict[str, dict[str, Any]]) -> None:
+def test_a_mig_slice_has_its_own_memory(said):
     assert said["slice"]["micro_batch"] < said["whole card"]["micro_batch"]
 
 
-def test_two_different_cards_compute_alike(said: dict[str, dict[str, Any]]) -> None:
+def test_two_different_cards_compute_alike(said):
     found = said["next to a T4"]
     assert (found["dtype"], found["micro_batch"]) == ("float32", 1)
     assert said["whole card"]["dtype"] == "bfloat16"
 
 
-def test_a_driver_that_ends_in_a_step_is_named_wherever_it_is_met(
-    said: dict[str, dict[str, Any]],
-) -> None:
+def test_a_driver_that_ends_in_a_step_is_named_wherever_it_is_met(said):
     """In the step, in the thread that waits for a save, and at the end of training."""
     line = "CUDA error: unspecified launch failure"
     assert said["the driver ends"] == {"failures": [line] * 3, "step": 1}

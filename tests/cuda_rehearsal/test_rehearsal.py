@@ -70,12 +70,12 @@ def trainings(reports: Reports) -> Reports:
     return {name: report for name, report in reports.items() if counted(BY_NAME[name]) == "train"}
 
 
-def test_every_model_ends_every_scenario(reports: Reports) -> None:
+def test_every_model_ends_every_scenario(reports):
     assert {name: report.error for name, report in reports.items() if report.error} == {}
     assert all(report.units > 0 for report in reports.values())
 
 
-def test_the_host_waits_for_the_card_no_more_than_it_must(reports: Reports) -> None:
+def test_the_host_waits_for_the_card_no_more_than_it_must(reports):
     too_many = {}
     for name, report in reports.items():
         waits = [wait for wait in report.of_kind("host_sync") if SLICES not in wait]
@@ -84,9 +84,7 @@ def test_the_host_waits_for_the_card_no_more_than_it_must(reports: Reports) -> N
     assert too_many == {}
 
 
-def test_experts_wait_once_a_layer_or_not_at_all_where_products_are_grouped(
-    reports: Reports,
-) -> None:
+def test_experts_wait_once_a_layer_or_not_at_all_where_products_are_grouped(reports):
     waits = {
         name: sum(SLICES in wait for wait in report.of_kind("host_sync"))
         for name, report in reports.items()
@@ -99,12 +97,12 @@ def test_experts_wait_once_a_layer_or_not_at_all_where_products_are_grouped(
     assert expected["experts on H100: train adamw bfloat16"] == 0
 
 
-def test_no_operation_mixes_host_and_card(reports: Reports) -> None:
+def test_no_operation_mixes_host_and_card(reports):
     mixed = {name: report.of_kind("wrong_device") for name, report in reports.items()}
     assert {name: found for name, found in mixed.items() if found} == {}
 
 
-def test_no_operation_on_the_card_is_in_fp64_but_sums_of_answers(reports: Reports) -> None:
+def test_no_operation_on_the_card_is_in_fp64_but_sums_of_answers(reports):
     double = {
         name: [found for found in report.of_kind("fp64") if not is_of_answers(name, found)]
         for name, report in reports.items()
@@ -117,12 +115,12 @@ def is_of_answers(name: str, found: str) -> bool:
     return "train preference" in name and any(f" at {file}:" in found for file in SUMS_OF_ANSWERS)
 
 
-def test_batches_of_training_are_copied_from_page_locked_memory(reports: Reports) -> None:
+def test_batches_of_training_are_copied_from_page_locked_memory(reports):
     copies = {name: report.of_kind("unpinned_copy") for name, report in trainings(reports).items()}
     assert {name: found for name, found in copies.items() if found} == {}
 
 
-def test_weights_states_and_caches_are_on_the_card_in_fp32(reports: Reports) -> None:
+def test_weights_states_and_caches_are_on_the_card_in_fp32(reports):
     astray = {
         f"{name}: {tensor}": place
         for name, report in reports.items()
@@ -145,9 +143,7 @@ def test_weights_states_and_caches_are_on_the_card_in_fp32(reports: Reports) -> 
         ("train draft bfloat16", ("draft._buffers.ids", "exp_avgs")),
     ],
 )
-def test_these_tensors_were_looked_at(
-    reports: Reports, scenario: str, parts: tuple[str, ...]
-) -> None:
+def test_these_tensors_were_looked_at(reports, scenario, parts):
     looked_at = {str(Rehearsal(model, scenario)) for model in MODELS} & reports.keys()
     assert looked_at
     for name in looked_at:
@@ -158,7 +154,7 @@ def test_these_tensors_were_looked_at(
         assert [part for part in expected if part not in names] == [], name
 
 
-def test_matrix_products_of_training_have_the_dtype_of_the_plan(reports: Reports) -> None:
+def test_matrix_products_of_training_have_the_dtype_of_the_plan(reports):
     """But a router multiplies in fp32: forward, and backward for its input and its weight. Those of
     the frozen model in front of a draft block have no backward pass."""
     others = {}

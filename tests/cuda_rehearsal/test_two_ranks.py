@@ -55,12 +55,12 @@ def either(request: pytest.FixtureRequest, ranks_of: Callable[[str], Ranks]) -> 
     return ranks_of(request.param)
 
 
-def test_the_ranks_have_different_numbers_of_micro_batches(ranks: Ranks) -> None:
+def test_the_ranks_have_different_numbers_of_micro_batches(ranks):
     for both in ranks.values():
         assert tuple(len(rank.storages) for rank in both) == MICRO_BATCHES
 
 
-def test_both_ranks_send_the_same_in_the_same_order(either: Ranks) -> None:
+def test_both_ranks_send_the_same_in_the_same_order(either):
     """Else two real ranks would wait for each other forever, or sum what is not the same.
 
     Of a sharded model, the rank with fewer micro-batches computes another one with the other rank.
@@ -71,7 +71,7 @@ def test_both_ranks_send_the_same_in_the_same_order(either: Ranks) -> None:
         ], family
 
 
-def test_each_gradient_is_sent_once(ranks: Ranks) -> None:
+def test_each_gradient_is_sent_once(ranks):
     for family, both in ranks.items():
         for rank in both:
             gradients = rank.of_gradients()
@@ -81,7 +81,7 @@ def test_each_gradient_is_sent_once(ranks: Ranks) -> None:
             assert rank.gradients <= total < rank.gradients * 1.001, family
 
 
-def test_all_else_that_is_sent_is_known_and_small(ranks: Ranks) -> None:
+def test_all_else_that_is_sent_is_known_and_small(ranks):
     for family, both in ranks.items():
         for rank in both:
             known = rank.of_gradients() + rank.of_weights() + rank.of_updates()
@@ -96,14 +96,14 @@ def test_all_else_that_is_sent_is_known_and_small(ranks: Ranks) -> None:
             assert {sent.operation for sent in others} == {"allreduce_"}
 
 
-def test_gradients_are_sent_while_the_backward_pass_computes(ranks: Ranks) -> None:
+def test_gradients_are_sent_while_the_backward_pass_computes(ranks):
     for family, both in ranks.items():
         for rank in both:
             early = [sent.in_backward for sent in rank.of_gradients()]
             assert all(early), family
 
 
-def test_there_is_one_set_of_gradients_in_the_buckets_that_are_sent(ranks: Ranks) -> None:
+def test_there_is_one_set_of_gradients_in_the_buckets_that_are_sent(ranks):
     for family, both in ranks.items():
         for rank in both:
             first = rank.storages[0]
@@ -111,7 +111,7 @@ def test_there_is_one_set_of_gradients_in_the_buckets_that_are_sent(ranks: Ranks
             assert sorted(first.values()) == sorted(s.bytes for s in rank.of_gradients()), family
 
 
-def test_each_weight_and_each_update_is_sent_once_by_the_rank_that_owns_it(ranks: Ranks) -> None:
+def test_each_weight_and_each_update_is_sent_once_by_the_rank_that_owns_it(ranks):
     for family, both in ranks.items():
         for rank in both:
             for exchanges, whole in (
@@ -126,14 +126,14 @@ def test_each_weight_and_each_update_is_sent_once_by_the_rank_that_owns_it(ranks
             assert bool(rank.of_updates()) == (family in BY_MUON)
 
 
-def test_what_is_exchanged_at_once_is_bounded(ranks: Ranks) -> None:
+def test_what_is_exchanged_at_once_is_bounded(ranks):
     for both in ranks.values():
         for rank in both:
             assert all(sent.bytes <= 1.5 * GATHERED_BYTES for sent in rank.of_weights())
             assert all(sent.bytes <= 1.5 * 2 * BATCH_ELEMENTS for sent in rank.of_updates())
 
 
-def test_the_moments_are_there_once_over_both_ranks(either: Ranks) -> None:
+def test_the_moments_are_there_once_over_both_ranks(either):
     """Of a sharded model, rank 0 also saves those of weights that both ranks keep whole, such as
     PILON's positions."""
     for family, both in either.items():
@@ -142,7 +142,7 @@ def test_the_moments_are_there_once_over_both_ranks(either: Ranks) -> None:
             assert rank.moments <= 0.55 * rank.all_moments, family
 
 
-def test_the_host_does_not_wait_for_the_card(either: Ranks) -> None:
+def test_the_host_does_not_wait_for_the_card(either):
     waits = {
         family: [finding for rank in both for finding in rank.findings if SLICES not in finding]
         for family, both in either.items()
@@ -154,9 +154,7 @@ def test_the_host_does_not_wait_for_the_card(either: Ranks) -> None:
 
 
 @pytest.mark.soak
-def test_each_block_is_gathered_twice_in_each_micro_batch_and_its_gradient_summed_once(
-    sharded: Ranks,
-) -> None:
+def test_each_block_is_gathered_twice_in_each_micro_batch_and_its_gradient_summed_once(sharded):
     for family, both in sharded.items():
         layers, rounds = FAMILIES[family].n_layers, max(MICRO_BATCHES)
         for rank in both:
@@ -168,7 +166,7 @@ def test_each_block_is_gathered_twice_in_each_micro_batch_and_its_gradient_summe
 
 
 @pytest.mark.soak
-def test_blocks_are_gathered_in_bfloat16_and_gradients_summed_in_fp32(sharded: Ranks) -> None:
+def test_blocks_are_gathered_in_bfloat16_and_gradients_summed_in_fp32(sharded):
     for rank in sharded.get("dense", []):
         gathered = {s.bytes for s in rank.sent if "in _run_block" in s.where}
         summed = {s.bytes for s in rank.sent if s.operation == SCATTER}
@@ -177,13 +175,13 @@ def test_blocks_are_gathered_in_bfloat16_and_gradients_summed_in_fp32(sharded: R
 
 
 @pytest.mark.soak
-def test_half_of_the_moments_are_saved_by_each_rank(sharded: Ranks) -> None:
+def test_half_of_the_moments_are_saved_by_each_rank(sharded):
     for both in sharded.values():
         assert all(rank.moments <= 0.52 * rank.all_moments for rank in both)
 
 
 @pytest.mark.soak
-def test_only_matrices_of_muon_are_exchanged_by_the_optimizer(sharded: Ranks) -> None:
+def test_only_matrices_of_muon_are_exchanged_by_the_optimizer(sharded):
     for family, both in sharded.items():
         for rank in both:
             found = {

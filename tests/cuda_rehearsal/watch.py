@@ -156,9 +156,7 @@ class Watch(TorchDispatchMode):
         first, last = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
         return any(begin <= first and last <= begin + n for begin, n in self._registered.items())
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         # C++ asks fake tensors for their device more often than for anything else.
         if func is DEVICE:
             return args[0].device

@@ -1,6 +1,5 @@
 import hashlib
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,32 +23,30 @@ def bin_file(path: Path, ids: list[int], **header: int) -> Path:
 
 
 @pytest.mark.parametrize("dtype", ["uint16", "int32", "int64", "uint32", ">i4"])
-def test_an_npy_shard_of_any_integer_type_is_mapped_as_it_is(tmp_path: Path, dtype: str) -> None:
+def test_an_npy_shard_of_any_integer_type_is_mapped_as_it_is(tmp_path, dtype):
     ids = np.arange(12, dtype=dtype).reshape(3, 4)
     rows = open_npy(saved(tmp_path / "a.npy", ids), seq_len=4)
     assert isinstance(rows, np.memmap)
     assert rows.tolist() == ids.tolist()
 
 
-def test_rows_a_multiple_of_seq_len_long_are_split_and_nothing_is_lost(tmp_path: Path) -> None:
+def test_rows_a_multiple_of_seq_len_long_are_split_and_nothing_is_lost(tmp_path):
     rows = open_npy(saved(tmp_path / "a.npy", np.arange(12).reshape(2, 6)), seq_len=3)
     assert rows.tolist() == np.arange(12).reshape(4, 3).tolist()
 
 
-def test_a_shard_without_rows_is_empty(tmp_path: Path) -> None:
+def test_a_shard_without_rows_is_empty(tmp_path):
     assert open_npy(saved(tmp_path / "a.npy", np.zeros((0, 4), np.int32)), 4).shape == (0, 4)
 
 
 @pytest.mark.parametrize("row_length", [3, 5, 6, 0])
-def test_rows_of_another_length_are_refused_with_both_lengths(
-    tmp_path: Path, row_length: int
-) -> None:
+def test_rows_of_another_length_are_refused_with_both_lengths(tmp_path, row_length):
     path = saved(tmp_path / "a.npy", np.zeros((2, row_length), np.int32))
     with pytest.raises(BadInput, match=rf"a\.npy: rows of {row_length} ids.*seq_len 4"):
         open_npy(path, seq_len=4)
 
 
-def test_a_truncated_npy_is_refused_with_expected_and_actual_bytes(tmp_path: Path) -> None:
+def test_a_truncated_npy_is_refused_with_expected_and_actual_bytes(tmp_path):
     path = saved(tmp_path / "a.npy", np.zeros((10, 4), np.int32))
     path.write_bytes(path.read_bytes()[:-7])
     with pytest.raises(BadInput, match=r"a\.npy: truncated.* 288 bytes, the file has 281"):
@@ -57,7 +54,7 @@ def test_a_truncated_npy_is_refused_with_expected_and_actual_bytes(tmp_path: Pat
 
 
 @pytest.mark.parametrize("array", [np.zeros((2, 4)), np.zeros((2, 4), bool), np.array([["a"] * 4])])
-def test_an_npy_that_does_not_hold_integers_is_refused(tmp_path: Path, array: np.ndarray) -> None:
+def test_an_npy_that_does_not_hold_integers_is_refused(tmp_path, array):
     with pytest.raises(BadInput, match="token ids must be integers"):
         open_npy(saved(tmp_path / "a.npy", array), 4)
 
@@ -65,30 +62,30 @@ def test_an_npy_that_does_not_hold_integers_is_refused(tmp_path: Path, array: np
 @pytest.mark.parametrize(
     "array", [np.arange(8), np.zeros((2, 2, 4), int), np.asfortranarray(np.ones((2, 4), int))]
 )
-def test_an_npy_that_is_no_table_of_rows_is_refused(tmp_path: Path, array: np.ndarray) -> None:
+def test_an_npy_that_is_no_table_of_rows_is_refused(tmp_path, array):
     with pytest.raises(BadInput, match="C-ordered"):
         open_npy(saved(tmp_path / "a.npy", array), 4)
 
 
-def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+def test_a_missing_shard_is_named(tmp_path):
     for name in ("nowhere.npy", "nowhere.bin"):
         with pytest.raises(BadInput, match=name):
             open_shard(tmp_path / name, 4)
 
 
-def test_a_bin_shard_is_cut_into_rows_and_its_tail_left_out(tmp_path: Path) -> None:
+def test_a_bin_shard_is_cut_into_rows_and_its_tail_left_out(tmp_path):
     rows = open_shard(bin_file(tmp_path / "a.bin", list(range(11))), seq_len=4)
     assert rows.tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert rows.dtype == np.uint16
 
 
-def test_a_bin_shard_of_another_kind_is_refused(tmp_path: Path) -> None:
+def test_a_bin_shard_of_another_kind_is_refused(tmp_path):
     for wrong in ({"magic": 20240521}, {"version": 2}):
         with pytest.raises(BadInput, match="magic 20240520 and version 1"):
             open_bin(bin_file(tmp_path / "a.bin", [1, 2], **wrong), 2)
 
 
-def test_a_bin_shard_cut_short_is_refused_with_expected_and_actual_bytes(tmp_path: Path) -> None:
+def test_a_bin_shard_cut_short_is_refused_with_expected_and_actual_bytes(tmp_path):
     with pytest.raises(BadInput, match=r"truncated.* 1,044 bytes, the file has 1,028"):
         open_bin(bin_file(tmp_path / "a.bin", [1, 2], tokens=10), 2)
     (tmp_path / "b.bin").write_bytes(b"\x01\x02\x03\x04")
@@ -97,7 +94,7 @@ def test_a_bin_shard_cut_short_is_refused_with_expected_and_actual_bytes(tmp_pat
 
 
 @pytest.mark.parametrize("bad", [100, 2**31 - 1, -1])
-def test_an_id_beyond_the_vocabulary_is_found_with_shard_row_and_id(bad: int) -> None:
+def test_an_id_beyond_the_vocabulary_is_found_with_shard_row_and_id(bad):
     rows = np.zeros((2**12, 2**11), np.int32)  # more than one chunk
     check_ids(rows, 100, "a.npy")
     rows[4000, 7] = bad
@@ -108,7 +105,7 @@ def test_an_id_beyond_the_vocabulary_is_found_with_shard_row_and_id(bad: int) ->
 # ---------------------------------------------------------------- arrays of known shape
 
 
-def test_an_array_of_the_dtype_length_and_hash_that_are_asked_for_is_read(tmp_path: Path) -> None:
+def test_an_array_of_the_dtype_length_and_hash_that_are_asked_for_is_read(tmp_path):
     array = np.arange(5, dtype=np.float64)
     path = saved(tmp_path / "a.npy", array)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -134,7 +131,7 @@ def test_an_array_of_the_dtype_length_and_hash_that_are_asked_for_is_read(tmp_pa
     ],
     ids=lambda array: f"{array.dtype}{array.shape}",
 )
-def test_another_array_is_refused_with_the_file(tmp_path: Path, array: np.ndarray) -> None:
+def test_another_array_is_refused_with_the_file(tmp_path, array):
     with pytest.raises(BadInput, match=r"a\.npy"):
         read_array(saved(tmp_path / "a.npy", array), np.float64, 5)
 
@@ -151,9 +148,7 @@ def test_another_array_is_refused_with_the_file(tmp_path: Path, array: np.ndarra
     ],
     ids=["shorter", "longer", "empty", "pipe", "endless", "missing"],
 )
-def test_what_is_no_whole_file_is_refused_at_once(
-    tmp_path: Path, change: Callable[[Path], object]
-) -> None:
+def test_what_is_no_whole_file_is_refused_at_once(tmp_path, change):
     path = saved(tmp_path / "a.npy", np.zeros(5))
     change(path)
     with pytest.raises(BadInput, match=r"a\.npy"):

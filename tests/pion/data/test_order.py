@@ -15,16 +15,14 @@ WINDOWS = st.integers(1, 15)
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 500), st.binary(min_size=16, max_size=16))
-def test_a_permutation_is_a_bijection_of_any_range(size: int, key: bytes) -> None:
+def test_a_permutation_is_a_bijection_of_any_range(size, key):
     permuted = Permutation(size, key)
     assert sorted(map(permuted, range(size))) == list(range(size))
 
 
 @settings(max_examples=50, deadline=None)
 @given(SHARDS, SEEDS, WINDOWS, st.integers(0, 10**6))
-def test_each_epoch_visits_every_row_exactly_once(
-    shard_rows: list[int], seed: int, window: int, epoch: int
-) -> None:
+def test_each_epoch_visits_every_row_exactly_once(shard_rows, seed, window, epoch):
     order = RowOrder(shard_rows, "data", seed, window)
     total = sum(shard_rows)
     visited = [order.locate(i) for i in range(epoch * total, (epoch + 1) * total)]
@@ -33,9 +31,7 @@ def test_each_epoch_visits_every_row_exactly_once(
 
 @settings(max_examples=50, deadline=None)
 @given(SHARDS, SEEDS, WINDOWS, st.lists(st.integers(0, 2000), min_size=1, max_size=20))
-def test_a_row_is_the_same_whatever_was_asked_before(
-    shard_rows: list[int], seed: int, window: int, asked: list[int]
-) -> None:
+def test_a_row_is_the_same_whatever_was_asked_before(shard_rows, seed, window, asked):
     order = RowOrder(shard_rows, "data", seed, window)
     for i in asked:
         assert order.locate(i) == RowOrder(shard_rows, "data", seed, window).locate(i)
@@ -52,12 +48,8 @@ def test_a_row_is_the_same_whatever_was_asked_before(
     st.lists(st.tuples(st.integers(0, 80), st.integers(0, 20)), max_size=3),
 )
 def test_the_sequence_of_rows_is_the_same_however_the_run_is_cut_and_split(
-    shard_rows: list[int],
-    seed: int,
-    window: int,
-    segments: list[tuple[int, int, int]],
-    skips: list[tuple[int, int]],
-) -> None:
+    shard_rows, seed, window, segments, skips
+):
     """Segments of a run: each resumes from `next_row` alone, with its own number of steps, world
     size and micro-batch."""
     skipped = [(start, start + length) for start, length in skips]
@@ -78,7 +70,7 @@ def test_the_sequence_of_rows_is_the_same_however_the_run_is_cut_and_split(
     assert len(trained) == global_batch * sum(steps for steps, _, _ in segments)
 
 
-def test_epochs_seeds_data_sets_and_windows_have_orders_of_their_own() -> None:
+def test_epochs_seeds_data_sets_and_windows_have_orders_of_their_own():
     def rows(first: int = 0, fingerprint: str = "data", seed: int = 1, window: int = 3) -> list:
         order = RowOrder([40, 30, 50, 20], fingerprint, seed, window)
         return [order.locate(i) for i in range(first, first + 140)]
@@ -89,7 +81,7 @@ def test_epochs_seeds_data_sets_and_windows_have_orders_of_their_own() -> None:
         assert sorted(order) == sorted(orders[0])
 
 
-def test_the_order_stays_the_same_for_ever() -> None:
+def test_the_order_stays_the_same_for_ever():
     order = RowOrder([5, 0, 7, 4, 6], "fingerprint", 42, 2)
     assert [order.locate(i) for i in (*range(6), 21, 22, 10**12)] == [
         (0, 0),
@@ -116,7 +108,7 @@ def test_the_order_stays_the_same_for_ever() -> None:
     assert key_of("a", 1).hex() == "8768c0413d3d7badfbad0eda77c83aff"
 
 
-def test_rows_are_well_mixed_within_a_window() -> None:
+def test_rows_are_well_mixed_within_a_window():
     total = 10_000
     order = Permutation(total, key_of("mixing"))
     permuted = [order(i) for i in range(total)]
@@ -130,9 +122,7 @@ def test_rows_are_well_mixed_within_a_window() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(SHARDS, SEEDS, WINDOWS, st.integers(0, 500), st.integers(1, 15))
-def test_the_shards_ahead_are_the_ones_the_next_rows_come_from(
-    shard_rows: list[int], seed: int, window: int, i: int, n: int
-) -> None:
+def test_the_shards_ahead_are_the_ones_the_next_rows_come_from(shard_rows, seed, window, i, n):
     order = RowOrder(shard_rows, "data", seed, window)
     ahead = order.shards_ahead(i, n)
     filled = sum(rows > 0 for rows in shard_rows)
@@ -146,7 +136,7 @@ def test_the_shards_ahead_are_the_ones_the_next_rows_come_from(
         assert first_needed[order.locate(j)[0]] <= j
 
 
-def test_only_one_windows_shards_are_read_at_a_time() -> None:
+def test_only_one_windows_shards_are_read_at_a_time():
     order = RowOrder([10] * 12, "data", 0, 3)
     for first in range(0, 240, 30):
         assert len({order.locate(i)[0] for i in range(first, first + 30)}) == 3
@@ -157,9 +147,7 @@ WEIGHTS = st.lists(st.floats(0.01, 1), min_size=2, max_size=5)
 
 @settings(max_examples=8, deadline=None)
 @given(WEIGHTS, SEEDS, st.integers(0, 10**6))
-def test_a_mixture_keeps_its_quotas_in_every_block(
-    weights: list[float], seed: int, block: int
-) -> None:
+def test_a_mixture_keeps_its_quotas_in_every_block(weights, seed, block):
     orders = [RowOrder([50, 7], f"data {n}", seed, 2) for n in range(len(weights))]
     mixture = MixtureOrder(orders, weights, seed)
     drawn = Counter(mixture.locate(i)[0] for i in range(block * BLOCK, (block + 1) * BLOCK))
@@ -171,8 +159,8 @@ def test_a_mixture_keeps_its_quotas_in_every_block(
 @settings(max_examples=3, deadline=None)
 @given(WEIGHTS, SEEDS, st.integers(1, 8))
 def test_after_any_number_of_blocks_each_source_is_within_one_row_of_its_share_and_in_its_order(
-    weights: list[float], seed: int, blocks: int
-) -> None:
+    weights, seed, blocks
+):
     orders = [RowOrder([50, 7], f"data {n}", seed, 2) for n in range(len(weights))]
     mixture = MixtureOrder(orders, weights, seed)
     drawn: dict[int, list[tuple[int, int]]] = {n: [] for n in range(len(weights))}
@@ -184,7 +172,7 @@ def test_after_any_number_of_blocks_each_source_is_within_one_row_of_its_share_a
         assert rows == [orders[source].locate(i) for i in range(len(rows))]
 
 
-def test_sources_take_turns_within_a_block() -> None:
+def test_sources_take_turns_within_a_block():
     orders = [RowOrder([5000], name, 0, 1) for name in ("a", "b")]
     mixture = MixtureOrder(orders, [0.5, 0.5], 0)
     sources = [mixture.locate(i)[0] for i in range(BLOCK)]
@@ -192,7 +180,7 @@ def test_sources_take_turns_within_a_block() -> None:
     assert sources != [mixture.locate(i)[0] for i in range(BLOCK, 2 * BLOCK)]
 
 
-def test_a_mixture_fetches_shards_in_the_order_their_rows_are_due() -> None:
+def test_a_mixture_fetches_shards_in_the_order_their_rows_are_due():
     small, large = RowOrder([100] * 4, "small", 0, 1), RowOrder([10_000] * 4, "large", 0, 1)
     mixture = MixtureOrder([small, large], [0.5, 0.5], 0)
     ahead = mixture.shards_ahead(0, 5)
@@ -205,30 +193,30 @@ def test_a_mixture_fetches_shards_in_the_order_their_rows_are_due() -> None:
 @pytest.mark.parametrize(
     "weights", [[1, 0], [1, -1], [1, float("nan")], [1, float("inf")], [1, 0.0009]]
 )
-def test_weights_that_cannot_be_kept_are_refused(weights: list[float]) -> None:
+def test_weights_that_cannot_be_kept_are_refused(weights):
     orders = [RowOrder([5], name, 0, 1) for name in ("a", "b")]
     with pytest.raises(BadInput, match="data weights"):
         MixtureOrder(orders, weights, 0)
 
 
 @pytest.mark.parametrize("shard_rows", [[], [0], [0, 0]])
-def test_a_data_set_without_rows_is_refused(shard_rows: list[int]) -> None:
+def test_a_data_set_without_rows_is_refused(shard_rows):
     with pytest.raises(BadInput, match="no rows"):
         RowOrder(shard_rows, "data", 0, 1)
 
 
-def test_a_window_of_no_shards_is_refused() -> None:
+def test_a_window_of_no_shards_is_refused():
     with pytest.raises(BadInput, match="data window 0"):
         RowOrder([5], "data", 0, 0)
 
 
-def test_skipped_ranges_are_stepped_over_however_they_overlap() -> None:
+def test_skipped_ranges_are_stepped_over_however_they_overlap():
     assert step_rows(0, 4, [(5, 7), (1, 3), (2, 5)]) == ([0, 7, 8, 9], 10)
     assert step_rows(8, 2, [(0, 8)]) == ([8, 9], 10)
     assert step_rows(0, 2, [(3, 3)]) == ([0, 1], 2)
 
 
-def test_ranks_share_a_step_that_does_not_divide_evenly() -> None:
+def test_ranks_share_a_step_that_does_not_divide_evenly():
     rows = list(range(10, 20))
     assert [rank_rows(rows, rank, 3, 2) for rank in range(3)] == [
         [[10, 11], [12]],
@@ -237,6 +225,6 @@ def test_ranks_share_a_step_that_does_not_divide_evenly() -> None:
     ]
 
 
-def test_more_ranks_than_rows_are_refused() -> None:
+def test_more_ranks_than_rows_are_refused():
     with pytest.raises(BadInput, match="global_batch 3 is too small for 4 workers"):
         rank_rows([0, 1, 2], 0, 4, 1)

@@ -36,11 +36,8 @@ DOCUMENTS = st.lists(st.lists(st.integers(1, 999), max_size=40), max_size=20)
 @settings(max_examples=50, deadline=None)
 @given(DOCUMENTS, st.integers(1, 9), st.lists(st.integers(0, 19), max_size=3))
 def test_killed_anywhere_it_joins_the_documents_and_drops_only_an_incomplete_row(
-    tmp_path_factory: pytest.TempPathFactory,
-    documents: list[list[int]],
-    together: int,
-    kills: list[int],
-) -> None:
+    tmp_path_factory, documents, together, kills
+):
     unbroken, broken = tmp_path_factory.mktemp("unbroken"), tmp_path_factory.mktemp("broken")
     out = writer(unbroken)
     append(out, *documents)
@@ -59,7 +56,7 @@ def test_killed_anywhere_it_joins_the_documents_and_drops_only_an_incomplete_row
     assert files_of(broken) == files_of(unbroken)
 
 
-def test_a_resumed_writer_does_not_touch_finished_shards(tmp_path: Path) -> None:
+def test_a_resumed_writer_does_not_touch_finished_shards(tmp_path):
     first = writer(tmp_path)
     append(first, list(range(1, 30)))
     before = {p.name: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
@@ -73,15 +70,13 @@ def test_a_resumed_writer_does_not_touch_finished_shards(tmp_path: Path) -> None
     "change",
     [{"vocab_size": 999}, {"rows_per_shard": 2}, {"seq_len": 2}, {"key": "another corpus"}],
 )
-def test_shards_of_other_settings_are_not_taken_over(
-    tmp_path: Path, change: dict[str, Any]
-) -> None:
+def test_shards_of_other_settings_are_not_taken_over(tmp_path, change):
     append(writer(tmp_path), list(range(1, 30)))
     assert writer(tmp_path).shards
     assert not writer(tmp_path, **change).shards
 
 
-def test_a_shard_damaged_since_is_written_again(tmp_path: Path) -> None:
+def test_a_shard_damaged_since_is_written_again(tmp_path):
     append(writer(tmp_path), list(range(1, 60)))
     second = tmp_path / "shard_00001.npy"
     second.write_bytes(second.read_bytes()[:-1])
@@ -90,7 +85,7 @@ def test_a_shard_damaged_since_is_written_again(tmp_path: Path) -> None:
     assert len(writer(tmp_path).shards) == 1
 
 
-def test_rows_of_conversations_are_written_with_their_flags_and_resume(tmp_path: Path) -> None:
+def test_rows_of_conversations_are_written_with_their_flags_and_resume(tmp_path):
     rows = np.arange(28).reshape(7, 4)
     flags = (rows % 3).astype(np.uint8)
 
@@ -117,9 +112,7 @@ def test_rows_of_conversations_are_written_with_their_flags_and_resume(tmp_path:
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(2**16, "uint16"), (2**16 + 1, "uint32")])
-def test_ids_take_two_bytes_where_the_vocabulary_allows(
-    tmp_path: Path, vocab_size: int, dtype: str
-) -> None:
+def test_ids_take_two_bytes_where_the_vocabulary_allows(tmp_path, vocab_size, dtype):
     out = writer(tmp_path, vocab_size=vocab_size)
     append(out, [vocab_size - 1] * 11)
     (shard,) = out.finish()
@@ -129,14 +122,12 @@ def test_ids_take_two_bytes_where_the_vocabulary_allows(
 
 
 @pytest.mark.parametrize("bad", [1000, -1])
-def test_an_id_beyond_the_vocabulary_is_refused_before_it_wraps_around(
-    tmp_path: Path, bad: int
-) -> None:
+def test_an_id_beyond_the_vocabulary_is_refused_before_it_wraps_around(tmp_path, bad):
     with pytest.raises(BadInput, match=f"id {bad:,} is beyond the vocabulary of 1,000"):
         append(writer(tmp_path), [1, bad])
 
 
-def test_a_full_disk_ends_in_one_message_with_the_finished_shards_safe(tmp_path: Path) -> None:
+def test_a_full_disk_ends_in_one_message_with_the_finished_shards_safe(tmp_path):
     out = writer(tmp_path)
     (tmp_path / "shard_00001.npy.tmp").symlink_to("/dev/full")
     with pytest.raises(BadInput, match=r"00001\.npy: the disk is full\. .* before it is safe"):
@@ -147,7 +138,7 @@ def test_a_full_disk_ends_in_one_message_with_the_finished_shards_safe(tmp_path:
     assert ids_in(tmp_path, resumed.finish()) == [*range(1, 60), END]
 
 
-def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(BadInput, match=r"file/shards: can't be written \(Not a directory\)"):
         writer(tmp_path / "file" / "shards")

@@ -27,13 +27,7 @@ def shard(rows: int, name: str = "a.npy", start: int = 0) -> Shard:
     return Shard(name, rows, "0" * 64, 100, "uint16", start=start)
 
 
-def on_disk(
-    folder: Path,
-    ids: np.ndarray,
-    flags: np.ndarray | None = None,
-    kind: Kind = "tokens",
-    **changes: object,
-) -> Rows:
+def on_disk(folder, ids, flags=None, kind="tokens", **changes):
     """Return the rows of one shard with ``ids``."""
     path = folder / "shard_00000.npy"
     np.save(path, ids)
@@ -43,7 +37,7 @@ def on_disk(
     return Rows(replace(manifest, **changes), lambda s: folder / s.name)  # type: ignore[arg-type]
 
 
-def test_a_manifest_comes_back_from_disk_with_its_fingerprint(tmp_path: Path) -> None:
+def test_a_manifest_comes_back_from_disk_with_its_fingerprint(tmp_path):
     remote = {"repo": "user/data", "revision": "abc", "path": "x/a.npy"}
     manifest = Manifest(
         "tokens",
@@ -75,24 +69,24 @@ def test_a_manifest_comes_back_from_disk_with_its_fingerprint(tmp_path: Path) ->
         {"shards": (shard(3), shard(3, "b.npy"))},
     ],
 )
-def test_whatever_changes_a_row_changes_the_fingerprint(change: dict[str, object]) -> None:
+def test_whatever_changes_a_row_changes_the_fingerprint(change):
     manifest = Manifest("tokens", 8, 100, (shard(3),))
     assert replace(manifest, **change).fingerprint != manifest.fingerprint  # type: ignore[arg-type]
 
 
-def test_where_the_data_is_and_notes_about_it_do_not_change_the_fingerprint() -> None:
+def test_where_the_data_is_and_notes_about_it_do_not_change_the_fingerprint():
     here = Manifest("tokens", 8, 100, (shard(3),))
     remote = {"repo": "x", "revision": "main", "path": "a.npy"}
     there = Manifest("tokens", 8, 100, (replace(shard(3), remote=remote),), info={"a": 1})
     assert here.fingerprint == there.fingerprint
 
 
-def test_the_fingerprint_stays_the_same_for_ever() -> None:
+def test_the_fingerprint_stays_the_same_for_ever():
     pinned = "332143d8abd7b9604381eb6300b0ef1dd682b16673b83dd93056dfb8af69588e"
     assert Manifest("tokens", 8, 100, (shard(3),), pad=1).fingerprint == pinned
 
 
-def test_a_manifest_edited_by_hand_is_refused(tmp_path: Path) -> None:
+def test_a_manifest_edited_by_hand_is_refused(tmp_path):
     path = tmp_path / "manifest.json"
     Manifest("tokens", 8, 100, (shard(3),)).write(path)
     document = json.loads(path.read_text())
@@ -104,9 +98,7 @@ def test_a_manifest_edited_by_hand_is_refused(tmp_path: Path) -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(0, 9), min_size=1), st.sampled_from([0.01, 0.3, 0.9]))
-def test_the_held_out_tail_and_the_rest_are_every_row_once(
-    sizes: list[int], fraction: float
-) -> None:
+def test_the_held_out_tail_and_the_rest_are_every_row_once(sizes, fraction):
     shards = [shard(rows, f"{i}.npy", start=2) for i, rows in enumerate(sizes)]
     total = sum(sizes)
     if total < 2:
@@ -121,12 +113,12 @@ def test_the_held_out_tail_and_the_rest_are_every_row_once(
 
 
 @pytest.mark.parametrize("rows", [0, 1])
-def test_too_few_rows_to_hold_one_out_are_refused(rows: int) -> None:
+def test_too_few_rows_to_hold_one_out_are_refused(rows):
     with pytest.raises(BadInput, match="too few to hold out"):
         split_tail([shard(rows)], 0.01)
 
 
-def test_a_row_of_text_predicts_its_next_token_and_nothing_after_the_last(tmp_path: Path) -> None:
+def test_a_row_of_text_predicts_its_next_token_and_nothing_after_the_last(tmp_path):
     row = on_disk(tmp_path, np.array([[1, 2, 3], [4, 5, 6]], np.uint16)).row(0, 1)
     assert row.tokens.tolist() == [4, 5, 6]
     assert row.targets.tolist() == [5, 6, -100]
@@ -134,13 +126,13 @@ def test_a_row_of_text_predicts_its_next_token_and_nothing_after_the_last(tmp_pa
     assert row.documents is row.positions is None
 
 
-def test_padding_in_text_shards_is_never_learned(tmp_path: Path) -> None:
+def test_padding_in_text_shards_is_never_learned(tmp_path):
     row = on_disk(tmp_path, np.array([[7, 8, 1, 1]], np.int32), pad=1).row(0, 0)
     assert row.tokens.tolist() == [7, 8, 1, 1]
     assert row.targets.tolist() == [8, -100, -100, -100]
 
 
-def test_a_shard_that_starts_inside_its_file_counts_rows_from_there(tmp_path: Path) -> None:
+def test_a_shard_that_starts_inside_its_file_counts_rows_from_there(tmp_path):
     rows = on_disk(tmp_path, np.arange(8).reshape(4, 2))
     inside = replace(rows.manifest.shards[0], start=3, rows=1)
     rows = Rows(replace(rows.manifest, shards=(inside,)), lambda s: tmp_path / s.name)
@@ -150,22 +142,18 @@ def test_a_shard_that_starts_inside_its_file_counts_rows_from_there(tmp_path: Pa
             rows.row(0, outside)
 
 
-def test_conversations_carry_documents_positions_and_only_learned_targets(tmp_path: Path) -> None:
+def test_conversations_carry_documents_positions_and_only_learned_targets(tmp_path):
     ids = np.array([[10, 11, 12, 20, 21, 22, 1, 1]], np.uint16)
     flags = np.array(
         [[STARTS, 0, LEARNED, STARTS, LEARNED, LEARNED, PADDING, PADDING]], dtype=np.uint8
     )
     row = on_disk(tmp_path, ids, flags, kind="conversations").row(0, 0)
-    assert row.documents is not None
-    assert row.positions is not None
     assert row.targets.tolist() == [-100, 12, -100, 21, 22, -100, -100, -100]
     assert row.documents.tolist() == [0, 0, 0, 1, 1, 1, -1, -1]
     assert row.positions.tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
 
 
-def test_the_first_token_of_a_conversation_is_never_the_target_of_the_one_before(
-    tmp_path: Path,
-) -> None:
+def test_the_first_token_of_a_conversation_is_never_the_target_of_the_one_before(tmp_path):
     flags = np.array([[STARTS | LEARNED, LEARNED, STARTS | LEARNED, LEARNED]], dtype=np.uint8)
     rows = on_disk(tmp_path, np.array([[1, 2, 3, 4]]), flags, kind="conversations")
     assert rows.row(0, 0).targets.tolist() == [2, -100, 4, -100]
@@ -179,50 +167,42 @@ def preferences(tmp_path: Path, flags: list[int], kind: Kind = "pairs") -> Row:
     return on_disk(tmp_path, ids, np.array([flags], np.uint8), kind=kind).row(0, 0)
 
 
-def test_a_pair_is_two_documents_and_its_sides_are_known(tmp_path: Path) -> None:
+def test_a_pair_is_two_documents_and_its_sides_are_known(tmp_path):
     row = preferences(tmp_path, PAIR)
-    assert row.sides is not None
-    assert row.documents is not None
     assert row.sides.tolist() == [1, -1]
     assert row.documents.tolist() == [0, 0, 1, 1, 1, -1, -1, -1]
     assert row.targets.tolist() == [1, -100, -100, 4, -100, -100, -100, -100]
 
 
-def test_the_padding_of_preferences_has_position_0_so_rows_may_be_longer_than_the_context(
-    tmp_path: Path,
-) -> None:
+def test_the_padding_of_preferences_has_position_0_so_rows_may_be_longer_than_the_context(tmp_path):
     row = preferences(tmp_path, PAIR)
-    assert row.positions is not None
     assert row.positions.tolist() == [0, 1, 0, 1, 2, 0, 0, 0]
 
 
-def test_a_row_whose_sequences_are_not_pairs_is_refused(tmp_path: Path) -> None:
+def test_a_row_whose_sequences_are_not_pairs_is_refused(tmp_path):
     flags = [STARTS, LEARNED, STARTS | PREFERRED, LEARNED]
     with pytest.raises(BadInput, match=r"shard_00000\.npy row 0: its sequences are not pairs"):
         preferences(tmp_path, flags)
 
 
-def test_labels_may_come_in_any_order(tmp_path: Path) -> None:
+def test_labels_may_come_in_any_order(tmp_path):
     flags = [STARTS, LEARNED, STARTS | PREFERRED, LEARNED, STARTS | PREFERRED, LEARNED]
     row = preferences(tmp_path, flags, "labels")
-    assert row.sides is not None
     assert row.sides.tolist() == [-1, 1, 1]
 
 
-def test_conversations_have_no_sides(tmp_path: Path) -> None:
+def test_conversations_have_no_sides(tmp_path):
     assert preferences(tmp_path, [STARTS, LEARNED], "conversations").sides is None
 
 
-def test_a_shard_shorter_than_its_manifest_says_is_refused(tmp_path: Path) -> None:
+def test_a_shard_shorter_than_its_manifest_says_is_refused(tmp_path):
     rows = on_disk(tmp_path, np.zeros((4, 2), np.uint16))
     np.save(tmp_path / "shard_00000.npy", np.zeros((3, 2), np.uint16))
     with pytest.raises(BadInput, match="has 3 rows, but its manifest needs 4"):
         rows.row(0, 0)
 
 
-def test_few_shards_stay_open_however_many_are_read_and_a_released_one_is_found_again(
-    tmp_path: Path,
-) -> None:
+def test_few_shards_stay_open_however_many_are_read_and_a_released_one_is_found_again(tmp_path):
     fetched = []
     shards = []
     for number in range(4):
@@ -242,7 +222,7 @@ def test_few_shards_stay_open_however_many_are_read_and_a_released_one_is_found_
     assert fetched[-2:] == ["1.npy", "1.npy"]
 
 
-def test_shards_are_unmapped_as_soon_as_nobody_reads_them(tmp_path: Path) -> None:
+def test_shards_are_unmapped_as_soon_as_nobody_reads_them(tmp_path):
     rows = on_disk(tmp_path, np.zeros((4, 2), np.uint16))
     rows.row(0, 0)
     gone = weakref.ref(rows)
@@ -250,7 +230,7 @@ def test_shards_are_unmapped_as_soon_as_nobody_reads_them(tmp_path: Path) -> Non
     assert gone() is None
 
 
-def test_a_described_file_is_what_it_says(tmp_path: Path) -> None:
+def test_a_described_file_is_what_it_says(tmp_path):
     np.save(tmp_path / "a.npy", np.zeros((3, 8), np.int32))
     described = describe(tmp_path / "a.npy", 4)
     assert described.rows == 6

@@ -1,4 +1,3 @@
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -45,19 +44,12 @@ def preferences(folder: Path, kind: Kind) -> Rows:
     return rows_of(folder, [[5000, 5001, 5002, 1]] * 4, flags, kind)
 
 
-def stream(
-    *rows: Rows,
-    weights: Sequence[float] | None = None,
-    seed: int = 0,
-    window: int = 2,
-    mixture_seed: int = 0,
-    documents: int | None = None,
-) -> RowStream:
+def stream(*rows, weights=None, seed=0, window=2, mixture_seed=0, documents=None):
     orders = [RowOrder(r.manifest.shard_rows, r.manifest.fingerprint, seed, window) for r in rows]
     return RowStream(list(zip(rows, orders)), weights, mixture_seed, documents)
 
 
-def test_a_batch_holds_the_rows_asked_for_in_order(tmp_path: Path) -> None:
+def test_a_batch_holds_the_rows_asked_for_in_order(tmp_path):
     one = stream(text(tmp_path, 0, 10))
     batch = one.batch([3, 0, 13])
     assert batch.tokens.dtype == batch.targets.dtype == torch.int64
@@ -66,7 +58,7 @@ def test_a_batch_holds_the_rows_asked_for_in_order(tmp_path: Path) -> None:
     assert batch.positions is batch.documents is None
 
 
-def test_an_epoch_holds_every_row_of_the_files_once(tmp_path: Path) -> None:
+def test_an_epoch_holds_every_row_of_the_files_once(tmp_path):
     one = stream(text(tmp_path, 0, 10))
     assert one.total_rows == 10
     for epoch in (0, 1, 5):
@@ -74,7 +66,7 @@ def test_an_epoch_holds_every_row_of_the_files_once(tmp_path: Path) -> None:
         assert sorted(batch.tokens.flatten().tolist()) == list(range(40))
 
 
-def test_ranks_and_micro_batches_together_see_what_one_process_sees(tmp_path: Path) -> None:
+def test_ranks_and_micro_batches_together_see_what_one_process_sees(tmp_path):
     rows, _ = step_rows(7, 8)
     whole = stream(text(tmp_path, 0, 10)).batch(rows).tokens
     parts = [
@@ -85,14 +77,12 @@ def test_ranks_and_micro_batches_together_see_what_one_process_sees(tmp_path: Pa
     assert torch.equal(torch.cat(parts), whole)
 
 
-def test_a_mixture_with_conversations_has_documents_in_every_batch(tmp_path: Path) -> None:
+def test_a_mixture_with_conversations_has_documents_in_every_batch(tmp_path):
     mixed = stream(text(tmp_path / "a", 0, 6), conversations(tmp_path / "b"), weights=[1, 1])
     assert mixed.total_rows == 10
     seen = set()
     for i in range(20):
         batch = mixed.batch([i])
-        assert batch.documents is not None
-        assert batch.positions is not None
         is_text = int(batch.tokens[0, 0]) < 5000
         seen.add(is_text)
         assert batch.documents.tolist() == ([[0, 0, 0, 0]] if is_text else [[0, 0, 0, -1]])
@@ -100,7 +90,7 @@ def test_a_mixture_with_conversations_has_documents_in_every_batch(tmp_path: Pat
     assert seen == {True, False}
 
 
-def test_many_threads_read_the_rows_one_thread_reads(tmp_path: Path) -> None:
+def test_many_threads_read_the_rows_one_thread_reads(tmp_path):
     shared = stream(text(tmp_path / "a", 0, 20), text(tmp_path / "b", 1000, 9), weights=[0.7, 0.3])
     expected = [shared.row(i).tokens.tolist() for i in range(3000)]
     fresh = stream(text(tmp_path / "a", 0, 20), text(tmp_path / "b", 1000, 9), weights=[0.7, 0.3])
@@ -108,7 +98,7 @@ def test_many_threads_read_the_rows_one_thread_reads(tmp_path: Path) -> None:
         assert list(pool.map(lambda i: fresh.row(i).tokens.tolist(), range(3000))) == expected
 
 
-def test_the_fingerprint_changes_with_everything_that_decides_the_rows(tmp_path: Path) -> None:
+def test_the_fingerprint_changes_with_everything_that_decides_the_rows(tmp_path):
     a, b = text(tmp_path / "a", 0, 6), text(tmp_path / "b", 100, 6)
     streams = [
         stream(a),
@@ -126,34 +116,32 @@ def test_the_fingerprint_changes_with_everything_that_decides_the_rows(tmp_path:
     assert stream(a).fingerprint == stream(text(tmp_path / "copy", 0, 6)).fingerprint
 
 
-def test_the_shards_needed_next_are_known_ahead(tmp_path: Path) -> None:
+def test_the_shards_needed_next_are_known_ahead(tmp_path):
     a, b = text(tmp_path / "a", 0, 9), text(tmp_path / "b", 100, 3)
     assert sorted(stream(a).upcoming_shards(0, 5)) == [(0, 0), (0, 1), (0, 2)]
     assert sorted(stream(a, b).upcoming_shards(0, 9)) == [(0, 0), (0, 1), (0, 2), (1, 0)]
     assert len(stream(a).upcoming_shards(0, 2)) == 2
 
 
-def test_sources_of_different_row_length_are_refused(tmp_path: Path) -> None:
+def test_sources_of_different_row_length_are_refused(tmp_path):
     with pytest.raises(BadInput, match=r"rows of \[4, 8\] ids"):
         stream(text(tmp_path / "a", 0, 6), text(tmp_path / "b", 0, 6, seq_len=8))
 
 
-def test_a_stream_without_a_source_is_refused() -> None:
+def test_a_stream_without_a_source_is_refused():
     with pytest.raises(BadInput, match="no data source"):
         stream()
 
 
 @pytest.mark.parametrize("kind", ["pairs", "labels"])
-def test_the_sides_of_preferences_are_separate_documents(tmp_path: Path, kind: Kind) -> None:
+def test_the_sides_of_preferences_are_separate_documents(tmp_path, kind):
     batch = stream(preferences(tmp_path, kind)).batch([0, 1])
-    assert batch.documents is not None
-    assert batch.positions is not None
     assert batch.documents.tolist() == [[0, 0, 1, 1]] * 2
     assert batch.positions.tolist() == [[0, 1, 0, 1]] * 2
     assert batch.targets.tolist() == [[5001, -100, 1, -100]] * 2
 
 
-def test_preferences_are_not_mixed_with_rows_of_another_kind(tmp_path: Path) -> None:
+def test_preferences_are_not_mixed_with_rows_of_another_kind(tmp_path):
     pairs, labels = (preferences(tmp_path / kind, kind) for kind in ("pairs", "labels"))
     with pytest.raises(BadInput, match="rows of labels and of pairs"):
         stream(pairs, labels)
@@ -162,23 +150,19 @@ def test_preferences_are_not_mixed_with_rows_of_another_kind(tmp_path: Path) -> 
     assert stream(pairs, preferences(tmp_path / "more", "pairs")).total_rows == 8
 
 
-def test_a_batch_of_pairs_has_its_sides_and_counts_the_tokens_of_each_answer(
-    tmp_path: Path,
-) -> None:
+def test_a_batch_of_pairs_has_its_sides_and_counts_the_tokens_of_each_answer(tmp_path):
     batch = stream(preferences(tmp_path, "pairs")).batch([0, 1])
-    assert batch.sequences is not None
     assert batch.sequences.side.tolist() == [[1, -1]] * 2
     assert batch.sequences.tokens.tolist() == [[1, 1]] * 2
     assert not batch.sequences.reference.any()
 
 
-def test_rows_of_labels_need_no_partner(tmp_path: Path) -> None:
+def test_rows_of_labels_need_no_partner(tmp_path):
     batch = stream(preferences(tmp_path, "labels")).batch([0])
-    assert batch.sequences is not None
     assert batch.sequences.side.shape == (1, 2)
 
 
-def test_numbers_of_a_reference_follow_their_row_in_any_order(tmp_path: Path) -> None:
+def test_numbers_of_a_reference_follow_their_row_in_any_order(tmp_path):
     plain = stream(preferences(tmp_path, "pairs"))
     places = list(plain.places())
     assert len(places) == plain.total_rows == len(set(places))
@@ -186,23 +170,20 @@ def test_numbers_of_a_reference_follow_their_row_in_any_order(tmp_path: Path) ->
     numbers = {place: [-1.0 - n, -100.0 - n] for n, place in enumerate(places)}
     one = plain.with_references(numbers.__getitem__)
     in_order, by_place = one.batch(range(one.total_rows)), one.batch_at(places)
-    assert in_order.sequences is not None
-    assert by_place.sequences is not None
     assert by_place.sequences.reference.tolist() == [numbers[place] for place in places]
     assert sorted(in_order.sequences.reference.tolist()) == sorted(numbers.values())
     assert torch.equal(one.batch_at(places).tokens, plain.batch_at(places).tokens)
     before = plain.batch([0]).sequences
-    assert before is not None
     assert not before.reference.any()
 
 
-def test_numbers_of_a_reference_for_other_sequences_are_refused(tmp_path: Path) -> None:
+def test_numbers_of_a_reference_for_other_sequences_are_refused(tmp_path):
     one = stream(preferences(tmp_path, "pairs")).with_references(lambda place: [-1.0])
     with pytest.raises(BadInput, match="has 2 sequences, and numbers of the reference for 1"):
         one.batch([0])
 
 
-def test_rows_are_numbered_through_all_shards_of_all_sources(tmp_path: Path) -> None:
+def test_rows_are_numbered_through_all_shards_of_all_sources(tmp_path):
     pairs = preferences(tmp_path, "pairs")
     one = stream(pairs, pairs)
     assert [one.number_of(place) for place in one.places()] == list(range(8))
@@ -220,33 +201,31 @@ TALKS = [[3, END, 4, END, 3, 0]]
 FLAGS = [[STARTS, LEARNED, 0, LEARNED, STARTS, PADDING]]
 
 
-def test_each_end_of_text_begins_a_document_and_rows_are_counted_separately(tmp_path: Path) -> None:
+def test_each_end_of_text_begins_a_document_and_rows_are_counted_separately(tmp_path):
     batch = stream(rows_of(tmp_path, TEXT), documents=END).batch(range(3))
-    assert batch.documents is not None
     assert batch.documents.dtype == torch.int64
     found = dict(zip(map(tuple, batch.tokens.tolist()), batch.documents.tolist(), strict=True))
     assert found == dict(zip(map(tuple, TEXT), DOCUMENTS, strict=True))
     assert batch.positions is None  # rotary positions are relative
 
 
-def test_the_last_token_of_a_document_still_learns_that_the_document_ends(tmp_path: Path) -> None:
+def test_the_last_token_of_a_document_still_learns_that_the_document_ends(tmp_path):
     rows = rows_of(tmp_path, TEXT)
     within, whole = stream(rows, documents=END).batch(range(3)), stream(rows).batch(range(3))
     assert torch.equal(within.targets, whole.targets)
     assert whole.documents is None
 
 
-def test_a_conversation_keeps_its_context_after_an_answer(tmp_path: Path) -> None:
+def test_a_conversation_keeps_its_context_after_an_answer(tmp_path):
     talks = rows_of(tmp_path, TALKS, FLAGS)
     with_rule, without = stream(talks, documents=END).batch([0]), stream(talks).batch([0])
-    assert with_rule.documents is not None
     assert with_rule.documents.tolist() == [[0, 0, 0, 0, 1, -1]]
     assert with_rule.sequences is without.sequences is None  # no preferences
     for name in ("tokens", "targets", "positions", "documents"):
         assert torch.equal(getattr(with_rule, name), getattr(without, name)), name
 
 
-def test_in_a_mixture_text_and_conversations_each_have_their_own_documents(tmp_path: Path) -> None:
+def test_in_a_mixture_text_and_conversations_each_have_their_own_documents(tmp_path):
     talks = rows_of(tmp_path / "b", TALKS, FLAGS)
     mixed = stream(rows_of(tmp_path / "a", TEXT), talks, documents=END)
     expected = {tuple(row): documents for row, documents in zip(TEXT, DOCUMENTS, strict=True)}
@@ -254,7 +233,6 @@ def test_in_a_mixture_text_and_conversations_each_have_their_own_documents(tmp_p
     seen = set()
     for i in range(24):
         batch = mixed.batch([i])
-        assert batch.documents is not None
         assert batch.positions is not None
         row = tuple(batch.tokens[0].tolist())
         seen.add(row)
@@ -264,14 +242,14 @@ def test_in_a_mixture_text_and_conversations_each_have_their_own_documents(tmp_p
     assert seen == expected.keys()
 
 
-def test_a_stream_with_documents_has_its_own_fingerprint(tmp_path: Path) -> None:
+def test_a_stream_with_documents_has_its_own_fingerprint(tmp_path):
     rows = rows_of(tmp_path, TEXT)
     kinds = [stream(rows, documents=end) for end in (None, END, 0)]
     assert len({one.fingerprint for one in kinds}) == 3
 
 
 @pytest.mark.parametrize("changed", [0, 1, 2])
-def test_changing_one_document_moves_no_logit_of_another(tmp_path: Path, changed: int) -> None:
+def test_changing_one_document_moves_no_logit_of_another(tmp_path, changed):
     batch = stream(rows_of(tmp_path, TEXT[:1]), documents=END).batch([0])
     assert batch.documents is not None
     torch.manual_seed(0)

@@ -10,7 +10,7 @@ from pion.errors import BadInput
 from pion.model.decoder import Decoder, Losses
 from pion.model.forward_pass import LayerInput, StepOptions
 from pion.train.settings import ComputePlan
-from tests.families.families import FAMILIES, SEQ_LEN, VOCAB, Family, each_family
+from tests.families.families import FAMILIES, SEQ_LEN, VOCAB, each_family
 
 BFLOAT16 = StepOptions(residual=torch.bfloat16)
 
@@ -30,7 +30,7 @@ def gradients(model: Decoder) -> dict[str, Tensor]:
 
 
 @each_family
-def test_between_blocks_hidden_states_are_in_bfloat16(family: Family) -> None:
+def test_between_blocks_hidden_states_are_in_bfloat16(family):
     model, seen = family.decoder(), set()
     for block in model.layers:
         block.register_forward_hook(
@@ -44,7 +44,7 @@ def test_between_blocks_hidden_states_are_in_bfloat16(family: Family) -> None:
 
 
 @each_family
-def test_losses_and_gradients_are_those_of_float32_up_to_rounding(family: Family) -> None:
+def test_losses_and_gradients_are_those_of_float32_up_to_rounding(family):
     model = family.decoder()
     exact = losses(model, StepOptions())
     expected = gradients(model)
@@ -60,7 +60,7 @@ def test_losses_and_gradients_are_those_of_float32_up_to_rounding(family: Family
     assert (ours - theirs).norm() < apart * theirs.norm()
 
 
-def test_recomputed_blocks_have_the_same_gradients() -> None:
+def test_recomputed_blocks_have_the_same_gradients():
     model = FAMILIES["daisy"].decoder()
     losses(model, BFLOAT16)
     expected = gradients(model)
@@ -69,7 +69,7 @@ def test_recomputed_blocks_have_the_same_gradients() -> None:
         assert torch.equal(gradient, expected[name]), name
 
 
-def test_the_sum_of_a_layers_inputs_is_rounded_once() -> None:
+def test_the_sum_of_a_layers_inputs_is_rounded_once():
     x, skipped, x0 = torch.randn(3, 1, 4, 64).bfloat16()
     gate, kept, start = torch.tensor([0.3, 1.7, -0.6])
     before = LayerInput((gate, skipped), (kept, start, x0))
@@ -77,21 +77,21 @@ def test_the_sum_of_a_layers_inputs_is_rounded_once() -> None:
     assert torch.equal(before.into(x), exact.bfloat16())
 
 
-def test_generation_and_evaluation_keep_float32() -> None:
+def test_generation_and_evaluation_keep_float32():
     model = FAMILIES["pion"].decoder()
     tokens = torch.zeros(1, 8, dtype=torch.int64)
     with torch.no_grad():
         assert torch.equal(model.hidden(tokens, options=BFLOAT16), model.hidden(tokens))
 
 
-def test_a_plan_in_float32_has_no_residual_stream_in_bfloat16() -> None:
+def test_a_plan_in_float32_has_no_residual_stream_in_bfloat16():
     with pytest.raises(BadInput, match="residual = 'bfloat16': must be float32 if dtype is"):
         ComputePlan(dtype="float32", residual="bfloat16")
     with pytest.raises(BadInput, match="residual = 'half': must be one of"):
         ComputePlan(residual="half")  # type: ignore[arg-type]
 
 
-def test_a_plan_of_before_has_float32() -> None:
+def test_a_plan_of_before_has_float32():
     before = ComputePlan(dtype="bfloat16").to_dict()
     assert "residual" not in before
     assert ComputePlan.from_dict(before) == ComputePlan(dtype="bfloat16", residual="float32")

@@ -65,7 +65,7 @@ def initial_weights(config: ModelConfig, seed: int) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("seed", [0, 1234])
 @pytest.mark.parametrize("config", [TINY, UNTIED], ids=["tied", "untied"])
-def test_a_seed_gives_the_weights_that_it_always_gave(config: ModelConfig, seed: int) -> None:
+def test_a_seed_gives_the_weights_that_it_always_gave(config, seed):
     torch.manual_seed(seed)
     state = Decoder(config).state_dict()
     expected = initial_weights(config, seed)
@@ -77,7 +77,7 @@ def test_a_seed_gives_the_weights_that_it_always_gave(config: ModelConfig, seed:
 @pytest.mark.parametrize(
     "preset", ["pion-nano", "pion-micro", "pion-small", "pion-base", "pion-large", "pion-xl"]
 )
-def test_the_names_and_shapes_of_a_preset_are_those_of_its_checkpoints(preset: str) -> None:
+def test_the_names_and_shapes_of_a_preset_are_those_of_its_checkpoints(preset):
     config = ModelConfig.preset(preset)
     with torch.device("meta"):
         state = Decoder(config).state_dict()
@@ -88,7 +88,7 @@ def test_the_names_and_shapes_of_a_preset_are_those_of_its_checkpoints(preset: s
     torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"),
     reason="torch rounds normal numbers differently on a CPU without AVX2",
 )
-def test_pion_nano_begins_with_the_same_bytes() -> None:
+def test_pion_nano_begins_with_the_same_bytes():
     """The digest was computed with the last version that knew no other family."""
     torch.manual_seed(0)
     digest = hashlib.sha256()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -57,9 +55,7 @@ def of(model: Decoder) -> DraftBlock:
     return block
 
 
-def loss_of(
-    model: Decoder, states: Tensor, documents: Tensor | None, targets: Tensor
-) -> tuple[Tensor, Tensor]:
+def loss_of(model, states, documents, targets):
     """Return the loss of the model's block, and its report of each step."""
     given = Given(TOKENS, POSITIONS, documents)
     passed = Passed(given, targets, states, AS_THE_MODEL, linear_cross_entropy)
@@ -72,9 +68,7 @@ def normed(x: Tensor, eps: float) -> Tensor:
     return rms_norm(x, x.shape[-1:], None, eps)
 
 
-def plain_losses(
-    model: Decoder, states: Tensor, documents: Tensor | None, targets: Tensor
-) -> list[list[Tensor]]:
+def plain_losses(model, states, documents, targets):
     """Return the cross-entropies of each step, one guess at a time: as the formulas say it."""
     weights, config = model.state_dict(), model.config
     ids = of(model).ids
@@ -110,9 +104,7 @@ def plain_losses(
 @pytest.mark.parametrize("ids", [40, None])
 @pytest.mark.parametrize("documents", [None, DOCUMENTS], ids=["text", "documents"])
 @torch.no_grad()
-def test_the_loss_is_the_mean_of_what_each_guess_costs(
-    fields: dict[str, Any], ids: int | None, documents: Tensor | None
-) -> None:
+def test_the_loss_is_the_mean_of_what_each_guess_costs(fields, ids, documents):
     """No guess is for another document, for padding, or for an id that is not guessed."""
     model = drafted(fields, ids=ids)
     targets = TARGETS if documents is None else TARGETS.where(documents >= 0, -100)
@@ -126,27 +118,27 @@ def test_the_loss_is_the_mean_of_what_each_guess_costs(
     torch.testing.assert_close(loss, total / (SEQ_LEN * STEPS))
 
 
-def test_the_loss_of_rows_is_that_of_each_row_alone() -> None:
+def test_the_loss_of_rows_is_that_of_each_row_alone():
     model = drafted({})
     whole = model.losses(TOKENS, TARGETS).aux
     alone = [model.losses(TOKENS[[n]], TARGETS[[n]]).aux for n in range(ROWS)]
     torch.testing.assert_close(whole, torch.stack(alone).sum())
 
 
-def test_the_report_has_the_loss_of_each_step() -> None:
+def test_the_report_has_the_loss_of_each_step():
     losses = drafted({}, ids=None).losses(TOKENS, TARGETS)
     counts = torch.tensor([SEQ_LEN - k for k in range(1, STEPS + 1)]) * ROWS
     sums = losses.stats["draft_loss"] * counts
     torch.testing.assert_close(sums.sum() / (SEQ_LEN * STEPS), losses.aux.detach())
 
 
-def test_a_row_of_one_token_has_nothing_to_guess() -> None:
+def test_a_row_of_one_token_has_nothing_to_guess():
     losses = drafted({}).losses(TOKENS[:, :1], TARGETS[:, :1])
     assert losses.aux == 0
     assert losses.stats["draft_loss"].tolist() == [0.0] * STEPS
 
 
-def test_nothing_is_guessed_where_nobody_learns() -> None:
+def test_nothing_is_guessed_where_nobody_learns():
     with torch.no_grad():
         assert "draft_loss" not in drafted({}).losses(TOKENS, TARGETS).stats
     frozen = drafted({})
@@ -155,7 +147,7 @@ def test_nothing_is_guessed_where_nobody_learns() -> None:
 
 
 @each_model
-def test_a_model_learns_the_same_with_and_without_a_block(fields: dict[str, Any]) -> None:
+def test_a_model_learns_the_same_with_and_without_a_block(fields):
     model = drafted(fields)
     weights = {n: t for n, t in model.state_dict().items() if not n.startswith("draft.")}
     plain = Decoder.from_state(Family(fields).config(), weights)
@@ -172,7 +164,7 @@ def test_a_model_learns_the_same_with_and_without_a_block(fields: dict[str, Any]
         assert torch.equal(gradient, gradients[0][name]), name
 
 
-def test_recomputed_blocks_teach_the_block_the_same() -> None:
+def test_recomputed_blocks_teach_the_block_the_same():
     gradients = []
     for recompute in (False, True):
         model = drafted({})
@@ -184,7 +176,7 @@ def test_recomputed_blocks_teach_the_block_the_same() -> None:
 
 @each_model
 @torch.no_grad()
-def test_guesses_are_the_likeliest_ids_one_after_the_other(fields: dict[str, Any]) -> None:
+def test_guesses_are_the_likeliest_ids_one_after_the_other(fields):
     model = drafted(fields)
     block = of(model)
     trunk = block.trunk(model)
@@ -209,7 +201,7 @@ def test_guesses_are_the_likeliest_ids_one_after_the_other(fields: dict[str, Any
         ([3], 3, [0, 1, 3]),  # ids that are not there come last
     ],
 )
-def test_the_most_frequent_ids_are_guessed(tokens: list[int], count: int, ids: list[int]) -> None:
+def test_the_most_frequent_ids_are_guessed(tokens, count, ids):
     assert most_frequent(torch.tensor(tokens), count, 8).tolist() == ids
 
 
@@ -229,9 +221,7 @@ def twice(ids: Tensor) -> Tensor:
         (lambda ids: None, r"draft\.ids"),
     ],
 )
-def test_other_ids_in_a_file_are_refused(
-    tmp_path: Path, damage: Callable[[Tensor], Tensor | None], message: str
-) -> None:
+def test_other_ids_in_a_file_are_refused(tmp_path, damage, message):
     model = Family({}).decoder(draft=DRAFT)
     damaged = damage(torch.arange(40))
     state = {name: t for name, t in model.state_dict().items() if name != "draft.ids"}

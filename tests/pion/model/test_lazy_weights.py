@@ -7,7 +7,7 @@ import torch
 
 from pion.model.decoder import Decoder
 from pion.model.lazy_weights import LazyWeights, lazily_drawn
-from tests.families.families import Family, each_family
+from tests.families.families import each_family
 from tests.support.tiny_config import tiny_config
 
 
@@ -17,7 +17,7 @@ def whole(drawn: LazyWeights, name: str) -> torch.Tensor:
 
 
 @each_family
-def test_the_weights_have_the_bits_of_a_decoder_that_was_drawn_at_once(family: Family) -> None:
+def test_the_weights_have_the_bits_of_a_decoder_that_was_drawn_at_once(family):
     torch.manual_seed(3)
     expected = Decoder(family.config()).state_dict()
     torch.manual_seed(3)
@@ -32,7 +32,7 @@ def test_the_weights_have_the_bits_of_a_decoder_that_was_drawn_at_once(family: F
 
 
 @pytest.mark.parametrize("init", ["normal", "zero_outputs", "uniform"])
-def test_the_weights_may_be_read_in_any_order_and_in_parts(init: str) -> None:
+def test_the_weights_may_be_read_in_any_order_and_in_parts(init):
     config = tiny_config(init=init)
     torch.manual_seed(3)
     expected = Decoder(config).state_dict()
@@ -43,7 +43,7 @@ def test_the_weights_may_be_read_in_any_order_and_in_parts(init: str) -> None:
         assert torch.equal(drawn.part(name, 5, 9), expected[name].view(-1)[5:9]), name
 
 
-def test_drawing_takes_no_random_numbers_of_others() -> None:
+def test_drawing_takes_no_random_numbers_of_others():
     _, drawn = lazily_drawn(tiny_config())
     before = torch.get_rng_state()
     whole(drawn, "blocks.1.feedforward.up_proj.weight")

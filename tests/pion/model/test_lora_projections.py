@@ -61,18 +61,14 @@ def scramble(model: Decoder) -> None:
             tensor.normal_(std=0.1)
 
 
-def test_before_training_the_logits_are_the_bases_bit_for_bit(
-    pair: tuple[Decoder, Decoder],
-) -> None:
+def test_before_training_the_logits_are_the_bases_bit_for_bit(pair):
     base, model = pair
     assert torch.equal(base(TOKENS), model(TOKENS))
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(base(TOKENS), model(TOKENS))
 
 
-def test_before_training_the_merged_tensors_are_the_bases_bit_for_bit(
-    pair: tuple[Decoder, Decoder],
-) -> None:
+def test_before_training_the_merged_tensors_are_the_bases_bit_for_bit(pair):
     base, model = pair
     merged = merge(model).state_dict()
     assert merged.keys() == base.state_dict().keys()
@@ -80,7 +76,7 @@ def test_before_training_the_merged_tensors_are_the_bases_bit_for_bit(
         assert torch.equal(tensor.view(torch.int32), merged[name].view(torch.int32)), name
 
 
-def test_a_negative_zero_of_the_base_survives_a_merge() -> None:
+def test_a_negative_zero_of_the_base_survives_a_merge():
     model = drawn()
     model.state_dict()["blocks.0.attention.q_proj.weight"][0, 0] = -0.0
     add_lora(model, SMALL, seed=0)
@@ -88,16 +84,14 @@ def test_a_negative_zero_of_the_base_survives_a_merge() -> None:
     assert torch.signbit(merged[0, 0])
 
 
-def test_after_training_the_merged_model_computes_what_the_additions_compute(
-    pair: tuple[Decoder, Decoder],
-) -> None:
+def test_after_training_the_merged_model_computes_what_the_additions_compute(pair):
     base, model = pair
     scramble(model)
     torch.testing.assert_close(merge(model)(TOKENS), model(TOKENS), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(base(TOKENS), model(TOKENS), atol=1e-3)
 
 
-def test_a_merge_is_the_formula_in_fp32() -> None:
+def test_a_merge_is_the_formula_in_fp32():
     model = with_additions()
     scramble(model)
     part = model.blocks[1].feedforward.down_proj
@@ -105,9 +99,7 @@ def test_a_merge_is_the_formula_in_fp32() -> None:
     assert torch.equal(merge(model).blocks[1].feedforward.down_proj.weight, expected)
 
 
-def test_only_additions_learn_and_nothing_else_gets_a_gradient(
-    pair: tuple[Decoder, Decoder],
-) -> None:
+def test_only_additions_learn_and_nothing_else_gets_a_gradient(pair):
     _, model = pair
     scramble(model)
     model.loss(TOKENS, TOKENS).backward()
@@ -116,14 +108,14 @@ def test_only_additions_learn_and_nothing_else_gets_a_gradient(
     assert all(param.grad.any() for param in model.parameters() if param.grad is not None)
 
 
-def test_the_frozen_weights_keep_their_names() -> None:
+def test_the_frozen_weights_keep_their_names():
     assert (
         drawn().state_dict().keys()
         == with_additions().state_dict().keys() - additions(with_additions()).keys()
     )
 
 
-def test_a_is_drawn_as_peft_draws_it_and_by_the_seed_alone() -> None:
+def test_a_is_drawn_as_peft_draws_it_and_by_the_seed_alone():
     one, other = with_additions(), with_additions()
     a = additions(one)["blocks.0.feedforward.down_proj.lora_a"]
     assert torch.equal(a, additions(other)["blocks.0.feedforward.down_proj.lora_a"])
@@ -132,7 +124,7 @@ def test_a_is_drawn_as_peft_draws_it_and_by_the_seed_alone() -> None:
     assert not any(t.any() for n, t in additions(one).items() if n.endswith("lora_b"))
 
 
-def test_recomputation_gives_the_same_gradients() -> None:
+def test_recomputation_gives_the_same_gradients():
     gradients = []
     for recompute in (False, True):
         model = with_additions()
@@ -143,7 +135,7 @@ def test_recomputation_gives_the_same_gradients() -> None:
         assert torch.equal(one, other)
 
 
-def test_projections_with_additions_are_not_joined_silently() -> None:
+def test_projections_with_additions_are_not_joined_silently():
     with pytest.raises(ValueError, match="merge them first"):
         with_additions().joined()
     merge(with_additions()).joined()
@@ -164,7 +156,7 @@ def stored(model: Decoder) -> dict[str, torch.dtype]:
     return {name: tensor.dtype for name, tensor in model.state_dict().items()}
 
 
-def test_a_base_is_stored_in_bf16_where_that_is_lossless_and_products_are_in_bf16() -> None:
+def test_a_base_is_stored_in_bf16_where_that_is_lossless_and_products_are_in_bf16():
     model = adapted(in_bfloat16(), SMALL, seed=0, dtype=torch.bfloat16)
     found = stored(model)
     assert found["embed.weight"] == found["blocks.0.attention.q_proj.weight"] == torch.bfloat16
@@ -177,15 +169,13 @@ def test_a_base_is_stored_in_bf16_where_that_is_lossless_and_products_are_in_bf1
 
 
 @pytest.mark.parametrize("lossless", [True, False])
-def test_a_base_stays_in_fp32_for_products_in_fp32_and_where_bf16_would_round(
-    lossless: bool,
-) -> None:
+def test_a_base_stays_in_fp32_for_products_in_fp32_and_where_bf16_would_round(lossless):
     base = in_bfloat16() if lossless else drawn()
     dtype = torch.float32 if lossless else torch.bfloat16
     assert set(stored(adapted(base, SMALL, seed=0, dtype=dtype)).values()) == {torch.float32}
 
 
-def test_a_base_is_rounded_if_asked_for_any_products() -> None:
+def test_a_base_is_rounded_if_asked_for_any_products():
     asked = Lora(rank=4, base_dtype="bfloat16")
     in_fp32 = adapted(drawn(), asked, seed=0, dtype=torch.float32)
     in_bf16 = adapted(drawn(), asked, seed=0, dtype=torch.bfloat16)
@@ -196,13 +186,13 @@ def test_a_base_is_rounded_if_asked_for_any_products() -> None:
     assert not torch.equal(in_fp32.embed.weight, drawn().embed.weight)
 
 
-def test_a_base_in_bf16_can_generate_outside_autocast() -> None:
+def test_a_base_in_bf16_can_generate_outside_autocast():
     model = adapted(in_bfloat16(), SMALL, seed=0, dtype=torch.bfloat16)
     scramble(model)
     assert model(TOKENS).isfinite().all()
 
 
-def test_a_misfit_is_refused_before_the_base_is_touched() -> None:
+def test_a_misfit_is_refused_before_the_base_is_touched():
     model = drawn()
     with pytest.raises(BadInput, match="rank: 40 is above 16"):
         adapted(model, Lora(rank=40, base_dtype="bfloat16"), seed=0, dtype=torch.float32)

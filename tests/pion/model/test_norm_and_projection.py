@@ -25,7 +25,7 @@ def drawn(outputs: int, *, bias: bool = True) -> Projection:
 
 @pytest.mark.parametrize("tokens", [1, 2, FEW_TOKENS, FEW_TOKENS + 1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_bias_is_added_to_few_tokens_and_to_many(dtype: torch.dtype, tokens: int) -> None:
+def test_a_bias_is_added_to_few_tokens_and_to_many(dtype, tokens):
     """A bias keeps fp32, and the result has the dtype of the weight."""
     torch.manual_seed(0)
     projection = drawn(16)
@@ -39,7 +39,7 @@ def test_a_bias_is_added_to_few_tokens_and_to_many(dtype: torch.dtype, tokens: i
     )
 
 
-def test_joined_projections_have_the_biases_of_all() -> None:
+def test_joined_projections_have_the_biases_of_all():
     torch.manual_seed(0)
     parts = [drawn(16), drawn(8), drawn(8)]
     x = torch.randn(2, 5, 24)
@@ -51,7 +51,7 @@ def test_joined_projections_have_the_biases_of_all() -> None:
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_projections_in_one_product_have_their_own_results_and_gradients(bias: bool) -> None:
+def test_projections_in_one_product_have_their_own_results_and_gradients(bias):
     torch.manual_seed(0)
     parts = [drawn(16, bias=bias), drawn(8, bias=bias), drawn(8, bias=bias)]
     weights = [weight for part in parts for weight in part.parameters()]
@@ -67,7 +67,7 @@ def test_projections_in_one_product_have_their_own_results_and_gradients(bias: b
         torch.testing.assert_close(together, separate, rtol=1e-5, atol=1e-5)
 
 
-def test_one_product_has_the_dtype_of_autocast() -> None:
+def test_one_product_has_the_dtype_of_autocast():
     parts = [drawn(16), drawn(8)]
     with torch.autocast("cpu", torch.bfloat16):
         results = in_one_product(torch.randn(2, 24), parts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -21,7 +20,7 @@ TINY = ModelConfig(
 )
 
 
-def test_the_roles_tell_matrices_tables_and_gains_apart() -> None:
+def test_the_roles_tell_matrices_tables_and_gains_apart():
     gains = 3 * (2 * 32 + 2 * 8) + 32
     matrices = 3 * 32 * (2 * 32 + 2 * 16 + 3 * 96)
     absent = dict.fromkeys(("head", "router", "primitive", "recipe", "gate", "draft"), 0)
@@ -31,7 +30,7 @@ def test_the_roles_tell_matrices_tables_and_gains_apart() -> None:
     assert untied == tied | {"head": 200 * 32}
 
 
-def test_biases_are_counted_as_vectors_and_multiply_nothing() -> None:
+def test_biases_are_counted_as_vectors_and_multiply_nothing():
     plain_config, biased_config = (
         ModelConfig.of(TINY.to_dict() | {"heads": {"qk_norm": False, "qkv_bias": bias}})
         for bias in (False, True)
@@ -43,7 +42,7 @@ def test_biases_are_counted_as_vectors_and_multiply_nothing() -> None:
     assert biased.macs_per_token == plain.macs_per_token
 
 
-def test_flops_per_token_are_six_per_multiplied_weight_and_causal_attention() -> None:
+def test_flops_per_token_are_six_per_multiplied_weight_and_causal_attention():
     """Pion-small: 102,967,168 weights, all but the gains in matrix products (the head is tied)."""
     small = ModelConfig.preset("pion-small")
     gains = 16 * (2 * 640 + 2 * 64) + 640
@@ -52,7 +51,7 @@ def test_flops_per_token_are_six_per_multiplied_weight_and_causal_attention() ->
     assert flops_per_token(small, 2048) == expected
 
 
-def test_a_token_pays_for_the_experts_it_uses() -> None:
+def test_a_token_pays_for_the_experts_it_uses():
     config = replace(TINY, experts=Experts(n=4, top_k=2, d_shared=40))
     dense = cost_of(replace(TINY, d_ff=2 * 96 + 40))
     router = 3 * 4 * 32
@@ -61,7 +60,7 @@ def test_a_token_pays_for_the_experts_it_uses() -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_products_with_weights_are_those_that_torch_counts(tied: bool) -> None:
+def test_products_with_weights_are_those_that_torch_counts(tied):
     from torch.utils.flop_counter import FlopCounterMode
 
     config = replace(TINY, tie_embeddings=tied)
@@ -94,13 +93,13 @@ def stated_products(config: ModelConfig, lora: Lora | None) -> float:
     return token_flops(config, config.seq_len, additions).total - of_attention
 
 
-def test_the_flops_of_training_all_weights_are_those_that_torch_counts() -> None:
+def test_the_flops_of_training_all_weights_are_those_that_torch_counts():
     assert counted_products(TINY, None) == stated_products(TINY, None)
 
 
 @pytest.mark.parametrize("targets", ["all-linear", ("q_proj", "v_proj")])
 @pytest.mark.parametrize("tied", [True, False])
-def test_the_flops_of_lora_are_those_that_torch_counts(targets: Any, tied: bool) -> None:
+def test_the_flops_of_lora_are_those_that_torch_counts(targets, tied):
     """Apart from the gradient of the first layer's input, which only compiled code computes."""
     config, lora = replace(TINY, tie_embeddings=tied), Lora(rank=4, targets=targets)
     adapted = [name for name in ("q_proj", "k_proj", "v_proj") if name in lora.targets_of(config)]
@@ -108,7 +107,7 @@ def test_the_flops_of_lora_are_those_that_torch_counts(targets: Any, tied: bool)
     assert counted_products(config, lora) == stated_products(config, lora) - of_input
 
 
-def test_lora_takes_about_two_thirds_of_the_arithmetic_of_all_weights() -> None:
+def test_lora_takes_about_two_thirds_of_the_arithmetic_of_all_weights():
     config = ModelConfig.preset("pion-large")
     whole = token_flops(config, 2048)
     lora = token_flops(config, 2048, lora_cost(config, Lora()).params)
@@ -117,7 +116,7 @@ def test_lora_takes_about_two_thirds_of_the_arithmetic_of_all_weights() -> None:
     assert 2 / 3 < lora.total / whole.total < 0.75
 
 
-def test_recomputation_costs_lora_a_larger_share() -> None:
+def test_recomputation_costs_lora_a_larger_share():
     whole = token_flops(TINY, 64)
     lora = token_flops(TINY, 64, lora_cost(TINY, Lora(rank=1)).params)
     assert whole.share_if_recomputed == 6 / 8

@@ -14,7 +14,7 @@ from tests.pion.model.test_params_and_flops import TINY, counted_products, state
 
 
 @pytest.mark.parametrize("lora", [None, Lora(rank=4)])
-def test_slots_take_the_arithmetic_of_tokens_without_a_head(lora: Lora | None) -> None:
+def test_slots_take_the_arithmetic_of_tokens_without_a_head(lora):
     config = replace(TINY, slots=Slots(per_segment=2, segment=8, window=2))
     assert config.entries(64) == 64 + 16
     of_input = 0.0 if lora is None else 2 * 32 * (32 + 2 * 16 + 3 * lora.rank) * 80 / 64
@@ -23,7 +23,7 @@ def test_slots_take_the_arithmetic_of_tokens_without_a_head(lora: Lora | None) -
     assert expected > stated_products(TINY, lora)
 
 
-def test_the_arithmetic_of_a_lepton_in_full() -> None:
+def test_the_arithmetic_of_a_lepton_in_full():
     """Lepton-small in rows of 2,048: 128 slots, and a head of 50,257 rows of 512 numbers."""
     small = ModelConfig.preset("lepton-small")
     head, blocks = 50_257 * 512, 12 * (4 * 512 * 512 + 3 * 512 * 1376)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from pion.config.model_config import ModelConfig
 from pion.data.order import RowOrder
 from pion.data.row_flags import LEARNED, STARTS
 from pion.data.shard_writer import ShardWriter
@@ -27,9 +26,7 @@ def tiny_decoder(seed: int = 0) -> Decoder:
     return Decoder(CONFIG)
 
 
-def write_rows(
-    folder: Path, *, rows: int, conversations: bool, config: ModelConfig = CONFIG
-) -> Manifest:
+def write_rows(folder, *, rows, conversations, config=CONFIG):
     """Return a data set of ids that follow a noisy rule, so that there is much to learn.
 
     In a conversation, between 1 and all of its tokens are learned, so ranks get uneven counts.
@@ -52,9 +49,7 @@ def write_rows(
     return Manifest(kind=kind, seq_len=seq_len, vocab_size=size, shards=writer.finish())
 
 
-def open_stream(
-    folder: Path, *, rows: int = 40, conversations: bool = False, config: ModelConfig = CONFIG
-) -> RowStream:
+def open_stream(folder, *, rows=40, conversations=False, config=CONFIG):
     manifest = write_rows(folder, rows=rows, conversations=conversations, config=config)
     order = RowOrder(manifest.shard_rows, manifest.fingerprint, seed=1, window=2)
     return RowStream([(Rows(manifest, lambda shard: folder / shard.name), order)])

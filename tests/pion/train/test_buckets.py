@@ -50,9 +50,7 @@ def different_shares(rank: int, _: Path) -> dict[str, Any]:
     return found
 
 
-def test_ranks_with_other_micro_batches_and_other_parameters_have_the_same_sums(
-    tmp_path: Path,
-) -> None:
+def test_ranks_with_other_micro_batches_and_other_parameters_have_the_same_sums(tmp_path):
     ranks = ask_ranks(different_shares, tmp_path, 2)
     alone = chain()
     alone(torch.ones(1, WIDTH)).sum().backward()
@@ -80,7 +78,7 @@ def sent() -> Iterator[list[Tensor]]:
     dist.destroy_process_group()
 
 
-def test_a_bucket_is_sent_while_the_backward_pass_computes_the_next(sent: list[Tensor]) -> None:
+def test_a_bucket_is_sent_while_the_backward_pass_computes_the_next(sent):
     model = chain()
     buckets = Buckets(list(reversed(list(model.parameters()))), bucket_bytes=LAYER_BYTES)
     buckets.clear()
@@ -99,7 +97,7 @@ def test_a_bucket_is_sent_while_the_backward_pass_computes_the_next(sent: list[T
     assert len(sent) == 3
 
 
-def test_a_bucket_waits_for_the_ones_before_it(sent: list[Tensor]) -> None:
+def test_a_bucket_waits_for_the_ones_before_it(sent):
     """Else ranks that use different parameters would sum different buckets with each other."""
     model = chain(2)
     first, second = model.parameters()
@@ -114,7 +112,7 @@ def test_a_bucket_waits_for_the_ones_before_it(sent: list[Tensor]) -> None:
     ]
 
 
-def test_a_gradient_that_changes_after_it_was_sent_is_an_error(sent: list[Tensor]) -> None:
+def test_a_gradient_that_changes_after_it_was_sent_is_an_error(sent):
     model = chain(1)
     buckets = Buckets(list(model.parameters()))
     buckets.clear()
@@ -124,7 +122,7 @@ def test_a_gradient_that_changes_after_it_was_sent_is_an_error(sent: list[Tensor
             model(torch.ones(1, WIDTH)).sum().backward()
 
 
-def test_a_gradient_outside_its_bucket_is_an_error(sent: list[Tensor]) -> None:
+def test_a_gradient_outside_its_bucket_is_an_error(sent):
     model = chain(1)
     buckets = Buckets(list(model.parameters()))
     buckets.clear()
@@ -137,7 +135,7 @@ def test_a_gradient_outside_its_bucket_is_an_error(sent: list[Tensor]) -> None:
     assert sent == []
 
 
-def test_no_hook_stays_behind(sent: list[Tensor]) -> None:
+def test_no_hook_stays_behind(sent):
     model = chain(1)
     (weight,) = model.parameters()
     buckets = Buckets([weight])
@@ -149,7 +147,7 @@ def test_no_hook_stays_behind(sent: list[Tensor]) -> None:
 # ---------------------------------------------------------------- the cut
 
 
-def test_each_gradient_begins_where_kernels_read_16_bytes() -> None:
+def test_each_gradient_begins_where_kernels_read_16_bytes():
     params = [nn.Parameter(torch.ones(count)) for count in (3, 1, 8)]
     buckets = Buckets(params)
     buckets.clear()
@@ -158,7 +156,7 @@ def test_each_gradient_begins_where_kernels_read_16_bytes() -> None:
     assert buckets.nbytes == 4 * (4 + 4 + 8)
 
 
-def test_a_gradient_larger_than_a_bucket_has_one_for_itself() -> None:
+def test_a_gradient_larger_than_a_bucket_has_one_for_itself():
     params = [nn.Parameter(torch.ones(count)) for count in (4, 4, 100, 4)]
     buckets = Buckets(params, bucket_bytes=32)
     buckets.clear()
@@ -167,7 +165,7 @@ def test_a_gradient_larger_than_a_bucket_has_one_for_itself() -> None:
     assert len(set(storages)) == 3
 
 
-def test_the_last_layers_come_first_and_what_begins_a_forward_pass_comes_last() -> None:
+def test_the_last_layers_come_first_and_what_begins_a_forward_pass_comes_last():
     model = Decoder(tiny_config(slots={"per_segment": 2, "segment": 8, "window": 4}))
     model.norm.weight.requires_grad_(False)
     names = {id(param): name for name, param in model.named_parameters()}

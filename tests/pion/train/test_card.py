@@ -45,16 +45,12 @@ def pretend(monkeypatch: pytest.MonkeyPatch, name: str, capability: tuple[int, i
         ((7, 0), (), True),  # torch does not say
     ],
 )
-def test_a_card_runs_what_was_built_for_its_like(
-    capability: tuple[int, int], built: tuple[str, ...], runs: bool
-) -> None:
+def test_a_card_runs_what_was_built_for_its_like(capability, built, runs):
     assert has_kernels(capability, built) is runs
 
 
 @pytest.mark.parametrize("device", ["auto", "cuda"])
-def test_a_torch_without_kernels_for_the_card_is_refused(
-    monkeypatch: pytest.MonkeyPatch, device: str
-) -> None:
+def test_a_torch_without_kernels_for_the_card_is_refused(monkeypatch, device):
     pretend(monkeypatch, "Tesla V100-SXM2-16GB", (7, 0))
     with pytest.raises(BadInput) as refused:
         hardware.pick_device(device)
@@ -78,8 +74,8 @@ def test_a_torch_without_kernels_for_the_card_is_refused(
     ],
 )
 def test_a_card_without_bf16_computes_in_fp32_unless_told_otherwise_and_says_so(
-    monkeypatch: pytest.MonkeyPatch, asked: Any, words: str, computed: str
-) -> None:
+    monkeypatch, asked, words, computed
+):
     pretend(monkeypatch, "Tesla T4", (7, 5))
     assert words_about_bf16(CUDA, asked) == f"the Tesla T4 has no bf16 arithmetic, so {words}"
     assert hardware.pick_dtype(asked, CUDA) == computed
@@ -88,14 +84,14 @@ def test_a_card_without_bf16_computes_in_fp32_unless_told_otherwise_and_says_so(
     assert words_about_bf16(CUDA, asked) is None
 
 
-def test_a_mig_slice_has_no_figure_of_the_whole_card() -> None:
+def test_a_mig_slice_has_no_figure_of_the_whole_card():
     slice_ = "NVIDIA A100-SXM4-80GB MIG 1g.10gb"
     assert hardware.gpu_flops(slice_, "bfloat16") is None
     assert hardware.gpu_flops(slice_.partition(" MIG")[0], "bfloat16") == 311.9e12
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
-def test_a_variable_that_hides_the_cards_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_that_hides_the_cards_is_named(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert why_no_cuda() == "CUDA_VISIBLE_DEVICES is empty, which hides all GPUs"
     with pytest.raises(BadInput, match="CUDA_VISIBLE_DEVICES is empty"):
@@ -118,7 +114,7 @@ def test_a_variable_that_hides_the_cards_is_named(monkeypatch: pytest.MonkeyPatc
         "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED",
     ],
 )
-def test_a_card_that_failed_is_known_by_what_the_driver_says(said: str) -> None:
+def test_a_card_that_failed_is_known_by_what_the_driver_says(said):
     assert card_failure(RuntimeError(said)) == said.splitlines()[0]
     wrapped = ValueError("while saving")
     wrapped.__cause__ = RuntimeError(said)
@@ -138,5 +134,5 @@ def test_a_card_that_failed_is_known_by_what_the_driver_says(said: str) -> None:
         RuntimeError("CUDA error: invalid argument"),
     ],
 )
-def test_other_errors_are_no_failures_of_a_card(error: Exception) -> None:
+def test_other_errors_are_no_failures_of_a_card(error):
     assert card_failure(error) is None

@@ -48,9 +48,7 @@ def broken(*_: object) -> Callable[..., Any]:
     raise RuntimeError("no C compiler")
 
 
-def test_a_compiler_that_works_changes_nothing_and_compiles_nothing_twice(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_compiler_that_works_changes_nothing_and_compiles_nothing_twice(monkeypatch):
     graphs = []
 
     def count(graph: torch.fx.GraphModule, _: object) -> Callable[..., Any]:
@@ -67,9 +65,7 @@ def test_a_compiler_that_works_changes_nothing_and_compiles_nothing_twice(
     assert len(graphs) == 1  # the step uses what the trial compiled
 
 
-def test_a_compiler_that_fails_is_named_with_what_training_does_without_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_compiler_that_fails_is_named_with_what_training_does_without_it(monkeypatch):
     for module in (hardware, smaller_plan):
         monkeypatch.setattr(module, "combines_kernels", lambda plan: plan.combo_kernels)
     compile_with(monkeypatch, broken)
@@ -81,9 +77,7 @@ def test_a_compiler_that_fails_is_named_with_what_training_does_without_it(
     assert all("no C compiler" in change.why for change in changes)
 
 
-def compile_wrong(
-    monkeypatch: pytest.MonkeyPatch, factor: float, of: str = "feedforward.down_proj"
-) -> None:
+def compile_wrong(monkeypatch, factor, of="feedforward.down_proj"):
     """Let compiled blocks compute a multiple of the gradient by one weight."""
 
     def run(block: Block, *rest: Any) -> Any:
@@ -97,9 +91,7 @@ def compile_wrong(
     "factor",
     [0.4, float("nan"), *(pytest.param(f, marks=pytest.mark.soak) for f in (0.0, -1.0, 2.0))],
 )
-def test_a_compiler_that_computes_wrong_gradients_is_named_and_not_used(
-    monkeypatch: pytest.MonkeyPatch, factor: float
-) -> None:
+def test_a_compiler_that_computes_wrong_gradients_is_named_and_not_used(monkeypatch, factor):
     compile_wrong(monkeypatch, factor)
     (change,) = try_compiler(TRIAL, PLAN)
     assert change.changes == "compile true → false"
@@ -108,27 +100,25 @@ def test_a_compiler_that_computes_wrong_gradients_is_named_and_not_used(
 
 
 @pytest.mark.parametrize("factor", [0.9, 1.1])
-def test_gradients_that_differ_as_rounding_may_are_taken(
-    monkeypatch: pytest.MonkeyPatch, factor: float
-) -> None:
+def test_gradients_that_differ_as_rounding_may_are_taken(monkeypatch, factor):
     compile_wrong(monkeypatch, factor)
     assert try_compiler(TRIAL, PLAN) == []
 
 
-def test_the_gradient_of_a_few_numbers_may_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gradient_of_a_few_numbers_may_differ(monkeypatch):
     """It is a sum over all tokens, of which rounding may leave nothing."""
     compile_wrong(monkeypatch, 0.0, of="attention.q_norm")
     assert try_compiler(TRIAL, PLAN) == []
 
 
-def test_a_gradient_that_is_missing_is_wrong() -> None:
+def test_a_gradient_that_is_missing_is_wrong():
     large, small = torch.ones(64), torch.ones(63)
     assert difference({}, {"a": large, "b": small}) == (1.0, "a")
     assert difference({"a": torch.zeros(64)}, {"a": torch.zeros(64)}) == (0.0, "a")
     assert difference({"a": large}, {"a": torch.zeros(64)})[0] > 1e9
 
 
-def test_an_error_that_is_not_the_compilers_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_that_is_not_the_compilers_is_raised(monkeypatch):
     def wrong(*_: object) -> None:
         raise ZeroDivisionError("a bug of ours")
 
@@ -137,7 +127,7 @@ def test_an_error_that_is_not_the_compilers_is_raised(monkeypatch: pytest.Monkey
         try_compiler(TRIAL, PLAN)
 
 
-def test_a_plan_that_compiles_nothing_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_that_compiles_nothing_runs_nothing(monkeypatch):
     monkeypatch.setattr(Decoder, "__init__", broken)
     assert try_compiler(TRIAL, dataclasses.replace(PLAN, compile=False)) == []
 
@@ -146,18 +136,14 @@ def test_a_plan_that_compiles_nothing_runs_nothing(monkeypatch: pytest.MonkeyPat
 @pytest.mark.soak
 @pytest.mark.parametrize("documents", [False, True])
 @pytest.mark.parametrize("config", MODELS)
-def test_the_first_block_of_each_family_runs_forward_and_backward(
-    config: ModelConfig, documents: bool
-) -> None:
+def test_the_first_block_of_each_family_runs_forward_and_backward(config, documents):
     with torch.compiler.set_stance("force_eager"):
         compile_block(Trial(config, min(256, config.seq_len), documents=documents), PLAN)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", MODELS)
-def test_the_compiled_block_of_each_family_learns_what_it_learns_as_written(
-    monkeypatch: pytest.MonkeyPatch, config: ModelConfig
-) -> None:
+def test_the_compiled_block_of_each_family_learns_what_it_learns_as_written(monkeypatch, config):
     """Torch 2.11 lost gradients of operations in place inside an autograd function: a PILON's
     primitives learned nothing."""
     compile_with(monkeypatch, "aot_eager")

@@ -1,7 +1,6 @@
 """What Pion detects about a machine."""
 
 from itertools import accumulate, chain
-from typing import Any
 
 import pytest
 import torch
@@ -39,19 +38,17 @@ CPU = torch.device("cpu")
         ("NVIDIA RTX 6000 Ada Generation", 364.2),
     ],
 )
-def test_a_gpu_is_known_by_the_name_cuda_gives_it(name: str, tflops: float) -> None:
+def test_a_gpu_is_known_by_the_name_cuda_gives_it(name, tflops):
     assert hardware.gpu_flops(name, "bfloat16") == tflops * 1e12
 
 
-def test_gpus_without_bf16_or_not_in_the_table_have_no_figure_for_it() -> None:
+def test_gpus_without_bf16_or_not_in_the_table_have_no_figure_for_it():
     assert hardware.gpu_flops("Tesla V100-SXM2-16GB", "bfloat16") is None
     assert hardware.gpu_flops("Tesla V100-SXM2-16GB", "float32") == 15.7e12
     assert hardware.gpu_flops("NVIDIA T400", "float32") is None
 
 
-def test_a_peak_that_was_measured_while_the_cpu_was_busy_is_measured_again(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_peak_that_was_measured_while_the_cpu_was_busy_is_measured_again(monkeypatch):
     measured = [1e9, 3e9, 2e9]
     monkeypatch.setattr(hardware, "_peaks", {})
     monkeypatch.setattr(hardware, "_measured_flops", lambda device, dtype: measured.pop(0))
@@ -62,14 +59,12 @@ def test_a_peak_that_was_measured_while_the_cpu_was_busy_is_measured_again(
     assert hardware.peak_flops(CPU, "float32") == 3.5e9
 
 
-def test_the_peak_is_measured_with_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_peak_is_measured_with_random_numbers(monkeypatch):
     """A GPU multiplies ones faster than the numbers of a training."""
     factors: list[torch.Tensor] = []
 
     class Watch(torch.overrides.TorchFunctionMode):
-        def __torch_function__(
-            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-        ) -> Any:
+        def __torch_function__(self, func, types, args=(), kwargs=None):
             if func in (torch.Tensor.matmul, torch.Tensor.__matmul__):
                 factors.extend(args)
             return func(*args, **(kwargs or {}))
@@ -92,9 +87,7 @@ def test_the_peak_is_measured_with_random_numbers(monkeypatch: pytest.MonkeyPatc
     ],
     ids=["quiet", "busy", "slower and slower programs", "emulated"],
 )
-def test_a_cpus_peak_is_measured_until_the_fastest_four_products_agree(
-    took: list[float], best: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cpus_peak_is_measured_until_the_fastest_four_products_agree(took, best, monkeypatch):
     """Not until a product takes 1 ms."""
     turns = zip(accumulate([0.0, *took]), accumulate(took), strict=False)
     clock = iter([0.0, *chain.from_iterable(turns)])
@@ -103,7 +96,7 @@ def test_a_cpus_peak_is_measured_until_the_fastest_four_products_agree(
     assert found == pytest.approx(2 * 512**3 / (best / 1000))
 
 
-def test_a_cpus_peak_is_measured_once() -> None:
+def test_a_cpus_peak_is_measured_once():
     first = hardware.peak_flops(CPU, "float32")
     assert first > 1e9
     assert hardware.peak_flops(CPU, "float32") == first
@@ -120,8 +113,8 @@ def test_a_cpus_peak_is_measured_once() -> None:
     ],
 )
 def test_auto_precision_is_bf16_exactly_where_it_is_faster(
-    vendor: str, flags: set[str], training: str, generating: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    vendor, flags, training, generating, monkeypatch
+):
     cpu = {"vendor_id": vendor, "flags": " ".join(flags)}
     monkeypatch.setattr(hardware, "_processor", lambda: cpu)
     assert hardware.pick_dtype("auto", CPU) == training
@@ -130,23 +123,23 @@ def test_auto_precision_is_bf16_exactly_where_it_is_faster(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
-def test_asking_for_cuda_where_there_is_none_is_refused() -> None:
+def test_asking_for_cuda_where_there_is_none_is_refused():
     with pytest.raises(BadInput, match="nvidia-smi"):
         hardware.pick_device("cuda")
     assert hardware.pick_device() == CPU
 
 
-def test_a_device_torch_trains_on_elsewhere_is_refused() -> None:
+def test_a_device_torch_trains_on_elsewhere_is_refused():
     with pytest.raises(BadInput, match="cpu or cuda"):
         hardware.pick_device("mps")
 
 
-def test_a_plan_puts_its_thread_count_into_force() -> None:
+def test_a_plan_puts_its_thread_count_into_force():
     hardware.configure(ComputePlan(threads=2))
     assert torch.get_num_threads() == 2
     hardware.configure(ComputePlan(threads=1))
     assert torch.get_num_threads() == 1
 
 
-def test_memory_is_what_the_process_has_and_less_than_the_machine_has() -> None:
+def test_memory_is_what_the_process_has_and_less_than_the_machine_has():
     assert 0 < hardware.memory_in_use(CPU) < hardware.total_memory(CPU)

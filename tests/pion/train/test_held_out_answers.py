@@ -30,7 +30,7 @@ def alone(decoder: Decoder, prompt: list[int], answer: list[int]) -> float:
 
 
 @pytest.mark.parametrize("micro_batch", [1, 4, 16])
-def test_each_sum_is_that_of_the_answer_alone(micro_batch: int) -> None:
+def test_each_sum_is_that_of_the_answer_alone(micro_batch):
     decoder = model()
     found = sums_of_answers(
         decoder, PairRows(ROWS).as_stream(), range(6), micro_batch, torch.float32
@@ -41,7 +41,7 @@ def test_each_sum_is_that_of_the_answer_alone(micro_batch: int) -> None:
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-def test_answers_have_their_lengths_sides_prompts_and_references_in_the_order_of_the_sums() -> None:
+def test_answers_have_their_lengths_sides_prompts_and_references_in_the_order_of_the_sums():
     read = read_answers(PairRows(ROWS).as_stream(), range(6), paired=True)
     lengths = [n for pair in PAIRS for n in (len(pair.chosen), len(pair.rejected))]
     assert read.labels.tokens.tolist() == lengths
@@ -51,7 +51,7 @@ def test_answers_have_their_lengths_sides_prompts_and_references_in_the_order_of
     assert prompts == [pair.prompt for pair in PAIRS for _ in "wl"]
 
 
-def test_pairs_of_one_prompt_share_its_number_across_rows() -> None:
+def test_pairs_of_one_prompt_share_its_number_across_rows():
     first, second = Pair([3, 4], [5], [6], (-1, -1)), Pair([3], [4], [6], (-1, -1))
     again = first._replace(chosen=[7, 8])
     stream = PairRows([[first, second], [again]]).as_stream()
@@ -60,14 +60,14 @@ def test_pairs_of_one_prompt_share_its_number_across_rows() -> None:
     assert read.prompts == [[3, 4], [3]]
 
 
-def test_only_the_rows_that_are_asked_for_are_read() -> None:
+def test_only_the_rows_that_are_asked_for_are_read():
     read = read_answers(PairRows(ROWS).as_stream(), range(2), paired=True)
     assert read.labels.items == len(ROWS[0]) + len(ROWS[1])
     with pytest.raises(BadInput, match=r"raise prefer\.held_out"):
         read_answers(PairRows(ROWS).as_stream(), range(0), paired=True)
 
 
-def test_a_measurement_ends_where_it_is_told_to_and_leaves_the_model_in_its_mode() -> None:
+def test_a_measurement_ends_where_it_is_told_to_and_leaves_the_model_in_its_mode():
     decoder, batches = model().train(), []
 
     def stop() -> None:

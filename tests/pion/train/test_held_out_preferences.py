@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
@@ -30,7 +29,6 @@ def sums_of_all() -> Sums:
     """Return the model's and the reference's sums of every pair."""
     batch = PairRows(ROWS).batch(range(len(ROWS)))
     assert batch.documents is not None
-    assert batch.sequences is not None
     with torch.no_grad():
         found = model().log_probs(
             batch.tokens, batch.targets, positions=batch.positions, documents=batch.documents
@@ -47,7 +45,7 @@ def scorer(preference: Preference, micro_batch: int) -> PreferenceScorer:
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 16])
-def test_the_loss_and_the_accuracy_are_means_over_pairs(micro_batch: int) -> None:
+def test_the_loss_and_the_accuracy_are_means_over_pairs(micro_batch):
     s = sums_of_all()
     margins = 0.3 * ((s.a - s.r_w) - (s.b - s.r_l))
     losses = -torch.nn.functional.logsigmoid(margins)
@@ -62,7 +60,7 @@ def test_the_loss_and_the_accuracy_are_means_over_pairs(micro_batch: int) -> Non
     assert found.tokens == int(s.n_w.sum() + s.n_l.sum())
 
 
-def test_the_cross_entropy_that_training_adds_counts() -> None:
+def test_the_cross_entropy_that_training_adds_counts():
     s, stream = sums_of_all(), PairRows(ROWS).as_stream()
     plain, more = (
         evaluate_preferences(scorer(Preference("dpo", sft_weight=w), 4), stream, range(7))
@@ -71,7 +69,7 @@ def test_the_cross_entropy_that_training_adds_counts() -> None:
     assert more.loss - plain.loss == pytest.approx(0.5 * float(-s.a.sum() / s.n_w.sum()), rel=1e-6)
 
 
-def test_a_tie_counts_half() -> None:
+def test_a_tie_counts_half():
     stream = PairRows(ROWS, single=False).as_stream()
     start = model()
     rows = [[pair._replace(chosen=[5], rejected=[5], reference=(-1.0, -1.0)) for pair in ROWS[0]]]
@@ -97,9 +95,7 @@ def test_a_tie_counts_half() -> None:
     ],
     ids=str,
 )
-def test_a_model_that_is_its_reference_has_the_loss_of_a_coin_exactly(
-    changes: dict[str, Any], preference: Preference
-) -> None:
+def test_a_model_that_is_its_reference_has_the_loss_of_a_coin_exactly(changes, preference):
     plan = ComputePlan(threads=1, **changes)
     start, rows = model(), PairRows(ROWS)
     numbers = sums_of(start, rows.batch(range(len(ROWS))), plan)
@@ -121,7 +117,7 @@ def test_a_model_that_is_its_reference_has_the_loss_of_a_coin_exactly(
     trainer.close()
 
 
-def test_a_trainer_of_preferences_measures_preferences() -> None:
+def test_a_trainer_of_preferences_measures_preferences():
     settings = TrainSettings(4, 2, 1e-3, preference=Preference("dpo", beta=0.3))
     stream = PairRows(ROWS).as_stream()
     trainer = Trainer(model(), stream, settings, ComputePlan())

@@ -46,14 +46,12 @@ def measured_steps() -> list[Any]:
     return found
 
 
-def test_all_measured_steps_are_compared() -> None:
+def test_all_measured_steps_are_compared():
     assert len(measured_steps()) == 32
 
 
 @pytest.mark.parametrize(("card", "name", "step"), measured_steps())
-def test_a_prediction_is_never_under_a_measured_peak_and_at_most_a_quarter_over(
-    card: str, name: str, step: dict[str, Any]
-) -> None:
+def test_a_prediction_is_never_under_a_measured_peak_and_at_most_a_quarter_over(card, name, step):
     in_bf16 = card == H100 or name in WITH_BF16_RESIDUAL
     preset, how = name.split("/")
     work = Workload(

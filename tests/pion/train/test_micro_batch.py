@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
 from pion.model.decoder import Decoder
-from pion.train.memory import Memory, Workload, predict_memory
+from pion.train.memory import Workload, predict_memory
 from pion.train.micro_batch import choose_micro_batch
 
 GIB = 2**30
@@ -31,21 +31,12 @@ def workload(config: ModelConfig, **fields: Any) -> Workload:
     return Workload(config, **defaults | fields)
 
 
-def predicted(
-    config: ModelConfig = DEMO, *, micro_batch: int = 2, recompute: bool = False, **fields: Any
-) -> Memory:
+def predicted(config=DEMO, *, micro_batch=2, recompute=False, **fields):
     work = workload(config, **fields)
     return predict_memory(work, micro_batch=micro_batch, recompute=recompute)
 
 
-def chosen(
-    config: ModelConfig,
-    gib: float,
-    *,
-    rows_per_rank: int = 64,
-    recompute: bool | None = None,
-    device: str = "cuda",
-) -> tuple[int, bool]:
+def chosen(config, gib, *, rows_per_rank=64, recompute=None, device="cuda"):
     work = workload(config, dtype="bfloat16", device=device)
     memory = int(gib * GIB)
     return choose_micro_batch(
@@ -81,8 +72,8 @@ def kept_by_autograd(rows: int, dtype: str, documents: bool) -> int:
     ],
 )
 def test_activations_are_predicted_within_a_tenth_of_what_autograd_keeps_and_never_under(
-    dtype: str, documents: bool
-) -> None:
+    dtype, documents
+):
     """Of what four rows more keep, so that weights and their copies drop out.
 
     tests/families/test_kept_bytes.py compares each family.
@@ -95,7 +86,7 @@ def test_activations_are_predicted_within_a_tenth_of_what_autograd_keeps_and_nev
 
 
 @pytest.mark.usefixtures("untraced")
-def test_optimizer_state_is_two_moments_of_every_weight_and_muon_keeps_one_of_a_matrix() -> None:
+def test_optimizer_state_is_two_moments_of_every_weight_and_muon_keeps_one_of_a_matrix():
     small = ModelConfig.preset("pion-small")
     params = 102_967_168
     adamw = predicted(small, optimizer="adamw")
@@ -108,9 +99,7 @@ def test_optimizer_state_is_two_moments_of_every_weight_and_muon_keeps_one_of_a_
 @pytest.mark.usefixtures("recorded_traces")
 @pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float32", marks=pytest.mark.soak)])
 @pytest.mark.parametrize("recompute", [False, True])
-def test_a_larger_micro_batch_needs_more_and_recomputing_needs_less(
-    dtype: str, recompute: bool
-) -> None:
+def test_a_larger_micro_batch_needs_more_and_recomputing_needs_less(dtype, recompute):
     small = ModelConfig.preset("pion-small")
     sizes = [
         predicted(small, micro_batch=rows, dtype=dtype, recompute=recompute, device="cuda").total
@@ -124,7 +113,7 @@ def test_a_larger_micro_batch_needs_more_and_recomputing_needs_less(
 @pytest.mark.usefixtures("recorded_traces")
 @given(st.integers(1, 300), st.floats(6, 140))
 @hypothesis_settings(max_examples=12, deadline=None)
-def test_what_is_chosen_fits_and_cuts_a_steps_rows_evenly(rows: int, gib: float) -> None:
+def test_what_is_chosen_fits_and_cuts_a_steps_rows_evenly(rows, gib):
     small = ModelConfig.preset("pion-small")
     micro_batch, recompute = chosen(small, gib, rows_per_rank=rows)
     needed = predicted(
@@ -136,7 +125,7 @@ def test_what_is_chosen_fits_and_cuts_a_steps_rows_evenly(rows: int, gib: float)
 
 
 @pytest.mark.usefixtures("recorded_traces")
-def test_more_memory_means_a_larger_micro_batch_up_to_what_is_useful() -> None:
+def test_more_memory_means_a_larger_micro_batch_up_to_what_is_useful():
     small = ModelConfig.preset("pion-small")
     sizes = [chosen(small, gib)[0] for gib in (8, 16, 24, 48, 80, 141)]
     assert sizes == sorted(sizes)
@@ -146,7 +135,7 @@ def test_more_memory_means_a_larger_micro_batch_up_to_what_is_useful() -> None:
 
 @pytest.mark.usefixtures("recorded_traces")
 @pytest.mark.parametrize("most", [1, 2, 24, 32])
-def test_the_largest_power_of_two_that_fits_is_chosen(most: int) -> None:
+def test_the_largest_power_of_two_that_fits_is_chosen(most):
     work = workload(ModelConfig.preset("pion-small"), dtype="bfloat16", device="cuda")
     for gib in range(3, 40, 3):
         try:
@@ -163,19 +152,19 @@ def test_the_largest_power_of_two_that_fits_is_chosen(most: int) -> None:
 
 
 @pytest.mark.usefixtures("recorded_traces")
-def test_activations_are_recomputed_only_where_one_row_would_not_fit_otherwise() -> None:
+def test_activations_are_recomputed_only_where_one_row_would_not_fit_otherwise():
     xl = ModelConfig.preset("pion-xl")
     assert chosen(xl, 80)[1] is False
     assert chosen(xl, 20) == (pytest.approx(6, abs=2), True)
     assert chosen(xl, 80, recompute=True)[1] is True
 
 
-def test_on_a_cpu_a_micro_batch_stays_at_a_few_thousand_tokens() -> None:
+def test_on_a_cpu_a_micro_batch_stays_at_a_few_thousand_tokens():
     assert chosen(DEMO, 64, device="cpu", rows_per_rank=512) == (32, False)
 
 
 @pytest.mark.usefixtures("recorded_traces")
-def test_a_model_that_does_not_fit_is_refused_with_what_it_needs_and_what_there_is() -> None:
+def test_a_model_that_does_not_fit_is_refused_with_what_it_needs_and_what_there_is():
     with pytest.raises(BadInput, match=r"needs \d+\.\d GiB, and 7\.2 of this machine's 8\.0 GiB"):
         chosen(ModelConfig.preset("pion-xl"), 8)
     with pytest.raises(BadInput, match="or allow recompute"):
@@ -183,7 +172,7 @@ def test_a_model_that_does_not_fit_is_refused_with_what_it_needs_and_what_there_
 
 
 @pytest.mark.usefixtures("recorded_traces")
-def test_a_cpu_needs_memory_for_the_boolean_masks_of_windows() -> None:
+def test_a_cpu_needs_memory_for_the_boolean_masks_of_windows():
     config = ModelConfig.preset(
         "daisy-pico",
         n_layers=3,

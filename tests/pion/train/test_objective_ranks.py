@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,7 +39,7 @@ def curves(world_size: int, rank: int) -> list[list[dict[str, Any]]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world_size", [3, pytest.param(2, marks=pytest.mark.soak)])
-def test_several_ranks_report_what_one_reports(tmp_path: Path, world_size: int) -> None:
+def test_several_ranks_report_what_one_reports(tmp_path, world_size):
     ranks = ask_ranks(lambda rank, _: curves(world_size, rank), tmp_path, world_size)
     assert all(rank == ranks[0] for rank in ranks)
     for ours, one in zip(ranks[0], curves(1, 0), strict=True):

@@ -10,7 +10,6 @@ import importlib.util
 import json
 import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from pion.train.preference import Preference
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings
 from tests.paths import TESTS
 from tests.pion.train.conftest import run
-from tests.support.pair_rows import CONFIG, Loss, Pair, PairRows, PlainModel, Sums, random_pairs
+from tests.support.pair_rows import CONFIG, Pair, PairRows, PlainModel, Sums, random_pairs
 from tests.support.waiting import run_to_end
 
 FROZEN = TESTS / "fixtures" / "trl_losses.json"
@@ -153,7 +152,7 @@ def frozen(name: str) -> list[float]:
 @pytest.mark.parametrize(
     "name", [n if n in BY_DEFAULT else pytest.param(n, marks=pytest.mark.soak) for n in VARIANTS]
 )
-def test_twenty_losses_are_those_that_trl_has_computed(name: str) -> None:
+def test_twenty_losses_are_those_that_trl_has_computed(name):
     worst = worst_difference(our_losses(VARIANTS[name][0]), frozen(name))
     print(f"{name}: {worst:.1e}")
     assert worst < 1e-5
@@ -186,9 +185,7 @@ def orpo(p: Sums) -> Tensor:
         (orpo, {"loss": "orpo"}),
     ],
 )
-def test_twenty_losses_that_trl_lacks_are_those_of_a_plain_model_in_fp64(
-    loss_of: Loss, fields: dict[str, Any]
-) -> None:
+def test_twenty_losses_that_trl_lacks_are_those_of_a_plain_model_in_fp64(loss_of, fields):
     rows, plain = rows_of_pairs(), PlainModel(decoder(0), LR)
     steps = [rows[step * BATCH : (step + 1) * BATCH] for step in range(STEPS)]
     theirs = [plain.step([pair for row in step for pair in row], loss_of) for step in steps]
@@ -200,7 +197,7 @@ def test_twenty_losses_that_trl_lacks_are_those_of_a_plain_model_in_fp64(
     importlib.util.find_spec("trl") is None,
     reason="trl is not installed: uv sync --group trl brings it",
 )
-def test_trl_still_computes_the_same(tmp_path: Path) -> None:
+def test_trl_still_computes_the_same(tmp_path):
     for name, theirs in trls_losses(tmp_path).items():
         assert worst_difference(theirs, frozen(name)) < 1e-6, name
 
@@ -217,9 +214,7 @@ def swapped(row: list[Pair]) -> list[Pair]:
         lambda rows: [swapped(row) for row in rows],
     ],
 )
-def test_a_reference_of_other_answers_is_told_apart(
-    monkeypatch: pytest.MonkeyPatch, mistake: Callable[[list[list[Pair]]], list[list[Pair]]]
-) -> None:
+def test_a_reference_of_other_answers_is_told_apart(monkeypatch, mistake):
     right = rows_of_pairs()
     references = [[pair.reference for pair in row] for row in mistake(right)]
     wrong = [

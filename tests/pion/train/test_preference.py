@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from pion.errors import BadInput
 from pion.train.preference import BETA, Preference
 
 
-def test_the_default_is_dpo_of_means_with_a_beta_of_5() -> None:
+def test_the_default_is_dpo_of_means_with_a_beta_of_5():
     assert (Preference().loss, Preference().strength) == ("dpo-norm", 5.0)
 
 
 @pytest.mark.parametrize("loss", BETA)
-def test_each_loss_has_a_beta_that_can_be_replaced(loss: Any) -> None:
+def test_each_loss_has_a_beta_that_can_be_replaced(loss):
     assert Preference(loss).strength == BETA[loss]
     assert Preference(loss, beta=0.3).strength == 0.3
 
 
-def test_the_margin_of_simpo_is_half_of_beta() -> None:
+def test_the_margin_of_simpo_is_half_of_beta():
     assert Preference("simpo").least_margin == 1.25
     assert Preference("simpo", beta=2.0).least_margin == 1.0
     assert Preference("simpo", margin=0.0).least_margin == 0.0
     assert Preference("dpo").least_margin == 0.0
 
 
-def test_apo_zero_may_learn_from_single_answers() -> None:
+def test_apo_zero_may_learn_from_single_answers():
     assert not Preference("apo-zero", unpaired=True).paired
     assert Preference("apo-zero").paired
 
@@ -50,6 +48,6 @@ def test_apo_zero_may_learn_from_single_answers() -> None:
         ({"loss": "apo-zero", "undesirable_weight": 2.0}, "The loss apo-zero compares pairs"),
     ],
 )
-def test_what_makes_no_sense_or_is_ignored_is_refused(fields: dict[str, Any], told: str) -> None:
+def test_what_makes_no_sense_or_is_ignored_is_refused(fields, told):
     with pytest.raises(BadInput, match=told):
         Preference(**fields)

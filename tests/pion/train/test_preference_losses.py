@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -109,7 +109,7 @@ OF_PAIRS = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("preference", OF_PAIRS, ids=str)
-def test_derivatives_are_those_worked_out_on_paper(preference: Preference) -> None:
+def test_derivatives_are_those_worked_out_on_paper(preference):
     for point in points():
         _, by_a, by_b = loss_and_slopes(preference, point)
         expected = by_hand(preference, point)
@@ -132,14 +132,12 @@ AT_THE_REFERENCE = Point(-9.0, -4.0, -9.0, -4.0)
         (Preference("apo-down"), 1.0, 0.0, 0.025),
     ],
 )
-def test_a_model_that_is_the_reference_has_the_loss_of_a_coin(
-    preference: Preference, loss: float, by_a: float, by_b: float
-) -> None:
+def test_a_model_that_is_the_reference_has_the_loss_of_a_coin(preference, loss, by_a, by_b):
     found = loss_and_slopes(preference, AT_THE_REFERENCE)
     assert found == pytest.approx((loss, by_a, by_b), abs=1e-12)
 
 
-def test_a_pair_of_the_same_answer_teaches_dpo_nothing() -> None:
+def test_a_pair_of_the_same_answer_teaches_dpo_nothing():
     sums = torch.full((1, 2), -7.0, dtype=torch.float64, requires_grad=True)
     sequences = Point(0, 0, -6.0, -6.0, 5, 5).sequences
     (grad,) = torch.autograd.grad(example_losses(Preference("dpo"), sums, sequences).sum(), sums)
@@ -154,7 +152,7 @@ def swapped(p: Point) -> Point:
 
 
 @pytest.mark.parametrize("loss", ["dpo", "dpo-norm", "simpo"])
-def test_swapped_sides_negate_the_margin(loss: Any) -> None:
+def test_swapped_sides_negate_the_margin(loss):
     preference = Preference(loss, margin=0.0 if loss == "simpo" else None)
     for point in points(20):
         z, back = (
@@ -167,7 +165,7 @@ def test_swapped_sides_negate_the_margin(loss: Any) -> None:
 
 
 @pytest.mark.parametrize("loss", ["dpo", "dpo-norm"])
-def test_swapped_labels_are_what_smoothing_expects(loss: Any) -> None:
+def test_swapped_labels_are_what_smoothing_expects(loss):
     for point in points(20):
         right, wrong = (
             loss_and_slopes(Preference(loss), each)[0] for each in (point, swapped(point))
@@ -177,7 +175,7 @@ def test_swapped_labels_are_what_smoothing_expects(loss: Any) -> None:
 
 
 @pytest.mark.parametrize("preference", OF_PAIRS, ids=str)
-def test_the_reference_counts_only_in_losses_that_have_one(preference: Preference) -> None:
+def test_the_reference_counts_only_in_losses_that_have_one(preference):
     point = Point(-9.0, -4.0, -8.0, -6.0)
     other = point._replace(r_w=-20.0, r_l=-3.0)
     equal = loss_and_slopes(preference, point) == loss_and_slopes(preference, other)
@@ -194,7 +192,7 @@ def two_rows() -> tuple[Tensor, Sequences]:
 
 
 @pytest.mark.parametrize("preference", OF_PAIRS, ids=str)
-def test_what_is_no_pair_has_no_loss_and_no_gradient(preference: Preference) -> None:
+def test_what_is_no_pair_has_no_loss_and_no_gradient(preference):
     sums, sequences = two_rows()
     losses = example_losses(preference, sums, sequences)
     assert (losses != 0).tolist() == [[True, False], [True, True]]
@@ -212,16 +210,14 @@ def test_what_is_no_pair_has_no_loss_and_no_gradient(preference: Preference) -> 
 
 @pytest.mark.parametrize("preference", OF_PAIRS, ids=str)
 @pytest.mark.parametrize("distance", [-3000.0, 3000.0])
-def test_losses_and_gradients_are_finite_and_not_negative_far_away(
-    preference: Preference, distance: float
-) -> None:
+def test_losses_and_gradients_are_finite_and_not_negative_far_away(preference, distance):
     found = loss_and_slopes(preference, Point(-3100.0, -3100.0 + distance, -3100.0, -3100.0))
     assert all(map(math.isfinite, found))
     assert found[0] >= 0
 
 
 @pytest.mark.parametrize("mean", [0.0, -1e-300, -1e-8, -1e-6])
-def test_orpo_has_a_gradient_for_an_answer_that_is_certain(mean: float) -> None:
+def test_orpo_has_a_gradient_for_an_answer_that_is_certain(mean):
     """A where() of two branches would have the gradient NaN here."""
     found = loss_and_slopes(Preference("orpo"), Point(7 * mean, 3 * mean, 0, 0))
     assert all(map(math.isfinite, found))
@@ -240,7 +236,7 @@ def singles(sums: list[float], reference: list[float], side: list[int]) -> tuple
     )
 
 
-def test_the_loss_of_a_single_answer_is_its_formula_times_its_weight() -> None:
+def test_the_loss_of_a_single_answer_is_its_formula_times_its_weight():
     sums, sequences = singles([-5.0, -6.0, 0.0], [-8.0, -5.0, 0.0], [1, -1, 0])
     preference = Preference(
         "apo-zero", beta=0.2, desirable_weight=1.5, undesirable_weight=0.5, unpaired=True
@@ -251,7 +247,7 @@ def test_the_loss_of_a_single_answer_is_its_formula_times_its_weight() -> None:
     assert grad[0].tolist() == pytest.approx([-0.3 * slope(0.6), 0.1 * slope(0.2), 0])
 
 
-def test_single_answers_of_apo_zero_are_the_two_terms_of_its_pair() -> None:
+def test_single_answers_of_apo_zero_are_the_two_terms_of_its_pair():
     given = singles([-5.0, -6.0], [-8.0, -5.0], [1, -1])
     alone = example_losses(Preference("apo-zero", unpaired=True), *given)
     together = example_losses(Preference("apo-zero"), *given)
@@ -262,7 +258,7 @@ def test_single_answers_of_apo_zero_are_the_two_terms_of_its_pair() -> None:
     assert example_losses(weighted, *given)[0].tolist() == pytest.approx(expected)
 
 
-def test_the_cross_entropy_is_that_of_the_chosen_answers() -> None:
+def test_the_cross_entropy_is_that_of_the_chosen_answers():
     sums, sequences = two_rows()
     assert sft_loss(sums, sequences).item() == 9 + 3 + 2
 
@@ -277,7 +273,7 @@ def measured(preference: Preference, sums: Tensor, sequences: Sequences) -> dict
     return {name: value.item() for name, value in found.items()}
 
 
-def test_metrics_are_sums_over_the_pairs() -> None:
+def test_metrics_are_sums_over_the_pairs():
     sums, sequences = two_rows()  # u is −n_w / 2, and v is n_l / 2
     found = measured(Preference("dpo", beta=0.1), sums, sequences)
     assert found == pytest.approx(
@@ -295,7 +291,7 @@ def test_metrics_are_sums_over_the_pairs() -> None:
     )
 
 
-def test_means_are_compared_where_the_loss_compares_means() -> None:
+def test_means_are_compared_where_the_loss_compares_means():
     # u = 4 and v = 3, but per token u is smaller.
     point = Point(-1.0, -1.0, -5.0, -4.0, n_w=8, n_l=2)
     by_sums, by_means = (
@@ -305,33 +301,33 @@ def test_means_are_compared_where_the_loss_compares_means() -> None:
     assert by_means["margin"] == pytest.approx(5 * (4 / 8 - 3 / 2))
 
 
-def test_a_tie_is_half_right() -> None:
+def test_a_tie_is_half_right():
     found = measured(Preference("dpo"), AT_THE_REFERENCE.sums, AT_THE_REFERENCE.sequences)
     assert found["accuracy"] == 0.5
     found = measured(Preference("dpo-norm"), AT_THE_REFERENCE.sums, AT_THE_REFERENCE.sequences)
     assert found["accuracy"] == 0.5
 
 
-def test_only_a_model_that_is_its_reference_has_not_moved() -> None:
+def test_only_a_model_that_is_its_reference_has_not_moved():
     found = measured(Preference("dpo"), AT_THE_REFERENCE.sums, AT_THE_REFERENCE.sequences)
     assert found["moved"] == 0
     point = Point(-9.0, -4.0, -8.0, -5.0)  # u = −1 and v = 1: their sum is 0
     assert measured(Preference("dpo"), point.sums, point.sequences)["moved"] == 2
 
 
-def test_a_pair_with_nothing_left_to_learn_is_saturated() -> None:
+def test_a_pair_with_nothing_left_to_learn_is_saturated():
     for ahead, expected in ((38.0, 0), (40.0, 1)):  # σ(−z) is 0.02 at z = 3.9
         point = Point(ahead - 50, -50, -50, -50)
         assert measured(Preference("dpo"), point.sums, point.sequences)["saturated"] == expected
 
 
-def test_a_loss_without_a_reference_drifts_from_nothing() -> None:
+def test_a_loss_without_a_reference_drifts_from_nothing():
     found = measured(Preference("simpo"), AT_THE_REFERENCE.sums, AT_THE_REFERENCE.sequences)
     assert found["drift"] == 0
     assert (found["chosen"], found["rejected"]) == (-9, -4)
 
 
-def test_single_answers_are_right_on_their_side_of_the_reference() -> None:
+def test_single_answers_are_right_on_their_side_of_the_reference():
     given = singles([-5.0, -6.0, -2.0, 0.0], [-8.0, -5.0, -2.0, 0.0], [1, -1, -1, 0])
     found = measured(Preference("apo-zero", unpaired=True), *given)
     assert found["accuracy"] == 2.5

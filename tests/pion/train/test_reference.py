@@ -23,7 +23,7 @@ def sums(numbers: list[float], starts: list[int]) -> ReferenceSums:
     return ReferenceSums(np.array(numbers), np.array(starts, dtype=np.int64))
 
 
-def test_each_row_has_its_own_numbers() -> None:
+def test_each_row_has_its_own_numbers():
     found = sums([-1.0, -2.0, -3.0], [0, 2, 3])
     found.check(2, "here")
     assert (found.of(0), found.of(1)) == ([-1.0, -2.0], [-3.0])
@@ -41,9 +41,7 @@ def test_each_row_has_its_own_numbers() -> None:
         ([0.1, -1.0], [0, 1, 2], "number 0 is 0.1"),
     ],
 )
-def test_numbers_that_can_not_be_right_are_refused(
-    numbers: list[float], starts: list[int], expected: str
-) -> None:
+def test_numbers_that_can_not_be_right_are_refused(numbers, starts, expected):
     with pytest.raises(BadInput, match="here: ") as refused:
         sums(numbers, starts).check(2, "here")
     assert expected in str(refused.value)
@@ -52,7 +50,6 @@ def test_numbers_that_can_not_be_right_are_refused(
 def batch_of(model: Decoder, off: float = 0.0) -> Batch:
     """Return a batch with the model's own numbers, of which the last one is `off`."""
     batch = PairRows(random_pairs(3)).batch(range(3))
-    assert batch.sequences is not None
     reference = torch.zeros_like(batch.sequences.reference)
     for row, numbers in enumerate(sums_of(model, batch, PLAN)):
         reference[row, : len(numbers)] = torch.tensor(numbers, dtype=torch.float64)
@@ -62,7 +59,7 @@ def batch_of(model: Decoder, off: float = 0.0) -> Batch:
 
 
 @pytest.mark.parametrize(("dtype", "apart"), [("float32", 1e-3), ("bfloat16", 0.5)])
-def test_numbers_may_be_off_by_rounding_alone(dtype: str, apart: float) -> None:
+def test_numbers_may_be_off_by_rounding_alone(dtype, apart):
     torch.manual_seed(0)
     model, plan = Decoder(CONFIG), dataclasses.replace(PLAN, dtype=dtype)  # type: ignore[arg-type]
     assert check_reference(model, batch_of(model), PLAN, "here") == 0
@@ -74,7 +71,7 @@ def test_numbers_may_be_off_by_rounding_alone(dtype: str, apart: float) -> None:
         check_reference(model, batch_of(model, math.nan), plan, "here")
 
 
-def test_a_pass_changes_no_buffer_and_no_mode() -> None:
+def test_a_pass_changes_no_buffer_and_no_mode():
     model = Decoder(CONFIG).eval()
     model.register_buffer("counted", torch.zeros(2))
     with unchanged(model):

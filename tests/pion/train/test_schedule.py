@@ -37,7 +37,7 @@ def any_settings(draw: st.DrawFn) -> TrainSettings:
 
 @given(any_settings())
 @hypothesis_settings(max_examples=200, deadline=None)
-def test_every_step_moves_and_none_exceeds_the_peak(settings: TrainSettings) -> None:
+def test_every_step_moves_and_none_exceeds_the_peak(settings):
     rates = [lr_at(settings, step) for step in range(settings.steps)]
     assert all(0 <= rate <= 1 for rate in rates)
     assert all(rate > 0 for rate in rates[:-1])  # only the last step reaches a min_lr of 0
@@ -45,7 +45,7 @@ def test_every_step_moves_and_none_exceeds_the_peak(settings: TrainSettings) -> 
 
 @given(any_settings())
 @hypothesis_settings(max_examples=200, deadline=None)
-def test_the_rate_rises_during_the_warm_up_and_never_afterwards(settings: TrainSettings) -> None:
+def test_the_rate_rises_during_the_warm_up_and_never_afterwards(settings):
     rates = [lr_at(settings, step) for step in range(settings.steps)]
     warmup = settings.warmup_steps
     assert all(a < b for a, b in pairwise(rates[:warmup]))
@@ -54,9 +54,7 @@ def test_the_rate_rises_during_the_warm_up_and_never_afterwards(settings: TrainS
 
 @given(any_settings(), st.integers(1, 300))
 @hypothesis_settings(max_examples=200, deadline=None)
-def test_raising_steps_before_the_decay_changes_no_past_rate(
-    settings: TrainSettings, more: int
-) -> None:
+def test_raising_steps_before_the_decay_changes_no_past_rate(settings, more):
     fields = {**vars(settings), "steps": settings.steps + more}
     longer = TrainSettings(**fields)
     for step in range(fixed_until(settings)):
@@ -64,49 +62,49 @@ def test_raising_steps_before_the_decay_changes_no_past_rate(
 
 
 @pytest.mark.parametrize("schedule", ["wsd", "cosine", "constant"])
-def test_the_first_step_of_a_warm_up_has_a_rate_above_zero(schedule: str) -> None:
+def test_the_first_step_of_a_warm_up_has_a_rate_above_zero(schedule):
     settings = make(schedule=schedule, warmup_steps=10)
     assert lr_at(settings, 0) == 0.1
     assert lr_at(settings, 9) == 1.0
 
 
 @pytest.mark.parametrize("shape", ["cosine", "linear"])
-def test_wsd_is_at_its_peak_until_the_decay_and_at_min_lr_in_the_last_step(shape: str) -> None:
+def test_wsd_is_at_its_peak_until_the_decay_and_at_min_lr_in_the_last_step(shape):
     settings = make(warmup_steps=10, min_lr=3e-5, decay_shape=shape)
     assert [lr_at(settings, step) for step in range(10, 80)] == [1.0] * 70
     assert lr_at(settings, 80) < 1.0
     assert lr_at(settings, 99) == settings.min_lr / settings.lr
 
 
-def test_halfway_through_its_decay_wsd_is_halfway_between_peak_and_min_lr() -> None:
+def test_halfway_through_its_decay_wsd_is_halfway_between_peak_and_min_lr():
     for shape in ("cosine", "linear"):
         settings = make(min_lr=3e-5, decay_shape=shape)
         assert lr_at(settings, 89) == pytest.approx(0.55)
 
 
-def test_cosine_decays_from_the_end_of_the_warm_up_to_min_lr() -> None:
+def test_cosine_decays_from_the_end_of_the_warm_up_to_min_lr():
     settings = make(schedule="cosine", steps=3000, warmup_steps=100, lr=2e-5, min_lr=2e-6)
     assert lr_at(settings, 99) == 1.0
     assert lr_at(settings, 1549) == pytest.approx(0.55)
     assert lr_at(settings, 2999) == pytest.approx(0.1, rel=1e-12)
 
 
-def test_constant_stays_at_its_peak_after_the_warm_up() -> None:
+def test_constant_stays_at_its_peak_after_the_warm_up():
     settings = make(schedule="constant", warmup_steps=4)
     assert [lr_at(settings, step) for step in (4, 50, 99, 10_000)] == [1.0] * 4
 
 
-def test_past_the_last_step_the_rate_stays_at_min_lr() -> None:
+def test_past_the_last_step_the_rate_stays_at_min_lr():
     assert lr_at(make(min_lr=3e-5), 5000) == pytest.approx(0.1)
 
 
-def test_a_decay_longer_than_the_warm_up_leaves_begins_where_the_warm_up_ends() -> None:
+def test_a_decay_longer_than_the_warm_up_leaves_begins_where_the_warm_up_ends():
     settings = make(steps=10, warmup_steps=5, decay_fraction=1.0, decay_shape="linear")
     assert [lr_at(settings, step) for step in (4, 5, 9)] == [1.0, 0.8, 0.0]
 
 
 @pytest.mark.parametrize("shape", ["cosine", "linear"])
-def test_the_decays_are_the_daisy_seeds(shape: str) -> None:
+def test_the_decays_are_the_daisy_seeds(shape):
     reference = torch.load(SEEDS / "daisy_muon_ref.pt", weights_only=True)[f"{shape}_decay"]
     settings = make(steps=20, decay_fraction=0.4, decay_shape=shape)
     for step in range(20):
@@ -127,32 +125,30 @@ def test_the_decays_are_the_daisy_seeds(shape: str) -> None:
         ("beta2", 1.0),
     ],
 )
-def test_a_setting_that_makes_no_sense_is_refused_by_name(field: str, value: object) -> None:
+def test_a_setting_that_makes_no_sense_is_refused_by_name(field, value):
     with pytest.raises(BadInput, match=field):
         make(**{field: value})
 
 
-def test_a_cubic_window_is_the_seeds_at_every_twentieth_of_a_run() -> None:
+def test_a_cubic_window_is_the_seeds_at_every_twentieth_of_a_run():
     reference = torch.load(SEEDS / "daisy_muon_ref.pt", weights_only=True)["window_blocks_3456"]
     settings = make(steps=20, window_schedule="cubic")
     windows = [window_at(settings, step, Windows(tokens=3456)) for step in range(21)]
     assert windows == [128 * blocks for blocks in reference]
 
 
-def test_the_momentum_rises_with_the_share_of_the_run_that_is_done() -> None:
+def test_the_momentum_rises_with_the_share_of_the_run_that_is_done():
     settings = make(steps=6, muon_momentum_start=0.85)
     found = [momentum_at(settings, step) for step in range(6)]
     assert found == pytest.approx([0.85 + step / 60 for step in range(6)])
 
 
 @pytest.mark.parametrize("fields", [{"window_schedule": "cubic"}, {"muon_momentum_start": 0.5}])
-def test_a_plan_that_grows_over_the_run_depends_on_steps_from_the_start(
-    fields: dict[str, object],
-) -> None:
+def test_a_plan_that_grows_over_the_run_depends_on_steps_from_the_start(fields):
     assert fixed_until(make(schedule="constant", **fields)) == 0
 
 
-def test_each_role_has_its_rate_and_muons_may_not_decay() -> None:
+def test_each_role_has_its_rate_and_muons_may_not_decay():
     settings = make(
         optimizer="muon", muon_lr=0.02, muon_decays=False, embedding_lr=0.2, head_lr=1.0
     )

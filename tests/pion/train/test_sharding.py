@@ -27,7 +27,7 @@ from pion.model.saved_weights import Whole
 from pion.train.hardware import peak_flops
 from pion.train.optimizer import sharded_muon
 from pion.train.preference import Preference
-from pion.train.trainer import ComputePlan, Trainer, TrainState
+from pion.train.trainer import ComputePlan, TrainState
 from tests.families.families import FAMILIES
 from tests.support import pair_rows
 from tests.support.ranks import meet, run_ranks
@@ -51,9 +51,7 @@ class Process:
     def stream(self, name: str) -> RowStream:
         return rows_of(name, self.folder / f"data{self.world_size}-{self.rank}")
 
-    def trainer(
-        self, name: str = "pion", *, stream: RowStream | None = None, **changes: Any
-    ) -> Trainer:
+    def trainer(self, name="pion", *, stream=None, **changes):
         rows = self.stream(name) if stream is None else stream
         return make(name, rows, world_size=self.world_size, rank=self.rank, **changes)
 
@@ -290,16 +288,14 @@ def assert_close(found: list[dict[str, Any]], expected: list[dict[str, Any]]) ->
         assert [row[name] for row in found] == [row[name] for row in expected]
 
 
-def test_one_rank_cannot_keep_a_part() -> None:
+def test_one_rank_cannot_keep_a_part():
     with pytest.raises(BadInput, match="sharded"):
         ComputePlan(sharded=True)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMPARED)
-def test_ranks_follow_one_process(
-    folder: Path, ranks: list[dict[str, Any]], alone: dict[str, Any], name: str
-) -> None:
+def test_ranks_follow_one_process(folder, ranks, alone, name):
     """The last micro-batch of rank 0 has no counterpart on rank 1, which computes with it."""
     for rank in ranks:
         assert_close(rank[name]["measured"], alone[name]["measured"])
@@ -308,7 +304,7 @@ def test_ranks_follow_one_process(
     assert apart(ours[1], one[1]) <= 1e-5
 
 
-def test_a_rank_keeps_its_share_and_saves_each_element_once(ranks: list[dict[str, Any]]) -> None:
+def test_a_rank_keeps_its_share_and_saves_each_element_once(ranks):
     found = [rank["parts"] for rank in ranks]
     assert sum(part["saved"] for part in found) == found[0]["all"]
     for part in found:
@@ -317,14 +313,12 @@ def test_a_rank_keeps_its_share_and_saves_each_element_once(ranks: list[dict[str
         assert part["in memory"] <= (1 / 2 + 0.05) * part["params"]
 
 
-def test_a_stop_that_one_rank_asks_for_abandons_the_step_on_all(
-    ranks: list[dict[str, Any]],
-) -> None:
+def test_a_stop_that_one_rank_asks_for_abandons_the_step_on_all(ranks):
     for rank in ranks:
         assert rank["stop"] == {"finished": False, "unchanged": True, "asked": 2}
 
 
-def test_ranks_resume_bit_for_bit(ranks: list[dict[str, Any]]) -> None:
+def test_ranks_resume_bit_for_bit(ranks):
     for rank in ranks:
         assert rank["resume"]["read"]
         assert rank["resume"]["same"]
@@ -332,18 +326,14 @@ def test_ranks_resume_bit_for_bit(ranks: list[dict[str, Any]]) -> None:
         assert "the checkpoint's optimizer state has no tensor" in rank["resume"]["refused"]
 
 
-def test_more_ranks_than_experts_divide_each_expert(
-    seen: list[dict[str, Any]], alone: dict[str, Any]
-) -> None:
+def test_more_ranks_than_experts_divide_each_expert(seen, alone):
     experts, rows, cols = alone["experts"]["shape"]
     for process in seen:
         assert process["experts"]["shape"] == [experts, rows // 3, cols]
         assert_close(process["experts"]["measured"], alone["experts"]["measured"])
 
 
-def test_more_ranks_than_primitives_keep_each_primitive_whole(
-    seen: list[dict[str, Any]], alone: dict[str, Any]
-) -> None:
+def test_more_ranks_than_primitives_keep_each_primitive_whole(seen, alone):
     """The optimizer counts the steps of each primitive."""
     _, *whole = alone["primitives"]["shape"]
     found = [process["primitives"] for process in seen]
@@ -353,39 +343,33 @@ def test_more_ranks_than_primitives_keep_each_primitive_whole(
         assert each["read"]
 
 
-def test_ranks_whose_logits_differ_write_the_same(ranks: list[dict[str, Any]]) -> None:
+def test_ranks_whose_logits_differ_write_the_same(ranks):
     """Each rank has its own favorite id, as if its GPU rounded otherwise."""
     assert ranks[0]["logits"] == ranks[1]["logits"]
     assert {token for _, token in ranks[0]["logits"]} == {7, None}
 
 
-def test_ranks_measure_and_write_what_one_process_does(
-    ranks: list[dict[str, Any]], alone: dict[str, Any]
-) -> None:
+def test_ranks_measure_and_write_what_one_process_does(ranks, alone):
     """Some rows leave a rank without a batch, and some without a row."""
     for rank in ranks:
         assert rank["measure"]["losses"] == pytest.approx(alone["measure"]["losses"], abs=1e-5)
         assert rank["measure"]["texts"] == json.loads(json.dumps(alone["measure"]["texts"]))
 
 
-def test_ranks_begin_with_weights_that_none_of_them_has_whole(ranks: list[dict[str, Any]]) -> None:
+def test_ranks_begin_with_weights_that_none_of_them_has_whole(ranks):
     for rank in ranks:
         assert rank["begin"]["apart"] == rank["begin"]["filled"] == 0.0
         assert rank["begin"]["refused"].startswith("the weights has no tensor")
 
 
 @pytest.mark.parametrize("name", ["lora", "rounded"])
-def test_ranks_that_share_a_frozen_base_train_its_additions(
-    ranks: list[dict[str, Any]], alone: dict[str, Any], name: str
-) -> None:
+def test_ranks_that_share_a_frozen_base_train_its_additions(ranks, alone, name):
     for rank in ranks:
         assert rank[name]["names"] == alone[name]["names"]
         assert_close(rank[name]["measured"], alone[name]["measured"])
 
 
-def test_ranks_learn_from_preferences_as_one_process_does(
-    ranks: list[dict[str, Any]], alone: dict[str, Any]
-) -> None:
+def test_ranks_learn_from_preferences_as_one_process_does(ranks, alone):
     """A pass before the gradients, and held-out rows of which rank 1 has fewer, or none."""
     for rank in ranks:
         assert_close(rank["prefer"]["measured"], alone["prefer"]["measured"])

@@ -75,9 +75,7 @@ class Work:
         losses += [row["loss"] for row in train(trainer, STEPS - SAVED_AFTER)]
         return losses, saved, whole_state(trainer)
 
-    def apart_by_step(
-        self, name: str, optimizer: str, rank: int, folder: Path
-    ) -> dict[str, list[float]]:
+    def apart_by_step(self, name, optimizer, rank, folder):
         """Return how far the losses and the weights are apart after each step of one process."""
         alone = Work(1, [], self.changes).trainer(name, optimizer, 0, folder / f"alone{rank}")
         ours = self.trainer(name, optimizer, rank, folder / f"data{rank}")
@@ -101,9 +99,7 @@ class Work:
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])
-def test_each_family_trains_as_in_one_process_and_resumes_bit_for_bit(
-    tmp_path: Path, world_size: int
-) -> None:
+def test_each_family_trains_as_in_one_process_and_resumes_bit_for_bit(tmp_path, world_size):
     worst = compare(tmp_path, world_size, CASES, {})
     wrong = {
         case: found
@@ -113,7 +109,7 @@ def test_each_family_trains_as_in_one_process_and_resumes_bit_for_bit(
     assert not wrong, wrong
 
 
-def test_in_bfloat16_ranks_train_as_one_process_does(tmp_path: Path) -> None:
+def test_in_bfloat16_ranks_train_as_one_process_does(tmp_path):
     cases = [case for case in CASES if case[0] in IN_BF16]
     worst = compare(tmp_path, 2, cases, BF16)
     wrong = {
@@ -129,7 +125,7 @@ def test_in_bfloat16_ranks_train_as_one_process_does(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_each_step_is_that_of_one_process_from_the_same_weights(tmp_path: Path, dtype: str) -> None:
+def test_each_step_is_that_of_one_process_from_the_same_weights(tmp_path, dtype):
     """So what is further apart after many steps has grown from rounding, and is no mistake."""
     changes, families = (BF16, IN_BF16) if dtype == "bfloat16" else ({}, APART)
     cases = [case for case in CASES if case[0] in families]
@@ -143,9 +139,7 @@ def test_each_step_is_that_of_one_process_from_the_same_weights(tmp_path: Path, 
     assert not wrong, wrong
 
 
-def compare(
-    folder: Path, world_size: int, cases: list[tuple[str, str]], changes: dict[str, Any]
-) -> dict[str, dict[str, Any]]:
+def compare(folder, world_size, cases, changes):
     """Return how far ranks and one process are apart, by case."""
     found, *_ = ask_ranks(Work(world_size, cases, changes), folder, world_size)
     worst = {}

@@ -60,7 +60,7 @@ def work(rank: int, folder: Path) -> list[dict[str, Any]]:
     return results
 
 
-def test_each_loss_trains_as_in_one_process_and_resumes_bit_for_bit(tmp_path: Path) -> None:
+def test_each_loss_trains_as_in_one_process_and_resumes_bit_for_bit(tmp_path):
     ranks = ask_ranks(work, tmp_path, 2)
     assert ranks[0] == ranks[1]
     wrong = {}

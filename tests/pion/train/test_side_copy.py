@@ -46,9 +46,7 @@ def streams() -> LateStreams:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_copy_next_to_a_step_has_the_bits_from_before_the_step(
-    text: RowStream, streams: LateStreams, optimizer: str
-) -> None:
+def test_a_copy_next_to_a_step_has_the_bits_from_before_the_step(text, streams, optimizer):
     training = trainer(text, streams, optimizer=optimizer)
     training.train_step()
     expected = whole_state(training)
@@ -59,9 +57,7 @@ def test_a_copy_next_to_a_step_has_the_bits_from_before_the_step(
     assert not torch.equal(expected.model["embed.weight"], training.model.embed.weight)
 
 
-def test_training_continues_to_the_same_bits_with_a_save_next_to_every_step(
-    text: RowStream, streams: LateStreams
-) -> None:
+def test_training_continues_to_the_same_bits_with_a_save_next_to_every_step(text, streams):
     saving, other = trainer(text, streams), trainer(text, LateStreams())
     for _ in range(4):
         begin_save(saving)
@@ -70,9 +66,7 @@ def test_training_continues_to_the_same_bits_with_a_save_next_to_every_step(
     assert_identical(whole_state(saving), whole_state(other))
 
 
-def test_the_update_waits_for_the_copies_and_the_host_does_not(
-    text: RowStream, streams: LateStreams, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_update_waits_for_the_copies_and_the_host_does_not(text, streams, monkeypatch):
     training = trainer(text, streams)
     gradients, update = training._gradients.add, training.optimizer.step
 
@@ -104,9 +98,7 @@ def test_the_update_waits_for_the_copies_and_the_host_does_not(
     assert streams.order[-1] == "the host waits for the copies"
 
 
-def test_an_abandoned_step_leaves_the_copies_to_the_next_update(
-    text: RowStream, streams: LateStreams
-) -> None:
+def test_an_abandoned_step_leaves_the_copies_to_the_next_update(text, streams):
     training = trainer(text, streams)
     expected = whole_state(training)
     memory = begin_save(training)
@@ -116,9 +108,7 @@ def test_an_abandoned_step_leaves_the_copies_to_the_next_update(
     assert_identical(saved(memory), expected)
 
 
-def test_a_buffer_that_a_forward_pass_changes_is_saved_as_it_was(
-    text: RowStream, streams: LateStreams
-) -> None:
+def test_a_buffer_that_a_forward_pass_changes_is_saved_as_it_was(text, streams):
     training = trainer(text, streams)
     passes = torch.zeros(())
 
@@ -134,9 +124,7 @@ def test_a_buffer_that_a_forward_pass_changes_is_saved_as_it_was(
 
 
 @pytest.mark.parametrize("ends", ["load", "close"])
-def test_going_back_and_ending_wait_for_the_copies_too(
-    text: RowStream, streams: LateStreams, ends: str
-) -> None:
+def test_going_back_and_ending_wait_for_the_copies_too(text, streams, ends):
     training = trainer(text, streams)
     before = whole_state(training)
     training.train_step()
@@ -150,7 +138,7 @@ def test_going_back_and_ending_wait_for_the_copies_too(
     assert_identical(saved(memory), expected)
 
 
-def test_the_memory_that_copies_read_is_kept_until_the_card_waits(streams: LateStreams) -> None:
+def test_the_memory_that_copies_read_is_kept_until_the_card_waits(streams):
     side_copy = SideCopy(streams)
     target, source = torch.zeros(3), torch.ones(3)
     alive = weakref.ref(source)
@@ -163,7 +151,7 @@ def test_the_memory_that_copies_read_is_kept_until_the_card_waits(streams: LateS
     assert target.tolist() == [1, 1, 1]
 
 
-def test_on_a_cpu_the_state_is_copied_at_once(text: RowStream) -> None:
+def test_on_a_cpu_the_state_is_copied_at_once(text):
     training = trainer(text, LateStreams())
     training.side_copy = SideCopy()
     training.train_step()

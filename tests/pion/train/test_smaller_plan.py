@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from pion.config.lora import Lora
-from pion.data.stream import RowStream
 from pion.errors import BadInput, PlanFailed
 from pion.model.attention import masks
 from pion.model.decoder import Decoder, Losses
@@ -44,13 +43,7 @@ class SmallMemory(Decoder):
         return super().losses(tokens, targets, **rest)
 
 
-def trainer(
-    stream: RowStream,
-    plan: ComputePlan,
-    room: float = 100.0,
-    lora: Lora | None = None,
-    rows: int = 12,
-) -> Trainer:
+def trainer(stream, plan, room=100.0, lora=None, rows=12):
     torch.manual_seed(0)
     model = SmallMemory(CONFIG)
     model.room = room
@@ -68,9 +61,7 @@ def trained(training: Trainer) -> tuple[Tensors, list[Any]]:
     return {**state.model, **state.optimizer}, rows
 
 
-def test_after_running_out_of_memory_training_equals_that_with_the_smaller_plan(
-    text: RowStream,
-) -> None:
+def test_after_running_out_of_memory_training_equals_that_with_the_smaller_plan(text):
     changes: list[StepDown] = []
     training = trainer(text, PLAN, room=2)
     training.on_step_down = changes.append
@@ -86,7 +77,7 @@ def test_after_running_out_of_memory_training_equals_that_with_the_smaller_plan(
 
 
 @pytest.mark.slow
-def test_lora_steps_down_like_the_training_of_all_weights(text: RowStream) -> None:
+def test_lora_steps_down_like_the_training_of_all_weights(text):
     lora = Lora(rank=4)
     training = trainer(text, PLAN, room=0.5, lora=lora)
     changes: list[StepDown] = []
@@ -107,7 +98,7 @@ def test_lora_steps_down_like_the_training_of_all_weights(text: RowStream) -> No
 
 
 @pytest.mark.slow
-def test_if_even_that_does_not_fit_the_run_ends_with_bad_input(text: RowStream) -> None:
+def test_if_even_that_does_not_fit_the_run_ends_with_bad_input(text):
     training = trainer(text, PLAN, room=0.1)
     with pytest.raises(StepTooLarge, match="Use a larger GPU") as error:
         training.train_step()
@@ -120,21 +111,18 @@ def test_if_even_that_does_not_fit_the_run_ends_with_bad_input(text: RowStream) 
     ("several", "advice"),
     [({}, False), ({"world_size": 2}, True), ({"world_size": 2, "sharded": True}, False)],
 )
-def test_ranks_that_have_the_whole_model_each_may_divide_it(
-    several: dict[str, Any], advice: bool
-) -> None:
+def test_ranks_that_have_the_whole_model_each_may_divide_it(several, advice):
     plan = ComputePlan(micro_batch=1, recompute=True, **several)
     with pytest.raises(StepTooLarge) as error:
         step_down(plan, torch.OutOfMemoryError("Tried to allocate 2.00 GiB"))
     assert ("or set hardware.fsdp: true" in str(error.value)) == advice
 
 
-def test_ranks_divide_a_model_that_does_not_fit_otherwise_as_the_last_step() -> None:
+def test_ranks_divide_a_model_that_does_not_fit_otherwise_as_the_last_step():
     plan, changes = ComputePlan("cuda", micro_batch=3, world_size=2), []
     error = torch.OutOfMemoryError("Tried to allocate 2.00 GiB")
     while not plan.sharded:
         change = step_down(plan, error, may_divide=True)
-        assert change is not None
         changes.append(change.changes)
         plan = change.plan
     assert changes[:3] == ["micro_batch 3 → 2", "micro_batch 2 → 1", "recompute false → true"]
@@ -143,7 +131,7 @@ def test_ranks_divide_a_model_that_does_not_fit_otherwise_as_the_last_step() -> 
     assert (plan.micro_batch, plan.recompute) == (AS_MANY_AS_FIT, False)
 
 
-def test_one_rank_has_nobody_to_divide_the_model_with() -> None:
+def test_one_rank_has_nobody_to_divide_the_model_with():
     plan = ComputePlan(micro_batch=1, recompute=True)
     with pytest.raises(StepTooLarge):
         step_down(plan, torch.OutOfMemoryError("Tried to allocate 2.00 GiB"), may_divide=True)
@@ -153,9 +141,7 @@ def compiler_that_fails(*_: object) -> Callable[..., Any]:
     raise RuntimeError("no C compiler\nand many more\nlines")
 
 
-def test_a_compilation_that_fails_gives_way_to_eager_computation(
-    text: RowStream, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_compilation_that_fails_gives_way_to_eager_computation(text, monkeypatch):
     from pion.model import decoder
 
     failing = torch.compile(decoder._run_block, backend=compiler_that_fails)
@@ -189,8 +175,8 @@ def fails_with_combo_kernels(graph: torch.fx.GraphModule, _: object) -> Callable
     ],
 )
 def test_combo_kernels_are_given_up_first_and_compiling_only_if_this_does_not_help(
-    compiler: Any, expected: list[str], text: RowStream, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    compiler, expected, text, monkeypatch
+):
     """On a card. Here, a CPU passes for a card that has them."""
     from pion.model import decoder
 
@@ -216,8 +202,8 @@ def failed_compilation() -> Exception:
 
 @pytest.mark.parametrize(("uses_flex", "before_eager"), [(False, []), (True, ["flex_attention"])])
 def test_on_a_card_a_compiler_that_always_fails_gives_up_one_thing_after_the_other(
-    uses_flex: bool, before_eager: list[str]
-) -> None:
+    uses_flex, before_eager
+):
     plan = ComputePlan("cuda", compile=True)
     given_up: list[str] = []
     while (change := step_down(plan, failed_compilation(), uses_flex=uses_flex)) is not None:
@@ -228,14 +214,13 @@ def test_on_a_card_a_compiler_that_always_fails_gives_up_one_thing_after_the_oth
     assert given_up == [f"{name} true → false" for name in order]
 
 
-def test_an_eager_step_whose_flex_attention_does_not_compile_attends_without_it() -> None:
+def test_an_eager_step_whose_flex_attention_does_not_compile_attends_without_it():
     change = step_down(ComputePlan("cuda"), failed_compilation(), uses_flex=True)
-    assert change is not None
     assert change.changes == "flex_attention true → false"
     assert step_down(change.plan, failed_compilation(), uses_flex=True) is None
 
 
-def test_a_plan_without_flex_attention_masks_rows_by_booleans() -> None:
+def test_a_plan_without_flex_attention_masks_rows_by_booleans():
     config = dataclasses.replace(CONFIG, softcap=30.0, head_dim=32)
     tokens = torch.zeros(1, 8, dtype=torch.int64)
     try:
@@ -247,18 +232,15 @@ def test_a_plan_without_flex_attention_masks_rows_by_booleans() -> None:
     assert masks.build_masks(config, tokens, 8, None)["full"].allowed is not None
 
 
-def test_a_plan_from_before_these_steps_is_recorded_as_it_was() -> None:
+def test_a_plan_from_before_these_steps_is_recorded_as_it_was():
     record = ComputePlan("cuda", compile=True).to_dict()
     assert not {"combo_kernels", "flex_attention"} & record.keys()
     plan = ComputePlan.from_dict(record)
-    assert plan is not None
     assert plan.combo_kernels
     assert plan.flex_attention
 
 
-def test_weights_that_are_partly_updated_are_not_updated_again(
-    text: RowStream, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_that_are_partly_updated_are_not_updated_again(text, monkeypatch):
     training = trainer(text, PLAN)
     step = training.optimizer.step
 
@@ -277,11 +259,11 @@ def test_weights_that_are_partly_updated_are_not_updated_again(
 @pytest.mark.parametrize(
     "error", [ValueError("a bug"), RuntimeError("CUDA error: an illegal memory access")]
 )
-def test_another_error_is_not_taken_for_a_lack_of_memory(error: Exception) -> None:
+def test_another_error_is_not_taken_for_a_lack_of_memory(error):
     assert step_down(dataclasses.replace(PLAN, compile=True), error) is None
 
 
-def test_with_several_ranks_all_of_them_must_start_again(text: RowStream) -> None:
+def test_with_several_ranks_all_of_them_must_start_again(text):
     training = trainer(text, PLAN, room=1, rows=24)
     training.plan = dataclasses.replace(PLAN, world_size=2)  # the others would wait for this one
     with pytest.raises(PlanFailed) as failed:
@@ -290,7 +272,7 @@ def test_with_several_ranks_all_of_them_must_start_again(text: RowStream) -> Non
     training.close()
 
 
-def test_the_abandoned_step_leaves_no_gradient(text: RowStream) -> None:
+def test_the_abandoned_step_leaves_no_gradient(text):
     training = trainer(text, PLAN, room=3)
     seen: list[bool] = []
     training.on_step_down = lambda change: seen.append(

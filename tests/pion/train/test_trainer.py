@@ -1,6 +1,5 @@
 """The training loop in one process: each step, and that resuming changes nothing."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,9 +47,7 @@ def assert_identical(a: TrainState, b: TrainState) -> None:
         pytest.param("muon", "bfloat16", marks=pytest.mark.soak),
     ],
 )
-def test_a_resumed_run_ends_with_the_bytes_of_an_unbroken_one(
-    text: RowStream, optimizer: str, dtype: str
-) -> None:
+def test_a_resumed_run_ends_with_the_bytes_of_an_unbroken_one(text, optimizer, dtype):
     plan = ComputePlan(micro_batch=4, dtype=dtype, threads=1)
     unbroken = trainer(text, plan=plan, optimizer=optimizer)
     losses = run(unbroken, 6)
@@ -70,9 +67,7 @@ def test_a_resumed_run_ends_with_the_bytes_of_an_unbroken_one(
     assert [m["rows"] for m in resumed] == [[18, 24], [24, 30], [30, 36]]
 
 
-def test_skipped_rows_are_never_trained_on_even_when_the_batch_was_built_ahead(
-    text: RowStream,
-) -> None:
+def test_skipped_rows_are_never_trained_on_even_when_the_batch_was_built_ahead(text):
     skipping = trainer(text)
     run(skipping, 1)
     skipping.skipped = [(8, 11)]
@@ -85,7 +80,7 @@ def test_skipped_rows_are_never_trained_on_even_when_the_batch_was_built_ahead(
     assert skipping.state().meta["skipped"] == [[8, 11]]
 
 
-def test_a_state_of_another_optimizer_is_refused_and_changes_nothing(text: RowStream) -> None:
+def test_a_state_of_another_optimizer_is_refused_and_changes_nothing(text):
     saved = whole_state(trainer(text, optimizer="adamw"))
     muon = trainer(text, seed=1, optimizer="muon")
     before = whole_state(muon)
@@ -97,7 +92,7 @@ def test_a_state_of_another_optimizer_is_refused_and_changes_nothing(text: RowSt
 # ---------------------------------------------------------------- a step
 
 
-def test_the_loss_is_the_mean_over_target_tokens_however_the_batch_is_cut(tmp_path: Path) -> None:
+def test_the_loss_is_the_mean_over_target_tokens_however_the_batch_is_cut(tmp_path):
     """Rows have between 1 and all of their tokens learned, so a mean of means would differ."""
     stream = open_stream(tmp_path, conversations=True)
     batch = stream.batch(range(6))
@@ -113,7 +108,7 @@ def test_the_loss_is_the_mean_over_target_tokens_however_the_batch_is_cut(tmp_pa
         assert metrics["tokens"] == int((batch.targets != -100).sum())
 
 
-def test_a_step_is_abandoned_between_micro_batches_with_nothing_changed(text: RowStream) -> None:
+def test_a_step_is_abandoned_between_micro_batches_with_nothing_changed(text):
     abandoned = trainer(text, plan=ComputePlan(micro_batch=2))
     run(abandoned, 1)
     before = whole_state(abandoned)
@@ -130,9 +125,7 @@ def test_a_step_is_abandoned_between_micro_batches_with_nothing_changed(text: Ro
 
 
 @pytest.mark.parametrize("clip", [0.0, 0.5])
-def test_the_gradient_is_clipped_to_its_global_norm_unless_clip_is_zero(
-    text: RowStream, clip: float
-) -> None:
+def test_the_gradient_is_clipped_to_its_global_norm_unless_clip_is_zero(text, clip):
     """AdamW's first moment after one step is (1 − β₁) times the gradient."""
     clipped = trainer(text, clip=clip)
     (metrics,) = run(clipped, 1)
@@ -142,7 +135,7 @@ def test_the_gradient_is_clipped_to_its_global_norm_unless_clip_is_zero(
     assert seen == pytest.approx(clip or metrics["grad_norm"], rel=1e-4)
 
 
-def test_weights_stay_fp32_under_bf16_and_learn(text: RowStream) -> None:
+def test_weights_stay_fp32_under_bf16_and_learn(text):
     plan = ComputePlan(micro_batch=4, dtype="bfloat16")
     bf16 = trainer(text, plan=plan, steps=30, optimizer="muon")
     metrics = run(bf16, 30)
@@ -153,7 +146,7 @@ def test_weights_stay_fp32_under_bf16_and_learn(text: RowStream) -> None:
 # ---------------------------------------------------------------- metrics
 
 
-def test_metrics_say_which_step_trained_on_which_rows_at_which_rate(text: RowStream) -> None:
+def test_metrics_say_which_step_trained_on_which_rows_at_which_rate(text):
     metrics = run(trainer(text), 6)
     assert [m["step"] for m in metrics] == [1, 2, 3, 4, 5, 6]
     assert [m["rows"] for m in metrics] == [[i, i + 6] for i in range(0, 36, 6)]
@@ -163,9 +156,7 @@ def test_metrics_say_which_step_trained_on_which_rows_at_which_rate(text: RowStr
     assert all(0 < m["mfu"] <= 1 and m["memory"] > 0 for m in metrics)
 
 
-def test_throughput_counts_the_time_of_the_steps_and_not_what_the_caller_does_between(
-    text: RowStream,
-) -> None:
+def test_throughput_counts_the_time_of_the_steps_and_not_what_the_caller_does_between(text):
     now = [100.0]
     timed = Trainer(
         tiny_decoder(), text, settings(), ComputePlan(micro_batch=6), clock=lambda: now[0]
@@ -193,7 +184,7 @@ def token_losses(model: Decoder, batch: Batch) -> torch.Tensor:
     return cross_entropy(logits.transpose(1, 2), batch.targets, reduction="none")
 
 
-def test_evaluation_is_the_mean_per_token_whatever_the_micro_batch(tmp_path: Path) -> None:
+def test_evaluation_is_the_mean_per_token_whatever_the_micro_batch(tmp_path):
     stream = open_stream(tmp_path, conversations=True)
     batch = stream.batch(range(10, 30))
     model = trainer(stream)
@@ -206,9 +197,7 @@ def test_evaluation_is_the_mean_per_token_whatever_the_micro_batch(tmp_path: Pat
 
 
 @pytest.mark.parametrize("conversations", [True, False])
-def test_the_standard_error_is_that_of_losses_over_samples_of_documents(
-    tmp_path: Path, conversations: bool
-) -> None:
+def test_the_standard_error_is_that_of_losses_over_samples_of_documents(tmp_path, conversations):
     """Compare it with the spread of the loss over bootstrap samples of the same documents."""
     stream = open_stream(tmp_path, rows=200, conversations=conversations)
     model, batch = trainer(stream), stream.batch(range(200))
@@ -228,7 +217,7 @@ def test_the_standard_error_is_that_of_losses_over_samples_of_documents(
         assert one.sem == pytest.approx(rows.std().item() / 200**0.5, rel=1e-3)
 
 
-def test_evaluating_moves_neither_mode_nor_random_numbers_nor_training(text: RowStream) -> None:
+def test_evaluating_moves_neither_mode_nor_random_numbers_nor_training(text):
     quiet, evaluating = trainer(text), trainer(text)
     run(quiet, 4)
     run(evaluating, 2)
@@ -240,6 +229,6 @@ def test_evaluating_moves_neither_mode_nor_random_numbers_nor_training(text: Row
     assert_identical(whole_state(evaluating), whole_state(quiet))
 
 
-def test_evaluating_rows_without_a_target_is_refused(text: RowStream) -> None:
+def test_evaluating_rows_without_a_target_is_refused(text):
     with pytest.raises(BadInput, match="held-out"):
         trainer(text).evaluate(text, range(0), 2, end_of_text=0)

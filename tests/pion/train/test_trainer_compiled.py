@@ -28,7 +28,7 @@ def train_in_a_process(folder: Path, part: str, compiled: str) -> int:
 
 
 @pytest.mark.soak
-def test_a_compiled_run_killed_and_resumed_ends_with_the_same_bits(tmp_path: Path) -> None:
+def test_a_compiled_run_killed_and_resumed_ends_with_the_same_bits(tmp_path):
     with tempfile.TemporaryDirectory(prefix="pion-compiled-", dir="/tmp") as compiled:
         assert train_in_a_process(tmp_path, "killed", compiled) == -signal.SIGKILL
         assert train_in_a_process(tmp_path, "resumed", compiled) == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,7 +22,7 @@ def trainer(stream: RowStream, **plan: object) -> Trainer:
     return Trainer(Decoder(MIXTURE), stream, SETTINGS, ComputePlan(**plan))  # type: ignore[arg-type]
 
 
-def test_it_learns_and_reports_the_load_and_the_entropy_of_each_layer(text: RowStream) -> None:
+def test_it_learns_and_reports_the_load_and_the_entropy_of_each_layer(text):
     rows = run(trainer(text, micro_batch=2), 30)
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.5
     for row in rows:
@@ -34,7 +33,7 @@ def test_it_learns_and_reports_the_load_and_the_entropy_of_each_layer(text: RowS
         )
 
 
-def test_the_loss_is_the_cross_entropy_alone(text: RowStream) -> None:
+def test_the_loss_is_the_cross_entropy_alone(text):
     losses, norms = [], []
     for weight in (0.0, 1e6):
         torch.manual_seed(0)
@@ -54,7 +53,7 @@ def test_the_loss_is_the_cross_entropy_alone(text: RowStream) -> None:
 
 
 @pytest.mark.parametrize("conversations", [False, True])
-def test_how_a_batch_is_cut_changes_no_gradient(tmp_path: Path, conversations: bool) -> None:
+def test_how_a_batch_is_cut_changes_no_gradient(tmp_path, conversations):
     stream = open_stream(tmp_path, conversations=conversations)
     weights = {}
     for micro_batch in (1, 4):
@@ -66,7 +65,7 @@ def test_how_a_batch_is_cut_changes_no_gradient(tmp_path: Path, conversations: b
         torch.testing.assert_close(weight, weights[4][name], rtol=0, atol=2e-5, msg=name)
 
 
-def test_recomputing_activations_changes_no_bit(text: RowStream) -> None:
+def test_recomputing_activations_changes_no_bit(text):
     weights = []
     for recompute in (False, True):
         training = trainer(text, micro_batch=2, recompute=recompute)
@@ -75,7 +74,7 @@ def test_recomputing_activations_changes_no_bit(text: RowStream) -> None:
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_muon_orthogonalizes_each_expert_for_itself(text: RowStream) -> None:
+def test_muon_orthogonalizes_each_expert_for_itself(text):
     torch.manual_seed(0)
     settings = replace(SETTINGS, optimizer="muon", muon_lr=0.1, weight_decay=0.0, clip=0.0)
     training = Trainer(Decoder(MIXTURE), text, settings, ComputePlan(micro_batch=4))

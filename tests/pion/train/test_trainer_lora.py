@@ -35,7 +35,7 @@ def steps(trainer: Trainer, number: int) -> list[float]:
     return [row["loss"] for row in run(trainer, number)]
 
 
-def test_a_state_has_only_the_additions_and_their_moments(text: RowStream) -> None:
+def test_a_state_has_only_the_additions_and_their_moments(text):
     trainer = make(text)
     steps(trainer, 1)
     state, names = trainer.state(), additions(trainer.model).keys()
@@ -47,7 +47,7 @@ def test_a_state_has_only_the_additions_and_their_moments(text: RowStream) -> No
     ]
 
 
-def test_training_changes_the_additions_alone_and_lowers_the_loss(text: RowStream) -> None:
+def test_training_changes_the_additions_alone_and_lowers_the_loss(text):
     trainer = make(text)
     before = tiny_decoder(0).state_dict()
     losses = steps(trainer, STEPS)
@@ -57,9 +57,7 @@ def test_training_changes_the_additions_alone_and_lowers_the_loss(text: RowStrea
     assert losses[-1] < losses[0]
 
 
-def test_the_heads_gradient_is_not_even_computed(
-    text: RowStream, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_heads_gradient_is_not_even_computed(text, monkeypatch):
     computed = []
     plain = loss_module._plain
 
@@ -72,7 +70,7 @@ def test_the_heads_gradient_is_not_even_computed(
     assert set(computed) == {(True, False)}
 
 
-def test_mfu_counts_no_gradients_of_frozen_weights(text: RowStream) -> None:
+def test_mfu_counts_no_gradients_of_frozen_weights(text):
     lora = make(text)
     whole = Trainer(tiny_decoder(0), text, TrainSettings(**SETTINGS), lora.plan)
     config, flops = lora.model.config, []
@@ -86,7 +84,7 @@ def test_mfu_counts_no_gradients_of_frozen_weights(text: RowStream) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("plan", [{}, {"dtype": "bfloat16", "recompute": True}])
-def test_a_resumed_run_ends_with_the_same_bits(text: RowStream, plan: dict[str, Any]) -> None:
+def test_a_resumed_run_ends_with_the_same_bits(text, plan):
     unbroken = make(text, **plan)
     steps(unbroken, 3)
     saved = whole_state(unbroken)
@@ -97,7 +95,7 @@ def test_a_resumed_run_ends_with_the_same_bits(text: RowStream, plan: dict[str, 
     assert same(unbroken.state(), resumed.state())
 
 
-def test_a_state_of_the_whole_model_is_refused(text: RowStream) -> None:
+def test_a_state_of_the_whole_model_is_refused(text):
     plan = ComputePlan(micro_batch=2, threads=1)
     whole = Trainer(tiny_decoder(0), text, TrainSettings(**SETTINGS), plan)
     with pytest.raises(BadInput, match="it belongs to a different model"):
@@ -121,7 +119,6 @@ def work(rank: int, folder: Path) -> dict[str, Any]:
     hopped = make(stream, seed=7 + rank, rank=rank, world_size=2)
     hopped.load(whole_state(alone) if rank == 0 else None)
     buckets = trainer._gradients.buckets
-    assert buckets is not None
     numbers = sum(tensor.numel() for tensor in trainer.state().model.values())
     return {
         "losses": losses,
@@ -137,23 +134,19 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 @pytest.mark.soak
-def test_two_ranks_follow_the_losses_of_one(ranks: list[dict[str, Any]], text: RowStream) -> None:
+def test_two_ranks_follow_the_losses_of_one(ranks, text):
     alone = steps(make(text), STEPS)
     assert ranks[0]["losses"] == pytest.approx(alone, rel=1e-5)
     assert ranks[0]["losses"] == ranks[1]["losses"]
 
 
 @pytest.mark.soak
-def test_a_run_that_hops_from_one_rank_to_two_follows_the_losses_of_one(
-    ranks: list[dict[str, Any]], text: RowStream
-) -> None:
+def test_a_run_that_hops_from_one_rank_to_two_follows_the_losses_of_one(ranks, text):
     assert ranks[0]["hopped"] == pytest.approx(steps(make(text), STEPS)[3:], rel=1e-5)
 
 
 @pytest.mark.soak
-def test_two_ranks_exchange_the_additions_alone_and_resume_bit_for_bit(
-    ranks: list[dict[str, Any]],
-) -> None:
+def test_two_ranks_exchange_the_additions_alone_and_resume_bit_for_bit(ranks):
     assert [rank["exchanged"] for rank in ranks] == [True, True]
     assert [rank["same"] for rank in ranks] == [True, True]
 
@@ -182,9 +175,7 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     torch._dynamo.reset()
 
 
-def test_all_blocks_share_one_compilation_behind_a_frozen_embedding(
-    text: RowStream, compilations: list[Any]
-) -> None:
+def test_all_blocks_share_one_compilation_behind_a_frozen_embedding(text, compilations):
     trainer = make(text, compile=True)
     plain = make(text)
     assert steps(trainer, 2) == pytest.approx(steps(plain, 2), rel=1e-5)

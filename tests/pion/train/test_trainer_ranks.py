@@ -24,9 +24,7 @@ STEPS = 6  # more than all rows, of which there are 40
 SETTINGS = {"steps": STEPS, "global_batch": 7, "lr": 1e-2, "warmup_steps": 2}
 
 
-def make(
-    stream: RowStream, world_size: int, rank: int = 0, seed: int = 0, **fields: Any
-) -> Trainer:
+def make(stream, world_size, rank=0, seed=0, **fields):
     plan = ComputePlan(
         micro_batch=1, world_size=world_size, threads=1, deterministic=world_size > 1
     )
@@ -89,9 +87,7 @@ def resume_from_rank_0(streams: dict[str, RowStream], world_size: int, rank: int
     return {"unbroken": digest(trainer), "resumed": digest(resumed), "refused": refused}
 
 
-def where_gradients_are(
-    streams: dict[str, RowStream], world_size: int, rank: int
-) -> dict[str, Any]:
+def where_gradients_are(streams, world_size, rank):
     """Train two steps of several micro-batches; return where gradients were after each."""
     # What one rank drew counts for all.
     trainer = make(streams["text"], world_size, rank, seed=60 + rank)
@@ -165,9 +161,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["text", "conversations"])
-def test_several_ranks_follow_the_loss_curve_of_one(
-    ranks: list[dict[str, Any]], alone: dict[str, Any], kind: str
-) -> None:
+def test_several_ranks_follow_the_loss_curve_of_one(ranks, alone, kind):
     ours, one = ranks[0]["training"][kind], alone[kind]
     assert len(ours) == STEPS
     for key in ("loss", "grad_norm"):
@@ -176,46 +170,40 @@ def test_several_ranks_follow_the_loss_curve_of_one(
         assert [m[key] for m in ours] == [m[key] for m in one]
 
 
-def test_every_rank_reports_the_global_batch(ranks: list[dict[str, Any]]) -> None:
+def test_every_rank_reports_the_global_batch(ranks):
     for rank in ranks[1:]:
         assert rank["training"] == ranks[0]["training"]  # and ends with the same weights
 
 
-def test_an_evaluation_split_over_ranks_equals_that_of_one_process(
-    ranks: list[dict[str, Any]], alone: dict[str, Any]
-) -> None:
+def test_an_evaluation_split_over_ranks_equals_that_of_one_process(ranks, alone):
     # The weights differ by rounding after so many steps.
     found, expected = dict(ranks[0]["training"]["evaluation"]), dict(alone["evaluation"])
     assert found.pop("measures") == expected.pop("measures") == {}
     assert found == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_stop_that_one_rank_asks_for_abandons_the_step_on_all(
-    ranks: list[dict[str, Any]],
-) -> None:
+def test_a_stop_that_one_rank_asks_for_abandons_the_step_on_all(ranks):
     for rank in ranks:
         stop = rank["stop"]
         assert (stop["finished"], stop["unchanged"], stop["asked"]) == (False, True, 2)
     assert len({rank["stop"]["after"] for rank in ranks}) == 1
 
 
-def test_ranks_resume_from_rank_0s_state_bit_for_bit(ranks: list[dict[str, Any]]) -> None:
+def test_ranks_resume_from_rank_0s_state_bit_for_bit(ranks):
     """With three ranks, gradients must be added in the same order before and after the resume."""
     digests = [rank["resume"][run] for rank in ranks for run in ("unbroken", "resumed")]
     assert len(set(digests)) == 1
 
 
-def test_a_state_rank_0_refuses_is_refused_on_all(ranks: list[dict[str, Any]]) -> None:
+def test_a_state_rank_0_refuses_is_refused_on_all(ranks):
     assert all(rank["resume"]["refused"] for rank in ranks)
 
 
-def test_a_deterministic_plan_is_in_force_on_every_rank(ranks: list[dict[str, Any]]) -> None:
+def test_a_deterministic_plan_is_in_force_on_every_rank(ranks):
     assert all(rank["deterministic"] for rank in ranks)
 
 
-def test_a_rank_has_one_set_of_gradients_in_one_place_for_all_micro_batches_and_steps(
-    ranks: list[dict[str, Any]],
-) -> None:
+def test_a_rank_has_one_set_of_gradients_in_one_place_for_all_micro_batches_and_steps(ranks):
     found = [rank["gradients"] for rank in ranks]
     assert len({each["micro_batches"] for each in found}) == 2  # 7 rows cannot be shared equally
     for each in found:
@@ -223,7 +211,5 @@ def test_a_rank_has_one_set_of_gradients_in_one_place_for_all_micro_batches_and_
         assert each["bytes"] == each["expected"]
 
 
-def test_ranks_that_drew_different_weights_train_those_of_rank_0(
-    ranks: list[dict[str, Any]],
-) -> None:
+def test_ranks_that_drew_different_weights_train_those_of_rank_0(ranks):
     assert len({rank["gradients"]["digest"] for rank in ranks}) == 1

@@ -3,7 +3,7 @@
 import math
 import pickle
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from pion.data.stream import RowStream
 from pion.errors import BadInput, Trouble
-from pion.model.decoder import Decoder, Losses
-from pion.model.forward_pass import AS_THE_MODEL, StepOptions
+from pion.model.decoder import Decoder
+from pion.model.forward_pass import AS_THE_MODEL
 from pion.model.params_and_flops import token_flops
 from pion.train.metrics import StepMetrics, StepRecord
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings
@@ -35,15 +35,7 @@ class Faulty(Decoder):
     loss_factor = 1.0
     gradient_factor = 1.0
 
-    def losses(
-        self,
-        tokens: Tensor,
-        targets: Tensor,
-        *,
-        positions: Tensor | None = None,
-        documents: Tensor | None = None,
-        options: StepOptions = AS_THE_MODEL,
-    ) -> Losses:
+    def losses(self, tokens, targets, *, positions=None, documents=None, options=AS_THE_MODEL):
         losses = super().losses(
             tokens, targets, positions=positions, documents=documents, options=options
         )
@@ -56,17 +48,7 @@ class Faulty(Decoder):
         return losses._replace(ce=wrong)
 
 
-def trainer(
-    stream: RowStream,
-    *,
-    bad_rows: Iterable[int] = (),
-    loss: float = 1.0,
-    gradient: float = 1.0,
-    seed: int = 0,
-    plan: ComputePlan | None = None,
-    rank: int = 0,
-    **fields: Any,
-) -> Trainer:
+def trainer(stream, *, bad_rows=(), loss=1.0, gradient=1.0, seed=0, plan=None, rank=0, **fields):
     torch.manual_seed(seed)
     model = Faulty(CONFIG)
     model.bad_rows = tuple(torch.as_tensor(stream.row(i).tokens) for i in bad_rows)
@@ -87,7 +69,6 @@ def trouble_of(ask: Callable[[], object]) -> Trouble:
 
 
 def said(trouble: Trouble | None) -> tuple[int, tuple[int, int], str]:
-    assert trouble is not None
     return trouble.step, trouble.rows, trouble.what
 
 
@@ -110,9 +91,7 @@ def long_text(tmp_path: Path) -> RowStream:
         ({"loss": -INF, "gradient": NAN}, "loss -inf and gradient norm nan"),
     ],
 )
-def test_a_step_that_is_not_finite_is_named_with_what_it_gave_and_its_rows(
-    text: RowStream, fault: dict[str, Any], what: str
-) -> None:
+def test_a_step_that_is_not_finite_is_named_with_what_it_gave_and_its_rows(text, fault, what):
     broken = trainer(text, bad_rows=[14], **fault)
     train(broken, 3)
     trouble = trouble_of(broken.drain_metrics)
@@ -120,14 +99,14 @@ def test_a_step_that_is_not_finite_is_named_with_what_it_gave_and_its_rows(
     assert f"step 3 (rows 12 to 17) gave {what}" in str(trouble)
 
 
-def test_the_first_of_several_wrong_steps_is_the_one_named(text: RowStream) -> None:
+def test_the_first_of_several_wrong_steps_is_the_one_named(text):
     """After a wrong step the weights are ruined, so later steps mean nothing."""
     broken = trainer(text, bad_rows=[14, 25], loss=NAN, gradient=NAN)
     train(broken, 6)
     assert said(trouble_of(broken.drain_metrics))[:2] == (3, (12, 18))
 
 
-def test_the_steps_before_a_wrong_one_are_still_reported_and_none_after_it(text: RowStream) -> None:
+def test_the_steps_before_a_wrong_one_are_still_reported_and_none_after_it(text):
     sound, broken = trainer(text), trainer(text, bad_rows=[20], loss=NAN, gradient=NAN)
     for each in (sound, broken):
         train(each, 1)
@@ -140,7 +119,7 @@ def test_the_steps_before_a_wrong_one_are_still_reported_and_none_after_it(text:
     assert all(0 < m["tokens_per_second"] < INF for m in reported)
 
 
-def test_rows_skipped_before_are_part_of_a_wrong_steps_range(text: RowStream) -> None:
+def test_rows_skipped_before_are_part_of_a_wrong_steps_range(text):
     broken = trainer(text, bad_rows=[10], loss=NAN)
     broken.skipped = [(2, 9)]
     train(broken, 1)
@@ -148,9 +127,7 @@ def test_rows_skipped_before_are_part_of_a_wrong_steps_range(text: RowStream) ->
 
 
 @pytest.mark.parametrize("fault", [{"loss": NAN, "gradient": NAN}, {"loss": 50.0}])
-def test_no_state_from_a_wrong_step_on_is_handed_out(
-    long_text: RowStream, fault: dict[str, Any]
-) -> None:
+def test_no_state_from_a_wrong_step_on_is_handed_out(long_text, fault):
     broken = trainer(long_text, bad_rows=[125], max_spike=3.0, **fault)
     train(broken, 20)
     good = whole_state(broken)
@@ -162,9 +139,7 @@ def test_no_state_from_a_wrong_step_on_is_handed_out(
     assert whole_state(broken).meta == good.meta
 
 
-def test_rolling_back_and_skipping_rows_gives_the_weights_of_a_run_without_them(
-    text: RowStream,
-) -> None:
+def test_rolling_back_and_skipping_rows_gives_the_weights_of_a_run_without_them(text):
     """Nothing of the wrong steps is left in weights, moments, counters or batches."""
     rewound = trainer(text, bad_rows=[25], loss=NAN, gradient=NAN, optimizer="muon")
     train(rewound, 2)
@@ -187,7 +162,7 @@ def test_rolling_back_and_skipping_rows_gives_the_weights_of_a_run_without_them(
 # ---------------------------------------------------------------- spikes
 
 
-def test_a_loss_above_the_bound_is_wrong_and_names_the_median(long_text: RowStream) -> None:
+def test_a_loss_above_the_bound_is_wrong_and_names_the_median(long_text):
     sound = trainer(long_text)
     train(sound, 20)
     *losses, last = [m["loss"] for m in sound.drain_metrics()]
@@ -200,25 +175,21 @@ def test_a_loss_above_the_bound_is_wrong_and_names_the_median(long_text: RowStre
 
 
 @pytest.mark.parametrize(("factor", "max_spike"), [(10.0, None), (0.01, 1.5), (10.0, 11.0)])
-def test_a_loss_within_the_bound_or_without_one_is_not_wrong(
-    long_text: RowStream, factor: float, max_spike: float | None
-) -> None:
+def test_a_loss_within_the_bound_or_without_one_is_not_wrong(long_text, factor, max_spike):
     bounded = trainer(long_text, bad_rows=[115], loss=factor, max_spike=max_spike, lr=1e-4)
     train(bounded, 21)
     assert len(bounded.drain_metrics()) == 21
 
 
 @pytest.mark.parametrize(("known", "wrong"), [(15, False), (16, True)])
-def test_a_spike_needs_sixteen_steps_to_be_measured_against(
-    long_text: RowStream, known: int, wrong: bool
-) -> None:
+def test_a_spike_needs_sixteen_steps_to_be_measured_against(long_text, known, wrong):
     """The first losses of a run say little about the next."""
     early = trainer(long_text, bad_rows=[6 * known], loss=10.0, max_spike=3.0)
     train(early, known + 1)
     assert (early.trouble() is not None) == wrong
 
 
-def test_a_resumed_run_measures_spikes_by_earlier_losses(long_text: RowStream) -> None:
+def test_a_resumed_run_measures_spikes_by_earlier_losses(long_text):
     fault: dict[str, Any] = {"bad_rows": [115], "loss": 10.0, "max_spike": 3.0}
     unbroken = trainer(long_text, **fault)
     train(unbroken, 18)
@@ -230,7 +201,7 @@ def test_a_resumed_run_measures_spikes_by_earlier_losses(long_text: RowStream) -
     assert said(resumed.trouble()) == said(unbroken.trouble())
 
 
-def test_a_checkpoint_without_recent_losses_can_be_resumed(long_text: RowStream) -> None:
+def test_a_checkpoint_without_recent_losses_can_be_resumed(long_text):
     first = trainer(long_text, max_spike=3.0)
     train(first, 18)
     state = whole_state(first)
@@ -242,7 +213,7 @@ def test_a_checkpoint_without_recent_losses_can_be_resumed(long_text: RowStream)
 
 
 @pytest.mark.parametrize("max_spike", [1.0, 0.0, -3.0, NAN])
-def test_a_bound_that_every_step_would_break_is_refused(max_spike: float) -> None:
+def test_a_bound_that_every_step_would_break_is_refused(max_spike):
     with pytest.raises(BadInput, match="max_spike"):
         TrainSettings(steps=1, global_batch=1, lr=1e-3, max_spike=max_spike)
 
@@ -274,9 +245,7 @@ def first_wrong(losses: list[float], max_spike: float) -> int | None:
     asks=st.lists(st.sampled_from(["drain", "trouble", "recent", ""]), min_size=100, max_size=100),
 )
 @settings(max_examples=50, deadline=None)
-def test_the_time_of_asking_changes_no_trouble_and_no_metrics(
-    losses: list[float], broken: int | None, asks: list[str]
-) -> None:
+def test_the_time_of_asking_changes_no_trouble_and_no_metrics(losses, broken, asks):
     """Ranks ask at different steps: rank 0 when it saves too."""
     if broken is not None and broken < len(losses):
         losses[broken] = NAN
@@ -316,7 +285,7 @@ def record(step: int, loss: float, targets: float = 8.0) -> StepRecord:
     )
 
 
-def test_a_spike_is_measured_by_the_last_64_steps() -> None:
+def test_a_spike_is_measured_by_the_last_64_steps():
     collected = StepMetrics(partial(token_flops, CONFIG), ComputePlan(threads=1), clock=lambda: 0.0)
     for step in range(1, 81):
         collected.begin_step()
@@ -324,7 +293,7 @@ def test_a_spike_is_measured_by_the_last_64_steps() -> None:
     assert collected.recent_losses() == list(range(17, 81))
 
 
-def test_a_step_without_targets_does_not_count_for_spikes() -> None:
+def test_a_step_without_targets_does_not_count_for_spikes():
     """The loss of such a step is 0. Any loss would exceed a median of such losses."""
     collected = StepMetrics(
         partial(token_flops, CONFIG), ComputePlan(threads=1), clock=lambda: 0.0, max_spike=2.0
@@ -336,7 +305,7 @@ def test_a_step_without_targets_does_not_count_for_spikes() -> None:
     assert collected.recent_losses() == [2.0] * 20
 
 
-def test_trouble_crosses_processes_whole() -> None:
+def test_trouble_crosses_processes_whole():
     trouble = Trouble(7, (36, 42), "loss nan", [{"step": 6, "loss": 2.5}])
     arrived = pickle.loads(pickle.dumps(trouble))  # noqa: S301
     assert vars(arrived) == vars(trouble)
@@ -362,6 +331,6 @@ def work(rank: int, folder: Path) -> list[Any]:
     return results
 
 
-def test_every_rank_finds_the_trouble_of_one_rank(tmp_path: Path) -> None:
+def test_every_rank_finds_the_trouble_of_one_rank(tmp_path):
     nan, inf = [4, [18, 24], "loss nan"], [4, [18, 24], "gradient norm inf"]
     assert ask_ranks(work, tmp_path, 2) == [[nan, inf], [nan, inf]]

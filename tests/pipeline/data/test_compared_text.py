@@ -24,20 +24,20 @@ def job_with(folder: Path, text: str | None) -> Job:
     return job
 
 
-def test_the_sample_is_the_one_that_other_models_were_measured_on(tmp_path: Path) -> None:
+def test_the_sample_is_the_one_that_other_models_were_measured_on(tmp_path):
     text = check_text(job_with(tmp_path, None))
     assert text.sha256 == hashlib.sha256(SAMPLE.read_bytes()).hexdigest() == SAMPLE_SHA256
     assert len(list(text.texts())) == 14  # paragraphs: enough for a standard error
 
 
-def test_a_text_file_is_read_by_paragraphs(tmp_path: Path) -> None:
+def test_a_text_file_is_read_by_paragraphs(tmp_path):
     (tmp_path / "notes.txt").write_text("one\ntwo\n\n\nthree\n")
     text = find_text(job_with(tmp_path, "notes.txt"))
     assert [found.strip() for found in text.texts()] == ["one\ntwo", "three"]
     assert text.sha256 == hashlib.sha256(b"one\ntwo\n\n\nthree\n").hexdigest()
 
 
-def test_each_line_of_json_lines_is_a_text(tmp_path: Path) -> None:
+def test_each_line_of_json_lines_is_a_text(tmp_path):
     lines = [{"text": "one\n\ntwo"}, {"text": "  "}, {"text": "three", "id": 7}]
     (tmp_path / "notes.jsonl").write_text("\n".join(map(json.dumps, lines)))
     for named in ("notes.jsonl", "."):
@@ -45,7 +45,7 @@ def test_each_line_of_json_lines_is_a_text(tmp_path: Path) -> None:
         assert list(text.texts()) == ["one\n\ntwo", "three"]
 
 
-def test_a_folder_counts_with_all_its_text_files_in_order(tmp_path: Path) -> None:
+def test_a_folder_counts_with_all_its_text_files_in_order(tmp_path):
     (tmp_path / "b.md").write_text("second")
     (tmp_path / "a.txt").write_text("first")
     (tmp_path / "c.jsonl").write_text("not read")
@@ -67,15 +67,13 @@ def test_a_folder_counts_with_all_its_text_files_in_order(tmp_path: Path) -> Non
         ("a.jsonl", b"", "evaluate.text: the corpus is empty"),
     ],
 )
-def test_what_is_no_text_is_refused_with_file_and_line(
-    tmp_path: Path, name: str, content: bytes | None, expected: str
-) -> None:
+def test_what_is_no_text_is_refused_with_file_and_line(tmp_path, name, content, expected):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(BadInput, match=expected):
         check_text(job_with(tmp_path, name))
 
 
-def test_a_folder_without_any_text_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_any_text_is_refused(tmp_path):
     with pytest.raises(BadInput, match=r"evaluate.text: no \*\.jsonl or .* file in the folder"):
         check_text(job_with(tmp_path, "."))

@@ -21,7 +21,7 @@ from pipeline.data.conversations_to_rows import pack_buffer, pack_here, write_co
 from pipeline.data.remarks import Remarks
 from pipeline.data.sources import Talk
 from pipeline.data.splits import RowFormat
-from pipeline.data.tasks import InThisProcess, Tasks
+from pipeline.data.tasks import InThisProcess
 from pipeline.data.text_to_rows import write_document_rows
 from pipeline.stages.prepare_text import tokenizer_files
 from tests.support.chat_templates import MISTRAL
@@ -54,9 +54,7 @@ def written(folder: Path, *args: Any) -> dict[str, Any]:
     return rows_of(talks(*args), folder, MISTRAL)
 
 
-def rows_of(
-    read: Iterator[tuple[bool, Talk]], folder: Path, template: str, tasks: Tasks | None = None
-) -> dict[str, Any]:
+def rows_of(read, folder, template, tasks=None):
     model = write_files("llama3", folder / "model", template)
     tokenizer = Tokenizer.from_file(model / "tokenizer.json")
     written = ChatFormat(model / "tokenizer.json", tokenizer)
@@ -68,7 +66,7 @@ def rows_of(
     return write_conversation_rows(read, pack, vocab_size, place, rows, progress)
 
 
-def test_a_few_unusable_conversations_are_skipped_counted_and_named(tmp_path: Path) -> None:
+def test_a_few_unusable_conversations_are_skipped_counted_and_named(tmp_path):
     report = written(tmp_path, {40, 41, 49})
     assert (report["train_refused"], report["held_out_refused"]) == (2, 1)
     assert report["train_conversations"] + report["held_out_conversations"] == 297
@@ -78,21 +76,19 @@ def test_a_few_unusable_conversations_are_skipped_counted_and_named(tmp_path: Pa
     assert "row 49" in third
 
 
-def test_more_than_one_in_a_hundred_end_the_preparation(tmp_path: Path) -> None:
+def test_more_than_one_in_a_hundred_end_the_preparation(tmp_path):
     with pytest.raises(BadInput, match="4 of 300 conversations can't be used") as error:
         written(tmp_path, {40, 42, 44, 46})
     named = [f"row {number}" in str(error.value) for number in (40, 42, 44, 46)]
     assert named == [True, True, True, False]
 
 
-def test_one_of_those_that_were_looked_at_before_renting_ends_the_preparation(
-    tmp_path: Path,
-) -> None:
+def test_one_of_those_that_were_looked_at_before_renting_ends_the_preparation(tmp_path):
     with pytest.raises(BadInput, match=r"row 40: the chat template refuses.*Nothing was trained"):
         written(tmp_path, {40}, 41)
 
 
-def test_system_messages_that_the_template_leaves_out_are_said(tmp_path: Path) -> None:
+def test_system_messages_that_the_template_leaves_out_are_said(tmp_path):
     told = {"role": "system", "content": "Be brief."}
     drops = MISTRAL.replace("messages -%}", "messages | rejectattr('role', 'eq', 'system') -%}")
     read = (
@@ -105,9 +101,7 @@ def test_system_messages_that_the_template_leaves_out_are_said(tmp_path: Path) -
     assert words.startswith("12 of 12 system messages are not in the text")
 
 
-def test_elsewhere_the_template_gives_the_same_rows_and_the_same_mistake(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_elsewhere_the_template_gives_the_same_rows_and_the_same_mistake(tmp_path, monkeypatch):
     monkeypatch.setattr(conversations_to_rows, "BUFFER", 16)
     here = written(tmp_path / "here", {40, 41, 49})
     there = rows_of(talks({40, 41, 49}), tmp_path / "there", MISTRAL, InThisProcess())
@@ -119,9 +113,7 @@ def test_elsewhere_the_template_gives_the_same_rows_and_the_same_mistake(
         rows_of(talks({40}, 41), tmp_path / "mistake", MISTRAL, InThisProcess())
 
 
-def test_after_an_interruption_the_counts_and_rows_are_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_after_an_interruption_the_counts_and_rows_are_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(conversations_to_rows, "BUFFER", 16)
     whole = written(tmp_path / "whole", {40, 41, 49})
     monkeypatch.setattr("pipeline.data.splits.mark", ends_at(20))
@@ -137,7 +129,7 @@ def test_after_an_interruption_the_counts_and_rows_are_the_same(
 
 
 @pytest.mark.parametrize("change", [{"split_of": "both"}, {"tokens": "many"}, {"cut": None}])
-def test_counts_that_nobody_wrote_are_counted_again(tmp_path: Path, change: Any) -> None:
+def test_counts_that_nobody_wrote_are_counted_again(tmp_path, change):
     whole = written(tmp_path, {40})
     path = tmp_path / "rows/pieces/packed.json"
     progress = json.loads(path.read_text())
@@ -159,9 +151,7 @@ def rows_of_texts(folder: Path, tokenizer: Tokenizer, texts: list[str]) -> list[
 
 
 @pytest.mark.parametrize("kind", ["llama3", "gpt2"])
-def test_a_first_token_starts_every_document_and_the_separator_ends_it(
-    tmp_path: Path, kind: str
-) -> None:
+def test_a_first_token_starts_every_document_and_the_separator_ends_it(tmp_path, kind):
     tokenizer = tokenizer_of(kind)
     first = [] if tokenizer.first is None else [tokenizer.first]
     expected = []

@@ -59,7 +59,7 @@ def corpus(tmp_path: Path) -> Path:
     ],
     ids=str,
 )
-def test_what_only_training_uses_does_not_change_it(corpus: Path, changes: dict[str, Any]) -> None:
+def test_what_only_training_uses_does_not_change_it(corpus, changes):
     assert fingerprint(corpus, **changes) == fingerprint(corpus)
 
 
@@ -79,11 +79,11 @@ def test_what_only_training_uses_does_not_change_it(corpus: Path, changes: dict[
     ],
     ids=str,
 )
-def test_what_decides_rows_changes_it(corpus: Path, changes: dict[str, Any]) -> None:
+def test_what_decides_rows_changes_it(corpus, changes):
     assert fingerprint(corpus, **changes) != fingerprint(corpus)
 
 
-def test_another_place_and_another_time_of_the_same_bytes_do_not_change_it(corpus: Path) -> None:
+def test_another_place_and_another_time_of_the_same_bytes_do_not_change_it(corpus):
     before = fingerprint(corpus)
     (corpus / "corpus.jsonl").rename(corpus / "moved.jsonl")
     os.utime(corpus / "moved.jsonl", (1, 1))
@@ -92,7 +92,7 @@ def test_another_place_and_another_time_of_the_same_bytes_do_not_change_it(corpu
     )
 
 
-def test_one_more_byte_in_the_same_place_changes_it(corpus: Path) -> None:
+def test_one_more_byte_in_the_same_place_changes_it(corpus):
     before = fingerprint(corpus)
     status = (corpus / "corpus.jsonl").stat()
     content = (corpus / "corpus.jsonl").read_text().replace("river", "rider", 1)
@@ -102,9 +102,7 @@ def test_one_more_byte_in_the_same_place_changes_it(corpus: Path) -> None:
     assert fingerprint(corpus) != before
 
 
-def test_another_start_reads_no_text_again_and_finds_the_same(
-    corpus: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_start_reads_no_text_again_and_finds_the_same(corpus, monkeypatch):
     monkeypatch.setattr(verified, "JUST_CHANGED", -1e6)
     before = fingerprint(corpus)
 
@@ -116,7 +114,7 @@ def test_another_start_reads_no_text_again_and_finds_the_same(
     assert fingerprint(corpus) == before
 
 
-def test_a_tokenizer_counts_by_its_bytes_and_not_by_its_place(corpus: Path) -> None:
+def test_a_tokenizer_counts_by_its_bytes_and_not_by_its_place(corpus):
     before = fingerprint(corpus, **BY_FILE)
     (corpus / "tokenizer.json").rename(corpus / "moved.json")
     moved = BY_FILE | {"tokenizer": {"file": "moved.json"}}
@@ -125,9 +123,7 @@ def test_a_tokenizer_counts_by_its_bytes_and_not_by_its_place(corpus: Path) -> N
     assert fingerprint(corpus, **moved) != before
 
 
-def test_another_way_to_read_text_files_makes_other_data_of_text_files_only(
-    corpus: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_way_to_read_text_files_makes_other_data_of_text_files_only(corpus, monkeypatch):
     text = {"sources": [{"kind": "text", "path": "corpus.jsonl"}]}
     before = fingerprint(corpus, data=text), fingerprint(corpus)
     monkeypatch.setattr(module, "TEXT_FORMAT", 1)
@@ -135,9 +131,7 @@ def test_another_way_to_read_text_files_makes_other_data_of_text_files_only(
     assert fingerprint(corpus) == before[1]
 
 
-def test_another_way_to_read_records_makes_other_data_of_conversations_only(
-    corpus: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_way_to_read_records_makes_other_data_of_conversations_only(corpus, monkeypatch):
     job, text = make_job(corpus), fingerprint(corpus)
     talks = find_input(job, JsonlFiles(kind="jsonl", path="corpus.jsonl"), "sft.sources.0")
 
@@ -152,9 +146,7 @@ def test_another_way_to_read_records_makes_other_data_of_conversations_only(
 
 
 @pytest.mark.parametrize("what", ["python", "format"])
-def test_another_python_and_another_prepare_make_other_data(
-    corpus: Path, monkeypatch: pytest.MonkeyPatch, what: str
-) -> None:
+def test_another_python_and_another_prepare_make_other_data(corpus, monkeypatch, what):
     standard = {"sources": [{"kind": "python-docs"}]}
     before = fingerprint(corpus, data=standard)
     change: Callable[[], None] = {
@@ -165,7 +157,7 @@ def test_another_python_and_another_prepare_make_other_data(
     assert fingerprint(corpus, data=standard) != before
 
 
-def test_other_items_in_the_same_evaluation_set_are_other_data(corpus: Path) -> None:
+def test_other_items_in_the_same_evaluation_set_are_other_data(corpus):
     data, found = {"clean": {"decontaminate": ["pack.jsonl"]}}, []
     for answer in ("a", "b"):
         question = {"context": "why", "choices": ["no", answer], "answer": 1}

@@ -2,7 +2,6 @@
 
 import io
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -43,7 +42,7 @@ def described(source: HubNpyShards, seq_len: int = SEQ_LEN) -> list[Shard]:
     return hub_shards(source, pin(source.repo, source.revision), seq_len)
 
 
-def test_shards_are_described_without_downloading_them(hub: HubServer) -> None:
+def test_shards_are_described_without_downloading_them(hub):
     files = {f"shard_{i}.npy": shard(1000 * (i + 1)) for i in range(3)} | {"README.md": b"#"}
     commit = hub.add_repo("user/shards", "dataset", files)
     shards = described(npy_source())
@@ -57,26 +56,26 @@ def test_shards_are_described_without_downloading_them(hub: HubServer) -> None:
     assert hub.count("GET /datasets/.*/resolve/") == 1  # the header of the first shard
 
 
-def test_rows_longer_than_seq_len_are_counted_as_several(hub: HubServer) -> None:
+def test_rows_longer_than_seq_len_are_counted_as_several(hub):
     hub.add_repo("user/shards", "dataset", {"shard_0.npy": shard(5, row_ids=4 * SEQ_LEN)})
     assert described(npy_source())[0].rows == 20
 
 
-def test_a_repository_that_changes_later_is_still_read_at_the_pinned_commit(hub: HubServer) -> None:
+def test_a_repository_that_changes_later_is_still_read_at_the_pinned_commit(hub):
     hub.add_repo("user/shards", "dataset", {"shard_0.npy": shard(4)})
     commit = pin("user/shards", None)
     hub.add_repo("user/shards", "dataset", {"shard_0.npy": shard(9), "shard_1.npy": shard(9)})
     assert [s.rows for s in hub_shards(npy_source(), commit, SEQ_LEN)] == [4]
 
 
-def test_the_first_rows_of_a_range_are_read_without_the_rest(hub: HubServer) -> None:
+def test_the_first_rows_of_a_range_are_read_without_the_rest(hub):
     hub.add_repo("user/shards", "dataset", {"shard_0.npy": shard(1000)})
     whole = described(npy_source())[0]
     rows = read_hub_rows(replace(whole, start=900, rows=100), 3, SEQ_LEN)
     assert rows.tolist() == np.arange(900 * 32, 903 * 32).reshape(3, 32).tolist()
 
 
-def test_a_data_set_is_streamed_up_to_max_documents(hub: HubServer) -> None:
+def test_a_data_set_is_streamed_up_to_max_documents(hub):
     lines = b"".join(b'{"text": "document %d"}\n' % i for i in range(10))
     commit = hub.add_repo("user/text", "dataset", {"train.jsonl": lines})
     source = HubDataset(kind="hub", repo="user/text", max_documents=3)
@@ -85,7 +84,7 @@ def test_a_data_set_is_streamed_up_to_max_documents(hub: HubServer) -> None:
     assert records[2].origin == "user/text row 3"
 
 
-def test_a_tokenizer_is_fetched(hub: HubServer) -> None:
+def test_a_tokenizer_is_fetched(hub):
     hub.add_repo("user/model", files={"tok/tokenizer.json": b"{}"})
     assert hub_tokenizer("user/model", None, "tok/tokenizer.json").read_text() == "{}"
 
@@ -108,13 +107,8 @@ PAGE = "https://huggingface.co/datasets/user/shards"
     ids=["absent", "private", "gated", "a wrong token", "no such revision"],
 )
 def test_a_repository_that_can_not_be_read_is_refused_with_what_to_do(
-    hub: HubServer,
-    monkeypatch: pytest.MonkeyPatch,
-    options: dict[str, bool] | None,
-    token: str | None,
-    revision: str | None,
-    why: str,
-) -> None:
+    hub, monkeypatch, options, token, revision, why
+):
     if options is not None:
         hub.add_repo("user/shards", "dataset", {"shard_0.npy": shard(4)}, **options)
     if token is None:
@@ -125,13 +119,13 @@ def test_a_repository_that_can_not_be_read_is_refused_with_what_to_do(
         described(npy_source(revision=revision))
 
 
-def test_a_read_token_is_enough_to_read(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_token_is_enough_to_read(hub, monkeypatch):
     hub.add_repo("user/shards", "dataset", {"shard_0.npy": shard(4)}, private=True)
     monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
     assert described(npy_source())[0].rows == 4
 
 
-def test_a_pattern_that_matches_no_file_is_bad_input(hub: HubServer) -> None:
+def test_a_pattern_that_matches_no_file_is_bad_input(hub):
     hub.add_repo("user/shards", "dataset", {"data.npy": shard(4)})
     with pytest.raises(BadInput, match=r"no file matches pattern 'shard_\*\.npy'"):
         described(npy_source())
@@ -146,29 +140,27 @@ def test_a_pattern_that_matches_no_file_is_bad_input(hub: HubServer) -> None:
         (shard(4, row_ids=SEQ_LEN + 1), "can't be read as rows of seq_len 32"),
     ],
 )
-def test_a_file_that_is_no_shard_is_named(hub: HubServer, content: bytes, problem: str) -> None:
+def test_a_file_that_is_no_shard_is_named(hub, content, problem):
     hub.add_repo("user/shards", "dataset", {"shard_0.npy": content})
     with pytest.raises(BadInput, match=f"user/shards/shard_0.npy: .*{problem}"):
         described(npy_source())
 
 
-def test_a_shard_of_another_shape_than_the_first_is_named(hub: HubServer) -> None:
+def test_a_shard_of_another_shape_than_the_first_is_named(hub):
     files = {"shard_0.npy": shard(4), "shard_1.npy": shard(4)[:-4]}
     hub.add_repo("user/shards", "dataset", files)
     with pytest.raises(BadInput, match=r"user/shards/shard_1\.npy: .* not a whole number of rows"):
         described(npy_source())
 
 
-def test_a_split_that_is_not_there_names_those_that_are(hub: HubServer) -> None:
+def test_a_split_that_is_not_there_names_those_that_are(hub):
     commit = hub.add_repo("user/text", "dataset", {"train.jsonl": b'{"text": "x"}\n'})
     source = HubDataset(kind="hub", repo="user/text", split="test")
     with pytest.raises(BadInput, match=r"test.*\['train'\]"):
         list(hub_records(source, commit, ("text",)))
 
 
-def test_a_hub_out_of_reach_is_said_so_and_is_not_the_users_fault(
-    hub: HubServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hub_out_of_reach_is_said_so_and_is_not_the_users_fault(hub, monkeypatch):
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
@@ -209,18 +201,14 @@ def pictures(address: str) -> bytes:
         (("other",), [{"text": NOT_READ, "image": NOT_READ}]),
     ],
 )
-def test_the_address_of_a_picture_is_never_opened(
-    hub: HubServer, columns: tuple[str, ...], rows: list[dict[str, object]]
-) -> None:
+def test_the_address_of_a_picture_is_never_opened(hub, columns, rows):
     address = f"{hub.url}/picture.png"
     found = streamed(hub, {"train.parquet": pictures(address)}, *columns)
     assert str(found) == str(rows).replace("URL", address)
     assert hub.count("GET .*/picture.png") == hub.count("HEAD .*/picture.png") == 0
 
 
-def test_of_a_row_only_the_columns_asked_for_are_read_and_the_others_are_named(
-    hub: HubServer,
-) -> None:
+def test_of_a_row_only_the_columns_asked_for_are_read_and_the_others_are_named(hub):
     lines = b'{"text": "a", "other": 1}\n{"text": "b", "other": 2}\n'
     expected = [{"text": text, "other": NOT_READ} for text in "ab"]
     assert streamed(hub, {"train.jsonl": lines}, "text") == expected
@@ -240,9 +228,7 @@ def test_of_a_row_only_the_columns_asked_for_are_read_and_the_others_are_named(
         ({"README.md": b"---\na: [\n---\n", "a.jsonl": b"{}"}, "Hub data set user/rows"),
     ],
 )
-def test_a_hostile_data_set_is_bad_input(
-    hub: HubServer, files: dict[str, bytes], reason: str
-) -> None:
+def test_a_hostile_data_set_is_bad_input(hub, files, reason):
     with pytest.raises(BadInput, match=reason):
         streamed(hub, files, "text")
 
@@ -251,9 +237,7 @@ def test_a_hostile_data_set_is_bad_input(
     ("place", "reason"),
     [("secret.txt", "don't belong to user/rows"), ("URL/secret.txt", "there is no such file")],
 )
-def test_a_data_set_that_names_files_elsewhere_is_refused(
-    hub: HubServer, tmp_path: Path, place: str, reason: str
-) -> None:
+def test_a_data_set_that_names_files_elsewhere_is_refused(hub, tmp_path, place, reason):
     (tmp_path / "secret.txt").write_text("my secret")
     path = place.replace("URL", hub.url) if "URL" in place else tmp_path / place
     card = f"---\nconfigs:\n- config_name: default\n  data_files: {path}\n---\n"
@@ -261,7 +245,7 @@ def test_a_data_set_that_names_files_elsewhere_is_refused(
         streamed(hub, {"README.md": card.encode(), "train.jsonl": b"{}"}, "text")
 
 
-def test_an_error_that_is_not_about_the_hub_keeps_its_cause() -> None:
+def test_an_error_that_is_not_about_the_hub_keeps_its_cause():
     def fail() -> None:
         with explained(OnHub("user/data")):
             raise ZeroDivisionError from KeyError("x")

@@ -51,20 +51,19 @@ def read(folder: Path, source: Any, remarks: Remarks | None = None) -> list[Read
 JSONL = JsonlFiles(kind="jsonl", path="prefs.jsonl")
 
 
-def test_json_lines_give_pairs_with_their_line(tmp_path: Path) -> None:
+def test_json_lines_give_pairs_with_their_line(tmp_path):
     write_jsonl(tmp_path / "prefs.jsonl", [pair_of(1), pair_of(2)])
     found = read(tmp_path, JSONL)
     assert [one.kind for one in found] == ["pairs", "pairs"]
     assert all(one.required for one in found)
     second = found[1].preference
-    assert isinstance(second, Pair)
     assert second.chosen.where == f"{tmp_path}/prefs.jsonl:2"
     assert second.chosen.messages[0]["content"] == pair_of(2)["prompt"]
 
 
 def test_pairs_about_the_library_are_held_out_with_the_files_that_pretraining_holds_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tmp_path, monkeypatch
+):
     pairs = [parse_preference(pair_of(n), f"file{n % 20}.py") for n in range(40)]
     monkeypatch.setattr(module, "docs_pairs", lambda better: pairs)
     found = read(tmp_path, PythonDocsPrefer(kind="python-docs-prefer"))
@@ -75,7 +74,7 @@ def test_pairs_about_the_library_are_held_out_with_the_files_that_pretraining_ho
     assert [one.preference for one in found] == pairs
 
 
-def test_parquet_gives_pairs_of_lists_whose_other_keys_are_null(tmp_path: Path) -> None:
+def test_parquet_gives_pairs_of_lists_whose_other_keys_are_null(tmp_path):
     import pyarrow
     import pyarrow.parquet
 
@@ -97,7 +96,7 @@ def test_parquet_gives_pairs_of_lists_whose_other_keys_are_null(tmp_path: Path) 
     assert pairs[1].rejected.where == f"{tmp_path}/prefs.parquet row 2"
 
 
-def test_answers_with_labels_are_another_kind_of_rows(tmp_path: Path) -> None:
+def test_answers_with_labels_are_another_kind_of_rows(tmp_path):
     write_jsonl(tmp_path / "prefs.jsonl", [label_of(0), label_of(1)])
     found = read(tmp_path, JSONL)
     assert [one.kind for one in found] == ["labels", "labels"]
@@ -105,7 +104,7 @@ def test_answers_with_labels_are_another_kind_of_rows(tmp_path: Path) -> None:
     assert desired == [False, True]
 
 
-def test_a_source_with_both_kinds_is_refused(tmp_path: Path) -> None:
+def test_a_source_with_both_kinds_is_refused(tmp_path):
     write_jsonl(tmp_path / "prefs.jsonl", [pair_of(1), pair_of(2), label_of(3)])
     with pytest.raises(BadInput) as error:
         read(tmp_path, JSONL)
@@ -115,9 +114,7 @@ def test_a_source_with_both_kinds_is_refused(tmp_path: Path) -> None:
     )
 
 
-def test_of_the_hub_only_the_first_records_must_be_usable(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_the_hub_only_the_first_records_must_be_usable(tmp_path, monkeypatch):
     write_corpus(tmp_path / "corpus.jsonl", 1)
     job, source = make_job(tmp_path), HubDataset(kind="hub", repo="user/prefs")
     records = [pair_of(0), pair_of(1), {"text": "?"}, label_of(2), pair_of(3)]
@@ -137,7 +134,7 @@ def test_of_the_hub_only_the_first_records_must_be_usable(
         list(preferences(job, Input(source, KEY, "commit")))
 
 
-def test_other_names_of_roles_are_said(tmp_path: Path) -> None:
+def test_other_names_of_roles_are_said(tmp_path):
     chosen = [{"role": "Human", "content": "Hi"}, {"role": "bot", "content": "a"}]
     rejected = [{"role": "Human", "content": "Hi"}, {"role": "model", "content": "b"}]
     openai = {
@@ -153,10 +150,9 @@ def test_other_names_of_roles_are_said(tmp_path: Path) -> None:
     assert "'prompter' as user" in words
 
 
-def test_half_characters_become_question_marks(tmp_path: Path) -> None:
+def test_half_characters_become_question_marks(tmp_path):
     write_jsonl(tmp_path / "prefs.jsonl", [pair_of(1, chosen="a \ud800 b")])
     (found,) = read(tmp_path, JSONL)
-    assert isinstance(found.preference, Pair)
     assert found.preference.chosen.messages[-1]["content"] == "a ? b"
 
 
@@ -180,9 +176,7 @@ def pairs_in(folder: Path, split: str, out: str = "rows") -> list[tuple[str, str
 
 
 @pytest.mark.parametrize("template", [None, ("smollm2", CHATML), ("qwen", QWEN3)])
-def test_every_pair_is_in_one_row_of_one_split_with_both_answers(
-    tmp_path: Path, template: tuple[str, str] | None
-) -> None:
+def test_every_pair_is_in_one_row_of_one_split_with_both_answers(tmp_path, template):
     records = [pair_of(n) for n in range(60)]
     write_jsonl(tmp_path / "prefs.jsonl", records)
     summary = write_rows(tmp_path, template=template, seq_len=768, context=512)
@@ -199,9 +193,7 @@ def test_every_pair_is_in_one_row_of_one_split_with_both_answers(
     assert read_rows(tmp_path, "train").manifest.kind == "pairs"
 
 
-def test_a_source_may_say_itself_what_is_held_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_source_may_say_itself_what_is_held_out(tmp_path, monkeypatch):
     made = [parse_preference(pair_of(n), f"file{n}.py") for n in range(120)]
     monkeypatch.setattr("pipeline.data.preferences.docs_pairs", lambda better: made)
     write_rows(tmp_path, source=PythonDocsPrefer(kind="python-docs-prefer"), seq_len=768)
@@ -214,7 +206,7 @@ def test_a_source_may_say_itself_what_is_held_out(
             assert in_held_out_file(f"file{number}.py", share) is (split == "held_out")
 
 
-def test_pairs_with_one_prompt_are_all_in_one_split(tmp_path: Path) -> None:
+def test_pairs_with_one_prompt_are_all_in_one_split(tmp_path):
     """Not by pair: a model that was trained on a prompt would be measured on it."""
     records = [
         {**pair_of(20 * n + k), "prompt": pair_of(n)["prompt"]} for n in range(40) for k in range(3)
@@ -227,7 +219,7 @@ def test_pairs_with_one_prompt_are_all_in_one_split(tmp_path: Path) -> None:
     assert len(prompts["held_out"]) > 0
 
 
-def test_another_seed_holds_out_other_prompts(tmp_path: Path) -> None:
+def test_another_seed_holds_out_other_prompts(tmp_path):
     write_jsonl(tmp_path / "prefs.jsonl", [pair_of(n) for n in range(60)])
     held_out = []
     for seed in (1, 2, 1):
@@ -236,7 +228,7 @@ def test_another_seed_holds_out_other_prompts(tmp_path: Path) -> None:
     assert held_out[0] == held_out[2] != held_out[1]
 
 
-def test_labelled_answers_are_sequences_with_their_label(tmp_path: Path) -> None:
+def test_labelled_answers_are_sequences_with_their_label(tmp_path):
     records = [label_of(n) for n in range(40)]
     write_jsonl(tmp_path / "prefs.jsonl", records)
     summary = write_rows(tmp_path)
@@ -249,7 +241,7 @@ def test_labelled_answers_are_sequences_with_their_label(tmp_path: Path) -> None
         assert one[2] is record["label"]
 
 
-def test_sequences_are_counted_for_each_row(tmp_path: Path) -> None:
+def test_sequences_are_counted_for_each_row(tmp_path):
     write_jsonl(tmp_path / "prefs.jsonl", [pair_of(n) for n in range(60)])
     write_rows(tmp_path)
     for split in SPLITS:
@@ -265,14 +257,13 @@ def test_sequences_are_counted_for_each_row(tmp_path: Path) -> None:
         assert counts.tolist() == [0, *np.cumsum([len(one) for one in sides]).tolist()]  # type: ignore[arg-type]
 
 
-def test_no_row_has_a_position_beyond_the_context(tmp_path: Path) -> None:
+def test_no_row_has_a_position_beyond_the_context(tmp_path):
     """Tables of positions are as long as the context, and a row of pairs may be longer."""
     write_jsonl(tmp_path / "prefs.jsonl", [pair_of(n) for n in range(60)])
     write_rows(tmp_path, seq_len=1024, context=60)
     rows = read_rows(tmp_path, "train")
     order = RowOrder(rows.manifest.shard_rows, rows.manifest.fingerprint, 0, 2)
     batch = RowStream([(rows, order)]).batch(range(rows.manifest.rows))
-    assert batch.positions is not None
     assert batch.documents is not None
     assert int(batch.positions.max()) < 60
     padding = batch.documents == -1
@@ -280,7 +271,7 @@ def test_no_row_has_a_position_beyond_the_context(tmp_path: Path) -> None:
     assert not batch.positions[padding].any()
 
 
-def test_a_pair_longer_than_a_row_is_left_out_and_counted(tmp_path: Path) -> None:
+def test_a_pair_longer_than_a_row_is_left_out_and_counted(tmp_path):
     long = pair_of(99, rejected=" ".join(pair_of(n)["chosen"] for n in range(8)))
     write_jsonl(tmp_path / "prefs.jsonl", [*(pair_of(n) for n in range(40)), long])
     summary = write_rows(tmp_path, seq_len=128, context=512)
@@ -289,7 +280,7 @@ def test_a_pair_longer_than_a_row_is_left_out_and_counted(tmp_path: Path) -> Non
     assert summary.train.items + summary.held_out.items == 40
 
 
-def test_what_the_template_refuses_ends_the_preparation_with_its_line(tmp_path: Path) -> None:
+def test_what_the_template_refuses_ends_the_preparation_with_its_line(tmp_path):
     write_jsonl(tmp_path / "prefs.jsonl", [pair_of(0), pair_of(1)])
     refusing = CHATML + "{%- if 'x' -%}{{- raise_exception('not today') -}}{%- endif -%}"
     refusing = refusing.replace("'x'", repr(pair_of(1)["chosen"]) + " in messages[-1].content")
@@ -311,9 +302,7 @@ def of_the_hub(monkeypatch: pytest.MonkeyPatch, unusable: int) -> None:
     monkeypatch.setattr("tests.support.preference_files.preferences", read)
 
 
-def test_a_few_unusable_pairs_of_the_hub_are_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_few_unusable_pairs_of_the_hub_are_counted(tmp_path, monkeypatch):
     write_jsonl(tmp_path / "prefs.jsonl", [pair_of(n) for n in range(100)])
     of_the_hub(monkeypatch, 1)
     summary = write_rows(tmp_path)
@@ -321,9 +310,7 @@ def test_a_few_unusable_pairs_of_the_hub_are_counted(
     assert summary.train.items + summary.held_out.items == 99
 
 
-def test_more_than_one_in_a_hundred_end_the_preparation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_more_than_one_in_a_hundred_end_the_preparation(tmp_path, monkeypatch):
     write_jsonl(tmp_path / "prefs.jsonl", [pair_of(n) for n in range(100)])
     of_the_hub(monkeypatch, 2)
     with pytest.raises(BadInput, match=r"2 of 100 preferences can't be used.*row 1: broken; user"):
@@ -334,9 +321,7 @@ def test_more_than_one_in_a_hundred_end_the_preparation(
 
 
 @pytest.mark.parametrize("call", [1, 6, 13, 33, 35])
-def test_after_an_interruption_the_counts_and_rows_are_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
-) -> None:
+def test_after_an_interruption_the_counts_and_rows_are_the_same(tmp_path, monkeypatch, call):
     monkeypatch.setattr(preferences_to_rows, "BUFFER", 8)
     records = [pair_of(n, **({"chosen": ""} if n % 9 == 0 else {})) for n in range(64)]
     write_jsonl(tmp_path / "prefs.jsonl", records)
@@ -350,9 +335,7 @@ def test_after_an_interruption_the_counts_and_rows_are_the_same(
     assert files_of(tmp_path / "broken") == files_of(tmp_path / "whole")
 
 
-def test_an_interrupted_call_does_not_encode_finished_buffers_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_call_does_not_encode_finished_buffers_again(tmp_path, monkeypatch):
     monkeypatch.setattr(preferences_to_rows, "BUFFER", 8)
     write_jsonl(tmp_path / "prefs.jsonl", [pair_of(n) for n in range(64)])
     with monkeypatch.context() as patch:
@@ -371,7 +354,7 @@ def test_an_interrupted_call_does_not_encode_finished_buffers_again(
 
 
 @pytest.mark.parametrize("setting", ["held_out", "seed", "context"])
-def test_rows_of_other_settings_are_written_again(tmp_path: Path, setting: str) -> None:
+def test_rows_of_other_settings_are_written_again(tmp_path, setting):
     write_jsonl(tmp_path / "prefs.jsonl", [pair_of(n) for n in range(40)])
     other = {"held_out": 0.4, "seed": 7, "context": 60}[setting]
     write_rows(tmp_path)
@@ -381,9 +364,7 @@ def test_rows_of_other_settings_are_written_again(tmp_path: Path, setting: str) 
         assert (tmp_path / "rows" / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes()
 
 
-def test_progress_that_nobody_wrote_is_packed_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_progress_that_nobody_wrote_is_packed_again(tmp_path, monkeypatch):
     monkeypatch.setattr(preferences_to_rows, "BUFFER", 8)
     write_jsonl(tmp_path / "prefs.jsonl", [pair_of(n) for n in range(20)])
     whole = write_rows(tmp_path)

@@ -39,9 +39,7 @@ def remarks_on(folder: Path, records: list[dict[str, Any]], stage: str = "sft") 
 
 
 @pytest.mark.parametrize("stage", ["sft", "table"])
-def test_keys_that_are_not_read_are_named_with_how_many_records_have_them(
-    tmp_path: Path, stage: str
-) -> None:
+def test_keys_that_are_not_read_are_named_with_how_many_records_have_them(tmp_path, stage):
     records = [{"messages": TURNS, "id": 1, "source": "a"}, {"messages": TURNS, "id": 2}]
     (said,) = remarks_on(tmp_path, records, stage).in_words()
     # Of a table, a column that is not read is not looked into.
@@ -49,7 +47,7 @@ def test_keys_that_are_not_read_are_named_with_how_many_records_have_them(
     assert said == (f"not read: 'id' (2 of 2 records), 'source' ({sources} of 2 records)")
 
 
-def test_what_is_read_and_what_is_empty_is_not_said(tmp_path: Path) -> None:
+def test_what_is_read_and_what_is_empty_is_not_said(tmp_path):
     record = {"messages": TURNS, "system": "Be brief.", "tools": [], "label": None, "images": []}
     remarks = remarks_on(tmp_path, [record])
     assert (remarks.in_words(), remarks.warnings()) == ([], [])
@@ -58,18 +56,18 @@ def test_what_is_read_and_what_is_empty_is_not_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "key", ["history", "weight", "train", "label", "instruction", "thinking", "rejected_response"]
 )
-def test_a_key_that_means_something_and_is_not_read_is_a_warning(tmp_path: Path, key: str) -> None:
+def test_a_key_that_means_something_and_is_not_read_is_a_warning(tmp_path, key):
     remarks = remarks_on(tmp_path, [{"messages": TURNS, key: "x"}, {"messages": TURNS}])
     assert remarks.in_words() == []
     assert remarks.warnings() == [f"not read: {key!r} (1 of 2 records)"]
 
 
-def test_a_second_system_message_is_not_read_and_said(tmp_path: Path) -> None:
+def test_a_second_system_message_is_not_read_and_said(tmp_path):
     told = {"messages": [{"role": "system", "content": "Be brief."}, *TURNS], "system": "Be long."}
     assert remarks_on(tmp_path, [told]).warnings() == ["not read: 'system' (1 of 1 records)"]
 
 
-def test_which_columns_have_the_question_and_the_answer_is_said(tmp_path: Path) -> None:
+def test_which_columns_have_the_question_and_the_answer_is_said(tmp_path):
     records = [
         {"instruction": "Add.", "input": "1, 2", "output": "3"},
         {"instruction": "Hi", "input": "", "output": "Yes"},
@@ -82,14 +80,14 @@ def test_which_columns_have_the_question_and_the_answer_is_said(tmp_path: Path) 
     ]
 
 
-def test_preferences_say_it_too(tmp_path: Path) -> None:
+def test_preferences_say_it_too(tmp_path):
     pair = {"prompt": "a", "chosen": "b", "rejected": "c", "id": 7, "weight": 2}
     remarks = remarks_on(tmp_path, [pair], "prefer")
     assert remarks.in_words() == ["not read: 'id' (1 of 1 records)"]
     assert remarks.warnings() == ["not read: 'weight' (1 of 1 records)"]
 
 
-def test_of_very_many_keys_the_first_are_named(tmp_path: Path) -> None:
+def test_of_very_many_keys_the_first_are_named(tmp_path):
     record = {"messages": TURNS, **{f"k{number}": 1 for number in range(NAMED + 3)}}
     (said,) = remarks_on(tmp_path, [record]).in_words()
     assert said.count("'k") == NAMED
@@ -112,8 +110,8 @@ ADVICE = "With sft.seq_len=128, 95% of them are whole, and the model's context m
     ],
 )
 def test_conversations_that_rows_do_not_hold_are_a_warning_if_they_are_many(
-    dropped: int, cut: int, fits: int, said: list[str], many: bool
-) -> None:
+    dropped, cut, fits, said, many
+):
     counts = {"conversations": 90 - dropped, "dropped": dropped, "cut": cut, "fits": fits}
     report = {f"train_{name}": count for name, count in counts.items()}
     report |= {"held_out_conversations": 10, "held_out_dropped": 0, "held_out_cut": 0}
@@ -122,6 +120,6 @@ def test_conversations_that_rows_do_not_hold_are_a_warning_if_they_are_many(
     assert shortened(report, 64, "train", "held_out") == (words, many)
 
 
-def test_nothing_is_said_of_a_split_without_conversations() -> None:
+def test_nothing_is_said_of_a_split_without_conversations():
     report = dict.fromkeys(("train_conversations", "train_dropped", "train_cut", "train_fits"), 0)
     assert shortened(report, 64, "train") == ("", False)

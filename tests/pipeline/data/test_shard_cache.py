@@ -98,9 +98,7 @@ def hub_stream(cache: ShardCache) -> CachedStream:
     return stream_of(hub_shards(source, pin(source.repo, None), SEQ_LEN), cache)
 
 
-def test_an_epoch_larger_than_the_disk_is_read_whole_and_within_the_budget(
-    hub: HubServer, tmp_path: Path
-) -> None:
+def test_an_epoch_larger_than_the_disk_is_read_whole_and_within_the_budget(hub, tmp_path):
     cache = ShardCache(tmp_path / "cache", 4 * BYTES)
     stream = hub_stream(cache)
     seen = set()
@@ -112,7 +110,7 @@ def test_an_epoch_larger_than_the_disk_is_read_whole_and_within_the_budget(
     assert seen == {(s, r) for s in range(SHARDS) for r in range(ROWS)}
 
 
-def test_the_shards_needed_next_are_fetched_before_they_are_asked_for(tmp_path: Path) -> None:
+def test_the_shards_needed_next_are_fetched_before_they_are_asked_for(tmp_path):
     fetched = threading.Semaphore(0)
     downloads = Downloads(lambda name: fetched.release())
     cache = ShardCache(tmp_path, 5 * BYTES, downloads)
@@ -125,7 +123,7 @@ def test_the_shards_needed_next_are_fetched_before_they_are_asked_for(tmp_path: 
     assert set(downloads.names) == set(ahead)
 
 
-def test_a_shard_that_is_needed_waits_for_no_other_download(tmp_path: Path) -> None:
+def test_a_shard_that_is_needed_waits_for_no_other_download(tmp_path):
     began, go_on = threading.Event(), threading.Event()
 
     def hold_back(name: str) -> None:
@@ -143,7 +141,7 @@ def test_a_shard_that_is_needed_waits_for_no_other_download(tmp_path: Path) -> N
     cache.close()
 
 
-def test_a_shard_in_the_window_is_never_evicted(tmp_path: Path) -> None:
+def test_a_shard_in_the_window_is_never_evicted(tmp_path):
     downloads = Downloads()
     cache = ShardCache(tmp_path, 2 * BYTES, downloads)
     stream = stream_of([a_shard(i) for i in range(SHARDS)], cache)
@@ -154,7 +152,7 @@ def test_a_shard_in_the_window_is_never_evicted(tmp_path: Path) -> None:
     assert sorted(downloads.names) == sorted(window)  # each exactly once
 
 
-def test_a_shard_needed_next_is_not_evicted_for_one_that_is_not(tmp_path: Path) -> None:
+def test_a_shard_needed_next_is_not_evicted_for_one_that_is_not(tmp_path):
     cache = ShardCache(tmp_path, 2 * BYTES, Downloads())
     needed = [a_shard(0), a_shard(1)]
     cache.want(needed)
@@ -164,7 +162,7 @@ def test_a_shard_needed_next_is_not_evicted_for_one_that_is_not(tmp_path: Path) 
     assert all(path.exists() for path in paths)
 
 
-def test_a_used_shard_makes_room_and_its_mapping_is_let_go(tmp_path: Path) -> None:
+def test_a_used_shard_makes_room_and_its_mapping_is_let_go(tmp_path):
     cache = ShardCache(tmp_path, 1 * BYTES, Downloads())
     first, second = a_shard(0), a_shard(1)
     released: list[str] = []
@@ -176,7 +174,7 @@ def test_a_used_shard_makes_room_and_its_mapping_is_let_go(tmp_path: Path) -> No
     assert cached_bytes(tmp_path) == BYTES
 
 
-def test_a_transfer_that_breaks_off_is_resumed(hub: HubServer, tmp_path: Path) -> None:
+def test_a_transfer_that_breaks_off_is_resumed(hub, tmp_path):
     cache = ShardCache(tmp_path / "cache", 4 * BYTES)
     stream = hub_stream(cache)
     hub.truncate("GET .*/resolve/.*shard_", times=3)
@@ -184,9 +182,7 @@ def test_a_transfer_that_breaks_off_is_resumed(hub: HubServer, tmp_path: Path) -
     cache.close()
 
 
-def test_a_corrupted_transfer_is_fetched_again_and_at_last_an_error_names_the_shard(
-    hub: HubServer, tmp_path: Path
-) -> None:
+def test_a_corrupted_transfer_is_fetched_again_and_at_last_an_error_names_the_shard(hub, tmp_path):
     cache = ShardCache(tmp_path / "cache", 4 * BYTES)
     source = HubNpyShards(kind="hub-npy", repo="user/shards")
     third, fourth = hub_shards(source, pin(source.repo, None), SEQ_LEN)[2:4]
@@ -200,7 +196,7 @@ def test_a_corrupted_transfer_is_fetched_again_and_at_last_an_error_names_the_sh
     assert len(list((tmp_path / "cache").glob("*.npy"))) == 1
 
 
-def test_a_partial_file_is_never_visible_under_the_shards_name(tmp_path: Path) -> None:
+def test_a_partial_file_is_never_visible_under_the_shards_name(tmp_path):
     def half(shard: Shard, folder: Path) -> Path:
         path = folder / shard.name
         path.write_bytes(content(0)[: BYTES // 2])
@@ -212,9 +208,7 @@ def test_a_partial_file_is_never_visible_under_the_shards_name(tmp_path: Path) -
     assert not list(tmp_path.glob("*.npy"))
 
 
-def test_a_file_from_an_earlier_start_is_fetched_again_only_if_it_is_damaged(
-    tmp_path: Path,
-) -> None:
+def test_a_file_from_an_earlier_start_is_fetched_again_only_if_it_is_damaged(tmp_path):
     path = ShardCache(tmp_path, BYTES, Downloads()).path_of(a_shard(0))
     downloads = Downloads()
     ShardCache(tmp_path, BYTES, downloads).path_of(a_shard(0))
@@ -226,7 +220,7 @@ def test_a_file_from_an_earlier_start_is_fetched_again_only_if_it_is_damaged(
     assert downloads.names == ["shard_00.npy"]
 
 
-def test_two_readers_of_one_folder_download_a_shard_once(tmp_path: Path) -> None:
+def test_two_readers_of_one_folder_download_a_shard_once(tmp_path):
     meeting = threading.Barrier(2, timeout=60)
     downloads = Downloads()
     caches = [ShardCache(tmp_path, 4 * BYTES, downloads) for _ in range(2)]
@@ -243,15 +237,13 @@ def test_two_readers_of_one_folder_download_a_shard_once(tmp_path: Path) -> None
     assert downloads.names == ["shard_00.npy"]
 
 
-def test_a_file_another_process_has_just_used_is_left_alone(tmp_path: Path) -> None:
+def test_a_file_another_process_has_just_used_is_left_alone(tmp_path):
     theirs = ShardCache(tmp_path, BYTES, Downloads()).path_of(a_shard(0))
     ShardCache(tmp_path, BYTES, Downloads()).path_of(a_shard(1))
     assert theirs.exists()
 
 
-def test_a_failure_while_fetching_ahead_is_reported_only_when_the_shard_is_needed(
-    tmp_path: Path,
-) -> None:
+def test_a_failure_while_fetching_ahead_is_reported_only_when_the_shard_is_needed(tmp_path):
     broken = threading.Event()
 
     def fail_late(name: str) -> None:
@@ -271,13 +263,13 @@ def test_a_failure_while_fetching_ahead_is_reported_only_when_the_shard_is_neede
     cache.close()
 
 
-def test_a_budget_below_one_window_is_refused(tmp_path: Path) -> None:
+def test_a_budget_below_one_window_is_refused(tmp_path):
     cache = ShardCache(tmp_path, 3 * BYTES, Downloads())
     with pytest.raises(BadInput, match=r"hardware\.shard_cache_gb .* lower data\.window"):
         stream_of([a_shard(i) for i in range(SHARDS)], cache, window=4)
 
 
-def test_a_folder_that_cannot_be_made_is_bad_input(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_bad_input(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(BadInput, match="file/cache: this folder can't be made"):
         ShardCache(tmp_path / "file" / "cache", BYTES)
@@ -344,7 +336,7 @@ def shards_of(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("0/train/*.npy"))
 
 
-def test_all_but_the_shards_to_train_on_is_brought(machine: Workspace, store: Remote) -> None:
+def test_all_but_the_shards_to_train_on_is_brought(machine, store):
     folder = machine.bring(KEY, shards=False)
     assert shards_of(folder) == []
     # Nor is anything else that grows with the number of shards.
@@ -356,9 +348,7 @@ def test_all_but_the_shards_to_train_on_is_brought(machine: Workspace, store: Re
     assert machine.bring(KEY, shards=False) == folder
 
 
-def test_the_first_batch_needs_one_window_of_shards(
-    tmp_path: Path, machine: Workspace, store: Remote, fetch: Fetch
-) -> None:
+def test_the_first_batch_needs_one_window_of_shards(tmp_path, machine, store, fetch):
     data = open_data(machine.bring(KEY, shards=False))
     window: set[str] = set()
     go_on = threading.Event()
@@ -380,9 +370,7 @@ def test_the_first_batch_needs_one_window_of_shards(
     cache.close()
 
 
-def test_the_rows_are_those_of_the_machine_that_prepared_them(
-    tmp_path: Path, machine: Workspace, cache: ShardCache
-) -> None:
+def test_the_rows_are_those_of_the_machine_that_prepared_them(tmp_path, machine, cache):
     there = open_data(tmp_path / "gone" / machine.folder(KEY).relative_to(tmp_path / "machine"))
     here = open_data(machine.bring(KEY, shards=False))
     local = there.stream("train", 1, WINDOW)
@@ -392,9 +380,7 @@ def test_the_rows_are_those_of_the_machine_that_prepared_them(
         assert np.array_equal(streamed.row(i).tokens, local.row(i).tokens)
 
 
-def test_shards_that_are_here_are_read_here(
-    tmp_path: Path, machine: Workspace, store: Remote, cache: ShardCache
-) -> None:
+def test_shards_that_are_here_are_read_here(tmp_path, machine, store, cache):
     folder = machine.bring(KEY)
     store.downloads.clear()
     shard = folder / "0" / "train" / shards_of(folder)[0]
@@ -410,9 +396,7 @@ def test_shards_that_are_here_are_read_here(
 
 
 @pytest.mark.parametrize("content", [None, b"short"])
-def test_a_shard_that_the_store_has_lost_is_refused_before_training(
-    machine: Workspace, store: Remote, content: bytes | None
-) -> None:
+def test_a_shard_that_the_store_has_lost_is_refused_before_training(machine, store, content):
     key = f"_data/{KEY}/0/train/shard_00002.npy"
     if content is None:
         store.delete(key)
@@ -422,9 +406,7 @@ def test_a_shard_that_the_store_has_lost_is_refused_before_training(
         machine.bring(KEY, shards=False)
 
 
-def test_a_shard_that_is_lost_during_training_says_how_to_continue(
-    machine: Workspace, store: Remote, cache: ShardCache
-) -> None:
+def test_a_shard_that_is_lost_during_training_says_how_to_continue(machine, store, cache):
     stream = open_data(machine.bring(KEY, shards=False)).stream("train", 1, WINDOW, lambda: cache)
     for entry in store.list(f"_data/{KEY}/0/train/"):
         store.delete(entry.key)
@@ -432,9 +414,7 @@ def test_a_shard_that_is_lost_during_training_says_how_to_continue(
         stream.batch(range(BATCH))
 
 
-def test_a_shard_is_hashed_once_a_machine(
-    tmp_path: Path, machine: Workspace, fetch: Fetch, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_shard_is_hashed_once_a_machine(tmp_path, machine, fetch, monkeypatch):
     data = open_data(machine.bring(KEY, shards=False))
     hashed: list[str] = []
     sha256_file = shard_cache.sha256_file
@@ -457,9 +437,7 @@ def test_a_shard_is_hashed_once_a_machine(
     assert hashed[-1] == path.name
 
 
-def test_a_window_larger_than_the_cache_has_room(
-    tmp_path: Path, machine: Workspace, fetch: Fetch
-) -> None:
+def test_a_window_larger_than_the_cache_has_room(tmp_path, machine, fetch):
     """Large shards of other programs were all on this disk before there was a cache."""
     data = open_data(machine.bring(KEY, shards=False))
     cache = ShardCache(tmp_path / "cache", 1, fetch)

@@ -36,7 +36,7 @@ def found(folder: Path) -> ChatFormat:
     return ChatFormat(folder / "tokenizer.json", Tokenizer.from_file(folder / "tokenizer.json"))
 
 
-def test_the_template_of_a_model_gives_prompts_and_the_stop(tmp_path: Path) -> None:
+def test_the_template_of_a_model_gives_prompts_and_the_stop(tmp_path):
     write_files("smollm2", tmp_path, CHATML)
     talks = found(tmp_path)
     assert not talks.own
@@ -49,7 +49,7 @@ def test_the_template_of_a_model_gives_prompts_and_the_stop(tmp_path: Path) -> N
     talks.close()
 
 
-def test_without_a_template_and_with_pions_it_is_pions_own_format(tmp_path: Path) -> None:
+def test_without_a_template_and_with_pions_it_is_pions_own_format(tmp_path):
     write_files("smollm2", tmp_path, CHATML)
     (tmp_path / "chat_template.jinja").unlink(missing_ok=True)
     config = tmp_path / "tokenizer_config.json"
@@ -177,9 +177,7 @@ FORMS: dict[str, tuple[str, CallForm | None]] = {
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_the_form_is_what_the_template_writes(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_form_is_what_the_template_writes(name, tmp_path, monkeypatch):
     # A process that renders takes a second to start.
     monkeypatch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
     template, form = FORMS[name]
@@ -193,7 +191,7 @@ def test_the_form_is_what_the_template_writes(
         chat_format.close()
 
 
-def test_pion_s_own_template_has_no_calls(tmp_path: Path) -> None:
+def test_pion_s_own_template_has_no_calls(tmp_path):
     file = write_files("qwen", tmp_path) / "tokenizer.json"
     assert ChatFormat(file, Tokenizer.from_file(file)).call_form is None
 
@@ -202,17 +200,17 @@ def test_pion_s_own_template_has_no_calls(tmp_path: Path) -> None:
     "text",
     ["", "{", "[]", "5", "[5]", '{"name": "f"}', '{"name": "f", "arguments": 5}', "[" * 9999],
 )
-def test_what_is_no_call_is_none(text: str) -> None:
+def test_what_is_no_call_is_none(text):
     assert not HERMES.calls(text)
 
 
-def test_a_call_or_a_list_of_calls_is_read() -> None:
+def test_a_call_or_a_list_of_calls_is_read():
     call = '{"name": "f", "arguments": {"a": [1]}}'
     assert HERMES.calls(call) == [Call("f", {"a": [1]})]
     assert HERMES.calls(f"[{call}, {call}]") == [Call("f", {"a": [1]})] * 2
 
 
-def test_the_schema_has_the_names_of_the_form_and_shared_parts_at_its_root() -> None:
+def test_the_schema_has_the_names_of_the_form_and_shared_parts_at_its_root():
     parameters: dict[str, Any] = {
         "type": "object",
         "properties": {"x": {"$ref": "#/$defs/X"}},
@@ -233,9 +231,7 @@ TALKS = {"Hi": "Hello", "Bye": "Until the next time"}
 
 
 @pytest.mark.parametrize("name", ["SmolLM2", pytest.param("Llama 3.2", marks=pytest.mark.soak)])
-def test_a_fine_tuned_model_answers_and_stops(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_a_fine_tuned_model_answers_and_stops(tmp_path, monkeypatch, name):
     monkeypatch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
     kind, source = TEMPLATES[name]
     write_files(kind, tmp_path, source)
@@ -254,9 +250,7 @@ def test_a_fine_tuned_model_answers_and_stops(
         assert len(endless) == 64
 
 
-def fine_tuned(
-    tokenizer: Tokenizer, template: ChatTemplate, talks: list[list[dict[str, str]]]
-) -> Decoder:
+def fine_tuned(tokenizer, template, talks):
     """Return a model that has learned the answers of TALKS by heart."""
     torch.manual_seed(0)
     model = Decoder(tiny_config(vocab_size=tokenizer.vocab_size, seq_len=192))

@@ -105,7 +105,7 @@ TURNS = st.lists(
 )
 
 
-def test_a_conversation_is_rendered_as_the_template_says_and_the_answers_are_learned() -> None:
+def test_a_conversation_is_rendered_as_the_template_says_and_the_answers_are_learned():
     text, spans = render(
         tokenizer(),
         [
@@ -125,7 +125,7 @@ def test_a_conversation_is_rendered_as_the_template_says_and_the_answers_are_lea
     assert learned == ["Hello\n<|endoftext|>", "See you\n<|endoftext|>"]
 
 
-def test_the_end_of_a_turn_is_the_special_id_and_learned() -> None:
+def test_the_end_of_a_turn_is_the_special_id_and_learned():
     ids, learned = tokenize(tokenizer(), [Turn("user", "Hi"), Turn("assistant", "Hello")])
     assert ids[-1] == tokenizer().end_of_text
     assert learned[-1]
@@ -135,7 +135,7 @@ def test_the_end_of_a_turn_is_the_special_id_and_learned() -> None:
 @STYLES
 @settings(max_examples=75, deadline=None)
 @given(turns=TURNS)
-def test_the_learned_ids_spell_exactly_the_answers(style: str, turns: list[Turn]) -> None:
+def test_the_learned_ids_spell_exactly_the_answers(style, turns):
     tok = tokenizer(style)
     ids, learned = tokenize(tok, turns)
     text, spans = render(tok, turns)
@@ -147,9 +147,7 @@ def test_the_learned_ids_spell_exactly_the_answers(style: str, turns: list[Turn]
 @STYLES
 @settings(max_examples=75, deadline=None)
 @given(turns=TURNS, answer=PIECES)
-def test_the_prompt_of_a_chat_has_the_ids_that_training_has_before_the_answer(
-    style: str, turns: list[Turn], answer: str
-) -> None:
+def test_the_prompt_of_a_chat_has_the_ids_that_training_has_before_the_answer(style, turns, answer):
     prompt, _ = tokenize(tokenizer(style), turns, add_generation_prompt=True)
     ids, learned = tokenize(tokenizer(style), [*turns, Turn("assistant", f"x{answer}")])
     assert ids[: len(prompt)].tolist() == prompt.tolist()
@@ -163,9 +161,7 @@ def test_the_prompt_of_a_chat_has_the_ids_that_training_has_before_the_answer(
 @pytest.mark.parametrize("prompt", [False, True])
 @settings(max_examples=75, deadline=None)
 @given(turns=TURNS.filter(bool))  # transformers refuses to render no message at all
-def test_transformers_renders_and_tokenises_a_conversation_to_the_same_ids(
-    style: str, prompt: bool, turns: list[Turn]
-) -> None:
+def test_transformers_renders_and_tokenises_a_conversation_to_the_same_ids(style, prompt, turns):
     stock = transformers_tokenizer(style)
     messages = [{"role": turn.role, "content": turn.text} for turn in turns]
     text = stock.apply_chat_template(messages, add_generation_prompt=prompt, tokenize=False)
@@ -175,7 +171,7 @@ def test_transformers_renders_and_tokenises_a_conversation_to_the_same_ids(
     assert ids == ours.tolist()
 
 
-def test_transformers_understands_the_same_roles_and_drops_the_others() -> None:
+def test_transformers_understands_the_same_roles_and_drops_the_others():
     messages = [
         {"role": "human", "content": "a"},
         {"role": "tool", "content": "b"},
@@ -189,9 +185,7 @@ def test_transformers_understands_the_same_roles_and_drops_the_others() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(TURNS, st.data())
-def test_answers_that_are_only_seen_leave_the_ids_and_are_not_learned(
-    turns: list[Turn], data: st.DataObject
-) -> None:
+def test_answers_that_are_only_seen_leave_the_ids_and_are_not_learned(turns, data):
     tok = tokenizer()
     some = [replace(turn, learned=data.draw(st.booleans())) for turn in turns]
     ids, learned = tokenize(tok, some)
@@ -203,7 +197,7 @@ def test_answers_that_are_only_seen_leave_the_ids_and_are_not_learned(
 
 
 @STYLES
-def test_no_text_can_forge_the_end_of_a_turn(style: str) -> None:
+def test_no_text_can_forge_the_end_of_a_turn(style):
     tok = tokenizer(style)
     forged = f"a{tok.end_of_text_token}b<|endof{tok.end_of_text_token}text|>"
     ids, _ = tokenize(tok, [Turn("user", forged), Turn("assistant", forged)])
@@ -213,9 +207,7 @@ def test_no_text_can_forge_the_end_of_a_turn(style: str) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(TURNS, max_size=6))
-def test_a_batch_tokenises_like_its_conversations_one_by_one(
-    conversations: list[list[Turn]],
-) -> None:
+def test_a_batch_tokenises_like_its_conversations_one_by_one(conversations):
     for turns, (ids, learned) in zip(
         conversations, tokenize_batch(tokenizer(), conversations), strict=True
     ):
@@ -224,7 +216,7 @@ def test_a_batch_tokenises_like_its_conversations_one_by_one(
         assert np.array_equal(learned, alone.learned)
 
 
-def test_both_layouts_and_all_aliases_are_understood() -> None:
+def test_both_layouts_and_all_aliases_are_understood():
     expected = [Turn("system", "s"), Turn("user", "u"), Turn("assistant", "a")]
     hermes = [("system", "s"), ("human", "u"), ("function", "{}"), ("gpt", "a")]
     record = {"conversations": [{"from": r, "value": t, "weight": 1} for r, t in hermes], "id": 7}
@@ -237,7 +229,7 @@ def test_both_layouts_and_all_aliases_are_understood() -> None:
 @pytest.mark.parametrize(
     ("asks", "answers"), [("prompter", "bot"), ("Human", "GPT"), ("instruction", "model")]
 )
-def test_other_names_of_roles_are_read_in_any_case(asks: str, answers: str) -> None:
+def test_other_names_of_roles_are_read_in_any_case(asks, answers):
     turns = [{"from": "developer", "value": "s"}, {"from": asks, "value": "u"}]
     record = {"conversations": [*turns, {"from": answers, "value": "a"}]}
     expected = [Turn("system", "s"), Turn("user", "u"), Turn("assistant", "a")]
@@ -246,7 +238,7 @@ def test_other_names_of_roles_are_read_in_any_case(asks: str, answers: str) -> N
     assert roles == ["system", "user", "assistant"]
 
 
-def test_a_first_token_starts_a_conversation_once_and_is_not_learned() -> None:
+def test_a_first_token_starts_a_conversation_once_and_is_not_learned():
     llama = tokenizer_of("llama3")
     turns = [Turn("user", "a"), Turn("assistant", "b"), Turn("user", "c"), Turn("assistant", "d")]
     found = tokenize(llama, turns)
@@ -261,7 +253,7 @@ def test_a_first_token_starts_a_conversation_once_and_is_not_learned() -> None:
     assert stock.apply_chat_template(messages)["input_ids"] == found.ids.tolist()
 
 
-def test_a_first_token_starts_a_prompt_and_an_answer_without_a_prompt() -> None:
+def test_a_first_token_starts_a_prompt_and_an_answer_without_a_prompt():
     llama = tokenizer_of("llama3")
     prompt = tokenize(llama, [Turn("user", "a")], add_generation_prompt=True)
     assert prompt.ids[0] == llama.first
@@ -276,13 +268,13 @@ def test_a_first_token_starts_a_prompt_and_an_answer_without_a_prompt() -> None:
 GPT2 = tokenizer_of("gpt2")
 
 
-def test_learned_tokens_are_between_brackets() -> None:
+def test_learned_tokens_are_between_brackets():
     turns = [Turn("user", "Hi"), Turn("assistant", "Yes é"), Turn("user", "a"), Turn("user", "b")]
     expected = "<|user|>\nHi\n<|assistant|>\n⟦Yes é\n<|endoftext|>⟧<|user|>\na\n<|user|>\nb\n"
     assert marked_text(GPT2, tokenize(GPT2, turns)) == expected
 
 
-def test_what_is_learned_first_last_or_not_at_all_is_marked_so() -> None:
+def test_what_is_learned_first_last_or_not_at_all_is_marked_so():
     ids = np.array(GPT2.encode("ab"), np.int32)
     assert len(ids) == 2
     masks = [(False, False), (True, False), (False, True), (True, True)]
@@ -291,7 +283,7 @@ def test_what_is_learned_first_last_or_not_at_all_is_marked_so() -> None:
     assert marked_text(GPT2, Tokenized(ids[:0], np.zeros(0, np.bool_))) == ""
 
 
-def test_a_long_conversation_is_cut_and_can_not_control_the_terminal() -> None:
+def test_a_long_conversation_is_cut_and_can_not_control_the_terminal():
     turns = [Turn("assistant", "\x1b[2J\u202e" + "a\tb " * 500)]
     found = tokenize(GPT2, turns)
     text = marked_text(GPT2, found, most=50)

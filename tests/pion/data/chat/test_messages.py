@@ -16,7 +16,7 @@ def parsed(*messages: Any, **rest: Any) -> list[dict[str, Any]]:
     return list(read_conversation({"messages": list(messages), **rest}, "data.jsonl:3").messages)
 
 
-def test_both_layouts_are_read_and_roles_have_one_name() -> None:
+def test_both_layouts_are_read_and_roles_have_one_name():
     shared = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yes", "name": "Ann"}]
     found = read_conversation({"conversations": shared}, "x")
     assert found.messages == [HI, {**YES, "name": "Ann"}]
@@ -26,7 +26,7 @@ def test_both_layouts_are_read_and_roles_have_one_name() -> None:
     ]
 
 
-def test_calls_and_null_contents_are_kept_and_other_null_keys_are_not() -> None:
+def test_calls_and_null_contents_are_kept_and_other_null_keys_are_not():
     calls = [{"function": {"name": "f", "arguments": {}}}]
     call = {"role": "assistant", "content": None, "tool_calls": calls}
     result = {"role": "tool", "content": "", "name": "f"}
@@ -34,13 +34,13 @@ def test_calls_and_null_contents_are_kept_and_other_null_keys_are_not() -> None:
     assert parsed(HI, call, filled, YES) == [HI, call, result, YES]
 
 
-def test_empty_messages_and_those_after_the_last_answer_are_left_out() -> None:
+def test_empty_messages_and_those_after_the_last_answer_are_left_out():
     blank = {"role": "system", "content": " \n"}
     null = {"role": "user", "content": None}
     assert parsed(blank, null, HI, YES, HI, HI) == [HI, YES]
 
 
-def test_tools_are_kept_as_they_are() -> None:
+def test_tools_are_kept_as_they_are():
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"enum": ["a", None]}}}]
     record = {"messages": [HI, YES], "tools": tools}
     assert read_conversation(record, "x").tools == tools
@@ -80,14 +80,14 @@ WRONG: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_a_record_that_is_wrong_is_named_by_file_and_line(what: str) -> None:
+def test_a_record_that_is_wrong_is_named_by_file_and_line(what):
     record, message = WRONG[what]
     with pytest.raises(BadInput, match=rf"^data\.jsonl:3: .*{message}") as error:
         read_conversation(record, "data.jsonl:3")
     assert len(str(error.value)) < 500
 
 
-def test_texts_are_stripped_and_special_tokens_defused_everywhere() -> None:
+def test_texts_are_stripped_and_special_tokens_defused_everywhere():
     call = {"function": {"name": "<s>", "arguments": {"<s>": ["a<s>", 1]}}}
     messages = [{"role": "user", "content": "\n <s>Hi "}, {**YES, "tool_calls": [call]}]
     found = harmless(

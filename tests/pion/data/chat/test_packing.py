@@ -64,9 +64,7 @@ def as_lists(item: Item) -> Found:
 
 @settings(max_examples=100, deadline=None)
 @given(CONVERSATIONS)
-def test_every_conversation_is_in_one_row_whole_or_cut_with_its_mask(
-    conversations: list[Tokenized],
-) -> None:
+def test_every_conversation_is_in_one_row_whole_or_cut_with_its_mask(conversations):
     packed = pack(conversations, SEQ_LEN, PAD)
     kept = [c for c in conversations if c.learned[1:SEQ_LEN].any()]
     expected = [(c.ids[:SEQ_LEN].tolist(), c.learned[:SEQ_LEN].tolist(), False) for c in kept]
@@ -81,9 +79,7 @@ def test_every_conversation_is_in_one_row_whole_or_cut_with_its_mask(
 
 @settings(max_examples=100, deadline=None)
 @given(PAIRS)
-def test_every_pair_is_whole_in_one_row_chosen_first_and_none_is_lost_or_doubled(
-    pairs: list[Item],
-) -> None:
+def test_every_pair_is_whole_in_one_row_chosen_first_and_none_is_lost_or_doubled(pairs):
     ids, flags = pack_items(pairs, SEQ_LEN, PAD)
     found = []
     for number, sequences in enumerate(unpacked(ids, flags)):
@@ -95,16 +91,14 @@ def test_every_pair_is_whole_in_one_row_chosen_first_and_none_is_lost_or_doubled
 
 @settings(max_examples=100, deadline=None)
 @given(LABELS)
-def test_every_labelled_sequence_is_one_document_with_its_label(labelled: list[Item]) -> None:
+def test_every_labelled_sequence_is_one_document_with_its_label(labelled):
     found = chain(*unpacked(*pack_items(labelled, SEQ_LEN, PAD)))
     assert sorted(found) == sorted(chain(*map(as_lists, labelled)))
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(1, 50), max_size=60))
-def test_items_fill_bins_without_overflow_and_close_to_the_least_possible(
-    lengths: list[int],
-) -> None:
+def test_items_fill_bins_without_overflow_and_close_to_the_least_possible(lengths):
     bins = best_fit_decreasing(lengths, 50)
     assert sorted(i for members in bins for i in members) == list(range(len(lengths)))
     assert all(sum(lengths[i] for i in members) <= 50 for members in bins)
@@ -112,17 +106,17 @@ def test_items_fill_bins_without_overflow_and_close_to_the_least_possible(
     assert len(bins) <= 11 / 9 * -(-sum(lengths) // 50) + 1 or max(lengths) * 2 > 50
 
 
-def test_an_item_goes_to_the_fullest_bin_that_has_room() -> None:
+def test_an_item_goes_to_the_fullest_bin_that_has_room():
     assert best_fit_decreasing([6, 8, 3, 2], 10) == [[1, 3], [0, 2]]
 
 
-def test_real_lengths_leave_little_padding() -> None:
+def test_real_lengths_leave_little_padding():
     lengths = np.random.default_rng(0).lognormal(5, 0.8, 20_000).astype(int).clip(1, 2048)
     rows = len(best_fit_decreasing(lengths.tolist(), 2048))
     assert lengths.sum() / (rows * 2048) > 0.99
 
 
-def test_a_conversation_whose_answer_lies_beyond_the_row_is_dropped_and_counted() -> None:
+def test_a_conversation_whose_answer_lies_beyond_the_row_is_dropped_and_counted():
     late = sequence(0, [False] * SEQ_LEN + [True] * 4)
     on_time = sequence(1, [False] * (SEQ_LEN - 1) + [True] * 4)
     packed = pack([late, on_time], SEQ_LEN, PAD)
@@ -139,27 +133,27 @@ def test_a_conversation_whose_answer_lies_beyond_the_row_is_dropped_and_counted(
         (1, [1], 64),
     ],
 )
-def test_a_row_holds_a_share_of_the_lengths(share: float, lengths: list[int], row: int) -> None:
+def test_a_row_holds_a_share_of_the_lengths(share, lengths, row):
     assert row_that_holds(share, np.array(lengths)) == row
 
 
-def test_nothing_but_dropped_conversations_makes_no_row() -> None:
+def test_nothing_but_dropped_conversations_makes_no_row():
     packed = pack([sequence(0, [False] * 4)], SEQ_LEN, PAD)
     assert packed.ids.shape == packed.flags.shape == (0, SEQ_LEN)
 
 
-def test_a_pair_goes_where_both_of_its_sequences_fit() -> None:
+def test_a_pair_goes_where_both_of_its_sequences_fit():
     pairs = [pair(0, 2, 6, 6), pair(1, 2, 4, 8), pair(2, 2, 2, 2)]
     _, flags = pack_items(pairs, SEQ_LEN, PAD)
     assert ((flags & STARTS) != 0).sum(axis=1).tolist() == [2, 4]
 
 
-def test_a_pair_that_fills_a_row_to_the_last_token_fits() -> None:
+def test_a_pair_that_fills_a_row_to_the_last_token_fits():
     _, flags = pack_items([pair(0, 6, 6, 6)], SEQ_LEN, PAD)
     assert flags.shape == (1, SEQ_LEN)
     assert not (flags & PADDING).any()
 
 
-def test_a_pair_longer_than_a_row_is_never_cut() -> None:
+def test_a_pair_longer_than_a_row_is_never_cut():
     with pytest.raises(ValueError, match="an item of 25 tokens is longer than a row of 24"):
         pack_items([pair(0, 6, 6, 7)], SEQ_LEN, PAD)

@@ -26,9 +26,7 @@ def made(template: str) -> Renderer:
     return Renderer(template, {"eos_token": "</s>"}, DAY, "its/folder")
 
 
-def test_a_template_is_rendered_with_names_and_the_date_in_a_process_without_secrets(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_template_is_rendered_with_names_and_the_date_in_a_process_without_secrets(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     own = made("{{ messages[0].content ~ eos_token ~ strftime_now('%c') ~ mood }}")
     assert own.text(TALK, prompt=False) == "Hi</s>Fri Jan  2 00:00:00 2026"
@@ -42,7 +40,7 @@ def test_a_template_is_rendered_with_names_and_the_date_in_a_process_without_sec
     assert own._process.poll() is not None
 
 
-def test_transformers_stays_out_of_the_process_that_trains() -> None:
+def test_transformers_stays_out_of_the_process_that_trains():
     code = (
         "import sys, pion.data.chat.template; "
         "assert not {'transformers', 'jinja2', 'torch'} & set(sys.modules)"
@@ -87,7 +85,7 @@ def attacked() -> Iterator[Renderer]:
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_a_hostile_template_is_stopped(attacked: Renderer, attack: str) -> None:
+def test_a_hostile_template_is_stopped(attacked, attack):
     talk = Conversation([{"role": "user", "content": attack}], None, "data.jsonl:3")
     with pytest.raises((BadInput, Refused), match=ATTACKS[attack][1]) as error:
         attacked.text(talk, prompt=True)
@@ -97,7 +95,7 @@ def test_a_hostile_template_is_stopped(attacked: Renderer, attack: str) -> None:
 
 @pytest.mark.soak
 @pytest.mark.parametrize("attack", UNUSABLE)
-def test_a_template_that_can_not_be_compiled_is_refused(attack: str) -> None:
+def test_a_template_that_can_not_be_compiled_is_refused(attack):
     template, message = UNUSABLE[attack]
     renderer = made(template)
     with pytest.raises((BadInput, Refused), match=message) as error:
@@ -106,7 +104,7 @@ def test_a_template_that_can_not_be_compiled_is_refused(attack: str) -> None:
     renderer.close()
 
 
-def test_wrong_syntax_breaks_a_template_with_its_line() -> None:
+def test_wrong_syntax_breaks_a_template_with_its_line():
     rendering = Rendering(renderer_module.first_request("\n{% for %}", {}, DAY))
     request = {"messages": TALK.messages, "tools": None, "options": {}, "answers": []}
     assert (
@@ -114,7 +112,7 @@ def test_wrong_syntax_breaks_a_template_with_its_line() -> None:
     )
 
 
-def test_an_endless_template_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endless_template_is_killed(monkeypatch):
     monkeypatch.setattr(renderer_module, "SECONDS", 0.2)
     slow = LOOP * 4 + "{% endfor %}" * 4
     renderer = made("{% if messages[0].content != 'quick' %}" + slow + "{% endif %}rendered")
@@ -132,7 +130,7 @@ def test_an_endless_template_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.soak
-def test_an_endless_template_ends_when_the_process_that_asked_is_gone() -> None:
+def test_an_endless_template_ends_when_the_process_that_asked_is_gone():
     code = (
         "import datetime, os; import pion.data.chat.renderer as r; r.SECONDS = -4.0;"
         "from pion.data.chat.messages import Conversation;"

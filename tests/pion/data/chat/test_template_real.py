@@ -138,7 +138,7 @@ class RealModel(Model):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_ids_and_masks_are_those_of_transformers(name: str, tmp_path: Path) -> None:
+def test_ids_and_masks_are_those_of_transformers(name, tmp_path):
     folder, options = MODELS[name]
     model = RealModel(Path(FOLDER) / folder, tmp_path, options)
     refused = REFUSED.get(name, {})
@@ -182,8 +182,6 @@ def _require_answers_only(learned: str, messages: list[Any], talk: str) -> None:
 
 
 @pytest.mark.parametrize("folder", UNUSABLE)
-def test_a_model_that_can_not_be_used_is_refused_with_the_reason(
-    folder: str, tmp_path: Path
-) -> None:
+def test_a_model_that_can_not_be_used_is_refused_with_the_reason(folder, tmp_path):
     with pytest.raises(BadInput, match=UNUSABLE[folder]):
         RealModel(Path(FOLDER) / folder, tmp_path, {})

@@ -21,7 +21,7 @@ def config(folder: Path, template: Any) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
 
 
-def test_the_file_comes_before_the_key_of_the_config(tmp_path: Path) -> None:
+def test_the_file_comes_before_the_key_of_the_config(tmp_path):
     assert find_template(tmp_path) is None
     config(tmp_path, "{{ 1 }}")
     assert find_template(tmp_path) == "{{ 1 }}"
@@ -29,7 +29,7 @@ def test_the_file_comes_before_the_key_of_the_config(tmp_path: Path) -> None:
     assert find_template(tmp_path) == "{{ 2 }}"
 
 
-def test_of_named_templates_the_default_counts(tmp_path: Path) -> None:
+def test_of_named_templates_the_default_counts(tmp_path):
     named = [{"name": "tool_use", "template": "a"}, {"name": "default", "template": "b"}]
     config(tmp_path, named)
     assert find_template(tmp_path) == "b"
@@ -39,7 +39,7 @@ def test_of_named_templates_the_default_counts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("template", [5, {"default": "a"}, "a" * (LARGEST_TEMPLATE + 1), [None]])
-def test_a_template_that_is_no_text_is_refused(tmp_path: Path, template: Any) -> None:
+def test_a_template_that_is_no_text_is_refused(tmp_path, template):
     config(tmp_path, template)
     with pytest.raises(BadInput, match=r"tokenizer_config\.json: key chat_template") as error:
         find_template(tmp_path)
@@ -47,20 +47,20 @@ def test_a_template_that_is_no_text_is_refused(tmp_path: Path, template: Any) ->
 
 
 @pytest.mark.parametrize("content", [b"\xff", b"a" * (LARGEST_TEMPLATE + 1)])
-def test_a_damaged_file_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_file_is_refused(tmp_path, content):
     (tmp_path / "chat_template.jinja").write_bytes(content)
     with pytest.raises(BadInput, match=r"chat_template\.jinja"):
         find_template(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["messages", "tools", "strftime_now", "a b", "", "x %}{{ 1"])
-def test_an_option_that_no_template_can_have_is_refused(name: str) -> None:
+def test_an_option_that_no_template_can_have_is_refused(name):
     with pytest.raises(BadInput, match="template option"):
         with_settings("", None, {name: 1}, [])
 
 
 @pytest.mark.parametrize("role", ["user", "system", "developer"])
-def test_a_system_message_is_written_where_a_conversation_has_none(role: str) -> None:
+def test_a_system_message_is_written_where_a_conversation_has_none(role):
     from transformers.utils.chat_template_utils import render_jinja_template
 
     template = "\n{% for m in messages %}{{ m.role ~ ':' ~ m.content ~ ';' }}{% endfor %}\n"
@@ -71,9 +71,7 @@ def test_a_system_message_is_written_where_a_conversation_has_none(role: str) ->
     assert text == f"\n{told}{role}:Hi;"
 
 
-def test_the_recorded_day_is_the_templates_today_and_a_damaged_record_is_refused(
-    tmp_path: Path,
-) -> None:
+def test_the_recorded_day_is_the_templates_today_and_a_damaged_record_is_refused(tmp_path):
     assert abs((template_date(tmp_path) - datetime.now(UTC).date()).days) <= 1
     write_template_date(tmp_path, "2026-01-02")
     assert template_date(tmp_path) == date(2026, 1, 2)

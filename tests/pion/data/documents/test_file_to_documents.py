@@ -49,7 +49,7 @@ def read_jsonl(path: Path, field: str = "text") -> list[str]:
     ]
 
 
-def test_a_folder_is_read_in_sorted_order_and_only_text_files_of_it(tmp_path: Path) -> None:
+def test_a_folder_is_read_in_sorted_order_and_only_text_files_of_it(tmp_path):
     (tmp_path / "sub").mkdir()
     (tmp_path / "b.txt").write_text("second")
     (tmp_path / "a.md").write_text("first")
@@ -58,15 +58,13 @@ def test_a_folder_is_read_in_sorted_order_and_only_text_files_of_it(tmp_path: Pa
     assert texts(tmp_path) == ["first", "second", "third"]
 
 
-def test_a_glob_names_files_of_any_ending(tmp_path: Path) -> None:
+def test_a_glob_names_files_of_any_ending(tmp_path):
     for name in ("2.log", "1.log", "3.txt"):
         (tmp_path / name).write_text(name)
     assert texts(tmp_path / "*.log") == ["1.log", "2.log"]
 
 
-def test_a_file_that_links_lead_to_again_is_read_once_and_what_is_no_file_is_said(
-    tmp_path: Path,
-) -> None:
+def test_a_file_that_links_lead_to_again_is_read_once_and_what_is_no_file_is_said(tmp_path):
     (tmp_path / "a.txt").write_text("first")
     (tmp_path / "loop").symlink_to(tmp_path)
     (tmp_path / "b.txt").symlink_to("a.txt")
@@ -80,16 +78,14 @@ def test_a_file_that_links_lead_to_again_is_read_once_and_what_is_no_file_is_sai
         assert odd.startswith("left out, neither a file nor a folder: ")
 
 
-def test_paragraphs_are_documents_when_asked(tmp_path: Path) -> None:
+def test_paragraphs_are_documents_when_asked(tmp_path):
     (tmp_path / "a.txt").write_text("one\nline\n\n  \n\ntwo\n\n\n")
     documents = list(text_documents(spans(tmp_path, TEXT_SUFFIXES), "paragraph", KEY))
     assert [d.text for d in documents] == ["one\nline", "two"]
     assert documents[1].origin == f"{tmp_path}/a.txt#2"
 
 
-def test_a_file_larger_than_a_part_is_cut_at_line_breaks_and_nothing_is_lost(
-    tmp_path: Path,
-) -> None:
+def test_a_file_larger_than_a_part_is_cut_at_line_breaks_and_nothing_is_lost(tmp_path):
     line = "Zeile mit Umlauten: äöü\n"
     content = line * (2 * PART_BYTES // len(line.encode()))
     (tmp_path / "big.txt").write_text(content)
@@ -101,17 +97,13 @@ def test_a_file_larger_than_a_part_is_cut_at_line_breaks_and_nothing_is_lost(
 
 @pytest.mark.parametrize("end", ["\n", ""])
 @pytest.mark.parametrize("between", ["\n\n", "\n", "\r\n\r\n"])
-def test_the_end_of_a_file_is_no_document_of_its_own(
-    tmp_path: Path, between: str, end: str
-) -> None:
+def test_the_end_of_a_file_is_no_document_of_its_own(tmp_path, between, end):
     text = between.join(("First.", "Second.", "Last.")) + end
     (tmp_path / "a.md").write_bytes(text.encode())
     assert texts(tmp_path) == [text]
 
 
-def test_a_large_file_is_not_cut_behind_its_title(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_large_file_is_not_cut_behind_its_title(tmp_path, monkeypatch):
     monkeypatch.setattr(file_to_documents, "PART_BYTES", 40)
     content = "Title\n\n" + "a line of text\n" * 5 + "\nnext\n\n" + "more\n" * 4
     (tmp_path / "a.txt").write_text(content)
@@ -120,39 +112,39 @@ def test_a_large_file_is_not_cut_behind_its_title(
     assert parts[0] == "Title\n\n" + "a line of text\n" * 2
 
 
-def test_a_byte_order_mark_is_not_text(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_not_text(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfhello")
     assert texts(tmp_path) == ["hello"]
 
 
-def test_a_missing_path_is_named_with_the_job_key(tmp_path: Path) -> None:
+def test_a_missing_path_is_named_with_the_job_key(tmp_path):
     with pytest.raises(BadInput, match=rf"{KEY}.path: no such file or folder: .*/nowhere"):
         find_files(tmp_path / "nowhere", (".txt",), f"{KEY}.path")
 
 
-def test_a_folder_without_matching_files_says_which_endings_count(tmp_path: Path) -> None:
+def test_a_folder_without_matching_files_says_which_endings_count(tmp_path):
     with pytest.raises(BadInput, match=r"no \*\.txt or \*\.md file in the folder"):
         texts(tmp_path)
 
 
-def test_a_glob_that_matches_nothing_is_an_error(tmp_path: Path) -> None:
+def test_a_glob_that_matches_nothing_is_an_error(tmp_path):
     with pytest.raises(BadInput, match="no file matches"):
         texts(tmp_path / "*.txt")
 
 
-def test_a_corpus_of_blank_files_is_empty(tmp_path: Path) -> None:
+def test_a_corpus_of_blank_files_is_empty(tmp_path):
     (tmp_path / "a.txt").write_text(" \n\n")
     with pytest.raises(BadInput, match="corpus is empty"):
         texts(tmp_path)
 
 
-def test_text_that_is_not_utf8_is_named_with_its_byte(tmp_path: Path) -> None:
+def test_text_that_is_not_utf8_is_named_with_its_byte(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"gr\xfc\xdfe")
     with pytest.raises(BadInput, match=r"a\.txt: not UTF-8 text at byte 2"):
         texts(tmp_path)
 
 
-def test_endless_blank_lines_of_a_small_file_are_refused(tmp_path: Path) -> None:
+def test_endless_blank_lines_of_a_small_file_are_refused(tmp_path):
     with gzip.open(tmp_path / "b.jsonl.gz", "wt") as file:
         file.write('{"text": "one"}' + "\n" * 2_000 + '{"text": "two"}\n')
     with pytest.raises(BadInput, match=r"gz:1002: more than 1,000 bytes or .* are blank"):
@@ -160,33 +152,33 @@ def test_endless_blank_lines_of_a_small_file_are_refused(tmp_path: Path) -> None
     assert len(list(jsonl_records(spans(tmp_path, JSONL_SUFFIXES), "data.sources.0", 3_000))) == 2
 
 
-def test_jsonl_is_read_line_by_line_and_gzip_too(tmp_path: Path) -> None:
+def test_jsonl_is_read_line_by_line_and_gzip_too(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n\n{"text": "two"}')
     with gzip.open(tmp_path / "b.jsonl.gz", "wt") as file:
         file.write('{"text": "three"}\n')
     assert read_jsonl(tmp_path) == ["one", "two", "three"]
 
 
-def test_a_missing_field_is_reported_with_those_that_are_there(tmp_path: Path) -> None:
+def test_a_missing_field_is_reported_with_those_that_are_there(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n{"title": "t", "body": "b"}\n')
     with pytest.raises(BadInput, match=r"a\.jsonl:2: no field 'text'; its fields: title, body"):
         read_jsonl(tmp_path)
 
 
-def test_a_gzip_file_cut_short_is_reported_as_damaged(tmp_path: Path) -> None:
+def test_a_gzip_file_cut_short_is_reported_as_damaged(tmp_path):
     whole = gzip.compress(b"".join(b'{"text": "%d"}\n' % i for i in range(1000)))
     (tmp_path / "a.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(BadInput, match=r"a\.jsonl\.gz: damaged gzip file"):
         read_jsonl(tmp_path)
 
 
-def test_an_empty_jsonl_file_is_an_empty_corpus(tmp_path: Path) -> None:
+def test_an_empty_jsonl_file_is_an_empty_corpus(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n")
     with pytest.raises(BadInput, match="corpus is empty"):
         read_jsonl(tmp_path)
 
 
-def test_parquet_rows_are_records_with_their_row_number(tmp_path: Path) -> None:
+def test_parquet_rows_are_records_with_their_row_number(tmp_path):
     table = pa.table({"text": ["one", "two"], "turns": [[{"from": "human"}], []]})
     pq.write_table(table, tmp_path / "a.parquet")
     records = list(parquet_records(spans(tmp_path, PARQUET_SUFFIXES), KEY, ("text", "turns")))
@@ -195,14 +187,14 @@ def test_parquet_rows_are_records_with_their_row_number(tmp_path: Path) -> None:
     assert records[1].origin == f"{tmp_path}/a.parquet row 2"
 
 
-def test_a_column_of_a_table_may_be_numbers_of_texts(tmp_path: Path) -> None:
+def test_a_column_of_a_table_may_be_numbers_of_texts(tmp_path):
     texts = pa.array(["one", "two", "one"]).dictionary_encode()
     pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
     records = list(parquet_records(spans(tmp_path, PARQUET_SUFFIXES), KEY, ("text",)))
     assert [r.value["text"] for r in records] == ["one", "two", "one"]
 
 
-def test_a_null_text_is_left_out_and_counted_like_a_blank_one(tmp_path: Path) -> None:
+def test_a_null_text_is_left_out_and_counted_like_a_blank_one(tmp_path):
     lines = ({"text": "a"}, {"text": None}, {"text": " "}, {"text": "b"})
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     blank: list[int] = []
@@ -230,14 +222,14 @@ def split(folder: Path, *, records: bool = True) -> tuple[list[str], list[str], 
     return used, held_out, found.words
 
 
-def test_hidden_files_and_copies_of_editors_are_left_out_and_said(tmp_path: Path) -> None:
+def test_hidden_files_and_copies_of_editors_are_left_out_and_said(tmp_path):
     make(tmp_path, "a.txt", "._a.txt", ".ipynb_checkpoints/a-checkpoint.txt", "__MACOSX/a.txt")
     files, (words,) = find_files(tmp_path, TEXT_SUFFIXES, "data")
     assert [file.name for file in files] == ["a.txt"]
     assert words.startswith("left out, hidden: 3, such as")
 
 
-def test_a_folder_in_which_all_files_are_hidden_says_so(tmp_path: Path) -> None:
+def test_a_folder_in_which_all_files_are_hidden_says_so(tmp_path):
     make(tmp_path, ".a.txt")
     with pytest.raises(BadInput, match=r"no .* file in the folder .*; left out, hidden: 1"):
         find_files(tmp_path, TEXT_SUFFIXES, "data")
@@ -257,9 +249,7 @@ def test_a_folder_in_which_all_files_are_hidden_says_so(tmp_path: Path) -> None:
         (("a.jsonl", "b.jsonl"), {0, 1}, set()),
     ],
 )
-def test_names_say_what_is_trained_on_and_what_is_held_out(
-    tmp_path: Path, names: tuple[str, ...], used: set[int], held_out: set[int]
-) -> None:
+def test_names_say_what_is_trained_on_and_what_is_held_out(tmp_path, names, used, held_out):
     got = split(make(tmp_path, *names))
     assert set(got[0]) == {names[n] for n in used}
     assert set(got[1]) == {names[n] for n in held_out}
@@ -267,7 +257,7 @@ def test_names_say_what_is_trained_on_and_what_is_held_out(
     assert ("by their names" in got[2]) == decided
 
 
-def test_a_file_that_is_named_is_read_whatever_its_name_is(tmp_path: Path) -> None:
+def test_a_file_that_is_named_is_read_whatever_its_name_is(tmp_path):
     file = make(tmp_path, "test.jsonl") / "test.jsonl"
     found = by_splits(file, find_files(file, JSONL_SUFFIXES, "data")[0], records=True)
     assert (found.files, found.held_out, found.words) == ((file,), None, "")
@@ -283,7 +273,7 @@ def test_a_file_that_is_named_is_read_whatever_its_name_is(tmp_path: Path) -> No
         ("/dev/zero", "is not a regular file"),
     ],
 )
-def test_what_is_no_file_of_this_machine_is_refused_by_what_it_is(path: str, words: str) -> None:
+def test_what_is_no_file_of_this_machine_is_refused_by_what_it_is(path, words):
     with pytest.raises(BadInput, match=words):
         find_files(Path(path), TEXT_SUFFIXES, "data.sources.0.path")
 
@@ -303,7 +293,7 @@ def zstd(data: bytes) -> bytes:
     return bytes(pyarrow.compress(data, codec="zstd", asbytes=True))
 
 
-def test_gzip_and_zstd_are_read_whatever_the_name_says(tmp_path: Path) -> None:
+def test_gzip_and_zstd_are_read_whatever_the_name_says(tmp_path):
     for name, data in (("a.txt", TEXT), ("b.txt", gzip.compress(TEXT)), ("c", zstd(TEXT))):
         (tmp_path / name).write_bytes(data)
         assert read(tmp_path / name) == TEXT
@@ -311,7 +301,7 @@ def test_gzip_and_zstd_are_read_whatever_the_name_says(tmp_path: Path) -> None:
 
 # gzip writes the time into what it packs, so the bytes can't name a test.
 @pytest.mark.parametrize("data", [gzip.compress(TEXT)[:-9], zstd(TEXT)[:-9]], ids=["gzip", "zstd"])
-def test_a_packed_file_that_is_cut_off_is_named(tmp_path: Path, data: bytes) -> None:
+def test_a_packed_file_that_is_cut_off_is_named(tmp_path, data):
     (tmp_path / "a.gz").write_bytes(data)
     with pytest.raises(BadInput, match=r"a\.gz: damaged"):
         read(tmp_path / "a.gz")
@@ -330,16 +320,14 @@ def test_a_packed_file_that_is_cut_off_is_named(tmp_path: Path, data: bytes) -> 
         (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS"),
     ],
 )
-def test_what_is_no_text_is_named_with_what_to_do(tmp_path: Path, data: bytes, what: str) -> None:
+def test_what_is_no_text_is_named_with_what_to_do(tmp_path, data, what):
     (tmp_path / "a.txt").write_bytes(data)
     with pytest.raises(BadInput) as refused:
         read(tmp_path / "a.txt")
     assert what in str(refused.value)
 
 
-def test_text_with_a_byte_order_mark_or_zero_bytes_in_it_is_not_taken_for_utf_16(
-    tmp_path: Path,
-) -> None:
+def test_text_with_a_byte_order_mark_or_zero_bytes_in_it_is_not_taken_for_utf_16(tmp_path):
     for data in (b"\xef\xbb\xbf" + TEXT, b"a\0b\0\n" + TEXT, json.dumps({"a": 1}).encode()):
         (tmp_path / "a.txt").write_bytes(data)
         assert read(tmp_path / "a.txt") == data

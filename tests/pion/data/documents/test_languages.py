@@ -30,15 +30,15 @@ from pion.data.documents.languages import LANGUAGES, OTHER, in_words, language_o
         ("1 2 3", OTHER),
     ],
 )
-def test_it_is_guessed_from_letters_and_frequent_words(text: str, language: str) -> None:
+def test_it_is_guessed_from_letters_and_frequent_words(text, language):
     assert language_of(text) == language
 
 
-def test_shares_are_in_words_the_most_frequent_first() -> None:
+def test_shares_are_in_words_the_most_frequent_first():
     assert in_words(Counter(English=92, German=7, French=1)) == "English 92%, German 7%, French 1%"
 
 
-def test_every_language_that_is_returned_can_be_named_and_others_cannot() -> None:
+def test_every_language_that_is_returned_can_be_named_and_others_cannot():
     assert {"English", "Korean", "Arabic or Persian"} <= set(LANGUAGES)
     assert OTHER not in LANGUAGES
     assert len(set(LANGUAGES)) == len(LANGUAGES)

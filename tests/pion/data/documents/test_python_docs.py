@@ -7,8 +7,6 @@ import hashlib
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -34,9 +32,7 @@ ALSO = ("textwrap.py", "pathlib.py")  # some tests are about these
 @pytest.fixture(
     scope="module", params=["a part", pytest.param("the whole", marks=pytest.mark.soak)]
 )
-def whole(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[bool]:
+def whole(request, tmp_path_factory):
     """Whether all files of the library are read. Compiled modules are read in any case."""
     if request.param == "the whole":
         yield True
@@ -51,7 +47,7 @@ def docs(whole: bool) -> list[Document]:
     return list(documents())
 
 
-def test_it_is_about_three_megabytes_of_prose(whole: bool, docs: list[Document]) -> None:
+def test_it_is_about_three_megabytes_of_prose(whole, docs):
     """A third of it is of compiled modules and topics."""
     size = sum(len(d.text.encode()) for d in docs)
     least = 2_000_000 if whole else 800_000
@@ -59,9 +55,7 @@ def test_it_is_about_three_megabytes_of_prose(whole: bool, docs: list[Document])
     assert len(docs) > (3000 if whole else 1200)
 
 
-def test_docstrings_comments_topics_and_compiled_modules_are_all_there(
-    docs: list[Document],
-) -> None:
+def test_docstrings_comments_topics_and_compiled_modules_are_all_there(docs):
     text_of = dict.fromkeys(("textwrap.py", "builtins", "topics/assert"), "")
     for document in docs:
         if document.origin in text_of:
@@ -72,20 +66,20 @@ def test_docstrings_comments_topics_and_compiled_modules_are_all_there(
     assert "Assert statements are a convenient way" in text_of["topics/assert"]
 
 
-def test_no_document_comes_twice_and_none_is_empty(docs: list[Document]) -> None:
+def test_no_document_comes_twice_and_none_is_empty(docs):
     texts = [d.text for d in docs]
     assert len(set(texts)) == len(texts)
     assert all(text.strip() for text in texts)
 
 
-def test_there_are_no_examples_licences_tests_or_code(docs: list[Document]) -> None:
+def test_there_are_no_examples_licences_tests_or_code(docs):
     assert not any(">>>" in d.text for d in docs)
     assert not any("All rights reserved" in d.text for d in docs)
     assert not any("/test/" in d.origin or d.origin.startswith("test/") for d in docs)
     assert sum("\nimport " in d.text or "\n    return " in d.text for d in docs) < len(docs) / 100
 
 
-def test_code_on_request_adds_the_source(whole: bool, docs: list[Document]) -> None:
+def test_code_on_request_adds_the_source(whole, docs):
     with_code = list(documents(code=True))
     times = 3 if whole else 2  # of a part of the files, and all that has no code
     assert sum(len(d.text) for d in with_code) > times * sum(len(d.text) for d in docs)
@@ -100,7 +94,7 @@ print(hashlib.sha256(repr([(d.origin, d.text) for d in documents()]).encode()).h
 """
 
 
-def test_two_processes_read_the_same_documents_of_a_part_of_the_library(tmp_path: Path) -> None:
+def test_two_processes_read_the_same_documents_of_a_part_of_the_library(tmp_path):
     """Reading all of it takes seconds of a core in each process."""
     link_part(tmp_path, every=40)
     program = [sys.executable, "-c", READ_A_PART, tmp_path]
@@ -111,7 +105,7 @@ def test_two_processes_read_the_same_documents_of_a_part_of_the_library(tmp_path
 
 @pytest.mark.soak
 @pytest.mark.parametrize("whole", ["the whole"], indirect=True)
-def test_another_process_reads_the_same_documents_in_the_same_order(docs: list[Document]) -> None:
+def test_another_process_reads_the_same_documents_in_the_same_order(docs):
     code = (
         "import hashlib\nfrom pion.data.documents.python_docs import documents\n"
         "print(hashlib.sha256(repr([(d.origin, d.text) for d in documents()]).encode())"
@@ -122,7 +116,7 @@ def test_another_process_reads_the_same_documents_in_the_same_order(docs: list[D
     assert there.stdout.strip() == here
 
 
-def test_the_held_out_share_is_by_file_and_grows_with_the_share(docs: list[Document]) -> None:
+def test_the_held_out_share_is_by_file_and_grows_with_the_share(docs):
     origins = sorted({d.origin for d in docs})
     small = {o for o in origins if is_held_out(o, 0.05)}
     large = {o for o in origins if is_held_out(o, 0.2)}
@@ -130,7 +124,7 @@ def test_the_held_out_share_is_by_file_and_grows_with_the_share(docs: list[Docum
     assert 0.1 < len(large) / len(origins) < 0.3
 
 
-def test_no_paragraph_of_a_held_out_file_is_in_a_training_file(docs: list[Document]) -> None:
+def test_no_paragraph_of_a_held_out_file_is_in_a_training_file(docs):
     """Also not with another layout, case or number."""
     parts: dict[bool, set[str]] = {True: set(), False: set()}
     for document in docs:
@@ -142,7 +136,7 @@ def test_no_paragraph_of_a_held_out_file_is_in_a_training_file(docs: list[Docume
 
 
 @pytest.mark.usefixtures("whole")
-def test_definitions_know_kind_and_signature() -> None:
+def test_definitions_know_kind_and_signature():
     found = {f"{d.module}.{d.name}": d for d in definitions()}
     fill = found["textwrap.TextWrapper.fill"]
     assert (fill.kind, fill.signature) == ("method", "fill(text)")
@@ -152,14 +146,14 @@ def test_definitions_know_kind_and_signature() -> None:
     assert found["pathlib.PurePath.name"].kind == "property"
 
 
-def test_prose_unwraps_paragraphs_and_keeps_lists() -> None:
+def test_prose_unwraps_paragraphs_and_keeps_lists():
     docstring = "Do it.\n\nA paragraph that\nwas wrapped.\n\n- one thing\n- another thing"
     assert prose(docstring) == (
         "Do it.\n\nA paragraph that was wrapped.\n\n- one thing\n- another thing"
     )
 
 
-def test_prose_drops_doctests_tables_and_markup() -> None:
+def test_prose_drops_doctests_tables_and_markup():
     docstring = (
         "See :func:`os.path.join` and ``x``.\n\n>>> 1 + 1\n2\n\n"
         "=====  =====\n1 0 1  0 0 1\n=====  =====\n\nThe end."
@@ -179,15 +173,13 @@ def first_question(dialogue: Dialogue) -> str:
     return next(turn.text for turn in dialogue.turns if turn.role == "user")
 
 
-def test_there_are_thousands_and_no_first_question_comes_twice(
-    whole: bool, asked: list[Dialogue]
-) -> None:
+def test_there_are_thousands_and_no_first_question_comes_twice(whole, asked):
     questions = [first_question(d) for d in asked]
     assert len(questions) > (6000 if whole else 2400)
     assert len(set(questions)) == len(questions)
 
 
-def test_every_dialogue_alternates_and_ends_with_an_answer(asked: list[Dialogue]) -> None:
+def test_every_dialogue_alternates_and_ends_with_an_answer(asked):
     for dialogue in asked:
         roles = [turn.role for turn in dialogue.turns]
         if roles[0] == "system":
@@ -196,7 +188,7 @@ def test_every_dialogue_alternates_and_ends_with_an_answer(asked: list[Dialogue]
         assert all(turn.text.strip() for turn in dialogue.turns)
 
 
-def test_the_questions_are_phrased_in_many_ways(asked: list[Dialogue]) -> None:
+def test_the_questions_are_phrased_in_many_ways(asked):
     def shape(question: str) -> str:
         return " ".join(re.findall(r"(?<![\w.`(])[A-Za-z']+(?![\w.(`])", question)[:3])
 
@@ -206,35 +198,33 @@ def test_the_questions_are_phrased_in_many_ways(asked: list[Dialogue]) -> None:
     assert max(shapes.values()) < len(asked) / 5
 
 
-def test_some_dialogues_have_a_system_turn_and_some_have_follow_ups(asked: list[Dialogue]) -> None:
+def test_some_dialogues_have_a_system_turn_and_some_have_follow_ups(asked):
     system = sum(d.turns[0].role == "system" for d in asked)
     second = sum([t.role for t in d.turns].count("user") == 2 for d in asked)
     assert 0.05 < system / len(asked) < 0.4
     assert 0.05 < second / len(asked) < 0.5
 
 
-def test_answers_are_short_and_made_of_whole_sentences(asked: list[Dialogue]) -> None:
+def test_answers_are_short_and_made_of_whole_sentences(asked):
     answers = [t.text for d in asked for t in d.turns if t.role == "assistant"]
     assert max(map(len, answers)) <= 700
     ends = sum(answer.rstrip("`)\"'").endswith((".", "!", "?")) for answer in answers)
     assert ends / len(answers) > 0.95
 
 
-def test_an_answer_is_what_the_docstring_says(asked: list[Dialogue]) -> None:
+def test_an_answer_is_what_the_docstring_says(asked):
     answers = {
         first_question(d): d.turns[-1].text for d in asked if "textwrap.dedent" in str(d.turns)
     }
     assert any("Remove any common leading whitespace" in a for a in answers.values())
 
 
-def test_private_names_are_not_asked_about(asked: list[Dialogue]) -> None:
+def test_private_names_are_not_asked_about(asked):
     named = re.compile(r"`[\w.]*\._\w+")
     assert not [d for d in asked if named.search(first_question(d))]
 
 
-def test_the_files_held_out_are_those_of_the_prose(
-    docs: list[Document], asked: list[Dialogue]
-) -> None:
+def test_the_files_held_out_are_those_of_the_prose(docs, asked):
     share = 0.05
     held_out = {d.origin for d in docs if is_held_out(d.origin, share)}
     about = {d.origin for d in asked if is_held_out(d.origin, share)}
@@ -242,9 +232,7 @@ def test_the_files_held_out_are_those_of_the_prose(
     assert about <= held_out
 
 
-def test_what_is_asked_of_held_out_files_is_not_answered_in_training(
-    whole: bool, asked: list[Dialogue]
-) -> None:
+def test_what_is_asked_of_held_out_files_is_not_answered_in_training(whole, asked):
     answers: dict[bool, set[str]] = {True: set(), False: set()}
     for dialogue in asked:
         found = {letters_of(turn.text) for turn in dialogue.turns if turn.role == "assistant"}
@@ -255,7 +243,7 @@ def test_what_is_asked_of_held_out_files_is_not_answered_in_training(
 
 @pytest.mark.soak
 @pytest.mark.parametrize("whole", ["the whole"], indirect=True)
-def test_asking_again_gives_the_same_dialogues(asked: list[Dialogue]) -> None:
+def test_asking_again_gives_the_same_dialogues(asked):
     assert list(dialogues()) == asked
 
 
@@ -274,8 +262,8 @@ def answers(pair: Pair) -> tuple[str, str]:
 
 @pytest.mark.parametrize(("better", "most"), [("short", 2000), ("right", 4000)])
 def test_the_two_answers_of_a_pair_are_to_the_same_question_about_its_file(
-    better: Better, most: int, whole: bool, pairs: dict[Better, list[Pair]]
-) -> None:
+    better, most, whole, pairs
+):
     assert len(pairs[better]) > most * (1 if whole else 1 / EVERY)
     origins = {definition.origin for definition in definitions()}
     for pair in pairs[better]:
@@ -287,9 +275,7 @@ def test_the_two_answers_of_a_pair_are_to_the_same_question_about_its_file(
         assert len(set(answers(pair))) == 2
 
 
-def test_a_short_answer_is_chosen_and_no_rule_of_lengths_tells_which_is_right(
-    pairs: dict[Better, list[Pair]],
-) -> None:
+def test_a_short_answer_is_chosen_and_no_rule_of_lengths_tells_which_is_right(pairs):
     for chosen, rejected in map(answers, pairs["short"]):
         assert len(rejected) >= RAMBLING * len(chosen)
     for chosen, rejected in map(answers, pairs["right"]):
@@ -298,5 +284,5 @@ def test_a_short_answer_is_chosen_and_no_rule_of_lengths_tells_which_is_right(
     assert 0.45 < sum(longer) / len(longer) < 0.55
 
 
-def test_pairs_are_the_same_each_time(pairs: dict[Better, list[Pair]]) -> None:
+def test_pairs_are_the_same_each_time(pairs):
     assert list(docs_pairs("right")) == pairs["right"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from random import Random
-from typing import Any
 
 import numpy as np
 import pytest
@@ -38,7 +37,7 @@ def prose() -> Prose:
     return Prose(seed=1)
 
 
-def test_planted_items_are_found_and_no_other(prose: Prose) -> None:
+def test_planted_items_are_found_and_no_other(prose):
     items = [prose.item() for _ in range(PLANTED + OTHERS)]
     rows = [prose.row(text_of(item)) for item in items[:PLANTED]]
     found = found_items(items, [*rows, *(prose.row() for _ in range(1000))])
@@ -46,14 +45,14 @@ def test_planted_items_are_found_and_no_other(prose: Prose) -> None:
     assert not any(found[PLANTED:])
 
 
-def test_planted_items_are_found_in_other_case_punctuation_and_line_breaks(prose: Prose) -> None:
+def test_planted_items_are_found_in_other_case_punctuation_and_line_breaks(prose):
     items = [prose.item() for _ in range(PLANTED)]
     rows = [prose.row(prose.disguised(text_of(item))) for item in items]
     assert all(text_of(item) not in row for item, row in zip(items, rows))
     assert sum(found_items(items, rows)) >= 0.95 * PLANTED
 
 
-def test_a_quote_whose_parts_are_in_different_rows_is_not_found(prose: Prose) -> None:
+def test_a_quote_whose_parts_are_in_different_rows_is_not_found(prose):
     quotes = [*fragments(GETTYSBURG, 26, 11), *fragments(DECLARATION, 26, 9)][:40]
     items = [Item(f"Who wrote this? {quote}", "An American president") for quote in quotes]
     assert len(items) == 40
@@ -68,7 +67,7 @@ def with_licence(prose: Prose, number: int) -> Item:
     return Item(f"{LICENCE}\ndef {prose.text(4)}{number}(self): return what?", prose.text(3))
 
 
-def test_a_licence_header_before_each_item_is_not_found(prose: Prose) -> None:
+def test_a_licence_header_before_each_item_is_not_found(prose):
     items = [with_licence(prose, number) for number in range(40)]
     rows = [prose.row(LICENCE) for _ in range(200)]
     assert found_items(items, rows).count(True) == 0
@@ -76,13 +75,13 @@ def test_a_licence_header_before_each_item_is_not_found(prose: Prose) -> None:
     assert all(found_items(items[:9], rows))
 
 
-def test_an_instruction_template_is_not_found(prose: Prose) -> None:
+def test_an_instruction_template_is_not_found(prose):
     items = [Item(f"{TEMPLATE} {prose.text(12)} ### Response:", prose.text(2)) for _ in range(40)]
     rows = [f"{TEMPLATE} {prose.text(30)} ### Response: {prose.text(20)}" for _ in range(500)]
     assert found_items(items, rows).count(True) == 0
 
 
-def test_halves_in_two_rows_do_not_add_up() -> None:
+def test_halves_in_two_rows_do_not_add_up():
     words = [f"w{n}" for n in range(40)]
     item = Item(" ".join(words), "")
     halves = [" ".join(words[:25]), " ".join(words[15:])]  # 13 of 28 n-grams each
@@ -94,9 +93,7 @@ def test_halves_in_two_rows_do_not_add_up() -> None:
     ("threshold", "expected"),
     [(0.2, [True] * 4), (0.5, [False, True, True, True]), (0.8, [False, False, True, True])],
 )
-def test_the_threshold_changes_the_result(
-    threshold: float, expected: list[bool], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_threshold_changes_the_result(threshold, expected, monkeypatch):
     monkeypatch.setattr("pion.data.overlap.found.THRESHOLD", threshold)
     items = [Item(" ".join(f"i{k}w{n}" for n in range(40)), "") for k in range(4)]
     held = (10, 15, 23, 28)  # n-grams of 28
@@ -104,7 +101,7 @@ def test_the_threshold_changes_the_result(
     assert found_items(items, rows) == expected
 
 
-def test_exactly_the_threshold_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exactly_the_threshold_is_enough(monkeypatch):
     words = [f"w{n}" for n in range(22)]  # 10 n-grams; 0.7 · 10 is 7.000000000000001
     item = Item(" ".join(words), "")
     with monkeypatch.context() as patch:
@@ -116,7 +113,7 @@ def test_exactly_the_threshold_is_enough(monkeypatch: pytest.MonkeyPatch) -> Non
     assert found_items([odd], [" ".join(words[:16])]) == [False]
 
 
-def test_a_row_with_the_answer_is_told_from_one_without() -> None:
+def test_a_row_with_the_answer_is_told_from_one_without():
     question = " ".join(f"q{n}" for n in range(36))
     items = [Item(question, "the right answer"), Item(question.replace("q", "p"), "yes")]
     rows = [f"{question} the wrong answer", f"{items[1].question} yes"]
@@ -129,7 +126,7 @@ def test_a_row_with_the_answer_is_told_from_one_without() -> None:
     assert found.with_answer.tolist() == [False, False]
 
 
-def test_an_answer_in_a_row_below_the_threshold_says_nothing() -> None:
+def test_an_answer_in_a_row_below_the_threshold_says_nothing():
     words = [f"w{n}" for n in range(40)]
     item = Item(" ".join(words[:39]), words[39])
     rows = [" ".join(words[:30]), " ".join(words[25:])]  # 18 without, 3 with the answer
@@ -160,7 +157,7 @@ def plainly_held(items: list[Item], rows: list[str]) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_a_plain_search_finds_the_same(seed: int) -> None:
+def test_a_plain_search_finds_the_same(seed):
     """Rows and items are cut from one text of few words, so that n-grams repeat and are shared."""
     chance = Random(seed)
     source = chance.choices(["ab", "Ab", "c", "dé", "e’f", "g,"], k=300)
@@ -177,7 +174,7 @@ def test_a_plain_search_finds_the_same(seed: int) -> None:
 
 
 @pytest.mark.parametrize("shift", range(-60, 61, 20))
-def test_an_item_at_the_border_of_two_reads_is_found(shift: int) -> None:
+def test_an_item_at_the_border_of_two_reads_is_found(shift):
     """The rows before it fill a read up to the border, or nearly."""
     item = Item(" ".join(f"w{n}" for n in range(24)), "end")
     filler = "fill " * ((MOST_BYTES - 200) // 5)
@@ -186,7 +183,7 @@ def test_an_item_at_the_border_of_two_reads_is_found(shift: int) -> None:
 
 
 @pytest.mark.parametrize("shift", range(0, 140, 20))
-def test_an_item_anywhere_in_a_row_longer_than_a_read_is_found_whole(shift: int) -> None:
+def test_an_item_anywhere_in_a_row_longer_than_a_read_is_found_whole(shift):
     item = Item(" ".join(f"w{n}" for n in range(24)), "end")
     filler = "fill " * (MOST_BYTES // 5)
     row = filler[: MOST_BYTES - 100 + shift] + " " + text_of(item) + " " + filler * 2
@@ -194,7 +191,7 @@ def test_an_item_anywhere_in_a_row_longer_than_a_read_is_found_whole(shift: int)
     assert found.held.tolist() == index.sizes.tolist() == [13]
 
 
-def test_the_parts_of_a_long_text_have_all_its_runs_of_words_and_no_other() -> None:
+def test_the_parts_of_a_long_text_have_all_its_runs_of_words_and_no_other():
     chance = Random(3)
     text = " ".join("x" * chance.randint(1, 40) + str(n) for n in range(30_000)).encode()
     words = split_words(text)
@@ -204,19 +201,19 @@ def test_the_parts_of_a_long_text_have_all_its_runs_of_words_and_no_other() -> N
     assert runs == {tuple(words[n : n + 13]) for n in range(len(words) - 12)}
 
 
-def test_a_word_longer_than_a_read_does_not_stop_the_search() -> None:
+def test_a_word_longer_than_a_read_does_not_stop_the_search():
     item = Item(" ".join(f"w{n}" for n in range(24)), "end")
     endless = "A" * (3 * MOST_BYTES + 17)
     assert found_items([item], [f"{endless} {text_of(item)} {endless}"]) == [True]
 
 
-def test_an_ngram_does_not_span_two_rows() -> None:
+def test_an_ngram_does_not_span_two_rows():
     item = Item("one two three four five six seven eight", "")
     assert found_items([item], ["one two three four", "five six seven eight"]) == [False]
     assert found_items([item], ["one two three four five six seven eight"]) == [True]
 
 
-def test_unicode_text_is_found() -> None:
+def test_unicode_text_is_found():
     text = "Я помню чудное мгновенье передо мной явилась ты как мимолётное виденье"
     greek = "Άνδρα μοι έννεπε μούσα πολύτροπον ος μάλα πολλά πλάγχθη επεί Τροίης"
     items = [Item(text, "как гений"), Item(greek, "ιερόν")]
@@ -226,7 +223,7 @@ def test_unicode_text_is_found() -> None:
     assert found_items(items, [text.upper(), greek.upper()]) == [False, False]
 
 
-def test_a_row_that_begins_and_ends_inside_a_character_is_searched() -> None:
+def test_a_row_that_begins_and_ends_inside_a_character_is_searched():
     item = Item("eins zwei drei vier fünf sechs sieben acht", "neun")
     index = build_index([ItemSet("set", [item])])
     found = nothing_found(index)
@@ -236,20 +233,20 @@ def test_a_row_that_begins_and_ends_inside_a_character_is_searched() -> None:
 
 
 @pytest.mark.parametrize("sets", [[], [ItemSet("empty", [])], [ItemSet("blank", [Item("", "")])]])
-def test_without_anything_to_look_for_nothing_is_found(sets: list[ItemSet]) -> None:
+def test_without_anything_to_look_for_nothing_is_found(sets):
     index, found = searched(sets, ["some words " * 50, ""])
     assert not found.overlapped(index).any()
     assert found.rows == 2
 
 
 @pytest.mark.parametrize("rows", [[], [""], ["", "", " \n"], ["one"]])
-def test_rows_without_words_hold_nothing(rows: list[str], prose: Prose) -> None:
+def test_rows_without_words_hold_nothing(rows, prose):
     index, found = searched([ItemSet("set", [prose.item()])], rows)
     assert not found.overlapped(index).any()
     assert found.rows == len(rows)
 
 
-def test_several_sets_share_the_words_and_keep_their_own_templates(prose: Prose) -> None:
+def test_several_sets_share_the_words_and_keep_their_own_templates(prose):
     """What is a template in one set may be a question in another."""
     shared = prose.text(20)
     many = ItemSet("many", [Item(shared, f"answer{n}") for n in range(12)])
@@ -258,7 +255,7 @@ def test_several_sets_share_the_words_and_keep_their_own_templates(prose: Prose)
     assert found.overlapped(index).tolist() == [False] * 12 + [True]
 
 
-def test_each_row_that_overlaps_is_told_with_its_items(prose: Prose) -> None:
+def test_each_row_that_overlaps_is_told_with_its_items(prose):
     items = [prose.item(20) for _ in range(40)]
     # The last row alone is longer than what is searched at once.
     rows = [prose.row(), prose.row(text_of(items[3])), prose.row()]
@@ -310,9 +307,7 @@ def whole(index: Index, rows: Iterable[tuple[int, bytes]]) -> Found:
     return found
 
 
-def test_continued_after_each_shard_is_the_same_as_whole(
-    sets: list[ItemSet], shards: list[Shard]
-) -> None:
+def test_continued_after_each_shard_is_the_same_as_whole(sets, shards):
     """Each shard is searched by another process would: with an index that it has built again."""
     kept = nothing_found(build_index(sets)).record()
     for shard in shards:
@@ -323,19 +318,19 @@ def test_continued_after_each_shard_is_the_same_as_whole(
     assert kept == whole(build_index(sets), [row for shard in shards for row in shard]).record()
 
 
-def test_the_order_of_the_rows_does_not_matter(index: Index, shards: list[Shard]) -> None:
+def test_the_order_of_the_rows_does_not_matter(index, shards):
     rows = [row for shard in shards for row in shard]
     shuffled = Random(0).sample(rows, len(rows))
     assert whole(index, shuffled).record() == whole(index, rows).record()
 
 
-def test_rows_read_twice_change_only_the_counts(index: Index, shards: list[Shard]) -> None:
+def test_rows_read_twice_change_only_the_counts(index, shards):
     once, twice = whole(index, shards[0]), whole(index, shards[0] * 2)
     assert twice.rows == 2 * once.rows
     assert twice.held.tolist() == once.held.tolist()
 
 
-def test_only_items_with_hits_are_kept(index: Index, shards: list[Shard]) -> None:
+def test_only_items_with_hits_are_kept(index, shards):
     assert nothing_found(index).record()["items"] == []
     assert len(whole(index, shards[0]).record()["items"]) == 13
 
@@ -356,6 +351,6 @@ def test_only_items_with_hits_are_kept(index: Index, shards: list[Shard]) -> Non
         {"items": [[0.5, 1, 0]]},
     ],
 )
-def test_damaged_hits_are_refused(index: Index, change: dict[str, Any]) -> None:
+def test_damaged_hits_are_refused(index, change):
     with pytest.raises((KeyError, TypeError, ValueError, IndexError)):
         read_found(nothing_found(index).record() | change, index)

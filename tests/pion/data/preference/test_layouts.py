@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pion.data.preference.layouts import Labelled, Pair, differs_early, is_empty, parse_preference
+from pion.data.preference.layouts import Pair, differs_early, is_empty, parse_preference
 from pion.errors import BadInput
 
 ASKED = "Which planet is the largest?"
@@ -21,7 +21,6 @@ def answer(text: str | None, **more: Any) -> dict[str, Any]:
 
 def pair(record: dict[str, Any]) -> Pair:
     found = parse_preference(record, "prefs.jsonl:7")
-    assert isinstance(found, Pair)
     assert found.chosen.context == found.rejected.context
     context = found.chosen.context
     said = [
@@ -100,7 +99,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_each_layout_gives_the_same_pair(name: str) -> None:
+def test_each_layout_gives_the_same_pair(name):
     assert texts(pair(LAYOUTS[name])) == PLAIN
 
 
@@ -118,25 +117,23 @@ def test_each_layout_gives_the_same_pair(name: str) -> None:
     ],
     ids=["texts", "lists", "a message", "a list with the prompt", "only a list"],
 )
-def test_an_unpaired_answer_has_a_label(record: dict[str, Any], label: Any, said: bool) -> None:
+def test_an_unpaired_answer_has_a_label(record, label, said):
     found = parse_preference({**record, "label": label}, "kto.jsonl:1")
-    assert isinstance(found, Labelled)
     assert found.desired is said
     assert found.answer.context == 1
     assert [m["content"] for m in found.answer.messages] == [ASKED, GOOD]
 
 
-def test_the_system_message_comes_first() -> None:
+def test_the_system_message_comes_first():
     record = {"system": "Be brief.", "question": ASKED, "chosen": GOOD, "rejected": BAD}
     assert texts(pair(record))[0] == ["system: Be brief.", f"user: {ASKED}"]
     labelled = parse_preference(
         {"system": "Be brief.", "prompt": ASKED, "completion": GOOD, "label": True}, "f:1"
     )
-    assert isinstance(labelled, Labelled)
     assert labelled.answer.context == 2
 
 
-def test_lists_win_over_the_prompt_because_they_may_have_a_system_message() -> None:
+def test_lists_win_over_the_prompt_because_they_may_have_a_system_message():
     lists = {"chosen": [SYSTEM, USER, answer(GOOD)], "rejected": [SYSTEM, USER, answer(BAD)]}
     for prompt in (ASKED, [USER], f"  {ASKED}\n"):
         found = pair({"prompt": prompt, **lists})
@@ -145,7 +142,7 @@ def test_lists_win_over_the_prompt_because_they_may_have_a_system_message() -> N
     assert len(texts(pair({"system": "Be long.", **lists}))[0]) == 2
 
 
-def test_earlier_answers_that_both_sides_share_belong_to_the_prompt() -> None:
+def test_earlier_answers_that_both_sides_share_belong_to_the_prompt():
     shared = [USER, answer(GOOD), {"role": "user", "content": "And the smallest?"}]
     chosen, rejected = [*shared, answer("Mercury.")], [*shared, answer("Pluto.")]
     for prompt in (None, ASKED, "And the smallest?", shared, [USER]):
@@ -154,7 +151,7 @@ def test_earlier_answers_that_both_sides_share_belong_to_the_prompt() -> None:
         assert not differs_early(found)
 
 
-def test_sides_may_differ_from_an_earlier_answer_on() -> None:
+def test_sides_may_differ_from_an_earlier_answer_on():
     more = {"role": "user", "content": "And then?"}
     found = pair(
         {
@@ -166,7 +163,7 @@ def test_sides_may_differ_from_an_earlier_answer_on() -> None:
     assert differs_early(found)
 
 
-def test_calls_and_results_of_tools_stay_with_the_tools() -> None:
+def test_calls_and_results_of_tools_stay_with_the_tools():
     tools = [{"type": "function", "function": {"name": "now"}}]
     call = answer(None, tool_calls=[{"function": {"name": "now", "arguments": {}}}])
     result = {"role": "tool", "content": "12:00"}
@@ -184,27 +181,26 @@ def test_calls_and_results_of_tools_stay_with_the_tools() -> None:
     labelled = parse_preference(
         {"prompt": [USER, call, result], "completion": "Noon.", "label": True}, "f:1"
     )
-    assert isinstance(labelled, Labelled)
     assert labelled.answer.context == 3  # the call is not learned
 
 
-def test_a_prefix_is_an_answer_like_another() -> None:
+def test_a_prefix_is_an_answer_like_another():
     found = pair({"prompt": ASKED, "chosen": "Jupiter", "rejected": "Jupiter is the largest"})
     assert texts(found)[1:] == (["assistant: Jupiter"], ["assistant: Jupiter is the largest"])
 
 
-def test_equal_answers_are_a_pair_that_is_dropped_later() -> None:
+def test_equal_answers_are_a_pair_that_is_dropped_later():
     for same in (GOOD, [USER, answer(GOOD)]):
         assert pair({"prompt": ASKED, "chosen": same, "rejected": same}).chosen.context == 1
 
 
-def test_space_around_messages_does_not_make_prompts_differ() -> None:
+def test_space_around_messages_does_not_make_prompts_differ():
     spaced = {"role": "user", "content": f"{ASKED}\n"}
     found = pair({"chosen": [USER, answer(GOOD)], "rejected": [spaced, answer(BAD)]})
     assert found.chosen.context == 1
 
 
-def test_messages_after_the_answer_and_empty_ones_before_it_are_left_out() -> None:
+def test_messages_after_the_answer_and_empty_ones_before_it_are_left_out():
     nothing = {"role": "system", "content": " "}
     thanks = {"role": "user", "content": "Thanks"}
     chosen, rejected = [nothing, USER, answer(GOOD), thanks], [USER, answer(BAD)]
@@ -212,7 +208,7 @@ def test_messages_after_the_answer_and_empty_ones_before_it_are_left_out() -> No
 
 
 @pytest.mark.parametrize("empty", ["", " \n", [USER, answer("")], [USER, answer(None)]])
-def test_an_empty_answer_is_kept_to_be_counted(empty: Any) -> None:
+def test_an_empty_answer_is_kept_to_be_counted(empty):
     found = pair({"prompt": ASKED, "chosen": GOOD, "rejected": empty})
     assert [is_empty(side) for side in found.conversations] == [False, True]
 
@@ -229,9 +225,7 @@ def test_an_empty_answer_is_kept_to_be_counted(empty: Any) -> None:
         ({"status": "swapped"}, None, False),
     ],
 )
-def test_scores_and_ties_are_read(
-    more: dict[str, Any], scores: tuple[float, float] | None, tie: bool
-) -> None:
+def test_scores_and_ties_are_read(more, scores, tie):
     found = pair({"prompt": ASKED, "chosen": GOOD, "rejected": BAD, **more})
     assert (found.scores, found.tie) == (scores, tie)
 
@@ -345,7 +339,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_no_preference_is_refused_with_its_place_and_key(name: str) -> None:
+def test_what_is_no_preference_is_refused_with_its_place_and_key(name):
     record, why = REFUSED[name]
     with pytest.raises(BadInput) as error:
         parse_preference(record, "prefs.jsonl:7")
@@ -355,6 +349,6 @@ def test_what_is_no_preference_is_refused_with_its_place_and_key(name: str) -> N
     assert len(str(error.value)) < 1000
 
 
-def test_a_huge_score_is_a_number() -> None:
+def test_a_huge_score_is_a_number():
     found = pair({**EXPLICIT, "score_chosen": 10**400, "score_rejected": 1})
     assert found.scores == (10**400, 1)

@@ -26,7 +26,6 @@ from pion.data.preference.rendering import (
     TIE,
     Dropped,
     Outcome,
-    Refused,
     Usable,
     ends_once,
     is_held_out,
@@ -111,9 +110,7 @@ def plain(chosen: str = "Good one", rejected: str = "Bad", **more: Any) -> dict[
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_both_sides_have_the_prompt_ids_and_learn_their_answer_to_its_end(
-    models: dict[str, Written], name: str
-) -> None:
+def test_both_sides_have_the_prompt_ids_and_learn_their_answer_to_its_end(models, name):
     written = models[name]
     found = written.usable(plain())
     chosen, rejected = found.item
@@ -133,7 +130,7 @@ def test_both_sides_have_the_prompt_ids_and_learn_their_answer_to_its_end(
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_ids_are_those_of_transformers(tmp_path: Path, name: str) -> None:
+def test_ids_are_those_of_transformers(tmp_path, name):
     kind, source = TEMPLATES[name]
     stock = Model(tmp_path, kind, source)
     written = Written(ChatFormat(tmp_path / "tokenizer.json", stock.tokenizer))
@@ -152,8 +149,8 @@ SAID = st.text(min_size=1, max_size=12).filter(str.strip) | st.sampled_from(
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(asked=SAID, chosen=SAID, rejected=SAID)
 def test_prompts_are_equal_and_ends_are_there_once_for_any_text(
-    models: dict[str, Written], name: str, asked: str, chosen: str, rejected: str
-) -> None:
+    models, name, asked, chosen, rejected
+):
     """Also if a text spells out the end of a turn."""
     written = models[name]
     record = {"prompt": asked, "chosen": chosen, "rejected": rejected}
@@ -169,9 +166,7 @@ def test_prompts_are_equal_and_ends_are_there_once_for_any_text(
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_earlier_answers_that_both_sides_share_are_no_targets(
-    models: dict[str, Written], name: str
-) -> None:
+def test_earlier_answers_that_both_sides_share_are_no_targets(models, name):
     shared = [ASKED, answer("Seven"), MORE]
     record = {"chosen": [*shared, answer("Good one")], "rejected": [*shared, answer("Bad")]}
     found = models[name].usable(record)
@@ -182,9 +177,7 @@ def test_earlier_answers_that_both_sides_share_are_no_targets(
         assert "Seven" not in models[name].learned(sided)
 
 
-def test_a_template_that_rewrites_earlier_answers_gives_equal_prompts(
-    models: dict[str, Written],
-) -> None:
+def test_a_template_that_rewrites_earlier_answers_gives_equal_prompts(models):
     thought = answer("<think>\nhm\n</think>\n\nSeven")
     shared = [ASKED, thought, MORE]
     record = {
@@ -209,9 +202,7 @@ REWRITES = ("Qwen 3", "gpt-oss")
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if name not in REWRITES])
-def test_answers_that_differ_earlier_are_all_learned_and_counted(
-    models: dict[str, Written], name: str
-) -> None:
+def test_answers_that_differ_earlier_are_all_learned_and_counted(models, name):
     found = models[name].usable(EARLY)
     assert found.early
     assert found.prompt.tolist() == models[name].chat.prompt_ids([ASKED])
@@ -224,17 +215,13 @@ def test_answers_that_differ_earlier_are_all_learned_and_counted(
 
 
 @pytest.mark.parametrize("name", REWRITES)
-def test_a_pair_that_differs_in_an_answer_that_the_template_rewrites_is_dropped(
-    models: dict[str, Written], name: str
-) -> None:
+def test_a_pair_that_differs_in_an_answer_that_the_template_rewrites_is_dropped(models, name):
     assert models[name].outcome(EARLY) == Dropped(REWRITTEN, None)
 
 
 @pytest.mark.parametrize("label", [True, False])
 @pytest.mark.parametrize("name", ALL)
-def test_an_unpaired_answer_is_one_sequence_with_its_label(
-    models: dict[str, Written], name: str, label: bool
-) -> None:
+def test_an_unpaired_answer_is_one_sequence_with_its_label(models, name, label):
     found = models[name].usable({"prompt": [ASKED], "completion": "Good one", "label": label})
     ((sequence, preferred),) = found.item
     assert preferred is label
@@ -245,7 +232,7 @@ def test_an_unpaired_answer_is_one_sequence_with_its_label(
 # ---------------------------------------------------------------- tools
 
 
-def test_calls_are_learned_as_answers_and_results_are_context(models: dict[str, Written]) -> None:
+def test_calls_are_learned_as_answers_and_results_are_context(models):
     record = {
         "input": {"messages": [ASKED, CALL, RESULT, answer("Noon"), MORE], "tools": TOOLS},
         "preferred_output": [CALL, RESULT, answer("Good one")],
@@ -264,16 +251,13 @@ def test_calls_are_learned_as_answers_and_results_are_context(models: dict[str, 
     assert rejected == "Bad<|im_end|>"
 
 
-def test_a_template_that_loses_the_calls_of_the_prompt_refuses_the_pair(
-    models: dict[str, Written],
-) -> None:
+def test_a_template_that_loses_the_calls_of_the_prompt_refuses_the_pair(models):
     record = {"prompt": [ASKED, CALL, RESULT], "chosen": "Good one", "rejected": "Bad"}
     found = models["SmolLM2"].outcome(record)
-    assert isinstance(found, Refused)
     assert "f:1: answer 1 calls 'now'" in found.why
 
 
-def test_the_own_format_leaves_tools_out(models: dict[str, Written]) -> None:
+def test_the_own_format_leaves_tools_out(models):
     found = models[OWN].usable(
         {"prompt": [ASKED, CALL, RESULT], "chosen": "Good one", "rejected": [CALL, answer("Bad")]}
     )
@@ -288,39 +272,30 @@ def test_the_own_format_leaves_tools_out(models: dict[str, Written]) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("empty", ["", "  \n", None])
-def test_an_empty_answer_drops_the_pair(
-    models: dict[str, Written], name: str, empty: str | None
-) -> None:
+def test_an_empty_answer_drops_the_pair(models, name, empty):
     record = {"prompt": [ASKED], "chosen": "Good one", "rejected": [answer(empty)]}
     assert models[name].outcome(record) == Dropped(EMPTY, None)
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_answers_that_differ_only_in_space_around_them_are_identical(
-    models: dict[str, Written], name: str
-) -> None:
+def test_answers_that_differ_only_in_space_around_them_are_identical(models, name):
     found = models[name].outcome(plain("Good one", " Good one\n"))
-    assert isinstance(found, Dropped)
     assert found.reason == IDENTICAL
     one = models[name].usable(plain("Good one", "Bad")).item[0]
     assert found.tokens == 2 * len(one.sequence.ids)
 
 
 @pytest.mark.parametrize("tie", [{"score_chosen": 1, "score_rejected": 1}, {"status": "tie"}])
-def test_a_tie_is_dropped(models: dict[str, Written], tie: dict[str, Any]) -> None:
+def test_a_tie_is_dropped(models, tie):
     found = models["SmolLM2"].outcome(plain(**tie))
-    assert isinstance(found, Dropped)
     assert found.reason == TIE
 
 
 @pytest.mark.parametrize(
     ("old", "new"), [(" ~ eos_token", ""), ("eos_token", "eos_token ~ eos_token")]
 )
-def test_a_template_that_ends_a_turn_not_at_all_or_twice_drops_everything(
-    tmp_path: Path, old: str, new: str
-) -> None:
+def test_a_template_that_ends_a_turn_not_at_all_or_twice_drops_everything(tmp_path, old, new):
     found = of_template(tmp_path, "llama3", MISTRAL.replace(old, new)).outcome(plain())
-    assert isinstance(found, Dropped)
     assert found.reason == ENDLESS
 
 
@@ -335,15 +310,13 @@ def test_a_template_that_ends_a_turn_not_at_all_or_twice_drops_everything(
         ([9, 5, 9], True),
     ],
 )
-def test_an_answer_ends_with_one_end_of_turn(learned: list[int], ends: bool) -> None:
+def test_an_answer_ends_with_one_end_of_turn(learned, ends):
     """An earlier answer may end, too."""
     ids = np.array([9, 9, *learned], dtype=np.int32)
     assert ends_once(Tokenized(ids, np.arange(len(ids)) >= 2), {9}) is ends
 
 
-def test_a_pair_longer_than_a_row_is_dropped_whole_and_one_that_fills_it_is_not(
-    models: dict[str, Written],
-) -> None:
+def test_a_pair_longer_than_a_row_is_dropped_whole_and_one_that_fills_it_is_not(models):
     written = models["SmolLM2"]
     tokens = sum(len(sided.sequence.ids) for sided in written.usable(plain()).item)
     assert isinstance(written.outcome(plain(), seq_len=tokens), Usable)
@@ -351,9 +324,7 @@ def test_a_pair_longer_than_a_row_is_dropped_whole_and_one_that_fills_it_is_not(
     assert found == Dropped(LONGER_THAN_ROW, tokens)
 
 
-def test_each_sequence_must_fit_the_context_but_the_pair_need_not(
-    models: dict[str, Written],
-) -> None:
+def test_each_sequence_must_fit_the_context_but_the_pair_need_not(models):
     written = models["SmolLM2"]
     lengths = [len(sided.sequence.ids) for sided in written.usable(plain()).item]
     assert isinstance(written.outcome(plain(), context=max(lengths)), Usable)
@@ -363,18 +334,15 @@ def test_each_sequence_must_fit_the_context_but_the_pair_need_not(
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("key", ["prompt", "chosen", "rejected"])
-def test_a_text_of_more_bytes_than_the_context_can_hold_is_never_encoded(
-    models: dict[str, Written], name: str, key: str
-) -> None:
+def test_a_text_of_more_bytes_than_the_context_can_hold_is_never_encoded(models, name, key):
     record = {"prompt": "Hi", "chosen": "a", "rejected": "b", key: "items " * 100_000}
     found = models[name].outcome(record, context=20)
     assert found == Dropped(LONGER_THAN_CONTEXT, None)
 
 
-def test_what_the_template_refuses_says_where(models: dict[str, Written]) -> None:
+def test_what_the_template_refuses_says_where(models):
     record = {"chosen": [ASKED, MORE, answer("a")], "rejected": [ASKED, MORE, answer("b")]}
     found = models["Mistral"].outcome(record)
-    assert isinstance(found, Refused)
     assert found.why.startswith("f:1: the chat template refuses this conversation")
 
 
@@ -389,17 +357,16 @@ FORMS = (
 )
 
 
-def test_sides_whose_prompts_the_template_writes_in_two_ways_are_refused(tmp_path: Path) -> None:
+def test_sides_whose_prompts_the_template_writes_in_two_ways_are_refused(tmp_path):
     """The rejected call needs "" for no text, and so the call in its prompt gets it, too."""
     written = of_template(tmp_path, "qwen", FORMS)
     record = {"prompt": [ASKED, CALL, RESULT], "chosen": [answer("Noon")], "rejected": [CALL]}
     found = written.outcome(record)
-    assert isinstance(found, Refused)
     assert found.why.startswith("f:1: the chat template writes the messages before the answers in")
     assert isinstance(written.outcome({**record, "rejected": [answer("Bad")]}), Usable)
 
 
-def test_each_outcome_is_that_of_its_preference(models: dict[str, Written]) -> None:
+def test_each_outcome_is_that_of_its_preference(models):
     records = [plain("", "x"), plain("a", "a"), plain("a", "b"), plain("x", ""), plain("c", "d")]
     preferences: list[Preference] = [parse_preference(record, "f:1") for record in records]
     found = models["SmolLM2"].format.outcomes(preferences)
@@ -410,7 +377,7 @@ def test_each_outcome_is_that_of_its_preference(models: dict[str, Written]) -> N
 # ---------------------------------------------------------------- held out
 
 
-def test_a_share_of_the_prompts_is_held_out_whatever_their_answers() -> None:
+def test_a_share_of_the_prompts_is_held_out_whatever_their_answers():
     prompts = [np.array([n, 2 * n], dtype=np.int32) for n in range(4000)]
     held_out = [is_held_out(prompt, 0.1, seed=3) for prompt in prompts]
     assert 0.08 < sum(held_out) / len(held_out) < 0.12
@@ -442,7 +409,7 @@ START = (
 )
 
 
-def test_the_prompt_is_shown_once_and_what_is_learned_is_marked(chat: ChatFormat) -> None:
+def test_the_prompt_is_shown_once_and_what_is_learned_is_marked(chat):
     record = {"system": "Be brief.", "prompt": "Hi", "chosen": "Hello", "rejected": "Hello\x1b you"}
     assert marked_preference(chat.tokenizer, usable_in(chat, record)) == [
         START,
@@ -451,7 +418,7 @@ def test_the_prompt_is_shown_once_and_what_is_learned_is_marked(chat: ChatFormat
     ]
 
 
-def test_later_questions_of_answers_that_differ_early_are_not_marked(chat: ChatFormat) -> None:
+def test_later_questions_of_answers_that_differ_early_are_not_marked(chat):
     user, later = {"role": "user", "content": "Hi"}, {"role": "user", "content": "And?"}
     a, b = ({"role": "assistant", "content": text} for text in "ab")
     record = {"chosen": [user, a, later, b], "rejected": [user, b]}
@@ -464,13 +431,13 @@ def test_later_questions_of_answers_that_differ_early_are_not_marked(chat: ChatF
 
 
 @pytest.mark.parametrize(("label", "name"), [(True, "desired"), (False, "undesired")])
-def test_a_labelled_answer_says_its_label(chat: ChatFormat, label: bool, name: str) -> None:
+def test_a_labelled_answer_says_its_label(chat, label, name):
     record = {"system": "Be brief.", "prompt": "Hi", "completion": "Hello", "label": label}
     found = usable_in(chat, record)
     assert marked_preference(chat.tokenizer, found) == [START, f"{name}: ⟦Hello<|im_end|>⟧"]
 
 
-def test_a_long_answer_is_cut_where_it_is_shown(chat: ChatFormat) -> None:
+def test_a_long_answer_is_cut_where_it_is_shown(chat):
     found = usable_in(chat, {"prompt": "Hi", "chosen": "a " * 90, "rejected": "b"})
     *_, chosen, rejected = marked_preference(chat.tokenizer, found, most=4)
     assert chosen.startswith("chosen: ⟦a")

@@ -40,9 +40,7 @@ def flags(pairs: list[tuple[int, int]]) -> list[np.ndarray]:
     return [packed[:1], packed[1:]]  # as from two shards
 
 
-def of_pairs(
-    train: list[tuple[int, int]], held_out: list[tuple[int, int]] | None = None, **counts: object
-) -> Summary:
+def of_pairs(train, held_out=None, **counts):
     every = {"train": flags(train), "held_out": flags(held_out or [])}
     read = len(train) + len(held_out or []) + sum(counts.get("dropped", {}).values())  # type: ignore[attr-defined]
     return summarize("pairs", every, SEQ_LEN, Tally(**{"read": read, **counts}))  # type: ignore[arg-type]
@@ -56,7 +54,7 @@ def refusal(summary: Summary) -> str:
     return str(error.value)
 
 
-def test_pairs_rows_and_targets_of_both_sides_are_counted() -> None:
+def test_pairs_rows_and_targets_of_both_sides_are_counted():
     summary = of_pairs([(10, 2), (20, 4), (30, 9)], [(5, 6)])
     train = summary.train
     assert (train.items, train.rows, train.tokens) == (3, 2, 24 + 75)
@@ -73,12 +71,12 @@ def test_pairs_rows_and_targets_of_both_sides_are_counted() -> None:
     ]
 
 
-def test_answers_of_one_length_count_half_for_both_rules() -> None:
+def test_answers_of_one_length_count_half_for_both_rules():
     held_out = of_pairs([(1, 2)], [(3, 3), (3, 3), (4, 2), (5, 1)]).held_out
     assert (held_out.chosen_longer, held_out.longer_wins) == (0.5, 0.75)
 
 
-def test_labels_have_desired_and_undesired_answers_and_no_rule() -> None:
+def test_labels_have_desired_and_undesired_answers_and_no_rule():
     items = [(Sided(sequence(n), good),) for n, good in ((3, True), (5, True), (9, False))]
     rows = {"train": [pack_items(items, SEQ_LEN, 0)[1]], "held_out": []}
     summary = summarize("labels", rows, SEQ_LEN, Tally(read=3))
@@ -90,13 +88,13 @@ def test_labels_have_desired_and_undesired_answers_and_no_rule() -> None:
     summary.check("here")
 
 
-def test_labels_of_one_kind_are_warned_about() -> None:
+def test_labels_of_one_kind_are_warned_about():
     rows = {"train": [pack_items([(Sided(sequence(3), True),)], SEQ_LEN, 0)[1]]}
     summary = summarize("labels", {**rows, "held_out": []}, SEQ_LEN, Tally(read=1))
     assert summary.warnings() == ["no label is false: there is nothing to compare with"]
 
 
-def test_what_is_left_out_is_said_by_reason_with_mean_lengths() -> None:
+def test_what_is_left_out_is_said_by_reason_with_mean_lengths():
     summary = of_pairs(
         [(1, 2)] * 200,
         dropped={EMPTY: 1, TIE: 2},
@@ -125,7 +123,7 @@ def too_long(lengths: dict[str, int]) -> dict[str, dict[str, int]]:
     }
 
 
-def test_above_5_in_100_left_out_there_is_a_warning_with_the_row_that_keeps_99() -> None:
+def test_above_5_in_100_left_out_there_is_a_warning_with_the_row_that_keeps_99():
     summary = of_pairs([(1, 2)] * 93, **too_long({"128": 4, "256": 2, "8192": 1}))
     (warning,) = summary.warnings()
     assert warning == (
@@ -136,7 +134,7 @@ def test_above_5_in_100_left_out_there_is_a_warning_with_the_row_that_keeps_99()
     assert of_pairs([(1, 2)] * 95, **too_long({"128": 5})).warnings() == []
 
 
-def test_no_longer_row_is_advised_where_it_would_not_help() -> None:
+def test_no_longer_row_is_advised_where_it_would_not_help():
     summary = of_pairs([(1, 2)] * 90, dropped={LONGER_THAN_CONTEXT: 10})
     (warning,) = summary.warnings()
     assert "10, because a sequence is longer than the model's context" in warning
@@ -144,14 +142,14 @@ def test_no_longer_row_is_advised_where_it_would_not_help() -> None:
     assert summary.keeps_most == SEQ_LEN
 
 
-def test_above_half_left_out_the_data_are_refused() -> None:
+def test_above_half_left_out_the_data_are_refused():
     of_pairs([(1, 2)] * 10, dropped={TIE: 10}).check("here")
     why = refusal(of_pairs([(1, 2)] * 10, **too_long({"128": 11})))
     assert "11 of 21 pairs are left out, more than 50%: 11, because they are longer" in why
     assert why.endswith("prefer.seq_len=128 keeps 99% of those that fit the context")
 
 
-def test_nothing_to_train_on_is_refused() -> None:
+def test_nothing_to_train_on_is_refused():
     why = refusal(of_pairs([], [(1, 2)]))
     assert "none of 1 pairs is left to train on: 1 are held out, 0 left out." in why
     assert why.endswith("Give more pairs, or lower prefer.held_out")
@@ -160,7 +158,7 @@ def test_nothing_to_train_on_is_refused() -> None:
     assert "none of 0 pairs is left" in refusal(nothing)
 
 
-def test_above_1_in_100_with_the_lower_score_the_sides_seem_swapped() -> None:
+def test_above_1_in_100_with_the_lower_score_the_sides_seem_swapped():
     few = {"scored": 100, "swapped": 1, "first_swapped": "f:9"}
     of_pairs([(1, 2)] * 100, **few).check("here")
     why = refusal(of_pairs([(1, 2)] * 100, **few | {"swapped": 2}))
@@ -169,9 +167,7 @@ def test_above_1_in_100_with_the_lower_score_the_sides_seem_swapped() -> None:
 
 
 @pytest.mark.parametrize(("longer", "warned"), [(65, False), (66, True)])
-def test_above_65_in_100_longer_chosen_answers_there_is_a_warning(
-    longer: int, warned: bool
-) -> None:
+def test_above_65_in_100_longer_chosen_answers_there_is_a_warning(longer, warned):
     summary = of_pairs([(5, 2)] * longer + [(2, 5)] * (100 - longer))
     assert len(summary.warnings()) == warned
     if warned:
@@ -179,12 +175,12 @@ def test_above_65_in_100_longer_chosen_answers_there_is_a_warning(
         assert "dpo-norm" in summary.warnings()[0]
 
 
-def test_of_a_few_pairs_the_longer_side_says_nothing() -> None:
+def test_of_a_few_pairs_the_longer_side_says_nothing():
     assert of_pairs([(5, 2)] * 19).warnings() == []
     assert len(of_pairs([(5, 2)] * 20).warnings()) == 1
 
 
-def test_a_summary_becomes_json() -> None:
+def test_a_summary_becomes_json():
     record = json.loads(json.dumps(of_pairs([(3, 2)], dropped={TIE: 1}).record()))
     assert record["train"]["items"] == 1
     assert record["tally"]["dropped"] == {TIE: 1}
@@ -226,11 +222,11 @@ COUNTED = Tally(
 )
 
 
-def test_every_outcome_is_counted_by_reason_with_its_length() -> None:
+def test_every_outcome_is_counted_by_reason_with_its_length():
     assert tally_of([pair()] * len(OUTCOMES), OUTCOMES) == COUNTED
 
 
-def test_pairs_whose_chosen_answer_has_the_lower_score_are_counted_and_the_first_is_named() -> None:
+def test_pairs_whose_chosen_answer_has_the_lower_score_are_counted_and_the_first_is_named():
     pairs = [
         pair("f:1"),
         pair("f:2", score_chosen=2, score_rejected=1),
@@ -242,14 +238,14 @@ def test_pairs_whose_chosen_answer_has_the_lower_score_are_counted_and_the_first
     assert (found.scored, found.swapped, found.first_swapped) == (4, 2, "f:3")
 
 
-def test_counts_of_parts_add_up_to_those_of_all() -> None:
+def test_counts_of_parts_add_up_to_those_of_all():
     pairs = [pair()] * len(OUTCOMES)
     parts = [tally_of(pairs[a:b], OUTCOMES[a:b]) for a, b in ((0, 3), (3, 3), (3, 8))]
     assert total(parts) == COUNTED
     assert total([]) == Tally()
 
 
-def test_counts_survive_json() -> None:
+def test_counts_survive_json():
     assert Tally.from_record(json.loads(json.dumps(asdict(COUNTED)))) == COUNTED
 
 
@@ -265,7 +261,7 @@ def test_counts_survive_json() -> None:
         {"too_long": [1]},
     ],
 )
-def test_counts_that_nobody_wrote_are_refused(change: dict[str, Any]) -> None:
+def test_counts_that_nobody_wrote_are_refused(change):
     with pytest.raises((KeyError, TypeError, ValueError)):
         Tally.from_record(asdict(COUNTED) | change)
     with pytest.raises(KeyError):

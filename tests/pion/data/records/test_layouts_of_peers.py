@@ -65,7 +65,7 @@ def requires_refusal(error: pytest.ExceptionInfo[BadInput], example: Example) ->
 
 
 @of_stage("sft")
-def test_a_conversation_is_what_the_peer_makes_of_it(example: Example) -> None:
+def test_a_conversation_is_what_the_peer_makes_of_it(example):
     if "refused" in example.means:
         with pytest.raises(BadInput) as error:
             chat_of(example)
@@ -81,7 +81,7 @@ def test_a_conversation_is_what_the_peer_makes_of_it(example: Example) -> None:
 
 
 @of_stage("prefer")
-def test_a_preference_is_what_the_peer_makes_of_it(example: Example) -> None:
+def test_a_preference_is_what_the_peer_makes_of_it(example):
     if "refused" in example.means:
         with pytest.raises(BadInput) as error:
             parse_preference(example.value, example.where)
@@ -97,7 +97,7 @@ def test_a_preference_is_what_the_peer_makes_of_it(example: Example) -> None:
     assert said | ({} if isinstance(found, Pair) else {"desired": found.desired}) == example.means
 
 
-def test_in_a_table_the_nulls_under_keys_of_other_rows_change_nothing() -> None:
+def test_in_a_table_the_nulls_under_keys_of_other_rows_change_nothing():
     rows = as_in_a_table([example.value for example in EXAMPLES])
     assert len({frozenset(row) for row in rows}) == 1
     for example, row in zip(EXAMPLES, rows, strict=True):
@@ -105,7 +105,7 @@ def test_in_a_table_the_nulls_under_keys_of_other_rows_change_nothing() -> None:
             assert read_of(row, example) == read_of(example.value, example), example.name
 
 
-def test_every_key_is_either_read_or_said_to_be_unread() -> None:
+def test_every_key_is_either_read_or_said_to_be_unread():
     for example in EXAMPLES:
         if "refused" in example.means or example.stage == "text":
             continue
@@ -121,7 +121,7 @@ def test_every_key_is_either_read_or_said_to_be_unread() -> None:
 
 
 @of_stage("prefer")
-def test_sft_never_learns_an_answer_that_is_not_desired(example: Example) -> None:
+def test_sft_never_learns_an_answer_that_is_not_desired(example):
     undesired = example.means.get("rejected")
     if example.means.get("desired") is False:
         undesired = example.means["answer"]
@@ -134,14 +134,14 @@ def test_sft_never_learns_an_answer_that_is_not_desired(example: Example) -> Non
 
 
 @of_stage("text", "sft")
-def test_what_is_no_preference_is_not_read_as_one(example: Example) -> None:
+def test_what_is_no_preference_is_not_read_as_one(example):
     with pytest.raises(BadInput) as error:
         parse_preference(example.value, example.where)
     assert example.where in str(error.value)
 
 
 @of_stage("text")
-def test_a_document_is_no_conversation(example: Example) -> None:
+def test_a_document_is_no_conversation(example):
     with pytest.raises(BadInput, match="text"):
         chat_of(example)
     assert example.value["text"] == example.means["text"]
@@ -156,12 +156,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
 
 @pytest.mark.parametrize("example", ASKED, ids=[one.name for one in ASKED])
 def test_the_text_is_that_of_transformers_and_only_the_answers_that_are_meant_are_learned(
-    model: Model, example: Example
-) -> None:
+    model, example
+):
     requires_text_of_transformers(model, example)
 
 
-def test_the_same_answers_are_learned_in_pions_own_format(model: Model) -> None:
+def test_the_same_answers_are_learned_in_pions_own_format(model):
     end = model.tokenizer.end_of_text_token
     for example in ASKED:
         meant = [
@@ -181,7 +181,7 @@ def test_the_same_answers_are_learned_in_pions_own_format(model: Model) -> None:
 @pytest.mark.soak
 @pytest.mark.skipif(not FOLDER, reason="PION_REAL_MODELS names no folder with real models")
 @pytest.mark.parametrize("name", ["smollm2-135m-instruct", "qwen3"])
-def test_so_it_is_by_the_published_templates(name: str, tmp_path: Path) -> None:
+def test_so_it_is_by_the_published_templates(name, tmp_path):
     model = RealModel(Path(FOLDER) / name, tmp_path, {})
     for example in ASKED:
         if name == "qwen3" or not any("calls" in one for one in example.means["messages"]):
@@ -220,13 +220,13 @@ def requires_text_of_transformers(model: Model, example: Example) -> None:
 
 @pytest.mark.parametrize("key", ["label", "kto_tag"])
 @pytest.mark.parametrize("no", [False, 0, 0.0, "0", "false", "False", " FALSE "])
-def test_sft_refuses_turns_with_any_label_that_says_no(key: str, no: object) -> None:
+def test_sft_refuses_turns_with_any_label_that_says_no(key, no):
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]
     with pytest.raises(BadInput, match=r"f:1: .*prefer\.loss apo-zero.*prefer\.sources"):
         read_conversation({"messages": turns, key: no}, "f:1")
 
 
 @pytest.mark.parametrize("other", [True, 1, "1", "true", 2, "joke", [0], ""])
-def test_sft_learns_turns_with_other_labels(other: object) -> None:
+def test_sft_learns_turns_with_other_labels(other):
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]
     assert read_conversation({"messages": turns, "label": other}, "f:1").messages == turns

@@ -68,7 +68,7 @@ def words(kind: str, text: str) -> list[str]:
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=100, deadline=None)
 @given(parts=ADVERSARIAL)
-def test_every_safe_cut_leaves_the_ids_as_they_are(kind: str, parts: list[str]) -> None:
+def test_every_safe_cut_leaves_the_ids_as_they_are(kind, parts):
     tokenizer, text = TOKENIZERS[kind], "".join(parts)
     whole, ids = words(kind, text), tokenizer.encode(text)
     for cut in SAFE_CUT.finditer(text):
@@ -88,13 +88,13 @@ def test_every_safe_cut_leaves_the_ids_as_they_are(kind: str, parts: list[str]) 
         ("qwen", "e", "\u0301"),
     ],
 )
-def test_the_check_finds_cuts_that_are_not_safe(kind: str, left: str, right: str) -> None:
+def test_the_check_finds_cuts_that_are_not_safe(kind, left, right):
     assert words(kind, left) + words(kind, right) != words(kind, left + right)
     assert len(left) not in [cut.start() for cut in SAFE_CUT.finditer(left + right)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_long_document_of_a_known_kind_is_cut_and_keeps_its_ids(kind: str) -> None:
+def test_a_long_document_of_a_known_kind_is_cut_and_keeps_its_ids(kind):
     text = "".join(f"{word} it's {n}\n" for n in range(1200) for word in ("été", "東京", "f(x_)"))
     assert may_cut(parse(json.dumps(settings_of(kind)), "x"))
     assert len(pieces(text)) > 2
@@ -103,7 +103,7 @@ def test_a_long_document_of_a_known_kind_is_cut_and_keeps_its_ids(kind: str) -> 
     assert TOKENIZERS[kind].encode(text) == whole
 
 
-def test_a_text_without_a_safe_place_stays_whole() -> None:
+def test_a_text_without_a_safe_place_stays_whole():
     text = "!" * 5 * PIECE_CHARS
     assert pieces(text) == [text]
 
@@ -134,10 +134,10 @@ UNKNOWN: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("what", UNKNOWN)
-def test_a_text_for_an_unknown_kind_is_not_cut(what: str) -> None:
+def test_a_text_for_an_unknown_kind_is_not_cut(what):
     assert may_cut(as_settings())
     assert not may_cut(as_settings(**UNKNOWN[what]))
 
 
-def test_a_special_token_alone_forbids_no_cut() -> None:
+def test_a_special_token_alone_forbids_no_cut():
     assert may_cut(as_settings(added_tokens=[added("<a b>", 400)]))

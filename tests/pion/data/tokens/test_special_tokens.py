@@ -32,7 +32,7 @@ def written(folder: Path, kind: str, **files: Any) -> tuple[Path, Tokenizer]:
 
 
 @pytest.mark.parametrize("kind", EXPECTED)
-def test_the_special_tokens_of_each_kind_are_found(tmp_path: Path, kind: str) -> None:
+def test_the_special_tokens_of_each_kind_are_found(tmp_path, kind):
     folder, tokenizer = written(tmp_path, kind)
     found = read_special_tokens(folder, tokenizer)
     stops, pad = EXPECTED[kind]
@@ -40,14 +40,14 @@ def test_the_special_tokens_of_each_kind_are_found(tmp_path: Path, kind: str) ->
     assert found.pad == tokenizer.special_ids[pad]
 
 
-def test_the_end_of_a_turn_is_a_stop_and_no_stop_is_there_twice(tmp_path: Path) -> None:
+def test_the_end_of_a_turn_is_a_stop_and_no_stop_is_there_twice(tmp_path):
     folder, tokenizer = written(tmp_path, "llama3", generation_config={"eos_token_id": 361})
     end = tokenizer.special_ids["<|eot_id|>"]
     assert read_special_tokens(folder, tokenizer, end).stop_ids == (361, end)
     assert read_special_tokens(folder, tokenizer, 361).stop_ids == (361,)
 
 
-def test_without_generation_settings_the_eos_token_stops_then_the_separator(tmp_path: Path) -> None:
+def test_without_generation_settings_the_eos_token_stops_then_the_separator(tmp_path):
     folder, tokenizer = written(tmp_path, "qwen", generation_config=None)
     im_end = tokenizer.special_ids["<|im_end|>"]
     assert read_special_tokens(folder, tokenizer).stop_ids == (im_end,)
@@ -78,9 +78,7 @@ WRONG: list[tuple[str, Any, str]] = [
 
 
 @pytest.mark.parametrize(("file", "content", "message"), WRONG)
-def test_a_damaged_file_is_refused_and_named(
-    tmp_path: Path, file: str, content: Any, message: str
-) -> None:
+def test_a_damaged_file_is_refused_and_named(tmp_path, file, content, message):
     folder, tokenizer = written(tmp_path, "llama3", **{file: content})
     with pytest.raises(BadInput, match=message) as error:
         read_special_tokens(folder, tokenizer)

@@ -45,7 +45,7 @@ def edited(tmp_path: Path, **changes: object) -> Path:
     return path
 
 
-def test_a_long_word_is_learned_from_in_parts() -> None:
+def test_a_long_word_is_learned_from_in_parts():
     vocabulary = json.loads(train_bpe(["a" * 5000 + " b"], 300)._source)["model"]["vocab"]
     assert max(map(len, vocabulary)) == 1024
 
@@ -55,7 +55,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=80)
 
 @settings(max_examples=50, deadline=None)
 @given(TEXT)
-def test_any_text_comes_back_exactly_and_its_token_bytes_add_up_to_its_bytes(text: str) -> None:
+def test_any_text_comes_back_exactly_and_its_token_bytes_add_up_to_its_bytes(text):
     ids = tokenizer().encode(text)
     assert tokenizer().decode(ids) == text
     assert tokenizer().token_bytes()[ids].sum() == len(text.encode())
@@ -63,13 +63,13 @@ def test_any_text_comes_back_exactly_and_its_token_bytes_add_up_to_its_bytes(tex
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(TEXT, max_size=5))
-def test_a_batch_encodes_like_its_texts_one_by_one(texts: list[str]) -> None:
+def test_a_batch_encodes_like_its_texts_one_by_one(texts):
     assert tokenizer().encode_batch(texts) == [tokenizer().encode(text) for text in texts]
 
 
 @settings(max_examples=50, deadline=None)
 @given(TEXT)
-def test_offsets_cover_the_text_without_a_gap_whitespace_included(text: str) -> None:
+def test_offsets_cover_the_text_without_a_gap_whitespace_included(text):
     ids, offsets = tokenizer().encode_with_offsets(text)
     assert ids == tokenizer().encode(text)
     covered = {i for start, end in offsets for i in range(start, end)}
@@ -79,9 +79,7 @@ def test_offsets_cover_the_text_without_a_gap_whitespace_included(text: str) -> 
 
 @settings(max_examples=50, deadline=None)
 @given(TEXT | st.sampled_from(CORPUS), st.data())
-def test_the_tokens_before_a_character_are_counted_as_the_offsets_say(
-    text: str, data: st.DataObject
-) -> None:
+def test_the_tokens_before_a_character_are_counted_as_the_offsets_say(text, data):
     start = data.draw(st.integers(0, len(text)))
     ids, offsets = tokenizer().encode_with_offsets(text)
     before = sum(begin < start for begin, _ in offsets)
@@ -90,13 +88,13 @@ def test_the_tokens_before_a_character_are_counted_as_the_offsets_say(
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.sampled_from([*CORPUS, " ", "\n", "\n\n \n", "don't", "  x", "é☕", "1 2"])))
-def test_a_document_cut_into_pieces_for_speed_has_the_ids_of_the_whole(parts: list[str]) -> None:
+def test_a_document_cut_into_pieces_for_speed_has_the_ids_of_the_whole(parts):
     text = "".join(parts)
     assert_same_ids_in_pieces(text)
 
 
 @pytest.mark.parametrize("gap", [" ", "\n", " \n"])
-def test_a_document_is_never_cut_within_whitespace(gap: str) -> None:
+def test_a_document_is_never_cut_within_whitespace(gap):
     for length in range(60, 70):
         assert_same_ids_in_pieces("word" + gap * length)
 
@@ -107,7 +105,7 @@ def assert_same_ids_in_pieces(text: str) -> None:
     assert tokenizer().encode(text) == whole
 
 
-def test_a_document_that_spells_out_special_tokens_never_yields_their_ids() -> None:
+def test_a_document_that_spells_out_special_tokens_never_yields_their_ids():
     text = "a<|endoftext|>b<|pad|>"
     ids = tokenizer().encode(text)
     assert tokenizer().end_of_text not in ids
@@ -116,20 +114,20 @@ def test_a_document_that_spells_out_special_tokens_never_yields_their_ids() -> N
     assert tokenizer().encode_with_offsets(text)[0] == ids
 
 
-def test_special_tokens_are_shown_only_on_request_and_count_no_bytes() -> None:
+def test_special_tokens_are_shown_only_on_request_and_count_no_bytes():
     ids = [*tokenizer().encode("end"), tokenizer().end_of_text]
     assert tokenizer().decode(ids) == "end"
     assert tokenizer().decode(ids, specials=True) == "end<|endoftext|>"
     assert tokenizer().token_bytes()[[tokenizer().end_of_text, tokenizer().pad]].tolist() == [0, 0]
 
 
-def test_a_lone_surrogate_becomes_a_replacement_character() -> None:
+def test_a_lone_surrogate_becomes_a_replacement_character():
     assert tokenizer().decode(tokenizer().encode("a\ud800b")) == "a\ufffdb"
     assert len(tokenizer().encode_with_offsets("a\ud800b")[1]) >= 3
     assert train_bpe(["a\ud800b"], 300).vocab_size >= 258
 
 
-def test_training_puts_end_of_text_at_0_and_pad_at_1_and_is_repeatable() -> None:
+def test_training_puts_end_of_text_at_0_and_pad_at_1_and_is_repeatable():
     again = train_bpe(iter(CORPUS), 400)
     assert (again.end_of_text, again.pad, again.end_of_text_token) == (0, 1, "<|endoftext|>")
     assert again.specials == ("<|endoftext|>", "<|pad|>")
@@ -137,15 +135,13 @@ def test_training_puts_end_of_text_at_0_and_pad_at_1_and_is_repeatable() -> None
     assert again.vocab_size <= 400
 
 
-def test_a_saved_tokenizer_is_the_file_it_was_loaded_from_byte_for_byte(tmp_path: Path) -> None:
+def test_a_saved_tokenizer_is_the_file_it_was_loaded_from_byte_for_byte(tmp_path):
     path = edited(tmp_path, padding=None)
     Tokenizer.from_file(path).save(tmp_path / "copy.json")
     assert (tmp_path / "copy.json").read_bytes() == path.read_bytes()
 
 
-def test_truncation_padding_and_templates_of_a_foreign_tokenizer_change_no_ids(
-    tmp_path: Path,
-) -> None:
+def test_truncation_padding_and_templates_of_a_foreign_tokenizer_change_no_ids(tmp_path):
     path = edited(
         tmp_path,
         truncation={"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0},
@@ -156,33 +152,33 @@ def test_truncation_padding_and_templates_of_a_foreign_tokenizer_change_no_ids(
     assert foreign.encode_with_offsets(text) == tokenizer().encode_with_offsets(text)
 
 
-def test_a_tokenizer_with_gpt2s_single_special_token_pads_with_it(tmp_path: Path) -> None:
+def test_a_tokenizer_with_gpt2s_single_special_token_pads_with_it(tmp_path):
     added = json.loads(edited(tmp_path).read_text())["added_tokens"]
     alone = Tokenizer.from_file(edited(tmp_path, added_tokens=added[:1]))
     assert alone.pad == alone.end_of_text == 0
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(BadInput, match=r"nowhere\.json"):
         Tokenizer.from_file(tmp_path / "nowhere.json")
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[1, 2]", "not json", '{"model": {"type": "BPE"}}'])
-def test_a_file_that_is_no_tokenizer_is_refused(tmp_path: Path, content: str) -> None:
+def test_a_file_that_is_no_tokenizer_is_refused(tmp_path, content):
     path = tmp_path / "tokenizer.json"
     path.write_text(content)
     with pytest.raises(BadInput, match=r"tokenizer\.json: not a tokenizer"):
         Tokenizer.from_file(path)
 
 
-def test_a_tokenizer_without_an_end_of_text_token_is_refused(tmp_path: Path) -> None:
+def test_a_tokenizer_without_an_end_of_text_token_is_refused(tmp_path):
     added = json.loads(edited(tmp_path).read_text())["added_tokens"]
     path = edited(tmp_path, added_tokens=added[1:])
     with pytest.raises(BadInput, match=r"no end-of-text token: key added_tokens.*<\|pad\|>"):
         Tokenizer.from_file(path)
 
 
-def test_a_tokenizer_that_does_not_fit_the_model_is_refused_with_both_numbers() -> None:
+def test_a_tokenizer_that_does_not_fit_the_model_is_refused_with_both_numbers():
     size = tokenizer().vocab_size
     tokenizer().fits(size)
     with pytest.raises(BadInput, match=rf"doesn't fit the model.*{size - 1}.*{size - 2}"):
@@ -190,12 +186,12 @@ def test_a_tokenizer_that_does_not_fit_the_model_is_refused_with_both_numbers() 
 
 
 @pytest.mark.parametrize("texts", [[], [""], ["", ""]])
-def test_training_on_an_empty_corpus_is_refused(texts: list[str]) -> None:
+def test_training_on_an_empty_corpus_is_refused(texts):
     with pytest.raises(BadInput, match="corpus is empty"):
         train_bpe(texts, 300)
 
 
-def test_training_a_vocabulary_too_small_for_all_bytes_is_refused() -> None:
+def test_training_a_vocabulary_too_small_for_all_bytes_is_refused():
     with pytest.raises(BadInput, match="258 or more"):
         train_bpe(CORPUS, 257)
 
@@ -210,7 +206,7 @@ TOKENIZERS = {kind: tokenizer_of(kind) for kind in KINDS}
 @pytest.mark.parametrize("kind", KINDS)
 @settings(max_examples=40, deadline=None)
 @given(text=SHORT)
-def test_text_has_the_ids_of_the_library_and_comes_back(kind: str, text: str) -> None:
+def test_text_has_the_ids_of_the_library_and_comes_back(kind, text):
     library = tokenizers.Tokenizer.from_str(json.dumps(settings_of(kind)))
     normal = library.normalizer.normalize_str(text) if library.normalizer else text
     ids = TOKENIZERS[kind].encode(text)
@@ -219,7 +215,7 @@ def test_text_has_the_ids_of_the_library_and_comes_back(kind: str, text: str) ->
     assert TOKENIZERS[kind].token_bytes()[ids].sum() == len(normal.encode())
 
 
-def test_an_empty_list_of_normalizers_is_none() -> None:
+def test_an_empty_list_of_normalizers_is_none():
     assert tokenizer_of("harmony").normalization is None
 
 
@@ -229,9 +225,7 @@ LACKED = st.text(st.sampled_from("a é☕\n\x00\x04\x13\x1d\U0003ffff\U00040000\
 
 @settings(max_examples=40, deadline=None)
 @given(text=LACKED | SHORT, start=st.integers(0, 40))
-def test_a_character_that_the_vocabulary_lacks_becomes_a_replacement_character(
-    text: str, start: int
-) -> None:
+def test_a_character_that_the_vocabulary_lacks_becomes_a_replacement_character(text, start):
     tokenizer = Tokenizer(json.dumps(without_bytes()), "x")
     ids = tokenizer.encode(text)
     assert not set(ids) & set(tokenizer.special_ids.values())  # the library's unknown token is one
@@ -243,7 +237,7 @@ def test_a_character_that_the_vocabulary_lacks_becomes_a_replacement_character(
     assert tokenizer.encode_with_specials([text])[0].ids == ids
 
 
-def test_replaced_characters_are_counted_with_the_first_places() -> None:
+def test_replaced_characters_are_counted_with_the_first_places():
     replaced = Tokenizer(json.dumps(without_bytes()), "x").replaced()
     replaced.look("a\x01b", "a.txt")
     assert (replaced.count, replaced.in_words()) == (0, "")
@@ -257,18 +251,18 @@ def test_replaced_characters_are_counted_with_the_first_places() -> None:
 
 
 @pytest.mark.parametrize("missing", [b"z", b"\n\x04", b"\xef", b"\xf3", b"\x80"])
-def test_a_vocabulary_that_lacks_bytes_of_real_text_is_refused(missing: bytes) -> None:
+def test_a_vocabulary_that_lacks_bytes_of_real_text_is_refused(missing):
     with pytest.raises(BadInput, match=rf"x: key model.vocab lacks 1 of .*\({missing[0]:02x}\)"):
         Tokenizer(json.dumps(without_bytes(missing=missing)), "x")
 
 
 @pytest.mark.parametrize("step", ["pre_tokenizer", "decoder"])
-def test_a_tokenizer_that_does_not_write_bytes_as_letters_is_refused(step: str) -> None:
+def test_a_tokenizer_that_does_not_write_bytes_as_letters_is_refused(step):
     with pytest.raises(BadInput, match=r"x: not a byte-level BPE.*a ByteLevel step"):
         Tokenizer(json.dumps(settings_of("gpt2", **{step: None})), "x")
 
 
-def test_nfc_is_said_and_bits_per_byte_count_the_normal_text() -> None:
+def test_nfc_is_said_and_bits_per_byte_count_the_normal_text():
     text = "e\u0301" * 3  # three bytes each, two as é
     qwen = TOKENIZERS["qwen"]
     assert (qwen.normalization, TOKENIZERS["llama3"].normalization) == ("NFC", None)
@@ -277,7 +271,7 @@ def test_nfc_is_said_and_bits_per_byte_count_the_normal_text() -> None:
 
 
 @pytest.mark.parametrize("token", PLAIN)
-def test_an_added_token_that_is_not_special_is_text_with_bytes(token: str) -> None:
+def test_an_added_token_that_is_not_special_is_text_with_bytes(token):
     qwen, text = TOKENIZERS["qwen"], f"a {token} b"
     ids = qwen.encode(text)
     assert max(ids) >= qwen.vocab_size - len(PLAIN)
@@ -286,7 +280,7 @@ def test_an_added_token_that_is_not_special_is_text_with_bytes(token: str) -> No
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_special_tokens_give_their_ids_only_where_a_template_writes_them(kind: str) -> None:
+def test_special_tokens_give_their_ids_only_where_a_template_writes_them(kind):
     tokenizer = TOKENIZERS[kind]
     text = "a\n".join(["", *tokenizer.specials])
     special = {tokenizer.special_ids[token] for token in tokenizer.specials}
@@ -307,7 +301,7 @@ SEPARATORS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_separator_is_the_end_of_a_document_not_of_a_turn(kind: str, tmp_path: Path) -> None:
+def test_the_separator_is_the_end_of_a_document_not_of_a_turn(kind, tmp_path):
     tokenizer = Tokenizer.from_file(write_files(kind, tmp_path) / "tokenizer.json")
     assert tokenizer.end_of_text_token == SEPARATORS[kind]
 
@@ -322,19 +316,17 @@ def renamed(tmp_path: Path, eos: Any) -> Path:
 
 
 @pytest.mark.parametrize("eos", ["<｜fin｜>", {"content": "<｜fin｜>", "lstrip": False}])
-def test_an_unknown_separator_is_the_eos_token(tmp_path: Path, eos: object) -> None:
+def test_an_unknown_separator_is_the_eos_token(tmp_path, eos):
     assert Tokenizer.from_file(renamed(tmp_path, eos)).end_of_text == 400
 
 
 @pytest.mark.parametrize("eos", [None, "<unknown>", "a"])
-def test_an_eos_token_that_is_no_special_token_separates_nothing(
-    tmp_path: Path, eos: object
-) -> None:
+def test_an_eos_token_that_is_no_special_token_separates_nothing(tmp_path, eos):
     with pytest.raises(BadInput, match=r"no end-of-text token.*or the eos_token"):
         Tokenizer.from_file(renamed(tmp_path, eos))
 
 
-def test_only_llama_puts_a_first_token_before_a_document() -> None:
+def test_only_llama_puts_a_first_token_before_a_document():
     firsts = {kind: TOKENIZERS[kind].first for kind in KINDS if TOKENIZERS[kind].first is not None}
     llama = TOKENIZERS["llama3"]
     first = llama.special_ids["<|begin_of_text|>"]
@@ -345,16 +337,14 @@ def test_only_llama_puts_a_first_token_before_a_document() -> None:
     assert llama.before_document == first
 
 
-def test_without_a_first_token_a_document_is_as_before() -> None:
+def test_without_a_first_token_a_document_is_as_before():
     gpt2 = TOKENIZERS["gpt2"]
     assert gpt2.start_document([5]) == [5]
     assert gpt2.prompt("") == [gpt2.end_of_text] == [gpt2.before_document]
 
 
 @pytest.mark.parametrize(("ids", "many"), [((360, 361), 2), ((5,), 1)])
-def test_a_post_processor_that_puts_anything_else_first_is_refused(
-    ids: tuple[int, ...], many: int
-) -> None:
+def test_a_post_processor_that_puts_anything_else_first_is_refused(ids, many):
     with pytest.raises(BadInput, match=f"puts {many} tokens before a text"):
         tokenizer_of("llama3", post_processor=starting(*ids))
 
@@ -373,7 +363,7 @@ SENTENCEPIECE: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("reason", SENTENCEPIECE)
-def test_a_sentencepiece_style_tokenizer_is_refused_with_the_reason(reason: str) -> None:
+def test_a_sentencepiece_style_tokenizer_is_refused_with_the_reason(reason):
     changed = settings_of("llama3", **SENTENCEPIECE[reason])
     changed["model"] = {"byte_fallback": True} | changed["model"] | {"byte_fallback": True}
     with pytest.raises(BadInput, match=rf"x: a SentencePiece-style.*{reason}.*byte-level BPE"):

@@ -42,9 +42,7 @@ def same(found: Tensor, expected: Tensor) -> None:
 
 
 @pytest.mark.parametrize("piece", [1, SPARE, SPARE + 1, WINDOW + 3, TOKENS])
-def test_any_pieces_give_the_results_of_the_whole(
-    piece: int, model: Decoder, whole: Tensor
-) -> None:
+def test_any_pieces_give_the_results_of_the_whole(piece, model, whole):
     cache = KVCache(model.config)
     with torch.inference_mode():
         parts = [model.hidden(part, cache=cache) for part in IDS.split(piece, dim=1)]
@@ -53,7 +51,7 @@ def test_any_pieces_give_the_results_of_the_whole(
     assert entries == {WINDOW + SPARE, BLOCK + SPARE}
 
 
-def test_rows_of_different_lengths_go_on_together(model: Decoder, whole: Tensor) -> None:
+def test_rows_of_different_lengths_go_on_together(model, whole):
     """Some have filled their rings, some have not; each pass takes back some of its tokens."""
     draw, lengths = random.Random(2), [3, 90, 150]
     cache = KVCache(model.config, rows=3)
@@ -75,7 +73,7 @@ def test_rows_of_different_lengths_go_on_together(model: Decoder, whole: Tensor)
     assert cache.lengths == lengths
 
 
-def test_a_row_says_what_it_has_lost(model: Decoder, whole: Tensor) -> None:
+def test_a_row_says_what_it_has_lost(model, whole):
     cache = KVCache(model.config, rows=2)
     with torch.inference_mode():
         model.hidden(IDS[:1, :100], cache=cache)
@@ -95,7 +93,7 @@ def test_a_row_says_what_it_has_lost(model: Decoder, whole: Tensor) -> None:
         assert cache.can_cut(0, 4)  # nothing has been overwritten since it was empty
 
 
-def test_a_cache_is_as_large_as_the_windows(model: Decoder) -> None:
+def test_a_cache_is_as_large_as_the_windows(model):
     config = model.config
     cache = KVCache(config)
     with torch.inference_mode():

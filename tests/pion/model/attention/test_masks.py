@@ -71,7 +71,7 @@ def tables() -> list[tuple[str, dict[str, Any], Tensor]]:
     return [(name, table, documents[file]) for file in both for name, table in both[file].items()]
 
 
-def test_every_window_sees_what_the_seeds_masks_say() -> None:
+def test_every_window_sees_what_the_seeds_masks_say():
     reference = reference_of("")
     documents = documents_of(reference["input_ids"])
     for blocks in (1, 2, 3, 4):
@@ -82,7 +82,7 @@ def test_every_window_sees_what_the_seeds_masks_say() -> None:
             assert np.array_equal(ours, np.unpackbits(packed, axis=1).astype(bool))
 
 
-def test_every_window_visits_what_the_seeds_block_tables_say() -> None:
+def test_every_window_visits_what_the_seeds_block_tables_say():
     found = tables()
     assert len(found) == 36
     for name, table, documents in found:
@@ -93,7 +93,7 @@ def test_every_window_visits_what_the_seeds_block_tables_say() -> None:
         assert hashlib.sha256(mask.numpy().tobytes()).hexdigest() == table["sha256"], name
 
 
-def test_a_block_mask_shows_the_kernel_what_the_boolean_mask_shows_a_cpu() -> None:
+def test_a_block_mask_shows_the_kernel_what_the_boolean_mask_shows_a_cpu():
     """The kernel needs a GPU. Here its tables are expanded, as tests/gpu expands them there."""
     for name, _, documents in tables():
         full, partial = visited(name, documents)
@@ -128,7 +128,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_block_mask_has_the_tables_that_torch_makes_of_each_pair_of_tokens(name: str) -> None:
+def test_a_block_mask_has_the_tables_that_torch_makes_of_each_pair_of_tokens(name):
     tokens, documents = CASES[name]
     ours = block_mask(tokens, documents, torch.device("cpu"))
     rows = None if documents is None else len(documents)
@@ -144,7 +144,7 @@ def test_a_block_mask_has_the_tables_that_torch_makes_of_each_pair_of_tokens(nam
     assert ours.BLOCK_SIZE == theirs.BLOCK_SIZE
 
 
-def test_a_block_mask_hides_nothing_of_a_document_whose_number_comes_again() -> None:
+def test_a_block_mask_hides_nothing_of_a_document_whose_number_comes_again():
     """Rows do not have such documents. If one had, more blocks would be visited, and none less."""
     documents = torch.tensor([[0] * 200 + [1] * 300 + [0] * 268])
     same = (documents[0][:, None] == documents[0]).tril()
@@ -167,9 +167,7 @@ BUILT: dict[str, tuple[ModelConfig, int, int, bool]] = {
 
 
 @pytest.mark.parametrize("name", BUILT)
-def test_a_mask_for_flex_attention_is_built_without_a_look_at_each_pair_of_tokens(
-    name: str,
-) -> None:
+def test_a_mask_for_flex_attention_is_built_without_a_look_at_each_pair_of_tokens(name):
     model, rows, length, separate = BUILT[name]
     tokens = torch.zeros(rows, length, dtype=torch.int64)
     documents = torch.zeros_like(tokens) if separate else None
@@ -185,7 +183,7 @@ def test_a_mask_for_flex_attention_is_built_without_a_look_at_each_pair_of_token
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("separate", [False, True], ids=["text", "documents"])
-def test_flex_attention_judges_each_token_of_several_rows(separate: bool) -> None:
+def test_flex_attention_judges_each_token_of_several_rows(separate):
     """Without torch.compile, flex attention asks mask_mod about every pair of tokens, in each row.
 
     It then ignores the tables, which the tests before expand.
@@ -203,56 +201,50 @@ def test_flex_attention_judges_each_token_of_several_rows(separate: bool) -> Non
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
-def test_every_fourth_layer_and_the_last_have_the_long_window() -> None:
+def test_every_fourth_layer_and_the_last_have_the_long_window():
     reaches = [reach_of(config(n_layers=8), layer)[0] for layer in range(8)]
     assert "".join(reaches) == "lssslssl"
 
 
 @pytest.mark.parametrize("tokens", [16, 48, 64])
 @pytest.mark.parametrize("split", [1, 15, 16, 17, 50])
-def test_new_tokens_after_a_cache_see_what_they_see_in_the_whole_row(
-    tokens: int, split: int
-) -> None:
+def test_new_tokens_after_a_cache_see_what_they_see_in_the_whole_row(tokens, split):
     length = 70
     whole = build_masks(config(tokens), row(length), length, None)
     parts = build_masks(config(tokens), row(length - split), length, None)
     for reach in ("long", "short"):
         allowed, part = whole[reach].allowed, parts[reach].allowed
-        assert allowed is not None
         assert part is not None
         assert torch.equal(part, allowed[0, 0, split:])
 
 
-def test_padding_and_rows_that_end_inside_a_block_keep_to_their_documents() -> None:
+def test_padding_and_rows_that_end_inside_a_block_keep_to_their_documents():
     documents = torch.tensor([[0] * 20 + [1] * 17 + [-1] * 4, [0] * 41])
     masks = build_masks(config(tokens=32), row(41), 41, documents)
     for mask in masks.values():
-        assert mask.allowed is not None
         same = documents[:, :, None] == documents[:, None]
         assert not (mask.allowed[:, 0] & ~same.tril()).any()
         assert mask.allowed[:, 0].diagonal(dim1=1, dim2=2).all()
 
 
-def test_a_window_as_long_as_the_row_hides_nothing() -> None:
+def test_a_window_as_long_as_the_row_hides_nothing():
     masks = build_masks(config(tokens=128), row(50), 50, None)
     assert masks["long"].causal
     assert masks["long"].allowed is None
 
 
-def test_training_may_see_less_than_the_model() -> None:
+def test_training_may_see_less_than_the_model():
     masks = build_masks(config(tokens=64), row(64), 64, None, window=16)
     for mask in masks.values():
-        assert mask.allowed is not None
         assert int(mask.allowed.sum(dim=-1).max()) == 16
 
 
 @pytest.mark.parametrize("reach", ["full", "long", "short"])
-def test_mean_keys_are_the_keys_in_the_mask(reach: Any) -> None:
+def test_mean_keys_are_the_keys_in_the_mask(reach):
     model = config(tokens=64)
     keys = torch.ones(256, 256).tril()
     if reach != "full":
         allowed = build_masks(model, row(256), 256, None)[reach].allowed
-        assert allowed is not None
         keys = allowed[0, 0].float()
     # A token's own key counts half, as in seq_len / 2.
     assert mean_keys(model, reach, 256) == keys.sum(dim=1).mean().item() - 0.5

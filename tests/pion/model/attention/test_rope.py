@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 SCALING = RopeScaling(factor=8.0, original_max_position_embeddings=256)
 
 
-def test_a_rotation_by_flipping_is_the_same_and_so_is_its_gradient() -> None:
+def test_a_rotation_by_flipping_is_the_same_and_so_is_its_gradient():
     torch.manual_seed(0)
     x = torch.randn(2, 3, 4, 64, requires_grad=True)
     cos, sin = rotation_at(torch.tensor([[0, 1, 2], [7, 500, 2999]]), Frequencies(64, 10_000.0))
@@ -32,9 +32,7 @@ def test_a_rotation_by_flipping_is_the_same_and_so_is_its_gradient() -> None:
 
 @pytest.mark.parametrize("scaling", [None, SCALING])
 @pytest.mark.parametrize("half", [False, True])
-def test_a_rotation_is_the_same_with_and_without_a_table(
-    half: bool, scaling: RopeScaling | None
-) -> None:
+def test_a_rotation_is_the_same_with_and_without_a_table(half, scaling):
     frequencies = Frequencies(64, 10_000.0, half, scaling)
     cos, sin = rotary_table(3000, frequencies, CPU)
     positions = torch.tensor([[0, 1, 2], [7, 500, 2999]])
@@ -44,9 +42,7 @@ def test_a_rotation_is_the_same_with_and_without_a_table(
 
 
 @pytest.mark.parametrize("scaling", [None, SCALING])
-def test_a_model_of_a_long_context_computes_what_one_with_a_table_does(
-    scaling: RopeScaling | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_of_a_long_context_computes_what_one_with_a_table_does(scaling, monkeypatch):
     torch.manual_seed(0)
     model = Decoder(tiny_config(init_std=0.3, rope_scaling=scaling)).eval()
     tokens = torch.randint(0, 64, (2, 12))
@@ -67,7 +63,7 @@ def test_a_model_of_a_long_context_computes_what_one_with_a_table_does(
 # ---------------------------------------------------------------- scaling
 
 
-def test_scaled_frequencies_are_those_of_the_reference_code_of_llama_3_1() -> None:
+def test_scaled_frequencies_are_those_of_the_reference_code_of_llama_3_1():
     """Its `apply_scaling`, written out: one frequency after another, by the length of its wave."""
     plain = Frequencies(64, 500_000.0).on(CPU).double()
     expected, kinds = [], set()
@@ -89,14 +85,14 @@ def test_scaled_frequencies_are_those_of_the_reference_code_of_llama_3_1() -> No
     torch.testing.assert_close(found.double(), torch.tensor(expected).double(), rtol=1e-6, atol=0)
 
 
-def test_a_factor_of_1_changes_nothing() -> None:
+def test_a_factor_of_1_changes_nothing():
     plain = Frequencies(64, 10_000.0).on(CPU)
     one = RopeScaling(factor=1.0, original_max_position_embeddings=256)
     torch.testing.assert_close(scaled(plain, one), plain, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize(("low", "high"), [(1e-300, 2e-300), (1.0, 1.0 + 1e-15), (1e-9, 1e30)])
-def test_no_two_factors_give_a_frequency_that_is_not_a_number(low: float, high: float) -> None:
+def test_no_two_factors_give_a_frequency_that_is_not_a_number(low, high):
     sharp = RopeScaling(
         factor=1e30,
         original_max_position_embeddings=2**53,
@@ -109,7 +105,7 @@ def test_no_two_factors_give_a_frequency_that_is_not_a_number(low: float, high: 
         assert (frequencies >= 0).all()
 
 
-def test_documents_and_cached_tokens_have_scaled_positions() -> None:
+def test_documents_and_cached_tokens_have_scaled_positions():
     """A document that starts at position 0 has the logits that it has alone, however it is read."""
     torch.manual_seed(0)
     scaling = RopeScaling(factor=8.0, original_max_position_embeddings=4)

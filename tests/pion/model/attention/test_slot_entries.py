@@ -90,7 +90,7 @@ DOCUMENTS = st.lists(st.integers(1, 12), min_size=1, max_size=4)
 
 
 @given(SOME_SLOTS, DOCUMENTS, st.integers(0, 5))
-def test_entries_see_what_the_rules_say(slots: Slots, lengths: list[int], padding: int) -> None:
+def test_entries_see_what_the_rules_say(slots, lengths, padding):
     documents = rows_of(lengths, padding)
     entries = entries_of(slots, None, documents, torch.zeros_like(documents))
     found = visible(entries, entries, slots.window)[0, 0]
@@ -99,7 +99,7 @@ def test_entries_see_what_the_rules_say(slots: Slots, lengths: list[int], paddin
 
 
 @given(SOME_SLOTS, st.integers(1, 40))
-def test_rows_that_are_one_document_share_their_entries(slots: Slots, length: int) -> None:
+def test_rows_that_are_one_document_share_their_entries(slots, length):
     tokens = torch.zeros(3, length, dtype=torch.int64)
     alone = entries_of(slots, None, None, tokens)
     assert len(alone.order) == 1
@@ -111,7 +111,7 @@ def test_rows_that_are_one_document_share_their_entries(slots: Slots, length: in
     )
 
 
-def test_a_slot_has_the_position_of_the_last_token_of_its_segment() -> None:
+def test_a_slot_has_the_position_of_the_last_token_of_its_segment():
     slots = Slots(per_segment=2, segment=3, window=1)
     documents = rows_of([4, 4], 0)
     entries = entries_of(slots, None, documents, documents)
@@ -122,7 +122,7 @@ def test_a_slot_has_the_position_of_the_last_token_of_its_segment() -> None:
 
 
 @pytest.mark.parametrize("documents", [None, [300, 37, 400, 100, 187]])
-def test_blocks_of_flex_attention_hide_nothing_that_is_seen(documents: list[int] | None) -> None:
+def test_blocks_of_flex_attention_hide_nothing_that_is_seen(documents):
     slots = Slots(per_segment=4, segment=64, window=2)
     tokens = text(1024)
     given = None if documents is None else rows_of(documents, 0)
@@ -143,9 +143,7 @@ def test_blocks_of_flex_attention_hide_nothing_that_is_seen(documents: list[int]
 
 
 @given(SOME_SLOTS, st.lists(DOCUMENTS, min_size=1, max_size=3), st.integers(1, 5))
-def test_no_block_that_is_seen_is_left_out(
-    slots: Slots, lengths: list[list[int]], block: int
-) -> None:
+def test_no_block_that_is_seen_is_left_out(slots, lengths, block):
     """Rows of other documents, and blocks so small that their borders are everywhere."""
     longest = max(map(sum, lengths))
     documents = torch.cat([rows_of(own, longest - sum(own)) for own in lengths])
@@ -162,7 +160,7 @@ def test_no_block_that_is_seen_is_left_out(
 # ---------------------------------------------------------------- the model
 
 
-def test_a_token_moves_no_bit_before_it_and_is_remembered_beyond_the_window() -> None:
+def test_a_token_moves_no_bit_before_it_and_is_remembered_beyond_the_window():
     decoder, tokens = model(per_segment=2, segment=8, window=1), text(100)
     before = decoder(tokens)[0]
     for changed in (3, 7, 8, 40):
@@ -176,7 +174,7 @@ def test_a_token_moves_no_bit_before_it_and_is_remembered_beyond_the_window() ->
 
 
 @pytest.mark.parametrize("count", [1, 3, 8, 17])
-def test_texts_of_different_lengths_meet_the_ends_of_segments_in_other_passes(count: int) -> None:
+def test_texts_of_different_lengths_meet_the_ends_of_segments_in_other_passes(count):
     """Of each pass, a row fills no segment, one, or several."""
     decoder, tokens = model(per_segment=2, segment=8, window=2), text(70, rows=3)
     starts = [6, 7, 16]
@@ -201,7 +199,7 @@ def test_texts_of_different_lengths_meet_the_ends_of_segments_in_other_passes(co
 
 
 @pytest.mark.parametrize("lengths", [[70], [8, 9, 7, 16, 30], [1, 40, 29]])
-def test_a_packed_document_has_the_logits_and_gradients_it_has_alone(lengths: list[int]) -> None:
+def test_a_packed_document_has_the_logits_and_gradients_it_has_alone(lengths):
     decoder, tokens = model(per_segment=2, segment=8, window=2), text(sum(lengths))
     documents = rows_of(lengths, 0)
     positions = torch.cat([torch.arange(length) for length in lengths])[None]
@@ -223,7 +221,7 @@ def test_a_packed_document_has_the_logits_and_gradients_it_has_alone(lengths: li
     torch.testing.assert_close(alone, of_packed, rtol=1e-3, atol=1e-3)
 
 
-def test_a_cut_row_forgets_the_slots_of_what_was_cut() -> None:
+def test_a_cut_row_forgets_the_slots_of_what_was_cut():
     decoder, tokens = model(per_segment=2, segment=8, window=2), text(60)
     other = text(60).flip(1)
     for kept in (7, 8, 9, 16, 17, 30):
@@ -236,7 +234,7 @@ def test_a_cut_row_forgets_the_slots_of_what_was_cut() -> None:
         torch.testing.assert_close(torch.cat(pieces, dim=1), whole[:, kept:], rtol=0, atol=1e-4)
 
 
-def test_a_long_text_needs_the_window_and_its_slots() -> None:
+def test_a_long_text_needs_the_window_and_its_slots():
     decoder = model(per_segment=2, segment=8, window=2)
     cache = KVCache(decoder.config, 512, rows=1)
     tokens = text(512)
@@ -265,7 +263,7 @@ def test_a_long_text_needs_the_window_and_its_slots() -> None:
         ({"positions": "learned"}, "can't have positions: learned"),
     ],
 )
-def test_slots_that_no_model_has_are_refused(changed: dict[str, Any], message: str) -> None:
+def test_slots_that_no_model_has_are_refused(changed, message):
     slots = {"per_segment": 2, "segment": 8, "window": 2}
     with pytest.raises(BadInput, match=message):
         ModelConfig.of(SHAPE | {"slots": slots} | changed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -50,13 +49,13 @@ def written_out(experts: Experts, x: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
-def test_each_token_gets_its_experts_and_the_shared_one() -> None:
+def test_each_token_gets_its_experts_and_the_shared_one():
     experts, x = layer(), torch.randn(2, 7, 16)
     result, _ = experts(x)
     torch.testing.assert_close(result.view(14, 16), written_out(experts, x.view(14, 16)))
 
 
-def test_gradients_are_those_of_the_maths_written_out() -> None:
+def test_gradients_are_those_of_the_maths_written_out():
     experts, x = layer(), torch.randn(1, 9, 16)
     direction = torch.randn(9, 16)
     (experts(x)[0][0] * direction).sum().backward()
@@ -67,13 +66,12 @@ def test_gradients_are_those_of_the_maths_written_out() -> None:
         torch.testing.assert_close(ours[name], parameter.grad, msg=name)
 
 
-def test_an_expert_without_tokens_gets_a_gradient_of_zero() -> None:
+def test_an_expert_without_tokens_gets_a_gradient_of_zero():
     x, weights = torch.randn(3, 4), torch.ones(3, 1)
     matrices = [torch.randn(3, *shape, requires_grad=True) for shape in ((6, 4), (6, 4), (4, 6))]
     ends = torch.tensor([2, 2, 3], dtype=torch.int32)  # no token chose the second expert
     mix_experts(x, matrices, weights, torch.arange(3), ends).sum().backward()
     for matrix in matrices:
-        assert matrix.grad is not None
         assert not matrix.grad[1].any()
         assert matrix.grad[0].any()
 
@@ -95,14 +93,14 @@ def mixture_gradients(dtype: torch.dtype) -> list[Tensor]:
     return [mixed, *(given.grad for given in inputs if given.grad is not None)]
 
 
-def test_in_bf16_rows_that_fill_up_a_product_add_nothing() -> None:
+def test_in_bf16_rows_that_fill_up_a_product_add_nothing():
     precise, padded = mixture_gradients(torch.float32), mixture_gradients(torch.bfloat16)
     assert len(precise) == len(padded) == 6
     for expected, found in zip(precise, padded, strict=True):
         assert (found - expected).norm() <= 0.02 * expected.norm()
 
 
-def test_padding_is_in_no_loss_and_no_report() -> None:
+def test_padding_is_in_no_loss_and_no_report():
     experts, x = layer(), torch.randn(2, 6, 16)
     real = torch.ones(2, 6, dtype=torch.bool)
     real[1, 4:] = False
@@ -115,13 +113,13 @@ def test_padding_is_in_no_loss_and_no_report() -> None:
     assert report["load"].sum() == pytest.approx(1.0)
 
 
-def test_a_batch_of_rows_has_the_sum_of_their_losses() -> None:
+def test_a_batch_of_rows_has_the_sum_of_their_losses():
     experts, x = layer(), torch.randn(3, 6, 16)
     alone = sum(experts(row[None])[1]["aux"] for row in x)
     torch.testing.assert_close(experts(x)[1]["aux"], alone)
 
 
-def test_reports_are_in_the_same_order_in_each_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reports_are_in_the_same_order_in_each_process(monkeypatch):
     """Ranks add their reports up one by one, and Python orders sets of text by chance."""
     names = [f"report {n}" for n in range(8)]
     report = {name: torch.zeros(()) for name in ("aux", *names)}
@@ -130,7 +128,7 @@ def test_reports_are_in_the_same_order_in_each_process(monkeypatch: pytest.Monke
     assert list(Decoder(CONFIG).losses(tokens, tokens).stats) == names
 
 
-def test_a_router_that_prefers_nobody_has_the_least_loss() -> None:
+def test_a_router_that_prefers_nobody_has_the_least_loss():
     experts = layer()
     with torch.no_grad():
         experts.router.zero_()
@@ -152,17 +150,17 @@ def test_a_router_that_prefers_nobody_has_the_least_loss() -> None:
         ("cpu", None, torch.bfloat16, "sliced"),
     ],
 )
-def test_each_device_takes_its_path(device: str, capability: Any, dtype: Any, path: str) -> None:
+def test_each_device_takes_its_path(device, capability, dtype, path):
     assert product_path(device, capability, dtype) == path
 
 
-def test_a_torch_without_grouped_products_computes_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_torch_without_grouped_products_computes_slices(monkeypatch):
     monkeypatch.setattr("pion.model.feedforward.expert_products._grouped_mm", None)
     assert product_path("cuda", (9, 0), torch.bfloat16) == "sliced"
 
 
 @NEEDS_GROUPED_PRODUCTS
-def test_grouped_products_compute_what_sliced_ones_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_grouped_products_compute_what_sliced_ones_do(monkeypatch):
     """Grouped products need a GPU to be fast. Their operations run on a CPU too."""
     sliced = mixture_gradients(torch.bfloat16)
     monkeypatch.setattr("pion.model.feedforward.expert_products.product_path", lambda *_: "grouped")
@@ -180,9 +178,7 @@ class Operations(TorchDispatchMode):
         super().__init__()
         self.names: set[str] = set()
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
         given = (*args, *(kwargs or {}).values())
         adds = "index_put" in name and any(value is True for value in given)
@@ -191,9 +187,7 @@ class Operations(TorchDispatchMode):
 
 
 @NEEDS_GROUPED_PRODUCTS
-def test_no_gradient_of_grouped_products_is_added_up_by_place(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_no_gradient_of_grouped_products_is_added_up_by_place(monkeypatch):
     """On a GPU that is slow, and the order of the sums changes from run to run."""
     monkeypatch.setattr("pion.model.feedforward.expert_products.product_path", lambda *_: "grouped")
     with Operations() as seen:
@@ -205,9 +199,7 @@ def test_no_gradient_of_grouped_products_is_added_up_by_place(
 
 @NEEDS_GROUPED_PRODUCTS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def test_grouped_products_have_the_gradients_of_plain_indexing_bit_by_bit(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
-) -> None:
+def test_grouped_products_have_the_gradients_of_plain_indexing_bit_by_bit(monkeypatch, dtype):
     monkeypatch.setattr("pion.model.feedforward.expert_products.product_path", lambda *_: "grouped")
     ours = mixture_gradients(dtype)
     monkeypatch.setattr(
@@ -225,7 +217,7 @@ def test_grouped_products_have_the_gradients_of_plain_indexing_bit_by_bit(
 
 
 @pytest.mark.parametrize("path", ["sliced", pytest.param("grouped", marks=NEEDS_GROUPED_PRODUCTS)])
-def test_a_block_compiles_to_one_graph(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+def test_a_block_compiles_to_one_graph(monkeypatch, path):
     monkeypatch.setattr("pion.model.feedforward.expert_products.product_path", lambda *_: path)
     torch.manual_seed(0)
     model = Decoder(CONFIG)
@@ -262,6 +254,6 @@ def test_a_block_compiles_to_one_graph(monkeypatch: pytest.MonkeyPatch, path: st
         ({"shared": 0}, "missing experts.n"),
     ],
 )
-def test_settings_that_can_not_be_are_named(change: dict[str, Any], message: str) -> None:
+def test_settings_that_can_not_be_are_named(change, message):
     with pytest.raises(BadInput, match=message):
         ModelConfig.of({**CONFIG.to_dict(), "experts": change})

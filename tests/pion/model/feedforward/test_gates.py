@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -41,7 +40,7 @@ def skipping(model: Decoder, above: float) -> tuple[Tensor, list[int]]:
     return model(TOKENS), computed
 
 
-def test_skipped_layers_are_not_computed() -> None:
+def test_skipped_layers_are_not_computed():
     _, computed = skipping(gated(), BETWEEN)
     assert len(computed) == 2
     assert all(0 < tokens < TOKENS.numel() for tokens in computed)
@@ -49,7 +48,7 @@ def test_skipped_layers_are_not_computed() -> None:
     assert skipping(gated(), 1.0)[1] == [TOKENS.numel()] * 2
 
 
-def test_gates_are_off_by_default_and_change_nothing() -> None:
+def test_gates_are_off_by_default_and_change_nothing():
     with torch.no_grad():
         model = gated()
         weights = {n: t for n, t in model.state_dict().items() if ".gate." not in n}
@@ -58,7 +57,7 @@ def test_gates_are_off_by_default_and_change_nothing() -> None:
         torch.testing.assert_close(skipping(gated(), 1.0)[0], plain(TOKENS))
 
 
-def test_a_skipped_layer_adds_nothing() -> None:
+def test_a_skipped_layer_adds_nothing():
     """Compare with a plain computation of all layers, whose results are then masked."""
     model = gated()
     expected_of: list[Tensor] = []
@@ -82,7 +81,7 @@ def test_a_skipped_layer_adds_nothing() -> None:
 @pytest.mark.parametrize(
     "family", [{}, PILON | {"primitives": {"n": 8, "rank": 4, "top_k": 3, "bands": [[0, 1]]}}]
 )
-def test_a_cached_text_has_the_logits_of_the_whole_text(family: dict[str, Any]) -> None:
+def test_a_cached_text_has_the_logits_of_the_whole_text(family):
     model = gated(**family).with_gates(BETWEEN)
     with torch.no_grad():
         whole = model(TOKENS)
@@ -91,7 +90,7 @@ def test_a_cached_text_has_the_logits_of_the_whole_text(family: dict[str, Any]) 
     torch.testing.assert_close(torch.cat(pieces, dim=1), whole, atol=1e-5, rtol=1e-5)
 
 
-def test_generation_skips_and_draws_what_whole_texts_predict() -> None:
+def test_generation_skips_and_draws_what_whole_texts_predict():
     model = gated().with_gates(BETWEEN)
     ids = TOKENS[0, :8].tolist()
     drawn = list(generate(model, ids, stop_ids=[], max_tokens=6, temperature=0))
@@ -104,14 +103,14 @@ def test_generation_skips_and_draws_what_whole_texts_predict() -> None:
 # ---------------------------------------------------------------- learning
 
 
-def test_only_gates_learn_from_the_loss_of_gates() -> None:
+def test_only_gates_learn_from_the_loss_of_gates():
     model = gated()
     model.losses(TOKENS, TOKENS).aux.backward()
     learned = {name for name, weight in model.named_parameters() if weight.grad is not None}
     assert learned == {f"blocks.{n}.gate.{name}" for n in (0, 1) for name in ("weight", "bias")}
 
 
-def test_new_gates_are_equally_unsure_and_the_report_is_their_loss() -> None:
+def test_new_gates_are_equally_unsure_and_the_report_is_their_loss():
     model = Decoder(FAMILIES["gated"].config())
     losses = model.losses(TOKENS, TOKENS)
     for block in model.blocks:
@@ -121,7 +120,7 @@ def test_new_gates_are_equally_unsure_and_the_report_is_their_loss() -> None:
     assert losses.stats["gate_loss"].mean() == pytest.approx(losses.aux.item() / 3, rel=1e-5)
 
 
-def test_padding_teaches_gates_nothing() -> None:
+def test_padding_teaches_gates_nothing():
     model = gated()
     documents = torch.zeros_like(TOKENS)
     documents[:, 20:] = -1
@@ -132,13 +131,13 @@ def test_padding_teaches_gates_nothing() -> None:
     torch.testing.assert_close(loss, again)
 
 
-def test_the_loss_of_rows_is_that_of_each_row_alone() -> None:
+def test_the_loss_of_rows_is_that_of_each_row_alone():
     model = gated()
     alone = sum(model.losses(row[None], row[None]).aux for row in TOKENS)
     torch.testing.assert_close(model.losses(TOKENS, TOKENS).aux, alone)
 
 
-def test_recomputed_blocks_teach_gates_the_same() -> None:
+def test_recomputed_blocks_teach_gates_the_same():
     gradients = []
     for recompute in (False, True):
         model = gated()
@@ -159,14 +158,12 @@ def test_recomputed_blocks_teach_gates_the_same() -> None:
         (lambda: gated().with_gates(float("nan")), "nan is no confidence"),
     ],
 )
-def test_gates_that_are_not_there_or_no_number_are_refused(
-    use: Callable[[], Decoder], message: str
-) -> None:
+def test_gates_that_are_not_there_or_no_number_are_refused(use, message):
     with pytest.raises(BadInput, match=message):
         use()
 
 
-def test_no_token_is_computed_if_all_are_skipped() -> None:
+def test_no_token_is_computed_if_all_are_skipped():
     x = torch.randn(2, 3, 4)
     every = torch.ones(2, 3, dtype=torch.bool)
     assert not apply_to_others(lambda _: pytest.fail("computed"), x, every).any()

@@ -36,7 +36,7 @@ def adamw(weights: Tensor, decay: float) -> tuple[nn.Parameter, torch.optim.Adam
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
-def test_it_is_adamw_if_all_primitives_are_chosen_in_each_step(decay: float) -> None:
+def test_it_is_adamw_if_all_primitives_are_chosen_in_each_step(decay):
     ours = factors()
     theirs, optimizer = adamw(ours, decay)
     primitives = PrimitiveWise(ours, settings(decay))
@@ -47,7 +47,7 @@ def test_it_is_adamw_if_all_primitives_are_chosen_in_each_step(decay: float) -> 
         assert (ours - theirs).abs().max() <= 1e-7
 
 
-def test_a_run_of_very_many_steps_needs_no_table_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_of_very_many_steps_needs_no_table_of_them(monkeypatch):
     """With a table of 8 corrections, steps after the eighth are corrected as the eighth."""
     monkeypatch.setattr("pion.model.pilon.primitive_wise.MOST_COUNTED", 8)
     ours, theirs = factors(), factors()
@@ -60,7 +60,7 @@ def test_a_run_of_very_many_steps_needs_no_table_of_them(monkeypatch: pytest.Mon
     assert torch.equal(ours, theirs)
 
 
-def test_a_primitive_counts_only_the_steps_in_which_it_was_chosen() -> None:
+def test_a_primitive_counts_only_the_steps_in_which_it_was_chosen():
     """Primitive p is chosen in every (p+1)-th step: as if its other steps did not exist."""
     ours = factors()
     primitives = PrimitiveWise(ours, settings(decay=0.1))
@@ -79,7 +79,7 @@ def test_a_primitive_counts_only_the_steps_in_which_it_was_chosen() -> None:
         assert (ours[p] - param).abs().max() <= 1e-7
 
 
-def test_a_primitive_that_no_layer_chose_keeps_every_bit() -> None:
+def test_a_primitive_that_no_layer_chose_keeps_every_bit():
     ours = factors()
     primitives = PrimitiveWise(ours, settings(decay=0.5))
     for gradient in gradients():
@@ -90,7 +90,7 @@ def test_a_primitive_that_no_layer_chose_keeps_every_bit() -> None:
     assert all(tensor[2].count_nonzero() == 0 for tensor in primitives.state.values())
 
 
-def test_the_update_takes_at_most_twelve_operations() -> None:
+def test_the_update_takes_at_most_twelve_operations():
     """On a GPU, each operation that computes starts a kernel. Views start none."""
     primitives = PrimitiveWise(factors(), settings())
     (gradient, *_) = gradients()

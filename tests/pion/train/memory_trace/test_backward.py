@@ -17,7 +17,7 @@ def two_losses_of(model: nn.Module, x: Tensor) -> Tensor:
     return linear_cross_entropy(hidden, head, targets) + hidden.square().mean()
 
 
-def test_it_computes_the_gradients_of_torchs_engine() -> None:
+def test_it_computes_the_gradients_of_torchs_engine():
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 4)), torch.randn(6, 4)
     two_losses_of(model, x).backward()
@@ -31,10 +31,9 @@ def test_it_computes_the_gradients_of_torchs_engine() -> None:
         torch.testing.assert_close(parameter.grad, gradient, rtol=0, atol=0)
 
 
-def test_it_runs_on_a_card_that_is_not_there() -> None:
+def test_it_runs_on_a_card_that_is_not_there():
     with FakeTensorMode():
         weight = torch.zeros(4, 4, device="cuda", requires_grad=True)
         loss = (weight @ weight).sum()
         run_backward([root_of(loss, torch.ones_like(loss))])
-        assert weight.grad is not None
         assert weight.grad.device.type == "cuda"

@@ -47,7 +47,7 @@ def nothing_may_be_traced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remembered, "_trace", fail)
 
 
-def test_what_was_traced_is_read_from_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_traced_is_read_from_the_file(monkeypatch):
     first = remembered_peaks(traced(), 2, recompute=False)
     nothing_may_be_traced(monkeypatch)
     assert remembered_peaks(traced(), 2, recompute=False) == first
@@ -63,7 +63,7 @@ def test_what_was_traced_is_read_from_the_file(monkeypatch: pytest.MonkeyPatch) 
         *(pytest.param(b, marks=pytest.mark.soak) for b in (b"", b"[1]", b'{"2 keep": [1]}')),
     ],
 )
-def test_a_damaged_file_costs_only_the_time_of_a_trace(folder: Path, content: bytes) -> None:
+def test_a_damaged_file_costs_only_the_time_of_a_trace(folder, content):
     first = remembered_peaks(traced(), 2, recompute=False)
     (file,) = folder.iterdir()
     file.write_bytes(content)
@@ -71,17 +71,13 @@ def test_a_damaged_file_costs_only_the_time_of_a_trace(folder: Path, content: by
     assert remembered_peaks(traced(), 2, recompute=False) == first
 
 
-def test_a_folder_that_cant_be_written_is_no_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_cant_be_written_is_no_error(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(remembered, "_folder", lambda: tmp_path / "file" / "folder")
     assert remembered_peaks(traced(), 2, recompute=False).activations > 0
 
 
-def test_other_code_and_other_models_have_files_of_their_own(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_code_and_other_models_have_files_of_their_own(folder, monkeypatch):
     remembered_peaks(traced(), 2, recompute=False)
     remembered_peaks(traced(ModelConfig.of(TINY.to_dict() | {"d_ff": 96})), 2, recompute=False)
     assert len(list(folder.iterdir())) == 2
@@ -105,7 +101,7 @@ def trainers_modules(file: Path) -> set[str]:
     }
 
 
-def test_each_module_of_the_trainer_that_a_trace_reads_belongs_to_the_code() -> None:
+def test_each_module_of_the_trainer_that_a_trace_reads_belongs_to_the_code():
     package = Path(remembered.__file__).parents[2]
     sources = [package / name for name in remembered.SOURCES]
     files = {file for source in sources for file in (source, *source.rglob("*.py"))}
@@ -115,7 +111,7 @@ def test_each_module_of_the_trainer_that_a_trace_reads_belongs_to_the_code() -> 
     assert {name for name in read if not name.startswith(remembered.SOURCES)} == set()
 
 
-def test_threads_that_want_traces_at_the_same_time_leave_the_model_as_it_was() -> None:
+def test_threads_that_want_traces_at_the_same_time_leave_the_model_as_it_was():
     before = vars(decoder).copy()
     configs = [ModelConfig.of(TINY.to_dict() | {"d_ff": 96 + 32 * more}) for more in range(3)]
     ask = partial(remembered_peaks, rows=2, recompute=False)
@@ -126,7 +122,7 @@ def test_threads_that_want_traces_at_the_same_time_leave_the_model_as_it_was() -
     assert found == [ask(traced(config)) for config in configs] * 2
 
 
-def test_a_model_of_another_thread_computes_as_usual_during_a_trace() -> None:
+def test_a_model_of_another_thread_computes_as_usual_during_a_trace():
     def fail(*arguments: Any) -> None:
         raise AssertionError("a stand-in was called by another thread")
 

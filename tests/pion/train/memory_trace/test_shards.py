@@ -82,9 +82,7 @@ class Opened(TorchDispatchMode):
     Inside, the products of experts need up to 100 MiB in these models.
     """
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return OPENED.get(func, func)(*args, **(kwargs or {}))
 
 
@@ -111,7 +109,7 @@ def check(config: ModelConfig, ranks: int, dtype: str, *, recompute: bool) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recompute", [False, pytest.param(True, marks=pytest.mark.soak)])
-def test_the_prediction_is_never_under_and_at_most_25_percent_over(recompute: bool) -> None:
+def test_the_prediction_is_never_under_and_at_most_25_percent_over(recompute):
     config = ModelConfig.preset("tachyon-tiny", n_layers=3, seq_len=128, vocab_size=4096)
     check(config, 8, "bfloat16", recompute=recompute)
 
@@ -132,7 +130,7 @@ LORA = Workload(
 
 
 @pytest.mark.usefixtures("untraced")
-def test_a_frozen_base_is_counted_in_the_dtype_in_which_it_is_kept() -> None:
+def test_a_frozen_base_is_counted_in_the_dtype_in_which_it_is_kept():
     asked = dataclasses.replace(LORA, lora=Lora(rank=4, base_dtype="bfloat16"))
     large, small = (
         predict_memory(work, micro_batch=1, recompute=False).weights for work in (LORA, asked)
@@ -146,7 +144,7 @@ def test_a_frozen_base_is_counted_in_the_dtype_in_which_it_is_kept() -> None:
 
 
 @pytest.mark.usefixtures("untraced")
-def test_the_additions_of_the_rank_that_has_the_most_are_counted() -> None:
+def test_the_additions_of_the_rank_that_has_the_most_are_counted():
     """4 rows over 3 ranks are 2, 2 and none. The model is wide: small tensors are rounded up."""
     config = dataclasses.replace(LORA.config, d_model=1024, d_ff=2048)
     with torch.device("meta"):
@@ -163,8 +161,6 @@ def test_the_additions_of_the_rank_that_has_the_most_are_counted() -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("ranks", [4, 8, 16, 64])
 @pytest.mark.parametrize("preset", FAMILIES)
-def test_the_prediction_holds_for_each_family(
-    preset: str, ranks: int, dtype: str, recompute: bool
-) -> None:
+def test_the_prediction_holds_for_each_family(preset, ranks, dtype, recompute):
     config = ModelConfig.preset(preset, **FAMILIES[preset])
     check(config, ranks, dtype, recompute=recompute)

@@ -14,7 +14,6 @@ import torch
 from pion.config.lora import Lora
 from pion.config.model_config import ModelConfig
 from pion.train.memory import Workload
-from pion.train.memory_trace.request import Traced
 from pion.train.memory_trace.step import StepTrace
 from tests.support.waiting import run_to_end
 
@@ -23,13 +22,7 @@ TINY = ModelConfig(
 )
 
 
-def traced(
-    config: ModelConfig = TINY,
-    *,
-    compiled: bool = False,
-    lora: Lora | None = None,
-    sequences: int | None = None,
-) -> Traced:
+def traced(config=TINY, *, compiled=False, lora=None, sequences=None):
     work = Workload(
         config,
         config.seq_len,
@@ -46,7 +39,7 @@ def traced(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.soak)])
-def test_layers_of_one_structure_each_add_the_same(compiled: bool) -> None:
+def test_layers_of_one_structure_each_add_the_same(compiled):
     kept = [
         StepTrace(traced(replace(TINY, n_layers=layers), compiled=compiled))
         .peaks(8, recompute=False)
@@ -56,7 +49,7 @@ def test_layers_of_one_structure_each_add_the_same(compiled: bool) -> None:
     assert kept[2] - kept[1] == kept[1] - kept[0] > 0
 
 
-def test_recomputed_blocks_keep_less_and_compiled_ones_too() -> None:
+def test_recomputed_blocks_keep_less_and_compiled_ones_too():
     eager, compiled = (StepTrace(traced(compiled=compiled)) for compiled in (False, True))
     kept = eager.peaks(8, recompute=False).activations
     assert eager.peaks(8, recompute=True).activations < 0.6 * kept
@@ -64,7 +57,7 @@ def test_recomputed_blocks_keep_less_and_compiled_ones_too() -> None:
 
 
 @pytest.mark.soak
-def test_lora_keeps_no_gradients_of_frozen_weights() -> None:
+def test_lora_keeps_no_gradients_of_frozen_weights():
     trace = StepTrace(traced(lora=Lora(rank=4)))
     assert trace.peaks(4, recompute=False).activations > 0
 
@@ -79,9 +72,7 @@ def test_lora_keeps_no_gradients_of_frozen_weights() -> None:
         pytest.param(False, Lora(rank=4), marks=pytest.mark.soak),
     ],
 )
-def test_a_step_of_preferences_needs_no_more_than_one_of_conversations(
-    compiled: bool, lora: Lora | None
-) -> None:
+def test_a_step_of_preferences_needs_no_more_than_one_of_conversations(compiled, lora):
     """Its gradients by the head are made in the backward pass, instead of the forward pass."""
     large = replace(TINY, vocab_size=8192)
     usual, ours = (
@@ -96,7 +87,7 @@ def test_a_step_of_preferences_needs_no_more_than_one_of_conversations(
 
 
 @pytest.mark.soak
-def test_more_answers_in_a_row_need_the_memory_of_their_sums() -> None:
+def test_more_answers_in_a_row_need_the_memory_of_their_sums():
     few, many = (
         StepTrace(traced(sequences=count)).peaks(8, recompute=False) for count in (1024, 2048)
     )
@@ -104,7 +95,7 @@ def test_more_answers_in_a_row_need_the_memory_of_their_sums() -> None:
     assert many.forward - few.forward >= 1024 * 8 * TINY.seq_len * (4 + 8)
 
 
-def test_a_trace_leaves_torch_as_it_was() -> None:
+def test_a_trace_leaves_torch_as_it_was():
     autocast = torch.is_autocast_enabled("cuda")
     StepTrace(traced()).peaks(2, recompute=True)
     assert torch.is_autocast_enabled("cuda") == autocast
@@ -128,11 +119,11 @@ assert os.waitpid(child, 0)[1] == 0
 
 
 @pytest.mark.soak
-def test_a_process_that_is_forked_after_a_trace_can_train() -> None:
+def test_a_process_that_is_forked_after_a_trace_can_train():
     run_to_end([sys.executable, "-c", FORKS_AFTER_A_TRACE], check=True)
 
 
-def test_a_row_may_have_any_number_of_answers() -> None:
+def test_a_row_may_have_any_number_of_answers():
     """Labels come one by one. A step pads them to a power of two, as the trace does."""
     five, eight = (StepTrace(traced(sequences=count)).peaks(8, recompute=False) for count in (5, 8))
     assert five == eight

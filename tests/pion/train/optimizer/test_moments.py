@@ -14,7 +14,7 @@ from pion.train.optimizer.moments import each_matrix, moment_bytes
 MUON = Workload(ModelConfig.preset("pion-small"), 2048, "bfloat16", "muon", "cuda", False)
 
 
-def test_a_lone_rank_has_all_moments_and_several_divide_them() -> None:
+def test_a_lone_rank_has_all_moments_and_several_divide_them():
     # 1,000 numbers of AdamW and four matrices of 6 elements.
     matrices = [(2, 3)] * 4
     assert moment_bytes(1000, matrices, 1) == 8 * 1000 + 4 * 24
@@ -23,7 +23,7 @@ def test_a_lone_rank_has_all_moments_and_several_divide_them() -> None:
     assert moment_bytes(0, [], 8) == 0
 
 
-def test_the_matrices_of_a_stack_count_one_by_one() -> None:
+def test_the_matrices_of_a_stack_count_one_by_one():
     assert each_matrix([(4, 2, 3), (5, 6)]) == ((2, 3), (2, 3), (2, 3), (2, 3), (5, 6))
 
 
@@ -31,7 +31,7 @@ def test_the_matrices_of_a_stack_count_one_by_one() -> None:
     "changed", [{}, {"optimizer": "adamw"}, {"lora": Lora(), "optimizer": "adamw"}]
 )
 @pytest.mark.usefixtures("untraced")
-def test_the_memory_of_a_rank_has_its_share_of_the_moments(changed: dict[str, object]) -> None:
+def test_the_memory_of_a_rank_has_its_share_of_the_moments(changed):
     work = dataclasses.replace(MUON, **changed)  # type: ignore[arg-type]
     alone, one_of_8 = (
         predict_memory(dataclasses.replace(work, ranks=ranks), micro_batch=4, recompute=False)

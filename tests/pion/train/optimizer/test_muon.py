@@ -25,23 +25,19 @@ def params(*shapes: tuple[int, int]) -> dict[str, nn.Parameter]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_wide_matrices_are_orthogonalised_as_the_daisy_seed_does(
-    reference: dict[str, torch.Tensor], dtype: torch.dtype
-) -> None:
+def test_wide_matrices_are_orthogonalised_as_the_daisy_seed_does(reference, dtype):
     ours = orthogonalize(reference["G_batched"], dtype).float()
     assert (ours - reference["NS_batched"]).abs().max() <= 2e-2
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_tall_matrices_are_orthogonalised_as_the_daisy_seed_does(
-    reference: dict[str, torch.Tensor], dtype: torch.dtype
-) -> None:
+def test_tall_matrices_are_orthogonalised_as_the_daisy_seed_does(reference, dtype):
     ours = orthogonalize(reference["G_tall"][None], dtype)[0].float()
     assert (ours - reference["NS_tall"]).abs().max() <= 2e-2
 
 
 @pytest.mark.parametrize("shape", [(2, 16, 40), (2, 40, 16)])
-def test_singular_values_end_up_near_one_whatever_the_scale(shape: tuple[int, ...]) -> None:
+def test_singular_values_end_up_near_one_whatever_the_scale(shape):
     torch.manual_seed(0)
     for scale in (1e-6, 1.0, 1e6):
         values = torch.linalg.svdvals(orthogonalize(torch.randn(shape) * scale, torch.float32))
@@ -49,11 +45,11 @@ def test_singular_values_end_up_near_one_whatever_the_scale(shape: tuple[int, ..
         assert values.max() < 1.3
 
 
-def test_a_gradient_of_zero_leaves_the_weights_finite() -> None:
+def test_a_gradient_of_zero_leaves_the_weights_finite():
     assert torch.equal(orthogonalize(torch.zeros(1, 8, 8)), torch.zeros(1, 8, 8).bfloat16())
 
 
-def test_an_update_is_the_published_formula() -> None:
+def test_an_update_is_the_published_formula():
     """Two updates are made, so that momentum and the Nesterov-like look-ahead both matter."""
     lr, beta, wd = 0.02, 0.95, 0.1
     named = params((40, 16))
@@ -70,7 +66,7 @@ def test_an_update_is_the_published_formula() -> None:
     torch.testing.assert_close(optimizer.momentum["w0"], momentum)
 
 
-def test_matrices_of_one_shape_do_not_mix(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_matrices_of_one_shape_do_not_mix(monkeypatch):
     shapes = ((8, 16), (16, 8), (8, 16), (8, 16))
     together = params(*shapes)
     Muon(together, weight_decay=0.0, dtype=torch.float32).step(0.1, 0.9)
@@ -81,7 +77,7 @@ def test_matrices_of_one_shape_do_not_mix(monkeypatch: pytest.MonkeyPatch) -> No
         torch.testing.assert_close(together[name], alone[name])
 
 
-def test_a_small_update_is_not_lost_to_bf16_when_the_weights_are_fp32() -> None:
+def test_a_small_update_is_not_lost_to_bf16_when_the_weights_are_fp32():
     named = params((8, 8))
     before = named["w0"].detach().clone()
     Muon(named, weight_decay=0.0, dtype=torch.bfloat16).step(1e-5, 0.95)
@@ -89,9 +85,7 @@ def test_a_small_update_is_not_lost_to_bf16_when_the_weights_are_fp32() -> None:
 
 
 @pytest.mark.parametrize("shape", [(8, 24), (24, 8), (16, 16)])
-def test_the_flops_of_an_orthogonalization_are_those_that_torch_counts(
-    shape: tuple[int, int],
-) -> None:
+def test_the_flops_of_an_orthogonalization_are_those_that_torch_counts(shape):
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:

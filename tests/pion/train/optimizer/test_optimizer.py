@@ -46,7 +46,7 @@ def weights(model: Decoder) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_matrices_and_the_embedding_are_decayed_and_gains_are_not(kind: str) -> None:
+def test_matrices_and_the_embedding_are_decayed_and_gains_are_not(kind):
     """With zero gradients, only decay changes a weight."""
     model = decoder()
     for param in model.parameters():
@@ -57,7 +57,7 @@ def test_matrices_and_the_embedding_are_decayed_and_gains_are_not(kind: str) -> 
         assert torch.equal(after, before[name]) == (after.ndim < 2), name
 
 
-def test_muon_takes_the_blocks_matrices_and_leaves_embedding_and_gains_to_adamw() -> None:
+def test_muon_takes_the_blocks_matrices_and_leaves_embedding_and_gains_to_adamw():
     names = Optimizer(decoder(), settings("muon")).state_tensors()
     assert "blocks.1.feedforward.down_proj.weight.momentum" in names
     assert "embed.weight.exp_avg" in names
@@ -67,7 +67,7 @@ def test_muon_takes_the_blocks_matrices_and_leaves_embedding_and_gains_to_adamw(
         assert matrix_of_a_block == name.endswith(".momentum"), name
 
 
-def test_both_rates_follow_the_schedule() -> None:
+def test_both_rates_follow_the_schedule():
     model = decoder()
     give_gradients(model, seed=1)
     before = weights(model)
@@ -77,7 +77,7 @@ def test_both_rates_follow_the_schedule() -> None:
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_loaded_state_continues_bit_for_bit(kind: str) -> None:
+def test_loaded_state_continues_bit_for_bit(kind):
     model = decoder()
     first = Optimizer(model, settings(kind))
     for step in range(3):
@@ -98,21 +98,21 @@ def test_loaded_state_continues_bit_for_bit(kind: str) -> None:
         assert torch.equal(tensor, second.state_tensors()[name]), name
 
 
-def test_adamw_state_is_refused_by_muon_naming_what_is_missing() -> None:
+def test_adamw_state_is_refused_by_muon_naming_what_is_missing():
     saved = Optimizer(decoder(), settings("adamw")).state_tensors()
     muon = Optimizer(decoder(), settings("muon")).state_tensors()
     with pytest.raises(BadInput, match=r"has no tensor blocks\.0.*\.momentum and \d+ more"):
         check_tensors(saved, muon, "optimizer state")
 
 
-def test_another_models_state_is_refused_naming_both_shapes() -> None:
+def test_another_models_state_is_refused_naming_both_shapes():
     wider = ModelConfig.from_dict(TINY.to_dict() | {"d_ff": 32})
     saved = Optimizer(decoder(config=wider), settings()).state_tensors()
     with pytest.raises(BadInput, match=r"\(32, 16\).*\(24, 16\)"):
         check_tensors(saved, Optimizer(decoder(), settings()).state_tensors(), "optimizer state")
 
 
-def test_adamw_is_torchs() -> None:
+def test_adamw_is_torchs():
     model, reference = decoder(), decoder()
     ours = Optimizer(model, settings())
     decayed = [p for p in reference.parameters() if p.ndim >= 2]

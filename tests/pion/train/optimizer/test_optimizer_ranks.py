@@ -126,23 +126,19 @@ def ranks(request: pytest.FixtureRequest, seen: list[dict[str, Any]]) -> list[di
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_weights_and_moments_have_the_bits_of_one_rank(
-    ranks: list[dict[str, Any]], case: str
-) -> None:
+def test_weights_and_moments_have_the_bits_of_one_rank(ranks, case):
     """AdamW computes each element for itself. Muon's matrices are orthogonalized whole: the
     products of a batch do not depend on the others in the batch."""
     assert [rank[case]["names"] for rank in ranks] == [[] for _ in ranks]
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_checkpoint_has_the_tensors_of_one_rank(ranks: list[dict[str, Any]], case: str) -> None:
+def test_a_checkpoint_has_the_tensors_of_one_rank(ranks, case):
     assert not any(rank[case]["layout"] or rank[case]["counts"] for rank in ranks)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_each_moment_is_on_one_rank_and_no_rank_has_many_more_than_its_share(
-    ranks: list[dict[str, Any]], case: str
-) -> None:
+def test_each_moment_is_on_one_rank_and_no_rank_has_many_more_than_its_share(ranks, case):
     moments, whole = [rank[case]["moments"] for rank in ranks], ranks[0][case]["all"]
     assert sum(moments) == whole
     assert max(moments) <= 1.3 * whole / len(ranks)

@@ -43,7 +43,7 @@ def share_of_a_step(preset: str, ranks: int) -> float:
     return by_muon / (TOKENS / 8 * token_flops(config, config.seq_len).total)
 
 
-def test_every_matrix_has_one_owner_and_the_largest_are_dealt_first() -> None:
+def test_every_matrix_has_one_owner_and_the_largest_are_dealt_first():
     shapes = [(8, 8), (8, 24), (24, 8), (4, 4), (8, 8)]
     owned = deal_matrices(shapes, 2)
     assert sorted(number for numbers in owned for number in numbers) == list(range(5))
@@ -52,7 +52,7 @@ def test_every_matrix_has_one_owner_and_the_largest_are_dealt_first() -> None:
     assert max(loads) - min(loads) <= newton_schulz_flops(8, 8)
 
 
-def test_more_ranks_than_matrices_leave_some_without_any() -> None:
+def test_more_ranks_than_matrices_leave_some_without_any():
     assert sorted(map(len, deal_matrices([(2, 2)], 3))) == [0, 0, 1]
     assert deal_matrices([], 2) == [[], []]
 
@@ -60,8 +60,8 @@ def test_more_ranks_than_matrices_leave_some_without_any() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 def test_of_8_cards_none_has_over_a_sixth_of_muons_arithmetic_and_of_64_its_share_and_one_matrix(
-    preset: str,
-) -> None:
+    preset,
+):
     shapes = matrices(preset)
     assert busiest_share(shapes, 8) <= 1 / 6
     flops = [newton_schulz_flops(*shape) for shape in shapes]
@@ -79,13 +79,13 @@ def test_of_8_cards_none_has_over_a_sixth_of_muons_arithmetic_and_of_64_its_shar
         ("pion2-xl", 0.31, 0.068),
     ],
 )
-def test_muon_takes_little_of_a_step_on_8_cards(preset: str, before: float, after: float) -> None:
+def test_muon_takes_little_of_a_step_on_8_cards(preset, before, after):
     assert share_of_a_step(preset, 1) == pytest.approx(before, abs=0.005)
     assert share_of_a_step(preset, 8) <= after
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8, 64])
-def test_every_element_has_one_owner_and_parts_begin_where_kernels_do(ranks: int) -> None:
+def test_every_element_has_one_owner_and_parts_begin_where_kernels_do(ranks):
     sizes = [1000, 7, 64, 1, 4097]
     owned = even_parts(sizes, ranks)
     assert len(owned) == ranks
@@ -99,17 +99,17 @@ def test_every_element_has_one_owner_and_parts_begin_where_kernels_do(ranks: int
     assert most <= sum(sizes) / ranks + ALIGNED_TO * (len(sizes) + 1)
 
 
-def test_one_rank_owns_every_tensor_whole() -> None:
+def test_one_rank_owns_every_tensor_whole():
     (parts,) = even_parts([1000, 7], 1)
     assert [(part.start, part.stop) for part in parts] == [(0, 1000), (0, 7)]
 
 
-def test_rows_stay_whole() -> None:
+def test_rows_stay_whole():
     assert even_rows(5, 3) == [range(1), range(1, 3), range(3, 5)]
     assert [len(rows) for rows in even_rows(2, 3)] == [0, 1, 1]
 
 
-def test_a_round_has_no_more_elements_than_it_may_have_or_one_matrix() -> None:
+def test_a_round_has_no_more_elements_than_it_may_have_or_one_matrix():
     owned, sizes = [[0, 1, 2], [3]], [10, 4, 4, 8]
     assert muon_rounds(owned, sizes, most=8) == [[[0], [3]], [[1, 2], []]]
     assert muon_rounds(owned, sizes, most=18) == [[[0, 1, 2], [3]]]

@@ -51,7 +51,7 @@ def check(config: ModelConfig, width: int, ranks: int) -> None:
 
 
 @pytest.mark.parametrize("preset", ["pion-small", "tachyon-tiny"])
-def test_the_prediction_is_never_under_and_at_most_15_percent_over(preset: str) -> None:
+def test_the_prediction_is_never_under_and_at_most_15_percent_over(preset):
     check(ModelConfig.preset(preset, n_layers=2), 2, 4)
 
 
@@ -59,7 +59,5 @@ def test_the_prediction_is_never_under_and_at_most_15_percent_over(preset: str) 
 @pytest.mark.parametrize("width", DTYPES)
 @pytest.mark.parametrize("ranks", [2, 4, 8, 16])
 @pytest.mark.parametrize("preset", ["pion-small", "tachyon-tiny", "daisy-pico"])
-def test_the_prediction_holds_for_families_and_numbers_of_ranks(
-    preset: str, ranks: int, width: int
-) -> None:
+def test_the_prediction_holds_for_families_and_numbers_of_ranks(preset, ranks, width):
     check(ModelConfig.preset(preset), width, ranks)
