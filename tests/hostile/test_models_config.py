@@ -53,29 +53,16 @@ FOREIGN = (
 )
 
 
-@pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return model_folder(tmp_path_factory.mktemp("parts"), PARTS)
+OURS_WITH_PARTS = {"parts": PARTS, "primitives": PRIMITIVES, "slots": SLOTS}
+OF_OTHERS = {"foreign": PLAIN, "scaled": SCALED}
 
 
 @pytest.fixture(scope="module")
-def primitives(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return model_folder(tmp_path_factory.mktemp("primitives"), PRIMITIVES)
-
-
-@pytest.fixture(scope="module")
-def slotted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return model_folder(tmp_path_factory.mktemp("slotted"), SLOTS)
-
-
-@pytest.fixture(scope="module")
-def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return model_folder(tmp_path_factory.mktemp("foreign"), foreign=True)
-
-
-@pytest.fixture(scope="module")
-def scaled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return model_folder(tmp_path_factory.mktemp("scaled"), SCALED, foreign=True)
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {
+        name: model_folder(tmp_path_factory.mktemp(name), config, foreign=name in OF_OTHERS)
+        for name, config in {**OURS_WITH_PARTS, **OF_OTHERS}.items()
+    }
 
 
 def loads_or_says_why(folder: Path, text: str) -> str | None:
@@ -99,11 +86,9 @@ def loads_or_says_why(folder: Path, text: str) -> str | None:
 
 
 @pytest.mark.parametrize("field", FIELDS, ids=".".join)
-def test_every_setting_is_checked(
-    parts: Path, primitives: Path, slotted: Path, field: tuple[str, ...]
-) -> None:
-    others = {"primitives": (PRIMITIVES, primitives), "slots": (SLOTS, slotted)}
-    model, folder = others.get(field[0], (PARTS, parts))
+def test_every_setting_is_checked(folders: dict[str, Path], field: tuple[str, ...]) -> None:
+    name = field[0] if field[0] in OURS_WITH_PARTS else "parts"
+    model, folder = OURS_WITH_PARTS[name], folders[name]
     record = model.to_dict() | {name: getattr(model, name) for name in ("softcap", "head_dim")}
     for name in field[:-1]:
         assert record[name], "one of the models has each part"
@@ -125,7 +110,8 @@ def _whole(record: dict[str, Any], field: tuple[str, ...]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("field", FOREIGN)
-def test_every_setting_of_transformers_is_checked(foreign: Path, field: str) -> None:
+def test_every_setting_of_transformers_is_checked(folders: dict[str, Path], field: str) -> None:
+    foreign = folders["foreign"]
     for kind, value in HOSTILE.items():
         why = loads_or_says_why(foreign, changed(record_of(foreign), (field,), value))
         if kind not in ("missing", "null") and (field, kind) != ("rope_parameters", "object"):
@@ -144,8 +130,9 @@ def test_every_setting_of_transformers_is_checked(foreign: Path, field: str) -> 
     ],
 )
 def test_every_setting_of_scaled_positions_is_checked(
-    scaled: Path, spelling: str, field: str
+    folders: dict[str, Path], spelling: str, field: str
 ) -> None:
+    scaled = folders["scaled"]
     record = record_of(scaled)
     record[spelling] = record.pop("rope_parameters") | record.pop("rope_scaling")
     for kind, value in HOSTILE.items():

@@ -6,24 +6,25 @@ import os
 import pty
 import select
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from pion.data.chat.chat_format import ChatFormat
 from pion.data.chat.conversation import Turn, tokenize
 from pion.errors import BadInput
 from pion.generation.bounds import BOUNDS
+from pipeline.cli import main
 from pipeline.commands.chat import Conversation, chat
 from pipeline.commands.sampling import DEFAULTS, Settings
 from pipeline.models.find import FoundModel
 from tests.hostile.in_process import pion
 from tests.support.finished_run import make_run, tiny_model, tiny_tokenizer
-from tests.support.waiting import PATIENCE_SECONDS, wait_until
+from tests.support.waiting import wait_until
 
 TOKENIZER = tiny_tokenizer()
 FORMAT = ChatFormat("nowhere/tokenizer.json", TOKENIZER)  # no template: Pion's own
@@ -224,38 +225,49 @@ def test_a_piped_conversation_needs_no_terminal(here):
     assert talk.err == ""
 
 
-def ignore_ctrl_c() -> None:
-    """Ignore Ctrl-C, as a shell makes background jobs do. Their children inherit this."""
+def chat_in(folder: Path) -> int:
+    """Chat in a fork on the terminal that is its standard input; return the exit code.
+
+    Ctrl-C is ignored, as a shell makes background jobs do.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.chdir(folder)
+    torch.set_num_threads(1)  # threads of the parent are not in a fork
+    sys.stdin, sys.stdout, sys.stderr = (
+        os.fdopen(number, "w" if number else "r", closefd=False) for number in range(3)
+    )
+    return main(["chat", "--max-tokens", "4"])
 
 
 def test_on_a_terminal_ctrl_c_asks_how_to_end_and_ctrl_d_ends_even_if_the_parent_ignores_ctrl_c(
     tmp_path,
 ):
     make_run(tmp_path / "runs")
-    master, slave = pty.openpty()
-    command = [sys.executable, "-m", "pipeline.cli", "chat", "--max-tokens", "4"]
-    process = subprocess.Popen(
-        command,
-        stdin=slave,
-        stdout=slave,
-        stderr=slave,
-        cwd=tmp_path,
-        start_new_session=True,
-        preexec_fn=ignore_ctrl_c,
-    )
-    os.close(slave)
+    child, master = pty.fork()
+    if child == 0:
+        try:
+            os._exit(chat_in(tmp_path))
+        finally:
+            os._exit(-1)
+    ended = []
+
+    def has_ended() -> bool:
+        ended[:] = os.waitpid(child, os.WNOHANG)
+        return ended[0] == child
+
     try:
         read_until(master, b"> ")
-        press = partial(process.send_signal, signal.SIGINT)
+        press = partial(os.kill, child, signal.SIGINT)
         press()
         # Repeat if nothing happens: a signal just before the program reads keys waits for a key.
         read_until(master, b"(Ctrl-D or /quit to quit)\r\n> ", in_silence=press)
         os.write(master, b"\x04")
-        assert process.wait(PATIENCE_SECONDS) == 0
+        wait_until(has_ended, "the chat to end")
+        assert ended[1] == 0
     finally:
-        process.kill()
-        process.wait(PATIENCE_SECONDS)
+        if not ended or ended[0] != child:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
         os.close(master)
 
 
