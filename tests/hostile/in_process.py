@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import resource
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,13 @@ from pipeline.cli import main
 # The memory that a command may add, in bytes, and the seconds after which it counts as hanging.
 # What the command imports counts, and 64 MB for each thread that allocates for the first time.
 MEMORY, SECONDS = 1 << 30, 60
+# How to make what is no file, by what it is.
+NO_FILES: dict[str, Callable[[Path], object]] = {
+    "pipe": os.mkfifo,
+    "folder": Path.mkdir,
+    "link to a device": lambda path: path.symlink_to("/dev/zero"),
+    "link to itself": lambda path: path.symlink_to(path.name),
+}
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from pion.errors import BadInput
 from pion.evaluation.questions import read_questions
 from pipeline.job import Job
 from pipeline.stages.prepare import prepare_part
-from tests.hostile.in_process import MEMORY, ended, little_memory, refusal
+from tests.hostile.in_process import MEMORY, NO_FILES, ended, little_memory, refusal
 from tests.support.corpora import SEQ_LEN, model_of, save_tokenizer
 from tests.support.finished_run import make_run
 
@@ -182,12 +182,8 @@ def test_honest_lines_of_half_the_bound_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", RUNS)
 def test_a_source_that_is_no_file_is_refused_at_once(here: Path, kind: str, attack: str) -> None:
     path = Path(RUNS[kind][0])
-    if attack == "pipe":
-        os.mkfifo(path)
-    elif attack == "link to itself":
-        path.symlink_to(path)
-    elif attack == "link to a device":
-        path.symlink_to("/dev/zero")
+    if attack in NO_FILES:
+        NO_FILES[attack](path)
     given = {"device": "/dev/zero", "NUL": "a\0b"}.get(attack, str(path))
     message = prepare_refuses(kind, given)
     if attack in ("link to itself", "NUL"):
@@ -402,12 +398,8 @@ def test_eval_of_what_is_no_file_is_refused_at_once(
     demo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, suffix: str
 ) -> None:
     path = tmp_path / f"a{suffix}"
-    if kind == "pipe":
-        os.mkfifo(path)
-    elif kind == "link to a device":
-        path.symlink_to("/dev/zero")
-    elif kind == "folder":
-        path.mkdir()
+    if kind != "missing":
+        NO_FILES[kind](path)
     message = refusal(capsys, "eval", demo, path)
     assert str(path) in message
     assert "is not a regular file, so it was not read" in message or kind == "missing"

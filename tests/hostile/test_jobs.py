@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +23,7 @@ from pipeline.job.mistakes import Document, beyond_limits
 from pipeline.job.section import most_of
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
-from tests.hostile.in_process import ended, refusal
+from tests.hostile.in_process import NO_FILES, ended, refusal
 from tests.paths import TESTS
 from tests.support.light_run import light_run
 
@@ -123,14 +122,10 @@ def test_a_job_file_that_is_no_text_file_is_refused_at_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
     path = tmp_path / "job.yaml"
-    if kind == "pipe":
-        os.mkfifo(path)
+    if kind in NO_FILES:
+        NO_FILES[kind](path)
     elif kind == "device":
         path = Path("/dev/zero")
-    elif kind == "link to a device":
-        path.symlink_to("/dev/zero")
-    elif kind == "folder":
-        path.mkdir()
     else:
         path.write_bytes(b"name: \xff\xfe")
     message = refusal(capsys, "run", path)

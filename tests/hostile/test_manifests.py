@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from pion.untrusted import LARGEST_LISTING, LARGEST_RECORD
 from pipeline.data.prepared import DATASET, open_data
 from pipeline.data.shard_cache import ShardCache
 from pipeline.stages.prepare import PINNED
-from tests.hostile.in_process import little_memory
+from tests.hostile.in_process import NO_FILES, little_memory
 from tests.support.corpora import make_job, npy_job, prepared, write_corpus
 
 SHA256 = "0123456789abcdef" * 4
@@ -124,12 +123,7 @@ def test_what_is_no_manifest_is_refused(tmp_path: Path, content: str) -> None:
 @pytest.mark.parametrize("kind", ["pipe", "link to a device", "folder"])
 def test_a_manifest_that_is_no_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "manifest.json"
-    if kind == "pipe":
-        os.mkfifo(path)
-    elif kind == "folder":
-        path.mkdir()
-    else:
-        path.symlink_to("/dev/zero")
+    NO_FILES[kind](path)
     with pytest.raises(BadInput, match=r"manifest\.json is not a regular file"):
         Manifest.read(path)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from pipeline.state.record_json import Damaged
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, open_store
 from tests.hostile.hostile_run import NAME, make_hostile_run, make_run_in, path_of, pion
+from tests.hostile.in_process import NO_FILES
 from tests.hostile.record_attacks import DEPTH, nested
 from tests.support.hub_server import USER, hub_server
 from tests.support.s3_server import S3Server
@@ -26,24 +26,12 @@ from tests.support.states import someone
 SFT = "checkpoints/sft/5-1"
 
 
-def pipe(path: Path) -> None:
-    os.mkfifo(path)
-
-
-def endless(path: Path) -> None:
-    path.symlink_to("/dev/zero")
-
-
-def loop(path: Path) -> None:
-    path.symlink_to(path.name)
-
-
 def huge(path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(1 << 40)
 
 
-UNUSUAL = {"pipe": pipe, "endless": endless, "huge": huge}
+UNUSUAL = {kind: NO_FILES[kind] for kind in ("pipe", "link to a device")} | {"huge": huge}
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +46,7 @@ def run(template: Path, tmp_path: Path) -> RunState:
     return RunState(FileStore(shutil.copytree(template, tmp_path / "runs")), NAME)
 
 
-def put(run: RunState, path: str, make: Callable[[Path], None]) -> None:
+def put(run: RunState, path: str, make: Callable[[Path], object]) -> None:
     place = path_of(run, path)
     place.parent.mkdir(parents=True, exist_ok=True)
     place.unlink(missing_ok=True)
@@ -106,7 +94,7 @@ def test_a_file_of_no_bytes_in_a_manifest_is_not_read_without_end(
     assert "config.json" in output
 
 
-@pytest.mark.parametrize("what", ["pipe", "endless"])
+@pytest.mark.parametrize("what", ["pipe", "link to a device"])
 @pytest.mark.parametrize(
     "path", ["owner/1.json", "requests/1.json", "rental.json", "events/1/0.jsonl", "jobs/0123.yaml"]
 )
@@ -119,9 +107,9 @@ def test_other_files_that_are_no_files_end_no_status(
 
 
 def test_a_link_to_itself_is_not_listed(run: RunState, capsys: pytest.CaptureFixture[str]) -> None:
-    put(run, "events/1/0.jsonl", loop)
+    put(run, "events/1/0.jsonl", NO_FILES["link to itself"])
     assert pion(capsys, "status", run.url)[0] == 0
-    put(run, "HEAD.json", loop)
+    put(run, "HEAD.json", NO_FILES["link to itself"])
     code, output = pion(capsys, "status", run.url)
     assert code in (1, 2)
     assert "HEAD.json" in output
@@ -191,7 +179,7 @@ def test_a_download_never_writes_more_than_the_manifest_says(
 
 def test_a_damaged_record_is_no_missing_record(run: RunState) -> None:
     """Otherwise a claim could begin a run from nothing."""
-    put(run, "HEAD.json", pipe)
+    put(run, "HEAD.json", NO_FILES["pipe"])
     with pytest.raises(Damaged, match="it is not a regular file"):
         claim_run(run, someone())
     with pytest.raises(Damaged):
