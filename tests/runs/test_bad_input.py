@@ -85,9 +85,7 @@ CASES: list[tuple[Case, list[str]]] = [
 
 
 @pytest.mark.parametrize(("case", "said"), CASES, ids=[case.__name__ for case, _ in CASES])
-def test_it_is_said_clearly_and_nothing_is_trained(
-    case: Case, said: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_it_is_said_clearly_and_nothing_is_trained(case, said, tmp_path, capsys):
     job = write_job(tmp_path, **case(tmp_path))
     code = main(["run", str(job)])
     error = capsys.readouterr().err
@@ -122,9 +120,7 @@ EXPERTS, SLOTS = {"n": 4, "d_shared": 16}, {"segment": 8}
         ),
     ],
 )
-def test_a_model_that_can_not_be_is_refused_before_there_is_a_run(
-    model: dict[str, Any], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_model_that_can_not_be_is_refused_before_there_is_a_run(model, said, tmp_path, capsys):
     changes = {f"model__{name}": value for name, value in model.items()}
     assert main(["run", str(write_job(tmp_path, **changes))]) == 2
     error = capsys.readouterr().err

@@ -162,9 +162,7 @@ MODELS: dict[str, tuple[Callable[[Files], Files], list[str]]] = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_model_that_can_not_be_trained_says_what_would_do(
-    name: str, hub: HubServer, honest: Files, refusal: Callable[..., str]
-) -> None:
+def test_a_model_that_can_not_be_trained_says_what_would_do(name, hub, honest, refusal):
     change, said = MODELS[name]
     hub.add_repo("someone/model", "model", change(honest))
     words = refusal()
@@ -201,9 +199,7 @@ def test_a_context_or_a_projection_that_the_model_lacks_is_refused(
 # ---------------------------------------------------------------- adapters
 
 
-def test_an_adapter_whose_base_is_missing_names_both(
-    hub: HubServer, adapter: Files, refusal: Callable[..., str]
-) -> None:
+def test_an_adapter_whose_base_is_missing_names_both(hub, adapter, refusal):
     commit = hub.add_repo("someone/model", "model", adapter)
     words = refusal()
     assert f"hf://someone/model@{commit} is an adapter, and its base 'someone/base'" in words
@@ -225,9 +221,7 @@ def test_an_adapter_of_another_base_names_the_tensor_that_does_not_fit(
     assert "feedforward" in words
 
 
-def test_a_pickled_adapter_says_how_to_save_it_again(
-    hub: HubServer, adapter: Files, refusal: Callable[..., str]
-) -> None:
+def test_a_pickled_adapter_says_how_to_save_it_again(hub, adapter, refusal):
     pickled = {"adapter_config.json": adapter["adapter_config.json"], "adapter_model.bin": b"x"}
     hub.add_repo("someone/model", "model", pickled)
     assert "without adapter_model.safetensors, and pickles are not read" in refusal()

@@ -51,9 +51,7 @@ def refusal(folder: Path, store: str, *overrides: str) -> str:
         ("file://relative/path", "needs an absolute path"),
     ],
 )
-def test_a_url_that_cannot_be_a_store_is_named_with_the_right_form(
-    tmp_path: Path, url: str, says: str
-) -> None:
+def test_a_url_that_cannot_be_a_store_is_named_with_the_right_form(tmp_path, url, says):
     assert says in refusal(tmp_path, url)
 
 
@@ -62,18 +60,14 @@ def test_a_missing_bucket_is_refused_with_the_command_that_makes_it(tmp_path: Pa
     assert "aws s3 mb s3://no-such-bucket" in refusal(tmp_path, "s3://no-such-bucket/runs")
 
 
-def test_a_bucket_that_denies_access_is_refused(
-    tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bucket_that_denies_access_is_refused(tmp_path, s3, monkeypatch):
     with FaultProxy(s3.url) as proxy:
         proxy.use(monkeypatch)
         proxy.deny("AccessDenied", 403)
         assert "denied" in refusal(tmp_path, f"s3://{s3.bucket()}/runs").lower()
 
 
-def test_a_store_that_ignores_conditions_is_found_out_and_refused(
-    tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_that_ignores_conditions_is_found_out_and_refused(tmp_path, s3, monkeypatch):
     with FaultProxy(s3.url) as proxy:
         proxy.use(monkeypatch)
         proxy.ignored_headers = {"if-match", "if-none-match"}
@@ -83,9 +77,7 @@ def test_a_store_that_ignores_conditions_is_found_out_and_refused(
         assert listed.get("KeyCount") == 0
 
 
-def test_a_hub_repository_that_is_missing_or_only_readable_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hub_repository_that_is_missing_or_only_readable_is_refused(tmp_path, monkeypatch):
     with hub_server() as hub:
         hub.use(monkeypatch, tmp_path / "hf")
         assert "repos create" in refusal(tmp_path, f"hf://{USER}/nothing")
@@ -100,9 +92,7 @@ def test_a_run_name_no_store_can_hold_is_refused(tmp_path: Path) -> None:
     assert "name" in refusal(tmp_path, str(tmp_path / "runs"), "name=a/b")
 
 
-def test_a_job_that_contradicts_the_stored_one_shows_the_difference_and_the_fork(
-    tmp_path: Path, whole: Whole
-) -> None:
+def test_a_job_that_contradicts_the_stored_one_shows_the_difference_and_the_fork(tmp_path, whole):
     copy_run(whole(sft=None), tmp_path)
     head = tmp_path / "runs/tiny/HEAD.json"
     before = head.read_bytes()
@@ -121,9 +111,7 @@ def test_a_run_of_a_newer_format_is_left_alone(tmp_path: Path, whole: Whole) -> 
     assert head.read_bytes() == before
 
 
-def test_a_checkpoint_of_a_newer_format_is_refused_before_anything_is_written(
-    tmp_path: Path,
-) -> None:
+def test_a_checkpoint_of_a_newer_format_is_refused_before_anything_is_written(tmp_path):
     killed = start(write_job(tmp_path, sft=None), "pretrain.steps=4000")
     wait_for(killed, ": saved")
     kill(killed)
@@ -216,9 +204,7 @@ def test_an_outage_longer_than_the_retries_costs_no_run_its_life_at_any_boundary
 
 
 @pytest.mark.soak
-def test_nor_between_the_stages_that_are_trained(
-    tmp_path: Path, s3: S3Server, proxy: FaultProxy
-) -> None:
+def test_nor_between_the_stages_that_are_trained(tmp_path, s3, proxy):
     store = f"s3://{s3.bucket()}/runs"
     linger = {"linger": 600}
     path = write_job(tmp_path, store=store, checkpoint=linger, publish=None)
@@ -229,9 +215,7 @@ def test_nor_between_the_stages_that_are_trained(
     assert [e["stage"] for e in events if e["event"] == "training"] == ["pretrain", "sft"]
 
 
-def test_without_linger_such_an_outage_ends_the_run_with_exit_74(
-    tmp_path: Path, s3: S3Server, proxy: FaultProxy
-) -> None:
+def test_without_linger_such_an_outage_ends_the_run_with_exit_74(tmp_path, s3, proxy):
     store = f"s3://{s3.bucket()}/runs"
     path = write_job(tmp_path, store=store, sft=None, checkpoint={"linger": 0})
     display = CutOffAt(proxy, last_save)

@@ -42,9 +42,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_best_checkpoint_is_evaluated_published_and_what_the_runs_name_means(
-    unbroken: Path,
-) -> None:
+def test_the_best_checkpoint_is_evaluated_published_and_what_the_runs_name_means(unbroken):
     head, best = head_of(unbroken), chosen(unbroken)
     losses = {e.step: e.metrics["held_out_loss"] for e in head.checkpoints}
     assert best["step"] < best["last_step"] == 12
@@ -86,9 +84,7 @@ def test_a_crash_between_a_save_and_its_loss_changes_no_choice(
     assert chosen(tmp_path) == chosen(unbroken)
 
 
-def test_a_run_that_was_trained_without_it_is_not_guessed_at(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_that_was_trained_without_it_is_not_guessed_at(tmp_path, capsys):
     changed = SETTINGS | {"evaluate": SETTINGS["evaluate"] | {"checkpoint": "last"}}
     job = write_job(tmp_path, **changed)
     assert main(["run", str(job)]) == 0

@@ -102,9 +102,7 @@ def test_pions_own_template_can_be_asked_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("renders_here")
-def test_the_check_shows_the_first_conversation_as_the_model_sees_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_check_shows_the_first_conversation_as_the_model_sees_it(tmp_path, capsys):
     write_instruct_model(tmp_path / "base", "smollm2", CHATML)
     job = write_job(tmp_path, sft=SFT | {"system": "Be brief."})
     assert main(["check", str(job)]) == 0
@@ -140,9 +138,7 @@ def test_a_conversation_that_cant_be_used_ends_the_check_with_its_line(
     assert "talks.jsonl:301" in said.replace(" ", "")
 
 
-def test_settings_of_a_template_need_one(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_settings_of_a_template_need_one(tmp_path, capsys):
     write_instruct_model(tmp_path / "base", "smollm2", None)
     job = write_job(tmp_path, sft=SFT | {"system": "Be brief."})
     assert main(["check", str(job)]) == 2
@@ -171,9 +167,7 @@ def test_lora_from_a_model_that_never_saw_the_end_of_a_turn_is_warned_about(
 @pytest.mark.soak
 @pytest.mark.usefixtures("renders_here")
 @warned_with_lora
-def test_lora_of_preferences_is_warned_of_the_same(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], lora: dict[str, int] | None, warned: bool
-) -> None:
+def test_lora_of_preferences_is_warned_of_the_same(tmp_path, capsys, lora, warned):
     write_untrained_end(tmp_path / "base")
     write_pairs(tmp_path)
     sources = [{"kind": "jsonl", "path": "pairs.jsonl"}]

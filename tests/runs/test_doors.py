@@ -12,7 +12,7 @@ import os
 import stat
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -198,9 +198,7 @@ def test_other_machines_reach_no_process_of_the_run(seen: Seen) -> None:
     assert 44217 not in {each.port for each in seen.sockets}, "Ray's monitor asks for no token"
 
 
-def test_only_the_workers_import_torch_and_ray_train_starts_no_helper_without_work(
-    seen: Seen,
-) -> None:
+def test_only_the_workers_import_torch_and_ray_train_starts_no_helper_without_work(seen):
     """Each takes a core for seconds, and the first line of the training loop waits for some."""
     assert "ray::SynchronizationActor" in seen.programs
     assert {name.split(".")[0] for name in seen.with_torch} == {"ray::RayTrainWorker"}
@@ -236,9 +234,7 @@ def test_no_other_user_can_enter_the_folders_of_ray_or_read_its_logs(seen: Seen)
     assert seen.modes[log] == 0o600
 
 
-def test_a_killed_worker_and_then_a_killed_driver_change_no_bit_of_the_weights(
-    one_worker: Halted, whole: Callable[..., Path]
-) -> None:
+def test_a_killed_worker_and_then_a_killed_driver_change_no_bit_of_the_weights(one_worker, whole):
     unbroken = whole(sft=None)
     job, process, waits = one_worker.job, one_worker.process, one_worker.waits
     wait_until(lambda: bool(head_of(job.parent).checkpoints), "an earlier save to be committed")

@@ -43,9 +43,7 @@ def killed_in_the_midst(folder: Path, job: Path, number: int, part: str) -> None
 
 
 @pytest.mark.soak
-def test_core_and_the_ngram_model_killed_at_three_parts_end_with_the_same_bytes(
-    tmp_path: Path,
-) -> None:
+def test_core_and_the_ngram_model_killed_at_three_parts_end_with_the_same_bytes(tmp_path):
     bundle = write_bundle(tmp_path / "bundle")
     core = {"path": str(bundle), "items": "all", "cropped": True}
     job = write_job(tmp_path, evaluate__core=core)

@@ -257,14 +257,7 @@ def cases() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(("row", "outage", "every"), cases())
-def test_the_table(
-    row: Row,
-    outage: bool,
-    every: int,
-    project: Callable[[], None],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_the_table(row, outage, every, project, monkeypatch, capsys):
     cheaply(monkeypatch)
     rent_nothing(monkeypatch)
     store = Store(monkeypatch)

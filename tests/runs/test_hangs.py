@@ -114,9 +114,7 @@ def never_measured(folder: Path) -> Meddling:
 @pytest.mark.parametrize(
     ("hangs", "where"), [(never_measured, "in wrapper"), (never_built, "in never_built")]
 )
-def test_an_evaluation_that_hangs_and_a_trainer_never_built_are_hangs(
-    tmp_path: Path, hangs: Any, where: str
-) -> None:
+def test_an_evaluation_that_hangs_and_a_trainer_never_built_are_hangs(tmp_path, hangs, where):
     meddling = hangs(tmp_path)
     output = ends_with(75, start(write_job(tmp_path, **BY_ROW), env=meddling.environment()))
     assert "training hangs" in output

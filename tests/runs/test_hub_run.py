@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from pipeline.state.head import REFERENCE
-from tests.support.hub_server import USER, HubServer, hub_server
+from tests.support.hub_server import USER, hub_server
 from tests.support.meddling import with_slow_steps
 from tests.support.preference_runs import killed_in_the_pass, prefer_job
 from tests.support.whole_runs import (
@@ -25,9 +25,7 @@ from tests.support.whole_runs import (
 
 
 @contextmanager
-def empty_repository(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[HubServer, str]]:
+def empty_repository(folder, monkeypatch):
     """Yield a Hub and the URL of a store in it. The machine's cache is `cache` in `folder`."""
     with hub_server() as hub:
         hub.add_repo(f"{USER}/state")

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +59,7 @@ def finished(folder: Path, *command: str) -> dict[str, Any]:
     return found
 
 
-def whole_and_broken(
-    folder: Path, lines: Sequence[str], *command: str
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def whole_and_broken(folder, lines, *command):
     """Return what the command says without a kill, and after one kill at each of the lines."""
     for name in ("whole", "broken"):
         (folder / name).mkdir()

@@ -74,9 +74,7 @@ def test_sigkills_change_no_bit_of_the_additions(tmp_path: Path, whole: Whole) -
     assert rows_trained(tmp_path, "sft") == [[4 * s, 4 * s + 4] for s in range(STEPS)]
 
 
-def test_every_command_merges_a_checkpoint_with_its_base(
-    whole: Whole, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_command_merges_a_checkpoint_with_its_base(whole, tmp_path, capsys):
     run = str(whole(**LORA) / "runs" / "tiny")
     text = tmp_path / "text.txt"
     text.write_text("the cat saw two birds")
@@ -95,9 +93,7 @@ def test_every_command_merges_a_checkpoint_with_its_base(
     )
 
 
-def test_a_run_can_start_from_an_adapter_which_is_made_whole(
-    whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_can_start_from_an_adapter_which_is_made_whole(whole, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     run = f"{whole(**LORA)}/runs/tiny"
     found = find_base(run, tmp_path)
@@ -110,9 +106,7 @@ def test_a_run_can_start_from_an_adapter_which_is_made_whole(
 
 
 @pytest.mark.soak
-def test_a_fork_of_an_adapter_takes_its_base_along(
-    whole: Whole, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_fork_of_an_adapter_takes_its_base_along(whole, tmp_path, capsys):
     run, fork = str(whole(**LORA) / "runs" / "tiny"), f"{tmp_path}/runs/fork"
     assert main(["fork", run, fork, "--stage", "sft"]) == 0
     whole_model, forked = (load_model(find_model(f"{name}@sft")) for name in (run, fork))
@@ -215,9 +209,7 @@ def test_a_rounded_base_says_what_the_rounding_costs_and_resumes(tmp_path: Path)
 # ---------------------------------------------------------------- publishing
 
 
-def test_an_adapter_is_published_and_read_with_its_base(
-    tmp_path: Path, whole: Whole, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_adapter_is_published_and_read_with_its_base(tmp_path, whole, capsys):
     published = {"publish": {"to": "model", "adapter": True}}
     folder = whole(**LORA, **published)
     out = folder / "model"

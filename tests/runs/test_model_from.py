@@ -103,9 +103,7 @@ def test_a_run_begins_with_the_models_weights_tokenizer_and_context(tmp_path: Pa
 
 
 @pytest.mark.soak
-def test_without_steps_each_conversation_is_seen_three_times_in_batches_of_16(
-    tmp_path: Path,
-) -> None:
+def test_without_steps_each_conversation_is_seen_three_times_in_batches_of_16(tmp_path):
     job = write_job(tmp_path, sft={"held_out": 0.1, "sources": SFT["sources"]})
     output = finish(job, "log.every=1")
     assert re.search(r"sft response loss +\d\.\d\d\d\n", output)
@@ -207,9 +205,7 @@ def test_runs_of_one_store_keep_a_model_once_and_another_machine_has_it_from_the
         ({"evaluate": {"text": "gone.txt"}}, "evaluate.text: no such file or folder"),
     ],
 )
-def test_a_start_that_can_not_be_is_refused_with_its_line(
-    tmp_path: Path, changes: dict[str, Any], expected: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_start_that_can_not_be_is_refused_with_its_line(tmp_path, changes, expected, capsys):
     assert main(["run", str(write_job(tmp_path, **changes))]) == 2
     assert expected in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
@@ -230,9 +226,7 @@ def test_a_model_whose_files_were_damaged_in_the_store_is_not_trained(tmp_path: 
 
 
 @pytest.mark.soak
-def test_lora_on_a_model_of_the_hub_is_published_as_an_adapter_that_names_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lora_on_a_model_of_the_hub_is_published_as_an_adapter_that_names_it(tmp_path, monkeypatch):
     folder = export_base(tmp_path / "published")
     lora = SFT | {"lora": {"rank": 2}, "lr": 1e-2}
     with hub_server() as hub:

@@ -100,9 +100,7 @@ SAYS = {
     "where",
     [pytest.param(at, marks=[pytest.mark.soak] if at == "the card" else []) for at in FULL_AT],
 )
-def test_a_run_ends_with_a_message_where_its_disk_is_full(
-    where: str, on_disk: Callable[[int], OnSmallDisk]
-) -> None:
+def test_a_run_ends_with_a_message_where_its_disk_is_full(where, on_disk):
     unbroken = on_disk(ROOMY)
     room, code = FULL_AT[where]
     ended = on_disk(room(unbroken.used))
@@ -111,9 +109,7 @@ def test_a_run_ends_with_a_message_where_its_disk_is_full(
     check(ended, unbroken)
 
 
-def test_a_full_disk_says_how_much_is_missing_and_whether_bytes_or_inodes_are(
-    tmp_path: Path,
-) -> None:
+def test_a_full_disk_says_how_much_is_missing_and_whether_bytes_or_inodes_are(tmp_path):
     reason = in_fork(why_no_small_disk)
     if reason is not None:
         pytest.skip(reason)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from pipeline.state.rows.metrics import read_metrics
@@ -23,9 +22,7 @@ def measured(folder: Path) -> list[int]:
     return sorted({row["step"] for row in rows if "held_out_loss" in row})
 
 
-def test_a_paused_stage_is_measured_and_continues_to_the_same_weights(
-    tmp_path: Path, whole: Callable[..., Path]
-) -> None:
+def test_a_paused_stage_is_measured_and_continues_to_the_same_weights(tmp_path, whole):
     job = write_job(tmp_path)
     output = ends_with(4, start(job, "pretrain.pause_at=7"))
     assert "paused: pretrain.pause_at is 7, and step 7 of 20 is done" in output
@@ -39,9 +36,7 @@ def test_a_paused_stage_is_measured_and_continues_to_the_same_weights(
     assert final_weights(tmp_path) == final_weights(whole())
 
 
-def test_a_stage_beyond_the_pause_trains_no_further_and_a_pause_at_its_end_is_none(
-    tmp_path: Path,
-) -> None:
+def test_a_stage_beyond_the_pause_trains_no_further_and_a_pause_at_its_end_is_none(tmp_path):
     job = write_job(tmp_path, sft=None)
     ends_with(4, start(job, "pretrain.pause_at=9"))
     ends_with(4, start(job, "pretrain.pause_at=5"))

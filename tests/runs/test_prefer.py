@@ -78,9 +78,7 @@ def test_a_job_learns_from_pairs_after_fine_tuning_and_publishes_the_result(unbr
     assert "preference tuning" in card
 
 
-def test_the_evaluation_says_what_changed_and_measures_the_start_by_its_stored_numbers(
-    unbroken: Path,
-) -> None:
+def test_the_evaluation_says_what_changed_and_measures_the_start_by_its_stored_numbers(unbroken):
     head = head_of(unbroken)
     tuned = head.stages["evaluate"].result["prefer"]
     found = tuned["preferences"]
@@ -146,9 +144,7 @@ def test_a_stage_with_lora_resumes_on_its_base_and_changes_no_bit(tmp_path: Path
     assert final_weights(killed) == final_weights(whole)
 
 
-def test_sigkills_in_the_pass_of_the_reference_change_no_bit(
-    tmp_path: Path, unbroken: Path
-) -> None:
+def test_sigkills_in_the_pass_of_the_reference_change_no_bit(tmp_path, unbroken):
     job = prefer_job(tmp_path)
     killed_in_the_pass(tmp_path, job, 1)  # before the first chunk
     killed_in_the_pass(tmp_path, job, 6)  # after the third one
@@ -159,9 +155,7 @@ def test_sigkills_in_the_pass_of_the_reference_change_no_bit(
 
 
 @pytest.mark.soak
-def test_the_pass_continues_on_another_machine(
-    tmp_path: Path, unbroken: Path, s3_store: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_pass_continues_on_another_machine(tmp_path, unbroken, s3_store, monkeypatch):
     job = prefer_job(tmp_path, store=s3_store)
     for number in range(2):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"machine-{number}"))
@@ -308,9 +302,7 @@ WARNING = "warning: prefer step 8: the model has left its reference"
 
 
 @pytest.mark.soak
-def test_a_warning_is_said_once_by_a_run_that_is_killed_and_its_report_has_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_warning_is_said_once_by_a_run_that_is_killed_and_its_report_has_it(tmp_path, capsys):
     job = prefer_job(tmp_path, **SPOILS, **EACH_STEP)
     slow = with_slow_steps(tmp_path)
     process = start(job, env=slow.environment())
@@ -330,9 +322,7 @@ def test_a_warning_is_said_once_by_a_run_that_is_killed_and_its_report_has_it(
     assert Path(url, "report.html").read_text().count(WARNING) == 1
 
 
-def test_a_stage_that_teaches_nothing_ends_and_says_why_also_when_it_resumes(
-    tmp_path: Path,
-) -> None:
+def test_a_stage_that_teaches_nothing_ends_and_says_why_also_when_it_resumes(tmp_path):
     job = prefer_job(tmp_path, prefer__steps=30, prefer__lr=1e-20, prefer__min_lr=0.0, **EACH_STEP)
     output = ends_with(1, start(job))
     assert "prefer: nothing learns: after 20 steps" in output, output

@@ -41,9 +41,7 @@ def checkpoint(folder: Path, stage: str) -> Path:
     return folder / "runs/tiny" / key
 
 
-def test_the_stage_starts_with_the_additions_and_their_model_is_the_reference(
-    unbroken: Path,
-) -> None:
+def test_the_stage_starts_with_the_additions_and_their_model_is_the_reference(unbroken):
     first, *_ = losses(unbroken, "prefer")
     assert first == pytest.approx(math.log(2), abs=1e-5)  # the model is its own reference
     bases = [
@@ -87,9 +85,7 @@ def test_kills_in_the_pass_and_in_the_stage_change_no_bit(tmp_path: Path, unbrok
 
 
 @pytest.mark.soak
-def test_a_fork_trains_its_own_copy_of_the_additions_further(
-    tmp_path: Path, unbroken: Path
-) -> None:
+def test_a_fork_trains_its_own_copy_of_the_additions_further(tmp_path, unbroken):
     fork = ["fork", f"{unbroken}/runs/tiny", f"{tmp_path}/runs/tiny", "--stage", "sft"]
     assert main(fork) == 0
     finish(prefer_job(tmp_path, **LORA))

@@ -37,7 +37,7 @@ from tests.support.piece_corpora import (
     digest_of,
     hashes_of,
 )
-from tests.support.ray_cluster import Nodes, ray_cluster
+from tests.support.ray_cluster import ray_cluster
 from tests.support.waiting import LONG_SECONDS, rest_of, wait_until
 from tests.support.whole_runs import ends_with, start, wait_for
 
@@ -164,9 +164,7 @@ class Machine:
         self._environment = with_small_parts(folder).environment()
         self._environment["XDG_CACHE_HOME"] = str(self.cache)
 
-    def start(
-        self, most: int, *overrides: str, until: str = "prepare", late: bool = False
-    ) -> subprocess.Popen[str]:
+    def start(self, most, *overrides, until="prepare", late=False):
         """Start to prepare, or to train too, and join so many pieces. If Ray is `late`, it works
         without it."""
         (self._folder / "joined.txt").unlink(missing_ok=True)
@@ -231,9 +229,7 @@ def more(machine: Machine, process: subprocess.Popen[str], most: int) -> Callabl
 
 @pytest.mark.soak
 @pytest.mark.parametrize("kind", GOLDEN)
-def test_killed_and_moved_the_shards_are_those_of_one_process(
-    kind: str, tmp_path: Path, s3_store: str
-) -> None:
+def test_killed_and_moved_the_shards_are_those_of_one_process(kind, tmp_path, s3_store):
     machine, total = Machine(kind, tmp_path, s3_store), 0
     at_once = 40 if kind == "sft" else 6
     for kill in range(KILLS):
@@ -273,9 +269,7 @@ def joined_without_kills(kind: str, folder: Path) -> int:
 
 
 @pytest.mark.soak
-def test_two_nodes_one_of_which_is_lost_make_the_same_shards(
-    tmp_path: Path, s3_store: str, nodes: Nodes
-) -> None:
+def test_two_nodes_one_of_which_is_lost_make_the_same_shards(tmp_path, s3_store, nodes):
     nodes.add()
     machine = Machine("jsonl", tmp_path, s3_store)
     process = machine.start(4)
@@ -288,9 +282,7 @@ def test_two_nodes_one_of_which_is_lost_make_the_same_shards(
 
 
 @pytest.mark.soak
-def test_workers_that_need_all_cpus_of_the_cluster_train_once_it_has_prepared(
-    tmp_path: Path, nodes: Nodes
-) -> None:
+def test_workers_that_need_all_cpus_of_the_cluster_train_once_it_has_prepared(tmp_path, nodes):
     nodes.add()
     machine = Machine("jsonl", tmp_path, str(tmp_path / "runs"))
     overrides = ("hardware.workers=2", "hardware.threads=1", "pretrain.steps=4")

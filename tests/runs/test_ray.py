@@ -108,9 +108,7 @@ def test_a_run_with_lora_hops_from_one_worker_to_two_and_back(tmp_path: Path, wh
     assert [e["workers"] for e in trained] == [1, 2, 1]
 
 
-def test_workers_that_hang_are_replaced_and_no_bit_of_the_weights_changes(
-    tmp_path: Path, whole: Whole
-) -> None:
+def test_workers_that_hang_are_replaced_and_no_bit_of_the_weights_changes(tmp_path, whole):
     unbroken = whole(sft=None)
     meddling = Meddling(tmp_path, inside="ray")
     meddling.wrap(

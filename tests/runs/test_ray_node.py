@@ -62,9 +62,7 @@ def test_a_lost_node_costs_no_committed_step(tmp_path: Path, nodes: Nodes) -> No
 
 @pytest.mark.soak
 @pytest.mark.parametrize("sharded", [False, True])
-def test_a_group_trains_without_a_lost_node_and_grows_when_it_is_back(
-    tmp_path: Path, nodes: Nodes, sharded: bool
-) -> None:
+def test_a_group_trains_without_a_lost_node_and_grows_when_it_is_back(tmp_path, nodes, sharded):
     nodes.add()
     nodes.add()
     job = write_job(

@@ -53,9 +53,7 @@ def test_a_finished_run_needs_neither_torch_nor_ray(tmp_path: Path, unbroken: Pa
     assert subprocess.run(command, stdout=subprocess.DEVNULL, timeout=120).returncode == 0
 
 
-def test_a_changed_sft_setting_is_shown_and_redo_keeps_pretraining(
-    tmp_path: Path, unbroken: Path
-) -> None:
+def test_a_changed_sft_setting_is_shown_and_redo_keeps_pretraining(tmp_path, unbroken):
     job = copy_run(unbroken, tmp_path)
     output = ends_with(2, start(job, "sft.lr=2e-3"))
     assert "sft.lr: 0.001 → 0.002" in output
@@ -68,9 +66,7 @@ def test_a_changed_sft_setting_is_shown_and_redo_keeps_pretraining(
     assert after["sft"] != before["sft"]
 
 
-def test_redo_with_bad_input_loses_nothing_that_was_finished(
-    tmp_path: Path, unbroken: Path
-) -> None:
+def test_redo_with_bad_input_loses_nothing_that_was_finished(tmp_path, unbroken):
     job = copy_run(unbroken, tmp_path)
     output = ends_with(2, start(job, "data.sources.0.path=typo", "--redo", "pretrain"))
     assert "typo" in output
@@ -78,9 +74,7 @@ def test_redo_with_bad_input_loses_nothing_that_was_finished(
     assert "sft: done" in finish(job)
 
 
-def test_redo_prepare_keeps_the_old_data_if_it_can_not_read_the_text(
-    tmp_path: Path, whole: Whole
-) -> None:
+def test_redo_prepare_keeps_the_old_data_if_it_can_not_read_the_text(tmp_path, whole):
     unbroken = whole()
     job = copy_run(unbroken, tmp_path)
     (tmp_path / "talks.jsonl").write_text("{")  # after the text, which is prepared again

@@ -10,7 +10,6 @@ import contextlib
 import functools
 import json
 import shutil
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,9 +87,7 @@ class Older:
 
 
 @pytest.fixture
-def open_fresh_store(
-    tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[[str], Store]]:
+def open_fresh_store(tmp_path, request, monkeypatch):
     """Opens an empty store of a kind: file, s3 or hub."""
     with contextlib.ExitStack() as servers:
 
@@ -110,13 +107,7 @@ def open_fresh_store(
 
 
 @pytest.fixture
-def older(
-    tmp_path: Path,
-    request: pytest.FixtureRequest,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    open_fresh_store: Callable[[str], Store],
-) -> Iterator[Older]:
+def older(tmp_path, request, monkeypatch, capsys, open_fresh_store):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     shutil.copytree(RELEASE_0_1_0 / "inputs", tmp_path, dirs_exist_ok=True)
@@ -140,9 +131,7 @@ def copy_objects(folder: Path, name: str, store: Store) -> None:
 
 
 @everywhere(by_default="hub")
-def test_a_finished_run_is_done_and_can_be_read_with_every_command(
-    older: Older, tmp_path: Path
-) -> None:
+def test_a_finished_run_is_done_and_can_be_read_with_every_command(older, tmp_path):
     older.bring(*NAMES)
     is_done(older)
     for name in NAMES:
@@ -314,9 +303,7 @@ def test_forks_continue_from_its_checkpoints(older: Older) -> None:
 
 
 @in_a_folder
-def test_a_version_with_new_fields_takes_them_for_what_they_are(
-    older: Older, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_version_with_new_fields_takes_them_for_what_they_are(older, monkeypatch):
     older.bring("half", "done")
     later_version.install(monkeypatch)
     is_done(older)

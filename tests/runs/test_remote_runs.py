@@ -90,9 +90,7 @@ def test_checkpoints_are_verified_by_downloading_them_to_a_place_that_is_gone_af
     assert [path for path in (here / "cache").rglob("*") if path.is_file()] == []
 
 
-def test_a_model_in_a_bucket_can_be_used_and_comes_down_once_without_its_optimizer(
-    run: RunState, pion: Pion, here: Path
-) -> None:
+def test_a_model_in_a_bucket_can_be_used_and_comes_down_once_without_its_optimizer(run, pion, here):
     command = ["generate", f"{url(run)}@9", *ANSWER]
     code, first, err = pion(*command)
     assert code == 0, err
@@ -115,9 +113,7 @@ def test_a_checkpoint_of_a_bucket_can_be_named(run: RunState, pion: Pion) -> Non
     assert "no config.json" in err
 
 
-def test_a_model_whose_files_are_damaged_in_the_bucket_is_refused(
-    run: RunState, pion: Pion
-) -> None:
+def test_a_model_whose_files_are_damaged_in_the_bucket_is_refused(run, pion):
     key = run.key("checkpoints/sft/9-3/model.safetensors")
     run.store.write(key, run.store.read(key)[:-1])
     code, _, err = pion("generate", f"{url(run)}@9", *ANSWER)
@@ -126,9 +122,7 @@ def test_a_model_whose_files_are_damaged_in_the_bucket_is_refused(
     assert f"pion checkpoints {url(run)} --verify" in err
 
 
-def test_the_report_is_written_here_and_into_the_bucket(
-    run: RunState, pion: Pion, here: Path
-) -> None:
+def test_the_report_is_written_here_and_into_the_bucket(run, pion, here):
     code, out, err = pion("report", url(run))
     assert code == 0, err
     assert out == "demo-report.html\n"
@@ -148,9 +142,7 @@ def test_a_stop_request_reaches_the_owner_through_the_bucket(run: RunState, pion
     assert "asked to stop: pion stop by " in pion("status", url(run))[1]
 
 
-def test_a_run_is_forked_from_a_bucket_to_the_disk_and_back(
-    run: RunState, pion: Pion, here: Path
-) -> None:
+def test_a_run_is_forked_from_a_bucket_to_the_disk_and_back(run, pion, here):
     assert pion("fork", url(run), "runs/local")[0] == 0
     assert pion("fork", "local", f"{run.store.url}/back")[0] == 0
     assert pion("fork", f"{run.store.url}/back", "again")[0] == 0
@@ -178,9 +170,7 @@ def test_a_command_that_reads_says_that_a_bucket_does_not_exist(run: RunState, p
         assert "Traceback" not in err
 
 
-def test_a_store_without_heartbeats_says_when_it_last_heard_of_a_run(
-    here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_without_heartbeats_says_when_it_last_heard_of_a_run(here, monkeypatch):
     from pipeline.commands.status import _owner_in_words
     from pipeline.state.status.run_status import run_status
     from pipeline.state.stores import FileStore

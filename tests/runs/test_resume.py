@@ -32,9 +32,7 @@ LONG: dict[str, Any] = {"pretrain__steps": 400, "sft": None}
 
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.soak)])
-def test_sigkill_at_random_instants_changes_no_bit_of_the_weights(
-    tmp_path: Path, whole: Whole, seed: int
-) -> None:
+def test_sigkill_at_random_instants_changes_no_bit_of_the_weights(tmp_path, whole, seed):
     unbroken = whole()
     job = write_job(tmp_path, checkpoint__every_steps=3, log__every=1)
     instants = random.Random(seed)
@@ -53,9 +51,7 @@ def test_sigkill_at_random_instants_changes_no_bit_of_the_weights(
         assert rows_trained(tmp_path, stage) == [[4 * s, 4 * s + 4] for s in range(steps)]
 
 
-def test_ctrl_c_saves_the_last_step_and_the_next_run_continues_from_it(
-    tmp_path: Path, whole: Whole
-) -> None:
+def test_ctrl_c_saves_the_last_step_and_the_next_run_continues_from_it(tmp_path, whole):
     unbroken = whole()
     job = write_job(tmp_path, sft=None, log__every=1)
     output = interrupt_before_row(28, job, "checkpoint.every_steps=1000", number=signal.SIGINT)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +69,7 @@ def test_a_sharded_run_that_is_killed_ends_with_the_same_weights(tmp_path: Path)
 
 
 @pytest.mark.soak
-def test_a_run_hops_from_one_process_to_a_sharded_model_and_back(
-    tmp_path: Path, whole: Callable[..., Path]
-) -> None:
+def test_a_run_hops_from_one_process_to_a_sharded_model_and_back(tmp_path, whole):
     """Two workers continue from the files of a process alone, and it continues from theirs."""
     changes = {"sft": None, "hardware__dtype": "float32", "pretrain__lr": 1e-3}
     unbroken = whole(**changes)

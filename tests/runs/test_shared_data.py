@@ -60,9 +60,7 @@ def test_the_same_path_with_new_bytes_is_new_data_and_another_path_is_not(tmp_pa
     assert data_of(tmp_path, "edited") != data_of(tmp_path, "tiny")
 
 
-def test_of_two_runs_that_start_at_once_one_prepares_and_after_a_sigkill_the_other_does(
-    tmp_path: Path,
-) -> None:
+def test_of_two_runs_that_start_at_once_one_prepares_and_after_a_sigkill_the_other_does(tmp_path):
     job = write_job(tmp_path)
     halted = tmp_path / "halted"
     writer = start(job, "--until", "prepare", env=os.environ | {HALT_AT: f"shard:2:{halted}"})
@@ -107,9 +105,7 @@ def test_until_an_unknown_or_an_earlier_stage_than_redo_is_refused(tmp_path: Pat
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_end_of_another_run_deletes_what_was_marked_an_hour_ago(
-    tmp_path: Path, whole: Whole
-) -> None:
+def test_the_end_of_another_run_deletes_what_was_marked_an_hour_ago(tmp_path, whole):
     job = copy_run(whole(), tmp_path)
     folder = tmp_path / "runs" / data_of(tmp_path, "tiny")["pretrain"]
     shutil.rmtree(tmp_path / "runs" / "tiny")
@@ -125,9 +121,7 @@ def test_the_end_of_another_run_deletes_what_was_marked_an_hour_ago(
     assert (tmp_path / "runs" / data_of(tmp_path, "tiny")["pretrain"]).exists()
 
 
-def test_redo_prepare_makes_a_new_folder_and_leaves_the_old_one_to_its_users(
-    tmp_path: Path, whole: Whole
-) -> None:
+def test_redo_prepare_makes_a_new_folder_and_leaves_the_old_one_to_its_users(tmp_path, whole):
     job = copy_run(whole(), tmp_path)
     before = data_of(tmp_path, "tiny")
     finish(job, "name=second", "--until", "prepare")

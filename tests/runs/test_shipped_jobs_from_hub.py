@@ -56,12 +56,7 @@ def checked() -> dict[str, Any]:
 
 
 @pytest.fixture
-def printed(
-    shared_hub: HubServer,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Printed:
+def printed(shared_hub, tmp_path, monkeypatch, capsys):
     """`printed(command, job)`: what `pion command job --json` prints, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -91,9 +86,7 @@ def once(printed: Printed, checked: dict[str, Any], job: str) -> Any:
 
 
 @each_start
-def test_it_passes_its_check_without_a_token(
-    job: str, printed: Printed, checked: dict[str, Any]
-) -> None:
+def test_it_passes_its_check_without_a_token(job, printed, checked):
     repo, stages = STARTS[job]
     rows = {row["name"]: row for row in once(printed, checked, job)}
     assert all(row["ok"] is not False for row in rows.values())
@@ -107,9 +100,7 @@ def test_it_passes_its_check_without_a_token(
 @pytest.mark.parametrize(
     "job", ["smollm2-360m-sft", pytest.param("qwen3-0.6b-lora", marks=pytest.mark.soak)]
 )
-def test_its_check_counts_the_conversations_and_shows_the_first(
-    job: str, printed: Printed, checked: dict[str, Any]
-) -> None:
+def test_its_check_counts_the_conversations_and_shows_the_first(job, printed, checked):
     rows = {row["name"]: row for row in once(printed, checked, job)}
     assert "3 passes" in rows["conversations"]["words"]
     assert "of the first" not in rows["conversations"]["words"], "all of them are counted"
@@ -119,9 +110,7 @@ def test_its_check_counts_the_conversations_and_shows_the_first(
 
 
 @pytest.mark.soak
-def test_the_check_of_preferences_counts_pairs_and_shows_both_answers(
-    printed: Printed, checked: dict[str, Any]
-) -> None:
+def test_the_check_of_preferences_counts_pairs_and_shows_both_answers(printed, checked):
     rows = once(printed, checked, "smollm2-360m-prefer")
     (counted,) = [row["words"] for row in rows if row["name"] == "preferences"]
     assert "of the first 1,000: 195 pairs" in counted
@@ -135,9 +124,7 @@ def test_the_check_of_preferences_counts_pairs_and_shows_both_answers(
 
 @pytest.mark.usefixtures("recorded_traces")
 @each_start
-def test_its_plan_prices_the_whole_job_on_a_small_card(
-    job: str, printed: Printed, tmp_path: Path
-) -> None:
+def test_its_plan_prices_the_whole_job_on_a_small_card(job, printed, tmp_path):
     plan = printed("plan", job, "--gpu", "RTX4090", "prices={RTX4090: 0.4}")
     (row, *_) = plan["estimates"]
     assert row["fits"]

@@ -55,9 +55,7 @@ def ended_by_sigterm(process: Process, grace: float) -> str:
         pytest.param("publish: starts", marks=pytest.mark.soak),
     ],
 )
-def test_sigterm_at_any_phase_ends_within_the_grace_and_the_next_run_continues(
-    tmp_path: Path, line: str
-) -> None:
+def test_sigterm_at_any_phase_ends_within_the_grace_and_the_next_run_continues(tmp_path, line):
     changes: dict[str, Any] = {}
     if "publish" in line:
         changes = {"publish": {"to": "model"}}
@@ -75,9 +73,7 @@ def test_sigterm_at_any_phase_ends_within_the_grace_and_the_next_run_continues(
         assert rows_trained(tmp_path, stage) == [[4 * s, 4 * s + 4] for s in range(steps)]
 
 
-def test_sigterm_while_ray_starts_ends_within_the_grace_and_leaves_no_process(
-    tmp_path: Path,
-) -> None:
+def test_sigterm_while_ray_starts_ends_within_the_grace_and_leaves_no_process(tmp_path):
     job = write_job(tmp_path, hardware__workers=1)
     process = start(job)
     wait_for(process, "prepare: done")
@@ -89,9 +85,7 @@ def test_sigterm_while_ray_starts_ends_within_the_grace_and_leaves_no_process(
 
 
 @pytest.mark.soak
-def test_sigterm_while_a_checkpoint_comes_down_ends_within_the_grace(
-    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sigterm_while_a_checkpoint_comes_down_ends_within_the_grace(s3, tmp_path, monkeypatch):
     with FaultProxy(s3.url) as proxy:
         proxy.use(monkeypatch)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "first"))
@@ -122,9 +116,7 @@ def idle(process: Process) -> bool:
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs g++")
 @pytest.mark.soak
-def test_sigterm_while_the_model_is_compiled_ends_within_the_grace(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sigterm_while_the_model_is_compiled_ends_within_the_grace(tmp_path, monkeypatch):
     with tempfile.TemporaryDirectory(prefix="pion-compiled-", dir="/tmp") as compiled:
         # The compiler fails where a path has a space, which the folder of these tests may have.
         monkeypatch.setenv("TMPDIR", compiled)

@@ -43,9 +43,7 @@ def test_lora_trains_the_projections_and_leaves_the_slots_alone(whole: Whole) ->
     assert all(name.endswith((".lora_a", ".lora_b")) for name in saved)
 
 
-def test_the_folder_has_its_own_code_and_no_gguf_is_written(
-    whole: Whole, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_folder_has_its_own_code_and_no_gguf_is_written(whole, tmp_path, capsys):
     folder = whole(**JOB)
     published = folder / "out"
     assert (published / "modeling_pion.py").is_file()

@@ -40,9 +40,7 @@ def a_seeds_checkpoint(pretrained: Path, folder: Path) -> str:
 
 
 @pytest.mark.parametrize("model", [a_run, a_seeds_checkpoint])
-def test_a_run_continues_another_model_with_a_fresh_schedule(
-    tmp_path: Path, pretrained: Path, model: Callable[[Path, Path], str]
-) -> None:
+def test_a_run_continues_another_model_with_a_fresh_schedule(tmp_path, pretrained, model):
     job = write_job(
         tmp_path,
         sft=None,
@@ -79,9 +77,7 @@ def test_an_sft_only_job_needs_no_pretraining_text(tmp_path: Path, pretrained: P
 WITH_EXPERTS = {"model__experts": {"n": 4, "d_shared": 16}, "sft": None}
 
 
-def test_a_model_of_another_shape_without_experts_is_refused_with_both_shapes(
-    tmp_path: Path, pretrained: Path
-) -> None:
+def test_a_model_of_another_shape_without_experts_is_refused_with_both_shapes(tmp_path, pretrained):
     source = str(pretrained / "runs" / "tiny")
     job = write_job(tmp_path, **WITH_EXPERTS, model__d_ff=64, pretrain__init_from=source)
     output = ends_with(2, start(job))
@@ -93,9 +89,7 @@ def test_a_model_of_another_shape_without_experts_is_refused_with_both_shapes(
     assert not list((tmp_path / "runs").rglob("*.safetensors"))
 
 
-def test_a_fork_does_not_continue_with_other_parts(
-    tmp_path: Path, pretrained: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_fork_does_not_continue_with_other_parts(tmp_path, pretrained, capsys):
     store = tmp_path / "runs"
     assert main(["fork", str(pretrained / "runs" / "tiny"), f"{store}/fork"]) == 0
     before = {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}

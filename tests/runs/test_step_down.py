@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -44,9 +43,7 @@ def hops(folder: Path) -> list[list[str]]:
     return [event["receipt"] for event in events if event["event"] == "hop"]
 
 
-def test_a_step_that_runs_out_of_memory_begins_again_with_half_the_micro_batch(
-    tmp_path: Path, whole: Callable[..., Path]
-) -> None:
+def test_a_step_that_runs_out_of_memory_begins_again_with_half_the_micro_batch(tmp_path, whole):
     small = whole(sft=None, hardware__micro_batch=2)
     meddling = small_memory(tmp_path, most=2)
     job = write_job(tmp_path, sft=None)
@@ -84,9 +81,7 @@ def test_several_workers_start_again_with_the_smaller_plan(tmp_path: Path) -> No
 
 @pytest.mark.soak
 @pytest.mark.parametrize("fsdp", ["auto", False])
-def test_several_workers_divide_a_model_that_does_not_fit_whole_if_they_may(
-    tmp_path: Path, fsdp: str | bool
-) -> None:
+def test_several_workers_divide_a_model_that_does_not_fit_whole_if_they_may(tmp_path, fsdp):
     meddling = small_memory(tmp_path, most=0, inside="ray")
     hardware = {"workers": 2, "fsdp": fsdp, "micro_batch": 1, "recompute": True}
     changes = {f"hardware__{name}": value for name, value in hardware.items()}

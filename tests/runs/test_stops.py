@@ -208,9 +208,7 @@ def test_a_stop_between_two_batches_lets_anyone_continue_at_once(tmp_path: Path)
     meddling.check()
 
 
-def test_a_run_taken_over_while_training_measures_the_model_ends_with_exit_3(
-    tmp_path: Path,
-) -> None:
+def test_a_run_taken_over_while_training_measures_the_model_ends_with_exit_3(tmp_path):
     meddling = beats_every(0.3, Meddling(tmp_path))
     meddling.wrap(
         BATCH,

@@ -71,9 +71,7 @@ in_soak = functools.partial(pytest.param, marks=pytest.mark.soak)
         in_soak("try tiny.yaml --vary pretrain.lr=1e-2,2e-2", "prepare: ", {75, 130}),
     ],
 )
-def test_a_command_that_draws_is_resized_suspended_and_stopped(
-    tmp_path: Path, command: str, drawn: str, codes: set[int]
-) -> None:
+def test_a_command_that_draws_is_resized_suspended_and_stopped(tmp_path, command, drawn, codes):
     write_job(tmp_path, pretrain__steps=2000)
     at_once = Meddling(tmp_path)
     at_once.run("import pipeline.console.out as out")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -25,9 +24,7 @@ from tests.support.whole_runs import (
 )
 
 
-def test_a_killed_uploader_costs_a_save_and_nothing_else(
-    tmp_path: Path, whole: Callable[..., Path]
-) -> None:
+def test_a_killed_uploader_costs_a_save_and_nothing_else(tmp_path, whole):
     unbroken = whole()
     job = write_job(tmp_path, checkpoint__every_steps=2, log__every=1)
     process = start(job)
@@ -44,9 +41,7 @@ def test_a_killed_uploader_costs_a_save_and_nothing_else(
     assert final_weights(tmp_path) == final_weights(unbroken)
 
 
-def test_uploaders_that_die_three_times_in_a_row_end_the_run_with_what_is_safe(
-    tmp_path: Path,
-) -> None:
+def test_uploaders_that_die_three_times_in_a_row_end_the_run_with_what_is_safe(tmp_path):
     meddling = Meddling(tmp_path)
     meddling.wrap(
         "pipeline.state.checkpoints.uploader:Uploader._ask",
@@ -105,9 +100,7 @@ def test_rows_that_give_nan_are_left_out_and_recorded(tmp_path: Path) -> None:
     assert [e["rows"] for e in events if e["event"] == "rewound"] == [[28, 32]]
 
 
-def test_trouble_at_every_turn_stops_after_the_agreed_tries_and_says_what_to_do(
-    tmp_path: Path,
-) -> None:
+def test_trouble_at_every_turn_stops_after_the_agreed_tries_and_says_what_to_do(tmp_path):
     meddling = poisoned_from(tmp_path, "> (28, 32)")
     job = write_job(tmp_path, sft=None, log__every=1, checkpoint__every_steps=3)
     output = ends_with(1, start(job, "checkpoint.max_rewinds=2", env=meddling.environment()))

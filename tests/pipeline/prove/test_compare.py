@@ -46,9 +46,7 @@ def finished(folder: Path, steps: int = 3, weight: float = 1.0) -> RunState:
     return run
 
 
-def test_the_first_step_with_another_loss_is_named_with_tensors_and_settings(
-    tmp_path: Path,
-) -> None:
+def test_the_first_step_with_another_loss_is_named_with_tensors_and_settings(tmp_path):
     first, second = finished(tmp_path / "a"), finished(tmp_path / "b", weight=1.5)
     wanted = trained(checkpoint="checkpoints/pretrain/3-1")
     got = trained(model_sha256="b" * 64, losses=[5.0, 4.5, 2.0], plan={"threads": 2})
@@ -60,9 +58,7 @@ def test_the_first_step_with_another_loss_is_named_with_tensors_and_settings(
     )
 
 
-def test_a_weight_that_differs_in_one_bit_is_found_though_every_loss_is_the_same(
-    tmp_path: Path,
-) -> None:
+def test_a_weight_that_differs_in_one_bit_is_found_though_every_loss_is_the_same(tmp_path):
     first = finished(tmp_path / "a")
     second = finished(tmp_path / "b", weight=float(np.nextafter(np.float32(1), np.float32(2))))
     key = "checkpoints/pretrain/3-1"
@@ -81,9 +77,7 @@ def test_files_that_differ_in_no_tensor_name_none(tmp_path: Path) -> None:
     assert found == f"pretrain differs after its last step: {weights}"
 
 
-def test_rows_that_were_trained_twice_or_never_are_a_difference_even_with_equal_weights(
-    tmp_path: Path,
-) -> None:
+def test_rows_that_were_trained_twice_or_never_are_a_difference_even_with_equal_weights(tmp_path):
     job = tiny_job(pretrain__steps=3, pretrain__warmup_steps=1, sft=None)
     whole = finished(tmp_path / "a")
     assert read_trained(whole, job)["pretrain"].problem is None

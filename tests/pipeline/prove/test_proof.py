@@ -80,9 +80,7 @@ def write_job(folder: Path, **changes: Any) -> str:
 
 @pytest.mark.usefixtures("in_forks")
 @pytest.mark.parametrize("kills", [2, pytest.param(4, marks=pytest.mark.soak)])
-def test_a_run_killed_several_times_ends_like_the_unbroken_one(
-    here: Path, capsys: pytest.CaptureFixture[str], kills: int
-) -> None:
+def test_a_run_killed_several_times_ends_like_the_unbroken_one(here, capsys, kills):
     job = write_job(here)
     code = main(["prove", job, "--kills", str(kills), "--seed", "3", "--json", "proof.json"])
     out = capsys.readouterr().out
@@ -102,9 +100,7 @@ def test_a_run_killed_several_times_ends_like_the_unbroken_one(
 
 
 @pytest.mark.soak
-def test_a_run_on_s3_killed_four_times_ends_like_the_unbroken_one(
-    here: Path, s3_store: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_on_s3_killed_four_times_ends_like_the_unbroken_one(here, s3_store, capsys):
     """Kills can also land in uploads, and can take this machine's copies with them."""
     job = write_job(here)
     arguments = ["--kills", "4", "--seed", "3", "--store", s3_store, "--json", "proof.json"]
@@ -144,9 +140,7 @@ def test_a_run_that_trains_on_other_data_is_found_out_and_kept(here: Path) -> No
 
 
 @pytest.mark.usefixtures("in_forks")
-def test_a_job_that_fails_by_itself_is_no_proof(
-    here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_job_that_fails_by_itself_is_no_proof(here, capsys):
     job = write_job(here)
     code = main(["prove", job, "data.sources.0.path=typo", "--kills", "1"])
     err = capsys.readouterr().err
@@ -164,9 +158,7 @@ def test_a_job_that_fails_by_itself_is_no_proof(
         (["tiny.yaml", "--store", "ftp://x"], "unknown scheme 'ftp'"),
     ],
 )
-def test_what_can_not_be_proved_is_bad_input(
-    here: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
-) -> None:
+def test_what_can_not_be_proved_is_bad_input(here, capsys, arguments, message):
     write_job(here)
     assert main(["prove", *arguments]) == 2
     assert message in capsys.readouterr().err
@@ -177,9 +169,7 @@ def test_what_can_not_be_proved_is_bad_input(
 
 
 @pytest.mark.parametrize("forked", [True, pytest.param(False, marks=pytest.mark.soak)])
-def test_a_kill_at_the_save_mark_lands_inside_a_save_and_leaves_no_process(
-    here: Path, forked: bool, request: pytest.FixtureRequest
-) -> None:
+def test_a_kill_at_the_save_mark_lands_inside_a_save_and_leaves_no_process(here, forked, request):
     """Only a process that was started, and not forked, is found by its environment."""
     if forked:
         request.getfixturevalue("in_forks")
@@ -345,9 +335,7 @@ def test_a_run_that_has_trained_everything_is_soon_let_finish() -> None:
 
 @given(st.integers(2, 500_000), st.integers(2, 500_000), st.floats(0.0, 0.99))
 @settings(max_examples=100, deadline=None)
-def test_a_cut_job_has_at_most_sixty_steps_and_still_fits_together(
-    pretrain: int, sft: int, warmup: float
-) -> None:
+def test_a_cut_job_has_at_most_sixty_steps_and_still_fits_together(pretrain, sft, warmup):
     job = tiny_job(
         pretrain__steps=pretrain,
         pretrain__warmup_steps=int(pretrain * warmup),

@@ -12,9 +12,7 @@ values = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=300)
 
 @given(values, st.integers(8, 60))
 @settings(max_examples=60, deadline=None)
-def test_a_thinned_curve_has_few_points_and_the_same_extremes_and_ends(
-    values: list[float], most: int
-) -> None:
+def test_a_thinned_curve_has_few_points_and_the_same_extremes_and_ends(values, most):
     points = [(3 * step, value, 0.0) for step, value in enumerate(values)]
     thinned = thin(points, most)
     assert len(thinned) <= most

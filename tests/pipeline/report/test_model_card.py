@@ -2,7 +2,6 @@
 
 import copy
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,13 +77,7 @@ RESULTS: dict[str, Any] = {
 ATTEMPTS = (("NVIDIA A40", 2, 3600.0), ("NVIDIA H200", 1, 1800.0), ("NVIDIA A40", 2, 3600.0))
 
 
-def history_of(
-    job: Job,
-    results: dict[str, Any] = RESULTS,
-    attempts: Sequence[tuple[str, int, float]] = ATTEMPTS,
-    head: Head | None = None,
-    costs: Costs | None = None,
-) -> RunHistory:
+def history_of(job, results=RESULTS, attempts=ATTEMPTS, head=None, costs=None):
     """Return an evaluated run of `job` whose attempts trained one step each."""
     events, rows = [], []
     for epoch, (device, workers, seconds) in enumerate(attempts, 1):
@@ -209,9 +202,7 @@ def test_the_model_it_began_with_is_named_without_its_folders(
         ("someone/base", "c" * 40, "[someone/base](https://huggingface.co/someone/base)"),
     ],
 )
-def test_the_base_and_its_adapter_are_named_without_a_path_of_this_machine(
-    source: str, commit: str | None, shown: str
-) -> None:
+def test_the_base_and_its_adapter_are_named_without_a_path_of_this_machine(source, commit, shown):
     job = Job.model_validate(JOB)
     job._base = Base(source, "d" * 64, "e" * 64, {}, commit)
     assert f"Trained from {shown}" in base_section(job, Terms())

@@ -169,9 +169,7 @@ def test_what_the_scripts_compute(browser: Any, report: str) -> None:
         pytest.param("dark", WIDE, id="dark-wide", marks=pytest.mark.soak),
     ],
 )
-def test_it_fits_and_can_be_read(
-    scheme: str, viewport: dict[str, int], browser: Any, report: str
-) -> None:
+def test_it_fits_and_can_be_read(scheme, viewport, browser, report):
     tab = Tab(browser, report, color_scheme=scheme, viewport=viewport)
     assert tab.width() == viewport["width"]
     least, text, count = tab.page.evaluate(CONTRAST)
@@ -190,9 +188,7 @@ def test_it_fits_and_can_be_read(
 
 @pytest.mark.soak
 @pytest.mark.parametrize("viewport", [WIDE, PHONE], ids=["wide", "phone"])
-def test_the_settings_of_jobs_with_little_in_common_fold_and_fit(
-    viewport: dict[str, int], browser: Any, report: str
-) -> None:
+def test_the_settings_of_jobs_with_little_in_common_fold_and_fit(viewport, browser, report):
     jobs = ("demo.yaml", "pion-small.yaml", "demo-prefer.yaml")
     settings = differing([load_job(JOBS / job) for job in jobs])
     assert settings is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -65,13 +65,7 @@ EVENTS = [
 ]
 
 
-def history(
-    *,
-    samples: Sequence[dict[str, Any]] = SAMPLES,
-    stage: str = "pretrain",
-    events: Sequence[dict[str, Any]] = (),
-    **fields: Any,
-) -> RunHistory:
+def history(*, samples=SAMPLES, stage="pretrain", events=(), **fields):
     """Return a run, with these samples of `stage` and these events after the usual ones."""
     metrics = METRICS | {stage: [*METRICS[stage], *samples]}
     metrics = {name: sorted(rows, key=lambda row: row["step"]) for name, rows in metrics.items()}
@@ -265,9 +259,7 @@ def test_cost_is_told_by_cause_and_by_machine() -> None:
     ("kind", "field", "title"),
     [("hop", "receipt", "Hops"), ("changed", "changes", "Changes of code")],
 )
-def test_receipts_of_hops_and_changes_of_code_are_told_line_by_line(
-    kind: str, field: str, title: str
-) -> None:
+def test_receipts_of_hops_and_changes_of_code_are_told_line_by_line(kind, field, title):
     lines = ["hop: 1 × A40 on <b>a</b> → 2 × A4000 on b", "torch <1> → 2"]
     event = {"event": kind, "epoch": 2, "at": 1795159980.0, field: lines}
     entries = [["2026-11-20 07:33:00 UTC", lines]]

@@ -91,9 +91,7 @@ def a_run(folder: Path, name: str = "demo", lr: float = 3e-4) -> RentedRun:
     return run
 
 
-def test_the_page_follows_a_run_through_a_store_that_goes_away(
-    browser: Any, tmp_path: Path
-) -> None:
+def test_the_page_follows_a_run_through_a_store_that_goes_away(browser, tmp_path):
     run = a_run(tmp_path)
     events = run.events()
     events.append("note", why="<img src=x onerror=alert(1)>")
@@ -208,9 +206,7 @@ def test_two_runs_fit_on_a_phone_and_can_be_read(scheme: str, browser: Any, tmp_
         tab.page.close()
 
 
-def test_the_page_asks_for_the_key_and_sends_it_in_no_address(
-    browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_page_asks_for_the_key_and_sends_it_in_no_address(browser, tmp_path, monkeypatch):
     monkeypatch.setenv(API_KEY, KEY)
     with quick(), showing(a_run(tmp_path)) as url:
         tab = Tab(browser, url)
@@ -332,9 +328,7 @@ def test_keys_and_buttons_zoom_around_the_read_out(tab: Tab) -> None:
 
 
 @pytest.mark.soak
-def test_the_axis_counts_tokens_time_or_dollars_as_the_costs_do(
-    tab: Tab, runs: list[RentedRun]
-) -> None:
+def test_the_axis_counts_tokens_time_or_dollars_as_the_costs_do(tab, runs):
     page = tab.page
     page.select_option("#axis", "tokens")
     each = page.evaluate("known.runs[0].tokens_per_step.pretrain")

@@ -70,8 +70,6 @@ def test_each_gate_has_its_first_and_last_loss() -> None:
 
 @pytest.mark.parametrize("known", [PLAIN, WITH_EXPERTS, job(gates=True)])
 @pytest.mark.parametrize("metrics", [{}, METRICS])
-def test_a_model_without_such_parts_or_numbers_has_no_such_section(
-    known: Job, metrics: dict[str, Any]
-) -> None:
+def test_a_model_without_such_parts_or_numbers_has_no_such_section(known, metrics):
     found = titles(told(known_job=known, metrics=metrics))
     assert not {"Experts", "Gates"} & set(found)

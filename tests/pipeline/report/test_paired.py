@@ -74,9 +74,7 @@ def test_the_error_of_core_is_that_of_a_bootstrap_over_items() -> None:
         ({"shots": 5}, "another number of examples"),
     ],
 )
-def test_other_questions_are_not_compared_and_the_words_say_why(
-    form: dict[str, Any], words: str
-) -> None:
+def test_other_questions_are_not_compared_and_the_words_say_why(form, words):
     before, after = task(answers(0.5)), task(answers(0.5), **form)
     rows = by_name(compare({"core.a": before}, {"core.a": after}))
     assert (rows["core.a"].change, rows["core.a"].why_not) == (None, words)

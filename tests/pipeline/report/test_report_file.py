@@ -147,9 +147,7 @@ def test_a_report_replaces_the_earlier_one(tmp_path: Path) -> None:
     assert [path.name for path in path.parent.iterdir()] == ["report.html"]
 
 
-def test_a_report_that_can_t_be_written_leaves_the_earlier_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_report_that_can_t_be_written_leaves_the_earlier_one(tmp_path, monkeypatch):
     path = tmp_path / "report.html"
     path.write_text("earlier")
 

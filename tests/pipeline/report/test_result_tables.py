@@ -82,9 +82,7 @@ def test_a_run_with_text_of_its_own_has_a_row_for_it() -> None:
         (None, None, "could not be measured"),
     ],
 )
-def test_a_sentence_says_what_it_means(
-    change: float | None, error: float | None, expected: str
-) -> None:
+def test_a_sentence_says_what_it_means(change, error, expected):
     assert expected in what_it_forgot(job_with(), with_change(change, error))
 
 

@@ -16,9 +16,7 @@ from tests.support.whole_runs import write_job
 PRINT_HEAVY = "print(code, *{'torch', 'ray', 'transformers', 'boto3'} & set(sys.modules))"
 
 
-def test_a_person_hears_that_a_run_is_owned_before_the_checks_that_import_torch(
-    tmp_path: Path,
-) -> None:
+def test_a_person_hears_that_a_run_is_owned_before_the_checks_that_import_torch(tmp_path):
     job = write_job(tmp_path, publish={"to": "model", "gguf": True})
     claim_run(RunState(FileStore(tmp_path / "runs"), "tiny"), Owner.me())
     code = f"import sys; from pipeline.cli import main; code = main(['run', {str(job)!r}])"

@@ -40,9 +40,7 @@ def test_each_absence_counts_from_the_last_worker() -> None:
 
 
 @pytest.mark.parametrize(("workers", "stays"), [(2, False), ([2, 16], True)])
-def test_a_group_whose_size_may_change_stays_when_a_workers_machine_will_be_taken(
-    workers: Any, stays: bool
-) -> None:
+def test_a_group_whose_size_may_change_stays_when_a_workers_machine_will_be_taken(workers, stays):
     said: list[Any] = []
     noticed: list[str] = []
     preemption_stop = SimpleNamespace(noticed=lambda text, seconds: noticed.append(text))
@@ -56,9 +54,7 @@ def test_a_group_whose_size_may_change_stays_when_a_workers_machine_will_be_take
     assert noticed == ([] if stays else ["the machine of worker 1: AWS takes it"])
 
 
-def test_a_stop_between_two_groups_says_from_where_the_next_start_resumes(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_stop_between_two_groups_says_from_where_the_next_start_resumes(monkeypatch):
     monkeypatch.setattr(drive_training, "GONE_SECONDS", 0.0)
     did: list[str] = []
     lifeline = SimpleNamespace(connected=3, ask_to_stop=lambda: did.append("ask"))

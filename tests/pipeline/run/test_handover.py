@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from pipeline.run.start import RunOptions
 from pipeline.state.claim import claim_run
 from pipeline.state.notes.rental_note import RentalNote, read_rental_note, write_rental_note
 from pipeline.state.notes.stop_requests import clear_stops, pending_stop
-from pipeline.state.owner import RELEASED, Owner
+from pipeline.state.owner import RELEASED
 from pipeline.state.run_state import RunState
 from pipeline.state.status.run_status import run_status
 from pipeline.state.stores import FileStore, open_store
@@ -37,9 +36,7 @@ def run(tmp_path: Path, time: FakeClock) -> RunState:
     return light_run(FileStore(tmp_path / "runs"), clock=time.clock())
 
 
-def arrive(
-    run: RunState, epoch: int, me: Owner = NEW, fetch: Callable[[], object] = lambda: None
-) -> list[str]:
+def arrive(run, epoch, me=NEW, fetch=lambda: None):
     """Do what the new machine does before it claims; return what it says."""
     said: list[str] = []
     environment = {FROM_EPOCH: str(epoch)}
@@ -47,9 +44,7 @@ def arrive(
     return said
 
 
-def test_the_old_owner_saves_and_releases_and_the_new_one_continues_from_there(
-    run: RunState, time: FakeClock
-) -> None:
+def test_the_old_owner_saves_and_releases_and_the_new_one_continues_from_there(run, time):
     old = claim_run(run, OLD)
     said = arrive(run, old.epoch)
     assert said == [f"asked {OLD.describe()} to save its work and hand the run over"]
@@ -75,9 +70,7 @@ def test_nobody_is_asked_before_the_new_machine_has_come(run: RunState) -> None:
     assert pending_stop(run) is None
 
 
-def test_the_new_launch_is_not_stopped_by_its_own_request_and_restarts_of_the_old_are(
-    run: RunState,
-) -> None:
+def test_the_new_launch_is_not_stopped_by_its_own_request_and_restarts_of_the_old_are(run):
     old = claim_run(run, OLD)
     arrive(run, old.epoch)
     old.release()
@@ -176,9 +169,7 @@ def test_status_calls_a_run_stopped_by_a_hop_only_while_the_old_owner_has_it(run
     assert run_status(run, head_of(run), 0.0)["stop"] is None
 
 
-def test_pion_run_on_the_new_machine_asks_waits_and_continues_to_the_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pion_run_on_the_new_machine_asks_waits_and_continues_to_the_end(tmp_path, monkeypatch):
     job = load_job(write_job(tmp_path, sft=None))
     run = RunState(open_store(job.store), job.name)
     old = claim_run(run, OLD)

@@ -16,7 +16,6 @@ from pion.model.parameters import tensors_sha256
 from pipeline.console.messages import Note
 from pipeline.job import Job
 from pipeline.run.measure_base import model_before_prefer
-from pipeline.stages.measures import PreferenceStart
 from pipeline.state.head import REFERENCE, Head
 from pipeline.state.run_state import RunState
 from pipeline.state.shared.folder import REFERENCE_FILE
@@ -35,9 +34,7 @@ def at_once(call: Callable[[], Any]) -> Any:
     return call()
 
 
-def started(
-    found: Job, folder: Path, head: Head | None = None
-) -> tuple[PreferenceStart, list[str]]:
+def started(found, folder, head=None):
     said: list[str] = []
     run = RunState(open_store(str(folder / "runs")), "tiny")
     models = {stage: folder / stage for stage in ("pretrain", "sft", "prefer")}
@@ -97,9 +94,7 @@ def test_a_name_of_another_model_since_is_a_note(tmp_path: Path, named: Decoder)
     assert "a model is not the model that prefer has started from" in note
 
 
-def test_a_named_model_that_can_not_be_loaded_is_a_note(
-    tmp_path: Path, named: Decoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_named_model_that_can_not_be_loaded_is_a_note(tmp_path, named, monkeypatch):
     def damaged(found: Any) -> Decoder:
         raise PionError("model.safetensors is damaged")
 
@@ -109,9 +104,7 @@ def test_a_named_model_that_can_not_be_loaded_is_a_note(
     assert "model.safetensors is damaged" in said[0]
 
 
-def test_numbers_that_are_missing_are_a_note_and_the_model_is_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_numbers_that_are_missing_are_a_note_and_the_model_is_measured(tmp_path, monkeypatch):
     def missing(*_: Any) -> Path:
         raise BadInput("they are missing")
 
@@ -123,9 +116,7 @@ def test_numbers_that_are_missing_are_a_note_and_the_model_is_measured(
     assert said == ["the numbers of the reference are not used: they are missing"]
 
 
-def test_a_store_that_is_down_is_no_missing_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_that_is_down_is_no_missing_file(tmp_path, monkeypatch):
     def down(*_: Any) -> Path:
         raise StoreError("Cannot read", "a folder", "the service is down")
 
@@ -135,9 +126,7 @@ def test_a_store_that_is_down_is_no_missing_file(
         started(job(), tmp_path, head)
 
 
-def test_a_loss_without_a_reference_asks_for_no_numbers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_loss_without_a_reference_asks_for_no_numbers(tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.run.measure_base.bring_data", None)
     head = Head(data={REFERENCE: "_data/" + "a" * 64 + "/b"})  # of an earlier loss
     start, said = started(job(loss="simpo"), tmp_path, head)

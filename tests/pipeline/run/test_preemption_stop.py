@@ -75,9 +75,7 @@ def test_a_long_notice_stops_a_run_at_once_whose_save_needs_all_of_it(run: Run) 
     assert run.stopping.asked
 
 
-def test_a_long_notice_lets_the_run_continue_until_the_save_needs_the_rest(
-    run: Run, exact: None
-) -> None:
+def test_a_long_notice_lets_the_run_continue_until_the_save_needs_the_rest(run, exact):
     run.preemption_stop.saved(0.1, 119.6)
     run.preemption_stop.noticed(NOTICE, 120.0)
     assert not run.stopping.asked

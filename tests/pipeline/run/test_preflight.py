@@ -64,9 +64,7 @@ def test_at_home_a_folder_is_as_good_as_any() -> None:
     assert store_that_goes_with_the_machine(ON_THE_ROOT_DISK, {}) == []
 
 
-def test_a_worker_needs_a_gpu_of_this_machine_unless_a_ray_has_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_needs_a_gpu_of_this_machine_unless_a_ray_has_others(tmp_path, monkeypatch):
     write_tiny_data(tmp_path)
     monkeypatch.chdir(tmp_path)
     job = Job.model_validate(tiny_dict(store=f"{tmp_path}/runs", hardware__workers=2))
@@ -101,9 +99,7 @@ def test_a_compiler_that_would_fail_at_a_space_is_found_before_the_start(
 @pytest.mark.parametrize(
     ("part", "rest"), [("experts", {"shared": 0}), ("primitives", {"rank": 2, "bands": [[0, 1]]})]
 )
-def test_a_router_or_a_recipe_that_would_learn_nothing_is_refused(
-    part: str, rest: dict[str, Any]
-) -> None:
+def test_a_router_or_a_recipe_that_would_learn_nothing_is_refused(part, rest):
     def with_top_k(top_k: int, **changes: Any) -> Job:
         changes[f"model__{part}"] = {"n": 4, "top_k": top_k, **rest}
         gate = {"model__activation": "gelu"} if part == "primitives" else {}
@@ -134,18 +130,14 @@ SPLIT = ListedGpu("NVIDIA A100", "GPU-c7", ("MIG-1f", "MIG-2f"))
         ([SPLIT], "MIG-2f", "the NVIDIA A100 is split into MIG slices. CUDA gives a process one"),
     ],
 )
-def test_what_is_surprising_about_the_gpus_is_said(
-    monkeypatch: pytest.MonkeyPatch, listed: list[ListedGpu], visible: str | None, note: str | None
-) -> None:
+def test_what_is_surprising_about_the_gpus_is_said(monkeypatch, listed, visible, note):
     see(monkeypatch, listed, visible)
     notes = what_gpus_are_used(tiny_job(hardware__workers=2))
     assert [found[: len(note or "")] for found in notes] == ([] if note is None else [note])
 
 
 @pytest.mark.parametrize("visible", ["2", "0,0", "GPU-ff", "0;1"])
-def test_a_variable_that_names_no_gpu_is_refused(
-    monkeypatch: pytest.MonkeyPatch, visible: str
-) -> None:
+def test_a_variable_that_names_no_gpu_is_refused(monkeypatch, visible):
     see(monkeypatch, [A100, T4], visible)
     with pytest.raises(BadInput, match=r"names no GPU of this machine.*Nothing was started"):
         what_gpus_are_used(tiny_job())
@@ -228,9 +220,7 @@ def test_what_the_run_itself_deletes_makes_room(disk: Disk, tmp_path: Path) -> N
     disk.require()
 
 
-def test_the_free_room_of_a_folder_that_does_not_exist_yet_is_that_of_its_parent(
-    tmp_path: Path,
-) -> None:
+def test_the_free_room_of_a_folder_that_does_not_exist_yet_is_that_of_its_parent(tmp_path):
     free = free_bytes(tmp_path / "a" / "b")
     assert free is not None
     assert free > 0

@@ -74,14 +74,7 @@ def on_machine(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / name))
 
 
-def prepare(
-    store: FileStore,
-    name: str,
-    time: FakeClock,
-    *overrides: str,
-    say: Say = lambda message: None,
-    price: float | None = None,
-) -> dict[str, str]:
+def prepare(store, name, time, *overrides, say=lambda message: None, price=None):
     """Do the stage `prepare` of the job as the run `name`, on a machine of this price per hour;
     return the keys that its HEAD lists."""
     job = load_job(store.folder.parent / "tiny.yaml", [f"name={name}", *overrides])
@@ -118,9 +111,7 @@ def test_data_that_a_run_has_found_is_not_deleted_while_the_run_downloads_it(
     assert not any(deleted)
 
 
-def test_data_that_is_deleted_before_head_lists_it_is_prepared_again(
-    store: FarAway, time: FakeClock
-) -> None:
+def test_data_that_is_deleted_before_head_lists_it_is_prepared_again(store, time):
     shared = prepare(store, "gone", time, "sft=null")
     store.delete("gone/HEAD.json")
     deleted: list[list[str]] = []
@@ -131,9 +122,7 @@ def test_data_that_is_deleted_before_head_lists_it_is_prepared_again(
     assert store.read(f"{again['pretrain']}/{FILES}")
 
 
-def test_a_part_that_a_run_has_shared_is_not_deleted_while_the_run_prepares_the_next(
-    store: FarAway, time: FakeClock
-) -> None:
+def test_a_part_that_a_run_has_shared_is_not_deleted_while_the_run_prepares_the_next(store, time):
     deleted: list[list[str]] = []
 
     def say(message: Shown) -> None:
@@ -146,9 +135,7 @@ def test_a_part_that_a_run_has_shared_is_not_deleted_while_the_run_prepares_the_
     assert all(store.read(f"{key}/{FILES}") for key in data.values())
 
 
-def test_a_part_that_the_job_no_longer_has_is_no_longer_listed(
-    store: FarAway, time: FakeClock
-) -> None:
+def test_a_part_that_the_job_no_longer_has_is_no_longer_listed(store, time):
     both = prepare(store, "demo", time)
     assert both.keys() == {"pretrain", "sft"}
     assert prepare(store, "demo", time, "sft=null") == {"pretrain": both["pretrain"]}
@@ -181,9 +168,7 @@ def test_shards_to_train_on_that_are_prepared_before_stay_in_the_store(
     assert not list(text.glob("0/train/*.npy"))
 
 
-def test_what_was_prepared_is_not_hashed_again_by_the_next_start(
-    store: FarAway, time: FakeClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_was_prepared_is_not_hashed_again_by_the_next_start(store, time, monkeypatch):
     digest = hashlib.file_digest
 
     def of_inputs(file: Any, name: str) -> Any:
@@ -219,18 +204,14 @@ def mixes(tmp_path: Path, store: FarAway, time: FakeClock) -> Callable[..., list
     return prepared
 
 
-def test_a_new_weight_tokenizes_nothing_and_a_new_source_only_itself(
-    mixes: Callable[..., list[str]],
-) -> None:
+def test_a_new_weight_tokenizes_nothing_and_a_new_source_only_itself(mixes):
     assert mixes("first", {0: 1, 1: 1}) == ["0.jsonl", "1.jsonl"]
     assert mixes("second", {0: 3, 1: 1}) == []
     assert mixes("third", {2: 1, 1: 5, 0: 1}) == ["2.jsonl"]
     assert mixes("longer", {1: 5, 0: 1}, data__seq_len=48) == ["0.jsonl", "1.jsonl"]
 
 
-def test_rows_that_are_deleted_or_damaged_are_tokenized_again(
-    mixes: Callable[..., list[str]], store: FarAway, time: FakeClock, monkeypatch: Any
-) -> None:
+def test_rows_that_are_deleted_or_damaged_are_tokenized_again(mixes, store, time, monkeypatch):
     def link(source: Path, target: Path) -> None:
         (source / "train/shard_00000.npy").unlink()  # the first file that pruning deletes
         link_files(source, target)

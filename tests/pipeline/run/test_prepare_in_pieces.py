@@ -64,9 +64,7 @@ class Machines:
         self.said: list[Shown] = []
         self._folder, self._time, self._monkeypatch = folder, time, monkeypatch
 
-    def prepare(
-        self, machine: str, tasks: Watched, run: str = "demo", price: float | None = None
-    ) -> dict[str, str]:
+    def prepare(self, machine, tasks, run="demo", price=None):
         """Prepare on a machine; return the sha256 of each file in the store, by its name."""
         on_machine(self._folder, machine, self._monkeypatch)
         self._monkeypatch.setattr(run_prepare, "_tasks", lambda say: lambda: nullcontext(tasks))
@@ -93,9 +91,7 @@ def machines(tmp_path: Path, time: FakeClock, monkeypatch: pytest.MonkeyPatch) -
     return Machines(tmp_path, time, monkeypatch)
 
 
-def test_finished_shards_are_in_the_store_while_later_pieces_are_encoded(
-    machines: Machines,
-) -> None:
+def test_finished_shards_are_in_the_store_while_later_pieces_are_encoded(machines):
     def look() -> None:
         shard = "train/shard_00000.json"
         wait_until(lambda: bool(machines.uploaded(shard)), "the first shard to be in the store")
@@ -188,9 +184,7 @@ def test_a_damaged_shard_in_the_store_is_not_continued_with(machines: Machines) 
     assert machines.prepare("third", Watched(), "other") == files
 
 
-def test_a_machine_that_is_lost_while_it_shares_finished_data_leaves_no_finished_data(
-    machines: Machines,
-) -> None:
+def test_a_machine_that_is_lost_while_it_shares_finished_data_leaves_no_finished_data(machines):
     files = machines.prepare("first", Watched())
     for ending in ("files.json", "state.json", "train/shard_00001.npy"):
         for key in machines.uploaded(ending):

@@ -131,9 +131,7 @@ UNWILLING = {
 
 
 @pytest.mark.parametrize("work", UNWILLING.values(), ids=UNWILLING)
-def test_sigterm_ends_the_process_within_the_grace_whatever_the_main_thread_does(
-    start: type[Process], work: str
-) -> None:
+def test_sigterm_ends_the_process_within_the_grace_whatever_the_main_thread_does(start, work):
     process = start(f"def work(stopping):\n    {work.strip()}\norderly(work, grace=0.3)")
     process.signal(signal.SIGTERM)
     code, output = process.end()
@@ -144,9 +142,7 @@ def test_sigterm_ends_the_process_within_the_grace_whatever_the_main_thread_does
     assert "Everything committed is safe. Run the same command again to resume." in last
 
 
-def test_a_call_that_keeps_the_gil_past_the_deadline_ends_the_process_when_it_gives_it_back(
-    start: type[Process],
-) -> None:
+def test_a_call_that_keeps_the_gil_past_the_deadline_ends_the_process_when_it_gives_it_back(start):
     process = start("""
 def work(stopping):
     sum(range(50_000_000))
@@ -179,9 +175,7 @@ orderly(work, grace=1.0)
     assert process.since_signal < 1.0 + SLACK
 
 
-def test_the_deadline_holds_while_the_interpreter_waits_for_a_thread_that_never_ends(
-    start: type[Process],
-) -> None:
+def test_the_deadline_holds_while_the_interpreter_waits_for_a_thread_that_never_ends(start):
     process = start("""
 early_sigterm()
 def work(stopping):
@@ -211,9 +205,7 @@ def work(stopping):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_work_that_asks_ends_in_its_own_time_with_75(
-    start: type[Process], number: signal.Signals
-) -> None:
+def test_work_that_asks_ends_in_its_own_time_with_75(start, number):
     process = start(POLLING + "orderly(work, grace=60.0)")
     process.signal(number)
     code, output = process.end()
@@ -243,9 +235,7 @@ def test_sleep_ends_at_the_signal(start: type[Process]) -> None:
 
 
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
-def test_sigint_after_a_signal_ends_the_process_at_once_even_in_c(
-    start: type[Process], first: signal.Signals
-) -> None:
+def test_sigint_after_a_signal_ends_the_process_at_once_even_in_c(start, first):
     process = start("orderly(lambda stopping: hash_for_minutes(), grace=600.0)")
     process.signal(first)
     again = " again" if first == signal.SIGINT else ""
@@ -308,9 +298,7 @@ orderly(work)
     assert process.end()[0] == 75
 
 
-def test_a_signal_for_a_forked_child_ends_the_child_and_is_not_heard_by_its_parent(
-    start: type[Process],
-) -> None:
+def test_a_signal_for_a_forked_child_ends_the_child_and_is_not_heard_by_its_parent(start):
     process = start("""
 def work(stopping):
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -416,9 +404,7 @@ orderly(work)
     assert "pion stop: time is up" in output
 
 
-def test_a_run_with_another_owner_ends_with_3_and_its_name_when_time_is_up(
-    start: type[Process],
-) -> None:
+def test_a_run_with_another_owner_ends_with_3_and_its_name_when_time_is_up(start):
     process = start("""
 def work(stopping):
     stopping.ask("SIGTERM", 0.5)
@@ -431,9 +417,7 @@ orderly(work)
     assert output.splitlines()[-1].endswith("Run demo was taken over by pid 7 on gpu-2.")
 
 
-def test_a_signal_after_a_notice_is_a_first_signal_and_shortens_the_time(
-    start: type[Process],
-) -> None:
+def test_a_signal_after_a_notice_is_a_first_signal_and_shortens_the_time(start):
     process = start("""
 def work(stopping):
     stopping.ask("AWS will take this machine in 100 s", 100.0)
@@ -453,9 +437,7 @@ orderly(work, grace=1.0)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
-def test_before_anything_is_started_a_signal_ends_the_process_at_once(
-    start: type[Process], number: signal.Signals, code: int
-) -> None:
+def test_before_anything_is_started_a_signal_ends_the_process_at_once(start, number, code):
     process = start("early_sigterm(); ready(); hash_for_minutes()")
     process.signal(number)
     ended, output = process.end()
@@ -464,9 +446,7 @@ def test_before_anything_is_started_a_signal_ends_the_process_at_once(
     assert ("Run the same command again" in output) == (number == signal.SIGTERM)
 
 
-def test_the_run_takes_the_signals_over_from_the_start_and_gives_them_back(
-    start: type[Process],
-) -> None:
+def test_the_run_takes_the_signals_over_from_the_start_and_gives_them_back(start):
     process = start("""
 early_sigterm()
 try:

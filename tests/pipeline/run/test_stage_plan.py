@@ -148,9 +148,7 @@ def test_other_conversations_show_as_a_change_of_sft() -> None:
         (5, {"pretrain__steps": 40, "pretrain__lr": 2e-2}, False),  # and something else
     ],
 )
-def test_steps_may_be_raised_until_the_decay_begins(
-    step: int, change: dict[str, object], allowed: bool
-) -> None:
+def test_steps_may_be_raised_until_the_decay_begins(step, change, allowed):
     old, new = tiny_job(), tiny_job(**change)
     head = saved_at(old, "pretrain", step)
     stage = changed(new, plan_stages(new, digest_job(new), head), old)
@@ -165,9 +163,7 @@ def test_steps_may_be_raised_until_the_decay_begins(
         {"pretrain__phases": [{"until": 0.5, "rates": {"matrix": 2}}, {}]},
     ],
 )
-def test_steps_can_not_be_raised_if_the_plan_depends_on_them_and_the_fork_is_named(
-    grows: dict[str, object],
-) -> None:
+def test_steps_can_not_be_raised_if_the_plan_depends_on_them_and_the_fork_is_named(grows):
     old, new = tiny_job(**grows), tiny_job(**grows, pretrain__steps=40)
     head = saved_at(old, "pretrain", 5)
     plans = plan_stages(new, digest_job(new), head)

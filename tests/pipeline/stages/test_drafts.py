@@ -31,9 +31,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @pytest.mark.slow
-def test_each_model_has_what_its_block_saves_and_after_a_stop_drafts_are_counted_again(
-    world: World,
-) -> None:
+def test_each_model_has_what_its_block_saves_and_after_a_stop_drafts_are_counted_again(world):
     whole = Folder()
     expected, every = world.run(world.job(), whole)
     assert list(whole.kept)[: len(PARTS)] == PARTS

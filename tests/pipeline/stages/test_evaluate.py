@@ -21,7 +21,7 @@ from pion.errors import BadInput, Interrupted
 from pion.evaluation.item_scores import unpack
 from pion.model.decoder import Decoder
 from pipeline.job import Job
-from pipeline.stages.evaluate import MeasuredStart, evaluate_run
+from pipeline.stages.evaluate import evaluate_run
 from pipeline.stages.measures import Parts, TrainedRun
 from tests.support.jobs import tiny_job
 from tests.support.scripts import python_that
@@ -77,14 +77,7 @@ class World:
         job._folder = self.root
         return job
 
-    def run(
-        self,
-        job: Job,
-        parts: Folder,
-        sleep: Callable[[float], None] = lambda seconds: None,
-        start: MeasuredStart | None = None,
-        **changed: Any,
-    ) -> tuple[dict[str, Any], list[str]]:
+    def run(self, job, parts, sleep=lambda seconds: None, start=None, **changed):
         """Return the results and the computed parts; `changed` are fields of what was trained."""
         said: list[str] = []
         trained = TrainedRun(self.models, self.pretrain_data, self.sft_data)
@@ -163,9 +156,7 @@ def unbroken(world: World) -> Run:
     return results, said, parts
 
 
-def test_results_hold_every_model_and_baseline_under_the_names_the_card_uses(
-    world: World, unbroken: Run
-) -> None:
+def test_results_hold_every_model_and_baseline_under_the_names_the_card_uses(world, unbroken):
     results, said, parts = unbroken
     text = {"loss", "loss_sem", "perplexity", "bits_per_byte", "bits_per_byte_sem"}
     text |= {"tokens", "bytes", "rows"}
@@ -199,9 +190,7 @@ def test_baselines_are_what_they_say(world: World, unbroken: Run) -> None:
     assert results["untrained"]["loss"] != results["pretrain"]["loss"] != results["sft"]["loss"]
 
 
-def test_text_is_measured_within_documents_if_the_job_trains_so(
-    world: World, unbroken: Run
-) -> None:
+def test_text_is_measured_within_documents_if_the_job_trains_so(world, unbroken):
     job = world.job(continuations=0)
     job.data.documents = True
     within, whole = world.run(job, Folder())[0], unbroken[0]
@@ -225,9 +214,7 @@ def test_the_untrained_model_is_the_one_that_pretraining_starts_from(world: Worl
 
 
 @pytest.mark.parametrize(("room", "between"), [(2, False), (6, False), (2, True)])
-def test_an_interrupted_evaluation_does_only_what_is_left(
-    room: int, between: bool, world: World, unbroken: Run
-) -> None:
+def test_an_interrupted_evaluation_does_only_what_is_left(room, between, world, unbroken):
     """The machine goes away as a part is kept, or a stop comes between two batches."""
     expected, every, _ = unbroken
     parts = Folder(1000 if between else room)
@@ -243,9 +230,7 @@ def test_an_interrupted_evaluation_does_only_what_is_left(
     assert world.run(world.job(), parts) == (expected, every[room:])
 
 
-def test_where_another_owner_kept_a_part_first_its_result_counts(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_another_owner_kept_a_part_first_its_result_counts(world, monkeypatch):
     models = weakref.WeakSet[Decoder]()
     make = Decoder.__init__
 
@@ -292,9 +277,7 @@ def pack_file(world: World) -> Iterator[Path]:
     path.unlink()
 
 
-def test_packs_are_asked_of_every_model_under_their_file_names(
-    world: World, pack_file: Path
-) -> None:
+def test_packs_are_asked_of_every_model_under_their_file_names(world, pack_file):
     results, _ = world.run(world.job(packs=["facts.jsonl"]), Folder())
     for stage in ("pretrain", "sft"):
         assert results[stage]["packs"]["facts"]["questions"] == 3

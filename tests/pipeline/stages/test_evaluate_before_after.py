@@ -70,9 +70,7 @@ def test_a_model_compared_with_itself_has_not_changed(world: World) -> None:
         assert results["base"][name] == results["sft"][name]
 
 
-def test_both_models_are_measured_on_the_same_rows_under_the_names_of_other_results(
-    world: World,
-) -> None:
+def test_both_models_are_measured_on_the_same_rows_under_the_names_of_other_results(world):
     start = start_of(world, world.models["pretrain"])
     plain, _ = world.run(world.job(), Folder())
     results, said = world.run(world.job(), Folder(), start=start)
@@ -94,9 +92,7 @@ def test_both_models_are_measured_on_the_same_rows_under_the_names_of_other_resu
     assert len(said) == len(set(said))
 
 
-def test_without_text_of_its_own_a_run_is_compared_on_conversations_and_the_other_text(
-    world: World,
-) -> None:
+def test_without_text_of_its_own_a_run_is_compared_on_conversations_and_the_other_text(world):
     start = start_of(world, world.models["pretrain"], "conversations", "text")
     sft = {"sft": world.models["sft"]}
     results, _ = world.run(world.job(), Folder(), models=sft, pretrain_data=None, start=start)

@@ -139,9 +139,7 @@ def test_logits_that_are_not_numbers_are_no_wrong_answers(world: World, tmp_path
         ({"path": "tokenizer.json"}, "can't read"),
     ],
 )
-def test_what_cannot_be_measured_is_refused_before_anything_is(
-    world: World, core: dict[str, Any], message: str
-) -> None:
+def test_what_cannot_be_measured_is_refused_before_anything_is(world, core, message):
     parts = Folder()
     with pytest.raises(BadInput, match=message) as refused:
         world.run(job(world, **core), parts)

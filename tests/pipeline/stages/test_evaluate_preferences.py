@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,13 +52,7 @@ class PreferWorld(World):
         found._folder = self.root
         return found
 
-    def evaluated(
-        self,
-        job: Job,
-        parts: Folder | None = None,
-        start: PreferenceStart | None = None,
-        **changed: Any,
-    ) -> tuple[dict[str, Any], list[str], Folder]:
+    def evaluated(self, job, parts=None, start=None, **changed):
         """Return the results after `prefer`, the computed parts in words, and the kept parts."""
         kept = Folder() if parts is None else parts
         load = partial(load_model_in, self.models["sft"])
@@ -68,9 +61,7 @@ class PreferWorld(World):
         results, said = self.run(job, kept, **fields)
         return results["prefer"], said, kept
 
-    def reference(
-        self, folder: Path, sums: Callable[[int], np.ndarray], dtype: str, residual: str = "float32"
-    ) -> Path:
+    def reference(self, folder, sums, dtype, residual="float32"):
         """Write the stored numbers of a reference for as many answers as each split has."""
         data = open_data(self.prefer_data)
         splits = {}
@@ -198,9 +189,7 @@ def test_each_side_has_the_answers_of_its_model(world: PreferWorld, unbroken: Ev
     assert any(one["before"] != one["after"] for one in shown)
 
 
-def test_the_change_of_text_is_that_of_the_two_models_on_held_out_text(
-    world: PreferWorld, unbroken: Evaluated
-) -> None:
+def test_the_change_of_text_is_that_of_the_two_models_on_held_out_text(world, unbroken):
     result, _, kept = unbroken
     before = kept.load("sft.held_out")
     assert before is not None
@@ -223,9 +212,7 @@ def test_without_text_of_its_own_the_other_text_is_measured_with_both(world: Pre
     assert result["text_change"] != 0
 
 
-def test_the_change_of_text_from_the_model_of_others_is_the_change_of_the_run(
-    world: PreferWorld,
-) -> None:
+def test_the_change_of_text_from_the_model_of_others_is_the_change_of_the_run(world):
     """Without a stage before `prefer`, that model was measured before training."""
     folder, job = world.models["sft"], world.job()
     job.sft = job.pretrain = None
@@ -248,9 +235,7 @@ def test_the_change_of_text_from_the_model_of_others_is_the_change_of_the_run(
     assert kept.load("base.text") is None
 
 
-def test_stored_numbers_of_the_reference_say_what_the_start_gives(
-    world: PreferWorld, unbroken: Evaluated, tmp_path: Path
-) -> None:
+def test_stored_numbers_of_the_reference_say_what_the_start_gives(world, unbroken, tmp_path):
     kept = unbroken[2].load("sft.preferences")
     assert kept is not None
 
@@ -324,9 +309,7 @@ def test_what_the_loss_compares_decides_the_accuracy(world: PreferWorld) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.soak)])
-def test_an_interrupted_evaluation_does_only_the_rest(
-    world: PreferWorld, unbroken: Evaluated, every: int
-) -> None:
+def test_an_interrupted_evaluation_does_only_the_rest(world, unbroken, every):
     whole, said, everything = unbroken
     for room in range(0, len(everything.kept), every):
         parts = Folder(room)
@@ -339,9 +322,7 @@ def test_an_interrupted_evaluation_does_only_the_rest(
         assert rest == said[room:]
 
 
-def test_scores_of_single_pairs_and_answers_are_kept_to_compare_runs(
-    world: PreferWorld, unbroken: Evaluated
-) -> None:
+def test_scores_of_single_pairs_and_answers_are_kept_to_compare_runs(world, unbroken):
     result, _, kept = unbroken
     items = kept.load("by_item")
     assert items is not None
@@ -376,9 +357,7 @@ def labels_of(world: PreferWorld) -> Path:
     return folder
 
 
-def test_a_model_that_predicts_nan_has_no_accuracy_and_writes_no_answer(
-    world: PreferWorld, tmp_path: Path
-) -> None:
+def test_a_model_that_predicts_nan_has_no_accuracy_and_writes_no_answer(world, tmp_path):
     model = load_model_in(world.models["prefer"])
     with torch.no_grad():
         model.norm.weight.fill_(float("nan"))

@@ -37,9 +37,7 @@ def asking(task: str, model: Path, **changes: Any) -> TaskRequest:
 # its own process.
 @pytest.mark.soak
 @pytest.mark.parametrize("softcap", [30.0, None])
-def test_a_task_of_ones_own_runs_offline_on_an_exported_model(
-    softcap: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_task_of_ones_own_runs_offline_on_an_exported_model(softcap, tmp_path, monkeypatch):
     pytest.importorskip("lm_eval")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
@@ -94,9 +92,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
     ],
 )
-def test_a_task_that_fails_is_skipped_with_the_reason_it_gave(
-    does: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_task_that_fails_is_skipped_with_the_reason_it_gave(does, reason, tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.stages.lm_eval.PYTHON", python_that(does, tmp_path))
     assert run_task(asking("arc_easy", tmp_path)) == {"skipped": reason, BY_ITEM: {}}
 
@@ -105,18 +101,14 @@ def test_a_task_that_fails_is_skipped_with_the_reason_it_gave(
 @pytest.mark.parametrize(
     "does", ["raise KeyboardInterrupt", "os.kill(os.getpid(), signal.SIGTERM)"]
 )
-def test_a_task_ended_by_ctrl_c_is_not_taken_for_one_that_can_not_run(
-    does: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_task_ended_by_ctrl_c_is_not_taken_for_one_that_can_not_run(does, tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.stages.lm_eval.PYTHON", python_that(does, tmp_path))
     with pytest.raises(Interrupted, match="finished parts of the evaluation are saved"):
         run_task(asking("arc_easy", tmp_path))
 
 
 @pytest.mark.usefixtures("offline")
-def test_a_folder_with_code_that_pion_did_not_write_is_not_trusted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_with_code_that_pion_did_not_write_is_not_trusted(tmp_path, monkeypatch):
     config = {"model_type": "pion", "auto_map": {"AutoConfig": "modeling_pion.PionConfig"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "modeling_pion.py").write_text(f"open({str(tmp_path / 'was run')!r}, 'w')")
@@ -136,9 +128,7 @@ time.sleep(1000)
 
 
 @pytest.mark.usefixtures("offline")
-def test_a_stop_ends_every_process_of_a_task_that_is_going_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stop_ends_every_process_of_a_task_that_is_going_on(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     does = HOLDS_THE_CARD.format(here=tmp_path)
     monkeypatch.setattr("pipeline.stages.lm_eval.PYTHON", python_that(does, tmp_path))
@@ -192,9 +182,7 @@ class Refusing(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_hub_that_answers_at_all_is_reachable_and_a_closed_port_is_not(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_hub_that_answers_at_all_is_reachable_and_a_closed_port_is_not(monkeypatch):
     server = HTTPServer(("127.0.0.1", 0), Refusing)
     Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
@@ -259,9 +247,7 @@ def test_the_same_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.usefixtures("offline")
-def test_a_task_that_takes_long_says_how_far_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_task_that_takes_long_says_how_far_it_is(tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.stages.lm_eval.LOOKS", 1)
     heard = tmp_path / "heard"
     does = f"""

@@ -15,7 +15,7 @@ from pion.data.chat.conversation import chat_template
 from pion.errors import BadInput
 from pion.evaluation.item_scores import unpack
 from pion.formats.export import export_model
-from pipeline.stages.lm_eval import Chat, TaskRequest
+from pipeline.stages.lm_eval import TaskRequest
 from pipeline.stages.lm_eval_results import drawn
 from pipeline.state.run_state import BY_ITEM
 from tests.support.lm_eval_tasks import QUESTIONS, own_model, write_tasks
@@ -79,9 +79,7 @@ def asked(world: Path, task: str, **changes: Any) -> dict[str, Any]:
 # ---------------------------------------------------------------- the form
 
 
-def test_what_the_model_is_sent_is_a_chat_whose_examples_are_turns(
-    world: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_the_model_is_sent_is_a_chat_whose_examples_are_turns(world, monkeypatch):
     sent: list[str] = []
     monkeypatch.setattr(
         "lm_eval.models.huggingface.HFLM.generate_until",
@@ -110,9 +108,7 @@ def test_the_begin_of_an_answer_can_be_given_in_a_chat(world: Path) -> None:
         (False, True, WRITES, "text"),
     ],
 )
-def test_the_form_follows_the_job_the_model_and_the_kind_of_task(
-    chat: Chat, tuned: bool, kind: str, form: str
-) -> None:
+def test_the_form_follows_the_job_the_model_and_the_kind_of_task(chat, tuned, kind, form):
     assert form_of("a", {"a": kind}, chat, tuned) == form
 
 
@@ -123,9 +119,7 @@ def test_a_task_that_scores_whole_texts_can_not_be_a_chat(world: Path) -> None:
 
 
 @pytest.mark.usefixtures("own_tasks_only")
-def test_a_group_with_tasks_of_both_forms_is_refused_before_the_model_is_loaded(
-    world: Path,
-) -> None:
+def test_a_group_with_tasks_of_both_forms_is_refused_before_the_model_is_loaded(world):
     both = asking(world, "local_both", model="nowhere")
     with pytest.raises(BadInput, match=r"local_answers writes .* local_choices scores"):
         run(both)
@@ -218,9 +212,7 @@ def test_a_tuned_model_writes_answers_in_a_chat_and_how_it_was_asked_is_kept(wor
     assert "until" not in choices
 
 
-def test_an_answer_that_ends_with_a_stop_id_at_the_last_token_is_not_cut_off(
-    world: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_answer_that_ends_with_a_stop_id_at_the_last_token_is_not_cut_off(world, monkeypatch):
     (end,) = (json.loads((world / "model" / "generation_config.json").read_text())["eos_token_id"],)
     monkeypatch.setattr(
         "lm_eval.models.huggingface.HFLM._model_generate",

@@ -57,9 +57,7 @@ def sent(model: CheckedModel, messages: list[Message], **options: Any) -> list[i
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_a_chat_has_the_ids_of_training_with_the_template_of_each_family(
-    name: str, tmp_path: Path
-) -> None:
+def test_a_chat_has_the_ids_of_training_with_the_template_of_each_family(name, tmp_path):
     folder = write_instruct_model(tmp_path, *TEMPLATES[name])
     write_template_date(folder, LAST_YEAR)  # as a run records it: today, the ids would differ
     tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
@@ -85,9 +83,7 @@ def test_a_chat_has_the_ids_of_training_in_pions_own_format(kind: str, tmp_path:
     assert tokenizer.decode(trained[len(ids) :].tolist()) == "seven\n"
 
 
-def test_the_begin_of_an_answer_that_a_task_gives_comes_after_the_learned_form(
-    tmp_path: Path,
-) -> None:
+def test_the_begin_of_an_answer_that_a_task_gives_comes_after_the_learned_form(tmp_path):
     model = checked(write_instruct_model(tmp_path, "smollm2", CHATML))
     begun: list[Message] = [*ASKED, {"role": "assistant", "content": "The sum"}]
     ids = sent(model, begun, add_generation_prompt=False)
@@ -115,9 +111,7 @@ class Request:
         self.args = args
 
 
-def test_another_template_than_the_learned_one_is_refused_with_both_beginnings(
-    tmp_path: Path,
-) -> None:
+def test_another_template_than_the_learned_one_is_refused_with_both_beginnings(tmp_path):
     learned = write_files("smollm2", tmp_path / "learned", CHATML)
     model = write_instruct_model(tmp_path / "model", "smollm2", LLAMA_LIKE)
     words = refusal(model, learned)
@@ -129,9 +123,7 @@ def test_another_template_than_the_learned_one_is_refused_with_both_beginnings(
     assert "no score was computed" in words
 
 
-def test_a_difference_far_behind_more_ids_and_a_first_token_twice_are_refused(
-    tmp_path: Path,
-) -> None:
+def test_a_difference_far_behind_more_ids_and_a_first_token_twice_are_refused(tmp_path):
     learned = write_files("smollm2", tmp_path / "learned", CHATML)
     prompts = CHATML.replace("'<|im_start|>assistant\n'", "'<|im_start|>bot\n'")
     assert prompts != CHATML
@@ -150,9 +142,7 @@ def test_a_difference_far_behind_more_ids_and_a_first_token_twice_are_refused(
 
 # A plain text gets its first token from the tokenizer's post-processor.
 @pytest.mark.parametrize(("changed", "shown"), [({"post_processor": None}, 1), (None, 0)])
-def test_a_first_token_that_is_missing_before_a_text_is_refused(
-    changed: dict[str, Any] | None, shown: int, tmp_path: Path
-) -> None:
+def test_a_first_token_that_is_missing_before_a_text_is_refused(changed, shown, tmp_path):
     learned = write_files("llama3", tmp_path / "learned")
     model = write_instruct_model(tmp_path / "model", "llama3", None)
     if changed is None:

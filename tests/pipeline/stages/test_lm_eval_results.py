@@ -109,9 +109,7 @@ def test_each_metric_and_filter_has_the_scores_of_all_questions_under_their_keys
     assert strict == words != flexible
 
 
-def test_the_form_the_length_the_examples_and_the_questions_are_part_of_the_rule(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_form_the_length_the_examples_and_the_questions_are_part_of_the_rule(monkeypatch):
     def rule(form: Form = "chat", longest: int = 256, **changes: Any) -> str:
         (series,) = items_of(found([sample({"acc": 1})], **changes), form, longest).values()
         assert isinstance(series["key"]["rule"], str)

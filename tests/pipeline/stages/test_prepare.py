@@ -46,9 +46,7 @@ def test_every_document_is_in_one_split_and_none_is_lost(tmp_path: Path) -> None
     assert data.report["documents"] == 300
 
 
-def test_what_is_held_out_does_not_depend_on_where_or_how_often_a_text_appears(
-    tmp_path: Path,
-) -> None:
+def test_what_is_held_out_does_not_depend_on_where_or_how_often_a_text_appears(tmp_path):
     write_corpus(tmp_path / "corpus.jsonl")
     before = set(texts_of(prepared(make_job(tmp_path), tmp_path / "one"), "held_out")[:-1])
     lines = (tmp_path / "corpus.jsonl").read_text().splitlines(keepends=True)
@@ -123,9 +121,7 @@ def test_several_sources_are_mixed_by_weight(tmp_path: Path) -> None:
     assert stream.batch(range(8)).tokens.shape == (8, SEQ_LEN)
 
 
-def test_it_says_how_fast_and_a_finished_folder_is_reported_again_without_work(
-    tmp_path: Path,
-) -> None:
+def test_it_says_how_fast_and_a_finished_folder_is_reported_again_without_work(tmp_path):
     write_corpus(tmp_path / "corpus.jsonl")
     job = make_job(tmp_path)
     said: list[Shown] = []
@@ -204,9 +200,7 @@ def test_interrupted_it_continues_to_the_same_bytes_and_keeps_finished_shards_of
 # ---------------------------------------------------------------- continuation questions
 
 
-def test_of_files_that_change_meanwhile_nothing_counts_even_once_they_are_restored(
-    tmp_path: Path,
-) -> None:
+def test_of_files_that_change_meanwhile_nothing_counts_even_once_they_are_restored(tmp_path):
     corpus = write_corpus(tmp_path / "corpus.jsonl")
     before, times = corpus.read_bytes(), corpus.stat()
     job = make_job(tmp_path)
@@ -235,9 +229,7 @@ def test_what_a_killed_process_left_of_a_file_is_no_content(tmp_path: Path) -> N
     assert names[0] == names[1]
 
 
-def test_the_questions_continue_with_held_out_text_and_no_place_is_the_favourite(
-    tmp_path: Path,
-) -> None:
+def test_the_questions_continue_with_held_out_text_and_no_place_is_the_favourite(tmp_path):
     write_corpus(tmp_path / "corpus.jsonl", documents=1500)
     data = prepared(make_job(tmp_path), tmp_path / "data")
     held_out = " ".join(texts_of(data, "held_out"))
@@ -270,9 +262,7 @@ def test_a_missing_file_is_named_with_its_key_before_anything_is_done(tmp_path: 
 
 
 @pytest.mark.parametrize("before", [False, True], ids=["new", "prepared for a smaller batch"])
-def test_a_corpus_smaller_than_one_batch_is_refused_with_both_numbers(
-    before: bool, tmp_path: Path
-) -> None:
+def test_a_corpus_smaller_than_one_batch_is_refused_with_both_numbers(before, tmp_path):
     write_corpus(tmp_path / "corpus.jsonl")
     if before:
         prepared(make_job(tmp_path), tmp_path / "data")
@@ -291,9 +281,7 @@ def test_too_little_text_to_hold_any_out_is_refused(tmp_path: Path) -> None:
         prepared(job, tmp_path / "data")
 
 
-def test_a_tokenizer_that_does_not_fit_the_model_is_refused_before_anything_is_tokenised(
-    tmp_path: Path,
-) -> None:
+def test_a_tokenizer_that_does_not_fit_the_model_is_refused_before_anything_is_tokenised(tmp_path):
     write_corpus(tmp_path / "corpus.jsonl")
     job = job_by_file(tmp_path, model=model_of(300))
     with pytest.raises(BadInput, match=r"tokenizer\.json: the tokenizer doesn't fit the model"):

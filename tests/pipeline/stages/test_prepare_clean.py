@@ -72,9 +72,7 @@ def test_text_that_is_cleaned_starts_no_other_processes(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- what is left out
 
 
-def test_cleaned_text_gives_the_rows_and_the_vocabulary_of_text_without_what_is_left_out(
-    tmp_path: Path,
-) -> None:
+def test_cleaned_text_gives_the_rows_and_the_vocabulary_of_text_without_what_is_left_out(tmp_path):
     good = texts()
     bad = ["too short", AGAIN, good[3].upper()]
     bad.append(near_copy(f"{good[5]} {good[6]}", "all four", random.Random(0), ["ships"]))
@@ -180,9 +178,7 @@ def test_a_made_up_core_bundle_is_read_task_by_task(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- the receipt
 
 
-def test_the_receipt_has_three_examples_of_each_rule_cut_short_and_names_no_folder(
-    tmp_path: Path,
-) -> None:
+def test_the_receipt_has_three_examples_of_each_rule_cut_short_and_names_no_folder(tmp_path):
     good = texts()
     copies = [f"{text} {sentences(n, 1)}" for n, text in enumerate(good[:30])]
     second = [*copies, *texts(100, 1000)]
@@ -239,9 +235,7 @@ def killed(folder: Path, number: int) -> bool:
     return reached.exists()
 
 
-def test_killed_again_and_again_it_ends_with_the_same_bytes_and_the_same_receipt(
-    tmp_path: Path,
-) -> None:
+def test_killed_again_and_again_it_ends_with_the_same_bytes_and_the_same_receipt(tmp_path):
     pack(tmp_path, (ITEM, ANSWER))
     mixed = [text for text, _ in plant(texts(1000), 0.2, "all four")]
     clean = {"decontaminate": ["pack.jsonl"]}
@@ -288,9 +282,7 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes_and_the_same_receipt
         ({"decontaminate": ["."]}, r"data\.clean\.decontaminate\.0: .*core\.yaml"),
     ],
 )
-def test_what_cannot_work_is_refused_with_the_key(
-    clean: dict[str, Any], words: str, tmp_path: Path
-) -> None:
+def test_what_cannot_work_is_refused_with_the_key(clean, words, tmp_path):
     job = job_of(tmp_path, texts(), clean=clean)
     with pytest.raises(BadInput, match=words):
         prepare(job, tmp_path / "data")

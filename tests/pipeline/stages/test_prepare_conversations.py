@@ -84,9 +84,7 @@ def test_sft_uses_the_tokenizer_of_pretraining(tmp_path: Path) -> None:
     assert kept == pretrain.tokenizer_path.read_bytes()
 
 
-def test_the_standard_library_is_held_out_by_file_in_both_parts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_standard_library_is_held_out_by_file_in_both_parts(tmp_path, monkeypatch):
     names = [f"file{n}.py" for n in range(40)]
     talk = Turn("user", "Why?"), Turn("assistant", "So.")
     monkeypatch.setattr(python_docs, "documents", lambda code: [Document(n, n) for n in names])
@@ -129,9 +127,7 @@ def write_questions(path: Path, long: int, short: int) -> None:
     path.write_text("\n".join(lines))
 
 
-def test_without_an_answer_in_any_row_longer_rows_are_advised_and_are_enough(
-    tmp_path: Path,
-) -> None:
+def test_without_an_answer_in_any_row_longer_rows_are_advised_and_are_enough(tmp_path):
     write_questions(tmp_path / "chat.jsonl", long=60, short=0)
     job = sft_job(tmp_path)
     with pytest.raises(BadInput, match="no conversation is left to train on") as found:
@@ -158,9 +154,7 @@ def test_rows_that_are_too_short_for_many_questions_are_warned_of(tmp_path: Path
     assert "or seq_len" not in str(found.value)
 
 
-def test_a_held_out_split_without_conversations_says_whether_they_were_too_long(
-    tmp_path: Path,
-) -> None:
+def test_a_held_out_split_without_conversations_says_whether_they_were_too_long(tmp_path):
     (tmp_path / "talks").mkdir()
     write_questions(tmp_path / "talks/train.jsonl", long=0, short=9)
     job = with_rows(sft_job(tmp_path, path="talks"), 64, held_out=0.0001)

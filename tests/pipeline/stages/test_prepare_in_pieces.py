@@ -90,9 +90,7 @@ class Sent(InThisProcess):
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "sft"])
-def test_what_is_sent_to_other_processes_and_back_arrives_as_it_is(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_sent_to_other_processes_and_back_arrives_as_it_is(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(file_to_documents, "PART_BYTES", PART_BYTES)
     monkeypatch.setattr(conversations_to_rows, "BUFFER", BUFFER)
     job, data = corpus_job(kind, tmp_path, sft=kind == "sft"), tmp_path / "data"
@@ -218,9 +216,7 @@ def test_a_mistake_in_the_last_source_is_reported_before_any_is_encoded(tmp_path
         (Path.unlink, r"a\.jsonl is gone, or a machine .* same place"),
     ],
 )
-def test_files_that_change_or_leave_after_they_were_counted_are_refused(
-    meddle: Callable[[Path], object], why: str, tmp_path: Path
-) -> None:
+def test_files_that_change_or_leave_after_they_were_counted_are_refused(meddle, why, tmp_path):
     job = job_on(tmp_path, GOOD)
 
     def finished(path: Path) -> None:
@@ -311,9 +307,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Broken:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [0, 2, 11, 25])
-def test_after_an_interruption_only_pieces_in_no_shard_are_encoded_again(
-    broken: Broken, count: int, tmp_path: Path
-) -> None:
+def test_after_an_interruption_only_pieces_in_no_shard_are_encoded_again(broken, count, tmp_path):
     first = Watched()
     with pytest.raises(Stop):
         in_pieces(broken.job, tmp_path, first, finished=stop_after(count))
@@ -345,9 +339,7 @@ def an_object(kept: dict[str, Any]) -> None:
     [b"", b"PK\x03\x04 half of it", of_another_piece, fewer_documents, no_number, an_object],
     ids=["empty", "half", "of another piece", "fewer documents", "no number", "an object"],
 )
-def test_what_was_kept_of_a_piece_and_is_not_its_own_is_encoded_again(
-    broken: Broken, damage: bytes | Callable[[dict[str, Any]], None], tmp_path: Path
-) -> None:
+def test_what_was_kept_of_a_piece_and_is_not_its_own_is_encoded_again(broken, damage, tmp_path):
     data = shutil.copytree(broken.folder / "data", tmp_path / "data")
     path = data / "0" / "pieces" / "000001.npz"
     if isinstance(damage, bytes):
@@ -360,9 +352,7 @@ def test_what_was_kept_of_a_piece_and_is_not_its_own_is_encoded_again(
     assert 0 < broken.continued(data)[0][1] < 20_000
 
 
-def test_pieces_of_another_size_are_counted_anew_and_keep_the_shards(
-    broken: Broken, tmp_path: Path
-) -> None:
+def test_pieces_of_another_size_are_counted_anew_and_keep_the_shards(broken, tmp_path):
     data = shutil.copytree(broken.folder / "data", tmp_path / "data")
     shard = data / "0" / "train" / "shard_00000.npy"
     written = shard.stat().st_mtime_ns

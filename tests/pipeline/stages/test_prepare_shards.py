@@ -2,7 +2,6 @@
 
 import io
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -25,9 +24,7 @@ from tests.support.hub_server import HubServer
 # ---------------------------------------------------------------- shards made elsewhere
 
 
-def write_npy(
-    path: Path, rows: int = 200, dtype: Any = np.int32, where: Any = (), to: int = 0
-) -> None:
+def write_npy(path, rows=200, dtype=np.int32, where=(), to=0):
     """Write ids, with the number `to` at some places."""
     path.parent.mkdir(exist_ok=True)
     ids = np.random.default_rng(rows).integers(2, 256, (rows, SEQ_LEN))
@@ -37,9 +34,7 @@ def write_npy(
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int64])
-def test_npy_shards_are_taken_over_unchanged_and_their_last_rows_held_out(
-    tmp_path: Path, dtype: Any
-) -> None:
+def test_npy_shards_are_taken_over_unchanged_and_their_last_rows_held_out(tmp_path, dtype):
     job = npy_job(tmp_path)
     write_npy(tmp_path / "shards" / "a.npy", dtype=dtype)
     write_npy(tmp_path / "shards" / "b.npy", 100, dtype)
@@ -149,9 +144,7 @@ def hub_npy_files(shards: int, rows: int) -> dict[str, bytes]:
     return files
 
 
-def test_hub_shards_stay_on_the_hub_and_stream_through_a_cache(
-    hub: HubServer, tmp_path: Path
-) -> None:
+def test_hub_shards_stay_on_the_hub_and_stream_through_a_cache(hub, tmp_path):
     files = hub_npy_files(shards=4, rows=100)
     hub.add_repo("user/shards", "dataset", files)
     job = npy_job(tmp_path, kind="hub-npy", repo="user/shards")
@@ -184,9 +177,7 @@ def test_hub_shards_of_another_tokenizer_are_refused(hub: HubServer, tmp_path: P
         prepared(job, tmp_path / "data")
 
 
-def test_hub_shards_without_an_end_of_text_are_refused(
-    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hub_shards_without_an_end_of_text_are_refused(hub, tmp_path, monkeypatch):
     hub.add_repo("user/shards", "dataset", hub_npy_files(shards=2, rows=100))
     job = npy_job(tmp_path, kind="hub-npy", repo="user/shards")
     job.data.documents = True
@@ -212,9 +203,7 @@ def test_hub_shards_without_an_end_of_text_are_refused(
         prepared(more, tmp_path / "less")
 
 
-def test_a_hub_data_set_is_read_at_the_commit_it_was_first_seen_at(
-    hub: HubServer, tmp_path: Path
-) -> None:
+def test_a_hub_data_set_is_read_at_the_commit_it_was_first_seen_at(hub, tmp_path):
     corpus = write_corpus(tmp_path / "corpus.jsonl").read_bytes()
     hub.add_repo("user/text", "dataset", {"train.jsonl": corpus})
     job = job_by_file(tmp_path, data={"sources": [{"kind": "hub", "repo": "user/text"}]})

@@ -31,9 +31,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 # ---------------------------------------------------------------- a folder
 
 
-def test_embeddings_may_have_half_the_size_and_are_exact_on_reload(
-    trained: Trained, tmp_path: Path
-) -> None:
+def test_embeddings_may_have_half_the_size_and_are_exact_on_reload(trained, tmp_path):
     out = tmp_path / "small"
     published = trained.publish(out, embeddings="bfloat16")
     assert published["max_logit_difference"] < 1e-4
@@ -80,9 +78,7 @@ def test_a_folder_gets_the_model_its_card_and_its_loss_plot_and_again_the_same_b
 
 
 @pytest.mark.slow
-def test_a_model_that_no_stock_architecture_computes_is_published_with_its_code(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_model_that_no_stock_architecture_computes_is_published_with_its_code(tmp_path, capsys):
     trained = Trained(tmp_path, softcap=1.5)
     published = trained.publish(tmp_path / "demo")
     weights = load_file(tmp_path / "demo" / "model.safetensors")
@@ -124,9 +120,7 @@ def test_a_folder_with_something_else_in_it_is_refused(trained: Trained, tmp_pat
     assert contents(tmp_path) == {"thesis.txt": b"ten years of work"}
 
 
-def test_a_folder_that_cannot_be_made_or_written_is_found_before_training(
-    trained: Trained, tmp_path: Path
-) -> None:
+def test_a_folder_that_cannot_be_made_or_written_is_found_before_training(trained, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(BadInput, match=r"file \(Not a directory\)"):
         check_target(trained.job(tmp_path / "file" / "deep" / "demo"))
@@ -143,9 +137,7 @@ def test_conditions_that_are_met_let_the_model_pass(trained: Trained, tmp_path: 
     assert (tmp_path / "demo" / "config.json").exists()
 
 
-def test_a_condition_that_is_not_met_blocks_the_model_and_says_how_to_continue(
-    trained: Trained, tmp_path: Path
-) -> None:
+def test_a_condition_that_is_not_met_blocks_the_model_and_says_how_to_continue(trained, tmp_path):
     with pytest.raises(BadInput) as caught:
         trained.publish(tmp_path / "demo", require=["bits_per_byte < 2", "loss <= 3", "loss < 2.5"])
     message = str(caught.value)
@@ -155,9 +147,7 @@ def test_a_condition_that_is_not_met_blocks_the_model_and_says_how_to_continue(
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_no_number_or_was_not_measured_never_passes(
-    trained: Trained, tmp_path: Path
-) -> None:
+def test_what_is_no_number_or_was_not_measured_never_passes(trained, tmp_path):
     broken = {"pretrain": {"loss": float("nan")}}
     for condition in ("loss < 5", "loss > 5", "loss >= 0"):
         with pytest.raises(BadInput, match="not met"):
@@ -186,9 +176,7 @@ def test_a_folder_belongs_to_the_run_that_published_it(trained: Trained, tmp_pat
     assert not is_still_there(published, out)
 
 
-def test_a_process_whose_run_was_taken_over_does_not_replace_the_model(
-    trained: Trained, tmp_path: Path
-) -> None:
+def test_a_process_whose_run_was_taken_over_does_not_replace_the_model(trained, tmp_path):
     out, asked = tmp_path / "demo", []
 
     def confirm() -> None:
@@ -212,9 +200,7 @@ def test_a_process_whose_run_was_taken_over_does_not_replace_the_model(
 # ---------------------------------------------------------------- a GGUF file
 
 
-def test_a_gguf_file_and_a_modelfile_lie_next_to_the_weights(
-    trained: Trained, tmp_path: Path
-) -> None:
+def test_a_gguf_file_and_a_modelfile_lie_next_to_the_weights(trained, tmp_path):
     out, says = tmp_path / "demo", list[Note]()
     published = trained.publish(out, gguf=True, says=says)
     assert published["gguf"] == "model-f16.gguf"
@@ -242,9 +228,7 @@ def test_a_failed_conversion_leaves_the_published_weights_and_says_so(tmp_path: 
     assert "Ollama" not in (out / "README.md").read_text()
 
 
-def test_a_gguf_file_that_can_not_be_or_of_an_adapter_is_refused_before_training(
-    tmp_path: Path,
-) -> None:
+def test_a_gguf_file_that_can_not_be_or_of_an_adapter_is_refused_before_training(tmp_path):
     (tmp_path / "model").mkdir()
     other = Trained(tmp_path / "model", softcap=15.0)
     message = r"publish\.gguf: GGUF can't express this model: .*softcap 15\.0.*Nothing was started"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,8 +26,6 @@ def test_the_base_of_additions_that_were_trained_twice_is_that_of_the_first_stag
     check_adapter(with_lora_twice(), to_hub=False)
 
 
-def test_they_can_go_to_the_hub_if_their_base_is_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_they_can_go_to_the_hub_if_their_base_is_there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     check_adapter(with_lora_twice(pretrain=None, sft__init_from="user/base"), to_hub=True)

@@ -43,9 +43,7 @@ def test_a_public_repository_is_made_only_when_asked_for(hub: HubServer, trained
     assert not hub.repos["model", "tester/demo"].private
 
 
-def test_a_private_model_never_lands_in_a_repository_that_is_public(
-    hub: HubServer, trained: Trained
-) -> None:
+def test_a_private_model_never_lands_in_a_repository_that_is_public(hub, trained):
     hub.add_repo("tester/demo", files={"README.md": b"mine"})
     with pytest.raises(BadInput, match="is public"):
         check_target(trained.job("hf://tester/demo"))
@@ -54,9 +52,7 @@ def test_a_private_model_never_lands_in_a_repository_that_is_public(
     assert hub.files("tester/demo") == {"README.md": b"mine"}
 
 
-def test_without_a_token_nothing_is_started(
-    hub: HubServer, trained: Trained, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_token_nothing_is_started(hub, trained, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(BadInput, match=r"HF_TOKEN or run `hf auth login`") as caught:
         check_target(trained.job("hf://tester/demo"))
@@ -108,9 +104,7 @@ def test_a_fine_grained_token_needs_the_right_to_write_there(
         check_target(trained.job("hf://tester/demo"))
 
 
-def test_metadata_the_hub_refuses_and_anothers_namespace_are_found_before_training(
-    hub: HubServer, trained: Trained
-) -> None:
+def test_metadata_the_hub_refuses_and_anothers_namespace_are_found_before_training(hub, trained):
     with pytest.raises(BadInput, match="can't publish as google"):
         check_target(trained.job("hf://google/demo"))
     hub.fail("validate-yaml", status=400)
@@ -119,24 +113,18 @@ def test_metadata_the_hub_refuses_and_anothers_namespace_are_found_before_traini
 
 
 @pytest.mark.parametrize("to", ["hf://demo", "hf://a/b/c", "hf://tester/de mo", "s3://bucket/demo"])
-def test_a_target_that_is_neither_a_folder_nor_a_repository_is_bad_input(
-    to: str, trained: Trained
-) -> None:
+def test_a_target_that_is_neither_a_folder_nor_a_repository_is_bad_input(to, trained):
     with pytest.raises(BadInput, match="neither a folder nor hf://user/name"):
         check_target(trained.job(to))
 
 
-def test_a_hub_that_is_down_before_training_is_a_note_not_an_error(
-    hub: HubServer, trained: Trained
-) -> None:
+def test_a_hub_that_is_down_before_training_is_a_note_not_an_error(hub, trained):
     hub.fail("whoami", status=503)
     (note,) = check_target(trained.job("hf://tester/demo"))
     assert "could not be checked" in note
 
 
-def test_an_outage_while_publishing_is_waited_out(
-    hub: HubServer, trained: Trained, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_outage_while_publishing_is_waited_out(hub, trained, monkeypatch):
     waited: list[float] = []
     monkeypatch.setattr("pipeline.stages.publish_hub.time.sleep", waited.append)
     hub.fail("/commit/", status=503, times=1)

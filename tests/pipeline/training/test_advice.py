@@ -89,9 +89,7 @@ def test_a_disk_that_will_not_hold_the_next_saves_is_said_once_before_it_is_full
 
 
 @pytest.mark.usefixtures("shared_disk")
-def test_saves_that_are_deleted_in_time_make_room(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_saves_that_are_deleted_in_time_make_room(tmp_path, monkeypatch):
     said = Said(tmp_path, monkeypatch)
     replaced = [f"checkpoints/pretrain/{step}-1" for step in range(1, 8)]
     said.saved(10, free=2 * 10**9, head=Head().with_trash(replaced, 0.0))
@@ -100,9 +98,7 @@ def test_saves_that_are_deleted_in_time_make_room(
     assert len(said.notes) == 1
 
 
-def test_a_disk_of_this_machine_needs_room_for_two_replaced_checkpoints(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_of_this_machine_needs_room_for_two_replaced_checkpoints(tmp_path, monkeypatch):
     said = Said(tmp_path, monkeypatch)
     said.saved(10, free=2 * 10**9)
     one = Head().with_trash(["checkpoints/pretrain/10-1"], 0.0)

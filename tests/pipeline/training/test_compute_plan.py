@@ -65,9 +65,7 @@ def test_lora_is_offered_where_all_weights_do_not_fit(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("changes", [{}, {"sft__lora": {"rank": 16}}])
-def test_lora_is_not_offered_where_it_does_not_fit_either(
-    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
-) -> None:
+def test_lora_is_not_offered_where_it_does_not_fit_either(monkeypatch, changes):
     monkeypatch.setattr(hardware, "total_memory", lambda device: int(7e8))
     with pytest.raises(BadInput) as refused:
         choose_plan(tiny_job(model="pion-small", **changes), "sft", Group(), None)
@@ -118,9 +116,7 @@ LARGE = {"model": "pion-small", "data__seq_len": 96}
 WHOLE, PARTS, TOO_SMALL = 4.0, 1.9, 0.9
 
 
-def test_ranks_divide_a_model_only_if_it_does_not_fit_otherwise(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_ranks_divide_a_model_only_if_it_does_not_fit_otherwise(monkeypatch):
     job = tiny_job(**LARGE)
     card_of(WHOLE, monkeypatch)
     assert not choose_plan(job, "pretrain", Group(0, 4), None).sharded
@@ -155,9 +151,7 @@ def test_one_worker_has_nobody_to_divide_a_model_with() -> None:
         choose_plan(tiny_job(hardware__fsdp=True), "pretrain", Group(0, 1), None)
 
 
-def test_a_model_stays_divided_as_the_checkpoint_recorded_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_model_stays_divided_as_the_checkpoint_recorded_it(monkeypatch):
     card_of(WHOLE, monkeypatch)
     forced = choose_plan(tiny_job(**LARGE, hardware__fsdp=True), "pretrain", Group(0, 4), None)
     again = choose_plan(tiny_job(**LARGE), "pretrain", Group(0, 4), forced.to_dict())
@@ -188,9 +182,7 @@ def test_ranks_divide_a_model_that_ran_out_of_memory_whole(monkeypatch: pytest.M
     assert choose_plan(job, "pretrain", ranks, divided.to_dict(), at_most) == divided
 
 
-def test_a_divided_model_keeps_what_the_checkpoint_recorded_of_the_whole_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_divided_model_keeps_what_the_checkpoint_recorded_of_the_whole_one(monkeypatch):
     job, ranks = tiny_job(**LARGE), Group(0, 4)
     card_of(WHOLE, monkeypatch)
     predicted = choose_plan(job, "pretrain", ranks, None)
@@ -201,9 +193,7 @@ def test_a_divided_model_keeps_what_the_checkpoint_recorded_of_the_whole_one(
     assert plan == dataclasses.replace(before, sharded=True)
 
 
-def test_all_ranks_divide_a_model_that_does_not_fit_on_one_of_their_cards(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_all_ranks_divide_a_model_that_does_not_fit_on_one_of_their_cards(monkeypatch):
     card_of(WHOLE, monkeypatch)
     monkeypatch.setattr(OtherCard, "sharded", True)
     assert choose_plan(tiny_job(**LARGE), "pretrain", OtherCard(0, 2), None).sharded
@@ -221,9 +211,7 @@ def test_all_ranks_divide_a_model_that_does_not_fit_on_one_of_their_cards(
         ("bfloat16", "float32", "float32"),
     ],
 )
-def test_the_residual_stream_is_in_bfloat16_where_job_and_computation_are(
-    setting: str, dtype: str, residual: str
-) -> None:
+def test_the_residual_stream_is_in_bfloat16_where_job_and_computation_are(setting, dtype, residual):
     job = tiny_job(hardware__residual=setting, hardware__dtype=dtype)
     assert choose_plan(job, "pretrain", Group(), None).residual == residual
 
@@ -278,9 +266,7 @@ def test_the_step_is_compiled_on_a_gpu_and_where_the_job_says_so(
     assert picked == compiled
 
 
-def test_without_a_deterministic_compiler_deterministic_results_are_not_compiled(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_without_a_deterministic_compiler_deterministic_results_are_not_compiled(monkeypatch):
     monkeypatch.setattr(hardware, "compiles_deterministically", lambda: False)
     assert pick_compile("auto", torch.device("cuda"), deterministic=False)
     assert not pick_compile("auto", torch.device("cuda"), deterministic=True)

@@ -19,9 +19,7 @@ from pipeline.training.train_request import Group, TrainRequest
 from tests.support.jobs import tiny_job
 
 
-def context_of(
-    folder: Path, said: list[Any], group: Group | None = None, **changes: Any
-) -> TrainingContext:
+def context_of(folder, said, group=None, **changes):
     request = TrainRequest(
         job=tiny_job(**changes).model_dump(mode="json"),
         job_folder=str(folder),
@@ -35,9 +33,7 @@ def context_of(
     return context
 
 
-def test_a_job_that_compiles_nothing_here_is_not_checked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_job_that_compiles_nothing_here_is_not_checked(tmp_path, monkeypatch):
     monkeypatch.delattr(compile_trial, "try_compiler")
     said: list[Any] = []
     context = context_of(tmp_path, said)  # `auto` compiles nothing on a CPU
@@ -46,9 +42,7 @@ def test_a_job_that_compiles_nothing_here_is_not_checked(
     assert context.at_most is None
 
 
-def test_a_compiler_that_works_leaves_the_plan_as_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_compiler_that_works_leaves_the_plan_as_it_is(tmp_path, monkeypatch):
     tried: list[Any] = []
 
     def works(trial: compile_trial.Trial, plan: ComputePlan) -> list[StepDown]:
@@ -82,9 +76,7 @@ def test_a_rank_waits_for_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [plan.world_size for plan in tried] == [2]
 
 
-def test_what_fails_is_reported_and_no_stage_tries_it_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_fails_is_reported_and_no_stage_tries_it_again(tmp_path, monkeypatch):
     def fails(trial: compile_trial.Trial, plan: ComputePlan) -> list[StepDown]:
         less = dataclasses.replace(plan, combo_kernels=False)
         return [StepDown(plan, less, "torch.compile failed (no kernel)")]

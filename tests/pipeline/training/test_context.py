@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pion.errors import Interrupted, PionError, Stopped
+from pion.errors import Interrupted, Stopped
 from pion.train.hardware import device_name
 from pipeline.state.claim import claim_run
 from pipeline.state.owner import Owner
@@ -43,9 +43,7 @@ def one_core() -> Iterator[None]:
 
 @pytest.mark.skipif(os.cpu_count() == 1, reason="this machine has one core")
 @pytest.mark.usefixtures("one_core")
-def test_training_has_no_more_threads_than_the_container_lets_it_use(
-    request_here: TrainRequest,
-) -> None:
+def test_training_has_no_more_threads_than_the_container_lets_it_use(request_here):
     context = TrainingContext(request_here, Group(), lambda message: None, lambda: False)
     context.watchdog.close()
     context.import_torch()
@@ -58,9 +56,7 @@ def never_answers() -> None:
 
 
 @pytest.mark.parametrize(("asked", "error"), [(None, Interrupted), ("pion stop", Stopped)])
-def test_training_that_waits_for_its_store_obeys_a_stop(
-    tmp_path: Path, request_here: TrainRequest, asked: str | None, error: type[PionError]
-) -> None:
+def test_training_that_waits_for_its_store_obeys_a_stop(tmp_path, request_here, asked, error):
     context = TrainingContext(request_here, Group(), lambda message: None, lambda: asked is None)
     claim = claim_run(RunState(FileStore(tmp_path / "runs"), "tiny"), Owner.me())
     claim.heartbeat.stop_request = asked

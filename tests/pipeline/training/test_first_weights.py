@@ -203,9 +203,7 @@ def after_sft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str
     return models, SimpleNamespace(job=job, run=run, fetch=lambda bring: bring())
 
 
-def test_preferences_after_fine_tuning_start_from_the_fine_tuned_model(
-    after_sft: tuple[dict[str, Decoder], Any],
-) -> None:
+def test_preferences_after_fine_tuning_start_from_the_fine_tuned_model(after_sft):
     """Also with LoRA: the base of the job is not what the additions, or the reference, are of."""
     models, context = after_sft
     start, after = (tensors_sha256(models[name].state_dict()) for name in ("start", "sft"))
@@ -218,9 +216,7 @@ def test_preferences_after_fine_tuning_start_from_the_fine_tuned_model(
         assert name_of(Start(model, adapter, plan)) == after
 
 
-def test_additions_that_are_trained_further_are_brought_once(
-    after_sft: tuple[dict[str, Decoder], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_additions_that_are_trained_further_are_brought_once(after_sft, tmp_path, monkeypatch):
     """To bring them may hash the whole base."""
     models, context = after_sft
     lora, brought = {"rank": 2}, list[str]()

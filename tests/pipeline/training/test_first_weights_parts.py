@@ -70,9 +70,7 @@ def test_random_weights_have_the_same_bits() -> None:
     same_start(context_of(tiny_job(sft=None)), "pretrain")
 
 
-def test_the_weights_of_the_stage_before_are_read_from_its_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_weights_of_the_stage_before_are_read_from_its_checkpoint(tmp_path, monkeypatch):
     job = tiny_job()
     config = job.model_config_resolved()
     (tmp_path / "config.json").write_text(to_json(config.to_dict()))
@@ -81,9 +79,7 @@ def test_the_weights_of_the_stage_before_are_read_from_its_checkpoint(
     same_start(context_of(job), "sft")
 
 
-def test_the_weights_of_a_base_are_fitted_to_the_job(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_weights_of_a_base_are_fitted_to_the_job(tmp_path, monkeypatch):
     config = tiny_config(seq_len=96)
     save_file(
         {name: tensor.bfloat16() for name, tensor in Decoder(config).state_dict().items()},
@@ -128,9 +124,7 @@ def context_from(source: Path, model: dict[str, Any], group: Group | None = None
 
 
 @pytest.mark.parametrize("experts", [None, EXPERTS])
-def test_a_model_of_other_people_is_read_where_it_is_needed(
-    tmp_path: Path, experts: dict[str, int] | None
-) -> None:
+def test_a_model_of_other_people_is_read_where_it_is_needed(tmp_path, experts):
     """Each expert is a tensor for itself in its files."""
     config = tiny_config(seq_len=96, experts=None if experts is None else Experts(**experts))
     folder = of_transformers(tmp_path / "theirs", drawn(config))
@@ -201,9 +195,7 @@ def refusals(start: Callable[[Path, Group], None], folders: list[Path]) -> list[
 
 
 @pytest.mark.parametrize("start", [starts_from, adapts])
-def test_ranks_that_found_different_weights_are_refused(
-    tmp_path: Path, start: Callable[[Path, Group], None]
-) -> None:
+def test_ranks_that_found_different_weights_are_refused(tmp_path, start):
     """A folder of one name may have another model on another machine. Its shapes may be equal."""
     model = drawn(tiny_config(seq_len=96))
     here, there = of_transformers(tmp_path / "here", model), tmp_path / "there"
@@ -263,9 +255,7 @@ def test_what_lora_has_trained_is_merged_matrix_by_matrix(tmp_path: Path, base_d
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("base_dtype", [None, "bfloat16"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_frozen_base_is_kept_as_a_whole_one_is(
-    dtype: torch.dtype, base_dtype: Any, stored: torch.dtype
-) -> None:
+def test_a_frozen_base_is_kept_as_a_whole_one_is(dtype, base_dtype, stored):
     base, lora = drawn(tiny_config()), Lora(rank=2, base_dtype=base_dtype)
     state = {name: tensor.to(stored) for name, tensor in base.state_dict().items()}
     whole = adapted(Decoder.from_state(base.config, state), lora, seed=3, dtype=dtype)

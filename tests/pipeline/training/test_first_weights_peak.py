@@ -48,9 +48,7 @@ REST = 1.05
 class Taken(LiveBytes):
     """Counts the bytes that operations take. What is mapped from files takes none."""
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.aten.set_.source_Storage:
             mapped: Tensor = func(*args, **(kwargs or {}))
             self._known[mapped.untyped_storage()] = 0
@@ -92,9 +90,7 @@ def frozen(folder: Path) -> Start:
 # By how many of the largest tensors a rank may have more than its part. A product of LoRA is
 # scaled, compared and added. The additions themselves take as much as two.
 @pytest.mark.parametrize(("of", "tensors"), [(theirs, 1), (merged, 7), (frozen, 3)])
-def test_a_rank_has_its_part_and_one_tensor_at_a_time(
-    tmp_path: Path, of: Callable[[Path], Start], tensors: int
-) -> None:
+def test_a_rank_has_its_part_and_one_tensor_at_a_time(tmp_path, of, tensors):
     start = of(tmp_path)
     with fake_group(RANKS), Taken("cpu", {}) as taken:
         model, weights = start()
@@ -106,9 +102,7 @@ def test_a_rank_has_its_part_and_one_tensor_at_a_time(
     assert max(taken.history) >= sum(sizes) / RANKS  # else nothing was counted
 
 
-def test_a_model_that_was_only_measured_is_gone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_that_was_only_measured_is_gone(tmp_path, monkeypatch):
     """Its modules refer to each other, and nobody else may collect them before the stage begins."""
     world, models = make_world(tmp_path, pairs=8), list[weakref.ref[Decoder]]()
     base = config_of_the_world(), Whole(model_of_the_world().state_dict())

@@ -131,9 +131,7 @@ def test_another_python_or_precision_is_shown_too() -> None:
         ({"from_step": 0}, "first row 88,448, but the next row should be 0"),
     ],
 )
-def test_what_a_hop_must_not_change_is_an_alarm_and_never_as_before(
-    change: dict[str, Any], alarm: str
-) -> None:
+def test_what_a_hop_must_not_change_is_an_alarm_and_never_as_before(change, alarm):
     lines = receipt(A40, A4000 | change, LAST)
     (found,) = alarms(lines)
     assert alarm in found
@@ -191,9 +189,7 @@ def run(tmp_path: Path) -> RunState:
     return RunState(FileStore(tmp_path), "demo")
 
 
-def attempt(
-    run: RunState, epoch: int, event: dict[str, Any], steps: range, lr: float = 3e-4
-) -> None:
+def attempt(run, epoch, event, steps, lr=0.0003):
     """Write an attempt that trained `steps`, with two steps per segment."""
     events = EventLog(run.store, run.name, epoch)
     events.append("phase", name="import", seconds=1.0)

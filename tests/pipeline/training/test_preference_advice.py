@@ -55,9 +55,7 @@ def test_steps_that_go_well_are_not_warned_of() -> None:
         ({"accuracy": 0.99, "saturated": 0.51}, "learned", "99.0% of the preferences are right"),
     ],
 )
-def test_each_kind_of_trouble_is_said_once(
-    numbers: dict[str, float], name: str, words: str
-) -> None:
+def test_each_kind_of_trouble_is_said_once(numbers, name, words):
     heard = Heard()
     heard.trained(steps(1, 1 + WINDOW))
     heard.trained(steps(1 + WINDOW, 100, **numbers))

@@ -70,9 +70,7 @@ class Saved:
     trained: list[int] = dataclasses.field(default_factory=list)
 
 
-def train_with_trouble(
-    bad: set[int], steps: int, global_batch: int, start: Saved, chance: random.Random
-) -> tuple[list[int], Head]:
+def train_with_trouble(bad, steps, global_batch, start, chance):
     """Return the rows that a run commits although it is interrupted and rescaled at random."""
     head, saves, interruptions = Head(), [start], 5
     while True:
@@ -188,9 +186,7 @@ def test_troubles_in_a_row_stop_the_run_after_the_last_try() -> None:
 
 
 @pytest.mark.parametrize(("saved", "counting"), [(106, 3), (200, 3), (201, 2), (204, 1), (205, 0)])
-def test_saving_a_few_steps_between_troubles_is_not_getting_past_them(
-    saved: int, counting: int
-) -> None:
+def test_saving_a_few_steps_between_troubles_is_not_getting_past_them(saved, counting):
     """Otherwise a diverging run that saves every other step would rewind forever."""
     head = head_with([skipped_at(step) for step in (101, 103, 105)], saved)
     assert plan(head, step=saved + 1, max_rewinds=counting + 1)
@@ -321,9 +317,7 @@ def test_raising_steps_keeps_what_was_skipped() -> None:
     assert rows_to_skip(head, "pretrain", "other", 0) == [rows_of(8)]
 
 
-def test_an_attempt_that_leaves_out_other_rows_is_not_one_more_without_progress(
-    run: RunState,
-) -> None:
+def test_an_attempt_that_leaves_out_other_rows_is_not_one_more_without_progress(run):
     """`max_rewinds` limits these. The limit on attempts is for those that end the same way."""
     for _ in range(4):
         claim = claim_run(run, someone())

@@ -79,9 +79,7 @@ def test_a_save_that_hangs_is_an_outage_and_the_next_has_a_new_uploader(stage: S
     assert not stage.saving.too_long_undurable()
 
 
-def test_a_last_save_whose_uploader_was_killed_is_made_again_each_time(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_last_save_whose_uploader_was_killed_is_made_again_each_time(stage, monkeypatch):
     save, killed = stage.uploader.save, set[int]()
 
     def save_later(request: SaveRequest) -> Saved:
@@ -97,9 +95,7 @@ def test_a_last_save_whose_uploader_was_killed_is_made_again_each_time(
     assert killed == {10, 20, 30}
 
 
-def test_a_save_that_is_refused_for_good_names_the_copy_on_this_machine(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_save_that_is_refused_for_good_names_the_copy_on_this_machine(stage, monkeypatch):
     monkeypatch.setattr(stage.checkpointer, "local_copy", lambda: Path("/the/copy"))
     for save in (stage.saving.begin, stage.saving.complete):
         stage.checkpointer._failure = StoreError("write", "s3://b/x", "access was denied")
@@ -124,9 +120,7 @@ def test_a_run_that_ends_since_its_last_save_failed_does_not_say_that_it_trains_
 @pytest.mark.parametrize(
     ("age", "best", "saved"), [(119.0, False, False), (120.0, False, True), (119.0, True, True)]
 )
-def test_evaluating_saves_first_as_often_as_the_store_bears_it(
-    stage: Stage, age: float, best: bool, saved: bool
-) -> None:
+def test_evaluating_saves_first_as_often_as_the_store_bears_it(stage, age, best, saved):
     """With `keep.best`, always: the loss belongs to a checkpoint of the same step."""
     stage.cadence.floor_seconds = 120.0
     stage.now = age

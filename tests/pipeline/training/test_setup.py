@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from pipeline.data.hub import download_shard
 from pipeline.job.digest import digest_job
 from pipeline.stages.prepare import prepare_part
 from pipeline.state.checkpoints.checkpointer import Checkpointer, CheckpointSeries
-from pipeline.state.claim import Claim, claim_run
+from pipeline.state.claim import claim_run
 from pipeline.state.head import data_key
 from pipeline.state.owner import Owner
 from pipeline.training import setup
@@ -37,9 +36,7 @@ from tests.support.tiny_config import tiny_config
 
 
 @pytest.mark.parametrize("documents", [True, False])
-def test_a_worker_trains_and_evaluates_within_documents_if_the_job_says_so(
-    tmp_path: Path, documents: bool
-) -> None:
+def test_a_worker_trains_and_evaluates_within_documents_if_the_job_says_so(tmp_path, documents):
     write_corpus(tmp_path / "corpus.jsonl")
     job = make_job(tmp_path, data={"documents": documents}, store=str(tmp_path / "runs"))
     prepare_part(job, "pretrain", tmp_path / "data", lambda message: None)
@@ -77,9 +74,7 @@ def test_ranks_may_divide_a_model_that_does_not_fit_if_the_job_leaves_that_open(
 
 
 @pytest.fixture
-def claimed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[TrainingContext, Claim]]:
+def claimed(tmp_path, monkeypatch):
     """A run whose rows are prepared, and what its training process has."""
     write_corpus(tmp_path / "corpus.jsonl", 60)
     job = make_job(tmp_path, store=str(tmp_path / "runs"))
@@ -97,9 +92,7 @@ def claimed(
     claim.release()
 
 
-def test_the_plan_is_applied_before_a_model_is_there(
-    claimed: tuple[TrainingContext, Claim], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_plan_is_applied_before_a_model_is_there(claimed, monkeypatch):
     """The model may be measured before there is a trainer."""
     real, threads, before = setup.stage_model, list[int](), torch.get_num_threads()
 
@@ -116,9 +109,7 @@ def test_the_plan_is_applied_before_a_model_is_there(
     assert threads == [1]
 
 
-def test_a_stage_that_resumes_lets_the_checkpoint_go_once_the_trainer_has_it(
-    claimed: tuple[TrainingContext, Claim],
-) -> None:
+def test_a_stage_that_resumes_lets_the_checkpoint_go_once_the_trainer_has_it(claimed):
     context, claim = claimed
     series = CheckpointSeries("pretrain", context.request.digests["pretrain"], {})
     with closing(start_stage(context, "pretrain")) as begun:
@@ -154,9 +145,7 @@ def in_own_format(tokenizer: Tokenizer) -> ChatFormat:
     return ChatFormat("nowhere/tokenizer.json", tokenizer)
 
 
-def test_prompts_are_continued_together_as_each_would_be_alone(
-    model: Decoder, tokenizer: Tokenizer
-) -> None:
+def test_prompts_are_continued_together_as_each_would_be_alone(model, tokenizer):
     prompts = [prompt_ids(model, in_own_format(tokenizer), text, chat=False) for text in TEXTS]
     steps: list[None] = []
     texts = sample_texts(

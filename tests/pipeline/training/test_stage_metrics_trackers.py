@@ -43,9 +43,7 @@ def test_numbers_reach_tensorboard_under_their_stage(tmp_path: Path) -> None:
     assert [(e.step, e.value) for e in events.Scalars("pretrain/loss")] == [(7, 2.5)]
 
 
-def test_an_attempt_continues_the_run_in_trackio_and_says_where_it_went_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_attempt_continues_the_run_in_trackio_and_says_where_it_went_back(tmp_path, monkeypatch):
     trackio = pytest.importorskip("trackio")
     from trackio.sqlite_storage import SQLiteStorage
 

@@ -84,9 +84,7 @@ def test_the_report_shows_where_every_thread_is_and_a_file_has_it_too(tmp_path: 
     assert file.read_text() in text
 
 
-def test_a_hang_is_reported_when_no_file_can_be_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hang_is_reported_when_no_file_can_be_written(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
     watched = Watched(start_limit=60)
     watched.wait(70)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from pathlib import Path
 
 import pytest
 
@@ -23,9 +22,7 @@ from tests.support.jobs import tiny_job, write_tiny_data
 HERE = "127.0.0.1:6379"
 
 
-def test_on_one_machine_the_number_of_workers_is_fixed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_on_one_machine_the_number_of_workers_is_fixed(tmp_path, monkeypatch):
     monkeypatch.delenv(RAY_ADDRESS, raising=False)
     write_tiny_data(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -47,9 +44,7 @@ def test_on_one_machine_the_number_of_workers_is_fixed(
         (Cluster(gpus=0, cpus=0), "has 0 CPUs", "--address=127.0.0.1:6379."),
     ],
 )
-def test_a_ray_without_room_for_the_fewest_workers_is_refused(
-    there: Cluster, has: str, fix: str
-) -> None:
+def test_a_ray_without_room_for_the_fewest_workers_is_refused(there, has, fix):
     with pytest.raises(BadInput) as refused:
         require_room_for_fewest(tiny_job(hardware__workers=[2, 16]), there, HERE)
     message = str(refused.value)
@@ -86,9 +81,7 @@ def test_a_ray_that_never_says_what_it_has_is_refused(monkeypatch: pytest.Monkey
             ask(address)
 
 
-def test_workers_that_take_cpus_are_said_before_the_run_starts(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_workers_that_take_cpus_are_said_before_the_run_starts(monkeypatch):
     monkeypatch.setenv(RAY_ADDRESS, HERE)
     job = tiny_job(hardware__workers=[2, 16])
     assert what_workers_take(job, Cluster(gpus=2, cpus=64)) == []
@@ -109,13 +102,7 @@ def test_workers_that_take_cpus_are_said_before_the_run_starts(
         ([2, 8], 0, 16, 8),
     ],
 )
-def test_the_gpus_of_a_running_ray_decide_who_trains(
-    workers: int | list[int] | None,
-    here: int,
-    in_ray: int,
-    train: int,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_gpus_of_a_running_ray_decide_who_trains(workers, here, in_ray, train, monkeypatch):
     """A machine without a GPU may start the run. It would not train on that Ray's CPUs."""
     monkeypatch.setenv(RAY_ADDRESS, HERE)
     monkeypatch.setattr(cluster, "gpu_count", lambda: here)
@@ -125,18 +112,14 @@ def test_the_gpus_of_a_running_ray_decide_who_trains(
     assert gpus_of_workers(job) == in_ray
 
 
-def test_only_the_gpus_of_this_machine_count_if_no_ray_is_named(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_only_the_gpus_of_this_machine_count_if_no_ray_is_named(monkeypatch):
     monkeypatch.delenv(RAY_ADDRESS, raising=False)
     monkeypatch.setattr(cluster, "gpu_count", lambda: 2)
     assert worker_count(tiny_job(hardware__workers=None)) == 2
 
 
 @pytest.mark.parametrize(("workers", "here"), [(0, 0), (0, 2), (4, 2)])
-def test_a_ray_whose_answer_would_change_nothing_is_not_asked(
-    workers: int, here: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_ray_whose_answer_would_change_nothing_is_not_asked(workers, here, monkeypatch):
     monkeypatch.setenv(RAY_ADDRESS, "192.0.2.1:6379")  # nobody can be reached there
     monkeypatch.setattr(cluster, "gpu_count", lambda: here)
     job = tiny_job(hardware__workers=workers)

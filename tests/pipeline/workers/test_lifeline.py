@@ -97,9 +97,7 @@ def test_a_stranger_without_the_token_is_not_heard(server: Any) -> None:
         b'{"type": "SaveAndStop"}\n',
     ],
 )
-def test_a_stranger_who_sends_junk_is_hung_up_on(
-    server: Any, words: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stranger_who_sends_junk_is_hung_up_on(server, words, monkeypatch):
     raised: list[Any] = []
     monkeypatch.setattr(threading, "excepthook", raised.append)
     host, port = server.address.host, server.address.port
@@ -127,9 +125,7 @@ def test_a_stranger_who_says_nothing_is_hung_up_on(monkeypatch: pytest.MonkeyPat
     server.close()
 
 
-def test_strangers_who_wait_do_not_keep_a_worker_out(
-    server: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_strangers_who_wait_do_not_keep_a_worker_out(server, monkeypatch):
     monkeypatch.setattr(lifeline, "STRANGERS", 3)
     where = (server.address.host, server.address.port)
     before = threading.active_count()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -56,9 +55,7 @@ def asked_to_make_room() -> Iterator[None]:
 
 @pytest.mark.usefixtures("asked_to_make_room")
 @pytest.mark.parametrize("rank", [0, 1])
-def test_all_ranks_wait_until_the_one_that_owns_the_run_is_asked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
-) -> None:
+def test_all_ranks_wait_until_the_one_that_owns_the_run_is_asked(tmp_path, monkeypatch, rank):
     found: list[tuple[bool, bool]] = []
 
     def look(context: TrainingContext) -> str:

@@ -17,9 +17,7 @@ from pipeline.workers.ray_task_process import TASK_BYTES, TASKS_PER_CORE, _map, 
     ("cores", "memory", "tasks"),
     [(8, 1000 * TASK_BYTES, 8), (64, 10 * TASK_BYTES, 10), (4, TASK_BYTES // 2, 1)],
 )
-def test_there_are_no_more_tasks_than_cores_and_than_fit_the_memory(
-    cores: int, memory: int, tasks: int
-) -> None:
+def test_there_are_no_more_tasks_than_cores_and_than_fit_the_memory(cores, memory, tasks):
     assert most_tasks(cores, memory) == tasks
 
 

@@ -60,9 +60,7 @@ time.sleep(600)
 """
 
 
-def test_a_group_whose_workers_hang_ends_in_order_and_none_starts_after_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_group_whose_workers_hang_ends_in_order_and_none_starts_after_it(monkeypatch):
     def start(workers: RayWorkers) -> subprocess.Popen[bytes]:
         process = subprocess.Popen([sys.executable, "-c", ENDS_ON_SIGINT], stdout=subprocess.PIPE)
         assert process.stdout is not None
@@ -106,9 +104,7 @@ def test_each_session_has_another_token_and_no_token_of_the_environment() -> Non
 
 
 @pytest.mark.parametrize("length", [4, 20, 23, 24, 39, 40, 200])
-def test_rays_sockets_fit_below_any_temporary_folder(
-    length: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rays_sockets_fit_below_any_temporary_folder(length, monkeypatch):
     with tempfile.TemporaryDirectory(prefix="d", dir="/tmp") as short:
         folder = Path(short)
         if length > 4:
@@ -124,9 +120,7 @@ def test_rays_sockets_fit_below_any_temporary_folder(
             session.rmdir()
 
 
-def test_a_temporary_folder_that_is_not_there_is_bad_input(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_temporary_folder_that_is_not_there_is_bad_input(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", "/no-such")
     with pytest.raises(BadInput, match=r"/no-such can't be written.*TMPDIR.*at most 23 bytes"):
         session_folder()

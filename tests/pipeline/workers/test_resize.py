@@ -40,9 +40,7 @@ class WorkersHere:
     execute_async = execute
 
 
-def test_workers_save_and_end_before_a_group_of_another_size(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_workers_save_and_end_before_a_group_of_another_size(monkeypatch):
     monkeypatch.setattr(ray, "get", lambda results, timeout: results)
     saving = threading.Thread(target=lambda: resize._asked.wait(60) and resize.ended())
     saving.start()
@@ -75,9 +73,7 @@ class OneNeverEnds:
         return [True, False]
 
 
-def test_a_worker_that_waits_for_one_that_failed_does_not_hold_back_the_next_group(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_worker_that_waits_for_one_that_failed_does_not_hold_back_the_next_group(monkeypatch):
     group = OneNeverEnds()
     monkeypatch.setattr(ray, "get", lambda results, timeout: results)
     monkeypatch.setattr(resize, "time", SimpleNamespace(monotonic=lambda: group.seconds))

@@ -97,9 +97,7 @@ def signed(payload: bytes) -> bytes:
         (lambda data: signed(data[65:].replace(b'"first": 0', b'"first": []')), "int()"),
     ],
 )
-def test_a_damaged_chunk_is_refused_with_what_to_do(
-    tmp_path: Path, damage: Damage, expected: str
-) -> None:
+def test_a_damaged_chunk_is_refused_with_what_to_do(tmp_path, damage, expected):
     chunks(tmp_path).write("train", rows(0, [-1.0, -2.0], [-3.0]))
     path = file_of(tmp_path)
     path.write_bytes(damage(path.read_bytes()))

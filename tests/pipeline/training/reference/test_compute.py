@@ -168,9 +168,7 @@ def test_the_pass_says_how_far_it_is_and_what_it_took(world: World) -> None:
     assert not [m for m in world.said if isinstance(m, Phase | PrepareProgress)]
 
 
-def test_a_pass_that_continues_counts_what_is_done(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pass_that_continues_counts_what_is_done(world, monkeypatch):
     with monkeypatch.context() as dying:
         dies_at(dying, 3, after=True)
         with pytest.raises(Died):
@@ -253,9 +251,7 @@ def test_a_stop_keeps_what_is_computed(world: World, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_ranks_divide_the_rows_and_all_get_all_numbers(
-    world: World, monkeypatch: pytest.MonkeyPatch, ranks: int
-) -> None:
+def test_ranks_divide_the_rows_and_all_get_all_numbers(world, monkeypatch, ranks):
     alone = make(world, "alone")
     other = another(world)
     threads, computed = Threads(ranks), counted(monkeypatch)
@@ -286,9 +282,7 @@ def test_ranks_divide_the_rows_and_all_get_all_numbers(
     assert sum(computed) == 14
 
 
-def test_no_rank_computes_before_all_have_read_their_rows(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_rank_computes_before_all_have_read_their_rows(world, monkeypatch):
     """Ranks of a sharded model would wait for the weights of one that can't read."""
     bound, other = make(world), World(world.folder / "other")
     shutil.copytree(world.folder / "rows", other.folder / "rows")
@@ -322,9 +316,7 @@ def test_no_rank_computes_before_all_have_read_their_rows(
 # ---------------------------------------------------------------- one pass for many runs
 
 
-def test_another_run_of_the_store_needs_no_second_pass(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_run_of_the_store_needs_no_second_pass(world, monkeypatch):
     first = make(world, "first")
     computed = counted(monkeypatch)
     second = make(world, "second")
@@ -333,9 +325,7 @@ def test_another_run_of_the_store_needs_no_second_pass(
     assert not computed
 
 
-def test_other_weights_and_another_dtype_need_their_own_numbers(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_weights_and_another_dtype_need_their_own_numbers(world, monkeypatch):
     first = make(world, "first")
     computed = counted(monkeypatch)
     with world.context("second") as context:
@@ -348,9 +338,7 @@ def test_other_weights_and_another_dtype_need_their_own_numbers(
     assert sum(computed) == 14
 
 
-def test_other_settings_of_the_model_and_another_residual_need_their_own_numbers(
-    world: World,
-) -> None:
+def test_other_settings_of_the_model_and_another_residual_need_their_own_numbers(world):
     start = world.start()
     rotated = Decoder(dataclasses.replace(start.model.config, rope_theta=5000.0))
     rotated.load_state_dict(start.model.state_dict())
@@ -371,9 +359,7 @@ def test_a_run_that_starts_again_with_other_weights_gets_their_numbers(world: Wo
 # ---------------------------------------------------------------- what is bound
 
 
-def test_a_stage_that_resumes_computes_nothing(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stage_that_resumes_computes_nothing(world, monkeypatch):
     first = make(world)
     computed = counted(monkeypatch)
     with world.context() as context:
@@ -421,9 +407,7 @@ DAMAGES = ("flipped", "shorter", "missing", "gone")
 
 
 @pytest.mark.parametrize("wrong", DAMAGES)
-def test_a_stage_does_not_resume_with_numbers_that_changed_in_the_store(
-    world: World, wrong: str
-) -> None:
+def test_a_stage_does_not_resume_with_numbers_that_changed_in_the_store(world, wrong):
     make(world)
     damage(world, wrong)
     with world.context() as context, pytest.raises(PionError, match="--redo prefer"):
@@ -467,9 +451,7 @@ REPLACED = {
 
 @pytest.mark.parametrize("listed", [False, True])
 @pytest.mark.parametrize("other", list(REPLACED))
-def test_numbers_that_no_list_has_are_not_there(
-    world: World, monkeypatch: pytest.MonkeyPatch, other: str, listed: bool
-) -> None:
+def test_numbers_that_no_list_has_are_not_there(world, monkeypatch, other, listed):
     """The list of the folder's hashes is missing, or has other files only."""
     first = make(world)
     (path,) = (world.folder / "runs/_data").glob("*/*/train.sums.npy")
@@ -492,9 +474,7 @@ def test_numbers_that_no_list_has_are_not_there(
     assert any("computed again" in str(said) for said in world.said)
 
 
-def test_numbers_of_another_model_are_computed_again(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_numbers_of_another_model_are_computed_again(world, monkeypatch):
     """A hash of weights can't tell everything: a card may compute otherwise."""
     right = bits(make(world, "right"))
     other = another(world)
@@ -507,9 +487,7 @@ def test_numbers_of_another_model_are_computed_again(
     assert bits(make(other)) == right
 
 
-def test_each_start_that_computes_a_part_is_progress(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_start_that_computes_a_part_is_progress(world, monkeypatch):
     """Machines vanish: many starts may be needed for a long pass."""
     for _ in range(MAX_ATTEMPTS + 1):
         with monkeypatch.context() as dying:
@@ -524,9 +502,7 @@ def test_each_start_that_computes_a_part_is_progress(
                     make_reference(context, world.streams(), world.start())
 
 
-def test_too_little_memory_asks_for_a_smaller_plan_as_a_step_does(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_little_memory_asks_for_a_smaller_plan_as_a_step_does(world, monkeypatch):
     def too_little(*given: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -544,9 +520,7 @@ def test_too_little_memory_asks_for_a_smaller_plan_as_a_step_does(
             make_reference(context, world.streams(), world.start(**smallest))
 
 
-def test_no_chunk_of_an_earlier_reference_is_left(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_chunk_of_an_earlier_reference_is_left(world, monkeypatch):
     with monkeypatch.context() as dying:
         dies_at(dying, 2, after=True)
         with pytest.raises(Died):
@@ -593,9 +567,7 @@ def of_the_other_side(bound: Bound, streams: dict[str, RowStream]) -> RowStream:
 
 
 @pytest.mark.parametrize("mistake", [shifted, of_the_other_side])
-def test_numbers_of_other_sequences_are_refused_before_the_first_step(
-    world: World, mistake: Any
-) -> None:
+def test_numbers_of_other_sequences_are_refused_before_the_first_step(world, mistake):
     with pytest.raises(BadInput, match="these reference numbers are not of these weights"):
         compare(world.start(), mistake(make(world), world.streams()))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -66,9 +65,7 @@ def test_the_same_dtype_is_not_worth_a_word(world: World) -> None:
         ),
     ],
 )
-def test_another_dtype_than_that_of_the_reference_is_said(
-    world: World, changes: dict[str, Any], words: str, back: str
-) -> None:
+def test_another_dtype_than_that_of_the_reference_is_said(world, changes, words, back):
     bind(world)
     plan = ComputePlan(micro_batch=2, threads=1, **changes)
     (said,) = resume(world, Start(model_of_the_world(), None, plan))

@@ -52,9 +52,7 @@ def test_how_a_machine_divides_the_work_is_not() -> None:
     assert key(start_of(micro_batch=7, recompute=True)) == key(start_of())
 
 
-def test_the_job_is_not_so_that_another_beta_or_loss_finds_the_same_numbers(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_job_is_not_so_that_another_beta_or_loss_finds_the_same_numbers(monkeypatch):
     """A pass gets the name of the model, the rows and the dtypes, whatever the job learns."""
     named: list[str] = []
 
