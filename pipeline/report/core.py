@@ -125,14 +125,13 @@ def _rows(core: Mapping[str, Any]) -> list[tuple[str, ...]]:
         if task["not_finite"]:
             rows.append((name, "–", "–", "–", "the model's logits are not numbers"))
             continue
-        notes = ["at chance"] * _at_chance(task) + _notes(task)
         rows.append(
             (
                 name,
                 f"{100 * task['accuracy']:.1f} % ± {100 * task['sem']:.1f}",
                 f"{100 * task['baseline']:.1f} %",
                 measured(task["centred"], task["centred_sem"]),
-                "; ".join(notes),
+                "; ".join(["at chance"] * _at_chance(task) + _notes(task)),
             )
         )
     return rows

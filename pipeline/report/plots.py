@@ -96,8 +96,7 @@ def _series(rows: Rows, key: str) -> tuple[list[int], list[float]]:
 
 def _mark_restarts(axes: Axes, rows: Rows) -> None:
     """Draw a faint vertical line where another epoch (a restart, another machine) took over."""
-    known = [row for row in rows if row.get("epoch") is not None]
-    for before, row in itertools.pairwise(known):
+    for before, row in itertools.pairwise([row for row in rows if row.get("epoch") is not None]):
         if row["epoch"] != before["epoch"]:
             axes.axvline(row["step"], color="#8b949e", linewidth=0.8, linestyle=(0, (2, 3)))
 

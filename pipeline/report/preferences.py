@@ -186,9 +186,8 @@ def text_change_in_words(tuned: Result) -> str:
 def answer_rows(answers: Result) -> list[tuple[str, ...]]:
     """Return (what, before, after, difference) of written answers."""
     sides = [answers[side] for side in ("before", "after", "change")]
-    tokens = partial(value_with_error, digits=1)
     return [
-        ("tokens of an answer", *_compared(sides, tokens, "tokens")),
+        ("tokens of an answer", *_compared(sides, partial(value_with_error, digits=1), "tokens")),
         ("answers that end by themselves", *_compared(sides, percent_with_error, "stopped")),
         (
             "different ones among the sequences of 4 tokens of an answer",

@@ -156,8 +156,7 @@ def _held_out_texts(job: Job, run: RunState, head: Head, digests: Digests) -> li
     from pion.data.tokens.tokenizer import Tokenizer
     from pipeline.data.prepared import open_data
 
-    part = next(iter(digests.data))
-    data = open_data(bring_data(run, head, part))
+    data = open_data(bring_data(run, head, next(iter(digests.data))))
     tokenizer = Tokenizer.from_file(data.tokenizer_path)
     stream = data.stream("held_out", seed=job.seed, window=job.data.window)
     rows = [stream.row(i) for i in range(min(COMPARED_TEXTS, stream.total_rows))]

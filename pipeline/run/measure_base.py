@@ -128,8 +128,7 @@ def _folders(base: Base, run: RunState, digests: Digests) -> TrainedRun:
     head = run.read()
     assert head is not None
     data = bring_all_data(run, head, digests)
-    model = {MODEL: bring_base(run.store, base.hash)}
-    return trained_run(model, data)
+    return trained_run({MODEL: bring_base(run.store, base.hash)}, data)
 
 
 def trained_run(

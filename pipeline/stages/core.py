@@ -123,8 +123,7 @@ def _measure(measures: Measures, stage: str, task: Task, limit: int | None) -> R
     packed = pack(item_scores(found.credits, passages_of(task, found.items)))
     form = _key(task, limit) | {"baseline": found.baseline}
     items = {f"core.{task.label}": {"key": form, **packed}}
-    dtype = str(scorer.dtype).removeprefix("torch.")
-    return {**record_of(found), DTYPE: dtype, BY_ITEM: items}
+    return {**record_of(found), DTYPE: str(scorer.dtype).removeprefix("torch."), BY_ITEM: items}
 
 
 def _key(task: Task, limit: int | None) -> Inputs:

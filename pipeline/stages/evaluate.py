@@ -161,8 +161,7 @@ class _Evaluation:
     def _preferences(self) -> Result:
         """Return what learning from preferences has changed."""
         found = preferences_of(self.measures, self.part, self.parts.say)
-        by_item = found.pop(BY_ITEM)
-        self.items.update({f"{STAGE}.{name}": kept for name, kept in by_item.items()})
+        self.items.update({f"{STAGE}.{name}": kept for name, kept in found.pop(BY_ITEM).items()})
         base = {} if self.start is None else self.start.measured
         return found | text_change(self.measures, base, self.items, self._whole)
 

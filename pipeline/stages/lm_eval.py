@@ -124,8 +124,7 @@ def run_task(
             process.wait()
         answer = out / ANSWER
         if process.returncode or not answer.exists():
-            said = errors.read_text(errors="replace")
-            return _skipped(_reason(said, process.returncode))
+            return _skipped(_reason(errors.read_text(errors="replace"), process.returncode))
         found: dict[str, Any] = json.loads(answer.read_text(encoding="utf-8"))
         return found
 

@@ -138,8 +138,7 @@ def _manager(request: TaskRequest) -> TaskManager:
         own = TaskManager(include_path=request.include_path, include_defaults=False)
         if request.task in own.all_subtasks:
             return own
-    metadata = {"pretrained": request.model}
-    return TaskManager(include_path=request.include_path, metadata=metadata)
+    return TaskManager(include_path=request.include_path, metadata={"pretrained": request.model})
 
 
 if __name__ == "__main__":

@@ -112,8 +112,7 @@ class CheckedModel(HFLM):  # type: ignore[misc, unused-ignore]
         text = requests[0].args[0]
         if not self._checked and text:
             tokenizer = self._talks.tokenizer
-            learned = tokenizer.start_document(tokenizer.encode(text))
-            self._check(text, learned, "text", whole=True)
+            self._check(text, tokenizer.start_document(tokenizer.encode(text)), "text", whole=True)
 
     def _check(self, text: str, learned: list[int], form: Form, *, whole: bool) -> None:
         """Raise BadInput unless lm-eval sends the ids of a text that the model learned, in a chat
@@ -121,8 +120,7 @@ class CheckedModel(HFLM):  # type: ignore[misc, unused-ignore]
         # lm-eval encodes prompts for answers in batches, those for scores one by one.
         batched, _ = self.tok_batch_encode([text])
         for sent in (batched[0].tolist(), self.tok_encode(text)):
-            compared = list(sent if whole else sent[: len(learned)])
-            if compared != learned:
+            if list(sent if whole else sent[: len(learned)]) != learned:
                 raise _other_form(self._talks, sent, learned, form)
         self._checked = True
 

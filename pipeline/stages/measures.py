@@ -145,8 +145,7 @@ class Measures:
             found = record_of(summarize(scores.nll, scores.targets, token_bytes, documents))
             found["calibration"] = record_of(calibrate(scores, documents))
         nats, sizes = by_document(documents, counted, scores.nll, sizes)
-        sums = {"nats": nats.tolist(), "sizes": sizes.tolist()}
-        return {**found, SUMS: sums}
+        return {**found, SUMS: {"nats": nats.tolist(), "sizes": sizes.tolist()}}
 
     def with_items(self, stage: str, kind: MeasuredOn) -> Result:
         """Measure the model of `stage`, with the sums of each document packed; see `packed`."""
@@ -214,8 +213,7 @@ class Measures:
         from pion.evaluation.held_out import Scorer
 
         model = self._decoder(stage)
-        tokens = TOKENS_AT_ONCE[self.device.type]
-        micro_batch = max(1, tokens // (seq_len or model.config.seq_len))
+        micro_batch = max(1, TOKENS_AT_ONCE[self.device.type] // (seq_len or model.config.seq_len))
         return Scorer(model, self.tokenizer.vocab_size, micro_batch, self.dtype, self.on_batch)
 
     def continuations(self) -> list[Question]:

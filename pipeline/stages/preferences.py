@@ -87,8 +87,7 @@ class _Answers:
 
         stream, about = self._with_reference(self.measures.rows_of("held_out", STAGE))
         rows = range(min(self.measures.job.evaluate.final_rows, stream.total_rows))
-        paired = self.measures.data[STAGE].kind == "pairs"
-        read = read_answers(stream, rows, paired=paired)
+        read = read_answers(stream, rows, paired=self.measures.data[STAGE].kind == "pairs")
         after = self._sums(STAGE, stream, rows)
         if about:
             before = read.reference
@@ -111,8 +110,7 @@ class _Answers:
             )
             return {"sums": found.tolist()}
 
-        label = f"{model} model on held-out preferences"
-        kept = self.part(f"{model}.preferences", label, compute)
+        kept = self.part(f"{model}.preferences", f"{model} model on held-out preferences", compute)
         # A sum that is not finite is kept as null.
         return np.array(kept["sums"], dtype=np.float64)
 
@@ -131,8 +129,7 @@ class _Answers:
         try:
             bound = read_reference(folder, rows)
             where = folder / REFERENCE_FILE
-            described = parse_object(read_file(where), str(where))
-            weights = str(described["weights"])
+            weights = str(parse_object(read_file(where), str(where))["weights"])
             dtype, residual = bound.dtype, bound.residual
         except (PionError, OSError, KeyError) as error:
             self.say(Note(f"the numbers of the reference are not used: {error}"))
@@ -156,8 +153,7 @@ def _written(
     """Return what the answers of both models are like, and the scores of the trained one's."""
     from pion.evaluation.greedy_answers import askable
 
-    context = measures.job.model_config_resolved().seq_len
-    asked, most = askable(prompts, context)
+    asked, most = askable(prompts, measures.job.model_config_resolved().seq_len)
     if not asked:
         return {}, {}
     sides = [
@@ -243,8 +239,7 @@ def text_change(
     known = dict(items)
     if began.name == "base":
         for of, measured in base.items():
-            found = measures.packed(measured, of)
-            known |= {f"base.{name}": kept for name, kept in found.items()}
+            known |= {f"base.{name}": kept for name, kept in measures.packed(measured, of).items()}
     for model in (began.name, STAGE):
         if f"{model}.{NAMES[kind]}" not in known:
             hashed = f".{find_text(measures.job).sha256[:16]}" if kind == "text" else ""

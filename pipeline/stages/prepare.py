@@ -120,8 +120,7 @@ def prepare_part(
             rows = _prepare(_Part(job, part, folder, say, how), inputs, fingerprint, by_job=by_job)
         data = open_data(ready)
         report = data.report | ({"tokenizer": origin(job)} if by_job else {})
-        known = Tokenizer.from_file(data.tokenizer_path)
-        check_fits(job, known, data.tokenizer_path, by_job)
+        check_fits(job, Tokenizer.from_file(data.tokenizer_path), data.tokenizer_path, by_job)
     names = tuple(_name(found.source) for found in inputs)
     # Whoever prepared the data may have other names for the same sources.
     sources = [{**one, "name": name} for one, name in zip(report["sources"], names, strict=False)]
@@ -215,8 +214,7 @@ def _write_text(
         return take_local_shards(found.files, tokenizer, place, rows, say)
     if isinstance(found.source, HubNpyShards):
         return take_hub_shards(found, tokenizer, place, rows, say)
-    what = f"tokenise {_name(found.source)}"
-    return write_text(reading, tokenizer, place, rows, what, say)
+    return write_text(reading, tokenizer, place, rows, f"tokenise {_name(found.source)}", say)
 
 
 def _write_conversations(
@@ -257,8 +255,7 @@ def _write_preferences(
             job.seed,
             found.key,
         )
-        read = preferences(job, found, remarks)
-        summary, refusals = write_preference_rows(read, how, place, say)
+        summary, refusals = write_preference_rows(preferences(job, found, remarks), how, place, say)
     remarks.counts = summary.tally.seen
     # With the names that the reports of conversations have.
     return {
@@ -372,10 +369,9 @@ def _totals(
     sources: list[dict[str, Any]], tokenizer: dict[str, Any], started: float
 ) -> dict[str, Any]:
     names = ("train_rows", "held_out_rows", "train_tokens", "held_out_tokens", "bytes", "documents")
-    totals = {name: sum(s[name] for s in sources if name in s) for name in names}
     return {
         **tokenizer,
-        **totals,
+        **{name: sum(s[name] for s in sources if name in s) for name in names},
         "seconds": round(time.monotonic() - started, 1),
         "sources": sources,
     }

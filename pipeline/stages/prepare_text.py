@@ -100,8 +100,7 @@ def write_text(
     if source is not None:
         report = write_piece_rows(source, tokenizer, place, rows, (what, say))
     if report is None:
-        kept = reading.kept or (lambda document: True)
-        documents = texts(job, found, remarks, kept)
+        documents = texts(job, found, remarks, reading.kept or (lambda document: True))
         report = write_document_rows(documents, tokenizer, place, rows, (what, say))
     return report | remarks.report()
 

@@ -62,8 +62,7 @@ def check_adapter(job: Job, *, to_hub: bool) -> None:
 
 def _is_on_hub(job: Job, source: str) -> bool:
     is_repo = HUB_REPO.fullmatch(source.removeprefix("hf://")) is not None
-    here = job.input_path(source).exists()
-    return is_repo and not here and isinstance(locate_model(source), str)
+    return is_repo and not job.input_path(source).exists() and isinstance(locate_model(source), str)
 
 
 def _write_adapter(model: Finished, folder: Path) -> tuple[Adapter, int]:

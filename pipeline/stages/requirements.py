@@ -145,8 +145,7 @@ def _no_number(kind: Any, path: Sequence[str]) -> str | None:
 def _has(fields: Mapping[str, Any]) -> str:
     """Return the names of the numbers and tables of a record, in words."""
     numbers = [name for name, kind in fields.items() if not _no_number(kind, [name])]
-    tables = [name for name, kind in fields.items() if _table(kind)]
-    kinds = {"numbers": numbers, "tables": tables}
+    kinds = {"numbers": numbers, "tables": [name for name, kind in fields.items() if _table(kind)]}
     return " and ".join(f"the {what} {', '.join(names)}" for what, names in kinds.items() if names)
 
 

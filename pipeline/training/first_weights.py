@@ -288,8 +288,7 @@ def _before_and_after_rounding(
 
     model = without_values(config)
     names = weights_of_products(model)
-    in_fp32 = dataclasses.replace(plan, dtype="float32")
-    shards = sharded(model, weights, in_fp32, context.group.rank)
+    shards = sharded(model, weights, dataclasses.replace(plan, dtype="float32"), context.group.rank)
     yield model, shards.measuring()
     shards.fill(Rounded(weights, names), names)
     yield model, shards.measuring()

@@ -60,9 +60,8 @@ def hop_receipt(run: RunState, epoch: int, now: Row) -> list[str]:
 
 def plan_changed(before: Row, now: Row) -> bool:
     """Return whether the machine changed, or how it computes."""
-    later = (*SWITCHES, "residual", "torch", "threads")
     return any(before.get(name) != now.get(name) for name in PLAN) or any(
-        _differs(before, now, name) for name in later
+        _differs(before, now, name) for name in (*SWITCHES, "residual", "torch", "threads")
     )
 
 

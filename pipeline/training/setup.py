@@ -208,8 +208,7 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     def bring() -> tuple[Path, str, Restored]:
         head = context.run.read()
         assert head is not None
-        folder = bring_data(context.run, head, stage)
-        return folder, head.data[stage], _find(context, stage, head)
+        return bring_data(context.run, head, stage), head.data[stage], _find(context, stage, head)
 
     folder, key, restored = context.fetch(bring)
     data = open_stage_data(

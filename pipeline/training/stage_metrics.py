@@ -210,8 +210,7 @@ class StageMetrics:
         self._keep_speed = keep_speed
         self._speeds: deque[float] = deque(maxlen=SPEEDS)
         self._kept_speed = 0.0
-        folder = run.key(f"metrics/{stage}/")
-        self._joiner = Joiner(run.store, folder, claim.epoch, claim.check)
+        self._joiner = Joiner(run.store, run.key(f"metrics/{stage}/"), claim.epoch, claim.check)
         # What earlier epochs left is joined soon after the start, but not during it.
         self._flushes, self._join_at = 0, 6
         self._flusher = threading.Thread(target=self._flush_and_join, daemon=True)

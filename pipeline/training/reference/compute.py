@@ -134,8 +134,7 @@ def _compute(
             }
             write_reference(Path(folder), sharing.key, splits, about)
             mark("reference")
-            sources = (f"the reference of run {context.run.name}",)
-            sharing.share(Path(folder), sources, again=again)
+            sharing.share(Path(folder), (f"the reference of run {context.run.name}",), again=again)
             mark("reference")
     context.group.wait_for_all()  # until HEAD names the numbers
 
@@ -304,8 +303,7 @@ class _Pass:
             context.report(Note(words))
         new, since = Rows(first), context.run.clock.monotonic()
         places = list(stream.places())
-        size = self.start.plan.micro_batch
-        for parts in batches(first, len(places), size, group.world_size):
+        for parts in batches(first, len(places), self.start.plan.micro_batch, group.world_size):
             found = self._computed(stream, [[places[row] for row in part] for part in parts])
             answers = group.of_all_ranks((found, context.should_stop()))
             rows = [row for found, _ in answers for row in found]

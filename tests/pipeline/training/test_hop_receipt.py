@@ -189,7 +189,7 @@ def run(tmp_path: Path) -> RunState:
     return RunState(FileStore(tmp_path), "demo")
 
 
-def attempt(run, epoch, event, steps, lr=0.0003):
+def attempt(run, epoch, event, steps, lr=3e-4):
     """Write an attempt that trained `steps`, with two steps per segment."""
     events = EventLog(run.store, run.name, epoch)
     events.append("phase", name="import", seconds=1.0)
