@@ -31,8 +31,7 @@ def tensor_hashes(path: Path) -> dict[str, str]:
 def _add(sha256: hashlib._Hash, path: Path, begin: int, size: int) -> None:
     """Add `size` bytes of a file's tensors, which follow its header, from `begin` on."""
     with open_file(path) as file:
-        header = int.from_bytes(file.read(LENGTH_BYTES), "little")
-        file.seek(LENGTH_BYTES + header + begin)
+        file.seek(LENGTH_BYTES + int.from_bytes(file.read(LENGTH_BYTES), "little") + begin)
         while size and (data := file.read(min(_CHUNK, size))):
             sha256.update(data)
             size -= len(data)

@@ -120,8 +120,7 @@ def logprobs_of_prompt(
     found: list[Logprobs] = []
     for begin in range(0, len(following), ROWS):
         ids = following[begin : begin + ROWS]
-        logits = model.logits(hidden[begin : begin + len(ids)]).float().cpu()
-        found += _of_rows(logits, ids, count)
+        found += _of_rows(model.logits(hidden[begin : begin + len(ids)]).float().cpu(), ids, count)
     return found
 
 

@@ -83,8 +83,7 @@ def find_candidates(
         weights = changed - likeliest[:, :1]
         if any(temperature != 1 for temperature in temperatures):
             # `torch.tensor(…, device=…)` would wait for the GPU.
-            divisors = torch.tensor(temperatures)[:, None].to(logits.device, non_blocking=True)
-            weights.div_(divisors)
+            weights.div_(torch.tensor(temperatures)[:, None].to(logits.device, non_blocking=True))
         totals = weights.exp_().sum(dim=1, keepdim=True)
     # NaN counts as the least and as the greatest of all.
     if changed is not logits:
@@ -92,8 +91,7 @@ def find_candidates(
     lowest = logits.amin(dim=1, keepdim=True)
     least, most, *found = _bring_to_host((lowest, highest, best, likeliest, ids, totals))
     finite = np.isfinite(least[:, 0]) & np.isfinite(most[:, 0])
-    complete = count >= changed.shape[1]
-    return Candidates(finite, found[0], found[1], found[2], found[3], complete)
+    return Candidates(finite, found[0], found[1], found[2], found[3], count >= changed.shape[1])
 
 
 def _bring_to_host(parts: Sequence[Tensor]) -> list[Array]:
@@ -102,8 +100,7 @@ def _bring_to_host(parts: Sequence[Tensor]) -> list[Array]:
         return [part.numpy() for part in parts]
     # Whole numbers of fp32 are exact up to 2^24, and no vocabulary is so large.
     together = torch.cat([part.float() for part in parts], dim=1).cpu().numpy()
-    ends = np.cumsum([part.shape[1] for part in parts])
-    return np.split(together, ends[:-1], axis=1)
+    return np.split(together, np.cumsum([part.shape[1] for part in parts])[:-1], axis=1)
 
 
 def find_likeliest(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -174,8 +174,7 @@ class Engine:
                 group.append(self._waiting.popleft())
         if self._reading is not None:
             answer = self._reading.answer
-            reuse = not answer.scores_prompt
-            found = self._decoding.begin(answer.text, reuse=reuse)
+            found = self._decoding.begin(answer.text, reuse=not answer.scores_prompt)
             if len(answer.text.ids) == answer.text.given:  # else it was paused
                 answer.cached_tokens = found
         if group:

@@ -114,8 +114,7 @@ def generate_batch(
 def _continued_batch(
     model: Decoder, texts: list[Text], rows: int
 ) -> Iterator[tuple[int, int | None]]:
-    longest = max((text.room for text in texts), default=0)
-    decoding = decoding_of(model, rows, longest)
+    decoding = decoding_of(model, rows, max((text.room for text in texts), default=0))
     waiting = deque(enumerate(texts))
     numbers: list[int] = []  # of the texts in the rows
     new: list[tuple[int, int | None]] = []

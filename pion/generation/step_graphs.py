@@ -91,9 +91,8 @@ class StepGraphs:
         The results are there until the next step. None: nothing was counted, and the step must be
         computed without a graph.
         """
-        device = self._model.embed.weight.device.type
         # Autocast keeps casts of weights, which a graph would read when they are gone.
-        if self.refused or torch.is_autocast_enabled(device):
+        if self.refused or torch.is_autocast_enabled(self._model.embed.weight.device.type):
             return None
         shape = shape_of(self._cache, len(tokens))
         self._seen[shape] += 1
@@ -201,5 +200,4 @@ def check_memory(device: torch.device) -> None:
 
 def _largest_share(found: Tensor, expected: Tensor) -> float:
     """Return the largest difference as a share of the largest element; NaN if there is one."""
-    largest = expected.abs().max().clamp(min=1e-30)
-    return float((found - expected).abs().max() / largest)
+    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-30))

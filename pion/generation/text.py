@@ -74,8 +74,7 @@ class Text:
     @property
     def stopped(self) -> bool:
         """Whether a stop id was drawn, or the grammar allows nothing more."""
-        complete = self._grammar is not None and self._grammar.complete
-        return self.stop_id is not None or complete
+        return self.stop_id is not None or (self._grammar is not None and self._grammar.complete)
 
     @property
     def ended(self) -> bool:

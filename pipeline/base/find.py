@@ -277,8 +277,7 @@ def _of_hub(text: str) -> tuple[Files, Callable[[str], Path], str]:
 
     def bring(name: str) -> Path:
         # A tokenizer is read together with the files next to it.
-        together = DECIDE_IDS if name in DECIDE_IDS else ()
-        for other in together:
+        for other in DECIDE_IDS if name in DECIDE_IDS else ():
             if other in entries:
                 fetch(other)
         return fetch(name)
@@ -301,6 +300,5 @@ def _of_hub(text: str) -> tuple[Files, Callable[[str], Path], str]:
     files = {}
     for name in _wanted(list(entries), f"Hub model {repo} at {commit[:12]}", bring):
         entry = entries[name]
-        content = entry.lfs.sha256 if entry.lfs else sha256_file(bring(name))
-        files[name] = (entry.size, content)
+        files[name] = (entry.size, entry.lfs.sha256 if entry.lfs else sha256_file(bring(name)))
     return files, bring, commit

@@ -66,8 +66,7 @@ def terms_of(folder: Path) -> Terms:
 
 def conditions(terms: Terms, model_name: str) -> list[str]:
     """Return what a known licence asks of a model that was trained from this one, as sentences."""
-    named = " ".join(filter(None, (terms.license, terms.name)))
-    if not _LLAMA.search(named):
+    if not _LLAMA.search(" ".join(filter(None, (terms.license, terms.name)))):
         return []
     sentences = [
         "Built with Llama.",

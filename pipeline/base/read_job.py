@@ -27,8 +27,7 @@ def read_job(path: str | Path, overrides: Sequence[str] = (), redo: str | None =
 
     def find(values: dict[str, Any]) -> Base:
         source = str(values["model"]["from"])
-        first = next((stage for stage in TRAINING if stage in values), "sft")
-        again = redo in ("prepare", first)
+        again = redo in ("prepare", next((stage for stage in TRAINING if stage in values), "sft"))
         pinned = _pinned(values, source)
         if pinned is not None and not again:
             return pinned

@@ -138,8 +138,7 @@ class WatchedRun:
 
     def curves(self, view: View, steps: range | None) -> dict[str, dict[str, list[Point]]]:
         """Return the points that a page draws, by stage and name; of `steps`, or of all."""
-        rows = self._rows.get(view.stage, ())
-        found = curves_of(rows, view.names, steps)
+        found = curves_of(self._rows.get(view.stage, ()), view.names, steps)
         return {view.stage: found} if found else {}
 
 

@@ -114,8 +114,7 @@ def _with_gates(config: ModelConfig, state: dict[str, Tensor]) -> dict[str, Tens
     if not config.gates:
         return {name: tensor for name, tensor in state.items() if not name.startswith(tuple(names))}
     new = Gate(config.d_model)
-    fresh = {prefix + name: t for prefix in names for name, t in new.state_dict().items()}
-    return fresh | state
+    return {prefix + name: t for prefix in names for name, t in new.state_dict().items()} | state
 
 
 def _with_parts_apart(

@@ -163,9 +163,11 @@ class Api:
         headers = self._warnings(served, asked, None if form or unused else NO_FORM)
         if self._ignore_tools or unused:
             form = None
-        tools = asked.tools if form else None
         ids = await served.chat_ids(
-            asked.messages, asked.continue_final_message, tools=tools, options=options
+            asked.messages,
+            asked.continue_final_message,
+            tools=asked.tools if form else None,
+            options=options,
         )
         param, schema = "response_format", schema_of(asked.response_format)
         if form is not None and schema is not None:
@@ -247,8 +249,7 @@ class Api:
         if asked.offered and self._ignore_tools:
             warnings.append(f"{asked.offered} were ignored")
         elif asked.offered and (why_not := OLD_NAME if asked.functions else why_not):
-            words = f"{served.name} {why_not}. {LEAVE_OUT}"
-            raise ApiError(400, words, param=asked.offered)
+            raise ApiError(400, f"{served.name} {why_not}. {LEAVE_OUT}", param=asked.offered)
         return {"Pion-Warning": "; ".join(warnings)} if warnings else {}
 
 

@@ -235,8 +235,7 @@ class ResponseShape:
         found = error.body()["error"]
         output = [self._item(self._text(so_far.text, so_far.tokens), "incomplete")]
         # OpenAI's codes have no other one for a server's failure.
-        why = {**found, "code": "server_error"}
-        return self._ended("failed", output, answers) | {"error": why}
+        return self._ended("failed", output, answers) | {"error": {**found, "code": "server_error"}}
 
     def _ended(self, status: str, output: list[Json], answers: Answers) -> Json:
         return self._head | {

@@ -178,8 +178,7 @@ class ServedModel:
 
     def text(self, ids: list[int], settings: Settings) -> Text:
         """Return the text that continues `ids`. Raises ApiError if it can't be continued."""
-        wanted = 1 if settings.max_tokens else 0
-        if len(ids) + wanted > self.seq_len:
+        if len(ids) + (1 if settings.max_tokens else 0) > self.seq_len:
             raise ApiError(
                 400,
                 f"the prompt has {len(ids):,} tokens, and {self.name} has a context of "

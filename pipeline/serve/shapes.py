@@ -133,8 +133,7 @@ def _more(part: Part, calls: list[Json]) -> Json:
 
 def _call(call: Call) -> Json:
     # Mistral's template wants such an id.
-    arguments = json.dumps(call.arguments, ensure_ascii=False)
-    function = {"name": call.name, "arguments": arguments}
+    function = {"name": call.name, "arguments": json.dumps(call.arguments, ensure_ascii=False)}
     return {"id": uuid.uuid4().hex[:9], "type": "function", "function": function}
 
 

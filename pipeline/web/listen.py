@@ -142,8 +142,7 @@ async def answering(app: web.Application, listener: socket.socket) -> AsyncItera
     runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=GRACE)
     await runner.setup()
     assert runner.server is not None
-    loop = asyncio.get_running_loop()
-    acceptor = await loop.create_server(
+    acceptor = await asyncio.get_running_loop().create_server(
         partial(room.accept, runner.server), sock=listener, backlog=AT_ONCE
     )
     listener.listen()  # the queue itself may be longer

@@ -1,7 +1,5 @@
 """One tiny model of each family."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,11 +35,9 @@ class Family:
     apart: float = 1e-5
 
     def config(self, **changes: Any) -> ModelConfig:
-        """Return the settings of the tiny model, with these changes."""
         return tiny_config(**{"vocab_size": VOCAB, "seq_len": SEQ_LEN, **self.model, **changes})
 
     def settings(self) -> dict[str, Any]:
-        """Return the fields of TrainSettings."""
         phases = phases_of([Phase(**fields) for fields in self.training.get("phases", ())])
         return {**self.training, "phases": phases}
 

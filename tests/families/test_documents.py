@@ -35,8 +35,7 @@ def batch(tmp_path_factory):
     writer.append_rows(packed.ids, packed.flags)
     manifest = Manifest("conversations", SEQ_LEN, tokenizer.vocab_size, writer.finish())
     rows = Rows(manifest, lambda shard: folder / shard.name)
-    stream = RowStream([(rows, RowOrder(manifest.shard_rows, manifest.fingerprint, 0, 1))])
-    return stream.batch([0])
+    return RowStream([(rows, RowOrder(manifest.shard_rows, manifest.fingerprint, 0, 1))]).batch([0])
 
 
 def documents_of(batch):

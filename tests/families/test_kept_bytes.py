@@ -51,8 +51,7 @@ def kept_by_autograd(model, rows, seq_len, *, bf16, many):
 def test_a_trace_keeps_what_autograd_keeps(family, seq_len, dtype, documents):
     """Of what two rows more keep, so that copies of the weights drop out."""
     model = family.decoder(seq_len=seq_len)
-    work = Workload(model.config, seq_len, dtype, "adamw", "cpu", documents)
-    trace = StepTrace(work.traced())
+    trace = StepTrace(Workload(model.config, seq_len, dtype, "adamw", "cpu", documents).traced())
     few, more = (trace.peaks(rows, recompute=False).activations for rows in (2, 4))
     bf16 = dtype == "bfloat16"
     less, kept = (

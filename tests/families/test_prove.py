@@ -12,8 +12,7 @@ from tests.support.whole_runs import write_job
 def test_killed_runs_end_with_equal_weights(family, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    job = write_job(tmp_path, **family.job())
-    code = main(["prove", str(job), "--kills", "3", "--seed", "3"])
+    code = main(["prove", str(write_job(tmp_path, **family.job())), "--kills", "3", "--seed", "3"])
     out = capsys.readouterr().out
     assert code == 0, out
     assert "EQUAL" in out

@@ -24,8 +24,7 @@ def test_transformers_computes_the_logits_of_the_trained_model(family, tokenizer
     model, out = family.decoder(), tmp_path / "model"
     export_model(model, tokenizer, out)
     assert verify_export(out, model, tokenizer, TEXTS) < 1e-4
-    read_back = load_decoder(out)
-    assert verify_export(out, read_back, tokenizer, TEXTS) < 1e-4
+    assert verify_export(out, load_decoder(out), tokenizer, TEXTS) < 1e-4
     other = family.decoder(seed=1)
     with pytest.raises(PionError, match="different logits"):
         verify_export(out, other, tokenizer, TEXTS)

@@ -93,8 +93,7 @@ def others(unbroken, folder, selected):
 @pytest.mark.parametrize("name", in_soak(FAMILIES.keys() - KILLED))
 def test_a_process_killed_with_sigkill_is_continued_to_the_same_bits(name, unbroken, others):
     run = RunState(FileStore(others / "runs"), name)
-    head = run.read()
-    found = newest_good(Workspace(run.store, name), head, STAGE, DIGEST)
+    found = newest_good(Workspace(run.store, name), run.read(), STAGE, DIGEST)
     saved = load_folder(found.folder)
     training = trainer(FAMILIES[name], others)
     with torch.no_grad():

@@ -33,7 +33,6 @@ STAGE, DIGEST = "pretrain", "d1"
 
 
 def trainer(family, folder, *, world_size=1, rank=0):
-    """Return a trainer of the family's tiny model on new data below `folder`."""
     data = folder / f"data-{os.getpid()}-{len(list(folder.glob('data-*')))}"
     settings = {"steps": STEPS, "global_batch": 4, "lr": 1e-3, "warmup_steps": 2}
     plan = ComputePlan(

@@ -38,9 +38,9 @@ def prompts_of(task: Task, number: int) -> tuple[tuple[str, ...], str]:
     Of schema, each option has its own text before the answer, but none is needed, and this is "".
     """
     item = task.items[number]
-    drawn = draw_examples(len(task.items), number, task.shots)
     examples = "".join(
-        _pair(task, task.items[i], task.items[i].gold) + AFTER_EXAMPLE for i in drawn
+        _pair(task, task.items[i], task.items[i].gold) + AFTER_EXAMPLE
+        for i in draw_examples(len(task.items), number, task.shots)
     )
     whole = tuple(examples + _pair(task, item, option) for option in range(item.options))
     if task.task_type == "schema":

@@ -72,8 +72,7 @@ def answer_task(
             asked = ask(task, numbers, tokenizer, scorer.model.config.seq_len)
             scores = iter(_score_rows(scorer, [row for one in asked for row in one.rows]))
             for number, one in zip(numbers, asked, strict=True):
-                own = [next(scores) for _ in one.rows]
-                found.append(_answer(task, number, one, own))
+                found.append(_answer(task, number, one, [next(scores) for _ in one.rows]))
             on_items(len(found))
     return found
 
@@ -154,8 +153,7 @@ def _candidates(scorer: Scorer, rows: Sequence[TokenRow]) -> list[_Scored]:
     with torch.autocast(device.type, dtype=scorer.dtype, enabled=scorer.dtype != torch.float32):
         hidden = model.hidden(tokens)
     states = hidden[torch.arange(len(rows), device=device), last]
-    owners = [i for i, row in enumerate(rows) for _ in row.candidates]
-    of_row = torch.tensor(owners, device=device)
+    of_row = torch.tensor([i for i, row in enumerate(rows) for _ in row.candidates], device=device)
     every = torch.tensor([each for row in rows for each in row.candidates], device=device)
     nats: list[Tensor] = []
     # Each chunk of logits has a copy for each candidate.

@@ -165,9 +165,12 @@ def _write(
             else:
                 writer.add_key_value(key, value, _VALUE_TYPES[type(value)])
         for tensor, kind in planned:
-            size = stored_bytes(tensor.shape, kind)
             writer.add_tensor_info(
-                tensor.name, tensor.shape, np.dtype(np.float32), size, _STORED[kind]
+                tensor.name,
+                tensor.shape,
+                np.dtype(np.float32),
+                stored_bytes(tensor.shape, kind),
+                _STORED[kind],
             )
         writer.write_header_to_file()
         writer.write_kv_data_to_file()

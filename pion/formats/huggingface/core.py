@@ -174,8 +174,7 @@ class Architecture:
         a stack that is missing or of another shape."""
         tied = {"lm_head.weight"} if config.tie_embeddings else set()  # some programs save it too
         given = {name: tensor for name, tensor in hf_state.items() if name not in tied}
-        stacks = self.stacked(config).items()
-        return {name: _stack(given, each) for name, each in stacks} | renamed(
+        return {name: _stack(given, each) for name, each in self.stacked(config).items()} | renamed(
             self.names(config), given
         )
 

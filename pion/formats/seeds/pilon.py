@@ -170,8 +170,7 @@ def _translated(tensors: Mapping[str, Tensor], config: ModelConfig) -> tuple[Sta
                 raise BadInput(f"the weights have no {name.removesuffix('B')}A")
         elif bank and bank[3] in _BANK_NAMES:
             ours = f"bands.{bands[bank[2]]}.{_MATRIX[bank[1]]}.{_BANK_NAMES[bank[3]]}"
-            is_a = bank[3] == "A"
-            state[ours] = _joined(tensors, name.removesuffix(".A")) if is_a else tensor
+            state[ours] = _joined(tensors, name.removesuffix(".A")) if bank[3] == "A" else tensor
         elif recipes:
             where = f"blocks.{recipes[1]}.feedforward.recipes"
             sizes(tensors, name, 2)  # a row for each expert

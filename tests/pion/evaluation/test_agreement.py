@@ -1,7 +1,5 @@
 """Agreement with labels: ties count half, prompts are the sample, changes are paired."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -38,8 +36,7 @@ def test_a_single_answer_is_right_if_it_moved_to_its_side() -> None:
     labels = LabelledAnswers(
         np.ones(5, dtype=int), np.array([True, True, False, False, True]), np.arange(5), False
     )
-    scores = labels.scored(np.array([0.1, -0.1, -0.1, 0.1, 0.0])).scores
-    assert scores.tolist() == [1, 0, 1, 0, 0.5]
+    assert labels.scored(np.array([0.1, -0.1, -0.1, 0.1, 0.0])).scores.tolist() == [1, 0, 1, 0, 0.5]
     assert labels.items == 5
     assert agreement(labels, labels.scored(np.ones(5))).keys() == {"accuracy", "accuracy_sem"}
 
@@ -79,8 +76,7 @@ def test_the_length_bias_is_the_accuracy_of_longer_ones_less_that_of_shorter_one
 def test_prompts_with_pairs_of_both_lengths_are_not_counted_as_independent() -> None:
     """In each prompt, both pairs are right or both are wrong: the difference has no error but 0."""
     labels = pairs([(5, 1), (1, 5)] * 6, [n for n in range(6) for _ in range(2)])
-    both = [(1, 0)] * 6 + [(0, 1)] * 6
-    found = agreement(labels, labels.scored(sums(*both)))
+    found = agreement(labels, labels.scored(sums(*([(1, 0)] * 6 + [(0, 1)] * 6))))
     assert found["length_bias"] == pytest.approx(0)
     assert found["where_longer_sem"] > 0.2
     assert found["length_bias_sem"] < found["where_longer_sem"]
@@ -96,8 +92,7 @@ def test_without_pairs_of_both_lengths_nothing_is_said_of_length() -> None:
 
 def test_the_error_of_a_change_is_that_of_the_same_pairs() -> None:
     """The two models agree on all pairs but two, so their difference is nearly certain."""
-    draw = np.random.default_rng(0)
-    right = draw.random(200) < 0.5
+    right = np.random.default_rng(0).random(200) < 0.5
     better = right.copy()
     better[np.flatnonzero(~right)[:2]] = True
     labels = pairs([(5, 1), (1, 5)] * 100)
@@ -121,8 +116,7 @@ def test_what_is_not_finite_has_no_accuracy() -> None:
 
 
 def test_answers_have_moved_by_nats_per_token_on_each_side() -> None:
-    labels = pairs([(4, 2), (6, 2)])
-    found = moved(labels, np.array([1.0, -2.0, 4.0, -4.0]))
+    found = moved(pairs([(4, 2), (6, 2)]), np.array([1.0, -2.0, 4.0, -4.0]))
     assert found["chosen"] == pytest.approx(0.5)  # 5 nats over 10 tokens
     assert found["rejected"] == pytest.approx(-1.5)
     assert found["chosen_sem"] > 0
@@ -131,5 +125,4 @@ def test_answers_have_moved_by_nats_per_token_on_each_side() -> None:
 
 
 def test_the_rule_of_length_counts_equal_lengths_half() -> None:
-    labels = pairs([(5, 1), (1, 5), (3, 3), (7, 3)])
-    assert labels.longer_wins().scores.tolist() == [1, 0, 0.5, 1]
+    assert pairs([(5, 1), (1, 5), (3, 3), (7, 3)]).longer_wins().scores.tolist() == [1, 0, 0.5, 1]

@@ -1,7 +1,5 @@
 """The passes that a draft block saves are counted in texts that it does not change."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor

@@ -1,7 +1,5 @@
 """What written answers are like: how long they are, whether they end, and whether they repeat."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -29,8 +27,7 @@ def test_a_loop_has_few_different_sequences() -> None:
 
 
 def test_all_answers_have_the_same_room_and_longer_prompts_are_left_out() -> None:
-    prompts = [[1] * n for n in (10, 33, 32, 5)]
-    asked, most = askable(prompts, context=64)
+    asked, most = askable([[1] * n for n in (10, 33, 32, 5)], context=64)
     assert most == 32
     assert [len(ids) for ids in asked] == [10, 32, 5]
     assert askable([[1] * 10] * 100, 4096) == ([[1] * 10] * PROMPTS, MOST_TOKENS)

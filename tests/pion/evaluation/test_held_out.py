@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import math
 from pathlib import Path
 
@@ -47,8 +45,7 @@ def stream(
     shard = describe(folder / "shard_00000.npy", rows.shape[1])
     manifest = Manifest("tokens", rows.shape[1], vocab_size, (shard,))
     order = RowOrder([shard.rows], manifest.fingerprint, seed=0, window=1)
-    rows_of = Rows(manifest, lambda s: folder / s.name)
-    return RowStream([(rows_of, order)], documents=end_of_text)
+    return RowStream([(Rows(manifest, lambda s: folder / s.name), order)], documents=end_of_text)
 
 
 def random_rows(rows: int = 10, vocab_size: int = VOCAB, seed: int = 0) -> np.ndarray:
@@ -83,8 +80,7 @@ def test_bits_per_byte_of_a_uniform_model_is_log2_of_the_vocabulary_per_byte(
 
 
 def test_embedding_rows_the_tokenizer_lacks_take_no_probability(tmp_path: Path) -> None:
-    rows = random_rows(vocab_size=8)
-    data = stream(rows, tmp_path)
+    data = stream(random_rows(vocab_size=8), tmp_path)
     uniform = constant([1.0] * 8 + [5.0] * 4)
     measured = measure(uniform, data, 10, 4, vocab_size=8)
     assert measured.loss == pytest.approx(math.log(8), rel=1e-6)
@@ -107,11 +103,9 @@ def test_logits_of_weights_in_bf16_are_not_rounded(tmp_path: Path) -> None:
     exact, rows = decoder(), random_rows()
     model = Decoder.from_state(exact.config, exact.state_dict(), torch.bfloat16)
     data = stream(rows, tmp_path)
-    scorer = Scorer(model, VOCAB, 4, dtype=torch.bfloat16)
-    measured = summed(scorer, data, np.ones(VOCAB))
+    measured = summed(Scorer(model, VOCAB, 4, dtype=torch.bfloat16), data, np.ones(VOCAB))
     assert measured.loss == pytest.approx(measure(exact, data, 10, 4).loss, rel=1e-2)
-    states = torch.randn(9, exact.config.d_model)
-    logits = model.logits_in_fp32(states, VOCAB)
+    logits = model.logits_in_fp32(torch.randn(9, exact.config.d_model), VOCAB)
     assert logits.dtype == torch.float32
     assert not torch.equal(logits, logits.bfloat16().float())
 
@@ -152,8 +146,7 @@ def test_ids_beyond_the_tokenizer_and_no_rows_are_refused(tmp_path: Path) -> Non
 
 def test_a_diverged_model_is_reported_as_such_instead_of_failing(tmp_path: Path) -> None:
     hopeless = constant([0.0] * (VOCAB - 1) + [2000.0])
-    rows = np.zeros((2, SEQ_LEN), dtype=np.int64)
-    measured = measure(hopeless, stream(rows, tmp_path), 2, 4)
+    measured = measure(hopeless, stream(np.zeros((2, SEQ_LEN), dtype=np.int64), tmp_path), 2, 4)
     assert measured.loss == pytest.approx(2000)
     assert measured.perplexity == math.inf
 
@@ -206,8 +199,8 @@ def test_a_single_row_has_no_standard_error_and_ignored_targets_do_not_count() -
 
 
 def test_a_document_of_many_rows_is_one_unit_and_one_document_falls_back_to_its_rows() -> None:
-    rng = np.random.default_rng(0)
-    nll = np.repeat(rng.exponential(1, (50, 1)), 8, axis=0).repeat(4, axis=1)  # 50 of 8 rows
+    of_documents = np.random.default_rng(0).exponential(1, (50, 1))  # each of 8 rows
+    nll = np.repeat(of_documents, 8, axis=0).repeat(4, axis=1)
     targets, rows = np.ones((400, 4), dtype=np.int64), np.arange(400)[:, None].repeat(4, axis=1)
     by_rows, by_documents, one = (
         summarize(nll, targets, np.ones(2), numbers) for numbers in (rows, rows // 8, rows * 0)
@@ -224,8 +217,7 @@ def test_the_documents_of_a_stream_continue_over_rows_in_whatever_order_they_are
     rows = np.array([[1, 2, 0, 3], [4, 5, 6, 7], [8, 0, 9, 0], [1, 1, 0, 2]])
     data = stream(rows, tmp_path)
     order = [int(np.flatnonzero((rows == data.row(i).tokens).all(axis=1))[0]) for i in range(4)]
-    numbers = data.document_numbers(range(4), end_of_text=0)
-    found = dict(zip(order, numbers.tolist(), strict=True))
+    found = dict(zip(order, data.document_numbers(range(4), end_of_text=0).tolist(), strict=True))
     a, b, c, d, e = found[0][0], found[1][0], found[2][1], found[3][0], found[3][2]
     assert found[0] == [a, a, b, b]
     assert found[1] == [b] * 4
@@ -254,8 +246,7 @@ class Conversations:
         targets[:, :-1] = tokens[:, 1:]
         targets[:, :-1][~self.learned[indices][:, 1:]] = IGNORED
         documents = torch.zeros_like(tokens)
-        positions = torch.arange(tokens.shape[1]).expand_as(tokens)
-        return Batch(tokens, targets, positions, documents)
+        return Batch(tokens, targets, torch.arange(tokens.shape[1]).expand_as(tokens), documents)
 
 
 CONVERSATIONS = Conversations(
@@ -361,8 +352,7 @@ def test_the_standard_errors_agree_with_the_bootstrap_over_documents() -> None:
 def test_tokens_without_a_target_do_not_count() -> None:
     targets = np.array([[1, IGNORED, 1, 2]])
     confidence = np.array([[0.5, 0.9, 0.5, 0.5]])
-    likeliest = np.array([[1, IGNORED, 1, 1]])
-    scores = Scores(np.zeros((1, 4)), targets, likeliest, confidence)
+    scores = Scores(np.zeros((1, 4)), targets, np.array([[1, IGNORED, 1, 1]]), confidence)
     found = calibrate(scores, np.zeros((1, 4), dtype=np.int64))
     assert found.tokens == 3
     assert found.accuracy == pytest.approx(2 / 3)
@@ -385,6 +375,5 @@ def test_probabilities_are_those_of_the_softmax_over_the_tokenizers_ids(tmp_path
     assert scores.confidence[:, : SEQ_LEN - 1] == pytest.approx(expected, rel=1e-6)
     assert scores.confidence[scores.targets == IGNORED] == pytest.approx(0.0)
     # A sure model says 1 and not more.
-    sure = constant([0.0] * (VOCAB - 1) + [2000.0])
-    scores = score(Scorer(sure, VOCAB, 4), data, range(10))
+    scores = score(Scorer(constant([0.0] * (VOCAB - 1) + [2000.0]), VOCAB, 4), data, range(10))
     assert scores.confidence[scores.targets != IGNORED] == pytest.approx(1.0, abs=0)

@@ -1,7 +1,5 @@
 """Scores of single questions: what is written is read again, and damage is named."""
 
-from __future__ import annotations
-
 import base64
 import json
 import math

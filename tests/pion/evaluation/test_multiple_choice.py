@@ -50,8 +50,7 @@ def test_the_planted_answer_is_picked_wherever_it_stands(tokenizer: Tokenizer) -
     assert (measured.chance, measured.questions) == (pytest.approx(1 / 3), 4)
     # A longer choice is not worse for its length, and an empty context is a document's start.
     longer = Question("the dog ate the", (" bone bone bone bone", " cat"), 0)
-    empty = Question("", (" cat", " bone"), 1)
-    assert answer(model, tokenizer, [longer, empty], 2).accuracy == 1
+    assert answer(model, tokenizer, [longer, Question("", (" cat", " bone"), 1)], 2).accuracy == 1
     uniform = prefers(tokenizer, "")
     questions = [Question("a", ("b", "c", "d", "e"), i % 4) for i in range(8)]
     assert answer(uniform, tokenizer, questions, 4).accuracy == 0.25
@@ -80,10 +79,8 @@ def test_answers_are_those_of_the_full_forward_pass(tokenizer: Tokenizer) -> Non
         expected.append(int(np.argmax(scores)) == question.answer)
         questions.append(question)
     assert 0 < sum(expected) < 24
-    measured = [answer(model, tokenizer, [q], 2).accuracy for q in questions]
-    assert measured == expected
-    together = answer(model, tokenizer, questions, 7)
-    assert together.accuracy == pytest.approx(np.mean(expected))
+    assert [answer(model, tokenizer, [q], 2).accuracy for q in questions] == expected
+    assert answer(model, tokenizer, questions, 7).accuracy == pytest.approx(np.mean(expected))
 
 
 def test_a_context_too_long_loses_its_beginning_and_not_the_choice(tokenizer: Tokenizer) -> None:

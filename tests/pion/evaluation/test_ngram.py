@@ -11,8 +11,7 @@ from pion.evaluation import ngram
 
 def distribution(model: ngram.NGram, context: list[int]) -> np.ndarray:
     """Return p(w | context) for every w of the vocabulary."""
-    rows = np.array([[*context, w] for w in range(model.vocab_size)])
-    return np.exp(-model.nll(rows)[:, -1])
+    return np.exp(-model.nll(np.array([[*context, w] for w in range(model.vocab_size)]))[:, -1])
 
 
 @settings(max_examples=40, deadline=None)
@@ -28,8 +27,7 @@ def test_probabilities_of_the_vocabulary_sum_to_one_after_seen_and_unseen_contex
     rng = np.random.default_rng(seed)
     model = ngram.fit(rng.integers(0, vocab_size, shape), vocab_size, order)
     for _ in range(5):
-        context = rng.integers(0, vocab_size, rng.integers(1, 8)).tolist()
-        p = distribution(model, context)
+        p = distribution(model, rng.integers(0, vocab_size, rng.integers(1, 8)).tolist())
         assert p.min() > 0
         assert p.sum() == pytest.approx(1, abs=1e-12)
 
@@ -52,8 +50,7 @@ def test_a_bigram_gives_the_probabilities_worked_out_by_hand() -> None:
 
 
 def test_windows_do_not_span_rows() -> None:
-    apart = ngram.fit(np.array([[0, 1], [2, 3]]), vocab_size=4, order=2)
-    p = distribution(apart, [1])
+    p = distribution(ngram.fit(np.array([[0, 1], [2, 3]]), vocab_size=4, order=2), [1])
     assert p[2] == pytest.approx(p[3])  # 1 → 2 happened only across the border
 
 

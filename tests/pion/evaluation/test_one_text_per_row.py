@@ -1,7 +1,5 @@
 """Each text has rows of its own, and each of its tokens is predicted once."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import pytest

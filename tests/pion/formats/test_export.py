@@ -61,7 +61,6 @@ def exported(decoder, tokenizer_path, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loaded(exported):
-    """The model and the tokenizer, as transformers loads them."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     kinds = (AutoModelForCausalLM, AutoTokenizer)
@@ -70,7 +69,6 @@ def loaded(exported):
 
 @pytest.fixture
 def copy(exported, tmp_path):
-    """Return an exported folder that a test may damage."""
     return Path(shutil.copytree(exported, tmp_path / "copy"))
 
 

@@ -60,8 +60,7 @@ def test_an_import_is_exported_as_its_class_with_all_rows(name, tokenizer, tmp_p
 def test_a_model_of_a_job_has_rows_for_the_ids_of_its_tokenizer_alone(tokenizer, tmp_path):
     imported = load_decoder(saved(stock_model("SmolLM2", vocab_size=ROWS), tmp_path / "theirs"))
     config = replace(imported.config, imported=False)
-    ours = Decoder.from_state(config, imported.state_dict())
-    export_model(ours, tokenizer, tmp_path / "out")
+    export_model(Decoder.from_state(config, imported.state_dict()), tokenizer, tmp_path / "out")
     again, ids = load(tmp_path / "out")
     assert again.config.vocab_size == ids.vocab_size == exported_rows(config, ids) < ROWS
     assert exported_rows(imported.config, ids) == ROWS

@@ -40,12 +40,10 @@ def export(folder, config=CONFIG):
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """Return the folder of a base that we exported."""
     return export(tmp_path_factory.mktemp("exported"))
 
 
 def adapted(folder, base):
-    """Return the base, merged with the adapter."""
     whole = load_lazily(base)
     config, saved = load_adapter(folder, whole, whole)
     return Decoder.from_state(config, dict(Tensors(saved)))
@@ -63,7 +61,6 @@ def trained(base):
 
 @pytest.fixture(scope="module")
 def ours(base, tmp_path_factory):
-    """Return an adapter folder that we wrote."""
     folder = tmp_path_factory.mktemp("ours")
     model = trained(base)
     adapter = Adapter(LORA, identify(load_decoder(base), str(base)))
@@ -97,7 +94,6 @@ def theirs(base, tmp_path_factory):
 
 @pytest.fixture
 def copy(theirs, tmp_path):
-    """Return peft's folder, which a test may damage."""
     return Path(shutil.copytree(theirs[0], tmp_path / "copy"))
 
 
@@ -115,8 +111,7 @@ def test_peft_loads_our_folder_on_the_stock_class_and_computes_our_logits(base, 
         expected, found = merge(model)(TOKENS), loaded(TOKENS).logits
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
         assert float((found - load_decoder(base)(TOKENS)).abs().max()) > 0.01
-    settings = loaded.peft_config["default"]
-    assert settings.base_model_name_or_path == str(base)
+    assert loaded.peft_config["default"].base_model_name_or_path == str(base)
     assert is_export(ours)
 
 
@@ -323,8 +318,7 @@ def test_a_missing_or_damaged_file_is_named(copy, base, name):
 
 
 def test_another_base_than_the_recorded_one_is_refused(ours, tmp_path, base):
-    other = export(tmp_path, dataclasses.replace(CONFIG, init_std=0.1))
-    message = refusal(ours, other)
+    message = refusal(ours, export(tmp_path, dataclasses.replace(CONFIG, init_std=0.1)))
     assert f"is an adapter of {base} with the tensors" in message
     assert "Bring back the base that the adapter was trained on" in message
 

@@ -20,13 +20,11 @@ NAME = "model.layers.1.self_attn.q_proj.bias"
 
 @pytest.fixture
 def folder(tmp_path):
-    """Return a folder with a model that transformers saved in several shards."""
     return saved(stock_model("Qwen2.5"), tmp_path, shard_size="40KB")
 
 
 def index(folder):
-    record = json.loads((folder / INDEX).read_text())
-    return record
+    return json.loads((folder / INDEX).read_text())
 
 
 def change(folder, **fields):
@@ -66,8 +64,7 @@ def test_a_damaged_shard_is_named(folder):
 
 def test_a_shard_of_another_model_is_named(folder):
     shard = shard_of(folder, NAME)
-    others = {name: t.clone() for name, t in load_file(shard).items() if name != NAME}
-    save_file(others, shard)
+    save_file({name: t.clone() for name, t in load_file(shard).items() if name != NAME}, shard)
     with pytest.raises(BadInput, match=rf"{shard.name} has no tensor '{NAME}', but"):
         load_decoder(folder)
 

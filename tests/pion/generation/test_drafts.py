@@ -104,8 +104,7 @@ FAMILY = Family({})
 def test_the_engine_drafts_and_gives_the_same_answers(engines):
     model, found = initial(FAMILY), {}
     for drafts in (0, 3):
-        drafted = with_drafts(model, drafts)
-        engine = Engine(drafted, now, slots=3, queue=99, seq_len=SEQ_LEN)
+        engine = Engine(with_drafts(model, drafts), now, slots=3, queue=99, seq_len=SEQ_LEN)
         engines.append(engine)
         clients = [Client(model, ids, seed=n, top=2) for n, ids in enumerate(prompts(12))]
         engine.submit([client.answer for client in clients])
@@ -137,16 +136,14 @@ def test_the_drafts_of_one_text_do_not_push_another_over_the_context(engines, mo
 def test_a_look_up_drafts_what_followed_the_last_tokens(ids, most):
     one = LookUp()
     for end in range(1, len(ids) + 1):
-        drafted = one.draft(ids[:end], most)
-        assert drafted == expected(ids[:end], most)
+        assert one.draft(ids[:end], most) == expected(ids[:end], most)
 
 
 def expected(ids, most):
     for length in (3, 2):
         for begin in range(len(ids) - length - 1, -1, -1):
             if ids[begin : begin + length] == ids[-length:]:
-                again = ids[begin + length :]
-                return (again * most)[:most]
+                return (ids[begin + length :] * most)[:most]
     return []
 
 

@@ -22,8 +22,6 @@ SAMPLED = {"stop_ids": STOPS, "max_tokens": 20, "vocab_size": VOCAB}
 
 
 class Client:
-    """Collects the events of one answer."""
-
     def __init__(self, model, ids, *, top=None, **settings):
         self.events = queue.Queue()
         text = Text(model, ids, Settings(**{**SAMPLED, **settings}))
@@ -31,7 +29,6 @@ class Client:
         self.drawn = []
 
     def wait(self):
-        """Return how the answer ended."""
         while True:
             event = self.events.get(timeout=PATIENCE_SECONDS)
             if not isinstance(event, Drawn):
@@ -130,8 +127,7 @@ def test_sixteen_seeded_requests_get_the_tokens_of_each_alone(name, engines, mon
     ends = [client.wait() for client in clients]
     for number, client in enumerate(clients):
         ids = prompts(16)[number]
-        alone = list(pion.generate(model, ids, seed=number, **SAMPLED))
-        assert client.tokens == alone, number
+        assert client.tokens == list(pion.generate(model, ids, seed=number, **SAMPLED)), number
     assert {end.stopped for end in ends if isinstance(end, Ended)} == {True, False}
     wait_until(lambda: engine.load() == (0, 0), "no slot is taken")
 
@@ -321,8 +317,7 @@ def test_the_next_turn_reads_what_is_new_and_gets_the_same_probabilities(family,
     model = initial(family) if ternary else family.decoder()
     settings = {"top": VOCAB, "temperature": 0, "stop_ids": (), "max_tokens": 4}
     engine = start(engines, model)
-    first = ask(engine, Client(model, SYSTEM, **settings))
-    turn = [*first, 5, 6, 7]
+    turn = [*ask(engine, Client(model, SYSTEM, **settings)), 5, 6, 7]
     again, fresh = (Client(model, turn, **settings) for _ in range(2))
     ask(engine, again)
     assert read == [len(SYSTEM), 4]  # the last token that was drawn, and the new ones
@@ -330,8 +325,7 @@ def test_the_next_turn_reads_what_is_new_and_gets_the_same_probabilities(family,
     ask(start(engines, model), fresh)
     assert again.tokens == fresh.tokens
     for one, other in zip(again.drawn, fresh.drawn, strict=True):
-        bound = 1e-2 if ternary else 1e-4
-        assert (every_logprob(one) - every_logprob(other)).abs().max() < bound
+        assert (every_logprob(one) - every_logprob(other)).abs().max() < (1e-2 if ternary else 1e-4)
 
 
 def test_an_answer_that_is_edited_keeps_what_comes_before(engines, read):
@@ -352,8 +346,7 @@ def test_several_answers_to_one_prompt_read_it_once(engines, read, monkeypatch):
     monkeypatch.setattr(engine_module, "PIECE", 16)  # so the prompt is a long one
     model = FAMILIES["pion"].decoder()
     clients = [Client(model, SYSTEM, seed=n, stop_ids=()) for n in range(3)]
-    engine = start(engines, model)
-    engine.submit([client.answer for client in clients])
+    start(engines, model).submit([client.answer for client in clients])
     for client in clients:
         client.wait()
     assert sum(read) <= len(SYSTEM)
@@ -403,8 +396,7 @@ def test_a_prompt_whose_probabilities_are_asked_is_read_whole(engines):
     client = Client(model, [*SYSTEM, 5], top=1, stop_ids=(), max_tokens=2)
     client.answer.scores_prompt = True
     engine.submit([client.answer])
-    scored = client.events.get()
-    assert len(scored.logprobs) == len(SYSTEM)
+    assert len(client.events.get().logprobs) == len(SYSTEM)
     assert client.answer.cached_tokens == 0
 
 

@@ -113,6 +113,5 @@ def test_texts_of_other_rows_stay_as_they_are(model):
     ("length", "entries"), [(1, 16), (15, 16), (16, 32), (31, 32), (32, 48), (47, 48)]
 )
 def test_a_step_sees_at_most_twice_as_many_entries_as_there_are(length, entries):
-    model = scrambled(MODELS["pion"])
-    cache, _ = read(model, [length])
+    cache, _ = read(scrambled(MODELS["pion"]), [length])
     assert shape_of(cache, 1) == Shape(1, entries, False)

@@ -192,8 +192,7 @@ def test_a_forbidden_id_is_never_drawn(top_k, number, monkeypatch):
 def test_top_p_keeps_the_id_that_crosses_it():
     tenths = [6, 3, 1]
     for top_p, kept in ((0.5, {0}), (0.8, {0, 1}), (0.95, {0, 1, 2})):
-        logits = [10 * math.log(n / 10) for n in tenths]
-        assert drawn_ids(logits, Sampling(1.0, 0, top_p)) == kept
+        assert drawn_ids([10 * math.log(n / 10) for n in tenths], Sampling(1.0, 0, top_p)) == kept
 
 
 def test_a_draw_takes_one_number_however_many_ids_remain():

@@ -98,8 +98,7 @@ def sample_before(logits, sampling, present, randomness, given=0):
         kept, probabilities = kept[within], probabilities[within]
     cumulative = probabilities.cumsum(dim=0)
     number = torch.rand((), dtype=torch.float64, generator=randomness) * cumulative[-1]
-    place = torch.searchsorted(cumulative, number, right=True)
-    return int(kept[place.clamp(max=len(kept) - 1)])
+    return int(kept[torch.searchsorted(cumulative, number, right=True).clamp(max=len(kept) - 1)])
 
 
 def penalized_before(logits, sampling, present, given):

@@ -4,8 +4,6 @@ There is no GPU here: a stand-in computes what a graph would replay. tests/cuda_
 real steps, on a card that is pretended.
 """
 
-from __future__ import annotations
-
 import logging
 
 import pytest
@@ -17,12 +15,7 @@ from pion.generation import step_graphs
 from pion.generation.decoding import Decoding
 from pion.generation.fixed_step import FixedStep
 from pion.generation.generate import generate, generate_batch
-from pion.generation.step_graphs import (
-    CAPTURED_STEP,
-    StepGraphs,
-    check_memory,
-    why_without,
-)
+from pion.generation.step_graphs import CAPTURED_STEP, StepGraphs, check_memory, why_without
 from pion.model.attention.cache import KVCache
 from pion.model.decoder import Decoder
 
@@ -33,7 +26,7 @@ SETTINGS = {"max_tokens": NEW_TOKENS, "stop_ids": (), "seed": 0}
 class StandIn:
     """What a graph does, on a CPU. `wrong` is added to the logits of each replay."""
 
-    made: list[StandIn]
+    made: list
     wrong, fails_at = 0.0, -1
 
     def __init__(self, model, cache, shape):
@@ -61,7 +54,7 @@ def graphs(monkeypatch):
     """The stand-in, which is used instead of graphs."""
 
     class Fresh(StandIn):
-        made: list[StandIn] = []  # noqa: RUF012
+        made: list = []  # noqa: RUF012
 
     monkeypatch.setattr(step_graphs, "_StepGraph", Fresh)
     monkeypatch.setattr(step_graphs, "why_without", lambda model: None)
@@ -194,8 +187,7 @@ def card(monkeypatch):
 
 
 def test_a_cpu_has_none_and_says_nothing(model, caplog):
-    decoding = Decoding(model, 1, 20)
-    assert decoding.graphs.refused == "a cpu has no CUDA graphs"
+    assert Decoding(model, 1, 20).graphs.refused == "a cpu has no CUDA graphs"
     assert caplog.records == []
 
 

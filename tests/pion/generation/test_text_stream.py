@@ -46,16 +46,13 @@ def test_the_pieces_add_up_to_the_text_before_the_first_stop_string(ids, stops):
 @pytest.mark.parametrize("kind", KINDS)
 def test_bytes_of_tokens_are_the_text_of_every_tokenizer(kind):
     tokenizer = tokenizer_of(kind)
-    ids = tokenizer.encode("Zwei Füchse: 🦊🦊\n\n\t1234567 don't <think> x")
-    streamed(ids, [], tokenizer)
-    special = next(iter(tokenizer.special_ids.values()))
-    assert tokenizer.bytes_of(special) == b""
+    streamed(tokenizer.encode("Zwei Füchse: 🦊🦊\n\n\t1234567 don't <think> x"), [], tokenizer)
+    assert tokenizer.bytes_of(next(iter(tokenizer.special_ids.values()))) == b""
 
 
 def test_no_part_of_a_stop_string_is_sent_while_it_may_continue():
     stream = TextStream(TOKENIZER, ["fox!"])
-    sent = "".join(stream.push(token).text for token in TOKENIZER.encode("a fox"))
-    assert sent == "a "
+    assert "".join(stream.push(token).text for token in TOKENIZER.encode("a fox")) == "a "
     (period,) = TOKENIZER.encode(".")
     assert stream.push(period).text == "fox."
     assert not stream.stopped
@@ -63,8 +60,7 @@ def test_no_part_of_a_stop_string_is_sent_while_it_may_continue():
 
 def test_half_a_character_waits_for_its_other_half():
     stream = TextStream(TOKENIZER)
-    texts = [stream.push(token).text for token in TOKENIZER.encode("é")]
-    assert texts == ["", "é"]
+    assert [stream.push(token).text for token in TOKENIZER.encode("é")] == ["", "é"]
     stream = TextStream(TOKENIZER)
     stream.push(TOKENIZER.encode("é")[0])
     assert stream.end().text == "\ufffd"

@@ -8,7 +8,6 @@ from tests.support.finished_run import tiny_model, tiny_tokenizer
 
 @pytest.fixture
 def base(tmp_path):
-    """A folder with a model of 128 tokens of context, and its tokenizer."""
     return export_base(tmp_path / "base")
 
 

@@ -61,8 +61,7 @@ def test_the_data_depends_on_the_template_and_its_settings_and_on_no_day_that_it
     write_instruct_model(tmp_path / "base", "smollm2", CHATML)
     changed = [{}, {"template": "pion"}, {"system": "Hi"}, {"template_options": {"a": 1}}]
     digests = {sft_data(read_job(job_in(tmp_path, **sft))) for sft in changed}
-    plain = read_job(job_in(tmp_path))
-    assert plain.base.date is None
+    assert read_job(job_in(tmp_path)).base.date is None
     (tmp_path / "base/chat_template.jinja").write_text(CHATML + " ")
     digests.add(sft_data(read_job(job_in(tmp_path))))
     assert len(digests) == 5

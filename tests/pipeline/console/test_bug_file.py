@@ -1,7 +1,5 @@
 """A bug leaves a file, and a bug that is repeated fills no disk."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

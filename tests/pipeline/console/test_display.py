@@ -1,7 +1,5 @@
 """The display says the same things on a terminal and in a log, and never stops a run."""
 
-from __future__ import annotations
-
 import io
 import os
 import pty
@@ -46,8 +44,6 @@ STEP = Step(
 
 
 class Clock:
-    """A clock that the test moves."""
-
     def __init__(self) -> None:
         self.at = 1_800_000_000.0
 
@@ -56,7 +52,6 @@ class Clock:
 
 
 def log_of(*messages: Shown, clock: Clock | None = None) -> list[str]:
-    """Return the lines that a log gets for these messages."""
     file = io.StringIO()
     with Display(file, now=clock or Clock()) as display:
         for message in messages:
@@ -70,7 +65,6 @@ def _a_terminal_that_can_move_its_cursor(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def terminal_of(*messages: Shown) -> str:
-    """Return what a terminal gets for these messages."""
     file = io.StringIO()
     with Display(file, live=True) as display:
         for message in messages:
@@ -181,8 +175,7 @@ def test_prepare_gets_a_line_every_few_seconds_and_one_when_done():
 
 
 def test_a_model_can_not_drive_the_terminal_and_markup_is_shown_as_it_is():
-    hostile = Sample("sft", 1, prompt="x", text="a\x1b[2Jb\x9bc\r")
-    text = terminal_of(hostile)
+    text = terminal_of(Sample("sft", 1, prompt="x", text="a\x1b[2Jb\x9bc\r"))
     assert "a\N{REPLACEMENT CHARACTER}[2Jb\N{REPLACEMENT CHARACTER}c" in text
     assert "\x1b[2J" not in text
     assert "[bold]x[/bold] [/]" in terminal_of(Note("[bold]x[/bold] [/]"))

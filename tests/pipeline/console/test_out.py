@@ -1,7 +1,5 @@
 """What a command says on standard error while it waits."""
 
-from __future__ import annotations
-
 import io
 import sys
 import threading
@@ -38,8 +36,7 @@ def test_a_slow_block_says_what_it_waits_for(
     monkeypatch.setattr(sys, "stderr", file)
     with saying_if_slow("asking the Hub", 0.01):
         assert file.event.wait(PATIENCE_SECONDS)
-    erased = "\x1b[2K" in file.getvalue()
-    assert erased == terminal  # a log keeps its lines
+    assert ("\x1b[2K" in file.getvalue()) == terminal  # a log keeps its lines
     assert terminal or file.getvalue() == "asking the Hub\n"
 
 

@@ -1,7 +1,5 @@
 """The page's server: what it answers, to whom, what it refuses, and how it ends."""
 
-from __future__ import annotations
-
 import json
 import signal
 import socket
@@ -227,8 +225,7 @@ def test_the_page_is_there_until_sigterm_and_needs_no_skypilot(here: Path) -> No
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     try:
-        url = read_until(process, "the page").split()[0]
-        assert "<title>Pion</title>" in HTTP.get(url).text
+        assert "<title>Pion</title>" in HTTP.get(read_until(process, "the page").split()[0]).text
         process.send_signal(signal.SIGTERM)
         assert "Traceback" not in rest_of(process)
         assert process.wait(PATIENCE_SECONDS) == 0

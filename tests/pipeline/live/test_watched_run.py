@@ -1,7 +1,5 @@
 """What pages are told of a run comes from its store alone, and nothing is written there."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

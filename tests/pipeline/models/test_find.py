@@ -16,7 +16,6 @@ from tests.support.hub_server import hub_server
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """An empty working directory."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -27,8 +26,7 @@ def weight(model):
 
 def is_seed(model, seed):
     """Return whether these are the weights that finished_run.make_run drew with `seed`."""
-    drawn = tiny_model(model.config.vocab_size, seed=seed)
-    return torch.equal(weight(model), weight(drawn))
+    return torch.equal(weight(model), weight(tiny_model(model.config.vocab_size, seed=seed)))
 
 
 def complaint(text):
@@ -65,8 +63,7 @@ def test_no_name_means_the_latest_run_that_has_a_model(here):
     make_run(here / "runs", "older", saves=[("pretrain", 1)])
     make_run(here / "runs", "newer", saves=[("pretrain", 2)])
     make_run(here / "runs", "begun", saves=[])
-    found = find_model(None)
-    assert found.label == "newer (pretrain, step 2)"
+    assert find_model(None).label == "newer (pretrain, step 2)"
 
 
 def test_a_run_that_can_not_be_read_may_be_the_latest_and_is_named(here, capsys):

@@ -1,7 +1,5 @@
 """OpenAI's own client gets from the server what it expects, and what `pion.generate` draws."""
 
-from __future__ import annotations
-
 import json
 import threading
 import time
@@ -25,7 +23,6 @@ def chat_model(served):
 
 
 def drawn(model, ids, **settings):
-    """Return the text that the library draws."""
     ends = {"stop_ids": model.stop_ids, "vocab_size": model.tokenizer.vocab_size}
     return model.tokenizer.decode(list(pion.generate(model.model, ids, **ends, **settings)))
 
@@ -39,8 +36,7 @@ def question_ids(model):
 
 
 def test_models_are_listed_with_what_a_page_needs(client):
-    models = client.models.list().data
-    assert [model.id for model in models] == ["chat", "base"]
+    assert [model.id for model in client.models.list().data] == ["chat", "base"]
     facts = client.models.retrieve("base").model_extra or {}
     assert facts["max_model_len"] == 256
     assert facts["pion"]["chat"] is False
@@ -153,14 +149,12 @@ def test_sixteen_clients_at_once_get_what_each_would_get_alone(client, chat_mode
     """There are eight slots, so half of them wait."""
 
     def ask(seed):
-        answer = create_chat(client, seed=seed, max_tokens=5 + seed)
-        return answer.choices[0].message.content
+        return create_chat(client, seed=seed, max_tokens=5 + seed).choices[0].message.content
 
     with ThreadPoolExecutor(16) as threads:
         answers = list(threads.map(ask, range(16)))
     for seed, answer in enumerate(answers):
-        ids = question_ids(chat_model)
-        assert answer == drawn(chat_model, ids, seed=seed, max_tokens=5 + seed)
+        assert answer == drawn(chat_model, question_ids(chat_model), seed=seed, max_tokens=5 + seed)
 
 
 def test_a_stream_adds_up_to_the_whole_answer(client):
@@ -198,8 +192,7 @@ def test_the_timings_are_those_of_the_server(served):
     took = 1000 * (time.monotonic() - start)
     assert whole["predicted_n"] == 6
     assert 0 < whole["prompt_ms"] + whole["predicted_ms"] <= took
-    speed = 1000 * 5 / whole["predicted_ms"]
-    assert whole["predicted_per_second"] == pytest.approx(speed)
+    assert whole["predicted_per_second"] == pytest.approx(1000 * 5 / whole["predicted_ms"])
     for asks, chunks in (({"timings_per_token": True}, None), ({}, 0)):
         text = httpx.post(
             url, json={**asked, "stream": True, **asks}, timeout=PATIENCE_SECONDS
@@ -221,8 +214,7 @@ def test_a_stop_string_over_token_borders_is_never_sent_in_part(client, chat_mod
     text = client.completions.create(**asked).choices[0].text
     stop = text[11:15]
     chunks = list(client.completions.create(stream=True, stop=["never there", stop], **asked))
-    pieces = [chunk.choices[0].text for chunk in chunks]
-    assert "".join(pieces) == text[: text.index(stop)]
+    assert "".join([chunk.choices[0].text for chunk in chunks]) == text[: text.index(stop)]
     assert chunks[-1].choices[0].finish_reason == "stop"
 
 
@@ -231,8 +223,7 @@ def test_n_answers_are_drawn_from_consecutive_seeds(client, chat_model):
     ids = question_ids(chat_model)
     assert [choice.index for choice in found.choices] == [0, 1, 2]
     for number, choice in enumerate(found.choices):
-        wanted = drawn(chat_model, ids, seed=7 + number, max_tokens=10)
-        assert choice.message.content == wanted
+        assert choice.message.content == drawn(chat_model, ids, seed=7 + number, max_tokens=10)
     chunks = create_chat(client, seed=7, n=3, max_tokens=10, stream=True)
     texts = ["", "", ""]
     for chunk in chunks:
@@ -439,8 +430,7 @@ WRONG = {
 @pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
 def test_a_wrong_request_gets_an_error_that_says_what_is_wrong(wrong, served):
     changes, status, words = wrong
-    body = {"model": "chat", "messages": QUESTION, "max_tokens": 1, **changes}
-    text = openai_json(body)
+    text = openai_json({"model": "chat", "messages": QUESTION, "max_tokens": 1, **changes})
     headers = {"Content-Type": "application/json"}
     answer = httpx.post(
         f"{served.url}/v1/chat/completions", content=text, headers=headers, timeout=PATIENCE_SECONDS

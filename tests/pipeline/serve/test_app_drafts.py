@@ -58,8 +58,7 @@ def test_a_prompt_that_was_read_before_is_drafted_the_same(both):
         for _ in range(2):
             found = served.client().completions.create(model="m", **ASKED)
             texts.append(found.choices[0].text)
-        details = found.usage.prompt_tokens_details
-        cached.append(details.cached_tokens)
+        cached.append(found.usage.prompt_tokens_details.cached_tokens)
     assert len(set(texts)) == 1
     assert min(count or 0 for count in cached) > 0
 

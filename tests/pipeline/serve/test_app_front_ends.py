@@ -215,7 +215,6 @@ def test_with_the_option_the_answer_is_that_without_tools(name, ignoring):
 
 def test_a_tool_that_must_be_called_is_refused_also_with_the_option(ignoring):
     for choice in ("required", {"type": "function", "function": {"name": "f"}}):
-        body = {"messages": ASKED, "tools": [TOOL], "tool_choice": choice}
-        answer = post(ignoring, CHAT, body)
+        answer = post(ignoring, CHAT, {"messages": ASKED, "tools": [TOOL], "tool_choice": choice})
         assert answer.status_code == 400
         assert answer.json()["error"]["param"] == "tool_choice"

@@ -104,7 +104,6 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def url(folder):
-    """The address of a `pion serve` process."""
     command = [sys.executable, "-m", "pipeline.cli", "serve", "--port", "0", "--dtype", "float32"]
     process = subprocess.Popen(
         [*command, str(folder / "model")],

@@ -96,8 +96,7 @@ def test_an_agent_calls_a_tool_reads_its_result_and_answers(tools_client, script
         for call in found.message.tool_calls or ():
             assert call.type == "function"
             assert call.function.name == "weather"
-            given = json.loads(call.function.arguments)
-            assert given == {"city": "Oslo", "days": 1}
+            assert json.loads(call.function.arguments) == {"city": "Oslo", "days": 1}
             messages.append({"role": "tool", "tool_call_id": call.id, "content": "rain, 8 °C"})
     assert found.finish_reason == "stop"
     assert found.message.content == "It rains."
@@ -197,8 +196,7 @@ def test_what_front_ends_send_after_a_call_is_understood(name, tools_client, scr
 def test_tools_are_not_told_of_when_none_may_be_called(tools_client, script, model):
     script.said = [CALL]
     asked = {"model": model, "messages": ASKED, "tools": [WEATHER], "tool_choice": "none"}
-    found = tools_client.chat.completions.create(**asked).choices[0]
-    assert found.message.content == CALL
+    assert tools_client.chat.completions.create(**asked).choices[0].message.content == CALL
     assert "Tell the weather." not in script.prompts[0]
 
 

@@ -106,8 +106,7 @@ def test_tokens_are_colored_and_another_one_can_be_taken(page):
     before = page.tab.locator(".answer .token").all_text_contents()
     choices.nth(1).click()
     page.wait()
-    after = page.tab.locator(".answer .token").all_text_contents()
-    assert after[:number] == before[:number]
+    assert page.tab.locator(".answer .token").all_text_contents()[:number] == before[:number]
 
 
 @pytest.mark.soak
@@ -335,8 +334,7 @@ def test_the_key_is_asked_for_and_is_in_no_url(browser, run_folder, monkeypatch)
 
 
 def titles(page):
-    found = page.tab.locator("#list .title").all_text_contents()
-    return found
+    return page.tab.locator("#list .title").all_text_contents()
 
 
 def switch(page, name, turn=0):
@@ -549,7 +547,6 @@ def drawn_on(browser, served):
 
 
 def draw(page, text):
-    """Draw a text as an answer; return the seconds."""
     script = """(text) => {
       const began = performance.now(), rendered = new Rendered();
       rendered.grow(text);
@@ -559,8 +556,7 @@ def draw(page, text):
       rendered.root.getBoundingClientRect();
       return (performance.now() - began) / 1000;
     }"""
-    seconds = page.tab.evaluate(script, text)
-    return seconds
+    return page.tab.evaluate(script, text)
 
 
 def test_an_answer_is_text_until_the_user_asks_for_markdown(page):

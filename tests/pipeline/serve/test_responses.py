@@ -1,7 +1,5 @@
 """OpenAI's own client talks to /v1/responses, and its types say what an answer must be."""
 
-from __future__ import annotations
-
 import json
 import sys
 from functools import cache
@@ -244,8 +242,7 @@ def test_an_answer_is_any_object(client):
 
 def test_a_schema_needs_its_extra(served, monkeypatch):
     monkeypatch.setitem(sys.modules, "llguidance", None)
-    asked = {"format": {"type": "json_schema", "name": "x", "schema": SCHEMA}}
-    answer = post(served, text=asked)
+    answer = post(served, text={"format": {"type": "json_schema", "name": "x", "schema": SCHEMA}})
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "text.format"
     assert "uv sync --extra json" in answer.json()["error"]["message"]
@@ -254,8 +251,7 @@ def test_a_schema_needs_its_extra(served, monkeypatch):
 def test_the_probabilities_are_those_of_a_chat(client, served):
     from openai.types.responses import Response
 
-    include = ["message.output_text.logprobs"]
-    asked = {"top_logprobs": 3, "include": include, "max_output_tokens": 9}
+    asked = {"top_logprobs": 3, "include": ["message.output_text.logprobs"], "max_output_tokens": 9}
     sampled = {"seed": 2, "ignore_eos": True}
     found = Response.model_validate(post(served, **asked, **sampled).json())
     assert found.top_logprobs == 3
@@ -340,8 +336,7 @@ def test_an_error_of_the_engine_fails_the_response(client, served, monkeypatch):
     import openai
 
     fail_after(monkeypatch, 3)
-    events = stream_of(served, ignore_eos=True)
-    last = event_type().validate_python(events[-1])
+    last = event_type().validate_python(stream_of(served, ignore_eos=True)[-1])
     assert last.type == "response.failed"
     assert last.response.status == "failed"
     assert last.response.error.code == "server_error"

@@ -20,8 +20,7 @@ def write(folder, script):
 
 def test_styles_and_scripts_are_put_in_and_allowed_by_their_hash(tmp_path):
     page = read_page(write(tmp_path, "go()"))
-    html = page.html.decode()
-    assert "<style>p { color: red }</style><p>é</p><script>go()</script>" in html
+    assert "<style>p { color: red }</style><p>é</p><script>go()</script>" in page.html.decode()
     digest = base64.b64encode(hashlib.sha256(b"go()").digest()).decode()
     assert f"script-src 'sha256-{digest}'" in page.policy
     assert page.policy.startswith("default-src 'none'; connect-src 'self'")

@@ -1,7 +1,5 @@
 """The made-up bundle, and answers to all its items."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -12,7 +10,6 @@ from tests.support.core_bundle import write_bundle
 
 @pytest.fixture(scope="session")
 def made_up_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the made-up bundle, only to read."""
     return write_bundle(tmp_path_factory.mktemp("core"))
 
 

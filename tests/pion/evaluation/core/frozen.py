@@ -4,8 +4,6 @@ In nanochat_choices.json, -1 is a text that the model would not write as it is i
 an item that nanochat's code refuses with an AssertionError.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A bundle is read from a folder or an archive; each mistake in it is one BadInput."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -196,8 +194,7 @@ def test_a_line_that_is_no_item_is_named_by_file_and_line(
 def test_files_that_are_not_utf8(tmp_path: Path) -> None:
     for name in ("core.yaml", "eval_meta_data.csv", f"eval_data/{WORDS}"):
         folder = write_bundle(tmp_path / name.replace("/", "_"))
-        content = (folder / name).read_bytes()
-        (folder / name).write_bytes(content + b"\xff")
+        (folder / name).write_bytes((folder / name).read_bytes() + b"\xff")
         message = refused(folder)
         assert message.startswith(name)
         assert "not UTF-8 text at byte" in message
@@ -211,6 +208,5 @@ def test_an_empty_file_of_items(tmp_path: Path) -> None:
 def test_half_a_character_of_a_broken_writer_does_not_stop_the_reader(tmp_path: Path) -> None:
     lines = [line | {"continuation": "a\ud800b"} for line in word_lines()]
     folder = write_bundle(tmp_path)
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    (folder / "eval_data" / WORDS).write_text(text)
+    (folder / "eval_data" / WORDS).write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert read_bundle(folder).tasks[2].items[0].continuations == ("a?b",)

@@ -1,7 +1,5 @@
 """What others packed can't leave its folder, fill the memory, or end in a traceback."""
 
-from __future__ import annotations
-
 import os
 import stat
 import zipfile
@@ -106,8 +104,7 @@ def test_a_name_that_is_there_twice(packed: Path) -> None:
 
 def test_an_encrypted_file(packed: Path) -> None:
     content = bytearray(packed.read_bytes())
-    entry = content.index(b"PK\1\2")
-    content[entry + 8] |= 1
+    content[content.index(b"PK\1\2") + 8] |= 1
     packed.write_bytes(content)
     assert "in it is encrypted, so it was not read" in refused(packed)
 

@@ -1,7 +1,5 @@
 """CORE of a whole bundle: a subset is a sample of the full measurement."""
 
-from __future__ import annotations
-
 import json
 import random
 

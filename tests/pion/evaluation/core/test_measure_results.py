@@ -1,7 +1,5 @@
 """Accuracies, their centring and errors, and what may be called CORE."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -102,8 +100,7 @@ def test_the_commonest_answer_shows_a_model_that_does_not_read() -> None:
 
 
 def test_one_item_that_is_not_finite_makes_its_task_not_finite() -> None:
-    answers = answered([1.0] * 9) + answered([0.0], finite=False)
-    found = task_result(task_of(items=10), answers)
+    found = task_result(task_of(items=10), answered([1.0] * 9) + answered([0.0], finite=False))
     assert found.not_finite == 1
     assert all(map(math.isnan, (found.accuracy, found.sem, found.centred, found.centred_v2)))
     bundle = Bundle(Path("b"), (task_of(items=10), task_of("other", 10)), "d")
@@ -142,8 +139,7 @@ def test_the_published_numbers_of_both_baselines() -> None:
         ("commonsense_qa", 0.2696, 0.0870),
         ("agi_eval_lsat_ar", 0.2850, 0.1063),
     ):
-        baseline = 0.01 * CORE_TASKS[label].v1
-        found = some(round(10_000 * accuracy), 10_000, label, baseline)
+        found = some(round(10_000 * accuracy), 10_000, label, 0.01 * CORE_TASKS[label].v1)
         assert found.centred == pytest.approx(centred, abs=1e-4)
         assert found.centred_v2 < found.centred
 
@@ -191,8 +187,7 @@ def test_other_baselines_shots_or_tasks_are_not_called_core() -> None:
 
 
 def test_two_tasks_with_the_same_items_share_their_luck() -> None:
-    rng = np.random.default_rng(1)
-    credits = [float(one) for one in rng.random(400) < 0.5]
+    credits = [float(one) for one in np.random.default_rng(1).random(400) < 0.5]
     one, again = (task_of(label, 400, 0.25, "same file") for label in ("with", "without"))
     alone = task_of("another", 400, 0.25)
     same = [task_result(task, answered(credits)) for task in (one, again)]

@@ -1,7 +1,5 @@
 """Prompts are nanochat's to the byte, and the draw of examples never changes."""
 
-from __future__ import annotations
-
 import hashlib
 
 import pytest
@@ -60,8 +58,7 @@ def test_a_query_is_not_stripped_and_its_choices_follow_the_delimiter() -> None:
 
 def test_a_schema_shows_the_right_context_of_an_example() -> None:
     asked = Item(("The cat saw it. It", "The dog saw it. It"), ("ran.",), 0)
-    example = Item(("A ", "B "), ("slept.",), 1)
-    whole, _ = prompts_of(task_of("schema", 1, " ", asked, example), 0)
+    whole, _ = prompts_of(task_of("schema", 1, " ", asked, Item(("A ", "B "), ("slept.",), 1)), 0)
     assert whole == ("B  slept.\n\nThe cat saw it. It ran.", "B  slept.\n\nThe dog saw it. It ran.")
 
 

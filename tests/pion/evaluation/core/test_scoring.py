@@ -1,7 +1,5 @@
 """Answers are nanochat's, except for the counted deviations, whatever the batches."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -145,8 +143,7 @@ def test_a_token_across_the_border_belongs_to_the_answer_and_is_counted() -> Non
     wanted = tokenizer.encode(" list")
     assert len(wanted) == 1
     knows = constant([9.0 if i == wanted[0] else 0.0 for i in range(tokenizer.vocab_size)], 64)
-    item = Item(("Here is a li",), ("st",), 0)
-    task = task_of(item, task_type="language_modeling", delimiter="")
+    task = task_of(Item(("Here is a li",), ("st",), 0), task_type="language_modeling", delimiter="")
     (one,) = answers(knows, tokenizer, task)
     assert one.asked.joined
     assert one.credit == 1
@@ -174,8 +171,7 @@ def test_an_answer_longer_than_the_context_is_wrong_and_counted(task_type: str) 
 def test_an_answer_that_just_fits_is_scored() -> None:
     """The token before the answer must be there too, for it predicts the answer's first token."""
     tokenizer = tokenizer_of("gpt2")
-    item = Item(("It is",), ("list key tool",), 0)
-    task = task_of(item, task_type="language_modeling")
+    task = task_of(Item(("It is",), ("list key tool",), 0), task_type="language_modeling")
     length = len(tokenizer.encode(" list key tool"))
     fits = answers(PrefixModel.of(tokenizer, length + 1), tokenizer, task)
     short = answers(PrefixModel.of(tokenizer, length), tokenizer, task)

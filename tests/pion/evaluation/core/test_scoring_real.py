@@ -4,8 +4,6 @@ Neither is in this repository: PION_REAL_MODELS is a folder with the model's, an
 checkout of nanochat. See tests/README.md.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 
@@ -20,7 +18,6 @@ MODELS, NANOCHAT = (os.environ.get(name, "") for name in ("PION_REAL_MODELS", "P
 @pytest.mark.soak
 @pytest.mark.skipif(not (MODELS and NANOCHAT), reason="PION_REAL_MODELS or PION_NANOCHAT is unset")
 def test_a_real_models_choices_are_nanochats(made_up: Bundle) -> None:
-    folder = Path(MODELS) / "smollm2-135m-instruct"
-    found = compare_real_model(Path(NANOCHAT), folder, made_up)
+    found = compare_real_model(Path(NANOCHAT), Path(MODELS) / "smollm2-135m-instruct", made_up)
     assert found.differing == ()
     assert found.equal >= 33

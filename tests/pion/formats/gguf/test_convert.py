@@ -26,8 +26,7 @@ def test_transformers_reads_the_same_model_from_the_file(name, tmp_path):
 
     model, folder = expressible(name, tmp_path)
     architecture = EXPRESSIBLE[name][0]
-    converted = convert(folder, tmp_path / "model.gguf", "f32", name="tiny")
-    assert converted.architecture == architecture
+    assert convert(folder, tmp_path / "model.gguf", "f32", name="tiny").architecture == architecture
     # transformers does not read the width of a Qwen3's heads.
     known = {"config": AutoConfig.from_pretrained(folder)} if "qwen3" in architecture else {}
     theirs = AutoModelForCausalLM.from_pretrained(
@@ -40,8 +39,7 @@ def test_transformers_reads_the_same_model_from_the_file(name, tmp_path):
 
 
 def test_the_file_says_how_to_talk_to_the_model(tmp_path):
-    model = random_model(tiny_tokenizer().vocab_size)
-    folder = exported(model, tmp_path / "export")
+    folder = exported(random_model(tiny_tokenizer().vocab_size), tmp_path / "export")
     convert(folder, tmp_path / "model.gguf", "f16", name="demo (sft, step 5)")
     entries = entries_of(tmp_path / "model.gguf")
     assert entries["general.name"] == "demo (sft, step 5)"
@@ -50,8 +48,7 @@ def test_the_file_says_how_to_talk_to_the_model(tmp_path):
     assert entries["tokenizer.ggml.add_bos_token"] is False
     assert entries["tokenizer.ggml.eos_token_id"] == 0
     assert entries["tokenizer.ggml.padding_token_id"] == 1
-    template = (folder / "chat_template.jinja").read_text()
-    assert entries["tokenizer.chat_template"] == template
+    assert entries["tokenizer.chat_template"] == (folder / "chat_template.jinja").read_text()
     sampling = {k: v for k, v in entries.items() if k.startswith("general.sampling.")}
     # llama.cpp's own min_p is 0.05, and the model was not sampled with one.
     assert sampling == pytest.approx(

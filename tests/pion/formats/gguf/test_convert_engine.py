@@ -4,8 +4,6 @@ Only `-m soak` runs these tests: the engine is no Python package. It has 725 MB,
 already built. What it does with a file, nothing else here can show.
 """
 
-from __future__ import annotations
-
 import argparse
 import math
 import typing
@@ -68,8 +66,7 @@ class Trained:
         rows = torch.from_numpy(logits).view(*self.ids.shape, -1)
         targets = self.ids[:, 1:].flatten()
         nats = cross_entropy(rows[:, :-1].flatten(0, 1), targets, reduction="sum")
-        sizes = self.tokenizer.token_bytes()[targets.numpy()]
-        return float(nats) / math.log(2) / int(sizes.sum())
+        return float(nats) / math.log(2) / int(self.tokenizer.token_bytes()[targets.numpy()].sum())
 
 
 def trained(folder, **changes):
@@ -84,14 +81,12 @@ def trained(folder, **changes):
     for _ in range(120):
         starts = torch.randint(0, len(ids) - SEQ_LEN - 1, (8,), generator=generator)
         rows = torch.stack([ids[start : start + SEQ_LEN + 1] for start in starts])
-        loss = cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten())
-        loss.backward()
+        cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten()).backward()
         steps.step()
         steps.zero_grad()
     tokenizer.save(folder / "tokenizer.json")
     export_model(model, folder / "tokenizer.json", folder / "export")
-    unseen = text[len(text) * 9 // 10 :][:3000]
-    return Trained(model.eval(), tokenizer, folder / "export", unseen)
+    return Trained(model.eval(), tokenizer, folder / "export", text[len(text) * 9 // 10 :][:3000])
 
 
 @pytest.fixture(scope="module")
@@ -143,8 +138,7 @@ def test_trained_models_in_f32_f16_and_q8_0(name, request, tmp_path):
 
 @pytest.mark.parametrize("kind", ["gpt2", "smollm2", "llama3"])
 def test_every_text_has_our_ids(kind, tmp_path):
-    folder = write_files(kind, tmp_path / "files")
-    path = folder / "tokenizer.json"
+    path = write_files(kind, tmp_path / "files") / "tokenizer.json"
     tokenizer = Tokenizer.from_file(path)
     model = tiny_model(tokenizer.vocab_size + 3, imported=True)
     export_model(model, exported_tokenizer(path, imported=True), tmp_path / "export")

@@ -74,8 +74,7 @@ def test_it_has_the_models_template_stops_and_sampling(export):
 
 def test_a_base_model_continues_the_prompt(export):
     (export / "chat_template.jinja").unlink()
-    text = modelfile(export, "model-f16.gguf", 256)
-    assert 'TEMPLATE """{{ .Prompt }}"""' in text
+    assert 'TEMPLATE """{{ .Prompt }}"""' in modelfile(export, "model-f16.gguf", 256)
 
 
 def test_the_template_of_others_is_left_to_ollama(tmp_path, monkeypatch):

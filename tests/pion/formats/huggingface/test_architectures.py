@@ -77,8 +77,6 @@ def fused(hf_state):
 
 
 def stock(hf_config, hf_state):
-    """Return the model of transformers' own class."""
-
     import transformers
 
     (name,) = hf_config["architectures"]

@@ -48,7 +48,6 @@ def exports(models, tokenizer, tmp_path_factory):
 
 @pytest.fixture
 def export(models, tokenizer, tmp_path):
-    """Return an export of the dense model that a test may change."""
     export_model(models["dense"], tokenizer, tmp_path / "model")
     return tmp_path / "model"
 
@@ -265,8 +264,6 @@ def test_a_python_file_of_the_users_keeps_the_folder(export):
 
 FILES = {
     "start.py": '''"""The first."""
-
-from __future__ import annotations
 
 import torch
 from lib.deep.near import (

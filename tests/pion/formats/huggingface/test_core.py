@@ -41,8 +41,7 @@ def read(model):
 
 @pytest.mark.parametrize("name", STOCK)
 def test_a_folder_by_transformers_gives_the_logits_of_its_class(name, theirs, tmp_path):
-    ours = load_decoder(saved(theirs[name], tmp_path))
-    assert apart(ours, theirs[name], LONG) <= ALLOWED
+    assert apart(load_decoder(saved(theirs[name], tmp_path)), theirs[name], LONG) <= ALLOWED
 
 
 @pytest.mark.parametrize("joined", [False, True])
@@ -106,8 +105,7 @@ def test_a_checkpoint_records_all_settings(name, theirs):
 
 
 def without_biases(config, state):
-    found = {n: torch.zeros_like(t) if n.endswith("bias") else t for n, t in state.items()}
-    return config, found
+    return config, {n: torch.zeros_like(t) if n.endswith("bias") else t for n, t in state.items()}
 
 
 def without_one_bias(config, state):
@@ -116,8 +114,7 @@ def without_one_bias(config, state):
 
 
 def without_gains(config, state):
-    found = {n: torch.ones_like(t) if "norm" in n else t for n, t in state.items()}
-    return config, found
+    return config, {n: torch.ones_like(t) if "norm" in n else t for n, t in state.items()}
 
 
 def another_theta(config, state):
@@ -207,8 +204,7 @@ def test_a_config_with_sizes_alone_is_what_the_class_makes_of_it(name, tmp_path)
     model = getattr(transformers, f"{name}ForCausalLM")(settings).eval()
     randomize(model)
     every = {field: None for field in settings.to_dict() if field not in (*sizes, "model_type")}
-    ours = load_decoder(saved(model, tmp_path, **every))
-    assert apart(ours, model, tokens(60)) <= ALLOWED
+    assert apart(load_decoder(saved(model, tmp_path, **every)), model, tokens(60)) <= ALLOWED
 
 
 @pytest.mark.parametrize("field", ["hidden_size", "vocab_size", "num_hidden_layers"])

@@ -73,8 +73,7 @@ BIASED = {"qk_norm": False, "qkv_bias": True}
 def test_transformers_4_computes_the_same_logits(tmp_path, python, changes, name):
     train_bpe(["some text to learn bytes from"], 270).save(tmp_path / "tokenizer.json")
     torch.manual_seed(0)
-    config = tiny_config(vocab_size=280, seq_len=64, init_std=0.2, **changes)
-    ours = Decoder(config).eval()
+    ours = Decoder(tiny_config(vocab_size=280, seq_len=64, init_std=0.2, **changes)).eval()
     export_model(ours, tmp_path / "tokenizer.json", tmp_path / "export", chat=False)
     with torch.inference_mode():
         logits = ours(TOKENS)

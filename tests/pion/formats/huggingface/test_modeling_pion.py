@@ -61,8 +61,7 @@ def test_the_loss_is_ours_and_padding_has_none(model):
     losses = [model.decoder.loss(t[:, :-1], t[:, 1:], reduction="sum") for p in PROMPTS
               for t in [torch.tensor([p])]]  # fmt: skip
     expected = sum(losses) / sum(len(prompt) - 1 for prompt in PROMPTS)
-    loss = model(tokens, attention_mask=mask, labels=tokens).loss
-    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(model(tokens, attention_mask=mask, labels=tokens).loss, expected)
 
 
 @pytest.mark.parametrize("use_cache", [True, pytest.param(False, marks=pytest.mark.soak)])
@@ -90,8 +89,7 @@ def test_a_cache_continues_a_text_in_any_pieces(model):
 
 def test_only_the_last_logits_can_be_asked_for(model):
     tokens = torch.tensor([PROMPTS[0]])
-    whole = model(tokens).logits
-    torch.testing.assert_close(model(tokens, logits_to_keep=2).logits, whole[:, -2:])
+    torch.testing.assert_close(model(tokens, logits_to_keep=2).logits, model(tokens).logits[:, -2:])
 
 
 def test_sampled_sequences_share_a_prompt_and_end_where_the_context_ends(model):

@@ -60,8 +60,7 @@ def test_an_export_has_the_original_files_and_all_stops(tmp_path, name):
     assert is_export(out)
     assert verify_export(out, decoder, tokenizer, TEXTS) < 1e-3
     stock = AutoTokenizer.from_pretrained(out)
-    own = Tokenizer.from_file(out / "tokenizer.json")
-    assert stock("a b")["input_ids"] == own.prompt("a b")
+    assert stock("a b")["input_ids"] == Tokenizer.from_file(out / "tokenizer.json").prompt("a b")
     export_model(decoder, tokenizer, out)  # an earlier export is replaced, its folders too
 
 

@@ -1,7 +1,5 @@
 """The numbers by which the seeds' traces record a tensor, and the training of Pion and Tachyon."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
@@ -42,7 +40,6 @@ def four_steps(model, reference):
 
 
 def gradient_norms(model, reference):
-    """Return the norm of each parameter's gradient, the smallest first."""
     losses = losses_of(model, reference)
     (losses.ce + losses.aux).backward()
     return sorted(p.grad.norm().item() for p in model.parameters() if p.grad is not None)

@@ -1,7 +1,5 @@
 """Repeat a training run of the Daisy-Wee seed: its rates, windows and momentum, our optimizer."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import torch
@@ -74,8 +72,7 @@ def steps_of(
         gradients = seed_tensors(
             model, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
         )
-        plan = StepPlan(1.0, by_role | {"router": 0.0}, trace["momentum"][step])
-        optimizer.step(plan)
+        optimizer.step(StepPlan(1.0, by_role | {"router": 0.0}, trace["momentum"][step]))
         optimizer.zero_grad()
         weights = seed_tensors(model, dict(model.named_parameters()))
         norms = {name: grad.double().norm().item() for name, grad in gradients.items()}

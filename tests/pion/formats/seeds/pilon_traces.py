@@ -1,7 +1,5 @@
 """Repeat a training run of the PILON seed: its rates and its quirks, our model and optimizer."""
 
-from __future__ import annotations
-
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import get_args
@@ -111,7 +109,6 @@ def _decay_vectors(model, share):
 
 
 def seed_tensors(model):
-    """Return the weights by the seed's names."""
     ours = {name: param.detach() for name, param in model.named_parameters()}
     theirs = {
         "token_embedding.weight": ours["embed.weight"],

@@ -33,8 +33,7 @@ def model_of(name):
 
 
 def reference_of(name):
-    loaded = torch.load(SEEDS / f"daisy_{name}ref.pt", weights_only=True)
-    return loaded
+    return torch.load(SEEDS / f"daisy_{name}ref.pt", weights_only=True)
 
 
 def test_settings_come_from_tensors_and_hparams():
@@ -174,8 +173,7 @@ def test_training_repeats_the_seeds_losses_gradients_and_weights(name, mode):
 
 
 def checkpoint(name="daisy_ckpt"):
-    loaded = torch.load(SEEDS / f"{name}.pt", weights_only=True)
-    return loaded
+    return torch.load(SEEDS / f"{name}.pt", weights_only=True)
 
 
 def test_a_compiled_tied_run_that_saved_the_embedding_twice_is_read(tmp_path):
@@ -189,8 +187,7 @@ def test_a_compiled_tied_run_that_saved_the_embedding_twice_is_read(tmp_path):
 
 
 def test_without_hparams_the_widths_must_be_a_published_models(tmp_path):
-    file = {"model": checkpoint()["model"]}
-    torch.save(file, tmp_path / "seed.pt")
+    torch.save({"model": checkpoint()["model"]}, tmp_path / "seed.pt")
     with pytest.raises(BadInput, match="no hparams, and no published Daisy-Wee has 8 layers"):
         import_seed(tmp_path / "seed.pt")
 

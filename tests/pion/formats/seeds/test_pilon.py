@@ -46,12 +46,10 @@ def model_of(name):
 
 
 def reference_of(name):
-    loaded = torch.load(SEEDS / f"pilon_{name}_ref.pt", weights_only=True)
-    return loaded
+    return torch.load(SEEDS / f"pilon_{name}_ref.pt", weights_only=True)
 
 
 def changed(model, **fields):
-    """Return the model with other settings of its primitives."""
     primitives = replace(model.config.primitives, **fields)
     return Decoder.from_state(replace(model.config, primitives=primitives), model.state_dict())
 
@@ -72,8 +70,7 @@ def test_settings_come_from_tensors_and_config():
 def test_logits_are_the_seeds_own(name):
     checkpoint, most = CASES[name]
     reference = reference_of(name)
-    logits = model_of(checkpoint)(reference["input_ids"])
-    assert (logits - reference["logits"]).abs().max() <= most
+    assert (model_of(checkpoint)(reference["input_ids"]) - reference["logits"]).abs().max() <= most
 
 
 def test_logits_without_rounded_activations_are_the_seeds_own():
@@ -101,8 +98,7 @@ def test_routed_recipes_have_the_seeds_losses_and_gradients():
     reference, model = reference_of("moe"), model_of("moe")
     assert (model.config.experts.n, model.config.experts.top_k) == (4, 2)
     tokens, labels = reference["input_ids"], reference["labels"]
-    losses = model.losses(tokens[:, :-1], labels[:, 1:])
-    ce = losses.ce / (labels[:, 1:] != -100).sum()
+    ce = model.losses(tokens[:, :-1], labels[:, 1:]).ce / (labels[:, 1:] != -100).sum()
     assert ce.item() == pytest.approx(reference["loss"].item(), abs=1e-5)
     # Ours is weighted and summed over rows. The seed reports one loss of all tokens.
     aux = model.losses(tokens, labels).aux / len(tokens)
@@ -182,18 +178,15 @@ def test_a_fine_tuned_model_has_the_seeds_larger_vocabulary_and_logits():
     reference, model = reference_of("sft"), model_of("sft")
     assert model.config.vocab_size == 133
     tokens = reference["input_ids"][0][:, : reference["batch_lengths"][0]]
-    start = model_of("trace_comp_final")
-    assert start.config.vocab_size == 131
-    logits = model(tokens)
-    assert (logits - reference["eval_logits_batch0_nomask"]).abs().max() <= 1e-5
+    assert model_of("trace_comp_final").config.vocab_size == 131
+    assert (model(tokens) - reference["eval_logits_batch0_nomask"]).abs().max() <= 1e-5
 
 
 def replayed(name):
     start, _, _, _, fields = TRACES[name]
     trace = reference_of(f"trace_{name}")
     model = changed(model_of(f"trace_{start}_init"), **fields)
-    top_k = FALLING if name == "comp_default" else [3] * 20
-    return enumerate(steps_of(model, trace, top_k))
+    return enumerate(steps_of(model, trace, FALLING if name == "comp_default" else [3] * 20))
 
 
 @pytest.mark.parametrize(

@@ -50,15 +50,13 @@ def test_settings_come_from_the_checkpoint(name, model):
 
 
 def test_logits_and_loss_are_the_seeds_own(model, reference):
-    logits = model(reference["input_ids"])
-    assert (logits - reference["train_logits"]).abs().max() <= 2e-5
+    assert (model(reference["input_ids"]) - reference["train_logits"]).abs().max() <= 2e-5
     assert abs(losses_of(model, reference).ce - reference["train_loss"]) <= 1e-5
 
 
 def test_without_its_cap_a_capped_model_is_what_the_seed_evaluated(reference, model):
     uncapped = Decoder.from_state(replace(model.config, softcap=None), model.state_dict())
-    logits = uncapped(reference["input_ids"])
-    assert (logits - reference["eval_logits"]).abs().max() <= 2e-5
+    assert (uncapped(reference["input_ids"]) - reference["eval_logits"]).abs().max() <= 2e-5
 
 
 def test_gradient_norms_are_the_seeds_own(model, reference):
@@ -111,8 +109,7 @@ def test_a_fine_tuned_checkpoint_without_optimizer_is_read(tmp_path):
 
 
 def test_without_a_config_the_shape_comes_from_the_weights(tmp_path):
-    checkpoint = checkpoint_of("softcap") | {"config": None}
-    config = import_seed(saved(tmp_path, checkpoint)).config
+    config = import_seed(saved(tmp_path, checkpoint_of("softcap") | {"config": None})).config
     expected = import_seed(SEEDS / "pion_softcap_ckpt.pt").config
     assert config == replace(expected, softcap=None, seq_len=2048)
 

@@ -19,8 +19,7 @@ NAMES = ("moe", "rows")
 
 
 def reference_of(name):
-    loaded = torch.load(SEEDS / f"tachyon_{name}_ref.pt", weights_only=True)
-    return loaded
+    return torch.load(SEEDS / f"tachyon_{name}_ref.pt", weights_only=True)
 
 
 @pytest.fixture(params=NAMES)
@@ -53,8 +52,7 @@ def test_all_and_active_parameters_are_the_seeds_counts():
 
 
 def test_logits_and_losses_are_the_seeds_own(model, reference):
-    logits = model(reference["input_ids"])
-    assert (logits - reference["logits"]).abs().max() <= 1e-5
+    assert (model(reference["input_ids"]) - reference["logits"]).abs().max() <= 1e-5
     losses = losses_of(model, reference)
     assert abs(losses.ce - reference["ce_loss"]) <= 1e-5
     assert abs(losses.aux - reference["aux_loss"]) <= 1e-6
@@ -78,14 +76,12 @@ def test_each_layer_has_the_seeds_router_losses(kept):
 
 def test_a_layer_routes_and_mixes_as_the_seeds_does():
     reference = reference_of("rows")
-    model = import_seed(SEEDS / "tachyon_rows_ckpt.pt")
-    experts = model.blocks[1].feedforward
+    experts = import_seed(SEEDS / "tachyon_rows_ckpt.pt").blocks[1].feedforward
     given = reference["moe_input_layer1"]
     result, _ = experts(given)
     logits = given.flatten(0, 1) @ experts.router.T
     assert (logits - reference["router_logits_layer1"]).abs().max() <= 1e-5
-    chosen = logits.topk(2, dim=-1).indices
-    assert torch.equal(chosen, reference["router_topk_layer1"])
+    assert torch.equal(logits.topk(2, dim=-1).indices, reference["router_topk_layer1"])
     assert (result - reference["moe_output_layer1"]).abs().max() <= 1e-5
 
 
@@ -123,8 +119,7 @@ def test_by_row_each_row_has_the_loss_that_it_has_alone():
 
 def test_each_layer_reports_the_load_that_the_seed_counted():
     reference = reference_of("rows")
-    model = import_seed(SEEDS / "tachyon_rows_ckpt.pt")
-    stats = losses_of(model, reference).stats
+    stats = losses_of(import_seed(SEEDS / "tachyon_rows_ckpt.pt"), reference).stats
     counts = reference["expert_counts_per_layer"]
     torch.testing.assert_close(stats["load"], counts / counts.sum(dim=1, keepdim=True))
 
