@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 
-from pion.config.model_config import ModelConfig
 from pion.model.decoder import Decoder
 from pipeline.job.model_section import Model
 from pipeline.job.train_sections import Phase, phases_of
@@ -34,14 +33,14 @@ class Family:
     training: Mapping[str, Any] = field(default_factory=dict)
     apart: float = 1e-5
 
-    def config(self, **changes: Any) -> ModelConfig:
+    def config(self, **changes):
         return tiny_config(**{"vocab_size": VOCAB, "seq_len": SEQ_LEN, **self.model, **changes})
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self):
         phases = phases_of([Phase(**fields) for fields in self.training.get("phases", ())])
         return {**self.training, "phases": phases}
 
-    def job(self) -> dict[str, Any]:
+    def job(self):
         """Return the changes that make the tiny job (tests/support/jobs.py) train this family."""
         # Only importers set the other fields of ModelConfig.
         model = {name: value for name, value in self.model.items() if name in Model.model_fields}
@@ -49,7 +48,7 @@ class Family:
             f"pretrain__{name}": value for name, value in self.training.items()
         }
 
-    def decoder(self, seed: int = 0, **changes: Any) -> Decoder:
+    def decoder(self, seed=0, **changes):
         """Return the tiny model with the same random weights in each call.
 
         Unlike initial weights, all of them are random, and large: attention is far from uniform and

@@ -1,40 +1,35 @@
 import json
 import math
-from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from pion.data.tokens.tokenizer import Tokenizer, train_bpe
+from pion.data.tokens.tokenizer import train_bpe
 from pion.errors import BadInput
 from pion.evaluation.held_out import Scorer
-from pion.evaluation.multiple_choice import MultipleChoice, _ScoredChoice, multiple_choice
+from pion.evaluation.multiple_choice import _ScoredChoice, multiple_choice
 from pion.evaluation.questions import Question, read_questions
-from pion.model.decoder import Decoder
 from tests.support.known_models import OnSmallGpu, constant, decoder
 from tests.support.tokenizer_kinds import tokenizer_of
 
 
-def answer(
-    model: Decoder, tokenizer: Tokenizer, questions: Sequence[Question], micro_batch: int
-) -> MultipleChoice:
+def answer(model, tokenizer, questions, micro_batch):
     return multiple_choice(Scorer(model, tokenizer.vocab_size, micro_batch), tokenizer, questions)
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
+def tokenizer():
     return train_bpe(["the cat sat on the mat. a dog ate the bone. " * 4], 280)
 
 
-def prefers(tokenizer: Tokenizer, text: str, seq_len: int = 64) -> Decoder:
+def prefers(tokenizer, text, seq_len=64):
     """Return a model that gives only the tokens of `text` a high probability, at any position."""
     wanted = set(tokenizer.encode(text))
     return constant([4.0 if i in wanted else 0.0 for i in range(tokenizer.vocab_size)], seq_len)
 
 
-def test_the_planted_answer_is_picked_wherever_it_stands(tokenizer: Tokenizer) -> None:
+def test_the_planted_answer_is_picked_wherever_it_stands(tokenizer):
     choices = (" sat on", " bone", "qqqq")
     model = prefers(tokenizer, " bone")
     right = [
@@ -56,12 +51,12 @@ def test_the_planted_answer_is_picked_wherever_it_stands(tokenizer: Tokenizer) -
     assert answer(uniform, tokenizer, questions, 4).accuracy == 0.25
 
 
-def test_answers_are_those_of_the_full_forward_pass(tokenizer: Tokenizer) -> None:
+def test_answers_are_those_of_the_full_forward_pass(tokenizer):
     """Contexts and choices have many lengths, so that padding and batches matter."""
     rng = np.random.default_rng(0)
     words = ["the", "cat", "sat", "on", "the", "mat.", "a", "dog", "ate", "the", "bone."]
 
-    def text(longest: int) -> str:
+    def text(longest):
         return "".join(f" {word}" for word in rng.choice(words, rng.integers(1, longest)))
 
     model = decoder(tokenizer.vocab_size, 64)
@@ -83,7 +78,7 @@ def test_answers_are_those_of_the_full_forward_pass(tokenizer: Tokenizer) -> Non
     assert answer(model, tokenizer, questions, 7).accuracy == pytest.approx(np.mean(expected))
 
 
-def test_a_context_too_long_loses_its_beginning_and_not_the_choice(tokenizer: Tokenizer) -> None:
+def test_a_context_too_long_loses_its_beginning_and_not_the_choice(tokenizer):
     model = decoder(tokenizer.vocab_size, seq_len=8)
     end = "the cat sat on the mat. a dog ate"
     long, short = (Question(f"{start}{end}", (" a dog", " bone"), 0) for start in ("zq" * 40, "q"))
@@ -92,12 +87,12 @@ def test_a_context_too_long_loses_its_beginning_and_not_the_choice(tokenizer: To
     assert scores[0] == scores[1]
 
 
-def test_a_choice_longer_than_the_models_context_is_refused(tokenizer: Tokenizer) -> None:
+def test_a_choice_longer_than_the_models_context_is_refused(tokenizer):
     with pytest.raises(BadInput, match=r"'qzqz.*100 tokens, more than the model's context of 8"):
         answer(decoder(tokenizer.vocab_size, 8), tokenizer, [Question("a", ("b", "qz" * 50), 0)], 2)
 
 
-def test_out_of_memory_in_multiple_choice_changes_nothing(tokenizer: Tokenizer) -> None:
+def test_out_of_memory_in_multiple_choice_changes_nothing(tokenizer):
     model = prefers(tokenizer, " bone")
     questions = [Question("the", (" cat" * i, " bone" * i, " dog"), 1) for i in (1, 2, 3)]
     small = OnSmallGpu(model, limit=2)
@@ -121,9 +116,7 @@ GOOD = {"context": "a", "choices": ["b", "c"], "answer": 1}
         (json.dumps(GOOD | {"answer": True}), "answer is True"),
     ],
 )
-def test_a_line_that_is_not_a_question_is_named_by_file_and_line(
-    line: str, message: str, tmp_path: Path
-) -> None:
+def test_a_line_that_is_not_a_question_is_named_by_file_and_line(line, message, tmp_path):
     pack, good = (
         tmp_path / "pack.jsonl",
         f"{json.dumps(GOOD)}\r\n{json.dumps(GOOD | {'answer': 0})}",
@@ -138,7 +131,7 @@ def test_a_line_that_is_not_a_question_is_named_by_file_and_line(
 
 
 @pytest.mark.parametrize("context", ["", "Return"])
-def test_a_first_token_starts_every_question_once(context: str) -> None:
+def test_a_first_token_starts_every_question_once(context):
     llama = tokenizer_of("llama3")
     choice = _ScoredChoice.of(context, " the number", llama, 64)
     assert choice.ids == [llama.first, *llama.encode(f"{context} the number")]

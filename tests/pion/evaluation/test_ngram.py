@@ -9,7 +9,7 @@ from pion.errors import BadInput
 from pion.evaluation import ngram
 
 
-def distribution(model: ngram.NGram, context: list[int]) -> np.ndarray:
+def distribution(model, context):
     """Return p(w | context) for every w of the vocabulary."""
     return np.exp(-model.nll(np.array([[*context, w] for w in range(model.vocab_size)]))[:, -1])
 
@@ -22,8 +22,8 @@ def distribution(model: ngram.NGram, context: list[int]) -> np.ndarray:
     seed=st.integers(0, 2**32 - 1),
 )
 def test_probabilities_of_the_vocabulary_sum_to_one_after_seen_and_unseen_contexts(
-    order: int, vocab_size: int, shape: tuple[int, int], seed: int
-) -> None:
+    order, vocab_size, shape, seed
+):
     rng = np.random.default_rng(seed)
     model = ngram.fit(rng.integers(0, vocab_size, shape), vocab_size, order)
     for _ in range(5):
@@ -32,7 +32,7 @@ def test_probabilities_of_the_vocabulary_sum_to_one_after_seen_and_unseen_contex
         assert p.sum() == pytest.approx(1, abs=1e-12)
 
 
-def test_a_bigram_gives_the_probabilities_worked_out_by_hand() -> None:
+def test_a_bigram_gives_the_probabilities_worked_out_by_hand():
     # unigrams of 0 0 1 0 1 2: c = 3, 2, 1, so n1 = 1, n2 = 1 and D = 1/3
     # bigrams 00 01 10 01 12: c(01) = 2, the others once, so n1 = 3, n2 = 1 and D = 3/5
     model = ngram.fit(np.array([[0, 0, 1, 0, 1, 2]]), vocab_size=4, order=2)
@@ -49,37 +49,37 @@ def test_a_bigram_gives_the_probabilities_worked_out_by_hand() -> None:
     assert distribution(model, [3]) == pytest.approx(unigram)  # 3 never occurs
 
 
-def test_windows_do_not_span_rows() -> None:
+def test_windows_do_not_span_rows():
     p = distribution(ngram.fit(np.array([[0, 1], [2, 3]]), vocab_size=4, order=2), [1])
     assert p[2] == pytest.approx(p[3])  # 1 → 2 happened only across the border
 
 
-def test_a_longer_context_predicts_a_deterministic_text_better() -> None:
+def test_a_longer_context_predicts_a_deterministic_text_better():
     text = np.tile([0, 1, 0, 2, 0, 3, 4, 3], 200).reshape(-1, 32)
     losses = [ngram.fit(text, 5, order).nll(text).mean() for order in (1, 2, 3)]
     assert losses[0] > losses[1] > losses[2]
     assert losses[2] < 0.05
 
 
-def test_noise_costs_its_entropy_and_not_much_more() -> None:
+def test_noise_costs_its_entropy_and_not_much_more():
     noise = np.random.default_rng(0).integers(0, 16, (1000, 64))
     loss = ngram.fit(noise[:900], 16, order=2).nll(noise[900:]).mean()
     assert math.log(16) <= loss + 0.002 <= math.log(16) + 0.02
 
 
-def test_a_text_without_singletons_still_leaves_something_for_unseen_tokens() -> None:
+def test_a_text_without_singletons_still_leaves_something_for_unseen_tokens():
     model = ngram.fit(np.zeros((4, 8), dtype=np.uint16), vocab_size=3, order=3)
     assert distribution(model, [0, 0]).min() > 0
 
 
-def test_ids_of_65536_and_more_are_counted_apart() -> None:
+def test_ids_of_65536_and_more_are_counted_apart():
     rows = np.array([[70_000, 1, 70_000, 1], [70_001, 2, 70_001, 2]], dtype=np.uint32)
     model = ngram.fit(rows, vocab_size=70_002, order=2)
     p = np.exp(-model.nll(np.array([[70_000, w] for w in (1, 2)]))[:, -1])
     assert p[0] > 10 * p[1]
 
 
-def test_what_is_no_row_of_the_vocabulary_and_other_orders_are_refused() -> None:
+def test_what_is_no_row_of_the_vocabulary_and_other_orders_are_refused():
     for rows, order, words in (
         (np.array([[0, 4]]), 4, "ids from 0 to 4 don't fit a vocabulary of 4"),
         (np.array([[0, 1]]), 0, "order 0 is outside 1–6"),

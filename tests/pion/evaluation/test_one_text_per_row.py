@@ -1,7 +1,5 @@
 """Each text has rows of its own, and each of its tokens is predicted once."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from pion.data.shards import IGNORED
@@ -11,7 +9,7 @@ from tests.support.finished_run import tiny_tokenizer
 TEXTS = ["Return a new header. " * 4, "The lazy dog.", "The quick brown fox jumps."]
 
 
-def test_each_token_is_predicted_once_and_from_its_own_text_alone() -> None:
+def test_each_token_is_predicted_once_and_from_its_own_text_alone():
     tokenizer = tiny_tokenizer()
     rows = own_rows(tokenizer, TEXTS, seq_len=8)
     predicted, starts = [], 0
@@ -26,8 +24,8 @@ def test_each_token_is_predicted_once_and_from_its_own_text_alone() -> None:
     assert rows.tokens.shape[1] == 8
 
 
-def test_no_text_is_read_once_there_are_enough_rows() -> None:
-    def texts() -> Iterator[str]:
+def test_no_text_is_read_once_there_are_enough_rows():
+    def texts():
         yield from TEXTS[:2]
         pytest.fail("read on")
 
@@ -37,5 +35,5 @@ def test_no_text_is_read_once_there_are_enough_rows() -> None:
     assert (rows.tokens[:-1] == whole.tokens).all()
 
 
-def test_no_text_gives_no_rows() -> None:
+def test_no_text_gives_no_rows():
     assert own_rows(tiny_tokenizer(), [], seq_len=8).total_rows == 0

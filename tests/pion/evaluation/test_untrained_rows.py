@@ -1,6 +1,5 @@
 import pytest
 import torch
-from torch import Tensor
 
 from pion.evaluation.untrained_rows import untrained_rows
 
@@ -8,12 +7,12 @@ VOCABULARY, WIDTH = 1000, 64
 TURN_END = 950
 
 
-def trained() -> Tensor:
+def trained():
     return torch.randn(VOCABULARY, WIDTH, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_row_of_little_norm_is_found_and_no_row_that_was_trained(dtype: torch.dtype) -> None:
+def test_a_row_of_little_norm_is_found_and_no_row_that_was_trained(dtype):
     rows = trained()
     assert untrained_rows(rows, [TURN_END, 5]) == []
     rows[TURN_END] *= 0.05

@@ -1,15 +1,9 @@
 """A bug leaves a file, and a bug that is repeated fills no disk."""
 
-from pathlib import Path
-
-import pytest
-
 from pipeline.console import bug_file
 
 
-def test_a_process_leaves_a_bounded_number_of_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_process_leaves_a_bounded_number_of_files(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(bug_file, "_written", [])
     said = [

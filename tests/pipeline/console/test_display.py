@@ -6,9 +6,7 @@ import pty
 import re
 import sys
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -21,7 +19,6 @@ from pipeline.console.messages import (
     Phase,
     PrepareProgress,
     Sample,
-    Shown,
     StageState,
     Step,
     Summary,
@@ -44,14 +41,14 @@ STEP = Step(
 
 
 class Clock:
-    def __init__(self) -> None:
+    def __init__(self):
         self.at = 1_800_000_000.0
 
-    def __call__(self) -> float:
+    def __call__(self):
         return self.at
 
 
-def log_of(*messages: Shown, clock: Clock | None = None) -> list[str]:
+def log_of(*messages, clock=None):
     file = io.StringIO()
     with Display(file, now=clock or Clock()) as display:
         for message in messages:
@@ -60,11 +57,11 @@ def log_of(*messages: Shown, clock: Clock | None = None) -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def _a_terminal_that_can_move_its_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
+def _a_terminal_that_can_move_its_cursor(monkeypatch):
     monkeypatch.setenv("TERM", "xterm-256color")
 
 
-def terminal_of(*messages: Shown) -> str:
+def terminal_of(*messages):
     file = io.StringIO()
     with Display(file, live=True) as display:
         for message in messages:
@@ -106,7 +103,7 @@ def test_a_step_line_says_how_old_the_last_durable_checkpoint_is():
 SAVED = CheckpointSaved("pretrain", 100, saved=1, interval=90.0)
 BOOT = Phase("boot", 60.5, parts={"machine up": 40.0, "install": 20.5})
 # Messages, and how the lines of a log end, without their times.
-LOGS: list[tuple[list[Shown], list[str]]] = [
+LOGS = [
     (
         [BOOT, Phase("imports", 2.14), Phase("ray started", 7.0), Phase("first step", 31.5, True)],
         [
@@ -157,7 +154,7 @@ LOGS: list[tuple[list[Shown], list[str]]] = [
 
 
 @pytest.mark.parametrize(("messages", "ends"), LOGS, ids=range(len(LOGS)))
-def test_a_log_says_each_message(messages: list[Shown], ends: list[str]) -> None:
+def test_a_log_says_each_message(messages, ends):
     lines = log_of(*messages)
     assert len(lines) == len(ends)
     assert all(line.endswith(end) for line, end in zip(lines, ends)), lines
@@ -222,7 +219,7 @@ def test_a_slow_terminal_can_follow_who_says_more_than_it_shows(monkeypatch):
     monkeypatch.setattr(display_module.time, "sleep", waited.append)
 
     class Slow(io.StringIO):
-        def write(self, text: str) -> int:
+        def write(self, text):
             held.wait(PATIENCE_SECONDS)
             return super().write(text)
 
@@ -243,7 +240,7 @@ def test_messages_from_many_threads_never_mix_within_a_line():
     file = io.StringIO()
     with Display(file) as display:
 
-        def talk(who: int) -> None:
+        def talk(who):
             for i in range(50):
                 display.say(Note(f"thread {who} says {i}."))
 
@@ -286,19 +283,19 @@ print("the end")
 
 
 @pytest.fixture
-def terminal(tmp_path: Path) -> Iterator[Terminal]:
+def terminal(tmp_path):
     (tmp_path / "talk.py").write_text(PROGRAM)
     with Terminal(tmp_path) as terminal:
         yield terminal
 
 
-def talk(lines: int) -> str:
+def talk(lines):
     return f"{sys.executable} talk.py {lines}"
 
 
-def said(shown: str) -> dict[int, list[int]]:
+def said(shown):
     """Return the numbers of the lines that each thread said, in the order on the terminal."""
-    found: dict[int, list[int]] = {}
+    found = {}
     for who, number in re.findall(r"<(\d):(\d+)>", shown):
         found.setdefault(int(who), []).append(int(number))
     return found
@@ -306,8 +303,8 @@ def said(shown: str) -> dict[int, list[int]]:
 
 @pytest.mark.parametrize("lines", [500, pytest.param(1500, marks=pytest.mark.soak)])
 def test_lines_as_fast_as_they_come_are_all_shown_while_the_terminal_changes_its_size(
-    terminal: Terminal, lines: int
-) -> None:
+    terminal, lines
+):
     terminal.type(talk(lines))
     for rows, columns in ((24, 10), (2, 200), (60, 40), (1, 1), (24, 80)) * (lines // 375):
         terminal.resize(rows, columns)
@@ -317,9 +314,7 @@ def test_lines_as_fast_as_they_come_are_all_shown_while_the_terminal_changes_its
     assert terminal.code() == 0
 
 
-def test_a_terminal_that_is_held_stops_only_what_is_shown(
-    terminal: Terminal, tmp_path: Path
-) -> None:
+def test_a_terminal_that_is_held_stops_only_what_is_shown(terminal, tmp_path):
     terminal.press("Ctrl-S")
     terminal.type(talk(400))
     wait_until((tmp_path / "said").exists, "the threads to have said everything")
@@ -329,16 +324,14 @@ def test_a_terminal_that_is_held_stops_only_what_is_shown(
     assert said(shown) == {who: list(range(400)) for who in range(4)}
 
 
-def test_a_program_goes_on_when_its_terminal_is_gone(terminal: Terminal, tmp_path: Path) -> None:
+def test_a_program_goes_on_when_its_terminal_is_gone(terminal, tmp_path):
     terminal.type(f"trap '' HUP; {talk(400)}")
     wait_until((tmp_path / "started").exists, "the program to start")
     terminal.vanish()
     wait_until((tmp_path / "ended").exists, "the program to end")
 
 
-def test_a_program_that_was_suspended_goes_on_and_the_shell_has_a_cursor(
-    terminal: Terminal,
-) -> None:
+def test_a_program_that_was_suspended_goes_on_and_the_shell_has_a_cursor(terminal):
     terminal.type(talk(400))
     terminal.wait_for("<0:")
     terminal.press("Ctrl-Z")

@@ -16,15 +16,15 @@ from pipeline.console.formats import (
 
 
 @pytest.mark.parametrize("error", [None, math.nan, math.inf, 0.0])
-def test_an_error_that_says_nothing_is_not_shown(error: float | None) -> None:
+def test_an_error_that_says_nothing_is_not_shown(error):
     assert measured(1.0, error) == "1.000"
 
 
-def test_an_error_keeps_its_first_digit() -> None:
+def test_an_error_keeps_its_first_digit():
     assert measured(0.00042, 0.00011) == "0.0004 ± 0.0001"
 
 
-def test_durations_and_sizes_read_like_speech() -> None:
+def test_durations_and_sizes_read_like_speech():
     shown = [duration(s) for s in (-1, 0.42, 12, 59.6, 200, 18_120, 273_600)]
     assert shown == ["0.0 s", "0.4 s", "12 s", "1 min 00 s", "3 min 20 s", "5 h 02 min", "3 d 4 h"]
     assert [size(b) for b in (812, 3.1e6, 1.24e9)] == ["812 B", "3.1 MB", "1.24 GB"]

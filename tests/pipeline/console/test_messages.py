@@ -2,7 +2,6 @@
 
 import ast
 import functools
-from collections.abc import Iterator
 
 import pytest
 
@@ -12,7 +11,6 @@ from pipeline.console.messages import (
     Evaluation,
     Hello,
     MachineNotice,
-    Message,
     Note,
     Phase,
     PrepareProgress,
@@ -29,7 +27,7 @@ from pipeline.console.messages import (
 )
 from tests.paths import REPOSITORY
 
-MESSAGES: list[Message] = [
+MESSAGES = [
     Phase("boot", 60.5, parts={"install": 20.5}),
     Phase("first step", 31.5, total=True),
     PrepareProgress("tokenising", 3, "MB", total=4.5),
@@ -50,13 +48,13 @@ MESSAGES: list[Message] = [
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
-def test_a_message_arrives_as_it_was_sent(message: Message) -> None:
+def test_a_message_arrives_as_it_was_sent(message):
     line = to_json(message)
     assert "\n" not in line
     assert from_json(line) == message
 
 
-def test_every_message_is_tried_above() -> None:
+def test_every_message_is_tried_above():
     assert {type(message).__name__ for message in MESSAGES} == set(_BY_NAME)
 
 
@@ -73,12 +71,12 @@ def test_every_message_is_tried_above() -> None:
         '{"type": "Note", "text": "a", "more": 1}',
     ],
 )
-def test_anything_else_is_refused(line: str) -> None:
+def test_anything_else_is_refused(line):
     with pytest.raises(ValueError):  # noqa: PT011
         from_json(line)
 
 
-def test_an_unknown_message_is_a_mistake_of_the_sender() -> None:
+def test_an_unknown_message_is_a_mistake_of_the_sender():
     with pytest.raises(ValueError, match="no message type 'stpe'"):
         from_json('{"type": "stpe"}')
 
@@ -87,21 +85,21 @@ def test_an_unknown_message_is_a_mistake_of_the_sender() -> None:
 
 
 @functools.cache
-def sources() -> dict[str, str]:
+def sources():
     folders = (REPOSITORY / "pipeline", REPOSITORY / "pion")
     files = [path for folder in folders for path in sorted(folder.rglob("*.py"))]
     assert len(files) > 200
     return {str(path.relative_to(REPOSITORY)): path.read_text() for path in files}
 
 
-def nodes(having: str) -> Iterator[tuple[str, ast.AST]]:
+def nodes(having):
     """Yield the nodes of all files that have this text. To parse all files takes seconds."""
     for name, text in sources().items():
         for node in ast.walk(ast.parse(text)) if having in text else ():
             yield name, node
 
 
-def test_only_the_codec_writes_a_message_as_a_dict() -> None:
+def test_only_the_codec_writes_a_message_as_a_dict():
     found = [
         f"{name}:{node.lineno}"
         for name, node in nodes('"type"')
@@ -113,7 +111,7 @@ def test_only_the_codec_writes_a_message_as_a_dict() -> None:
     assert [place.partition(":")[0] for place in found] == ["pipeline/console/messages.py"], found
 
 
-def test_nothing_is_dispatched_by_a_name_put_together() -> None:
+def test_nothing_is_dispatched_by_a_name_put_together():
     found = [
         f"{name}:{node.lineno}"
         for name, node in nodes("getattr")

@@ -13,14 +13,14 @@ from tests.support.waiting import PATIENCE_SECONDS
 class Written(io.StringIO):
     """A standard error, perhaps a terminal, that tells when it has been written to."""
 
-    def __init__(self, *, terminal: bool) -> None:
+    def __init__(self, *, terminal):
         super().__init__()
         self.terminal, self.event = terminal, threading.Event()
 
-    def isatty(self) -> bool:
+    def isatty(self):
         return self.terminal
 
-    def write(self, text: str) -> int:
+    def write(self, text):
         count = super().write(text)
         if "asking the Hub" in self.getvalue():
             self.event.set()
@@ -28,9 +28,7 @@ class Written(io.StringIO):
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_a_slow_block_says_what_it_waits_for(
-    monkeypatch: pytest.MonkeyPatch, terminal: bool
-) -> None:
+def test_a_slow_block_says_what_it_waits_for(monkeypatch, terminal):
     monkeypatch.setenv("TERM", "xterm")
     file = Written(terminal=terminal)
     monkeypatch.setattr(sys, "stderr", file)
@@ -40,9 +38,7 @@ def test_a_slow_block_says_what_it_waits_for(
     assert terminal or file.getvalue() == "asking the Hub\n"
 
 
-def test_nothing_is_said_after_the_block_or_to_a_program(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_nothing_is_said_after_the_block_or_to_a_program(capsys):
     with saying_if_slow("asking the Hub", 0.0, quiet=True):
         assert not any(isinstance(thread, threading.Timer) for thread in threading.enumerate())
     with saying_if_slow("asking the Hub", PATIENCE_SECONDS):

@@ -6,9 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import httpx
 import pytest
@@ -19,7 +17,6 @@ from pipeline.live.watched_run import View, WatchedRun
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
 from pipeline.web.address import API_KEY, Address
-from tests.pipeline.conftest import Pion
 from tests.support.finished_run import make_run
 from tests.support.live_page import showing
 from tests.support.rented_run import RentedRun
@@ -30,11 +27,11 @@ LOSS = "?stage=pretrain&names=loss"
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> RentedRun:
+def run(tmp_path):
     return a_run(tmp_path, "demo")
 
 
-def a_run(folder: Path, name: str, lr: float = 3e-4) -> RentedRun:
+def a_run(folder, name, lr=3e-4):
     run = RentedRun(FileStore(folder / "runs"), name, steps=100, lr=lr)
     run.rent()
     run.train(20)
@@ -45,18 +42,18 @@ def a_run(folder: Path, name: str, lr: float = 3e-4) -> RentedRun:
 HTTP = httpx.Client(timeout=PATIENCE_SECONDS)
 
 
-def ask(url: str, view: str = "", **headers: str) -> httpx.Response:
+def ask(url, view="", **headers):
     return HTTP.get(f"{url}/data{view}", headers=headers)
 
 
-def data(url: str) -> dict[str, Any]:
+def data(url):
     """Return the answer once every run has been read."""
     wait_until(lambda: all(ask(url).headers["Look-Ages"].split(",")), "every run is read")
-    found: dict[str, Any] = ask(url).json()
+    found = ask(url).json()
     return found
 
 
-def test_a_page_that_knows_everything_gets_only_the_age_of_it(run: RentedRun) -> None:
+def test_a_page_that_knows_everything_gets_only_the_age_of_it(run):
     with showing(run) as url:
         assert data(url)["runs"][0]["summary"]["step"] == 20
         first = ask(url)
@@ -69,7 +66,7 @@ def test_a_page_that_knows_everything_gets_only_the_age_of_it(run: RentedRun) ->
             assert ask(url, **{"If-None-Match": other}).json() == first.json(), other
 
 
-def test_a_page_gets_the_curves_that_it_draws_and_no_others(run: RentedRun) -> None:
+def test_a_page_gets_the_curves_that_it_draws_and_no_others(run):
     with showing(run) as url:
         (told,) = data(url)["runs"]
         assert told["curves"] == {}
@@ -93,14 +90,14 @@ def test_a_page_gets_the_curves_that_it_draws_and_no_others(run: RentedRun) -> N
         assert (refused.status_code, refused.json()["error"]["code"]) == (400, "bad_view")
 
 
-def test_what_is_kept_for_pages_does_not_grow_with_their_views(run: RentedRun) -> None:
+def test_what_is_kept_for_pages_does_not_grow_with_their_views(run):
     told = _Told([WatchedRun(run.state)])
     for step in range(100):
         told.of(View("pretrain", ("loss",), (range(step),)))
     assert told._made.cache_info().currsize == MOST_VIEWS
 
 
-def test_the_page_follows_a_run(run: RentedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_follows_a_run(run, monkeypatch):
     monkeypatch.setattr(watched_run, "PAUSE", 0.01)
     with showing(run) as url:
         page = HTTP.get(url)
@@ -115,9 +112,7 @@ def test_the_page_follows_a_run(run: RentedRun, monkeypatch: pytest.MonkeyPatch)
         assert [step for step, _, _ in found["loss"]] == list(range(1, 23))
 
 
-def test_a_page_that_asks_after_a_pause_is_told_the_present_state(
-    run: RentedRun, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_page_that_asks_after_a_pause_is_told_the_present_state(run, monkeypatch):
     monkeypatch.setattr(watched_run, "PAUSE", 0.01)
     now = [1000.0]
     monkeypatch.setattr(watched_run, "time", SimpleNamespace(monotonic=lambda: now[0]))
@@ -129,7 +124,7 @@ def test_a_page_that_asks_after_a_pause_is_told_the_present_state(
             now[0] += 3600.0
 
 
-def test_several_runs_come_with_the_settings_in_which_they_differ(tmp_path: Path) -> None:
+def test_several_runs_come_with_the_settings_in_which_they_differ(tmp_path):
     runs = [a_run(tmp_path, "slow", 1e-4), a_run(tmp_path, "fast", 2e-4)]
     with showing(*runs) as url:
         found = data(url)
@@ -139,17 +134,17 @@ def test_several_runs_come_with_the_settings_in_which_they_differ(tmp_path: Path
 
 
 def test_one_thread_looks_once_and_what_it_saw_is_made_once_however_many_pages_ask(
-    run: RentedRun, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    looks: list[str] = []
-    made: list[dict[str, Any]] = []
+    run, monkeypatch
+):
+    looks = []
+    made = []
     look, told = WatchedRun.look, WatchedRun.told
 
-    def counted(watched: WatchedRun) -> None:
+    def counted(watched):
         looks.append(threading.current_thread().name)
         look(watched)
 
-    def noted(watched: WatchedRun) -> dict[str, Any]:
+    def noted(watched):
         made.append(told(watched))
         return made[-1]
 
@@ -165,13 +160,11 @@ def test_one_thread_looks_once_and_what_it_saw_is_made_once_however_many_pages_a
     assert len(made) <= 2  # once more if a page asked before the first look
 
 
-def test_a_bug_in_a_look_is_told_and_the_next_look_may_succeed(
-    run: RentedRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_bug_in_a_look_is_told_and_the_next_look_may_succeed(run, monkeypatch, capsys):
     monkeypatch.setattr(watched_run, "PAUSE", 0.01)
     look, failures = WatchedRun.look, iter([ValueError("oops")])
 
-    def fail_once(watched: WatchedRun) -> None:
+    def fail_once(watched):
         for error in failures:
             raise error
         look(watched)
@@ -182,7 +175,7 @@ def test_a_bug_in_a_look_is_told_and_the_next_look_may_succeed(
     assert "a bug" in capsys.readouterr().out.lower()
 
 
-def test_foreign_names_and_pages_are_refused_and_nothing_else_is_answered(run: RentedRun) -> None:
+def test_foreign_names_and_pages_are_refused_and_nothing_else_is_answered(run):
     with showing(run) as url:
         for path in ("/", "/data"):
             for headers, status in (
@@ -202,9 +195,7 @@ def test_foreign_names_and_pages_are_refused_and_nothing_else_is_answered(run: R
         assert json.loads(posted.text)["error"]["message"]
 
 
-def test_a_key_is_needed_for_the_data_and_not_for_the_page(
-    run: RentedRun, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_key_is_needed_for_the_data_and_not_for_the_page(run, monkeypatch):
     monkeypatch.setenv(API_KEY, KEY)
     with showing(run) as url:
         assert KEY not in HTTP.get(url).text
@@ -217,7 +208,7 @@ def test_a_key_is_needed_for_the_data_and_not_for_the_page(
 # ---------------------------------------------------------------- the command
 
 
-def test_the_page_is_there_until_sigterm_and_needs_no_skypilot(here: Path) -> None:
+def test_the_page_is_there_until_sigterm_and_needs_no_skypilot(here):
     make_run(here / "runs", saves=[])
     code = (
         "import sys; sys.modules['sky'] = None; from pipeline.cli import main; sys.exit(main("
@@ -246,16 +237,14 @@ def test_the_page_is_there_until_sigterm_and_needs_no_skypilot(here: Path) -> No
         (("demo", "--web", "--host", "0.0.0.0"), API_KEY),
     ],
 )
-def test_what_can_t_be_shown_is_refused(
-    arguments: tuple[str, ...], words: str, here: Path, pion: Pion
-) -> None:
+def test_what_can_t_be_shown_is_refused(arguments, words, here, pion):
     make_run(here / "runs", saves=[])
     code, _, error = pion("status", *arguments)
     assert code == 2
     assert words in error
 
 
-def test_a_port_in_use_is_refused_before_a_run_is_looked_for(pion: Pion, here: Path) -> None:
+def test_a_port_in_use_is_refused_before_a_run_is_looked_for(pion, here):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         code, _, error = pion("status", "nowhere", "--web", "--port", str(port))
@@ -263,10 +252,10 @@ def test_a_port_in_use_is_refused_before_a_run_is_looked_for(pion: Pion, here: P
     assert f"port {port} is in use" in error
 
 
-def test_the_page_next_to_a_command_shows_a_run_that_has_not_begun(tmp_path: Path) -> None:
+def test_the_page_next_to_a_command_shows_a_run_that_has_not_begun(tmp_path):
     with page_of(RunState(FileStore(tmp_path / "runs"), "demo"), Address(port=0)) as url:
 
-        def trouble() -> str:
+        def trouble():
             return str(ask(url).json()["runs"][0]["trouble"])
 
         wait_until(lambda: "has not begun" in trouble(), trouble)

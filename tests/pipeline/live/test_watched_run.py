@@ -1,27 +1,23 @@
 """What pages are told of a run comes from its store alone, and nothing is written there."""
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pion.errors import BadInput
 from pipeline.live.watched_run import HUB_PAUSE, LONGEST_PAUSE, PAUSE, View, WatchedRun, view_of
-from pipeline.report.curves import Point
 from pipeline.state.notes.deadline import DEADLINE, Asked, new_deadline, write_first_deadline
 from pipeline.state.notes.watcher_beat import Saw, write_beat
 from pipeline.state.run_state import RunState
 from pipeline.state.status import run_status
-from pipeline.state.stores import FileStore, Store, open_store
+from pipeline.state.stores import FileStore, open_store
 from tests.support.hub_server import hub_server
 from tests.support.light_run import light_run
 from tests.support.rented_run import RentedRun
-from tests.support.s3_server import FaultProxy
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> RentedRun:
+def run(tmp_path):
     """A run that has lost its first machine at step 70 of 100, and resumed from step 50."""
     run = RentedRun(FileStore(tmp_path / "runs"), steps=100)
     run.rent()
@@ -33,18 +29,18 @@ def run(tmp_path: Path) -> RentedRun:
     return run
 
 
-def looked(run: RentedRun) -> WatchedRun:
+def looked(run):
     watched = WatchedRun(run.state)
     watched.look()
     return watched
 
 
-def points(watched: WatchedRun, name: str) -> list[Point]:
+def points(watched, name):
     """Return the points of a curve, as a page that draws it gets them."""
     return watched.curves(View("pretrain", (name,)), None)["pretrain"][name]
 
 
-def test_a_page_is_told_everything_that_the_store_knows(run: RentedRun) -> None:
+def test_a_page_is_told_everything_that_the_store_knows(run):
     watched = looked(run)
     parts = watched.told()
     assert parts["trouble"] is None
@@ -70,7 +66,7 @@ def test_a_page_is_told_everything_that_the_store_knows(run: RentedRun) -> None:
     assert [event["event"] for event in parts["events"]][:2] == ["training", "machine"]
 
 
-def test_the_newest_step_is_that_of_the_heartbeat_or_of_the_last_row(run: RentedRun) -> None:
+def test_the_newest_step_is_that_of_the_heartbeat_or_of_the_last_row(run):
     watched = looked(run)
     run.beat(step=63)
     watched.look()
@@ -81,16 +77,14 @@ def test_the_newest_step_is_that_of_the_heartbeat_or_of_the_last_row(run: Rented
     assert watched.told()["summary"]["step"] == 65
 
 
-def test_the_end_of_a_run_is_told(run: RentedRun) -> None:
+def test_the_end_of_a_run_is_told(run):
     run.train(40)
     run.finish()
     summary = looked(run).told()["summary"]
     assert (summary["state"], summary["seconds_left"]) == ("done", None)
 
 
-def test_the_deadline_is_told_and_whether_nobody_watches_and_whether_it_was_met(
-    run: RentedRun,
-) -> None:
+def test_the_deadline_is_told_and_whether_nobody_watches_and_whether_it_was_met(run):
     assert looked(run).told()["summary"]["deadline"] is None
     asked = Asked(hours=1.0, at=None, margin=60)
     at = write_first_deadline(
@@ -100,7 +94,7 @@ def test_the_deadline_is_told_and_whether_nobody_watches_and_whether_it_was_met(
     summary = looked(run).told()["summary"]
     assert summary["deadline"] == {"at": at, "ended": None, "saw": None}
     numbers = {"slack": 60.0, "reserve": 2700.0, "work_left": 3000.0}
-    write_beat(run.state, at, Saw(state="on demand", **numbers))  # type: ignore[typeddict-item]
+    write_beat(run.state, at, Saw(state="on demand", **numbers))
     watched = looked(run)
     summary = watched.told()["summary"]
     saw = {"at": run.time.time, "words": "on a machine on demand", **numbers}
@@ -118,7 +112,7 @@ def test_the_deadline_is_told_and_whether_nobody_watches_and_whether_it_was_met(
     assert summary["notes"] == []
 
 
-def test_a_deadline_that_can_not_be_read_and_a_silent_owner_are_told(run: RentedRun) -> None:
+def test_a_deadline_that_can_not_be_read_and_a_silent_owner_are_told(run):
     run.state.store.write(run.state.key(DEADLINE), b"{")
     summary = looked(run).told()["summary"]
     assert summary["deadline"] is None
@@ -127,14 +121,14 @@ def test_a_deadline_that_can_not_be_read_and_a_silent_owner_are_told(run: Rented
     assert looked(run).told()["summary"]["state"] == "silent"
 
 
-def test_later_looks_read_only_what_is_new(run: RentedRun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_later_looks_read_only_what_is_new(run, monkeypatch):
     watched = looked(run)
     before, loss = watched.told(), points(watched, "loss")
     run.train(3)
-    read: list[str] = []
+    read = []
     read_file = FileStore.read
 
-    def counted(store: FileStore, key: str, *limit: int) -> bytes:
+    def counted(store, key, *limit):
         read.append(key)
         return read_file(store, key, *limit)
 
@@ -148,14 +142,12 @@ def test_later_looks_read_only_what_is_new(run: RentedRun, monkeypatch: pytest.M
     assert now["events"] == before["events"]
 
 
-def test_a_later_look_makes_few_requests_however_long_the_run_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[str] = []
+def test_a_later_look_makes_few_requests_however_long_the_run_is(tmp_path, monkeypatch):
+    asked = []
     for ask in ("read", "list"):
         method = getattr(FileStore, ask)
 
-        def counted(store: FileStore, key: str = "", *rest: Any, method: Any = method) -> Any:
+        def counted(store, key="", *rest, method=method):
             asked.append(key)
             return method(store, key, *rest)
 
@@ -174,7 +166,7 @@ def test_a_later_look_makes_few_requests_however_long_the_run_is(
     assert counts[0] == counts[1] <= 12
 
 
-def test_the_points_after_a_rewind_are_dropped_and_the_attempt_is_marked(run: RentedRun) -> None:
+def test_the_points_after_a_rewind_are_dropped_and_the_attempt_is_marked(run):
     watched = looked(run)
     before = points(watched, "loss")
     run.rent()
@@ -186,7 +178,7 @@ def test_the_points_after_a_rewind_are_dropped_and_the_attempt_is_marked(run: Re
     assert watched.told()["attempts"] == {"pretrain": [1, 51]}
 
 
-def test_after_a_resume_no_number_is_that_of_the_last_owner(run: RentedRun) -> None:
+def test_after_a_resume_no_number_is_that_of_the_last_owner(run):
     watched = looked(run)
     run.rent()
     watched.look()
@@ -203,9 +195,7 @@ def test_after_a_resume_no_number_is_that_of_the_last_owner(run: RentedRun) -> N
     assert points(watched, "loss")[-1][0] == 56
 
 
-def test_a_dead_run_has_no_time_left_and_takes_no_more_time(
-    run: RentedRun, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dead_run_has_no_time_left_and_takes_no_more_time(run, monkeypatch):
     watched = looked(run)
     monkeypatch.setattr(run_status, "is_running", lambda owner, me: False)
     times = []
@@ -218,9 +208,9 @@ def test_a_dead_run_has_no_time_left_and_takes_no_more_time(
     assert times == [times[0]] * 3
 
 
-def test_rows_that_arrive_late_are_found(run: RentedRun) -> None:
+def test_rows_that_arrive_late_are_found(run):
     """The last owner's rows may land after the new owner's."""
-    folder = Path(run.state.store.local_path("demo/metrics/pretrain/1"))  # type: ignore[arg-type]
+    folder = Path(run.state.store.local_path("demo/metrics/pretrain/1"))
     late = max(folder.iterdir())
     text = late.read_bytes()
     first = min(folder.iterdir())
@@ -235,10 +225,10 @@ def test_rows_that_arrive_late_are_found(run: RentedRun) -> None:
     assert [step for step, _, _ in points(watched, "loss")] == list(range(1, 61))
 
 
-def test_a_store_that_goes_away_is_told_and_nothing_is_forgotten(run: RentedRun) -> None:
+def test_a_store_that_goes_away_is_told_and_nothing_is_forgotten(run):
     watched = looked(run)
     known = watched.told()
-    folder = Path(run.state.store.local_path("demo"))  # type: ignore[arg-type]
+    folder = Path(run.state.store.local_path("demo"))
     away = folder.rename(folder.with_name("away"))
     watched.look()
     told = watched.told()
@@ -251,9 +241,7 @@ def test_a_store_that_goes_away_is_told_and_nothing_is_forgotten(run: RentedRun)
     assert [step for step, _, _ in points(watched, "loss")[60:]] == [61]
 
 
-def test_a_store_that_fails_is_asked_less_often_until_it_answers(
-    s3_store: str, proxy: FaultProxy
-) -> None:
+def test_a_store_that_fails_is_asked_less_often_until_it_answers(s3_store, proxy):
     run = RentedRun(open_store(s3_store), steps=100)
     run.rent()
     watched = looked(run)
@@ -270,9 +258,9 @@ def test_a_store_that_fails_is_asked_less_often_until_it_answers(
     assert (watched.told()["trouble"], watched.pause) == (None, PAUSE)
 
 
-def test_another_run_of_the_same_name_replaces_the_first(run: RentedRun) -> None:
+def test_another_run_of_the_same_name_replaces_the_first(run):
     watched = looked(run)
-    folder = Path(run.state.store.local_path("demo"))  # type: ignore[arg-type]
+    folder = Path(run.state.store.local_path("demo"))
     folder.rename(folder.with_name("old"))
     other = RentedRun(run.state.store, steps=100)
     other.rent()
@@ -284,9 +272,7 @@ def test_another_run_of_the_same_name_replaces_the_first(run: RentedRun) -> None
 
 
 @pytest.fixture(params=["file", "s3", "hf"])
-def store(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Store]:
+def store(request, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     if request.param == "file":
         yield FileStore(tmp_path / "store")
@@ -299,10 +285,10 @@ def store(
             yield open_store("hf://tester/runs")
 
 
-def test_nothing_is_written_to_any_store(store: Store) -> None:
+def test_nothing_is_written_to_any_store(store):
     light_run(store)
 
-    def content() -> dict[str, bytes]:
+    def content():
         return {entry.key: store.read(entry.key) for entry in store.list()}
 
     before = content()
@@ -322,7 +308,7 @@ def test_nothing_is_written_to_any_store(store: Store) -> None:
 # ---------------------------------------------------------------- which curves a page asks for
 
 
-def test_a_page_asks_for_names_and_for_each_run_for_steps() -> None:
+def test_a_page_asks_for_names_and_for_each_run_for_steps():
     asked = {"stage": "sft", "names": "loss,expert_load.lowest", "steps": "100-2000,"}
     names = ("loss", "expert_load.lowest")
     assert view_of(asked, 2) == View("sft", names, (range(100, 2001), None))
@@ -342,6 +328,6 @@ def test_a_page_asks_for_names_and_for_each_run_for_steps() -> None:
         ({"steps": "١-٢"}, "two numbers"),
     ],
 )
-def test_other_views_are_refused(query: dict[str, str], words: str) -> None:
+def test_other_views_are_refused(query, words):
     with pytest.raises(BadInput, match=words):
         view_of(query, 1)

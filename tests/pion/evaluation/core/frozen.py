@@ -7,7 +7,6 @@ an item that nanochat's code refuses with an AssertionError.
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 FROZEN = Path(__file__).with_name("nanochat_choices.json")
 
@@ -21,7 +20,7 @@ class Case:
     seed: int
 
     @property
-    def name(self) -> str:
+    def name(self):
         return f"{self.kind}, context {self.context}, seed {self.seed}"
 
 
@@ -33,8 +32,8 @@ CASES = [
 ]
 
 
-def nanochat_choices(case: Case) -> dict[str, list[int | None]]:
+def nanochat_choices(case):
     """Return nanochat's choice for each item of each task."""
-    frozen: dict[str, Any] = json.loads(FROZEN.read_text(encoding="utf-8"))
-    found: dict[str, list[int | None]] = frozen[case.name]
+    frozen = json.loads(FROZEN.read_text(encoding="utf-8"))
+    found = frozen[case.name]
     return found

@@ -1,13 +1,11 @@
 """A bundle is read from a folder or an archive; each mistake in it is one BadInput."""
 
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pion.errors import BadInput
-from pion.evaluation.core.bundle import Bundle, read_bundle
+from pion.evaluation.core.bundle import read_bundle
 from tests.support.core_bundle import (
     BASELINES,
     TASKS,
@@ -22,7 +20,7 @@ from tests.support.core_bundle import (
 CHOICES, SCHEMA, WORDS = (task["dataset_uri"] for task in TASKS)
 
 
-def refused(path: Path) -> str:
+def refused(path):
     with pytest.raises(BadInput) as error:
         read_bundle(path)
     message = str(error.value)
@@ -30,7 +28,7 @@ def refused(path: Path) -> str:
     return message.replace(f"{path}/", "").replace(str(path), "BUNDLE")
 
 
-def test_tasks_items_and_baselines_are_read(made_up: Bundle) -> None:
+def test_tasks_items_and_baselines_are_read(made_up):
     choice, schema, words = made_up.tasks
     assert (choice.label, choice.task_type, choice.shots) == (
         "made_up_choice",
@@ -46,19 +44,17 @@ def test_tasks_items_and_baselines_are_read(made_up: Bundle) -> None:
 
 
 @pytest.mark.parametrize("top", ["eval_bundle/", ""])
-def test_an_archive_is_the_same_bundle_as_its_folder(
-    top: str, made_up_folder: Path, made_up: Bundle, tmp_path: Path
-) -> None:
+def test_an_archive_is_the_same_bundle_as_its_folder(top, made_up_folder, made_up, tmp_path):
     packed = read_bundle(zip_bundle(made_up_folder, tmp_path / "b.zip", top))
     assert (packed.tasks, packed.digest) == (made_up.tasks, made_up.digest)
 
 
-def test_the_folder_may_be_the_one_around_the_bundle(tmp_path: Path, made_up: Bundle) -> None:
+def test_the_folder_may_be_the_one_around_the_bundle(tmp_path, made_up):
     write_bundle(tmp_path / "eval_bundle")
     assert read_bundle(tmp_path).digest == made_up.digest
 
 
-def test_the_digest_is_of_what_is_asked(tmp_path: Path, made_up: Bundle) -> None:
+def test_the_digest_is_of_what_is_asked(tmp_path, made_up):
     folder = write_bundle(tmp_path)
     (folder / "eval_data" / "other.jsonl").write_text("{}")
     assert read_bundle(folder).digest == made_up.digest
@@ -69,7 +65,7 @@ def test_the_digest_is_of_what_is_asked(tmp_path: Path, made_up: Bundle) -> None
     assert changed.tasks[2].items == made_up.tasks[2].items
 
 
-CONFIGS: list[tuple[str, str]] = [
+CONFIGS = [
     ("", "core.yaml: no tasks: expected a list under the key icl_tasks"),
     ("tasks: []", "core.yaml: no tasks: expected a list under the key icl_tasks"),
     ("icl_tasks: []", "core.yaml: no tasks: expected a list under the key icl_tasks"),
@@ -84,13 +80,13 @@ CONFIGS: list[tuple[str, str]] = [
 
 
 @pytest.mark.parametrize(("text", "expected"), CONFIGS, ids=range(len(CONFIGS)))
-def test_a_core_yaml_that_lists_no_tasks(text: str, expected: str, tmp_path: Path) -> None:
+def test_a_core_yaml_that_lists_no_tasks(text, expected, tmp_path):
     folder = write_bundle(tmp_path)
     (folder / "core.yaml").write_text(text)
     assert refused(folder).startswith(expected)
 
 
-CHANGES: list[tuple[dict[str, Any], str]] = [
+CHANGES = [
     (
         {"icl_task_type": "multi_choice"},
         "core.yaml:3: made_up_schema: icl_task_type is 'multi_choice'; expected one of "
@@ -120,15 +116,13 @@ CHANGES: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("change", "expected"), CHANGES, ids=range(len(CHANGES)))
-def test_a_task_that_can_not_be_asked(
-    change: dict[str, Any], expected: str, tmp_path: Path
-) -> None:
+def test_a_task_that_can_not_be_asked(change, expected, tmp_path):
     folder = write_bundle(tmp_path, [TASKS[0], TASKS[1] | change, TASKS[2]])
     assert refused(folder).startswith(expected)
 
 
 @pytest.mark.parametrize("baseline", ["100", "-1", "nan", "inf", "", "a quarter", "1e400"])
-def test_a_baseline_that_nothing_can_be_centred_on(baseline: str, tmp_path: Path) -> None:
+def test_a_baseline_that_nothing_can_be_centred_on(baseline, tmp_path):
     folder = write_bundle(tmp_path, baselines=BASELINES | {"made_up_schema": baseline})
     assert refused(folder) == (
         f"eval_meta_data.csv:3: the baseline of made_up_schema is {baseline!r}; expected a number "
@@ -136,7 +130,7 @@ def test_a_baseline_that_nothing_can_be_centred_on(baseline: str, tmp_path: Path
     )
 
 
-def test_two_baselines_of_a_task_and_a_file_that_has_none(tmp_path: Path) -> None:
+def test_two_baselines_of_a_task_and_a_file_that_has_none(tmp_path):
     folder = write_bundle(tmp_path)
     file = folder / "eval_meta_data.csv"
     text = file.read_text()
@@ -155,7 +149,7 @@ def test_two_baselines_of_a_task_and_a_file_that_has_none(tmp_path: Path) -> Non
     assert refused(folder).startswith("eval_meta_data.csv:5: not CSV: field larger than")
 
 
-LINES: list[tuple[str, Any, str]] = [
+LINES = [
     (CHOICES, "{broken", "is not valid JSON (Expecting property name"),
     (CHOICES, [1], "not an item of multiple_choice: found a list instead of a JSON object"),
     (CHOICES, {}, "not an item of multiple_choice: no 'choices'; its keys: none"),
@@ -179,9 +173,7 @@ LINES: list[tuple[str, Any, str]] = [
 
 
 @pytest.mark.parametrize(("name", "line", "expected"), LINES, ids=range(len(LINES)))
-def test_a_line_that_is_no_item_is_named_by_file_and_line(
-    name: str, line: Any, expected: str, tmp_path: Path
-) -> None:
+def test_a_line_that_is_no_item_is_named_by_file_and_line(name, line, expected, tmp_path):
     folder = write_bundle(tmp_path)
     lines = [json.dumps(one) for one in items()[name][:4]]
     text = line if isinstance(line, str) else json.dumps(line)
@@ -191,7 +183,7 @@ def test_a_line_that_is_no_item_is_named_by_file_and_line(
     assert expected in message
 
 
-def test_files_that_are_not_utf8(tmp_path: Path) -> None:
+def test_files_that_are_not_utf8(tmp_path):
     for name in ("core.yaml", "eval_meta_data.csv", f"eval_data/{WORDS}"):
         folder = write_bundle(tmp_path / name.replace("/", "_"))
         (folder / name).write_bytes((folder / name).read_bytes() + b"\xff")
@@ -200,12 +192,12 @@ def test_files_that_are_not_utf8(tmp_path: Path) -> None:
         assert "not UTF-8 text at byte" in message
 
 
-def test_an_empty_file_of_items(tmp_path: Path) -> None:
+def test_an_empty_file_of_items(tmp_path):
     folder = write_bundle(tmp_path, lines=items() | {SCHEMA: []})
     assert refused(folder).endswith("needs 1 items or more. eval_data/schema/pronouns.jsonl has 0")
 
 
-def test_half_a_character_of_a_broken_writer_does_not_stop_the_reader(tmp_path: Path) -> None:
+def test_half_a_character_of_a_broken_writer_does_not_stop_the_reader(tmp_path):
     lines = [line | {"continuation": "a\ud800b"} for line in word_lines()]
     folder = write_bundle(tmp_path)
     (folder / "eval_data" / WORDS).write_text("".join(json.dumps(line) + "\n" for line in lines))

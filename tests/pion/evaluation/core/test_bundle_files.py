@@ -3,8 +3,6 @@
 import os
 import stat
 import zipfile
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -15,18 +13,18 @@ from pion.evaluation.core.bundle import read_bundle
 from tests.support.core_bundle import write_bundle, zip_bundle
 
 
-def refused(path: Path) -> str:
+def refused(path):
     with pytest.raises(BadInput) as error:
         read_bundle(path)
     return str(error.value).replace(str(path), "BUNDLE")
 
 
 @pytest.fixture
-def packed(made_up_folder: Path, tmp_path: Path) -> Path:
+def packed(made_up_folder, tmp_path):
     return zip_bundle(made_up_folder, tmp_path / "b.zip")
 
 
-def test_a_path_without_a_bundle(tmp_path: Path) -> None:
+def test_a_path_without_a_bundle(tmp_path):
     assert refused(tmp_path / "none") == (
         "BUNDLE: can't read this bundle of CORE (No such file or directory)"
     )
@@ -42,7 +40,7 @@ def test_a_path_without_a_bundle(tmp_path: Path) -> None:
     assert refused(tmp_path / "b.zip").startswith(without)
 
 
-def test_a_link_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
+def test_a_link_out_of_the_folder_is_not_followed(tmp_path):
     folder = write_bundle(tmp_path / "bundle")
     (tmp_path / "secret").write_text("secret")
     (folder / "core.yaml").unlink()
@@ -56,16 +54,16 @@ def test_a_link_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
     assert "is not a regular file" in refused(folder)
 
 
-def link(entry: zipfile.ZipInfo) -> None:
+def link(entry):
     entry.external_attr = (stat.S_IFLNK | 0o777) << 16
 
 
-def bzip2(entry: zipfile.ZipInfo) -> None:
+def bzip2(entry):
     entry.compress_type = zipfile.ZIP_BZIP2
 
 
-def named(name: str) -> Callable[[zipfile.ZipInfo], None]:
-    def rename(entry: zipfile.ZipInfo) -> None:
+def named(name):
+    def rename(entry):
         entry.filename = name
 
     return rename
@@ -84,9 +82,7 @@ def named(name: str) -> Callable[[zipfile.ZipInfo], None]:
     ],
     ids=["link", "bzip2", "above", "absolute", "backslash", "drive", "control"],
 )
-def test_what_no_honest_archive_contains(
-    trick: Callable[[zipfile.ZipInfo], None], expected: str, packed: Path
-) -> None:
+def test_what_no_honest_archive_contains(trick, expected, packed):
     entry = zipfile.ZipInfo("extra")
     trick(entry)
     with zipfile.ZipFile(packed, "a") as file:
@@ -94,7 +90,7 @@ def test_what_no_honest_archive_contains(
     assert refused(packed).startswith(expected)
 
 
-def test_a_name_that_is_there_twice(packed: Path) -> None:
+def test_a_name_that_is_there_twice(packed):
     with zipfile.ZipFile(packed, "a") as file, pytest.warns(UserWarning, match="Duplicate"):
         file.writestr("eval_bundle/core.yaml", "icl_tasks: []")
     assert refused(packed) == (
@@ -102,7 +98,7 @@ def test_a_name_that_is_there_twice(packed: Path) -> None:
     )
 
 
-def test_an_encrypted_file(packed: Path) -> None:
+def test_an_encrypted_file(packed):
     content = bytearray(packed.read_bytes())
     content[content.index(b"PK\1\2") + 8] |= 1
     packed.write_bytes(content)
@@ -110,7 +106,7 @@ def test_an_encrypted_file(packed: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 30, 400])
-def test_an_archive_that_was_not_downloaded_whole(cut: int, packed: Path) -> None:
+def test_an_archive_that_was_not_downloaded_whole(cut, packed):
     packed.write_bytes(packed.read_bytes()[:-cut])
     assert refused(packed) == (
         "BUNDLE is neither a folder nor a zip archive, or is damaged, or has a comment. If it is "
@@ -118,7 +114,7 @@ def test_an_archive_that_was_not_downloaded_whole(cut: int, packed: Path) -> Non
     )
 
 
-def test_a_damaged_file_in_an_archive(packed: Path) -> None:
+def test_a_damaged_file_in_an_archive(packed):
     with zipfile.ZipFile(packed) as file:
         entry = file.getinfo("eval_bundle/eval_meta_data.csv")
     content = bytearray(packed.read_bytes())
@@ -131,8 +127,8 @@ def test_a_damaged_file_in_an_archive(packed: Path) -> None:
 
 
 def test_a_bundle_of_too_many_bytes_is_not_read_and_what_is_not_asked_for_is_not_unpacked(
-    made_up_folder: Path, packed: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    made_up_folder, packed, monkeypatch
+):
     bytes_read = sum(path.stat().st_size for path in made_up_folder.rglob("*") if path.is_file())
     for path in (made_up_folder, packed):
         monkeypatch.setattr(bundle_files, "LARGEST_BUNDLE", bytes_read)
@@ -149,7 +145,7 @@ def test_a_bundle_of_too_many_bytes_is_not_read_and_what_is_not_asked_for_is_not
             files.read("eval_data/unread.jsonl", 1_000_000)
 
 
-def test_an_archive_of_very_many_files(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_archive_of_very_many_files(packed, monkeypatch):
     monkeypatch.setattr(bundle_files, "MOST_FILES", 4)
     assert refused(packed) == "BUNDLE has 5 files; at most 4 are read"
     monkeypatch.setattr(untrusted_zip, "LARGEST_RECORD", 100)

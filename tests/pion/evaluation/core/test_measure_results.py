@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +11,9 @@ from pion.evaluation.core.bundle import CORE_TASKS, Bundle, Item, Task
 from pion.evaluation.core.measure import core_result, task_result
 from pion.evaluation.core.rows import ItemRows
 from pion.evaluation.core.scoring import NO_CHOICE, Answer
-from pion.evaluation.results import CoreResult, TaskResult
 
 
-def task_of(label: str = "some", items: int = 100, baseline: float = 0.25, data: str = "") -> Task:
+def task_of(label="some", items=100, baseline=0.25, data=""):
     published = CORE_TASKS.get(label)
     kind = "multiple_choice" if published is None else published.task_type
     shots = 0 if published is None else published.shots
@@ -27,9 +25,7 @@ def task_of(label: str = "some", items: int = 100, baseline: float = 0.25, data:
     return Task(label, kind, shots, " ", baseline, (item,) * items, data or label)
 
 
-def answered(
-    credits: Sequence[float], *, finite: bool = True, cropped: int = 0, **counts: bool
-) -> list[Answer]:
+def answered(credits, *, finite=True, cropped=0, **counts):
     flags = {"unscored": False, "odd": False, "joined": False} | counts
     return [
         Answer(
@@ -43,11 +39,11 @@ def answered(
     ]
 
 
-def some(right: int, of: int, label: str = "some", baseline: float = 0.25) -> TaskResult:
+def some(right, of, label="some", baseline=0.25):
     return task_result(task_of(label, of, baseline), answered([1.0] * right + [0.0] * (of - right)))
 
 
-def of_core(shares: float = 0.5, items: int = 100, **baselines: float) -> CoreResult:
+def of_core(shares=0.5, items=100, **baselines):
     tasks = [
         task_of(label, items, baselines.get(label, 0.01 * published.v1))
         for label, published in CORE_TASKS.items()
@@ -60,7 +56,7 @@ def of_core(shares: float = 0.5, items: int = 100, **baselines: float) -> CoreRe
     return core_result(bundle, results, limit=None, context=2048)
 
 
-def test_accuracy_is_centred_on_guessing() -> None:
+def test_accuracy_is_centred_on_guessing():
     found = some(70, 100)
     assert (found.accuracy, found.baseline) == (0.7, 0.25)
     assert found.centred == pytest.approx(0.45 / 0.75)
@@ -70,11 +66,11 @@ def test_accuracy_is_centred_on_guessing() -> None:
 
 
 @pytest.mark.parametrize("right", [0, 32])
-def test_none_or_all_of_a_few_right_is_not_without_error(right: int) -> None:
+def test_none_or_all_of_a_few_right_is_not_without_error(right):
     assert some(right, 32).sem == pytest.approx(0.5 / 33)
 
 
-def test_what_is_odd_is_counted() -> None:
+def test_what_is_odd_is_counted():
     task = task_of(items=4)
     found = task_result(
         task,
@@ -91,7 +87,7 @@ def test_what_is_odd_is_counted() -> None:
     assert found.choices == (0, 1, 1, NO_CHOICE)
 
 
-def test_the_commonest_answer_shows_a_model_that_does_not_read() -> None:
+def test_the_commonest_answer_shows_a_model_that_does_not_read():
     found = some(80, 100)
     assert (found.commonest, found.commonest_place) == (0.8, 0)
     assert some(20, 100).commonest_place == 1
@@ -99,7 +95,7 @@ def test_the_commonest_answer_shows_a_model_that_does_not_read() -> None:
     assert some(80, 100, "lambada_openai", 0).commonest is None
 
 
-def test_one_item_that_is_not_finite_makes_its_task_not_finite() -> None:
+def test_one_item_that_is_not_finite_makes_its_task_not_finite():
     found = task_result(task_of(items=10), answered([1.0] * 9) + answered([0.0], finite=False))
     assert found.not_finite == 1
     assert all(map(math.isnan, (found.accuracy, found.sem, found.centred, found.centred_v2)))
@@ -110,7 +106,7 @@ def test_one_item_that_is_not_finite_makes_its_task_not_finite() -> None:
 
 
 @pytest.mark.parametrize("label", ["squad", "coqa"])
-def test_questions_about_one_passage_are_one_observation(label: str) -> None:
+def test_questions_about_one_passage_are_one_observation(label):
     """In the worst case, all answers about a passage are equal."""
     rng = np.random.default_rng(0)
     passages = [f"Story: {n} {'word ' * 30}" for n in range(50)]
@@ -132,7 +128,7 @@ def test_questions_about_one_passage_are_one_observation(label: str) -> None:
     assert few.sem == 0.25
 
 
-def test_the_published_numbers_of_both_baselines() -> None:
+def test_the_published_numbers_of_both_baselines():
     """nanochat's log of a d20: these accuracies were centred on v1."""
     for label, accuracy, centred in (
         ("bigbench_language_identification", 0.2523, 0.1774),
@@ -144,7 +140,7 @@ def test_the_published_numbers_of_both_baselines() -> None:
         assert found.centred_v2 < found.centred
 
 
-def test_core_is_the_mean_of_22_centred_tasks() -> None:
+def test_core_is_the_mean_of_22_centred_tasks():
     assert len(CORE_TASKS) == 22
     result = of_core(0.5)
     assert (result.name, result.not_core, result.rule) == ("CORE", (), "core/nanochat-1")
@@ -157,14 +153,14 @@ def test_core_is_the_mean_of_22_centred_tasks() -> None:
     assert result.sem == pytest.approx(math.sqrt(math.fsum(sem**2 for sem in sems)) / 22)
 
 
-def test_a_bundle_with_the_corrected_baselines_gives_the_same_two_numbers() -> None:
+def test_a_bundle_with_the_corrected_baselines_gives_the_same_two_numbers():
     v2 = {label: 0.01 * published.v2 for label, published in CORE_TASKS.items()}
     corrected, published = of_core(**v2), of_core()
     assert corrected.name == "CORE"
     assert (corrected.value, corrected.value_v2) == (published.value, published.value_v2)
 
 
-def test_other_baselines_shots_or_tasks_are_not_called_core() -> None:
+def test_other_baselines_shots_or_tasks_are_not_called_core():
     other = of_core(piqa=0.3)
     assert other.name == "mean of 22 tasks"
     assert other.not_core == ("piqa has the baseline 30 %, and CORE's is 50 % (v1) or 50 % (v2)",)
@@ -186,7 +182,7 @@ def test_other_baselines_shots_or_tasks_are_not_called_core() -> None:
     assert alone.name == "mean of 1 task"
 
 
-def test_two_tasks_with_the_same_items_share_their_luck() -> None:
+def test_two_tasks_with_the_same_items_share_their_luck():
     credits = [float(one) for one in np.random.default_rng(1).random(400) < 0.5]
     one, again = (task_of(label, 400, 0.25, "same file") for label in ("with", "without"))
     alone = task_of("another", 400, 0.25)
@@ -200,7 +196,7 @@ def test_two_tasks_with_the_same_items_share_their_luck() -> None:
     assert separate.sem == pytest.approx(same[0].centred_sem / math.sqrt(2))
 
 
-def test_the_error_is_what_other_items_would_change() -> None:
+def test_the_error_is_what_other_items_would_change():
     """Over 400 draws of the items, the means spread as the error says."""
     rng = np.random.default_rng(2)
     tasks = [task_of("a", 50, 0.25), task_of("b", 200, 0.5)]
@@ -217,7 +213,7 @@ def test_the_error_is_what_other_items_would_change() -> None:
     assert np.mean([one.sem for one in found]) == pytest.approx(spread, rel=0.1)
 
 
-def test_many_cropped_rows_are_named_next_to_the_number() -> None:
+def test_many_cropped_rows_are_named_next_to_the_number():
     tasks = (task_of("a", 10), task_of("b", 10))
     one = task_result(tasks[0], answered([1.0] * 10, cropped=1))
     two = task_result(tasks[1], answered([1.0] * 10))

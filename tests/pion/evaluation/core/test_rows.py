@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from pion.evaluation.core.bundle import Bundle, Item, Task
+from pion.evaluation.core.bundle import Item, Task
 from pion.evaluation.core.rows import draw_examples, prompts_of
 from tests.support.core_bundle import choice_lines
 
@@ -18,9 +18,7 @@ GOLDEN = {
 
 
 @pytest.mark.parametrize(("size", "expected"), GOLDEN.items(), ids=str)
-def test_the_draw_of_examples_is_the_one_of_the_published_numbers(
-    size: tuple[int, int], expected: str
-) -> None:
+def test_the_draw_of_examples_is_the_one_of_the_published_numbers(size, expected):
     items, shots = size
     drawn = [
         draw_examples(items, number, shots) for number in range(0, items, max(1, items // 200))
@@ -28,7 +26,7 @@ def test_the_draw_of_examples_is_the_one_of_the_published_numbers(
     assert hashlib.sha256(repr(drawn).encode()).hexdigest() == expected
 
 
-def test_an_item_is_never_its_own_example_and_each_other_item_can_be() -> None:
+def test_an_item_is_never_its_own_example_and_each_other_item_can_be():
     drawn = [draw_examples(5, number, 4) for number in range(5)]
     assert [sorted(own) for own in drawn] == [
         [other for other in range(5) if other != number] for number in range(5)
@@ -36,18 +34,18 @@ def test_an_item_is_never_its_own_example_and_each_other_item_can_be() -> None:
     assert draw_examples(5, 2, 0) == []
 
 
-def test_the_order_of_the_items_is_the_one_of_the_published_numbers(made_up: Bundle) -> None:
+def test_the_order_of_the_items_is_the_one_of_the_published_numbers(made_up):
     """It decides which items a smaller measurement asks."""
     in_file = [line["query"] for line in choice_lines()]
     numbers = [in_file.index(item.contexts[0]) for item in made_up.tasks[0].items]
     assert numbers == [6, 0, 1, 4, 10, 7, 3, 11, 2, 5, 8, 9]
 
 
-def task_of(task_type: str, shots: int, delimiter: str, *items: Item) -> Task:
-    return Task("some", task_type, shots, delimiter, 0.0, items, "digest")  # type: ignore[arg-type]
+def task_of(task_type, shots, delimiter, *items):
+    return Task("some", task_type, shots, delimiter, 0.0, items, "digest")
 
 
-def test_a_query_is_not_stripped_and_its_choices_follow_the_delimiter() -> None:
+def test_a_query_is_not_stripped_and_its_choices_follow_the_delimiter():
     asked = Item((" How?\n",), ("so", " thus "), 1)
     example = Item(("Why? ",), ("because", "so what"), 0)
     whole, shown = prompts_of(task_of("multiple_choice", 1, "\nAnswer: ", asked, example), 0)
@@ -56,13 +54,13 @@ def test_a_query_is_not_stripped_and_its_choices_follow_the_delimiter() -> None:
     assert shown == before
 
 
-def test_a_schema_shows_the_right_context_of_an_example() -> None:
+def test_a_schema_shows_the_right_context_of_an_example():
     asked = Item(("The cat saw it. It", "The dog saw it. It"), ("ran.",), 0)
     whole, _ = prompts_of(task_of("schema", 1, " ", asked, Item(("A ", "B "), ("slept.",), 1)), 0)
     assert whole == ("B  slept.\n\nThe cat saw it. It ran.", "B  slept.\n\nThe dog saw it. It ran.")
 
 
-def test_contexts_to_continue_are_stripped_and_their_continuations_are_not() -> None:
+def test_contexts_to_continue_are_stripped_and_their_continuations_are_not():
     asked = Item(("  one two \n",), ("three ",), 0)
     example = Item(("\tfour ",), (" five",), 0)
     whole, shown = prompts_of(task_of("language_modeling", 1, " ", asked, example), 0)
@@ -70,6 +68,6 @@ def test_contexts_to_continue_are_stripped_and_their_continuations_are_not() -> 
     assert shown == "four  five\n\none two"
 
 
-def test_without_examples_nothing_comes_first() -> None:
+def test_without_examples_nothing_comes_first():
     asked = Item(("one",), ("two",), 0)
     assert prompts_of(task_of("language_modeling", 0, " ", asked), 0)[0] == ("one two",)

@@ -6,14 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from pion.data.tokens.tokenizer import Tokenizer
 from pion.evaluation.core import scoring
-from pion.evaluation.core.bundle import Bundle, Item, Task
+from pion.evaluation.core.bundle import Item, Task
 from pion.evaluation.core.rows import prompts_of
-from pion.evaluation.core.scoring import NO_CHOICE, Answer, answer_task
+from pion.evaluation.core.scoring import NO_CHOICE, answer_task
 from pion.evaluation.held_out import Scorer
-from pion.model.decoder import Decoder
-from tests.pion.evaluation.core.frozen import CASES, Case, nanochat_choices
+from tests.pion.evaluation.core.frozen import CASES, nanochat_choices
 from tests.support.core_bundle import TASKS, items
 from tests.support.known_models import OnSmallGpu, constant, decoder
 from tests.support.plain_core import plain_scores
@@ -21,26 +19,22 @@ from tests.support.prefix_model import PrefixModel
 from tests.support.tokenizer_kinds import tokenizer_of
 
 
-def answers(
-    model: Decoder | PrefixModel, tokenizer: Tokenizer, task: Task, micro_batch: int = 4
-) -> list[Answer]:
+def answers(model, tokenizer, task, micro_batch=4):
     of = model.decoder() if isinstance(model, PrefixModel) else model
     scorer = Scorer(of, tokenizer.vocab_size, micro_batch)
     return answer_task(scorer, tokenizer, task, len(task.items))
 
 
-def choices(found: list[Answer]) -> list[int]:
+def choices(found):
     return [one.choice for one in found]
 
 
-def task_of(*of: Item, task_type: str = "multiple_choice", delimiter: str = " ") -> Task:
-    return Task("some", task_type, 0, delimiter, 0.0, of, "digest")  # type: ignore[arg-type]
+def task_of(*of, task_type="multiple_choice", delimiter=" "):
+    return Task("some", task_type, 0, delimiter, 0.0, of, "digest")
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_choices_are_nanochats_on_all_items_without_a_counted_deviation(
-    case: Case, made_up: Bundle
-) -> None:
+def test_choices_are_nanochats_on_all_items_without_a_counted_deviation(case, made_up):
     tokenizer = tokenizer_of(case.kind)
     model = PrefixModel.of(tokenizer, case.context, case.seed)
     frozen = nanochat_choices(case)
@@ -55,7 +49,7 @@ def test_choices_are_nanochats_on_all_items_without_a_counted_deviation(
     assert (cropped > 20) == (case.context == 72)
 
 
-def test_some_frozen_answers_of_each_type_are_right(made_up: Bundle) -> None:
+def test_some_frozen_answers_of_each_type_are_right(made_up):
     """Else, a scorer that calls every answer wrong would pass."""
     for task in made_up.tasks:
         frozen = [nanochat_choices(case)[task.label] for case in CASES]
@@ -69,9 +63,7 @@ def test_some_frozen_answers_of_each_type_are_right(made_up: Bundle) -> None:
 
 @pytest.mark.parametrize("kind", ["gpt2", "qwen", "llama3"])
 @pytest.mark.parametrize("context", [512, 72])
-def test_a_real_decoder_answers_as_the_plain_scorer_does(
-    kind: str, context: int, made_up: Bundle
-) -> None:
+def test_a_real_decoder_answers_as_the_plain_scorer_does(kind, context, made_up):
     tokenizer = tokenizer_of(kind)
     model = decoder(tokenizer.vocab_size, context, seed=5)
     for raw, task in zip(TASKS, made_up.tasks, strict=True):
@@ -86,9 +78,7 @@ def test_a_real_decoder_answers_as_the_plain_scorer_does(
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama3"])
-def test_batch_sizes_and_running_out_of_memory_do_not_change_a_choice(
-    kind: str, made_up: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_batch_sizes_and_running_out_of_memory_do_not_change_a_choice(kind, made_up, monkeypatch):
     tokenizer = tokenizer_of(kind)
     model = decoder(tokenizer.vocab_size, 300, seed=1)
     for task in made_up.tasks:
@@ -96,14 +86,14 @@ def test_batch_sizes_and_running_out_of_memory_do_not_change_a_choice(
         assert choices(answers(model, tokenizer, task, 7)) == alone
         assert choices(answers(model, tokenizer, task, 64)) == alone
         small = OnSmallGpu(model, limit=3)
-        assert choices(answers(small, tokenizer, task, 64)) == alone  # type: ignore[arg-type]
+        assert choices(answers(small, tokenizer, task, 64)) == alone
         assert max(small.seen) > 3
         with monkeypatch.context() as patch:
             patch.setattr(scoring, "ITEMS_AT_ONCE", 5)
             assert choices(answers(model, tokenizer, task, 64)) == alone
 
 
-def test_choices_of_one_token_cost_one_row(made_up: Bundle) -> None:
+def test_choices_of_one_token_cost_one_row(made_up):
     tokenizer = tokenizer_of("gpt2")
     letters = Item(("Which one? A. here B. there",), ("A", "B"), 0)
     phrases = Item(("Which one?",), ("A place", "B place"), 0)
@@ -112,7 +102,7 @@ def test_choices_of_one_token_cost_one_row(made_up: Bundle) -> None:
     assert sum(model.rows_seen) == 3  # their nats are the plain scorer's: see above
 
 
-def test_a_choice_that_another_begins_with_is_scored_from_the_end_of_the_context() -> None:
+def test_a_choice_that_another_begins_with_is_scored_from_the_end_of_the_context():
     """nanochat's code takes the mean of nothing there, and calls the first choice the best."""
     tokenizer = tokenizer_of("gpt2")
     item = Item(("Where is it?",), ("here", "here it is"), 0)
@@ -126,7 +116,7 @@ def test_a_choice_that_another_begins_with_is_scored_from_the_end_of_the_context
         assert first.credit == second.credit
 
 
-def test_equal_choices_and_all_ties_share_the_credit() -> None:
+def test_equal_choices_and_all_ties_share_the_credit():
     tokenizer = tokenizer_of("gpt2")
     knows_nothing = constant([0.0] * tokenizer.vocab_size, 64)
     item = Item(("Is it so?",), ("yes it is", "no, never", "no"), 1)
@@ -137,7 +127,7 @@ def test_equal_choices_and_all_ties_share_the_credit() -> None:
     assert len(two.asked.rows) == 1
 
 
-def test_a_token_across_the_border_belongs_to_the_answer_and_is_counted() -> None:
+def test_a_token_across_the_border_belongs_to_the_answer_and_is_counted():
     """nanochat's code ends with an AssertionError there."""
     tokenizer = tokenizer_of("gpt2")
     wanted = tokenizer.encode(" list")
@@ -152,7 +142,7 @@ def test_a_token_across_the_border_belongs_to_the_answer_and_is_counted() -> Non
 
 
 @pytest.mark.parametrize("task_type", ["multiple_choice", "language_modeling", "schema"])
-def test_an_answer_longer_than_the_context_is_wrong_and_counted(task_type: str) -> None:
+def test_an_answer_longer_than_the_context_is_wrong_and_counted(task_type):
     tokenizer = tokenizer_of("gpt2")
     long = "the list of items " * 8
     item = {
@@ -168,7 +158,7 @@ def test_an_answer_longer_than_the_context_is_wrong_and_counted(task_type: str) 
     assert model.rows_seen == []
 
 
-def test_an_answer_that_just_fits_is_scored() -> None:
+def test_an_answer_that_just_fits_is_scored():
     """The token before the answer must be there too, for it predicts the answer's first token."""
     tokenizer = tokenizer_of("gpt2")
     task = task_of(Item(("It is",), ("list key tool",), 0), task_type="language_modeling")
@@ -178,7 +168,7 @@ def test_an_answer_that_just_fits_is_scored() -> None:
     assert (fits[0].asked.unscored, short[0].asked.unscored) == (False, True)
 
 
-def test_an_item_without_any_token_to_score_is_wrong_and_counted() -> None:
+def test_an_item_without_any_token_to_score_is_wrong_and_counted():
     tokenizer = tokenizer_of("gpt2")
     empty = task_of(Item(("",), ("", ""), 0), delimiter="")
     (one,) = answers(PrefixModel.of(tokenizer, 16), tokenizer, empty)
@@ -186,7 +176,7 @@ def test_an_item_without_any_token_to_score_is_wrong_and_counted() -> None:
 
 
 @pytest.mark.parametrize("label", ["made_up_choice", "made_up_schema", "made_up_words"])
-def test_numbers_that_are_not_finite_are_never_an_answer(label: str, made_up: Bundle) -> None:
+def test_numbers_that_are_not_finite_are_never_an_answer(label, made_up):
     tokenizer = tokenizer_of("gpt2")
     model = decoder(tokenizer.vocab_size, 512)
     with torch.no_grad():
@@ -196,7 +186,7 @@ def test_numbers_that_are_not_finite_are_never_an_answer(label: str, made_up: Bu
         assert (one.finite, one.choice, one.credit) == (False, NO_CHOICE, 0)
 
 
-def test_the_first_items_are_the_same_in_a_smaller_measurement(made_up: Bundle) -> None:
+def test_the_first_items_are_the_same_in_a_smaller_measurement(made_up):
     tokenizer = tokenizer_of("gpt2")
     model = PrefixModel.of(tokenizer, 512)
     for task in made_up.tasks:
@@ -205,7 +195,7 @@ def test_the_first_items_are_the_same_in_a_smaller_measurement(made_up: Bundle) 
         assert few == choices(answers(model, tokenizer, task))[:5]
 
 
-def test_a_long_context_does_not_make_large_batches(made_up: Bundle) -> None:
+def test_a_long_context_does_not_make_large_batches(made_up):
     tokenizer = tokenizer_of("gpt2")
     model = PrefixModel.of(tokenizer, 131_072)
     answers(model, tokenizer, made_up.tasks[0], micro_batch=1)

@@ -36,7 +36,6 @@ def documents_of(tokens):
 
 def of_window(model, tokens):
     """Return the options of a step whose long window is so many tokens."""
-    assert model.config.windows is not None
     return StepOptions({"windows": replace(model.config.windows, tokens=tokens)})
 
 
@@ -82,7 +81,6 @@ def steps_of(
 def seed_tensors(model, tensors):
     """Return tensors with our parameters' names as the seed's, which packs and turns some."""
     config = model.config
-    assert config.values is not None
     scalars = ("wiring.gates", "wiring.mix", "values.mix")
     packed = {
         "scalars": torch.cat([tensors[name].flatten() for name in scalars]),

@@ -33,7 +33,6 @@ class Step:
 
 
 def _of_top_k(model, top_k):
-    assert model.config.primitives is not None
     return StepOptions({"primitives": replace(model.config.primitives, top_k=top_k)})
 
 
@@ -119,7 +118,6 @@ def seed_tensors(model):
         for matrix, fc in MATRICES.items():
             prefix, seeds = f"bands.{number}.{matrix}", f"primitive_banks.{fc}_banks.{band}"
             bank = model.get_submodule(prefix)
-            assert isinstance(bank, Bank)
             ins, outs = ours[f"{prefix}.factors"].split(bank.widths, dim=-1)
             theirs |= {f"{seeds}.A": ins.mT, f"{seeds}.B": outs}
             theirs[f"{seeds}.latent_scale"] = ours[f"{prefix}.gain"]
