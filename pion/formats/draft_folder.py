@@ -52,8 +52,7 @@ def write_draft(model: Decoder, folder: Path, rows: int) -> None:
     out = folder / FOLDER
     out.mkdir()
     (out / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    stored = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
-    write_safetensors(out / TENSORS, stored, {"format": "pt"})
+    write_safetensors(out / TENSORS, tensors, {"format": "pt"})
 
 
 def with_draft(model: Decoder, folder: Path) -> Decoder:

@@ -146,8 +146,7 @@ def _write_model(
     if model.embed.weight.dtype == torch.bfloat16:
         dtype, weights = "bfloat16", {name: t.bfloat16() for name, t in weights.items()}
     write_json(folder / "config.json", {**config, **ids, "dtype": dtype, **PRODUCER})
-    tensors = {name: tensor.contiguous().cpu() for name, tensor in weights.items()}
-    write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
+    write_safetensors(folder / "model.safetensors", weights, {"format": "pt"})
     if not architecture.stock:
         for name, text in modelling_files().items():
             (folder / name).write_text(text, encoding="utf-8")

@@ -83,7 +83,7 @@ def write_adapter_folder(
     renamed = {}
     for name, tensor in tensors.items():
         module, _, end = name.rpartition(".")
-        renamed[f"{_PREFIX}{theirs[module]}.{_ENDS[end]}"] = tensor.float().contiguous().cpu()
+        renamed[f"{_PREFIX}{theirs[module]}.{_ENDS[end]}"] = tensor.float()
     fields = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

@@ -139,14 +139,15 @@ def no_weights(folder: Path) -> BadInput:
 def write_safetensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write contiguous `tensors` to `path`. Raises OSError if the file can't be written."""
+    """Write `tensors` to `path`. Raises OSError if the file can't be written."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     path.touch()
     mode = path.stat().st_mode
+    stored = {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
     try:
-        save_file(dict(tensors), path, metadata=None if metadata is None else dict(metadata))
+        save_file(stored, path, metadata=None if metadata is None else dict(metadata))
         path.chmod(mode)  # safetensors makes files for this user alone, whatever the umask
     except SafetensorError as error:
         number = re.search(r"\(os error (\d+)\)", str(error))
