@@ -6,7 +6,6 @@ from collections import defaultdict
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from pion.model import decoder
 from pion.model.forward_pass import StepOptions
@@ -31,8 +30,6 @@ from tests.families.training import (
     write_state,
 )
 from tests.support.late_streams import LateStreams
-
-Weights = dict[str, Tensor]
 
 # By default, some families are killed, and others shared between two workers. Only these are saved
 # next to a step, too.

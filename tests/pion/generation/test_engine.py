@@ -60,6 +60,13 @@ def start(engines, model, *, slots=4, queue=99):
     return engine
 
 
+def failing(why):
+    def fail(*_):
+        raise RuntimeError(why)
+
+    return fail
+
+
 def prompts(count):
     draw = random.Random(1)
     return [[draw.randrange(VOCAB) for _ in range(draw.randint(1, 30))] for _ in range(count)]
@@ -217,11 +224,7 @@ def test_a_step_that_fails_ends_its_requests_and_the_next_ones_succeed(engines, 
     model = FAMILIES["pion"].decoder()
     engine = start(engines, model)
     with monkeypatch.context() as patch:
-
-        def fail(*_):
-            raise RuntimeError("out of memory")
-
-        patch.setattr(decoding.Decoding, "step", fail)
+        patch.setattr(decoding.Decoding, "step", failing("out of memory"))
         first = [Client(model, [n, n], stop_ids=()) for n in (5, 6)]
         engine.submit([client.answer for client in first])
         for client in first:
@@ -235,11 +238,7 @@ def test_a_step_that_fails_ends_its_requests_and_the_next_ones_succeed(engines, 
 def test_an_answer_that_can_t_be_drawn_ends_alone(engines, monkeypatch):
     model = FAMILIES["pion"].decoder()
     broken, sound = Client(model, [5, 5]), Client(model, [6, 6], seed=1)
-
-    def fail(*_):
-        raise RuntimeError("no such probability")
-
-    monkeypatch.setattr(broken.answer.text, "next_draw", fail)
+    monkeypatch.setattr(broken.answer.text, "next_draw", failing("no such probability"))
     start(engines, model).submit([broken.answer, sound.answer])
     assert broken.wait() == Failed("no token could be drawn: RuntimeError: no such probability")
     assert isinstance(sound.wait(), Ended)
@@ -251,11 +250,7 @@ def test_a_prompt_that_can_t_be_read_ends_its_requests(length, engines, monkeypa
     """The prompts that are being read wait no longer, and have no slot yet."""
     monkeypatch.setattr(engine_module, "PIECE", 16)
     model = FAMILIES["pion"].decoder()
-
-    def fail(*_):
-        raise RuntimeError("out of memory")
-
-    monkeypatch.setattr(decoding, "cache_tokens", fail)
+    monkeypatch.setattr(decoding, "cache_tokens", failing("out of memory"))
     clients = [Client(model, [n] * length, stop_ids=()) for n in (5, 6)]
     engine = start(engines, model)
     engine.submit([client.answer for client in clients])
@@ -403,11 +398,7 @@ def test_a_prompt_whose_probabilities_are_asked_is_read_whole(engines):
 def test_what_a_text_that_failed_has_read_is_not_used_again(engines, monkeypatch):
     model = FAMILIES["pion"].decoder()
     broken = Client(model, SYSTEM, stop_ids=())
-
-    def fail(*_):
-        raise RuntimeError("no such probability")
-
-    monkeypatch.setattr(broken.answer.text, "next_draw", fail)
+    monkeypatch.setattr(broken.answer.text, "next_draw", failing("no such probability"))
     engine = start(engines, model, slots=1)
     engine.submit([broken.answer])
     assert isinstance(broken.wait(), Failed)

@@ -2,7 +2,6 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -19,7 +18,6 @@ from tests.support.tiny_config import tiny_config
 
 # More ids than candidates, and enough that these are looked for in blocks.
 VOCABULARY = 2 * CANDIDATES * BLOCK + 50
-Find = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 PLAIN = Sampling(temperature=1.0, top_k=0, top_p=1.0)
 
 

@@ -3,12 +3,10 @@
 Every bias and every gain is random, because a fresh model's are 0 and 1, which hides mistakes.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
 
 import pion
 from pion.config.model_config import ModelConfig
@@ -24,7 +22,6 @@ from tests.support.tiny_config import tiny_config
 ALLOWED = 1e-4
 # Beyond 1,024 tokens, scaled positions differ the most from others.
 LONG = tokens(1500)
-State = dict[str, Tensor]
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +136,6 @@ def sharper_scaling(config, state):
     return replace(config, rope_scaling=replace(config.rope_scaling, high_freq_factor=1.01)), state
 
 
-Mistake = Callable[[ModelConfig, State], tuple[ModelConfig, State]]
 MISTAKES = [
     *((name, mistake) for name in STOCK for mistake in (another_theta, another_epsilon)),
     *((name, without_gains) for name in STOCK),

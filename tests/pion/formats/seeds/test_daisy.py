@@ -78,23 +78,22 @@ def test_logits_of_any_id_are_below_the_cap_and_the_head_has_no_ids_beyond_the_v
     assert (logits - expected).abs().max() <= 1e-5
 
 
-@pytest.mark.parametrize(("blocks", "key"), [(2, "w2"), (5, "w5"), (8, "w8")])
-def test_losses_through_windows_and_within_documents_are_the_seeds_own(blocks, key):
-    reference, model = reference_of("old_"), model_of("old")
+@pytest.mark.parametrize(
+    ("name", "file", "blocks", "key"),
+    [
+        ("old", "old_", 2, "w2"),
+        ("old", "old_", 5, "w5"),
+        ("old", "old_", 8, "w8"),
+        ("daisy", "", 3, "windowed_w3"),
+    ],
+)
+def test_losses_through_windows_and_within_documents_are_the_seeds_own(name, file, blocks, key):
+    reference, model = reference_of(file), model_of(name)
     ids, targets = reference["input_ids"].long()[None], reference["targets"][None]
     losses = model.losses(
         ids, targets, documents=documents_of(ids), options=of_window(model, 128 * blocks)
     )
     assert abs(losses.ce / ids.numel() - reference[f"loss_fp32_{key}"]) <= 1e-5
-
-
-def test_the_later_vintages_loss_through_a_window_is_the_seeds_own():
-    reference, model = reference_of(""), model_of("daisy")
-    ids, targets = reference["input_ids"].long()[None], reference["targets"][None]
-    losses = model.losses(
-        ids, targets, documents=documents_of(ids), options=of_window(model, 128 * 3)
-    )
-    assert abs(losses.ce / ids.numel() - reference["loss_fp32_windowed_w3"]) <= 1e-5
 
 
 def test_evaluation_through_a_window_has_the_seeds_logits_and_loss():

@@ -22,22 +22,13 @@ def reference_of(name):
     return torch.load(SEEDS / f"tachyon_{name}_ref.pt", weights_only=True)
 
 
-@pytest.fixture(params=NAMES)
-def name(request):
-    return str(request.param)
-
-
-@pytest.fixture
-def reference(name):
-    return reference_of(name)
-
-
-@pytest.fixture
-def model(name):
+def model_of(name):
     return import_seed(SEEDS / f"tachyon_{name}_ckpt.pt")
 
 
-def test_settings_come_from_the_checkpoint(model, reference):
+@pytest.mark.parametrize("name", NAMES)
+def test_settings_come_from_the_checkpoint(name):
+    reference, model = reference_of(name), model_of(name)
     theirs, experts = reference["config"], model.config.experts
     assert (experts.n, experts.top_k) == (theirs["n_routed_experts"], theirs["top_k_experts"])
     assert (experts.shared, experts.d_shared) == (theirs["n_shared_experts"], theirs["d_shared_ff"])
@@ -45,13 +36,14 @@ def test_settings_come_from_the_checkpoint(model, reference):
 
 
 def test_all_and_active_parameters_are_the_seeds_counts():
-    reference = reference_of("moe")
-    model = import_seed(SEEDS / "tachyon_moe_ckpt.pt")
+    reference, model = reference_of("moe"), model_of("moe")
     assert model.num_params() == reference["total_params"]
     assert model.num_params(active=True) == reference["active_params"]
 
 
-def test_logits_and_losses_are_the_seeds_own(model, reference):
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_and_losses_are_the_seeds_own(name):
+    reference, model = reference_of(name), model_of(name)
     assert (model(reference["input_ids"]) - reference["logits"]).abs().max() <= 1e-5
     losses = losses_of(model, reference)
     assert abs(losses.ce - reference["ce_loss"]) <= 1e-5
@@ -60,8 +52,7 @@ def test_logits_and_losses_are_the_seeds_own(model, reference):
 
 @pytest.mark.parametrize("kept", ["z", "balance"])
 def test_each_layer_has_the_seeds_router_losses(kept):
-    reference = reference_of("rows")
-    seed = import_seed(SEEDS / "tachyon_rows_ckpt.pt")
+    reference, seed = reference_of("rows"), model_of("rows")
     other = "balance_weight" if kept == "z" else "z_weight"
     config = replace(seed.config, experts=replace(seed.config.experts, **{other: 0.0}))
     model, found = Decoder.from_state(config, seed.state_dict()), []
@@ -76,7 +67,7 @@ def test_each_layer_has_the_seeds_router_losses(kept):
 
 def test_a_layer_routes_and_mixes_as_the_seeds_does():
     reference = reference_of("rows")
-    experts = import_seed(SEEDS / "tachyon_rows_ckpt.pt").blocks[1].feedforward
+    experts = model_of("rows").blocks[1].feedforward
     given = reference["moe_input_layer1"]
     result, _ = experts(given)
     logits = given.flatten(0, 1) @ experts.router.T
@@ -86,8 +77,7 @@ def test_a_layer_routes_and_mixes_as_the_seeds_does():
 
 
 def test_gradient_norms_are_the_seeds_own():
-    reference = reference_of("moe")
-    model = import_seed(SEEDS / "tachyon_moe_ckpt.pt")
+    reference, model = reference_of("moe"), model_of("moe")
     theirs = sorted(norm.item() for norm in reference["grad_norms"].values())
     assert gradient_norms(model, reference) == pytest.approx(theirs, rel=1e-4)
 
@@ -96,8 +86,7 @@ def test_gradient_norms_are_the_seeds_own():
     ("part", "key"), [("all", "param_grad_norm"), ("aux", "param_grad_norm_aux_only")]
 )
 def test_each_tensors_gradient_has_the_seeds_norm(part, key):
-    reference = reference_of("rows")
-    model = import_seed(SEEDS / "tachyon_rows_ckpt.pt")
+    reference, model = reference_of("rows"), model_of("rows")
     losses = losses_of(model, reference)
     (losses.aux if part == "aux" else losses.ce + losses.aux).backward()
     found = dict(model.named_parameters())
@@ -108,8 +97,7 @@ def test_each_tensors_gradient_has_the_seeds_norm(part, key):
 
 
 def test_by_row_each_row_has_the_loss_that_it_has_alone():
-    reference = reference_of("rows")
-    seed = import_seed(SEEDS / "tachyon_rows_ckpt.pt")
+    reference, seed = reference_of("rows"), model_of("rows")
     config = replace(seed.config, experts=replace(seed.config.experts, balance="row"))
     model = Decoder.from_state(config, seed.state_dict())
     z, balance = reference["z_loss_per_row_and_layer"], reference["balance_loss_per_row_and_layer"]
@@ -119,14 +107,13 @@ def test_by_row_each_row_has_the_loss_that_it_has_alone():
 
 def test_each_layer_reports_the_load_that_the_seed_counted():
     reference = reference_of("rows")
-    stats = losses_of(import_seed(SEEDS / "tachyon_rows_ckpt.pt"), reference).stats
+    stats = losses_of(model_of("rows"), reference).stats
     counts = reference["expert_counts_per_layer"]
     torch.testing.assert_close(stats["load"], counts / counts.sum(dim=1, keepdim=True))
 
 
 def test_four_steps_of_adamw_repeat_the_seeds_losses_norms_and_weights():
-    reference = reference_of("rows")
-    model = import_seed(SEEDS / "tachyon_rows_ckpt.pt")
+    reference, model = reference_of("rows"), model_of("rows")
     names = our_names(reference)
 
     def recorded():
