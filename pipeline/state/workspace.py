@@ -203,14 +203,12 @@ class Workspace:
             if name not in kept:
                 self.store.write(f"{self.run}/{key}/{name}", folder / name)
 
-        with contextlib.ExitStack() as closing:
-            record = closing.enter_context(_append_kept(folder / _KEPT))
-            pool = closing.enter_context(ThreadPoolExecutor(_TRANSFERS))
+        with ThreadPoolExecutor(_TRANSFERS) as pool:
             sent = pool.map(send, names)
             for name, done, _ in zip(names, itertools.accumulate(sizes), sent):
                 # If this process ends, its staged writes are lost.
                 if name not in kept and not self.store.commits:
-                    record(name, files[name][1])
+                    self.record_kept(key, {name: files[name][1]})
                 progress(done, total)
         self.store.write(f"{self.run}/{key}/{FILES}", manifest_of(files))
 
@@ -219,14 +217,13 @@ class Workspace:
         return _read_kept(self.folder(key) / _KEPT)
 
     def record_kept(self, key: str, uploads: Mapping[str, str]) -> None:
-        """Record that files under `key`, with their sha256, were uploaded before `keep`. Raises
-        StoreError."""
-        folder = self.folder(key)
-        with explained("write", folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        with _append_kept(folder / _KEPT) as record:
-            for name, sha256 in uploads.items():
-                record(name, sha256)
+        """Record that files under `key`, with their sha256, were uploaded. Raises StoreError."""
+        path = self.folder(key) / _KEPT
+        with explained("write", path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a") as file:
+                # The line before may be torn, if a process was killed while it wrote.
+                file.writelines(f"\n{json.dumps({name: sha})}" for name, sha in uploads.items())
 
     def forget(self, keep: Iterable[str], folder: str = "checkpoints") -> None:
         """Delete this machine's copies of checkpoints that are not in `keep`, to free disk
@@ -284,22 +281,6 @@ def _read_kept(path: Path) -> dict[str, str]:
             with contextlib.suppress(ValueError, TypeError):
                 kept |= json.loads(line)
     return kept
-
-
-@contextlib.contextmanager
-def _append_kept(path: Path) -> Iterator[Callable[[str, str], None]]:
-    """Yield a function that records an upload: a file's name, and its sha256. Raises StoreError."""
-    with explained("write", path):
-        file = path.open("a")
-    with file:
-
-        def record(name: str, sha256: str) -> None:
-            with explained("write", path):
-                # The line before may be torn, if a process was killed while it wrote.
-                file.write(f"\n{json.dumps({name: sha256})}")
-                file.flush()
-
-        yield record
 
 
 @contextlib.contextmanager

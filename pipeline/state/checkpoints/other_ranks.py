@@ -17,7 +17,6 @@ import mmap
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from pipeline.state.checkpoints.memory_file import MemoryFile, PageLocks
@@ -55,7 +54,7 @@ class _Channel:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Let the other ranks listen while the block of rank 0 may save."""
+        """Let the other ranks listen, by `follow`, while the block of rank 0 may save."""
         try:
             yield
         except BaseException:
@@ -97,21 +96,17 @@ class _Channel:
             dist.destroy_process_group(group)
 
 
-class OtherRanks:
+class OtherRanks(_Channel):
     """The other ranks, as rank 0 sees them. Every rank makes one of the two classes, at once.
 
     `pieces` are those of rank 0.
     """
 
     def __init__(self, pieces: Sequence[Piece]) -> None:
-        self._channel = _Channel()
-        self._places: list[list[Place]] = self._channel.of_all_ranks(_places(pieces))
+        super().__init__()
+        self._places: list[list[Place]] = self.of_all_ranks(_places(pieces))
         self._known: tuple[MemoryFile, Mapping[str, int]] | None = None
         self._copying = False
-
-    def listening(self) -> AbstractContextManager[None]:
-        """Let the other ranks listen while the block may save. They call `follow` meanwhile."""
-        return self._channel.listening()
 
     def begin(self, fd: int, offsets: Mapping[str, int]) -> None:
         """Let each rank begin to copy its pieces into the memory behind `fd`.
@@ -120,10 +115,10 @@ class OtherRanks:
         """
         memory = (MemoryFile.of(fd), dict(offsets))
         if memory != self._known:
-            self._channel.say(USE_MEMORY)
-            self._channel.tell(memory)
+            self.say(USE_MEMORY)
+            self.tell(memory)
             self._known = memory
-        self._channel.say(COPY)
+        self.say(COPY)
         self._copying = True
 
     def wait(self, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -139,26 +134,22 @@ class OtherRanks:
         self._copying = False
         for rank in range(1, len(self._places)):
             answer = torch.zeros((), dtype=torch.int64)
-            dist.recv(answer, src=rank, group=self._channel.done)
+            dist.recv(answer, src=rank, group=self.done)
             if int(answer) == FAILED:
                 raise RuntimeError(f"worker {rank} could not copy its part of the training state")
             if int(answer) == SENDS:
                 for name, start, count in self._places[rank]:
                     part = tensors[name].view(-1)[start : start + count]
-                    dist.recv(part, src=rank, group=self._channel.done)
-
-    def close(self) -> None:
-        """Leave the groups."""
-        self._channel.close()
+                    dist.recv(part, src=rank, group=self.done)
 
 
-class CopiesForRankZero:
+class CopiesForRankZero(_Channel):
     """The copies that another rank than rank 0 makes of its `pieces`, by `side_copy`."""
 
     def __init__(self, pieces: Sequence[Piece], side_copy: SideCopy) -> None:
+        super().__init__()
         self._pieces, self._side_copy = pieces, side_copy
-        self._channel = _Channel()
-        self._channel.of_all_ranks(_places(pieces))
+        self.of_all_ranks(_places(pieces))
         self._targets: list[torch.Tensor] = []
         self.in_rank_0 = False
         self._locks = PageLocks()
@@ -166,9 +157,9 @@ class CopiesForRankZero:
 
     def follow(self) -> None:
         """Copy whenever rank 0 asks, until rank 0 goes on."""
-        while (said := self._channel.say(GO_ON)) != GO_ON:
+        while (said := self.say(GO_ON)) != GO_ON:
             if said == USE_MEMORY:
-                self._use(*self._channel.tell(None))
+                self._use(*self.tell(None))
             else:
                 self._copy()
 
@@ -177,7 +168,7 @@ class CopiesForRankZero:
         self._join()
         self._locks.unlock()
         self._targets = []
-        self._channel.close()
+        super().close()
 
     def _use(self, memory: MemoryFile, offsets: Mapping[str, int]) -> None:
         """Copy into this memory from now on, or else into memory of this process."""
@@ -214,9 +205,9 @@ class CopiesForRankZero:
         except RuntimeError:  # the card failed, which the next step says
             answer = FAILED
         with contextlib.suppress(RuntimeError):  # rank 0 is gone, which the next step says
-            dist.send(torch.tensor(answer), dst=0, group=self._channel.done)
+            dist.send(torch.tensor(answer), dst=0, group=self.done)
             for target in self._targets if answer == SENDS else ():
-                dist.send(target, dst=0, group=self._channel.done)
+                dist.send(target, dst=0, group=self.done)
 
     def _join(self) -> None:
         if self._thread is not None:

@@ -25,7 +25,6 @@ from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pion.errors import PionError
 from pipeline.console.formats import duration
@@ -78,12 +77,6 @@ class Saved:
 
     files: Files
     staged: list[Staged]
-
-    @classmethod
-    def from_json(cls, raw: Mapping[str, Any]) -> Saved:
-        """Return what was written as JSON."""
-        files = {name: (size, sha256) for name, (size, sha256) in raw["files"].items()}
-        return cls(files, raw["staged"])
 
 
 def save(store: Store, request: SaveRequest, memory: Mapping[str, Content]) -> Saved:
@@ -226,7 +219,7 @@ class Uploader:
         answer = json.loads(line)
         if "error" in answer:
             raise error_from_json(answer["error"])
-        return Saved.from_json(answer["saved"])
+        return Saved(**answer["saved"])
 
     def close(self) -> None:
         """End the process, whatever it is doing."""

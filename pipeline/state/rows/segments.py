@@ -106,17 +106,14 @@ def without_parts(found: Iterable[Segment]) -> list[Segment]:
     """Return the files in the order of their rows, without those that another one contains."""
     kept: list[Segment] = []
     around: Segment | None = None
-    for segment in sorted(found, key=_outer_first):
+    # An object comes before its parts.
+    for segment in sorted(found, key=lambda s: (s.epoch, s.first, -s.last, -s.level, s.key)):
         if around is not None and around.contains(segment):
             continue
         if segment.level:
             around = segment
         kept.append(segment)
     return kept
-
-
-def _outer_first(segment: Segment) -> tuple[int, int, int, int, str]:
-    return segment.epoch, segment.first, -segment.last, -segment.level, segment.key
 
 
 def lines_of(store: Store, key: str) -> list[bytes] | None:

@@ -122,17 +122,20 @@ def delete_due(store: Store, clock: Clock) -> tuple[list[str], int]:
     """
     stored, now = _stored_folders(store), StoreClock(clock, store).now()
 
-    def is_due(state: DataState) -> bool:
-        marked = state.delete_after is not None and state.delete_after <= now
-        return marked or any(item.not_before <= now for item in state.unneeded)
-
-    states = read_all(lambda fingerprint: read_state(store, fingerprint)[0], list(stored))
-    due = [fingerprint for fingerprint, state in zip(stored, states) if is_due(state)]
-    _change_all(store, due, partial(_let_go_if_unused, now))
+    states = _change_all(store, list(stored), partial(_let_go_if_unused, now))
+    # No run can begin to use these. One that used an older folder of the data keeps it.
+    due = {f: [u.folder for u in states[f].unneeded if u.not_before <= now] for f in stored}
+    used = keys_in_use(runs_in(store)) if any(due.values()) else {}
     deleted, size = [], 0
-    for fingerprint, gone in _delete_unneeded(store, due, now).items():
-        deleted.append(fingerprint)
-        size += sum(stored[fingerprint].get(folder, 0) for folder in gone)
+    for fingerprint, folders in due.items():
+        gone = [folder for folder in folders if data_key(fingerprint, folder) not in used]
+        for folder in gone:
+            delete_folder(store, fingerprint, folder)
+            size += stored[fingerprint].get(folder, 0)
+        if folders:
+            change_state(store, fingerprint, partial(_forget, folders))
+        if gone:
+            deleted.append(fingerprint)
     return deleted, size
 
 
@@ -144,21 +147,24 @@ def _change_all(
     store: Store,
     fingerprints: Sequence[str],
     change: Callable[[str, DataState, Used], DataState],
-) -> None:
-    """Change the state of each fingerprint, as `change_state` does, and read each HEAD once.
+) -> dict[str, DataState]:
+    """Change the state of each fingerprint, as `change_state` does, and read each HEAD once. Return
+    the states by fingerprint.
 
     The HEADs are read after all the states: see the module's docstring.
     """
+    found: dict[str, DataState] = {}
     while fingerprints:
         read = partial(read_state, store)
         states = zip(fingerprints, read_all(read, fingerprints))
         used = functools.cache(lambda: keys_in_use(runs_in(store)))
         again = []
         for fingerprint, (state, version) in states:
-            wanted = change(fingerprint, state, used)
+            found[fingerprint] = wanted = change(fingerprint, state, used)
             if wanted != state and not swap_state(store, fingerprint, wanted, version):
                 again.append(fingerprint)
         fingerprints = again
+    return found
 
 
 def _stored_folders(store: Store, fingerprint: str = "") -> dict[str, dict[str, int]]:
@@ -183,31 +189,6 @@ def _let_go_if_unused(now: float, fingerprint: str, state: DataState, used: Used
         return state.unmarked()
     unneeded = (*state.unneeded, Unneeded(state.folder, now))
     return dataclasses.replace(state, folder=None, bytes=0, delete_after=None, unneeded=unneeded)
-
-
-def _delete_unneeded(
-    store: Store, fingerprints: Sequence[str], now: float
-) -> dict[str, Sequence[str]]:
-    """Delete the folders that may be deleted by now; return them by their fingerprints."""
-    states = read_all(lambda fingerprint: read_state(store, fingerprint)[0], fingerprints)
-    due = {
-        fingerprint: [item.folder for item in state.unneeded if item.not_before <= now]
-        for fingerprint, state in zip(fingerprints, states)
-    }
-    due = {fingerprint: folders for fingerprint, folders in due.items() if folders}
-    if not due:
-        return {}
-    # No run can begin to use these. One that used an older folder of the data keeps it.
-    used = keys_in_use(runs_in(store))
-    found: dict[str, Sequence[str]] = {}
-    for fingerprint, folders in due.items():
-        gone = [folder for folder in folders if data_key(fingerprint, folder) not in used]
-        for folder in gone:
-            delete_folder(store, fingerprint, folder)
-        change_state(store, fingerprint, partial(_forget, folders))
-        if gone:
-            found[fingerprint] = gone
-    return found
 
 
 def _forget(folders: Sequence[str], state: DataState) -> DataState:
