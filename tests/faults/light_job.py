@@ -26,8 +26,7 @@ from pipeline.state.checkpoints.checkpointer import Checkpointer
 from pipeline.state.checkpoints.layout import MANIFEST, MODEL, OPTIMIZER, STATE
 from pipeline.state.checkpoints.restore import check_entry, newest_good
 from pipeline.state.checkpoints.retention import Keep, sweep
-from pipeline.state.checkpoints.snapshot import Snapshot, map_extents
-from pipeline.state.checkpoints.uploader import Saved, SaveRequest, save
+from pipeline.state.checkpoints.snapshot import Snapshot
 from pipeline.state.claim import Claim, claim_run
 from pipeline.state.head import Head
 from pipeline.state.notes.stop_requests import clear_stops, pending_stop
@@ -42,7 +41,9 @@ from pipeline.training.loop import train_stages
 from pipeline.training.rewind import rows_to_skip
 from pipeline.training.setup import Restored, Setup
 from pipeline.training.train_request import Group, TrainRequest
+from tests.support.in_process_uploader import InProcessUploader
 from tests.support.jobs import tiny_dict
+from tests.support.states import read
 
 RUN = "light"
 TRAINING = ("pretrain", "sft")
@@ -215,20 +216,6 @@ class _Rows(Snapshot):
         os.close(self.fd)
 
 
-@dataclass
-class _Uploader:
-    """Uploads in this process, so that its store operations are counted and can fail."""
-
-    store: Store
-    snapshot: Snapshot = field(default_factory=_Rows)
-
-    def save(self, request: SaveRequest) -> Saved:
-        return save(self.store, request, map_extents(self.snapshot.fd, request.extents))
-
-    def close(self) -> None:
-        """Do nothing: there is no process to end."""
-
-
 class _Checkpointer(Checkpointer):
     """Ends each save before the next step, so that operations have an order."""
 
@@ -260,7 +247,7 @@ class _Context(TrainingContext):
         self.process.epoch = claim.epoch
 
     def uploader(self) -> Any:
-        return _Uploader(self.process.store)
+        return InProcessUploader(self.process.store, _Rows())  # its operations are counted
 
     def free_memory(self) -> None:
         """Do nothing: rows take no memory."""
@@ -344,8 +331,7 @@ def _start(context: TrainingContext, stage: str) -> Setup:
     process = context.process
 
     def bring() -> tuple[list[str], Restored]:
-        head = context.run.read()
-        assert head is not None
+        head = read(context.run)
         rows = json.loads((process.workspace.bring(f"data/{DATA}") / "rows.json").read_text())
         found = newest_good(context.workspace, head, stage, DIGESTS[stage])
         return rows, Restored(head, found, saved=None)
@@ -373,6 +359,11 @@ def _start(context: TrainingContext, stage: str) -> Setup:
 def read_head(store: Store) -> Head | None:
     """Return HEAD of the light run."""
     return RunState(store, RUN).read()
+
+
+def the_head(store: Store) -> Head:
+    """Return HEAD of the light run, which has begun."""
+    return read(RunState(store, RUN))
 
 
 def what_is_wrong(store: Store, key: str, model_sha256: str | None = None) -> str | None:

@@ -34,7 +34,7 @@ from pipeline.state.workspace import Workspace
 from pipeline.training.cadence import SaveCadence
 from pipeline.training.saving import Saving
 from tests.faults.faulty_store import Crash, FaultyStore, fail
-from tests.faults.light_job import RUN, Process, read_head, unbroken_weights, wrong_in
+from tests.faults.light_job import RUN, Process, the_head, unbroken_weights, wrong_in
 from tests.pipeline.state.checkpoints.test_checkpointer import (
     NoMapping,
     a_checkpointer,
@@ -91,13 +91,10 @@ class Days:
             self.go({step: die})
 
     def listed(self) -> list[str]:
-        head = read_head(self.store)
-        assert head is not None
-        return [entry.key for entry in head.checkpoints]
+        return [entry.key for entry in the_head(self.store).checkpoints]
 
     def check_done(self) -> None:
-        head = read_head(self.store)
-        assert head is not None
+        head = the_head(self.store)
         assert not wrong_in(self.store, head)
         final = self.store.read(f"{RUN}/{head.stages['sft'].checkpoint}/{MODEL}")
         assert json.loads(final) == unbroken_weights(STEPS)
@@ -239,32 +236,6 @@ def test_when_no_checkpoint_is_good_the_run_stops_and_changes_nothing(days: Days
 
 
 # ---------------------------------------------------------------- an unreliable service
-
-
-@pytest.mark.soak
-@pytest.mark.parametrize(
-    "fault",
-    [
-        {"status": 500, "code": "InternalError"},
-        {"status": 503, "code": "ServiceUnavailable"},
-        {"status": 503, "code": "SlowDown", "headers": {"Retry-After": "30"}},
-        {"status": 429, "code": "TooManyRequests", "headers": {"Retry-After": "1"}},
-        {"kind": "drop_before"},
-        {"kind": "drop_after"},
-        {"kind": "reset"},
-        {"kind": "truncate"},
-    ],
-    ids=lambda fault: str(fault.get("kind") or f"{fault['status']} {fault['code']}"),
-)
-def test_a_repeated_fault_of_the_service_changes_nothing(
-    bucket: Days, proxy: FaultProxy, fault: dict[str, Any]
-) -> None:
-    """By default, the storm below has these faults."""
-    for number in range(1, 40):
-        proxy.fail(".", after=3 * number, **fault)
-    bucket.go()
-    proxy.clear()
-    bucket.check_done()
 
 
 def test_a_storm_of_all_faults_at_once_changes_nothing(bucket: Days, proxy: FaultProxy) -> None:
@@ -466,9 +437,7 @@ def test_a_clock_that_jumps_loses_nothing(folder: Days, jump: float) -> None:
         folder.go({step: leap for step in range(1, 11)} | {11: die})
     folder.go({step: leap for step in range(1, 20)})
     folder.check_done()
-    head = read_head(folder.store)
-    assert head is not None
-    assert head.spent.hours < 2  # a jump of the clock is not counted
+    assert the_head(folder.store).spent.hours < 2  # a jump of the clock is not counted
 
 
 def test_a_checkpoint_dropped_after_a_slow_upload_has_its_hour_for_readers(

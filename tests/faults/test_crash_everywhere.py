@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,6 +29,7 @@ from tests.faults.light_job import (
     Process,
     left_over,
     read_head,
+    the_head,
     unbroken_weights,
     wrong_in,
 )
@@ -80,8 +82,7 @@ class World:
     ) -> None:
         """Check that the run ended like an unbroken run; metrics of `unknown` steps may be
         missing."""
-        head = read_head(self.store)
-        assert head is not None
+        head = the_head(self.store)
         assert set(head.stages) == {"prepare", *training, "evaluate", "publish"}
         wanted = {stage: unbroken_weights()[stage] for stage in training}
         final = self.store.read(f"{RUN}/{head.stages[training[-1]].checkpoint}/{MODEL}")
@@ -97,8 +98,7 @@ class World:
 
     def check_nothing_forgotten(self) -> None:
         """Check that all files of failed saves are listed as trash."""
-        head = read_head(self.store)
-        assert head is not None
+        head = the_head(self.store)
         assert left_over(self.store, head) <= {item.key for item in head.trash}
 
     def check_swept(self) -> None:
@@ -165,7 +165,19 @@ def folder_world(
     return make
 
 
-def die_on_a_folder(make: Callable[[object], World], when: When, every: int, first: int) -> None:
+def some_or_all(every: int, **firsts: int) -> list[Any]:
+    """Return when something happens, the first operation at which it does, and the distance to the
+    next: by default, other operations in each case. Under soak, at each operation."""
+    some = [pytest.param(when, first, every, id=when) for when, first in firsts.items()]
+    soak = pytest.mark.soak
+    return some + [pytest.param(when, 1, 1, id=f"{when}-each", marks=soak) for when in firsts]
+
+
+@pytest.mark.parametrize(("when", "first", "every"), some_or_all(9, before=1, halfway=4, after=7))
+def test_a_process_may_die_at_operations_on_a_folder(
+    folder_world: Callable[[object], World], when: When, first: int, every: int
+) -> None:
+    make = folder_world
     operations = operations_of_an_unbroken_run(make("unbroken"), TRAINING)
     for kind in ("write", "swap", "delete", "publish", "list"):  # the soak test tries them all
         assert any(operation.startswith(kind) for operation in operations)
@@ -181,44 +193,15 @@ def die_on_a_folder(make: Callable[[object], World], when: When, every: int, fir
         assert len(torn) == (when == "halfway")
 
 
-@pytest.mark.parametrize(("when", "first"), [("before", 1), ("halfway", 4), ("after", 7)])
-def test_a_process_may_die_at_every_ninth_operation_on_a_folder(
-    folder_world: Callable[[object], World], when: When, first: int
+@pytest.mark.parametrize(("when", "first", "every"), some_or_all(11, before=4, after=9))
+def test_a_folder_may_fail_at_operations(
+    folder_world: Callable[[object], World], when: When, first: int, every: int
 ) -> None:
-    """The three cases together try every third operation; `soak` tries every operation in each
-    way."""
-    die_on_a_folder(folder_world, when, 9, first)
-
-
-@pytest.mark.soak
-@pytest.mark.parametrize("when", ["before", "halfway", "after"])
-def test_a_process_may_die_at_every_operation_on_a_folder(
-    folder_world: Callable[[object], World], when: When
-) -> None:
-    die_on_a_folder(folder_world, when, 1, 1)
-
-
-def fail_on_a_folder(make: Callable[[object], World], when: When, every: int, first: int) -> None:
-    operations = operations_of_an_unbroken_run(make("unbroken"), TRAINING)
+    operations = operations_of_an_unbroken_run(folder_world("unbroken"), TRAINING)
     for k in sample(len(operations), every, first):
-        world = make(k)
+        world = folder_world(k)
         break_at(world, k, when, fail, TRAINING)
         world.check_nothing_forgotten()
-
-
-@pytest.mark.parametrize(("when", "first"), [("before", 4), ("after", 9)])
-def test_a_folder_may_fail_at_every_eleventh_operation(
-    folder_world: Callable[[object], World], when: When, first: int
-) -> None:
-    fail_on_a_folder(folder_world, when, 11, first)
-
-
-@pytest.mark.soak
-@pytest.mark.parametrize("when", ["before", "after"])
-def test_a_folder_may_fail_at_every_operation(
-    folder_world: Callable[[object], World], when: When
-) -> None:
-    fail_on_a_folder(folder_world, when, 1, 1)
 
 
 def test_a_process_may_die_again_while_it_recovers(folder_world: Callable[[object], World]) -> None:
@@ -344,8 +327,7 @@ def check_killed(ks: range, when: When, folder: Path, time: FakeClock, new: NewO
         killed += code != 0
         world.check_safe()
         world.process(FaultyStore(world.store)).go()
-        head = read_head(world.store)
-        assert head is not None
+        head = the_head(world.store)
         final = world.store.read(f"{RUN}/{head.stages['sft'].checkpoint}/{MODEL}")
         assert json.loads(final) == unbroken_weights()
     return killed

@@ -50,6 +50,7 @@ from tests.faults.light_job import (
     Process,
     left_over,
     read_head,
+    the_head,
     what_is_wrong,
 )
 from tests.faults.simulation import UNTOLD, Fate, MemoryStore, OneAtATime, SteppedStore, land
@@ -274,8 +275,7 @@ class Race(RuleBasedStateMachine):
                 land(self.late.pop())
         self.nothing_is_violated()
         self.head_names_complete_verified_checkpoints_of_rows_trained_once()
-        head = read_head(self.store)
-        assert head is not None
+        head = the_head(self.store)
         assert {stage: record.digest for stage, record in head.stages.items()} == DIGESTS
         assert set(head.stages) == ALL_STAGES
         assert len(self.published) == 1

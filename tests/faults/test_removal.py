@@ -16,7 +16,7 @@ from pipeline.state.stores import FileStore
 from tests.faults.explore import World, explore
 from tests.faults.faulty_store import Crash, FaultyStore, When
 from tests.support.light_run import light_run
-from tests.support.states import an_entry, list_checkpoint, someone
+from tests.support.states import an_entry, list_checkpoint, read, someone
 
 pytestmark = pytest.mark.usefixtures("no_fsync")
 
@@ -83,9 +83,7 @@ def test_one_of_a_removal_and_a_start_wins(tmp_path: Path, monkeypatch: pytest.M
         whole(world)
         outcomes.add((world.done.get("removed", False), epoch := world.done.get("epoch")))
         if epoch is not None:  # what a start has claimed stays claimed
-            head = RunState(world.store, "demo").read()
-            assert head is not None
-            assert head.epoch == epoch
+            assert read(RunState(world.store, "demo")).epoch == epoch
 
     explore(
         a_run,

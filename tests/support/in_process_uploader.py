@@ -14,8 +14,8 @@ class InProcessUploader:
     The store may exist only in this process.
     """
 
-    def __init__(self, store: Store) -> None:
-        self.store, self.snapshot = store, Snapshot()
+    def __init__(self, store: Store, snapshot: Snapshot | None = None) -> None:
+        self.store, self.snapshot = store, snapshot or Snapshot()
 
     def save(self, request: SaveRequest) -> Saved:
         memory = map_extents(self.snapshot.fd, request.extents)

@@ -8,9 +8,7 @@ import gc
 import hashlib
 import json
 import os
-import random
 import re
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -38,7 +36,6 @@ from pipeline.state.checkpoints.snapshot import Snapshot, map_extents
 from pipeline.state.checkpoints.uploader import Saved, SaveRequest, UploaderDied
 from pipeline.state.claim import Claim, claim_run
 from pipeline.state.head import Head
-from pipeline.state.owner import Owner
 from pipeline.state.rows.metrics import MetricsLog, read_metrics
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, Missing, Store, StoreError
@@ -47,8 +44,8 @@ from tests.support.clock import FakeClock
 from tests.support.hooked_store import Hooked, once
 from tests.support.in_process_uploader import InProcessUploader
 from tests.support.late_streams import LateStreams
-from tests.support.states import an_entry, someone
-from tests.support.waiting import PATIENCE_SECONDS, read_until, run_to_end
+from tests.support.states import an_entry, read, someone
+from tests.support.waiting import PATIENCE_SECONDS, run_to_end
 
 Tensors = dict[str, torch.Tensor]
 
@@ -104,9 +101,7 @@ def checkpointer_in_this_process(claim: Claim, **options: Any) -> Checkpointer:
 def newest(
     claim: Claim, digest: str = "d1", root: Path | None = None
 ) -> tuple[Any, Any, list[str]]:
-    head = claim.state.read()
-    assert head is not None
-    found = newest_good(Workspace(claim.store, "demo", root), head, "pretrain", digest)
+    found = newest_good(Workspace(claim.store, "demo", root), read(claim.state), "pretrain", digest)
     loaded = load_folder(found.folder) if found.folder else None
     return found.entry, loaded, found.skipped
 
@@ -407,9 +402,7 @@ def test_a_fenced_checkpointer_lists_nothing_and_says_who_took_over(run: RunStat
     checkpointer.save(model, optimizer, {"step": 20})
     with pytest.raises(Fenced, match="gpu-9"):
         checkpointer.wait()
-    head = run.read()
-    assert head is not None
-    assert [entry.step for entry in head.checkpoints] == [10]
+    assert [entry.step for entry in read(run).checkpoints] == [10]
     checkpointer.save(model, optimizer, {"step": 30})
     with pytest.raises(Fenced):
         checkpointer.wait()
@@ -526,43 +519,6 @@ def test_metrics_are_durable_when_the_checkpoint_that_covers_them_is(claim: Clai
 def test_state_that_is_not_json_is_refused_at_the_save(claim: Claim) -> None:
     with pytest.raises(TypeError, match="not JSON serializable"):
         checkpointer_in_this_process(claim).save(*some_tensors(), {"step": 1, "rng": torch.ones(1)})
-
-
-KILLED_WHILE_SAVING = """
-import sys, torch
-from pipeline.state.checkpoints.checkpointer import (
-    Checkpointer,
-    CheckpointSeries,
-    PendingCommit,
-)
-from pipeline.state.claim import claim_run
-from pipeline.state.run_state import RunState
-from pipeline.state.owner import Owner
-from pipeline.state.stores import FileStore
-claim = claim_run(RunState(FileStore(sys.argv[1]), "demo"), Owner.me())
-checkpointer = Checkpointer(claim, CheckpointSeries("pretrain", "d1", {"config.json": b"{}"}))
-for step in range(1, 10_000):
-    model = {"weight": torch.full((1_000_000,), float(step))}
-    checkpointer.save(model, {}, {"step": step})
-    checkpointer.wait()
-    print(step, flush=True)
-"""
-
-
-@pytest.mark.soak
-def test_killed_while_saving_the_last_listed_checkpoint_is_whole(
-    store: FileStore, start: Callable[..., subprocess.Popen[str]]
-) -> None:
-    process = start(KILLED_WHILE_SAVING, store.folder)
-    read_until(process, "3")
-    threading.Event().wait(random.uniform(0, 0.03))
-    process.kill()
-    process.wait(60)
-    claim = claim_run(RunState(store, "demo"), Owner.me())
-    entry, loaded, skipped = newest(claim)
-    assert skipped == []
-    assert entry.step >= 3
-    assert torch.equal(loaded.model["weight"], torch.full((1_000_000,), float(entry.step)))
 
 
 def test_reading_head_and_status_needs_no_torch() -> None:

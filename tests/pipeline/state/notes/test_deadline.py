@@ -38,12 +38,9 @@ def moved(present: RunDeadline | None) -> RunDeadline:
     return dataclasses.replace(present, at=present.at + 1, how="pion deadline")
 
 
-def test_a_run_without_a_record_has_no_deadline(run: RunState) -> None:
-    assert read_deadline(run) is None
-
-
 def test_hours_count_from_the_launch_and_a_moment_is_itself(run: RunState, time: FakeClock) -> None:
     now = time.time
+    assert read_deadline(run) is None
     assert first(run).at == now + 42 * 3600
     other = RunState(run.store, "other", run.clock)
     assert first(other, Asked.of(Deadline(at="2026-12-01T18:00Z"))).at == 1_796_148_000

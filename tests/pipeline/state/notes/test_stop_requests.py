@@ -14,17 +14,11 @@ def test_a_run_nobody_has_asked_to_stop_has_no_request(run: RunState) -> None:
 
 def test_a_request_says_who_asked_when_and_why(run: RunState, time: FakeClock) -> None:
     asked = ask_stop(run, "pion stop")
-    assert pending_stop(run) == asked
+    assert pending_stop(run) == pending_stop(run) == asked, "reading does not clear it"
     assert asked.at == time.time
     assert asked.by.user in asked.describe()
     assert asked.by.host in asked.describe()
     assert "1970-01-12 13:46:40 UTC" in asked.describe()
-
-
-def test_reading_a_request_does_not_clear_it(run: RunState) -> None:
-    ask_stop(run, "pion stop")
-    pending_stop(run)
-    assert pending_stop(run) is not None
 
 
 def test_the_newest_of_several_requests_counts_and_all_are_cleared(

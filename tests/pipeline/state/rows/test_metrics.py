@@ -92,15 +92,6 @@ def test_a_row_without_a_step_is_refused(store: FileStore) -> None:
         MetricsLog(store, "demo", "pretrain", 1).append({"loss": 1.0})
 
 
-def test_rows_after_the_step_that_a_later_epoch_resumed_from_are_dropped(store: FileStore) -> None:
-    log_steps(store, 1, range(1, 8))
-    log_steps(store, 2, range(6, 10))
-    assert read(store, {1: {"pretrain": 0}, 2: {"pretrain": 5}}) == [
-        *((step, 1) for step in range(1, 6)),
-        *((step, 2) for step in range(6, 10)),
-    ]
-
-
 def test_rows_of_repeated_work_can_be_read_too(store: FileStore) -> None:
     log_steps(store, 1, range(1, 4))
     log_steps(store, 2, range(2, 4))

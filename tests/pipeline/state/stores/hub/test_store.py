@@ -411,9 +411,6 @@ def test_days_of_training_leave_a_bounded_repository(
     assert len(store.list("demo/checkpoints/")) == kept * 2
 
 
-# ---------------------------------------------------------------- reads
-
-
 # ---------------------------------------------------------------- downloads and lists
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError, SSLError
 
-from pion.errors import BadInput
+from pion.errors import BadInput, PionError
 from pipeline.state.stores import Conflict, Entry, Missing, StoreError, open_store
 from pipeline.state.stores.s3 import bucket as bucket_module
 from pipeline.state.stores.s3 import errors
@@ -342,30 +342,30 @@ def test_a_service_that_is_not_there_is_an_outage_that_names_it(
     assert len(patience.waits) == 7
 
 
-def test_missing_credentials_are_named(
-    store: S3Store, proxy: FaultProxy, patience: Patience, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "value", "error", "says"),
+    [
+        ("AWS_ACCESS_KEY_ID", None, StoreError, r"AWS_ACCESS_KEY_ID.*`aws configure`"),
+        ("AWS_PROFILE", "nobody", StoreError, r"nobody.*AWS_PROFILE"),
+        ("AWS_ENDPOINT_URL", "no url", BadInput, "AWS_ENDPOINT_URL must look like"),
+    ],
+)
+def test_a_wrong_environment_is_named(
+    store: S3Store,
+    patience: Patience,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    value: str | None,
+    error: type[PionError],
+    says: str,
 ) -> None:
-    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    with pytest.raises(StoreError, match=r"AWS_ACCESS_KEY_ID.*`aws configure`") as caught:
+    monkeypatch.delenv(name, raising=False)
+    if value is not None:
+        monkeypatch.setenv(name, value)
+    with pytest.raises(error, match=says) as caught:
         store.read("demo/HEAD.json")
-    assert not caught.value.outage
+    assert not getattr(caught.value, "outage", False)
     assert patience.waits == []
-
-
-def test_a_profile_that_is_not_there_is_named(
-    store: S3Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("AWS_PROFILE", "nobody")
-    with pytest.raises(StoreError, match=r"nobody.*AWS_PROFILE"):
-        store.read("demo/HEAD.json")
-
-
-def test_an_endpoint_that_is_no_url_is_refused(
-    store: S3Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "no url")
-    with pytest.raises(BadInput, match="AWS_ENDPOINT_URL must look like"):
-        store.read("demo/HEAD.json")
 
 
 # Tidying up
