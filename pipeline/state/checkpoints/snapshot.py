@@ -28,6 +28,19 @@ Tensors = Mapping[str, "torch.Tensor"]
 Extent = tuple[int, int]
 
 _PAGE = 4096
+# What safetensors calls torch's types.
+_DTYPES = {
+    "torch.float64": "F64",
+    "torch.float32": "F32",
+    "torch.float16": "F16",
+    "torch.bfloat16": "BF16",
+    "torch.int64": "I64",
+    "torch.int32": "I32",
+    "torch.int16": "I16",
+    "torch.int8": "I8",
+    "torch.uint8": "U8",
+    "torch.bool": "BOOL",
+}
 
 
 class Snapshot:
@@ -153,33 +166,15 @@ def _ordered(tensors: Tensors) -> dict[str, "torch.Tensor"]:
 def _header(tensors: Tensors) -> tuple[bytes, int]:
     """Return the header of a safetensors file (names, dtypes, shapes and offsets) and the number of
     bytes after it."""
-    names = _dtype_names()
     header: dict[str, Mapping[str, Any]] = {}
     end = 0
     for name, tensor in tensors.items():
         begin, end = end, end + tensor.numel() * tensor.element_size()
         header[name] = {
-            "dtype": names[tensor.dtype],
+            "dtype": _DTYPES[str(tensor.dtype)],
             "shape": list(tensor.shape),
             "data_offsets": [begin, end],
         }
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text, end
-
-
-def _dtype_names() -> dict["torch.dtype", str]:
-    import torch
-
-    return {
-        torch.float64: "F64",
-        torch.float32: "F32",
-        torch.float16: "F16",
-        torch.bfloat16: "BF16",
-        torch.int64: "I64",
-        torch.int32: "I32",
-        torch.int16: "I16",
-        torch.int8: "I8",
-        torch.uint8: "U8",
-        torch.bool: "BOOL",
-    }

@@ -76,16 +76,14 @@ def write_pin(run: RunState, base: Base, *, replace: bool = False) -> None:
 
     Raises BadInput if another process has just recorded a different one.
     """
-    file = _pin(run, base.source)
-    while True:
-        present, version = file.read()
-        if present is not None and (present.hash == base.hash or not replace):
-            break
-        if file.swap(base, version):
-            return
-    if present.hash != base.hash:
+
+    def pinned(present: Base | None) -> Base:
+        return base if present is None or (replace and present.hash != base.hash) else present
+
+    found = _pin(run, base.source).change(pinned, None)
+    if found.hash != base.hash:
         raise BadInput(
-            f"model.from: another start of run {run.name} has just begun with {present}, and this "
+            f"model.from: another start of run {run.name} has just begun with {found}, and this "
             f"one found {base}. Nothing was started. Run the same command again"
         )
 
