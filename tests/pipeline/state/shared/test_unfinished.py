@@ -137,16 +137,13 @@ def test_who_finishes_files_waits_while_too_many_are_not_in_the_store(
     tmp_path: Path, own: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(unfinished, "MOST_WAITING", 4)
-    store = Failing(tmp_path / "store", refused="0/a.npy")
+    store = Failing(tmp_path / "store")
     store.gate.clear()
     with uploading(store, own) as upload:  # and three from before
         upload.wait()
         upload.finished(own / "0" / "a.json")
         with waiting(upload):
             store.gate.set()
-        monkeypatch.setattr(unfinished, "MOST_WAITING", 0)
-        with waiting(upload):  # for the file that is refused
-            store.refused = ""
 
 
 def test_nobody_waits_any_more_when_it_is_closed(
