@@ -61,7 +61,7 @@ class Owner:
             session=_SESSION,
             pid=os.getpid(),
             pid_start=_running(os.getpid()) or 0,
-            pid_namespace=_pid_namespace(),
+            pid_namespace=pid_namespace(),
             boot_id=boot_id(),
             host=socket.gethostname(),
             launch_id=launch_id(),
@@ -262,7 +262,7 @@ def _paid_since() -> float:
     return round(rented_since(_STARTED_AT), 3) if is_rented() else _STARTED_AT
 
 
-def _pid_namespace() -> str:
+def pid_namespace() -> str:
     """Return the pid namespace: two containers of one machine share a boot id, but not their
     pids."""
     try:

@@ -172,7 +172,7 @@ def _try(
         for work in works:
             process = Told(world.store, stops_at)
             world.processes.append(process)
-            process.start(lambda work=work, process=process: work(world, process))  # type: ignore[misc]
+            process.start(lambda work=work, process=process: work(world, process))
         for number, fate in order:
             world.processes[number].step(fate)
     return world

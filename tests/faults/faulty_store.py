@@ -156,7 +156,7 @@ def tear(store: Store, action: str, key: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         (path.parent / ".tmp-torn").write_bytes(b"half of it")
         return
-    bucket: Any = store._bucket  # type: ignore[attr-defined]
+    bucket: Any = store._bucket
     name = {"Bucket": bucket.name, "Key": bucket.object_name(key)}
     upload = bucket.client.create_multipart_upload(**name)["UploadId"]
     with contextlib.closing(io.BytesIO(b"half of it")) as body:

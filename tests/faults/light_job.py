@@ -325,9 +325,8 @@ class _Setup(Setup):
         self.trainer.close()
 
 
-def _start(context: TrainingContext, stage: str) -> Setup:
+def _start(context: _Context, stage: str) -> Setup:
     """Set a stage up, as `pipeline.training.setup` does."""
-    assert isinstance(context, _Context)
     process = context.process
 
     def bring() -> tuple[list[str], Restored]:
@@ -349,8 +348,7 @@ def _start(context: TrainingContext, stage: str) -> Setup:
         trainer.weights = json.loads(process.finished_weights(restored.head, "pretrain"))
     trainer.skipped = rows_to_skip(restored.head, stage, DIGESTS[stage], trainer.next_row, skipped)
     process.restored[stage] = trainer.step
-    real: Any = trainer
-    return _Setup(context, stage, real, SimpleNamespace(), restored, "")
+    return _Setup(context, stage, trainer, SimpleNamespace(), restored, "")
 
 
 # ---------------------------------------------------------------- looking behind a run's back
@@ -359,11 +357,6 @@ def _start(context: TrainingContext, stage: str) -> Setup:
 def read_head(store: Store) -> Head | None:
     """Return HEAD of the light run."""
     return RunState(store, RUN).read()
-
-
-def the_head(store: Store) -> Head:
-    """Return HEAD of the light run, which has begun."""
-    return read(RunState(store, RUN))
 
 
 def what_is_wrong(store: Store, key: str, model_sha256: str | None = None) -> str | None:

@@ -34,7 +34,7 @@ from pipeline.state.workspace import Workspace
 from pipeline.training.cadence import SaveCadence
 from pipeline.training.saving import Saving
 from tests.faults.faulty_store import Crash, FaultyStore, fail
-from tests.faults.light_job import RUN, Process, the_head, unbroken_weights, wrong_in
+from tests.faults.light_job import RUN, Process, read_head, unbroken_weights, wrong_in
 from tests.pipeline.state.checkpoints.test_checkpointer import (
     NoMapping,
     a_checkpointer,
@@ -91,10 +91,10 @@ class Days:
             self.go({step: die})
 
     def listed(self) -> list[str]:
-        return [entry.key for entry in the_head(self.store).checkpoints]
+        return [entry.key for entry in read_head(self.store).checkpoints]
 
     def check_done(self) -> None:
-        head = the_head(self.store)
+        head = read_head(self.store)
         assert not wrong_in(self.store, head)
         final = self.store.read(f"{RUN}/{head.stages['sft'].checkpoint}/{MODEL}")
         assert json.loads(final) == unbroken_weights(STEPS)
@@ -163,7 +163,7 @@ def lose_store(days: Days, after: int) -> None:
     """Run a process whose store is down after a step, until it ends. Then the store works again."""
     with pytest.raises(NotDurable):
         days.go({after: partial(setattr, days.store, "down", True)})
-    days.store.down = False  # type: ignore[attr-defined]
+    days.store.down = False
 
 
 @pytest.fixture(params=["folder", "far"])
@@ -437,7 +437,7 @@ def test_a_clock_that_jumps_loses_nothing(folder: Days, jump: float) -> None:
         folder.go({step: leap for step in range(1, 11)} | {11: die})
     folder.go({step: leap for step in range(1, 20)})
     folder.check_done()
-    assert the_head(folder.store).spent.hours < 2  # a jump of the clock is not counted
+    assert read_head(folder.store).spent.hours < 2  # a jump of the clock is not counted
 
 
 def test_a_checkpoint_dropped_after_a_slow_upload_has_its_hour_for_readers(

@@ -29,7 +29,6 @@ from tests.faults.light_job import (
     Process,
     left_over,
     read_head,
-    the_head,
     unbroken_weights,
     wrong_in,
 )
@@ -82,7 +81,7 @@ class World:
     ) -> None:
         """Check that the run ended like an unbroken run; metrics of `unknown` steps may be
         missing."""
-        head = the_head(self.store)
+        head = read_head(self.store)
         assert set(head.stages) == {"prepare", *training, "evaluate", "publish"}
         wanted = {stage: unbroken_weights()[stage] for stage in training}
         final = self.store.read(f"{RUN}/{head.stages[training[-1]].checkpoint}/{MODEL}")
@@ -98,7 +97,7 @@ class World:
 
     def check_nothing_forgotten(self) -> None:
         """Check that all files of failed saves are listed as trash."""
-        head = the_head(self.store)
+        head = read_head(self.store)
         assert left_over(self.store, head) <= {item.key for item in head.trash}
 
     def check_swept(self) -> None:
@@ -327,7 +326,7 @@ def check_killed(ks: range, when: When, folder: Path, time: FakeClock, new: NewO
         killed += code != 0
         world.check_safe()
         world.process(FaultyStore(world.store)).go()
-        head = the_head(world.store)
+        head = read_head(world.store)
         final = world.store.read(f"{RUN}/{head.stages['sft'].checkpoint}/{MODEL}")
         assert json.loads(final) == unbroken_weights()
     return killed

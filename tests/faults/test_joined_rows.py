@@ -133,7 +133,7 @@ class Watched(FaultyStore):
         super().__init__(inner)
         self._look = look
 
-    def do(self, kind: str, key: str, call: Callable[[], object]) -> object:  # type: ignore[override]
+    def do(self, kind: str, key: str, call: Callable[[], object]) -> object:
         self._look()
         return super().do(kind, key, call)
 
@@ -210,7 +210,7 @@ def test_a_joined_object_that_was_cut_short_is_named_if_its_parts_are_gone(
 ) -> None:
     join_all(store)
     joined = [e.key for e in store.list(FOLDER) if re.search(r"-\d-\d+\.jsonl", e.key)]
-    assert [re.search(r"\d/\d+-\d+", key)[0] for key in joined] == [  # type: ignore[index]
+    assert [re.search(r"\d/\d+-\d+", key)[0] for key in joined] == [
         "1/000000-000016",
         "2/000000-000024",
         "2/000025-000029",

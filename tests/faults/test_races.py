@@ -50,7 +50,6 @@ from tests.faults.light_job import (
     Process,
     left_over,
     read_head,
-    the_head,
     what_is_wrong,
 )
 from tests.faults.simulation import UNTOLD, Fate, MemoryStore, OneAtATime, SteppedStore, land
@@ -192,7 +191,6 @@ class Race(RuleBasedStateMachine):
     @rule()
     def newest_checkpoint_rots(self) -> None:
         entry = self.may_rot()
-        assert entry is not None
         self.rotten.add(entry.key)
         key = f"{RUN}/{entry.key}/{MODEL}"
         self.store.write(key, b"rotten" + self.store.read(key)[6:])
@@ -275,7 +273,7 @@ class Race(RuleBasedStateMachine):
                 land(self.late.pop())
         self.nothing_is_violated()
         self.head_names_complete_verified_checkpoints_of_rows_trained_once()
-        head = the_head(self.store)
+        head = read_head(self.store)
         assert {stage: record.digest for stage, record in head.stages.items()} == DIGESTS
         assert set(head.stages) == ALL_STAGES
         assert len(self.published) == 1

@@ -72,11 +72,11 @@ def test_one_of_a_removal_and_a_start_wins(tmp_path: Path, monkeypatch: pytest.M
     outcomes = set()
 
     def removes(world: World, store: object) -> None:
-        remove(find_removable(RunState(store, "demo", world.clock())))  # type: ignore[arg-type]
+        remove(find_removable(RunState(store, "demo", world.clock())))
         world.done["removed"] = True
 
     def starts(world: World, store: object) -> None:
-        run = RunState(store, "demo", world.clock())  # type: ignore[arg-type]
+        run = RunState(store, "demo", world.clock())
         world.done["epoch"] = claim_run(run, someone()).epoch
 
     def one_has_won(world: World) -> None:

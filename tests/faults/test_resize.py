@@ -10,7 +10,7 @@ import pytest
 from pipeline.state.stores import FileStore
 from pipeline.training import saving
 from tests.faults.faulty_store import FaultyStore, fail
-from tests.faults.light_job import Process, the_head, unbroken_weights, wrong_in
+from tests.faults.light_job import Process, read_head, unbroken_weights, wrong_in
 from tests.support.clock import FakeClock
 
 
@@ -19,7 +19,7 @@ class DownNowAndThen(FaultyStore):
 
     is_down: Callable[[], bool] = staticmethod(lambda: False)
 
-    def do(self, kind: str, key: str, call: Callable[[], object]) -> object:  # type: ignore[override]
+    def do(self, kind: str, key: str, call: Callable[[], object]) -> object:
         if self.is_down():
             fail(f"{kind} {key}")
         return call()
@@ -42,7 +42,7 @@ def test_a_node_that_comes_while_the_store_is_down_does_not_end_the_run(
     group = Process(store, tmp_path / "cache", clock=time.clock(), is_resized=a_node_comes)
     group.between_steps = lambda: trained.append(None)
     group.go()
-    head = the_head(store)
+    head = read_head(store)
     assert [entry.step for entry in head.checkpoints][:1] == [3]
     assert head.owner is not None, "the next group's driver would find the run without an owner"
     assert head.failed_attempts <= 0
@@ -53,5 +53,5 @@ def test_a_node_that_comes_while_the_store_is_down_does_not_end_the_run(
     )
     next_group.go()
     assert next_group.restored["pretrain"] == 3
-    assert wrong_in(store, the_head(store)) == []
+    assert wrong_in(store, read_head(store)) == []
     assert unbroken_weights()["sft"][0].encode() in published[0]

@@ -410,7 +410,6 @@ def test_the_data_of_a_run_whose_folder_is_a_link_is_not_deleted(
 ) -> None:
     world = next(in_folders)
     store = world.open()
-    assert isinstance(store, FileStore)
     used_by_first(world)
     (store.folder / "first").rename(tmp_path / "another-disk")
     (store.folder / "first").symlink_to(tmp_path / "another-disk")
@@ -422,7 +421,6 @@ def test_the_data_of_a_run_whose_folder_is_a_link_is_not_deleted(
 def test_hidden_files_of_an_interrupted_process_are_deleted_too(in_folders: Worlds) -> None:
     world = next(in_folders)
     store = world.open()
-    assert isinstance(store, FileStore)
     prepared_and_forgotten(world)
     (folder,) = stored_folders(store)
     (store.folder / folder / ".tokenizer.json.part").write_bytes(b"ids")

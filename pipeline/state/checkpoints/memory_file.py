@@ -6,7 +6,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+
+from pipeline.machine.rented import boot_id
+from pipeline.state.owner import pid_namespace
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,8 @@ class MemoryFile:
 
 def machine() -> str:
     """Return what tells machines and containers apart; nothing if the system does not say it."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
-    except OSError:
-        return ""
+    here = (boot_id(), pid_namespace())
+    return " ".join(here) if all(here) else ""
 
 
 # ---------------------------------------------------------------- pages that stay in memory

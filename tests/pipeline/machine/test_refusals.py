@@ -32,7 +32,6 @@ def os_error(number: int, path: str | None = None) -> OSError:
 )
 def test_a_refusal_names_the_limit_and_what_to_do(error: Exception, code: int, says: str) -> None:
     ending = refusal(error)
-    assert ending is not None
     assert ending.exit_code == code
     for words in (says, "Everything that was committed is safe", "run the same command again"):
         assert words in str(ending)

@@ -20,7 +20,6 @@ from pipeline.machine.gpus import sky_names
 from pipeline.machine.rented import (
     LONGEST_BOOT,
     PAID_SINCE,
-    RentedMachine,
     claim_event,
     rental_price,
     rented_since,
@@ -66,14 +65,6 @@ def no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     machines._gpu_names.cache_clear()
 
 
-def rented(
-    proc: Path, environment: dict[str, str] = RENTED, *, started: float = STARTED
-) -> RentedMachine:
-    machine = this_machine(started, environment, proc)
-    assert machine is not None
-    return machine
-
-
 def install_driver(folder: Path, monkeypatch: pytest.MonkeyPatch, *gpus: str) -> None:
     script = folder / "nvidia-smi"
     lines = "".join(f"echo '{gpu}'\n" for gpu in gpus)
@@ -92,7 +83,7 @@ def test_a_machine_at_home_is_not_rented(proc: Path) -> None:
 
 
 def test_a_managed_jobs_machine_says_what_skypilot_and_runpod_know_of_it(proc: Path) -> None:
-    machine = rented(proc)
+    machine = this_machine(STARTED, RENTED, proc)
     assert (machine.id, machine.gpu, machine.count, machine.nodes) == ("pod123", "RTXA4000", 1, 1)
     assert (machine.cloud, machine.region, machine.zone) == ("RunPod", "CA", "CA-MTL-1")
     assert (machine.managed_job, machine.cluster) == ("7", "pion-demo-1")
@@ -100,13 +91,13 @@ def test_a_managed_jobs_machine_says_what_skypilot_and_runpod_know_of_it(proc: P
 
 
 def test_the_launcher_says_whether_it_may_be_taken_away(proc: Path) -> None:
-    spot, kept = (rented(proc, {**RENTED, "PION_SPOT": v}) for v in "10")
+    spot, kept = (this_machine(STARTED, {**RENTED, "PION_SPOT": v}, proc) for v in "10")
     assert (spot.spot, kept.spot) == (True, False)
 
 
 def test_a_pod_rented_by_hand_is_a_rental_too(proc: Path) -> None:
     by_hand = {"RUNPOD_POD_ID": "mine", "RUNPOD_DC_ID": "EU-SE-1", "RUNPOD_GPU_COUNT": "2"}
-    machine = rented(proc, by_hand)
+    machine = this_machine(STARTED, by_hand, proc)
     assert (machine.id, machine.cloud, machine.region) == ("mine", "RunPod", "EU-SE-1")
     assert (machine.count, machine.managed_job) == (2, None)
 
@@ -114,14 +105,14 @@ def test_a_pod_rented_by_hand_is_a_rental_too(proc: Path) -> None:
 def test_on_another_cloud_a_machine_is_its_cluster_in_one_boot(proc: Path) -> None:
     (proc / "1" / "environ").write_text("HOME=/root\0")
     info = {**INFO, "cloud": "AWS", "region": "us-east-1"}
-    machine = rented(proc, {**RENTED, "SKYPILOT_CLUSTER_INFO": json.dumps(info)})
+    machine = this_machine(STARTED, {**RENTED, "SKYPILOT_CLUSTER_INFO": json.dumps(info)}, proc)
     assert (machine.id, machine.cloud) == ("pion-demo-1:01234567", "AWS")
 
 
 @pytest.mark.parametrize("info", ["", "not json", "[1]", "{}"])
 def test_what_skypilot_does_not_say_is_unknown_and_ends_nothing(proc: Path, info: str) -> None:
     (proc / "1" / "environ").unlink()
-    machine = rented(proc, {**RENTED, "SKYPILOT_CLUSTER_INFO": info})
+    machine = this_machine(STARTED, {**RENTED, "SKYPILOT_CLUSTER_INFO": info}, proc)
     assert (machine.cloud, machine.region, machine.gpu) == (None, None, None)
     assert machine.id == f"{socket.gethostname()}:01234567"
 
@@ -147,7 +138,7 @@ def test_its_event_is_plain_json_with_everything_that_costs_are_counted_from(pro
 def test_it_is_paid_for_since_its_first_process_started_and_each_part_of_the_boot_is_known(
     proc: Path,
 ) -> None:
-    machine = rented(proc)
+    machine = this_machine(STARTED, RENTED, proc)
     assert machine.rented_at == POD_UP
     assert machine.phases == {"machine up": 40, "checks": 2, "install": 28, "pion started": 2.5}
     assert sum(machine.phases.values()) == STARTED - POD_UP
@@ -157,7 +148,7 @@ def test_it_is_paid_for_since_its_first_process_started_and_each_part_of_the_boo
 def test_a_moment_that_is_missing_or_impossible_is_part_of_the_next_phase(
     proc: Path, value: str
 ) -> None:
-    machine = rented(proc, {**RENTED, "PION_BOOT_CHECKED": value})
+    machine = this_machine(STARTED, {**RENTED, "PION_BOOT_CHECKED": value}, proc)
     assert machine.phases == {"machine up": 40, "install": 30, "pion started": 2.5}
 
 
@@ -177,7 +168,7 @@ def test_a_machine_that_had_been_up_for_long_was_rented_for_something_else(proc:
     begun = POD_UP + LONGEST_BOOT + 1
     later = {**RENTED, "PION_BOOT_STARTED": str(begun)}
     assert rented_since(begun + 30, later, proc) == begun
-    machine = rented(proc, later, started=begun + 30)
+    machine = this_machine(begun + 30, later, proc)
     assert machine.phases["machine up"] == 0.0
 
 
@@ -259,7 +250,7 @@ def test_the_driver_is_asked_where_the_provider_does_not_say_the_gpu(
     install_driver(tmp_path, monkeypatch, "NVIDIA A40", "NVIDIA A40")
     (proc / "1" / "environ").unlink()
     several = {k: v for k, v in RENTED.items() if "NUM_GPUS" not in k}
-    machine = rented(proc, several)
+    machine = this_machine(STARTED, several, proc)
     assert (machine.gpu, machine.count) == ("A40", 2)
     assert rental_price({**several, "PION_PRICES": '{"A40": 0.4, "CPU": 0.1}'}, proc) == 0.4
 

@@ -25,9 +25,7 @@ def test_the_first_claim_creates_the_run_under_epoch_1(run: RunState) -> None:
     assert run.read() is None
     claim = claim_run(run, someone(host="first"))
     assert claim.epoch == 1
-    head = read(run)
-    assert head.owner is not None
-    assert (head.epoch, head.owner.host) == (1, "first")
+    assert (read(run).epoch, read(run).owner.host) == (1, "first")
 
 
 def test_a_released_run_is_claimed_by_anyone_under_the_next_epoch(run: RunState) -> None:

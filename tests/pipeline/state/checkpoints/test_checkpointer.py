@@ -215,7 +215,6 @@ def test_equal_tensors_give_equal_bytes_whatever_their_order_and_owner(run: RunS
         checkpointer = checkpointer_in_this_process(claim)
         checkpointer.save(shuffled if hashes else model, optimizer, {"step": 1})
         checkpointer.wait()
-        assert checkpointer.last is not None
         hashes.add(checkpointer.last.model_sha256)
     assert len(hashes) == 1
 
@@ -337,7 +336,6 @@ def test_a_complete_checkpoint_that_is_not_the_listed_one_is_skipped(claim: Clai
     save(checkpointer, 10)
     save(checkpointer, 20)
     folders = claim.store.local_path("demo/checkpoints/pretrain")
-    assert folders is not None
     (folders / "20-1").rename(folders / "aside")
     (folders / "10-1").rename(folders / "20-1")
     head = claim.head

@@ -94,7 +94,6 @@ def test_a_checkpoint_that_a_reader_holds_stays_until_the_reader_is_killed(
     )
     command = [sys.executable, "-c", code, str(store.folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as reader:
-        assert reader.stdout is not None
         assert reader.stdout.readline() == b"held\n"
         saved(claim, 3, 4, 5)
         sweep(claim)

@@ -121,7 +121,6 @@ class Saver:
         self.begin_save()
         if self.rank == 0:
             self.checkpointer.wait()
-            assert self.checkpointer.last is not None
             assert self.checkpointer.last.step == self.trainer.step
 
     def _save(self) -> None:
@@ -168,7 +167,6 @@ def hop(folder: Path, rank: int, world_size: int, trained: dict[str, Any]) -> di
             torch.save(state, folder / "state.pt")
             saver.checkpointer.wait()
             entry = saver.checkpointer.last
-            assert entry is not None
             checkpoint = folder / "runs" / "run" / entry.key
             stats = saver.checkpointer.stats
             found["as one rank"] = all(
@@ -178,7 +176,6 @@ def hop(folder: Path, rank: int, world_size: int, trained: dict[str, Any]) -> di
             found["stall"] = stats.stall_seconds
             found["copied later"] = (stats.copy_seconds or 0) > stats.stall_seconds
         else:
-            assert saver.copies is not None
             found["in rank 0's memory"] = saver.copies.in_rank_0
         return found
 
@@ -273,7 +270,7 @@ def die_while_saving(rank: int, folder: Path) -> None:
         saver.save()
         saver.train(2)
         if saver.copies is not None:
-            saver.copies._copy = lambda: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+            saver.copies._copy = lambda: os.kill(os.getpid(), signal.SIGKILL)
         saver.begin_save()
         saver.checkpointer.wait()
 
@@ -321,7 +318,7 @@ def saves_that_fail(rank: int, folder: Path) -> None:
                 saver.checkpointer.wait()
             assert saver.checkpointer.last is None
         else:
-            saver.trainer.side_copy = saver.copies._side_copy = SideCopy(LateStreams())  # type: ignore[union-attr]
+            saver.trainer.side_copy = saver.copies._side_copy = SideCopy(LateStreams())
         saver.train(1)
         saver.save()
 

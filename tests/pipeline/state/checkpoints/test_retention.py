@@ -278,9 +278,7 @@ def head_with(*entries: CheckpointEntry) -> Head:
 def test_the_lowest_held_out_loss_of_the_last_stage_wins() -> None:
     pretrained = entry(9, 0.5, "pretrain")  # a lower loss, of other rows
     head = head_with(entry(6, 3.0), entry(4, 2.0), entry(2, 2.5), pretrained)
-    found = selected(job_for(), head)
-    assert found is not None
-    assert found.result() == {
+    assert selected(job_for(), head).result() == {
         "step": 4,
         "held_out_loss": 2.0,
         "last_step": 6,
@@ -302,9 +300,7 @@ def test_the_lowest_held_out_loss_of_the_last_stage_wins() -> None:
 def test_only_numbers_under_the_same_settings_count(
     older: list[CheckpointEntry], wins: int
 ) -> None:
-    found = selected(job_for(), head_with(entry(6, 3.0), *older))
-    assert found is not None
-    assert found.best.step == wins
+    assert selected(job_for(), head_with(entry(6, 3.0), *older)).best.step == wins
 
 
 def test_which_epoch_saved_a_checkpoint_does_not_matter() -> None:
@@ -313,9 +309,7 @@ def test_which_epoch_saved_a_checkpoint_does_not_matter() -> None:
     steps = set()
     for _ in range(20):
         entries = [entry(s, losses[s], epoch=draw.randint(1, 5)) for s in (6, 4, 2)]
-        found = selected(job_for(), head_with(*entries))
-        assert found is not None
-        steps.add(found.best.step)
+        steps.add(selected(job_for(), head_with(*entries)).best.step)
     assert steps == {4}
 
 

@@ -33,8 +33,6 @@ def first(run: RunState, asked: Asked = IN_42_HOURS) -> RunDeadline:
 
 
 def moved(present: RunDeadline | None) -> RunDeadline:
-    assert present is not None
-    assert present.at is not None
     return dataclasses.replace(present, at=present.at + 1, how="pion deadline")
 
 
@@ -51,7 +49,6 @@ def test_a_record_says_who_set_it_when_and_with_which_margin(
 ) -> None:
     first(run, Asked.of(Deadline(hours=2, margin=60)))
     found = read_deadline(run)
-    assert found is not None
     assert (found.by, found.set_at, found.margin) == (Author.me(), time.time, 60)
     assert found.describe(time.time + 3600) == "1970-01-12 15:46:40 UTC (in 1 h 00 min)"
     assert found.describe(time.time + 9000) == "1970-01-12 15:46:40 UTC (30 min 00 s ago)"
@@ -96,7 +93,6 @@ def test_a_change_is_made_again_on_what_another_process_has_just_written(
         return dataclasses.replace(moved(record), by=Author("host-b", 7, "ann"))
 
     store.before = once(lambda: change_deadline(run, by_another))
-    assert before is not None
     assert change_deadline(slower, moved).at == before + 2
 
 

@@ -39,7 +39,6 @@ def test_a_beat_says_who_watches_since_when_and_from_when_on_somebody_must(
 ) -> None:
     write_beat(run, time.time + 7200)
     beat = read_beat(run)
-    assert beat is not None
     assert (beat.at, beat.by, beat.risk_at) == (time.time, Author.me(), time.time + 7200)
     assert not beat.too_old()
 
@@ -71,13 +70,9 @@ def test_beats_are_written_at_most_every_five_minutes_or_fifteen(
 def test_what_the_watcher_saw_is_written_with_the_beat(run: RunState) -> None:
     saw = Saw(state="late", slack=-60.0, reserve=2700.0, work_left=3600.0)
     write_beat(run, None, saw)
-    beat = read_beat(run)
-    assert beat is not None
-    assert beat.saw == saw
+    assert read_beat(run).saw == saw
     write_beat(run, None)
-    beat = read_beat(run)
-    assert beat is not None
-    assert beat.saw is None
+    assert read_beat(run).saw is None
 
 
 @pytest.mark.parametrize(("kind", "written"), [(FileStore, True), (Limited, False)])
@@ -111,8 +106,6 @@ def test_the_beat_of_an_older_watcher_is_too_old_and_of_a_newer_one_read(run: Ru
     for knows in ({}, {"knows_deadlines": 0}):
         older = {k: v for k, v in record.items() if k != "knows_deadlines"} | knows
         run.store.write(run.key(BEAT), json.dumps(older).encode())
-        beat = read_beat(run)
-        assert beat is not None
-        assert beat.too_old()
+        assert read_beat(run).too_old()
     run.store.write(run.key(BEAT), json.dumps({**record, "mood": "good"}).encode())
     assert read_beat(run) is not None, "what a newer watcher adds is ignored"

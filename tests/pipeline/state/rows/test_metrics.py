@@ -165,7 +165,7 @@ def test_rows_can_be_appended_while_others_are_being_written(store: FileStore) -
 
 def test_events_come_back_in_the_order_they_happened(store: FileStore) -> None:
     for epoch in (2, 10, 1):
-        log = EventLog(store, "demo", epoch, now=lambda epoch=epoch: float(epoch))  # type: ignore[misc]
+        log = EventLog(store, "demo", epoch, now=lambda epoch=epoch: float(epoch))
         log.append("claimed", host="gpu")
         log.flush()
         log.append("stopped")

@@ -43,7 +43,7 @@ def files() -> Files:
 
 def base(**changes: object) -> Base:
     found = Base("some/model", hash_of(files()), "0" * 64, {"d_model": 8}, "c" * 40)
-    return dataclasses.replace(found, **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(found, **changes)
 
 
 def keep(store: Store, source: Path) -> None:

@@ -274,7 +274,7 @@ def test_a_sleep_between_an_answer_and_its_arrival_makes_the_laptop_ask_again(
 def test_a_laptop_that_sleeps_in_each_request_uses_its_own_clock(
     clock: StoreClock, service: Service, time: FakeClock
 ) -> None:
-    service.answer = lambda: service.sleep(HOUR)  # type: ignore[func-returns-value]
+    service.answer = lambda: service.sleep(HOUR)
     assert clock.now() == time.clock().now()
     assert service.asked == 3
 

@@ -56,7 +56,6 @@ while done < 5:
     for racer in racers:
         read_until(racer, "ready")
     for racer in racers:
-        assert racer.stdin is not None
         racer.stdin.write("go\n")
         racer.stdin.flush()
     assert [racer.wait(60) for racer in racers] == [0] * racing
