@@ -105,7 +105,9 @@ def first_difference(
             names = differing_tensors(unbroken, wanted.checkpoint, killed, got.checkpoint)
             if names:
                 parts.append(f"tensors that differ: {_some(names)}")
-        if settings := _differing_settings(wanted.plan, got.plan):
+        names = sorted({*wanted.plan, *got.plan})
+        pairs = [(name, wanted.plan.get(name), got.plan.get(name)) for name in names]
+        if settings := [f"{name} {a} → {b}" for name, a, b in pairs if a != b]:
             parts.append(f"computed differently: {_some(settings)}")
         return "; ".join(parts)
     return None
@@ -142,8 +144,10 @@ def _first_step(wanted: Trained, got: Trained) -> tuple[str, str]:
     for step, (x, y) in enumerate(zip(wanted.losses, got.losses), 1):
         if x != y:
             return f"from step {step:,}", f"the loss is {y!r} instead of {x!r}"
-    weights = f"weights {got.model_sha256[:12]} instead of {wanted.model_sha256[:12]}"
-    return "after its last step", weights
+    return (
+        "after its last step",
+        f"weights {got.model_sha256[:12]} instead of {wanted.model_sha256[:12]}",
+    )
 
 
 def _row_problem(
@@ -168,11 +172,6 @@ def _row_problem(
             return f"step {row['step']:,} trained on rows {took} instead of {due}"
         next_row = stop
     return None
-
-
-def _differing_settings(wanted: Mapping[str, Any], got: Mapping[str, Any]) -> list[str]:
-    names = sorted({*wanted, *got})
-    return [f"{n} {wanted.get(n)} → {got.get(n)}" for n in names if wanted.get(n) != got.get(n)]
 
 
 def _range(rows: tuple[int, int]) -> str:

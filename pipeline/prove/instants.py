@@ -57,8 +57,9 @@ def cut_overrides(job: Job, name: str, store: str) -> list[str]:
         changes[f"{stage}.warmup_steps"] = warmup
     for key, source in job.sources():
         if isinstance(source, HubDataset):
-            most = min(HUB_DOCUMENTS, source.max_documents or HUB_DOCUMENTS)
-            changes[f"{key}.max_documents"] = most
+            changes[f"{key}.max_documents"] = min(
+                HUB_DOCUMENTS, source.max_documents or HUB_DOCUMENTS
+            )
     if gpu_count() > 0:  # without it, results on a GPU are not bit-identical
         changes["hardware.deterministic"] = True
     return [f"{key}={json.dumps(value)}" for key, value in changes.items()]
@@ -69,10 +70,9 @@ def cut_steps(job: Job) -> Mapping[str, int]:
 
     A stage whose steps follow from its data counts as MAX_STEPS: its data is not read for this.
     """
-    sections = {stage: job.section(stage) for stage in job.train_stages}
     steps = {
-        stage: section.total_steps if section.steps_are_known else MAX_STEPS
-        for stage, section in sections.items()
+        stage: job.section(stage).total_steps if job.section(stage).steps_are_known else MAX_STEPS
+        for stage in job.train_stages
     }
     total = sum(steps.values())
     if total <= MAX_STEPS:

@@ -128,8 +128,9 @@ class _Proof:
         self.seed = random.randrange(2**31) if options.seed is None else options.seed
         self.name = f"{job.name[:80]}-prove-{uuid.uuid4().hex[:6]}"
         self.store = open_store(options.store or job.store)
-        cut = cut_overrides(job, self.name, self.store.url)
-        self.cut = read_job(arguments[0], [*arguments[1:], *cut])
+        self.cut = read_job(
+            arguments[0], [*arguments[1:], *cut_overrides(job, self.name, self.store.url)]
+        )
         self.remote = self.store.local_path(self.name) is None
         self.kills: list[Kill] = []
         self.rounds: list[Round] = []
@@ -245,8 +246,7 @@ class _Proof:
 
     def tidy(self) -> None:
         """Remove the runs from the store, unless they are evidence or the user keeps them."""
-        differs = any(this.difference for this in self.rounds)
-        if self.keep or differs or len(self.kills) < self.wanted:
+        if self.keep or len(self.kills) < self.wanted or any(r.difference for r in self.rounds):
             self.say(f"kept in {self.store.url}: the runs named {self.name}-…")
             return
         for name in [self.unbroken.name, *(this.run for this in self.rounds)]:

@@ -57,8 +57,7 @@ def core_blocks(
 
     `models` has the names of results, and what they are called. `brief` leaves out tables of tasks.
     """
-    found = {title: results.get(name, {}).get("core") for name, title in models}
-    cores = {title: core for title, core in found.items() if core}
+    cores = {title: core for name, title in models if (core := results.get(name, {}).get("core"))}
     blocks: list[Block] = [
         f"The {title} model answers questions of other people's benchmarks: {core_in_words(core)}."
         for title, core in cores.items()

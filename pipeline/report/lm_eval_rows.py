@@ -120,8 +120,9 @@ def _tokens(value: Any) -> str:
 
 
 def _share(share: Any) -> str:
-    known = isinstance(share, int | float) and math.isfinite(share)
-    return f"{100 * share:.1f} %" if known else "–"
+    return (
+        f"{100 * share:.1f} %" if isinstance(share, int | float) and math.isfinite(share) else "–"
+    )
 
 
 def _text(value: Any) -> str:
@@ -129,5 +130,4 @@ def _text(value: Any) -> str:
 
 
 def _count(value: Any) -> int | None:
-    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    return value if is_count else None
+    return value if type(value) is int and value >= 0 else None

@@ -312,8 +312,7 @@ def _positions(config: ModelConfig) -> str:
 def _of_parts(config: ModelConfig, *, apart: bool) -> list[tuple[str, str]]:
     """Return the rows of the model's parts; which layers attend stands before how far they see."""
     parts = sorted(config.parts(), key=lambda named: named[0] != "wiring")
-    cards = (part.card() for _, part in parts if part.apart == apart)
-    return [row for row in cards if row is not None]
+    return [row for _, part in parts if part.apart == apart and (row := part.card()) is not None]
 
 
 def _feedforward(config: ModelConfig, parameters: int) -> list[tuple[str, str]]:

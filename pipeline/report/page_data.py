@@ -195,9 +195,9 @@ def _checkpoints(history: RunHistory) -> list[dict[str, Any]]:
 
 def _events(events: Sequence[Row]) -> list[dict[str, Any]]:
     """Return the last events in words, the newest first."""
-    newest = sorted(events, key=lambda event: event["at"])[: -MOST_EVENTS - 1 : -1]
     return [
-        {"at": event["at"], "event": event["event"], "text": _in_words(event)} for event in newest
+        {"at": event["at"], "event": event["event"], "text": _in_words(event)}
+        for event in sorted(events, key=lambda event: event["at"])[: -MOST_EVENTS - 1 : -1]
     ]
 
 
@@ -358,8 +358,11 @@ def _deadline(history: RunHistory) -> dict[str, Any] | None:
     if end is not None:
         return {"at": known["at"], "ended": end_in_words(known["at"], end), "saw": None}
     if saw is not None:
-        numbers = {name: saw[name] for name in ("slack", "reserve", "work_left")}
-        saw = {"at": known["watcher"]["at"], "words": state_in_words(saw["state"]), **numbers}
+        saw = {
+            "at": known["watcher"]["at"],
+            "words": state_in_words(saw["state"]),
+            **{name: saw[name] for name in ("slack", "reserve", "work_left")},
+        }
     return {"at": known["at"], "ended": None, "saw": saw}
 
 

@@ -41,7 +41,6 @@ def record_sections(history: RunHistory, published: Mapping[str, Any]) -> list[S
         (moment(event["at"]), [f"{event['what']}: {event['why']}", *event["done"]])
         for event in history.of_kind("watch")
     ]
-    changed = [(moment(event["at"]), event["changes"]) for event in history.of_kind("changed")]
     sections = {
         "Stages": [_stages(history)],
         "Where this start's time went": _phases(history.of_kind("phase")),
@@ -49,7 +48,9 @@ def record_sections(history: RunHistory, published: Mapping[str, Any]) -> list[S
         "Rows left out": _dated([(at, [words]) for at, words in history.left_out()]),
         "Hops": _dated(history.hops()),
         "What the watcher did": _dated(watched),
-        "Changes of code": _dated(changed),
+        "Changes of code": _dated(
+            [(moment(event["at"]), event["changes"]) for event in history.of_kind("changed")]
+        ),
         "Where things are": [{"facts": _places(history, published)}],
     }
     return _with_content(sections)

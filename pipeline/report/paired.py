@@ -93,8 +93,10 @@ def read_measures(run: RunState, head: Head, model: str) -> dict[str, Measure]:
 
 def compare(before: Mapping[str, Measure], after: Mapping[str, Measure]) -> list[Compared]:
     """Return what was measured of two models, CORE's mean before its tasks."""
-    names = list(dict.fromkeys([*before, *after]))
-    rows = [_compared(name, before.get(name), after.get(name)) for name in names]
+    rows = [
+        _compared(name, before.get(name), after.get(name))
+        for name in dict.fromkeys([*before, *after])
+    ]
     tasks = [row for row in rows if row.name.startswith(f"{CORE}.")]
     others = [row for row in rows if row not in tasks]
     return [*others, *_mean(tasks, before, after), *_with_verdicts(tasks)]
@@ -159,8 +161,9 @@ def _core_of(measures: Mapping[str, Measure]) -> float | None:
 
 def _with_verdicts(tasks: Sequence[Compared]) -> list[Compared]:
     """Say of each task whether its difference is more than chance, over all tasks together."""
-    known = [row for row in tasks if row.z is not None]
-    by_chance = sorted(known, key=lambda row: -abs(row.z or 0.0))
+    by_chance = sorted(
+        (row for row in tasks if row.z is not None), key=lambda row: -abs(row.z or 0.0)
+    )
     real: set[str] = set()
     for place, row in enumerate(by_chance):
         chance = math.erfc(abs(row.z or 0.0) / math.sqrt(2))

@@ -263,8 +263,7 @@ def _summaries(head: Head, url: str) -> list[Summary]:
     record = head.stages.get("prepare")
     report = {} if record is None else record.result.get("prefer", {})
     try:
-        sources = [source["preferences"] for source in report.get("sources", [])]
-        return [Summary.from_record(source) for source in sources]
+        return [Summary.from_record(source["preferences"]) for source in report.get("sources", [])]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         where = f"{url}/HEAD.json"
         raise damaged(where, f"stages.prepare.result.prefer can't be read ({error!r})") from None

@@ -67,11 +67,13 @@ def finish_evaluate(
         keys[job.train_stages[-1]] = chosen.best.key
     models = patiently(lambda: {stage: bring_model(run, head, key) for stage, key in keys.items()})
     data = patiently(lambda: bring_all_data(run, head, digests))
-    fetch = fetching_from(run.store, head.data.get("pretrain", ""), patiently)
-    trained = trained_run(models, data, fetch)
+    trained = trained_run(
+        models, data, fetching_from(run.store, head.data.get("pretrain", ""), patiently)
+    )
     if job.prefer is not None:
-        began = model_before_prefer(job, run, head, models, say, patiently)
-        trained = replace(trained, prefer_start=began)
+        trained = replace(
+            trained, prefer_start=model_before_prefer(job, run, head, models, say, patiently)
+        )
     parts = StoredParts(say, run, digests.stages["evaluate"], Owner.me().session, patiently)
     start = measure_base(job, run, digests, say, patiently)
     results = evaluate_run(job, trained, parts, run.clock.sleep, start)

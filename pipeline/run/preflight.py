@@ -64,8 +64,11 @@ def preflight(job: Job) -> list[str]:
             from pipeline.models.find import find_model
             from pipeline.models.load import check_start
 
-            found = find_model(job.model_name(source))
-            check_start(found, source, lora_of=stage if job.lora(stage) else None)
+            check_start(
+                find_model(job.model_name(source)),
+                source,
+                lora_of=stage if job.lora(stage) else None,
+            )
     if job.evaluate.has_questions:
         from pipeline.stages.core import read_questions_of
 
@@ -262,11 +265,10 @@ def _to_save(job: Job, left: WorkLeft, until: str | None) -> list[str]:
 def _is_saved(job: Job, left: WorkLeft, plan: StagePlan) -> bool:
     """Return whether a stage that is not done was interrupted after its last save."""
     section = job.section(plan.stage)
-    resumes = plan.state == "resume" and left.redo is None
-    if left.head is None or not resumes or not section.steps_are_known:
+    if left.head is None or plan.state != "resume" or left.redo or not section.steps_are_known:
         return False
-    entries = left.head.checkpoints
-    return any((e.stage, e.step) == (plan.stage, section.total_steps) for e in entries)
+    last = (plan.stage, section.total_steps)
+    return any((entry.stage, entry.step) == last for entry in left.head.checkpoints)
 
 
 def _deletable(folder: Path, left: WorkLeft, *, local: bool) -> int:

@@ -58,8 +58,7 @@ class WorkLeft:
     def finished(self, until: str | None = None) -> bool:
         """Return whether every stage up to `until` is done, and no stage is to be redone."""
         wanted = stages_until([plan.stage for plan in self.plans], until)
-        done = (plan.state == "done" for plan in self.plans if plan.stage in wanted)
-        return self.redo is None and all(done)
+        return self.redo is None and all(p.state == "done" for p in self.plans if p.stage in wanted)
 
 
 def work_left(
@@ -184,8 +183,11 @@ class ChangedStage:
             return []
         old, new = self.old, stage_inputs(self.stale.stage, self.digests)
         found = differences(old, new, self.digests.before)
-        inputs = [p for p in sorted(old.keys() | new.keys()) if old.get(p) != new.get(p)]
-        return found or [Difference(path, old.get(path), new.get(path)) for path in inputs]
+        return found or [
+            Difference(path, old.get(path), new.get(path))
+            for path in sorted(old.keys() | new.keys())
+            if old.get(path) != new.get(path)
+        ]
 
     # ------------------------------------------------------------ may it continue?
 
@@ -236,8 +238,11 @@ class ChangedStage:
         may = {f"{stage}.{name}" for name, field in fields if part_of(field) == "schedule"}
         may.discard(f"{stage}.optimizer")  # another optimizer has other state
         new = stage_inputs(stage, self.digests)
-        inputs = {path for path in old.keys() | new.keys() if path.startswith("input.")}
-        same_inputs = all(old.get(path) == new.get(path) for path in inputs)
+        same_inputs = all(
+            old.get(path) == new.get(path)
+            for path in old.keys() | new.keys()
+            if path.startswith("input.")
+        )
         return same_inputs and {change.path for change in self.changes()} <= may
 
     # ------------------------------------------------------------ if not, what then?

@@ -73,7 +73,9 @@ def core_of(measures: Measures, stage: str, bundle: Bundle, part: Part) -> Resul
     """Return the CORE of the model of `stage`, without the answers to single items."""
     from pion.evaluation.core.measure import core_result
 
-    limit = items_asked(measures.job)
+    section = measures.job.evaluate.core
+    assert section is not None
+    limit = None if section.items == "all" else section.items
     parts = [
         part(
             _name(stage, task, limit),
@@ -85,15 +87,11 @@ def core_of(measures: Measures, stage: str, bundle: Bundle, part: Part) -> Resul
     context = measures.job.model_config_resolved().seq_len
     # A run may continue on a machine that computes in another dtype.
     dtypes = " and ".join(sorted({one[DTYPE] for one in parts}))
-    tasks = list(map(_task_from, parts))
-    return record_of(core_result(bundle, tasks, limit=limit, context=context, dtype=dtypes))
-
-
-def items_asked(job: Job) -> int | None:
-    """Return how many items of each task the job asks at most; None: all."""
-    assert job.evaluate.core is not None
-    items = job.evaluate.core.items
-    return None if items == "all" else items
+    return record_of(
+        core_result(
+            bundle, list(map(_task_from, parts)), limit=limit, context=context, dtype=dtypes
+        )
+    )
 
 
 def _task_from(stored: Result) -> TaskResult:
@@ -122,16 +120,25 @@ def _measure(measures: Measures, stage: str, task: Task, limit: int | None) -> R
     found = measure_task(scorer, measures.tokenizer, task, limit)
     packed = pack(item_scores(found.credits, passages_of(task, found.items)))
     form = _key(task, limit) | {"baseline": found.baseline}
-    items = {f"core.{task.label}": {"key": form, **packed}}
-    return {**record_of(found), DTYPE: str(scorer.dtype).removeprefix("torch."), BY_ITEM: items}
+    return {
+        **record_of(found),
+        DTYPE: str(scorer.dtype).removeprefix("torch."),
+        BY_ITEM: {f"core.{task.label}": {"key": form, **packed}},
+    }
 
 
 def _key(task: Task, limit: int | None) -> Inputs:
     """Return what two models must have in common for their answers to be compared."""
     from pion.evaluation.core.measure import RULE
 
-    form = {"shots": task.shots, "task_type": task.task_type, "delimiter": task.delimiter}
-    return {"rule": RULE, "questions": task.data_digest, "items": _count(task, limit), **form}
+    return {
+        "rule": RULE,
+        "questions": task.data_digest,
+        "items": _count(task, limit),
+        "shots": task.shots,
+        "task_type": task.task_type,
+        "delimiter": task.delimiter,
+    }
 
 
 def _name(stage: str, task: Task, limit: int | None) -> str:

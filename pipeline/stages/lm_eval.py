@@ -136,8 +136,9 @@ def _skipped(reason: str) -> dict[str, Any]:
 def _command(asked: TaskRequest, out: Path) -> list[str]:
     from pion.formats.huggingface.bundled_code import runs_only_our_code
 
-    trusted = runs_only_our_code(Path(asked.model))
-    request = dataclasses.replace(asked, trusted=trusted, out=str(out))
+    request = dataclasses.replace(
+        asked, trusted=runs_only_our_code(Path(asked.model)), out=str(out)
+    )
     # -P: modules in the working folder, which is the user's, must not replace others.
     return [PYTHON, "-P", "-m", "pipeline.stages.lm_eval_driver", request.to_json()]
 
@@ -159,9 +160,10 @@ def _reaped_folder() -> Iterator[Path]:
 
 def hub_is_reachable() -> bool:
     """Return whether the Hub, or the mirror that HF_ENDPOINT names, answers at all."""
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     try:
-        urllib.request.urlopen(endpoint, timeout=HUB_TIMEOUT).close()
+        urllib.request.urlopen(
+            os.environ.get("HF_ENDPOINT", "https://huggingface.co"), timeout=HUB_TIMEOUT
+        ).close()
     except (OSError, ValueError) as error:
         return isinstance(error, urllib.error.HTTPError)
     return True

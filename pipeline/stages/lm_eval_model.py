@@ -44,7 +44,8 @@ class CheckedModel(HFLM):  # type: ignore[misc, unused-ignore]
         self.counts = Counts()
         self._talks = ChatFormat(tokenizer, Tokenizer.from_file(tokenizer))
         self._checked = False
-        self._ends = _end_ids(self.model.generation_config.eos_token_id)
+        ends = self.model.generation_config.eos_token_id
+        self._ends = frozenset(ends if isinstance(ends, list) else [ends]) - {None}
         # transformers prefers this to the length that lm-eval asks for, so answers would not be as
         # long as the task says.
         self.model.generation_config.max_new_tokens = None
@@ -127,11 +128,6 @@ class CheckedModel(HFLM):  # type: ignore[misc, unused-ignore]
     def _count_prompts(self, cropped: list[bool]) -> None:
         self.counts.prompts += len(cropped)
         self.counts.cropped += sum(cropped)
-
-
-def _end_ids(named: int | list[int] | None) -> frozenset[int]:
-    ids = named if isinstance(named, list) else [named]
-    return frozenset(number for number in ids if number is not None)
 
 
 def _other_form(talks: ChatFormat, sent: Sequence[int], ids: list[int], form: Form) -> BadInput:

@@ -16,7 +16,6 @@ from typing import Any
 
 from pion.errors import BadInput, no_room
 from pion.formats.target_folder import check_replaceable, replace_folder
-from pipeline.base.licence import Terms
 from pipeline.console.messages import Note, Say
 from pipeline.job import Job, Publish
 from pipeline.machine.folders import expand
@@ -112,7 +111,9 @@ def publish_run(
     check_requirements(job, publish, history.results, safe)
     _check_ours(job, publish.to, repo, f"Nothing was published. {safe}")
     finished = Finished(history, publish, model, load_model_in(model), texts, base)
-    if repo is not None and _needs_licence(publish, finished.terms):
+    terms = finished.terms
+    named = terms is None or terms.known or publish.license is not None
+    if repo is not None and not publish.private and not named:
         say(Note(f"warning: {unknown_licence(job)}"))
     with _staging(expand(publish.to), repo) as staging:
         try:
@@ -146,12 +147,6 @@ def _deliver(
     replace_folder(staging, target)
     card = str(target / "README.md")
     return {"path": str(target), "card": card, "sha256": weights_sha256(target)}
-
-
-def _needs_licence(publish: Publish, terms: Terms | None) -> bool:
-    """Return whether a public model is trained from one whose licence nobody names."""
-    named = terms is None or terms.known or publish.license is not None
-    return not publish.private and not named
 
 
 def _check_folder(to: str) -> None:

@@ -58,12 +58,14 @@ class Advice:
         fewer = f"{stage}.steps={best}"
         if isinstance(section, Conversations) and section.epochs is not None:
             fewer = f"{stage}.epochs={section.epochs * best / section.total_steps:.2g}"
-        text = (
-            f"warning: {stage}: the held-out loss has risen {RISES} times in a row: {shown}. If "
-            "that goes on, the model learns its training data by heart: use more data, or train "
-            f"less ({fewer}). The lowest was {lowest:.4f} at step {best:,}. {self._best(best)}"
+        self._say(
+            Note(
+                f"warning: {stage}: the held-out loss has risen {RISES} times in a row: {shown}. "
+                "If that goes on, the model learns its training data by heart: use more data, or "
+                f"train less ({fewer}). The lowest was {lowest:.4f} at step {best:,}. "
+                f"{self._best(best)}"
+            )
         )
-        self._say(Note(text))
 
     def _best(self, step: int) -> str:
         """Return what happens to the checkpoint of the best step."""
@@ -91,14 +93,15 @@ class Advice:
         if fits >= saves:
             return
         self._said_disk = True
-        text = (
-            f"warning: the disk of {folder} has {size(free)} free. A checkpoint takes "
-            f"{size(entry.bytes)}, one is saved every {duration(seconds)}{later}. The disk holds "
-            f"{fits:,} more, and {left:,} steps are left. Free some space now, or stop with Ctrl-C "
-            "and run the same command with a longer checkpoint.every_seconds, such as "
-            f"{max(60, 60 * math.ceil(seconds / 20))}."
+        self._say(
+            Note(
+                f"warning: the disk of {folder} has {size(free)} free. A checkpoint takes "
+                f"{size(entry.bytes)}, one is saved every {duration(seconds)}{later}. The disk "
+                f"holds {fits:,} more, and {left:,} steps are left. Free some space now, or stop "
+                "with Ctrl-C and run the same command with a longer checkpoint.every_seconds, such "
+                f"as {max(60, 60 * math.ceil(seconds / 20))}."
+            )
         )
-        self._say(Note(text))
 
 
 def _growth(head: Head, workspace: Workspace, saves: int, seconds: float) -> tuple[int, str]:

@@ -30,7 +30,6 @@ from pipeline.training.train_request import Group
 
 if TYPE_CHECKING:
     from pion.train.compile_trial import Trial
-    from pion.train.smaller_plan import StepDown
     from pipeline.training.context import TrainingContext
 
 Dtype = Literal["bfloat16", "float32"]
@@ -245,18 +244,13 @@ def check_compiler(context: TrainingContext) -> None:
         changes = try_compiler(_trial(context, stages[0]), plan)
     context.report(phase("compiler checked", started))
     for change in changes:
-        context.report(Note(compiler_note(change)))
+        context.report(Note(f"{change.why}. Training uses {change.changes}"))
     if changes:
         context.compiler_changes = changes
         left = {name: getattr(changes[-1].plan, name) for name in COMPILED}
         # As in the record of a plan: these leave the plan as large as it is.
         unlimited = {"micro_batch": AS_MANY_AS_FIT, "recompute": False, "compile": True}
         context.at_most = (context.at_most or unlimited) | left
-
-
-def compiler_note(change: StepDown) -> str:
-    """Return what to say of a compiler that failed before training."""
-    return f"{change.why}. Training uses {change.changes}"
 
 
 def _trial(context: TrainingContext, stage: str) -> Trial:

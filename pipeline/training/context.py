@@ -141,8 +141,7 @@ class TrainingContext:
         claim = self.owned
         if claim is None:
             return None
-        request = claim.heartbeat.stop_request
-        if request is not None:
+        if (request := claim.heartbeat.stop_request) is not None:
             return f"Stopped by request ({request}). Every finished step is saved."
         return over_budget(self.job.budget, claim.spent)
 
@@ -236,11 +235,12 @@ class TrainingContext:
             "rewound", stage=stage, step=rows.step, rows=[rows.first, rows.stop], why=rows.why
         )
         self.patiently(events.flush)
-        text = (
-            f"{stage} step {rows.step:,} gave {rows.why}. Rolling back to the last checkpoint and "
-            f"skipping rows {rows.first:,} to {rows.stop - 1:,}"
+        self.report(
+            Note(
+                f"{stage} step {rows.step:,} gave {rows.why}. Rolling back to the last checkpoint "
+                f"and skipping rows {rows.first:,} to {rows.stop - 1:,}"
+            )
         )
-        self.report(Note(text))
         return None
 
     def _sleep(self, seconds: float) -> None:

@@ -201,7 +201,7 @@ def last_words(log: str, advice: str = "lower hardware.micro_batch") -> str:
 
 def _own_address(ray: str | None) -> str:
     """Return this machine's address as the Ray at `ray` sees it (host:port; None: here)."""
-    host = ray.rpartition(":")[0] if ray else LOOPBACK
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((host, 9))  # sends nothing; it only chooses the interface
+        # Sends nothing; it only chooses the interface.
+        probe.connect((ray.rpartition(":")[0] if ray else LOOPBACK, 9))
         return str(probe.getsockname()[0])

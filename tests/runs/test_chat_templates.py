@@ -76,7 +76,6 @@ def test_training_chat_and_the_published_model_use_the_models_own_template(tmp_p
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "base" / name).read_bytes()
     published = find_template(tmp_path / "out")
-    assert published is not None
     assert published.endswith(QWEN3)
     settings = json.loads((tmp_path / "out/generation_config.json").read_text())
     assert ends[0] in settings["eos_token_id"]

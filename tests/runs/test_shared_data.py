@@ -33,7 +33,6 @@ PREPARED = "prepared before"
 def data_of(folder: Path, name: str) -> dict[str, str]:
     """Return the keys of the data that a run lists."""
     head = RunState(FileStore(folder / "runs"), name).read()
-    assert head is not None
     return dict(head.data)
 
 

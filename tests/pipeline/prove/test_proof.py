@@ -183,7 +183,6 @@ def test_a_kill_at_the_save_mark_lands_inside_a_save_and_leaves_no_process(here,
         names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
         assert names == {"model.safetensors", "optimizer.safetensors"}
         head = RunState(FileStore(here / "runs"), "tiny").read()
-        assert head is not None
         assert head.checkpoints == ()
         assert session_processes(str(place.folder)) == []
 
@@ -279,8 +278,6 @@ def test_half_of_the_kills_are_at_marks_and_every_mark_comes_up_equally_often() 
 
 def test_the_first_kills_of_a_proof_land_in_training() -> None:
     at_mark, at_random = draws(Head(), 2)
-    assert at_mark is not None
-    assert at_random is not None
     assert at_mark.point == "save"
     assert at_random.after_commit
 

@@ -6,7 +6,6 @@ import dataclasses
 from typing import Any
 
 from pion.evaluation.core.bundle import CORE_TASKS
-from pipeline.report.blocks import Table
 from pipeline.report.core import ASKS, COLUMNS, SEED, core_blocks, core_in_brief, core_in_words
 from pipeline.report.result_tables import TRAINED
 from tests.pion.evaluation.core.test_measure_results import of_core
@@ -22,7 +21,6 @@ def changed(task: int, **values: Any) -> dict[str, Any]:
 
 def row(results: dict[str, Any], task: int = 0) -> list[str]:
     table = core_blocks(results, TRAINED, brief=False)[-1]
-    assert isinstance(table, Table)
     return list(table.rows[task])
 
 
@@ -59,7 +57,6 @@ def test_only_next_to_core_it_is_said_how_much_a_seed_changes() -> None:
     assert core_blocks(RESULTS, TRAINED, brief=True)[-1] == SEED
     few = {"sft": {"core": {**CORE, "name": "mean of 3 tasks", "not_core": ["19 are missing"]}}}
     (words,) = core_blocks(few, TRAINED, brief=True)
-    assert isinstance(words, str)
     assert words.startswith("The fine-tuned model answers questions of other people's benchmarks: ")
     assert ": mean of 3 tasks 0." in words
     assert words.endswith("Not CORE: 19 are missing.")

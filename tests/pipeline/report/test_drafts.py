@@ -7,7 +7,6 @@ import json
 from typing import Any
 
 from pipeline.job import Job
-from pipeline.report.blocks import Table
 from pipeline.report.drafts import draft_blocks, drafts_in_brief
 from pipeline.report.page_sections import measured_sections
 from tests.pipeline.report.test_model_card import JOB, card_of_history, history_of
@@ -21,7 +20,6 @@ RESULTS: dict[str, Any] = {"pretrain": {"loss": 3.0, "drafts": DRAFTS}}
 def test_each_way_to_draw_has_a_row() -> None:
     models = (("sft", "fine-tuned"), ("pretrain", "base"))
     _, table = draft_blocks(RESULTS, models)
-    assert isinstance(table, Table)
     assert table.rows == [
         ("base", "the likeliest", "1.71 ± 0.04", "63.1 %"),
         ("base", "drawn at a temperature of 0.8", "1.38", "–"),

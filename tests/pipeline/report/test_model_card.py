@@ -161,7 +161,6 @@ def test_it_says_what_the_run_cost_only_where_the_job_wants_that() -> None:
     )
     costs = Costs((machine,), {})
     silent = Job.model_validate(JOB)
-    assert silent.publish is not None
     assert silent.publish.cost is False
     telling = Job.model_validate(JOB | {"publish": JOB["publish"] | {"cost": True}})
     with_cost = card_of_history(history_of(telling, costs=costs))

@@ -191,7 +191,6 @@ def test_it_fits_and_can_be_read(scheme, viewport, browser, report):
 def test_the_settings_of_jobs_with_little_in_common_fold_and_fit(viewport, browser, report):
     jobs = ("demo.yaml", "pion-small.yaml", "demo-prefer.yaml")
     settings = differing([load_job(JOBS / job) for job in jobs])
-    assert settings is not None
     tab = Tab(browser, report, viewport=viewport)
     run = "{...frozen.runs[0], name: 'a_run_with_a_long_name_'.repeat(4)}"
     tab.page.evaluate(

@@ -275,7 +275,6 @@ def steps_drawn(page: Page) -> list[int]:
 def drag(page: Page, begin: float, end: float) -> None:
     """Drag over the chart of the loss, from one share of its width to another."""
     box = page.locator(f"{LOSS} .plot").bounding_box()
-    assert box is not None
     left, width, y = box["x"] + 46, box["width"] - 54, box["y"] + box["height"] / 2
     page.mouse.move(left + begin * width, y)
     page.mouse.down()

@@ -133,7 +133,6 @@ def evaluated(store: Path, name: str, measures: dict[str, Measure] = MEASURED) -
     rented.rent()
     rented.train(10)
     rented.save()
-    assert rented.claim is not None
     rented.claim.finish_stage("evaluate", "e1", {})
     run = rented.state
     packed = {of: {"key": form, **pack(scores)} for of, (form, scores) in measures.items()}
@@ -189,6 +188,5 @@ def test_damaged_answers_are_named(tmp_path: Path, text: str, why: str) -> None:
     run = evaluated(tmp_path, "a")
     run.store.write(run.key(part_path("e1", "by_item")), text.encode())
     head = run.read()
-    assert head is not None
     with pytest.raises(Damaged, match="by_item.json is damaged: .*" + why):
         read_measures(run, head, "pretrain")

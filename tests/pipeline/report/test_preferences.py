@@ -190,7 +190,6 @@ def test_single_answers_have_no_tables_of_pairs() -> None:
     labels["after"] = {"margin": {"accuracy": 0.7, "accuracy_sem": 0.01}}
     labels = {name: value for name, value in labels.items() if name != "rules"}
     parts = preference_blocks({"prefer": {**TUNED, "preferences": labels}}, brief=True)
-    assert isinstance(parts[0], str)
     assert parts[0].startswith("Of 1,234 held-out single answers to 1,200 prompts, 70.0 % ± 1.0")
     assert "55.0 % are desired" in parts[0]
     assert parts[0].endswith(LABELS_ONLY)

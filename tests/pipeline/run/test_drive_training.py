@@ -21,7 +21,6 @@ def test_an_absence_of_all_workers_is_said_once() -> None:
     assert absence.look(0, 50.0) is None
     assert absence.look(0, 50.0 + ABSENCE_SECONDS - 1) is None
     said = absence.look(0, 50.0 + ABSENCE_SECONDS)
-    assert said is not None
     assert said.startswith("hardware.workers [2, 16]: no worker has trained for 120 s. Everything ")
     assert "once it has room for 2 workers. `ray status` shows" in said
     assert absence.look(0, 50.0 + 2 * ABSENCE_SECONDS) is None

@@ -79,7 +79,6 @@ def test_the_new_launch_is_not_stopped_by_its_own_request_and_restarts_of_the_ol
     assert new.heartbeat.stop_request is None
     assert pending_stop(run, launch_id="launch-new") is None
     asked = pending_stop(run, launch_id="launch-old")
-    assert asked is not None
     assert "pion hop to pod-new" in asked.describe()
 
 

@@ -29,7 +29,6 @@ class Run:
     @property
     def left(self) -> float:
         """Seconds until the machine is taken, once the run was asked to stop."""
-        assert self.stopping.deadline is not None
         return self.stopping.deadline.at - time.monotonic()
 
     def stops(self) -> None:

@@ -68,7 +68,6 @@ class Process:
         )
         self._limit = threading.Timer(PATIENCE_SECONDS, self._process.kill)  # a failure, not a hang
         self._limit.start()
-        assert self._process.stdout is not None
         self.output = self._process.stdout
         assert self.output.readline() == "ready\n"
 

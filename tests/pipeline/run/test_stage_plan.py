@@ -43,7 +43,6 @@ def saved_at(job: Job, stage: str, step: int) -> Head:
 def changed(new: Job, plans: list[StagePlan], old: Job) -> ChangedStage:
     """Return the first stage whose work, done under the job `old`, the job `new` changes."""
     stale, digests = first_stale(plans), digest_job(old)
-    assert stale is not None
     assert stale.old_digest == digests.stages[stale.stage]
     return ChangedStage(new, digest_job(new), stale, stage_inputs(stale.stage, digests))
 
@@ -118,7 +117,6 @@ def test_committed_steps_under_other_settings_are_not_thrown_away_silently() -> 
     old, new = tiny_job(), tiny_job(pretrain__lr=2e-2)
     plans = plan_stages(new, digest_job(new), saved_at(old, "pretrain", 5))
     stale = first_stale(plans)
-    assert stale is not None
     assert stale.stage == "pretrain"
 
 

@@ -24,7 +24,6 @@ FORKED = Head(
 def changed(job: LaterJob, plans: list[StagePlan]) -> ChangedStage:
     """Return the first stage, trained today, that the job changes."""
     stale = first_stale(plans)
-    assert stale is not None
     assert stale.old_digest == TODAY.stages[stale.stage]
     return ChangedStage(job, digest_job(job), stale, stage_inputs(stale.stage, TODAY))
 

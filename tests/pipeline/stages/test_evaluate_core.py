@@ -109,7 +109,6 @@ def test_held_out_documents_and_conversations_are_kept_too(world: World) -> None
     kept = json.loads(parts.kept["by_item"])
     text, talk = (unpack(kept[f"sft.{name}"]) for name in ("bits_per_byte", "response_loss"))
     for found, name in ((text, "bits_per_byte"), (talk, "response_loss")):
-        assert found.sizes is not None
         value = found.scores.sum() / found.sizes.sum()
         assert value == pytest.approx(results["sft"][name])
     assert kept["sft.bits_per_byte"]["key"] == kept["pretrain.bits_per_byte"]["key"]

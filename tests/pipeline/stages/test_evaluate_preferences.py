@@ -115,7 +115,6 @@ def _turn_around(checkpoint: Path) -> None:
 def sides_of(rows: RowStream, row: int) -> np.ndarray:
     """Return the lengths of the answers in a row."""
     sequences = rows.batch([row]).sequences
-    assert sequences is not None
     return sequences.tokens[0][sequences.side[0] != 0].numpy()
 
 
@@ -192,10 +191,8 @@ def test_each_side_has_the_answers_of_its_model(world: PreferWorld, unbroken: Ev
 def test_the_change_of_text_is_that_of_the_two_models_on_held_out_text(world, unbroken):
     result, _, kept = unbroken
     before = kept.load("sft.held_out")
-    assert before is not None
     assert result["text_change"] == pytest.approx(result["bits_per_byte"] - before["bits_per_byte"])
     responses = kept.load("sft.responses")
-    assert responses is not None
     assert result["response_change"] == pytest.approx(
         result["response_loss"] - responses["response_loss"]
     )

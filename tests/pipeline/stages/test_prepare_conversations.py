@@ -40,7 +40,6 @@ def sft_job(folder: Path, **source: Any) -> Job:
 
 
 def with_rows(job: Job, seq_len: int, **fields: Any) -> Job:
-    assert job.sft is not None
     return job.model_copy(update={"sft": job.sft.model_copy(update={"seq_len": seq_len, **fields})})
 
 
@@ -62,7 +61,6 @@ def test_conversations_are_packed_with_their_loss_mask_and_none_is_lost(tmp_path
     answers: set[str] = set()
     for i in range(stream.total_rows):
         row = stream.row(i)
-        assert row.documents is not None
         for document in range(row.documents.max() + 1):
             targets = row.targets[(row.documents == document) & (row.targets >= 0)]
             assert targets[-1] == tokenizer.end_of_text

@@ -30,13 +30,11 @@ def job(*conditions: str, **changes: Any) -> Job:
 
 def check(*conditions: str, **changes: Any) -> None:
     made = job(*conditions, **changes)
-    assert made.publish is not None
     check_names(made, made.publish)
 
 
 def decide(*conditions: str) -> None:
     made = job(*conditions)
-    assert made.publish is not None
     check_requirements(made, made.publish, RESULTS, "It is safe.")
 
 
@@ -145,7 +143,6 @@ def test_a_number_in_a_table_of_a_stage_can_be_required(name: str) -> None:
 def test_without_preferences_nothing_of_them_is_measured() -> None:
     publish = {"to": "model", "require": ["accuracy > 0.6"]}
     made = tiny_job(publish=publish)
-    assert made.publish is not None
     with pytest.raises(BadInput, match="nothing called 'accuracy'"):
         check_names(made, made.publish)
 

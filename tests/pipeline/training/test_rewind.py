@@ -277,7 +277,6 @@ def test_a_process_that_was_taken_over_skips_nothing(run: RunState) -> None:
     with pytest.raises(Fenced):
         old.commit(lambda head: head.with_skipped("pretrain", skipped_at(3)))
     head = run.read()
-    assert head is not None
     assert head.skipped == {}
 
 

@@ -63,7 +63,6 @@ time.sleep(600)
 def test_a_group_whose_workers_hang_ends_in_order_and_none_starts_after_it(monkeypatch):
     def start(workers: RayWorkers) -> subprocess.Popen[bytes]:
         process = subprocess.Popen([sys.executable, "-c", ENDS_ON_SIGINT], stdout=subprocess.PIPE)
-        assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
         return process
 

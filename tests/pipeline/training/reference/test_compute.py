@@ -116,7 +116,6 @@ def test_the_numbers_are_sums_of_log_probabilities_of_each_answer(world: World) 
         places = list(stream.places())
         for number, place in enumerate(places):
             batch = stream.batch_at([place])
-            assert batch.documents is not None
             expected = []
             for document in range(int(batch.documents.max()) + 1):
                 inside = batch.documents[0] == document
@@ -143,7 +142,6 @@ def test_head_names_the_numbers_and_no_chunk_is_left(world: World) -> None:
     with world.context() as context:
         make_reference(context, world.streams(), world.start())
         head = context.run.read()
-        assert head is not None
         _, key, folder = head.data[REFERENCE].split("/")
         assert not context.run.store.list("tiny/reference/")
     described = json.loads((world.folder / f"runs/_data/{key}/{folder}/reference.json").read_text())
@@ -494,7 +492,6 @@ def test_each_start_that_computes_a_part_is_progress(world, monkeypatch):
             dies_at(dying, 2, after=False)
             with world.context() as context:
                 claim = context.owned
-                assert claim is not None
                 assert claim.head.owner is not None
                 context.owned = claim_again(claim.state, claim.head.owner)
                 assert context.owned.head.failed_attempts < MAX_ATTEMPTS
