@@ -250,8 +250,7 @@ def measure_padded_decoding(bench: Bench, config: ModelConfig, texts: int) -> Ou
         started = time.perf_counter()
         settings: dict[str, Any] = {"max_tokens": tokens, "stop_ids": (), "temperature": 0}
         found = list(generate_batch(model, prompts, rows=texts, **settings))
-        drawn = sum(token is not None for _, token in found)
-        return drawn / (time.perf_counter() - started)
+        return sum(token is not None for _, token in found) / (time.perf_counter() - started)
 
     generate(WARMUP_TOKENS)
     speed = generate(new)

@@ -39,8 +39,7 @@ def setting(
     `least` is the smallest value of a whole number, and `most` the largest number of a job. A job
     can't set a field without a meaning: only an importer sets it, to compute what a seed computed.
     """
-    about = {MEANING: meaning, LEAST: least, MOST: most}
-    return dataclasses.field(default=default, metadata=about)
+    return dataclasses.field(default=default, metadata={MEANING: meaning, LEAST: least, MOST: most})
 
 
 def later_setting(meaning: str, default: Any, *, before: Any) -> Any:

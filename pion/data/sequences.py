@@ -54,8 +54,7 @@ def sequences_of_rows(
 
     Raises BadInput for a sequence without a target, and for other sequences than the reference's.
     """
-    longest = max((len(row) for row in sides), default=0)
-    size = columns_for(longest, paired=paired)
+    size = columns_for(max((len(row) for row in sides), default=0), paired=paired)
     shape = len(sides), size
     side = torch.zeros(shape, dtype=torch.int8)
     sums = torch.zeros(shape, dtype=torch.float64)
@@ -86,6 +85,5 @@ def sequence_sums(log_probs: Tensor, documents: Tensor, count: int) -> Tensor:
     GPU, and differences of running sums lose digits. So each document adds its tokens and zeros.
     """
     numbers = torch.arange(count, device=documents.device)[:, None]
-    own = log_probs[:, None, :] * (documents[:, None, :] == numbers)
     # sum(dtype=…) would make the same copy, but out of sight of what measures memory.
-    return own.double().sum(dim=-1)
+    return (log_probs[:, None, :] * (documents[:, None, :] == numbers)).double().sum(dim=-1)

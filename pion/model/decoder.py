@@ -336,9 +336,7 @@ class Decoder(nn.Module):
         total = self.losses(
             tokens, targets, positions=positions, documents=documents, options=options
         ).ce
-        if reduction == "sum":
-            return total
-        return total / (targets != IGNORED).sum().clamp(min=1)
+        return total if reduction == "sum" else total / (targets != IGNORED).sum().clamp(min=1)
 
     def losses(
         self,

@@ -60,16 +60,15 @@ def cost_of(config: ModelConfig) -> ModelCost:
     params: dict[Role, int] = {
         role: sum(shape.numel() for shape, own in shapes if own == role) for role in get_args(Role)
     }
-    blocks = model.layers
     macs_per_key: dict[Reach, int] = {}
-    for block in blocks:
+    for block in model.layers:
         macs_per_key[block.reach] = macs_per_key.get(block.reach, 0) + block.macs_per_key()
     return ModelCost(
         params=params,
         tensors=len(shapes),
         active_params=model.num_params(active=True),
         macs_per_token=config.head_rows * config.d_model
-        + sum(block.macs_per_token() for block in blocks),
+        + sum(block.macs_per_token() for block in model.layers),
         macs_per_key=macs_per_key,
         apart_macs=sum(part.macs_per_token() for part in model.shared_parts()),
     )

@@ -26,5 +26,4 @@ def answer_sums(
         documents=batch.documents,
         options=options,
     )
-    count = batch.sequences.side.shape[1]
-    return sequence_sums(found.log_probs, batch.documents, count), found
+    return sequence_sums(found.log_probs, batch.documents, batch.sequences.side.shape[1]), found

@@ -53,8 +53,7 @@ def try_compiler(trial: Trial, plan: ComputePlan) -> list[StepDown]:
     while plan.compile:
         flex = masked and flexible(trial.config, device.type)
         try:
-            found = compile_block(trial, plan)
-            _require_alike(found, _as_written(trial, plan))
+            _require_alike(compile_block(trial, plan), _as_written(trial, plan))
             break
         except torch.OutOfMemoryError:
             break  # a training finds the rows that fit

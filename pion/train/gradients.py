@@ -94,8 +94,7 @@ class Gradients:
         batch = to_device(batch, self._device)
         bf16 = self._dtype == torch.bfloat16
         with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
-            measured = objective.measured(self._model, batch, options)
-            loss, aux, stats, measures = measured
+            loss, aux, stats, measures = objective.measured(self._model, batch, options)
             total = loss + aux * self._aux_scale
             return total, Measured(loss.detach(), aux.detach(), stats, measures)
 

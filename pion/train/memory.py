@@ -99,8 +99,7 @@ class Workload:
 
     def traced(self) -> Traced:
         """Return what decides the memory of a micro-batch."""
-        capability = self.capability or WITH_GROUPED
-        path = product_path(self.device, capability, torch_dtype(self.dtype))
+        path = product_path(self.device, self.capability or WITH_GROUPED, torch_dtype(self.dtype))
         grouped = self.config.experts is not None and path == "grouped"
         return Traced(
             self.config,

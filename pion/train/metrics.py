@@ -116,8 +116,7 @@ class StepMetrics:
     def _good_steps(self) -> list[dict[str, Any]]:
         if not self._good or self._interval_start is None:
             return []
-        seconds = max(self._clock() - self._interval_start, 1e-9)
-        interval = self._throughput(seconds)
+        interval = self._throughput(max(self._clock() - self._interval_start, 1e-9))
         return [{**step, **interval} for step in self._good]
 
     def _throughput(self, seconds: float) -> dict[str, float]:

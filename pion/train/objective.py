@@ -85,8 +85,7 @@ class OfPreferences:
         return Measured(loss.float(), found.aux, found.stats, measures)
 
     def _of_sums(self, sums: Tensor, sequences: Sequences) -> tuple[Tensor, Measures]:
-        losses = example_losses(self.preference, sums, sequences)
-        loss = losses.sum() / self.counts["examples"]
+        loss = example_losses(self.preference, sums, sequences).sum() / self.counts["examples"]
         if self.preference.sft_weight:
             per_token = sft_loss(sums, sequences) / self.counts["chosen_tokens"]
             loss = loss + self.preference.sft_weight * per_token

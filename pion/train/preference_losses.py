@@ -95,8 +95,7 @@ def _apo_down(preference: Preference, p: Pairs) -> Tensor:
 def _orpo(preference: Preference, p: Pairs) -> Tensor:
     """−a / n_w − λ log σ(o), with o the log of the ratio of the odds (Hong et al. 2024)."""
     mean_w, mean_l = p.a / p.n_w, p.b / p.n_l
-    odds = _log_odds(mean_w) - _log_odds(mean_l)
-    return -mean_w - preference.strength * logsigmoid(odds)
+    return -mean_w - preference.strength * logsigmoid(_log_odds(mean_w) - _log_odds(mean_l))
 
 
 def _log_odds(mean: Tensor) -> Tensor:
@@ -127,8 +126,7 @@ def example_losses(preference: Preference, sums: Tensor, sequences: Sequences) -
     """
     if preference.paired:
         pairs = _pairs(preference, sums, sequences)
-        losses = _OF_PAIRS[preference.loss](preference, pairs)
-        return torch.where(pairs.real, losses, 0.0)
+        return torch.where(pairs.real, _OF_PAIRS[preference.loss](preference, pairs), 0.0)
     z = _single_margins(preference, sums, sequences)
     weights = torch.where(
         sequences.side > 0, preference.desirable_weight, preference.undesirable_weight

@@ -7,7 +7,7 @@ reference are equal at the first step, but for rounding.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pion.data.stream import Batch, Place, RowStream, to_device
+from pion.data.stream import Batch, RowStream, to_device
 from pion.errors import BadInput
 from pion.model.decoder import Decoder
 from pion.model.forward_pass import StepOptions
@@ -61,11 +61,7 @@ class ReferenceSums:
 
     def in_stream(self, stream: RowStream) -> RowStream:
         """Return the stream with these numbers."""
-
-        def of_row(place: Place) -> Sequence[float]:
-            return self.of(stream.number_of(place))
-
-        return stream.with_references(of_row)
+        return stream.with_references(lambda place: self.of(stream.number_of(place)))
 
 
 def check_sums(sums: np.ndarray, where: str) -> None:
@@ -87,10 +83,9 @@ def sums_as_trained(model: Decoder, batch: Batch, plan: ComputePlan) -> Tensor:
     other numbers to bf16. It keeps what a backward pass would need until it returns.
     """
     options = StepOptions({}, plan.recompute, plan.compile, torch_dtype(plan.residual))
-    device = batch.tokens.device.type
     with (
         torch.enable_grad(),
-        torch.autocast(device, torch.bfloat16, enabled=plan.dtype == "bfloat16"),
+        torch.autocast(batch.tokens.device.type, torch.bfloat16, enabled=plan.dtype == "bfloat16"),
     ):
         sums, _ = answer_sums(model, batch, options)
     return sums.detach()
@@ -135,8 +130,7 @@ def check_reference(
         stored = batch.sequences.reference[row].tolist()
         tokens = batch.sequences.tokens[row].tolist()
         for number, ours in enumerate(sums):
-            tolerance = TOLERANCE[dtype] * math.sqrt(tokens[number])
-            allowed = max(AT_LEAST[dtype], tolerance)
+            allowed = max(AT_LEAST[dtype], TOLERANCE[dtype] * math.sqrt(tokens[number]))
             apart = abs(ours - stored[number])
             if not apart <= allowed:  # not `>`: a NaN must not pass
                 raise BadInput(

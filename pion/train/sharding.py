@@ -71,7 +71,11 @@ class Shards:
             for name, own in self._own.items()
         }
         self.learned = OwnParts(
-            {n: _parameter_of(p, self._own[n]) for n, p in self._params.items() if p.requires_grad},
+            {
+                n: nn.Parameter(self._own[n]) if isinstance(p, DTensor) else p
+                for n, p in self._params.items()
+                if p.requires_grad
+            },
             self.held,
         )
 
@@ -176,10 +180,6 @@ def sharded(model: Decoder, weights: Saved | None, plan: ComputePlan, rank: int)
 def own_part(tensor: Tensor) -> Tensor:
     """Return what this rank has of a tensor: of one that is not sharded, all."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def _parameter_of(param: nn.Parameter, own: Tensor) -> nn.Parameter:
-    return nn.Parameter(own) if isinstance(param, DTensor) else param
 
 
 def _shard(

@@ -79,8 +79,7 @@ def find_text(job: Job) -> ComparedText:
     """
     path = SAMPLE if job.evaluate.text is None else job.input_path(job.evaluate.text)
     no_text = path.is_dir() and not any(p.name.endswith(TEXT_SUFFIXES) for p in path.rglob("*"))
-    suffixes = JSONL_SUFFIXES if no_text else TEXT_SUFFIXES
-    files, _ = find_files(path, suffixes, KEY)
+    files, _ = find_files(path, JSONL_SUFFIXES if no_text else TEXT_SUFFIXES, KEY)
     return ComparedText(path, tuple(files), int(job.data.max_line_mb * 1e6))
 
 

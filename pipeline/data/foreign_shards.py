@@ -46,8 +46,7 @@ def check_documents(inputs: Sequence[Input], tokenizer: Tokenizer, seq_len: int)
             ids, searched = _local_ids(found, seq_len), source.path
         elif isinstance(source, HubNpyShards):
             shards = hub_shards(source, found.commit, seq_len)
-            first_rows = _first_rows(shards, -(-REMOTE_IDS // seq_len), seq_len)
-            ids = (rows for _, rows in first_rows)
+            ids = (rows for _, rows in _first_rows(shards, -(-REMOTE_IDS // seq_len), seq_len))
             searched = f"the first {REMOTE_IDS:,} ids of {source.repo}"
         else:
             continue

@@ -152,9 +152,8 @@ def read_range(repo: str, commit: str, path: str, start: int, end: int) -> bytes
     """Read the bytes `start` to `end` of a file in a data set repository."""
     from huggingface_hub import HfFileSystem
 
-    name = f"datasets/{repo}@{commit}/{path}"
     # cache_type none: only this range, without reading megabytes ahead.
-    with HfFileSystem().open(name, "rb", cache_type="none") as file:
+    with HfFileSystem().open(f"datasets/{repo}@{commit}/{path}", "rb", cache_type="none") as file:
         file.seek(start)
         return file.read(end - start)
 

@@ -94,8 +94,13 @@ def preferences(job: Job, found: Input, remarks: Remarks | None = None) -> Itera
     def parse(value: Any, where: str) -> Preference:
         nonlocal first
         preference = parse_preference(value, where)
-        first = first or (kind_of(preference), where)
-        _require_kind(preference, first, where)
+        ours = kind_of(preference)
+        kind, origin = first = first or (ours, where)
+        if ours != kind:
+            raise BadInput(
+                f"{where}: found {_IN_WORDS[ours]}, but {origin} has {_IN_WORDS[kind]}. A source "
+                "has one kind of preferences: use two files"
+            )
         return preference
 
     for record, preference, required in parsed(job, found, parse):
@@ -106,12 +111,3 @@ def preferences(job: Job, found: Input, remarks: Remarks | None = None) -> Itera
             said = [[c.messages, c.tools] for c in preference.conversations]
             remarks.note(preference.conversations[0].seen, said, record.origin)
         yield Read(preference, required, record.held_out)
-
-
-def _require_kind(preference: Preference, first: tuple[Kind, str], where: str) -> None:
-    kind, origin = first
-    if (ours := kind_of(preference)) != kind:
-        raise BadInput(
-            f"{where}: found {_IN_WORDS[ours]}, but {origin} has {_IN_WORDS[kind]}. A source has "
-            "one kind of preferences: use two files"
-        )

@@ -222,8 +222,7 @@ def conversations(
             continue
         texts = texts_of(talk, own=own)
         if remarks is not None:
-            said = texts if own else [talk.messages, talk.tools]
-            remarks.note(talk.seen, said, record.origin)
+            remarks.note(talk.seen, texts if own else [talk.messages, talk.tools], record.origin)
         yield _is_out(record, "\n".join(texts), job.sft.held_out), Talk(talk, required)
 
 

@@ -245,8 +245,7 @@ class ChatTemplate:
         if len(found) == len(spans):
             if endless := self._endless(conversation, [whole.ids[end - 1] for _, end in found]):
                 return Examples(refused=endless)
-            rows = (self._masked(whole, found),)
-            return Examples(rows, **counts)
+            return Examples((self._masked(whole, found),), **counts)
         texts = [_joined(rendered.text, turn.turn) for turn in rendered.turns]
         examples, ends = [], []
         encoded = self._finder.encode(texts)
@@ -255,7 +254,12 @@ class ChatTemplate:
             alone = RenderedTurn((len(prompt), ""), (len(text.text), ""))
             span = self._finder.span(text, alone) if text.text.startswith(prompt) else None
             if span is None:
-                return Examples(refused=_no_prefix(conversation, number))
+                return Examples(
+                    refused=f"{conversation.where}: answer {number}: the chat template's "
+                    "generation prompt does not begin what the template writes for this answer, so "
+                    "Pion can't tell what to learn. If the template has an option for this (such "
+                    "as enable_thinking), set the option"
+                )
             ends.append(text.ids[span[1] - 1])
             if endless := self._endless(conversation, ends):
                 return Examples(refused=endless)
@@ -348,12 +352,4 @@ def _joined(whole: str, compared: tuple[int, str]) -> str:
 def _refusal(conversation: Conversation, error: Refused) -> str:
     return (
         f"{conversation.where}: the chat template refuses this conversation ({shown(str(error))})"
-    )
-
-
-def _no_prefix(conversation: Conversation, number: int) -> str:
-    return (
-        f"{conversation.where}: answer {number}: the chat template's generation prompt does not "
-        "begin what the template writes for this answer, so Pion can't tell what to learn. If the "
-        "template has an option for this (such as enable_thinking), set the option"
     )

@@ -49,8 +49,7 @@ class AnswerFinder:
         longest_first = sorted(marks, key=len, reverse=True)
         self._marks = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         self._most = len(longest_first[0]) if marks else 0
-        self._tokenizer = tokenizer
-        self._end_of_turn = end_of_turn
+        self._tokenizer, self._end_of_turn = tokenizer, end_of_turn
         self._ids_of: Callable[[str], list[int]] = lru_cache(_KEPT_TEXTS)(
             lambda text: tokenizer.encode_with_specials([text])[0].ids
         )

@@ -210,8 +210,7 @@ def parquet_records(
 
 def rows_in(span: Span, columns: tuple[str, ...], longest: int = LONGEST_LINE) -> Iterator[Record]:
     """Yield the records of a span of a parquet file. Raises BadInput as `parquet_records` does."""
-    rows = parquet_rows(span.file, columns, longest, span)
-    for number, value in enumerate(rows, span.first + 1):
+    for number, value in enumerate(parquet_rows(span.file, columns, longest, span), span.first + 1):
         yield Record(value, f"{span.file} row {number}", span.held_out)
 
 

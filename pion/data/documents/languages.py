@@ -55,7 +55,8 @@ def language_of(text: str) -> str:
     letters = [c for c in beginning if c.isalpha()]
     if not letters:
         return OTHER
-    scripts = Counter(_script(c) for c in letters[:: max(1, len(letters) // 200)])
+    some = letters[:: max(1, len(letters) // 200)]
+    scripts = Counter(unicodedata.name(letter, "NONE").split()[0] for letter in some)
     if scripts["HIRAGANA"] + scripts["KATAKANA"] and scripts["CJK"]:
         return SCRIPTS["HIRAGANA"]
     script = scripts.most_common(1)[0][0]
@@ -65,10 +66,6 @@ def language_of(text: str) -> str:
     hits = {name: sum(word in known for word in words) for name, known in _BY_WORD.items()}
     best = max(hits, key=lambda name: hits[name])
     return best if hits[best] >= max(1, LEAST_FREQUENT * len(words)) else OTHER
-
-
-def _script(letter: str) -> str:
-    return unicodedata.name(letter, "NONE").split()[0]
 
 
 def in_words(found: Counter[str]) -> str:

@@ -50,8 +50,7 @@ def docs_pairs(better: Better) -> Iterator[Pair]:
                 continue
             rejected = rng.choice(alike)
         origin = topic.definition.origin
-        chosen = _said(origin, question, topic.summary)
-        yield Pair(chosen, _said(origin, question, rejected))
+        yield Pair(_said(origin, question, topic.summary), _said(origin, question, rejected))
 
 
 def _alike(topic: Topic, summaries: list[str]) -> list[str]:

@@ -46,8 +46,7 @@ class ItemSet:
         """The sha256 of the texts of all items, in their order."""
         digest = hashlib.sha256()
         for item in self.items:
-            line = json.dumps([item.question, item.answer, item.passage])
-            digest.update(line.encode() + b"\n")
+            digest.update(json.dumps([item.question, item.answer, item.passage]).encode() + b"\n")
         return digest.hexdigest()
 
 

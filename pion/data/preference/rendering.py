@@ -132,7 +132,12 @@ class PreferenceFormat:
             return Dropped(EMPTY, None)  # calls of tools, which Pion's own format leaves out
         prompts = [side.ids[: int(side.learned.argmax())] for side in sides]
         if not all(np.array_equal(prompts[0], prompt) for prompt in prompts):
-            return Refused(_different_prompts(preference))
+            return Refused(
+                f"{preference.conversations[0].where}: the chat template writes the messages "
+                "before the answers in two ways, so they are not answers to the same prompt. If "
+                "only one answer has calls of tools, the template may need these in another form. "
+                "Use a model whose template takes calls as they are, or leave out this pair"
+            )
         item = tuple(map(Sided, sides, preference.preferred))
         reason = self._reason(preference, sides)
         if reason is not None:
@@ -151,9 +156,7 @@ class PreferenceFormat:
             return ENDLESS
         if any(len(side.ids) > self.context for side in sides):
             return LONGER_THAN_CONTEXT
-        if sum(len(side.ids) for side in sides) > self.seq_len:
-            return LONGER_THAN_ROW
-        return None
+        return LONGER_THAN_ROW if sum(len(side.ids) for side in sides) > self.seq_len else None
 
 
 def reason_without_ids(preference: Preference) -> str | None:
@@ -206,16 +209,6 @@ def _up_to_answer(one: Tokenized) -> Tokenized:
     """Return the sequence without what templates write after the last end of turn: a newline."""
     end = len(one.ids) - int(one.learned[::-1].argmax())
     return Tokenized(one.ids[:end], one.learned[:end])
-
-
-def _different_prompts(preference: Preference) -> str:
-    where = preference.conversations[0].where
-    return (
-        f"{where}: the chat template writes the messages before the answers in two ways, so they "
-        "are not answers to the same prompt. If only one answer has calls of tools, the template "
-        "may need these in another form. Use a model whose template takes calls as they are, or "
-        "leave out this pair"
-    )
 
 
 # ---------------------------------------------------------------- for people

@@ -214,8 +214,7 @@ class Summary:
             KeyError, TypeError, ValueError: it is no such record.
         """
         parts = {name: _read_part(record[name]) for name in ("train", "held_out")}
-        tally = Tally.from_record(record["tally"])
-        return cls(**{**record, **parts, "tally": tally})
+        return cls(**{**record, **parts, "tally": Tally.from_record(record["tally"])})
 
     def check(self, where: str) -> None:
         """Raise BadInput if nobody should train on these; `where` names the data."""
@@ -308,7 +307,8 @@ class Summary:
                 encoded = self.tally.dropped_encoded.get(reason)
                 mean = self.tally.dropped_tokens[reason] / encoded if encoded else 0
                 long = f" (on average {mean:,.0f} tokens)" if encoded else ""
-                parts.append(f"{count:,}, because {_because(reason)}{long}")
+                why = "they are longer than a row" if reason == LONGER_THAN_ROW else reason
+                parts.append(f"{count:,}, because {why}{long}")
         return "; ".join(parts)
 
     @property
@@ -340,7 +340,10 @@ def summarize(
     """
     split = {name: _joined(arrays) for name, arrays in flags.items()}
     rows = {name: sum(map(len, arrays)) for name, arrays in flags.items()}
-    lengths = np.concatenate([_lengths(kind, found) for found in split.values()])
+    size = 2 if kind == "pairs" else 1
+    lengths = np.concatenate(
+        [found.tokens.reshape(-1, size).sum(axis=1) for found in split.values()]
+    )
     return Summary(
         kind,
         seq_len,
@@ -367,11 +370,6 @@ def _targets(counts: np.ndarray) -> Targets | None:
     return Targets(float(counts.mean()), float(np.median(counts))) if len(counts) else None
 
 
-def _lengths(kind: Kind, found: Sequences) -> np.ndarray:
-    """Return how many tokens each item has."""
-    return found.tokens.reshape(-1, 2).sum(axis=1) if kind == "pairs" else found.tokens
-
-
 def _keeping(lengths: np.ndarray, tally: Tally, seq_len: int) -> int:
     """Return the row length that keeps KEPT of the items, kept or too long now."""
     longer = [int(length) for length, count in tally.too_long.items() for _ in range(count)]
@@ -388,7 +386,3 @@ def _joined(flags: list[np.ndarray]) -> Sequences:
             for name in ("rows", "tokens", "targets", "preferred")
         )
     )
-
-
-def _because(reason: str) -> str:
-    return "they are longer than a row" if reason == LONGER_THAN_ROW else reason

@@ -73,9 +73,7 @@ def without_nulls(value: Any) -> Any:
     """Return a value without the keys of objects that are null, at every level."""
     if isinstance(value, Mapping):
         return {key: without_nulls(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list | tuple):
-        return [without_nulls(item) for item in value]
-    return value
+    return [without_nulls(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def json_in(value: Any, where: str) -> Any:

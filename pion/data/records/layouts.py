@@ -131,8 +131,7 @@ def read_chat(record: Any, where: str) -> Conversation:
         layout = layout and f"{layout}, the answer in {key}"
     whole = with_system(fields, messages)
     context += len(whole) - len(messages) if context else 0
-    tools = tools_of(fields)
-    return Conversation(whole, tools, where, context, seen_in(fields, layout))
+    return Conversation(whole, tools_of(fields), where, context, seen_in(fields, layout))
 
 
 def read_conversation(record: Any, where: str, *, own: bool = False) -> Conversation:

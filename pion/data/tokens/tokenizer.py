@@ -74,8 +74,7 @@ class Tokenizer:
             BadInput: the text is not a tokenizer, or the tokenizer is not byte-level BPE or has no
                 end-of-text token, or puts several tokens before a text.
         """
-        self._source = source
-        self._where = where
+        self._source, self._where = source, where
         settings = parse(source, where)
         self._plain = build(settings | _UNCHANGED, where)
 

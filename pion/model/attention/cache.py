@@ -160,8 +160,7 @@ class KVCache:
         from position 0 to the last.
         """
         room = self._rooms[reach]
-        in_order = max(place.starts) == 0 or not room.wraps(place)
-        if in_order:
+        if max(place.starts) == 0 or not room.wraps(place):  # the keys are in order
             same = place.positions is None
             return None if same else torch.arange(place.end, device=device)[None]
         if place.positions is None:

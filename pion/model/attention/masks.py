@@ -192,8 +192,7 @@ def block_mask(tokens: int, documents: Tensor | None, device: torch.device) -> A
         # Padding stands at the end. With the highest number there, numbers rise along the row, and
         # a block that begins the padding shares nothing with blocks further back.
         numbers = documents.where(documents >= 0, torch.iinfo(documents.dtype).max)
-    every = -(-tokens // FLEX_BLOCK)
-    full, partial = visited_blocks(numbers, every, FLEX_BLOCK)
+    full, partial = visited_blocks(numbers, -(-tokens // FLEX_BLOCK), FLEX_BLOCK)
     return to_block_mask(full, partial, documents, tokens, FLEX_BLOCK)
 
 

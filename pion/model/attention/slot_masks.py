@@ -73,9 +73,8 @@ def slot_block_mask(slots: Slots, entries: Entries) -> Any:
         near = (segment[k] < 0) | (queried[q] - segment[k] < window)
         return (order[k] <= order[q]) & near & (document[q] == document[k])
 
-    visited = visited_by_slots(slots, entries, FLEX_BLOCK)
     return BlockMask.from_kv_blocks(
-        *listed_blocks(visited),
+        *listed_blocks(visited_by_slots(slots, entries, FLEX_BLOCK)),
         BLOCK_SIZE=FLEX_BLOCK,
         mask_mod=sees,
         seq_lengths=(tokens, tokens),

@@ -19,8 +19,7 @@ class _Outlet(torch.autograd.Function):
 
     @staticmethod
     def forward(bank: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        outlet = bank.new_empty(()).expand(len(chosen), *bank.shape[1:])
-        return outlet, bank.view_as(bank)
+        return bank.new_empty(()).expand(len(chosen), *bank.shape[1:]), bank.view_as(bank)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Any) -> None:

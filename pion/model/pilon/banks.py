@@ -132,10 +132,8 @@ class Bank(nn.Module):
             scales = self.scales[where].float()
             trits = self.trits()[where].to(scales.dtype)
             return *trits.split(self.widths, dim=-1), *scales.split(1, dim=-1)
-        if recipe.outlet is None:
-            factors = self.factors[recipe.chosen]
-        else:
-            factors = looked_up(self.factors, recipe.chosen, recipe.outlet)
+        every, chosen, outlet = self.factors, recipe.chosen, recipe.outlet
+        factors = every[chosen] if outlet is None else looked_up(every, chosen, outlet)
         ins, outs = factors.split(self.widths, dim=-1)
         if not self.settings.ternary:
             one = ins.new_ones(1, 1)

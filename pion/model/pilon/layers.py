@@ -75,8 +75,7 @@ class Composed(FeedForward):
 
     def macs_per_token(self) -> int:
         """Return the multiply-accumulates with weights for one token."""
-        ranks = self.settings.top_k * self.settings.rank
-        return 2 * ranks * (self.d_model + self.d_ff)
+        return 2 * self.settings.top_k * self.settings.rank * (self.d_model + self.d_ff)
 
 
 class RoutedRecipes(FeedForward):

@@ -60,8 +60,7 @@ def batch_of(what: Traced, rows: int) -> Batch:
     given = [torch.zeros_like(tokens) if what.documents else None for _ in range(2)]
     sequences = None
     if what.sequences:
-        columns = columns_for(what.sequences, paired=True)
-        numbers = torch.zeros(rows, columns, dtype=torch.float64)
+        numbers = torch.zeros(rows, columns_for(what.sequences, paired=True), dtype=torch.float64)
         sequences = Sequences(numbers, numbers.long(), numbers.to(torch.int8))
     return Batch(tokens, torch.zeros_like(tokens), given[0], given[1], sequences)
 

@@ -30,10 +30,9 @@ def elements(matrices: Sequence[Shape]) -> int:
 
 def each_matrix(shapes: Sequence[Sequence[int]]) -> tuple[Shape, ...]:
     """Return the shapes of single matrices: a stack (k, rows, cols) has k of them."""
-    found: list[Shape] = []
-    for *stack, rows, cols in shapes:
-        found += [(rows, cols)] * (stack[0] if stack else 1)
-    return tuple(found)
+    return tuple(
+        (rows, cols) for *stack, rows, cols in shapes for _ in range(stack[0] if stack else 1)
+    )
 
 
 def sharded_step_bytes(shapes: Sequence[Sequence[int]], width: int, ranks: int) -> int:

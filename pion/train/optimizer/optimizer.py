@@ -151,8 +151,7 @@ class Optimizer:
             self._own_rules.setdefault(group, []).append((param, rows, rule))
             for key, tensor in rule.state.items():
                 self._keep(name, key, tensor, rows.start * (tensor.numel() // max(len(tensor), 1)))
-                rows_of_all = self._shape(name, param)[0]
-                shape = torch.Size((rows_of_all, *tensor.shape[1:]))
+                shape = torch.Size((self._shape(name, param)[0], *tensor.shape[1:]))
                 self._layout[f"{name}.{key}"] = shape, tensor.dtype
 
     def _add_muon(self, group: Group, params: dict[str, nn.Parameter]) -> None:

@@ -85,10 +85,9 @@ def muon_rounds(
     the elements of each matrix.
     """
     by_rank = [_filled(numbers, sizes, most) for numbers in owned]
-    count = max(map(len, by_rank), default=0)
     return [
         [rounds[number] if number < len(rounds) else [] for rounds in by_rank]
-        for number in range(count)
+        for number in range(max(map(len, by_rank), default=0))
     ]
 
 

@@ -136,8 +136,7 @@ class SharedMuon:
         for run in together:
             momentum = None
             if rank == self._rank:
-                device = run[0].param.device
-                momentum = torch.zeros((len(run), *run[0].shape), device=device)
+                momentum = torch.zeros((len(run), *run[0].shape), device=run[0].param.device)
                 self.pieces += [
                     Piece(f"{matrix.name}.momentum", matrix.place * matrix.size, own.view(-1))
                     for matrix, own in zip(run, momentum, strict=True)

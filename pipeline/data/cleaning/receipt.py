@@ -90,8 +90,7 @@ def verdict(overlapped: Share | None, control: Share | None, rows: int) -> str:
         return "can't be judged: no item has enough words besides templates"
     if control is None:
         return "no verdict: there is no held-out text to compare with"
-    error = math.hypot(overlapped.sem, control.sem)
-    if overlapped.share < control.share + 2 * error:
+    if overlapped.share < control.share + 2 * math.hypot(overlapped.sem, control.sem):
         return "no sign"
     return (
         f"{100 * overlapped.share:.1f} % of the items overlap; "

@@ -13,7 +13,7 @@ from pion.data.overlap.words import split_words
 from pion.errors import BadInput
 from pion.evaluation.core.bundle import Task, read_bundle
 from pion.evaluation.core.rows import passages_of
-from pion.evaluation.questions import Question, read_questions
+from pion.evaluation.questions import read_questions
 from pipeline.data.sources import Input, documents, is_held_out
 from pipeline.job import Job
 
@@ -102,9 +102,9 @@ def _held_out_texts(job: Job, found: Input) -> Iterator[bytes]:
 
 def _of_file(path: Path) -> list[ItemSet]:
     if path.is_dir() or path.suffix == ".zip":
-        bundle = read_bundle(path)
-        return [ItemSet(task.label, _items_of_task(task)) for task in bundle.tasks]
-    return [ItemSet(path.stem, _items_of_questions(read_questions(path)))]
+        return [ItemSet(task.label, _items_of_task(task)) for task in read_bundle(path).tasks]
+    items = [Item(one.context, one.choices[one.answer]) for one in read_questions(path)]
+    return [ItemSet(path.stem, items)]
 
 
 def _items_of_task(task: Task) -> list[Item]:
@@ -114,8 +114,3 @@ def _items_of_task(task: Task) -> list[Item]:
         Item(*item.pair(item.gold), passage)
         for item, passage in zip(task.items, passages, strict=True)
     ]
-
-
-def _items_of_questions(questions: Sequence[Question]) -> list[Item]:
-    """Return the items of multiple-choice questions, each with its right answer."""
-    return [Item(one.context, one.choices[one.answer]) for one in questions]
