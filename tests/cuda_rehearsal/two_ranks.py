@@ -178,7 +178,12 @@ def _saving(trainer: Trainer) -> Iterator[Callable[[], None]]:
     """
     state = trainer.state()
     with (
-        mock.patch.object(other_ranks, "_Channel"),
+        mock.patch.multiple(
+            other_ranks._Channel,
+            __init__=lambda _: None,
+            of_all_ranks=mock.Mock(),
+            close=mock.Mock(),
+        ),
         mock.patch.object(CopiesForRankZero, "_tell"),
         contextlib.closing(Snapshot()) as memory,
         contextlib.closing(CopiesForRankZero(state.pieces, trainer.side_copy)) as copies,
