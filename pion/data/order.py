@@ -183,12 +183,12 @@ class MixtureOrder:
     def shards_ahead(self, i: int, n: int) -> list[tuple[int, int]]:
         """Return the first ``n`` distinct (source, shard) needed from row ``i`` on."""
         taken = self._taken(i // BLOCK)
-        needs = [
-            ((at - taken[source]) / self._shares[source], source, shard)
-            for source, order in enumerate(self.orders)
-            for at, shard in order.needs_ahead(taken[source], n)
-        ]
-        return [(source, shard) for _, source, shard in sorted(needs, key=lambda need: need[0])[:n]]
+        needs = []
+        for source, order in enumerate(self.orders):
+            for at, shard in order.needs_ahead(taken[source], n):
+                needs.append(((at - taken[source]) / self._shares[source], source, shard))
+        needs.sort(key=lambda need: need[0])
+        return [(source, shard) for _, source, shard in needs[:n]]
 
     def _make_block(self, block: int) -> list[tuple[int, int]]:
         """Return, for each row of a block, its source and its number in that source."""

@@ -144,10 +144,8 @@ def _first_step(wanted: Trained, got: Trained) -> tuple[str, str]:
     for step, (x, y) in enumerate(zip(wanted.losses, got.losses), 1):
         if x != y:
             return f"from step {step:,}", f"the loss is {y!r} instead of {x!r}"
-    return (
-        "after its last step",
-        f"weights {got.model_sha256[:12]} instead of {wanted.model_sha256[:12]}",
-    )
+    weights = f"weights {got.model_sha256[:12]} instead of {wanted.model_sha256[:12]}"
+    return "after its last step", weights
 
 
 def _row_problem(

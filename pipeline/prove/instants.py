@@ -57,9 +57,8 @@ def cut_overrides(job: Job, name: str, store: str) -> list[str]:
         changes[f"{stage}.warmup_steps"] = warmup
     for key, source in job.sources():
         if isinstance(source, HubDataset):
-            changes[f"{key}.max_documents"] = min(
-                HUB_DOCUMENTS, source.max_documents or HUB_DOCUMENTS
-            )
+            most = min(HUB_DOCUMENTS, source.max_documents or HUB_DOCUMENTS)
+            changes[f"{key}.max_documents"] = most
     if gpu_count() > 0:  # without it, results on a GPU are not bit-identical
         changes["hardware.deterministic"] = True
     return [f"{key}={json.dumps(value)}" for key, value in changes.items()]

@@ -128,9 +128,8 @@ class _Proof:
         self.seed = random.randrange(2**31) if options.seed is None else options.seed
         self.name = f"{job.name[:80]}-prove-{uuid.uuid4().hex[:6]}"
         self.store = open_store(options.store or job.store)
-        self.cut = read_job(
-            arguments[0], [*arguments[1:], *cut_overrides(job, self.name, self.store.url)]
-        )
+        cut = cut_overrides(job, self.name, self.store.url)
+        self.cut = read_job(arguments[0], [*arguments[1:], *cut])
         self.remote = self.store.local_path(self.name) is None
         self.kills: list[Kill] = []
         self.rounds: list[Round] = []

@@ -218,10 +218,8 @@ def differing(jobs: Sequence[Job | None]) -> dict[str, list[Any]] | None:
     A job that is not known does not count, and has None everywhere. Returns None if fewer than two
     are known.
     """
-    runs = [
-        {} if job is None else dict(_paths(job.model_dump(mode="json", by_alias=True)))
-        for job in jobs
-    ]
+    dumped = [None if job is None else job.model_dump(mode="json", by_alias=True) for job in jobs]
+    runs = [dict(_paths(settings or {})) for settings in dumped]
     known = [run for run in runs if run]
     if len(known) < 2:
         return None

@@ -120,9 +120,8 @@ def _tokens(value: Any) -> str:
 
 
 def _share(share: Any) -> str:
-    return (
-        f"{100 * share:.1f} %" if isinstance(share, int | float) and math.isfinite(share) else "–"
-    )
+    known = isinstance(share, int | float) and math.isfinite(share)
+    return f"{100 * share:.1f} %" if known else "–"
 
 
 def _text(value: Any) -> str:

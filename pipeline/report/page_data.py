@@ -358,11 +358,8 @@ def _deadline(history: RunHistory) -> dict[str, Any] | None:
     if end is not None:
         return {"at": known["at"], "ended": end_in_words(known["at"], end), "saw": None}
     if saw is not None:
-        saw = {
-            "at": known["watcher"]["at"],
-            "words": state_in_words(saw["state"]),
-            **{name: saw[name] for name in ("slack", "reserve", "work_left")},
-        }
+        numbers = {name: saw[name] for name in ("slack", "reserve", "work_left")}
+        saw = {"at": known["watcher"]["at"], "words": state_in_words(saw["state"]), **numbers}
     return {"at": known["at"], "ended": None, "saw": saw}
 
 

@@ -93,10 +93,8 @@ def read_measures(run: RunState, head: Head, model: str) -> dict[str, Measure]:
 
 def compare(before: Mapping[str, Measure], after: Mapping[str, Measure]) -> list[Compared]:
     """Return what was measured of two models, CORE's mean before its tasks."""
-    rows = [
-        _compared(name, before.get(name), after.get(name))
-        for name in dict.fromkeys([*before, *after])
-    ]
+    names = list(dict.fromkeys([*before, *after]))
+    rows = [_compared(name, before.get(name), after.get(name)) for name in names]
     tasks = [row for row in rows if row.name.startswith(f"{CORE}.")]
     others = [row for row in rows if row not in tasks]
     return [*others, *_mean(tasks, before, after), *_with_verdicts(tasks)]
@@ -161,9 +159,8 @@ def _core_of(measures: Mapping[str, Measure]) -> float | None:
 
 def _with_verdicts(tasks: Sequence[Compared]) -> list[Compared]:
     """Say of each task whether its difference is more than chance, over all tasks together."""
-    by_chance = sorted(
-        (row for row in tasks if row.z is not None), key=lambda row: -abs(row.z or 0.0)
-    )
+    known = [row for row in tasks if row.z is not None]
+    by_chance = sorted(known, key=lambda row: -abs(row.z or 0.0))
     real: set[str] = set()
     for place, row in enumerate(by_chance):
         chance = math.erfc(abs(row.z or 0.0) / math.sqrt(2))

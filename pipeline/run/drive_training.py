@@ -111,9 +111,8 @@ def training_here(start: Start, claim: Claim, stages: Sequence[str], say: Say) -
     from pipeline.training.compute_plan import check_compiler
     from pipeline.training.context import TrainingContext
 
-    context = TrainingContext(
-        _request(start, stages, gpu_count()), Group(), say, lambda: start.stopping.asked
-    )
+    request = _request(start, stages, gpu_count())
+    context = TrainingContext(request, Group(), say, lambda: start.stopping.asked)
     context.import_torch()
     check_compiler(context)
     with context.watchdog.paused():  # a download may take hours

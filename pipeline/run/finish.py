@@ -67,13 +67,11 @@ def finish_evaluate(
         keys[job.train_stages[-1]] = chosen.best.key
     models = patiently(lambda: {stage: bring_model(run, head, key) for stage, key in keys.items()})
     data = patiently(lambda: bring_all_data(run, head, digests))
-    trained = trained_run(
-        models, data, fetching_from(run.store, head.data.get("pretrain", ""), patiently)
-    )
+    fetch = fetching_from(run.store, head.data.get("pretrain", ""), patiently)
+    trained = trained_run(models, data, fetch)
     if job.prefer is not None:
-        trained = replace(
-            trained, prefer_start=model_before_prefer(job, run, head, models, say, patiently)
-        )
+        began = model_before_prefer(job, run, head, models, say, patiently)
+        trained = replace(trained, prefer_start=began)
     parts = StoredParts(say, run, digests.stages["evaluate"], Owner.me().session, patiently)
     start = measure_base(job, run, digests, say, patiently)
     results = evaluate_run(job, trained, parts, run.clock.sleep, start)

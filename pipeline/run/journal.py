@@ -82,14 +82,8 @@ class Journal:
         elif isinstance(message, CheckpointSaved):
             self._start.preemption_stop.saved(message.stall, message.write)
             if message.saved == TYPICAL_SAVE:
-                self._events.append(
-                    "saved",
-                    stage=message.stage,
-                    step=message.step,
-                    stall=message.stall,
-                    copy=message.copy,
-                    write=message.write,
-                )
+                took = {"stall": message.stall, "copy": message.copy, "write": message.write}
+                self._events.append("saved", stage=message.stage, step=message.step, **took)
 
     def _tell_hang(self, text: str) -> None:
         self._display.say(Note(f"warning: this process may hang, and goes on. {text}"))

@@ -64,11 +64,8 @@ def preflight(job: Job) -> list[str]:
             from pipeline.models.find import find_model
             from pipeline.models.load import check_start
 
-            check_start(
-                find_model(job.model_name(source)),
-                source,
-                lora_of=stage if job.lora(stage) else None,
-            )
+            found = find_model(job.model_name(source))
+            check_start(found, source, lora_of=stage if job.lora(stage) else None)
     if job.evaluate.has_questions:
         from pipeline.stages.core import read_questions_of
 
@@ -267,8 +264,8 @@ def _is_saved(job: Job, left: WorkLeft, plan: StagePlan) -> bool:
     section = job.section(plan.stage)
     if left.head is None or plan.state != "resume" or left.redo or not section.steps_are_known:
         return False
-    last = (plan.stage, section.total_steps)
-    return any((entry.stage, entry.step) == last for entry in left.head.checkpoints)
+    entries = left.head.checkpoints
+    return any((e.stage, e.step) == (plan.stage, section.total_steps) for e in entries)
 
 
 def _deletable(folder: Path, left: WorkLeft, *, local: bool) -> int:

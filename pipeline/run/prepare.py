@@ -49,9 +49,8 @@ def prepare_data(start: Start, claim: Claim, say: Say, patiently: Patience) -> d
 
     Raises BadInput as the stage does, and StoreError.
     """
-    own = {
-        part: start.workspace.folder(own_key(digest)) for part, digest in start.digests.data.items()
-    }
+    data = start.digests.data
+    own = {part: start.workspace.folder(own_key(digest)) for part, digest in data.items()}
     again = start.options.redo == "prepare"
     if again:  # what an interrupted start has prepared does not count
         _delete(own.values())

@@ -183,11 +183,8 @@ class ChangedStage:
             return []
         old, new = self.old, stage_inputs(self.stale.stage, self.digests)
         found = differences(old, new, self.digests.before)
-        return found or [
-            Difference(path, old.get(path), new.get(path))
-            for path in sorted(old.keys() | new.keys())
-            if old.get(path) != new.get(path)
-        ]
+        inputs = [p for p in sorted(old.keys() | new.keys()) if old.get(p) != new.get(p)]
+        return found or [Difference(path, old.get(path), new.get(path)) for path in inputs]
 
     # ------------------------------------------------------------ may it continue?
 
@@ -238,11 +235,8 @@ class ChangedStage:
         may = {f"{stage}.{name}" for name, field in fields if part_of(field) == "schedule"}
         may.discard(f"{stage}.optimizer")  # another optimizer has other state
         new = stage_inputs(stage, self.digests)
-        same_inputs = all(
-            old.get(path) == new.get(path)
-            for path in old.keys() | new.keys()
-            if path.startswith("input.")
-        )
+        inputs = {path for path in old.keys() | new.keys() if path.startswith("input.")}
+        same_inputs = all(old.get(path) == new.get(path) for path in inputs)
         return same_inputs and {change.path for change in self.changes()} <= may
 
     # ------------------------------------------------------------ if not, what then?

@@ -120,25 +120,16 @@ def _measure(measures: Measures, stage: str, task: Task, limit: int | None) -> R
     found = measure_task(scorer, measures.tokenizer, task, limit)
     packed = pack(item_scores(found.credits, passages_of(task, found.items)))
     form = _key(task, limit) | {"baseline": found.baseline}
-    return {
-        **record_of(found),
-        DTYPE: str(scorer.dtype).removeprefix("torch."),
-        BY_ITEM: {f"core.{task.label}": {"key": form, **packed}},
-    }
+    items = {f"core.{task.label}": {"key": form, **packed}}
+    return {**record_of(found), DTYPE: str(scorer.dtype).removeprefix("torch."), BY_ITEM: items}
 
 
 def _key(task: Task, limit: int | None) -> Inputs:
     """Return what two models must have in common for their answers to be compared."""
     from pion.evaluation.core.measure import RULE
 
-    return {
-        "rule": RULE,
-        "questions": task.data_digest,
-        "items": _count(task, limit),
-        "shots": task.shots,
-        "task_type": task.task_type,
-        "delimiter": task.delimiter,
-    }
+    form = {"shots": task.shots, "task_type": task.task_type, "delimiter": task.delimiter}
+    return {"rule": RULE, "questions": task.data_digest, "items": _count(task, limit), **form}
 
 
 def _name(stage: str, task: Task, limit: int | None) -> str:

@@ -81,11 +81,8 @@ class _Evaluation:
 
         `of` is the model that was measured, if the name does not begin with it.
         """
-        return {
-            key: value
-            for key, value in self._whole(name, label, compute, of).items()
-            if key != BY_ITEM
-        }
+        whole = self._whole(name, label, compute, of)
+        return {key: value for key, value in whole.items() if key != BY_ITEM}
 
     def _whole(
         self, name: str, label: str, compute: Callable[[], Result], of: str | None = None
@@ -93,8 +90,8 @@ class _Evaluation:
         """Return a part, and keep the scores of its single questions and documents in `items`."""
         result = self.parts(name, label, compute)
         model = of or name.partition(".")[0]
-        for measure, kept in result.get(BY_ITEM, {}).items():
-            self.items[f"{model}.{measure}"] = kept
+        by_item = result.get(BY_ITEM, {})
+        self.items.update({f"{model}.{measure}": kept for measure, kept in by_item.items()})
         return result
 
     def _results(self) -> Result:
@@ -107,9 +104,8 @@ class _Evaluation:
             results[STAGE] = results[STAGE] | self._preferences()
         if trained.pretrain_data is not None:
             if self.start is None:  # else the weights before training are those of the start
-                results["untrained"] = self.part(
-                    "untrained.held_out", "untrained model on held-out text", measures.untrained
-                )
+                label = "untrained model on held-out text"
+                results["untrained"] = self.part("untrained.held_out", label, measures.untrained)
             if section.ngram_order:
                 results["ngram"] = self.part("ngram", "n-gram baseline", measures.ngram)
         if measures.tokenizer.normalization is not None:
@@ -124,8 +120,8 @@ class _Evaluation:
         final = list(self.measures.trained.models)[-1]
         after = measure_each(self.measures, final, start.names, self.parts)
         for kind, measured in after.items():
-            packed = self.measures.packed(measured, kind).items()
-            self.items.update({f"{final}.{of}": kept for of, kept in packed})
+            found = self.measures.packed(measured, kind)
+            self.items.update({f"{final}.{of}": kept for of, kept in found.items()})
         return compare(start, after) | {final: results[final] | as_results(after)}
 
     def _model(self, stage: str, questions: Questions) -> Result:
@@ -141,11 +137,9 @@ class _Evaluation:
             )
         result |= drafts_of(measures, stage, self.part)
         if stage in CONVERSING and trained.sft_data is not None and not compared:
-            result |= self.part(
-                f"{stage}.responses",
-                f"{stage} model on held-out conversations",
-                partial(measures.with_items, stage, "conversations"),
-            )
+            label = f"{stage} model on held-out conversations"
+            compute = partial(measures.with_items, stage, "conversations")
+            result |= self.part(f"{stage}.responses", label, compute)
         if measures.job.evaluate.continuations and (cut := measures.continuations()):
             result["continuations"] = self.part(
                 f"{stage}.continuations",

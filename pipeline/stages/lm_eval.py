@@ -136,9 +136,8 @@ def _skipped(reason: str) -> dict[str, Any]:
 def _command(asked: TaskRequest, out: Path) -> list[str]:
     from pion.formats.huggingface.bundled_code import runs_only_our_code
 
-    request = dataclasses.replace(
-        asked, trusted=runs_only_our_code(Path(asked.model)), out=str(out)
-    )
+    trusted = runs_only_our_code(Path(asked.model))
+    request = dataclasses.replace(asked, trusted=trusted, out=str(out))
     # -P: modules in the working folder, which is the user's, must not replace others.
     return [PYTHON, "-P", "-m", "pipeline.stages.lm_eval_driver", request.to_json()]
 

@@ -175,12 +175,8 @@ class Measures:
         if kind == "text":
             return rows | {"text": find_text(job).sha256}
         part = "sft" if kind == "conversations" else "pretrain"
-        return {
-            **rows,
-            "seed": job.seed,
-            "window": job.data.window,
-            "data": digest_job(job).data[part],
-        }
+        order = {"seed": job.seed, "window": job.data.window}
+        return rows | order | {"data": digest_job(job).data[part]}
 
     def _end_of_turn(self) -> int:
         """Return the id that ends an answer in the chat format of the conversations."""
@@ -326,11 +322,8 @@ class Measures:
         from pipeline.data.shard_cache import ShardCache, default_folder
 
         if self._cache is None:
-            self._cache = ShardCache(
-                default_folder(),
-                int(self.job.hardware.shard_cache_gb * 1e9),
-                self.trained.fetch or download_shard,
-            )
+            budget = int(self.job.hardware.shard_cache_gb * 1e9)
+            self._cache = ShardCache(default_folder(), budget, self.trained.fetch or download_shard)
         return self._cache
 
     def _rows(self, stream: RowStream | OwnRows) -> range:

@@ -65,12 +65,8 @@ def preferences_of(measures: Measures, part: Part, say: Say) -> Result:
 def _same(measures: Measures) -> Result:
     """Return what two runs have in common if they are measured on the same preferences."""
     job = measures.job
-    return {
-        "rows": job.evaluate.final_rows,
-        "seed": job.seed,
-        "window": job.data.window,
-        "data": digest_job(job).data[STAGE],
-    }
+    rows = {"rows": job.evaluate.final_rows, "seed": job.seed, "window": job.data.window}
+    return rows | {"data": digest_job(job).data[STAGE]}
 
 
 # ---------------------------------------------------------------- the given answers

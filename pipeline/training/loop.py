@@ -136,9 +136,8 @@ def train_stage(
         closing.callback(setup.close)
         for note in setup.restored.notes:
             context.report(Note(note))
-        context.report(
-            StageState(stage, "started", setup.why, steps=context.job.section(stage).total_steps)
-        )
+        steps = context.job.section(stage).total_steps
+        context.report(StageState(stage, "started", setup.why, steps=steps))
         how = "restored" if setup.trainer.step else "built"
         context.report(phase(f"{stage} {how}", started))
         if claim is not None:
@@ -212,9 +211,8 @@ class StageTraining:
         first = not self.context.first_step_seen
         if first:
             self.context.first_step_seen = True
-            self.context.report(
-                Phase("first step", time.time() - self.context.request.started, total=True)
-            )
+            since_start = time.time() - self.context.request.started
+            self.context.report(Phase("first step", since_start, total=True))
         if first or last or step % job.log.every == 0:
             self.rank.log()
         if last or self._evaluates_at(step):

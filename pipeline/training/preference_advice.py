@@ -100,9 +100,8 @@ class PreferenceAdvice:
 
 def _is_judged(row: Row) -> bool:
     """Return whether a row is of a step of preferences. One from a store may lack numbers."""
-    return all(
-        row.get(name) is not None for name in ("chosen_nll", "drift", "accuracy", "saturated")
-    )
+    numbers = (row.get(name) for name in ("chosen_nll", "drift", "accuracy", "saturated"))
+    return all(number is not None for number in numbers)
 
 
 _HELD = (

@@ -182,18 +182,13 @@ class RankZero(Rank):
                 self._checkpointer.note(step, {HELD_OUT_LOSS: result.loss})
         row = {"step": step, "held_out_loss": result.loss, "held_out_loss_sem": result.sem}
         self._metrics.append([row | measures])
-        self._context.report(
-            Evaluation(self._stage, step, result.loss, result.sem, result.measures.get("accuracy"))
-        )
+        accuracy = result.measures.get("accuracy")
+        self._context.report(Evaluation(self._stage, step, result.loss, result.sem, accuracy))
         self._advice.evaluated(step, result.loss)
         for found in self._setup.samples(self._context.job.evaluate.prompts, on_token):
             if isinstance(found, Sample):
-                self._metrics.log.append(
-                    {
-                        "step": step,
-                        "sample": {"step": step, "prompt": found.prompt, "text": found.text},
-                    }
-                )
+                sample = {"step": step, "prompt": found.prompt, "text": found.text}
+                self._metrics.log.append({"step": step, "sample": sample})
             self._context.report(found)
 
     def finish(self) -> None:
@@ -202,11 +197,8 @@ class RankZero(Rank):
             self._metrics.flush()  # the stage's last commit carries them
         saved = self._checkpointer.last
         assert saved is not None
-        result: dict[str, Any] = {
-            "steps": self._trainer.step,
-            "rows": self._trainer.next_row,
-            **self._held_out,
-        }
+        steps = {"steps": self._trainer.step, "rows": self._trainer.next_row}
+        result: dict[str, Any] = steps | self._held_out
         digest = self._context.request.digests[self._stage]
         self._context.patiently(
             partial(self._claim.finish_stage, self._stage, digest, result, saved.key)

@@ -38,10 +38,8 @@ def plan_rewind(
         why=trouble.what,
         at=now,
     )
-    saved = max(
-        (e.step for e in head.checkpoints if (e.stage, e.digest) == (stage, digest)),
-        default=0,  # none is committed
-    )
+    steps = (e.step for e in head.checkpoints if (e.stage, e.digest) == (stage, digest))
+    saved = max(steps, default=0)  # 0: none is committed
     counting = [rows for rows in known if rows.step > saved - SETTLED_STEPS]
     if len(counting) >= max_rewinds:
         raise PionError(_gives_up(stage, [*counting, skip], max_rewinds, saved))

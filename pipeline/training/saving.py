@@ -166,9 +166,8 @@ class Saving:
         """Return whether nothing has become durable for `checkpoint.max_undurable` seconds: work
         that may be lost is not worth its price."""
         undurable = self._clock.monotonic() - self._durable_since
-        return (
-            self.checkpointer.stats.outage is not None and undurable > self.settings.max_undurable
-        )
+        outage = self.checkpointer.stats.outage
+        return outage is not None and undurable > self.settings.max_undurable
 
     def hold(self, state: TrainState, asked: Callable[[], bool]) -> None:
         """Stand still until `state` is durable, or a stop is `asked`."""

@@ -230,11 +230,8 @@ class StageMetrics:
         No step waits for the store, because a store that is down may take long to fail. If the
         store writes only in commits, the next commit carries the rows.
         """
-        if (
-            time.monotonic() - self._last_flush > FLUSH_SECONDS
-            and not self._claim.store.commits
-            and not self._flusher.is_alive()
-        ):
+        due = time.monotonic() - self._last_flush > FLUSH_SECONDS
+        if due and not self._claim.store.commits and not self._flusher.is_alive():
             self._flusher = threading.Thread(target=self._flush_and_join, daemon=True)
             self._flusher.start()
             self._last_flush = time.monotonic()

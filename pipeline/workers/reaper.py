@@ -37,11 +37,8 @@ def start_reaper(session_folder: Path) -> subprocess.Popen[bytes]:
 def session_processes(session_folder: str) -> list[int]:
     """Return the ids of processes that name the session's folder in command line or environment."""
     needle = session_folder.encode()
-    return [
-        pid
-        for pid in _all_processes()
-        if pid != os.getpid() and needle in _read(pid, "cmdline") + _read(pid, "environ")
-    ]
+    others = (pid for pid in _all_processes() if pid != os.getpid())
+    return [pid for pid in others if needle in _read(pid, "cmdline") + _read(pid, "environ")]
 
 
 def children_of(pids: set[int]) -> set[int]:

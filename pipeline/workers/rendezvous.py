@@ -112,12 +112,8 @@ def _store(meeting: Meeting, rank: int) -> dist.Store:
     if rank == 0:
         return _listening.pop()
     assert meeting.at is not None
-    return dist.TCPStore(
-        *meeting.at,
-        meeting.count,
-        timeout=timedelta(seconds=CONNECT_SECONDS),
-        wait_for_workers=False,
-    )
+    connecting = timedelta(seconds=CONNECT_SECONDS)
+    return dist.TCPStore(*meeting.at, meeting.count, timeout=connecting, wait_for_workers=False)
 
 
 def _stay_on_interface(address: str, *, on_one_machine: bool) -> None:

@@ -70,15 +70,8 @@ class Chunks:
 
     def write(self, split: str, rows: Rows) -> None:
         """Make a chunk durable. Raises StoreError; then it may be called again."""
-        chunk = json.dumps(
-            {
-                "format": FORMAT,
-                "key": self._key,
-                "split": split,
-                "first": rows.first,
-                "rows": rows.numbers,
-            }
-        ).encode()
+        about = {"format": FORMAT, "key": self._key, "split": split}
+        chunk = json.dumps(about | {"first": rows.first, "rows": rows.numbers}).encode()
         mark("reference")
         name = f"{self._folder}{split}-{rows.first:010d}.json"
         self._run.store.write(name, hashlib.sha256(chunk).hexdigest().encode() + b"\n" + chunk)

@@ -85,11 +85,8 @@ def make_reference(context: TrainingContext, streams: Streams, start: StartingMo
     smaller plan, and BadInput for a model that predicts NaN or infinity.
     """
     ready(start)
-    key = key_of(
-        start.weights,
-        start.settings,
-        {split: stream.contents for split, stream in streams.items()},
-    )
+    contents = {split: stream.contents for split, stream in streams.items()}
+    key = key_of(start.weights, start.settings, contents)
     sharing = Sharing(context, key) if context.group.rank == 0 else None
     there = context.group.from_rank_0(sharing.use_what_is_there() if sharing else None)
     bound, wrong = _usable(context, streams, start) if there else (None, "")
@@ -122,13 +119,8 @@ def _compute(
 ) -> None:
     """Compute the numbers of all splits, and let HEAD name them. `sharing` is rank 0's."""
     chunks = Chunks(context.run, sharing.key) if sharing is not None else None
-    computing = _Pass(
-        context,
-        start,
-        chunks,
-        sum(stream.total_rows for stream in streams.values()),
-        context.run.clock.monotonic(),
-    )
+    total = sum(stream.total_rows for stream in streams.values())
+    computing = _Pass(context, start, chunks, total, context.run.clock.monotonic())
     with unchanged(start.model), start.measuring(), _smaller_plans(context, start):
         splits = {split: computing.of(split, stream) for split, stream in streams.items()}
     if sharing is not None:
@@ -307,9 +299,8 @@ class _Pass:
         first = group.from_rank_0(done.stop)
         if first:
             self.known += first
-            context.report(
-                Note(f"prefer: {REFERENCE_PASS}: continuing {split} after row {first:,}")
-            )
+            words = f"prefer: {REFERENCE_PASS}: continuing {split} after row {first:,}"
+            context.report(Note(words))
         new, since = Rows(first), context.run.clock.monotonic()
         places = list(stream.places())
         for parts in batches(first, len(places), self.start.plan.micro_batch, group.world_size):

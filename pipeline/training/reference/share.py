@@ -73,12 +73,8 @@ def write_reference(
             path = folder / f"{split}.{name}.npy"
             with path.open("wb") as file:
                 np.save(file, getattr(reference, name), allow_pickle=False)
-    described = {
-        "format": FORMAT,
-        "key": key,
-        "files": {path.name: sha256_file(path) for path in sorted(folder.glob("*.npy"))},
-        **about,
-    }
+    files = {path.name: sha256_file(path) for path in sorted(folder.glob("*.npy"))}
+    described = {"format": FORMAT, "key": key, "files": files, **about}
     write_atomically(folder / REFERENCE_FILE, json.dumps(described, indent=1).encode())
 
 
