@@ -167,8 +167,9 @@ def _run(
 def usual_seconds(paths: Sequence[Path]) -> dict[str, float]:
     """Return the seconds that each row has taken at most on a card that was measured."""
     found: dict[str, float] = {}
-    for row in (row for path in paths for row in read_results(path).rows):
-        found[row.name] = max(found.get(row.name, 0.0), row.seconds)
+    for path in paths:
+        for row in read_results(path).rows:
+            found[row.name] = max(found.get(row.name, 0.0), row.seconds)
     return found
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pion.config.lora import (
+    RECORD,
     Adapter,
     BaseModel,
     is_adapter,
@@ -155,5 +156,6 @@ def _read_adapter(folder: Path) -> tuple[Adapter, dict[str, Tensor]]:
     if is_peft_folder(folder):
         return read_adapter_folder(folder)
     record = read_record(folder)
-    assert record is not None, "a folder of an adapter"
+    if record is None:
+        raise BadInput(f"{folder} is not an adapter: it has no {RECORD}")
     return record, read_adapter_tensors(folder)

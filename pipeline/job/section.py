@@ -19,7 +19,6 @@ refused when work is about to be claimed, and read in a job that a run recorded 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -44,18 +43,27 @@ NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.+=@-]*$"
 MOST_OF_A_NAME = 100
 
 
+def identity(default: Any, description: str, **about: Any) -> Any:
+    """Declare a field that changes what is trained: model shape, data, tokenizer, seed, batch.
+
+    `about` has `before`, `most` and pydantic's limits.
+    """
+    return _field("identity", default, description, **about)
+
+
+def scheduled(default: Any, description: str, **about: Any) -> Any:
+    """Declare a field that changes how it is trained: steps, learning rates, decay."""
+    return _field("schedule", default, description, **about)
+
+
+def runtime(default: Any, description: str, **about: Any) -> Any:
+    """Declare a field that is in no digest: changing it never makes a finished stage stale."""
+    return _field("runtime", default, description, **about)
+
+
 def _field(part: str, default: Any, description: str, **given: Any) -> Any:
-    """Declare a field. `given` has `before`, `most` and pydantic's limits."""
     about = {"part": part} | {key: given.pop(key) for key in ("before", "most") if key in given}
     return Field(default, description=description, json_schema_extra=about, **given)
-
-
-# Declares a field that changes what is trained: model shape, data, tokenizer, seed, batch.
-identity = partial(_field, "identity")
-# Declares a field that changes how it is trained: steps, learning rates, decay.
-scheduled = partial(_field, "schedule")
-# Declares a field that is in no digest: changing it never makes a finished stage stale.
-runtime = partial(_field, "runtime")
 
 
 def keys_of(section: type[BaseModel]) -> dict[str, FieldInfo]:

@@ -117,9 +117,9 @@ def _count_layers(tensors: Mapping[str, Tensor]) -> int:
 def _values(tables: list[int], n_layers: int, old: bool) -> Values | None:
     if not tables:
         return None
-    return (
-        Values(**old_value_layers(n_layers), normed=False) if old else Values(layers=tuple(tables))
-    )
+    if old:
+        return Values(**old_value_layers(n_layers), normed=False)
+    return Values(layers=tuple(tables))
 
 
 def _embedding(tensors: Mapping[str, Tensor]) -> str:

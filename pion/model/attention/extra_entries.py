@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import mmap
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -31,7 +32,7 @@ class ExtraEntries(Protocol):
         """Return what a step has whose rows, of at most so many tokens, bring these entries."""
 
 
-class RowBuffers:
+class RowBuffers(ABC):
     """What a layer keeps of each row: keys and values, of at most `most` entries.
 
     `both` (2, rows, n_kv_heads, entries, head_dim) is there from the first write on.
@@ -50,9 +51,9 @@ class RowBuffers:
         self.both = larger
         return larger
 
+    @abstractmethod
     def entries_of(self, tokens: int) -> int:
         """Return how many of the first entries a text of so many tokens can have."""
-        raise NotImplementedError
 
     def swap(self, one: int, other: int, tokens: int) -> None:
         """Let two rows of at most so many tokens change places."""

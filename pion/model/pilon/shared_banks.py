@@ -90,7 +90,8 @@ class SharedBanks(SharedPart, nn.ModuleList):
         """
         parts = [part for part in blocks.modules() if isinstance(part, Composed)]
         up = torch.stack([part.up_recipe for part in parts])
-        return torch.stack((up, torch.stack([part.down_recipe for part in parts]))).float()
+        down = torch.stack([part.down_recipe for part in parts])
+        return torch.stack((up, down)).float()
 
     def sharing(self) -> tuple[tuple[int, ...], ...]:
         """Return the rows of `recipes` that share the banks of each band."""
