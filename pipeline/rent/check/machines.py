@@ -19,6 +19,7 @@ from pipeline.job.hardware_section import ALONE
 from pipeline.machine.rented import CPU, PRICE_VARIABLE
 from pipeline.machine.time_limit import within_or
 from pipeline.rent.check import CheckRow
+from pipeline.rent.plan.compared import narrow_spot
 from pipeline.rent.plan.estimate import Estimate, estimate
 from pipeline.rent.plan.prices import NotOffered, Offer, look_up, unpriced
 from pipeline.rent.plan.speeds import NOTHING_KNOWN, SECONDS, Known, past_speeds
@@ -163,7 +164,8 @@ def _worker_problem(job: Job, offer: Offer, num_nodes: int) -> str | None:
 
 def check_machines(job: Job, sky_yaml: SkyYaml, *, force: bool) -> list[CheckRow]:
     """Check each candidate (is it offered, at what price, does the model fit), the credentials and
-    the budget. A candidate that will not do is only a warning if another one will."""
+    the budget. A candidate that will not do is only a warning if another one will. Spot in one
+    region or on one type of GPU is a warning, too."""
     verdicts = judge(job, sky_yaml, Known(past_speeds(job)), force=force)
     others = any(verdict.will_do for verdict in verdicts)
     stay = staying(verdicts)
@@ -173,6 +175,9 @@ def check_machines(job: Job, sky_yaml: SkyYaml, *, force: bool) -> list[CheckRow
         for verdict in verdicts
     ]
     offered = [verdict.guess for verdict in stay if isinstance(verdict.found, Offer)]
+    narrow = narrow_spot(job, sky_yaml, [verdict.candidate for verdict in stay])
+    if narrow is not None:
+        rows.append(CheckRow("spot", None, narrow))
     return rows + _budget(job, sky_yaml, offered)
 
 

@@ -76,14 +76,15 @@ def show_plan(
     if estimates and not any(e.fits for e in estimates):
         raise _fits_nowhere(plan, estimates, changes)
     notes = [*compared.notes, *filter(None, [uncertain]), *_assumptions(plan, estimates, changes)]
-    notes += _passes(estimates, nodes)
+    notes += [*compared.warning(plan, estimates), *_passes(estimates, nodes)]
     if as_json:
         print(json.dumps(_as_json(plan, estimates, notes), indent=1))
         return 0
     for table in (_table(plan, estimates), *_ways_tables(plan, estimates)):
         show_table(table)
     for note in notes:
-        show_table(Text(f"· {printable(note)}"), "dim")
+        style = "yellow" if note.startswith("warning: ") else "dim"
+        show_table(Text(f"· {printable(note)}"), style)
     return 0
 
 

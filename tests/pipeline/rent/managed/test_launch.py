@@ -213,6 +213,23 @@ def test_a_run_that_would_fail_is_not_rented_for(
     )
 
 
+@pytest.mark.parametrize(("spot", "times"), [("true", 1), ("false", 0)])
+def test_spot_machines_of_one_type_are_warned_about_once_and_on_demand_never(
+    project: Path,
+    sky_home: SkyHome,
+    rents_nothing: None,
+    capsys: pytest.CaptureFixture[str],
+    spot: str,
+    times: int,
+) -> None:
+    sky_yaml = sky_home.yaml(f"accelerators: A40:1\nuse_spot: {spot}", WORKDIR)
+    with pytest.raises(BadInput) as refused:
+        launch("jobs/tiny.yaml", ["store=runs"], on=str(sky_yaml), dry_run=False, force=False)
+    assert "spot" not in str(refused.value), "a warning refuses nothing"
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("every machine is a spot A40") == times
+
+
 JOB = ManagedJob(7, "pion-demo", "RUNNING", cloud="RunPod", region="CA")
 
 

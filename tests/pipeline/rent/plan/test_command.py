@@ -232,7 +232,7 @@ def test_a_short_job_is_counted_in_millions_of_tokens_and_minutes(
     assert "booting the machine" in printed
 
 
-def test_a_rental_is_compared_with_its_own_machines(
+def test_a_rental_is_compared_with_its_own_machines_and_its_narrowness_is_said(
     sky_home: SkyHome, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     on = sky_home.yaml("accelerators: A40:1\nuse_spot: true")
@@ -240,6 +240,8 @@ def test_a_rental_is_compared_with_its_own_machines(
     assert show_plan(SMALL, [store], gpus=(), as_json=True, on=str(on)) == 0
     found = json.loads(capsys.readouterr().out)
     assert [(row["gpu"], row["use_spot"]) for row in found["estimates"]] == [("A40", True)]
+    [warning] = [note for note in found["notes"] if note.startswith("warning: ")]
+    assert "every machine is a spot A40" in warning
 
 
 def test_a_rental_that_nobody_offers_is_refused(sky_home: SkyHome) -> None:
