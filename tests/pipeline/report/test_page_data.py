@@ -193,7 +193,7 @@ def test_no_text_has_control_characters_or_secrets(monkeypatch: pytest.MonkeyPat
     sample, long = sample_row(1, attack, prompt=attack), {"many": "x" * 9000}
     data = told(samples=[sample], events=[event | long], stage="sft")
     assert len(data["events"][0]["text"]) <= 2001
-    assert data["samples"][0]["text"].startswith("\n"), "an answer is on a line of its own"
+    assert data["samples"][0]["text"].startswith("\n"), "an answer begins a new line"
     every = "\n".join(texts(data))
     assert "\x1b" not in every
     assert "a-very-secret-token" not in every
