@@ -180,6 +180,7 @@ def test_a_model_can_not_drive_the_terminal_and_markup_is_shown_as_it_is():
 
 def test_a_terminal_shows_a_bar_with_the_same_numbers():
     text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal_of(SAVED, STEP))
+    text = " ".join(text.split())  # a narrow terminal breaks the line
     shown = ("pretrain", "120/480", "━", "loss 3.2100", "MFU 12.3 %", "saving every 1 min 30 s")
     assert all(fact in text for fact in shown)
 
