@@ -1,9 +1,10 @@
-"""The table of exit codes in docs/commands.md and `pion --help` agree."""
+"""The table of exit codes in docs/commands.md, `pion --help` and the error classes agree."""
 
 from __future__ import annotations
 
 import re
 
+import pion.errors
 from pipeline.cli import EXIT_CODES
 from tests.paths import REPOSITORY
 
@@ -30,3 +31,9 @@ def in_the_help() -> dict[int, str]:
 
 def test_the_document_and_the_help_say_the_same() -> None:
     assert in_the_document() == in_the_help()
+
+
+def test_every_error_ends_in_a_code_that_is_explained() -> None:
+    classes = [c for c in vars(pion.errors).values() if isinstance(c, type)]
+    codes = {c.exit_code for c in classes if issubclass(c, pion.errors.PionError)}
+    assert codes | {0} == in_the_help().keys()
