@@ -157,10 +157,12 @@ def test_another_python_and_another_prepare_make_other_data(corpus, monkeypatch,
     assert fingerprint(corpus, data=standard) != before
 
 
-def test_other_items_in_the_same_evaluation_set_are_other_data(corpus):
+def test_other_items_of_an_evaluation_set_and_other_rules_are_other_data(corpus, monkeypatch):
     data, found = {"clean": {"decontaminate": ["pack.jsonl"]}}, []
     for answer in ("a", "b"):
         question = {"context": "why", "choices": ["no", answer], "answer": 1}
         (corpus / "pack.jsonl").write_text(json.dumps(question) + "\n")
         found.append(fingerprint(corpus, data=data))
-    assert found[0] != found[1]
+    monkeypatch.setattr(module, "CLEAN_RULES", 99)
+    found.append(fingerprint(corpus, data=data))
+    assert len({*found}) == 3

@@ -291,6 +291,16 @@ def test_what_cannot_work_is_refused_with_the_key(clean, words, tmp_path):
 def test_a_damaged_file_of_an_interrupted_start_is_named_with_the_way_out(tmp_path: Path) -> None:
     job = job_of(tmp_path, texts(1000), clean={})
     assert killed(tmp_path, 2)
-    (tmp_path / "data" / "clean" / "documents").write_bytes(b"")
+    folder = tmp_path / "data" / "clean"
+    (folder / "documents").write_bytes(b"")
     with pytest.raises(BadInput, match=r"documents is shorter than progress.*--redo prepare"):
         prepare(job, tmp_path / "data")
+    record = json.loads((folder / "progress.json").read_text())
+    for damaged in (
+        {},
+        record | {"counts": [1, 2]},
+        record | {"found": record["found"] | {"rows": -1}},
+    ):
+        (folder / "progress.json").write_text(json.dumps(damaged))
+        with pytest.raises(BadInput, match=r"progress\.json is damaged .*--redo prepare"):
+            prepare(job, tmp_path / "data")
