@@ -246,6 +246,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "no prompt": ({"chosen": GOOD, "rejected": BAD}, "key 'chosen' begins with the answer"),
     "an empty prompt": ({**EXPLICIT, "prompt": " "}, "and there is no prompt"),
     "a prompt of another type": ({**EXPLICIT, "prompt": 5}, "key 'prompt' must be text or a list"),
+    "a system of another type": ({**EXPLICIT, "system": 5}, "key 'system' must be text"),
     "only the user": ({**TWO, "chosen": [USER]}, "key 'chosen' has no message by the assistant"),
     "another prompt in one side": (
         {**TWO, "rejected": [ELSE, answer(BAD)]},

@@ -156,6 +156,7 @@ def test_nothing_to_train_on_is_refused():
     nothing = of_pairs([])
     assert (nothing.train.items, nothing.train.preferred) == (0, None)
     assert "none of 0 pairs is left" in refusal(nothing)
+    assert "3 of 3 pairs are left out" in refusal(of_pairs([], dropped={TIE: 3}))
 
 
 def test_above_1_in_100_with_the_lower_score_the_sides_seem_swapped():
