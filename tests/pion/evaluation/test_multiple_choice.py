@@ -106,7 +106,7 @@ GOOD = {"context": "a", "choices": ["b", "c"], "answer": 1}
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{broken", "is not valid JSON (Expecting property name enclosed in double quotes at col"),
+        ("{broken", "Expecting property name enclosed in double quotes at column 2)"),
         ("[1]", "expected {"),
         (json.dumps({"context": "a", "answer": 0}), "choices missing"),
         (json.dumps(GOOD | {"context": 3}), "context is 3"),
