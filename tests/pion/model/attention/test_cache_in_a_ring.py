@@ -41,7 +41,7 @@ def same(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("piece", [1, SPARE, SPARE + 1, WINDOW + 3, TOKENS])
+@pytest.mark.parametrize("piece", [1, SPARE, SPARE + 1, WINDOW + 3, 70, TOKENS])
 def test_any_pieces_give_the_results_of_the_whole(piece, model, whole):
     cache = KVCache(model.config)
     with torch.inference_mode():

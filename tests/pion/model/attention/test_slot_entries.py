@@ -173,7 +173,7 @@ def test_a_token_moves_no_bit_before_it_and_is_remembered_beyond_the_window():
         assert moved[changed:].all()
 
 
-@pytest.mark.parametrize("count", [1, 3, 8, 17])
+@pytest.mark.parametrize("count", [1, 3, 7, 8, 9, 17])
 def test_texts_of_different_lengths_meet_the_ends_of_segments_in_other_passes(count):
     """Of each pass, a row fills no segment, one, or several."""
     decoder, tokens = model(per_segment=2, segment=8, window=2), text(70, rows=3)
