@@ -124,14 +124,8 @@ LOGS = [
         ["prepare: done (same digest 1f2e)", "sft: starts (continues after step 20)"],
     ),
     (
-        [
-            Evaluation("sft", 40, loss=2.5, loss_sem=0.012),
-            Sample("sft", 40, prompt="Once", text="upon\na time"),
-        ],
-        [
-            *("sft step 40: held-out loss 2.5000 ± 0.0120", "sft step 40: sample for 'Once'"),
-            *("    | upon", "    | a time"),
-        ],
+        [Evaluation("sft", 40, loss=2.5, loss_sem=0.012)],
+        ["sft step 40: held-out loss 2.5000 ± 0.0120"],
     ),
     (
         [SAVED, replace(SAVED, interval=None)],
@@ -146,10 +140,6 @@ LOGS = [
         [PrepareProgress("reference pass", 30, "rows", total=90, stage="prefer", eta=125.0)],
         ["prefer: reference pass 30/90 rows, ETA 2 min 05 s"],
     ),
-    (
-        [Summary([["model", "models/demo"], ["report", "runs/demo/report.html"]])],
-        ["model   models/demo", "report  runs/demo/report.html"],
-    ),
 ]
 
 
@@ -158,6 +148,16 @@ def test_a_log_says_each_message(messages, ends):
     lines = log_of(*messages)
     assert len(lines) == len(ends)
     assert all(line.endswith(end) for line, end in zip(lines, ends)), lines
+
+
+def test_the_text_of_a_model_and_the_summary_have_no_time():
+    sample, *lines = log_of(
+        Sample("sft", 40, prompt="Once", text="upon\na time"),
+        Summary([["model", "models/demo"], ["report", "runs/demo/report.html"]]),
+    )
+    assert sample.endswith("sft step 40: sample for 'Once'")
+    assert lines[:2] == ["    | upon", "    | a time"]
+    assert lines[2:] == ["model   models/demo", "report  runs/demo/report.html"]
 
 
 def test_prepare_gets_a_line_every_few_seconds_and_one_when_done():
