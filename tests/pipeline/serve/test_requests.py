@@ -76,6 +76,7 @@ WRONG = {
     "too many": ({"n": 17}, "n", "n should be less than or equal to 16, not 17"),
     "a tool": ({"tool_choice": "required"}, "tool_choice", 'must be "none", "auto", "required"'),
     "penalty": ({"presence_penalty": 3}, "presence_penalty", "presence_penalty is 3.0; it must"),
+    "a frequency": ({"frequency_penalty": 2.5}, "frequency_penalty", "frequency_penalty is 2.5;"),
     "a bias": ({"logit_bias": {"5": 101}}, "logit_bias.5", "logit_bias is 101.0; it must be from"),
     "a biased text": ({"logit_bias": {"the": 1}}, "logit_bias", "must have ids of tokens as names"),
     "a stop id": ({"stop_token_ids": [-1]}, "stop_token_ids.0", "greater than or equal to 0"),
