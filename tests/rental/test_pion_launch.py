@@ -6,9 +6,11 @@ import json
 
 import pytest
 
+from pipeline.rent.managed.names import rental_name
 from pipeline.state.notes.rental_note import read_rental_note
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store
+from tests.rental.loopback_runpod import rent
 from tests.rental.rented import ENDLESS, JOB, OVERRIDES, RUN, Rented, wait_until
 from tests.rental.window import window
 
@@ -62,3 +64,17 @@ def test_no_other_computer_rents_while_a_lost_machine_is_replaced(rented: Rented
         launch.ends_with(1)
     assert read_rental_note(state)[0] is None
     assert rented.machines == [pod]
+
+
+def test_reap_ends_an_orphan_by_the_hash_of_this_skypilot_and_leaves_other_users_alone(
+    rented: Rented,
+) -> None:
+    for user in (rented.loopback.user_hash, "0badcafe"):
+        cluster = f"{rental_name(rented.store, RUN)}-999-{user}"
+        rented.loopback.runpod.answer(rent("sleep 1000", f"{cluster}-head"))
+    orphan, strangers = rented.machines
+    with window(rented, "rentals", rented.run, "--reap") as rentals:
+        rentals.ends_with(0)
+        assert "gone: terminated now" in rentals.text
+        assert "rented from another machine; check there" in rentals.text
+    assert (orphan.alive, strangers.alive) == (False, True)
