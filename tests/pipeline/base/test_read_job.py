@@ -7,21 +7,24 @@ import yaml
 
 from pion.errors import BadInput
 from pipeline.base import find
+from pipeline.base.keep import say_if_moved
 from pipeline.base.read_job import read_job
 from pipeline.job.digest import digest_job
 from pipeline.state.run_state import RunState
 from pipeline.state.shared.bases import write_pin
 from pipeline.state.stores import StoreError, open_store
+from tests.pipeline.base.conftest import export_base
 from tests.support.chat_templates import CHATML, LLAMA3
+from tests.support.hub_server import hub_server
 from tests.support.instruct_model import write_instruct_model
 
 LONG_AGO = "2020-01-02"
 
 
-def job_in(folder, **sft):
+def job_in(folder, model="base", **sft):
     job = {
         "name": "tiny",
-        "model": {"from": "base"},
+        "model": {"from": model},
         "sft": {"sources": [{"kind": "jsonl", "path": "talks.jsonl"}], **sft},
         "store": str(folder / "runs"),
     }
@@ -45,6 +48,27 @@ def test_the_day_of_a_template_stays_that_of_the_first_start(tmp_path):
         later = read_job(path, redo=redo)
         assert later.base.date == LONG_AGO
         assert sft_data(later) != sft_data(today)
+
+
+def test_a_branch_that_moves_alters_nothing_until_the_stage_is_redone(tmp_path, monkeypatch):
+    path, said = job_in(tmp_path, "someone/tiny"), []
+    with hub_server() as hub:
+
+        def push(seed):
+            files = export_base(tmp_path / str(seed), seed).iterdir()
+            hub.add_repo("someone/tiny", "model", {file.name: file.read_bytes() for file in files})
+
+        hub.use(monkeypatch, tmp_path / "hf")
+        push(0)
+        began = read_job(path).base
+        run = RunState(open_store(str(tmp_path / "runs")), "tiny")
+        write_pin(run, began)
+        push(1)
+        assert read_job(path).base == began
+        say_if_moved(run, began, tmp_path, said.append)
+        assert read_job(path, redo="sft").base.hash != began.hash
+    (note,) = said
+    assert "someone/tiny has changed since this run began" in note.text
 
 
 def test_a_store_without_keys_is_not_called_a_mistake_in_the_job(tmp_path, monkeypatch):
