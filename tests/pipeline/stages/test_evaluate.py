@@ -331,7 +331,9 @@ def answering(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[[], lis
     return lambda: [json.loads(line) for line in asked.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("chat", ["auto", pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "chat", ["auto", *(pytest.param(chat, marks=pytest.mark.slow) for chat in (True, False))]
+)
 def test_a_task_is_asked_as_the_job_says_and_the_score_of_each_question_is_kept(
     chat: Any, world: World, answering: Callable[[], list[dict[str, Any]]]
 ) -> None:
