@@ -320,7 +320,13 @@ def test_more_than_one_in_a_hundred_end_the_preparation(tmp_path, monkeypatch):
 # ---------------------------------------------------------------- interruptions
 
 
-@pytest.mark.parametrize("call", [1, 6, 13, 33, 35])
+@pytest.mark.parametrize(
+    "call",
+    [
+        *(1, 6, 13, 33, 35),
+        *(pytest.param(call, marks=pytest.mark.soak) for call in (2, 3, 22, 32, 34)),
+    ],
+)
 def test_after_an_interruption_the_counts_and_rows_are_the_same(tmp_path, monkeypatch, call):
     monkeypatch.setattr(preferences_to_rows, "BUFFER", 8)
     records = [pair_of(n, **({"chosen": ""} if n % 9 == 0 else {})) for n in range(64)]

@@ -213,7 +213,13 @@ def test_the_untrained_model_is_the_one_that_pretraining_starts_from(world: Worl
     assert results["pretrain"]["loss"] == results["untrained"]["loss"]
 
 
-@pytest.mark.parametrize(("room", "between"), [(2, False), (6, False), (2, True)])
+@pytest.mark.parametrize(
+    ("room", "between"),
+    [
+        *((2, False), (6, False), (2, True)),
+        *(pytest.param(room, False, marks=pytest.mark.soak) for room in (0, 5)),
+    ],
+)
 def test_an_interrupted_evaluation_does_only_what_is_left(room, between, world, unbroken):
     """The machine goes away as a part is kept, or a stop comes between two batches."""
     expected, every, _ = unbroken

@@ -64,7 +64,7 @@ def test_all_asks_every_item(world: World) -> None:
     assert core["limit"] is None
 
 
-@pytest.mark.parametrize("room", [3, 7])
+@pytest.mark.parametrize("room", [pytest.param(2, marks=pytest.mark.soak), 3, 7])
 def test_an_interruption_at_a_task_gives_the_same_bytes(world: World, room: int) -> None:
     whole, parts = Folder(), Folder(room)
     expected, every = world.run(job(world), whole)

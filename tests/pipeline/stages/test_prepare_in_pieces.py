@@ -306,7 +306,7 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Broken:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [0, 2, 11, 25])
+@pytest.mark.parametrize("count", [0, pytest.param(1, marks=pytest.mark.soak), 2, 11, 25])
 def test_after_an_interruption_only_pieces_in_no_shard_are_encoded_again(broken, count, tmp_path):
     first = Watched()
     with pytest.raises(Stop):
