@@ -26,6 +26,7 @@ from pipeline.machine.rented import (
     this_machine,
 )
 from pipeline.state import owner
+from pipeline.state.owner import Owner
 from tests.paths import REPOSITORY
 
 BOOTED = 1_700_000_000
@@ -184,11 +185,11 @@ def test_an_owner_on_a_rental_costs_since_then_and_at_home_since_it_began(
 ) -> None:
     for sign in machines.SIGNS:
         monkeypatch.delenv(sign, raising=False)
-    paid_since = owner._paid_since.__wrapped__
-    assert paid_since() == owner._STARTED_AT
+    monkeypatch.setattr(owner, "_paid_since", owner._paid_since.__wrapped__)
+    assert Owner.me().started_at == owner._STARTED_AT
     monkeypatch.setenv("SKYPILOT_TASK_ID", "t")
     monkeypatch.setenv("PION_BOOT_STARTED", str(owner._STARTED_AT - 60))
-    assert paid_since() <= owner._STARTED_AT - 60
+    assert Owner.me().started_at <= owner._STARTED_AT - 60
 
 
 # ---------------------------------------------------------------- code
@@ -206,8 +207,8 @@ def test_code_without_a_checkout_is_the_commit_it_was_launched_from(
     if dirty is not None:
         monkeypatch.setenv("PION_COMMIT", "c" * 40)
         monkeypatch.setenv("PION_DIRTY", dirty)
-    code = owner.code_version.__wrapped__()
-    assert (code.commit, code.dirty) == found
+    monkeypatch.setattr(owner, "code_version", owner.code_version.__wrapped__)
+    assert (Owner.me().commit, Owner.me().dirty) == found
 
 
 def test_a_checkout_says_its_own_commit_whatever_it_was_launched_from(

@@ -147,7 +147,7 @@ def test_nobody_is_asked_for_prices_of_conversations_that_can_not_be_used(
     assert not {*rows}.intersection(PRICED)
 
 
-# ---------------------------------------------------------------- the machine that is rented must
+# ---------------------------------------------------------------- what the machine can read
 
 ON_DOCS = {"steps": 1, "warmup_steps": 0, "sources": [{"kind": "python-docs-qa"}]}
 

@@ -238,7 +238,7 @@ def test_slots_take_memory_like_tokens() -> None:
     assert 1 < slotted.peak_bytes / plain.peak_bytes < 1 + 128 / 2048
 
 
-# ---------------------------------------------------------------- the recorded traces that many te
+# ---------------------------------------------------------------- the traces that are recorded
 
 
 def smallest() -> str:

@@ -231,7 +231,7 @@ def test_without_a_known_gpu_there_is_nothing_to_say(tmp_path: Path) -> None:
     assert ways_on(job, "sft", dataclasses.replace(A4000, gpu_memory=None)) is None
 
 
-# ---------------------------------------------------------------- plans for cards that divide a mo
+# ---------------------------------------------------------------- cards that divide a model
 
 # Two rows for each of four cards, so that one micro-batch has them all.
 FIELDS = {
@@ -288,8 +288,8 @@ def test_the_largest_preset_fits_on_four_a40_and_not_on_eight_a4000() -> None:
 def test_machines_with_more_gpus_than_a_step_has_rows_are_not_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(what_fits, "estimate", lambda job, offer: _as_small(job, offer))
     """It fits on four; two are too few."""
+    monkeypatch.setattr(what_fits, "estimate", lambda job, offer: _as_small(job, offer))
     assert fewest_that_fit(small(pretrain__global_batch=3), "A40") is None
 
 

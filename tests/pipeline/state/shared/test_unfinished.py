@@ -71,14 +71,22 @@ def uploading(store: Failing, own: Path, finished: str = "0/b.npy") -> Iterator[
 
 
 def test_an_upload_that_fails_is_tried_again_and_holds_up_no_other_file(
-    tmp_path: Path, own: Path
+    tmp_path: Path, own: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(unfinished, "MOST_WAITING", 0)
     store = Failing(tmp_path / "store", failures=5, refused="0/a.npy")
-    with uploading(store, own):
+    with uploading(store, own) as upload:
         store.gets("tokenizer.json", "0/a.json", "0/b.npy")
         assert not store.has("0/a.npy")
         store.refused = ""
         store.gets("0/a.npy")
+        (own / "0" / "c.npy").write_bytes(b"new")
+        upload.finished(own / "0" / "c.npy")
+        store.gets("0/c.npy")
+        store.gate.clear()
+        upload.finished(own / "0" / "a.json")
+        with waiting(upload):  # again, and for the last file alone
+            store.gate.set()
 
 
 def test_while_the_store_can_not_be_reached_nobody_waits_for_it_or_for_the_next_try(

@@ -179,7 +179,7 @@ def test_a_lost_pod_is_recorded_later_if_the_store_is_down(
     assert event["end"] == start
 
 
-# ---------------------------------------------------------------- the machines of a managed job, o
+# ---------------------------------------------------------------- the machines of a managed job
 
 
 def test_the_machines_of_a_run_come_from_its_store_each_once(run: RunState) -> None:

@@ -169,7 +169,7 @@ def test_where_nothing_will_do_the_yaml_stays_as_it_is(sent: Any, sky_home: SkyH
     assert gpus(sent(LISTED, model=huge)) == ["A40", "RTXA4000", "RTXA5000"]
 
 
-# ---------------------------------------------------------------- several nodes get a new random t
+# ---------------------------------------------------------------- the token of several nodes
 
 HERE = "set-here-by-mistake"
 
