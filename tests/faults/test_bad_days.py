@@ -35,7 +35,7 @@ from pipeline.training.cadence import SaveCadence
 from pipeline.training.saving import Saving
 from tests.faults.faulty_store import Crash, FaultyStore, fail
 from tests.faults.light_job import RUN, Process, read_head, unbroken_weights, wrong_in
-from tests.pipeline.state.checkpoints.test_checkpointer import (
+from tests.pipeline.state.checkpoints.conftest import (
     NoMapping,
     a_checkpointer,
     checkpointer_in_this_process,

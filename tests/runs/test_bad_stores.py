@@ -24,7 +24,7 @@ from pipeline.state.stores.retry import Patience
 from pipeline.training.context import TrainingContext
 from pipeline.training.train_request import Group, TrainRequest
 from tests.faults.test_bad_days import CutOff
-from tests.pipeline.state.checkpoints.test_checkpointer import NoMapping
+from tests.pipeline.state.checkpoints.conftest import NoMapping
 from tests.support.hub_server import READ_TOKEN, USER, hub_server
 from tests.support.jobs import SilentDisplay, tiny_job
 from tests.support.s3_server import FaultProxy, S3Server
