@@ -74,7 +74,7 @@ def test_a_budget_that_is_spent_outside_training_stops_there_with_4(tmp_path: Pa
     assert "prepare: done" not in output
 
 
-# ---------------------------------------------------------------- a rented machine asks RunPod wha
+# ---------------------------------------------------------------- what RunPod asks for a pod
 
 
 @pytest.fixture

@@ -740,7 +740,7 @@ def test_a_real_run_killed_on_a_rental_says_what_it_cost_live_and_afterwards(
     assert '["commit cccccccccc → ' in report  # kept as an event
 
 
-# ---------------------------------------------------------------- what a run has cost is read from
+# ---------------------------------------------------------------- reading it from a store
 
 
 def test_the_last_heartbeats_of_all_machines_are_read_side_by_side(tmp_path: Path) -> None:
