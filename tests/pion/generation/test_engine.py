@@ -81,7 +81,7 @@ class Stalling(Client):
 
     def listen(self, event):
         self.events.put(event)
-        if self.events.qsize() == 5:
+        if len(self.answer.text.ids) == self.answer.text.given + 5:
             self.answer.pause()
 
 
