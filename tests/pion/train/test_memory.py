@@ -28,9 +28,8 @@ WITH_BF16_RESIDUAL = (
     "lepton-small/compiled",
 )
 
-# A step of each family, eager or compiled. The others take half a minute.
-IN_SUITE = ("pion2-max-small/compiled", "tachyon-tiny/eager", "daisy-pico/compiled")
-IN_SUITE += ("pilon-360m/compiled", "lepton-small/compiled")
+# tests/families/test_kept_bytes.py has the other families by default.
+IN_SUITE = ("pion2-max-small/compiled", "pilon-360m/compiled")
 
 
 def measured_steps() -> list[Any]:

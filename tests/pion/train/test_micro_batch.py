@@ -159,6 +159,7 @@ def test_activations_are_recomputed_only_where_one_row_would_not_fit_otherwise()
     assert chosen(xl, 80, recompute=True)[1] is True
 
 
+@pytest.mark.usefixtures("recorded_traces")
 def test_on_a_cpu_a_micro_batch_stays_at_a_few_thousand_tokens():
     assert chosen(DEMO, 64, device="cpu", rows_per_rank=512) == (32, False)
 

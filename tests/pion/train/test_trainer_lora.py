@@ -83,7 +83,9 @@ def test_mfu_counts_no_gradients_of_frozen_weights(text):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("plan", [{}, {"dtype": "bfloat16", "recompute": True}])
+@pytest.mark.parametrize(
+    "plan", [{"dtype": "bfloat16", "recompute": True}, pytest.param({}, marks=pytest.mark.soak)]
+)
 def test_a_resumed_run_ends_with_the_same_bits(text, plan):
     unbroken = make(text, **plan)
     steps(unbroken, 3)

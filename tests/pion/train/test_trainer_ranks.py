@@ -1,23 +1,21 @@
 """Several processes train like one process: same rows, same losses, same decisions."""
 
 import hashlib
-import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch._inductor
-import torch.distributed as dist
 
 from pion.data.stream import RowStream
 from pion.errors import BadInput
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings
 from tests.pion.train.conftest import open_stream, run, tiny_decoder
-from tests.support.ranks import meet, run_ranks
+from tests.support.ranks import ask_ranks
 from tests.support.whole_state import whole_state
 
-WORLD_SIZES = (2, 3)
 STEPS = 6  # more than all rows, of which there are 40
 
 # 7 rows: no world size divides them, and conversations differ in how much of them is learned.
@@ -118,39 +116,25 @@ def open_both(folder: Path) -> dict[str, RowStream]:
     }
 
 
-def work(rank: int, folder: Path) -> None:
-    """Run one process, first as a rank of two, then as a rank of three."""
+def work(world_size: int, rank: int, folder: Path) -> dict[str, Any]:
     streams = open_both(folder / f"data{rank}")
-    results = {}
-    for world_size in WORLD_SIZES:
-        if rank < world_size:
-            meet(rank, world_size, folder / f"meet{world_size}")
-            results[world_size] = {
-                "training": train_both_kinds(streams, world_size, rank),
-                "stop": stop_on_one_rank(streams, world_size, rank),
-                "resume": resume_from_rank_0(streams, world_size, rank),
-                "gradients": where_gradients_are(streams, world_size, rank),
-                "deterministic": torch.are_deterministic_algorithms_enabled(),
-            }
-            dist.destroy_process_group()
-    (folder / f"{rank}.json").write_text(json.dumps(results))
+    return {
+        "training": train_both_kinds(streams, world_size, rank),
+        "stop": stop_on_one_rank(streams, world_size, rank),
+        "resume": resume_from_rank_0(streams, world_size, rank),
+        "gradients": where_gradients_are(streams, world_size, rank),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
 
 
-@pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Return the results of each process, by world size."""
-    folder = tmp_path_factory.mktemp("ranks")
-    processes = max(WORLD_SIZES)
+@pytest.fixture(scope="module", params=[3, pytest.param(2, marks=pytest.mark.soak)])
+def ranks(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, Any]]:
+    """Return the results of each rank."""
     # Forks have imported torch already, and torch._inductor, which is imported where algorithms are
     # made deterministic. This takes most of the time of a new process.
-    run_ranks(work, folder, processes)
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(processes)]
-
-
-@pytest.fixture(params=WORLD_SIZES)
-def ranks(request: pytest.FixtureRequest, seen: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the results of each rank of one world size."""
-    return [seen[rank][str(request.param)] for rank in range(request.param)]
+    return ask_ranks(partial(work, request.param), tmp_path_factory.mktemp("ranks"), request.param)
 
 
 @pytest.fixture(scope="module")

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from functools import cache
-from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from pion.config.lora import Lora
@@ -23,10 +19,9 @@ from pion.train.phases import Phase
 from pion.train.schedule import plan_at
 from pion.train.settings import TrainSettings
 from tests.families.families import FAMILIES
-from tests.support.ranks import meet, run_ranks
+from tests.support.ranks import ask_ranks
 from tests.support.tiny_config import tiny_config
 
-WORLD_SIZES = (2, 3)
 STEPS = 3
 MUON: dict[str, Any] = {"optimizer": "muon"}
 # The last band and the embedding stand still at first, and then everything learns.
@@ -91,37 +86,30 @@ def shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[Any, ...]]:
     return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
 
 
-def work(rank: int, folder: Path) -> None:
-    found = {}
-    for world_size in WORLD_SIZES:
-        if rank < world_size:
-            meet(rank, world_size, folder / f"meet{world_size}")
-            found[world_size] = compare(rank, world_size)
-            # Once more in many small rounds.
-            with (
-                mock.patch.object(shared_muon, "BATCH_ELEMENTS", 20_000),
-                mock.patch.object(shared_weights, "GATHERED_BYTES", 4 * 1000),
-            ):
-                found[f"{world_size} in rounds"] = compare(rank, world_size)
-            dist.destroy_process_group()
-    (folder / f"{rank}.json").write_text(json.dumps(found))
-
-
-@pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("optimizers")
+@pytest.fixture(
+    scope="module",
+    params=[
+        (2, False),
+        (3, True),
+        pytest.param((2, True), marks=pytest.mark.soak),
+        pytest.param((3, False), marks=pytest.mark.soak),
+    ],
+    ids=lambda given: f"{given[0]}{' in rounds' * given[1]}",
+)
+def ranks(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, Any]]:
+    """What each of several ranks has seen, which work in one round or in many small ones."""
+    world_size, in_rounds = request.param
     for case in CASES:
         run_alone(case)  # the ranks are forks, and have it
-    run_ranks(work, folder, max(WORLD_SIZES))
-    return [json.loads((folder / f"{r}.json").read_text()) for r in range(max(WORLD_SIZES))]
-
-
-@pytest.fixture(
-    params=[str(size) for size in WORLD_SIZES] + [f"{s} in rounds" for s in WORLD_SIZES]
-)
-def ranks(request: pytest.FixtureRequest, seen: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What each rank of one world size has seen."""
-    return [rank[request.param] for rank in seen if request.param in rank]
+    with pytest.MonkeyPatch.context() as patch:
+        if in_rounds:
+            patch.setattr(shared_muon, "BATCH_ELEMENTS", 20_000)
+            patch.setattr(shared_weights, "GATHERED_BYTES", 4 * 1000)
+        return ask_ranks(
+            lambda rank, _: compare(rank, world_size), tmp_path_factory.mktemp("ranks"), world_size
+        )
 
 
 @pytest.mark.slow

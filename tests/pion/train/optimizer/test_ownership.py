@@ -57,8 +57,14 @@ def test_more_ranks_than_matrices_leave_some_without_any():
     assert deal_matrices([], 2) == [[], []]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("preset", PRESETS)
+# The fewest matrices of all presets, and many of experts. Dealing those of all takes seconds.
+OFTEN = ("daisy-pico", "tachyon-tiny")
+
+
+@pytest.mark.parametrize(
+    "preset",
+    [name if name in OFTEN else pytest.param(name, marks=pytest.mark.soak) for name in PRESETS],
+)
 def test_of_8_cards_none_has_over_a_sixth_of_muons_arithmetic_and_of_64_its_share_and_one_matrix(
     preset,
 ):

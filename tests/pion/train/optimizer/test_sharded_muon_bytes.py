@@ -50,7 +50,9 @@ def check(config: ModelConfig, width: int, ranks: int) -> None:
     assert 1 <= ratio <= MOST, f"{ratio:.3f} of {most:,} bytes"
 
 
-@pytest.mark.parametrize("preset", ["pion-small", "tachyon-tiny"])
+@pytest.mark.parametrize(
+    "preset", ["tachyon-tiny", pytest.param("pion-small", marks=pytest.mark.soak)]
+)
 def test_the_prediction_is_never_under_and_at_most_15_percent_over(preset):
     check(ModelConfig.preset(preset, n_layers=2), 2, 4)
 
