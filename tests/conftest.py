@@ -166,6 +166,7 @@ def _cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
     (cache / "pion" / "step-memory").symlink_to(traces)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(cache))
+        patch.setenv("TRACES_OF_THE_TESTS", str(traces))
         yield
 
 

@@ -17,6 +17,7 @@ import torch
 
 from pion.errors import PionError
 from pion.train.card import card_failure
+from pion.train.memory_trace import remembered
 from pipeline.state.checkpoints.snapshot import Snapshot
 from pipeline.training.compute_plan import choose_plan
 from pipeline.training.train_request import Group
@@ -25,6 +26,7 @@ from tests.cuda_rehearsal.report import hand_back
 from tests.cuda_rehearsal.scenarios import MODELS, make_trainer
 from tests.cuda_rehearsal.watch import Operation, Watch
 from tests.support.jobs import tiny_job
+from tests.support.recorded_traces import recorded_trace
 
 XID = "CUDA error: unspecified launch failure\nCUDA kernel errors might be reported later"
 
@@ -81,7 +83,10 @@ def fail_in_a_step(watch: Watch) -> dict[str, Any]:
 
 def main() -> None:
     said: dict[str, dict[str, Any]] = {}
-    with pretended_card() as watch:
+    with (
+        mock.patch.object(remembered, "_trace", recorded_trace),
+        pretended_card() as watch,
+    ):
         insert_card("RTX 2060")
         said["6 GB, small model"] = plan("pion-nano")
         said["6 GB, large model"] = plan("pion-xl")

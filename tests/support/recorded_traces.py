@@ -1,13 +1,13 @@
 """A record of what traces of models found. Tracing all these models takes minutes of a suite.
 
-Tests of what a job needs, costs and chooses read recorded_traces.json in place of tracing. What is
-not recorded is traced, and so is everything with another torch. A soak test traces all models of
-the record again (test_estimate.py). This command adds what tests trace to the record.
-After a change of the traces, remove the file first:
+Tests of what a job needs, costs and chooses, and whole runs in forks, read recorded_traces.json in
+place of tracing. What is not recorded is traced, and so is everything with another torch. A soak
+test traces all models of the record again (test_estimate.py). This command adds what tests trace to
+the record. After a change of the traces, remove the file first:
 
-    RECORD_TRACES=1 pytest -n 0 -k "not recorded" tests/pipeline/rent \
-        tests/pion/train/test_micro_batch.py tests/pipeline/training/test_compute_plan.py \
-        tests/runs/test_shipped_jobs_from_hub.py tests/pipeline/new
+    RECORD_TRACES=1 pytest -n 0 -k "not recorded" tests/pipeline/rent tests/runs tests/faults \
+        tests/cuda_rehearsal tests/pion/train/test_micro_batch.py tests/pipeline/new \
+        tests/pipeline/prove tests/pipeline/training/test_compute_plan.py
 """
 
 from __future__ import annotations
@@ -24,12 +24,15 @@ import torch
 
 from pion.config.lora import Lora
 from pion.config.model_config import ModelConfig
+from pion.files import write_atomically
 from pion.later_fields import to_record
 from pion.train.memory_trace.request import Peaks, Traced
 from pion.train.memory_trace.step import StepTrace
 
 FILE = Path(__file__).with_name("recorded_traces.json")
 RECORD = "RECORD_TRACES"
+# The variable with the folder where all processes of a session keep what they trace.
+TRACES = "TRACES_OF_THE_TESTS"
 VERSION = str(torch.__version__).partition("+")[0]  # a build for another CUDA traces the same
 # By what is traced, and by the rows of a micro-batch and how it is trained.
 Found = dict[str, dict[str, list[int]]]
@@ -98,6 +101,7 @@ def traced_again(key: str) -> Mapping[str, list[int]]:
 
 
 def _add(key: str, asked: str, peaks: Peaks) -> None:
+    recorded.cache_clear()  # another process may have added what it traced
     found = recorded()
     found.setdefault(key, {})[asked] = list(dataclasses.astuple(peaks))
     rows = (
@@ -105,4 +109,5 @@ def _add(key: str, asked: str, peaks: Peaks) -> None:
         for key in sorted(found)
     )
     text = ",\n".join(rows)
-    FILE.write_text(f'{{"torch": {json.dumps(VERSION)}, "peaks": {{\n{text}\n}}}}\n')
+    record = f'{{"torch": {json.dumps(VERSION)}, "peaks": {{\n{text}\n}}}}\n'
+    write_atomically(FILE, record.encode())
