@@ -176,16 +176,11 @@ def test_a_model_that_can_not_be_trained_says_what_would_do(name, hub, honest, r
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        (
-            {"model": {"from": "someone/model", "seq_len": 4096}},
-            "exceeds the 128 tokens of context",
-        ),
-        ({"sft": SFT | {"seq_len": 4096}}, "sft.seq_len: 4096 exceeds the model's context 128"),
         ({"sft": SFT | {"lora": {"targets": ["c_attn"]}}}, "no projection 'c_attn' that LoRA can"),
         ({"sft": SFT | {"lora": {"targets": ["qproj"]}}}, "; it has q_proj, k_proj, v_proj, o_pr"),
     ],
 )
-def test_a_context_or_a_projection_that_the_model_lacks_is_refused(
+def test_a_projection_that_the_model_lacks_is_refused(
     changes: dict[str, Any],
     expected: str,
     hub: HubServer,

@@ -42,6 +42,8 @@ IMPORTED = (
     "encodings.idna",
     "encodings.utf_8_sig",
     "boto3",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
     "pion.evaluation.held_out",
     "pion.evaluation.core.measure",
     "pion.evaluation.ngram",
@@ -65,7 +67,6 @@ IMPORTED = (
     "pipeline.report.report_file",
     "pipeline.run.command",
     "pipeline.run.measure_base",
-    "pipeline.run.measure_base",
     "pipeline.stages.evaluate",
     "pipeline.stages.prepare",
     "pipeline.stages.publish",
@@ -77,7 +78,10 @@ IMPORTED = (
     "tests.support.hard_places",
     "torch.fx.experimental._constant_symnode",
     "torch.nested._internal.nested_tensor",
-    "transformers",
+    # Which pion.formats.verify needs, and imports at last.
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.models.qwen3.modeling_qwen3",
     "tests.support.before_forks",  # the last
 )
 # Variables that a library, or Python itself, reads once: when it is imported.
