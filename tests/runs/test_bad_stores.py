@@ -92,16 +92,6 @@ def test_a_run_name_no_store_can_hold_is_refused(tmp_path: Path) -> None:
     assert "name" in refusal(tmp_path, str(tmp_path / "runs"), "name=a/b")
 
 
-def test_a_job_that_contradicts_the_stored_one_shows_the_difference_and_the_fork(tmp_path, whole):
-    copy_run(whole(sft=None), tmp_path)
-    head = tmp_path / "runs/tiny/HEAD.json"
-    before = head.read_bytes()
-    output = refusal(tmp_path, str(tmp_path / "runs"), "pretrain.lr=5e-3")
-    assert "pretrain.lr: 0.01 → 0.005" in output
-    assert "pion fork" in output
-    assert head.read_bytes() == before
-
-
 def test_a_run_of_a_newer_format_is_left_alone(tmp_path: Path, whole: Whole) -> None:
     copy_run(whole(sft=None), tmp_path)
     head = tmp_path / "runs/tiny/HEAD.json"
