@@ -358,7 +358,7 @@ def quick(examples: int, **options: Any) -> settings:
 
 
 def test_two_owners_never_undo_each_other_nor_lose_what_was_committed() -> None:
-    run_state_machine_as_test(Race, settings=quick(10, stateful_step_count=50, derandomize=True))
+    run_state_machine_as_test(Race, settings=quick(6, stateful_step_count=50, derandomize=True))
 
 
 @pytest.mark.soak

@@ -146,7 +146,7 @@ def ends_well(files: Path, world: World) -> None:
     assert not used or world.done["late"] in used
 
 
-@pytest.mark.parametrize("harm", [pytest.param(((), DECIDING, 250), id="nobody"), ONE_DIES, ALL])
+@pytest.mark.parametrize("harm", [pytest.param(((), DECIDING, 120), id="nobody"), ONE_DIES, ALL])
 @pytest.mark.parametrize(("prepare", "deletes"), [(unused, pruner_for_an_hour), (due, deleter)])
 def test_a_run_that_starts_while_its_data_is_marked_or_deleted_has_it_or_makes_it(
     prepare: Callable[[Path, World], None],

@@ -80,7 +80,7 @@ def in_folders(
     return map(world, itertools.count())
 
 
-@pytest.fixture(params=["s3", "hub"])
+@pytest.fixture(params=[pytest.param("s3", marks=pytest.mark.soak), "hub"])
 def far_away(
     request: pytest.FixtureRequest,
     tmp_path: Path,

@@ -66,6 +66,7 @@ def test_a_checkpoint_has_only_the_additions_and_the_hash_of_their_base(whole: W
     assert moments["sft"] < moments["pretrain"] / 5
 
 
+@pytest.mark.soak
 def test_sigkills_change_no_bit_of_the_additions(tmp_path: Path, whole: Whole) -> None:
     unbroken = whole(**LORA)
     job = write_job(tmp_path, **LORA, **EACH_STEP)

@@ -119,6 +119,7 @@ def test_every_row_of_pairs_is_trained_once_in_order(unbroken: Path) -> None:
     assert rows_trained(unbroken, "prefer") == [[4 * s, 4 * s + 4] for s in range(STEPS)]
 
 
+@pytest.mark.soak
 def test_sigkills_change_no_bit_of_the_weights(tmp_path: Path, unbroken: Path) -> None:
     finish_after_kills(prefer_job(tmp_path, **EACH_STEP), "prefer", 1)
     assert_same_run(tmp_path, unbroken)

@@ -67,7 +67,7 @@ def test_a_stop_request_is_obeyed_with_exit_4_and_by_a_manager_until_a_person_st
 
 def test_a_spent_budget_stops_the_run_saved_and_raising_it_continues(tmp_path: Path) -> None:
     job = write_job(tmp_path, **LONG)
-    limit = ("budget.dollars=0.01", "budget.dollars_per_hour=9")  # enough for four seconds
+    limit = ("budget.dollars=0.004", "budget.dollars_per_hour=9")  # enough for two seconds
     output = ends_with(4, start(job, *limit, WITHOUT_END))
     assert "budget" in output
     assert "Traceback" not in output
