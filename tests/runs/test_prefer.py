@@ -156,18 +156,6 @@ def test_sigkills_in_the_pass_of_the_reference_change_no_bit(tmp_path, unbroken)
 
 
 @pytest.mark.soak
-def test_the_pass_continues_on_another_machine(tmp_path, unbroken, s3_store, monkeypatch):
-    job = prefer_job(tmp_path, store=s3_store)
-    for number in range(2):
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"machine-{number}"))
-        if number == 0:
-            killed_in_the_pass(tmp_path, job, 6)
-    output = finish(job)
-    assert "reference pass: continuing train after row 12" in output, output
-    assert final_weights(s3_store) == final_weights(unbroken)
-
-
-@pytest.mark.soak
 def test_a_sigkill_at_any_chunk_changes_no_bit(tmp_path: Path, unbroken: Path) -> None:
     job = prefer_job(tmp_path)
     for number in range(13):  # before a chunk, after it, and before the next one

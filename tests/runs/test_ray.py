@@ -10,8 +10,8 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -38,8 +38,6 @@ from tests.support.whole_runs import (
 
 pytestmark = pytest.mark.soak
 
-Whole = Callable[..., Path]
-
 
 @pytest.mark.usefixtures("on_shared_ray")
 def test_two_workers_train_in_bf16_as_one_process_does(tmp_path: Path) -> None:
@@ -63,14 +61,27 @@ def test_two_workers_train_in_bf16_as_one_process_does(tmp_path: Path) -> None:
         assert rows_trained(folders[0], stage) == rows_trained(folders[2], stage)
 
 
+# By the stage that trains: all weights, or LoRA's additions and their moments. Then the frozen base
+# is read again.
+HOPS: dict[str, dict[str, Any]] = {
+    "pretrain": HOPPING,
+    "sft": HOPPING
+    | {
+        "pretrain__steps": 4,
+        "sft": TINY["sft"] | {"steps": STEPS, "global_batch": 8, "lora": {"rank": 4}},
+    },
+}
+
+
 @pytest.mark.usefixtures("on_shared_ray")
-def test_a_run_hops_from_one_worker_to_two_and_back(tmp_path: Path, whole: Whole) -> None:
+@pytest.mark.parametrize("stage", HOPS)
+def test_a_run_hops_from_one_worker_to_two_and_back(tmp_path, whole, stage):
     """World size 1 in one process, 2 under Ray, 1 in one process."""
-    unbroken = whole(**HOPPING)
-    job = write_job(tmp_path, **HOPPING)
+    unbroken = whole(**HOPS[stage])
+    job = write_job(tmp_path, **HOPS[stage])
     for step, workers in ((4, 0), (8, 2)):
         process = start(job, f"hardware.workers={workers}")
-        wait_for(process, f"pretrain step {step}/")
+        wait_for(process, f"{stage} step {step}/")
         if workers == 2:
             # They met at a socket, as workers on several nodes do.
             sockets = listening(worker.pid for worker in workers_of(process.pid, tmp_path))
@@ -79,32 +90,11 @@ def test_a_run_hops_from_one_worker_to_two_and_back(tmp_path: Path, whole: Whole
         interrupt(process, signal.SIGTERM)  # as a cloud sends before it takes the machine
     output = finish(job)
     assert "→" in output
-    assert rows_trained(tmp_path, "pretrain") == [[8 * s, 8 * s + 8] for s in range(STEPS)]
-    assert losses(tmp_path) == pytest.approx(losses(unbroken), rel=1e-4)
-    events = read_events(open_store(str(tmp_path / "runs")), "tiny")
-    assert [e["workers"] for e in events if e["event"] == "training"] == [1, 2, 1]
-
-
-@pytest.mark.usefixtures("on_shared_ray")
-def test_a_run_with_lora_hops_from_one_worker_to_two_and_back(tmp_path: Path, whole: Whole) -> None:
-    """The additions and their moments change the world size; the frozen base is read again."""
-    lora = HOPPING | {
-        "pretrain__steps": 4,
-        "sft": TINY["sft"] | {"steps": STEPS, "global_batch": 8, "lora": {"rank": 4}},
-    }
-    unbroken = whole(**lora)
-    job = write_job(tmp_path, **lora)
-    for step, workers in ((4, 0), (8, 2)):
-        process = start(job, f"hardware.workers={workers}")
-        wait_for(process, f"sft step {step}/")
-        interrupt(process, signal.SIGTERM)
-    output = finish(job)
-    assert "→" in output
-    assert rows_trained(tmp_path, "sft") == [[8 * s, 8 * s + 8] for s in range(STEPS)]
-    assert losses(tmp_path, "sft") == pytest.approx(losses(unbroken, "sft"), rel=1e-4)
+    assert rows_trained(tmp_path, stage) == [[8 * s, 8 * s + 8] for s in range(STEPS)]
+    assert losses(tmp_path, stage) == pytest.approx(losses(unbroken, stage), rel=1e-4)
     assert final_weights(tmp_path).keys() == final_weights(unbroken).keys()
     events = read_events(open_store(str(tmp_path / "runs")), "tiny")
-    trained = [e for e in events if e["event"] == "training" and e["stage"] == "sft"]
+    trained = [e for e in events if e["event"] == "training" and e["stage"] == stage]
     assert [e["workers"] for e in trained] == [1, 2, 1]
 
 

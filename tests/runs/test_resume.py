@@ -74,22 +74,6 @@ def test_metrics_of_every_saved_step_survive_a_kill_between_two_log_lines(tmp_pa
 
 
 @pytest.mark.soak
-def test_a_newest_checkpoint_that_rotted_is_skipped_and_said(tmp_path: Path, whole: Whole) -> None:
-    unbroken = whole(**LONG)
-    job = write_job(tmp_path, **LONG, checkpoint__every_steps=4, log__every=1)
-    process = start(job)
-    wait_for(process, ": saved", lines=2)
-    kill(process)
-    rotten = newest(tmp_path)
-    weights = tmp_path / "runs/tiny" / rotten.key / "model.safetensors"
-    data = bytearray(weights.read_bytes())
-    data[len(data) // 2] ^= 1
-    weights.write_bytes(data)
-    assert f"Skipped checkpoint {rotten.key}" in finish(job)
-    assert final_weights(tmp_path) == final_weights(unbroken)
-
-
-@pytest.mark.soak
 @pytest.mark.parametrize("stage", ["evaluate", "publish"])
 def test_sigkill_inside_a_later_stage_costs_no_training_and_changes_no_result(
     tmp_path: Path, whole: Whole, stage: str

@@ -6,6 +6,7 @@ import contextlib
 from pathlib import Path
 
 import psutil
+import pytest
 
 from pipeline.state.checkpoints import uploader
 from pipeline.state.rows.metrics import read_events
@@ -24,6 +25,7 @@ from tests.support.whole_runs import (
 )
 
 
+@pytest.mark.soak
 def test_a_killed_uploader_costs_a_save_and_nothing_else(tmp_path, whole):
     unbroken = whole()
     job = write_job(tmp_path, checkpoint__every_steps=2, log__every=1)

@@ -56,7 +56,6 @@ def run_on_small_disk(job: Path, size: int) -> OnSmallDisk:
     _own_mounts()
     _mount(disk, size)
     cheaper()
-    _fills_up_later()
     command = ("run", str(job), f"store={disk}/runs", f"publish.to={disk}/model")
     first = pion(*command, folder=str(job.parent))
     partial = [str(path.relative_to(disk)) for path in disk.rglob("*") if _is_partial(path)]
@@ -108,16 +107,6 @@ def cheaper() -> None:
     pion.train.hardware._measured_flops = flops  # type: ignore[assignment]
     pion.formats.verify.verify_export = verified  # type: ignore[assignment]
     pipeline.report.plots.loss_plot = plot
-
-
-def _fills_up_later() -> None:
-    """Let no start see how small the disk is, as if something else filled the disk later."""
-    import pipeline.run.preflight
-
-    def unknown(folder: Path) -> None:
-        return None
-
-    pipeline.run.preflight.free_bytes = unknown  # type: ignore[assignment]
 
 
 def _is_partial(path: Path) -> bool:

@@ -78,16 +78,24 @@ def write_job(folder: Path, **changes: Any) -> str:
 # ---------------------------------------------------------------- whole proofs
 
 
+@pytest.fixture(params=["a folder", pytest.param("S3", marks=pytest.mark.soak)])
+def store(request: pytest.FixtureRequest, here: Path) -> str:
+    """On S3, kills can also land in uploads, and can take this machine's copies with them."""
+    in_bucket: str = request.getfixturevalue("s3_store") if request.param == "S3" else ""
+    return in_bucket or f"file://{here}/runs"
+
+
 @pytest.mark.usefixtures("in_forks")
 @pytest.mark.parametrize("kills", [2, pytest.param(4, marks=pytest.mark.soak)])
-def test_a_run_killed_several_times_ends_like_the_unbroken_one(here, capsys, kills):
-    job = write_job(here)
-    code = main(["prove", job, "--kills", str(kills), "--seed", "3", "--json", "proof.json"])
+def test_a_run_killed_several_times_ends_like_the_unbroken_one(here, store, capsys, kills):
+    options = ["--kills", str(kills), "--seed", "3", "--json", "proof.json", "--store", store]
+    code = main(["prove", write_job(here), *options])
     out = capsys.readouterr().out
     assert code == 0, out
     assert "EQUAL" in out
     result = json.loads((here / "proof.json").read_text())
     assert result["equal"]
+    assert result["store"] == store
     assert result["difference"] is None
     assert len(result["kills"]) == sum(r["kills"] for r in result["rounds"]) == kills
     assert {kill["at"] for kill in result["kills"]} & set(POINTS)
@@ -95,25 +103,8 @@ def test_a_run_killed_several_times_ends_like_the_unbroken_one(here, capsys, kil
     for this in result["rounds"]:
         assert this["stages"] == result["unbroken"]["stages"]
     # Nothing stays behind in the store or on this machine.
+    assert open_store(store).list() == []
     assert not (here / "runs").exists()
-    assert list((here / "cache" / "pion").glob("prove-*")) == []
-
-
-@pytest.mark.soak
-def test_a_run_on_s3_killed_four_times_ends_like_the_unbroken_one(here, s3_store, capsys):
-    """Kills can also land in uploads, and can take this machine's copies with them."""
-    job = write_job(here)
-    arguments = ["--kills", "4", "--seed", "3", "--store", s3_store, "--json", "proof.json"]
-    code = main(["prove", job, *arguments])
-    out = capsys.readouterr().out
-    assert code == 0, out
-    result = json.loads((here / "proof.json").read_text())
-    assert result["equal"]
-    assert result["store"] == s3_store
-    assert len(result["kills"]) == 4
-    for this in result["rounds"]:
-        assert this["stages"] == result["unbroken"]["stages"]
-    assert open_store(s3_store).list() == []
     assert list((here / "cache" / "pion").glob("prove-*")) == []
 
 
@@ -225,15 +216,6 @@ def test_a_kill_comes_after_its_lines_or_once_its_mark_can_not_be_come_to_any_mo
     assert watch.during == "reference"
     halted.touch()
     assert watch.due(halted) == (instant is not None and (line is not None or bool(instant.point)))
-
-
-@pytest.mark.soak
-@pytest.mark.usefixtures("in_forks")
-def test_a_mark_that_can_not_be_come_to_any_more_is_no_reason_to_miss_a_kill(here: Path) -> None:
-    command = [sys.executable, "-m", "pipeline.cli", "run", write_job(here)]
-    with Place() as place:
-        done = attempt(command, place, "tiny", Instant("shard", arrival=1000))
-    assert (done.killed, done.at, done.during) == (True, None, "start-up"), done.last_lines
 
 
 @pytest.mark.soak
