@@ -70,9 +70,9 @@ class Rented:
         secrets = ["--secret", "AWS_ACCESS_KEY_ID", "--secret", "AWS_SECRET_ACCESS_KEY"]
         self.loopback.sky(*command, "-y", "-d", yaml, *settings, *secrets, **self.s3.environment())
 
-    def head(self) -> Head | None:
-        """Return the run's HEAD; None before its first claim."""
-        return RunState(open_store(self.store), RUN).read()
+    def head(self) -> Head:
+        """Return the run's HEAD; an empty one before its first claim."""
+        return RunState(open_store(self.store), RUN).read() or Head()
 
     def wait_for_machine(self, machine: int) -> Pod:
         """Wait until machine number `machine` (from 0) is rented."""
@@ -96,7 +96,7 @@ class Rented:
 
     def wait_for_the_end(self) -> None:
         """Wait until the run is done, and SkyPilot has noticed."""
-        wait_until(lambda: (head := self.head()) and "publish" in head.stages, "publish")
+        wait_until(lambda: "publish" in self.head().stages, "publish")
         self.wait_for_status("SUCCEEDED")
 
     def final_model(self, steps: int = STEPS) -> str:

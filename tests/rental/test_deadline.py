@@ -41,9 +41,7 @@ def test_on_demand_claims_without_spot_and_spot_relieves_it_though_the_watcher_w
         launch.wait_for("requested a machine on spot")
         assert f"cancelled managed job {first}" in launch.text
         launch.process.kill()  # nobody watches any more
-    head = rented.head()
-    assert head is not None
-    committed = head.checkpoints[0].step
+    committed = rented.head().checkpoints[0].step
     runpod.no_spot = False
     spot = rented.wait_for_training(machine=1)
     assert spot.use_spot

@@ -25,7 +25,7 @@ def test_a_managed_job_trains_and_publishes_and_then_its_machine_is_gone(rented:
 
 def test_a_bare_launch_trains_and_publishes(rented: Rented) -> None:
     rented.launch("sky/runpod-a4000.yaml", managed=False)
-    wait_until(lambda: (head := rented.head()) and "publish" in head.stages, "publish")
+    wait_until(lambda: "publish" in rented.head().stages, "publish")
     (pod,) = rented.machines
     assert pod.gpu == "NVIDIA RTX A4000"
     assert not pod.use_spot

@@ -53,7 +53,7 @@ def test_no_other_computer_rents_while_a_lost_machine_is_replaced(rented: Rented
         pod = rented.wait_for_training()
         rented.loopback.runpod.sold_out = {pod.gpu}
         rented.loopback.runpod.preempt(pod)
-        wait_until(lambda: (head := rented.head()) and head.owner is None, "the run to be released")
+        wait_until(lambda: rented.head().owner is None, "the run to be released")
         elsewhere = {"SKYPILOT_USER_ID": "0badcafe"}  # its SkyPilot does not see the job
         with window(rented, "launch", JOB, *SPOT, *overrides, **elsewhere) as second:
             second.ends_with(2)

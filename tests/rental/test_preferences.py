@@ -38,7 +38,6 @@ def test_the_next_machine_continues_with_the_numbers_of_the_first_ones_reference
         wait_until(lambda: re.search(r"prefer step \d+: saved", first.job_log()), "saves of prefer")
         assert "reference pass" in first.job_log()
         head = rented.head()
-        assert head is not None
         rented.loopback.runpod.preempt(first, notice=0.0, leaves="gone")
         second = rented.wait_for_machine(1)
         wait_until(lambda: "prefer: starts" in second.job_log(), "the stage on the second machine")
@@ -46,7 +45,5 @@ def test_the_next_machine_continues_with_the_numbers_of_the_first_ones_reference
         assert re.search(r"prefer: starts \(continues after step \d+", said), said
         assert "reference pass" not in said
         launch.ends_with(0)
-        after = rented.head()
-        assert after is not None
-        assert after.data == head.data
+        assert rented.head().data == head.data
         assert rented.final_model(STEPS) == unbroken()

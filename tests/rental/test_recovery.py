@@ -50,7 +50,6 @@ def test_a_preempted_machine_is_replaced_and_the_weights_are_those_of_an_unbroke
     rented.loopback.runpod.preempt(first, notice=60.0, early=run_has_ended)
     print(f"the run ended {time.monotonic() - signalled:.1f} s after its signal")
     head = rented.head()
-    assert head is not None
     assert head.owner is None, f"the run ended without handing over:\n{said}"
     launch.ends_with(0)
     assert "recovered 1 time" in launch.text
@@ -66,9 +65,7 @@ def test_a_machine_that_dies_without_a_signal_costs_no_committed_step(
     rented: Rented, launch: Window, unbroken: Callable[[], str]
 ) -> None:
     first = rented.wait_for_training(saves=2)
-    head = rented.head()
-    assert head is not None
-    committed = head.checkpoints[0].step
+    committed = rented.head().checkpoints[0].step
     rented.loopback.runpod.preempt(first, notice=0.0, leaves="gone")
     launch.ends_with(0)
     assert rented.rows_trained()[-1][0] >= committed > 0
@@ -84,15 +81,12 @@ def test_a_machine_that_is_cut_off_but_alive_is_fenced_by_its_successor(
     rented.loopback.runpod.cut_off(old)
     rented.wait_for_training(machine=1)
     head = rented.head()
-    assert head is not None
     old.signal(signal.SIGCONT)
     wait_until(lambda: "return code list:" in old.job_log(), "the end of the old machine's job")
     assert "taken over" in old.job_log()
     assert "[3]" in old.job_log(), "exit code 3 means that it was taken over"
     launch.ends_with(0)
-    after = rented.head()
-    assert after is not None
-    assert after.epoch >= head.epoch
+    assert rented.head().epoch >= head.epoch
     assert rented.final_model() == unbroken(), "the old machine's steps got in between"
 
 

@@ -19,7 +19,7 @@ from pipeline.state.claim import claim_run
 from pipeline.state.owner import Owner
 from pipeline.state.rows.metrics import read_events
 from pipeline.state.run_state import RunState
-from pipeline.state.stores import open_store, retry
+from pipeline.state.stores import retry
 from pipeline.state.stores.retry import Patience
 from pipeline.training.context import TrainingContext
 from pipeline.training.train_request import Group, TrainRequest
@@ -28,7 +28,17 @@ from tests.pipeline.state.checkpoints.conftest import NoMapping
 from tests.support.hub_server import READ_TOKEN, USER, hub_server
 from tests.support.jobs import SilentDisplay, tiny_job
 from tests.support.s3_server import FaultProxy, S3Server
-from tests.support.whole_runs import copy_run, ends_with, kill, newest, start, wait_for, write_job
+from tests.support.states import read
+from tests.support.whole_runs import (
+    copy_run,
+    ends_with,
+    events_of,
+    kill,
+    newest,
+    start,
+    wait_for,
+    write_job,
+)
 
 Whole = Callable[..., Path]
 
@@ -201,8 +211,7 @@ def test_nor_between_the_stages_that_are_trained(tmp_path, s3, proxy):
     display = CutOffAt(proxy, pretrained, sft_built)
     assert run_job(load_job(path, []), RunOptions(), display) == 0
     assert display.notes("Trying again until") == display.notes("can be reached again") == 2
-    events = read_events(open_store(store), "tiny")
-    assert [e["stage"] for e in events if e["event"] == "training"] == ["pretrain", "sft"]
+    assert [e["stage"] for e in events_of(store, "training")] == ["pretrain", "sft"]
 
 
 def test_without_linger_such_an_outage_ends_the_run_with_exit_74(tmp_path, s3, proxy):
@@ -213,9 +222,7 @@ def test_without_linger_such_an_outage_ends_the_run_with_exit_74(tmp_path, s3, p
         run_job(load_job(path, []), RunOptions(), display)
     assert ended.value.exit_code == 74
     proxy.clear()
-    head = RunState(open_store(store), "tiny").read()
-    assert head is not None
-    assert head.checkpoints[0].step == 20
+    assert newest(store).step == 20
 
 
 def test_a_rewind_whose_commit_landed_unheard_is_recorded_once(tmp_path: Path) -> None:
@@ -237,8 +244,7 @@ def test_a_rewind_whose_commit_landed_unheard_is_recorded_once(tmp_path: Path) -
     assert context.leave_out("pretrain", Trouble(8, (28, 32), "loss nan"), claim) is None
     claim.release()
     context.watchdog.close()
-    head = context.run.read()
-    assert head is not None
-    assert [(rows.first, rows.stop) for rows in head.skipped["pretrain"]] == [(28, 32)]
+    (rows,) = read(context.run).skipped["pretrain"]
+    assert (rows.first, rows.stop) == (28, 32)
     rewound = [event for event in read_events(far, "tiny") if event["event"] == "rewound"]
     assert len(rewound) == 1

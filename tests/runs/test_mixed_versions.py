@@ -23,6 +23,7 @@ from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store
 from tests.paths import REPOSITORY
 from tests.support.s3_server import S3Server
+from tests.support.states import read
 from tests.support.waiting import LONG_SECONDS, PATIENCE_SECONDS, read_until
 from tests.support.whole_runs import write_job
 
@@ -138,8 +139,7 @@ def test_each_version_sees_forks_takes_over_and_stops_what_the_other_owns(
         rows = json.loads(pion("checkpoints", f"{run.store.url}/copy", "--verify", "--json"))
         assert [row["verified"] for row in rows] == [True]
 
-    head = run.read()
-    assert head is not None
+    head = read(run)
     hop = {"PION_LAUNCH_ID": "launch-2", FROM_EPOCH: str(head.epoch)}
     relief = second.start("run", str(job), **hop)
     started.append(relief)
@@ -149,8 +149,7 @@ def test_each_version_sees_forks_takes_over_and_stops_what_the_other_owns(
     resumed = read_until(relief, ": saved", seconds=LONGEST_WAIT)
     assert "to save its work and hand the run over" in resumed
     assert "continues after step" in resumed
-    head = run.read()
-    assert head is not None
+    head = read(run)
     assert head.owner is not None
     assert head.owner.pid == relief.pid
 

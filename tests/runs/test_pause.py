@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.state.rows.metrics import read_metrics
-from pipeline.state.stores import open_store
 from tests.support.whole_runs import (
     ends_with,
     final_weights,
     finish,
     head_of,
+    metrics_of,
     newest,
     start,
     write_job,
@@ -18,8 +17,7 @@ from tests.support.whole_runs import (
 
 
 def measured(folder: Path) -> list[int]:
-    rows = read_metrics(open_store(str(folder / "runs")), "tiny", head_of(folder), "pretrain")
-    return sorted({row["step"] for row in rows if "held_out_loss" in row})
+    return sorted({row["step"] for row in metrics_of(folder) if "held_out_loss" in row})
 
 
 def test_a_paused_stage_is_measured_and_continues_to_the_same_weights(tmp_path, whole):

@@ -18,12 +18,11 @@ from pipeline.cli import main
 from pipeline.data.prepared import SPLITS
 from pipeline.state.head import REFERENCE
 from pipeline.state.owner import Owner
-from pipeline.state.rows.metrics import read_metrics
 from pipeline.state.run_state import RunState
 from pipeline.state.shared.find_or_prepare import find_or_prepare
 from pipeline.state.shared.folder import complete
 from pipeline.state.shared.records import Writer
-from pipeline.state.stores import FileStore, open_store
+from pipeline.state.stores import FileStore
 from tests.support.meddling import with_slow_steps
 from tests.support.preference_runs import PREFER, killed_in_the_pass, prefer_job
 from tests.support.whole_runs import (
@@ -34,6 +33,7 @@ from tests.support.whole_runs import (
     head_of,
     kill,
     losses,
+    metrics_of,
     rows_trained,
     start,
     wait_for,
@@ -100,7 +100,7 @@ def test_the_evaluation_says_what_changed_and_measures_the_start_by_its_stored_n
 
 
 def test_each_step_and_evaluation_says_how_many_pairs_are_right(unbroken: Path) -> None:
-    rows = read_metrics(open_store(str(unbroken / "runs")), "tiny", head_of(unbroken), "prefer")
+    rows = metrics_of(unbroken, "prefer")
     steps = [row for row in rows if "loss" in row]
     assert len(steps) == STEPS
     assert all(0 <= row["accuracy"] <= 1 for row in steps)
@@ -173,10 +173,7 @@ def test_a_fork_with_another_beta_needs_no_second_pass(tmp_path: Path, unbroken:
     assert "sft: done" in output
     assert "prefer step 8" in output
     assert "reference pass" not in output
-    heads = [RunState(open_store(str(tmp_path / "runs")), n).read() for n in ("tiny", "other")]
-    used = [head.data[REFERENCE] for head in heads if head is not None]
-    assert len(used) == 2
-    assert used[0] == used[1]
+    assert head_of(tmp_path).data[REFERENCE] == head_of(tmp_path, "other").data[REFERENCE]
 
 
 def with_other_sums(source: Path, target: Path) -> Path:
@@ -211,9 +208,8 @@ def test_a_fork_to_a_store_with_other_sums_of_the_same_key_continues_with_its_ow
     before = (theirs / "train.sums.npy").read_bytes()
     for name in ("tiny", "again"):
         assert main(["fork", f"{first}/runs/tiny", f"{second}/runs/{name}"]) == 0
-    heads = [RunState(open_store(f"{second}/runs"), n).read() for n in ("tiny", "again")]
-    used = {head.data[REFERENCE] for head in heads if head is not None}
-    assert len(used) == 1  # the second fork finds the copy of the first
+    # The second fork finds the copy of the first.
+    assert head_of(second).data[REFERENCE] == head_of(second, "again").data[REFERENCE]
     output = finish(prefer_job(second, **EACH_STEP))
     assert "prefer: starts (continues after step 4" in output, output
     assert "reference pass" not in output
@@ -259,13 +255,11 @@ def unbroken_labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_each_step_learns_from_single_answers_by_their_weights(unbroken_labels: Path) -> None:
-    head = head_of(unbroken_labels)
-    rows = read_metrics(open_store(f"{unbroken_labels}/runs"), "tiny", head, "prefer")
-    steps = [row for row in rows if "loss" in row]
+    steps = [row for row in metrics_of(unbroken_labels, "prefer") if "loss" in row]
     assert len(steps) == STEPS
     assert losses(unbroken_labels, "prefer")[0] == pytest.approx(0.625, abs=0.13)  # between ½ and ¾
     assert all(0 <= step["accuracy"] <= 1 for step in steps)
-    assert head.stages["evaluate"].result["prefer"]
+    assert head_of(unbroken_labels).stages["evaluate"].result["prefer"]
 
 
 @pytest.mark.soak

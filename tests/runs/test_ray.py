@@ -16,8 +16,6 @@ from typing import Any
 import psutil
 import pytest
 
-from pipeline.state.rows.metrics import read_events
-from pipeline.state.stores import open_store
 from tests.runs.test_hops import JOB as HOPPING
 from tests.runs.test_hops import STEPS
 from tests.support.doors import listening, open_to_others
@@ -26,6 +24,7 @@ from tests.support.meddling import Meddling
 from tests.support.waiting import LONG_SECONDS, rest_of
 from tests.support.whole_runs import (
     ends_with,
+    events_of,
     final_weights,
     finish,
     interrupt,
@@ -93,9 +92,8 @@ def test_a_run_hops_from_one_worker_to_two_and_back(tmp_path, whole, stage):
     assert rows_trained(tmp_path, stage) == [[8 * s, 8 * s + 8] for s in range(STEPS)]
     assert losses(tmp_path, stage) == pytest.approx(losses(unbroken, stage), rel=1e-4)
     assert final_weights(tmp_path).keys() == final_weights(unbroken).keys()
-    events = read_events(open_store(str(tmp_path / "runs")), "tiny")
-    trained = [e for e in events if e["event"] == "training" and e["stage"] == stage]
-    assert [e["workers"] for e in trained] == [1, 2, 1]
+    starts = [e for e in events_of(tmp_path, "training") if e["stage"] == stage]
+    assert [e["workers"] for e in starts] == [1, 2, 1]
 
 
 def test_workers_that_hang_are_replaced_and_no_bit_of_the_weights_changes(tmp_path, whole):

@@ -9,17 +9,17 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from pipeline.state.rows.metrics import read_all_metrics, read_events
+from pipeline.state.rows.metrics import read_all_metrics
 from pipeline.state.stores import open_store
 from pipeline.workers.ray_workers import RAY_ADDRESS
 from tests.support.ray_cluster import Nodes, ray_cluster
 from tests.support.waiting import run_to_end
 from tests.support.whole_runs import (
     ends_with,
+    events_of,
     head_of,
     interrupt,
     rows_trained,
@@ -136,8 +136,3 @@ def steps_by_epoch(folder: Path) -> dict[int, list[int]]:
     for row in read_all_metrics(open_store(str(folder / "runs")), "tiny", "pretrain"):
         steps.setdefault(row["epoch"], []).append(row["step"])
     return dict(sorted(steps.items()))
-
-
-def events_of(folder: Path, kind: str) -> list[Any]:
-    events = read_events(open_store(str(folder / "runs")), "tiny")
-    return [event for event in events if event["event"] == kind]

@@ -26,6 +26,8 @@ from tests.paths import RELEASE_0_1_0
 from tests.support import later_version
 from tests.support.hub_server import USER, hub_server
 from tests.support.s3_server import S3Server
+from tests.support.states import read
+from tests.support.whole_runs import head_of
 
 EXPECTED = json.loads((RELEASE_0_1_0 / "expected.json").read_text())
 STAGES = ("prepare", "pretrain", "sft", "evaluate", "publish")
@@ -78,9 +80,7 @@ class Older:
         return f"{self.store.url}/{name}"
 
     def head(self, name: str) -> Head:
-        head = RunState(self.store, name).read()
-        assert head is not None
-        return head
+        return read(RunState(self.store, name))
 
     def read(self, path: str) -> Any:
         return json.loads(self.store.read(path))
@@ -270,9 +270,7 @@ def resumes(name: str) -> str:
 def same_cpu() -> bool:
     """Return whether this machine computes the half-done run exactly as 0.1.0's machine did."""
     assert main(["run", "half.yaml", "store=again"]) == 0
-    head = RunState(open_store("again"), "half").read()
-    assert head is not None
-    return head.checkpoints[0].model_sha256 == EXPECTED["half"]["model_sha256"]
+    return head_of("again", "half").checkpoints[0].model_sha256 == EXPECTED["half"]["model_sha256"]
 
 
 @everywhere(by_default=None)  # test_redo.py raises steps, and test_a_half_done_run resumes

@@ -12,8 +12,6 @@ from pipeline.cli import main
 from pipeline.job.file import load_job
 from pipeline.machine.kill_points import HALT_AT
 from pipeline.rent.plan.speeds import past_speeds
-from pipeline.state.run_state import RunState
-from pipeline.state.stores import FileStore
 from tests.support.whole_runs import (
     copy_run,
     ends_with,
@@ -32,8 +30,7 @@ PREPARED = "prepared before"
 
 def data_of(folder: Path, name: str) -> dict[str, str]:
     """Return the keys of the data that a run lists."""
-    head = RunState(FileStore(folder / "runs"), name).read()
-    return dict(head.data)
+    return dict(head_of(folder, name).data)
 
 
 def test_a_second_learning_rate_prepares_nothing(tmp_path: Path) -> None:

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.state.rows.metrics import read_events
-from pipeline.state.stores import open_store
 from tests.support.meddling import Meddling
 from tests.support.whole_runs import (
     ends_with,
+    events_of,
     final_weights,
     finish,
     head_of,
@@ -38,11 +37,6 @@ def small_memory(folder: Path, most: int, inside: str = "pipeline.cli") -> Meddl
     return meddling
 
 
-def hops(folder: Path) -> list[list[str]]:
-    events = read_events(open_store(str(folder / "runs")), "tiny")
-    return [event["receipt"] for event in events if event["event"] == "hop"]
-
-
 def test_a_step_that_runs_out_of_memory_begins_again_with_half_the_micro_batch(tmp_path, whole):
     small = whole(sft=None, hardware__micro_batch=2)
     meddling = small_memory(tmp_path, most=2)
@@ -51,7 +45,8 @@ def test_a_step_that_runs_out_of_memory_begins_again_with_half_the_micro_batch(t
     meddling.check()
     assert "the GPU's memory ran out. This step begins again, with micro_batch 4 → 2" in output
     assert final_weights(tmp_path) == final_weights(small)
-    ((what, consequence),) = hops(tmp_path)
+    (hop,) = events_of(tmp_path, "hop")
+    what, consequence = hop["receipt"]
     assert what.startswith("pretrain after step 0: the GPU's memory ran out.")
     assert consequence.startswith("not bit-identical")
 

@@ -9,13 +9,12 @@ import psutil
 import pytest
 
 from pipeline.state.checkpoints import uploader
-from pipeline.state.rows.metrics import read_events
-from pipeline.state.stores import open_store
 from tests.support.meddling import Meddling
 from tests.support.waiting import lines_of
 from tests.support.whole_runs import (
     RUN_SECONDS,
     ends_with,
+    events_of,
     final_weights,
     head_of,
     newest,
@@ -98,8 +97,7 @@ def test_rows_that_give_nan_are_left_out_and_recorded(tmp_path: Path) -> None:
     assert len(trained) == 20
     (rows,) = head_of(tmp_path).skipped["pretrain"]
     assert (rows.first, rows.stop, rows.step) == (28, 32, 8)
-    events = read_events(open_store(str(tmp_path / "runs")), "tiny")
-    assert [e["rows"] for e in events if e["event"] == "rewound"] == [[28, 32]]
+    assert [event["rows"] for event in events_of(tmp_path, "rewound")] == [[28, 32]]
 
 
 def test_trouble_at_every_turn_stops_after_the_agreed_tries_and_says_what_to_do(tmp_path):

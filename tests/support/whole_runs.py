@@ -18,7 +18,7 @@ import yaml
 
 from pipeline.job.stages import TRAINING
 from pipeline.state.head import CheckpointEntry, Head
-from pipeline.state.rows.metrics import read_metrics
+from pipeline.state.rows.metrics import Row, read_events, read_metrics
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Store, open_store
 from tests.support.forked import ForkedRun, may_fork
@@ -205,9 +205,9 @@ def copy_run(whole: Path, folder: Path, **changes: Any) -> Path:
 # ---------------------------------------------------------------- what it left
 
 
-def head_of(where: Path | str) -> Head:
+def head_of(where: Path | str, name: str = "tiny") -> Head:
     """Return HEAD of the run in this store, or in the store of the job in this folder."""
-    head = RunState(_store(where), "tiny").read()
+    head = RunState(_store(where), name).read()
     assert head is not None
     return head
 
@@ -224,16 +224,24 @@ def newest(where: Path | str) -> CheckpointEntry:
     return head_of(where).checkpoints[0]
 
 
+def metrics_of(where: Path | str, stage: str = "pretrain") -> list[Row]:
+    """Return the rows of a stage's metrics, without rewound steps."""
+    return list(read_metrics(_store(where), "tiny", head_of(where), stage))
+
+
 def rows_trained(where: Path | str, stage: str = "pretrain") -> list[list[int]]:
     """Return [first, stop) of each step's rows, without rewound steps."""
-    rows = read_metrics(_store(where), "tiny", head_of(where), stage)
-    return [row["rows"] for row in rows if "rows" in row]
+    return [row["rows"] for row in metrics_of(where, stage) if "rows" in row]
 
 
 def losses(where: Path | str, stage: str = "pretrain") -> list[float]:
     """Return the loss of each step, without rewound steps."""
-    rows = read_metrics(_store(where), "tiny", head_of(where), stage)
-    return [row["loss"] for row in rows if "loss" in row]
+    return [row["loss"] for row in metrics_of(where, stage) if "loss" in row]
+
+
+def events_of(where: Path | str, kind: str) -> list[Row]:
+    """Return the events of this kind, the oldest first."""
+    return [e for e in read_events(_store(where), "tiny") if e["event"] == kind]
 
 
 def _store(where: Path | str) -> Store:
