@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,41 @@ run: pion run "$JOB"
 """
 
 
+# What SkyPilot asks of the price list for each candidate.
+ASKED = (
+    "get_accelerators_from_instance_type",
+    "get_hourly_cost",
+    "get_instance_type_for_accelerator",
+    "get_region_zones_for_instance_type",
+    "get_vcpus_mem_from_instance_type",
+    "instance_type_exists",
+)
+
+
 @dataclass
 class SkyHome:
     """SkyPilot as this process sees it during the test."""
 
     folder: Path
     patch: pytest.MonkeyPatch
+    _answers: dict[object, Any] = field(default_factory=dict)
+
+    def remember_answers(self) -> None:
+        """Look up each question in the price list once. Each takes pandas milliseconds."""
+        import sky.catalog.runpod_catalog
+
+        for name in ASKED:
+            ask = getattr(sky.catalog.runpod_catalog, name)
+            self.patch.setattr(sky.catalog.runpod_catalog, name, self._remembering(ask))
+
+    def _remembering(self, ask: Callable[..., Any]) -> Callable[..., Any]:
+        def answer(*args: Any, **kwargs: Any) -> Any:
+            question = (ask, args, *kwargs.items())
+            if question not in self._answers:
+                self._answers[question] = ask(*args, **kwargs)
+            return copy.deepcopy(self._answers[question])
+
+        return answer
 
     def sell(self, prices: Mapping[str, Price], regions: Mapping[str, str] | None = None) -> None:
         """Make `prices` RunPod's prices."""
@@ -52,6 +82,7 @@ class SkyHome:
         )
         self.patch.setattr(accelerator_registry, "_accelerator_df", gpus)
         self.patch.setattr(sky.catalog.runpod_catalog, "_df", machines)
+        self._answers.clear()
 
     def raise_prices(self, region: str, factor: float) -> None:
         """Multiply all prices in `region` by `factor`."""
@@ -59,6 +90,7 @@ class SkyHome:
 
         machines = sky.catalog.runpod_catalog._df
         machines.loc[machines["Region"] == region, ["SpotPrice", "Price"]] *= factor
+        self._answers.clear()
 
     def lose_catalog(self) -> None:
         """Remove the price list, and make it impossible to fetch one."""
@@ -107,6 +139,7 @@ def sky_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SkyHome:
     skypilot_config.safe_reload_config()  # forget the settings of another test's home
     found = SkyHome(home, monkeypatch)
     found.sell(PRICES)
+    found.remember_answers()
     return found
 
 

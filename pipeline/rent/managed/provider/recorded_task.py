@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,15 +40,7 @@ def launch_id_of(job: ManagedJob) -> str | None:
 
 def variable_of(job: ManagedJob, name: str) -> str | None:
     """Return a variable of a managed job's task; None if it has none, or nobody knows."""
-    return _envs(job).get(name)
-
-
-@functools.lru_cache(maxsize=1024)  # one watcher may look at hundreds of jobs every ten seconds
-def _envs(job: ManagedJob) -> Mapping[str, str]:
-    try:
-        return recorded_task(job).get("envs") or {}
-    except BadInput:
-        return {}
+    return ((_parsed(job.task or "") or {}).get("envs") or {}).get(name)
 
 
 def recorded_task(job: ManagedJob) -> dict[str, Any]:
@@ -55,15 +48,22 @@ def recorded_task(job: ManagedJob) -> dict[str, Any]:
 
     SkyPilot's record is two documents: a header and this YAML.
     """
+    task = _parsed(job.task or "")
+    if task is None:
+        raise BadInput(f"SkyPilot has no record of the task of managed job {job.id}.")
+    return deepcopy(task)
+
+
+@functools.lru_cache(maxsize=1024)  # one watcher may look at hundreds of jobs every ten seconds
+def _parsed(record: str) -> dict[str, Any] | None:
+    """Return the last document of a record; None if it is no task."""
     try:
-        check_yaml(job.task or "", f"SkyPilot's record of managed job {job.id}")
-        found = yaml.load_all(job.task or "", Loader=BoundedLoader)
+        check_yaml(record, "SkyPilot's record")
+        found = yaml.load_all(record, Loader=BoundedLoader)
         documents = [document for document in found if isinstance(document, dict)]
     except (BadInput, yaml.MarkedYAMLError):
-        documents = []
-    if not documents or "run" not in documents[-1]:
-        raise BadInput(f"SkyPilot has no record of the task of managed job {job.id}.")
-    return documents[-1]
+        return None
+    return documents[-1] if documents and "run" in documents[-1] else None
 
 
 def _elsewhere(resources: Any, avoid: Collection[Place]) -> Any:
