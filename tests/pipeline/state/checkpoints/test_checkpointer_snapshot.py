@@ -64,9 +64,9 @@ def mapped_from_dev_shm() -> set[str]:
     return set(re.findall(r"/dev/shm/\S+", maps))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("saves", [8, pytest.param(80, marks=pytest.mark.soak)])
-def test_memory_stays_flat_over_many_saves(claim: Claim, saves: int) -> None:
+@pytest.mark.soak
+def test_memory_stays_flat_over_many_saves(claim: Claim) -> None:
+    saves = 80
     model = {"weight": torch.ones(1_000_000)}
     me = psutil.Process()
     others = me.children()  # servers of other tests

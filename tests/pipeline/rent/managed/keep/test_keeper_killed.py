@@ -161,8 +161,21 @@ CHANGES = [
 ]  # fmt: skip
 
 
+# One that ends a machine and asks for another, one that asks for a second machine, and two at
+# whose end no machine may be left. The others are made of the same calls.
+QUICK = (waiting, slow_spot, no_machine_on_demand_starts_the_run, end_of_the_run)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.name)
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(
+            change, id=change.name, marks=() if change.before in QUICK else pytest.mark.soak
+        )
+        for change in CHANGES
+    ],
+)
 def test_the_next_watcher_completes_what_a_killed_one_began(day: Day, change: Change) -> None:
     def check() -> None:
         assert day.sky.submitted_to == change.requested

@@ -229,7 +229,7 @@ def test_an_object_that_a_tag_uses_or_that_waits_for_its_commit_is_kept(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("saves", "commits_kept"), [(40, 10), pytest.param(SAVES, COMMITS_KEPT, marks=pytest.mark.soak)]
+    ("saves", "commits_kept"), [(22, 4), pytest.param(SAVES, COMMITS_KEPT, marks=pytest.mark.soak)]
 )
 def test_days_of_training_leave_a_bounded_repository(
     hub: HubServer,

@@ -51,9 +51,17 @@ REFUSALS = [
 ]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("refusal", REFUSALS)
-@pytest.mark.parametrize("method", [".", "POST"])
+QUICK = ((REFUSALS[0], "."), (REFUSALS[1], "POST"))
+
+
+@pytest.mark.parametrize(
+    ("refusal", "method"),
+    [
+        pytest.param(refusal, method, marks=() if (refusal, method) in QUICK else pytest.mark.soak)
+        for refusal in REFUSALS
+        for method in (".", "POST")
+    ],
+)
 def test_a_service_that_refuses_checksums_is_used_and_what_went_up_is_read_back(
     store: S3Store, proxy: FaultProxy, refusal: tuple[int, str, str], method: str
 ) -> None:

@@ -16,8 +16,9 @@ from tests.support.contents import content, sha256
 from tests.support.s3_server import FaultProxy, Kind
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["page", "nothing", "half"])
+@pytest.mark.parametrize(
+    "kind", ["page", *(pytest.param(kind, marks=pytest.mark.soak) for kind in ("nothing", "half"))]
+)
 def test_what_is_not_an_answer_of_s3_is_asked_again_and_then_an_outage(
     store: S3Store, proxy: FaultProxy, tmp_path: Path, kind: Kind
 ) -> None:
