@@ -1,9 +1,6 @@
 """SkyPilot in its own home folder, with our price list and a RunPod that lists no pods."""
 
-from __future__ import annotations
-
 import copy
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,13 +8,11 @@ from typing import Any
 import pytest
 
 from pipeline.rent.managed.watch import Watcher
-from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
-from tests.support.clock import FakeClock
-from tests.support.fake_provider import JOB, FakeProvider, watched_rental
+from tests.support.fake_provider import JOB, watched_rental
 from tests.support.light_run import light_run
 from tests.support.runpod_api import API_KEY, CONFIG, RunPodApi, serve_runpod
-from tests.support.sky_catalog import PRICES, Price, write_catalog
+from tests.support.sky_catalog import PRICES, write_catalog
 
 YAML = """
 resources:
@@ -50,7 +45,7 @@ class SkyHome:
     patch: pytest.MonkeyPatch
     _answers: dict[object, Any] = field(default_factory=dict)
 
-    def remember_answers(self) -> None:
+    def remember_answers(self):
         """Look up each question in the price list once. Each takes pandas milliseconds."""
         import sky.catalog.runpod_catalog
 
@@ -58,8 +53,8 @@ class SkyHome:
             ask = getattr(sky.catalog.runpod_catalog, name)
             self.patch.setattr(sky.catalog.runpod_catalog, name, self._remembering(ask))
 
-    def _remembering(self, ask: Callable[..., Any]) -> Callable[..., Any]:
-        def answer(*args: Any, **kwargs: Any) -> Any:
+    def _remembering(self, ask):
+        def answer(*args, **kwargs):
             question = (ask, args, *kwargs.items())
             if question not in self._answers:
                 self._answers[question] = ask(*args, **kwargs)
@@ -67,7 +62,7 @@ class SkyHome:
 
         return answer
 
-    def sell(self, prices: Mapping[str, Price], regions: Mapping[str, str] | None = None) -> None:
+    def sell(self, prices, regions=None):
         """Make `prices` RunPod's prices."""
         import sky.catalog.runpod_catalog
         from sky.catalog import common
@@ -84,7 +79,7 @@ class SkyHome:
         self.patch.setattr(sky.catalog.runpod_catalog, "_df", machines)
         self._answers.clear()
 
-    def raise_prices(self, region: str, factor: float) -> None:
+    def raise_prices(self, region, factor):
         """Multiply all prices in `region` by `factor`."""
         import sky.catalog.runpod_catalog
 
@@ -92,18 +87,18 @@ class SkyHome:
         machines.loc[machines["Region"] == region, ["SpotPrice", "Price"]] *= factor
         self._answers.clear()
 
-    def lose_catalog(self) -> None:
+    def lose_catalog(self):
         """Remove the price list, and make it impossible to fetch one."""
         import requests
         from sky.catalog import common
 
-        def offline(*args: Any, **kwargs: Any) -> Any:
+        def offline(*args, **kwargs):
             raise requests.ConnectionError("no route to host")
 
         (self.folder / ".sky/catalogs/v8/runpod/vms.csv").unlink()
         self.patch.setattr(common.requests, "get", offline)
 
-    def yaml(self, resources: str = "accelerators: A40", text: str = YAML) -> Path:
+    def yaml(self, resources="accelerators: A40", text=YAML):
         """Write a rental YAML with these lines under `resources`."""
         path = self.folder / "rental.yaml"
         indented = "\n".join(f"  {line}" for line in resources.splitlines())
@@ -112,7 +107,7 @@ class SkyHome:
 
 
 @pytest.fixture(autouse=True)
-def cache_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def cache_of_its_own(tmp_path, monkeypatch):
     """Give the test its own cache folder, where processes of one machine see each other."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     # A result of a card that is committed later must not change what these tests expect.
@@ -120,12 +115,12 @@ def cache_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _traces_are_recorded(recorded_traces: None) -> None:
+def _traces_are_recorded(recorded_traces):
     """Most of the time here would go to traces."""
 
 
 @pytest.fixture
-def sky_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SkyHome:
+def sky_home(tmp_path, monkeypatch):
     """A home with a price list and nothing else. RunPod's API can't be reached."""
     home = tmp_path / "home"
     home.mkdir()
@@ -144,7 +139,7 @@ def sky_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SkyHome:
 
 
 @pytest.fixture
-def runpod_api(sky_home: SkyHome, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunPodApi]:
+def runpod_api(sky_home, monkeypatch):
     """A RunPod account without pods, and its key on this machine."""
     import runpod
 
@@ -158,22 +153,22 @@ def runpod_api(sky_home: SkyHome, monkeypatch: pytest.MonkeyPatch) -> Iterator[R
 
 
 @pytest.fixture
-def run(tmp_path: Path, time: FakeClock) -> RunState:
+def run(tmp_path, time):
     """A released run with work left, last claimed under epoch 2."""
     return light_run(FileStore(tmp_path / "runs"), clock=time.clock())
 
 
 @pytest.fixture
-def provider() -> FakeProvider:
+def provider():
     """A running rental, whose machines the test controls."""
     return watched_rental()
 
 
 @pytest.fixture
-def said() -> list[str]:
+def said():
     return []
 
 
 @pytest.fixture
-def watcher(run: RunState, provider: FakeProvider, said: list[str]) -> Watcher:
+def watcher(run, provider, said):
     return Watcher(run, JOB.name, JOB.id, said.append, provider)

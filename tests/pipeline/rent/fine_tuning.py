@@ -1,13 +1,9 @@
 """Jobs that fine-tune a published model, and cards to plan them for."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
 
 import yaml
 
-from pipeline.job import Job
 from pipeline.rent.plan.gpus import GPU_TYPES
 from pipeline.rent.plan.prices import Offer
 from tests.support.jobs import write_tiny_data
@@ -17,7 +13,7 @@ from tests.support.published_models import write_published
 PREFER = ["prefer.sources=[{kind: jsonl, path: pairs.jsonl}]"]
 
 
-def write_fine_tuning(folder: Path, name: str) -> Path:
+def write_fine_tuning(folder, name):
     """Write the shortest job that fine-tunes this model, with the model and all its data."""
     write_published(folder / name, name)
     write_tiny_data(folder)
@@ -41,7 +37,7 @@ def write_fine_tuning(folder: Path, name: str) -> Path:
     return path
 
 
-def read_fine_tuning(folder: Path, name: str, *overrides: str) -> Job:
+def read_fine_tuning(folder, name, *overrides):
     """Return the job of `write_fine_tuning`, as plan and check read it."""
     from pipeline.base.read_job import read_job
     from pipeline.rent.plan.counted import expect_rows
@@ -52,6 +48,6 @@ def read_fine_tuning(folder: Path, name: str, *overrides: str) -> Job:
     return job
 
 
-def one(gpu: str) -> Offer:
+def one(gpu):
     """Return an offer of one GPU of this type."""
     return Offer(gpu, 1, "RunPod", "CA", False, 0.4, 0.4, GPU_TYPES[gpu].memory, 60)

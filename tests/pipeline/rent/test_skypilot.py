@@ -1,7 +1,5 @@
 """SkyPilot is refused with a reason where it can't work."""
 
-from __future__ import annotations
-
 import logging
 import pwd
 import threading
@@ -13,8 +11,8 @@ from pipeline.rent.skypilot import quiet, sky_module
 from tests.support.waiting import PATIENCE_SECONDS, join
 
 
-def test_a_user_without_a_name_is_told_to_set_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unknown(number: int) -> None:
+def test_a_user_without_a_name_is_told_to_set_one(monkeypatch):
+    def unknown(number):
         raise KeyError(f"getpwuid(): uid not found: {number}")
 
     for variable in ("LOGNAME", "USER", "LNAME", "USERNAME"):
@@ -24,13 +22,13 @@ def test_a_user_without_a_name_is_told_to_set_one(monkeypatch: pytest.MonkeyPatc
         sky_module()
 
 
-def test_a_thread_that_waits_for_skypilot_holds_no_other_up() -> None:
+def test_a_thread_that_waits_for_skypilot_holds_no_other_up():
     sky_module()  # sets the level when it is imported first
     logger = logging.getLogger("sky")
     before = logger.level
     inside, leave = threading.Event(), threading.Event()
 
-    def submit() -> None:
+    def submit():
         with quiet():
             inside.set()
             assert leave.wait(PATIENCE_SECONDS)

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import threading
-from pathlib import Path
 
 import pytest
 
@@ -12,8 +11,7 @@ from pipeline.state.claim import Claim, claim_run
 from pipeline.state.head import CLAIMS_KEPT, WRITE_IDS_KEPT, Head
 from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
-from pipeline.state.stores import Conflict, FileStore, StoreError
-from tests.support.clock import FakeClock
+from pipeline.state.stores import Conflict, StoreError
 from tests.support.hooked_store import Hooked, once
 from tests.support.states import an_entry, list_checkpoint, read, someone
 from tests.support.waiting import join
@@ -21,20 +19,20 @@ from tests.support.waiting import join
 # Claiming
 
 
-def test_the_first_claim_creates_the_run_under_epoch_1(run: RunState) -> None:
+def test_the_first_claim_creates_the_run_under_epoch_1(run):
     assert run.read() is None
     claim = claim_run(run, someone(host="first"))
     assert claim.epoch == 1
     assert (read(run).epoch, read(run).owner.host) == (1, "first")
 
 
-def test_a_released_run_is_claimed_by_anyone_under_the_next_epoch(run: RunState) -> None:
+def test_a_released_run_is_claimed_by_anyone_under_the_next_epoch(run):
     claim_run(run, someone()).release()
     assert read(run).owner is None
     assert claim_run(run, someone()).epoch == 2
 
 
-def test_the_same_process_claims_again_for_each_attempt(run: RunState) -> None:
+def test_the_same_process_claims_again_for_each_attempt(run):
     me = Owner.me()
     first = claim_run(run, me)
     second = claim_run(run, me)
@@ -43,7 +41,7 @@ def test_the_same_process_claims_again_for_each_attempt(run: RunState) -> None:
         first.set_job("x")
 
 
-def test_an_owner_elsewhere_is_refused_and_named(run: RunState) -> None:
+def test_an_owner_elsewhere_is_refused_and_named(run):
     claim_run(run, someone(host="gpu-7", pid=4711))
     before = run.store.read("demo/HEAD.json")
     with pytest.raises(BadInput) as refused:
@@ -55,13 +53,13 @@ def test_an_owner_elsewhere_is_refused_and_named(run: RunState) -> None:
     assert run.store.read("demo/HEAD.json") == before
 
 
-def test_a_living_owner_on_this_machine_is_refused_as_running(run: RunState) -> None:
+def test_a_living_owner_on_this_machine_is_refused_as_running(run):
     claim_run(run, dataclasses.replace(Owner.me(), session="another"))
     with pytest.raises(BadInput, match=f"pid {os.getpid()} .* That process is running"):
         claim_run(run, Owner.me())
 
 
-def test_an_owner_that_died_on_this_machine_is_replaced_at_once(run: RunState) -> None:
+def test_an_owner_that_died_on_this_machine_is_replaced_at_once(run):
     me = Owner.me()
     claim_run(run, dataclasses.replace(me, session="another", pid_start=me.pid_start - 1))
     claim = claim_run(run, me)
@@ -70,15 +68,15 @@ def test_an_owner_that_died_on_this_machine_is_replaced_at_once(run: RunState) -
     assert claim.before.session == "another"
 
 
-def test_a_person_can_take_over_from_anyone(run: RunState) -> None:
+def test_a_person_can_take_over_from_anyone(run):
     claim_run(run, someone())
     assert claim_run(run, someone(), take_over=True).epoch == 2
 
 
-def test_an_unattended_start_waits_for_a_minute_of_silence(run: RunState, time: FakeClock) -> None:
+def test_an_unattended_start_waits_for_a_minute_of_silence(run, time):
     claim_run(run, someone())
     started = time.time
-    said: list[str] = []
+    said = []
     claim = claim_run(run, someone(), unattended=True, say=said.append)
     assert claim.epoch == 2
     assert 60 <= time.time - started < 65
@@ -86,13 +84,11 @@ def test_an_unattended_start_waits_for_a_minute_of_silence(run: RunState, time: 
 
 
 @pytest.mark.parametrize("sign", ["heartbeat", "commit"])
-def test_an_unattended_start_keeps_waiting_while_the_owner_shows_signs_of_life(
-    run: RunState, time: FakeClock, sign: str
-) -> None:
+def test_an_unattended_start_keeps_waiting_while_the_owner_shows_signs_of_life(run, time, sign):
     owner = claim_run(run, someone())
     started = time.time
 
-    def live_for_five_minutes() -> None:
+    def live_for_five_minutes():
         if time.time < started + 300 and int(time.time) % 20 == 0:
             if sign == "heartbeat":
                 owner.heartbeat.beat()
@@ -104,9 +100,7 @@ def test_an_unattended_start_keeps_waiting_while_the_owner_shows_signs_of_life(
     assert time.time - started >= 300 + 40
 
 
-def test_an_unattended_start_continues_as_soon_as_the_owner_releases(
-    run: RunState, time: FakeClock
-) -> None:
+def test_an_unattended_start_continues_as_soon_as_the_owner_releases(run, time):
     owner = claim_run(run, someone())
     started = time.time
     time.during_sleep = lambda: owner.release() if owner.epoch == read(run).epoch else None
@@ -114,7 +108,7 @@ def test_an_unattended_start_continues_as_soon_as_the_owner_releases(
     assert time.time - started < 10
 
 
-def test_attempts_without_progress_are_counted_until_something_is_committed(run: RunState) -> None:
+def test_attempts_without_progress_are_counted_until_something_is_committed(run):
     for _ in range(5):
         claim = claim_run(run, someone(), take_over=True)
         claim.set_restore("pretrain", 0)
@@ -133,9 +127,7 @@ def test_attempts_without_progress_are_counted_until_something_is_committed(run:
 # Committing
 
 
-def test_the_old_owner_is_fenced_and_learns_who_took_over_and_when(
-    run: RunState, time: FakeClock
-) -> None:
+def test_the_old_owner_is_fenced_and_learns_who_took_over_and_when(run, time):
     old = claim_run(run, someone())
     time.time += 100
     new = claim_run(run, someone(host="gpu-9", pid=99), take_over=True)
@@ -147,7 +139,7 @@ def test_the_old_owner_is_fenced_and_learns_who_took_over_and_when(
     assert [entry.step for entry in read(run).checkpoints] == [20]
 
 
-def test_a_fenced_claim_stays_fenced_and_leaves_the_store_alone(run: RunState) -> None:
+def test_a_fenced_claim_stays_fenced_and_leaves_the_store_alone(run):
     old = claim_run(run, someone())
     claim_run(run, someone(), take_over=True).release()
     for _ in range(2):
@@ -160,7 +152,7 @@ def test_a_fenced_claim_stays_fenced_and_leaves_the_store_alone(run: RunState) -
     assert run.store.read("demo/HEAD.json") == before
 
 
-def test_a_claim_is_confirmed_until_another_session_owns_the_run(run: RunState) -> None:
+def test_a_claim_is_confirmed_until_another_session_owns_the_run(run):
     claim = claim_run(run, someone(session="mine"))
     claim.confirm()
     claim_run(run, someone(session="mine"))  # a worker of the same session
@@ -172,7 +164,7 @@ def test_a_claim_is_confirmed_until_another_session_owns_the_run(run: RunState) 
         claim.check()
 
 
-def test_nothing_can_be_committed_after_a_release(run: RunState) -> None:
+def test_nothing_can_be_committed_after_a_release(run):
     claim = claim_run(run, someone())
     claim.release()
     with pytest.raises(Fenced, match="already released run"):
@@ -180,7 +172,7 @@ def test_nothing_can_be_committed_after_a_release(run: RunState) -> None:
     assert read(run).job is None
 
 
-def test_a_run_deleted_under_its_owner_stops_it(run: RunState) -> None:
+def test_a_run_deleted_under_its_owner_stops_it(run):
     claim = claim_run(run, someone())
     run.store.delete("demo/HEAD.json")
     with pytest.raises(Fenced, match=r"deleted, moved or renamed.* move it back"):
@@ -194,15 +186,13 @@ LOST = pytest.mark.parametrize(
 
 
 @LOST
-def test_a_lost_acknowledgement_is_a_success_and_is_not_done_twice(
-    tmp_path: Path, error: Exception
-) -> None:
+def test_a_lost_acknowledgement_is_a_success_and_is_not_done_twice(tmp_path, error):
     store = Hooked(tmp_path)
     claim = claim_run(RunState(store, "demo"), someone())
     store.after = once(error)
     changes = []
 
-    def change(head: Head) -> Head:
+    def change(head):
         changes.append(head)
         return dataclasses.replace(head, job="once")
 
@@ -213,9 +203,7 @@ def test_a_lost_acknowledgement_is_a_success_and_is_not_done_twice(
 
 
 @LOST
-def test_a_claim_whose_acknowledgement_is_lost_is_still_one_claim(
-    tmp_path: Path, error: Exception
-) -> None:
+def test_a_claim_whose_acknowledgement_is_lost_is_still_one_claim(tmp_path, error):
     store = Hooked(tmp_path)
     store.after = once(error)
     claim = claim_run(RunState(store, "demo"), someone())
@@ -224,11 +212,11 @@ def test_a_claim_whose_acknowledgement_is_lost_is_still_one_claim(
     assert read(claim.state).epoch == 1
 
 
-def test_a_lost_acknowledgement_is_recognised_after_somebody_else_took_over(tmp_path: Path) -> None:
+def test_a_lost_acknowledgement_is_recognised_after_somebody_else_took_over(tmp_path):
     store = Hooked(tmp_path)
     claim = claim_run(RunState(store, "demo"), someone())
 
-    def is_taken_over() -> None:
+    def is_taken_over():
         claim_run(RunState(store, "demo"), someone(), take_over=True)
         raise Conflict("HEAD", "")
 
@@ -239,7 +227,7 @@ def test_a_lost_acknowledgement_is_recognised_after_somebody_else_took_over(tmp_
         list_checkpoint(claim, an_entry(20))
 
 
-def test_a_store_that_is_down_fails_the_commit_which_can_be_tried_again(tmp_path: Path) -> None:
+def test_a_store_that_is_down_fails_the_commit_which_can_be_tried_again(tmp_path):
     store = Hooked(tmp_path)
     claim = claim_run(RunState(store, "demo"), someone())
     store.before = once(StoreError("write", "HEAD", "503 Service Unavailable"))
@@ -249,10 +237,10 @@ def test_a_store_that_is_down_fails_the_commit_which_can_be_tried_again(tmp_path
     assert read(claim.state).job == "y"
 
 
-def test_threads_of_one_claim_lose_no_commit(run: RunState) -> None:
+def test_threads_of_one_claim_lose_no_commit(run):
     claim = claim_run(run, someone())
 
-    def add(first: int) -> None:
+    def add(first):
         for step in range(first, first + 5):
             list_checkpoint(claim, an_entry(step))
 
@@ -264,16 +252,14 @@ def test_threads_of_one_claim_lose_no_commit(run: RunState) -> None:
     assert len(read(run).checkpoints) == 15
 
 
-def test_a_commit_keeps_what_another_writer_of_the_same_epoch_wrote(
-    run: RunState, store: FileStore
-) -> None:
+def test_a_commit_keeps_what_another_writer_of_the_same_epoch_wrote(run, store):
     claim = claim_run(run, someone())
     twin = Claim(run, claim.head, Head(), "a copy with a lock of its own")
 
     class MeanwhileChanged:
         done = False
 
-        def __call__(self, head: Head) -> Head:
+        def __call__(self, head):
             if not self.done:
                 self.done = True
                 list_checkpoint(twin, an_entry(1))
@@ -283,7 +269,7 @@ def test_a_commit_keeps_what_another_writer_of_the_same_epoch_wrote(
     assert [entry.step for entry in read(run).checkpoints] == [2, 1]
 
 
-def test_histories_stay_bounded(run: RunState) -> None:
+def test_histories_stay_bounded(run):
     claim = claim_run(run, someone())
     long = dataclasses.replace(
         claim.head,

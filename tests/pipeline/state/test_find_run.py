@@ -1,10 +1,7 @@
 """A run that has lost HEAD.json is not a new run: nothing may be written over its work."""
 
-from __future__ import annotations
-
 import os
 import re
-from pathlib import Path
 
 import pytest
 
@@ -20,25 +17,22 @@ from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
 from pipeline.state.shared.prune import delete_due, list_shared, mark
 from pipeline.state.shared.records import DataState, swap_state
-from pipeline.state.stores import FileStore, Store, open_store
+from pipeline.state.stores import FileStore, open_store
 from pipeline.state.stores import base as stores_base
-from tests.pipeline.conftest import Pion
-from tests.support.clock import FakeClock
 from tests.support.jobs import tiny_job
 from tests.support.light_run import light_run
 from tests.support.many_runs import write_runs
-from tests.support.s3_server import FaultProxy, S3Server
 from tests.support.side_by_side import SideBySide
 from tests.support.states import someone
 
 
-def without_head(store: Store) -> RunState:
+def without_head(store):
     run = light_run(store)
     store.delete(run.key("HEAD.json"))
     return run
 
 
-def test_what_is_left_of_a_run_is_named_and_nothing_starts(store: FileStore) -> None:
+def test_what_is_left_of_a_run_is_named_and_nothing_starts(store):
     run = without_head(store)
     for attempt in (
         lambda: claim_run(run, Owner.me()),
@@ -54,20 +48,20 @@ def test_what_is_left_of_a_run_is_named_and_nothing_starts(store: FileStore) -> 
     assert run.read() is None
 
 
-def test_a_sign_of_an_owner_is_enough(run: RunState) -> None:
+def test_a_sign_of_an_owner_is_enough(run):
     run.store.write(run.key("owner/1.json"), b"{}")
     with pytest.raises(BadInput, match="owner"):
         claim_run(run, Owner.me())
 
 
-def test_what_is_there_before_a_run_begins_does_not_hinder_it(run: RunState) -> None:
+def test_what_is_there_before_a_run_begins_does_not_hinder_it(run):
     for name in ("rental.json", "deadline.json", "watcher.json", "requests/1.json", "probe-0a"):
         run.store.write(run.key(name), b"{}")
     run.store.write("demo-2/owner/1.json", b"{}")  # of another run
     assert claim_run(run, someone()).epoch == 1
 
 
-def test_status_says_what_is_left_of_a_run(here: Path, pion: Pion) -> None:
+def test_status_says_what_is_left_of_a_run(here, pion):
     without_head(FileStore(here / "runs"))
     code, _, error = pion("status", "demo")
     assert code == 2
@@ -82,16 +76,14 @@ FINGERPRINT = "0f" * 32
 LISTS = re.compile(r"list-type=2.*[?&]prefix=([^& ]*)")
 
 
-def listed(proxy: FaultProxy) -> list[str]:
+def listed(proxy):
     """Return the prefixes of all lists."""
     return [found[1] for request in proxy.requests if (found := LISTS.search(request))]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("objects", [2, 6])
-def test_a_list_of_all_runs_asks_for_each_head_and_lists_nothing_below_a_run(
-    s3: S3Server, proxy: FaultProxy, objects: int
-) -> None:
+def test_a_list_of_all_runs_asks_for_each_head_and_lists_nothing_below_a_run(s3, proxy, objects):
     store = open_store(f"s3://{s3.bucket()}/runs")
     names = write_runs(store, 20, objects)
     store.write("not-a-run/notes.txt", b"")
@@ -101,9 +93,7 @@ def test_a_list_of_all_runs_asks_for_each_head_and_lists_nothing_below_a_run(
     assert len(proxy.requests) == 1 + len(names) + 1
 
 
-def test_the_status_of_one_run_asks_for_that_run_only(
-    s3: S3Server, proxy: FaultProxy, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_status_of_one_run_asks_for_that_run_only(s3, proxy, capsys):
     url = f"s3://{s3.bucket()}/runs"
     write_runs(open_store(url), 5, 3)
     proxy.requests.clear()
@@ -113,7 +103,7 @@ def test_the_status_of_one_run_asks_for_that_run_only(
     assert all("max-keys=1&" in request for request in others)  # asks for the service's clock
 
 
-def test_a_check_of_a_job_asks_for_none_of_the_other_runs(s3: S3Server, proxy: FaultProxy) -> None:
+def test_a_check_of_a_job_asks_for_none_of_the_other_runs(s3, proxy):
     url = f"s3://{s3.bucket()}/runs"
     write_runs(open_store(url), 5, 3)
     proxy.requests.clear()
@@ -123,14 +113,12 @@ def test_a_check_of_a_job_asks_for_none_of_the_other_runs(s3: S3Server, proxy: F
     assert not any("/runs/run-0" in request for request in proxy.requests)
 
 
-def test_a_run_whose_head_can_not_be_read_hides_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_whose_head_can_not_be_read_hides_no_other(tmp_path, monkeypatch, capsys):
     store = FileStore(tmp_path / "runs")
     write_runs(store, 3, 1)
     (tmp_path / "runs/run-0001/HEAD.json").write_text("{")
     (tmp_path / "runs/without-head").mkdir()
-    unreadable: dict[str, BadInput] = {}
+    unreadable = {}
     assert list(runs_in(store, unreadable)) == ["run-0000", "run-0002"]
     assert list(unreadable) == ["run-0001"]
     with pytest.raises(BadInput, match=r"run-0001/HEAD\.json is damaged"):
@@ -144,9 +132,7 @@ def test_a_run_whose_head_can_not_be_read_hides_no_other(
     assert "without-head" not in printed
 
 
-def test_a_run_without_head_among_many_hides_no_other(
-    here: Path, pion: Pion, time: FakeClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_without_head_among_many_hides_no_other(here, pion, time, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     store = FileStore(here / "runs")
     names = write_runs(store, 60, 1)
@@ -169,7 +155,7 @@ def test_a_run_without_head_among_many_hides_no_other(
     assert f"{lost} has no HEAD.json, but work of a run lies there: metrics" in error
 
 
-def test_a_message_names_some_runs_of_many(tmp_path: Path) -> None:
+def test_a_message_names_some_runs_of_many(tmp_path):
     store = FileStore(tmp_path / "runs")
     write_runs(store, 60, 1)
     words = known_runs(store)
@@ -178,7 +164,7 @@ def test_a_message_names_some_runs_of_many(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def crowded(s3: S3Server, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> Store:
+def crowded(s3, proxy, monkeypatch):
     """A bucket with a run among 15 photos. At most 10 names are looked through, 4 to a page."""
     monkeypatch.setattr(stores_base, "MOST_NAMES", 10)
     store = open_store(f"s3://{s3.bucket()}")
@@ -190,15 +176,13 @@ def crowded(s3: S3Server, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) ->
     return store
 
 
-def test_a_place_with_too_many_other_names_is_refused_before_all_are_listed(
-    crowded: Store, proxy: FaultProxy
-) -> None:
+def test_a_place_with_too_many_other_names_is_refused_before_all_are_listed(crowded, proxy):
     with pytest.raises(BadInput, match=r"more than 10 files .* for example in s3://\S+/runs\."):
         runs_in(crowded)
     assert len(listed(proxy)) == 3
 
 
-def test_a_run_in_a_crowded_place_is_found_by_its_name(crowded: Store, proxy: FaultProxy) -> None:
+def test_a_run_in_a_crowded_place_is_found_by_its_name(crowded, proxy):
     state, head = read_run(f"{crowded.url}/run-0000")
     assert (state.name, head.epoch) == ("run-0000", 1)
     assert not listed(proxy)
@@ -206,14 +190,12 @@ def test_a_run_in_a_crowded_place_is_found_by_its_name(crowded: Store, proxy: Fa
     assert {prefix.partition("%2F")[0] for prefix in listed(proxy)} == {"new"}
 
 
-def test_a_wrong_name_in_a_crowded_place_is_called_that(crowded: Store) -> None:
+def test_a_wrong_name_in_a_crowded_place_is_called_that(crowded):
     with pytest.raises(BadInput, match=r"^no run 'run-000' in the store .* more than 10 files"):
         read_run(f"{crowded.url}/run-000")
 
 
-def test_other_files_in_a_folder_cost_nothing_and_other_folders_are_bounded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_files_in_a_folder_cost_nothing_and_other_folders_are_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(stores_base, "MOST_NAMES", 10)
     store = FileStore(tmp_path / "runs")
     names = write_runs(store, 10, 1)
@@ -225,7 +207,7 @@ def test_other_files_in_a_folder_cost_nothing_and_other_folders_are_bounded(
         runs_in(store)
 
 
-def test_a_link_that_leads_nowhere_hides_no_run(tmp_path: Path) -> None:
+def test_a_link_that_leads_nowhere_hides_no_run(tmp_path):
     store = FileStore(tmp_path / "runs")
     names = write_runs(store, 2, 1)
     for name, target in (
@@ -243,14 +225,12 @@ class CountsHeads(FileStore):
 
     heads = 0
 
-    def read_versioned(self, key: str) -> tuple[bytes, str]:
+    def read_versioned(self, key):
         self.heads += key.endswith("/HEAD.json")
         return super().read_versioned(key)
 
 
-def test_however_much_data_is_marked_and_deleted_each_head_is_read_once_a_step(
-    tmp_path: Path, time: FakeClock
-) -> None:
+def test_however_much_data_is_marked_and_deleted_each_head_is_read_once_a_step(tmp_path, time):
     store, clock = CountsHeads(tmp_path / "runs"), time.clock()
     write_runs(store, 4, 1)
     names = [f"{number:x}" * 64 for number in range(5)]
@@ -267,7 +247,7 @@ def test_however_much_data_is_marked_and_deleted_each_head_is_read_once_a_step(
     assert store.heads == 2 * 4  # before the data is unusable, and before it is deleted
 
 
-def test_the_states_of_much_data_are_read_side_by_side(tmp_path: Path, time: FakeClock) -> None:
+def test_the_states_of_much_data_are_read_side_by_side(tmp_path, time):
     fingerprints = [f"{number:x}" * 64 for number in range(5)]
     for fingerprint in fingerprints:
         swap_state(FileStore(tmp_path), fingerprint, DataState("ab" * 16, 1, 0.0), None)

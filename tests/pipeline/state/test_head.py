@@ -1,12 +1,8 @@
 """HEAD: its changes, its JSON, and the content that is refused."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import tracemalloc
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -16,11 +12,11 @@ from pipeline.state.head import PREFER_FORMAT, CheckpointEntry, Head, SkippedRow
 from pipeline.state.notes.rental_note import NOTE, RentalNote, write_rental_note
 from pipeline.state.owner import Owner
 from pipeline.state.record_json import BEFORE_0_1_0, MOST_VALUES, count_values
-from pipeline.state.run_state import RunState, heartbeat_path
+from pipeline.state.run_state import heartbeat_path
 from tests.support.states import an_entry, list_checkpoint, read, someone
 
 
-def test_redoing_a_stage_forgets_it_and_later_stages_but_not_earlier_ones(run: RunState) -> None:
+def test_redoing_a_stage_forgets_it_and_later_stages_but_not_earlier_ones(run):
     claim = claim_run(run, someone())
     for stage in ("pretrain", "sft"):
         list_checkpoint(claim, an_entry(10, stage=stage))
@@ -32,9 +28,7 @@ def test_redoing_a_stage_forgets_it_and_later_stages_but_not_earlier_ones(run: R
     assert [item.key for item in head.trash] == ["checkpoints/sft/10-1"]
 
 
-def test_going_back_to_an_earlier_step_unlists_the_later_checkpoints_of_that_stage(
-    run: RunState,
-) -> None:
+def test_going_back_to_an_earlier_step_unlists_the_later_checkpoints_of_that_stage(run):
     claim = claim_run(run, someone())
     list_checkpoint(claim, an_entry(50, stage="prior"))
     for step in (10, 20, 30):
@@ -50,7 +44,7 @@ def test_going_back_to_an_earlier_step_unlists_the_later_checkpoints_of_that_sta
     assert [item.key for item in head.trash] == ["checkpoints/pretrain/30-1"]
 
 
-def test_a_head_of_a_newer_format_is_refused_with_its_version(run: RunState) -> None:
+def test_a_head_of_a_newer_format_is_refused_with_its_version(run):
     claim_run(run, someone()).release()
     raw = json.loads(run.store.read("demo/HEAD.json"))
     run.store.write("demo/HEAD.json", json.dumps({**raw, "format": PREFER_FORMAT + 1}).encode())
@@ -61,9 +55,7 @@ def test_a_head_of_a_newer_format_is_refused_with_its_version(run: RunState) -> 
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])  # also one that was being removed
-def test_a_head_of_before_0_1_0_is_refused_with_the_commit_that_continues_it(
-    run: RunState, number: int
-) -> None:
+def test_a_head_of_before_0_1_0_is_refused_with_the_commit_that_continues_it(run, number):
     claim_run(run, someone())
     raw = json.loads(run.store.read("demo/HEAD.json"))
     old = json.dumps({**raw, "format": number}).encode()
@@ -79,7 +71,7 @@ def test_a_head_of_before_0_1_0_is_refused_with_the_commit_that_continues_it(
 
 
 @pytest.mark.parametrize("where", ["head", "owner", "checkpoint", "claim"])
-def test_an_unknown_field_is_refused_and_named(run: RunState, where: str) -> None:
+def test_an_unknown_field_is_refused_and_named(run, where):
     list_checkpoint(claim_run(run, someone()), an_entry(1))
     raw = json.loads(run.store.read("demo/HEAD.json"))
     places = {"head": raw, "owner": raw["owner"]}
@@ -98,8 +90,8 @@ def test_an_unknown_field_is_refused_and_named(run: RunState, where: str) -> Non
     ],
 )
 def test_a_head_full_of_mistakes_is_refused_with_the_first_in_little_memory(
-    field: str, item: str, count: int, words: str
-) -> None:
+    field, item, count, words
+):
     data = f'{{"format": 4, "{field}": [{",".join([item] * count)}]}}'.encode()
     tracemalloc.start()
     try:
@@ -111,7 +103,7 @@ def test_a_head_full_of_mistakes_is_refused_with_the_first_in_little_memory(
     assert peak < 30e6  # bytes: a message for each mistake takes 80 MB and more
 
 
-def test_a_rented_machine_is_paid_for_from_its_start_and_once_for_all_its_processes() -> None:
+def test_a_rented_machine_is_paid_for_from_its_start_and_once_for_all_its_processes():
     head = Head().claimed(someone(started_at=100.0), at=160.0, price=36.0)
     assert (head.spent.hours * 3600, head.spent.dollars) == pytest.approx((60.0, 0.6))
     head = head.claimed(someone(started_at=100.0), at=200.0, price=36.0)  # the same machine's next
@@ -120,19 +112,17 @@ def test_a_rented_machine_is_paid_for_from_its_start_and_once_for_all_its_proces
     assert (head.spent.hours * 3600, head.spent.dollars) == pytest.approx((160.0, 2.2))
 
 
-def test_a_clock_that_jumps_between_two_claims_of_a_session_costs_nothing() -> None:
+def test_a_clock_that_jumps_between_two_claims_of_a_session_costs_nothing():
     me = someone(started_at=100.0)
     head = Head().claimed(me, at=110.0, price=36.0).claimed(me, at=110.0 + 3 * 3600, price=36.0)
     assert (head.spent.hours * 3600, head.spent.dollars) == pytest.approx((10.0, 0.1))
 
 
 @pytest.mark.slow
-def test_a_head_that_nobody_could_read_is_not_written_and_fewer_checkpoints_are(
-    run: RunState,
-) -> None:
+def test_a_head_that_nobody_could_read_is_not_written_and_fewer_checkpoints_are(run):
     claim = claim_run(run, someone())
 
-    def with_checkpoints(count: int) -> None:
+    def with_checkpoints(count):
         entries = tuple(an_entry(step) for step in range(count, 0, -1))
         claim.commit(lambda head: dataclasses.replace(head, checkpoints=entries))
 
@@ -150,7 +140,7 @@ def test_a_head_that_nobody_could_read_is_not_written_and_fewer_checkpoints_are(
     assert len(read(run).checkpoints) == 2
 
 
-def test_a_head_of_a_run_with_preferences_is_refused_by_versions_that_do_not_know_them() -> None:
+def test_a_head_of_a_run_with_preferences_is_refused_by_versions_that_do_not_know_them():
     """They would take the fine-tuned model for the last one."""
     key = data_key("a" * 64, "b" * 32)
     plain = dataclasses.replace(Head(), data={"sft": key})
@@ -189,7 +179,7 @@ RULE = (
 
 
 @pytest.fixture
-def written(run: RunState) -> RunState:
+def written(run):
     """Return a run whose HEAD has one of everything, with a heartbeat and a rental's note."""
     write_rental_note(run, RentalNote(0.0, "host", "here", "launch", 1), None)
     claim = claim_run(run, Owner.me(), price=0.5)
@@ -209,29 +199,27 @@ def written(run: RunState) -> RunState:
     return run
 
 
-def record_at(run: RunState, path: str) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads(run.store.read(run.key(path)))
+def record_at(run, path):
+    record = json.loads(run.store.read(run.key(path)))
     return record
 
 
-def test_no_key_is_added_to_head_or_taken_from_it(written: RunState) -> None:
+def test_no_key_is_added_to_head_or_taken_from_it(written):
     head = record_at(written, "HEAD.json")
     assert {path: set(at(head, path)) for path in KEYS} == KEYS, RULE
 
 
-def test_no_key_is_added_to_an_owner_file_or_taken_from_it(written: RunState) -> None:
+def test_no_key_is_added_to_an_owner_file_or_taken_from_it(written):
     beat = record_at(written, heartbeat_path(1))
     assert (set(beat), set(beat["owner"])) == (OWNER_FILE, OWNER), RULE
 
 
-def test_no_key_is_added_to_the_note_of_a_rental_or_taken_from_it(written: RunState) -> None:
+def test_no_key_is_added_to_the_note_of_a_rental_or_taken_from_it(written):
     assert set(record_at(written, NOTE)) == RENTAL, RULE
 
 
 @pytest.mark.parametrize("change", [{"format": PREFER_FORMAT + 1}, {"colour": "red"}])
-def test_an_owner_commits_nothing_on_a_head_from_a_newer_version(
-    run: RunState, change: dict[str, Any]
-) -> None:
+def test_an_owner_commits_nothing_on_a_head_from_a_newer_version(run, change):
     claim = claim_run(run, Owner.me())
     newer = json.dumps(record_at(run, "HEAD.json") | change).encode()
     version = run.store.read_versioned(run.key("HEAD.json"))[1]
@@ -241,7 +229,7 @@ def test_an_owner_commits_nothing_on_a_head_from_a_newer_version(
     assert run.store.read(run.key("HEAD.json")) == newer
 
 
-def at(record: Any, path: str) -> Iterator[str]:
+def at(record, path):
     """Return every key of the objects at a dotted path. Lists are entered, and `*` is any key."""
     if isinstance(record, list):
         for item in record:

@@ -1,7 +1,5 @@
 """What an owner's heartbeat reports and detects."""
 
-from pathlib import Path
-
 from pion.errors import Fenced
 from pipeline.state.claim import claim_again, claim_run
 from pipeline.state.run_state import RunState
@@ -11,7 +9,7 @@ from tests.support.states import someone
 from tests.support.waiting import wait_until
 
 
-def test_the_heartbeat_tells_who_is_at_which_step(run: RunState) -> None:
+def test_the_heartbeat_tells_who_is_at_which_step(run):
     claim = claim_run(run, someone(host="gpu-1"))
     assert run.heartbeat(1) is None
     claim.heartbeat.report(stage="pretrain", step=30, steps=480, loss=4.5)
@@ -19,7 +17,6 @@ def test_the_heartbeat_tells_who_is_at_which_step(run: RunState) -> None:
     wait_until(lambda: (run.heartbeat(1) or {}).get("beat", 0) >= 3, "three beats")
     claim.release()
     beat = run.heartbeat(1)
-    assert beat is not None
     assert beat["owner"]["host"] == "gpu-1"
     assert beat["status"] == {
         "stage": "pretrain",
@@ -30,13 +27,13 @@ def test_the_heartbeat_tells_who_is_at_which_step(run: RunState) -> None:
     }
 
 
-def test_the_heartbeat_finds_out_that_somebody_took_over(run: RunState) -> None:
+def test_the_heartbeat_finds_out_that_somebody_took_over(run):
     claim = claim_run(run, someone())
     claim.heartbeat.start(seconds=0.01)
     claim.check()
     claim_run(run, someone(host="gpu-2"), take_over=True)
 
-    def fenced() -> bool:
+    def fenced():
         try:
             claim.check()
         except Fenced as error:
@@ -47,7 +44,7 @@ def test_the_heartbeat_finds_out_that_somebody_took_over(run: RunState) -> None:
     claim.heartbeat.stop()
 
 
-def test_the_heartbeat_finds_out_that_a_worker_of_ours_owns_the_run(run: RunState) -> None:
+def test_the_heartbeat_finds_out_that_a_worker_of_ours_owns_the_run(run):
     me = someone()
     claim = claim_run(run, me)
     claim.heartbeat.start(seconds=0.01)
@@ -61,11 +58,11 @@ def test_the_heartbeat_finds_out_that_a_worker_of_ours_owns_the_run(run: RunStat
     assert not claim.heartbeat.running
 
 
-def test_a_heartbeat_that_cannot_be_written_does_not_disturb_the_run(tmp_path: Path) -> None:
-    store, tried = Hooked(tmp_path), list[str]()
+def test_a_heartbeat_that_cannot_be_written_does_not_disturb_the_run(tmp_path):
+    store, tried = Hooked(tmp_path), []
     claim = claim_run(RunState(store, "demo"), someone())
 
-    def fail(operation: str) -> None:
+    def fail(operation):
         if operation.startswith("write"):
             tried.append(operation)
             raise StoreError("write", operation, "the disk is full")

@@ -4,11 +4,8 @@ import dataclasses
 import json
 import os
 import signal
-import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,8 +15,6 @@ from pipeline.state.owner import Owner, checkout, differences, is_running, may_t
 from tests.support.states import someone
 from tests.support.waiting import read_until, run_to_end
 
-Start = Callable[..., subprocess.Popen[str]]
-
 PRINT_OWNER = """
 import dataclasses, json, sys
 from pipeline.state.owner import Owner
@@ -28,23 +23,23 @@ sys.stdin.readline()
 """
 
 
-def owner_of(process: subprocess.Popen[str]) -> Owner:
+def owner_of(process):
     return Owner(**json.loads(read_until(process, "{")))
 
 
 @pytest.fixture(autouse=True)
-def no_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_launch(monkeypatch):
     monkeypatch.delenv("PION_LAUNCH_ID", raising=False)
     monkeypatch.delenv("SKYPILOT_TASK_ID", raising=False)
 
 
-def test_a_living_process_of_this_machine_is_not_taken_over(start: Start) -> None:
+def test_a_living_process_of_this_machine_is_not_taken_over(start):
     other = owner_of(start(PRINT_OWNER))
     assert is_running(other, Owner.me()) is True
     assert may_take_over(other, Owner.me()) is None
 
 
-def test_a_killed_process_is_taken_over_even_before_its_parent_has_noticed(start: Start) -> None:
+def test_a_killed_process_is_taken_over_even_before_its_parent_has_noticed(start):
     process = start(PRINT_OWNER)
     other = owner_of(process)
     process.send_signal(signal.SIGKILL)
@@ -55,41 +50,39 @@ def test_a_killed_process_is_taken_over_even_before_its_parent_has_noticed(start
     assert may_take_over(other, Owner.me()) == f"its owner, {other.describe()}, is dead"
 
 
-def test_a_new_process_with_a_dead_ones_pid_is_not_mistaken_for_it() -> None:
+def test_a_new_process_with_a_dead_ones_pid_is_not_mistaken_for_it():
     me = Owner.me()
     earlier = dataclasses.replace(me, session="earlier", pid_start=me.pid_start - 1)
     assert is_running(earlier, me) is False
 
 
 @pytest.mark.parametrize("elsewhere", [{"boot_id": "other"}, {"pid_namespace": "pid:[1]"}])
-def test_nothing_is_known_about_processes_of_another_boot_or_container(
-    elsewhere: dict[str, Any],
-) -> None:
+def test_nothing_is_known_about_processes_of_another_boot_or_container(elsewhere):
     me = Owner.me()
     other = dataclasses.replace(me, session="other", pid=2**22 + 1, **elsewhere)
     assert is_running(other, me) is None
     assert may_take_over(other, me) is None
 
 
-def test_without_a_boot_id_no_process_is_declared_dead() -> None:
+def test_without_a_boot_id_no_process_is_declared_dead():
     me = dataclasses.replace(Owner.me(), boot_id="")
     assert is_running(dataclasses.replace(me, session="other", pid=2**22 + 1), me) is None
 
 
-def test_a_released_run_and_ones_own_are_taken_over() -> None:
+def test_a_released_run_and_ones_own_are_taken_over():
     me = Owner.me()
     assert may_take_over(None, me) == "it was released"
     assert may_take_over(me, Owner.me()) == "this process owned it"
 
 
-def test_the_same_launch_is_taken_over_and_no_launch_matches_nothing() -> None:
+def test_the_same_launch_is_taken_over_and_no_launch_matches_nothing():
     mine = someone(launch_id="launch-1")
     assert may_take_over(someone(launch_id="launch-1"), mine) is not None
     assert may_take_over(someone(launch_id="launch-2"), mine) is None
     assert may_take_over(someone(), someone()) is None
 
 
-def test_the_launch_id_is_pions_own_or_else_skypilots(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_launch_id_is_pions_own_or_else_skypilots(monkeypatch):
     assert Owner.me().launch_id is None
     monkeypatch.setenv("SKYPILOT_TASK_ID", "sky-1")
     assert Owner.me().launch_id == "sky-1"
@@ -97,7 +90,7 @@ def test_the_launch_id_is_pions_own_or_else_skypilots(monkeypatch: pytest.Monkey
     assert Owner.me().launch_id == "pion-1"
 
 
-def test_package_versions_are_read_without_importing_the_packages() -> None:
+def test_package_versions_are_read_without_importing_the_packages():
     code = (
         "import sys; from pipeline.state.owner import Owner; versions = Owner.me().versions;"
         "print(sorted(versions), 'torch' in sys.modules or 'ray' in sys.modules)"
@@ -108,8 +101,8 @@ def test_package_versions_are_read_without_importing_the_packages() -> None:
     assert output.endswith("False\n")
 
 
-def test_the_commit_and_uncommitted_changes_of_a_checkout_are_reported(tmp_path: Path) -> None:
-    def git(*arguments: str) -> None:
+def test_the_commit_and_uncommitted_changes_of_a_checkout_are_reported(tmp_path):
+    def git(*arguments):
         identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
         run_to_end(["git", "-C", tmp_path, *identity, *arguments], check=True)
 
@@ -121,7 +114,6 @@ def test_the_commit_and_uncommitted_changes_of_a_checkout_are_reported(tmp_path:
     git("add", ".")
     git("commit", "-q", "-m", "first")
     commit, dirty = checkout(tmp_path)
-    assert commit is not None
     assert len(commit) == 40
     assert dirty is None
 
@@ -149,18 +141,18 @@ def test_the_commit_and_uncommitted_changes_of_a_checkout_are_reported(tmp_path:
 
 
 @pytest.fixture
-def new_checkout(tmp_path: Path) -> Path:
+def new_checkout(tmp_path):
     """The code of a checkout without a commit, in which nothing is tracked."""
     run_to_end(["git", "-C", tmp_path, "init", "-q"], check=True)
     (tmp_path / "pion").mkdir()
     return tmp_path / "pion"
 
 
-def dirty(folder: Path) -> str | None:
+def dirty(folder):
     return checkout(folder.parent)[1]
 
 
-def test_of_a_link_only_its_target_is_read_and_of_a_device_nothing(new_checkout: Path) -> None:
+def test_of_a_link_only_its_target_is_read_and_of_a_device_nothing(new_checkout):
     (new_checkout / "train.py").write_text("lr = 1\n")
     (new_checkout / "zeros").symlink_to("/dev/zero")  # its size is 0, and it has no end
     first = dirty(new_checkout)
@@ -173,13 +165,11 @@ def test_of_a_link_only_its_target_is_read_and_of_a_device_nothing(new_checkout:
     assert dirty(new_checkout) is not None
 
 
-def test_of_many_files_only_so_many_bytes_are_read(
-    new_checkout: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_many_files_only_so_many_bytes_are_read(new_checkout, monkeypatch):
     monkeypatch.setattr(owner, "LARGEST_CHANGES", 3000)
-    read: list[int] = []
+    read = []
 
-    def reading(path: Path, limit: int) -> bytes:
+    def reading(path, limit):
         read.append(path.stat().st_size)
         return read_file(path, limit)
 
@@ -190,9 +180,7 @@ def test_of_many_files_only_so_many_bytes_are_read(
     assert sum(read) == 3 * 999
 
 
-def test_of_a_large_difference_only_the_beginning_is_read(
-    new_checkout: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_a_large_difference_only_the_beginning_is_read(new_checkout, monkeypatch):
     (new_checkout / "data").write_text("a\n")
     commit = ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "first"]
     for command in (["add", "."], commit):
@@ -203,7 +191,7 @@ def test_of_a_large_difference_only_the_beginning_is_read(
     assert dirty(new_checkout) is not None
 
 
-def test_differences_between_two_owners_name_what_changed() -> None:
+def test_differences_between_two_owners_name_what_changed():
     before = someone(commit="a" * 40, dirty=None, versions={"torch": "2.14", "ray": "2.60"})
     after = someone(commit="b" * 40, dirty="0123", versions={"torch": "2.15", "ray": "2.60"})
     assert differences(before, after) == [

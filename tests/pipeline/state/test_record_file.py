@@ -1,9 +1,6 @@
 """A record is read strictly, and a write whose acknowledgement was lost counts as made."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
@@ -27,12 +24,12 @@ class Note:
 MINE, OTHER, LATER = Note("mine"), Note("of another"), Note("mine, and more")
 
 
-def file_in(store: FileStore) -> RecordFile[Note]:
+def file_in(store):
     return RecordFile(store, "run/note.json", strictly(Note), advice="Write it again.")
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Hooked:
+def store(tmp_path):
     return Hooked(tmp_path)
 
 
@@ -40,17 +37,15 @@ ERRORS = [StoreError("write", "it", "no answer", outage=True), Conflict("k", "u"
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-def test_a_write_whose_acknowledgement_is_lost_is_made(store: Hooked, error: Exception) -> None:
+def test_a_write_whose_acknowledgement_is_lost_is_made(store, error):
     store.after = once(error)
     assert file_in(store).swap(MINE, None)
     assert file_in(store).read()[0] == MINE
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-def test_so_is_one_that_another_write_has_followed_if_it_can_be_told(
-    store: Hooked, error: Exception
-) -> None:
-    def follow() -> None:
+def test_so_is_one_that_another_write_has_followed_if_it_can_be_told(store, error):
+    def follow():
         file_in(FileStore(store.folder)).write(LATER)
         raise error
 
@@ -58,7 +53,7 @@ def test_so_is_one_that_another_write_has_followed_if_it_can_be_told(
     assert file_in(store).swap(MINE, None, lambda present: present.text.startswith("mine"))
 
 
-def test_a_write_that_was_not_made_is_an_error_or_a_lost_race(store: Hooked) -> None:
+def test_a_write_that_was_not_made_is_an_error_or_a_lost_race(store):
     store.before = once(ERRORS[0])
     with pytest.raises(StoreError, match="no answer"):
         file_in(store).swap(MINE, None)
@@ -77,9 +72,7 @@ def test_a_write_that_was_not_made_is_an_error_or_a_lost_race(store: Hooked) -> 
         (b'{"format": 1, "text": "x", "mood": "good"}', "has mood in Note"),
     ],
 )
-def test_what_can_not_be_read_is_refused_or_counts_as_none(
-    store: Hooked, data: bytes, why: str
-) -> None:
+def test_what_can_not_be_read_is_refused_or_counts_as_none(store, data, why):
     assert file_in(store).read() == file_in(store).read_if_readable() == (None, None)
     store.write("run/note.json", data)
     with pytest.raises(BadInput, match=rf"run/note\.json.* {why}"):
@@ -90,7 +83,7 @@ def test_what_can_not_be_read_is_refused_or_counts_as_none(
         assert file_in(store).read(as_none=Damaged) == (None, version)
 
 
-def test_the_advice_also_follows_if_not_even_the_bytes_can_be_read(store: Hooked) -> None:
+def test_the_advice_also_follows_if_not_even_the_bytes_can_be_read(store):
     path = store.folder / "run" / "note.json"
     path.parent.mkdir()
     with path.open("wb") as file:

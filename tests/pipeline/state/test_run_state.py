@@ -1,10 +1,7 @@
 """The files that a run has besides HEAD, and its clock."""
 
-from pipeline.state.run_state import RunState
-from tests.support.clock import FakeClock
 
-
-def test_jobs_and_stage_descriptions_are_kept_by_digest(run: RunState) -> None:
+def test_jobs_and_stage_descriptions_are_kept_by_digest(run):
     assert run.read_job("abc") is None
     assert run.read_stage("sft", "abc") is None
     run.write_job("abc", "name: demo\n")
@@ -13,9 +10,9 @@ def test_jobs_and_stage_descriptions_are_kept_by_digest(run: RunState) -> None:
     assert run.read_stage("sft", "abc") == {"inputs": {"sft.lr": 1e-3}}
 
 
-def test_an_answer_is_waited_for_until_it_comes_or_the_time_is_over(time: FakeClock) -> None:
+def test_an_answer_is_waited_for_until_it_comes_or_the_time_is_over(time):
     clock, start = time.clock(), time.time
-    answers: list[list[int] | None] = [None, None, []]
+    answers = [None, None, []]
     assert clock.until(lambda: answers.pop(0), 60, 5) == [], "an empty answer is one"
     assert time.time - start == 10
     assert clock.until(lambda: False, 12, 5) is False

@@ -1,42 +1,38 @@
 """Prepared data goes to a remote store file by file, and an interrupted upload is resumed. Files
 get into another folder as links, or as copies where links are not possible."""
 
-from __future__ import annotations
-
 import os
-from pathlib import Path
 
 import pytest
 
 from pipeline.state.stores import FileStore, StoreError
-from pipeline.state.stores.base import Data
 from pipeline.state.workspace import Workspace, files_below, link_or_copy
 
 
 class Remote(FileStore):
     """A folder that can't be memory-mapped, like a bucket. Fails after `most` writes."""
 
-    def __init__(self, folder: Path, most: int = 1000) -> None:
+    def __init__(self, folder, most=1000):
         super().__init__(folder)
         self.most = most
-        self.written: list[str] = []
+        self.written = []
 
-    def local_path(self, key: str) -> None:
+    def local_path(self, key):
         return None
 
-    def write(self, key: str, data: Data) -> None:
+    def write(self, key, data):
         if len(self.written) == self.most:
             raise StoreError("write", key, "the network is down", outage=True)
         self.written.append(key.rpartition("/")[2])
         super().write(key, data)
 
 
-def workspace(tmp_path: Path, store: Remote) -> Workspace:
+def workspace(tmp_path, store):
     return Workspace(store, "_data", tmp_path / "machine")
 
 
 @pytest.fixture
-def names(tmp_path: Path) -> list[str]:
+def names(tmp_path):
     """Write files to this machine, and return their names."""
     folder = workspace(tmp_path, Remote(tmp_path / "store")).folder("key")
     folder.mkdir(parents=True)
@@ -46,9 +42,7 @@ def names(tmp_path: Path) -> list[str]:
     return found
 
 
-def test_an_interrupted_upload_continues_with_the_missing_files(
-    tmp_path: Path, names: list[str]
-) -> None:
+def test_an_interrupted_upload_continues_with_the_missing_files(tmp_path, names):
     broken = Remote(tmp_path / "store", most=25)
     with pytest.raises(StoreError):
         workspace(tmp_path, broken).keep("key")
@@ -69,9 +63,7 @@ def test_an_interrupted_upload_continues_with_the_missing_files(
     assert again.written == ["files.json"]
 
 
-def test_a_file_that_changed_or_is_gone_from_the_store_is_uploaded_again(
-    tmp_path: Path, names: list[str]
-) -> None:
+def test_a_file_that_changed_or_is_gone_from_the_store_is_uploaded_again(tmp_path, names):
     workspace(tmp_path, Remote(tmp_path / "store")).keep("key")
     again = Remote(tmp_path / "store")
     (workspace(tmp_path, again).folder("key") / names[3]).write_text("changed content.")
@@ -80,14 +72,14 @@ def test_a_file_that_changed_or_is_gone_from_the_store_is_uploaded_again(
     assert again.written == [names[3], names[5], "files.json"]
 
 
-def refuse(*_: object) -> None:
+def refuse(*_):
     raise OSError("no links here")
 
 
 @pytest.mark.parametrize("links", [True, False])
 def test_a_file_is_linked_or_copied_over_what_was_there_and_nothing_else_is_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
-) -> None:
+    tmp_path, monkeypatch, links
+):
     if not links:
         monkeypatch.setattr(os, "link", refuse)
     (tmp_path / "new").write_bytes(b"new")
@@ -99,7 +91,7 @@ def test_a_file_is_linked_or_copied_over_what_was_there_and_nothing_else_is_left
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "old"]
 
 
-def test_hidden_files_are_temporary_and_not_listed(tmp_path: Path) -> None:
+def test_hidden_files_are_temporary_and_not_listed(tmp_path):
     (tmp_path / "b").mkdir()
     for name in ("b/two", "a", "b/.two.part"):
         (tmp_path / name).touch()

@@ -1,18 +1,13 @@
 """A tiny job to check, and helpers that judge a check's rows."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from pipeline.job import Job
 from pipeline.job.file import load_job
-from pipeline.rent.check.command import CheckRow, checks_of, outcome
-from pipeline.rent.sky_yaml import SkyYaml
+from pipeline.rent.check.command import checks_of, outcome
 from tests.support.jobs import tiny_dict
 
 
@@ -22,16 +17,16 @@ class Case:
 
     folder: Path
 
-    def path(self, **changes: Any) -> Path:
+    def path(self, **changes):
         """Write the job file with these fields changed; `__` replaces the dots of a path."""
         path = self.folder / "job.yaml"
         path.write_text(yaml.safe_dump({"store": str(self.folder / "runs")} | tiny_dict(**changes)))
         return path
 
-    def job(self, **changes: Any) -> Job:
+    def job(self, **changes):
         return load_job(self.path(**changes))
 
-    def row(self, name: str, **changes: Any) -> Any:
+    def row(self, name, **changes):
         """Return a row of the job without a rental, of the one check that it belongs to."""
         return row_of(name, self.job(**changes))
 
@@ -49,9 +44,7 @@ CHECK_OF = {
 }
 
 
-def row_of(
-    name: str, job: Job, on: SkyYaml | None = None, path: str | None = None, *, force: bool = False
-) -> Any:
+def row_of(name, job, on=None, path=None, *, force=False):
     """Return one row as `pion check` shows it, by the check that it belongs to alone; None if there
     is no such row."""
     checks = dict(checks_of(job, on, path, force=force))
@@ -60,13 +53,13 @@ def row_of(
     return next((row for row in rows if row.name == name), None)
 
 
-def wrong(row: CheckRow, *words: str) -> None:
+def wrong(row, *words):
     assert row.ok is False, row
     for word in words:
         assert word in row.words, row
 
 
-def unknown(row: CheckRow, *words: str) -> None:
+def unknown(row, *words):
     assert row.ok is None, row
     for word in words:
         assert word in row.words, row

@@ -1,9 +1,6 @@
 """`pion check` says what data.clean would leave out, and finds sets that can't be read."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
 
 import pytest
 
@@ -24,18 +21,18 @@ CLEAN = {
 
 
 @pytest.fixture
-def case(tmp_path: Path) -> Case:
+def case(tmp_path):
     question = {"context": "Which? ", "choices": ["this", "that"], "answer": 1}
     (tmp_path / "pack.jsonl").write_text(json.dumps(question) + "\n")
     write_bundle(tmp_path / "bundle")
     return Case(tmp_path)
 
 
-def test_nothing_is_said_of_a_job_that_does_not_clean(case: Case) -> None:
+def test_nothing_is_said_of_a_job_that_does_not_clean(case):
     assert check_clean(case.job()) == []
 
 
-def test_each_rule_is_named_with_its_bound(case: Case) -> None:
+def test_each_rule_is_named_with_its_bound(case):
     (row,) = check_clean(case.job(data__clean=CLEAN))
     assert row.ok is True
     assert row.words == (
@@ -46,7 +43,7 @@ def test_each_rule_is_named_with_its_bound(case: Case) -> None:
     )
 
 
-def test_a_pack_that_the_text_is_not_cleaned_of_is_a_warning(case: Case) -> None:
+def test_a_pack_that_the_text_is_not_cleaned_of_is_a_warning(case):
     job = case.job(data__clean={}, evaluate__packs=["pack.jsonl"])
     _, row = check_clean(job)
     assert row.ok is None
@@ -55,13 +52,13 @@ def test_a_pack_that_the_text_is_not_cleaned_of_is_a_warning(case: Case) -> None
     assert len(check_clean(case.job(data__clean=clean, evaluate__packs=["./pack.jsonl"]))) == 1
 
 
-def test_a_set_that_cannot_be_read_is_refused_with_its_key(case: Case) -> None:
+def test_a_set_that_cannot_be_read_is_refused_with_its_key(case):
     (case.folder / "bundle" / "core.yaml").unlink()
     with pytest.raises(BadInput, match=r"^data\.clean\.decontaminate\.1: .*core\.yaml"):
         check_clean(case.job(data__clean=CLEAN))
 
 
-def test_the_sets_travel_to_a_rented_machine_unless_the_data_is_prepared(case: Case) -> None:
+def test_the_sets_travel_to_a_rented_machine_unless_the_data_is_prepared(case):
     job = case.job(data__clean=CLEAN)
     keys = {each.key: each.file for each in local_inputs(job, prepared=False)}
     assert keys["data.clean.decontaminate.1"] == (case.folder / "bundle").resolve()

@@ -1,43 +1,36 @@
 """`pion check` finds what would fail later: every bad input is a row that says how to fix it."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 
 from pion.errors import BadInput
 from pion.formats.huggingface.architectures import to_transformers
-from pipeline.job import Job
 from pipeline.rent.check import command
 from pipeline.rent.check.command import CheckRow, show_check
 from pipeline.rent.check.job import check_data
 from pipeline.rent.managed.request import require_checks
 from pipeline.state.stores import FileStore
-from tests.pipeline.rent.check.checked_job import Case, unknown, wrong
+from tests.pipeline.rent.check.checked_job import unknown, wrong
 from tests.support.finished_run import make_run
-from tests.support.hub_server import READ_TOKEN, HubServer, hub_server
+from tests.support.hub_server import READ_TOKEN, hub_server
 from tests.support.light_run import JOB, light_run
-from tests.support.s3_server import FaultProxy, S3Server
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
+def hub(monkeypatch, tmp_path):
     with hub_server() as server:
         server.use(monkeypatch, tmp_path / "hf")
         yield server
 
 
-def test_a_good_job_passes_every_check(case: Case, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_good_job_passes_every_check(case, capsys):
     assert show_check(str(case.path()), [], on=None, force=False, as_json=True) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in rows] == [
@@ -54,9 +47,7 @@ def test_a_good_job_passes_every_check(case: Case, capsys: pytest.CaptureFixture
     assert not list(case.folder.glob("runs/**/probe*")), "the probe leaves nothing behind"
 
 
-def test_every_mistake_of_the_job_file_is_said(
-    case: Case, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_mistake_of_the_job_file_is_said(case, capsys):
     path = str(case.path(pretrain__stps=3, sft__lr="fast"))
     assert show_check(path, [], on=None, force=False, as_json=False) == 2
     printed = " ".join(capsys.readouterr().out.split())
@@ -64,24 +55,24 @@ def test_every_mistake_of_the_job_file_is_said(
     assert "sft.lr" in printed
 
 
-def test_data_without_the_field_it_is_read_from(case: Case) -> None:
+def test_data_without_the_field_it_is_read_from(case):
     (case.folder / "corpus.jsonl").write_text('{"body": "a text"}\n')
     row = case.row("data.sources.0", data__sources=[{"kind": "jsonl", "path": "corpus.jsonl"}])
     wrong(row, "corpus.jsonl:1", "no field 'text'")
 
 
-def test_a_record_that_is_no_conversation(case: Case) -> None:
+def test_a_record_that_is_no_conversation(case):
     (case.folder / "talks.jsonl").write_text('{"say": "hello"}\n')
     wrong(case.row("sft.sources.0"), "talks.jsonl:1", "not a conversation")
 
 
-def test_shards_whose_rows_have_another_length(case: Case) -> None:
+def test_shards_whose_rows_have_another_length(case):
     np.save(case.folder / "shard_0.npy", np.zeros((4, 48), np.uint16))
     row = case.row("data.sources.0", data__sources=[{"kind": "npy", "path": "shard_0.npy"}])
     wrong(row, "shard_0.npy", "48")
 
 
-def test_a_vocabulary_that_the_text_can_not_fill_is_a_warning(case: Case) -> None:
+def test_a_vocabulary_that_the_text_can_not_fill_is_a_warning(case):
     few, many = (
         case.row("vocabulary", tokenizer={"train": {"vocab_size": size}}, model__vocab_size=size)
         for size in (320, 500_000)
@@ -115,20 +106,16 @@ def test_a_vocabulary_that_the_text_can_not_fill_is_a_warning(case: Case) -> Non
         ({"sft__init_from": "nowhere.pt"}, "model", "nowhere.pt"),
     ],
 )
-def test_what_run_refuses_is_refused(
-    case: Case, changes: dict[str, Any], name: str, words: str
-) -> None:
+def test_what_run_refuses_is_refused(case, changes, name, words):
     wrong(case.row(name, **changes), words)
 
 
-def test_a_store_without_room_for_a_checkpoint(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_without_room_for_a_checkpoint(case, monkeypatch):
     monkeypatch.setattr("pipeline.run.preflight.free_bytes", lambda folder: 100_000)
     wrong(case.row("room"), "100 kB free", "one checkpoint of pretrain takes")
 
 
-def test_a_budget_that_run_would_not_start_with(
-    case: Case, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_budget_that_run_would_not_start_with(case, monkeypatch):
     monkeypatch.delenv("PION_DOLLARS_PER_HOUR", raising=False)
     unknown(case.row("budget", budget__dollars=5.0), "the price of this machine is not known")
     assert case.row("budget", budget__dollars=5.0, budget__dollars_per_hour=1.0) is None
@@ -136,16 +123,14 @@ def test_a_budget_that_run_would_not_start_with(
     wrong(case.row("budget", budget__hours=1e-9), "The budget is spent", "raise budget.hours")
 
 
-def test_a_pipe_gets_whole_lines(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pipe_gets_whole_lines(capsys, monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
     command.print_rows([CheckRow("a", True, "b"), CheckRow("data", False, "word " * 50 + "end")])
     lines = capsys.readouterr().out.splitlines()
     assert lines == ["✓  a     b", "✗  data  " + "word " * 50 + "end"]
 
 
-def test_every_source_is_looked_at(case: Case) -> None:
+def test_every_source_is_looked_at(case):
     nowhere = {"kind": "text", "path": "nowhere"}
     job = case.job(data__sources=[nowhere, {"kind": "text", "path": "text"}, nowhere])
     found = {row.name: row.ok for row in check_data(job)}
@@ -153,26 +138,24 @@ def test_every_source_is_looked_at(case: Case) -> None:
     assert found == named | {"sft.sources.0": True}
 
 
-def test_a_data_set_that_the_hub_lacks(case: Case, hub: HubServer) -> None:
+def test_a_data_set_that_the_hub_lacks(case, hub):
     row = case.row("data.sources.0", data__sources=[{"kind": "hub", "repo": "user/data"}])
     wrong(row, "Hub data set user/data", "no such repository")
 
 
-def test_a_data_set_whose_first_record_lacks_the_field(case: Case, hub: HubServer) -> None:
+def test_a_data_set_whose_first_record_lacks_the_field(case, hub):
     hub.add_repo("user/data", "dataset", {"train.jsonl": b'{"body": "a"}\n'})
     row = case.row("data.sources.0", data__sources=[{"kind": "hub", "repo": "user/data"}])
     wrong(row, "user/data row 1", "text")
 
 
-def test_a_hub_out_of_reach_is_not_found_out(
-    case: Case, hub: HubServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hub_out_of_reach_is_not_found_out(case, hub, monkeypatch):
     hub.fail("/api/datasets", status=503, times=99)
     row = case.row("data.sources.0", data__sources=[{"kind": "hub", "repo": "user/data"}])
     unknown(row, "user/data", "can't be reached")
 
 
-def test_a_tokenizer_with_more_entries_than_the_model(case: Case) -> None:
+def test_a_tokenizer_with_more_entries_than_the_model(case):
     from pion.data.tokens.tokenizer import train_bpe
 
     train_bpe(["the cat sat over the house"] * 9, 290).save(case.folder / "tokenizer.json")
@@ -180,7 +163,7 @@ def test_a_tokenizer_with_more_entries_than_the_model(case: Case) -> None:
     wrong(row, "tokenizer.json", "260")
 
 
-def place_weights(case: Case, hub: HubServer, where: str, **changes: Any) -> str:
+def place_weights(case, hub, where, **changes):
     """Put a model of the job's shape, except for `changes`, there; return its `init_from`."""
     config = dataclasses.replace(case.job().model_config_resolved(), **changes)
     ours = json.dumps(config.to_dict()).encode()
@@ -200,22 +183,20 @@ def place_weights(case: Case, hub: HubServer, where: str, **changes: Any) -> str
 
 
 @pytest.mark.parametrize("where", ["folder", "run", "Hub"])
-def test_weights_to_start_from_are_of_the_jobs_model(
-    where: str, case: Case, hub: HubServer
-) -> None:
+def test_weights_to_start_from_are_of_the_jobs_model(where, case, hub):
     assert case.row("sft.init_from", sft__init_from=place_weights(case, hub, where)).ok
     wide = place_weights(case, hub, where, d_ff=64)
     wrong(case.row("model", sft__init_from=wide), wide, "d_ff: job 48, model 64")
 
 
-def test_a_step_to_start_from_that_the_run_does_not_list(case: Case) -> None:
+def test_a_step_to_start_from_that_the_run_does_not_list(case):
     run = f"{make_run(case.folder / 'other').store.url}/demo"
     wrong(case.row("model", sft__init_from=f"{run}@99999"), "no checkpoint @99999", "sft 5")
 
 
 def test_a_run_to_start_from_goes_before_a_hub_repository_of_its_name(
-    case: Case, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    case, hub, tmp_path, monkeypatch
+):
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
     make_run(tmp_path / "cwd" / "runs")
@@ -224,7 +205,7 @@ def test_a_run_to_start_from_goes_before_a_hub_repository_of_its_name(
     assert not hub.requests
 
 
-def test_prepared_data_needs_no_source_any_more(case: Case) -> None:
+def test_prepared_data_needs_no_source_any_more(case):
     light_run(FileStore(case.folder / "runs"), JOB["name"])
     for path in (case.folder / "text").iterdir():
         path.unlink()
@@ -232,41 +213,33 @@ def test_prepared_data_needs_no_source_any_more(case: Case) -> None:
     assert "done prepare, pretrain; sft at step 5" in case.row("run").words
 
 
-def test_a_change_that_would_invalidate_committed_work(case: Case) -> None:
+def test_a_change_that_would_invalidate_committed_work(case):
     light_run(FileStore(case.folder / "runs"), JOB["name"])
     wrong(case.row("store", pretrain__lr=2e-2), "pretrain.lr: 0.01 → 0.02", "--redo pretrain")
 
 
-def test_a_bucket_that_is_not_there(case: Case, proxy: FaultProxy) -> None:
+def test_a_bucket_that_is_not_there(case, proxy):
     wrong(case.row("store", store="s3://no-such-bucket/runs"), "no-such-bucket")
 
 
 @pytest.mark.parametrize(("denied", "words"), [("PUT", "Cannot"), ("DELETE", "delete")])
-def test_a_store_that_may_not_be_written_or_deleted_from(
-    case: Case, proxy: FaultProxy, s3: S3Server, denied: str, words: str
-) -> None:
+def test_a_store_that_may_not_be_written_or_deleted_from(case, proxy, s3, denied, words):
     proxy.deny(match=denied)
     wrong(case.row("store", store=f"s3://{s3.bucket()}"), words)
 
 
-def test_a_store_that_does_not_compare_before_it_swaps(
-    case: Case, proxy: FaultProxy, s3: S3Server
-) -> None:
+def test_a_store_that_does_not_compare_before_it_swaps(case, proxy, s3):
     proxy.ignored_headers = {"if-match", "if-none-match"}
     wrong(case.row("store", store=f"s3://{s3.bucket()}"), "ignores If-None-Match")
 
 
-def test_a_store_that_is_down_is_not_waited_for(
-    case: Case, proxy: FaultProxy, s3: S3Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_that_is_down_is_not_waited_for(case, proxy, s3, monkeypatch):
     monkeypatch.setattr("pipeline.rent.check.job.STORE_SECONDS", 0.3)
     proxy.fail(".", times=math.inf, status=503)
     wrong(case.row("store", store=f"s3://{s3.bucket()}"), "can't be reached")
 
 
-def test_what_does_not_answer_in_time_is_not_found_out(
-    case: Case, hub: HubServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_does_not_answer_in_time_is_not_found_out(case, hub, monkeypatch):
     case.row("store")  # the first imports take a while
     monkeypatch.setattr(command, "SECONDS", 0.3)
     checked = threading.Event()
@@ -276,13 +249,11 @@ def test_what_does_not_answer_in_time_is_not_found_out(
     unknown(next(row for row in rows if row.name == "data"), "no answer in time")
 
 
-def test_conversations_in_files_have_the_time_that_a_first_start_takes(
-    case: Case, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_conversations_in_files_have_the_time_that_a_first_start_takes(case, monkeypatch):
     monkeypatch.setattr(command, "SECONDS", 0.0)
     counted = threading.Event()
 
-    def count(job: Job) -> list[CheckRow]:
+    def count(job):
         counted.set()
         return [CheckRow("conversations", True, "counted")]
 
@@ -293,7 +264,7 @@ def test_conversations_in_files_have_the_time_that_a_first_start_takes(
     assert CheckRow("conversations", True, "counted") in rows
 
 
-def test_time_to_trace_a_model_is_not_counted(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_to_trace_a_model_is_not_counted(case, monkeypatch):
     monkeypatch.setattr(command, "SECONDS", 0.01)
     monkeypatch.setattr(command, "within", lambda seconds, work: work())
     monkeypatch.setattr(command, "traced_seconds", time.monotonic)  # it traces all the time
@@ -303,7 +274,7 @@ def test_time_to_trace_a_model_is_not_counted(case: Case, monkeypatch: pytest.Mo
 
 
 @pytest.fixture
-def store_that_hangs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def store_that_hangs(monkeypatch):
     """Let no store be opened, and let the checks wait for a tenth of a second."""
     forever = threading.Event()
     monkeypatch.setattr(command, "SECONDS", 0.1)
@@ -314,8 +285,8 @@ def store_that_hangs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("store_that_hangs")
 def test_a_store_that_can_not_even_be_opened_in_time_is_no_mistake_and_is_not_waited_for(
-    case: Case, capsys: pytest.CaptureFixture[str]
-) -> None:
+    case, capsys
+):
     assert show_check(str(case.path()), [], on=None, force=False, as_json=True) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert (row["name"], row["ok"]) == ("checks", None)
@@ -324,16 +295,14 @@ def test_a_store_that_can_not_even_be_opened_in_time_is_no_mistake_and_is_not_wa
 
 
 @pytest.mark.usefixtures("store_that_hangs")
-def test_a_machine_is_not_rented_if_no_check_could_begin(case: Case) -> None:
+def test_a_machine_is_not_rented_if_no_check_could_begin(case):
     job_file = SimpleNamespace(job=case.job(), path=case.path())
-    order: Any = SimpleNamespace(job_file=job_file, sky_yaml=None)
+    order = SimpleNamespace(job_file=job_file, sky_yaml=None)
     with pytest.raises(BadInput, match=r"checks: see above\. Nothing"):
         require_checks(order, force=False)
 
 
-def test_a_token_that_may_not_publish(
-    case: Case, hub: HubServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_token_that_may_not_publish(case, hub, monkeypatch):
     publish = {"to": "hf://tester/model", "license": "apache-2.0"}
     assert case.row("publish", publish=publish).ok
     wrong(case.row("publish", publish=publish | {"to": "hf://someone/model"}), "tester")
@@ -341,12 +310,12 @@ def test_a_token_that_may_not_publish(
     wrong(case.row("publish", publish=publish), "is read-only", "HF_TOKEN")
 
 
-def test_a_name_to_publish_under_that_is_taken(case: Case, hub: HubServer) -> None:
+def test_a_name_to_publish_under_that_is_taken(case, hub):
     hub.add_repo("tester/model")
     publish = {"to": "hf://tester/model", "license": "apache-2.0"}
     wrong(case.row("publish", publish=publish), "exists and is public")
 
 
-def test_a_condition_on_results_that_there_are_not(case: Case) -> None:
+def test_a_condition_on_results_that_there_are_not(case):
     publish = {"to": str(case.folder / "model"), "require": ["perplexty < 9"]}
     wrong(case.row("publish", publish=publish), "perplexty")

@@ -1,30 +1,23 @@
 """What `pion check` and `pion launch` refuse, and say, of a job with a deadline."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
 from pion.errors import BadInput
 from pipeline.job import Deadline
-from pipeline.rent.check import CheckRow
 from pipeline.rent.check.command import show_check
 from pipeline.rent.check.deadline import Situation, check_deadline, require_in_time
-from pipeline.rent.deadline.times import OnDemand, on_demand_machines
+from pipeline.rent.deadline.times import on_demand_machines
 from pipeline.rent.plan.prices import RESTART_SECONDS
 from pipeline.rent.plan.speeds import NOTHING_KNOWN, Known, PastSpeed
-from pipeline.rent.sky_yaml import SkyYaml, read_sky_yaml
+from pipeline.rent.sky_yaml import read_sky_yaml
 from pipeline.state.claim import claim_run
-from pipeline.state.head import Head
 from pipeline.state.notes.deadline import Asked, new_deadline, write_first_deadline
 from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store
-from tests.pipeline.rent.check.checked_job import Case
-from tests.pipeline.rent.conftest import SkyHome
 from tests.support.sky_catalog import Price
 from tests.support.states import an_entry, list_checkpoint
 
@@ -34,7 +27,7 @@ MIXED = """any_of:
   - {accelerators: A40, use_spot: false}
   - {accelerators: RTXA4000, use_spot: false}"""
 # Hours of work, for a model that is large enough that the card decides how long a step takes.
-LONG: dict[str, Any] = {
+LONG = {
     "model": {"d_model": 512, "n_layers": 2, "n_heads": 8, "n_kv_heads": 8, "d_ff": 2048},
     "pretrain__steps": 1_000_000,
     "pretrain__global_batch": 512,
@@ -42,11 +35,11 @@ LONG: dict[str, Any] = {
 
 
 @pytest.fixture
-def mixed(sky_home: SkyHome) -> SkyYaml:
+def mixed(sky_home):
     return read_sky_yaml(sky_home.yaml(MIXED))
 
 
-def rows(case: Case, on: SkyYaml, *, force: bool = False, **changes: Any) -> dict[str, CheckRow]:
+def rows(case, on, *, force=False, **changes):
     found = check_deadline(case.job(**LONG, **changes), on, force=force)
     return {
         f"{row.name} {n}" if row.name == "deadline" else row.name: row
@@ -54,20 +47,19 @@ def rows(case: Case, on: SkyYaml, *, force: bool = False, **changes: Any) -> dic
     }
 
 
-def machine(case: Case, on: SkyYaml, gpu: str = "A40", **more: Any) -> OnDemand:
+def machine(case, on, gpu="A40", **more):
     machines = on_demand_machines(case.job(**LONG), on, None, more.get("known", NOTHING_KNOWN))
     return next(machine for machine in machines if machine.gpu == gpu)
 
 
-def hours_for(case: Case, on: SkyYaml, gpu: str, spare: float = 0.0) -> float:
+def hours_for(case, on, gpu, spare=0.0):
     """Return a deadline in hours that leaves just the margin, and `spare` seconds, on this GPU."""
     found = machine(case, on, gpu)
-    assert found.work is not None
     deadline = new_deadline(Asked(1.0, None, 1800), "x", time.time())
     return (found.work + RESTART_SECONDS + found.margin(deadline) + spare) / 3600
 
 
-def refused(case: Case, on: SkyYaml, **changes: Any) -> str:
+def refused(case, on, **changes):
     with pytest.raises(BadInput) as error:
         rows(case, on, **changes)
     assert error.value.exit_code == 2
@@ -78,11 +70,10 @@ def refused(case: Case, on: SkyYaml, **changes: Any) -> str:
 
 
 def test_an_estimated_speed_is_taken_as_slower_and_asks_for_a_tenth_of_the_work_as_margin(
-    case: Case, mixed: SkyYaml
-) -> None:
+    case, mixed
+):
     found = machine(case, mixed)
     guess = found.work
-    assert guess is not None
     assert not found.measured
     deadline = new_deadline(Asked(1.0, None, 60), "x", time.time())
     assert found.margin(deadline) == pytest.approx(max(1800, guess / 10))
@@ -96,7 +87,7 @@ def test_an_estimated_speed_is_taken_as_slower_and_asks_for_a_tenth_of_the_work_
     assert known.work == pytest.approx((1e6 * 512 * 32 + 10 * 4 * 96) / 1e6)
 
 
-def test_committed_steps_are_no_longer_work(case: Case, mixed: SkyYaml) -> None:
+def test_committed_steps_are_no_longer_work(case, mixed):
     from pipeline.job.digest import digest_job
 
     job = case.job(pretrain__steps=1000, sft=None)
@@ -105,10 +96,8 @@ def test_committed_steps_are_no_longer_work(case: Case, mixed: SkyYaml) -> None:
     list_checkpoint(claim, an_entry(250, digest=digest))
     head = claim.state.read()
 
-    def work(head: Head | None) -> float:
-        found = on_demand_machines(job, mixed, head, NOTHING_KNOWN)[0].work
-        assert found is not None
-        return found
+    def work(head):
+        return on_demand_machines(job, mixed, head, NOTHING_KNOWN)[0].work
 
     assert work(head) == pytest.approx(0.75 * work(None))
     claim.finish_stage("pretrain", digest, {})
@@ -118,19 +107,19 @@ def test_committed_steps_are_no_longer_work(case: Case, mixed: SkyYaml) -> None:
 # ---------------------------------------------------------------- what is refused
 
 
-def test_without_a_deadline_nothing_is_said_or_refused(case: Case, sky_home: SkyHome) -> None:
+def test_without_a_deadline_nothing_is_said_or_refused(case, sky_home):
     only_spot = read_sky_yaml(sky_home.yaml("accelerators: A40\nuse_spot: true"))
     assert rows(case, only_spot) == {}
 
 
-def test_a_file_with_only_spot_machines_is_refused(case: Case, sky_home: SkyHome) -> None:
+def test_a_file_with_only_spot_machines_is_refused(case, sky_home):
     only_spot = read_sky_yaml(sky_home.yaml("accelerators: A40\nuse_spot: true"))
     words = refused(case, only_spot, deadline={"hours": 100})
     assert "has no on-demand machine" in words
     assert "use_spot: false" in words
 
 
-def test_slack_below_the_margin_is_refused_with_the_numbers(case: Case, mixed: SkyYaml) -> None:
+def test_slack_below_the_margin_is_refused_with_the_numbers(case, mixed):
     hours = hours_for(case, mixed, "A40", spare=-60)
     work = (machine(case, mixed).work or 0) / 3600
     words = refused(case, mixed, deadline={"hours": hours})
@@ -141,9 +130,7 @@ def test_slack_below_the_margin_is_refused_with_the_numbers(case: Case, mixed: S
     assert "deadline.hours, deadline.at or deadline.margin in the job" in words
 
 
-def test_a_machine_that_is_too_slow_is_named_if_another_one_is_in_time(
-    case: Case, mixed: SkyYaml
-) -> None:
+def test_a_machine_that_is_too_slow_is_named_if_another_one_is_in_time(case, mixed):
     found = rows(case, mixed, deadline={"hours": hours_for(case, mixed, "A40", spare=60)})
     assert found["A40 on demand"].ok
     assert found["RTXA4000 on demand"].ok is None
@@ -152,9 +139,7 @@ def test_a_machine_that_is_too_slow_is_named_if_another_one_is_in_time(
     assert "2 on-demand entries are held back" in found["deadline 1"].words
 
 
-def test_an_on_demand_machine_whose_speed_nobody_knows_is_refused(
-    case: Case, mixed: SkyYaml
-) -> None:
+def test_an_on_demand_machine_whose_speed_nobody_knows_is_refused(case, mixed):
     deadline = new_deadline(Asked(100.0, None, 60), "x", time.time())
     known = machine(case, mixed)
     unknown = replace(known, seconds=None, words="pretrain: the speed of a A40 is unknown")
@@ -164,16 +149,14 @@ def test_an_on_demand_machine_whose_speed_nobody_knows_is_refused(
     assert require_in_time(replace(alone, machines=[unknown, known])) == [known]
 
 
-def test_on_demand_machines_that_nobody_offers_are_refused(case: Case, sky_home: SkyHome) -> None:
+def test_on_demand_machines_that_nobody_offers_are_refused(case, sky_home):
     sky_home.sell({"A40": Price(0.2, None)})
     both = "accelerators: A40\nany_of: [{use_spot: true}, {use_spot: false}]"
     on = read_sky_yaml(sky_home.yaml(both))
     assert "no on-demand machine of" in refused(case, on, deadline={"hours": 100})
 
 
-def test_spot_that_is_dearer_than_on_demand_is_refused_unless_forced(
-    case: Case, sky_home: SkyHome, mixed: SkyYaml
-) -> None:
+def test_spot_that_is_dearer_than_on_demand_is_refused_unless_forced(case, sky_home, mixed):
     sky_home.sell({"A40": Price(0.5, 0.4), "RTXA4000": Price(0.45, 0.6)})
     on = read_sky_yaml(sky_home.yaml(MIXED))
     words = refused(case, on, deadline={"hours": 1000})
@@ -181,14 +164,14 @@ def test_spot_that_is_dearer_than_on_demand_is_refused_unless_forced(
     assert rows(case, on, deadline={"hours": 1000}, force=True)["deadline 0"].ok
 
 
-def test_the_jobs_own_prices_count(case: Case, mixed: SkyYaml) -> None:
+def test_the_jobs_own_prices_count(case, mixed):
     prices = {"A40": {"spot": 0.9, "on_demand": 0.4}, "RTXA4000": {"spot": 0.8, "on_demand": 0.7}}
     assert "$0.80/h, more than on demand ($0.40/h)" in refused(
         case, mixed, prices=prices, deadline={"hours": 1000}
     )
 
 
-def test_a_budget_below_the_worst_case_is_said_and_not_refused(case: Case, mixed: SkyYaml) -> None:
+def test_a_budget_below_the_worst_case_is_said_and_not_refused(case, mixed):
     found = rows(case, mixed, deadline={"hours": 1000}, budget={"dollars": 0.01, "hours": 0.1})
     assert found["budget"].ok is None
     assert "budget.dollars 0.01 is below $" in found["budget"].words
@@ -197,7 +180,7 @@ def test_a_budget_below_the_worst_case_is_said_and_not_refused(case: Case, mixed
     assert "budget" not in enough
 
 
-def test_the_deadline_in_the_store_counts_and_not_the_jobs(case: Case, mixed: SkyYaml) -> None:
+def test_the_deadline_in_the_store_counts_and_not_the_jobs(case, mixed):
     job = case.job(**LONG)
     run = RunState(open_store(job.store), job.name)
     write_first_deadline(
@@ -207,9 +190,7 @@ def test_the_deadline_in_the_store_counts_and_not_the_jobs(case: Case, mixed: Sk
     assert rows(case, mixed, deadline={"hours": 0.1})["deadline 0"].ok
 
 
-def test_a_late_run_is_refused_with_the_command_that_changes_its_deadline(
-    case: Case, mixed: SkyYaml
-) -> None:
+def test_a_late_run_is_refused_with_the_command_that_changes_its_deadline(case, mixed):
     job = case.job(**LONG)
     run = RunState(open_store(job.store), job.name)
     asked = Asked(None, time.time() - 7200, 1800.0)
@@ -222,9 +203,7 @@ def test_a_late_run_is_refused_with_the_command_that_changes_its_deadline(
 # ---------------------------------------------------------------- through `pion check`
 
 
-def test_a_deadline_in_the_past_is_a_mistake_of_the_job_with_its_line(
-    case: Case, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_deadline_in_the_past_is_a_mistake_of_the_job_with_its_line(case, capsys):
     path = case.path(deadline={"at": "2020-01-01T00:00Z"})
     assert show_check(str(path), [], on=None, force=False, as_json=False) == 2
     out = " ".join(capsys.readouterr().out.split())

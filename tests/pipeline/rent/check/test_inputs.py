@@ -3,12 +3,7 @@
 The other files of a job are tried in test_rental.py.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
 
 import pytest
 import yaml
@@ -16,23 +11,22 @@ import yaml
 from pion.errors import BadInput
 from pipeline.base.keep import keep_as_base
 from pipeline.base.read_job import read_job
-from pipeline.job import Job
 from pipeline.rent.check.command import PRICED, run_checks
 from pipeline.rent.check.inputs import check_base, check_files
 from pipeline.rent.check.job import check_evaluate
-from pipeline.rent.sky_yaml import SkyYaml, read_sky_yaml
+from pipeline.rent.sky_yaml import read_sky_yaml
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store
 from tests.pipeline.base.conftest import export_base
-from tests.pipeline.rent.conftest import YAML, SkyHome
-from tests.support.hub_server import READ_TOKEN, WRITE_TOKEN, HubServer, hub_server
+from tests.pipeline.rent.conftest import YAML
+from tests.support.hub_server import READ_TOKEN, WRITE_TOKEN, hub_server
 from tests.support.jobs import write_tiny_data
 
 SFT = {"steps": 1, "warmup_steps": 0, "sources": [{"kind": "jsonl", "path": "talks.jsonl"}]}
 
 
 @pytest.fixture
-def checkout(tmp_path: Path) -> Path:
+def checkout(tmp_path):
     """A folder with conversations and a model, which a rental copies."""
     folder = tmp_path / "checkout"
     (folder / "jobs").mkdir(parents=True)
@@ -42,12 +36,12 @@ def checkout(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def rental(sky_home: SkyHome, checkout: Path) -> SkyYaml:
+def rental(sky_home, checkout):
     """A rental to which the checkout is copied."""
     return read_sky_yaml(sky_home.yaml(text=f"workdir: {checkout}\n" + YAML))
 
 
-def job_from(checkout: Path, source: str, **changes: Any) -> Job:
+def job_from(checkout, source, **changes):
     """Return the job in the folder `jobs` of the checkout that starts from `source`."""
     job = {"name": "mine", "model": {"from": source}, "sft": SFT, "store": f"{checkout}-runs"}
     path = checkout / "jobs" / "job.yaml"
@@ -55,14 +49,14 @@ def job_from(checkout: Path, source: str, **changes: Any) -> Job:
     return read_job(path)
 
 
-def refused(job: Job, rental: SkyYaml) -> str:
+def refused(job, rental):
     """Return what the check of files says against the job."""
     with pytest.raises(BadInput) as error:
         check_files(job, rental, str(job.folder / "job.yaml"))
     return str(error.value)
 
 
-def test_a_model_in_the_workdir_travels_with_the_job(checkout: Path, rental: SkyYaml) -> None:
+def test_a_model_in_the_workdir_travels_with_the_job(checkout, rental):
     job = job_from(checkout, "../base")
     (found,) = check_base(job, rental)
     assert found.ok
@@ -70,9 +64,7 @@ def test_a_model_in_the_workdir_travels_with_the_job(checkout: Path, rental: Sky
     assert row.ok
 
 
-def test_a_model_elsewhere_gets_one_message_before_anything_is_rented(
-    checkout: Path, rental: SkyYaml
-) -> None:
+def test_a_model_elsewhere_gets_one_message_before_anything_is_rented(checkout, rental):
     elsewhere = export_base(checkout.parent / "elsewhere")
     for named in (str(elsewhere), "../../elsewhere"):
         message = refused(job_from(checkout, named), rental)
@@ -85,7 +77,7 @@ def test_a_model_elsewhere_gets_one_message_before_anything_is_rented(
     assert [row.words for row in rows if row.ok is False and "model.from" in row.words] == [message]
 
 
-def test_a_model_behind_a_link_is_elsewhere(checkout: Path, rental: SkyYaml) -> None:
+def test_a_model_behind_a_link_is_elsewhere(checkout, rental):
     elsewhere = export_base(checkout.parent / "elsewhere")
     (checkout / "linked").symlink_to(elsewhere)
     assert f"{elsewhere} is outside" in refused(job_from(checkout, "../linked"), rental)
@@ -95,39 +87,30 @@ def test_a_model_behind_a_link_is_elsewhere(checkout: Path, rental: SkyYaml) -> 
     assert f"{weights} is outside" in refused(job_from(checkout, "../base"), rental)
 
 
-def test_a_model_named_by_its_place_on_this_machine_would_not_be_found(
-    checkout: Path, rental: SkyYaml
-) -> None:
+def test_a_model_named_by_its_place_on_this_machine_would_not_be_found(checkout, rental):
     message = refused(job_from(checkout, str(checkout / "base")), rental)
     assert message.endswith("Name it by its path relative to the job file: ../base")
 
 
 @pytest.mark.parametrize("pattern", ["/base", "*.safetensors"])
-def test_a_model_that_is_left_out_of_the_copy_is_refused(
-    checkout: Path, rental: SkyYaml, pattern: str
-) -> None:
+def test_a_model_that_is_left_out_of_the_copy_is_refused(checkout, rental, pattern):
     (checkout / ".skyignore").write_text(f"{pattern}\n")
     message = refused(job_from(checkout, "../base"), rental)
     assert "model.from: .skyignore or .gitignore excludes " in message
 
 
-def test_once_the_run_has_its_model_the_folder_may_be_anywhere(
-    checkout: Path, rental: SkyYaml
-) -> None:
+def test_once_the_run_has_its_model_the_folder_may_be_anywhere(checkout, rental):
     elsewhere = export_base(checkout.parent / "elsewhere")
     job = job_from(checkout, str(elsewhere))
-    assert job.base is not None
     with pytest.raises(BadInput, match="is outside"):
         check_files(job, rental, None)
     run = RunState(open_store(job.store), job.name)
-    keep_as_base(run, job.base, job.folder, lambda message: None, lambda work: work())  # type: ignore[arg-type]
+    keep_as_base(run, job.base, job.folder, lambda message: None, lambda work: work())
     (row,) = check_files(job, rental, None)
     assert row.ok
 
 
-def test_conversations_named_by_their_place_on_this_machine_would_not_be_found(
-    checkout: Path, rental: SkyYaml
-) -> None:
+def test_conversations_named_by_their_place_on_this_machine_would_not_be_found(checkout, rental):
     talks = checkout / "jobs" / "talks.jsonl"
     source = {"kind": "jsonl", "path": str(talks)}
     job = job_from(checkout, "../base", sft=SFT | {"sources": [source]})
@@ -135,9 +118,7 @@ def test_conversations_named_by_their_place_on_this_machine_would_not_be_found(
         check_files(job, rental, None)
 
 
-def test_nobody_is_asked_for_prices_of_conversations_that_can_not_be_used(
-    checkout: Path, rental: SkyYaml
-) -> None:
+def test_nobody_is_asked_for_prices_of_conversations_that_can_not_be_used(checkout, rental):
     talks = checkout / "jobs" / "talks.jsonl"
     talks.write_text(talks.read_text().splitlines()[0])
     job = job_from(checkout, "../base", sft={"epochs": 1, "sources": SFT["sources"]})
@@ -152,12 +133,12 @@ def test_nobody_is_asked_for_prices_of_conversations_that_can_not_be_used(
 ON_DOCS = {"steps": 1, "warmup_steps": 0, "sources": [{"kind": "python-docs-qa"}]}
 
 
-def on(**secrets: str | None) -> SkyYaml:
+def on(**secrets):
     """A rental to which these secrets are passed on."""
-    return cast(SkyYaml, SimpleNamespace(secrets=secrets))
+    return SimpleNamespace(secrets=secrets)
 
 
-def job_in(folder: Path, source: str, **more: Any) -> Job:
+def job_in(folder, source, **more):
     content = {"name": "mine", "model": {"from": source}, "sft": ON_DOCS, **more}
     path = folder / "job.yaml"
     path.write_text(yaml.safe_dump(content | {"store": str(folder / "runs")}))
@@ -165,7 +146,7 @@ def job_in(folder: Path, source: str, **more: Any) -> Job:
 
 
 @pytest.fixture
-def gated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+def gated(tmp_path, monkeypatch):
     """A Hub with the gated model someone/gated, which this machine can read."""
     folder = export_base(tmp_path / "base")
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -176,9 +157,7 @@ def gated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer
         yield hub
 
 
-def test_a_gated_model_is_asked_for_with_the_token_that_the_rental_gets(
-    gated: HubServer, tmp_path: Path
-) -> None:
+def test_a_gated_model_is_asked_for_with_the_token_that_the_rental_gets(gated, tmp_path):
     job = job_in(tmp_path, "someone/gated")
     (row,) = check_base(job, on(HF_TOKEN=READ_TOKEN), {})
     assert "can be read with the token that the rental gets" in row.words
@@ -188,18 +167,17 @@ def test_a_gated_model_is_asked_for_with_the_token_that_the_rental_gets(
         check_base(job, on(HF_TOKEN=None), {"HF_TOKEN": WRITE_TOKEN})
 
 
-def test_once_the_run_has_its_model_no_token_is_needed(gated: HubServer, tmp_path: Path) -> None:
+def test_once_the_run_has_its_model_no_token_is_needed(gated, tmp_path):
     job = job_in(tmp_path, "someone/gated")
-    assert job.base is not None
     run = RunState(open_store(job.store), job.name)
-    keep_as_base(run, job.base, tmp_path, lambda message: None, lambda work: work())  # type: ignore[arg-type]
+    keep_as_base(run, job.base, tmp_path, lambda message: None, lambda work: work())
     gated.requests.clear()
     (row,) = check_base(read_job(tmp_path / "job.yaml"), on(), {})
     assert "in the run's store" in row.words
     assert not gated.requests
 
 
-def test_a_model_of_this_machine_is_refused_for_a_rental(tmp_path: Path) -> None:
+def test_a_model_of_this_machine_is_refused_for_a_rental(tmp_path):
     from tests.support.finished_run import make_run
 
     make_run(tmp_path / "elsewhere")
@@ -212,16 +190,16 @@ def test_a_model_of_this_machine_is_refused_for_a_rental(tmp_path: Path) -> None
 # ---------------------------------------------------------------- the text to compare on
 
 
-def job_with(folder: Path, text: str) -> Job:
+def job_with(folder, text):
     export_base(folder / "base")
     return job_in(folder, "base", evaluate={"text": text})
 
 
-def test_a_text_outside_the_workdir_is_not_copied(tmp_path: Path) -> None:
+def test_a_text_outside_the_workdir_is_not_copied(tmp_path):
     workdir = tmp_path / "work"
     workdir.mkdir()
     (tmp_path / "notes.txt").write_text("a text")
-    there = cast(SkyYaml, SimpleNamespace(path="rental.yaml", config={"workdir": str(workdir)}))
+    there = SimpleNamespace(path="rental.yaml", config={"workdir": str(workdir)})
     with pytest.raises(BadInput, match=r"evaluate\.text: .*notes\.txt is outside .*work"):
         check_files(job_with(workdir, "../notes.txt"), there, None)
     (workdir / "notes.txt").write_text("a text")
@@ -229,7 +207,7 @@ def test_a_text_outside_the_workdir_is_not_copied(tmp_path: Path) -> None:
     assert row.ok
 
 
-def test_a_text_that_can_not_be_read_is_found_before_anything_is_rented(tmp_path: Path) -> None:
+def test_a_text_that_can_not_be_read_is_found_before_anything_is_rented(tmp_path):
     job = job_with(tmp_path, "notes.txt")
     with pytest.raises(BadInput, match=r"evaluate\.text: no such file or folder"):
         check_evaluate(job)

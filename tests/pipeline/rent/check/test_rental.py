@@ -1,13 +1,8 @@
 """`pion check --on`: what would fail on the machines of a SkyPilot YAML."""
 
-from __future__ import annotations
-
 import json
 import threading
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -23,13 +18,12 @@ from pipeline.state.claim import claim_run
 from pipeline.state.owner import Owner
 from pipeline.state.stores import FileStore
 from tests.paths import RENTALS
-from tests.pipeline.rent.check.checked_job import Case, row_of, unknown, wrong
-from tests.pipeline.rent.conftest import YAML, SkyHome
+from tests.pipeline.rent.check.checked_job import row_of, unknown, wrong
+from tests.pipeline.rent.conftest import YAML
 from tests.support.finished_run import make_run
 from tests.support.hub_server import READ_TOKEN, hub_server
 from tests.support.light_run import light_run
-from tests.support.runpod_api import RunPodApi
-from tests.support.s3_server import SECRET_KEY, S3Server
+from tests.support.s3_server import SECRET_KEY
 from tests.support.sky_catalog import Price
 
 WORKDIR = "workdir: {folder}\n" + YAML
@@ -37,24 +31,17 @@ HUGE = {"d_model": 8192, "n_layers": 40, "n_heads": 64, "n_kv_heads": 8, "d_ff":
 # Fits on the A40, but not on the RTXA4000.
 LARGE = HUGE | {"n_layers": 3}
 
-Row = Callable[..., Any]
 ON_A40 = "1 × A40 on demand on RunPod"
 
 
 @pytest.fixture
-def on_runpod(case: Case, sky_home: SkyHome, runpod_api: RunPodApi) -> Row:
+def on_runpod(case, sky_home, runpod_api):
     """Return one row of the tiny job on a rental. Everything is fine except what a test changes,
     and except the store, which is a folder: a bucket takes time to connect to."""
 
     def find(
-        name: str,
-        resources: str = "accelerators: A40",
-        *,
-        text: str = WORKDIR,
-        path: Path | None = None,
-        force: bool = False,
-        **changes: Any,
-    ) -> Any:
+        name, resources="accelerators: A40", *, text=WORKDIR, path=None, force=False, **changes
+    ):
         text = text.replace("{folder}", str(case.folder))
         sky_yaml = read_sky_yaml(sky_home.yaml(resources, text))
         path = path or case.folder / "job.yaml"
@@ -64,13 +51,13 @@ def on_runpod(case: Case, sky_home: SkyHome, runpod_api: RunPodApi) -> Row:
 
 
 @pytest.fixture
-def with_bucket(on_runpod: Row, s3_store: str, monkeypatch: pytest.MonkeyPatch) -> Row:
+def with_bucket(on_runpod, s3_store, monkeypatch):
     """The same with a store in a bucket, so that everything is fine except what a test changes."""
     monkeypatch.setenv(LOOPBACK_VARIABLE, "1")
     return partial(on_runpod, store=s3_store)
 
 
-def with_controller_here(sky_home: SkyHome) -> None:
+def with_controller_here(sky_home):
     from sky import skypilot_config
 
     (sky_home.folder / ".sky/config.yaml").write_text(f"{CONTROLLER_SETTING}\n")
@@ -78,12 +65,8 @@ def with_controller_here(sky_home: SkyHome) -> None:
 
 
 def test_a_good_rental_passes_every_check_and_shows_no_secret(
-    case: Case,
-    sky_home: SkyHome,
-    runpod_api: RunPodApi,
-    s3_store: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    case, sky_home, runpod_api, s3_store, monkeypatch
+):
     with_controller_here(sky_home)
     monkeypatch.setenv(LOOPBACK_VARIABLE, "1")
     monkeypatch.setenv("HF_TOKEN", "hf_never_to_be_seen")
@@ -99,7 +82,7 @@ def test_a_good_rental_passes_every_check_and_shows_no_secret(
     assert SECRET_KEY not in repr(rows)
 
 
-def test_a_folder_as_the_store_goes_with_the_machine(on_runpod: Row, case: Case) -> None:
+def test_a_folder_as_the_store_goes_with_the_machine(on_runpod, case):
     row = on_runpod("store from there", store=str(case.folder / "runs"))
     wrong(row, "lost with the rented machine", "store=s3://")
 
@@ -128,9 +111,7 @@ HF_REQUIRED = WORKDIR.replace('HF_TOKEN: ""', "HF_TOKEN: null")
         ),
     ],
 )
-def test_what_would_fail_there_is_refused(
-    with_bucket: Row, name: str, changes: dict[str, Any], words: list[str]
-) -> None:
+def test_what_would_fail_there_is_refused(with_bucket, name, changes, words):
     wrong(with_bucket(name, **changes), *words)
 
 
@@ -141,35 +122,27 @@ def test_what_would_fail_there_is_refused(
         ("controller", WORKDIR, ["rent an extra machine", "consolidation_mode: true"]),
     ],
 )
-def test_what_a_person_may_want_otherwise_is_said(
-    on_runpod: Row, name: str, text: str, words: list[str]
-) -> None:
+def test_what_a_person_may_want_otherwise_is_said(on_runpod, name, text, words):
     unknown(on_runpod(name, text=text), *words)
 
 
-def test_a_store_at_an_address_of_this_machine(
-    with_bucket: Row, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_at_an_address_of_this_machine(with_bucket, monkeypatch):
     monkeypatch.delenv(LOOPBACK_VARIABLE)
     wrong(with_bucket("store from there"), "http://127.0.0.1", "A rented machine can't reach it")
 
 
-def test_an_endpoint_that_is_known_on_this_machine_only(
-    with_bucket: Row, monkeypatch: pytest.MonkeyPatch, s3: S3Server
-) -> None:
+def test_an_endpoint_that_is_known_on_this_machine_only(with_bucket, monkeypatch, s3):
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3.url)
     wrong(with_bucket("store from there"), f"export AWS_ENDPOINT_URL={s3.url}")
 
 
-def test_credentials_that_are_not_set(with_bucket: Row, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_credentials_that_are_not_set(with_bucket, monkeypatch):
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     wrong(with_bucket("credentials"), "export AWS_SECRET_ACCESS_KEY=")
 
 
-def test_temporary_keys_travel_whole_and_expire(
-    with_bucket: Row, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_temporary_keys_travel_whole_and_expire(with_bucket, monkeypatch):
     monkeypatch.setenv("AWS_SESSION_TOKEN", "never-to-be-seen")
     row = with_bucket("credentials")
     wrong(row, "does not pass AWS_SESSION_TOKEN on", "add it to `secrets:`")
@@ -181,13 +154,11 @@ def test_temporary_keys_travel_whole_and_expire(
 
 
 @pytest.mark.parametrize("path", RENTALS, ids=lambda path: path.stem)
-def test_every_rental_of_ours_passes_temporary_keys_on(path: Path) -> None:
+def test_every_rental_of_ours_passes_temporary_keys_on(path):
     assert yaml.safe_load(path.read_text())["secrets"]["AWS_SESSION_TOKEN"] == ""
 
 
-def test_keys_for_a_run_to_start_from(
-    with_bucket: Row, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_keys_for_a_run_to_start_from(with_bucket, monkeypatch, tmp_path):
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
     with hub_server() as hub:
         hub.use(monkeypatch, tmp_path / "hf")
@@ -197,9 +168,7 @@ def test_keys_for_a_run_to_start_from(
     wrong(row, "AWS_SECRET_ACCESS_KEY", "for sft.init_from")
 
 
-def test_a_login_to_the_hub_that_does_not_travel(
-    on_runpod: Row, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_login_to_the_hub_that_does_not_travel(on_runpod, monkeypatch, tmp_path):
     with hub_server() as hub:
         hub.use(monkeypatch, tmp_path / "hf", token=None)
         (tmp_path / "hf").mkdir(exist_ok=True)
@@ -215,9 +184,7 @@ def test_a_login_to_the_hub_that_does_not_travel(
 
 
 @pytest.mark.parametrize("named", ["demo", "runs/demo", "file://{cwd}/runs/demo"])
-def test_a_run_to_start_from_that_only_this_machine_has(
-    named: str, with_bucket: Row, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_to_start_from_that_only_this_machine_has(named, with_bucket, tmp_path, monkeypatch):
     cwd = tmp_path / "cwd"
     cwd.mkdir()
     monkeypatch.chdir(cwd)
@@ -226,7 +193,7 @@ def test_a_run_to_start_from_that_only_this_machine_has(
     wrong(row, "sft.init_from", "on this machine only", "s3://bucket/prefix/run")
 
 
-def test_weights_to_start_from_may_travel_with_the_job(on_runpod: Row, case: Case) -> None:
+def test_weights_to_start_from_may_travel_with_the_job(on_runpod, case):
     (case.folder / "base").mkdir()
     config = json.dumps(case.job().model_config_resolved().to_dict())
     (case.folder / "base" / "config.json").write_text(config)
@@ -236,9 +203,7 @@ def test_weights_to_start_from_may_travel_with_the_job(on_runpod: Row, case: Cas
     wrong(on_runpod("files", sft__init_from="base"), "sft.init_from", ".skyignore")
 
 
-def test_a_secret_that_is_not_passed_on_is_not_shown(
-    with_bucket: Row, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_secret_that_is_not_passed_on_is_not_shown(with_bucket, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_never_to_be_seen")
     row = with_bucket("credentials", text=WORKDIR.replace('HF_TOKEN: "", ', ""))
     assert row.ok
@@ -247,8 +212,8 @@ def test_a_secret_that_is_not_passed_on_is_not_shown(
 
 
 def test_a_controller_on_this_machine_and_a_server_that_has_not_read_the_setting(
-    on_runpod: Row, sky_home: SkyHome, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    on_runpod, sky_home, monkeypatch
+):
     with_controller_here(sky_home)
     row = on_runpod("controller")
     assert row.ok
@@ -257,37 +222,35 @@ def test_a_controller_on_this_machine_and_a_server_that_has_not_read_the_setting
     wrong(on_runpod("controller"), "has not read", "sky api stop")
 
 
-def test_a_cloud_without_credentials(on_runpod: Row, sky_home: SkyHome) -> None:
+def test_a_cloud_without_credentials(on_runpod, sky_home):
     (sky_home.folder / ".runpod/config.toml").unlink()
     wrong(on_runpod("RunPod"), "config.toml does not exist", "Run: runpod config")
 
 
-def test_a_key_that_the_cloud_refuses(on_runpod: Row, runpod_api: RunPodApi) -> None:
+def test_a_key_that_the_cloud_refuses(on_runpod, runpod_api):
     runpod_api.status = 401
     wrong(on_runpod("RunPod"), "nauthorized", "Run: runpod config")
 
 
-def test_a_cloud_out_of_reach_is_not_found_out(
-    on_runpod: Row, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cloud_out_of_reach_is_not_found_out(on_runpod, monkeypatch):
     monkeypatch.setenv("RUNPOD_API_BASE_URL", "http://127.0.0.1:9")
     unknown(on_runpod("RunPod"), "can't be reached")
 
 
-def test_a_gpu_that_nobody_knows(on_runpod: Row) -> None:
+def test_a_gpu_that_nobody_knows(on_runpod):
     two = "any_of: [{accelerators: A40}, {accelerators: RTX4000A}]"
     wrong(on_runpod("1 × RTX4000A on demand on RunPod", two), "did you mean", "RTXA4000")
     assert on_runpod(ON_A40, two).ok
 
 
-def test_a_gpu_the_cloud_lacks_matters_only_if_it_has_no_other(on_runpod: Row) -> None:
+def test_a_gpu_the_cloud_lacks_matters_only_if_it_has_no_other(on_runpod):
     two, name = "any_of: [{accelerators: A40}, {accelerators: A30}]", "1 × A30 on demand on RunPod"
     unknown(on_runpod(name, two), "RunPod has no A30")
     wrong(on_runpod("1 × A30 on demand on RunPod", "accelerators: A30"), "RunPod has no A30")
 
 
 @pytest.mark.soak
-def test_a_model_too_big_for_every_machine_says_what_would_do(on_runpod: Row) -> None:
+def test_a_model_too_big_for_every_machine_says_what_would_do(on_runpod):
     name = "1 × RTXA4000 on demand on RunPod"
     row = on_runpod(name, "accelerators: RTXA4000", model=HUGE)
     wrong(row, "does not fit", "It fits on no GPU known here")
@@ -296,9 +259,7 @@ def test_a_model_too_big_for_every_machine_says_what_would_do(on_runpod: Row) ->
     assert "RTXA4000" not in row.words
 
 
-def test_a_machine_too_small_is_left_out_where_another_will_do(
-    with_bucket: Row, case: Case, sky_home: SkyHome, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_machine_too_small_is_left_out_where_another_will_do(with_bucket, case, sky_home, capsys):
     two = "any_of: [{accelerators: A40}, {accelerators: RTXA4000}]"
     room = WORKDIR.replace("disk_size: 60", "disk_size: 200")
     row = with_bucket("1 × RTXA4000 on demand on RunPod", two, text=room, model=LARGE)
@@ -317,42 +278,34 @@ def test_a_machine_too_small_is_left_out_where_another_will_do(
         ("A30", ("RunPod has no A30",)),
     ],
 )
-def test_machines_of_which_none_will_do_are_all_wrong(
-    on_runpod: Row, gpu: str, words: tuple[str, ...]
-) -> None:
+def test_machines_of_which_none_will_do_are_all_wrong(on_runpod, gpu, words):
     three = "any_of: [{accelerators: L4}, {accelerators: RTXA4000}, {accelerators: A30}]"
     wrong(on_runpod(f"1 × {gpu} on demand on RunPod", three, model=LARGE), *words)
 
 
-def test_a_machine_too_small_is_left_out_though_nobody_has_it_today(
-    on_runpod: Row, sky_home: SkyHome
-) -> None:
+def test_a_machine_too_small_is_left_out_though_nobody_has_it_today(on_runpod, sky_home):
     sky_home.sell({"A40": Price(0.2, 0.4)})
     two = "any_of: [{accelerators: A40}, {accelerators: RTXA4000}]"
     row = on_runpod("1 × RTXA4000 on demand on RunPod", two, model=LARGE)
     unknown(row, "pion launch skips this machine", "does not fit")
 
 
-def test_the_price_of_what_is_left_out_need_not_be_known(on_runpod: Row, sky_home: SkyHome) -> None:
+def test_the_price_of_what_is_left_out_need_not_be_known(on_runpod, sky_home):
     sky_home.lose_catalog()
     two = "any_of: [{accelerators: A40}, {accelerators: RTXA4000}]"
-    budget: dict[str, Any] = {"budget": {"dollars": 500}, "prices": {"A40": 0.4}}
+    budget = {"budget": {"dollars": 500}, "prices": {"A40": 0.4}}
     wrong(on_runpod("budget", two, **budget), "price of RTXA4000 is not known")
     assert on_runpod("budget", two, model=LARGE, **budget).ok
 
 
-def test_spot_above_the_on_demand_price_is_refused_unless_forced(
-    on_runpod: Row, sky_home: SkyHome
-) -> None:
+def test_spot_above_the_on_demand_price_is_refused_unless_forced(on_runpod, sky_home):
     sky_home.sell({"A40": Price(0.5, 0.4)})
     spot, name = "accelerators: A40\nuse_spot: true", "1 × A40 spot on RunPod"
     wrong(on_runpod(name, spot), "spot costs $0.50/h", "$0.40/h", "use_spot: false", "--force")
     assert on_runpod(name, spot, force=True).ok
 
 
-def test_spot_above_the_on_demand_price_is_left_out_where_another_will_do(
-    on_runpod: Row, sky_home: SkyHome
-) -> None:
+def test_spot_above_the_on_demand_price_is_left_out_where_another_will_do(on_runpod, sky_home):
     sky_home.sell({"A40": Price(0.5, 0.4), "RTXA4000": Price(0.1, 0.2)})
     two = "use_spot: true\nordered: [{accelerators: A40}, {accelerators: RTXA4000}]"
     dear, other = "1 × A40 spot on RunPod", "1 × RTXA4000 spot on RunPod"
@@ -365,13 +318,13 @@ def test_spot_above_the_on_demand_price_is_left_out_where_another_will_do(
         wrong(on_runpod(name, two), "more than on demand", "pass --force")
 
 
-def test_data_outside_what_is_copied_to_the_machine(on_runpod: Row, case: Case) -> None:
+def test_data_outside_what_is_copied_to_the_machine(on_runpod, case):
     (case.folder / "elsewhere").mkdir()
     text = WORKDIR.replace("{folder}", str(case.folder / "elsewhere"))
     wrong(on_runpod("files", text=text), "data.sources.0.path", "outside")
 
 
-def test_data_that_is_left_out_of_the_copy(on_runpod: Row, case: Case) -> None:
+def test_data_that_is_left_out_of_the_copy(on_runpod, case):
     (case.folder / ".skyignore").write_text("talks.jsonl\n")
     wrong(on_runpod("files"), "sft.sources.0.path", "talks.jsonl", ".skyignore")
     (case.folder / ".skyignore").write_text("text/all.txt\n")
@@ -380,19 +333,19 @@ def test_data_that_is_left_out_of_the_copy(on_runpod: Row, case: Case) -> None:
     assert on_runpod("files").ok
 
 
-def test_a_job_file_that_is_not_copied(on_runpod: Row, case: Case, tmp_path: Path) -> None:
+def test_a_job_file_that_is_not_copied(on_runpod, case, tmp_path):
     outside = tmp_path.parent / "job.yaml"
     wrong(on_runpod("files", path=outside), "the job file", str(outside), "outside")
     (case.folder / ".skyignore").write_text("job.yaml\n")
     wrong(on_runpod("files"), "the job file", "job.yaml", ".skyignore")
 
 
-def test_a_published_folder_would_go_with_the_machine(on_runpod: Row, case: Case) -> None:
+def test_a_published_folder_would_go_with_the_machine(on_runpod, case):
     row = on_runpod("publish from there", publish={"to": str(case.folder / "model")})
     unknown(row, "lost with the machine", "hf://")
 
 
-def test_a_budget_below_the_estimate(on_runpod: Row) -> None:
+def test_a_budget_below_the_estimate(on_runpod):
     unknown(on_runpod("budget", budget={"dollars": 0.001}), "above budget.dollars 0.001")
     assert on_runpod("budget", budget={"dollars": 5}).ok
     row = on_runpod("budget", budget={"dollars": 5, "hours": 0.01})
@@ -403,9 +356,7 @@ def test_a_budget_below_the_estimate(on_runpod: Row) -> None:
     assert "estimated of 5 h 00 min" in row.words
 
 
-def test_dollars_are_limited_where_the_price_is_not_known(
-    on_runpod: Row, sky_home: SkyHome
-) -> None:
+def test_dollars_are_limited_where_the_price_is_not_known(on_runpod, sky_home):
     sky_home.lose_catalog()
     limit = {"dollars": 5}
     words = ("budget.dollars is 5", "price of A40 is not known", "prices.A40", "dollars_per_hour")
@@ -416,7 +367,7 @@ def test_dollars_are_limited_where_the_price_is_not_known(
     assert on_runpod("budget", text=told, budget=limit) is None
 
 
-def test_a_budget_that_is_spent_would_stop_the_run_after_boot(on_runpod: Row, case: Case) -> None:
+def test_a_budget_that_is_spent_would_stop_the_run_after_boot(on_runpod, case):
     folder = case.folder / "runs"
     run = light_run(FileStore(folder), "tiny")
     spent = {"store": str(folder), "budget": {"hours": 1e-9}}
@@ -430,7 +381,7 @@ def test_a_budget_that_is_spent_would_stop_the_run_after_boot(on_runpod: Row, ca
     unknown(on_runpod("budget", **spent), "above budget.hours")  # finished, so it costs nothing
 
 
-def test_the_price_is_that_of_all_nodes(on_runpod: Row, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_price_is_that_of_all_nodes(on_runpod, monkeypatch):
     offer = Offer("A40", 1, "RunPod", "CA", False, 0.2, 0.4, 40 * 2**30, 60)
     monkeypatch.setattr(check_machines, "look_up", lambda *_: offer)
     row = on_runpod(ON_A40, text=WORKDIR + "num_nodes: 2\n")
@@ -438,7 +389,7 @@ def test_the_price_is_that_of_all_nodes(on_runpod: Row, monkeypatch: pytest.Monk
     assert " (several GPUs: not measured), $" in row.words
 
 
-def test_without_a_catalog_the_price_is_not_found_out(on_runpod: Row, sky_home: SkyHome) -> None:
+def test_without_a_catalog_the_price_is_not_found_out(on_runpod, sky_home):
     sky_home.lose_catalog()
     name = ON_A40
     unknown(on_runpod(name), "catalog can't be read", "prices.A40")
@@ -446,9 +397,7 @@ def test_without_a_catalog_the_price_is_not_found_out(on_runpod: Row, sky_home: 
 
 
 @pytest.mark.parametrize("there", [True, False], ids=["without JOB", "not there"])
-def test_a_useless_yaml_is_one_row_next_to_those_of_the_job(
-    there: bool, case: Case, sky_home: SkyHome, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_useless_yaml_is_one_row_next_to_those_of_the_job(there, case, sky_home, capsys):
     path = sky_home.yaml(text="resources: {{accelerators: A40}}\nrun: x\n")
     on = str(path if there else path.with_name("missing.yaml"))
     assert show_check(str(case.path()), [], on=on, force=False, as_json=True) == 2
@@ -458,9 +407,7 @@ def test_a_useless_yaml_is_one_row_next_to_those_of_the_job(
     assert rows["store"]["ok"]
 
 
-def test_a_yaml_that_skypilot_can_not_read_in_time_is_not_waited_for(
-    case: Case, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_yaml_that_skypilot_can_not_read_in_time_is_not_waited_for(case, monkeypatch, capsys):
     forever = threading.Event()
     monkeypatch.setattr(command, "read_sky_yaml", lambda path: forever.wait())
     monkeypatch.setattr(command, "JOB_SECONDS", command.SECONDS - 0.1)
@@ -474,9 +421,7 @@ def test_a_yaml_that_skypilot_can_not_read_in_time_is_not_waited_for(
     assert rows["store"]["ok"], "the job is checked all the same"
 
 
-def test_the_table_marks_what_is_wrong(
-    case: Case, sky_home: SkyHome, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_table_marks_what_is_wrong(case, sky_home, capsys):
     on = str(sky_home.yaml(text=WORKDIR.replace("{folder}", str(case.folder))))
     assert show_check(str(case.path()), [], on=on, force=False, as_json=False) == 2
     lines = capsys.readouterr().out.splitlines()

@@ -1,27 +1,21 @@
 """A corpus that is too small for its settings is found before the run, however large it is."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import numpy as np
 import pytest
 
 from pion.errors import BadInput
-from pipeline.job import Job
 from pipeline.rent.check.texts import check_corpus, text_bytes
-from tests.pipeline.rent.check.checked_job import Case
 from tests.support.finished_run import tiny_tokenizer
 
-PRETRAIN_ONLY: dict[str, Any] = {"sft": None, "model__vocab_size": 320}
+PRETRAIN_ONLY = {"sft": None, "model__vocab_size": 320}
 
 
 @pytest.fixture(autouse=True)
-def _every_corpus_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+def _every_corpus_is_large(monkeypatch):
     monkeypatch.setattr("pipeline.rent.check.texts.PREPARED_BYTES", 0)
 
 
-def said(job: Job) -> str:
+def said(job):
     """Return what the check says: "", a warning, or the refusal after a ✗."""
     try:
         return "; ".join(row.words for row in check_corpus(job))
@@ -29,10 +23,10 @@ def said(job: Job) -> str:
         return f"✗ {error}"
 
 
-def test_a_larger_corpus_is_refused_only_if_it_is_surely_too_small(case: Case) -> None:
+def test_a_larger_corpus_is_refused_only_if_it_is_surely_too_small(case):
     rows = (text_bytes(case.job(), "data") or 0) // 32  # an id is a byte at least
 
-    def of_batch(rows: int) -> str:
+    def of_batch(rows):
         return said(case.job(pretrain__global_batch=rows))
 
     assert of_batch(rows // 4) == ""
@@ -41,19 +35,19 @@ def test_a_larger_corpus_is_refused_only_if_it_is_surely_too_small(case: Case) -
     assert "✗ pretrain: the corpus is smaller than one batch: it has" in of_batch(rows + 1)
 
 
-def test_a_larger_corpus_with_small_splits_is_warned_about(case: Case) -> None:
+def test_a_larger_corpus_with_small_splits_is_warned_about(case):
     assert "data.sources.0: it is not known whether both splits fill a row of 32 ids" in said(
         case.job(data__held_out=0.0001)
     )
     assert "65,536 ids" in said(case.job(data__seq_len=65536, pretrain__global_batch=1))
 
 
-def test_shards_are_counted_too(case: Case) -> None:
+def test_shards_are_counted_too(case):
     np.save(case.folder / "shard.npy", np.zeros((50, 32), dtype=np.uint16))
     source = {"kind": "npy", "path": "shard.npy"}
     tiny_tokenizer().save(case.folder / "tokenizer.json")
 
-    def of(**changes: Any) -> str:
+    def of(**changes):
         file = {"file": "tokenizer.json"}
         return said(case.job(**PRETRAIN_ONLY, tokenizer=file, data__sources=[source], **changes))
 
@@ -64,8 +58,8 @@ def test_shards_are_counted_too(case: Case) -> None:
 
 
 def test_few_conversations_are_found_although_their_vocabulary_is_not_trained_yet(
-    case: Case, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    case, monkeypatch
+):
     monkeypatch.setattr("pipeline.rent.check.texts.PREPARED_BYTES", 10**6)
     assert said(case.job()) == ""
     assert "sft: the corpus is smaller than one batch" in said(case.job(sft__global_batch=900))

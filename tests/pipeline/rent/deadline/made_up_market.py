@@ -4,11 +4,8 @@ Between two looks, machines come, boot, claim the run and are lost without being
 SkyPilot. Losses are noticed late. A machine on demand may be refused or lost.
 """
 
-from __future__ import annotations
-
 import math
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pipeline.rent.deadline.policy import Market, Rental, Seen, State, Terms, decide
@@ -20,17 +17,17 @@ LOOK = 30.0
 class Spells:
     """When there is a spot machine: lives and gaps with these means, in seconds."""
 
-    def __init__(self, life: float, gap: float, seed: int) -> None:
+    def __init__(self, life, gap, seed):
         self._random, self._life, self._gap = random.Random(seed), life, gap
         self._made_from = (life, gap, seed)
         self._spells = [(0.0, self._random.expovariate(1 / life))]
         if self._random.random() < gap / (life + gap):
             self._spells = [(-1.0, 0.0)]
 
-    def __repr__(self) -> str:
+    def __repr__(self):
         return f"Spells{self._made_from}"
 
-    def next(self, at: float) -> tuple[float, float]:
+    def next(self, at):
         while self._spells[-1][1] <= at:
             begin = self._spells[-1][1] + self._random.expovariate(1 / self._gap)
             self._spells.append((begin, begin + self._random.expovariate(1 / self._life)))
@@ -77,13 +74,13 @@ class World:
     _unnoticed: tuple[Market, float, float] | None = None
 
     @property
-    def _noticed_after(self) -> float:
+    def _noticed_after(self):
         """Return the seconds from a loss until SkyPilot and the heartbeat show it."""
         return self.terms.notice - LOOK
 
     # ------------------------------------------------------------ the run
 
-    def run(self) -> World:
+    def run(self):
         """Look and act until the run is finished."""
         while self.finished is None:
             self._act()
@@ -92,24 +89,23 @@ class World:
         return self
 
     @property
-    def lateness(self) -> float:
-        assert self.finished is not None
+    def lateness(self):
         return max(self.finished - self.terms.deadline, 0.0)
 
-    def trained(self) -> float:
+    def trained(self):
         """Return the seconds for which the owner has trained."""
         end = self.now
         if self.owner is SPOT and self.trains_from <= self.silent_at:
             end = min(end, self.silent_at)
         return max(end - self.trains_from, 0.0)
 
-    def _committed(self) -> float:
+    def _committed(self):
         saves = math.floor(max(self.trained() - self.write, 0.0) / self.interval)
         return self.done + saves * self.interval
 
     # ------------------------------------------------------------ what is seen and done
 
-    def seen(self) -> Seen:
+    def seen(self):
         begin, by = self.jump
         clock = self.now + (by if begin <= self.now < begin + 600 else 0.0)
         owner, done = self.owner, self.done + (self.trained() if self.owner else 0.0)
@@ -120,7 +116,7 @@ class World:
         rentals = {market: self._rental(market) for market in Market}
         return Seen(clock, self.work - done, owner, rentals[SPOT], rentals[ON_DEMAND])
 
-    def _rental(self, market: Market) -> Rental | None:
+    def _rental(self, market):
         machine = self.machines.get(market)
         if machine is None:
             return None
@@ -128,7 +124,7 @@ class World:
         since = machine.begins if up else machine.since
         return Rental(since, up, machine.relieved)
 
-    def _act(self) -> None:
+    def _act(self):
         action = decide(self.terms, self.seen())
         self.states.append(action.state)
         if action.numbers.late:
@@ -140,18 +136,18 @@ class World:
             self._rent(action.request, self.now)
             self.requests.append((self.now, action.request))
 
-    def _rent(self, market: Market, at: float) -> None:
+    def _rent(self, market, at):
         begins, ends = self.spells.next(at) if market is SPOT else self._on_demand(at)
         self.machines[market] = Machine(self.now, begins, ends)
 
-    def _on_demand(self, at: float) -> tuple[float, float]:
+    def _on_demand(self, at):
         refused, until = self.refused
         begins = until if refused <= at < until else at
         return begins, (self.lost_at if self.lost_at > begins else math.inf)
 
     # ------------------------------------------------------------ what happens by itself
 
-    def _until(self, end: float) -> None:
+    def _until(self, end):
         while self.finished is None:
             at, event, market = min(self._events(), default=(math.inf, "", ""))
             if at > end:
@@ -160,7 +156,7 @@ class World:
             getattr(self, f"_{event}")(Market(market))
         self.now = end
 
-    def _events(self) -> Sequence[tuple[float, str, str]]:
+    def _events(self):
         found = []
         for market, machine in self.machines.items():
             if machine.relieved:
@@ -176,7 +172,7 @@ class World:
                 found.append((done, "finish", self.owner.value))
         return found
 
-    def _lose(self, market: Market) -> None:
+    def _lose(self, market):
         if self.owner is market:
             seen_until = self.now + self._noticed_after
             self._unnoticed = (market, seen_until, self.done + self.trained())
@@ -184,7 +180,7 @@ class World:
         # SkyPilot notices, and asks for the next one without being told to.
         self._rent(market, self.now + self._noticed_after)
 
-    def _claim(self, market: Market) -> None:
+    def _claim(self, market):
         old, handover = self.owner, 0.0
         if old is not None:
             silent = old is SPOT and self.trains_from <= self.silent_at < self.now
@@ -197,5 +193,5 @@ class World:
             left = self.terms.deadline - self.trains_from - self.terms.boot
             self.slack_at_entries.append(left - (self.work - self.done))
 
-    def _finish(self, _: Market) -> None:
+    def _finish(self, _):
         self.finished = self.now

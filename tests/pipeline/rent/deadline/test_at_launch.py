@@ -1,56 +1,44 @@
 """Which deadline holds for a run that is rented for, and what is said about it."""
 
-from __future__ import annotations
-
 import dataclasses
-from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
-from pion.errors import BadInput, PionError
-from pipeline.job import Job
+from pion.errors import BadInput
 from pipeline.rent.deadline.at_launch import deadline_of, held_back, keeping_deadline, refuse_past
 from pipeline.rent.sky_yaml import read_sky_yaml
-from pipeline.state.notes.deadline import RunDeadline, change_deadline, read_deadline
+from pipeline.state.notes.deadline import change_deadline, read_deadline
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import StoreError
-from tests.pipeline.rent.conftest import SkyHome
-from tests.support.clock import FakeClock
 from tests.support.jobs import tiny_dict, tiny_job
 
 FOREVER = "2999-12-01T18:00Z"
 
 
 @pytest.fixture
-def said() -> list[str]:
+def said():
     return []
 
 
-def job(**deadline: Any) -> Job:
+def job(**deadline):
     return tiny_job(deadline=deadline) if deadline else tiny_job()
 
 
-def rent(run: RunState, job: Job, said: list[str]) -> RunDeadline | None:
+def rent(run, job, said):
     with keeping_deadline(run, job, "pion launch", said.append):
         pass
     return read_deadline(run)
 
 
-def test_the_first_launch_writes_what_the_job_asks_for(
-    run: RunState, time: FakeClock, said: list[str]
-) -> None:
+def test_the_first_launch_writes_what_the_job_asks_for(run, time, said):
     record = rent(run, job(hours=42), said)
-    assert record is not None
     assert record.at == time.time + 42 * 3600
     assert len(said) == 1
     assert "deadline: 1970-01-14 07:46:40 UTC (in 1 d 18 h); set by pion launch" in said[0]
 
 
-def test_a_relaunch_keeps_the_deadline_and_counts_no_hours_again(
-    run: RunState, time: FakeClock, said: list[str]
-) -> None:
+def test_a_relaunch_keeps_the_deadline_and_counts_no_hours_again(run, time, said):
     first = rent(run, job(hours=42), said)
     time.sleep(7200)
     assert rent(run, job(hours=42), said) == first
@@ -68,8 +56,8 @@ def test_a_relaunch_keeps_the_deadline_and_counts_no_hours_again(
     ],
 )
 def test_a_job_whose_deadline_changed_is_told_which_one_holds_and_how_to_change_it(
-    run: RunState, said: list[str], changed: dict[str, Any], says: str
-) -> None:
+    run, said, changed, says
+):
     first = rent(run, job(hours=42), said)
     assert rent(run, job(**changed), said) == first
     assert says in said[-1]
@@ -80,19 +68,14 @@ def test_a_job_whose_deadline_changed_is_told_which_one_holds_and_how_to_change_
     )
 
 
-def test_a_run_without_a_deadline_gets_none_and_nothing_is_said(
-    run: RunState, said: list[str]
-) -> None:
+def test_a_run_without_a_deadline_gets_none_and_nothing_is_said(run, said):
     assert rent(run, job(), said) is None
     assert said == []
     assert deadline_of(run, job()) is None
 
 
-def test_a_deadline_that_was_switched_off_holds_back_nothing(
-    run: RunState, said: list[str]
-) -> None:
+def test_a_deadline_that_was_switched_off_holds_back_nothing(run, said):
     first = rent(run, job(hours=42), said)
-    assert first is not None
     change_deadline(run, lambda old: dataclasses.replace(first, at=None))
     assert deadline_of(run, job(hours=42)) is None
     assert rent(run, job(hours=42), said) == dataclasses.replace(first, at=None)
@@ -100,9 +83,7 @@ def test_a_deadline_that_was_switched_off_holds_back_nothing(
 
 
 @pytest.mark.parametrize("error", [BadInput("refused"), StoreError("write", "it", "down")])
-def test_a_rental_that_was_refused_leaves_no_deadline_that_counts_from_it(
-    run: RunState, said: list[str], error: PionError
-) -> None:
+def test_a_rental_that_was_refused_leaves_no_deadline_that_counts_from_it(run, said, error):
     with (
         pytest.raises(type(error)),
         keeping_deadline(run, job(hours=42), "pion launch", said.append),
@@ -111,16 +92,14 @@ def test_a_rental_that_was_refused_leaves_no_deadline_that_counts_from_it(
     assert read_deadline(run) is None
 
 
-def test_a_relaunch_that_was_refused_keeps_the_first_deadline(
-    run: RunState, said: list[str]
-) -> None:
+def test_a_relaunch_that_was_refused_keeps_the_first_deadline(run, said):
     first = rent(run, job(hours=42), said)
     with pytest.raises(BadInput), keeping_deadline(run, job(hours=42), "pion launch", said.append):
         raise BadInput("refused")
     assert read_deadline(run) == first
 
 
-def test_a_rental_that_may_have_begun_keeps_its_deadline(run: RunState, said: list[str]) -> None:
+def test_a_rental_that_may_have_begun_keeps_its_deadline(run, said):
     with (
         pytest.raises(KeyboardInterrupt),
         keeping_deadline(run, job(hours=42), "pion launch", said.append),
@@ -129,9 +108,7 @@ def test_a_rental_that_may_have_begun_keeps_its_deadline(run: RunState, said: li
     assert read_deadline(run) is not None
 
 
-def test_a_past_moment_is_refused_with_its_line_and_that_of_a_late_run_is_not(
-    tmp_path: Path, said: list[str]
-) -> None:
+def test_a_past_moment_is_refused_with_its_line_and_that_of_a_late_run_is_not(tmp_path, said):
     path = tmp_path / "job.yaml"
     text = yaml.safe_dump(tiny_dict(store=str(tmp_path / "runs")))
     path.write_text(f"deadline: {{at: 2020-01-01T00:00Z}}\n{text}")
@@ -157,8 +134,8 @@ def test_a_past_moment_is_refused_with_its_line_and_that_of_a_late_run_is_not(
     ],
 )
 def test_machines_on_demand_are_held_back_unless_there_are_no_others(
-    sky_home: SkyHome, resources: str, waited: list[bool], kept: list[bool]
-) -> None:
+    sky_home, resources, waited, kept
+):
     sky_yaml = read_sky_yaml(sky_home.yaml(f"accelerators: A40\n{resources}"))
     now, later = held_back(sky_yaml)
     assert [candidate.use_spot for candidate in now] == waited

@@ -1,17 +1,13 @@
 """What to rent for a deadline: the amounts of slack, and every state with every event."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from pipeline.rent.deadline.policy import (
-    Action,
     Market,
     Rental,
     Seen,
@@ -47,17 +43,17 @@ WORKS = Rental(NOW - 5000.0, machine=True)
 RELIEVED = Rental(NOW - 5000.0, machine=True, relieved=True)
 
 
-def seen(slack_left: float, owner: Market | None = None, **facts: object) -> Seen:
+def seen(slack_left, owner=None, **facts):
     """Return what is seen when that slack is left. The work left is always the same."""
     return Seen(
         now=TERMS.deadline - TERMS.boot - WORK - slack_left,
         work_left=WORK,
         owner=owner,
-        **facts,  # type: ignore[arg-type]
+        **facts,
     )
 
 
-def moved(rental: Rental, facts: Seen) -> Rental:
+def moved(rental, facts):
     """Return the rental as long ago as it was at NOW."""
     return replace(rental, since=rental.since - NOW + facts.now)
 
@@ -65,19 +61,19 @@ def moved(rental: Rental, facts: Seen) -> Rental:
 # ---------------------------------------------------------------- amounts
 
 
-def test_slack_is_what_is_left_after_a_boot_and_the_work() -> None:
+def test_slack_is_what_is_left_after_a_boot_and_the_work():
     assert slack(TERMS, Seen(NOW, WORK)) == 50_000 - 60 - 36_000
 
 
-def test_spot_is_entered_with_slack_for_its_boot_one_loss_and_the_margin() -> None:
+def test_spot_is_entered_with_slack_for_its_boot_one_loss_and_the_margin():
     assert enter(TERMS) == 60 + 80 + 70 + 1800 == ENTER
 
 
-def test_the_way_back_needs_a_handover_instead_of_a_boot() -> None:
+def test_the_way_back_needs_a_handover_instead_of_a_boot():
     assert come_back(TERMS) == 30 + 80 + 70 + 1800 == COME_BACK
 
 
-def test_the_reserve_covers_the_losses_to_expect_and_their_deviation() -> None:
+def test_the_reserve_covers_the_losses_to_expect_and_their_deviation():
     loss = 60 + 30 + 80 + 70
     assert TERMS.loss == loss
     assert reserve(TERMS, Seen(NOW, WORK)) == ENTER + loss * (4 + 2) == RESERVE
@@ -88,13 +84,13 @@ def test_the_reserve_covers_the_losses_to_expect_and_their_deviation() -> None:
     assert reserve(replace(TERMS, life=math.inf), Seen(NOW, WORK)) == ENTER
 
 
-def test_lives_shorter_than_a_loss_leave_nothing_to_wait_with() -> None:
+def test_lives_shorter_than_a_loss_leave_nothing_to_wait_with():
     short = replace(TERMS, life=1.0)
     assert reserve(short, Seen(NOW, WORK)) > ENTER + WORK
     assert math.isfinite(reserve(short, Seen(NOW, WORK)))
 
 
-def test_lateness_counts_a_boot_unless_a_machine_on_demand_is_there() -> None:
+def test_lateness_counts_a_boot_unless_a_machine_on_demand_is_there():
     at = Seen(TERMS.deadline - WORK + 100.0, WORK)
     assert late(TERMS, at) == 160.0
     assert late(TERMS, replace(at, owner=ON_DEMAND)) == 100.0
@@ -196,7 +192,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_every_event_in_every_state(case: Case) -> None:
+def test_every_event_in_every_state(case):
     facts = seen(case.slack, case.owner)
     spot = None if case.spot is None else moved(case.spot, facts)
     on_demand = None if case.on_demand is None else moved(case.on_demand, facts)
@@ -208,7 +204,7 @@ def test_every_event_in_every_state(case: Case) -> None:
     assert (after.cancel, after.request) == ((), None), "the next look has nothing to add"
 
 
-def carried_out(facts: Seen, action: Action) -> Seen:
+def carried_out(facts, action):
     """Return what a watcher that has just carried out `action`, or was started then, would see."""
     rentals = {SPOT: facts.spot, ON_DEMAND: facts.on_demand}
     for market in action.cancel:
@@ -220,9 +216,7 @@ def carried_out(facts: Seen, action: Action) -> Seen:
 
 @pytest.mark.parametrize("owner", [None, SPOT, ON_DEMAND])
 @pytest.mark.parametrize("left", [0.0, -1.0])
-def test_a_finished_run_needs_no_machine_that_has_not_come(
-    owner: Market | None, left: float
-) -> None:
+def test_a_finished_run_needs_no_machine_that_has_not_come(owner, left):
     both = Seen(NOW, left, owner, STANDS, STANDS)
     action = decide(TERMS, both)
     assert (action.state, action.cancel) == (State.DONE, (SPOT, ON_DEMAND))
@@ -232,9 +226,7 @@ def test_a_finished_run_needs_no_machine_that_has_not_come(
 
 
 @given(st.floats(0, 1e9), st.floats(1, 1e7), st.sampled_from([None, False, True]), st.booleans())
-def test_with_all_the_time_it_wants_spot_and_nothing_else(
-    now: float, work_left: float, machine: bool | None, owns: bool
-) -> None:
+def test_with_all_the_time_it_wants_spot_and_nothing_else(now, work_left, machine, owns):
     rental = None if machine is None else Rental(now / 2, machine)
     owner = SPOT if machine and owns else None
     action = decide(replace(TERMS, deadline=math.inf), Seen(now, work_left, owner, rental))
@@ -244,7 +236,7 @@ def test_with_all_the_time_it_wants_spot_and_nothing_else(
 # ---------------------------------------------------------------- what is not seen
 
 
-def test_while_the_store_is_down_nothing_changes_if_a_machine_may_be_at_work() -> None:
+def test_while_the_store_is_down_nothing_changes_if_a_machine_may_be_at_work():
     facts = seen(100.0, SPOT, spot=WORKS, stale=True)
     action = decide(TERMS, facts)
     assert action.state is State.ARMING
@@ -252,12 +244,12 @@ def test_while_the_store_is_down_nothing_changes_if_a_machine_may_be_at_work() -
     assert decide(TERMS, replace(facts, stale=False)).request == ON_DEMAND
 
 
-def test_while_the_store_is_down_and_no_machine_is_there_on_demand_is_rented_in_time() -> None:
+def test_while_the_store_is_down_and_no_machine_is_there_on_demand_is_rented_in_time():
     action = decide(TERMS, seen(RESERVE, spot=STANDS, stale=True))
     assert (action.cancel, action.request) == ((SPOT,), ON_DEMAND)
 
 
-def test_the_time_until_which_spot_may_be_waited_for_is_when_it_decides_otherwise() -> None:
+def test_the_time_until_which_spot_may_be_waited_for_is_when_it_decides_otherwise():
     facts = seen(9000.0, spot=STANDS)
     until = decide(TERMS, facts).numbers.spot_until
     assert until == facts.now + 9000.0 - RESERVE
@@ -266,7 +258,7 @@ def test_the_time_until_which_spot_may_be_waited_for_is_when_it_decides_otherwis
 
 
 @pytest.mark.parametrize("jump", [-86_400.0, 86_400.0, -1e9, 1e9])
-def test_a_clock_that_jumps_while_a_machine_boots_counts_no_more_than_the_boot(jump: float) -> None:
+def test_a_clock_that_jumps_while_a_machine_boots_counts_no_more_than_the_boot(jump):
     facts = seen(ENTER - 61, spot=Rental(NOW + jump, machine=True))
     assert decide(TERMS, facts).state is State.ARMING
     assert decide(TERMS, replace(facts, now=facts.now - 61)).state is State.WAITING
@@ -281,7 +273,7 @@ lengths = st.floats(math.log(10), math.log(9 * HOURS)).map(math.exp)
 
 
 @st.composite
-def worlds(draw: Any, **fixed: Any) -> World:
+def worlds(draw, **fixed):
     """Draw a market, a run, and a deadline that leaves the slack for one loss, or more."""
     interval, write = draw(st.floats(20, 300)), draw(st.floats(1, 60))
     terms = Terms(
@@ -300,7 +292,7 @@ def worlds(draw: Any, **fixed: Any) -> World:
     return World(terms, work, market, interval, write, **fixed)
 
 
-def without_spot(**fixed: Any) -> World:
+def without_spot(**fixed):
     """Return a run of four hours without any spot machine, and three hours of slack."""
     terms = Terms(7.1 * HOURS, 1800.0, 60.0, 30.0, 80.0, 60.0, 2 * HOURS)
     never = Spells(1.0, 1e12, 1)
@@ -308,27 +300,24 @@ def without_spot(**fixed: Any) -> World:
     return World(terms, 4 * HOURS, never, 60.0, 20.0, **fixed)
 
 
-def is_in_time_with_the_margin(world: World) -> None:
+def is_in_time_with_the_margin(world):
     """Assert that spot is entered only with the margin, and that the margin is left at the end."""
     world.run()
     assert all(s >= world.terms.margin - ROUNDING for s in world.slack_at_entries)
-    assert world.finished is not None
     assert world.finished <= world.terms.deadline - world.terms.margin + ROUNDING
     assert not world.late
 
 
 @settings(deadline=None, max_examples=120, phases=[Phase.generate])
 @given(worlds())
-def test_spot_is_entered_only_with_the_margin_and_the_margin_is_left_at_the_end(
-    world: World,
-) -> None:
+def test_spot_is_entered_only_with_the_margin_and_the_margin_is_left_at_the_end(world):
     is_in_time_with_the_margin(world)
 
 
 @pytest.mark.soak
 @settings(deadline=None, max_examples=5_000, phases=[Phase.generate], derandomize=False)
 @given(worlds())
-def test_no_market_of_many_makes_it_enter_spot_without_the_margin(world: World) -> None:
+def test_no_market_of_many_makes_it_enter_spot_without_the_margin(world):
     is_in_time_with_the_margin(world)
 
 
@@ -338,9 +327,7 @@ def test_no_market_of_many_makes_it_enter_spot_without_the_margin(world: World) 
     "spells",
     [(908.6163788740713, 36.72965096665955, 384), (209.15979981296948, 79.46685706728498, 1)],
 )
-def test_a_spot_machine_that_boots_next_to_one_on_demand_takes_over_only_with_slack(
-    spells: tuple[float, float, int],
-) -> None:
+def test_a_spot_machine_that_boots_next_to_one_on_demand_takes_over_only_with_slack(spells):
     terms = Terms(
         deadline=27936.72303221264,
         margin=120.0,
@@ -357,8 +344,8 @@ def test_a_spot_machine_that_boots_next_to_one_on_demand_takes_over_only_with_sl
 @settings(deadline=None, max_examples=60, phases=[Phase.generate])
 @given(worlds(), st.sampled_from([600.0, 1800.0, 3600.0]), st.floats(0, 1), st.booleans())
 def test_on_demand_refused_or_lost_once_makes_it_late_by_no_more_than_the_margin_lacks(
-    world: World, refused: float, when: float, lost: bool
-) -> None:
+    world, refused, when, lost
+):
     begin = when * world.terms.deadline
     world.refused = (begin, begin + refused)
     costs = refused
@@ -373,19 +360,16 @@ def test_on_demand_refused_or_lost_once_makes_it_late_by_no_more_than_the_margin
 
 @settings(deadline=None, max_examples=40, phases=[Phase.generate])
 @given(worlds(margin=1800.0), st.floats(0, 1))
-def test_a_spot_machine_that_falls_silent_is_relieved_in_time(world: World, when: float) -> None:
+def test_a_spot_machine_that_falls_silent_is_relieved_in_time(world, when):
     world.silent_at = when * world.work
     world.run()
     costs = LOOK + world.terms.lag + world.terms.handover + world.terms.boot
-    assert world.finished is not None
     assert world.finished <= world.terms.deadline - world.terms.margin + costs
 
 
 @settings(deadline=None, max_examples=40, phases=[Phase.generate])
 @given(worlds(margin=1800.0), st.floats(0, 1), st.floats(-6 * HOURS, 6 * HOURS))
-def test_a_clock_that_is_wrong_for_ten_minutes_costs_no_more_than_these(
-    world: World, when: float, by: float
-) -> None:
+def test_a_clock_that_is_wrong_for_ten_minutes_costs_no_more_than_these(world, when, by):
     world.jump = (when * world.terms.deadline, by)
     world.run()
     assert world.lateness == 0.0
@@ -393,8 +377,8 @@ def test_a_clock_that_is_wrong_for_ten_minutes_costs_no_more_than_these(
 
 @pytest.mark.parametrize("minutes", [10, 30, 60])
 def test_on_demand_that_is_sold_out_when_it_is_needed_uses_up_the_slack_and_the_rest_is_said(
-    minutes: int,
-) -> None:
+    minutes,
+):
     armed = without_spot().run().requests[1][0]
     world = without_spot(refused=(0.0, armed + 60.0 * minutes)).run()
     left = world.terms.deadline - armed - world.terms.boot - world.work

@@ -1,18 +1,14 @@
 """What a run has measured decides the times behind its deadline."""
 
-from __future__ import annotations
-
-from typing import Any
-
 from pipeline.machine.rented import PAID_TO_FIRST_STEP
 from pipeline.rent.deadline.times import Measured, measured_in
 
 
-def event(kind: str, **fields: Any) -> dict[str, Any]:
+def event(kind, **fields):
     return {"event": kind, "epoch": 1, "at": 1e9, **fields}
 
 
-def test_boots_stalls_and_writes_are_medians_of_what_was_reported() -> None:
+def test_boots_stalls_and_writes_are_medians_of_what_was_reported():
     boots = [event("phase", name=PAID_TO_FIRST_STEP, seconds=s) for s in (100.0, 900.0, 200.0)]
     others = [event("phase", name="install", seconds=40.0), event("training", stage="sft")]
     saves = [

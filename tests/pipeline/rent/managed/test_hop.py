@@ -1,10 +1,6 @@
 """`pion hop`: rent, wait until the new machine has taken over the run, then end the old machine."""
 
-from __future__ import annotations
-
 import dataclasses
-from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -18,15 +14,13 @@ from pipeline.rent.managed.names import cluster_name, rental_name
 from pipeline.rent.managed.provider.jobs import ManagedJob
 from pipeline.rent.managed.provider.pods import Pod
 from pipeline.run.handover import FROM_EPOCH, relieves
-from pipeline.state.claim import Claim, claim_run
+from pipeline.state.claim import claim_run
 from pipeline.state.notes.rental_note import RentalNote, read_rental_note, write_rental_note
 from pipeline.state.notes.stop_requests import ask_stop, pending_stop
 from pipeline.state.owner import Owner
 from pipeline.state.rows.metrics import EventLog
-from pipeline.state.run_state import RunState
 from pipeline.state.status.recorded_job import find_job_file
-from tests.pipeline.rent.conftest import YAML, SkyHome
-from tests.support.clock import FakeClock
+from tests.pipeline.rent.conftest import YAML
 from tests.support.fake_provider import ANOTHER, ME, FakeProvider
 from tests.support.light_run import JOB
 from tests.support.two_launches import NEW, OLD, head_of
@@ -35,7 +29,7 @@ from tests.support.two_launches import NEW, OLD, head_of
 
 
 @pytest.fixture
-def project(tmp_path: Path, run: RunState, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(tmp_path, run, monkeypatch):
     """A checkout with the job file that the run's store records."""
     folder = tmp_path / "project"
     (folder / "jobs").mkdir(parents=True)
@@ -49,7 +43,7 @@ def project(tmp_path: Path, run: RunState, monkeypatch: pytest.MonkeyPatch) -> P
     return folder
 
 
-def record(run: RunState, text: str) -> None:
+def record(run, text):
     digest = f"{abs(hash(text)):x}"
     run.write_job(digest, text)
     claim = claim_run(run, Owner.me())
@@ -57,17 +51,17 @@ def record(run: RunState, text: str) -> None:
     claim.release()
 
 
-def test_the_job_is_found_again_by_what_the_store_says_of_it(run: RunState, project: Path) -> None:
+def test_the_job_is_found_again_by_what_the_store_says_of_it(run, project):
     assert find_job_file(run, head_of(run)) == ("jobs/demo.yaml", [])
 
 
-def test_the_overrides_of_the_launch_are_found_again(run: RunState, project: Path) -> None:
+def test_the_overrides_of_the_launch_are_found_again(run, project):
     overrides = ["pretrain.lr=1e-3", "publish=null"]
     record(run, job_text(project / "jobs" / "demo.yaml", overrides))
     assert find_job_file(run, head_of(run)) == ("jobs/demo.yaml", overrides)
 
 
-def test_a_job_that_was_changed_since_must_be_named(run: RunState, project: Path) -> None:
+def test_a_job_that_was_changed_since_must_be_named(run, project):
     (project / "jobs" / "demo.yaml").write_text("name: demo\n")
     with pytest.raises(
         BadInput, match=r"has changed, or it is in a different folder.*--job FILE.*Nothing was"
@@ -81,7 +75,7 @@ def test_a_job_that_was_changed_since_must_be_named(run: RunState, project: Path
 class Sky(FakeProvider):
     """SkyPilot as `hop` sees it: the old job, and the new one. RunPod has no key here."""
 
-    def __init__(self, run: RunState, home: SkyHome, time: FakeClock) -> None:
+    def __init__(self, run, home, time):
         self.run, self.name = run, rental_name(run.store.url, run.name)
         self.home, self.time = home, time
         super().__init__(ManagedJob(1, self.name, "RUNNING", cloud="RunPod", region="CA"))
@@ -89,44 +83,38 @@ class Sky(FakeProvider):
         self.launch_id = ""
         self.old = claim_run(run, OLD)
 
-    def hop(self, *overrides: str, text: str = YAML) -> None:
+    def hop(self, *overrides, text=YAML):
         hop("demo", on=str(self.home.yaml(text=text)), overrides=overrides)
 
-    def leave_during_the_hop(self) -> None:
+    def leave_during_the_hop(self):
         """Hop, and press Ctrl-C while the new machine boots."""
         self.time.during_sleep = interrupt
         self.hop()
 
-    def relieve(self) -> None:
+    def relieve(self):
         """Let the new machine take over once it is requested."""
         if head_of(self.run).owner == OLD and self.launch_id:
             self.takes_over()
 
-    def submit(self, task: Any, name: str) -> int:
+    def submit(self, task, name):
         self.launch_id = task.envs["PION_LAUNCH_ID"]
         self.from_epoch = task.envs.get(FROM_EPOCH)
         self.jobs.append(ManagedJob(2, name, "STARTING"))
         return 2
 
-    def takes_over(self) -> Claim:
+    def takes_over(self):
         """Let the new machine claim the run that the old machine has released."""
         if self.old._fenced is None:
             self.old.release()
         return claim_run(self.run, dataclasses.replace(NEW, launch_id=self.launch_id))
 
 
-def interrupt() -> None:
+def interrupt():
     raise KeyboardInterrupt
 
 
 @pytest.fixture
-def sky(
-    run: RunState,
-    project: Path,
-    sky_home: SkyHome,
-    monkeypatch: pytest.MonkeyPatch,
-    time: FakeClock,
-) -> Sky:
+def sky(run, project, sky_home, monkeypatch, time):
     """Managed job 1 works on the run, and every check before renting passes."""
     fake = Sky(run, sky_home, time)
     monkeypatch.setattr(hopping, "Provider", lambda: fake)
@@ -135,10 +123,8 @@ def sky(
     return fake
 
 
-def test_a_hop_waits_for_the_new_owner_then_for_the_old_rental_and_shows_the_receipt(
-    sky: Sky, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def live() -> None:
+def test_a_hop_waits_for_the_new_owner_then_for_the_old_rental_and_shows_the_receipt(sky, capsys):
+    def live():
         if head_of(sky.run).owner == OLD and sky.launch_id:
             claim = sky.takes_over()
             events = EventLog(sky.run.store, sky.run.name, claim.epoch)
@@ -157,16 +143,14 @@ def test_a_hop_waits_for_the_new_owner_then_for_the_old_rental_and_shows_the_rec
     assert sky.cancelled == []
 
 
-def test_an_old_rental_that_does_not_end_by_itself_is_cancelled(
-    sky: Sky, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_old_rental_that_does_not_end_by_itself_is_cancelled(sky, capsys):
     sky.time.during_sleep = sky.relieve
     sky.hop()
     assert sky.cancelled == [1]
     assert "cancelled managed job 1" in capsys.readouterr().out
 
 
-def test_a_launch_that_fails_leaves_the_old_one_running(sky: Sky) -> None:
+def test_a_launch_that_fails_leaves_the_old_one_running(sky):
     sky.time.during_sleep = lambda: sky.change(
         2, status="FAILED_NO_RESOURCE", failure="no RTX A4000 anywhere"
     )
@@ -180,10 +164,8 @@ def test_a_launch_that_fails_leaves_the_old_one_running(sky: Sky) -> None:
     assert pending_stop(sky.run) is None
 
 
-def test_the_request_to_hand_over_is_withdrawn_if_the_new_machine_does_not_take_over(
-    sky: Sky,
-) -> None:
-    def ask_and_die() -> None:
+def test_the_request_to_hand_over_is_withdrawn_if_the_new_machine_does_not_take_over(sky):
+    def ask_and_die():
         ask_stop(sky.run, "pion hop to pod-new", except_launch=sky.launch_id)
         sky.change(2, status="FAILED", failure="out of memory")
 
@@ -195,7 +177,7 @@ def test_the_request_to_hand_over_is_withdrawn_if_the_new_machine_does_not_take_
     assert pending_stop(sky.run) is None
 
 
-def test_a_hop_that_fails_leaves_the_note_of_the_old_rental_as_it_was(sky: Sky) -> None:
+def test_a_hop_that_fails_leaves_the_note_of_the_old_rental_as_it_was(sky):
     old = RentalNote(0.0, "desk", "1a2b3c4d", "launch-old", 1)
     write_rental_note(sky.run, old, None)
     sky.time.during_sleep = lambda: sky.change(
@@ -206,7 +188,7 @@ def test_a_hop_that_fails_leaves_the_note_of_the_old_rental_as_it_was(sky: Sky) 
     assert read_rental_note(sky.run)[0] == old
 
 
-def test_a_machine_that_another_computer_has_rented_is_named(sky: Sky) -> None:
+def test_a_machine_that_another_computer_has_rented_is_named(sky):
     theirs = Pod("theirs", f"{cluster_name(sky.name, 1)}-{ANOTHER}-head", "RUNNING")
     ours = Pod("ours", f"{cluster_name(sky.name, 1)}-{ME}-head", "RUNNING")
     strangers = Pod("strangers", f"pion-other-01234567-1-{ANOTHER}-head", "RUNNING")
@@ -215,7 +197,7 @@ def test_a_machine_that_another_computer_has_rented_is_named(sky: Sky) -> None:
     assert "pod theirs was rented from another computer" in line
 
 
-def test_a_machine_that_never_comes_is_given_up_and_the_old_one_continues(sky: Sky) -> None:
+def test_a_machine_that_never_comes_is_given_up_and_the_old_one_continues(sky):
     with pytest.raises(
         PionError, match=r"did not take over the run within 30 min 00 s.*still owns"
     ):
@@ -225,16 +207,14 @@ def test_a_machine_that_never_comes_is_given_up_and_the_old_one_continues(sky: S
 
 
 def test_on_a_store_without_heartbeats_the_new_machine_may_wait_for_a_silent_owner(
-    sky: Sky, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    sky, monkeypatch
+):
     monkeypatch.setattr(type(sky.run.store), "commits", True)
     with pytest.raises(PionError, match=r"did not take over the run within 1 h 00 min"):
         sky.hop()
 
 
-def test_an_old_job_that_recovers_will_be_asked_for_the_run_though_nobody_owns_it_now(
-    sky: Sky,
-) -> None:
+def test_an_old_job_that_recovers_will_be_asked_for_the_run_though_nobody_owns_it_now(sky):
     sky.old.release()  # its pod was preempted
     sky.change(1, status="RECOVERING")
 
@@ -244,9 +224,7 @@ def test_an_old_job_that_recovers_will_be_asked_for_the_run_though_nobody_owns_i
     assert relieves(head_of(sky.run), 4, NEW)
 
 
-def test_a_run_that_nobody_works_on_may_be_about_to_come_back_from_another_computer(
-    sky: Sky,
-) -> None:
+def test_a_run_that_nobody_works_on_may_be_about_to_come_back_from_another_computer(sky):
     sky.old.release()
     sky.change(1, status="CANCELLED")
 
@@ -254,8 +232,8 @@ def test_a_run_that_nobody_works_on_may_be_about_to_come_back_from_another_compu
     assert sky.from_epoch == "4"  # an owner that comes back late is asked to leave the run
 
 
-def test_a_hop_may_be_forced(sky: Sky, monkeypatch: pytest.MonkeyPatch) -> None:
-    forced: list[bool] = []
+def test_a_hop_may_be_forced(sky, monkeypatch):
+    forced = []
 
     monkeypatch.setattr(hopping, "require_checks", lambda order, force: forced.append(force))
     sky.time.during_sleep = interrupt
@@ -266,10 +244,8 @@ def test_a_hop_may_be_forced(sky: Sky, monkeypatch: pytest.MonkeyPatch) -> None:
     assert forced == [True, False]
 
 
-def test_a_run_that_is_finished_before_the_new_machine_is_up_needs_it_no_more(
-    sky: Sky, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def finish() -> None:
+def test_a_run_that_is_finished_before_the_new_machine_is_up_needs_it_no_more(sky, capsys):
+    def finish():
         if sky.launch_id and sky.old._fenced is None:
             for stage in ("sft", "evaluate"):
                 sky.old.finish_stage(stage, "digest", {})
@@ -282,13 +258,13 @@ def test_a_run_that_is_finished_before_the_new_machine_is_up_needs_it_no_more(
     assert read_rental_note(sky.run)[0] is None  # nothing is rented now
 
 
-def test_a_second_hop_of_a_run_on_its_way_is_refused(sky: Sky) -> None:
+def test_a_second_hop_of_a_run_on_its_way_is_refused(sky):
     sky.jobs.append(ManagedJob(2, sky.name, "STARTING"))
     with pytest.raises(BadInput, match=r"is already being moved: managed jobs 1 and 2.*cancel 2"):
         sky.hop()
 
 
-def test_a_run_with_a_deadline_is_moved_from_the_jobs_of_both_markets(sky: Sky) -> None:
+def test_a_run_with_a_deadline_is_moved_from_the_jobs_of_both_markets(sky):
     """A request for spot stands next to the machine on demand that owns the run."""
     spot, on_demand = (
         yaml.safe_dump({"envs": {"PION_SPOT": flag}, "run": "true"}) for flag in "10"
@@ -301,15 +277,15 @@ def test_a_run_with_a_deadline_is_moved_from_the_jobs_of_both_markets(sky: Sky) 
     assert set(sky.cancelled) == {0, 1}
 
 
-def test_skypilot_being_down_for_a_moment_ends_no_hop(sky: Sky) -> None:
+def test_skypilot_being_down_for_a_moment_ends_no_hop(sky):
     really_submit = sky.submit
 
-    def live() -> None:
+    def live():
         sky.down = False
         if head_of(sky.run).owner == OLD:
             sky.takes_over()
 
-    def submit(task: Any, name: str) -> int:
+    def submit(task, name):
         sky.down = True
         return really_submit(task, name)
 
@@ -318,26 +294,26 @@ def test_skypilot_being_down_for_a_moment_ends_no_hop(sky: Sky) -> None:
     sky.hop()
 
 
-def test_the_hop_continues_after_ctrl_c(sky: Sky, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_hop_continues_after_ctrl_c(sky, capsys):
     sky.leave_during_the_hop()
     assert "to cancel it before its machine is up: sky jobs cancel 2" in capsys.readouterr().out
     assert sky.cancelled == []
 
 
-def test_a_hop_clears_a_request_to_stop(sky: Sky) -> None:
+def test_a_hop_clears_a_request_to_stop(sky):
     ask_stop(sky.run, "pion stop")
 
     sky.leave_during_the_hop()
     assert pending_stop(sky.run) is None
 
 
-def test_overrides_that_make_it_another_run_are_refused(sky: Sky) -> None:
+def test_overrides_that_make_it_another_run_are_refused(sky):
     with pytest.raises(BadInput, match=r"is the run .*/demo-2, not .*/demo\. Nothing was rented"):
         sky.hop("name=demo-2")
     assert len(sky.jobs) == 1
 
 
-def test_a_finished_run_is_not_moved(sky: Sky, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_is_not_moved(sky, capsys):
     for stage in ("sft", "evaluate"):
         sky.old.finish_stage(stage, "digest", {})
     sky.hop()
@@ -345,7 +321,7 @@ def test_a_finished_run_is_not_moved(sky: Sky, capsys: pytest.CaptureFixture[str
     assert len(sky.jobs) == 1
 
 
-def test_a_machine_that_would_end_at_once_is_not_rented(sky: Sky) -> None:
+def test_a_machine_that_would_end_at_once_is_not_rented(sky):
     text = YAML.replace("envs: {{", "envs: {{PION_UNTIL: pretrain, ")
     with pytest.raises(BadInput, match=r"end after pretrain \(PION_UNTIL\).*Nothing was rented"):
         sky.hop(text=text)

@@ -1,12 +1,7 @@
 """`pion launch`: what SkyPilot gets, and what is refused before anything is rented."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -23,10 +18,8 @@ from pipeline.rent.managed.provider.recorded_task import NextRental, task_of
 from pipeline.rent.managed.provider.task import make_task, task_config, task_variables
 from pipeline.rent.sky_yaml import read_sky_yaml
 from pipeline.state.claim import claim_run
-from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
-from tests.pipeline.rent.conftest import YAML, SkyHome
-from tests.support.clock import FakeClock
+from tests.pipeline.rent.conftest import YAML
 from tests.support.fake_provider import FakeProvider
 from tests.support.jobs import tiny_dict
 from tests.support.sky_catalog import Price
@@ -39,7 +32,7 @@ TWO_WAYS = "any_of:\n  - {accelerators: A40, use_spot: true}\n  - {accelerators:
 
 
 @pytest.fixture
-def project(sky_home: SkyHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(sky_home, tmp_path, monkeypatch):
     """A checkout with a job file. SkyPilot has a price list, and its server does not run."""
     folder = tmp_path / "project"
     (folder / "jobs").mkdir(parents=True)
@@ -50,8 +43,8 @@ def project(sky_home: SkyHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.fixture
-def rents_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def rented(*args: Any) -> int:
+def rents_nothing(monkeypatch):
+    def rented(*args):
         raise AssertionError("something was rented")
 
     provider = FakeProvider()
@@ -59,7 +52,7 @@ def rents_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launching, "Provider", lambda: provider)
 
 
-def submit_by(monkeypatch: pytest.MonkeyPatch, submit: Callable[[Any, str], int]) -> None:
+def submit_by(monkeypatch, submit):
     """Let every check pass, and replace the call that submits to SkyPilot."""
     provider = FakeProvider()
     provider.submit = submit
@@ -67,12 +60,12 @@ def submit_by(monkeypatch: pytest.MonkeyPatch, submit: Callable[[Any, str], int]
     monkeypatch.setattr(launching, "require_checks", lambda order, **more: None)
 
 
-def dry_run(capsys: pytest.CaptureFixture[str], on: Path, *overrides: str) -> str:
+def dry_run(capsys, on, *overrides):
     assert launch("jobs/tiny.yaml", overrides, on=str(on), dry_run=True, force=False) == 0
     return capsys.readouterr().out
 
 
-def variables(sky_home: SkyHome, resources: str = "accelerators: A40") -> dict[str, str]:
+def variables(sky_home, resources="accelerators: A40"):
     """Return the environment of the task that rents these machines for the job."""
     sky_yaml = read_sky_yaml(sky_home.yaml(resources, WORKDIR))
     return task_variables(sky_yaml, load_job("jobs/tiny.yaml"), "jobs/tiny.yaml", [])
@@ -81,9 +74,7 @@ def variables(sky_home: SkyHome, resources: str = "accelerators: A40") -> dict[s
 # ---------------------------------------------------------------- what SkyPilot gets
 
 
-def test_a_dry_run_prints_the_task_that_skypilots_loader_reads_back(
-    project: Path, sky_home: SkyHome, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_dry_run_prints_the_task_that_skypilots_loader_reads_back(project, sky_home, capsys):
     import sky
 
     out = dry_run(capsys, sky_home.yaml(TWO_WAYS, WORKDIR), "sft.lr=1e-3", "evaluate.prompts=[a b]")
@@ -96,9 +87,7 @@ def test_a_dry_run_prints_the_task_that_skypilots_loader_reads_back(
     assert read.run == 'pion run "$JOB"'
 
 
-def test_no_secret_is_ever_printed_or_kept_with_the_task(
-    project: Path, sky_home: SkyHome, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_no_secret_is_ever_printed_or_kept_with_the_task(project, sky_home, capsys):
     path = sky_home.yaml(text=WORKDIR)
     assert SECRET not in dry_run(capsys, path)
     sky_yaml = read_sky_yaml(path)
@@ -108,9 +97,7 @@ def test_no_secret_is_ever_printed_or_kept_with_the_task(
     assert SECRET not in yaml.safe_dump(made.to_yaml_config(use_user_specified_yaml=True))
 
 
-def test_each_launch_is_another_launch(
-    project: Path, sky_home: SkyHome, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_each_launch_is_another_launch(project, sky_home, capsys):
     ids = {
         yaml.safe_load(dry_run(capsys, sky_home.yaml(text=WORKDIR)))["envs"]["PION_LAUNCH_ID"]
         for _ in range(2)
@@ -118,16 +105,14 @@ def test_each_launch_is_another_launch(
     assert len(ids) == 2
 
 
-def test_the_machine_learns_what_it_costs_whichever_it_becomes(
-    project: Path, sky_home: SkyHome
-) -> None:
+def test_the_machine_learns_what_it_costs_whichever_it_becomes(project, sky_home):
     sky_home.sell({"A40": Price(spot=0.2, on_demand=0.4), "RTXA4000": Price(0.22, 0.25)})
     envs = variables(sky_home, TWO_WAYS)
     assert json.loads(envs["PION_PRICES"]) == {"A40": 0.2, "RTXA4000": 0.25}
     assert "PION_SPOT" not in envs  # it may be either
 
 
-def test_the_machine_learns_where_it_costs_more(project: Path, sky_home: SkyHome) -> None:
+def test_the_machine_learns_where_it_costs_more(project, sky_home):
     sky_home.sell({"A40": Price(spot=0.2, on_demand=0.4)}, {"CA": "CA-MTL-1", "SE": "SE-1"})
     sky_home.raise_prices("SE", 1.5)
     envs = variables(sky_home, "accelerators: A40\nuse_spot: true")
@@ -135,17 +120,15 @@ def test_the_machine_learns_where_it_costs_more(project: Path, sky_home: SkyHome
     assert json.loads(envs["PION_PRICES"]) == more
 
 
-def test_a_gpu_that_may_be_either_spot_or_not_counts_at_the_higher_price(
-    project: Path, sky_home: SkyHome
-) -> None:
+def test_a_gpu_that_may_be_either_spot_or_not_counts_at_the_higher_price(project, sky_home):
     sky_home.sell({"A40": Price(spot=0.2, on_demand=0.4)})
     either = "accelerators: A40\nany_of: [{use_spot: true}, {use_spot: false}]"
     assert json.loads(variables(sky_home, either)["PION_PRICES"]) == {"A40": 0.4}
 
 
 def test_the_addresses_of_store_and_hub_travel_and_the_keys_are_secrets(
-    project: Path, sky_home: SkyHome, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    project, sky_home, monkeypatch
+):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "https://store.example")
     monkeypatch.setenv("HF_ENDPOINT", "https://hub.example")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
@@ -157,8 +140,8 @@ def test_the_addresses_of_store_and_hub_travel_and_the_keys_are_secrets(
 
 @pytest.mark.parametrize("source", ["AWS_REGION", "AWS_DEFAULT_REGION", "profile"])
 def test_the_region_of_the_bucket_travels_wherever_it_is_named(
-    project: Path, sky_home: SkyHome, monkeypatch: pytest.MonkeyPatch, source: str
-) -> None:
+    project, sky_home, monkeypatch, source
+):
     for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
         monkeypatch.delenv(name, raising=False)
     if source == "profile":
@@ -169,29 +152,27 @@ def test_the_region_of_the_bucket_travels_wherever_it_is_named(
     assert variables(sky_home)["AWS_DEFAULT_REGION"] == "eu-west-1"
 
 
-def test_a_secret_that_must_be_given_is_asked_for_by_name(sky_home: SkyHome) -> None:
+def test_a_secret_that_must_be_given_is_asked_for_by_name(sky_home):
     with pytest.raises(BadInput, match=r"HF_TOKEN must be set .* export HF_TOKEN=….*Nothing was"):
         secrets_for({"HF_TOKEN": None, "AWS_ACCESS_KEY_ID": ""}, {})
     given = secrets_for({"HF_TOKEN": None, "AWS_ACCESS_KEY_ID": ""}, {"HF_TOKEN": "x", "Y": "y"})
     assert given == {"HF_TOKEN": "x"}
 
 
-def test_what_travels_is_named_whether_it_was_written_down_or_is_set_here() -> None:
+def test_what_travels_is_named_whether_it_was_written_down_or_is_set_here():
     declared = {"HF_TOKEN": "", "WRITTEN": "x", "MUST": None, "AWS_ACCESS_KEY_ID": ""}
     environment = {"HF_TOKEN": "x", "AWS_ACCESS_KEY_ID": "y"}
     assert names_given(declared, {"HF_TOKEN"}, environment) == ["HF_TOKEN", "WRITTEN"]
 
 
-def test_a_key_that_the_job_does_not_use_is_not_sent() -> None:
+def test_a_key_that_the_job_does_not_use_is_not_sent():
     declared = {"HF_TOKEN": "", "AWS_ACCESS_KEY_ID": "", "MINE": None}
     environment = {"HF_TOKEN": "x", "AWS_ACCESS_KEY_ID": "y", "MINE": "z"}
     given = secrets_for(declared, environment, wanted={"HF_TOKEN"})
     assert given == {"HF_TOKEN": "x", "MINE": "z"}
 
 
-def test_a_job_file_that_would_not_travel_is_refused(
-    project: Path, sky_home: SkyHome, tmp_path: Path
-) -> None:
+def test_a_job_file_that_would_not_travel_is_refused(project, sky_home, tmp_path):
     outside = tmp_path / "elsewhere.yaml"
     outside.write_text((project / "jobs" / "tiny.yaml").read_text())
     sky_yaml = sky_home.yaml(text=WORKDIR)
@@ -202,9 +183,7 @@ def test_a_job_file_that_would_not_travel_is_refused(
 # ---------------------------------------------------------------- what is refused
 
 
-def test_a_run_that_would_fail_is_not_rented_for(
-    project: Path, sky_home: SkyHome, rents_nothing: None, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_that_would_fail_is_not_rented_for(project, sky_home, rents_nothing, capsys):
     sky_yaml = sky_home.yaml(text=WORKDIR)
     with pytest.raises(BadInput, match=r"store from there.*Nothing was rented"):
         launch("jobs/tiny.yaml", ["store=runs"], on=str(sky_yaml), dry_run=False, force=False)
@@ -215,13 +194,8 @@ def test_a_run_that_would_fail_is_not_rented_for(
 
 @pytest.mark.parametrize(("spot", "times"), [("true", 1), ("false", 0)])
 def test_spot_machines_of_one_type_are_warned_about_once_and_on_demand_never(
-    project: Path,
-    sky_home: SkyHome,
-    rents_nothing: None,
-    capsys: pytest.CaptureFixture[str],
-    spot: str,
-    times: int,
-) -> None:
+    project, sky_home, rents_nothing, capsys, spot, times
+):
     sky_yaml = sky_home.yaml(f"accelerators: A40:1\nuse_spot: {spot}", WORKDIR)
     with pytest.raises(BadInput) as refused:
         launch("jobs/tiny.yaml", ["store=runs"], on=str(sky_yaml), dry_run=False, force=False)
@@ -234,7 +208,7 @@ JOB = ManagedJob(7, "pion-demo", "RUNNING", cloud="RunPod", region="CA")
 
 
 @pytest.mark.parametrize("status", ["PENDING", "STARTING", "RUNNING", "RECOVERING", "CANCELLING"])
-def test_a_second_launch_of_a_run_is_refused(run: RunState, status: str) -> None:
+def test_a_second_launch_of_a_run_is_refused(run, status):
     job = dataclasses.replace(JOB, status=status)
     with pytest.raises(BadInput) as refused:
         refuse_second(run, head_of(run), [job])
@@ -244,7 +218,7 @@ def test_a_second_launch_of_a_run_is_refused(run: RunState, status: str) -> None
     assert f"`pion hop {run.store.url}/demo --on SKY`" in message
 
 
-def test_a_run_that_works_elsewhere_is_not_rented_for(run: RunState, time: FakeClock) -> None:
+def test_a_run_that_works_elsewhere_is_not_rented_for(run, time):
     claim = claim_run(run, someone(host="desk", pid=77))
     claim.heartbeat.beat()
     time.time += 30
@@ -252,9 +226,7 @@ def test_a_run_that_works_elsewhere_is_not_rented_for(run: RunState, time: FakeC
         refuse_second(run, head_of(run), [])
 
 
-def test_a_run_whose_owner_is_silent_or_gone_may_be_launched(
-    run: RunState, time: FakeClock
-) -> None:
+def test_a_run_whose_owner_is_silent_or_gone_may_be_launched(run, time):
     ended = [dataclasses.replace(JOB, status=status) for status in ENDED]
     refuse_second(run, None, ended)
     refuse_second(run, head_of(run), ended)
@@ -263,7 +235,7 @@ def test_a_run_whose_owner_is_silent_or_gone_may_be_launched(
     refuse_second(run, head_of(run), [])
 
 
-def test_skypilots_errors_say_what_failed_and_what_to_do(sky_home: SkyHome) -> None:
+def test_skypilots_errors_say_what_failed_and_what_to_do(sky_home):
     from sky import exceptions
 
     with (
@@ -281,13 +253,9 @@ def test_skypilots_errors_say_what_failed_and_what_to_do(sky_home: SkyHome) -> N
 
 
 def test_ctrl_c_while_submitting_says_what_may_happen(
-    project: Path,
-    sky_home: SkyHome,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    def submit(task: Any, name: str) -> int:
+    project, sky_home, tmp_path, monkeypatch, capsys
+):
+    def submit(task, name):
         raise KeyboardInterrupt
 
     submit_by(monkeypatch, submit)
@@ -302,16 +270,12 @@ def test_ctrl_c_while_submitting_says_what_may_happen(
 
 
 def test_of_two_launches_at_the_same_moment_one_rents(
-    project: Path,
-    sky_home: SkyHome,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+    project, sky_home, tmp_path, monkeypatch, capsys
+):
     store, on = f"store={tmp_path / 'runs'}", str(sky_home.yaml(text=WORKDIR))
     rented = 0
 
-    def submit(task: Any, name: str) -> int:
+    def submit(task, name):
         nonlocal rented
         rented += 1
         # SkyPilot knows of no job yet.
@@ -326,22 +290,20 @@ def test_of_two_launches_at_the_same_moment_one_rents(
 
 @pytest.mark.parametrize("status", ["UP", "INIT"])
 def test_a_controller_that_can_not_be_reached_is_not_one_without_jobs(
-    sky_home: SkyHome, monkeypatch: pytest.MonkeyPatch, status: str
-) -> None:
+    sky_home, monkeypatch, status
+):
     controller_is(monkeypatch, status)
     with pytest.raises(PionError, match=rf"is {status}. Pion can't reach it.*Nothing was changed"):
         Provider().managed_jobs("pion-demo")
 
 
 @pytest.mark.parametrize("status", [None, "STOPPED"])
-def test_a_controller_that_is_not_there_has_no_jobs(
-    sky_home: SkyHome, monkeypatch: pytest.MonkeyPatch, status: str | None
-) -> None:
+def test_a_controller_that_is_not_there_has_no_jobs(sky_home, monkeypatch, status):
     controller_is(monkeypatch, status)
     assert Provider().managed_jobs("pion-demo") == []
 
 
-def controller_is(monkeypatch: pytest.MonkeyPatch, status: str | None) -> None:
+def controller_is(monkeypatch, status):
     """Let SkyPilot's API server say that its jobs controller can't be asked."""
     from sky import exceptions
     from sky.client import sdk
@@ -353,7 +315,7 @@ def controller_is(monkeypatch: pytest.MonkeyPatch, status: str | None) -> None:
     )
     sent = exceptions.serialize_exception(error)
 
-    def get(request: str) -> Any:
+    def get(request):
         raise exceptions.deserialize_exception(sent)
 
     monkeypatch.setattr(jobs, "queue_v2", lambda **asked: "request")
@@ -363,7 +325,7 @@ def controller_is(monkeypatch: pytest.MonkeyPatch, status: str | None) -> None:
 # ---------------------------------------------------------------- submitting a job again
 
 
-def made_again(sky_yaml: Path, *avoid: Place) -> tuple[Any, ManagedJob]:
+def made_again(sky_yaml, *avoid):
     """Build the task again for a job that was submitted with that YAML; return both."""
     read = read_sky_yaml(sky_yaml)
     job = load_job("jobs/tiny.yaml", ["store=hf://me/runs"])
@@ -376,13 +338,11 @@ def made_again(sky_yaml: Path, *avoid: Place) -> tuple[Any, ManagedJob]:
     return task_of(NextRental(submitted, avoid=avoid)), submitted
 
 
-def candidates(made: Any) -> set[tuple[str, str | None, bool]]:
+def candidates(made):
     return {(next(iter(r.accelerators)), r.region, r.use_spot) for r in made.resources}
 
 
-def test_a_job_is_submitted_again_as_the_same_launch_with_its_secrets(
-    project: Path, sky_home: SkyHome
-) -> None:
+def test_a_job_is_submitted_again_as_the_same_launch_with_its_secrets(project, sky_home):
     made, job = made_again(sky_home.yaml(TWO_WAYS, WORKDIR))
     assert SECRET not in (job.task or "")
     assert made.envs["PION_LAUNCH_ID"] == "l"
@@ -391,8 +351,8 @@ def test_a_job_is_submitted_again_as_the_same_launch_with_its_secrets(
 
 
 def test_a_secret_that_was_given_then_must_be_given_again_and_no_other(
-    project: Path, sky_home: SkyHome, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    project, sky_home, monkeypatch
+):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)  # this job does not use it
     made, job = made_again(sky_home.yaml(TWO_WAYS, WORKDIR))
     assert made.envs["PION_SECRETS"] == "HF_TOKEN"
@@ -406,14 +366,12 @@ def test_a_secret_that_was_given_then_must_be_given_again_and_no_other(
 @pytest.mark.parametrize(
     "record", [None, "", "name: pion-demo\n", "a: [\n", "run: " + "[" * 3000, "run: &a [*a]\n"]
 )
-def test_a_job_without_a_record_of_its_task_can_not_be_submitted_again(record: str | None) -> None:
+def test_a_job_without_a_record_of_its_task_can_not_be_submitted_again(record):
     with pytest.raises(BadInput, match="no record of the task of managed job 7"):
         task_of(NextRental(dataclasses.replace(JOB, task=record)))
 
 
-def test_a_bad_place_is_left_out_and_other_regions_of_the_same_gpu_stay(
-    project: Path, sky_home: SkyHome
-) -> None:
+def test_a_bad_place_is_left_out_and_other_regions_of_the_same_gpu_stay(project, sky_home):
     prices = {"A40": Price(0.2, 0.4), "RTXA4000": Price(0.22, 0.25)}
     sky_home.sell(prices, {"CA": "CA-MTL-1", "US": "US-KS-2", "SE": "SE-STO-1"})
     bad = Place("RunPod", "CA", "A40", spot=True)
@@ -421,15 +379,13 @@ def test_a_bad_place_is_left_out_and_other_regions_of_the_same_gpu_stay(
     assert candidates(made) == {("A40", "SE", True), ("A40", "US", True), ("RTXA4000", None, False)}
 
 
-def test_the_same_gpu_on_demand_is_another_place(project: Path, sky_home: SkyHome) -> None:
+def test_the_same_gpu_on_demand_is_another_place(project, sky_home):
     bad = Place("RunPod", "CA", "RTXA4000", spot=True)  # rented on demand only
     made, _ = made_again(sky_home.yaml(TWO_WAYS, WORKDIR), bad)
     assert candidates(made) == {("A40", None, True), ("RTXA4000", None, False)}
 
 
-def test_a_yaml_that_only_allows_the_bad_place_is_reported(
-    project: Path, sky_home: SkyHome
-) -> None:
+def test_a_yaml_that_only_allows_the_bad_place_is_reported(project, sky_home):
     one_place = WORKDIR.replace("infra: runpod", "infra: runpod/CA")
     sky_yaml = sky_home.yaml("accelerators: A40\nuse_spot: true", one_place)
     with pytest.raises(BadInput, match="only allows A40 spot on RunPod/CA; add other GPUs"):

@@ -1,10 +1,6 @@
 """`pion launch` with a deadline: what is submitted, what is written, and what is refused."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -14,7 +10,7 @@ from pipeline.rent.managed import launch as launching
 from pipeline.state.notes.deadline import read_deadline
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
-from tests.pipeline.rent.conftest import YAML, SkyHome
+from tests.pipeline.rent.conftest import YAML
 from tests.support.fake_provider import FakeProvider
 from tests.support.jobs import tiny_dict
 
@@ -26,7 +22,7 @@ MIXED = """any_of:
 
 
 @pytest.fixture
-def command(sky_home: SkyHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def command(sky_home, tmp_path, monkeypatch):
     """A launch in a checkout with a job file, on spot and on-demand machines."""
     folder = tmp_path / "project"
     (folder / "jobs").mkdir(parents=True)
@@ -37,17 +33,15 @@ def command(sky_home: SkyHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> RunState:
+def run(tmp_path):
     return RunState(FileStore(tmp_path / "runs"), "tiny")
 
 
-def markets(task: Any) -> list[tuple[str, bool]]:
+def markets(task):
     return sorted((next(iter(r.accelerators)), r.use_spot) for r in task.resources)
 
 
-def test_without_a_deadline_a_mixed_list_is_submitted_as_it_is(
-    command: list[str], submitted: list[Any], run: RunState
-) -> None:
+def test_without_a_deadline_a_mixed_list_is_submitted_as_it_is(command, submitted, run):
     assert main(command) == 130
     assert markets(submitted[0]) == [("A40", False), ("A40", True), ("RTXA4000", True)]
     assert "PION_SPOT" not in submitted[0].envs
@@ -56,8 +50,8 @@ def test_without_a_deadline_a_mixed_list_is_submitted_as_it_is(
 
 
 def test_with_a_deadline_only_the_spot_machines_are_submitted_at_their_price(
-    command: list[str], submitted: list[Any], run: RunState
-) -> None:
+    command, submitted, run
+):
     assert main([*command, "deadline.hours=42"]) == 130
     assert markets(submitted[0]) == [("A40", True), ("RTXA4000", True)]
     assert submitted[0].envs["PION_SPOT"] == "1"
@@ -68,18 +62,14 @@ def test_with_a_deadline_only_the_spot_machines_are_submitted_at_their_price(
     assert read_deadline(run) is not None
 
 
-def test_a_dry_run_shows_the_task_with_a_deadline_and_writes_none(
-    command: list[str], run: RunState, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_dry_run_shows_the_task_with_a_deadline_and_writes_none(command, run, capsys):
     assert main([*command, "deadline.hours=42", "--dry-run"]) == 0
     shown = yaml.safe_load(capsys.readouterr().out)["resources"]["ordered"]
     assert [entry["use_spot"] for entry in shown] == [True, True]
     assert read_deadline(run) is None
 
 
-def test_a_deadline_that_was_set_by_hand_counts_though_the_job_has_none(
-    command: list[str], submitted: list[Any], run: RunState
-) -> None:
+def test_a_deadline_that_was_set_by_hand_counts_though_the_job_has_none(command, submitted, run):
     assert main([*command, "deadline.hours=42"]) == 130
     assert main([*command, "--force"]) == 130
     assert markets(submitted[1]) == [("A40", True), ("RTXA4000", True)]
@@ -88,9 +78,7 @@ def test_a_deadline_that_was_set_by_hand_counts_though_the_job_has_none(
     assert markets(submitted[2]) == [("A40", False), ("A40", True), ("RTXA4000", True)]
 
 
-def test_a_past_moment_rents_nothing(
-    command: list[str], submitted: list[Any], run: RunState, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_past_moment_rents_nothing(command, submitted, run, capsys):
     assert main([*command, "deadline.at=2020-01-01T00:00Z"]) == 2
     assert "command line  deadline.at: 2020-01-01T00:00Z was" in capsys.readouterr().err
     assert submitted == []
@@ -98,8 +86,8 @@ def test_a_past_moment_rents_nothing(
 
 
 def test_a_deadline_that_can_not_be_read_rents_nothing_and_says_how_to_set_it_again(
-    command: list[str], submitted: list[Any], run: RunState, capsys: pytest.CaptureFixture[str]
-) -> None:
+    command, submitted, run, capsys
+):
     run.store.write(run.key("deadline.json"), b"{")
     assert main([*command, "deadline.hours=42"]) == 2
     assert "is damaged" in (error := capsys.readouterr().err)
@@ -107,12 +95,7 @@ def test_a_deadline_that_can_not_be_read_rents_nothing_and_says_how_to_set_it_ag
     assert submitted == []
 
 
-def test_what_the_checks_refuse_leaves_no_deadline(
-    command: list[str],
-    run: RunState,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_what_the_checks_refuse_leaves_no_deadline(command, run, monkeypatch, capsys):
     monkeypatch.setattr(launching, "Provider", FakeProvider)
     assert main([*command, "deadline.hours=0.1"]) == 2
     out = " ".join(capsys.readouterr().out.split())

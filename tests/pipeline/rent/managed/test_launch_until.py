@@ -1,10 +1,5 @@
 """`pion launch --until`: what the machine is told, and what is not rented for."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
-
 import pytest
 import yaml
 
@@ -17,7 +12,7 @@ from pipeline.rent.sky_yaml import read_sky_yaml, with_until
 from pipeline.state.claim import claim_run
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
-from tests.pipeline.rent.conftest import YAML, SkyHome
+from tests.pipeline.rent.conftest import YAML
 from tests.support.jobs import tiny_dict
 from tests.support.states import someone
 
@@ -27,7 +22,7 @@ JOB = "jobs/tiny.yaml"
 
 
 @pytest.fixture
-def run(sky_home: SkyHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunState:
+def run(sky_home, tmp_path, monkeypatch):
     """The run of a job file in the present folder, a checkout."""
     folder = tmp_path / "project"
     (folder / "jobs").mkdir(parents=True)
@@ -37,7 +32,7 @@ def run(sky_home: SkyHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> R
     return RunState(store, "tiny")
 
 
-def prepared(run: RunState, *overrides: str) -> None:
+def prepared(run, *overrides):
     """Let the run have prepared the data of its job with these overrides."""
     claim = claim_run(run, someone())
     claim.finish_stage("prepare", digest_job(load_job(JOB, overrides)).stages["prepare"], {})
@@ -54,13 +49,8 @@ def prepared(run: RunState, *overrides: str) -> None:
     ],
 )
 def test_the_machine_is_told_after_which_stage_to_stop(
-    run: RunState,
-    sky_home: SkyHome,
-    submitted: list[Any],
-    text: str,
-    options: list[str],
-    told: str | None,
-) -> None:
+    run, sky_home, submitted, text, options, told
+):
     on = str(sky_home.yaml(text=text))
     assert main(["launch", JOB, "--on", on, *options]) == 130
     assert submitted[0].envs.get("PION_UNTIL") == told
@@ -74,13 +64,8 @@ def test_the_machine_is_told_after_which_stage_to_stop(
     ],
 )
 def test_a_stage_that_the_job_does_not_have_is_refused(
-    run: RunState,
-    sky_home: SkyHome,
-    submitted: list[Any],
-    capsys: pytest.CaptureFixture[str],
-    text: str,
-    options: list[str],
-) -> None:
+    run, sky_home, submitted, capsys, text, options
+):
     assert main(["launch", JOB, "--on", str(sky_home.yaml(text=text)), *options]) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "--until tokenise: this job has no such stage" in said
@@ -88,9 +73,7 @@ def test_a_stage_that_the_job_does_not_have_is_refused(
     assert submitted == []
 
 
-def test_a_file_whose_machine_would_not_stop_is_refused(
-    run: RunState, sky_home: SkyHome, submitted: list[Any], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_file_whose_machine_would_not_stop_is_refused(run, sky_home, submitted, capsys):
     on = str(sky_home.yaml(text="workdir: .\n" + YAML))
     assert main(["launch", JOB, "--on", on, "--until", "prepare"]) == 2
     said = " ".join(capsys.readouterr().err.split())
@@ -99,9 +82,7 @@ def test_a_file_whose_machine_would_not_stop_is_refused(
     assert submitted == []
 
 
-def test_nothing_is_rented_for_stages_that_are_done(
-    run: RunState, sky_home: SkyHome, submitted: list[Any], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_nothing_is_rented_for_stages_that_are_done(run, sky_home, submitted, capsys):
     prepared(run)
     on = str(sky_home.yaml(text=PREPARES))
     assert main(["launch", JOB, "--on", on]) == 0
@@ -112,17 +93,13 @@ def test_nothing_is_rented_for_stages_that_are_done(
     assert main(["launch", JOB, "--on", on, "--until", "pretrain"]) == 130, "this is not done"
 
 
-def test_other_data_than_what_is_prepared_is_rented_for(
-    run: RunState, sky_home: SkyHome, submitted: list[Any]
-) -> None:
+def test_other_data_than_what_is_prepared_is_rented_for(run, sky_home, submitted):
     prepared(run, "data.held_out=0.3")
     assert main(["launch", JOB, "--on", str(sky_home.yaml(text=PREPARES))]) == 130
     assert len(submitted) == 1
 
 
-def test_a_machine_that_only_prepares_is_not_measured_against_the_deadline(
-    run: RunState, sky_home: SkyHome
-) -> None:
+def test_a_machine_that_only_prepares_is_not_measured_against_the_deadline(run, sky_home):
     job = load_job(JOB, ["deadline.hours=0.001"])
     sky_yaml = with_until(read_sky_yaml(sky_home.yaml("cpus: 8", PREPARES)), job, None)
     assert check_deadline(job, sky_yaml, force=False) == []

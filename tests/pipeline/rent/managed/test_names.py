@@ -1,9 +1,6 @@
 """The names of rentals."""
 
-from __future__ import annotations
-
 import threading
-from pathlib import Path
 
 import pytest
 
@@ -18,7 +15,7 @@ from tests.support.states import someone
 from tests.support.waiting import PATIENCE_SECONDS
 
 
-def test_a_managed_job_is_named_for_its_run_alone() -> None:
+def test_a_managed_job_is_named_for_its_run_alone():
     name = rental_name("s3://bucket/runs", "pion-small")
     assert name.startswith("pion-pion-small-")
     assert rental_name("s3://bucket/runs/", "pion-small") == name
@@ -26,7 +23,7 @@ def test_a_managed_job_is_named_for_its_run_alone() -> None:
     assert rental_name("s3://bucket/runs", "pion-Small") != name
 
 
-def test_any_run_name_makes_a_name_that_skypilot_accepts() -> None:
+def test_any_run_name_makes_a_name_that_skypilot_accepts():
     from sky.utils.common_utils import check_cluster_name_is_valid
 
     for run in ("a", "a+b@c=d", "_", "x" * 100, "Größe"):
@@ -35,7 +32,7 @@ def test_any_run_name_makes_a_name_that_skypilot_accepts() -> None:
         assert len(name) <= 54
 
 
-def rented(folder: Path) -> str:
+def rented(folder):
     """Return the address of a run that was rented for."""
     run = RunState(FileStore(folder / "runs"), "rented")
     claim_run(run, someone()).heartbeat.stop()
@@ -43,12 +40,10 @@ def rented(folder: Path) -> str:
     return run.url
 
 
-def test_a_store_that_hangs_is_not_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_that_hangs_is_not_waited_for(tmp_path, monkeypatch):
     over = threading.Event()
 
-    def hang(run: RunState) -> bool:
+    def hang(run):
         assert over.wait(PATIENCE_SECONDS)
         return False
 
@@ -58,7 +53,7 @@ def test_a_store_that_hangs_is_not_waited_for(
     over.set()
 
 
-def test_only_a_run_that_was_never_rented_for_is_refused(tmp_path: Path) -> None:
+def test_only_a_run_that_was_never_rented_for_is_refused(tmp_path):
     other = RunState(FileStore(tmp_path / "runs"), "other")
     claim_run(other, someone()).heartbeat.stop()
     with pytest.raises(BadInput, match=r"rented nothing for .*/other"):

@@ -1,13 +1,9 @@
 """`pion rentals`: every machine, its cost, whether it is gone, and what `--reap` may end."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import time
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -39,7 +35,7 @@ class SkyAndRunPod(FakeProvider):
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> RunState:
+def run(tmp_path):
     """A run that a pod called `one` has worked on for an hour, for $0.20."""
     run = light_run(FileStore(tmp_path / "runs"))
     claim = claim_run(run, someone(host="one"))
@@ -63,28 +59,24 @@ class Account:
     capsys: pytest.CaptureFixture[str]
 
     @property
-    def name(self) -> str:
+    def name(self):
         return rental_name(self.run.store.url, self.run.name)
 
-    def job(self, number: int, status: str, **more: Any) -> None:
+    def job(self, number, status, **more):
         """Let SkyPilot know a job of the run."""
         self.provider.jobs.append(ManagedJob(number, self.name, status, **more))
 
-    def pod(
-        self, name: str, job: int, status: str = "RUNNING", user: str = ME, **more: Any
-    ) -> None:
+    def pod(self, name, job, status="RUNNING", user=ME, **more):
         """Let RunPod list a pod of a job of the run."""
         self.api.rent(name, f"{cluster_name(self.name, job)}-{user}-head", status, **more)
 
-    def listing(
-        self, run: str | None = "", *, reap: bool = False, code: int = 0
-    ) -> dict[str, dict[str, Any]]:
+    def listing(self, run="", *, reap=False, code=0):
         """Return the machines of `pion rentals --json` of this run, another, or all, by id."""
         where = self.run.url if run == "" else run
         assert show_rentals(where, reap=reap, as_json=True, provider=self.provider) == code
         return {each["id"]: each for each in json.loads(self.capsys.readouterr().out)["rentals"]}
 
-    def table(self, run: str | None = "", *, reap: bool = False, code: int = 0) -> str:
+    def table(self, run="", *, reap=False, code=0):
         """Return what `pion rentals` prints."""
         where = self.run.url if run == "" else run
         assert show_rentals(where, reap=reap, as_json=False, provider=self.provider) == code
@@ -92,13 +84,11 @@ class Account:
 
 
 @pytest.fixture
-def account(run: RunState, runpod_api: RunPodApi, capsys: pytest.CaptureFixture[str]) -> Account:
+def account(run, runpod_api, capsys):
     return Account(run, runpod_api, SkyAndRunPod(), capsys)
 
 
-def test_a_machine_that_runpod_no_longer_lists_is_gone_and_its_cost_is_known(
-    account: Account,
-) -> None:
+def test_a_machine_that_runpod_no_longer_lists_is_gone_and_its_cost_is_known(account):
     account.job(1, "SUCCEEDED")
     (one,) = account.listing().values()
     assert (one["state"], one["job"]) == ("gone", 1)
@@ -107,7 +97,7 @@ def test_a_machine_that_runpod_no_longer_lists_is_gone_and_its_cost_is_known(
 
 
 # A pod of the run: its job (and how long ago it ended), the pod, what is said, and how it is known.
-PODS: list[tuple[str, dict[str, Any] | None, dict[str, Any], str, str]] = [
+PODS = [
     ("it works", {"status": "RUNNING"}, {}, "running", "managed job 1 is RUNNING"),
     ("its job has ended", {"status": "CANCELLED", "ago": 9999}, {}, "orphan", "is CANCELLED"),
     ("it has exited, and its job has ended", {"status": "CANCELLED", "ago": 9999},
@@ -123,9 +113,7 @@ PODS: list[tuple[str, dict[str, Any] | None, dict[str, Any], str, str]] = [
 @pytest.mark.parametrize(
     ("job", "pod", "state", "words"), [row[1:] for row in PODS], ids=[row[0] for row in PODS]
 )
-def test_a_pod_is_judged_by_its_job_and_reap_ends_orphans_alone(
-    account: Account, job: dict[str, Any] | None, pod: dict[str, Any], state: str, words: str
-) -> None:
+def test_a_pod_is_judged_by_its_job_and_reap_ends_orphans_alone(account, job, pod, state, words):
     if job is not None:
         ended_at = account.run.clock.now() - job["ago"] if "ago" in job else None
         account.job(1, job["status"], ended_at=ended_at)
@@ -139,7 +127,7 @@ def test_a_pod_is_judged_by_its_job_and_reap_ends_orphans_alone(
     assert account.api.ids == ([] if state == "orphan" else ["one"])
 
 
-def test_a_pod_that_never_claimed_the_run_is_listed_too(account: Account) -> None:
+def test_a_pod_that_never_claimed_the_run_is_listed_too(account):
     account.job(2, "STARTING")
     account.pod("two", 2)
     found = account.listing()
@@ -148,7 +136,7 @@ def test_a_pod_that_never_claimed_the_run_is_listed_too(account: Account) -> Non
     assert found["one"]["state"] == "gone"
 
 
-def test_a_pod_that_is_rented_now_costs_since_runpod_rented_it_out(account: Account) -> None:
+def test_a_pod_that_is_rented_now_costs_since_runpod_rented_it_out(account):
     account.job(2, "STARTING")
     since = time.time() - 1800
     at = time.strftime("%a %b %d %Y %H:%M:%S", time.gmtime(since))
@@ -159,15 +147,13 @@ def test_a_pod_that_is_rented_now_costs_since_runpod_rented_it_out(account: Acco
     assert two["dollars"] == pytest.approx(0.1, rel=0.1)
 
 
-def lose(pod: str, run: RunState) -> None:
+def lose(pod, run):
     """Note a pod of managed job 2 that a watcher saw boot for half an hour, for $0.10, and end."""
     now = run.clock.now()
     keep_lost(run, LostMachine(pod, "RunPod", "A40", 1, 0.2, "2", now - 9000, now - 7200))
 
 
-def test_a_pod_that_never_claimed_the_run_is_listed_as_gone_with_what_it_cost(
-    account: Account,
-) -> None:
+def test_a_pod_that_never_claimed_the_run_is_listed_as_gone_with_what_it_cost(account):
     account.job(2, "RUNNING")
     lose("two", account.run)
     found = account.listing()
@@ -178,7 +164,7 @@ def test_a_pod_that_never_claimed_the_run_is_listed_as_gone_with_what_it_cost(
     assert two["dollars"] == pytest.approx(0.1)
 
 
-def test_a_lost_pod_that_runpod_still_bills_for_is_an_orphan_all_the_same(account: Account) -> None:
+def test_a_lost_pod_that_runpod_still_bills_for_is_an_orphan_all_the_same(account):
     account.job(2, "FAILED_SETUP", ended_at=1.0)
     account.pod("two", 2)
     lose("two", account.run)
@@ -186,17 +172,13 @@ def test_a_lost_pod_that_runpod_still_bills_for_is_an_orphan_all_the_same(accoun
     assert account.listing(reap=True)["two"]["words"] == "terminated now"
 
 
-def test_a_pod_that_was_taken_for_lost_and_then_owned_the_run_is_listed_once(
-    account: Account,
-) -> None:
+def test_a_pod_that_was_taken_for_lost_and_then_owned_the_run_is_listed_once(account):
     lose("one", account.run)
     (one,) = account.listing().values()
     assert (one["job"], one["machine"]) == (1, "A40 on RunPod/CA, spot")
 
 
-def test_a_run_of_which_every_machine_was_lost_has_a_list_too(
-    account: Account, tmp_path: Path
-) -> None:
+def test_a_run_of_which_every_machine_was_lost_has_a_list_too(account, tmp_path):
     new = RunState(FileStore(tmp_path / "new"), "demo")
     write_rental_note(new, NOTE, None)
     lose("two", new)
@@ -206,14 +188,14 @@ def test_a_run_of_which_every_machine_was_lost_has_a_list_too(
     assert "$0.10 in total" in out
 
 
-def test_pods_that_pion_launch_did_not_rent_are_left_out(account: Account) -> None:
+def test_pods_that_pion_launch_did_not_rent_are_left_out(account):
     account.api.rent("web", "my-web-server")
     account.api.rent("other", "pion-another-11112222-3-0123abcd-head")
     assert set(account.listing(reap=True)) == {"one"}
     assert len(account.api.ids) == 2
 
 
-def test_without_a_run_every_rental_of_ours_is_listed(account: Account) -> None:
+def test_without_a_run_every_rental_of_ours_is_listed(account):
     account.job(1, "RUNNING")
     account.pod("one", 1)
     account.api.rent("other", "pion-another-11112222-3-0123abcd-head")
@@ -224,8 +206,8 @@ def test_without_a_run_every_rental_of_ours_is_listed(account: Account) -> None:
 
 
 def test_a_pod_of_a_run_that_no_machine_has_claimed_and_skypilot_has_forgotten_is_found(
-    account: Account, tmp_path: Path
-) -> None:
+    account, tmp_path
+):
     account.run = RunState(FileStore(tmp_path / "empty"), "new")
     write_rental_note(account.run, NOTE, None)
     account.pod("lost", 1)
@@ -235,8 +217,8 @@ def test_a_pod_of_a_run_that_no_machine_has_claimed_and_skypilot_has_forgotten_i
 
 
 def test_a_pod_is_not_ended_because_skypilot_has_forgotten_its_job_while_its_run_is_at_work(
-    account: Account,
-) -> None:
+    account,
+):
     account.pod("one", 1)
     claim = claim_run(account.run, someone())
     claim.heartbeat.beat()
@@ -248,13 +230,13 @@ def test_a_pod_is_not_ended_because_skypilot_has_forgotten_its_job_while_its_run
     assert account.listing(reap=True)["one"]["state"] == "gone"
 
 
-def test_an_orphan_that_can_not_be_ended_keeps_no_other_from_its_end(account: Account) -> None:
+def test_an_orphan_that_can_not_be_ended_keeps_no_other_from_its_end(account):
     account.pod("one", 1)
     account.pod("two", 2)
 
     really_terminate = account.provider.terminate_pod
 
-    def terminate(pod: str) -> None:
+    def terminate(pod):
         if pod == "one":
             raise PionError("RunPod could not terminate pod one: timed out")
         really_terminate(pod)
@@ -265,7 +247,7 @@ def test_an_orphan_that_can_not_be_ended_keeps_no_other_from_its_end(account: Ac
     assert "RunPod could not terminate pod one: timed out" in said
 
 
-def test_the_table_says_how_to_end_orphans(account: Account) -> None:
+def test_the_table_says_how_to_end_orphans(account):
     account.pod("one", 1)
     out = account.table()
     assert "1 orphaned machine is still billing. End it with:" in out
@@ -273,7 +255,7 @@ def test_the_table_says_how_to_end_orphans(account: Account) -> None:
     assert "$0.20" in out
 
 
-def test_when_every_rental_has_ended_it_says_that_nothing_is_rented(account: Account) -> None:
+def test_when_every_rental_has_ended_it_says_that_nothing_is_rented(account):
     another = rental_name(account.run.store.url, "another")  # whose machines never claimed it
     account.provider.jobs.append(ManagedJob(1, another, "CANCELLED"))
     assert account.table(None) == "nothing is rented\n"
@@ -282,23 +264,19 @@ def test_when_every_rental_has_ended_it_says_that_nothing_is_rented(account: Acc
     assert account.table(where) == f"nothing is rented for {where}\n"
 
 
-def test_without_a_key_for_runpod_nothing_is_called_gone(
-    account: Account, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_key_for_runpod_nothing_is_called_gone(account, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "nobody"))
     monkeypatch.delenv("RUNPOD_API_KEY", raising=False)
     assert not runpod_configured()
     assert account.listing()["one"]["state"] == "unknown"
 
 
-def test_an_unknown_run_is_bad_input(account: Account) -> None:
+def test_an_unknown_run_is_bad_input(account):
     with pytest.raises(BadInput, match="no run 'nothing'"):
         account.table(f"{account.run.store.url}/nothing")
 
 
-def test_skypilot_is_not_started_for_a_folder_without_a_run(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_skypilot_is_not_started_for_a_folder_without_a_run(monkeypatch):
     provider = SkyAndRunPod()
     monkeypatch.setattr(provider, "start", lambda say: pytest.fail("it was started"))
     with pytest.raises(BadInput, match="no run 'null' in the store file:///dev"):
@@ -312,7 +290,7 @@ JUST_NOW = -1.0  # 20 s before the test asks
 
 
 @pytest.fixture
-def on_aws(tmp_path: Path, run: RunState) -> None:
+def on_aws(tmp_path, run):
     """Two machines of managed job 1 on AWS, one after the other, have worked on the run too."""
     about = {"cloud": "AWS", "region": "us-east-1", "gpu": "A10G", "count": 1, "spot": True}
     for machine, age in (("aws-1", 1000), ("aws-2", 500)):
@@ -325,14 +303,14 @@ def on_aws(tmp_path: Path, run: RunState) -> None:
         claim.release()
 
 
-def job_is(status: str, **more: Any) -> ManagedJob:
+def job_is(status, **more):
     return ManagedJob(1, "", status, **more)
 
 
 TERMINATED = f"SkyPilot says that the cluster {CLUSTER} was terminated"
 NOT_LISTED = "SkyPilot does not list machines of managed jobs; check in the cloud"
 GONE, RUNS, UNKNOWN = ("gone", "gone"), ("unknown", "running"), ("unknown", "unknown")
-JUDGED: list[tuple[ManagedJob | None, dict[str, Any], dict[str, str] | None, Any, str]] = [
+JUDGED = [
     # SkyPilot has ended the cluster, whether or not it still knows the job.
     (job_is("SUCCEEDED"), {CLUSTER: None}, {}, GONE, TERMINATED),
     (None, {CLUSTER: None}, {}, GONE, TERMINATED),
@@ -357,14 +335,8 @@ JUDGED: list[tuple[ManagedJob | None, dict[str, Any], dict[str, str] | None, Any
 
 @pytest.mark.parametrize(("job", "recorded", "clusters", "states", "words"), JUDGED)
 def test_a_machine_of_another_cloud_is_judged_by_what_skypilot_says(
-    account: Account,
-    on_aws: None,
-    job: ManagedJob | None,
-    recorded: dict[str, str | None],
-    clusters: dict[str, str] | None,
-    states: tuple[str, str],
-    words: str,
-) -> None:
+    account, on_aws, job, recorded, clusters, states, words
+):
     if job is not None:
         ended_at = account.run.clock.now() - 20 if job.ended_at == JUST_NOW else job.ended_at
         account.provider.jobs.append(dataclasses.replace(job, name=account.name, ended_at=ended_at))
@@ -374,7 +346,7 @@ def test_a_machine_of_another_cloud_is_judged_by_what_skypilot_says(
     assert found["aws-2"]["words"] == words
 
 
-def test_a_controller_that_can_not_be_reached_makes_no_orphans(account: Account) -> None:
+def test_a_controller_that_can_not_be_reached_makes_no_orphans(account):
     account.pod("one", 1)
     account.provider.down = True
     with pytest.raises(PionError, match="could not list the managed jobs"):

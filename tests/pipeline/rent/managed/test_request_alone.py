@@ -1,10 +1,7 @@
 """Of two launches from two machines only one rents, although neither SkyPilot knows the other."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
-from pathlib import Path
 
 import pytest
 
@@ -15,7 +12,6 @@ from pipeline.rent.managed.request import announce_rental, announced, note_of
 from pipeline.state.claim import claim_run
 from pipeline.state.notes.rental_note import (
     NOTE,
-    RentalNote,
     over_unless_interrupted,
     read_rental_note,
     withdraw_rental_note,
@@ -23,35 +19,32 @@ from pipeline.state.notes.rental_note import (
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, Missing
 from pipeline.state.stores.errors import error_from_json, error_to_json
-from tests.support.clock import FakeClock
 from tests.support.states import someone
 
 
-def from_host(host: str, run: RunState, launch_id: str) -> RentalNote:
+def from_host(host, run, launch_id):
     """Return the note of a rental that the computer `host` submits now."""
     note = note_of(run, run.read(), launch_id=launch_id, rented_from=f"hash of {host}")
     return dataclasses.replace(note, host=host)
 
 
-def announced_by(run: RunState) -> str:
+def announced_by(run):
     return str(json.loads(run.store.read(run.key(NOTE)))["host"])
 
 
-def of_a_worker(error: PionError) -> PionError:
+def of_a_worker(error):
     """Return the error as it comes back from a Ray worker."""
     return error_from_json(error_to_json(error))
 
 
 @pytest.fixture(autouse=True)
-def rented_from_desk(run: RunState) -> None:
+def rented_from_desk(run):
     """Let the run be rented from the desk as `desk-1`."""
     announce_rental(run, from_host("desk", run, "desk-1"))
 
 
 @pytest.mark.parametrize("moving", [False, True], ids=["launch", "hop"])
-def test_while_a_machine_boots_no_other_computer_rents_one(
-    run: RunState, time: FakeClock, moving: bool
-) -> None:
+def test_while_a_machine_boots_no_other_computer_rents_one(run, time, moving):
     time.time += 120
     with pytest.raises(BadInput) as refused:
         announce_rental(run, from_host("laptop", run, "laptop-1"), moving=moving)
@@ -63,9 +56,7 @@ def test_while_a_machine_boots_no_other_computer_rents_one(
     assert announced_by(run) == "desk"
 
 
-def test_while_a_lost_machine_is_replaced_no_other_computer_rents_one(
-    run: RunState, time: FakeClock
-) -> None:
+def test_while_a_lost_machine_is_replaced_no_other_computer_rents_one(run, time):
     claim_run(run, someone()).release()  # as a machine does before it is taken away
     time.time += 3 * 24 * 3600.0  # there may be no machine for days
     with pytest.raises(BadInput) as refused:
@@ -78,19 +69,14 @@ def test_while_a_lost_machine_is_replaced_no_other_computer_rents_one(
 
 
 @pytest.mark.parametrize("error", [BadInput("the task is refused"), PionError("timed out")])
-def test_the_note_of_a_rental_is_withdrawn_only_if_nothing_was_rented_for_sure(
-    run: RunState, error: PionError
-) -> None:
+def test_the_note_of_a_rental_is_withdrawn_only_if_nothing_was_rented_for_sure(run, error):
     with pytest.raises(type(error)), announced(run, from_host("desk", run, "desk-2")):
         raise error
     note, _ = read_rental_note(run)
-    assert note is not None
     assert note.launch_id == ("desk-1" if isinstance(error, BadInput) else "desk-2")
 
 
-def test_status_says_who_rents_until_that_is_over(
-    run: RunState, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_status_says_who_rents_until_that_is_over(run, capsys):
     show_statuses([f"{run.store.url}/{run.name}"], as_json=False)
     assert "\nmachines: rented from desk since " in capsys.readouterr().out
     withdraw_rental_note(run, "desk-1")
@@ -98,7 +84,7 @@ def test_status_says_who_rents_until_that_is_over(
     assert "machines: rented from" not in capsys.readouterr().out
 
 
-def test_a_hop_from_another_computer_takes_a_run_from_a_rental_that_was_up(run: RunState) -> None:
+def test_a_hop_from_another_computer_takes_a_run_from_a_rental_that_was_up(run):
     claim_run(run, someone()).release()
     announce_rental(run, from_host("laptop", run, "laptop-1"), moving=True)
     assert announced_by(run) == "laptop"
@@ -107,7 +93,7 @@ def test_a_hop_from_another_computer_takes_a_run_from_a_rental_that_was_up(run: 
     assert not json.loads(run.store.read(run.key(NOTE)))["over"]
 
 
-def test_the_note_of_a_run_that_does_not_exist_yet_makes_no_run(tmp_path: Path) -> None:
+def test_the_note_of_a_run_that_does_not_exist_yet_makes_no_run(tmp_path):
     new = RunState(FileStore(tmp_path / "runs"), "new")
     announce_rental(new, from_host("desk", new, "desk-1"))
     assert new.read() is None
@@ -115,10 +101,9 @@ def test_the_note_of_a_run_that_does_not_exist_yet_makes_no_run(tmp_path: Path) 
         announce_rental(new, from_host("laptop", new, "laptop-1"))
 
 
-def test_the_computer_that_rented_may_rent_again(run: RunState) -> None:
+def test_the_computer_that_rented_may_rent_again(run):
     announce_rental(run, from_host("desk", run, "desk-2"))  # its SkyPilot knows the first one
     note, _ = read_rental_note(run)
-    assert note is not None
     assert note.launch_id == "desk-2"
 
 
@@ -126,7 +111,7 @@ def test_the_computer_that_rented_may_rent_again(run: RunState) -> None:
     "ending",
     [None, Stopped("asked to"), BadInput("no"), ValueError("a bug"), of_a_worker(NotDurable("no"))],
 )
-def test_once_a_rental_is_over_anybody_may_rent(run: RunState, ending: Exception | None) -> None:
+def test_once_a_rental_is_over_anybody_may_rent(run, ending):
     try:
         with over_unless_interrupted(run, "desk-1"):
             if ending is not None:
@@ -141,9 +126,7 @@ def test_once_a_rental_is_over_anybody_may_rent(run: RunState, ending: Exception
 @pytest.mark.parametrize(
     "ending", [Interrupted("preempted"), of_a_worker(Interrupted("preempted")), KeyboardInterrupt()]
 )
-def test_an_interrupted_run_is_not_over(
-    run: RunState, launch_id: str | None, ending: BaseException
-) -> None:
+def test_an_interrupted_run_is_not_over(run, launch_id, ending):
     with pytest.raises(type(ending)), over_unless_interrupted(run, launch_id):
         raise ending
     with pytest.raises(BadInput, match="was rented from desk"):
@@ -151,9 +134,7 @@ def test_an_interrupted_run_is_not_over(
 
 
 @pytest.mark.parametrize("by", ["desk-1", "a stranger's"])
-def test_a_rental_that_is_fenced_is_over_unless_by_the_machine_that_it_rented_next(
-    run: RunState, by: str
-) -> None:
+def test_a_rental_that_is_fenced_is_over_unless_by_the_machine_that_it_rented_next(run, by):
     claim_run(run, someone(launch_id=by))
     with pytest.raises(Fenced), over_unless_interrupted(run, "desk-1"):
         raise Fenced("taken over")
@@ -162,24 +143,20 @@ def test_a_rental_that_is_fenced_is_over_unless_by_the_machine_that_it_rented_ne
 
 
 @pytest.mark.parametrize("launch_id", ["another", None])
-def test_what_else_runs_does_not_end_a_rental(run: RunState, launch_id: str | None) -> None:
+def test_what_else_runs_does_not_end_a_rental(run, launch_id):
     with over_unless_interrupted(run, launch_id):
         pass
     with pytest.raises(BadInput, match="was rented from desk"):
         announce_rental(run, from_host("laptop", run, "laptop-1"))
 
 
-def test_a_hop_does_not_wait_forever_for_a_machine_that_never_came(
-    run: RunState, time: FakeClock
-) -> None:
+def test_a_hop_does_not_wait_forever_for_a_machine_that_never_came(run, time):
     time.time += BOOT_SECONDS
     announce_rental(run, from_host("laptop", run, "laptop-1"), moving=True)
 
 
 @pytest.mark.parametrize("moving", [False, True], ids=["launch", "hop"])
-def test_a_user_who_cancelled_the_other_rental_can_force_this_one(
-    run: RunState, moving: bool
-) -> None:
+def test_a_user_who_cancelled_the_other_rental_can_force_this_one(run, moving):
     announce_rental(run, from_host("laptop", run, "laptop-1"), moving=moving, force=True)
     assert announced_by(run) == "laptop"
 
@@ -187,18 +164,16 @@ def test_a_user_who_cancelled_the_other_rental_can_force_this_one(
 @pytest.mark.parametrize(
     "text", [b"", b"{}", b'{"format": 1, "at": "soon", "host": 3}', b'{"format": 1, "at": 3.5}']
 )
-def test_a_note_that_can_not_be_read_prevents_no_rental(run: RunState, text: bytes) -> None:
+def test_a_note_that_can_not_be_read_prevents_no_rental(run, text):
     run.store.write(run.key(NOTE), text)
     withdraw_rental_note(run, "desk-1")
     announce_rental(run, from_host("laptop", run, "laptop-1"))
     assert announced_by(run) == "laptop"
 
 
-def test_of_two_at_the_same_instant_one_rents(
-    run: RunState, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_two_at_the_same_instant_one_rents(run, monkeypatch):
 
-    def as_before(store: FileStore, key: str) -> tuple[bytes, str]:
+    def as_before(store, key):
         raise Missing(key, store.url)
 
     note = from_host("laptop", run, "laptop-1")

@@ -1,11 +1,8 @@
 """`pion watch`: how it fixes what is wrong with a rental, and what it tells the user."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import sys
-from typing import Any
 
 import httpx
 import pytest
@@ -16,18 +13,15 @@ from pipeline.cli import main
 from pipeline.rent.managed.look.diagnose import HANG_SECONDS, LOST_BOOT_SECONDS
 from pipeline.rent.managed.names import rental_name
 from pipeline.rent.managed.provider.jobs import BOOT_SECONDS
-from pipeline.rent.managed.provider.pods import Pod
 from pipeline.rent.managed.request import rental_lock
 from pipeline.rent.managed.watch import Watcher, follow_or_leave, watch
-from pipeline.state.claim import Claim, claim_run
+from pipeline.state.claim import claim_run
 from pipeline.state.notes.rental_note import RentalNote, read_rental_note, write_rental_note
 from pipeline.state.notes.stop_requests import ask_stop
 from pipeline.state.rows.metrics import read_events
-from pipeline.state.run_state import RunState
 from pipeline.state.stores import StoreError
 from pipeline.web.address import Address
 from tests.pipeline.rent.managed.look.test_diagnose import A40, job
-from tests.support.clock import FakeClock
 from tests.support.fake_provider import JOB, FakeProvider, beat, during, succeed, succeed_after
 from tests.support.light_run import JOB as LIGHT
 from tests.support.states import someone
@@ -36,12 +30,10 @@ from tests.support.waiting import PATIENCE_SECONDS
 TASK = "name: pion-demo\n---\nenvs:\n  PION_LAUNCH_ID: 0123abcd\nrun: pion run\n"
 
 
-def test_a_job_that_ends_well_is_followed_to_its_end(
-    watcher: Watcher, provider: FakeProvider, run: RunState, time: FakeClock, said: list[str]
-) -> None:
+def test_a_job_that_ends_well_is_followed_to_its_end(watcher, provider, run, time, said):
     claim = claim_run(run, someone(host="pod-1"))
 
-    def train() -> None:
+    def train():
         beat(claim, stage="sft", step=6, steps=10, loss=1.25, tokens_per_second=900.0)
 
     during(time, train, lambda: claim.release(), succeed(provider))
@@ -65,8 +57,8 @@ def test_a_job_that_ends_well_is_followed_to_its_end(
     ],
 )
 def test_a_job_that_fails_gives_its_exit_code_and_where_its_output_is(
-    watcher: Watcher, provider: FakeProvider, said: list[str], failure: str, code: int, words: str
-) -> None:
+    watcher, provider, said, failure, code, words
+):
     provider.now("FAILED", failure=failure)
     assert watcher.follow() == code
     assert words in said[-1]
@@ -74,17 +66,15 @@ def test_a_job_that_fails_gives_its_exit_code_and_where_its_output_is(
 
 
 def test_a_rental_that_ended_without_its_machine_saying_so_is_over_for_other_computers(
-    watcher: Watcher, provider: FakeProvider, run: RunState
-) -> None:
+    watcher, provider, run
+):
     write_rental_note(run, RentalNote(0.0, "desk", "1a2b3c4d", "0123abcd", 1), None)
     provider.now("FAILED_NO_RESOURCE", task=TASK)
     watcher.follow()
     assert read_rental_note(run)[0] is None
 
 
-def test_a_window_that_only_shows_a_rental_does_not_withdraw_its_note(
-    run: RunState, provider: FakeProvider, said: list[str]
-) -> None:
+def test_a_window_that_only_shows_a_rental_does_not_withdraw_its_note(run, provider, said):
     write_rental_note(run, RentalNote(0.0, "desk", "1a2b3c4d", "0123abcd", 1), None)
     provider.now("CANCELLED", task=TASK)  # by another window, which restarts the run
     onlooker = Watcher(run, JOB.name, JOB.id, said.append, provider, acting=False)
@@ -93,13 +83,13 @@ def test_a_window_that_only_shows_a_rental_does_not_withdraw_its_note(
 
 
 def test_a_run_that_was_stopped_after_its_controller_was_lost_ends_with_4_and_without_a_machine(
-    watcher: Watcher, provider: FakeProvider, run: RunState, time: FakeClock
-) -> None:
+    watcher, provider, run, time
+):
     claim = claim_run(run, someone())
     beat(claim, stage="sft", step=6)
     provider.now("FAILED_CONTROLLER")
 
-    def stop() -> None:
+    def stop():
         ask_stop(run, "pion stop")
         claim.release()
 
@@ -109,8 +99,8 @@ def test_a_run_that_was_stopped_after_its_controller_was_lost_ends_with_4_and_wi
 
 
 def test_a_dead_pod_is_terminated_at_the_first_look_and_the_run_remembers_why(
-    watcher: Watcher, provider: FakeProvider, run: RunState, time: FakeClock, said: list[str]
-) -> None:
+    watcher, provider, run, time, said
+):
     claim_run(run, someone())
     provider.listed = [provider.pod("x", "EXITED"), provider.pod("other", "EXITED", job_id=8)]
     during(time, succeed(provider))
@@ -122,9 +112,7 @@ def test_a_dead_pod_is_terminated_at_the_first_look_and_the_run_remembers_why(
     assert (event["what"], event["done"]) == ("dead pod", ["terminated pod x"])
 
 
-def test_a_second_window_only_says_what_is_wrong(
-    run: RunState, provider: FakeProvider, time: FakeClock, said: list[str]
-) -> None:
+def test_a_second_window_only_says_what_is_wrong(run, provider, time, said):
     provider.listed = [provider.pod("x", "EXITED")]
     onlooker = Watcher(run, JOB.name, JOB.id, said.append, provider, acting=False)
     during(time, lambda: None, lambda: None, succeed(provider))
@@ -133,7 +121,7 @@ def test_a_second_window_only_says_what_is_wrong(
     assert len([line for line in said if "dead pod" in line]) == 1  # not at every look
 
 
-def test_only_one_window_keeps_a_rental_going() -> None:
+def test_only_one_window_keeps_a_rental_going():
     with (
         rental_lock("pion-demo") as first,
         rental_lock("pion-demo") as second,
@@ -145,15 +133,13 @@ def test_only_one_window_keeps_a_rental_going() -> None:
         assert again()
 
 
-def test_a_second_window_acts_once_the_first_has_gone(
-    run: RunState, provider: FakeProvider, time: FakeClock, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_second_window_acts_once_the_first_has_gone(run, provider, time, capsys):
     provider.listed = [provider.pod("x", "EXITED")]
     first = contextlib.ExitStack()
     assert first.enter_context(rental_lock(JOB.name))()
-    done_while_the_first_acted: list[str] = []
+    done_while_the_first_acted = []
 
-    def leave() -> None:
+    def leave():
         done_while_the_first_acted.extend(provider.terminated)
         first.close()
 
@@ -167,12 +153,12 @@ def test_a_second_window_acts_once_the_first_has_gone(
 
 
 def test_heartbeats_without_a_step_for_a_quarter_of_an_hour_are_a_hang(
-    watcher: Watcher, provider: FakeProvider, run: RunState, time: FakeClock, said: list[str]
-) -> None:
+    watcher, provider, run, time, said
+):
     claim = claim_run(run, someone())
     start = time.time
 
-    def live() -> None:
+    def live():
         beat(claim, stage="sft", step=6)
         if provider.terminated:
             provider.now("SUCCEEDED")
@@ -186,12 +172,12 @@ def test_heartbeats_without_a_step_for_a_quarter_of_an_hour_are_a_hang(
 
 @pytest.mark.slow
 def test_a_run_whose_store_was_down_may_catch_up_before_it_counts_as_hanging(
-    watcher: Watcher, provider: FakeProvider, run: RunState, time: FakeClock
-) -> None:
+    watcher, provider, run, time
+):
     claim = claim_run(run, someone())
     start = time.time
 
-    def live() -> None:
+    def live():
         since = time.time - start
         if not 100 < since < 2000:  # no heartbeat gets through in between
             beat(claim, stage="sft", step=6)
@@ -203,13 +189,11 @@ def test_a_run_whose_store_was_down_may_catch_up_before_it_counts_as_hanging(
     assert not provider.terminated
 
 
-def test_evaluation_at_the_end_is_no_hang(
-    watcher: Watcher, provider: FakeProvider, run: RunState, time: FakeClock
-) -> None:
+def test_evaluation_at_the_end_is_no_hang(watcher, provider, run, time):
     claim = claim_run(run, someone())  # its status names no step
     start = time.time
 
-    def live() -> None:
+    def live():
         claim.heartbeat.beat()
         if time.time - start > HANG_SECONDS + 120:
             provider.now("SUCCEEDED")
@@ -219,13 +203,11 @@ def test_evaluation_at_the_end_is_no_hang(
     assert not provider.terminated
 
 
-def test_a_boot_that_never_ends_is_restarted_elsewhere(
-    watcher: Watcher, provider: FakeProvider, time: FakeClock, said: list[str]
-) -> None:
+def test_a_boot_that_never_ends_is_restarted_elsewhere(watcher, provider, time, said):
     provider.now("STARTING", submitted_at=time.time - 5)
     start = time.time
 
-    def live() -> None:
+    def live():
         if provider.submitted:
             provider.now("SUCCEEDED", id=8)
 
@@ -236,13 +218,11 @@ def test_a_boot_that_never_ends_is_restarted_elsewhere(
     assert "restarted the run as managed job 8" in "\n".join(said)
 
 
-def test_a_pod_that_is_lost_while_it_boots_is_not_waited_for_forever(
-    watcher: Watcher, provider: FakeProvider, time: FakeClock
-) -> None:
+def test_a_pod_that_is_lost_while_it_boots_is_not_waited_for_forever(watcher, provider, time):
     provider.now("STARTING", submitted_at=time.time)
     start = time.time
 
-    def live() -> None:
+    def live():
         if time.time - start > 60:
             provider.listed = []
         if provider.submitted:
@@ -254,9 +234,7 @@ def test_a_pod_that_is_lost_while_it_boots_is_not_waited_for_forever(
     assert LOST_BOOT_SECONDS <= time.time - start < LOST_BOOT_SECONDS + 120
 
 
-def test_waiting_for_a_machine_is_no_reason_to_restart(
-    watcher: Watcher, provider: FakeProvider, time: FakeClock, said: list[str]
-) -> None:
+def test_waiting_for_a_machine_is_no_reason_to_restart(watcher, provider, time, said):
     provider.listed = []
     provider.now("STARTING", submitted_at=time.time)
     succeed_after(provider, time, BOOT_SECONDS + 60)
@@ -266,14 +244,12 @@ def test_waiting_for_a_machine_is_no_reason_to_restart(
 
 
 @pytest.mark.slow
-def test_a_pod_that_comes_after_a_long_wait_gets_the_full_time_to_boot(
-    watcher: Watcher, provider: FakeProvider, time: FakeClock
-) -> None:
+def test_a_pod_that_comes_after_a_long_wait_gets_the_full_time_to_boot(watcher, provider, time):
     provider.listed = []
     provider.now("STARTING", submitted_at=time.time)
     start = time.time
 
-    def live() -> None:
+    def live():
         if time.time - start > 2 * BOOT_SECONDS and not provider.listed:
             provider.listed = [provider.pod("late", "CREATED")]
         if time.time - start > 3 * BOOT_SECONDS - 60:
@@ -286,8 +262,8 @@ def test_a_pod_that_comes_after_a_long_wait_gets_the_full_time_to_boot(
 
 
 def test_a_pod_that_can_not_see_the_request_to_stop_is_ended_with_its_job(
-    watcher: Watcher, provider: FakeProvider, run: RunState, time: FakeClock, said: list[str]
-) -> None:
+    watcher, provider, run, time, said
+):
     ask_stop(run, "pion stop")
     provider.now("STARTING", submitted_at=time.time)
     start = time.time
@@ -299,8 +275,8 @@ def test_a_pod_that_can_not_see_the_request_to_stop_is_ended_with_its_job(
 
 
 def test_no_machine_is_waited_for_by_a_run_that_was_asked_to_stop(
-    watcher: Watcher, provider: FakeProvider, run: RunState, time: FakeClock, said: list[str]
-) -> None:
+    watcher, provider, run, time, said
+):
     ask_stop(run, "pion stop")
     provider.now("RECOVERING")
     provider.listed = []
@@ -310,13 +286,13 @@ def test_no_machine_is_waited_for_by_a_run_that_was_asked_to_stop(
 
 
 def test_a_run_that_has_hopped_is_not_taken_for_one_that_was_asked_to_stop(
-    watcher: Watcher, provider: FakeProvider, run: RunState, time: FakeClock
-) -> None:
+    watcher, provider, run, time
+):
     claim_run(run, someone(launch_id="launch-old")).release()
     ask_stop(run, "pion hop to pod-new", except_launch="0123abcd")
     provider.now("STARTING", submitted_at=time.time, task=TASK)
 
-    def live() -> None:
+    def live():
         if provider.submitted:
             provider.now("SUCCEEDED", id=8)
 
@@ -325,9 +301,7 @@ def test_a_run_that_has_hopped_is_not_taken_for_one_that_was_asked_to_stop(
     assert (provider.cancelled, len(provider.submitted)) == ([7], 1)  # restarted, not ended
 
 
-def test_a_request_to_stop_is_never_undone(
-    watcher: Watcher, provider: FakeProvider, run: RunState, time: FakeClock
-) -> None:
+def test_a_request_to_stop_is_never_undone(watcher, provider, run, time):
     claim_run(run, someone())
     ask_stop(run, "pion stop")
     provider.listed = [provider.pod("x", "EXITED")]
@@ -337,16 +311,14 @@ def test_a_request_to_stop_is_never_undone(
     assert not provider.submitted
 
 
-def test_a_window_that_follows_a_run_goes_with_it_when_it_hops(
-    watcher: Watcher, provider: FakeProvider, time: FakeClock, said: list[str]
-) -> None:
-    def hop() -> None:
+def test_a_window_that_follows_a_run_goes_with_it_when_it_hops(watcher, provider, time, said):
+    def hop():
         provider.jobs.append(dataclasses.replace(JOB, id=8))
 
-    def old_one_ends() -> None:
+    def old_one_ends():
         provider.jobs[0] = job("FAILED", failure="Job exited with exit code 4")
 
-    def done() -> None:
+    def done():
         provider.jobs[1] = dataclasses.replace(JOB, id=8, status="SUCCEEDED")
 
     during(time, hop, old_one_ends, done)
@@ -354,16 +326,14 @@ def test_a_window_that_follows_a_run_goes_with_it_when_it_hops(
     assert "managed job 8 is done" in said[-1]
 
 
-def test_a_hop_that_fails_leaves_the_window_with_the_old_job(
-    watcher: Watcher, provider: FakeProvider, time: FakeClock, said: list[str]
-) -> None:
-    def hop() -> None:
+def test_a_hop_that_fails_leaves_the_window_with_the_old_job(watcher, provider, time, said):
+    def hop():
         provider.jobs.append(dataclasses.replace(JOB, id=8, status="STARTING"))
 
-    def fails() -> None:
+    def fails():
         provider.jobs[1] = dataclasses.replace(provider.jobs[1], status="FAILED_NO_RESOURCE")
 
-    def done() -> None:
+    def done():
         provider.jobs[0] = job("SUCCEEDED")
 
     during(time, hop, fails, done)
@@ -371,12 +341,10 @@ def test_a_hop_that_fails_leaves_the_window_with_the_old_job(
     assert "managed job 7 is done" in said[-1]
 
 
-def test_a_failed_look_is_reported_once_and_repeated(
-    watcher: Watcher, provider: FakeProvider, time: FakeClock, said: list[str]
-) -> None:
+def test_a_failed_look_is_reported_once_and_repeated(watcher, provider, time, said):
     provider.down = True
 
-    def back() -> None:
+    def back():
         provider.down = False
 
     during(time, lambda: None, lambda: None, back, succeed(provider))
@@ -384,20 +352,16 @@ def test_a_failed_look_is_reported_once_and_repeated(
     assert len([line for line in said if "can't tell the state at the moment" in line]) == 1
 
 
-def test_a_job_that_skypilot_does_not_list_can_not_be_judged(
-    watcher: Watcher, provider: FakeProvider
-) -> None:
+def test_a_job_that_skypilot_does_not_list_can_not_be_judged(watcher, provider):
     provider.jobs = []
     with pytest.raises(PionError, match="no longer lists managed job 7"):
         watcher.look_once()
 
 
-def test_a_store_that_is_down_ends_no_watch(
-    watcher: Watcher, provider: FakeProvider, run: RunState, time: FakeClock, monkeypatch: Any
-) -> None:
+def test_a_store_that_is_down_ends_no_watch(watcher, provider, run, time, monkeypatch):
     read = run.store.read_versioned
 
-    def down(key: str) -> Any:
+    def down(key):
         raise StoreError("read", key, "no route to host")
 
     monkeypatch.setattr(run.store, "read_versioned", down)
@@ -405,9 +369,7 @@ def test_a_store_that_is_down_ends_no_watch(
     assert watcher.follow() == 0
 
 
-def test_one_look_returns_1_if_anything_is_wrong_and_fixes_it(
-    watcher: Watcher, provider: FakeProvider
-) -> None:
+def test_one_look_returns_1_if_anything_is_wrong_and_fixes_it(watcher, provider):
     assert watcher.look_once() == 0
     provider.listed = [provider.pod("x", "EXITED")]
     assert watcher.look_once() == 1
@@ -423,12 +385,8 @@ def test_one_look_returns_1_if_anything_is_wrong_and_fixes_it(
     ],
 )
 def test_a_run_that_was_never_rented_is_refused_before_skypilot_is_loaded(
-    run: RunState,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    name: str,
-    words: str,
-) -> None:
+    run, monkeypatch, capsys, name, words
+):
     claim_run(run, someone())
     monkeypatch.setitem(sys.modules, "pipeline.rent.managed.watch", None)  # an import fails
     where = name if name.startswith("/") else f"{run.store.url}/{name}"
@@ -436,15 +394,13 @@ def test_a_run_that_was_never_rented_is_refused_before_skypilot_is_loaded(
     assert words in capsys.readouterr().err
 
 
-def test_the_page_is_there_while_the_watch_acts(
-    run: RunState, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_page_is_there_while_the_watch_acts(run, monkeypatch, capsys):
     claim_run(run, someone())
     name = rental_name(run.store.url, run.name)
     provider = FakeProvider(dataclasses.replace(JOB, name=name, status="SUCCEEDED"))
-    shown: list[str] = []
+    shown = []
 
-    def look_at_the_page() -> list[Pod]:
+    def look_at_the_page():
         url = capsys.readouterr().out.partition("  the page of this run")[0]
         shown.append(httpx.get(f"{url}/data", timeout=PATIENCE_SECONDS).json()["runs"][0]["url"])
         return []
@@ -454,10 +410,8 @@ def test_the_page_is_there_while_the_watch_acts(
     assert shown == [run.url]
 
 
-def test_ctrl_c_names_the_job_that_continues(
-    run: RunState, provider: FakeProvider, time: FakeClock, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def leave() -> None:
+def test_ctrl_c_names_the_job_that_continues(run, provider, time, capsys):
+    def leave():
         raise KeyboardInterrupt
 
     claim_run(run, someone())
@@ -471,8 +425,8 @@ def test_ctrl_c_names_the_job_that_continues(
 
 
 def test_a_pod_that_costs_more_than_planned_is_said_once_and_left_to_itself(
-    watcher: Watcher, provider: FakeProvider, time: FakeClock, said: list[str]
-) -> None:
+    watcher, provider, time, said
+):
     task = "name: pion-demo\n---\nenvs:\n  PION_PRICES: '{\"A40\": 0.09}'\nrun: pion run\n"
     provider.change(JOB.id, task=task)
     during(time, lambda: None, succeed(provider))
@@ -489,7 +443,7 @@ UNTIL_SFT = "name: pion-demo\n---\nenvs:\n  PION_LAUNCH_ID: l\n  PION_UNTIL: sft
 
 
 @pytest.fixture
-def claim(run: RunState, provider: FakeProvider, time: FakeClock) -> Claim:
+def claim(run, provider, time):
     """The machine of a rental until sft has claimed the run."""
     provider.now("RUNNING", task=UNTIL_SFT)
     claim = claim_run(run, someone(launch_id="l"))
@@ -497,14 +451,12 @@ def claim(run: RunState, provider: FakeProvider, time: FakeClock) -> Claim:
     return claim
 
 
-def finish(claim: Claim) -> None:
+def finish(claim):
     claim.finish_stage("sft", "d", {})
     claim.release()
 
 
-def test_it_is_over_and_the_next_stage_is_said(
-    watcher: Watcher, provider: FakeProvider, claim: Claim, time: FakeClock, said: list[str]
-) -> None:
+def test_it_is_over_and_the_next_stage_is_said(watcher, provider, claim, time, said):
     during(time, lambda: finish(claim), succeed(provider))
     assert watcher.follow() == 0
     assert "managed job 7 is done" in said[-2]
@@ -513,8 +465,8 @@ def test_it_is_over_and_the_next_stage_is_said(
 
 
 def test_a_controller_that_is_lost_after_its_last_stage_is_not_replaced(
-    watcher: Watcher, provider: FakeProvider, claim: Claim, said: list[str]
-) -> None:
+    watcher, provider, claim, said
+):
     finish(claim)
     provider.now("FAILED_CONTROLLER")
     assert watcher.follow() == 0
@@ -524,8 +476,8 @@ def test_a_controller_that_is_lost_after_its_last_stage_is_not_replaced(
 
 
 def test_a_machine_that_skypilot_seeks_after_its_last_stage_is_not_needed(
-    watcher: Watcher, provider: FakeProvider, claim: Claim, said: list[str]
-) -> None:
+    watcher, provider, claim, said
+):
     finish(claim)
     provider.now("RECOVERING")
     provider.listed = []
@@ -534,9 +486,7 @@ def test_a_machine_that_skypilot_seeks_after_its_last_stage_is_not_needed(
     assert "The run has done sft, so Pion will not rent a new machine" in "\n".join(said)
 
 
-def test_a_stage_that_was_done_before_is_done_again_to_its_end(
-    run: RunState, watcher: Watcher, provider: FakeProvider, time: FakeClock
-) -> None:
+def test_a_stage_that_was_done_before_is_done_again_to_its_end(run, watcher, provider, time):
     """It was done under other settings, or the machine would not have claimed the run."""
     finish(claim_run(run, someone()))
     time.time += 60
@@ -547,18 +497,14 @@ def test_a_stage_that_was_done_before_is_done_again_to_its_end(
     assert provider.cancelled == []
 
 
-def test_the_stage_being_done_is_watched_as_any_other(
-    watcher: Watcher, provider: FakeProvider, claim: Claim, time: FakeClock
-) -> None:
+def test_the_stage_being_done_is_watched_as_any_other(watcher, provider, claim, time):
     provider.listed = [provider.pod("x", "EXITED")]
     succeed_after(provider, time, 30)
     watcher.follow()
     assert provider.terminated == ["x"]
 
 
-def test_a_finished_run_that_is_launched_again_is_not_over_for_the_new_job(
-    run: RunState, watcher: Watcher, provider: FakeProvider
-) -> None:
+def test_a_finished_run_that_is_launched_again_is_not_over_for_the_new_job(run, watcher, provider):
     """The job may have more to do now. The store knows only once the new machine has claimed."""
     run.write_job("0123", yaml.safe_dump(LIGHT))
     claim = claim_run(run, someone(launch_id="before"))

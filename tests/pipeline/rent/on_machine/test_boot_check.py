@@ -1,17 +1,12 @@
 """Why a rented machine is refused, before anything is installed on it."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
 from ctypes import CFUNCTYPE, POINTER, c_char_p, c_int, c_size_t, c_uint, c_ulonglong, c_void_p
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -30,11 +25,9 @@ from tests.support.waiting import PATIENCE_SECONDS, run_to_end
 SCRIPT = REPOSITORY / "pipeline" / "rent" / "on_machine" / "boot_check.py"
 SIZE = 4096  # bytes that are written to a GPU and read back
 
-Machine = Callable[[str], dict[str, str]]
-
 
 @pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+def machine(tmp_path, monkeypatch):
     """Return the environment of a machine whose nvidia-smi runs a line of shell.
 
     Its libcuda.so.1 can't be loaded, even if the machine that runs the tests has one.
@@ -42,7 +35,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     (tmp_path / "libcuda.so.1").touch()
     monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
 
-    def with_nvidia_smi(shell: str) -> dict[str, str]:
+    def with_nvidia_smi(shell):
         program = tmp_path / "nvidia-smi"
         program.write_text(f"#!/bin/sh\n{shell}\n")
         program.chmod(0o755)
@@ -74,7 +67,7 @@ class Driver:
     tested: list[int] = field(default_factory=list)
     """The contexts in which memory was read."""
 
-    def library(self) -> Any:
+    def library(self):
         """Return the driver as ctypes.CDLL would load it."""
 
         class Library:
@@ -97,75 +90,73 @@ class Driver:
             setattr(library, name, function)
         return library
 
-    def count(self, count: Any) -> int:
+    def count(self, count):
         count[0] = self.gpus
         return 0
 
-    def get(self, device: Any, index: int) -> int:
+    def get(self, device, index):
         device[0] = 40 + index
         return 0
 
-    def retain(self, context: Any, device: int) -> int:
+    def retain(self, context, device):
         context[0] = 0x7F00_0000_0000 + device
         self.contexts.add(context[0])
         return self.fails.get("cuDevicePrimaryCtxRetain", 0)
 
-    def release(self, device: int) -> int:
+    def release(self, device):
         self.contexts.remove(0x7F00_0000_0000 + device)
         return 0
 
-    def set_current(self, context: int) -> int:
+    def set_current(self, context):
         self.current = context
         return 0 if context in self.contexts else 201
 
-    def allocate(self, pointer: Any, size: int) -> int:
+    def allocate(self, pointer, size):
         if self.current not in self.contexts:
             return 201
         pointer[0] = 0xA_0000_0000 + len(self.memory)
         self.memory[pointer[0]] = bytearray(size)
         return self.fails.get("cuMemAlloc_v2", 0)
 
-    def write(self, pointer: int, source: int, size: int) -> int:
+    def write(self, pointer, source, size):
         self.memory[pointer][:] = ctypes.string_at(source, size)
         self.memory[pointer][17] ^= self.lies << 4
         return self.fails.get("cuMemcpyHtoD_v2", 0)
 
-    def read(self, target: int, pointer: int, size: int) -> int:
+    def read(self, target, pointer, size):
         ctypes.memmove(target, bytes(self.memory[pointer]), size)
         self.tested.append(self.current)
         return self.fails.get("cuMemcpyDtoH_v2", 0)
 
-    def free(self, pointer: int) -> int:
+    def free(self, pointer):
         del self.memory[pointer]
         return 0
 
-    def error_name(self, error: int, name: Any) -> int:
+    def error_name(self, error, name):
         name[0] = self.names.get(error)
         return 0 if error in self.names else 1
 
 
-def boot(environment: dict[str, str], *options: str) -> subprocess.CompletedProcess[str]:
+def boot(environment, *options):
     """Run the check as the boot script does, with a Python without torch."""
     return run_to_end([sys.executable, "-I", "-S", str(SCRIPT), *options], env=environment)
 
 
-def test_a_machine_as_requested_passes(machine: Machine) -> None:
+def test_a_machine_as_requested_passes(machine):
     done = boot(machine("echo 'NVIDIA A40, 580.95.05'") | {"PION_DISK_GB": "1"})
     assert done.returncode == 0, done.stderr
     assert "1 × NVIDIA A40 with driver 580.95.05" in done.stderr
     assert done.stdout.strip() == "", "nothing but the folder of the image's torch belongs here"
 
 
-def test_a_driver_that_is_too_old_for_the_pinned_torch_gets_a_build_that_it_runs(
-    machine: Machine,
-) -> None:
+def test_a_driver_that_is_too_old_for_the_pinned_torch_gets_a_build_that_it_runs(machine):
     done = boot(machine("echo 'NVIDIA A40, 550.54.15, 8.6'"), "--any-build")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "\ntorch==2.14.1 cu126\n"
     assert "torch 2.14.1 (cu126) to be installed, because torch 2.15.0" in done.stderr
 
 
-def test_an_old_driver_that_tells_no_compute_capability_is_asked_again(machine: Machine) -> None:
+def test_an_old_driver_that_tells_no_compute_capability_is_asked_again(machine):
     fails = "case $2 in *compute_cap*) echo 'not a valid field' >&2; exit 2 ;; esac"
     done = boot(machine(f"{fails}\necho 'NVIDIA A40, 470.57.02'"), "--any-build")
     assert done.returncode == ANOTHER_MACHINE
@@ -180,16 +171,14 @@ def test_an_old_driver_that_tells_no_compute_capability_is_asked_again(machine: 
         ("true", "it has 0 GPU(s), but 1 were requested"),
     ],
 )
-def test_a_machine_whose_gpu_cannot_be_used_is_left_for_another(
-    machine: Machine, nvidia_smi: str, words: str
-) -> None:
+def test_a_machine_whose_gpu_cannot_be_used_is_left_for_another(machine, nvidia_smi, words):
     done = boot(machine(nvidia_smi))
     assert done.returncode == ANOTHER_MACHINE
     assert words in done.stderr
     assert "Nothing was installed" in done.stderr
 
 
-def test_memory_of_every_gpu_is_written_and_read_back() -> None:
+def test_memory_of_every_gpu_is_written_and_read_back():
     driver = Driver(gpus=2)
     assert probe_gpus(driver.library(), SIZE) == "memory of 2 GPU(s) written and read back"
     assert driver.tested == [0x7F00_0000_0000 + 40, 0x7F00_0000_0000 + 41]
@@ -197,7 +186,7 @@ def test_memory_of_every_gpu_is_written_and_read_back() -> None:
     assert not driver.contexts, "contexts are left"
 
 
-def test_memory_that_gives_back_other_bytes_is_found_out() -> None:
+def test_memory_that_gives_back_other_bytes_is_found_out():
     with pytest.raises(BadMachine, match="GPU 0's memory returned different bytes"):
         probe_gpus(Driver(lies=True).library(), SIZE)
 
@@ -212,14 +201,14 @@ def test_memory_that_gives_back_other_bytes_is_found_out() -> None:
         ("cuMemcpyDtoH_v2", "GPU 0 failed: cuMemcpyDtoH_v2 returned"),
     ],
 )
-def test_a_driver_that_fails_is_named_with_its_error(function: str, words: str) -> None:
+def test_a_driver_that_fails_is_named_with_its_error(function, words):
     library = Driver(fails={function: 999}).library()
     with pytest.raises(BadMachine) as failure:
         probe_gpus(library, SIZE)
     assert str(failure.value) == f"{words} CUDA_ERROR_UNKNOWN (999)"
 
 
-def test_an_error_without_a_name_is_its_number() -> None:
+def test_an_error_without_a_name_is_its_number():
     library = Driver(fails={"cuInit": 999}, names={}).library()
     with pytest.raises(BadMachine, match="cuInit returned error 999"):
         probe_gpus(library, SIZE)
@@ -228,14 +217,14 @@ def test_an_error_without_a_name_is_its_number() -> None:
         probe_gpus(library, SIZE)
 
 
-def test_a_driver_that_lacks_a_function_is_not_judged_by_the_others() -> None:
+def test_a_driver_that_lacks_a_function_is_not_judged_by_the_others():
     library = Driver(fails={"cuInit": 999}).library()
     del library.cuMemFree_v2
     with pytest.raises(AttributeError, match="cuMemFree_v2"):
         probe_gpus(library, SIZE)
 
 
-def test_a_driver_that_cannot_be_loaded_is_left_for_torch_to_judge(machine: Machine) -> None:
+def test_a_driver_that_cannot_be_loaded_is_left_for_torch_to_judge(machine):
     done = boot(machine("echo 'NVIDIA A40, 580.95.05'"))
     assert done.returncode == 0
     assert "GPU memory not tested (OSError: " in done.stderr
@@ -251,12 +240,8 @@ def test_a_driver_that_cannot_be_loaded_is_left_for_torch_to_judge(machine: Mach
     ],
 )
 def test_the_probe_says_what_it_found_on_its_standard_output(
-    driver: Driver,
-    code: int,
-    words: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+    driver, code, words, monkeypatch, capsys
+):
     monkeypatch.setattr(ctypes, "CDLL", {"libcuda.so.1": driver.library()}.__getitem__)
     monkeypatch.setattr(sys, "argv", ["boot_check.py", "--probe"])
     assert main() == code
@@ -270,7 +255,7 @@ def test_the_probe_says_what_it_found_on_its_standard_output(
         ("kill -KILL $$", r"crashed: signal 9 \(Killed\)"),
     ],
 )
-def test_a_probe_that_fails_or_crashes_condemns_the_machine(shell: str, words: str) -> None:
+def test_a_probe_that_fails_or_crashes_condemns_the_machine(shell, words):
     with pytest.raises(BadMachine, match=words):
         try_gpus(["sh", "-c", shell], 60)
 
@@ -283,16 +268,14 @@ def test_a_probe_that_fails_or_crashes_condemns_the_machine(shell: str, words: s
         ("/no/such/python", "No such file or directory"),
     ],
 )
-def test_a_probe_that_is_broken_itself_condemns_nothing(command: str, words: str) -> None:
+def test_a_probe_that_is_broken_itself_condemns_nothing(command, words):
     said = try_gpus(shlex.split(command), 60)
     assert said.startswith("GPU memory not tested (")
     assert words in said
 
 
-def test_a_probe_that_cannot_even_be_killed_is_not_waited_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    stuck: list[subprocess.Popen[str]] = []
+def test_a_probe_that_cannot_even_be_killed_is_not_waited_for(monkeypatch):
+    stuck = []
     with monkeypatch.context() as patch:
         patch.setattr(subprocess.Popen, "kill", lambda process: stuck.append(process))
         with pytest.raises(BadMachine, match=r"no result after 0\.1 s"):
@@ -303,8 +286,8 @@ def test_a_probe_that_cannot_even_be_killed_is_not_waited_for(
 
 
 def test_a_machine_whose_gpu_fails_the_probe_is_left_before_anything_is_installed(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+    machine, monkeypatch, capsys
+):
     for name, value in machine("echo 'NVIDIA A40, 580.95.05'").items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "argv", ["boot_check.py"])
@@ -315,21 +298,21 @@ def test_a_machine_whose_gpu_fails_the_probe_is_left_before_anything_is_installe
     assert printed.out == ""
 
 
-def test_a_machine_without_the_gpu_that_was_paid_for_is_left_for_another(tmp_path: Path) -> None:
+def test_a_machine_without_the_gpu_that_was_paid_for_is_left_for_another(tmp_path):
     done = boot({"PATH": str(tmp_path), "SKYPILOT_NUM_GPUS_PER_NODE": "1"})
     assert done.returncode == ANOTHER_MACHINE
     assert "no nvidia-smi" in done.stderr
 
 
-def test_a_machine_that_was_rented_without_gpus_needs_none(tmp_path: Path) -> None:
+def test_a_machine_that_was_rented_without_gpus_needs_none(tmp_path):
     assert boot({"PATH": str(tmp_path), "SKYPILOT_NUM_GPUS_PER_NODE": "0"}).returncode == 0
 
 
-def test_a_disk_smaller_than_asked_for_is_left_for_another(tmp_path: Path) -> None:
+def test_a_disk_smaller_than_asked_for_is_left_for_another(tmp_path):
     done = boot({"PATH": str(tmp_path), "PION_DISK_GB": "1000000"})
     assert done.returncode == ANOTHER_MACHINE
     assert "1000000 GB were requested" in done.stderr
 
 
-def test_its_exit_code_is_the_one_that_is_recovered() -> None:
+def test_its_exit_code_is_the_one_that_is_recovered():
     assert Interrupted.exit_code == ANOTHER_MACHINE

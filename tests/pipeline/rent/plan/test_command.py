@@ -1,11 +1,7 @@
 """`pion plan`: what a job takes on each GPU, ranked by dollars."""
 
-from __future__ import annotations
-
 import json
 import re
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,7 +9,6 @@ from pion.errors import BadInput
 from pipeline.rent.plan.command import show_plan
 from pipeline.rent.plan.gpus import GPU_TYPES
 from tests.paths import JOBS, OWN_JOBS
-from tests.pipeline.rent.conftest import SkyHome
 from tests.pipeline.rent.fine_tuning import write_fine_tuning
 from tests.pipeline.rent.plan.test_preferences import job_in
 from tests.pipeline.rent.plan.test_prices import also_by_four
@@ -23,10 +18,10 @@ SMALL, XL = (str(JOBS / f"pion-{size}.yaml") for size in ("small", "xl"))
 
 
 @pytest.fixture
-def plan(sky_home: SkyHome, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
+def plan(sky_home, tmp_path, capsys):
     """`pion plan --json` of a job in an empty store."""
 
-    def run(job: str = SMALL, *overrides: str, gpus: tuple[str, ...] = ()) -> dict[str, Any]:
+    def run(job=SMALL, *overrides, gpus=()):
         store = f"store={tmp_path / 'runs'}"
         assert show_plan(job, [store, *overrides], gpus=gpus, as_json=True) == 0
         return json.loads(capsys.readouterr().out)
@@ -34,7 +29,7 @@ def plan(sky_home: SkyHome, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     return run
 
 
-def test_machines_are_ranked_by_what_the_whole_job_costs(plan: Any) -> None:
+def test_machines_are_ranked_by_what_the_whole_job_costs(plan):
     rows = plan()["estimates"]
     dollars = [row["dollars"] for row in rows]
     assert dollars == sorted(dollars)
@@ -42,7 +37,7 @@ def test_machines_are_ranked_by_what_the_whole_job_costs(plan: Any) -> None:
     assert {(row["gpu"], row["use_spot"]) for row in rows[:2]} == {("A40", True), ("L40S", True)}
 
 
-def test_a_row_has_everything_there_is_to_compare(plan: Any) -> None:
+def test_a_row_has_everything_there_is_to_compare(plan):
     row = next(row for row in plan()["estimates"] if row["gpu"] == "A40" and row["use_spot"])
     assert row["fits"]
     assert row["price"] == 0.2
@@ -54,7 +49,7 @@ def test_a_row_has_everything_there_is_to_compare(plan: Any) -> None:
     assert [stage["stage"] for stage in row["stages"]] == ["pretrain", "sft"]
 
 
-def test_below_a_minute_of_training_the_price_of_an_hour_decides(plan: Any) -> None:
+def test_below_a_minute_of_training_the_price_of_an_hour_decides(plan):
     few = ("pretrain.steps=4", "pretrain.warmup_steps=1", "pretrain.global_batch=1", "sft=null")
     shown = plan(SMALL, *few)
     prices = [row["price"] for row in shown["estimates"] if row["fits"]]
@@ -62,7 +57,7 @@ def test_below_a_minute_of_training_the_price_of_an_hour_decides(plan: Any) -> N
     assert "training takes less than a minute on each GPU" in "\n".join(shown["notes"])
 
 
-def test_what_is_assumed_is_said(plan: Any) -> None:
+def test_what_is_assumed_is_said(plan):
     notes = "\n".join(plan()["notes"])
     assert "tokens/s estimated: 15% MFU assumed" in notes
     assert "a preemption every 2 h" in notes
@@ -70,7 +65,7 @@ def test_what_is_assumed_is_said(plan: Any) -> None:
     assert "training only" in notes
 
 
-def test_the_pass_of_a_reference_has_its_own_line(plan: Any, tmp_path: Path) -> None:
+def test_the_pass_of_a_reference_has_its_own_line(plan, tmp_path):
     job_in(tmp_path, steps=8)
     found = plan(str(tmp_path / "job.yaml"), gpus=("A40",))
     (note,) = [note for note in found["notes"] if "reference pass" in note]
@@ -83,7 +78,7 @@ def test_the_pass_of_a_reference_has_its_own_line(plan: Any, tmp_path: Path) -> 
         assert stage["reference_seconds"] > 0
 
 
-def test_what_does_not_fit_comes_last_with_the_reason(plan: Any) -> None:
+def test_what_does_not_fit_comes_last_with_the_reason(plan):
     found = plan(XL, gpus=("T4", "A40"))
     *fitting, last = found["estimates"]
     assert {row["gpu"] for row in fitting} == {"A40"}
@@ -107,7 +102,7 @@ SOME_JOBS = ("demo", "tachyon-large")
     ],
     ids=lambda path: path.stem,
 )
-def test_every_job_of_ours_fits_on_some_gpu(sky_home: SkyHome, plan: Any, job: Path) -> None:
+def test_every_job_of_ours_fits_on_some_gpu(sky_home, plan, job):
     sky_home.lose_catalog()
     found = plan(str(job), f"prices={{{', '.join(f'{gpu}: 1.0' for gpu in GPU_TYPES)}}}")
     fitting = {row["gpu"] for row in found["estimates"] if row["fits"]}
@@ -115,7 +110,7 @@ def test_every_job_of_ours_fits_on_some_gpu(sky_home: SkyHome, plan: Any, job: P
     assert (fitting == {"H200", "H200-SXM", "B200"}) == (job.stem == "tachyon-large")
 
 
-def test_a_job_that_fits_on_none_of_the_gpus_is_refused_with_what_would_do(plan: Any) -> None:
+def test_a_job_that_fits_on_none_of_the_gpus_is_refused_with_what_would_do(plan):
     large = str(JOBS / "tachyon-large.yaml")
     with pytest.raises(BadInput) as refused:
         plan(large, "hardware.workers=1", gpus=("A40", "A100-80GB", "H100"))
@@ -127,9 +122,7 @@ def test_a_job_that_fits_on_none_of_the_gpus_is_refused_with_what_would_do(plan:
     ]
 
 
-def test_a_model_that_only_lora_can_fine_tune_there_is_refused_with_what_to_write(
-    plan: Any, tmp_path: Path
-) -> None:
+def test_a_model_that_only_lora_can_fine_tune_there_is_refused_with_what_to_write(plan, tmp_path):
     job = str(write_fine_tuning(tmp_path, "Qwen3-1.7B"))
     with pytest.raises(BadInput) as refused:
         plan(job, gpus=("RTXA4000", "L4"))
@@ -144,9 +137,7 @@ def test_a_model_that_only_lora_can_fine_tune_there_is_refused_with_what_to_writ
     assert any(note.startswith("By LoRA, it fits on RTXA4000") for note in both["notes"])
 
 
-def test_each_card_says_what_each_way_to_fine_tune_needs(
-    plan: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_each_card_says_what_each_way_to_fine_tune_needs(plan, tmp_path, capsys):
     job = str(write_fine_tuning(tmp_path, "Qwen3-0.6B"))
     rows = plan(job, gpus=("RTXA4000", "A40"))["estimates"]
     fits = {
@@ -165,18 +156,18 @@ def test_each_card_says_what_each_way_to_fine_tune_needs(
     assert "billion tokens (sft)" not in printed
 
 
-def test_without_conversations_there_is_no_way_to_fine_tune(plan: Any) -> None:
+def test_without_conversations_there_is_no_way_to_fine_tune(plan):
     assert {row["ways"] for row in plan(SMALL, "sft=null", gpus=("A40",))["estimates"]} == {None}
 
 
-def test_a_gpu_without_a_price_comes_after_those_that_have_one(plan: Any) -> None:
+def test_a_gpu_without_a_price_comes_after_those_that_have_one(plan):
     rows = plan(SMALL, gpus=("H100", "A40"))["estimates"]
     assert [row["gpu"] for row in rows] == ["A40", "A40", "H100"]
     assert rows[-1]["dollars"] is None
     assert rows[-1]["hours"] < rows[0]["hours"]
 
 
-def test_as_many_gpus_are_paid_for_as_the_job_has_workers(sky_home: SkyHome, plan: Any) -> None:
+def test_as_many_gpus_are_paid_for_as_the_job_has_workers(sky_home, plan):
     also_by_four(sky_home, "A40", Price(0.7, 1.5))
     one = plan(SMALL, gpus=("A40",))["estimates"][-1]
     found = plan(SMALL, "hardware.workers=4", gpus=("A40",))
@@ -190,16 +181,14 @@ def test_as_many_gpus_are_paid_for_as_the_job_has_workers(sky_home: SkyHome, pla
     assert [row["price"] for row in own] == [1.6, 1.6]
 
 
-def test_of_workers_that_come_and_go_the_fewest_are_planned(sky_home: SkyHome, plan: Any) -> None:
+def test_of_workers_that_come_and_go_the_fewest_are_planned(sky_home, plan):
     also_by_four(sky_home, "A40", Price(0.7, 1.5))
     found = plan(SMALL, "hardware.workers=[4,8]", gpus=("A40",))
     assert found["estimates"] == plan(SMALL, "hardware.workers=4", gpus=("A40",))["estimates"]
     assert "hardware.workers [4, 8]: planned for 4 workers" in found["notes"]
 
 
-def test_the_table_has_a_line_for_each_machine(
-    sky_home: SkyHome, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_table_has_a_line_for_each_machine(sky_home, tmp_path, capsys):
     sky_home.sell({"A40": Price(0.2, 0.4), "RTXA4000": Price(0.1, 0.25)})
     store = f"store={tmp_path}"
     assert show_plan(XL, [store, "hardware.recompute=false"], gpus=(), as_json=False) == 0
@@ -210,17 +199,13 @@ def test_the_table_has_a_line_for_each_machine(
     assert "22.1 billion tokens (pretrain, sft)" in printed
 
 
-def test_the_table_says_how_many_gpus_a_machine_has(
-    sky_home: SkyHome, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_table_says_how_many_gpus_a_machine_has(sky_home, tmp_path, capsys):
     settings = [f"store={tmp_path}", "hardware.workers=2", "prices={A40: 0.4}"]
     assert show_plan(SMALL, settings, gpus=("A40",), as_json=False) == 0
     assert "2 × A40 demand 0.80" in capsys.readouterr().out
 
 
-def test_a_short_job_is_counted_in_millions_of_tokens_and_minutes(
-    sky_home: SkyHome, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_short_job_is_counted_in_millions_of_tokens_and_minutes(sky_home, tmp_path, capsys):
     settings = [f"store={tmp_path}", "pretrain.steps=200", "sft=null", "prices={A40: 0.4}"]
     assert show_plan(SMALL, settings, gpus=("A40",), as_json=True) == 0
     hours = json.loads(capsys.readouterr().out)["estimates"][0]["hours"]
@@ -233,8 +218,8 @@ def test_a_short_job_is_counted_in_millions_of_tokens_and_minutes(
 
 
 def test_a_rental_is_compared_with_its_own_machines_and_its_narrowness_is_said(
-    sky_home: SkyHome, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    sky_home, tmp_path, capsys
+):
     on = sky_home.yaml("accelerators: A40:1\nuse_spot: true")
     store = f"store={tmp_path / 'runs'}"
     assert show_plan(SMALL, [store], gpus=(), as_json=True, on=str(on)) == 0
@@ -244,18 +229,15 @@ def test_a_rental_is_compared_with_its_own_machines_and_its_narrowness_is_said(
     assert "every machine is a spot A40" in warning
 
 
-def test_a_rental_that_nobody_offers_is_refused(sky_home: SkyHome) -> None:
+def test_a_rental_that_nobody_offers_is_refused(sky_home):
     on = sky_home.yaml("accelerators: T4:1")
     with pytest.raises(BadInput, match=r"nobody offers a machine of .*\n1 × T4"):
         show_plan(SMALL, [], gpus=(), as_json=True, on=str(on))
 
 
 def test_80_columns_hold_the_whole_table_of_spot_and_demand(
-    sky_home: SkyHome,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    sky_home, tmp_path, capsys, monkeypatch
+):
     monkeypatch.setenv("COLUMNS", "80")
     gpus = "RTXA4000: {spot: 0.11, on_demand: 0.25}, RTXPRO6000-MaxQ: 2.5"
     settings = [f"store={tmp_path}", "pretrain.global_batch=8", f"prices={{{gpus}}}"]

@@ -1,16 +1,11 @@
 """What a job's conversations give is counted before anything is rented."""
 
-from __future__ import annotations
-
 import json
 import re
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pion.errors import BadInput
-from pipeline.job import Job
 from pipeline.rent.check.texts import check_conversations
 from pipeline.rent.plan.counted import FEWEST_STEPS, SAMPLED, count, expect_rows, how_many
 from pipeline.stages.prepare import prepare_part
@@ -19,7 +14,7 @@ from tests.support.hub_server import hub_server
 from tests.support.jobs import tiny_job, write_tiny_data
 
 
-def job_in(folder: Path, **changes: Any) -> Job:
+def job_in(folder, **changes):
     """A job that fine-tunes a model with the tokenizer next to it."""
     write_tiny_data(folder)
     tiny_tokenizer().save(folder / "tokenizer.json")
@@ -38,10 +33,9 @@ def job_in(folder: Path, **changes: Any) -> Job:
     return job
 
 
-def test_the_rows_are_those_that_the_run_will_have(tmp_path: Path) -> None:
+def test_the_rows_are_those_that_the_run_will_have(tmp_path):
     job = job_in(tmp_path)
     counted = count(job, "sft")
-    assert counted is not None
     report = prepare_part(job, "sft", tmp_path / "sft", lambda message: None).report
     assert counted.rows == report["train_rows"]
     assert counted.whole
@@ -49,7 +43,7 @@ def test_the_rows_are_those_that_the_run_will_have(tmp_path: Path) -> None:
     assert job.section("sft").total_steps == -(-2 * counted.rows // 4)
 
 
-def test_the_check_states_rows_passes_and_what_is_lost(tmp_path: Path) -> None:
+def test_the_check_states_rows_passes_and_what_is_lost(tmp_path):
     job = job_in(tmp_path)
     long = {"role": "assistant", "content": "the cat sat " * 100}
     turns = [{"role": "user", "content": "a"}, long]
@@ -64,7 +58,7 @@ def test_the_check_states_rows_passes_and_what_is_lost(tmp_path: Path) -> None:
     assert re.search(r"<\|user\|>\nWhat .*\n<\|assistant\|>\n⟦.*\n<\|endoftext\|>⟧$", first.words)
 
 
-def test_what_is_not_read_and_what_is_lost_are_rows_of_their_own(tmp_path: Path) -> None:
+def test_what_is_not_read_and_what_is_lost_are_rows_of_their_own(tmp_path):
     job = job_in(tmp_path)
     thought = {"role": "assistant", "content": "b", "reasoning_content": "c"}
     lines = [
@@ -79,12 +73,12 @@ def test_what_is_not_read_and_what_is_lost_are_rows_of_their_own(tmp_path: Path)
     assert said[0] == "not read: 'weight' (40 of 80 records)"
     assert said[1].startswith("the thoughts of 80 of 80 answers that have some are not learned")
     assert said[2].startswith("the tools of 40 conversations, or calls and results, are not in")
-    notes: list[str] = []
+    notes = []
     prepare_part(job, "sft", tmp_path / "sft", lambda m: notes.append(getattr(m, "text", "")))
     assert "warning: talks.jsonl: not read: 'weight' (40 of 80 records)" in notes
 
 
-def test_many_passes_over_few_conversations_are_warned_about(tmp_path: Path) -> None:
+def test_many_passes_over_few_conversations_are_warned_about(tmp_path):
     _, warning, _ = check_conversations(job_in(tmp_path, sft__epochs=6))
     assert warning.ok is None
     assert "6 passes over the same conversations" in warning.words
@@ -92,9 +86,7 @@ def test_many_passes_over_few_conversations_are_warned_about(tmp_path: Path) -> 
     assert "passes over the same conversations" in warning.words
 
 
-def test_too_few_conversations_for_a_batch_are_refused_with_a_batch_that_will_do(
-    tmp_path: Path,
-) -> None:
+def test_too_few_conversations_for_a_batch_are_refused_with_a_batch_that_will_do(tmp_path):
     for refused in (check_conversations, expect_rows):
         with pytest.raises(BadInput, match=r"one batch needs 999 \(sft.global_batch\)") as found:
             refused(job_in(tmp_path, sft__global_batch=999))
@@ -102,7 +94,7 @@ def test_too_few_conversations_for_a_batch_are_refused_with_a_batch_that_will_do
     assert all(row.ok for row in check_conversations(job_in(tmp_path, sft__global_batch=batch)))
 
 
-def test_few_steps_are_warned_about_with_a_batch_that_makes_more(tmp_path: Path) -> None:
+def test_few_steps_are_warned_about_with_a_batch_that_makes_more(tmp_path):
     _, warning, _ = check_conversations(job_in(tmp_path, sft__global_batch=64))
     assert (warning.name, warning.ok) == ("steps", None)
     batch, steps = re.findall(r"sft.global_batch=(\d+),.* make (\d+) steps", warning.words)[0]
@@ -115,9 +107,7 @@ def test_few_steps_are_warned_about_with_a_batch_that_makes_more(tmp_path: Path)
     assert "steps" not in {row.name for row in check_conversations(chosen)}
 
 
-def test_of_a_data_set_on_the_hub_only_the_first_conversations_are_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_a_data_set_on_the_hub_only_the_first_conversations_are_read(tmp_path, monkeypatch):
     lines = ""
     for number in range(2 * SAMPLED):
         turns = [{"role": "user", "content": str(number)}, {"role": "assistant", "content": "b"}]
@@ -128,14 +118,12 @@ def test_of_a_data_set_on_the_hub_only_the_first_conversations_are_read(
         job = job_in(tmp_path, sft__sources=[{"kind": "hub", "repo": "some/talks"}])
         counted = count(job, "sft")
         uncertain = expect_rows(job)
-    assert counted is not None
     assert not counted.whole
     assert 0.7 * SAMPLED < how_many(counted) < SAMPLED  # the others are held out
-    assert uncertain is not None
     assert f"of the first {SAMPLED:,} conversations" in uncertain
 
 
-def test_conversations_that_can_not_be_used_are_named(tmp_path: Path) -> None:
+def test_conversations_that_can_not_be_used_are_named(tmp_path):
     job = job_in(tmp_path)
     with (tmp_path / "talks.jsonl").open("a") as file:
         file.write('{"messages": "none"}\n')
@@ -144,12 +132,11 @@ def test_conversations_that_can_not_be_used_are_named(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
-def test_without_a_tokenizer_nothing_can_be_counted_yet(tmp_path: Path) -> None:
+def test_without_a_tokenizer_nothing_can_be_counted_yet(tmp_path):
     job = job_in(
         tmp_path,
         tokenizer={"train": {"vocab_size": 320}},
         data__sources=[{"kind": "text", "path": "text"}],
     )
     uncertain = expect_rows(job)
-    assert uncertain is not None
     assert "not known before prepare" in uncertain

@@ -1,13 +1,9 @@
 """`pion plan --dollars N`: what it prints, its JSON, its next command, and what it refuses."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,15 +11,13 @@ from pion.bench.card import shipped_results
 from pion.errors import BadInput
 from pipeline.job.digest import digest_job
 from pipeline.job.file import load_job
-from pipeline.ladder.fit import Fit, fit
+from pipeline.ladder.fit import fit
 from pipeline.rent.plan.dollars_command import Asked, show_dollars
 from pipeline.rent.plan.estimate import estimate
 from pipeline.rent.plan.prices import Offer
 from pipeline.state.stores import FileStore
 from tests.paths import JOBS, REPOSITORY
-from tests.pipeline.conftest import Pion
 from tests.pipeline.ladder.made_up import keep_ladder, ladder
-from tests.pipeline.rent.conftest import SkyHome
 from tests.pipeline.rent.plan.test_dollars import LAW
 from tests.pipeline.rent.plan.test_prices import also_by_four
 from tests.support.sky_catalog import Price
@@ -33,53 +27,50 @@ CARDS = {"A40": Price(0.2, 0.4), "RTXA4000": Price(None, 0.25)}
 
 
 @pytest.fixture(autouse=True)
-def market(sky_home: SkyHome, monkeypatch: pytest.MonkeyPatch) -> None:
+def market(sky_home, monkeypatch):
     """Two cards on the market, and the jobs of this checkout."""
     sky_home.sell(CARDS)
     monkeypatch.chdir(REPOSITORY)
 
 
 @pytest.fixture(scope="module")
-def fitted() -> Fit:
+def fitted():
     sizes, lengths = (5_000_000, 10_000_000, 20_000_000), (10**8, 3 * 10**8, 10**9)
     return fit(ladder(LAW, sizes=sizes, lengths=lengths))
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> str:
+def store(tmp_path):
     return str(tmp_path / "runs")
 
 
-def with_ladder(store: str, fitted: Fit | None, settings: Mapping[str, Any] | None = None) -> None:
+def with_ladder(store, fitted, settings=None):
     """Keep a ladder of `settings`, by default those of the presets' jobs."""
     keep_ladder(FileStore(Path(store)), fitted, text_of(SMALL) if settings is None else settings)
 
 
-def text_of(job: str, *overrides: str) -> dict[str, Any]:
+def text_of(job, *overrides):
     """Return the settings of a job's data and tokenizer, as a ladder of it records them."""
     return digest_job(load_job(job, list(overrides))).inputs["data.pretrain"]
 
 
-def asked_of(store: str, dollars: float = 20.0, **more: Any) -> Asked:
+def asked_of(store, dollars=20.0, **more):
     overrides = [f"store={store}", *more.pop("job_overrides", ())]
     return Asked(more.pop("job", SMALL), overrides, dollars, **more)
 
 
-def lines_of(asked: Asked, capsys: pytest.CaptureFixture[str]) -> list[str]:
+def lines_of(asked, capsys):
     assert show_dollars(asked, as_json=False) == 0
     return capsys.readouterr().out.splitlines()
 
 
-def json_of(asked: Asked, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+def json_of(asked, capsys):
     assert show_dollars(asked, as_json=True) == 0
     found = json.loads(capsys.readouterr().out)
-    assert isinstance(found, dict)
     return found
 
 
-def test_without_a_job_and_a_ladder_it_says_what_to_run(
-    store: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_a_job_and_a_ladder_it_says_what_to_run(store, capsys):
     lines = lines_of(asked_of(store, job=None), capsys)
     assert len(lines) <= 12
     assert lines[0] == (
@@ -96,16 +87,12 @@ def test_without_a_job_and_a_ladder_it_says_what_to_run(
 
 @pytest.mark.soak
 def test_the_example_in_the_document_is_what_the_program_prints(
-    sky_home: SkyHome,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    sky_home, tmp_path, capsys, monkeypatch
+):
     document = (REPOSITORY / "docs" / "renting.md").read_text()
     found = re.search(
         r"`(prices: \{.*?)`\..*?\$ pion plan my\.yaml --dollars 20\n(.*?)```", document, re.S
     )
-    assert found is not None
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("pipeline.rent.plan.speeds.shipped_results", shipped_results)
     sky_home.lose_catalog()
@@ -116,9 +103,7 @@ def test_the_example_in_the_document_is_what_the_program_prints(
     assert capsys.readouterr().out.splitlines() == found[2].splitlines()
 
 
-def test_with_a_ladder_it_predicts_with_an_interval(
-    store: str, fitted: Fit, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_with_a_ladder_it_predicts_with_an_interval(store, fitted, capsys):
     with_ladder(store, fitted)
     lines = lines_of(asked_of(store, 5, ladder="small"), capsys)
     assert len(lines) <= 12
@@ -130,9 +115,7 @@ def test_with_a_ladder_it_predicts_with_an_interval(
     assert lines[2].endswith(words)
 
 
-def test_the_command_trains_what_was_said_within_the_money(
-    store: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_trains_what_was_said_within_the_money(store, capsys):
     found = json_of(asked_of(store), capsys)
     pion, launch, path, on, sky, *overrides = shlex.split(found["command"])
     assert (pion, launch, path, on, sky) == ("pion", "launch", SMALL, "--on", "sky/mine.yaml")
@@ -145,15 +128,12 @@ def test_the_command_trains_what_was_said_within_the_money(
     fields = {name: option[name] for name in Offer.__dataclass_fields__}
     again = estimate(job, Offer(**fields))
     assert again.dollars == pytest.approx(option["chosen"]["dollars"])
-    assert again.dollars is not None
     assert again.dollars <= 18
     pretrain = job.section("pretrain")
     assert option["chosen"]["tokens"] == pretrain.total_steps * pretrain.global_batch * 2048
 
 
-def test_the_file_to_rent_with_rents_the_recommended_card(
-    store: str, sky_home: SkyHome, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_file_to_rent_with_rents_the_recommended_card(store, sky_home, capsys):
     text = "\n".join(lines_of(asked_of(store), capsys))
     assert (
         "Next, copy sky/runpod-spot.yaml to sky/mine.yaml with infra: runpod, accelerators: A40:1, "
@@ -165,9 +145,7 @@ def test_the_file_to_rent_with_rents_the_recommended_card(
     assert f"--on {mine} " in json_of(asked_of(store, on=mine), capsys)["command"]
 
 
-def test_machines_with_several_cards_are_compared_too(
-    store: str, sky_home: SkyHome, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_machines_with_several_cards_are_compared_too(store, sky_home, capsys):
     also_by_four(sky_home, "A40", Price(0.8, 1.6))
     asked = asked_of(store, 20, gpus=["A40"])
     lines = lines_of(asked, capsys)
@@ -182,7 +160,7 @@ def test_machines_with_several_cards_are_compared_too(
     assert {o["count"] for o in json_of(asked, capsys)["options"]} == {1}
 
 
-def test_a_ladder_that_is_not_there_or_has_no_fit_is_refused(store: str) -> None:
+def test_a_ladder_that_is_not_there_or_has_no_fit_is_refused(store):
     with pytest.raises(BadInput, match="there is no ladder 'small'"):
         show_dollars(asked_of(store, ladder="small"), as_json=False)
     with_ladder(store, None)
@@ -190,7 +168,7 @@ def test_a_ladder_that_is_not_there_or_has_no_fit_is_refused(store: str) -> None
         show_dollars(asked_of(store, ladder="small"), as_json=False)
 
 
-def test_a_ladder_of_other_text_is_refused_with_the_difference(store: str, fitted: Fit) -> None:
+def test_a_ladder_of_other_text_is_refused_with_the_difference(store, fitted):
     other = text_of(SMALL, "data.seq_len=256", "tokenizer.file=mine.json")
     with_ladder(store, fitted, other)
     with pytest.raises(BadInput, match="its bits per byte say nothing of this job") as refused:
@@ -206,14 +184,14 @@ def test_a_ladder_of_other_text_is_refused_with_the_difference(store: str, fitte
     assert show_dollars(Asked(SMALL, overrides, 5, ladder="small"), as_json=True) == 0
 
 
-def test_another_order_of_the_rows_is_no_other_text(store: str, fitted: Fit) -> None:
+def test_another_order_of_the_rows_is_no_other_text(store, fitted):
     with_ladder(store, fitted, text_of(SMALL, "data.shard_rows=100", "data.window=3"))
     assert show_dollars(asked_of(store, 5, ladder="small"), as_json=True) == 0
 
 
 def test_models_whose_jobs_have_other_text_are_left_out_and_named(
-    store: str, fitted: Fit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+    store, fitted, monkeypatch, capsys
+):
     # Of the six, pion2-max-nano has a smaller vocabulary, and pion2-max-xl a larger sample of the
     # text. That each reads another number of documents makes no other text.
     monkeypatch.chdir(REPOSITORY)
@@ -226,23 +204,21 @@ def test_models_whose_jobs_have_other_text_are_left_out_and_named(
 
 
 @pytest.mark.parametrize("value", [0.0, -5.0, float("nan"), float("inf"), 1e12])
-def test_numbers_that_are_no_money_are_refused(store: str, value: float) -> None:
+def test_numbers_that_are_no_money_are_refused(store, value):
     with pytest.raises(BadInput, match=r"--dollars .*: give a number above 0"):
         show_dollars(asked_of(store, value), as_json=False)
     with pytest.raises(BadInput, match=r"--hours .*: give a number above 0"):
         show_dollars(asked_of(store, hours=value), as_json=False)
 
 
-def test_without_prices_it_says_how_to_give_some(store: str, sky_home: SkyHome) -> None:
+def test_without_prices_it_says_how_to_give_some(store, sky_home):
     sky_home.lose_catalog()
     with pytest.raises(BadInput, match="no machine with a GPU has a price here") as refused:
         show_dollars(asked_of(store), as_json=False)
     assert "prices={A40: 0.4}" in str(refused.value)
 
 
-def test_prices_of_a_person_do_without_a_job(
-    store: str, sky_home: SkyHome, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_prices_of_a_person_do_without_a_job(store, sky_home, capsys):
     sky_home.lose_catalog()
     asked = Asked(None, [f"store={store}", "prices={A40: 0.4}"], 20.0)
     lines = lines_of(asked, capsys)
@@ -259,9 +235,7 @@ def test_prices_of_a_person_do_without_a_job(
         (["plan", "jobs/no-such.yaml", "--dollars", "20"], "jobs/no-such.yaml"),
     ],
 )
-def test_mistakes_on_the_command_line_get_one_message(
-    pion: Pion, arguments: list[str], said: str
-) -> None:
+def test_mistakes_on_the_command_line_get_one_message(pion, arguments, said):
     code, out, err = pion(*arguments)
     assert (code, out) == (2, "")
     assert said in err
@@ -269,7 +243,7 @@ def test_mistakes_on_the_command_line_get_one_message(
     assert err.count("error: ") == 1
 
 
-def test_the_command_line_needs_no_job(pion: Pion, store: str) -> None:
+def test_the_command_line_needs_no_job(pion, store):
     code, out, _ = pion("plan", "--dollars", "20", f"store={store}", "--gpu", "A40", "--json")
     assert code == 0
     assert {option["gpu"] for option in json.loads(out)["options"]} == {"A40"}

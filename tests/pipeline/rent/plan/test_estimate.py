@@ -1,25 +1,19 @@
 """What a job takes on a GPU: memory, micro-batch, speed, hours, dollars, preemptions."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
-from typing import Any
 
 import pytest
 import torch
 
 from pion.train.memory_trace import remembered
 from pion.train.micro_batch import HEADROOM
-from pipeline.job import Job
 from pipeline.job.file import load_job
 from pipeline.rent.plan.estimate import (
     LAUNCH_SECONDS,
     LAUNCHES,
     LAUNCHES_OF_UPDATE,
     SHARE_OF_SEVERAL,
-    Estimate,
-    StageEstimate,
     estimate,
 )
 from pipeline.rent.plan.gpus import GPU_TYPES
@@ -40,21 +34,21 @@ from tests.support.recorded_traces import (
 HOUR = 3600.0
 
 
-def offer(gpu: str, *, spot: bool = False, price: float | None = 0.4, count: int = 1) -> Offer:
+def offer(gpu, *, spot=False, price=0.4, count=1):
     memory = GPU_TYPES[gpu].memory
     return Offer(gpu, count, "RunPod", "CA", spot, price, price, memory, 60)
 
 
-def small(*overrides: str) -> Job:
+def small(*overrides):
     return load_job(JOBS / "pion-small.yaml", overrides)
 
 
-def on(gpu: str, /, *overrides: str, **changes: Any) -> Estimate:
+def on(gpu: str, /, *overrides, **changes):
     return estimate(small(*overrides), dataclasses.replace(offer(gpu), **changes))
 
 
 @pytest.mark.parametrize("gpu", GPU_TYPES)
-def test_what_fits_stays_below_the_memory_and_makes_whole_steps(gpu: str) -> None:
+def test_what_fits_stays_below_the_memory_and_makes_whole_steps(gpu):
     found = on(gpu)
     assert found.fits
     for stage in found.stages:
@@ -64,15 +58,14 @@ def test_what_fits_stays_below_the_memory_and_makes_whole_steps(gpu: str) -> Non
         assert stage.micro_batch * stage.grad_accum >= batch
 
 
-def test_both_training_stages_count() -> None:
+def test_both_training_stages_count():
     found = on("A40")
     assert [stage.stage for stage in found.stages] == ["pretrain", "sft"]
     assert found.tokens == 22_500 * 64 * 2048 + 3000 * 16 * 2048
-    assert found.hours is not None
     assert found.hours > (on("A40", "sft=null").hours or math.inf)
 
 
-def preferring(loss: str) -> StageEstimate:
+def preferring(loss):
     """Return the estimate of a stage of 1,000 rows, of which each step has 10."""
     source = '{"kind": "jsonl", "path": "/pairs.jsonl"}'
     job = small(
@@ -82,15 +75,14 @@ def preferring(loss: str) -> StageEstimate:
     return estimate(job, offer("A40")).stages[-1]
 
 
-def test_a_reference_takes_a_forward_pass() -> None:
+def test_a_reference_takes_a_forward_pass():
     """A forward pass takes a third of the time of training on its rows."""
     alone, compared = map(preferring, ("simpo", "dpo"))
     assert alone.tokens == compared.tokens == 1000 * 2048
-    assert alone.seconds is not None
     assert compared.seconds == pytest.approx(alone.seconds * (1 + 1 / 3), rel=1e-3)
 
 
-def test_a_model_too_big_says_what_is_needed_and_what_there_is() -> None:
+def test_a_model_too_big_says_what_is_needed_and_what_there_is():
     found = estimate(load_job(JOBS / "pion-xl.yaml"), offer("T4"))
     assert not found.fits
     assert "does not fit: training on one row of 2048 tokens needs 13.7 GiB" in (
@@ -99,30 +91,30 @@ def test_a_model_too_big_says_what_is_needed_and_what_there_is() -> None:
     assert found.dollars is None
 
 
-def test_a_micro_batch_the_job_fixes_must_fit_too() -> None:
+def test_a_micro_batch_the_job_fixes_must_fit_too():
     assert on("RTXA4000", "hardware.micro_batch=4").stages[0].micro_batch == 4
     found = on("RTXA4000", "hardware.micro_batch=64")
     assert "hardware.micro_batch 64: pretrain would need" in (found.problem or "")
 
 
-def test_a_gpu_without_bf16_computes_in_float32() -> None:
+def test_a_gpu_without_bf16_computes_in_float32():
     same = ("hardware.micro_batch=2",)
     assert on("T4", *same).stages[0].peak_bytes > on("RTXA4000", *same).stages[0].peak_bytes
 
 
 @pytest.mark.parametrize("gpu", ["V100", "V100-32GB", "P100", "K80"])
-def test_a_gpu_that_torch_has_no_kernels_for_fits_nothing(gpu: str) -> None:
+def test_a_gpu_that_torch_has_no_kernels_for_fits_nothing(gpu):
     found = on("A40", gpu=gpu)
     assert "is too old: the installed torch" in (found.problem or "")
     assert gpu not in gpus_that_fit(small())
 
 
 @pytest.mark.skipif(not torch.cuda.get_arch_list(), reason="torch is built without CUDA here")
-def test_torch_has_kernels_for_compute_capability_7_5_and_none_older() -> None:
+def test_torch_has_kernels_for_compute_capability_7_5_and_none_older():
     assert min(int(arch.removeprefix("sm_")) for arch in torch.cuda.get_arch_list()) == 75
 
 
-def test_an_unmeasured_model_is_as_fast_as_the_published_recipe_was() -> None:
+def test_an_unmeasured_model_is_as_fast_as_the_published_recipe_was():
     found = on("A40")
     assert found.stages[0].tokens_per_second == pytest.approx(64 * 2048 / 4.3, rel=0.02)
     assert found.stages[0].speed_from == "estimated: 15% MFU assumed"
@@ -130,27 +122,25 @@ def test_an_unmeasured_model_is_as_fast_as_the_published_recipe_was() -> None:
 
 @pytest.mark.parametrize("gpu", ["A40", "H100", "B200"])
 @pytest.mark.parametrize("count", [1, 2])
-def test_nobody_is_told_a_speed_that_no_host_can_reach(gpu: str, count: int) -> None:
+def test_nobody_is_told_a_speed_that_no_host_can_reach(gpu, count):
     """A tiny model on such a card would make tens of millions of tokens a second by its FLOPs."""
     tiny = tiny_job()
     known = Known(bench=bench_results([]))
     stage = estimate(tiny, offer(gpu, count=count), known).stages[0]
     step = tiny.section("pretrain").global_batch * tiny.data.seq_len
-    assert stage.tokens_per_second is not None
     kernels = 3 * LAUNCHES + LAUNCHES_OF_UPDATE
     assert step / stage.tokens_per_second == pytest.approx(kernels * LAUNCH_SECONDS)
     assert "waits for its host" in stage.speed_from
     assert not stage.measured
 
 
-def test_recomputing_activations_is_slower() -> None:
+def test_recomputing_activations_is_slower():
     plain, again = on("A40"), on("A40", "hardware.recompute=true")
     assert (again.tokens_per_second or 0) == pytest.approx(0.75 * (plain.tokens_per_second or 0))
 
 
-def test_on_demand_pays_for_one_start_and_loses_nothing() -> None:
+def test_on_demand_pays_for_one_start_and_loses_nothing():
     found = on("A40")
-    assert found.tokens_per_second is not None
     hours = (RESTART_SECONDS + found.tokens / found.tokens_per_second) / HOUR
     assert found.hours == pytest.approx(hours)
     assert found.lost_hours == 0
@@ -158,36 +148,31 @@ def test_on_demand_pays_for_one_start_and_loses_nothing() -> None:
     assert found.dollars_per_billion_tokens == pytest.approx(hours * 0.4 / found.tokens * 1e9)
 
 
-def test_a_preemption_costs_a_restart_and_half_a_save_interval() -> None:
+def test_a_preemption_costs_a_restart_and_half_a_save_interval():
     settings = ("checkpoint.preemption_hours=1", "checkpoint.every_seconds=600")
     found, kept = on("A40", *settings, use_spot=True), on("A40", *settings)
-    assert found.hours is not None
-    assert kept.hours is not None
     share = (RESTART_SECONDS + 300) / HOUR
     assert found.hours == pytest.approx(kept.hours / (1 - share))
     assert found.lost_hours == pytest.approx(found.hours * share)
 
 
-def test_saves_every_so_many_steps_lose_half_of_their_time() -> None:
+def test_saves_every_so_many_steps_lose_half_of_their_time():
     settings = ("checkpoint.every_steps=100", "sft=null")
     found, kept = on("A40", *settings, use_spot=True), on("A40", *settings)
-    assert found.hours is not None
-    assert kept.hours is not None
-    step = kept.stages[0].seconds / 22_500  # type: ignore[operator]
+    step = kept.stages[0].seconds / 22_500
     lost = RESTART_SECONDS + 100 * step / 2
     assert found.hours == pytest.approx(kept.hours / (1 - lost / (2 * HOUR)))
 
 
-def test_a_machine_that_is_lost_before_it_has_restarted_never_finishes() -> None:
+def test_a_machine_that_is_lost_before_it_has_restarted_never_finishes():
     found = on("A40", "checkpoint.preemption_hours=0.02", use_spot=True)
     assert not found.fits
     assert "the job would never finish" in (found.problem or "")
 
 
-def test_each_of_several_gpus_is_taken_to_reach_a_share_of_its_speed_and_that_is_said() -> None:
+def test_each_of_several_gpus_is_taken_to_reach_a_share_of_its_speed_and_that_is_said():
     one, two = on("A40"), on("A40", count=2)
     assert two.stages[0].micro_batch * two.stages[0].grad_accum == 32
-    assert one.tokens_per_second is not None
     assert two.tokens_per_second == pytest.approx(2 * SHARE_OF_SEVERAL * one.tokens_per_second)
     assert two.stages[0].speed_from == (
         "estimated: 15% MFU assumed, and each of several GPUs at 90% of that: not measured"
@@ -197,7 +182,7 @@ def test_each_of_several_gpus_is_taken_to_reach_a_share_of_its_speed_and_that_is
     assert nodes.dollars == pytest.approx(2 * 0.4 * (nodes.hours or 0))
 
 
-def test_the_gpu_with_the_most_rows_decides_how_long_a_step_takes() -> None:
+def test_the_gpu_with_the_most_rows_decides_how_long_a_step_takes():
     rows = ("pretrain.global_batch=9", "sft=null")
     one, four = on("A40", *rows), on("A40", *rows, count=4)
     assert four.tokens_per_second == pytest.approx(
@@ -205,20 +190,20 @@ def test_the_gpu_with_the_most_rows_decides_how_long_a_step_takes() -> None:
     )
 
 
-def test_each_of_several_gpus_has_a_part_of_the_moments() -> None:
+def test_each_of_several_gpus_has_a_part_of_the_moments():
     few = ("hardware.micro_batch=1", "sft=null")
     one, eight = on("A40", *few), on("A40", *few, count=8)
     adamw = 8 * 102_967_168
     assert one.peak_bytes - eight.peak_bytes == pytest.approx(adamw * 7 / 8, rel=0.01)
 
 
-def test_an_unknown_price_leaves_the_hours_known() -> None:
+def test_an_unknown_price_leaves_the_hours_known():
     found = on("A40", spot=None, on_demand=None)
     assert found.dollars is None
     assert found.hours is not None
 
 
-def test_what_cannot_be_told_is_not_made_up() -> None:
+def test_what_cannot_be_told_is_not_made_up():
     found = on("A40", gpu="MI300X")
     assert found.fits
     assert found.hours is None
@@ -226,7 +211,7 @@ def test_what_cannot_be_told_is_not_made_up() -> None:
     assert not on("A40", gpu="MI300X", gpu_memory=None).fits
 
 
-def test_slots_take_memory_like_tokens() -> None:
+def test_slots_take_memory_like_tokens():
     """Lepton-small has 128 slots in a row of 2,048 tokens, and they predict nothing."""
     settings = ["hardware.micro_batch=8", "data.documents=true"]
     without = [*settings, "model={preset: lepton-small, slots: null}"]
@@ -241,38 +226,38 @@ def test_slots_take_memory_like_tokens() -> None:
 # ---------------------------------------------------------------- the traces that are recorded
 
 
-def smallest() -> str:
+def smallest():
     """Return the key of the smallest compiled model."""
     assert recorded(), "record them with this torch (tests/support/recorded_traces.py)"
     keys = (key for key in recorded() if traced_of(key).compiled and traced_of(key).bf16)
     return min(keys, key=lambda key: (traced_of(key).config.d_model, key))
 
 
-def test_the_smallest_model_needs_what_is_recorded() -> None:
+def test_the_smallest_model_needs_what_is_recorded():
     assert traced_again(smallest()) == recorded()[smallest()]
 
 
 @pytest.mark.soak
-def test_all_models_need_what_is_recorded() -> None:
+def test_all_models_need_what_is_recorded():
     outdated = [key for key, found in recorded().items() if traced_again(key) != found]
     assert outdated == [], "record them again (tests/support/recorded_traces.py)"
 
 
-def test_the_tests_of_this_folder_read_the_record() -> None:
+def test_the_tests_of_this_folder_read_the_record():
     assert remembered._trace is recorded_trace
     assert key_of(traced_of(smallest())) == smallest()
 
 
-def test_what_is_not_recorded_is_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_recorded_is_traced(monkeypatch):
     what = traced_of(smallest())
     monkeypatch.setattr("tests.support.recorded_traces.recorded", dict)
-    traced: list[object] = []
+    traced = []
 
     class Step:
-        def __init__(self, what: object) -> None:
+        def __init__(self, what):
             traced.append(what)
 
-        def peaks(self, rows: int, **_: object) -> int:
+        def peaks(self, rows, **_):
             return rows
 
     monkeypatch.setattr("tests.support.recorded_traces.StepTrace", Step)

@@ -1,17 +1,11 @@
 """Preferences are counted and shown before anything is rented, and what is wrong with them said."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from pion.errors import BadInput
-from pipeline.job import Job
 from pipeline.job.file import load_job
 from pipeline.rent.check.texts import check_preferences
 from pipeline.rent.plan.counted import count, expect_rows
@@ -22,12 +16,12 @@ from tests.support.jobs import tiny_dict
 from tests.support.preference_runs import PREFER, write_pairs
 
 
-def job_in(folder: Path, **fields: Any) -> Job:
+def job_in(folder, **fields):
     """Return a job that only learns from pairs, with a tokenizer that is there."""
     save_tokenizer(folder / "tokenizer.json")
     if not (folder / "pairs.jsonl").exists():
         write_pairs(folder)
-    changes: dict[str, Any] = {
+    changes = {
         "pretrain": None,
         "sft": None,
         "data": {"seq_len": 96},
@@ -42,15 +36,15 @@ def job_in(folder: Path, **fields: Any) -> Job:
     return load_job(path)
 
 
-def an_a40() -> Offer:
+def an_a40():
     return Offer("A40", 1, "RunPod", "CA", False, 0.4, 0.4, 48 * 2**30, 60)
 
 
-def words_of(job: Job) -> dict[str, str]:
+def words_of(job):
     return {row.name: row.words for row in check_preferences(job)}
 
 
-def test_check_shows_rows_lengths_steps_and_the_first_pair(tmp_path: Path) -> None:
+def test_check_shows_rows_lengths_steps_and_the_first_pair(tmp_path):
     words = words_of(job_in(tmp_path, lr=1e-6, min_lr=1e-7, global_batch=16))
     said = words["preferences"]
     assert "pairs in" in said
@@ -75,20 +69,18 @@ def test_check_shows_rows_lengths_steps_and_the_first_pair(tmp_path: Path) -> No
         ),
     ],
 )
-def test_check_warns_of_what_will_disappoint(
-    tmp_path: Path, fields: dict[str, Any], name: str, expected: str
-) -> None:
+def test_check_warns_of_what_will_disappoint(tmp_path, fields, name, expected):
     assert expected in words_of(job_in(tmp_path, **fields))[name]
 
 
-def test_simpo_has_no_anchor_so_half_of_that_rate_is_high(tmp_path: Path) -> None:
+def test_simpo_has_no_anchor_so_half_of_that_rate_is_high(tmp_path):
     given = {"lr": 6e-6, "min_lr": 1e-6, "global_batch": 16}
     assert "rate" not in words_of(job_in(tmp_path, **given))
     said = words_of(job_in(tmp_path, loss="simpo", **given))["rate"]
     assert "6e-06 is above 5e-06: simpo has no reference that holds the model back" in said
 
 
-def with_a_tokenizer_to_train(folder: Path, **fields: Any) -> Job:
+def with_a_tokenizer_to_train(folder, **fields):
     job_in(folder, **fields)
     raw = yaml.safe_load((folder / "job.yaml").read_text())
     raw |= {
@@ -101,16 +93,16 @@ def with_a_tokenizer_to_train(folder: Path, **fields: Any) -> Job:
     return load_job(folder / "job.yaml")
 
 
-def rewrite(folder: Path, change: Callable[[int, dict[str, Any]], dict[str, Any]]) -> None:
+def rewrite(folder, change):
     lines = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
     changed = (json.dumps(change(number, line)) + "\n" for number, line in enumerate(lines))
     (folder / "pairs.jsonl").write_text("".join(changed))
 
 
-def test_without_a_tokenizer_what_needs_none_is_counted(tmp_path: Path) -> None:
+def test_without_a_tokenizer_what_needs_none_is_counted(tmp_path):
     job = with_a_tokenizer_to_train(tmp_path, lr=1e-3)
 
-    def change(number: int, line: dict[str, Any]) -> dict[str, Any]:
+    def change(number, line):
         if number < 3:
             return line | {"rejected": line["chosen"]}
         return line | ({"chosen": " "} if number == 3 else {})
@@ -125,7 +117,7 @@ def test_without_a_tokenizer_what_needs_none_is_counted(tmp_path: Path) -> None:
     assert "prefer.lr 0.001 is above 1e-05" in words["rate"]
 
 
-def test_without_a_tokenizer_mistakes_are_found_too(tmp_path: Path) -> None:
+def test_without_a_tokenizer_mistakes_are_found_too(tmp_path):
     job = with_a_tokenizer_to_train(tmp_path)
     rewrite(tmp_path, lambda number, line: line | {"score_chosen": 1, "score_rejected": 2})
     with pytest.raises(BadInput, match="chosen and rejected seem to be swapped"):
@@ -139,9 +131,7 @@ def test_without_a_tokenizer_mistakes_are_found_too(tmp_path: Path) -> None:
         check_preferences(job)
 
 
-def test_too_few_prompts_to_hold_any_out_are_refused_in_the_words_of_the_stage(
-    tmp_path: Path,
-) -> None:
+def test_too_few_prompts_to_hold_any_out_are_refused_in_the_words_of_the_stage(tmp_path):
     job = job_in(tmp_path, held_out=1e-6)
     with pytest.raises(BadInput) as refused:
         check_preferences(job)
@@ -151,29 +141,27 @@ def test_too_few_prompts_to_hold_any_out_are_refused_in_the_words_of_the_stage(
     assert "text" not in said
 
 
-def test_a_warm_up_that_is_too_long_is_named_with_its_section(tmp_path: Path) -> None:
+def test_a_warm_up_that_is_too_long_is_named_with_its_section(tmp_path):
     with pytest.raises(BadInput, match=r"^prefer\.warmup_steps: 500 must be below the") as refused:
         expect_rows(job_in(tmp_path, warmup_steps=500))
     assert "Lower prefer.warmup_steps" in str(refused.value)
 
 
-def test_a_loss_without_a_reference_has_no_pass(tmp_path: Path) -> None:
+def test_a_loss_without_a_reference_has_no_pass(tmp_path):
     assert "reference" not in words_of(job_in(tmp_path, loss="simpo"))["preferences"]
 
 
-def test_the_steps_of_a_job_of_preferences_alone_are_known_before_renting(tmp_path: Path) -> None:
+def test_the_steps_of_a_job_of_preferences_alone_are_known_before_renting(tmp_path):
     job = job_in(tmp_path, epochs=2)
     assert expect_rows(job) is None
     counted = count(job, "prefer")
-    assert counted is not None
     assert job.section("prefer").total_steps == -(-2 * counted.rows // 4)
 
 
-def test_the_reference_pass_is_planned_if_the_steps_are_given(tmp_path: Path) -> None:
+def test_the_reference_pass_is_planned_if_the_steps_are_given(tmp_path):
     job = job_in(tmp_path, steps=8)
     assert expect_rows(job) is None
     counted = count(job, "prefer")
-    assert counted is not None
     (stage,) = estimate(job, an_a40()).stages
     assert stage.reference_tokens == counted.rows * 320 // 3
     assert stage.reference_seconds == stage.reference_tokens / (stage.tokens_per_second or 0)
@@ -182,7 +170,7 @@ def test_the_reference_pass_is_planned_if_the_steps_are_given(tmp_path: Path) ->
     )
 
 
-def test_a_loss_without_a_reference_is_planned_without_reading_its_pairs(tmp_path: Path) -> None:
+def test_a_loss_without_a_reference_is_planned_without_reading_its_pairs(tmp_path):
     job = job_in(tmp_path, steps=8, loss="simpo")
     (tmp_path / "pairs.jsonl").unlink()
     assert expect_rows(job) is None
@@ -190,15 +178,14 @@ def test_a_loss_without_a_reference_is_planned_without_reading_its_pairs(tmp_pat
     assert (stage.reference_tokens, stage.reference_seconds) == (0, None)
 
 
-def test_a_plan_says_if_it_can_not_count_the_pass(tmp_path: Path) -> None:
+def test_a_plan_says_if_it_can_not_count_the_pass(tmp_path):
     job = job_in(tmp_path, steps=8)
     (tmp_path / "pairs.jsonl").unlink()
     said = expect_rows(job)
-    assert said is not None
     assert said.startswith("the reference pass of prefer is left out: prefer.sources.0")
 
 
-def test_swapped_pairs_are_refused_before_renting(tmp_path: Path) -> None:
+def test_swapped_pairs_are_refused_before_renting(tmp_path):
     job = job_in(tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
     scored = [line | {"score_chosen": 1, "score_rejected": 2} for line in lines]
@@ -207,6 +194,6 @@ def test_swapped_pairs_are_refused_before_renting(tmp_path: Path) -> None:
         check_preferences(job)
 
 
-def test_too_few_pairs_for_a_batch_are_refused_before_renting(tmp_path: Path) -> None:
+def test_too_few_pairs_for_a_batch_are_refused_before_renting(tmp_path):
     with pytest.raises(BadInput, match=r"fewer than one batch.*prefer\.global_batch needs 1,000"):
         check_preferences(job_in(tmp_path, global_batch=1000))

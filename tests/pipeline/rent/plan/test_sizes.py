@@ -1,15 +1,12 @@
 """The models that money can choose from: presets, each with a job."""
 
-from __future__ import annotations
-
 import shutil
-from pathlib import Path
 
 import pytest
 
 from pion.errors import BadInput
 from pipeline.job.file import load_job
-from pipeline.rent.plan.sizes import Size, presets_of, sizes_of
+from pipeline.rent.plan.sizes import presets_of, sizes_of
 from tests.paths import JOBS, REPOSITORY
 
 PION = ["pion-nano", "pion-micro", "pion-small", "pion-base", "pion-large", "pion-xl"]
@@ -18,11 +15,11 @@ MAX = [name.replace("pion", "pion2-max") for name in PION]
 SMALL, DEMO = str(JOBS / "pion-small.yaml"), str(JOBS / "demo.yaml")
 
 
-def names(sizes: list[Size]) -> list[str]:
+def names(sizes):
     return [size.name for size in sizes]
 
 
-def test_without_a_job_each_preset_of_max_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_job_each_preset_of_max_has_its_own(monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     sizes = sizes_of(None, ["store=elsewhere"])
     assert names(sizes) == MAX
@@ -33,9 +30,7 @@ def test_without_a_job_each_preset_of_max_has_its_own(monkeypatch: pytest.Monkey
     assert params == sorted(params)
 
 
-def test_where_pion_2_has_no_jobs_those_of_pion_are_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_pion_2_has_no_jobs_those_of_pion_are_taken(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "jobs").mkdir()
     for name in ("pile_tokenizer.json", "pion-small.yaml"):
@@ -46,15 +41,13 @@ def test_where_pion_2_has_no_jobs_those_of_pion_are_taken(
         assert names(sizes_of(None, [])) == [name]
 
 
-def test_a_folder_without_jobs_says_where_to_run_the_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_without_jobs_says_where_to_run_the_command(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BadInput, match="Run this command in a checkout of Pion, or name a job"):
         sizes_of(None, [])
 
 
-def test_a_job_is_trained_at_each_size_of_its_family() -> None:
+def test_a_job_is_trained_at_each_size_of_its_family():
     sizes = sizes_of(SMALL, ["pretrain.lr=1e-3"])
     assert names(sizes) == PION
     large = sizes[4]
@@ -66,7 +59,7 @@ def test_a_job_is_trained_at_each_size_of_its_family() -> None:
     )
 
 
-def test_the_vocabulary_and_the_context_of_the_job_stay() -> None:
+def test_the_vocabulary_and_the_context_of_the_job_stay():
     sizes = sizes_of(DEMO, [])
     own = next(size for size in sizes if size.name == "the model of demo.yaml")
     assert own.overrides == ()
@@ -77,20 +70,20 @@ def test_the_vocabulary_and_the_context_of_the_job_stay() -> None:
     assert nano.job.data == own.job.data
 
 
-def test_other_fields_of_the_model_stay_and_its_shape_does_not() -> None:
+def test_other_fields_of_the_model_stay_and_its_shape_does_not():
     given = "model={preset: pion-small, n_heads: 5, n_kv_heads: 1, head_dim: 128, norm_eps: 1e-5}"
     base = next(s for s in sizes_of(SMALL, [given]) if s.name == "pion-base")
     config = base.job.model_config_resolved()
     assert (config.n_heads, config.head_dim, config.norm_eps) == (12, 64, 1e-5)
 
 
-def test_a_pion_2_max_has_sizes_of_its_own() -> None:
+def test_a_pion_2_max_has_sizes_of_its_own():
     small = str(JOBS / "pion2-small.yaml")
     assert names(sizes_of(small, [])) == PION2
     assert names(sizes_of(small, ["model=pion2-max-small"])) == MAX
 
 
-def test_variants_of_a_preset_are_no_sizes() -> None:
+def test_variants_of_a_preset_are_no_sizes():
     assert "daisy-pico" in presets_of("daisy")
     assert "daisy-pico-tied" not in presets_of("daisy")
 
@@ -98,12 +91,12 @@ def test_variants_of_a_preset_are_no_sizes() -> None:
 @pytest.mark.parametrize(
     ("job", "overrides"), [(SMALL, ["pretrain=null", "sft.init_from=models/pion-small"])]
 )
-def test_a_job_that_does_not_pretrain_is_refused(job: str, overrides: list[str]) -> None:
+def test_a_job_that_does_not_pretrain_is_refused(job, overrides):
     with pytest.raises(BadInput, match="does not pretrain a model from random weights"):
         sizes_of(job, overrides)
 
 
-def test_a_job_that_can_not_be_read_is_refused(tmp_path: Path) -> None:
+def test_a_job_that_can_not_be_read_is_refused(tmp_path):
     with pytest.raises(BadInput, match=r"missing\.yaml"):
         sizes_of(str(tmp_path / "missing.yaml"), [])
     with pytest.raises(BadInput, match=r"pretrain\.stepz"):

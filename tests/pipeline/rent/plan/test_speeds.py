@@ -1,19 +1,14 @@
 """How fast a card is: past runs of the model, results of `pion bench`, or a share of its peak."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from pion.bench.results import Results
 from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
 from pion.model.params_and_flops import flops_per_token
 from pion.train.hardware import gpu_flops
-from pipeline.job import Job
 from pipeline.job.digest import model_inputs
 from pipeline.job.file import load_job
 from pipeline.rent.plan import speeds
@@ -23,19 +18,15 @@ from pipeline.rent.plan.speeds import Known, PastSpeed, bench_results, past_spee
 from pipeline.state.shared.speeds import keep_train_speed
 from pipeline.state.stores import FileStore, open_store
 from tests.paths import JOBS
-from tests.pipeline.rent.conftest import SkyHome
 from tests.pipeline.rent.plan.test_estimate import offer
 from tests.support.bench_results import A40, SOURCE, keep, results, train_row
 from tests.support.jobs import tiny_job
 from tests.support.many_runs import write_runs
-from tests.support.s3_server import FaultProxy, S3Server
 
 MEASURED = f"measured by {SOURCE}"
 
 
-def pretraining(
-    found: Results, *overrides: str, job: str = "pion-small", gpu: str = "A40", **more: Any
-) -> Any:
+def pretraining(found, *overrides, job="pion-small", gpu="A40", **more):
     """Return the estimate of pretraining on a GPU, with this result known."""
     loaded = load_job(JOBS / f"{job}.yaml", overrides)
     return estimate(loaded, offer(gpu), Known(more.pop("runs", ()), [found]), **more).stages[0]
@@ -44,17 +35,16 @@ def pretraining(
 # ---------------------------------------------------------------- which speed
 
 
-def test_a_preset_that_was_measured_trains_as_fast_as_it_was() -> None:
+def test_a_preset_that_was_measured_trains_as_fast_as_it_was():
     stage = pretraining(results(train_row()))
     assert stage.tokens_per_second == 50_000.0
     assert stage.speed_from == MEASURED
 
 
-def test_another_model_is_estimated_from_the_share_that_the_nearest_reached() -> None:
+def test_another_model_is_estimated_from_the_share_that_the_nearest_reached():
     found = results(train_row("pion-xl", mfu=0.4), train_row("pion-small", mfu=0.25))
     stage = pretraining(found, job="pion-base")
     flops = gpu_flops("A40", "bfloat16")
-    assert flops is not None
     per_token = flops_per_token(ModelConfig.preset("pion-base"), 2048)
     assert stage.tokens_per_second == pytest.approx(0.25 * flops / per_token)
     assert stage.speed_from == f"estimated: 25% MFU, as pion-small reached in {SOURCE}"
@@ -63,24 +53,24 @@ def test_another_model_is_estimated_from_the_share_that_the_nearest_reached() ->
 @pytest.mark.parametrize(
     "override", ["data.seq_len=1024", "model.d_ff=1024", "hardware.recompute=true"]
 )
-def test_what_was_not_measured_like_this_is_an_estimate(override: str) -> None:
+def test_what_was_not_measured_like_this_is_an_estimate(override):
     assert pretraining(results(train_row()), override).speed_from.startswith("estimated: 25% MFU")
 
 
-def test_conversations_were_not_measured() -> None:
+def test_conversations_were_not_measured():
     loaded = load_job(JOBS / "pion-small.yaml", [])
     _, sft = estimate(loaded, offer("A40"), Known((), [results(train_row())])).stages
     assert sft.stage == "sft"
     assert sft.speed_from.startswith("estimated: 25% MFU")
 
 
-def test_recomputing_is_slower_than_what_was_measured() -> None:
+def test_recomputing_is_slower_than_what_was_measured():
     plain = pretraining(results(train_row()), "model.d_ff=1024")
     again = pretraining(results(train_row()), "model.d_ff=1024", "hardware.recompute=true")
     assert again.tokens_per_second == pytest.approx(6 / 8 * plain.tokens_per_second)
 
 
-def test_lora_is_estimated_from_what_was_measured_with_all_weights() -> None:
+def test_lora_is_estimated_from_what_was_measured_with_all_weights():
     """With the share of the peak that all weights reached, for about 4/6 of their arithmetic."""
     whole, lora = (
         estimate(
@@ -91,42 +81,40 @@ def test_lora_is_estimated_from_what_was_measured_with_all_weights() -> None:
         for overrides in ([], ["sft.lora.rank=16"])
     )
     assert lora.speed_from == whole.speed_from
-    assert whole.tokens_per_second is not None
-    assert lora.tokens_per_second is not None
     assert 1.2 < lora.tokens_per_second / whole.tokens_per_second < 1.5
 
 
-def test_a_preset_that_has_changed_since_is_an_estimate() -> None:
+def test_a_preset_that_has_changed_since_is_an_estimate():
     stage = pretraining(results(train_row(flops_per_token=1e9)))
     assert stage.speed_from.startswith("estimated: 25% MFU")
 
 
 @pytest.mark.parametrize("change", [{"dtype": "float32"}, {"compiled": False}])
-def test_another_way_to_compute_says_nothing(change: dict[str, Any]) -> None:
+def test_another_way_to_compute_says_nothing(change):
     stage = pretraining(results(train_row(**change)))
     assert stage.speed_from == "estimated: 15% MFU assumed"
 
 
-def test_a_job_that_is_not_compiled_is_as_fast_as_eager_rows() -> None:
+def test_a_job_that_is_not_compiled_is_as_fast_as_eager_rows():
     found = results(train_row(), train_row(how="eager", tokens_per_second=30_000.0))
     assert pretraining(found, "hardware.compile=false").tokens_per_second == 30_000.0
     assert pretraining(found, "hardware.compile=true").tokens_per_second == 50_000.0
     assert pretraining(found).tokens_per_second == 50_000.0, "a GPU compiles by default"
 
 
-def test_another_card_says_nothing() -> None:
+def test_another_card_says_nothing():
     found = results(train_row(), card=dataclasses.replace(A40, card="NVIDIA L40S"))
     assert pretraining(found).speed_from == "estimated: 15% MFU assumed"
     assert pretraining(found, gpu="L40S").speed_from.startswith("measured by")
 
 
-def test_a_run_of_the_model_comes_before_the_bench() -> None:
+def test_a_run_of_the_model_comes_before_the_bench():
     runs = [PastSpeed("mine", 0.0, "NVIDIA A40", 2048, 40_000.0)]
     stage = pretraining(results(train_row()), runs=runs)
     assert (stage.tokens_per_second, stage.speed_from) == (40_000.0, "measured in run mine")
 
 
-def test_wrong_rows_say_nothing() -> None:
+def test_wrong_rows_say_nothing():
     row = dataclasses.replace(train_row(), verdict="wrong")
     assert pretraining(results(row)).speed_from == "estimated: 15% MFU assumed"
 
@@ -135,16 +123,14 @@ def test_wrong_rows_say_nothing() -> None:
 
 
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own(tmp_path, monkeypatch):
     """The folder of this user's results; no result ships with Pion."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(speeds, "shipped_results", list)
     return tmp_path / "cache" / "pion" / "bench"
 
 
-def test_a_given_file_comes_before_the_users_and_the_users_before_pions(
-    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_given_file_comes_before_the_users_and_the_users_before_pions(own, tmp_path, monkeypatch):
     dates = {"given": "2026-11-03", "own": "2026-11-02", "pion": "2026-11-01"}
     files = {
         name: keep(own if name == "own" else tmp_path / name, results(date=date))
@@ -154,14 +140,14 @@ def test_a_given_file_comes_before_the_users_and_the_users_before_pions(
     assert [r.date for r in bench_results([str(files["given"])])] == list(dates.values())
 
 
-def test_tiny_models_and_cpus_say_nothing_about_a_gpu(own: Path) -> None:
+def test_tiny_models_and_cpus_say_nothing_about_a_gpu(own):
     keep(own, results(train_row(), tiny=True))
     keep(own, results(card=dataclasses.replace(A40, card="CPU", capability=None)))
     assert bench_results([]) == []
 
 
 @pytest.mark.parametrize("where", ["given", "own"])
-def test_a_file_that_is_no_result_is_named(own: Path, tmp_path: Path, where: str) -> None:
+def test_a_file_that_is_no_result_is_named(own, tmp_path, where):
     path = (own if where == "own" else tmp_path) / "bad.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text('{"format": 1, "rows": []}')
@@ -169,14 +155,12 @@ def test_a_file_that_is_no_result_is_named(own: Path, tmp_path: Path, where: str
         bench_results([str(path)] if where == "given" else [])
 
 
-def test_a_file_that_is_not_there_is_named(own: Path) -> None:
+def test_a_file_that_is_not_there_is_named(own):
     with pytest.raises(BadInput, match=r"absent\.json can't be read"):
         bench_results(["absent.json"])
 
 
-def test_the_plan_says_which_result_its_speed_is_from(
-    sky_home: SkyHome, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_plan_says_which_result_its_speed_is_from(sky_home, tmp_path, capsys):
     path = keep(tmp_path, results(train_row()))
     job, store = str(JOBS / "pion-small.yaml"), f"store={tmp_path / 'runs'}"
     assert show_plan(job, [store], gpus=["A40"], as_json=False, bench=[str(path)]) == 0
@@ -187,15 +171,13 @@ def test_the_plan_says_which_result_its_speed_is_from(
 # ---------------------------------------------------------------- past runs of the model
 
 
-def train_somewhere(
-    job: Job, speed: float, device: str = "NVIDIA A40", seq_len: int = 32, *, lora: bool = False
-) -> None:
+def train_somewhere(job, speed, device="NVIDIA A40", seq_len=32, *, lora=False):
     """Write to the job's store how fast a worker of a run trained."""
     found = PastSpeed(job.name, 1e9, device, seq_len, speed, lora)
     keep_train_speed(FileStore(Path(job.store)), model_inputs(job.model_config_resolved()), found)
 
 
-def test_a_measured_speed_of_the_same_model_comes_before_the_assumption(tmp_path: Path) -> None:
+def test_a_measured_speed_of_the_same_model_comes_before_the_assumption(tmp_path):
     job = tiny_job(store=str(tmp_path))
     train_somewhere(job, 5000.0)
     again = tiny_job(store=str(tmp_path), name="again", pretrain__lr=5e-3)
@@ -204,7 +186,7 @@ def test_a_measured_speed_of_the_same_model_comes_before_the_assumption(tmp_path
     assert found.stages[0].speed_from == "measured in run tiny"
 
 
-def test_only_the_same_shape_row_length_and_gpu_count_as_measured(tmp_path: Path) -> None:
+def test_only_the_same_shape_row_length_and_gpu_count_as_measured(tmp_path):
     job = tiny_job(store=str(tmp_path))
     train_somewhere(job, 5000.0)
     runs = past_speeds(job)
@@ -214,7 +196,7 @@ def test_only_the_same_shape_row_length_and_gpu_count_as_measured(tmp_path: Path
     assert past_speeds(tiny_job(store=str(tmp_path), model__d_ff=64)) == []
 
 
-def test_the_speed_of_a_run_is_that_of_each_of_its_gpus(tmp_path: Path) -> None:
+def test_the_speed_of_a_run_is_that_of_each_of_its_gpus(tmp_path):
     job = tiny_job(store=str(tmp_path))
     train_somewhere(job, 2500.0)
     stage = estimate(job, offer("A40", count=4), Known(past_speeds(job))).stages[0]
@@ -222,16 +204,15 @@ def test_the_speed_of_a_run_is_that_of_each_of_its_gpus(tmp_path: Path) -> None:
     assert (stage.measured, stage.speed_from) == (True, "measured in run tiny")
 
 
-def test_the_newest_run_counts(tmp_path: Path) -> None:
+def test_the_newest_run_counts(tmp_path):
     job = tiny_job(store=str(tmp_path))
     train_somewhere(job, 99.0)
     train_somewhere(job.model_copy(update={"name": "new"}), 20.0)
     found = past_speed_on(past_speeds(job), "A40", 32, lora=False)
-    assert found is not None
     assert (found.run, found.tokens_per_second) == ("new", 20.0)
 
 
-def test_a_record_that_can_not_be_read_says_nothing(tmp_path: Path) -> None:
+def test_a_record_that_can_not_be_read_says_nothing(tmp_path):
     job = tiny_job(store=str(tmp_path))
     train_somewhere(job, 99.0)
     (path,) = tmp_path.glob("_data/speeds/*/*.json")
@@ -240,25 +221,22 @@ def test_a_record_that_can_not_be_read_says_nothing(tmp_path: Path) -> None:
         assert past_speeds(job) == []
 
 
-def test_a_speed_of_lora_says_nothing_about_training_all_weights(tmp_path: Path) -> None:
+def test_a_speed_of_lora_says_nothing_about_training_all_weights(tmp_path):
     job = tiny_job(store=str(tmp_path), sft__lora={"rank": 4})
     train_somewhere(job, 5000.0, seq_len=96)
     train_somewhere(job, 9000.0, seq_len=96, lora=True)
     runs = past_speeds(job)
     for lora, reached in ((False, 5000.0), (True, 9000.0)):
         found = past_speed_on(runs, "A40", 96, lora=lora)
-        assert found is not None
         assert found.tokens_per_second == reached
 
 
-def test_a_store_that_cannot_be_read_measures_nothing(tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_read_measures_nothing(tmp_path):
     (tmp_path / "file").write_text("")
     assert past_speeds(tiny_job(store=str(tmp_path / "file"))) == []
 
 
-def test_a_plan_asks_the_same_of_a_store_whatever_lies_in_its_runs(
-    sky_home: SkyHome, s3: S3Server, proxy: FaultProxy, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_plan_asks_the_same_of_a_store_whatever_lies_in_its_runs(sky_home, s3, proxy, capsys):
     job, counts = str(JOBS / "pion-small.yaml"), []
     for runs, objects in ((0, 0), (20, 3)):
         url = f"s3://{s3.bucket()}/runs"

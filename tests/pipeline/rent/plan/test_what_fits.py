@@ -1,20 +1,15 @@
 """Which GPUs have the memory that a job needs, what to change where they have too little, and what
 each way to fine-tune needs."""
 
-from __future__ import annotations
-
 import dataclasses
-from pathlib import Path
 
 import pytest
 
-from pipeline.job import Job
 from pipeline.job.file import load_job
 from pipeline.rent.check.machines import _problem, _worker_problem
 from pipeline.rent.plan import what_fits
-from pipeline.rent.plan.estimate import Estimate, estimate
+from pipeline.rent.plan.estimate import estimate
 from pipeline.rent.plan.gpus import GPU_TYPES
-from pipeline.rent.plan.prices import Offer
 from pipeline.rent.plan.what_fits import (
     GIB,
     Way,
@@ -34,11 +29,11 @@ from tests.support.published_models import PUBLISHED
 A4000 = one("RTXA4000")
 
 
-def on_a4000(job: Job) -> Estimate:
+def on_a4000(job):
     return estimate(job, A4000)
 
 
-def test_the_gpus_a_model_fits_on_are_those_with_enough_memory() -> None:
+def test_the_gpus_a_model_fits_on_are_those_with_enough_memory():
     found = gpus_that_fit(load_job(JOBS / "pion-xl.yaml"))
     assert "T4" not in found
     assert {"A40", "H100"} < set(found)
@@ -46,7 +41,7 @@ def test_the_gpus_a_model_fits_on_are_those_with_enough_memory() -> None:
     assert memory == sorted(memory)
 
 
-def test_lora_is_offered_with_what_to_write_where_all_weights_do_not_fit(tmp_path: Path) -> None:
+def test_lora_is_offered_with_what_to_write_where_all_weights_do_not_fit(tmp_path):
     job = read_fine_tuning(tmp_path, "Qwen3-1.7B")
     (offered,) = what_to_change(job, [on_a4000(job)])
     changed = on_a4000(read_fine_tuning(tmp_path, "Qwen3-1.7B", "sft.lora.rank=16"))
@@ -58,7 +53,7 @@ def test_lora_is_offered_with_what_to_write_where_all_weights_do_not_fit(tmp_pat
 
 
 @pytest.mark.soak
-def test_lora_is_offered_to_the_stage_of_preferences(tmp_path: Path) -> None:
+def test_lora_is_offered_to_the_stage_of_preferences(tmp_path):
     job = read_fine_tuning(tmp_path, "Qwen3-1.7B", "sft=null", *PREFER)
     (offered,) = what_to_change(job, [on_a4000(job)])
     changed = read_fine_tuning(tmp_path, "Qwen3-1.7B", "sft=null", *PREFER, "prefer.lora.rank=16")
@@ -67,7 +62,7 @@ def test_lora_is_offered_to_the_stage_of_preferences(tmp_path: Path) -> None:
 
 
 @pytest.mark.soak
-def test_preferences_after_lora_are_offered_the_same_additions(tmp_path: Path) -> None:
+def test_preferences_after_lora_are_offered_the_same_additions(tmp_path):
     sft = "sft.lora.rank=8"
     job = read_fine_tuning(tmp_path, "Qwen3-1.7B", *PREFER, sft)
     assert on_a4000(job).lacks is not None
@@ -77,7 +72,7 @@ def test_preferences_after_lora_are_offered_the_same_additions(tmp_path: Path) -
     assert offered.endswith("write the same `lora` below prefer as below sft.")
 
 
-def test_lora_is_offered_to_both_stages_where_neither_fits(tmp_path: Path) -> None:
+def test_lora_is_offered_to_both_stages_where_neither_fits(tmp_path):
     job = read_fine_tuning(tmp_path, "Qwen3-1.7B", *PREFER)
     (offered,) = what_to_change(job, [on_a4000(job)])
     both = "sft.lora.rank=16 prefer.lora.rank=16"
@@ -88,7 +83,7 @@ def test_lora_is_offered_to_both_stages_where_neither_fits(tmp_path: Path) -> No
     )
 
 
-def test_recomputation_is_offered_before_lora_to_a_job_that_forbids_it(tmp_path: Path) -> None:
+def test_recomputation_is_offered_before_lora_to_a_job_that_forbids_it(tmp_path):
     job = read_fine_tuning(tmp_path, "Qwen3-0.6B", "hardware.recompute=false")
     recompute, lora = what_to_change(job, [on_a4000(job)])
     assert recompute.startswith("With recomputed activations, it fits on RTXA4000 (")
@@ -113,14 +108,12 @@ def test_recomputation_is_offered_before_lora_to_a_job_that_forbids_it(tmp_path:
         ("SmolLM2-360M", ["hardware.micro_batch=16"]),  # that is the reason
     ],
 )
-def test_nothing_is_offered_that_would_not_help(
-    tmp_path: Path, name: str, overrides: list[str]
-) -> None:
+def test_nothing_is_offered_that_would_not_help(tmp_path, name, overrides):
     job = read_fine_tuning(tmp_path, name, *overrides)
     assert what_to_change(job, [on_a4000(job)]) == []
 
 
-def test_lora_does_not_help_where_pretraining_does_not_fit() -> None:
+def test_lora_does_not_help_where_pretraining_does_not_fit():
     job = load_job(JOBS / "pion-xl.yaml")
     found = estimate(job, one("T4"))
     assert found.lacks is not None
@@ -139,25 +132,19 @@ def test_lora_does_not_help_where_pretraining_does_not_fit() -> None:
         ("Qwen3-1.7B", (False, False, True), (36.2, 29.8, 9.4)),
     ],
 )
-def test_what_a_published_model_needs_on_a_card_of_16_gb(
-    tmp_path: Path, name: str, fits: tuple[bool, ...], gib: tuple[float, ...]
-) -> None:
+def test_what_a_published_model_needs_on_a_card_of_16_gb(tmp_path, name, fits, gib):
     """With a job that says nothing but the model and the conversations."""
     ways = ways_on(read_fine_tuning(tmp_path, name), "sft", A4000)
-    assert ways is not None
-    assert ways.lora is not None
     found = (ways.full, ways.recomputed, ways.lora)
     assert tuple(way.fits for way in found) == fits
     assert all((way.peak_bytes <= ways.usable) == way.fits for way in found)
     smallest = ways_on(read_fine_tuning(tmp_path, name, "hardware.micro_batch=1"), "sft", A4000)
-    assert smallest is not None
-    assert smallest.lora is not None
     least = (smallest.full, smallest.recomputed, smallest.lora)
     assert [way.micro_batch for way in least] == [1, 1, 1]
     assert tuple(round(way.peak_bytes / GIB, 1) for way in least) == gib
 
 
-def test_the_parameters_of_published_models_are_those_of_their_settings(tmp_path: Path) -> None:
+def test_the_parameters_of_published_models_are_those_of_their_settings(tmp_path):
     from pipeline.rent.check.job import count_parameters
 
     job = read_fine_tuning(tmp_path, "Qwen3-1.7B")
@@ -173,16 +160,14 @@ def test_the_parameters_of_published_models_are_those_of_their_settings(tmp_path
         (["sft.lora.rank=64", "hardware.recompute=true"], "lora"),
     ],
 )
-def test_each_way_is_what_the_job_takes_if_it_asks_for_it(
-    tmp_path: Path, overrides: list[str], name: str
-) -> None:
+def test_each_way_is_what_the_job_takes_if_it_asks_for_it(tmp_path, overrides, name):
     job = read_fine_tuning(tmp_path, "SmolLM2-360M", *overrides)
     (stage,) = estimate(job, A4000).stages
     taken = Way(stage.micro_batch, stage.recompute, stage.peak_bytes, True)
     assert getattr(ways_on(job, "sft", A4000), name) == taken
 
 
-def test_the_rank_is_that_of_the_job_or_the_default(tmp_path: Path) -> None:
+def test_the_rank_is_that_of_the_job_or_the_default(tmp_path):
     ways = [
         ways_on(read_fine_tuning(tmp_path, "SmolLM2-360M", *asked), "sft", A4000)
         for asked in ([], ["sft.lora.rank=128", "hardware.micro_batch=4"])
@@ -192,16 +177,15 @@ def test_the_rank_is_that_of_the_job_or_the_default(tmp_path: Path) -> None:
     assert str(ways[1]).endswith(" GiB (4 rows)")
 
 
-def test_a_model_of_experts_has_no_way_by_lora() -> None:
+def test_a_model_of_experts_has_no_way_by_lora():
     tuned = ["model=tachyon-tiny", "pretrain=null", "sft.init_from=runs/other"]
     ways = ways_on(load_job(JOBS / "pion-small.yaml", tuned), "sft", A4000)
-    assert ways is not None
     assert ways.full.fits
     assert ways.lora is None
     assert "LoRA" not in str(ways)
 
 
-def test_a_job_that_pretrains_has_no_choice_to_make() -> None:
+def test_a_job_that_pretrains_has_no_choice_to_make():
     """A GPU that pretrains the model also trains all its weights afterwards."""
     assert fine_tuning_stages(load_job(JOBS / "pion-small.yaml", [])) == []
 
@@ -215,8 +199,8 @@ def test_a_job_that_pretrains_has_no_choice_to_make() -> None:
     ],
 )
 def test_each_way_to_learn_preferences_is_what_the_job_takes_if_it_asks_for_it(
-    tmp_path: Path, overrides: list[str], name: str
-) -> None:
+    tmp_path, overrides, name
+):
     job = read_fine_tuning(tmp_path, "SmolLM2-360M", *PREFER, *overrides)
     assert fine_tuning_stages(job) == ["sft", "prefer"]
     _, stage = estimate(job, A4000).stages
@@ -225,7 +209,7 @@ def test_each_way_to_learn_preferences_is_what_the_job_takes_if_it_asks_for_it(
     assert str(ways).startswith("prefer in full: ")
 
 
-def test_without_a_known_gpu_there_is_nothing_to_say(tmp_path: Path) -> None:
+def test_without_a_known_gpu_there_is_nothing_to_say(tmp_path):
     job = read_fine_tuning(tmp_path, "SmolLM2-360M")
     assert ways_on(job, "sft", dataclasses.replace(A4000, gpu=None)) is None
     assert ways_on(job, "sft", dataclasses.replace(A4000, gpu_memory=None)) is None
@@ -242,11 +226,11 @@ FIELDS = {
 }
 
 
-def small(**fields: object) -> Job:
+def small(**fields):
     return tiny_job(**{**FIELDS, "sft": None, "prefer": None, **fields})
 
 
-def cards(count: int, gib: float = 1.9) -> Offer:
+def cards(count, gib=1.9):
     """Return a machine whose cards have so little memory that four must divide the model."""
     return dataclasses.replace(offer("A40", count=count), gpu_memory=int(gib * GIB))
 
@@ -254,7 +238,7 @@ def cards(count: int, gib: float = 1.9) -> Offer:
 # ---------------------------------------------------------------- memory
 
 
-def test_the_cards_of_a_machine_divide_a_model_only_if_it_does_not_fit_otherwise() -> None:
+def test_the_cards_of_a_machine_divide_a_model_only_if_it_does_not_fit_otherwise():
     divided, whole = estimate(small(), cards(4)), estimate(small(), cards(4, gib=8))
     assert divided.fits
     assert divided.sharded
@@ -263,17 +247,15 @@ def test_the_cards_of_a_machine_divide_a_model_only_if_it_does_not_fit_otherwise
     assert estimate(small(hardware__fsdp=True), cards(4, gib=8)).sharded
 
 
-def test_a_machine_whose_cards_are_too_small_says_what_each_would_need() -> None:
+def test_a_machine_whose_cards_are_too_small_says_what_each_would_need():
     guess = estimate(small(), cards(4, gib=0.9))
-    assert guess.problem is not None
     assert "GiB on each of 4 workers that divide the weights, and 0.8 of 0.9 GiB" in guess.problem
     alone = estimate(small(hardware__fsdp=False), cards(4))
-    assert alone.problem is not None
     assert "divide" not in alone.problem
 
 
 @pytest.mark.soak
-def test_the_largest_preset_fits_on_four_a40_and_not_on_eight_a4000() -> None:
+def test_the_largest_preset_fits_on_four_a40_and_not_on_eight_a4000():
     job = load_job(JOBS / "tachyon-large.yaml", ())
     fits, too_small = (estimate(job, offer(g, count=n)) for g, n in (("A40", 4), ("RTXA4000", 8)))
     assert fits.sharded
@@ -285,17 +267,13 @@ def test_the_largest_preset_fits_on_four_a40_and_not_on_eight_a4000() -> None:
     assert "write accelerators: A40:4 in the rental" in words
 
 
-def test_machines_with_more_gpus_than_a_step_has_rows_are_not_named(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_machines_with_more_gpus_than_a_step_has_rows_are_not_named(monkeypatch):
     """It fits on four; two are too few."""
     monkeypatch.setattr(what_fits, "estimate", lambda job, offer: _as_small(job, offer))
     assert fewest_that_fit(small(pretrain__global_batch=3), "A40") is None
 
 
-def test_a_job_that_fits_on_a_common_gpu_is_told_of_no_machine_with_several(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_job_that_fits_on_a_common_gpu_is_told_of_no_machine_with_several(monkeypatch):
     monkeypatch.setattr(what_fits, "gpus_that_fit", lambda job: ["A100-80GB", "H200"])
     assert what_several_would_fit(small(), ["A40"]) == []
 
@@ -303,20 +281,18 @@ def test_a_job_that_fits_on_a_common_gpu_is_told_of_no_machine_with_several(
 # ---------------------------------------------------------------- what is said
 
 
-def test_a_machine_with_one_gpu_is_refused_if_the_job_divides_the_model() -> None:
+def test_a_machine_with_one_gpu_is_refused_if_the_job_divides_the_model():
     job = small(hardware__fsdp=True)
     assert "set workers to at least 2" in str(_worker_problem(job, cards(1), 1))
     assert _worker_problem(job, cards(2), 1) is None
 
 
-def test_a_machine_that_is_too_small_is_told_of_one_with_several_gpus(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_machine_that_is_too_small_is_told_of_one_with_several_gpus(monkeypatch):
     monkeypatch.setattr(what_fits, "gpus_that_fit", lambda job: [])
     monkeypatch.setattr(what_fits, "estimate", lambda job, offer: _as_small(job, offer))
     _, advice = _problem(small(), estimate(small(), cards(1)), 1, force=False)
     assert "On several GPUs of one machine, it fits on 4 × A40 (" in advice
 
 
-def _as_small(job: Job, machine: Offer) -> Estimate:
+def _as_small(job, machine):
     return estimate(job, dataclasses.replace(machine, gpu_memory=int(1.9 * GIB)))

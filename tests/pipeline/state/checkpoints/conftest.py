@@ -1,11 +1,6 @@
 """Tensors, and checkpointers that save them."""
 
-from __future__ import annotations
-
 import contextlib
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,7 +9,6 @@ from pion.errors import PionError
 from pipeline.state.checkpoints.checkpointer import Checkpointer, CheckpointSeries
 from pipeline.state.checkpoints.restore import load_folder, newest_good
 from pipeline.state.checkpoints.retention import Keep
-from pipeline.state.claim import Claim
 from pipeline.state.stores import FileStore
 from pipeline.state.workspace import Workspace
 from tests.support.in_process_uploader import InProcessUploader
@@ -23,7 +17,7 @@ from tests.support.states import read
 Tensors = dict[str, torch.Tensor]
 
 
-def some_tensors(seed: int = 0) -> tuple[Tensors, Tensors]:
+def some_tensors(seed=0):
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(5, 7, generator=generator)
     model = {
@@ -41,17 +35,17 @@ def some_tensors(seed: int = 0) -> tuple[Tensors, Tensors]:
     return model, optimizer
 
 
-made: list[Checkpointer] = []
+made = []
 
 
-def a_checkpointer(claim: Claim, keep: Keep | None = None, **options: Any) -> Checkpointer:
+def a_checkpointer(claim, keep=None, **options):
     series = CheckpointSeries("pretrain", "d1", {"config.json": b"{}"}, keep or Keep())
     made.append(Checkpointer(claim, series, **options))
     return made[-1]
 
 
 @pytest.fixture(autouse=True)
-def close_checkpointers() -> Iterator[None]:
+def close_checkpointers():
     """Close the checkpointers that a test leaves open."""
     made.clear()
     yield
@@ -61,25 +55,23 @@ def close_checkpointers() -> Iterator[None]:
     made.clear()
 
 
-def save(checkpointer: Checkpointer, step: int, seed: int | None = None) -> None:
+def save(checkpointer, step, seed=None):
     model, optimizer = some_tensors(step if seed is None else seed)
     assert checkpointer.save(model, optimizer, {"step": step, "next_row": step * 8})
     checkpointer.wait()
 
 
-def checkpointer_in_this_process(claim: Claim, **options: Any) -> Checkpointer:
+def checkpointer_in_this_process(claim, **options):
     return a_checkpointer(claim, uploader=InProcessUploader(claim.store), **options)
 
 
-def newest(
-    claim: Claim, digest: str = "d1", root: Path | None = None
-) -> tuple[Any, Any, list[str]]:
+def newest(claim, digest="d1", root=None):
     found = newest_good(Workspace(claim.store, "demo", root), read(claim.state), "pretrain", digest)
     loaded = load_folder(found.folder) if found.folder else None
     return found.entry, loaded, found.skipped
 
 
-def assert_same(found: Tensors, expected: Tensors) -> None:
+def assert_same(found, expected):
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         assert found[name].dtype == tensor.dtype
@@ -89,11 +81,11 @@ def assert_same(found: Tensors, expected: Tensors) -> None:
 class NoMapping(FileStore):
     """A store whose content must be downloaded, as from another machine."""
 
-    def local_path(self, key: str) -> Path | None:
+    def local_path(self, key):
         return None
 
 
-def flip_a_bit(path: Path) -> None:
+def flip_a_bit(path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)

@@ -1,18 +1,14 @@
 """Checkpoints: a restored save is exactly what was saved."""
 
-from __future__ import annotations
-
 import dataclasses
 import sys
 import threading
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from pipeline.state.checkpoints.restore import FoundCheckpoint
-from pipeline.state.claim import Claim, claim_run
+from pipeline.state.claim import claim_run
 from pipeline.state.rows.metrics import MetricsLog, read_metrics
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
@@ -31,17 +27,17 @@ from tests.support.waiting import run_to_end
 class Gate(FileStore):
     """A store in which writing a model waits until `open` is set."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder):
         super().__init__(folder)
         self.open = threading.Event()
 
-    def write(self, key: str, data: Any) -> None:
+    def write(self, key, data):
         if key.endswith("model.safetensors"):
             assert self.open.wait(60)
         super().write(key, data)
 
 
-def test_what_is_saved_comes_back_exactly(claim: Claim) -> None:
+def test_what_is_saved_comes_back_exactly(claim):
     model, optimizer = some_tensors()
     before = an_entry(5, epoch=0)
     resumed = FoundCheckpoint(before, folder=None, skipped=[])
@@ -70,7 +66,7 @@ def test_what_is_saved_comes_back_exactly(claim: Claim) -> None:
     ]
 
 
-def test_the_snapshot_is_taken_before_save_returns(run: RunState, tmp_path: Path) -> None:
+def test_the_snapshot_is_taken_before_save_returns(run, tmp_path):
     gate = Gate(tmp_path)
     claim = claim_run(RunState(gate, "demo"), someone())
     model, optimizer = some_tensors()
@@ -84,7 +80,7 @@ def test_the_snapshot_is_taken_before_save_returns(run: RunState, tmp_path: Path
     assert_same(newest(claim)[1].model, expected)
 
 
-def test_a_save_that_finds_the_previous_one_writing_is_skipped(tmp_path: Path) -> None:
+def test_a_save_that_finds_the_previous_one_writing_is_skipped(tmp_path):
     gate = Gate(tmp_path)
     claim = claim_run(RunState(gate, "demo"), someone())
     checkpointer = checkpointer_in_this_process(claim)
@@ -99,7 +95,7 @@ def test_a_save_that_finds_the_previous_one_writing_is_skipped(tmp_path: Path) -
     assert newest(claim)[0].step == 3
 
 
-def test_saving_a_step_that_is_durable_already_writes_nothing(claim: Claim) -> None:
+def test_saving_a_step_that_is_durable_already_writes_nothing(claim):
     checkpointer = checkpointer_in_this_process(claim)
     save(checkpointer, 10)
     before = claim.store.read("demo/HEAD.json")
@@ -107,8 +103,8 @@ def test_saving_a_step_that_is_durable_already_writes_nothing(claim: Claim) -> N
     assert claim.store.read("demo/HEAD.json") == before
 
 
-def test_equal_tensors_give_equal_bytes_whatever_their_order_and_owner(run: RunState) -> None:
-    hashes: set[str] = set()
+def test_equal_tensors_give_equal_bytes_whatever_their_order_and_owner(run):
+    hashes = set()
     for _ in range(2):
         claim = claim_run(run, someone(), take_over=True)
         model, optimizer = some_tensors()
@@ -120,7 +116,7 @@ def test_equal_tensors_give_equal_bytes_whatever_their_order_and_owner(run: RunS
     assert len(hashes) == 1
 
 
-def test_a_result_is_noted_in_its_checkpoint_without_waiting(tmp_path: Path) -> None:
+def test_a_result_is_noted_in_its_checkpoint_without_waiting(tmp_path):
     gate = Gate(tmp_path)
     claim = claim_run(RunState(gate, "demo"), someone())
     checkpointer = checkpointer_in_this_process(claim)
@@ -136,7 +132,7 @@ def test_a_result_is_noted_in_its_checkpoint_without_waiting(tmp_path: Path) -> 
     assert (entry.step, entry.metrics) == (10, {"held_out_loss": 3.5})
 
 
-def test_metrics_are_durable_when_the_checkpoint_that_covers_them_is(claim: Claim) -> None:
+def test_metrics_are_durable_when_the_checkpoint_that_covers_them_is(claim):
     metrics = MetricsLog(claim.store, "demo", "pretrain", claim.epoch)
     checkpointer = checkpointer_in_this_process(claim, metrics=metrics)
     metrics.append({"step": 10, "loss": 3.0})
@@ -145,12 +141,12 @@ def test_metrics_are_durable_when_the_checkpoint_that_covers_them_is(claim: Clai
     assert [(row["step"], row["loss"]) for row in rows] == [(10, 3.0)]
 
 
-def test_state_that_is_not_json_is_refused_at_the_save(claim: Claim) -> None:
+def test_state_that_is_not_json_is_refused_at_the_save(claim):
     with pytest.raises(TypeError, match="not JSON serializable"):
         checkpointer_in_this_process(claim).save(*some_tensors(), {"step": 1, "rng": torch.ones(1)})
 
 
-def test_reading_head_and_status_needs_no_torch() -> None:
+def test_reading_head_and_status_needs_no_torch():
     code = (
         "import sys, pipeline.state.checkpoints.checkpointer, pipeline.state.rows.metrics;"
         "import pipeline.state.stores;"
@@ -159,7 +155,7 @@ def test_reading_head_and_status_needs_no_torch() -> None:
     assert run_to_end([sys.executable, "-c", code], check=True).stdout == "[]\n"
 
 
-def test_an_entry_knows_its_size(claim: Claim) -> None:
+def test_an_entry_knows_its_size(claim):
     save(checkpointer_in_this_process(claim), 10)
     (entry,) = claim.head.checkpoints
     files = claim.store.list(f"demo/{entry.key}/")

@@ -1,7 +1,5 @@
 """The state of a save after each event between its begin and its commit."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from pipeline.state.checkpoints.checkpointer import PendingCommit
@@ -10,13 +8,13 @@ from pipeline.state.head import Head
 from tests.support.states import an_entry
 
 
-def upload(pending: PendingCommit, step: int) -> None:
+def upload(pending, step):
     entry = an_entry(step)
     pending.begin(entry.key)
     pending.uploaded(entry)
 
 
-def test_it_begins_with_the_checkpoint_that_training_resumed_from() -> None:
+def test_it_begins_with_the_checkpoint_that_training_resumed_from():
     entry = an_entry(10, ancestor="checkpoints/pretrain/5-1")
     listed = PendingCommit(FoundCheckpoint(entry, Path("x"), []))
     assert (listed.last, listed.ancestor, listed.newest_key) == (entry, entry.key, None)
@@ -26,7 +24,7 @@ def test_it_begins_with_the_checkpoint_that_training_resumed_from() -> None:
     assert (fresh.last, fresh.ancestor, fresh.newest_key) == (None, None, None)
 
 
-def test_an_acknowledged_commit_leaves_no_doubt() -> None:
+def test_an_acknowledged_commit_leaves_no_doubt():
     pending, entry = PendingCommit(), an_entry(10)
     upload(pending, 10)
     assert pending.in_doubt
@@ -38,7 +36,7 @@ def test_an_acknowledged_commit_leaves_no_doubt() -> None:
     assert pending.given_up("checkpoints/pretrain/20-1") == []
 
 
-def test_a_commit_that_landed_unacknowledged_is_the_ancestor_of_the_next_save() -> None:
+def test_a_commit_that_landed_unacknowledged_is_the_ancestor_of_the_next_save():
     pending = PendingCommit()
     upload(pending, 10)
     assert pending.look_for_landed(Head()) is None
@@ -48,7 +46,7 @@ def test_a_commit_that_landed_unacknowledged_is_the_ancestor_of_the_next_save() 
     assert (pending.last, pending.ancestor) == (landed, landed.key)
 
 
-def test_the_next_save_gives_up_failed_saves() -> None:
+def test_the_next_save_gives_up_failed_saves():
     pending = PendingCommit()
     pending.begin(an_entry(10).key)  # and the upload fails
     upload(pending, 20)

@@ -1,12 +1,9 @@
 """A checkpoint that is not what was saved is skipped with a reason."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +11,6 @@ import pytest
 from pion.errors import BadInput, PionError
 from pipeline.state.checkpoints.layout import MODEL
 from pipeline.state.checkpoints.restore import check_entry, load_folder
-from pipeline.state.claim import Claim
 from pipeline.state.workspace import Workspace
 from tests.pipeline.state.checkpoints.conftest import (
     assert_same,
@@ -26,7 +22,7 @@ from tests.pipeline.state.checkpoints.conftest import (
 )
 
 
-def truncate(path: Path) -> None:
+def truncate(path):
     path.write_bytes(path.read_bytes()[:-1])
 
 
@@ -43,14 +39,11 @@ def truncate(path: Path) -> None:
         ("manifest.json", flip_a_bit, ""),  # which reason depends on the place
     ],
 )
-def test_a_damaged_newest_checkpoint_is_skipped_with_the_reason(
-    claim: Claim, file: str, damage: Callable[[Path], None], why: str
-) -> None:
+def test_a_damaged_newest_checkpoint_is_skipped_with_the_reason(claim, file, damage, why):
     checkpointer = checkpointer_in_this_process(claim)
     save(checkpointer, 10)
     save(checkpointer, 20)
     path = claim.store.local_path(f"demo/checkpoints/pretrain/20-1/{file}")
-    assert path is not None
     if file == "manifest.json" and damage is truncate:
         path.write_bytes(path.read_bytes()[:-9])
     else:
@@ -64,7 +57,7 @@ def test_a_damaged_newest_checkpoint_is_skipped_with_the_reason(
     assert re.search(why, note)
 
 
-def test_a_complete_checkpoint_that_is_not_the_listed_one_is_skipped(claim: Claim) -> None:
+def test_a_complete_checkpoint_that_is_not_the_listed_one_is_skipped(claim):
     checkpointer = checkpointer_in_this_process(claim)
     save(checkpointer, 10)
     save(checkpointer, 20)
@@ -77,9 +70,7 @@ def test_a_complete_checkpoint_that_is_not_the_listed_one_is_skipped(claim: Clai
     )
 
 
-def test_a_check_that_asks_for_it_reads_unchanged_files_once(
-    claim: Claim, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_check_that_asks_for_it_reads_unchanged_files_once(claim, monkeypatch):
     save(checkpointer_in_this_process(claim), 10)
     (entry,) = claim.head.checkpoints
     workspace = Workspace(claim.store, "demo")
@@ -95,12 +86,12 @@ def test_a_check_that_asks_for_it_reads_unchanged_files_once(
     assert "altered" in str(check_entry(workspace, entry))
 
 
-def test_checkpoints_of_another_digest_or_stage_are_not_restored(claim: Claim) -> None:
+def test_checkpoints_of_another_digest_or_stage_are_not_restored(claim):
     save(checkpointer_in_this_process(claim), 10)
     assert newest(claim, digest="d2") == (None, None, [])
 
 
-def test_a_checkpoint_of_a_newer_format_is_an_error_and_not_skipped(claim: Claim) -> None:
+def test_a_checkpoint_of_a_newer_format_is_an_error_and_not_skipped(claim):
     checkpointer = checkpointer_in_this_process(claim)
     save(checkpointer, 10)
     save(checkpointer, 20)
@@ -111,7 +102,7 @@ def test_a_checkpoint_of_a_newer_format_is_an_error_and_not_skipped(claim: Claim
         newest(claim)
 
 
-def test_loaded_tensors_outlive_their_files(claim: Claim) -> None:
+def test_loaded_tensors_outlive_their_files(claim):
     save(checkpointer_in_this_process(claim), 10)
     _, loaded, _ = newest(claim)
     for found in claim.store.list("demo/checkpoints/"):
@@ -119,6 +110,6 @@ def test_loaded_tensors_outlive_their_files(claim: Claim) -> None:
     assert_same(loaded.model, some_tensors(10)[0])
 
 
-def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
     with pytest.raises(PionError, match="is not a complete checkpoint"):
         load_folder(tmp_path)

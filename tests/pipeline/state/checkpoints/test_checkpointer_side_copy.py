@@ -1,7 +1,5 @@
 """A save whose state is copied next to the following step, as on a card."""
 
-from __future__ import annotations
-
 import threading
 
 import pytest
@@ -9,7 +7,6 @@ import torch
 
 from pion.train.side_copy import SideCopy
 from pipeline.state.checkpoints.snapshot import Snapshot
-from pipeline.state.claim import Claim
 from tests.pipeline.state.checkpoints.conftest import (
     assert_same,
     checkpointer_in_this_process,
@@ -22,21 +19,21 @@ from tests.support.late_streams import LateStreams
 class SlowCard(LateStreams):
     """A card that copies only when its update waits for the copies, or fails with `error` first."""
 
-    def __init__(self, error: str | None = None) -> None:
+    def __init__(self, error=None):
         super().__init__()
         self._copied, self._error = threading.Event(), error
 
-    def wait_event(self, event: LateStreams) -> None:
+    def wait_event(self, event):
         super().wait_event(event)
         self._copied.set()
 
-    def synchronize(self) -> None:
+    def synchronize(self):
         if self._error is not None:
             raise RuntimeError(self._error)
         assert self._copied.wait(60)
 
 
-def test_a_save_next_to_a_step_is_written_after_its_copies(claim: Claim) -> None:
+def test_a_save_next_to_a_step_is_written_after_its_copies(claim):
     checkpointer = checkpointer_in_this_process(claim)
     model, optimizer = some_tensors()
     expected = {name: tensor.clone() for name, tensor in model.items()}
@@ -53,11 +50,10 @@ def test_a_save_next_to_a_step_is_written_after_its_copies(claim: Claim) -> None
     assert entry.step == 1
     assert_same(loaded.model, expected)
     stats = checkpointer.stats
-    assert stats.copy_seconds is not None
     assert stats.copy_seconds > stats.stall_seconds
 
 
-def test_a_card_that_fails_during_a_copy_leaves_the_last_checkpoint(claim: Claim) -> None:
+def test_a_card_that_fails_during_a_copy_leaves_the_last_checkpoint(claim):
     checkpointer = checkpointer_in_this_process(claim)
     assert checkpointer.save(*some_tensors(), {"step": 10})
     checkpointer.wait()
@@ -69,14 +65,14 @@ def test_a_card_that_fails_during_a_copy_leaves_the_last_checkpoint(claim: Claim
     assert list(claim.store.list("demo/checkpoints/pretrain/20-1/")) == []
 
 
-def test_a_snapshot_is_freed_only_after_the_copies_into_it() -> None:
+def test_a_snapshot_is_freed_only_after_the_copies_into_it():
     streams, snapshot = LateStreams(), Snapshot()
     snapshot.take(*some_tensors(), {}, SideCopy(streams))
     snapshot.close()
     assert streams.order[-1] == "the host waits for the copies"
 
 
-def test_a_snapshot_of_other_shapes_waits_for_the_copies_into_the_old_memory() -> None:
+def test_a_snapshot_of_other_shapes_waits_for_the_copies_into_the_old_memory():
     streams, snapshot = LateStreams(), Snapshot()
     snapshot.take({"weight": torch.ones(8)}, {}, {}, SideCopy(streams))
     snapshot.take({"weight": torch.ones(9)}, {}, {})

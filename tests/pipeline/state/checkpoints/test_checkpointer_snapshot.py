@@ -1,7 +1,5 @@
 """The memory of a save: plain safetensors, used again, and no more after many saves."""
 
-from __future__ import annotations
-
 import gc
 import os
 import re
@@ -14,7 +12,6 @@ from safetensors.torch import load_file
 
 from pipeline.state.checkpoints.layout import MODEL, OPTIMIZER
 from pipeline.state.checkpoints.snapshot import Snapshot, map_extents
-from pipeline.state.claim import Claim
 from tests.pipeline.state.checkpoints.conftest import (
     a_checkpointer,
     assert_same,
@@ -23,12 +20,12 @@ from tests.pipeline.state.checkpoints.conftest import (
 )
 
 
-def content(snapshot: Snapshot, name: str) -> memoryview:
+def content(snapshot, name):
     """Return the bytes of one of the two files, as the uploader has them."""
     return map_extents(snapshot.fd, snapshot.extents)[name]
 
 
-def test_the_files_are_plain_safetensors(tmp_path: Path) -> None:
+def test_the_files_are_plain_safetensors(tmp_path):
     model, optimizer = some_tensors()
     snapshot = Snapshot()
     snapshot.take(model, optimizer, {"step": 1})
@@ -37,7 +34,7 @@ def test_the_files_are_plain_safetensors(tmp_path: Path) -> None:
         assert_same(load_file(tmp_path / "file.safetensors"), tensors)
 
 
-def test_a_snapshot_uses_its_memory_again_and_follows_a_change_of_shape() -> None:
+def test_a_snapshot_uses_its_memory_again_and_follows_a_change_of_shape():
     snapshot = Snapshot()
     model, optimizer = some_tensors()
     snapshot.take(model, optimizer, {})
@@ -49,7 +46,7 @@ def test_a_snapshot_uses_its_memory_again_and_follows_a_change_of_shape() -> Non
     assert len(content(snapshot, MODEL)) > len(before) + 256
 
 
-def test_a_snapshot_takes_nothing_from_dev_shm(claim: Claim) -> None:
+def test_a_snapshot_takes_nothing_from_dev_shm(claim):
     before = mapped_from_dev_shm()
     checkpointer = a_checkpointer(claim)
     save(checkpointer, 1)
@@ -57,7 +54,7 @@ def test_a_snapshot_takes_nothing_from_dev_shm(claim: Claim) -> None:
     checkpointer.close()
 
 
-def mapped_from_dev_shm() -> set[str]:
+def mapped_from_dev_shm():
     """Return the files in /dev/shm that this process or a child has mapped."""
     pids = [os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))]
     maps = "".join(Path(f"/proc/{pid}/maps").read_text() for pid in pids)
@@ -65,14 +62,14 @@ def mapped_from_dev_shm() -> set[str]:
 
 
 @pytest.mark.soak
-def test_memory_stays_flat_over_many_saves(claim: Claim) -> None:
+def test_memory_stays_flat_over_many_saves(claim):
     saves = 80
     model = {"weight": torch.ones(1_000_000)}
     me = psutil.Process()
     others = me.children()  # servers of other tests
     checkpointer = a_checkpointer(claim)
 
-    def memory() -> int:
+    def memory():
         mine = [child for child in me.children() if child not in others]
         assert mine
         return sum(p.memory_full_info().uss for p in (me, *mine))

@@ -1,19 +1,16 @@
 """Saves of a run that was taken over, or whose store fails."""
 
-from __future__ import annotations
-
 import threading
 from functools import partial
-from pathlib import Path
 
 import pytest
 
 from pion.errors import Fenced
 from pipeline.state.checkpoints.layout import MODEL, OPTIMIZER
-from pipeline.state.checkpoints.uploader import Saved, SaveRequest, UploaderDied
+from pipeline.state.checkpoints.uploader import UploaderDied
 from pipeline.state.claim import claim_run
 from pipeline.state.run_state import RunState
-from pipeline.state.stores import Missing, Store, StoreError
+from pipeline.state.stores import Missing, StoreError
 from tests.pipeline.state.checkpoints.conftest import (
     a_checkpointer,
     checkpointer_in_this_process,
@@ -22,21 +19,20 @@ from tests.pipeline.state.checkpoints.conftest import (
     save,
     some_tensors,
 )
-from tests.support.clock import FakeClock
 from tests.support.hooked_store import Hooked, once
 from tests.support.in_process_uploader import InProcessUploader
 from tests.support.states import read, someone
 from tests.support.waiting import PATIENCE_SECONDS
 
 
-def fails_once(folder: Path, *, outage: bool) -> Hooked:
+def fails_once(folder, *, outage):
     """Return a store that fails the first write of an optimizer's file."""
     store = Hooked(folder)
     store.before = once(StoreError("write", "it", "the disk is full", outage=outage), OPTIMIZER)
     return store
 
 
-def test_a_fenced_checkpointer_lists_nothing_and_says_who_took_over(run: RunState) -> None:
+def test_a_fenced_checkpointer_lists_nothing_and_says_who_took_over(run):
     claim = claim_run(run, someone())
     checkpointer = a_checkpointer(claim)
     save(checkpointer, 10)
@@ -56,20 +52,20 @@ def test_a_fenced_checkpointer_lists_nothing_and_says_who_took_over(run: RunStat
 class Slow(InProcessUploader):
     """An uploader that is busy until it is closed."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store):
         super().__init__(store)
         self.begun, self.closed = threading.Event(), threading.Event()
 
-    def save(self, request: SaveRequest) -> Saved:
+    def save(self, request):
         self.begun.set()
         assert self.closed.wait(PATIENCE_SECONDS), "the uploader is not closed"
         raise UploaderDied("save", request.key, "exit code -9")
 
-    def close(self) -> None:
+    def close(self):
         self.closed.set()
 
 
-def test_nobody_waits_for_an_upload_of_a_run_that_another_process_owns(run: RunState) -> None:
+def test_nobody_waits_for_an_upload_of_a_run_that_another_process_owns(run):
     claim = claim_run(run, someone())
     slow = Slow(claim.store)
     checkpointer = a_checkpointer(claim, uploader=slow)
@@ -87,7 +83,7 @@ def test_nobody_waits_for_an_upload_of_a_run_that_another_process_owns(run: RunS
     assert not checkpointer.busy
 
 
-def test_a_failed_write_is_raised_by_the_next_save_and_the_one_after_works(tmp_path: Path) -> None:
+def test_a_failed_write_is_raised_by_the_next_save_and_the_one_after_works(tmp_path):
     claim = claim_run(RunState(fails_once(tmp_path, outage=False), "demo"), someone())
     checkpointer = checkpointer_in_this_process(claim)
     model, optimizer = some_tensors()
@@ -102,9 +98,7 @@ def test_a_failed_write_is_raised_by_the_next_save_and_the_one_after_works(tmp_p
     assert newest(claim)[0].step == 20
 
 
-def test_files_of_a_failed_save_are_deleted_an_hour_after_the_next_commit(
-    tmp_path: Path, time: FakeClock
-) -> None:
+def test_files_of_a_failed_save_are_deleted_an_hour_after_the_next_commit(tmp_path, time):
     store = fails_once(tmp_path, outage=True)
     claim = claim_run(RunState(store, "demo", time.clock()), someone())
     checkpointer = checkpointer_in_this_process(claim)
@@ -121,7 +115,7 @@ def test_files_of_a_failed_save_are_deleted_an_hour_after_the_next_commit(
     assert [entry.step for entry in claim.head.checkpoints] == [30, 20]
 
 
-def test_a_store_that_corrupts_files_is_detected_before_the_commit(tmp_path: Path) -> None:
+def test_a_store_that_corrupts_files_is_detected_before_the_commit(tmp_path):
     store = Hooked(tmp_path)
     model_file = tmp_path / "demo/checkpoints/pretrain/10-1" / MODEL
     store.after = once(partial(flip_a_bit, model_file), MODEL)

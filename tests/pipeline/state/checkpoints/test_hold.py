@@ -1,13 +1,10 @@
 """Replaced checkpoints on the disk that a run trains on are deleted early, unless they are held."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import psutil
 import pytest
@@ -17,24 +14,23 @@ from pipeline.models.bring import bring_model
 from pipeline.state.checkpoints.checkpointer import Checkpointer, CheckpointSeries
 from pipeline.state.checkpoints.hold import STAYS, deletes_early, hold, unless_held
 from pipeline.state.checkpoints.retention import Keep, forget, sweep
-from pipeline.state.claim import Claim, claim_run
+from pipeline.state.claim import claim_run
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
-from tests.support.clock import FakeClock
 from tests.support.in_process_uploader import InProcessUploader
 from tests.support.states import an_entry, list_checkpoint, read, someone
 
 HOUR = 3600.0
 
 
-def mount(monkeypatch: pytest.MonkeyPatch, kinds: dict[Path, str]) -> None:
+def mount(monkeypatch, kinds):
     """Let these folders be mounted, each with its file system."""
     found = [SimpleNamespace(mountpoint=str(path), fstype=kind) for path, kind in kinds.items()]
     monkeypatch.setattr(psutil, "disk_partitions", lambda all: found)
 
 
 @pytest.fixture(autouse=True)
-def own_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+def own_disk(monkeypatch):
     mount(monkeypatch, {Path("/"): "ext4"})
 
 
@@ -43,18 +39,18 @@ class Counting(FileStore):
 
     most = 0
 
-    def write(self, key: str, data: Any) -> None:
+    def write(self, key, data):
         super().write(key, data)
         self.most = max(self.most, len(steps(self)))
 
 
-def steps(store: FileStore) -> list[int]:
+def steps(store):
     """Return the steps whose weights are in the folder."""
     found = store.folder.glob("demo/checkpoints/pretrain/*/model.safetensors")
     return sorted(int(path.parent.name.partition("-")[0]) for path in found)
 
 
-def saved(claim: Claim, *wanted: int) -> None:
+def saved(claim, *wanted):
     """Commit a checkpoint at each of these steps; the newest two stay listed."""
     for step in wanted:
         entry = an_entry(step)
@@ -65,9 +61,7 @@ def saved(claim: Claim, *wanted: int) -> None:
 
 
 @pytest.mark.parametrize("last", [2, 5])
-def test_a_folder_has_at_most_the_kept_checkpoints_and_two_at_any_time(
-    last: int, tmp_path: Path
-) -> None:
+def test_a_folder_has_at_most_the_kept_checkpoints_and_two_at_any_time(last, tmp_path):
     import torch
 
     store = Counting(tmp_path)
@@ -82,9 +76,7 @@ def test_a_folder_has_at_most_the_kept_checkpoints_and_two_at_any_time(
     assert store.most == last + STAYS
 
 
-def test_a_checkpoint_that_a_reader_holds_stays_until_the_reader_is_killed(
-    claim: Claim, store: FileStore
-) -> None:
+def test_a_checkpoint_that_a_reader_holds_stays_until_the_reader_is_killed(claim, store):
     saved(claim, 1, 2)
     code = (
         "import sys; from pipeline.state.checkpoints.hold import hold; "
@@ -104,8 +96,8 @@ def test_a_checkpoint_that_a_reader_holds_stays_until_the_reader_is_killed(
 
 
 def test_a_reader_that_holds_a_checkpoint_for_more_than_its_hour_holds_it_no_longer(
-    claim: Claim, store: FileStore, time: FakeClock
-) -> None:
+    claim, store, time
+):
     saved(claim, 1)
     hold(store, "demo/checkpoints/pretrain/1-1")
     saved(claim, 2, 3, 4)
@@ -116,14 +108,14 @@ def test_a_reader_that_holds_a_checkpoint_for_more_than_its_hour_holds_it_no_lon
     assert steps(store) == [3, 4]
 
 
-def leave_free(monkeypatch: pytest.MonkeyPatch, free: int | None) -> None:
+def leave_free(monkeypatch, free):
     """Let every disk have so many bytes free. None: the file system does not say."""
     monkeypatch.setattr("pipeline.state.checkpoints.hold.free_bytes", lambda folder: free)
 
 
 def test_without_room_for_the_next_save_the_checkpoint_replaced_last_is_deleted_too(
-    claim: Claim, store: FileStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    claim, store, monkeypatch
+):
     saved(claim, 1, 2, 3)
     needed = claim.head.checkpoints[0].bytes
     assert needed > 0
@@ -140,8 +132,8 @@ def test_without_room_for_the_next_save_the_checkpoint_replaced_last_is_deleted_
 
 @pytest.mark.parametrize("kind", ["nfs4", "fuse.sshfs", "9p", "cifs", "new"])
 def test_on_a_disk_that_other_machines_read_all_stay_for_an_hour_also_without_room(
-    kind: str, claim: Claim, store: FileStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    kind, claim, store, monkeypatch
+):
     mount(monkeypatch, {Path("/"): "ext4", store.folder: kind})
     saved(claim, 1, 2, 3, 4, 5)
     assert sweep(claim) == []
@@ -150,9 +142,7 @@ def test_on_a_disk_that_other_machines_read_all_stay_for_an_hour_also_without_ro
     assert steps(store) == [1, 2, 3, 4, 5]
 
 
-def test_the_disk_of_a_link_is_that_of_its_target(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_disk_of_a_link_is_that_of_its_target(tmp_path, monkeypatch):
     (tmp_path / "far").mkdir()
     (tmp_path / "here").symlink_to(tmp_path / "far")
     mount(monkeypatch, {Path("/"): "ext4", tmp_path / "far": "nfs"})
@@ -160,7 +150,7 @@ def test_the_disk_of_a_link_is_that_of_its_target(
     assert deletes_early(FileStore(tmp_path), "demo")
 
 
-def test_what_is_being_deleted_can_not_be_held(claim: Claim, store: FileStore) -> None:
+def test_what_is_being_deleted_can_not_be_held(claim, store):
     saved(claim, 1)
     key = "demo/checkpoints/pretrain/1-1"
     with unless_held(store, key) as free:
@@ -173,9 +163,7 @@ def test_what_is_being_deleted_can_not_be_held(claim: Claim, store: FileStore) -
         assert not free
 
 
-def test_a_checkpoint_that_was_replaced_after_head_was_read_is_not_called_damaged(
-    claim: Claim, run: RunState
-) -> None:
+def test_a_checkpoint_that_was_replaced_after_head_was_read_is_not_called_damaged(claim, run):
     saved(claim, 1)
     before = read(run)
     saved(claim, 2, 3, 4)
@@ -184,7 +172,7 @@ def test_a_checkpoint_that_was_replaced_after_head_was_read_is_not_called_damage
         bring_model(run, before, "checkpoints/pretrain/1-1")
 
 
-def test_a_pipe_in_the_place_of_a_manifest_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_in_the_place_of_a_manifest_is_not_waited_for(tmp_path):
     store = FileStore(tmp_path)
     (tmp_path / "demo").mkdir()
     os.mkfifo(tmp_path / "demo/manifest.json")

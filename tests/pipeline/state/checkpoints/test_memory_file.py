@@ -1,12 +1,8 @@
 """Another process opens the memory of a snapshot only if it is this memory, on this machine. CUDA
 refuses to lock a page twice, so ranges of memory become ranges of whole pages."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -14,14 +10,14 @@ from pipeline.state.checkpoints.memory_file import MemoryFile, _pages
 
 
 @pytest.fixture
-def fd() -> Iterator[int]:
+def fd():
     memory = os.memfd_create("test")
     os.ftruncate(memory, 100)
     yield memory
     os.close(memory)
 
 
-def test_a_process_of_the_same_machine_writes_into_the_memory(fd: int) -> None:
+def test_a_process_of_the_same_machine_writes_into_the_memory(fd):
     child = os.fork()
     where = MemoryFile.of(fd)
     if child == 0:
@@ -44,10 +40,9 @@ def test_a_process_of_the_same_machine_writes_into_the_memory(fd: int) -> None:
         {"size": 99},
     ],
 )
-def test_what_is_not_this_memory_is_not_opened(fd: int, changed: dict[str, Any]) -> None:
+def test_what_is_not_this_memory_is_not_opened(fd, changed):
     here = MemoryFile.of(fd)
     opened = here.open()
-    assert opened is not None
     os.close(opened)
     assert dataclasses.replace(here, **changed).open() is None
 
@@ -63,7 +58,5 @@ def test_what_is_not_this_memory_is_not_opened(fd: int, changed: dict[str, Any])
         ([(0, 20_000), (4096, 10)], [(0, 20_480)]),
     ],
 )
-def test_no_page_is_in_two_ranges(
-    ranges: list[tuple[int, int]], pages: list[tuple[int, int]]
-) -> None:
+def test_no_page_is_in_two_ranges(ranges, pages):
     assert _pages(ranges) == pages

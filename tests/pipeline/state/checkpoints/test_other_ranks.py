@@ -3,17 +3,12 @@
 The ranks have the model whole, or each has a part of it.
 """
 
-from __future__ import annotations
-
 import errno
 import json
 import os
 import signal
-from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import partial
-from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import pytest
@@ -45,7 +40,7 @@ HOPS = (1, 3, 2, 1)
 MANY_HOPS = (1, 8, 2)
 STEPS_BETWEEN = 2
 # What is trained by `make`: a family, and changes.
-WHOLE: dict[str, Any] = {"name": "pion", "optimizer": "muon", "sharded": False}
+WHOLE = {"name": "pion", "optimizer": "muon", "sharded": False}
 CASES = {
     "whole": (WHOLE, HOPS),
     "sharded": (WHOLE | {"sharded": True}, HOPS),
@@ -66,9 +61,7 @@ QUICK = ("sharded",)
 class Saver:
     """One rank that trains and saves. `save` is called by all ranks at once."""
 
-    def __init__(
-        self, folder: Path, rank: int, world_size: int, trained: dict[str, Any] = WHOLE
-    ) -> None:
+    def __init__(self, folder, rank, world_size, trained=WHOLE):
         self.rank, self.world_size = rank, world_size
         folder.mkdir(exist_ok=True)
         changes = trained | {"sharded": trained["sharded"] and world_size > 1}
@@ -86,28 +79,26 @@ class Saver:
         if rank == 0:
             self.run = RunState(FileStore(folder / "runs"), "run")
             self.claim = claim_run(self.run, Owner.me())
-            uploader: Any = InProcessUploader(self.claim.store)
+            uploader = InProcessUploader(self.claim.store)
             uploader.snapshot.others = self.others
             series = CheckpointSeries("pretrain", "d1", {})
             self.checkpointer = Checkpointer(self.claim, series, uploader=uploader)
 
-    def load(self) -> None:
+    def load(self):
         """Continue from the newest checkpoint."""
         state = None
         if self.rank == 0:
             head = self.run.read()
-            assert head is not None
             found = newest_good(Workspace(self.claim.store, "run"), head, "pretrain", "d1")
-            assert found.folder is not None
             saved = load_folder(found.folder)
             state = TrainState(saved.model, saved.optimizer, saved.state)
         self.trainer.load(state)
 
-    def train(self, steps: int) -> None:
+    def train(self, steps):
         for _ in range(steps):
             assert self.trainer.train_step()
 
-    def begin_save(self) -> None:
+    def begin_save(self):
         if self.copies is not None:
             self.copies.follow()
         elif self.others is None:
@@ -116,20 +107,20 @@ class Saver:
             with self.others.listening():
                 self._save()
 
-    def save(self) -> None:
+    def save(self):
         """Save, and wait until rank 0 has listed the checkpoint."""
         self.begin_save()
         if self.rank == 0:
             self.checkpointer.wait()
             assert self.checkpointer.last.step == self.trainer.step
 
-    def _save(self) -> None:
+    def _save(self):
         state = self.trainer.state()
         assert self.checkpointer.save(
             state.model, state.optimizer, state.meta, state.side_copy, state.pieces
         )
 
-    def close(self) -> None:
+    def close(self):
         if self.copies is not None:
             self.copies.close()
         else:
@@ -140,7 +131,7 @@ class Saver:
         self.trainer.close()
 
 
-def contents(state: TrainState) -> dict[str, bytes]:
+def contents(state):
     """Return the large files of a process that has all of the state."""
     memory = Snapshot()
     memory.take(state.model, state.optimizer, {})
@@ -150,10 +141,10 @@ def contents(state: TrainState) -> dict[str, bytes]:
     return content
 
 
-def hop(folder: Path, rank: int, world_size: int, trained: dict[str, Any]) -> dict[str, Any]:
+def hop(folder, rank, world_size, trained):
     """Continue from the newest checkpoint, train, and save next to the following step."""
     with closing(Saver(folder, rank, world_size, trained)) as saver:
-        found: dict[str, Any] = {}
+        found = {}
         if (folder / "state.pt").exists():
             saver.load()
             before = whole_state(saver.trainer)
@@ -181,7 +172,7 @@ def hop(folder: Path, rank: int, world_size: int, trained: dict[str, Any]) -> di
 
 
 @contextmanager
-def group(folder: Path, rank: int, world_size: int, name: str = "") -> Iterator[None]:
+def group(folder, rank, world_size, name=""):
     if world_size == 1:
         yield
         return
@@ -191,7 +182,7 @@ def group(folder: Path, rank: int, world_size: int, name: str = "") -> Iterator[
     dist.destroy_process_group()
 
 
-def hops(rank: int, folder: Path) -> None:
+def hops(rank, folder):
     """Run one process, as a rank of all groups that have so many ranks. Rank 2 is elsewhere."""
     if rank == 2:
         memory_file.machine = lambda: "another machine"
@@ -210,9 +201,7 @@ def hops(rank: int, folder: Path) -> None:
         case if case in QUICK else pytest.param(case, marks=pytest.mark.soak) for case in CASES
     ],
 )
-def seen(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> list[dict[str, Any]]:
+def seen(request, tmp_path_factory):
     """What each process has seen, by hop."""
     folder = tmp_path_factory.mktemp("hops")
     ranks = max(CASES[request.param][1])
@@ -222,24 +211,24 @@ def seen(
 
 
 @pytest.mark.slow
-def test_any_number_of_ranks_resumes_the_exact_state(seen: list[dict[str, Any]]) -> None:
+def test_any_number_of_ranks_resumes_the_exact_state(seen):
     assert [hop["resumed"] for hop in list(seen[0].values())[1:]] == [True] * (len(seen[0]) - 1)
 
 
-def test_the_file_has_the_bytes_of_one_rank(seen: list[dict[str, Any]]) -> None:
+def test_the_file_has_the_bytes_of_one_rank(seen):
     assert all(hop["as one rank"] for hop in seen[0].values())
 
 
-def test_a_rank_of_the_same_machine_copies_into_rank_0s_memory(seen: list[dict[str, Any]]) -> None:
+def test_a_rank_of_the_same_machine_copies_into_rank_0s_memory(seen):
     assert len(seen[1]) >= 2
     assert all(hop["in rank 0's memory"] for rank in (seen[1], *seen[3:]) for hop in rank.values())
 
 
-def test_a_rank_of_another_machine_sends_its_pieces(seen: list[dict[str, Any]]) -> None:
+def test_a_rank_of_another_machine_sends_its_pieces(seen):
     assert [hop["in rank 0's memory"] for hop in seen[2].values()] == [False]
 
 
-def test_training_waits_only_until_the_copies_have_begun(seen: list[dict[str, Any]]) -> None:
+def test_training_waits_only_until_the_copies_have_begun(seen):
     for hop in seen[0].values():
         assert hop["stall"] > 0
         assert hop["copied later"]
@@ -248,7 +237,7 @@ def test_training_waits_only_until_the_copies_have_begun(seen: list[dict[str, An
 # ---------------------------------------------------------------- what goes wrong
 
 
-def train_to_the_end(rank: int, folder: Path, *, name: str, resume: bool) -> None:
+def train_to_the_end(rank, folder, *, name, resume):
     """Train up to step 6, with a save after step 2, and write what rank 0 ends with."""
     with group(folder, rank, 2, name), closing(Saver(folder / name, rank, 2)) as saver:
         if resume:
@@ -263,7 +252,7 @@ def train_to_the_end(rank: int, folder: Path, *, name: str, resume: bool) -> Non
             torch.save(state, folder / f"{name}.pt")
 
 
-def die_while_saving(rank: int, folder: Path) -> None:
+def die_while_saving(rank, folder):
     """Save after step 2. Rank 1 is killed once rank 0 asks it to copy the state after step 4."""
     with group(folder, rank, 2, "dies"), closing(Saver(folder / "run", rank, 2)) as saver:
         saver.train(2)
@@ -276,9 +265,7 @@ def die_while_saving(rank: int, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_after_sigkill_in_a_save_two_ranks_end_with_the_bits_of_an_unbroken_run(
-    tmp_path: Path,
-) -> None:
+def test_after_sigkill_in_a_save_two_ranks_end_with_the_bits_of_an_unbroken_run(tmp_path):
     run_ranks(partial(train_to_the_end, name="unbroken", resume=False), tmp_path, 2)
     with pytest.raises(AssertionError) as died:
         run_ranks(die_while_saving, tmp_path, 2)
@@ -290,16 +277,16 @@ def test_after_sigkill_in_a_save_two_ranks_end_with_the_bits_of_an_unbroken_run(
     assert same(one, other)
 
 
-def refuse(*arguments: Any) -> None:
+def refuse(*arguments):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 class BrokenCard(LateStreams):
-    def synchronize(self) -> None:
+    def synchronize(self):
         raise RuntimeError("CUDA error: unspecified launch failure")
 
 
-def saves_that_fail(rank: int, folder: Path) -> None:
+def saves_that_fail(rank, folder):
     """Rank 0 gets no memory for its first save. In the next save, the card of rank 1 fails. The
     save after that finds a card that works."""
     with group(folder, rank, 2, "fails"), closing(Saver(folder / "run", rank, 2)) as saver:
@@ -323,5 +310,5 @@ def saves_that_fail(rank: int, folder: Path) -> None:
         saver.save()
 
 
-def test_a_save_that_fails_on_one_rank_is_never_listed_and_the_ranks_go_on(tmp_path: Path) -> None:
+def test_a_save_that_fails_on_one_rank_is_never_listed_and_the_ranks_go_on(tmp_path):
     run_ranks(saves_that_fail, tmp_path, 2)

@@ -3,14 +3,12 @@
 import dataclasses
 import math
 import random
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pion.errors import BadInput, Fenced
-from pipeline.job import Job
 from pipeline.state.checkpoints.retention import (
     Keep,
     final_checkpoint,
@@ -20,8 +18,8 @@ from pipeline.state.checkpoints.retention import (
     sweep,
     sweep_abandoned,
 )
-from pipeline.state.claim import Claim, claim_run
-from pipeline.state.head import CheckpointEntry, Head, StageRecord
+from pipeline.state.claim import claim_run
+from pipeline.state.head import Head, StageRecord
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
 from tests.support.clock import FakeClock
@@ -32,39 +30,39 @@ from tests.support.states import an_entry, list_checkpoint, someone
 HOUR = 3600.0
 
 
-def steps(keys: set[str], stage: str = "pretrain") -> list[int]:
+def steps(keys, stage="pretrain"):
     prefix = f"checkpoints/{stage}/"
     return sorted(int(k.removeprefix(prefix).split("-")[0]) for k in keys if k.startswith(prefix))
 
 
-def a_head(*entries: CheckpointEntry) -> Head:
+def a_head(*entries):
     """Entries in the order they were saved."""
     return Head(epoch=1, checkpoints=tuple(reversed(entries)))
 
 
-def store_checkpoint(claim: Claim, entry: CheckpointEntry) -> None:
+def store_checkpoint(claim, entry):
     for name in ("model.safetensors", "manifest.json"):
         claim.store.write(claim.state.key(f"{entry.key}/{name}"), b"x")
 
 
-def stored_folders(store: FileStore) -> list[str]:
+def stored_folders(store):
     keys = (entry.key.removeprefix("demo/") for entry in store.list("demo/checkpoints/"))
     return sorted({key.rpartition("/")[0] for key in keys})
 
 
 @pytest.mark.parametrize("last", [0, 1, 2])
-def test_the_newest_two_are_always_kept(last: int) -> None:
+def test_the_newest_two_are_always_kept(last):
     head = a_head(*(an_entry(step) for step in (10, 20, 30, 40)))
     assert steps(kept(head, Keep(last=last))) == [30, 40]
 
 
-def test_the_last_k_and_every_nth_step_are_kept_when_asked() -> None:
+def test_the_last_k_and_every_nth_step_are_kept_when_asked():
     head = a_head(*(an_entry(step) for step in range(10, 130, 10)))
     assert steps(kept(head, Keep(last=3))) == [100, 110, 120]
     assert steps(kept(head, Keep(every=50))) == [50, 100, 110, 120]
 
 
-def test_each_stages_best_is_kept_and_one_without_a_number_is_never_best() -> None:
+def test_each_stages_best_is_kept_and_one_without_a_number_is_never_best():
     losses = [3.0, 2.0, 2.5, 2.6, 2.7, float("nan")]
     head = a_head(
         an_entry(5),
@@ -77,7 +75,7 @@ def test_each_stages_best_is_kept_and_one_without_a_number_is_never_best() -> No
     assert steps(keys, "sft") == [1, 2]
 
 
-def test_every_finished_stages_last_is_kept_through_the_stages_that_follow() -> None:
+def test_every_finished_stages_last_is_kept_through_the_stages_that_follow():
     head = a_head(*(an_entry(s) for s in (10, 20)), *(an_entry(s, stage="sft") for s in (1, 2, 3)))
     finished = head.with_stage("pretrain", StageRecord("d", 1.0, "checkpoints/pretrain/20-1"))
     assert steps(kept(finished, Keep())) == [20]
@@ -105,9 +103,7 @@ policies = st.builds(
 
 @settings(deadline=None)
 @given(entries, policies)
-def test_forgetting_loses_no_entry_it_only_moves_some_to_the_trash(
-    saved: list[CheckpointEntry], keep: Keep
-) -> None:
+def test_forgetting_loses_no_entry_it_only_moves_some_to_the_trash(saved, keep):
     head = a_head(*saved)
     after = forget(head, keep, now=100.0)
     listed, trash = after.listed(), {item.key for item in after.trash}
@@ -119,9 +115,7 @@ def test_forgetting_loses_no_entry_it_only_moves_some_to_the_trash(
     assert forget(after, keep, now=200.0) == after
 
 
-def test_files_stay_for_an_hour_after_their_entry_is_removed(
-    run: RunState, store: FileStore, time: FakeClock
-) -> None:
+def test_files_stay_for_an_hour_after_their_entry_is_removed(run, store, time):
     claim = claim_run(run, someone())
     for step in (10, 20, 30):
         store_checkpoint(claim, an_entry(step))
@@ -144,17 +138,15 @@ class Service(FileStore):
 
     time = 1e9
 
-    def service_time(self) -> float:
+    def service_time(self):
         return self.time
 
-    def local_path(self, key: str) -> None:
+    def local_path(self, key):
         return None
 
 
 @pytest.mark.parametrize("wrong", [-10 * HOUR, 10 * HOUR, 1e9])
-def test_trash_that_a_machine_with_a_wrong_clock_has_marked_stays_for_an_hour(
-    wrong: float, tmp_path: Path
-) -> None:
+def test_trash_that_a_machine_with_a_wrong_clock_has_marked_stays_for_an_hour(wrong, tmp_path):
     store = Service(tmp_path)
     wrong_clock, right_clock = FakeClock(), FakeClock()
     wrong_clock.time, right_clock.time = Service.time + wrong, Service.time
@@ -174,9 +166,7 @@ def test_trash_that_a_machine_with_a_wrong_clock_has_marked_stays_for_an_hour(
     assert sweep(later) == ["checkpoints/pretrain/10-1"]
 
 
-def test_a_listed_folder_is_not_deleted_although_it_is_in_the_trash(
-    run: RunState, store: FileStore, time: FakeClock
-) -> None:
+def test_a_listed_folder_is_not_deleted_although_it_is_in_the_trash(run, store, time):
     claim = claim_run(run, someone())
     entry = an_entry(10)
     store_checkpoint(claim, entry)
@@ -188,9 +178,7 @@ def test_a_listed_folder_is_not_deleted_although_it_is_in_the_trash(
     assert stored_folders(store) == [entry.key]
 
 
-def test_a_claim_sweeps_what_older_epochs_left_unlisted_an_hour_later(
-    run: RunState, store: FileStore, time: FakeClock
-) -> None:
+def test_a_claim_sweeps_what_older_epochs_left_unlisted_an_hour_later(run, store, time):
     old = claim_run(run, someone())
     listed, finished, unlisted = an_entry(10), an_entry(20), an_entry(30)
     for entry in (listed, finished, unlisted):
@@ -209,9 +197,7 @@ def test_a_claim_sweeps_what_older_epochs_left_unlisted_an_hour_later(
     assert stored_folders(store) == [listed.key, finished.key, "checkpoints/pretrain/40-2"]
 
 
-def test_a_sweep_that_was_cut_short_is_finished_by_the_next_owner(
-    run: RunState, store: FileStore, time: FakeClock
-) -> None:
+def test_a_sweep_that_was_cut_short_is_finished_by_the_next_owner(run, store, time):
     class Killed(BaseException):
         pass
 
@@ -229,7 +215,7 @@ def test_a_sweep_that_was_cut_short_is_finished_by_the_next_owner(
     assert stored_folders(store) == []
 
 
-def test_a_fenced_claim_deletes_nothing(run: RunState, store: FileStore, time: FakeClock) -> None:
+def test_a_fenced_claim_deletes_nothing(run, store, time):
     claim = claim_run(run, someone())
     store_checkpoint(claim, an_entry(10))
     claim.commit(lambda head: head.with_trash([an_entry(10).key], time.time))
@@ -242,9 +228,7 @@ def test_a_fenced_claim_deletes_nothing(run: RunState, store: FileStore, time: F
     assert stored_folders(store) == [an_entry(10).key]
 
 
-def test_temporary_files_of_dead_writers_go_an_hour_after_they_were_touched(
-    run: RunState, store: FileStore, time: FakeClock
-) -> None:
+def test_temporary_files_of_dead_writers_go_an_hour_after_they_were_touched(run, store, time):
     claim = claim_run(run, someone())
     leftover = store.folder / "demo" / ".tmp-0123"
     leftover.write_bytes(b"half a file")
@@ -259,23 +243,21 @@ def test_temporary_files_of_dead_writers_go_an_hour_after_they_were_touched(
 # ---------------------------------------------------------------- the best one
 
 
-def job_for(checkpoint: str = "best") -> Job:
+def job_for(checkpoint="best"):
     return tiny_job(evaluate__checkpoint=checkpoint)
 
 
-def entry(
-    step: int, loss: float | None, stage: str = "sft", digest: str = "d", epoch: int = 1
-) -> CheckpointEntry:
+def entry(step, loss, stage="sft", digest="d", epoch=1):
     metrics = {} if loss is None else {"held_out_loss": loss}
     return an_entry(step, epoch, stage, digest=digest, metrics=metrics)
 
 
-def head_with(*entries: CheckpointEntry) -> Head:
+def head_with(*entries):
     """Return HEAD of a run whose sft is finished at the first of `entries`, newest first."""
     return Head(checkpoints=entries).with_stage("sft", StageRecord("d", 0.0, entries[0].key))
 
 
-def test_the_lowest_held_out_loss_of_the_last_stage_wins() -> None:
+def test_the_lowest_held_out_loss_of_the_last_stage_wins():
     pretrained = entry(9, 0.5, "pretrain")  # a lower loss, of other rows
     head = head_with(entry(6, 3.0), entry(4, 2.0), entry(2, 2.5), pretrained)
     assert selected(job_for(), head).result() == {
@@ -297,13 +279,11 @@ def test_the_lowest_held_out_loss_of_the_last_stage_wins() -> None:
     ],
     ids=["equal", "no loss", "NaN", "infinite", "under other settings"],
 )
-def test_only_numbers_under_the_same_settings_count(
-    older: list[CheckpointEntry], wins: int
-) -> None:
+def test_only_numbers_under_the_same_settings_count(older, wins):
     assert selected(job_for(), head_with(entry(6, 3.0), *older)).best.step == wins
 
 
-def test_which_epoch_saved_a_checkpoint_does_not_matter() -> None:
+def test_which_epoch_saved_a_checkpoint_does_not_matter():
     losses = {2: 2.5, 4: 2.0, 6: 3.0}
     draw = random.Random(0)
     steps = set()
@@ -313,7 +293,7 @@ def test_which_epoch_saved_a_checkpoint_does_not_matter() -> None:
     assert steps == {4}
 
 
-def test_without_being_asked_for_the_last_one_is_meant() -> None:
+def test_without_being_asked_for_the_last_one_is_meant():
     head = head_with(entry(6, 3.0), entry(4, 2.0))
     assert selected(job_for("last"), head) is None
     assert final_checkpoint(job_for("last"), head) == "checkpoints/sft/6-1"
@@ -321,7 +301,7 @@ def test_without_being_asked_for_the_last_one_is_meant() -> None:
     assert final_checkpoint(job_for(), evaluated) == "checkpoints/sft/4-1"
 
 
-def test_a_run_that_was_trained_without_it_says_so() -> None:
+def test_a_run_that_was_trained_without_it_says_so():
     head = head_with(entry(6, None), entry(4, 2.0))
     with pytest.raises(BadInput, match=r"sft was trained without it.*evaluate\.checkpoint=last"):
         selected(job_for(), head)

@@ -4,15 +4,14 @@ import pytest
 
 from pipeline.state.notes.stop_requests import ask_stop, clear_handovers, clear_stops, pending_stop
 from pipeline.state.run_state import RunState
-from tests.support.clock import FakeClock
 
 
-def test_a_run_nobody_has_asked_to_stop_has_no_request(run: RunState) -> None:
+def test_a_run_nobody_has_asked_to_stop_has_no_request(run):
     assert pending_stop(run) is None
     assert clear_stops(run) == 0
 
 
-def test_a_request_says_who_asked_when_and_why(run: RunState, time: FakeClock) -> None:
+def test_a_request_says_who_asked_when_and_why(run, time):
     asked = ask_stop(run, "pion stop")
     assert pending_stop(run) == pending_stop(run) == asked, "reading does not clear it"
     assert asked.at == time.time
@@ -21,9 +20,7 @@ def test_a_request_says_who_asked_when_and_why(run: RunState, time: FakeClock) -
     assert "1970-01-12 13:46:40 UTC" in asked.describe()
 
 
-def test_the_newest_of_several_requests_counts_and_all_are_cleared(
-    run: RunState, time: FakeClock
-) -> None:
+def test_the_newest_of_several_requests_counts_and_all_are_cleared(run, time):
     for reason in ("first", "second", "third"):
         ask_stop(run, reason)
         time.sleep(1.0)
@@ -32,14 +29,14 @@ def test_the_newest_of_several_requests_counts_and_all_are_cleared(
     assert pending_stop(run) is None
 
 
-def test_a_request_of_a_person_stays_when_those_to_hand_over_are_cleared(run: RunState) -> None:
+def test_a_request_of_a_person_stays_when_those_to_hand_over_are_cleared(run):
     asked = ask_stop(run, "pion stop")
     ask_stop(run, "pion hop", except_launch="new")
     assert clear_handovers(run) == 1
     assert pending_stop(run) == asked
 
 
-def test_a_request_to_one_run_leaves_its_neighbours_alone(run: RunState) -> None:
+def test_a_request_to_one_run_leaves_its_neighbours_alone(run):
     ask_stop(run, "pion stop")
     assert pending_stop(RunState(run.store, "demo-2")) is None
     assert pending_stop(RunState(run.store, "dem")) is None
@@ -48,11 +45,9 @@ def test_a_request_to_one_run_leaves_its_neighbours_alone(run: RunState) -> None
 @pytest.mark.parametrize(
     "content", [b"{", b'{"format": 1, "kind": "dance", "at": 1}', b'{"format": 99, "kind": "stop"}']
 )
-def test_a_file_that_is_not_a_request_is_reported_and_ignored(
-    run: RunState, content: bytes
-) -> None:
+def test_a_file_that_is_not_a_request_is_reported_and_ignored(run, content):
     run.store.write(run.key("requests/0.json"), content)
-    notes: list[str] = []
+    notes = []
     assert pending_stop(run, notes.append) is None
     (note,) = notes
     assert "requests/0.json" in note

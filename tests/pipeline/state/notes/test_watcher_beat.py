@@ -1,10 +1,7 @@
 """A watcher's sign of life says when it looked, what it knows, and until when it may be absent."""
 
-from __future__ import annotations
-
 import itertools
 import json
-from pathlib import Path
 
 import pytest
 
@@ -19,7 +16,6 @@ from pipeline.state.notes.watcher_beat import (
 from pipeline.state.owner import Author
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, StoreError
-from tests.support.clock import FakeClock
 from tests.support.hooked_store import Hooked, once
 
 
@@ -29,14 +25,12 @@ class Limited(FileStore):
     commits = True
 
 
-def test_a_run_that_nobody_has_watched_has_no_beat_and_counts_as_silent(run: RunState) -> None:
+def test_a_run_that_nobody_has_watched_has_no_beat_and_counts_as_silent(run):
     assert read_beat(run) is None
     assert nobody_watches(run, None, run.clock.now())
 
 
-def test_a_beat_says_who_watches_since_when_and_from_when_on_somebody_must(
-    run: RunState, time: FakeClock
-) -> None:
+def test_a_beat_says_who_watches_since_when_and_from_when_on_somebody_must(run, time):
     write_beat(run, time.time + 7200)
     beat = read_beat(run)
     assert (beat.at, beat.by, beat.risk_at) == (time.time, Author.me(), time.time + 7200)
@@ -45,8 +39,8 @@ def test_a_beat_says_who_watches_since_when_and_from_when_on_somebody_must(
 
 @pytest.mark.parametrize(("kind", "silent"), [(FileStore, 600), (Limited, 1200)])
 def test_a_watcher_nobody_watches_after_ten_minutes_or_twenty_where_commits_are_limited(
-    tmp_path: Path, time: FakeClock, kind: type[FileStore], silent: float
-) -> None:
+    tmp_path, time, kind, silent
+):
     run = RunState(kind(tmp_path), "demo", time.clock())
     write_beat(run, None)
     beat = read_beat(run)
@@ -55,9 +49,7 @@ def test_a_watcher_nobody_watches_after_ten_minutes_or_twenty_where_commits_are_
 
 
 @pytest.mark.parametrize(("kind", "every"), [(FileStore, 300), (Limited, 900)])
-def test_beats_are_written_at_most_every_five_minutes_or_fifteen(
-    tmp_path: Path, time: FakeClock, kind: type[FileStore], every: float
-) -> None:
+def test_beats_are_written_at_most_every_five_minutes_or_fifteen(tmp_path, time, kind, every):
     beats = WatcherBeats(RunState(kind(tmp_path), "demo", time.clock()), time.clock().now)
     written = []
     for _ in range(200):
@@ -67,7 +59,7 @@ def test_beats_are_written_at_most_every_five_minutes_or_fifteen(
     assert {later - sooner for sooner, later in itertools.pairwise(written)} == {every}
 
 
-def test_what_the_watcher_saw_is_written_with_the_beat(run: RunState) -> None:
+def test_what_the_watcher_saw_is_written_with_the_beat(run):
     saw = Saw(state="late", slack=-60.0, reserve=2700.0, work_left=3600.0)
     write_beat(run, None, saw)
     assert read_beat(run).saw == saw
@@ -77,8 +69,8 @@ def test_what_the_watcher_saw_is_written_with_the_beat(run: RunState) -> None:
 
 @pytest.mark.parametrize(("kind", "written"), [(FileStore, True), (Limited, False)])
 def test_a_new_state_is_written_at_once_but_not_where_commits_are_limited(
-    tmp_path: Path, time: FakeClock, kind: type[FileStore], written: bool
-) -> None:
+    tmp_path, time, kind, written
+):
     beats = WatcherBeats(RunState(kind(tmp_path), "demo", time.clock()), time.clock().now)
     saw = Saw(state="waiting", slack=9000.0, reserve=2700.0, work_left=3600.0)
     assert beats.beat(None, saw)
@@ -90,9 +82,7 @@ def test_a_new_state_is_written_at_once_but_not_where_commits_are_limited(
     assert beats.beat(None, Saw({**saw, "state": "arming"}))
 
 
-def test_a_store_that_fails_ends_no_watcher_and_the_next_look_tries_again(
-    tmp_path: Path, time: FakeClock
-) -> None:
+def test_a_store_that_fails_ends_no_watcher_and_the_next_look_tries_again(tmp_path, time):
     failing = Hooked(tmp_path)
     failing.before = once(StoreError("write", "it", "the service is down"))
     beats = WatcherBeats(RunState(failing, "demo", time.clock()), time.clock().now)
@@ -100,7 +90,7 @@ def test_a_store_that_fails_ends_no_watcher_and_the_next_look_tries_again(
     assert beats.beat(None)
 
 
-def test_the_beat_of_an_older_watcher_is_too_old_and_of_a_newer_one_read(run: RunState) -> None:
+def test_the_beat_of_an_older_watcher_is_too_old_and_of_a_newer_one_read(run):
     write_beat(run, None)
     record = json.loads(run.store.read(run.key(BEAT)))
     for knows in ({}, {"knows_deadlines": 0}):

@@ -24,7 +24,7 @@ from tests.support.hooked_store import Hooked, once
 from tests.support.waiting import join
 
 
-def log_steps(store: FileStore, epoch: int, steps: range, stage: str = "pretrain") -> MetricsLog:
+def log_steps(store, epoch, steps, stage="pretrain"):
     log = MetricsLog(store, "demo", stage, epoch)
     for step in steps:
         log.append({"step": step})
@@ -32,12 +32,12 @@ def log_steps(store: FileStore, epoch: int, steps: range, stage: str = "pretrain
     return log
 
 
-def read(store: FileStore, restores: dict[int, dict[str, int]]) -> list[tuple[int, int]]:
+def read(store, restores):
     rows = read_metrics(store, "demo", Head(restores=restores), "pretrain")
     return [(row["step"], row["epoch"]) for row in rows]
 
 
-def test_rows_come_back_with_their_step_epoch_and_time(store: FileStore) -> None:
+def test_rows_come_back_with_their_step_epoch_and_time(store):
     log = MetricsLog(store, "demo", "pretrain", 3, now=lambda: 12.5)
     log.append({"step": 1, "loss": 2.5})
     log.flush()
@@ -47,7 +47,7 @@ def test_rows_come_back_with_their_step_epoch_and_time(store: FileStore) -> None
     assert read_metrics(store, "demo", Head(), "sft") == []
 
 
-def test_each_flush_writes_one_new_segment_and_an_empty_one_none(store: FileStore) -> None:
+def test_each_flush_writes_one_new_segment_and_an_empty_one_none(store):
     log = log_steps(store, 1, range(3))
     log.flush()
     log.append({"step": 3})
@@ -60,21 +60,19 @@ def test_each_flush_writes_one_new_segment_and_an_empty_one_none(store: FileStor
     assert read(store, {}) == [(step, 1) for step in range(5)]
 
 
-def test_a_reader_reads_each_file_once_and_notices_that_files_are_gone(
-    store: FileStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_reader_reads_each_file_once_and_notices_that_files_are_gone(store, monkeypatch):
     log_steps(store, 1, range(2))
     reader = ThinReader(store, "demo/metrics/pretrain/", Unreadable())
-    read: list[str] = []
+    read = []
     read_file = FileStore.read
 
-    def counted(store: FileStore, key: str, *limit: int) -> bytes:
+    def counted(store, key, *limit):
         read.append(key)
         return read_file(store, key, *limit)
 
     monkeypatch.setattr(FileStore, "read", counted)
 
-    def steps() -> list[int]:
+    def steps():
         return sorted(row["step"] for row in reader.read())
 
     assert steps() == steps() == [0, 1]
@@ -87,12 +85,12 @@ def test_a_reader_reads_each_file_once_and_notices_that_files_are_gone(
         steps()
 
 
-def test_a_row_without_a_step_is_refused(store: FileStore) -> None:
+def test_a_row_without_a_step_is_refused(store):
     with pytest.raises(ValueError, match="needs a step"):
         MetricsLog(store, "demo", "pretrain", 1).append({"loss": 1.0})
 
 
-def test_rows_of_repeated_work_can_be_read_too(store: FileStore) -> None:
+def test_rows_of_repeated_work_can_be_read_too(store):
     log_steps(store, 1, range(1, 4))
     log_steps(store, 2, range(2, 4))
     rows = read_all_metrics(store, "demo", "pretrain")
@@ -101,30 +99,30 @@ def test_rows_of_repeated_work_can_be_read_too(store: FileStore) -> None:
     assert kept_rows(rows, head, "pretrain") == [rows[0], rows[3], rows[4]]
 
 
-def test_many_segments_come_back_in_the_order_they_were_written(store: FileStore) -> None:
+def test_many_segments_come_back_in_the_order_they_were_written(store):
     for step in range(60):
         log_steps(store, 1 + step // 30, range(step, step + 1))
     assert [row["step"] for row in read_all_metrics(store, "demo", "pretrain")] == [*range(60)]
 
 
-def test_a_fresh_start_drops_everything_even_step_0(store: FileStore) -> None:
+def test_a_fresh_start_drops_everything_even_step_0(store):
     log_steps(store, 1, range(4))
     log_steps(store, 2, range(2))
     assert read(store, {2: {"pretrain": 0}}) == [(0, 2), (1, 2)]
 
 
-def test_another_stages_restore_drops_nothing(store: FileStore) -> None:
+def test_another_stages_restore_drops_nothing(store):
     log_steps(store, 1, range(1, 4))
     assert len(read(store, {2: {"sft": 0}})) == 3
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 10)), min_size=1, max_size=6))
-def test_however_often_a_run_is_cut_each_step_shows_once(attempts: list[tuple[int, int]]) -> None:
+def test_however_often_a_run_is_cut_each_step_shows_once(attempts):
     """Attempt n resumes from any step up to the end of attempt n - 1, and makes some steps."""
     with tempfile.TemporaryDirectory() as folder:
         store, end, restores = FileStore(folder), 0, {}
-        expected: dict[int, int] = {}
+        expected = {}
         for epoch, (wish, length) in enumerate(attempts, 1):
             begin = min(wish, end)
             restores[epoch] = {"pretrain": begin}
@@ -135,7 +133,7 @@ def test_however_often_a_run_is_cut_each_step_shows_once(attempts: list[tuple[in
         assert read(store, restores) == sorted(expected.items())
 
 
-def test_rows_survive_a_failed_flush(store: FileStore) -> None:
+def test_rows_survive_a_failed_flush(store):
     failing = Hooked(store.folder)
     failing.before = once(StoreError("write", "it", "the disk is full"))
     log = MetricsLog(failing, "demo", "pretrain", 1)
@@ -147,7 +145,7 @@ def test_rows_survive_a_failed_flush(store: FileStore) -> None:
     assert read(store, {}) == [(1, 1), (2, 1)]
 
 
-def test_rows_can_be_appended_while_others_are_being_written(store: FileStore) -> None:
+def test_rows_can_be_appended_while_others_are_being_written(store):
     slow, writing, go_ahead = Hooked(store.folder), threading.Event(), threading.Event()
     slow.before = lambda operation: (writing.set(), go_ahead.wait(60))
     log = MetricsLog(slow, "demo", "pretrain", 1)
@@ -163,7 +161,7 @@ def test_rows_can_be_appended_while_others_are_being_written(store: FileStore) -
     assert read(store, {}) == [(1, 1), (2, 1)]
 
 
-def test_events_come_back_in_the_order_they_happened(store: FileStore) -> None:
+def test_events_come_back_in_the_order_they_happened(store):
     for epoch in (2, 10, 1):
         log = EventLog(store, "demo", epoch, now=lambda epoch=epoch: float(epoch))
         log.append("claimed", host="gpu")
@@ -177,7 +175,7 @@ def test_events_come_back_in_the_order_they_happened(store: FileStore) -> None:
     assert events[0] == {"event": "claimed", "host": "gpu", "epoch": 1, "at": 1.0}
 
 
-def test_an_event_whose_acknowledgement_was_lost_happened_once(store: FileStore) -> None:
+def test_an_event_whose_acknowledgement_was_lost_happened_once(store):
     losing = Hooked(store.folder)
     losing.after = once(StoreError("write", "it", "the connection was lost"))
     log = EventLog(losing, "demo", 1)
@@ -189,7 +187,7 @@ def test_an_event_whose_acknowledgement_was_lost_happened_once(store: FileStore)
     assert [event["event"] for event in read_events(store, "demo")] == ["training", "hop"]
 
 
-def test_reading_ignores_files_that_are_not_segments(store: FileStore) -> None:
+def test_reading_ignores_files_that_are_not_segments(store):
     log_steps(store, 1, range(1))
     store.write("demo/metrics/pretrain/1/notes.txt", b"hello")
     assert read(store, {}) == [(0, 1)]

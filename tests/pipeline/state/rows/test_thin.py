@@ -1,19 +1,15 @@
 """Thinned rows say what all rows say: the same steps, the same seconds, the same peaks."""
 
-from __future__ import annotations
-
 import json
 import math
 import os
 import random
-from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.cost.costs import CAUSES, Costs, costs
+from pipeline.cost.costs import CAUSES, costs
 from pipeline.state.head import Head
 from pipeline.state.owner import Owner
 from pipeline.state.rows.join import Joiner
@@ -30,29 +26,28 @@ from pipeline.state.rows.thin import (
 )
 from pipeline.state.stores import FileStore
 
-Row = dict[str, Any]
 FOLDER = "run/metrics/pretrain/"
 T = 1_000_000.0
 
 
-def step(number: int, at: float, loss: float | None = 1.0, epoch: int = 1) -> Row:
+def step(number, at, loss=1.0, epoch=1):
     rows = [4 * number, 4 * number + 4]
     return {"step": number, "epoch": epoch, "at": at, "loss": loss, "rows": rows} | {
         "tokens_per_second": 40.0
     }
 
 
-def steps(numbers: range, at: float = T, epoch: int = 1) -> list[Row]:
+def steps(numbers, at=T, epoch=1):
     """Return rows of steps of a second, each of 4 rows of 10 tokens."""
     randomness = random.Random(epoch)
     return [step(n, at + n - numbers[0], randomness.random(), epoch) for n in numbers]
 
 
-def held_out(number: int, at: float, epoch: int = 1) -> Row:
+def held_out(number, at, epoch=1):
     return {"step": number, "epoch": epoch, "at": at, "held_out_loss": 2.0}
 
 
-def test_few_rows_stay_and_stand_for_all() -> None:
+def test_few_rows_stay_and_stand_for_all():
     rows = steps(range(10_000))
     few = thinned(rows)
     assert len(few) <= 2 * RANGES + TAIL + 1
@@ -68,7 +63,7 @@ def test_few_rows_stay_and_stand_for_all() -> None:
         assert {min(losses), max(losses)} <= {*kept.values()}
 
 
-def test_the_peak_of_the_gradients_stays() -> None:
+def test_the_peak_of_the_gradients_stays():
     rows = [row | {"grad_norm": 0.5} for row in steps(range(10_000))]
     rows[4321]["grad_norm"] = 90.0
     few = thinned(rows)
@@ -76,7 +71,7 @@ def test_the_peak_of_the_gradients_stays() -> None:
     assert max(row["grad_norm"] for row in few) == 90.0
 
 
-def test_a_part_of_what_a_row_stands_for_may_be_repeated_later() -> None:
+def test_a_part_of_what_a_row_stands_for_may_be_repeated_later():
     few = thinned(steps(range(10_000)))
     for last in (0, 17, 5000, 9999, 20_000):
         assert sum(kept_steps(row, last) for row in few) == min(last, 9999) + 1
@@ -94,9 +89,7 @@ def test_a_part_of_what_a_row_stands_for_may_be_repeated_later() -> None:
     st.integers(0, 60),
 )
 @settings(max_examples=60, deadline=None)
-def test_rows_that_are_thinned_twice_stand_for_the_same(
-    kinds: list[tuple[str, float, float]], cut: int
-) -> None:
+def test_rows_that_are_thinned_twice_stand_for_the_same(kinds, cut):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.state.rows.thin.RANGES", 3)
         patch.setattr("pipeline.state.rows.thin.TAIL", 2)
@@ -116,7 +109,7 @@ def test_rows_that_are_thinned_twice_stand_for_the_same(
         assert (min(found), max(found)) == (min(known), max(known))
 
 
-def test_a_row_without_a_speed_takes_all_the_time_there_is() -> None:
+def test_a_row_without_a_speed_takes_all_the_time_there_is():
     rows = steps(range(1000))
     del rows[500]["tokens_per_second"]
     few = thinned(rows)
@@ -126,13 +119,13 @@ def test_a_row_without_a_speed_takes_all_the_time_there_is() -> None:
 # ---------------------------------------------------------------- costs
 
 
-def history() -> tuple[list[Row], list[Row], Head]:
+def history():
     """A run of 20,000 steps on two machines. The second resumes 700 steps before the first ended.
 
     There is an evaluation every 1,000 steps, of 20 s, and a save every 500, of 3 s.
     """
-    events: list[Row] = []
-    rows: list[Row] = []
+    events = []
+    rows = []
     at = T
     for epoch, numbers in ((1, range(1, 10_001)), (2, range(9_301, 20_001))):
         about = {"id": f"pod{epoch}", "gpu": "A40", "count": 1, "price": 0.4, "rented_at": at}
@@ -152,13 +145,13 @@ def history() -> tuple[list[Row], list[Row], Head]:
     return events, rows, head
 
 
-def cost(events: list[Row], rows: list[Row], head: Head) -> Costs:
+def cost(events, rows, head):
     return costs(events, {"pretrain": rows}, head, rows[-1]["at"])
 
 
-def test_a_run_costs_the_same_by_its_thinned_rows() -> None:
+def test_a_run_costs_the_same_by_its_thinned_rows():
     events, rows, head = history()
-    few: list[Row] = []
+    few = []
     for epoch in (1, 2):
         mine = [row for row in rows if row["epoch"] == epoch]
         for start in range(0, len(mine), 9000):
@@ -176,13 +169,13 @@ def test_a_run_costs_the_same_by_its_thinned_rows() -> None:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> FileStore:
+def store(tmp_path):
     """A log of 100 segments of 20 steps, joined, and three later segments."""
     store = FileStore(tmp_path / "runs")
     log = MetricsLog(store, "run", "pretrain", 1, lambda: T)
     rows = iter(steps(range(2060)))
 
-    def flush(count: int) -> None:
+    def flush(count):
         for _ in range(count):
             log.adopt("".join(json.dumps(next(rows)) + "\n" for _ in range(20)))
             log.flush()
@@ -195,7 +188,7 @@ def store(tmp_path: Path) -> FileStore:
     return store
 
 
-def test_a_reader_takes_thinned_rows_where_there_are_any(store: FileStore) -> None:
+def test_a_reader_takes_thinned_rows_where_there_are_any(store):
     unreadable = Unreadable()
     reader = ThinReader(store, FOLDER, unreadable)
     rows = reader.read()
@@ -210,10 +203,10 @@ def test_a_reader_takes_thinned_rows_where_there_are_any(store: FileStore) -> No
 ATTEMPTS, STEPS = 6, 300
 
 
-def moved_often(folder: Path) -> tuple[FileStore, list[Row], list[Row], Head]:
+def moved_often(folder):
     """Return the log, events, rows and HEAD of a run on many machines. Each but the last has its
     rows in one joined object, and trained ten steps that the next one repeated."""
-    store, events, rows = FileStore(folder / "moved"), list[Row](), list[Row]()
+    store, events, rows = FileStore(folder / "moved"), [], []
     restores, at = {}, T
     for epoch in range(1, ATTEMPTS + 1):
         first = (epoch - 1) * (STEPS - 10)
@@ -235,9 +228,7 @@ def moved_often(folder: Path) -> tuple[FileStore, list[Row], list[Row], Head]:
     return store, events, rows, Head(epoch=ATTEMPTS, owner=Owner.me(), restores=restores)
 
 
-def test_a_reader_keeps_few_rows_of_a_run_that_has_moved_often(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_reader_keeps_few_rows_of_a_run_that_has_moved_often(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     store, events, rows, head = moved_often(tmp_path)
     monkeypatch.setattr("pipeline.state.rows.thin.MOST_ROWS", 200)  # and those not thinned: 601
@@ -261,9 +252,7 @@ def test_a_reader_keeps_few_rows_of_a_run_that_has_moved_often(
         assert thin.seconds[cause] == pytest.approx(full.seconds[cause], rel=0.01), cause
 
 
-def test_rows_that_are_not_joined_yet_leave_out_no_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_that_are_not_joined_yet_leave_out_no_others(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     store, _, rows, _ = moved_often(tmp_path)
     before = ThinReader(store, FOLDER, Unreadable()).read()
@@ -275,9 +264,7 @@ def test_rows_that_are_not_joined_yet_leave_out_no_others(
     assert ThinReader(store, FOLDER, Unreadable()).read()[: len(before)] == before
 
 
-def test_a_row_that_was_written_again_counts_once_however_few_rows_are_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_row_that_was_written_again_counts_once_however_few_rows_are_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     store, _, rows, _ = moved_often(tmp_path)
     monkeypatch.setattr("pipeline.state.rows.thin.MOST_ROWS", 10)

@@ -1,10 +1,7 @@
 """Models to start from are in a store once, whole or not at all, and a run keeps its own."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
-from pathlib import Path
 
 import pytest
 
@@ -21,15 +18,14 @@ from pipeline.state.shared.bases import (
     read_pin,
     write_pin,
 )
-from pipeline.state.stores import FileStore, Missing, Store, open_store
-from pipeline.state.workspace import FILES, Files, manifest_of
-from tests.support.s3_server import S3Server
+from pipeline.state.stores import FileStore, Missing, open_store
+from pipeline.state.workspace import FILES, manifest_of
 
 CONTENT = {"config.json": b"{}", "model.safetensors": b"weights", "tokenizer.json": b"ids"}
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> Path:
+def source(tmp_path):
     folder = tmp_path / "source"
     folder.mkdir()
     for name, content in CONTENT.items():
@@ -37,20 +33,20 @@ def source(tmp_path: Path) -> Path:
     return folder
 
 
-def files() -> Files:
+def files():
     return {n: (len(c), hashlib.sha256(c).hexdigest()) for n, c in CONTENT.items()}
 
 
-def base(**changes: object) -> Base:
+def base(**changes):
     found = Base("some/model", hash_of(files()), "0" * 64, {"d_model": 8}, "c" * 40)
     return dataclasses.replace(found, **changes)
 
 
-def keep(store: Store, source: Path) -> None:
+def keep(store, source):
     keep_base(store, base().hash, files(), source.joinpath)
 
 
-def test_a_kept_model_no_longer_needs_its_source(store: FileStore, source: Path) -> None:
+def test_a_kept_model_no_longer_needs_its_source(store, source):
     keep(store, source)
     for path in source.iterdir():
         path.write_bytes(b"changed in place")
@@ -59,8 +55,8 @@ def test_a_kept_model_no_longer_needs_its_source(store: FileStore, source: Path)
     keep(store, source)  # it is there: nothing is read again
 
 
-def test_a_model_counts_once_its_list_of_files_is_there(store: FileStore, source: Path) -> None:
-    def ends_at_the_weights(name: str) -> Path:
+def test_a_model_counts_once_its_list_of_files_is_there(store, source):
+    def ends_at_the_weights(name):
         if name == "model.safetensors":
             raise KeyboardInterrupt
         return source / name
@@ -69,9 +65,9 @@ def test_a_model_counts_once_its_list_of_files_is_there(store: FileStore, source
         keep_base(store, base().hash, files(), ends_at_the_weights)
     with pytest.raises(PionError, match="it is missing"):
         bring_base(store, base().hash)
-    asked: list[str] = []
+    asked = []
 
-    def bring(name: str) -> Path:
+    def bring(name):
         asked.append(name)
         return source / name
 
@@ -81,9 +77,7 @@ def test_a_model_counts_once_its_list_of_files_is_there(store: FileStore, source
 
 
 @pytest.mark.parametrize("change", ["other", "fewer"])
-def test_a_list_of_other_files_than_the_hash_names_is_refused(
-    store: FileStore, source: Path, change: str
-) -> None:
+def test_a_list_of_other_files_than_the_hash_names_is_refused(store, source, change):
     keep(store, source)
     key = f"{BASES}/{base().hash}"
     weights = b"other weights"
@@ -96,7 +90,7 @@ def test_a_list_of_other_files_than_the_hash_names_is_refused(
         bring_base(store, base().hash)
 
 
-def test_a_file_that_changes_meanwhile_is_not_kept(store: FileStore, source: Path) -> None:
+def test_a_file_that_changes_meanwhile_is_not_kept(store, source):
     (source / "model.safetensors").write_bytes(b"weighty")
     with pytest.raises(BadInput, match=r"model.safetensors has been altered"):
         keep(store, source)
@@ -104,9 +98,7 @@ def test_a_file_that_changes_meanwhile_is_not_kept(store: FileStore, source: Pat
         store.read(f"{BASES}/{base().hash}/{FILES}")
 
 
-def test_small_files_come_without_the_weights(
-    s3: S3Server, s3_store: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_small_files_come_without_the_weights(s3, s3_store, source, tmp_path, monkeypatch):
     store = open_store(s3_store)
     keep(store, source)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another-machine"))
@@ -115,7 +107,7 @@ def test_small_files_come_without_the_weights(
     assert (bring_base(store, base().hash) / "model.safetensors").read_bytes() == b"weights"
 
 
-def test_a_run_keeps_what_a_name_meant_until_it_is_replaced(run: RunState) -> None:
+def test_a_run_keeps_what_a_name_meant_until_it_is_replaced(run):
     assert read_pin(run, "some/model") is None
     write_pin(run, base())
     assert read_pin(run, "some/model") == base()
@@ -129,7 +121,7 @@ def test_a_run_keeps_what_a_name_meant_until_it_is_replaced(run: RunState) -> No
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"format": 1, "source": 3}', b"[]"])
-def test_a_damaged_pin_is_named(run: RunState, content: bytes) -> None:
+def test_a_damaged_pin_is_named(run, content):
     write_pin(run, base())
     (pin,) = run.store.list(run.key("bases/"))
     run.store.write(pin.key, content)
@@ -137,9 +129,7 @@ def test_a_damaged_pin_is_named(run: RunState, content: bytes) -> None:
         read_pin(run, "some/model")
 
 
-def test_a_fork_in_another_store_has_its_own_copy(
-    run: RunState, source: Path, tmp_path: Path
-) -> None:
+def test_a_fork_in_another_store_has_its_own_copy(run, source, tmp_path):
     keep(run.store, source)
     write_pin(run, base())
     fork = RunState(FileStore(tmp_path / "forks"), "copy")

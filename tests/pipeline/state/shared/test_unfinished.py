@@ -1,10 +1,6 @@
 """Data that is not finished, on its way to the store and from it."""
 
-from __future__ import annotations
-
-import os
 import threading
-from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,7 +10,6 @@ import pytest
 from pipeline.state.shared import unfinished
 from pipeline.state.shared.unfinished import EarlyUpload, bring_unfinished
 from pipeline.state.stores import StoreError
-from pipeline.state.stores.base import Data
 from tests.pipeline.run.test_prepare_data import FarAway
 from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
@@ -26,13 +21,13 @@ class Failing(FarAway):
     """A store of which the first `failures` writes fail, and all writes of the file `refused`.
     Writes wait for `gate`. Notes what was tried, in order."""
 
-    def __init__(self, folder: Path, failures: int = 0, refused: str = "") -> None:
+    def __init__(self, folder, failures=0, refused=""):
         super().__init__(folder)
-        self.left, self.refused, self.tried = failures, refused, list[str]()
+        self.left, self.refused, self.tried = failures, refused, []
         self.gate = threading.Event()
         self.gate.set()
 
-    def write(self, key: str, data: Data) -> None:
+    def write(self, key, data):
         assert self.gate.wait(PATIENCE_SECONDS)
         name = key.removeprefix(f"{KEY}/")
         self.tried.append(name)
@@ -41,16 +36,16 @@ class Failing(FarAway):
             raise StoreError("write", key, "the network is down", outage=True)
         super().write(key, data)
 
-    def has(self, name: str) -> bool:
+    def has(self, name):
         return any(entry.key == f"{KEY}/{name}" for entry in self.list(KEY))
 
-    def gets(self, *names: str) -> None:
+    def gets(self, *names):
         for name in names:
             wait_until(partial(self.has, name), f"{name} to be in the store")
 
 
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own(tmp_path, monkeypatch):
     """The folder in which data is prepared, with a tokenizer, a shard, and its record."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(unfinished, "RETRY_SECONDS", 0.01)
@@ -61,7 +56,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @contextmanager
-def uploading(store: Failing, own: Path, finished: str = "0/b.npy") -> Iterator[EarlyUpload]:
+def uploading(store, own, finished="0/b.npy"):
     upload = EarlyUpload(store, FINGERPRINT, FOLDER, own)
     try:
         upload.finished(own / finished)
@@ -70,9 +65,7 @@ def uploading(store: Failing, own: Path, finished: str = "0/b.npy") -> Iterator[
         upload.close()
 
 
-def test_an_upload_that_fails_is_tried_again_and_holds_up_no_other_file(
-    tmp_path: Path, own: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_upload_that_fails_is_tried_again_and_holds_up_no_other_file(tmp_path, own, monkeypatch):
     monkeypatch.setattr(unfinished, "MOST_WAITING", 0)
     store = Failing(tmp_path / "store", failures=5, refused="0/a.npy")
     with uploading(store, own) as upload:
@@ -90,8 +83,8 @@ def test_an_upload_that_fails_is_tried_again_and_holds_up_no_other_file(
 
 
 def test_while_the_store_can_not_be_reached_nobody_waits_for_it_or_for_the_next_try(
-    tmp_path: Path, own: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tmp_path, own, monkeypatch
+):
     monkeypatch.setattr(unfinished, "MOST_WAITING", 1)
     monkeypatch.setattr(unfinished, "RETRY_SECONDS", PATIENCE_SECONDS)
     store = Failing(tmp_path / "store", failures=1)
@@ -102,11 +95,11 @@ def test_while_the_store_can_not_be_reached_nobody_waits_for_it_or_for_the_next_
 
 
 def test_a_file_that_is_deleted_while_it_is_looked_at_or_before_ends_no_upload(
-    tmp_path: Path, own: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tmp_path, own, monkeypatch
+):
     stat = Path.stat
 
-    def stat_and_delete(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+    def stat_and_delete(path, *, follow_symlinks=True):
         found = stat(path, follow_symlinks=follow_symlinks)
         if path.name == "a.npy" and threading.current_thread().name == "early upload":
             path.unlink()
@@ -120,9 +113,7 @@ def test_a_file_that_is_deleted_while_it_is_looked_at_or_before_ends_no_upload(
     assert "0/a.npy" not in store.tried
 
 
-def test_while_the_store_refuses_the_tokenizer_no_other_file_is_tried(
-    tmp_path: Path, own: Path
-) -> None:
+def test_while_the_store_refuses_the_tokenizer_no_other_file_is_tried(tmp_path, own):
     store = Failing(tmp_path / "store", refused="tokenizer.json")
     with uploading(store, own):
         wait_until(lambda: len(store.tried) >= 5, "several tries")
@@ -130,7 +121,7 @@ def test_while_the_store_refuses_the_tokenizer_no_other_file_is_tried(
 
 
 @contextmanager
-def waiting(upload: EarlyUpload) -> Iterator[None]:
+def waiting(upload):
     """Let a thread wait for the store, which stops waiting in the block."""
     thread = threading.Thread(target=upload.wait)
     thread.start()
@@ -141,9 +132,7 @@ def waiting(upload: EarlyUpload) -> Iterator[None]:
     assert not upload.waits
 
 
-def test_who_finishes_files_waits_while_too_many_are_not_in_the_store(
-    tmp_path: Path, own: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_who_finishes_files_waits_while_too_many_are_not_in_the_store(tmp_path, own, monkeypatch):
     monkeypatch.setattr(unfinished, "MOST_WAITING", 4)
     store = Failing(tmp_path / "store")
     store.gate.clear()
@@ -154,9 +143,7 @@ def test_who_finishes_files_waits_while_too_many_are_not_in_the_store(
             store.gate.set()
 
 
-def test_nobody_waits_any_more_when_it_is_closed(
-    tmp_path: Path, own: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nobody_waits_any_more_when_it_is_closed(tmp_path, own, monkeypatch):
     monkeypatch.setattr(unfinished, "MOST_WAITING", 1)
     store = Failing(tmp_path / "store")
     store.gate.clear()
@@ -167,8 +154,8 @@ def test_nobody_waits_any_more_when_it_is_closed(
 
 
 def test_what_is_in_the_store_by_another_machine_comes_last_and_what_is_nowhere_first(
-    tmp_path: Path, own: Path
-) -> None:
+    tmp_path, own
+):
     store = Failing(tmp_path / "store")
     there = f"_data/{FINGERPRINT}/{'1' * 32}"
     for name in ("0/a.npy", "0/b.npy"):
@@ -182,9 +169,7 @@ def test_what_is_in_the_store_by_another_machine_comes_last_and_what_is_nowhere_
     assert set(store.tried[3:]) == {"0/a.npy", "0/b.npy"}
 
 
-def test_the_tokenizer_of_another_machine_does_not_replace_this_one(
-    tmp_path: Path, own: Path
-) -> None:
+def test_the_tokenizer_of_another_machine_does_not_replace_this_one(tmp_path, own):
     store = FarAway(tmp_path / "store")
     for name in ("tokenizer.json", "template.jinja", "0/c.json"):
         store.write(f"{KEY}/{name}", b"theirs " * 100)

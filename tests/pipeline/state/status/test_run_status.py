@@ -1,9 +1,6 @@
 """The status of a run from its records."""
 
-from __future__ import annotations
-
 import dataclasses
-from pathlib import Path
 
 from pipeline.state.claim import claim_run
 from pipeline.state.owner import Owner
@@ -12,14 +9,13 @@ from pipeline.state.stores import FileStore
 from tests.support.light_run import light_run
 
 
-def test_a_run_whose_job_is_not_known_counts_as_unfinished(tmp_path: Path) -> None:
+def test_a_run_whose_job_is_not_known_counts_as_unfinished(tmp_path):
     run = light_run(FileStore(tmp_path))
     claim = claim_run(run, Owner.me())
     for stage in ("sft", "evaluate"):
         claim.finish_stage(stage, f"digest-{stage}", {})
     claim.release()
     head = run.read()
-    assert head is not None
     assert is_finished(run, head)
     assert not is_finished(run, dataclasses.replace(head, job=None))
     run.write_job("broken", "name: [")

@@ -2,11 +2,9 @@
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,9 +13,8 @@ from pipeline.state.claim import claim_run
 from pipeline.state.record_json import Damaged
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Conflict, Entry, FileStore, Missing, Store, StoreError, write_once
-from tests.support.clock import FakeClock
 from tests.support.contents import content, sha256
-from tests.support.s3_server import SMALLEST_PART, S3Server
+from tests.support.s3_server import SMALLEST_PART
 from tests.support.states import someone
 from tests.support.waiting import PATIENCE_SECONDS
 
@@ -36,9 +33,7 @@ class Place:
 
 
 @pytest.fixture(params=PLACES)
-def place(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Place]:
+def place(request, tmp_path, monkeypatch):
     if request.param == "file":
         yield Place(lambda: FileStore(tmp_path / "store"))
     elif request.param == "hf":
@@ -53,7 +48,7 @@ def place(
     else:
         from pipeline.state.stores.s3.store import S3Store
 
-        s3: S3Server = request.getfixturevalue("s3")
+        s3 = request.getfixturevalue("s3")
         bucket = s3.bucket()
         if request.param == "s3 in bad weather":
             request.getfixturevalue("proxy").storm(every=3)
@@ -71,16 +66,14 @@ def place(
 
 
 @pytest.fixture
-def store(place: Place) -> Store:
+def store(place):
     return place.open()
 
 
 # Reading and writing
 
 
-def test_what_is_written_is_read_whether_bytes_a_view_or_a_file(
-    store: Store, tmp_path: Path
-) -> None:
+def test_what_is_written_is_read_whether_bytes_a_view_or_a_file(store, tmp_path):
     source = tmp_path / "source"
     source.write_bytes(b"from a file")
     store.write("demo/bytes", b"plain")
@@ -91,13 +84,13 @@ def test_what_is_written_is_read_whether_bytes_a_view_or_a_file(
     assert store.read("demo/file") == b"from a file"
 
 
-def test_a_write_replaces_the_old_value(store: Store) -> None:
+def test_a_write_replaces_the_old_value(store):
     store.write("demo/status", b"a long first value")
     store.write("demo/status", b"second")
     assert store.read("demo/status") == b"second"
 
 
-def test_folders_are_the_names_below_which_there_is_something(place: Place) -> None:
+def test_folders_are_the_names_below_which_there_is_something(place):
     store = place.open()
     for key in ("demo/HEAD.json", "demo/metrics/1/a", "other/x/y/z", "loose", "demo-2/HEAD.json"):
         store.write(key, b"1")
@@ -109,7 +102,7 @@ def test_folders_are_the_names_below_which_there_is_something(place: Place) -> N
     assert store.folders("loose/") == store.folders("nothing/") == []
 
 
-def test_others_see_a_write_once_it_is_flushed(place: Place) -> None:
+def test_others_see_a_write_once_it_is_flushed(place):
     mine, theirs = place.open(), place.open()
     mine.write("demo/a", b"1")
     assert mine.read("demo/a") == b"1"
@@ -123,7 +116,7 @@ def test_others_see_a_write_once_it_is_flushed(place: Place) -> None:
         theirs.read("demo/a")
 
 
-def test_others_see_writes_and_deletes_with_the_next_swap(place: Place) -> None:
+def test_others_see_writes_and_deletes_with_the_next_swap(place):
     mine, theirs = place.open(), place.open()
     mine.write("demo/old", b"1")
     mine.flush()
@@ -133,7 +126,7 @@ def test_others_see_writes_and_deletes_with_the_next_swap(place: Place) -> None:
     assert [entry.key for entry in theirs.list()] == ["demo/HEAD.json", "demo/new"]
 
 
-def test_an_empty_value_is_a_value(store: Store, tmp_path: Path) -> None:
+def test_an_empty_value_is_a_value(store, tmp_path):
     store.write("demo/empty", b"")
     store.flush()
     assert store.read("demo/empty") == b""
@@ -143,9 +136,7 @@ def test_an_empty_value_is_a_value(store: Store, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["a view", "a file"])
-def test_a_large_object_goes_up_and_comes_down_whole(
-    place: Place, tmp_path: Path, form: str
-) -> None:
+def test_a_large_object_goes_up_and_comes_down_whole(place, tmp_path, form):
     data = content(5 * PART + 1)
     (tmp_path / "source").write_bytes(data)
     store = place.open()
@@ -158,10 +149,10 @@ def test_a_large_object_goes_up_and_comes_down_whole(
     assert store.read("demo/model", len(data)) == data
 
 
-def test_several_threads_may_use_one_store(store: Store, tmp_path: Path) -> None:
+def test_several_threads_may_use_one_store(store, tmp_path):
     together = threading.Barrier(8, timeout=60)
 
-    def use(number: int) -> None:
+    def use(number):
         data = content(number % 2 * 2 * PART + number)  # half of them go in several parts
         together.wait()
         store.write(f"demo/{number}", data)
@@ -174,7 +165,7 @@ def test_several_threads_may_use_one_store(store: Store, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("key", ["demo/nothing", "demo", "demo/HEAD.json/below"])
-def test_reading_a_missing_key_names_the_key(store: Store, key: str, tmp_path: Path) -> None:
+def test_reading_a_missing_key_names_the_key(store, key, tmp_path):
     store.write("demo/HEAD.json", b"{}")
     for read in (store.read, store.read_versioned, lambda key: store.download(key, tmp_path / "x")):
         with pytest.raises(Missing, match=key):
@@ -184,7 +175,7 @@ def test_reading_a_missing_key_names_the_key(store: Store, key: str, tmp_path: P
     assert store.read("demo/HEAD.json") == b"{}"
 
 
-def test_a_download_replaces_the_file_whole_or_not_at_all(store: Store, tmp_path: Path) -> None:
+def test_a_download_replaces_the_file_whole_or_not_at_all(store, tmp_path):
     store.write("demo/model", b"new")
     folder = tmp_path / "target"
     folder.mkdir()
@@ -198,13 +189,13 @@ def test_a_download_replaces_the_file_whole_or_not_at_all(store: Store, tmp_path
     assert list(folder.iterdir()) == [target]
 
 
-def test_a_download_makes_the_folder_it_goes_to(store: Store, tmp_path: Path) -> None:
+def test_a_download_makes_the_folder_it_goes_to(store, tmp_path):
     store.write("demo/model", b"new")
     store.download("demo/model", tmp_path / "deep" / "down" / "model")
     assert (tmp_path / "deep" / "down" / "model").read_bytes() == b"new"
 
 
-def test_a_key_on_this_machine_can_be_mapped_and_another_says_so(store: Store) -> None:
+def test_a_key_on_this_machine_can_be_mapped_and_another_says_so(store):
     store.write("demo/model", b"x")
     local = store.local_path("demo/model")
     assert local is None or local.read_bytes() == b"x"
@@ -213,7 +204,7 @@ def test_a_key_on_this_machine_can_be_mapped_and_another_says_so(store: Store) -
 # Listing and deleting
 
 
-def test_list_gives_keys_with_a_prefix_in_order_with_sizes(store: Store) -> None:
+def test_list_gives_keys_with_a_prefix_in_order_with_sizes(store):
     assert store.list() == []
     for key in ("demo/b/2", "demo/b/10", "demo/bc", "other/x"):
         store.write(key, key.encode())
@@ -223,7 +214,7 @@ def test_list_gives_keys_with_a_prefix_in_order_with_sizes(store: Store) -> None
     assert store.list("nothing/") == []
 
 
-def test_deleting_twice_is_fine_and_touches_nothing_else(store: Store) -> None:
+def test_deleting_twice_is_fine_and_touches_nothing_else(store):
     store.write("demo/checkpoints/1/model", b"x")
     store.write("demo/checkpoints/10/model", b"x")
     store.flush()
@@ -233,7 +224,7 @@ def test_deleting_twice_is_fine_and_touches_nothing_else(store: Store) -> None:
     assert [entry.key for entry in store.list()] == ["demo/checkpoints/10/model"]
 
 
-def test_sweeping_keeps_complete_objects(store: Store, tmp_path: Path) -> None:
+def test_sweeping_keeps_complete_objects(store, tmp_path):
     store.write("demo/model", content(3 * PART + 200_000))
     store.flush()
     store.sweep_unfinished("demo/", before=4e9)
@@ -243,7 +234,7 @@ def test_sweeping_keeps_complete_objects(store: Store, tmp_path: Path) -> None:
 # Keys
 
 
-def test_every_legal_key_is_kept_as_it_is(store: Store) -> None:
+def test_every_legal_key_is_kept_as_it_is(store):
     keys = ["0/Z_a.b+c=d@e-f.json", "demo/1-1/x.tmp-1", "demo/a=b+c@d", "demo/a_b", "demo/a~b"]
     *legal, illegal = keys
     for key in legal:
@@ -255,8 +246,8 @@ def test_every_legal_key_is_kept_as_it_is(store: Store) -> None:
         store.write(illegal, b"x")
 
 
-def test_illegal_keys_are_refused_by_everything(store: Store, tmp_path: Path) -> None:
-    calls: list[Callable[[str], Any]] = [
+def test_illegal_keys_are_refused_by_everything(store, tmp_path):
+    calls = [
         store.read,
         store.read_versioned,
         lambda key: store.write(key, b"x"),
@@ -272,7 +263,7 @@ def test_illegal_keys_are_refused_by_everything(store: Store, tmp_path: Path) ->
     assert store.list() == []
 
 
-def test_write_once_accepts_the_same_and_refuses_another_content(store: Store) -> None:
+def test_write_once_accepts_the_same_and_refuses_another_content(store):
     write_once(store, "demo/jobs/abc.yaml", b"steps: 1")
     write_once(store, "demo/jobs/abc.yaml", b"steps: 1")
     with pytest.raises(PionError, match=r"jobs/abc.yaml already has different content"):
@@ -283,7 +274,7 @@ def test_write_once_accepts_the_same_and_refuses_another_content(store: Store) -
 # Compare-and-swap
 
 
-def test_nothing_larger_than_its_limit_is_read_or_downloaded(store: Store, tmp_path: Path) -> None:
+def test_nothing_larger_than_its_limit_is_read_or_downloaded(store, tmp_path):
     store.write("demo/five", b"12345")
     store.flush()
     target = tmp_path / "target"
@@ -299,7 +290,7 @@ def test_nothing_larger_than_its_limit_is_read_or_downloaded(store: Store, tmp_p
     assert not target.exists()
 
 
-def test_compare_and_swap_refuses_any_version_but_the_present_one(store: Store) -> None:
+def test_compare_and_swap_refuses_any_version_but_the_present_one(store):
     with pytest.raises(Conflict):
         store.compare_and_swap("HEAD", b"0", "0" * 32)
     first = store.compare_and_swap("HEAD", b"1", None)
@@ -314,10 +305,10 @@ def test_compare_and_swap_refuses_any_version_but_the_present_one(store: Store) 
     assert [entry.key for entry in store.list()] == ["HEAD"]
 
 
-def test_of_eight_racing_writers_one_creates_the_key(place: Place) -> None:
+def test_of_eight_racing_writers_one_creates_the_key(place):
     together = threading.Barrier(8, timeout=60)
 
-    def race(number: int) -> bool:
+    def race(number):
         store = place.open()
         together.wait()
         try:
@@ -332,10 +323,10 @@ def test_of_eight_racing_writers_one_creates_the_key(place: Place) -> None:
     assert place.open().read("HEAD") == b"%d" % won.index(True)
 
 
-def test_racing_swaps_lose_no_update(place: Place) -> None:
+def test_racing_swaps_lose_no_update(place):
     place.open().compare_and_swap("names", b"", None)
 
-    def add_three(racer: int) -> None:
+    def add_three(racer):
         store = place.open()
         for name in (b"%d.%d" % (racer, number) for number in range(3)):
             while True:
@@ -351,11 +342,11 @@ def test_racing_swaps_lose_no_update(place: Place) -> None:
     assert sorted(names) == [b"%d.%d" % (r, number) for r in range(4) for number in range(3)]
 
 
-def test_a_read_and_its_version_belong_together_while_others_write(place: Place) -> None:
+def test_a_read_and_its_version_belong_together_while_others_write(place):
     versions = {b"0": place.open().compare_and_swap("HEAD", b"0", None)}
-    reader, seen, stop = place.open(), set[tuple[bytes, str]](), threading.Event()
+    reader, seen, stop = place.open(), set(), threading.Event()
 
-    def read_all_the_time() -> None:
+    def read_all_the_time():
         while not stop.is_set():
             seen.add(reader.read_versioned("HEAD"))
 
@@ -376,9 +367,7 @@ def test_a_read_and_its_version_belong_together_while_others_write(place: Place)
 # Runs
 
 
-def test_a_run_is_claimed_committed_to_and_fenced_by_the_next_owner(
-    place: Place, time: FakeClock
-) -> None:
+def test_a_run_is_claimed_committed_to_and_fenced_by_the_next_owner(place, time):
     first = claim_run(RunState(place.open(), "demo", time.clock()), someone(host="first"))
     first.set_job("a")
     second = claim_run(RunState(place.open(), "demo", time.clock()), someone(), take_over=True)
@@ -387,16 +376,13 @@ def test_a_run_is_claimed_committed_to_and_fenced_by_the_next_owner(
         first.set_job("b")
     second.finish_stage("prepare", "d", {"rows": 3})
     head = RunState(place.open(), "demo").read()
-    assert head is not None
     assert (head.epoch, head.job, head.stages["prepare"].result) == (2, "a", {"rows": 3})
 
 
-def test_of_four_simultaneous_claims_only_the_last_epoch_can_commit(
-    place: Place, time: FakeClock
-) -> None:
+def test_of_four_simultaneous_claims_only_the_last_epoch_can_commit(place, time):
     together = threading.Barrier(4, timeout=60)
 
-    def claim(number: int) -> tuple[int, Callable[[], Any]]:
+    def claim(number):
         state = RunState(place.open(), "demo", time.clock())
         together.wait()
         claim = claim_run(state, someone(), take_over=True)
@@ -410,17 +396,14 @@ def test_of_four_simultaneous_claims_only_the_last_epoch_can_commit(
             claims[epoch]()
     claims[4]()
     head = RunState(place.open(), "demo").read()
-    assert head is not None
     assert head.job == "job of 4"
 
 
-def test_a_commit_whose_acknowledgement_is_lost_is_a_commit(
-    place: Place, time: FakeClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_commit_whose_acknowledgement_is_lost_is_a_commit(place, time, monkeypatch):
     store = place.open()
     swap = store.compare_and_swap
 
-    def swap_and_say_nothing(key: str, data: bytes, expected: str | None) -> str:
+    def swap_and_say_nothing(key, data, expected):
         swap(key, data, expected)
         monkeypatch.setattr(store, "compare_and_swap", swap)
         raise StoreError("write", key, "the connection broke", outage=True)
@@ -430,11 +413,10 @@ def test_a_commit_whose_acknowledgement_is_lost_is_a_commit(
     claim.set_job("a")
     claim.set_job("b")
     head = RunState(place.open(), "demo").read()
-    assert head is not None
     assert (head.epoch, head.job) == (1, "b")
 
 
-def test_a_good_store_passes_the_probe_which_leaves_nothing(store: Store) -> None:
+def test_a_good_store_passes_the_probe_which_leaves_nothing(store):
     store.write("demo/HEAD.json", b"{}")
     store.flush()
     store.probe("demo/")

@@ -4,10 +4,8 @@ Of the service's time, the real clients ask services on loopback, which say any 
 """
 
 import time as real_time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from email.utils import formatdate
-from pathlib import Path
 
 import pytest
 
@@ -22,9 +20,8 @@ from pipeline.state.stores.clock import (
 )
 from pipeline.state.stores.hub.store import HubStore
 from pipeline.state.stores.s3.store import S3Store
-from tests.support.clock import FakeClock
 from tests.support.hub_server import READ_TOKEN, HubServer, hub_server
-from tests.support.s3_server import FaultProxy, S3Server
+from tests.support.s3_server import FaultProxy
 
 REPO = "user/runs"
 HOUR, DAY = 3600.0, 86_400.0
@@ -32,12 +29,12 @@ NOON = 1_900_000_000.0
 ALWAYS = 1000
 
 
-def no_wait(seconds: float) -> None:
+def no_wait(seconds):
     """Pass no time before a retry."""
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+def hub(tmp_path, monkeypatch):
     """A Hub with a private repository, which this process's token may read."""
     with hub_server() as server:
         server.use(monkeypatch, tmp_path / "hf", READ_TOKEN)
@@ -54,7 +51,7 @@ class Place:
 
 
 @pytest.fixture(params=["s3", "hf"])
-def place(request: pytest.FixtureRequest, s3: S3Server) -> Place:
+def place(request, s3):
     if request.param == "hf":
         hub = request.getfixturevalue("hub")
         return Place(HubStore(REPO, sleep=no_wait), hub)
@@ -65,20 +62,20 @@ def place(request: pytest.FixtureRequest, s3: S3Server) -> Place:
 # The service's time
 
 
-def test_the_time_is_the_date_of_one_answer_of_the_service(place: Place) -> None:
+def test_the_time_is_the_date_of_one_answer_of_the_service(place):
     before = len(place.service.requests)
     place.service.date = lambda: formatdate(NOON, usegmt=True)
     assert place.store.service_time() == NOON + 0.5
     assert len(place.service.requests) == before + 1
 
 
-def test_without_a_readable_date_the_time_is_not_known(place: Place) -> None:
+def test_without_a_readable_date_the_time_is_not_known(place):
     place.service.date = lambda: "about noon"
     assert place.store.service_time() is None
 
 
 @pytest.fixture
-def _in_tokyo(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _in_tokyo(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setenv("TZ", "JST-9")
         real_time.tzset()
@@ -99,45 +96,41 @@ def _in_tokyo(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ("Sun, 17 Mar 2030 17:46:40 +9999999999", None),
     ],
 )
-def test_a_date_is_in_utc_unless_it_names_another_zone(
-    header: str | None, time: float | None
-) -> None:
+def test_a_date_is_in_utc_unless_it_names_another_zone(header, time):
     assert parse_date(header) == time
 
 
-def test_a_folder_has_no_clock_of_its_own_and_is_not_created(tmp_path: Path) -> None:
+def test_a_folder_has_no_clock_of_its_own_and_is_not_created(tmp_path):
     assert FileStore(tmp_path / "runs").service_time() is None
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_request_that_fails_once_is_made_again(place: Place) -> None:
+def test_a_request_that_fails_once_is_made_again(place):
     place.service.date = lambda: formatdate(NOON, usegmt=True)
     place.service.fail(".", status=503)
     assert place.store.service_time() == NOON + 0.5
 
 
-def test_a_service_that_is_down_is_a_store_error_that_may_pass(place: Place) -> None:
+def test_a_service_that_is_down_is_a_store_error_that_may_pass(place):
     place.service.fail(".", status=503, times=ALWAYS)
     with pytest.raises(StoreError, match=f"Cannot read the time of {place.store.url}: ") as raised:
         place.store.service_time()
     assert raised.value.outage
 
 
-def test_a_bucket_that_does_not_exist_is_a_store_error_with_the_fix(proxy: FaultProxy) -> None:
+def test_a_bucket_that_does_not_exist_is_a_store_error_with_the_fix(proxy):
     with pytest.raises(StoreError, match="create it with `aws s3 mb s3://no-bucket`") as raised:
         S3Store("no-bucket", sleep=no_wait).service_time()
     assert not raised.value.outage
 
 
-def test_a_repository_that_does_not_exist_is_a_store_error_with_the_fix(hub: HubServer) -> None:
+def test_a_repository_that_does_not_exist_is_a_store_error_with_the_fix(hub):
     with pytest.raises(StoreError, match="create it with `hf repos create user/none") as raised:
         HubStore("user/none", sleep=no_wait).service_time()
     assert not raised.value.outage
 
 
-def test_s3_says_its_time_even_if_it_refuses_requests_of_a_machine_with_a_wrong_clock(
-    proxy: FaultProxy, s3: S3Server
-) -> None:
+def test_s3_says_its_time_even_if_it_refuses_requests_of_a_machine_with_a_wrong_clock(proxy, s3):
     proxy.deny("RequestTimeTooSkewed", 403)
     proxy.date = lambda: formatdate(NOON, usegmt=True)
     assert S3Store(s3.bucket(), sleep=no_wait).service_time() == NOON + 0.5
@@ -150,40 +143,38 @@ def test_s3_says_its_time_even_if_it_refuses_requests_of_a_machine_with_a_wrong_
 class Service(FileStore):
     """A store whose service's clock is an hour ahead of the laptop's at first."""
 
-    def __init__(self, folder: Path, laptop: FakeClock) -> None:
+    def __init__(self, folder, laptop):
         super().__init__(folder)
         self.laptop, self.ahead, self.asked = laptop, HOUR, 0
         self.down = False
-        self.answer: Callable[[], float | None] = self.now
+        self.answer = self.now
 
-    def now(self) -> float:
+    def now(self):
         return self.laptop.time + self.ahead
 
-    def service_time(self) -> float | None:
+    def service_time(self):
         self.asked += 1
         if self.down:
             raise StoreError("read the time of", self.url, "it is down", outage=True)
         return self.answer()
 
-    def sleep(self, seconds: float) -> None:
+    def sleep(self, seconds):
         """Let the laptop sleep, for a time that its monotonic clock does not count."""
         self.laptop.wall_ahead += seconds
         self.ahead += seconds
 
 
 @pytest.fixture
-def service(tmp_path: Path, time: FakeClock) -> Service:
+def service(tmp_path, time):
     return Service(tmp_path, time)
 
 
 @pytest.fixture
-def clock(service: Service, time: FakeClock) -> StoreClock:
+def clock(service, time):
     return StoreClock(time.clock(), service)
 
 
-def test_the_time_is_the_services_and_is_measured_every_300_seconds(
-    clock: StoreClock, service: Service, time: FakeClock
-) -> None:
+def test_the_time_is_the_services_and_is_measured_every_300_seconds(clock, service, time):
     assert clock.now() == service.now()
     service.answer = lambda: NOON
     time.sleep(EVERY_SECONDS - 1)
@@ -196,8 +187,8 @@ def test_the_time_is_the_services_and_is_measured_every_300_seconds(
 
 @pytest.mark.parametrize("jump", [DAY, -DAY, JUMP_SECONDS + 1, -JUMP_SECONDS - 1, None])
 def test_after_a_sleep_or_when_somebody_set_the_wall_clock_the_service_is_asked_again_at_once(
-    clock: StoreClock, service: Service, time: FakeClock, jump: float | None
-) -> None:
+    clock, service, time, jump
+):
     clock.now()
     if jump is None:
         service.sleep(HOUR)
@@ -207,17 +198,13 @@ def test_after_a_sleep_or_when_somebody_set_the_wall_clock_the_service_is_asked_
         assert (clock.now(), service.asked) == (service.now(), 2)
 
 
-def test_a_wall_clock_that_is_corrected_by_small_steps_has_not_jumped(
-    clock: StoreClock, service: Service, time: FakeClock
-) -> None:
+def test_a_wall_clock_that_is_corrected_by_small_steps_has_not_jumped(clock, service, time):
     for _ in range(10):
         assert (clock.now(), service.asked) == (service.now(), 1)
         time.wall_ahead += JUMP_SECONDS
 
 
-def test_while_the_service_is_down_the_last_measurement_holds(
-    clock: StoreClock, service: Service, time: FakeClock
-) -> None:
+def test_while_the_service_is_down_the_last_measurement_holds(clock, service, time):
     clock.now()
     service.down = True
     for _ in range(3):
@@ -230,9 +217,7 @@ def test_while_the_service_is_down_the_last_measurement_holds(
     assert clock.now() == service.now()
 
 
-def test_while_the_service_says_no_readable_date_the_last_measurement_holds(
-    clock: StoreClock, service: Service, time: FakeClock
-) -> None:
+def test_while_the_service_says_no_readable_date_the_last_measurement_holds(clock, service, time):
     clock.now()
     service.answer = lambda: None
     time.sleep(EVERY_SECONDS)
@@ -241,8 +226,8 @@ def test_while_the_service_says_no_readable_date_the_last_measurement_holds(
 
 @pytest.mark.parametrize("asleep", [True, False])
 def test_a_laptop_that_wakes_or_starts_without_a_network_uses_its_own_clock_until_an_answer(
-    clock: StoreClock, service: Service, time: FakeClock, asleep: bool
-) -> None:
+    clock, service, time, asleep
+):
     if asleep:
         clock.now()
         service.sleep(HOUR)
@@ -258,10 +243,8 @@ def test_a_laptop_that_wakes_or_starts_without_a_network_uses_its_own_clock_unti
     assert clock.now() == service.now()
 
 
-def test_a_sleep_between_an_answer_and_its_arrival_makes_the_laptop_ask_again(
-    clock: StoreClock, service: Service
-) -> None:
-    def now_then_sleep() -> float:
+def test_a_sleep_between_an_answer_and_its_arrival_makes_the_laptop_ask_again(clock, service):
+    def now_then_sleep():
         now = service.now()
         if service.asked == 1:
             service.sleep(HOUR)
@@ -271,18 +254,14 @@ def test_a_sleep_between_an_answer_and_its_arrival_makes_the_laptop_ask_again(
     assert (clock.now(), service.asked) == (service.now(), 2)
 
 
-def test_a_laptop_that_sleeps_in_each_request_uses_its_own_clock(
-    clock: StoreClock, service: Service, time: FakeClock
-) -> None:
+def test_a_laptop_that_sleeps_in_each_request_uses_its_own_clock(clock, service, time):
     service.answer = lambda: service.sleep(HOUR)
     assert clock.now() == time.clock().now()
     assert service.asked == 3
 
 
-def test_a_process_that_is_told_to_stop_while_it_waits_for_the_service_stops(
-    clock: StoreClock, service: Service
-) -> None:
-    def stop() -> float:
+def test_a_process_that_is_told_to_stop_while_it_waits_for_the_service_stops(clock, service):
+    def stop():
         service.answer = service.now
         raise Interrupted("Stopped.")
 
@@ -294,9 +273,7 @@ def test_a_process_that_is_told_to_stop_while_it_waits_for_the_service_stops(
     assert clock.now() == service.now()
 
 
-def test_the_time_in_a_folder_is_the_machines_own_whatever_it_does(
-    tmp_path: Path, time: FakeClock
-) -> None:
+def test_the_time_in_a_folder_is_the_machines_own_whatever_it_does(tmp_path, time):
     clock, own = StoreClock(time.clock(), FileStore(tmp_path)), time.clock().now
     assert clock.now() == own()
     for ahead in (HOUR, -DAY, 1.0):

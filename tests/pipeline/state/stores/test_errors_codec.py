@@ -35,19 +35,19 @@ ERRORS = [
 ]
 
 
-def sent(error: PionError) -> PionError:
+def sent(error):
     return error_from_json(json.loads(json.dumps(error_to_json(error))))
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-def test_class_text_and_exit_code_stay(error: PionError) -> None:
+def test_class_text_and_exit_code_stay(error):
     there = sent(error)
     assert type(there) is type(error)
     assert str(there) == str(error)
     assert there.exit_code == error.exit_code
 
 
-def test_a_store_error_still_says_whether_waiting_may_help() -> None:
+def test_a_store_error_still_says_whether_waiting_may_help():
     there = sent(StoreError("write", "s3://bucket/demo", "the service is down", outage=True))
     assert isinstance(there, StoreError)
     assert (there.action, there.where, there.reason, there.outage) == (
@@ -62,9 +62,7 @@ def test_a_store_error_still_says_whether_waiting_may_help() -> None:
     ("error", "base"),
     [(UploaderDied("save", "pretrain/10-1", "it ended"), StoreError), (Damaged("torn"), BadInput)],
 )
-def test_an_unlisted_class_arrives_as_its_nearest_base(
-    error: PionError, base: type[PionError]
-) -> None:
+def test_an_unlisted_class_arrives_as_its_nearest_base(error, base):
     there = sent(error)
     assert type(there) is base
     assert str(there) == str(error)

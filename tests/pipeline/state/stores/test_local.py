@@ -3,14 +3,10 @@
 Tests that apply to all stores are in test_base_conformance.py.
 """
 
-from __future__ import annotations
-
 import fcntl
 import mmap
 import os
-import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,14 +16,12 @@ from pipeline.state.stores import FileStore, Missing, StoreError, open_store, sp
 from pipeline.state.stores.local import read_directly, write_directly
 from tests.support.waiting import read_until, rest_of
 
-Start = Callable[..., subprocess.Popen[str]]
 
-
-def hidden_files(store: FileStore) -> list[str]:
+def hidden_files(store):
     return [path.name for path in store.folder.rglob(".tmp-*")]
 
 
-def test_deleting_leaves_no_empty_folders(store: FileStore) -> None:
+def test_deleting_leaves_no_empty_folders(store):
     store.write("demo/checkpoints/pretrain/1-1/model", b"x")
     store.write("demo/HEAD", b"x")
     store.delete("demo/checkpoints/pretrain/1-1/model")
@@ -35,7 +29,7 @@ def test_deleting_leaves_no_empty_folders(store: FileStore) -> None:
 
 
 @pytest.mark.parametrize("racing", [4, pytest.param(12, marks=pytest.mark.soak)])
-def test_racing_processes_lose_no_swap(store: FileStore, start: Start, racing: int) -> None:
+def test_racing_processes_lose_no_swap(store, start, racing):
     increment = """
 import sys
 from pipeline.state.stores import Conflict, FileStore
@@ -63,9 +57,7 @@ while done < 5:
 
 
 @pytest.mark.parametrize("before", [None, b"the old checkpoint"])
-def test_a_writer_killed_in_the_middle_leaves_the_old_content(
-    store: FileStore, start: Start, tmp_path: Path, before: bytes | None
-) -> None:
+def test_a_writer_killed_in_the_middle_leaves_the_old_content(store, start, tmp_path, before):
     if before is not None:
         store.write("demo/model", before)
     pipe = tmp_path / "pipe"
@@ -97,9 +89,7 @@ FileStore(sys.argv[1]).write("demo/model", pathlib.Path(sys.argv[2]))
     assert hidden_files(store) == []
 
 
-def test_a_file_that_does_not_fit_is_refused_with_the_reason_and_leaves_nothing(
-    store: FileStore, start: Start
-) -> None:
+def test_a_file_that_does_not_fit_is_refused_with_the_reason_and_leaves_nothing(store, start):
     store.write("demo/model", b"old")
     write = """
 import resource, sys
@@ -117,7 +107,7 @@ except StoreError as error:
 
 
 @pytest.fixture
-def locked_folder() -> Iterator[Path]:
+def locked_folder():
     """A folder that this process can read but not write, even if the tests run as root."""
     with tempfile.TemporaryDirectory() as outer:
         folder = Path(outer) / "runs"
@@ -134,7 +124,7 @@ def locked_folder() -> Iterator[Path]:
             os.chmod(folder, 0o755)
 
 
-def test_an_unwritable_folder_is_named_with_the_reason(locked_folder: Path) -> None:
+def test_an_unwritable_folder_is_named_with_the_reason(locked_folder):
     store = FileStore(locked_folder)
     with pytest.raises(StoreError, match=f"Cannot write {locked_folder}/HEAD: no permission"):
         store.write("HEAD", b"x")
@@ -143,7 +133,7 @@ def test_an_unwritable_folder_is_named_with_the_reason(locked_folder: Path) -> N
     assert store.list() == []
 
 
-def test_a_store_below_a_file_is_refused(tmp_path: Path) -> None:
+def test_a_store_below_a_file_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(BadInput, match=r"notes.txt is a file, not a folder"):
         open_store(str(tmp_path / "notes.txt"))
@@ -155,15 +145,13 @@ def test_a_store_below_a_file_is_refused(tmp_path: Path) -> None:
     ("target", "why"),
     [("nowhere", "a link that leads nowhere"), ("runs", "a link that leads to itself")],
 )
-def test_a_store_that_is_a_broken_link_is_refused(tmp_path: Path, target: str, why: str) -> None:
+def test_a_store_that_is_a_broken_link_is_refused(tmp_path, target, why):
     (tmp_path / "runs").symlink_to(target)
     with pytest.raises(StoreError, match=why):
         FileStore(tmp_path / "runs").write("demo/HEAD.json", b"")
 
 
-def test_a_store_is_a_path_or_a_file_url_and_is_not_created_by_opening_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_store_is_a_path_or_a_file_url_and_is_not_created_by_opening_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert open_store("runs").url == f"file://{tmp_path}/runs"
     assert open_store(f"file://{tmp_path}/runs").url == open_store("runs").url
@@ -173,7 +161,7 @@ def test_a_store_is_a_path_or_a_file_url_and_is_not_created_by_opening_it(
 @pytest.mark.parametrize(
     "url", ["ftp://host/runs", "file://relative", "s4://bucket", "", "file://"]
 )
-def test_a_store_that_cannot_be_opened_names_the_valid_forms(url: str) -> None:
+def test_a_store_that_cannot_be_opened_names_the_valid_forms(url):
     with pytest.raises(BadInput, match="file:///"):
         open_store(url)
 
@@ -194,23 +182,23 @@ def test_a_store_that_cannot_be_opened_names_the_valid_forms(url: str) -> None:
         ("hf://datasets/user/repo/demo/", ("hf://datasets/user/repo", "demo")),
     ],
 )
-def test_a_run_is_a_store_and_a_name(run: str, parts: tuple[str, str]) -> None:
+def test_a_run_is_a_store_and_a_name(run, parts):
     assert split_run(run) == parts
 
 
 @pytest.mark.parametrize("run", ["", "runs/..", "runs/.hidden", "my run", "runs/-x", "x" * 101])
-def test_a_run_name_must_be_legal_in_every_store(run: str) -> None:
+def test_a_run_name_must_be_legal_in_every_store(run):
     with pytest.raises(BadInput, match="can't be the name of a run"):
         split_run(run)
 
 
 @pytest.mark.parametrize("name", ["_data", "_bases"])
-def test_no_run_has_the_name_of_what_runs_share(name: str) -> None:
+def test_no_run_has_the_name_of_what_runs_share(name):
     with pytest.raises(BadInput, match="_data, _bases and _ladders are taken"):
         split_run(f"runs/{name}")
 
 
-def test_a_store_that_looks_like_an_option_is_refused() -> None:
+def test_a_store_that_looks_like_an_option_is_refused():
     with pytest.raises(BadInput, match=r"written \./-x"):
         open_store("-x")
 
@@ -222,21 +210,19 @@ SIZES = [0, 1, 4095, 4096, 4097, 3 * 4096 + 5, (16 << 20) + 4096 + 1]
 NO_DIRECT_ACCESS = Path("/proc/self/status")
 
 
-def aligned(size: int) -> memoryview:
+def aligned(size):
     """Return random bytes that are aligned to a page."""
     memory = mmap.mmap(-1, max(size, 1))
     memory[:size] = os.urandom(size)
     return memoryview(memory)[:size]
 
 
-def read(path: Path) -> bytes:
+def read(path):
     return b"".join(piece.tobytes() for piece in read_directly(path))
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_what_is_written_directly_is_whole_pages_and_the_rest_follows(
-    tmp_path: Path, size: int
-) -> None:
+def test_what_is_written_directly_is_whole_pages_and_the_rest_follows(tmp_path, size):
     data = aligned(size)
     with (tmp_path / "file").open("xb") as file:
         written = write_directly(file.fileno(), data)
@@ -247,7 +233,7 @@ def test_what_is_written_directly_is_whole_pages_and_the_rest_follows(
     assert read(tmp_path / "file") == data.tobytes()
 
 
-def test_memory_that_is_not_aligned_is_left_to_the_cache_or_written_right(tmp_path: Path) -> None:
+def test_memory_that_is_not_aligned_is_left_to_the_cache_or_written_right(tmp_path):
     data = aligned(3 * 4096 + 1)[1:]
     with (tmp_path / "file").open("xb") as file:
         written = write_directly(file.fileno(), data)
@@ -255,13 +241,13 @@ def test_memory_that_is_not_aligned_is_left_to_the_cache_or_written_right(tmp_pa
     assert read(tmp_path / "file") == data.tobytes()
 
 
-def test_a_file_system_without_direct_access_is_read_through_the_cache() -> None:
+def test_a_file_system_without_direct_access_is_read_through_the_cache():
     with pytest.raises(OSError, match="Invalid argument"):
         os.open(NO_DIRECT_ACCESS, os.O_RDONLY | os.O_DIRECT)
     assert read(NO_DIRECT_ACCESS).startswith(b"Name:")
 
 
-def test_other_errors_are_raised(tmp_path: Path) -> None:
+def test_other_errors_are_raised(tmp_path):
     with pytest.raises(FileNotFoundError):
         read(tmp_path / "missing")
     with (tmp_path / "file").open("xb") as file:
@@ -272,7 +258,7 @@ def test_other_errors_are_raised(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [32 << 20, (32 << 20) + 1])
-def test_a_store_keeps_large_objects_as_they_are(tmp_path: Path, size: int) -> None:
+def test_a_store_keeps_large_objects_as_they_are(tmp_path, size):
     data = aligned(size)
     store = FileStore(tmp_path)
     store.write("a/large", data)

@@ -11,22 +11,22 @@ from pipeline.state.stores.retry import FIRST_RETRY_SECONDS, Patience
 class Down:
     """A store that is down for some seconds, and the clock of the process that waits for it."""
 
-    def __init__(self, seconds: float, linger: float) -> None:
+    def __init__(self, seconds, linger):
         self.seconds, self.now, self.calls = seconds, 0.0, 0
-        self.said = list[str]()
+        self.said = []
         self.patiently = Patience(linger, self.said.append, self.sleep, now=lambda: self.now)
 
-    def sleep(self, seconds: float) -> None:
+    def sleep(self, seconds):
         self.now += seconds
 
-    def read(self) -> str:
+    def read(self):
         self.calls += 1
         if self.now < self.seconds:
             raise StoreError("read", "HEAD.json", "the test says so", outage=True)
         return "content"
 
 
-def test_an_outage_is_reported_once_with_its_deadline_and_its_end() -> None:
+def test_an_outage_is_reported_once_with_its_deadline_and_its_end():
     down = Down(seconds=500.0, linger=600.0)
     assert down.patiently(down.read) == "content"
     began, over = down.said
@@ -35,7 +35,7 @@ def test_an_outage_is_reported_once_with_its_deadline_and_its_end() -> None:
 
 
 @pytest.mark.parametrize("linger", [0.0, 1.0, 600.0])
-def test_retries_continue_for_exactly_as_long_as_the_job_says(linger: float) -> None:
+def test_retries_continue_for_exactly_as_long_as_the_job_says(linger):
     down = Down(seconds=math.inf, linger=linger)
     with pytest.raises(StoreError):
         down.patiently(down.read)
@@ -43,16 +43,16 @@ def test_retries_continue_for_exactly_as_long_as_the_job_says(linger: float) -> 
     assert len(down.said) == (1 if linger else 0)
 
 
-def test_a_job_may_wait_forever() -> None:
+def test_a_job_may_wait_forever():
     down = Down(seconds=1e6, linger=math.inf)
     assert down.patiently(down.read) == "content"
     assert down.said[0].endswith("Trying again for as long as it takes.")
 
 
-def test_an_error_that_retries_cannot_fix_is_raised_at_once() -> None:
+def test_an_error_that_retries_cannot_fix_is_raised_at_once():
     down = Down(seconds=0.0, linger=600.0)
 
-    def refuse() -> None:
+    def refuse():
         raise StoreError("read", "HEAD.json", "access was denied")
 
     with pytest.raises(StoreError):
@@ -60,10 +60,10 @@ def test_an_error_that_retries_cannot_fix_is_raised_at_once() -> None:
     assert (down.now, down.said) == (0.0, [])
 
 
-def test_a_refusal_during_an_outage_is_raised_at_once() -> None:
+def test_a_refusal_during_an_outage_is_raised_at_once():
     down = Down(seconds=math.inf, linger=600.0)
 
-    def read() -> str:
+    def read():
         if down.now:
             raise StoreError("read", "HEAD.json", "access was denied")
         return down.read()

@@ -1,13 +1,9 @@
 """Retries without a stampede, and downloads that continue from the last byte that arrived."""
 
 import os
-import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
 from email.utils import formatdate
-from pathlib import Path
-from typing import TypeVar
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,14 +15,11 @@ from pipeline.state.stores.transfer import THREADS, download_parallel
 from tests.support.contents import content, sha256
 from tests.support.waiting import PATIENCE_SECONDS, rest_of
 
-T = TypeVar("T")
-Start = Callable[..., subprocess.Popen[str]]
-
 
 class Busy(Exception):
     """An answer with a Retry-After header."""
 
-    def __init__(self, retry_after: str | None = None) -> None:
+    def __init__(self, retry_after=None):
         super().__init__("busy")
         self.retry_after = retry_after
 
@@ -34,29 +27,29 @@ class Busy(Exception):
 class Server:
     """Fails a number of times before it answers. Each call takes some time."""
 
-    def __init__(self, failures: int, error: Exception, seconds: float = 0.0) -> None:
+    def __init__(self, failures, error, seconds=0.0):
         self.failures, self.error, self.seconds = failures, error, seconds
         self.calls = 0
         self.time = 1_000_000.0
-        self.waits: list[float] = []
-        self.bounds: list[tuple[float, float]] = []
+        self.waits = []
+        self.bounds = []
 
-    def call(self) -> str:
+    def call(self):
         self.calls += 1
         self.time += self.seconds
         if self.calls <= self.failures:
             raise self.error
         return "answer"
 
-    def sleep(self, seconds: float) -> None:
+    def sleep(self, seconds):
         self.time += seconds
         self.waits.append(seconds)
 
-    def longest(self, low: float, high: float) -> float:
+    def longest(self, low, high):
         self.bounds.append((low, high))
         return high
 
-    def ask(self) -> str:
+    def ask(self):
         return retrying(
             self.call,
             lambda error: isinstance(error, Busy),
@@ -71,7 +64,7 @@ class Server:
 # Retries
 
 
-def test_the_wait_is_drawn_from_a_range_that_doubles_up_to_a_bound() -> None:
+def test_the_wait_is_drawn_from_a_range_that_doubles_up_to_a_bound():
     server = Server(7, Busy())
     assert server.ask() == "answer"
     assert server.bounds == [(0.0, high) for high in (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)]
@@ -79,16 +72,14 @@ def test_the_wait_is_drawn_from_a_range_that_doubles_up_to_a_bound() -> None:
 
 
 @pytest.mark.parametrize(("seconds", "tries"), [(0.0, 8), (60.0, 2)], ids=["quick", "slow"])
-def test_the_eighth_failure_is_the_last_and_no_try_begins_after_90_seconds(
-    seconds: float, tries: int
-) -> None:
+def test_the_eighth_failure_is_the_last_and_no_try_begins_after_90_seconds(seconds, tries):
     server = Server(99, Busy(), seconds)
     with pytest.raises(Busy):
         server.ask()
     assert server.calls == tries
 
 
-def test_an_error_that_does_not_pass_is_raised_at_once() -> None:
+def test_an_error_that_does_not_pass_is_raised_at_once():
     server = Server(1, PermissionError())
     with pytest.raises(PermissionError):
         server.ask()
@@ -110,7 +101,7 @@ def test_an_error_that_does_not_pass_is_raised_at_once() -> None:
         (formatdate(999_000.0, usegmt=True), 0.25),
     ],
 )
-def test_a_try_never_comes_sooner_than_the_server_asks(asked: str, waited: float) -> None:
+def test_a_try_never_comes_sooner_than_the_server_asks(asked, waited):
     server = Server(1, Busy(asked))
     assert server.ask() == "answer"
     assert server.waits == [waited]
@@ -119,11 +110,11 @@ def test_a_try_never_comes_sooner_than_the_server_asks(asked: str, waited: float
 # Downloading
 
 
-def retry_connections(call: Callable[[], T]) -> T:
+def retry_connections(call):
     return retrying(call, lambda error: isinstance(error, ConnectionError), sleep=lambda _: None)
 
 
-def in_pieces(data: bytes, piece: int = 100) -> Iterator[bytes]:
+def in_pieces(data, piece=100):
     for start in range(0, len(data), piece):
         yield data[start : start + piece]
 
@@ -137,14 +128,12 @@ def in_pieces(data: bytes, piece: int = 100) -> Iterator[bytes]:
 @settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-def test_the_file_is_the_object_wherever_the_connection_breaks(
-    tmp_path: Path, size: int, part: int, piece: int, breaks: list[int]
-) -> None:
+def test_the_file_is_the_object_wherever_the_connection_breaks(tmp_path, size, part, piece, breaks):
     part = max(part, size // 50)  # not thousands of threads' work
     data, path = content(size), tmp_path / "file"
     left = set(breaks)
 
-    def fetch(start: int, stop: int) -> Iterator[bytes]:
+    def fetch(start, stop):
         for at in sorted(left):
             if start <= at < stop:
                 left.remove(at)
@@ -157,11 +146,11 @@ def test_the_file_is_the_object_wherever_the_connection_breaks(
 
 
 @pytest.mark.parametrize("how", ["is reset", "ends early"])
-def test_a_connection_that_breaks_costs_no_byte_that_had_arrived(tmp_path: Path, how: str) -> None:
+def test_a_connection_that_breaks_costs_no_byte_that_had_arrived(tmp_path, how):
     data = content(1000)
-    asked: list[tuple[int, int]] = []
+    asked = []
 
-    def fetch(start: int, stop: int) -> Iterator[bytes]:
+    def fetch(start, stop):
         asked.append((start, stop))
         if start == 400:
             yield data[400:650]
@@ -175,10 +164,10 @@ def test_a_connection_that_breaks_costs_no_byte_that_had_arrived(tmp_path: Path,
     assert sorted(asked) == [(0, 400), (400, 800), (650, 800), (800, 1000)]
 
 
-def test_a_connection_that_breaks_after_the_last_byte_costs_nothing(tmp_path: Path) -> None:
-    asked: list[tuple[int, int]] = []
+def test_a_connection_that_breaks_after_the_last_byte_costs_nothing(tmp_path):
+    asked = []
 
-    def fetch(start: int, stop: int) -> Iterator[bytes]:
+    def fetch(start, stop):
         asked.append((start, stop))
         yield content(10)
         raise ConnectionResetError
@@ -188,11 +177,11 @@ def test_a_connection_that_breaks_after_the_last_byte_costs_nothing(tmp_path: Pa
     assert (tmp_path / "file").read_bytes() == content(10)
 
 
-def test_parts_are_hashed_in_order_in_whatever_order_they_arrive(tmp_path: Path) -> None:
+def test_parts_are_hashed_in_order_in_whatever_order_they_arrive(tmp_path):
     data = content(THREADS * 100)
     arrived = [threading.Event() for _ in range(THREADS)]
 
-    def fetch(start: int, stop: int) -> Iterator[bytes]:
+    def fetch(start, stop):
         number = start // 100
         if number + 1 < THREADS:
             assert arrived[number + 1].wait(PATIENCE_SECONDS)  # the last part comes first
@@ -204,13 +193,13 @@ def test_parts_are_hashed_in_order_in_whatever_order_they_arrive(tmp_path: Path)
     assert path.read_bytes() == data
 
 
-def test_a_slow_first_part_does_not_let_memory_grow(tmp_path: Path) -> None:
+def test_a_slow_first_part_does_not_let_memory_grow(tmp_path):
     data = content(100 * 100)
-    begun: set[int] = set()
+    begun = set()
     all_busy = threading.Event()
     at_most = THREADS + 2
 
-    def fetch(start: int, stop: int) -> Iterator[bytes]:
+    def fetch(start, stop):
         begun.add(start)
         if len(begun) == at_most:
             all_busy.set()
@@ -224,11 +213,11 @@ def test_a_slow_first_part_does_not_let_memory_grow(tmp_path: Path) -> None:
     assert len(begun) == 100
 
 
-def test_a_download_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+def test_a_download_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"old")
 
-    def fetch(start: int, stop: int) -> Iterator[bytes]:
+    def fetch(start, stop):
         if start == 300:
             raise ConnectionResetError("for good")
         yield content(1000)[start:stop]
@@ -240,7 +229,7 @@ def test_a_download_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Pa
     assert not [t.name for t in threading.enumerate() if t.name.startswith("download")]
 
 
-def test_a_server_that_ignores_the_range_is_not_believed(tmp_path: Path) -> None:
+def test_a_server_that_ignores_the_range_is_not_believed(tmp_path):
     with pytest.raises(ConnectionError, match="more bytes arrived than were asked for"):
         download_parallel(
             lambda start, stop: in_pieces(content(1000)),
@@ -252,9 +241,7 @@ def test_a_server_that_ignores_the_range_is_not_believed(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_does_not_fit_is_refused_before_anything_is_fetched(
-    start: Start, tmp_path: Path
-) -> None:
+def test_a_file_that_does_not_fit_is_refused_before_anything_is_fetched(start, tmp_path):
     code = """
 import pathlib, resource, sys
 from pipeline.state.stores import StoreError
@@ -273,7 +260,7 @@ except StoreError as error:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(StoreError, match="part of the path is a file"):
         download_parallel(
@@ -281,7 +268,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         )
 
 
-def test_a_downloaded_file_has_the_permissions_of_any_new_file(tmp_path: Path) -> None:
+def test_a_downloaded_file_has_the_permissions_of_any_new_file(tmp_path):
     (tmp_path / "new").touch()
     download_parallel(lambda start, stop: [b"x"], 1, tmp_path / "file", retry_connections)
     assert os.stat(tmp_path / "file").st_mode == os.stat(tmp_path / "new").st_mode

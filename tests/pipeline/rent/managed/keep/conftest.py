@@ -1,23 +1,17 @@
 """Rentals with a deadline and without one."""
 
-from __future__ import annotations
-
 import pytest
 
-from pipeline.rent.managed.watch import Watcher
 from pipeline.rent.sky_yaml import read_sky_yaml
 from pipeline.state.notes.rental_note import RentalNote, write_rental_note
-from pipeline.state.run_state import RunState
-from tests.pipeline.rent.conftest import SkyHome
 from tests.pipeline.rent.managed.keep.day import MIXED, Day, Rental
-from tests.support.clock import FakeClock
-from tests.support.fake_provider import ME, FakeProvider
+from tests.support.fake_provider import ME
 from tests.support.states import read
 from tests.support.two_markets import TwoMarkets, launched_on_spot
 
 
 @pytest.fixture
-def day(sky_home: SkyHome, run: RunState, time: FakeClock, said: list[str]) -> Day:
+def day(sky_home, run, time, said):
     """A rental that waits for spot, and a note that says who rents."""
     machines = read_sky_yaml(sky_home.yaml(MIXED))
     note = RentalNote(time.time, "desk", ME, "first", read(run).epoch)
@@ -26,7 +20,5 @@ def day(sky_home: SkyHome, run: RunState, time: FakeClock, said: list[str]) -> D
 
 
 @pytest.fixture
-def rental(
-    watcher: Watcher, provider: FakeProvider, run: RunState, time: FakeClock, said: list[str]
-) -> Rental:
+def rental(watcher, provider, run, time, said):
     return Rental(watcher, provider, run, time, said)

@@ -1,16 +1,12 @@
 """Days of a rental and its watcher: with a deadline, on two markets, and without one."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 import yaml
 
 from pipeline.rent.managed.look.diagnose import FUTILE_LIVES
-from pipeline.rent.managed.provider.jobs import ManagedJob
 from pipeline.rent.managed.watch import Watcher
 from pipeline.state.claim import claim_run
 from pipeline.state.notes.deadline import RunDeadline, change_deadline
@@ -45,15 +41,15 @@ class Day:
 
     # Who watches.
 
-    def watcher(self) -> Watcher:
+    def watcher(self):
         """Return a new watcher of the launch."""
         return Watcher(self.run, JOB.name, JOB.id, self.said.append, self.sky)
 
-    def watch(self, seconds: float) -> None:
+    def watch(self, seconds):
         """Let a new watcher watch for so long, while machines come and go."""
         end = self.time.time + seconds
 
-        def during_sleep() -> None:
+        def during_sleep():
             self.sky.tick()
             if self.time.time >= end:
                 raise Enough
@@ -65,48 +61,47 @@ class Day:
 
     # What happens.
 
-    def due_in(self, seconds: float) -> None:
+    def due_in(self, seconds):
         """Set the deadline so many seconds from now."""
         now = self.run.clock.now()
         self.change_deadline(now + seconds, now)
 
-    def change_deadline(self, at: float | None, now: float = 1.0) -> None:
+    def change_deadline(self, at, now=1.0):
         """Set the deadline, or switch it off."""
         deadline = RunDeadline(at, 1800.0, now, Author.me(), "pion deadline")
         change_deadline(self.run, lambda old: deadline)
 
-    def spot_owns(self, seconds: float) -> None:
+    def spot_owns(self, seconds):
         """Let a machine on spot own the run, with time to spare."""
         self.sky.offered[SPOT] = True
         self.due_in(RESERVE + 3000)
         self.watch(seconds)
         assert self.sky.claim is not None
 
-    def on_demand_owns(self) -> ManagedJob:
+    def on_demand_owns(self):
         """Let a machine on demand own the run, and return its job."""
         self.due_in(RESERVE - 100)
         self.watch(150)
         assert self.sky.claim is not None
         return self.job_on_demand
 
-    def spot_is_asked_for(self) -> ManagedJob:
+    def spot_is_asked_for(self):
         """Let there be slack, so a request for spot stands; return its job."""
         self.due_in(RESERVE + 3000)
         self.watch(20)
         return self.job_on_spot
 
-    def owner_leaves(self, job: ManagedJob = JOB) -> None:
+    def owner_leaves(self, job=JOB):
         """Let the owner, the machine of `job`, save and end with exit code 4."""
-        assert self.sky.claim is not None
         self.sky.claim.release()
         self.sky.claim = None
         self.sky.end(job.id, "FAILED", failure=STOPPED)
 
-    def ask_to_hand_over(self, launch: str | None) -> None:
+    def ask_to_hand_over(self, launch):
         """Ask the owner to leave the run to a launch."""
         ask_stop(self.run, "pion hop", except_launch=launch)
 
-    def machines_die(self, spot: bool) -> None:
+    def machines_die(self, spot):
         """Note as many machines of the job as prove that none will own the run."""
         events = EventLog(self.run.store, self.run.name, read(self.run).epoch)
         for n in range(FUTILE_LIVES):
@@ -115,7 +110,7 @@ class Day:
             events.append("machine", id=f"pod{n}", rented_at=rented_at, spot=spot, **about)
         events.flush()
 
-    def with_variables(self, job: ManagedJob, **envs: str) -> ManagedJob:
+    def with_variables(self, job, **envs):
         """Return the next job, like `job` but with other variables."""
         config = yaml.safe_load(job.task or "")
         config["envs"] = {**config["envs"], **envs}
@@ -125,38 +120,33 @@ class Day:
     # What came of it.
 
     @property
-    def job_on_spot(self) -> ManagedJob:
-        return self._job(self.sky.job_on(SPOT))
+    def job_on_spot(self):
+        return self.sky.job_on(SPOT)
 
     @property
-    def job_on_demand(self) -> ManagedJob:
-        return self._job(self.sky.job_on(ON_DEMAND))
-
-    @staticmethod
-    def _job(job: ManagedJob | None) -> ManagedJob:
-        assert job is not None
-        return job
+    def job_on_demand(self):
+        return self.sky.job_on(ON_DEMAND)
 
     @property
-    def orders(self) -> tuple[list[int], list[Any]]:
+    def orders(self):
         """The jobs that were cancelled, and the markets of all requests."""
         return self.sky.cancelled, self.sky.submitted_to
 
     @property
-    def living(self) -> list[int]:
+    def living(self):
         """The jobs that live."""
         return [job.id for job in self.sky.living]
 
     @property
-    def owner(self) -> str | None:
+    def owner(self):
         """The launch that owns the run, or owned it last."""
         return read(self.run).claims[0].owner.launch_id
 
-    def lines(self, words: str) -> list[str]:
+    def lines(self, words):
         """Return what was said with these words."""
         return [line for line in self.said if words in line]
 
-    def line(self, words: str) -> str:
+    def line(self, words):
         """Return the only line with these words."""
         (found,) = self.lines(words)
         return found
@@ -172,27 +162,27 @@ class Rental:
     time: FakeClock
     said: list[str]
 
-    def starts(self, ago: float = 0.0) -> None:
+    def starts(self, ago=0.0):
         """Let the job have asked for a machine that long ago, and get none."""
         self.provider.now("STARTING", submitted_at=self.time.time - ago)
 
-    def succeeds_when_submitted(self) -> None:
+    def succeeds_when_submitted(self):
         """Let the run be done as soon as a job was submitted again."""
         provider = self.provider
         self.time.during_sleep = lambda: provider.now("SUCCEEDED") if provider.submitted else None
 
     @property
-    def orders(self) -> tuple[list[int], list[Any]]:
+    def orders(self):
         """The jobs that were cancelled; those that were submitted: like which, and what they
         avoid."""
         return self.provider.cancelled, self.provider.submitted
 
     @property
-    def text(self) -> str:
+    def text(self):
         """All that was said."""
         return "\n".join(self.said)
 
-    def machines(self, *jobs_by_age: tuple[float, str]) -> None:
+    def machines(self, *jobs_by_age):
         """Note machines in the job's place: how long ago they were rented, and for which job."""
         events = EventLog(self.run.store, self.run.name, claim_run(self.run, someone()).epoch)
         about = {"cloud": "RunPod", "region": "CA", "gpu": "A40", "spot": True}

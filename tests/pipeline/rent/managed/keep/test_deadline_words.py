@@ -1,7 +1,5 @@
 """What is said about a run with a deadline."""
 
-from __future__ import annotations
-
 import pytest
 
 from pipeline.job.runtime_sections import parse_moment
@@ -13,7 +11,7 @@ NOW = parse_moment("2026-11-30T11:00Z")
 AT = parse_moment("2026-12-01T18:00Z")
 
 
-def test_the_outlook_says_until_when_spot_may_be_waited_for() -> None:
+def test_the_outlook_says_until_when_spot_may_be_waited_for():
     said = deadline_words.outlook(AT, NOW, 22.4 * HOUR, slack=8 * HOUR, reserve=45 * MINUTE)
     assert said == (
         "deadline 18:00 UTC Tue (in 31 h); 22.4 h of work on demand; spot may be waited for until "
@@ -21,24 +19,24 @@ def test_the_outlook_says_until_when_spot_may_be_waited_for() -> None:
     )
 
 
-def test_at_the_reserve_spot_is_not_waited_for() -> None:
+def test_at_the_reserve_spot_is_not_waited_for():
     said = deadline_words.outlook(AT, NOW, 30.4 * HOUR, slack=35 * MINUTE, reserve=45 * MINUTE)
     assert said.endswith("spot is not waited for (35 min of slack, 45 min kept in reserve)")
 
 
-def test_a_late_run_is_told_by_how_much_and_that_its_deadline_is_over() -> None:
+def test_a_late_run_is_told_by_how_much_and_that_its_deadline_is_over():
     said = deadline_words.outlook(AT, AT + 2 * HOUR, HOUR, slack=-3.1 * HOUR, reserve=0)
     assert said == "deadline 18:00 UTC (2 h ago); 60 min of work on demand; late by 3.1 h"
 
 
-def test_the_last_moment_to_watch_is_named() -> None:
+def test_the_last_moment_to_watch_is_named():
     assert deadline_words.watch_by(NOW + 10 * HOUR, NOW) == (
         "somebody must watch again by 21:00 UTC (in 10 h), or the deadline is at risk"
     )
     assert "from now on" in deadline_words.watch_by(NOW, NOW)
 
 
-def test_renting_on_demand_says_since_when_nothing_came_and_what_it_costs_at_most() -> None:
+def test_renting_on_demand_says_since_when_nothing_came_and_what_it_costs_at_most():
     said = deadline_words.renting_on_demand(
         "A40 or L40S", 0.4, 9.8, now=NOW, waited_since=NOW - 9 * HOUR
     )
@@ -56,12 +54,12 @@ def test_renting_on_demand_says_since_when_nothing_came_and_what_it_costs_at_mos
 @pytest.mark.parametrize(
     ("slack", "lasts"), [(40 * MINUTE, "slack lasts 40 min more"), (-1, "the slack is used up")]
 )
-def test_machines_on_demand_that_do_not_come_are_named(slack: float, lasts: str) -> None:
+def test_machines_on_demand_that_do_not_come_are_named(slack, lasts):
     said = deadline_words.none_on_demand("A40 or L40S", 20 * MINUTE, slack)
     assert said == f"no A40 or L40S on demand in 20 min; SkyPilot keeps asking; {lasts}"
 
 
-def test_a_missed_deadline_says_why_if_that_is_known() -> None:
+def test_a_missed_deadline_says_why_if_that_is_known():
     night = (NOW - 12 * HOUR + 10 * MINUTE, NOW - 4 * HOUR - 20 * MINUTE)
     assert deadline_words.missed(2.1 * HOUR, now=NOW, unwatched=night) == (
         "the deadline is missed by 2.1 h: nobody watched from 23:10 UTC Sun to 06:40 UTC; on "
@@ -76,5 +74,5 @@ def test_a_missed_deadline_says_why_if_that_is_known() -> None:
     )
 
 
-def test_a_moment_in_more_than_a_week_has_its_date() -> None:
+def test_a_moment_in_more_than_a_week_has_its_date():
     assert deadline_words.clock(NOW + 8 * deadline_words.DAY, NOW) == "2026-12-08 11:00 UTC"

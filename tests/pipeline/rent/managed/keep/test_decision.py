@@ -1,11 +1,7 @@
 """How much work is left, and when a child process times on-demand machines again."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import yaml
@@ -31,17 +27,14 @@ from pipeline.rent.managed.provider.recorded_task import machines_of
 from pipeline.rent.sky_yaml import read_sky_yaml
 from pipeline.state.claim import claim_run
 from pipeline.state.head import ClaimRecord, Head
-from pipeline.state.run_state import RunState
 from pipeline.state.shared.speeds import PastSpeed, keep_train_speed
-from tests.pipeline.rent.conftest import SkyHome
 from tests.pipeline.rent.managed.keep.day import MIXED
-from tests.support.clock import FakeClock
 from tests.support.light_run import JOB, save_checkpoint
 from tests.support.states import read, someone
 from tests.support.two_markets import launched_on_spot
 
 
-def test_a_silent_owner_is_taken_to_have_worked_on_until_its_next_save(sky_home: SkyHome) -> None:
+def test_a_silent_owner_is_taken_to_have_worked_on_until_its_next_save(sky_home):
     machines = read_sky_yaml(sky_home.yaml())
     job = Job.model_validate(JOB)
     candidate, seconds = machines.candidates[0], dict.fromkeys(job.train_stages, 5000.0)
@@ -55,7 +48,7 @@ def test_a_silent_owner_is_taken_to_have_worked_on_until_its_next_save(sky_home:
     plan = Plan(managed, machines, job, digest_job(job), [machine], timed, Measured(), None, 0.0)
     followed = JobLook(SkyView(managed), RunView())
 
-    def left(age: float) -> float:
+    def left(age):
         status = {"heartbeat_age": age, "progress": None}
         look = Look(head, (followed,), 9e9, status)
         return with_work_left(plan, look, lag=30.0)[0].work or 0.0
@@ -68,16 +61,16 @@ def test_a_silent_owner_is_taken_to_have_worked_on_until_its_next_save(sky_home:
 
 
 @pytest.fixture
-def rental(sky_home: SkyHome, time: FakeClock) -> ManagedJob:
+def rental(sky_home, time):
     return launched_on_spot(read_sky_yaml(sky_home.yaml(MIXED)), time)
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def asked(monkeypatch):
     """What children are asked. This process answers."""
-    questions: list[Any] = []
+    questions = []
 
-    def ask(work: Callable[..., Any], *values: Any) -> Any:
+    def ask(work, *values):
         questions.append(values)
         return work(*values)
 
@@ -86,14 +79,12 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return questions
 
 
-def plan_of(run: RunState, rental: ManagedJob, known: Plan | None = None) -> Plan:
+def plan_of(run, rental, known=None):
     look = Look(read(run), (JobLook(SkyView(rental), RunView()),), run.clock.now())
-    plan = read_plan(run, look, known)
-    assert plan is not None
-    return plan
+    return read_plan(run, look, known)
 
 
-def measured(run: RunState, time: FakeClock, tokens_per_second: float) -> None:
+def measured(run, time, tokens_per_second):
     """Let a past run have trained this model on an A40."""
     job = Job.model_validate(JOB)
     lengths = (job.seq_len(stage) for stage in job.train_stages)
@@ -103,7 +94,7 @@ def measured(run: RunState, time: FakeClock, tokens_per_second: float) -> None:
 
 
 @pytest.mark.soak  # a child imports torch, and traces
-def test_a_child_times_the_machines_as_this_process_does(run: RunState, rental: ManagedJob) -> None:
+def test_a_child_times_the_machines_as_this_process_does(run, rental):
     values = Job.model_validate(JOB), machines_of(rental), run.read(), []
     here = time_machines(*values)
     assert [machine.candidate.gpu for machine in here] == ["RTXA6000", "A40"]
@@ -111,9 +102,7 @@ def test_a_child_times_the_machines_as_this_process_does(run: RunState, rental: 
     assert in_child(time_machines, *values) == here
 
 
-def test_the_same_question_is_asked_again_only_because_prices_change(
-    run: RunState, rental: ManagedJob, time: FakeClock, asked: list[Any]
-) -> None:
+def test_the_same_question_is_asked_again_only_because_prices_change(run, rental, time, asked):
     plan = plan_of(run, rental)
     for _ in range(int(PRICE_SECONDS / MEASURE_SECONDS) - 1):
         time.sleep(MEASURE_SECONDS)
@@ -126,17 +115,15 @@ def test_the_same_question_is_asked_again_only_because_prices_change(
     assert len(asked) == 2
 
 
-def test_a_job_that_replaces_another_asks_nothing_new(
-    run: RunState, rental: ManagedJob, asked: list[Any]
-) -> None:
+def test_a_job_that_replaces_another_asks_nothing_new(run, rental, asked):
     plan = plan_of(run, rental)
     assert plan_of(run, replace(rental, id=rental.id + 1), plan).on_demand == plan.on_demand
     assert len(asked) == 1
 
 
 def test_the_work_that_is_left_is_up_to_date_although_the_times_are_remembered(
-    run: RunState, rental: ManagedJob, time: FakeClock, asked: list[Any]
-) -> None:
+    run, rental, time, asked
+):
     plan = plan_of(run, rental)
     digests = digest_job(Job.model_validate(JOB))
     claim = claim_run(run, someone())
@@ -148,9 +135,7 @@ def test_the_work_that_is_left_is_up_to_date_although_the_times_are_remembered(
     assert len(asked) == 1
 
 
-def test_what_the_times_depend_on_is_asked_again(
-    run: RunState, rental: ManagedJob, time: FakeClock, asked: list[Any]
-) -> None:
+def test_what_the_times_depend_on_is_asked_again(run, rental, time, asked):
     plan = plan_of(run, rental)
     measured(run, time, 1000.0)
     time.sleep(MEASURE_SECONDS)
@@ -162,9 +147,7 @@ def test_what_the_times_depend_on_is_asked_again(
     assert len(asked) == 3
 
 
-def test_other_machines_are_asked_about(
-    run: RunState, rental: ManagedJob, sky_home: SkyHome, time: FakeClock, asked: list[Any]
-) -> None:
+def test_other_machines_are_asked_about(run, rental, sky_home, time, asked):
     plan = plan_of(run, rental)
     others = read_sky_yaml(sky_home.yaml(MIXED.replace("RTXA6000", "RTXA4000")))
     hopped = replace(launched_on_spot(others, time), id=rental.id + 1)

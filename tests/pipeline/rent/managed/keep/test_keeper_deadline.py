@@ -1,7 +1,5 @@
 """The watcher of a run with a deadline, on a simulated SkyPilot with two markets."""
 
-from __future__ import annotations
-
 import json
 import re
 
@@ -13,21 +11,18 @@ from pipeline.state.notes.rental_note import RentalNote, read_rental_note, write
 from pipeline.state.notes.stop_requests import ask_stop
 from pipeline.state.notes.watcher_beat import read_beat
 from pipeline.state.rows.metrics import read_events
-from pipeline.state.stores import Store
-from tests.pipeline.rent.managed.keep.day import REFUSED, RESERVE, Day
+from tests.pipeline.rent.managed.keep.day import REFUSED, RESERVE
 from tests.support.fake_provider import JOB
 from tests.support.states import read
 from tests.support.two_markets import ON_DEMAND, SPOT, Enough
 
 
-def test_spot_is_waited_for_until_the_reserve_and_then_on_demand_is_rented_once(day: Day) -> None:
+def test_spot_is_waited_for_until_the_reserve_and_then_on_demand_is_rented_once(day):
     day.due_in(RESERVE + 300)
     day.watch(30)
     assert day.lines("spot may be waited for until")
     assert "somebody must watch again by" in day.said[-1]
     beat = read_beat(day.run)
-    assert beat is not None
-    assert beat.saw is not None
     assert beat.saw["state"] == "waiting"
     assert beat.risk_at is not None
     assert day.sky.submitted_to == []
@@ -47,15 +42,13 @@ def test_spot_is_waited_for_until_the_reserve_and_then_on_demand_is_rented_once(
     ]
 
 
-def test_until_when_nobody_must_watch_is_known_without_the_store(
-    day: Day, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_until_when_nobody_must_watch_is_known_without_the_store(day, monkeypatch):
     """After Ctrl-C, a store that hangs must not hold up the command."""
 
-    def leave() -> None:
+    def leave():
         raise Enough
 
-    def hang(store: Store) -> None:
+    def hang(store):
         raise AssertionError("asked the store")
 
     day.due_in(RESERVE + 4000)
@@ -73,13 +66,12 @@ def test_until_when_nobody_must_watch_is_known_without_the_store(
     assert minutes[0] - minutes[1] == 10
 
 
-def test_while_on_demand_works_spot_stands_and_relieves_it_and_may_be_lost_again(day: Day) -> None:
+def test_while_on_demand_works_spot_stands_and_relieves_it_and_may_be_lost_again(day):
     day.on_demand_owns()
     standing = day.spot_is_asked_for()  # `pion deadline RUN --hours N`
     assert day.sky.submitted_to == [ON_DEMAND, SPOT]
     assert day.job_on_demand
     note, _ = read_rental_note(day.run)
-    assert note is not None
     assert note.launch_id == launch_id_of(standing)
     day.sky.offered[SPOT] = True
     day.watch(150)
@@ -94,7 +86,7 @@ def test_while_on_demand_works_spot_stands_and_relieves_it_and_may_be_lost_again
     assert day.owner == launch_id_of(day.sky.living[0])
 
 
-def test_a_standing_request_ends_when_slack_is_too_small_for_a_loss(day: Day) -> None:
+def test_a_standing_request_ends_when_slack_is_too_small_for_a_loss(day):
     on_demand = day.on_demand_owns()
     day.spot_is_asked_for()
     day.due_in(RESERVE - 500)
@@ -103,7 +95,7 @@ def test_a_standing_request_ends_when_slack_is_too_small_for_a_loss(day: Day) ->
     assert "a spot machine that is lost would cost" in day.lines("on demand to the end: slack")[-1]
 
 
-def test_spot_machines_that_fail_at_once_are_left_alone_while_on_demand_works(day: Day) -> None:
+def test_spot_machines_that_fail_at_once_are_left_alone_while_on_demand_works(day):
     day.on_demand_owns()
     day.due_in(RESERVE + 3000)
     for _ in range(5):
@@ -115,21 +107,21 @@ def test_spot_machines_that_fail_at_once_are_left_alone_while_on_demand_works(da
     assert day.lines("on spot end before they own the run")
 
 
-def test_a_first_machine_that_fails_ends_the_rental_with_its_exit_code(day: Day) -> None:
+def test_a_first_machine_that_fails_ends_the_rental_with_its_exit_code(day):
     day.due_in(RESERVE + 3000)
     day.sky.end(JOB.id, "FAILED", failure=REFUSED)
     assert day.watcher().follow() == 2
     assert day.sky.submitted_to == []
 
 
-def test_a_rental_that_a_person_cancels_is_over(day: Day) -> None:
+def test_a_rental_that_a_person_cancels_is_over(day):
     day.due_in(RESERVE + 3000)
     day.sky.end(JOB.id, "CANCELLED")
     assert day.watcher().follow() == 1
     assert (day.sky.submitted_to, read_rental_note(day.run)[0]) == ([], None)
 
 
-def test_while_a_person_cancels_the_rental_nothing_else_is_requested(day: Day) -> None:
+def test_while_a_person_cancels_the_rental_nothing_else_is_requested(day):
     day.due_in(RESERVE + 3000)
     day.sky.change(JOB.id, status="CANCELLING")  # until its machine has ended
     watcher = day.watcher()
@@ -140,7 +132,7 @@ def test_while_a_person_cancels_the_rental_nothing_else_is_requested(day: Day) -
     assert day.sky.submitted_to == []
 
 
-def test_a_run_that_a_person_stops_ends_with_4_and_gets_no_other_machine(day: Day) -> None:
+def test_a_run_that_a_person_stops_ends_with_4_and_gets_no_other_machine(day):
     day.spot_owns(120)
     ask_stop(day.run, "pion stop")
     day.owner_leaves()
@@ -148,9 +140,7 @@ def test_a_run_that_a_person_stops_ends_with_4_and_gets_no_other_machine(day: Da
     assert day.sky.submitted_to == []
 
 
-def test_an_owner_that_ends_to_hand_over_to_a_machine_that_never_comes_is_replaced(
-    day: Day,
-) -> None:
+def test_an_owner_that_ends_to_hand_over_to_a_machine_that_never_comes_is_replaced(day):
     day.spot_owns(120)
     day.ask_to_hand_over("one that was cancelled")
     day.owner_leaves()
@@ -159,7 +149,7 @@ def test_an_owner_that_ends_to_hand_over_to_a_machine_that_never_comes_is_replac
     assert day.sky.claim is not None
 
 
-def test_another_computer_that_rents_now_is_left_alone(day: Day) -> None:
+def test_another_computer_that_rents_now_is_left_alone(day):
     day.due_in(RESERVE - 100)
     other = RentalNote(1.0, "another-desk", "99999999", "theirs", read(day.run).epoch)
     write_rental_note(day.run, other, read_rental_note(day.run)[1])

@@ -1,8 +1,6 @@
 """A watcher that is killed at any of its calls leaves what the next one completes: each machine is
 requested once, and nothing that is needed is cancelled."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 from collections.abc import Callable
@@ -10,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from pipeline.rent.managed.provider.jobs import BOOT_SECONDS, ManagedJob
+from pipeline.rent.managed.provider.jobs import BOOT_SECONDS
 from pipeline.rent.managed.provider.recorded_task import BY_HOP
 from pipeline.state.claim import claim_run
 from pipeline.state.notes.rental_note import read_rental_note, write_rental_note
@@ -23,12 +21,11 @@ from tests.support.two_markets import ON_DEMAND, SPOT, Killed, Market
 LAUNCH, SECOND, THIRD = JOB.id, JOB.id + 1, JOB.id + 2
 
 
-def killed_everywhere(day: Day, check: Callable[[], None]) -> int:
+def killed_everywhere(day, check):
     """Kill a watcher at each of its calls in turn; let another one look, and check what is left.
     Return how many were killed. The rental begins again each time."""
     sky, at, kills = day.sky, day.time.time, 0
     jobs, listed, note = list(sky.jobs), list(sky.listed or ()), read_rental_note(day.run)[0]
-    assert note is not None
     for kill_at in range(1, 60):
         sky.jobs, sky.listed = list(jobs), list(listed)
         sky.submitted_to, sky.cancelled, sky.calls = [], [], 0
@@ -52,72 +49,70 @@ def killed_everywhere(day: Day, check: Callable[[], None]) -> int:
     return kills
 
 
-def waiting(day: Day) -> None:
+def waiting(day):
     day.due_in(RESERVE - 100)
 
 
-def slow_spot(day: Day) -> None:
+def slow_spot(day):
     day.spot_owns(120)
     day.due_in(1500.0)  # below `stay`
 
 
-def on_demand_with_slack(day: Day) -> None:
+def on_demand_with_slack(day):
     day.on_demand_owns()
     day.due_in(RESERVE + 3000)
 
 
-def standing_request_without_slack(day: Day) -> None:
+def standing_request_without_slack(day):
     day.on_demand_owns()
     day.spot_is_asked_for()
     day.due_in(RESERVE - 500)
 
 
-def stuck(day: Day) -> None:
+def stuck(day):
     """Let the launch's machine be up for so long that its boot does not end any more."""
     since = day.time.time - BOOT_SECONDS - 60
     day.sky.change(LAUNCH, status="RUNNING", submitted_at=since, started_at=since)
 
 
-def stuck_with_a_deadline(day: Day) -> None:
+def stuck_with_a_deadline(day):
     day.due_in(RESERVE + 3000)
     stuck(day)
 
 
-def no_machine_on_demand_starts_the_run(day: Day) -> None:
+def no_machine_on_demand_starts_the_run(day):
     day.due_in(RESERVE - 100)
     job = day.with_variables(day.sky.jobs[0], PION_SPOT="0")
     day.sky.jobs = [dataclasses.replace(job, id=LAUNCH, status="RECOVERING")]
     day.machines_die(spot=False)
 
 
-def hop_of(day: Day) -> ManagedJob:
+def hop_of(day):
     envs = {"PION_LAUNCH_ID": "hop", "PION_SPOT": "1", BY_HOP: "1"}
     return day.with_variables(day.sky.jobs[0], **envs)
 
 
-def hop_on_its_way(day: Day) -> None:
+def hop_on_its_way(day):
     day.on_demand_owns()
     hop = dataclasses.replace(hop_of(day), status="PENDING", submitted_at=day.time.time)
     day.sky.jobs.append(hop)
     day.due_in(RESERVE - 500)
 
 
-def hop_that_has_arrived(day: Day) -> None:
+def hop_that_has_arrived(day):
     on_demand, sky = day.on_demand_owns(), day.sky
     running = {"status": "RUNNING", "recovered_at": day.time.time, "cloud": "RunPod"}
     hop = dataclasses.replace(hop_of(day), **running)
     sky.jobs.append(hop)
-    assert sky.claim is not None
     sky.claim.release()
     sky.claim = claim_run(day.run, someone(host="hop", launch_id="hop"), take_over=True)
     sky.listed = [sky.pod("a", "RUNNING", on_demand.id), sky.pod("b", "RUNNING", hop.id)]
     day.due_in(RESERVE + 3000)
 
 
-def end_of_the_run(day: Day) -> None:
+def end_of_the_run(day):
     on_demand = day.on_demand_owns()
     day.spot_is_asked_for()
-    assert day.sky.claim is not None
     for stage in ("sft", "evaluate", "publish"):
         with contextlib.suppress(KeyError):
             day.sky.claim.finish_stage(stage, "d", {})
@@ -176,8 +171,8 @@ QUICK = (waiting, slow_spot, no_machine_on_demand_starts_the_run, end_of_the_run
         for change in CHANGES
     ],
 )
-def test_the_next_watcher_completes_what_a_killed_one_began(day: Day, change: Change) -> None:
-    def check() -> None:
+def test_the_next_watcher_completes_what_a_killed_one_began(day, change):
+    def check():
         assert day.sky.submitted_to == change.requested
         assert day.living == change.living
         assert not (change.keeps and day.sky.cancelled)
@@ -188,11 +183,11 @@ def test_the_next_watcher_completes_what_a_killed_one_began(day: Day, change: Ch
     assert killed_everywhere(day, check) >= change.kills
 
 
-def test_a_restart_without_a_deadline_is_requested_at_most_once(day: Day) -> None:
+def test_a_restart_without_a_deadline_is_requested_at_most_once(day):
     """Only who has cancelled the job knows that it was to be restarted. For the next watcher, it is
     a job that was cancelled."""
 
-    def at_most_one() -> None:
+    def at_most_one():
         if day.sky.submitted_to:
             assert day.sky.submitted_to == [SPOT]
             assert day.living == [SECOND]

@@ -1,11 +1,7 @@
 """`pion watch` ends a job that makes no progress and submits it again, elsewhere if needed."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
 
 import pytest
 
@@ -13,12 +9,11 @@ from pion.errors import PionError
 from pipeline.rent.managed.keep.keeper import PATIENT_CANCEL_SECONDS
 from pipeline.rent.managed.keep.renter import FUTILE_RESTARTS, Renter
 from pipeline.rent.managed.look.diagnose import UNNOTICED_SECONDS
-from pipeline.rent.managed.provider.jobs import BOOT_SECONDS, ManagedJob
+from pipeline.rent.managed.provider.jobs import BOOT_SECONDS
 from pipeline.rent.managed.request import submitting_alone
 from pipeline.rent.managed.watch import follow_or_leave
 from pipeline.state.claim import claim_run
 from pipeline.state.rows.metrics import read_events
-from tests.pipeline.rent.managed.keep.day import Rental
 from tests.pipeline.rent.managed.look.test_diagnose import A40
 from tests.support.fake_provider import (
     JOB,
@@ -34,13 +29,13 @@ from tests.support.states import someone
 LOST = "the machine of the controller was restarted"
 
 
-def test_a_place_where_machines_die_young_is_avoided_from_then_on(rental: Rental) -> None:
+def test_a_place_where_machines_die_young_is_avoided_from_then_on(rental):
     now = rental.provider.now
 
-    def recovered(times: int) -> Callable[[], None]:
+    def recovered(times):
         return lambda: now("RUNNING", recoveries=times, recovered_at=rental.time.time)
 
-    def recovering() -> None:
+    def recovering():
         now("RECOVERING")
 
     both = (recovering, recovered(1), recovering, recovered(2), recovering)
@@ -51,7 +46,7 @@ def test_a_place_where_machines_die_young_is_avoided_from_then_on(rental: Rental
     assert words in rental.text
 
 
-def test_a_job_that_may_go_nowhere_else_is_left_as_it_is(rental: Rental) -> None:
+def test_a_job_that_may_go_nowhere_else_is_left_as_it_is(rental):
     rental.provider.only = A40
     rental.machines((900, "7"), (600, "7"), (300, "7"))
     rental.provider.now("RECOVERING")
@@ -61,7 +56,7 @@ def test_a_job_that_may_go_nowhere_else_is_left_as_it_is(rental: Rental) -> None
     assert rental.text.count("the YAML allows nothing but that") == 1
 
 
-def test_two_reasons_to_restart_make_one_restart(rental: Rental) -> None:
+def test_two_reasons_to_restart_make_one_restart(rental):
     rental.provider.listed = []
     rental.time.time += 3600  # since the run's last sign of life
     started_at = rental.time.time - BOOT_SECONDS + UNNOTICED_SECONDS
@@ -72,7 +67,7 @@ def test_two_reasons_to_restart_make_one_restart(rental: Rental) -> None:
     assert "boot not finished" not in rental.text  # that was wrong with the job before
 
 
-def test_machines_of_an_earlier_job_say_nothing_against_a_place(rental: Rental) -> None:
+def test_machines_of_an_earlier_job_say_nothing_against_a_place(rental):
     rental.machines((900, "5"), (600, "6"), (300, "7"))
     rental.provider.now("RECOVERING")
     during(rental.time, lambda: None, succeed(rental.provider))
@@ -80,7 +75,7 @@ def test_machines_of_an_earlier_job_say_nothing_against_a_place(rental: Rental) 
     assert not rental.provider.cancelled
 
 
-def test_a_job_that_can_not_be_submitted_again_keeps_its_pod(rental: Rental) -> None:
+def test_a_job_that_can_not_be_submitted_again_keeps_its_pod(rental):
     lose_secrets(rental.provider)
     rental.starts()
     succeed_after(rental.provider, rental.time, BOOT_SECONDS + 60)
@@ -90,9 +85,7 @@ def test_a_job_that_can_not_be_submitted_again_keeps_its_pod(rental: Rental) -> 
     assert not rental.provider.cancelled
 
 
-def test_a_pod_that_nobody_would_end_is_replaced_in_the_same_place_if_there_is_no_other(
-    rental: Rental,
-) -> None:
+def test_a_pod_that_nobody_would_end_is_replaced_in_the_same_place_if_there_is_no_other(rental):
     rental.provider.only = A40
     rental.starts()
     rental.succeeds_when_submitted()
@@ -101,11 +94,11 @@ def test_a_pod_that_nobody_would_end_is_replaced_in_the_same_place_if_there_is_n
 
 
 @pytest.mark.slow
-def test_a_run_that_no_machine_ever_owns_is_given_up_in_the_end(rental: Rental) -> None:
+def test_a_run_that_no_machine_ever_owns_is_given_up_in_the_end(rental):
     provider = rental.provider
     rental.starts()
 
-    def boot_in_vain() -> None:
+    def boot_in_vain():
         for job in provider.jobs:
             if job.status == "RUNNING":
                 provider.change(job.id, status="STARTING", submitted_at=rental.time.time)
@@ -118,15 +111,13 @@ def test_a_run_that_no_machine_ever_owns_is_given_up_in_the_end(rental: Rental) 
     assert not any(pod.alive for pod in provider.listed or ())
 
 
-def test_a_run_at_work_is_watched_without_its_controller_and_restarted_when_it_ends(
-    rental: Rental,
-) -> None:
+def test_a_run_at_work_is_watched_without_its_controller_and_restarted_when_it_ends(rental):
     claim, provider = claim_run(rental.run, someone()), rental.provider
     beat(claim, stage="sft", step=6)
     provider.now("FAILED_CONTROLLER", failure=LOST)
     start, rented_at = rental.time.time, []
 
-    def live() -> None:
+    def live():
         if rental.time.time - start < 600:
             beat(claim, stage="sft", step=7)
         elif not provider.submitted:
@@ -141,13 +132,13 @@ def test_a_run_at_work_is_watched_without_its_controller_and_restarted_when_it_e
     assert not provider.terminated
 
 
-def test_while_a_person_submits_the_run_it_is_not_submitted_again(rental: Rental) -> None:
+def test_while_a_person_submits_the_run_it_is_not_submitted_again(rental):
     rental.provider.now("FAILED_CONTROLLER")
     other = contextlib.ExitStack()
     other.enter_context(submitting_alone(JOB.name))
-    submitted_meanwhile: list[int] = []
+    submitted_meanwhile = []
 
-    def leave() -> None:
+    def leave():
         submitted_meanwhile.append(len(rental.provider.submitted))
         other.close()
 
@@ -157,7 +148,7 @@ def test_while_a_person_submits_the_run_it_is_not_submitted_again(rental: Rental
     assert "another process on this machine is submitting" in rental.text
 
 
-def test_a_lost_controller_ends_no_run(rental: Rental) -> None:
+def test_a_lost_controller_ends_no_run(rental):
     claim_run(rental.run, someone())
     rental.provider.now("FAILED_CONTROLLER", failure=LOST)
     during(rental.time, lambda: rental.provider.now("SUCCEEDED", id=8))
@@ -166,9 +157,7 @@ def test_a_lost_controller_ends_no_run(rental: Rental) -> None:
     assert LOST in rental.text
 
 
-def test_a_job_cancelled_for_a_restart_is_submitted_however_often_that_fails(
-    rental: Rental,
-) -> None:
+def test_a_job_cancelled_for_a_restart_is_submitted_however_often_that_fails(rental):
     fail_to_submit(rental.provider, times=3)
     rental.starts(ago=BOOT_SECONDS)
     rental.succeeds_when_submitted()
@@ -176,18 +165,18 @@ def test_a_job_cancelled_for_a_restart_is_submitted_however_often_that_fails(
     assert rental.orders == ([7], [(7, {A40})])
 
 
-def test_a_submission_that_only_seemed_to_fail_is_not_repeated(rental: Rental) -> None:
+def test_a_submission_that_only_seemed_to_fail_is_not_repeated(rental):
     provider, really_submit = rental.provider, rental.provider.submit
 
-    def submit(task: Any, name: str) -> int:
+    def submit(task, name):
         really_submit(task, name)
         raise PionError("SkyPilot could not submit: timed out")
 
     provider.submit = submit
     rental.starts()
-    looks_since: list[float] = []
+    looks_since = []
 
-    def live() -> None:
+    def live():
         if provider.submitted:
             looks_since.append(rental.time.time)
         if len(looks_since) > 1:
@@ -199,18 +188,18 @@ def test_a_submission_that_only_seemed_to_fail_is_not_repeated(rental: Rental) -
 
 
 def test_a_job_that_another_process_submits_meanwhile_is_followed_and_not_submitted_again(
-    rental: Rental, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    rental, monkeypatch
+):
     announce, provider = Renter.announce, rental.provider
 
-    def submitted_elsewhere(renter: Renter, *announced: Any) -> None:
+    def submitted_elsewhere(renter, *announced):
         announce(renter, *announced)
         provider.jobs.append(dataclasses.replace(JOB, id=8))
 
     monkeypatch.setattr(Renter, "announce", submitted_elsewhere)
     rental.starts()
 
-    def live() -> None:
+    def live():
         if provider.cancelled and any(job.id == 8 for job in provider.jobs):
             provider.now("SUCCEEDED")
 
@@ -222,18 +211,18 @@ def test_a_job_that_another_process_submits_meanwhile_is_followed_and_not_submit
 @pytest.mark.slow
 @pytest.mark.parametrize("fails", ["cancel", "managed_jobs"])
 def test_a_job_that_is_cancelled_is_submitted_again_even_if_its_end_could_not_be_seen(
-    rental: Rental, fails: str
-) -> None:
+    rental, fails
+):
     provider = rental.provider
     failures = [PionError("SkyPilot could not: timed out") for _ in range(3)]
     really_cancel, really_list = provider.cancel, provider.managed_jobs
 
-    def cancel(ids: Sequence[int]) -> None:
+    def cancel(ids):
         really_cancel(ids)
         if fails == "cancel" and failures:
             raise failures.pop()
 
-    def managed_jobs(name: str, **more: Any) -> Sequence[ManagedJob]:
+    def managed_jobs(name, **more):
         if fails == "managed_jobs" and provider.cancelled and failures:
             raise failures.pop()
         return really_list(name, **more)
@@ -245,9 +234,7 @@ def test_a_job_that_is_cancelled_is_submitted_again_even_if_its_end_could_not_be
     assert rental.orders == ([7], [(7, {A40})])
 
 
-def test_a_job_that_ends_well_before_it_could_be_cancelled_is_not_submitted_again(
-    rental: Rental,
-) -> None:
+def test_a_job_that_ends_well_before_it_could_be_cancelled_is_not_submitted_again(rental):
     rental.provider.cancel = lambda ids: rental.provider.now("SUCCEEDED")
     rental.starts()
     rental.succeeds_when_submitted()
@@ -256,14 +243,14 @@ def test_a_job_that_ends_well_before_it_could_be_cancelled_is_not_submitted_agai
     assert "managed job 7 was already over (SUCCEEDED), so it was not restarted" in rental.text
 
 
-def test_one_look_submits_what_it_has_ended_though_that_fails_at_first(rental: Rental) -> None:
+def test_one_look_submits_what_it_has_ended_though_that_fails_at_first(rental):
     fail_to_submit(rental.provider, times=3)
     rental.provider.now("FAILED_CONTROLLER")
     assert rental.watcher.look_once() == 1
     assert rental.provider.submitted == [(7, set())]
 
 
-def test_one_look_that_can_not_submit_what_it_has_ended_says_so(rental: Rental) -> None:
+def test_one_look_that_can_not_submit_what_it_has_ended_says_so(rental):
     fail_to_submit(rental.provider, times=1000)
     rental.provider.now("FAILED_CONTROLLER")
     start = rental.time.time
@@ -273,7 +260,7 @@ def test_one_look_that_can_not_submit_what_it_has_ended_says_so(rental: Rental) 
     assert rental.time.time - start < PATIENT_CANCEL_SECONDS + 60
 
 
-def test_a_lost_controller_without_the_secrets_for_a_restart_ends_the_watch(rental: Rental) -> None:
+def test_a_lost_controller_without_the_secrets_for_a_restart_ends_the_watch(rental):
     lose_secrets(rental.provider)
     claim_run(rental.run, someone())
     rental.provider.now("FAILED_CONTROLLER")
@@ -281,7 +268,7 @@ def test_a_lost_controller_without_the_secrets_for_a_restart_ends_the_watch(rent
     assert "HF_TOKEN must be set" in rental.text
 
 
-def test_a_restart_that_is_impossible_is_reported_once(rental: Rental) -> None:
+def test_a_restart_that_is_impossible_is_reported_once(rental):
     lose_secrets(rental.provider)
     claim_run(rental.run, someone())
     rental.provider.listed = []
@@ -293,10 +280,8 @@ def test_a_restart_that_is_impossible_is_reported_once(rental: Rental) -> None:
     assert [event["event"] for event in events].count("watch") == 1
 
 
-def test_ctrl_c_while_the_run_is_restarted_does_not_say_that_it_continues(
-    rental: Rental, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def submit(task: Any, name: str) -> int:
+def test_ctrl_c_while_the_run_is_restarted_does_not_say_that_it_continues(rental, capsys):
+    def submit(task, name):
         raise KeyboardInterrupt
 
     rental.provider.submit = submit

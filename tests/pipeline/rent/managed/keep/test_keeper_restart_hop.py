@@ -1,34 +1,29 @@
 """`pion watch` and a job that makes no progress while two jobs of the run stand, as in a hop."""
 
-from __future__ import annotations
-
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
 
 import pytest
 
 from pion.errors import PionError
 from pipeline.rent.managed.look.diagnose import UNNOTICED_SECONDS
 from pipeline.rent.managed.provider.jobs import BOOT_SECONDS
-from pipeline.state.claim import Claim, claim_run
-from tests.pipeline.rent.managed.keep.day import Rental
+from pipeline.state.claim import claim_run
 from tests.support.fake_provider import JOB, beat
 from tests.support.states import someone
 
 
-def of_launch(launch: str) -> str:
+def of_launch(launch):
     return f"name: pion-demo\n---\nenvs:\n  PION_LAUNCH_ID: {launch}\nrun: pion run\n"
 
 
 @pytest.fixture
-def old(rental: Rental) -> Claim:
+def old(rental):
     """The owner, on the machine of JOB. Job 8 is to relieve it, and asks for a machine."""
     provider, asks = rental.provider, {"status": "STARTING", "submitted_at": rental.time.time}
     provider.now("RUNNING", task=of_launch("old"))
     provider.jobs.append(dataclasses.replace(JOB, id=8, task=of_launch("new"), **asks))
 
-    def submit(task: Any, name: str) -> int:
+    def submit(task, name):
         provider.submitted.append(task)
         provider.jobs.append(dataclasses.replace(JOB, id=9, task=of_launch("new")))
         return 9
@@ -37,9 +32,7 @@ def old(rental: Rental) -> Claim:
     return claim_run(rental.run, someone(launch_id="old"))
 
 
-def test_a_job_that_was_relieved_is_no_reason_not_to_replace_the_one_that_relieved_it(
-    rental: Rental, old: Claim
-) -> None:
+def test_a_job_that_was_relieved_is_no_reason_not_to_replace_the_one_that_relieved_it(rental, old):
     old.release()
     claim_run(rental.run, someone(launch_id="new"))
     rental.provider.change(8, status="RUNNING")
@@ -53,22 +46,20 @@ def test_a_job_that_was_relieved_is_no_reason_not_to_replace_the_one_that_reliev
 
 @pytest.mark.slow
 @pytest.mark.parametrize("failures", [0, 1])
-def test_a_hop_whose_machine_never_boots_ends_and_the_owner_works_on(
-    rental: Rental, old: Claim, failures: int
-) -> None:
+def test_a_hop_whose_machine_never_boots_ends_and_the_owner_works_on(rental, old, failures):
     """Also if its job could not be cancelled at once."""
     provider, time = rental.provider, rental.time
     provider.listed = [provider.pod("a", "RUNNING"), provider.pod("b", "RUNNING", 8)]
     end, cancel = time.time + 2 * BOOT_SECONDS, provider.cancel
-    asked, looks_alone = list[float](), list[float]()
+    asked, looks_alone = [], []
 
-    def fail_at_first(ids: Sequence[int]) -> None:
+    def fail_at_first(ids):
         asked.append(time.time)
         if len(asked) <= failures:
             raise PionError("SkyPilot could not cancel: timed out")
         cancel(ids)
 
-    def work() -> None:
+    def work():
         """Let the owner work. It is done a few looks after job 8 has ended."""
         beat(old, stage="sft", step=6 + int(time.time / 100) % 2, steps=10)
         if not any(job.live for job in provider.jobs if job.id == 8):

@@ -1,23 +1,18 @@
 """What goes wrong on one market, or between the two, does not end a rental with a deadline."""
 
-from __future__ import annotations
-
 import dataclasses
-from collections.abc import Collection
-from typing import Any
 
 import pytest
 
 from pion.errors import BadInput, PionError
 from pipeline.rent.managed.look import diagnose
-from pipeline.rent.managed.provider.jobs import ARRIVE_SECONDS, BOOT_SECONDS, ManagedJob, Place
-from pipeline.rent.managed.provider.recorded_task import BY_HOP, MACHINES, NextRental, launch_id_of
+from pipeline.rent.managed.provider.jobs import ARRIVE_SECONDS, BOOT_SECONDS
+from pipeline.rent.managed.provider.recorded_task import BY_HOP, MACHINES, launch_id_of
 from pipeline.rent.sky_yaml import read_sky_yaml
 from pipeline.state.claim import claim_run
 from pipeline.state.notes.stop_requests import ask_stop, pending_stop
 from pipeline.state.notes.watcher_beat import read_beat
-from tests.pipeline.rent.conftest import SkyHome
-from tests.pipeline.rent.managed.keep.day import REFUSED, RESERVE, STOPPED, Day
+from tests.pipeline.rent.managed.keep.day import REFUSED, RESERVE, STOPPED
 from tests.pipeline.rent.managed.look.test_diagnose import A40
 from tests.support.fake_provider import JOB
 from tests.support.states import someone
@@ -25,7 +20,7 @@ from tests.support.two_markets import ON_DEMAND, SPOT, Enough, launched_on_spot
 
 
 @pytest.fixture
-def on_demand(day: Day) -> ManagedJob:
+def on_demand(day):
     """The job of a machine on demand that owns the run. A request for spot stands next to it."""
     day.on_demand_owns()
     day.spot_is_asked_for()
@@ -33,7 +28,7 @@ def on_demand(day: Day) -> ManagedJob:
     return day.job_on_demand
 
 
-def boot_spot(day: Day) -> ManagedJob:
+def boot_spot(day):
     """Give the standing request a machine."""
     job, sky = day.job_on_spot, day.sky
     place = {"cloud": "RunPod", "region": "CA", "resources": "1x[spot](A40:1)"}
@@ -42,7 +37,7 @@ def boot_spot(day: Day) -> ManagedJob:
     return day.job_on_spot
 
 
-def die(day: Day, job: ManagedJob, deaths: list[int], *, moves: bool) -> None:
+def die(day, job, deaths, *, moves):
     """Replace the machine of a job, in a new place each time if it `moves`."""
     if job.status == "RUNNING":
         day.sky.change(job.id, status="RECOVERING")
@@ -56,10 +51,9 @@ def die(day: Day, job: ManagedJob, deaths: list[int], *, moves: bool) -> None:
 # ---------------------------------------------------------------- between two machines
 
 
-def test_a_look_between_two_owners_cancels_neither_machine(day: Day, on_demand: ManagedJob) -> None:
+def test_a_look_between_two_owners_cancels_neither_machine(day, on_demand):
     spot = boot_spot(day)
     day.time.sleep(100)
-    assert day.sky.claim is not None
     day.ask_to_hand_over(launch_id_of(spot))
     day.sky.claim.release()
     day.sky.claim = None
@@ -76,8 +70,8 @@ def test_a_look_between_two_owners_cancels_neither_machine(day: Day, on_demand: 
 
 @pytest.mark.parametrize("asked", [True, False])
 def test_a_spot_machine_is_cancelled_for_lack_of_slack_only_until_it_takes_over(
-    day: Day, on_demand: ManagedJob, asked: bool
-) -> None:
+    day, on_demand, asked
+):
     spot = boot_spot(day)
     if asked:
         day.ask_to_hand_over(launch_id_of(spot))
@@ -87,9 +81,7 @@ def test_a_spot_machine_is_cancelled_for_lack_of_slack_only_until_it_takes_over(
     assert on_demand.id not in day.sky.cancelled
 
 
-def test_a_run_that_was_handed_to_a_cancelled_machine_gets_another(
-    day: Day, on_demand: ManagedJob
-) -> None:
+def test_a_run_that_was_handed_to_a_cancelled_machine_gets_another(day, on_demand):
     spot = boot_spot(day)
     day.ask_to_hand_over(launch_id_of(spot))
     day.sky.end(spot.id, "CANCELLED")
@@ -103,24 +95,21 @@ def test_a_run_that_was_handed_to_a_cancelled_machine_gets_another(
 
 
 @pytest.mark.slow
-def test_spot_machines_that_never_boot_leave_the_one_on_demand_alone(
-    day: Day, on_demand: ManagedJob, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_spot_machines_that_never_boot_leave_the_one_on_demand_alone(day, on_demand, monkeypatch):
     boot, sky, tick = 200.0, day.sky, day.sky.tick
     monkeypatch.setattr(diagnose, "BOOT_SECONDS", boot)
 
-    def stick() -> None:
+    def stick():
         """Give each spot request a pod that never becomes reachable."""
         job = sky.job_on(SPOT)
         names = [pod.id for pod in sky.listed or ()]
         if job is not None and f"pod{job.id}" not in names:
             sky.listed = [*(sky.listed or ()), sky.pod(f"pod{job.id}", "RUNNING", job.id)]
         tick()
-        assert sky.claim is not None
         sky.claim.heartbeat.report(stage="sft", step=6 + int(day.time.time / 100) % 2, steps=10)
         sky.claim.heartbeat.beat()
 
-    sky.tick = stick  # type: ignore[method-assign]
+    sky.tick = stick
     day.due_in(RESERVE + 12 * boot)
     day.watch(6 * boot)
     assert on_demand.live
@@ -131,9 +120,7 @@ def test_spot_machines_that_never_boot_leave_the_one_on_demand_alone(
     assert day.lines("on spot end before they own the run")
 
 
-def test_a_deadline_that_is_switched_off_leaves_the_machine_that_works(
-    day: Day, on_demand: ManagedJob
-) -> None:
+def test_a_deadline_that_is_switched_off_leaves_the_machine_that_works(day, on_demand):
     spot = day.job_on_spot
     day.change_deadline(None)
     day.watch(40)
@@ -145,9 +132,7 @@ def test_a_deadline_that_is_switched_off_leaves_the_machine_that_works(
 
 
 @pytest.mark.slow
-def test_a_controller_that_is_lost_while_its_machine_works_ends_nothing(
-    day: Day, on_demand: ManagedJob
-) -> None:
+def test_a_controller_that_is_lost_while_its_machine_works_ends_nothing(day, on_demand):
     sky = day.sky
     day.due_in(RESERVE - 500)
     day.watch(20)  # the request for spot is cancelled
@@ -162,7 +147,7 @@ def test_a_controller_that_is_lost_while_its_machine_works_ends_nothing(
     assert sky.claim is not None, "another machine has claimed the run"
 
 
-def test_a_controller_that_is_lost_before_any_machine_came_is_replaced_once(day: Day) -> None:
+def test_a_controller_that_is_lost_before_any_machine_came_is_replaced_once(day):
     day.due_in(RESERVE + 3000)
     day.sky.end(JOB.id, "FAILED_CONTROLLER", failure="it died")
     day.watch(120)
@@ -170,10 +155,8 @@ def test_a_controller_that_is_lost_before_any_machine_came_is_replaced_once(day:
     assert len(day.living) == 1
 
 
-def test_what_can_not_be_requested_costs_nothing_that_stands(
-    day: Day, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def no_secret(wanted: NextRental) -> None:
+def test_what_can_not_be_requested_costs_nothing_that_stands(day, monkeypatch):
+    def no_secret(wanted):
         raise BadInput("AWS_ACCESS_KEY_ID must be set in the environment")
 
     day.due_in(RESERVE - 100)
@@ -182,17 +165,14 @@ def test_what_can_not_be_requested_costs_nothing_that_stands(
     assert day.orders == ([], [])
     assert "tried again each minute" in day.line("AWS_ACCESS_KEY_ID")
     beat = read_beat(day.run)
-    assert beat is not None
     assert beat.risk_at is not None, "the deadline is at risk from now on"
     monkeypatch.undo()
     day.watch(90)
     assert day.sky.submitted_to == [ON_DEMAND]
 
 
-def test_a_stop_ends_the_watch_of_a_rental_that_was_announced_and_never_submitted(
-    day: Day, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(task: object, name: str) -> int:
+def test_a_stop_ends_the_watch_of_a_rental_that_was_announced_and_never_submitted(day, monkeypatch):
+    def refuse(task, name):
         raise BadInput("SkyPilot refuses this task")
 
     day.due_in(RESERVE - 100)
@@ -204,15 +184,15 @@ def test_a_stop_ends_the_watch_of_a_rental_that_was_announced_and_never_submitte
     assert watcher.follow() in (1, 4)
 
 
-def test_a_request_whose_answer_was_lost_is_not_submitted_again_within_a_minute(day: Day) -> None:
+def test_a_request_whose_answer_was_lost_is_not_submitted_again_within_a_minute(day):
     day.due_in(RESERVE - 100)
     submit, asked = day.sky.submit, []
 
-    def lost(task: object, name: str) -> int:
+    def lost(task, name):
         asked.append(day.time.time)
         raise PionError("SkyPilot may have accepted the job")
 
-    day.sky.submit = lost  # type: ignore[method-assign,assignment]
+    day.sky.submit = lost
     with pytest.raises(PionError):
         day.watcher().look_once()
     # Another watcher, right after the first was killed, does not know.
@@ -220,7 +200,7 @@ def test_a_request_whose_answer_was_lost_is_not_submitted_again_within_a_minute(
     watcher.look_once()
     assert len(asked) == 1
     day.time.sleep(61)
-    day.sky.submit = submit  # type: ignore[method-assign]
+    day.sky.submit = submit
     watcher.look_once()
     assert day.sky.submitted_to == [ON_DEMAND]
 
@@ -228,15 +208,13 @@ def test_a_request_whose_answer_was_lost_is_not_submitted_again_within_a_minute(
 # ---------------------------------------------------------------- hops
 
 
-def of_hop(day: Day, job: ManagedJob, **envs: str) -> ManagedJob:
+def of_hop(day, job, **envs):
     """Return the job of a hop, with other variables than `job`."""
     hop = day.with_variables(job, **{"PION_LAUNCH_ID": "hop", BY_HOP: "1", **envs})
     return dataclasses.replace(hop, status="PENDING", submitted_at=day.time.time)
 
 
-def test_a_hop_to_the_other_market_is_left_alone_until_its_time_is_over(
-    day: Day, on_demand: ManagedJob
-) -> None:
+def test_a_hop_to_the_other_market_is_left_alone_until_its_time_is_over(day, on_demand):
     sky = day.sky
     sky.cancel([day.job_on_spot.id])
     hop = of_hop(day, sky.jobs[-1])
@@ -253,7 +231,7 @@ def test_a_hop_to_the_other_market_is_left_alone_until_its_time_is_over(
     assert hop.id in sky.cancelled, "nobody has seen the hop through"
 
 
-def test_after_a_hop_to_machines_of_one_market_the_old_machines_are_not_requested(day: Day) -> None:
+def test_after_a_hop_to_machines_of_one_market_the_old_machines_are_not_requested(day):
     day.due_in(RESERVE - 100)
     day.sky.jobs.append(of_hop(day, day.sky.jobs[0], **{MACHINES: "", "PION_SPOT": "0"}))
     day.sky.end(JOB.id, "CANCELLED")
@@ -263,14 +241,13 @@ def test_after_a_hop_to_machines_of_one_market_the_old_machines_are_not_requeste
     assert len(day.living) == 1
     assert day.lines("on demand only")
     beat = read_beat(day.run)
-    assert beat is not None
     assert beat.saw is None
 
 
 # ---------------------------------------------------------------- machines that start no run
 
 
-def test_while_machines_on_demand_are_left_alone_the_request_for_spot_stands(day: Day) -> None:
+def test_while_machines_on_demand_are_left_alone_the_request_for_spot_stands(day):
     (launch,) = day.sky.jobs
     ended = {"status": "FAILED", "failure": REFUSED, "ended_at": day.time.time}
     failed = [
@@ -288,7 +265,7 @@ def test_while_machines_on_demand_are_left_alone_the_request_for_spot_stands(day
     assert day.lines("on demand end before they own the run")
 
 
-def test_a_spot_machine_that_is_given_up_is_replaced_at_once(day: Day) -> None:
+def test_a_spot_machine_that_is_given_up_is_replaced_at_once(day):
     day.due_in(4 * BOOT_SECONDS)
     day.sky.offered[SPOT] = False
     day.sky.listed = [day.sky.pod("stuck", "RUNNING", JOB.id)]
@@ -299,14 +276,14 @@ def test_a_spot_machine_that_is_given_up_is_replaced_at_once(day: Day) -> None:
     assert (job.submitted_at or 0.0) <= 1_000_000.0 + BOOT_SECONDS + 30
 
 
-def test_machines_on_spot_that_never_start_the_run_do_not_end_it(day: Day) -> None:
-    (job,), tick, deaths = day.sky.jobs, day.sky.tick, list[int]()
+def test_machines_on_spot_that_never_start_the_run_do_not_end_it(day):
+    (job,), tick, deaths = day.sky.jobs, day.sky.tick, []
 
-    def death() -> None:
+    def death():
         now = next(each for each in day.sky.jobs if each.id == job.id)
         die(day, now, deaths, moves=True) if now.live else tick()
 
-    day.sky.tick = death  # type: ignore[method-assign]
+    day.sky.tick = death
     day.due_in(RESERVE + 3000)
     day.watch(200)
     assert day.orders == ([job.id], []), "spot is left alone, and there is time"
@@ -316,8 +293,8 @@ def test_machines_on_spot_that_never_start_the_run_do_not_end_it(day: Day) -> No
     assert day.sky.claim is not None
 
 
-def test_machines_on_demand_that_never_start_the_run_end_it(day: Day) -> None:
-    job, deaths = of_hop(day, day.sky.jobs[0], **{BY_HOP: "", "PION_SPOT": "0"}), list[int]()
+def test_machines_on_demand_that_never_start_the_run_end_it(day):
+    job, deaths = of_hop(day, day.sky.jobs[0], **{BY_HOP: "", "PION_SPOT": "0"}), []
     day.sky.jobs = [job]
     day.due_in(RESERVE - 100)
     day.time.during_sleep = lambda: die(day, day.sky.jobs[-1], deaths, moves=True)
@@ -325,9 +302,7 @@ def test_machines_on_demand_that_never_start_the_run_end_it(day: Day) -> None:
     assert day.sky.submitted_to == []
 
 
-def test_machines_that_never_start_the_run_end_it_if_none_on_demand_will_do(
-    day: Day, sky_home: SkyHome
-) -> None:
+def test_machines_that_never_start_the_run_end_it_if_none_on_demand_will_do(day, sky_home):
     spot = read_sky_yaml(sky_home.yaml("any_of: [{accelerators: A40, use_spot: true}]"))
     launched = launched_on_spot(spot, day.time)
     day.sky.jobs = [dataclasses.replace(launched, status="RECOVERING")]
@@ -338,13 +313,11 @@ def test_machines_that_never_start_the_run_end_it_if_none_on_demand_will_do(
     assert day.lines("no machine has owned the run")[-1].endswith("no machine has owned the run")
 
 
-def test_machines_that_were_given_up_before_another_owned_the_run_no_longer_count(
-    day: Day, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_machines_that_were_given_up_before_another_owned_the_run_no_longer_count(day, monkeypatch):
     monkeypatch.setattr(diagnose, "BOOT_SECONDS", 60.0)
-    sky, work, lost = day.sky, day.sky.tick, list[int]()
+    sky, work, lost = day.sky, day.sky.tick, []
 
-    def tick() -> None:
+    def tick():
         """Let two machines hang while they boot, one own the run and be lost, and two more hang."""
         if sky.submitted_to.count(ON_DEMAND) >= (5 if lost else 3):
             work()
@@ -357,14 +330,14 @@ def test_machines_that_were_given_up_before_another_owned_the_run_no_longer_coun
                 sky.change(job.id, status="STARTING")
                 sky.listed = [sky.pod(f"stuck{job.id}", "RUNNING", job.id)]
 
-    sky.tick = tick  # type: ignore[method-assign]
+    sky.tick = tick
     day.due_in(RESERVE - 100)
     day.watch(600)
     assert sky.submitted_to == [ON_DEMAND] * 5
     assert sky.claim is not None
 
 
-def test_after_a_request_to_stop_no_machine_relieves_a_slow_one(day: Day) -> None:
+def test_after_a_request_to_stop_no_machine_relieves_a_slow_one(day):
     day.spot_owns(150)
     ask_stop(day.run, "pion stop")
     day.due_in(600)
@@ -372,22 +345,22 @@ def test_after_a_request_to_stop_no_machine_relieves_a_slow_one(day: Day) -> Non
     assert day.orders == ([], [])
 
 
-def test_a_machine_whose_pod_is_gone_no_longer_owns_the_run(day: Day) -> None:
+def test_a_machine_whose_pod_is_gone_no_longer_owns_the_run(day):
     day.spot_owns(150)
-    day.sky.listed, day.sky.tick = [], lambda: None  # type: ignore[method-assign]
+    day.sky.listed, day.sky.tick = [], lambda: None
     day.due_in(RESERVE - 100)
     day.watch(30)
     assert day.sky.submitted_to == [ON_DEMAND], "SkyPilot has not noticed the loss yet"
 
 
 def test_a_place_where_machines_die_is_avoided_though_another_is_requested_only_later(
-    day: Day, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    day, monkeypatch
+):
     day.due_in(RESERVE + 3000)
     outside = claim_run(day.run, someone())  # so nothing is requested
-    deaths, avoided = list[int](), list[Collection[Place]]()
+    deaths, avoided = [], []
 
-    def death() -> None:
+    def death():
         """The process elsewhere ends after the job."""
         (job,) = day.sky.jobs
         if job.live:
@@ -396,7 +369,7 @@ def test_a_place_where_machines_die_is_avoided_though_another_is_requested_only_
         else:
             outside.release()
 
-    def task_of(wanted: NextRental) -> Any:
+    def task_of(wanted):
         avoided.append(wanted.avoid)
         raise Enough
 

@@ -1,12 +1,7 @@
 """The events of a run keep the cost of pods that end before they own the run."""
 
-from __future__ import annotations
-
 import dataclasses
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,27 +15,26 @@ from pipeline.state.rows.metrics import EventLog, read_events
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, StoreError
 from tests.pipeline.rent.managed.look.test_diagnose import A40, A4000
-from tests.support.clock import FakeClock
-from tests.support.fake_provider import JOB, FakeProvider, beat, during, succeed
+from tests.support.fake_provider import JOB, beat, during, succeed
 from tests.support.states import someone
 
 
-def lost_pods(run: RunState) -> list[dict[str, Any]]:
+def lost_pods(run):
     """Return the events in the run's store about pods that never owned it."""
     return [e for e in read_events(run.store, run.name) if e["event"] == "lost"]
 
 
-def lose(provider: FakeProvider) -> Callable[[], None]:
+def lose(provider):
     """Return a function that removes the pod from RunPod's list and lets SkyPilot recover."""
 
-    def gone() -> None:
+    def gone():
         provider.listed = []
         provider.now("RECOVERING")
 
     return gone
 
 
-def owns_the_run(run: RunState, pod: str) -> None:
+def owns_the_run(run, pod):
     """Let the pod claim the run and report itself."""
     events = EventLog(run.store, run.name, claim_run(run, someone(host=pod)).epoch)
     about = {"cloud": "RunPod", "region": "CA", "gpu": "A40", "count": 1, "spot": True}
@@ -50,8 +44,8 @@ def owns_the_run(run: RunState, pod: str) -> None:
 
 
 def test_a_pod_that_goes_before_it_owns_the_run_is_kept_with_what_it_cost(
-    watcher: Watcher, provider: FakeProvider, run: RunState, time: FakeClock
-) -> None:
+    watcher, provider, run, time
+):
     start = time.time
     provider.now("STARTING", submitted_at=start)
     during(time, lambda: None, lose(provider), succeed(provider))
@@ -62,8 +56,8 @@ def test_a_pod_that_goes_before_it_owns_the_run_is_kept_with_what_it_cost(
 
 
 def test_the_shown_cost_includes_a_machine_that_never_owned_the_run(
-    watcher: Watcher, provider: FakeProvider, run: RunState, time: FakeClock, said: list[str]
-) -> None:
+    watcher, provider, run, time, said
+):
     claim = claim_run(run, someone(host="desk"))
     beat(claim, stage="sft", step=6)
     provider.listed = [provider.pod("a", "RUNNING", created=time.time - 3600)]
@@ -75,11 +69,11 @@ def test_the_shown_cost_includes_a_machine_that_never_owned_the_run(
 
 @pytest.mark.parametrize("status", ["EXITED", "TERMINATED"])
 def test_an_exited_pod_costs_nothing_more_although_it_is_still_listed(
-    watcher: Watcher, provider: FakeProvider, run: RunState, time: FakeClock, status: str
-) -> None:
+    watcher, provider, run, time, status
+):
     start = time.time
 
-    def exits() -> None:
+    def exits():
         provider.listed = [provider.pod("a", status)]
 
     during(time, exits, lambda: None, succeed(provider))
@@ -88,9 +82,7 @@ def test_an_exited_pod_costs_nothing_more_although_it_is_still_listed(
     assert (event["begin"], event["end"]) == (start, start)
 
 
-def test_a_pod_costs_from_when_runpod_says_that_it_was_rented(
-    watcher: Watcher, provider: FakeProvider, run: RunState, time: FakeClock
-) -> None:
+def test_a_pod_costs_from_when_runpod_says_that_it_was_rented(watcher, provider, run, time):
     provider.listed = [provider.pod("a", "RUNNING", created=time.time - 90)]
     during(time, lose(provider), succeed(provider))
     watcher.follow()
@@ -98,29 +90,23 @@ def test_a_pod_costs_from_when_runpod_says_that_it_was_rented(
     assert event["end"] - event["begin"] == 90
 
 
-def test_the_pod_of_an_ended_job_is_kept_too_because_this_is_the_last_look(
-    watcher: Watcher, provider: FakeProvider, run: RunState
-) -> None:
+def test_the_pod_of_an_ended_job_is_kept_too_because_this_is_the_last_look(watcher, provider, run):
     provider.now("FAILED_SETUP")
     assert watcher.look_once() == 1
     assert [event["id"] for event in lost_pods(run)] == ["a"]
 
 
-def test_a_pod_that_owned_the_run_speaks_for_itself(
-    watcher: Watcher, provider: FakeProvider, run: RunState, time: FakeClock
-) -> None:
+def test_a_pod_that_owned_the_run_speaks_for_itself(watcher, provider, run, time):
     during(time, lambda: owns_the_run(run, "a"), lose(provider), succeed(provider))
     watcher.follow()
     assert lost_pods(run) == []
 
 
-def test_every_lost_pod_is_kept_and_those_of_other_runs_are_not(
-    watcher: Watcher, provider: FakeProvider, run: RunState, time: FakeClock
-) -> None:
+def test_every_lost_pod_is_kept_and_those_of_other_runs_are_not(watcher, provider, run, time):
     other = dataclasses.replace(provider.pod("x", "RUNNING"), name="pion-other-7-0123abcd-head")
     provider.listed.append(other)
 
-    def another() -> None:
+    def another():
         provider.listed = [provider.pod("b", "RUNNING")]
 
     during(time, another, lose(provider), succeed(provider))
@@ -128,9 +114,7 @@ def test_every_lost_pod_is_kept_and_those_of_other_runs_are_not(
     assert {event["id"] for event in lost_pods(run)} == {"a", "b"}
 
 
-def test_two_windows_keep_a_lost_pod_once(
-    run: RunState, provider: FakeProvider, time: FakeClock, said: list[str]
-) -> None:
+def test_two_windows_keep_a_lost_pod_once(run, provider, time, said):
     windows = [
         Watcher(run, JOB.name, JOB.id, said.append, provider, acting=acting)
         for acting in (True, False)
@@ -144,9 +128,7 @@ def test_two_windows_keep_a_lost_pod_once(
     assert len(lost_pods(run)) == 1
 
 
-def test_a_pod_lost_before_any_machine_owned_the_run_is_kept_too(
-    tmp_path: Path, provider: FakeProvider, time: FakeClock, said: list[str]
-) -> None:
+def test_a_pod_lost_before_any_machine_owned_the_run_is_kept_too(tmp_path, provider, time, said):
     new = RunState(FileStore(tmp_path / "new"), "demo", time.clock())
     provider.now("STARTING", submitted_at=time.time)
     during(time, lambda: None, lose(provider), succeed(provider))
@@ -155,19 +137,18 @@ def test_a_pod_lost_before_any_machine_owned_the_run_is_kept_too(
     assert costs_of(new, Head(), time.time).dollars == pytest.approx(0.001)  # 10 s at $0.36
     claim_run(new, someone()).release()
     head = new.read()
-    assert head is not None
     assert costs_of(new, head, time.time).dollars == pytest.approx(0.001)
 
 
 def test_a_lost_pod_is_recorded_later_if_the_store_is_down(
-    watcher: Watcher, provider: FakeProvider, run: RunState, time: FakeClock, monkeypatch: Any
-) -> None:
+    watcher, provider, run, time, monkeypatch
+):
     swap = run.store.compare_and_swap
 
-    def down(*arguments: Any) -> Any:
+    def down(*arguments):
         raise StoreError("write", "events", "no route to host")
 
-    def fails() -> None:
+    def fails():
         lose(provider)()
         monkeypatch.setattr(run.store, "compare_and_swap", down)
 
@@ -182,7 +163,7 @@ def test_a_lost_pod_is_recorded_later_if_the_store_is_down(
 # ---------------------------------------------------------------- the machines of a managed job
 
 
-def test_the_machines_of_a_run_come_from_its_store_each_once(run: RunState) -> None:
+def test_the_machines_of_a_run_come_from_its_store_each_once(run):
     events = EventLog(run.store, run.name, 9, now=lambda: 50.0)
     about = {"cloud": "RunPod", "region": "CA", "gpu": "A40", "spot": True}
     events.append("machine", id="one", rented_at=10.0, managed_job="7", **about)
@@ -194,7 +175,7 @@ def test_the_machines_of_a_run_come_from_its_store_each_once(run: RunState) -> N
     assert claimed_machines(run, 7) == [Attempt(A40, 10.0), Attempt(A40, 50.0)]
 
 
-def test_a_machine_that_the_store_and_skypilot_know_is_one() -> None:
+def test_a_machine_that_the_store_and_skypilot_know_is_one():
     claimed = [Attempt(A40, 100.0), Attempt(A4000, 500.0)]
     assert each_once(claimed, [Attempt(A40, 160.0), Attempt(A4000, 570.0)]) == claimed
     assert each_once(claimed, []) == claimed  # nobody watched
@@ -208,18 +189,18 @@ def test_a_machine_that_the_store_and_skypilot_know_is_one() -> None:
 
 
 def test_a_machine_that_claims_the_run_before_skypilot_says_that_it_runs_counts_once(
-    watcher: Watcher, provider: FakeProvider, run: RunState, time: FakeClock, said: list[str]
-) -> None:
-    def claims() -> None:
+    watcher, provider, run, time, said
+):
+    def claims():
         events = EventLog(run.store, run.name, claim_run(run, someone(), take_over=True).epoch)
         about = {"cloud": "RunPod", "region": "CA", "gpu": "A40", "spot": True, "managed_job": "7"}
         events.append("machine", id=f"pod{time.time}", rented_at=time.time, **about)
         events.flush()
 
-    def runs(recoveries: int) -> Callable[[], None]:
+    def runs(recoveries):
         return lambda: provider.now("RUNNING", recoveries=recoveries, recovered_at=time.time)
 
-    def recovers() -> None:
+    def recovers():
         provider.now("RECOVERING")
 
     provider.now("STARTING")

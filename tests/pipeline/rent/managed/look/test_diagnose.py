@@ -1,9 +1,6 @@
 """What is wrong with a rental, from what SkyPilot, RunPod and the run's store say."""
 
-from __future__ import annotations
-
 import dataclasses
-from typing import Any
 
 import pytest
 
@@ -17,7 +14,7 @@ from pipeline.rent.managed.look.diagnose import (
     SkyView,
     diagnose,
 )
-from pipeline.rent.managed.provider.jobs import BOOT_SECONDS, ManagedJob, Place
+from pipeline.rent.managed.provider.jobs import BOOT_SECONDS, Place
 from pipeline.rent.managed.provider.pods import Pod
 from pipeline.state.run_state import COMMIT_SILENCE_SECONDS
 from tests.support.fake_provider import JOB, NOW
@@ -28,15 +25,15 @@ ALIVE, EXITED = Pod("a", "", "RUNNING"), Pod("x", "", "EXITED")
 AT_WORK = RunView(claimed_at=NOW - 7000, beat_at=NOW - 5, last_sign=NOW - 60)
 
 
-def job(status: str, **changes: Any) -> ManagedJob:
+def job(status, **changes):
     return dataclasses.replace(JOB, status=status, **changes)
 
 
-def run(**changes: Any) -> RunView:
+def run(**changes):
     return dataclasses.replace(AT_WORK, **changes)
 
 
-def in_a_row(place: Place, *ages: float) -> tuple[Attempt, ...]:
+def in_a_row(place, *ages):
     """Return machines that were rented these numbers of seconds ago."""
     return tuple(Attempt(place, NOW - age) for age in ages)
 
@@ -65,7 +62,7 @@ STOPPED, DONE = run(stop="pion stop"), run(finished=True)
 HANGS = run(stalled_since=NOW - HANG_SECONDS)
 ENDED_BOOT = dataclasses.replace(BOOTING, finished=True)
 
-WRONG: list[tuple[SkyView, RunView, str, str, tuple[str, ...]]] = [
+WRONG = [
     # SkyPilot needs minutes to judge a stopped pod, so the pod is terminated at once.
     (SkyView(JOB, (EXITED,)), AT_WORK, "dead pod", "terminate", ("x",)),
     (SkyView(RECOVERING, (EXITED,)), AT_WORK, "dead pod", "terminate", ("x",)),
@@ -126,9 +123,7 @@ WRONG: list[tuple[SkyView, RunView, str, str, tuple[str, ...]]] = [
 
 
 @pytest.mark.parametrize(("sky", "seen", "what", "action", "pods"), WRONG)
-def test_what_is_wrong_is_found_with_what_to_do(
-    sky: SkyView, seen: RunView, what: str, action: str, pods: tuple[str, ...]
-) -> None:
+def test_what_is_wrong_is_found_with_what_to_do(sky, seen, what, action, pods):
     (found,) = diagnose(sky, seen, NOW)
     assert (found.what, found.action, found.pods) == (what, action, pods)
     assert found.why
@@ -136,7 +131,7 @@ def test_what_is_wrong_is_found_with_what_to_do(
 
 NEARLY_TOOK_OVER = job("RUNNING", recovered_at=NOW - BOOT_SECONDS - COMMIT_SILENCE_SECONDS + 1)
 
-WELL: list[tuple[SkyView, RunView]] = [
+WELL = [
     (SkyView(JOB, (ALIVE,)), AT_WORK),
     (SkyView(JOB, (), NOW - UNNOTICED_SECONDS + 1), AT_WORK),  # SkyPilot needs a minute
     (SkyView(job("STARTING"), (), NOW - LOST_BOOT_SECONDS + 1), AT_WORK),
@@ -170,18 +165,18 @@ WELL: list[tuple[SkyView, RunView]] = [
 
 
 @pytest.mark.parametrize(("sky", "seen"), WELL)
-def test_a_rental_is_left_alone_while_it_may_be_well(sky: SkyView, seen: RunView) -> None:
+def test_a_rental_is_left_alone_while_it_may_be_well(sky, seen):
     assert diagnose(sky, seen, NOW) == []
 
 
-def test_a_run_that_should_end_says_why_no_other_machine_is_rented() -> None:
+def test_a_run_that_should_end_says_why_no_other_machine_is_rented():
     stopped = dataclasses.replace(WAITING, stop="pion stop")
     (found,) = diagnose(SkyView(job("RECOVERING"), (ALIVE,)), stopped, NOW)
     assert "asked to stop (pion stop), so Pion will not rent a new machine" in found.why
     assert found.avoid is None
 
 
-def test_the_place_to_avoid_is_the_one_where_machines_die_young() -> None:
+def test_the_place_to_avoid_is_the_one_where_machines_die_young():
     attempts = in_a_row(A4000, 4000) + in_a_row(A40, 900, 600, 300)
     (found,) = diagnose(SkyView(job("RECOVERING"), (), attempts=attempts), AT_WORK, NOW)
     assert found.avoid == A40

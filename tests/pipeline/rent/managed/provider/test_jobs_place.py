@@ -1,7 +1,5 @@
 """Where a machine is, in SkyPilot's words."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import pytest
@@ -21,5 +19,5 @@ from tests.support.fake_provider import JOB
         (None, Place("RunPod", "CA", None, spot=False)),
     ],
 )
-def test_a_machine_is_read_from_skypilots_words(words: str | None, place: Place) -> None:
+def test_a_machine_is_read_from_skypilots_words(words, place):
     assert place_of(dataclasses.replace(JOB, resources=words)) == place

@@ -1,15 +1,11 @@
 """What SkyPilot's records say about clusters, including those of managed jobs."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import pytest
 
 from pipeline.rent.managed.provider.provider import Provider
 
 
-def record(status: str | None, name: str = "pion-demo-1") -> dict[str, Any]:
+def record(status, name="pion-demo-1"):
     """Return the record of one cluster; the status None means that it has ended."""
     from sky.utils.status_lib import ClusterStatus
 
@@ -17,13 +13,13 @@ def record(status: str | None, name: str = "pion-demo-1") -> dict[str, Any]:
 
 
 @pytest.fixture
-def records(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+def records(monkeypatch):
     """SkyPilot's records; the controller is here."""
     from sky import global_user_state
 
-    records: list[dict[str, Any]] = []
+    records = []
 
-    def history(*, cluster_names: list[str]) -> list[dict[str, Any]]:
+    def history(*, cluster_names):
         return [record for record in records if record["name"] in cluster_names]
 
     monkeypatch.setattr(Provider, "controller_is_here", lambda _: True)
@@ -36,21 +32,17 @@ def records(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     # One record for each machine that the job has had.
     [([None, None], None), (["UP", None], "UP"), ([None, "UP"], "UP")],
 )
-def test_a_cluster_has_ended_when_every_machine_of_that_name_has(
-    records: list[dict[str, Any]], statuses: list[str | None], status: str | None
-) -> None:
+def test_a_cluster_has_ended_when_every_machine_of_that_name_has(records, statuses, status):
     records += [*map(record, statuses), record("UP", "pion-other-1")]
     assert Provider().clusters_recorded({"pion-demo-1"}) == {"pion-demo-1": status}
 
 
-def test_a_cluster_without_a_record_is_left_out(records: list[dict[str, Any]]) -> None:
+def test_a_cluster_without_a_record_is_left_out(records):
     records.append(record(None, "pion-other-1"))
     assert Provider().clusters_recorded({"pion-demo-1"}) == {}
 
 
-def test_the_records_are_those_of_a_controller_on_this_machine(
-    records: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_records_are_those_of_a_controller_on_this_machine(records, monkeypatch):
     monkeypatch.setattr(Provider, "controller_is_here", lambda _: False)
     records.append(record(None))
     assert Provider().clusters_recorded({"pion-demo-1"}) == {}

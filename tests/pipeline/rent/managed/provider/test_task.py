@@ -1,17 +1,12 @@
 """Which machines of a YAML SkyPilot may rent, and in which order it tries them."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from pipeline.rent.managed.launch import launch
-from pipeline.rent.managed.provider.jobs import ManagedJob
 from pipeline.rent.managed.provider.recorded_task import NextRental, task_of
 from pipeline.rent.managed.provider.task import (
     RAY_TOKEN,
@@ -23,7 +18,7 @@ from pipeline.rent.managed.provider.task import (
 )
 from pipeline.rent.sky_yaml import read_sky_yaml
 from tests.paths import RENTALS, REPOSITORY
-from tests.pipeline.rent.conftest import YAML, SkyHome
+from tests.pipeline.rent.conftest import YAML
 from tests.support.fake_provider import JOB
 from tests.support.jobs import tiny_dict
 from tests.support.sky_catalog import Price
@@ -38,7 +33,7 @@ LARGE = {"d_model": 8192, "n_layers": 3, "n_heads": 64, "n_kv_heads": 8, "d_ff":
 TODAY = {"A40": Price(0.5, 0.9), "RTXA4000": Price(0.3, 0.1), "RTXA5000": Price(0.2, 0.4)}
 
 
-def order(path: Path) -> list[tuple[str, bool]]:
+def order(path):
     """Return each GPU and whether it is spot, as SkyPilot's own loader reads the task."""
     sky_yaml = read_sky_yaml(path)
     envs = {"JOB": "jobs/tiny.yaml"}
@@ -47,18 +42,18 @@ def order(path: Path) -> list[tuple[str, bool]]:
     return [(next(iter(found.accelerators)), found.use_spot) for found in task.resources]
 
 
-def test_alternatives_are_tried_spot_first_and_by_todays_price(sky_home: SkyHome) -> None:
+def test_alternatives_are_tried_spot_first_and_by_todays_price(sky_home):
     sky_home.sell(TODAY)
     any_of = sky_home.yaml(LISTED.replace("ordered", "any_of"))
     assert order(any_of) == [("RTXA5000", True), ("A40", True), ("RTXA4000", False)]
 
 
-def test_the_users_own_order_is_kept(sky_home: SkyHome) -> None:
+def test_the_users_own_order_is_kept(sky_home):
     sky_home.sell(TODAY)
     assert order(sky_home.yaml(LISTED)) == [("A40", True), ("RTXA4000", False), ("RTXA5000", True)]
 
 
-def test_what_nobody_prices_or_offers_comes_last(sky_home: SkyHome) -> None:
+def test_what_nobody_prices_or_offers_comes_last(sky_home):
     sky_home.sell({"A40": Price(None, 0.9), "RTXA5000": Price(0.2, 0.4)})
     any_of = sky_home.yaml("any_of:\n  - {accelerators: A40}\n  - {accelerators: RTXA5000}")
     assert order(any_of) == [("RTXA5000", False), ("A40", False)]
@@ -67,7 +62,7 @@ def test_what_nobody_prices_or_offers_comes_last(sky_home: SkyHome) -> None:
 
 
 @pytest.mark.parametrize("name", ["runpod-spot.yaml", "cloud-spot.yaml"])
-def test_our_lists_of_usual_prices_follow_todays(sky_home: SkyHome, name: str) -> None:
+def test_our_lists_of_usual_prices_follow_todays(sky_home, name):
     prices = {"A40": Price(0.5, 0.9), "RTXA5000": Price(0.1, 0.4), "L40S": Price(0.3, 0.8)}
     sky_home.sell(prices)
     sky_yaml = read_sky_yaml(REPOSITORY / "sky" / name)
@@ -77,7 +72,7 @@ def test_our_lists_of_usual_prices_follow_todays(sky_home: SkyHome, name: str) -
         assert priced == ["RTXA5000", "L40S", "A40"]
 
 
-def test_everything_else_of_the_yaml_stays(sky_home: SkyHome) -> None:
+def test_everything_else_of_the_yaml_stays(sky_home):
     sky_home.sell(TODAY)
     sky_yaml = read_sky_yaml(REPOSITORY / "sky" / "runpod-spot.yaml")
     task = make_task(task_config(sky_yaml, "pion-tiny", {"JOB": "jobs/tiny.yaml"}), {})
@@ -92,10 +87,10 @@ def test_everything_else_of_the_yaml_stays(sky_home: SkyHome) -> None:
 
 
 @pytest.fixture
-def sent(sky_home: SkyHome, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
+def sent(sky_home, tmp_path, capsys):
     """`pion launch --dry-run` of a tiny job: the task, as SkyPilot's own loader reads it."""
 
-    def find(resources: str, text: str = YAML, *, force: bool = False, **changes: Any) -> Any:
+    def find(resources, text=YAML, *, force=False, **changes):
         import sky
 
         job = tmp_path / "job.yaml"
@@ -107,7 +102,7 @@ def sent(sky_home: SkyHome, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     return find
 
 
-def gpus(task: Any) -> list[str]:
+def gpus(task):
     return [next(iter(found.accelerators)) for found in task.resources]
 
 
@@ -116,9 +111,7 @@ def gpus(task: Any) -> list[str]:
     [(YAML, ["A40", "L40S", "A100-80GB"]), (BY_PRICE, ["L40S", "A40", "A100-80GB"])],
     ids=["in the list's order", "by price"],
 )
-def test_what_is_too_small_for_the_job_is_left_out(
-    sent: Any, sky_home: SkyHome, text: str, left: list[str]
-) -> None:
+def test_what_is_too_small_for_the_job_is_left_out(sent, sky_home, text, left):
     sky_home.sell(TODAY | {"L40S": Price(0.4, 0.9)})  # nobody prices the A100-80GB
     more = "\n  - {accelerators: L40S, use_spot: true}\n  - {accelerators: A100-80GB}"
     task = sent(LISTED + more, text, model=LARGE)
@@ -129,9 +122,7 @@ def test_what_is_too_small_for_the_job_is_left_out(
 
 
 @pytest.mark.parametrize("kind", ["ordered", "any_of"])
-def test_the_only_machine_left_is_the_one_that_will_do(
-    sent: Any, sky_home: SkyHome, kind: str
-) -> None:
+def test_the_only_machine_left_is_the_one_that_will_do(sent, sky_home, kind):
     sky_home.sell(TODAY)
     task = sent(LISTED.replace("ordered", kind), model=LARGE)
     assert gpus(task) == ["A40"]
@@ -139,31 +130,25 @@ def test_the_only_machine_left_is_the_one_that_will_do(
     assert json.loads(task.envs["PION_PRICES"]) == {"A40": 0.5}
 
 
-def test_spot_above_the_on_demand_price_is_left_out_unless_forced(
-    sent: Any, sky_home: SkyHome
-) -> None:
+def test_spot_above_the_on_demand_price_is_left_out_unless_forced(sent, sky_home):
     sky_home.sell(TODAY | {"A40": Price(0.95, 0.9)})
     assert gpus(sent(LISTED)) == ["RTXA4000", "RTXA5000"]
     assert gpus(sent(LISTED, force=True)) == ["A40", "RTXA4000", "RTXA5000"]
 
 
-def test_what_nobody_offers_today_is_left_out_if_it_would_be_too_small(
-    sent: Any, sky_home: SkyHome
-) -> None:
+def test_what_nobody_offers_today_is_left_out_if_it_would_be_too_small(sent, sky_home):
     sky_home.sell({"A40": Price(0.5, 0.9)})
     assert gpus(sent(LISTED, model=LARGE)) == ["A40"]
     assert gpus(sent(LISTED)) == ["A40", "RTXA4000", "RTXA5000"], "it may be offered tomorrow"
 
 
-def test_without_a_catalog_only_what_is_known_to_be_too_small_is_left_out(
-    sent: Any, sky_home: SkyHome
-) -> None:
+def test_without_a_catalog_only_what_is_known_to_be_too_small_is_left_out(sent, sky_home):
     sky_home.lose_catalog()
     assert gpus(sent(LISTED)) == ["A40", "RTXA4000", "RTXA5000"]
     assert gpus(sent(LISTED, model=LARGE)) == ["A40"]
 
 
-def test_where_nothing_will_do_the_yaml_stays_as_it_is(sent: Any, sky_home: SkyHome) -> None:
+def test_where_nothing_will_do_the_yaml_stays_as_it_is(sent, sky_home):
     sky_home.sell(TODAY)
     huge = LARGE | {"n_layers": 40}
     assert gpus(sent(LISTED, model=huge)) == ["A40", "RTXA4000", "RTXA5000"]
@@ -175,9 +160,7 @@ HERE = "set-here-by-mistake"
 
 
 @pytest.fixture(params=["declared", "not declared"])
-def config(
-    request: pytest.FixtureRequest, sky_home: SkyHome, monkeypatch: pytest.MonkeyPatch
-) -> dict[str, Any]:
+def config(request, sky_home, monkeypatch):
     """The task of two nodes, whose YAML may or may not name the token."""
     monkeypatch.setenv(RAY_TOKEN, HERE)
     text = "num_nodes: 2\n" + YAML
@@ -188,17 +171,17 @@ def config(
     return task_config(read, "pion-demo", {"JOB": "jobs/tiny.yaml"})
 
 
-def token_of(task: Any) -> str:
+def token_of(task):
     return str(task.secrets[RAY_TOKEN].get_secret_value())
 
 
-def recorded(task: Any) -> ManagedJob:
+def recorded(task):
     """Return the managed job of a task, with what SkyPilot records of the task."""
     record = yaml.safe_dump(task.to_yaml_config(use_user_specified_yaml=True))
     return dataclasses.replace(JOB, task=f"name: pion-demo\n---\n{record}")
 
 
-def test_each_submission_has_a_new_random_token(config: dict[str, Any]) -> None:
+def test_each_submission_has_a_new_random_token(config):
     launched = make_task(config, {"HF_TOKEN": "hf"})
     restarted = task_of(NextRental(recorded(launched)))
     tokens = {token_of(launched), token_of(make_task(config, {})), token_of(restarted)}
@@ -206,7 +189,7 @@ def test_each_submission_has_a_new_random_token(config: dict[str, Any]) -> None:
     assert {len(bytes.fromhex(token)) for token in tokens} == {32}
 
 
-def test_the_token_is_in_no_record_variable_or_dry_run(config: dict[str, Any]) -> None:
+def test_the_token_is_in_no_record_variable_or_dry_run(config):
     task = make_task(config, {})
     record = recorded(task).task or ""
     assert "num_nodes: 2" in record
@@ -214,12 +197,12 @@ def test_the_token_is_in_no_record_variable_or_dry_run(config: dict[str, Any]) -
     assert HERE not in record + task_yaml(config, [])
 
 
-def test_one_node_gets_no_token() -> None:
+def test_one_node_gets_no_token():
     for nodes in ({}, {"num_nodes": 1}, {"num_nodes": None}):
         assert with_ray_token(nodes, {"HF_TOKEN": "hf"}) == {"HF_TOKEN": "hf"}
 
 
-def test_the_yaml_for_several_nodes_names_the_token() -> None:
+def test_the_yaml_for_several_nodes_names_the_token():
     names = {
         path.name for path in RENTALS if RAY_TOKEN in yaml.safe_load(path.read_text())["secrets"]
     }

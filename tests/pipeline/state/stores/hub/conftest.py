@@ -1,14 +1,11 @@
 """A Hub on loopback with one repository, and stores in it."""
 
 import hashlib
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
 from pipeline.state.stores.hub.store import HubStore
-from tests.support.clock import FakeClock
-from tests.support.hub_server import HubServer, hub_server
+from tests.support.hub_server import hub_server
 
 REPO = "user/runs"
 HOUR = 3600.0
@@ -16,7 +13,7 @@ MIB = 1 << 20
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, time: FakeClock) -> Iterator[HubServer]:
+def hub(tmp_path, monkeypatch, time):
     with hub_server() as server:
         server.use(monkeypatch, tmp_path / "hf")
         server.now = lambda: time.time
@@ -24,24 +21,21 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, time: FakeClock) -> Ite
         yield server
 
 
-Open = Callable[[], HubStore]
-
-
 @pytest.fixture
-def another(hub: HubServer, time: FakeClock) -> Open:
+def another(hub, time):
     """Return a function that opens the same repository again, as another process would."""
     return lambda: HubStore(REPO, sleep=time.sleep)
 
 
 @pytest.fixture
-def store(another: Open) -> HubStore:
+def store(another):
     return another()
 
 
-def large(name: str, size: int = MIB) -> bytes:
+def large(name, size=MIB):
     """Return bytes that are unique to this name."""
     return hashlib.shake_128(name.encode()).digest(size)
 
 
-def commits(hub: HubServer) -> int:
+def commits(hub):
     return len(hub.commits(REPO))

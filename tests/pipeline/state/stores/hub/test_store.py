@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import sys
-from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi
@@ -15,9 +14,7 @@ from huggingface_hub import HfApi
 from pion.errors import BadInput
 from pipeline.state.stores import Entry, Missing, StoreError
 from pipeline.state.stores.hub.store import COMMITS_KEPT, HubStore
-from tests.pipeline.state.stores.hub.conftest import HOUR, MIB, REPO, Open, commits, large
-from tests.support.clock import FakeClock
-from tests.support.hub_server import HubServer
+from tests.pipeline.state.stores.hub.conftest import HOUR, MIB, REPO, commits, large
 from tests.support.waiting import run_to_end
 
 SAVES = 200
@@ -26,7 +23,7 @@ SAVES = 200
 # ---------------------------------------------------------------- its name
 
 
-def test_it_is_named_by_a_repository_and_opening_it_asks_nothing(hub: HubServer) -> None:
+def test_it_is_named_by_a_repository_and_opening_it_asks_nothing(hub):
     before = len(hub.requests)
     assert HubStore.open("user/repo/").url == "hf://user/repo"
     assert HubStore.open("datasets/user/repo").url == "hf://datasets/user/repo"
@@ -34,7 +31,7 @@ def test_it_is_named_by_a_repository_and_opening_it_asks_nothing(hub: HubServer)
 
 
 @pytest.mark.parametrize("rest", ["", "user", "user/", "user/repo/run", "us er/repo", "user/..x"])
-def test_another_form_is_refused_with_the_right_one(rest: str) -> None:
+def test_another_form_is_refused_with_the_right_one(rest):
     with pytest.raises(BadInput, match="use hf://user/repo"):
         HubStore.open(rest)
 
@@ -42,9 +39,7 @@ def test_another_form_is_refused_with_the_right_one(rest: str) -> None:
 # ---------------------------------------------------------------- one commit
 
 
-def test_a_checkpoint_its_metrics_deletes_and_head_are_one_commit(
-    hub: HubServer, store: HubStore, another: Open, tmp_path: Path
-) -> None:
+def test_a_checkpoint_its_metrics_deletes_and_head_are_one_commit(hub, store, another, tmp_path):
     store.write("demo/old.json", b"old")
     store.flush()
     before = commits(hub)
@@ -73,9 +68,7 @@ def test_a_checkpoint_its_metrics_deletes_and_head_are_one_commit(
     assert store.staged() == []
 
 
-def test_only_the_stores_own_reads_see_staged_changes(
-    hub: HubServer, store: HubStore, another: Open, tmp_path: Path
-) -> None:
+def test_only_the_stores_own_reads_see_staged_changes(hub, store, another, tmp_path):
     store.write("demo/kept", b"1")
     store.write("demo/gone", b"1")
     store.flush()
@@ -97,9 +90,7 @@ def test_only_the_stores_own_reads_see_staged_changes(
     assert other.read("demo/kept") == b"1"
 
 
-def test_reading_back_a_large_file_commits_it_first(
-    hub: HubServer, store: HubStore, tmp_path: Path
-) -> None:
+def test_reading_back_a_large_file_commits_it_first(hub, store, tmp_path):
     store.write("demo/model", large("model"))
     before = commits(hub)
     assert store.list() == [Entry("demo/model", MIB)]
@@ -110,7 +101,7 @@ def test_reading_back_a_large_file_commits_it_first(
     assert (tmp_path / "model").read_bytes() == large("model")
 
 
-def test_unchanged_content_makes_no_commit(hub: HubServer, store: HubStore) -> None:
+def test_unchanged_content_makes_no_commit(hub, store):
     version = store.compare_and_swap("demo/HEAD.json", b"{}", None)
     store.write("demo/model", large("model"))
     store.flush()
@@ -123,16 +114,14 @@ def test_unchanged_content_makes_no_commit(hub: HubServer, store: HubStore) -> N
     assert commits(hub) == before
 
 
-def test_a_swapped_key_that_waits_is_committed_before_it_is_compared(store: HubStore) -> None:
+def test_a_swapped_key_that_waits_is_committed_before_it_is_compared(store):
     store.write("demo/HEAD.json", b"first")
     version = store.read_versioned("demo/HEAD.json")[1]
     store.compare_and_swap("demo/HEAD.json", b"second", version)
     assert store.read("demo/HEAD.json") == b"second"
 
 
-def test_a_file_that_gitignore_keeps_out_is_refused_rather_than_lost(
-    hub: HubServer, store: HubStore
-) -> None:
+def test_a_file_that_gitignore_keeps_out_is_refused_rather_than_lost(hub, store):
     hub.add_repo(REPO, files={".gitignore": b"checkpoints\n"})
     store.write("demo/checkpoints/state.json", b"{}")
     with pytest.raises(StoreError, match=r"state.json: the repository's .gitignore excludes this"):
@@ -142,7 +131,7 @@ def test_a_file_that_gitignore_keeps_out_is_refused_rather_than_lost(
     assert "demo/HEAD.json" not in hub.files(REPO)
 
 
-def test_a_missing_local_file_is_named(store: HubStore, tmp_path: Path) -> None:
+def test_a_missing_local_file_is_named(store, tmp_path):
     with pytest.raises(StoreError, match="demo/model: No such file") as raised:
         store.write("demo/model", tmp_path / "nothing")
     assert not raised.value.outage
@@ -152,8 +141,8 @@ def test_a_missing_local_file_is_named(store: HubStore, tmp_path: Path) -> None:
 
 
 def test_another_process_uploads_and_this_one_commits_without_sending_it_again(
-    hub: HubServer, store: HubStore, tmp_path: Path
-) -> None:
+    hub, store, tmp_path
+):
     upload = """
 import json, pathlib, sys
 from pipeline.state.stores import open_store
@@ -188,9 +177,7 @@ print(json.dumps(store.staged()))
 # ---------------------------------------------------------------- a bounded repository
 
 
-def test_only_old_objects_of_this_run_that_no_path_uses_are_deleted(
-    hub: HubServer, store: HubStore, time: FakeClock
-) -> None:
+def test_only_old_objects_of_this_run_that_no_path_uses_are_deleted(hub, store, time):
     shared, gone, anothers = large("shared"), large("gone"), large("of another run")
     for key, content in (("a", shared), ("b", shared), ("c", gone)):
         store.write(f"demo/{key}.safetensors", content)
@@ -207,9 +194,7 @@ def test_only_old_objects_of_this_run_that_no_path_uses_are_deleted(
     assert store.read("demo/b.safetensors") == shared
 
 
-def test_an_object_that_a_tag_uses_or_that_waits_for_its_commit_is_kept(
-    hub: HubServer, store: HubStore, time: FakeClock
-) -> None:
+def test_an_object_that_a_tag_uses_or_that_waits_for_its_commit_is_kept(hub, store, time):
     tagged, again = large("tagged"), large("again")
     store.write("demo/a.safetensors", tagged)
     store.flush()
@@ -232,16 +217,11 @@ def test_an_object_that_a_tag_uses_or_that_waits_for_its_commit_is_kept(
     ("saves", "commits_kept"), [(22, 4), pytest.param(SAVES, COMMITS_KEPT, marks=pytest.mark.soak)]
 )
 def test_days_of_training_leave_a_bounded_repository(
-    hub: HubServer,
-    store: HubStore,
-    time: FakeClock,
-    monkeypatch: pytest.MonkeyPatch,
-    saves: int,
-    commits_kept: int,
-) -> None:
+    hub, store, time, monkeypatch, saves, commits_kept
+):
     monkeypatch.setattr("pipeline.state.stores.hub.store.COMMITS_KEPT", commits_kept)
     size, kept = 64 << 10, 2
-    version: str | None = None
+    version = None
     largest = 0
     for step in range(saves):
         for name in ("model.safetensors", "optimizer.safetensors"):

@@ -5,14 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from pipeline.state.stores import Conflict, Entry
-from pipeline.state.stores.hub.store import HubStore
-from tests.pipeline.state.stores.hub.conftest import MIB, REPO, Open, commits, large
-from tests.support.hub_server import HubServer
+from tests.pipeline.state.stores.hub.conftest import MIB, REPO, commits, large
 
 
-def test_a_refused_swap_commits_nothing_and_keeps_staged_changes(
-    hub: HubServer, store: HubStore, another: Open
-) -> None:
+def test_a_refused_swap_commits_nothing_and_keeps_staged_changes(hub, store, another):
     version = store.compare_and_swap("demo/HEAD.json", b"1", None)
     another().compare_and_swap("demo/HEAD.json", b"2", version)
     store.write("demo/model", large("model"))
@@ -27,7 +23,7 @@ def test_a_refused_swap_commits_nothing_and_keeps_staged_changes(
     assert hub.files(REPO)["demo/model"] == large("model")
 
 
-def test_a_commit_of_other_files_in_between_is_no_conflict(hub: HubServer, store: HubStore) -> None:
+def test_a_commit_of_other_files_in_between_is_no_conflict(hub, store):
     store.write("demo/model", large("model"))
     hub.before("POST .*/commit/", lambda: hub.add_repo(REPO, files={"other/HEAD.json": b"x"}))
     store.compare_and_swap("demo/HEAD.json", b"1", None)
@@ -37,9 +33,7 @@ def test_a_commit_of_other_files_in_between_is_no_conflict(hub: HubServer, store
 
 @pytest.mark.parametrize("moment", ["preupload", "commit"])
 @pytest.mark.parametrize("theirs", [b"theirs", b"mine"])
-def test_a_swap_in_between_is_a_conflict_even_of_the_same_bytes(
-    hub: HubServer, store: HubStore, theirs: bytes, moment: str
-) -> None:
+def test_a_swap_in_between_is_a_conflict_even_of_the_same_bytes(hub, store, theirs, moment):
     files = {"demo/HEAD.json": theirs}
     hub.before(f"POST .*/{moment}/", lambda: hub.add_repo(REPO, files=files))
     with pytest.raises(Conflict):
@@ -47,7 +41,7 @@ def test_a_swap_in_between_is_a_conflict_even_of_the_same_bytes(
     assert hub.files(REPO)["demo/HEAD.json"] == theirs
 
 
-def test_a_history_squashed_in_between_is_no_conflict(hub: HubServer, store: HubStore) -> None:
+def test_a_history_squashed_in_between_is_no_conflict(hub, store):
     version = store.compare_and_swap("demo/HEAD.json", b"1", None)
     squash = hub.repos["model", REPO].squash
     for request in ("POST .*/paths-info/", "POST .*/commit/"):
@@ -56,8 +50,8 @@ def test_a_history_squashed_in_between_is_no_conflict(hub: HubServer, store: Hub
         assert hub.files(REPO)["demo/HEAD.json"] == request.encode()
 
 
-def test_racing_commits_of_different_files_all_arrive(hub: HubServer, another: Open) -> None:
-    def write(number: int) -> None:
+def test_racing_commits_of_different_files_all_arrive(hub, another):
+    def write(number):
         store = another()
         store.write(f"demo/{number}", b"x")
         store.flush()
@@ -67,9 +61,7 @@ def test_racing_commits_of_different_files_all_arrive(hub: HubServer, another: O
     assert {f"demo/{number}" for number in range(6)} <= set(hub.files(REPO))
 
 
-def test_a_swap_whose_acknowledgement_is_lost_is_a_success_and_made_once(
-    hub: HubServer, store: HubStore
-) -> None:
+def test_a_swap_whose_acknowledgement_is_lost_is_a_success_and_made_once(hub, store):
     store.write("demo/model", large("model"))
     before = commits(hub)
     hub.drop_after("POST .*/commit/")
@@ -79,9 +71,7 @@ def test_a_swap_whose_acknowledgement_is_lost_is_a_success_and_made_once(
     assert store.staged() == []
 
 
-def test_a_lost_swap_that_somebody_else_has_replaced_is_a_conflict(
-    hub: HubServer, store: HubStore
-) -> None:
+def test_a_lost_swap_that_somebody_else_has_replaced_is_a_conflict(hub, store):
     hub.drop_after("POST .*/commit/")
     hub.before("GET .*/refs", lambda: None)
     hub.before("GET .*/refs", lambda: hub.add_repo(REPO, files={"demo/HEAD.json": b"theirs"}))
@@ -90,9 +80,7 @@ def test_a_lost_swap_that_somebody_else_has_replaced_is_a_conflict(
     assert hub.files(REPO)["demo/HEAD.json"] == b"theirs"
 
 
-def test_a_flush_with_deletes_whose_acknowledgement_is_lost_is_made_once(
-    hub: HubServer, store: HubStore
-) -> None:
+def test_a_flush_with_deletes_whose_acknowledgement_is_lost_is_made_once(hub, store):
     store.write("demo/old", b"x")
     store.flush()
     before = commits(hub)

@@ -1,19 +1,13 @@
 """Uploading objects to S3: only the part that fails is sent again."""
 
-from pathlib import Path
-
 import pytest
 
 from pipeline.state.stores import StoreError
-from pipeline.state.stores.s3.store import S3Store
-from tests.pipeline.state.stores.s3.conftest import PART, Patience, unfinished_uploads
+from tests.pipeline.state.stores.s3.conftest import PART, unfinished_uploads
 from tests.support.contents import content
-from tests.support.s3_server import FaultProxy, S3Server
 
 
-def test_a_connection_that_breaks_on_the_way_up_repeats_one_part(
-    store: S3Store, proxy: FaultProxy
-) -> None:
+def test_a_connection_that_breaks_on_the_way_up_repeats_one_part(store, proxy):
     proxy.fail("PUT .*partNumber=3", kind="drop_before", times=2)
     data = content(5 * PART + 1)
     store.write("demo/model", data)
@@ -23,9 +17,7 @@ def test_a_connection_that_breaks_on_the_way_up_repeats_one_part(
     assert proxy.count("POST .*uploadId") == 1
 
 
-def test_an_object_has_no_more_parts_than_s3_takes(
-    store: S3Store, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_object_has_no_more_parts_than_s3_takes(store, proxy, monkeypatch):
     monkeypatch.setattr("pipeline.state.stores.s3.bucket._MOST_PARTS", 3)
     data = content(3 * PART + 1)
     store.write("demo/model", data)
@@ -34,9 +26,7 @@ def test_an_object_has_no_more_parts_than_s3_takes(
 
 
 @pytest.mark.parametrize("size", [1000, 3 * PART])
-def test_what_is_damaged_on_the_way_up_is_refused_and_sent_again(
-    store: S3Store, proxy: FaultProxy, size: int
-) -> None:
+def test_what_is_damaged_on_the_way_up_is_refused_and_sent_again(store, proxy, size):
     proxy.fail("PUT", kind="flip")
     store.write("demo/model", content(size))
     assert store.read("demo/model") == content(size)
@@ -63,8 +53,8 @@ QUICK = ((REFUSALS[0], "."), (REFUSALS[1], "POST"))
     ],
 )
 def test_a_service_that_refuses_checksums_is_used_and_what_went_up_is_read_back(
-    store: S3Store, proxy: FaultProxy, refusal: tuple[int, str, str], method: str
-) -> None:
+    store, proxy, refusal, method
+):
     """POST: it takes checksums of whole objects, but none of parts."""
     proxy.refuse_checksums(*refusal, method=method)
     said = store.probe("demo/")
@@ -82,8 +72,8 @@ def test_a_service_that_refuses_checksums_is_used_and_what_went_up_is_read_back(
 
 @pytest.mark.parametrize(("size", "damaged"), [(1000, "PUT"), (3 * PART, "PUT .*partNumber=2")])
 def test_what_is_damaged_on_the_way_up_is_found_where_checksums_are_refused(
-    store: S3Store, proxy: FaultProxy, size: int, damaged: str
-) -> None:
+    store, proxy, size, damaged
+):
     proxy.refuse_checksums(*REFUSALS[0])
     store.write("demo/first", b"")
     proxy.fail(damaged, kind="flip")
@@ -94,8 +84,8 @@ def test_what_is_damaged_on_the_way_up_is_found_where_checksums_are_refused(
 
 
 def test_a_swap_that_another_writer_has_replaced_is_not_called_damaged(
-    store: S3Store, proxy: FaultProxy, patience: Patience, bucket: str, s3: S3Server
-) -> None:
+    store, proxy, patience, bucket, s3
+):
     proxy.refuse_checksums(*REFUSALS[0])
     store.write("demo/first", b"")
     proxy.fail("GET .*HEAD.json")
@@ -105,9 +95,7 @@ def test_a_swap_that_another_writer_has_replaced_is_not_called_damaged(
     assert store.read_versioned("HEAD.json")[1] != version
 
 
-def test_an_upload_that_fails_for_good_leaves_no_parts_to_pay_for(
-    store: S3Store, proxy: FaultProxy, s3: S3Server, bucket: str
-) -> None:
+def test_an_upload_that_fails_for_good_leaves_no_parts_to_pay_for(store, proxy, s3, bucket):
     store.write("demo/model", b"old")
     proxy.deny("InternalError", 500, match="PUT .*partNumber=2")
     with pytest.raises(StoreError, match="500 InternalError") as caught:
@@ -117,9 +105,7 @@ def test_an_upload_that_fails_for_good_leaves_no_parts_to_pay_for(
     assert store.read("demo/model") == b"old"
 
 
-def test_a_completed_upload_whose_acknowledgement_is_lost_is_complete(
-    store: S3Store, proxy: FaultProxy
-) -> None:
+def test_a_completed_upload_whose_acknowledgement_is_lost_is_complete(store, proxy):
     proxy.fail("POST .*uploadId", kind="drop_after")
     proxy.fail("POST .*uploadId", status=404, code="NoSuchUpload")  # as S3 may say to the next try
     store.write("demo/model", content(3 * PART))
@@ -127,9 +113,7 @@ def test_a_completed_upload_whose_acknowledgement_is_lost_is_complete(
 
 
 @pytest.mark.parametrize("present", [None, b"of another writer"])
-def test_an_upload_that_vanished_before_it_was_complete_is_an_error(
-    store: S3Store, proxy: FaultProxy, present: bytes | None
-) -> None:
+def test_an_upload_that_vanished_before_it_was_complete_is_an_error(store, proxy, present):
     if present is not None:
         store.write("demo/model", present)
     proxy.fail("POST .*uploadId", status=404, code="NoSuchUpload")
@@ -137,9 +121,7 @@ def test_an_upload_that_vanished_before_it_was_complete_is_an_error(
         store.write("demo/model", content(3 * PART))
 
 
-def test_a_file_that_shrinks_while_it_is_sent_is_an_error(
-    store: S3Store, proxy: FaultProxy, patience: Patience, tmp_path: Path
-) -> None:
+def test_a_file_that_shrinks_while_it_is_sent_is_an_error(store, proxy, patience, tmp_path):
     source = tmp_path / "source"
     source.write_bytes(content(20 * PART))
     proxy.fail("POST .*[?]uploads")
@@ -149,6 +131,6 @@ def test_a_file_that_shrinks_while_it_is_sent_is_an_error(
     assert store.list() == []
 
 
-def test_a_file_that_cannot_be_read_is_named(store: S3Store, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_named(store, tmp_path):
     with pytest.raises(StoreError, match=f"Cannot read {tmp_path}/nothing"):
         store.write("demo/model", tmp_path / "nothing")

@@ -1,31 +1,26 @@
 """Answers that say 200 and are not from S3, or not whole: an outage, never a bug."""
 
 import math
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError, SSLError
 
 from pipeline.state.stores import Entry, StoreError
 from pipeline.state.stores.s3 import errors
-from pipeline.state.stores.s3.store import S3Store
 from tests.pipeline.state.stores.s3.conftest import PART
 from tests.support.contents import content, sha256
-from tests.support.s3_server import FaultProxy, Kind
 
 
 @pytest.mark.parametrize(
     "kind", ["page", *(pytest.param(kind, marks=pytest.mark.soak) for kind in ("nothing", "half"))]
 )
 def test_what_is_not_an_answer_of_s3_is_asked_again_and_then_an_outage(
-    store: S3Store, proxy: FaultProxy, tmp_path: Path, kind: Kind
-) -> None:
+    store, proxy, tmp_path, kind
+):
     version = store.compare_and_swap("demo/HEAD.json", b"first", None)
     store.write("demo/large", content(2 * PART))
     listed = [Entry("demo/HEAD.json", 5), Entry("demo/large", 2 * PART)]
-    calls: list[tuple[Callable[[], Any], Any]] = [
+    calls = [
         (lambda: store.read_versioned("demo/HEAD.json"), (b"first", version)),
         (lambda: store.list("demo/"), listed),
         (lambda: store.download("demo/large", tmp_path / "large"), sha256(content(2 * PART))),
@@ -54,17 +49,15 @@ def test_what_is_not_an_answer_of_s3_is_asked_again_and_then_an_outage(
         ("EOF occurred in violation of protocol", True),
     ],
 )
-def test_a_certificate_that_is_not_trusted_does_not_pass_by_itself(
-    reason: str, passes: bool
-) -> None:
+def test_a_certificate_that_is_not_trusted_does_not_pass_by_itself(reason, passes):
     error = SSLError(endpoint_url="https://127.0.0.1", error=reason)
     assert errors.is_transient(error) == errors.is_outage(error) == passes
     assert ("AWS_CA_BUNDLE" in errors.explain(error, "bucket", "here")) != passes
 
 
-def test_a_service_that_gives_no_reason_gets_no_words_for_one() -> None:
+def test_a_service_that_gives_no_reason_gets_no_words_for_one():
     """Ceph's gateway answers without messages."""
-    answer: Any = {"Error": {"Code": "AccessDenied", "Message": None}}
+    answer = {"Error": {"Code": "AccessDenied", "Message": None}}
     answer["ResponseMetadata"] = {"HTTPStatusCode": 403}
     reason = errors.explain(ClientError(answer, "PutObject"), "bucket", "here")
     assert reason.startswith("access was denied (AccessDenied); the credentials need")

@@ -1,22 +1,13 @@
 """The S3 store: its name, what it reads and lists, and what it tidies up and probes."""
 
-import subprocess
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import pytest
 
 from pion.errors import BadInput
 from pipeline.state.stores import Entry, Missing, StoreError, open_store
 from pipeline.state.stores.s3.store import S3Store
-from tests.pipeline.state.stores.s3.conftest import PART, Patience, unfinished_uploads
+from tests.pipeline.state.stores.s3.conftest import PART, unfinished_uploads
 from tests.support.contents import content, sha256
-from tests.support.s3_server import FaultProxy, S3Server
 from tests.support.waiting import rest_of
-
-Start = Callable[..., subprocess.Popen[str]]
-
 
 # Names
 
@@ -30,7 +21,7 @@ Start = Callable[..., subprocess.Popen[str]]
         ("s3://my-bucket", "s3://my-bucket"),
     ],
 )
-def test_a_store_is_a_bucket_with_or_without_a_prefix(url: str, opened: str) -> None:
+def test_a_store_is_a_bucket_with_or_without_a_prefix(url, opened):
     assert open_store(url).url == opened
 
 
@@ -42,14 +33,12 @@ def test_a_store_is_a_bucket_with_or_without_a_prefix(url: str, opened: str) -> 
         *("s3://bucket/.hidden", "s3://bucket/a b"),
     ],
 )
-def test_a_name_that_s3_does_not_allow_is_refused_with_the_right_form(url: str) -> None:
+def test_a_name_that_s3_does_not_allow_is_refused_with_the_right_form(url):
     with pytest.raises(BadInput, match="s3://bucket/prefix"):
         open_store(url)
 
 
-def test_opening_a_store_and_naming_keys_wrongly_asks_nothing_of_it(
-    proxy: FaultProxy, bucket: str
-) -> None:
+def test_opening_a_store_and_naming_keys_wrongly_asks_nothing_of_it(proxy, bucket):
     store = open_store(f"s3://{bucket}/runs")
     with pytest.raises(BadInput):
         store.read("../HEAD.json")
@@ -58,7 +47,7 @@ def test_opening_a_store_and_naming_keys_wrongly_asks_nothing_of_it(
     assert proxy.requests == []
 
 
-def test_without_a_bucket_the_aws_sdk_is_not_imported(start: Start) -> None:
+def test_without_a_bucket_the_aws_sdk_is_not_imported(start):
     code = """
 import sys
 from pipeline.state.stores import open_store
@@ -68,9 +57,7 @@ print([name for name in ("boto3", "botocore", "huggingface_hub") if name in sys.
     assert rest_of(start(code)) == "[]\n"
 
 
-def test_stores_side_by_side_in_a_bucket_do_not_see_each_other(
-    proxy: FaultProxy, bucket: str, s3: S3Server
-) -> None:
+def test_stores_side_by_side_in_a_bucket_do_not_see_each_other(proxy, bucket, s3):
     runs, runs2, whole = S3Store(bucket, "runs"), S3Store(bucket, "runs2"), S3Store(bucket)
     runs.write("demo/a", b"1")
     runs2.write("demo/b", b"2")
@@ -82,9 +69,7 @@ def test_stores_side_by_side_in_a_bucket_do_not_see_each_other(
         runs.read("demo/b")
 
 
-def test_a_list_of_several_pages_is_complete_though_one_breaks(
-    store: S3Store, proxy: FaultProxy
-) -> None:
+def test_a_list_of_several_pages_is_complete_though_one_breaks(store, proxy):
     keys = [f"demo/{number}" for number in range(7)]
     for key in keys:
         store.write(key, b"")
@@ -97,9 +82,7 @@ def test_a_list_of_several_pages_is_complete_though_one_breaks(
 # Fetching
 
 
-def test_a_small_value_damaged_on_the_way_down_is_read_again(
-    store: S3Store, proxy: FaultProxy
-) -> None:
+def test_a_small_value_damaged_on_the_way_down_is_read_again(store, proxy):
     store.write("demo/HEAD.json", content(1000))
     proxy.fail("GET", kind="flip")
     assert store.read("demo/HEAD.json") == content(1000)
@@ -107,8 +90,8 @@ def test_a_small_value_damaged_on_the_way_down_is_read_again(
 
 @pytest.mark.parametrize("how", ["reset", "truncate"])
 def test_a_connection_that_breaks_on_the_way_down_repeats_at_most_one_range(
-    store: S3Store, proxy: FaultProxy, tmp_path: Path, how: Any
-) -> None:
+    store, proxy, tmp_path, how
+):
     data = content(4 * PART)
     store.write("demo/model", data)
     proxy.fail(f"GET .*bytes={PART}-", kind=how)
@@ -122,8 +105,8 @@ def test_a_connection_that_breaks_on_the_way_down_repeats_at_most_one_range(
 
 
 def test_an_object_replaced_during_a_download_is_never_mixed(
-    store: S3Store, proxy: FaultProxy, patience: Patience, bucket: str, s3: S3Server, tmp_path: Path
-) -> None:
+    store, proxy, patience, bucket, s3, tmp_path
+):
     target = tmp_path / "model"
     target.write_bytes(b"old file")
     store.write("demo/model", content(4 * PART))
@@ -140,8 +123,8 @@ def test_an_object_replaced_during_a_download_is_never_mixed(
 
 
 def test_an_object_deleted_during_a_download_is_missing(
-    store: S3Store, proxy: FaultProxy, patience: Patience, bucket: str, s3: S3Server, tmp_path: Path
-) -> None:
+    store, proxy, patience, bucket, s3, tmp_path
+):
     store.write("demo/model", content(4 * PART))
     proxy.fail(f"GET .*bytes={2 * PART}-")
     other = s3.client()
@@ -154,9 +137,7 @@ def test_an_object_deleted_during_a_download_is_missing(
 # Tidying up
 
 
-def test_uploads_of_dead_writers_are_swept_when_old_enough(
-    store: S3Store, s3: S3Server, bucket: str
-) -> None:
+def test_uploads_of_dead_writers_are_swept_when_old_enough(store, s3, bucket):
     client = s3.client()
     for name in ("runs/demo/model", "runs/demo/optimizer", "runs/another/model"):
         client.create_multipart_upload(Bucket=bucket, Key=name)
@@ -169,7 +150,7 @@ def test_uploads_of_dead_writers_are_swept_when_old_enough(
 # Probing
 
 
-def test_a_probe_takes_12_requests_and_leaves_nothing(store: S3Store, proxy: FaultProxy) -> None:
+def test_a_probe_takes_12_requests_and_leaves_nothing(store, proxy):
     assert store.probe("demo/") == ""
     # Two more if the service knows versions only without their quotes.
     assert len(proxy.requests) == (14 if store._bare_etags else 12)
@@ -179,22 +160,18 @@ def test_a_probe_takes_12_requests_and_leaves_nothing(store: S3Store, proxy: Fau
 @pytest.mark.parametrize(
     "forbidden", ["PUT", r"GET .*/probe", r"GET .*list-type", r"GET .*[?]uploads", "DELETE"]
 )
-def test_the_probe_finds_every_missing_permission(
-    store: S3Store, proxy: FaultProxy, forbidden: str
-) -> None:
+def test_the_probe_finds_every_missing_permission(store, proxy, forbidden):
     proxy.deny(match=forbidden)
     with pytest.raises(BadInput, match=r"access was denied.*s3:GetObject.*Nothing was started"):
         store.probe("demo/")
 
 
-def test_a_bucket_that_does_not_exist_is_refused_with_the_command_that_makes_it(
-    proxy: FaultProxy,
-) -> None:
+def test_a_bucket_that_does_not_exist_is_refused_with_the_command_that_makes_it(proxy):
     with pytest.raises(BadInput, match="`aws s3 mb s3://nobody-has-this`"):
         S3Store("nobody-has-this", "runs").probe("demo/")
 
 
-def test_a_store_that_is_down_is_not_called_bad_input(store: S3Store, proxy: FaultProxy) -> None:
+def test_a_store_that_is_down_is_not_called_bad_input(store, proxy):
     proxy.deny("ServiceUnavailable", 503)
     with pytest.raises(StoreError) as caught:
         store.probe("demo/")

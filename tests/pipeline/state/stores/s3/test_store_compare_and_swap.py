@@ -5,11 +5,9 @@ import pytest
 from pion.errors import BadInput
 from pipeline.state.stores import Conflict, StoreError
 from pipeline.state.stores.s3.store import S3Store
-from tests.pipeline.state.stores.s3.conftest import Patience
-from tests.support.s3_server import FaultProxy, S3Server
 
 
-def test_a_swap_whose_acknowledgement_is_lost_is_a_swap(store: S3Store, proxy: FaultProxy) -> None:
+def test_a_swap_whose_acknowledgement_is_lost_is_a_swap(store, proxy):
     proxy.fail("PUT", kind="drop_after", times=2)
     version = store.compare_and_swap("HEAD.json", b"1", None)
     proxy.fail("PUT", kind="drop_after", times=2)
@@ -17,9 +15,7 @@ def test_a_swap_whose_acknowledgement_is_lost_is_a_swap(store: S3Store, proxy: F
     assert store.read_versioned("HEAD.json") == (b"2", version)
 
 
-def test_a_swap_that_another_writer_has_followed_is_a_conflict(
-    store: S3Store, proxy: FaultProxy, patience: Patience, bucket: str, s3: S3Server
-) -> None:
+def test_a_swap_that_another_writer_has_followed_is_a_conflict(store, proxy, patience, bucket, s3):
     proxy.fail("PUT", kind="drop_after")
     other = s3.client()
     patience.during = lambda: other.put_object(Bucket=bucket, Key="runs/HEAD.json", Body=b"theirs")
@@ -28,17 +24,13 @@ def test_a_swap_that_another_writer_has_followed_is_a_conflict(
     assert store.read("HEAD.json") == b"theirs"
 
 
-def test_a_swap_that_met_another_one_in_flight_is_tried_again(
-    store: S3Store, proxy: FaultProxy
-) -> None:
+def test_a_swap_that_met_another_one_in_flight_is_tried_again(store, proxy):
     proxy.fail("PUT", status=409, code="ConditionalRequestConflict", times=2)
     store.compare_and_swap("HEAD.json", b"1", None)
     assert proxy.count("PUT") == 3
 
 
-def test_a_service_that_knows_versions_only_without_their_quotes_is_used(
-    store: S3Store, proxy: FaultProxy
-) -> None:
+def test_a_service_that_knows_versions_only_without_their_quotes_is_used(store, proxy):
     """Ceph's gateway. The form is found once, also by a process that does not probe."""
     proxy.etag_form = lambda etag: '"' not in etag
     store.probe("demo/")
@@ -54,8 +46,8 @@ def test_a_service_that_knows_versions_only_without_their_quotes_is_used(
 
 
 def test_a_service_that_refuses_the_version_it_names_is_refused_and_nobody_tries_for_ever(
-    store: S3Store, proxy: FaultProxy
-) -> None:
+    store, proxy
+):
     proxy.etag_form = lambda etag: False
     reason = "refuses a write with If-Match although its condition holds"
     with pytest.raises(BadInput, match=f"{reason}.*Nothing was started"):
@@ -65,7 +57,7 @@ def test_a_service_that_refuses_the_version_it_names_is_refused_and_nobody_tries
         store.compare_and_swap("HEAD.json", b"2", version)
 
 
-def test_swapping_a_version_of_what_was_deleted_is_a_conflict(store: S3Store) -> None:
+def test_swapping_a_version_of_what_was_deleted_is_a_conflict(store):
     version = store.compare_and_swap("HEAD.json", b"1", None)
     store.delete("HEAD.json")
     with pytest.raises(Conflict):
@@ -73,9 +65,7 @@ def test_swapping_a_version_of_what_was_deleted_is_a_conflict(store: S3Store) ->
 
 
 @pytest.mark.parametrize("ignored", ["if-none-match", "if-match"])
-def test_a_store_that_ignores_conditions_is_refused_with_the_reason(
-    store: S3Store, proxy: FaultProxy, ignored: str
-) -> None:
+def test_a_store_that_ignores_conditions_is_refused_with_the_reason(store, proxy, ignored):
     proxy.ignored_headers = {ignored}
     with pytest.raises(BadInput, match=f"(?i)127.0.0.1:.* ignores {ignored}.*two machines could"):
         store.probe("demo/")
@@ -83,18 +73,14 @@ def test_a_store_that_ignores_conditions_is_refused_with_the_reason(
     assert store.list() == []
 
 
-def test_a_store_that_lets_a_swap_bring_back_what_was_deleted_is_refused(
-    store: S3Store, proxy: FaultProxy
-) -> None:
+def test_a_store_that_lets_a_swap_bring_back_what_was_deleted_is_refused(store, proxy):
     proxy.brings_back = True
     with pytest.raises(BadInput, match="ignores If-Match once an object is deleted"):
         store.probe("demo/")
     assert store.list() == []
 
 
-def test_a_store_that_does_not_know_conditions_is_refused(
-    store: S3Store, proxy: FaultProxy
-) -> None:
+def test_a_store_that_does_not_know_conditions_is_refused(store, proxy):
     proxy.deny("NotImplemented", 501, match="PUT")
     with pytest.raises(BadInput, match=r"the store can't do that .*Nothing was started"):
         store.probe("demo/")

@@ -1,18 +1,14 @@
 """The S3 store: only what fails is retried, and permanent errors are explained."""
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import pytest
 
-from pion.errors import BadInput, PionError
+from pion.errors import BadInput
 from pipeline.state.stores import Missing, StoreError
 from pipeline.state.stores.s3 import bucket as bucket_module
 from pipeline.state.stores.s3.store import S3Store
-from tests.pipeline.state.stores.s3.conftest import PART, Patience
+from tests.pipeline.state.stores.s3.conftest import PART
 from tests.support.contents import content
-from tests.support.s3_server import ACCESS_KEY, SECRET_KEY, FaultProxy
+from tests.support.s3_server import ACCESS_KEY, SECRET_KEY
 
 # Transient errors
 
@@ -29,9 +25,7 @@ from tests.support.s3_server import ACCESS_KEY, SECRET_KEY, FaultProxy
     ],
     ids=lambda fault: fault.get("code") or fault["kind"],
 )
-def test_transient_errors_are_retried_by_one_policy(
-    store: S3Store, proxy: FaultProxy, patience: Patience, fault: dict[str, Any]
-) -> None:
+def test_transient_errors_are_retried_by_one_policy(store, proxy, patience, fault):
     proxy.fail("PUT", times=3, **fault)
     store.write("demo/HEAD.json", b"{}")
     assert proxy.count("PUT") == 4  # the SDK's own retries would make it more
@@ -39,24 +33,20 @@ def test_transient_errors_are_retried_by_one_policy(
     assert store.read("demo/HEAD.json") == b"{}"
 
 
-def test_the_store_waits_as_long_as_the_server_asks(
-    store: S3Store, proxy: FaultProxy, patience: Patience
-) -> None:
+def test_the_store_waits_as_long_as_the_server_asks(store, proxy, patience):
     proxy.fail("PUT", code="SlowDown", headers={"Retry-After": "31"})
     store.write("demo/HEAD.json", b"{}")
     assert patience.waits == [31.0]
 
 
-def test_a_refusal_cut_off_before_its_reason_is_retried(store: S3Store, proxy: FaultProxy) -> None:
+def test_a_refusal_cut_off_before_its_reason_is_retried(store, proxy):
     proxy.fail("GET", kind="truncate", times=2)
     with pytest.raises(Missing):
         store.read("demo/nothing")
     assert proxy.count("GET") == 3
 
 
-def test_a_request_without_an_answer_is_retried(
-    store: S3Store, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_request_without_an_answer_is_retried(store, proxy, monkeypatch):
     monkeypatch.setattr(bucket_module, "READ_SECONDS", 0.5)
     proxy.fail("PUT", kind="delay", seconds=3600)
     version = store.compare_and_swap("demo/HEAD.json", b"{}", None)
@@ -64,16 +54,10 @@ def test_a_request_without_an_answer_is_retried(
     assert store.read_versioned("demo/HEAD.json") == (b"{}", version)
 
 
-def test_new_credentials_are_found_during_the_run(
-    store: S3Store,
-    proxy: FaultProxy,
-    patience: Patience,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_new_credentials_are_found_during_the_run(store, proxy, patience, tmp_path, monkeypatch):
     credentials = tmp_path / "credentials"
 
-    def write_credentials(access_key: str) -> None:
+    def write_credentials(access_key):
         credentials.write_text(
             f"[default]\naws_access_key_id = {access_key}\naws_secret_access_key = x\n"
         )
@@ -109,16 +93,10 @@ def test_new_credentials_are_found_during_the_run(
     ],
 )
 def test_permanent_errors_name_the_fix_and_no_secret(
-    store: S3Store,
-    proxy: FaultProxy,
-    tmp_path: Path,
-    code: str,
-    status: int,
-    outage: bool,
-    fix: str,
-) -> None:
+    store, proxy, tmp_path, code, status, outage, fix
+):
     proxy.deny(code, status)
-    calls: list[Callable[[], Any]] = [
+    calls = [
         lambda: store.read("demo/a"),
         lambda: store.write("demo/a", b"x"),
         lambda: store.write("demo/a", content(2 * PART)),
@@ -139,9 +117,7 @@ def test_permanent_errors_name_the_fix_and_no_secret(
         assert ACCESS_KEY not in str(caught.value)
 
 
-def test_expired_credentials_are_an_outage_with_its_fix(
-    store: S3Store, proxy: FaultProxy, patience: Patience
-) -> None:
+def test_expired_credentials_are_an_outage_with_its_fix(store, proxy, patience):
     proxy.deny("ExpiredToken", 400)
     with pytest.raises(StoreError, match=r"expired; put new ones into ~/.aws/cred") as caught:
         store.read("demo/HEAD.json")
@@ -150,8 +126,8 @@ def test_expired_credentials_are_an_outage_with_its_fix(
 
 
 def test_a_service_that_is_not_there_is_an_outage_that_names_it(
-    bucket: str, patience: Patience, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    bucket, patience, proxy, monkeypatch
+):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(StoreError, match=r"127\.0\.0\.1:9 sent no complete response") as caught:
         S3Store(bucket, sleep=patience.sleep).read("demo/HEAD.json")
@@ -167,15 +143,7 @@ def test_a_service_that_is_not_there_is_an_outage_that_names_it(
         ("AWS_ENDPOINT_URL", "no url", BadInput, "AWS_ENDPOINT_URL must look like"),
     ],
 )
-def test_a_wrong_environment_is_named(
-    store: S3Store,
-    patience: Patience,
-    monkeypatch: pytest.MonkeyPatch,
-    name: str,
-    value: str | None,
-    error: type[PionError],
-    says: str,
-) -> None:
+def test_a_wrong_environment_is_named(store, patience, monkeypatch, name, value, error, says):
     monkeypatch.delenv(name, raising=False)
     if value is not None:
         monkeypatch.setenv(name, value)
