@@ -1,10 +1,6 @@
 """A result of `pion bench` on an A40, with numbers that nobody has measured."""
 
-from __future__ import annotations
-
 import dataclasses
-from pathlib import Path
-from typing import Any
 
 from pion.bench.card import Card, file_name
 from pion.bench.results import Results, Row, TrainSpeed, write_results
@@ -17,7 +13,7 @@ DATE = "2026-11-20T10:00:00+00:00"
 SOURCE = "`pion bench` (NVIDIA A40, 2026-11-20, torch 2.15.0)"
 
 
-def train_row(preset: str = "pion-small", how: str = "compiled", **changes: Any) -> Row:
+def train_row(preset="pion-small", how="compiled", **changes):
     """Return the row of a preset that trains 50,000 tokens a second at 25 % MFU."""
     config = ModelConfig.preset(preset)
     speed = TrainSpeed(
@@ -36,12 +32,12 @@ def train_row(preset: str = "pion-small", how: str = "compiled", **changes: Any)
     return Row(f"train/{preset}/{how}", "measured", "fast", measures, 30.0)
 
 
-def results(*rows: Row, card: Card = A40, **changes: Any) -> Results:
+def results(*rows, card=A40, **changes):
     """Return a result with these rows."""
     return dataclasses.replace(Results(card, DATE, False, rows), **changes)
 
 
-def keep(folder: Path, found: Results) -> Path:
+def keep(folder, found):
     """Write the result into a folder, under the name of its card; return the file."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / file_name(found.card.card)

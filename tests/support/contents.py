@@ -1,13 +1,11 @@
 """Bytes to store, and their hash."""
 
-from __future__ import annotations
-
 import hashlib
 
 
-def content(size: int) -> bytes:
+def content(size):
     return hashlib.shake_128(b"content").digest(size)
 
 
-def sha256(data: bytes) -> str:
+def sha256(data):
     return hashlib.sha256(data).hexdigest()

@@ -1,19 +1,13 @@
 """A provider that rents nothing. Tests decide what its SkyPilot and RunPod say; it notes orders."""
 
-from __future__ import annotations
-
 import dataclasses
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
 
 from pion.errors import BadInput, PionError
 from pipeline.rent.managed.names import cluster_name
-from pipeline.rent.managed.provider.jobs import ManagedJob, Place
+from pipeline.rent.managed.provider.jobs import ManagedJob
 from pipeline.rent.managed.provider.pods import Pod
 from pipeline.rent.managed.provider.provider import Provider
-from pipeline.rent.managed.provider.recorded_task import NextRental
-from pipeline.state.claim import Claim
-from tests.support.clock import FakeClock
+from pipeline.state.rows.metrics import EventLog
 
 NOW = 1_000_000.0
 JOB = ManagedJob(
@@ -35,31 +29,29 @@ class FakeProvider(Provider):
     At first, nothing is rented. A test may replace a method.
     """
 
-    def __init__(self, *jobs: ManagedJob) -> None:
+    def __init__(self, *jobs):
         self.jobs = list(jobs)
-        self.listed: list[Pod] | None = []
-        self.terminated: list[str] = []
-        self.cancelled: list[int] = []
-        self.submitted: list[Any] = []
+        self.listed = []
+        self.terminated = []
+        self.cancelled = []
+        self.submitted = []
         # The only place that the YAML allows.
-        self.only: Place | None = None
+        self.only = None
         self.down = False
         self.here = True
-        self.clusters: dict[str, str] | None = {}
-        self.recorded: dict[str, str | None] = {}
+        self.clusters = {}
+        self.recorded = {}
 
-    def start(self, say: Callable[[str], None]) -> None:
+    def start(self, say):
         """Nothing to start."""
 
-    def managed_jobs(
-        self, name: str | None = None, *, with_task: bool = False
-    ) -> Sequence[ManagedJob]:
+    def managed_jobs(self, name=None, *, with_task=False):
         if self.down:
             raise PionError("SkyPilot could not list the managed jobs.")
         found = [job for job in self.jobs if name in (None, job.name)]
         return sorted(found, key=lambda job: -job.id)
 
-    def submit(self, task: Any, name: str) -> int:
+    def submit(self, task, name):
         assert not any(job.live for job in self.jobs)  # never two machines at a time
         self.submitted.append(task)
         new = max(job.id for job in self.jobs) + 1
@@ -67,66 +59,66 @@ class FakeProvider(Provider):
         self.listed = [self.pod("b", "RUNNING", new)]
         return new
 
-    def task_of(self, wanted: NextRental) -> Any:
+    def task_of(self, wanted):
         if self.only is not None and self.only in wanted.avoid:
             raise BadInput("the YAML allows nothing but that")
         return wanted.like.id, set(wanted.avoid)
 
-    def cancel(self, job_ids: Sequence[int]) -> None:
+    def cancel(self, job_ids):
         self.cancelled += job_ids
         for job_id in job_ids:
             self.change(job_id, status="CANCELLED")
 
-    def controller_is_here(self) -> bool:
+    def controller_is_here(self):
         return self.here
 
-    def my_hash(self) -> str:
+    def my_hash(self):
         return ME
 
-    def list_pods(self, *, of_everybody: bool = False) -> Sequence[Pod] | None:
+    def list_pods(self, *, of_everybody=False):
         return self.listed
 
-    def terminate_pod(self, pod_id: str) -> None:
+    def terminate_pod(self, pod_id):
         self.terminated.append(pod_id)
         self.listed = [pod for pod in self.listed or () if pod.id != pod_id]
 
-    def clusters_now(self) -> Mapping[str, str] | None:
+    def clusters_now(self):
         return self.clusters
 
-    def clusters_recorded(self, names: Collection[str]) -> Mapping[str, str | None]:
+    def clusters_recorded(self, names):
         return {name: status for name, status in self.recorded.items() if name in names}
 
     # Called by tests.
 
-    def pod(self, name: str, status: str, job_id: int = 7, created: float | None = None) -> Pod:
+    def pod(self, name, status, job_id=7, created=None):
         """Return a pod of JOB, or of a job that replaced JOB."""
         named = f"{cluster_name(JOB.name, job_id)}-{ME}-head"
         return Pod(name, named, status, "A40", 0.36, created=created)
 
-    def now(self, status: str, **changes: Any) -> None:
+    def now(self, status, **changes):
         """Make the newest job the only one, with this status."""
         self.jobs = [dataclasses.replace(self.jobs[-1], status=status, **changes)]
 
-    def change(self, job_id: int, **changes: Any) -> None:
+    def change(self, job_id, **changes):
         """Change fields of one job."""
         self.jobs = [
             dataclasses.replace(job, **changes) if job.id == job_id else job for job in self.jobs
         ]
 
 
-def watched_rental() -> FakeProvider:
+def watched_rental():
     """Return JOB, running on one pod."""
     provider = FakeProvider(JOB)
     provider.listed = [provider.pod("a", "RUNNING")]
     return provider
 
 
-def fail_to_submit(provider: FakeProvider, times: int) -> None:
+def fail_to_submit(provider, times):
     """Let the next submissions fail."""
     submit = provider.submit
     failures = [PionError("SkyPilot could not submit: timed out") for _ in range(times)]
 
-    def submit_at_last(task: Any, name: str) -> int:
+    def submit_at_last(task, name):
         if failures:
             raise failures.pop()
         return submit(task, name)
@@ -134,31 +126,44 @@ def fail_to_submit(provider: FakeProvider, times: int) -> None:
     provider.submit = submit_at_last
 
 
-def lose_secrets(provider: FakeProvider) -> None:
+def lose_secrets(provider):
     """Unset a job's secrets, so the job can't be submitted again."""
 
-    def task_of(wanted: NextRental) -> Any:
+    def task_of(wanted):
         raise BadInput("HF_TOKEN must be set in the environment")
 
     provider.task_of = task_of
 
 
-def beat(claim: Claim, **status: Any) -> None:
+def note_machine(run, epoch, pod, **about):
+    """Write what a rented machine says of itself once it has claimed the run."""
+    machine = {"cloud": "RunPod", "region": "CA", "gpu": "A40", "count": 1, "spot": True} | about
+    events = EventLog(run.store, run.name, epoch)
+    events.append("machine", id=pod, **machine)
+    events.flush()
+
+
+def beat(claim, **status):
     claim.heartbeat.report(**status)
     claim.heartbeat.beat()
 
 
-def during(time: FakeClock, *events: Callable[[], None]) -> None:
+def during(time, *events):
     """Let one of the events happen after each look, until none is left."""
     left = list(events)
     time.during_sleep = lambda: left.pop(0)() if left else None
 
 
-def succeed(provider: FakeProvider) -> Callable[[], None]:
+def succeed(provider):
     return lambda: provider.now("SUCCEEDED")
 
 
-def succeed_after(provider: FakeProvider, time: FakeClock, seconds: float) -> None:
+def succeed_when_submitted(provider, time):
+    """Let the run be done as soon as a job was submitted again."""
+    time.during_sleep = lambda: provider.now("SUCCEEDED") if provider.submitted else None
+
+
+def succeed_after(provider, time, seconds):
     """Let the job succeed that long from now, whatever happens to it."""
     start = time.time
     time.during_sleep = lambda: provider.now("SUCCEEDED") if time.time - start > seconds else None

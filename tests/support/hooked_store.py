@@ -1,12 +1,8 @@
 """A store in a folder in which something happens before or after an operation."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from pathlib import Path
 
 from pipeline.state.stores import FileStore
-from pipeline.state.stores.base import Data
 
 Hook = Callable[[str], object]
 
@@ -14,33 +10,33 @@ Hook = Callable[[str], object]
 class Hooked(FileStore):
     """Calls `before` and `after` around each write, swap and delete, with "write run/HEAD.json"."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder):
         super().__init__(folder)
-        self.before: Hook = lambda operation: None
-        self.after: Hook = lambda operation: None
+        self.before = lambda operation: None
+        self.after = lambda operation: None
 
-    def write(self, key: str, data: Data) -> None:
+    def write(self, key, data):
         self.before(f"write {key}")
         super().write(key, data)
         self.after(f"write {key}")
 
-    def compare_and_swap(self, key: str, data: bytes, expected: str | None) -> str:
+    def compare_and_swap(self, key, data, expected):
         self.before(f"swap {key}")
         version = super().compare_and_swap(key, data, expected)
         self.after(f"swap {key}")
         return version
 
-    def delete(self, key: str) -> None:
+    def delete(self, key):
         self.before(f"delete {key}")
         super().delete(key)
         self.after(f"delete {key}")
 
 
-def once(happens: BaseException | Callable[[], object], at: str = "") -> Hook:
+def once(happens, at=""):
     """Return a hook that raises an error, or calls a function, at the first operation with `at`."""
     left = [happens]
 
-    def hook(operation: str) -> None:
+    def hook(operation):
         if left and at in operation:
             first = left.pop()
             if isinstance(first, BaseException):

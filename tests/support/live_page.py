@@ -1,19 +1,15 @@
 """The page of some runs for tests: the real application on a loopback port, in this process."""
 
-from __future__ import annotations
-
 import contextlib
-from collections.abc import Iterator
 
 from pipeline.live.server import make_app
 from pipeline.live.watched_run import Follower, WatchedRun
 from pipeline.web.address import Address
 from pipeline.web.listen import serve_in_thread, url_of
-from tests.support.rented_run import RentedRun
 
 
 @contextlib.contextmanager
-def showing(*runs: RentedRun) -> Iterator[str]:
+def showing(*runs):
     """Serve the page of the runs until the block ends. Yields its address."""
     address = Address(port=0)
     with contextlib.closing(address.listen()) as listener:

@@ -1,19 +1,16 @@
 """A store with many small runs, to count what commands ask of it."""
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.state.head import Head
-from pipeline.state.stores import Store
 from tests.support.states import an_entry, someone
 
 
-def write_runs(store: Store, runs: int, objects: int) -> list[str]:
+def write_runs(store, runs, objects):
     """Write runs of that many objects each, of which HEAD is one; return their names."""
     names = [f"run-{number:04d}" for number in range(runs)]
 
-    def write(number: int) -> None:
+    def write(number):
         head = Head().claimed(someone(), float(number)).with_checkpoint(an_entry(10, at=number))
         store.write(f"{names[number]}/HEAD.json", head.to_json())
         for segment in range(objects - 1):

@@ -3,16 +3,12 @@
 with serve_runpod(RunPodApi()) as url: …
 """
 
-from __future__ import annotations
-
 import json
 import re
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 from tests.support.http_body import read_body
 
@@ -26,16 +22,16 @@ class RunPodApi:
     tests/rental/loopback_runpod.py has an account whose pods run on this machine.
     """
 
-    def __init__(self) -> None:
-        self.listed: list[dict[str, Any]] = []
+    def __init__(self):
+        self.listed = []
         # The time and the GraphQL of every request that does not list pods.
-        self.requests: list[tuple[float, str]] = []
+        self.requests = []
         # If set, the API answers every request with this.
         self.status = 200
-        self.error: str | None = None
-        self.body: str | None = None
+        self.error = None
+        self.body = None
 
-    def rent(self, pod: str, name: str, status: str = "RUNNING", change: str = "") -> None:
+    def rent(self, pod, name, status="RUNNING", change=""):
         """Add a pod; `change` is its last change of status, in RunPod's words."""
         self.listed.append(
             {
@@ -50,21 +46,21 @@ class RunPodApi:
         )
 
     @property
-    def ids(self) -> list[str]:
+    def ids(self):
         """The ids of the listed pods."""
         return [pod["id"] for pod in self.list_pods()]
 
-    def list_pods(self) -> list[dict[str, Any]]:
+    def list_pods(self):
         """Return every pod as the API describes it."""
         return self.listed
 
-    def terminate(self, pod_id: str) -> None:
+    def terminate(self, pod_id):
         """End a pod. Raises ValueError with what RunPod would say."""
         if pod_id not in self.ids:
             raise ValueError("pod not found")
         self.listed = [pod for pod in self.listed if pod["id"] != pod_id]
 
-    def answer(self, query: str) -> dict[str, Any]:
+    def answer(self, query):
         """Return the `data` of the answer. Raises ValueError with what RunPod would say."""
         query = " ".join(query.split())
         if self.error is not None:
@@ -84,12 +80,12 @@ class RunPodApi:
             return {"podTerminate": None}
         return self.answer_other(query)
 
-    def answer_other(self, query: str) -> dict[str, Any]:
+    def answer_other(self, query):
         """Answer requests that don't list or end pods."""
         raise ValueError(f"Cannot query this: {query}")
 
 
-def argument(query: str, name: str) -> str:
+def argument(query, name):
     """Return the value of argument `name` of a GraphQL query; empty if it has none."""
     found = re.search(rf'\b{name}: (?:"((?:[^"\\]|\\.)*)"|([^\s,}}]+))', query)
     if found is None:
@@ -98,11 +94,11 @@ def argument(query: str, name: str) -> str:
 
 
 @contextmanager
-def serve_runpod(api: RunPodApi) -> Iterator[str]:
+def serve_runpod(api):
     """Serve until the block ends; yields the URL."""
 
     class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
+        def do_POST(self):
             body = json.loads(read_body(self))
             if self.headers.get("Authorization") != f"Bearer {API_KEY}":
                 return self._send(401, {"errors": [{"message": "Unauthorized"}]})
@@ -111,11 +107,11 @@ def serve_runpod(api: RunPodApi) -> Iterator[str]:
             except ValueError as error:
                 self._send(api.status, {"errors": [{"message": str(error)}], "data": None})
 
-        def do_HEAD(self) -> None:
+        def do_HEAD(self):
             """Answer SkyPilot's check for a network."""
             self._send(200, {})
 
-        def _send(self, status: int, answer: dict[str, Any]) -> None:
+        def _send(self, status, answer):
             body = (json.dumps(answer) if api.body is None else api.body).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
@@ -124,7 +120,7 @@ def serve_runpod(api: RunPodApi) -> Iterator[str]:
             if self.command != "HEAD":
                 self.wfile.write(body)
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, *_):
             """Nothing on standard error."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

@@ -15,8 +15,6 @@ With PION_REAL_S3, the endpoint of a real service, that service takes moto's pla
 credentials of the AWS variables. The proxy then signs what it passes on with these credentials.
 """
 
-from __future__ import annotations
-
 import base64
 import http.client
 import math
@@ -30,12 +28,11 @@ import sys
 import threading
 import uuid
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from tests.support.http_body import read_body
@@ -66,18 +63,6 @@ print(server.server_port, flush=True)
 sys.stdin.read()
 """
 
-Kind = Literal[
-    "status",
-    "drop_before",
-    "drop_after",
-    "truncate",
-    "reset",
-    "flip",
-    "delay",
-    "page",
-    "nothing",
-    "half",
-]
 # What a proxy on the way may answer in S3's place.
 PAGE = b"<!DOCTYPE html><html><body><p>Sign in to this network<br></body></html>"
 
@@ -91,7 +76,7 @@ class _Keys:
     region: str = "us-east-1"
 
 
-def _real_keys() -> _Keys:
+def _real_keys():
     """Return the keys of the real service. Read before tests change the environment."""
     return _Keys(
         os.environ["AWS_ACCESS_KEY_ID"],
@@ -109,7 +94,7 @@ class _Endpoint:
     url: str
     keys = _Keys()
 
-    def environment(self) -> dict[str, str]:
+    def environment(self):
         """Return variables that make another process's clients use it."""
         return {
             "AWS_ENDPOINT_URL": self.url,
@@ -121,7 +106,7 @@ class _Endpoint:
             "AWS_EC2_METADATA_DISABLED": "true",
         }
 
-    def use(self, monkeypatch: Any) -> None:
+    def use(self, monkeypatch):
         """Make this process's new clients use it until the test ends."""
         for name in [name for name in os.environ if name.startswith("AWS_")]:
             monkeypatch.delenv(name)
@@ -136,7 +121,7 @@ class S3Server(_Endpoint):
     made: list[str] = field(default_factory=list)
     """The buckets that tests made."""
 
-    def client(self) -> Any:
+    def client(self):
         """Return a separate client, to look at what a store wrote."""
         import boto3
 
@@ -148,7 +133,7 @@ class S3Server(_Endpoint):
             region_name=self.keys.region,
         )
 
-    def bucket(self, name: str | None = None) -> str:
+    def bucket(self, name=None):
         """Make an empty bucket and return its name."""
         name = name or f"bucket-{uuid.uuid4().hex[:12]}"
         answer = _send(self.url, "PUT", f"/{name}", {}, _location(self.keys.region))
@@ -156,7 +141,7 @@ class S3Server(_Endpoint):
         self.made.append(name)
         return name
 
-    def delete_buckets(self) -> None:
+    def delete_buckets(self):
         """Delete the buckets that tests made, with all that is in them."""
         client = self.client()
         for name in self.made:
@@ -171,7 +156,7 @@ class S3Server(_Endpoint):
             client.delete_bucket(Bucket=name)
 
 
-def _location(region: str) -> bytes:
+def _location(region):
     """Return the body that makes a bucket in `region`; S3 wants none for its first region."""
     inside = f"<LocationConstraint>{region}</LocationConstraint>"
     whole = f"<CreateBucketConfiguration>{inside}</CreateBucketConfiguration>"
@@ -179,7 +164,7 @@ def _location(region: str) -> bytes:
 
 
 @contextmanager
-def s3_server() -> Iterator[S3Server]:
+def s3_server():
     """Serve S3 in a separate process, on a free port; or use the real service, if there is one."""
     if REAL_SERVICE:
         server = S3Server(REAL_SERVICE)
@@ -196,8 +181,6 @@ def s3_server() -> Iterator[S3Server]:
         env=os.environ
         | {"S3_UPLOAD_PART_MIN_SIZE": "1", "MOTO_S3_DEFAULT_KEY_BUFFER_SIZE": str(16 << 20)},
     )
-    assert process.stdin is not None
-    assert process.stdout is not None
     try:
         yield S3Server(f"http://127.0.0.1:{int(process.stdout.readline())}")
     finally:
@@ -222,7 +205,7 @@ class Fault:
     """
 
     match: str
-    kind: Kind
+    kind: str
     times: float = 1
     after: int = 0
     status: int = 503
@@ -240,12 +223,12 @@ class _Storm:
     seen: int = 0
     suffered: int = 0
 
-    def next(self) -> Fault | None:
+    def next(self):
         self.seen += 1
         if self.seen % self.every:
             return None
         self.suffered += 1
-        kinds: list[tuple[Kind, int]] = [
+        kinds = [
             ("status", 503),
             ("drop_after", 0),
             ("truncate", 0),
@@ -261,24 +244,24 @@ class _Storm:
 class FaultProxy(_Endpoint):
     """Passes requests on to `upstream` and responses back, unless told to `fail`."""
 
-    def __init__(self, upstream: str) -> None:
+    def __init__(self, upstream):
         self.upstream = upstream
-        self.requests: list[str] = []
+        self.requests = []
         """Every request that came, "METHOD /path?query [bytes=first-last]"."""
-        self.ignored_headers: set[str] = set()
+        self.ignored_headers = set()
         """Dropped from every request: {"if-match", "if-none-match"}, as some servers do."""
-        self.etag_form: Callable[[str], bool] = lambda etag: True
+        self.etag_form = lambda etag: True
         """Whether a write's If-Match may be compared: Ceph's gateway finds no quoted ETag equal."""
         self.brings_back = False
         """Whether If-Match is dropped where nothing is, as old MinIOs do."""
-        self.refuses: Callable[[str, Mapping[str, str]], _Answer | None] = lambda *_: None
+        self.refuses = lambda *_: None
         """What a request gets instead of being passed on, by its method and headers."""
         self.page_size = 1000
         """How many objects a page of a list has."""
-        self.date: Callable[[], str] = lambda: formatdate(usegmt=True)
+        self.date = lambda: formatdate(usegmt=True)
         """The Date header of every response."""
-        self._faults: list[Fault] = []
-        self._storm: _Storm | None = None
+        self._faults = []
+        self._storm = None
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": self}))
@@ -287,11 +270,11 @@ class FaultProxy(_Endpoint):
         )
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
-    def __enter__(self) -> FaultProxy:
+    def __enter__(self):
         self._thread.start()
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, *exception):
         self._closing.set()
         self._server.shutdown()
         self._server.server_close()
@@ -299,39 +282,32 @@ class FaultProxy(_Endpoint):
 
     def fail(
         self,
-        match: str,
+        match,
         *,
-        kind: Kind = "status",
-        times: float = 1,
-        after: int = 0,
-        status: int = 503,
-        code: str = "ServiceUnavailable",
-        headers: Mapping[str, str] | None = None,
-        seconds: float = 0.0,
-        access_key: str = "",
-    ) -> Fault:
+        kind="status",
+        times=1,
+        after=0,
+        status=503,
+        code="ServiceUnavailable",
+        headers=None,
+        seconds=0.0,
+        access_key="",
+    ):
         """Make the next matching requests fail; see `Fault`."""
         fault = Fault(match, kind, times, after, status, code, headers or {}, seconds, access_key)
         with self._lock:
             self._faults.append(fault)
         return fault
 
-    def deny(
-        self,
-        code: str = "AccessDenied",
-        status: int = 403,
-        *,
-        match: str = ".",
-        access_key: str = "",
-    ) -> Fault:
+    def deny(self, code="AccessDenied", status=403, *, match=".", access_key=""):
         """Refuse every matching request until `clear`. Expired: `deny("ExpiredToken", 400)`."""
         return self.fail(match, times=math.inf, status=status, code=code, access_key=access_key)
 
-    def storm(self, every: int) -> None:
+    def storm(self, every):
         """Let every `every`-th request fail in one of several ways, until `clear`."""
         self._storm = _Storm(every)
 
-    def clear(self) -> None:
+    def clear(self):
         """Let no more requests fail."""
         with self._lock:
             self._faults.clear()
@@ -342,22 +318,22 @@ class FaultProxy(_Endpoint):
             self.refuses = lambda *_: None
             self.page_size = 1000
 
-    def refuse_checksums(self, status: int, code: str, message: str, method: str = ".") -> None:
+    def refuse_checksums(self, status, code, message, method="."):
         """Refuse requests of a method that name a checksum, until `clear`. `{}` in the message is
         the header."""
 
-        def refuses(sent: str, headers: Mapping[str, str]) -> _Answer | None:
+        def refuses(sent, headers):
             named = [name for name in headers if "checksum" in name.lower()]
             refused = named and re.search(method, sent)
             return _error(status, code, {}, message.format(*named)) if refused else None
 
         self.refuses = refuses
 
-    def count(self, match: str) -> int:
+    def count(self, match):
         """Return how many requests so far match."""
         return sum(bool(re.search(match, request)) for request in self.requests)
 
-    def take_fault(self, request: str, authorization: str) -> Fault | None:
+    def take_fault(self, request, authorization):
         with self._lock:
             self.requests.append(request)
             for fault in self._faults:
@@ -370,7 +346,7 @@ class FaultProxy(_Endpoint):
                     return fault
             return self._storm.next() if self._storm else None
 
-    def wait(self, seconds: float) -> None:
+    def wait(self, seconds):
         """Wait, but not longer than the proxy runs."""
         self._closing.wait(seconds)
 
@@ -389,13 +365,13 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     proxy: FaultProxy
 
-    def log_message(self, *args: Any) -> None:
+    def log_message(self, *args):
         pass
 
-    def date_time_string(self, timestamp: float | None = None) -> str:
+    def date_time_string(self, timestamp=None):
         return self.proxy.date()
 
-    def _handle(self) -> None:
+    def _handle(self):
         request = f"{self.command} {self.path} {self.headers.get('Range') or ''}".rstrip()
         fault = self.proxy.take_fault(request, self.headers.get("Authorization") or "")
         kind = fault.kind if fault else None
@@ -432,16 +408,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _handle
 
-    def _checksum_fits(self, body: bytes) -> bool:
+    def _checksum_fits(self, body):
         wanted = self.headers.get("x-amz-checksum-crc32")
         found = base64.b64encode(zlib.crc32(body).to_bytes(4, "big")).decode()
         return wanted is None or self.command == "POST" or wanted == found
 
-    def _etag_fits(self) -> bool:
+    def _etag_fits(self):
         etag = self.headers.get("If-Match")
         return etag is None or self.command != "PUT" or self.proxy.etag_form(etag)
 
-    def _forward(self, body: bytes) -> _Answer:
+    def _forward(self, body):
         dropped = {"connection", "expect", "host", "transfer-encoding", "content-length"}
         dropped |= self.proxy.ignored_headers
         if self.proxy.brings_back and self.command == "PUT":
@@ -452,7 +428,7 @@ class _Handler(BaseHTTPRequestHandler):
         page = f"&max-keys={self.proxy.page_size}" if "list-type=2" in self.path else ""
         return _send(self.proxy.upstream, self.command, self.path + page, headers, body)
 
-    def _send(self, answer: _Answer, kind: Kind | None) -> None:
+    def _send(self, answer, kind):
         hop_by_hop = ("connection", "transfer-encoding", "server", "date")
         self.send_response(answer.status)
         names = set()
@@ -482,19 +458,17 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def shutdown_request(self, request: Any) -> None:
+    def shutdown_request(self, request):
         """Close at once: an orderly shutdown would come before a reset."""
         self.close_request(request)
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
+    def handle_error(self, request, client_address):
         """Ignore clients that hang up."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
 
-def _send(
-    endpoint: str, method: str, path: str, headers: Mapping[str, str], body: bytes
-) -> _Answer:
+def _send(endpoint, method, path, headers, body):
     """Send one request to `endpoint` and return the answer."""
     url = urlsplit(endpoint)
     sent = {**headers, "Content-Length": str(len(body))}
@@ -502,9 +476,7 @@ def _send(
         sent = _signed(method, endpoint.rstrip("/") + path, sent, body)
     if url.scheme == "https":
         context = ssl.create_default_context(cafile=os.environ.get("AWS_CA_BUNDLE"))
-        upstream: http.client.HTTPConnection = http.client.HTTPSConnection(
-            url.netloc, context=context
-        )
+        upstream = http.client.HTTPSConnection(url.netloc, context=context)
     else:
         upstream = http.client.HTTPConnection(url.netloc)
     try:
@@ -515,7 +487,7 @@ def _send(
         upstream.close()
 
 
-def _signed(method: str, url: str, headers: Mapping[str, str], body: bytes) -> dict[str, str]:
+def _signed(method, url, headers, body):
     """Return the headers with a signature of the real service's keys instead of the client's."""
     from botocore.auth import S3SigV4Auth
     from botocore.awsrequest import AWSRequest
@@ -529,9 +501,7 @@ def _signed(method: str, url: str, headers: Mapping[str, str], body: bytes) -> d
     return dict(request.headers)
 
 
-def _error(
-    status: int, code: str, headers: Mapping[str, str], message: str = "Injected by the test."
-) -> _Answer:
+def _error(status, code, headers, message="Injected by the test."):
     body = (
         '<?xml version="1.0" encoding="UTF-8"?>\n'
         f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
@@ -539,6 +509,6 @@ def _error(
     return _Answer(status, [*headers.items(), ("Content-Type", "application/xml")], body.encode())
 
 
-def _flipped(content: bytes) -> bytes:
+def _flipped(content):
     middle = len(content) // 2
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]

@@ -1,10 +1,7 @@
 """A store that notices whether records are read one after another."""
 
-from __future__ import annotations
-
 import re
 import threading
-from pathlib import Path
 
 from pipeline.state.stores import FileStore
 
@@ -16,11 +13,11 @@ class SideBySide(FileStore):
     """A folder in which a record whose key matches `pattern` is read only while `count` of them are
     asked for at once."""
 
-    def __init__(self, folder: Path, pattern: str, count: int) -> None:
+    def __init__(self, folder, pattern, count):
         super().__init__(folder)
         self._pattern, self._together = re.compile(pattern), threading.Barrier(count)
 
-    def read_versioned(self, key: str) -> tuple[bytes, str]:
+    def read_versioned(self, key):
         if self._pattern.fullmatch(key):
             try:
                 self._together.wait(WAIT_SECONDS)

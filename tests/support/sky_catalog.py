@@ -1,11 +1,7 @@
 """A price list for SkyPilot. All prices are invented."""
 
-from __future__ import annotations
-
 import csv
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -57,13 +53,7 @@ _COLUMNS = (
 )
 
 
-def write_catalog(
-    home: Path,
-    prices: Mapping[str, Price] = PRICES,
-    regions: Mapping[str, str] | None = None,
-    cloud: str = "RunPod",
-    cpu_prices: Mapping[str, float] | None = None,
-) -> None:
+def write_catalog(home, prices=PRICES, regions=None, cloud="RunPod", cpu_prices=None):
     """Write the price list of `cloud` where SkyPilot with the home folder `home` reads it.
 
     `regions` maps each region to its zone. Every GPU is offered in all regions, one per machine.
@@ -80,7 +70,7 @@ def write_catalog(
             mib = GPU_MEMORY_GIB[gpu] * 1024
             memory = {"Name": gpu, "Manufacturer": "NVIDIA", "Count": 1.0}
             info = {"Gpus": [memory | {"MemoryInfo": {"SizeInMiB": mib}}]}
-            info["TotalGpuMemoryInMiB"] = mib  # type: ignore[assignment]
+            info["TotalGpuMemoryInMiB"] = mib
             for region, zone in (regions or {"CA": "CA-MTL-1"}).items():
                 spot = "" if price.spot is None else price.spot
                 on_demand = "" if price.on_demand is None else price.on_demand

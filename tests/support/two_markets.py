@@ -4,30 +4,21 @@ At each tick, jobs without a machine get one if their market offers machines, an
 booted claim the run. A machine that was asked to relieve another one takes over from it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
-from collections.abc import Sequence
-from typing import Any
 
 import yaml
 
 from pipeline.rent.deadline.policy import Market
-from pipeline.rent.managed.provider.jobs import ManagedJob
 from pipeline.rent.managed.provider.recorded_task import (
-    NextRental,
     launch_id_of,
     machines_in_words,
     market_of,
     task_of,
     variable_of,
 )
-from pipeline.rent.sky_yaml import SkyYaml
 from pipeline.run.handover import FROM_EPOCH
-from pipeline.state.claim import Claim, claim_run
-from pipeline.state.run_state import RunState
-from tests.support.clock import FakeClock
+from pipeline.state.claim import claim_run
 from tests.support.fake_provider import JOB, FakeProvider
 from tests.support.states import someone
 
@@ -49,27 +40,25 @@ class TwoMarkets(FakeProvider):
     `submitted_to` are the markets of all submissions, in their order.
     """
 
-    def __init__(self, run: RunState, time: FakeClock, launched: ManagedJob) -> None:
+    def __init__(self, run, time, launched):
         super().__init__(launched)
         self.run, self.time = run, time
         self.offered = {SPOT: False, ON_DEMAND: True}
-        self.submitted_to: list[Market | None] = []
+        self.submitted_to = []
         self.calls, self.kill_at = 0, 0
-        self.claim: Claim | None = None
+        self.claim = None
         self.listed = []
 
     # What the watcher calls.
 
-    def managed_jobs(
-        self, name: str | None = None, *, with_task: bool = False
-    ) -> Sequence[ManagedJob]:
+    def managed_jobs(self, name=None, *, with_task=False):
         self._call()
         return super().managed_jobs(name, with_task=with_task)
 
-    def task_of(self, wanted: NextRental) -> Any:
+    def task_of(self, wanted):
         return task_of(wanted)
 
-    def submit(self, task: Any, name: str) -> int:
+    def submit(self, task, name):
         self._call()
         job_id = max(job.id for job in self.jobs) + 1
         text = yaml.safe_dump(task.to_yaml_config())
@@ -80,14 +69,14 @@ class TwoMarkets(FakeProvider):
         self._call()  # killed before SkyPilot's answer
         return job_id
 
-    def cancel(self, job_ids: Sequence[int]) -> None:
+    def cancel(self, job_ids):
         self._call()
         for job_id in job_ids:
             self.end(job_id, "CANCELLED")
         self.cancelled += job_ids
         self._call()
 
-    def _call(self) -> None:
+    def _call(self):
         self.calls += 1
         if self.calls == self.kill_at:
             raise Killed
@@ -95,19 +84,19 @@ class TwoMarkets(FakeProvider):
     # What happens by itself, or to the jobs.
 
     @property
-    def living(self) -> list[ManagedJob]:
+    def living(self):
         return [job for job in self.jobs if job.live]
 
-    def job_on(self, market: Market) -> ManagedJob | None:
+    def job_on(self, market):
         """Return the live job of that market."""
         return next((job for job in self.living if market_of(job) is market), None)
 
-    def end(self, job_id: int, status: str, **more: Any) -> None:
+    def end(self, job_id, status, **more):
         """End a job and its machine."""
         self.change(job_id, status=status, ended_at=self.time.time, **more)
         self._forget_pods(job_id)
 
-    def preempt(self, job_id: int) -> None:
+    def preempt(self, job_id):
         """Take a job's machine away. It saves and releases the run first."""
         self.change(job_id, status="RECOVERING")
         self._forget_pods(job_id)
@@ -115,7 +104,7 @@ class TwoMarkets(FakeProvider):
             self.claim.release()
         self.claim = None
 
-    def tick(self) -> None:
+    def tick(self):
         """Let machines come, boot and claim the run."""
         for job in self.living:
             market = market_of(job)
@@ -131,7 +120,7 @@ class TwoMarkets(FakeProvider):
             self.claim.heartbeat.report(stage="sft", step=6, steps=10)
             self.claim.heartbeat.beat()
 
-    def _claim(self, job: ManagedJob) -> None:
+    def _claim(self, job):
         launch, owner = launch_id_of(job), self.claim
         if owner is not None:
             old = owner.head.claims[0].owner.launch_id
@@ -143,11 +132,11 @@ class TwoMarkets(FakeProvider):
         me = someone(host=f"pod{job.id}", launch_id=launch)
         self.claim = claim_run(self.run, me, take_over=True)
 
-    def _forget_pods(self, job_id: int) -> None:
+    def _forget_pods(self, job_id):
         self.listed = [pod for pod in self.listed or () if pod.job_id != job_id]
 
 
-def launched_on_spot(machines: SkyYaml, time: FakeClock) -> ManagedJob:
+def launched_on_spot(machines, time):
     """Return the job that `pion launch` has submitted with a deadline: the spot machines of
     `machines`. The others are held back."""
     envs = {
@@ -161,7 +150,7 @@ def launched_on_spot(machines: SkyYaml, time: FakeClock) -> ManagedJob:
     return _pending(JOB.id, JOB.name, yaml.safe_dump(config), time.time)
 
 
-def _pending(job_id: int, name: str, task: str, at: float) -> ManagedJob:
+def _pending(job_id, name, task, at):
     blank = dataclasses.replace(
         JOB, started_at=None, cloud=None, region=None, resources=None, status="PENDING"
     )

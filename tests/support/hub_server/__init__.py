@@ -11,7 +11,6 @@ with `parent_commit` as compare-and-swap, squashing, and deleting LFS objects. F
 """
 
 import threading
-from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import ThreadingHTTPServer
 
@@ -34,7 +33,7 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def hub_server() -> Iterator[HubServer]:
+def hub_server():
     """Serve a separate Hub on a free loopback port until the block ends."""
     hub = HubServer()
     server = _Server(("127.0.0.1", 0), type("Handler", (Handler,), {"hub": hub}))

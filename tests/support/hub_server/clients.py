@@ -1,12 +1,7 @@
 """What Hub clients read from the environment when they are imported."""
 
-from __future__ import annotations
-
 import sys
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 # The variables for which `read_at_import` stands, and the token, which is read at each call.
 VARIABLES = frozenset(
@@ -21,7 +16,7 @@ VARIABLES = frozenset(
 )
 
 
-def read_at_import(environment: Mapping[str, str]) -> Iterator[tuple[ModuleType, str, Any]]:
+def read_at_import(environment):
     """Yield what a client imported with this `environment` would have: module, name and value.
 
     The environment is that of a HubServer.

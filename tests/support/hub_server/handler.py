@@ -1,12 +1,9 @@
 """The Hub's HTTP: reading requests, answering them, large files, and which call a path means."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
 from http.server import BaseHTTPRequestHandler
-from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from tests.support.http_body import read_body
@@ -20,7 +17,7 @@ from tests.support.hub_server.hub import (
     HubServer,
 )
 from tests.support.hub_server.repo_calls import CALLS
-from tests.support.hub_server.repos import Commit, Repo, StoredFile
+from tests.support.hub_server.repos import Repo, StoredFile
 
 REPO = r"(?P<owner>[^/]+)/(?P<name>[^/]+)"
 OF_A_KIND = r"(?:(?P<kind>datasets|spaces)/)?"
@@ -33,15 +30,15 @@ class Handler(BaseHTTPRequestHandler):
     hub: HubServer
     fault: Fault | None
 
-    def log_message(self, *args: Any) -> None:
+    def log_message(self, *args):
         pass
 
-    def date_time_string(self, timestamp: float | None = None) -> str:
+    def date_time_string(self, timestamp=None):
         return self.hub.date()
 
     # ------------------------------------------------------------ reading and answering
 
-    def _handle(self) -> None:
+    def _handle(self):
         url = urlsplit(self.path)
         self.query = {key: values[0] for key, values in parse_qs(url.query).items()}
         self.payload = read_body(self)
@@ -73,9 +70,7 @@ class Handler(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _handle
 
-    def answer(
-        self, body: Any = b"", status: int = 200, headers: dict[str, Any] | None = None
-    ) -> None:
+    def answer(self, body=b"", status=200, headers=None):
         if self.fault and self.fault.kind == "drop_after":
             self.close_connection = True
             return
@@ -97,7 +92,7 @@ class Handler(BaseHTTPRequestHandler):
             content = content[:-1] + bytes([content[-1] ^ 1])
         self.wfile.write(content)
 
-    def answer_page(self, items: list[Any], size: int) -> None:
+    def answer_page(self, items, size):
         """Answer with one page of a list, with a link to the next page."""
         start = int(self.query.get("cursor", 0))
         headers = {}
@@ -110,7 +105,7 @@ class Handler(BaseHTTPRequestHandler):
             headers["Link"] = f'<{link}>; rel="next"'
         self.answer(items[start : start + size], 200, headers)
 
-    def send_content(self, content: bytes, headers: dict[str, str]) -> None:
+    def send_content(self, content, headers):
         """Answer with a file, or with the requested range of it."""
         wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         if wanted is None:
@@ -121,7 +116,7 @@ class Handler(BaseHTTPRequestHandler):
         headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
         self.answer(content[first : last + 1], 206, headers)
 
-    def _authenticate(self) -> None:
+    def _authenticate(self):
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
         if token and token not in ROLES:
             raise Failure(401, "", "Invalid credentials in Authorization header")
@@ -129,7 +124,7 @@ class Handler(BaseHTTPRequestHandler):
             raise Failure(400, "", "a token was sent to another host")
         self.token = token
 
-    def must_write(self) -> None:
+    def must_write(self):
         if not self.token:
             raise Failure(401, "", "Invalid username or password.")
         fine = self.token == FINE_GRAINED_TOKEN and any(
@@ -138,7 +133,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.token != WRITE_TOKEN and not fine:
             raise Failure(403, "", "You don't have the rights to create or change this repository")
 
-    def must_have_access(self, repo: Repo) -> None:
+    def must_have_access(self, repo):
         """Refuse the files of a gated repository to a token that was not granted access."""
         if repo.gated and self.token not in self.hub.granted:
             status, message = (403, "not on the list") if self.token else (401, "log in first")
@@ -148,7 +143,7 @@ class Handler(BaseHTTPRequestHandler):
 
     # ------------------------------------------------------------ routes
 
-    def _find_route(self) -> None:
+    def _find_route(self):
         actions = "|".join(CALLS)
         routes = {
             r"/api/whoami-v2": self._whoami,
@@ -169,7 +164,7 @@ class Handler(BaseHTTPRequestHandler):
                 return
         raise Failure(404, "NotFound", f"no route {self.command} {self.route}")
 
-    def repo(self) -> Repo:
+    def repo(self):
         """Return the repository that the path names, if this token can see it."""
         kind = (self.parts["kind"] or "models")[:-1]
         repo = self.hub.repos.get((kind, f"{self.parts['owner']}/{self.parts['name']}"))
@@ -177,18 +172,18 @@ class Handler(BaseHTTPRequestHandler):
             raise Failure(404 if self.token else 401, "RepoNotFound", "Repository not found")
         return repo
 
-    def commit_at(self, repo: Repo, revision: str) -> Commit:
+    def commit_at(self, repo, revision):
         if (commit := repo.at(revision)) is None:
             raise Failure(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return commit
 
-    def _repo_call(self) -> None:
+    def _repo_call(self):
         CALLS[self.parts["action"] or ""](self, self.repo())
 
-    def _whoami(self) -> None:
+    def _whoami(self):
         if not self.token:
             raise Failure(401, "", "Invalid username or password.")
-        token: dict[str, Any] = {"displayName": "test", "role": ROLES[self.token]}
+        token = {"displayName": "test", "role": ROLES[self.token]}
         if self.token == FINE_GRAINED_TOKEN:
             scoped = [
                 {"entity": {"type": kind, "name": name}, "permissions": permissions}
@@ -198,7 +193,7 @@ class Handler(BaseHTTPRequestHandler):
         access = {"accessToken": token}
         self.answer({"type": "user", "name": USER, "orgs": [], "auth": access})
 
-    def _create(self) -> None:
+    def _create(self):
         self.must_write()
         wanted = json.loads(self.payload)
         repo_id = f"{wanted.get('organization') or USER}/{wanted['name']}"
@@ -217,7 +212,7 @@ class Handler(BaseHTTPRequestHandler):
 
     # ------------------------------------------------------------ files
 
-    def _resolve(self) -> None:
+    def _resolve(self):
         repo = self.repo()
         self.must_have_access(repo)
         commit = self.commit_at(repo, self.parts["rev"])
@@ -234,10 +229,10 @@ class Handler(BaseHTTPRequestHandler):
                 return
         self.send_content(stored.content, headers)
 
-    def _cdn_object(self) -> None:
+    def _cdn_object(self):
         self.send_content(self.hub.blobs[self.parts["sha"]], {})
 
-    def _lfs_object(self) -> None:
+    def _lfs_object(self):
         sha = self.parts["sha"]
         if self.command == "PUT":
             if hashlib.sha256(self.payload).hexdigest() != sha:
@@ -248,7 +243,7 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.send_content(self.hub.blobs[sha], {"ETag": f'"{sha}"'})
 
-    def _lfs_batch(self) -> None:
+    def _lfs_batch(self):
         self.must_write()
         repo = self.repo()
         objects = []

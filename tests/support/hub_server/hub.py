@@ -1,14 +1,11 @@
 """The Hub's state, and the methods that tests call."""
 
-from __future__ import annotations
-
 import re
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from email.utils import formatdate
-from pathlib import Path
 from typing import Any
 
 from tests.support.hub_server.clients import read_at_import
@@ -41,9 +38,7 @@ class Fault:
 class Failure(Exception):
     """An error in the Hub's words: status, X-Error-Code, message."""
 
-    def __init__(
-        self, status: int, code: str, message: str, retry_after: str | None = None
-    ) -> None:
+    def __init__(self, status, code, message, retry_after=None):
         super().__init__(message)
         self.status, self.code, self.message = status, code, message
         self.retry_after = retry_after
@@ -60,31 +55,23 @@ class HubServer:
     fine-grained token may do, as (type, name, permissions) of users, organisations and
     repositories."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.lock = threading.RLock()
-        self.repos: dict[tuple[str, str], Repo] = {}  # (model|dataset|space, "user/name")
-        self.blobs: dict[str, bytes] = {}  # LFS objects by sha256
-        self.requests: list[str] = []  # "GET /user/name/resolve/main/a.npy"
-        self.faults: list[Fault] = []
+        self.repos = {}  # (model|dataset|space, "user/name")
+        self.blobs = {}  # LFS objects by sha256
+        self.requests = []  # "GET /user/name/resolve/main/a.npy"
+        self.faults = []
         self.url = ""
-        self.now: Callable[[], float] = time.time
-        self.date: Callable[[], str] = lambda: formatdate(self.now(), usegmt=True)
-        self.commit_limit: int | None = None
+        self.now = time.time
+        self.date = lambda: formatdate(self.now(), usegmt=True)
+        self.commit_limit = None
         self.cdn = False
         self.links_elsewhere = False
         self.ignores_parents = False
-        self.granted: set[str] = set()
-        self.scoped: list[tuple[str, str, list[str]]] = [("user", USER, ["repo.content.read"])]
+        self.granted = set()
+        self.scoped = [("user", USER, ["repo.content.read"])]
 
-    def add_repo(
-        self,
-        repo_id: str,
-        repo_type: str = "model",
-        files: dict[str, bytes] | None = None,
-        *,
-        private: bool = False,
-        gated: bool = False,
-    ) -> str:
+    def add_repo(self, repo_id, repo_type="model", files=None, *, private=False, gated=False):
         """Create a repository, or add a commit with more files; return the commit's id."""
         with self.lock:
             repo = self.repos.setdefault((repo_type, repo_id), Repo(private, gated))
@@ -97,56 +84,53 @@ class HubServer:
             files_now = (now.files if now else {}) | added
             return repo.commit("main", files_now, "added by the test", self.now())
 
-    def files(self, repo_id: str, repo_type: str = "model") -> dict[str, bytes]:
+    def files(self, repo_id, repo_type="model"):
         """Return path → content on the main branch."""
         commit = self.repos[repo_type, repo_id].at("main")
-        assert commit is not None
         return {path: stored.content for path, stored in commit.files.items()}
 
-    def commits(self, repo_id: str, repo_type: str = "model") -> list[str]:
+    def commits(self, repo_id, repo_type="model"):
         """Return the titles of all commits, oldest first."""
         return [commit.title for commit in self.repos[repo_type, repo_id].commits]
 
-    def lfs_bytes(self, repo_id: str, repo_type: str = "model") -> int:
+    def lfs_bytes(self, repo_id, repo_type="model"):
         """Return the bytes of the repository's large files, used or not."""
         stored = self.repos[repo_type, repo_id].lfs
         return sum(len(self.blobs[sha]) for sha in stored if sha in self.blobs)
 
-    def count(self, match: str) -> int:
+    def count(self, match):
         """Return how many requests so far match the pattern ("METHOD /path")."""
         return sum(bool(re.search(match, request)) for request in self.requests)
 
-    def fail(
-        self, match: str, *, status: int = 503, times: int = 1, retry_after: str | None = None
-    ) -> None:
+    def fail(self, match, *, status=503, times=1, retry_after=None):
         """Answer the next `times` matching requests with an error."""
         self.faults.append(Fault(match, "status", times, status, retry_after))
 
-    def answer_page(self, match: str, page: bytes, *, times: int = 1) -> None:
+    def answer_page(self, match, page, *, times=1):
         """Answer the next matching requests 200 with this, like a proxy on the way."""
         self.faults.append(Fault(match, "page", times, page=page))
 
-    def truncate(self, match: str, *, times: int = 1) -> None:
+    def truncate(self, match, *, times=1):
         """Break the connection halfway through the body of the next matching downloads."""
         self.faults.append(Fault(match, "truncate", times))
 
-    def corrupt(self, match: str, *, times: int = 1) -> None:
+    def corrupt(self, match, *, times=1):
         """Flip the last byte of the next matching downloads."""
         self.faults.append(Fault(match, "corrupt", times))
 
-    def drop(self, match: str, *, times: int = 1) -> None:
+    def drop(self, match, *, times=1):
         """Break the connection instead of performing the next matching requests."""
         self.faults.append(Fault(match, "drop", times))
 
-    def drop_after(self, match: str, *, times: int = 1) -> None:
+    def drop_after(self, match, *, times=1):
         """Perform the next matching requests and break the connection instead of answering."""
         self.faults.append(Fault(match, "drop_after", times))
 
-    def before(self, match: str, call: Callable[[], Any], *, times: int = 1) -> None:
+    def before(self, match, call, *, times=1):
         """Run `call` just before performing the next matching requests."""
         self.faults.append(Fault(match, "before", times, call=call))
 
-    def take_fault(self, request: str) -> Fault | None:
+    def take_fault(self, request):
         with self.lock:
             for fault in self.faults:
                 if fault.times > 0 and re.search(fault.match, request):
@@ -155,11 +139,11 @@ class HubServer:
         return None
 
     @property
-    def other_host(self) -> str:
+    def other_host(self):
         """The address of this server under another name."""
         return self.url.replace("127.0.0.1", "localhost")
 
-    def environment(self, home: Path, token: str | None = WRITE_TOKEN) -> dict[str, str]:
+    def environment(self, home, token=WRITE_TOKEN):
         """Return variables that make another process's Hub clients use this server."""
         variables = {
             "HF_ENDPOINT": self.url,
@@ -170,7 +154,7 @@ class HubServer:
         }
         return variables | ({"HF_TOKEN": token} if token else {})
 
-    def use(self, monkeypatch: Any, home: Path, token: str | None = WRITE_TOKEN) -> None:
+    def use(self, monkeypatch, home, token=WRITE_TOKEN):
         """Make this process's Hub clients use this server until the test ends.
 
         The clients read most of their environment when imported, so their constants change too.

@@ -1,41 +1,36 @@
 """The calls of the Hub's API about one repository: `/api/models/user/name/<action>/…`."""
 
-from __future__ import annotations
-
 import base64
 import json
-from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qs
 
 from tests.support.hub_server.hub import Failure
 from tests.support.hub_server.repos import (
     LFS_SIZE,
     LFS_SUFFIXES,
-    Commit,
-    Repo,
     StoredFile,
     folder_entry,
 )
 
 if TYPE_CHECKING:
-    from tests.support.hub_server.handler import Handler
+    pass
 
 TREE_PAGE = 1000
 COMMITS_PAGE = 50
 LFS_PAGE = 50
 
 
-def date(at: float) -> str:
+def date(at):
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
 
 
-def at_revision(request: Handler, repo: Repo) -> Commit:
+def at_revision(request, repo):
     return request.commit_at(repo, request.parts["rev"] or "main")
 
 
-def info(request: Handler, repo: Repo) -> None:
+def info(request, repo):
     commit = at_revision(request, repo)
     repo_id = f"{request.parts['owner']}/{request.parts['name']}"
     request.answer(
@@ -56,8 +51,8 @@ def info(request: Handler, repo: Repo) -> None:
     )
 
 
-def refs(request: Handler, repo: Repo) -> None:
-    def described(kind: str, names: dict[str, str]) -> list[dict[str, str]]:
+def refs(request, repo):
+    def described(kind, names):
         return [
             {"name": name, "ref": f"refs/{kind}/{name}", "targetCommit": oid}
             for name, oid in names.items()
@@ -72,19 +67,19 @@ def refs(request: Handler, repo: Repo) -> None:
     )
 
 
-def make_branch(request: Handler, repo: Repo) -> None:
+def make_branch(request, repo):
     request.must_write()
     repo.branches[request.parts["rev"]] = request.commit_at(repo, "main").oid
     request.answer({})
 
 
-def make_tag(request: Handler, repo: Repo) -> None:
+def make_tag(request, repo):
     request.must_write()
     repo.tags[json.loads(request.payload)["tag"]] = at_revision(request, repo).oid
     request.answer({})
 
 
-def commits(request: Handler, repo: Repo) -> None:
+def commits(request, repo):
     at_revision(request, repo)
     listed = [
         {"id": c.oid, "title": c.title, "message": "", "authors": [], "date": date(c.at)}
@@ -93,7 +88,7 @@ def commits(request: Handler, repo: Repo) -> None:
     request.answer_page(listed, COMMITS_PAGE)
 
 
-def super_squash(request: Handler, repo: Repo) -> None:
+def super_squash(request, repo):
     request.must_write()
     at_revision(request, repo)
     with request.hub.lock:
@@ -102,7 +97,7 @@ def super_squash(request: Handler, repo: Repo) -> None:
     request.answer({})
 
 
-def lfs_files(request: Handler, repo: Repo) -> None:
+def lfs_files(request, repo):
     request.must_write()
     if request.parts["rev"] == "batch":
         delete_lfs_files(request, repo)
@@ -122,7 +117,7 @@ def lfs_files(request: Handler, repo: Repo) -> None:
     request.answer_page(listed, LFS_PAGE)
 
 
-def delete_lfs_files(request: Handler, repo: Repo) -> None:
+def delete_lfs_files(request, repo):
     deletions = json.loads(request.payload)["deletions"]
     if deletions["rewriteHistory"]:
         raise Failure(501, "", "this Hub can't rewrite history")
@@ -134,7 +129,7 @@ def delete_lfs_files(request: Handler, repo: Repo) -> None:
     request.answer({})
 
 
-def preupload(request: Handler, repo: Repo) -> None:
+def preupload(request, repo):
     request.must_write()
     commit = at_revision(request, repo)
     ignored = commit.files.get(".gitignore", StoredFile(b"", False)).content.decode().split()
@@ -154,7 +149,7 @@ def preupload(request: Handler, repo: Repo) -> None:
     request.answer({"files": answers, "commitOid": commit.oid})
 
 
-def commit(request: Handler, repo: Repo) -> None:
+def commit(request, repo):
     request.must_write()
     branch, hub = request.parts["rev"], request.hub
     lines = [line for line in request.payload.splitlines() if line.strip()]
@@ -177,9 +172,7 @@ def commit(request: Handler, repo: Repo) -> None:
     request.answer({"success": True, "commitOid": oid, "commitUrl": url, "hookOutput": ""})
 
 
-def apply(
-    request: Handler, repo: Repo, key: str, value: dict[str, Any], files: dict[str, StoredFile]
-) -> None:
+def apply(request, repo, key, value, files):
     """Apply one line of a commit."""
     path = value["path"]
     match key:
@@ -201,14 +194,14 @@ def apply(
             raise Failure(400, "", f"unknown operation {key}")
 
 
-def tree(request: Handler, repo: Repo) -> None:
+def tree(request, repo):
     commit = at_revision(request, repo)
     root = f"{request.parts['rest'].rstrip('/')}/" if request.parts["rest"] else ""
     inside = {p: f for p, f in sorted(commit.files.items()) if p.startswith(root)}
     if root and not inside:
         raise Failure(404, "EntryNotFound", f"{root} does not exist")
     deep = request.query.get("recursive", "false").lower() in ("true", "1")
-    entries: dict[str, dict[str, Any]] = {}
+    entries = {}
     for path, stored in inside.items():
         *folders, _ = path.removeprefix(root).split("/")
         for depth in range(1, len(folders) + 1):
@@ -220,7 +213,7 @@ def tree(request: Handler, repo: Repo) -> None:
     request.answer_page(list(entries.values()), TREE_PAGE)
 
 
-def paths_info(request: Handler, repo: Repo) -> None:
+def paths_info(request, repo):
     commit = at_revision(request, repo)
     try:
         paths = json.loads(request.payload)["paths"]
@@ -237,13 +230,13 @@ def paths_info(request: Handler, repo: Repo) -> None:
     request.answer(entries)
 
 
-def auth_check(request: Handler, repo: Repo) -> None:
+def auth_check(request, repo):
     request.must_have_access(repo)
     request.answer({})
 
 
 # By action; no action describes the repository.
-CALLS: dict[str, Callable[[Handler, Repo], None]] = {
+CALLS = {
     "": info,
     "revision": info,
     "refs": refs,

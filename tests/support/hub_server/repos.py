@@ -1,11 +1,8 @@
 """What a Hub stores: repositories with commits, branches, tags and large files."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 from dataclasses import dataclass, field
-from typing import Any
 
 LFS_SIZE = 1 << 20
 LFS_SUFFIXES = (".npy", ".safetensors", ".bin", ".pt", ".parquet", ".arrow", ".gz", ".zst")
@@ -13,7 +10,7 @@ LFS_SUFFIXES = (".npy", ".safetensors", ".bin", ".pt", ".parquet", ".arrow", ".g
 _numbers = itertools.count()
 
 
-def git_oid(content: bytes) -> str:
+def git_oid(content):
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
@@ -23,19 +20,19 @@ class StoredFile:
     lfs: bool
 
     @classmethod
-    def of(cls, path: str, content: bytes) -> StoredFile:
+    def of(cls, path, content):
         """Return the file as the Hub would store it: large files and well-known formats in LFS."""
         return cls(content, len(content) >= LFS_SIZE or path.endswith(LFS_SUFFIXES))
 
     @property
-    def sha256(self) -> str:
+    def sha256(self):
         return hashlib.sha256(self.content).hexdigest()
 
     @property
-    def etag(self) -> str:
+    def etag(self):
         return self.sha256 if self.lfs else git_oid(self.content)
 
-    def entry(self, path: str) -> dict[str, Any]:
+    def entry(self, path):
         """Return this file as the tree and paths-info calls describe it."""
         size = len(self.content)
         if not self.lfs:
@@ -52,7 +49,7 @@ class StoredFile:
         }
 
 
-def folder_entry(path: str) -> dict[str, Any]:
+def folder_entry(path):
     return {"type": "directory", "path": path, "size": 0, "oid": git_oid(path.encode())}
 
 
@@ -75,28 +72,27 @@ class Repo:
     tags: dict[str, str] = field(default_factory=dict)
     lfs: dict[str, float] = field(default_factory=dict)
 
-    def at(self, revision: str) -> Commit | None:
+    def at(self, revision):
         """Return the commit that a branch, tag or full commit id names."""
         oid = self.branches.get(revision) or self.tags.get(revision) or revision
         return next((commit for commit in self.commits if commit.oid == oid), None)
 
-    def commit(self, branch: str, files: dict[str, StoredFile], title: str, at: float) -> str:
+    def commit(self, branch, files, title, at):
         oid = hashlib.sha1(f"{id(self)} {next(_numbers)} {title}".encode()).hexdigest()
         self.commits.append(Commit(oid, title, at, files))
         self.branches[branch] = oid
         return oid
 
-    def squash(self, branch: str, title: str, at: float) -> None:
+    def squash(self, branch, title, at):
         """Replace the branch by one commit with its files. Older commits are gone unless named
         by another branch or a tag."""
         now = self.at(branch)
-        assert now is not None
         others = {oid for name, oid in self.branches.items() if name != branch}
         named = others | set(self.tags.values())
         self.commits = [commit for commit in self.commits if commit.oid in named]
         self.commit(branch, now.files, title, at)
 
-    def name_of(self, sha256: str) -> str | None:
+    def name_of(self, sha256):
         """Return a path with that large file, in the newest commit that has it."""
         for commit in reversed(self.commits):
             for path, stored in commit.files.items():

@@ -16,11 +16,6 @@ from tests.support.jobs import tiny_dict, tiny_job
 FOREVER = "2999-12-01T18:00Z"
 
 
-@pytest.fixture
-def said():
-    return []
-
-
 def job(**deadline):
     return tiny_job(deadline=deadline) if deadline else tiny_job()
 

@@ -10,7 +10,6 @@ from pion.errors import BadInput, PionError
 from pipeline.cli import main
 from pipeline.job.file import load_job
 from pipeline.rent.credentials import names_given, secrets_for
-from pipeline.rent.managed import launch as launching
 from pipeline.rent.managed.launch import launch, refuse_second
 from pipeline.rent.managed.provider.jobs import ENDED, ManagedJob, Place, asking_skypilot
 from pipeline.rent.managed.provider.provider import Provider
@@ -20,8 +19,7 @@ from pipeline.rent.sky_yaml import read_sky_yaml
 from pipeline.state.claim import claim_run
 from pipeline.state.stores import FileStore
 from tests.pipeline.rent.conftest import YAML
-from tests.support.fake_provider import FakeProvider
-from tests.support.jobs import tiny_dict
+from tests.pipeline.rent.managed.conftest import checkout_in, submit_by
 from tests.support.sky_catalog import Price
 from tests.support.states import someone
 from tests.support.two_launches import head_of
@@ -34,30 +32,13 @@ TWO_WAYS = "any_of:\n  - {accelerators: A40, use_spot: true}\n  - {accelerators:
 @pytest.fixture
 def project(sky_home, tmp_path, monkeypatch):
     """A checkout with a job file. SkyPilot has a price list, and its server does not run."""
-    folder = tmp_path / "project"
-    (folder / "jobs").mkdir(parents=True)
-    (folder / "jobs" / "tiny.yaml").write_text(yaml.safe_dump(tiny_dict(store="s3://bucket/runs")))
-    monkeypatch.chdir(folder)
     monkeypatch.setenv("HF_TOKEN", SECRET)
-    return folder
+    return checkout_in(tmp_path, monkeypatch, "s3://bucket/runs")
 
 
 @pytest.fixture
 def rents_nothing(monkeypatch):
-    def rented(*args):
-        raise AssertionError("something was rented")
-
-    provider = FakeProvider()
-    provider.submit = rented
-    monkeypatch.setattr(launching, "Provider", lambda: provider)
-
-
-def submit_by(monkeypatch, submit):
-    """Let every check pass, and replace the call that submits to SkyPilot."""
-    provider = FakeProvider()
-    provider.submit = submit
-    monkeypatch.setattr(launching, "Provider", lambda: provider)
-    monkeypatch.setattr(launching, "require_checks", lambda order, **more: None)
+    submit_by(monkeypatch, lambda *_: pytest.fail("something was rented"))
 
 
 def dry_run(capsys, on, *overrides):
@@ -253,12 +234,8 @@ def test_skypilots_errors_say_what_failed_and_what_to_do(sky_home):
 
 
 def test_ctrl_c_while_submitting_says_what_may_happen(
-    project, sky_home, tmp_path, monkeypatch, capsys
+    project, sky_home, tmp_path, submitted, capsys
 ):
-    def submit(task, name):
-        raise KeyboardInterrupt
-
-    submit_by(monkeypatch, submit)
     store = f"store={tmp_path / 'runs'}"
     on = str(sky_home.yaml(text=WORKDIR))
     assert main(["launch", "jobs/tiny.yaml", store, "--on", on]) == 130
@@ -269,6 +246,7 @@ def test_ctrl_c_while_submitting_says_what_may_happen(
     assert f"pion rentals {run}\n" in out
 
 
+@pytest.mark.usefixtures("submitted")  # every check passes
 def test_of_two_launches_at_the_same_moment_one_rents(
     project, sky_home, tmp_path, monkeypatch, capsys
 ):

@@ -11,8 +11,8 @@ from pipeline.state.notes.deadline import read_deadline
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
 from tests.pipeline.rent.conftest import YAML
+from tests.pipeline.rent.managed.conftest import checkout_in
 from tests.support.fake_provider import FakeProvider
-from tests.support.jobs import tiny_dict
 
 WORKDIR = "workdir: .\n" + YAML
 MIXED = """any_of:
@@ -24,11 +24,7 @@ MIXED = """any_of:
 @pytest.fixture
 def command(sky_home, tmp_path, monkeypatch):
     """A launch in a checkout with a job file, on spot and on-demand machines."""
-    folder = tmp_path / "project"
-    (folder / "jobs").mkdir(parents=True)
-    text = yaml.safe_dump(tiny_dict(store=str(tmp_path / "runs")))
-    (folder / "jobs" / "tiny.yaml").write_text(text)
-    monkeypatch.chdir(folder)
+    checkout_in(tmp_path, monkeypatch, tmp_path / "runs")
     return ["launch", "jobs/tiny.yaml", "--on", str(sky_home.yaml(MIXED, WORKDIR))]
 
 

@@ -1,7 +1,6 @@
 """`pion launch --until`: what the machine is told, and what is not rented for."""
 
 import pytest
-import yaml
 
 from pion.errors import BadInput
 from pipeline.cli import main
@@ -13,7 +12,7 @@ from pipeline.state.claim import claim_run
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
 from tests.pipeline.rent.conftest import YAML
-from tests.support.jobs import tiny_dict
+from tests.pipeline.rent.managed.conftest import checkout_in
 from tests.support.states import someone
 
 BOOTED = "workdir: .\n" + YAML.replace('pion run "$JOB"', "exec bash sky/boot.sh")
@@ -24,12 +23,8 @@ JOB = "jobs/tiny.yaml"
 @pytest.fixture
 def run(sky_home, tmp_path, monkeypatch):
     """The run of a job file in the present folder, a checkout."""
-    folder = tmp_path / "project"
-    (folder / "jobs").mkdir(parents=True)
-    store = FileStore(tmp_path / "runs")
-    (folder / JOB).write_text(yaml.safe_dump(tiny_dict(store=str(store.folder))))
-    monkeypatch.chdir(folder)
-    return RunState(store, "tiny")
+    checkout_in(tmp_path, monkeypatch, tmp_path / "runs")
+    return RunState(FileStore(tmp_path / "runs"), "tiny")
 
 
 def prepared(run, *overrides):

@@ -16,10 +16,9 @@ from pipeline.rent.managed.provider.provider import Provider
 from pipeline.rent.managed.rentals import show_rentals
 from pipeline.state.claim import claim_run
 from pipeline.state.notes.rental_note import RentalNote, write_rental_note
-from pipeline.state.rows.metrics import EventLog
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
-from tests.support.fake_provider import ANOTHER, ME, FakeProvider
+from tests.support.fake_provider import ANOTHER, ME, FakeProvider, note_machine
 from tests.support.light_run import light_run
 from tests.support.runpod_api import RunPodApi
 from tests.support.states import someone
@@ -39,12 +38,8 @@ def run(tmp_path):
     """A run that a pod called `one` has worked on for an hour, for $0.20."""
     run = light_run(FileStore(tmp_path / "runs"))
     claim = claim_run(run, someone(host="one"))
-    began = run.clock.now() - 3600
-    events = EventLog(run.store, run.name, claim.epoch)
-    about = {"cloud": "RunPod", "region": "CA", "gpu": "A40", "count": 1, "spot": True}
-    times = {"rented_at": began, "phases": {}, "price": 0.2, "host": "one"}
-    events.append("machine", id="one", managed_job="1", **about, **times)
-    events.flush()
+    times = {"rented_at": run.clock.now() - 3600, "phases": {}, "price": 0.2, "host": "one"}
+    note_machine(run, claim.epoch, "one", managed_job="1", **times)
     claim.release()
     return run
 
@@ -292,14 +287,11 @@ JUST_NOW = -1.0  # 20 s before the test asks
 @pytest.fixture
 def on_aws(tmp_path, run):
     """Two machines of managed job 1 on AWS, one after the other, have worked on the run too."""
-    about = {"cloud": "AWS", "region": "us-east-1", "gpu": "A10G", "count": 1, "spot": True}
+    about = {"cloud": "AWS", "region": "us-east-1", "gpu": "A10G", "managed_job": "1"}
     for machine, age in (("aws-1", 1000), ("aws-2", 500)):
         claim = claim_run(run, someone(host=machine))
-        events = EventLog(run.store, run.name, claim.epoch)
         began = {"rented_at": run.clock.now() - age, "phases": {}, "price": 0.2, "host": machine}
-        where = {"managed_job": "1", "cluster": CLUSTER}
-        events.append("machine", id=machine, **about, **began, **where)
-        events.flush()
+        note_machine(run, claim.epoch, machine, cluster=CLUSTER, **about, **began)
         claim.release()
 
 

@@ -22,7 +22,15 @@ from pipeline.state.rows.metrics import read_events
 from pipeline.state.stores import StoreError
 from pipeline.web.address import Address
 from tests.pipeline.rent.managed.look.test_diagnose import A40, job
-from tests.support.fake_provider import JOB, FakeProvider, beat, during, succeed, succeed_after
+from tests.support.fake_provider import (
+    JOB,
+    FakeProvider,
+    beat,
+    during,
+    succeed,
+    succeed_after,
+    succeed_when_submitted,
+)
 from tests.support.light_run import JOB as LIGHT
 from tests.support.states import someone
 from tests.support.waiting import PATIENCE_SECONDS
@@ -206,12 +214,7 @@ def test_evaluation_at_the_end_is_no_hang(watcher, provider, run, time):
 def test_a_boot_that_never_ends_is_restarted_elsewhere(watcher, provider, time, said):
     provider.now("STARTING", submitted_at=time.time - 5)
     start = time.time
-
-    def live():
-        if provider.submitted:
-            provider.now("SUCCEEDED", id=8)
-
-    time.during_sleep = live
+    succeed_when_submitted(provider, time)
     assert watcher.follow() == 0
     assert (provider.cancelled, provider.submitted) == ([7], [(7, {A40})])
     assert time.time - start < BOOT_SECONDS + 60
@@ -291,12 +294,7 @@ def test_a_run_that_has_hopped_is_not_taken_for_one_that_was_asked_to_stop(
     claim_run(run, someone(launch_id="launch-old")).release()
     ask_stop(run, "pion hop to pod-new", except_launch="0123abcd")
     provider.now("STARTING", submitted_at=time.time, task=TASK)
-
-    def live():
-        if provider.submitted:
-            provider.now("SUCCEEDED", id=8)
-
-    time.during_sleep = live
+    succeed_when_submitted(provider, time)
     assert watcher.follow() == 0
     assert (provider.cancelled, len(provider.submitted)) == ([7], 1)  # restarted, not ended
 

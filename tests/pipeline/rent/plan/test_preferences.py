@@ -10,7 +10,7 @@ from pipeline.job.file import load_job
 from pipeline.rent.check.texts import check_preferences
 from pipeline.rent.plan.counted import count, expect_rows
 from pipeline.rent.plan.estimate import estimate
-from pipeline.rent.plan.prices import Offer
+from tests.pipeline.rent.plan.test_estimate import offer
 from tests.support.corpora import save_tokenizer
 from tests.support.jobs import tiny_dict
 from tests.support.preference_runs import PREFER, write_pairs
@@ -34,10 +34,6 @@ def job_in(folder, **fields):
     path = folder / "job.yaml"
     path.write_text(yaml.safe_dump(tiny_dict(**changes, prefer=prefer)))
     return load_job(path)
-
-
-def an_a40():
-    return Offer("A40", 1, "RunPod", "CA", False, 0.4, 0.4, 48 * 2**30, 60)
 
 
 def words_of(job):
@@ -162,7 +158,7 @@ def test_the_reference_pass_is_planned_if_the_steps_are_given(tmp_path):
     job = job_in(tmp_path, steps=8)
     assert expect_rows(job) is None
     counted = count(job, "prefer")
-    (stage,) = estimate(job, an_a40()).stages
+    (stage,) = estimate(job, offer("A40")).stages
     assert stage.reference_tokens == counted.rows * 320 // 3
     assert stage.reference_seconds == stage.reference_tokens / (stage.tokens_per_second or 0)
     assert stage.seconds == pytest.approx(
@@ -174,7 +170,7 @@ def test_a_loss_without_a_reference_is_planned_without_reading_its_pairs(tmp_pat
     job = job_in(tmp_path, steps=8, loss="simpo")
     (tmp_path / "pairs.jsonl").unlink()
     assert expect_rows(job) is None
-    (stage,) = estimate(job, an_a40()).stages
+    (stage,) = estimate(job, offer("A40")).stages
     assert (stage.reference_tokens, stage.reference_seconds) == (0, None)
 
 
@@ -187,9 +183,7 @@ def test_a_plan_says_if_it_can_not_count_the_pass(tmp_path):
 
 def test_swapped_pairs_are_refused_before_renting(tmp_path):
     job = job_in(tmp_path)
-    lines = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
-    scored = [line | {"score_chosen": 1, "score_rejected": 2} for line in lines]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in scored))
+    rewrite(tmp_path, lambda number, line: line | {"score_chosen": 1, "score_rejected": 2})
     with pytest.raises(BadInput, match="chosen and rejected seem to be swapped"):
         check_preferences(job)
 

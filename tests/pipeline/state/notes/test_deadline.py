@@ -48,19 +48,6 @@ def test_a_record_says_who_set_it_when_and_with_which_margin(run, time):
     assert f"set by pion launch ({Author.me().describe()}) at" in found.describe_author()
 
 
-def test_a_second_launch_keeps_the_first_deadline(run, time):
-    before = first(run)
-    time.sleep(3600)
-    assert first(run, Asked.of(Deadline(hours=1))) == before
-    assert read_deadline(run) == before
-
-
-def test_a_deadline_that_was_switched_off_stays_off(run):
-    first(run)
-    change_deadline(run, lambda record: dataclasses.replace(moved(record), at=None))
-    assert first(run).at is None
-
-
 @pytest.fixture
 def meddled(tmp_path, time):
     """The run by a store in which a test lets something happen before a swap."""

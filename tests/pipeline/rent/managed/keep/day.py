@@ -12,10 +12,9 @@ from pipeline.state.claim import claim_run
 from pipeline.state.notes.deadline import RunDeadline, change_deadline
 from pipeline.state.notes.stop_requests import ask_stop
 from pipeline.state.owner import Author
-from pipeline.state.rows.metrics import EventLog
 from pipeline.state.run_state import RunState
 from tests.support.clock import FakeClock
-from tests.support.fake_provider import JOB, FakeProvider
+from tests.support.fake_provider import JOB, FakeProvider, note_machine, succeed_when_submitted
 from tests.support.states import read, someone
 from tests.support.two_markets import ON_DEMAND, SPOT, Enough, TwoMarkets
 
@@ -103,12 +102,10 @@ class Day:
 
     def machines_die(self, spot):
         """Note as many machines of the job as prove that none will own the run."""
-        events = EventLog(self.run.store, self.run.name, read(self.run).epoch)
+        epoch, since = read(self.run).epoch, self.time.time - 100
         for n in range(FUTILE_LIVES):
-            about = {"cloud": "RunPod", "region": f"R{n}", "gpu": "A40", "managed_job": f"{JOB.id}"}
-            rented_at = self.time.time - 100 + n
-            events.append("machine", id=f"pod{n}", rented_at=rented_at, spot=spot, **about)
-        events.flush()
+            about = {"region": f"R{n}", "managed_job": f"{JOB.id}", "spot": spot}
+            note_machine(self.run, epoch, f"pod{n}", rented_at=since + n, **about)
 
     def with_variables(self, job, **envs):
         """Return the next job, like `job` but with other variables."""
@@ -168,8 +165,7 @@ class Rental:
 
     def succeeds_when_submitted(self):
         """Let the run be done as soon as a job was submitted again."""
-        provider = self.provider
-        self.time.during_sleep = lambda: provider.now("SUCCEEDED") if provider.submitted else None
+        succeed_when_submitted(self.provider, self.time)
 
     @property
     def orders(self):
@@ -184,9 +180,6 @@ class Rental:
 
     def machines(self, *jobs_by_age):
         """Note machines in the job's place: how long ago they were rented, and for which job."""
-        events = EventLog(self.run.store, self.run.name, claim_run(self.run, someone()).epoch)
-        about = {"cloud": "RunPod", "region": "CA", "gpu": "A40", "spot": True}
+        epoch, now = claim_run(self.run, someone()).epoch, self.time.time
         for age, job in jobs_by_age:
-            rented_at = self.time.time - age
-            events.append("machine", id=f"pod{age}", rented_at=rented_at, managed_job=job, **about)
-        events.flush()
+            note_machine(self.run, epoch, f"pod{age}", rented_at=now - age, managed_job=job)

@@ -15,7 +15,7 @@ from pipeline.state.rows.metrics import EventLog, read_events
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, StoreError
 from tests.pipeline.rent.managed.look.test_diagnose import A40, A4000
-from tests.support.fake_provider import JOB, beat, during, succeed
+from tests.support.fake_provider import JOB, beat, during, note_machine, succeed
 from tests.support.states import someone
 
 
@@ -36,11 +36,9 @@ def lose(provider):
 
 def owns_the_run(run, pod):
     """Let the pod claim the run and report itself."""
-    events = EventLog(run.store, run.name, claim_run(run, someone(host=pod)).epoch)
-    about = {"cloud": "RunPod", "region": "CA", "gpu": "A40", "count": 1, "spot": True}
+    epoch = claim_run(run, someone(host=pod)).epoch
     times = {"rented_at": run.clock.now(), "phases": {}, "price": 0.36, "host": pod}
-    events.append("machine", id=pod, managed_job="7", **about, **times)
-    events.flush()
+    note_machine(run, epoch, pod, managed_job="7", **times)
 
 
 def test_a_pod_that_goes_before_it_owns_the_run_is_kept_with_what_it_cost(
@@ -192,10 +190,8 @@ def test_a_machine_that_claims_the_run_before_skypilot_says_that_it_runs_counts_
     watcher, provider, run, time, said
 ):
     def claims():
-        events = EventLog(run.store, run.name, claim_run(run, someone(), take_over=True).epoch)
-        about = {"cloud": "RunPod", "region": "CA", "gpu": "A40", "spot": True, "managed_job": "7"}
-        events.append("machine", id=f"pod{time.time}", rented_at=time.time, **about)
-        events.flush()
+        epoch = claim_run(run, someone(), take_over=True).epoch
+        note_machine(run, epoch, f"pod{time.time}", rented_at=time.time, managed_job="7")
 
     def runs(recoveries):
         return lambda: provider.now("RUNNING", recoveries=recoveries, recovered_at=time.time)
