@@ -1,11 +1,7 @@
 """Streams of a card that runs what a side stream should do as late as it may."""
 
-from __future__ import annotations
-
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,42 +17,42 @@ class LateStreams:
     what happened.
     """
 
-    def __init__(self) -> None:
-        self.order: list[str] = []
-        self._copies: list[Callable[[], Any]] = []
+    def __init__(self):
+        self.order = []
+        self._copies = []
         self._lock = threading.Lock()
 
-    def Stream(self) -> LateStreams:
+    def Stream(self):
         return self
 
-    def Event(self, *, blocking: bool) -> LateStreams:
+    def Event(self, *, blocking):
         assert blocking  # else a thread that waits would take a core
         return self
 
-    def current_stream(self) -> LateStreams:
+    def current_stream(self):
         return self
 
     @contextlib.contextmanager
-    def stream(self, side: LateStreams) -> Iterator[None]:
+    def stream(self, side):
         with _Late(self._copies):
             yield
         self.order.append("copies begin")
 
-    def wait_stream(self, main: LateStreams) -> None:
+    def wait_stream(self, main):
         self.order.append("the side stream waits for the step")
 
-    def record(self, side: LateStreams) -> None:
+    def record(self, side):
         """Do nothing: all copies so far belong to the event."""
 
-    def wait_event(self, event: LateStreams) -> None:
+    def wait_event(self, event):
         self._copy()
         self.order.append("the card waits for the copies")
 
-    def synchronize(self) -> None:
+    def synchronize(self):
         self._copy()
         self.order.append("the host waits for the copies")
 
-    def _copy(self) -> None:
+    def _copy(self):
         with self._lock:
             while self._copies:
                 self._copies.pop(0)()
@@ -65,13 +61,11 @@ class LateStreams:
 class _Late(TorchDispatchMode):
     """Keeps copies for later."""
 
-    def __init__(self, copies: list[Callable[[], Any]]) -> None:
+    def __init__(self, copies):
         super().__init__()
         self._copies = copies
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.overloadpacket is not aten.copy_:
             return func(*args, **(kwargs or {}))
         target, source, non_blocking = args

@@ -1,16 +1,12 @@
 """A run with everything that a store keeps, written by the real state layer without training."""
 
-from __future__ import annotations
-
 import atexit
 import functools
 import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -20,15 +16,15 @@ from pipeline.run.stage_plan import stage_inputs
 from pipeline.state.checkpoints.layout import MODEL, OPTIMIZER, Provenance
 from pipeline.state.checkpoints.uploader import SaveRequest
 from pipeline.state.checkpoints.uploader import save as save_files
-from pipeline.state.claim import Claim, claim_run
-from pipeline.state.head import CheckpointEntry, data_key
+from pipeline.state.claim import claim_run
+from pipeline.state.head import data_key
 from pipeline.state.owner import Owner
 from pipeline.state.rows.metrics import EventLog, MetricsLog
 from pipeline.state.run_state import RunState
 from pipeline.state.shared.find_or_prepare import find_or_prepare
 from pipeline.state.shared.folder import complete
 from pipeline.state.shared.records import Writer
-from pipeline.state.stores import FileStore, Store
+from pipeline.state.stores import FileStore
 from pipeline.state.stores.clock import Clock
 from tests.support.jobs import tiny_dict
 
@@ -37,14 +33,7 @@ ROWS = 4  # a step's
 LATEST_SET = 100_000_000.0  # a later time is the real one
 
 
-def save_checkpoint(
-    claim: Claim,
-    stage: str,
-    step: int,
-    digest: str,
-    model: bytes = b"",
-    texts: dict[str, str] | None = None,
-) -> CheckpointEntry:
+def save_checkpoint(claim, stage, step, digest, model=b"", texts=None):
     """List a checkpoint; without a `model`, its tensors are not real."""
     save = Provenance(stage, step, claim.epoch, digest, claim.state.clock.now(), ancestor=None)
     files = {"state.json": json.dumps({"step": step, "next_row": ROWS * step, "stage": stage})}
@@ -56,7 +45,7 @@ def save_checkpoint(
     return entry
 
 
-def write_metrics(claim: Claim, stage: str, first: int, last: int) -> None:
+def write_metrics(claim, stage, first, last):
     """Write a row for each of the steps `first` to `last`, and a "training" event."""
     metrics = MetricsLog(claim.store, claim.state.name, stage, claim.epoch)
     for step in range(first, last + 1):
@@ -68,7 +57,7 @@ def write_metrics(claim: Claim, stage: str, first: int, last: int) -> None:
     events.flush()
 
 
-def use_data(claim: Claim, digests: Mapping[str, str]) -> None:
+def use_data(claim, digests):
     """Share a prepared data set of each part, which no other run has, and let HEAD list it."""
     run, me = claim.state, Owner.me()
     keys = {}
@@ -84,7 +73,7 @@ def use_data(claim: Claim, digests: Mapping[str, str]) -> None:
     claim.commit(lambda head: head.with_data(keys))
 
 
-def write_data(folder: Path, digest: str) -> None:
+def write_data(folder, digest):
     """Write a prepared data set that is like no other's."""
     (folder / "0" / "train").mkdir(parents=True)
     (folder / "0" / "train" / "shard_00000.npy").write_bytes(b"rows of " + digest.encode())
@@ -93,7 +82,7 @@ def write_data(folder: Path, digest: str) -> None:
     (folder / "dataset.json").write_text(json.dumps(about))
 
 
-def light_run(store: Store, name: str = "demo", clock: Clock | None = None) -> RunState:
+def light_run(store, name="demo", clock=None):
     """Make a released run of JOB: pretrain done at step 20, rewound from 12 to 10; sft at 5.
 
     Its checkpoints: sft 5, pretrain 20 and 10, newest first. In a folder, and at a time that a test
@@ -106,7 +95,7 @@ def light_run(store: Store, name: str = "demo", clock: Clock | None = None) -> R
 
 
 @functools.cache
-def _template(name: str, now: float) -> Path:
+def _template(name, now):
     """Return the folder of a store in which this process made a run at that time."""
     folder = Path(tempfile.mkdtemp(prefix="pion-light-run-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -114,7 +103,7 @@ def _template(name: str, now: float) -> Path:
     return folder
 
 
-def _make(store: Store, name: str, clock: Clock | None) -> RunState:
+def _make(store, name, clock):
     job = Job.model_validate(JOB)
     digests = digest_job(job)
     run = RunState(store, name, clock)
@@ -122,7 +111,7 @@ def _make(store: Store, name: str, clock: Clock | None) -> RunState:
     run.write_job("0123", yaml.safe_dump(JOB))
     claim.set_job("0123")
     for stage in job.stages:
-        description: dict[str, Any] = {"format": 1, "inputs": stage_inputs(stage, digests)}
+        description = {"format": 1, "inputs": stage_inputs(stage, digests)}
         run.write_stage(stage, digests.stages[stage], description)
     use_data(claim, digests.data)
     claim.finish_stage("prepare", digests.stages["prepare"], {"rows": 99})

@@ -1,19 +1,15 @@
 """A run on rented machines, written step by step by the real state layer without training."""
 
-from __future__ import annotations
-
 import json
 import math
 import random
-from typing import Any
 
 import yaml
 
 from pipeline.machine.rented import RentedMachine, claim_event
-from pipeline.state.claim import Claim, claim_run
+from pipeline.state.claim import claim_run
 from pipeline.state.rows.metrics import EventLog, MetricsLog
 from pipeline.state.run_state import RunState
-from pipeline.state.stores import Store
 from pipeline.state.stores.clock import Clock
 from tests.support.clock import FakeClock
 from tests.support.jobs import tiny_dict
@@ -30,27 +26,18 @@ class RentedRun:
     A file of metrics has the rows of `flush_steps` steps.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        name: str = "demo",
-        *,
-        steps: int = 600,
-        seconds: float = 1.0,
-        flush_steps: int = 10,
-        lr: float = 3e-4,
-    ) -> None:
+    def __init__(self, store, name="demo", *, steps=600, seconds=1.0, flush_steps=10, lr=3e-4):
         self.time = FakeClock()
         self.state = RunState(store, name, Clock(now=lambda: self.time.time))
         self.steps, self.lr = steps, lr
         self._seconds, self._flush_steps = seconds, flush_steps
         self._speed = SEQ_LEN * BATCH / seconds
         self._chance = random.Random(name)
-        self.claim: Claim | None = None
+        self.claim = None
         self.step = 0
         self.state.write_job("0123", yaml.safe_dump(self._job()))
 
-    def _job(self) -> dict[str, Any]:
+    def _job(self):
         warm = max(1, self.steps // 20)
         return tiny_dict(
             pretrain__steps=self.steps,
@@ -60,7 +47,7 @@ class RentedRun:
             sft=None,
         )
 
-    def rent(self, gpu: str = "A40", boot: float = 90.0) -> None:
+    def rent(self, gpu="A40", boot=90.0):
         """Claim the run from a new machine of that type, and continue from the last checkpoint."""
         rented_at = self.time.time
         self.time.time += boot
@@ -97,15 +84,13 @@ class RentedRun:
         )
         events.flush()
 
-    def events(self) -> EventLog:
+    def events(self):
         """Return the log of the present owner's events."""
-        assert self.claim is not None
         store, name = self.state.store, self.state.name
         return EventLog(store, name, self.claim.epoch, lambda: self.time.time)
 
-    def train(self, steps: int) -> None:
+    def train(self, steps):
         """Write the rows of the next steps, with an evaluation and a sample now and then."""
-        assert self.claim is not None
         metrics = MetricsLog(
             self.state.store, self.state.name, "pretrain", self.claim.epoch, lambda: self.time.time
         )
@@ -125,24 +110,21 @@ class RentedRun:
         metrics.flush()
         self.beat()
 
-    def save(self) -> None:
+    def save(self):
         """List a checkpoint of the present step."""
-        assert self.claim is not None
         entry = an_entry(self.step, self.claim.epoch, at=self.time.time, bytes=412_000_000)
         self.claim.commit(lambda head: head.with_checkpoint(entry))
 
-    def beat(self, step: int | None = None) -> None:
+    def beat(self, step=None):
         """Write a heartbeat of the present owner, who is at `step`; by default, at the last."""
-        assert self.claim is not None
         status = {"stage": "pretrain", "step": step or self.step, "steps": self.steps}
         status |= {"loss": round(self._loss(), 4), "tokens_per_second": self._speed}
         beat = {"at": self.time.time, "beat": 1, "status": status}
         key = self.state.key(f"owner/{self.claim.epoch}.json")
         self.state.store.write(key, json.dumps(beat).encode())
 
-    def finish(self) -> None:
+    def finish(self):
         """Save, and release the run with every stage done."""
-        assert self.claim is not None
         self.save()
         key = self.claim.head.checkpoints[0].key
         self.claim.finish_stage("pretrain", "d", {}, key)
@@ -150,7 +132,7 @@ class RentedRun:
             self.claim.finish_stage(stage, "d", {})
         self.claim.release()
 
-    def _row(self) -> dict[str, Any]:
+    def _row(self):
         warm = min(1.0, 20 * self.step / self.steps)
         cosine = 0.1 + 0.45 * (1 + math.cos(math.pi * self.step / self.steps))
         return {
@@ -165,5 +147,5 @@ class RentedRun:
             "rows": [BATCH * (self.step - 1), BATCH * self.step],
         }
 
-    def _loss(self) -> float:
+    def _loss(self):
         return 2.4 + 5.0 * (1 + 40 * self.step / self.steps) ** -0.7 - 400 * (self.lr - 3e-4)

@@ -1,18 +1,13 @@
 """Owners and checkpoints for tests that only need them as entries of a run's state."""
 
-from __future__ import annotations
-
 import dataclasses
 import uuid
-from typing import Any
 
-from pipeline.state.claim import Claim
-from pipeline.state.head import CheckpointEntry, Head
+from pipeline.state.head import CheckpointEntry
 from pipeline.state.owner import Owner
-from pipeline.state.run_state import RunState
 
 
-def someone(**changes: Any) -> Owner:
+def someone(**changes):
     """Return an owner on another machine. Nobody here can see whether it runs."""
     elsewhere = {
         "session": uuid.uuid4().hex,
@@ -23,13 +18,13 @@ def someone(**changes: Any) -> Owner:
     return dataclasses.replace(Owner.me(), **{**elsewhere, **changes})
 
 
-def read(run: RunState) -> Head:
+def read(run):
     head = run.read()
     assert head is not None
     return head
 
 
-def an_entry(step: int, epoch: int = 1, stage: str = "pretrain", **changes: Any) -> CheckpointEntry:
+def an_entry(step, epoch=1, stage="pretrain", **changes):
     entry = CheckpointEntry(
         stage=stage,
         step=step,
@@ -43,6 +38,6 @@ def an_entry(step: int, epoch: int = 1, stage: str = "pretrain", **changes: Any)
     return dataclasses.replace(entry, **changes)
 
 
-def list_checkpoint(claim: Claim, entry: CheckpointEntry) -> None:
+def list_checkpoint(claim, entry):
     """List `entry` in HEAD, as if it had been saved."""
     claim.commit(lambda head: head.with_checkpoint(entry))
