@@ -74,7 +74,7 @@ def test_texts_of_different_lengths_are_continued_together_as_each_alone(family)
     assert len({len(ids) for ids in alone}) > 2  # some texts end before the others
 
 
-@each_family
+@a_few_families
 def test_a_row_has_the_logits_of_its_text_wherever_it_has_been_moved(family):
     """The first text leaves, so the last text takes its row, which was longer."""
     model = family.decoder()
@@ -90,7 +90,7 @@ def test_a_row_has_the_logits_of_its_text_wherever_it_has_been_moved(family):
     assert cache.lengths == [8, 4, SEQ_LEN - 2]
 
 
-@each_family
+@a_few_families
 def test_several_new_tokens_of_rows_of_different_lengths_and_back(family):
     """Rows take three tokens each, of which some are taken back, and then others follow."""
     model = family.decoder()
@@ -112,7 +112,7 @@ def test_several_new_tokens_of_rows_of_different_lengths_and_back(family):
         torch.testing.assert_close(hidden[row], expected, rtol=0, atol=bound(family))
 
 
-@each_family
+@a_few_families
 def test_a_row_that_begins_like_another_has_its_logits(family):
     model = family.decoder()
     cache = KVCache(model.config, SEQ_LEN, rows=2)
@@ -144,7 +144,7 @@ def test_bf16_rounds_products_but_neither_gains_nor_routers(family, joined):
     assert (one_by_one - logits[:, [0, 1, 4]]).abs().max() < 0.1 * whole.abs().max()
 
 
-@each_family
+@a_few_families
 def test_joined_projections_give_the_same_logits(family):
     model = family.decoder()
     with torch.inference_mode():

@@ -141,7 +141,7 @@ BY_PAIR = test_one_worker_then_two_then_one_train_on_the_same_rows_to_the_same_w
     ("name", "structures"),
     [
         pytest.param("pion", 1, marks=pytest.mark.soak),
-        ("tachyon", 1),
+        pytest.param("tachyon", 1, marks=pytest.mark.soak),
         ("daisy", 4),
         pytest.param("gated", 1, marks=pytest.mark.soak),
     ],

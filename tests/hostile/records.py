@@ -338,9 +338,14 @@ WATCHED: dict[str, Any] = {
 }
 
 
-def read_owners_beat(run: RunState, data: bytes) -> Any:
-    replace(run, BEATEN, data)
-    return run.heartbeat(1)
+def read_at(path: str, read: Callable[[RunState], Any]) -> Callable[[RunState, bytes], Any]:
+    """Return the reader of the run's file at this path."""
+
+    def reader(run: RunState, data: bytes) -> Any:
+        replace(run, path, data)
+        return read(run)
+
+    return reader
 
 
 def read_request(run: RunState, data: bytes) -> Any:
@@ -364,18 +369,8 @@ def read_rental(run: RunState, data: bytes) -> Any:
     return note
 
 
-def read_due(run: RunState, data: bytes) -> Any:
-    replace(run, DEADLINE, data)
-    return read_deadline(run)
-
-
 def deadline_may(case: Attack) -> bool:
     return is_text(case) or is_missing(case, "asked") or is_null(case, "at", "asked", "hours")
-
-
-def read_watched(run: RunState, data: bytes) -> Any:
-    replace(run, BEAT, data)
-    return read_beat(run)
 
 
 def watched_may(case: Attack) -> bool:
@@ -423,12 +418,16 @@ RECORDS = {
     ),
     "shared data": Record(as_json(DATA), f"{FINGERPRINT}/state.json", read_data, data_may),
     "deadline": Record(
-        as_json(DUE), f"{NAME}/{DEADLINE}", read_due, deadline_may, hidden="deadline can't be read"
+        as_json(DUE),
+        f"{NAME}/{DEADLINE}",
+        read_at(DEADLINE, read_deadline),
+        deadline_may,
+        hidden="deadline can't be read",
     ),
     "heartbeat": Record(
         BEAT_OF_OWNER,
         BEATEN,
-        read_owners_beat,
+        read_at(BEATEN, lambda run: run.heartbeat(1)),
         lambda case: False if case.what == "deep" or case.place == ("at",) else None,
         hidden="no heartbeat",
     ),
@@ -447,7 +446,7 @@ RECORDS = {
         lambda case: is_text(case) or is_missing(case, "over"),  # it is false
         shown="machines: rented from",
     ),
-    "watcher": Record(WATCHED, BEAT, read_watched, watched_may),
+    "watcher": Record(WATCHED, BEAT, read_at(BEAT, read_beat), watched_may),
     **{
         f"row of {kind}" if kind == "metrics" else f"event {kind}": Record(
             row, "", read_row(metrics_row if kind == "metrics" else event_row), row_may(kind)

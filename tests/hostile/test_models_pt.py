@@ -29,10 +29,6 @@ def saved(path: Path, **changes: Any) -> Path:
     return path
 
 
-def with_tensor(path: Path, tensor: torch.Tensor, name: str = EMBED) -> Path:
-    return saved(path, model=read_seed(SEED)["model"] | {name: tensor})
-
-
 def files_of(path: Path = SEED) -> Files:
     with zipfile.ZipFile(path) as archive:
         return {name.split("/", 1)[1]: archive.read(name) for name in archive.namelist()}
@@ -55,31 +51,20 @@ def not_imported(folder: Path, path: Path) -> str:
 
 # ---------------------------------------------------------------- tensors
 
-TENSORS: dict[str, tuple[torch.Tensor, str]] = {
-    "5 GB of one number": (torch.zeros(1).expand(10**5, 12_500), "more elements than the file has"),
-    "4 TB of one number": (torch.zeros(1).expand(10**6, 10**6), "more elements than the file has"),
-    "a row again and again": (torch.zeros(1, 48).expand(10**8, 48), "more elements than the file"),
-    "a number": (torch.zeros(()), "embed.weight has shape ()"),
-    "a vector": (torch.zeros(48), "embed.weight has shape (48,)"),
-    "nothing": (torch.zeros(0, 48), "embed.weight has shape (0, 48)"),
-    "complex": (torch.zeros(4, 48, dtype=torch.complex64), "ComplexFloatStorage"),
-    "whole numbers": (torch.zeros(4, 48, dtype=torch.int64), "not an array of real numbers"),
-    "sparse": (torch.zeros(4, 48).to_sparse(), "_rebuild_sparse_tensor"),
-    "without data": (torch.zeros(4, 48, device="meta"), "_rebuild_meta_tensor"),
+# tests/pion/formats/seeds/test_read.py has tensors of other shapes and kinds.
+TENSORS = {
+    "5 GB of one number": torch.zeros(1).expand(10**5, 12_500),
+    "4 TB of one number": torch.zeros(1).expand(10**6, 10**6),
+    "a row again and again": torch.zeros(1, 48).expand(10**8, 48),
 }
 
 
 @pytest.mark.parametrize("tensor", TENSORS)
 def test_a_tensor_that_is_no_part_of_the_file_is_refused(tmp_path: Path, tensor: str) -> None:
-    given, why = TENSORS[tensor]
-    path = with_tensor(tmp_path / "x.pt", given)
-    if given.numel() > 10**9:
-        assert why in not_imported(tmp_path, path)
-        return
-    with pytest.raises(BadInput) as error:
-        import_seed(path)
-    assert f"{path}: " in str(error.value) or f"{path} is damaged" in str(error.value)
-    assert why in str(error.value)
+    model = read_seed(SEED)["model"] | {EMBED: TENSORS[tensor]}
+    message = not_imported(tmp_path, saved(tmp_path / "x.pt", model=model))
+    assert "embed.weight claims shape" in message
+    assert "more elements than the file has" in message
 
 
 NAMES = {

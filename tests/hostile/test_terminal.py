@@ -93,39 +93,23 @@ def skipped_rows(why: str) -> dict[str, Any]:
     return {"first": 0, "stop": 4, "step": 1, "epoch": 1, "digest": "0", "at": 1.0, "why": why}
 
 
-def _stage(head: dict[str, Any]) -> None:
-    head["checkpoints"][0]["stage"] = f"sft{ALL}"
-
-
-def _weights(head: dict[str, Any]) -> None:
-    head["checkpoints"][0]["model_sha256"] = ALL
-
-
-def _digest(head: dict[str, Any]) -> None:
-    head["stages"]["pretrain"]["digest"] = ALL
-
-
-def _new_stage(head: dict[str, Any]) -> None:
-    head["stages"][f"a{ALL}"] = head["stages"]["pretrain"]
-
-
-def _owner(head: dict[str, Any]) -> None:
-    head["claims"][0]["owner"] |= {"host": ALL, "commit": ALL, "dirty": ALL}
-    head["owner"] = head["claims"][0]["owner"]
-
-
-def _skipped(head: dict[str, Any]) -> None:
-    head["skipped"] = {"pretrain": [skipped_rows(ALL)]}
-
-
-def _unknown_key(head: dict[str, Any]) -> None:
-    head[ALL] = 1
+# What somebody may have written to a HEAD.
+CHANGES: list[Callable[[dict[str, Any]], None]] = [
+    lambda head: head["checkpoints"][0].update(stage=f"sft{ALL}"),
+    lambda head: head["checkpoints"][0].update(model_sha256=ALL),
+    lambda head: head["stages"]["pretrain"].update(digest=ALL),
+    lambda head: head["stages"].update({f"a{ALL}": head["stages"]["pretrain"]}),
+    lambda head: head["claims"][0]["owner"].update(host=ALL, commit=ALL, dirty=ALL),
+    lambda head: head.update(owner=head["claims"][0]["owner"] | {"host": ALL, "commit": ALL}),
+    lambda head: head.update(skipped={"pretrain": [skipped_rows(ALL)]}),
+    lambda head: head.update({ALL: 1}),
+]
 
 
 def test_what_a_store_says_is_printable(pion: Pion, tmp_path: Path) -> None:
     run = light_run(FileStore(tmp_path / "runs"))
     good = run.store.read("demo/HEAD.json")
-    for change in (_stage, _weights, _digest, _new_stage, _owner, _skipped, _unknown_key):
+    for change in CHANGES:
         run.store.write("demo/HEAD.json", good)
         hostile(run, change)
         for command in (("status",), ("status", "demo"), ("checkpoints", "demo"), ("stop", "demo")):

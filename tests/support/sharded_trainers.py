@@ -13,6 +13,7 @@ from pion.model.saved_weights import Saved
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings
 from tests.families.families import FAMILIES
 from tests.pion.train.conftest import open_stream
+from tests.support import whole_state
 
 # 5 rows: no world size divides them, so the last ranks have fewer micro-batches than the first.
 GLOBAL_BATCH = 5
@@ -71,8 +72,7 @@ def make(
 
 def train(trainer: Trainer, steps: int) -> list[dict[str, Any]]:
     """Train so many steps; return what each has measured."""
-    for _ in range(steps):
-        assert trainer.train_step()
+    whole_state.train(trainer, steps)
     wanted = ("loss", "grad_norm", "tokens", "rows")
     return [{key: row[key] for key in wanted} for row in trainer.drain_metrics()]
 

@@ -29,6 +29,27 @@ def whole_state(trainer: Trainer) -> TrainState:
     )
 
 
+def trained_and_resumed(
+    unbroken: Trainer, resumed: Trainer, steps: int, more: int
+) -> tuple[TrainState, TrainState]:
+    """Train one, save it, and train on; train the other from what was saved. Return both ends.
+
+    Rank 0 alone reads what was saved, unless ranks keep parts.
+    """
+    train(unbroken, steps)
+    saved = whole_state(unbroken)
+    train(unbroken, more)
+    reads = resumed.rank == 0 or resumed.plan.sharded
+    resumed.load(saved if reads else None)
+    train(resumed, more)
+    return whole_state(unbroken), whole_state(resumed)
+
+
+def train(trainer: Trainer, steps: int) -> None:
+    for _ in range(steps):
+        assert trainer.train_step()
+
+
 def same(one: TrainState, other: TrainState) -> bool:
     """Return whether two states have the same bits."""
     pairs = (one.model, other.model), (one.optimizer, other.optimizer)

@@ -123,6 +123,7 @@ def test_what_was_not_measured_has_no_number(record: dict[str, Any]) -> None:
     assert trained["words"].endswith("GiB predicted, not measured")
 
 
+@pytest.mark.soak  # test_run.py has what the file has before each row, and what is kept
 def test_a_killed_bench_is_resumed_and_its_finished_rows_are_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

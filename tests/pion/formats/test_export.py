@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import stat
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -299,64 +298,38 @@ def test_a_faithful_export_is_verified(exported, decoder, tokenizer_path):
     assert are_progress_bars_disabled()
 
 
-@contextmanager
-def changed_weights(folder):
-    weights = load_file(folder / "model.safetensors")
-    yield weights
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+QWEN2 = {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
 
 
-@contextmanager
-def changed_json(path):
-    settings = json.loads(path.read_text())
-    yield settings
-    path.write_text(json.dumps(settings))
+def without_a_norm(weights):
+    del weights["model.layers.0.self_attn.k_norm.weight"]
+    weights["model.layers.0.self_attn.q_proj.weight"].zero_()
 
 
-def damage_weight(folder):
-    with changed_weights(folder) as weights:
-        weights["model.layers.1.mlp.up_proj.weight"][3] += 0.5
-
-
-def poison_weight(folder):
-    with changed_weights(folder) as weights:
-        weights["model.norm.weight"][0] = float("nan")
-
-
-def drop_weight(folder):
-    with changed_weights(folder) as weights:
-        del weights["model.layers.0.self_attn.k_norm.weight"]
-        weights["model.layers.0.self_attn.q_proj.weight"].zero_()
-
-
-def cut_weights(folder):
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-
-
-def change_theta(folder):
-    with changed_json(folder / "config.json") as config:
-        config["rope_parameters"]["rope_theta"] = 500.0
-
-
-def change_architecture(folder):
-    with changed_json(folder / "config.json") as config:
-        config |= {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
-
-
-def drop_merges(folder):
-    with changed_json(folder / "tokenizer.json") as settings:
-        del settings["model"]["merges"][-10:]
-
-
+# By what is damaged: the file, how its content is changed, and what verification says.
 DAMAGES = {
-    damage_weight: "different logits",
-    poison_weight: "different logits",
-    drop_weight: "different logits",
-    change_theta: "different logits",
-    cut_weights: "transformers can't load the exported model",
-    change_architecture: "Qwen2ForCausalLM",
-    drop_merges: "tokenizer differs from the trained",
+    "a weight": (
+        "model.safetensors",
+        lambda weights: weights["model.layers.1.mlp.up_proj.weight"][3].add_(0.5),
+        "different logits",
+    ),
+    "a number": (
+        "model.safetensors",
+        lambda weights: weights["model.norm.weight"][:1].fill_(float("nan")),
+        "different logits",
+    ),
+    "a norm": ("model.safetensors", without_a_norm, "different logits"),
+    "theta": (
+        "config.json",
+        lambda config: config["rope_parameters"].update(rope_theta=500.0),
+        "different logits",
+    ),
+    "the architecture": ("config.json", lambda config: config.update(QWEN2), "Qwen2ForCausalLM"),
+    "the merges": (
+        "tokenizer.json",
+        lambda settings: settings["model"]["merges"].__delitem__(slice(-10, None)),
+        "tokenizer differs from the trained",
+    ),
 }
 
 
@@ -364,8 +337,22 @@ DAMAGES = {
 def test_an_export_that_is_not_the_model_is_refused_in_one_sentence(
     damage, copy, decoder, tokenizer_path
 ):
-    damage(copy)
-    with pytest.raises(PionError, match=DAMAGES[damage]):
+    file, change, why = DAMAGES[damage]
+    path = copy / file
+    content = load_file(path) if path.suffix == ".safetensors" else json.loads(path.read_text())
+    change(content)
+    if path.suffix == ".safetensors":
+        save_file(content, path, metadata={"format": "pt"})
+    else:
+        path.write_text(json.dumps(content))
+    with pytest.raises(PionError, match=why):
+        verify_export(copy, decoder, tokenizer_path, TEXTS)
+
+
+def test_an_export_that_is_cut_is_refused_in_one_sentence(copy, decoder, tokenizer_path):
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(PionError, match="transformers can't load the exported model"):
         verify_export(copy, decoder, tokenizer_path, TEXTS)
 
 

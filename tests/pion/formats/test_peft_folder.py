@@ -214,20 +214,27 @@ def our_losses(base, stream):
     return losses, a
 
 
-def test_twenty_losses_are_pefts(base, tmp_path):
-    stream = open_stream(tmp_path, rows=100, config=CONFIG)
-    ours, a = our_losses(base, stream)
+@pytest.fixture(scope="module")
+def stream(tmp_path_factory):
+    return open_stream(tmp_path_factory.mktemp("rows"), rows=100, config=CONFIG)
+
+
+@pytest.fixture(scope="module")
+def right(base, stream):
+    return our_losses(base, stream)
+
+
+def test_twenty_losses_are_pefts(base, stream, right):
+    ours, a = right
     theirs = pefts_losses(base, Batches(stream, 4), a)
     assert ours[-1] < ours[0] - 0.1
     assert ours == pytest.approx(theirs, abs=1e-4)
 
 
-def test_another_scale_is_told_apart_by_twenty_losses(base, tmp_path, monkeypatch):
-    stream = open_stream(tmp_path, rows=100, config=CONFIG)
-    right, _ = our_losses(base, stream)
+def test_another_scale_is_told_apart_by_twenty_losses(base, stream, right, monkeypatch):
     monkeypatch.setattr(Lora, "scale", 1.0)
     wrong, _ = our_losses(base, stream)
-    assert max(abs(x - y) for x, y in zip(right, wrong, strict=True)) > 1e-2
+    assert max(abs(x - y) for x, y in zip(right[0], wrong, strict=True)) > 1e-2
 
 
 # ---------------------------------------------------------------- untrusted folders

@@ -14,7 +14,7 @@ from pion.generation.decoding import LEAST_REUSED, bytes_per_row
 from pion.generation.engine import Engine
 from pion.generation.text import Settings, Text
 from pion.model.decoder import Decoder
-from tests.families.families import FAMILIES, SEQ_LEN, VOCAB, a_few_families, each_family
+from tests.families.families import FAMILIES, SEQ_LEN, VOCAB, a_few_families
 from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
 STOPS = (1, 2, 3)
@@ -306,7 +306,7 @@ def ask(engine, client):
     return client.answer.text.ids
 
 
-@each_family
+@a_few_families
 def test_the_next_turn_reads_what_is_new_and_gets_the_same_probabilities(family, engines, read):
     ternary = family is FAMILIES["ternary"]
     model = initial(family) if ternary else family.decoder()

@@ -1,6 +1,5 @@
 """A tiny decoder, and tiny data sets on disk for it."""
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +17,7 @@ from pion.train import memory, smaller_plan
 from pion.train.memory_trace.request import Peaks
 from pion.train.trainer import Trainer
 from tests.support.tiny_config import tiny_config
+from tests.support.whole_state import train
 
 CONFIG = tiny_config()
 
@@ -51,15 +51,18 @@ def write_rows(folder, *, rows, conversations, config=CONFIG):
 
 
 def open_stream(folder, *, rows=40, conversations=False, config=CONFIG):
-    manifest = write_rows(folder, rows=rows, conversations=conversations, config=config)
+    """Return the rows in a folder, which are written if it is new."""
+    file = folder / "manifest.json"
+    if not file.exists():
+        write_rows(folder, rows=rows, conversations=conversations, config=config).write(file)
+    manifest = Manifest.read(file)
     order = RowOrder(manifest.shard_rows, manifest.fingerprint, seed=1, window=2)
     return RowStream([(Rows(manifest, lambda shard: folder / shard.name), order)])
 
 
 def run(trainer: Trainer, steps: int) -> list[dict[str, Any]]:
     """Train so many steps; return the metrics of each."""
-    for _ in range(steps):
-        assert trainer.train_step()
+    train(trainer, steps)
     return trainer.drain_metrics()
 
 
@@ -82,5 +85,11 @@ def untraced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def text(tmp_path: Path) -> RowStream:
-    return open_stream(tmp_path / "text")
+def text(tmp_path_factory: pytest.TempPathFactory) -> RowStream:
+    return open_stream(tmp_path_factory.getbasetemp() / "text")
+
+
+@pytest.fixture
+def long_text(tmp_path_factory: pytest.TempPathFactory) -> RowStream:
+    """Return enough rows that no row comes twice."""
+    return open_stream(tmp_path_factory.getbasetemp() / "long", rows=400)

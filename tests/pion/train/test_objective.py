@@ -20,6 +20,7 @@ from pion.train.preference_losses import METRICS, example_losses, metrics
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings
 from tests.pion.train.conftest import open_stream, run
 from tests.support.pair_rows import CONFIG, PairRows, random_pairs
+from tests.support.whole_state import same, trained_and_resumed
 
 ROWS = 8
 LOSSES = [
@@ -157,14 +158,9 @@ def test_the_other_answer_changes_no_bit_of_a_sum(side):
 
 def test_a_resumed_run_ends_with_the_bytes_of_an_unbroken_one():
     rows = PairRows(random_pairs(40))
-    unbroken, first, second = (trainer(rows, Preference()) for _ in range(3))
-    run(unbroken, 4)
-    run(first, 2)
-    second.load(first.state())
-    run(second, 2)
-    ours, theirs = second.state(), unbroken.state()
-    assert all(torch.equal(ours.model[name], theirs.model[name]) for name in ours.model)
-    for made in (unbroken, first, second):
+    unbroken, resumed = trainer(rows, Preference()), trainer(rows, Preference())
+    assert same(*trained_and_resumed(unbroken, resumed, 2, 2))
+    for made in (unbroken, resumed):
         made.close()
 
 

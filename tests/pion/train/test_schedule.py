@@ -61,46 +61,35 @@ def test_raising_steps_before_the_decay_changes_no_past_rate(settings, more):
         assert lr_at(longer, step) == lr_at(settings, step)
 
 
-@pytest.mark.parametrize("schedule", ["wsd", "cosine", "constant"])
-def test_the_first_step_of_a_warm_up_has_a_rate_above_zero(schedule):
-    settings = make(schedule=schedule, warmup_steps=10)
-    assert lr_at(settings, 0) == 0.1
-    assert lr_at(settings, 9) == 1.0
+COSINE = {"schedule": "cosine", "steps": 3000, "warmup_steps": 100, "lr": 2e-5, "min_lr": 2e-6}
+LONG_DECAY = {"steps": 10, "warmup_steps": 5, "decay_fraction": 1.0, "decay_shape": "linear"}
+# Settings, and the rates of some of their steps, as shares of the peak.
+RATES: dict[str, tuple[dict[str, Any], dict[int, float]]] = {
+    **{
+        f"the warm-up of {name}": ({"schedule": name, "warmup_steps": 10}, {0: 0.1, 9: 1.0})
+        for name in ("wsd", "cosine", "constant")
+    },
+    **{
+        f"wsd decays as {shape}": (
+            {"warmup_steps": 10, "min_lr": 3e-5, "decay_shape": shape},
+            {**dict.fromkeys(range(10, 80), 1.0), 80: first, 89: 0.55, 99: 0.1},
+        )
+        for shape, first in (("cosine", 0.55 + 0.45 * math.cos(math.pi / 20)), ("linear", 0.955))
+    },
+    "cosine, from the end of the warm-up": (COSINE, {99: 1.0, 1549: 0.55, 2999: 0.1}),
+    "constant": (
+        {"schedule": "constant", "warmup_steps": 4},
+        {4: 1.0, 50: 1.0, 99: 1.0, 10_000: 1.0},
+    ),
+    "past the last step": ({"min_lr": 3e-5}, {5000: 0.1}),
+    "a decay longer than the warm-up leaves": (LONG_DECAY, {4: 1.0, 5: 0.8, 9: 0.0}),
+}
 
 
-@pytest.mark.parametrize("shape", ["cosine", "linear"])
-def test_wsd_is_at_its_peak_until_the_decay_and_at_min_lr_in_the_last_step(shape):
-    settings = make(warmup_steps=10, min_lr=3e-5, decay_shape=shape)
-    assert [lr_at(settings, step) for step in range(10, 80)] == [1.0] * 70
-    assert lr_at(settings, 80) < 1.0
-    assert lr_at(settings, 99) == settings.min_lr / settings.lr
-
-
-def test_halfway_through_its_decay_wsd_is_halfway_between_peak_and_min_lr():
-    for shape in ("cosine", "linear"):
-        settings = make(min_lr=3e-5, decay_shape=shape)
-        assert lr_at(settings, 89) == pytest.approx(0.55)
-
-
-def test_cosine_decays_from_the_end_of_the_warm_up_to_min_lr():
-    settings = make(schedule="cosine", steps=3000, warmup_steps=100, lr=2e-5, min_lr=2e-6)
-    assert lr_at(settings, 99) == 1.0
-    assert lr_at(settings, 1549) == pytest.approx(0.55)
-    assert lr_at(settings, 2999) == pytest.approx(0.1, rel=1e-12)
-
-
-def test_constant_stays_at_its_peak_after_the_warm_up():
-    settings = make(schedule="constant", warmup_steps=4)
-    assert [lr_at(settings, step) for step in (4, 50, 99, 10_000)] == [1.0] * 4
-
-
-def test_past_the_last_step_the_rate_stays_at_min_lr():
-    assert lr_at(make(min_lr=3e-5), 5000) == pytest.approx(0.1)
-
-
-def test_a_decay_longer_than_the_warm_up_leaves_begins_where_the_warm_up_ends():
-    settings = make(steps=10, warmup_steps=5, decay_fraction=1.0, decay_shape="linear")
-    assert [lr_at(settings, step) for step in (4, 5, 9)] == [1.0, 0.8, 0.0]
+@pytest.mark.parametrize("name", RATES)
+def test_a_schedule_has_these_rates(name):
+    fields, rates = RATES[name]
+    assert {step: lr_at(make(**fields), step) for step in rates} == pytest.approx(rates, rel=1e-12)
 
 
 @pytest.mark.parametrize("shape", ["cosine", "linear"])

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 import torch._inductor
 
+from pion.model.decoder import Decoder
+from pion.train.preference import Loss, Preference
 from tests.families.families import FAMILIES
+from tests.support import pair_rows
 from tests.support.ranks import ask_ranks
 from tests.support.sharded_trainers import apart, make, rows_of, train
-from tests.support.whole_state import same, whole_state
+from tests.support.whole_state import same, trained_and_resumed, whole_state
 
 pytestmark = pytest.mark.soak
 
 STEPS, SAVED_AFTER = 20, 12
 CASES = [(name, optimizer) for name in FAMILIES for optimizer in ("adamw", "muon")]
+PREFERENCES = {loss: Preference(loss) for loss in get_args(Loss)}
+PREFERENCES["dpo-norm, sft"] = Preference("dpo-norm", sft_weight=0.5)
+PREFERRED = [*((name, "adamw") for name in PREFERENCES), ("dpo", "muon")]
 # In fp32, how far weights may be apart, if not 2e-6. AdamW follows the smallest gradients, those of
 # value tables and of the biases of keys. Rounding decides which primitives a recipe chooses, and to
 # which of a few values a weight is rounded.
@@ -55,25 +61,17 @@ class Work:
             if self.from_one:
                 results[f"{name} {optimizer}"] = self.apart_by_step(name, optimizer, rank, folder)
                 continue
-            losses, saved, ended = self.run(name, optimizer, rank, folder / f"data{rank}")
-            resumed = self.trainer(name, optimizer, rank, folder / f"data{rank}")
-            resumed.load(saved)
-            train(resumed, STEPS - SAVED_AFTER)
+            trainer, resumed = (
+                self.trainer(name, optimizer, rank, folder / f"data{rank}") for _ in range(2)
+            )
+            ended, again = trained_and_resumed(trainer, resumed, SAVED_AFTER, STEPS - SAVED_AFTER)
             results[f"{name} {optimizer}"] = {
-                "losses": losses,
-                "resumed": same(ended, whole_state(resumed)),
+                "losses": [row["loss"] for row in trainer.drain_metrics()],
+                "resumed": same(ended, again),
             }
             if rank == 0:
                 torch.save(ended.model, folder / f"{name} {optimizer}")
         return results
-
-    def run(self, name: str, optimizer: str, rank: int, folder: Path) -> tuple[Any, Any, Any]:
-        """Return the losses, the state after some steps, and the last one."""
-        trainer = self.trainer(name, optimizer, rank, folder)
-        losses = [row["loss"] for row in train(trainer, SAVED_AFTER)]
-        saved = whole_state(trainer)
-        losses += [row["loss"] for row in train(trainer, STEPS - SAVED_AFTER)]
-        return losses, saved, whole_state(trainer)
 
     def apart_by_step(self, name, optimizer, rank, folder):
         """Return how far the losses and the weights are apart after each step of one process."""
@@ -88,14 +86,13 @@ class Work:
         return found
 
     def trainer(self, name: str, optimizer: str, rank: int, folder: Path) -> Any:
-        return make(
-            name,
-            rows_of(name, folder),
-            world_size=self.world_size,
-            rank=rank,
-            optimizer=optimizer,
-            **self.changes,
-        )
+        place = {"world_size": self.world_size, "rank": rank, "optimizer": optimizer}
+        if name not in PREFERENCES:
+            return make(name, rows_of(name, folder), **place, **self.changes)
+        torch.manual_seed(0)
+        learned = {"model": Decoder(pair_rows.CONFIG), "preference": PREFERENCES[name]}
+        stream = pair_rows.PairRows(pair_rows.random_pairs(20)).as_stream()
+        return make("pion", stream, **place, **learned)
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])
@@ -124,6 +121,16 @@ def test_in_bfloat16_ranks_train_as_one_process_does(tmp_path):
     assert not wrong, wrong
 
 
+def test_each_loss_of_preferences_trains_as_in_one_process_and_resumes_bit_for_bit(tmp_path):
+    worst = compare(tmp_path, 2, PREFERRED, {})
+    wrong = {
+        case: found
+        for case, found in worst.items()
+        if not (found["resumed"] and found["weights"] <= 2e-6 and max(found["shares"]) <= 5e-6)
+    }
+    assert not wrong, wrong
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_each_step_is_that_of_one_process_from_the_same_weights(tmp_path, dtype):
     """So what is further apart after many steps has grown from rounding, and is no mistake."""
@@ -141,14 +148,18 @@ def test_each_step_is_that_of_one_process_from_the_same_weights(tmp_path, dtype)
 
 def compare(folder, world_size, cases, changes):
     """Return how far ranks and one process are apart, by case."""
-    found, *_ = ask_ranks(Work(world_size, cases, changes), folder, world_size)
+    found, *others = ask_ranks(Work(world_size, cases, changes), folder, world_size)
+    assert all(other == found for other in others)
     worst = {}
     for name, optimizer in cases:
         case = f"{name} {optimizer}"
-        losses, _, alone = Work(1, cases, changes).run(name, optimizer, 0, folder / "alone")
+        alone = Work(1, cases, changes).trainer(name, optimizer, 0, folder / "alone")
+        losses = [row["loss"] for row in train(alone, STEPS)]
+        pairs = list(zip(losses, found[case]["losses"], strict=True))
         worst[case] = {
-            "losses": [abs(a - b) for a, b in zip(losses, found[case]["losses"], strict=True)],
-            "weights": apart(alone.model, torch.load(folder / case)),
+            "losses": [abs(a - b) for a, b in pairs],
+            "shares": [abs(a - b) / max(1, abs(a)) for a, b in pairs],
+            "weights": apart(whole_state(alone).model, torch.load(folder / case)),
             "resumed": found[case]["resumed"],
         }
     return worst

@@ -18,7 +18,7 @@ from pion.train.trainer import ComputePlan, Trainer, TrainSettings
 from tests.pion.train.conftest import open_stream, run
 from tests.support.ranks import ask_ranks
 from tests.support.tiny_config import tiny_config
-from tests.support.whole_state import same, whole_state
+from tests.support.whole_state import same, trained_and_resumed
 
 CONFIG = tiny_config(draft={"steps": 2, "ids": 30})
 STEPS = 8
@@ -67,14 +67,7 @@ def test_only_the_block_has_moments_and_the_checkpoint_has_the_whole_model(text)
 
 
 def test_a_resumed_run_ends_with_the_same_bits(text):
-    unbroken = make(text)
-    run(unbroken, 3)
-    saved = whole_state(unbroken)
-    run(unbroken, STEPS - 3)
-    resumed = make(text, seed=99)  # what was drawn does not count
-    resumed.load(saved)
-    run(resumed, STEPS - 3)
-    assert same(unbroken.state(), resumed.state())
+    assert same(*trained_and_resumed(make(text), make(text, seed=99), 3, STEPS - 3))
 
 
 @pytest.mark.parametrize(
@@ -137,16 +130,14 @@ def test_mfu_counts_what_is_computed(text):
 def work(rank: int, folder: Path) -> dict[str, Any]:
     stream = open_stream(folder / f"data{rank}")
     trainer = make(stream, rank=rank, world_size=2)
-    found: dict[str, Any] = {"norms": norms(run(trainer, 3))}
-    saved = whole_state(trainer)
-    found["norms"] += norms(run(trainer, STEPS - 3))
     resumed = make(stream, seed=5 + rank, rank=rank, world_size=2)
-    resumed.load(saved if rank == 0 else None)
-    run(resumed, STEPS - 3)
+    ends = trained_and_resumed(trainer, resumed, 3, STEPS - 3)
     buckets = trainer._gradients.buckets
-    found["exchanged"] = buckets.nbytes == 4 * cost_of(CONFIG).params["draft"]
-    found["same"] = same(whole_state(trainer), whole_state(resumed))
-    return found
+    return {
+        "norms": norms(trainer.drain_metrics()),
+        "exchanged": buckets.nbytes == 4 * cost_of(CONFIG).params["draft"],
+        "same": same(*ends),
+    }
 
 
 @pytest.mark.slow

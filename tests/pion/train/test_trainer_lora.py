@@ -18,7 +18,7 @@ from pion.model.params_and_flops import flops_per_token, token_flops
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings
 from tests.pion.train.conftest import open_stream, run, tiny_decoder
 from tests.support.ranks import ask_ranks
-from tests.support.whole_state import same, whole_state
+from tests.support.whole_state import same, trained_and_resumed, whole_state
 
 STEPS = 8
 SETTINGS: dict[str, Any] = {"steps": STEPS, "global_batch": 6, "lr": 1e-2, "weight_decay": 0.0}
@@ -87,14 +87,8 @@ def test_mfu_counts_no_gradients_of_frozen_weights(text):
     "plan", [{"dtype": "bfloat16", "recompute": True}, pytest.param({}, marks=pytest.mark.soak)]
 )
 def test_a_resumed_run_ends_with_the_same_bits(text, plan):
-    unbroken = make(text, **plan)
-    steps(unbroken, 3)
-    saved = whole_state(unbroken)
-    steps(unbroken, STEPS - 3)
-    resumed = make(text, seed=99, **plan)  # what was drawn does not count
-    resumed.load(saved)
-    steps(resumed, STEPS - 3)
-    assert same(unbroken.state(), resumed.state())
+    unbroken, resumed = make(text, **plan), make(text, seed=99, **plan)
+    assert same(*trained_and_resumed(unbroken, resumed, 3, STEPS - 3))
 
 
 def test_a_state_of_the_whole_model_is_refused(text):
@@ -110,12 +104,8 @@ def test_a_state_of_the_whole_model_is_refused(text):
 def work(rank: int, folder: Path) -> dict[str, Any]:
     stream = open_stream(folder / f"data{rank}")
     trainer = make(stream, rank=rank, world_size=2)
-    losses = steps(trainer, 3)
-    saved = whole_state(trainer)
-    losses += steps(trainer, STEPS - 3)
     resumed = make(stream, seed=5 + rank, rank=rank, world_size=2)
-    resumed.load(saved if rank == 0 else None)
-    steps(resumed, STEPS - 3)
+    ends = trained_and_resumed(trainer, resumed, 3, STEPS - 3)
     alone = make(stream)
     steps(alone, 3)
     hopped = make(stream, seed=7 + rank, rank=rank, world_size=2)
@@ -123,8 +113,8 @@ def work(rank: int, folder: Path) -> dict[str, Any]:
     buckets = trainer._gradients.buckets
     numbers = sum(tensor.numel() for tensor in trainer.state().model.values())
     return {
-        "losses": losses,
-        "same": same(whole_state(trainer), whole_state(resumed)),
+        "losses": [row["loss"] for row in trainer.drain_metrics()],
+        "same": same(*ends),
         "hopped": steps(hopped, STEPS - 3),
         "exchanged": buckets.nbytes == 4 * numbers,
     }

@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pion.data.stream import RowStream
 from pion.errors import BadInput, Trouble
 from pion.model.decoder import Decoder
 from pion.model.forward_pass import AS_THE_MODEL
@@ -23,7 +22,7 @@ from pion.train.metrics import StepMetrics, StepRecord
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings
 from tests.pion.train.conftest import CONFIG, open_stream
 from tests.support.ranks import ask_ranks
-from tests.support.whole_state import same, whole_state
+from tests.support.whole_state import same, train, whole_state
 
 INF, NAN = math.inf, math.nan
 
@@ -57,11 +56,6 @@ def trainer(stream, *, bad_rows=(), loss=1.0, gradient=1.0, seed=0, plan=None, r
     return Trainer(model, stream, chosen, plan or ComputePlan(micro_batch=6, threads=1), rank=rank)
 
 
-def train(trainer: Trainer, steps: int) -> None:
-    for _ in range(steps):
-        assert trainer.train_step()
-
-
 def trouble_of(ask: Callable[[], object]) -> Trouble:
     with pytest.raises(Trouble) as raised:
         ask()
@@ -70,12 +64,6 @@ def trouble_of(ask: Callable[[], object]) -> Trouble:
 
 def said(trouble: Trouble | None) -> tuple[int, tuple[int, int], str]:
     return trouble.step, trouble.rows, trouble.what
-
-
-@pytest.fixture
-def long_text(tmp_path: Path) -> RowStream:
-    """Return enough rows that no row comes twice."""
-    return open_stream(tmp_path / "long", rows=400)
 
 
 # ---------------------------------------------------------------- not finite

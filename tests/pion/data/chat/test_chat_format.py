@@ -29,6 +29,7 @@ ASKED = [{"role": "user", "content": "Hi"}]
 
 @pytest.fixture(autouse=True)
 def quick_renderer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that renders takes a second to start."""
     monkeypatch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
 
 
@@ -177,9 +178,7 @@ FORMS: dict[str, tuple[str, CallForm | None]] = {
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_the_form_is_what_the_template_writes(name, tmp_path, monkeypatch):
-    # A process that renders takes a second to start.
-    monkeypatch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
+def test_the_form_is_what_the_template_writes(name, tmp_path):
     template, form = FORMS[name]
     kind = "harmony" if "<|start|>" in template else "qwen"
     file = write_files(kind, tmp_path, template) / "tokenizer.json"
@@ -231,8 +230,7 @@ TALKS = {"Hi": "Hello", "Bye": "Until the next time"}
 
 
 @pytest.mark.parametrize("name", ["SmolLM2", pytest.param("Llama 3.2", marks=pytest.mark.soak)])
-def test_a_fine_tuned_model_answers_and_stops(tmp_path, monkeypatch, name):
-    monkeypatch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
+def test_a_fine_tuned_model_answers_and_stops(tmp_path, name):
     kind, source = TEMPLATES[name]
     write_files(kind, tmp_path, source)
     tokenizer = Tokenizer.from_file(tmp_path / "tokenizer.json")

@@ -133,7 +133,7 @@ def test_the_end_of_a_turn_is_the_special_id_and_learned():
 
 
 @STYLES
-@settings(max_examples=75, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(turns=TURNS)
 def test_the_learned_ids_spell_exactly_the_answers(style, turns):
     tok = tokenizer(style)
@@ -145,7 +145,7 @@ def test_the_learned_ids_spell_exactly_the_answers(style, turns):
 
 
 @STYLES
-@settings(max_examples=75, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(turns=TURNS, answer=PIECES)
 def test_the_prompt_of_a_chat_has_the_ids_that_training_has_before_the_answer(style, turns, answer):
     prompt, _ = tokenize(tokenizer(style), turns, add_generation_prompt=True)
@@ -159,7 +159,7 @@ def test_the_prompt_of_a_chat_has_the_ids_that_training_has_before_the_answer(st
 
 @STYLES
 @pytest.mark.parametrize("prompt", [False, True])
-@settings(max_examples=75, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(turns=TURNS.filter(bool))  # transformers refuses to render no message at all
 def test_transformers_renders_and_tokenises_a_conversation_to_the_same_ids(style, prompt, turns):
     stock = transformers_tokenizer(style)
@@ -183,7 +183,7 @@ def test_transformers_understands_the_same_roles_and_drops_the_others():
     assert text == render(tokenizer(), turns)[0] == "<|user|>\na\n<|assistant|>\nc\n<|endoftext|>"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(TURNS, st.data())
 def test_answers_that_are_only_seen_leave_the_ids_and_are_not_learned(turns, data):
     tok = tokenizer()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pion.data.chat.conversation import Tokenized
 from pion.data.chat.messages import Conversation, harmless
 from pion.data.chat.packing import pack
-from pion.data.chat.template import ChatTemplate
+from pion.data.chat.template import ChatTemplate, Examples
 from pion.data.chat.template_source import with_settings, write_template_date
 from pion.data.records.layouts import read_conversation
 from pion.data.tokens.tokenizer import Tokenizer
@@ -60,18 +60,21 @@ class Model:
         first = self.tokenizer.first
         return ids if first is None or ids[:1] == [first] else [first, *ids]
 
+    def examples(self, messages: list[Any], tools: Any = None, where: str = "f:1") -> Examples:
+        (found,) = self.template.tokenize_batch([talk(messages, tools, where)])
+        return found
+
     def written(self, messages: list[Any], tools: Any = None) -> list[tuple[str, str]]:
         """Return the text of each example, and of its learned part."""
-        conversation = read_conversation(as_record(messages, tools), "f:1")
-        (examples,) = self.template.tokenize_batch([conversation])
-        return [(self.text(e.ids), self.text(e.ids[e.learned])) for e in examples.tokenized]
+        examples = self.examples(messages, tools).tokenized
+        return [(self.text(e.ids), self.text(e.ids[e.learned])) for e in examples]
 
     def text(self, ids: Any) -> str:
         return self.tokenizer.decode(ids, specials=True)
 
 
-def as_record(messages: list[Any], tools: Any = None) -> dict[str, Any]:
-    return {"messages": messages, "tools": tools}
+def talk(messages: list[Any], tools: Any = None, where: str = "f:1") -> Conversation:
+    return read_conversation({"messages": messages, "tools": tools}, where)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -147,7 +150,7 @@ def test_ids_and_mask_are_those_of_rendered_prefixes(models, name, texts):
         for pair in texts
         for role, text in zip(("user", "assistant"), pair)
     ]
-    conversation = harmless(read_conversation(as_record(messages), "f:1"), model.template._marks)
+    conversation = harmless(talk(messages), model.template._marks)
     expected = learned_by_prefixes(model, list(conversation.messages), None)
     (found,) = model.template.tokenize_batch([conversation])
     if expected is None:
@@ -185,9 +188,8 @@ def test_an_answer_is_learned_up_to_the_end_of_its_turn_and_no_further(models, n
 @pytest.mark.parametrize("name", ["Llama 3.2", "Mistral"])
 def test_the_first_token_is_there_once(models, name):
     model, first = models[name], models[name].tokenizer.first
-    talk = read_conversation(as_record([QUESTION, ANSWER]), "f:1")
-    (found,) = model.template.tokenize_batch([talk])
-    for ids in (model.template.prompt_ids([QUESTION]), found.tokenized[0].ids):
+    (example,) = model.examples([QUESTION, ANSWER]).tokenized
+    for ids in (model.template.prompt_ids([QUESTION]), example.ids):
         assert ids[0] == first
         assert list(ids).count(first) == 1
 
@@ -229,8 +231,7 @@ def test_a_call_without_a_text_is_written_in_the_form_that_the_template_takes(mo
 
 @pytest.mark.parametrize("name", ["SmolLM2", "Llama 3.2", "gpt-oss"])
 def test_a_template_that_loses_calls_is_said_and_nothing_else_is_learned(models, name):
-    record = as_record([QUESTION, CALL, RESULT, ANSWER], TOOLS)
-    (found,) = models[name].template.tokenize_batch([read_conversation(record, "f:4")])
+    found = models[name].examples([QUESTION, CALL, RESULT, ANSWER], TOOLS, "f:4")
     assert found.tokenized == ()
     assert "f:4: answer 1 calls 'now', and the chat template does not write" in str(found.refused)
 
@@ -240,8 +241,8 @@ def test_a_call_after_which_the_model_would_not_stop_is_refused(tmp_path):
         "{{- eos_token -}}", "{{- '<｜call｜>' if m.content is none else eos_token -}}"
     )
     assert source != DEEPSEEK
-    talk = read_conversation(as_record([QUESTION, CALL, RESULT, ANSWER], TOOLS), "f:4")
-    (found,) = Model(tmp_path / "a", "deepseek", source).template.tokenize_batch([talk])
+    given = [QUESTION, CALL, RESULT, ANSWER], TOOLS, "f:4"
+    found = Model(tmp_path / "a", "deepseek", source).examples(*given)
     assert found.tokenized == ()
     assert "f:4: answer 1 calls 'now'" in str(found.refused)
     assert "'<｜call｜>'" in str(found.refused)
@@ -250,8 +251,8 @@ def test_a_call_after_which_the_model_would_not_stop_is_refused(tmp_path):
     model = Model(tmp_path / "b", "deepseek", source)
     stops = [model.template.end_of_turn, model.tokenizer.plain_added["<｜call｜>"]]
     (tmp_path / "b" / "generation_config.json").write_text(json.dumps({"eos_token_id": stops}))
-    (found,) = ChatTemplate(tmp_path / "b", model.tokenizer).tokenize_batch([talk])
-    (example,) = found.tokenized
+    model.template = ChatTemplate(tmp_path / "b", model.tokenizer)
+    (example,) = model.examples(*given).tokenized
     learned = model.text(example.ids[example.learned])
     assert learned == '<｜call｜>now\n{"zone": "é"}<｜call｜>Hello<｜end｜>'
 
@@ -298,13 +299,12 @@ def test_an_answer_of_weight_0_is_written_and_not_learned(models, name):
 
 
 def test_a_call_that_is_not_learned_must_still_be_written(models):
-    talk = [QUESTION, {**CALL, "weight": 0}, RESULT, ANSWER]
-    ((text, learned),) = models["DeepSeek"].written(talk, TOOLS)
+    given = [QUESTION, {**CALL, "weight": 0}, RESULT, ANSWER], TOOLS
+    ((text, learned),) = models["DeepSeek"].written(*given)
     assert "<｜call｜>now" in text
     assert learned == "Hello<｜end｜>"
-    record = as_record(talk, TOOLS)
-    (found,) = models["SmolLM2"].template.tokenize_batch([read_conversation(record, "f:4")])
-    assert "calls 'now', and the chat template does not write" in str(found.refused)
+    refused = models["SmolLM2"].examples(*given).refused
+    assert "calls 'now', and the chat template does not write" in str(refused)
 
 
 @pytest.mark.parametrize("key", ["reasoning_content", "thinking", "reasoning"])
@@ -319,8 +319,7 @@ def test_thoughts_are_learned_where_the_template_has_a_place_for_them_and_counte
         "{{- '<|im_start|>assistant\\n' if add_generation_prompt -}}"
     )
     model = Model(tmp_path, "smollm2", source)
-    record = as_record([QUESTION, {**ANSWER, key: "A greeting."}])
-    (found,) = model.template.tokenize_batch([read_conversation(record, "f:1")])
+    found = model.examples([QUESTION, {**ANSWER, key: "A greeting."}])
     (example,) = found.tokenized
     thought = "<think>A greeting.</think>" if place else ""
     assert model.text(example.ids[example.learned]) == f"{thought}Hello<|im_end|>"
@@ -328,10 +327,8 @@ def test_thoughts_are_learned_where_the_template_has_a_place_for_them_and_counte
 
 
 def test_tools_that_a_template_leaves_out_are_counted(models):
-    talk = read_conversation(as_record([QUESTION, ANSWER], TOOLS), "f:1")
     for name, lost in (("Qwen 2.5", False), ("SmolLM2", True)):
-        (found,) = models[name].template.tokenize_batch([talk])
-        assert found.lost_tools is lost
+        assert models[name].examples([QUESTION, ANSWER], TOOLS).lost_tools is lost
 
 
 ODD: dict[str, tuple[list[dict[str, Any]], str]] = {
@@ -366,8 +363,7 @@ ALTERNATE = (
 @pytest.mark.parametrize("what", ODD)
 def test_a_refused_conversation_is_told_which_message_breaks_which_rule(tmp_path, what):
     messages, said = ODD[what]
-    model = Model(tmp_path, "smollm2", ALTERNATE)
-    (found,) = model.template.tokenize_batch([read_conversation(as_record(messages), "f:7")])
+    found = Model(tmp_path, "smollm2", ALTERNATE).examples(messages, where="f:7")
     assert str(found.refused).startswith(
         f"f:7: the chat template refuses this conversation: {said}"
     )
@@ -380,8 +376,7 @@ def test_system_messages_that_a_template_leaves_out_are_counted(models, tmp_path
         "in messages | rejectattr('role', 'eq', 'system') -%}\n{%- set text",
     )
     assert drops != QWEN3
-    records = [as_record([told, QUESTION, ANSWER]), as_record([QUESTION, ANSWER] * 2)]
-    talks = [read_conversation(record, "f:1") for record in records]
+    talks = [talk([told, QUESTION, ANSWER]), talk([QUESTION, ANSWER] * 2)]
     for template, lost in (
         (models["Qwen 3"].template, 0),
         (Model(tmp_path, "qwen", drops).template, 1),
@@ -422,9 +417,8 @@ def test_the_date_of_a_template_is_the_given_one(models):
 
 
 def test_a_conversation_that_the_template_refuses_is_named_and_the_others_are_learned(models):
-    good, bad = as_record([QUESTION, ANSWER]), as_record([QUESTION, QUESTION, ANSWER])
-    conversations = [read_conversation(r, f"f:{n}") for n, r in enumerate([good, bad, good], 1)]
-    found = models["Mistral"].template.tokenize_batch(conversations)
+    good, bad = talk([QUESTION, ANSWER]), talk([QUESTION, QUESTION, ANSWER], where="f:2")
+    found = models["Mistral"].template.tokenize_batch([good, bad, good])
     assert [len(examples.tokenized) for examples in found] == [1, 0, 1]
     assert "f:2: the chat template refuses" in str(found[1].refused)
     assert "messages 1 and 2 are both messages by the user" in str(found[1].refused)
@@ -434,17 +428,14 @@ def test_a_conversation_that_the_template_refuses_is_named_and_the_others_are_le
 
 def test_a_conversation_of_very_many_answers_is_refused(models):
     template = models["SmolLM2"].template
-    many = [read_conversation(as_record([QUESTION, ANSWER] * n), "f:1") for n in (256, 257)]
-    most, more = template.tokenize_batch(many)
+    most, more = template.tokenize_batch([talk([QUESTION, ANSWER] * n) for n in (256, 257)])
     assert most.refused is None
     assert "f:1: the conversation has 257 answers" in str(more.refused)
 
 
 def test_an_answer_that_the_generation_prompt_does_not_begin_is_named(tmp_path):
     source = CHATML.replace("'<|im_start|>assistant\n' -}}{%- endif", "'<x>' -}}{%- endif")
-    model = Model(tmp_path, "smollm2", source)
-    conversation = read_conversation(as_record([QUESTION, ANSWER, QUESTION, ANSWER]), "f:7")
-    (found,) = model.template.tokenize_batch([conversation])
+    found = Model(tmp_path, "smollm2", source).examples([QUESTION, ANSWER] * 2, where="f:7")
     assert "f:7: answer 1: the chat template's generation prompt does not" in str(found.refused)
 
 
@@ -455,7 +446,7 @@ def test_a_prompt_that_is_a_prefix_of_the_text_but_not_of_the_ids_is_refused(tmp
     source += "{{- 'assistant: ' if add_generation_prompt -}}"  # the space joins the answer
     model = Model(tmp_path, "smollm2", source)
     messages = [QUESTION, {**ANSWER, "content": "the"}]
-    (found,) = model.template.tokenize_batch([read_conversation(as_record(messages), "f:1")])
+    found = model.examples(messages)
     whole = model.stock_ids(messages, prompt=False, tools=None)
     prompt = model.stock_ids(messages[:1], prompt=True, tools=None)
     assert model.text(whole).startswith(model.text(prompt))
@@ -477,7 +468,6 @@ def test_a_template_that_drops_the_answers_is_refused(tmp_path):
 
 
 def test_examples_are_packed_like_other_conversations(models):
-    conversation = Conversation([QUESTION, ANSWER], None, "f:1")
-    (examples,) = models["Qwen 3"].template.tokenize_batch([conversation])
+    examples = models["Qwen 3"].examples([QUESTION, ANSWER])
     packed = pack(examples.tokenized * 2, 128, models["Qwen 3"].tokenizer.pad)
     assert packed.conversations == 2

@@ -16,10 +16,9 @@ import pytest
 from pion.data.chat.messages import harmless
 from pion.data.chat.template import ChatTemplate
 from pion.data.chat.template_source import find_template, with_settings, write_template_date
-from pion.data.records.layouts import read_conversation
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
-from tests.pion.data.chat.test_template import DAY, Model, as_record, learned_by_prefixes
+from tests.pion.data.chat.test_template import DAY, Model, learned_by_prefixes, talk
 
 FOLDER = os.environ.get("PION_REAL_MODELS", "")
 pytestmark = [
@@ -142,28 +141,26 @@ def test_ids_and_masks_are_those_of_transformers(name, tmp_path):
     folder, options = MODELS[name]
     model = RealModel(Path(FOLDER) / folder, tmp_path, options)
     refused = REFUSED.get(name, {})
-    for talk, (messages, tools) in TALKS.items():
-        conversation = harmless(
-            read_conversation(as_record(messages, tools), "f:1"), model.template._marks
-        )
+    for said, (messages, tools) in TALKS.items():
+        conversation = harmless(talk(messages, tools), model.template._marks)
         (found,) = model.template.tokenize_batch([conversation])
-        assert (found.refused is not None) == (talk in refused), f"{talk}: {found.refused}"
+        assert (found.refused is not None) == (said in refused), f"{said}: {found.refused}"
         if found.refused is not None:
-            assert refused[talk] in found.refused
+            assert refused[said] in found.refused
             continue
         form, _ = model.template._rendered(conversation)
         expected = learned_by_prefixes(model, list(form.messages), form.tools)
-        assert expected is not None, talk
+        assert expected is not None, said
         for ours, theirs in zip(found.tokenized, expected, strict=True):
-            assert ours.ids.tolist() == theirs.ids.tolist(), talk
-            assert ours.learned.tolist() == theirs.learned.tolist(), talk
+            assert ours.ids.tolist() == theirs.ids.tolist(), said
+            assert ours.learned.tolist() == theirs.learned.tolist(), said
         learned = np.concatenate([example.ids[example.learned] for example in found.tokenized])
-        _require_answers_only(model.text(learned), messages, talk)
+        _require_answers_only(model.text(learned), messages, said)
         answers = sum(message["role"] == "assistant" for message in messages)
-        assert learned.tolist().count(model.template.end_of_turn) == answers, talk
+        assert learned.tolist().count(model.template.end_of_turn) == answers, said
         question = [*form.messages][:-1]
         stock = model.stock_ids(question, prompt=True, tools=form.tools)
-        assert model.template.prompt_ids(question, form.tools) == stock, talk
+        assert model.template.prompt_ids(question, form.tools) == stock, said
     model.template.close()
 
 

@@ -3,7 +3,6 @@
 Reading the library takes seconds, so these tests share it, and by default read a part of it.
 """
 
-import hashlib
 import re
 import sys
 from collections import Counter
@@ -101,19 +100,6 @@ def test_two_processes_read_the_same_documents_of_a_part_of_the_library(tmp_path
     first, second = (run_to_end(program, check=True).stdout for _ in range(2))
     assert len(first.strip()) == 64
     assert first == second
-
-
-@pytest.mark.soak
-@pytest.mark.parametrize("whole", ["the whole"], indirect=True)
-def test_another_process_reads_the_same_documents_in_the_same_order(docs):
-    code = (
-        "import hashlib\nfrom pion.data.documents.python_docs import documents\n"
-        "print(hashlib.sha256(repr([(d.origin, d.text) for d in documents()]).encode())"
-        ".hexdigest())"
-    )
-    here = hashlib.sha256(repr([(d.origin, d.text) for d in docs]).encode()).hexdigest()
-    there = run_to_end([sys.executable, "-c", code], check=True)
-    assert there.stdout.strip() == here
 
 
 def test_the_held_out_share_is_by_file_and_grows_with_the_share(docs):

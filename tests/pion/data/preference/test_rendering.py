@@ -391,16 +391,8 @@ def test_a_share_of_the_prompts_is_held_out_whatever_their_answers():
 
 
 @pytest.fixture
-def chat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ChatFormat:
-    monkeypatch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
-    path = write_files("qwen", tmp_path, QWEN25) / "tokenizer.json"
-    return ChatFormat(path, Tokenizer.from_file(path))
-
-
-def usable_in(chat: ChatFormat, record: dict[str, object]) -> Usable:
-    (found,) = preference_format(chat, 1000, 500).outcomes([parse_preference(record, "f:1")])
-    assert isinstance(found, Usable)
-    return found
+def qwen(tmp_path: Path) -> Written:
+    return of_template(tmp_path, "qwen", QWEN25)
 
 
 START = (
@@ -409,20 +401,20 @@ START = (
 )
 
 
-def test_the_prompt_is_shown_once_and_what_is_learned_is_marked(chat):
+def test_the_prompt_is_shown_once_and_what_is_learned_is_marked(qwen):
     record = {"system": "Be brief.", "prompt": "Hi", "chosen": "Hello", "rejected": "Hello\x1b you"}
-    assert marked_preference(chat.tokenizer, usable_in(chat, record)) == [
+    assert marked_preference(qwen.chat.tokenizer, qwen.usable(record)) == [
         START,
         "chosen: ⟦Hello<|im_end|>⟧",
         "rejected: ⟦Hello\N{REPLACEMENT CHARACTER} you<|im_end|>⟧",
     ]
 
 
-def test_later_questions_of_answers_that_differ_early_are_not_marked(chat):
+def test_later_questions_of_answers_that_differ_early_are_not_marked(qwen):
     user, later = {"role": "user", "content": "Hi"}, {"role": "user", "content": "And?"}
     a, b = ({"role": "assistant", "content": text} for text in "ab")
     record = {"chosen": [user, a, later, b], "rejected": [user, b]}
-    _, chosen, rejected = marked_preference(chat.tokenizer, usable_in(chat, record))
+    _, chosen, rejected = marked_preference(qwen.chat.tokenizer, qwen.usable(record))
     assert chosen == (
         "chosen: ⟦a<|im_end|>⟧\n<|im_start|>user\nAnd?<|im_end|>\n<|im_start|>assistant\n"
         "⟦b<|im_end|>⟧"
@@ -431,15 +423,15 @@ def test_later_questions_of_answers_that_differ_early_are_not_marked(chat):
 
 
 @pytest.mark.parametrize(("label", "name"), [(True, "desired"), (False, "undesired")])
-def test_a_labelled_answer_says_its_label(chat, label, name):
+def test_a_labelled_answer_says_its_label(qwen, label, name):
     record = {"system": "Be brief.", "prompt": "Hi", "completion": "Hello", "label": label}
-    found = usable_in(chat, record)
-    assert marked_preference(chat.tokenizer, found) == [START, f"{name}: ⟦Hello<|im_end|>⟧"]
+    found = qwen.usable(record)
+    assert marked_preference(qwen.chat.tokenizer, found) == [START, f"{name}: ⟦Hello<|im_end|>⟧"]
 
 
-def test_a_long_answer_is_cut_where_it_is_shown(chat):
-    found = usable_in(chat, {"prompt": "Hi", "chosen": "a " * 90, "rejected": "b"})
-    *_, chosen, rejected = marked_preference(chat.tokenizer, found, most=4)
+def test_a_long_answer_is_cut_where_it_is_shown(qwen):
+    found = qwen.usable({"prompt": "Hi", "chosen": "a " * 90, "rejected": "b"})
+    *_, chosen, rejected = marked_preference(qwen.chat.tokenizer, found, most=4)
     assert chosen.startswith("chosen: ⟦a")
     assert "more tokens)" in chosen
     assert rejected == "rejected: ⟦b<|im_end|>⟧"

@@ -227,39 +227,6 @@ def test_fine_tuning_repeats_the_seeds_steps():
     assert step == 19
 
 
-HOT = "primitive_banks.fc1_banks.early.hot_indices"
-BANK = "primitive_banks.fc2_banks.late"
-
-
-@pytest.mark.parametrize(
-    ("name", "change", "message"),
-    [
-        ("tiered", {HOT: torch.tensor([0, 1, 2, 9])}, f"{HOT} and its warm_indices"),
-        ("tiered", {HOT: torch.tensor([0, 1, 2, 2])}, f"{HOT} and its warm_indices"),
-        ("tiered", {HOT: torch.tensor([0, 1])}, f"{HOT} and its warm_indices"),
-        ("tiered", {HOT.replace("hot", "warm"): None}, "warm_indices"),
-        ("tiered", {f"{BANK}.B_warm": None}, f"{BANK}.B_warm"),
-        ("comp", {f"{BANK}.A": None}, f"{BANK}.A"),
-        ("comp", {f"{BANK}.B": None}, f"{BANK}.B"),
-        ("comp", {f"{BANK}.B": torch.zeros(8, 5, 32)}, f"{BANK}.A and {BANK}.B"),
-        ("comp", {"position_embedding.weight": None}, "position_embedding.weight"),
-        ("comp", {"layers.1.ffn.bias": torch.zeros(1)}, "unexpected tensor layers.1.ffn.bias"),
-    ],
-)
-def test_damaged_banks_are_refused_by_name(tmp_path, name, change, message):
-    content = read_seed(SEEDS / f"pilon_{name}_ckpt.pt")
-    tensors = tensors_of(content)
-    for tensor, value in change.items():
-        if value is None:
-            del tensors[tensor]
-        else:
-            tensors[tensor] = value
-    write_seed(content, tmp_path / "x.pt")
-    with pytest.raises(BadInput) as refusal:
-        import_seed(tmp_path / "x.pt")
-    assert message in str(refusal.value)
-
-
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [

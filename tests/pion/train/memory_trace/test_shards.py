@@ -110,7 +110,7 @@ def check(config: ModelConfig, ranks: int, dtype: str, *, recompute: bool) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize("recompute", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_the_prediction_is_never_under_and_at_most_25_percent_over(recompute):
-    config = ModelConfig.preset("tachyon-tiny", n_layers=3, seq_len=128, vocab_size=4096)
+    config = ModelConfig.preset("tachyon-tiny", n_layers=2, seq_len=128, vocab_size=4096)
     check(config, 8, "bfloat16", recompute=recompute)
 
 
