@@ -104,20 +104,10 @@ def packed(config: ModelConfig, state: State) -> tuple[ModelConfig, State]:
     return config, state
 
 
-def unpacked(config: ModelConfig, state: State) -> tuple[ModelConfig, State]:
-    """Return a published model in the form that can be trained.
-
-    Raises BadInput for a model without some of the weights that were trained.
-    """
-    for _, kind in SHARED_PARTS.values():
-        config, state = kind.unpack(config, state)
-    return config, state
-
-
-def identify(model: Decoder | Saved, name: str, commit: str | None = None) -> BaseModel:
+def identify(model: Decoder | Saved, name: str) -> BaseModel:
     """Return the identity of a base in fp32, as `load_decoder` returns it."""
     weights = model.state_dict() if isinstance(model, Decoder) else Tensors(model)
-    return BaseModel(name, tensors_sha256(weights), commit)
+    return BaseModel(name, tensors_sha256(weights))
 
 
 def trained_config(folder: Path) -> ModelConfig | None:

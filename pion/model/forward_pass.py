@@ -245,14 +245,6 @@ class SharedPart(nn.Module):
         """Return a model as it is published."""
         return config, state
 
-    @staticmethod
-    def unpack(config: ModelConfig, state: State) -> tuple[ModelConfig, State]:
-        """Return a published model in the form that can be trained.
-
-        Raises BadInput for a model without some of the weights that were trained.
-        """
-        return config, state
-
     def masks(
         self, config: ModelConfig, given: Given, place: Place | None
     ) -> tuple[Masks, Tensor] | None:

@@ -82,7 +82,7 @@ class Trainer:
         shards: Shards | None = None,
     ) -> None:
         if model.config.packed:
-            raise BadInput("a published model with packed banks can't be trained: unpack it first")
+            raise BadInput("a published model with packed banks can't be trained")
         hardware.configure(plan)
         self.settings, self.plan, self.rank = settings, plan, rank
         self.device = torch.device(plan.device)

@@ -110,11 +110,12 @@ def digest_job(job: Job) -> Digests:
             for path, value in covered_fields(job.section(stage), stage).items()
             if path not in inputs.get(f"data.{stage}", {})
         }
-        order = {"seed": job.seed, "data.window": job.data.window}
-        inputs[stage] = model | own | order | {f"input.data.{stage}": data[stage]}
-        if previous is not None and job.section(stage).init_from is None:
+        # 0.1.0 recorded a field that is gone, which named another model to start from.
+        own |= {"seed": job.seed, "data.window": job.data.window, f"{stage}.init_from": None}
+        inputs[stage] = model | own | {f"input.data.{stage}": data[stage]}
+        if previous is not None:
             inputs[stage][f"input.{previous}"] = stages[previous]
-        elif previous is None and job.base is not None:
+        elif job.base is not None:
             inputs[stage]["model.from"] = job.base.hash
         stages[stage] = digest_of(inputs[stage])
         previous = stage

@@ -207,12 +207,8 @@ class Job(Section):
             f"{' and '.join(NEXT_TO_FROM)} can be given"
             for name in sorted(self.model.model_fields_set - {"base", *NEXT_TO_FROM})
         ]
-        first = next(iter(self.train_stages), None)
         others = {
             "tokenizer: model.from brings its own tokenizer; remove this section": self.tokenizer,
-            f"{first}.init_from: the run starts from model.from; remove one of both": (
-                first is not None and self.section(first).init_from is not None
-            ),
             "model.from: the model was not looked up, so its shape is not known": (
                 self._base is None
             ),
@@ -226,6 +222,9 @@ class Job(Section):
         no_text = not self.data.sources
         mistakes = {
             "nothing to train: give `pretrain`, `sft` or `prefer`": not self.train_stages,
+            "model.from: without `pretrain` it must name a trained model to start from": (
+                pretrain is None and not base and self.train_stages
+            ),
             "data.sources: empty, but `pretrain` needs text": pretrain is not None and no_text,
             "data.sources: empty, but tokenizer.train learns from it": (
                 pretrain is None and trains_tokenizer and no_text
@@ -240,18 +239,10 @@ class Job(Section):
                 "other additions, publish the model after sft, and name it in model.from of "
                 "another job"
             ] = before is not None and self.lora(before) != self.lora("prefer")
-            mistakes["prefer.init_from: without `sft` it must name a model to start from"] = (
-                pretrain is None and sft is None and not base and not prefer.init_from
-            )
         if sft is not None:
-            mistakes |= {
-                "sft.init_from: without `pretrain` it must name a model to start from": (
-                    pretrain is None and not base and not sft.init_from
-                ),
-                "sft.steps: missing: give steps, or epochs in their place": (
-                    base is None and sft.steps is None and sft.epochs is None
-                ),
-            }
+            mistakes["sft.steps: missing: give steps, or epochs in their place"] = (
+                base is None and sft.steps is None and sft.epochs is None
+            )
         return made(mistakes)
 
     def _mistakes_of_options(self) -> list[str]:
@@ -432,15 +423,15 @@ class Job(Section):
         other = {"sft": "prefer", "prefer": "sft"}.get(stage)
         if other is None or other not in self.train_stages or self.lora(other) is None:
             return None
-        return None if self.section("prefer").init_from is not None else other
+        return other
 
     def lora_before(self, stage: str) -> str | None:
         """Return the stage whose additions LoRA trains further in `stage`; None: it begins with new
         ones, or there are none."""
         before = self.stage_before(stage)
-        if before is None or self.section(stage).init_from is not None:
+        if before is None or self.lora(stage) is None or self.lora(before) is None:
             return None
-        return before if self.lora(stage) is not None and self.lora(before) is not None else None
+        return before
 
     def seq_len(self, stage: str) -> int:
         """Return the tokens in a row of a training stage."""
@@ -505,6 +496,8 @@ class Job(Section):
                 f"{self._base.source} has; it can only be shortened"
             )
         changed: dict[str, Any] = {}
+        if self.model.gates is not None:
+            changed["gates"] = self.model.gates
         for name in self.model.model_fields_set.intersection(APART):
             given, own = getattr(self.model, name), getattr(config, name)
             if given is not None:  # null takes the part away

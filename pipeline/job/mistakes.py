@@ -17,6 +17,7 @@ from pipeline.job import Job, Price, Section
 from pipeline.job.every_field import fields_at, find_field, homes_of, is_number
 from pipeline.job.model_section import Base
 from pipeline.job.section import join, most_of
+from pipeline.job.stages import TRAINING
 
 # The most mistakes that are explained and listed.
 MOST_MISTAKES = 50
@@ -165,6 +166,11 @@ GONE = {
     "instructions whose answers code can check",
     "evaluate.ladder": "ask `pion plan JOB --dollars N --ladder NAME`, which predicts the bits per "
     "byte before a run is paid for",
+    **{
+        f"{stage}.init_from": "name the model in model.from, which brings its shape and tokenizer: "
+        "remove the sections model and tokenizer, and write `model: {from: …}`"
+        for stage in TRAINING
+    },
     "prefer.loss=kto": "use apo-zero, which learns from single answers with labels, too",
 }
 

@@ -87,8 +87,8 @@ def section_of(part: type) -> Any:
     return create_model(part.__name__, __base__=Section, __doc__=doc, **fields)
 
 
-# What a job may give next to `from`: the context, and the parts that learn from a model.
-NEXT_TO_FROM = ("seq_len", *APART)
+# What a job may give next to `from`: the context, and what learns from a trained model.
+NEXT_TO_FROM = ("seq_len", "gates", *APART)
 
 
 class _Shape(Section):
@@ -96,7 +96,7 @@ class _Shape(Section):
         None,
         "a trained model to start from, with its shape, weights, tokenizer and context: a Hub "
         "repository (user/name, or user/name@REVISION), a folder, a run or a seed's .pt file. Only "
-        f"seq_len, to shorten the context, and {', '.join(APART)} may be given too",
+        f"seq_len, to shorten the context, gates and {', '.join(APART)} may be given too",
         alias="from",
     )
     preset: str | None = identity(None, f"a named model: {', '.join(PRESETS)}")

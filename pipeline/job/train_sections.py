@@ -235,12 +235,6 @@ class Train(Section):
         gt=0,
         most=STEPS,
     )
-    init_from: str | None = identity(
-        None,
-        "start from a run, checkpoint, exported folder, Hub repository or .pt file; unset: "
-        "pretrain starts from random weights, and each other stage from the model of the stage "
-        "before it",
-    )
 
     _warmup_given: bool = PrivateAttr(default=True)
     _rows: int | None = PrivateAttr(default=None)

@@ -113,10 +113,10 @@ def _require_pretrain(job: Job) -> None:
         raise BadInput(
             "the job has no `pretrain`: a ladder predicts pretraining. Nothing was started."
         )
-    if job.model.base is not None or job.pretrain.init_from is not None:
+    if job.model.base is not None:
         raise BadInput(
             "the job starts from a trained model, which can't be made smaller. A ladder trains "
-            "from random weights: remove model.from and pretrain.init_from. Nothing was started."
+            "from random weights: remove model.from. Nothing was started."
         )
 
 

@@ -1,4 +1,4 @@
-"""Load a found model and its tokenizer into memory; fit them to the job that starts from them."""
+"""Load a found model and its tokenizer into memory; fit a model to the job that starts from it."""
 
 from __future__ import annotations
 
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from pion.model.saved_weights import Saved
 
 
-HEAD = "lm_head.weight"
-
 # Settings of a model that decide neither its weights' shapes nor its results: those of a context's
 # length, of random weights and of training, of rows that no token has, gates, and some of parts.
 FREE = {
@@ -31,79 +29,30 @@ FREE = {
 }
 
 
-def fitted(config: ModelConfig, found: Decoder, source: str, seed: int = 0) -> Decoder:
-    """Return the decoder of `config` with the weights of `found`, which `source` names, copied.
+def fitted_lazily(
+    config: ModelConfig, found: tuple[ModelConfig, Saved], source: str, seed: int = 0
+) -> Saved:
+    """Return the weights of `config` from a model that was `found` with these settings and weights,
+    and that `source` names. They are read when they are needed.
 
     Parts that only `config` has are new, and drawn with the `seed`. Raises BadInput if the two
     models differ in more than `FREE`.
     """
-    from pion.model.decoder import Decoder
-    from pion.model.saved_weights import Tensors, Whole
-
-    weights = fitted_lazily(config, (found.config, Whole(found.state_dict())), source, seed)
-    return Decoder.from_state(config, dict(Tensors(weights)))
-
-
-def fitted_lazily(
-    config: ModelConfig, found: tuple[ModelConfig, Saved], source: str, seed: int = 0
-) -> Saved:
-    """Return the weights of `fitted` for a model that was `found` with these settings and weights.
-
-    They are read when they are needed, but packed ones are unpacked in memory. Raises BadInput as
-    `fitted` does, and for packed ones that are damaged.
-    """
-    from pion.formats.load import unpacked
-    from pion.model.decoder import Decoder
-    from pion.model.saved_weights import Changed, Taken, Tensors, Whole, placeholders
+    from pion.model.saved_weights import Changed, Taken, placeholders
 
     given, saved = found
-    if given.packed:
-        state = dict(Tensors(saved))
-        try:
-            Decoder.from_state(given, state)  # refuses damaged banks, which could be unpacked
-            given, state = unpacked(given, state)
-        except BadInput as error:
-            raise BadInput(f"init_from {source}: {error}") from None
-        saved = Whole(state)
-    require_same_model(config, given, source)
-    before = placeholders(saved.layout())
-    state = _with_positions(config, _with_head_rows(config, before), source)
+    _require_same_model(config, given, source)
+    state = _with_positions(config, placeholders(saved.layout()))
     state = _with_parts_apart(config, _with_gates(config, state), seed)
     taken = {name: Taken(tensor.shape, tensor.numel()) for name, tensor in state.items()}
-    head = state.get(HEAD)
-    if head is not None and head.shape != before[HEAD].shape:
-        taken[HEAD] = Taken(head.shape, config.vocab_size * head.shape[1])
     new = {name: tensor for name, tensor in state.items() if not tensor.is_meta}
     return Changed(saved, {name: each for name, each in taken.items() if name not in new}, new)
 
 
-def _with_positions(
-    config: ModelConfig, state: dict[str, Tensor], source: str
-) -> dict[str, Tensor]:
+def _with_positions(config: ModelConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights with as many learned positions as the model's context has tokens."""
     table = state.get("positions.weight")
-    if table is None:
-        return state
-    if len(table) < config.seq_len:
-        raise BadInput(
-            f"init_from {source}: that model learned {len(table):,} positions, but the job's "
-            f"context has {config.seq_len:,} tokens. Nothing was lost. Set model.seq_len, "
-            f"data.seq_len and sft.seq_len to at most {len(table):,}"
-        )
-    return state | {"positions.weight": table[: config.seq_len]}
-
-
-def _with_head_rows(config: ModelConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights with as many rows of the head as the model has.
-
-    Rows beyond the vocabulary are no token's, and an export leaves them out.
-    """
-    head = state.get(HEAD)
-    if head is None or len(head) == config.head_rows:
-        return state
-    padded = head.new_zeros(config.head_rows, head.shape[1])
-    padded[: config.vocab_size] = head[: config.vocab_size]
-    return state | {HEAD: padded}
+    return state if table is None else state | {"positions.weight": table[: config.seq_len]}
 
 
 def _with_gates(config: ModelConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -141,25 +90,19 @@ def _with_parts_apart(
     return state
 
 
-def require_same_model(job: ModelConfig, model: ModelConfig, source: str) -> None:
-    """Raise BadInput if the job's model and the model of `init_from: source` differ."""
+def _require_same_model(job: ModelConfig, model: ModelConfig, source: str) -> None:
+    """Raise BadInput if the model that was trained and that of `source` differ."""
     wanted, given = model_inputs(job), model_inputs(model)
     wrong = [
-        f"{path.removeprefix('model.')}: job {wanted.get(path, '(not set)')}, "
-        f"model {given.get(path, '(not set)')}"
+        f"{path.removeprefix('model.')}: trained {wanted.get(path, '(not set)')}, "
+        f"here {given.get(path, '(not set)')}"
         for path in sorted((wanted.keys() | given.keys()) - FREE)
         if wanted.get(path) != given.get(path)
     ]
-    if model.feedforward_bias and job.feedforward != "dense":
-        raise BadInput(
-            f"init_from {source}: this published model has its primitives multiplied out to dense "
-            "matrices. Nothing was lost. Start from a checkpoint of the run that trained it, such "
-            "as runs/NAME@pretrain"
-        )
     if wrong:
         raise BadInput(
-            f"init_from {source}: that model differs from the job's model ({'; '.join(wrong)}). "
-            "Nothing was lost. Change the job's `model` section to match."
+            f"{source}: this model differs from the one that was trained ({'; '.join(wrong)}). "
+            "Nothing was lost. Put the model back that was there."
         )
 
 
@@ -201,22 +144,6 @@ def load_model(found: FoundModel, dtype: torch.dtype | None = None) -> Decoder:
         return Decoder.from_state(config, dict(Tensors(saved)), dtype or torch.float32)
     except BadInput as error:
         raise BadInput(f"{found.folder}: {error}") from None
-
-
-def check_start(found: FoundModel, source: str, *, lora_of: str | None) -> None:
-    """Raise BadInput, before training, if `init_from: source` can't be the start of a stage.
-
-    `lora_of` is the stage if it has LoRA, and else None. LoRA can't start from an adapter. Other
-    training can, if its base is the right one.
-    """
-    if found.base is None:
-        return
-    if lora_of is not None:
-        raise BadInput(
-            f"{lora_of}.init_from {source}: it is an adapter itself, and LoRA needs a whole model. "
-            f"Nothing was lost. Merge the adapter first: pion export {source} FOLDER"
-        )
-    load_model(found)
 
 
 def load_model_in(folder: Path) -> Decoder:

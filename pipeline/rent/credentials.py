@@ -27,8 +27,7 @@ SESSION_TOKEN = "AWS_SESSION_TOKEN"
 def needed_secrets(job: Job, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Return the variables that a run on another machine needs, and what each is for."""
     needed: dict[str, str] = {}
-    urls = {f"for {s}.init_from": job.section(s).init_from or "" for s in job.train_stages}
-    urls |= {"for model.from": job.model.base or "", "for the store": job.store}
+    urls = {"for model.from": job.model.base or "", "for the store": job.store}
     for why, url in urls.items():
         if url.startswith("s3://"):
             needed.update(AWS_ACCESS_KEY_ID=why, AWS_SECRET_ACCESS_KEY=why)
@@ -59,13 +58,10 @@ def hub_inputs(job: Job) -> list[str]:
     found = [s.repo for _, s in job.sources() if isinstance(s, HubDataset | HubNpyShards)]
     if job.tokenizer is not None and job.tokenizer.hub is not None:
         found.append(job.tokenizer.hub)
-    started_from = [job.model.base, *(job.section(s).init_from for s in job.train_stages)]
-    found += [
-        weights
-        for weights in filter(None, started_from)
-        if weights.startswith("hf://")
-        or (HUB_REPO.fullmatch(weights) and not job.input_path(weights).exists())
-    ]
+    base = job.model.base or ""
+    is_repo = HUB_REPO.fullmatch(base) is not None and not job.input_path(base).exists()
+    if is_repo or base.startswith("hf://"):
+        found.append(base)
     return list(dict.fromkeys(found))
 
 

@@ -20,8 +20,6 @@ def base_on_hub(job: Job) -> str | None:
     """Return the Hub repository of the model that the run started from; None for any other."""
     if job.base is not None and job.base.commit is not None:
         return hub_name(job.base.source)
-    if job.publish is not None and job.publish.adapter:
-        return hub_name(job.section(job.train_stages[-1]).init_from)
     return None
 
 

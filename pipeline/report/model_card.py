@@ -12,11 +12,10 @@ from pion.config.model_config import ModelConfig
 from pipeline.base.licence import conditions
 from pipeline.console.formats import duration, short_amount
 from pipeline.job import Job, Publish, Train
-from pipeline.machine.folders import expand
-from pipeline.models.find import HUB_REPO
 from pipeline.report.blocks import Block
 from pipeline.report.card_sections import (
     adapter_sections,
+    base_in_words,
     base_on_hub,
     base_section,
     gguf_section,
@@ -169,8 +168,8 @@ def front_matter(job: Job, terms: Terms | None = None) -> str:
 
 def _introduction(job: Job, config: ModelConfig, parameters: int, extra: CardExtras) -> str:
     assert job.publish is not None
-    origin = job.section(job.train_stages[0]).init_from or job.model.base
-    start = f"from {_origin(job, origin)}" if origin else "from random weights"
+    base = job.base
+    start = f"from {base_in_words(base.source, base.commit)}" if base else "from random weights"
     what = "A conversational" if job.converses else "A base"
     steps = " and ".join(f"{STAGE_NAMES[stage]}" for stage in job.train_stages)
     tokens = short_amount(sum(trained_tokens(job, stage) for stage in job.train_stages))
@@ -186,15 +185,6 @@ def _introduction(job: Job, config: ModelConfig, parameters: int, extra: CardExt
     return (
         f"{job.publish.description.strip()}\n\n{sentence}" if job.publish.description else sentence
     )
-
-
-def _origin(job: Job, init_from: str) -> str:
-    """Return the model that training began with: a Hub repository, or else its last name alone."""
-    repo = init_from.removeprefix("hf://")
-    here = (job.input_path(init_from), expand(init_from))
-    if HUB_REPO.fullmatch(repo) and not any(path.exists() for path in here):
-        return f"[{repo}](https://huggingface.co/{repo.partition('@')[0]})"
-    return f"`{PurePath(init_from).name}`"
 
 
 def _runs_in(config: ModelConfig) -> str:

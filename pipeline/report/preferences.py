@@ -245,7 +245,7 @@ def _reference(job: Job, results: Mapping[str, Any]) -> str:
         return "without a reference"
     before = job.stage_before("prefer")
     whose = "the model that it starts from"
-    if job.prefer.init_from is None and before is not None:
+    if before is not None:
         whose = f"the {AFTER[before]} model"
     tuned: Result = results.get("prefer") or {}
     sha256 = (tuned.get("preferences") or {}).get("reference")

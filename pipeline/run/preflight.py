@@ -58,14 +58,6 @@ def preflight(job: Job) -> list[str]:
     file = None if job.tokenizer is None else job.tokenizer.file
     if file is not None and not (path := job.input_path(file)).is_file():
         raise BadInput(f"tokenizer.file: {path} does not exist. Nothing was started.")
-    for stage in job.train_stages:
-        source = job.section(stage).init_from
-        if source is not None:
-            from pipeline.models.find import find_model
-            from pipeline.models.load import check_start
-
-            found = find_model(job.model_name(source))
-            check_start(found, source, lora_of=stage if job.lora(stage) else None)
     if job.evaluate.has_questions:
         from pipeline.stages.core import read_questions_of
 

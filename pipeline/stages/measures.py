@@ -57,14 +57,14 @@ class PreferenceStart:
     """The model that `prefer` starts from.
 
     Attributes:
-        name: that of its results: a training stage, `base` or `start`.
-        load: returns the model; None if it is not to be found any more.
+        name: that of its results: a training stage, or `base`.
+        load: returns the model.
         reference: the folder with what it gives for the answers; None if there is none that can be
             used, or if the loss needs none.
     """
 
     name: str
-    load: Callable[[], Decoder] | None
+    load: Callable[[], Decoder]
     reference: Path | None = None
 
 

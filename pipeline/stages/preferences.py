@@ -89,12 +89,7 @@ class _Answers:
         rows = range(min(self.measures.job.evaluate.final_rows, stream.total_rows))
         read = read_answers(stream, rows, paired=self.measures.data[STAGE].kind == "pairs")
         after = self._sums(STAGE, stream, rows)
-        if about:
-            before = read.reference
-        elif self.start.load is not None:
-            before = self._sums(self.start.name, stream, rows)
-        else:  # nobody knows
-            before = np.full(len(after), np.nan)
+        before = read.reference if about else self._sums(self.start.name, stream, rows)
         return read, before, after, about
 
     def _sums(self, model: str, stream: RowStream, rows: range) -> np.ndarray:
@@ -117,8 +112,8 @@ class _Answers:
     def _with_reference(self, stream: RowStream) -> tuple[RowStream, Result]:
         """Return the rows with the stored numbers, and the sha256 of the model that they are of.
 
-        Damaged numbers are not used, nor those of another precision than the evaluation's if the
-        model can be measured instead.
+        Damaged numbers are not used, nor those of another precision than the evaluation's: the
+        model is measured instead.
         """
         from pipeline.training.reference.share import read_reference
 
@@ -136,7 +131,7 @@ class _Answers:
             return stream, {}
         # An evaluation keeps hidden states in fp32 between blocks.
         ours = str(self.measures.dtype).removeprefix("torch."), "float32"
-        if self.start.load is not None and (dtype, residual) != ours:
+        if (dtype, residual) != ours:
             return stream, {}
         return bound.splits["held_out"].in_stream(stream), {"reference": weights}
 
@@ -163,10 +158,7 @@ def _written(
             partial(_answer, measures, model, asked, most),
         )
         for model in (STAGE, start.name)
-        if model == STAGE or start.load is not None
     ]
-    if len(sides) == 1:
-        sides.append(_unknown(len(asked), [prompt for prompt, _ in sides[0]["texts"]]))
     sides.reverse()
     scores = [{name: _scores(side[name], name) for name in _OF_ANSWERS} for side in sides]
     before, after = ({n: mean(one) for n, one in side.items()} for side in scores)

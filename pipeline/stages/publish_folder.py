@@ -17,7 +17,7 @@ from pipeline.base.licence import Terms, terms_of
 from pipeline.console.messages import Note, Say
 from pipeline.job import Job, Publish
 from pipeline.job.stages import AFTER
-from pipeline.models.find import HUB_REPO, found_in, locate_model
+from pipeline.models.find import found_in
 from pipeline.models.load import load_model
 from pipeline.report.history import RunHistory
 from pipeline.report.model_card import CardExtras, model_card
@@ -42,27 +42,22 @@ def check_adapter(job: Job, *, to_hub: bool) -> None:
     first = last = job.train_stages[-1]
     while (continued := job.lora_before(first)) is not None:
         first = continued
-    lora, source = job.lora(last), job.section(first).init_from
-    before = job.stage_before(first)
-    if before is None:
-        source = source or job.model.base
+    lora, before, start = job.lora(last), job.stage_before(first), job.base
     assert lora is not None
     try:
         require_adaptable(job.model_config_resolved(), lora)
     except BadInput as error:
         raise BadInput(f"publish.adapter: {error}. Nothing was started.") from None
-    if to_hub and not (source and _is_on_hub(job, source)):
-        base = source or f"the {AFTER[before or first]} model of this run"
+    if before is not None or start is None:
+        base = f"the {AFTER[before or first]} model of this run"
+    else:
+        base = "" if start.commit else start.source
+    if to_hub and base:
         raise BadInput(
             f"publish.adapter: the base of the adapter, {base}, exists only here, so an adapter on "
             "the Hub would be of no use. Nothing was started. Publish the merged model, or publish "
             "the base first and name its repository in model.from."
         )
-
-
-def _is_on_hub(job: Job, source: str) -> bool:
-    is_repo = HUB_REPO.fullmatch(source.removeprefix("hf://")) is not None
-    return is_repo and not job.input_path(source).exists() and isinstance(locate_model(source), str)
 
 
 def _write_adapter(model: Finished, folder: Path) -> tuple[Adapter, int]:

@@ -160,6 +160,6 @@ def _measures(job: Job) -> list[str]:
     found = [*MEASURES, *(SFT_MEASURES if job.sft else ()), *(["text"] if job.base else ())]
     if job.prefer is not None:
         found += PREFER_MEASURES
-        if job.stage_before("prefer") == "sft" and job.prefer.init_from is None:
+        if job.stage_before("prefer") == "sft":
             found.append("response_change")
     return [*found, *(f"{name}_sem" for name in found)]

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pion.config.lora import read_record, require_base
-from pion.errors import BadInput
 from pipeline.job.model_section import Base
 from pipeline.job.stages import AFTER
 from pipeline.models.bring import bring_model
-from pipeline.models.find import find_model, found_in
+from pipeline.models.find import found_in
 from pipeline.state.run_state import RunState
 from pipeline.state.shared.bases import BASES, bring_base
 
@@ -32,10 +31,7 @@ if TYPE_CHECKING:
 
 
 def first_model(context: TrainingContext, stage: str) -> tuple[Decoder, str]:
-    """Return the model that `stage` starts from, the same on every rank, and its origin in words.
-
-    Raises BadInput if `init_from` names a model that does not fit the job.
-    """
+    """Return the model that `stage` starts from, and its origin in words."""
     import torch
 
     from pion.model.decoder import Decoder
@@ -54,14 +50,11 @@ def first_parts(context: TrainingContext, stage: str) -> tuple[Decoder, Saved | 
     As `first_model`, but the weights are read where a rank needs them: parameters of the model are
     on the device `meta`. None instead of weights: the model has them all, on each rank. So it is if
     the model has a part that learns from it (ModelConfig.alone).
-
-    Raises BadInput as `first_model` does, and if the ranks have found different weights.
     """
     import torch
 
     from pion.model.lazy_weights import lazily_drawn
-    from pion.model.parameters import tensors_sha256
-    from pion.model.saved_weights import Tensors, without_values
+    from pion.model.saved_weights import without_values
 
     config = context.job.model_config_resolved()
     if config.alone != config:
@@ -69,30 +62,9 @@ def first_parts(context: TrainingContext, stage: str) -> tuple[Decoder, Saved | 
         return model, None, why
     config, weights, why = _start(context, stage)
     if weights is not None:
-        source = context.job.section(stage).init_from
-        if source is not None:  # the run's own models have hashes in the store
-            require_same_weights(context, source, tensors_sha256(Tensors(weights)))
         return without_values(config), weights, why
     torch.manual_seed(context.job.seed)
     return *lazily_drawn(config), why
-
-
-def require_same_weights(context: TrainingContext, name: str, sha256: str) -> None:
-    """Raise BadInput, on every rank, unless all ranks have found a model of the hash `sha256`.
-
-    Each rank reads its part of a sharded model from what it has found itself, so the parts would be
-    of different models.
-    """
-    hashes = context.group.of_all_ranks(sha256)
-    if len(set(hashes)) == 1:
-        return
-    other = next(rank for rank, found in enumerate(hashes) if found != hashes[0])
-    raise BadInput(
-        f"the workers have found different weights of {name}: worker 0 has the tensors "
-        f"{hashes[0][:12]}…, and worker {other} has the tensors {hashes[other][:12]}…. Nothing was "
-        "changed. Copy one folder to all machines, or name one commit of a Hub repository "
-        "(user/name@COMMIT), and run the same command again"
-    )
 
 
 def _start(context: TrainingContext, stage: str) -> tuple[ModelConfig, Saved | None, str]:
@@ -101,12 +73,7 @@ def _start(context: TrainingContext, stage: str) -> tuple[ModelConfig, Saved | N
     from pipeline.models.load import fitted_lazily, load_model_lazily
 
     job, before = context.job, context.job.stage_before(stage)
-    source, config = job.section(stage).init_from, job.model_config_resolved()
-    if source is not None:
-        found = load_model_lazily(context.fetch(lambda: find_model(job.model_name(source))))
-        rounded = ", whose ternary weights are already rounded" if found[0].packed else ""
-        why = f"starts from {source}{rounded}"
-        return config, fitted_lazily(config, found, source, job.seed), why
+    config = job.model_config_resolved()
     if job.base is not None and stage == job.train_stages[0]:
         found = _base_lazily(context, job.base)
         weights = fitted_lazily(config, found, job.base.source, job.seed)
@@ -133,13 +100,12 @@ def frozen_base(
 
     A stage that trains the additions of the one `before` further has the same base.
 
-    Raises BadInput if `init_from` names a model that does not fit the job, or an adapter, and for a
-    part that LoRA would have to train.
+    Raises BadInput for another base than the additions before are of.
     """
     from pion.formats.load import identify, load_lazily
-    from pipeline.models.load import check_start, fitted_lazily, load_model_lazily
+    from pipeline.models.load import fitted_lazily
 
-    job, source = context.job, context.job.section(stage).init_from
+    job = context.job
     continued = job.lora_before(stage)
     if continued is not None:
         assert before is not None
@@ -148,23 +114,15 @@ def frozen_base(
         recorded = before.adapter.base
         require_base(recorded, str(identity.sha256), f"the {AFTER[continued]} model")
         return config, weights, recorded
-    config = job.model_config_resolved()
-    if job.base is not None and stage == job.train_stages[0]:
-        whole = _base_lazily(context, job.base)
-        identity = identify(whole[1], f"{BASES}/{job.base.hash}")
-        return config, fitted_lazily(config, whole, job.base.source), identity
     trained = job.stage_before(stage)
-    if source is None and trained is not None:
+    if trained is not None:
         key, folder = context.fetch(lambda: _bring_trained(context.run, trained))
         own, weights = load_lazily(folder)
         return own, weights, identify(weights, key)
-    assert source is not None  # the first stage with LoRA starts from something
-    found = context.fetch(lambda: find_model(job.model_name(source)))
-    check_start(found, source, lora_of=stage)
-    whole = load_model_lazily(found)
-    config.check_frozen(whole[0])
-    base = identify(whole[1], job.model_name(source, found.commit), found.commit)
-    return config, fitted_lazily(config, whole, source), base
+    assert job.base is not None  # the first stage with LoRA starts from something
+    config, whole = job.model_config_resolved(), _base_lazily(context, job.base)
+    identity = identify(whole[1], f"{BASES}/{job.base.hash}")
+    return config, fitted_lazily(config, whole, job.base.source), identity
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from pipeline.training.first_weights import (
     first_model,
     first_parts,
     frozen_base,
-    require_same_weights,
     show_first_rows,
 )
 
@@ -69,8 +68,7 @@ def with_additions(
     of the stage before; and the base's weights if it has none itself. It is found again for each
     attempt.
 
-    Raises BadInput on every rank if it is not the base of the checkpoint `saved`, or if the ranks
-    have found different bases.
+    Raises BadInput on every rank if it is not the base of the checkpoint `saved`.
     """
     from pion.config.lora import Adapter, BaseModel, read_record, require_base
     from pion.model.decoder import Decoder
@@ -87,7 +85,6 @@ def with_additions(
     if saved is not None:
         recorded = read_record(saved.folder) or Adapter(lora, BaseModel("an unknown base", ""))
     recorded = context.group.from_rank_0(recorded)
-    require_same_weights(context, identity.name, str(identity.sha256))
     why = f"adds LoRA of rank {lora.rank} to {identity.name}"
     if recorded is not None:
         require_base(recorded.base, str(identity.sha256), f"the newest checkpoint of {stage}")

@@ -356,8 +356,7 @@ def with_lora(half: str) -> str:
             "lora": {"rank": 2**14, "alpha": 5e5, "dropout": 0},
         }
     weights = {"desirable_weight": 5e5, "undesirable_weight": 5e5}
-    # An adapter of sft can't be adapted again.
-    job["prefer"] |= {"loss": "apo-zero", "init_from": "a/b", **weights}
+    job["prefer"] |= {"loss": "apo-zero", **weights}
     return yaml.safe_dump(job)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from pion.model.parameters import tensors_sha256
 from pipeline.base.find import find_base
@@ -26,7 +26,6 @@ from tests.support.whole_runs import (
     finish_after_kills,
     head_of,
     kill,
-    newest,
     rows_trained,
     start,
     wait_for,
@@ -119,74 +118,6 @@ def test_a_fork_of_an_adapter_takes_its_base_along(whole, tmp_path, capsys):
     assert "sft: done" in finish(job)
 
 
-def start_from(folder: Path, base: Path, **changes: Any) -> Path:
-    """Write a job that only fine-tunes the model in the folder `base`."""
-    return write_job(
-        folder,
-        pretrain=None,
-        data={"seq_len": 32, "shard_rows": 64, "held_out": 0.2},
-        tokenizer={"file": str(base / "tokenizer.json")},
-        model__vocab_size=320,
-        sft__init_from=str(base),
-        evaluate__ngram_order=0,
-        **LORA | EACH_STEP | changes,
-    )
-
-
-@pytest.mark.soak
-def test_another_base_is_refused_on_resume_with_both_hashes(tmp_path: Path, whole: Whole) -> None:
-    base = tmp_path / "base"
-    source = checkpoint(whole(**LORA), "pretrain")
-    base.mkdir()
-    for name in ("config.json", "model.safetensors", "tokenizer.json"):
-        (base / name).write_bytes((source / name).read_bytes())
-    job = start_from(tmp_path, base, sft__steps=4000)
-    process = start(job)
-    wait_for(process, ": saved", lines=2)
-    kill(process)
-    saved = newest(tmp_path)
-
-    tensors = load_file(base / "model.safetensors")
-    tensors["norm.weight"][0] += 1
-    save_file(tensors, base / "model.safetensors")
-    output = ends_with(2, start(job))
-    assert "is an adapter of" in output
-    assert str(base) in output
-    assert "Bring back the base that the adapter was trained on" in output
-    assert "Traceback" not in output
-    assert newest(tmp_path).key == saved.key
-
-    (base / "model.safetensors").write_bytes((source / "model.safetensors").read_bytes())
-    process = start(job)
-    wait_for(process, "continues after step")
-    kill(process)
-
-
-def test_an_adapter_is_no_base_of_another(tmp_path: Path, whole: Whole) -> None:
-    job = start_from(tmp_path, checkpoint(whole(**LORA)))
-    output = ends_with(2, start(job))
-    assert "it is an adapter itself, and LoRA needs a whole model" in output
-    assert "pion export" in output
-    assert not (tmp_path / "runs").exists()
-
-
-@pytest.mark.soak
-def test_all_weights_can_be_fine_tuned_from_an_adapter(tmp_path: Path, whole: Whole) -> None:
-    run = whole(**LORA) / "runs" / "tiny"
-    tokenizer = checkpoint(whole(**LORA)) / "tokenizer.json"
-    job = write_job(
-        tmp_path,
-        pretrain=None,
-        data={"seq_len": 32, "shard_rows": 64, "held_out": 0.2},
-        tokenizer={"file": str(tokenizer)},
-        model__vocab_size=320,
-        sft__init_from=str(run),
-        sft__steps=2,
-        evaluate__ngram_order=0,
-    )
-    assert "starts from" in finish(job)
-
-
 @pytest.mark.soak
 def test_a_rounded_base_says_what_the_rounding_costs_and_resumes(tmp_path: Path) -> None:
     rounded = {"sft__lora": {"rank": 4, "base_dtype": "bfloat16"}}
@@ -246,7 +177,8 @@ def test_an_adapter_of_another_base_is_refused_before_anything_is_started(
     record = json.loads((adapter / "adapter.json").read_text())
     record["base"]["sha256"] = "0" * 64
     (adapter / "adapter.json").write_text(json.dumps(record))
-    assert main([command, str(start_from(tmp_path, adapter, sft__lora=None))]) == 2
+    changes = {"model": {"from": str(adapter)}, "tokenizer": None, "pretrain": None}
+    assert main([command, str(write_job(tmp_path, **changes))]) == 2
     output = " ".join("".join(capsys.readouterr()).split())  # a table breaks lines
     assert "is an adapter of file:" in output
     assert "Bring back the base" in output

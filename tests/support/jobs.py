@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 import yaml
 
+from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
 from pipeline.console.display import Display
 from pipeline.console.messages import Shown
 from pipeline.job import Job
 from pipeline.job.file import load_job
+from pipeline.job.model_section import Base
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -58,6 +60,13 @@ def tiny_dict(**changes: Any) -> dict[str, Any]:
 def tiny_job(**changes: Any) -> Job:
     """Return a validated tiny job; see `tiny_dict`."""
     return Job.model_validate(tiny_dict(**changes))
+
+
+def job_from(config: ModelConfig, source: str = "base", **changes: Any) -> Job:
+    """Return a validated tiny job that starts from a model of these settings, called `source`."""
+    base = Base(source, "a" * 64, "b" * 64, config.to_dict())
+    values = tiny_dict(model={"from": source}, tokenizer=None, **changes)
+    return Job.model_validate(values, context={"base": base})
 
 
 def refusal(folder: Path, **changes: Any) -> str:

@@ -14,6 +14,7 @@ from pion.formats.huggingface.architectures import config_from_transformers
 from pipeline.job import Job
 from pipeline.job.file import load_job
 from pipeline.job.model_section import Base
+from tests.paths import JOBS
 from tests.support.chat_templates import CHATML, QWEN3
 from tests.support.hub_server import HubServer
 from tests.support.tokenizer_kinds import write_files
@@ -138,9 +139,12 @@ def publish_tiny(hub: HubServer, repo: str, folder: Path) -> str:
 
 
 def base_of(values: dict[str, Any]) -> Base:
-    """Return the model that the values of a job start from, without a Hub."""
+    """Return the model that the values of a job start from, without a Hub or a run of the demo."""
     source = values["model"]["from"]
     hashes = [hashlib.sha256(f"{part} of {source}".encode()).hexdigest() for part in "mt"]
+    if source not in REPOSITORIES:
+        demo = load_job(JOBS / "demo.yaml").model_config_resolved()
+        return Base(source, *hashes, config=demo.to_dict())
     config = config_from_transformers(config_of(source))
     template = REPOSITORIES[source][2]
     return Base(

@@ -1,4 +1,4 @@
-"""Pack the ternary banks of a model for shipping, and unpack them to train from them.
+"""Pack the ternary banks of a model for shipping.
 
 A packed bank has five trits in a byte and two scales for each primitive (banks.py).
 Primitives that no recipe uses are left out, which changes no result.
@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from pion.config.model_config import ModelConfig
-from pion.config.primitives import WAYS, Primitives
-from pion.errors import BadInput
+from pion.config.primitives import WAYS
 from pion.model.forward_pass import State
 from pion.model.pilon.banks import recipe_of
-from pion.model.pilon.ternary import pack_trits, rounded, ternary_scales, unpack_trits
+from pion.model.pilon.ternary import pack_trits, rounded, ternary_scales
 
 
 def packed(config: ModelConfig, state: State) -> tuple[ModelConfig, State]:
@@ -39,31 +38,6 @@ def packed(config: ModelConfig, state: State) -> tuple[ModelConfig, State]:
     banks = [tensor for name, tensor in state.items() if name.endswith(".factors")]
     smaller = bytes_packed < 4 * sum(bank.numel() for bank in banks)
     return alone if smaller else (config, state)
-
-
-def unpacked(config: ModelConfig, state: State) -> tuple[ModelConfig, State]:
-    """Return a packed model with latent weights in fp32, which can be trained.
-
-    Rounding the latents gives the same trits, and the same scales up to rounding. Raises BadInput
-    if primitives were left out.
-    """
-    primitives = config.primitives
-    if primitives is None or primitives.stored is None:
-        return config, state
-    left_out = sum(primitives.n - stored for pair in primitives.stored for stored in pair)
-    if left_out:
-        raise BadInput(
-            f"{left_out:,} primitives that no layer used were left out of this published model, so "
-            "it can't be trained. Start from a checkpoint of the run that trained it"
-        )
-    latent: State = {}
-    for name, tensor in state.items():
-        prefix, _, part = name.rpartition(".")
-        if part not in ("packed", "scales", "numbers"):
-            latent[name] = tensor
-        elif part == "packed":
-            latent[f"{prefix}.factors"] = _latents(config, primitives, prefix, state)
-    return replace(config, primitives=replace(primitives, stored=None)), latent
 
 
 def _packed_bands(config: ModelConfig, state: State) -> tuple[ModelConfig, State]:
@@ -114,22 +88,6 @@ def widths(config: ModelConfig, way: str) -> tuple[int, int]:
     """Return d_in and d_out of a bank."""
     pair = config.d_model, config.d_ff
     return pair if way == "up" else pair[::-1]
-
-
-def _latents(config: ModelConfig, primitives: Primitives, prefix: str, state: State) -> Tensor:
-    """Return latents whose mean of |weights| is the scale: zeros, and larger values elsewhere."""
-    pair = widths(config, prefix.rpartition(".")[2])
-    shape = (len(state[f"{prefix}.scales"]), primitives.rank, sum(pair))
-    trits = unpack_trits(state[f"{prefix}.packed"], shape).float().split(pair, dim=-1)
-    scales = state[f"{prefix}.scales"].float().split(1, dim=-1)
-    return torch.cat(
-        [
-            factor
-            * (scale[..., None] / factor.abs().mean(dim=(1, 2), keepdim=True).clamp(min=1e-8))
-            for factor, scale in zip(trits, scales, strict=True)
-        ],
-        dim=-1,
-    )
 
 
 def _a_band_for_each_layer(config: ModelConfig, state: State) -> tuple[ModelConfig, State]:

@@ -26,7 +26,7 @@ from pion.model.forward_pass import (
 from pion.model.pilon.bank_gradients import outlet_of
 from pion.model.pilon.banks import Band, Bank, Mixing, Recipe, recipe_of
 from pion.model.pilon.layers import Composed, RoutedRecipes, layer_of_primitives
-from pion.model.pilon.packed import packed, unpacked
+from pion.model.pilon.packed import packed
 from pion.model.pilon.primitive_wise import PrimitiveWise
 
 # Names of what a model with primitives reports: see `recipe_report`.
@@ -38,7 +38,7 @@ class SharedBanks(SharedPart, nn.ModuleList):
 
     layer = staticmethod(layer_of_primitives)
     rules: ClassVar = {"primitive": PrimitiveWise}
-    pack, unpack = staticmethod(packed), staticmethod(unpacked)
+    pack = staticmethod(packed)
 
     def __init__(self, config: ModelConfig) -> None:
         assert config.primitives is not None

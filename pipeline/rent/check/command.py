@@ -187,7 +187,7 @@ def checks_of(
 ) -> list[tuple[str, Check]]:
     """Return the checks that can run at the same time, by name."""
     everywhere: list[tuple[str, Check]] = [
-        ("model", partial(check_model, job, rented=sky_yaml is not None)),
+        ("model", partial(check_model, job)),
         ("model.from", partial(check_base, job, sky_yaml)),
         ("tokenizer", partial(check_tokenizer, job)),
         ("data", partial(check_data, job)),

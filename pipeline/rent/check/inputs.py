@@ -16,7 +16,6 @@ from pipeline.data.sources import find_input
 from pipeline.job import Job
 from pipeline.job.model_section import Base
 from pipeline.machine.folders import expand
-from pipeline.models.find import locate_model
 from pipeline.rent.check import CheckRow
 from pipeline.rent.check.job import is_prepared, refuse_only_here
 from pipeline.rent.credentials import names_given, wanted_secrets
@@ -43,8 +42,7 @@ def check_base(
     if is_pinned(job, base):
         return [CheckRow("model.from", True, f"{base}: in the run's store")]
     if sky_yaml is not None and base.commit is None:
-        found = locate_model(job.model_name(base.source))
-        refuse_only_here(job, base.source, found, key="model.from", on_hub="user/name")
+        refuse_only_here(job, base)
     if sky_yaml is None or base.commit is None:
         return [CheckRow("model.from", True, str(base))]
     repo = base.source.removeprefix("hf://").partition("@")[0]
@@ -158,10 +156,6 @@ def local_inputs(job: Job, *, prepared: bool) -> list[LocalInput]:
         "evaluate.lm_eval.include_path": job.evaluate.lm_eval.include_path,
         "evaluate.core.path": None if job.evaluate.core is None else job.evaluate.core.path,
     }
-    for stage in job.train_stages:
-        weights = job.section(stage).init_from
-        if weights is not None and job.input_path(weights).exists():
-            asked[f"{stage}.init_from"] = weights
     base = job.base
     if base is not None and job.input_path(base.source).exists() and not is_pinned(job, base):
         asked["model.from"] = base.source

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pion.errors import BadInput, PionError
-from pion.untrusted import parse_object, read_file
 from pipeline.console.formats import amount, counted, size
 from pipeline.data.compared_text import check_text
 from pipeline.job import (
@@ -24,38 +23,30 @@ from pipeline.job import (
     Source,
 )
 from pipeline.job.digest import digest_job
+from pipeline.job.model_section import Base
 from pipeline.machine.time_limit import within, within_or
-from pipeline.models.find import CONFIG, Listed, find_model, locate_model
+from pipeline.models.find import Listed, locate_model
 from pipeline.rent.check import CheckRow
 from pipeline.run.preflight import refuse_one_choice, require_a_row_each, require_room
 from pipeline.run.stage_plan import WorkLeft, plan_stages, work_left
 from pipeline.state.checkpoints.restore import refuse_other_formats
 from pipeline.state.run_state import RunState
-from pipeline.state.stores import FileStore, Missing, open_store
+from pipeline.state.stores import FileStore, open_store
 from pipeline.state.stores.errors import before_work
 from pipeline.workers.cluster import cluster_of
 
 if TYPE_CHECKING:
-    from pion.config.model_config import ModelConfig
+    pass
 
 # A store that needs more seconds to answer is too slow to use.
 STORE_SECONDS = 8.0
 
 
-def check_model(job: Job, *, rented: bool = False) -> list[CheckRow]:
-    """Check that the weights to start from exist and are of the same model; show the model's size.
-
-    If the machine is `rented`, the weights must be where it can read them.
-    """
+def check_model(job: Job) -> list[CheckRow]:
+    """Show the model and its size."""
     preset = job.model.preset or "the job's own shape"
     name = preset if job.base is None else job.base.source
-    rows = [CheckRow("model", True, f"{name}: {amount(count_parameters(job))} parameters")]
-    for stage in job.train_stages:
-        source = job.section(stage).init_from
-        if source is not None:
-            words = _starting_weights(job, source, f"{stage}.init_from", rented=rented)
-            rows.append(CheckRow(f"{stage}.init_from", True, words))
-    return rows
+    return [CheckRow("model", True, f"{name}: {amount(count_parameters(job))} parameters")]
 
 
 def count_parameters(job: Job) -> int:
@@ -65,91 +56,19 @@ def count_parameters(job: Job) -> int:
     return cost_of(job.model_config_resolved()).all_params
 
 
-def _starting_weights(job: Job, source: str, key: str, *, rented: bool) -> str:
-    """Return where a model to start from is, without downloading it.
-
-    Raises BadInput if the model does not exist, a rented machine can't read it, or its settings
-    differ from the job's.
-    """
-    from pipeline.models.load import require_same_model
-
-    with before_work("Nothing was started."):
-        found = locate_model(job.model_name(source))
-    if rented:
-        refuse_only_here(job, source, found, key=key, on_hub="hf://user/name")
-    stage = key.partition(".")[0]
-    config, label = _config_of(found, source, lora_of=stage if job.lora(stage) else None)
-    if config is not None:
-        require_same_model(job.model_config_resolved(), config, source)
-    return label
-
-
-def refuse_only_here(
-    job: Job, source: str, found: Path | Listed | str, *, key: str, on_hub: str
-) -> None:
-    """Raise BadInput if a model that this machine has `found` is on no other machine.
-
-    `on_hub` is how `key` names a repository.
-    """
+def refuse_only_here(job: Job, base: Base) -> None:
+    """Raise BadInput if the model that the run starts from is on no other machine."""
+    found = locate_model(job.model_name(base.source))
     here = isinstance(found, Path) or (
         isinstance(found, Listed) and isinstance(found.state.store, FileStore)
     )
     # A path relative to the job file may be copied with it; `check_files` finds out.
-    if here and not job.input_path(source).exists():
+    if here and not job.input_path(base.source).exists():
         raise BadInput(
-            f"{key}: {source} is on this machine only. Use a run in a store that both machines can "
-            f"read (s3://bucket/prefix/run), a Hub repository ({on_hub}), or a folder inside the "
-            "rental's workdir, as a path relative to the job file."
+            f"model.from: {base.source} is on this machine only. Use a run in a store that both "
+            "machines can read (s3://bucket/prefix/run), a Hub repository (user/name), or a folder "
+            "inside the rental's workdir, as a path relative to the job file."
         )
-
-
-def _config_of(
-    found: Path | Listed | str, source: str, *, lora_of: str | None
-) -> tuple[ModelConfig | None, str]:
-    """Return a model's settings and a label. The settings are None for a seed's .pt file, which
-    has them only together with its weights."""
-    from pipeline.data.hub import OnHub, explained, pin
-    from pipeline.models.load import check_start
-
-    if isinstance(found, Path):
-        model = find_model(str(found))
-        check_start(model, source, lora_of=lora_of)
-        label = str(model.folder.resolve())
-        if found.is_file():
-            return None, label
-        if model.base is not None and not (found / CONFIG).is_file():
-            found = model.base.folder
-        return _config(read_file(found / CONFIG), str(found / CONFIG)), label
-    if isinstance(found, Listed):
-        store, key = found.state.store, found.state.key(f"{found.entry.key}/{CONFIG}")
-        label = f"run {found.state.name} in {store.url}, {found.entry.stage} {found.entry.step:,}"
-        try:
-            return _config(store.read(key), f"{store.url}/{key}"), label
-        except Missing:
-            raise BadInput(f"{label}: its checkpoint has no {CONFIG}") from None
-    from huggingface_hub import hf_hub_download
-
-    repo, _, revision = found.partition("@")
-    commit = pin(repo, revision or None, "model")
-    with explained(OnHub(repo, commit, "model", CONFIG)):
-        file = Path(hf_hub_download(repo, CONFIG, revision=commit))
-    label = f"Hub model {repo} at {commit[:12]}"
-    return _config(read_file(file), f"{label}, {CONFIG}"), label
-
-
-def _config(content: bytes, where: str) -> ModelConfig:
-    """Return the settings in a config.json, ours or transformers'. Raises BadInput if it has
-    none."""
-    from pion.config.model_config import ModelConfig
-    from pion.formats.huggingface.architectures import config_from_transformers
-
-    settings = parse_object(content, where)
-    try:
-        if "model_type" in settings:
-            return config_from_transformers(settings)
-        return ModelConfig.from_dict(settings)
-    except BadInput as error:
-        raise BadInput(f"{where}: {error}") from None
 
 
 def check_tokenizer(job: Job) -> list[CheckRow]:

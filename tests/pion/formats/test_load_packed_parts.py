@@ -11,7 +11,7 @@ from pion.config.model_config import ModelConfig
 from pion.data.tokens.tokenizer import train_bpe
 from pion.errors import BadInput
 from pion.formats.export import export_model
-from pion.formats.load import packed, unpacked
+from pion.formats.load import packed
 from pion.formats.seeds import import_seed
 from pion.formats.weights import write_safetensors
 from pion.model.decoder import Decoder
@@ -110,18 +110,6 @@ def test_a_model_without_ternary_banks_stays_as_it_is():
     config, state = packed(model.config, model.state_dict())
     assert config == model.config
     assert state.keys() == model.state_dict().keys()
-
-
-def test_latents_to_train_from_round_to_the_same_trits():
-    model = model_of(top_k=8)  # all primitives are used
-    config, state = unpacked(*packed(model.config, model.state_dict()))
-    assert config == model.config
-    assert (logits(Decoder.from_state(config, state)) - logits(model)).abs().max() <= 1e-2
-
-
-def test_a_pruned_model_can_not_be_trained():
-    with pytest.raises(BadInput, match="20 primitives that no layer used were left out"):
-        unpacked(*packed(model_of().config, model_of().state_dict()))
 
 
 # ---------------------------------------------------------------- folders

@@ -81,13 +81,29 @@ def test_a_run_is_a_model_to_start_from(tmp_path, monkeypatch):
     assert find_base("demo", tmp_path).base.hash != found.base.hash
 
 
+# The Pion seed's names of our tensors, by parts of names.
+OF_SEEDS = {
+    "blocks.": "layers.",
+    "attention_norm": "norm1",
+    "feedforward_norm": "norm2",
+    "feedforward.gate_proj": "ffn.w1",
+    "feedforward.up_proj": "ffn.w3",
+    "feedforward.down_proj": "ffn.w2",
+    "attention.": "attn.",
+}
+
+
+def seeds_name(name):
+    for ours, seeds in OF_SEEDS.items():
+        name = name.replace(ours, seeds)
+    return name
+
+
 def test_a_seeds_file_is_converted_so_no_pickle_is_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     make_run(tmp_path / "runs")
     checkpoint = find_model(str(tmp_path / "runs" / "demo@pretrain"))
     weights = load_model(checkpoint).state_dict()
-    from tests.runs.test_start_from import seeds_name
-
     seed = {"step": 20, "model": {seeds_name(n): w for n, w in weights.items()}, "config": None}
     torch.save(seed, tmp_path / "seed.pt")
     assert "pion import-seed" in complaint("seed.pt", tmp_path)

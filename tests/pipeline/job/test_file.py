@@ -39,7 +39,7 @@ def test_overrides_reach_into_sections_list_items_and_absent_sections(job_file):
             "checkpoint.keep.last=5",
             "model.softcap=30",
             "evaluate.prompts=[Once upon, 'def f']",
-            "pretrain.init_from=null",
+            "pretrain.pause_at=null",
         ],
     )
     assert (job.name, job.data.sources[0].weight, job.checkpoint.keep.last) == ("other", 2, 5)

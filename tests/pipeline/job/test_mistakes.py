@@ -139,4 +139,9 @@ def test_a_job_that_trains_nothing_is_refused(job_file):
     message = complaint(
         job_file(), "pretrain=null", "sft={steps: 200, sources: [{kind: python-docs-qa}]}"
     )
-    assert "sft.init_from: without `pretrain` it must name a model" in message
+    assert "model.from: without `pretrain` it must name a trained model" in message
+
+
+def test_a_field_that_is_gone_is_refused_with_what_replaces_it(job_file):
+    message = complaint(job_file(), "pretrain.init_from=runs/demo@pretrain")
+    assert "this key is gone: name the model in model.from, which brings" in message

@@ -19,6 +19,7 @@ from pipeline.ladder.record import LadderRecord, ladder_file
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, StoreError
 from tests.pipeline.ladder.fake_runs import LAW, FakeRuns, Killed, write_job
+from tests.support.published_models import write_published
 
 # By the exit code of a run: that of the ladder. 4: a person has stopped the run.
 ENDS = [(2, 2), (3, 3), (4, 4), (74, 74), (75, 75), (130, 75), (-9, 1)]
@@ -314,7 +315,8 @@ def test_a_wrong_grid_is_one_message(tmp_path: Path, option: str, value: str, sa
 
 
 def test_a_job_that_does_not_pretrain_is_refused(tmp_path: Path) -> None:
-    job = write_job(tmp_path, pretrain__init_from="somewhere")
+    model = write_published(tmp_path / "base", "SmolLM2-135M")
+    job = write_job(tmp_path, model={"from": str(model)}, tokenizer=None)
     with pytest.raises(BadInput, match="starts from a trained model"):
         climb(job, FakeRuns())
 

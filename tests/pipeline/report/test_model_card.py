@@ -2,7 +2,6 @@
 
 import copy
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -166,29 +165,6 @@ def test_it_says_what_the_run_cost_only_where_the_job_wants_that() -> None:
     with_cost = card_of_history(history_of(telling, costs=costs))
     assert "from boot to publishing: 1 h 00 min, $0.50 (90 % useful; boot 10 %)." in with_cost
     assert "$" not in card_of_history(history_of(silent, costs=costs))
-
-
-@pytest.mark.parametrize(
-    ("init_from", "shown"),
-    [
-        ("/home/someone/secret-project/base", "`base`"),
-        ("secret-project/base.pt", "`base.pt`"),
-        ("s3://secret-project/runs/base", "`base`"),
-        ("hf://someone/secret-project/base", "`base`"),
-        ("Qwen/Qwen3-0.6B", "[Qwen/Qwen3-0.6B](https://huggingface.co/Qwen/Qwen3-0.6B)"),
-        ("hf://a/b@v1", "[a/b@v1](https://huggingface.co/a/b)"),
-    ],
-)
-def test_the_model_it_began_with_is_named_without_its_folders(
-    init_from: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "secret-project" / "base.pt").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    job = copy.deepcopy(JOB)
-    job["pretrain"]["init_from"] = init_from
-    card = card_of_history(history_of(Job.model_validate(job)))
-    assert f"trained from {shown} by" in card
-    assert "secret-project" not in card
 
 
 @pytest.mark.parametrize(

@@ -273,17 +273,6 @@ def test_numbers_that_do_not_fit_are_not_used_and_the_start_is_measured(
     )
 
 
-def test_a_start_that_is_gone_leaves_what_it_was_like_unknown(world: PreferWorld) -> None:
-    result, _, _ = world.evaluated(world.job(loss="simpo"), start=PreferenceStart("start", None))
-    found = result["preferences"]
-    assert np.isnan(found["before"]["raw"]["accuracy"])
-    assert 0 <= result["accuracy"] <= 1  # simpo compares no reference
-    assert np.isnan(found["answers"]["before"]["tokens"])
-    assert found["answers"]["after"]["tokens"] >= 0
-    assert found["answers"]["shown"][0]["before"] == "–"
-    assert "text_change" not in result
-
-
 def test_what_the_loss_compares_decides_the_accuracy(world: PreferWorld) -> None:
     """Sums less those of the reference, means less those of it, or means alone."""
     draw, rows, parts = np.random.default_rng(0), world.held_out(), Folder()

@@ -34,9 +34,7 @@ def sft_job(folder: Path, **source: Any) -> Job:
         "held_out": 0.1,
         "sources": [{"kind": "jsonl", "path": "chat.jsonl"} | source],
     }
-    return job_by_file(
-        folder, pretrain=None, data={"sources": []}, sft=sft | {"init_from": "model"}
-    )
+    return job_by_file(folder, sft=sft)
 
 
 def with_rows(job: Job, seq_len: int, **fields: Any) -> Job:

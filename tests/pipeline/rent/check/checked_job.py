@@ -37,7 +37,6 @@ CHECK_OF = {
     "sft.sources.0": "data",
     "run": "store",
     "model.experts": "store",
-    "sft.init_from": "model",
     "temporary keys": "credentials",
     "Hub login": "credentials",
     "publish from there": "files",

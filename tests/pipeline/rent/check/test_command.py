@@ -1,6 +1,5 @@
 """`pion check` finds what would fail later: every bad input is a row that says how to fix it."""
 
-import dataclasses
 import json
 import math
 import threading
@@ -11,14 +10,12 @@ import numpy as np
 import pytest
 
 from pion.errors import BadInput
-from pion.formats.huggingface.architectures import to_transformers
 from pipeline.rent.check import command
 from pipeline.rent.check.command import CheckRow, show_check
 from pipeline.rent.check.job import check_data
 from pipeline.rent.managed.request import require_checks
 from pipeline.state.stores import FileStore
 from tests.pipeline.rent.check.checked_job import unknown, wrong
-from tests.support.finished_run import make_run
 from tests.support.hub_server import READ_TOKEN, hub_server
 from tests.support.light_run import JOB, light_run
 
@@ -103,7 +100,6 @@ def test_a_vocabulary_that_the_text_can_not_fill_is_a_warning(case):
             "tokenizer",
             "gone.json does not exist",
         ),
-        ({"sft__init_from": "nowhere.pt"}, "model", "nowhere.pt"),
     ],
 )
 def test_what_run_refuses_is_refused(case, changes, name, words):
@@ -161,48 +157,6 @@ def test_a_tokenizer_with_more_entries_than_the_model(case):
     train_bpe(["the cat sat over the house"] * 9, 290).save(case.folder / "tokenizer.json")
     row = case.row("tokenizer", tokenizer={"file": "tokenizer.json"}, model__vocab_size=260)
     wrong(row, "tokenizer.json", "260")
-
-
-def place_weights(case, hub, where, **changes):
-    """Put a model of the job's shape, except for `changes`, there; return its `init_from`."""
-    config = dataclasses.replace(case.job().model_config_resolved(), **changes)
-    ours = json.dumps(config.to_dict()).encode()
-    if where == "Hub":
-        theirs = json.dumps(to_transformers(config, {})[0]).encode()
-        hub.add_repo("user/base", "model", {"config.json": theirs})
-        return "user/base"
-    if where == "folder":
-        folder = case.folder / "base"
-        folder.mkdir(exist_ok=True)
-        (folder / "model.safetensors").write_bytes(b"")
-    else:
-        run = make_run(case.folder / str(changes), saves=[("pretrain", 7)])
-        folder = case.folder / str(changes) / run.key("checkpoints/pretrain/7-1")
-    (folder / "config.json").write_bytes(ours)
-    return "base" if where == "folder" else f"{run.store.url}/demo@7"
-
-
-@pytest.mark.parametrize("where", ["folder", "run", "Hub"])
-def test_weights_to_start_from_are_of_the_jobs_model(where, case, hub):
-    assert case.row("sft.init_from", sft__init_from=place_weights(case, hub, where)).ok
-    wide = place_weights(case, hub, where, d_ff=64)
-    wrong(case.row("model", sft__init_from=wide), wide, "d_ff: job 48, model 64")
-
-
-def test_a_step_to_start_from_that_the_run_does_not_list(case):
-    run = f"{make_run(case.folder / 'other').store.url}/demo"
-    wrong(case.row("model", sft__init_from=f"{run}@99999"), "no checkpoint @99999", "sft 5")
-
-
-def test_a_run_to_start_from_goes_before_a_hub_repository_of_its_name(
-    case, hub, tmp_path, monkeypatch
-):
-    (tmp_path / "cwd").mkdir()
-    monkeypatch.chdir(tmp_path / "cwd")
-    make_run(tmp_path / "cwd" / "runs")
-    row = case.row("model", sft__init_from="runs/demo")
-    wrong(row, "init_from runs/demo", "n_heads: job 2, model 4")
-    assert not hub.requests
 
 
 def test_prepared_data_needs_no_source_any_more(case):
@@ -269,7 +223,7 @@ def test_time_to_trace_a_model_is_not_counted(case, monkeypatch):
     monkeypatch.setattr(command, "within", lambda seconds, work: work())
     monkeypatch.setattr(command, "traced_seconds", time.monotonic)  # it traces all the time
     traced = [CheckRow("model", True, "traced")]
-    monkeypatch.setattr(command, "check_model", lambda job, rented: time.sleep(0.3) or traced)
+    monkeypatch.setattr(command, "check_model", lambda job: time.sleep(0.3) or traced)
     assert traced[0] in command.run_checks(case.job(), None)
 
 

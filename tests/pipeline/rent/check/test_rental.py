@@ -20,7 +20,6 @@ from pipeline.state.stores import FileStore
 from tests.paths import RENTALS
 from tests.pipeline.rent.check.checked_job import row_of, unknown, wrong
 from tests.pipeline.rent.conftest import YAML
-from tests.support.finished_run import make_run
 from tests.support.hub_server import READ_TOKEN, hub_server
 from tests.support.light_run import light_run
 from tests.support.s3_server import SECRET_KEY
@@ -158,16 +157,6 @@ def test_every_rental_of_ours_passes_temporary_keys_on(path):
     assert yaml.safe_load(path.read_text())["secrets"]["AWS_SESSION_TOKEN"] == ""
 
 
-def test_keys_for_a_run_to_start_from(with_bucket, monkeypatch, tmp_path):
-    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    with hub_server() as hub:
-        hub.use(monkeypatch, tmp_path / "hf")
-        hub.add_repo("user/store")
-        changes = {"store": "hf://user/store", "sft__init_from": "s3://bucket/runs/demo"}
-        row = with_bucket("credentials", **changes)
-    wrong(row, "AWS_SECRET_ACCESS_KEY", "for sft.init_from")
-
-
 def test_a_login_to_the_hub_that_does_not_travel(on_runpod, monkeypatch, tmp_path):
     with hub_server() as hub:
         hub.use(monkeypatch, tmp_path / "hf", token=None)
@@ -181,26 +170,6 @@ def test_a_login_to_the_hub_that_does_not_travel(on_runpod, monkeypatch, tmp_pat
         assert on_runpod("Hub login", **source) is None
         text = WORKDIR.replace('HF_TOKEN: "", ', "")
         unknown(on_runpod("Hub login", text=text, **source), "add HF_TOKEN to `secrets:`")
-
-
-@pytest.mark.parametrize("named", ["demo", "runs/demo", "file://{cwd}/runs/demo"])
-def test_a_run_to_start_from_that_only_this_machine_has(named, with_bucket, tmp_path, monkeypatch):
-    cwd = tmp_path / "cwd"
-    cwd.mkdir()
-    monkeypatch.chdir(cwd)
-    make_run(cwd / "runs")
-    row = with_bucket("model", sft__init_from=named.format(cwd=cwd))
-    wrong(row, "sft.init_from", "on this machine only", "s3://bucket/prefix/run")
-
-
-def test_weights_to_start_from_may_travel_with_the_job(on_runpod, case):
-    (case.folder / "base").mkdir()
-    config = json.dumps(case.job().model_config_resolved().to_dict())
-    (case.folder / "base" / "config.json").write_text(config)
-    (case.folder / "base" / "model.safetensors").write_bytes(b"")
-    assert on_runpod("sft.init_from", sft__init_from="base").ok
-    (case.folder / ".skyignore").write_text("/base\n")
-    wrong(on_runpod("files", sft__init_from="base"), "sft.init_from", ".skyignore")
 
 
 def test_a_secret_that_is_not_passed_on_is_not_shown(with_bucket, monkeypatch):

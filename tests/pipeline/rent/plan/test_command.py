@@ -74,7 +74,7 @@ def test_the_pass_of_a_reference_has_its_own_line(plan, tmp_path):
         note,
     )
     for row in found["estimates"]:
-        (stage,) = row["stages"]
+        _, stage = row["stages"]
         assert stage["reference_seconds"] > 0
 
 

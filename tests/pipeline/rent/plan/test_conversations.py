@@ -19,11 +19,8 @@ def job_in(folder, **changes):
     write_tiny_data(folder)
     tiny_tokenizer().save(folder / "tokenizer.json")
     fields = {
-        "pretrain": None,
-        "data__sources": [],
         "tokenizer": {"file": "tokenizer.json"},
         "model__vocab_size": 320,
-        "sft__init_from": "elsewhere",
         "sft__steps": None,
         "sft__epochs": 2,
         "store": str(folder / "runs"),

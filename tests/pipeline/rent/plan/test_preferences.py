@@ -17,22 +17,21 @@ from tests.support.preference_runs import PREFER, write_pairs
 
 
 def job_in(folder, **fields):
-    """Return a job that only learns from pairs, with a tokenizer that is there."""
+    """Return a job that learns from pairs after text, with a tokenizer that is there."""
     save_tokenizer(folder / "tokenizer.json")
     if not (folder / "pairs.jsonl").exists():
         write_pairs(folder)
     changes = {
-        "pretrain": None,
+        "pretrain": {"steps": 8, "warmup_steps": 1},
         "sft": None,
-        "data": {"seq_len": 96},
+        "data": {"seq_len": 96, "sources": [{"kind": "text", "path": "*.txt"}]},
         "tokenizer": {"file": "tokenizer.json"},
         "model__vocab_size": 512,
         "store": str(folder / "runs"),
     }
     prefer = {key: value for key, value in PREFER.items() if key != "steps"}
-    prefer |= {"init_from": "elsewhere", **fields}
     path = folder / "job.yaml"
-    path.write_text(yaml.safe_dump(tiny_dict(**changes, prefer=prefer)))
+    path.write_text(yaml.safe_dump(tiny_dict(**changes, prefer=prefer | fields)))
     return load_job(path)
 
 
@@ -79,12 +78,7 @@ def test_simpo_has_no_anchor_so_half_of_that_rate_is_high(tmp_path):
 def with_a_tokenizer_to_train(folder, **fields):
     job_in(folder, **fields)
     raw = yaml.safe_load((folder / "job.yaml").read_text())
-    raw |= {
-        "tokenizer": {"train": {"vocab_size": 512}},
-        "data": {"seq_len": 96, "sources": [{"kind": "text", "path": "*.txt"}]},
-        "pretrain": {"steps": 8, "warmup_steps": 1},
-    }
-    del raw["prefer"]["init_from"]
+    raw["tokenizer"] = {"train": {"vocab_size": 512}}
     (folder / "job.yaml").write_text(yaml.safe_dump(raw))
     return load_job(folder / "job.yaml")
 
@@ -158,7 +152,7 @@ def test_the_reference_pass_is_planned_if_the_steps_are_given(tmp_path):
     job = job_in(tmp_path, steps=8)
     assert expect_rows(job) is None
     counted = count(job, "prefer")
-    (stage,) = estimate(job, offer("A40")).stages
+    _, stage = estimate(job, offer("A40")).stages
     assert stage.reference_tokens == counted.rows * 320 // 3
     assert stage.reference_seconds == stage.reference_tokens / (stage.tokens_per_second or 0)
     assert stage.seconds == pytest.approx(
@@ -170,7 +164,7 @@ def test_a_loss_without_a_reference_is_planned_without_reading_its_pairs(tmp_pat
     job = job_in(tmp_path, steps=8, loss="simpo")
     (tmp_path / "pairs.jsonl").unlink()
     assert expect_rows(job) is None
-    (stage,) = estimate(job, offer("A40")).stages
+    _, stage = estimate(job, offer("A40")).stages
     assert (stage.reference_tokens, stage.reference_seconds) == (0, None)
 
 

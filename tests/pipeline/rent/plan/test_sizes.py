@@ -8,6 +8,7 @@ from pion.errors import BadInput
 from pipeline.job.file import load_job
 from pipeline.rent.plan.sizes import presets_of, sizes_of
 from tests.paths import JOBS, REPOSITORY
+from tests.support.published_models import write_published
 
 PION = ["pion-nano", "pion-micro", "pion-small", "pion-base", "pion-large", "pion-xl"]
 PION2 = [name.replace("pion", "pion2") for name in PION]
@@ -88,12 +89,10 @@ def test_variants_of_a_preset_are_no_sizes():
     assert "daisy-pico-tied" not in presets_of("daisy")
 
 
-@pytest.mark.parametrize(
-    ("job", "overrides"), [(SMALL, ["pretrain=null", "sft.init_from=models/pion-small"])]
-)
-def test_a_job_that_does_not_pretrain_is_refused(job, overrides):
+def test_a_job_that_starts_from_a_trained_model_is_refused(tmp_path):
+    model = write_published(tmp_path / "base", "SmolLM2-135M")
     with pytest.raises(BadInput, match="does not pretrain a model from random weights"):
-        sizes_of(job, overrides)
+        sizes_of(SMALL, ["tokenizer=null", f"model={{from: {model}}}"])
 
 
 def test_a_job_that_can_not_be_read_is_refused(tmp_path):

@@ -5,6 +5,7 @@ import dataclasses
 
 import pytest
 
+from pion.config.model_config import ModelConfig
 from pipeline.job.file import load_job
 from pipeline.rent.check.machines import _problem, _worker_problem
 from pipeline.rent.plan import what_fits
@@ -23,7 +24,7 @@ from pipeline.rent.plan.what_fits import (
 from tests.paths import JOBS
 from tests.pipeline.rent.fine_tuning import PREFER, one, read_fine_tuning
 from tests.pipeline.rent.plan.test_estimate import offer
-from tests.support.jobs import tiny_job
+from tests.support.jobs import job_from, tiny_job
 from tests.support.published_models import PUBLISHED
 
 A4000 = one("RTXA4000")
@@ -178,8 +179,8 @@ def test_the_rank_is_that_of_the_job_or_the_default(tmp_path):
 
 
 def test_a_model_of_experts_has_no_way_by_lora():
-    tuned = ["model=tachyon-tiny", "pretrain=null", "sft.init_from=runs/other"]
-    ways = ways_on(load_job(JOBS / "pion-small.yaml", tuned), "sft", A4000)
+    tuned = job_from(ModelConfig.preset("tachyon-tiny"), pretrain=None)
+    ways = ways_on(tuned, "sft", A4000)
     assert ways.full.fits
     assert ways.lora is None
     assert "LoRA" not in str(ways)
