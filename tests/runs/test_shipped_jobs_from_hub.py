@@ -122,7 +122,6 @@ def test_the_check_of_preferences_counts_pairs_and_shows_both_answers(printed, c
     assert "rejected: ⟦0 eggs?" in first
 
 
-@pytest.mark.usefixtures("recorded_traces")
 @each_start
 def test_its_plan_prices_the_whole_job_on_a_small_card(job, printed, tmp_path):
     plan = printed("plan", job, "--gpu", "RTX4090", "prices={RTX4090: 0.4}")
