@@ -1,9 +1,5 @@
-from __future__ import annotations
-
 import fcntl
 import os
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -18,7 +14,7 @@ from tests.cuda_rehearsal.report import read_reports
 
 
 @pytest.fixture(scope="session")
-def run_on_pretended_card(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+def run_on_pretended_card(tmp_path_factory):
     """`run_on_pretended_card(module, *arguments)`: what this program prints."""
     reason = why_impossible()
     if reason is not None:
@@ -28,7 +24,7 @@ def run_on_pretended_card(tmp_path_factory: pytest.TempPathFactory) -> Callable[
     # Each of xdist's processes has its own folder in the folder of the session.
     shared = temporary.parent if "PYTEST_XDIST_WORKER" in os.environ else temporary
 
-    def run(*program: str) -> str:
+    def run(*program):
         if program in SUITE:
             return _output_in_suite(program, shim, shared / "rehearsals")
         return run_pretended(program[0], shim, *program[1:])
@@ -36,7 +32,7 @@ def run_on_pretended_card(tmp_path_factory: pytest.TempPathFactory) -> Callable[
     return run
 
 
-def _output_in_suite(program: tuple[str, ...], shim: Path, folder: Path) -> str:
+def _output_in_suite(program, shim, folder):
     """Return what a program of the suite prints. The first caller of all processes runs them all.
 
     If a program fails, each caller tries again, and has the error.

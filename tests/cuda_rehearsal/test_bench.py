@@ -1,21 +1,12 @@
 """Every row of `pion.bench` and every check of tests/gpu runs to its end on a pretended card."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-
 import pytest
-
-from tests.cuda_rehearsal.report import Report
-
-Reports = dict[str, Report]
-
 
 pytestmark = pytest.mark.soak
 
 
 @pytest.fixture(scope="module")
-def reports(on_pretended_card: Callable[[str], Reports]) -> Reports:
+def reports(on_pretended_card):
     return on_pretended_card("tests.cuda_rehearsal.bench")
 
 

@@ -1,10 +1,7 @@
 """The rehearsal is skipped only where it is impossible, and says why."""
 
-from __future__ import annotations
-
 import platform
 import shutil
-from typing import Any
 
 import pytest
 import torch
@@ -26,9 +23,7 @@ PINNED = pinned_torch()
         (shutil, "which", lambda _: None, "install gcc"),
     ],
 )
-def test_a_machine_is_refused_for_what_it_lacks_alone(
-    where: Any, name: str, value: Any, reason: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_machine_is_refused_for_what_it_lacks_alone(where, name, value, reason, monkeypatch):
     monkeypatch.setattr(platform, "system", lambda: "Linux")
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(shutil, "which", lambda _: "/usr/bin/gcc")

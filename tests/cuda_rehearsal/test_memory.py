@@ -4,36 +4,23 @@ The predictions leave out the reserve, because the pretended card has no context
 allocate nothing inside themselves.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable
-
 import pytest
 
 from pion.config.presets import PRESETS
-from pion.train.memory import Memory, Workload, predict_memory
-from tests.cuda_rehearsal.memory_traces import (
-    BOTH_STAGES,
-    MICRO_BATCHES,
-    SUITE,
-    Peak,
-    Trace,
-    read_peaks,
-)
+from pion.train.memory import Workload, predict_memory
+from tests.cuda_rehearsal.memory_traces import BOTH_STAGES, MICRO_BATCHES, SUITE, read_peaks
 from tests.cuda_rehearsal.pretended_card import CARDS
 
 PROGRAM = "tests.cuda_rehearsal.memory_traces"
 MOST = 1.25  # a prediction is never under the peak, and never over by more than this
 
-Peaks = dict[Trace, Peak]
-
 
 @pytest.fixture(scope="module")
-def suite(run_on_pretended_card: Callable[..., str]) -> Peaks:
+def suite(run_on_pretended_card):
     return read_peaks("suite", run_on_pretended_card(PROGRAM, "suite"))
 
 
-def predicted(trace: Trace) -> Memory:
+def predicted(trace):
     work = Workload(
         trace.config,
         trace.config.seq_len,
@@ -50,11 +37,11 @@ def predicted(trace: Trace) -> Memory:
     return predict_memory(work, micro_batch=trace.micro_batch, recompute=trace.recompute)
 
 
-def ratio(trace: Trace, peak: Peak) -> float:
+def ratio(trace, peak):
     return predicted(trace).counted / peak.size
 
 
-def wrong(peaks: Peaks) -> str:
+def wrong(peaks):
     """Return the traces with a wrong prediction, both by parts, as text."""
     text = ""
     for trace, peak in peaks.items():

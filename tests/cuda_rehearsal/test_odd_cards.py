@@ -3,21 +3,14 @@
 tests/pion/train/test_card.py has what Pion says of a card without kernels or without bf16.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 
 from tests.cuda_rehearsal.report import handed_back
 
 
 @pytest.fixture(scope="module")
-def said(run_on_pretended_card: Callable[[str], str]) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = handed_back(
-        run_on_pretended_card("tests.cuda_rehearsal.odd_cards")
-    )
+def said(run_on_pretended_card):
+    found = handed_back(run_on_pretended_card("tests.cuda_rehearsal.odd_cards"))
     return found
 
 

@@ -1,15 +1,8 @@
 """The library does what it should on a pretended CUDA card, with every model of scenarios.py."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-
 import pytest
 
-from tests.cuda_rehearsal.report import Report
 from tests.cuda_rehearsal.scenarios import MICRO_BATCHES, MODELS, REHEARSALS, Rehearsal
-
-Reports = dict[str, Report]
 
 # Parts of the optimizer's tensors, which have names of their own.
 VIEWS = "optimizer._pieces."
@@ -40,24 +33,24 @@ BY_NAME = {str(rehearsal): rehearsal for rehearsal in REHEARSALS["all"]}
 
 
 @pytest.fixture(scope="module", params=["suite", pytest.param("all", marks=pytest.mark.soak)])
-def reports(request: pytest.FixtureRequest, on_pretended_card: Callable[..., Reports]) -> Reports:
+def reports(request, on_pretended_card):
     reports = on_pretended_card("tests.cuda_rehearsal.rehearse", request.param)
     assert reports.keys() == {str(rehearsal) for rehearsal in REHEARSALS[request.param]}
     return reports
 
 
-def counted(rehearsal: Rehearsal) -> str:
+def counted(rehearsal):
     """Return the first word of the scenario's name, such as "train"."""
     return rehearsal.scenario.split()[0]
 
 
-def passes(rehearsal: Rehearsal) -> int:
+def passes(rehearsal):
     """Return how often one unit of the scenario passes through the layers."""
     again = "recompute" in rehearsal.scenario
     return PASSES[counted(rehearsal)] * (2 if again else 1)
 
 
-def waits_in_layers(rehearsal: Rehearsal) -> int:
+def waits_in_layers(rehearsal):
     """Return how often one unit has to wait inside layers: to tell where experts' slices end."""
     config = MODELS[rehearsal.model]
     grouped = rehearsal.card == "H100" and rehearsal.scenario.endswith("bfloat16")
@@ -66,7 +59,7 @@ def waits_in_layers(rehearsal: Rehearsal) -> int:
     return config.n_layers * passes(rehearsal)
 
 
-def trainings(reports: Reports) -> Reports:
+def trainings(reports):
     return {name: report for name, report in reports.items() if counted(BY_NAME[name]) == "train"}
 
 
@@ -110,7 +103,7 @@ def test_no_operation_on_the_card_is_in_fp64_but_sums_of_answers(reports):
     assert {name: found for name, found in double.items() if found} == {}
 
 
-def is_of_answers(name: str, found: str) -> bool:
+def is_of_answers(name, found):
     """Return whether a finding is one of the few numbers that a step of preferences has in fp64."""
     return "train preference" in name and any(f" at {file}:" in found for file in SUMS_OF_ANSWERS)
 

@@ -3,19 +3,14 @@
 Under soak, every family is rehearsed: whole on each rank, and sharded, with a part on each.
 """
 
-from __future__ import annotations
-
 import functools
 from collections import Counter
-from collections.abc import Callable
 
 import pytest
 
 from pion.train.optimizer.muon import BATCH_ELEMENTS
 from pion.train.optimizer.shared_weights import GATHERED_BYTES
-from tests.cuda_rehearsal.two_ranks import BY_MUON, FAMILIES, MICRO_BATCHES, Rank, named, read_ranks
-
-Ranks = dict[str, list[Rank]]
+from tests.cuda_rehearsal.two_ranks import BY_MUON, FAMILIES, MICRO_BATCHES, named, read_ranks
 
 # The largest report that is summed over ranks: a few numbers for each layer.
 MOST_REPORTED = 256
@@ -28,11 +23,11 @@ ALL = pytest.param("all", marks=pytest.mark.soak)
 
 
 @pytest.fixture(scope="module")
-def ranks_of(run_on_pretended_card: Callable[..., str]) -> Callable[[str], Ranks]:
+def ranks_of(run_on_pretended_card):
     """`ranks_of(name)`: what both ranks did in each family; the program runs once for a name."""
 
     @functools.cache
-    def read(name: str) -> Ranks:
+    def read(name):
         found = read_ranks(run_on_pretended_card("tests.cuda_rehearsal.two_ranks", name))
         assert list(found) == named(name)
         return found
@@ -41,17 +36,17 @@ def ranks_of(run_on_pretended_card: Callable[..., str]) -> Callable[[str], Ranks
 
 
 @pytest.fixture(params=["suite", ALL])
-def ranks(request: pytest.FixtureRequest, ranks_of: Callable[[str], Ranks]) -> Ranks:
+def ranks(request, ranks_of):
     return ranks_of(request.param)
 
 
 @pytest.fixture
-def sharded(ranks_of: Callable[[str], Ranks]) -> Ranks:
+def sharded(ranks_of):
     return ranks_of("sharded")
 
 
 @pytest.fixture(params=["suite", ALL, pytest.param("sharded", marks=pytest.mark.soak)])
-def either(request: pytest.FixtureRequest, ranks_of: Callable[[str], Ranks]) -> Ranks:
+def either(request, ranks_of):
     return ranks_of(request.param)
 
 

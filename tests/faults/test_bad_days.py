@@ -1,17 +1,13 @@
 """After anything that goes wrong, the run ends correctly, or stops and says what to do."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,13 +17,12 @@ from pipeline.job import Checkpoint
 from pipeline.state.checkpoints.layout import MANIFEST, MODEL
 from pipeline.state.checkpoints.restore import FoundCheckpoint, check_entry
 from pipeline.state.checkpoints.retention import Keep
-from pipeline.state.checkpoints.uploader import Saved, SaveRequest
 from pipeline.state.claim import claim_run
 from pipeline.state.head import TRASH_SECONDS
 from pipeline.state.owner import Owner
 from pipeline.state.rows.metrics import MetricsLog
 from pipeline.state.run_state import RunState
-from pipeline.state.stores import FileStore, Store
+from pipeline.state.stores import FileStore
 from pipeline.state.stores.clock import Clock
 from pipeline.state.stores.s3.store import S3Store
 from pipeline.state.workspace import Workspace
@@ -42,29 +37,26 @@ from tests.pipeline.state.checkpoints.conftest import (
     save,
     some_tensors,
 )
-from tests.support.clock import FakeClock
 from tests.support.in_process_uploader import InProcessUploader
-from tests.support.s3_server import FaultProxy, S3Server
+from tests.support.s3_server import FaultProxy
 from tests.support.states import an_entry
 
 STEPS = 8
-NewOwner = Callable[[], Owner]
-Wreck = Callable[[Store, str], None]
 
 
 class Days:
     """A run in `store`, and processes that advance the run on one machine."""
 
-    def __init__(self, store: Store, cache: Path, new_owner: NewOwner) -> None:
+    def __init__(self, store, cache, new_owner):
         self.store, self.cache, self.new_owner = store, cache, new_owner
         self.clock = Clock()
 
-    def process(self, at_step: dict[int, Callable[[], Any]] | None = None) -> Process:
+    def process(self, at_step=None):
         """Return a process that calls `at_step` after some steps, counted through both stages."""
         steps = iter(range(1, 1000))
         store = FaultyStore(self.store)
 
-        def between_steps() -> None:
+        def between_steps():
             try:
                 (at_step or {}).get(next(steps), lambda: None)()
             except Crash:
@@ -80,27 +72,27 @@ class Days:
             between_steps=between_steps,
         )
 
-    def go(self, at_step: dict[int, Callable[[], Any]] | None = None) -> Process:
+    def go(self, at_step=None):
         process = self.process(at_step)
         process.go()
         return process
 
-    def work_until(self, step: int) -> None:
+    def work_until(self, step):
         """Run a process until it dies after `step`."""
         with pytest.raises(Crash):
             self.go({step: die})
 
-    def listed(self) -> list[str]:
+    def listed(self):
         return [entry.key for entry in read_head(self.store).checkpoints]
 
-    def check_done(self) -> None:
+    def check_done(self):
         head = read_head(self.store)
         assert not wrong_in(self.store, head)
         final = self.store.read(f"{RUN}/{head.stages['sft'].checkpoint}/{MODEL}")
         assert json.loads(final) == unbroken_weights(STEPS)
 
 
-def die() -> None:
+def die():
     raise Crash
 
 
@@ -109,7 +101,7 @@ class CutOff(FaultyStore):
 
     cut = down = False
 
-    def do(self, action: str, key: str, call: Callable[[], Any]) -> Any:
+    def do(self, action, key, call):
         if self.down:
             fail(f"{action} {key}")
         result = super().do(action, key, call)
@@ -118,17 +110,17 @@ class CutOff(FaultyStore):
             fail(f"{action} {key}")
         return result
 
-    def come_back(self) -> None:
+    def come_back(self):
         self.down = False
 
 
 @pytest.fixture
-def folder(tmp_path: Path, new_process: NewOwner, no_fsync: None) -> Days:
+def folder(tmp_path, new_process, no_fsync):
     return Days(FileStore(tmp_path / "runs"), tmp_path / "cache", new_process)
 
 
 @pytest.fixture(scope="module")
-def client_of(s3: S3Server) -> Iterator[tuple[FaultProxy, Any]]:
+def client_of(s3):
     """A proxy and a client of it. To connect takes longer than a run, and a store connects again
     at each request that its credentials have expired for."""
     with FaultProxy(s3.url) as proxy, pytest.MonkeyPatch.context() as patch:
@@ -137,9 +129,7 @@ def client_of(s3: S3Server) -> Iterator[tuple[FaultProxy, Any]]:
 
 
 @pytest.fixture
-def proxy(
-    client_of: tuple[FaultProxy, Any], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[FaultProxy]:
+def proxy(client_of, monkeypatch):
     proxy, client = client_of
     proxy.use(monkeypatch)
     monkeypatch.setattr("pipeline.state.stores.s3.bucket._connect", lambda checksums: client)
@@ -148,18 +138,18 @@ def proxy(
 
 
 @pytest.fixture
-def bucket(tmp_path: Path, new_process: NewOwner, s3: S3Server, proxy: FaultProxy) -> Days:
+def bucket(tmp_path, new_process, s3, proxy):
     store = S3Store(s3.bucket(), "runs", sleep=lambda seconds: None)
     return Days(store, tmp_path / "cache", new_process)
 
 
 @pytest.fixture
-def far(tmp_path: Path, new_process: NewOwner, no_fsync: None) -> Days:
+def far(tmp_path, new_process, no_fsync):
     """Days in a store on another machine, without the time that a service takes."""
     return Days(CutOff(NoMapping(tmp_path / "far")), tmp_path / "cache", new_process)
 
 
-def lose_store(days: Days, after: int) -> None:
+def lose_store(days, after):
     """Run a process whose store is down after a step, until it ends. Then the store works again."""
     with pytest.raises(NotDurable):
         days.go({after: partial(setattr, days.store, "down", True)})
@@ -167,24 +157,24 @@ def lose_store(days: Days, after: int) -> None:
 
 
 @pytest.fixture(params=["folder", "far"])
-def days(request: pytest.FixtureRequest) -> Days:
+def days(request):
     return request.getfixturevalue(request.param)
 
 
 # ---------------------------------------------------------------- damaged checkpoints
 
 
-def truncate(store: Store, key: str) -> None:
+def truncate(store, key):
     store.write(key, store.read(key)[:-7])
 
 
-def flip(store: Store, key: str) -> None:
+def flip(store, key):
     content = bytearray(store.read(key))
     content[len(content) // 2] ^= 1
     store.write(key, bytes(content))
 
 
-def remove(store: Store, key: str) -> None:
+def remove(store, key):
     store.delete(key)
 
 
@@ -199,9 +189,7 @@ def remove(store: Store, key: str) -> None:
     ],
     indirect=["days"],
 )
-def test_a_run_falls_back_behind_damaged_checkpoints_and_says_so(
-    days: Days, damaged: int, file: str, wreck: Wreck
-) -> None:
+def test_a_run_falls_back_behind_damaged_checkpoints_and_says_so(days, damaged, file, wreck):
     days.work_until(step=7)
     newest = days.listed()[:damaged]
     for key in newest:
@@ -215,14 +203,14 @@ def test_a_run_falls_back_behind_damaged_checkpoints_and_says_so(
     days.check_done()
 
 
-def test_a_good_local_copy_replaces_a_damaged_checkpoint(far: Days) -> None:
+def test_a_good_local_copy_replaces_a_damaged_checkpoint(far):
     far.work_until(step=7)
     flip(far.store, f"{RUN}/{far.listed()[0]}/{MODEL}")
     process = far.go()
     assert (process.restored["pretrain"], process.said) == (6, [])
 
 
-def test_when_no_checkpoint_is_good_the_run_stops_and_changes_nothing(days: Days) -> None:
+def test_when_no_checkpoint_is_good_the_run_stops_and_changes_nothing(days):
     days.work_until(step=7)
     listed = days.listed()
     for key in listed:
@@ -238,7 +226,7 @@ def test_when_no_checkpoint_is_good_the_run_stops_and_changes_nothing(days: Days
 # ---------------------------------------------------------------- an unreliable service
 
 
-def test_a_storm_of_all_faults_at_once_changes_nothing(bucket: Days, proxy: FaultProxy) -> None:
+def test_a_storm_of_all_faults_at_once_changes_nothing(bucket, proxy):
     proxy.storm(every=3)
     # A bit that flips during a download is only detected if there is a hash: not in HEAD or a list.
     for number in range(1, 20):
@@ -248,21 +236,17 @@ def test_a_storm_of_all_faults_at_once_changes_nothing(bucket: Days, proxy: Faul
     bucket.check_done()
 
 
-def expire(proxy: FaultProxy) -> Callable[[], Any]:
+def expire(proxy):
     return lambda: proxy.deny("ExpiredToken", 400)
 
 
-def test_credentials_that_expire_and_come_back_cost_no_step(
-    bucket: Days, proxy: FaultProxy
-) -> None:
+def test_credentials_that_expire_and_come_back_cost_no_step(bucket, proxy):
     process = bucket.go({3: expire(proxy), 7: proxy.clear})
     bucket.check_done()
     assert any("credentials have expired" in line for line in process.said)
 
 
-def test_a_run_that_ends_undurable_resumes_from_the_copy_on_its_machine(
-    bucket: Days, proxy: FaultProxy
-) -> None:
+def test_a_run_that_ends_undurable_resumes_from_the_copy_on_its_machine(bucket, proxy):
     with pytest.raises(NotDurable, match="credentials have expired") as ended:
         bucket.go({3: expire(proxy)})
     assert "The newest save is on this machine" in str(ended.value)
@@ -272,16 +256,14 @@ def test_a_run_that_ends_undurable_resumes_from_the_copy_on_its_machine(
     bucket.check_done()
 
 
-def test_without_the_local_copy_the_run_resumes_from_the_last_commit(far: Days) -> None:
+def test_without_the_local_copy_the_run_resumes_from_the_last_commit(far):
     lose_store(far, after=3)
     shutil.rmtree(far.cache)
     assert far.go().restored["pretrain"] == 2
     far.check_done()
 
 
-def test_a_local_copy_is_not_used_after_another_machine_trained_further(
-    far: Days, tmp_path: Path
-) -> None:
+def test_a_local_copy_is_not_used_after_another_machine_trained_further(far, tmp_path):
     lose_store(far, after=3)
     here, far.cache = far.cache, tmp_path / "elsewhere"
     far.work_until(step=3)  # on another machine: from step 2 to step 5, saved at 4
@@ -290,7 +272,7 @@ def test_a_local_copy_is_not_used_after_another_machine_trained_further(
     far.check_done()
 
 
-def test_redoing_a_stage_ignores_local_copies_on_every_machine(far: Days) -> None:
+def test_redoing_a_stage_ignores_local_copies_on_every_machine(far):
     """A stage is redone because its data or code were wrong."""
     lose_store(far, after=1)  # nothing is listed, step 8 is on this machine
     claim = claim_run(far.process().run, far.new_owner())
@@ -299,9 +281,7 @@ def test_redoing_a_stage_ignores_local_copies_on_every_machine(far: Days) -> Non
     assert far.go().restored["pretrain"] == 0
 
 
-def test_a_run_that_loses_write_access_stops_and_keeps_its_commits(
-    bucket: Days, proxy: FaultProxy
-) -> None:
+def test_a_run_that_loses_write_access_stops_and_keeps_its_commits(bucket, proxy):
     with pytest.raises(NotDurable, match=r"access was denied.*Fix the problem"):
         bucket.go({5: lambda: proxy.deny(match="PUT|POST")})
     proxy.clear()
@@ -310,13 +290,11 @@ def test_a_run_that_loses_write_access_stops_and_keeps_its_commits(
 
 
 @pytest.fixture
-def cut_off(tmp_path: Path) -> CutOff:
+def cut_off(tmp_path):
     return CutOff(NoMapping(tmp_path / "far"))
 
 
-def test_a_checkpoint_whose_commit_landed_unacknowledged_is_not_written_again(
-    cut_off: CutOff, tmp_path: Path
-) -> None:
+def test_a_checkpoint_whose_commit_landed_unacknowledged_is_not_written_again(cut_off, tmp_path):
     """A kill during a second write would leave HEAD's newest checkpoint half old and half new."""
     claim = claim_run(RunState(cut_off, "demo"), Owner.me())
     metrics = MetricsLog(cut_off, "demo", "pretrain", claim.epoch)
@@ -348,9 +326,7 @@ def test_a_checkpoint_whose_commit_landed_unacknowledged_is_not_written_again(
     assert claim.head.checkpoints[0].ancestor == entry.key
 
 
-def test_a_save_descends_from_a_commit_that_landed_unacknowledged(
-    cut_off: CutOff, tmp_path: Path
-) -> None:
+def test_a_save_descends_from_a_commit_that_landed_unacknowledged(cut_off, tmp_path):
     """Otherwise the copy of the save on this machine could not be used."""
     claim = claim_run(RunState(cut_off, "demo"), Owner.me())
     workspace = Workspace(cut_off, "demo", tmp_path / "here")
@@ -373,10 +349,8 @@ def test_a_save_descends_from_a_commit_that_landed_unacknowledged(
     ("number", "reason"),
     [(errno.ENOSPC, "disk is full"), (errno.EDQUOT, "quota"), (errno.EROFS, "read-only")],
 )
-def test_a_full_disk_stops_the_run_until_there_is_space(
-    folder: Days, monkeypatch: pytest.MonkeyPatch, number: int, reason: str
-) -> None:
-    def refuse(descriptor: int) -> None:
+def test_a_full_disk_stops_the_run_until_there_is_space(folder, monkeypatch, number, reason):
+    def refuse(descriptor):
         raise OSError(number, os.strerror(number))
 
     # Waiting would cost money and not help.
@@ -389,7 +363,7 @@ def test_a_full_disk_stops_the_run_until_there_is_space(
 
 
 @pytest.fixture
-def as_nobody() -> Iterator[Path]:
+def as_nobody():
     """Yield a folder in which this process has only its owner's rights, even as root."""
     user = os.geteuid()
     place = Path(tempfile.mkdtemp(prefix="pion-nobody-"))
@@ -405,13 +379,11 @@ def as_nobody() -> Iterator[Path]:
         shutil.rmtree(place)
 
 
-def test_a_folder_that_becomes_read_only_stops_the_run_until_it_is_writable(
-    as_nobody: Path, new_process: NewOwner
-) -> None:
+def test_a_folder_that_becomes_read_only_stops_the_run_until_it_is_writable(as_nobody, new_process):
     days = Days(FileStore(as_nobody / "runs"), as_nobody / "cache", new_process)
     run = as_nobody / "runs" / RUN
 
-    def set_mode(mode: int) -> None:
+    def set_mode(mode):
         for path, _, _ in os.walk(run):
             os.chmod(path, mode)
 
@@ -426,11 +398,11 @@ def test_a_folder_that_becomes_read_only_stops_the_run_until_it_is_writable(
 
 
 @pytest.mark.parametrize("jump", [90_000.0, -90_000.0])
-def test_a_clock_that_jumps_loses_nothing(folder: Days, jump: float) -> None:
+def test_a_clock_that_jumps_loses_nothing(folder, jump):
     now = [10_000_000.0]
     folder.clock = Clock(now=lambda: now[0])
 
-    def leap() -> None:
+    def leap():
         now[0] += jump
 
     with contextlib.suppress(Crash):
@@ -440,11 +412,9 @@ def test_a_clock_that_jumps_loses_nothing(folder: Days, jump: float) -> None:
     assert read_head(folder.store).spent.hours < 2  # a jump of the clock is not counted
 
 
-def test_a_checkpoint_dropped_after_a_slow_upload_has_its_hour_for_readers(
-    tmp_path: Path, time: FakeClock
-) -> None:
+def test_a_checkpoint_dropped_after_a_slow_upload_has_its_hour_for_readers(tmp_path, time):
     class Slow(InProcessUploader):
-        def save(self, request: SaveRequest) -> Saved:
+        def save(self, request):
             time.sleep(2 * TRASH_SECONDS)
             return super().save(request)
 

@@ -1,13 +1,10 @@
 """A card that fails ends a run with one message, and the same command resumes it."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
 
 import pytest
 
-from pion.errors import BadInput, CardFailed, PionError
+from pion.errors import BadInput, CardFailed
 from pipeline.state.owner import Owner
 from pipeline.state.stores import FileStore
 from pipeline.training import context as contexts
@@ -19,11 +16,11 @@ from tests.support.jobs import tiny_job
 XID = "CUDA error: unspecified launch failure\nCUDA kernel errors might be reported later"
 
 
-def failing_at(step: int, store: FileStore, cache: Path) -> Process:
+def failing_at(step, store, cache):
     """Return a process whose card fails after this step, counted through all stages."""
     steps = iter(range(1, 1000))
 
-    def between_steps() -> None:
+    def between_steps():
         if next(steps) == step:
             raise RuntimeError(XID)
 
@@ -31,9 +28,7 @@ def failing_at(step: int, store: FileStore, cache: Path) -> Process:
 
 
 @pytest.mark.parametrize("step", [1, 3, 4, 6])
-def test_a_driver_that_ends_in_the_middle_of_a_run_loses_nothing_committed(
-    tmp_path: Path, step: int
-) -> None:
+def test_a_driver_that_ends_in_the_middle_of_a_run_loses_nothing_committed(tmp_path, step):
     store = FileStore(tmp_path / "runs")
     with pytest.raises(CardFailed) as failed:
         failing_at(step, store, tmp_path / "cache").go()
@@ -43,13 +38,13 @@ def test_a_driver_that_ends_in_the_middle_of_a_run_loses_nothing_committed(
     assert "run the same command again" in message
     assert "\n" not in message
     assert failed.value.exit_code == 75
-    published = list[bytes]()
+    published = []
     Process(store, tmp_path / "cache", publish=published.append).go()
     assert json.loads(published[-1]) == unbroken_weights()
 
 
-def test_another_error_of_torch_is_not_taken_for_a_failure_of_the_card(tmp_path: Path) -> None:
-    def between_steps() -> None:
+def test_another_error_of_torch_is_not_taken_for_a_failure_of_the_card(tmp_path):
+    def between_steps():
         raise RuntimeError("shapes differ")
 
     process = Process(FileStore(tmp_path / "runs"), tmp_path, between_steps=between_steps)
@@ -65,8 +60,8 @@ def test_another_error_of_torch_is_not_taken_for_a_failure_of_the_card(tmp_path:
     ],
 )
 def test_a_restart_without_its_card_does_not_train_on_the_cpu(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listed: int, error: type[PionError], words: str
-) -> None:
+    tmp_path, monkeypatch, listed, error, words
+):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr(contexts, "gpu_count", lambda: listed)
     request = TrainRequest(

@@ -1,15 +1,10 @@
 """A process may die at any instant: the run ends as if nothing had happened."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,9 +15,9 @@ from pipeline.state.claim import claim_run
 from pipeline.state.owner import Owner
 from pipeline.state.rows.metrics import read_metrics
 from pipeline.state.run_state import RunState
-from pipeline.state.stores import FileStore, Store, StoreError
+from pipeline.state.stores import FileStore, StoreError
 from pipeline.state.stores.s3.store import S3Store
-from tests.faults.faulty_store import Crash, FaultyStore, When, can_be_torn, crash, fail
+from tests.faults.faulty_store import Crash, FaultyStore, can_be_torn, crash, fail
 from tests.faults.light_job import (
     RUN,
     STEPS,
@@ -33,13 +28,9 @@ from tests.faults.light_job import (
     unbroken_weights,
     wrong_in,
 )
-from tests.support.clock import FakeClock
-from tests.support.s3_server import S3Server
 from tests.support.waiting import run_to_end
 
 HOUR, STEP_SECONDS = 3600.0, 2000.0
-NewOwner = Callable[[], Owner]
-Happen = Callable[[str], None]
 
 pytestmark = pytest.mark.usefixtures("no_fsync")
 
@@ -47,14 +38,14 @@ pytestmark = pytest.mark.usefixtures("no_fsync")
 class World:
     """Everything that outlives a process: a store, a machine, and the published files."""
 
-    def __init__(self, store: Store, cache: Path, time: FakeClock, new_owner: NewOwner) -> None:
+    def __init__(self, store, cache, time, new_owner):
         self.store, self.cache, self.time, self.new_owner = store, cache, time, new_owner
-        self.published: list[bytes] = []
+        self.published = []
 
-    def process(self, store: FaultyStore, training: tuple[str, ...] = TRAINING) -> Process:
+    def process(self, store, training=TRAINING):
         """Return a new process. Between its steps, enough time passes for trash to become due."""
 
-        def publish(content: bytes) -> None:
+        def publish(content):
             store.do("publish", "", lambda: self._publish(content))
 
         return Process(
@@ -67,19 +58,17 @@ class World:
             between_steps=lambda: self.time.sleep(STEP_SECONDS),
         )
 
-    def _publish(self, content: bytes) -> None:
+    def _publish(self, content):
         if content not in self.published[-1:]:  # the Hub makes no empty commit
             self.published.append(content)
 
-    def check_safe(self) -> None:
+    def check_safe(self):
         """Check what must be true at every instant."""
         head = read_head(self.store)
         if head is not None:
             assert not wrong_in(self.store, head)
 
-    def check_done(
-        self, training: tuple[str, ...], unknown: Mapping[str, range] | None = None
-    ) -> None:
+    def check_done(self, training, unknown=None):
         """Check that the run ended like an unbroken run; metrics of `unknown` steps may be
         missing."""
         head = read_head(self.store)
@@ -96,12 +85,12 @@ class World:
             assert missing <= set((unknown or {}).get(stage, ()))
         assert not wrong_in(self.store, head)
 
-    def check_nothing_forgotten(self) -> None:
+    def check_nothing_forgotten(self):
         """Check that all files of failed saves are listed as trash."""
         head = read_head(self.store)
         assert left_over(self.store, head) <= {item.key for item in head.trash}
 
-    def check_swept(self) -> None:
+    def check_swept(self):
         """Check that an hour after the next claim no file of a failed save is left."""
         run = RunState(self.store, RUN, self.time.clock())
         self.time.sleep(HOUR + 1)
@@ -113,19 +102,19 @@ class World:
         assert not claim.head.trash
 
 
-def operations_of_an_unbroken_run(world: World, training: tuple[str, ...]) -> list[str]:
+def operations_of_an_unbroken_run(world, training):
     store = FaultyStore(world.store)
     world.process(store, training).go()
     world.check_done(training)
     return store.operations
 
 
-def newest_step(world: World, stage: str) -> int:
+def newest_step(world, stage):
     head = read_head(world.store)
     return max((e.step for e in head.checkpoints if e.stage == stage), default=0) if head else 0
 
 
-def break_at(world: World, k: int, when: When, happen: Happen, training: tuple[str, ...]) -> str:
+def break_at(world, k, when, happen, training):
     """Call `happen` at a process's k-th operation, and let a second process finish the run.
 
     Returns the operation.
@@ -147,7 +136,7 @@ def break_at(world: World, k: int, when: When, happen: Happen, training: tuple[s
     return broken.operations[k - 1]
 
 
-def sample(count: int, every: int, first: int = 1) -> range:
+def sample(count, every, first=1):
     return range(first, count + 1, every)
 
 
@@ -155,17 +144,15 @@ def sample(count: int, every: int, first: int = 1) -> range:
 
 
 @pytest.fixture
-def folder_world(
-    tmp_path: Path, time: FakeClock, new_process: NewOwner
-) -> Callable[[object], World]:
-    def make(name: object) -> World:
+def folder_world(tmp_path, time, new_process):
+    def make(name):
         store = FileStore(tmp_path / str(name) / "runs")
         return World(store, tmp_path / "cache", time, new_process)
 
     return make
 
 
-def some_or_all(every: int, **firsts: int) -> list[Any]:
+def some_or_all(every, **firsts):
     """Return when something happens, the first operation at which it does, and the distance to the
     next: by default, other operations in each case. Under soak, at each operation."""
     some = [pytest.param(when, first, every, id=when) for when, first in firsts.items()]
@@ -174,9 +161,7 @@ def some_or_all(every: int, **firsts: int) -> list[Any]:
 
 
 @pytest.mark.parametrize(("when", "first", "every"), some_or_all(9, before=1, halfway=4, after=7))
-def test_a_process_may_die_at_operations_on_a_folder(
-    folder_world: Callable[[object], World], when: When, first: int, every: int
-) -> None:
+def test_a_process_may_die_at_operations_on_a_folder(folder_world, when, first, every):
     make = folder_world
     operations = operations_of_an_unbroken_run(make("unbroken"), TRAINING)
     for kind in ("write", "swap", "delete", "publish", "list"):  # the soak test tries them all
@@ -194,9 +179,7 @@ def test_a_process_may_die_at_operations_on_a_folder(
 
 
 @pytest.mark.parametrize(("when", "first", "every"), some_or_all(11, before=4, after=9))
-def test_a_folder_may_fail_at_operations(
-    folder_world: Callable[[object], World], when: When, first: int, every: int
-) -> None:
+def test_a_folder_may_fail_at_operations(folder_world, when, first, every):
     operations = operations_of_an_unbroken_run(folder_world("unbroken"), TRAINING)
     for k in sample(len(operations), every, first):
         world = folder_world(k)
@@ -204,7 +187,7 @@ def test_a_folder_may_fail_at_operations(
         world.check_nothing_forgotten()
 
 
-def test_a_process_may_die_again_while_it_recovers(folder_world: Callable[[object], World]) -> None:
+def test_a_process_may_die_again_while_it_recovers(folder_world):
     world = folder_world("again and again")
     for k in range(1, 200):
         store = FaultyStore(world.store, k, "after", crash)
@@ -224,20 +207,14 @@ def test_a_process_may_die_again_while_it_recovers(folder_world: Callable[[objec
 
 
 @pytest.fixture
-def bucket_world(
-    s3: S3Server,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    time: FakeClock,
-    new_process: NewOwner,
-) -> Callable[[object], World]:
+def bucket_world(s3, tmp_path, monkeypatch, time, new_process):
     """Return a function that makes runs in a bucket, each on its own machine. The bucket's clock is
     `time`."""
     s3.use(monkeypatch)
     monkeypatch.setattr(S3Store, "service_time", lambda _: time.time)
     bucket = s3.bucket()
 
-    def make(name: object) -> World:
+    def make(name):
         store = S3Store(bucket, str(name), sleep=lambda seconds: None)
         store._bucket._client = client
         return World(store, tmp_path / str(name), time, new_process)
@@ -249,12 +226,10 @@ def bucket_world(
 ONE_STAGE = ("pretrain",)
 
 
-def test_a_process_may_die_at_every_14th_operation_on_a_bucket(
-    bucket_world: Callable[[object], World],
-) -> None:
+def test_a_process_may_die_at_every_14th_operation_on_a_bucket(bucket_world):
     """It dies before, in and after operations by turns; `soak` tries each way at each operation."""
     operations = operations_of_an_unbroken_run(bucket_world("unbroken"), ONE_STAGE)
-    ways: Iterator[When] = itertools.cycle(("before", "halfway", "after"))
+    ways = itertools.cycle(("before", "halfway", "after"))
     for k, when in zip(sample(len(operations), 14), ways):
         break_at(bucket_world(k), k, when, crash, ONE_STAGE)
 
@@ -262,9 +237,7 @@ def test_a_process_may_die_at_every_14th_operation_on_a_bucket(
 @pytest.mark.soak
 @pytest.mark.parametrize("happen", [crash, fail])
 @pytest.mark.parametrize("when", ["before", "halfway", "after"])
-def test_a_process_may_die_at_every_operation_on_a_bucket(
-    bucket_world: Callable[[object], World], when: When, happen: Happen
-) -> None:
+def test_a_process_may_die_at_every_operation_on_a_bucket(bucket_world, when, happen):
     operations = operations_of_an_unbroken_run(bucket_world("unbroken"), TRAINING)
     for k in sample(len(operations), 1):
         world = bucket_world(k)
@@ -273,9 +246,7 @@ def test_a_process_may_die_at_every_operation_on_a_bucket(
 
 
 @pytest.mark.parametrize("every", [43, pytest.param(1, marks=pytest.mark.soak)])
-def test_a_machine_may_vanish_with_its_disk(
-    bucket_world: Callable[[object], World], every: int
-) -> None:
+def test_a_machine_may_vanish_with_its_disk(bucket_world, every):
     operations = operations_of_an_unbroken_run(bucket_world("unbroken"), ONE_STAGE)
     for k in sample(len(operations), every):
         world = bucket_world(k)
@@ -306,14 +277,14 @@ for k in ks:
 """
 
 
-def kill_at(ks: range, when: str, folder: Path) -> list[int]:
+def kill_at(ks, when, folder):
     """Return the exit codes of processes that kill themselves at their k-th operation, each in its
     own folder below `folder`."""
     command = [sys.executable, "-c", _KILLED, str(folder), when, *map(str, ks)]
     return [int(line) for line in run_to_end(command).stdout.split()]
 
 
-def check_killed(ks: range, when: When, folder: Path, time: FakeClock, new: NewOwner) -> int:
+def check_killed(ks, when, folder, time, new):
     """Return at how many of these operations a process was killed. After each kill, another process
     finishes the run.
 
@@ -332,18 +303,14 @@ def check_killed(ks: range, when: When, folder: Path, time: FakeClock, new: NewO
     return killed
 
 
-def test_another_process_takes_over_from_a_killed_one_at_once(
-    tmp_path: Path, time: FakeClock
-) -> None:
+def test_another_process_takes_over_from_a_killed_one_at_once(tmp_path, time):
     """The next owner is not of the same launch; it sees that the process is dead."""
     assert check_killed(range(24, 80, 25), "halfway", tmp_path, time, Owner.me) == 3
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("when", ["before", "halfway", "after"])
-def test_a_process_may_be_killed_at_every_operation(
-    tmp_path: Path, time: FakeClock, when: When
-) -> None:
+def test_a_process_may_be_killed_at_every_operation(tmp_path, time, when):
     count = len(
         operations_of_an_unbroken_run(
             World(FileStore(tmp_path / "unbroken"), tmp_path, time, Owner.me), TRAINING

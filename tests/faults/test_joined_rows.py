@@ -1,23 +1,18 @@
 """Joined rows: whatever dies while an owner joins its files, every reader sees every row once."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 import tracemalloc
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pipeline.state.rows import join, thin
 from pipeline.state.rows.join import Joiner
 from pipeline.state.rows.metrics import MetricsLog, read_all_metrics
-from pipeline.state.rows.row_types import Row, Unreadable
+from pipeline.state.rows.row_types import Unreadable
 from pipeline.state.rows.thin import ThinReader, step_count
-from pipeline.state.stores import FileStore, Missing, Store, StoreError
-from tests.faults.faulty_store import Crash, FaultyStore, When, crash, fail
+from pipeline.state.stores import FileStore, Missing, StoreError
+from tests.faults.faulty_store import Crash, FaultyStore, crash, fail
 
 FOLDER = "run/metrics/pretrain/"
 # An earlier owner flushed 17 times, and the present one 31 times; 5 files are joined at once.
@@ -28,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("no_fsync")
 
 
 @pytest.fixture(autouse=True)
-def few_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def few_parts(monkeypatch):
     monkeypatch.setattr(join, "PARTS", PARTS)
     monkeypatch.setattr(join, "DELETES", 4)
     # Each joined object has a file of thinned rows, of few rows.
@@ -38,7 +33,7 @@ def few_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(thin, "MOST_ROWS", 10)
 
 
-def write_rows(store: Store) -> None:
+def write_rows(store):
     steps = iter(STEPS)
     for epoch, flushes in FLUSHES.items():
         log = MetricsLog(store, "run", "pretrain", epoch)
@@ -48,18 +43,18 @@ def write_rows(store: Store) -> None:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> FileStore:
+def store(tmp_path):
     store = FileStore(tmp_path / "runs")
     write_rows(store)
     return store
 
 
-def join_all(store: Store, epoch: int = 2) -> None:
+def join_all(store, epoch=2):
     for _ in step_until_done(Joiner(store, FOLDER, epoch, lambda: None)):
         pass
 
 
-def step_until_done(joiner: Joiner) -> Iterator[None]:
+def step_until_done(joiner):
     """Step until there is nothing to do, and yield after each step. Never without end."""
     for _ in range(2 * len(STEPS)):
         if not joiner.step():
@@ -68,7 +63,7 @@ def step_until_done(joiner: Joiner) -> Iterator[None]:
     raise AssertionError("the files are joined without end")
 
 
-def steps_in(store: Store) -> list[int]:
+def steps_in(store):
     """Return the steps that are read; thinned rows stand for as many, and end with the last."""
     unreadable = Unreadable()
     steps = [row["step"] for row in read_all_metrics(store, "run", "pretrain", unreadable)]
@@ -79,12 +74,12 @@ def steps_in(store: Store) -> list[int]:
     return steps
 
 
-def names(store: Store) -> list[str]:
+def names(store):
     """Return the names of the files without their sizes."""
     return [re.sub(r"-\d+\.", ".", e.key.removeprefix(FOLDER)) for e in store.list(FOLDER)]
 
 
-def test_files_are_joined_in_two_levels_and_their_parts_deleted(store: FileStore) -> None:
+def test_files_are_joined_in_two_levels_and_their_parts_deleted(store):
     join_all(store)
     assert names(store) == [
         "1/000000-000016-2.jsonl",  # all of an earlier owner
@@ -98,7 +93,7 @@ def test_files_are_joined_in_two_levels_and_their_parts_deleted(store: FileStore
     assert steps_in(store) == STEPS
 
 
-def ways_to_die() -> Iterator[Any]:
+def ways_to_die():
     """Yield four ways: by default, each at every 28th operation; under soak, at every 7th."""
     ways = [(happen, when) for happen in (crash, fail) for when in ("before", "after")]
     for number, (happen, when) in enumerate(ways):
@@ -108,9 +103,7 @@ def ways_to_die() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(("happen", "when", "first", "every"), ways_to_die())
-def test_an_owner_may_die_at_every_operation(
-    tmp_path: Path, happen: Callable[[str], None], when: When, first: int, every: int
-) -> None:
+def test_an_owner_may_die_at_every_operation(tmp_path, happen, when, first, every):
     counted = FaultyStore(FileStore(tmp_path / "unbroken"))
     write_rows(counted.inner)
     join_all(counted)
@@ -129,25 +122,25 @@ def test_an_owner_may_die_at_every_operation(
 class Watched(FaultyStore):
     """Calls `look` before each operation."""
 
-    def __init__(self, inner: Store, look: Callable[[], None]) -> None:
+    def __init__(self, inner, look):
         super().__init__(inner)
         self._look = look
 
-    def do(self, kind: str, key: str, call: Callable[[], object]) -> object:
+    def do(self, kind, key, call):
         self._look()
         return super().do(kind, key, call)
 
 
 @pytest.mark.parametrize("pause", [1, 4, 23])
-def test_a_page_that_looks_in_between_is_told_every_row_once(store: FileStore, pause: int) -> None:
+def test_a_page_that_looks_in_between_is_told_every_row_once(store, pause):
     reader = ThinReader(store, FOLDER, Unreadable())
     assert sum(map(step_count, reader.read())) == len(STEPS)
-    looks: Iterator[int] = iter(range(10**6))
+    looks = iter(range(10**6))
     log = MetricsLog(store, "run", "pretrain", 2)
     later = iter(range(len(STEPS), len(STEPS) + 40))
-    written: list[int] = []
+    written = []
 
-    def look() -> None:
+    def look():
         if next(looks) % pause == 0:
             assert sum(map(step_count, reader.read())) == len(STEPS) + len(written)
         elif (step := next(later, None)) is not None:
@@ -160,11 +153,11 @@ def test_a_page_that_looks_in_between_is_told_every_row_once(store: FileStore, p
     assert sum(map(step_count, reader.read())) == len(STEPS) + len(written)
 
 
-def test_files_that_are_joined_while_a_reader_reads_them_are_read_once(store: FileStore) -> None:
+def test_files_that_are_joined_while_a_reader_reads_them_are_read_once(store):
     class JoinedMeanwhile(FileStore):
         first = True
 
-        def read(self, key: str, limit: int = 0) -> bytes:
+        def read(self, key, limit=0):
             if self.first:
                 self.first = False
                 join_all(store)
@@ -179,9 +172,9 @@ def test_files_that_are_joined_while_a_reader_reads_them_are_read_once(store: Fi
         write_rows(store)
 
 
-def test_a_file_that_is_listed_and_never_there_counts_as_unreadable(store: FileStore) -> None:
+def test_a_file_that_is_listed_and_never_there_counts_as_unreadable(store):
     class Forgets(FileStore):
-        def read(self, key: str, limit: int = 0) -> bytes:
+        def read(self, key, limit=0):
             if key.endswith("1/000000.jsonl"):
                 raise Missing(key, self.url)
             return super().read(key, limit)
@@ -191,9 +184,7 @@ def test_a_file_that_is_listed_and_never_there_counts_as_unreadable(store: FileS
     assert unreadable.files == 1
 
 
-def test_a_part_next_to_the_object_that_contains_it_counts_once_at_both_levels(
-    store: FileStore,
-) -> None:
+def test_a_part_next_to_the_object_that_contains_it_counts_once_at_both_levels(store):
     parts = {entry.key: store.read(entry.key) for entry in store.list(FOLDER)}
     joiner = Joiner(store, FOLDER, 2, lambda: None)
     for _ in step_until_done(joiner):
@@ -205,9 +196,7 @@ def test_a_part_next_to_the_object_that_contains_it_counts_once_at_both_levels(
         assert steps_in(store) == STEPS
 
 
-def test_a_joined_object_that_was_cut_short_is_named_if_its_parts_are_gone(
-    store: FileStore,
-) -> None:
+def test_a_joined_object_that_was_cut_short_is_named_if_its_parts_are_gone(store):
     join_all(store)
     joined = [e.key for e in store.list(FOLDER) if re.search(r"-\d-\d+\.jsonl", e.key)]
     assert [re.search(r"\d/\d+-\d+", key)[0] for key in joined] == [
@@ -228,7 +217,7 @@ def test_a_joined_object_that_was_cut_short_is_named_if_its_parts_are_gone(
         assert steps_in(store) == STEPS
 
 
-def damages(whole: bytes) -> Iterator[bytes]:
+def damages(whole):
     """Yield what may be there instead of a file of thinned rows."""
     # Without the end of its last line, it is whole.
     yield from (whole[:size] for size in range(len(whole) - 1))
@@ -242,7 +231,7 @@ def damages(whole: bytes) -> Iterator[bytes]:
         yield b"\n".join(lines)
 
 
-def test_damaged_thinned_rows_are_not_used(store: FileStore) -> None:
+def test_damaged_thinned_rows_are_not_used(store):
     join_all(store)
     thin_files = [e.key for e in store.list(FOLDER) if e.key.endswith(".thin")]
     assert len(thin_files) == 3
@@ -253,19 +242,17 @@ def test_damaged_thinned_rows_are_not_used(store: FileStore) -> None:
         assert unreadable.count == 0
 
 
-def rows_and_unreadable(store: Store) -> tuple[list[Row], Unreadable]:
+def rows_and_unreadable(store):
     unreadable = Unreadable()
     return read_all_metrics(store, "run", "pretrain", unreadable), unreadable
 
 
-def thin_rows_and_unreadable(store: Store) -> tuple[list[Row], Unreadable]:
+def thin_rows_and_unreadable(store):
     unreadable = Unreadable()
     return ThinReader(store, FOLDER, unreadable).read(), unreadable
 
 
-def test_a_joined_object_that_was_cut_short_is_joined_again_from_its_parts(
-    store: FileStore,
-) -> None:
+def test_a_joined_object_that_was_cut_short_is_joined_again_from_its_parts(store):
     joiner = Joiner(store, FOLDER, 2, lambda: None)
     joiner.step()
     (joined,) = (e.key for e in store.list(FOLDER) if re.search(r"-1-\d+\.jsonl", e.key))
@@ -278,8 +265,8 @@ def test_a_joined_object_that_was_cut_short_is_joined_again_from_its_parts(
     assert [row["step"] for row in read_all_metrics(store, "run", "pretrain")] == STEPS
 
 
-def test_an_owner_that_has_lost_the_run_joins_and_deletes_nothing(store: FileStore) -> None:
-    def lost() -> None:
+def test_an_owner_that_has_lost_the_run_joins_and_deletes_nothing(store):
+    def lost():
         raise StoreError("own", "run", "another process has taken over")
 
     before = names(store)
@@ -288,9 +275,9 @@ def test_an_owner_that_has_lost_the_run_joins_and_deletes_nothing(store: FileSto
     assert names(store) == before
 
 
-def test_a_part_that_can_not_be_read_is_left_alone(store: FileStore) -> None:
+def test_a_part_that_can_not_be_read_is_left_alone(store):
     class Short(FileStore):
-        def read(self, key: str, limit: int = 0) -> bytes:
+        def read(self, key, limit=0):
             content = super().read(key, limit)
             return content[:-3] if key.endswith("1/000002.jsonl") else content
 
@@ -299,7 +286,7 @@ def test_a_part_that_can_not_be_read_is_left_alone(store: FileStore) -> None:
     assert steps_in(store) == STEPS
 
 
-def test_a_name_that_claims_a_billion_flushes_costs_nothing(store: FileStore) -> None:
+def test_a_name_that_claims_a_billion_flushes_costs_nothing(store):
     content = b'{"step": 99, "epoch": 2, "at": 1.0}\n'
     store.write(f"{FOLDER}2/000040-999999999-1-{len(content)}.jsonl", content)
     reader = ThinReader(store, FOLDER, Unreadable())

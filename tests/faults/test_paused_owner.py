@@ -1,13 +1,8 @@
 """An owner that is stopped (SIGSTOP, a frozen virtual machine) while another process takes over."""
 
-from __future__ import annotations
-
 import signal
-import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -55,16 +50,14 @@ except Fenced as fenced:
 """
 
 
-def test_an_owner_that_was_stopped_and_continued_writes_nothing_more(
-    tmp_path: Path, start: Callable[..., subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_owner_that_was_stopped_and_continued_writes_nothing_more(tmp_path, start, monkeypatch):
     monkeypatch.setattr(run_state, "SILENCE_SECONDS", 0.5)
     monkeypatch.setattr(claiming, "_POLL_SECONDS", 0.05)
     store = FileStore(tmp_path / "runs")
     owner = start(OWNER, store.folder)
     read_until(owner, "owns")
     owner.send_signal(signal.SIGSTOP)
-    said: list[str] = []
+    said = []
     claim = claim_run(RunState(store, "demo"), Owner.me(), unattended=True, say=said.append)
     assert "no sign of life" in claim.reason
     assert f"pid {owner.pid}" in said[0]
@@ -77,7 +70,7 @@ def test_an_owner_that_was_stopped_and_continued_writes_nothing_more(
 
 
 @pytest.mark.parametrize("jump", [DAY, -DAY])
-def test_a_clock_that_jumps_while_the_owner_is_paused(tmp_path: Path, jump: float) -> None:
+def test_a_clock_that_jumps_while_the_owner_is_paused(tmp_path, jump):
     fake, ahead = FakeClock(), [0.0]
     clock = Clock(lambda: fake.time + ahead[0], lambda: fake.time, fake.sleep)
     paused = claim_run(RunState(FileStore(tmp_path), "demo", clock), someone(host="paused"))
@@ -97,8 +90,8 @@ def test_a_clock_that_jumps_while_the_owner_is_paused(tmp_path: Path, jump: floa
 
 
 @pytest.mark.soak
-def test_a_whole_run_is_stopped_for_three_minutes_while_another_takes_over(tmp_path: Path) -> None:
-    changes: dict[str, Any] = {"sft": None, "pretrain__steps": 400}
+def test_a_whole_run_is_stopped_for_three_minutes_while_another_takes_over(tmp_path):
+    changes = {"sft": None, "pretrain__steps": 400}
     job = write_job(tmp_path, **changes)
     old = start_run(job)
     wait_for(old, "first step")
@@ -140,9 +133,7 @@ STAGES = {
 
 @pytest.mark.soak
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_whole_run_is_stopped_in_any_stage_while_another_takes_over(
-    stage: str, tmp_path: Path, whole: Callable[..., Path]
-) -> None:
+def test_a_whole_run_is_stopped_in_any_stage_while_another_takes_over(stage, tmp_path, whole):
     module, function = STAGES[stage]
     job = write_job(tmp_path, publish={"to": str(tmp_path / "model")})
     old = start_run(job, program=STOPS_IN.format(module=module, function=function))
@@ -157,5 +148,5 @@ def test_a_whole_run_is_stopped_in_any_stage_while_another_takes_over(
     assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == published
 
 
-def _is_stopped(pid: int) -> bool:
+def _is_stopped(pid):
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"

@@ -5,19 +5,15 @@ Processes die, at once or leaving writes that land later; disks are lost; the st
 its answers; clocks jump; checkpoints rot; steps go wrong; time passes and the garbage is collected.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -36,7 +32,7 @@ from pion.errors import BadInput, Fenced, NotDurable, PionError
 from pipeline.state.checkpoints.layout import MANIFEST, MODEL
 from pipeline.state.checkpoints.retention import Keep, sweep, sweep_abandoned
 from pipeline.state.claim import claim_run
-from pipeline.state.head import TRASH_SECONDS, CheckpointEntry, Head
+from pipeline.state.head import TRASH_SECONDS, Head
 from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import StoreError
@@ -52,7 +48,7 @@ from tests.faults.light_job import (
     read_head,
     what_is_wrong,
 )
-from tests.faults.simulation import UNTOLD, Fate, MemoryStore, OneAtATime, SteppedStore, land
+from tests.faults.simulation import UNTOLD, MemoryStore, OneAtATime, SteppedStore, land
 
 STEPS = 12
 # A write lands at most this many seconds after it was given up.
@@ -60,8 +56,8 @@ ON_ITS_WAY = 1000.0
 A_YEAR = 3e7
 MACHINES = ("a", "b")
 ALL_STAGES = {"prepare", *TRAINING, "evaluate", "publish"}
-HICCUPS: tuple[Fate, ...] = ("outage", "lost", "late")
-DEATHS: tuple[Fate, ...] = ("dies", "dies after", "dies late")
+HICCUPS = ("outage", "lost", "late")
+DEATHS = ("dies", "dies after", "dies late")
 
 machines = st.sampled_from(MACHINES)
 some_operations = st.sampled_from([0, 1, 2, 3, 5, 8, 13, 21, 34])
@@ -78,14 +74,14 @@ class Machine:
     heard: int = 0
 
     @property
-    def alive(self) -> bool:
+    def alive(self):
         return self.store is not None and not self.store.ended
 
 
 class Race(RuleBasedStateMachine):
     """The world, and the invariants that must be true at every instant."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.patches = ExitStack()
         for where in ("stores.base", "checkpoints.uploader", "workspace"):
@@ -95,12 +91,12 @@ class Race(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp(prefix="pion-race-"))
         self.machines = {name: Machine(self.folder / name) for name in MACHINES}
         self.now = 1_000_000.0
-        self.late: list[Callable[[], Any]] = []
-        self.violations: list[str] = []
-        self.rotten: set[str] = set()
-        self.bad_rows: set[tuple[str, int]] = set()
-        self.published: list[bytes] = []
-        self.unlisted: dict[str, float] = {}
+        self.late = []
+        self.violations = []
+        self.rotten = set()
+        self.bad_rows = set()
+        self.published = []
+        self.unlisted = {}
         self.clocks_agree = True
         self.store = MemoryStore(self.swapped)
 
@@ -109,7 +105,7 @@ class Race(RuleBasedStateMachine):
         ahead=st.sampled_from([0.0, 7200.0, -90_000.0]),
         operations=st.integers(0, 150),
     )
-    def begin(self, clocks_agree: bool, ahead: float, operations: int) -> None:
+    def begin(self, clocks_agree, ahead, operations):
         self.clocks_agree = clocks_agree
         if not clocks_agree:
             self.machines["b"].ahead = ahead
@@ -118,7 +114,7 @@ class Race(RuleBasedStateMachine):
     # ------------------------------------------------------------ what happens
 
     @rule(name=machines, operations=some_operations)
-    def start(self, name: str, operations: int) -> None:
+    def start(self, name, operations):
         """Start the run on that machine, as a person does with --take-over."""
         machine = self.machines[name]
         if machine.alive:
@@ -143,14 +139,14 @@ class Race(RuleBasedStateMachine):
         self.go_ahead(name, operations)
 
     @rule(name=machines, operations=some_operations)
-    def go_ahead(self, name: str, operations: int) -> None:
+    def go_ahead(self, name, operations):
         machine = self.machines[name]
         for _ in range(operations):
             if machine.alive and machine.store is not None:
                 machine.store.step()
 
     @rule(name=machines, operations=some_operations, fate=st.sampled_from(HICCUPS))
-    def store_hiccups(self, name: str, operations: int, fate: Fate) -> None:
+    def store_hiccups(self, name, operations, fate):
         self.go_ahead(name, operations)
         store = self.machines[name].store
         if store is not None:
@@ -159,7 +155,7 @@ class Race(RuleBasedStateMachine):
     @rule(
         name=machines, operations=some_operations, fate=st.sampled_from(DEATHS), disk=st.booleans()
     )
-    def die(self, name: str, operations: int, fate: Fate, disk: bool) -> None:
+    def die(self, name, operations, fate, disk):
         """Let a process die; with `disk`, its machine loses its disk too."""
         self.go_ahead(name, operations)
         machine = self.machines[name]
@@ -169,12 +165,12 @@ class Race(RuleBasedStateMachine):
                 shutil.rmtree(machine.disk, ignore_errors=True)
 
     @rule(which=st.integers(0, 9))
-    def late_write_lands(self, which: int) -> None:
+    def late_write_lands(self, which):
         if self.late:
             land(self.late.pop(which % len(self.late)))
 
     @rule(seconds=st.sampled_from([60.0, 1800.0, 3700.0]))
-    def time_passes(self, seconds: float) -> None:
+    def time_passes(self, seconds):
         if seconds > ON_ITS_WAY:
             self.late.clear()
             for machine in self.machines.values():  # no commit takes this long
@@ -184,18 +180,18 @@ class Race(RuleBasedStateMachine):
 
     @precondition(lambda self: not self.clocks_agree)
     @rule(name=machines, seconds=st.sampled_from([-90_000.0, -5.0, 4000.0, 90_000.0]))
-    def clock_jumps(self, name: str, seconds: float) -> None:
+    def clock_jumps(self, name, seconds):
         self.machines[name].ahead += seconds
 
     @precondition(lambda self: self.may_rot() is not None)
     @rule()
-    def newest_checkpoint_rots(self) -> None:
+    def newest_checkpoint_rots(self):
         entry = self.may_rot()
         self.rotten.add(entry.key)
         key = f"{RUN}/{entry.key}/{MODEL}"
         self.store.write(key, b"rotten" + self.store.read(key)[6:])
 
-    def may_rot(self) -> CheckpointEntry | None:
+    def may_rot(self):
         """Return the newest good checkpoint, if its stage has another good checkpoint and did not
         end with this one."""
         good = [entry for entry in self.entries() if entry.key not in self.rotten]
@@ -205,7 +201,7 @@ class Race(RuleBasedStateMachine):
 
     @precondition(lambda self: len(self.bad_rows) < 2)
     @rule(ahead=st.integers(0, 4 * BATCH))
-    def row_turns_out_bad(self, ahead: int) -> None:
+    def row_turns_out_bad(self, ahead):
         """Make a row bad that comes soon or was trained recently."""
         entries = self.entries()
         stage, step = (entries[0].stage, entries[0].step) if entries else ("pretrain", 0)
@@ -214,13 +210,13 @@ class Race(RuleBasedStateMachine):
     # ------------------------------------------------------------ what must hold
 
     @invariant()
-    def nothing_is_violated(self) -> None:
+    def nothing_is_violated(self):
         for machine in self.machines.values():
             self.listen_to(machine)
         assert not self.violations, self.violations
 
     @invariant()
-    def head_names_complete_verified_checkpoints_of_rows_trained_once(self) -> None:
+    def head_names_complete_verified_checkpoints_of_rows_trained_once(self):
         head = read_head(self.store)
         for key in head.listed() if head else ():
             if key not in self.rotten:
@@ -229,7 +225,7 @@ class Race(RuleBasedStateMachine):
             assert {e.key for e in head.checkpoints} >= head.listed()
 
     @invariant()
-    def rows_left_out_are_on_record(self) -> None:
+    def rows_left_out_are_on_record(self):
         head = read_head(self.store)
         for entry in self.entries():
             if entry.key not in self.rotten and head is not None:
@@ -241,17 +237,17 @@ class Race(RuleBasedStateMachine):
                 assert left_out <= recorded
 
     @invariant()
-    def nothing_vanishes_under_a_reader_who_is_done_within_the_hour(self) -> None:
+    def nothing_vanishes_under_a_reader_who_is_done_within_the_hour(self):
         for key, since in self.unlisted.items():
             if self.clocks_agree and self.now - since < TRASH_SECONDS - ON_ITS_WAY:
                 assert self.store.list(f"{RUN}/{key}/{MANIFEST}"), f"{key} went too early"
                 assert self.store.list(f"{RUN}/{key}/{MODEL}"), f"{key} went too early"
 
     @invariant()
-    def each_digest_is_published_once(self) -> None:
+    def each_digest_is_published_once(self):
         assert len(self.published) <= 1
 
-    def teardown(self) -> None:
+    def teardown(self):
         """Check that one more process can always finish the run."""
         try:
             if not self.violations:
@@ -263,7 +259,7 @@ class Race(RuleBasedStateMachine):
             self.patches.close()
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def end(self) -> None:
+    def end(self):
         self.bad_rows.clear()
         for name in ("a", "b", "a"):  # the first process may still be fenced
             self.start(name, 1000)
@@ -287,15 +283,15 @@ class Race(RuleBasedStateMachine):
 
     # ------------------------------------------------------------ watching
 
-    def entries(self) -> tuple[CheckpointEntry, ...]:
+    def entries(self):
         head = read_head(self.store)
         return head.checkpoints if head else ()
 
-    def publish(self, content: bytes) -> None:
+    def publish(self, content):
         if content not in self.published[-1:]:  # the Hub makes no empty commit
             self.published.append(content)
 
-    def listen_to(self, machine: Machine) -> None:
+    def listen_to(self, machine):
         """Check that the run's owner found every checkpoint that HEAD lists."""
         process, head = machine.process, read_head(self.store)
         if process is None or machine.store is None or head is None:
@@ -314,7 +310,7 @@ class Race(RuleBasedStateMachine):
                 self.violations.append(f"a process ended with {error!r}")
             machine.store.error = None
 
-    def swapped(self, key: str, old_json: bytes | None, new_json: bytes) -> None:
+    def swapped(self, key, old_json, new_json):
         """Check every change of HEAD as it happens."""
         old = Head.from_json(old_json, key) if old_json else Head()
         new = Head.from_json(new_json, key)
@@ -347,7 +343,7 @@ class Race(RuleBasedStateMachine):
                 wrong(f"{stage} was finished, and its record is gone or changed")
 
 
-def quick(examples: int, **options: Any) -> settings:
+def quick(examples, **options):
     return settings(
         max_examples=examples,
         deadline=None,
@@ -357,10 +353,10 @@ def quick(examples: int, **options: Any) -> settings:
     )
 
 
-def test_two_owners_never_undo_each_other_nor_lose_what_was_committed() -> None:
+def test_two_owners_never_undo_each_other_nor_lose_what_was_committed():
     run_state_machine_as_test(Race, settings=quick(6, stateful_step_count=50, derandomize=True))
 
 
 @pytest.mark.soak
-def test_two_owners_never_undo_each_other_in_many_more_orders() -> None:
+def test_two_owners_never_undo_each_other_in_many_more_orders():
     run_state_machine_as_test(Race, settings=quick(600, stateful_step_count=80))

@@ -1,9 +1,6 @@
 """A removal may die anywhere, and next to a start: no run is continued without its files."""
 
-from __future__ import annotations
-
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -13,8 +10,8 @@ from pipeline.state.head import BeingRemoved
 from pipeline.state.removal import find_removable, remove
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
-from tests.faults.explore import World, explore
-from tests.faults.faulty_store import Crash, FaultyStore, When
+from tests.faults.explore import explore
+from tests.faults.faulty_store import Crash, FaultyStore
 from tests.support.light_run import light_run
 from tests.support.states import an_entry, list_checkpoint, read, someone
 
@@ -22,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("no_fsync")
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_a_removal_that_ends_anywhere_is_finished_by_another(when: When, tmp_path: Path) -> None:
+def test_a_removal_that_ends_anywhere_is_finished_by_another(when, tmp_path):
     whole = tmp_path / "whole"
     light_run(FileStore(whole))
     counted = FaultyStore(FileStore(shutil.copytree(whole, tmp_path / "counted")))
@@ -50,7 +47,7 @@ def test_a_removal_that_ends_anywhere_is_finished_by_another(when: When, tmp_pat
 FILE = "demo/checkpoints/pretrain/1-1/model.safetensors"
 
 
-def a_run(world: World) -> None:
+def a_run(world):
     """Put a released run with a checkpoint of one file into the store."""
     claim = claim_run(RunState(world.store, "demo", world.clock()), someone(), take_over=True)
     world.store.write(FILE, b"weights")
@@ -58,7 +55,7 @@ def a_run(world: World) -> None:
     claim.release()
 
 
-def whole(world: World) -> None:
+def whole(world):
     """Check that what HEAD lists is there."""
     try:
         head = RunState(world.store, "demo").read()
@@ -67,19 +64,19 @@ def whole(world: World) -> None:
     assert head is None or not head.checkpoints or FILE in world.store.objects
 
 
-def test_one_of_a_removal_and_a_start_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_of_a_removal_and_a_start_wins(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     outcomes = set()
 
-    def removes(world: World, store: object) -> None:
+    def removes(world, store):
         remove(find_removable(RunState(store, "demo", world.clock())))
         world.done["removed"] = True
 
-    def starts(world: World, store: object) -> None:
+    def starts(world, store):
         run = RunState(store, "demo", world.clock())
         world.done["epoch"] = claim_run(run, someone()).epoch
 
-    def one_has_won(world: World) -> None:
+    def one_has_won(world):
         whole(world)
         outcomes.add((world.done.get("removed", False), epoch := world.done.get("epoch")))
         if epoch is not None:  # what a start has claimed stays claimed

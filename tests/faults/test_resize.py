@@ -1,17 +1,11 @@
 """Workers make room for a group of another size while the store is down."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from pathlib import Path
-
-import pytest
 
 from pipeline.state.stores import FileStore
 from pipeline.training import saving
 from tests.faults.faulty_store import FaultyStore, fail
 from tests.faults.light_job import Process, read_head, unbroken_weights, wrong_in
-from tests.support.clock import FakeClock
 
 
 class DownNowAndThen(FaultyStore):
@@ -19,21 +13,21 @@ class DownNowAndThen(FaultyStore):
 
     is_down: Callable[[], bool] = staticmethod(lambda: False)
 
-    def do(self, kind: str, key: str, call: Callable[[], object]) -> object:
+    def do(self, kind, key, call):
         if self.is_down():
             fail(f"{kind} {key}")
         return call()
 
 
 def test_a_node_that_comes_while_the_store_is_down_does_not_end_the_run(
-    tmp_path: Path, time: FakeClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tmp_path, time, monkeypatch
+):
     monkeypatch.setattr(saving, "Clock", time.clock)
     store = DownNowAndThen(FileStore(tmp_path / "runs"))
-    trained: list[None] = []
-    down_until: list[float] = []
+    trained = []
+    down_until = []
 
-    def a_node_comes() -> bool:
+    def a_node_comes():
         if len(trained) == 3 and not down_until:
             down_until.append(time.time + 600)
         return len(trained) == 3
@@ -47,7 +41,7 @@ def test_a_node_that_comes_while_the_store_is_down_does_not_end_the_run(
     assert head.owner is not None, "the next group's driver would find the run without an owner"
     assert head.failed_attempts <= 0
 
-    published: list[bytes] = []
+    published = []
     next_group = Process(
         store, tmp_path / "cache", published.append, clock=time.clock(), owner=group.owner
     )

@@ -1,7 +1,5 @@
 """Tokens and keys appear in nothing that failing runs print, write, store, publish or list."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import os
@@ -10,10 +8,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
 from urllib.parse import quote
 
 import psutil
@@ -21,11 +17,11 @@ import pytest
 
 from tests.support.changing_folder import files_below
 from tests.support.forked import ForkedRun, may_fork
-from tests.support.hub_server import USER, WRITE_TOKEN, HubServer, hub_server
+from tests.support.hub_server import USER, WRITE_TOKEN, hub_server
 from tests.support.meddling import Meddling
-from tests.support.s3_server import FaultProxy, S3Server
+from tests.support.s3_server import FaultProxy
 from tests.support.waiting import kill_tree
-from tests.support.whole_runs import RUN_SECONDS, Process, write_job
+from tests.support.whole_runs import RUN_SECONDS, write_job
 
 SECRETS = {
     "AWS_SECRET_ACCESS_KEY": "secretaccesskey0123456789/unmistakable",
@@ -45,11 +41,11 @@ class Traces:
     found: dict[str, bytes] = field(default_factory=dict)
     modes: dict[str, int] = field(default_factory=dict)
 
-    def run(self, name: str, start: Callable[[BinaryIO], Process], temporary: Path) -> None:
+    def run(self, name, start, temporary):
         """Run what `start` starts. During the run, record its processes' command lines, and keep
         Ray's files, which Ray deletes at the end."""
         links = Path(tempfile.mkdtemp(dir=temporary))
-        listed: set[str] = set()
+        listed = set()
         with tempfile.TemporaryFile() as output:
             process = start(output)
             end = time.monotonic() + RUN_SECONDS
@@ -69,7 +65,7 @@ class Traces:
                 self.found[f"{name}: {path.relative_to(links)}"] = path.read_bytes()
         shutil.rmtree(links)
 
-    def holding(self, secret: str) -> list[str]:
+    def holding(self, secret):
         """Return where the secret is, in any spelling."""
         spellings = {secret, quote(secret, safe=""), base64.b64encode(secret.encode()).decode()}
         return [
@@ -79,7 +75,7 @@ class Traces:
         ]
 
 
-def _keep_files_of_ray(temporary: Path, links: Path) -> None:
+def _keep_files_of_ray(temporary, links):
     """Link the logs of Ray's sessions and workers, so that they survive when Ray deletes them."""
     sessions = [path for folder in temporary.glob("pion-ray-*") for path in files_below(folder)]
     for path in [*sessions, *temporary.glob("pion-workers-*.log")]:
@@ -90,7 +86,7 @@ def _keep_files_of_ray(temporary: Path, links: Path) -> None:
             os.link(path, link)
 
 
-def _command_lines(pid: int) -> list[str]:
+def _command_lines(pid):
     try:
         parent = psutil.Process(pid)
         return [" ".join(p.cmdline()) for p in (parent, *parent.children(recursive=True))]
@@ -99,19 +95,19 @@ def _command_lines(pid: int) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def hub() -> Iterator[HubServer]:
+def hub():
     with hub_server() as hub:
         yield hub
 
 
 @pytest.fixture(scope="module")
-def traces(s3: S3Server, hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Traces:
+def traces(s3, hub, tmp_path_factory):
     folder = tmp_path_factory.mktemp("secrets")
     (folder / "tmp").mkdir()
     return traces_of(s3, hub, folder, folder / "tmp", workers=0)
 
 
-def with_a_bug(folder: Path) -> Meddling:
+def with_a_bug(folder):
     bug = Meddling(folder)
     fails = "def wrapper(*arguments): raise RuntimeError('a bug that nobody knows yet')"
     bug.wrap("pipeline.run.advance:write_run_report", fails)
@@ -120,7 +116,7 @@ def with_a_bug(folder: Path) -> Meddling:
     return bug
 
 
-def traces_of(s3: S3Server, hub: HubServer, folder: Path, temporary: Path, workers: int) -> Traces:
+def traces_of(s3, hub, folder, temporary, workers):
     """Return the traces of three starts of one run: saving is forbidden, publishing is forbidden,
     and a bug."""
     bucket = s3.bucket()
@@ -143,11 +139,11 @@ def traces_of(s3: S3Server, hub: HubServer, folder: Path, temporary: Path, worke
         environment |= {"XDG_CACHE_HOME": str(folder / "cache"), "TMPDIR": str(temporary)}
         pion = ["run", str(job)]
 
-        def fork(output: BinaryIO) -> Process:
+        def fork(output):
             assert may_fork(environment)
             return ForkedRun(pion, folder, environment, EVERYONE_MAY, output)
 
-        def start(output: BinaryIO) -> Process:
+        def start(output):
             """Start a new process: so what Python and its packages write then is found."""
             return subprocess.Popen(
                 [sys.executable, "-m", "pipeline.cli", *pion],
@@ -172,20 +168,19 @@ def traces_of(s3: S3Server, hub: HubServer, folder: Path, temporary: Path, worke
             traces.modes[str(path.relative_to(place))] = path.stat().st_mode & 0o777
             if path.is_file():
                 traces.found[f"file {path.relative_to(place.parent)}"] = path.read_bytes()
-    client: Any = s3.client()
+    client = s3.client()
     for item in client.list_objects_v2(Bucket=bucket)["Contents"]:
         stored = client.get_object(Bucket=bucket, Key=item["Key"])
         traces.found[f"object {item['Key']}"] = (
             stored["Body"].read() + str(stored["Metadata"]).encode()
         )
     published = hub.repos["model", repo].at("main")
-    assert published is not None
     for name, file in published.files.items():
         traces.found[f"published {name}"] = file.content
     return traces
 
 
-def test_the_runs_failed_as_expected(traces: Traces) -> None:
+def test_the_runs_failed_as_expected(traces):
     """Otherwise the other tests here check nothing."""
     assert traces.codes == [74, 2, 1], traces.found
     assert b"access was denied" in traces.found["forbidden to save: output"]
@@ -197,11 +192,11 @@ def test_the_runs_failed_as_expected(traces: Traces) -> None:
 
 
 @pytest.mark.parametrize("name", SECRETS)
-def test_no_trace_of_a_failing_run_holds_a_secret(traces: Traces, name: str) -> None:
+def test_no_trace_of_a_failing_run_holds_a_secret(traces, name):
     assert traces.holding(SECRETS[name]) == []
 
 
-def test_copies_of_the_run_and_bug_files_are_for_this_user_alone(traces: Traces) -> None:
+def test_copies_of_the_run_and_bug_files_are_for_this_user_alone(traces):
     assert traces.modes["cache/pion"] == 0o700
     assert traces.modes["cache/pion/runs"] == 0o700
     bugs = {path: mode for path, mode in traces.modes.items() if "pion-bug-" in path}
@@ -210,9 +205,7 @@ def test_copies_of_the_run_and_bug_files_are_for_this_user_alone(traces: Traces)
 
 
 @pytest.mark.soak
-def test_no_trace_of_failing_ray_workers_holds_a_secret(
-    s3: S3Server, hub: HubServer, tmp_path: Path
-) -> None:
+def test_no_trace_of_failing_ray_workers_holds_a_secret(s3, hub, tmp_path):
     # Ray's sockets are in this folder, so its name must be short.
     with tempfile.TemporaryDirectory(prefix="pion-", dir="/tmp") as temporary:
         traces = traces_of(s3, hub, tmp_path, Path(temporary), workers=1)

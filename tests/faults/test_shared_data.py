@@ -4,12 +4,8 @@ Whatever the order, and whoever dies: a run that may use a folder finds all its 
 run that starts afterwards gets data.
 """
 
-from __future__ import annotations
-
 import itertools
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from unittest.mock import patch
 
 import pytest
@@ -20,30 +16,27 @@ from pipeline.state.shared import prune
 from pipeline.state.shared.find_or_prepare import confirm, find_or_prepare
 from pipeline.state.shared.folder import Overtaken, complete
 from pipeline.state.shared.records import Writer, read_state
-from pipeline.state.stores import Store
-from tests.faults.explore import Told, Work, World, explore
-from tests.faults.simulation import Fate
+from tests.faults.explore import explore
 from tests.support.states import someone
 
 FINGERPRINT = "f" * 64
 CONTENT = b"rows"
+DECIDING = ("/state.json", "/HEAD.json")
+DEATHS = ("dies", "dies after")
 # Which deaths are tried, which keys have operations that are put into different orders, and how
 # many states are looked at (None: all).
-Harm = tuple[tuple[Fate, ...], tuple[str, ...], int | None]
-DECIDING = ("/state.json", "/HEAD.json")
-DEATHS: tuple[Fate, ...] = ("dies", "dies after")
 ONE_DIES = pytest.param((DEATHS, DECIDING, 120), id="one dies")
 ALL = pytest.param((DEATHS, ("",), None), id="all", marks=pytest.mark.soak)
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch, no_fsync: None) -> None:
+def quick(monkeypatch, no_fsync):
     """Let a silent owner count as dead after one look: also one that is only slow."""
     monkeypatch.setattr("pipeline.state.run_state.SILENCE_SECONDS", 1.0)
 
 
 @pytest.fixture
-def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def files(tmp_path, monkeypatch):
     """Return a folder with prepared data. Every process has an empty cache."""
     caches = (tmp_path / f"cache-{number}" for number in itertools.count())
     monkeypatch.setattr("pipeline.state.workspace.cache_folder", lambda: next(caches))
@@ -53,10 +46,10 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def starter(name: str, files: Path, *, again: bool = False) -> Work:
+def starter(name, files, *, again=False):
     """Return a process of the run `name` that needs the data."""
 
-    def work(world: World, store: Store) -> None:
+    def work(world, store):
         clock, owner = world.clock(), someone(session=name)
         run = RunState(store, name, clock)
         commit(run, lambda head: head.claimed(owner, clock.now()))
@@ -82,49 +75,49 @@ def starter(name: str, files: Path, *, again: bool = False) -> Work:
     return work
 
 
-def commit(run: RunState, change: Callable[[Head], Head]) -> None:
+def commit(run, change):
     """Change HEAD, as the owner of a run does."""
     head, version = run.read_versioned()
     assert run.swap(change(head or Head()), version, "")
 
 
-def pruner(world: World, store: Store) -> None:
+def pruner(world, store):
     """Mark all shared data, and delete what is due."""
     prune.mark(store, [FINGERPRINT], world.clock())
     prune.delete_due(store, world.clock())
 
 
-def pruner_for_an_hour(world: World, store: Store) -> None:
+def pruner_for_an_hour(world, store):
     """Mark all shared data, and delete it once that is due."""
     prune.mark(store, [FINGERPRINT], world.clock())
     world.now += TRASH_SECONDS + 1
     prune.delete_due(store, world.clock())
 
 
-def deleter(world: World, store: Store) -> None:
+def deleter(world, store):
     """Delete what is due."""
     prune.delete_due(store, world.clock())
 
 
-def empty(world: World) -> None:
+def empty(world):
     """Begin with an empty store."""
 
 
-def unused(files: Path, world: World) -> None:
+def unused(files, world):
     """Begin with data that no run uses."""
     starter("gone", files)(world, world.store)
     world.store.delete("gone/HEAD.json")
     world.done.clear()
 
 
-def due(files: Path, world: World) -> None:
+def due(files, world):
     """Begin with data that was marked an hour ago, and that no run uses."""
     unused(files, world)
     prune.mark(world.store, [FINGERPRINT], world.clock())
     world.now += TRASH_SECONDS + 1
 
 
-def intact(world: World) -> None:
+def intact(world):
     """Check that every run that may use the data has all of it."""
     for folder in world.done.values():
         key = f"{SHARED}/{FINGERPRINT}/{folder}"
@@ -132,7 +125,7 @@ def intact(world: World) -> None:
         assert world.store.read(f"{key}/files.json")
 
 
-def ends_well(files: Path, world: World) -> None:
+def ends_well(files, world):
     """Check that pruning later takes nothing from a run, and that a later run shares what a run
     uses."""
     used = set(world.done.values())
@@ -149,11 +142,8 @@ def ends_well(files: Path, world: World) -> None:
 @pytest.mark.parametrize("harm", [pytest.param(((), DECIDING, 120), id="nobody"), ONE_DIES, ALL])
 @pytest.mark.parametrize(("prepare", "deletes"), [(unused, pruner_for_an_hour), (due, deleter)])
 def test_a_run_that_starts_while_its_data_is_marked_or_deleted_has_it_or_makes_it(
-    prepare: Callable[[Path, World], None],
-    deletes: Callable[[World, Told], None],
-    harm: Harm,
-    files: Path,
-) -> None:
+    prepare, deletes, harm, files
+):
     works = (starter("one", files), deletes)
     states = explore(
         partial(prepare, files),
@@ -168,8 +158,8 @@ def test_a_run_that_starts_while_its_data_is_marked_or_deleted_has_it_or_makes_i
 
 
 @pytest.mark.parametrize("harm", [ONE_DIES, ALL])
-def test_two_runs_that_start_at_once_end_with_one_folder(harm: Harm, files: Path) -> None:
-    def one_folder(world: World) -> None:
+def test_two_runs_that_start_at_once_end_with_one_folder(harm, files):
+    def one_folder(world):
         if world.done.keys() == {"one", "two"}:
             assert read_state(world.store, FINGERPRINT)[0].folder in world.done.values()
         ends_well(files, world)

@@ -4,15 +4,12 @@ What a HEAD lists is never deleted, and what is left over is deleted by later pr
 test_shared_data.py puts the operations of several processes into every order.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 
@@ -26,16 +23,13 @@ from pipeline.state.shared.prune import delete_due, mark
 from pipeline.state.shared.records import Writer, keys_in_use, read_state
 from pipeline.state.stores import FileStore, Store, StoreError
 from pipeline.state.workspace import FILES
-from tests.faults.faulty_store import Crash, FaultyStore, When, can_be_torn, crash, fail
+from tests.faults.faulty_store import Crash, FaultyStore, can_be_torn, crash, fail
 from tests.support.clock import FakeClock
 from tests.support.hub_server import USER, hub_server
-from tests.support.s3_server import S3Server
 from tests.support.states import someone
 
 FINGERPRINT = "f" * 64
 CONTENT = {"0/train/shard_00000.npy": b"rows", "tokenizer.json": b"ids", "dataset.json": b"{}"}
-Process = Callable[["World", Store], object]
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -48,18 +42,15 @@ class World:
     time: FakeClock
 
 
-Worlds = Iterator[World]
-
-
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick(monkeypatch):
     """Let a silent owner count as dead after one look."""
     for name in ("SILENCE_SECONDS", "COMMIT_SILENCE_SECONDS"):
         monkeypatch.setattr(f"pipeline.state.run_state.{name}", 1.0)
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> Path:
+def files(tmp_path):
     for name, content in CONTENT.items():
         path = tmp_path / "prepared" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,26 +59,18 @@ def files(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def in_folders(
-    tmp_path: Path, files: Path, time: FakeClock, monkeypatch: pytest.MonkeyPatch
-) -> Worlds:
+def in_folders(tmp_path, files, time, monkeypatch):
     """Any number of empty stores in folders, without the time that fsync takes."""
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
 
-    def world(number: int) -> World:
+    def world(number):
         return World(lambda: FileStore(tmp_path / str(number) / "runs"), files, time)
 
     return map(world, itertools.count())
 
 
 @pytest.fixture(params=[pytest.param("s3", marks=pytest.mark.soak), "hub"])
-def far_away(
-    request: pytest.FixtureRequest,
-    tmp_path: Path,
-    files: Path,
-    time: FakeClock,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[Worlds]:
+def far_away(request, tmp_path, files, time, monkeypatch):
     """Any number of empty stores in a bucket or on the Hub, whose clock is `time`."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     from pipeline.state.stores.hub.store import HubStore
@@ -96,14 +79,14 @@ def far_away(
     for kind in (S3Store, HubStore):
         monkeypatch.setattr(kind, "service_time", lambda _: time.time)
     if request.param == "s3":
-        s3: S3Server = request.getfixturevalue("s3")
+        s3 = request.getfixturevalue("s3")
         s3.use(monkeypatch)
         bucket = s3.bucket()
 
         client = S3Store(bucket)._bucket.client  # to connect for each process takes longer
 
-        def in_bucket(number: int) -> World:
-            def open_() -> Store:
+        def in_bucket(number):
+            def open_():
                 store = S3Store(bucket, f"runs-{number}")
                 store._bucket._client = client
                 return store
@@ -115,7 +98,7 @@ def far_away(
     with hub_server() as hub:
         hub.use(monkeypatch, tmp_path / "hf")
 
-        def on_hub(number: int) -> World:
+        def on_hub(number):
             hub.add_repo(f"{USER}/runs-{number}")
             return World(lambda: HubStore(f"{USER}/runs-{number}"), files, time)
 
@@ -125,16 +108,16 @@ def far_away(
 # ---------------------------------------------------------------- processes
 
 
-def using(name: str, *, again: bool = False) -> Process:
+def using(name, *, again=False):
     """Return a process of the run `name` that ends once the run may use the data."""
 
-    def process(world: World, store: Store) -> str:
+    def process(world, store):
         clock, owner = world.time.clock(), someone()
         run = RunState(store, name, clock)
         claim = retried(lambda: claim_run(run, owner, take_over=True))
         me = Writer(name, claim.epoch, owner.session, owner.host, "", clock.now())
 
-        def waiting(writer: Writer, seconds: float) -> None:
+        def waiting(writer, seconds):
             assert seconds < TRASH_SECONDS, "this process waits for nobody"
 
         while True:
@@ -156,13 +139,13 @@ def using(name: str, *, again: bool = False) -> Process:
     return process
 
 
-def finish(world: World, store: Store, writer: Writer) -> str:
+def finish(world, store, writer):
     """Share the finished files as this writer."""
     run = RunState(store, writer.run, world.time.clock())
     return complete(run, FINGERPRINT, writer, world.files, ("text",))
 
 
-def retried(work: Callable[[], Result]) -> Result:
+def retried(work):
     """Call `work` again if the store has failed once, as `Patience` does."""
     try:
         return work()
@@ -170,7 +153,7 @@ def retried(work: Callable[[], Result]) -> Result:
         return work()
 
 
-def prune(world: World, store: Store) -> None:
+def prune(world, store):
     """Mark what no run uses, and delete what is due an hour later."""
     mark(store, [FINGERPRINT], world.time.clock())
     world.time.sleep(TRASH_SECONDS + 1)
@@ -178,14 +161,14 @@ def prune(world: World, store: Store) -> None:
     store.flush()
 
 
-def forgotten(world: World, name: str) -> None:
+def forgotten(world, name):
     """Delete a run's HEAD, as somebody does who deletes the run's folder."""
     store = world.open()
     store.delete(f"{name}/HEAD.json")
     store.flush()
 
 
-def prepared_and_forgotten(world: World) -> None:
+def prepared_and_forgotten(world):
     """Begin with data that only a deleted run has used."""
     using("gone")(world, world.open())
     forgotten(world, "gone")
@@ -194,12 +177,12 @@ def prepared_and_forgotten(world: World) -> None:
 # ---------------------------------------------------------------- what must be true
 
 
-def stored_folders(store: Store) -> set[str]:
+def stored_folders(store):
     keys = (entry.key.split("/") for entry in store.list(f"{SHARED}/"))
     return {"/".join(parts[:3]) for parts in keys if len(parts) > 3}
 
 
-def check_safe(world: World) -> None:
+def check_safe(world):
     """Check that every folder that a HEAD lists is complete."""
     store = world.open()
     for key in keys_in_use(runs_in(store)):
@@ -209,7 +192,7 @@ def check_safe(world: World) -> None:
             assert store.read(f"{key}/{name}") == content
 
 
-def check_shared(world: World) -> None:
+def check_shared(world):
     """Check that another run has the data, and that a prune leaves it to this run."""
     folder = using("second")(world, world.open())
     prune(world, world.open())
@@ -217,7 +200,7 @@ def check_shared(world: World) -> None:
     assert data_key(FINGERPRINT, str(folder)) in stored_folders(world.open())
 
 
-def check_ends_well(world: World) -> None:
+def check_ends_well(world):
     """Check that another run and this run have the data, and that prunes delete all the rest."""
     folders = {str(using(name)(world, world.open())) for name in ("second", "first")}
     check_safe(world)
@@ -237,14 +220,8 @@ def check_ends_well(world: World) -> None:
 
 
 def dies_everywhere(
-    worlds: Worlds,
-    before: Callable[[World], object],
-    process: Process,
-    when: When,
-    check: Callable[[World], None],
-    counts: Callable[[str], bool] = lambda operation: True,
-    happen: Callable[[str], None] = crash,
-) -> list[str]:
+    worlds, before, process, when, check, counts=lambda operation: True, happen=crash
+):
     """Let a process die at each of its operations that counts; return these operations."""
     world = next(worlds)
     before(world)
@@ -265,11 +242,11 @@ def dies_everywhere(
     return [operation.split()[0] for _, operation in operations]
 
 
-def changes(operation: str) -> bool:
+def changes(operation):
     return operation.startswith(("write", "swap"))
 
 
-def begins(world: World, store: Store, name: str, *, again: bool = False) -> Writer:
+def begins(world, store, name, *, again=False):
     """Return the record of a process of the run `name` that has begun to prepare the data."""
     clock, owner = world.time.clock(), someone()
     run = RunState(store, name, clock)
@@ -280,12 +257,12 @@ def begins(world: World, store: Store, name: str, *, again: bool = False) -> Wri
     return begun
 
 
-def used_by_first(world: World) -> None:
+def used_by_first(world):
     """Begin with data that the run "first" uses."""
     using("first")(world, world.open())
 
 
-def left_behind(world: World) -> None:
+def left_behind(world):
     """Begin with unused data, and with a folder that a dead process has not finished."""
     prepared_and_forgotten(world)
     store = world.open()
@@ -294,7 +271,7 @@ def left_behind(world: World) -> None:
     store.flush()
 
 
-def nothing(world: World) -> None:
+def nothing(world):
     """Begin with an empty store."""
 
 
@@ -309,24 +286,20 @@ PRUNED = pytest.param(left_behind, prune, id="pruned data")
 
 @pytest.mark.parametrize("when", ["halfway", "after"])
 @pytest.mark.parametrize(("before", "process"), [NEW, THERE, AGAIN, PRUNED])
-def test_a_process_may_die_at_every_operation_on_a_folder(
-    in_folders: Worlds, before: Callable[[World], object], process: Process, when: When
-) -> None:
+def test_a_process_may_die_at_every_operation_on_a_folder(in_folders, before, process, when):
     died_at = dies_everywhere(in_folders, before, process, when, check_ends_well)
     assert "swap" in died_at
     assert ("delete" in died_at) == (process is prune and when != "halfway")
 
 
-def test_a_process_may_die_after_every_write_and_swap_far_away(far_away: Worlds) -> None:
+def test_a_process_may_die_after_every_write_and_swap_far_away(far_away):
     died_at = dies_everywhere(far_away, nothing, using("first"), "after", check_shared, changes)
     assert len(died_at) > 2
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize(("before", "process"), [NEW, THERE, AGAIN, PRUNED])
-def test_a_process_may_die_at_every_operation_far_away(
-    far_away: Worlds, before: Callable[[World], object], process: Process
-) -> None:
+def test_a_process_may_die_at_every_operation_far_away(far_away, before, process):
     assert dies_everywhere(far_away, before, process, "after", check_ends_well)
 
 
@@ -335,10 +308,8 @@ def test_a_process_may_die_at_every_operation_far_away(
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize(("before", "process"), [NEW, THERE, AGAIN])
-def test_what_a_failing_store_may_have_done_is_done_once(
-    in_folders: Worlds, before: Callable[[World], object], process: Process, when: When
-) -> None:
-    def one_folder(world: World) -> None:
+def test_what_a_failing_store_may_have_done_is_done_once(in_folders, before, process, when):
+    def one_folder(world):
         state, _ = read_state(world.open(), FINGERPRINT)
         (users,) = (runs for key, runs in keys_in_use(runs_in(world.open())).items())
         assert data_key(FINGERPRINT, str(state.folder)) in stored_folders(world.open())
@@ -348,7 +319,7 @@ def test_what_a_failing_store_may_have_done_is_done_once(
     dies_everywhere(in_folders, before, process, when, one_folder, happen=fail)
 
 
-def test_the_first_who_finishes_wins_whoever_is_the_writer_by_then(in_folders: Worlds) -> None:
+def test_the_first_who_finishes_wins_whoever_is_the_writer_by_then(in_folders):
     world = next(in_folders)
     store = world.open()
     slow = begins(world, store, "slow")
@@ -358,9 +329,7 @@ def test_the_first_who_finishes_wins_whoever_is_the_writer_by_then(in_folders: W
     assert finish(world, store, quick) == slow.folder
 
 
-def test_data_prepared_again_by_a_silent_process_is_not_what_it_replaces(
-    in_folders: Worlds,
-) -> None:
+def test_data_prepared_again_by_a_silent_process_is_not_what_it_replaces(in_folders):
     world = next(in_folders)
     store = world.open()
     old = using("first")(world, store)
@@ -369,7 +338,7 @@ def test_data_prepared_again_by_a_silent_process_is_not_what_it_replaces(
     assert finish(world, store, slow) == slow.folder != old
 
 
-def test_a_folder_that_was_ever_to_be_deleted_is_never_shared(in_folders: Worlds) -> None:
+def test_a_folder_that_was_ever_to_be_deleted_is_never_shared(in_folders):
     world = next(in_folders)
     store = world.open()
     asleep = begins(world, store, "asleep")
@@ -385,12 +354,12 @@ def test_a_folder_that_was_ever_to_be_deleted_is_never_shared(in_folders: Worlds
     check_safe(world)
 
 
-def test_ctrl_c_while_waiting_leaves_the_data_to_who_prepares_it(in_folders: Worlds) -> None:
+def test_ctrl_c_while_waiting_leaves_the_data_to_who_prepares_it(in_folders):
     world = next(in_folders)
     store = world.open()
     writer = begins(world, store, "writer")
 
-    def interrupt() -> None:
+    def interrupt():
         raise KeyboardInterrupt
 
     world.time.during_sleep = interrupt
@@ -405,9 +374,7 @@ def test_ctrl_c_while_waiting_leaves_the_data_to_who_prepares_it(in_folders: Wor
 # ---------------------------------------------------------------- folders
 
 
-def test_the_data_of_a_run_whose_folder_is_a_link_is_not_deleted(
-    in_folders: Worlds, tmp_path: Path
-) -> None:
+def test_the_data_of_a_run_whose_folder_is_a_link_is_not_deleted(in_folders, tmp_path):
     world = next(in_folders)
     store = world.open()
     used_by_first(world)
@@ -418,7 +385,7 @@ def test_the_data_of_a_run_whose_folder_is_a_link_is_not_deleted(
     check_safe(world)
 
 
-def test_hidden_files_of_an_interrupted_process_are_deleted_too(in_folders: Worlds) -> None:
+def test_hidden_files_of_an_interrupted_process_are_deleted_too(in_folders):
     world = next(in_folders)
     store = world.open()
     prepared_and_forgotten(world)

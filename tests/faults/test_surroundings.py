@@ -1,12 +1,8 @@
 """What surrounds a run: a locale without letters other than ASCII, and a clock that jumps."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import sys
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -16,12 +12,12 @@ from tests.support.waiting import run_to_end
 from tests.support.whole_runs import ends_with, final_weights, kill, start, wait_for, write_job
 
 
-def c_locale(**more: str) -> dict[str, str]:
+def c_locale(**more):
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("LC_", "LANG"))}
     return environment | {"LC_ALL": "C"} | more
 
 
-def test_a_name_that_is_not_ascii_under_the_c_locale(tmp_path: Path) -> None:
+def test_a_name_that_is_not_ascii_under_the_c_locale(tmp_path):
     folder = tmp_path / "läufe und 模型"
     light_run(FileStore(folder), "demo")
     command = [sys.executable, "-m", "pipeline.cli", "status", f"{folder}/demo"]
@@ -31,7 +27,7 @@ def test_a_name_that_is_not_ascii_under_the_c_locale(tmp_path: Path) -> None:
     assert not done.stderr
 
 
-def test_a_name_that_the_locale_cannot_write_is_refused(tmp_path: Path) -> None:
+def test_a_name_that_the_locale_cannot_write_is_refused(tmp_path):
     job = write_job(tmp_path, store=str(tmp_path / "läufe"))
     only_ascii = c_locale(PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
     output = ends_with(2, start(job, env=only_ascii))
@@ -41,7 +37,7 @@ def test_a_name_that_the_locale_cannot_write_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.soak
-def test_a_whole_run_under_the_c_locale(tmp_path: Path) -> None:
+def test_a_whole_run_under_the_c_locale(tmp_path):
     folder = tmp_path / "läufe"
     folder.mkdir()
     job = write_job(folder, publish={"to": str(folder / "modèle")})
@@ -54,9 +50,7 @@ def test_a_whole_run_under_the_c_locale(tmp_path: Path) -> None:
 
 @pytest.mark.soak
 @pytest.mark.skipif(shutil.which("faketime") is None, reason="faketime is not installed")
-def test_a_whole_run_on_a_clock_that_is_a_day_ahead_and_then_a_day_behind(
-    tmp_path: Path, whole: Callable[..., Path]
-) -> None:
+def test_a_whole_run_on_a_clock_that_is_a_day_ahead_and_then_a_day_behind(tmp_path, whole):
     done = run_to_end(["faketime", "now", "env"], check=True)
     preload = dict(line.split("=", 1) for line in done.stdout.splitlines())["LD_PRELOAD"]
     job = write_job(tmp_path)

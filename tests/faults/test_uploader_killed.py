@@ -1,11 +1,7 @@
 """The process that uploads checkpoints is killed at each of its steps. HEAD never lists the half of
 a checkpoint, and the next save repeats the work."""
 
-from __future__ import annotations
-
 import itertools
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +10,7 @@ from pipeline.machine.kill_points import HALT_AT
 from pipeline.state.checkpoints.checkpointer import Checkpointer, CheckpointSeries
 from pipeline.state.checkpoints.retention import Keep
 from pipeline.state.checkpoints.uploader import UploaderDied
-from pipeline.state.claim import Claim, claim_run
+from pipeline.state.claim import claim_run
 from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store
@@ -27,14 +23,12 @@ FILES = 4
 
 
 @pytest.fixture
-def claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Claim:
+def claim(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return claim_run(RunState(open_store(str(tmp_path / "runs")), "demo"), Owner.me())
 
 
-def kill_at_each(
-    points: Iterator[tuple[str, int]], claim: Claim, folder: Path, patch: pytest.MonkeyPatch
-) -> None:
+def kill_at_each(points, claim, folder, patch):
     """Kill the uploader at each of these points; then save without a kill."""
     point, number = next(points)
     patch.setenv(HALT_AT, f"{point}:{number}:{folder / f'{point}{number}'}")
@@ -65,13 +59,13 @@ def kill_at_each(
     assert entry.step == step + 1
 
 
-def test_on_a_folder(claim: Claim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_folder(claim, tmp_path, monkeypatch):
     points = zip(itertools.repeat("save"), range(1, FILES + 1))
     kill_at_each(iter(points), claim, tmp_path, monkeypatch)
 
 
 @pytest.mark.soak
-def test_on_a_bucket(s3_store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_bucket(s3_store, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     claim = claim_run(RunState(open_store(s3_store), "demo"), Owner.me())
     points = itertools.product(("save", "upload"), range(1, FILES + 1))

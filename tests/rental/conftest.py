@@ -23,20 +23,16 @@ cloud, with nothing rented before or after the test):
 `.wait_for_the_end()`, `.final_model()`. Its S3 service is at the same address for the pods.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
 from importlib.util import find_spec
 
 import pytest
 
 from tests.rental.rented import Rented, wait_until
-from tests.rental.skypilot_home import Loopback, NoRuntime, find_python, loopback_skypilot
-from tests.support.hub_server import HubServer, hub_server
-from tests.support.s3_server import S3Server
+from tests.rental.skypilot_home import NoRuntime, find_python, loopback_skypilot
+from tests.support.hub_server import hub_server
 from tests.support.waiting import run_to_end
 
 OVERLAY = """
@@ -46,7 +42,7 @@ mount -t overlay overlay -o lowerdir=/,upperdir=/mnt/upper,workdir=/mnt/work /mn
 """
 
 
-def why_impossible() -> str | None:
+def why_impossible():
     """Return what this machine lacks for pods; None if nothing."""
     if find_spec("sky") is None or find_spec("sky.backends") is None:
         return "SkyPilot is not installed (uv sync)"
@@ -65,14 +61,14 @@ def why_impossible() -> str | None:
 
 
 @pytest.fixture(scope="session")
-def hub() -> Iterator[HubServer]:
+def hub():
     """A Hub that the pods reach at the same address."""
     with hub_server() as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def loopback(s3: S3Server, hub: HubServer) -> Iterator[Loopback]:
+def loopback(s3, hub):
     if (why := why_impossible()) is not None:
         pytest.skip(why)
     with contextlib.ExitStack() as stack:
@@ -86,7 +82,7 @@ def loopback(s3: S3Server, hub: HubServer) -> Iterator[Loopback]:
 
 
 @pytest.fixture
-def rented(loopback: Loopback, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rented]:
+def rented(loopback, s3, monkeypatch):
     s3.use(monkeypatch)
     yield Rented(loopback, s3, f"s3://{s3.bucket()}/runs")
     loopback.sky("jobs", "cancel", "-y", "--all")

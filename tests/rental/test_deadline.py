@@ -1,7 +1,5 @@
 """A run with a deadline, with a real SkyPilot: on demand when time gets short, and back to spot."""
 
-from __future__ import annotations
-
 import json
 import time
 
@@ -10,7 +8,7 @@ import pytest
 from pipeline.machine.rented import RENTED
 from pipeline.state.rows.metrics import read_events
 from pipeline.state.stores import open_store
-from tests.rental.rented import JOB, OVERRIDES, RUN, Rented, wait_until
+from tests.rental.rented import JOB, OVERRIDES, RUN, wait_until
 from tests.rental.window import window
 from tests.support.sky_catalog import PRICES
 
@@ -23,9 +21,7 @@ STEPS = "pretrain.steps=180000000"
 LIVES, DEADLINE = "checkpoint.preemption_hours=0.1", "deadline.hours=2.56"
 
 
-def test_on_demand_claims_without_spot_and_spot_relieves_it_though_the_watcher_was_killed(
-    rented: Rented,
-) -> None:
+def test_on_demand_claims_without_spot_and_spot_relieves_it_though_the_watcher_was_killed(rented):
     runpod = rented.loopback.runpod
     runpod.no_spot = True
     overrides = [f"store={rented.store}", *OVERRIDES, STEPS, LIVES, DEADLINE]

@@ -1,14 +1,9 @@
 """The README's fine-tuning, rented: from a model on the Hub to another model on the Hub."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import pytest
 
-from tests.rental.rented import Rented, wait_until
+from tests.rental.rented import wait_until
 from tests.rental.window import window
-from tests.support.hub_server import HubServer
 from tests.support.published_data import publish_data
 from tests.support.published_models import publish_tiny
 
@@ -18,9 +13,7 @@ JOB = "jobs/smollm2-360m-sft.yaml"
 BASE = "HuggingFaceTB/SmolLM2-360M-Instruct"
 
 
-def test_a_model_of_the_hub_is_fine_tuned_on_a_rented_machine_and_published(
-    rented: Rented, hub: HubServer, tmp_path: Path
-) -> None:
+def test_a_model_of_the_hub_is_fine_tuned_on_a_rented_machine_and_published(rented, hub, tmp_path):
     publish_tiny(hub, BASE, tmp_path / "base")
     publish_data(hub)
     target = "tester/my-assistant"

@@ -1,10 +1,8 @@
 """`pion hop` with a real SkyPilot: to another GPU with another micro-batch, and nothing is lost."""
 
-from __future__ import annotations
-
 import pytest
 
-from tests.rental.rented import ENDLESS, JOB, OVERRIDES, Rented, wait_until
+from tests.rental.rented import ENDLESS, JOB, OVERRIDES, wait_until
 from tests.rental.window import window
 
 pytestmark = pytest.mark.rental
@@ -13,7 +11,7 @@ A40 = ("--on", "sky/runpod-a40.yaml")
 A4000 = ("--on", "sky/runpod-a4000.yaml")
 
 
-def test_a_run_hops_to_another_gpu_and_only_then_is_the_old_machine_ended(rented: Rented) -> None:
+def test_a_run_hops_to_another_gpu_and_only_then_is_the_old_machine_ended(rented):
     overrides = [f"store={rented.store}", ENDLESS, *OVERRIDES]
     with window(rented, "launch", JOB, *A40, *overrides) as launch:
         old = rented.wait_for_training()
@@ -41,7 +39,7 @@ def test_a_run_hops_to_another_gpu_and_only_then_is_the_old_machine_ended(rented
         launch.ends_with(4)
 
 
-def test_a_hop_that_finds_no_machine_leaves_the_old_one_training(rented: Rented) -> None:
+def test_a_hop_that_finds_no_machine_leaves_the_old_one_training(rented):
     overrides = [f"store={rented.store}", ENDLESS, *OVERRIDES]
     with window(rented, "launch", JOB, *A40, *overrides) as launch:
         old = rented.wait_for_training()
@@ -59,7 +57,7 @@ def test_a_hop_that_finds_no_machine_leaves_the_old_one_training(rented: Rented)
         assert launch.process.poll() is None
 
 
-def asked_for(rented: Rented, gpu: str) -> bool:
+def asked_for(rented, gpu):
     """Return whether SkyPilot has tried to rent that GPU."""
     queries = [query for _, query in rented.loopback.runpod.requests]
     return any("podFindAndDeployOnDemand" in query and gpu in query for query in queries)

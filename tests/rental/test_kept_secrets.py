@@ -1,16 +1,13 @@
 """Where SkyPilot itself keeps a task's secrets, as docs/security.md says."""
 
-from __future__ import annotations
-
 import base64
 import fnmatch
 import re
-from pathlib import Path
 
 import pytest
 
 from tests.paths import REPOSITORY
-from tests.rental.rented import ENDLESS, JOB, OVERRIDES, Rented
+from tests.rental.rented import ENDLESS, JOB, OVERRIDES
 from tests.rental.window import window
 from tests.support.s3_server import SECRET_KEY
 
@@ -22,13 +19,13 @@ TABLE = DOCUMENT.partition("## Where SkyPilot keeps secrets")[2].partition("\n\n
 NAMED = re.findall(r"(?m)^\| [^|]+ \| `~/([^`]+)` \|", TABLE)
 
 
-def spellings(secret: str) -> list[bytes]:
+def spellings(secret):
     """Return the secret as it is, and in base64 with any bytes before and after it."""
     shifted = [base64.b64encode(b" " * n + secret.encode())[4:-4] for n in range(3)]
     return [secret.encode(), *shifted]
 
 
-def keeping(secret: str, home: Path) -> set[str]:
+def keeping(secret, home):
     """Return the files below a home folder that hold the secret, as patterns of the document."""
     found = set()
     for path in home.rglob("*"):
@@ -41,7 +38,7 @@ def keeping(secret: str, home: Path) -> set[str]:
     return found
 
 
-def test_skypilot_keeps_secrets_where_the_document_says(rented: Rented) -> None:
+def test_skypilot_keeps_secrets_where_the_document_says(rented):
     overrides = [f"store={rented.store}", ENDLESS, *OVERRIDES]
     with window(rented, "launch", JOB, "--on", "sky/runpod-a40.yaml", *overrides) as launch:
         pod = rented.wait_for_training()

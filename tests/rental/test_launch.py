@@ -1,17 +1,15 @@
 """A YAML in sky/ without `pion launch`: SkyPilot's two commands train and publish on a pod."""
 
-from __future__ import annotations
-
 import pytest
 
 from pipeline.state.rows.metrics import read_events
 from pipeline.state.stores import open_store
-from tests.rental.rented import RUN, Rented, wait_until
+from tests.rental.rented import RUN, wait_until
 
 pytestmark = pytest.mark.rental
 
 
-def test_a_managed_job_trains_and_publishes_and_then_its_machine_is_gone(rented: Rented) -> None:
+def test_a_managed_job_trains_and_publishes_and_then_its_machine_is_gone(rented):
     rented.launch("sky/runpod-spot.yaml")
     rented.wait_for_the_end()
     (pod,) = rented.machines
@@ -23,7 +21,7 @@ def test_a_managed_job_trains_and_publishes_and_then_its_machine_is_gone(rented:
     assert "prepare" in phases
 
 
-def test_a_bare_launch_trains_and_publishes(rented: Rented) -> None:
+def test_a_bare_launch_trains_and_publishes(rented):
     rented.launch("sky/runpod-a4000.yaml", managed=False)
     wait_until(lambda: "publish" in rented.head().stages, "publish")
     (pod,) = rented.machines
@@ -32,7 +30,7 @@ def test_a_bare_launch_trains_and_publishes(rented: Rented) -> None:
     assert "10m (down)" in rented.loopback.sky("status"), "it would be billed forever"
 
 
-def test_without_a_job_nothing_is_rented(rented: Rented) -> None:
+def test_without_a_job_nothing_is_rented(rented):
     for command in (["jobs", "launch"], ["launch"]):
         with pytest.raises(RuntimeError, match="JOB"):
             rented.loopback.sky(*command, "-y", "-d", "sky/runpod-spot.yaml")

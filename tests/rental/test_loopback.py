@@ -1,17 +1,14 @@
 """The loopback cloud itself: pods are isolated from each other and from us, and leave nothing."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pipeline.workers.reaper import session_processes
 from tests.rental.conftest import why_impossible
-from tests.rental.loopback_runpod import RunPod, loopback_runpod, rent
+from tests.rental.loopback_runpod import loopback_runpod, rent
 from tests.rental.pods import RUNTIME
 from tests.rental.rented import wait_until
 from tests.rental.skypilot_home import REPOSITORY
@@ -34,7 +31,7 @@ with loopback_skypilot([]) as skypilot:
 
 
 @pytest.fixture
-def runpod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunPod]:
+def runpod(tmp_path_factory):
     """Pods without SkyPilot."""
     folder = Path(tmp_path_factory.mktemp("pods"))
     (folder / "image" / RUNTIME.lstrip("/")).mkdir(parents=True)
@@ -43,7 +40,7 @@ def runpod(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunPod]:
         yield runpod
 
 
-def test_what_a_pod_writes_stays_in_it_and_goes_with_it(runpod: RunPod, tmp_path: Path) -> None:
+def test_what_a_pod_writes_stays_in_it_and_goes_with_it(runpod, tmp_path):
     written = tmp_path / "written"
     runpod.answer(rent(f"echo $HOME > ~/home; mkdir -p {tmp_path}; touch {written}; sleep 1000"))
     (pod,) = runpod.pods()
@@ -56,7 +53,7 @@ def test_what_a_pod_writes_stays_in_it_and_goes_with_it(runpod: RunPod, tmp_path
     assert runpod.pods(None) == []
 
 
-def test_nothing_outlives_the_tests_even_when_they_are_killed() -> None:
+def test_nothing_outlives_the_tests_even_when_they_are_killed():
     script = KILLED.format(repository=str(REPOSITORY), rent=rent("sleep 1000"))
     tests = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     folder = read_until(tests, "/", seconds=LONG_SECONDS).splitlines()[-1]

@@ -1,7 +1,5 @@
 """`pion launch` with a real SkyPilot: it rents, shows the run to its end, and never rents twice."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
@@ -11,7 +9,7 @@ from pipeline.state.notes.rental_note import read_rental_note
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store
 from tests.rental.loopback_runpod import rent
-from tests.rental.rented import ENDLESS, JOB, OVERRIDES, RUN, Rented, wait_until
+from tests.rental.rented import ENDLESS, JOB, OVERRIDES, RUN, wait_until
 from tests.rental.window import window
 
 pytestmark = pytest.mark.rental
@@ -20,7 +18,7 @@ A40 = ("--on", "sky/runpod-a40.yaml")
 SPOT = ("--on", "sky/runpod-spot.yaml")
 
 
-def test_a_launch_shows_the_run_to_its_end_and_its_one_machine_is_gone_then(rented: Rented) -> None:
+def test_a_launch_shows_the_run_to_its_end_and_its_one_machine_is_gone_then(rented):
     overrides = [f"store={rented.store}", *OVERRIDES]
     with window(rented, "launch", JOB, *SPOT, *overrides) as launch:
         job = launch.job
@@ -46,7 +44,7 @@ def test_a_launch_shows_the_run_to_its_end_and_its_one_machine_is_gone_then(rent
     assert machine["dollars"] > 0
 
 
-def test_no_other_computer_rents_while_a_lost_machine_is_replaced(rented: Rented) -> None:
+def test_no_other_computer_rents_while_a_lost_machine_is_replaced(rented):
     state = RunState(open_store(rented.store), RUN)
     overrides = [f"store={rented.store}", ENDLESS, *OVERRIDES]
     with window(rented, "launch", JOB, *A40, *overrides) as launch:
@@ -66,9 +64,7 @@ def test_no_other_computer_rents_while_a_lost_machine_is_replaced(rented: Rented
     assert rented.machines == [pod]
 
 
-def test_reap_ends_an_orphan_by_the_hash_of_this_skypilot_and_leaves_other_users_alone(
-    rented: Rented,
-) -> None:
+def test_reap_ends_an_orphan_by_the_hash_of_this_skypilot_and_leaves_other_users_alone(rented):
     for user in (rented.loopback.user_hash, "0badcafe"):
         cluster = f"{rental_name(rented.store, RUN)}-999-{user}"
         rented.loopback.runpod.answer(rent("sleep 1000", f"{cluster}-head"))

@@ -1,13 +1,10 @@
 """A rented run that learns from preferences loses its machine, and ends with the same weights."""
 
-from __future__ import annotations
-
 import re
-from pathlib import Path
 
 import pytest
 
-from tests.rental.rented import JOB, OVERRIDES, Rented, unbroken_run, wait_until
+from tests.rental.rented import JOB, OVERRIDES, unbroken_run, wait_until
 from tests.rental.window import window
 
 pytestmark = pytest.mark.rental
@@ -26,9 +23,7 @@ PREFER = (
 )
 
 
-def test_the_next_machine_continues_with_the_numbers_of_the_first_ones_reference(
-    rented: Rented, tmp_path: Path
-) -> None:
+def test_the_next_machine_continues_with_the_numbers_of_the_first_ones_reference(rented, tmp_path):
     overrides = [f"store={rented.store}", *OVERRIDES, *PREFER]
     with (
         unbroken_run(tmp_path, STEPS, PREFER) as unbroken,

@@ -1,15 +1,12 @@
 """A rented run loses its machine in every possible way, and still finishes."""
 
-from __future__ import annotations
-
 import signal
 import time
-from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.rental.rented import JOB, OVERRIDES, Rented, unbroken_run, wait_until
-from tests.rental.window import Window, window
+from tests.rental.rented import JOB, OVERRIDES, unbroken_run, wait_until
+from tests.rental.window import window
 from tests.support.s3_server import SECRET_KEY
 from tests.support.waiting import run_to_end
 
@@ -17,14 +14,14 @@ pytestmark = pytest.mark.rental
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], str]]:
+def unbroken(tmp_path_factory):
     """The weights of this job without any interruption, trained while pods boot."""
     with unbroken_run(tmp_path_factory.mktemp("unbroken")) as weights:
         yield weights
 
 
 @pytest.fixture
-def launch(rented: Rented) -> Iterator[Window]:
+def launch(rented):
     """Run `pion launch` of the job on a spot machine, and follow it."""
     overrides = [f"store={rented.store}", *OVERRIDES]
     with window(rented, "launch", JOB, "--on", "sky/runpod-spot.yaml", *overrides) as launched:
@@ -32,15 +29,15 @@ def launch(rented: Rented) -> Iterator[Window]:
 
 
 def test_a_preempted_machine_is_replaced_and_the_weights_are_those_of_an_unbroken_run(
-    rented: Rented, launch: Window, unbroken: Callable[[], str]
-) -> None:
+    rented, launch, unbroken
+):
     first = rented.wait_for_training(saves=2)
     assert first.use_spot
     assert first.gpu == "NVIDIA A40", "the cheapest GPU of the YAML"
 
     said = ""
 
-    def run_has_ended() -> bool:
+    def run_has_ended():
         nonlocal said
         said = first.job_log()
         return not any("pion run" in command for command in first.processes().values())
@@ -61,9 +58,7 @@ def test_a_preempted_machine_is_replaced_and_the_weights_are_those_of_an_unbroke
     assert rented.final_model() == unbroken()
 
 
-def test_a_machine_that_dies_without_a_signal_costs_no_committed_step(
-    rented: Rented, launch: Window, unbroken: Callable[[], str]
-) -> None:
+def test_a_machine_that_dies_without_a_signal_costs_no_committed_step(rented, launch, unbroken):
     first = rented.wait_for_training(saves=2)
     committed = rented.head().checkpoints[0].step
     rented.loopback.runpod.preempt(first, notice=0.0, leaves="gone")
@@ -72,9 +67,7 @@ def test_a_machine_that_dies_without_a_signal_costs_no_committed_step(
     assert rented.final_model() == unbroken()
 
 
-def test_a_machine_that_is_cut_off_but_alive_is_fenced_by_its_successor(
-    rented: Rented, launch: Window, unbroken: Callable[[], str]
-) -> None:
+def test_a_machine_that_is_cut_off_but_alive_is_fenced_by_its_successor(rented, launch, unbroken):
     old = rented.wait_for_training(saves=1)
     # It is frozen until its successor trains, then continues as if nothing had happened.
     old.signal(signal.SIGSTOP)
@@ -90,7 +83,7 @@ def test_a_machine_that_is_cut_off_but_alive_is_fenced_by_its_successor(
     assert rented.final_model() == unbroken(), "the old machine's steps got in between"
 
 
-def test_a_machine_with_too_small_a_disk_is_left_for_another_within_seconds(rented: Rented) -> None:
+def test_a_machine_with_too_small_a_disk_is_left_for_another_within_seconds(rented):
     rented.loopback.runpod.small_disks = 1
     rented.launch()
     wait_until(lambda: rented.machines, "a machine")
@@ -102,7 +95,7 @@ def test_a_machine_with_too_small_a_disk_is_left_for_another_within_seconds(rent
     assert not bad.alive, "the bad machine is still billed"
 
 
-def test_no_secret_is_in_the_files_that_a_rental_leaves(rented: Rented) -> None:
+def test_no_secret_is_in_the_files_that_a_rental_leaves(rented):
     rented.launch()
     pod = rented.wait_for_training()
     assert SECRET_KEY not in pod.job_log()

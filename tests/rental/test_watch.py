@@ -1,21 +1,17 @@
 """`pion watch` with a real SkyPilot, which needs minutes to notice that an EXITED pod is dead."""
 
-from __future__ import annotations
-
 import time
-from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 import pytest
 import yaml
 
 from pipeline.state.rows.metrics import read_events
 from pipeline.state.stores import open_store
-from tests.rental.rented import JOB, OVERRIDES, RUN, Rented, unbroken_run
+from tests.rental.rented import JOB, OVERRIDES, RUN, unbroken_run
 from tests.rental.skypilot_home import REPOSITORY
-from tests.rental.window import Window, window
+from tests.rental.window import window
 
 pytestmark = pytest.mark.rental
 
@@ -26,7 +22,7 @@ LONGER = 12_000
 
 
 @contextmanager
-def watched(rented: Rented, on: Path, *overrides: str) -> Iterator[Window]:
+def watched(rented, on, *overrides):
     """Launch, close that window, and yield another window that watches the run."""
     settings = [f"store={rented.store}", *OVERRIDES, *overrides]
     with window(rented, "launch", JOB, "--on", str(on), *settings) as launch:
@@ -37,18 +33,16 @@ def watched(rented: Rented, on: Path, *overrides: str) -> Iterator[Window]:
         yield watch
 
 
-def pods_ended(rented: Rented) -> list[list[str]]:
+def pods_ended(rented):
     """Return what the watcher has done about each dead pod, in words."""
     events = read_events(open_store(rented.store), RUN)
     return [e["done"] for e in events if e["event"] == "watch" and e["what"] == "dead pod"]
 
 
 def test_a_pod_left_as_exited_is_replaced_as_soon_as_one_that_vanishes_and_nothing_is_lost(
-    rented: Rented, tmp_path: Path
-) -> None:
-    def seconds_to_the_next(
-        machine: int, leaves: Literal["gone", "exited"], notice: float = 0.0
-    ) -> float:
+    rented, tmp_path
+):
+    def seconds_to_the_next(machine, leaves, notice=0.0):
         """Take the machine, and return the seconds until the next machine trains."""
         pod = rented.wait_for_training(machine)
         lost = time.monotonic() + notice
@@ -80,9 +74,7 @@ def test_a_pod_left_as_exited_is_replaced_as_soon_as_one_that_vanishes_and_nothi
     assert done == [[f"terminated pod {pod.id}"] for pod in rented.machines[1:3]]
 
 
-def test_a_place_whose_machines_all_die_young_is_left_for_another(
-    rented: Rented, tmp_path: Path
-) -> None:
+def test_a_place_whose_machines_all_die_young_is_left_for_another(rented, tmp_path):
     config = yaml.safe_load((REPOSITORY / "sky" / "runpod-spot.yaml").read_text())
     config["resources"]["ordered"] = [
         {"accelerators": gpu, "use_spot": True} for gpu in ("A40:1", "RTXA4000:1")

@@ -3,12 +3,7 @@
 tests/hostile/test_data.py has lines and shards that are damaged.
 """
 
-from __future__ import annotations
-
 import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,27 +12,25 @@ from pion.data.tokens.tokenizer import train_bpe
 from pipeline.cli import main
 from tests.support.whole_runs import write_job
 
-Case = Callable[[Path], dict[str, Any]]
 
-
-def source(**fields: Any) -> dict[str, Any]:
+def source(**fields):
     return {"data__sources": [fields]}
 
 
-def missing_file(folder: Path) -> dict[str, Any]:
+def missing_file(folder):
     return source(kind="text", path="not-there.txt")
 
 
-def empty_corpus(folder: Path) -> dict[str, Any]:
+def empty_corpus(folder):
     (folder / "empty.txt").write_text("")
     return source(kind="text", path="empty.txt")
 
 
-def corpus_smaller_than_a_batch(folder: Path) -> dict[str, Any]:
+def corpus_smaller_than_a_batch(folder):
     return {"pretrain__global_batch": 4096}
 
 
-def with_shard_of(folder: Path, token: int) -> dict[str, Any]:
+def with_shard_of(folder, token):
     """Return a job whose only text is one `.npy` shard, of one token again and again."""
     (folder / "shards").mkdir()
     ids = np.full((500, 32), token, dtype=np.int32)
@@ -47,29 +40,29 @@ def with_shard_of(folder: Path, token: int) -> dict[str, Any]:
     return source(kind="npy", path="shards") | tokenizer
 
 
-def ids_beyond_the_vocabulary(folder: Path) -> dict[str, Any]:
+def ids_beyond_the_vocabulary(folder):
     return with_shard_of(folder, 999)
 
 
-def shard_without_end_of_text(folder: Path) -> dict[str, Any]:
+def shard_without_end_of_text(folder):
     return with_shard_of(folder, 5) | {"data__documents": True}
 
 
-def tokenizer_larger_than_the_model(folder: Path) -> dict[str, Any]:
+def tokenizer_larger_than_the_model(folder):
     return {"model__vocab_size": 259}
 
 
-def conversation_without_an_assistant(folder: Path) -> dict[str, Any]:
+def conversation_without_an_assistant(folder):
     talk = {"conversations": [{"from": "human", "value": "anyone there?"}]}
     (folder / "alone.jsonl").write_text(json.dumps(talk) + "\n")
     return {"sft__sources": [{"kind": "jsonl", "path": "alone.jsonl"}]}
 
 
-def missing_tokenizer(folder: Path) -> dict[str, Any]:
+def missing_tokenizer(folder):
     return {"tokenizer": {"file": "no-tokenizer.json"}, "model__vocab_size": 320}
 
 
-CASES: list[tuple[Case, list[str]]] = [
+CASES = [
     (missing_file, ["data.sources.0", "not-there.txt"]),
     (empty_corpus, ["empty.txt"]),
     (corpus_smaller_than_a_batch, ["smaller than one batch", "4,096"]),

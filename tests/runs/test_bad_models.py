@@ -1,11 +1,7 @@
 """Models that can't be a start: `pion check` says why in one message, before anything is rented."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,28 +15,27 @@ from pion.model.lora_projections import add_lora, additions
 from pipeline.cli import main
 from tests.pipeline.base.conftest import export_base
 from tests.support.finished_run import tiny_model, tiny_tokenizer
-from tests.support.hub_server import READ_TOKEN, HubServer, hub_server
+from tests.support.hub_server import READ_TOKEN, hub_server
 from tests.support.jobs import write_tiny_data
 
-Files = dict[str, bytes]
 SFT = {"steps": 2, "sources": [{"kind": "jsonl", "path": "talks.jsonl"}]}
 
 
-def files_in(folder: Path) -> Files:
+def files_in(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def edited(files: Files, name: str, **fields: Any) -> Files:
+def edited(files, name, **fields):
     return files | {name: json.dumps(json.loads(files[name]) | fields).encode()}
 
 
 @pytest.fixture(scope="module")
-def honest(tmp_path_factory: pytest.TempPathFactory) -> Files:
+def honest(tmp_path_factory):
     return files_in(export_base(tmp_path_factory.mktemp("honest") / "base"))
 
 
 @pytest.fixture(scope="module")
-def adapter(tmp_path_factory: pytest.TempPathFactory, honest: Files) -> Files:
+def adapter(tmp_path_factory, honest):
     """An adapter of someone/base, as peft writes it."""
     folder, base = tmp_path_factory.mktemp("adapter"), tmp_path_factory.mktemp("of") / "base"
     model = load_decoder(export_base(base))
@@ -53,7 +48,7 @@ def adapter(tmp_path_factory: pytest.TempPathFactory, honest: Files) -> Files:
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+def hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     write_tiny_data(tmp_path)
@@ -63,10 +58,10 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
 
 
 @pytest.fixture
-def refusal(hub: HubServer, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def refusal(hub, capsys):
     """`refusal(source, **changes)`: why `pion check` refuses the job, in its only message."""
 
-    def check(source: str = "someone/model", **changes: Any) -> str:
+    def check(source="someone/model", **changes):
         job = {"name": "mine", "model": {"from": source}, "sft": SFT} | changes
         Path("job.yaml").write_text(yaml.safe_dump(job))
         assert main(["check", "job.yaml", "--json"]) == 2
@@ -84,12 +79,8 @@ def refusal(hub: HubServer, capsys: pytest.CaptureFixture[str]) -> Callable[...,
 
 
 def test_a_gated_model_names_its_page_and_the_token_that_is_missing_or_has_no_access(
-    hub: HubServer,
-    honest: Files,
-    refusal: Callable[..., str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    hub, honest, refusal, tmp_path, monkeypatch
+):
     hub.add_repo("someone/model", "model", honest, gated=True)
     words = refusal()
     assert "Accept its terms on https://huggingface.co/someone/model." in words
@@ -100,7 +91,7 @@ def test_a_gated_model_names_its_page_and_the_token_that_is_missing_or_has_no_ac
     assert "on https://huggingface.co/someone/model with the account of that token" in words
 
 
-def test_a_missing_model_may_be_misspelt_or_private(refusal: Callable[..., str]) -> None:
+def test_a_missing_model_may_be_misspelt_or_private(refusal):
     words = refusal("someone/modell")
     assert "Hub model someone/modell: there is no such repository; check its name" in words
     assert "If the repository is private" in words
@@ -109,13 +100,13 @@ def test_a_missing_model_may_be_misspelt_or_private(refusal: Callable[..., str])
 # ---------------------------------------------------------------- what it is
 
 
-def without_safetensors(files: Files, name: str) -> Files:
+def without_safetensors(files, name):
     return {n: c for n, c in files.items() if n != "model.safetensors"} | {name: b"weights"}
 
 
 CODE = {"AutoModelForCausalLM": "modeling_odd.OddForCausalLM"}
 KNOWN = "only 'qwen3', 'qwen3_moe', 'arcee', 'llama', 'qwen2' and 'pion' are supported"
-MODELS: dict[str, tuple[Callable[[Files], Files], list[str]]] = {
+MODELS = {
     "only a pickle": (
         lambda files: without_safetensors(files, "pytorch_model.bin"),
         ["only as pytorch_model.bin, a pickle", "save_pretrained"],
@@ -180,13 +171,7 @@ def test_a_model_that_can_not_be_trained_says_what_would_do(name, hub, honest, r
         ({"sft": SFT | {"lora": {"targets": ["qproj"]}}}, "; it has q_proj, k_proj, v_proj, o_pr"),
     ],
 )
-def test_a_projection_that_the_model_lacks_is_refused(
-    changes: dict[str, Any],
-    expected: str,
-    hub: HubServer,
-    honest: Files,
-    refusal: Callable[..., str],
-) -> None:
+def test_a_projection_that_the_model_lacks_is_refused(changes, expected, hub, honest, refusal):
     hub.add_repo("someone/model", "model", honest)
     assert expected in refusal(**changes)
 
@@ -202,8 +187,8 @@ def test_an_adapter_whose_base_is_missing_names_both(hub, adapter, refusal):
 
 
 def test_an_adapter_of_another_base_names_the_tensor_that_does_not_fit(
-    hub: HubServer, adapter: Files, refusal: Callable[..., str], tmp_path: Path
-) -> None:
+    hub, adapter, refusal, tmp_path
+):
     hub.add_repo("someone/model", "model", adapter)
     tokenizer = tmp_path / "tokenizer.json"
     tiny_tokenizer().save(tokenizer)

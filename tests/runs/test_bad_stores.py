@@ -1,17 +1,13 @@
 """A store that can't be used is refused before anything is written: exit code 2, and what to do.
 If a store goes down later, the run waits for it."""
 
-from __future__ import annotations
-
 import dataclasses
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
 import pion.formats.verify
 from pion.errors import NotDurable, Trouble
-from pipeline.console.messages import CheckpointSaved, Note, Phase, Shown, StageState
+from pipeline.console.messages import CheckpointSaved, Note, Phase, StageState
 from pipeline.job.file import load_job
 from pipeline.run.command import run_job
 from pipeline.run.start import RunOptions
@@ -27,7 +23,7 @@ from tests.faults.test_bad_days import CutOff
 from tests.pipeline.state.checkpoints.conftest import NoMapping
 from tests.support.hub_server import READ_TOKEN, USER, hub_server
 from tests.support.jobs import SilentDisplay, tiny_job
-from tests.support.s3_server import FaultProxy, S3Server
+from tests.support.s3_server import FaultProxy
 from tests.support.states import read
 from tests.support.whole_runs import (
     copy_run,
@@ -40,10 +36,8 @@ from tests.support.whole_runs import (
     write_job,
 )
 
-Whole = Callable[..., Path]
 
-
-def refusal(folder: Path, store: str, *overrides: str) -> str:
+def refusal(folder, store, *overrides):
     """Return what `pion run` says when it refuses to start."""
     output = ends_with(2, start(write_job(folder, store=store, sft=None), *overrides))
     assert "Traceback" not in output
@@ -66,7 +60,7 @@ def test_a_url_that_cannot_be_a_store_is_named_with_the_right_form(tmp_path, url
 
 
 @pytest.mark.usefixtures("s3_store")
-def test_a_missing_bucket_is_refused_with_the_command_that_makes_it(tmp_path: Path) -> None:
+def test_a_missing_bucket_is_refused_with_the_command_that_makes_it(tmp_path):
     assert "aws s3 mb s3://no-such-bucket" in refusal(tmp_path, "s3://no-such-bucket/runs")
 
 
@@ -98,11 +92,11 @@ def test_a_hub_repository_that_is_missing_or_only_readable_is_refused(tmp_path, 
         assert READ_TOKEN not in output
 
 
-def test_a_run_name_no_store_can_hold_is_refused(tmp_path: Path) -> None:
+def test_a_run_name_no_store_can_hold_is_refused(tmp_path):
     assert "name" in refusal(tmp_path, str(tmp_path / "runs"), "name=a/b")
 
 
-def test_a_run_of_a_newer_format_is_left_alone(tmp_path: Path, whole: Whole) -> None:
+def test_a_run_of_a_newer_format_is_left_alone(tmp_path, whole):
     copy_run(whole(sft=None), tmp_path)
     head = tmp_path / "runs/tiny/HEAD.json"
     head.write_text(head.read_text().replace('"format": 4', '"format": 7'))
@@ -132,47 +126,47 @@ class CutOffAt(SilentDisplay):
     """Takes the store away at each of these messages, and brings it back when the run says that it
     tries again: by then, all attempts of a request have failed."""
 
-    def __init__(self, proxy: FaultProxy, *moments: Callable[[Shown], bool]) -> None:
+    def __init__(self, proxy, *moments):
         super().__init__()
         self.proxy, self.moments = proxy, list(moments)
 
-    def say(self, message: Shown) -> None:
+    def say(self, message):
         super().say(message)
         if any(moment(message) for moment in self.moments):
             self.proxy.deny("ServiceUnavailable", 503)
         if isinstance(message, Note) and "Trying again until" in message.text:
             self.proxy.clear()
 
-    def notes(self, text: str) -> int:
+    def notes(self, text):
         return sum(text in m.text for m in self.messages if isinstance(m, Note))
 
 
-def last_save(message: Shown) -> bool:
+def last_save(message):
     return isinstance(message, CheckpointSaved) and message.step == 20
 
 
-def pretrained(message: Shown) -> bool:
+def pretrained(message):
     return message == StageState("pretrain", "done")
 
 
-def sft_built(message: Shown) -> bool:
+def sft_built(message):
     return isinstance(message, Phase) and message.name == "sft built"
 
 
-def first_measure(message: Shown) -> bool:
+def first_measure(message):
     return message == Note("evaluate: pretrain model on held-out text")
 
 
-def start_of_publishing(message: Shown) -> bool:
+def start_of_publishing(message):
     return message == StageState("publish", "started")
 
 
-def model_verified(message: Shown) -> bool:
+def model_verified(message):
     return isinstance(message, Note) and "transformers loads the same model" in message.text
 
 
 @pytest.fixture
-def proxy(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+def proxy(s3, tmp_path, monkeypatch):
     """A proxy in front of a store. Requests and outages are retried without a pause."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(retry, "BASE_SECONDS", 0.0)
@@ -183,8 +177,8 @@ def proxy(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 
 def test_an_outage_longer_than_the_retries_costs_no_run_its_life_at_any_boundary(
-    tmp_path: Path, s3: S3Server, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tmp_path, s3, proxy, monkeypatch
+):
     # Importing transformers takes many seconds and does not use the store.
     monkeypatch.setattr(pion.formats.verify, "verify_export", lambda *arguments: 0.0)
     path = write_job(
@@ -225,7 +219,7 @@ def test_without_linger_such_an_outage_ends_the_run_with_exit_74(tmp_path, s3, p
     assert newest(store).step == 20
 
 
-def test_a_rewind_whose_commit_landed_unheard_is_recorded_once(tmp_path: Path) -> None:
+def test_a_rewind_whose_commit_landed_unheard_is_recorded_once(tmp_path):
     """A second record would count twice against `checkpoint.max_rewinds`."""
     request = TrainRequest(
         job=tiny_job(sft=None).model_dump(mode="json"),

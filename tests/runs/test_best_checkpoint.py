@@ -1,10 +1,5 @@
 """Runs that publish the checkpoint with the lowest held-out loss: `evaluate.checkpoint: best`."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
-
 import pytest
 from safetensors.torch import load_file
 
@@ -16,7 +11,7 @@ from tests.runs.test_model_from import SFT, write_job
 from tests.support.whole_runs import head_of
 
 # So high a rate that the held-out loss goes up and down.
-SETTINGS: dict[str, Any] = {
+SETTINGS = {
     "sft": SFT | {"steps": 12, "lr": 1.0, "min_lr": 1.0, "warmup_steps": 0},
     "evaluate": {
         "every": 3,
@@ -29,12 +24,12 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def chosen(folder: Path) -> dict[str, Any]:
+def chosen(folder):
     return dict(head_of(folder).stages["evaluate"].result["checkpoint"])
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def unbroken(tmp_path_factory):
     """The folder of a run that nothing interrupted, published to `out`."""
     folder = tmp_path_factory.mktemp("unbroken")
     job = write_job(folder, publish={"to": str(folder / "out")}, **SETTINGS)
@@ -67,11 +62,11 @@ def test_the_best_checkpoint_is_evaluated_published_and_what_the_runs_name_means
     "crash", [2, *(pytest.param(crash, marks=pytest.mark.soak) for crash in (1, 3, 4))]
 )
 def test_a_crash_between_a_save_and_its_loss_changes_no_choice(
-    unbroken: Path, tmp_path: Path, crash: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    unbroken, tmp_path, crash, monkeypatch
+):
     job, calls, record = write_job(tmp_path, **SETTINGS), [0], RankZero._record_loss
 
-    def crashing(self: RankZero, loss: float) -> None:
+    def crashing(self, loss):
         calls[0] += 1
         if calls[0] == crash:
             raise PionError("the machine is gone")

@@ -1,10 +1,7 @@
 """Runs that keep the chat template of the model that they start from."""
 
-from __future__ import annotations
-
 import json
 import re
-from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -30,12 +27,12 @@ TWO_TURNS = [*ASKED, {"role": "assistant", "content": "A bird."}] * 2
 
 
 @pytest.fixture
-def renders_here(monkeypatch: pytest.MonkeyPatch) -> None:
+def renders_here(monkeypatch):
     """A test starts the process that renders several times; whole runs use the real one."""
     monkeypatch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
 
 
-def write_untrained_end(folder: Path) -> None:
+def write_untrained_end(folder):
     """Write a model whose embedding has no direction for the end of a turn."""
     write_instruct_model(folder, "smollm2", CHATML)
     end = Tokenizer.from_file(folder / "tokenizer.json").special_ids["<|im_end|>"]
@@ -44,12 +41,12 @@ def write_untrained_end(folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
-def talks_of(tokenizer_file: Path) -> ChatFormat:
+def talks_of(tokenizer_file):
     return ChatFormat(tokenizer_file, Tokenizer.from_file(tokenizer_file))
 
 
 @pytest.mark.usefixtures("renders_here")
-def test_training_chat_and_the_published_model_use_the_models_own_template(tmp_path: Path) -> None:
+def test_training_chat_and_the_published_model_use_the_models_own_template(tmp_path):
     write_instruct_model(tmp_path / "base", "qwen", QWEN3)
     told = {"system": "Be brief.", "template_options": {"enable_thinking": False}}
     job = write_job(tmp_path, sft=SFT | told | {"steps": 30, "seq_len": 128, "warmup_steps": 3})
@@ -90,7 +87,7 @@ def test_training_chat_and_the_published_model_use_the_models_own_template(tmp_p
 
 
 @pytest.mark.soak
-def test_pions_own_template_can_be_asked_for(tmp_path: Path) -> None:
+def test_pions_own_template_can_be_asked_for(tmp_path):
     write_instruct_model(tmp_path / "base", "qwen", QWEN3)
     job = write_job(tmp_path, sft=SFT | {"template": "pion"})
     finish(job, "publish.to=out")
@@ -119,12 +116,8 @@ def test_the_check_shows_the_first_conversation_as_the_model_sees_it(tmp_path, c
     ],
 )
 def test_a_conversation_that_cant_be_used_ends_the_check_with_its_line(
-    template: str,
-    line: dict[str, str],
-    why: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+    template, line, why, tmp_path, capsys
+):
     kind = "smollm2" if template is CHATML else "llama3"
     write_instruct_model(tmp_path / "base", kind, template)
     job = write_job(tmp_path)
@@ -154,8 +147,8 @@ warned_with_lora = pytest.mark.parametrize(
 @pytest.mark.usefixtures("renders_here")
 @warned_with_lora
 def test_lora_from_a_model_that_never_saw_the_end_of_a_turn_is_warned_about(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], lora: dict[str, int] | None, warned: bool
-) -> None:
+    tmp_path, capsys, lora, warned
+):
     write_untrained_end(tmp_path / "base")
     job = write_job(tmp_path, sft=SFT | {"lora": lora})
     assert main(["check", str(job)]) == 0
@@ -178,7 +171,7 @@ def test_lora_of_preferences_is_warned_of_the_same(tmp_path, capsys, lora, warne
 
 
 @pytest.mark.soak
-def test_an_adapter_keeps_the_template_for_those_who_start_from_it(tmp_path: Path) -> None:
+def test_an_adapter_keeps_the_template_for_those_who_start_from_it(tmp_path):
     write_untrained_end(tmp_path / "base")
     publish = {"to": "model", "adapter": True}
     output = finish(write_job(tmp_path, sft=SFT | {"lora": {"rank": 4}}, publish=publish))

@@ -5,14 +5,11 @@ long, so one run serves them all. tests/runs/test_ray.py looks at the sockets of
 meet at a socket, as on several nodes.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -75,7 +72,7 @@ class Seen:
 
 
 @contextlib.contextmanager
-def unsafe(folder: Path) -> Iterator[dict[str, str]]:
+def unsafe(folder):
     """An environment where everything is unsafe: a Ray that would ask nobody, another interface.
 
     A socket in its temporary folder would have too long a path for the system.
@@ -104,7 +101,7 @@ class Halted:
 
 
 @pytest.fixture(scope="module")
-def one_worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Halted]:
+def one_worker(tmp_path_factory):
     """Steps are fast, and no worker may end before it is killed: each waits for its second save,
     which stands still. A save has five files, and begins when the one before it is committed."""
     folder = tmp_path_factory.mktemp("doors")
@@ -125,7 +122,7 @@ def one_worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Halted]:
 
 
 @pytest.fixture(scope="module")
-def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Seen:
+def two_workers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("doors")
     job = write_job(folder, sft=None, pretrain__steps=100_000, log__every=1)
     with unsafe(folder) as environment:
@@ -141,15 +138,15 @@ def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Seen:
 
 
 @pytest.fixture(params=["one worker", pytest.param("two workers", marks=pytest.mark.soak)])
-def seen(request: pytest.FixtureRequest) -> Seen:
+def seen(request):
     if request.param == "one worker":
-        halted: Halted = request.getfixturevalue("one_worker")
+        halted = request.getfixturevalue("one_worker")
         return halted.seen
-    two: Seen = request.getfixturevalue("two_workers")
+    two = request.getfixturevalue("two_workers")
     return two
 
 
-def look_at(driver: int, temporary: Path, workers: int) -> Seen:
+def look_at(driver, temporary, workers):
     session = Path(session_of(driver))
     processes = children_of({driver, *session_processes(str(session))})
     sockets = listening(processes)
@@ -169,18 +166,18 @@ def look_at(driver: int, temporary: Path, workers: int) -> Seen:
     return seen
 
 
-def _has_torch(process: psutil.Process) -> bool:
+def _has_torch(process):
     return any("libtorch" in each.path for each in process.memory_maps())
 
 
-def ask_ray(port: int, *tokens: str) -> list[str]:
+def ask_ray(port, *tokens):
     """Return what Ray answers to who has each of these tokens."""
     command = [sys.executable, "-c", ASK_RAY, f"127.0.0.1:{port}", str(PATIENCE_SECONDS)]
     access = {"RAY_AUTH_MODE": "token", "TOKENS": " ".join(tokens)}
     return run_to_end(command, check=True, env=os.environ | access).stdout.splitlines()
 
 
-def token_of(driver: int) -> str:
+def token_of(driver):
     """Return the token of Ray, which is in the environment of the process that runs Ray Train."""
     for process in psutil.Process(driver).children():
         if "pipeline.workers.ray_fit" in process.cmdline():
@@ -188,7 +185,7 @@ def token_of(driver: int) -> str:
     raise AssertionError("no process runs Ray Train")
 
 
-def test_other_machines_reach_no_process_of_the_run(seen: Seen) -> None:
+def test_other_machines_reach_no_process_of_the_run(seen):
     programs = [each.program for each in seen.sockets]
     assert {"gcs_server", "raylet", "ray::RuntimeEnvAgent"} <= set(programs)
     # Each worker listens for Ray. Each of two also listens in three groups of both: the one that
@@ -212,13 +209,13 @@ def test_only_the_workers_import_torch_and_ray_train_starts_no_helper_without_wo
     assert not {name.split(".")[0] for name in seen.programs} & unneeded
 
 
-def test_ray_asks_for_a_token_whatever_the_environment_says(seen: Seen) -> None:
+def test_ray_asks_for_a_token_whatever_the_environment_says(seen):
     assert seen.friend.startswith("allowed")
     assert seen.stranger.startswith("refused")
     assert "InvalidAuthToken" in seen.stranger
 
 
-def test_the_token_is_random_and_can_be_read_nowhere(seen: Seen) -> None:
+def test_the_token_is_random_and_can_be_read_nowhere(seen):
     assert len(bytes.fromhex(seen.token)) == 32
     names = {Path(name).name for name in seen.texts}
     assert {"output", "cmdline", "raylet.out", "gcs_server.out"} <= names, (
@@ -227,7 +224,7 @@ def test_the_token_is_random_and_can_be_read_nowhere(seen: Seen) -> None:
     assert [name for name, text in seen.texts.items() if seen.token.encode() in text] == []
 
 
-def test_no_other_user_can_enter_the_folders_of_ray_or_read_its_logs(seen: Seen) -> None:
+def test_no_other_user_can_enter_the_folders_of_ray_or_read_its_logs(seen):
     assert seen.session.parent == Path("/tmp"), "Ray's sockets don't fit into the other folder"
     assert seen.modes.pop(seen.session.name) == 0o700
     (log,) = [name for name in seen.modes if name.startswith("pion-workers-")]

@@ -1,10 +1,7 @@
 """An evaluation that is killed at any of its parts gives the same bytes as one that is not."""
 
-from __future__ import annotations
-
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -18,12 +15,12 @@ from tests.support.whole_runs import ends_with, kill, start, write_job
 KILLED_IN = ("pretrain.core.made-up-choice", "sft.core.made-up-schema", "ngram")
 
 
-def parts_of(folder: Path) -> dict[str, bytes]:
+def parts_of(folder):
     found = (folder / "runs" / "tiny" / "stages" / "evaluate").glob("*-parts/*.json")
     return {path.name: path.read_bytes() for path in found}
 
 
-def killed_in_the_midst(folder: Path, job: Path, number: int, part: str) -> None:
+def killed_in_the_midst(folder, job, number, part):
     """Run the job until it has computed a part whose name begins with `part`, and kill it."""
     meddling = Meddling(folder)
     meddling.wrap(
@@ -61,7 +58,7 @@ def test_core_and_the_ngram_model_killed_at_three_parts_end_with_the_same_bytes(
 
 
 @pytest.mark.soak
-def test_preferences_killed_at_three_parts_end_with_the_same_bytes(tmp_path: Path) -> None:
+def test_preferences_killed_at_three_parts_end_with_the_same_bytes(tmp_path):
     """simpo has no reference, so the model before it is measured, too."""
     job = prefer_job(tmp_path, prefer__loss="simpo")
     for number, part in enumerate(("prefer.preferences", "sft.preferences", "sft.answers")):

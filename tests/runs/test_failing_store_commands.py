@@ -4,17 +4,12 @@ The table has each command's exit code. The message always says what failed, wha
 to run again.
 """
 
-from __future__ import annotations
-
 import io
 import re
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -49,21 +44,21 @@ REASON = "the test says so"
 class Store:
     """Counts the requests to all folder stores of this process; fails from `down_from` on."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch):
         self.asked, self.down_from, self.outage = 0, 0, True
         self._lock, self._inside = threading.Lock(), threading.local()
         for name in REQUESTS:
             monkeypatch.setattr(FileStore, name, self._counted(name, getattr(FileStore, name)))
 
-    def fail_from(self, request: int, *, outage: bool) -> None:
+    def fail_from(self, request, *, outage):
         self.asked, self.down_from, self.outage = 0, request, outage
 
     @property
-    def has_failed(self) -> bool:
+    def has_failed(self):
         return 0 < self.down_from <= self.asked
 
-    def _counted(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
-        def ask(store: FileStore, *arguments: Any) -> Any:
+    def _counted(self, name, method):
+        def ask(store, *arguments):
             if getattr(self._inside, "a_request", False):  # one request may call another
                 return method(store, *arguments)
             with self._lock:
@@ -95,12 +90,12 @@ class Row:
     every: int = 1
 
     @property
-    def changes(self) -> bool:
+    def changes(self):
         """Whether it may have worked on the project, so that each request needs a new one."""
         return any(letter in self.codes for letter in "brw")
 
     @property
-    def name(self) -> str:
+    def name(self):
         words = [word for word in self.command.split() if not word.startswith("/")]
         return " ".join(words) + (" (managed)" if self.managed else "")
 
@@ -157,7 +152,7 @@ TELLING = (
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def template(tmp_path_factory):
     """A project with runs: `demo`, `model` with weights, one to evaluate, and a finished one."""
     folder = tmp_path_factory.mktemp("project")
     write_tiny_data(folder)
@@ -175,7 +170,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def trained_run(store: FileStore, job: Job, *, evaluated: bool) -> None:
+def trained_run(store, job, *, evaluated):
     """A released run of `job` with everything but `evaluate` done."""
     run, digests = RunState(store, job.name), digest_job(job)
     claim = claim_run(run, Owner.me())
@@ -190,12 +185,12 @@ def trained_run(store: FileStore, job: Job, *, evaluated: bool) -> None:
 
 
 @pytest.fixture
-def project(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+def project(template, tmp_path, monkeypatch):
     """Copies the template into the working directory. Nothing is evaluated or rented."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     place = tmp_path / "project"
 
-    def renew() -> None:
+    def renew():
         monkeypatch.chdir(tmp_path)
         shutil.rmtree(place, ignore_errors=True)
         shutil.copytree(template, place)
@@ -204,7 +199,7 @@ def project(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return renew
 
 
-def cheaply(monkeypatch: pytest.MonkeyPatch) -> None:
+def cheaply(monkeypatch):
     """Replace slow work that does not use the store."""
     import pion.formats.verify
     import pipeline.prove.proof
@@ -212,7 +207,7 @@ def cheaply(monkeypatch: pytest.MonkeyPatch) -> None:
     import pipeline.training.saving
     from pipeline.prove.attempt import Attempt
 
-    def evaluate(job: Job, trained: Any, parts: Any, *rest: Any) -> dict[str, Any]:
+    def evaluate(job, trained, parts, *rest):
         return {"pretrain": parts.save("pretrain", {"loss": 1.0})}
 
     monkeypatch.setattr(pipeline.stages.evaluate, "evaluate_run", evaluate)
@@ -224,7 +219,7 @@ def cheaply(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline.training.saving, "RENTAL_LINGER", 0.0)
 
 
-def rent_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def rent_nothing(monkeypatch):
     """A SkyPilot without jobs that accepts every submission."""
     from pipeline.rent.check import machines
     from pipeline.rent.managed import hop, launch, rentals, request, watch
@@ -244,7 +239,7 @@ def rent_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compared, "market", lambda *_, **__: ([], []))
 
 
-def cases() -> Iterator[Any]:
+def cases():
     """Yield each row twice. A manager changes what an outage means, and nothing else."""
     for row in TABLE:
         for outage, how in ((True, "outage"), (False, "forbidden")):

@@ -1,12 +1,8 @@
 """A hang is noticed, described and ended. Slow, suspended or evaluating processes don't hang."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,7 +10,7 @@ from tests.support.meddling import Meddling
 from tests.support.whole_runs import ends_with, finish, interrupt, start, wait_for, write_job
 
 
-def test_a_hang_is_noticed_described_and_ended(tmp_path: Path) -> None:
+def test_a_hang_is_noticed_described_and_ended(tmp_path):
     meddling = Meddling(tmp_path)
     meddling.wrap(
         "pion.train.feed:BatchFeed.take",
@@ -33,7 +29,7 @@ def test_a_hang_is_noticed_described_and_ended(tmp_path: Path) -> None:
 
 
 @pytest.mark.soak
-def test_a_suspended_machine_does_not_count_as_a_hang(tmp_path: Path) -> None:
+def test_a_suspended_machine_does_not_count_as_a_hang(tmp_path):
     job = write_job(tmp_path, pretrain__steps=400, sft=None, log__every=1)
     process = start(job, "hardware.hang_seconds=5")
     wait_for(process, "pretrain step 20")
@@ -44,7 +40,7 @@ def test_a_suspended_machine_does_not_count_as_a_hang(tmp_path: Path) -> None:
     assert "hangs" not in interrupt(process)
 
 
-BY_ROW: dict[str, Any] = {
+BY_ROW = {
     "sft": None,
     "pretrain__steps": 4,
     "evaluate__every": 4,
@@ -54,7 +50,7 @@ BY_ROW: dict[str, Any] = {
 }
 
 
-def measures_slowly(folder: Path, seconds: float) -> Meddling:
+def measures_slowly(folder, seconds):
     """Make each evaluated row take so many seconds, and each token of a sample a while."""
     meddling = Meddling(folder)
     meddling.wrap(
@@ -78,7 +74,7 @@ def measures_slowly(folder: Path, seconds: float) -> Meddling:
 
 
 @pytest.mark.soak
-def test_an_evaluation_that_takes_longer_than_a_hang_is_none(tmp_path: Path) -> None:
+def test_an_evaluation_that_takes_longer_than_a_hang_is_none(tmp_path):
     meddling = measures_slowly(tmp_path, 1.5)
     process = start(write_job(tmp_path, **BY_ROW), env=meddling.environment())
     wait_for(process, "held-out loss")
@@ -86,7 +82,7 @@ def test_an_evaluation_that_takes_longer_than_a_hang_is_none(tmp_path: Path) -> 
     meddling.check()
 
 
-def never_built(folder: Path) -> Meddling:
+def never_built(folder):
     meddling = Meddling(folder)
     meddling.wrap(
         "pipeline.training.context:Watchdog",
@@ -106,7 +102,7 @@ def never_built(folder: Path) -> Meddling:
     return meddling
 
 
-def never_measured(folder: Path) -> Meddling:
+def never_measured(folder):
     return measures_slowly(folder, 1000)
 
 
@@ -121,7 +117,7 @@ def test_an_evaluation_that_hangs_and_a_trainer_never_built_are_hangs(tmp_path, 
     assert where in output
 
 
-def test_a_hang_outside_of_training_is_told_and_ends_nothing(tmp_path: Path) -> None:
+def test_a_hang_outside_of_training_is_told_and_ends_nothing(tmp_path):
     meddling = Meddling(tmp_path)
     meddling.wrap(
         "pipeline.run.journal:Watchdog",

@@ -1,12 +1,7 @@
 """A run continues with other hardware settings, on an empty machine, as if nothing had changed."""
 
-from __future__ import annotations
-
 import shutil
 import signal
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -24,9 +19,8 @@ from tests.support.whole_runs import (
     write_job,
 )
 
-Whole = Callable[..., Path]
 STEPS = 120
-JOB: dict[str, Any] = {
+JOB = {
     "sft": None,
     "pretrain__steps": STEPS,
     "pretrain__global_batch": 8,
@@ -40,7 +34,7 @@ JOB: dict[str, Any] = {
 }
 
 
-def on_a_new_machine(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+def on_a_new_machine(monkeypatch, folder):
     """Use an empty cache, as on a new machine: nothing downloaded, prepared or saved."""
     cache = folder / "cache"
     shutil.rmtree(cache, ignore_errors=True)
@@ -48,8 +42,8 @@ def on_a_new_machine(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 
 
 def test_a_run_hops_between_machines_with_empty_disks_and_other_micro_batches(
-    s3_store: str, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    s3_store, whole, tmp_path, monkeypatch
+):
     few = JOB | {"pretrain__steps": 20}
     unbroken = whole(**few)
     job = write_job(tmp_path, store=s3_store, **few)
@@ -70,8 +64,8 @@ def test_a_run_hops_between_machines_with_empty_disks_and_other_micro_batches(
 
 @pytest.mark.soak
 def test_a_machine_that_lost_its_disk_loses_no_committed_step(
-    s3_store: str, whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    s3_store, whole, tmp_path, monkeypatch
+):
     unbroken = whole(**JOB)
     job = write_job(tmp_path, store=s3_store, **JOB)
     on_a_new_machine(monkeypatch, tmp_path)

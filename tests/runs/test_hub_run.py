@@ -1,11 +1,7 @@
 """A whole run whose state lives in a Hub repository: few commits, and another machine resumes."""
 
-from __future__ import annotations
-
 import shutil
-from collections.abc import Callable
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
@@ -35,8 +31,8 @@ def empty_repository(folder, monkeypatch):
 
 
 def test_a_run_on_the_hub_is_killed_and_ends_elsewhere_with_the_same_weights(
-    tmp_path: Path, whole: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tmp_path, whole, monkeypatch
+):
     unbroken = whole()
     with empty_repository(tmp_path, monkeypatch) as (hub, store):
         job = write_job(tmp_path, store=store, checkpoint__every_steps=2, log__every=1)
@@ -53,8 +49,8 @@ def test_a_run_on_the_hub_is_killed_and_ends_elsewhere_with_the_same_weights(
 
 @pytest.mark.soak
 def test_a_run_with_preferences_on_the_hub_is_killed_twice_and_ends_elsewhere_with_the_same_bits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tmp_path, monkeypatch
+):
     unbroken = tmp_path / "unbroken"
     unbroken.mkdir()
     finish(prefer_job(unbroken))

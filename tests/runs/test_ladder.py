@@ -1,14 +1,10 @@
 """A real ladder and a real search that are killed with SIGKILL end like those that are not."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
 import sys
 import time
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -29,7 +25,7 @@ LAUNCH = {
 }
 
 
-def start(folder: Path, command: str, *options: str) -> subprocess.Popen[str]:
+def start(folder, command, *options):
     job = write_job(folder, sft=None)
     return subprocess.Popen(
         [sys.executable, "-m", "pipeline.cli", command, str(job), *options, "--json"],
@@ -42,7 +38,7 @@ def start(folder: Path, command: str, *options: str) -> subprocess.Popen[str]:
     )
 
 
-def killed_after(line: str, folder: Path, *command: str) -> None:
+def killed_after(line, folder, *command):
     """Start the command, and kill it with all its processes after it has said `line`."""
     process = start(folder, *command)
     read_until(process, line, seconds=LONG_SECONDS)
@@ -50,12 +46,12 @@ def killed_after(line: str, folder: Path, *command: str) -> None:
     process.wait(LONG_SECONDS)
 
 
-def finished(folder: Path, *command: str) -> dict[str, Any]:
+def finished(folder, *command):
     """Run the command to its end, and return its JSON."""
     process = start(folder, *command)
     output = rest_of(process, seconds=LONG_SECONDS)
     assert process.returncode == 0, output
-    found: dict[str, Any] = json.loads(output[output.rindex("\n{\n") :])
+    found = json.loads(output[output.rindex("\n{\n") :])
     return found
 
 
@@ -69,7 +65,7 @@ def whole_and_broken(folder, lines, *command):
     return whole, finished(folder / "broken", *command)
 
 
-def test_a_ladder_that_is_killed_twice_ends_with_the_same_results_and_fit(tmp_path: Path) -> None:
+def test_a_ladder_that_is_killed_twice_ends_with_the_same_results_and_fit(tmp_path):
     whole, broken = whole_and_broken(tmp_path, ("run 2 of 8", "held-out run 1 of 1"), *LADDER)
     assert broken["fit"] == whole["fit"]
     for one, other in zip(whole["runs"], broken["runs"], strict=True):
@@ -78,7 +74,7 @@ def test_a_ladder_that_is_killed_twice_ends_with_the_same_results_and_fit(tmp_pa
     assert whole["runs"][-1]["error"] is not None
 
 
-def test_a_search_that_is_killed_twice_makes_the_same_choice(tmp_path: Path) -> None:
+def test_a_search_that_is_killed_twice_makes_the_same_choice(tmp_path):
     lines = ("seed 43, to step 2", "to step 20: 2 runs")
     whole, broken = whole_and_broken(tmp_path, lines, *SEARCH)
     assert {k: v for k, v in broken.items() if k not in ("hours", "command")} == {
@@ -88,8 +84,8 @@ def test_a_search_that_is_killed_twice_makes_the_same_choice(tmp_path: Path) -> 
 
 @pytest.mark.soak
 def test_the_next_machine_ends_the_ladder_of_a_killed_one_and_each_is_paid_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tmp_path, monkeypatch
+):
     for name, value in LAUNCH.items():
         monkeypatch.setenv(name, value)
     began = time.time()

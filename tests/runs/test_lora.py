@@ -1,13 +1,9 @@
 """A run whose sft stage trains LoRA keeps every promise that other runs keep."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -32,9 +28,8 @@ from tests.support.whole_runs import (
     write_job,
 )
 
-Whole = Callable[..., Path]
 STEPS = 40
-LORA: dict[str, Any] = {
+LORA = {
     "sft__lora": {"rank": 4},
     "sft__lr": 1e-2,
     "sft__steps": STEPS,
@@ -43,13 +38,12 @@ LORA: dict[str, Any] = {
 EACH_STEP = {"checkpoint__every_steps": 1, "log__every": 1}
 
 
-def checkpoint(folder: Path, stage: str = "sft") -> Path:
+def checkpoint(folder, stage="sft"):
     key = head_of(folder).stages[stage].checkpoint
-    assert key is not None
     return folder / "runs/tiny" / key
 
 
-def test_a_checkpoint_has_only_the_additions_and_the_hash_of_their_base(whole: Whole) -> None:
+def test_a_checkpoint_has_only_the_additions_and_the_hash_of_their_base(whole):
     folder = whole(**LORA)
     names = load_file(checkpoint(folder) / "model.safetensors").keys()
     assert len(names) == 2 * 7 * 2  # A and B of seven projections in two layers
@@ -66,7 +60,7 @@ def test_a_checkpoint_has_only_the_additions_and_the_hash_of_their_base(whole: W
 
 
 @pytest.mark.soak
-def test_sigkills_change_no_bit_of_the_additions(tmp_path: Path, whole: Whole) -> None:
+def test_sigkills_change_no_bit_of_the_additions(tmp_path, whole):
     unbroken = whole(**LORA)
     job = write_job(tmp_path, **LORA, **EACH_STEP)
     finish_after_kills(job, "sft", 1)
@@ -112,14 +106,13 @@ def test_a_fork_of_an_adapter_takes_its_base_along(whole, tmp_path, capsys):
     whole_model, forked = (load_model(find_model(f"{name}@sft")) for name in (run, fork))
     assert tensors_sha256(whole_model.state_dict()) == tensors_sha256(forked.state_dict())
     found = find_model(f"{fork}@sft")
-    assert found.base is not None
     assert (tmp_path / "runs/fork").resolve() in found.base.folder.resolve().parents
     job = write_job(tmp_path, **LORA, name="fork")
     assert "sft: done" in finish(job)
 
 
 @pytest.mark.soak
-def test_a_rounded_base_says_what_the_rounding_costs_and_resumes(tmp_path: Path) -> None:
+def test_a_rounded_base_says_what_the_rounding_costs_and_resumes(tmp_path):
     rounded = {"sft__lora": {"rank": 4, "base_dtype": "bfloat16"}}
     job = write_job(tmp_path, **LORA | rounded, **EACH_STEP)
     process = start(job)
@@ -170,8 +163,8 @@ def test_an_adapter_is_published_and_read_with_its_base(tmp_path, whole, capsys)
 
 @pytest.mark.parametrize("command", ["run", "check"])
 def test_an_adapter_of_another_base_is_refused_before_anything_is_started(
-    tmp_path: Path, whole: Whole, capsys: pytest.CaptureFixture[str], command: str
-) -> None:
+    tmp_path, whole, capsys, command
+):
     folder = whole(**LORA, publish={"to": "model", "adapter": True})
     adapter = Path(shutil.copytree(folder / "model", tmp_path / "adapter"))
     record = json.loads((adapter / "adapter.json").read_text())
@@ -188,14 +181,14 @@ def test_an_adapter_of_another_base_is_refused_before_anything_is_started(
 MARKS = ("model_name:", "pion_run:")
 
 
-def folder_of(whole_run: Path, folder: Path, changes: dict[str, Any]) -> Path:
+def folder_of(whole_run, folder, changes):
     """Copy a whole run, with its published model, and return its job."""
     shutil.copytree(whole_run / "model", folder / "model")
     # The adapter names its base by the run that published it.
     return copy_run(whole_run, folder, **LORA, **changes)
 
 
-def test_an_adapter_of_a_base_that_exists_only_here_does_not_go_to_the_hub(tmp_path: Path) -> None:
+def test_an_adapter_of_a_base_that_exists_only_here_does_not_go_to_the_hub(tmp_path):
     job = write_job(tmp_path, **LORA, publish={"to": "hf://me/model", "adapter": True})
     output = ends_with(2, start(job))
     assert "publish.adapter: the base of the adapter, the pretrained model of this run" in output
@@ -204,7 +197,7 @@ def test_an_adapter_of_a_base_that_exists_only_here_does_not_go_to_the_hub(tmp_p
 
 
 @pytest.mark.soak
-def test_a_model_rounded_to_bfloat16_says_what_the_rounding_costs(whole: Whole) -> None:
+def test_a_model_rounded_to_bfloat16_says_what_the_rounding_costs(whole):
     folder = whole(**LORA, publish={"to": "model", "dtype": "bfloat16"})
     weights = load_file(folder / "model" / "model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
@@ -214,7 +207,6 @@ def test_a_model_rounded_to_bfloat16_says_what_the_rounding_costs(whole: Whole) 
         r"logits differ by at most (\S+), and bits per byte were (\S+) before and are (\S+) after",
         card,
     )
-    assert found is not None
     logits, before, after = map(float, found.groups())
     assert 0 < logits < 0.5
     assert 0 < abs(before - after) < 0.05

@@ -4,17 +4,13 @@ A process of one version owns a run. The other version looks at the run, forks i
 a hop, and is stopped by the first. Owners are real processes; the older version is commit 0afbd30.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,14 +18,13 @@ from pipeline.run.handover import FROM_EPOCH
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store
 from tests.paths import REPOSITORY
-from tests.support.s3_server import S3Server
 from tests.support.states import read
 from tests.support.waiting import LONG_SECONDS, PATIENCE_SECONDS, read_until
 from tests.support.whole_runs import write_job
 
 OLDER = "434d2b8e"
 # Long enough that a test can stop it at any time.
-LONG: dict[str, Any] = {
+LONG = {
     "sft": None,
     "pretrain__steps": 1_000_000,
     "evaluate__every": 1_000_000,
@@ -49,7 +44,7 @@ class Pion:
     checkout: Path
     cache: Path
 
-    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    def start(self, *arguments, **environment):
         # In its children too, the working directory and PYTHONPATH come before installed packages.
         own = {"PYTHONPATH": str(self.checkout), "XDG_CACHE_HOME": str(self.cache)}
         return subprocess.Popen(
@@ -62,7 +57,7 @@ class Pion:
             text=True,
         )
 
-    def __call__(self, *arguments: str) -> str:
+    def __call__(self, *arguments):
         """Run a command to its end; return what it printed."""
         process = self.start(*arguments)
         output, _ = process.communicate(timeout=LONGEST_WAIT)
@@ -81,7 +76,7 @@ sys.exit(pipeline.cli.main())
 
 
 @pytest.fixture(scope="module")
-def older_checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def older_checkout(tmp_path_factory):
     folder = tmp_path_factory.mktemp("older")
     archive = subprocess.run(
         ["git", "-C", str(REPOSITORY), "archive", OLDER], capture_output=True, timeout=LONG_SECONDS
@@ -95,17 +90,17 @@ def older_checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(params=["file", "s3"])
-def job(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def job(request, tmp_path, monkeypatch):
     store = str(tmp_path / "runs")
     if request.param == "s3":
-        s3: S3Server = request.getfixturevalue("s3")
+        s3 = request.getfixturevalue("s3")
         s3.use(monkeypatch)
         store = f"s3://{s3.bucket()}/runs"
     return write_job(tmp_path, store=store, **LONG)
 
 
 @pytest.fixture(params=["older owns first", "today's owns first"])
-def versions(request: pytest.FixtureRequest, older_checkout: Path, tmp_path: Path) -> list[Pion]:
+def versions(request, older_checkout, tmp_path):
     """The version that owns the run at first, and the other version."""
     older = Pion(older_checkout, tmp_path / "cache-of-older")
     today = Pion(REPOSITORY, tmp_path / "cache-of-today")
@@ -113,9 +108,9 @@ def versions(request: pytest.FixtureRequest, older_checkout: Path, tmp_path: Pat
 
 
 @pytest.fixture
-def started() -> Iterator[list[subprocess.Popen[str]]]:
+def started():
     """Processes that are killed when the test ends."""
-    processes: list[subprocess.Popen[str]] = []
+    processes = []
     yield processes
     for process in processes:
         process.kill()
@@ -123,8 +118,8 @@ def started() -> Iterator[list[subprocess.Popen[str]]]:
 
 
 def test_each_version_sees_forks_takes_over_and_stops_what_the_other_owns(
-    job: Path, versions: list[Pion], started: list[subprocess.Popen[str]], tmp_path: Path
-) -> None:
+    job, versions, started, tmp_path
+):
     first, second = versions
     run = RunState(open_store(_store_of(job)), "tiny")
 
@@ -150,7 +145,6 @@ def test_each_version_sees_forks_takes_over_and_stops_what_the_other_owns(
     assert "to save its work and hand the run over" in resumed
     assert "continues after step" in resumed
     head = read(run)
-    assert head.owner is not None
     assert head.owner.pid == relief.pid
 
     first("stop", run.url, "--wait")
@@ -170,7 +164,7 @@ def test_each_version_sees_forks_takes_over_and_stops_what_the_other_owns(
     assert again.returncode == 75, said
 
 
-def _store_of(job: Path) -> str:
+def _store_of(job):
     from pipeline.job.file import load_job
 
     return load_job(job).store

@@ -1,15 +1,11 @@
 """Runs that start from a model that somebody else has trained: `model: {from: …}`."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
 import os
 import re
 import shutil
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -25,7 +21,6 @@ from tests.pipeline.base.conftest import export_base
 from tests.support.finished_run import tiny_tokenizer
 from tests.support.hub_server import USER, hub_server
 from tests.support.jobs import write_tiny_data
-from tests.support.s3_server import S3Server
 from tests.support.stock_models import saved, stock_model
 from tests.support.whole_runs import ends_with, finish, head_of, kill, rows_trained, start, wait_for
 
@@ -39,7 +34,7 @@ SFT = {
 }
 
 
-def write_job(folder: Path, **changes: Any) -> Path:
+def write_job(folder, **changes):
     """Write the shortest job that starts from `base`, next to its data; return its path."""
     folder.mkdir(exist_ok=True)
     write_tiny_data(folder)
@@ -58,17 +53,17 @@ def write_job(folder: Path, **changes: Any) -> Path:
     return path
 
 
-def bases_in(store: Path) -> list[str]:
+def bases_in(store):
     return sorted(path.name for path in (store / "_bases").iterdir())
 
 
-def weights_of(folder: Path, stage: str = "sft") -> dict[str, Any]:
+def weights_of(folder, stage="sft"):
     model = find_model(f"{folder}/runs/tiny@{stage}")
     return load_file(model.folder / "model.safetensors")
 
 
 @pytest.mark.soak
-def test_a_run_begins_with_the_models_weights_tokenizer_and_context(tmp_path: Path) -> None:
+def test_a_run_begins_with_the_models_weights_tokenizer_and_context(tmp_path):
     # More rows than ids, as in many published models.
     folder = saved(stock_model("SmolLM2", vocab_size=320), tmp_path / "base")
     tiny_tokenizer().save(folder / "tokenizer.json")
@@ -120,7 +115,7 @@ def test_without_steps_each_conversation_is_seen_three_times_in_batches_of_16(tm
     assert head_of(tmp_path) == head
 
 
-def test_a_folder_that_changes_alters_nothing_until_the_stage_is_redone(tmp_path: Path) -> None:
+def test_a_folder_that_changes_alters_nothing_until_the_stage_is_redone(tmp_path):
     job = write_job(tmp_path)
     process = start(job, "checkpoint.every_steps=1", "sft.steps=100")
     wait_for(process, ": saved (")
@@ -144,7 +139,7 @@ def test_a_folder_that_changes_alters_nothing_until_the_stage_is_redone(tmp_path
     assert any(not kept[name].equal(redone[name]) for name in kept)
 
 
-def test_the_start_is_measured_once_before_the_first_step(tmp_path: Path) -> None:
+def test_the_start_is_measured_once_before_the_first_step(tmp_path):
     job = write_job(tmp_path)
     (tmp_path / "old.txt").write_text("The quick brown fox.\n\nThe lazy dog.\n\nA new string.")
     process = start(job, "evaluate.text=old.txt")
@@ -171,8 +166,8 @@ def test_the_start_is_measured_once_before_the_first_step(tmp_path: Path) -> Non
 
 @pytest.mark.soak
 def test_runs_of_one_store_keep_a_model_once_and_another_machine_has_it_from_there(
-    tmp_path: Path, s3: S3Server, s3_store: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tmp_path, s3, s3_store, monkeypatch
+):
     first = write_job(tmp_path / "here", store=s3_store)
     finish(first, "sft.steps=1", "sft.warmup_steps=0")
     second = write_job(tmp_path / "there", store=s3_store, name="second")
@@ -211,7 +206,7 @@ def test_a_start_that_can_not_be_is_refused_with_its_line(tmp_path, changes, exp
 
 
 @pytest.mark.soak
-def test_a_model_whose_files_were_damaged_in_the_store_is_not_trained(tmp_path: Path) -> None:
+def test_a_model_whose_files_were_damaged_in_the_store_is_not_trained(tmp_path):
     job = write_job(tmp_path)
     process = start(job, "checkpoint.every_steps=1", "sft.steps=100")
     wait_for(process, ": saved (")

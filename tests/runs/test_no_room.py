@@ -4,27 +4,22 @@ The command ends with a message that says what was refused, leaves nothing parti
 once the machine allows it.
 """
 
-from __future__ import annotations
-
 import functools
 import os
 import resource
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pipeline.state.stores import FileStore
 from tests.paths import SEEDS
 from tests.support.finished_run import make_run
-from tests.support.forked import Ended, in_fork
+from tests.support.forked import in_fork
 from tests.support.hard_places import (
     PAGE,
     ROOMY,
-    OnSmallDisk,
     run_limited,
     run_on_small_disk,
     why_no_small_disk,
@@ -38,10 +33,10 @@ from tests.support.whole_runs import ends_with, head_of, start, write_job
 ANOTHER_USER = 50_000 + os.getpid() % 10_000
 
 
-def write_small_job(folder: Path, **changes: Any) -> Path:
+def write_small_job(folder, **changes):
     """Write a job that takes a second, and publishes to the folder `model`."""
     few = {"every": 100, "final_rows": 4, "continuations": 0, "prompts": []}
-    small: dict[str, Any] = {
+    small = {
         "sft": None,
         "data__held_out": 0.05,
         "hardware__threads": 1,
@@ -58,7 +53,7 @@ def write_small_job(folder: Path, **changes: Any) -> Path:
 
 
 @pytest.fixture(scope="module")
-def on_disk(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], OnSmallDisk]:
+def on_disk(tmp_path_factory):
     """`on_disk(size)`: a run on a disk of so many bytes, and the same run with room."""
     reason = in_fork(why_no_small_disk)
     if reason is not None:
@@ -67,14 +62,14 @@ def on_disk(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], OnSmall
     return functools.cache(functools.partial(in_fork, run_on_small_disk, job))
 
 
-def pages(used: dict[str, int], *folders: str) -> int:
+def pages(used, *folders):
     """Return the bytes on the disk of the files in these folders."""
     return sum(-(-size // PAGE) * PAGE for path, size in used.items() if path.startswith(folders))
 
 
 # Where the disk is full: the bytes that fit, by the files of a run with room, and the exit code.
 REPORT = "runs/tiny/report.html"
-FULL_AT: dict[str, tuple[Callable[[Any], int], int]] = {
+FULL_AT = {
     "the claim": (lambda used: 3 * PAGE, 2),
     "the data": (lambda used: pages(used, "runs/_data") // 2, 2),
     "a checkpoint": (
@@ -123,14 +118,14 @@ def test_a_full_disk_says_how_much_is_missing_and_whether_bytes_or_inodes_are(tm
 
 @pytest.mark.soak
 @pytest.mark.parametrize("part", range(1, 31))
-def test_a_disk_of_any_size(part: int, on_disk: Callable[[int], OnSmallDisk]) -> None:
+def test_a_disk_of_any_size(part, on_disk):
     unbroken = on_disk(ROOMY)
     ended = on_disk(pages(dict(unbroken.used), "") * part // 30)
     assert ended.first.code in (0, 2, 74), ended.first.output
     check(ended, unbroken)
 
 
-def check(ended: OnSmallDisk, unbroken: OnSmallDisk) -> None:
+def check(ended, unbroken):
     """Check that nothing partial was left, and that the run ended like an unbroken run."""
     says_nothing_of_a_bug(ended.first)
     assert unbroken.first.code == 0, unbroken.first.output
@@ -142,7 +137,7 @@ def check(ended: OnSmallDisk, unbroken: OnSmallDisk) -> None:
     assert "model/model.safetensors" in ended.used
 
 
-def says_nothing_of_a_bug(ended: Ended) -> None:
+def says_nothing_of_a_bug(ended):
     assert "Traceback" not in ended.output
     assert "bug" not in ended.output, ended.output
 
@@ -150,7 +145,7 @@ def says_nothing_of_a_bug(ended: Ended) -> None:
 # ---------------------------------------------------------------- low limits
 
 
-def limited(folder: Path, limits: dict[int, int], *command: str, user: int = 0) -> Ended:
+def limited(folder, limits, *command, user=0):
     """Run a command in a fork with these limits; check that it does not speak of a bug."""
     work = functools.partial(run_limited, folder=str(folder), user=user)
     ended = in_fork(work, limits, *command)
@@ -158,12 +153,12 @@ def limited(folder: Path, limits: dict[int, int], *command: str, user: int = 0) 
     return ended
 
 
-def run_with_room_for(bytes_per_file: int, job: Path) -> Ended:
+def run_with_room_for(bytes_per_file, job):
     """Run the job with a limit on the size of files (`ulimit -f`), to act like a full disk."""
     return limited(job.parent, {resource.RLIMIT_FSIZE: bytes_per_file}, "run", str(job))
 
 
-def test_no_room_for_a_save_loses_nothing_committed(tmp_path: Path) -> None:
+def test_no_room_for_a_save_loses_nothing_committed(tmp_path):
     # Room for the shards and the tokenizer, but not for a checkpoint's snapshot.
     job = write_small_job(tmp_path, model__d_ff=2048, publish=None)
     ended = run_with_room_for(400_000, job)
@@ -175,19 +170,19 @@ def test_no_room_for_a_save_loses_nothing_committed(tmp_path: Path) -> None:
     assert "pretrain" in head_of(tmp_path).stages
 
 
-def test_a_disk_that_is_full_from_the_start_is_bad_input(tmp_path: Path) -> None:
+def test_a_disk_that_is_full_from_the_start_is_bad_input(tmp_path):
     ended = run_with_room_for(2_000, write_small_job(tmp_path))
     assert ended.code in (2, 74), ended.output
 
 
-def test_a_store_below_a_file_is_refused_before_anything_starts(tmp_path: Path) -> None:
+def test_a_store_below_a_file_is_refused_before_anything_starts(tmp_path):
     (tmp_path / "file").write_text("")
     output = ends_with(2, start(write_job(tmp_path, store=str(tmp_path / "file" / "runs"))))
     assert "Nothing was started" in output
     assert "Traceback" not in output
 
 
-def test_few_open_files(tmp_path: Path) -> None:
+def test_few_open_files(tmp_path):
     job = write_small_job(tmp_path, publish=None)
     ended = limited(tmp_path, {resource.RLIMIT_NOFILE: 12}, "run", str(job))
     assert ended.code in (1, 2, 74), ended.output  # how far it gets depends on what is open already
@@ -197,7 +192,7 @@ def test_few_open_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
-def test_few_processes_of_another_user(place: Path) -> None:
+def test_few_processes_of_another_user(place):
     job = write_small_job(place, publish=None)
     run = functools.partial(limited, place, user=ANOTHER_USER)
     assert run({}, "run", str(job), "--until", "prepare").code == 0
@@ -209,7 +204,7 @@ def test_few_processes_of_another_user(place: Path) -> None:
     assert limited(place, {}, "status", "runs/tiny").code == 0
 
 
-def test_no_file_may_grow(tmp_path: Path) -> None:
+def test_no_file_may_grow(tmp_path):
     make_run(tmp_path / "runs")
     limits = {resource.RLIMIT_FSIZE: 10_000}
     commands = {
@@ -227,7 +222,7 @@ def test_no_file_may_grow(tmp_path: Path) -> None:
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
 
 
-def test_no_room_for_a_report_or_a_request(tmp_path: Path) -> None:
+def test_no_room_for_a_report_or_a_request(tmp_path):
     store = FileStore(tmp_path / "runs")
     light_run(store)
     limits = {resource.RLIMIT_FSIZE: 100}
@@ -247,7 +242,7 @@ def test_no_room_for_a_report_or_a_request(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def place() -> Iterator[Path]:
+def place():
     """A folder that every user may enter and write."""
     folder = Path(tempfile.mkdtemp(prefix="pion-shared-", dir="/tmp"))
     folder.chmod(0o777)
@@ -256,7 +251,7 @@ def place() -> Iterator[Path]:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
-def test_another_user_in_the_same_runs_folder(place: Path) -> None:
+def test_another_user_in_the_same_runs_folder(place):
     job = write_small_job(place, store="runs", publish=None)
     light_run(FileStore(place / "runs"), "tiny")
     before = (place / "runs/tiny/HEAD.json").read_bytes()
@@ -278,7 +273,7 @@ def test_another_user_in_the_same_runs_folder(place: Path) -> None:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
-def test_another_user_before_a_closed_folder(place: Path) -> None:
+def test_another_user_before_a_closed_folder(place):
     job = write_small_job(place, publish=None, store=str(place / "closed/runs"))
     light_run(FileStore(place / "closed/runs"), "tiny")
     run = str(place / "closed/runs/tiny")

@@ -1,11 +1,7 @@
 """A run that began under one torch continues under another, equal up to rounding."""
 
-from __future__ import annotations
-
 import os
 import signal
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,8 +19,6 @@ from tests.support.whole_runs import (
     write_job,
 )
 
-Whole = Callable[..., Path]
-
 # A Python that has another torch, and everything else that Pion needs.
 OTHER_PYTHON = os.environ.get("PION_TEST_OTHER_PYTHON", "")
 
@@ -37,7 +31,7 @@ pytestmark = [
 
 
 @pytest.fixture
-def other_torch() -> str:
+def other_torch():
     """The version of the other torch."""
     command = [OTHER_PYTHON, "-c", "import torch; print(torch.__version__)"]
     version = run_to_end(command, check=True).stdout.strip()
@@ -47,8 +41,8 @@ def other_torch() -> str:
 
 @pytest.mark.parametrize("other_comes_first", [True, False])
 def test_a_checkpoint_of_one_torch_is_resumed_under_another(
-    tmp_path: Path, whole: Whole, other_torch: str, other_comes_first: bool
-) -> None:
+    tmp_path, whole, other_torch, other_comes_first
+):
     unbroken = whole(**JOB)
     this = {"env": dict(os.environ)}
     other = {"env": os.environ | {"PYTHONPATH": str(REPOSITORY)}, "python": OTHER_PYTHON}

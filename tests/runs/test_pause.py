@@ -1,9 +1,5 @@
 """`pretrain.pause_at`: a stage stops at a step of its whole schedule, and continues from there."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 from tests.support.whole_runs import (
     ends_with,
     final_weights,
@@ -16,7 +12,7 @@ from tests.support.whole_runs import (
 )
 
 
-def measured(folder: Path) -> list[int]:
+def measured(folder):
     return sorted({row["step"] for row in metrics_of(folder) if "held_out_loss" in row})
 
 

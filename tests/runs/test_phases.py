@@ -1,9 +1,5 @@
 """A run in phases keeps its promises where one phase ends and the next begins."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import pytest
 
 from pipeline.commands.fork import fork_run
@@ -33,7 +29,7 @@ POISONED = [52, 56]
 
 
 @pytest.mark.soak
-def test_kills_a_rewind_and_a_fork_at_the_borders_change_no_bit(tmp_path: Path) -> None:
+def test_kills_a_rewind_and_a_fork_at_the_borders_change_no_bit(tmp_path):
     changes = FAMILIES["pilon"].job() | {"pretrain__phases": PHASES, "sft": None}
     changes |= {"log__every": 1, "checkpoint__every_steps": 6, "hardware__threads": 1}
     changes["checkpoint__keep"] = {"last": 9}

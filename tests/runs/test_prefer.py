@@ -1,13 +1,10 @@
 """A run whose last stage learns from preferences keeps every promise that other runs keep."""
 
-from __future__ import annotations
-
 import json
 import math
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -44,22 +41,21 @@ EACH_STEP = {"checkpoint__every_steps": 1, "log__every": 1}
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def unbroken(tmp_path_factory):
     folder = tmp_path_factory.mktemp("unbroken")
     finish(prefer_job(folder, publish={"to": "model"}))
     return folder
 
 
-def reference_of(folder: Path) -> str:
+def reference_of(folder):
     """Return what the last checkpoint says of its reference: the key, and the hashes."""
     key = head_of(folder).stages["prefer"].checkpoint
-    assert key is not None
     record = (folder / "runs/tiny" / key / "reference.json").read_text()
     assert json.loads(record)["key"] == head_of(folder).data[REFERENCE].split("/")[1]
     return record
 
 
-def test_a_job_learns_from_pairs_after_fine_tuning_and_publishes_the_result(unbroken: Path) -> None:
+def test_a_job_learns_from_pairs_after_fine_tuning_and_publishes_the_result(unbroken):
     head = head_of(unbroken)
     assert list(head.data) == ["pretrain", "sft", "prefer", REFERENCE]
     weights = final_weights(unbroken)
@@ -99,7 +95,7 @@ def test_the_evaluation_says_what_changed_and_measures_the_start_by_its_stored_n
     assert "the chosen answer is likelier, by the mean over its tokens" in page
 
 
-def test_each_step_and_evaluation_says_how_many_pairs_are_right(unbroken: Path) -> None:
+def test_each_step_and_evaluation_says_how_many_pairs_are_right(unbroken):
     rows = metrics_of(unbroken, "prefer")
     steps = [row for row in rows if "loss" in row]
     assert len(steps) == STEPS
@@ -115,17 +111,17 @@ def test_each_step_and_evaluation_says_how_many_pairs_are_right(unbroken: Path) 
     assert held_out["held_out_loss"] < 2  # of pairs: a token's loss is larger in this model
 
 
-def test_every_row_of_pairs_is_trained_once_in_order(unbroken: Path) -> None:
+def test_every_row_of_pairs_is_trained_once_in_order(unbroken):
     assert rows_trained(unbroken, "prefer") == [[4 * s, 4 * s + 4] for s in range(STEPS)]
 
 
 @pytest.mark.soak
-def test_sigkills_change_no_bit_of_the_weights(tmp_path: Path, unbroken: Path) -> None:
+def test_sigkills_change_no_bit_of_the_weights(tmp_path, unbroken):
     finish_after_kills(prefer_job(tmp_path, **EACH_STEP), "prefer", 1)
     assert_same_run(tmp_path, unbroken)
 
 
-def assert_same_run(folder: Path, unbroken: Path) -> None:
+def assert_same_run(folder, unbroken):
     """Check that two runs have the same weights, rows and numbers of a reference."""
     assert final_weights(folder) == final_weights(unbroken)
     assert rows_trained(folder, "prefer") == rows_trained(unbroken, "prefer")
@@ -133,7 +129,7 @@ def assert_same_run(folder: Path, unbroken: Path) -> None:
 
 
 @pytest.mark.soak
-def test_a_stage_with_lora_resumes_on_its_base_and_changes_no_bit(tmp_path: Path) -> None:
+def test_a_stage_with_lora_resumes_on_its_base_and_changes_no_bit(tmp_path):
     """Its reference is the fine-tuned model, which each attempt finds again."""
     lora = {"prefer__lora": {"rank": 4}, **EACH_STEP}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -156,7 +152,7 @@ def test_sigkills_in_the_pass_of_the_reference_change_no_bit(tmp_path, unbroken)
 
 
 @pytest.mark.soak
-def test_a_sigkill_at_any_chunk_changes_no_bit(tmp_path: Path, unbroken: Path) -> None:
+def test_a_sigkill_at_any_chunk_changes_no_bit(tmp_path, unbroken):
     job = prefer_job(tmp_path)
     for number in range(13):  # before a chunk, after it, and before the next one
         killed_in_the_pass(tmp_path, job, 1 + number % 3)
@@ -165,7 +161,7 @@ def test_a_sigkill_at_any_chunk_changes_no_bit(tmp_path: Path, unbroken: Path) -
     assert reference_of(tmp_path) == reference_of(unbroken)
 
 
-def test_a_fork_with_another_beta_needs_no_second_pass(tmp_path: Path, unbroken: Path) -> None:
+def test_a_fork_with_another_beta_needs_no_second_pass(tmp_path, unbroken):
     shutil.copytree(unbroken / "runs", tmp_path / "runs")
     fork = ["fork", f"{tmp_path}/runs/tiny", f"{tmp_path}/runs/other", "--stage", "sft"]
     assert main(fork) == 0
@@ -176,7 +172,7 @@ def test_a_fork_with_another_beta_needs_no_second_pass(tmp_path: Path, unbroken:
     assert head_of(tmp_path).data[REFERENCE] == head_of(tmp_path, "other").data[REFERENCE]
 
 
-def with_other_sums(source: Path, target: Path) -> Path:
+def with_other_sums(source, target):
     """Let the store `target` have the reference of a run of `source`, computed on another machine:
     with the same key, and sums that differ by rounding. Return its folder."""
     _, key, name = head_of(source.parent).data[REFERENCE].split("/")
@@ -197,8 +193,8 @@ def with_other_sums(source: Path, target: Path) -> Path:
 
 
 def test_a_fork_to_a_store_with_other_sums_of_the_same_key_continues_with_its_own(
-    tmp_path: Path, unbroken: Path
-) -> None:
+    tmp_path, unbroken
+):
     """A checkpoint was trained with its sums, and no others."""
     first, second = tmp_path / "first", tmp_path / "second"
     for folder in (first, second):
@@ -217,7 +213,7 @@ def test_a_fork_to_a_store_with_other_sums_of_the_same_key_continues_with_its_ow
     assert (theirs / "train.sums.npy").read_bytes() == before  # runs of that store still have it
 
 
-def test_another_loss_needs_a_redo_of_its_stage_alone(tmp_path: Path, unbroken: Path) -> None:
+def test_another_loss_needs_a_redo_of_its_stage_alone(tmp_path, unbroken):
     shutil.copytree(unbroken / "runs", tmp_path / "runs")
     job, other = prefer_job(tmp_path), ("prefer.loss=simpo", "prefer.beta=1.0")
     output = ends_with(2, start(job, *other))
@@ -234,7 +230,7 @@ def test_another_loss_needs_a_redo_of_its_stage_alone(tmp_path: Path, unbroken: 
 LABELS = {"prefer__loss": "apo-zero", "prefer__undesirable_weight": 1.5}
 
 
-def labels_job(folder: Path, **changes: Any) -> Path:
+def labels_job(folder, **changes):
     """Write the job with labelled answers instead of pairs: both sides of each, as two lines."""
     job = prefer_job(folder, **LABELS | changes)
     pairs = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
@@ -248,13 +244,13 @@ def labels_job(folder: Path, **changes: Any) -> Path:
 
 
 @pytest.fixture(scope="module")
-def unbroken_labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def unbroken_labels(tmp_path_factory):
     folder = tmp_path_factory.mktemp("unbroken")
     finish(labels_job(folder))
     return folder
 
 
-def test_each_step_learns_from_single_answers_by_their_weights(unbroken_labels: Path) -> None:
+def test_each_step_learns_from_single_answers_by_their_weights(unbroken_labels):
     steps = [row for row in metrics_of(unbroken_labels, "prefer") if "loss" in row]
     assert len(steps) == STEPS
     assert losses(unbroken_labels, "prefer")[0] == pytest.approx(0.625, abs=0.13)  # between ½ and ¾
@@ -263,12 +259,12 @@ def test_each_step_learns_from_single_answers_by_their_weights(unbroken_labels: 
 
 
 @pytest.mark.soak
-def test_sigkills_change_no_bit_of_what_labels_teach(tmp_path: Path, unbroken_labels: Path) -> None:
+def test_sigkills_change_no_bit_of_what_labels_teach(tmp_path, unbroken_labels):
     finish_after_kills(labels_job(tmp_path, **EACH_STEP), "prefer", 2)
     assert_same_run(tmp_path, unbroken_labels)
 
 
-def test_single_answers_are_refused_by_a_loss_of_pairs_before_training(tmp_path: Path) -> None:
+def test_single_answers_are_refused_by_a_loss_of_pairs_before_training(tmp_path):
     output = ends_with(
         2, start(labels_job(tmp_path, prefer__loss="simpo", prefer__undesirable_weight=1.0))
     )

@@ -1,11 +1,7 @@
 """A run whose stage `prefer` trains the additions of `sft` further keeps every promise, too."""
 
-from __future__ import annotations
-
 import json
 import math
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,7 +14,7 @@ from pipeline.state.head import REFERENCE
 from tests.support.preference_runs import killed_in_the_pass, prefer_job
 from tests.support.whole_runs import final_weights, finish, finish_after_kills, head_of, losses
 
-LORA: dict[str, Any] = {
+LORA = {
     "sft__lora": {"rank": 4},
     "sft__lr": 1e-2,
     "prefer__lora": {"rank": 4},
@@ -28,16 +24,15 @@ LORA: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def unbroken(tmp_path_factory):
     folder = tmp_path_factory.mktemp("unbroken")
     output = finish(prefer_job(folder, **LORA, publish={"to": "model", "adapter": True}))
     assert "prefer: starts (trains LoRA of sft further, of rank 4, on checkpoints/pre" in output
     return folder
 
 
-def checkpoint(folder: Path, stage: str) -> Path:
+def checkpoint(folder, stage):
     key = head_of(folder).stages[stage].checkpoint
-    assert key is not None
     return folder / "runs/tiny" / key
 
 
@@ -61,10 +56,9 @@ def test_the_stage_starts_with_the_additions_and_their_model_is_the_reference(un
     assert f"{bases[0]['sha256']} with additions " in json.loads(reference.read_text())["weights"]
 
 
-def test_the_published_adapter_gives_the_trained_model(unbroken: Path) -> None:
+def test_the_published_adapter_gives_the_trained_model(unbroken):
     found = find_model(str(unbroken / "runs/tiny"))
     base = find_model(f"{unbroken}/runs/tiny@pretrain")
-    assert found.base is not None
     assert found.base.folder == base.folder
     tokens = torch.arange(8)[None]
     trained, published = (
@@ -76,7 +70,7 @@ def test_the_published_adapter_gives_the_trained_model(unbroken: Path) -> None:
 
 
 @pytest.mark.soak
-def test_kills_in_the_pass_and_in_the_stage_change_no_bit(tmp_path: Path, unbroken: Path) -> None:
+def test_kills_in_the_pass_and_in_the_stage_change_no_bit(tmp_path, unbroken):
     job = prefer_job(tmp_path, **LORA)
     killed_in_the_pass(tmp_path, job, 2)
     output = finish_after_kills(job, "prefer", 1)

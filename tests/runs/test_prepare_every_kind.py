@@ -1,24 +1,19 @@
 """Every kind of source in pieces by Ray: the shards of one process, for any number of workers, also
 if they are killed and the machine is lost."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
-from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
 from pion.data.documents import file_to_documents
 from pipeline.data import conversations_to_rows
-from pipeline.data.tasks import InThisProcess, Tasks
+from pipeline.data.tasks import InThisProcess
 from pipeline.stages.prepare import PrepareOptions, prepare_part
 from pipeline.state.stores import open_store
 from pipeline.state.workspace import FILES
@@ -49,14 +44,14 @@ KILLS = 3
 AGAIN = dict.fromkeys(KINDS, 2) | {"sft": 14}
 
 
-def with_small_parts(folder: Path) -> Meddling:
+def with_small_parts(folder):
     """Let the tasks of Ray read a text in small parts, so that a small text has many pieces."""
     small = Meddling(folder, inside="ray")
     small.run(f"import_module('{file_to_documents.__name__}').PART_BYTES = {PART_BYTES}")
     return small
 
 
-def a_25th(folder: Path) -> int:
+def a_25th(folder):
     """Return the bytes of a piece of the corpus in a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) // 25
 
@@ -64,10 +59,10 @@ def a_25th(folder: Path) -> int:
 class Counting:
     """Lets `tasks` do the work, and counts what was encoded or packed."""
 
-    def __init__(self, tasks: Tasks) -> None:
+    def __init__(self, tasks):
         self.done, self._tasks = 0, tasks
 
-    def map(self, work: Any, shared: Any, items: Any) -> Iterator[Any]:
+    def map(self, work, shared, items):
         for result in self._tasks.map(work, shared, items):
             self.done += work.__name__ in ("encode_piece", "pack_buffer")
             yield result
@@ -76,13 +71,13 @@ class Counting:
 @pytest.mark.soak
 @pytest.mark.parametrize("nodes", [(), (1,), (1, 1), (2,), (3,)], ids=str)
 def test_the_shards_are_those_of_one_process_for_any_number_of_workers_and_nodes(
-    nodes: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    nodes, tmp_path, monkeypatch
+):
     monkeypatch.setattr(file_to_documents, "PART_BYTES", PART_BYTES)
     monkeypatch.setattr(conversations_to_rows, "BUFFER", BUFFER)
     found = {}
 
-    def prepare(tasks: Tasks) -> None:
+    def prepare(tasks):
         for kind in GOLDEN:
             folder, counting = tmp_path / kind, Counting(tasks)
             folder.mkdir()
@@ -153,7 +148,7 @@ if __name__ == "__main__":
 class Machine:
     """A machine that prepares the corpus of a kind for a store, with two workers."""
 
-    def __init__(self, kind: str, folder: Path, store: str) -> None:
+    def __init__(self, kind, folder, store):
         corpus_job(kind, folder, sft=kind == "sft", times=TIMES)
         if kind == "sft":
             write_corpus(folder / "corpus.jsonl")
@@ -176,29 +171,29 @@ class Machine:
         assert isinstance(process, subprocess.Popen)
         return process
 
-    def let_join(self, most: int) -> None:
+    def let_join(self, most):
         """Let a started process join so many pieces."""
         part = self._folder / "most.part"
         part.write_text(str(most))
         part.replace(self._folder / "most.txt")
 
-    def joined(self) -> int:
+    def joined(self):
         """Return how many pieces the last process has joined."""
         path = self._folder / "joined.txt"
         return int(path.read_text()) if path.exists() else 0
 
-    def uploaded(self) -> bool:
+    def uploaded(self):
         """Return whether what is finished on this machine is in the store."""
         own = next(self.cache.rglob(".fingerprint")).parent
         here = [*own.rglob("0/*/shard_*.json"), *own.rglob("pieces/*.npz")]
         there = {entry.key.split("/", 3)[-1] for entry in self._store.list("_data/")}
         return {str(path.relative_to(own)) for path in here} <= there
 
-    def pieces_in_store(self) -> list[str]:
+    def pieces_in_store(self):
         """Return what is left in the store of pieces."""
         return [e.key for e in self._store.list("_data/") if "/pieces/" in e.key]
 
-    def digests(self) -> set[str]:
+    def digests(self):
         """Return the digest of each finished data in the store."""
         keys = [entry.key for entry in self._store.list("_data/")]
         found = set()
@@ -212,7 +207,7 @@ class Machine:
         return found
 
 
-def kill_a_task(process: subprocess.Popen[str]) -> bool:
+def kill_a_task(process):
     """Kill a process of the run's Ray that encodes a piece, if there is one now."""
     for child in psutil.Process(process.pid).children(recursive=True):
         with suppress(psutil.Error):
@@ -222,7 +217,7 @@ def kill_a_task(process: subprocess.Popen[str]) -> bool:
     return process.poll() is not None
 
 
-def more(machine: Machine, process: subprocess.Popen[str], most: int) -> Callable[[], bool]:
+def more(machine, process, most):
     """Return what says whether so many pieces are joined, or the process has ended."""
     return lambda: machine.joined() >= most or process.poll() is not None
 
@@ -261,7 +256,7 @@ def test_killed_and_moved_the_shards_are_those_of_one_process(kind, tmp_path, s3
     assert total - pieces <= KILLS * AGAIN[kind]
 
 
-def joined_without_kills(kind: str, folder: Path) -> int:
+def joined_without_kills(kind, folder):
     """Return how many pieces the corpus has."""
     machine = Machine(kind, folder, str(folder / "unbroken"))
     ends_with(0, machine.start(1_000_000, late=True))

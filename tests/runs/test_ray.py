@@ -3,15 +3,11 @@
 By default, tests/runs/test_doors.py trains with a worker, and kills it.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import signal
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -39,7 +35,7 @@ pytestmark = pytest.mark.soak
 
 
 @pytest.mark.usefixtures("on_shared_ray")
-def test_two_workers_train_in_bf16_as_one_process_does(tmp_path: Path) -> None:
+def test_two_workers_train_in_bf16_as_one_process_does(tmp_path):
     folders = {workers: tmp_path / str(workers) for workers in (0, 2)}
     for workers, folder in folders.items():
         folder.mkdir()
@@ -62,7 +58,7 @@ def test_two_workers_train_in_bf16_as_one_process_does(tmp_path: Path) -> None:
 
 # By the stage that trains: all weights, or LoRA's additions and their moments. Then the frozen base
 # is read again.
-HOPS: dict[str, dict[str, Any]] = {
+HOPS = {
     "pretrain": HOPPING,
     "sft": HOPPING
     | {
@@ -120,7 +116,7 @@ def test_workers_that_hang_are_replaced_and_no_bit_of_the_weights_changes(tmp_pa
 
 @pytest.mark.soak
 @pytest.mark.usefixtures("on_shared_ray")
-def test_two_workers_that_are_killed_end_with_the_same_weights(tmp_path: Path) -> None:
+def test_two_workers_that_are_killed_end_with_the_same_weights(tmp_path):
     """Each has half of the moments, and both halves are in the checkpoint."""
     changes = {"sft": None, "log__every": 1, "checkpoint__every_steps": 4, "hardware__workers": 2}
     changes |= {"hardware__deterministic": True, "pretrain__optimizer": "muon"}
@@ -136,7 +132,7 @@ def test_two_workers_that_are_killed_end_with_the_same_weights(tmp_path: Path) -
     assert final_weights(folders[1]) == final_weights(folders[0])
 
 
-def test_a_machine_with_two_busy_loops_a_core_ends_no_run(tmp_path: Path) -> None:
+def test_a_machine_with_two_busy_loops_a_core_ends_no_run(tmp_path):
     """With that load, Ray once took longer to start than its own limit of six minutes."""
     job = write_job(tmp_path, hardware__workers=1)
     loops = [
@@ -154,7 +150,7 @@ def test_a_machine_with_two_busy_loops_a_core_ends_no_run(tmp_path: Path) -> Non
     assert "sft: done" in output
 
 
-def workers_of(driver: int, folder: Path) -> list[psutil.Process]:
+def workers_of(driver, folder):
     """Return Ray Train's worker processes: those connected to the lifeline of process `driver`."""
     ports = {c.laddr.port for c in psutil.Process(driver).net_connections() if c.status == "LISTEN"}
     found = []
@@ -169,7 +165,7 @@ def workers_of(driver: int, folder: Path) -> list[psutil.Process]:
     return found
 
 
-def session_of(driver: int) -> str:
+def session_of(driver):
     """Return the folder of the Ray session that `driver` started."""
     for child in psutil.Process(driver).children():
         match = re.search(r"\S*/pion-ray-\w+", " ".join(child.cmdline()))
@@ -178,7 +174,7 @@ def session_of(driver: int) -> str:
     raise AssertionError(f"{driver} has no reaper")
 
 
-def test_a_ray_that_starts_too_slowly_is_started_again_with_longer_limits(tmp_path: Path) -> None:
+def test_a_ray_that_starts_too_slowly_is_started_again_with_longer_limits(tmp_path):
     """Ray's first start gets no time at all, as if other programs had taken it."""
     job = write_job(tmp_path, hardware__workers=1)
     output = ends_with(0, start(job, env=os.environ | {"RAY_gcs_server_port_wait_time_s": "0"}))

@@ -3,19 +3,15 @@
 An elastic group trains with fewer workers meanwhile, and grows again.
 """
 
-from __future__ import annotations
-
 import os
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from pipeline.state.rows.metrics import read_all_metrics
 from pipeline.state.stores import open_store
 from pipeline.workers.ray_workers import RAY_ADDRESS
-from tests.support.ray_cluster import Nodes, ray_cluster
+from tests.support.ray_cluster import ray_cluster
 from tests.support.waiting import run_to_end
 from tests.support.whole_runs import (
     ends_with,
@@ -30,14 +26,14 @@ from tests.support.whole_runs import (
 
 
 @pytest.fixture
-def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
+def nodes(monkeypatch):
     """Start a cluster whose first node has one CPU; yield its other nodes."""
     with ray_cluster(monkeypatch, 1) as nodes:
         yield nodes
 
 
 @pytest.mark.soak
-def test_a_lost_node_costs_no_committed_step(tmp_path: Path, nodes: Nodes) -> None:
+def test_a_lost_node_costs_no_committed_step(tmp_path, nodes):
     nodes.add()
     job = write_job(
         tmp_path,
@@ -119,7 +115,7 @@ print("reserved", sum(node["CPU"] for node in reserved.values()))
 
 
 @pytest.mark.soak
-def test_a_group_that_ends_leaves_its_nodes_to_the_next_run(tmp_path: Path, nodes: Nodes) -> None:
+def test_a_group_that_ends_leaves_its_nodes_to_the_next_run(tmp_path, nodes):
     nodes.add()
     job = write_job(tmp_path, hardware__workers=[1, 2], sft=None, pretrain__steps=1_000_000)
     process = start(job, "log.every=1")
@@ -130,9 +126,9 @@ def test_a_group_that_ends_leaves_its_nodes_to_the_next_run(tmp_path: Path, node
     assert asked.stdout.splitlines()[-1] == "reserved 2"
 
 
-def steps_by_epoch(folder: Path) -> dict[int, list[int]]:
+def steps_by_epoch(folder):
     """Return the steps that each attempt trained, in the order of the attempts."""
-    steps: dict[int, list[int]] = {}
+    steps = {}
     for row in read_all_metrics(open_store(str(folder / "runs")), "tiny", "pretrain"):
         steps.setdefault(row["epoch"], []).append(row["step"])
     return dict(sorted(steps.items()))

@@ -1,11 +1,7 @@
 """A run whose job has changed since: what is refused, what is redone, and what just continues."""
 
-from __future__ import annotations
-
 import json
 import sys
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -27,11 +23,9 @@ from tests.support.whole_runs import (
     write_job,
 )
 
-Whole = Callable[..., Path]
-
 
 @pytest.fixture
-def unbroken(whole: Whole) -> Path:
+def unbroken(whole):
     return whole()
 
 
@@ -84,7 +78,7 @@ def test_redo_prepare_keeps_the_old_data_if_it_can_not_read_the_text(tmp_path, w
 
 
 @pytest.mark.soak
-def test_redo_prepare_reads_the_text_again(tmp_path: Path, whole: Whole) -> None:
+def test_redo_prepare_reads_the_text_again(tmp_path, whole):
     unbroken = whole(sft=None)
     job = copy_run(unbroken, tmp_path, sft=None)
     text = tmp_path / "text" / "all.txt"
@@ -93,7 +87,7 @@ def test_redo_prepare_reads_the_text_again(tmp_path: Path, whole: Whole) -> None
     assert final_weights(tmp_path) != final_weights(unbroken)
 
 
-def test_more_steps_may_be_asked_for_before_the_decay(tmp_path: Path, whole: Whole) -> None:
+def test_more_steps_may_be_asked_for_before_the_decay(tmp_path, whole):
     longer = whole(pretrain__steps=30, sft=None)
     job = write_job(tmp_path, log__every=1, sft=None)
     interrupt_before_row(32, job, "checkpoint.every_steps=4")
@@ -101,13 +95,13 @@ def test_more_steps_may_be_asked_for_before_the_decay(tmp_path: Path, whole: Who
     assert final_weights(tmp_path) == final_weights(longer)
 
 
-def test_training_that_diverges_is_not_saved_as_good(tmp_path: Path) -> None:
+def test_training_that_diverges_is_not_saved_as_good(tmp_path):
     job = write_job(tmp_path, pretrain__lr=1e6, pretrain__min_lr=1e6, pretrain__clip=0, sft=None)
     assert "Traceback" not in ends_with(1, start(job, "log.every=1"))
     assert not head_of(tmp_path).checkpoints
 
 
-def test_run_job_can_be_called_from_python(tmp_path: Path) -> None:
+def test_run_job_can_be_called_from_python(tmp_path):
     path = write_job(tmp_path, pretrain__steps=4, sft=None, evaluate__prompts=["a"])
     display = SilentDisplay()
     assert run_job(load_job(path, []), RunOptions(), display) == 0

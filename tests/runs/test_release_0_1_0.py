@@ -4,28 +4,23 @@ They are in tests/fixtures/release_0_1_0: `done` is finished and published, `hal
 pretraining between two checkpoints, and `rented` was killed on a rented machine with a deadline.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from pipeline.cli import main
-from pipeline.state.head import Head
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Store, open_store
 from tests.paths import RELEASE_0_1_0
 from tests.support import later_version
 from tests.support.hub_server import USER, hub_server
-from tests.support.s3_server import S3Server
 from tests.support.states import read
 from tests.support.whole_runs import head_of
 
@@ -36,7 +31,7 @@ NAMES = ("done", "half", "rented")
 TOLERANCE = 1e-3
 
 
-def everywhere(by_default: str | None) -> pytest.MarkDecorator:
+def everywhere(by_default):
     """Each kind of store; by default only one, and each test has another one."""
     kinds = (
         pytest.param(kind, marks=[] if kind == by_default else [pytest.mark.soak])
@@ -55,7 +50,7 @@ class Older:
     store: Store
     capsys: pytest.CaptureFixture[str]
 
-    def bring(self, *names: str) -> None:
+    def bring(self, *names):
         """Copy these runs and all data into the store, as 0.1.0 wrote them to a store of this
         kind."""
         for name in ("_data", *names):
@@ -66,23 +61,23 @@ class Older:
                 for left in ("store", "remote"):
                     copy_objects(RELEASE_0_1_0 / left, name, self.store)
 
-    def pion(self, *arguments: str) -> str:
+    def pion(self, *arguments):
         """Run a command of today's code in this process; return what it printed."""
         code = main(list(arguments))
         output = "".join(self.capsys.readouterr())
         assert code == 0, output
         return output
 
-    def run(self, name: str, *more: str) -> str:
+    def run(self, name, *more):
         return self.pion("run", f"{name}.yaml", f"store={self.store.url}", *more)
 
-    def url(self, name: str) -> str:
+    def url(self, name):
         return f"{self.store.url}/{name}"
 
-    def head(self, name: str) -> Head:
+    def head(self, name):
         return read(RunState(self.store, name))
 
-    def read(self, path: str) -> Any:
+    def read(self, path):
         return json.loads(self.store.read(path))
 
 
@@ -91,9 +86,9 @@ def open_fresh_store(tmp_path, request, monkeypatch):
     """Opens an empty store of a kind: file, s3 or hub."""
     with contextlib.ExitStack() as servers:
 
-        def fresh(kind: str) -> Store:
+        def fresh(kind):
             if kind == "s3":
-                s3: S3Server = request.getfixturevalue("s3")
+                s3 = request.getfixturevalue("s3")
                 s3.use(monkeypatch)
                 return open_store(f"s3://{s3.bucket()}/runs")
             if kind == "hub":
@@ -116,7 +111,7 @@ def older(tmp_path, request, monkeypatch, capsys, open_fresh_store):
     torch.set_num_threads(threads)
 
 
-def copy_objects(folder: Path, name: str, store: Store) -> None:
+def copy_objects(folder, name, store):
     swapped = ("HEAD.json", "deadline.json", "rental.json", "state.json")
     for path in sorted(path for path in (folder / name).rglob("*") if path.is_file()):
         key = path.relative_to(folder).as_posix()
@@ -148,7 +143,7 @@ def test_a_finished_run_is_done_and_can_be_read_with_every_command(older, tmp_pa
     assert config["model_type"] == "qwen3"
 
 
-def is_done(older: Older) -> None:
+def is_done(older):
     before = older.store.read("done/HEAD.json")
     output = older.run("done")
     assert all(f"{stage}: done (finished 20" in output for stage in STAGES)
@@ -156,7 +151,7 @@ def is_done(older: Older) -> None:
 
 
 @everywhere(by_default=None)  # is_done has its digests, and test_redo.py what is done again
-def test_one_stage_can_be_done_again(older: Older) -> None:
+def test_one_stage_can_be_done_again(older):
     older.bring("done")
     before = older.head("done").stages
     output = older.run("done", "sft.lr=2e-3", "--redo", "sft", "--until", "sft")
@@ -167,7 +162,7 @@ def test_one_stage_can_be_done_again(older: Older) -> None:
 
 
 @in_a_folder
-def test_a_changed_setting_is_shown_before_anything_is_done(older: Older) -> None:
+def test_a_changed_setting_is_shown_before_anything_is_done(older):
     older.bring("done")
     assert main(["run", "done.yaml", "sft.lr=2e-3"]) == 2
     output = older.capsys.readouterr().err
@@ -178,17 +173,17 @@ def test_a_changed_setting_is_shown_before_anything_is_done(older: Older) -> Non
 # ---------------------------------------------------------------- their data
 
 
-def data_of(store: Store) -> dict[str, bytes]:
+def data_of(store):
     keys = [entry.key for entry in store.list("_data/")]
     return {key: store.read(key) for key in keys if not key.startswith("_data/speeds/")}
 
 
-def prepares_nothing(output: str) -> bool:
+def prepares_nothing(output):
     return "training a BPE" not in output and "tokenise" not in output
 
 
 @everywhere(by_default=None)  # test_a_half_done_run has most of it
-def test_their_data_is_trained_on_and_stays_as_it_was(older: Older) -> None:
+def test_their_data_is_trained_on_and_stays_as_it_was(older):
     older.bring("half", "done")
     before, used = data_of(older.store), {name: older.head(name).data for name in ("half", "done")}
     assert before
@@ -205,7 +200,7 @@ def test_their_data_is_trained_on_and_stays_as_it_was(older: Older) -> None:
 
 
 @everywhere(by_default="s3")
-def test_a_rented_run_keeps_its_rental_and_its_deadline_and_ends_here(older: Older) -> None:
+def test_a_rented_run_keeps_its_rental_and_its_deadline_and_ends_here(older):
     older.bring("rented")
     before = {name: older.read(f"rented/{name}.json") for name in ("rental", "deadline", "watcher")}
     status = older.pion("status", older.url("rented"))
@@ -221,7 +216,7 @@ def test_a_rented_run_keeps_its_rental_and_its_deadline_and_ends_here(older: Old
 
 
 @everywhere(by_default="file")
-def test_a_half_done_run_ends_as_it_would_have_ended(older: Older) -> None:
+def test_a_half_done_run_ends_as_it_would_have_ended(older):
     older.bring("half")
     before, used = data_of(older.store), older.head("half").data
     output = older.run("half", "--take-over")
@@ -232,7 +227,7 @@ def test_a_half_done_run_ends_as_it_would_have_ended(older: Older) -> None:
     ends_as_it_would_have_ended(older)
 
 
-def ends_as_it_would_have_ended(older: Older) -> None:
+def ends_as_it_would_have_ended(older):
     head = older.head("half")
     entry = head.checkpoints[0]
     assert entry.step == head.stages["pretrain"].result["steps"] == EXPECTED["half"]["steps"]
@@ -254,27 +249,27 @@ def ends_as_it_would_have_ended(older: Older) -> None:
 EXPECTED_WEIGHTS = RELEASE_0_1_0 / "half_finished.safetensors"
 
 
-def last_checkpoint(name: str) -> dict[str, Any]:
+def last_checkpoint(name):
     """Return the newest checkpoint that a run had when it was killed."""
     head = json.loads((RELEASE_0_1_0 / "store" / name / "HEAD.json").read_text())
-    entry: dict[str, Any] = head["checkpoints"][0]
+    entry = head["checkpoints"][0]
     return entry
 
 
-def resumes(name: str) -> str:
+def resumes(name):
     """Return what is said when a run resumes its pretraining."""
     return f"pretrain: starts (continues after step {last_checkpoint(name)['step']})"
 
 
 @functools.cache
-def same_cpu() -> bool:
+def same_cpu():
     """Return whether this machine computes the half-done run exactly as 0.1.0's machine did."""
     assert main(["run", "half.yaml", "store=again"]) == 0
     return head_of("again", "half").checkpoints[0].model_sha256 == EXPECTED["half"]["model_sha256"]
 
 
 @everywhere(by_default=None)  # test_redo.py raises steps, and test_a_half_done_run resumes
-def test_its_steps_can_be_raised(older: Older) -> None:
+def test_its_steps_can_be_raised(older):
     older.bring("half")
     output = older.run("half", "pretrain.steps=66", "--take-over")
     assert resumes("half") in output
@@ -282,7 +277,7 @@ def test_its_steps_can_be_raised(older: Older) -> None:
 
 
 @everywhere(by_default="file")
-def test_forks_continue_from_its_checkpoints(older: Older) -> None:
+def test_forks_continue_from_its_checkpoints(older):
     older.bring("half", "done")
     older.pion("fork", older.url("half"), "half-2", "--at", "4")
     output = older.run("half", "name=half-2", "pretrain.steps=20", "pretrain.lr=5e-3")

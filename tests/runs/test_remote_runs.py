@@ -1,11 +1,7 @@
 """A run in a bucket can be read from any machine, like a run on the local disk."""
 
-from __future__ import annotations
-
 import json
 import shutil
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from safetensors.torch import save
@@ -13,19 +9,16 @@ from safetensors.torch import save
 from pipeline.cli import main
 from pipeline.state.claim import claim_run
 from pipeline.state.owner import Owner
-from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store
 from tests.support.finished_run import tiny_model, tiny_tokenizer
 from tests.support.light_run import light_run, save_checkpoint
-from tests.support.s3_server import S3Server
 from tests.support.states import someone
 
 ANSWER = ("--prompt", "Return a", "--max-tokens", "4", "--seed", "1")
-Pion = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(tmp_path, monkeypatch):
     """An empty working directory on a machine without copies of runs."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -33,7 +26,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def run(here: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> RunState:
+def run(here, s3, monkeypatch):
     """A run in a bucket, with an untrained model as its newest checkpoint."""
     s3.use(monkeypatch)
     run = light_run(open_store(f"s3://{s3.bucket()}/runs"))
@@ -52,21 +45,21 @@ def run(here: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> RunState:
 
 
 @pytest.fixture
-def pion(capsys: pytest.CaptureFixture[str]) -> Pion:
+def pion(capsys):
     """Run a command in this process: (exit code, standard output, standard error)."""
 
-    def command(*arguments: str) -> tuple[int, str, str]:
+    def command(*arguments):
         code = main(list(arguments))
         return code, *capsys.readouterr()
 
     return command
 
 
-def url(run: RunState) -> str:
+def url(run):
     return f"{run.store.url}/{run.name}"
 
 
-def test_status_needs_nothing_but_the_bucket(run: RunState, pion: Pion, here: Path) -> None:
+def test_status_needs_nothing_but_the_bucket(run, pion, here):
     code, out, _ = pion("status", url(run))
     assert code == 0
     assert f"demo in {run.store.url}" in out
@@ -76,8 +69,8 @@ def test_status_needs_nothing_but_the_bucket(run: RunState, pion: Pion, here: Pa
 
 
 def test_checkpoints_are_verified_by_downloading_them_to_a_place_that_is_gone_after(
-    run: RunState, pion: Pion, here: Path
-) -> None:
+    run, pion, here
+):
     rows = json.loads(pion("checkpoints", url(run), "--json")[1])
     steps = [(row["stage"], row["step"]) for row in rows]
     assert steps == [("sft", 9), ("sft", 5), ("pretrain", 20), ("pretrain", 10)]
@@ -104,7 +97,7 @@ def test_a_model_in_a_bucket_can_be_used_and_comes_down_once_without_its_optimiz
     assert pion(*command)[1] == first
 
 
-def test_a_checkpoint_of_a_bucket_can_be_named(run: RunState, pion: Pion) -> None:
+def test_a_checkpoint_of_a_bucket_can_be_named(run, pion):
     code, _, err = pion("generate", f"{url(run)}@7", "--prompt", "a")
     assert code == 2
     assert "its checkpoints are: sft 9, sft 5, pretrain 20, pretrain 10" in err
@@ -132,7 +125,7 @@ def test_the_report_is_written_here_and_into_the_bucket(run, pion, here):
     assert json.loads(pion("report", url(run), "--json")[1]) == {"report": "demo-report.html"}
 
 
-def test_a_stop_request_reaches_the_owner_through_the_bucket(run: RunState, pion: Pion) -> None:
+def test_a_stop_request_reaches_the_owner_through_the_bucket(run, pion):
     claim = claim_run(run, someone(host="host-a", pid=7))
     code, out, _ = pion("stop", url(run))
     assert code == 0
@@ -154,7 +147,7 @@ def test_a_run_is_forked_from_a_bucket_to_the_disk_and_back(run, pion, here):
     assert pion("generate", f"{run.store.url}/back@9", *ANSWER)[1] == text
 
 
-def test_what_is_not_in_the_bucket_is_answered_with_what_is(run: RunState, pion: Pion) -> None:
+def test_what_is_not_in_the_bucket_is_answered_with_what_is(run, pion):
     for command in ("status", "checkpoints", "report", "stop", "export"):
         folder = ["out"] if command == "export" else []
         code, out, err = pion(command, f"{run.store.url}/dmeo", *folder)
@@ -162,7 +155,7 @@ def test_what_is_not_in_the_bucket_is_answered_with_what_is(run: RunState, pion:
         assert f"no run 'dmeo' in the store {run.store.url}. Runs in {run.store.url}: demo." in err
 
 
-def test_a_command_that_reads_says_that_a_bucket_does_not_exist(run: RunState, pion: Pion) -> None:
+def test_a_command_that_reads_says_that_a_bucket_does_not_exist(run, pion):
     for command in ("status", "stop", "checkpoints"):
         code, _, err = pion(command, "s3://there-is-none/runs/demo")
         assert code == 1  # as for every failing store in a command without work

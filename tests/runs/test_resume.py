@@ -1,13 +1,8 @@
 """A run that is killed with SIGKILL at random instants ends with an unbroken run's weights."""
 
-from __future__ import annotations
-
 import random
 import signal
 import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -26,8 +21,7 @@ from tests.support.whole_runs import (
     write_job,
 )
 
-Whole = Callable[..., Path]
-LONG: dict[str, Any] = {"pretrain__steps": 400, "sft": None}
+LONG = {"pretrain__steps": 400, "sft": None}
 
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.soak)])
@@ -64,7 +58,7 @@ def test_ctrl_c_saves_the_last_step_and_the_next_run_continues_from_it(tmp_path,
 
 
 @pytest.mark.soak
-def test_metrics_of_every_saved_step_survive_a_kill_between_two_log_lines(tmp_path: Path) -> None:
+def test_metrics_of_every_saved_step_survive_a_kill_between_two_log_lines(tmp_path):
     job = write_job(tmp_path, **LONG, checkpoint__every_steps=3)
     process = start(job, "log.every=10")
     wait_for(process, "saved", lines=8)
@@ -76,8 +70,8 @@ def test_metrics_of_every_saved_step_survive_a_kill_between_two_log_lines(tmp_pa
 @pytest.mark.soak
 @pytest.mark.parametrize("stage", ["evaluate", "publish"])
 def test_sigkill_inside_a_later_stage_costs_no_training_and_changes_no_result(
-    tmp_path: Path, whole: Whole, stage: str
-) -> None:
+    tmp_path, whole, stage
+):
     published = {"evaluate__continuations": 20, "publish": {"to": "model"}}
     unbroken = whole(**published)
     job = write_job(tmp_path, **published)
@@ -94,7 +88,7 @@ def test_sigkill_inside_a_later_stage_costs_no_training_and_changes_no_result(
     assert not leftovers
 
 
-def without_times(result: Any) -> Any:
+def without_times(result):
     """Return `result` without the measured seconds: they differ between runs."""
     if not isinstance(result, dict):
         return result

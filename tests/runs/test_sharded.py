@@ -1,10 +1,6 @@
 """Two workers that have the model in parts: a whole run, and one that is killed."""
 
-from __future__ import annotations
-
 import math
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -24,7 +20,7 @@ from tests.support.whole_runs import (
     write_job,
 )
 
-JOB: dict[str, Any] = {
+JOB = {
     "log__every": 1,
     "checkpoint__every_steps": 4,
     "hardware__workers": 2,
@@ -37,14 +33,14 @@ JOB: dict[str, Any] = {
 WHOLE = {"model.safetensors", "optimizer.safetensors"}
 
 
-def files_in(folder: Path) -> set[str]:
+def files_in(folder):
     """Return the names of the large files of the newest checkpoint."""
     checkpoint = folder / "runs" / "tiny" / head_of(folder).checkpoints[0].key
     return {path.name for path in checkpoint.glob("*.safetensors")}
 
 
 @pytest.mark.soak
-def test_a_sharded_run_that_is_killed_ends_with_the_same_weights(tmp_path: Path) -> None:
+def test_a_sharded_run_that_is_killed_ends_with_the_same_weights(tmp_path):
     """First one worker is killed, then the whole run."""
     folders = [tmp_path / "unbroken", tmp_path / "killed"]
     for folder in folders:
@@ -88,7 +84,7 @@ def test_a_run_hops_from_one_process_to_a_sharded_model_and_back(tmp_path, whole
 # ---------------------------------------------------------------- preferences
 
 
-WORKERS: dict[str, Any] = {
+WORKERS = {
     "checkpoint__every_steps": 1,
     "log__every": 1,
     "hardware__workers": 2,
@@ -97,7 +93,7 @@ WORKERS: dict[str, Any] = {
     "prefer__steps": 30,
 }
 SHARDED = {**WORKERS, "hardware__fsdp": True}
-CASES: dict[str, dict[str, Any]] = {
+CASES = {
     "dpo": {},
     "lora": {"prefer__lora": {"rank": 4, "base_dtype": "bfloat16"}},
 }
@@ -108,7 +104,7 @@ CLOSE_STEPS = 2
 
 @pytest.mark.soak
 @pytest.mark.parametrize("case", CASES)
-def test_kills_in_the_pass_and_in_the_stage_change_no_bit(tmp_path: Path, case: str) -> None:
+def test_kills_in_the_pass_and_in_the_stage_change_no_bit(tmp_path, case):
     folders = [tmp_path / name for name in ("unbroken", "killed", "not_sharded")]
     for folder in folders:
         folder.mkdir()

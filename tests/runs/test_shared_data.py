@@ -1,12 +1,8 @@
 """The runs of a store prepare the same data once. Other data is prepared again."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
-from collections.abc import Callable
-from pathlib import Path
 
 from pipeline.cli import main
 from pipeline.job.file import load_job
@@ -24,16 +20,15 @@ from tests.support.whole_runs import (
     write_job,
 )
 
-Whole = Callable[..., Path]
 PREPARED = "prepared before"
 
 
-def data_of(folder: Path, name: str) -> dict[str, str]:
+def data_of(folder, name):
     """Return the keys of the data that a run lists."""
     return dict(head_of(folder, name).data)
 
 
-def test_a_second_learning_rate_prepares_nothing(tmp_path: Path) -> None:
+def test_a_second_learning_rate_prepares_nothing(tmp_path):
     job = write_job(tmp_path)
     assert "training a BPE" in finish(job, "--until", "prepare")
     output = finish(job, "name=second", "pretrain.lr=2e-2", "--until", "prepare")
@@ -43,7 +38,7 @@ def test_a_second_learning_rate_prepares_nothing(tmp_path: Path) -> None:
     assert data_of(tmp_path, "second") == data_of(tmp_path, "tiny")
 
 
-def test_the_same_path_with_new_bytes_is_new_data_and_another_path_is_not(tmp_path: Path) -> None:
+def test_the_same_path_with_new_bytes_is_new_data_and_another_path_is_not(tmp_path):
     job = write_job(tmp_path, sft=None)
     finish(job, "--until", "prepare")
     shutil.copytree(tmp_path / "text", tmp_path / "moved")
@@ -70,8 +65,8 @@ def test_of_two_runs_that_start_at_once_one_prepares_and_after_a_sigkill_the_oth
 
 
 def test_until_stops_after_a_stage_and_a_prepared_run_finds_its_data_without_its_inputs(
-    tmp_path: Path, whole: Whole
-) -> None:
+    tmp_path, whole
+):
     unbroken = whole()
     job = write_job(tmp_path)
     for stage, following in (("prepare", "pretrain"), ("pretrain", "sft")):
@@ -86,14 +81,14 @@ def test_until_stops_after_a_stage_and_a_prepared_run_finds_its_data_without_its
     assert final_weights(tmp_path) == final_weights(unbroken)
 
 
-def test_a_run_leaves_its_speeds_for_the_plans_of_later_jobs(tmp_path: Path, whole: Whole) -> None:
+def test_a_run_leaves_its_speeds_for_the_plans_of_later_jobs(tmp_path, whole):
     job = load_job(copy_run(whole(), tmp_path), [f"store={tmp_path / 'runs'}"])
     speeds = past_speeds(job)
     assert {speed.seq_len for speed in speeds} == {job.seq_len("pretrain"), job.seq_len("sft")}
     assert {speed.run for speed in speeds} == {"tiny"}
 
 
-def test_until_an_unknown_or_an_earlier_stage_than_redo_is_refused(tmp_path: Path) -> None:
+def test_until_an_unknown_or_an_earlier_stage_than_redo_is_refused(tmp_path):
     job = write_job(tmp_path, sft=None)
     assert "prepare, pretrain, evaluate" in ends_with(2, start(job, "--until", "tokenise"))
     refused = ends_with(2, start(job, "--until", "prepare", "--redo", "pretrain"))

@@ -8,7 +8,7 @@ import torch
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.model.decoder import Decoder
 from pion.train.schedule import lr_at
-from pipeline.job import HubDataset, HubNpyShards, Job
+from pipeline.job import HubDataset, HubNpyShards
 from pipeline.job.file import load_job
 from pipeline.job.train_sections import pion2, settings_of
 from tests.paths import JOBS
@@ -22,7 +22,7 @@ tokenizer_of = functools.cache(Tokenizer.from_file)
 
 
 @pytest.fixture(scope="module")
-def small() -> Job:
+def small():
     return load_job(JOBS / "pion-small.yaml")
 
 

@@ -3,20 +3,15 @@
 A Hub on this machine has repositories with the names, settings and layouts of the published ones.
 """
 
-from __future__ import annotations
-
 import json
 import re
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pipeline.cli import main
 from pipeline.console.formats import amount
 from tests.paths import JOBS, REPOSITORY
-from tests.support.hub_server import USER, WRITE_TOKEN, HubServer, hub_server
+from tests.support.hub_server import USER, WRITE_TOKEN, hub_server
 from tests.support.published_data import publish_data
 from tests.support.published_models import PUBLISHED, REPOSITORIES, base_of, load_shipped, publish
 from tests.support.waiting import LONG_SECONDS
@@ -28,7 +23,6 @@ STARTS = {
     "smollm2-360m-prefer": ("HuggingFaceTB/SmolLM2-360M", ["sft", "prefer"]),
     "smollm2-360m-sft": ("HuggingFaceTB/SmolLM2-360M-Instruct", ["sft"]),
 }
-Printed = Callable[..., Any]
 # By default, one of them is checked and planned as a whole: it is the cheapest to trace.
 each_start = pytest.mark.parametrize(
     "job",
@@ -40,7 +34,7 @@ each_start = pytest.mark.parametrize(
 
 
 @pytest.fixture(scope="module")
-def shared_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
+def shared_hub(tmp_path_factory):
     scratch = tmp_path_factory.mktemp("published")
     with hub_server() as hub:
         for repo in REPOSITORIES:
@@ -50,7 +44,7 @@ def shared_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
 
 
 @pytest.fixture(scope="module")
-def checked() -> dict[str, Any]:
+def checked():
     """What `pion check` printed of each job that was checked, for the tests that only read it."""
     return {}
 
@@ -64,7 +58,7 @@ def printed(shared_hub, tmp_path, monkeypatch, capsys):
     for limit in ("SECONDS", "CONVERSATION_SECONDS"):  # a busy machine may need longer
         monkeypatch.setattr(f"pipeline.rent.check.command.{limit}", LONG_SECONDS)
 
-    def run(command: str, job: str | Path, *more: str) -> Any:
+    def run(command, job, *more):
         path = JOBS / f"{job}.yaml" if isinstance(job, str) else job
         assert main([command, str(path), *more, "--json"]) == 0
         return json.loads(capsys.readouterr().out)
@@ -72,14 +66,14 @@ def printed(shared_hub, tmp_path, monkeypatch, capsys):
     return run
 
 
-def test_every_job_that_starts_from_a_model_is_tried_here() -> None:
+def test_every_job_that_starts_from_a_model_is_tried_here():
     starts = {path.stem: load_shipped(path).base for path in JOBS.glob("*.yaml")}
     assert {name: base.source for name, base in starts.items() if base is not None} == {
         name: repo for name, (repo, _) in STARTS.items()
     }
 
 
-def once(printed: Printed, checked: dict[str, Any], job: str) -> Any:
+def once(printed, checked, job):
     if job not in checked:
         checked[job] = printed("check", job)
     return checked[job]
@@ -135,8 +129,8 @@ def test_its_plan_prices_the_whole_job_on_a_small_card(job, printed, tmp_path):
 
 
 def test_the_job_and_the_conversation_of_the_readme_pass_their_check(
-    printed: Printed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    printed, tmp_path, monkeypatch
+):
     readme = (REPOSITORY / "README.md").read_text().partition("## Fine-tune a model")[2]
     job, line = (re.findall(rf"```{kind}\n(.*?)```", readme, re.S)[0] for kind in ("yaml", "json"))
     (tmp_path / "my-assistant.yaml").write_text(job)
@@ -151,7 +145,7 @@ def test_the_job_and_the_conversation_of_the_readme_pass_their_check(
     assert "can be written" in words["publish"]
 
 
-def test_the_stand_ins_without_a_hub_have_the_same_shape(printed: Printed) -> None:
+def test_the_stand_ins_without_a_hub_have_the_same_shape(printed):
     from pipeline.base.read_job import read_job
 
     for job in STARTS:

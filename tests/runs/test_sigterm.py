@@ -1,21 +1,17 @@
 """SIGTERM at any time: finished work is saved, the process ends in time, and the next resumes."""
 
-from __future__ import annotations
-
 import shutil
 import signal
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
-from tests.support.s3_server import FaultProxy, S3Server
+from tests.support.s3_server import FaultProxy
 from tests.support.waiting import PATIENCE_SECONDS, wait_until
 from tests.support.whole_runs import (
-    Process,
     finish,
     interrupt,
     interrupt_before_row,
@@ -32,10 +28,10 @@ GRACE = 4.0
 SLACK = 30.0
 
 # Longer than any test waits.
-LONG: dict[str, Any] = {"pretrain__steps": 100_000, "sft": None, "log__every": 1}
+LONG = {"pretrain__steps": 100_000, "sft": None, "log__every": 1}
 
 
-def ended_by_sigterm(process: Process, grace: float) -> str:
+def ended_by_sigterm(process, grace):
     """Check that the process ends with 75 and in time; return the rest of its output."""
     asked = time.monotonic()
     output = interrupt(process, signal.SIGTERM)
@@ -56,7 +52,7 @@ def ended_by_sigterm(process: Process, grace: float) -> str:
     ],
 )
 def test_sigterm_at_any_phase_ends_within_the_grace_and_the_next_run_continues(tmp_path, line):
-    changes: dict[str, Any] = {}
+    changes = {}
     if "publish" in line:
         changes = {"publish": {"to": "model"}}
     elif "evaluate" in line:
@@ -107,7 +103,7 @@ def test_sigterm_while_a_checkpoint_comes_down_ends_within_the_grace(s3, tmp_pat
         kill(again)
 
 
-def idle(process: Process) -> bool:
+def idle(process):
     """Return whether the process uses almost no CPU for half a second."""
     before = sum(psutil.Process(process.pid).cpu_times()[:2])
     time.sleep(0.5)
@@ -131,15 +127,15 @@ def test_sigterm_while_the_model_is_compiled_ends_within_the_grace(tmp_path, mon
         assert not alive
 
 
-def test_sigterm_saves_the_last_finished_step(tmp_path: Path) -> None:
+def test_sigterm_saves_the_last_finished_step(tmp_path):
     job = write_job(tmp_path, sft=None, log__every=1, checkpoint__every_steps=10_000)
     interrupt_before_row(4 * 15, job, number=signal.SIGTERM)
     assert newest(tmp_path).step >= 15
 
 
 def test_a_save_that_cannot_end_within_the_grace_leaves_the_last_durable_state(
-    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    s3, tmp_path, monkeypatch
+):
     with FaultProxy(s3.url) as proxy:
         proxy.use(monkeypatch)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

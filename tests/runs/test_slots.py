@@ -1,11 +1,6 @@
 """A run of a model with slots, whose fine-tuning stage trains LoRA's additions."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,8 +11,7 @@ from pipeline.models.find import find_model
 from pipeline.models.load import load_model
 from tests.support.whole_runs import final_weights, head_of
 
-Whole = Callable[..., Path]
-JOB: dict[str, Any] = {
+JOB = {
     "model__slots": {"per_segment": 2, "segment": 8, "window": 2},
     "sft__lora": {"rank": 4},
     "sft__lr": 1e-2,
@@ -27,7 +21,7 @@ JOB: dict[str, Any] = {
 
 
 @pytest.mark.soak
-def test_lora_trains_the_projections_and_leaves_the_slots_alone(whole: Whole) -> None:
+def test_lora_trains_the_projections_and_leaves_the_slots_alone(whole):
     folder = whole(**JOB)
     run = f"{folder}/runs/tiny"
     merged, base = (
@@ -38,7 +32,6 @@ def test_lora_trains_the_projections_and_leaves_the_slots_alone(whole: Whole) ->
     assert changed
     assert all(".attention." in name or ".feedforward." in name for name in changed)
     key = head_of(folder).stages["sft"].checkpoint
-    assert key is not None
     saved = load_file(folder / "runs/tiny" / key / "model.safetensors")
     assert all(name.endswith((".lora_a", ".lora_b")) for name in saved)
 
@@ -69,9 +62,9 @@ def test_the_folder_has_its_own_code_and_no_gguf_is_written(whole, tmp_path, cap
 
 
 @pytest.mark.soak
-def test_a_whole_row_can_be_one_document(whole: Whole) -> None:
+def test_a_whole_row_can_be_one_document(whole):
     """Its segments count from its start, so slots learn from other tokens."""
-    short: dict[str, Any] = {**JOB, "publish": None, "sft": None, "data__seq_len": 48}
+    short = {**JOB, "publish": None, "sft": None, "data__seq_len": 48}
     of_documents = whole(**short)
     of_rows = whole(**short, data__documents=False)
     assert final_weights(of_documents) != final_weights(of_rows)

@@ -1,26 +1,20 @@
 """Training that starts from an existing model."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from pipeline.cli import main
 from tests.support.whole_runs import finish, head_of, write_job
 
 
-def first_weights(folder: Path) -> dict[str, torch.Tensor]:
+def first_weights(folder):
     """Return the weights after the last step that these jobs train."""
     entry = next(e for e in head_of(folder).checkpoints if e.stage == "pretrain")
     return load_file(folder / "runs/tiny" / entry.key / "model.safetensors")
 
 
 @pytest.fixture
-def pretrained(whole: Callable[..., Path]) -> Path:
+def pretrained(whole):
     return whole(sft=None)
 
 

@@ -1,9 +1,5 @@
 """A run whose GPU memory runs out, or whose compiler fails, continues by a smaller plan."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import pytest
 
 from tests.support.meddling import Meddling
@@ -31,7 +27,7 @@ def wrapper(add, self, batch, *arguments, **options):
 """
 
 
-def small_memory(folder: Path, most: int, inside: str = "pipeline.cli") -> Meddling:
+def small_memory(folder, most, inside="pipeline.cli"):
     meddling = Meddling(folder, inside=inside)
     meddling.wrap("pion.train.gradients:Gradients.add", OUT_OF_MEMORY.format(most=most))
     return meddling
@@ -51,7 +47,7 @@ def test_a_step_that_runs_out_of_memory_begins_again_with_half_the_micro_batch(t
     assert consequence.startswith("not bit-identical")
 
 
-def test_a_row_that_does_not_fit_ends_the_run_with_what_to_do(tmp_path: Path) -> None:
+def test_a_row_that_does_not_fit_ends_the_run_with_what_to_do(tmp_path):
     meddling = small_memory(tmp_path, most=0)
     output = ends_with(2, start(write_job(tmp_path, sft=None), env=meddling.environment()))
     assert "micro_batch 4 → 2" in output
@@ -63,7 +59,7 @@ def test_a_row_that_does_not_fit_ends_the_run_with_what_to_do(tmp_path: Path) ->
 
 
 @pytest.mark.soak
-def test_several_workers_start_again_with_the_smaller_plan(tmp_path: Path) -> None:
+def test_several_workers_start_again_with_the_smaller_plan(tmp_path):
     meddling = small_memory(tmp_path, most=1, inside="ray")
     job = write_job(tmp_path, sft=None, hardware__workers=2, log__every=1)
     output = ends_with(0, start(job, env=meddling.environment()))

@@ -1,11 +1,7 @@
 """A stop request, a spent budget, a run taken over: it says why, saves, and ends in time."""
 
-from __future__ import annotations
-
 import json
 import time
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,26 +10,17 @@ from pipeline.state.run_state import RunState
 from pipeline.state.stores import open_store
 from tests.support.meddling import Meddling
 from tests.support.waiting import wait_until
-from tests.support.whole_runs import (
-    Process,
-    ends_with,
-    head_of,
-    interrupt,
-    kill,
-    start,
-    wait_for,
-    write_job,
-)
+from tests.support.whole_runs import ends_with, head_of, interrupt, kill, start, wait_for, write_job
 
-LONG: dict[str, Any] = {"pretrain__steps": 400, "sft": None, "log__every": 1}
+LONG = {"pretrain__steps": 400, "sft": None, "log__every": 1}
 WITHOUT_END = "pretrain.steps=100000"
 
 
-def ask(folder: Path) -> None:
+def ask(folder):
     ask_stop(RunState(open_store(str(folder / "runs")), "tiny"), "pion stop")
 
 
-def beats_every(seconds: float, meddling: Meddling) -> Meddling:
+def beats_every(seconds, meddling):
     meddling.wrap(
         "pipeline.state.heartbeat:Heartbeat.start",
         f"""
@@ -45,8 +32,8 @@ def beats_every(seconds: float, meddling: Meddling) -> Meddling:
 
 
 def test_a_stop_request_is_obeyed_with_exit_4_and_by_a_manager_until_a_person_starts_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tmp_path, monkeypatch
+):
     meddling = beats_every(0.3, Meddling(tmp_path))
     job = write_job(tmp_path, **LONG)
     process = start(job, WITHOUT_END, env=meddling.environment())
@@ -65,7 +52,7 @@ def test_a_stop_request_is_obeyed_with_exit_4_and_by_a_manager_until_a_person_st
     meddling.check()
 
 
-def test_a_spent_budget_stops_the_run_saved_and_raising_it_continues(tmp_path: Path) -> None:
+def test_a_spent_budget_stops_the_run_saved_and_raising_it_continues(tmp_path):
     job = write_job(tmp_path, **LONG)
     limit = ("budget.dollars=0.004", "budget.dollars_per_hour=9")  # enough for two seconds
     output = ends_with(4, start(job, *limit, WITHOUT_END))
@@ -76,7 +63,7 @@ def test_a_spent_budget_stops_the_run_saved_and_raising_it_continues(tmp_path: P
     interrupt(again)
 
 
-def test_a_run_that_is_taken_over_ends_with_exit_3_and_names_who_took_it(tmp_path: Path) -> None:
+def test_a_run_that_is_taken_over_ends_with_exit_3_and_names_who_took_it(tmp_path):
     job = write_job(tmp_path, **LONG)
     long = (WITHOUT_END, "log.every=50", "checkpoint.every_steps=20")
     first = start(job, *long)
@@ -92,14 +79,14 @@ def test_a_run_that_is_taken_over_ends_with_exit_3_and_names_who_took_it(tmp_pat
 
 # ---------------------------------------------------------------- in the midst of evaluation
 
-EVALUATED: dict[str, Any] = {"sft": None, "evaluate__ngram_order": 0}
+EVALUATED = {"sft": None, "evaluate__ngram_order": 0}
 BATCH = "pion.evaluation.held_out:token_nll"
 ONE_PART = "evaluate: pretrain model on held-out text"
 # A heartbeat and the grace take seconds on a busy machine.
 IN_TIME = 60.0
 
 
-def meddle_with_evaluation(folder: Path, does: str, beat: float = 0.3) -> Meddling:
+def meddle_with_evaluation(folder, does, beat=0.3):
     """Run `does` before each batch of the evaluate stage, with a heartbeat every `beat` seconds."""
     meddling = beats_every(beat, Meddling(folder))
     meddling.run(
@@ -123,23 +110,23 @@ def meddle_with_evaluation(folder: Path, does: str, beat: float = 0.3) -> Meddli
 ONE_ENDLESS_BATCH = "time.sleep(1000)"
 
 
-def wait_for_the_midst_of_a_part(process: Process, meddling: Meddling) -> None:
+def wait_for_the_midst_of_a_part(process, meddling):
     wait_for(process, ONE_PART)
     wait_for_a_measured_batch(meddling)
 
 
-def wait_for_a_measured_batch(meddling: Meddling) -> None:
+def wait_for_a_measured_batch(meddling):
     measuring = meddling.folder / "measuring"
     wait_until(measuring.exists, "the first batch to be measured")
 
 
-def parts_of(folder: Path) -> dict[str, Any]:
+def parts_of(folder):
     """Return the stored parts of the evaluation, by name."""
     found = (folder / "runs" / "tiny" / "stages" / "evaluate").glob("*-parts/*.json")
     return {path.stem: json.loads(path.read_text()) for path in found}
 
 
-def test_a_run_taken_over_in_the_midst_of_a_part_ends_with_exit_3_in_time(tmp_path: Path) -> None:
+def test_a_run_taken_over_in_the_midst_of_a_part_ends_with_exit_3_in_time(tmp_path):
     meddling = meddle_with_evaluation(tmp_path, ONE_ENDLESS_BATCH)
     job = write_job(tmp_path, **EVALUATED)
     first = start(job, env=meddling.environment())
@@ -155,7 +142,7 @@ def test_a_run_taken_over_in_the_midst_of_a_part_ends_with_exit_3_in_time(tmp_pa
     meddling.check()
 
 
-def test_a_part_that_ends_after_the_run_was_taken_over_is_not_stored(tmp_path: Path) -> None:
+def test_a_part_that_ends_after_the_run_was_taken_over_is_not_stored(tmp_path):
     wait = 'while not (HERE / "taken").exists(): time.sleep(0.05)'
     forge = f"{wait}\n                return tuple(0 * t for t in token_nll(*arguments))"
     meddling = meddle_with_evaluation(tmp_path, forge, beat=1000)
@@ -172,7 +159,7 @@ def test_a_part_that_ends_after_the_run_was_taken_over_is_not_stored(tmp_path: P
 
 
 @pytest.mark.parametrize("why", ["request", pytest.param("budget", marks=pytest.mark.soak)])
-def test_a_stop_in_the_midst_of_a_part_ends_with_exit_4_in_time(tmp_path: Path, why: str) -> None:
+def test_a_stop_in_the_midst_of_a_part_ends_with_exit_4_in_time(tmp_path, why):
     meddling = meddle_with_evaluation(tmp_path, ONE_ENDLESS_BATCH)
     meddling.wrap(
         "pipeline.run.advance:over_budget",
@@ -196,7 +183,7 @@ def test_a_stop_in_the_midst_of_a_part_ends_with_exit_4_in_time(tmp_path: Path, 
         meddling.check()
 
 
-def test_a_stop_between_two_batches_lets_anyone_continue_at_once(tmp_path: Path) -> None:
+def test_a_stop_between_two_batches_lets_anyone_continue_at_once(tmp_path):
     meddling = meddle_with_evaluation(tmp_path, "time.sleep(0.5)")
     job = write_job(tmp_path, **EVALUATED, evaluate__final_rows=100_000)
     process = start(job, env=meddling.environment())

@@ -1,10 +1,7 @@
 """Commands in a terminal, as people use them: resized, suspended, stopped, read by `head`."""
 
-from __future__ import annotations
-
 import functools
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -19,7 +16,7 @@ from tests.support.whole_runs import rows_trained, write_job
 PION = f"{sys.executable} -m pipeline.cli"
 
 
-def test_run_and_chat_are_resized_suspended_and_stopped_and_a_reader_leaves(tmp_path: Path) -> None:
+def test_run_and_chat_are_resized_suspended_and_stopped_and_a_reader_leaves(tmp_path):
     write_job(tmp_path, pretrain__steps=100, log__every=1)
     with Terminal(tmp_path) as terminal:
         terminal.type(f"{PION} run tiny.yaml")
@@ -110,7 +107,7 @@ watch.Provider, watch.POLL_SECONDS = Restless, 0.0
 
 
 @pytest.mark.soak
-def test_a_window_that_watches_says_what_continues_without_it(tmp_path: Path) -> None:
+def test_a_window_that_watches_says_what_continues_without_it(tmp_path):
     run = light_run(FileStore(tmp_path / "runs"))
     write_rental_note(run, RentalNote(0.0, "desk", "1a2b3c4d", "0123abcd", 1), None)
     restless = Meddling(tmp_path)

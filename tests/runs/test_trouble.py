@@ -1,9 +1,6 @@
 """Trouble that a run recovers from, or ends with after the configured number of tries."""
 
-from __future__ import annotations
-
 import contextlib
-from pathlib import Path
 
 import psutil
 import pytest
@@ -61,7 +58,7 @@ def test_uploaders_that_die_three_times_in_a_row_end_the_run_with_what_is_safe(t
     meddling.check()
 
 
-def poisoned_from(folder: Path, condition: str) -> Meddling:
+def poisoned_from(folder, condition):
     """Make a weight NaN when a batch whose rows meet `condition` is handed out."""
     meddling = Meddling(folder)
     meddling.run("poisoned = []")
@@ -87,7 +84,7 @@ def poisoned_from(folder: Path, condition: str) -> Meddling:
     return meddling
 
 
-def test_rows_that_give_nan_are_left_out_and_recorded(tmp_path: Path) -> None:
+def test_rows_that_give_nan_are_left_out_and_recorded(tmp_path):
     meddling = poisoned_from(tmp_path, "== (28, 32)")
     job = write_job(tmp_path, sft=None, log__every=1, checkpoint__every_steps=3)
     output = ends_with(0, start(job, env=meddling.environment()))

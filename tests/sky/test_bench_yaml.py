@@ -1,12 +1,8 @@
 """sky/bench.yaml rents a card, runs `pion.bench` on it with four packages, and ends."""
 
-from __future__ import annotations
-
 import copy
 import os
 import re
-from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -20,16 +16,16 @@ NEEDED = {"torch", "numpy", "safetensors", "tokenizers"}
 
 
 @pytest.fixture(scope="module")
-def config() -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load(FILE.read_text())
+def config():
+    found = yaml.safe_load(FILE.read_text())
     return found
 
 
-def test_it_needs_no_job_no_variable_and_no_secret(config: dict[str, Any]) -> None:
+def test_it_needs_no_job_no_variable_and_no_secret(config):
     assert config.keys() == {"name", "workdir", "resources", "setup", "run"}
 
 
-def test_the_machine_ends_by_itself_and_is_on_demand(config: dict[str, Any]) -> None:
+def test_the_machine_ends_by_itself_and_is_on_demand(config):
     from sky.task import Task
 
     (resources,) = Task.from_yaml_config(copy.deepcopy(config)).resources
@@ -38,19 +34,17 @@ def test_the_machine_ends_by_itself_and_is_on_demand(config: dict[str, Any]) -> 
     assert not resources.ports
 
 
-def test_setup_installs_the_four_packages_and_nothing_else(config: dict[str, Any]) -> None:
+def test_setup_installs_the_four_packages_and_nothing_else(config):
     (words,) = re.findall(r"uv pip install (.*)", config["setup"])
     assert {word for word in words.split() if word[0] not in "-~"} - {"bench-python"} == NEEDED
 
 
-def test_the_comment_brings_the_result_to_where_plan_reads_it() -> None:
+def test_the_comment_brings_the_result_to_where_plan_reads_it():
     text = FILE.read_text()
     assert "rsync 'pion-bench:bench/*.json' ~/.cache/pion/bench/ && sky down" in text
 
 
-def test_run_leaves_the_result_where_the_comment_fetches_it(
-    config: dict[str, Any], tmp_path: Path
-) -> None:
+def test_run_leaves_the_result_where_the_comment_fetches_it(config, tmp_path):
     """`pion.bench` writes into the folder where it runs (tests/pion/bench/test_run_tiny.py)."""
     python = tmp_path / "bench-python" / "bin" / "python"
     python.parent.mkdir(parents=True)
@@ -62,9 +56,7 @@ def test_run_leaves_the_result_where_the_comment_fetches_it(
     assert done.stdout == f"{REPOSITORY} {tmp_path}/bench -m pion.bench\n"
 
 
-def test_launch_does_not_take_it_for_a_job(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_launch_does_not_take_it_for_a_job(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     code = main(["launch", str(JOBS / "demo.yaml"), "--on", str(FILE), "--dry-run"])

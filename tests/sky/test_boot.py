@@ -4,8 +4,6 @@ The script and its checks of the machine are the real ones. uv and the packages 
 install (pion, torch) are stand-ins that record their calls.
 """
 
-from __future__ import annotations
-
 import functools
 import os
 import re
@@ -65,7 +63,7 @@ class Machine:
     environment: dict[str, str]
     began: float = 0.0
 
-    def start(self, **environment: str) -> subprocess.Popen[str]:
+    def start(self, **environment):
         return subprocess.Popen(
             ["bash", "sky/boot.sh"],
             cwd=self.folder / "checkout",
@@ -75,7 +73,7 @@ class Machine:
             text=True,
         )
 
-    def boot(self, **environment: str) -> tuple[int, str]:
+    def boot(self, **environment):
         """Return the exit code and the output."""
         process = self.start(**environment)
         try:
@@ -87,11 +85,11 @@ class Machine:
         return process.returncode, output
 
     @property
-    def uv_calls(self) -> list[str]:
+    def uv_calls(self):
         path = self.folder / "calls"
         return path.read_text().splitlines() if path.exists() else []
 
-    def pion(self, what: str = "pion") -> list[str]:
+    def pion(self, what="pion"):
         """Return the arguments that `pion` got, one per line, or its "environment".
 
         "nodes" returns the arguments of sky/ray_nodes.sh, and "torch" whether torch was imported.
@@ -99,16 +97,16 @@ class Machine:
         return (self.folder / f"calls.{what}").read_text().splitlines()
 
     @property
-    def variables(self) -> dict[str, str]:
+    def variables(self):
         """The environment of `pion`."""
         return dict(line.partition("=")[::2] for line in self.pion("environment"))
 
-    def ran(self, what: str = "pion") -> bool:
+    def ran(self, what="pion"):
         """Return whether `pion`, or another name that `pion()` knows, was started."""
         return (self.folder / f"calls.{what}").exists()
 
 
-def give_gpu(machine: Machine, card: str = "NVIDIA A40, 580.95.05, 8.6") -> dict[str, str]:
+def give_gpu(machine, card="NVIDIA A40, 580.95.05, 8.6"):
     """Return an environment in which `machine` has one GPU, and can't load libcuda.so.1.
 
     Its image has no torch: -S hides the packages of the Python that runs the tests.
@@ -128,11 +126,11 @@ def give_gpu(machine: Machine, card: str = "NVIDIA A40, 580.95.05, 8.6") -> dict
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> Machine:
+def machine(tmp_path):
     return bare_machine(tmp_path)
 
 
-def bare_machine(tmp_path: Path) -> Machine:
+def bare_machine(tmp_path):
     checkout, home = tmp_path / "checkout", tmp_path / "home"
     no_bytecode = shutil.ignore_patterns("__pycache__")
     for folder in ("sky", "pipeline/rent"):
@@ -165,7 +163,7 @@ EMPTY = {"HF_TOKEN": "", "AWS_ENDPOINT_URL": "", "PION_COMMIT": "", "AWS_DEFAULT
 
 
 @pytest.fixture(scope="module")
-def booted(tmp_path_factory: pytest.TempPathFactory) -> Machine:
+def booted(tmp_path_factory):
     """A machine without GPUs after a good boot, with variables that the YAML leaves empty."""
     machine = bare_machine(tmp_path_factory.mktemp("booted"))
     told = {"OVERRIDES": "pretrain.lr=1e-3 evaluate.prompts='[\"two words\"]'", "PION_UNTIL": "sft"}
@@ -176,12 +174,12 @@ def booted(tmp_path_factory: pytest.TempPathFactory) -> Machine:
     return machine
 
 
-def test_it_ends_in_pion_run_with_the_job_the_overrides_and_the_last_stage(booted: Machine) -> None:
+def test_it_ends_in_pion_run_with_the_job_the_overrides_and_the_last_stage(booted):
     overrides = ["pretrain.lr=1e-3", 'evaluate.prompts=["two words"]']
     assert booted.pion() == ["run", "job.yaml", *overrides, "--until", "sft"]
 
 
-def test_a_ladder_or_a_search_takes_the_place_of_pion_run(machine: Machine) -> None:
+def test_a_ladder_or_a_search_takes_the_place_of_pion_run(machine):
     words = "try --vary 'evaluate.prompts=[a b],[c]' --hours=3.0"
     code, output = machine.boot(PION_COMMAND=words, OVERRIDES="pretrain.lr=1e-3", PION_EXITS="4")
     assert code == 4, output
@@ -193,7 +191,7 @@ in_soak = functools.partial(pytest.param, marks=pytest.mark.soak)
 NODES = {"SKYPILOT_NUM_NODES": "2"}
 TOKEN = "0123456789abcdef" * 4
 ASK_FOR_TOKEN = "--secret PION_RAY_TOKEN=$(openssl rand -hex 32)"
-REFUSED: list[tuple[dict[str, str], str]] = [
+REFUSED = [
     ({"PION_COMMAND": "ladder --widths '0.5"},
      "PION_COMMAND is not a list of shell words (No closing quotation)"),
     ({"PION_COMMAND": "try", "PION_RAY_TOKEN": TOKEN, **NODES},
@@ -209,8 +207,8 @@ REFUSED: list[tuple[dict[str, str], str]] = [
 
 @pytest.mark.parametrize(("environment", "words"), REFUSED)
 def test_what_no_machine_can_start_is_refused_before_anything_is_installed(
-    machine: Machine, environment: dict[str, str], words: str
-) -> None:
+    machine, environment, words
+):
     code, output = machine.boot(**environment)
     assert code == 2
     assert words in output
@@ -222,11 +220,11 @@ def test_what_no_machine_can_start_is_refused_before_anything_is_installed(
 
 
 @pytest.mark.parametrize("code", [4, 75])
-def test_the_exit_code_of_pion_is_the_jobs(machine: Machine, code: int) -> None:
+def test_the_exit_code_of_pion_is_the_jobs(machine, code):
     assert machine.boot(PION_EXITS=str(code))[0] == code
 
 
-def test_sigterm_reaches_pion(machine: Machine) -> None:
+def test_sigterm_reaches_pion(machine):
     process = machine.start(PION_WAITS="1")
     wait_until(lambda: machine.ran("ready") or process.poll() is not None, "pion run to start")
     assert process.poll() is None, process.communicate(timeout=PATIENCE_SECONDS)[0]
@@ -235,14 +233,14 @@ def test_sigterm_reaches_pion(machine: Machine) -> None:
     assert machine.pion()[-1] == "stopped"
 
 
-def test_a_machine_that_will_not_do_is_left_before_anything_is_installed(machine: Machine) -> None:
+def test_a_machine_that_will_not_do_is_left_before_anything_is_installed(machine):
     code, output = machine.boot(PION_DISK_GB="1000000")
     assert code == 75
     assert "this machine won't do" in output
     assert machine.uv_calls == []
 
 
-def test_torch_tests_the_gpus_before_pion_run(machine: Machine) -> None:
+def test_torch_tests_the_gpus_before_pion_run(machine):
     code, output = machine.boot(**give_gpu(machine))
     assert code == 0, output
     assert machine.pion("torch") == ["imported"]
@@ -254,20 +252,18 @@ def test_torch_tests_the_gpus_before_pion_run(machine: Machine) -> None:
     # 139 is a crash in the driver and 124 a hang. SkyPilot would recover neither code.
     [("139", 75), ("124", 75), ("1", 1)],
 )
-def test_a_gpu_that_torch_finds_bad_ends_the_boot_before_pion_run(
-    machine: Machine, exits: str, code: int
-) -> None:
+def test_a_gpu_that_torch_finds_bad_ends_the_boot_before_pion_run(machine, exits, code):
     exit_code, output = machine.boot(**give_gpu(machine), TORCH_EXITS=exits)
     assert exit_code == code, output
     assert machine.pion("torch") == ["imported"]
     assert not machine.ran()
 
 
-def test_without_gpus_there_is_nothing_for_torch_to_test(booted: Machine) -> None:
+def test_without_gpus_there_is_nothing_for_torch_to_test(booted):
     assert not booted.ran("torch")
 
 
-def test_several_nodes_get_the_job_and_each_override_as_a_separate_word(machine: Machine) -> None:
+def test_several_nodes_get_the_job_and_each_override_as_a_separate_word(machine):
     script = machine.folder / "checkout/sky/ray_nodes.sh"
     script.write_text('printf "%s\\n" "$@" >"$CALLS.nodes"\nexit 7\n')
     overrides = "pretrain.lr=1e-3 evaluate.prompts='[\"two words\"]'"
@@ -302,20 +298,18 @@ def test_several_nodes_get_the_job_and_each_override_as_a_separate_word(machine:
         in_soak("× No solution found\n  ╰─▶ Failed to download `hatchling`", 75),
     ],
 )
-def test_packages_that_can_not_be_installed_here_may_be_installable_elsewhere(
-    machine: Machine, said: str, code: int
-) -> None:
+def test_packages_that_can_not_be_installed_here_may_be_installable_elsewhere(machine, said, code):
     exit_code, output = machine.boot(UV_SAYS=said)
     assert exit_code == code
     assert said in output, "the reason is not shown"
 
 
-def test_only_what_a_run_needs_is_installed(booted: Machine) -> None:
+def test_only_what_a_run_needs_is_installed(booted):
     assert "sync --no-default-groups" in booted.uv_calls[-1]
     assert not re.search("--group|--extra", booted.uv_calls[-1])
 
 
-def test_what_the_job_asks_for_is_installed_too(machine: Machine) -> None:
+def test_what_the_job_asks_for_is_installed_too(machine):
     (machine.folder / "checkout/job.yaml").write_text("log:\n  wandb: pion\n")
     # An override inside a section asks for it, too.
     machine.boot(OVERRIDES="evaluate.lm_eval.tasks=[piqa] log.trackio=pion")
@@ -325,7 +319,7 @@ def test_what_the_job_asks_for_is_installed_too(machine: Machine) -> None:
     assert "tensorboard" not in machine.uv_calls[-1]
 
 
-def test_a_torch_of_the_image_is_used_and_nothing_it_brings_is_installed(machine: Machine) -> None:
+def test_a_torch_of_the_image_is_used_and_nothing_it_brings_is_installed(machine):
     image = machine.folder / "image"
     (image / "torch").mkdir(parents=True)
     (image / "torch/__init__.py").write_text("raise ImportError('must not be imported to look')")
@@ -348,9 +342,7 @@ def test_a_torch_of_the_image_is_used_and_nothing_it_brings_is_installed(machine
         ("NVIDIA GeForce RTX 5090, 570.133.20, 12.0", "--torch-backend cu128 torch==2.11.0"),
     ],
 )
-def test_an_old_driver_gets_the_torch_that_it_runs(
-    machine: Machine, card: str, installs: str
-) -> None:
+def test_an_old_driver_gets_the_torch_that_it_runs(machine, card, installs):
     code, output = machine.boot(**give_gpu(machine, card))
     assert code == 0, output
     sync, pip = machine.uv_calls
@@ -362,20 +354,20 @@ def test_an_old_driver_gets_the_torch_that_it_runs(
     assert machine.pion("torch") == ["imported"], "nobody has tried these builds: the GPU test must"
 
 
-def test_a_new_driver_gets_the_pinned_torch(machine: Machine) -> None:
+def test_a_new_driver_gets_the_pinned_torch(machine):
     code, output = machine.boot(**give_gpu(machine, "NVIDIA A40, 590.48.01, 8.6"))
     assert code == 0, output
     assert machine.uv_calls == ["sync --no-default-groups"]
 
 
-def test_a_driver_that_runs_no_torch_is_left_before_anything_is_installed(machine: Machine) -> None:
+def test_a_driver_that_runs_no_torch_is_left_before_anything_is_installed(machine):
     code, output = machine.boot(**give_gpu(machine, "NVIDIA A40, 515.65.01, 8.6"))
     assert code == 75
     assert "no torch runs on its NVIDIA A40 with driver 515.65.01" in output
     assert machine.uv_calls == []
 
 
-def test_a_build_that_can_not_be_installed_may_not_be_needed_elsewhere(machine: Machine) -> None:
+def test_a_build_that_can_not_be_installed_may_not_be_needed_elsewhere(machine):
     old = give_gpu(machine, "NVIDIA A40, 550.54.15, 8.6")
     code, output = machine.boot(**old, UV_PIP_SAYS="× No solution found")
     assert code == 75
@@ -384,7 +376,7 @@ def test_a_build_that_can_not_be_installed_may_not_be_needed_elsewhere(machine: 
     assert not machine.ran()
 
 
-def test_several_nodes_have_the_same_torch_whatever_their_drivers_are(machine: Machine) -> None:
+def test_several_nodes_have_the_same_torch_whatever_their_drivers_are(machine):
     old = give_gpu(machine, "NVIDIA A40, 550.54.15, 8.6")
     code, output = machine.boot(**old, **NODES, PION_RAY_TOKEN=TOKEN)
     assert code == 75
@@ -392,7 +384,7 @@ def test_several_nodes_have_the_same_torch_whatever_their_drivers_are(machine: M
     assert machine.uv_calls == []
 
 
-def test_the_image_of_the_dockerfile_has_a_torch_that_old_drivers_run() -> None:
+def test_the_image_of_the_dockerfile_has_a_torch_that_old_drivers_run():
     text = (REPOSITORY / "sky/Dockerfile").read_text()
     arguments = dict(re.findall(r"^ARG (\w+)=(\S+)", text, re.MULTILINE))
     assert arguments.items() >= {"TORCH": BUILDS[0].version, "BACKEND": BUILDS[0].backend}.items()
@@ -400,7 +392,7 @@ def test_the_image_of_the_dockerfile_has_a_torch_that_old_drivers_run() -> None:
     assert all((REPOSITORY / path).is_file() for path in copied.split())
 
 
-def test_the_readme_names_each_yaml_and_each_build() -> None:
+def test_the_readme_names_each_yaml_and_each_build():
     text = (REPOSITORY / "sky/README.md").read_text()
     assert {path.name for path in (REPOSITORY / "sky").glob("*.yaml")} == set(
         re.findall(r"`sky/(\S+\.yaml)` \|", text)
@@ -411,17 +403,17 @@ def test_the_readme_names_each_yaml_and_each_build() -> None:
         assert re.search(rf"{re.escape(build.version)} for CUDA\s{cuda}", text, re.IGNORECASE)
 
 
-def test_what_the_yaml_leaves_empty_is_not_set(booted: Machine) -> None:
+def test_what_the_yaml_leaves_empty_is_not_set(booted):
     environment = booted.variables
     assert not {"HF_TOKEN", "AWS_ENDPOINT_URL", "PION_COMMIT"} & environment.keys()
     assert environment["AWS_ACCESS_KEY_ID"] == "key"
 
 
-def test_python_keeps_what_it_compiles_whatever_the_image_says(booted: Machine) -> None:
+def test_python_keeps_what_it_compiles_whatever_the_image_says(booted):
     assert "PYTHONDONTWRITEBYTECODE" not in booted.variables
 
 
-def test_the_seconds_of_each_part_are_left_for_the_runs_events(booted: Machine) -> None:
+def test_the_seconds_of_each_part_are_left_for_the_runs_events(booted):
     names = ("PION_BOOT_STARTED", "PION_BOOT_CHECKED", "PION_BOOT_SYNCED")
     times = [float(booted.variables[name]) for name in names]
     assert booted.began <= times[0] < times[1] < times[2] <= time.time()

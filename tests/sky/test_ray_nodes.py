@@ -1,7 +1,5 @@
 """The script for several nodes, started as SkyPilot starts it, twice on this machine."""
 
-from __future__ import annotations
-
 import functools
 import os
 import re
@@ -10,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
@@ -39,7 +36,7 @@ class Nodes:
     environment: dict[str, str]
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
-    def start(self, rank: int) -> subprocess.Popen[bytes]:
+    def start(self, rank):
         log = (self.folder / f"node-{rank}.log").open("ab")
         process = subprocess.Popen(
             ["bash", str(REPOSITORY / "sky" / "ray_nodes.sh"), str(self.job)],
@@ -52,20 +49,20 @@ class Nodes:
         self.started.append(process)
         return process
 
-    def lose(self, process: subprocess.Popen[bytes]) -> None:
+    def lose(self, process):
         """Kill a node without warning. Its reaper ends the rest of its Ray."""
         process.kill()
         process.wait(PATIENCE_SECONDS)
 
-    def log(self, rank: int) -> str:
+    def log(self, rank):
         path = self.folder / f"node-{rank}.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
-    def events(self) -> list[dict[str, object]]:
+    def events(self):
         return list(read_events(open_store(f"{self.folder}/runs"), "tiny"))
 
 
-def own_address() -> str:
+def own_address():
     """Return this machine's network address: Ray does not accept a second node at 127.0.0.1."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect(("192.0.2.1", 9))  # sends nothing, only chooses the interface
@@ -73,7 +70,7 @@ def own_address() -> str:
 
 
 @pytest.fixture
-def nodes(tmp_path: Path) -> Iterator[Nodes]:
+def nodes(tmp_path):
     import yaml
 
     write_tiny_data(tmp_path)
@@ -112,7 +109,7 @@ def nodes(tmp_path: Path) -> Iterator[Nodes]:
             nodes.lose(process)
 
 
-def check_sockets(nodes: Nodes) -> None:
+def check_sockets(nodes):
     """Check that all that listens on every address belongs to Ray, which asks for the token."""
     family = children_of(set(session_processes(nodes.environment["PION_RAY_TOKEN"])))
     sockets = listening(family)
@@ -127,7 +124,7 @@ def check_sockets(nodes: Nodes) -> None:
     assert 44217 not in {each.port for each in sockets}, "Ray's monitor asks for no token"
 
 
-def test_without_a_token_no_ray_is_started(nodes: Nodes) -> None:
+def test_without_a_token_no_ray_is_started(nodes):
     del nodes.environment["PION_RAY_TOKEN"]
     for rank in (0, 1):
         assert nodes.start(rank).wait(PATIENCE_SECONDS) == 2
@@ -135,7 +132,7 @@ def test_without_a_token_no_ray_is_started(nodes: Nodes) -> None:
         assert "ray:" not in nodes.log(rank)
 
 
-def test_ray_has_the_settings_that_it_has_on_one_machine() -> None:
+def test_ray_has_the_settings_that_it_has_on_one_machine():
     script = (REPOSITORY / "sky" / "ray_nodes.sh").read_text()
     settings = dict(re.findall(r"\b(RAY_(?!AUTH)\w+)=(\w+)", script))
     assert settings.items() <= RAY_ENVIRONMENT.items()
@@ -143,8 +140,8 @@ def test_ray_has_the_settings_that_it_has_on_one_machine() -> None:
 
 
 @pytest.mark.soak
-def test_two_nodes_train_together_and_the_loss_of_one_is_survived(nodes: Nodes) -> None:
-    def logs() -> str:
+def test_two_nodes_train_together_and_the_loss_of_one_is_survived(nodes):
+    def logs():
         return f"{nodes.log(0)}\n---- other node\n{nodes.log(1)}"
 
     wait_until = functools.partial(waiting.wait_until, what=logs, seconds=500, every=0.5)
@@ -159,7 +156,6 @@ def test_two_nodes_train_together_and_the_loss_of_one_is_survived(nodes: Nodes) 
 
     check_sockets(nodes)
     state = RunState(open_store(f"{nodes.folder}/runs"), "tiny").read()
-    assert state is not None
     committed = state.checkpoints[0].step
     nodes.lose(worker)
     again = nodes.start(1)
@@ -176,10 +172,10 @@ def test_two_nodes_train_together_and_the_loss_of_one_is_survived(nodes: Nodes) 
 
 
 @pytest.mark.soak
-def test_a_node_whose_head_never_comes_up_waits_for_it(nodes: Nodes) -> None:
+def test_a_node_whose_head_never_comes_up_waits_for_it(nodes):
     worker = nodes.start(1)
 
-    def waits() -> bool:
+    def waits():
         """Return whether the node has looked for the head, and sleeps before it looks again."""
         return any(child.name() == "sleep" for child in psutil.Process(worker.pid).children())
 

@@ -1,14 +1,9 @@
 """The YAMLs in sky/: SkyPilot reads them, and would rent what their comments promise."""
 
-from __future__ import annotations
-
 import os
-from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module
 from multiprocessing import get_context
-from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -29,22 +24,15 @@ YAMLS_WITH_A_LIST = (
 # tests/sky/test_bench_yaml.py has the rest about this one.
 BENCH = "bench.yaml"
 
-DryRun = Callable[..., dict[str, dict[str, Any]]]
-
 
 @pytest.fixture(scope="module")
-def dryrun(tmp_path_factory: pytest.TempPathFactory) -> DryRun:
+def dryrun(tmp_path_factory):
     """Return, by file, what `sky launch --dryrun` would rent at these prices, in our own home.
 
     A fork asks: to import SkyPilot once more takes four seconds.
     """
 
-    def run(
-        paths: list[Path],
-        prices: Mapping[str, Price] = PRICES,
-        cloud: str = "RunPod",
-        cpu_prices: Mapping[str, float] | None = None,
-    ) -> dict[str, dict[str, Any]]:
+    def run(paths, prices=PRICES, cloud="RunPod", cpu_prices=None):
         home = tmp_path_factory.mktemp("home")
         write_catalog(home, prices, cloud=cloud, cpu_prices=cpu_prices)
         import sky.optimizer  # noqa: F401
@@ -55,7 +43,7 @@ def dryrun(tmp_path_factory: pytest.TempPathFactory) -> DryRun:
     return run
 
 
-def _dry_run(paths: list[Path], cloud: str, home: Path) -> dict[str, dict[str, Any]]:
+def _dry_run(paths, cloud, home):
     """Return what the API server chooses on `sky launch --dryrun`, without the server."""
     from sky import check, exceptions, global_user_state, optimizer
     from sky.catalog import common
@@ -71,7 +59,7 @@ def _dry_run(paths: list[Path], cloud: str, home: Path) -> dict[str, dict[str, A
     global_user_state.set_enabled_clouds([cloud], CloudCapability.COMPUTE, "default")
     allowed = check._get_workspace_allowed_clouds("default")
     global_user_state.set_allowed_clouds(allowed, "default")
-    answers: dict[str, dict[str, Any]] = {}
+    answers = {}
     for path in paths:
         task = _load(path)
         try:
@@ -90,7 +78,7 @@ def _dry_run(paths: list[Path], cloud: str, home: Path) -> dict[str, dict[str, A
 
 
 @pytest.fixture(scope="module")
-def rented(dryrun: DryRun) -> dict[str, dict[str, Any]]:
+def rented(dryrun):
     """Return what each YAML would rent at the usual prices."""
     single = [SKY / name for name in (*YAMLS, BENCH) if name != "multi-node.yaml"]
     several = dryrun([SKY / "multi-node.yaml"], {"A10": Price(None, 0.75)}, "Lambda")
@@ -110,25 +98,21 @@ def rented(dryrun: DryRun) -> dict[str, dict[str, Any]]:
         (BENCH, "A40", False, 0.40),
     ],
 )
-def test_a_dry_run_picks_the_expected_machine(
-    rented: dict[str, dict[str, Any]], name: str, gpu: str, use_spot: bool, price: float
-) -> None:
+def test_a_dry_run_picks_the_expected_machine(rented, name, gpu, use_spot, price):
     assert rented[name]["gpus"] == {gpu: 1}
     assert rented[name]["use_spot"] is use_spot
     assert rented[name]["price"] == price, "dollars an hour, of one node"
     assert rented[name]["nodes"] == (2 if name == "multi-node.yaml" else 1)
 
 
-def test_a_machine_that_prepares_has_no_gpu_even_if_a_gpu_is_cheaper(
-    rented: dict[str, dict[str, Any]],
-) -> None:
+def test_a_machine_that_prepares_has_no_gpu_even_if_a_gpu_is_cheaper(rented):
     machine = rented["cpu-prepare.yaml"]
     assert machine["gpus"] is None
     assert (machine["use_spot"], machine["price"], machine["nodes"]) == (False, 5.0, 1)
     assert _read("cpu-prepare.yaml")["envs"]["PION_UNTIL"] == "prepare"
 
 
-def test_on_demand_is_rented_instead_of_spot_only_by_choice(dryrun: DryRun, tmp_path: Path) -> None:
+def test_on_demand_is_rented_instead_of_spot_only_by_choice(dryrun, tmp_path):
     no_spot = {"A40": Price(None, 0.40), "RTXA4000": Price(None, 0.25)}
     text = (SKY / "runpod-spot.yaml").read_text()
     chosen = tmp_path / "chosen.yaml"
@@ -140,7 +124,7 @@ def test_on_demand_is_rented_instead_of_spot_only_by_choice(dryrun: DryRun, tmp_
 
 
 @pytest.mark.parametrize("name", YAMLS)
-def test_skypilot_accepts_it_with_a_job(name: str) -> None:
+def test_skypilot_accepts_it_with_a_job(name):
     task = _load(name)
     assert task.envs["JOB"] == "jobs/demo.yaml"
     for resources in task.resources:
@@ -150,7 +134,7 @@ def test_skypilot_accepts_it_with_a_job(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", YAMLS)
-def test_skypilot_refuses_it_without_a_job(name: str) -> None:
+def test_skypilot_refuses_it_without_a_job(name):
     from sky.task import Task
 
     with pytest.raises(ValueError, match="JOB"):
@@ -158,7 +142,7 @@ def test_skypilot_refuses_it_without_a_job(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", YAMLS)
-def test_a_bad_host_is_left_a_bad_job_is_not_and_no_secret_is_in_the_file(name: str) -> None:
+def test_a_bad_host_is_left_a_bad_job_is_not_and_no_secret_is_in_the_file(name):
     config = _read(name)
     # Only what another machine can repair is recovered.
     recovered = config["resources"]["job_recovery"]["recover_on_exit_codes"]
@@ -172,14 +156,14 @@ def test_a_bad_host_is_left_a_bad_job_is_not_and_no_secret_is_in_the_file(name: 
     assert set(config["secrets"].values()) == {""}
 
 
-def test_every_gpu_of_the_spot_yamls_has_16_gb_or_more() -> None:
+def test_every_gpu_of_the_spot_yamls_has_16_gb_or_more():
     for name in ("runpod-spot.yaml", "runpod-deadline.yaml", "cloud-spot.yaml"):
         for resources in _load(name).resources:
             (gpu,) = resources.accelerators
             assert GPU_MEMORY_GIB[gpu] >= 16
 
 
-def test_a_deadline_has_several_types_to_wait_for_and_several_on_demand() -> None:
+def test_a_deadline_has_several_types_to_wait_for_and_several_on_demand():
     machines = [
         (next(iter(resources.accelerators)), resources.use_spot)
         for resources in _load("runpod-deadline.yaml").resources
@@ -190,19 +174,19 @@ def test_a_deadline_has_several_types_to_wait_for_and_several_on_demand() -> Non
     assert ways == sorted(ways, reverse=True), "without a deadline, spot is tried first"
 
 
-def test_managed_jobs_keep_the_order_of_the_gpus() -> None:
+def test_managed_jobs_keep_the_order_of_the_gpus():
     """SkyPilot tries a set (`any_of`, a mapping) in an arbitrary order for a managed job."""
     for name in YAMLS_WITH_A_LIST:
         assert isinstance(_load(name).resources, list)
 
 
-def _load(name: str | Path) -> Any:
+def _load(name):
     """Return the task that SkyPilot reads from the YAML, with a job."""
     from sky.task import Task
 
     return Task.from_yaml_config(_read(name), env_overrides=[("JOB", "jobs/demo.yaml")])
 
 
-def _read(name: str | Path) -> dict[str, Any]:
-    config: dict[str, Any] = yaml.safe_load((SKY / name).read_text())
+def _read(name):
+    config = yaml.safe_load((SKY / name).read_text())
     return config

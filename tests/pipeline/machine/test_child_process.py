@@ -1,7 +1,5 @@
 """Which keys of the environment reach the processes that Pion starts. The processes are real."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal
@@ -9,7 +7,6 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -47,12 +44,12 @@ ORDINARY = {
 
 
 @pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def environment(monkeypatch):
     for name, value in {**SECRETS, **ORDINARY}.items():
         monkeypatch.setenv(name, value)
 
 
-def of_process(pid: int) -> dict[str, str]:
+def of_process(pid):
     """Return the environment that a running process was started with."""
     file = Path(f"/proc/{pid}/environ")
     wait_until(file.read_bytes, "the process has an environment")  # the kernel sets it last
@@ -60,7 +57,7 @@ def of_process(pid: int) -> dict[str, str]:
     return dict(entry.split("=", 1) for entry in entries if "=" in entry)
 
 
-def known(environment: Mapping[str, str]) -> set[str]:
+def known(environment):
     return SECRETS.keys() & environment.keys()
 
 
@@ -70,7 +67,7 @@ S3 = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"}
 @pytest.mark.parametrize(
     ("store", "needed"), [("file:///runs", set()), ("s3://a/b", S3), ("hf://a/b", {"HF_TOKEN"})]
 )
-def test_an_uploader_gets_only_the_keys_of_its_kind_of_store(store: str, needed: set[str]) -> None:
+def test_an_uploader_gets_only_the_keys_of_its_kind_of_store(store, needed):
     uploader = Uploader(Snapshot(), store)
     try:
         found = of_process(uploader._process.pid)
@@ -81,9 +78,7 @@ def test_an_uploader_gets_only_the_keys_of_its_kind_of_store(store: str, needed:
 
 
 @pytest.mark.parametrize("program", ["git", "nvidia-smi"])
-def test_a_program_that_answers_a_question_gets_no_key(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str
-) -> None:
+def test_a_program_that_answers_a_question_gets_no_key(tmp_path, monkeypatch, program):
     said, fake = tmp_path / "environment", tmp_path / program
     fake.write_text(f"#!/bin/sh\nenv >> {said}\n")
     fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
@@ -98,13 +93,13 @@ def test_a_program_that_answers_a_question_gets_no_key(
     assert not [name for name, value in SECRETS.items() if value in printed]
 
 
-def test_workers_that_train_get_the_keys_of_stores_and_trackers() -> None:
+def test_workers_that_train_get_the_keys_of_stores_and_trackers():
     kept = without_secrets(*TRAINING)
     assert known(kept) == {*S3, "HF_TOKEN", "WANDB_API_KEY"}
     assert ORDINARY.items() <= kept.items()
 
 
-def test_a_proxy_with_a_password_is_only_for_processes_that_use_a_network() -> None:
+def test_a_proxy_with_a_password_is_only_for_processes_that_use_a_network():
     proxy = {"https_proxy": "http://me:my-password@proxy.example.org:3128"}
     assert of_store("s3://a/b", proxy) == proxy
     assert of_store("runs", proxy) == {}
@@ -113,24 +108,24 @@ def test_a_proxy_with_a_password_is_only_for_processes_that_use_a_network() -> N
 # ---------------------------------------------------------------- work in a child
 
 
-def refuse() -> None:
+def refuse():
     raise BadInput("there is no such job")
 
 
-def die() -> None:
+def die():
     os._exit(9)
 
 
-def keys() -> tuple[int, set[str]]:
+def keys():
     return os.getpid(), known(os.environ)
 
 
-def test_what_the_child_raises_is_raised_here() -> None:
+def test_what_the_child_raises_is_raised_here():
     with pytest.raises(BadInput, match="there is no such job"):
         in_child(refuse)
 
 
-def test_a_child_that_dies_is_an_error_and_the_next_one_works() -> None:
+def test_a_child_that_dies_is_an_error_and_the_next_one_works():
     with pytest.raises(PionError, match="ended before it had an answer"):
         in_child(die)
     pid, known_there = in_child(keys)
@@ -139,7 +134,7 @@ def test_a_child_that_dies_is_an_error_and_the_next_one_works() -> None:
     assert multiprocessing.active_children() == []
 
 
-def say_and_hang(folder: str) -> None:
+def say_and_hang(folder):
     Path(folder, "new").write_text(str(os.getpid()))
     Path(folder, "new").rename(Path(folder, "pid"))
     threading.Event().wait(PATIENCE_SECONDS)
@@ -154,7 +149,7 @@ in_child(say_and_hang, sys.argv[1])
 """
 
 
-def test_ctrl_c_waits_for_no_child_and_leaves_none(tmp_path: Path) -> None:
+def test_ctrl_c_waits_for_no_child_and_leaves_none(tmp_path):
     command = ["env", "--default-signal=INT", sys.executable, "-c", HANGS, str(tmp_path)]
     parent = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
     try:

@@ -1,7 +1,5 @@
 """GPUs are counted without torch, and the environment is checked, not trusted."""
 
-from __future__ import annotations
-
 import pytest
 
 from pipeline.machine import gpus as counting
@@ -11,24 +9,20 @@ from pipeline.machine.gpus import gpu_count, has_driver
 @pytest.mark.parametrize(
     ("visible", "count"), [("0", 1), ("0, 3", 2), ("GPU-8f2a,GPU-77", 2), ("", 0), ("-1", 0)]
 )
-def test_the_gpus_this_process_may_use_are_those_that_are_visible(
-    monkeypatch: pytest.MonkeyPatch, visible: str, count: int
-) -> None:
+def test_the_gpus_this_process_may_use_are_those_that_are_visible(monkeypatch, visible, count):
     monkeypatch.setattr(counting, "has_driver", lambda: True)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert gpu_count() == count
 
 
-def test_a_machine_without_a_driver_has_none_whatever_is_said_to_be_visible(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_machine_without_a_driver_has_none_whatever_is_said_to_be_visible(monkeypatch):
     if has_driver():
         pytest.skip("this machine has NVIDIA's driver")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     assert gpu_count() == 0
 
 
-def test_a_machine_without_nvidias_tools_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_nvidias_tools_has_none(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setenv("PATH", "")
     assert gpu_count() == 0
@@ -42,7 +36,7 @@ SLICES = (
 )
 
 
-def list_as(monkeypatch: pytest.MonkeyPatch, *lines: str, visible: str | None = None) -> None:
+def list_as(monkeypatch, *lines, visible=None):
     """Let the driver list these GPUs."""
     monkeypatch.setattr(counting, "nvidia_smi", lambda *options: list(lines))
     monkeypatch.setattr(counting, "has_driver", lambda: True)
@@ -52,7 +46,7 @@ def list_as(monkeypatch: pytest.MonkeyPatch, *lines: str, visible: str | None = 
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
 
 
-def test_the_driver_lists_cards_and_their_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_driver_lists_cards_and_their_slices(monkeypatch):
     list_as(monkeypatch, A100, *SLICES, T4)
     assert counting.listed_gpus() == [
         counting.ListedGpu("NVIDIA A100-SXM4-40GB", "GPU-c7b7", ("MIG-1f", "MIG-2f")),
@@ -70,9 +64,7 @@ def test_the_driver_lists_cards_and_their_slices(monkeypatch: pytest.MonkeyPatch
         ((), None, 0),
     ],
 )
-def test_cuda_gives_a_process_one_slice(
-    monkeypatch: pytest.MonkeyPatch, lines: tuple[str, ...], visible: str | None, count: int
-) -> None:
+def test_cuda_gives_a_process_one_slice(monkeypatch, lines, visible, count):
     list_as(monkeypatch, *lines, visible=visible)
     assert gpu_count() == count
 
@@ -94,8 +86,6 @@ def test_cuda_gives_a_process_one_slice(
         ("1,1", "1"),
     ],
 )
-def test_an_entry_that_names_no_gpu_is_found(
-    monkeypatch: pytest.MonkeyPatch, visible: str, wrong: str | None
-) -> None:
+def test_an_entry_that_names_no_gpu_is_found(monkeypatch, visible, wrong):
     list_as(monkeypatch, A100, *SLICES, T4)
     assert counting.names_no_gpu(visible, counting.listed_gpus()) == wrong

@@ -1,18 +1,14 @@
 """A cloud's notice arrives once, and no fault of a metadata service harms the run."""
 
-from __future__ import annotations
-
 import queue
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from pipeline.console.messages import FromWorker, MachineNotice
+from pipeline.console.messages import MachineNotice
 from pipeline.machine.preemption import (
     AT_LEAST,
     AWS_DISABLED,
@@ -24,7 +20,7 @@ from pipeline.machine.preemption import (
 from pipeline.training.cadence import SPARE_SECONDS
 from pipeline.workers.lifeline import Lifeline, LifelineServer
 from pipeline.workers.ray_fit import watch_machine
-from tests.support.metadata_server import Metadata, metadata_server
+from tests.support.metadata_server import metadata_server
 from tests.support.waiting import wait_until
 from tests.support.whole_runs import ends_with, newest, start, wait_for, write_job
 
@@ -32,13 +28,13 @@ ACTION = "/latest/meta-data/spot/instance-action"
 
 
 @pytest.fixture
-def cloud() -> Iterator[Metadata]:
+def cloud():
     with metadata_server() as served:
         yield served
 
 
 @pytest.fixture
-def on_aws(cloud: Metadata, monkeypatch: pytest.MonkeyPatch) -> Metadata:
+def on_aws(cloud, monkeypatch):
     """Let this process and its children be on a machine of AWS."""
     for name, value in cloud.aws_environment().items():
         monkeypatch.setenv(name, value)
@@ -46,7 +42,7 @@ def on_aws(cloud: Metadata, monkeypatch: pytest.MonkeyPatch) -> Metadata:
 
 
 @pytest.fixture(autouse=True)
-def _on_no_cloud(monkeypatch: pytest.MonkeyPatch) -> None:
+def _on_no_cloud(monkeypatch):
     for name in (AWS_ENDPOINT, AWS_DISABLED, GCP_HOST):
         monkeypatch.delenv(name, raising=False)
 
@@ -54,9 +50,9 @@ def _on_no_cloud(monkeypatch: pytest.MonkeyPatch) -> None:
 class Watch:
     """A watch of `cloud` that keeps its notices and messages."""
 
-    def __init__(self, **environment: str) -> None:
-        self.notices: queue.Queue[tuple[str, float]] = queue.Queue()
-        self.said: list[str] = []
+    def __init__(self, **environment):
+        self.notices = queue.Queue()
+        self.said = []
         with pytest.MonkeyPatch.context() as patch:
             for name, value in environment.items():
                 patch.setenv(name, value)
@@ -67,28 +63,28 @@ class Watch:
                 dmi=Path("/nonexistent"),
             )
         assert stop is not None
-        self.stop: Callable[[], None] = stop
+        self.stop = stop
 
-    def notice(self) -> tuple[str, float]:
+    def notice(self):
         return self.notices.get(timeout=60)
 
-    def __enter__(self) -> Watch:
+    def __enter__(self):
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *_):
         self.stop()
 
 
-def not_found(cloud: Metadata, times: int = 1) -> Callable[[], bool]:
+def not_found(cloud, times=1):
     """Return a condition: AWS was queried that often, without a notice."""
     return lambda: cloud.asked.count(("GET", ACTION, 404)) >= times
 
 
-def watch_has_ended() -> bool:
+def watch_has_ended():
     return not any(thread.name == "preemption" for thread in threading.enumerate())
 
 
-def test_aws_notice_says_how_many_seconds_are_left(cloud: Metadata) -> None:
+def test_aws_notice_says_how_many_seconds_are_left(cloud):
     with Watch(**cloud.aws_environment()) as watch:
         wait_until(not_found(cloud), "AWS to be asked")
         assert watch.notices.empty()
@@ -99,7 +95,7 @@ def test_aws_notice_says_how_many_seconds_are_left(cloud: Metadata) -> None:
     assert "(terminate)" in text
 
 
-def test_a_notice_is_given_once_and_the_service_asked_no_more(cloud: Metadata) -> None:
+def test_a_notice_is_given_once_and_the_service_asked_no_more(cloud):
     cloud.interrupt("stop", seconds=100)
     with Watch(**cloud.aws_environment()) as watch:
         watch.notice()
@@ -109,15 +105,13 @@ def test_a_notice_is_given_once_and_the_service_asked_no_more(cloud: Metadata) -
 
 
 @pytest.mark.parametrize(("seconds", "assumed"), [(100_000, 120), (-100_000, AT_LEAST)])
-def test_a_clock_that_is_off_changes_the_seconds_left_within_bounds(
-    cloud: Metadata, seconds: float, assumed: float
-) -> None:
+def test_a_clock_that_is_off_changes_the_seconds_left_within_bounds(cloud, seconds, assumed):
     cloud.interrupt("terminate", seconds)
     with Watch(**cloud.aws_environment()) as watch:
         assert watch.notice()[1] == assumed
 
 
-def test_an_expired_token_is_replaced(cloud: Metadata) -> None:
+def test_an_expired_token_is_replaced(cloud):
     with Watch(**cloud.aws_environment()) as watch:
         wait_until(not_found(cloud), "AWS to be asked")
         cloud.tokens.clear()
@@ -128,9 +122,7 @@ def test_an_expired_token_is_replaced(cloud: Metadata) -> None:
     assert len([path for method, path, _ in cloud.asked if method == "PUT"]) == 2
 
 
-def test_a_rebalance_recommendation_is_no_notice_and_one_token_serves_many_questions(
-    cloud: Metadata,
-) -> None:
+def test_a_rebalance_recommendation_is_no_notice_and_one_token_serves_many_questions(cloud):
     cloud.rebalance = True
     with Watch(**cloud.aws_environment()) as watch:
         wait_until(not_found(cloud, times=5), "AWS to be asked five times")
@@ -138,7 +130,7 @@ def test_a_rebalance_recommendation_is_no_notice_and_one_token_serves_many_quest
     assert [method for method, _, _ in cloud.asked].count("PUT") == 1
 
 
-def test_google_cloud_notice_leaves_30_seconds(cloud: Metadata) -> None:
+def test_google_cloud_notice_leaves_30_seconds(cloud):
     with Watch(**cloud.gcp_environment()) as watch:
         wait_until(lambda: len(cloud.asked) >= 2, "Google Cloud to be asked twice")
         assert watch.notices.empty()
@@ -158,9 +150,7 @@ def test_google_cloud_notice_leaves_30_seconds(cloud: Metadata) -> None:
         {"action": '{"action": "terminate", "time": null}'},
     ],
 )
-def test_trouble_of_the_service_is_said_once_and_a_later_notice_still_heard(
-    cloud: Metadata, trouble: dict[str, Any]
-) -> None:
+def test_trouble_of_the_service_is_said_once_and_a_later_notice_still_heard(cloud, trouble):
     vars(cloud).update(trouble)
     with Watch(**cloud.aws_environment()) as watch:
         wait_until(lambda: len(cloud.asked) >= 6, "AWS to be asked six times")
@@ -172,7 +162,7 @@ def test_trouble_of_the_service_is_said_once_and_a_later_notice_still_heard(
     assert said.startswith("Pion can't ask AWS's metadata service")
 
 
-def test_a_service_that_is_not_there_is_trouble_too() -> None:
+def test_a_service_that_is_not_there_is_trouble_too():
     with metadata_server() as gone:
         nowhere = gone.gcp_environment()
     with Watch(**nowhere) as watch:
@@ -180,9 +170,7 @@ def test_a_service_that_is_not_there_is_trouble_too() -> None:
         assert watch.notices.empty()
 
 
-def test_the_proxy_of_the_environment_is_not_asked(
-    cloud: Metadata, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_proxy_of_the_environment_is_not_asked(cloud, monkeypatch):
     with metadata_server() as proxy:
         monkeypatch.delenv("no_proxy", raising=False)
         monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.port}")
@@ -192,8 +180,8 @@ def test_the_proxy_of_the_environment_is_not_asked(
         assert proxy.asked == []
 
 
-def test_a_worker_on_another_machine_tells_the_driver_of_a_notice(on_aws: Metadata) -> None:
-    heard: queue.Queue[tuple[int, FromWorker]] = queue.Queue()
+def test_a_worker_on_another_machine_tells_the_driver_of_a_notice(on_aws):
+    heard = queue.Queue()
     server = LifelineServer("127.0.0.1", lambda rank, message: heard.put((rank, message)))
     line = Lifeline(server.address, rank=3)
     on_aws.interrupt("terminate", seconds=100)
@@ -208,7 +196,7 @@ def test_a_worker_on_another_machine_tells_the_driver_of_a_notice(on_aws: Metada
     server.close()
 
 
-def test_a_stopped_watch_asks_no_more_and_gives_no_notice(cloud: Metadata) -> None:
+def test_a_stopped_watch_asks_no_more_and_gives_no_notice(cloud):
     watch = Watch(**cloud.gcp_environment())
     wait_until(lambda: cloud.asked, "Google Cloud to be asked")
     watch.stop()
@@ -227,14 +215,12 @@ def test_a_stopped_watch_asks_no_more_and_gives_no_notice(cloud: Metadata) -> No
         ("product_name", "Google Compute Engine\n", "Google Cloud"),
     ],
 )
-def test_the_firmware_tells_which_cloud_this_is(
-    tmp_path: Path, file: str, text: str, name: str
-) -> None:
+def test_the_firmware_tells_which_cloud_this_is(tmp_path, file, text, name):
     (tmp_path / file).write_text(text)
     assert cloud_here(tmp_path).name == name
 
 
-def test_in_no_cloud_nothing_is_watched(tmp_path: Path) -> None:
+def test_in_no_cloud_nothing_is_watched(tmp_path):
     (tmp_path / "sys_vendor").write_text("LENOVO\n")
     (tmp_path / "product_name").write_bytes(b"\xff\xfe")
     threads = threading.active_count()
@@ -242,17 +228,15 @@ def test_in_no_cloud_nothing_is_watched(tmp_path: Path) -> None:
     assert threading.active_count() == threads
 
 
-def test_metadata_switched_off_for_aws_clients_is_not_asked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_metadata_switched_off_for_aws_clients_is_not_asked(tmp_path, monkeypatch):
     monkeypatch.setenv(AWS_DISABLED, "true")
     (tmp_path / "sys_vendor").write_text("Amazon EC2\n")
     assert cloud_here(tmp_path) is None
 
 
 def test_a_run_that_is_given_short_notice_saves_the_step_it_is_at_and_ends_with_exit_75(
-    tmp_path: Path, on_aws: Metadata
-) -> None:
+    tmp_path, on_aws
+):
     job = write_job(tmp_path, sft=None, pretrain__steps=5000, log__every=20)
     process = start(job, "checkpoint.every_steps=1000000")  # so that only the notice saves
     wait_for(process, "pretrain step 40/")
@@ -264,8 +248,8 @@ def test_a_run_that_is_given_short_notice_saves_the_step_it_is_at_and_ends_with_
 
 @pytest.mark.soak
 def test_a_run_trains_on_after_a_notice_of_75_seconds_and_leaves_10_seconds_before_the_end(
-    tmp_path: Path, on_aws: Metadata
-) -> None:
+    tmp_path, on_aws
+):
     job = write_job(tmp_path, sft=None, pretrain__steps=500_000, log__every=100)
     process = start(job, "checkpoint.every_steps=100")
     wait_for(process, "pretrain step 200/")

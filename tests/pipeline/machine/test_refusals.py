@@ -1,7 +1,5 @@
 """What the machine refuses is told apart from a bug."""
 
-from __future__ import annotations
-
 import errno
 import os
 
@@ -12,7 +10,7 @@ from pipeline.commands import status
 from pipeline.machine.refusals import refusal
 
 
-def os_error(number: int, path: str | None = None) -> OSError:
+def os_error(number, path=None):
     return OSError(number, os.strerror(number), path)
 
 
@@ -30,7 +28,7 @@ def os_error(number: int, path: str | None = None) -> OSError:
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1, "too little memory"),
     ],
 )
-def test_a_refusal_names_the_limit_and_what_to_do(error: Exception, code: int, says: str) -> None:
+def test_a_refusal_names_the_limit_and_what_to_do(error, code, says):
     ending = refusal(error)
     assert ending.exit_code == code
     for words in (says, "Everything that was committed is safe", "run the same command again"):
@@ -40,14 +38,12 @@ def test_a_refusal_names_the_limit_and_what_to_do(error: Exception, code: int, s
 @pytest.mark.parametrize(
     "error", [os_error(errno.EINVAL), RuntimeError("no such operator"), ValueError("x")]
 )
-def test_anything_else_is_a_bug(error: Exception) -> None:
+def test_anything_else_is_a_bug(error):
     assert refusal(error) is None
 
 
-def test_a_command_without_memory_is_no_bug(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def no_memory(**options: bool) -> int:
+def test_a_command_without_memory_is_no_bug(monkeypatch, capsys):
+    def no_memory(**options):
         raise MemoryError
 
     monkeypatch.setattr(status, "show_runs", no_memory)

@@ -1,7 +1,5 @@
 """Work that may take forever is waited for longer where the machine is slow."""
 
-from __future__ import annotations
-
 import threading
 
 import pytest
@@ -11,10 +9,10 @@ from pipeline.machine import time_limit
 from pipeline.machine.time_limit import begin, within
 
 
-def test_work_on_a_busy_machine_has_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_on_a_busy_machine_has_more_time(monkeypatch):
     asked = threading.Event()
 
-    def slowness() -> float:
+    def slowness():
         asked.set()
         return 1e6
 
@@ -22,15 +20,15 @@ def test_work_on_a_busy_machine_has_more_time(monkeypatch: pytest.MonkeyPatch) -
     assert within(1e-3, lambda: asked.wait(60))
 
 
-def test_work_that_never_ends_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_that_never_ends_is_not_waited_for(monkeypatch):
     forever = threading.Event()
     with pytest.raises(TimeoutError, match="no answer in time"):
         within(1e-3, forever.wait)
     forever.set()
 
 
-def test_an_error_in_the_other_thread_is_raised_where_it_is_waited_for() -> None:
-    def fail() -> None:
+def test_an_error_in_the_other_thread_is_raised_where_it_is_waited_for():
+    def fail():
         raise BadInput("no such thing")
 
     wait = begin(fail)

@@ -3,15 +3,11 @@
 So is a file that Pion did not write: the text to train on.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -28,23 +24,23 @@ SHARD = "0/train/shard_00000.npy"
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "pion"
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> FileStore:
+def store(tmp_path):
     return FileStore(tmp_path / "runs")
 
 
 @pytest.fixture
-def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def hashed(monkeypatch):
     """The files that were hashed, by the last three parts of their paths."""
-    names: list[str] = []
+    names = []
     digest = hashlib.file_digest
 
-    def note(file: Any, name: str) -> Any:
+    def note(file, name):
         names.append("/".join(Path(os.readlink(f"/proc/self/fd/{file.fileno()}")).parts[-3:]))
         return digest(file, name)
 
@@ -52,7 +48,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def prepared(store: FileStore, key: str = "aa/bb", *, listed: bool = True) -> Workspace:
+def prepared(store, key="aa/bb", *, listed=True):
     """Put prepared data into the store; without a list, as if copied from another store."""
     workspace = Workspace(store, "_data")
     folder = workspace.folder(key) / "0" / "train"
@@ -65,7 +61,7 @@ def prepared(store: FileStore, key: str = "aa/bb", *, listed: bool = True) -> Wo
     return workspace
 
 
-def roll(path: Path) -> None:
+def roll(path):
     """Change the token ids in place."""
     rows = np.load(path, mmap_mode="r+")
     rows[:] = np.roll(rows, 1, axis=1)
@@ -73,9 +69,7 @@ def roll(path: Path) -> None:
 
 
 @pytest.mark.parametrize("listed", [True, False])
-def test_changed_token_ids_are_refused_with_the_file_and_what_to_do(
-    store: FileStore, listed: bool
-) -> None:
+def test_changed_token_ids_are_refused_with_the_file_and_what_to_do(store, listed):
     workspace = prepared(store, listed=listed)
     folder = workspace.bring("aa/bb")
     roll(folder / SHARD)
@@ -85,7 +79,7 @@ def test_changed_token_ids_are_refused_with_the_file_and_what_to_do(
     assert not isinstance(refused.value, BadInput)
 
 
-def test_a_changed_tokenizer_and_a_damaged_list_are_refused(store: FileStore) -> None:
+def test_a_changed_tokenizer_and_a_damaged_list_are_refused(store):
     workspace = prepared(store)
     tokenizer = workspace.folder("aa/bb") / "tokenizer.json"
     tokenizer.write_text("[]")
@@ -96,7 +90,7 @@ def test_a_changed_tokenizer_and_a_damaged_list_are_refused(store: FileStore) ->
         workspace.bring("aa/bb")
 
 
-def test_a_file_that_the_list_does_not_have_is_refused(store: FileStore) -> None:
+def test_a_file_that_the_list_does_not_have_is_refused(store):
     workspace = prepared(store)
     files = workspace.folder("aa/bb") / ".files.json"
     known = json.loads(files.read_bytes())
@@ -106,7 +100,7 @@ def test_a_file_that_the_list_does_not_have_is_refused(store: FileStore) -> None
         workspace.bring("aa/bb")
 
 
-def test_a_copy_of_a_remote_store_has_the_list_of_that_store(store: FileStore) -> None:
+def test_a_copy_of_a_remote_store_has_the_list_of_that_store(store):
     workspace = prepared(store)
     folder = workspace.folder("aa/bb")
     (folder / ".files.json").rename(folder / "files.json")
@@ -116,9 +110,7 @@ def test_a_copy_of_a_remote_store_has_the_list_of_that_store(store: FileStore) -
         workspace.bring("aa/bb")
 
 
-def test_each_file_is_hashed_once_on_a_machine_and_again_when_it_changes(
-    store: FileStore, hashed: list[str], cache: Path
-) -> None:
+def test_each_file_is_hashed_once_on_a_machine_and_again_when_it_changes(store, hashed, cache):
     workspace = prepared(store)
     hashed.clear()
     folder = workspace.bring("aa/bb")
@@ -140,9 +132,7 @@ def test_each_file_is_hashed_once_on_a_machine_and_again_when_it_changes(
     assert len(list(cache.glob("*.json"))) == 1
 
 
-def test_without_a_cache_folder_everything_is_hashed(
-    store: FileStore, hashed: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_cache_folder_everything_is_hashed(store, hashed, monkeypatch):
     workspace = prepared(store)
     hashed.clear()
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/none")
@@ -157,25 +147,25 @@ OLD = 10**18
 
 
 @pytest.fixture
-def record(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def record(cache, monkeypatch):
     """The record of hashes. Files that a test has just written are remembered, too."""
     monkeypatch.setattr(verified, "JUST_CHANGED", -1e6)
     return cache / HASHES
 
 
 @pytest.fixture
-def text(tmp_path: Path) -> Path:
+def text(tmp_path):
     (tmp_path / "text").write_text("river")
     os.utime(tmp_path / "text", ns=(OLD, OLD))
     return tmp_path / "text"
 
 
 @pytest.fixture
-def read(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+def read(monkeypatch):
     """What was read to be hashed."""
-    contents: list[bytes] = []
+    contents = []
 
-    def note(file: Any, name: str) -> Any:
+    def note(file, name):
         contents.append(file.read())
         return hashlib.new(name, contents[-1])
 
@@ -183,23 +173,23 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     return contents
 
 
-def check_hash(path: Path) -> None:
+def check_hash(path):
     """Hash as a new start does."""
     with hashed_once() as sha256_of:
         found = sha256_of(path)
     assert found == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def write_again(path: Path) -> None:
+def write_again(path):
     path.write_text("rider")
 
 
-def write_again_and_set_the_time_back(path: Path) -> None:
+def write_again_and_set_the_time_back(path):
     path.write_text("rider")
     os.utime(path, ns=(OLD, OLD))
 
 
-def replace_and_set_the_time_back(path: Path) -> None:
+def replace_and_set_the_time_back(path):
     path.with_name("other").write_text("rider")
     os.utime(path.with_name("other"), ns=(OLD, OLD))
     path.with_name("other").replace(path)
@@ -209,9 +199,7 @@ def replace_and_set_the_time_back(path: Path) -> None:
 @pytest.mark.parametrize(
     "change", [write_again, write_again_and_set_the_time_back, replace_and_set_the_time_back]
 )
-def test_a_file_is_read_once_and_again_after_a_change_that_keeps_its_size(
-    text: Path, read: list[bytes], change: Callable[[Path], None]
-) -> None:
+def test_a_file_is_read_once_and_again_after_a_change_that_keeps_its_size(text, read, change):
     check_hash(text)
     check_hash(text)
     assert read == [b"river"]
@@ -222,9 +210,7 @@ def test_a_file_is_read_once_and_again_after_a_change_that_keeps_its_size(
 
 
 @pytest.mark.parametrize("seconds", [-1.0, 0.0, 1e6], ids=["a second ago", "now", "in the future"])
-def test_a_file_that_has_just_changed_is_not_remembered(
-    text: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
-) -> None:
+def test_a_file_that_has_just_changed_is_not_remembered(text, cache, monkeypatch, seconds):
     status = text.stat()
     os.utime(text, ns=(OLD, OLD + 10**9))
     monkeypatch.setattr(verified.time, "time", lambda: status.st_ctime - seconds)
@@ -235,12 +221,10 @@ def test_a_file_that_has_just_changed_is_not_remembered(
     assert (cache / HASHES).exists()
 
 
-def test_a_file_that_changes_while_it_is_hashed_is_not_remembered(
-    text: Path, record: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_changes_while_it_is_hashed_is_not_remembered(text, record, monkeypatch):
     digest = hashlib.file_digest
 
-    def slowly(file: Any, name: str) -> Any:
+    def slowly(file, name):
         found = digest(file, name)
         text.write_text("rider")
         return found
@@ -251,7 +235,7 @@ def test_a_file_that_changes_while_it_is_hashed_is_not_remembered(
     assert not record.exists()
 
 
-def damages(good: str) -> dict[str, bytes]:
+def damages(good):
     ((key, entry),) = json.loads(good).items()
     return {
         "empty": b"",
@@ -267,9 +251,7 @@ def damages(good: str) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("damage", list(damages('{"a": "b"}')))
-def test_a_damaged_record_is_replaced(
-    text: Path, record: Path, read: list[bytes], damage: str
-) -> None:
+def test_a_damaged_record_is_replaced(text, record, read, damage):
     check_hash(text)
     good = record.read_text()
     record.write_bytes(damages(good)[damage])
@@ -278,22 +260,22 @@ def test_a_damaged_record_is_replaced(
     assert record.read_text() == good
 
 
-def take_its_place(record: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def take_its_place(record, monkeypatch):
     (record / "folder").mkdir(parents=True)
 
 
-def forbid_the_folder(record: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def forbid_the_folder(record, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/none")
 
 
-def give_it_to_another_user(record: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def give_it_to_another_user(record, monkeypatch):
     owner = os.geteuid()
     record.parent.mkdir(parents=True)
     monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
 
 
-def fill_the_disk(record: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(known: object, file: Any) -> None:
+def fill_the_disk(record, monkeypatch):
+    def full(known, file):
         file.write("{")
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -304,12 +286,8 @@ def fill_the_disk(record: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     "trouble", [take_its_place, forbid_the_folder, give_it_to_another_user, fill_the_disk]
 )
 def test_without_a_record_each_start_hashes_and_none_fails(
-    text: Path,
-    record: Path,
-    read: list[bytes],
-    monkeypatch: pytest.MonkeyPatch,
-    trouble: Callable[[Path, pytest.MonkeyPatch], None],
-) -> None:
+    text, record, read, monkeypatch, trouble
+):
     trouble(record, monkeypatch)
     check_hash(text)
     check_hash(text)
@@ -319,7 +297,7 @@ def test_without_a_record_each_start_hashes_and_none_fails(
 
 
 @pytest.mark.usefixtures("record")
-def test_two_starts_at_once_remember_the_files_of_both(text: Path, read: list[bytes]) -> None:
+def test_two_starts_at_once_remember_the_files_of_both(text, read):
     other = text.with_name("other")
     other.write_text("other")
     with hashed_once() as mine:
@@ -331,10 +309,8 @@ def test_two_starts_at_once_remember_the_files_of_both(text: Path, read: list[by
     assert read == [b"other", b"river"]
 
 
-def test_a_start_that_is_interrupted_remembers_what_it_has_hashed(
-    text: Path, record: Path, read: list[bytes]
-) -> None:
-    def interrupted() -> None:
+def test_a_start_that_is_interrupted_remembers_what_it_has_hashed(text, record, read):
+    def interrupted():
         with hashed_once() as sha256_of:
             sha256_of(text)
             raise KeyboardInterrupt
@@ -346,9 +322,7 @@ def test_a_start_that_is_interrupted_remembers_what_it_has_hashed(
     assert record.stat().st_mode & 0o777 == 0o600
 
 
-def test_the_files_used_last_are_remembered(
-    text: Path, record: Path, read: list[bytes], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_files_used_last_are_remembered(text, record, read, monkeypatch):
     monkeypatch.setattr(verified, "MOST_HASHES", 2)
     others = [text.with_name(name) for name in "abc"]
     for path in others:

@@ -1,10 +1,6 @@
 """Where two runs of one job first differ, and rows that were skipped or seen twice."""
 
-from __future__ import annotations
-
 import dataclasses
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +18,7 @@ from tests.support.jobs import tiny_job
 from tests.support.light_run import save_checkpoint, write_metrics
 
 
-def trained(**changes: Any) -> Trained:
+def trained(**changes):
     whole = Trained(
         checkpoint="checkpoints/pretrain/3-1",
         model_sha256="a" * 64,
@@ -34,7 +30,7 @@ def trained(**changes: Any) -> Trained:
     return dataclasses.replace(whole, **changes)
 
 
-def finished(folder: Path, steps: int = 3, weight: float = 1.0) -> RunState:
+def finished(folder, steps=3, weight=1.0):
     """Write a run that trained so many steps on 4 rows each, with these weights at the end."""
     run = RunState(FileStore(folder / "runs"), "demo")
     claim = claim_run(run, Owner.me())
@@ -68,7 +64,7 @@ def test_a_weight_that_differs_in_one_bit_is_found_though_every_loss_is_the_same
     assert found.startswith("pretrain differs after its last step: weights ")
 
 
-def test_files_that_differ_in_no_tensor_name_none(tmp_path: Path) -> None:
+def test_files_that_differ_in_no_tensor_name_none(tmp_path):
     first, second = finished(tmp_path / "a"), finished(tmp_path / "b")
     got = trained(model_sha256="b" * 64)
     found = first_difference(first, {"pretrain": trained()}, second, {"pretrain": got})
@@ -91,12 +87,12 @@ def test_rows_that_were_trained_twice_or_never_are_a_difference_even_with_equal_
     assert problem == "steps recorded twice: [3]; missing: none"
 
 
-def test_a_run_that_did_not_finish_can_not_be_compared(tmp_path: Path) -> None:
+def test_a_run_that_did_not_finish_can_not_be_compared(tmp_path):
     with pytest.raises(PionError, match="has not finished sft"):
         read_trained(finished(tmp_path), tiny_job(pretrain__steps=3, pretrain__warmup_steps=1))
 
 
-def skipped(first: int, stop: int) -> SkippedRows:
+def skipped(first, stop):
     return SkippedRows(first, stop, step=2, epoch=1, digest="digest", why="loss is nan", at=0.0)
 
 
@@ -122,11 +118,8 @@ def skipped(first: int, stop: int) -> SkippedRows:
     ],
 )
 def test_each_step_trains_on_the_next_rows_that_are_not_left_out(
-    tmp_path: Path,
-    trained_on: list[tuple[int, int]],
-    left_out: list[SkippedRows],
-    expected: str | None,
-) -> None:
+    tmp_path, trained_on, left_out, expected
+):
     run = finished(tmp_path, steps=0)
     claim = claim_run(run, Owner.me())
     log = MetricsLog(run.store, run.name, "pretrain", claim.epoch)

@@ -1,7 +1,5 @@
 """`pion prove` really kills runs, and finds the same weights or says where they differ."""
 
-from __future__ import annotations
-
 import dataclasses
 import io
 import json
@@ -11,7 +9,6 @@ import sys
 import uuid
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, BinaryIO
 
 import pytest
 import yaml
@@ -40,7 +37,7 @@ from tests.support.jobs import tiny_dict, tiny_job, write_tiny_data
 from tests.support.preference_runs import prefer_job
 from tests.support.published_models import load_shipped
 
-SHORT: dict[str, Any] = {
+SHORT = {
     "pretrain__steps": 9,
     "sft__steps": 6,
     "hardware__workers": 0,
@@ -49,7 +46,7 @@ SHORT: dict[str, Any] = {
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(tmp_path, monkeypatch):
     """The working directory, with its own cache inside."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -57,10 +54,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def in_forks(monkeypatch: pytest.MonkeyPatch) -> None:
+def in_forks(monkeypatch):
     """Let each attempt run in a fork: importing what it needs takes longer than its steps."""
 
-    def start(command: list[str], *, env: dict[str, str], stdout: BinaryIO, **_: Any) -> ForkedRun:
+    def start(command, *, env, stdout, **_):
         assert command[:3] == [sys.executable, "-m", "pipeline.cli"]
         return ForkedRun(command[3:], Path.cwd(), env, output=stdout)
 
@@ -69,7 +66,7 @@ def in_forks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attempting, "subprocess", forking)
 
 
-def write_job(folder: Path, **changes: Any) -> str:
+def write_job(folder, **changes):
     write_tiny_data(folder)
     (folder / "tiny.yaml").write_text(yaml.safe_dump(tiny_dict(**SHORT, **changes)))
     return "tiny.yaml"
@@ -79,9 +76,9 @@ def write_job(folder: Path, **changes: Any) -> str:
 
 
 @pytest.fixture(params=["a folder", pytest.param("S3", marks=pytest.mark.soak)])
-def store(request: pytest.FixtureRequest, here: Path) -> str:
+def store(request, here):
     """On S3, kills can also land in uploads, and can take this machine's copies with them."""
-    in_bucket: str = request.getfixturevalue("s3_store") if request.param == "S3" else ""
+    in_bucket = request.getfixturevalue("s3_store") if request.param == "S3" else ""
     return in_bucket or f"file://{here}/runs"
 
 
@@ -109,11 +106,11 @@ def test_a_run_killed_several_times_ends_like_the_unbroken_one(here, store, caps
 
 
 @pytest.mark.usefixtures("in_forks")
-def test_a_run_that_trains_on_other_data_is_found_out_and_kept(here: Path) -> None:
+def test_a_run_that_trains_on_other_data_is_found_out_and_kept(here):
     job = write_job(here, sft=None)
-    said: list[str] = []
+    said = []
 
-    def say(line: str) -> None:
+    def say(line):
         said.append(line)
         if line.startswith("unbroken run"):
             text = here / "text" / "all.txt"
@@ -201,8 +198,8 @@ prefer: reference pass 3 rows
     ],
 )
 def test_a_kill_comes_after_its_lines_or_once_its_mark_can_not_be_come_to_any_more(
-    tmp_path: Path, instant: Instant | None, line: int | None
-) -> None:
+    tmp_path, instant, line
+):
     log, halted = io.BytesIO(), tmp_path / "halted"
     watch = Watch(log, 0.0, instant)
     due = []
@@ -220,7 +217,7 @@ def test_a_kill_comes_after_its_lines_or_once_its_mark_can_not_be_come_to_any_mo
 
 @pytest.mark.soak
 @pytest.mark.usefixtures("in_forks")
-def test_a_kill_in_the_pass_of_a_reference_says_so(here: Path) -> None:
+def test_a_kill_in_the_pass_of_a_reference_says_so(here):
     command = [sys.executable, "-m", "pipeline.cli", "run", str(prefer_job(here))]
     with Place() as place:
         done = attempt(command, place, "tiny", Instant("reference", arrival=2))
@@ -235,7 +232,7 @@ def test_a_kill_in_the_pass_of_a_reference_says_so(here: Path) -> None:
 WHOLE = Attempt(False, 0, None, "evaluate", {}, [0.1 * n for n in range(60)], [3.0, 3.1], 9.0, "")
 
 
-def head_after(failures: int, *stages: str) -> Head:
+def head_after(failures, *stages):
     """Return HEAD of a run that did `stages` and was then killed so often without a commit."""
     head = Head()
     for stage in stages:
@@ -246,26 +243,26 @@ def head_after(failures: int, *stages: str) -> Head:
     return head
 
 
-def draws(head: Head, number: int, *, remote: bool = True) -> list[Instant | None]:
+def draws(head, number, *, remote=True):
     stages = ["pretrain", "sft", "prefer"]
     instants = Instants(random.Random(0), WHOLE, stages, remote=remote, reference=True)
     return [instants.next(head, saves_left=5) for _ in range(number)]
 
 
-def test_half_of_the_kills_are_at_marks_and_every_mark_comes_up_equally_often() -> None:
+def test_half_of_the_kills_are_at_marks_and_every_mark_comes_up_equally_often():
     points = [instant.point for instant in draws(Head(), 120) if instant is not None]
     assert points.count(None) == 60
     assert {points.count(point) for point in POINTS} == {10}
 
 
-def test_the_first_kills_of_a_proof_land_in_training() -> None:
+def test_the_first_kills_of_a_proof_land_in_training():
     at_mark, at_random = draws(Head(), 2)
     assert at_mark.point == "save"
     assert at_random.after_commit
 
 
 @pytest.mark.parametrize(("during", "words"), [("pretrain", "1 of"), ("prepare", "none of")])
-def test_the_verdict_says_how_many_kills_hit_training(during: str, words: str) -> None:
+def test_the_verdict_says_how_many_kills_hit_training(during, words):
     kill = {"at": None, "during": during, "died": "driver", "lost": 0, "first_step_seconds": None}
     trained = {"steps": 9, "model_sha256": "0" * 64, "rows_sha256": "0" * 64}
     lines = verdict_lines(
@@ -281,31 +278,31 @@ def test_the_verdict_says_how_many_kills_hit_training(during: str, words: str) -
     assert f"2 kills in 1 run, {words} them in training" in "\n".join(lines)
 
 
-def test_no_kill_waits_for_a_mark_that_will_not_come() -> None:
+def test_no_kill_waits_for_a_mark_that_will_not_come():
     bound = head_after(0, "prepare").with_data({REFERENCE: "_data/key/folder"})
     points = {i.point for i in draws(bound, 100, remote=False) if i is not None}
     assert points == {None, "save", "commit", "boundary"}
 
 
-def test_only_a_job_that_computes_a_reference_is_killed_there() -> None:
+def test_only_a_job_that_computes_a_reference_is_killed_there():
     instants = Instants(random.Random(0), WHOLE, ["pretrain", "sft"], remote=True)
     points = {i.point for _ in range(100) if (i := instants.next(Head(), 5)) is not None}
     assert points == {None, *POINTS} - {"reference"}
 
 
-def test_kills_in_the_pass_of_a_reference_land_before_and_after_everything_it_writes() -> None:
+def test_kills_in_the_pass_of_a_reference_land_before_and_after_everything_it_writes():
     found = {i.arrival for i in draws(Head(), 2000) if i is not None and i.point == "reference"}
     assert found == set(range(1, 7))
 
 
-def test_after_kills_without_a_commit_the_next_one_waits_for_a_commit() -> None:
+def test_after_kills_without_a_commit_the_next_one_waits_for_a_commit():
     before = draws(head_after(FAILURES_BEFORE_COMMIT - 1, "prepare"), 50)[2:]
     assert not any(instant is not None and instant.after_commit for instant in before)
     waiting = draws(head_after(FAILURES_BEFORE_COMMIT, "prepare"), 50)
     assert all(instant is not None and instant.after_commit for instant in waiting)
 
 
-def test_a_run_that_has_trained_everything_is_soon_let_finish() -> None:
+def test_a_run_that_has_trained_everything_is_soon_let_finish():
     assert None in draws(head_after(0, "prepare", "pretrain", "sft", "prefer"), 3)
 
 
@@ -330,7 +327,7 @@ def test_a_cut_job_has_at_most_sixty_steps_and_still_fits_together(pretrain, sft
 
 
 @pytest.mark.parametrize("path", sorted(JOBS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_job_that_comes_with_pion_can_be_cut(path: Path) -> None:
+def test_every_job_that_comes_with_pion_can_be_cut(path):
     overrides = cut_overrides(load_shipped(path), "proof", "s3://bucket/proofs")
     job = load_shipped(path, overrides)
     assert (job.name, job.store, job.publish) == ("proof", "s3://bucket/proofs", None)

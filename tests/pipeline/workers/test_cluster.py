@@ -1,7 +1,5 @@
 """What a job whose number of workers may change needs of the Ray that it trains in."""
 
-from __future__ import annotations
-
 import socket
 
 import pytest
@@ -53,27 +51,27 @@ def test_a_ray_without_room_for_the_fewest_workers_is_refused(there, has, fix):
     assert message.endswith(fix)
 
 
-def test_the_most_workers_need_not_be_there_yet() -> None:
+def test_the_most_workers_need_not_be_there_yet():
     job = tiny_job(hardware__workers=[2, 16])
     require_room_for_fewest(job, Cluster(gpus=2, cpus=0), HERE)
     require_room_for_fewest(job, Cluster(gpus=0, cpus=2), HERE)
 
 
 @pytest.mark.parametrize("address", ["no-port", "127.0.0.1:99999", "127.0.0.1:x"])
-def test_an_address_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+def test_an_address_that_is_none_is_refused(monkeypatch, address):
     monkeypatch.setenv(RAY_ADDRESS, address)
     with pytest.raises(BadInput, match=rf"PION_RAY_ADDRESS: the Ray at {address} can't be reached"):
         cluster_of(tiny_job(hardware__workers=[2, 16]))
 
 
-def test_a_port_at_which_nobody_listens_is_refused() -> None:
+def test_a_port_at_which_nobody_listens_is_refused():
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     with pytest.raises(BadInput, match=r"can't be reached.*Nothing was started.*HOST:PORT"):
         ask(f"127.0.0.1:{port}")
 
 
-def test_a_ray_that_never_says_what_it_has_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ray_that_never_says_what_it_has_is_refused(monkeypatch):
     monkeypatch.setattr(cluster, "CONNECT_SECONDS", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
@@ -126,7 +124,7 @@ def test_a_ray_whose_answer_would_change_nothing_is_not_asked(workers, here, mon
     assert (worker_count(job), gpus_of_workers(job)) == (workers, here)
 
 
-def test_the_most_workers_need_a_row_each() -> None:
+def test_the_most_workers_need_a_row_each():
     job = tiny_job(hardware__workers=[2, 16], pretrain__global_batch=8, sft=None)
     require_a_row_each(job, 8)
     with pytest.raises(BadInput) as refused:

@@ -1,7 +1,5 @@
 """The connection between driver and workers, over real sockets and real processes."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import queue
@@ -10,11 +8,10 @@ import subprocess
 import sys
 import threading
 from dataclasses import asdict
-from typing import Any
 
 import pytest
 
-from pipeline.console.messages import FromWorker, Hello, Note, Trained, to_json
+from pipeline.console.messages import Hello, Note, Trained, to_json
 from pipeline.workers import lifeline
 from pipeline.workers.lifeline import LOST_DRIVER_EXIT, Lifeline, LifelineServer
 from tests.support.waiting import PATIENCE_SECONDS, wait_until
@@ -34,20 +31,20 @@ line.close()
 
 
 @pytest.fixture
-def server() -> Any:
-    messages: queue.Queue[tuple[int, FromWorker]] = queue.Queue()
+def server():
+    messages = queue.Queue()
     server = LifelineServer("127.0.0.1", lambda rank, message: messages.put((rank, message)))
-    server.messages = messages  # type: ignore[attr-defined]
+    server.messages = messages
     yield server
     server.close()
 
 
-def start_worker(server: Any) -> subprocess.Popen[bytes]:
+def start_worker(server):
     address = json.dumps(asdict(server.address))
     return subprocess.Popen([sys.executable, "-c", WORKER, address])
 
 
-def test_a_worker_reports_and_stops_when_asked(server: Any) -> None:
+def test_a_worker_reports_and_stops_when_asked(server):
     worker = start_worker(server)
     assert server.messages.get(timeout=PATIENCE_SECONDS) == (0, Note("ready"))
     server.ask_to_stop()
@@ -55,20 +52,20 @@ def test_a_worker_reports_and_stops_when_asked(server: Any) -> None:
     assert worker.wait(PATIENCE_SECONDS) == 0
 
 
-def test_a_worker_that_comes_after_the_request_hears_it_too(server: Any) -> None:
+def test_a_worker_that_comes_after_the_request_hears_it_too(server):
     server.ask_to_stop()
     worker = start_worker(server)
     assert worker.wait(PATIENCE_SECONDS) == 0
 
 
-def test_a_worker_whose_driver_is_gone_exits_at_once(server: Any) -> None:
+def test_a_worker_whose_driver_is_gone_exits_at_once(server):
     worker = start_worker(server)
     server.messages.get(timeout=PATIENCE_SECONDS)
     server.close()
     assert worker.wait(PATIENCE_SECONDS) == LOST_DRIVER_EXIT
 
 
-def test_a_stranger_without_the_token_is_not_heard(server: Any) -> None:
+def test_a_stranger_without_the_token_is_not_heard(server):
     with socket.create_connection((server.address.host, server.address.port)) as stranger:
         words = f"{to_json(Hello('wrong', 0))}\n{to_json(Trained('done'))}\n"
         stranger.sendall(words.encode())
@@ -98,7 +95,7 @@ def test_a_stranger_without_the_token_is_not_heard(server: Any) -> None:
     ],
 )
 def test_a_stranger_who_sends_junk_is_hung_up_on(server, words, monkeypatch):
-    raised: list[Any] = []
+    raised = []
     monkeypatch.setattr(threading, "excepthook", raised.append)
     host, port = server.address.host, server.address.port
     with socket.create_connection((host, port), timeout=PATIENCE_SECONDS) as stranger:
@@ -116,7 +113,7 @@ def test_a_stranger_who_sends_junk_is_hung_up_on(server, words, monkeypatch):
     line.close()
 
 
-def test_a_stranger_who_says_nothing_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stranger_who_says_nothing_is_hung_up_on(monkeypatch):
     monkeypatch.setattr(lifeline, "HELLO_SECONDS", 0.05)
     server = LifelineServer("127.0.0.1", lambda rank, message: None)
     where = (server.address.host, server.address.port)
@@ -142,7 +139,7 @@ def test_strangers_who_wait_do_not_keep_a_worker_out(server, monkeypatch):
         stranger.close()
 
 
-def test_a_server_that_was_closed_listens_no_longer(server: Any) -> None:
+def test_a_server_that_was_closed_listens_no_longer(server):
     server.close()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(
@@ -150,7 +147,7 @@ def test_a_server_that_was_closed_listens_no_longer(server: Any) -> None:
         )
 
 
-def test_the_server_counts_who_is_on_the_line(server: Any) -> None:
+def test_the_server_counts_who_is_on_the_line(server):
     line = Lifeline(server.address, rank=3)
     line.send(Note("ready"))
     assert server.messages.get(timeout=PATIENCE_SECONDS)[0] == 3

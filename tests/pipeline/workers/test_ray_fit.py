@@ -1,35 +1,30 @@
 """What Ray Train is told of the number of workers, and which worker makes room for more."""
 
-from __future__ import annotations
-
 import dataclasses
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
-from pipeline.console.messages import FromWorker, Trained
+from pipeline.console.messages import Trained
 from pipeline.state.owner import Owner
 from pipeline.training import loop
-from pipeline.training.context import TrainingContext
 from pipeline.training.train_request import Group, TrainRequest
 from pipeline.workers import resize
 from pipeline.workers.ray_fit import most_failures, scaling_of, train
 from tests.support.jobs import tiny_job
 
 
-def test_a_number_of_workers_is_fixed() -> None:
+def test_a_number_of_workers_is_fixed():
     assert scaling_of(3) == {"num_workers": 3}
 
 
-def test_the_fewest_and_the_most_are_ray_trains_elastic_policy() -> None:
+def test_the_fewest_and_the_most_are_ray_trains_elastic_policy():
     assert scaling_of([2, 16]) == {
         "num_workers": (2, 16),
         "elastic_resize_monitor_interval_s": 60.0,
     }
 
 
-def test_a_run_of_weeks_may_lose_more_nodes_than_a_machine_may_lose_workers() -> None:
+def test_a_run_of_weeks_may_lose_more_nodes_than_a_machine_may_lose_workers():
     assert most_failures(3) == 100
     assert most_failures([2, 16]) == 10_000
 
@@ -39,15 +34,15 @@ class HereLine:
 
     stop_requested = False
 
-    def __init__(self) -> None:
-        self.said: list[FromWorker] = []
+    def __init__(self):
+        self.said = []
 
-    def send(self, message: FromWorker) -> None:
+    def send(self, message):
         self.said.append(message)
 
 
 @pytest.fixture
-def asked_to_make_room() -> Iterator[None]:
+def asked_to_make_room():
     resize.ask()
     yield
     resize._asked.clear()
@@ -56,9 +51,9 @@ def asked_to_make_room() -> Iterator[None]:
 @pytest.mark.usefixtures("asked_to_make_room")
 @pytest.mark.parametrize("rank", [0, 1])
 def test_all_ranks_wait_until_the_one_that_owns_the_run_is_asked(tmp_path, monkeypatch, rank):
-    found: list[tuple[bool, bool]] = []
+    found = []
 
-    def look(context: TrainingContext) -> str:
+    def look(context):
         found.append((context.should_stop(), context.is_resized()))
         context.watchdog.close()
         return "stopped"
@@ -72,7 +67,7 @@ def test_all_ranks_wait_until_the_one_that_owns_the_run_is_asked(tmp_path, monke
         stages=["pretrain"],
         digests={"pretrain": "d1"},
     )
-    line: Any = HereLine()
+    line = HereLine()
     train(request, Group(rank, 2), line)
     assert found == [(rank == 0, rank == 0)]
     assert not [said for said in line.said if isinstance(said, Trained)]

@@ -1,12 +1,9 @@
 """How many tasks the process of a RayTasks has at work, without a Ray."""
 
-from __future__ import annotations
-
 import sys
 from multiprocessing import Pipe
 from threading import Thread
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -24,38 +21,38 @@ def test_there_are_no_more_tasks_than_cores_and_than_fit_the_memory(cores, memor
 class Growing:
     """Stands for a Ray of one core that has `more` cores once two results are taken."""
 
-    def __init__(self, more: int) -> None:
+    def __init__(self, more):
         self.cores, self.more, self.waiting, self.most, self.taken = 1, more, 0, 0, 0
 
-    def remote(self, **options: Any) -> Any:
+    def remote(self, **options):
         return lambda work: SimpleNamespace(remote=self._start)
 
-    def _start(self, *arguments: Any) -> Any:
+    def _start(self, *arguments):
         self.waiting += 1
         self.most = max(self.most, self.waiting)
         return arguments
 
-    def put(self, value: Any) -> Any:
+    def put(self, value):
         return value
 
-    def get(self, arguments: Any) -> Any:
+    def get(self, arguments):
         self.waiting -= 1
         self.taken += 1
         if self.taken == 2:
             self.cores += self.more
         return do(*arguments)
 
-    def cluster_resources(self) -> dict[str, float]:
+    def cluster_resources(self):
         return {"CPU": float(self.cores)}
 
 
-def add(shared: int, item: int) -> int:
+def add(shared, item):
     return shared + item
 
 
-def test_a_node_that_joins_later_gets_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_node_that_joins_later_gets_tasks(monkeypatch):
     ray = Growing(more=4)
-    monkeypatch.setitem(sys.modules, "ray", ray)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "ray", ray)
     mine, theirs = Pipe()
     thread = Thread(target=_map, args=(theirs, add, 10))
     thread.start()

@@ -1,11 +1,8 @@
 """Tasks of a private Ray: results in order, mistakes, a process that dies, and the end of Ray."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import signal
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,19 +15,19 @@ from pipeline.data.encode_piece import Reading, encode_piece
 from pipeline.data.pieces import cut_pieces
 from pipeline.data.prepared import SPLITS
 from pipeline.stages.prepare_text import tokenizer_files
-from pipeline.workers.ray_tasks import RayTasks, ray_tasks
+from pipeline.workers.ray_tasks import ray_tasks
 from tests.support.piece_corpora import PIECES, corpus_job
 from tests.support.waiting import wait_until
 
 
-def times(factor: int, item: int) -> int:
+def times(factor, item):
     """Multiply. There is no result for 7."""
     if item == 7:
         raise BadInput("lines.jsonl:7 is not valid")
     return factor * item
 
 
-def dies_once(folder: str, item: int) -> int:
+def dies_once(folder, item):
     """Kill this process, but not a second time."""
     seen = Path(folder, str(item))
     if item == 2 and not seen.exists():
@@ -39,35 +36,35 @@ def dies_once(folder: str, item: int) -> int:
     return item
 
 
-def threads(shared: None, item: int) -> str | None:
+def threads(shared, item):
     """Return how many threads the tokenizers may use."""
     return os.environ.get("RAYON_NUM_THREADS")
 
 
-def process(shared: None, item: int) -> int:
+def process(shared, item):
     """Return which process does the work."""
     return os.getpid()
 
 
-def process_and_item(shared: None, item: int) -> tuple[int, int]:
+def process_and_item(shared, item):
     """Return which process does the work, and which it is."""
     return os.getpid(), item
 
 
 @pytest.fixture(scope="module")
-def tasks() -> Iterator[RayTasks]:
+def tasks():
     with ray_tasks() as found:
         wait_for_ray(found)
         yield found
 
 
-def wait_for_ray(tasks: RayTasks) -> None:
+def wait_for_ray(tasks):
     """Wait until other processes do the work."""
     here = [os.getpid()]
     wait_until(lambda: list(tasks.map(process, None, [0])) != here, "Ray to start")
 
 
-def kill_ray() -> None:
+def kill_ray():
     """Kill the process that runs Ray."""
     for child in psutil.Process().children():
         with suppress(psutil.Error):
@@ -75,7 +72,7 @@ def kill_ray() -> None:
                 child.kill()
 
 
-def test_until_ray_has_started_this_process_does_the_work() -> None:
+def test_until_ray_has_started_this_process_does_the_work():
     with ray_tasks() as tasks:
         assert list(tasks.map(process, None, [1, 2])) == [os.getpid()] * 2
         results = tasks.map(times, 3, range(6, 10_000))
@@ -84,8 +81,8 @@ def test_until_ray_has_started_this_process_does_the_work() -> None:
             next(results)
 
 
-def test_without_a_ray_that_ended_while_it_started_this_process_goes_on() -> None:
-    said: list[str] = []
+def test_without_a_ray_that_ended_while_it_started_this_process_goes_on():
+    said = []
     with ray_tasks(said.append) as tasks:
         results = tasks.map(times, 3, itertools.count(8))
         assert next(results) == 24
@@ -98,9 +95,9 @@ def test_without_a_ray_that_ended_while_it_started_this_process_goes_on() -> Non
 
 
 @pytest.mark.soak
-def test_once_ray_has_started_its_processes_go_on_in_the_order_of_the_items() -> None:
+def test_once_ray_has_started_its_processes_go_on_in_the_order_of_the_items():
     with ray_tasks() as tasks:
-        seen: list[int] = []
+        seen = []
         places = itertools.takewhile(lambda item: len(set(seen)) < 2, itertools.count())
         for item in tasks.map(process_and_item, None, places):
             seen.append(item[0])
@@ -110,7 +107,7 @@ def test_once_ray_has_started_its_processes_go_on_in_the_order_of_the_items() ->
 
 
 @pytest.mark.soak
-def test_results_come_in_order_and_items_are_taken_as_there_is_room(tasks: RayTasks) -> None:
+def test_results_come_in_order_and_items_are_taken_as_there_is_room(tasks):
     taken = iter(range(100, 1000))
     results = tasks.map(times, 3, taken)
     assert [next(results) for _ in range(20)] == [3 * item for item in range(100, 120)]
@@ -119,7 +116,7 @@ def test_results_come_in_order_and_items_are_taken_as_there_is_room(tasks: RayTa
 
 
 @pytest.mark.soak
-def test_a_mistake_is_raised_as_it_is_and_the_next_work_begins_anew(tasks: RayTasks) -> None:
+def test_a_mistake_is_raised_as_it_is_and_the_next_work_begins_anew(tasks):
     results = tasks.map(times, 1, range(50))
     assert [next(results) for _ in range(7)] == list(range(7))
     with pytest.raises(BadInput, match=r"^lines\.jsonl:7 is not valid$"):
@@ -128,13 +125,13 @@ def test_a_mistake_is_raised_as_it_is_and_the_next_work_begins_anew(tasks: RayTa
 
 
 @pytest.mark.soak
-def test_a_task_whose_process_dies_is_done_again(tasks: RayTasks, tmp_path: Path) -> None:
+def test_a_task_whose_process_dies_is_done_again(tasks, tmp_path):
     assert list(tasks.map(dies_once, str(tmp_path), range(6))) == list(range(6))
     assert (tmp_path / "2").exists()
 
 
 @pytest.mark.soak
-def test_a_piece_is_encoded_elsewhere_as_it_is_here(tasks: RayTasks, tmp_path: Path) -> None:
+def test_a_piece_is_encoded_elsewhere_as_it_is_here(tasks, tmp_path):
     job = corpus_job("jsonl", tmp_path)
     (source,) = job.data.sources
     reading = Reading(source, "data.sources.0", 100_000, 0.1, None, tokenizer_files(PIECES))
@@ -146,12 +143,12 @@ def test_a_piece_is_encoded_elsewhere_as_it_is_here(tasks: RayTasks, tmp_path: P
 
 
 @pytest.mark.soak
-def test_each_task_has_one_thread(tasks: RayTasks) -> None:
+def test_each_task_has_one_thread(tasks):
     assert set(tasks.map(threads, None, range(4))) == {"1"}
 
 
 @pytest.mark.soak
-def test_the_end_of_ray_is_an_error_that_says_what_is_safe() -> None:
+def test_the_end_of_ray_is_an_error_that_says_what_is_safe():
     with ray_tasks() as tasks:
         wait_for_ray(tasks)
         results = tasks.map(times, 3, range(8, 10_000))

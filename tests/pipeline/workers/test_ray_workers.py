@@ -1,13 +1,10 @@
 """How Ray's process ends: when it is told to, and why, by what it has written."""
 
-from __future__ import annotations
-
 import stat
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -36,17 +33,17 @@ memory. Memory on the node (IP: 127.0.0.1, ID: bdb2cd79d357) was 22.40GB used / 
 """
 
 
-def test_a_full_memory_is_the_reason_whatever_ray_writes_afterwards() -> None:
+def test_a_full_memory_is_the_reason_whatever_ray_writes_afterwards():
     said = last_words(MEMORY_FULL)
     assert said.startswith("this machine's memory was full (22.40GB used / 23.54GB limit)")
     assert "hardware.micro_batch" in said
 
 
-def test_else_it_is_the_last_line_without_its_colors() -> None:
+def test_else_it_is_the_last_line_without_its_colors():
     assert last_words(f"first\n{BLUE}(pid=1){PLAIN} Killed\n\n") == "(pid=1) Killed"
 
 
-def test_a_process_that_wrote_nothing_gave_no_reason() -> None:
+def test_a_process_that_wrote_nothing_gave_no_reason():
     assert last_words(f" {PLAIN}\n") == ""
 
 
@@ -61,14 +58,14 @@ time.sleep(600)
 
 
 def test_a_group_whose_workers_hang_ends_in_order_and_none_starts_after_it(monkeypatch):
-    def start(workers: RayWorkers) -> subprocess.Popen[bytes]:
+    def start(workers):
         process = subprocess.Popen([sys.executable, "-c", ENDS_ON_SIGINT], stdout=subprocess.PIPE)
         assert process.stdout.readline() == b"ready\n"
         return process
 
     monkeypatch.delenv(RAY_ADDRESS, raising=False)
     monkeypatch.setattr(RayWorkers, "_start_ray_fit", start)
-    request: Any = None
+    request = None
     workers = RayWorkers(request, (2, 16))
     workers.end_in_order()
     assert workers._process.returncode == 7, "Ray keeps its room"
@@ -84,7 +81,7 @@ def test_a_group_whose_workers_hang_ends_in_order_and_none_starts_after_it(monke
 SOCKET = f"{RAY_FOLDER}/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 
 
-def test_each_session_has_another_token_and_no_token_of_the_environment() -> None:
+def test_each_session_has_another_token_and_no_token_of_the_environment():
     given = {
         "RAY_AUTH_MODE": "disabled",
         "RAY_AUTH_TOKEN": "known",

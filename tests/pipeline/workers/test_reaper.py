@@ -1,11 +1,8 @@
 """The processes that a killed driver leaves behind are killed: real processes, real SIGKILL."""
 
-from __future__ import annotations
-
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import psutil
 
@@ -29,7 +26,7 @@ time.sleep(600)
 """
 
 
-def test_every_process_of_a_sigkilled_drivers_session_ends(tmp_path: Path) -> None:
+def test_every_process_of_a_sigkilled_drivers_session_ends(tmp_path):
     folder = tmp_path / "session"
     folder.mkdir()
     driver = subprocess.Popen(
@@ -37,7 +34,7 @@ def test_every_process_of_a_sigkilled_drivers_session_ends(tmp_path: Path) -> No
     )
     read_until(driver, "ready")
 
-    def below() -> list[psutil.Process]:
+    def below():
         return psutil.Process(driver.pid).children(recursive=True)
 
     # Its reaper, its two children, and the renamed grandchild.
@@ -52,7 +49,7 @@ def test_every_process_of_a_sigkilled_drivers_session_ends(tmp_path: Path) -> No
     assert not folder.exists()
 
 
-def test_processes_of_another_session_are_left_alone(tmp_path: Path) -> None:
+def test_processes_of_another_session_are_left_alone(tmp_path):
     folder, other = tmp_path / "session", tmp_path / "other-session"
     folder.mkdir()
     bystander = subprocess.Popen(["sleep", "600"], env={"PION_RAY_SESSION": str(other)})

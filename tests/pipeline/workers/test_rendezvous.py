@@ -1,7 +1,5 @@
 """Workers that meet at a socket, as on several nodes. tests/runs/ has those of one machine."""
 
-from __future__ import annotations
-
 import socket
 import subprocess
 import sys
@@ -37,7 +35,7 @@ os._exit(0)
 
 
 @pytest.fixture
-def address() -> str:
+def address():
     """Return this machine's address on its network, or else on loopback."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
@@ -48,7 +46,7 @@ def address() -> str:
 
 
 @pytest.mark.soak
-def test_workers_on_several_nodes_listen_between_the_nodes_only(address: str) -> None:
+def test_workers_on_several_nodes_listen_between_the_nodes_only(address):
     process = subprocess.Popen(
         [sys.executable, "-c", TWO_WORKERS, address],
         stdin=subprocess.PIPE,
@@ -64,11 +62,11 @@ def test_workers_on_several_nodes_listen_between_the_nodes_only(address: str) ->
     rest_of(process)
 
 
-def test_an_address_of_another_machine_is_refused() -> None:
+def test_an_address_of_another_machine_is_refused():
     with pytest.raises(OSError, match="assign"):
         listen("203.0.113.1", 2)
 
 
-def test_the_interface_is_the_one_with_the_address() -> None:
+def test_the_interface_is_the_one_with_the_address():
     assert interface_of("127.0.0.1") == "lo"
     assert interface_of("203.0.113.1") is None
