@@ -55,9 +55,9 @@ os.environ["HF_MODULES_CACHE"] = str(CACHE / "modelling_files")
 
 # By measured time: a long file at the end would leave the other processes idle.
 LONGEST = """
-    test_doors test_rehearsal test_secrets test_proof test_hops test_prepare_in_pieces test_resume
-    test_crash_everywhere test_page test_chat_templates test_lora test_bad_days test_hangs test_fork
-    test_keeper_killed test_run_tiny test_keeper_trouble test_compute test_records test_stops
+    test_doors test_rehearsal test_terminal test_secrets test_prepare_in_pieces test_page
+    test_chat_templates test_prefer test_hangs test_crash_everywhere test_fork test_keeper_killed
+    test_run_tiny test_keeper_trouble test_compute test_records
 """
 LONGEST_FIRST = LONGEST.split()
 

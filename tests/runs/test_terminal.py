@@ -16,15 +16,19 @@ from tests.support.whole_runs import rows_trained, write_job
 PION = f"{sys.executable} -m pipeline.cli"
 
 
+def resize_and_suspend(terminal):
+    for rows, columns in ((10, 12), (3, 200), (24, 80)):
+        terminal.resize(rows, columns)
+    terminal.press("Ctrl-Z")
+    terminal.wait_for("Stopped")
+
+
 def test_run_and_chat_are_resized_suspended_and_stopped_and_a_reader_leaves(tmp_path):
     write_job(tmp_path, pretrain__steps=100, log__every=1)
     with Terminal(tmp_path) as terminal:
         terminal.type(f"{PION} run tiny.yaml")
         terminal.wait_for("pretrain step 10:")
-        for rows, columns in ((10, 12), (3, 200), (24, 80)):
-            terminal.resize(rows, columns)
-        terminal.press("Ctrl-Z")
-        terminal.wait_for("Stopped")
+        resize_and_suspend(terminal)
         terminal.resume()
         terminal.wait_for("held-out loss")
         terminal.press("Ctrl-C")
@@ -37,10 +41,7 @@ def test_run_and_chat_are_resized_suspended_and_stopped_and_a_reader_leaves(tmp_
         assert terminal.code() == 0
         terminal.type(f"{PION} chat tiny")
         terminal.wait_for("\n> ")
-        for rows, columns in ((10, 12), (3, 200), (24, 80)):
-            terminal.resize(rows, columns)
-        terminal.press("Ctrl-Z")
-        terminal.wait_for("Stopped")
+        resize_and_suspend(terminal)
         terminal.resume()
         terminal.type("hello")
         terminal.wait_for("\n> ")
@@ -76,10 +77,7 @@ def test_a_command_that_draws_is_resized_suspended_and_stopped(tmp_path, command
     with Terminal(tmp_path, at_once.environment()) as terminal:
         terminal.type(f"{PION} {command}")
         terminal.wait_for(drawn)
-        for rows, columns in ((10, 12), (3, 200), (24, 80)):
-            terminal.resize(rows, columns)
-        terminal.press("Ctrl-Z")
-        terminal.wait_for("Stopped")
+        resize_and_suspend(terminal)
         assert terminal.seen.rfind("\x1b[?25h") >= terminal.seen.rfind("\x1b[?25l")
         terminal.resume()
         terminal.press("Ctrl-C")
