@@ -298,7 +298,13 @@ def writes_of_a_fork(source: RunState, tmp_path: Path) -> int:
 
 
 @pytest.mark.parametrize(
-    "error", [_Killed(), StoreError("write", "x", "the disk is full")], ids=["killed", "full disk"]
+    "error",
+    [
+        pytest.param(_Killed(), id="killed"),
+        pytest.param(
+            StoreError("write", "x", "the disk is full"), id="full disk", marks=pytest.mark.soak
+        ),
+    ],
 )
 def test_a_fork_cut_short_at_any_write_leaves_no_run_and_is_completed_by_asking_again(
     tmp_path: Path, source: RunState, error: BaseException
@@ -551,10 +557,14 @@ def test_a_fork_is_listed_next_to_its_source_and_can_be_used(here: Path, pion: P
     ],
 )
 def test_a_fork_that_can_not_be_made_exits_with_2_and_leaves_nothing(
-    here: Path, pion: Pion, arguments: list[str], expected: str
+    run_folder: Path,
+    pion: Pion,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    expected: str,
 ) -> None:
-    make_run(here / "runs")
+    monkeypatch.chdir(run_folder.parent)
     code, _, err = pion("fork", *arguments)
     assert code == 2
     assert expected in err
-    assert sorted(path.name for path in (here / "runs").iterdir()) == ["demo"]
+    assert sorted(path.name for path in run_folder.iterdir()) == ["demo"]

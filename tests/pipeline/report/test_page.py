@@ -163,7 +163,7 @@ def test_what_the_scripts_compute(browser: Any, report: str) -> None:
 @pytest.mark.parametrize(
     ("scheme", "viewport"),
     [
-        pytest.param("light", WIDE, id="light-wide"),
+        pytest.param("light", WIDE, id="light-wide", marks=pytest.mark.soak),
         pytest.param("dark", PHONE, id="dark-phone"),
         pytest.param("light", PHONE, id="light-phone", marks=pytest.mark.soak),
         pytest.param("dark", WIDE, id="dark-wide", marks=pytest.mark.soak),

@@ -289,6 +289,7 @@ def paid_until(at: float, costs: Costs) -> tuple[float, float]:
     return sum(each for each, _ in times), sum(each * price / 3600 for each, price in times)
 
 
+@pytest.mark.soak
 def test_a_drag_zooms_all_charts_and_draws_every_step_that_was_measured(tab: Tab) -> None:
     page = tab.page
     whole = steps_drawn(page)

@@ -1,22 +1,23 @@
 """An orderly stop, and a process that ends in time: real processes, real signals.
 
-A call that holds the GIL forever can't be tested: only SIGKILL ends it. A call that releases the
-GIL after a while is tested below.
+The processes are forks, so that none imports the program again. A call that holds the GIL forever
+can't be tested: only SIGKILL ends it. A call that releases the GIL after a while is tested below.
 """
 
 from __future__ import annotations
 
 import fcntl
 import mmap
+import multiprocessing
 import os
 import signal
 import struct
-import subprocess
 import sys
 import termios
 import threading
 import time
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from typing import IO
 
 import pytest
@@ -30,8 +31,10 @@ from tests.support.waiting import PATIENCE_SECONDS, join, wait_until
 # minutes or forever, so a process that ends sooner was ended by its deadline.
 SLACK = 30.0
 
+FORKS = multiprocessing.get_context("fork")
+
 HEAD = """
-import ctypes, hashlib, os, signal, sys, threading, time
+import hashlib, os, signal, sys, threading, time
 from pion.errors import Fenced, PionError, Stopped
 from pipeline.console.display import Display
 from pipeline.run import signals
@@ -56,24 +59,33 @@ def orderly(work, **options):
 """
 
 
+def run_program(program: str, output: Connection) -> None:
+    """Become a process that runs a program, and writes to `output`."""
+    for number in (1, 2):
+        os.dup2(output.fileno(), number)
+    output.close()
+    sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    exec(HEAD + program, {"__name__": "__main__"})
+
+
 class Process:
     """A program under test that has said that it is ready."""
 
     def __init__(self, program: str) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", HEAD + program],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        reading, writing = FORKS.Pipe(duplex=False)
+        self._process = FORKS.Process(target=run_program, args=(program, writing))
+        self._process.start()
+        writing.close()
         self._limit = threading.Timer(PATIENCE_SECONDS, self._process.kill)  # a failure, not a hang
         self._limit.start()
-        self.output = self._process.stdout
+        self.output = os.fdopen(os.dup(reading.fileno()))
+        reading.close()
         assert self.output.readline() == "ready\n"
 
     def signal(self, number: signal.Signals) -> None:
         self.signalled_at = time.monotonic()
-        self._process.send_signal(number)
+        os.kill(self._process.pid, number)
 
     def wait_for_line(self, text: str) -> None:
         while text not in (line := self.output.readline()):
@@ -86,7 +98,8 @@ class Process:
 
     def exit_code(self) -> int:
         """Return the exit code, without reading the output."""
-        return self._process.wait(PATIENCE_SECONDS)
+        self._process.join(PATIENCE_SECONDS)
+        return self._process.exitcode
 
     @property
     def since_signal(self) -> float:
@@ -95,7 +108,7 @@ class Process:
     def kill(self) -> None:
         self._limit.cancel()
         self._process.kill()
-        self._process.wait(PATIENCE_SECONDS)
+        self._process.join(PATIENCE_SECONDS)
         self.output.close()
 
 

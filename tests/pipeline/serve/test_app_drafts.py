@@ -95,8 +95,8 @@ def test_a_stream_counts_the_guesses_of_all_its_answers(both):
 def test_an_answer_that_a_stop_string_ends_has_no_guesses_beyond_it(both):
     plain, drafting = (served.client().completions for served in both)
     whole = plain.create(model="m", **ASKED).choices[0].text
-    compared = 0
-    for begin in range(0, len(whole) - 3, 7):
+    assert len(whole) > 40
+    for begin in range(0, len(whole) - 3, len(whole) // 6):
         asked = ASKED | {"stop": [whole[begin : begin + 3]]}
         one, other = plain.create(model="m", **asked), drafting.create(model="m", **asked)
         assert one.choices[0].text == other.choices[0].text
@@ -105,8 +105,6 @@ def test_an_answer_that_a_stop_string_ends_has_no_guesses_beyond_it(both):
         details = other.usage.completion_tokens_details
         accepted = 0 if details is None else details.accepted_prediction_tokens
         assert accepted <= max(0, other.usage.completion_tokens - 1)
-        compared += 1
-    assert compared > 5
 
 
 FORMAT = {

@@ -34,13 +34,20 @@ FULL = """
 """
 
 
-def test_an_answer_streams_stops_and_is_continued(page, served, monkeypatch):
+def test_an_answer_with_the_settings_of_the_page_streams_stops_and_is_continued(
+    page, served, monkeypatch
+):
     monkeypatch.setattr(Decoding, "step", slowly)
-    page.set(max_tokens=230)
+    sent = []
+    page.tab.on("request", lambda request: sent.append(request.post_data or ""))
+    settings = {"min_p": 0.05, "presence_penalty": 0.5, "frequency_penalty": -0.5}
+    page.set(max_tokens=230, **settings)
     page.tab.fill("#input", "What is a fox?")
     page.tab.click("#send")
     speed = re.compile(r"\d+ tokens, [\d.]+ tokens/s")
     wait_until(lambda: speed.search(page.tab.inner_text("main")), "tokens per second")
+    asked = next(json.loads(body) for body in sent if "temperature" in body)
+    assert settings.items() <= asked.items()
     page.tab.click("#stop")
     page.wait()
     (stopped,) = page.answers()
@@ -53,6 +60,7 @@ def test_an_answer_streams_stops_and_is_continued(page, served, monkeypatch):
     assert continued.startswith(stopped)
 
 
+@pytest.mark.soak
 def test_a_question_is_edited_and_the_conversation_continues_there(page):
     page.set(max_tokens=5)
     page.tab.click("#open-settings")
@@ -124,6 +132,7 @@ def test_two_models_answer_side_by_side_with_one_seed(page):
     assert page.tab.locator("#mode-text").get_attribute("aria-pressed") == "true"
 
 
+@pytest.mark.soak
 def test_a_text_is_continued_as_it_is(page):
     page.tab.select_option("#model-a", "base")
     page.tab.click("#mode-text")
@@ -162,6 +171,7 @@ def test_the_system_prompt_is_sent_and_an_answer_is_copied(page):
     assert page.tab.evaluate("navigator.clipboard.readText()") == page.answers()[0]
 
 
+@pytest.mark.soak
 def test_a_conversation_is_exported_and_imported(page, tmp_path):
     page.set(max_tokens=5, temperature=0.35, top_k=7)
     page.tab.click("#open-settings")
@@ -444,13 +454,10 @@ def test_conversations_are_searched_renamed_deleted_and_cleared(page):
     assert (titles(page), page.answers()) == ([], [])
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize(
     ("script", "reason"),
-    [
-        (NO_DATABASE, "it forbids this page"),
-        pytest.param(FULL, "its storage is full", marks=pytest.mark.soak),
-    ],
+    [(NO_DATABASE, "it forbids this page"), (FULL, "its storage is full")],
 )
 def test_a_browser_that_keeps_nothing_is_said(script, reason, page):
     page.context.add_init_script(script)
@@ -559,6 +566,7 @@ def draw(page, text):
     return page.tab.evaluate(script, text)
 
 
+@pytest.mark.soak
 def test_an_answer_is_text_until_the_user_asks_for_markdown(page):
     page.set(max_tokens=6)
     page.send("What is a fox?")
@@ -578,6 +586,7 @@ def test_an_answer_is_text_until_the_user_asks_for_markdown(page):
     assert page.tab.locator(".token").count() == tokens
 
 
+@pytest.mark.soak
 def test_markdown_has_blocks_and_code_that_can_be_copied(drawn_on):
     drawn_on.context.grant_permissions(["clipboard-read", "clipboard-write"])
     draw(drawn_on, FOX)
@@ -625,7 +634,9 @@ def test_nothing_in_markdown_is_loaded_or_can_be_clicked(drawn_on):
     "text",
     [
         pytest.param("> " * 10_000 + "x", id="quotes"),
-        pytest.param("\n".join("  " * n + "* x" for n in range(1_500)), id="lists"),
+        pytest.param(
+            "\n".join("  " * n + "* x" for n in range(1_500)), id="lists", marks=pytest.mark.soak
+        ),
         pytest.param("[" * 100_000, id="brackets"),
     ],
 )
@@ -638,10 +649,9 @@ def test_deep_text_is_drawn(text, drawn_on):
     "part",
     [
         "**fox_ ",
-        "* x\n",
         *(
             pytest.param(part, marks=pytest.mark.soak)
-            for part in ("fox `", "![a](", "|x|\n", "```\n", "> x\n")
+            for part in ("* x\n", "fox `", "![a](", "|x|\n", "```\n", "> x\n")
         ),
     ],
 )
@@ -667,15 +677,3 @@ def test_a_text_that_grows_is_drawn_as_the_whole(drawn_on):
     for step in (1, 3, 50):
         grown, whole = drawn_on.tab.evaluate(script, [FOX + "\n\n" + HOSTILE, step])
         assert grown == whole
-
-
-def test_the_settings_of_the_page_reach_the_server(page, served):
-    asked = []
-    page.tab.on(
-        "request", lambda request: asked.append(request.post_data_json if request.post_data else {})
-    )
-    page.set(max_tokens=2, min_p=0.05, presence_penalty=0.5, frequency_penalty=-0.5)
-    page.send("What is a fox?")
-    body = next(each for each in asked if "temperature" in each)
-    found = [body[name] for name in ("min_p", "presence_penalty", "frequency_penalty")]
-    assert found == [0.05, 0.5, -0.5]

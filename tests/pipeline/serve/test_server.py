@@ -1,10 +1,9 @@
 """`pion serve` says what it serves, refuses what can't work before it loads anything, and stops."""
 
 import json
+import os
 import signal
 import socket
-import subprocess
-import sys
 
 import httpx
 import pytest
@@ -13,15 +12,14 @@ from pion.errors import BadInput
 from pipeline.serve.server import fit_slots
 from pipeline.web.address import API_KEY
 from tests.families.families import FAMILIES
+from tests.support.forked import ForkedRun
 from tests.support.waiting import PATIENCE_SECONDS, read_until, rest_of
 
 
 @pytest.mark.slow
 def test_sigterm_ends_streams_with_a_message(run_folder):
-    command = [sys.executable, "-m", "pipeline.cli", "serve", "--port", "0", f"{run_folder}/demo"]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
-    )
+    command = ["serve", "--port", "0", f"{run_folder}/demo"]
+    process = ForkedRun(command, run_folder, os.environ)
     try:
         said = read_until(process, "/v1")
         assert "16 answers at once, 256 tokens each" in said

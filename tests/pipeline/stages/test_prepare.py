@@ -176,7 +176,7 @@ def test_a_stop_is_heard_while_a_vocabulary_is_learned_or_text_is_read(
 def test_interrupted_it_continues_to_the_same_bytes_and_keeps_finished_shards_of_the_same_source(
     tmp_path: Path,
 ) -> None:
-    write_corpus(tmp_path / "corpus.jsonl", documents=3000)
+    write_corpus(tmp_path / "corpus.jsonl", documents=1500)
     job, data = job_by_file(tmp_path), tmp_path / "data"
     interrupt_after_shards(job, data, 2)
     with pytest.raises(BadInput, match="no prepared data here"):
@@ -190,7 +190,7 @@ def test_interrupted_it_continues_to_the_same_bytes_and_keeps_finished_shards_of
     for name in ("documents", "bytes", "train_rows", "held_out_rows"):
         assert resumed.report[name] == unbroken.report[name]
     lines = (tmp_path / "corpus.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "corpus.jsonl").write_text("".join(lines[1000:]))
+    (tmp_path / "corpus.jsonl").write_text("".join(lines[500:]))
     os.utime(tmp_path / "corpus.jsonl", (1, 1))
     prepare(job, tmp_path / "edited")
     prepare(job, tmp_path / "fresh")
@@ -231,7 +231,7 @@ def test_what_a_killed_process_left_of_a_file_is_no_content(tmp_path: Path) -> N
 
 def test_the_questions_continue_with_held_out_text_and_no_place_is_the_favourite(tmp_path):
     write_corpus(tmp_path / "corpus.jsonl", documents=1500)
-    data = prepared(make_job(tmp_path), tmp_path / "data")
+    data = prepared(job_by_file(tmp_path), tmp_path / "data")
     held_out = " ".join(texts_of(data, "held_out"))
     train = " ".join(texts_of(data, "train"))
     questions = [json.loads(line) for line in (data.folder / "choices.jsonl").open()]

@@ -52,7 +52,10 @@ def in_pieces(job: Job, folder: Path, tasks: Tasks | None = None, **options: Any
 
 @pytest.mark.slow
 @pytest.mark.parametrize("piece_bytes", [1, pytest.param(30_000, marks=pytest.mark.soak)])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(k, marks=pytest.mark.soak if k == "paragraphs" else ()) for k in KINDS],
+)
 def test_the_rows_are_those_of_the_code_before_there_were_pieces(
     kind: str, piece_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,7 +243,7 @@ def test_characters_that_the_vocabulary_lacks_are_named_with_their_line(tmp_path
 
 
 def test_a_piece_may_have_only_documents_that_are_held_out(tmp_path: Path) -> None:
-    texts = [sentences(i, 6) for i in range(900)]
+    texts = [sentences(i, 6) for i in range(400)]
     texts.sort(key=lambda text: not is_held_out(text, 0.1))
     job = job_on(tmp_path, lines(texts))
     for least in (0, LEAST_BYTES):
@@ -306,7 +309,9 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Broken:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [0, pytest.param(1, marks=pytest.mark.soak), 2, 11, 25])
+@pytest.mark.parametrize(
+    "count", [2, 25, *(pytest.param(count, marks=pytest.mark.soak) for count in (0, 1, 11))]
+)
 def test_after_an_interruption_only_pieces_in_no_shard_are_encoded_again(broken, count, tmp_path):
     first = Watched()
     with pytest.raises(Stop):

@@ -216,6 +216,7 @@ def test_a_kill_at_any_chunk_changes_no_bit_and_loses_one_chunk_at_most(
         assert sum(computed) == 14 - 2 * (write - 1 + after)
 
 
+@pytest.mark.soak
 def test_many_kills_change_no_bit(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     unbroken = bits(make(world, "unbroken"))
     other = another(world)
@@ -248,7 +249,7 @@ def test_a_stop_keeps_what_is_computed(world: World, monkeypatch: pytest.MonkeyP
 # ---------------------------------------------------------------- several ranks
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.soak), 3])
 def test_ranks_divide_the_rows_and_all_get_all_numbers(world, monkeypatch, ranks):
     alone = make(world, "alone")
     other = another(world)
@@ -447,8 +448,18 @@ REPLACED = {
 }
 
 
-@pytest.mark.parametrize("listed", [False, True])
-@pytest.mark.parametrize("other", list(REPLACED))
+@pytest.mark.parametrize(
+    ("other", "listed"),
+    [
+        ("scaled", False),
+        ("complex", True),
+        ("pipe", False),
+        *(
+            pytest.param(*case, marks=pytest.mark.soak)
+            for case in (("scaled", True), ("complex", False), ("pipe", True))
+        ),
+    ],
+)
 def test_numbers_that_no_list_has_are_not_there(world, monkeypatch, other, listed):
     """The list of the folder's hashes is missing, or has other files only."""
     first = make(world)
