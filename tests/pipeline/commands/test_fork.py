@@ -31,6 +31,7 @@ from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, Store, StoreError
 from pipeline.state.workspace import Workspace
 from tests.pipeline.conftest import Pion
+from tests.support.clock import FakeClock
 from tests.support.finished_run import make_run
 from tests.support.jobs import SilentDisplay, tiny_dict, tiny_job, write_tiny_data
 from tests.support.light_run import JOB, light_run, save_checkpoint, write_metrics
@@ -57,8 +58,8 @@ def store(tmp_path: Path) -> FileStore:
 
 
 @pytest.fixture
-def source(store: FileStore) -> RunState:
-    return light_run(store)
+def source(store: FileStore, time: FakeClock) -> RunState:
+    return light_run(store, clock=time.clock())
 
 
 def fork(source: RunState, name: str = "new", store: Store | None = None, **which: Any) -> RunState:

@@ -18,6 +18,7 @@ from pipeline.state.shared.folder import bring_data, complete
 from pipeline.state.shared.records import DataState, Writer, read_state, swap_state
 from pipeline.state.stores import FileStore, Store, open_store
 from tests.faults.faulty_store import Crash, FaultyStore
+from tests.support.clock import FakeClock
 from tests.support.light_run import light_run
 from tests.support.states import read as head_of
 
@@ -36,9 +37,9 @@ def elsewhere(
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> RunState:
+def source(tmp_path: Path, time: FakeClock) -> RunState:
     """A run with data of these fingerprints."""
-    run = light_run(FileStore(tmp_path / "runs"))
+    run = light_run(FileStore(tmp_path / "runs"), clock=time.clock())
     claim, me = claim_run(run, Owner.me()), Owner.me()
     keys = {}
     for part, fingerprint in FINGERPRINTS.items():

@@ -24,6 +24,7 @@ from pipeline.state.workspace import Workspace
 from tests.faults.faulty_store import FaultyStore, fail
 from tests.pipeline.commands.test_data import USED, contents, fingerprints, use_data
 from tests.pipeline.conftest import Pion
+from tests.support.clock import FakeClock
 from tests.support.hub_server import USER, hub_server
 from tests.support.jobs import tiny_dict, write_tiny_data
 from tests.support.light_run import light_run
@@ -38,11 +39,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def store(here: Path) -> FileStore:
+def store(here: Path, time: FakeClock) -> FileStore:
     """A store with the runs `demo` and `other`."""
     store = FileStore(here / "runs")
-    light_run(store)
-    light_run(store, "other")
+    light_run(store, clock=time.clock())
+    light_run(store, "other", time.clock())
     return store
 
 

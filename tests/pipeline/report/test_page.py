@@ -24,16 +24,13 @@ from tests.pipeline.report.test_page_data import (
     row,
     sample_row,
 )
-from tests.support.browser import needs_chromium
+from tests.support.browser import PHONE, WIDE, Tab, needs_chromium
 from tests.support.contrast import CONTRAST
-from tests.support.waiting import PATIENCE_SECONDS
 
 pytestmark = needs_chromium
 
 # A script of axe-core, as `npm pack axe-core` has it: axe.min.js.
 AXE = os.environ.get("PION_AXE")
-WIDE = {"width": 1280, "height": 900}
-PHONE = {"width": 390, "height": 844}
 HEBREW = "\u05e9\u05dc\u05d5\u05dd"
 ATTACK = "<img src=x onerror=alert(1)></script>"
 EVENTS = [
@@ -67,30 +64,6 @@ HEADINGS = [
     *("Stages", "Where this start's time went", "Attempts", "Rows left out", "Hops"),
     *("What the watcher did", "Changes of code", "Where things are", "Events"),
 ]
-
-
-class Tab:
-    """A tab with the report. `wrong` has its errors and its requests."""
-
-    def __init__(self, browser: Any, url: str, **options: Any) -> None:
-        self.wrong: list[str] = []
-        self.page = browser.new_page(**{"viewport": WIDE, **options})
-        self.page.set_default_timeout(1000 * PATIENCE_SECONDS)
-        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
-        self.page.on("console", lambda message: self.wrong.append(message.text))
-        self.page.on("request", lambda request: self._asked(request.url, url))
-        self.page.goto(url)
-
-    def _asked(self, address: str, url: str) -> None:
-        if address != url and not address.startswith("data:"):
-            self.wrong.append(address)
-
-    def width(self) -> int:
-        return int(self.page.evaluate("document.documentElement.scrollWidth"))
-
-    def close(self) -> None:
-        assert self.wrong == []
-        self.page.close()
 
 
 def test_everything_is_drawn_from_the_file_alone(browser: Any, report: str) -> None:
@@ -274,5 +247,4 @@ def test_chosen_and_rejected_answers_are_drawn_in_one_chart(browser: Any, tmp_pa
     assert "chosen\n0.4" in said
     assert "rejected\n-0.8" in said
     assert "choose-rejected" not in tab.page.content()
-    assert tab.wrong == []
     tab.close()

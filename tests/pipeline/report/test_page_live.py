@@ -21,19 +21,17 @@ from pipeline.state.notes.deadline import Asked, new_deadline, write_first_deadl
 from pipeline.state.notes.watcher_beat import Saw, write_beat
 from pipeline.state.stores import FileStore
 from pipeline.web.address import API_KEY
-from tests.support.browser import needs_chromium
+from tests.support.browser import PHONE, Tab, needs_chromium
 from tests.support.contrast import CONTRAST
 from tests.support.live_page import showing
 from tests.support.rented_run import RentedRun
-from tests.support.waiting import PATIENCE_SECONDS, wait_until
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 pytestmark = needs_chromium
 
-# The page asks again after this many milliseconds, instead of five seconds.
-POLL = 100
 KEY = "0123456789abcdef"
 LOSS = "[data-metric=loss]"
 LINE = f"{LOSS} path.line:not(.raw):not(.held)"
@@ -49,36 +47,6 @@ def quick() -> Iterator[None]:
         patch.setattr(watched_run, "PAUSE", 0.05)
         patch.setattr(watched_run, "LONGEST_PAUSE", 0.1)
         yield
-
-
-class Tab:
-    """A tab of the browser, which asks again each `poll` milliseconds.
-
-    `wrong` has its errors and its requests to other servers.
-    """
-
-    def __init__(self, browser: Any, url: str, *, poll: int = POLL, **options: Any) -> None:
-        self.wrong: list[str] = []
-        self.page = browser.new_page(**{"viewport": {"width": 1200, "height": 900}, **options})
-        self.page.set_default_timeout(1000 * PATIENCE_SECONDS)
-        quick = f"const later = setTimeout; setTimeout = (f, ms) => later(f, Math.min(ms, {poll}));"
-        self.page.add_init_script(quick)
-        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
-        self.page.on("console", self._heard)
-        self.page.on("request", lambda request: self._asked(request.url, url))
-        self.page.goto(url)
-
-    def _heard(self, message: Any) -> None:
-        if message.type in ("error", "warning"):
-            self.wrong.append(message.text)
-
-    def _asked(self, address: str, url: str) -> None:
-        if not address.startswith((url, "data:")):
-            self.wrong.append(address)
-
-    def wait_for(self, selector: str, text: str) -> None:
-        """Wait until an element with that text is on the page."""
-        self.page.wait_for_selector(f"{selector}:has-text({text!r})")
 
 
 def a_run(folder: Path, name: str = "demo", lr: float = 3e-4) -> RentedRun:
@@ -149,8 +117,7 @@ def test_the_read_out_and_all_controls_work_with_the_keyboard(browser: Any, tmp_
         assert "step 4\n" in page.inner_text("[data-metric=loss] .readout")
         page.keyboard.press("Tab")
         assert page.is_hidden("[data-metric=loss] .readout")
-        assert not tab.wrong
-        page.close()
+        tab.close()
 
 
 @pytest.mark.soak
@@ -181,16 +148,14 @@ def test_the_read_out_shows_each_point_as_it_was_measured(browser: Any, tmp_path
                 shown = f"{label}\n{held[nearest]:.4f}" in text
                 assert shown == (min(held) <= step <= max(held)), text
         assert "(smoothed " in texts[30]
-        assert not tab.wrong
-        tab.page.close()
+        tab.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.soak)])
 def test_two_runs_fit_on_a_phone_and_can_be_read(scheme: str, browser: Any, tmp_path: Path) -> None:
     runs = [a_run(tmp_path, "slow", 1e-4), a_run(tmp_path, "fast", 2e-4)]
     with quick(), showing(*runs) as url:
-        phone = {"width": 390, "height": 844}
-        tab = Tab(browser, url, color_scheme=scheme, viewport=phone, has_touch=True)
+        tab = Tab(browser, url, color_scheme=scheme, viewport=PHONE, has_touch=True)
         tab.wait_for("#settings", "pretrain.lr")
         tab.page.wait_for_selector("[data-metric=loss] path")
         assert tab.page.locator("[data-metric=loss] path").count() == 6
@@ -202,8 +167,7 @@ def test_two_runs_fit_on_a_phone_and_can_be_read(scheme: str, browser: Any, tmp_
         least, text, count = tab.page.evaluate(CONTRAST)
         assert least >= 4.5, text
         assert count > 100
-        assert not tab.wrong
-        tab.page.close()
+        tab.close()
 
 
 def test_the_page_asks_for_the_key_and_sends_it_in_no_address(browser, tmp_path, monkeypatch):
@@ -262,8 +226,7 @@ def tab(browser: Any, address: str) -> Iterator[Tab]:
     opened = Tab(browser, address, poll=UNCHANGED)
     opened.page.wait_for_selector(LINE)
     yield opened
-    assert not opened.wrong
-    opened.page.close()
+    opened.close()
 
 
 def steps_drawn(page: Page) -> list[int]:

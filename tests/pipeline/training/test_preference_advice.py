@@ -36,14 +36,20 @@ class Heard(PreferenceAdvice):
         return [name for _, name, _ in self.warnings]
 
 
-def test_steps_that_go_well_are_not_warned_of() -> None:
+AT_THE_LIMITS = {"chosen_nll": 1.5, "drift": 0.3, "accuracy": 0.98, "saturated": 1.0}
+WELL = {
+    "at the limits": [*steps(1, 100), *steps(100, 200, **AT_THE_LIMITS)],
+    "all right and half saturated": steps(1, 100, accuracy=1.0, saturated=0.5),
+    "one odd step": [*steps(1, 20), *steps(20, 21, drift=1.0), *steps(21, 40)],
+    "another stage": [{"step": step, "loss": 3.0, "lr": 1e-3} for step in range(1, 50)],
+    "an evaluation": [{"step": 50, "held_out_loss": 0.6}],
+}
+
+
+@pytest.mark.parametrize("rows", WELL.values(), ids=WELL)
+def test_steps_that_go_well_are_not_warned_of(rows: list[dict[str, Any]]) -> None:
     heard = Heard()
-    heard.trained(steps(1, 100))
-    # At the limits.
-    heard.trained(steps(100, 200, chosen_nll=1.5, drift=0.3, accuracy=0.98, saturated=1.0))
-    assert heard.warnings == []
-    heard = Heard()
-    heard.trained(steps(1, 100, accuracy=1.0, saturated=0.5))
+    heard.trained(rows)
     assert heard.warnings == []
 
 
@@ -74,26 +80,11 @@ def test_what_to_do_where_nothing_is_left_to_learn() -> None:
         assert way in text
 
 
-def test_one_odd_step_is_not_warned_of() -> None:
-    heard = Heard()
-    heard.trained(steps(1, 20))
-    heard.trained(steps(20, 21, drift=1.0))
-    heard.trained(steps(21, 40))
-    assert heard.warnings == []
-
-
 def test_all_kinds_may_be_said_in_a_stage() -> None:
     heard = Heard()
     heard.trained(steps(1, 20))
     heard.trained(steps(20, 60, chosen_nll=2.0, drift=0.9, accuracy=1.0, saturated=1.0))
     assert sorted(heard.names) == ["drift", "fallen", "learned"]
-
-
-def test_rows_of_other_stages_and_of_evaluations_say_nothing() -> None:
-    heard = Heard()
-    heard.trained([{"step": step, "loss": 3.0, "lr": 1e-3} for step in range(1, 50)])
-    heard.trained([{"step": 50, "held_out_loss": 0.6}])
-    assert heard.warnings == []
 
 
 # ---------------------------------------------------------------- stages that resume

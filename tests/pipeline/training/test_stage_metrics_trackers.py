@@ -30,17 +30,20 @@ def test_none_is_needed_where_none_is_asked_for() -> None:
     trackers.close()
 
 
-def test_numbers_reach_tensorboard_under_their_stage(tmp_path: Path) -> None:
+def test_numbers_and_rewinds_reach_tensorboard_under_their_stage(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     trackers = Trackers(tiny_job(log__tensorboard=str(tmp_path)), "pretrain")
     trackers.log([{"step": 7, "loss": 2.5, "epoch": 3, "rows": [0, 4]}])
+    trackers.rewound(8, "a loss of nan")
     trackers.close()
     events = EventAccumulator(str(tmp_path / "tiny"))
     events.Reload()
-    assert events.Tags()["scalars"] == ["pretrain/loss"]
-    assert [(e.step, e.value) for e in events.Scalars("pretrain/loss")] == [(7, 2.5)]
+    scalars = {
+        tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]
+    }
+    assert scalars == {"pretrain/loss": [(7, 2.5)], "pretrain/rewound_from": [(8, 8.0)]}
 
 
 def test_an_attempt_continues_the_run_in_trackio_and_says_where_it_went_back(tmp_path, monkeypatch):
@@ -79,15 +82,3 @@ def test_what_trackio_writes_must_outlive_a_rented_machine(monkeypatch: pytest.M
 def test_a_space_without_a_project_is_a_mistake() -> None:
     with pytest.raises(ValueError, match="trackio: name a project"):
         tiny_job(log__trackio_space="user/trackio")
-
-
-def test_a_rewind_is_a_metric_and_a_note_in_tensorboard(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    trackers = Trackers(tiny_job(log__tensorboard=str(tmp_path)), "pretrain")
-    trackers.rewound(7, "a loss of nan")
-    trackers.close()
-    events = EventAccumulator(str(tmp_path / "tiny"))
-    events.Reload()
-    assert [(e.step, e.value) for e in events.Scalars("pretrain/rewound_from")] == [(7, 7.0)]
