@@ -26,41 +26,28 @@ run: pion run "$JOB"
 """
 
 
-# What SkyPilot asks of the price list for each candidate.
-ASKED = (
-    "get_accelerators_from_instance_type",
-    "get_hourly_cost",
-    "get_instance_type_for_accelerator",
-    "get_region_zones_for_instance_type",
-    "get_vcpus_mem_from_instance_type",
-    "instance_type_exists",
-)
-
-
 @dataclass
 class SkyHome:
     """SkyPilot as this process sees it during the test."""
 
     folder: Path
     patch: pytest.MonkeyPatch
-    _answers: dict[object, Any] = field(default_factory=dict)
+    answers: dict[str, Any] = field(default_factory=dict)
+    """What SkyPilot has found in the price list, by what it looked for."""
 
     def remember_answers(self):
         """Look up each question in the price list once. Each takes pandas milliseconds."""
-        import sky.catalog.runpod_catalog
+        import sky.catalog
 
-        for name in ASKED:
-            ask = getattr(sky.catalog.runpod_catalog, name)
-            self.patch.setattr(sky.catalog.runpod_catalog, name, self._remembering(ask))
+        ask = sky.catalog._map_clouds_catalog
 
-    def _remembering(self, ask):
         def answer(*args, **kwargs):
-            question = (ask, args, *kwargs.items())
-            if question not in self._answers:
-                self._answers[question] = ask(*args, **kwargs)
-            return copy.deepcopy(self._answers[question])
+            question = repr((args, kwargs))
+            if question not in self.answers:
+                self.answers[question] = ask(*args, **kwargs)
+            return copy.deepcopy(self.answers[question])
 
-        return answer
+        self.patch.setattr(sky.catalog, "_map_clouds_catalog", answer)
 
     def sell(self, prices, regions=None):
         """Make `prices` RunPod's prices."""
@@ -77,7 +64,7 @@ class SkyHome:
         )
         self.patch.setattr(accelerator_registry, "_accelerator_df", gpus)
         self.patch.setattr(sky.catalog.runpod_catalog, "_df", machines)
-        self._answers.clear()
+        self.answers.clear()
 
     def raise_prices(self, region, factor):
         """Multiply all prices in `region` by `factor`."""
@@ -85,7 +72,7 @@ class SkyHome:
 
         machines = sky.catalog.runpod_catalog._df
         machines.loc[machines["Region"] == region, ["SpotPrice", "Price"]] *= factor
-        self._answers.clear()
+        self.answers.clear()
 
     def lose_catalog(self):
         """Remove the price list, and make it impossible to fetch one."""
@@ -97,6 +84,7 @@ class SkyHome:
 
         (self.folder / ".sky/catalogs/v8/runpod/vms.csv").unlink()
         self.patch.setattr(common.requests, "get", offline)
+        self.answers.clear()
 
     def yaml(self, resources="accelerators: A40", text=YAML):
         """Write a rental YAML with these lines under `resources`."""

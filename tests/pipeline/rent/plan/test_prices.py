@@ -123,6 +123,7 @@ def also_by_four(sky_home, gpu, price):
         csv.DictWriter(file, list(one)).writerow(four)
     machines = common.read_catalog("runpod/vms.csv")
     sky_home.patch.setattr(sky.catalog.runpod_catalog, "_df", machines)
+    sky_home.answers.clear()
 
 
 def test_the_market_of_four_gpus_has_machines_of_four_at_their_own_price(sky_home):

@@ -22,12 +22,12 @@ def test_while_the_store_is_down_no_machine_that_may_be_at_work_is_cancelled(day
     def down(*_, **__):
         raise StoreError("read", "HEAD.json", "no route to host", outage=True)
 
-    for method in ("read", "read_versioned", "list", "write", "compare_and_swap"):
-        monkeypatch.setattr(day.run.store, method, down)
     day.time.time += 2000  # far beyond the reserve
-    watcher.look_once()
+    with monkeypatch.context() as patch:
+        for method in ("read", "read_versioned", "list", "write", "compare_and_swap"):
+            patch.setattr(day.run.store, method, down)
+        watcher.look_once()
     assert day.orders == ([], [])
-    monkeypatch.undo()
     watcher.look_once()
     assert day.orders == ([], [ON_DEMAND]), "the spot machine works until it is relieved"
 

@@ -160,13 +160,13 @@ def test_what_can_not_be_requested_costs_nothing_that_stands(day, monkeypatch):
         raise BadInput("AWS_ACCESS_KEY_ID must be set in the environment")
 
     day.due_in(RESERVE - 100)
-    monkeypatch.setattr(day.sky, "task_of", no_secret)
-    day.watch(90)
+    with monkeypatch.context() as patch:
+        patch.setattr(day.sky, "task_of", no_secret)
+        day.watch(90)
     assert day.orders == ([], [])
     assert "tried again each minute" in day.line("AWS_ACCESS_KEY_ID")
     beat = read_beat(day.run)
     assert beat.risk_at is not None, "the deadline is at risk from now on"
-    monkeypatch.undo()
     day.watch(90)
     assert day.sky.submitted_to == [ON_DEMAND]
 
