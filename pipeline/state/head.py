@@ -4,6 +4,7 @@ Times are Unix seconds. Keys are relative to the run's folder in the store.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -329,6 +330,11 @@ class Head:
 
     def to_json(self) -> bytes:
         """Return HEAD.json."""
+        return self._json
+
+    @functools.cached_property
+    def _json(self) -> bytes:
+        # A commit measures HEAD before it writes HEAD.
         content = dataclasses.asdict(self)
         if self.format == HEAD_FORMAT and "prefer" in self.data:
             content["format"] = PREFER_FORMAT

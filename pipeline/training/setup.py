@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NotRequired
+from typing import TYPE_CHECKING, Annotated, NotRequired
 
 from annotated_types import Len
 from typing_extensions import TypedDict
@@ -303,7 +303,7 @@ def _find(context: TrainingContext, stage: str, head: Head) -> Restored:
     found = newest_good(context.workspace, head, stage, context.request.digests[stage])
     saved = load_folder(found.folder) if found.folder else None
     if saved is not None:
-        check_saved_state(saved.state, str(saved.folder / STATE))
+        build(SavedState, saved.state, str(saved.folder / STATE))
     return Restored(head, found, saved)
 
 
@@ -328,7 +328,9 @@ class _Plan(TypedDict):
 
 
 @open_record
-class _State(TypedDict):
+class SavedState(TypedDict):
+    """What a trainer continues from: the content of a checkpoint's `STATE`."""
+
     step: Count
     next_row: Count
     skipped: list[Annotated[list[Count], Len(2, 2)]]
@@ -336,11 +338,6 @@ class _State(TypedDict):
     optimizer: _Optimizer
     rng: Mapping[str, str]
     plan: _Plan
-
-
-def check_saved_state(state: Mapping[str, Any], where: str) -> None:
-    """Raise `Damaged` if a trainer can't continue from `state`, the content of the file `where`."""
-    build(_State, state, where)
 
 
 def prompt_ids(model: Decoder, chat_format: ChatFormat, prompt: str, *, chat: bool) -> list[int]:

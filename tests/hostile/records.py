@@ -30,7 +30,7 @@ from pipeline.state.rows.row_types import event_row, metrics_row
 from pipeline.state.run_state import RunState, heartbeat_path
 from pipeline.state.shared.records import DataState, Unneeded, Writer, read_state, state_key
 from pipeline.state.workspace import read_files
-from pipeline.training.setup import check_saved_state
+from pipeline.training.setup import SavedState
 from tests.hostile.hostile_run import (
     EVALUATED,
     NAME,
@@ -185,7 +185,7 @@ def manifest_may(case: Attack) -> bool:
 
 
 def read_saved(run: RunState, data: bytes) -> bool:
-    check_saved_state(parse_record(data, f"5-1/{STATE}"), f"5-1/{STATE}")
+    build(SavedState, parse_record(data, f"5-1/{STATE}"), f"5-1/{STATE}")
     return True
 
 

@@ -195,32 +195,28 @@ def test_a_watcher_that_is_too_old_is_named(watched: RunState) -> None:
     assert "(pion 0.0.9), is too old to know this deadline. Update pion there" in said(watched)
 
 
-def test_a_watcher_that_is_awake_is_named_and_nothing_is_at_risk(
-    watched: RunState, time: FakeClock
-) -> None:
-    write_beat(watched, time.time + 3600)
-    time.sleep(590)
-    assert "watched by " in said(watched)
-    assert "last sign of life 9 min 50 s ago" in said(watched)
-    assert "at risk" not in said(watched)
-
-
+@pytest.mark.parametrize(
+    ("risk_in", "silent", "words", "at_risk"),
+    [
+        (3600, 590, "last sign of life 9 min 50 s ago", False),
+        (3600, 601, "nobody has watched for 10 min 01 s", True),
+        (None, 3600, "nobody has watched for 1 h 00 min", False),  # it named no such moment
+    ],
+)
 def test_after_ten_minutes_without_a_watcher_the_deadline_is_at_risk(
-    watched: RunState, time: FakeClock
+    watched: RunState,
+    time: FakeClock,
+    risk_in: float | None,
+    silent: float,
+    words: str,
+    at_risk: bool,
 ) -> None:
-    write_beat(watched, time.time + 3600)
-    time.sleep(601)
-    assert "nobody has watched for 10 min 01 s" in said(watched)
-    assert "at risk from 1970-01-12 14:46:40 UTC" in said(watched)
-
-
-def test_without_a_watcher_that_named_such_a_moment_nothing_is_said_to_be_at_risk(
-    watched: RunState, time: FakeClock
-) -> None:
-    write_beat(watched, None)
-    time.sleep(3600)
-    assert "nobody has watched for 1 h 00 min" in said(watched)
-    assert "at risk" not in said(watched)
+    write_beat(watched, None if risk_in is None else time.time + risk_in)
+    time.sleep(silent)
+    assert ("watched by " in said(watched)) == (silent < 600)
+    assert words in said(watched)
+    assert ("at risk from 1970-01-12 14:46:40 UTC" in said(watched)) == at_risk
+    assert ("at risk" in said(watched)) == at_risk
 
 
 # ---------------------------------------------------------------- what the watcher saw

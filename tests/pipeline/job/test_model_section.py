@@ -74,30 +74,16 @@ def test_a_changed_field_of_a_part_is_shown_by_its_path() -> None:
     assert "model.experts.n: (not set) → 4" in map(str, changes)
 
 
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
+# Overrides of a job with experts, and of one without parts.
+IMPOSSIBLE = {
+    "experts": (
         ("model.experts.top_k=5", "experts.top_k 5 is more than experts.n 4"),
         ("model.experts.n=0", "experts.n is 0; it must be a whole number of at least 1"),
         ("model.experts.balance=batch", "model.experts.balance: unknown key"),
         ("model.experts.d_shared=0", "experts.d_shared: give the width of the shared experts"),
         ("model.d_ff=44", "d_ff 44 and d_model 32 must be multiples of 8"),
-    ],
-)
-def test_a_part_that_can_not_be_is_refused_with_its_field(
-    tmp_path: Path, override: str, message: str
-) -> None:
-    import yaml
-
-    path = tmp_path / "job.yaml"
-    path.write_text(yaml.safe_dump(with_experts()))
-    with pytest.raises(BadInput, match=message):
-        load_job(path, [override])
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
+    ),
+    "plain": (
         ("model.windows={tokens: 100}", "windows.tokens 100 is not a multiple of windows.block"),
         ("model.wiring={skips: [[0, 1]]}", "layer 0 can't read layer 1, which is computed later"),
         ("model.wiring={skips: [[5, 1]]}", "wiring names layer 5, but the model has 2 layers"),
@@ -108,15 +94,19 @@ def test_a_part_that_can_not_be_is_refused_with_its_field(
         ("model.logit_cap=-1", "model.logit_cap"),
         ("pretrain.window_schedule=cubic", "pretrain.window_schedule: the model has no windows"),
         ("pretrain.muon_momentum_start=0.99", "muon_momentum_start: 0.99 is above muon_momentum"),
-    ],
-)
-def test_windows_and_wiring_that_can_not_be_are_refused_with_their_field(
-    tmp_path: Path, override: str, message: str
-) -> None:
-    import yaml
+    ),
+}
 
+
+@pytest.mark.parametrize(
+    ("job", "override", "message"),
+    [(job, *one) for job, rows in IMPOSSIBLE.items() for one in rows],
+)
+def test_a_part_that_can_not_be_is_refused_with_its_field(
+    tmp_path: Path, job: str, override: str, message: str
+) -> None:
     path = tmp_path / "job.yaml"
-    path.write_text(yaml.safe_dump(tiny_dict()))
+    path.write_text(yaml.safe_dump(with_experts() if job == "experts" else tiny_dict()))
     with pytest.raises(BadInput, match=message):
         load_job(path, [override])
 
