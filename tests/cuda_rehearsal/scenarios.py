@@ -458,17 +458,14 @@ ON_OTHER_CARDS = [
     Rehearsal("experts", "train adamw bfloat16", "RTX 5090"),
 ]
 
-# What the suite rehearses, besides experts on an H100: of each kind of scenario one, and of each
-# kind of layers one. Soak has the rest.
+# What the suite rehearses, besides experts on an H100: of each kind of layers one. two_ranks.py
+# trains with Muon, and odd_cards.py copies a state while a step computes. Soak has the rest.
 IN_SUITE = {
     "train adamw bfloat16": ("dense", "experts"),
-    "train muon bfloat16": ("windows",),
     "train draft bfloat16": ("slots",),
     "evaluate text float32": ("slots",),
-    "generate float32": ("dense",),
     "generate together float32": ("windows",),
     "replay float32": ("dense",),
-    "train saving bfloat16": ("dense",),
 }
 
 _EVERYWHERE = [Rehearsal(model, scenario) for model in MODELS for scenario in SCENARIOS]
