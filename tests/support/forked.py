@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -214,13 +213,6 @@ def in_fork(work: Callable[..., T], *arguments: Any) -> T:
         raise AssertionError(f"{work.__name__} ended with {process.exitcode}") from None
     finally:
         process.join()
-
-
-def start_in_fork(work: Callable[..., object], *arguments: Any) -> BaseProcess:
-    """Start `work(*arguments)` in a fork. `work` is a function of a module, so that it is found."""
-    process = _context().Process(target=work, args=arguments)
-    process.start()
-    return process
 
 
 def pion(*arguments: str, folder: str, env: Mapping[str, str] | None = None) -> Ended:

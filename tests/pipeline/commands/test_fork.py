@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from pipeline.state.rows.metrics import read_events, read_metrics
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, Store, StoreError
 from pipeline.state.workspace import Workspace
+from tests.faults.faulty_store import Crash, FaultyStore, can_be_torn, crash
 from tests.pipeline.conftest import Pion
 from tests.support.clock import FakeClock
 from tests.support.finished_run import make_run
@@ -267,56 +269,22 @@ def test_data_that_is_not_complete_is_not_forked_to_another_store(
 # ---------------------------------------------------------------- interrupted
 
 
-class _Killed(BaseException):
-    """The process dies here."""
+def fill_the_disk(operation: str) -> None:
+    raise StoreError("write", operation, "the disk is full")
 
 
-class Breaking(FileStore):
-    """A store that fails at write number `at` and at all later writes."""
-
-    def __init__(self, folder: Path, at: int, error: BaseException) -> None:
-        super().__init__(folder)
-        self.left, self.error = at, error
-
-    def _count(self) -> None:
-        self.left -= 1
-        if self.left <= 0:
-            raise self.error
-
-    def write(self, key: str, data: Any) -> None:
-        self._count()
-        super().write(key, data)
-
-    def compare_and_swap(self, key: str, data: bytes, expected: str | None) -> str:
-        self._count()
-        return super().compare_and_swap(key, data, expected)
-
-
-def writes_of_a_fork(source: RunState, tmp_path: Path) -> int:
-    counting = Breaking(tmp_path / "counting", 10**6, _Killed())
-    fork(source, store=counting, at=10)
-    return 10**6 - counting.left
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        pytest.param(_Killed(), id="killed"),
-        pytest.param(
-            StoreError("write", "x", "the disk is full"), id="full disk", marks=pytest.mark.soak
-        ),
-    ],
-)
+@pytest.mark.parametrize("happen", [crash, pytest.param(fill_the_disk, marks=pytest.mark.soak)])
 def test_a_fork_cut_short_at_any_write_leaves_no_run_and_is_completed_by_asking_again(
-    tmp_path: Path, source: RunState, error: BaseException
+    tmp_path: Path, source: RunState, happen: Callable[[str], None]
 ) -> None:
-    whole = contents(fork(source, store=FileStore(tmp_path / "whole"), at=10))
-    writes = writes_of_a_fork(source, tmp_path)
-    assert writes > 10
-    for at in range(1, writes + 1):
+    unbroken = FaultyStore(FileStore(tmp_path / "whole"))
+    whole = contents(fork(source, store=unbroken, at=10))
+    writes = [n for n, done in enumerate(unbroken.operations, 1) if can_be_torn(done)]
+    assert len(writes) > 10
+    for at in writes:
         folder = tmp_path / f"cut at {at}"
-        with pytest.raises((_Killed, PionError)):
-            fork(source, store=Breaking(folder, at, error), at=10)
+        with pytest.raises((Crash, PionError)):
+            fork(source, store=FaultyStore(FileStore(folder), at, happen=happen), at=10)
         assert RunState(FileStore(folder), "new").read() is None
         new = fork(source, store=FileStore(folder), at=10)
         assert contents(new).keys() == whole.keys()

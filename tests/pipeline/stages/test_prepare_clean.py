@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 from collections.abc import Sequence
@@ -22,7 +23,6 @@ from pipeline.machine.kill_points import HALT_AT
 from pipeline.stages.prepare import PreparedData
 from tests.support.core_bundle import write_bundle
 from tests.support.corpora import files_of, job_by_file, prepare, prepared, sentences, texts_of
-from tests.support.forked import start_in_fork
 from tests.support.planted_copies import near_copy, plant
 from tests.support.waiting import wait_until
 
@@ -228,7 +228,9 @@ def killed(folder: Path, number: int) -> bool:
     """
     reached = folder / "reached"
     reached.unlink(missing_ok=True)
-    process = start_in_fork(prepare_until, folder, f"shard:{number}:{reached}")
+    forks = multiprocessing.get_context("fork")
+    process = forks.Process(target=prepare_until, args=(folder, f"shard:{number}:{reached}"))
+    process.start()
     wait_until(lambda: reached.exists() or not process.is_alive(), "a mark of prepare")
     process.kill()
     process.join(60)
