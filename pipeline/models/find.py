@@ -124,7 +124,7 @@ def locate_model(text: str) -> Path | Listed | str:
             f"{text} is a folder, but not a model: it has neither {CONFIG} (a checkpoint or an "
             f"exported model) nor HEAD.json (a run). {known_runs(open_store(DEFAULT_STORE))}"
         )
-    if HUB_REPO.fullmatch(text):
+    if HUB_REPO.fullmatch(text) and not text.startswith(f"{DEFAULT_STORE}/"):
         return text
     raise BadInput(
         f"no model {text!r}: there is no such file, folder or run. "

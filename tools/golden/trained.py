@@ -15,7 +15,7 @@ import yaml
 from pion.config.lora import Lora
 from pion.model.lora_projections import adapted
 from tests.families.families import FAMILIES
-from tests.paths import JOBS
+from tests.paths import JOBS, OWN_JOBS
 from tests.support.jobs import tiny_dict, write_tiny_data
 from tests.support.preference_files import label_of, write_jsonl
 from tests.support.preference_runs import PREFER, write_pairs
@@ -55,7 +55,8 @@ def shards() -> Texts:
         for name, changes in TINY_JOBS.items():
             (here.folder / f"{name}.yaml").write_text(yaml.safe_dump(tiny_dict(**changes)))
         tiny = "\n".join(_prepared(here, f"{name}.yaml") for name in TINY_JOBS)
-        demos = [_prepared(here, f"jobs/{path.name}") for path in sorted(JOBS.glob("demo*.yaml"))]
+        own = [path.name for path in OWN_JOBS if path.stem.startswith("demo")]
+        demos = [_prepared(here, f"jobs/{name}") for name in own]
         others = {path.stem for path in JOBS.glob("*.yaml") if not path.stem.startswith("demo")}
         demos += [f"\nThese jobs need the network: {', '.join(sorted(others))}\n"]
         return {"tiny.txt": tiny, f"demos{python}.txt": "".join(demos)}

@@ -124,7 +124,7 @@ def test_a_checkpoint_of_another_copy_of_the_run_is_refused(here):
 def test_an_unknown_name_is_answered_with_the_runs_there_are(here):
     assert "No runs in" in complaint("nothing")
     make_run(here / "runs")
-    message = complaint("dmeo")
+    message = complaint("runs/dmeo@pretrain")  # not a repository of the Hub
     assert "there is no such file, folder or run" in message
     assert "demo." in message
     assert "no run in" in complaint_without_models(here)
