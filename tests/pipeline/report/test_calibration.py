@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-import json
 from typing import Any
 
-from pipeline.job import Job
 from pipeline.report.calibration import calibration_in_brief, calibration_in_words, calibration_rows
-from pipeline.report.page_sections import measured_sections
 from tests.hostile.hostile_run import CALIBRATION
-from tests.pipeline.report.test_model_card import JOB, card_of_history, history_of
+from tests.pipeline.report.test_model_card import card_and_page, card_of
 
 MEASURED = {"loss": 3.0, "calibration": CALIBRATION}
 RESULTS: dict[str, Any] = {"sft": MEASURED, "pretrain": MEASURED, "untrained": MEASURED}
@@ -61,15 +57,13 @@ def test_a_diverged_model_has_dashes() -> None:
 
 
 def test_card_and_page_show_the_table_and_the_sentence() -> None:
-    shown = history_of(Job.model_validate(copy.deepcopy(JOB)), results=RESULTS)
-    card = card_of_history(shown)
-    page = json.dumps(measured_sections(shown, shown.results), ensure_ascii=False)
+    card, page = card_and_page(RESULTS)
     assert "| fine-tuned | held-out text | 31.2 % ± 0.3 | 30.5 % ± 0.4 | 2.3 % ± 0.2 |" in card
     assert '"held-out text", "31.2 % ± 0.3"' in page
     for text in (card, page):
         assert SENTENCE in text
     older = {"sft": {"loss": 3.0, "loss_sem": 0.1, "perplexity": 20.1, "bits_per_byte": 2.0}}
     assert (calibration_rows(older), calibration_in_words(older)) == ([], "")
-    card = card_of_history(history_of(Job.model_validate(copy.deepcopy(JOB)), results=older))
+    card = card_of(results=older)
     assert "3.000 ± 0.100" in card
     assert "ECE" not in card

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-import json
 from typing import Any
 
-from pipeline.job import Job
 from pipeline.report.drafts import draft_blocks, drafts_in_brief
-from pipeline.report.page_sections import measured_sections
-from tests.pipeline.report.test_model_card import JOB, card_of_history, history_of
+from tests.pipeline.report.test_model_card import card_and_page
 
 GREEDY = {"texts": 16, "tokens_per_pass": 1.71, "tokens_per_pass_sem": 0.042, "right": 0.631}
 DRAWN = {"texts": 16, "tokens_per_pass": 1.38, "tokens_per_pass_sem": None, "right": None}
@@ -28,9 +24,7 @@ def test_each_way_to_draw_has_a_row() -> None:
 
 
 def test_card_and_page_say_what_drafts_are() -> None:
-    shown = history_of(Job.model_validate(copy.deepcopy(JOB)), results=RESULTS)
-    card = card_of_history(shown)
-    page = json.dumps(measured_sections(shown, shown.results), ensure_ascii=False)
+    card, page = card_and_page(RESULTS)
     assert "| base | the likeliest | 1.71 ± 0.04 | 63.1 % |" in card
     for text in (card, page):
         assert "guesses the next tokens of a text, and the model checks all" in text

@@ -1,6 +1,7 @@
 """The model card describes the model, in Markdown that the Hub can read."""
 
 import copy
+import json
 import math
 from typing import Any
 
@@ -16,6 +17,7 @@ from pipeline.job.model_section import Base
 from pipeline.report.card_sections import adapter_sections, base_section, gguf_section
 from pipeline.report.history import RunHistory
 from pipeline.report.model_card import _feedforward, _limitations, _of_parts, _positions, model_card
+from pipeline.report.page_sections import measured_sections
 from pipeline.state.head import Head, StageRecord
 from tests.support.jobs import tiny_job
 
@@ -97,6 +99,13 @@ def card_of(*, without: tuple[str, ...] = (), **history: Any) -> str:
 def card_of_history(history: RunHistory) -> str:
     config = history.job.model_config_resolved()
     return model_card(history, config, parameters=5_123_456, vocab_size=2048)
+
+
+def card_and_page(results: dict[str, Any]) -> tuple[str, str]:
+    """Return the card, and the texts of the page's sections on what was measured."""
+    shown = history_of(Job.model_validate(copy.deepcopy(JOB)), results=results)
+    page = json.dumps(measured_sections(shown, results), ensure_ascii=False)
+    return card_of_history(shown), page
 
 
 def test_the_hub_reads_its_metadata() -> None:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import copy
-import json
 from typing import Any
 
 import pytest
 
 from pipeline.job import Job
 from pipeline.report.blocks import share_with_interval
-from pipeline.report.history import RunHistory
-from pipeline.report.page_sections import measured_sections
 from pipeline.report.result_tables import before_after_rows, start_in_words, what_it_forgot
-from tests.pipeline.report.test_model_card import JOB, card_of_history, history_of
+from tests.pipeline.report.test_model_card import JOB, card_and_page
 
 SHA = "0123456789abcdef" * 4
 RESULTS: dict[str, Any] = {
@@ -40,10 +37,6 @@ def job_with(text: str | None = None) -> Job:
     job = Job.model_validate(copy.deepcopy(JOB))
     job.evaluate = job.evaluate.model_copy(update={"text": text})
     return job
-
-
-def history(results: dict[str, Any] = RESULTS, text: str | None = None) -> RunHistory:
-    return history_of(job_with(text), results=results)
 
 
 def with_change(change: float | None, error: float | None) -> dict[str, Any]:
@@ -93,15 +86,9 @@ def test_the_text_is_named_without_its_folder_and_with_its_hash() -> None:
     assert f"The other text is `notes.txt` (sha256 `{SHA}`)" in own
 
 
-def page_of(shown: RunHistory) -> str:
-    """Return the texts of the page's sections on what was measured."""
-    return json.dumps(measured_sections(shown, shown.results), ensure_ascii=False)
-
-
 def test_card_and_page_show_the_table_and_its_meaning() -> None:
-    card = card_of_history(history())
+    card, page = card_and_page(RESULTS)
     assert "| other text (bits per byte) | 1.000 ± 0.200 | 1.050 ± 0.200 | +0.050 ± 0.010 |" in card
-    page = page_of(history())
     assert '"other text (bits per byte)", "1.000 ± 0.200", "1.050 ± 0.200"' in page
     for shown in (card, page):
         assert "Training made the model forget" in shown
@@ -110,11 +97,11 @@ def test_card_and_page_show_the_table_and_its_meaning() -> None:
 
 
 def test_a_run_from_random_weights_has_nothing_of_it() -> None:
-    plain = history({"sft": RESULTS["sft"]})
-    assert before_after_rows(plain.job, plain.results) == []
-    assert what_it_forgot(plain.job, plain.results) == ""
-    assert "efore and after training" not in card_of_history(plain)
-    assert "efore and after training" not in page_of(plain)
+    plain = {"sft": RESULTS["sft"]}
+    assert before_after_rows(job_with(), plain) == []
+    assert what_it_forgot(job_with(), plain) == ""
+    for shown in card_and_page(plain):
+        assert "efore and after training" not in shown
 
 
 def test_the_start_is_said_in_a_line() -> None:
