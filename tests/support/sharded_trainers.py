@@ -77,6 +77,23 @@ def train(trainer: Trainer, steps: int) -> list[dict[str, Any]]:
     return [{key: row[key] for key in wanted} for row in trainer.drain_metrics()]
 
 
+def stop_on_rank_1(trainer: Trainer) -> dict[str, Any]:
+    """Let rank 1 alone ask to stop before its second micro-batch; return what came of the step."""
+    before, asked = whole_state.whole_state(trainer), 0
+
+    def only_rank_1_before_the_second_micro_batch() -> bool:
+        nonlocal asked
+        asked += 1
+        return trainer.rank == 1 and asked == 2
+
+    finished = trainer.train_step(only_rank_1_before_the_second_micro_batch)
+    unchanged = whole_state.same(before, whole_state.whole_state(trainer))
+    return {"finished": finished, "unchanged": unchanged, "asked": asked}
+
+
+STOPPED = {"finished": False, "unchanged": True, "asked": 2}
+
+
 def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
     """Return the largest difference of two models' weights."""
     assert one.keys() == other.keys()

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from pion.data.shards import IGNORED
 from pion.data.tokens.tokenizer import Tokenizer
@@ -148,10 +149,11 @@ def _candidates(scorer: Scorer, rows: Sequence[TokenRow]) -> list[_Scored]:
     """Return the nats of each row's candidates as the token after the row."""
     model = scorer.model
     device = next(model.parameters()).device
-    tokens = _padded([row.ids for row in rows]).to(device)
+    # On the right, so that no token sees padding.
+    tokens = pad_sequence([torch.from_numpy(row.ids).long() for row in rows], batch_first=True)
     last = torch.tensor([len(row.ids) - 1 for row in rows], device=device)
     with torch.autocast(device.type, dtype=scorer.dtype, enabled=scorer.dtype != torch.float32):
-        hidden = model.hidden(tokens)
+        hidden = model.hidden(tokens.to(device))
     states = hidden[torch.arange(len(rows), device=device), last]
     of_row = torch.tensor([i for i, row in enumerate(rows) for _ in row.candidates], device=device)
     every = torch.tensor([each for row in rows for each in row.candidates], device=device)
@@ -163,11 +165,3 @@ def _candidates(scorer: Scorer, rows: Sequence[TokenRow]) -> list[_Scored]:
         nats.append(F.cross_entropy(logits, wanted, reduction="none"))
     scores = iter(torch.cat(nats).double().tolist())
     return [_Scored(tuple(next(scores) for _ in row.candidates), greedy=False) for row in rows]
-
-
-def _padded(rows: Sequence[np.ndarray]) -> Tensor:
-    """Return rows of ids as one tensor, padded on the right, so that no token sees padding."""
-    tokens = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
-    for i, ids in enumerate(rows):
-        tokens[i, : len(ids)] = torch.from_numpy(ids)
-    return tokens

@@ -85,7 +85,9 @@ class Stalling(Client):
             self.answer.pause()
 
 
-@pytest.mark.parametrize("name", ["pion", "tachyon", "daisy"])
+@pytest.mark.parametrize(
+    "name", ["tachyon", *(pytest.param(name, marks=pytest.mark.soak) for name in ("pion", "daisy"))]
+)
 def test_a_paused_answer_has_no_slot_and_goes_on_as_if_it_had_not_paused(name, engines):
     model = initial(FAMILIES[name])
     settings = {"seed": 3, "stop_ids": (), "repetition_penalty": 1.2}

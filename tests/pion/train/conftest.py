@@ -1,5 +1,6 @@
 """A tiny decoder, and tiny data sets on disk for it."""
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +13,7 @@ from pion.data.row_flags import LEARNED, STARTS
 from pion.data.shard_writer import ShardWriter
 from pion.data.shards import Manifest, Rows
 from pion.data.stream import RowStream
+from pion.model import decoder
 from pion.model.decoder import Decoder
 from pion.train import memory, smaller_plan
 from pion.train.memory_trace.request import Peaks
@@ -76,6 +78,22 @@ def _one_thread() -> None:
 def _no_search_for_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
     """After each abandoned step, this would look at all that the tests have imported."""
     monkeypatch.setattr(smaller_plan, "gc", SimpleNamespace(collect=lambda: 0))
+
+
+@pytest.fixture
+def compilations(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """The graphs that torch.compile makes of blocks, which compute without a C++ compiler."""
+    graphs: list[Any] = []
+
+    def count(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(decoder._run_block, backend=count, dynamic=False, fullgraph=True)
+    monkeypatch.setattr(decoder, "_compiled_block", lambda: compiled)
+    torch._dynamo.reset()
+    yield graphs
+    torch._dynamo.reset()
 
 
 @pytest.fixture

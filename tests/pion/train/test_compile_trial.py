@@ -45,21 +45,14 @@ def broken(*_: object) -> Callable[..., Any]:
     raise RuntimeError("no C compiler")
 
 
-def test_a_compiler_that_works_changes_nothing_and_compiles_nothing_twice(monkeypatch):
-    graphs = []
-
-    def count(graph: torch.fx.GraphModule, _: object) -> Callable[..., Any]:
-        graphs.append(graph)
-        return graph.forward
-
-    compile_with(monkeypatch, count)
+def test_a_compiler_that_works_changes_nothing_and_compiles_nothing_twice(compilations):
     assert try_compiler(TRIAL, PLAN) == []
-    assert len(graphs) == 1
+    assert len(compilations) == 1
     settings = TrainSettings(steps=3, global_batch=4, lr=1e-3)
     rows: Any = Rows(TRIAL.config.vocab_size, TRIAL.seq_len)
     with contextlib.closing(Trainer(Decoder(TRIAL.config), rows, settings, PLAN)) as trainer:
         assert trainer.train_step()
-    assert len(graphs) == 1  # the step uses what the trial compiled
+    assert len(compilations) == 1  # the step uses what the trial compiled
 
 
 def test_a_compiler_that_fails_is_named_with_what_training_does_without_it(monkeypatch):

@@ -31,7 +31,7 @@ from pion.train.trainer import ComputePlan, TrainState
 from tests.families.families import FAMILIES
 from tests.support import pair_rows
 from tests.support.ranks import meet, run_ranks
-from tests.support.sharded_trainers import apart, make, rows_of, train
+from tests.support.sharded_trainers import STOPPED, apart, make, rows_of, stop_on_rank_1, train
 from tests.support.whole_state import same, whole_state
 
 STEPS = 3
@@ -68,17 +68,9 @@ def follow(process: Process, name: str, optimizer: str) -> dict[str, Any]:
 def stop_on_one_rank(process: Process) -> dict[str, Any]:
     trainer = process.trainer()
     train(trainer, 1)
-    before, asked = whole_state(trainer), 0
-
-    def only_rank_1_before_the_second_micro_batch() -> bool:
-        nonlocal asked
-        asked += 1
-        return process.rank == 1 and asked == 2
-
-    finished = trainer.train_step(only_rank_1_before_the_second_micro_batch)
-    unchanged = same(before, whole_state(trainer))
+    stopped = stop_on_rank_1(trainer)
     train(trainer, 1)
-    return {"finished": finished, "unchanged": unchanged, "asked": asked}
+    return stopped
 
 
 def resume(process: Process) -> dict[str, Any]:
@@ -315,7 +307,7 @@ def test_a_rank_keeps_its_share_and_saves_each_element_once(ranks):
 
 def test_a_stop_that_one_rank_asks_for_abandons_the_step_on_all(ranks):
     for rank in ranks:
-        assert rank["stop"] == {"finished": False, "unchanged": True, "asked": 2}
+        assert rank["stop"] == STOPPED
 
 
 def test_ranks_resume_bit_for_bit(ranks):

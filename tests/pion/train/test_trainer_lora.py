@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -144,27 +143,6 @@ def test_two_ranks_exchange_the_additions_alone_and_resume_bit_for_bit(ranks):
 
 
 # ---------------------------------------------------------------- compiled
-
-
-@pytest.fixture
-def compilations(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """Count the graphs that torch.compile makes, and compute them without a C++ compiler."""
-    from pion.model import decoder
-
-    graphs: list[Any] = []
-
-    def count(graph: Any, inputs: Any) -> Any:
-        graphs.append(graph)
-        return graph.forward
-
-    monkeypatch.setattr(
-        decoder,
-        "_compiled_block",
-        lambda: torch.compile(decoder._run_block, backend=count, dynamic=False, fullgraph=True),
-    )
-    torch._dynamo.reset()
-    yield graphs
-    torch._dynamo.reset()
 
 
 def test_all_blocks_share_one_compilation_behind_a_frozen_embedding(text, compilations):

@@ -41,7 +41,7 @@ def test_a_folder_by_transformers_gives_the_logits_of_its_class(name, theirs, tm
     assert apart(load_decoder(saved(theirs[name], tmp_path)), theirs[name], LONG) <= ALLOWED
 
 
-@pytest.mark.parametrize("joined", [False, True])
+@pytest.mark.parametrize("joined", [True, pytest.param(False, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("name", STOCK)
 def test_cached_generation_gives_the_tokens_of_its_class(name, joined, theirs):
     ours, prompt = read(theirs[name]), tokens(1030)
