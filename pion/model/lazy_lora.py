@@ -59,8 +59,8 @@ def lazily_adapted(
 
 
 class LazyMerge:
-    """The weights of `base` with LoRA's additions `tensors` merged into them, as `with_tensors`
-    merges them.
+    """The weights of `base` with LoRA's additions `tensors` merged into them, as `merge` merges
+    them.
 
     Raises BadInput for tensors that are not the additions of these settings.
     """

@@ -128,20 +128,6 @@ def merge(model: Decoder) -> Decoder:
     return Decoder.from_state(model.config, state)
 
 
-def with_tensors(base: Decoder, lora: Lora, tensors: Mapping[str, Tensor]) -> Decoder:
-    """Return `base`, a decoder in fp32, with the additions `tensors` merged into it.
-
-    `base` may not be used afterwards. Raises BadInput for tensors that are not the additions of
-    these settings.
-    """
-    lora.targets_of(base.config)
-    if lora.base_dtype == "bfloat16":
-        round_weights(base)
-    add_lora(base, lora, seed=0)
-    copy_additions(tensors, base)
-    return merge(base)
-
-
 @torch.no_grad()
 def copy_additions(source: Mapping[str, Tensor], model: Decoder) -> None:
     """Overwrite the additions of a model. Raises BadInput for tensors that are not these."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -71,39 +71,28 @@ def placeholders(layout: Layout) -> dict[str, Tensor]:
     return {n: torch.empty(shape, dtype=dt, device="meta") for n, (shape, dt) in layout.items()}
 
 
-class Taken(NamedTuple):
-    """How a tensor of this `shape` is made of a saved one: of so many of its first elements. The
-    others are 0."""
-
-    shape: torch.Size
-    elements: int
-
-
 @dataclass(frozen=True)
 class Changed:
-    """Saved tensors of which only some are taken, and which may be cut or filled up; and new ones.
+    """Saved tensors of which only those of `shapes` are taken, and which may be cut; and new ones.
 
     A tensor that is in both is new.
     """
 
     saved: Saved
-    taken: Mapping[str, Taken]
+    shapes: Mapping[str, torch.Size]
     new: Mapping[str, Tensor] = field(default_factory=dict)
 
     def layout(self) -> Layout:
         """Return the shape and the dtype of each tensor, by name."""
         of_saved = self.saved.layout()
-        found = {name: (taken.shape, of_saved[name][1]) for name, taken in self.taken.items()}
+        found = {name: (shape, of_saved[name][1]) for name, shape in self.shapes.items()}
         return found | {name: (tensor.shape, tensor.dtype) for name, tensor in self.new.items()}
 
     def part(self, name: str, start: int, stop: int) -> Tensor:
         """Return the elements [start, stop) of a flattened tensor."""
         if name in self.new:
             return self.new[name].reshape(-1)[start:stop]
-        elements = self.taken[name].elements
-        found = self.saved.part(name, min(start, elements), min(stop, elements))
-        zeros = stop - start - len(found)
-        return torch.cat([found, found.new_zeros(zeros)]) if zeros else found
+        return self.saved.part(name, start, stop)
 
 
 @dataclass(frozen=True)

@@ -38,15 +38,15 @@ def fitted_lazily(
     Parts that only `config` has are new, and drawn with the `seed`. Raises BadInput if the two
     models differ in more than `FREE`.
     """
-    from pion.model.saved_weights import Changed, Taken, placeholders
+    from pion.model.saved_weights import Changed, placeholders
 
     given, saved = found
     _require_same_model(config, given, source)
     state = _with_positions(config, placeholders(saved.layout()))
     state = _with_parts_apart(config, _with_gates(config, state), seed)
-    taken = {name: Taken(tensor.shape, tensor.numel()) for name, tensor in state.items()}
+    taken = {name: tensor.shape for name, tensor in state.items() if tensor.is_meta}
     new = {name: tensor for name, tensor in state.items() if not tensor.is_meta}
-    return Changed(saved, {name: each for name, each in taken.items() if name not in new}, new)
+    return Changed(saved, taken, new)
 
 
 def _with_positions(config: ModelConfig, state: dict[str, Tensor]) -> dict[str, Tensor]:

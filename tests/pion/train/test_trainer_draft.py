@@ -11,7 +11,7 @@ import torch
 from pion.config.lora import Lora
 from pion.model.decoder import Decoder
 from pion.model.draft_block import block_of
-from pion.model.lora_projections import adapted, additions, with_tensors
+from pion.model.lora_projections import adapted, additions, merge
 from pion.model.params_and_flops import cost_of, token_flops
 from pion.train.phases import Phase, only_apart
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings
@@ -93,7 +93,7 @@ def test_under_lora_a_state_has_the_additions_alone_and_fits_the_base(text):
     assert trainer.train_step()
     learned = trainer.state().model
     assert learned.keys() == additions(model).keys()
-    merged, base = with_tensors(decoder(), Lora(rank=4), learned), decoder()  # as a command does
+    merged, base = merge(model), decoder()
     kept, own = merged.state_dict(), base.state_dict()
     learned_before = [name for name in own if name.startswith("draft.")]
     assert learned_before

@@ -11,7 +11,7 @@ from torch import Tensor
 from pion.config.lora import Adapter, BaseModel, Lora
 from pion.errors import PionError
 from pion.model.decoder import Decoder
-from pion.model.lora_projections import adapted, additions, with_tensors
+from pion.model.lora_projections import adapted, additions, merge
 from pion.train.settings import ComputePlan
 from pipeline.console.messages import Note
 from pipeline.training.reference.compute import make_reference
@@ -106,8 +106,7 @@ def test_lora_that_begins_with_additions_has_their_model_as_its_reference(world:
     assert resume(world, again) == []
     with pytest.raises(PionError, match="these reference numbers are not of these weights"):
         resume(world, by_lora(model_of_the_world()))  # the base alone
-    merged = with_tensors(model_of_the_world(), adapter.lora, tensors)
-    assert resume(world, by_lora(merged)) == []
+    assert resume(world, by_lora(merge(model))) == []
 
 
 def test_other_additions_have_another_reference(world: World) -> None:
