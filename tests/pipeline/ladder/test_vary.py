@@ -1,4 +1,4 @@
-"""What `--vary` takes, and what it refuses."""
+"""What `--vary` takes, and what it refuses. test_search.py refuses settings that train the same."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from pion.errors import BadInput
 from pipeline.base.read_job import read_job
 from pipeline.job.digest import digest_job
-from pipeline.ladder.vary import Setting, refuse_same, refuse_unpaired, run_name, settings_of
+from pipeline.ladder.vary import Setting, refuse_unpaired, run_name, settings_of
 from pipeline.state.stores.base import is_run_name
 from tests.pipeline.ladder.fake_runs import write_job
 
@@ -67,14 +67,6 @@ def test_settings_whose_runs_are_not_paired_are_refused(
     with pytest.raises(BadInput, match=says) as refused:
         refuse_unpaired(job, digest_job(job), Setting((override,)), varied, digest_job(varied))
     assert "Nothing was started" in str(refused.value)
-
-
-def test_settings_that_train_the_same_are_refused(tmp_path: Path) -> None:
-    path = write_job(tmp_path)
-    settings = settings_of(["hardware.micro_batch=1,2"])
-    digests = [digest_job(read_job(path, setting.overrides)) for setting in settings]
-    with pytest.raises(BadInput, match="train the same"):
-        refuse_same(settings, digests, "pretrain")
 
 
 @pytest.mark.parametrize(

@@ -59,18 +59,12 @@ def old_table(content: str) -> Callable[[Path], Path]:
     return write
 
 
-def empty_folder(folder: Path) -> Path:
-    (folder / "empty").mkdir()
-    return folder / "empty"
-
-
 NONE = "--from", "none"
 NO_COPY = "Correct them. Nothing was written."
-# What is written, the options, and what the refusal says.
+# What is written, the options, and what the refusal says. test_files.py, test_read.py and
+# test_layouts.py have the other refusals.
 REFUSED: dict[str, tuple[Callable[[Path], Path], tuple[str, ...], tuple[str, ...]]] = {
     "a line": (own_data.bad_line, NONE, ("articles.jsonl:3 is not valid JSON",)),
-    "cut off": (own_data.cut_gzip, NONE, ("cut.jsonl.gz: damaged gzip file",)),
-    "Latin": (own_data.latin1, NONE, ("letters.txt:2: not UTF-8 text; convert it with: iconv",)),
     "CR alone": (old_table("question,answer\ra,b\r"), NONE, ("old.csv:1: the ", NO_COPY)),
     "no name": (old_table("q,,a\n1,2,3\n"), NONE, ("old.csv:1: the ", NO_COPY)),
     "two columns": (
@@ -79,7 +73,6 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], tuple[str, ...], tuple[str, ...
         ("Decide with --text-column title or --text-column body",),
     ),
     "roles": (own_data.customers, (), ("--roles 'customer=user,agent=assistant'",)),
-    "nothing": (empty_folder, (), ("empty is empty: it has no files",)),
     "no folder": (own_data.jsonl_texts, ("--out", "no/such.yaml"), ("its folder does not exist",)),
     **{
         f"${dollars}": (own_data.jsonl_texts, (f"--dollars={dollars}",), ("must be above 0",))
@@ -182,13 +175,6 @@ def test_what_is_too_little_is_said_before_prices_are_asked(
 
 
 # ---------------------------------------------------------------- one message each
-
-
-def test_a_folder_with_the_weights_of_a_model(here: Path, pion: Pion, plain_base: Path) -> None:
-    (here / "model").symlink_to(plain_base)
-    said = refused(pion, here / "model")
-    assert "has the weights of a model" in said
-    assert "pion new DATA --from model" in said
 
 
 def test_no_price_for_any_card(here: Path, pion: Pion, sky_home: SkyHome) -> None:

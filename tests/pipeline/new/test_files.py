@@ -69,10 +69,6 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     assert f"{tmp_path} is empty: it has no files. Pion reads text" in refusal(tmp_path)
 
 
-def test_a_missing_path_is_refused(tmp_path: Path) -> None:
-    assert "nothing does not exist. Give a file or a folder." in refusal(tmp_path / "nothing")
-
-
 @pytest.mark.parametrize("readme", [False, True])
 def test_a_folder_with_the_weights_of_a_model_is_refused(tmp_path: Path, readme: bool) -> None:
     (tmp_path / "config.json").write_text("{}")
@@ -93,24 +89,29 @@ def test_a_model_next_to_data_is_refused_with_its_folder(tmp_path: Path) -> None
     assert f"has data, and a model in {model}. Give the folder" in refusal(tmp_path)
 
 
-def test_tokenized_files_are_refused(tmp_path: Path) -> None:
+def test_a_folder_of_tokens_is_refused(tmp_path: Path) -> None:
     (tmp_path / "shard_0.npy").write_bytes(b"\x93NUMPY")
     assert "has tokens, not text" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("name", "advice"), [("book.pdf", "Convert it to text first."), ("all.zip", "Unpack it first.")]
+    ("name", "content", "said"),
+    [
+        ("nothing", None, "nothing does not exist. Give a file or a folder."),
+        ("book.pdf", b"%PDF", "Convert it to text first."),
+        ("all.zip", b"PK\0\0", "Unpack it first."),
+        ("picture.raw", b"\0\1\2", "is not text: it has zero bytes"),
+    ],
 )
-def test_a_file_that_can_be_converted_is_refused_with_the_way(
-    tmp_path: Path, name: str, advice: str
+def test_what_is_no_text_is_refused_with_what_to_do(
+    tmp_path: Path, name: str, content: bytes | None, said: str
 ) -> None:
-    (tmp_path / name).write_bytes(b"PK\0\0")
-    assert advice in refusal(tmp_path / name)
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    assert said in refusal(tmp_path / name)
 
 
 def test_a_text_of_another_ending_is_text_if_it_is_named(tmp_path: Path) -> None:
     (tmp_path / "book.rst").write_text("A book.\n")
     (group,) = find_data(tmp_path / "book.rst").groups
     assert group.kind == "text"
-    (tmp_path / "picture.raw").write_bytes(b"\0\1\2")
-    assert "is not text: it has zero bytes" in refusal(tmp_path / "picture.raw")

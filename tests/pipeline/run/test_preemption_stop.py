@@ -62,14 +62,9 @@ def test_a_short_notice_stops_the_run_at_once(run: Run, seconds: float) -> None:
     assert run.said == []
 
 
-def test_a_long_notice_stops_a_run_at_once_that_has_not_measured_a_save(run: Run) -> None:
-    run.preemption_stop.saved(None, None)
-    run.preemption_stop.noticed(NOTICE, 120.0)
-    assert run.stopping.asked
-
-
-def test_a_long_notice_stops_a_run_at_once_whose_save_needs_all_of_it(run: Run) -> None:
-    run.preemption_stop.saved(5.0, 60.0)
+@pytest.mark.parametrize("save", [(None, None), (5.0, 60.0)], ids=["not measured", "needs all"])
+def test_a_long_notice_stops_a_run_at_once_that_may_need_all_of_it_to_save(run: Run, save) -> None:
+    run.preemption_stop.saved(*save)
     run.preemption_stop.noticed(NOTICE, 120.0)
     assert run.stopping.asked
 

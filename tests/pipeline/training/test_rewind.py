@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from pion.data.order import rank_rows, step_rows
 from pion.errors import BadInput, Fenced, PionError, Trouble
 from pipeline.state.claim import claim_run
-from pipeline.state.head import CheckpointEntry, Head, SkippedRows
+from pipeline.state.head import Head, SkippedRows
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
 from pipeline.training.rewind import plan_rewind, rows_to_skip
-from tests.support.states import list_checkpoint, someone
+from tests.support.states import an_entry, list_checkpoint, someone
 
 ROWS = 6  # in a step of the tests below
 DIGEST = "d"
@@ -32,24 +32,11 @@ def skipped_at(step: int, why: str = "loss nan", digest: str = DIGEST) -> Skippe
     return SkippedRows(first, stop, step=step, epoch=1, digest=digest, why=why, at=5.0)
 
 
-def entry(step: int, stage: str = "pretrain") -> CheckpointEntry:
-    return CheckpointEntry(
-        stage=stage,
-        step=step,
-        epoch=1,
-        digest=DIGEST,
-        key=f"checkpoints/{stage}/{step}-1",
-        at=1.0,
-        bytes=10,
-        model_sha256="0" * 64,
-    )
-
-
 def head_with(skipped: list[SkippedRows], saved: int | None = None) -> Head:
     head = Head(epoch=7)
     for record in skipped:
         head = head.with_skipped("pretrain", record)
-    return head if saved is None else head.with_checkpoint(entry(saved))
+    return head if saved is None else head.with_checkpoint(an_entry(saved))
 
 
 def plan(head: Head, step: int, max_rewinds: int = 3, digest: str = DIGEST) -> SkippedRows:
@@ -94,7 +81,7 @@ def train_with_trouble(bad, steps, global_batch, start, chance):
             step, next_row, trained = step + 1, after, trained + computed
             if chance.random() < 0.4:
                 saves.append(Saved(step, next_row, json_pairs(skipped), trained))
-                head = head.with_checkpoint(entry(step))
+                head = head.with_checkpoint(an_entry(step))
             if interruptions and chance.random() < 0.1:
                 interruptions -= 1
                 break
@@ -207,7 +194,7 @@ def test_troubles_of_another_stage_or_digest_use_up_no_try() -> None:
 def test_checkpoints_of_another_stage_forgive_nothing() -> None:
     head = head_with([skipped_at(step) for step in (5, 6, 7)])
     with pytest.raises(PionError):
-        plan(head.with_checkpoint(entry(9000, stage="prior")), step=8)
+        plan(head.with_checkpoint(an_entry(9000, stage="prior")), step=8)
 
 
 def test_no_rewinds_allowed_means_stopping_at_the_first_trouble() -> None:
@@ -255,7 +242,7 @@ def run(tmp_path: Path) -> RunState:
 def test_skipped_rows_are_in_head_for_whoever_continues(run: RunState) -> None:
     claim = claim_run(run, someone())
     claim.commit(lambda head: head.with_skipped("pretrain", skipped_at(3)))
-    list_checkpoint(claim, entry(5))
+    list_checkpoint(claim, an_entry(5))
     claim.commit(
         lambda head: head.with_skipped(
             "pretrain", skipped_at(8, "loss 9.1, above 3 × the median 2 of 64 steps")
@@ -281,12 +268,12 @@ def test_a_process_that_was_taken_over_skips_nothing(run: RunState) -> None:
 
 
 def test_a_head_from_before_there_were_skipped_rows_is_read(run: RunState) -> None:
-    list_checkpoint(claim_run(run, someone()), entry(5))
+    list_checkpoint(claim_run(run, someone()), an_entry(5))
     raw = json.loads(run.store.read("demo/HEAD.json"))
     del raw["skipped"]
     head = Head.from_json(json.dumps(raw).encode(), "HEAD.json")
     assert head.skipped == {}
-    assert head.checkpoints == (entry(5),)
+    assert head.checkpoints == (an_entry(5),)
 
 
 def test_a_record_of_skipped_rows_that_is_damaged_or_newer_is_refused(run: RunState) -> None:
