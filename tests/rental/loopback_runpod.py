@@ -1,18 +1,13 @@
 """A RunPod whose pods are on this machine: the part of the GraphQL API that SkyPilot uses."""
 
-from __future__ import annotations
-
 import base64
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, Literal
 
 from tests.rental.pods import Pod
 from tests.support.runpod_api import RunPodApi, argument, serve_runpod
-from tests.support.sky_catalog import PRICES, Price
+from tests.support.sky_catalog import PRICES
 
 SOLD_OUT = "There are no longer any instances available with the requested specifications."
 
@@ -20,41 +15,33 @@ SOLD_OUT = "There are no longer any instances available with the requested speci
 class RunPod(RunPodApi):
     """The account of one user: its pods, and every request to the API."""
 
-    def __init__(
-        self, folder: Path, image: Path, environment: dict[str, str], ports: list[int]
-    ) -> None:
+    def __init__(self, folder, image, environment, ports):
         super().__init__()
         self.url = ""
         # GPUs that can't be rented, by RunPod's names ("NVIDIA A40").
-        self.sold_out: set[str] = set()
+        self.sold_out = set()
         # Whether no GPU can be rented as spot.
         self.no_spot = False
         # The price list, by SkyPilot's names of the GPUs.
-        self.prices: Mapping[str, Price] = PRICES
+        self.prices = PRICES
         # How many times its catalog price a pod costs.
         self.times_dearer = 1.0
         # How many of the next pods get a tenth of the requested disk.
         self.small_disks = 0
         # Every pod ever rented, including pods that are gone.
-        self.all_pods: list[Pod] = []
+        self.all_pods = []
         self._folder, self._image = folder, image
         self._environment, self._ports = environment, ports
         self._lock = threading.RLock()
         self._notice = threading.Lock()
 
-    def pods(self, status: str | None = "RUNNING") -> list[Pod]:
+    def pods(self, status="RUNNING"):
         """Return the pods that the API lists with `status` (None: any), the oldest first."""
         with self._lock:
             listed = [pod for pod in self.all_pods if pod.status != "TERMINATED"]
             return [pod for pod in listed if status is None or pod.status == status]
 
-    def preempt(
-        self,
-        pod: Pod,
-        notice: float = 5.0,
-        leaves: Literal["gone", "exited"] = "gone",
-        early: Callable[[], bool] = lambda: False,
-    ) -> None:
+    def preempt(self, pod, notice=5.0, leaves="gone", early=lambda: False):
         """Take a pod away: send SIGTERM, wait `notice` seconds (0: no signal) or until `early()`,
         then kill it.
 
@@ -66,7 +53,7 @@ class RunPod(RunPodApi):
         with self._lock:
             pod.status = "EXITED" if leaves == "exited" else "TERMINATED"
 
-    def cut_off(self, pod: Pod) -> None:
+    def cut_off(self, pod):
         """Remove a pod from the API and cut its ssh, while its processes continue.
 
         The processes still reach the store. `pod.end()` ends them.
@@ -75,30 +62,30 @@ class RunPod(RunPodApi):
             pod.status = "TERMINATED"
         pod.close_ssh()
 
-    def forget(self) -> None:
+    def forget(self):
         """End every pod, cut off or not, and reset the account."""
         for pod in self.all_pods:
             pod.end()
         self.all_pods, self.requests, self.sold_out, self.small_disks = [], [], set(), 0
         self.no_spot, self.times_dearer = False, 1.0
 
-    def list_pods(self) -> list[dict[str, Any]]:
+    def list_pods(self):
         return [_listed(pod, self.cost(pod)) for pod in self.pods(None)]
 
-    def cost(self, pod: Pod) -> float:
+    def cost(self, pod):
         """Return the dollars per hour that a pod is billed."""
         price = self.prices.get(pod.gpu.removeprefix("NVIDIA ").replace(" ", ""))
         on_demand = price.on_demand if price is not None else None
         return self.times_dearer * (pod.bid or on_demand or 0.0)
 
-    def terminate(self, pod_id: str) -> None:
+    def terminate(self, pod_id):
         with self._notice:
             for pod in self.pods(None):
                 if pod.id == pod_id:
                     pod.end()
                     pod.status = "TERMINATED"
 
-    def answer_other(self, query: str) -> dict[str, Any]:
+    def answer_other(self, query):
         for mutation in ("podRentInterruptable", "podFindAndDeployOnDemand"):
             if mutation in query:
                 pod = self.rent_pod(query, use_spot=mutation == "podRentInterruptable")
@@ -114,7 +101,7 @@ class RunPod(RunPodApi):
             return {"myself": {"id": "user", "pubKey": "", "networkVolumes": []}}
         return super().answer_other(query)
 
-    def rent_pod(self, query: str, *, use_spot: bool) -> Pod:
+    def rent_pod(self, query, *, use_spot):
         gpu = argument(query, "gpuTypeId")
         if gpu in self.sold_out or (use_spot and self.no_spot):
             raise ValueError(SOLD_OUT)
@@ -142,9 +129,7 @@ class RunPod(RunPodApi):
 
 
 @contextmanager
-def loopback_runpod(
-    folder: Path, image: Path, environment: dict[str, str], ports: list[int]
-) -> Iterator[RunPod]:
+def loopback_runpod(folder, image, environment, ports):
     """Serve until the block ends, then end every pod."""
     runpod = RunPod(folder, image, environment, ports)
     with serve_runpod(runpod) as url:
@@ -163,12 +148,12 @@ gpuTypeId: "NVIDIA A40", bidPerGpu: 0.2, containerDiskInGb: 1, dockerArgs:
 "bash -c 'echo {init} | base64 --decode > init.sh; bash init.sh'" }} ) {{ id }} }}"""
 
 
-def rent(init: str, name: str = "test-head") -> str:
+def rent(init, name="test-head"):
     """Return the request that rents a pod of that name with this start script."""
     return _RENT.format(name=name, init=base64.b64encode(init.encode()).decode())
 
 
-def _listed(pod: Pod, cost: float) -> dict[str, Any]:
+def _listed(pod, cost):
     ports = None
     if pod.status == "RUNNING" and (ssh := pod.ssh_port) is not None:
         public = {"ip": "127.0.0.1", "isIpPublic": True, "privatePort": 22, "publicPort": ssh}

@@ -4,15 +4,12 @@ A pod has its own loopback, so two pods can use the same ports. The bridge decid
 pass in or out, and can cut them at any time.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 
 from tests.support.waiting import PATIENCE_SECONDS
 
@@ -37,7 +34,7 @@ while word := line.recv(16):
 class Namespace:
     """The network namespace of process `pid`."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid):
         self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._lock = threading.Lock()
         with theirs:
@@ -46,7 +43,7 @@ class Namespace:
                 stdin=theirs.fileno(),
             )
 
-    def connect(self, port: int) -> socket.socket:
+    def connect(self, port):
         """Connect to `port` on the namespace's loopback. Raises OSError."""
         made = self._make(0)
         try:
@@ -56,15 +53,15 @@ class Namespace:
             raise
         return made
 
-    def listen(self, port: int) -> socket.socket:
+    def listen(self, port):
         """Return a socket that listens on `port` of the namespace's loopback. Raises OSError."""
         return self._make(port)
 
-    def close(self) -> None:
+    def close(self):
         self._line.close()
         self._process.wait(PATIENCE_SECONDS)
 
-    def _make(self, port: int) -> socket.socket:
+    def _make(self, port):
         with self._lock:
             self._line.send(str(port).encode())
             _, fds, *_ = socket.recv_fds(self._line, 1, 1)
@@ -76,18 +73,18 @@ class Namespace:
 class Bridge:
     """Forwards connections of `listener` to the sockets that `connect` returns, until it is cut."""
 
-    def __init__(self, listener: socket.socket, connect: Callable[[], socket.socket]) -> None:
+    def __init__(self, listener, connect):
         self._listener, self._connect = listener, connect
-        self._open: set[socket.socket] = set()
+        self._open = set()
         self._lock = threading.Lock()
         threading.Thread(target=self._accept, daemon=True).start()
 
     @property
-    def port(self) -> int:
-        port: int = self._listener.getsockname()[1]
+    def port(self):
+        port = self._listener.getsockname()[1]
         return port
 
-    def cut(self) -> None:
+    def cut(self):
         """End every connection, and accept no more."""
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)  # wakes `accept`, which `close` does not
@@ -97,7 +94,7 @@ class Bridge:
                 with contextlib.suppress(OSError):
                     end.shutdown(socket.SHUT_RDWR)
 
-    def _accept(self) -> None:
+    def _accept(self):
         while True:
             try:
                 near, _ = self._listener.accept()
@@ -105,7 +102,7 @@ class Bridge:
                 return
             threading.Thread(target=self._serve, args=(near,), daemon=True).start()
 
-    def _serve(self, near: socket.socket) -> None:
+    def _serve(self, near):
         try:
             far = self._connect()
         except OSError:
@@ -122,7 +119,7 @@ class Bridge:
                 self._open -= {near, far}
 
 
-def _pump(source: socket.socket, target: socket.socket) -> None:
+def _pump(source, target):
     with contextlib.suppress(OSError):
         while chunk := source.recv(65536):
             target.sendall(chunk)
@@ -130,6 +127,6 @@ def _pump(source: socket.socket, target: socket.socket) -> None:
         target.shutdown(socket.SHUT_WR)
 
 
-def separate_network(pid: int) -> bool:
+def separate_network(pid):
     """Return whether process `pid` has another network namespace than this one. Raises OSError."""
     return os.readlink(f"/proc/{pid}/ns/net") != os.readlink("/proc/self/ns/net")

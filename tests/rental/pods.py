@@ -5,8 +5,6 @@ name and loopback network. It only reaches the ports that are passed in. When it
 ends, everything in it is gone.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shlex
@@ -16,7 +14,6 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -83,9 +80,7 @@ class Pod:
     _passed_in: list[Bridge] = field(default_factory=list)
     _last_log: str = ""
 
-    def boot(
-        self, folder: Path, image: Path, init: str, environment: dict[str, str], ports: list[int]
-    ) -> None:
+    def boot(self, folder, image, init, environment, ports):
         """Start the pod with the start script `init`, and pass in `ports` of our loopback.
 
         `folder` gets the files for the start; `image` has the files that this machine lacks.
@@ -139,12 +134,12 @@ class Pod:
             self._passed_in.append(Bridge(network.listen(port), partial(_to_loopback, port)))
 
     @property
-    def alive(self) -> bool:
+    def alive(self):
         """Whether the pod's processes run; the cloud may say otherwise."""
         return self._unshare is not None and self._unshare.poll() is None
 
     @property
-    def ssh_port(self) -> int | None:
+    def ssh_port(self):
         """The port of our loopback that leads to the pod's sshd; None until sshd answers."""
         if self._network is None or self._ssh is None:
             return None
@@ -155,11 +150,11 @@ class Pod:
         return self._ssh.port
 
     @property
-    def home(self) -> Path:
+    def home(self):
         """The pod's home folder, seen from here, while the pod is alive."""
         return Path(f"/proc/{self._first_process()}/root{HOME}")
 
-    def job_log(self) -> str:
+    def job_log(self):
         """Return the output of the pod's SkyPilot job, also after the pod's end; empty without a
         job."""
         if not self.alive:
@@ -169,7 +164,7 @@ class Pod:
             return "".join(log.read_text(errors="replace") for log in logs)
         return ""
 
-    def processes(self) -> dict[int, str]:
+    def processes(self):
         """Return every process except the first: its id as seen from here, and its command."""
         first = self._first_process()
         found = {}
@@ -184,7 +179,7 @@ class Pod:
                         found[int(entry.name)] = b" ".join(words).decode(errors="replace")
         return found
 
-    def signal(self, number: int) -> None:
+    def signal(self, number):
         """Send signal `number` to all processes except those that keep the pod alive: the first
         process, which is SkyPilot's start script, and its final `sleep infinity`."""
         for pid, command in self.processes().items():
@@ -192,12 +187,11 @@ class Pod:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, number)
 
-    def close_ssh(self) -> None:
+    def close_ssh(self):
         """Cut the pod off from ssh. Its processes continue, and still reach the store."""
-        assert self._ssh is not None
         self._ssh.cut()
 
-    def end(self, notice: float = 0.0, early: Callable[[], bool] = lambda: False) -> None:
+    def end(self, notice=0.0, early=lambda: False):
         """Kill the pod. With `notice`, first send SIGTERM and wait that many seconds, or fewer:
         until `early()`."""
         if notice:
@@ -216,19 +210,18 @@ class Pod:
             self._network = None
         self.ended = self.ended or time.time()
 
-    def _first_process(self) -> int:
-        assert self._unshare is not None
+    def _first_process(self):
         pid = self._unshare.pid
         with contextlib.suppress(OSError, IndexError):  # no such process, no child
             return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
         return 0
 
 
-def _bound_again(*folders: str) -> str:
+def _bound_again(*folders):
     """Return commands that make `folders` visible although the pod's empty /tmp hides them."""
     hidden = [shlex.quote(folder) for folder in folders if folder.startswith("/tmp/")]
     return "\n".join(f"mkdir -p .{folder}; mount --bind {folder} .{folder}" for folder in hidden)
 
 
-def _to_loopback(port: int) -> socket.socket:
+def _to_loopback(port):
     return socket.create_connection(("127.0.0.1", port))

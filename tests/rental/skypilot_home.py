@@ -4,8 +4,6 @@ Everything is in one folder. Its name is in the environment of every process, so
 them all and remove the folder, however the tests end.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -13,11 +11,9 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from pipeline.rent.managed.provider.jobs import ENDED
 from pipeline.workers.reaper import start_reaper
@@ -25,7 +21,7 @@ from tests.paths import REPOSITORY
 from tests.rental.loopback_runpod import RunPod, loopback_runpod
 from tests.rental.pods import HOME, RUNTIME
 from tests.support.runpod_api import CONFIG
-from tests.support.sky_catalog import PRICES, Price, write_catalog
+from tests.support.sky_catalog import PRICES, write_catalog
 from tests.support.waiting import LONG_SECONDS, PATIENCE_SECONDS, run_to_end
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -45,11 +41,11 @@ class Loopback:
     """For subprocesses that use this SkyPilot: `sky …`, `pion launch …`, or `import sky`."""
 
     @property
-    def user_hash(self) -> str:
+    def user_hash(self):
         """The hash with which SkyPilot marks machines that are rented from here."""
         return (self.home / ".sky" / "user_hash").read_text().strip()
 
-    def sky(self, *arguments: str, **more_environment: str) -> str:
+    def sky(self, *arguments, **more_environment):
         """Run `sky` with `arguments` and return its output. Raises RuntimeError if it fails."""
         done = subprocess.run(
             [f"{sys.prefix}/bin/sky", *arguments],
@@ -65,34 +61,32 @@ class Loopback:
             raise RuntimeError(f"sky {' '.join(arguments)}: exit {done.returncode}\n{done.stdout}")
         return done.stdout
 
-    def jobs(self) -> list[dict[str, Any]]:
+    def jobs(self):
         """Return every managed job in SkyPilot's queue."""
         output = self.sky("jobs", "queue", "-o", "json")
         begin = output.find("[\n")  # without jobs the output is only words
         return list(json.JSONDecoder().raw_decode(output[begin:])[0]) if begin >= 0 else []
 
-    def living_jobs(self) -> list[dict[str, Any]]:
+    def living_jobs(self):
         """Return the jobs that have a machine or may still get one."""
         return [job for job in self.jobs() if str(job["status"]).rpartition(".")[2] not in ENDED]
 
-    def start(self) -> None:
+    def start(self):
         """Start the API server. This takes about 15 s."""
         self.sky("api", "start")
 
-    def stop(self) -> None:
+    def stop(self):
         """Stop the API server, as a sleeping laptop does. Pods and their jobs continue."""
         self.sky("api", "stop")
 
-    def write_catalog(
-        self, prices: Mapping[str, Price] = PRICES, regions: Mapping[str, str] | None = None
-    ) -> None:
+    def write_catalog(self, prices=PRICES, regions=None):
         """Change the price list. The API server only reads it when it starts: stop and start it."""
         write_catalog(self.home, prices, regions)
         self.runpod.prices = prices
 
 
 @contextmanager
-def loopback_skypilot(ports: list[int]) -> Iterator[Loopback]:
+def loopback_skypilot(ports):
     """Start SkyPilot's API server with nothing rented. The pods can reach our `ports`."""
     folder = Path(tempfile.mkdtemp(prefix="pion-rental-", dir="/var/tmp"))
     reaper = start_reaper(folder)
@@ -113,7 +107,7 @@ def loopback_skypilot(ports: list[int]) -> Iterator[Loopback]:
         reaper.wait(PATIENCE_SECONDS)
 
 
-def build_image(folder: Path, image: Path) -> dict[str, str]:
+def build_image(folder, image):
     """Make the files that pods have and this machine lacks; return the environment of pods.
 
     They replace an image with CUDA's torch, sshd and SkyPilot's runtime. The torch, and the
@@ -141,7 +135,7 @@ def build_image(folder: Path, image: Path) -> dict[str, str]:
     }
 
 
-def build_runtime(uv: str, runtime: Path) -> None:
+def build_runtime(uv, runtime):
     """Install what SkyPilot installs before a job: Ray and itself, in Python 3.10."""
     import sky
     from sky.skylet import constants
@@ -169,7 +163,7 @@ class NoRuntime(Exception):
     """SkyPilot's runtime for pods can't be installed on this machine."""
 
 
-def find_python() -> str | None:
+def find_python():
     """Return a Python 3.10 to build SkyPilot's runtime with; None if this machine has none."""
     pyenv = Path("~/.pyenv/versions").expanduser()  # its shims are not interpreters
     folders = [str(path.parent) for path in pyenv.glob("3.10.*/bin/python3.10")]
@@ -179,7 +173,7 @@ def find_python() -> str | None:
     return found.stdout.strip() if found.returncode == 0 else None
 
 
-def find_uv() -> str:
+def find_uv():
     """Return the uv binary itself, not a version manager's shim."""
     if "UV" in os.environ:  # set by `uv run`
         return os.environ["UV"]
@@ -187,7 +181,7 @@ def find_uv() -> str:
     return run_to_end(command, check=True).stdout.strip()
 
 
-def _environment(home: Path, api: str) -> dict[str, str]:
+def _environment(home, api):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("SKYPILOT_", "AWS_"))}

@@ -1,10 +1,7 @@
 """The sockets at which processes listen, and which of them other machines may reach."""
 
-from __future__ import annotations
-
 import ipaddress
 import socket
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import psutil
@@ -18,7 +15,7 @@ class Socket(NamedTuple):
     port: int
 
 
-def listening(pids: Iterable[int]) -> set[Socket]:
+def listening(pids):
     """Return the sockets at which these processes listen."""
     found = set()
     for pid in pids:
@@ -34,12 +31,12 @@ def listening(pids: Iterable[int]) -> set[Socket]:
     return found
 
 
-def open_to_others(sockets: Iterable[Socket]) -> set[Socket]:
+def open_to_others(sockets):
     """Return the sockets that are not bound to loopback."""
     return {each for each in sockets if not _is_loopback(each.address)}
 
 
-def _is_loopback(address: str) -> bool:
+def _is_loopback(address):
     ip = ipaddress.ip_address(address)
     mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
     return (mapped or ip).is_loopback

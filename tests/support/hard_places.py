@@ -2,8 +2,6 @@
 low limits.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 import resource
@@ -42,7 +40,7 @@ class OnSmallDisk:
     used: Mapping[str, int]
 
 
-def run_on_small_disk(job: Path, size: int) -> OnSmallDisk:
+def run_on_small_disk(job, size):
     """Run the job with its store and `publish.to` on a new disk of `size` bytes; then give the disk
     room, and run the job again. Only this process can see the disk.
 
@@ -66,7 +64,7 @@ def run_on_small_disk(job: Path, size: int) -> OnSmallDisk:
     return OnSmallDisk(first, partial, again, final_weights(disk), used)
 
 
-def why_no_small_disk() -> str | None:
+def why_no_small_disk():
     """Return why this machine can't mount a disk for one process; None if it can."""
     try:
         _own_mounts()
@@ -76,7 +74,7 @@ def why_no_small_disk() -> str | None:
     return None
 
 
-def run_limited(limits: Mapping[int, int], *command: str, folder: str, user: int = 0) -> Ended:
+def run_limited(limits, *command, folder, user=0):
     """Run a command as `user` (0: this user) with these resource limits."""
     cheaper()
     for what, most in limits.items():
@@ -88,33 +86,33 @@ def run_limited(limits: Mapping[int, int], *command: str, folder: str, user: int
     return pion(*command, folder=folder)
 
 
-def cheaper() -> None:
+def cheaper():
     """Replace slow parts of a run that hardly write: how fast this CPU is, what a plot shows, and
     the import of transformers."""
     import pion.formats.verify
     import pion.train.hardware
     import pipeline.report.plots
 
-    def flops(*arguments: object) -> float:
+    def flops(*arguments):
         return 1e11
 
-    def verified(*arguments: object, **options: object) -> float:
+    def verified(*arguments, **options):
         return 0.0
 
-    def plot(*arguments: object) -> bytes:
+    def plot(*arguments):
         return bytes(30_000)
 
-    pion.train.hardware._measured_flops = flops  # type: ignore[assignment]
-    pion.formats.verify.verify_export = verified  # type: ignore[assignment]
+    pion.train.hardware._measured_flops = flops
+    pion.formats.verify.verify_export = verified
     pipeline.report.plots.loss_plot = plot
 
 
-def _is_partial(path: Path) -> bool:
+def _is_partial(path):
     words = (".partial", ".previous", ".new", ".tmp", ".old")
     return path.is_file() and any(word in str(path) for word in words)
 
 
-def _own_mounts() -> None:
+def _own_mounts():
     """Give this process a mount namespace; a user who is not root becomes root inside it."""
     me, group = os.getuid(), os.getgid()
     _call("unshare", _NEW_MOUNTS | (_NEW_USERS if me else 0))
@@ -125,7 +123,7 @@ def _own_mounts() -> None:
     _call("mount", None, b"/", None, _PRIVATE_BELOW, None)
 
 
-def write_on_full_disks(folder: Path) -> tuple[str, str]:
+def write_on_full_disks(folder):
     """Return why a file of three pages can't be written to a store on a disk with two free pages,
     and to a store on a disk with room for bytes, but not for another file."""
     _own_mounts()
@@ -144,11 +142,11 @@ def write_on_full_disks(folder: Path) -> tuple[str, str]:
     return full, no_inodes
 
 
-def _mount(place: Path, size: int, flags: int = 0) -> None:
+def _mount(place, size, flags=0):
     _call("mount", b"tmpfs", bytes(place), b"tmpfs", flags, f"size={size}".encode())
 
 
-def _call(function: str, *arguments: object) -> None:
+def _call(function, *arguments):
     if getattr(_libc, function)(*arguments):
         number = ctypes.get_errno()
         raise OSError(number, f"{function}: {os.strerror(number)}")

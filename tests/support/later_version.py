@@ -3,13 +3,9 @@
 With its default, each field computes what is computed today, unless a test changes that.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Literal
-
-import pytest
 
 from pion.config.model_config import ModelConfig
 from pion.later_fields import later_field
@@ -80,11 +76,7 @@ class LaterJob(Job):
     publish: LaterPublish | None = identity(None, "publishing")
 
 
-def install(
-    monkeypatch: pytest.MonkeyPatch,
-    job: type[Job] = LaterJob,
-    config: type[ModelConfig] = LaterConfig,
-) -> None:
+def install(monkeypatch, job=LaterJob, config=LaterConfig):
     """Make this process that later version."""
     exports = ("pion.formats.huggingface.core", "pion.formats.huggingface.bundled_code")
     for module in (

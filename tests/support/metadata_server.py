@@ -6,13 +6,10 @@ with metadata_server() as cloud:
     cloud.preempted = True                         # Google Cloud
 """
 
-from __future__ import annotations
-
 import json
 import secrets
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -34,18 +31,18 @@ class Metadata:
     tokens: set[str] = field(default_factory=set)
     asked: list[tuple[str, str, int]] = field(default_factory=list)
 
-    def interrupt(self, action: str, seconds: float) -> None:
+    def interrupt(self, action, seconds):
         """Announce, as AWS does, that the machine will be taken in `seconds`."""
         at = datetime.fromtimestamp(time.time() + seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         self.action = json.dumps({"action": action, "time": at})
 
-    def aws_environment(self) -> dict[str, str]:
+    def aws_environment(self):
         return {"AWS_EC2_METADATA_SERVICE_ENDPOINT": f"http://127.0.0.1:{self.port}/"}
 
-    def gcp_environment(self) -> dict[str, str]:
+    def gcp_environment(self):
         return {"GCE_METADATA_HOST": f"127.0.0.1:{self.port}"}
 
-    def answer(self, method: str, path: str, headers: dict[str, str]) -> tuple[int, str]:
+    def answer(self, method, path, headers):
         if self.failing:
             return 500, "out of order"
         if path.startswith("/computeMetadata/"):
@@ -64,7 +61,7 @@ class Metadata:
             return 200, '{"noticeTime": "2026-01-01T00:00:00Z"}'
         return 404, "Not Found"
 
-    def _google(self, path: str, headers: dict[str, str]) -> tuple[int, str]:
+    def _google(self, path, headers):
         if headers.get("metadata-flavor") != "Google":
             return 403, "Missing Metadata-Flavor:Google header."
         if path == "/computeMetadata/v1/instance/preempted":
@@ -73,12 +70,12 @@ class Metadata:
 
 
 @contextmanager
-def metadata_server() -> Iterator[Metadata]:
+def metadata_server():
     """Serve until the block ends."""
     metadata = Metadata()
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
+        def do_GET(self):
             headers = {name.lower(): value for name, value in self.headers.items()}
             status, text = metadata.answer(self.command, self.path, headers)
             metadata.asked.append((self.command, self.path, status))
@@ -89,7 +86,7 @@ def metadata_server() -> Iterator[Metadata]:
 
         do_PUT = do_GET
 
-        def log_message(self, *_: object) -> None:
+        def log_message(self, *_):
             """Nothing on standard error."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

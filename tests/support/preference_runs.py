@@ -1,11 +1,7 @@
 """Tiny jobs with the stage `prefer`, their pairs, and how to kill them."""
 
-from __future__ import annotations
-
 import json
 import random
-from pathlib import Path
-from typing import Any
 
 from pipeline.machine.kill_points import HALT_AT
 from tests.support.meddling import Meddling
@@ -14,7 +10,7 @@ from tests.support.whole_runs import kill, start, write_job
 
 PAIRS = 120
 # Two pairs of answers fit into most rows.
-PREFER: dict[str, Any] = {
+PREFER = {
     "loss": "dpo",
     "steps": 8,
     "global_batch": 4,
@@ -27,11 +23,11 @@ PREFER: dict[str, Any] = {
 WORDS = ["the", "a", "cat", "birds", "sat", "saw", "flew", "over", "two", "red", "houses"]
 
 
-def write_pairs(folder: Path, pairs: int = PAIRS) -> None:
+def write_pairs(folder, pairs=PAIRS):
     """Write pairs.jsonl: every prompt is another one, and so are its answers."""
     draw = random.Random(1)
 
-    def words(count: int) -> str:
+    def words(count):
         return " ".join(draw.choices(WORDS, k=count)) + "."
 
     lines = (
@@ -41,7 +37,7 @@ def write_pairs(folder: Path, pairs: int = PAIRS) -> None:
     (folder / "pairs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def prefer_job(folder: Path, **changes: Any) -> Path:
+def prefer_job(folder, **changes):
     """Write a tiny job of three training stages, few steps each, and its data into `folder`.
 
     `changes` are as in `write_job`, such as `prefer__loss="simpo"`.
@@ -52,7 +48,7 @@ def prefer_job(folder: Path, **changes: Any) -> Path:
     return write_job(folder, **{**short, **prefer, **changes})
 
 
-def killed_in_the_pass(folder: Path, job: Path, arrival: int) -> str:
+def killed_in_the_pass(folder, job, arrival):
     """Kill a run with SIGKILL at its `arrival` at a chunk of the reference; return its output."""
     chunks = Meddling(folder)
     chunks.run("import_module('pipeline.training.reference.compute').CHUNK_SECONDS = 0.0")

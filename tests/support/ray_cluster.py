@@ -1,16 +1,11 @@
 """A Ray cluster of several nodes on this machine, which runs of a test connect to."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import pytest
 
 from pipeline.workers.ray_fit import RAY_ENVIRONMENT
 from pipeline.workers.ray_workers import RAY_ADDRESS, private_environment
@@ -38,25 +33,24 @@ for line in sys.stdin:
 class Nodes:
     """The nodes of a cluster but the first. A node that is added is like the last of the start."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
+    def __init__(self, process):
         self._process = process
 
-    def add(self) -> None:
+    def add(self):
         self._tell("add")
 
-    def lose(self) -> None:
+    def lose(self):
         """Kill the newest node's raylet, which ends its workers, with SIGKILL."""
         self._tell("lose")
 
-    def _tell(self, what: str) -> None:
-        assert self._process.stdin is not None
+    def _tell(self, what):
         self._process.stdin.write(f"{what}\n")
         self._process.stdin.flush()
         read_until(self._process, f"done {what}")
 
 
 @contextmanager
-def ray_cluster(monkeypatch: pytest.MonkeyPatch, *cpus: int) -> Iterator[Nodes]:
+def ray_cluster(monkeypatch, *cpus):
     """Start a node for each of these numbers of CPUs."""
     session = Path(tempfile.mkdtemp(prefix="pion-ray-", dir="/tmp"))
     reaper = start_reaper(session)

@@ -1,7 +1,5 @@
 """A terminal with a shell, in which tests type, press keys, resize and look away, as people do."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import pty
@@ -11,9 +9,6 @@ import struct
 import subprocess
 import termios
 import threading
-from collections.abc import Mapping
-from pathlib import Path
-from types import TracebackType
 
 from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
@@ -28,7 +23,7 @@ class Terminal:
         seen: everything that the terminal has shown, with its control sequences.
     """
 
-    def __init__(self, folder: Path, env: Mapping[str, str] | None = None) -> None:
+    def __init__(self, folder, env=None):
         self._master, slave = pty.openpty()
         self.seen = ""
         self._marked = 0
@@ -50,15 +45,10 @@ class Terminal:
         self._reader.start()
         self.wait_for(PROMPT)
 
-    def __enter__(self) -> Terminal:
+    def __enter__(self):
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind, error, traceback):
         self.vanish()
         for number in (signal.SIGHUP, signal.SIGKILL):
             if self.shell.poll() is None:
@@ -68,17 +58,17 @@ class Terminal:
                 except subprocess.TimeoutExpired:
                     continue
 
-    def type(self, line: str) -> None:
+    def type(self, line):
         """Type a line and press Enter. `wait_for` looks at what is shown from now on."""
         self._marked = len(self.seen)
         os.write(self._master, f"{line}\n".encode())
 
-    def press(self, key: str) -> None:
+    def press(self, key):
         """Press a key of KEYS. `wait_for` looks at what is shown from now on."""
         self._marked = len(self.seen)
         os.write(self._master, KEYS[key].encode())
 
-    def resume(self) -> None:
+    def resume(self):
         """Bring what was suspended back, and wait until the keys go to it and not to the shell."""
         self.type("fg")
         wait_until(
@@ -86,18 +76,18 @@ class Terminal:
             lambda: f"a program in the foreground, of a terminal that shows:\n{self.seen[-3000:]}",
         )
 
-    def resize(self, rows: int, columns: int) -> None:
+    def resize(self, rows, columns):
         """Change the size of the terminal, which sends SIGWINCH to what runs in it."""
         fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
 
-    def vanish(self) -> None:
+    def vanish(self):
         """Close the terminal, as a lost connection does."""
         if not self._closed.is_set():
             self._closed.set()
             self._reader.join()
             os.close(self._master)
 
-    def wait_for(self, text: str) -> str:
+    def wait_for(self, text):
         """Wait until `text` is shown after the last key; return what was shown since then."""
         wait_until(
             lambda: text in self.seen[self._marked :],
@@ -105,7 +95,7 @@ class Terminal:
         )
         return self.seen[self._marked :]
 
-    def code(self) -> int:
+    def code(self):
         """Wait for the shell's prompt; return the exit code of the last command."""
         self.wait_for(PROMPT)
         self.type("echo code=$?.")
@@ -113,7 +103,7 @@ class Terminal:
         said = self.wait_for(f".\r\n{PROMPT}").split("\ncode=")[1]
         return int(said.split(".")[0])
 
-    def _read(self) -> None:
+    def _read(self):
         while not self._closed.is_set():
             if not select.select([self._master], [], [], 0.05)[0]:
                 continue
@@ -123,7 +113,7 @@ class Terminal:
                 return
 
 
-def _own_the_terminal() -> None:
+def _own_the_terminal():
     """Make the terminal that of this session. Ctrl-C works also if the tests run in the background
     of a script, where a shell lets processes ignore it."""
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
