@@ -54,12 +54,8 @@ def test_a_text_without_any_space_is_measured_in_bounded_parts() -> None:
 @pytest.mark.parametrize(
     ("text", "least", "most"),
     [
-        (" ".join(f"w{n}" for n in range(100)), 0.0, 0.0),
-        (
-            " ".join(f"w{n}" for n in range(100)) + " " + " ".join(f"w{n}" for n in range(100)),
-            0.46,
-            0.5,
-        ),
+        (HUNDRED, 0.0, 0.0),
+        (f"{HUNDRED} {HUNDRED}", 0.46, 0.5),
         ("buy now " * 100, 0.98, 1.0),
         ("twelve words " * 6, 0.0, 0.0),
         ("", 0.0, 0.0),

@@ -237,9 +237,7 @@ def test_the_time_of_asking_changes_no_trouble_and_no_metrics(losses, broken, as
     """Ranks ask at different steps: rank 0 when it saves too."""
     if broken is not None and broken < len(losses):
         losses[broken] = NAN
-    collected = StepMetrics(
-        partial(token_flops, CONFIG), ComputePlan(threads=1), clock=lambda: 0.0, max_spike=2.0
-    )
+    collected = metrics_without_a_clock()
     reported: list[int] = []
     for i, loss in enumerate(losses):
         collected.begin_step()
@@ -260,6 +258,11 @@ def test_the_time_of_asking_changes_no_trouble_and_no_metrics(losses, broken, as
     assert collected.recent_losses() == losses[:good][-64:]
 
 
+def metrics_without_a_clock(max_spike: float | None = 2.0) -> StepMetrics:
+    flops = partial(token_flops, CONFIG)
+    return StepMetrics(flops, ComputePlan(threads=1), clock=lambda: 0.0, max_spike=max_spike)
+
+
 def record(step: int, loss: float, targets: float = 8.0) -> StepRecord:
     return StepRecord(
         step=step,
@@ -274,7 +277,7 @@ def record(step: int, loss: float, targets: float = 8.0) -> StepRecord:
 
 
 def test_a_spike_is_measured_by_the_last_64_steps():
-    collected = StepMetrics(partial(token_flops, CONFIG), ComputePlan(threads=1), clock=lambda: 0.0)
+    collected = metrics_without_a_clock(max_spike=None)
     for step in range(1, 81):
         collected.begin_step()
         collected.add(record(step, float(step)))
@@ -283,9 +286,7 @@ def test_a_spike_is_measured_by_the_last_64_steps():
 
 def test_a_step_without_targets_does_not_count_for_spikes():
     """The loss of such a step is 0. Any loss would exceed a median of such losses."""
-    collected = StepMetrics(
-        partial(token_flops, CONFIG), ComputePlan(threads=1), clock=lambda: 0.0, max_spike=2.0
-    )
+    collected = metrics_without_a_clock()
     for step in range(1, 81):
         collected.begin_step()
         collected.add(record(step, 2.0, 8.0) if step % 4 == 0 else record(step, 0.0, 0.0))
