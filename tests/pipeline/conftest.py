@@ -1,10 +1,7 @@
 """The command line as a function."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -12,26 +9,23 @@ from pipeline.cli import main
 from pipeline.models.find import find_model
 
 if TYPE_CHECKING:  # importing these takes seconds, and few tests need them
-    from openai import OpenAI
-
-    from tests.support.hub_server import HubServer
-    from tests.support.served import Served
+    pass
 
 Pion = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(tmp_path, monkeypatch):
     """An empty working directory."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
-def pion(capsys: pytest.CaptureFixture[str]) -> Pion:
+def pion(capsys):
     """Run a command in this process: (exit code, standard output, standard error)."""
 
-    def run(*arguments: str) -> tuple[int, str, str]:
+    def run(*arguments):
         code = main(list(arguments))
         return code, *capsys.readouterr()
 
@@ -39,7 +33,7 @@ def pion(capsys: pytest.CaptureFixture[str]) -> Pion:
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+def hub(tmp_path, monkeypatch):
     """An empty Hub on loopback, which this process uses."""
     from tests.support.hub_server import hub_server
 
@@ -49,7 +43,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
 
 
 @pytest.fixture(scope="session")
-def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run_folder(tmp_path_factory):
     """A store with the run `demo`: a base model, and one fine-tuned on conversations."""
     from tests.support.finished_run import make_run
 
@@ -59,7 +53,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def served(run_folder: Path) -> Iterator[Served]:
+def served(run_folder):
     from tests.support.served import serving
 
     models = {
@@ -71,12 +65,12 @@ def served(run_folder: Path) -> Iterator[Served]:
 
 
 @pytest.fixture(scope="session")
-def client(served: Served) -> OpenAI:
+def client(served):
     return served.client()
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
+def browser():
     """A real browser. A test that uses it is marked with `needs_chromium`."""
     from tests.support.browser import chromium
 

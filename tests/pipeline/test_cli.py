@@ -11,13 +11,12 @@ import pytest
 
 import pipeline.cli
 import pipeline.commands.cli
-from pion.errors import Fenced, NotDurable, PionError
+from pion.errors import Fenced, NotDurable
 from pipeline.cli import main
 from pipeline.job import STAGES
 from pipeline.job.stages import TRAINING
 from pipeline.state import owner
 from tests.paths import REPOSITORY
-from tests.pipeline.conftest import Pion
 from tests.support.finished_run import make_run
 from tests.support.waiting import run_to_end
 
@@ -29,7 +28,7 @@ OF_A_RUN = ("status", "checkpoints", "stop", "deadline", "fork", "report", "rm")
 # ---------------------------------------------------------------- starting
 
 
-def test_starting_the_command_imports_nothing_heavy() -> None:
+def test_starting_the_command_imports_nothing_heavy():
     code = "import sys, pipeline.cli; print(*sorted(sys.modules))"
     loaded = run_to_end([sys.executable, "-c", code]).stdout
     heavy = {"torch", "ray", "transformers", "pydantic", "numpy", "rich", "huggingface_hub"}
@@ -37,7 +36,7 @@ def test_starting_the_command_imports_nothing_heavy() -> None:
     assert pipeline.commands.cli.TRAINING == TRAINING
 
 
-def test_ctrl_c_while_the_command_is_imported_leaves_no_traceback() -> None:
+def test_ctrl_c_while_the_command_is_imported_leaves_no_traceback():
     code = """if True:
     import _signal, os, sys
     _signal.signal(_signal.SIGINT, _signal.default_int_handler)  # ignored if the tests run with `&`
@@ -54,7 +53,7 @@ def test_ctrl_c_while_the_command_is_imported_leaves_no_traceback() -> None:
 
 
 @pytest.mark.parametrize("command", ["--help", "status nobody"])
-def test_a_closed_standard_output_is_no_bug(command: str, here: Path) -> None:
+def test_a_closed_standard_output_is_no_bug(command, here):
     ended = run_to_end(["sh", "-c", f"{sys.executable} -m pipeline.cli {command} >&- <&-"])
     assert ended.returncode == (2 if command == "status nobody" else 0)
     assert "bug" not in ended.stderr
@@ -64,14 +63,14 @@ def test_a_closed_standard_output_is_no_bug(command: str, here: Path) -> None:
     "command",
     ["status ~nobody/x", "export ~nobody/x y", "data ~nobody/x", "import-seed ~nobody/x.pt y"],
 )
-def test_the_home_of_nobody_is_refused_by_name(command: str, here: Path, pion: Pion) -> None:
+def test_the_home_of_nobody_is_refused_by_name(command, here, pion):
     code, _, err = pion(*command.replace("~nobody", "~no-such-user").split())
     assert code == 2
     assert "home folder for ~no-such-user" in err
 
 
-def test_the_module_runs_like_the_command_and_exits_with_its_code(here: Path) -> None:
-    def exit_code(*arguments: str) -> int:
+def test_the_module_runs_like_the_command_and_exits_with_its_code(here):
+    def exit_code(*arguments):
         command = [sys.executable, "-m", "pipeline.cli", *arguments]
         return run_to_end(command).returncode
 
@@ -80,7 +79,7 @@ def test_the_module_runs_like_the_command_and_exits_with_its_code(here: Path) ->
     assert main([]) == 2
 
 
-def test_help_lists_every_command_and_each_says_in_a_sentence_what_it_does(pion: Pion) -> None:
+def test_help_lists_every_command_and_each_says_in_a_sentence_what_it_does(pion):
     code, out, _ = pion("--help")
     assert code == 0
     for command in COMMANDS:
@@ -92,7 +91,7 @@ def test_help_lists_every_command_and_each_says_in_a_sentence_what_it_does(pion:
             assert "a name in runs/, or STORE/NAME" in " ".join(helped.split()), command
 
 
-def test_help_says_what_every_exit_code_means(pion: Pion) -> None:
+def test_help_says_what_every_exit_code_means(pion):
     from pion import errors
 
     codes = {e.exit_code for e in vars(errors).values() if hasattr(e, "exit_code")}
@@ -100,7 +99,7 @@ def test_help_says_what_every_exit_code_means(pion: Pion) -> None:
     assert {int(code) for code in listed} == codes | {0}
 
 
-def test_help_of_redo_names_every_stage(pion: Pion) -> None:
+def test_help_of_redo_names_every_stage(pion):
     words = " ".join(pion("run", "--help")[1].split())
     assert f"all later stages: {', '.join(STAGES[:-1])} or {STAGES[-1]}" in words
 
@@ -137,9 +136,7 @@ def test_help_of_redo_names_every_stage(pion: Pion) -> None:
         (["run"], "name a job file"),
     ],
 )
-def test_wrong_arguments_exit_with_2_and_say_what_is_wrong(
-    here: Path, pion: Pion, arguments: list[str], expected: str
-) -> None:
+def test_wrong_arguments_exit_with_2_and_say_what_is_wrong(here, pion, arguments, expected):
     code, out, err = pion(*arguments)
     assert (code, out) == (2, "")
     assert expected in err
@@ -150,9 +147,7 @@ def test_wrong_arguments_exit_with_2_and_say_what_is_wrong(
 
 
 @pytest.mark.parametrize(("error", "code"), [(Fenced("taken over"), 3), (NotDurable("full"), 74)])
-def test_an_error_for_a_person_is_printed_and_gives_its_exit_code(
-    pion: Pion, monkeypatch: pytest.MonkeyPatch, error: PionError, code: int
-) -> None:
+def test_an_error_for_a_person_is_printed_and_gives_its_exit_code(pion, monkeypatch, error, code):
     def fails(args):
         raise error
 
@@ -160,9 +155,7 @@ def test_an_error_for_a_person_is_printed_and_gives_its_exit_code(
     assert pion("status") == (code, "", f"error: {error}\n")
 
 
-def test_a_bug_is_said_to_be_one_with_its_traceback_in_a_file(
-    pion: Pion, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bug_is_said_to_be_one_with_its_traceback_in_a_file(pion, monkeypatch):
     def fails(args):
         raise ZeroDivisionError("division by zero")
 
@@ -181,9 +174,7 @@ def test_a_bug_is_said_to_be_one_with_its_traceback_in_a_file(
 
 
 @pytest.mark.parametrize("swallowed", [False, True])
-def test_ctrl_c_ends_a_command_with_130(
-    pion: Pion, monkeypatch: pytest.MonkeyPatch, swallowed: bool
-) -> None:
+def test_ctrl_c_ends_a_command_with_130(pion, monkeypatch, swallowed):
     def interrupted(args):
         try:
             raise KeyboardInterrupt
@@ -196,7 +187,7 @@ def test_ctrl_c_ends_a_command_with_130(
     assert pion("status") == (130, "", "")
 
 
-def test_a_reader_that_goes_away_is_no_error_message(here: Path) -> None:
+def test_a_reader_that_goes_away_is_no_error_message(here):
     make_run(here / "runs")
     command = f"{sys.executable} -m pipeline.cli run --help-job | head -1"
     result = run_to_end(["bash", "-c", command])
@@ -204,7 +195,7 @@ def test_a_reader_that_goes_away_is_no_error_message(here: Path) -> None:
     assert result.stderr == ""
 
 
-def test_a_log_that_only_takes_ascii_is_written_nevertheless(here: Path) -> None:
+def test_a_log_that_only_takes_ascii_is_written_nevertheless(here):
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     command = [sys.executable, "-m", "pipeline.cli", "run", "--help-job"]
     result = run_to_end(command, env=environment)
@@ -215,9 +206,7 @@ def test_a_log_that_only_takes_ascii_is_written_nevertheless(here: Path) -> None
 # ---------------------------------------------------------------- run
 
 
-def test_threads_that_wait_for_each_other_leave_the_core_to_other_programs(
-    pion: Pion, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_threads_that_wait_for_each_other_leave_the_core_to_other_programs(pion, monkeypatch):
     # Both are put back after the test.
     monkeypatch.setenv("GOMP_SPINCOUNT", "")
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
@@ -232,7 +221,7 @@ def test_threads_that_wait_for_each_other_leave_the_core_to_other_programs(
     assert os.environ["GOMP_SPINCOUNT"] == "7"
 
 
-def test_a_job_with_mistakes_starts_nothing(here: Path, pion: Pion) -> None:
+def test_a_job_with_mistakes_starts_nothing(here, pion):
     Path("job.yaml").write_text("name: x\nmodle: pion-nano\n")
     code, out, err = pion("run", "job.yaml")
     assert (code, out) == (2, "")
@@ -240,7 +229,7 @@ def test_a_job_with_mistakes_starts_nothing(here: Path, pion: Pion) -> None:
     assert not Path("runs").exists()
 
 
-def test_overrides_may_stand_before_and_after_options(here: Path, pion: Pion) -> None:
+def test_overrides_may_stand_before_and_after_options(here, pion):
     Path("job.yaml").write_text("name: x\n")
     _, _, err = pion("run", "job.yaml", "nmae=y", "--redo", "sft", "sed=3")
     assert "did you mean `name`?" in err
@@ -250,7 +239,7 @@ def test_overrides_may_stand_before_and_after_options(here: Path, pion: Pion) ->
 # ---------------------------------------------------------------- reading a store
 
 
-def test_a_run_that_is_not_there_is_answered_with_those_that_are(here: Path, pion: Pion) -> None:
+def test_a_run_that_is_not_there_is_answered_with_those_that_are(here, pion):
     make_run(here / "runs")
     for command in ("status", "checkpoints", "report"):
         code, out, err = pion(command, "dmeo")
@@ -274,13 +263,9 @@ def test_a_run_that_is_not_there_is_answered_with_those_that_are(here: Path, pio
     ],
 )
 def test_the_version_names_the_commit_and_whether_the_code_was_changed(
-    pion: Pion,
-    monkeypatch: pytest.MonkeyPatch,
-    found: tuple[str | None, str | None],
-    launched_with: dict[str, str],
-    words: str,
-) -> None:
-    def checkout(root: Path) -> tuple[str | None, str | None]:
+    pion, monkeypatch, found, launched_with, words
+):
+    def checkout(root):
         assert root == REPOSITORY
         return found
 

@@ -7,7 +7,6 @@ import pty
 import select
 import signal
 import sys
-from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from pion.errors import BadInput
 from pion.generation.bounds import BOUNDS
 from pipeline.cli import main
 from pipeline.commands.chat import Conversation, chat
-from pipeline.commands.sampling import DEFAULTS, Settings
+from pipeline.commands.sampling import DEFAULTS
 from pipeline.models.find import FoundModel
 from tests.hostile.in_process import pion
 from tests.support.finished_run import make_run, tiny_model, tiny_tokenizer
@@ -32,12 +31,12 @@ MODEL = tiny_model(TOKENIZER.vocab_size, seq_len=128)
 SHORT = {**DEFAULTS, "max_tokens": 6, "seed": 1}
 
 
-def talk(*lines: str, tuned: bool = True, settings: Settings = SHORT) -> list[str]:
+def talk(*lines, tuned=True, settings=SHORT):
     """Return what the terminal shows after each line."""
     out = io.StringIO()
-    marks: list[int] = []
+    marks = []
 
-    def typed() -> Iterator[str]:
+    def typed():
         for line in lines:
             marks.append(len(out.getvalue()))
             yield line
@@ -198,7 +197,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program():
 
         pieces = 0
 
-        def write(self, text: str) -> int:
+        def write(self, text):
             written = super().write(text)
             self.pieces += text not in ("", "\n")
             if self.pieces == 4:
@@ -225,7 +224,7 @@ def test_a_piped_conversation_needs_no_terminal(here):
     assert talk.err == ""
 
 
-def chat_in(folder: Path) -> int:
+def chat_in(folder):
     """Chat in a fork on the terminal that is its standard input; return the exit code.
 
     Ctrl-C is ignored, as a shell makes background jobs do.
@@ -251,7 +250,7 @@ def test_on_a_terminal_ctrl_c_asks_how_to_end_and_ctrl_d_ends_even_if_the_parent
             os._exit(-1)
     ended = []
 
-    def has_ended() -> bool:
+    def has_ended():
         ended[:] = os.waitpid(child, os.WNOHANG)
         return ended[0] == child
 
@@ -271,13 +270,11 @@ def test_on_a_terminal_ctrl_c_asks_how_to_end_and_ctrl_d_ends_even_if_the_parent
         os.close(master)
 
 
-def read_until(
-    terminal: int, expected: bytes, in_silence: Callable[[], None] = lambda: None
-) -> None:
+def read_until(terminal, expected, in_silence=lambda: None):
     """Block until the terminal shows `expected`; call `in_silence` when it shows nothing new."""
     shown = b""
 
-    def seen() -> bool:
+    def seen():
         nonlocal shown
         readable, _, _ = select.select([terminal], [], [], 2.0)
         if readable:

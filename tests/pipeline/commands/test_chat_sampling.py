@@ -1,26 +1,20 @@
 """`pion generate`: prompts from arguments, standard input and files, and the precision."""
 
-from __future__ import annotations
-
 import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from pion.errors import BadInput
-from pion.model.decoder import Decoder
 from pion.train import hardware
 from pipeline.commands import chat
 from pipeline.console.formats import printable
-from tests.pipeline.conftest import Pion
 from tests.support.finished_run import make_run
 
 
-def test_generate_continues_a_prompt_and_repeats_itself_with_a_seed(here: Path, pion: Pion) -> None:
+def test_generate_continues_a_prompt_and_repeats_itself_with_a_seed(here, pion):
     make_run(here / "runs")
     command = ["generate", "demo", "--prompt", "Return a", "--max-tokens", "8", "--seed", "1"]
     code, first, _ = pion(*command)
@@ -30,9 +24,7 @@ def test_generate_continues_a_prompt_and_repeats_itself_with_a_seed(here: Path, 
     assert pion(*command)[1] == first
 
 
-def test_generate_reads_standard_input_and_refuses_an_empty_prompt(
-    here: Path, pion: Pion, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_generate_reads_standard_input_and_refuses_an_empty_prompt(here, pion, monkeypatch):
     make_run(here / "runs")
     monkeypatch.setattr("sys.stdin", io.StringIO("  \n"))
     code, _, err = pion("generate", "demo")
@@ -40,17 +32,15 @@ def test_generate_reads_standard_input_and_refuses_an_empty_prompt(
     assert "the prompt is empty" in err
 
 
-def test_a_prompt_longer_than_the_context_is_refused(here: Path, pion: Pion) -> None:
+def test_a_prompt_longer_than_the_context_is_refused(here, pion):
     make_run(here / "runs")
     code, _, err = pion("generate", "demo", "--prompt", "header " * 100)
     assert code == 2
     assert "the model's context is 64" in err
 
 
-def test_nothing_is_printed_before_an_error(
-    here: Path, pion: Pion, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(*_: Any) -> Iterator[str]:
+def test_nothing_is_printed_before_an_error(here, pion, monkeypatch):
+    def fail(*_):
         raise BadInput("the model failed")
         yield ""
 
@@ -59,7 +49,7 @@ def test_nothing_is_printed_before_an_error(
     assert pion("generate", "demo", "--prompt", "Return")[:2] == (2, "")
 
 
-def test_several_prompts_give_a_line_of_json_each_in_their_order(here: Path, pion: Pion) -> None:
+def test_several_prompts_give_a_line_of_json_each_in_their_order(here, pion):
     make_run(here / "runs")
     prompts = ["Return a", "def", "header"]
     Path("prompts.txt").write_text("\n".join(prompts[:2]) + "\n\n" + prompts[2] + "\n")
@@ -86,9 +76,7 @@ def test_several_prompts_give_a_line_of_json_each_in_their_order(here: Path, pio
         ("blank.jsonl", '{"prompt": " "}', "blank.jsonl:1: the prompt is empty"),
     ],
 )
-def test_a_file_that_cannot_be_continued_is_refused_by_file_and_line(
-    here: Path, pion: Pion, name: str, text: str | bytes | None, words: str
-) -> None:
+def test_a_file_that_cannot_be_continued_is_refused_by_file_and_line(here, pion, name, text, words):
     make_run(here / "runs")
     if text is not None:
         Path(name).write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -97,13 +85,11 @@ def test_a_file_that_cannot_be_continued_is_refused_by_file_and_line(
     assert words in err
 
 
-def test_generate_computes_in_the_precision_that_was_asked_for(
-    here: Path, pion: Pion, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_generate_computes_in_the_precision_that_was_asked_for(here, pion, monkeypatch):
     make_run(here / "runs")
-    seen: list[torch.dtype] = []
+    seen = []
 
-    def answer(model: Decoder, *_: Any, **__: Any) -> None:
+    def answer(model, *_, **__):
         seen.append(model.blocks[0].attention.q_proj.weight.dtype)
 
     monkeypatch.setattr(chat, "answer_once", answer)

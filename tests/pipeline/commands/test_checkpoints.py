@@ -1,22 +1,14 @@
 """`pion checkpoints`: its JSON, and what `--verify` finds."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
-
-import pytest
 
 from pipeline.commands import checkpoints
 from pipeline.state.claim import claim_run
-from pipeline.state.head import CheckpointEntry
-from pipeline.state.workspace import Workspace
-from tests.pipeline.conftest import Pion
 from tests.support.finished_run import make_run
 from tests.support.states import someone
 
 
-def test_checkpoints_as_json_have_the_documented_fields(here: Path, pion: Pion) -> None:
+def test_checkpoints_as_json_have_the_documented_fields(here, pion):
     make_run(here / "runs")
     rows = json.loads(pion("checkpoints", "demo", "--json")[1])
     assert [(row["stage"], row["step"]) for row in rows] == [
@@ -29,7 +21,7 @@ def test_checkpoints_as_json_have_the_documented_fields(here: Path, pion: Pion) 
     assert all(row["verified"] is True for row in rows)
 
 
-def test_verifying_finds_a_damaged_checkpoint(here: Path, pion: Pion) -> None:
+def test_verifying_finds_a_damaged_checkpoint(here, pion):
     make_run(here / "runs")
     assert pion("checkpoints", "demo", "--verify")[0] == 0
     weights = here / "runs/demo/checkpoints/pretrain/20-1/model.safetensors"
@@ -45,12 +37,12 @@ def test_verifying_finds_a_damaged_checkpoint(here: Path, pion: Pion) -> None:
 
 
 def test_a_checkpoint_that_the_run_replaces_meanwhile_is_not_called_damaged(
-    here: Path, pion: Pion, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    here, pion, monkeypatch
+):
     run = make_run(here / "runs")
     replaced = "checkpoints/pretrain/10-1"
 
-    def replace(workspace: Workspace, entry: CheckpointEntry) -> str | None:
+    def replace(workspace, entry):
         if entry.key == replaced:
             claim_run(run, someone()).commit(lambda head: head.without_checkpoints([replaced], 0.0))
             return "manifest.json is missing"

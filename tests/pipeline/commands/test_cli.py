@@ -1,26 +1,22 @@
 """`pion ladder`, `pion try` and `pion bench` from the command line."""
 
-from __future__ import annotations
-
 import stat
-from pathlib import Path
 
 import pytest
 
 from pion.bench.results import read_results
 from pipeline.machine.folders import own_bench_files
-from tests.pipeline.conftest import Pion
 from tests.pipeline.ladder.fake_runs import write_job
 
 
-def test_the_values_to_vary_are_no_override(here: Path, pion: Pion) -> None:
+def test_the_values_to_vary_are_no_override(here, pion):
     job = write_job(here)
     code, _, err = pion("try", job, "--vary", "pretrain.lr=1e-3", "pretrain.steps=30")
     assert code == 2
     assert "--vary pretrain.lr=1e-3: one value leaves nothing to compare" in err
 
 
-def test_overrides_hold_for_all_runs_before_and_after_options(here: Path, pion: Pion) -> None:
+def test_overrides_hold_for_all_runs_before_and_after_options(here, pion):
     job = write_job(here)
     code, _, err = pion(
         "try", job, "pretrain.steps=1", "--vary", "pretrain.lr=1e-3,2e-3", "pretrain.warmup_steps=0"
@@ -40,9 +36,7 @@ def test_overrides_hold_for_all_runs_before_and_after_options(here: Path, pion: 
         (["--tokens", "0.5,1"], "lacks 1 more length"),
     ],
 )
-def test_a_wrong_ladder_is_one_message(
-    here: Path, pion: Pion, options: list[str], says: str
-) -> None:
+def test_a_wrong_ladder_is_one_message(here, pion, options, says):
     code, out, err = pion("ladder", write_job(here), *options)
     assert code == 2
     assert says in err
@@ -51,12 +45,12 @@ def test_a_wrong_ladder_is_one_message(
 
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "pion"
 
 
-def test_the_result_is_kept_for_this_user_alone(pion: Pion, cache: Path, here: Path) -> None:
+def test_the_result_is_kept_for_this_user_alone(pion, cache, here):
     code, out, err = pion("bench", "--tiny", "--only", "losses/pion/float32")
     assert code == 0, err
     (path,) = own_bench_files()
@@ -66,15 +60,13 @@ def test_the_result_is_kept_for_this_user_alone(pion: Pion, cache: Path, here: P
     assert str(path) in out
 
 
-def test_a_file_of_ones_own_choice_leaves_that_folder_alone(
-    pion: Pion, cache: Path, here: Path
-) -> None:
+def test_a_file_of_ones_own_choice_leaves_that_folder_alone(pion, cache, here):
     assert pion("bench", "--tiny", "--only", "losses/pion/float32", "--out", "mine.json")[0] == 0
     assert all(row.verdict == "right" for row in read_results(here / "mine.json").rows)
     assert not cache.exists()
 
 
-def test_a_row_that_does_not_exist_is_exit_code_2(pion: Pion, cache: Path) -> None:
+def test_a_row_that_does_not_exist_is_exit_code_2(pion, cache):
     code, out, err = pion("bench", "--tiny", "--only", "speed")
     assert (code, out) == (2, "")
     assert "--only speed: the bench has no such row" in err

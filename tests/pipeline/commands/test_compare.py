@@ -1,18 +1,14 @@
 """`pion status A B --compare`: runs side by side, from their stores alone."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
 
 import pytest
 
 from pipeline.state.stores import FileStore
-from tests.pipeline.conftest import Pion
 from tests.support.rented_run import RentedRun
 
 
-def train(store: Path, name: str, *, lr: float, steps: int = 60) -> None:
+def train(store, name, *, lr, steps=60):
     run = RentedRun(FileStore(store), name, lr=lr)
     run.rent()
     run.train(steps)
@@ -20,19 +16,19 @@ def train(store: Path, name: str, *, lr: float, steps: int = 60) -> None:
 
 
 @pytest.fixture
-def two(here: Path) -> Path:
+def two(here):
     train(here / "runs", "slow", lr=1e-4)
     train(here / "runs", "fast", lr=2e-4, steps=90)
     return here
 
 
-def row(out: str, name: str) -> list[str]:
+def row(out, name):
     """Return the words of the line that begins with `name`, after the name."""
     [line] = [line for line in out.splitlines() if line.strip().startswith(name)]
     return line.strip().removeprefix(name).split()
 
 
-def test_two_runs_are_compared_by_settings_data_loss_and_dollars(two: Path, pion: Pion) -> None:
+def test_two_runs_are_compared_by_settings_data_loss_and_dollars(two, pion):
     code, out, _ = pion("status", "slow", "fast", "--compare")
     assert code == 0
     assert out.split()[:2] == ["slow", "fast"]
@@ -45,7 +41,7 @@ def test_two_runs_are_compared_by_settings_data_loss_and_dollars(two: Path, pion
     assert "pretrain.steps" not in out, "only what differs is shown"
 
 
-def test_the_comparison_as_json_has_the_same_numbers(two: Path, pion: Pion) -> None:
+def test_the_comparison_as_json_has_the_same_numbers(two, pion):
     code, out, _ = pion("status", "slow", "fast", "--compare", "--json")
     found = json.loads(out)
     assert code == 0
@@ -55,9 +51,7 @@ def test_the_comparison_as_json_has_the_same_numbers(two: Path, pion: Pion) -> N
     assert found["runs"][0]["dollars"] < found["runs"][1]["dollars"]
 
 
-def test_runs_of_the_same_name_are_told_apart_by_their_stores(
-    here: Path, pion: Pion, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_runs_of_the_same_name_are_told_apart_by_their_stores(here, pion, monkeypatch):
     monkeypatch.setenv("COLUMNS", "1000")  # no name is broken into lines
     for store in ("one", "two"):
         train(here / store, "demo", lr=1e-4)
@@ -66,7 +60,7 @@ def test_runs_of_the_same_name_are_told_apart_by_their_stores(
     assert "one/demo" in "".join(out.split())
 
 
-def test_a_run_without_steps_and_with_an_unknown_job_is_compared_too(two: Path, pion: Pion) -> None:
+def test_a_run_without_steps_and_with_an_unknown_job_is_compared_too(two, pion):
     run = RentedRun(FileStore(two / "runs"), "empty")
     run.state.store.write(run.state.key("HEAD.json"), b'{"format": 4}')
     code, out, _ = pion("status", "slow", "empty", "--compare")
@@ -76,20 +70,20 @@ def test_a_run_without_steps_and_with_an_unknown_job_is_compared_too(two: Path, 
 
 
 @pytest.mark.parametrize("runs", [[], ["slow"]])
-def test_fewer_than_two_runs_can_not_be_compared(two: Path, pion: Pion, runs: list[str]) -> None:
+def test_fewer_than_two_runs_can_not_be_compared(two, pion, runs):
     code, out, err = pion("status", *runs, "--compare")
     assert (code, out) == (2, "")
     assert "--compare needs two or more runs" in err
 
 
-def test_a_run_that_does_not_exist_is_named_with_those_that_do(two: Path, pion: Pion) -> None:
+def test_a_run_that_does_not_exist_is_named_with_those_that_do(two, pion):
     code, out, err = pion("status", "slow", "gone", "--compare")
     assert (code, out) == (2, "")
     assert "no run 'gone'" in err
     assert "fast, slow" in err
 
 
-def test_the_page_compares_by_itself(two: Path, pion: Pion) -> None:
+def test_the_page_compares_by_itself(two, pion):
     code, _, err = pion("status", "slow", "fast", "--compare", "--web")
     assert code == 2
     assert "Leave out --compare" in err

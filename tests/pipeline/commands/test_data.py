@@ -1,16 +1,12 @@
 """`pion data` shows what runs share, and deletes what no run uses, an hour after it says so."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import sys
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from pipeline.state.claim import Claim, claim_run
+from pipeline.state.claim import claim_run
 from pipeline.state.head import TRASH_SECONDS, data_key
 from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
@@ -20,14 +16,13 @@ from pipeline.state.shared.prune import delete_due, mark
 from pipeline.state.shared.records import Writer, read_state, swap_state
 from pipeline.state.stores import FileStore
 from pipeline.state.stores.clock import Clock
-from tests.pipeline.conftest import Pion
 
 USED, UNUSED = "aa" * 32, "ab" * 32
 CONTENT = b"forty bytes of rows, forty bytes of rows"
 
 
 @pytest.fixture
-def store(here: Path) -> FileStore:
+def store(here):
     """A store in which the run `demo` uses data, and a deleted run has used other data."""
     store = FileStore(here / "runs")
     use_data(store, "demo", USED)
@@ -36,20 +31,20 @@ def store(here: Path) -> FileStore:
     return store
 
 
-def claimed(store: FileStore, name: str) -> tuple[Claim, Writer]:
+def claimed(store, name):
     me = Owner.me()
     claim = claim_run(RunState(store, name), me)
     return claim, Writer(name, claim.epoch, me.session, me.host, "", 0.0)
 
 
-def begins(store: FileStore, me: Writer, fingerprint: str, *, again: bool = False) -> str | Writer:
+def begins(store, me, fingerprint, *, again=False):
     run = RunState(store, me.run)
     return find_or_prepare(
         run, fingerprint, me, Owner.me(), lambda writer, seconds: None, again=again
     )
 
 
-def use_data(store: FileStore, name: str, fingerprint: str, *, again: bool = False) -> str:
+def use_data(store, name, fingerprint, *, again=False):
     """Let a run prepare and use data; return the folder."""
     claim, me = claimed(store, name)
     folder = begins(store, me, fingerprint, again=again)
@@ -63,7 +58,7 @@ def use_data(store: FileStore, name: str, fingerprint: str, *, again: bool = Fal
     return folder
 
 
-def an_hour_passes(store: FileStore, fingerprint: str) -> None:
+def an_hour_passes(store, fingerprint):
     """Set the times of all marks back."""
     state, version = read_state(store, fingerprint)
     assert swap_state(
@@ -81,17 +76,17 @@ def an_hour_passes(store: FileStore, fingerprint: str) -> None:
     )
 
 
-def contents(store: FileStore) -> dict[str, bytes]:
+def contents(store):
     return {entry.key: store.read(entry.key) for entry in store.list()}
 
 
-def fingerprints(store: FileStore) -> set[str]:
+def fingerprints(store):
     """Return the fingerprints of which there are rows."""
     keys = [entry.key.split("/") for entry in store.list("_data/")]
     return {parts[1] for parts in keys if len(parts) > 3}
 
 
-def listed(pion: Pion) -> dict[str, Any]:
+def listed(pion):
     code, output, _ = pion("data", "--json")
     assert code == 0
     return {one["fingerprint"]: one for one in json.loads(output)}
@@ -100,7 +95,7 @@ def listed(pion: Pion) -> dict[str, Any]:
 # ---------------------------------------------------------------- what is shown
 
 
-def test_data_is_shown_with_its_size_and_its_runs(store: FileStore, pion: Pion) -> None:
+def test_data_is_shown_with_its_size_and_its_runs(store, pion):
     use_data(store, "second", USED)
     code, output, _ = pion("data")
     assert code == 0
@@ -111,14 +106,14 @@ def test_data_is_shown_with_its_size_and_its_runs(store: FileStore, pion: Pion) 
     assert "used by no run: 40 B. To delete: pion data --prune" in output
 
 
-def test_data_as_json(store: FileStore, pion: Pion) -> None:
+def test_data_as_json(store, pion):
     found = listed(pion)
     assert found[USED]["runs"] == ["demo"]
     assert found[USED]["bytes"] == 40
     assert (found[UNUSED]["runs"], found[UNUSED]["delete_after"]) == ([], None)
 
 
-def test_a_store_without_shared_data_is_shown_as_such(here: Path, pion: Pion) -> None:
+def test_a_store_without_shared_data_is_shown_as_such(here, pion):
     assert "shares prepared data" in pion("data")[1]
     assert json.loads(pion("data", "--json")[1]) == []
     assert "no run in " in pion("data", "--prune", "--yes")[1]
@@ -128,7 +123,7 @@ def test_a_store_without_shared_data_is_shown_as_such(here: Path, pion: Pion) ->
 # ---------------------------------------------------------------- what is refused
 
 
-def test_without_a_terminal_and_yes_nothing_is_marked(store: FileStore, pion: Pion) -> None:
+def test_without_a_terminal_and_yes_nothing_is_marked(store, pion):
     before = contents(store)
     code, _, error = pion("data", "--prune")
     assert code == 2
@@ -137,10 +132,8 @@ def test_without_a_terminal_and_yes_nothing_is_marked(store: FileStore, pion: Pi
 
 
 @pytest.mark.parametrize("answer", ["", "n", "Y", "end of file"])
-def test_at_a_terminal_only_a_yes_agrees(
-    store: FileStore, pion: Pion, answer: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def ask(question: str) -> str:
+def test_at_a_terminal_only_a_yes_agrees(store, pion, answer, monkeypatch):
+    def ask(question):
         assert "40 B, in an hour?" in question
         if answer == "end of file":
             raise EOFError
@@ -160,9 +153,7 @@ def test_at_a_terminal_only_a_yes_agrees(
         ("a", "means several. Nothing was deleted"),
     ],
 )
-def test_only_data_that_is_meant_and_not_used_may_be_deleted(
-    store: FileStore, pion: Pion, only: str, why: str
-) -> None:
+def test_only_data_that_is_meant_and_not_used_may_be_deleted(store, pion, only, why):
     before = contents(store)
     code, _, error = pion("data", "--prune", "--yes", "--only", only, "--only", UNUSED)
     assert code == 2
@@ -170,12 +161,12 @@ def test_only_data_that_is_meant_and_not_used_may_be_deleted(
     assert contents(store) == before
 
 
-def test_only_and_yes_alone_are_refused(store: FileStore, pion: Pion) -> None:
+def test_only_and_yes_alone_are_refused(store, pion):
     for option in (("--yes",), ("--only", UNUSED)):
         assert pion("data", *option)[0] == 2
 
 
-def test_while_a_head_cant_be_read_nothing_is_deleted(store: FileStore, pion: Pion) -> None:
+def test_while_a_head_cant_be_read_nothing_is_deleted(store, pion):
     assert pion("data", "--prune", "--yes")[0] == 0
     an_hour_passes(store, UNUSED)
     store.write("demo/HEAD.json", b"no HEAD")
@@ -189,7 +180,7 @@ def test_while_a_head_cant_be_read_nothing_is_deleted(store: FileStore, pion: Pi
 # ---------------------------------------------------------------- what is deleted
 
 
-def test_what_no_run_uses_is_deleted_an_hour_later(store: FileStore, pion: Pion) -> None:
+def test_what_no_run_uses_is_deleted_an_hour_later(store, pion):
     code, output, _ = pion("data", "--prune", "--yes")
     assert code == 0
     assert "marked for deletion: 1." in output
@@ -200,7 +191,7 @@ def test_what_no_run_uses_is_deleted_an_hour_later(store: FileStore, pion: Pion)
     assert fingerprints(store) == {USED}
 
 
-def test_as_json_it_says_what_it_marked_and_deleted(store: FileStore, pion: Pion) -> None:
+def test_as_json_it_says_what_it_marked_and_deleted(store, pion):
     about = json.loads(pion("data", "--prune", "--yes", "--json", "--only", UNUSED[:3])[1])
     assert (about["marked"], about["deleted"]) == ([UNUSED], [])
     assert [one["fingerprint"] for one in about["waiting"]] == [UNUSED]
@@ -209,7 +200,7 @@ def test_as_json_it_says_what_it_marked_and_deleted(store: FileStore, pion: Pion
     assert (about["deleted"], about["bytes_deleted"], about["waiting"]) == ([UNUSED], 40, [])
 
 
-def test_a_run_that_needs_marked_data_has_it_for_good(store: FileStore, pion: Pion) -> None:
+def test_a_run_that_needs_marked_data_has_it_for_good(store, pion):
     pion("data", "--prune", "--yes")
     use_data(store, "late", UNUSED)
     assert read_state(store, UNUSED)[0].delete_after is None
@@ -218,9 +209,7 @@ def test_a_run_that_needs_marked_data_has_it_for_good(store: FileStore, pion: Pi
     assert fingerprints(store) == {USED, UNUSED}
 
 
-def test_a_folder_that_was_replaced_is_deleted_though_its_data_is_used(
-    store: FileStore, pion: Pion
-) -> None:
+def test_a_folder_that_was_replaced_is_deleted_though_its_data_is_used(store, pion):
     new = use_data(store, "demo", USED, again=True)
     output = pion("data")[1]
     assert "used by demo; 40 B of it by no run" in output
@@ -232,7 +221,7 @@ def test_a_folder_that_was_replaced_is_deleted_though_its_data_is_used(
     assert listed(pion)[USED]["bytes"] == 40
 
 
-def test_what_is_being_prepared_is_not_marked(store: FileStore, pion: Pion) -> None:
+def test_what_is_being_prepared_is_not_marked(store, pion):
     claim, me = claimed(store, "busy")
     writer = begins(store, me, UNUSED, again=True)
     assert isinstance(writer, Writer)
@@ -247,7 +236,7 @@ def test_what_is_being_prepared_is_not_marked(store: FileStore, pion: Pion) -> N
     assert "marked for deletion: 1." in pion("data", "--prune", "--yes")[1]
 
 
-def test_what_begins_to_be_prepared_while_data_is_marked_keeps_its_folder(store: FileStore) -> None:
+def test_what_begins_to_be_prepared_while_data_is_marked_keeps_its_folder(store):
     """`pion data --prune` has listed the data before that."""
     _, me = claimed(store, "busy")
     writer = begins(store, me, UNUSED, again=True)

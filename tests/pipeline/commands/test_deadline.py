@@ -1,11 +1,8 @@
 """`pion deadline` shows, changes and switches off a run's deadline, and says who watches it."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import time
-from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -17,7 +14,6 @@ from pipeline.state.claim import claim_run
 from pipeline.state.notes.deadline import (
     DEADLINE,
     Asked,
-    RunDeadline,
     change_deadline,
     new_deadline,
     read_deadline,
@@ -29,8 +25,6 @@ from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
 from pipeline.state.status.run_status import deadline_of, state_in_words
 from pipeline.state.stores import FileStore
-from tests.pipeline.conftest import Pion
-from tests.support.clock import FakeClock
 from tests.support.finished_run import make_run
 from tests.support.jobs import tiny_dict
 from tests.support.light_run import light_run
@@ -38,24 +32,24 @@ from tests.support.states import read
 
 
 @pytest.fixture
-def run(here: Path) -> RunState:
+def run(here):
     return make_run(here / "runs", saves=[], finished=[])
 
 
 @pytest.fixture
-def watched(tmp_path: Path, time: FakeClock) -> RunState:
+def watched(tmp_path, time):
     """A run with a deadline in 42 hours, on a clock that stands still."""
     state = light_run(FileStore(tmp_path), clock=time.clock())
     launched(state, hours=42)
     return state
 
 
-def launched(run: RunState, **asked: object) -> RunDeadline:
+def launched(run, **asked):
     deadline = Asked.of(Deadline.model_validate(asked))
     return write_first_deadline(run, new_deadline(deadline, "pion launch", run.clock.now()))
 
 
-def finished_run(folder: Path) -> RunState:
+def finished_run(folder):
     run = make_run(folder, saves=[], finished=[])
     claim = claim_run(run, Owner.me())
     run.write_job("d1", yaml.safe_dump(tiny_dict(sft=None)))
@@ -66,23 +60,23 @@ def finished_run(folder: Path) -> RunState:
     return run
 
 
-def of(run: RunState) -> RunDeadline:
+def of(run):
     record = read_deadline(run)
     assert record is not None
     return record
 
 
-def said(run: RunState) -> str:
+def said(run):
     return "\n".join(deadline_of(run, read(run), run.clock.now())[1])
 
 
-def test_a_run_without_a_deadline_says_so_and_how_to_set_one(run: RunState, pion: Pion) -> None:
+def test_a_run_without_a_deadline_says_so_and_how_to_set_one(run, pion):
     code, out, _ = pion("deadline", "demo")
     assert code == 0
     assert f"deadline: none. Set one: pion deadline {run.url} --hours N" in out
 
 
-def test_a_finished_run_gets_no_deadline(here: Path, pion: Pion) -> None:
+def test_a_finished_run_gets_no_deadline(here, pion):
     run = finished_run(here / "runs")
     code, _, err = pion("deadline", "demo", "--hours", "1.5")
     assert code == 2
@@ -91,7 +85,7 @@ def test_a_finished_run_gets_no_deadline(here: Path, pion: Pion) -> None:
     assert pion("deadline", "demo", "--off")[0] == 0
 
 
-def test_hours_count_from_now(run: RunState, pion: Pion) -> None:
+def test_hours_count_from_now(run, pion):
     before = time.time()
     code, out, _ = pion("deadline", "demo", "--hours", "1.5")
     assert code == 0
@@ -100,16 +94,14 @@ def test_hours_count_from_now(run: RunState, pion: Pion) -> None:
     assert "(in 1 h 30 min), margin 30 min 00 s; set by pion deadline (" in out
 
 
-def test_a_change_keeps_the_margin_and_what_the_job_asked_for(run: RunState, pion: Pion) -> None:
+def test_a_change_keeps_the_margin_and_what_the_job_asked_for(run, pion):
     asked = launched(run, hours=42, margin=60).asked
     assert pion("deadline", "demo", "--at", "2999-12-01T18:00+01:00")[0] == 0
     assert (of(run).at, of(run).margin, of(run).asked) == (32_501_062_800, 60, asked)
     assert of(run).how == "pion deadline"
 
 
-def test_status_reads_the_deadline_once(
-    run: RunState, pion: Pion, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_status_reads_the_deadline_once(run, pion, monkeypatch):
     launched(run, hours=42)
     reads = Mock(wraps=read_deadline)
     monkeypatch.setattr("pipeline.state.status.run_status.read_deadline", reads)
@@ -117,7 +109,7 @@ def test_status_reads_the_deadline_once(
     reads.assert_called_once()
 
 
-def test_a_deadline_is_switched_off_and_on_again(run: RunState, pion: Pion) -> None:
+def test_a_deadline_is_switched_off_and_on_again(run, pion):
     launched(run, hours=42)
     assert "deadline: none (switched off); set by" in pion("deadline", "demo", "--off")[1]
     assert of(run).at is None
@@ -140,8 +132,8 @@ def test_a_deadline_is_switched_off_and_on_again(run: RunState, pion: Pion) -> N
     ],
 )
 def test_a_change_that_makes_no_sense_is_refused_and_changes_nothing(
-    run: RunState, pion: Pion, arguments: list[str], expected: str
-) -> None:
+    run, pion, arguments, expected
+):
     before = launched(run, hours=42)
     code, _, err = pion("deadline", "demo", *arguments)
     assert code == 2
@@ -150,25 +142,21 @@ def test_a_change_that_makes_no_sense_is_refused_and_changes_nothing(
     assert of(run) == before
 
 
-def test_a_run_that_does_not_exist_gets_no_deadline(run: RunState, pion: Pion) -> None:
+def test_a_run_that_does_not_exist_gets_no_deadline(run, pion):
     code, _, err = pion("deadline", "other", "--hours", "1")
     assert code == 2
     assert "no run 'other'" in err
     assert read_deadline(RunState(run.store, "other")) is None
 
 
-def test_a_run_whose_first_machine_is_still_awaited_can_be_changed(
-    here: Path, run: RunState, pion: Pion
-) -> None:
+def test_a_run_whose_first_machine_is_still_awaited_can_be_changed(here, run, pion):
     booting = RunState(run.store, "booting")
     write_rental_note(booting, RentalNote(time.time(), "host", "user", "launch", 0), None)
     assert pion("deadline", "booting", "--hours", "1")[0] == 0
     assert of(booting).at is not None
 
 
-def test_a_damaged_record_is_an_error_that_a_new_deadline_replaces(
-    run: RunState, pion: Pion
-) -> None:
+def test_a_damaged_record_is_an_error_that_a_new_deadline_replaces(run, pion):
     run.store.write(run.key(DEADLINE), b"{")
     code, _, err = pion("deadline", "demo")
     assert code == 2
@@ -181,13 +169,13 @@ def test_a_damaged_record_is_an_error_that_a_new_deadline_replaces(
 
 
 def test_without_a_sign_of_life_it_says_how_to_watch_and_that_an_older_watcher_does_not_count(
-    watched: RunState,
-) -> None:
+    watched,
+):
     assert "no watcher has been seen" in said(watched)
     assert f"start one: pion watch {watched.url}" in said(watched)
 
 
-def test_a_watcher_that_is_too_old_is_named(watched: RunState) -> None:
+def test_a_watcher_that_is_too_old_is_named(watched):
     write_beat(watched, None)
     beat = json.loads(watched.store.read(watched.key(BEAT)))
     older = beat | {"knows_deadlines": 0, "pion": "0.0.9"}
@@ -204,13 +192,8 @@ def test_a_watcher_that_is_too_old_is_named(watched: RunState) -> None:
     ],
 )
 def test_after_ten_minutes_without_a_watcher_the_deadline_is_at_risk(
-    watched: RunState,
-    time: FakeClock,
-    risk_in: float | None,
-    silent: float,
-    words: str,
-    at_risk: bool,
-) -> None:
+    watched, time, risk_in, silent, words, at_risk
+):
     write_beat(watched, None if risk_in is None else time.time + risk_in)
     time.sleep(silent)
     assert ("watched by " in said(watched)) == (silent < 600)
@@ -222,12 +205,12 @@ def test_after_ten_minutes_without_a_watcher_the_deadline_is_at_risk(
 # ---------------------------------------------------------------- what the watcher saw
 
 
-def saw(state: str, **numbers: float) -> Saw:
+def saw(state, **numbers):
     known = {"slack": 28_800.0, "reserve": 2700.0, "work_left": 80_640.0, **numbers}
     return Saw(state=state, **known)  # type: ignore[typeddict-item]
 
 
-def test_it_says_what_the_watcher_saw_and_how_long_ago(watched: RunState, time: FakeClock) -> None:
+def test_it_says_what_the_watcher_saw_and_how_long_ago(watched, time):
     write_beat(watched, None, saw("on demand"))
     time.sleep(180)
     assert said(watched).splitlines()[1] == (
@@ -237,15 +220,13 @@ def test_it_says_what_the_watcher_saw_and_how_long_ago(watched: RunState, time: 
 
 
 @pytest.mark.parametrize("state", State)
-def test_each_state_has_words_for_somebody_who_has_not_read_the_code(state: State) -> None:
+def test_each_state_has_words_for_somebody_who_has_not_read_the_code(state):
     words = state_in_words(state.value)
     assert len(words.split()) >= 4
     assert "arming" not in words
 
 
-def test_slack_that_is_used_up_is_none_and_a_run_that_is_done_has_no_numbers(
-    watched: RunState,
-) -> None:
+def test_slack_that_is_used_up_is_none_and_a_run_that_is_done_has_no_numbers(watched):
     write_beat(watched, None, saw("late", slack=-600.0))
     assert "too late for the deadline, so on demand to the end; 22 h 24 min" in said(watched)
     assert "of work left, no slack, 45 min 00 s kept in reserve" in said(watched)
@@ -253,7 +234,7 @@ def test_slack_that_is_used_up_is_none_and_a_run_that_is_done_has_no_numbers(
     assert "\nnothing is left to do (0.0 s ago)\n" in said(watched)
 
 
-def test_a_watcher_that_requests_nothing_for_the_deadline_says_so(watched: RunState) -> None:
+def test_a_watcher_that_requests_nothing_for_the_deadline_says_so(watched):
     write_beat(watched, None)
     deadline, requests, watcher = said(watched).splitlines()
     assert deadline.startswith("deadline: ")
@@ -261,7 +242,7 @@ def test_a_watcher_that_requests_nothing_for_the_deadline_says_so(watched: RunSt
     assert watcher.startswith("watched by ")
 
 
-def test_a_state_of_a_newer_pion_is_its_own_word_but_short_and_printable(watched: RunState) -> None:
+def test_a_state_of_a_newer_pion_is_its_own_word_but_short_and_printable(watched):
     write_beat(watched, None, saw("resting"))
     assert "\nresting; 22 h 24 min of work left" in said(watched)
     write_beat(watched, None, saw("\x1b[2J" + 1000 * "x"))
@@ -272,7 +253,7 @@ def test_a_state_of_a_newer_pion_is_its_own_word_but_short_and_printable(watched
 # ---------------------------------------------------------------- in `pion status`
 
 
-def test_status_shows_the_deadline_and_as_json_all_of_it(run: RunState, pion: Pion) -> None:
+def test_status_shows_the_deadline_and_as_json_all_of_it(run, pion):
     assert "deadline: " not in pion("status", "demo")[1]
     assert json.loads(pion("status", "demo", "--json")[1])["deadline"] is None
     at = launched(run, hours=42).at
@@ -293,9 +274,7 @@ def test_status_shows_the_deadline_and_as_json_all_of_it(run: RunState, pion: Pi
 @pytest.mark.parametrize(
     ("late", "expected"), [(-3600, "met, 1 h 00 min early"), (7560, "missed by 2 h 06 min")]
 )
-def test_of_a_finished_run_it_says_whether_the_deadline_was_met(
-    here: Path, pion: Pion, late: float, expected: str
-) -> None:
+def test_of_a_finished_run_it_says_whether_the_deadline_was_met(here, pion, late, expected):
     run = finished_run(here / "runs")
     finished_at = max(stage.at for stage in read(run).stages.values())
     record = launched(run, hours=42)

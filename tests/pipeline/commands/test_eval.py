@@ -1,7 +1,5 @@
 """`pion eval`: bits per byte of a text, accuracy of multiple choice."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -9,12 +7,11 @@ import pytest
 
 from pion.data.tokens.tokenizer import Tokenizer
 from pipeline.commands.chat import tell_replaced
-from tests.pipeline.conftest import Pion
 from tests.support.finished_run import make_run, tiny_model, tiny_tokenizer
 from tests.support.tokenizer_kinds import without_bytes
 
 
-def test_eval_measures_text_and_multiple_choice(here: Path, pion: Pion) -> None:
+def test_eval_measures_text_and_multiple_choice(here, pion):
     make_run(here / "runs")
     Path("text.txt").write_text("Return a new header with string. " * 20)
     question = {"context": "Return a", "choices": [" new", " jumps"], "answer": 0}
@@ -32,7 +29,7 @@ def test_eval_measures_text_and_multiple_choice(here: Path, pion: Pion) -> None:
     assert "pack.jsonl: accuracy " in out
 
 
-def test_characters_that_the_vocabulary_lacks_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_characters_that_the_vocabulary_lacks_are_said(capsys):
     tokenizer = Tokenizer(json.dumps(without_bytes()), "x")
     tell_replaced(tokenizer, "as usual", "a.txt")
     tell_replaced(tokenizer, "odd \x04", "b.txt")
@@ -41,9 +38,7 @@ def test_characters_that_the_vocabulary_lacks_are_said(capsys: pytest.CaptureFix
     assert "1 character is not in the model's vocabulary and became U+FFFD: b.txt (U+0004)" in err
 
 
-def test_eval_measures_the_texts_of_json_lines_and_keeps_what_it_measured(
-    here: Path, pion: Pion
-) -> None:
+def test_eval_measures_the_texts_of_json_lines_and_keeps_what_it_measured(here, pion):
     make_run(here / "runs")
     texts = ["Return a new header. " * 5, "It has strings. " * 9]
     Path("texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
@@ -59,9 +54,7 @@ def test_eval_measures_the_texts_of_json_lines_and_keeps_what_it_measured(
 @pytest.mark.parametrize(
     ("content", "expected"), [(b"", "has no text"), (b"\xff", "can't read this")]
 )
-def test_eval_of_a_file_that_is_no_text_is_refused(
-    here: Path, pion: Pion, content: bytes, expected: str
-) -> None:
+def test_eval_of_a_file_that_is_no_text_is_refused(here, pion, content, expected):
     make_run(here / "runs")
     Path("text.txt").write_bytes(content)
     code, _, err = pion("eval", "demo", "text.txt")
@@ -69,7 +62,7 @@ def test_eval_of_a_file_that_is_no_text_is_refused(
     assert expected in err
 
 
-def test_text_is_scored_token_by_token_like_a_full_forward(here: Path) -> None:
+def test_text_is_scored_token_by_token_like_a_full_forward(here):
     import torch
 
     from pipeline.commands.eval import measure_texts
@@ -86,11 +79,11 @@ def test_text_is_scored_token_by_token_like_a_full_forward(here: Path) -> None:
     assert long["rows"] == -(-long["tokens"] // model.config.seq_len)
 
 
-def test_a_model_with_gates_is_measured_while_it_skips_layers(here: Path, pion: Pion) -> None:
+def test_a_model_with_gates_is_measured_while_it_skips_layers(here, pion):
     make_run(here / "runs", gates=True)
     Path("text.txt").write_text("Return a new header with string. ")
 
-    def bits(*options: str) -> float:
+    def bits(*options):
         code, out, _ = pion("eval", "demo", "text.txt", "--json", *options)
         assert code == 0
         return float(json.loads(out)["text.txt"]["bits_per_byte"])
@@ -103,7 +96,7 @@ def test_a_model_with_gates_is_measured_while_it_skips_layers(here: Path, pion: 
     assert pion(*generate, "--skip-above", "0.5")[0] == 0
 
 
-def test_layers_of_a_model_without_gates_can_not_be_skipped(here: Path, pion: Pion) -> None:
+def test_layers_of_a_model_without_gates_can_not_be_skipped(here, pion):
     make_run(here / "runs")
     Path("text.txt").write_text("Return a new header.")
     code, _, err = pion("eval", "demo", "text.txt", "--skip-above", "0.5")

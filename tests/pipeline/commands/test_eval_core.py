@@ -1,7 +1,5 @@
 """`pion eval --core`: from a bundle on the disk to the numbers and what they mean."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math
@@ -11,28 +9,26 @@ import pytest
 import torch
 
 from pion.formats.export import export_model
-from pion.model.decoder import Decoder
 from pipeline.commands import eval_core
 from pipeline.report.core import core_in_words
-from tests.pipeline.conftest import Pion
 from tests.support.core_bundle import write_bundle, zip_bundle
 from tests.support.finished_run import make_run, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture
-def bundle(here: Path) -> Path:
+def bundle(here):
     """The made-up bundle as an archive, and a run that can be asked."""
     make_run(here / "runs", seq_len=256)
     return zip_bundle(write_bundle(here / "bundle"), here / "eval_bundle.zip")
 
 
-def export(folder: Path, model: Decoder) -> None:
+def export(folder, model):
     tokenizer = folder.with_suffix(".json")
     tiny_tokenizer().save(tokenizer)
     export_model(model, tokenizer, folder)
 
 
-def test_each_task_and_the_mean_are_printed(bundle: Path, pion: Pion) -> None:
+def test_each_task_and_the_mean_are_printed(bundle, pion):
     code, out, err = pion("eval", "demo", "--core", "eval_bundle.zip")
     assert (code, err) == (0, "")
     choice, schema, words, mean = out.splitlines()
@@ -49,9 +45,7 @@ def test_each_task_and_the_mean_are_printed(bundle: Path, pion: Pion) -> None:
     assert "Not CORE: 22 of CORE's 22 tasks are missing; 3 tasks are not CORE's" in mean
 
 
-def test_a_model_and_a_folder_of_elsewhere_give_the_same_as_json(
-    here: Path, bundle: Path, pion: Pion
-) -> None:
+def test_a_model_and_a_folder_of_elsewhere_give_the_same_as_json(here, bundle, pion):
     export(here / "exported", tiny_model(tiny_tokenizer().vocab_size, 256, seed=2))
     code, out, _ = pion("eval", "exported", "--core", "bundle", "--core-items", "5", "--json")
     assert code == 0
@@ -71,7 +65,7 @@ def test_a_model_and_a_folder_of_elsewhere_give_the_same_as_json(
     assert (whole["limit"], whole["tasks"][0]["items"]) == (None, 12)
 
 
-def test_files_are_measured_next_to_core(here: Path, bundle: Path, pion: Pion) -> None:
+def test_files_are_measured_next_to_core(here, bundle, pion):
     Path("text.txt").write_text("Return a new header. " * 9)
     code, out, _ = pion("eval", "demo", "text.txt", "--core", str(bundle), "--json")
     assert code == 0
@@ -94,17 +88,15 @@ def test_files_are_measured_next_to_core(here: Path, bundle: Path, pion: Pion) -
     ids=range(9),
 )
 def test_options_that_do_not_fit_are_refused_before_the_model_is_loaded(
-    arguments: tuple[str, ...], expected: str, here: Path, pion: Pion
-) -> None:
+    arguments, expected, here, pion
+):
     write_bundle(here / "bundle")
     code, out, err = pion("eval", "no-such-model", *arguments)
     assert (code, out) == (2, "")
     assert expected in err
 
 
-def test_a_mistake_in_the_bundle_is_told_before_anything_is_measured(
-    here: Path, bundle: Path, pion: Pion
-) -> None:
+def test_a_mistake_in_the_bundle_is_told_before_anything_is_measured(here, bundle, pion):
     (here / "bundle" / "eval_data" / "words" / "words.jsonl").write_text('{"context": 3}\n')
     Path("text.txt").write_text("Return a new header.")
     code, out, err = pion("eval", "demo", "text.txt", "--core", "bundle")
@@ -112,7 +104,7 @@ def test_a_mistake_in_the_bundle_is_told_before_anything_is_measured(
     assert "bundle/eval_data/words/words.jsonl:1: not an item of language_modeling: " in err
 
 
-def test_a_short_context_is_refused_unless_allowed(here: Path, pion: Pion) -> None:
+def test_a_short_context_is_refused_unless_allowed(here, pion):
     make_run(here / "runs", seq_len=64)
     write_bundle(here / "bundle")
     code, out, err = pion("eval", "demo", "--core", "bundle")
@@ -125,7 +117,7 @@ def test_a_short_context_is_refused_unless_allowed(here: Path, pion: Pion) -> No
     assert "context 64: 2 tasks cropped" in out
 
 
-def test_a_model_without_numbers_is_not_finite_and_never_wrong(here: Path, pion: Pion) -> None:
+def test_a_model_without_numbers_is_not_finite_and_never_wrong(here, pion):
     model = tiny_model(tiny_tokenizer().vocab_size, 256)
     with torch.no_grad():
         model.embed.weight.fill_(math.nan)
@@ -139,9 +131,7 @@ def test_a_model_without_numbers_is_not_finite_and_never_wrong(here: Path, pion:
     assert (found["value"], found["tasks"][0]["accuracy"]) == (None, None)
 
 
-def test_long_work_says_how_far_it_is(
-    here: Path, bundle: Path, pion: Pion, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_long_work_says_how_far_it_is(here, bundle, pion, monkeypatch):
     monkeypatch.setattr(eval_core, "SECONDS_BETWEEN_LINES", 0)
     monkeypatch.setattr("pion.evaluation.core.scoring.ITEMS_AT_ONCE", 5)
     _, _, err = pion("eval", "demo", "--core", str(bundle))
@@ -149,7 +139,7 @@ def test_long_work_says_how_far_it_is(
     assert "core: made_up_words: 10 of 12 items\n" in err
 
 
-def test_core_is_called_by_its_rule_and_baselines() -> None:
+def test_core_is_called_by_its_rule_and_baselines():
     from tests.pion.evaluation.core.test_measure_results import of_core
 
     words = core_in_words(dataclasses.asdict(of_core()))

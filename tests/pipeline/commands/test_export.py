@@ -1,18 +1,14 @@
 """`pion export`: a folder for transformers, or a GGUF file for llama.cpp."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
-import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.pipeline.conftest import Pion
 from tests.support.finished_run import make_run
 
 
-def test_export_writes_a_folder_that_pion_and_transformers_load(here: Path, pion: Pion) -> None:
+def test_export_writes_a_folder_that_pion_and_transformers_load(here, pion):
     make_run(here / "runs")
     code, out, _ = pion("export", "demo", "out", "--stage", "pretrain")
     assert code == 0
@@ -20,9 +16,7 @@ def test_export_writes_a_folder_that_pion_and_transformers_load(here: Path, pion
     assert pion("generate", "./out", "--prompt", "Return", "--max-tokens", "2")[0] == 0
 
 
-def test_an_architecture_can_be_asked_for_and_is_refused_if_it_does_not_fit(
-    here: Path, pion: Pion
-) -> None:
+def test_an_architecture_can_be_asked_for_and_is_refused_if_it_does_not_fit(here, pion):
     make_run(here / "runs")
     code, out, err = pion("export", "demo", "out", "--as", "qwen3_moe")
     assert code == 2
@@ -33,7 +27,7 @@ def test_an_architecture_can_be_asked_for_and_is_refused_if_it_does_not_fit(
     assert pion("generate", "./out", "--prompt", "Return", "--max-tokens", "2")[0] == 0
 
 
-def test_rows_of_token_ids_can_be_exported_in_half_the_bytes(here: Path, pion: Pion) -> None:
+def test_rows_of_token_ids_can_be_exported_in_half_the_bytes(here, pion):
     make_run(here / "runs")
     assert pion("export", "demo", "whole")[0] == 0
     code, out, _ = pion("export", "demo", "small", "--embeddings", "bfloat16")
@@ -48,7 +42,7 @@ def test_rows_of_token_ids_can_be_exported_in_half_the_bytes(here: Path, pion: P
     assert pion("generate", "./small", "--prompt", "Return", "--max-tokens", "2")[0] == 0
 
 
-def test_a_target_that_ends_in_gguf_is_a_file_for_llama_cpp(here: Path, pion: Pion) -> None:
+def test_a_target_that_ends_in_gguf_is_a_file_for_llama_cpp(here, pion):
     make_run(here / "runs")
     code, out, _ = pion("export", "demo", "out/demo.gguf", "--stage", "pretrain")
     assert code == 0
@@ -61,8 +55,8 @@ def test_a_target_that_ends_in_gguf_is_a_file_for_llama_cpp(here: Path, pion: Pi
 
 
 def test_four_bits_without_llama_cpp_are_refused_before_anything_is_written(
-    here: Path, pion: Pion, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    here, pion, monkeypatch
+):
     make_run(here / "runs")
     monkeypatch.setenv("PATH", str(here))
     code, out, err = pion("export", "demo", "demo.gguf", "--type", "q4_k_m")
@@ -71,9 +65,7 @@ def test_four_bits_without_llama_cpp_are_refused_before_anything_is_written(
     assert [path.name for path in here.iterdir()] == ["runs"]
 
 
-def test_a_model_that_gguf_can_not_express_is_refused_before_anything_is_written(
-    here: Path, pion: Pion
-) -> None:
+def test_a_model_that_gguf_can_not_express_is_refused_before_anything_is_written(here, pion):
     make_run(here / "runs", softcap=15.0)
     code, out, err = pion("export", "demo", "out.gguf")
     assert code == 2
@@ -83,7 +75,7 @@ def test_a_model_that_gguf_can_not_express_is_refused_before_anything_is_written
     assert [path.name for path in here.iterdir()] == ["runs"]
 
 
-def test_a_type_is_for_gguf_files_alone(here: Path, pion: Pion) -> None:
+def test_a_type_is_for_gguf_files_alone(here, pion):
     make_run(here / "runs")
     code, out, err = pion("export", "demo", "out", "--type", "q8_0")
     assert code == 2

@@ -1,12 +1,7 @@
 """A fork is a separate run that continues from another run's checkpoint. No fork is partial."""
 
-from __future__ import annotations
-
 import json
 import shutil
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -29,11 +24,9 @@ from pipeline.state.notes.watcher_beat import read_beat, write_beat
 from pipeline.state.owner import Owner
 from pipeline.state.rows.metrics import read_events, read_metrics
 from pipeline.state.run_state import RunState
-from pipeline.state.stores import FileStore, Store, StoreError
+from pipeline.state.stores import FileStore, StoreError
 from pipeline.state.workspace import Workspace
 from tests.faults.faulty_store import Crash, FaultyStore, can_be_torn, crash
-from tests.pipeline.conftest import Pion
-from tests.support.clock import FakeClock
 from tests.support.finished_run import make_run
 from tests.support.jobs import SilentDisplay, tiny_dict, tiny_job, write_tiny_data
 from tests.support.light_run import JOB, light_run, save_checkpoint, write_metrics
@@ -43,50 +36,50 @@ from tests.support.states import read as head_of
 class Elsewhere(FileStore):
     """A store without local files on this machine."""
 
-    def local_path(self, key: str) -> Path | None:
+    def local_path(self, key):
         return None
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(tmp_path, monkeypatch):
     """Where copies of remote runs are."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> FileStore:
+def store(tmp_path):
     return FileStore(tmp_path / "runs")
 
 
 @pytest.fixture
-def source(store: FileStore, time: FakeClock) -> RunState:
+def source(store, time):
     return light_run(store, clock=time.clock())
 
 
-def fork(source: RunState, name: str = "new", store: Store | None = None, **which: Any) -> RunState:
+def fork(source, name="new", store=None, **which):
     target = RunState(store or source.store, name)
     fork_run(source, head_of(source), target, **which)
     return target
 
 
-def checkpoints(run: RunState) -> list[tuple[str, int]]:
+def checkpoints(run):
     return [(entry.stage, entry.step) for entry in head_of(run).checkpoints]
 
 
-def problems(run: RunState) -> list[str | None]:
+def problems(run):
     workspace = Workspace(run.store, run.name)
     return [check_entry(workspace, entry) for entry in head_of(run).checkpoints]
 
 
-def contents(run: RunState) -> dict[str, bytes]:
+def contents(run):
     return {entry.key: run.store.read(entry.key) for entry in run.store.list(run.key(""))}
 
 
 # ---------------------------------------------------------------- what is copied
 
 
-def test_by_default_a_run_is_forked_at_its_newest_checkpoint(source: RunState) -> None:
+def test_by_default_a_run_is_forked_at_its_newest_checkpoint(source):
     new = fork(source)
     assert checkpoints(new) == [("sft", 5), ("pretrain", 20)]
     head = head_of(new)
@@ -96,13 +89,13 @@ def test_by_default_a_run_is_forked_at_its_newest_checkpoint(source: RunState) -
     assert problems(new) == [None, None]
 
 
-def test_what_is_forked_is_held_while_it_is_copied(source: RunState) -> None:
+def test_what_is_forked_is_held_while_it_is_copied(source):
     fork(source, at=10)
     with unless_held(source.store, source.key("checkpoints/pretrain/10-1")) as free:
         assert not free
 
 
-def test_a_fork_at_a_step_leaves_out_what_came_after_it(source: RunState) -> None:
+def test_a_fork_at_a_step_leaves_out_what_came_after_it(source):
     new = fork(source, at=10)
     assert checkpoints(new) == [("pretrain", 10)]
     assert set(head_of(new).stages) == {"prepare"}
@@ -111,11 +104,11 @@ def test_a_fork_at_a_step_leaves_out_what_came_after_it(source: RunState) -> Non
     assert read_metrics(new.store, "new", head_of(new), "sft") == []
 
 
-def test_a_stage_that_is_forked_at_its_last_step_can_continue(source: RunState) -> None:
+def test_a_stage_that_is_forked_at_its_last_step_can_continue(source):
     assert set(head_of(fork(source, stage="pretrain")).stages) == {"prepare"}
 
 
-def test_a_fork_begins_a_history_of_its_own_and_says_where_it_comes_from(source: RunState) -> None:
+def test_a_fork_begins_a_history_of_its_own_and_says_where_it_comes_from(source):
     new = fork(source, at=20)
     head = head_of(new)
     assert (head.epoch, head.owner, head.committed_epoch) == (1, None, 1)
@@ -128,7 +121,7 @@ def test_a_fork_begins_a_history_of_its_own_and_says_where_it_comes_from(source:
     assert (event["stage"], event["at_step"], event["epoch"]) == ("pretrain", 20, 1)
 
 
-def test_a_fork_inherits_no_deadline_and_no_watcher(source: RunState) -> None:
+def test_a_fork_inherits_no_deadline_and_no_watcher(source):
     asked = Asked(hours=42, at=None, margin=1800)
     write_first_deadline(source, new_deadline(asked, "pion launch", now=0))
     write_beat(source, None)
@@ -138,20 +131,18 @@ def test_a_fork_inherits_no_deadline_and_no_watcher(source: RunState) -> None:
     assert read_beat(target) is None
 
 
-def test_the_next_claim_sweeps_nothing_of_a_fork(source: RunState) -> None:
+def test_the_next_claim_sweeps_nothing_of_a_fork(source):
     new = fork(source)
     assert sweep_abandoned(claim_run(new, Owner.me())) == []
 
 
-def test_rows_that_the_source_had_rewound_are_not_in_the_fork(source: RunState) -> None:
+def test_rows_that_the_source_had_rewound_are_not_in_the_fork(source):
     new = fork(source, at=20)
     steps = [row["step"] for row in read_metrics(new.store, "new", head_of(new), "pretrain")]
     assert steps == list(range(1, 21))
 
 
-def test_a_fork_that_starts_a_stage_afresh_shows_nothing_of_the_sources_steps(
-    source: RunState,
-) -> None:
+def test_a_fork_that_starts_a_stage_afresh_shows_nothing_of_the_sources_steps(source):
     new = fork(source, at=20)
     claim = claim_run(new, Owner.me())
     claim.drop_stages(["pretrain"])
@@ -161,7 +152,7 @@ def test_a_fork_that_starts_a_stage_afresh_shows_nothing_of_the_sources_steps(
     assert [(row["step"], row["epoch"]) for row in rows] == [(1, 2), (2, 2)]
 
 
-def test_rows_left_out_before_the_fork_stay_left_out(source: RunState) -> None:
+def test_rows_left_out_before_the_fork_stay_left_out(source):
     claim = claim_run(source, Owner.me())
     digest = head_of(source).checkpoints[1].digest
     for step in (8, 15):
@@ -172,7 +163,7 @@ def test_rows_left_out_before_the_fork_stay_left_out(source: RunState) -> None:
     assert [rows.step for rows in kept] == [8, 15]
 
 
-def test_a_fork_shares_nothing_with_its_source(source: RunState) -> None:
+def test_a_fork_shares_nothing_with_its_source(source):
     before = contents(source)
     new = fork(source)
     assert contents(source) == before
@@ -183,7 +174,7 @@ def test_a_fork_shares_nothing_with_its_source(source: RunState) -> None:
     has_its_data(new)
 
 
-def has_its_data(run: RunState) -> None:
+def has_its_data(run):
     """Check that the run can use all parts of its data."""
     for part, digest in digest_job(Job.model_validate(JOB)).data.items():
         key = head_of(run).data[part].removeprefix(f"{SHARED}/")
@@ -191,7 +182,7 @@ def has_its_data(run: RunState) -> None:
         assert shard.read_bytes() == f"rows of {digest}".encode()
 
 
-def test_a_fork_of_a_fork_is_as_good(source: RunState) -> None:
+def test_a_fork_of_a_fork_is_as_good(source):
     again = fork(fork(source), "again")
     assert checkpoints(again) == [("sft", 5), ("pretrain", 20)]
     assert problems(again) == [None, None]
@@ -199,9 +190,7 @@ def test_a_fork_of_a_fork_is_as_good(source: RunState) -> None:
 
 
 @pytest.mark.parametrize(("there", "back"), [(FileStore, Elsewhere), (Elsewhere, Elsewhere)])
-def test_a_run_can_be_forked_from_store_to_store_and_back(
-    tmp_path: Path, cache: Path, source: RunState, there: type[FileStore], back: type[FileStore]
-) -> None:
+def test_a_run_can_be_forked_from_store_to_store_and_back(tmp_path, cache, source, there, back):
     far = fork(source, "far", Elsewhere(tmp_path / "far"))
     home = fork(far, "home", there(tmp_path / "home"))
     again = fork(home, "again", back(tmp_path / "again"))
@@ -212,9 +201,7 @@ def test_a_run_can_be_forked_from_store_to_store_and_back(
         has_its_data(run)
 
 
-def test_copies_that_were_only_needed_for_the_fork_are_gone_after_it(
-    tmp_path: Path, cache: Path, source: RunState
-) -> None:
+def test_copies_that_were_only_needed_for_the_fork_are_gone_after_it(tmp_path, cache, source):
     far = fork(source, "far", Elsewhere(tmp_path / "far"))
     fork(far, "near", FileStore(tmp_path / "near"))
     assert list(cache.rglob("*.safetensors")) == []
@@ -223,7 +210,7 @@ def test_copies_that_were_only_needed_for_the_fork_are_gone_after_it(
 # ---------------------------------------------------------------- what is refused
 
 
-def test_a_step_that_was_not_kept_is_answered_with_those_that_were(source: RunState) -> None:
+def test_a_step_that_was_not_kept_is_answered_with_those_that_were(source):
     for which in ({"at": 15}, {"at": 5, "stage": "pretrain"}):
         with pytest.raises(BadInput, match="are: sft 5, pretrain 20, pretrain 10") as refused:
             fork(source, **which)
@@ -231,14 +218,14 @@ def test_a_step_that_was_not_kept_is_answered_with_those_that_were(source: RunSt
     assert list(source.store.list("new/")) == []
 
 
-def test_a_step_that_two_stages_have_needs_the_stage(source: RunState) -> None:
+def test_a_step_that_two_stages_have_needs_the_stage(source):
     save_checkpoint(claim_run(source, Owner.me()), "sft", 10, "digest")
     with pytest.raises(BadInput, match=r"step 10 of pretrain and of sft. Choose one with --stage"):
         fork(source, at=10)
     assert checkpoints(fork(source, at=10, stage="pretrain")) == [("pretrain", 10)]
 
 
-def test_a_run_that_exists_is_not_overwritten(source: RunState) -> None:
+def test_a_run_that_exists_is_not_overwritten(source):
     other = light_run(source.store, "other")
     before = contents(other)
     for name in ("other", "demo"):
@@ -247,7 +234,7 @@ def test_a_run_that_exists_is_not_overwritten(source: RunState) -> None:
     assert contents(other) == before
 
 
-def test_a_damaged_checkpoint_is_not_forked(source: RunState) -> None:
+def test_a_damaged_checkpoint_is_not_forked(source):
     key = source.key("checkpoints/pretrain/10-1/model.safetensors")
     source.store.write(key, b"weights of pretrain 1O")
     with pytest.raises(BadInput, match=r"pretrain/10-1 of demo can't be forked: model\.safetens"):
@@ -256,9 +243,7 @@ def test_a_damaged_checkpoint_is_not_forked(source: RunState) -> None:
     assert checkpoints(fork(source, at=20)) == [("pretrain", 20)]
 
 
-def test_data_that_is_not_complete_is_not_forked_to_another_store(
-    source: RunState, tmp_path: Path
-) -> None:
+def test_data_that_is_not_complete_is_not_forked_to_another_store(source, tmp_path):
     source.store.delete(f"{head_of(source).data['pretrain']}/dataset.json")
     far = FileStore(tmp_path / "far")
     with pytest.raises(PionError, match=r"dataset\.json is missing.*--redo prepare"):
@@ -269,14 +254,14 @@ def test_data_that_is_not_complete_is_not_forked_to_another_store(
 # ---------------------------------------------------------------- interrupted
 
 
-def fill_the_disk(operation: str) -> None:
+def fill_the_disk(operation):
     raise StoreError("write", operation, "the disk is full")
 
 
 @pytest.mark.parametrize("happen", [crash, pytest.param(fill_the_disk, marks=pytest.mark.soak)])
 def test_a_fork_cut_short_at_any_write_leaves_no_run_and_is_completed_by_asking_again(
-    tmp_path: Path, source: RunState, happen: Callable[[str], None]
-) -> None:
+    tmp_path, source, happen
+):
     unbroken = FaultyStore(FileStore(tmp_path / "whole"))
     whole = contents(fork(source, store=unbroken, at=10))
     writes = [n for n, done in enumerate(unbroken.operations, 1) if can_be_torn(done)]
@@ -292,9 +277,9 @@ def test_a_fork_cut_short_at_any_write_leaves_no_run_and_is_completed_by_asking_
         assert len(read_events(new.store, "new")) == 1
 
 
-def test_of_two_forks_to_one_name_one_is_told_that_it_lost(source: RunState) -> None:
+def test_of_two_forks_to_one_name_one_is_told_that_it_lost(source):
     class Raced(FileStore):
-        def compare_and_swap(self, key: str, data: bytes, expected: str | None) -> str:
+        def compare_and_swap(self, key, data, expected):
             RunState(FileStore(self.folder), "new").swap(Head(), None, "of the other")
             return super().compare_and_swap(key, data, expected)
 
@@ -306,7 +291,7 @@ def test_of_two_forks_to_one_name_one_is_told_that_it_lost(source: RunState) -> 
 # ---------------------------------------------------------------- continuing with other settings
 
 
-def may_continue(run: RunState, **changes: Any) -> bool:
+def may_continue(run, **changes):
     """Return whether `pion run` with this job continues from the fork."""
     job = Job.model_validate(tiny_dict(checkpoint__keep={"last": 9}, **changes))
     digests, head = digest_job(job), head_of(run)
@@ -336,39 +321,35 @@ def may_continue(run: RunState, **changes: Any) -> bool:
         ({"model__d_model": 64, "pretrain__lr": 2e-2}, False),  # other weights
     ],
 )
-def test_a_fork_continues_under_another_schedule_but_as_nothing_else(
-    source: RunState, change: dict[str, Any], allowed: bool
-) -> None:
+def test_a_fork_continues_under_another_schedule_but_as_nothing_else(source, change, allowed):
     assert may_continue(fork(source, at=10), **change) is allowed
 
 
-def test_a_fork_at_a_stages_last_step_continues_under_another_schedule_only_for_more_steps(
-    source: RunState,
-) -> None:
+def test_a_fork_at_a_stages_last_step_continues_under_another_schedule_only_for_more_steps(source):
     new = fork(source, at=20)
     assert may_continue(new)
     assert not may_continue(new, pretrain__lr=2e-2)
     assert may_continue(new, pretrain__lr=2e-2, pretrain__steps=24)
 
 
-def test_a_run_that_is_no_fork_does_not(source: RunState) -> None:
+def test_a_run_that_is_no_fork_does_not(source):
     assert not may_continue(source, pretrain__lr=2e-2)
 
 
-def test_a_fork_at_sft_keeps_the_pretraining_it_stands_on(source: RunState) -> None:
+def test_a_fork_at_sft_keeps_the_pretraining_it_stands_on(source):
     new = fork(source)
     assert may_continue(new, sft__lr=5e-4)
     assert not may_continue(new, pretrain__lr=2e-2)
 
 
-def test_steps_of_its_own_bind_a_fork_to_its_settings(source: RunState) -> None:
+def test_steps_of_its_own_bind_a_fork_to_its_settings(source):
     new = fork(source, at=10)
     claim = claim_run(new, Owner.me())
     save_checkpoint(claim, "pretrain", 15, head_of(new).checkpoints[0].digest)
     assert not may_continue(new, pretrain__lr=2e-2)
 
 
-def test_the_data_of_a_fork_is_not_prepared_again(source: RunState) -> None:
+def test_the_data_of_a_fork_is_not_prepared_again(source):
     job = Job.model_validate(JOB)
     plans = plan_stages(job, digest_job(job), head_of(fork(source, at=10)))
     states = {plan.stage: plan.state for plan in plans}
@@ -384,16 +365,14 @@ def test_the_data_of_a_fork_is_not_prepared_again(source: RunState) -> None:
     ],
 )
 def test_a_refused_change_of_schedule_is_shown_the_fork_that_continues_under_it(
-    source: RunState, change: dict[str, Any], where: dict[str, Any]
-) -> None:
+    source, change, where
+):
     line = "pion fork runs-elsewhere/demo demo-2 --stage {stage} --at {at} && pion run x.yaml name="
     assert line.format(**where) in refusal(source, tiny_job(**change))
     assert may_continue(fork(source, **where), **change)
 
 
-def test_a_finished_stage_is_forked_at_the_one_before_as_nothing_of_it_is_left_to_train(
-    source: RunState,
-) -> None:
+def test_a_finished_stage_is_forked_at_the_one_before_as_nothing_of_it_is_left_to_train(source):
     claim = claim_run(source, Owner.me())
     digest = digest_job(Job.model_validate(JOB)).stages["sft"]
     entry = save_checkpoint(claim, "sft", 10, digest)
@@ -405,15 +384,13 @@ def test_a_finished_stage_is_forked_at_the_one_before_as_nothing_of_it_is_left_t
     assert "demo-2 --stage pretrain --at 10 && " in refusal(source, tiny_job(pretrain__lr=2e-2))
 
 
-def test_a_refused_change_of_fine_tuning_data_may_fork_what_was_pretrained(
-    source: RunState,
-) -> None:
+def test_a_refused_change_of_fine_tuning_data_may_fork_what_was_pretrained(source):
     message = refusal(source, tiny_job(sft__held_out=0.1))
     assert "demo-2 --stage pretrain && pion run x.yaml name=demo-2    continue from pre" in message
     assert "pion fork" not in refusal(source, tiny_job(seed=43))
 
 
-def refusal(run: RunState, job: Job) -> str:
+def refusal(run, job):
     job = job.model_copy(update={"store": "runs-elsewhere", "name": "demo"})
     digests = digest_job(job)
     old = digest_job(Job.model_validate(JOB))
@@ -431,7 +408,7 @@ def refusal(run: RunState, job: Job) -> str:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(tmp_path_factory):
     """A folder with a job and its finished run, with checkpoints every 5 steps."""
     folder = tmp_path_factory.mktemp("trained")
     write_tiny_data(folder)
@@ -448,10 +425,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(folder: Path, **changes: Any) -> RunState:
+def train(folder, **changes):
     from pipeline.job.file import load_job
 
-    def wait(checkpointer: Checkpointer) -> bool:
+    def wait(checkpointer):
         checkpointer.wait()
         return False
 
@@ -465,13 +442,13 @@ def train(folder: Path, **changes: Any) -> RunState:
     return RunState(FileStore(folder / "runs"), job.name)
 
 
-def final_weights(run: RunState) -> str:
+def final_weights(run):
     head = head_of(run)
     last = head.stages["pretrain"].checkpoint
     return next(entry.model_sha256 for entry in head.checkpoints if entry.key == last)
 
 
-def test_a_fork_trained_as_its_source_was_ends_with_the_same_weights(trained: Path) -> None:
+def test_a_fork_trained_as_its_source_was_ends_with_the_same_weights(trained):
     source = RunState(FileStore(trained / "runs"), "tiny")
     fork(source, "same", at=10)
     same = train(trained, name="same")
@@ -484,7 +461,7 @@ def test_a_fork_trained_as_its_source_was_ends_with_the_same_weights(trained: Pa
 
 
 @pytest.mark.soak
-def test_a_fork_trains_on_under_another_learning_rate(trained: Path) -> None:
+def test_a_fork_trains_on_under_another_learning_rate(trained):
     source = RunState(FileStore(trained / "runs"), "tiny")
     fork(source, "hotter", at=10)
     hotter = train(trained, name="hotter", pretrain__lr=3e-2, pretrain__steps=24)
@@ -500,7 +477,7 @@ def test_a_fork_trains_on_under_another_learning_rate(trained: Path) -> None:
 # ---------------------------------------------------------------- the command
 
 
-def test_a_fork_is_listed_next_to_its_source_and_can_be_used(here: Path, pion: Pion) -> None:
+def test_a_fork_is_listed_next_to_its_source_and_can_be_used(here, pion):
     make_run(here / "runs")
     code, out, _ = pion("fork", "demo", "new", "--at", "20")
     assert code == 0
@@ -526,12 +503,8 @@ def test_a_fork_is_listed_next_to_its_source_and_can_be_used(here: Path, pion: P
     ],
 )
 def test_a_fork_that_can_not_be_made_exits_with_2_and_leaves_nothing(
-    run_folder: Path,
-    pion: Pion,
-    monkeypatch: pytest.MonkeyPatch,
-    arguments: list[str],
-    expected: str,
-) -> None:
+    run_folder, pion, monkeypatch, arguments, expected
+):
     monkeypatch.chdir(run_folder.parent)
     code, _, err = pion("fork", *arguments)
     assert code == 2

@@ -1,9 +1,6 @@
 """A fork shares the prepared data of its store; another store gets one copy for all forks."""
 
-from __future__ import annotations
-
 import shutil
-from pathlib import Path
 
 import pytest
 
@@ -16,9 +13,8 @@ from pipeline.state.run_state import RunState
 from pipeline.state.shared.find_or_prepare import find_or_prepare
 from pipeline.state.shared.folder import bring_data, complete
 from pipeline.state.shared.records import DataState, Writer, read_state, swap_state
-from pipeline.state.stores import FileStore, Store, open_store
+from pipeline.state.stores import FileStore, open_store
 from tests.faults.faulty_store import Crash, FaultyStore
-from tests.support.clock import FakeClock
 from tests.support.light_run import light_run
 from tests.support.states import read as head_of
 
@@ -26,9 +22,7 @@ FINGERPRINTS = {"pretrain": "a" * 64, "sft": "b" * 64}
 
 
 @pytest.fixture(params=["file", "s3"])
-def elsewhere(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Store:
+def elsewhere(request, tmp_path, monkeypatch):
     """Another store, of which this machine has no copies."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     if request.param == "s3":
@@ -37,7 +31,7 @@ def elsewhere(
 
 
 @pytest.fixture
-def source(tmp_path: Path, time: FakeClock) -> RunState:
+def source(tmp_path, time):
     """A run with data of these fingerprints."""
     run = light_run(FileStore(tmp_path / "runs"), clock=time.clock())
     claim, me = claim_run(run, Owner.me()), Owner.me()
@@ -57,19 +51,19 @@ def source(tmp_path: Path, time: FakeClock) -> RunState:
     return run
 
 
-def fork(source: RunState, store: Store, name: str = "new") -> tuple[RunState, list[str]]:
+def fork(source, store, name="new"):
     """Return a fork, and what was said."""
-    said: list[str] = []
+    said = []
     target = RunState(store, name)
     fork_run(source, head_of(source), target, say=said.append)
     return target, said
 
 
-def shared(store: Store) -> dict[str, bytes]:
+def shared(store):
     return {entry.key: store.read(entry.key) for entry in store.list(f"{SHARED}/")}
 
 
-def check_data(run: RunState) -> None:
+def check_data(run):
     """Check that the run can use both parts of its data."""
     head = head_of(run)
     for part in FINGERPRINTS:
@@ -77,7 +71,7 @@ def check_data(run: RunState) -> None:
         assert (folder / "0" / "rows.npy").read_bytes() == part.encode()
 
 
-def test_in_its_store_a_fork_lists_the_same_data_and_copies_nothing(source: RunState) -> None:
+def test_in_its_store_a_fork_lists_the_same_data_and_copies_nothing(source):
     before = shared(source.store)
     new, said = fork(source, source.store)
     assert head_of(new).data == head_of(source).data
@@ -87,7 +81,7 @@ def test_in_its_store_a_fork_lists_the_same_data_and_copies_nothing(source: RunS
     check_data(new)
 
 
-def test_a_fork_removes_the_mark_of_its_data(source: RunState) -> None:
+def test_a_fork_removes_the_mark_of_its_data(source):
     state, version = read_state(source.store, FINGERPRINTS["sft"])
     marked = DataState(**{**vars(state), "delete_after": 1.0})
     assert swap_state(source.store, FINGERPRINTS["sft"], marked, version)
@@ -95,9 +89,7 @@ def test_a_fork_removes_the_mark_of_its_data(source: RunState) -> None:
     assert read_state(source.store, FINGERPRINTS["sft"])[0].delete_after is None
 
 
-def test_two_forks_to_another_store_share_one_copy(
-    source: RunState, elsewhere: Store, tmp_path: Path
-) -> None:
+def test_two_forks_to_another_store_share_one_copy(source, elsewhere, tmp_path):
     first, said = fork(source, elsewhere)
     assert sum("copying prepared data" in line for line in said) == 2
     before = shared(elsewhere)
@@ -114,8 +106,8 @@ def test_two_forks_to_another_store_share_one_copy(
 
 
 def test_a_fork_that_dies_at_any_operation_on_data_is_completed_and_shares_one_copy(
-    source: RunState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    source, tmp_path, monkeypatch
+):
     """A dead fork keeps no other fork waiting: it has no HEAD yet."""
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
     unbroken = FaultyStore(FileStore(tmp_path / "unbroken"))
@@ -133,7 +125,7 @@ def test_a_fork_that_dies_at_any_operation_on_data_is_completed_and_shares_one_c
         check_data(new)
 
 
-def test_data_that_was_deleted_by_hand_is_not_forked(source: RunState, elsewhere: Store) -> None:
+def test_data_that_was_deleted_by_hand_is_not_forked(source, elsewhere):
     key = head_of(source).data["sft"]
     assert isinstance(source.store, FileStore)
     (source.store.folder / key / "dataset.json").unlink()

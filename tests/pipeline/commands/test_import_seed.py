@@ -1,22 +1,16 @@
 """`pion import-seed`: a seed's checkpoint becomes a folder that Pion loads."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
-from typing import Any
-
-import pytest
 
 from pion.data.tokens.tokenizer import train_bpe
 from pipeline.commands import import_seed
 from tests.paths import SEEDS
-from tests.pipeline.conftest import Pion
 from tests.support.finished_run import tiny_tokenizer
 from tests.support.seed_files import read_seed, tensors_of, write_seed
 
 
-def test_a_seeds_checkpoint_becomes_a_folder_that_pion_loads(here: Path, pion: Pion) -> None:
+def test_a_seeds_checkpoint_becomes_a_folder_that_pion_loads(here, pion):
     tiny_tokenizer().save("tokenizer.json")
     seed = str(SEEDS / "pion_nocap_ckpt.pt")
     before = os.umask(0o002)
@@ -32,12 +26,10 @@ def test_a_seeds_checkpoint_becomes_a_folder_that_pion_loads(here: Path, pion: P
     assert (code, Path("other").exists()) in {(0, True), (2, False)}
 
 
-def test_what_another_process_wrote_to_the_folder_meanwhile_stays(
-    here: Path, pion: Pion, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_another_process_wrote_to_the_folder_meanwhile_stays(here, pion, monkeypatch):
     write = import_seed._write
 
-    def slow_write(*arguments: Any, **settings: Any) -> None:
+    def slow_write(*arguments, **settings):
         write(*arguments, **settings)
         Path("imported").mkdir()
         Path("imported/theirs").write_text("precious")
@@ -49,15 +41,13 @@ def test_what_another_process_wrote_to_the_folder_meanwhile_stays(
     assert [path.name for path in here.glob("*imported*/*")] == ["theirs"]
 
 
-def test_an_empty_folder_is_filled(here: Path, pion: Pion) -> None:
+def test_an_empty_folder_is_filled(here, pion):
     Path("imported").mkdir()
     assert pion("import-seed", str(SEEDS / "pion_nocap_ckpt.pt"), "imported")[0] == 0
     assert Path("imported/config.json").is_file()
 
 
-def test_a_grown_vocabulary_needs_the_tokenizer_that_was_saved_with_it(
-    here: Path, pion: Pion
-) -> None:
+def test_a_grown_vocabulary_needs_the_tokenizer_that_was_saved_with_it(here, pion):
     train_bpe(["some words"], 262).save("base.json")
     content = read_seed(SEEDS / "pilon_sft_ckpt.pt")
     tensors = tensors_of(content)
@@ -72,7 +62,7 @@ def test_a_grown_vocabulary_needs_the_tokenizer_that_was_saved_with_it(
     assert pion("import-seed", "sft.pt", "out", "--tokenizer", "grown.json")[0] == 0
 
 
-def test_importing_what_is_no_seeds_checkpoint_is_refused(here: Path, pion: Pion) -> None:
+def test_importing_what_is_no_seeds_checkpoint_is_refused(here, pion):
     Path("x.pt").write_bytes(b"not a checkpoint")
     code, _, err = pion("import-seed", "x.pt", "out")
     assert code == 2

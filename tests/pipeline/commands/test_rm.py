@@ -1,10 +1,7 @@
 """`pion rm` removes all of a run, and nothing that others use. Nothing can continue half a run."""
 
-from __future__ import annotations
-
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,8 +20,6 @@ from pipeline.state.stores import FileStore, StoreError
 from pipeline.state.workspace import Workspace
 from tests.faults.faulty_store import FaultyStore, fail
 from tests.pipeline.commands.test_data import USED, contents, fingerprints, use_data
-from tests.pipeline.conftest import Pion
-from tests.support.clock import FakeClock
 from tests.support.hub_server import USER, hub_server
 from tests.support.jobs import tiny_dict, write_tiny_data
 from tests.support.light_run import light_run
@@ -32,14 +27,14 @@ from tests.support.states import someone
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(tmp_path, monkeypatch):
     """Where copies of remote runs are."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
 @pytest.fixture
-def store(here: Path, time: FakeClock) -> FileStore:
+def store(here, time):
     """A store with the runs `demo` and `other`."""
     store = FileStore(here / "runs")
     light_run(store, clock=time.clock())
@@ -47,17 +42,17 @@ def store(here: Path, time: FakeClock) -> FileStore:
     return store
 
 
-def files(folder: Path) -> dict[str, bytes]:
+def files(folder):
     """Return the content of all files below `folder`, not through links."""
     found = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
     return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
 
-def half_removed(run: RunState) -> None:
+def half_removed(run):
     """Let a removal of the run end at its third deletion."""
     deletions = 0
 
-    def dies(operation: str) -> None:
+    def dies(operation):
         nonlocal deletions
         deletions += operation.startswith("delete")
         if deletions == 3:
@@ -70,7 +65,7 @@ def half_removed(run: RunState) -> None:
         remove(find_removable(RunState(faulty, run.name)))
 
 
-def test_all_of_a_run_goes_and_all_else_stays(store: FileStore, pion: Pion) -> None:
+def test_all_of_a_run_goes_and_all_else_stays(store, pion):
     use_data(store, "third", USED)
     before = contents(store)
     (store.folder / "demo" / "my notes.txt").write_text("no key")
@@ -91,7 +86,7 @@ def test_all_of_a_run_goes_and_all_else_stays(store: FileStore, pion: Pion) -> N
     assert light_run(store).read() is not None  # the name is free
 
 
-def test_without_a_terminal_and_yes_nothing_goes(store: FileStore, pion: Pion) -> None:
+def test_without_a_terminal_and_yes_nothing_goes(store, pion):
     before = contents(store)
     code, output, error = pion("rm", "demo")
     assert (code, "demo: " in output) == (2, True)
@@ -100,9 +95,7 @@ def test_without_a_terminal_and_yes_nothing_goes(store: FileStore, pion: Pion) -
 
 
 @pytest.mark.parametrize("answer", ["", "n", "Y"])
-def test_at_a_terminal_only_a_yes_agrees(
-    store: FileStore, pion: Pion, answer: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_at_a_terminal_only_a_yes_agrees(store, pion, answer, monkeypatch):
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", lambda question: answer)
     assert pion("rm", "demo", "other")[0] == (0 if answer == "Y" else 2)
@@ -111,9 +104,7 @@ def test_at_a_terminal_only_a_yes_agrees(
 
 
 @pytest.mark.parametrize("owner", [Owner.me(), someone()])
-def test_a_run_that_may_be_owned_stays_unless_a_person_knows_better(
-    store: FileStore, pion: Pion, owner: Owner
-) -> None:
+def test_a_run_that_may_be_owned_stays_unless_a_person_knows_better(store, pion, owner):
     claim = claim_run(RunState(store, "demo"), owner)
     before = contents(store)
     code, _, error = pion("rm", "other", "demo", "--yes")
@@ -126,7 +117,7 @@ def test_a_run_that_may_be_owned_stays_unless_a_person_knows_better(
     assert not store.list("demo/")
 
 
-def test_an_owner_stops_when_its_run_is_being_removed(store: FileStore) -> None:
+def test_an_owner_stops_when_its_run_is_being_removed(store):
     claim = claim_run(RunState(store, "demo"), someone())
     found = find_removable(RunState(store, "demo"), take_over=True)
     claim.set_job("later")
@@ -138,7 +129,7 @@ def test_an_owner_stops_when_its_run_is_being_removed(store: FileStore) -> None:
         claim.check()
 
 
-def test_a_run_with_a_rented_machine_stays(store: FileStore, pion: Pion) -> None:
+def test_a_run_with_a_rented_machine_stays(store, pion):
     run = RunState(store, "demo")
     write_rental_note(run, RentalNote(1.0, "laptop", "hash", "launch", 2), None)
     before = contents(store)
@@ -150,15 +141,13 @@ def test_a_run_with_a_rented_machine_stays(store: FileStore, pion: Pion) -> None
     assert pion("rm", "demo", "--yes", "--take-over")[0] == 0
 
 
-def test_what_is_left_of_a_run_without_head_goes(store: FileStore, pion: Pion) -> None:
+def test_what_is_left_of_a_run_without_head_goes(store, pion):
     store.delete("demo/HEAD.json")
     assert pion("rm", "demo", "--yes")[0] == 0
     assert not store.list("demo/")
 
 
-def test_commands_refuse_a_run_that_is_being_removed(
-    store: FileStore, here: Path, pion: Pion
-) -> None:
+def test_commands_refuse_a_run_that_is_being_removed(store, here, pion):
     use_data(store, "third", USED)
     run = RunState(store, "demo")
     half_removed(run)
@@ -183,9 +172,7 @@ def test_commands_refuse_a_run_that_is_being_removed(
 
 
 @pytest.fixture(params=["s3", "hub"])
-def remote(
-    request: pytest.FixtureRequest, here: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[str]:
+def remote(request, here, monkeypatch):
     """The URL of an empty store that is no folder."""
     if request.param == "s3":
         yield request.getfixturevalue("s3_store")
@@ -196,7 +183,7 @@ def remote(
         yield f"hf://{USER}/runs"
 
 
-def test_a_run_elsewhere_goes_with_its_copy_here(remote: str, cache: Path, pion: Pion) -> None:
+def test_a_run_elsewhere_goes_with_its_copy_here(remote, cache, pion):
     run = light_run(open_run(f"{remote}/demo").store)
     light_run(run.store, "other")
     run.store.flush()
@@ -216,7 +203,7 @@ def test_a_run_elsewhere_goes_with_its_copy_here(remote: str, cache: Path, pion:
     assert kept.read() is not None
 
 
-def test_only_a_run_is_removed(store: FileStore, pion: Pion) -> None:
+def test_only_a_run_is_removed(store, pion):
     for key in (
         "mine/notes/x",
         "mine/checkpoints/model.bin",
@@ -232,7 +219,7 @@ def test_only_a_run_is_removed(store: FileStore, pion: Pion) -> None:
     assert contents(store) == before
 
 
-def test_what_a_link_leads_to_stays(store: FileStore, pion: Pion, tmp_path: Path) -> None:
+def test_what_a_link_leads_to_stays(store, pion, tmp_path):
     elsewhere = tmp_path / "disk"
     (store.folder / "demo").rename(elsewhere)
     links = {

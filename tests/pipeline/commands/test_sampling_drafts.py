@@ -1,19 +1,14 @@
 """`--drafts`: the same text, from a run's draft block, an exported one, or none."""
 
-from __future__ import annotations
-
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from pipeline.cli import main
-from tests.pipeline.conftest import Pion
 from tests.support.finished_run import make_run
 
 ASKED = ("--prompt", "Return a new header", "--seed", "3", "--max-tokens", "20")
@@ -21,14 +16,14 @@ OUT = "out/draft"
 
 
 @pytest.fixture
-def exported(here: Path, made: Path) -> Path:
+def exported(here, made):
     """A folder with an exported model and its block, next to the run."""
     shutil.copytree(made, here, dirs_exist_ok=True)
     return here / "out"
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory):
     """A folder with a run and an export, which the tests copy."""
     folder = tmp_path_factory.mktemp("made")
     make_run(folder / "runs", draft={"steps": 2, "ids": 200})
@@ -36,7 +31,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_every_number_of_drafts_gives_the_same_text(exported: Path, pion: Pion) -> None:
+def test_every_number_of_drafts_gives_the_same_text(exported, pion):
     code, text, _ = pion("generate", "demo", *ASKED)
     assert code == 0
     for model in ("demo", "out"):
@@ -45,15 +40,13 @@ def test_every_number_of_drafts_gives_the_same_text(exported: Path, pion: Pion) 
 
 
 @pytest.mark.parametrize("drafts", ["0", "17", "-1", "some", "9" * 5000])
-def test_a_number_that_makes_no_sense_is_refused(here: Path, pion: Pion, drafts: str) -> None:
+def test_a_number_that_makes_no_sense_is_refused(here, pion, drafts):
     code, _, err = pion("generate", "demo", *ASKED, f"--drafts={drafts}")
     assert code == 2
     assert "is not auto, off or a number from 1 to 16" in err
 
 
-def test_a_model_without_a_block_is_drafted_by_what_its_text_repeats(
-    here: Path, pion: Pion
-) -> None:
+def test_a_model_without_a_block_is_drafted_by_what_its_text_repeats(here, pion):
     make_run(here / "runs")
     texts = {pion("generate", "demo", *ASKED, "--drafts", n)[1] for n in ("off", "auto", "3")}
     assert len(texts) == 1
@@ -61,7 +54,7 @@ def test_a_model_without_a_block_is_drafted_by_what_its_text_repeats(
     assert not Path(OUT).exists()
 
 
-def test_an_export_is_the_plain_model_with_the_block_apart(exported: Path, pion: Pion) -> None:
+def test_an_export_is_the_plain_model_with_the_block_apart(exported, pion):
     config = json.loads((exported / "config.json").read_text())
     assert config["architectures"] == ["Qwen3ForCausalLM"]
     assert "draft" not in config
@@ -78,7 +71,7 @@ def test_an_export_is_the_plain_model_with_the_block_apart(exported: Path, pion:
     assert "contains files that are not part of a Pion export (draft)" in err
 
 
-def test_a_gguf_file_has_no_draft_block(exported: Path, pion: Pion) -> None:
+def test_a_gguf_file_has_no_draft_block(exported, pion):
     from gguf import GGUFReader
 
     assert pion("export", "demo", "model.gguf")[0] == 0
@@ -87,26 +80,26 @@ def test_a_gguf_file_has_no_draft_block(exported: Path, pion: Pion) -> None:
     assert not [name for name in names if "draft" in name]
 
 
-def change_trunk(folder: Path) -> None:
+def change_trunk(folder):
     path = folder / "model.safetensors"
     tensors = load_file(path)
     tensors["model.norm.weight"] = tensors["model.norm.weight"] + 1
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-def change_record(folder: Path, **changes: object) -> None:
+def change_record(folder, **changes):
     path = folder / "draft" / "draft.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def drop_field(folder: Path, name: str) -> None:
+def drop_field(folder, name):
     path = folder / "draft" / "draft.json"
     record = json.loads(path.read_text())
     del record[name]
     path.write_text(json.dumps(record))
 
 
-def change_tensor(folder: Path, name: str, change: Callable[[Tensor], Tensor | None]) -> None:
+def change_tensor(folder, name, change):
     """Store what `change` makes of a tensor; None: leave the tensor out."""
     path = folder / "draft" / "draft.safetensors"
     tensors = load_file(path)
@@ -115,21 +108,21 @@ def change_tensor(folder: Path, name: str, change: Callable[[Tensor], Tensor | N
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-def without_a_number(weight: Tensor) -> Tensor:
+def without_a_number(weight):
     weight[0, 0] = torch.nan
     return weight
 
 
-def cut_short(folder: Path) -> None:
+def cut_short(folder):
     path = folder / "draft" / "draft.safetensors"
     path.write_bytes(path.read_bytes()[:-9])
 
 
-def overwrite_record(folder: Path, text: str) -> None:
+def overwrite_record(folder, text):
     (folder / "draft" / "draft.json").write_text(text)
 
 
-def link(folder: Path, name: str) -> None:
+def link(folder, name):
     """Replace a file by a link that leads nowhere."""
     path = folder / name
     shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -138,7 +131,7 @@ def link(folder: Path, name: str) -> None:
 
 MIX = "mix.weight"
 NOT_RISING = "draft.safetensors: draft.ids: not 200 rising ids of 0"
-DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
+DAMAGE = {
     "another trunk": (change_trunk, "learned from a model with the tensors"),
     "another width": (lambda out: change_record(out, d_model=48), "for hidden states of width 48"),
     "another tokenizer": (lambda out: change_record(out, vocab_size=9), "for ids: 9, and the"),
@@ -174,9 +167,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("what", DAMAGE)
-def test_a_block_that_is_not_the_models_is_refused_and_not_needed(
-    exported: Path, pion: Pion, what: str
-) -> None:
+def test_a_block_that_is_not_the_models_is_refused_and_not_needed(exported, pion, what):
     damage, message = DAMAGE[what]
     damage(exported)
     code, out, err = pion("generate", "out", *ASKED, "--drafts", "auto")
@@ -188,9 +179,7 @@ def test_a_block_that_is_not_the_models_is_refused_and_not_needed(
 
 
 @pytest.mark.parametrize("command", [("chat",), ("serve", "--port", "0")], ids=["chat", "serve"])
-def test_chat_and_serve_refuse_a_damaged_block_before_they_begin(
-    exported: Path, pion: Pion, command: tuple[str, ...]
-) -> None:
+def test_chat_and_serve_refuse_a_damaged_block_before_they_begin(exported, pion, command):
     cut_short(exported)
     code, _, err = pion(command[0], "out", *command[1:], "--drafts", "auto")
     assert code == 2

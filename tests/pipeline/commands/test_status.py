@@ -1,7 +1,5 @@
 """`pion status`: what a run's store says about it, for a person and as JSON."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path
@@ -12,12 +10,11 @@ import yaml
 from pipeline.state.claim import claim_run
 from pipeline.state.head import SkippedRows
 from pipeline.state.owner import Owner
-from tests.pipeline.conftest import Pion
 from tests.support.finished_run import make_run
 from tests.support.jobs import tiny_dict
 
 
-def test_status_of_a_run_is_read_from_its_store_alone(here: Path, pion: Pion) -> None:
+def test_status_of_a_run_is_read_from_its_store_alone(here, pion):
     make_run(here / "runs")
     code, out, _ = pion("status", "demo")
     assert code == 0
@@ -28,7 +25,7 @@ def test_status_of_a_run_is_read_from_its_store_alone(here: Path, pion: Pion) ->
     assert "owner: nobody (released)" in out
 
 
-def test_status_shows_the_stages_that_the_runs_job_has(here: Path, pion: Pion) -> None:
+def test_status_shows_the_stages_that_the_runs_job_has(here, pion):
     run = make_run(here / "runs", saves=[("pretrain", 10)], finished=[])
     assert "sft       not started" in pion("status", "demo")[1]  # the job is not recorded
     run.write_job("d1", yaml.safe_dump(tiny_dict(sft=None)))
@@ -42,7 +39,7 @@ def test_status_shows_the_stages_that_the_runs_job_has(here: Path, pion: Pion) -
     assert "publish" not in out
 
 
-def test_status_names_the_owner_and_what_it_last_said(here: Path, pion: Pion) -> None:
+def test_status_names_the_owner_and_what_it_last_said(here, pion):
     run = make_run(here / "runs", release=False)
     beat = {"epoch": 1, "owner": None, "at": 0.0, "beat": 1}
     beat["status"] = {"stage": "sft", "step": 7, "steps": 60, "loss": 2.5, "tokens_per_second": 9e3}
@@ -53,7 +50,7 @@ def test_status_names_the_owner_and_what_it_last_said(here: Path, pion: Pion) ->
     assert "; sft step 7/60, loss 2.5000, 9,000 tokens/s" in out
 
 
-def test_status_as_json_can_be_read_by_a_program(here: Path, pion: Pion) -> None:
+def test_status_as_json_can_be_read_by_a_program(here, pion):
     make_run(here / "runs", finished=["pretrain"])
     status = json.loads(pion("status", "demo", "--json")[1])
     assert status["stages"]["pretrain"]["state"] == "done"
@@ -68,7 +65,7 @@ def test_status_as_json_can_be_read_by_a_program(here: Path, pion: Pion) -> None
     assert only["run"] == "demo"
 
 
-def test_status_of_several_runs_is_printed_one_after_another(here: Path, pion: Pion) -> None:
+def test_status_of_several_runs_is_printed_one_after_another(here, pion):
     for name in ("first", "second"):
         make_run(here / "runs", name, saves=[])
     out = pion("status", "first", "second")[1]
@@ -77,7 +74,7 @@ def test_status_of_several_runs_is_printed_one_after_another(here: Path, pion: P
     assert [status["run"] for status in found] == ["first", "second"]
 
 
-def test_status_without_a_run_lists_all_of_them(here: Path, pion: Pion) -> None:
+def test_status_without_a_run_lists_all_of_them(here, pion):
     assert "no runs in" in pion("status")[1]
     make_run(here / "runs", "first")
     make_run(here / "runs", "second", saves=[])
@@ -87,7 +84,7 @@ def test_status_without_a_run_lists_all_of_them(here: Path, pion: Pion) -> None:
     assert second.startswith("second  done: nothing; newest checkpoint: none")
 
 
-def test_status_shows_requests_to_stop_money_and_rows_left_out(here: Path, pion: Pion) -> None:
+def test_status_shows_requests_to_stop_money_and_rows_left_out(here, pion):
     run = make_run(here / "runs")
     status = json.loads(pion("status", "demo", "--json")[1])
     assert (status["stop"], status["skipped"], status["notes"]) == (None, {}, [])
@@ -112,9 +109,7 @@ def test_status_shows_requests_to_stop_money_and_rows_left_out(here: Path, pion:
 @pytest.mark.parametrize(
     "command", [("data", "."), ("data", ".", "--prune"), ("status", "./x"), ("rm", "./x", "--yes")]
 )
-def test_a_folder_that_is_no_store_is_not_walked_through(
-    here: Path, pion: Pion, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_is_no_store_is_not_walked_through(here, pion, command, monkeypatch):
     (here / "x" / "usr" / "lib").mkdir(parents=True)
     read, scandir = [], os.scandir
     monkeypatch.setattr(

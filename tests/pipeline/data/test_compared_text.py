@@ -1,23 +1,19 @@
 """The text that tells what a model has forgotten: the job's, or a sample that never changes."""
 
-from __future__ import annotations
-
 import hashlib
 import json
-from pathlib import Path
 
 import pytest
 
 from pion.errors import BadInput
 from pipeline.data.compared_text import SAMPLE, check_text, find_text
-from pipeline.job import Job
 from tests.support.jobs import tiny_job
 
 # Cards and reports say this hash, so models can be compared. Never change the sample.
 SAMPLE_SHA256 = "f366fb31407d30a3b334f1e7a04c6a45fdacf1b5ca4eb0f8d4ba2bede282cbb0"
 
 
-def job_with(folder: Path, text: str | None) -> Job:
+def job_with(folder, text):
     job = tiny_job()
     job.evaluate = job.evaluate.model_copy(update={"text": text})
     job._folder = folder

@@ -1,12 +1,7 @@
 """Conversations that a model's template can't use: skipped and counted, or the end."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -34,22 +29,22 @@ ASKED, ANSWERED = {"role": "user", "content": "Hi"}, {"role": "assistant", "cont
 
 
 @pytest.fixture(autouse=True)
-def quick_renderer(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick_renderer(monkeypatch):
     monkeypatch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
 
 
-def talks(unusable: set[int], required: int = 0) -> Iterator[tuple[bool, Talk]]:
+def talks(unusable, required=0):
     """Yield 300 conversations, some of which the template refuses or nobody can read."""
     for number in range(300):
         where = f"some/talks, row {number}"
         first = [ANSWERED] if number in unusable else []
-        talk: Any = Conversation([*first, ASKED, ANSWERED], None, where)
+        talk = Conversation([*first, ASKED, ANSWERED], None, where)
         if number in unusable and number % 2:
             talk = f"{where}: turn 1 has the unknown role 'robot'"
         yield number % 10 == 9, Talk(talk, required=number < required)
 
 
-def written(folder: Path, *args: Any) -> dict[str, Any]:
+def written(folder, *args):
     """Write the rows of `talks(*args)` below `folder`; return what was counted."""
     return rows_of(talks(*args), folder, MISTRAL)
 
@@ -141,7 +136,7 @@ def test_counts_that_nobody_wrote_are_counted_again(tmp_path, change):
 # ---------------------------------------------------------------- documents
 
 
-def rows_of_texts(folder: Path, tokenizer: Tokenizer, texts: list[str]) -> list[int]:
+def rows_of_texts(folder, tokenizer, texts):
     """Return the ids of the training rows, in order."""
     documents = [(False, text) for text in texts]
     rows = RowFormat(seq_len=1, shard_rows=1000, key="k")

@@ -1,13 +1,8 @@
 """A fingerprint changes with everything that decides rows, and with nothing else."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,18 +15,18 @@ from pipeline.machine import verified
 from pipeline.stages.prepare import PrepareOptions, prepare_part
 from tests.support.corpora import make_job, model_of, save_tokenizer, write_corpus
 
-BY_FILE: dict[str, Any] = {"tokenizer": {"file": "tokenizer.json"}, "model": model_of(400)}
+BY_FILE = {"tokenizer": {"file": "tokenizer.json"}, "model": model_of(400)}
 
 
 class Found(Exception):
     """Ends prepare before it works."""
 
 
-def fingerprint(folder: Path, **changes: Any) -> str:
+def fingerprint(folder, **changes):
     """Return the fingerprint of the pretraining data of a job in `folder`."""
-    asked: list[str] = []
+    asked = []
 
-    def find(name: str) -> Path:
+    def find(name):
         asked.append(name)
         raise Found
 
@@ -42,7 +37,7 @@ def fingerprint(folder: Path, **changes: Any) -> str:
 
 
 @pytest.fixture
-def corpus(tmp_path: Path) -> Path:
+def corpus(tmp_path):
     write_corpus(tmp_path / "corpus.jsonl")
     save_tokenizer(tmp_path / "tokenizer.json")
     return tmp_path
@@ -106,7 +101,7 @@ def test_another_start_reads_no_text_again_and_finds_the_same(corpus, monkeypatc
     monkeypatch.setattr(verified, "JUST_CHANGED", -1e6)
     before = fingerprint(corpus)
 
-    def refuse(file: object, name: str) -> None:
+    def refuse(file, name):
         raise AssertionError("the text was read again")
 
     monkeypatch.setattr(verified.hashlib, "file_digest", refuse)
@@ -135,7 +130,7 @@ def test_another_way_to_read_records_makes_other_data_of_conversations_only(corp
     job, text = make_job(corpus), fingerprint(corpus)
     talks = find_input(job, JsonlFiles(kind="jsonl", path="corpus.jsonl"), "sft.sources.0")
 
-    def of_talks() -> str:
+    def of_talks():
         return fingerprint_of(job, "sft", [talks], corpus, lambda message: None, trains=False)
 
     job.sft = Sft(steps=1, sources=[{"kind": "jsonl", "path": "corpus.jsonl"}])
@@ -149,7 +144,7 @@ def test_another_way_to_read_records_makes_other_data_of_conversations_only(corp
 def test_another_python_and_another_prepare_make_other_data(corpus, monkeypatch, what):
     standard = {"sources": [{"kind": "python-docs"}]}
     before = fingerprint(corpus, data=standard)
-    change: Callable[[], None] = {
+    change = {
         "python": lambda: monkeypatch.setattr(sys, "version", "3.99"),
         "format": lambda: monkeypatch.setattr(module, "FORMAT", 99),
     }[what]

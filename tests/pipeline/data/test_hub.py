@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from pion.data.records.fields import NOT_READ
-from pion.data.shards import Shard
 from pion.errors import BadInput, PionError
 from pipeline.data.hub import (
     OnHub,
@@ -19,26 +18,26 @@ from pipeline.data.hub import (
     read_hub_rows,
 )
 from pipeline.job import HubDataset, HubNpyShards
-from tests.support.hub_server import READ_TOKEN, HubServer
+from tests.support.hub_server import READ_TOKEN
 
 SEQ_LEN = 32
 
 
-def npy(array: np.ndarray) -> bytes:
+def npy(array):
     file = io.BytesIO()
     np.save(file, array)
     return file.getvalue()
 
 
-def shard(rows: int, row_ids: int = SEQ_LEN, dtype: type = np.int32) -> bytes:
+def shard(rows, row_ids=SEQ_LEN, dtype=np.int32):
     return npy(np.arange(rows * row_ids, dtype=dtype).reshape(rows, row_ids))
 
 
-def npy_source(repo: str = "user/shards", **fields: object) -> HubNpyShards:
+def npy_source(repo="user/shards", **fields):
     return HubNpyShards.model_validate({"kind": "hub-npy", "repo": repo, **fields})
 
 
-def described(source: HubNpyShards, seq_len: int = SEQ_LEN) -> list[Shard]:
+def described(source, seq_len=SEQ_LEN):
     return hub_shards(source, pin(source.repo, source.revision), seq_len)
 
 
@@ -172,14 +171,14 @@ def test_a_hub_out_of_reach_is_said_so_and_is_not_the_users_fault(hub, monkeypat
 # ---------------------------------------------------------------- hostile data sets
 
 
-def streamed(hub: HubServer, files: dict[str, bytes], *columns: str) -> list[dict[str, object]]:
+def streamed(hub, files, *columns):
     """Return the rows of a data set with these files, with only these columns."""
     commit = hub.add_repo("user/rows", "dataset", files)
     source = HubDataset(kind="hub", repo="user/rows")
     return [record.value for record in hub_records(source, commit, columns)]
 
 
-def pictures(address: str) -> bytes:
+def pictures(address):
     """Return a parquet file with a picture that lies at `address`, as `datasets` writes it."""
     import datasets
     import pyarrow
@@ -246,7 +245,7 @@ def test_a_data_set_that_names_files_elsewhere_is_refused(hub, tmp_path, place, 
 
 
 def test_an_error_that_is_not_about_the_hub_keeps_its_cause():
-    def fail() -> None:
+    def fail():
         with explained(OnHub("user/data")):
             raise ZeroDivisionError from KeyError("x")
 

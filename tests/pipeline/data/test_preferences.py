@@ -1,12 +1,7 @@
 """Sources of preferences: files of others, and what is said about them."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +18,7 @@ from pion.data.tokens.token_bytes import ReplacedCharacters
 from pion.errors import BadInput
 from pipeline.data import preferences as module
 from pipeline.data import preferences_to_rows, sources
-from pipeline.data.preferences import Read, preferences
+from pipeline.data.preferences import preferences
 from pipeline.data.remarks import Remarks
 from pipeline.data.sources import Input, find_input
 from pipeline.job import HubDataset, JsonlFiles, ParquetFiles, PythonDocsPrefer
@@ -42,7 +37,7 @@ from tests.support.preference_files import (
 )
 
 
-def read(folder: Path, source: Any, remarks: Remarks | None = None) -> list[Read]:
+def read(folder, source, remarks=None):
     write_corpus(folder / "corpus.jsonl", 1)
     job = make_job(folder)
     return list(preferences(job, find_input(job, source, KEY), remarks))
@@ -78,7 +73,7 @@ def test_parquet_gives_pairs_of_lists_whose_other_keys_are_null(tmp_path):
     import pyarrow
     import pyarrow.parquet
 
-    def side(text: str) -> list[dict[str, Any]]:
+    def side(text):
         return [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": text}]
 
     rows = [
@@ -119,7 +114,7 @@ def test_of_the_hub_only_the_first_records_must_be_usable(tmp_path, monkeypatch)
     job, source = make_job(tmp_path), HubDataset(kind="hub", repo="user/prefs")
     records = [pair_of(0), pair_of(1), {"text": "?"}, label_of(2), pair_of(3)]
 
-    def from_hub(*_: Any) -> Any:
+    def from_hub(*_):
         return (Record(value, f"user/prefs row {n}") for n, value in enumerate(records, 1))
 
     monkeypatch.setattr(sources, "records", from_hub)
@@ -163,11 +158,11 @@ SPLITS = ("train", "held_out")
 
 
 @pytest.fixture(autouse=True)
-def quick_renderer(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick_renderer(monkeypatch):
     monkeypatch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
 
 
-def pairs_in(folder: Path, split: str, out: str = "rows") -> list[tuple[str, str, str]]:
+def pairs_in(folder, split, out="rows"):
     """Return prompt, chosen and rejected answer of each pair."""
     found = sequences_in(folder, split, out)
     assert [preferred for *_, preferred in found] == [True, False] * (len(found) // 2)
@@ -290,11 +285,11 @@ def test_what_the_template_refuses_ends_the_preparation_with_its_line(tmp_path):
     assert str(error.value).endswith("Nothing was trained. Correct or remove this preference")
 
 
-def of_the_hub(monkeypatch: pytest.MonkeyPatch, unusable: int) -> None:
+def of_the_hub(monkeypatch, unusable):
     """Make the first preferences of the source such that may be unusable, and are."""
     from pipeline.data import preferences as reading
 
-    def read(*args: Any) -> Iterator[Read]:
+    def read(*args):
         for number, one in enumerate(reading.preferences(*args)):
             broken = f"user/prefs row {number + 1}: broken"
             yield replace(one, required=False, preference=broken) if number < unusable else one
@@ -331,7 +326,7 @@ def test_after_an_interruption_the_counts_and_rows_are_the_same(tmp_path, monkey
     monkeypatch.setattr(preferences_to_rows, "BUFFER", 8)
     records = [pair_of(n, **({"chosen": ""} if n % 9 == 0 else {})) for n in range(64)]
     write_jsonl(tmp_path / "prefs.jsonl", records)
-    how: dict[str, Any] = {"shard_rows": 2, "held_out": 0.3}
+    how = {"shard_rows": 2, "held_out": 0.3}
     whole = write_rows(tmp_path, out="whole", **how)
     with monkeypatch.context() as patch:
         patch.setattr("pipeline.data.splits.mark", ends_at(call))

@@ -1,10 +1,6 @@
 """What the records of a source have and the model will not learn is said, with how often."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
-from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -20,10 +16,10 @@ from tests.support.jobs import tiny_job
 TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]
 
 
-def remarks_on(folder: Path, records: list[dict[str, Any]], stage: str = "sft") -> Remarks:
+def remarks_on(folder, records, stage="sft"):
     if stage == "table":
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), folder / "data.parquet")
-        source: Any = ParquetFiles(kind="parquet", path="data.parquet")
+        source = ParquetFiles(kind="parquet", path="data.parquet")
     else:
         (folder / "data.jsonl").write_text("\n".join(map(json.dumps, records)))
         source = JsonlFiles(kind="jsonl", path="data.jsonl")

@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import threading
-from collections.abc import Callable, Iterator
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,12 +16,12 @@ from pion.errors import BadInput, PionError
 from pipeline.data import shard_cache
 from pipeline.data.hub import hub_shards, pin
 from pipeline.data.prepared import open_data
-from pipeline.data.shard_cache import CachedStream, Fetch, ShardCache, fetching_from
-from pipeline.job import HubNpyShards, Job
+from pipeline.data.shard_cache import CachedStream, ShardCache, fetching_from
+from pipeline.job import HubNpyShards
 from pipeline.state.stores import FileStore
 from pipeline.state.workspace import Workspace
 from tests.support.corpora import make_job, prepared, write_corpus
-from tests.support.hub_server import HubServer, hub_server
+from tests.support.hub_server import hub_server
 from tests.support.waiting import PATIENCE_SECONDS, join
 
 SEQ_LEN = 64
@@ -31,7 +29,7 @@ ROWS = 50
 SHARDS = 12
 
 
-def content(number: int) -> bytes:
+def content(number):
     """Return the rows of shard s. Row r begins with the ids s, r."""
     rows = np.zeros((ROWS, SEQ_LEN), np.uint16)
     rows[:, 0], rows[:, 1] = number, np.arange(ROWS)
@@ -43,11 +41,11 @@ def content(number: int) -> bytes:
 BYTES = len(content(0))
 
 
-def manifest(shards: list[Shard]) -> Manifest:
+def manifest(shards):
     return Manifest("tokens", SEQ_LEN, 1000, tuple(shards))
 
 
-def a_shard(number: int) -> Shard:
+def a_shard(number):
     data = content(number)
     sha256 = hashlib.sha256(data).hexdigest()
     remote = {"repo": "user/shards", "revision": "main", "path": f"shard_{number:02d}.npy"}
@@ -57,11 +55,11 @@ def a_shard(number: int) -> Shard:
 class Downloads:
     """A fetch that records its requests, and first does what a test wants."""
 
-    def __init__(self, before: Callable[[str], None] = lambda name: None) -> None:
+    def __init__(self, before=lambda name: None):
         self.names: list[str] = []
         self._before = before
 
-    def __call__(self, shard: Shard, folder: Path) -> Path:
+    def __call__(self, shard, folder):
         self._before(shard.name)
         self.names.append(shard.name)
         path = folder / f"{threading.get_ident()}-{shard.name}"
@@ -69,13 +67,13 @@ class Downloads:
         return path
 
 
-def stream_of(shards: list[Shard], cache: ShardCache, window: int = 2) -> CachedStream:
+def stream_of(shards, cache, window=2):
     described = manifest(shards)
     order = RowOrder(described.shard_rows, described.fingerprint, seed=1, window=window)
     return CachedStream([(Rows(described, cache.path_of), order)], [1.0], 1, cache)
 
 
-def cached_bytes(folder: Path) -> int:
+def cached_bytes(folder):
     """Return the bytes of the shards there now, while others may be deleting them."""
     total = 0
     for path in list(folder.glob("*.npy")):
@@ -85,7 +83,7 @@ def cached_bytes(folder: Path) -> int:
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+def hub(tmp_path, monkeypatch):
     with hub_server() as server:
         server.use(monkeypatch, tmp_path / "hf")
         files = {f"shard_{i:02d}.npy": content(i) for i in range(SHARDS)}
@@ -93,7 +91,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
         yield server
 
 
-def hub_stream(cache: ShardCache) -> CachedStream:
+def hub_stream(cache):
     source = HubNpyShards(kind="hub-npy", repo="user/shards")
     return stream_of(hub_shards(source, pin(source.repo, None), SEQ_LEN), cache)
 
@@ -126,7 +124,7 @@ def test_the_shards_needed_next_are_fetched_before_they_are_asked_for(tmp_path):
 def test_a_shard_that_is_needed_waits_for_no_other_download(tmp_path):
     began, go_on = threading.Event(), threading.Event()
 
-    def hold_back(name: str) -> None:
+    def hold_back(name):
         if name == slow.name:
             began.set()
             assert go_on.wait(PATIENCE_SECONDS)
@@ -165,7 +163,7 @@ def test_a_shard_needed_next_is_not_evicted_for_one_that_is_not(tmp_path):
 def test_a_used_shard_makes_room_and_its_mapping_is_let_go(tmp_path):
     cache = ShardCache(tmp_path, 1 * BYTES, Downloads())
     first, second = a_shard(0), a_shard(1)
-    released: list[str] = []
+    released = []
     cache.on_evict(first, lambda: released.append(first.name))
     path = cache.path_of(first)
     cache.path_of(second)
@@ -197,7 +195,7 @@ def test_a_corrupted_transfer_is_fetched_again_and_at_last_an_error_names_the_sh
 
 
 def test_a_partial_file_is_never_visible_under_the_shards_name(tmp_path):
-    def half(shard: Shard, folder: Path) -> Path:
+    def half(shard, folder):
         path = folder / shard.name
         path.write_bytes(content(0)[: BYTES // 2])
         assert not list(tmp_path.glob("*.npy"))
@@ -225,7 +223,7 @@ def test_two_readers_of_one_folder_download_a_shard_once(tmp_path):
     downloads = Downloads()
     caches = [ShardCache(tmp_path, 4 * BYTES, downloads) for _ in range(2)]
 
-    def read(cache: ShardCache) -> None:
+    def read(cache):
         meeting.wait()
         cache.path_of(a_shard(0))
 
@@ -246,7 +244,7 @@ def test_a_file_another_process_has_just_used_is_left_alone(tmp_path):
 def test_a_failure_while_fetching_ahead_is_reported_only_when_the_shard_is_needed(tmp_path):
     broken = threading.Event()
 
-    def fail_late(name: str) -> None:
+    def fail_late(name):
         if name == last:
             broken.set()
             raise PionError("the Hub is down")
@@ -286,26 +284,26 @@ BATCH = 4
 class Remote(FileStore):
     """A folder that can't be memory-mapped, like a bucket."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder):
         super().__init__(folder)
         self.downloads: list[str] = []
 
-    def local_path(self, key: str) -> None:
+    def local_path(self, key):
         return None
 
-    def download(self, key: str, path: Path, limit: int | None = None) -> str:
+    def download(self, key, path, limit=None):
         self.downloads.append(key.rpartition("/")[2])
         return super().download(key, path, limit)
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Job:
+def job(tmp_path):
     write_corpus(tmp_path / "corpus.jsonl")
     return make_job(tmp_path, data={"shard_rows": 20})
 
 
 @pytest.fixture
-def store(tmp_path: Path, job: Job) -> Remote:
+def store(tmp_path, job):
     """A store with data that a machine has prepared, which is gone since."""
     store = Remote(tmp_path / "store")
     machine = Workspace(store, "_data", tmp_path / "gone")
@@ -315,24 +313,24 @@ def store(tmp_path: Path, job: Job) -> Remote:
 
 
 @pytest.fixture
-def machine(tmp_path: Path, store: Remote) -> Workspace:
+def machine(tmp_path, store):
     """An empty machine."""
     return Workspace(store, "_data", tmp_path / "machine")
 
 
 @pytest.fixture
-def fetch(store: Remote) -> Fetch:
+def fetch(store):
     return fetching_from(store, f"_data/{KEY}", lambda download: download())
 
 
 @pytest.fixture
-def cache(tmp_path: Path, fetch: Fetch) -> Iterator[ShardCache]:
+def cache(tmp_path, fetch):
     cache = ShardCache(tmp_path / "cache", 1 << 30, fetch)
     yield cache
     cache.close()
 
 
-def shards_of(folder: Path) -> list[str]:
+def shards_of(folder):
     return sorted(path.name for path in folder.glob("0/train/*.npy"))
 
 
@@ -350,10 +348,10 @@ def test_all_but_the_shards_to_train_on_is_brought(machine, store):
 
 def test_the_first_batch_needs_one_window_of_shards(tmp_path, machine, store, fetch):
     data = open_data(machine.bring(KEY, shards=False))
-    window: set[str] = set()
+    window = set()
     go_on = threading.Event()
 
-    def held_back(shard: Shard, folder: Path) -> Path:
+    def held_back(shard, folder):
         """Download what is not in the window only when the test is over."""
         if shard.name not in window:
             assert go_on.wait(PATIENCE_SECONDS)
@@ -416,7 +414,7 @@ def test_a_shard_that_is_lost_during_training_says_how_to_continue(machine, stor
 
 def test_a_shard_is_hashed_once_a_machine(tmp_path, machine, fetch, monkeypatch):
     data = open_data(machine.bring(KEY, shards=False))
-    hashed: list[str] = []
+    hashed = []
     sha256_file = shard_cache.sha256_file
     monkeypatch.setattr(
         shard_cache, "sha256_file", lambda path: hashed.append(path.name) or sha256_file(path)

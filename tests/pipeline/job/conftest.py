@@ -1,8 +1,5 @@
 """A good job file, and the message about a bad one."""
 
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 
 from pion.errors import BadInput
@@ -25,8 +22,8 @@ pretrain:
 
 
 @pytest.fixture
-def job_file(tmp_path: Path) -> Callable[..., Path]:
-    def write(text: str = GOOD, name: str = "job.yaml") -> Path:
+def job_file(tmp_path):
+    def write(text=GOOD, name="job.yaml"):
         path = tmp_path / name
         path.write_text(text, encoding="utf-8")
         return path
@@ -34,7 +31,7 @@ def job_file(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
-def complaint(path: Path, *overrides: str) -> str:
+def complaint(path, *overrides):
     with pytest.raises(BadInput) as refused:
         load_job(path, overrides)
     assert refused.value.exit_code == 2

@@ -1,7 +1,5 @@
 """A stage's digest covers what changes its result, and nothing else."""
 
-from __future__ import annotations
-
 import pytest
 
 from pipeline.job import Job
@@ -14,7 +12,7 @@ from tests.support.tiny_config import tiny_config
 STAGES = ("prepare", "pretrain", "sft", "evaluate", "publish")
 
 
-def changed(**changes: object) -> set[str]:
+def changed(**changes):
     """Return the stages whose digest differs from the tiny job's after `changes`."""
     base = digest_job(tiny_job(publish={"to": "out"})).stages
     other = digest_job(tiny_job(**{"publish": {"to": "out"}, **changes})).stages
@@ -38,20 +36,20 @@ def changed(**changes: object) -> set[str]:
         {"store": "elsewhere"},
     ],
 )
-def test_runtime_fields_invalidate_nothing(change: dict[str, object]) -> None:
+def test_runtime_fields_invalidate_nothing(change):
     assert changed(**change) == set()
 
 
-def test_the_form_in_which_lm_eval_asks_counts_unless_it_is_the_default() -> None:
+def test_the_form_in_which_lm_eval_asks_counts_unless_it_is_the_default():
     assert changed(evaluate__lm_eval={"chat": False}) == {"evaluate", "publish"}
     assert changed(evaluate__lm_eval={"chat": "auto"}) == set()
 
 
-def test_an_sft_field_invalidates_sft_and_what_follows_but_keeps_pretraining() -> None:
+def test_an_sft_field_invalidates_sft_and_what_follows_but_keeps_pretraining():
     assert changed(sft__lr=2e-3) == {"sft", "evaluate", "publish"}
 
 
-def test_sft_conversations_are_prepared_again_without_touching_pretraining() -> None:
+def test_sft_conversations_are_prepared_again_without_touching_pretraining():
     assert changed(sft__held_out=0.1) == {"prepare", "sft", "evaluate", "publish"}
 
 
@@ -59,20 +57,20 @@ def test_sft_conversations_are_prepared_again_without_touching_pretraining() -> 
     "change",
     [{"pretrain__lr": 2e-2}, {"pretrain__global_batch": 8}, {"seed": 7}, {"model__d_ff": 64}],
 )
-def test_a_training_field_invalidates_its_stage_and_what_follows(change: dict[str, object]) -> None:
+def test_a_training_field_invalidates_its_stage_and_what_follows(change):
     assert changed(**change) == {"pretrain", "sft", "evaluate", "publish"}
 
 
-def test_pretraining_text_invalidates_everything() -> None:
+def test_pretraining_text_invalidates_everything():
     assert changed(data__seq_len=16) == set(STAGES)
 
 
-def test_documents_invalidate_everything_and_their_absence_may_be_stated() -> None:
+def test_documents_invalidate_everything_and_their_absence_may_be_stated():
     assert changed(data__documents=True) == set(STAGES)
     assert changed(data__documents=False) == set()
 
 
-def test_a_model_with_windows_has_documents_unless_the_job_says_no() -> None:
+def test_a_model_with_windows_has_documents_unless_the_job_says_no():
     left_open, stated, off = (
         digest_job(tiny_job(model={"preset": "daisy-pico"}, **given))
         for given in ({}, {"data__documents": True}, {"data__documents": False})
@@ -83,17 +81,17 @@ def test_a_model_with_windows_has_documents_unless_the_job_says_no() -> None:
     assert [str(d) for d in found] == ["data.documents: false → true"]
 
 
-def test_a_publish_field_invalidates_publishing_alone() -> None:
+def test_a_publish_field_invalidates_publishing_alone():
     assert changed(publish={"to": "out", "license": "mit"}) == {"publish"}
 
 
-def test_another_checkpoint_to_publish_is_evaluated_again() -> None:
+def test_another_checkpoint_to_publish_is_evaluated_again():
     assert changed(evaluate__checkpoint="best") == {"evaluate", "publish"}
     assert changed(evaluate__checkpoint="last") == set()
 
 
-def test_another_text_to_compare_on_is_measured_again_and_changes_no_training() -> None:
-    def digests(**evaluate: str) -> dict[str, str]:
+def test_another_text_to_compare_on_is_measured_again_and_changes_no_training():
+    def digests(**evaluate):
         base = Base("base", "a" * 64, "b" * 64, tiny_config(seq_len=96).to_dict())
         job = tiny_dict(model={"from": "base"}, evaluate=evaluate)
         del job["tokenizer"]
@@ -103,13 +101,13 @@ def test_another_text_to_compare_on_is_measured_again_and_changes_no_training() 
     assert [stage for stage in plain if plain[stage] != own[stage]] == ["evaluate"]
 
 
-def test_a_difference_names_the_path_and_both_values() -> None:
+def test_a_difference_names_the_path_and_both_values():
     old, new = digest_job(tiny_job()), digest_job(tiny_job(sft__lr=2e-3))
     found = differences(old.inputs["sft"], new.inputs["sft"], new.before)
     assert [str(d) for d in found] == ["sft.lr: 0.001 → 0.002"]
 
 
-def test_a_finished_run_is_not_stale_because_it_has_no_gguf_file() -> None:
+def test_a_finished_run_is_not_stale_because_it_has_no_gguf_file():
     """The frozen digests show that records without the field stay; so does one that says no."""
     published = {"to": "out"}
     without = digest_job(tiny_job(publish=published))

@@ -1,9 +1,6 @@
 """The digests of every committed job never change: finished runs have recorded them."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
 
 import pytest
 
@@ -24,17 +21,17 @@ MOVED = (
 
 
 @pytest.mark.parametrize("path", [*sorted(JOBS.glob("*.yaml")), *EARLIER], ids=lambda p: p.name)
-def test_no_digest_of_a_committed_job_moves(path: Path) -> None:
+def test_no_digest_of_a_committed_job_moves(path):
     digests = digest_job(load_shipped(path))
     data = {f"data.{part}": digest for part, digest in digests.data.items()}
     assert data | digests.stages == FROZEN[path.name], MOVED
 
 
-def test_every_frozen_job_is_still_there() -> None:
+def test_every_frozen_job_is_still_there():
     assert {path.name for path in [*JOBS.glob("*.yaml"), *EARLIER]} == FROZEN.keys()
 
 
-def test_a_half_prepared_data_set_is_still_recognised(tmp_path: Path) -> None:
+def test_a_half_prepared_data_set_is_still_recognised(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     assert [_key("its fingerprint", number, tmp_path)[:16] for number in (0, 1)] == [
         "6cd3374b33f7727d",

@@ -1,10 +1,5 @@
 """How many workers a job asks for: a number, or the fewest and the most."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
-
 import pytest
 
 from tests.support.jobs import refusal, tiny_job
@@ -31,21 +26,19 @@ NO_NUMBER = "not a number of workers, nor the fewest and the most workers, such 
         ([2, 4097], "hardware.workers.1: 4097 should be at most 4,096"),
     ],
 )
-def test_what_is_no_number_of_workers_is_refused_with_its_line(
-    tmp_path: Path, workers: Any, words: str
-) -> None:
+def test_what_is_no_number_of_workers_is_refused_with_its_line(tmp_path, workers, words):
     message = refusal(tmp_path, hardware__workers=workers)
     assert "job.yaml has 1 mistake; nothing was started\n  line " in message
     assert words in message
 
 
 @pytest.mark.parametrize("workers", [0, 1, [1, 4]])
-def test_a_model_is_divided_among_two_workers_or_more(tmp_path: Path, workers: Any) -> None:
+def test_a_model_is_divided_among_two_workers_or_more(tmp_path, workers):
     message = refusal(tmp_path, hardware__workers=workers, hardware__fsdp=True)
     assert f"workers is {workers}. Remove fsdp, or set workers to at least 2" in message
 
 
-def test_two_numbers_are_the_fewest_and_the_most() -> None:
+def test_two_numbers_are_the_fewest_and_the_most():
     elastic = tiny_job(hardware__workers=[2, 16]).hardware
     assert (elastic.elastic, elastic.min_workers, elastic.max_workers) == (True, 2, 16)
     assert elastic.workers_in_words == "[2, 16]"

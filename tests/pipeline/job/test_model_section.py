@@ -1,10 +1,5 @@
 """Parts of a model in a job, `draft` too: nested fields, presets with fields replaced, mistakes."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
-
 import pytest
 import yaml
 
@@ -12,7 +7,6 @@ from pion.config.draft import Draft
 from pion.config.model_config import ModelConfig
 from pion.config.parts import Experts
 from pion.errors import BadInput
-from pipeline.job import Job
 from pipeline.job.digest import differences, digest_job
 from pipeline.job.file import load_job
 from pipeline.job.model_section import Base
@@ -22,23 +16,23 @@ from tests.support.tiny_config import tiny_config
 EXPERTS = {"n": 4, "d_shared": 16}
 
 
-def with_experts(**experts: object) -> dict[str, object]:
+def with_experts(**experts):
     model = tiny_dict()["model"]
     return tiny_dict(model={**model, "experts": EXPERTS | experts})
 
 
-def test_a_part_is_a_section_of_the_model() -> None:
+def test_a_part_is_a_section_of_the_model():
     config = tiny_job(model=with_experts(top_k=1)["model"]).model_config_resolved()
     assert config.experts == Experts(n=4, top_k=1, shared=1, d_shared=16)
 
 
-def test_a_preset_keeps_the_fields_of_its_part_that_a_job_does_not_replace() -> None:
+def test_a_preset_keeps_the_fields_of_its_part_that_a_job_does_not_replace():
     model = {"preset": "tachyon-tiny", "experts": {"top_k": 1}}
     config = tiny_job(model=model).model_config_resolved()
     assert config.experts == Experts(n=4, top_k=1, shared=1, d_shared=704)
 
 
-def test_null_takes_a_part_of_the_preset_away() -> None:
+def test_null_takes_a_part_of_the_preset_away():
     model = {"preset": "daisy-pico", "windows": None, "logit_cap": None}
     config = tiny_job(model=model).model_config_resolved()
     assert (config.windows, config.logit_cap) == (None, None)
@@ -50,12 +44,12 @@ def test_null_takes_a_part_of_the_preset_away() -> None:
     assert wiring.skips
 
 
-def test_null_is_as_good_as_nothing_where_a_model_needs_a_value() -> None:
+def test_null_is_as_good_as_nothing_where_a_model_needs_a_value():
     model = {"preset": "tachyon-tiny", "d_model": None, "rope_theta": None}
     assert tiny_job(model=model).model_config_resolved() == ModelConfig.preset("tachyon-tiny")
 
 
-def test_another_number_of_layers_needs_the_parts_that_name_layers() -> None:
+def test_another_number_of_layers_needs_the_parts_that_name_layers():
     with pytest.raises(BadInput, match=r"n_layers 24: the preset daisy-280m names some of its 12"):
         ModelConfig.preset("daisy-280m", n_layers=24)
     given = {"wiring": {"attention_layers": None, "skips": [[23, 0]]}, "values": None}
@@ -65,7 +59,7 @@ def test_another_number_of_layers_needs_the_parts_that_name_layers() -> None:
     assert config.wiring.skips == ((23, 0),)
 
 
-def test_a_changed_field_of_a_part_is_shown_by_its_path() -> None:
+def test_a_changed_field_of_a_part_is_shown_by_its_path():
     two, one = (digest_job(tiny_job(model=with_experts(top_k=top_k)["model"])) for top_k in (2, 1))
     dense = digest_job(tiny_job())
     (change,) = differences(two.inputs["pretrain"], one.inputs["pretrain"], two.before)
@@ -102,16 +96,14 @@ IMPOSSIBLE = {
     ("job", "override", "message"),
     [(job, *one) for job, rows in IMPOSSIBLE.items() for one in rows],
 )
-def test_a_part_that_can_not_be_is_refused_with_its_field(
-    tmp_path: Path, job: str, override: str, message: str
-) -> None:
+def test_a_part_that_can_not_be_is_refused_with_its_field(tmp_path, job, override, message):
     path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump(with_experts() if job == "experts" else tiny_dict()))
     with pytest.raises(BadInput, match=message):
         load_job(path, [override])
 
 
-def test_a_mixture_of_families_is_a_model() -> None:
+def test_a_mixture_of_families_is_a_model():
     model = {"preset": "tachyon-tiny", "windows": {"tokens": 512}, "logit_cap": 15.0}
     config = tiny_job(model=model).model_config_resolved()
     assert config.experts is not None
@@ -119,13 +111,11 @@ def test_a_mixture_of_families_is_a_model() -> None:
     assert (config.windows.tokens, config.logit_cap) == (512, 15.0)
 
 
-LEARNED: dict[str, Any] = {"steps": 2, "ids": 40}
+LEARNED = {"steps": 2, "ids": 40}
 ALONE = {"rates": {"draft": 1, "others": 0}}
 
 
-def from_base(
-    folder: Path, learned: dict[str, Any] | None, model: dict[str, Any], **changes: Any
-) -> Job:
+def from_base(folder, learned, model, **changes):
     """Return a job that fine-tunes a model with this draft block, whose shape is looked up."""
     base = Base("base", "a" * 64, "b" * 64, tiny_config(seq_len=96, draft=learned).to_dict())
     given = {"model": {"from": "base"} | model, "tokenizer": None, "pretrain": None, **changes}
@@ -145,9 +135,7 @@ def from_base(
         ({"draft": {"ids": None}}, Draft(steps=2)),
     ],
 )
-def test_a_job_keeps_changes_or_takes_away_the_block_of_its_base(
-    tmp_path: Path, model: dict[str, Any], expected: Draft | None
-) -> None:
+def test_a_job_keeps_changes_or_takes_away_the_block_of_its_base(tmp_path, model, expected):
     config = from_base(tmp_path, LEARNED, model).model_config_resolved()
     assert config.draft == expected
 
@@ -156,18 +144,14 @@ def test_a_job_keeps_changes_or_takes_away_the_block_of_its_base(
     ("learned", "model"),
     [(LEARNED, {}), (LEARNED, {"draft": {"steps": 3}}), (LEARNED, {"draft": None}), (None, {})],
 )
-def test_lora_keeps_or_drops_the_block_of_its_base(
-    tmp_path: Path, learned: dict[str, Any] | None, model: dict[str, Any]
-) -> None:
+def test_lora_keeps_or_drops_the_block_of_its_base(tmp_path, learned, model):
     assert from_base(tmp_path, learned, model, sft__lora={"rank": 4}).lora("sft") is not None
 
 
 @pytest.mark.parametrize(
     ("learned", "which"), [(None, "no draft block"), (LEARNED, "a draft block of other ids")]
 )
-def test_lora_does_not_train_a_new_block(
-    tmp_path: Path, learned: dict[str, Any] | None, which: str
-) -> None:
+def test_lora_does_not_train_a_new_block(tmp_path, learned, which):
     with pytest.raises(BadInput) as refused:
         from_base(tmp_path, learned, {"draft": {"ids": 50}}, sft__lora={"rank": 4})
     message = str(refused.value)
@@ -176,7 +160,7 @@ def test_lora_does_not_train_a_new_block(
     assert "Nothing was lost. Remove model.draft." in message
 
 
-def test_lora_after_pretraining_keeps_the_block_that_pretraining_taught(tmp_path: Path) -> None:
+def test_lora_after_pretraining_keeps_the_block_that_pretraining_taught(tmp_path):
     path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump(tiny_dict(model__draft={}, sft__lora={"rank": 4})))
     assert load_job(path).model_config_resolved().draft == Draft()
@@ -206,13 +190,11 @@ def test_lora_after_pretraining_keeps_the_block_that_pretraining_taught(tmp_path
         ),
     ],
 )
-def test_a_block_that_can_not_be_is_refused_with_its_field(
-    tmp_path: Path, changes: dict[str, Any], words: str
-) -> None:
+def test_a_block_that_can_not_be_is_refused_with_its_field(tmp_path, changes, words):
     assert words in refusal(tmp_path, **changes)
 
 
-def test_a_phase_of_the_block_alone_may_follow_others(tmp_path: Path) -> None:
+def test_a_phase_of_the_block_alone_may_follow_others(tmp_path):
     path = tmp_path / "job.yaml"
     phases = [{"until": 0.5}, ALONE]
     path.write_text(yaml.safe_dump(tiny_dict(model__draft={}, pretrain__phases=phases)))

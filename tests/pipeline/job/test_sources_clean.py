@@ -1,10 +1,6 @@
 """data.clean: its mistakes, each in a line with its key, and what its digest covers."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -36,26 +32,26 @@ AFTER_PREPARE = {"prepare", "pretrain", "sft", "evaluate"}
         (True, "data.clean"),
     ],
 )
-def test_a_mistake_is_named_with_its_key(clean: Any, message: str, tmp_path: Path) -> None:
+def test_a_mistake_is_named_with_its_key(clean, message, tmp_path):
     words = refusal(tmp_path, data__clean=clean)
     assert message in words
     assert "1 mistake" in words
 
 
-def test_text_that_is_tokenized_already_cannot_be_cleaned(tmp_path: Path) -> None:
+def test_text_that_is_tokenized_already_cannot_be_cleaned(tmp_path):
     words = refusal(
         tmp_path, data__sources=[{"kind": "npy", "path": "shards"}], data__clean={"min_words": 3}
     )
     assert "data.clean: data.sources.0 (kind npy) is tokenized already" in words
 
 
-def changed(before: Any, after: Any, **others: Any) -> set[str]:
+def changed(before, after, **others):
     """Return the stages whose digest differs between two values of data.clean."""
     one, two = (digest_job(tiny_job(data__clean=c, **others)).stages for c in (before, after))
     return {stage for stage in one if one[stage] != two[stage]}
 
 
-def test_without_the_section_every_digest_is_as_before_the_section_existed() -> None:
+def test_without_the_section_every_digest_is_as_before_the_section_existed():
     assert digest_job(tiny_job(data__clean=None)) == digest_job(tiny_job())
     assert not any("clean" in path for path in digest_job(tiny_job()).inputs["data.pretrain"])
 
@@ -65,13 +61,13 @@ def test_without_the_section_every_digest_is_as_before_the_section_existed() -> 
     [{}, {"near": 0.7}, {"near": None}, {"min_words": 3}, {"decontaminate": ["a.jsonl"]}],
     ids=str,
 )
-def test_each_rule_is_part_of_the_digest_of_prepare(clean: dict[str, Any]) -> None:
+def test_each_rule_is_part_of_the_digest_of_prepare(clean):
     assert changed(None, clean) == AFTER_PREPARE
     other = {"max_words": 10**6}
     assert changed(other, clean | other) == (AFTER_PREPARE if clean else set())
 
 
-def test_evaluate_means_the_packs_so_another_pack_is_another_text() -> None:
+def test_evaluate_means_the_packs_so_another_pack_is_another_text():
     sections = {"evaluate__packs": ["a.jsonl"]}
     by_name, by_path = {"decontaminate": ["evaluate"]}, {"decontaminate": ["a.jsonl"]}
     assert changed(by_name, by_path, **sections) == set()
@@ -82,21 +78,21 @@ def test_evaluate_means_the_packs_so_another_pack_is_another_text() -> None:
     assert one != two
 
 
-def test_conversations_alone_do_not_depend_on_it() -> None:
+def test_conversations_alone_do_not_depend_on_it():
     tokenizer = {"tokenizer": {"file": "tokenizer.json"}, "model__vocab_size": 320}
     one, two = (digest_job(tiny_job(data__clean=c, **tokenizer)).data for c in (None, {}))
     assert one["sft"] == two["sft"]
     assert one["pretrain"] != two["pretrain"]
 
 
-def test_evaluate_means_a_bundle_of_core_alone_too() -> None:
+def test_evaluate_means_a_bundle_of_core_alone_too():
     job = tiny_job(data__clean={"decontaminate": ["evaluate"]}, evaluate__core={"path": "b.zip"})
     assert job.removed_sets == [("evaluate.core.path", "b.zip")]
     with pytest.raises(ValueError, match="which has neither packs nor core"):
         tiny_job(data__clean={"decontaminate": ["evaluate"]})
 
 
-def test_a_job_that_only_trains_has_the_same_text(tmp_path: Path) -> None:
+def test_a_job_that_only_trains_has_the_same_text(tmp_path):
     questions = {"packs": ["a.jsonl"], "core": {"path": "b.zip"}}
     given = {f"evaluate__{name}": value for name, value in questions.items()}
     job = tiny_job(data__clean={"decontaminate": ["evaluate"]}, **given)

@@ -1,10 +1,5 @@
 """The steps of a stage, the recipe of Pion 2, and the rates of `lora`."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
-
 import pytest
 from pydantic import ValidationError
 
@@ -19,7 +14,7 @@ from tests.paths import JOBS
 from tests.support.jobs import refusal, tiny_dict, tiny_job
 
 
-def without_warmup(**changes: object) -> Job:
+def without_warmup(**changes):
     fields = tiny_dict(**changes)
     for stage in ("pretrain", "sft"):
         del fields[stage]["warmup_steps"]
@@ -29,7 +24,7 @@ def without_warmup(**changes: object) -> Job:
 @pytest.mark.parametrize(
     ("steps", "warmup"), [(60, 6), (1000, 100), (1001, 1000), (5000, 1000), (1, 0)]
 )
-def test_a_short_run_warms_up_for_a_tenth_of_its_steps(steps: int, warmup: int) -> None:
+def test_a_short_run_warms_up_for_a_tenth_of_its_steps(steps, warmup):
     job = without_warmup(pretrain__steps=steps)
     assert job.section("pretrain").warmup_steps == warmup
     assert settings_of(job.section("pretrain")).warmup_steps == warmup
@@ -38,19 +33,19 @@ def test_a_short_run_warms_up_for_a_tenth_of_its_steps(steps: int, warmup: int) 
     assert digest_job(job).stages["pretrain"] == digest_job(given).stages["pretrain"]
 
 
-def test_a_warm_up_that_is_given_is_never_shortened() -> None:
+def test_a_warm_up_that_is_given_is_never_shortened():
     with pytest.raises(ValidationError, match="warmup_steps: 1000 must be below steps 60"):
         tiny_job(pretrain__steps=60, pretrain__warmup_steps=1000)
 
 
-def epochs(passes: float, **changes: object) -> Job:
+def epochs(passes, **changes):
     return tiny_job(sft__steps=None, sft__epochs=passes, **changes)
 
 
 @pytest.mark.parametrize(
     ("passes", "rows", "steps"), [(3, 100, 75), (3, 101, 76), (0.5, 100, 13), (1, 1, 1)]
 )
-def test_passes_over_the_rows_give_the_steps(passes: float, rows: int, steps: int) -> None:
+def test_passes_over_the_rows_give_the_steps(passes, rows, steps):
     job = epochs(passes, sft__warmup_steps=0)
     section = job.section("sft")
     assert not section.steps_are_known
@@ -63,7 +58,7 @@ def test_passes_over_the_rows_give_the_steps(passes: float, rows: int, steps: in
     assert digest != digest_job(epochs(passes + 1, sft__warmup_steps=0)).stages["sft"]
 
 
-def test_a_warm_up_must_fit_into_the_steps_that_follow_from_the_rows() -> None:
+def test_a_warm_up_must_fit_into_the_steps_that_follow_from_the_rows():
     section = epochs(1, sft__warmup_steps=10).section("sft")
     with pytest.raises(
         BadInput, match=r"must be below the 3 steps that the data gives \(12 rows\)"
@@ -81,7 +76,7 @@ def test_a_warm_up_must_fit_into_the_steps_that_follow_from_the_rows() -> None:
         ({"pretrain__epochs": 2}, "Extra inputs"),
     ],
 )
-def test_a_stage_needs_steps_or_passes(changes: dict[str, object], expected: str) -> None:
+def test_a_stage_needs_steps_or_passes(changes, expected):
     with pytest.raises(ValidationError, match=expected):
         tiny_job(**changes)
 
@@ -103,37 +98,37 @@ OF_768 = {
 }
 
 
-def job(*overrides: str) -> Job:
+def job(*overrides):
     given = "pretrain={recipe: pion2, steps: 4000}"
     return load_job(JOBS / "demo.yaml", ["model={preset: pion2-base}", given, *overrides])
 
 
-def pretrain(*overrides: str) -> Pretrain:
+def pretrain(*overrides):
     found = job(*overrides).pretrain
     assert found is not None
     return found
 
 
-def test_its_numbers_never_change() -> None:
+def test_its_numbers_never_change():
     found = pretrain()
     assert {name: getattr(found, name) for name in OF_768} == OF_768
     others = Pretrain(steps=4000).model_dump(exclude={"recipe", *OF_768})
     assert found.model_dump(exclude={"recipe", *OF_768}) == others
 
 
-def test_rates_of_adamw_follow_the_width_and_the_warm_up_the_steps() -> None:
+def test_rates_of_adamw_follow_the_width_and_the_warm_up_the_steps():
     small = pretrain("model={preset: pion2-base, d_model: 192}", "pretrain.steps=240")
     assert (small.lr, small.embedding_lr, small.vector_lr) == (0.006, 0.2, 0.02)
     assert (small.min_lr, small.muon_lr, small.warmup_steps) == (0.0003, 0.02, 20)
 
 
-def test_what_a_job_gives_comes_first() -> None:
+def test_what_a_job_gives_comes_first():
     found = pretrain("pretrain.lr=1e-3", "pretrain.optimizer=adamw", "pretrain.warmup_steps=0")
     assert (found.lr, found.optimizer, found.warmup_steps) == (1e-3, "adamw", 0)
     assert found.min_lr == 5e-5  # a twentieth of the rate that the job gives
 
 
-def test_it_is_the_same_as_its_settings_written_out() -> None:
+def test_it_is_the_same_as_its_settings_written_out():
     written = [f"pretrain.{name}={value}" for name, value in OF_768.items()]
     spelled_out = job("pretrain={steps: 4000}", *written)
     assert digest_job(spelled_out) == digest_job(job())
@@ -150,12 +145,12 @@ def test_it_is_the_same_as_its_settings_written_out() -> None:
         (["model={from: models/demo}"], r"pretrain\.recipe: a recipe trains from random weights"),
     ],
 )
-def test_a_mistake_next_to_it_is_named(overrides: list[str], mistake: str) -> None:
+def test_a_mistake_next_to_it_is_named(overrides, mistake):
     with pytest.raises(BadInput, match=mistake):
         job(*overrides)
 
 
-NO_RATES: dict[str, Any] = {
+NO_RATES = {
     "steps": 10,
     "global_batch": 4,
     "warmup_steps": 1,
@@ -163,11 +158,11 @@ NO_RATES: dict[str, Any] = {
 }
 
 
-def lora_job(lora: dict[str, Any] | None, **rates: Any) -> Job:
+def lora_job(lora, **rates):
     return tiny_job(sft=NO_RATES | rates | ({} if lora is None else {"lora": lora}))
 
 
-def test_lora_has_its_own_rates_unless_they_are_given() -> None:
+def test_lora_has_its_own_rates_unless_they_are_given():
     sft = lora_job({}).sft
     assert sft is not None
     assert (sft.lr, sft.min_lr, sft.weight_decay) == (2e-4, 2e-5, 0)
@@ -180,13 +175,13 @@ def test_lora_has_its_own_rates_unless_they_are_given() -> None:
     assert (without.lr, without.min_lr, without.weight_decay) == (2e-5, 2e-6, 0.01)
 
 
-def test_the_rates_are_resolved_before_digesting() -> None:
+def test_the_rates_are_resolved_before_digesting():
     implied, stated = lora_job({}), lora_job({}, lr=2e-4, min_lr=2e-5, weight_decay=0.0)
     assert digest_job(implied).stages == digest_job(stated).stages
     assert digest_job(implied).inputs["sft"]["sft.lr"] == 2e-4
 
 
-def test_each_setting_of_lora_moves_the_digest_of_sft_and_none_before_it() -> None:
+def test_each_setting_of_lora_moves_the_digest_of_sft_and_none_before_it():
     jobs = [
         lora_job(lora)
         for lora in (
@@ -203,14 +198,14 @@ def test_each_setting_of_lora_moves_the_digest_of_sft_and_none_before_it() -> No
     assert len({found["pretrain"] for found in digests}) == 1
 
 
-def test_a_job_that_says_no_lora_has_the_digest_of_one_that_says_nothing() -> None:
+def test_a_job_that_says_no_lora_has_the_digest_of_one_that_says_nothing():
     assert (
         digest_job(tiny_job(sft=NO_RATES | {"lora": None})).stages
         == digest_job(lora_job(None)).stages
     )
 
 
-def test_the_workers_get_the_resolved_rates() -> None:
+def test_the_workers_get_the_resolved_rates():
     job = lora_job({"rank": 8})
     dumped = job.model_dump(mode="json", exclude_unset=True)
     request = TrainRequest(dumped, ".", "file:///x", {}, [], {})
@@ -260,9 +255,7 @@ def test_the_workers_get_the_resolved_rates() -> None:
         ),
     ],
 )
-def test_a_mistake_is_one_message_that_names_the_key(
-    tmp_path: Path, changes: dict[str, Any], words: str
-) -> None:
+def test_a_mistake_is_one_message_that_names_the_key(tmp_path, changes, words):
     message = refusal(tmp_path, **changes)
     assert words in message
     assert "has 1 mistake;" in message

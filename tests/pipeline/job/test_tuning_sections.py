@@ -1,17 +1,10 @@
 """`prefer` in the job file: its defaults, and what is refused before anything is spent."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
-
 import pytest
 
 from pion.errors import BadInput
 from pion.train.preference import BETA, WITHOUT_REFERENCE, Preference
-from pipeline.job import Job
 from pipeline.job.digest import digest_job
-from pipeline.job.prefer_section import Prefer
 from pipeline.job.train_sections import settings_of
 from pipeline.training.train_request import TrainRequest
 from tests.support.jobs import refusal, tiny_job
@@ -19,24 +12,24 @@ from tests.support.jobs import refusal, tiny_job
 SOURCES = [{"kind": "jsonl", "path": "pairs.jsonl"}]
 
 
-def prefer_job(**fields: Any) -> Job:
+def prefer_job(**fields):
     return tiny_job(prefer={"sources": SOURCES, **fields})
 
 
-def prefer(**fields: Any) -> Prefer:
+def prefer(**fields):
     section = prefer_job(**fields).prefer
     assert section is not None
     return section
 
 
-def refused(folder: Path, **fields: Any) -> str:
+def refused(folder, **fields):
     return refusal(folder, prefer={"sources": SOURCES, **fields})
 
 
 # ---------------------------------------------------------------- defaults
 
 
-def test_the_defaults_are_those_of_the_recipes_that_worked() -> None:
+def test_the_defaults_are_those_of_the_recipes_that_worked():
     section = prefer()
     assert (section.loss, section.beta, section.reference) == ("dpo-norm", 5.0, "start")
     assert (section.lr, section.min_lr, section.weight_decay) == (2e-6, 2e-7, 0.0)
@@ -45,14 +38,14 @@ def test_the_defaults_are_those_of_the_recipes_that_worked() -> None:
 
 
 @pytest.mark.parametrize("loss", BETA)
-def test_what_a_loss_needs_is_filled_in(loss: Any) -> None:
+def test_what_a_loss_needs_is_filled_in(loss):
     section = prefer(loss=loss)
     assert section.preference.strength == section.beta == BETA[loss]
     assert section.margin == (1.25 if loss == "simpo" else None)
     assert section.needs_reference == (loss not in WITHOUT_REFERENCE)
 
 
-def test_the_warm_up_is_a_tenth_of_the_steps_however_these_are_given() -> None:
+def test_the_warm_up_is_a_tenth_of_the_steps_however_these_are_given():
     assert settings_of(prefer(steps=2000)).warmup_steps == 200
     section = prefer(epochs=2)
     section.know_rows(16_000)
@@ -60,13 +53,13 @@ def test_the_warm_up_is_a_tenth_of_the_steps_however_these_are_given() -> None:
     assert settings_of(prefer(steps=2000, warmup_steps=7)).warmup_steps == 7
 
 
-def test_rows_take_both_answers() -> None:
+def test_rows_take_both_answers():
     assert prefer_job().seq_len("prefer") == 2 * 96
     assert tiny_job(prefer={"sources": SOURCES}, sft=None).seq_len("prefer") == 2 * 32
     assert prefer_job(seq_len=100).seq_len("prefer") == 100
 
 
-def test_the_memory_of_a_step_depends_on_the_answers_in_a_row() -> None:
+def test_the_memory_of_a_step_depends_on_the_answers_in_a_row():
     job = prefer_job(seq_len=640)
     assert (job.most_sequences("prefer"), job.most_sequences("sft")) == (10, 0)
     assert job.prefer is not None
@@ -74,14 +67,14 @@ def test_the_memory_of_a_step_depends_on_the_answers_in_a_row() -> None:
     assert job.most_sequences("prefer") == 4
 
 
-def test_the_trainer_gets_the_loss() -> None:
+def test_the_trainer_gets_the_loss():
     job = prefer_job(loss="dpo", beta=0.3, label_smoothing=0.1, sft_weight=0.2, steps=10)
     expected = Preference("dpo", 0.3, label_smoothing=0.1, sft_weight=0.2)
     assert settings_of(job.section("prefer")).preference == expected
     assert settings_of(job.section("sft")).preference is None
 
 
-def test_workers_read_the_job_as_it_was_checked() -> None:
+def test_workers_read_the_job_as_it_was_checked():
     for fields in ({}, {"loss": "simpo"}, {"loss": "apo-zero", "undesirable_weight": 2.0}):
         job = prefer_job(**fields)
         sent = job.model_dump(mode="json", exclude_unset=True)
@@ -112,15 +105,13 @@ def test_workers_read_the_job_as_it_was_checked() -> None:
         ({"sources": [{"kind": "python-docs-qa"}]}, "unknown kind 'python-docs-qa'"),
     ],
 )
-def test_a_field_that_makes_no_sense_is_refused_with_its_key(
-    tmp_path: Path, fields: dict[str, Any], expected: str
-) -> None:
+def test_a_field_that_makes_no_sense_is_refused_with_its_key(tmp_path, fields, expected):
     found = refused(tmp_path, **fields)
     assert expected in found
     assert "nothing was started" in found
 
 
-def test_a_stage_of_preferences_needs_a_model_to_start_from(tmp_path: Path) -> None:
+def test_a_stage_of_preferences_needs_a_model_to_start_from(tmp_path):
     changes = {"pretrain": None, "sft": None, "prefer": {"sources": SOURCES}}
     said = refusal(tmp_path, **changes)
     assert "model.from: without `pretrain` it must name a trained model" in said
@@ -129,16 +120,14 @@ def test_a_stage_of_preferences_needs_a_model_to_start_from(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "other", [{"rank": 8}, {"alpha": 8}, {"targets": ["q_proj"]}, {"base_dtype": "bfloat16"}]
 )
-def test_other_additions_than_those_of_sft_are_refused(
-    tmp_path: Path, other: dict[str, Any]
-) -> None:
-    changes: dict[str, Any] = {"prefer": {"sources": SOURCES, "lora": other}, "sft__lora": {}}
+def test_other_additions_than_those_of_sft_are_refused(tmp_path, other):
+    changes = {"prefer": {"sources": SOURCES, "lora": other}, "sft__lora": {}}
     said = refusal(tmp_path, **changes)
     assert "prefer.lora: it trains the additions of sft.lora further" in said
     assert "publish the model after sft" in said
 
 
-def test_the_additions_of_sft_are_trained_further_by_the_same_settings() -> None:
+def test_the_additions_of_sft_are_trained_further_by_the_same_settings():
     lora = {"rank": 4, "targets": ["q_proj"]}
     made = tiny_job(prefer={"sources": SOURCES, "lora": lora}, sft__lora=lora)
     assert made.lora_before("prefer") == "sft"
@@ -148,7 +137,7 @@ def test_the_additions_of_sft_are_trained_further_by_the_same_settings() -> None
         assert tiny_job(**other).lora_before("prefer") is None
 
 
-def test_the_data_decides_between_pairs_and_single_answers() -> None:
+def test_the_data_decides_between_pairs_and_single_answers():
     section = prefer(loss="apo-zero")
     section.know_kind("labels", "here")
     assert not section.preference.paired
@@ -165,7 +154,7 @@ def test_the_data_decides_between_pairs_and_single_answers() -> None:
 # ---------------------------------------------------------------- digests
 
 
-def test_every_field_of_the_loss_moves_the_digest_of_the_stage_and_not_of_its_data() -> None:
+def test_every_field_of_the_loss_moves_the_digest_of_the_stage_and_not_of_its_data():
     jobs = [
         prefer_job(**fields)
         for fields in (
@@ -184,7 +173,7 @@ def test_every_field_of_the_loss_moves_the_digest_of_the_stage_and_not_of_its_da
     assert len({found.stages["sft"] for found in digests}) == 1
 
 
-def test_what_decides_the_rows_moves_the_digest_of_the_data() -> None:
+def test_what_decides_the_rows_moves_the_digest_of_the_data():
     plain = digest_job(prefer_job())
     for fields in ({"held_out": 0.3}, {"seq_len": 64}):
         assert digest_job(prefer_job(**fields)).data["prefer"] != plain.data["prefer"]
@@ -193,14 +182,14 @@ def test_what_decides_the_rows_moves_the_digest_of_the_data() -> None:
     assert digest_job(prefer_job(loss="dpo")).data == plain.data
 
 
-def test_a_stage_of_preferences_follows_from_the_stage_before_it() -> None:
+def test_a_stage_of_preferences_follows_from_the_stage_before_it():
     digests = digest_job(prefer_job())
     assert digests.inputs["prefer"]["input.sft"] == digests.stages["sft"]
     other = digest_job(tiny_job(prefer={"sources": SOURCES}, sft__steps=11))
     assert other.stages["prefer"] != digests.stages["prefer"]
 
 
-def test_a_job_without_preferences_keeps_its_digests() -> None:
+def test_a_job_without_preferences_keeps_its_digests():
     without, there = digest_job(tiny_job()), digest_job(prefer_job())
     for stage in ("pretrain", "sft"):
         assert there.stages[stage] == without.stages[stage]

@@ -1,7 +1,5 @@
 """A cap over many runs: what the next run is expected to take, and what is left for it."""
 
-from __future__ import annotations
-
 import pytest
 
 from pion.errors import BadInput, Stopped
@@ -10,23 +8,23 @@ from pipeline.ladder.cap import Cap, budget_of, check_cap, expected_hours, reach
 from pipeline.state.head import Spent
 
 
-def test_hours_grow_along_the_line_through_the_last_two_runs() -> None:
+def test_hours_grow_along_the_line_through_the_last_two_runs():
     before = [(1.0, 0.2), (2.0, 0.3)]
     assert expected_hours(4.0, before) == pytest.approx(0.5)
 
 
-def test_nothing_is_expected_before_the_first_run_and_after_it_hours_grow_with_the_work() -> None:
+def test_nothing_is_expected_before_the_first_run_and_after_it_hours_grow_with_the_work():
     assert expected_hours(4.0, []) is None
     assert expected_hours(4.0, [(2.0, 0.3)]) == pytest.approx(0.6)
 
 
-def test_a_run_is_not_expected_to_take_less_than_a_smaller_one() -> None:
+def test_a_run_is_not_expected_to_take_less_than_a_smaller_one():
     """A later run may have been faster: it began on a machine that was warm."""
     before = [(1.0, 0.9), (2.0, 0.3)]
     assert expected_hours(4.0, before) == pytest.approx(0.3)
 
 
-def test_a_run_gets_what_the_others_leave_and_at_most_what_its_job_allows() -> None:
+def test_a_run_gets_what_the_others_leave_and_at_most_what_its_job_allows():
     cap, others = Cap(hours=2.0, dollars=10.0), Spent(0.5, 4.0, 1.0)
     assert budget_of(Budget(), cap, others) == {"budget.hours": 1.5, "budget.dollars": 6.0}
     own = Budget(hours=1.0, dollars_per_hour=1.0)
@@ -35,7 +33,7 @@ def test_a_run_gets_what_the_others_leave_and_at_most_what_its_job_allows() -> N
     assert budget_of(Budget(), Cap(hours=0.1), others)["budget.hours"] > 0
 
 
-def test_a_run_that_would_exceed_the_cap_is_refused_in_hours_and_in_dollars() -> None:
+def test_a_run_that_would_exceed_the_cap_is_refused_in_hours_and_in_dollars():
     spent = Spent(1.0, 2.0, 1.0)
     refuse_beyond(Cap(hours=2.0), spent, "a", 0.9, None)
     refuse_beyond(Cap(hours=2.0), spent, "a", None, None)
@@ -46,13 +44,13 @@ def test_a_run_that_would_exceed_the_cap_is_refused_in_hours_and_in_dollars() ->
     refuse_beyond(Cap(dollars=3.0), spent, "a", 0.4, 2.0)
 
 
-def test_a_cap_is_reached_a_moment_early_because_heads_count_at_commits() -> None:
+def test_a_cap_is_reached_a_moment_early_because_heads_count_at_commits():
     assert reached(Cap(hours=1.0), Spent(0.995, 0.0, 1.0))
     assert not reached(Cap(hours=1.0), Spent(0.9, 0.0, 1.0))
     assert not reached(Cap(), Spent(1e6, 1e6, 1.0))
 
 
 @pytest.mark.parametrize("cap", [Cap(hours=0.0), Cap(hours=float("nan")), Cap(dollars=2e9)])
-def test_a_cap_out_of_bounds_is_refused(cap: Cap) -> None:
+def test_a_cap_out_of_bounds_is_refused(cap):
     with pytest.raises(BadInput, match="Nothing was started"):
         check_cap(cap, Budget(dollars_per_hour=1.0))

@@ -15,7 +15,7 @@ import pytest
 from pion.errors import BadInput, Interrupted, PionError, Stopped
 from pipeline.ladder.cap import Cap
 from pipeline.ladder.command import grid_of, run_ladder
-from pipeline.ladder.record import LadderRecord, ladder_file
+from pipeline.ladder.record import ladder_file
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, StoreError
 from tests.pipeline.ladder.fake_runs import LAW, FakeRuns, Killed, write_job
@@ -28,18 +28,18 @@ HELD_OUT = "1.5x1,1.5x2"
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def climb(job: str, runs: FakeRuns, *overrides: str, **options: Any) -> int:
+def climb(job, runs, *overrides, **options):
     asked = {"hold_out": None, **SMALL, **options}
     grid = grid_of(*(asked[name] for name in ("widths", "tokens", "hold_out")))
     cap = Cap(options.get("hours"), options.get("dollars"))
     return run_ladder(job, overrides, grid, cap, runs, as_json=options.get("as_json", False))
 
 
-def record_of(folder: Path) -> LadderRecord:
+def record_of(folder):
     record, _ = ladder_file(FileStore(folder / "runs"), "tiny").read()
     assert record is not None
     return record
@@ -54,21 +54,21 @@ class Finished:
     started: list[str]
     found: dict[str, Any]
 
-    def copy_to(self, folder: Path) -> str:
+    def copy_to(self, folder):
         """Copy its store to another folder, and return the path of the job there."""
         shutil.copytree(self.folder / "runs", folder / "runs")
         return write_job(folder)
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def finished(tmp_path_factory):
     folder, runs, said = tmp_path_factory.mktemp("finished"), FakeRuns(), io.StringIO()
     with contextlib.chdir(folder), contextlib.redirect_stdout(said):
         assert climb(write_job(folder), runs, as_json=True) == 0
     return Finished(folder, runs.started, json.loads(said.getvalue()))
 
 
-def test_the_runs_are_done_from_the_cheapest_and_fitted(finished: Finished) -> None:
+def test_the_runs_are_done_from_the_cheapest_and_fitted(finished):
     found = finished.found
     flops = [run["flops"] for run in found["runs"]]
     assert flops == sorted(flops)
@@ -81,9 +81,7 @@ def test_the_runs_are_done_from_the_cheapest_and_fitted(finished: Finished) -> N
     assert Path(found["page"]).read_text().count("<circle") == 9
 
 
-def test_a_finished_ladder_does_nothing_again_and_keeps_its_fit(
-    tmp_path: Path, finished: Finished
-) -> None:
+def test_a_finished_ladder_does_nothing_again_and_keeps_its_fit(tmp_path, finished):
     again = FakeRuns()
     assert climb(finished.copy_to(tmp_path), again) == 0
     assert not again.started
@@ -91,7 +89,7 @@ def test_a_finished_ladder_does_nothing_again_and_keeps_its_fit(
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> LadderRecord:
+def whole(tmp_path_factory):
     """The record of a ladder of eleven runs that nobody killed."""
     folder = tmp_path_factory.mktemp("whole")
     with contextlib.chdir(folder):
@@ -111,9 +109,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> LadderRecord:
     ],
 )
 def test_a_ladder_that_is_killed_anywhere_ends_with_the_same_fit_and_predictions(
-    tmp_path: Path, whole: LadderRecord, number: int, moment: str
-) -> None:
-    def kill(at: int, when: str) -> None:
+    tmp_path, whole, number, moment
+):
+    def kill(at, when):
         if (at, when) == (number, moment):
             raise Killed
 
@@ -130,12 +128,10 @@ def test_a_ladder_that_is_killed_anywhere_ends_with_the_same_fit_and_predictions
     ]
 
 
-def test_held_out_runs_are_predicted_before_they_start(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_held_out_runs_are_predicted_before_they_start(tmp_path, capsys):
     job, predicted = write_job(tmp_path), []
 
-    def look(number: int, moment: str) -> None:
+    def look(number, moment):
         if number > 7 and moment == "before":
             predicted.append(dict(record_of(tmp_path).predictions))
 
@@ -151,9 +147,7 @@ def test_held_out_runs_are_predicted_before_they_start(
         assert run["predicted"]["low"] < run["predicted"]["bits_per_byte"]
 
 
-def test_a_run_that_diverges_is_left_out_of_the_fit_until_a_person_removes_it(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_that_diverges_is_left_out_of_the_fit_until_a_person_removes_it(tmp_path, capsys):
     job, runs = write_job(tmp_path), FakeRuns(diverge=lambda name: "64x2-640" in name)
     assert climb(job, runs) == 0
     out = capsys.readouterr().out
@@ -172,9 +166,7 @@ def test_a_run_that_diverges_is_left_out_of_the_fit_until_a_person_removes_it(
     assert len((record_of(tmp_path).fit or {})["points"]) == 9
 
 
-def test_if_too_many_runs_diverge_there_is_no_fit_and_it_says_what_is_missing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_if_too_many_runs_diverge_there_is_no_fit_and_it_says_what_is_missing(tmp_path, capsys):
     job, runs = write_job(tmp_path), FakeRuns(diverge=lambda name: "64x2" in name)
     assert climb(job, runs, hold_out="1.5x1") == 1
     out = capsys.readouterr().out
@@ -183,7 +175,7 @@ def test_if_too_many_runs_diverge_there_is_no_fit_and_it_says_what_is_missing(
     assert not any("96x3" in name for name in runs.started), "nothing predicts the held-out run"
 
 
-def test_a_run_that_fails_without_having_diverged_ends_the_ladder(tmp_path: Path) -> None:
+def test_a_run_that_fails_without_having_diverged_ends_the_ladder(tmp_path):
     job = write_job(tmp_path)
     with pytest.raises(PionError, match="not because it diverged") as failed:
         climb(job, lambda arguments: 1)  # type: ignore[arg-type]
@@ -192,9 +184,7 @@ def test_a_run_that_fails_without_having_diverged_ends_the_ladder(tmp_path: Path
 
 
 @pytest.mark.parametrize(("code", "kind"), ENDS)
-def test_any_other_end_of_a_run_is_the_end_of_the_ladder(
-    tmp_path: Path, code: int, kind: int
-) -> None:
+def test_any_other_end_of_a_run_is_the_end_of_the_ladder(tmp_path, code, kind):
     with pytest.raises(PionError, match=r"[Rr]un the same command again") as ended:
         climb(write_job(tmp_path), lambda arguments: code)  # type: ignore[arg-type]
     assert ended.value.exit_code == kind
@@ -202,12 +192,12 @@ def test_any_other_end_of_a_run_is_the_end_of_the_ladder(
 
 @pytest.mark.parametrize(("launch", "kind"), [("a" * 32, Interrupted), ("", StoreError)])
 def test_an_outage_between_two_runs_is_an_interruption_on_a_rented_machine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launch: str, kind: type[PionError]
-) -> None:
-    def down(*_: Any) -> Any:
+    tmp_path, monkeypatch, launch, kind
+):
+    def down(*_):
         raise StoreError("read", "HEAD.json", "no route to host", outage=True)
 
-    def fail(number: int, moment: str) -> None:
+    def fail(number, moment):
         if (number, moment) == (2, "after"):
             monkeypatch.setattr("pipeline.ladder.look.result_in", down)
 
@@ -219,9 +209,7 @@ def test_an_outage_between_two_runs_is_an_interruption_on_a_rented_machine(
 # ---------------------------------------------------------------- the cap
 
 
-def test_it_stops_before_a_run_that_would_exceed_the_cap_and_a_larger_cap_continues(
-    tmp_path: Path,
-) -> None:
+def test_it_stops_before_a_run_that_would_exceed_the_cap_and_a_larger_cap_continues(tmp_path):
     job, runs = write_job(tmp_path), FakeRuns()
     with pytest.raises(Stopped, match="would exceed the cap over all runs") as stopped:
         climb(job, runs, hours=0.06)
@@ -241,7 +229,7 @@ def test_it_stops_before_a_run_that_would_exceed_the_cap_and_a_larger_cap_contin
     assert len(runs.started) == 9
 
 
-def test_a_cap_in_dollars_needs_a_price_and_counts_all_runs(tmp_path: Path) -> None:
+def test_a_cap_in_dollars_needs_a_price_and_counts_all_runs(tmp_path):
     job, runs = write_job(tmp_path), FakeRuns()
     with pytest.raises(BadInput, match="the price of this machine is not known"):
         climb(job, runs, dollars=1)
@@ -250,7 +238,7 @@ def test_a_cap_in_dollars_needs_a_price_and_counts_all_runs(tmp_path: Path) -> N
     assert 0 < len(runs.started) < 9
 
 
-def test_a_cap_that_buys_less_than_the_smallest_run_is_one_message(tmp_path: Path) -> None:
+def test_a_cap_that_buys_less_than_the_smallest_run_is_one_message(tmp_path):
     job, runs = write_job(tmp_path), FakeRuns()
     with pytest.raises(Stopped, match="buys less than the smallest run of the ladder, tiny-ladder"):
         climb(job, runs, hours=0.001)
@@ -263,9 +251,7 @@ def test_a_cap_that_buys_less_than_the_smallest_run_is_one_message(tmp_path: Pat
 # ---------------------------------------------------------------- bad input
 
 
-def test_another_grid_under_the_same_name_is_refused_with_the_difference(
-    tmp_path: Path, finished: Finished
-) -> None:
+def test_another_grid_under_the_same_name_is_refused_with_the_difference(tmp_path, finished):
     job = finished.copy_to(tmp_path)
     with pytest.raises(BadInput) as refused:
         climb(job, FakeRuns(), "data.held_out=0.3", "pretrain.lr=2e-2", tokens="0.25,0.5,2")
@@ -277,7 +263,7 @@ def test_another_grid_under_the_same_name_is_refused_with_the_difference(
     assert "pion ladder JOB name=NAME" in said
 
 
-def test_a_ladder_with_too_few_points_is_refused_before_it_starts(tmp_path: Path) -> None:
+def test_a_ladder_with_too_few_points_is_refused_before_it_starts(tmp_path):
     runs = FakeRuns()
     with pytest.raises(BadInput, match="lacks 3 more runs, 1 more size, 1 more length") as refused:
         climb(write_job(tmp_path), runs, widths="0.5,1", tokens="0.5,1")
@@ -285,10 +271,10 @@ def test_a_ladder_with_too_few_points_is_refused_before_it_starts(tmp_path: Path
     assert not runs.started
 
 
-def test_runs_on_different_data_are_not_fitted_together(tmp_path: Path) -> None:
+def test_runs_on_different_data_are_not_fitted_together(tmp_path):
     job = write_job(tmp_path)
 
-    def kill(number: int, moment: str) -> None:
+    def kill(number, moment):
         if (number, moment) == (2, "after"):
             raise Killed
 
@@ -309,19 +295,19 @@ def test_runs_on_different_data_are_not_fitted_together(tmp_path: Path) -> None:
         ("hold_out", "9", "some must be left"),
     ],
 )
-def test_a_wrong_grid_is_one_message(tmp_path: Path, option: str, value: str, says: str) -> None:
+def test_a_wrong_grid_is_one_message(tmp_path, option, value, says):
     with pytest.raises(BadInput, match=says):
         climb(write_job(tmp_path), FakeRuns(), **{option: value})
 
 
-def test_a_job_that_does_not_pretrain_is_refused(tmp_path: Path) -> None:
+def test_a_job_that_does_not_pretrain_is_refused(tmp_path):
     model = write_published(tmp_path / "base", "SmolLM2-135M")
     job = write_job(tmp_path, model={"from": str(model)}, tokenizer=None)
     with pytest.raises(BadInput, match="starts from a trained model"):
         climb(job, FakeRuns())
 
 
-def test_a_damaged_record_says_what_to_do(tmp_path: Path, finished: Finished) -> None:
+def test_a_damaged_record_says_what_to_do(tmp_path, finished):
     job = finished.copy_to(tmp_path)
     (tmp_path / "runs" / "_ladders" / "tiny.json").write_text("{")
     with pytest.raises(BadInput, match=r"Delete this file\. The runs of the ladder keep"):

@@ -1,11 +1,8 @@
 """A fit of a ladder: what it predicts, how sure it is, and what it refuses."""
 
-from __future__ import annotations
-
 import copy
 import json
 import math
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,22 +19,22 @@ BEYOND = ((1, 4), (2, 2), (2, 5), (4, 1), (3, 3))
 
 
 @pytest.fixture(scope="module")
-def fitted() -> Fit:
+def fitted():
     """A fit of a ladder with noise."""
     return fit(ladder(LAWS[1], NOISE))
 
 
 @pytest.mark.soak
-def test_intervals_hold_nine_of_ten_runs_of_12_to_100_times_the_flops() -> None:
+def test_intervals_hold_nine_of_ten_runs_of_12_to_100_times_the_flops():
     assert share_held(400) == pytest.approx(0.9, abs=0.03)
 
 
-def test_of_a_law_that_is_nearly_linear_the_interval_is_the_exact_one_and_its_margin() -> None:
+def test_of_a_law_that_is_nearly_linear_the_interval_is_the_exact_one_and_its_margin():
     law, noise, (macs, tokens) = LAWS[1], 1e-4, (4 * SIZES[-1], 4 * LENGTHS[-1])
     points = ladder(law, noise, seed=1)
     given = np.array([law.E, law.A, law.alpha, law.B, law.beta])
 
-    def slopes(n: float, d: float) -> list[float]:
+    def slopes(n, d):
         steps = np.diag(1e-6 * given)
         pairs = [(Law(*(given + h)), Law(*(given - h)), h.sum()) for h in steps]
         return [(one.loss(n, d) - other.loss(n, d)) / (2 * h) for one, other, h in pairs]
@@ -54,7 +51,7 @@ def test_of_a_law_that_is_nearly_linear_the_interval_is_the_exact_one_and_its_ma
     assert (said.low - middle, said.high - middle) == pytest.approx((-half, half), rel=0.02)
 
 
-def test_a_ladder_without_noise_is_predicted_to_a_thousandth() -> None:
+def test_a_ladder_without_noise_is_predicted_to_a_thousandth():
     found = fit(ladder(LAWS[0]))
     for larger, longer in BEYOND:
         macs, tokens = SIZES[-1] * larger, LENGTHS[-1] * longer
@@ -63,7 +60,7 @@ def test_a_ladder_without_noise_is_predicted_to_a_thousandth() -> None:
         assert said.low <= said.bits_per_byte <= said.high
 
 
-def test_seven_runs_are_enough_and_are_less_sure(fitted: Fit) -> None:
+def test_seven_runs_are_enough_and_are_less_sure(fitted):
     cross = [p for p in fitted.points if p.tokens == LENGTHS[1] or p.macs_per_token == SIZES[1]]
     few = fit(cross).predict(2 * SIZES[-1], 2 * LENGTHS[-1])
     many = fitted.predict(2 * SIZES[-1], 2 * LENGTHS[-1])
@@ -71,13 +68,13 @@ def test_seven_runs_are_enough_and_are_less_sure(fitted: Fit) -> None:
     assert few.high - few.low > many.high - many.low
 
 
-def test_the_order_of_runs_changes_nothing(fitted: Fit) -> None:
+def test_the_order_of_runs_changes_nothing(fitted):
     shuffled = list(fitted.points)
     np.random.default_rng(3).shuffle(shuffled)  # type: ignore[arg-type]
     assert fit(shuffled) == fitted
 
 
-def test_beyond_the_trusted_flops_it_says_how_far_it_goes(fitted: Fit) -> None:
+def test_beyond_the_trusted_flops_it_says_how_far_it_goes(fitted):
     largest = 6 * SIZES[-1] * LENGTHS[-1]
     assert fitted.trusted_flops == pytest.approx(100 * largest)
     fitted.predict(10 * SIZES[-1], 10 * LENGTHS[-1])
@@ -90,13 +87,13 @@ def test_beyond_the_trusted_flops_it_says_how_far_it_goes(fitted: Fit) -> None:
 
 
 @pytest.mark.parametrize("value", [0, -1, math.nan, math.inf])
-def test_impossible_questions_are_refused(fitted: Fit, value: float) -> None:
+def test_impossible_questions_are_refused(fitted, value):
     for size, length in ((value, 1000), (1000, value)):
         with pytest.raises(BadInput, match="should be a number above 0"):
             fitted.predict(size, length)
 
 
-def test_too_few_points_are_refused() -> None:
+def test_too_few_points_are_refused():
     with pytest.raises(BadInput, match="lacks 1 more run, 1 more size"):
         fit(ladder(LAWS[0], sizes=(1, 2), lengths=(1, 2, 4)))
 
@@ -104,13 +101,13 @@ def test_too_few_points_are_refused() -> None:
 # ---------------------------------------------------------------- as JSON
 
 
-def through_json(fitted: Fit) -> dict[str, Any]:
+def through_json(fitted):
     record = json.loads(json.dumps(fitted.record(), allow_nan=False))
     assert isinstance(record, dict)
     return record
 
 
-def test_a_record_gives_the_same_fit(fitted: Fit) -> None:
+def test_a_record_gives_the_same_fit(fitted):
     again = Fit.from_record(through_json(fitted))
     assert again == fitted
     assert again.predict(10**7, 10**7) == fitted.predict(10**7, 10**7)
@@ -133,11 +130,9 @@ def test_a_record_gives_the_same_fit(fitted: Fit) -> None:
         (("law",), [1, 2], "law"),
     ],
 )
-def test_what_no_fit_has_is_refused_with_its_place(
-    fitted: Fit, path: tuple[Any, ...], value: Any, said: str
-) -> None:
+def test_what_no_fit_has_is_refused_with_its_place(fitted, path, value, said):
     record = copy.deepcopy(through_json(fitted))
-    here: Any = record
+    here = record
     for key in path[:-1]:
         here = here[key]
     here[path[-1]] = value
@@ -147,7 +142,7 @@ def test_what_no_fit_has_is_refused_with_its_place(
     assert said in str(refused.value)
 
 
-def test_a_record_without_a_field_and_one_of_a_newer_pion_are_refused(fitted: Fit) -> None:
+def test_a_record_without_a_field_and_one_of_a_newer_pion_are_refused(fitted):
     record = through_json(fitted)
     with pytest.raises(BadInput, match="law is missing"):
         Fit.from_record({key: value for key, value in record.items() if key != "law"})
@@ -155,14 +150,14 @@ def test_a_record_without_a_field_and_one_of_a_newer_pion_are_refused(fitted: Fi
         Fit.from_record({**record, "shape": "sum"})
 
 
-def test_a_record_with_too_few_points_is_refused(fitted: Fit) -> None:
+def test_a_record_with_too_few_points_is_refused(fitted):
     record = through_json(fitted)
     record["points"] = record["points"][:3]
     with pytest.raises(BadInput, match="lacks 4 more runs"):
         Fit.from_record(record)
 
 
-def test_a_point_may_have_an_error() -> None:
+def test_a_point_may_have_an_error():
     points = [
         Point(p.run, p.macs_per_token, p.tokens, p.bits_per_byte, 0.01) for p in ladder(LAWS[0])
     ]

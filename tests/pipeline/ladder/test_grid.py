@@ -1,29 +1,26 @@
 """Which runs a ladder has: smaller models that every job allows, cheapest first."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
 
 from pion.errors import BadInput
 from pipeline.base.read_job import read_job
-from pipeline.job import Job
 from pipeline.job.file import load_job
-from pipeline.ladder.grid import Grid, Rung, round_batch, rungs_of, settings_by_rule
+from pipeline.ladder.grid import Grid, round_batch, rungs_of, settings_by_rule
 from pipeline.ladder.law import Point as Result
 from pipeline.ladder.law import check_points
 from tests.paths import JOBS, REPOSITORY
 
 
-def rungs(name: str, grid: Grid | None = None) -> list[Rung]:
+def rungs(name, grid=None):
     return rungs_of(read_job(REPOSITORY / "jobs" / f"{name}.yaml"), grid or Grid())
 
 
 @pytest.mark.parametrize(
     "name", ["demo", "demo-daisy", "demo-pilon", "pion-small", "tachyon-tiny", "daisy-280m"]
 )
-def test_every_family_has_a_ladder_of_jobs_that_are_valid_and_can_be_fitted(name: str) -> None:
+def test_every_family_has_a_ladder_of_jobs_that_are_valid_and_can_be_fitted(name):
     found = rungs(name)
     assert len(found) == 16
     assert [rung.flops for rung in found] == sorted(rung.flops for rung in found)
@@ -39,13 +36,13 @@ def test_every_family_has_a_ladder_of_jobs_that_are_valid_and_can_be_fitted(name
         assert config.d_model < own.model_config_resolved().d_model
 
 
-def test_depth_follows_the_width_unless_the_model_names_its_layers() -> None:
+def test_depth_follows_the_width_unless_the_model_names_its_layers():
     assert {rung.shape for rung in rungs("demo-prefer")} == {"64x2", "96x2", "128x3", "192x4"}
     layers = read_job(REPOSITORY / "jobs" / "demo-daisy.yaml").model_config_resolved().n_layers
     assert {rung.shape.partition("x")[2] for rung in rungs("demo-daisy")} == {str(layers)}
 
 
-def test_all_runs_share_prepared_data() -> None:
+def test_all_runs_share_prepared_data():
     from pipeline.job.digest import digest_job
 
     own = digest_job(read_job(REPOSITORY / "jobs" / "demo.yaml", ["sft=null"])).data
@@ -54,7 +51,7 @@ def test_all_runs_share_prepared_data() -> None:
         assert digest_job(job).data == own
 
 
-def test_held_out_runs_come_last_and_are_the_largest_or_beyond_the_grid() -> None:
+def test_held_out_runs_come_last_and_are_the_largest_or_beyond_the_grid():
     found = rungs("demo-prefer", Grid(held_out=4))
     assert [rung.held_out for rung in found] == [False] * 12 + [True] * 4
     assert found[12].flops > found[11].flops
@@ -63,7 +60,7 @@ def test_held_out_runs_come_last_and_are_the_largest_or_beyond_the_grid() -> Non
     assert all(rung.held_out for rung in found[16:])
 
 
-def test_a_preset_keeps_its_other_fields() -> None:
+def test_a_preset_keeps_its_other_fields():
     rung = rungs("pion-small")[0]
     job = read_job(REPOSITORY / "jobs" / "pion-small.yaml", rung.overrides)
     own = read_job(REPOSITORY / "jobs" / "pion-small.yaml").model_config_resolved()
@@ -71,7 +68,7 @@ def test_a_preset_keeps_its_other_fields() -> None:
     assert (config.vocab_size, config.seq_len) == (own.vocab_size, own.seq_len)
 
 
-def test_shares_that_round_to_the_same_model_are_refused() -> None:
+def test_shares_that_round_to_the_same_model_are_refused():
     with pytest.raises(BadInput, match="would be the same: a model of 64x2"):
         rungs("demo-prefer", Grid(widths=(0.25, 0.26, 0.5)))
 
@@ -82,11 +79,11 @@ def test_shares_that_round_to_the_same_model_are_refused() -> None:
 OWN = 22_500 * 64 * 2048  # the tokens of jobs/pion-small.yaml
 
 
-def small(*overrides: str) -> Job:
+def small(*overrides):
     return load_job(JOBS / "pion-small.yaml", overrides)
 
 
-def test_the_same_size_and_length_keep_everything() -> None:
+def test_the_same_size_and_length_keep_everything():
     assert settings_by_rule(small(), 640, OWN) == {
         "steps": 22_500,
         "global_batch": 64,
@@ -95,7 +92,7 @@ def test_the_same_size_and_length_keep_everything() -> None:
     }
 
 
-def test_the_batch_grows_with_tokens_and_the_rates_with_its_root() -> None:
+def test_the_batch_grows_with_tokens_and_the_rates_with_its_root():
     found = settings_by_rule(small(), 640, 10 * OWN)
     assert found["global_batch"] == 160  # 64 · 10^0.383 is 155
     assert found["lr"] == pytest.approx(3e-4 * math.sqrt(160 / 64), rel=0.01)
@@ -103,26 +100,26 @@ def test_the_batch_grows_with_tokens_and_the_rates_with_its_root() -> None:
     assert found["steps"] == 10 * OWN // (160 * 2048)
 
 
-def test_a_batch_changes_no_rate_by_more_than_twice() -> None:
+def test_a_batch_changes_no_rate_by_more_than_twice():
     assert settings_by_rule(small(), 640, 1000 * OWN)["lr"] == 6e-4
     assert settings_by_rule(small(), 640, OWN / 1000)["lr"] == 1.5e-4
 
 
-def test_adamw_takes_smaller_steps_in_a_wider_model_and_muon_does_not() -> None:
+def test_adamw_takes_smaller_steps_in_a_wider_model_and_muon_does_not():
     muon = small("pretrain.optimizer=muon", "pretrain.muon_lr=0.02", "pretrain.embedding_lr=0.1")
     found = settings_by_rule(muon, 2560, OWN)
     assert (found["lr"], found["embedding_lr"], found["muon_lr"]) == (1.5e-4, 0.05, 0.02)
     assert "head_lr" not in found
 
 
-def test_a_short_run_warms_up_for_a_tenth_of_its_steps() -> None:
+def test_a_short_run_warms_up_for_a_tenth_of_its_steps():
     found = settings_by_rule(small(), 640, OWN / 100)
     assert found["warmup_steps"] == found["steps"] // 10
     few = settings_by_rule(small("pretrain.warmup_steps=40"), 640, OWN / 100)
     assert "warmup_steps" not in few
 
 
-def test_a_run_of_a_recipe_has_the_settings_by_rule_and_not_those_of_the_recipe() -> None:
+def test_a_run_of_a_recipe_has_the_settings_by_rule_and_not_those_of_the_recipe():
     path = JOBS / "pion2-small.yaml"
     by_rule = settings_by_rule(load_job(path), 256, 10**8)
     changes = [f"pretrain.{name}={value}" for name, value in by_rule.items()]
@@ -135,5 +132,5 @@ def test_a_run_of_a_recipe_has_the_settings_by_rule_and_not_those_of_the_recipe(
     ("batch", "rounded"),
     [(0.2, 1), (1.4, 1), (3.6, 4), (6.6, 7), (9.1, 10), (57, 56), (61, 64), (155, 160), (300, 320)],
 )
-def test_a_batch_has_few_binary_digits(batch: float, rounded: int) -> None:
+def test_a_batch_has_few_binary_digits(batch, rounded):
     assert round_batch(batch) == rounded

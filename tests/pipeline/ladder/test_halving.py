@@ -1,10 +1,7 @@
 """Successive halving on recorded curves: what it costs, and how good its choice is."""
 
-from __future__ import annotations
-
 import itertools
 import math
-from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -12,7 +9,6 @@ import pytest
 from pipeline.ladder.halving import (
     SHARE,
     Choice,
-    Curves,
     Round,
     Wanted,
     compare,
@@ -27,15 +23,13 @@ STEPS = 480
 NOISE = 0.017
 
 
-def recorded(
-    final: Mapping[str, float], seeds: int, rng: np.random.Generator, *, bias: float = 0.0
-) -> Curves:
+def recorded(final, seeds, rng, *, bias=0.0):
     """Return curves that end near `final`. All settings share the noise of a seed.
 
     A setting that ends lower by `bias` for each 1 of its number starts higher: its rate is larger.
     """
     shared = rng.normal(0.0, 0.05, seeds)
-    curves: dict[str, dict[int, dict[int, float]]] = {}
+    curves = {}
     for number, (setting, end) in enumerate(final.items()):
         for seed in range(seeds):
             own = rng.normal(0.0, NOISE / math.sqrt(2))
@@ -52,7 +46,7 @@ def recorded(
 
 
 @pytest.mark.parametrize("seeds", [1, 2, 3, 4, 10])
-def test_the_rounds_take_at_most_two_fifths_of_the_grid(seeds: int) -> None:
+def test_the_rounds_take_at_most_two_fifths_of_the_grid(seeds):
     sizes = itertools.product([2, 3, 4, 5, 6, 9, 12, 16, 33, 64], [60, 480, 100_001])
     for settings, steps in sizes:
         rounds = plan_rounds(settings, steps, seeds)
@@ -75,23 +69,21 @@ def test_the_rounds_take_at_most_two_fifths_of_the_grid(seeds: int) -> None:
         (6, 1, [Round(128, 6, 3, 1), Round(256, 3, 1, 1)]),
     ],
 )
-def test_a_third_of_the_seeds_decides_at_half_and_at_the_end(
-    settings: int, seeds: int, rounds: list[Round]
-) -> None:
+def test_a_third_of_the_seeds_decides_at_half_and_at_the_end(settings, seeds, rounds):
     assert plan_rounds(settings, 480, seeds) == rounds
 
 
-def test_more_seeds_continue_the_runs_of_fewer() -> None:
+def test_more_seeds_continue_the_runs_of_fewer():
     assert len({tuple(r.step for r in plan_rounds(6, 480, seeds)) for seeds in (3, 6, 10)}) == 1
 
 
-def test_what_the_rounds_take_is_what_their_runs_take() -> None:
+def test_what_the_rounds_take_is_what_their_runs_take():
     # Two more seeds of 6 settings to 48; the first seed of 6 to 240, and of 3 to 480.
     assert steps_taken(plan_rounds(6, 480, 3)) == 2 * 6 * 48 + 6 * 240 + 3 * 240
 
 
 @pytest.mark.parametrize(("settings", "steps", "seeds"), [(1, 480, 3), (2, 9, 3), (64, 1, 1)])
-def test_too_few_settings_or_steps_have_no_rounds(settings: int, steps: int, seeds: int) -> None:
+def test_too_few_settings_or_steps_have_no_rounds(settings, steps, seeds):
     with pytest.raises(ValueError, match=r"few|two"):
         plan_rounds(settings, steps, seeds)
 
@@ -106,9 +98,7 @@ def test_too_few_settings_or_steps_have_no_rounds(settings: int, steps: int, see
         pytest.param({str(n): 3.2 + 0.005 * n for n in range(16)}, marks=pytest.mark.soak),
     ],
 )
-def test_the_choice_is_as_good_as_the_grids_best_in_nine_of_ten_repetitions(
-    final: Mapping[str, float],
-) -> None:
+def test_the_choice_is_as_good_as_the_grids_best_in_nine_of_ten_repetitions(final):
     good, repetitions = 0, 60
     rounds = plan_rounds(len(final), STEPS, 3)
     for repetition in range(repetitions):
@@ -125,15 +115,13 @@ def test_the_choice_is_as_good_as_the_grids_best_in_nine_of_ten_repetitions(
     assert good >= 0.9 * repetitions
 
 
-def at(
-    one: Round, losses: Mapping[str, float], seeds: int
-) -> dict[str, dict[int, dict[int, float]]]:
+def at(one, losses, seeds):
     return {s: {n: {one.step: loss + n} for n in range(seeds)} for s, loss in losses.items()}
 
 
-def test_what_is_wanted_is_what_the_round_lacks_and_nothing_that_was_dropped() -> None:
+def test_what_is_wanted_is_what_the_round_lacks_and_nothing_that_was_dropped():
     rounds = noise, half, end = plan_rounds(4, 480, 3)
-    nothing: dict[str, dict[int, dict[int, float]]] = {s: {n: {} for n in range(3)} for s in "abcd"}
+    nothing = {s: {n: {} for n in range(3)} for s in "abcd"}
     every = tuple((s, n) for s in "abcd" for n in range(3))
     assert decide(nothing, rounds) == Wanted(noise.step, every)
     curves = at(noise, {"a": 3.0, "b": 2.0, "c": 4.0, "d": 2.5}, 3)
@@ -155,7 +143,7 @@ def test_what_is_wanted_is_what_the_round_lacks_and_nothing_that_was_dropped() -
     ]
 
 
-def test_a_setting_that_diverges_with_any_seed_trains_no_further() -> None:
+def test_a_setting_that_diverges_with_any_seed_trains_no_further():
     rounds = noise, half, _ = plan_rounds(4, 480, 3)
     curves = at(noise, {"a": 3.0, "b": 2.0, "c": 4.0, "d": 2.5}, 3)
     curves["b"][2][noise.step] = math.inf
@@ -168,7 +156,7 @@ def test_a_setting_that_diverges_with_any_seed_trains_no_further() -> None:
     assert all(other.diverged for other in alone.others)
 
 
-def test_the_noise_is_that_of_all_seeds_at_a_tenth_of_the_steps() -> None:
+def test_the_noise_is_that_of_all_seeds_at_a_tenth_of_the_steps():
     rounds = plan_rounds(3, 480, 3)
     curves = recorded({"a": 3.0, "b": 3.2, "c": 3.4}, 3, np.random.default_rng(0))
     decided = decide(curves, rounds)
@@ -180,7 +168,7 @@ def test_the_noise_is_that_of_all_seeds_at_a_tenth_of_the_steps() -> None:
     assert [d.sem for d in decided.others] == pytest.approx([sem, sem])
 
 
-def test_the_order_of_settings_and_later_measures_change_nothing() -> None:
+def test_the_order_of_settings_and_later_measures_change_nothing():
     curves = recorded({"a": 3.3, "b": 3.2, "c": 3.25}, 3, np.random.default_rng(0))
     rounds = plan_rounds(3, STEPS, 3)
     kept = {one.step for one in rounds}
@@ -194,7 +182,7 @@ def test_the_order_of_settings_and_later_measures_change_nothing() -> None:
     assert decide(cut, rounds) == decide(curves, rounds)
 
 
-def test_a_setting_that_diverged_comes_last_and_does_not_widen_the_errors_of_others() -> None:
+def test_a_setting_that_diverged_comes_last_and_does_not_widen_the_errors_of_others():
     rng = np.random.default_rng(1)
     finite = recorded({"a": 3.0, "b": 3.2}, 4, rng)
     losses = {s: [curve[STEPS] for curve in by_seed.values()] for s, by_seed in finite.items()}
@@ -204,7 +192,7 @@ def test_a_setting_that_diverged_comes_last_and_does_not_widen_the_errors_of_oth
     assert compare(with_nan, "a", "c", 1).diverged
 
 
-def test_the_error_of_a_difference_leaves_out_what_seeds_share() -> None:
+def test_the_error_of_a_difference_leaves_out_what_seeds_share():
     losses = {"a": [3.0, 4.0, 5.0], "b": [3.1, 4.1, 5.1], "c": [3.0, 4.02, 4.98]}
     found = compare(losses, "a", "b", 7)
     assert found.step == 7
@@ -215,9 +203,7 @@ def test_the_error_of_a_difference_leaves_out_what_seeds_share() -> None:
 
 
 @pytest.mark.parametrize("settings", [2, 6, 12])
-def test_settings_that_are_the_same_are_told_apart_in_at_most_one_of_twenty_searches(
-    settings: int,
-) -> None:
+def test_settings_that_are_the_same_are_told_apart_in_at_most_one_of_twenty_searches(settings):
     rounds, searches, wrong = plan_rounds(settings, STEPS, 3), 500, 0
     steps = [one.step for one in rounds]
     rng = np.random.default_rng(settings)
@@ -235,7 +221,7 @@ def test_settings_that_are_the_same_are_told_apart_in_at_most_one_of_twenty_sear
     assert 0.01 * searches <= wrong <= (0.05 + 2 * math.sqrt(0.05 * 0.95 / searches)) * searches
 
 
-def test_of_two_settings_the_error_is_that_of_paired_differences_and_the_limit_students_t() -> None:
+def test_of_two_settings_the_error_is_that_of_paired_differences_and_the_limit_students_t():
     rng = np.random.default_rng(0)
     apart = rng.normal(0, NOISE, 5)
     apart -= apart.mean()
@@ -248,7 +234,7 @@ def test_of_two_settings_the_error_is_that_of_paired_differences_and_the_limit_s
         assert found.sure is sure
 
 
-def test_one_seed_tells_nothing_from_noise() -> None:
+def test_one_seed_tells_nothing_from_noise():
     found = compare({"a": [3.0], "b": [3.5]}, "a", "b", 1)
     assert not found.sure
     assert math.isinf(found.sem)

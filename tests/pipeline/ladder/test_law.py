@@ -1,7 +1,5 @@
 """The law of losses: what it says, and that a fit finds it again."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 
@@ -13,19 +11,19 @@ from pipeline.ladder.law import Law, LogResults, Point, best_of_starts, check_po
 from tests.pipeline.ladder.made_up import LAWS, ladder
 
 
-def measured(law: Law) -> LogResults:
+def measured(law):
     points = ladder(law)
     columns = zip(*((p.macs_per_token, p.tokens, p.bits_per_byte) for p in points))
     return LogResults.of(*(np.array(column, dtype=np.float64) for column in columns))
 
 
-def test_a_loss_is_the_sum_of_its_terms() -> None:
+def test_a_loss_is_the_sum_of_its_terms():
     law = Law(E=1.0, A=8.0, alpha=0.5, B=27.0, beta=1 / 3)
     assert law.loss(16, 27) == pytest.approx(1 + 2 + 9)
 
 
 @pytest.mark.parametrize("law", LAWS)
-def test_a_law_without_noise_is_found_again(law: Law) -> None:
+def test_a_law_without_noise_is_found_again(law):
     at = measured(law)
     found = best_of_starts(at)
     assert predicted(found, at) == pytest.approx(at.losses, abs=2e-5)
@@ -34,7 +32,7 @@ def test_a_law_without_noise_is_found_again(law: Law) -> None:
         assert again.loss(macs, tokens) == pytest.approx(law.loss(macs, tokens), rel=2e-3)
 
 
-def test_one_run_that_failed_hardly_moves_the_law() -> None:
+def test_one_run_that_failed_hardly_moves_the_law():
     at = measured(LAWS[1])
     at.losses[5] += 0.3
     again = at.law(best_of_starts(at))
@@ -47,11 +45,11 @@ def test_one_run_that_failed_hardly_moves_the_law() -> None:
 GRID = ladder(LAWS[0])
 
 
-def test_three_sizes_by_three_lengths_are_enough() -> None:
+def test_three_sizes_by_three_lengths_are_enough():
     check_points(ladder(LAWS[0], sizes=(1, 2, 4), lengths=(1, 4, 8)))
 
 
-def test_flops_count_both_passes() -> None:
+def test_flops_count_both_passes():
     assert Point("a", 10, 100, 2.0).flops == 6_000
 
 
@@ -67,13 +65,13 @@ def test_flops_count_both_passes() -> None:
         (ladder(LAWS[0], lengths=(1, 4)), "lacks 1 more length."),
     ],
 )
-def test_too_few_say_what_is_missing(points: list[Point], said: str) -> None:
+def test_too_few_say_what_is_missing(points, said):
     with pytest.raises(BadInput) as refused:
         check_points(points)
     assert said in str(refused.value)
 
 
-def test_lengths_that_follow_sizes_are_refused() -> None:
+def test_lengths_that_follow_sizes_are_refused():
     diagonal = [Point(f"run-{n}", n, 20 * n, 2.0) for n in (1, 2, 4, 8, 16, 32, 64)]
     with pytest.raises(BadInput, match="add a short run of the largest model"):
         check_points(diagonal)
@@ -81,19 +79,19 @@ def test_lengths_that_follow_sizes_are_refused() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 0.0, -1.5])
 @pytest.mark.parametrize("field", ["bits_per_byte", "tokens", "macs_per_token"])
-def test_impossible_results_name_the_run_and_the_value(field: str, value: float) -> None:
+def test_impossible_results_name_the_run_and_the_value(field, value):
     points = [*GRID[:-1], dataclasses.replace(GRID[-1], run="l-8", **{field: value})]
     with pytest.raises(BadInput, match=f"run l-8: {field} is {value}"):
         check_points(points)
 
 
 @pytest.mark.parametrize("value", [math.nan, -0.1])
-def test_an_impossible_error_is_refused(value: float) -> None:
+def test_an_impossible_error_is_refused(value):
     points = [*GRID[:-1], dataclasses.replace(GRID[-1], bits_per_byte_sem=value)]
     with pytest.raises(BadInput, match="bits_per_byte_sem is"):
         check_points(points)
 
 
-def test_a_run_counts_once() -> None:
+def test_a_run_counts_once():
     with pytest.raises(BadInput, match="is in the ladder twice"):
         check_points([*GRID, GRID[3]])

@@ -1,7 +1,5 @@
 """The page of a ladder shows its points and curves, and sends no request."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re
@@ -23,7 +21,7 @@ from tests.pipeline.ladder.made_up import LAWS, ladder
 
 
 @pytest.fixture(scope="module")
-def fitted() -> Ladder:
+def fitted():
     points = ladder(LAWS[0], noise=0.004)
     steps = [
         Step(
@@ -36,7 +34,7 @@ def fitted() -> Ladder:
     return Ladder("small", "runs/small", steps, fit(points[:14]), Cap(hours=1.0))
 
 
-def test_it_has_a_point_for_each_run_and_a_curve_for_each_size(fitted: Ladder) -> None:
+def test_it_has_a_point_for_each_run_and_a_curve_for_each_size(fitted):
     html = page_html(fitted).decode()
     assert html.count("<circle") == 16
     assert html.count('class="held-out') == 2
@@ -47,7 +45,7 @@ def test_it_has_a_point_for_each_run_and_a_curve_for_each_size(fitted: Ladder) -
     assert "$" not in re.sub(r"<style>.*?</style>", "", html, flags=re.DOTALL)
 
 
-def test_the_noise_is_in_bits_per_byte_here_and_on_the_terminal(fitted: Ladder) -> None:
+def test_the_noise_is_in_bits_per_byte_here_and_on_the_terminal(fitted):
     found = fitted.fit
     assert found is not None
     rest = [p.bits_per_byte - found.law.loss(p.macs_per_token, p.tokens) for p in found.points]
@@ -57,14 +55,14 @@ def test_the_noise_is_in_bits_per_byte_here_and_on_the_terminal(fitted: Ladder) 
     assert words in " ".join(fit_lines(found))
 
 
-def test_it_sends_no_request_and_runs_no_script(fitted: Ladder) -> None:
+def test_it_sends_no_request_and_runs_no_script(fitted):
     html = page_html(fitted).decode()
     assert "default-src 'none'" in html
     assert "<script" not in html
     assert "http" not in html.replace("http-equiv", "")
 
 
-def test_points_are_inside_the_chart(fitted: Ladder) -> None:
+def test_points_are_inside_the_chart(fitted):
     html = page_html(fitted).decode()
     places = re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', html)
     assert len(places) == 16
@@ -74,7 +72,7 @@ def test_points_are_inside_the_chart(fitted: Ladder) -> None:
     assert min(numbers) >= 0
 
 
-def test_names_from_a_store_are_text(fitted: Ladder) -> None:
+def test_names_from_a_store_are_text(fitted):
     bad = dataclasses.replace(fitted, name="<b>&", url="<i>", fit=None)
     html = page_html(bad).decode()
     assert "<b>" not in html
@@ -82,7 +80,7 @@ def test_names_from_a_store_are_text(fitted: Ladder) -> None:
     assert "No fit yet" in html
 
 
-def test_a_ladder_without_results_or_with_one_has_a_page(fitted: Ladder, tmp_path: Path) -> None:
+def test_a_ladder_without_results_or_with_one_has_a_page(fitted, tmp_path):
     first = fitted.steps[0]
     empty = dataclasses.replace(first, result=None)
     failed = dataclasses.replace(first, result=None, failed="diverged: step 3 gave nan")
@@ -96,7 +94,7 @@ def test_a_ladder_without_results_or_with_one_has_a_page(fitted: Ladder, tmp_pat
     )
 
 
-def test_every_color_of_a_size_has_a_style(fitted: Ladder) -> None:
+def test_every_color_of_a_size_has_a_style(fitted):
     html = page_html(fitted).decode()
     for number in range(COLORS):
         assert f".s{number} {{ stroke: var(--c{number}); }}" in html

@@ -1,43 +1,39 @@
 """The fit of a ladder, read from the ladder's store."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pion.errors import BadInput
-from pipeline.ladder.fit import Fit, fit
+from pipeline.ladder.fit import fit
 from pipeline.ladder.record import read_stored_fit
 from pipeline.state.stores import FileStore
 from tests.pipeline.ladder.made_up import LAWS, ladder
 
 # A ladder that has begun.
-RECORD: dict[str, Any] = {"format": 1, "settings": {}, "rungs": []}
+RECORD = {"format": 1, "settings": {}, "rungs": []}
 
 
 @pytest.fixture(scope="module")
-def fitted() -> Fit:
+def fitted():
     return fit(ladder(LAWS[0]))
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> FileStore:
+def store(tmp_path):
     return FileStore(tmp_path / "runs")
 
 
-def write(store: FileStore, name: str, record: Any) -> None:
+def write(store, name, record):
     store.write(f"_ladders/{name}.json", json.dumps(record).encode())
 
 
-def test_the_fit_comes_back(store: FileStore, fitted: Fit) -> None:
+def test_the_fit_comes_back(store, fitted):
     write(store, "small", RECORD | {"fit": fitted.record()})
     assert read_stored_fit(store, "small").fit == fitted
 
 
-def test_a_ladder_that_is_not_there_says_which_are(store: FileStore) -> None:
+def test_a_ladder_that_is_not_there_says_which_are(store):
     with pytest.raises(BadInput, match=r"there is no ladder 'tall' in .*runs\. To make one: pion"):
         read_stored_fit(store, "tall")
     write(store, "small", RECORD)
@@ -46,7 +42,7 @@ def test_a_ladder_that_is_not_there_says_which_are(store: FileStore) -> None:
         read_stored_fit(store, "tall")
 
 
-def test_a_ladder_without_a_fit_is_said_to_be_unfinished(store: FileStore) -> None:
+def test_a_ladder_without_a_fit_is_said_to_be_unfinished(store):
     write(store, "small", RECORD)
     with pytest.raises(BadInput, match=r"the ladder 'small' in .* is not finished"):
         read_stored_fit(store, "small")
@@ -55,13 +51,13 @@ def test_a_ladder_without_a_fit_is_said_to_be_unfinished(store: FileStore) -> No
 @pytest.mark.parametrize(
     "record", [[], {}, *(RECORD | {"fit": fit} for fit in (5, [], {}, {"law": 1}))]
 )
-def test_what_is_no_record_is_said_to_be_damaged(store: FileStore, record: Any) -> None:
+def test_what_is_no_record_is_said_to_be_damaged(store, record):
     write(store, "small", record)
     with pytest.raises(BadInput, match=r"_ladders/small\.json is damaged"):
         read_stored_fit(store, "small")
 
 
 @pytest.mark.parametrize("name", ["", "../demo/HEAD", "a/b", "-x"])
-def test_a_name_that_no_ladder_has_is_refused(store: FileStore, name: str) -> None:
+def test_a_name_that_no_ladder_has_is_refused(store, name):
     with pytest.raises(BadInput, match="--ladder"):
         read_stored_fit(store, name)

@@ -1,16 +1,11 @@
 """The runs of a ladder are processes: they hear its signals, and don't outlive it."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -31,7 +26,7 @@ sys.exit(main(["try", sys.argv[1], "--vary", "pretrain.lr=1e-3,2e-3", "--seeds",
 
 
 @contextmanager
-def searching(folder: Path) -> Iterator[subprocess.Popen[str]]:
+def searching(folder):
     """Start a search whose first run takes long, and wait until it trains."""
     job = write_job(folder, sft=None, pretrain__steps=1_000_000, log__every=1)
     process = subprocess.Popen(
@@ -52,12 +47,12 @@ def searching(folder: Path) -> Iterator[subprocess.Popen[str]]:
             process.wait(SECONDS)
 
 
-def saved_step(folder: Path) -> int:
+def saved_step(folder):
     """Return the step that the only run has saved, which nobody owns any more."""
     (name,) = [n for n in FileStore(folder / "runs").folders() if n.startswith("tiny-try-")]
     run = RunState(FileStore(folder / "runs"), name)
 
-    def released() -> bool:
+    def released():
         head = run.read()
         return head is not None and head.owner is None
 
@@ -69,7 +64,7 @@ def saved_step(folder: Path) -> int:
 
 @pytest.mark.soak
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_lets_the_run_save_and_ends_the_search(tmp_path: Path, number: int) -> None:
+def test_a_signal_lets_the_run_save_and_ends_the_search(tmp_path, number):
     with searching(tmp_path) as process:
         process.send_signal(number)
         output = rest_of(process, seconds=SECONDS)
@@ -80,7 +75,7 @@ def test_a_signal_lets_the_run_save_and_ends_the_search(tmp_path: Path, number: 
 
 
 @pytest.mark.soak
-def test_the_run_of_a_killed_search_saves_and_ends(tmp_path: Path) -> None:
+def test_the_run_of_a_killed_search_saves_and_ends(tmp_path):
     with searching(tmp_path) as process:
         (run,) = psutil.Process(process.pid).children()
         process.kill()
@@ -109,7 +104,7 @@ while "waits" in sys.argv:
 
 
 @pytest.fixture
-def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def stand_in(tmp_path, monkeypatch):
     """Replace `pion run` by a small program that notes what it gets."""
     program = tmp_path / "python"
     program.write_text(STAND_IN.format(python=sys.executable, folder=str(tmp_path)))
@@ -119,11 +114,11 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def ctrl_c(stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def ctrl_c(stand_in, monkeypatch):
     """Press Ctrl-C in the instant in which a process has started."""
     start = subprocess.Popen
 
-    def start_and_press(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+    def start_and_press(*arguments, **options):
         process = start(*arguments, **options)
         signal.raise_signal(signal.SIGINT)
         return process
@@ -131,9 +126,7 @@ def ctrl_c(stand_in: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subprocess, "Popen", start_and_press)
 
 
-def test_each_run_pays_for_a_rented_machine_from_the_end_of_the_one_before(
-    stand_in: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_each_run_pays_for_a_rented_machine_from_the_end_of_the_one_before(stand_in, monkeypatch):
     monkeypatch.setenv("SKYPILOT_TASK_ID", "sky-managed-1")
     before, processes = time.time(), RunProcesses(to_stderr=False)
     assert [processes([]) for _ in range(3)] == [0, 0, 0]
@@ -142,7 +135,7 @@ def test_each_run_pays_for_a_rented_machine_from_the_end_of_the_one_before(
     assert before < float(second) < float(third) < time.time()
 
 
-def test_at_home_nothing_is_paid_between_runs(stand_in: Path) -> None:
+def test_at_home_nothing_is_paid_between_runs(stand_in):
     processes = RunProcesses(to_stderr=False)
     assert [processes([]) for _ in range(2)] == [0, 0]
     assert (stand_in / "paid").read_text().split() == ["-", "-"]
@@ -150,11 +143,11 @@ def test_at_home_nothing_is_paid_between_runs(stand_in: Path) -> None:
 
 @pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("words", [["waits"], ["waits", "starts"]])
-def test_ctrl_c_in_the_instant_in_which_a_run_starts_reaches_it(words: list[str]) -> None:
+def test_ctrl_c_in_the_instant_in_which_a_run_starts_reaches_it(words):
     assert RunProcesses(to_stderr=False)(words) == 75
 
 
 @pytest.mark.usefixtures("ctrl_c")
-def test_ctrl_c_while_the_python_of_a_run_ends_is_an_interruption_and_no_failure() -> None:
+def test_ctrl_c_while_the_python_of_a_run_ends_is_an_interruption_and_no_failure():
     with pytest.raises(Interrupted, match="Every finished run is kept"):
         RunProcesses(to_stderr=False)(["waits", "ending"])

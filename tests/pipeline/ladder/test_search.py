@@ -7,13 +7,11 @@ import io
 import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pion.errors import BadInput, PionError, Stopped
-from pipeline.job import Job
 from pipeline.ladder.try_command import TryOptions, run_try
 from tests.pipeline.ladder.fake_runs import FakeRuns, Killed, write_job
 
@@ -22,22 +20,22 @@ STEPS = 40
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def best_at_2e3(job: Job, step: int) -> float:
+def best_at_2e3(job, step):
     """Return a loss that is lowest for a rate of 2e-3, with a noise of each seed and run."""
     rate = job.section("pretrain").lr
     noise = 0.001 * ((job.seed * 7 + round(rate * 1e4) * 3 + step) % 5)
     return 3.0 + 0.1 * abs(math.log2(rate / 2e-3)) + 0.05 * (job.seed % 3) + noise + 1.0 / step
 
 
-def search(job: str, runs: FakeRuns, *overrides: str, **options: Any) -> int:
+def search(job, runs, *overrides, **options):
     return run_try(job, overrides, TryOptions(**{"varied": VARY, **options}), runs)
 
 
-def job_in(folder: Path) -> str:
+def job_in(folder):
     folder.mkdir(exist_ok=True)
     return write_job(folder, pretrain__steps=STEPS, pretrain__warmup_steps=1)
 
@@ -54,7 +52,7 @@ class Finished:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def finished(tmp_path_factory):
     folder, said = tmp_path_factory.mktemp("finished"), [io.StringIO(), io.StringIO()]
     job, runs = job_in(folder), [FakeRuns(loss=best_at_2e3), FakeRuns(loss=best_at_2e3)]
     with contextlib.chdir(folder):
@@ -65,7 +63,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     return Finished(len(runs[0].started), found, runs[1].started, said[1].getvalue())
 
 
-def test_the_best_setting_is_found_with_two_fifths_of_the_steps(finished: Finished) -> None:
+def test_the_best_setting_is_found_with_two_fifths_of_the_steps(finished):
     found = finished.found
     assert found["choice"] == "pretrain.lr=2e-3"
     assert found["steps"] <= 0.4 * found["grid_steps"]
@@ -77,17 +75,15 @@ def test_the_best_setting_is_found_with_two_fifths_of_the_steps(finished: Finish
     assert found["command"].endswith(f"seed=42 name={winner['run']}")
 
 
-def test_a_finished_search_does_nothing_again_and_says_how_to_continue(finished: Finished) -> None:
+def test_a_finished_search_does_nothing_again_and_says_how_to_continue(finished):
     assert not finished.again
     assert "pretrain.lr=2e-3 is better than" in finished.text
     assert "nats per token at step" in finished.text
     assert "to finish its run, from its checkpoint: pion run" in finished.text
 
 
-def test_settings_that_differ_by_noise_are_said_to_be_noise(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def noise(job: Job, step: int) -> float:
+def test_settings_that_differ_by_noise_are_said_to_be_noise(tmp_path, capsys):
+    def noise(job, step):
         return 3.0 + 0.01 * ((job.seed * 31 + round(job.section("pretrain").lr * 1e4)) % 7)
 
     search(job_in(tmp_path), FakeRuns(loss=noise), varied=("pretrain.lr=1e-3,2e-3",))
@@ -104,12 +100,12 @@ def test_settings_that_differ_by_noise_are_said_to_be_noise(
     ],
 )
 def test_a_search_that_is_killed_twice_makes_the_same_choice(
-    tmp_path: Path, first: int, second: int, finished: Finished, capsys: pytest.CaptureFixture[str]
-) -> None:
+    tmp_path, first, second, finished, capsys
+):
     job, done = job_in(tmp_path), 0
     for number in (first, second - first):
 
-        def kill(at: int, moment: str, number: int = number) -> None:
+        def kill(at, moment, number=number):
             if (at, moment) == (number, "after"):
                 raise Killed
 
@@ -125,9 +121,7 @@ def test_a_search_that_is_killed_twice_makes_the_same_choice(
         assert broken[key] == finished.found[key]
 
 
-def test_a_setting_that_diverges_comes_last(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_setting_that_diverges_comes_last(tmp_path, capsys):
     runs = FakeRuns(loss=best_at_2e3, diverge=lambda name: "lr=2e-3" in name)
     search(job_in(tmp_path), runs)
     out = capsys.readouterr().out
@@ -136,7 +130,7 @@ def test_a_setting_that_diverges_comes_last(
     assert "pretrain.lr=1e-3 is" in out or "pretrain.lr=4e-3 is" in out
 
 
-def test_the_cap_over_all_runs_is_kept_in_the_store(tmp_path: Path) -> None:
+def test_the_cap_over_all_runs_is_kept_in_the_store(tmp_path):
     job, runs = job_in(tmp_path), FakeRuns(loss=best_at_2e3)
     with pytest.raises(Stopped, match="cap over all runs"):
         search(job, runs, hours=0.05)
@@ -149,9 +143,7 @@ def test_the_cap_over_all_runs_is_kept_in_the_store(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("code", "kind"), [(1, 1), (2, 2), (3, 3), (4, 4), (75, 75)])
-def test_a_run_that_ends_without_a_measure_ends_the_search(
-    tmp_path: Path, code: int, kind: int
-) -> None:
+def test_a_run_that_ends_without_a_measure_ends_the_search(tmp_path, code, kind):
     with pytest.raises(PionError) as ended:
         search(job_in(tmp_path), lambda arguments: code)  # type: ignore[arg-type]
     assert ended.value.exit_code == kind
@@ -169,16 +161,14 @@ def test_a_run_that_ends_without_a_measure_ends_the_search(
         ({"hours": -1.0}, "--hours -1"),
     ],
 )
-def test_a_wrong_search_is_one_message_and_starts_nothing(
-    tmp_path: Path, options: dict[str, Any], says: str
-) -> None:
+def test_a_wrong_search_is_one_message_and_starts_nothing(tmp_path, options, says):
     runs, job = FakeRuns(), write_job(tmp_path, pretrain__steps=20)
     with pytest.raises(BadInput, match=says):
         search(job, runs, **options)
     assert not runs.started
 
 
-def test_too_few_steps_for_a_round_are_refused(tmp_path: Path) -> None:
+def test_too_few_steps_for_a_round_are_refused(tmp_path):
     runs, job = FakeRuns(), write_job(tmp_path, pretrain__warmup_steps=1)
     with pytest.raises(BadInput, match=r"pretrain\.steps 3: too few to compare 4 settings"):
         search(job, runs, "pretrain.steps=3")

@@ -1,9 +1,5 @@
 """What `--vary` takes, and what it refuses. test_search.py refuses settings that train the same."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import pytest
 
 from pion.errors import BadInput
@@ -14,7 +10,7 @@ from pipeline.state.stores.base import is_run_name
 from tests.pipeline.ladder.fake_runs import write_job
 
 
-def test_every_combination_of_the_values_is_a_setting() -> None:
+def test_every_combination_of_the_values_is_a_setting():
     found = settings_of(["pretrain.lr=1e-3, 2e-3", "model.tie_embeddings=true,false"])
     assert [setting.name for setting in found] == [
         "pretrain.lr=1e-3 model.tie_embeddings=true",
@@ -25,7 +21,7 @@ def test_every_combination_of_the_values_is_a_setting() -> None:
     assert found[0].values == "1e-3 true"
 
 
-def test_commas_within_brackets_separate_nothing() -> None:
+def test_commas_within_brackets_separate_nothing():
     found = settings_of(["model.values={layers: [1, 2]},{layers: [3]}"])
     assert [setting.values for setting in found] == ["{layers: [1, 2]}", "{layers: [3]}"]
 
@@ -42,7 +38,7 @@ def test_commas_within_brackets_separate_nothing() -> None:
         ([f"pretrain.lr={','.join(map(str, range(65)))}"], "65 combinations are more than 64"),
     ],
 )
-def test_texts_that_are_no_choice_are_refused(varied: list[str], says: str) -> None:
+def test_texts_that_are_no_choice_are_refused(varied, says):
     with pytest.raises(BadInput, match=says):
         settings_of(varied)
 
@@ -59,9 +55,7 @@ def test_texts_that_are_no_choice_are_refused(varied: list[str], says: str) -> N
         ("name=other", "another name or store"),
     ],
 )
-def test_settings_whose_runs_are_not_paired_are_refused(
-    tmp_path: Path, override: str, says: str
-) -> None:
+def test_settings_whose_runs_are_not_paired_are_refused(tmp_path, override, says):
     path = write_job(tmp_path)
     job, varied = read_job(path), read_job(path, [override])
     with pytest.raises(BadInput, match=says) as refused:
@@ -72,7 +66,7 @@ def test_settings_whose_runs_are_not_paired_are_refused(
 @pytest.mark.parametrize(
     "override", ["pretrain.lr=1e-3", "model.values={layers: [1]}", "a=é/" * 30]
 )
-def test_names_of_runs_are_legal_and_differ_by_setting_seed_and_content(override: str) -> None:
+def test_names_of_runs_are_legal_and_differ_by_setting_seed_and_content(override):
     setting = Setting((override,))
     names = {run_name("tiny", setting, seed, digest) for seed in (1, 2) for digest in ("x", "y")}
     assert len(names) == 4

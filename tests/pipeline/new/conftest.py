@@ -1,14 +1,10 @@
 """Models to start from, prices of our own, and what `pion new` makes or refuses."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
 
 from pipeline.base.read_job import read_job
-from pipeline.job import Job
-from tests.pipeline.conftest import Pion
 from tests.pipeline.rent.conftest import cache_of_its_own, sky_home
 from tests.support.chat_templates import CHATML
 from tests.support.in_process_renderer import InProcessRenderer
@@ -18,33 +14,33 @@ __all__ = ["cache_of_its_own", "sky_home"]
 
 
 @pytest.fixture(autouse=True)
-def _traces_are_recorded(recorded_traces: None) -> None:
+def _traces_are_recorded(recorded_traces):
     """What a job needs, which its price says, is a record for the models of these tests."""
 
 
 @pytest.fixture(autouse=True)
-def quick_renderer(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick_renderer(monkeypatch):
     monkeypatch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
 
 
 @pytest.fixture(scope="package")
-def plain_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def plain_base(tmp_path_factory):
     """A model without a chat template."""
     return write_instruct_model(tmp_path_factory.mktemp("plain") / "base", "gpt2", None)
 
 
 @pytest.fixture(scope="package")
-def chat_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def chat_base(tmp_path_factory):
     """A model with a chat template."""
     return write_instruct_model(tmp_path_factory.mktemp("chat") / "base", "smollm2", CHATML)
 
 
 @pytest.fixture
-def no_price_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_price_is_asked(monkeypatch):
     monkeypatch.delattr("pipeline.new.proposal.on_the_market")
 
 
-def made(pion: Pion, data: Path, *options: str) -> tuple[Job, str]:
+def made(pion, data, *options):
     """Return the job that `pion new` writes for data in this folder, and what it prints."""
     for before in Path.cwd().glob("*.yaml"):
         before.unlink()
@@ -54,11 +50,11 @@ def made(pion: Pion, data: Path, *options: str) -> tuple[Job, str]:
     return read_job(written), printed
 
 
-def files_here() -> list[Path]:
+def files_here():
     return sorted(path for path in Path.cwd().rglob("*") if path.is_file())
 
 
-def refused(pion: Pion, data: Path, *options: str) -> str:
+def refused(pion, data, *options):
     """Return why `pion new` refuses data; nothing was written."""
     before = files_here()
     code, _, errors = pion("new", data.name, *options)

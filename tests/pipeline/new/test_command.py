@@ -1,10 +1,7 @@
 """`pion new` on data as people have them: what it prints, what it writes, what it refuses."""
 
-from __future__ import annotations
-
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,9 +11,7 @@ from pipeline.base.read_job import read_job
 from pipeline.new.options import name_of
 from pipeline.rent.check.command import run_checks
 from pipeline.stages.prepare import prepare_part
-from tests.pipeline.conftest import Pion
 from tests.pipeline.new.conftest import made, refused
-from tests.pipeline.rent.conftest import SkyHome
 from tests.support import own_data
 from tests.support.hub_server import hub_server
 from tests.support.published_models import publish
@@ -35,9 +30,7 @@ SHOWN = ("JSON Lines of text", "Alpaca", "prompter and bot")
     "layout",
     [pytest.param(n, marks=() if n in SHOWN else pytest.mark.soak) for n in own_data.GOOD],
 )
-def test_the_job_for_each_layout_passes_check(
-    layout: str, here: Path, pion: Pion, sky_home: SkyHome, plain_base: Path
-) -> None:
+def test_the_job_for_each_layout_passes_check(layout, here, pion, sky_home, plain_base):
     data = own_data.GOOD[layout](here)
     start = str(plain_base) if layout in CHATS else "none"
     columns = ["--text-column", "body"] if layout == "CSV" else []
@@ -51,8 +44,8 @@ def test_the_job_for_each_layout_passes_check(
         assert "roles with other names: 'Prompter' as user, 'bot' as assistant" in printed
 
 
-def old_table(content: str) -> Callable[[Path], Path]:
-    def write(folder: Path) -> Path:
+def old_table(content):
+    def write(folder):
         (folder / "old.csv").write_text(content)
         return folder / "old.csv"
 
@@ -63,7 +56,7 @@ NONE = "--from", "none"
 NO_COPY = "Correct them. Nothing was written."
 # What is written, the options, and what the refusal says. test_files.py, test_read.py and
 # test_layouts.py have the other refusals.
-REFUSED: dict[str, tuple[Callable[[Path], Path], tuple[str, ...], tuple[str, ...]]] = {
+REFUSED = {
     "a line": (own_data.bad_line, NONE, ("articles.jsonl:3 is not valid JSON",)),
     "CR alone": (old_table("question,answer\ra,b\r"), NONE, ("old.csv:1: the ", NO_COPY)),
     "no name": (old_table("q,,a\n1,2,3\n"), NONE, ("old.csv:1: the ", NO_COPY)),
@@ -82,18 +75,12 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], tuple[str, ...], tuple[str, ...
 
 
 @pytest.mark.parametrize(("write", "options", "said"), REFUSED.values(), ids=REFUSED)
-def test_what_can_not_be_used_is_refused_in_its_own_words(
-    write: Callable[[Path], Path],
-    options: tuple[str, ...],
-    said: tuple[str, ...],
-    here: Path,
-    pion: Pion,
-) -> None:
+def test_what_can_not_be_used_is_refused_in_its_own_words(write, options, said, here, pion):
     errors = refused(pion, write(here), *options)
     assert [words for words in said if words not in errors] == []
 
 
-def test_what_is_broken_can_be_left_out(here: Path, pion: Pion, sky_home: SkyHome) -> None:
+def test_what_is_broken_can_be_left_out(here, pion, sky_home):
     data = own_data.cut_gzip(here)
     job, printed = made(pion, data, "--from", "none", "--skip-unreadable")
     assert "1 left out" in printed
@@ -101,7 +88,7 @@ def test_what_is_broken_can_be_left_out(here: Path, pion: Pion, sky_home: SkyHom
     assert not [row for row in run_checks(job, None) if row.ok is False]
 
 
-def test_text_is_really_prepared(here: Path, pion: Pion, sky_home: SkyHome) -> None:
+def test_text_is_really_prepared(here, pion, sky_home):
     job, _ = made(pion, own_data.texts_folder(here), "--from", "none")
     report = prepare_part(job, "pretrain", here / "prepared", lambda message: None).report
     assert report["train_rows"] >= job.section("pretrain").global_batch
@@ -109,8 +96,8 @@ def test_text_is_really_prepared(here: Path, pion: Pion, sky_home: SkyHome) -> N
 
 
 def test_conversations_are_really_prepared_with_the_template_of_the_base(
-    here: Path, pion: Pion, sky_home: SkyHome, chat_base: Path
-) -> None:
+    here, pion, sky_home, chat_base
+):
     data = own_data.alpaca(here)
     job, printed = made(pion, data, "--from", str(chat_base))
     assert "<|im_start|>assistant\n    ⟦" in printed
@@ -121,9 +108,7 @@ def test_conversations_are_really_prepared_with_the_template_of_the_base(
     assert counted == 200
 
 
-def test_text_and_conversations_are_two_stages_if_that_is_asked_for(
-    here: Path, pion: Pion, sky_home: SkyHome
-) -> None:
+def test_text_and_conversations_are_two_stages_if_that_is_asked_for(here, pion, sky_home):
     own_data.texts_folder(here)
     own_data.messages(here)
     folder = here / "all"
@@ -144,8 +129,8 @@ CALL = {"type": "function", "function": {"name": "track_letter", "arguments": {"
 @pytest.mark.usefixtures("no_price_is_asked")
 @pytest.mark.parametrize("layout", ["messages", "JSON in a text"])
 def test_calls_that_the_template_can_not_write_are_refused_wherever_they_are(
-    layout: str, here: Path, pion: Pion, chat_base: Path
-) -> None:
+    layout, here, pion, chat_base
+):
     """`pion check` would refuse the job: it writes all conversations, as `pion run` does."""
     data = own_data.GOOD[layout](here)
     lines = data.read_text().splitlines()
@@ -158,18 +143,14 @@ def test_calls_that_the_template_can_not_write_are_refused_wherever_they_are(
     assert f"{data.name}:150: answer 1 calls 'track_letter', and the chat template does not" in said
 
 
-def test_a_line_says_that_only_a_part_was_tried(
-    here: Path, pion: Pion, chat_base: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_line_says_that_only_a_part_was_tried(here, pion, chat_base, monkeypatch):
     monkeypatch.setattr("pipeline.new.look.FEW_BYTES", 1000)
     _, printed = made(pion, own_data.GOOD["messages"](here), "--from", str(chat_base))
     assert re.search(r"the template wrote the first \d+: `pion check` tries the others", printed)
 
 
 @pytest.mark.usefixtures("no_price_is_asked")
-def test_what_is_too_little_is_said_before_prices_are_asked(
-    here: Path, pion: Pion, plain_base: Path
-) -> None:
+def test_what_is_too_little_is_said_before_prices_are_asked(here, pion, plain_base):
     data = own_data.sharegpt(here, 1)
     assert "too little to train on" in refused(pion, data, "--from", str(plain_base))
 
@@ -177,15 +158,13 @@ def test_what_is_too_little_is_said_before_prices_are_asked(
 # ---------------------------------------------------------------- one message each
 
 
-def test_no_price_for_any_card(here: Path, pion: Pion, sky_home: SkyHome) -> None:
+def test_no_price_for_any_card(here, pion, sky_home):
     sky_home.lose_catalog()
     _, printed = made(pion, own_data.jsonl_texts(here), "--from", "none")
     assert "price          no price for any card today" in printed
 
 
-def test_a_base_without_a_template(
-    here: Path, pion: Pion, sky_home: SkyHome, plain_base: Path
-) -> None:
+def test_a_base_without_a_template(here, pion, sky_home, plain_base):
     _, printed = made(pion, own_data.sharegpt(here), "--from", str(plain_base))
     assert printed.count("has no chat template, so Pion's own is used") == 1
     assert "<|assistant|>\n    ⟦" in printed
@@ -193,8 +172,8 @@ def test_a_base_without_a_template(
 
 @pytest.mark.soak
 def test_200_gigabytes_are_looked_at_in_part_and_sized_by_the_money(
-    here: Path, pion: Pion, sky_home: SkyHome, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    here, pion, sky_home, monkeypatch
+):
     monkeypatch.setattr("pipeline.new.sample.LOOK_BYTES", 200_000)
     # So long that rows have 2,048 tokens: other tests trace the same models at this length.
     data = own_data.jsonl_texts(here, 200, length=1200)
@@ -213,9 +192,7 @@ def test_200_gigabytes_are_looked_at_in_part_and_sized_by_the_money(
 
 
 @pytest.mark.soak
-def test_english_conversations_start_from_smollm2_on_the_hub(
-    here: Path, pion: Pion, sky_home: SkyHome, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_english_conversations_start_from_smollm2_on_the_hub(here, pion, sky_home, monkeypatch):
     data, instruct = own_data.messages(here), "HuggingFaceTB/SmolLM2-360M-Instruct"
     with hub_server() as hub:
         hub.use(monkeypatch, here / "hf", token=None)
@@ -226,9 +203,7 @@ def test_english_conversations_start_from_smollm2_on_the_hub(
     assert "<|im_start|>assistant\n    ⟦" in printed
 
 
-def test_a_hub_that_is_away_is_said_and_the_job_is_written(
-    here: Path, pion: Pion, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hub_that_is_away_is_said_and_the_job_is_written(here, pion, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     data = own_data.messages(here)
@@ -249,9 +224,7 @@ def test_a_hub_that_is_away_is_said_and_the_job_is_written(
 # ---------------------------------------------------------------- files
 
 
-def test_a_dry_run_prints_the_job_and_writes_nothing(
-    here: Path, pion: Pion, sky_home: SkyHome, plain_base: Path
-) -> None:
+def test_a_dry_run_prints_the_job_and_writes_nothing(here, pion, sky_home, plain_base):
     data = own_data.alpaca(here)
     before = sorted(here.iterdir())
     code, printed, _ = pion("new", data.name, "--from", str(plain_base), "--dry-run")
@@ -261,7 +234,7 @@ def test_a_dry_run_prints_the_job_and_writes_nothing(
     assert "{kind: jsonl, path: alpaca-chats.jsonl}" in printed
 
 
-def test_no_file_is_ever_overwritten(here: Path, pion: Pion, sky_home: SkyHome) -> None:
+def test_no_file_is_ever_overwritten(here, pion, sky_home):
     data = own_data.jsonl_texts(here)
     Path("articles.yaml").write_text("mine")
     assert "Choose another: --out FILE" in refused(pion, data)
@@ -271,7 +244,7 @@ def test_no_file_is_ever_overwritten(here: Path, pion: Pion, sky_home: SkyHome) 
     assert Path("articles.yaml").read_text() == "mine"
 
 
-def test_a_secret_in_the_data_is_not_shown(here: Path, pion: Pion, sky_home: SkyHome) -> None:
+def test_a_secret_in_the_data_is_not_shown(here, pion, sky_home):
     token = "hf_" + "aB3" * 12
     records = [{"text": f"{token} {own_data.words(80, n)}"} for n in range(300)]
     _, printed = made(pion, own_data.write_lines(here / "t.jsonl", records), "--from", "none")
@@ -289,5 +262,5 @@ def test_a_secret_in_the_data_is_not_shown(here: Path, pion: Pion, sky_home: Sky
         ("чат.txt", "mine"),
     ],
 )
-def test_the_run_is_named_after_the_data(data: str, name: str) -> None:
+def test_the_run_is_named_after_the_data(data, name):
     assert name_of(Path(data)) == name

@@ -1,9 +1,5 @@
 """A person decides what could mean two things: at a terminal, or by an option."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import pytest
 
 from pion.errors import BadInput
@@ -11,7 +7,6 @@ from pipeline.new.chats import parse_roles
 from pipeline.new.decide import decide
 from pipeline.new.files import find_data
 from pipeline.new.layouts import TextColumn, TurnsColumn, Wishes
-from pipeline.new.look import Reading
 from tests.support.own_data import (
     csv_texts,
     customers,
@@ -23,11 +18,11 @@ from tests.support.own_data import (
 )
 
 
-def decided(path: Path, wishes: Wishes | None = None) -> list[Reading]:
+def decided(path, wishes=None):
     return decide(find_data(path), wishes or Wishes())
 
 
-def refusal(path: Path, wishes: Wishes | None = None) -> str:
+def refusal(path, wishes=None):
     with pytest.raises(BadInput) as raised:
         decided(path, wishes)
     return str(raised.value)
@@ -36,25 +31,23 @@ def refusal(path: Path, wishes: Wishes | None = None) -> str:
 class Terminal:
     """Standard input that a person types into."""
 
-    def isatty(self) -> bool:
+    def isatty(self):
         return True
 
 
-def type_in(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
+def type_in(monkeypatch, *lines):
     given = iter(lines)
     monkeypatch.setattr("sys.stdin", Terminal())
     monkeypatch.setattr("builtins.input", lambda prompt: next(given))
 
 
-def test_without_a_terminal_the_options_that_decide_are_named(tmp_path: Path) -> None:
+def test_without_a_terminal_the_options_that_decide_are_named(tmp_path):
     said = refusal(csv_texts(tmp_path))
     assert "the columns 'title' and 'body' could all be the text. Which is it?" in said
     assert "Decide with --text-column title or --text-column body." in said
 
 
-def test_at_a_terminal_the_person_is_asked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_at_a_terminal_the_person_is_asked(tmp_path, monkeypatch, capsys):
     data = csv_texts(tmp_path)
     type_in(monkeypatch, "2")
     (reading,) = decided(data)
@@ -64,9 +57,7 @@ def test_at_a_terminal_the_person_is_asked(
     assert "'3' is none of the answers. Nothing was written." in refusal(data)
 
 
-def test_unknown_roles_are_asked_or_refused_with_their_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unknown_roles_are_asked_or_refused_with_their_line(tmp_path, monkeypatch):
     data = customers(tmp_path)
     said = refusal(data)
     assert f"{data}:1: unknown role 'customer'; did you mean 'user'?" in said
@@ -79,14 +70,14 @@ def test_unknown_roles_are_asked_or_refused_with_their_line(
     assert same == reading
 
 
-def test_roles_that_pion_knows_need_no_option(tmp_path: Path) -> None:
+def test_roles_that_pion_knows_need_no_option(tmp_path):
     (reading,) = decided(prompter(tmp_path))
     assert reading.layout == TurnsColumn("conversations", "from", "value")
     assert reading.direct
     assert reading.roles == {}
 
 
-def test_text_and_conversations_are_mixed(tmp_path: Path) -> None:
+def test_text_and_conversations_are_mixed(tmp_path):
     texts_folder(tmp_path)
     messages(tmp_path)
     said = refusal(tmp_path)
@@ -99,7 +90,7 @@ def test_text_and_conversations_are_mixed(tmp_path: Path) -> None:
     assert len(decided(tmp_path, Wishes(use="both"))) == 2
 
 
-def test_text_and_conversations_are_mixed_in_files_of_one_kind(tmp_path: Path) -> None:
+def test_text_and_conversations_are_mixed_in_files_of_one_kind(tmp_path):
     jsonl_texts(tmp_path)
     chats = messages(tmp_path)
     said = refusal(tmp_path, Wishes(use="both"))
@@ -107,12 +98,12 @@ def test_text_and_conversations_are_mixed_in_files_of_one_kind(tmp_path: Path) -
     assert "Give one of the files" in said
 
 
-def test_both_layouts_of_conversations_may_be_in_one_folder(tmp_path: Path) -> None:
+def test_both_layouts_of_conversations_may_be_in_one_folder(tmp_path):
     messages(tmp_path)
     sharegpt(tmp_path)
     (reading,) = decided(tmp_path)
     assert reading.direct
 
 
-def test_there_is_nothing_of_what_was_asked_for(tmp_path: Path) -> None:
+def test_there_is_nothing_of_what_was_asked_for(tmp_path):
     assert "has no chats, only text" in refusal(jsonl_texts(tmp_path), Wishes(use="chats"))

@@ -1,9 +1,5 @@
 """Which files a folder has for a job, and what is said of everything else."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import pytest
 
 from pion.errors import BadInput
@@ -11,32 +7,32 @@ from pipeline.new.files import find_data
 from tests.support.own_data import jsonl_texts, messages, texts_folder
 
 
-def refusal(path: Path) -> str:
+def refusal(path):
     with pytest.raises(BadInput) as raised:
         find_data(path)
     return str(raised.value)
 
 
-def test_a_folder_of_text_is_one_group(tmp_path: Path) -> None:
+def test_a_folder_of_text_is_one_group(tmp_path):
     found = find_data(texts_folder(tmp_path))
     assert [(group.kind, len(group.files)) for group in found.groups] == [("text", 12)]
     assert found.left_out == ()
 
 
-def test_files_of_several_kinds_are_several_groups(tmp_path: Path) -> None:
+def test_files_of_several_kinds_are_several_groups(tmp_path):
     texts_folder(tmp_path)
     jsonl_texts(tmp_path)
     assert [group.kind for group in find_data(tmp_path).groups] == ["text", "jsonl"]
 
 
-def test_what_is_not_read_is_named(tmp_path: Path) -> None:
+def test_what_is_not_read_is_named(tmp_path):
     texts_folder(tmp_path)
     (tmp_path / "my-texts" / "scan.pdf").write_bytes(b"%PDF")
     (found,) = find_data(tmp_path / "my-texts").left_out
     assert found.startswith("left out, not read by Pion: 1 file .pdf, such as ")
 
 
-def test_a_readme_next_to_data_is_no_data(tmp_path: Path) -> None:
+def test_a_readme_next_to_data_is_no_data(tmp_path):
     messages(tmp_path)
     (tmp_path / "README.md").write_text("# My chats\n")
     found = find_data(tmp_path)
@@ -44,15 +40,13 @@ def test_a_readme_next_to_data_is_no_data(tmp_path: Path) -> None:
     assert found.left_out == ("left out, about the data: README.md",)
 
 
-def test_settings_are_no_data(tmp_path: Path) -> None:
+def test_settings_are_no_data(tmp_path):
     messages(tmp_path)
     (tmp_path / "settings.json").write_text('{\n "a": 1\n}\n')
     assert [group.kind for group in find_data(tmp_path).groups] == ["jsonl"]
 
 
-def test_hidden_files_are_left_out_and_a_link_never_hides_the_file_that_it_leads_to(
-    tmp_path: Path,
-) -> None:
+def test_hidden_files_are_left_out_and_a_link_never_hides_the_file_that_it_leads_to(tmp_path):
     for name in ("a.txt", "b.jsonl", ".c.txt", ".d.jsonl"):
         (tmp_path / name).write_text('{"text": "a"}\n')
     (tmp_path / "a-newest").symlink_to("b.jsonl")
@@ -65,12 +59,12 @@ def test_hidden_files_are_left_out_and_a_link_never_hides_the_file_that_it_leads
     ]
 
 
-def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+def test_an_empty_folder_is_refused(tmp_path):
     assert f"{tmp_path} is empty: it has no files. Pion reads text" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("readme", [False, True])
-def test_a_folder_with_the_weights_of_a_model_is_refused(tmp_path: Path, readme: bool) -> None:
+def test_a_folder_with_the_weights_of_a_model_is_refused(tmp_path, readme):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"\0" * 8)
     if readme:
@@ -80,7 +74,7 @@ def test_a_folder_with_the_weights_of_a_model_is_refused(tmp_path: Path, readme:
     assert f"pion new DATA --from {tmp_path}" in said
 
 
-def test_a_model_next_to_data_is_refused_with_its_folder(tmp_path: Path) -> None:
+def test_a_model_next_to_data_is_refused_with_its_folder(tmp_path):
     texts_folder(tmp_path)
     model = tmp_path / "models" / "mine"
     model.mkdir(parents=True)
@@ -89,7 +83,7 @@ def test_a_model_next_to_data_is_refused_with_its_folder(tmp_path: Path) -> None
     assert f"has data, and a model in {model}. Give the folder" in refusal(tmp_path)
 
 
-def test_a_folder_of_tokens_is_refused(tmp_path: Path) -> None:
+def test_a_folder_of_tokens_is_refused(tmp_path):
     (tmp_path / "shard_0.npy").write_bytes(b"\x93NUMPY")
     assert "has tokens, not text" in refusal(tmp_path)
 
@@ -103,15 +97,13 @@ def test_a_folder_of_tokens_is_refused(tmp_path: Path) -> None:
         ("picture.raw", b"\0\1\2", "is not text: it has zero bytes"),
     ],
 )
-def test_what_is_no_text_is_refused_with_what_to_do(
-    tmp_path: Path, name: str, content: bytes | None, said: str
-) -> None:
+def test_what_is_no_text_is_refused_with_what_to_do(tmp_path, name, content, said):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     assert said in refusal(tmp_path / name)
 
 
-def test_a_text_of_another_ending_is_text_if_it_is_named(tmp_path: Path) -> None:
+def test_a_text_of_another_ending_is_text_if_it_is_named(tmp_path):
     (tmp_path / "book.rst").write_text("A book.\n")
     (group,) = find_data(tmp_path / "book.rst").groups
     assert group.kind == "text"

@@ -1,9 +1,5 @@
 """The text of a job is YAML that says what it should, whatever the data is called."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import pytest
 import yaml
 from hypothesis import given
@@ -24,13 +20,13 @@ TURNS = TurnsColumn("messages", "role", "content")
         *("é\n", "", "a\u2028name: x", "\x1b[31m", "😀: 1"),
     ],
 )
-def test_a_name_comes_back_as_it_was(text: str) -> None:
+def test_a_name_comes_back_as_it_was(text):
     assert yaml.safe_load(f"key: {scalar(text)}") == {"key": text}
     assert yaml.safe_load(f"[{{key: {scalar(text)}}}]") == [{"key": text}]
     assert "\n" not in scalar(text)
 
 
-def test_a_source_names_the_files_from_the_folder_of_the_job(tmp_path: Path) -> None:
+def test_a_source_names_the_files_from_the_folder_of_the_job(tmp_path):
     data = tmp_path / "data" / "t.jsonl"
     reading = Reading(Group("jsonl", data, (data,)), TextColumn("body"), direct=True)
     expected = {"kind": "jsonl", "path": "data/t.jsonl", "field": "body"}
@@ -39,7 +35,7 @@ def test_a_source_names_the_files_from_the_folder_of_the_job(tmp_path: Path) -> 
     assert source_of(reading, data, tmp_path / "a" / "b")["path"] == str(data)
 
 
-def test_a_copy_is_json_lines_with_the_usual_column(tmp_path: Path) -> None:
+def test_a_copy_is_json_lines_with_the_usual_column(tmp_path):
     data = tmp_path / "t.csv"
     reading = Reading(Group("csv", data, (data,)), TextColumn("body"), direct=False)
     assert source_of(reading, tmp_path / "t-texts.jsonl", tmp_path) == {
@@ -48,7 +44,7 @@ def test_a_copy_is_json_lines_with_the_usual_column(tmp_path: Path) -> None:
     }
 
 
-def test_short_files_are_cut_into_paragraphs(tmp_path: Path) -> None:
+def test_short_files_are_cut_into_paragraphs(tmp_path):
     reading = Reading(Group("text", tmp_path, ()), TextColumn("text"), direct=True)
     assert source_of(reading, tmp_path / "x", tmp_path, "paragraph") == {
         "kind": "text",
@@ -60,6 +56,6 @@ def test_short_files_are_cut_into_paragraphs(tmp_path: Path) -> None:
 
 
 @given(st.text(max_size=60), st.text(max_size=60))
-def test_a_comment_never_becomes_a_part_of_what_is_read(value: str, comment: str) -> None:
+def test_a_comment_never_becomes_a_part_of_what_is_read(value, comment):
     lines = [("# pion new " + comment, ""), (f"to: {scalar(value)}", comment), ("a: 1", comment)]
     assert yaml.safe_load(with_comments(lines)) == {"to": value, "a": 1}

@@ -1,7 +1,5 @@
 """A JSON list is read item by item, with the line of each, however it is written."""
 
-from __future__ import annotations
-
 import io
 import json
 from pathlib import Path
@@ -14,18 +12,18 @@ from pipeline.new.json_list import BLANK_PARTS, PART, json_list
 FILE = Path("list.json")
 
 
-def read(text: str | bytes, longest: int = 10**6) -> list[tuple[str, object]]:
+def read(text, longest=10**6):
     stream = io.BytesIO(text if isinstance(text, bytes) else text.encode())
     return [(where, value) for where, value, _ in json_list(stream, FILE, longest)]
 
 
-def refusal(text: str | bytes, longest: int = 10**6) -> str:
+def refusal(text, longest=10**6):
     with pytest.raises(BadInput) as raised:
         read(text, longest)
     return str(raised.value)
 
 
-def test_each_item_has_its_line() -> None:
+def test_each_item_has_its_line():
     assert read('\ufeff[\n {"a": "x\\n"},\n\n {"a": 2},{}\n]\n') == [
         ("list.json:2", {"a": "x\n"}),
         ("list.json:4", {"a": 2}),
@@ -34,7 +32,7 @@ def test_each_item_has_its_line() -> None:
     assert read("[]") == []
 
 
-def test_items_may_be_longer_than_a_part() -> None:
+def test_items_may_be_longer_than_a_part():
     items = [{"text": "é" * PART}, {"n": 1}, {"text": "y" * 3 * PART}]
     assert [value for _, value in read(json.dumps(items, ensure_ascii=False))] == items
 
@@ -58,9 +56,9 @@ def test_items_may_be_longer_than_a_part() -> None:
         ('[{"a": 1, "a": 2}]', "the key 'a' is given twice"),
     ],
 )
-def test_what_is_no_list_is_refused_with_its_line(text: str | bytes, said: str) -> None:
+def test_what_is_no_list_is_refused_with_its_line(text, said):
     assert said in refusal(text)
 
 
-def test_an_item_that_is_too_long_is_refused_before_it_fills_the_memory() -> None:
+def test_an_item_that_is_too_long_is_refused_before_it_fills_the_memory():
     assert "has more than 1,000 characters" in refusal('["' + "x" * 10 * PART, longest=1000)

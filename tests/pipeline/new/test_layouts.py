@@ -1,16 +1,12 @@
 """What columns mean. Where they could mean two things, nothing is guessed."""
 
-from __future__ import annotations
-
 import json
-from typing import Any
 
 import pytest
 
 from pion.data.records.layouts import read_conversation
 from pion.errors import BadInput
 from pipeline.new.layouts import (
-    Columns,
     PairColumns,
     TextColumn,
     TurnsColumn,
@@ -26,7 +22,7 @@ PROSE = "a text of several words, which goes on"
 TURNS = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 
 
-def of(record: dict[str, Any], **wishes: Any) -> Columns | Undecided:
+def of(record, **wishes):
     return layout_of([record], Wishes(**wishes), "data.jsonl")
 
 
@@ -59,9 +55,7 @@ def of(record: dict[str, Any], **wishes: Any) -> Columns | Undecided:
         ),
     ],
 )
-def test_columns_are_known_by_their_names_and_texts(
-    record: dict[str, Any], layout: Columns
-) -> None:
+def test_columns_are_known_by_their_names_and_texts(record, layout):
     assert of(record) == layout
 
 
@@ -84,15 +78,13 @@ def test_columns_are_known_by_their_names_and_texts(
         ({"question": "Why?", "answer": "So.", "text": PROSE}, "--use", ("chats", "text")),
     ],
 )
-def test_what_could_be_two_things_is_asked(
-    record: dict[str, Any], option: str, answers: tuple[str, ...]
-) -> None:
+def test_what_could_be_two_things_is_asked(record, option, answers):
     found = of(record)
     assert isinstance(found, Undecided)
     assert (option_of(found.name), found.answers) == (option, answers)
 
 
-def test_an_option_decides() -> None:
+def test_an_option_decides():
     assert of({"title": PROSE, "body": PROSE}, text_column="body") == TextColumn("body")
     assert of({"chosen": TURNS, "rejected": TURNS}, turns_column="chosen") == TurnsColumn(
         "chosen", "role", "content"
@@ -103,19 +95,19 @@ def test_an_option_decides() -> None:
     assert of(record, use="chats") == PairColumns("question", "answer")
 
 
-def test_a_column_that_is_not_there_is_refused_with_the_nearest() -> None:
+def test_a_column_that_is_not_there_is_refused_with_the_nearest():
     with pytest.raises(
         BadInput, match=r"--text-column bdy: data\.jsonl has no such column; did you"
     ):
         of({"title": PROSE, "body": PROSE}, text_column="bdy")
 
 
-def test_records_without_text_are_refused_with_their_columns() -> None:
+def test_records_without_text_are_refused_with_their_columns():
     with pytest.raises(BadInput, match=r"no column has text. Its columns: a \(int\), b \(list\)"):
         of({"a": 1, "b": [2]})
 
 
-def test_columns_that_are_not_read_are_known() -> None:
+def test_columns_that_are_not_read_are_known():
     pair = {"id": 1, "q": "Why?", "a": "So.", "why": None, "input": "x", "history": [["a", "b"]]}
     assert unused(PairColumns("q", "a"), pair) == ("id", "input")
     turns = {"messages": TURNS, "tools": [1], "system": "s", "id": 1}
@@ -142,9 +134,7 @@ def test_columns_that_are_not_read_are_known() -> None:
         ({"Question": "a", "Answer": "b"}, PairColumns("Question", "Answer"), False),
     ],
 )
-def test_a_copy_is_written_only_of_what_jobs_do_not_read(
-    record: dict[str, Any], layout: Columns, direct: bool
-) -> None:
+def test_a_copy_is_written_only_of_what_jobs_do_not_read(record, layout, direct):
     assert of(record) == layout
     assert read_by_jobs(layout, [record]) is direct
     if direct:

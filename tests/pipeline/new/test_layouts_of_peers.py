@@ -1,10 +1,7 @@
 """`pion new` takes the examples of peers' layouts as a job reads them, asks, or refuses them."""
 
-from __future__ import annotations
-
 import json
 from itertools import groupby
-from pathlib import Path
 
 import pytest
 
@@ -13,8 +10,8 @@ from pion.errors import BadInput
 from pipeline.new.decide import decide
 from pipeline.new.files import find_data
 from pipeline.new.layouts import Preferences, TextColumn, Wishes, is_chat
-from pipeline.new.look import TOOLS_BYTES, Reading, look_at
-from tests.support.peer_layouts import Example, conversation_said, examples
+from pipeline.new.look import TOOLS_BYTES, look_at
+from tests.support.peer_layouts import conversation_said, examples
 
 LAYOUTS = {
     name: list(found)
@@ -29,7 +26,7 @@ USABLE = {
 COPIED = {"axolotl/oasst_upper_case.jsonl", "hub/complex_cot.jsonl", "services/dialog.jsonl"}
 
 
-def reading_of(found: list[Example], folder: Path) -> Reading:
+def reading_of(found, folder):
     """Return how `pion new` reads these records. Raises BadInput."""
     file = folder / "data.jsonl"
     file.write_text("".join(json.dumps(example.value) + "\n" for example in found))
@@ -37,7 +34,7 @@ def reading_of(found: list[Example], folder: Path) -> Reading:
     return reading
 
 
-def test_what_a_job_reads_is_proposed_without_a_question(tmp_path: Path) -> None:
+def test_what_a_job_reads_is_proposed_without_a_question(tmp_path):
     for name, found in USABLE.items():
         reading = reading_of(found, tmp_path)
         assert reading.direct, name
@@ -51,7 +48,7 @@ def test_what_a_job_reads_is_proposed_without_a_question(tmp_path: Path) -> None
                 assert conversation_said(read)["messages"] == example.means["messages"], name
 
 
-def test_what_a_job_refuses_is_not_proposed(tmp_path: Path) -> None:
+def test_what_a_job_refuses_is_not_proposed(tmp_path):
     for example in (one for name in LAYOUTS.keys() - COPIED for one in LAYOUTS[name]):
         if "refused" not in example.means or example.value.get("label") == 2:
             continue
@@ -65,7 +62,7 @@ def test_what_a_job_refuses_is_not_proposed(tmp_path: Path) -> None:
                 reading.content(reading.usable(example.value), example.where)
 
 
-def test_rows_have_room_for_tools_and_calls(tmp_path: Path) -> None:
+def test_rows_have_room_for_tools_and_calls(tmp_path):
     found = USABLE["ms_swift/agent.jsonl"]
     reading = reading_of(found, tmp_path)
     for example, length in zip(found, look_at(reading).lengths, strict=True):

@@ -1,26 +1,23 @@
 """What a look at data says, and that it is bounded."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
 
 import pytest
 
 from pipeline.new.decide import decide
 from pipeline.new.files import find_data
 from pipeline.new.layouts import Wishes
-from pipeline.new.look import Look, look_at
+from pipeline.new.look import look_at
 from pipeline.new.words import of_look
 from tests.support.own_data import bad_line, jsonl_texts, parquet_texts, prompter, write_lines
 
 
-def look(path: Path, limit: int | None = None) -> Look:
+def look(path, limit=None):
     (reading,) = decide(find_data(path), Wishes())
     return look_at(reading, limit)
 
 
-def test_it_counts_and_measures_all_of_small_data(tmp_path: Path) -> None:
+def test_it_counts_and_measures_all_of_small_data(tmp_path):
     found = look(jsonl_texts(tmp_path))
     assert found.sample.whole
     assert found.all_records == 600
@@ -31,7 +28,7 @@ def test_it_counts_and_measures_all_of_small_data(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [jsonl_texts, parquet_texts])
-def test_of_more_data_it_looks_at_a_part_and_says_so(tmp_path: Path, write: object) -> None:
+def test_of_more_data_it_looks_at_a_part_and_says_so(tmp_path, write):
     assert callable(write)
     path = write(tmp_path, 4000)
     whole, part = look(path), look(path, path.stat().st_size // 8)
@@ -44,7 +41,7 @@ def test_of_more_data_it_looks_at_a_part_and_says_so(tmp_path: Path, write: obje
     assert second.startswith("≈ ")
 
 
-def test_many_files_are_looked_at_at_even_distances(tmp_path: Path) -> None:
+def test_many_files_are_looked_at_at_even_distances(tmp_path):
     for number in range(200):
         write_lines(tmp_path / f"{number:03}.jsonl", [{"text": f"{number} {n}"} for n in range(30)])
     part = look(tmp_path, 20_000)
@@ -52,7 +49,7 @@ def test_many_files_are_looked_at_at_even_distances(tmp_path: Path) -> None:
     assert part.all_records == pytest.approx(6000, rel=0.2)
 
 
-def test_a_hole_of_200_gigabytes_is_not_read(tmp_path: Path) -> None:
+def test_a_hole_of_200_gigabytes_is_not_read(tmp_path):
     path = jsonl_texts(tmp_path, 1000)
     with path.open("r+b") as file:
         file.truncate(200 << 30)
@@ -61,18 +58,18 @@ def test_a_hole_of_200_gigabytes_is_not_read(tmp_path: Path) -> None:
     assert found.all_text_bytes > 150 << 30
 
 
-def test_copies_and_blanks_are_counted(tmp_path: Path) -> None:
+def test_copies_and_blanks_are_counted(tmp_path):
     texts = ["a text of words", "another text", "a text of words", " "]
     found = look(write_lines(tmp_path / "t.jsonl", [{"text": text} for text in texts]))
     assert (found.records, found.twice, found.blank) == (3, 1, 1)
     assert any(line.startswith("twice: 1 of 3 (33.3%)") for line in of_look(found))
 
 
-def test_other_names_of_roles_are_noted(tmp_path: Path) -> None:
+def test_other_names_of_roles_are_noted(tmp_path):
     assert look(prompter(tmp_path)).remarks.roles == {"Prompter": "user", "bot": "assistant"}
 
 
-def test_what_can_t_be_read_is_counted_and_the_first_are_named(tmp_path: Path) -> None:
+def test_what_can_t_be_read_is_counted_and_the_first_are_named(tmp_path):
     found = look(bad_line(tmp_path))
     assert (found.bad, len(found.problems), found.records) == (2, 2, 38)
     lines = [json.dumps({"text": "good words"}), *["{"] * 9]

@@ -1,11 +1,8 @@
 """`pion new` on preferences: the job that it writes, what it prints, and what it refuses."""
 
-from __future__ import annotations
-
 import csv
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +15,12 @@ from pipeline.new.layouts import Preferences
 from pipeline.new.look import Reading, look_at
 from pipeline.rent.check.command import run_checks
 from pipeline.rent.check.texts import check_preferences
-from tests.pipeline.conftest import Pion
 from tests.pipeline.new.conftest import made, refused
-from tests.pipeline.rent.conftest import SkyHome
 from tests.support import own_data
 from tests.support.preference_files import label_of, pair_of, write_jsonl
 
 
-def messages_of(number: int) -> dict[str, Any]:
+def messages_of(number):
     pair = pair_of(number)
     prompt = {"role": "user", "content": pair["prompt"]}
     return {
@@ -34,7 +29,7 @@ def messages_of(number: int) -> dict[str, Any]:
     }
 
 
-def openai_of(number: int) -> dict[str, Any]:
+def openai_of(number):
     pair = messages_of(number)
     return {
         "input": {"messages": pair["chosen"][:1]},
@@ -43,22 +38,22 @@ def openai_of(number: int) -> dict[str, Any]:
     }
 
 
-def alpaca_of(number: int) -> dict[str, Any]:
+def alpaca_of(number):
     pair = pair_of(number)
     return {"instruction": "Answer.", "input": pair.pop("prompt"), **pair}
 
 
-def corrected_of(number: int) -> dict[str, Any]:
+def corrected_of(number):
     pair = messages_of(number)
     return {"messages": pair["chosen"], "rejected_response": pair["rejected"][1]["content"]}
 
 
-def numbered_of(number: int) -> dict[str, Any]:
+def numbered_of(number):
     labelled = label_of(number)
     return {**labelled, "label": int(labelled["label"])}
 
 
-LAYOUTS: dict[str, tuple[Callable[[int], dict[str, Any]], str]] = {
+LAYOUTS = {
     "explicit": (pair_of, "dpo-norm"),
     "implicit": (messages_of, "dpo-norm"),
     "OpenAI": (openai_of, "dpo-norm"),
@@ -77,8 +72,8 @@ SHOWN = ("implicit", "labels that are numbers")
     "layout", [pytest.param(n, marks=() if n in SHOWN else pytest.mark.soak) for n in LAYOUTS]
 )
 def test_the_job_for_each_layout_passes_the_check_of_its_preferences(
-    layout: str, here: Path, pion: Pion, sky_home: SkyHome, chat_base: Path
-) -> None:
+    layout, here, pion, sky_home, chat_base
+):
     record_of, loss = LAYOUTS[layout]
     data = write_jsonl(here / "prefs.jsonl", map(record_of, range(200)))
     job, printed = made(pion, data, "--from", str(chat_base))
@@ -93,9 +88,7 @@ def test_the_job_for_each_layout_passes_the_check_of_its_preferences(
     assert "note: read when this is not worth it" in printed
 
 
-def test_it_says_what_the_pairs_will_teach(
-    here: Path, pion: Pion, sky_home: SkyHome, chat_base: Path
-) -> None:
+def test_it_says_what_the_pairs_will_teach(here, pion, sky_home, chat_base):
     longer = [pair_of(n, chosen="a much longer answer " * 9) for n in range(40)]
     odd = [
         pair_of(41, chosen="same", rejected="same"),
@@ -113,13 +106,13 @@ def test_it_says_what_the_pairs_will_teach(
     assert "note: 40 pairs are few" in printed
 
 
-def called(number: int) -> dict[str, Any]:
+def called(number):
     """A call of a tool, without a text."""
     call = {"type": "function", "function": {"name": "add", "arguments": {"a": number}}}
     return {"role": "assistant", "content": "", "tool_calls": [call]}
 
 
-def test_answers_that_may_be_different_tokens_are_counted(tmp_path: Path) -> None:
+def test_answers_that_may_be_different_tokens_are_counted(tmp_path):
     """Some templates keep spaces and write calls. Only the tokens decide, which a look lacks."""
     prompt = {"role": "user", "content": "Add."}
     spaces = pair_of(1, chosen="same", rejected=" same ")
@@ -135,7 +128,7 @@ def test_answers_that_may_be_different_tokens_are_counted(tmp_path: Path) -> Non
     assert look.left_out == {IDENTICAL: 1}
 
 
-def with_a_call(number: int) -> dict[str, Any]:
+def with_a_call(number):
     pair = messages_of(number)
     return {**pair, "chosen": [pair["chosen"][0], called(number)]}
 
@@ -146,7 +139,7 @@ SWAPPED = [pair_of(number, score_chosen=1, score_rejected=2) for number in range
 Files = dict[str, list[dict[str, Any]]]
 
 
-def written(files: Files) -> Path:
+def written(files):
     """Write files into `data`, or one beside it."""
     if len(files) == 1:
         ((name, records),) = files.items()
@@ -168,14 +161,12 @@ def written(files: Files) -> Path:
     ],
 )
 def test_what_check_would_refuse_is_refused_before_prices_are_asked(
-    records: list[dict[str, Any]], expected: str, here: Path, pion: Pion, chat_base: Path
-) -> None:
+    records, expected, here, pion, chat_base
+):
     assert expected in refused(pion, written({"p.jsonl": records}), "--from", str(chat_base))
 
 
-def test_less_money_buys_fewer_passes(
-    here: Path, pion: Pion, sky_home: SkyHome, chat_base: Path
-) -> None:
+def test_less_money_buys_fewer_passes(here, pion, sky_home, chat_base):
     data = write_jsonl(here / "prefs.jsonl", map(pair_of, range(400)))
     job, _ = made(pion, data, "--from", str(chat_base), "--dollars", "1e-6")
     assert job.prefer is not None
@@ -198,16 +189,14 @@ def test_less_money_buys_fewer_passes(
     ],
 )
 def test_what_can_not_be_used_is_refused_and_nothing_is_written(
-    files: Files, options: tuple[str, ...], expected: str, here: Path, pion: Pion
-) -> None:
+    files, options, expected, here, pion
+):
     said = refused(pion, written(files), *options)
     assert expected in said
     assert "Nothing was written" in said
 
 
-def test_a_job_reads_a_copy_of_a_table_with_pairs(
-    here: Path, pion: Pion, sky_home: SkyHome, chat_base: Path
-) -> None:
+def test_a_job_reads_a_copy_of_a_table_with_pairs(here, pion, sky_home, chat_base):
     records = list(map(pair_of, range(200)))
     with (here / "prefs.csv").open("w", newline="") as file:
         table = csv.DictWriter(file, records[0])
@@ -221,9 +210,7 @@ def test_a_job_reads_a_copy_of_a_table_with_pairs(
     assert rows["preferences"].startswith("184 pairs in")
 
 
-def test_a_person_may_read_pairs_as_conversations(
-    here: Path, pion: Pion, sky_home: SkyHome, chat_base: Path
-) -> None:
+def test_a_person_may_read_pairs_as_conversations(here, pion, sky_home, chat_base):
     """With an option that names columns, the chosen answers are the conversations."""
     data = write_jsonl(here / "prefs.jsonl", PAIRS)
     columns = ("--question-column", "prompt", "--answer-column", "chosen")
@@ -235,9 +222,7 @@ def test_a_person_may_read_pairs_as_conversations(
 
 
 @pytest.mark.parametrize("count", [4, 8, 12])
-def test_a_few_conversations_pass_check_or_are_refused(
-    count: int, here: Path, pion: Pion, sky_home: SkyHome, plain_base: Path
-) -> None:
+def test_a_few_conversations_pass_check_or_are_refused(count, here, pion, sky_home, plain_base):
     own_data.sharegpt(here, count)
     code, _, errors = pion("new", "sharegpt.jsonl", "--from", str(plain_base))
     if code:
@@ -248,9 +233,7 @@ def test_a_few_conversations_pass_check_or_are_refused(
 
 
 @pytest.mark.parametrize("size", [300, 3000, 6000])
-def test_a_little_text_passes_check_or_is_refused(
-    size: int, here: Path, pion: Pion, sky_home: SkyHome
-) -> None:
+def test_a_little_text_passes_check_or_is_refused(size, here, pion, sky_home):
     paragraphs = [own_data.words(30, n) for n in range(200)]
     Path("t.txt").write_text("\n\n".join(paragraphs)[:size])
     code, _, errors = pion("new", "t.txt", "--from", "none")
@@ -262,7 +245,7 @@ def test_a_little_text_passes_check_or_is_refused(
     assert (code == 0) or size < 6000
 
 
-def test_one_document_of_many_lines_is_enough(here: Path, pion: Pion, sky_home: SkyHome) -> None:
+def test_one_document_of_many_lines_is_enough(here, pion, sky_home):
     records = [{"text": own_data.words(4000, n)} for n in range(6)]
     Path("t.jsonl").write_text("\n".join(map(json.dumps, records)))
     code, _, errors = pion("new", "t.jsonl", "--from", "none")

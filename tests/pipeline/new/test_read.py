@@ -1,29 +1,25 @@
 """What can't be read is listed with file and line, and what follows is read if it can be."""
 
-from __future__ import annotations
-
 import csv
 import gzip
-from pathlib import Path
 
 import pytest
 
 from pion.data.documents.file_to_documents import LONGEST_LINE
-from pipeline.new.files import FileKind
-from pipeline.new.read import Progress, ReadItem, read_file
+from pipeline.new.read import Progress, read_file
 from tests.support.own_data import bad_line, csv_texts, cut_gzip, latin1, parquet_texts
 
 
-def read(kind: FileKind, file: Path, most: float = float("inf")) -> tuple[list[ReadItem], Progress]:
+def read(kind, file, most=float("inf")):
     progress = Progress()
     return list(read_file(kind, file, most, progress)), progress
 
 
-def problems(kind: FileKind, file: Path) -> list[str]:
+def problems(kind, file):
     return [item.problem for item in read(kind, file)[0] if item.problem is not None]
 
 
-def test_lines_after_a_broken_line_are_read(tmp_path: Path) -> None:
+def test_lines_after_a_broken_line_are_read(tmp_path):
     file = bad_line(tmp_path)
     items, progress = read("jsonl", file)
     assert sum(item.record is not None for item in items) == 38
@@ -33,7 +29,7 @@ def test_lines_after_a_broken_line_are_read(tmp_path: Path) -> None:
     assert progress.whole
 
 
-def test_a_gzip_that_is_cut_off_gives_what_is_there_and_the_line(tmp_path: Path) -> None:
+def test_a_gzip_that_is_cut_off_gives_what_is_there_and_the_line(tmp_path):
     file = cut_gzip(tmp_path)
     items, _ = read("jsonl", file)
     good = sum(item.record is not None for item in items)
@@ -43,14 +39,14 @@ def test_a_gzip_that_is_cut_off_gives_what_is_there_and_the_line(tmp_path: Path)
     assert f"(after line {good:,})" in problem
 
 
-def test_text_that_is_not_utf8_names_the_line(tmp_path: Path) -> None:
+def test_text_that_is_not_utf8_names_the_line(tmp_path):
     file = latin1(tmp_path)
     assert problems("text", file) == [
         f"{file}:2: not UTF-8 text; convert it with: iconv -f ENCODING -t UTF-8"
     ]
 
 
-def test_a_table_names_lines_also_after_a_field_of_two_lines(tmp_path: Path) -> None:
+def test_a_table_names_lines_also_after_a_field_of_two_lines(tmp_path):
     file = csv_texts(tmp_path, 3)
     file.write_text(file.read_text() + "only one\n")
     items, _ = read("csv", file)
@@ -59,14 +55,14 @@ def test_a_table_names_lines_also_after_a_field_of_two_lines(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("delimiter", [";", "\t", "|"])
-def test_the_delimiter_of_a_table_is_found(tmp_path: Path, delimiter: str) -> None:
+def test_the_delimiter_of_a_table_is_found(tmp_path, delimiter):
     file = tmp_path / "table.csv"
     file.write_text(delimiter.join(("question", "answer")) + "\n" + delimiter.join("ab") + "\n")
     ((item,), _) = read("csv", file)
     assert item.record == {"question": "a", "answer": "b"}
 
 
-def test_a_long_field_is_read_and_other_readers_of_csv_keep_their_limit(tmp_path: Path) -> None:
+def test_a_long_field_is_read_and_other_readers_of_csv_keep_their_limit(tmp_path):
     before = csv.field_size_limit()
     file = tmp_path / "long.csv"
     file.write_text(f"title,body\none,{'x' * (before + 1)}\n")
@@ -75,7 +71,7 @@ def test_a_long_field_is_read_and_other_readers_of_csv_keep_their_limit(tmp_path
     assert csv.field_size_limit() == before
 
 
-def test_billions_of_blank_lines_of_a_small_packed_table_are_not_all_read(tmp_path: Path) -> None:
+def test_billions_of_blank_lines_of_a_small_packed_table_are_not_all_read(tmp_path):
     file = tmp_path / "blank.csv"
     file.write_bytes(gzip.compress(b"title,body\none,two\n" + b"\n" * 200_000))
     items, progress = read("csv", file, most=50_000)
@@ -94,13 +90,13 @@ def test_billions_of_blank_lines_of_a_small_packed_table_are_not_all_read(tmp_pa
         (b"a,b\n1,\xfc\n", ":2: not UTF-8 text"),
     ],
 )
-def test_what_is_no_table_is_named(tmp_path: Path, content: bytes, said: str) -> None:
+def test_what_is_no_table_is_named(tmp_path, content, said):
     file = tmp_path / "t.csv"
     file.write_bytes(content)
     assert said in problems("csv", file)[-1]
 
 
-def test_parquet_gives_rows_and_says_how_far_it_was_read(tmp_path: Path) -> None:
+def test_parquet_gives_rows_and_says_how_far_it_was_read(tmp_path):
     file = parquet_texts(tmp_path, 100)
     items, progress = read("parquet", file, most=2000)
     assert items[0].where == f"{file} row 1"
@@ -111,26 +107,26 @@ def test_parquet_gives_rows_and_says_how_far_it_was_read(tmp_path: Path) -> None
     assert "not a readable parquet file" in problems("parquet", file)[0]
 
 
-def test_a_json_file_may_have_lines_too(tmp_path: Path) -> None:
+def test_a_json_file_may_have_lines_too(tmp_path):
     file = tmp_path / "lines.json"
     file.write_text('{"text": "a"}\n{"text": "b"}\n')
     assert [item.record for item in read("json", file)[0]] == [{"text": "a"}, {"text": "b"}]
 
 
-def test_a_json_file_with_one_object_is_one_problem(tmp_path: Path) -> None:
+def test_a_json_file_with_one_object_is_one_problem(tmp_path):
     file = tmp_path / "wrapped.json"
     file.write_text('{\n "data": [\n  {"text": "a"}\n ]\n}\n')
     (problem,) = problems("json", file)
     assert problem.startswith(f"{file}:1: expected a list of objects")
 
 
-def test_a_line_of_a_text_that_a_run_would_refuse_is_refused(tmp_path: Path) -> None:
+def test_a_line_of_a_text_that_a_run_would_refuse_is_refused(tmp_path):
     file = tmp_path / "one-line.txt"
     file.write_bytes(b"a line\n" + b"word " * (LONGEST_LINE // 5 + 1))
     assert problems("text", file)[-1].startswith(f"{file}:2: the line has more than 16,000,000")
 
 
-def test_only_so_many_bytes_of_a_text_are_read(tmp_path: Path) -> None:
+def test_only_so_many_bytes_of_a_text_are_read(tmp_path):
     file = tmp_path / "long.txt"
     with file.open("w") as stream:
         stream.write("a line\n" * 1000)

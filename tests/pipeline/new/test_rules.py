@@ -1,7 +1,5 @@
 """The rules of docs/own-data.md, with their borders."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest
@@ -28,7 +26,7 @@ DOCUMENTS = {"documents": 100_000, "long_document": 8000}
 SMALL = StartModel(135_000_000, 2048)
 
 
-def text(megabytes: float) -> Amount:
+def text(megabytes):
     return Amount(text_bytes=int(megabytes * 1e6), **DOCUMENTS)
 
 
@@ -44,9 +42,7 @@ def text(megabytes: float) -> Amount:
         (20_000, "pion2-max-xl"),
     ],
 )
-def test_the_largest_preset_has_twenty_tokens_for_each_parameter_in_four_passes(
-    megabytes: float, largest: str
-) -> None:
+def test_the_largest_preset_has_twenty_tokens_for_each_parameter_in_four_passes(megabytes, largest):
     found = list(pretrainings(text(megabytes)))
     assert found[0].preset == largest
     assert found[-1].preset == "pion2-max-nano"
@@ -59,7 +55,7 @@ def test_the_largest_preset_has_twenty_tokens_for_each_parameter_in_four_passes(
         )
 
 
-def test_a_smaller_preset_always_costs_less() -> None:
+def test_a_smaller_preset_always_costs_less():
     tokens = [s.tokens * (s.parameters or 0) for s in pretrainings(text(30_000))]
     assert tokens == sorted(tokens, reverse=True)
     assert len(tokens) == len(PRESETS)
@@ -68,38 +64,38 @@ def test_a_smaller_preset_always_costs_less() -> None:
 @pytest.mark.parametrize(
     ("megabytes", "size"), [(0.5, 2048), (5, 4096), (50, 8192), (500, 16384), (5000, 32768)]
 )
-def test_the_vocabulary_follows_from_the_text(megabytes: float, size: int) -> None:
+def test_the_vocabulary_follows_from_the_text(megabytes, size):
     assert vocabulary(int(megabytes * 1e6), "pion2-max-xl") == size
     assert vocabulary(int(megabytes * 1e6), "pion2-max-nano") == min(size, 16384)
 
 
-def test_there_are_a_thousand_steps_unless_the_batch_is_at_its_smallest() -> None:
+def test_there_are_a_thousand_steps_unless_the_batch_is_at_its_smallest():
     for megabytes in (1, 10, 100, 1000, 10_000):
         for stage in pretrainings(text(megabytes)):
             assert stage.steps >= 1000 or stage.global_batch <= 8
 
 
 @pytest.mark.parametrize("megabytes", [0.05, 0.2, 1, 10])
-def test_little_text_still_fills_batches_and_held_out_rows(megabytes: float) -> None:
+def test_little_text_still_fills_batches_and_held_out_rows(megabytes):
     stage = next(pretrainings(replace(text(megabytes), documents=100)))
     rows = stage.own_tokens // stage.seq_len
     assert rows * stage.held_out >= 4
     assert rows * (1 - stage.held_out) >= stage.global_batch
 
 
-def test_text_of_fewer_than_five_million_tokens_starts_from_a_base() -> None:
+def test_text_of_fewer_than_five_million_tokens_starts_from_a_base():
     assert default_base(text(10), english=True) == ENGLISH_BASES[1]
     assert default_base(text(10), english=False) == OTHER_BASES[1]
     assert default_base(text(25), english=True) is None
 
 
-def test_conversations_alone_start_from_a_model_that_can_talk() -> None:
+def test_conversations_alone_start_from_a_model_that_can_talk():
     chats = Amount(chat_bytes=10**6, conversations=1000, long_conversation=1500)
     assert default_base(chats, english=True) == ENGLISH_BASES[0]
     assert default_base(chats, english=False) == OTHER_BASES[0]
 
 
-def test_a_base_is_trained_on_text_at_a_low_rate_within_its_context() -> None:
+def test_a_base_is_trained_on_text_at_a_low_rate_within_its_context():
     stage = continued(text(10), replace(SMALL, context=512))
     assert (stage.preset, stage.vocab_size, stage.seq_len, stage.lr) == (None, None, 512, 1e-4)
     assert stage.epochs == pytest.approx(3, rel=0.01)
@@ -108,9 +104,7 @@ def test_a_base_is_trained_on_text_at_a_low_rate_within_its_context() -> None:
 @pytest.mark.parametrize(
     ("conversations", "held_out", "batch"), [(100, 0.1, 4), (2000, 0.05, 16), (50_000, 0.01, 16)]
 )
-def test_conversations_make_thirty_steps_if_they_can(
-    conversations: int, held_out: float, batch: int
-) -> None:
+def test_conversations_make_thirty_steps_if_they_can(conversations, held_out, batch):
     amount = Amount(
         chat_bytes=500 * conversations, conversations=conversations, long_conversation=700
     )
@@ -121,20 +115,20 @@ def test_conversations_make_thirty_steps_if_they_can(
 
 
 @pytest.mark.parametrize(("longest", "why"), [(4000, "nine of ten"), (8000, "the most that is")])
-def test_longer_conversations_than_any_row_are_not_said_to_fit(longest: int, why: str) -> None:
+def test_longer_conversations_than_any_row_are_not_said_to_fit(longest, why):
     amount = Amount(chat_bytes=10**6, conversations=1000, long_conversation=longest)
     stage = fine_tuning(amount, SMALL)
     assert stage.seq_len == 2048
     assert stage.why_rows.startswith(why)
 
 
-def test_a_large_base_gets_lora_and_a_small_model_of_ones_own_a_higher_rate() -> None:
+def test_a_large_base_gets_lora_and_a_small_model_of_ones_own_a_higher_rate():
     amount = Amount(chat_bytes=10**6, conversations=1000, long_conversation=1500)
     assert fine_tuning(amount, replace(SMALL, parameters=600_000_000)).lora
     assert fine_tuning(amount, None).lr == 1e-4
 
 
-def test_less_money_buys_fewer_tokens_and_passes() -> None:
+def test_less_money_buys_fewer_tokens_and_passes():
     stage = next(pretrainings(text(300)))
     assert shortened(stage, 0.25).tokens == stage.tokens // 4
     assert shortened(stage, 1e-9).steps == 1
@@ -142,7 +136,7 @@ def test_less_money_buys_fewer_tokens_and_passes() -> None:
     assert fewer_passes(chats, 0.5).epochs == 1.5
 
 
-def test_the_page_about_them_has_their_numbers() -> None:
+def test_the_page_about_them_has_their_numbers():
     page = (REPOSITORY / "docs" / "own-data.md").read_text(encoding="utf-8")
     for preset, (size, tokens) in PRESETS.items():
         assert f"| `{preset}` | {size:,} | {tokens:,} |" in page

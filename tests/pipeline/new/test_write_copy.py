@@ -1,13 +1,9 @@
 """A copy is whole or not there, and never replaces a file."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json
 import shutil
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,22 +13,21 @@ from pipeline.new.chats import parse_roles
 from pipeline.new.decide import decide
 from pipeline.new.files import find_data
 from pipeline.new.layouts import Wishes
-from pipeline.new.look import Reading
 from pipeline.new.write_copy import write_copy
 from tests.support.own_data import alpaca, bad_line, csv_texts, customers, cut_gzip
 from tests.support.preference_files import pair_of
 
 
-def reading(path: Path, wishes: Wishes | None = None) -> Reading:
+def reading(path, wishes=None):
     (found,) = decide(find_data(path), wishes or Wishes())
     return found
 
 
-def lines(path: Path) -> list[dict[str, object]]:
+def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_alpaca_in_a_list_becomes_lines_that_a_job_reads(tmp_path: Path) -> None:
+def test_alpaca_in_a_list_becomes_lines_that_a_job_reads(tmp_path):
     copy = tmp_path / "copy.jsonl"
     assert write_copy(reading(alpaca(tmp_path)), copy, skip=False) == (200, 0)
     first, second, *_ = lines(copy)
@@ -41,14 +36,14 @@ def test_alpaca_in_a_list_becomes_lines_that_a_job_reads(tmp_path: Path) -> None
     assert asked["content"].endswith("?\n\nhere, there")
 
 
-def test_a_table_becomes_texts(tmp_path: Path) -> None:
+def test_a_table_becomes_texts(tmp_path):
     copy = tmp_path / "copy.jsonl"
     source = reading(csv_texts(tmp_path), Wishes(text_column="body"))
     assert write_copy(source, copy, skip=False) == (300, 0)
     assert {tuple(line) for line in lines(copy)} == {("text",)}
 
 
-def test_roles_become_those_that_jobs_read(tmp_path: Path) -> None:
+def test_roles_become_those_that_jobs_read(tmp_path):
     copy = tmp_path / "copy.jsonl"
     wishes = Wishes(roles=parse_roles("customer=user,agent=assistant"))
     write_copy(reading(customers(tmp_path), wishes), copy, skip=False)
@@ -56,7 +51,7 @@ def test_roles_become_those_that_jobs_read(tmp_path: Path) -> None:
     assert roles == ["user", "assistant"]
 
 
-def test_what_can_t_be_read_is_left_out_only_if_that_is_asked_for(tmp_path: Path) -> None:
+def test_what_can_t_be_read_is_left_out_only_if_that_is_asked_for(tmp_path):
     copy, source = tmp_path / "copy.jsonl", reading(bad_line(tmp_path))
     with pytest.raises(BadInput, match=r":3 is not valid JSON .* Nothing was written"):
         write_copy(source, copy, skip=False)
@@ -67,7 +62,7 @@ def test_what_can_t_be_read_is_left_out_only_if_that_is_asked_for(tmp_path: Path
     assert len(lines(tmp_path / "rest.jsonl")) == records > 100
 
 
-def table_of(records: list[dict[str, Any]], delimiter: str) -> str:
+def table_of(records, delimiter):
     stream = io.StringIO()
     table = csv.DictWriter(stream, records[0], delimiter=delimiter)
     table.writeheader()
@@ -78,7 +73,7 @@ def table_of(records: list[dict[str, Any]], delimiter: str) -> str:
 PAIRS = [pair_of(number, chosen=f"one; two, {number}") for number in range(40)]
 LINES = "".join(json.dumps(record) + "\n" for record in PAIRS)
 # The files of each case.
-TABLES: dict[str, dict[str, str]] = {
+TABLES = {
     "a list": {"prefs.json": json.dumps(PAIRS)},
     "an object on each line": {"prefs.json": LINES},
     "csv": {"prefs.csv": table_of(PAIRS, ",")},
@@ -90,7 +85,7 @@ TABLES: dict[str, dict[str, str]] = {
 
 
 @pytest.mark.parametrize("files", TABLES.values(), ids=TABLES)
-def test_pairs_in_tables_become_lines(files: dict[str, str], tmp_path: Path) -> None:
+def test_pairs_in_tables_become_lines(files, tmp_path):
     data, copy = tmp_path / "data", tmp_path / "copy.jsonl"
     data.mkdir()
     for name, text in files.items():
@@ -99,7 +94,7 @@ def test_pairs_in_tables_become_lines(files: dict[str, str], tmp_path: Path) -> 
     assert lines(copy) == PAIRS
 
 
-def test_an_existing_file_is_never_replaced(tmp_path: Path) -> None:
+def test_an_existing_file_is_never_replaced(tmp_path):
     copy = tmp_path / "copy.jsonl"
     copy.write_text("mine")
     with pytest.raises(BadInput, match="exists, and Pion never overwrites a file"):
@@ -108,7 +103,7 @@ def test_an_existing_file_is_never_replaced(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["alpaca.json", "copy.jsonl"]
 
 
-def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(tmp_path):
     path = csv_texts(tmp_path)
     source = reading(path, Wishes(text_column="body"))
     with path.open("r+b") as file:

@@ -1,10 +1,7 @@
 """The page, the card and the summary say what data.clean left out; damage is a note."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
-from typing import Any
 
 import pytest
 
@@ -14,7 +11,7 @@ from pipeline.state.record_json import Damaged
 from tests.pipeline.report.test_model_card import card_of_history
 from tests.pipeline.report.test_page_data import DONE, history, told
 
-CLEANED: dict[str, Any] = {
+CLEANED = {
     "documents": 1200,
     "kept": 1000,
     "bytes": 3_500_000,
@@ -57,12 +54,12 @@ CLEANED: dict[str, Any] = {
 REPORT = {"sources": [{"name": "a.txt"}, {"name": "b.jsonl"}], "cleaned": CLEANED}
 
 
-def head_with(report: Any) -> Any:
+def head_with(report):
     record = StageRecord("pp", 5.0, result={"pretrain": report})
     return dataclasses.replace(DONE, stages={"prepare": record, **DONE.stages})
 
 
-def test_the_page_shows_counts_examples_and_evaluation_sets_as_safe_text() -> None:
+def test_the_page_shows_counts_examples_and_evaluation_sets_as_safe_text():
     section = next(s for s in told(head=head_with(REPORT))["measured"] if s["title"] == "Cleaning")
     shown = json.dumps(section, ensure_ascii=False)
     assert (
@@ -76,13 +73,13 @@ def test_the_page_shows_counts_examples_and_evaluation_sets_as_safe_text() -> No
     assert "\\u001b" not in shown
 
 
-def test_the_card_says_it_in_a_sentence() -> None:
+def test_the_card_says_it_in_a_sentence():
     card = card_of_history(history(head=head_with(REPORT)))
     assert "The text was cleaned before training: 200 of 1,200 documents were left out" in card
 
 
 @pytest.mark.parametrize("report", [{}, {"sources": [], "train_rows": 3}])
-def test_nothing_is_said_of_text_that_was_not_cleaned(report: dict[str, Any]) -> None:
+def test_nothing_is_said_of_text_that_was_not_cleaned(report):
     text = history(head=head_with(report)).text
     assert cleaning_in_words(text) == ""
     assert cleaning_sections(text) == []
@@ -99,7 +96,7 @@ def test_nothing_is_said_of_text_that_was_not_cleaned(report: dict[str, Any]) ->
     ],
     ids=str,
 )
-def test_a_damaged_receipt_is_named_and_not_shown(damage: dict[str, Any]) -> None:
+def test_a_damaged_receipt_is_named_and_not_shown(damage):
     head = head_with(REPORT | {"cleaned": CLEANED | damage})
     with pytest.raises(Damaged, match=r"stages\.prepare\.result\.pretrain\.cleaned"):
         _ = history(head=head).text
@@ -108,6 +105,6 @@ def test_a_damaged_receipt_is_named_and_not_shown(damage: dict[str, Any]) -> Non
     assert not any(section["title"] == "Cleaning" for section in page["measured"])
 
 
-def test_a_source_without_a_name_is_still_shown() -> None:
+def test_a_source_without_a_name_is_still_shown():
     text = history(head=head_with({"cleaned": CLEANED})).text
     assert "a source, b.jsonl:7" in json.dumps(cleaning_sections(text))

@@ -1,19 +1,15 @@
 """The card, the page and the summary say what a draft block saves, and what it is."""
 
-from __future__ import annotations
-
-from typing import Any
-
 from pipeline.report.drafts import draft_blocks, drafts_in_brief
 from tests.pipeline.report.test_model_card import card_and_page
 
 GREEDY = {"texts": 16, "tokens_per_pass": 1.71, "tokens_per_pass_sem": 0.042, "right": 0.631}
 DRAWN = {"texts": 16, "tokens_per_pass": 1.38, "tokens_per_pass_sem": None, "right": None}
-DRAFTS: dict[str, Any] = {"greedy": GREEDY, "drawn": DRAWN}
-RESULTS: dict[str, Any] = {"pretrain": {"loss": 3.0, "drafts": DRAFTS}}
+DRAFTS = {"greedy": GREEDY, "drawn": DRAWN}
+RESULTS = {"pretrain": {"loss": 3.0, "drafts": DRAFTS}}
 
 
-def test_each_way_to_draw_has_a_row() -> None:
+def test_each_way_to_draw_has_a_row():
     models = (("sft", "fine-tuned"), ("pretrain", "base"))
     _, table = draft_blocks(RESULTS, models)
     assert table.rows == [
@@ -23,7 +19,7 @@ def test_each_way_to_draw_has_a_row() -> None:
     assert draft_blocks({"pretrain": {"drafts": {}}, "sft": {}}, models) == []
 
 
-def test_card_and_page_say_what_drafts_are() -> None:
+def test_card_and_page_say_what_drafts_are():
     card, page = card_and_page(RESULTS)
     assert "| base | the likeliest | 1.71 ± 0.04 | 63.1 % |" in card
     for text in (card, page):
@@ -32,6 +28,6 @@ def test_card_and_page_say_what_drafts_are() -> None:
         assert "1.71 ± 0.04" in text
 
 
-def test_the_summary_has_the_texts_that_are_drawn_as_usual() -> None:
+def test_the_summary_has_the_texts_that_are_drawn_as_usual():
     assert drafts_in_brief(DRAFTS) == "1.38 tokens a pass (1 without drafts)"
     assert drafts_in_brief({"greedy": GREEDY}) == "1.71 ± 0.04 tokens a pass (1 without drafts)"

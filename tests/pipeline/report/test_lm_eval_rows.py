@@ -1,14 +1,10 @@
 """Results of lm-evaluation-harness as rows of text."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import pytest
 
 from pipeline.report.lm_eval_rows import ASKED_COLUMNS, asked_in_words, asked_rows, lm_eval_rows
 
-ASKED: dict[str, Any] = {
+ASKED = {
     "form": "chat",
     "shots": 5,
     "version": "3.0",
@@ -24,7 +20,7 @@ ASKED: dict[str, Any] = {
 }
 
 
-def results(asked: Any, **metrics: Any) -> dict[str, Any]:
+def results(asked, **metrics):
     return {"lm_eval": {"gsm8k": {**metrics, "asked": asked}}}
 
 
@@ -43,19 +39,19 @@ def results(asked: Any, **metrics: Any) -> dict[str, Any]:
         (5, "gsm8k"),
     ],
 )
-def test_a_row_names_the_form_and_the_number_of_examples(asked: Any, shown: str) -> None:
+def test_a_row_names_the_form_and_the_number_of_examples(asked, shown):
     measured = {"exact_match,strict": 0.02, "exact_match_stderr,strict": 0.004}
     (row,) = lm_eval_rows(results(asked, **measured))
     assert row == (shown, "exact_match,strict", "0.020 ± 0.004")
 
 
-def test_results_of_before_and_skipped_tasks_are_shown_as_ever() -> None:
+def test_results_of_before_and_skipped_tasks_are_shown_as_ever():
     old = {"lm_eval": {"piqa": {"acc,none": 0.5}, "ifeval": {"skipped": "no network"}}}
     assert lm_eval_rows(old) == [("piqa", "acc", "0.500"), ("ifeval", "skipped", "no network")]
     assert asked_rows(old) == []
 
 
-def test_how_a_task_was_asked_has_a_row() -> None:
+def test_how_a_task_was_asked_has_a_row():
     (row,) = asked_rows(results(ASKED), code="`{}`")
     assert dict(zip(ASKED_COLUMNS, row, strict=True)) == {
         "task": "gsm8k",
@@ -71,13 +67,13 @@ def test_how_a_task_was_asked_has_a_row() -> None:
     assert "seed 1234" in words
 
 
-def test_a_task_that_writes_no_answers_has_dashes_and_all_questions_are_one_number() -> None:
+def test_a_task_that_writes_no_answers_has_dashes_and_all_questions_are_one_number():
     scored = {name: ASKED[name] for name in ("form", "shots", "version", "lm_eval")}
     (row,) = asked_rows(results(scored | {"questions": 40, "of": 40}))
     assert row == ("gsm8k", "3.0", "–", "40", "–", "–", "–")
 
 
-def test_what_a_damaged_record_says_is_not_shown() -> None:
+def test_what_a_damaged_record_says_is_not_shown():
     damaged = {name: ["\x1b[31m", {}] for name in ASKED}
     (row,) = asked_rows(results(damaged))
     assert row[1:2] + row[3:] == ("–",) * 5

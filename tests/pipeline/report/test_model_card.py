@@ -3,7 +3,6 @@
 import copy
 import json
 import math
-from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
@@ -21,7 +20,7 @@ from pipeline.report.page_sections import measured_sections
 from pipeline.state.head import Head, StageRecord
 from tests.support.jobs import tiny_job
 
-JOB: dict[str, Any] = {
+JOB = {
     "name": "demo",
     "model": {"d_model": 256, "n_layers": 6, "n_heads": 4, "n_kv_heads": 2, "d_ff": 704},
     "tokenizer": {"train": {"vocab_size": 2048}},
@@ -41,7 +40,7 @@ JOB: dict[str, Any] = {
     },
     "publish": {"to": "hf://tester/demo", "license": "apache-2.0", "description": "A toy."},
 }
-RESULTS: dict[str, Any] = {
+RESULTS = {
     "sft": {
         "loss": 3.11,
         "loss_sem": 0.021,
@@ -90,25 +89,25 @@ def history_of(job, results=RESULTS, attempts=ATTEMPTS, head=None, costs=None):
     return RunHistory(job, "file:///runs/demo", head, events, {"pretrain": rows}, costs)
 
 
-def card_of(*, without: tuple[str, ...] = (), **history: Any) -> str:
+def card_of(*, without=(), **history):
     fields = {key: value for key, value in copy.deepcopy(JOB).items() if key not in without}
     job = Job.model_validate(fields)
     return card_of_history(history_of(job, **history))
 
 
-def card_of_history(history: RunHistory) -> str:
+def card_of_history(history):
     config = history.job.model_config_resolved()
     return model_card(history, config, parameters=5_123_456, vocab_size=2048)
 
 
-def card_and_page(results: dict[str, Any]) -> tuple[str, str]:
+def card_and_page(results):
     """Return the card, and the texts of the page's sections on what was measured."""
     shown = history_of(Job.model_validate(copy.deepcopy(JOB)), results=results)
     page = json.dumps(measured_sections(shown, results), ensure_ascii=False)
     return card_of_history(shown), page
 
 
-def test_the_hub_reads_its_metadata() -> None:
+def test_the_hub_reads_its_metadata():
     data = ModelCard(card_of()).data
     assert (data.license, data.library_name, data.pipeline_tag) == (
         "apache-2.0",
@@ -119,7 +118,7 @@ def test_the_hub_reads_its_metadata() -> None:
     assert data.datasets == ["roneneldan/TinyStories", "teknium/OpenHermes-2.5"]
 
 
-def test_results_stand_next_to_the_baselines_with_their_standard_errors() -> None:
+def test_results_stand_next_to_the_baselines_with_their_standard_errors():
     lines = card_of().splitlines()
     at = lines.index("| fine-tuned | 3.110 ± 0.021 | 22.4 | 2.143 ± 0.014 |")
     assert lines[at + 1 : at + 4] == [
@@ -134,7 +133,7 @@ def test_results_stand_next_to_the_baselines_with_their_standard_errors() -> Non
     assert "| hellaswag | skipped | its data can't be had: no network |" in lines
 
 
-def test_it_tells_what_the_model_was_trained_on_and_for_how_long() -> None:
+def test_it_tells_what_the_model_was_trained_on_and_for_how_long():
     card = card_of()
     assert (
         "[teknium/OpenHermes-2.5](https://huggingface.co/datasets/teknium/OpenHermes-2.5)" in card
@@ -147,7 +146,7 @@ def test_it_tells_what_the_model_was_trained_on_and_for_how_long() -> None:
     assert card == card_of()
 
 
-def test_it_says_what_the_run_cost_only_where_the_job_wants_that() -> None:
+def test_it_says_what_the_run_cost_only_where_the_job_wants_that():
     machine = MachineCost(
         id="pod",
         rented=True,
@@ -198,7 +197,7 @@ def test_the_base_and_its_adapter_are_named_without_a_path_of_this_machine(sourc
     compile(code, "card", "exec")
 
 
-def test_it_shows_how_to_use_the_model() -> None:
+def test_it_shows_how_to_use_the_model():
     card = card_of()
     assert 'from_pretrained("tester/demo")' in card
     assert "apply_chat_template" in card
@@ -214,7 +213,7 @@ def test_it_shows_how_to_use_the_model() -> None:
     assert "conversational" not in ModelCard(card).data.tags
 
 
-def test_a_model_of_others_is_not_said_to_know_only_the_data_of_this_run() -> None:
+def test_a_model_of_others_is_not_said_to_know_only_the_data_of_this_run():
     assert "It has had no safety training" in card_of()
     job = Job.model_validate(JOB)
     job.model.base = "someone/tiny"
@@ -223,7 +222,7 @@ def test_a_model_of_others_is_not_said_to_know_only_the_data_of_this_run() -> No
     assert "only knows" not in limitations
 
 
-def test_a_model_that_no_stock_architecture_computes_says_why_it_brings_its_code() -> None:
+def test_a_model_that_no_stock_architecture_computes_says_why_it_brings_its_code():
     stock = card_of()
     assert "It is a stock `Qwen3ForCausalLM`" in stock
     assert "| architecture | `Qwen3ForCausalLM` (stock) |" in stock
@@ -236,7 +235,7 @@ def test_a_model_that_no_stock_architecture_computes_says_why_it_brings_its_code
     assert "| architecture | `PionForCausalLM` (modelling files in this repository) |" in card
 
 
-def test_what_was_not_measured_is_left_out() -> None:
+def test_what_was_not_measured_is_left_out():
     card = card_of(results={}, attempts=[])
     assert "## Results" not in card
     assert "Trained on" not in card
@@ -256,13 +255,13 @@ def test_what_was_not_measured_is_left_out() -> None:
     ],
 )
 def test_odd_numbers_have_a_dash_or_the_digits_that_their_error_needs(
-    loss: float, sem: float, perplexity: float, bits: float, row: str
-) -> None:
+    loss, sem, perplexity, bits, row
+):
     found = {"loss": loss, "loss_sem": sem, "perplexity": perplexity, "bits_per_byte": bits}
     assert row in card_of(results={"pretrain": found})
 
 
-def test_the_card_says_which_layers_see_what_and_how_positions_are_told() -> None:
+def test_the_card_says_which_layers_see_what_and_how_positions_are_told():
     config = ModelConfig.preset("daisy-280m")
     rows = dict(_of_parts(config, apart=False) + _feedforward(config, 302_399_292))
     assert rows["layers with attention"] == "0, 2, 4, 7, 9, 11"
@@ -290,7 +289,7 @@ def test_the_card_says_which_layers_see_what_and_how_positions_are_told() -> Non
         ("models/mine", "cd models/mine", "llama-cli -m model-f16.gguf"),
     ],
 )
-def test_the_commands_are_for_where_the_model_is(to: str, fetch: str, run: str) -> None:
+def test_the_commands_are_for_where_the_model_is(to, fetch, run):
     section = gguf_section(tiny_job(), to, "")
     assert fetch in section
     assert run in section

@@ -1,14 +1,11 @@
 """report.html in a real browser: it draws everything from the file alone, and says what to do
 where scripts are off."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import io
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -44,7 +41,7 @@ EVENTS = [
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> str:
+def report(tmp_path_factory):
     """The address of the report of a run with everything that a report shows."""
     samples = [sample_row(48 * n, f" {HEBREW} {n}.", prompt=HEBREW) for n in range(1, 11)]
     left_out = SkippedRows(2800, 2832, step=88, epoch=1, digest="d", why=ATTACK, at=0.0)
@@ -66,7 +63,7 @@ HEADINGS = [
 ]
 
 
-def test_everything_is_drawn_from_the_file_alone(browser: Any, report: str) -> None:
+def test_everything_is_drawn_from_the_file_alone(browser, report):
     tab = Tab(browser, report)
     page = tab.page
     assert page.title() == "demo · Pion"
@@ -101,7 +98,7 @@ def test_everything_is_drawn_from_the_file_alone(browser: Any, report: str) -> N
     tab.close()
 
 
-def test_what_the_scripts_compute(browser: Any, report: str) -> None:
+def test_what_the_scripts_compute(browser, report):
     tab = Tab(browser, report)
     page = tab.page
     # What can't be read in an address is left out.
@@ -182,7 +179,7 @@ def test_the_settings_of_jobs_with_little_in_common_fold_and_fit(viewport, brows
 
 
 @pytest.mark.soak
-def test_of_many_attempts_and_hops_the_newest_are_open(browser: Any, tmp_path: Path) -> None:
+def test_of_many_attempts_and_hops_the_newest_are_open(browser, tmp_path):
     epochs = range(2, 40)
     rows = [{**row(n), "epoch": n} for n in epochs]
     events = [
@@ -207,7 +204,7 @@ def test_of_many_attempts_and_hops_the_newest_are_open(browser: Any, tmp_path: P
 
 
 @pytest.mark.soak  # by default, test_report_file.py reads the same text in the file
-def test_without_scripts_it_says_the_numbers_and_what_to_do(browser: Any, report: str) -> None:
+def test_without_scripts_it_says_the_numbers_and_what_to_do(browser, report):
     tab = Tab(browser, report, java_script_enabled=False)
     text = tab.page.inner_text("body")
     for shown in ("demo", "pion status RUN", "Fine-tuning step", "5.12M", "$0.90"):
@@ -219,7 +216,7 @@ def test_without_scripts_it_says_the_numbers_and_what_to_do(browser: Any, report
 
 @pytest.mark.skipif(AXE is None, reason="PION_AXE does not name a script of axe-core")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing(scheme: str, browser: Any, report: str) -> None:
+def test_axe_finds_nothing(scheme, browser, report):
     tab = Tab(browser, report, color_scheme=scheme, bypass_csp=True)
     tab.page.evaluate(Path(str(AXE)).read_text(encoding="utf-8"))
     found = tab.page.evaluate("axe.run().then((result) => result.violations.map((one) => one.id))")
@@ -228,7 +225,7 @@ def test_axe_finds_nothing(scheme: str, browser: Any, report: str) -> None:
 
 
 @pytest.mark.soak
-def test_chosen_and_rejected_answers_are_drawn_in_one_chart(browser: Any, tmp_path: Path) -> None:
+def test_chosen_and_rejected_answers_are_drawn_in_one_chart(browser, tmp_path):
     answers = [
         {"step": step, "epoch": 1, "at": 0.1 * step, "loss": 0.6, "accuracy": 0.7}
         | {"chosen": 0.01 * step, "rejected": -0.02 * step}

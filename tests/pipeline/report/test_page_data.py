@@ -1,11 +1,7 @@
 """The page's data has what a run measured and what happened to it, as numbers and safe texts."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -19,7 +15,7 @@ from pipeline.state.owner import Author
 from tests.pipeline.report.test_model_card import JOB, RESULTS, card_of, card_of_history, history_of
 
 # What `run_status` says of a released run.
-STATUS: dict[str, Any] = {
+STATUS = {
     "notes": [],
     "stop": None,
     "owner_running": None,
@@ -29,12 +25,12 @@ STATUS: dict[str, Any] = {
 }
 
 
-def row(step: int, **measured: Any) -> dict[str, Any]:
+def row(step, **measured):
     """Return a row of metrics. Another machine took over after step 250."""
     return {"step": step, "epoch": 1 + (step > 250), "at": 0.3 * step, **measured}
 
 
-METRICS: dict[str, list[dict[str, Any]]] = {
+METRICS = {
     "pretrain": [row(s, loss=8 / s + 3, tokens_per_second=5000.0) for s in range(10, 481, 10)]
     + [row(s, held_out_loss=3.3) for s in (48, 240, 480)],
     "sft": [row(s, loss=2 + 1 / s, tokens_per_second=4800.0) for s in range(10, 121, 10)],
@@ -42,7 +38,7 @@ METRICS: dict[str, list[dict[str, Any]]] = {
 PROMPT = "Return a"
 
 
-def sample_row(step: int, text: str, prompt: str = PROMPT) -> dict[str, Any]:
+def sample_row(step, text, prompt=PROMPT):
     return row(step, sample={"step": step, "prompt": prompt, "text": text})
 
 
@@ -81,13 +77,13 @@ def history(*, samples=SAMPLES, stage="pretrain", events=(), **fields):
     return dataclasses.replace(usual, **fields)
 
 
-def told(**fields: Any) -> dict[str, Any]:
+def told(**fields):
     """Return the page's data, as the browser reads it."""
-    data: dict[str, Any] = json.loads(json.dumps(page_data(history(**fields))))
+    data = json.loads(json.dumps(page_data(history(**fields))))
     return data
 
 
-def texts(value: Any) -> Iterator[str]:
+def texts(value):
     """Yield all texts in a value, with the keys."""
     if isinstance(value, dict):
         value = [*value, *value.values()]
@@ -98,18 +94,18 @@ def texts(value: Any) -> Iterator[str]:
         yield value
 
 
-def titles(data: dict[str, Any]) -> list[str]:
+def titles(data):
     return [section["title"] for section in (*data["measured"], *data["record"])]
 
 
-def blocks(data: dict[str, Any], title: str) -> list[dict[str, Any]]:
+def blocks(data, title):
     """Return the content of the section with that title."""
     sections = (*data["measured"], *data["record"])
     (found,) = (section["blocks"] for section in sections if section["title"] == title)
     return list(found)
 
 
-def test_it_has_the_metrics_of_each_stage_and_where_attempts_begin() -> None:
+def test_it_has_the_metrics_of_each_stage_and_where_attempts_begin():
     data = told()
     assert data["metrics"]["pretrain"] == ["loss", "tokens_per_second", "held_out_loss"]
     assert data["metrics"]["sft"] == ["loss", "tokens_per_second"]
@@ -120,7 +116,7 @@ def test_it_has_the_metrics_of_each_stage_and_where_attempts_begin() -> None:
     assert (summary["stage"], summary["step"], summary["steps"]) == ("sft", 120, 120)
 
 
-def test_it_has_results_samples_stages_machines_and_paths() -> None:
+def test_it_has_results_samples_stages_machines_and_paths():
     every = "\n".join(texts(told()))
     for shown in (
         "5.12M",
@@ -138,7 +134,7 @@ def test_it_has_results_samples_stages_machines_and_paths() -> None:
         assert shown in every, shown
 
 
-def test_the_figures_are_those_of_the_whole_run() -> None:
+def test_the_figures_are_those_of_the_whole_run():
     figures = dict(told(costs=costs_of_two_machines(36.0))["figures"])
     assert figures == {
         "Parameters": "5.12M",
@@ -154,7 +150,7 @@ def test_the_figures_are_those_of_the_whole_run() -> None:
     ("at", "expected"),
     [(99.0 + 7560, "met, 2 h 06 min early"), (39.0, "missed by 1 min 00 s"), (None, None)],
 )
-def test_it_says_whether_the_deadline_was_met(at: float | None, expected: str | None) -> None:
+def test_it_says_whether_the_deadline_was_met(at, expected):
     record = RunDeadline(at, 60.0, 0.0, Author("host", 7, "ann"), "pion launch")
     deadline = dataclasses.asdict(record) | {"watcher": None, "at_risk_from": None}
     done = {stage: StageRecord("d", 9.0) for stage in Job.model_validate(JOB).stages}
@@ -167,14 +163,14 @@ def test_it_says_whether_the_deadline_was_met(at: float | None, expected: str | 
         assert told(deadline=deadline)["summary"]["deadline"]["ended"] is None
 
 
-def test_samples_shown_at_first_are_spread_evenly_from_the_first_to_the_last() -> None:
+def test_samples_shown_at_first_are_spread_evenly_from_the_first_to_the_last():
     samples = told()["samples"]
     assert [sample["step"] for sample in samples] == list(range(480, 0, -48))
     first = [sample["step"] for sample in samples if sample["first"]]
     assert first == [480, 384, 288, 240, 144, 48]
 
 
-def test_of_many_samples_the_newest_and_the_spread_ones_are_kept_by_prompt() -> None:
+def test_of_many_samples_the_newest_and_the_spread_ones_are_kept_by_prompt():
     many = [sample_row(s, " a.") for s in range(1, 101)]
     other = [sample_row(s, " b.", prompt="Other") for s in range(1, 101)]
     samples = told(samples=[*many, *other])["samples"]
@@ -186,7 +182,7 @@ def test_of_many_samples_the_newest_and_the_spread_ones_are_kept_by_prompt() -> 
     assert prompts == sorted(prompts, key=[PROMPT, "Other"].index)
 
 
-def test_no_text_has_control_characters_or_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_text_has_control_characters_or_secrets(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "a-very-secret-token")
     attack = "\x1b[31m a-very-secret-token </script>"
     event = {"event": "changed", "epoch": 2, "at": 200.0, "changes": [attack], attack: attack}
@@ -200,20 +196,20 @@ def test_no_text_has_control_characters_or_secrets(monkeypatch: pytest.MonkeyPat
     assert every.count("<HF_TOKEN> </script>") >= 4
 
 
-def test_a_run_that_has_only_begun_has_a_page() -> None:
+def test_a_run_that_has_only_begun_has_a_page():
     data = told(head=Head(), metrics={})
     assert data["name"] == "demo"
     assert (data["samples"], data["metrics"], data["summary"]["step"]) == ([], {}, None)
 
 
-def test_a_run_whose_job_is_not_known_has_a_page() -> None:
+def test_a_run_whose_job_is_not_known_has_a_page():
     data = told(known_job=None)
     assert (data["measured"], data["tokens_per_step"]) == ([], {})
     assert dict(data["figures"]) == {"Parameters": "5.12M"}
     assert blocks(data, "Stages")
 
 
-def costs_of_two_machines(price: float | None) -> Costs:
+def costs_of_two_machines(price):
     events = [
         {
             "event": "machine",
@@ -236,7 +232,7 @@ def costs_of_two_machines(price: float | None) -> Costs:
     return costs(events, {}, head, 9999.0)
 
 
-def test_cost_is_told_by_cause_and_by_machine() -> None:
+def test_cost_is_told_by_cause_and_by_machine():
     data = told(costs=costs_of_two_machines(36.0))
     (boot,) = data["cost"]["causes"]
     assert (boot["cause"], boot["means"]) == ("boot", "until the first step")
@@ -267,7 +263,7 @@ def test_receipts_of_hops_and_changes_of_code_are_told_line_by_line(kind, field,
     assert title not in titles(told())
 
 
-def test_what_a_watcher_did_and_where_a_fork_comes_from_are_told() -> None:
+def test_what_a_watcher_did_and_where_a_fork_comes_from_are_told():
     did = {"event": "watch", "epoch": 1, "at": 0.0, "what": "resubmitted", "why": "gone"}
     forked = {"event": "forked", "epoch": 1, "at": 0.0, "from": "file:///a", "stage": "pretrain"}
     data = told(events=[did | {"done": ["cancelled 1"]}, forked | {"at_step": 1200}])
@@ -277,7 +273,7 @@ def test_what_a_watcher_did_and_where_a_fork_comes_from_are_told() -> None:
     assert ["forked from", "file:///a at pretrain step 1,200"] in places["facts"]
 
 
-def test_rows_that_a_rewind_left_out_are_in_the_lineage_the_page_and_the_card() -> None:
+def test_rows_that_a_rewind_left_out_are_in_the_lineage_the_page_and_the_card():
     rows = SkippedRows(2800, 2832, step=88, epoch=1, digest="d", why="loss <nan>", at=0.0)
     head = DONE.with_skipped("pretrain", rows)
     text = "pretrain rows 2,800 to 2,831 (step 88: loss <nan>)"
@@ -293,7 +289,7 @@ def test_rows_that_a_rewind_left_out_are_in_the_lineage_the_page_and_the_card() 
     assert "Left out" not in card_of()
 
 
-def test_each_stage_has_how_long_it_took_where_the_run_has_recorded_that() -> None:
+def test_each_stage_has_how_long_it_took_where_the_run_has_recorded_that():
     (table,) = blocks(told(), "Stages")
     stages = {name: (state, numbers) for name, state, *numbers in table["rows"]}
     finished = "finished 1970-01-01 00:0"
@@ -303,7 +299,7 @@ def test_each_stage_has_how_long_it_took_where_the_run_has_recorded_that() -> No
     assert stages["sft"] == ("not finished", ["", "", ""])
 
 
-def test_each_attempt_has_all_that_is_known_of_it_under_its_time() -> None:
+def test_each_attempt_has_all_that_is_known_of_it_under_its_time():
     (attempt,) = blocks(told(), "Attempts")
     assert attempt["heading"] == "1970-01-01 00:00:00 UTC, pretraining"
     facts = dict(attempt["facts"])

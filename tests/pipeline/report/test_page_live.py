@@ -3,18 +3,14 @@
 By default, three tests open it; what scripts compute without a server is tried in test_page.py.
 """
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import io
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.cost.costs import Costs
 from pipeline.live import watched_run
 from pipeline.report.reading import read_history
 from pipeline.state.notes.deadline import Asked, new_deadline, write_first_deadline
@@ -28,7 +24,7 @@ from tests.support.rented_run import RentedRun
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    pass
 
 pytestmark = needs_chromium
 
@@ -41,7 +37,7 @@ UNCHANGED = 5000
 
 
 @contextlib.contextmanager
-def quick() -> Iterator[None]:
+def quick():
     """Look at the stores again and again."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(watched_run, "PAUSE", 0.05)
@@ -49,7 +45,7 @@ def quick() -> Iterator[None]:
         yield
 
 
-def a_run(folder: Path, name: str = "demo", lr: float = 3e-4) -> RentedRun:
+def a_run(folder, name="demo", lr=3e-4):
     run = RentedRun(FileStore(folder / "runs"), name, steps=100, lr=lr)
     run.rent()
     run.train(50)
@@ -95,7 +91,7 @@ def test_the_page_follows_a_run_through_a_store_that_goes_away(browser, tmp_path
 
 
 @pytest.mark.soak
-def test_the_read_out_and_all_controls_work_with_the_keyboard(browser: Any, tmp_path: Path) -> None:
+def test_the_read_out_and_all_controls_work_with_the_keyboard(browser, tmp_path):
     with quick(), showing(a_run(tmp_path)) as url:
         tab = Tab(browser, url)
         page = tab.page
@@ -121,7 +117,7 @@ def test_the_read_out_and_all_controls_work_with_the_keyboard(browser: Any, tmp_
 
 
 @pytest.mark.soak
-def test_the_read_out_shows_each_point_as_it_was_measured(browser: Any, tmp_path: Path) -> None:
+def test_the_read_out_shows_each_point_as_it_was_measured(browser, tmp_path):
     run = a_run(tmp_path)
     run.train(3)
     with quick(), showing(run) as url:
@@ -152,7 +148,7 @@ def test_the_read_out_shows_each_point_as_it_was_measured(browser: Any, tmp_path
 
 
 @pytest.mark.parametrize("scheme", ["light", pytest.param("dark", marks=pytest.mark.soak)])
-def test_two_runs_fit_on_a_phone_and_can_be_read(scheme: str, browser: Any, tmp_path: Path) -> None:
+def test_two_runs_fit_on_a_phone_and_can_be_read(scheme, browser, tmp_path):
     runs = [a_run(tmp_path, "slow", 1e-4), a_run(tmp_path, "fast", 2e-4)]
     with quick(), showing(*runs) as url:
         tab = Tab(browser, url, color_scheme=scheme, viewport=PHONE, has_touch=True)
@@ -174,7 +170,7 @@ def test_the_page_asks_for_the_key_and_sends_it_in_no_address(browser, tmp_path,
     monkeypatch.setenv(API_KEY, KEY)
     with quick(), showing(a_run(tmp_path)) as url:
         tab = Tab(browser, url)
-        asked: list[str] = []
+        asked = []
         tab.page.on("request", lambda request: asked.append(request.url))
         tab.page.fill("#key", "another-key")
         tab.page.keyboard.press("Enter")
@@ -191,7 +187,7 @@ def test_the_page_asks_for_the_key_and_sends_it_in_no_address(browser, tmp_path,
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> list[RentedRun]:
+def runs(tmp_path_factory):
     """Two runs of more steps than a page draws, each of which had two machines."""
     return [
         a_long_run(tmp_path_factory.mktemp(name), name, lr)
@@ -199,7 +195,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[RentedRun]:
     ]
 
 
-def a_long_run(folder: Path, name: str, lr: float) -> RentedRun:
+def a_long_run(folder, name, lr):
     run = RentedRun(FileStore(folder), name, steps=STEPS, lr=lr, flush_steps=1000)
     run.rent()
     run.train(STEPS // 2)
@@ -212,7 +208,7 @@ def a_long_run(folder: Path, name: str, lr: float) -> RentedRun:
 
 
 @pytest.fixture(scope="module")
-def address(runs: list[RentedRun]) -> Iterator[str]:
+def address(runs):
     """The address of the page of both runs. They do not change: one look at them is enough."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(watched_run, "PAUSE", 3600)
@@ -221,7 +217,7 @@ def address(runs: list[RentedRun]) -> Iterator[str]:
 
 
 @pytest.fixture
-def tab(browser: Any, address: str) -> Iterator[Tab]:
+def tab(browser, address):
     """A tab with the page of both runs, whose errors fail the test."""
     opened = Tab(browser, address, poll=UNCHANGED)
     opened.page.wait_for_selector(LINE)
@@ -229,13 +225,13 @@ def tab(browser: Any, address: str) -> Iterator[Tab]:
     opened.close()
 
 
-def steps_drawn(page: Page) -> list[int]:
+def steps_drawn(page):
     """Return the steps of the first run's points of the loss."""
-    steps: list[int] = page.evaluate("charts.get('loss').series[1].step")
+    steps = page.evaluate("charts.get('loss').series[1].step")
     return steps
 
 
-def drag(page: Page, begin: float, end: float) -> None:
+def drag(page, begin, end):
     """Drag over the chart of the loss, from one share of its width to another."""
     box = page.locator(f"{LOSS} .plot").bounding_box()
     left, width, y = box["x"] + 46, box["width"] - 54, box["y"] + box["height"] / 2
@@ -246,14 +242,14 @@ def drag(page: Page, begin: float, end: float) -> None:
     page.mouse.up()
 
 
-def paid_until(at: float, costs: Costs) -> tuple[float, float]:
+def paid_until(at, costs):
     """Return the seconds and dollars that were paid for until that moment."""
     times = [(max(0.0, min(at, time.end) - time.begin), time.price or 0.0) for time in costs.paid]
     return sum(each for each, _ in times), sum(each * price / 3600 for each, price in times)
 
 
 @pytest.mark.soak
-def test_a_drag_zooms_all_charts_and_draws_every_step_that_was_measured(tab: Tab) -> None:
+def test_a_drag_zooms_all_charts_and_draws_every_step_that_was_measured(tab):
     page = tab.page
     whole = steps_drawn(page)
     assert (whole[0], whole[-1]) == (1, STEPS)
@@ -274,7 +270,7 @@ def test_a_drag_zooms_all_charts_and_draws_every_step_that_was_measured(tab: Tab
 
 
 @pytest.mark.soak
-def test_keys_and_buttons_zoom_around_the_read_out(tab: Tab) -> None:
+def test_keys_and_buttons_zoom_around_the_read_out(tab):
     page = tab.page
     page.focus(f"{LOSS} .plot")
     page.keyboard.press("Home")
@@ -314,7 +310,7 @@ def test_the_axis_counts_tokens_time_or_dollars_as_the_costs_do(tab, runs):
 
 
 @pytest.mark.soak
-def test_every_metric_can_have_a_chart_and_layers_have_three_lines(tab: Tab) -> None:
+def test_every_metric_can_have_a_chart_and_layers_have_three_lines(tab):
     page = tab.page
     shown = "[...document.querySelectorAll('#charts .chart')].map((one) => one.dataset.metric)"
     assert page.evaluate(shown) == ["loss", "lr", "tokens_per_second"]
@@ -347,7 +343,7 @@ def test_every_metric_can_have_a_chart_and_layers_have_three_lines(tab: Tab) -> 
 
 
 @pytest.mark.soak
-def test_a_link_restores_the_view_and_the_page_follows_its_address(tab: Tab, browser: Any) -> None:
+def test_a_link_restores_the_view_and_the_page_follows_its_address(tab, browser):
     page = tab.page
     page.select_option("#axis", "dollars")
     page.click("#choose summary")
@@ -374,7 +370,7 @@ def test_a_link_restores_the_view_and_the_page_follows_its_address(tab: Tab, bro
 
 
 @pytest.mark.soak
-def test_a_chart_is_saved_as_the_points_that_it_shows_and_as_a_picture(tab: Tab) -> None:
+def test_a_chart_is_saved_as_the_points_that_it_shows_and_as_a_picture(tab):
     page = tab.page
     page.evaluate("choose({ zoom: [10, 20] })")
     wait_until(lambda: {*range(10, 21)} <= {*steps_drawn(page)}, "the finer points")
@@ -414,7 +410,7 @@ def test_a_chart_is_saved_as_the_points_that_it_shows_and_as_a_picture(tab: Tab)
 
 
 @pytest.mark.soak
-def test_samples_of_several_runs_stand_side_by_side_at_the_same_step(tab: Tab) -> None:
+def test_samples_of_several_runs_stand_side_by_side_at_the_same_step(tab):
     page = tab.page
     assert page.locator("#samples .card").count() == 2
     page.focus("#moment")

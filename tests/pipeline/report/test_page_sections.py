@@ -1,9 +1,5 @@
 """The page has tables of the layers' experts and gates, if the model has some."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import pytest
 
 from pipeline.job import Job
@@ -14,7 +10,7 @@ MODEL = JOB["model"] | {"n_layers": 2}
 EXPERTS = {"n": 8, "top_k": 2, "d_shared": 64}
 
 
-def job(**model: Any) -> Job:
+def job(**model):
     return Job.model_validate(JOB | {"model": MODEL | model})
 
 
@@ -22,17 +18,17 @@ PLAIN = Job.model_validate(JOB)
 WITH_EXPERTS = job(experts=EXPERTS)
 
 
-def steps(first: int, stop: int, load: list[float], entropy: list[float]) -> list[dict[str, Any]]:
+def steps(first, stop, load, entropy):
     reported = {"expert_load": load, "router_entropy": entropy}
     return [row(step, loss=3.0, **reported) for step in range(first, stop)]
 
 
-def rows_of(table: dict[str, Any]) -> list[list[str]]:
+def rows_of(table):
     """Return the rows of a table, the header first."""
     return [table["header"], *table["rows"]]
 
 
-def test_each_layer_has_its_load_and_entropy_at_the_end_of_each_stage() -> None:
+def test_each_layer_has_its_load_and_entropy_at_the_end_of_each_stage():
     metrics = {
         "pretrain": [
             *steps(1, 100, [4.0, 4.0], [0.1, 0.1]),  # before the last 50 steps
@@ -52,7 +48,7 @@ def test_each_layer_has_its_load_and_entropy_at_the_end_of_each_stage() -> None:
     assert "2.079 nats if it prefers no expert" in note["text"]
 
 
-def test_each_gate_has_its_first_and_last_loss() -> None:
+def test_each_gate_has_its_first_and_last_loss():
     metrics = {
         "pretrain": [
             row(1, loss=3.0, gate_loss=[2.0, 1.5]),

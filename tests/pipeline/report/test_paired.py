@@ -1,46 +1,41 @@
 """Two runs are compared by the questions that both answered, and by nothing else."""
 
-from __future__ import annotations
-
 import json
 import math
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from pion.evaluation.item_scores import ItemScores, item_scores, pack
-from pipeline.report.paired import Compared, Measure, compare, read_measures
+from pipeline.report.paired import Compared, compare, read_measures
 from pipeline.state.record_json import Damaged
-from pipeline.state.run_state import RunState, part_path
+from pipeline.state.run_state import part_path
 from pipeline.state.stores import FileStore
-from tests.pipeline.conftest import Pion
 from tests.support.rented_run import RentedRun
 
 RANDOM = np.random.default_rng(0)
 N = 1500
 
 
-def task(scores: np.ndarray, questions: str = "q", baseline: float = 0.25, **form: Any) -> Measure:
+def task(scores, questions="q", baseline=0.25, **form):
     key = {"rule": "core/nanochat-1", "questions": questions, "items": len(scores), "shots": 0}
     return key | {"baseline": baseline} | form, item_scores(scores)
 
 
-def answers(right: float) -> np.ndarray:
+def answers(right):
     return (RANDOM.random(N) < right).astype(float)
 
 
-def changed(before: np.ndarray, share: float, right: float) -> np.ndarray:
+def changed(before, share, right):
     """Return other answers to `share` of the questions."""
     return np.where(RANDOM.random(N) < share, answers(right), before)
 
 
-def by_name(rows: list[Compared]) -> dict[str, Compared]:
+def by_name(rows):
     return {row.name: row for row in rows}
 
 
-def test_the_error_of_core_is_that_of_a_bootstrap_over_items() -> None:
+def test_the_error_of_core_is_that_of_a_bootstrap_over_items():
     """hellaswag is asked twice, so its answers move together; the other task is on its own."""
     once = [answers(0.5), answers(0.3)]
     twice = [once[0], changed(once[0], 0.3, 0.5)]  # before: with and without examples
@@ -82,19 +77,19 @@ def test_other_questions_are_not_compared_and_the_words_say_why(form, words):
     assert rows["core"].why_not == f"1 of 1 tasks can't be compared, such as core.a: {words}"
 
 
-def test_a_measure_of_one_run_alone_is_shown() -> None:
+def test_a_measure_of_one_run_alone_is_shown():
     rows = compare({"packs.a": task(np.ones(4))}, {})
     assert rows == [Compared("packs.a", (1.0, None), why_not="measured of one alone")]
 
 
-def test_documents_of_other_data_are_not_compared() -> None:
+def test_documents_of_other_data_are_not_compared():
     bits = ItemScores(np.array([10.0, 30.0]), sizes=np.array([10, 20]))
     sides = [{"bits_per_byte": ({"data": data, "rows": 8}, bits)} for data in ("d", "e")]
     (row,) = compare(*sides)
     assert (row.values[0], row.change, row.why_not) == (pytest.approx(40 / 30), None, "other data")
 
 
-def test_of_many_tasks_only_those_are_real_that_chance_does_not_give() -> None:
+def test_of_many_tasks_only_those_are_real_that_chance_does_not_give():
     """One of twenty tasks without any difference has |z| > 1.96 on average: none is called real."""
     before = {f"core.{n}": task(answers(0.5), str(n)) for n in range(20)}
     after = {
@@ -109,7 +104,7 @@ def test_of_many_tasks_only_those_are_real_that_chance_does_not_give() -> None:
     )
 
 
-def test_scores_that_are_not_numbers_are_not_compared() -> None:
+def test_scores_that_are_not_numbers_are_not_compared():
     broken = task(np.array([1.0, math.nan]))
     (core, one) = compare({"core.a": task(np.ones(2))}, {"core.a": broken})
     assert (core.change, one.change, one.why_not) == (None, None, "not finite")
@@ -117,7 +112,7 @@ def test_scores_that_are_not_numbers_are_not_compared() -> None:
 
 # ---------------------------------------------------------------- from stores
 
-MEASURED: dict[str, Measure] = {
+MEASURED = {
     "pretrain.bits_per_byte": (
         {"data": "d", "rows": 8},
         ItemScores(np.array([10.0, 30.0, 21.0]), sizes=np.array([10, 20, 20])),
@@ -127,7 +122,7 @@ MEASURED: dict[str, Measure] = {
 }
 
 
-def evaluated(store: Path, name: str, measures: dict[str, Measure] = MEASURED) -> RunState:
+def evaluated(store, name, measures=MEASURED):
     """Return a finished run whose evaluation has kept `measures`."""
     rented = RentedRun(FileStore(store), name)
     rented.rent()
@@ -141,12 +136,12 @@ def evaluated(store: Path, name: str, measures: dict[str, Measure] = MEASURED) -
 
 
 @pytest.fixture
-def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+def wide(monkeypatch):
     monkeypatch.setenv("COLUMNS", "1000")  # no cell is broken into lines
 
 
 @pytest.mark.usefixtures("wide")
-def test_status_compares_what_was_measured_of_the_final_models(here: Path, pion: Pion) -> None:
+def test_status_compares_what_was_measured_of_the_final_models(here, pion):
     better = MEASURED | {"pretrain.core.piqa": task(np.array([1, 1, 1, 1.0]))}
     evaluated(here / "runs", "a")
     evaluated(here / "runs", "b", better)
@@ -164,7 +159,7 @@ def test_status_compares_what_was_measured_of_the_final_models(here: Path, pion:
 
 
 @pytest.mark.usefixtures("wide")
-def test_a_run_that_kept_no_answers_is_compared_by_the_rest(here: Path, pion: Pion) -> None:
+def test_a_run_that_kept_no_answers_is_compared_by_the_rest(here, pion):
     evaluated(here / "runs", "a")
     rented = RentedRun(FileStore(here / "runs"), "b")
     rented.rent()
@@ -184,7 +179,7 @@ def test_a_run_that_kept_no_answers_is_compared_by_the_rest(here: Path, pion: Pi
         ('{"pretrain.core.piqa": {"key": {}, "n": 8, "right": "!"}}', "right can't be read"),
     ],
 )
-def test_damaged_answers_are_named(tmp_path: Path, text: str, why: str) -> None:
+def test_damaged_answers_are_named(tmp_path, text, why):
     run = evaluated(tmp_path, "a")
     run.store.write(run.key(part_path("e1", "by_item")), text.encode())
     head = run.read()

@@ -1,9 +1,6 @@
 """The card's plot takes whatever was measured, and smooths it without lag."""
 
-from __future__ import annotations
-
 import math
-from typing import Any
 
 import pytest
 
@@ -13,7 +10,7 @@ from tests.pipeline.report.test_page_data import METRICS
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-ODD: dict[str, list[dict[str, Any]]] = {
+ODD = {
     "pretrain": [{"step": 1, "epoch": 1, "loss": 3.0}],
     "sft": [{"step": 1, "loss": 3.0}, {"step": 2, "loss": math.nan}, {"step": 3, "loss": math.inf}],
     "prefer": [
@@ -23,7 +20,7 @@ ODD: dict[str, list[dict[str, Any]]] = {
 }
 
 
-def test_the_plot_takes_whatever_was_measured_and_is_the_same_again() -> None:
+def test_the_plot_takes_whatever_was_measured_and_is_the_same_again():
     assert loss_plot({"pretrain": []}).startswith(PNG)
     assert loss_plot(ODD | METRICS).startswith(PNG)
     odd = loss_plot(ODD)
@@ -31,7 +28,7 @@ def test_the_plot_takes_whatever_was_measured_and_is_the_same_again() -> None:
     assert loss_plot(ODD) == odd
 
 
-def test_the_smoothed_curve_does_not_lag_behind_a_falling_one() -> None:
+def test_the_smoothed_curve_does_not_lag_behind_a_falling_one():
     falling = [float(value) for value in range(100, 0, -1)]
     smooth = running_mean(falling, 9)
     assert smooth[4:-4] == pytest.approx(falling[4:-4])

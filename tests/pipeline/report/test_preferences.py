@@ -1,17 +1,13 @@
 """The card, the page and the summary say what preferences changed, and how they were learned."""
 
-from __future__ import annotations
-
 import copy
 import json
-from typing import Any
 
 import pytest
 
 from pion.data.preference.summary import Part, Summary, Tally, Targets
 from pipeline.job import Job
 from pipeline.report.blocks import Table
-from pipeline.report.history import RunHistory
 from pipeline.report.page_sections import measured_sections
 from pipeline.report.preferences import LABELS_ONLY, preference_blocks, preferences_in_brief
 from pipeline.state.head import Head, StageRecord
@@ -25,7 +21,7 @@ AGREES |= {"where_shorter": 0.6, "where_shorter_sem": 0.06}
 AGREES |= {"length_bias": 0.3, "length_bias_sem": 0.07}
 ANSWERS = {"tokens": 30.0, "tokens_sem": 2.0, "stopped": 0.95, "stopped_sem": 0.02}
 ANSWERS |= {"distinct": 0.9, "distinct_sem": 0.01}
-FOUND: dict[str, Any] = {
+FOUND = {
     "start": "sft",
     "kind": "pairs",
     "items": 1234,
@@ -57,7 +53,7 @@ FOUND: dict[str, Any] = {
         "shown": [{"prompt": "What is\n x?", "before": "It | is.", "after": "A name."}],
     },
 }
-TUNED: dict[str, Any] = {
+TUNED = {
     "accuracy": 0.91,
     "accuracy_sem": 0.04,
     "text_change": 0.012,
@@ -81,29 +77,29 @@ SUMMARY = Summary(
 )
 
 
-def job(**prefer: Any) -> Job:
+def job(**prefer):
     fields = copy.deepcopy(JOB)
     source = {"kind": "hub", "repo": "org/pairs"}
     fields["prefer"] = {"steps": 60, "sources": [source], **prefer}
     return Job.model_validate(fields)
 
 
-def prepared(*summaries: Summary) -> Head:
+def prepared(*summaries):
     sources = [{"preferences": one.record()} for one in summaries]
     report = {"prefer": {"sources": json.loads(json.dumps(sources))}}
     return Head().with_stage("prepare", StageRecord("d", 0.0, result=report))
 
 
-def history(tuned: dict[str, Any] = TUNED, **prefer: Any) -> RunHistory:
+def history(tuned=TUNED, **prefer):
     return history_of(job(**prefer), results={"prefer": tuned}, head=prepared(SUMMARY))
 
 
-def without(*names: str) -> dict[str, Any]:
+def without(*names):
     """Return TUNED whose preferences lack what is named."""
     return {**TUNED, "preferences": {k: v for k, v in FOUND.items() if k not in names}}
 
 
-def test_the_card_has_both_sides_their_difference_and_whose_agreement_it_is() -> None:
+def test_the_card_has_both_sides_their_difference_and_whose_agreement_it_is():
     card = card_of_history(history())
     assert "Of 1,234 held-out pairs to 1,200 prompts, the model has 91.0 % ± 4.0 right" in card
     assert "agreement with these labels, and not with people." in card
@@ -121,7 +117,7 @@ def test_the_card_has_both_sides_their_difference_and_whose_agreement_it_is() ->
     assert "win rate" not in card.lower()
 
 
-def test_the_card_has_the_table_of_lengths_and_what_was_forgotten() -> None:
+def test_the_card_has_the_table_of_lengths_and_what_was_forgotten():
     card = card_of_history(history())
     assert "longer in 700 of the pairs, and shorter in 400" in card
     shares = "90.0 % ± 3.0 | 60.0 % ± 6.0 | +30.0 % ± 7.0"
@@ -131,7 +127,7 @@ def test_the_card_has_the_table_of_lengths_and_what_was_forgotten() -> None:
     assert "| tokens of an answer | 30.0 ± 2.0 | 20.0 ± 2.0 | −10.0 ± 2.0 |" in card.splitlines()
 
 
-def test_the_card_says_of_which_base_and_additions_the_reference_is() -> None:
+def test_the_card_says_of_which_base_and_additions_the_reference_is():
     found = {**FOUND, "reference": f"{SHA}{WITH_ADDITIONS}{'e' * 64}"}
     said = "the reference is the fine-tuned model, with additions (SHA-256 `eee"
     card = card_of_history(history({**TUNED, "preferences": found}))
@@ -139,7 +135,7 @@ def test_the_card_says_of_which_base_and_additions_the_reference_is() -> None:
     assert f"`) to a base whose tensors have the SHA-256 `{SHA}`" in card
 
 
-def test_the_card_says_how_it_was_trained_and_on_which_pairs() -> None:
+def test_the_card_says_how_it_was_trained_and_on_which_pairs():
     card = card_of_history(history(sft_weight=0.2))
     assert "the loss is `dpo-norm` with β 5, plus 0.2 × the cross-entropy of the chosen" in card
     assert f"the reference is the fine-tuned model, whose tensors have the SHA-256 `{SHA}`" in card
@@ -152,19 +148,19 @@ def test_the_card_says_how_it_was_trained_and_on_which_pairs() -> None:
     assert "`simpo` with β 2.5 and γ 1.25, without a reference." in simpo
 
 
-def test_the_card_warns_of_data_that_are_not_for_every_use() -> None:
+def test_the_card_warns_of_data_that_are_not_for_every_use():
     mixture = {"kind": "hub", "repo": "allenai/llama-3.1-tulu-3-8b-preference-mixture"}
     card = card_of_history(history(sources=[mixture]))
     assert "(parts of it are for non-commercial use only) (preferences)" in card
     assert "non-commercial" not in card_of_history(history())
 
 
-def test_the_card_names_each_source_that_left_something_out() -> None:
+def test_the_card_names_each_source_that_left_something_out():
     two = history_of(job(), results={"prefer": TUNED}, head=prepared(SUMMARY, SUMMARY))
     assert card_of_history(two).count("20,000 pairs were trained on") == 2
 
 
-def test_a_run_that_was_evaluated_before_this_existed_has_no_such_tables() -> None:
+def test_a_run_that_was_evaluated_before_this_existed_has_no_such_tables():
     card = card_of_history(history({"loss": 3.0}))
     assert "held-out pairs" not in card
     assert "the loss is `dpo-norm`" in card
@@ -172,7 +168,7 @@ def test_a_run_that_was_evaluated_before_this_existed_has_no_such_tables() -> No
     assert preferences_in_brief({"loss": 3.0}) == ""
 
 
-def test_where_all_chosen_answers_are_longer_nobody_can_tell_what_is_judged() -> None:
+def test_where_all_chosen_answers_are_longer_nobody_can_tell_what_is_judged():
     rules = {**FOUND["rules"], "shorter": 0}
     parts = preference_blocks(
         {"prefer": {**TUNED, "preferences": FOUND | {"rules": rules}}}, brief=True
@@ -185,7 +181,7 @@ def test_where_all_chosen_answers_are_longer_nobody_can_tell_what_is_judged() ->
     assert all("where it is shorter" not in table.header for table in tables)
 
 
-def test_single_answers_have_no_tables_of_pairs() -> None:
+def test_single_answers_have_no_tables_of_pairs():
     labels = {**FOUND, "kind": "labels", "before": {}, "change": {}, "desired": 0.55}
     labels["after"] = {"margin": {"accuracy": 0.7, "accuracy_sem": 0.01}}
     labels = {name: value for name, value in labels.items() if name != "rules"}
@@ -199,7 +195,7 @@ def test_single_answers_have_no_tables_of_pairs() -> None:
     )
 
 
-def test_what_was_not_measured_is_a_dash() -> None:
+def test_what_was_not_measured_is_a_dash():
     unknown = {"raw": {"accuracy": None, "accuracy_sem": None}, "normalized": {}}
     found = {**FOUND, "before": unknown, "change": unknown, "moved": {"chosen": None}}
     parts = preference_blocks({"prefer": {"preferences": found}}, brief=True)
@@ -211,7 +207,7 @@ def test_what_was_not_measured_is_a_dash() -> None:
     ]
 
 
-def test_only_the_page_shows_answers_in_words() -> None:
+def test_only_the_page_shows_answers_in_words():
     (section,) = [
         one
         for one in measured_sections(history(), {"prefer": TUNED})
@@ -223,7 +219,7 @@ def test_only_the_page_shows_answers_in_words() -> None:
     assert "What is" not in card_of_history(history())
 
 
-def test_the_summary_has_a_line() -> None:
+def test_the_summary_has_a_line():
     assert preferences_in_brief(TUNED) == (
         "91.0 % ± 4.0 right of 1,234; answers 30.0 ± 2.0 → 20.0 ± 2.0 tokens"
     )
@@ -233,13 +229,13 @@ def test_the_summary_has_a_line() -> None:
 @pytest.mark.parametrize(
     "damage", [{"sources": [{}]}, {"sources": 3}, {"sources": [{"preferences": 1}]}]
 )
-def test_a_damaged_report_of_prepare_names_its_place(damage: dict[str, Any]) -> None:
+def test_a_damaged_report_of_prepare_names_its_place(damage):
     head = Head().with_stage("prepare", StageRecord("d", 0.0, result={"prefer": damage}))
     with pytest.raises(Damaged, match=r"HEAD\.json is damaged: stages\.prepare\.result\.prefer"):
         card_of_history(history_of(job(), results={"prefer": TUNED}, head=head))
 
 
-def test_a_result_that_is_no_number_is_damage() -> None:
+def test_a_result_that_is_no_number_is_damage():
     wrong = {**TUNED, "accuracy": "all"}
     with pytest.raises(Damaged, match=r"prefer\.accuracy"):
         card_of_history(history(wrong))

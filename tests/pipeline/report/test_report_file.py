@@ -18,7 +18,6 @@ from pipeline.state.head import Head, StageRecord
 from pipeline.state.owner import Owner
 from pipeline.state.record_json import Damaged
 from tests.paths import JOBS
-from tests.pipeline.conftest import Pion
 from tests.pipeline.report.test_page_data import DONE, history, sample_row, told
 from tests.support.finished_run import make_run
 
@@ -33,7 +32,7 @@ class File(HTMLParser):
 
     VOID = ("meta", "link", "input")
 
-    def __init__(self, **fields: Any) -> None:
+    def __init__(self, **fields):
         super().__init__()
         self.html = report_html(history(**fields)).decode()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
@@ -44,15 +43,15 @@ class File(HTMLParser):
         self.feed(self.html)
         self.close()
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+    def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
         if tag not in self.VOID:
             self.open.append(tag)
 
-    def handle_endtag(self, tag: str) -> None:
+    def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
-    def handle_data(self, data: str) -> None:
+    def handle_data(self, data):
         if self.tags and self.tags[-1][1].get("id") == "frozen" and self.open[-1] == "script":
             self.frozen = json.loads(data)
         if self.open[-1:] == ["title"]:
@@ -61,7 +60,7 @@ class File(HTMLParser):
             self.without_scripts += data
 
 
-def test_it_loads_nothing_from_anywhere_and_its_policy_allows_its_own_scripts_alone() -> None:
+def test_it_loads_nothing_from_anywhere_and_its_policy_allows_its_own_scripts_alone():
     file = File()
     for tag, attributes in file.tags:
         assert tag not in ("iframe", "img", "object", "base")
@@ -80,7 +79,7 @@ def test_it_loads_nothing_from_anywhere_and_its_policy_allows_its_own_scripts_al
     assert file.open == []
 
 
-def test_it_has_the_same_data_as_the_live_page_and_all_points() -> None:
+def test_it_has_the_same_data_as_the_live_page_and_all_points():
     file = File()
     (run,) = file.frozen.pop("runs")
     curves = run.pop("curves")
@@ -98,7 +97,7 @@ def test_it_has_the_same_data_as_the_live_page_and_all_points() -> None:
     assert (begun.title, begun.open) == ("demo · Pion", [])
 
 
-def test_without_scripts_it_says_the_numbers_and_what_to_do() -> None:
+def test_without_scripts_it_says_the_numbers_and_what_to_do():
     deadline = {"at": 60.0, "watcher": None, "at_risk_from": None}
     text = File(deadline=deadline).without_scripts
     for shown in (
@@ -116,7 +115,7 @@ def test_without_scripts_it_says_the_numbers_and_what_to_do() -> None:
         assert shown in text, shown
 
 
-def test_text_of_models_and_users_cannot_become_markup() -> None:
+def test_text_of_models_and_users_cannot_become_markup():
     sample = sample_row(1, ATTACK, prompt=ATTACK)
     head = dataclasses.replace(DONE, owner=None)
     plain = [tag for tag, _ in File().tags]
@@ -130,7 +129,7 @@ def test_text_of_models_and_users_cannot_become_markup() -> None:
     assert "<img" not in file.html
 
 
-def test_a_damaged_result_refuses_the_report_and_is_a_note_on_the_live_page(tmp_path: Path) -> None:
+def test_a_damaged_result_refuses_the_report_and_is_a_note_on_the_live_page(tmp_path):
     record = StageRecord("ee", 90.0, result={"sft": {"loss": "x"}})
     head = dataclasses.replace(DONE, stages=DONE.stages | {"evaluate": record})
     with pytest.raises(Damaged, match=r"stages\.evaluate\.result"):
@@ -139,7 +138,7 @@ def test_a_damaged_result_refuses_the_report_and_is_a_note_on_the_live_page(tmp_
     assert "stages.evaluate.result" in page_data(history(head=head))["summary"]["notes"][0]
 
 
-def test_a_report_replaces_the_earlier_one(tmp_path: Path) -> None:
+def test_a_report_replaces_the_earlier_one(tmp_path):
     path = tmp_path / "new" / "report.html"
     write_report(path, history())
     write_report(path, history(samples=[sample_row(48, "nothing else")]))
@@ -151,7 +150,7 @@ def test_a_report_that_can_t_be_written_leaves_the_earlier_one(tmp_path, monkeyp
     path = tmp_path / "report.html"
     path.write_text("earlier")
 
-    def full(path: Path, data: bytes) -> int:
+    def full(path, data):
         path.touch()
         raise OSError(28, "No space left on device")
 
@@ -161,7 +160,7 @@ def test_a_report_that_can_t_be_written_leaves_the_earlier_one(tmp_path, monkeyp
     assert [each.read_text() for each in tmp_path.iterdir()] == ["earlier"]
 
 
-def test_the_report_can_be_written_again(here: Path, pion: Pion) -> None:
+def test_the_report_can_be_written_again(here, pion):
     run = make_run(here / "runs", release=False)
     assert "no record of its job" in pion("report", "demo")[2]
     text = (JOBS / "demo.yaml").read_text()

@@ -1,9 +1,6 @@
 """The card and the page say what was measured, what training changed, and what was forgotten."""
 
-from __future__ import annotations
-
 import copy
-from typing import Any
 
 import pytest
 
@@ -13,7 +10,7 @@ from pipeline.report.result_tables import before_after_rows, start_in_words, wha
 from tests.pipeline.report.test_model_card import JOB, card_and_page
 
 SHA = "0123456789abcdef" * 4
-RESULTS: dict[str, Any] = {
+RESULTS = {
     "base": {
         "response_loss": 3.2,
         "response_loss_sem": 0.05,
@@ -33,18 +30,18 @@ RESULTS: dict[str, Any] = {
 }
 
 
-def job_with(text: str | None = None) -> Job:
+def job_with(text=None):
     job = Job.model_validate(copy.deepcopy(JOB))
     job.evaluate = job.evaluate.model_copy(update={"text": text})
     return job
 
 
-def with_change(change: float | None, error: float | None) -> dict[str, Any]:
+def with_change(change, error):
     text = {"bits_per_byte": change, "bits_per_byte_sem": error}
     return {**RESULTS, "change": {**RESULTS["change"], "text": text}}
 
 
-def test_each_measure_has_a_row_with_both_sides_and_a_signed_difference() -> None:
+def test_each_measure_has_a_row_with_both_sides_and_a_signed_difference():
     assert before_after_rows(job_with(), RESULTS) == [
         (
             "loss of responses in held-out conversations (nats per token)",
@@ -56,7 +53,7 @@ def test_each_measure_has_a_row_with_both_sides_and_a_signed_difference() -> Non
     ]
 
 
-def test_a_run_with_text_of_its_own_has_a_row_for_it() -> None:
+def test_a_run_with_text_of_its_own_has_a_row_for_it():
     results = copy.deepcopy(RESULTS)
     for name, value in (("base", 2.0), ("sft", 1.5), ("change", -0.5)):
         results[name]["bits_per_byte"] = value
@@ -79,14 +76,14 @@ def test_a_sentence_says_what_it_means(change, error, expected):
     assert expected in what_it_forgot(job_with(), with_change(change, error))
 
 
-def test_the_text_is_named_without_its_folder_and_with_its_hash() -> None:
+def test_the_text_is_named_without_its_folder_and_with_its_hash():
     sample = what_it_forgot(job_with(), RESULTS, code="`{}`")
     assert f"a sample that comes with Pion (sha256 `{SHA}`)" in sample
     own = what_it_forgot(job_with("/home/me/notes.txt"), RESULTS, code="`{}`")
     assert f"The other text is `notes.txt` (sha256 `{SHA}`)" in own
 
 
-def test_card_and_page_show_the_table_and_its_meaning() -> None:
+def test_card_and_page_show_the_table_and_its_meaning():
     card, page = card_and_page(RESULTS)
     assert "| other text (bits per byte) | 1.000 ± 0.200 | 1.050 ± 0.200 | +0.050 ± 0.010 |" in card
     assert '"other text (bits per byte)", "1.000 ± 0.200", "1.050 ± 0.200"' in page
@@ -96,7 +93,7 @@ def test_card_and_page_show_the_table_and_its_meaning() -> None:
     assert "fine-tuned | –" not in card  # nothing was measured on text of the run's own
 
 
-def test_a_run_from_random_weights_has_nothing_of_it() -> None:
+def test_a_run_from_random_weights_has_nothing_of_it():
     plain = {"sft": RESULTS["sft"]}
     assert before_after_rows(job_with(), plain) == []
     assert what_it_forgot(job_with(), plain) == ""
@@ -104,14 +101,14 @@ def test_a_run_from_random_weights_has_nothing_of_it() -> None:
         assert "efore and after training" not in shown
 
 
-def test_the_start_is_said_in_a_line() -> None:
+def test_the_start_is_said_in_a_line():
     assert start_in_words(RESULTS["base"]) == (
         "loss of responses in held-out conversations (nats per token): 3.200 ± 0.050; other text "
         "(bits per byte): 1.000 ± 0.200"
     )
 
 
-def test_a_share_of_all_cases_has_an_interval_and_an_old_result_has_no_error() -> None:
+def test_a_share_of_all_cases_has_an_interval_and_an_old_result_has_no_error():
     of_all = {"stop_accuracy": 1.0, "stop_accuracy_sem": 0.0}
     counted = share_with_interval({**of_all, "ends": 40}, "stop_accuracy", "ends")
     assert counted == "100.0 % (95 %: 91.2 to 100.0)"

@@ -1,12 +1,8 @@
 """When workers start: before or after `prepare`, and again if their Ray did not start."""
 
-from __future__ import annotations
-
 import dataclasses
 import queue
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -29,7 +25,6 @@ from pipeline.workers import cluster
 from pipeline.workers import ray_workers as ray_workers_module
 from pipeline.workers.cluster import Cluster
 from pipeline.workers.ray_workers import RAY_ADDRESS
-from tests.support.clock import FakeClock
 from tests.support.jobs import SilentDisplay
 from tests.support.states import someone
 from tests.support.whole_runs import write_job
@@ -53,23 +48,16 @@ class Stop(Exception):
     ],
 )
 def test_workers_that_hold_cpus_start_once_the_data_is_prepared(
-    address: str | None,
-    here: int,
-    in_ray: int,
-    workers: int | list[int],
-    order: list[str],
-    tmp_path: Path,
-    time: FakeClock,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    did: list[str] = []
+    address, here, in_ray, workers, order, tmp_path, time, monkeypatch
+):
+    did = []
 
-    def do(what: str) -> None:
+    def do(what):
         did.append(what)
         if len(did) == 2:
             raise Stop
 
-    def start_workers(*arguments: Any) -> None:
+    def start_workers(*arguments):
         do("workers")
 
     monkeypatch.setattr(advance, "start_workers", start_workers)
@@ -99,24 +87,19 @@ def test_workers_that_hold_cpus_start_once_the_data_is_prepared(
     ],
 )
 def test_a_ray_that_does_not_start_is_started_again_and_then_one_worker_does_without(
-    workers: int,
-    rented: bool,
-    ends: str | type[PionError],
-    tmp_path: Path,
-    time: FakeClock,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    tried: list[bool] = []
+    workers, rented, ends, tmp_path, time, monkeypatch
+):
+    tried = []
 
-    def ray_workers(request: Any, count: int, *, patient: bool) -> Any:
+    def ray_workers(request, count, *, patient):
         tried.append(patient)
-        messages: Any = queue.Queue()
+        messages = queue.Queue()
         messages.put((-1, FitEnded("The current node timed out during startup")))
         return SimpleNamespace(
             messages=messages, log=tmp_path / "log", shared=False, close=lambda: None
         )
 
-    def train_here(context: Any) -> str:
+    def train_here(context):
         raise Stop
 
     monkeypatch.delenv(RAY_ADDRESS, raising=False)
@@ -128,7 +111,7 @@ def test_a_ray_that_does_not_start_is_started_again_and_then_one_worker_does_wit
     if rented:
         start = dataclasses.replace(start, owner=someone(launch_id="7"))
     claim = claim_run(start.run, start.owner, take_over=True)
-    said: list[str] = []
+    said = []
     journal = Journal(start, claim, SilentDisplay())
     monkeypatch.setattr(journal, "note", said.append)
     plans = {p.stage: p for p in plan_stages(start.job, start.digests, claim.head)}
@@ -144,7 +127,7 @@ def test_a_ray_that_does_not_start_is_started_again_and_then_one_worker_does_wit
         assert "Everything committed is safe" in str(ended.value)
 
 
-def a_start(folder: Path, time: FakeClock, workers: int | list[int]) -> Start:
+def a_start(folder, time, workers):
     """Return the start of a run whose stages are all to do."""
     job = load_job(write_job(folder, hardware__workers=workers))
     run = RunState(FileStore(folder / "runs"), job.name, time.clock())

@@ -1,10 +1,7 @@
 """A start of a run that has an owner needs little memory: it imports neither torch nor Ray."""
 
-from __future__ import annotations
-
 import os
 import sys
-from pathlib import Path
 
 from pipeline.state.claim import claim_run
 from pipeline.state.owner import Owner
@@ -27,7 +24,7 @@ def test_a_person_hears_that_a_run_is_owned_before_the_checks_that_import_torch(
     assert ended.stdout.splitlines()[-1] == "2"
 
 
-def test_the_checks_of_a_job_that_publishes_to_a_folder_import_no_torch(tmp_path: Path) -> None:
+def test_the_checks_of_a_job_that_publishes_to_a_folder_import_no_torch(tmp_path):
     job = write_job(tmp_path, publish={"to": "model"})
     code = f"""if True:
     import sys

@@ -1,10 +1,7 @@
 """What the driver says of a group of workers whose size may change."""
 
-from __future__ import annotations
-
 import queue
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -16,7 +13,7 @@ from pipeline.run.signals import StoppingOnSignals
 from tests.support.jobs import SilentDisplay, tiny_job
 
 
-def test_an_absence_of_all_workers_is_said_once() -> None:
+def test_an_absence_of_all_workers_is_said_once():
     absence = Absence(tiny_job(hardware__workers=[2, 16]).hardware)
     assert absence.look(0, 50.0) is None
     assert absence.look(0, 50.0 + ABSENCE_SECONDS - 1) is None
@@ -26,7 +23,7 @@ def test_an_absence_of_all_workers_is_said_once() -> None:
     assert absence.look(0, 50.0 + 2 * ABSENCE_SECONDS) is None
 
 
-def test_each_absence_counts_from_the_last_worker() -> None:
+def test_each_absence_counts_from_the_last_worker():
     absence = Absence(tiny_job(hardware__workers=[2, 16]).hardware)
     assert absence.look(0, 0.0) is None
     assert absence.look(1, 60.0) is None
@@ -40,10 +37,10 @@ def test_each_absence_counts_from_the_last_worker() -> None:
 
 @pytest.mark.parametrize(("workers", "stays"), [(2, False), ([2, 16], True)])
 def test_a_group_whose_size_may_change_stays_when_a_workers_machine_will_be_taken(workers, stays):
-    said: list[Any] = []
-    noticed: list[str] = []
+    said = []
+    noticed = []
     preemption_stop = SimpleNamespace(noticed=lambda text, seconds: noticed.append(text))
-    start: Any = SimpleNamespace(
+    start = SimpleNamespace(
         job=tiny_job(hardware__workers=workers), preemption_stop=preemption_stop
     )
     training = WorkersTraining(start, None, None, said.append)  # type: ignore[arg-type]
@@ -55,14 +52,14 @@ def test_a_group_whose_size_may_change_stays_when_a_workers_machine_will_be_take
 
 def test_a_stop_between_two_groups_says_from_where_the_next_start_resumes(monkeypatch):
     monkeypatch.setattr(drive_training, "GONE_SECONDS", 0.0)
-    did: list[str] = []
+    did = []
     lifeline = SimpleNamespace(connected=3, ask_to_stop=lambda: did.append("ask"))
-    workers: Any = SimpleNamespace(
+    workers = SimpleNamespace(
         lifeline=lifeline, messages=queue.Queue(), end_in_order=lambda: did.append("end in order")
     )
     stopping = StoppingOnSignals(SilentDisplay())
-    start: Any = SimpleNamespace(job=tiny_job(hardware__workers=[2, 16]), stopping=stopping)
-    claim: Any = SimpleNamespace(check=lambda: None)
+    start = SimpleNamespace(job=tiny_job(hardware__workers=[2, 16]), stopping=stopping)
+    claim = SimpleNamespace(check=lambda: None)
     training = WorkersTraining(start, claim, workers, lambda message: None)
     assert not training._ended_in_silence()  # three workers train
     lifeline.connected = 0

@@ -1,11 +1,5 @@
 """The closing summary of a run."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
-import pytest
-
 from pion.files import sha256_file
 from pipeline.job import Job
 from pipeline.run.finish import summary_rows
@@ -17,7 +11,7 @@ from tests.support.finished_run import make_run
 from tests.support.jobs import tiny_dict
 
 
-def test_the_summary_says_how_far_a_models_probabilities_can_be_trusted(tmp_path: Path) -> None:
+def test_the_summary_says_how_far_a_models_probabilities_can_be_trusted(tmp_path):
     run = make_run(tmp_path / "runs")
     claim = claim_run(run, Owner.me())
     measured = {"sft": {"bits_per_byte": 1.5, "calibration": CALIBRATION}}
@@ -28,8 +22,8 @@ def test_the_summary_says_how_far_a_models_probabilities_can_be_trusted(tmp_path
 
 
 def test_the_summary_says_where_the_published_model_is_and_that_it_is_still_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     weights = tmp_path / "model" / "model.safetensors"
     weights.parent.mkdir()
@@ -47,7 +41,7 @@ def test_the_summary_says_where_the_published_model_is_and_that_it_is_still_ther
     assert "no longer has this run's model" in dict(map(tuple, summary_rows(job, run)))["model"]
 
 
-def test_the_summary_says_how_much_of_the_text_was_left_out(tmp_path: Path) -> None:
+def test_the_summary_says_how_much_of_the_text_was_left_out(tmp_path):
     run = make_run(tmp_path / "runs")
     job = Job.model_validate(tiny_dict())
     assert "cleaning" not in dict(map(tuple, summary_rows(job, run)))

@@ -1,10 +1,7 @@
 """A hop, seen from the new machine: it asks the old owner to save, and nothing is lost."""
 
-from __future__ import annotations
-
 import dataclasses
 import threading
-from pathlib import Path
 
 import pytest
 
@@ -21,7 +18,6 @@ from pipeline.state.owner import RELEASED
 from pipeline.state.run_state import RunState
 from pipeline.state.status.run_status import run_status
 from pipeline.state.stores import FileStore, open_store
-from tests.support.clock import FakeClock
 from tests.support.jobs import SilentDisplay
 from tests.support.light_run import light_run, save_checkpoint
 from tests.support.states import someone
@@ -31,14 +27,14 @@ from tests.support.whole_runs import write_job
 
 
 @pytest.fixture
-def run(tmp_path: Path, time: FakeClock) -> RunState:
+def run(tmp_path, time):
     """A released run with work left, last claimed under epoch 2."""
     return light_run(FileStore(tmp_path / "runs"), clock=time.clock())
 
 
 def arrive(run, epoch, me=NEW, fetch=lambda: None):
     """Do what the new machine does before it claims; return what it says."""
-    said: list[str] = []
+    said = []
     environment = {FROM_EPOCH: str(epoch)}
     ask_for_handover(run, me, say=said.append, fetch=fetch, environment=environment)
     return said
@@ -49,7 +45,7 @@ def test_the_old_owner_saves_and_releases_and_the_new_one_continues_from_there(r
     said = arrive(run, old.epoch)
     assert said == [f"asked {OLD.describe()} to save its work and hand the run over"]
 
-    def old_lives() -> None:
+    def old_lives():
         if old._fenced is None:
             old.heartbeat.beat()
         if old.heartbeat.stop_request is not None and old._fenced is None:
@@ -64,7 +60,7 @@ def test_the_old_owner_saves_and_releases_and_the_new_one_continues_from_there(r
     assert time.time - started < 5  # without waiting for silence
 
 
-def test_nobody_is_asked_before_the_new_machine_has_come(run: RunState) -> None:
+def test_nobody_is_asked_before_the_new_machine_has_come(run):
     claim_run(run, OLD)
     ask_for_handover(run, NEW, say=print, fetch=lambda: None, environment={})
     assert pending_stop(run) is None
@@ -82,15 +78,15 @@ def test_the_new_launch_is_not_stopped_by_its_own_request_and_restarts_of_the_ol
     assert "pion hop to pod-new" in asked.describe()
 
 
-def test_what_the_new_machine_needs_is_fetched_while_the_old_one_still_works(run: RunState) -> None:
+def test_what_the_new_machine_needs_is_fetched_while_the_old_one_still_works(run):
     old = claim_run(run, OLD)
-    asked_by_then: list[object] = []
+    asked_by_then = []
     arrive(run, old.epoch, fetch=lambda: asked_by_then.append(pending_stop(run)))
     assert asked_by_then == [None]
 
 
-def test_a_fetch_that_fails_keeps_nobody_from_taking_over(run: RunState) -> None:
-    def fetch() -> None:
+def test_a_fetch_that_fails_keeps_nobody_from_taking_over(run):
+    def fetch():
         raise PionError("the data can't be used")
 
     old = claim_run(run, OLD)
@@ -98,7 +94,7 @@ def test_a_fetch_that_fails_keeps_nobody_from_taking_over(run: RunState) -> None
     assert pending_stop(run) is not None
 
 
-def test_a_silent_owner_is_taken_over_from_after_a_minute(run: RunState, time: FakeClock) -> None:
+def test_a_silent_owner_is_taken_over_from_after_a_minute(run, time):
     old = claim_run(run, OLD)
     arrive(run, old.epoch)
     started = time.time
@@ -107,20 +103,20 @@ def test_a_silent_owner_is_taken_over_from_after_a_minute(run: RunState, time: F
     assert 60 <= time.time - started < 65
 
 
-def test_an_owner_that_has_restarted_since_is_still_the_one_to_relieve(run: RunState) -> None:
+def test_an_owner_that_has_restarted_since_is_still_the_one_to_relieve(run):
     old = claim_run(run, OLD)
     claim_run(run, dataclasses.replace(OLD, session="after a preemption"))
     assert arrive(run, old.epoch)
 
 
-def test_a_person_who_has_taken_the_run_over_since_is_not_asked(run: RunState) -> None:
+def test_a_person_who_has_taken_the_run_over_since_is_not_asked(run):
     old = claim_run(run, OLD)
     claim_run(run, someone(host="desk"), take_over=True)
     assert arrive(run, old.epoch) == []
     assert pending_stop(run) is None
 
 
-def test_a_launch_that_had_the_run_asks_nobody_when_it_is_restarted(run: RunState) -> None:
+def test_a_launch_that_had_the_run_asks_nobody_when_it_is_restarted(run):
     old = claim_run(run, OLD)
     arrive(run, old.epoch)
     old.release()
@@ -131,7 +127,7 @@ def test_a_launch_that_had_the_run_asks_nobody_when_it_is_restarted(run: RunStat
     assert pending_stop(run) is None
 
 
-def test_a_machine_that_comes_late_leaves_a_run_alone_that_has_moved(run: RunState) -> None:
+def test_a_machine_that_comes_late_leaves_a_run_alone_that_has_moved(run):
     claim_run(run, OLD).release()  # the first machine was taken away, and another one is booting
     assert arrive(run, head_of(run).epoch) == []
     assert arrive(run, head_of(run).epoch) == []  # its boot was interrupted
@@ -140,26 +136,26 @@ def test_a_machine_that_comes_late_leaves_a_run_alone_that_has_moved(run: RunSta
     assert clear_stops(run) == 1
 
 
-def test_a_run_that_somebody_had_and_released_meanwhile_is_asked_nothing(run: RunState) -> None:
+def test_a_run_that_somebody_had_and_released_meanwhile_is_asked_nothing(run):
     before = head_of(run).epoch
     claim_run(run, someone(host="desk")).release()
     assert arrive(run, before) == []
     assert pending_stop(run) is None
 
 
-def test_asking_twice_leaves_one_request(run: RunState) -> None:
+def test_asking_twice_leaves_one_request(run):
     old = claim_run(run, OLD)
     arrive(run, old.epoch)
     arrive(run, old.epoch)  # its boot was interrupted
     assert clear_stops(run) == 1
 
 
-def test_an_epoch_that_is_none_is_refused(run: RunState) -> None:
+def test_an_epoch_that_is_none_is_refused(run):
     with pytest.raises(BadInput, match=f"{FROM_EPOCH} is 'two', but it must be an epoch"):
         ask_for_handover(run, NEW, say=print, fetch=lambda: None, environment={FROM_EPOCH: "two"})
 
 
-def test_status_calls_a_run_stopped_by_a_hop_only_while_the_old_owner_has_it(run: RunState) -> None:
+def test_status_calls_a_run_stopped_by_a_hop_only_while_the_old_owner_has_it(run):
     old = claim_run(run, OLD)
     arrive(run, old.epoch)
     assert run_status(run, head_of(run), 0.0)["stop"]["except_launch"] == "launch-new"
@@ -175,7 +171,7 @@ def test_pion_run_on_the_new_machine_asks_waits_and_continues_to_the_end(tmp_pat
     old.heartbeat.start(0.1)
     write_rental_note(run, RentalNote(0.0, "desk", "1a2b3c4d", "launch-new", old.epoch), None)
 
-    def hand_over_when_asked() -> None:
+    def hand_over_when_asked():
         while old.heartbeat.stop_request is None:
             threading.Event().wait(0.05)
         old.release()

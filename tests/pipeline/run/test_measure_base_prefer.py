@@ -1,16 +1,9 @@
 """The model that prefer started from is found again, or it is said that it is gone."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import pytest
 
 from pion.errors import BadInput
 from pipeline.console.messages import Note
-from pipeline.job import Job
 from pipeline.run.measure_base import model_before_prefer
 from pipeline.state.head import REFERENCE, Head
 from pipeline.state.run_state import RunState
@@ -19,34 +12,34 @@ from pipeline.state.stores.errors import StoreError
 from tests.support.jobs import tiny_job
 
 
-def job(**prefer: Any) -> Job:
+def job(**prefer):
     section = {"steps": 5, "sources": [{"kind": "jsonl", "path": "pairs.jsonl"}], **prefer}
     return tiny_job(prefer=section)
 
 
-def at_once(call: Callable[[], Any]) -> Any:
+def at_once(call):
     return call()
 
 
 def started(found, folder, head=None):
-    said: list[str] = []
+    said = []
     run = RunState(open_store(str(folder / "runs")), "tiny")
     models = {stage: folder / stage for stage in ("pretrain", "sft", "prefer")}
 
-    def say(note: Any) -> None:
+    def say(note):
         assert isinstance(note, Note)
         said.append(note.text)
 
     return model_before_prefer(found, run, head or Head(), models, say, at_once), said
 
 
-def test_it_is_the_stage_before(tmp_path: Path) -> None:
+def test_it_is_the_stage_before(tmp_path):
     start, said = started(job(), tmp_path)
     assert (start.name, start.reference, said) == ("sft", None, [])
 
 
 def test_numbers_that_are_missing_are_a_note_and_the_model_is_measured(tmp_path, monkeypatch):
-    def missing(*_: Any) -> Path:
+    def missing(*_):
         raise BadInput("they are missing")
 
     monkeypatch.setattr("pipeline.run.measure_base.bring_data", missing)
@@ -57,7 +50,7 @@ def test_numbers_that_are_missing_are_a_note_and_the_model_is_measured(tmp_path,
 
 
 def test_a_store_that_is_down_is_no_missing_file(tmp_path, monkeypatch):
-    def down(*_: Any) -> Path:
+    def down(*_):
         raise StoreError("Cannot read", "a folder", "the service is down")
 
     monkeypatch.setattr("pipeline.run.measure_base.bring_data", down)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -21,40 +20,40 @@ NOTICE = "AWS will take this machine in 120 s (terminate)"
 class Run:
     """A run that may be told of notices and saves."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.said: list[str] = []
         self.stopping = StoppingOnSignals(SilentDisplay())
         self.preemption_stop = PreemptionStop(self.stopping, self.said.append)
 
     @property
-    def left(self) -> float:
+    def left(self):
         """Seconds until the machine is taken, once the run was asked to stop."""
         return self.stopping.deadline.at - time.monotonic()
 
-    def stops(self) -> None:
+    def stops(self):
         wait_until(lambda: self.stopping.asked, "the run to be asked to stop")
 
 
 @pytest.fixture
-def run() -> Iterator[Run]:
+def run():
     run = Run()
     with run.preemption_stop:
         yield run
 
 
 @pytest.fixture
-def exact(monkeypatch: pytest.MonkeyPatch) -> None:
+def exact(monkeypatch):
     """Let a run leave when exactly what a save takes is left."""
     monkeypatch.setattr(preemption_stop, "seconds_to_leave", lambda stall, write: stall + write)
 
 
-def test_what_is_left_for_the_last_save_is_twice_a_save_and_ten_seconds() -> None:
+def test_what_is_left_for_the_last_save_is_twice_a_save_and_ten_seconds():
     assert seconds_to_leave(1.0, 17.0) == 2 * 18.0 + 10.0
     assert seconds_to_leave(0.0, 0.1) == 2 * LEAST_SAVE + SPARE_SECONDS
 
 
 @pytest.mark.parametrize("seconds", [5.0, 30.0, LONG_NOTICE - 1])
-def test_a_short_notice_stops_the_run_at_once(run: Run, seconds: float) -> None:
+def test_a_short_notice_stops_the_run_at_once(run, seconds):
     run.preemption_stop.saved(0.1, 0.9)
     run.preemption_stop.noticed(NOTICE, seconds)
     assert run.stopping.asked
@@ -63,7 +62,7 @@ def test_a_short_notice_stops_the_run_at_once(run: Run, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("save", [(None, None), (5.0, 60.0)], ids=["not measured", "needs all"])
-def test_a_long_notice_stops_a_run_at_once_that_may_need_all_of_it_to_save(run: Run, save) -> None:
+def test_a_long_notice_stops_a_run_at_once_that_may_need_all_of_it_to_save(run, save):
     run.preemption_stop.saved(*save)
     run.preemption_stop.noticed(NOTICE, 120.0)
     assert run.stopping.asked
@@ -79,7 +78,7 @@ def test_a_long_notice_lets_the_run_continue_until_the_save_needs_the_rest(run, 
     assert run.stopping.asked_stop.reason == NOTICE
 
 
-def test_a_save_that_takes_longer_lets_the_run_leave_earlier(run: Run, exact: None) -> None:
+def test_a_save_that_takes_longer_lets_the_run_leave_earlier(run, exact):
     run.preemption_stop.saved(1.0, 1.0)
     run.preemption_stop.noticed(NOTICE, 120.0)
     run.preemption_stop.saved(1.0, 119.0)
@@ -87,7 +86,7 @@ def test_a_save_that_takes_longer_lets_the_run_leave_earlier(run: Run, exact: No
     assert run.left > 118
 
 
-def test_of_the_notices_of_several_nodes_the_shortest_counts(run: Run, exact: None) -> None:
+def test_of_the_notices_of_several_nodes_the_shortest_counts(run, exact):
     run.preemption_stop.saved(1.0, 69.5)
     run.preemption_stop.noticed("node 1", 120.0)
     run.preemption_stop.noticed("node 2", 71.0)
@@ -99,7 +98,7 @@ def test_of_the_notices_of_several_nodes_the_shortest_counts(run: Run, exact: No
     assert len(run.said) == 2
 
 
-def test_a_short_notice_after_a_long_notice_stops_the_run_at_once(run: Run) -> None:
+def test_a_short_notice_after_a_long_notice_stops_the_run_at_once(run):
     run.preemption_stop.saved(1.0, 1.0)
     run.preemption_stop.noticed("node 1", 120.0)
     run.preemption_stop.noticed("node 2", 5.0)
@@ -107,7 +106,7 @@ def test_a_short_notice_after_a_long_notice_stops_the_run_at_once(run: Run) -> N
     assert run.left <= 5.0
 
 
-def test_a_run_that_has_ended_is_not_asked_to_stop() -> None:
+def test_a_run_that_has_ended_is_not_asked_to_stop():
     run = Run()
     with run.preemption_stop:
         run.preemption_stop.saved(1.0, 1.0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -37,30 +36,30 @@ MANAGED = {**RENTED, "SKYPILOT_MANAGED_JOB_ID": "7"}
 ON_THE_ROOT_DISK = "/no-such-folder/runs"
 
 
-def test_a_managed_machines_own_disk_is_no_store() -> None:
+def test_a_managed_machines_own_disk_is_no_store():
     with pytest.raises(BadInput, match=r"lost with the machine.*Nothing was started.*store=s3://"):
         store_that_goes_with_the_machine(ON_THE_ROOT_DISK, MANAGED)
 
 
-def test_a_machine_somebody_ends_by_hand_may_have_one_with_a_warning() -> None:
+def test_a_machine_somebody_ends_by_hand_may_have_one_with_a_warning():
     (note,) = store_that_goes_with_the_machine(f"file://{ON_THE_ROOT_DISK}", RENTED)
     assert "copy what you want to keep" in note
 
 
 @pytest.mark.parametrize("environment", [RENTED, MANAGED])
 @pytest.mark.parametrize("url", ["s3://bucket/runs", "hf://user/repo"])
-def test_a_store_elsewhere_outlives_every_machine(url: str, environment: dict[str, str]) -> None:
+def test_a_store_elsewhere_outlives_every_machine(url, environment):
     assert store_that_goes_with_the_machine(url, environment) == []
 
 
-def test_a_volume_may_outlive_the_machine() -> None:
+def test_a_volume_may_outlive_the_machine():
     volume = Path("/dev/shm")
     if not volume.is_dir() or volume.stat().st_dev == Path("/").stat().st_dev:
         pytest.skip("/dev/shm is not a file system of its own here")
     assert store_that_goes_with_the_machine(str(volume / "runs"), MANAGED) == []
 
 
-def test_at_home_a_folder_is_as_good_as_any() -> None:
+def test_at_home_a_folder_is_as_good_as_any():
     assert store_that_goes_with_the_machine(ON_THE_ROOT_DISK, {}) == []
 
 
@@ -78,8 +77,8 @@ def test_a_worker_needs_a_gpu_of_this_machine_unless_a_ray_has_others(tmp_path, 
 
 @pytest.mark.parametrize("variable", ["TMPDIR", "TORCHINDUCTOR_CACHE_DIR", "XDG_CACHE_HOME"])
 def test_a_compiler_that_would_fail_at_a_space_is_found_before_the_start(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
-) -> None:
+    tmp_path, monkeypatch, variable
+):
     folder = tmp_path / "a folder"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", None)  # read TMPDIR again
@@ -100,7 +99,7 @@ def test_a_compiler_that_would_fail_at_a_space_is_found_before_the_start(
     ("part", "rest"), [("experts", {"shared": 0}), ("primitives", {"rank": 2, "bands": [[0, 1]]})]
 )
 def test_a_router_or_a_recipe_that_would_learn_nothing_is_refused(part, rest):
-    def with_top_k(top_k: int, **changes: Any) -> Job:
+    def with_top_k(top_k, **changes):
         changes[f"model__{part}"] = {"n": 4, "top_k": top_k, **rest}
         gate = {"model__activation": "gelu"} if part == "primitives" else {}
         return tiny_job(**gate, **changes)
@@ -143,7 +142,7 @@ def test_a_variable_that_names_no_gpu_is_refused(monkeypatch, visible):
         what_gpus_are_used(tiny_job())
 
 
-def see(monkeypatch: pytest.MonkeyPatch, listed: list[ListedGpu], visible: str | None) -> None:
+def see(monkeypatch, listed, visible):
     """Let the driver list these GPUs, and let the user name some of them."""
     monkeypatch.setattr("pipeline.run.preflight.listed_gpus", lambda: listed)
     monkeypatch.delenv("PION_RAY_ADDRESS", raising=False)
@@ -156,7 +155,7 @@ def see(monkeypatch: pytest.MonkeyPatch, listed: list[ListedGpu], visible: str |
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_checkpoint_has_the_learned_weights_and_the_optimizers_state(optimizer: str) -> None:
+def test_a_checkpoint_has_the_learned_weights_and_the_optimizers_state(optimizer):
     job = tiny_job(pretrain__optimizer=optimizer, model__vocab_size=320)
     model = Decoder(job.model_config_resolved())
     saved = Optimizer(model, settings_of(job.section("pretrain"))).state_tensors()
@@ -168,7 +167,7 @@ def test_a_checkpoint_has_the_learned_weights_and_the_optimizers_state(optimizer
 class Disk:
     """A tiny job on a disk with `free` bytes."""
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, folder, monkeypatch):
         write_tiny_data(folder)
         monkeypatch.chdir(folder)
         monkeypatch.setattr("pipeline.run.preflight.free_bytes", lambda folder: self.free)
@@ -177,18 +176,18 @@ class Disk:
         self.needed = sum(checkpoint_bytes(self.job, "pretrain"))
         self.free: int | None = self.needed
 
-    def require(self, until: str | None = None) -> None:
+    def require(self, until=None):
         require_room(self.job, self.run, work_left(self.job, self.run), until)
 
 
 @pytest.fixture
-def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Disk:
+def disk(tmp_path, monkeypatch):
     return Disk(tmp_path, monkeypatch)
 
 
 def test_a_run_without_room_for_one_checkpoint_is_refused_before_anything_is_started(
-    disk: Disk, tmp_path: Path
-) -> None:
+    disk, tmp_path
+):
     disk.free = 100_000
     with pytest.raises(BadInput) as refused:
         run_job(disk.job, RunOptions(), SilentDisplay())
@@ -199,7 +198,7 @@ def test_a_run_without_room_for_one_checkpoint_is_refused_before_anything_is_sta
     assert disk.run.read() is None
 
 
-def test_a_disk_with_just_enough_room_is_not_refused(disk: Disk) -> None:
+def test_a_disk_with_just_enough_room_is_not_refused(disk):
     disk.require()
     disk.free = None  # the file system does not say
     disk.require()
@@ -209,7 +208,7 @@ def test_a_disk_with_just_enough_room_is_not_refused(disk: Disk) -> None:
         disk.require()
 
 
-def test_what_the_run_itself_deletes_makes_room(disk: Disk, tmp_path: Path) -> None:
+def test_what_the_run_itself_deletes_makes_room(disk, tmp_path):
     disk.free = disk.needed - 1
     claim_run(disk.run, someone()).release()
     kept = tmp_path / "runs" / "tiny" / "checkpoints" / "pretrain" / "10-1"

@@ -6,8 +6,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -27,7 +25,6 @@ from pipeline.state.shared.prune import delete_due, mark
 from pipeline.state.stores import FileStore
 from pipeline.state.stores.retry import Patience
 from pipeline.state.workspace import FILES
-from tests.support.clock import FakeClock
 from tests.support.corpora import save_tokenizer, sentences
 from tests.support.jobs import SilentDisplay
 from tests.support.preference_runs import prefer_job
@@ -46,30 +43,30 @@ class FarAway(FileStore):
     downloading: Callable[[], None] = staticmethod(lambda: None)
     listing: Callable[[], None] = staticmethod(lambda: None)
 
-    def local_path(self, key: str) -> Path | None:
+    def local_path(self, key):
         return None
 
-    def read(self, key: str, limit: int = LARGEST_RECORD) -> bytes:
+    def read(self, key, limit=LARGEST_RECORD):
         data = super().read(key, limit)
         if key.endswith(FILES):
             self.downloading()
         return data
 
-    def compare_and_swap(self, key: str, data: bytes, expected: str | None) -> str:
+    def compare_and_swap(self, key, data, expected):
         if key.endswith("HEAD.json") and f"{SHARED}/".encode() in data:
             self.listing()
         return super().compare_and_swap(key, data, expected)
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FarAway:
+def store(tmp_path, monkeypatch):
     """A store without data, next to the job `tiny.yaml` with two parts of data."""
     write_job(tmp_path)
     on_machine(tmp_path, "first", monkeypatch)
     return FarAway(tmp_path / "runs")
 
 
-def on_machine(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def on_machine(folder, name, monkeypatch):
     """Go on on a machine of that name, which has copies of its own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / name))
 
@@ -88,7 +85,7 @@ def prepare(store, name, time, *overrides, say=lambda message: None, price=None)
     return dict(read(run).data)
 
 
-def prune(folder: Path, time: FakeClock) -> list[str]:
+def prune(folder, time):
     """Mark what no run uses, on another machine, and delete it an hour later; return what that
     was."""
     elsewhere = FarAway(folder)
@@ -99,12 +96,12 @@ def prune(folder: Path, time: FakeClock) -> list[str]:
 
 
 def test_data_that_a_run_has_found_is_not_deleted_while_the_run_downloads_it(
-    store: FarAway, tmp_path: Path, time: FakeClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    store, tmp_path, time, monkeypatch
+):
     shared = prepare(store, "gone", time, "sft=null")
     store.delete("gone/HEAD.json")
     on_machine(tmp_path, "second", monkeypatch)
-    deleted: list[list[str]] = []
+    deleted = []
     store.downloading = lambda: deleted.append(prune(store.folder, time))
     assert prepare(store, "second", time, "sft=null") == shared
     assert deleted
@@ -114,7 +111,7 @@ def test_data_that_a_run_has_found_is_not_deleted_while_the_run_downloads_it(
 def test_data_that_is_deleted_before_head_lists_it_is_prepared_again(store, time):
     shared = prepare(store, "gone", time, "sft=null")
     store.delete("gone/HEAD.json")
-    deleted: list[list[str]] = []
+    deleted = []
     store.listing = lambda: None if deleted else deleted.append(prune(store.folder, time))
     again = prepare(store, "second", time, "sft=null")
     assert len(deleted[0]) == 1
@@ -123,9 +120,9 @@ def test_data_that_is_deleted_before_head_lists_it_is_prepared_again(store, time
 
 
 def test_a_part_that_a_run_has_shared_is_not_deleted_while_the_run_prepares_the_next(store, time):
-    deleted: list[list[str]] = []
+    deleted = []
 
-    def say(message: Shown) -> None:
+    def say(message):
         begins_next = isinstance(message, PrepareProgress) and message.what == "read sft.sources.0"
         if begins_next and not deleted:
             deleted.append(prune(store.folder, time))
@@ -142,8 +139,8 @@ def test_a_part_that_the_job_no_longer_has_is_no_longer_listed(store, time):
 
 
 def test_the_numbers_of_a_reference_stay_listed_while_the_job_has_preferences(
-    store: FarAway, tmp_path: Path, time: FakeClock
-) -> None:
+    store, tmp_path, time
+):
     prefer_job(tmp_path)
     prepared = prepare(store, "tiny", time)
     run = RunState(store, "tiny", time.clock())
@@ -157,8 +154,8 @@ def test_the_numbers_of_a_reference_stay_listed_while_the_job_has_preferences(
 
 
 def test_shards_to_train_on_that_are_prepared_before_stay_in_the_store(
-    store: FarAway, tmp_path: Path, time: FakeClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    store, tmp_path, time, monkeypatch
+):
     shared = prepare(store, "before", time)
     on_machine(tmp_path, "second", monkeypatch)
     assert prepare(store, "later", time) == shared
@@ -171,7 +168,7 @@ def test_shards_to_train_on_that_are_prepared_before_stay_in_the_store(
 def test_what_was_prepared_is_not_hashed_again_by_the_next_start(store, time, monkeypatch):
     digest = hashlib.file_digest
 
-    def of_inputs(file: Any, name: str) -> Any:
+    def of_inputs(file, name):
         assert SHARED not in os.readlink(f"/proc/self/fd/{file.fileno()}").split("/")
         return digest(file, name)
 
@@ -181,19 +178,19 @@ def test_what_was_prepared_is_not_hashed_again_by_the_next_start(store, time, mo
 
 
 @pytest.fixture
-def mixes(tmp_path: Path, store: FarAway, time: FakeClock) -> Callable[..., list[str]]:
+def mixes(tmp_path, store, time):
     """Return what prepares sources, by numbers and weights, and returns which were tokenized."""
     save_tokenizer(tmp_path / "tokenizer.json", 320)
-    rows: dict[int, bytes] = {}
+    rows = {}
     for number in range(3):
         texts = [{"text": sentences(999 * number + i, 6)} for i in range(200)]
         (tmp_path / f"{number}.jsonl").write_text("\n".join(map(json.dumps, texts)))
 
-    def prepared(name: str, weights: dict[int, float], **changes: Any) -> list[str]:
+    def prepared(name, weights, **changes):
         sources = [{"kind": "jsonl", "path": f"{n}.jsonl", "weight": w} for n, w in weights.items()]
         by_file = {"tokenizer": {"file": "tokenizer.json"}, "model__vocab_size": 320, "sft": None}
         write_job(tmp_path, data__sources=sources, **by_file, **changes)
-        said: list[Shown] = []
+        said = []
         key = prepare(store, name, time, say=said.append)["pretrain"]
         for place, number in enumerate(weights):
             shard = store.read(f"{key}/{place}/train/shard_00000.npy")
@@ -212,7 +209,7 @@ def test_a_new_weight_tokenizes_nothing_and_a_new_source_only_itself(mixes):
 
 
 def test_rows_that_are_deleted_or_damaged_are_tokenized_again(mixes, store, time, monkeypatch):
-    def link(source: Path, target: Path) -> None:
+    def link(source, target):
         (source / "train/shard_00000.npy").unlink()  # the first file that pruning deletes
         link_files(source, target)
         prune(store.folder, time)

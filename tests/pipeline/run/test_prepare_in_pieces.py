@@ -5,10 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,9 +17,7 @@ from pipeline.stages import prepare_text
 from pipeline.state.head import SHARED, TRASH_SECONDS
 from pipeline.state.shared import unfinished
 from pipeline.state.shared.prune import delete_due
-from pipeline.state.stores.base import Data
 from tests.pipeline.run.test_prepare_data import FarAway, on_machine, prepare
-from tests.support.clock import FakeClock
 from tests.support.corpora import sentences
 from tests.support.waiting import PATIENCE_SECONDS, wait_until
 from tests.support.whole_runs import write_job
@@ -37,10 +32,10 @@ class Stop(Exception):
 class Watched(InThisProcess):
     """Counts the pieces that are encoded. Before piece number `at`, it calls `then`."""
 
-    def __init__(self, at: int = -1, then: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, at=-1, then=lambda: None):
         self.encoded, self._at, self._then = 0, at, then
 
-    def map(self, work: Any, shared: Any, items: Any) -> Iterator[Any]:
+    def map(self, work, shared, items):
         for item in items:
             if work.__name__ == "encode_piece":
                 if self.encoded == self._at:
@@ -52,7 +47,7 @@ class Watched(InThisProcess):
 class Machines:
     """Machines that prepare the same job, each with files of its own, for one store."""
 
-    def __init__(self, folder: Path, time: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, folder, time, monkeypatch):
         texts = (json.dumps({"text": sentences(i, 8)}) + "\n" for i in range(320))
         (folder / "corpus.jsonl").write_text("".join(texts))
         sources = [{"kind": "jsonl", "path": "corpus.jsonl"}]
@@ -76,23 +71,23 @@ class Machines:
             if not entry.key.endswith(("dataset.json", "files.json"))
         }
 
-    def pass_an_hour(self) -> None:
+    def pass_an_hour(self):
         """Let an hour pass, and another run end."""
         self._time.sleep(TRASH_SECONDS + 1)
         delete_due(self.store, self._time.clock())
 
-    def uploaded(self, ending: str) -> list[str]:
+    def uploaded(self, ending):
         """Return the keys in the store of prepared data that end like this."""
         return [e.key for e in self.store.list(f"{SHARED}/") if e.key.endswith(ending)]
 
 
 @pytest.fixture
-def machines(tmp_path: Path, time: FakeClock, monkeypatch: pytest.MonkeyPatch) -> Machines:
+def machines(tmp_path, time, monkeypatch):
     return Machines(tmp_path, time, monkeypatch)
 
 
 def test_finished_shards_are_in_the_store_while_later_pieces_are_encoded(machines):
-    def look() -> None:
+    def look():
         shard = "train/shard_00000.json"
         wait_until(lambda: bool(machines.uploaded(shard)), "the first shard to be in the store")
 
@@ -101,8 +96,8 @@ def test_finished_shards_are_in_the_store_while_later_pieces_are_encoded(machine
     assert not [name for name in files if "/pieces/" in name]
 
 
-def test_another_machine_continues_with_what_is_in_the_store(machines: Machines) -> None:
-    def lose_the_machine() -> None:
+def test_another_machine_continues_with_what_is_in_the_store(machines):
+    def lose_the_machine():
         last = f"pieces/{11:06}.npz"
         wait_until(lambda: bool(machines.uploaded(last)), "all pieces to be in the store")
         raise Stop
@@ -124,24 +119,24 @@ def test_another_machine_continues_with_what_is_in_the_store(machines: Machines)
 class Slow(FarAway):
     """A store that takes files of prepared data once `gate` is open."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder):
         super().__init__(folder)
         self.gate = threading.Event()
 
-    def write(self, key: str, data: Data) -> None:
+    def write(self, key, data):
         if key.count("/") > 2:
             assert self.gate.wait(PATIENCE_SECONDS)
         super().write(key, data)
 
 
 def test_while_uploads_are_slow_few_pieces_are_finished_that_are_not_in_the_store(
-    machines: Machines, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    machines, monkeypatch
+):
     machines.store = slow = Slow(machines.store.folder)
     monkeypatch.setattr(unfinished, "MOST_WAITING", 4)
     tasks = Watched()
 
-    def waits() -> bool:
+    def waits():
         shown = [m for m in machines.said if isinstance(m, PrepareProgress)]
         return bool(shown) and shown[-1].detail.endswith(WAITS)
 
@@ -157,8 +152,8 @@ def test_while_uploads_are_slow_few_pieces_are_finished_that_are_not_in_the_stor
     assert machines.uploaded("files.json")
 
 
-def test_nothing_is_uploaded_any_more_after_a_mistake(machines: Machines) -> None:
-    def lose_it() -> None:
+def test_nothing_is_uploaded_any_more_after_a_mistake(machines):
+    def lose_it():
         raise Stop
 
     with pytest.raises(Stop):
@@ -167,8 +162,8 @@ def test_nothing_is_uploaded_any_more_after_a_mistake(machines: Machines) -> Non
     wait_until(lambda: not any(t.is_alive() for t in uploads), "uploads to end")
 
 
-def test_a_damaged_shard_in_the_store_is_not_continued_with(machines: Machines) -> None:
-    def damage() -> None:
+def test_a_damaged_shard_in_the_store_is_not_continued_with(machines):
+    def damage():
         last = f"pieces/{11:06}.npz"
         wait_until(lambda: bool(machines.uploaded(last)), "all pieces to be in the store")
         (key,) = machines.uploaded("train/shard_00000.npy")
@@ -194,7 +189,7 @@ def test_a_machine_that_is_lost_while_it_shares_finished_data_leaves_no_finished
     assert machines.prepare("second", Watched(), "later") == files
 
 
-def test_progress_says_what_all_will_have_cost_if_the_price_is_known(machines: Machines) -> None:
+def test_progress_says_what_all_will_have_cost_if_the_price_is_known(machines):
     machines.prepare("first", Watched(), price=36_000.0)
     costs = [m.dollars for m in machines.said if isinstance(m, PrepareProgress) and m.eta == 0]
     assert costs

@@ -4,8 +4,6 @@ The processes are forks, so that none imports the program again. A call that hol
 can't be tested: only SIGKILL ends it. A call that releases the GIL after a while is tested below.
 """
 
-from __future__ import annotations
-
 import fcntl
 import mmap
 import multiprocessing
@@ -16,13 +14,10 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Iterator
-from multiprocessing.connection import Connection
-from typing import IO
 
 import pytest
 
-from pion.errors import Fenced, Interrupted, PionError, Stopped
+from pion.errors import Fenced, Interrupted, Stopped
 from pipeline.run.signals import DOUBLED, StoppingOnSignals, early_sigterm
 from tests.support.jobs import SilentDisplay
 from tests.support.waiting import PATIENCE_SECONDS, join, wait_until
@@ -59,7 +54,7 @@ def orderly(work, **options):
 """
 
 
-def run_program(program: str, output: Connection) -> None:
+def run_program(program, output):
     """Become a process that runs a program, and writes to `output`."""
     for number in (1, 2):
         os.dup2(output.fileno(), number)
@@ -72,7 +67,7 @@ def run_program(program: str, output: Connection) -> None:
 class Process:
     """A program under test that has said that it is ready."""
 
-    def __init__(self, program: str) -> None:
+    def __init__(self, program):
         reading, writing = FORKS.Pipe(duplex=False)
         self._process = FORKS.Process(target=run_program, args=(program, writing))
         self._process.start()
@@ -83,29 +78,29 @@ class Process:
         reading.close()
         assert self.output.readline() == "ready\n"
 
-    def signal(self, number: signal.Signals) -> None:
+    def signal(self, number):
         self.signalled_at = time.monotonic()
         os.kill(self._process.pid, number)
 
-    def wait_for_line(self, text: str) -> None:
+    def wait_for_line(self, text):
         while text not in (line := self.output.readline()):
             assert line, f"ended without a line with {text!r}"
 
-    def end(self) -> tuple[int, str]:
+    def end(self):
         """Return the exit code and the rest of the output."""
         rest = self.output.read()
         return self.exit_code(), rest
 
-    def exit_code(self) -> int:
+    def exit_code(self):
         """Return the exit code, without reading the output."""
         self._process.join(PATIENCE_SECONDS)
         return self._process.exitcode
 
     @property
-    def since_signal(self) -> float:
+    def since_signal(self):
         return time.monotonic() - self.signalled_at
 
-    def kill(self) -> None:
+    def kill(self):
         self._limit.cancel()
         self._process.kill()
         self._process.join(PATIENCE_SECONDS)
@@ -113,11 +108,11 @@ class Process:
 
 
 @pytest.fixture
-def start() -> Iterator[type[Process]]:
-    started: list[Process] = []
+def start():
+    started = []
 
     class Started(Process):
-        def __init__(self, program: str) -> None:
+        def __init__(self, program):
             started.append(self)
             super().__init__(program)
 
@@ -166,12 +161,12 @@ orderly(work, grace=0.1)
     assert process.end()[0] == 75
 
 
-def unread_bytes(pipe: IO[str]) -> int:
+def unread_bytes(pipe):
     (unread,) = struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))
     return unread
 
 
-def test_the_deadline_holds_when_nobody_reads_the_output(start: type[Process]) -> None:
+def test_the_deadline_holds_when_nobody_reads_the_output(start):
     process = start("""
 signals.LAST_WORDS = 0.3  # nobody will hear them
 def work(stopping):
@@ -232,7 +227,7 @@ def test_work_that_asks_ends_in_its_own_time_with_75(start, number, grace):
     )
 
 
-def test_sleep_ends_at_the_signal(start: type[Process]) -> None:
+def test_sleep_ends_at_the_signal(start):
     process = start("orderly(lambda stopping: stopping.sleep(600), grace=60.0)")
     process.signal(signal.SIGTERM)
     code, output = process.end()
@@ -253,7 +248,7 @@ def test_sigint_after_a_signal_ends_the_process_at_once_even_in_c(start, first):
     assert process.since_signal < SLACK
 
 
-def test_sigterm_again_takes_no_time_from_the_saving(start: type[Process]) -> None:
+def test_sigterm_again_takes_no_time_from_the_saving(start):
     """SkyPilot signals a job, and a second later each of its processes."""
     process = start(POLLING + "orderly(work, grace=60.0)")
     process.signal(signal.SIGTERM)
@@ -266,7 +261,7 @@ def test_sigterm_again_takes_no_time_from_the_saving(start: type[Process]) -> No
     assert "saved\n" in output
 
 
-def test_sigterm_after_sigint_sets_the_deadline(start: type[Process]) -> None:
+def test_sigterm_after_sigint_sets_the_deadline(start):
     process = start("orderly(lambda stopping: hash_for_minutes(), grace=0.5)")
     process.signal(signal.SIGINT)
     process.wait_for_line("SIGINT: saving finished work")
@@ -277,7 +272,7 @@ def test_sigterm_after_sigint_sets_the_deadline(start: type[Process]) -> None:
     assert process.since_signal < 0.5 + SLACK
 
 
-def test_one_signal_delivered_two_times_is_no_second_signal(start: type[Process]) -> None:
+def test_one_signal_delivered_two_times_is_no_second_signal(start):
     process = start(f"""
 {POLLING}
 def twice(stopping):
@@ -291,7 +286,7 @@ orderly(twice, grace=60.0)
     assert "saved\n" in output
 
 
-def test_signals_are_heard_after_a_library_has_taken_the_wakeup_fd(start: type[Process]) -> None:
+def test_signals_are_heard_after_a_library_has_taken_the_wakeup_fd(start):
     process = start("""
 def work(stopping):
     signal.set_wakeup_fd(-1)
@@ -326,7 +321,7 @@ orderly(work)
 # ---------------------------------------------------------------- asked by something else
 
 
-def test_a_stop_request_is_raised_as_stopped_with_exit_code_4() -> None:
+def test_a_stop_request_is_raised_as_stopped_with_exit_code_4():
     stopping = StoppingOnSignals(SilentDisplay())
     stopping.check()
     stopping.ask("pion stop", error=Stopped)
@@ -336,8 +331,8 @@ def test_a_stop_request_is_raised_as_stopped_with_exit_code_4() -> None:
 
 
 @pytest.mark.parametrize("stop_first", [True, False])
-def test_a_stop_request_wins_over_an_interruption(stop_first: bool) -> None:
-    asks: list[tuple[str, type[PionError]]] = [("pion stop", Stopped), ("SIGTERM", Interrupted)]
+def test_a_stop_request_wins_over_an_interruption(stop_first):
+    asks = [("pion stop", Stopped), ("SIGTERM", Interrupted)]
     stopping = StoppingOnSignals(SilentDisplay())
     for reason, error in asks if stop_first else reversed(asks):
         stopping.ask(reason, error=error)
@@ -346,8 +341,8 @@ def test_a_stop_request_wins_over_an_interruption(stop_first: bool) -> None:
 
 
 @pytest.mark.parametrize("fenced_first", [True, False])
-def test_another_owner_wins_over_every_other_stop_and_has_the_last_word(fenced_first: bool) -> None:
-    asks: list[tuple[str, type[PionError]]] = [
+def test_another_owner_wins_over_every_other_stop_and_has_the_last_word(fenced_first):
+    asks = [
         ("Run demo was taken over by pid 7 on gpu-2.", Fenced),
         ("SIGTERM", Interrupted),
         ("pion stop", Stopped),
@@ -360,7 +355,7 @@ def test_another_owner_wins_over_every_other_stop_and_has_the_last_word(fenced_f
         stopping.check()
 
 
-def test_the_earliest_deadline_holds_and_the_first_reason_stays() -> None:
+def test_the_earliest_deadline_holds_and_the_first_reason_stays():
     stopping = StoppingOnSignals(SilentDisplay())
     stopping.ask("AWS will take this machine in 100 s", 100)
     first = stopping.deadline
@@ -374,7 +369,7 @@ def test_the_earliest_deadline_holds_and_the_first_reason_stays() -> None:
     assert stopping.asked_stop.reason == "AWS will take this machine in 100 s"
 
 
-def test_the_error_says_what_is_saved() -> None:
+def test_the_error_says_what_is_saved():
     stopping = StoppingOnSignals(SilentDisplay())
     stopping.ask("SIGTERM")
     assert str(stopping.error("every finished step is saved")) == (
@@ -382,7 +377,7 @@ def test_the_error_says_what_is_saved() -> None:
     )
 
 
-def test_a_deadline_asked_by_another_thread_ends_a_call_into_c(start: type[Process]) -> None:
+def test_a_deadline_asked_by_another_thread_ends_a_call_into_c(start):
     process = start("""
 def work(stopping):
     notice = "AWS will take this machine in 1 s (terminate)"
@@ -396,7 +391,7 @@ orderly(work)
 
 
 @pytest.mark.parametrize("seconds", [0.5, 0.0])  # 0: the watcher learns of it too late
-def test_a_stop_request_whose_time_is_up_ends_with_4(start: type[Process], seconds: float) -> None:
+def test_a_stop_request_whose_time_is_up_ends_with_4(start, seconds):
     process = start(f"""
 say = Display.say
 Display.say = lambda self, message: (time.sleep(0.2), say(self, message))  # a busy machine
@@ -469,8 +464,8 @@ hash_for_minutes()
     assert process.end()[0] == 130
 
 
-def test_handlers_wakeup_fd_threads_and_files_are_as_before_afterwards() -> None:
-    def state() -> tuple[object, ...]:
+def test_handlers_wakeup_fd_threads_and_files_are_as_before_afterwards():
+    def state():
         fd = signal.set_wakeup_fd(-1)
         signal.set_wakeup_fd(fd)
         handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
@@ -486,7 +481,7 @@ def test_handlers_wakeup_fd_threads_and_files_are_as_before_afterwards() -> None
     assert set(threading.enumerate()) <= threads
 
 
-def test_an_inner_one_hears_the_signals_and_the_outer_one_does_again_afterwards() -> None:
+def test_an_inner_one_hears_the_signals_and_the_outer_one_does_again_afterwards():
     with StoppingOnSignals(SilentDisplay()) as outer:
         with StoppingOnSignals(SilentDisplay()) as inner:
             os.kill(os.getpid(), signal.SIGINT)
@@ -498,11 +493,11 @@ def test_an_inner_one_hears_the_signals_and_the_outer_one_does_again_afterwards(
             outer.sleep(60)
 
 
-def test_in_another_thread_handlers_are_left_alone_and_ask_works() -> None:
+def test_in_another_thread_handlers_are_left_alone_and_ask_works():
     before = signal.getsignal(signal.SIGTERM)
-    seen: list[object] = []
+    seen = []
 
-    def work() -> None:
+    def work():
         early_sigterm()
         with StoppingOnSignals(SilentDisplay()) as stopping:
             seen.append(signal.getsignal(signal.SIGTERM))

@@ -1,10 +1,7 @@
 """Which stages a run still has to do, and what it refuses to redo without being asked."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -13,7 +10,6 @@ from pipeline.job import Job
 from pipeline.job.digest import digest_job
 from pipeline.run.stage_plan import (
     ChangedStage,
-    StagePlan,
     check_redo,
     first_stale,
     plan_stages,
@@ -29,33 +25,33 @@ from pipeline.training.train_request import TrainRequest
 from tests.support.jobs import tiny_dict, tiny_job
 
 
-def finished(job: Job, *stages: str) -> Head:
+def finished(job, *stages):
     digests = digest_job(job).stages
     return Head(stages={stage: StageRecord(digests[stage], at=0.0) for stage in stages})
 
 
-def saved_at(job: Job, stage: str, step: int) -> Head:
+def saved_at(job, stage, step):
     digest = digest_job(job).stages[stage]
     entry = CheckpointEntry(stage, step, 1, digest, f"checkpoints/{stage}/{step}-1", 0.0, 1, "")
     return Head(checkpoints=(entry,))
 
 
-def changed(new: Job, plans: list[StagePlan], old: Job) -> ChangedStage:
+def changed(new, plans, old):
     """Return the first stage whose work, done under the job `old`, the job `new` changes."""
     stale, digests = first_stale(plans), digest_job(old)
     assert stale.old_digest == digests.stages[stale.stage]
     return ChangedStage(new, digest_job(new), stale, stage_inputs(stale.stage, digests))
 
 
-def states(job: Job, head: Head) -> dict[str, str]:
+def states(job, head):
     return {plan.stage: plan.state for plan in plan_stages(job, digest_job(job), head)}
 
 
-def test_a_new_run_has_everything_to_do() -> None:
+def test_a_new_run_has_everything_to_do():
     assert set(states(tiny_job(), Head()).values()) == {"todo"}
 
 
-def test_finished_stages_are_skipped_and_a_saved_one_continues() -> None:
+def test_finished_stages_are_skipped_and_a_saved_one_continues():
     job = tiny_job()
     head = finished(job, "prepare")
     head = Head(stages=head.stages, checkpoints=saved_at(job, "pretrain", 5).checkpoints)
@@ -67,7 +63,7 @@ def test_finished_stages_are_skipped_and_a_saved_one_continues() -> None:
     }
 
 
-def test_a_change_to_a_finished_stage_is_refused_with_the_exact_difference() -> None:
+def test_a_change_to_a_finished_stage_is_refused_with_the_exact_difference():
     old, new = tiny_job(), tiny_job(sft__lr=2e-3)
     head = finished(old, "prepare", "pretrain", "sft")
     plans = plan_stages(new, digest_job(new), head)
@@ -78,7 +74,7 @@ def test_a_change_to_a_finished_stage_is_refused_with_the_exact_difference() -> 
     assert "keeps prepare, pretrain" in str(error.value)
 
 
-def test_a_redo_that_prepares_the_data_again_says_so() -> None:
+def test_a_redo_that_prepares_the_data_again_says_so():
     old, new = tiny_job(), tiny_job(data__seq_len=48)
     plans = plan_stages(new, digest_job(new), finished(old, "prepare", "pretrain", "sft"))
     with pytest.raises(BadInput) as error:
@@ -87,7 +83,7 @@ def test_a_redo_that_prepares_the_data_again_says_so() -> None:
 
 
 @pytest.mark.parametrize(("old", "new"), [(None, True), (True, None), (True, False)])
-def test_documents_may_not_change_within_a_stage(old: bool | None, new: bool | None) -> None:
+def test_documents_may_not_change_within_a_stage(old, new):
     before, now = tiny_job(data__documents=old), tiny_job(data__documents=new)
     head = saved_at(before, "pretrain", 5)
     stage = changed(now, plan_stages(now, digest_job(now), head), before)
@@ -97,7 +93,7 @@ def test_documents_may_not_change_within_a_stage(old: bool | None, new: bool | N
     assert [str(d) for d in stage.changes()] == [f"data.documents: {was} → {becomes}"]
 
 
-def test_redo_of_that_stage_or_an_earlier_one_is_what_allows_it() -> None:
+def test_redo_of_that_stage_or_an_earlier_one_is_what_allows_it():
     old, new = tiny_job(), tiny_job(sft__lr=2e-3)
     plans = plan_stages(new, digest_job(new), finished(old, "prepare", "pretrain", "sft"))
     stage = changed(new, plans, old)
@@ -107,20 +103,20 @@ def test_redo_of_that_stage_or_an_earlier_one_is_what_allows_it() -> None:
         check_redo(new, plans, "evaluate", stage)
 
 
-def test_redo_of_a_stage_the_job_lacks_names_those_it_has() -> None:
+def test_redo_of_a_stage_the_job_lacks_names_those_it_has():
     job = tiny_job()
     with pytest.raises(BadInput, match="prepare, pretrain, sft, evaluate"):
         check_redo(job, [], "publish", None)
 
 
-def test_committed_steps_under_other_settings_are_not_thrown_away_silently() -> None:
+def test_committed_steps_under_other_settings_are_not_thrown_away_silently():
     old, new = tiny_job(), tiny_job(pretrain__lr=2e-2)
     plans = plan_stages(new, digest_job(new), saved_at(old, "pretrain", 5))
     stale = first_stale(plans)
     assert stale.stage == "pretrain"
 
 
-def test_when_a_stage_was_finished_or_saved_is_said_with_its_time_zone() -> None:
+def test_when_a_stage_was_finished_or_saved_is_said_with_its_time_zone():
     old, new = tiny_job(), tiny_job(sft__lr=2e-3)
     done, stale = plan_stages(new, digest_job(new), finished(old, "pretrain", "sft"))[1:3]
     assert done.why == "finished 1970-01-01 00:00:00 UTC with the same settings"
@@ -129,7 +125,7 @@ def test_when_a_stage_was_finished_or_saved_is_said_with_its_time_zone() -> None
     assert begun.why == "at step 5 with different settings, saved 1970-01-01 00:00:00 UTC"
 
 
-def test_other_conversations_show_as_a_change_of_sft() -> None:
+def test_other_conversations_show_as_a_change_of_sft():
     old, new = tiny_job(), tiny_job(sft__held_out=0.1)
     head = finished(old, "prepare", "pretrain", "sft")
     plans = plan_stages(new, digest_job(new), head)
@@ -175,7 +171,7 @@ def test_steps_can_not_be_raised_if_the_plan_depends_on_them_and_the_fork_is_nam
 # ---------------------------------------------------------------- defaults that are kept
 
 
-def job_of(steps: int, **changes: object) -> Job:
+def job_of(steps, **changes):
     """A job that names no warm-up; the default is 1,000 steps, or a tenth."""
     fields = tiny_dict(pretrain__steps=steps, sft=None, **changes)
     if "pretrain__warmup_steps" not in changes:
@@ -184,12 +180,12 @@ def job_of(steps: int, **changes: object) -> Job:
 
 
 @pytest.fixture
-def begun(tmp_path: Path) -> RunState:
+def begun(tmp_path):
     """A run of 60 steps, with 6 steps of warm-up, that has saved its third step."""
     return run_of(job_of(60), "pretrain", tmp_path)
 
 
-def run_of(job: Job, stage: str, folder: Path) -> RunState:
+def run_of(job, stage, folder):
     """A run that has saved the third step of that stage."""
     run = RunState(FileStore(folder), "tiny")
     claim = claim_run(run, Owner.me())
@@ -202,7 +198,7 @@ def run_of(job: Job, stage: str, folder: Path) -> RunState:
     return run
 
 
-def test_more_steps_do_not_change_the_warm_up(begun: RunState) -> None:
+def test_more_steps_do_not_change_the_warm_up(begun):
     longer = job_of(5000)
     assert longer.section("pretrain").warmup_steps == 1000
     left = work_left(longer, begun)
@@ -210,20 +206,20 @@ def test_more_steps_do_not_change_the_warm_up(begun: RunState) -> None:
     assert longer.section("pretrain").total_warmup_steps == 6
 
 
-def test_a_warm_up_that_the_job_names_counts(begun: RunState) -> None:
+def test_a_warm_up_that_the_job_names_counts(begun):
     named = job_of(5000, pretrain__warmup_steps=500)
     with pytest.raises(Exception, match=r"pretrain.warmup_steps: 6 → 500"):
         work_left(named, begun)
 
 
-def test_a_stage_that_is_redone_has_the_default_of_its_steps(begun: RunState) -> None:
+def test_a_stage_that_is_redone_has_the_default_of_its_steps(begun):
     longer = job_of(5000)
     work_left(longer, begun, redo="pretrain")
     assert longer.section("pretrain").total_warmup_steps == 1000
 
 
-def test_a_few_steps_of_passes_have_the_same_warm_up_after_a_resume(tmp_path: Path) -> None:
-    def job() -> Job:
+def test_a_few_steps_of_passes_have_the_same_warm_up_after_a_resume(tmp_path):
+    def job():
         fields = tiny_dict(sft__epochs=10)
         for name in ("steps", "warmup_steps"):
             fields["sft"].pop(name, None)

@@ -1,13 +1,9 @@
 """What can continue under a version of pion whose stages have new fields."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import pytest
 
 from pipeline.job.digest import digest_job
-from pipeline.run.stage_plan import ChangedStage, StagePlan, first_stale, plan_stages, stage_inputs
+from pipeline.run.stage_plan import ChangedStage, first_stale, plan_stages, stage_inputs
 from pipeline.state.head import CheckpointEntry, Head
 from tests.support import later_version
 from tests.support.jobs import tiny_dict, tiny_job
@@ -21,7 +17,7 @@ FORKED = Head(
 )
 
 
-def changed(job: LaterJob, plans: list[StagePlan]) -> ChangedStage:
+def changed(job, plans):
     """Return the first stage, trained today, that the job changes."""
     stale = first_stale(plans)
     assert stale.old_digest == TODAY.stages[stale.stage]
@@ -29,7 +25,7 @@ def changed(job: LaterJob, plans: list[StagePlan]) -> ChangedStage:
 
 
 @pytest.fixture(autouse=True)
-def later(monkeypatch: pytest.MonkeyPatch) -> None:
+def later(monkeypatch):
     later_version.install(monkeypatch)
 
 
@@ -45,15 +41,15 @@ def later(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_raised_steps_and_forks_read_an_omitted_field_as_its_value_of_before(
-    change: dict[str, Any], raised: bool, forked: bool
-) -> None:
+    change, raised, forked
+):
     job = LaterJob.model_validate(tiny_dict(**change))
     stage = changed(job, plan_stages(job, digest_job(job), FORKED))
     assert stage.steps_may_be_raised(FORKED) is raised
     assert stage.fork_may_continue(FORKED) is forked
 
 
-def test_a_refusal_shows_what_the_old_run_computed() -> None:
+def test_a_refusal_shows_what_the_old_run_computed():
     job = LaterJob.model_validate(tiny_dict(pretrain__teacher=None, model__gate=True))
     plans = plan_stages(job, digest_job(job), FORKED)
     text = changed(job, plans).refusal(plans, "job.yaml")

@@ -1,23 +1,19 @@
 """The passes that a draft block saves are a part of an evaluation, like any other measure."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import pytest
 
 from pion.errors import Interrupted
 from pipeline.job import Job
 from tests.pipeline.stages.test_evaluate import Folder, World
 
-FEW: dict[str, Any] = {"continuations": 0, "ngram_order": 0, "final_rows": 4}
+FEW = {"continuations": 0, "ngram_order": 0, "final_rows": 4}
 PARTS = ["pretrain.held_out", "pretrain.drafts", "sft.held_out", "sft.drafts", "sft.responses"]
 
 
 class Drafted(World):
     """A world whose two models have draft blocks that learned nothing."""
 
-    def job(self, **evaluate: Any) -> Job:
+    def job(self, **evaluate):
         fields = super().job(**FEW | evaluate).model_dump(mode="json", exclude_unset=True)
         fields["model"]["draft"] = {"steps": 2}
         job = Job.model_validate(fields)
@@ -26,7 +22,7 @@ class Drafted(World):
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+def world(tmp_path_factory):
     return Drafted(tmp_path_factory.mktemp("drafted"))
 
 
@@ -41,7 +37,7 @@ def test_each_model_has_what_its_block_saves_and_after_a_stop_drafts_are_counted
             assert found["tokens_per_pass"] >= 1
     parts, passes = Folder(), 0
 
-    def stop_after_five_passes(seconds: float) -> None:
+    def stop_after_five_passes(seconds):
         nonlocal passes
         passes += "pretrain.held_out" in parts.kept
         if passes == 5:

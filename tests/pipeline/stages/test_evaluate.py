@@ -3,8 +3,6 @@ import gc
 import json
 import math
 import weakref
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +18,6 @@ from pion.data.tokens.tokenizer import train_bpe
 from pion.errors import BadInput, Interrupted
 from pion.evaluation.item_scores import unpack
 from pion.model.decoder import Decoder
-from pipeline.job import Job
 from pipeline.stages.evaluate import evaluate_run
 from pipeline.stages.measures import Parts, TrainedRun
 from tests.support.jobs import tiny_job
@@ -33,15 +30,15 @@ TEXT = ["the cat sat on the mat. ", "a dog ate the bone. ", "return a new list o
 class Folder(Parts):
     """Parts in memory. After `room` parts, the machine goes away."""
 
-    def __init__(self, room: int = 1000) -> None:
+    def __init__(self, room=1000):
         super().__init__(lambda note: None)
         self.kept: dict[str, str] = {}
         self.room = room
 
-    def load(self, name: str) -> dict[str, Any] | None:
+    def load(self, name):
         return json.loads(self.kept[name]) if name in self.kept else None
 
-    def save(self, name: str, result: dict[str, Any]) -> dict[str, Any]:
+    def save(self, name, result):
         if len(self.kept) == self.room:
             raise KeyboardInterrupt
         assert name not in self.kept
@@ -52,7 +49,7 @@ class Folder(Parts):
 class World:
     """A job, its prepared data and two checkpoints."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root):
         self.root = root
         self.tokenizer = train_bpe([*TEXT, "<|user|>\n<|assistant|>\n"], 300)
         self.pretrain_data = self._text(root / "pretrain")
@@ -62,7 +59,7 @@ class World:
             for stage, seed in (("pretrain", 1), ("sft", 2))
         }
 
-    def job(self, **evaluate: Any) -> Job:
+    def job(self, **evaluate):
         settings = {"final_rows": 20, "continuations": 6, "ngram_tokens": 4000, **evaluate}
         shape = {"d_model": 16, "n_layers": 1, "n_heads": 2, "n_kv_heads": 1, "d_ff": 16}
         rows = {"vocab_size": self.tokenizer.vocab_size + 6, "seq_len": SEQ_LEN}
@@ -79,13 +76,13 @@ class World:
 
     def run(self, job, parts, sleep=lambda seconds: None, start=None, **changed):
         """Return the results and the computed parts; `changed` are fields of what was trained."""
-        said: list[str] = []
+        said = []
         trained = TrainedRun(self.models, self.pretrain_data, self.sft_data)
         trained = dataclasses.replace(trained, **changed)
         parts.say = lambda note: said.append(note.text)
         return evaluate_run(job, trained, parts, sleep, start), said
 
-    def _text(self, folder: Path) -> Path:
+    def _text(self, folder):
         rng = np.random.default_rng(0)
         for split, documents in (("train", 400), ("held_out", 60)):
             where = folder / "0" / split
@@ -103,7 +100,7 @@ class World:
         (folder / "choices.jsonl").write_text("\n".join(json.dumps(q) for q in questions * 9))
         return self._dataset("pretrain", folder)
 
-    def _conversations(self, folder: Path) -> Path:
+    def _conversations(self, folder):
         turns = [Turn("user", "where did the cat sit?"), Turn("assistant", "on the mat.")]
         conversation = tokenize(self.tokenizer, turns)
         for split in ("train", "held_out"):
@@ -117,18 +114,18 @@ class World:
             self._manifest("conversations", writer, where)
         return self._dataset("sft", folder)
 
-    def _manifest(self, kind: Any, writer: ShardWriter, folder: Path) -> None:
+    def _manifest(self, kind, writer, folder):
         shards = writer.finish()
         Manifest(kind, SEQ_LEN, self.tokenizer.vocab_size, shards).write(folder / "manifest.json")
 
-    def _dataset(self, part: str, folder: Path) -> Path:
+    def _dataset(self, part, folder):
         self.tokenizer.save(folder / "tokenizer.json")
         source = {"kind": "text", "weight": 1.0, "folder": "0"}
         dataset = {"part": part, "sources": [source], "report": {}}
         (folder / "dataset.json").write_text(json.dumps(dataset))
         return folder
 
-    def _checkpoint(self, folder: Path, seed: int) -> Path:
+    def _checkpoint(self, folder, seed):
         config = self.job().model_config_resolved()
         torch.manual_seed(seed)
         folder.mkdir(parents=True)
@@ -138,7 +135,7 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+def world(tmp_path_factory):
     return World(tmp_path_factory.mktemp("world"))
 
 
@@ -146,7 +143,7 @@ Run = tuple[dict[str, Any], list[str], Folder]
 
 
 @pytest.fixture(scope="module")
-def unbroken(world: World) -> Run:
+def unbroken(world):
     """The results of an uninterrupted evaluation, and its parts in order, said and kept."""
     before = {path: path.read_bytes() for path in world.root.rglob("*") if path.is_file()}
     parts = Folder()
@@ -180,7 +177,7 @@ def test_results_hold_every_model_and_baseline_under_the_names_the_card_uses(wor
     assert world.run(world.job(), parts, models=gone) == (results, [])
 
 
-def test_baselines_are_what_they_say(world: World, unbroken: Run) -> None:
+def test_baselines_are_what_they_say(world, unbroken):
     results, *_ = unbroken
     assert results["ngram"]["order"] == 4
     assert results["ngram"]["train_tokens"] == math.ceil(4000 / SEQ_LEN) * SEQ_LEN
@@ -201,7 +198,7 @@ def test_text_is_measured_within_documents_if_the_job_trains_so(world, unbroken)
     assert within["sft"]["response_loss"] == whole["sft"]["response_loss"]
 
 
-def test_the_untrained_model_is_the_one_that_pretraining_starts_from(world: World) -> None:
+def test_the_untrained_model_is_the_one_that_pretraining_starts_from(world):
     job = world.job()
     torch.manual_seed(job.seed)
     start = Decoder(job.model_config_resolved())
@@ -225,7 +222,7 @@ def test_an_interrupted_evaluation_does_only_what_is_left(room, between, world, 
     expected, every, _ = unbroken
     parts = Folder(1000 if between else room)
 
-    def stop(seconds: float) -> None:
+    def stop(seconds):
         if between and len(parts.kept) == room:
             raise Interrupted("SIGTERM")
 
@@ -240,18 +237,18 @@ def test_where_another_owner_kept_a_part_first_its_result_counts(world, monkeypa
     models = weakref.WeakSet[Decoder]()
     make = Decoder.__init__
 
-    def noted(self: Decoder, *given: Any, **named: Any) -> None:
+    def noted(self, *given, **named):
         make(self, *given, **named)
         models.add(self)
 
     class Slower(Folder):
-        def load(self, name: str) -> dict[str, Any] | None:
+        def load(self, name):
             if name == "ngram":
                 gc.collect()
                 assert not models, "no model takes memory while n-grams are counted"
             return super().load(name)
 
-        def save(self, name: str, result: dict[str, Any]) -> dict[str, Any]:
+        def save(self, name, result):
             assert models or not name.startswith(("pretrain", "sft")), "they were noted"
             return super().save(name, {**result, "loss": 1.5})
 
@@ -260,7 +257,7 @@ def test_where_another_owner_kept_a_part_first_its_result_counts(world, monkeypa
     assert results["untrained"]["loss"] == results["ngram"]["loss"] == 1.5
 
 
-def test_what_the_job_does_not_have_is_left_out(world: World) -> None:
+def test_what_the_job_does_not_have_is_left_out(world):
     sft = {"sft": world.models["sft"]}
     without_text, _ = world.run(world.job(), Folder(), models=sft, pretrain_data=None)
     assert set(without_text) == {"sft"}
@@ -275,7 +272,7 @@ def test_what_the_job_does_not_have_is_left_out(world: World) -> None:
 
 
 @pytest.fixture
-def pack_file(world: World) -> Iterator[Path]:
+def pack_file(world):
     path = world.root / "facts.jsonl"
     question = {"context": "a dog ate the", "choices": [" bone.", " mat."], "answer": 0}
     path.write_text("\n".join([json.dumps(question)] * 3))
@@ -302,8 +299,8 @@ def test_packs_are_asked_of_every_model_under_their_file_names(world, pack_file)
 
 
 def test_an_lm_eval_task_that_can_not_run_is_listed_with_its_reason_and_not_tried_again(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    world, monkeypatch
+):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     job, parts = world.job(lm_eval={"tasks": ["arc_easy"]}), Folder()
     results, said = world.run(job, parts)
@@ -327,7 +324,7 @@ open(request["out"] + "/answer.json", "w").write(json.dumps(answer))
 
 
 @pytest.fixture
-def answering(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[dict[str, Any]]]:
+def answering(world, monkeypatch):
     """Let a program answer in place of lm-eval. Return what returns all requests so far."""
     pytest.importorskip("lm_eval")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -341,8 +338,8 @@ def answering(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[[], lis
     "chat", ["auto", *(pytest.param(chat, marks=pytest.mark.slow) for chat in (True, False))]
 )
 def test_a_task_is_asked_as_the_job_says_and_the_score_of_each_question_is_kept(
-    chat: Any, world: World, answering: Callable[[], list[dict[str, Any]]]
-) -> None:
+    chat, world, answering
+):
     lm_eval = {"tasks": ["sums"], "chat": chat, "limit": 3}
     job, parts = world.job(lm_eval=lm_eval, continuations=0), Folder()
     results, _ = world.run(job, parts)

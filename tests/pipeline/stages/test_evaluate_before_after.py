@@ -1,28 +1,24 @@
 """Two models are compared row by row on the same rows."""
 
-from __future__ import annotations
-
 import math
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from pion.errors import BadInput
 from pipeline.stages.evaluate import LABELS, MeasuredStart, compare, measure_each
-from pipeline.stages.measures import MeasuredOn, Measures, TrainedRun
+from pipeline.stages.measures import Measures, TrainedRun
 from tests.pipeline.stages.test_evaluate import Folder, World
 
 SHA = "a" * 64
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+def world(tmp_path_factory):
     return World(tmp_path_factory.mktemp("world"))
 
 
-def start_of(world: World, folder: Path, *kinds: MeasuredOn) -> MeasuredStart:
+def start_of(world, folder, *kinds):
     """Return what is measured of the model in `folder`, as before training."""
     trained = TrainedRun({"base": folder}, world.pretrain_data, world.sft_data)
     measures = Measures(world.job(), trained, on_batch=lambda: None)
@@ -30,16 +26,16 @@ def start_of(world: World, folder: Path, *kinds: MeasuredOn) -> MeasuredStart:
     return MeasuredStart(measure_each(measures, "base", names, Folder()), SHA)
 
 
-def change_of(kind: MeasuredOn, before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = compare(MeasuredStart({kind: before}, SHA), {kind: after})["change"]
+def change_of(kind, before, after):
+    found = compare(MeasuredStart({kind: before}, SHA), {kind: after})["change"]
     return found
 
 
-def part(nats: list[float], sizes: list[int], **results: float) -> dict[str, Any]:
+def part(nats, sizes, **results):
     return {**results, "by_document": {"nats": nats, "sizes": sizes}}
 
 
-def test_the_error_of_a_change_is_that_of_paired_rows() -> None:
+def test_the_error_of_a_change_is_that_of_paired_rows():
     draw = np.random.default_rng(0)
     sizes = draw.integers(50, 60, 40)
     before = draw.normal(400, 90, 40)  # rows differ much more than the two models do
@@ -53,14 +49,14 @@ def test_the_error_of_a_change_is_that_of_paired_rows() -> None:
     assert change["response_loss_sem"] < 0.02 * (before / sizes).std()
 
 
-def test_a_change_on_text_is_in_bits_for_a_byte() -> None:
+def test_a_change_on_text_is_in_bits_for_a_byte():
     before, after = part([10.0, 20.0], [4, 4]), part([12.0, 22.0], [4, 4])
     change = change_of("text", before, after)
     assert change["text"]["bits_per_byte"] == pytest.approx(0.5 / math.log(2))
     assert change["text"]["bits_per_byte_sem"] == pytest.approx(0.0, abs=1e-12)
 
 
-def test_a_model_compared_with_itself_has_not_changed(world: World) -> None:
+def test_a_model_compared_with_itself_has_not_changed(world):
     start = start_of(world, world.models["sft"])
     results, _ = world.run(world.job(), Folder(), start=start)
     for kind in (results["change"], results["change"]["text"]):
@@ -101,18 +97,18 @@ def test_without_text_of_its_own_a_run_is_compared_on_conversations_and_the_othe
     assert "loss" not in results["sft"]
 
 
-def test_another_text_is_another_part() -> None:
+def test_another_text_is_another_part():
     names = [MeasuredStart({"text": {}, "conversations": {}}, sha * 64).names for sha in "ab"]
     assert names[0]["text"] != names[1]["text"]
     assert names[0]["conversations"] == names[1]["conversations"]
 
 
-def test_models_measured_on_different_rows_are_not_compared() -> None:
+def test_models_measured_on_different_rows_are_not_compared():
     with pytest.raises(BadInput, match="different rows, so response_loss can't be compared"):
         change_of("conversations", part([1.0], [3]), part([1.0], [4]))
 
 
-def test_a_loss_that_is_not_finite_gives_no_change() -> None:
-    lost: Any = [None, 2.0]  # as JSON keeps it
+def test_a_loss_that_is_not_finite_gives_no_change():
+    lost = [None, 2.0]  # as JSON keeps it
     change = change_of("text", part([1.0, 2.0], [3, 3]), part(lost, [3, 3]))
     assert math.isnan(change["text"]["bits_per_byte"])

@@ -1,11 +1,7 @@
 """CORE in the evaluate stage: a part for each task, and the answers by which runs are compared."""
 
-from __future__ import annotations
-
 import json
 import math
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +10,6 @@ from safetensors.torch import load_file, save_file
 
 from pion.errors import BadInput
 from pion.evaluation.item_scores import difference, unpack
-from pipeline.job import Job
 from pipeline.report.core import core_in_words
 from pipeline.state.record_json import finite_json
 from tests.pipeline.stages.test_evaluate import Folder, World
@@ -24,7 +19,7 @@ TASKS = ["made_up_choice", "made_up_schema", "made_up_words"]
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+def world(tmp_path_factory):
     made = World(tmp_path_factory.mktemp("world"))
     write_bundle(made.root / "bundle")
     return made
@@ -33,16 +28,16 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 class Stored(Folder):
     """Parts as a store keeps them: NaN is null."""
 
-    def save(self, name: str, result: dict[str, Any]) -> dict[str, Any]:
+    def save(self, name, result):
         return super().save(name, json.loads(finite_json(result)))
 
 
-def job(world: World, **core: Any) -> Job:
+def job(world, **core):
     asked = {"path": "bundle", "items": 7, "cropped": True, **core}
     return world.job(core=asked, ngram_order=0, continuations=0)
 
 
-def test_every_model_is_asked_and_the_answers_are_kept_apart(world: World) -> None:
+def test_every_model_is_asked_and_the_answers_are_kept_apart(world):
     parts = Folder()
     results, said = world.run(job(world), parts)
     for stage in ("pretrain", "sft"):
@@ -58,14 +53,14 @@ def test_every_model_is_asked_and_the_answers_are_kept_apart(world: World) -> No
     assert core_in_words(results["sft"]["core"]).startswith("mean of 3 tasks ")
 
 
-def test_all_asks_every_item(world: World) -> None:
+def test_all_asks_every_item(world):
     core = world.run(job(world, items="all"), Folder())[0]["sft"]["core"]
     assert [task["items"] for task in core["tasks"]] == [12, 12, 12]
     assert core["limit"] is None
 
 
 @pytest.mark.parametrize("room", [pytest.param(2, marks=pytest.mark.soak), 3, 7])
-def test_an_interruption_at_a_task_gives_the_same_bytes(world: World, room: int) -> None:
+def test_an_interruption_at_a_task_gives_the_same_bytes(world, room):
     whole, parts = Folder(), Folder(room)
     expected, every = world.run(job(world), whole)
     with pytest.raises(KeyboardInterrupt):
@@ -76,7 +71,7 @@ def test_an_interruption_at_a_task_gives_the_same_bytes(world: World, room: int)
     assert said == every[room:]
 
 
-def test_changed_questions_are_asked_again_and_no_others(world: World, tmp_path: Path) -> None:
+def test_changed_questions_are_asked_again_and_no_others(world, tmp_path):
     write_bundle(tmp_path)
     parts, changed = Folder(), job(world, path=str(tmp_path))
     world.run(changed, parts)
@@ -89,7 +84,7 @@ def test_changed_questions_are_asked_again_and_no_others(world: World, tmp_path:
     ]
 
 
-def test_two_models_are_compared_by_item(world: World) -> None:
+def test_two_models_are_compared_by_item(world):
     parts = Folder()
     results, _ = world.run(job(world, items="all"), parts)
     kept = json.loads(parts.kept["by_item"])
@@ -103,7 +98,7 @@ def test_two_models_are_compared_by_item(world: World) -> None:
         assert error == pytest.approx(by_hand or 0.5 / 13)
 
 
-def test_held_out_documents_and_conversations_are_kept_too(world: World) -> None:
+def test_held_out_documents_and_conversations_are_kept_too(world):
     parts = Folder()
     results, _ = world.run(job(world), parts)
     kept = json.loads(parts.kept["by_item"])
@@ -114,7 +109,7 @@ def test_held_out_documents_and_conversations_are_kept_too(world: World) -> None
     assert kept["sft.bits_per_byte"]["key"] == kept["pretrain.bits_per_byte"]["key"]
 
 
-def test_logits_that_are_not_numbers_are_no_wrong_answers(world: World, tmp_path: Path) -> None:
+def test_logits_that_are_not_numbers_are_no_wrong_answers(world, tmp_path):
     config = (world.models["pretrain"] / "config.json").read_text()
     weights = load_file(world.models["pretrain"] / "model.safetensors")
     save_file({k: torch.full_like(w, math.nan) for k, w in weights.items()}, tmp_path / "m")

@@ -1,11 +1,8 @@
 """What preferences changed is measured before and after, in parts, from stored numbers if any."""
 
-from __future__ import annotations
-
 import dataclasses
 import shutil
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +14,6 @@ from pion.data.chat.conversation import Turn, tokenize
 from pion.data.chat.packing import Sided, pack_items
 from pion.data.shard_writer import ShardWriter
 from pion.data.shards import Manifest
-from pion.data.stream import RowStream
 from pion.evaluation.item_scores import difference, mean, unpack
 from pion.generation.generate import generate
 from pion.train.reference import ReferenceSums
@@ -38,13 +34,13 @@ WORDS = ["on the mat.", "the dog ate.", "a bone.", "return a new list.", "of ite
 class PreferWorld(World):
     """A job with preferences, whose checkpoints are of all three training stages."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root):
         super().__init__(root)
         self.models["prefer"] = self._checkpoint(root / "checkpoints" / "prefer", 3)
         _turn_around(self.models["prefer"])
         self.prefer_data = self._pairs(root / "pairs")
 
-    def job(self, **prefer: Any) -> Job:
+    def job(self, **prefer):
         job = super().job(continuations=0, ngram_order=0)
         settings = {"steps": 4, "sources": [{"kind": "jsonl", "path": "pairs.jsonl"}], **prefer}
         dumped = job.model_dump(mode="json", by_alias=True) | {"prefer": settings}
@@ -76,7 +72,7 @@ class PreferWorld(World):
         )
         return folder
 
-    def _pairs(self, folder: Path) -> Path:
+    def _pairs(self, folder):
         draw = np.random.default_rng(4)
         for split, count in (("train", 6), ("held_out", 30)):
             where = folder / "0" / split
@@ -94,32 +90,32 @@ class PreferWorld(World):
             manifest.write(where / "manifest.json")
         return self._dataset("prefer", folder)
 
-    def held_out(self) -> RowStream:
+    def held_out(self):
         """Return the held-out rows in the order of the evaluation."""
         job = self.job()
         return open_data(self.prefer_data).stream("held_out", job.seed, job.data.window)
 
-    def _pair(self, prompt: int, draw: np.random.Generator) -> tuple[Sided, ...]:
+    def _pair(self, prompt, draw):
         question = Turn("user", f"what is {prompt}?")
         texts = draw.choice(WORDS, 2, replace=False)
         sides = [tokenize(self.tokenizer, [question, Turn("assistant", text)]) for text in texts]
         return Sided(sides[0], True), Sided(sides[1], False)
 
 
-def _turn_around(checkpoint: Path) -> None:
+def _turn_around(checkpoint):
     """Let the likeliest token be the least likely one: untrained models all repeat the last one."""
     state = load_file(checkpoint / "model.safetensors")
     save_file({**state, "norm.weight": -state["norm.weight"]}, checkpoint / "model.safetensors")
 
 
-def sides_of(rows: RowStream, row: int) -> np.ndarray:
+def sides_of(rows, row):
     """Return the lengths of the answers in a row."""
     sequences = rows.batch([row]).sequences
     return sequences.tokens[0][sequences.side[0] != 0].numpy()
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> PreferWorld:
+def world(tmp_path_factory):
     return PreferWorld(tmp_path_factory.mktemp("world"))
 
 
@@ -127,11 +123,11 @@ Evaluated = tuple[dict[str, Any], list[str], Folder]
 
 
 @pytest.fixture(scope="module")
-def unbroken(world: PreferWorld) -> Evaluated:
+def unbroken(world):
     return world.evaluated(world.job())
 
 
-def test_both_models_are_measured_on_the_same_pairs(unbroken: Evaluated) -> None:
+def test_both_models_are_measured_on_the_same_pairs(unbroken):
     result, said, _ = unbroken
     found = result["preferences"]
     assert (found["start"], found["kind"], found["items"]) == ("sft", "pairs", 30)
@@ -155,7 +151,7 @@ def test_both_models_are_measured_on_the_same_pairs(unbroken: Evaluated) -> None
     ]
 
 
-def test_a_model_that_has_not_moved_has_changed_nothing(world: PreferWorld) -> None:
+def test_a_model_that_has_not_moved_has_changed_nothing(world):
     models = {**world.models, "prefer": world.models["sft"]}
     result, _, _ = world.evaluated(world.job(), models=models)
     found = result["preferences"]
@@ -170,7 +166,7 @@ def test_a_model_that_has_not_moved_has_changed_nothing(world: PreferWorld) -> N
     assert all(one["before"] == one["after"] for one in answers["shown"])
 
 
-def test_each_side_has_the_answers_of_its_model(world: PreferWorld, unbroken: Evaluated) -> None:
+def test_each_side_has_the_answers_of_its_model(world, unbroken):
     shown = unbroken[0]["preferences"]["answers"]["shown"]
     tokenizer = world.tokenizer
     for side, stage in (("before", "sft"), ("after", "prefer")):
@@ -199,7 +195,7 @@ def test_the_change_of_text_is_that_of_the_two_models_on_held_out_text(world, un
     assert 0 < result["text_change_sem"] < result["bits_per_byte_sem"]
 
 
-def test_without_text_of_its_own_the_other_text_is_measured_with_both(world: PreferWorld) -> None:
+def test_without_text_of_its_own_the_other_text_is_measured_with_both(world):
     models = {stage: world.models[stage] for stage in ("sft", "prefer")}
     result, said, _ = world.evaluated(world.job(), models=models, pretrain_data=None)
     assert [words for words in said if "other text" in words] == [
@@ -236,7 +232,7 @@ def test_stored_numbers_of_the_reference_say_what_the_start_gives(world, unbroke
     kept = unbroken[2].load("sft.preferences")
     assert kept is not None
 
-    def by_number(count: int) -> np.ndarray:
+    def by_number(count):
         """Return the sums in the order of the rows' numbers; `kept` has them in training order."""
         rows = world.held_out()
         if count != len(kept["sums"]):
@@ -258,8 +254,8 @@ def test_stored_numbers_of_the_reference_say_what_the_start_gives(world, unbroke
 
 @pytest.mark.parametrize("wrong", ["dtype", "residual", "damaged"])
 def test_numbers_that_do_not_fit_are_not_used_and_the_start_is_measured(
-    world: PreferWorld, unbroken: Evaluated, tmp_path: Path, wrong: str
-) -> None:
+    world, unbroken, tmp_path, wrong
+):
     dtypes = {wrong: "bfloat16"}
     dtype, residual = (dtypes.get(name, "float32") for name in ("dtype", "residual"))
     folder = world.reference(tmp_path / "reference", lambda n: np.full(n, -3.0), dtype, residual)
@@ -273,7 +269,7 @@ def test_numbers_that_do_not_fit_are_not_used_and_the_start_is_measured(
     )
 
 
-def test_what_the_loss_compares_decides_the_accuracy(world: PreferWorld) -> None:
+def test_what_the_loss_compares_decides_the_accuracy(world):
     """Sums less those of the reference, means less those of it, or means alone."""
     draw, rows, parts = np.random.default_rng(0), world.held_out(), Folder()
     n = np.concatenate([sides_of(rows, i) for i in range(rows.total_rows)])
@@ -323,7 +319,7 @@ def test_scores_of_single_pairs_and_answers_are_kept_to_compare_runs(world, unbr
     assert items["prefer.accuracy"]["key"].keys() == {"rows", "seed", "window", "data"}
 
 
-def test_single_answers_have_an_accuracy_by_where_they_moved(world: PreferWorld) -> None:
+def test_single_answers_have_an_accuracy_by_where_they_moved(world):
     job = world.job(loss="apo-zero")
     result, _, _ = world.evaluated(job, prefer_data=labels_of(world))
     found = result["preferences"]
@@ -334,7 +330,7 @@ def test_single_answers_have_an_accuracy_by_where_they_moved(world: PreferWorld)
     assert found["answers"]["prompts"] == 15
 
 
-def labels_of(world: PreferWorld) -> Path:
+def labels_of(world):
     """Return the folder of the same answers as data with labels."""
     folder = world.root / "labels"
     shutil.copytree(world.prefer_data, folder)

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
@@ -8,7 +6,6 @@ import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import Any
 
 import psutil
 import pytest
@@ -24,11 +21,11 @@ from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
 
 @pytest.fixture(autouse=True)
-def _quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+def _quick_looks(monkeypatch):
     monkeypatch.setattr("pipeline.stages.lm_eval.POLL_SECONDS", 0.02)
 
 
-def asking(task: str, model: Path, **changes: Any) -> TaskRequest:
+def asking(task, model, **changes):
     tokenizer = str(model.parent / "tokenizer.json")
     return TaskRequest(task=task, model=str(model), tokenizer=tokenizer, **changes)
 
@@ -63,7 +60,7 @@ def test_a_task_of_ones_own_runs_offline_on_an_exported_model(softcap, tmp_path,
 
 
 @pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+def offline(monkeypatch):
     pytest.importorskip("lm_eval")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
@@ -133,9 +130,9 @@ def test_a_stop_ends_every_process_of_a_task_that_is_going_on(tmp_path, monkeypa
     does = HOLDS_THE_CARD.format(here=tmp_path)
     monkeypatch.setattr("pipeline.stages.lm_eval.PYTHON", python_that(does, tmp_path))
     others = psutil.Process().children(recursive=True)  # servers of other tests
-    started: list[psutil.Process] = []
+    started = []
 
-    def stop_once_it_runs(seconds: float) -> None:
+    def stop_once_it_runs(seconds):
         time.sleep(seconds)
         if (tmp_path / "begun").exists():
             now = psutil.Process().children(recursive=True)
@@ -159,7 +156,7 @@ tasks.run_task(tasks.TaskRequest(task="arc_easy", model=sys.argv[2], tokenizer="
 
 
 @pytest.mark.usefixtures("offline")
-def test_a_task_does_not_outlive_a_process_that_is_killed(tmp_path: Path) -> None:
+def test_a_task_does_not_outlive_a_process_that_is_killed(tmp_path):
     python = python_that(HOLDS_THE_CARD.format(here=tmp_path), tmp_path)
     runs = subprocess.Popen([sys.executable, "-c", RUN_TASK, python, str(tmp_path)])
     wait_until(lambda: (tmp_path / "begun").exists() or runs.poll() is not None, "the task to run")
@@ -175,10 +172,10 @@ def test_a_task_does_not_outlive_a_process_that_is_killed(tmp_path: Path) -> Non
 
 
 class Refusing(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
+    def do_GET(self):
         self.send_error(401)
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, *_):
         pass
 
 
@@ -199,8 +196,8 @@ def test_a_hub_that_answers_at_all_is_reachable_and_a_closed_port_is_not(monkeyp
     ids=["the Hub answers", "it does not answer", "it is not even asked"],
 )
 def test_lm_eval_is_told_to_stay_offline_on_wish_or_where_the_hub_does_not_answer(
-    wish: str | None, reachable: Any, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    wish, reachable, expected, tmp_path, monkeypatch
+):
     pytest.importorskip("lm_eval")
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
@@ -230,14 +227,14 @@ BAR = "Running generate_until requests:   9%|▉         | {done}/1319 [00:01<00
         ("x" * 5000 + BAR.format(done=120) + BAR.format(done=1300), "1,300 of 1,319 requests"),
     ],
 )
-def test_the_last_bar_counts(text: str, said: str, tmp_path: Path) -> None:
+def test_the_last_bar_counts(text, said, tmp_path):
     (tmp_path / "stderr").write_text(text)
     assert progress_of(tmp_path / "stderr") == said
 
 
-def test_the_same_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_is_said_once(tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.stages.lm_eval.LOOKS", 2)
-    said: list[str] = []
+    said = []
     progress = Progress(tmp_path / "stderr", said.append)
     for done in (1, 2, 2, 3):
         (tmp_path / "stderr").write_text(BAR.format(done=done))
@@ -258,9 +255,9 @@ while not os.path.exists({str(heard)!r}):
 sys.exit(1)
 """
     monkeypatch.setattr("pipeline.stages.lm_eval.PYTHON", python_that(does, tmp_path))
-    said: list[str] = []
+    said = []
 
-    def say(progress: str) -> None:
+    def say(progress):
         said.append(progress)
         heard.touch()
 

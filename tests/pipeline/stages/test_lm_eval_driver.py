@@ -1,12 +1,8 @@
 """One task of lm-eval on an exported model of Pion's own, offline, in this process."""
 
-from __future__ import annotations
-
 import functools
 import json
 import sys
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -30,7 +26,7 @@ WRITES, CHOICES, TEXTS = "generate_until", "multiple_choice", "loglikelihood_rol
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def world(tmp_path_factory):
     """A folder with made-up tasks, a fine-tuned model, and its tokenizer.json."""
     folder = tmp_path_factory.mktemp("world")
     write_tasks(folder)
@@ -41,21 +37,21 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def offline(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def offline(world, monkeypatch):
     monkeypatch.chdir(world)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", world / "cache")
 
 
 @pytest.fixture
-def own_tasks_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def own_tasks_only(monkeypatch):
     """Don't read lm-eval's 14,000 files, which a group of tasks may name."""
     manager = "pipeline.stages.lm_eval_driver.TaskManager"
     monkeypatch.setattr(manager, functools.partial(TaskManager, include_defaults=False))
 
 
-def asking(world: Path, task: str, **changes: Any) -> TaskRequest:
-    given: dict[str, Any] = {
+def asking(world, task, **changes):
+    given = {
         "task": task,
         "model": str(world / "model"),
         "trusted": False,
@@ -70,9 +66,9 @@ def asking(world: Path, task: str, **changes: Any) -> TaskRequest:
     return TaskRequest(**given | changes)
 
 
-def asked(world: Path, task: str, **changes: Any) -> dict[str, Any]:
+def asked(world, task, **changes):
     """Return how lm-eval asked a task."""
-    found: dict[str, Any] = run(asking(world, task, **changes))["asked"]
+    found = run(asking(world, task, **changes))["asked"]
     return found
 
 
@@ -80,7 +76,7 @@ def asked(world: Path, task: str, **changes: Any) -> dict[str, Any]:
 
 
 def test_what_the_model_is_sent_is_a_chat_whose_examples_are_turns(world, monkeypatch):
-    sent: list[str] = []
+    sent = []
     monkeypatch.setattr(
         "lm_eval.models.huggingface.HFLM.generate_until",
         lambda self, requests, *_: [sent.append(r.args[0]) or "7" for r in requests],
@@ -92,7 +88,7 @@ def test_what_the_model_is_sent_is_a_chat_whose_examples_are_turns(world, monkey
     assert sent[0].endswith(" + 1 =\n<|assistant|>\n")
 
 
-def test_the_begin_of_an_answer_can_be_given_in_a_chat(world: Path) -> None:
+def test_the_begin_of_an_answer_can_be_given_in_a_chat(world):
     assert asked(world, "local_begun", limit=2)["form"] == "chat"
 
 
@@ -112,7 +108,7 @@ def test_the_form_follows_the_job_the_model_and_the_kind_of_task(chat, tuned, ki
     assert form_of("a", {"a": kind}, chat, tuned) == form
 
 
-def test_a_task_that_scores_whole_texts_can_not_be_a_chat(world: Path) -> None:
+def test_a_task_that_scores_whole_texts_can_not_be_a_chat(world):
     with pytest.raises(BadInput, match="local_texts can't be asked as a chat: it scores whole"):
         run(asking(world, "local_texts", chat=True))
     assert asked(world, "local_texts")["form"] == "text"
@@ -125,13 +121,13 @@ def test_a_group_with_tasks_of_both_forms_is_refused_before_the_model_is_loaded(
         run(both)
 
 
-def test_a_model_without_a_chat_format_can_not_be_asked_as_a_chat(world: Path) -> None:
+def test_a_model_without_a_chat_format_can_not_be_asked_as_a_chat(world):
     base = asking(world, "local_answers", chat=True, tuned=False, model="nowhere")
     with pytest.raises(BadInput, match="can't be asked as a chat: the model has no chat template"):
         run(base)
 
 
-def test_a_model_that_learned_another_template_gets_no_score(world: Path, tmp_path: Path) -> None:
+def test_a_model_that_learned_another_template_gets_no_score(world, tmp_path):
     model, tokenizer = own_model()
     export_model(model, world / "tokenizer.json", tmp_path / "model")
     other = chat_template(tokenizer).replace("<|user|>", "<|human|>").replace('"<|', '"<| ')
@@ -150,7 +146,7 @@ def test_a_model_that_learned_another_template_gets_no_score(world: Path, tmp_pa
 
 
 @pytest.mark.usefixtures("own_tasks_only")
-def test_a_task_that_there_is_not_is_named_with_the_nearest(world: Path) -> None:
+def test_a_task_that_there_is_not_is_named_with_the_nearest(world):
     with pytest.raises(BadInput, match="no task 'local_answer'; did you mean 'local_answers'"):
         run(asking(world, "local_answer"))
 
@@ -159,7 +155,7 @@ def test_a_task_that_there_is_not_is_named_with_the_nearest(world: Path) -> None
 
 
 @pytest.mark.slow
-def test_a_limit_draws_some_questions_and_every_metric_has_their_scores(world: Path) -> None:
+def test_a_limit_draws_some_questions_and_every_metric_has_their_scores(world):
     first, every = (run(asking(world, "local_choices", limit=limit)) for limit in (5, 10**6))
     items, all_items = (answer[BY_ITEM]["lm_eval.local_choices acc"] for answer in (first, every))
     places = drawn(QUESTIONS, 5)
@@ -176,7 +172,7 @@ def test_a_limit_draws_some_questions_and_every_metric_has_their_scores(world: P
 
 
 @pytest.mark.usefixtures("own_tasks_only")
-def test_a_group_has_one_score_and_the_scores_of_each_of_its_tasks(world: Path) -> None:
+def test_a_group_has_one_score_and_the_scores_of_each_of_its_tasks(world):
     answer = run(asking(world, "local_twice", limit=3))
     assert set(answer[BY_ITEM]) == {"lm_eval.local_choices acc", "lm_eval.local_more acc"}
     assert answer["asked"]["questions"] == 6
@@ -184,7 +180,7 @@ def test_a_group_has_one_score_and_the_scores_of_each_of_its_tasks(world: Path) 
 
 
 @pytest.mark.usefixtures("own_tasks_only")
-def test_a_group_without_a_score_names_its_tasks(world: Path) -> None:
+def test_a_group_without_a_score_names_its_tasks(world):
     with pytest.raises(BadInput, match=r"no score for local_list as a whole.*local_choices, "):
         run(asking(world, "local_list"))
 
@@ -193,7 +189,7 @@ def test_a_group_without_a_score_names_its_tasks(world: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_tuned_model_writes_answers_in_a_chat_and_how_it_was_asked_is_kept(world: Path) -> None:
+def test_a_tuned_model_writes_answers_in_a_chat_and_how_it_was_asked_is_kept(world):
     kept = asked(world, "local_answers", limit=4)
     assert (kept["form"], kept["shots"]) == ("chat", 2)
     assert kept["version"] == "1"
@@ -224,7 +220,7 @@ def test_an_answer_that_ends_with_a_stop_id_at_the_last_token_is_not_cut_off(wor
 
 
 @pytest.mark.slow
-def test_prompts_that_the_context_crops_are_counted(world: Path, tmp_path: Path) -> None:
+def test_prompts_that_the_context_crops_are_counted(world, tmp_path):
     model, _ = own_model(seq_len=32)
     export_model(model, world / "tokenizer.json", tmp_path / "short")
     short = str(tmp_path / "short")

@@ -1,16 +1,11 @@
 """lm-eval asks a tuned model with the ids of training, with the templates of all families."""
 
-from __future__ import annotations
-
 import json
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pion.data.chat.conversation import ROLES, Turn, chat_template, tokenize
-from pion.data.chat.messages import Message
 from pion.data.chat.template import ChatTemplate
 from pion.data.chat.template_source import write_template_date
 from pion.data.records.layouts import read_conversation
@@ -25,34 +20,34 @@ pytest.importorskip("lm_eval")
 
 from pipeline.stages.lm_eval_model import CheckedModel
 
-EXAMPLES: list[Message] = [
+EXAMPLES = [
     {"role": "user", "content": "Question: 1 + 1 =\nAnswer:"},
     {"role": "assistant", "content": "2"},
     {"role": "user", "content": "Question: 2 + 3 =\nAnswer:"},
     {"role": "assistant", "content": "5"},
 ]
-ASKED: list[Message] = [*EXAMPLES, {"role": "user", "content": "Question: é + 漢 =\nAnswer:"}]
-ANSWER: Message = {"role": "assistant", "content": "seven"}
+ASKED = [*EXAMPLES, {"role": "user", "content": "Question: é + 漢 =\nAnswer:"}]
+ANSWER = {"role": "assistant", "content": "seven"}
 LAST_YEAR = "2025-03-04"
 LLAMA_LIKE = "{% for m in messages %}<|im_start|>[{{ m.role }}] {{ m.content }}{% endfor %}"
 
 
 @pytest.fixture(autouse=True)
-def quick_renderer(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick_renderer(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
 
 
-def checked(model: Path, learned: Path | None = None) -> CheckedModel:
+def checked(model, learned=None):
     """Return lm-eval's model of a folder, which learned the chat format in `learned`."""
     tokenizer = (learned or model) / "tokenizer.json"
     return CheckedModel(str(model), tokenizer, {"device": "cpu", "batch_size": 1})
 
 
-def sent(model: CheckedModel, messages: list[Message], **options: Any) -> list[int]:
+def sent(model, messages, **options):
     """Return the ids that lm-eval sends for messages."""
     ids, _ = model.tok_batch_encode([model.apply_chat_template(messages, **options)])
-    found: list[int] = ids[0].tolist()
+    found = ids[0].tolist()
     return found
 
 
@@ -73,7 +68,7 @@ def test_a_chat_has_the_ids_of_training_with_the_template_of_each_family(name, t
 
 # The second has a first token, which every document begins with.
 @pytest.mark.parametrize("kind", ["smollm2", "llama3", "qwen", "deepseek"])
-def test_a_chat_has_the_ids_of_training_in_pions_own_format(kind: str, tmp_path: Path) -> None:
+def test_a_chat_has_the_ids_of_training_in_pions_own_format(kind, tmp_path):
     tokenizer = Tokenizer.from_file(write_files(kind, tmp_path / "plain") / "tokenizer.json")
     folder = write_instruct_model(tmp_path / "model", kind, chat_template(tokenizer))
     turns = [Turn(ROLES[message["role"]], message["content"]) for message in [*ASKED, ANSWER]]
@@ -85,7 +80,7 @@ def test_a_chat_has_the_ids_of_training_in_pions_own_format(kind: str, tmp_path:
 
 def test_the_begin_of_an_answer_that_a_task_gives_comes_after_the_learned_form(tmp_path):
     model = checked(write_instruct_model(tmp_path, "smollm2", CHATML))
-    begun: list[Message] = [*ASKED, {"role": "assistant", "content": "The sum"}]
+    begun = [*ASKED, {"role": "assistant", "content": "The sum"}]
     ids = sent(model, begun, add_generation_prompt=False)
     asked = sent(model, ASKED)
     assert ids[: len(asked)] == asked
@@ -95,7 +90,7 @@ def test_the_begin_of_an_answer_that_a_task_gives_comes_after_the_learned_form(t
 # ---------------------------------------------------------------- another form
 
 
-def refusal(model: Path, learned: Path, text: str | None = None) -> str:
+def refusal(model, learned, text=None):
     """Return the words with which a chat, or a plain text, in another form is refused."""
     asked = checked(model, learned)
     ask = partial(asked.apply_chat_template, ASKED)
@@ -107,7 +102,7 @@ def refusal(model: Path, learned: Path, text: str | None = None) -> str:
 
 
 class Request:
-    def __init__(self, *args: Any) -> None:
+    def __init__(self, *args):
         self.args = args
 
 
@@ -155,7 +150,7 @@ def test_a_first_token_that_is_missing_before_a_text_is_refused(changed, shown, 
     assert words.count("<|begin_of_text|>") == shown
 
 
-def test_a_template_that_refuses_system_messages_is_not_asked_without_them(tmp_path: Path) -> None:
+def test_a_template_that_refuses_system_messages_is_not_asked_without_them(tmp_path):
     refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
     model = write_instruct_model(tmp_path, "smollm2", refuses + CHATML)
     with pytest.raises(BadInput, match="no system"):

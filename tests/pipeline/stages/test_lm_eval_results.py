@@ -1,14 +1,10 @@
 """What is kept of lm-eval's results."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import numpy as np
 import pytest
 
 from pion.evaluation.item_scores import unpack
-from pipeline.stages.lm_eval_results import Counts, Form, asked_of, drawn, items_of, metrics_of
+from pipeline.stages.lm_eval_results import Counts, asked_of, drawn, items_of, metrics_of
 from pipeline.state.record_json import count_values, finite_json
 
 COUNTS = Counts(prompts=4, cropped=1, answers=2, cut_off=1, longest=256)
@@ -17,16 +13,16 @@ DOC, TARGET = "a1" * 32, "b2" * 32
 
 
 @pytest.fixture(autouse=True)
-def version(monkeypatch: pytest.MonkeyPatch) -> None:
+def version(monkeypatch):
     monkeypatch.setattr(VERSION, lambda package: "0.4.13")
 
 
-def sample(values: dict[str, Any], filtered: str = "none", doc: str = DOC) -> dict[str, Any]:
+def sample(values, filtered="none", doc=DOC):
     named = {"metrics": list(values), "filter": filtered}
     return {"doc_hash": doc, "target_hash": TARGET, **named, **values}
 
 
-def found(samples: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
+def found(samples, **changes):
     """Return what lm-eval's `simple_evaluate` gives for the task `sums`."""
     return {
         "samples": {"sums": samples},
@@ -38,7 +34,7 @@ def found(samples: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
     }
 
 
-def test_metrics_are_the_numbers_and_the_filter_is_named_where_there_is_one() -> None:
+def test_metrics_are_the_numbers_and_the_filter_is_named_where_there_is_one():
     result = {
         "name": "sums",
         "alias": "sums",
@@ -50,7 +46,7 @@ def test_metrics_are_the_numbers_and_the_filter_is_named_where_there_is_one() ->
     assert metrics_of(result) == {"acc": 0.5, "exact_match,strict": 0.25}
 
 
-def test_how_the_model_was_asked_is_kept() -> None:
+def test_how_the_model_was_asked_is_kept():
     assert asked_of(found([]), "sums", "chat", COUNTS, drawn=True) == {
         "form": "chat",
         "shots": 5,
@@ -67,12 +63,12 @@ def test_how_the_model_was_asked_is_kept() -> None:
     }
 
 
-def test_a_task_that_writes_nothing_has_no_length_of_answers() -> None:
+def test_a_task_that_writes_nothing_has_no_length_of_answers():
     kept = asked_of(found([]), "sums", "text", Counts(prompts=8), drawn=False)
     assert kept.keys().isdisjoint({"until", "max_gen_toks", "cut_off", "sample_seed"})
 
 
-def test_a_group_whose_tasks_have_different_examples_names_no_number() -> None:
+def test_a_group_whose_tasks_have_different_examples_names_no_number():
     both = {
         "configs": {"a": {}, "b": {"generation_kwargs": {"until": "x" * 1000}}},
         "n-samples": {name: {"original": 10, "effective": 4} for name in "ab"},
@@ -87,7 +83,7 @@ def test_a_group_whose_tasks_have_different_examples_names_no_number() -> None:
 # ---------------------------------------------------------------- scores by question
 
 
-def test_each_metric_and_filter_has_the_scores_of_all_questions_under_their_keys() -> None:
+def test_each_metric_and_filter_has_the_scores_of_all_questions_under_their_keys():
     samples = [
         sample({"exact_match": np.float64(1.0), "words": 3}, "strict"),
         sample({"exact_match": True, "words": 0.123456789}, "strict", doc="c3" * 32),
@@ -110,7 +106,7 @@ def test_each_metric_and_filter_has_the_scores_of_all_questions_under_their_keys
 
 
 def test_the_form_the_length_the_examples_and_the_questions_are_part_of_the_rule(monkeypatch):
-    def rule(form: Form = "chat", longest: int = 256, **changes: Any) -> str:
+    def rule(form="chat", longest=256, **changes):
         (series,) = items_of(found([sample({"acc": 1})], **changes), form, longest).values()
         assert isinstance(series["key"]["rule"], str)
         return series["key"]["rule"]
@@ -127,14 +123,14 @@ def test_the_form_the_length_the_examples_and_the_questions_are_part_of_the_rule
     assert len(rules | {rule()}) == 7
 
 
-def test_what_is_no_number_of_a_question_is_left_out_and_what_is_not_finite_stays_so() -> None:
+def test_what_is_no_number_of_a_question_is_left_out_and_what_is_not_finite_stays_so():
     samples = [sample({"word_perplexity": (-3.0, 4), "acc": float("nan")})]
     items = items_of(found(samples), "text", 0)
     assert list(items) == ["lm_eval.sums acc"]
     assert np.isnan(unpack(items["lm_eval.sums acc"]).scores).all()
 
 
-def test_very_many_scores_fit_into_a_record() -> None:
+def test_very_many_scores_fit_into_a_record():
     items = items_of(found([sample({"acc": 1})] * 20_000), "text", 0)
     assert count_values(finite_json(items).encode()) < 20
 
@@ -142,23 +138,23 @@ def test_very_many_scores_fit_into_a_record() -> None:
 # ---------------------------------------------------------------- which questions a limit draws
 
 
-def test_the_drawn_questions_never_change() -> None:
+def test_the_drawn_questions_never_change():
     # Finished runs were asked these. Another Python must not draw others.
     assert drawn(1319, 8) == [120, 203, 447, 640, 651, 704, 1097, 1209]
 
 
-def test_a_smaller_sample_is_part_of_a_larger_one_and_in_order() -> None:
+def test_a_smaller_sample_is_part_of_a_larger_one_and_in_order():
     small, large = drawn(1000, 50), drawn(1000, 200)
     assert set(small) < set(large)
     assert small == sorted(small)
     assert len(set(large)) == 200
 
 
-def test_the_sample_is_not_the_beginning() -> None:
+def test_the_sample_is_not_the_beginning():
     found = drawn(1000, 500)
     assert abs(sum(place < 500 for place in found) - 250) < 50
 
 
 @pytest.mark.parametrize("limit", [None, 40, 41, 10**9])
-def test_all_are_asked_without_a_limit_or_with_a_large_one(limit: int | None) -> None:
+def test_all_are_asked_without_a_limit_or_with_a_large_one(limit):
     assert drawn(40, limit) is None

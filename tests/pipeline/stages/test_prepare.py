@@ -6,14 +6,12 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput, Interrupted
-from pipeline.console.messages import Note, PrepareProgress, Shown
+from pipeline.console.messages import Note, PrepareProgress
 from pipeline.stages.prepare import open_data
 from tests.support.corpora import (
     SEQ_LEN,
@@ -33,7 +31,7 @@ from tests.support.tokenizer_kinds import without_bytes, write_files
 # ---------------------------------------------------------------- text
 
 
-def test_every_document_is_in_one_split_and_none_is_lost(tmp_path: Path) -> None:
+def test_every_document_is_in_one_split_and_none_is_lost(tmp_path):
     write_corpus(tmp_path / "corpus.jsonl")
     data = prepared(make_job(tmp_path), tmp_path / "data")
     train, held_out = texts_of(data, "train"), texts_of(data, "held_out")
@@ -55,7 +53,7 @@ def test_what_is_held_out_does_not_depend_on_where_or_how_often_a_text_appears(t
     assert len(before - after) <= 1  # the text that is cut at the end now
 
 
-def test_a_corpus_of_one_long_file_gives_its_end_to_the_held_out_split(tmp_path: Path) -> None:
+def test_a_corpus_of_one_long_file_gives_its_end_to_the_held_out_split(tmp_path):
     (tmp_path / "book.txt").write_text("\n".join(sentences(i, 6) for i in range(600)))
     job = make_job(tmp_path, data={"sources": [{"kind": "text", "path": "book.txt"}]})
     data = prepared(job, tmp_path / "data")
@@ -64,7 +62,7 @@ def test_a_corpus_of_one_long_file_gives_its_end_to_the_held_out_split(tmp_path:
     assert 0.08 < data.report["held_out_tokens"] / data.report["train_tokens"] < 0.13
 
 
-def test_characters_that_the_vocabulary_lacks_are_counted_and_named(tmp_path: Path) -> None:
+def test_characters_that_the_vocabulary_lacks_are_counted_and_named(tmp_path):
     (tmp_path / "a.txt").write_text("\n".join(sentences(i, 6) for i in range(600)) + "\x04\x06")
     (tmp_path / "tokenizer.json").write_text(json.dumps(without_bytes()))
     sources = {"sources": [{"kind": "text", "path": "*.txt"}]}
@@ -79,10 +77,10 @@ def test_characters_that_the_vocabulary_lacks_are_counted_and_named(tmp_path: Pa
     assert "a.txt#" in source["remarks"][0]
 
 
-def test_entries_of_a_vocabulary_that_the_text_does_not_have_are_said(tmp_path: Path) -> None:
+def test_entries_of_a_vocabulary_that_the_text_does_not_have_are_said(tmp_path):
     write_corpus(tmp_path / "corpus.jsonl")
     changes = {"tokenizer": {"train": {"vocab_size": 50_000}}, "model": model_of(50_000)}
-    notes: list[str] = []
+    notes = []
     data = tmp_path / "data"
     job = make_job(tmp_path, **changes)
     prepare(job, data, lambda m: notes.append(getattr(m, "text", "")))
@@ -94,7 +92,7 @@ def test_entries_of_a_vocabulary_that_the_text_does_not_have_are_said(tmp_path: 
     assert any(re.search(r"pretrain data: \d+ rows \(\S+K tokens\)", note) for note in notes), notes
 
 
-def test_a_trained_tokenizer_has_not_seen_the_held_out_documents(tmp_path: Path) -> None:
+def test_a_trained_tokenizer_has_not_seen_the_held_out_documents(tmp_path):
     write_corpus(tmp_path / "corpus.jsonl")
     whole = prepared(make_job(tmp_path), tmp_path / "whole")
     held_out = set(texts_of(whole, "held_out")[:-1])
@@ -107,7 +105,7 @@ def test_a_trained_tokenizer_has_not_seen_the_held_out_documents(tmp_path: Path)
     assert more.tokenizer_path.read_bytes() == whole.tokenizer_path.read_bytes()
 
 
-def test_several_sources_are_mixed_by_weight(tmp_path: Path) -> None:
+def test_several_sources_are_mixed_by_weight(tmp_path):
     write_corpus(tmp_path / "corpus.jsonl")
     (tmp_path / "book.txt").write_text("\n".join(sentences(i + 999, 6) for i in range(600)))
     sources = [
@@ -124,7 +122,7 @@ def test_several_sources_are_mixed_by_weight(tmp_path: Path) -> None:
 def test_it_says_how_fast_and_a_finished_folder_is_reported_again_without_work(tmp_path):
     write_corpus(tmp_path / "corpus.jsonl")
     job = make_job(tmp_path)
-    said: list[Shown] = []
+    said = []
     first = prepare(job, tmp_path / "data", said.append)
     assert {type(m) for m in said} == {Note, PrepareProgress}
     assert any("MB/s" in m.text for m in said if isinstance(m, Note))
@@ -134,7 +132,7 @@ def test_it_says_how_fast_and_a_finished_folder_is_reported_again_without_work(t
     assert {m.what for m in said if isinstance(m, PrepareProgress)} == {"read data.sources.0"}
 
 
-def test_a_folder_that_was_finished_from_other_bytes_is_prepared_again(tmp_path: Path) -> None:
+def test_a_folder_that_was_finished_from_other_bytes_is_prepared_again(tmp_path):
     write_corpus(tmp_path / "corpus.jsonl")
     job = make_job(tmp_path)
     first = prepare(job, tmp_path / "data")
@@ -149,16 +147,16 @@ def test_a_folder_that_was_finished_from_other_bytes_is_prepared_again(tmp_path:
 
 @pytest.mark.parametrize("endless", ["train_bpe", "texts"])
 def test_a_stop_is_heard_while_a_vocabulary_is_learned_or_text_is_read(
-    endless: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    endless, tmp_path, monkeypatch
+):
     write_corpus(tmp_path / "corpus.jsonl")
     over = threading.Event()
 
-    def never(*_: object) -> Iterator[tuple[bool, str]]:
+    def never(*_):
         over.wait()
         yield from ()
 
-    def say(message: Shown) -> None:
+    def say(message):
         if isinstance(message, PrepareProgress) and not message.what.startswith("read data"):
             raise Interrupted("Ctrl-C")
 
@@ -174,8 +172,8 @@ def test_a_stop_is_heard_while_a_vocabulary_is_learned_or_text_is_read(
 
 
 def test_interrupted_it_continues_to_the_same_bytes_and_keeps_finished_shards_of_the_same_source(
-    tmp_path: Path,
-) -> None:
+    tmp_path,
+):
     write_corpus(tmp_path / "corpus.jsonl", documents=1500)
     job, data = job_by_file(tmp_path), tmp_path / "data"
     interrupt_after_shards(job, data, 2)
@@ -206,7 +204,7 @@ def test_of_files_that_change_meanwhile_nothing_counts_even_once_they_are_restor
     job = make_job(tmp_path)
     prepared(job, tmp_path / "unbroken")
 
-    def edit(shown: Shown) -> None:
+    def edit(shown):
         if isinstance(shown, Note) and "training a BPE" in shown.text:
             corpus.write_bytes(before.replace(b'"text": "', b'"text": "x '))
 
@@ -218,10 +216,10 @@ def test_of_files_that_change_meanwhile_nothing_counts_even_once_they_are_restor
     assert files_of(tmp_path / "data") == files_of(tmp_path / "unbroken")
 
 
-def test_what_a_killed_process_left_of_a_file_is_no_content(tmp_path: Path) -> None:
+def test_what_a_killed_process_left_of_a_file_is_no_content(tmp_path):
     write_corpus(tmp_path / "corpus.jsonl")
     job = job_by_file(tmp_path)
-    names: list[str] = []
+    names = []
     prepare(job, tmp_path / "data", find=names.append)
     for left in ("dataset.json.tmp", "choices.jsonl.tmp", ".tokenizer.json.tmp"):
         (tmp_path / "data" / left).write_bytes(b"half of it")
@@ -252,7 +250,7 @@ def test_the_questions_continue_with_held_out_text_and_no_place_is_the_favourite
 # ---------------------------------------------------------------- bad input
 
 
-def test_a_missing_file_is_named_with_its_key_before_anything_is_done(tmp_path: Path) -> None:
+def test_a_missing_file_is_named_with_its_key_before_anything_is_done(tmp_path):
     write_corpus(tmp_path / "corpus.jsonl")
     sources = [{"kind": "jsonl", "path": "corpus.jsonl"}, {"kind": "text", "path": "nowhere.txt"}]
     job = make_job(tmp_path, data={"sources": sources})
@@ -272,7 +270,7 @@ def test_a_corpus_smaller_than_one_batch_is_refused_with_both_numbers(before, tm
         prepared(make_job(tmp_path, pretrain=pretrain), tmp_path / "data")
 
 
-def test_too_little_text_to_hold_any_out_is_refused(tmp_path: Path) -> None:
+def test_too_little_text_to_hold_any_out_is_refused(tmp_path):
     write_corpus(tmp_path / "corpus.jsonl", documents=20)
     job = make_job(tmp_path, data={"held_out": 0.0001})
     with pytest.raises(
@@ -289,7 +287,7 @@ def test_a_tokenizer_that_does_not_fit_the_model_is_refused_before_anything_is_t
     assert not list((tmp_path / "data").rglob("*.npy"))
 
 
-def test_a_folder_that_cannot_be_written_is_bad_input(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_bad_input(tmp_path):
     write_corpus(tmp_path / "corpus.jsonl")
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(BadInput, match=r"file/data: can't be written \(Not a directory\)"):
@@ -298,13 +296,13 @@ def test_a_folder_that_cannot_be_written_is_bad_input(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_full_disk_is_bad_input_and_the_finished_shards_are_used_afterwards(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tmp_path, monkeypatch
+):
     write_corpus(tmp_path / "corpus.jsonl", documents=1000)
     job = make_job(tmp_path)
     sync = os.fsync
 
-    def full_disk(file: int) -> None:
+    def full_disk(file):
         if (tmp_path / "data" / "0" / "train" / "shard_00001.json").exists():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         sync(file)
@@ -318,7 +316,7 @@ def test_a_full_disk_is_bad_input_and_the_finished_shards_are_used_afterwards(
     assert files_of(tmp_path / "data") == files_of(tmp_path / "unbroken")
 
 
-def test_a_tokenizer_that_gguf_can_not_express_is_refused_before_training(tmp_path: Path) -> None:
+def test_a_tokenizer_that_gguf_can_not_express_is_refused_before_training(tmp_path):
     write_corpus(tmp_path / "corpus.jsonl")
     write_files("qwen", tmp_path / "qwen")
     file = tmp_path / "qwen" / "tokenizer.json"

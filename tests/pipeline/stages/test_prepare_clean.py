@@ -1,26 +1,17 @@
 """prepare with data.clean: what is left out, the receipt, and the same bytes after kills."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import os
 import random
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pion.data.documents.python_docs import is_held_out
 from pion.errors import BadInput
 from pipeline.data.cleaning import judged
-from pipeline.data.tasks import Tasks
-from pipeline.job import Job
 from pipeline.job.file import load_job
 from pipeline.machine.kill_points import HALT_AT
-from pipeline.stages.prepare import PreparedData
 from tests.support.core_bundle import write_bundle
 from tests.support.corpora import files_of, job_by_file, prepare, prepared, sentences, texts_of
 from tests.support.planted_copies import near_copy, plant
@@ -31,11 +22,11 @@ ANSWER = "the small ship with many windows that sings"
 AGAIN = "the ship and the winter map " * 30
 
 
-def texts(count: int = 200, first: int = 0) -> list[str]:
+def texts(count=200, first=0):
     return [sentences(first + n, 6) for n in range(count)]
 
 
-def write(folder: Path, *sources: Sequence[str]) -> list[dict[str, Any]]:
+def write(folder, *sources):
     """Write each source's texts as a JSON Lines file; return the sources of a job."""
     named = []
     for number, source in enumerate(sources):
@@ -45,24 +36,24 @@ def write(folder: Path, *sources: Sequence[str]) -> list[dict[str, Any]]:
     return named
 
 
-def job_of(folder: Path, *sources: Sequence[str], clean: Any, **sections: Any) -> Job:
+def job_of(folder, *sources, clean, **sections):
     """Return a job that cleans the sources. Its tokenizer is given."""
     return job_by_file(
         folder, data={"sources": write(folder, *sources), "clean": clean}, **sections
     )
 
 
-def kept(data: PreparedData) -> set[str]:
+def kept(data):
     """Return the texts of both splits. The last of a source and split may be cut."""
     return {text for split in ("train", "held_out") for text in texts_of(data, split)}
 
 
-def dropped(data: PreparedData) -> dict[str, int]:
+def dropped(data):
     return {one["rule"]: one["documents"] for one in data.report["cleaned"]["dropped"]}
 
 
-def test_text_that_is_cleaned_starts_no_other_processes(tmp_path: Path) -> None:
-    def start() -> AbstractContextManager[Tasks]:
+def test_text_that_is_cleaned_starts_no_other_processes(tmp_path):
+    def start():
         raise AssertionError("started for nothing")
 
     job = job_of(tmp_path, texts(), clean={})
@@ -95,7 +86,7 @@ def test_cleaned_text_gives_the_rows_and_the_vocabulary_of_text_without_what_is_
     assert [cleaned.report[n] for n in names] == [expected.report[n] for n in names]
 
 
-def test_of_copies_in_several_sources_that_of_the_first_source_is_kept(tmp_path: Path) -> None:
+def test_of_copies_in_several_sources_that_of_the_first_source_is_kept(tmp_path):
     first, second = texts(100), texts(100, 1000)
     copies = [near_copy(text, "other case", random.Random(0), []) for text in first[:40]]
     data = prepared(job_of(tmp_path, first, [*copies, *second], clean={}), tmp_path / "one")
@@ -106,7 +97,7 @@ def test_of_copies_in_several_sources_that_of_the_first_source_is_kept(tmp_path:
     assert [(one["documents"], one["kept"]) for one in own] == [(140, 140), (100, 60)]
 
 
-def test_the_threshold_changes_the_result(tmp_path: Path) -> None:
+def test_the_threshold_changes_the_result(tmp_path):
     mixed = [text for text, _ in plant(texts(), 0.3, "5 % of the words replaced")]
     found = {}
     for near in (None, 0.8, 0.6):
@@ -117,7 +108,7 @@ def test_the_threshold_changes_the_result(tmp_path: Path) -> None:
     assert 58 <= found[0.6] <= 62
 
 
-def test_no_copy_of_a_held_out_document_is_trained_on(tmp_path: Path) -> None:
+def test_no_copy_of_a_held_out_document_is_trained_on(tmp_path):
     # A near-copy has its own hash, so without cleaning it may be on the other side.
     mixed = [text for text, _ in plant(texts(), 0.5, "other white space")]
     data = prepared(job_of(tmp_path, mixed, clean={}), tmp_path / "data")
@@ -132,12 +123,12 @@ def test_no_copy_of_a_held_out_document_is_trained_on(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- evaluation sets
 
 
-def pack(folder: Path, *items: tuple[str, str]) -> None:
+def pack(folder, *items):
     lines = ({"context": f"{q} ", "choices": ["no", a], "answer": 1} for q, a in items)
     (folder / "pack.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def with_item(side: bool) -> str:
+def with_item(side):
     """Return a text with the item, which is held out or not."""
     variants = (
         f"{sentences(n, 3)} {ITEM.upper()},  {ANSWER}! {sentences(n, 3)}" for n in range(99)
@@ -146,7 +137,7 @@ def with_item(side: bool) -> str:
 
 
 @pytest.mark.parametrize("named", ["evaluate", "pack.jsonl"])
-def test_a_document_to_train_on_that_holds_an_item_is_left_out(named: str, tmp_path: Path) -> None:
+def test_a_document_to_train_on_that_holds_an_item_is_left_out(named, tmp_path):
     other = ("what sings quietly in the winter house", "an old map of bread")
     pack(tmp_path, (ITEM, ANSWER), other)
     leak, harmless = with_item(False), with_item(True)
@@ -167,7 +158,7 @@ def test_a_document_to_train_on_that_holds_an_item_is_left_out(named: str, tmp_p
     assert 0 < found["control"]["share"] < 0.1
 
 
-def test_a_made_up_core_bundle_is_read_task_by_task(tmp_path: Path) -> None:
+def test_a_made_up_core_bundle_is_read_task_by_task(tmp_path):
     write_bundle(tmp_path / "bundle")
     job = job_of(tmp_path, texts(), clean={"decontaminate": ["bundle"]})
     found = prepared(job, tmp_path / "data").report["cleaned"]["sets"]
@@ -202,8 +193,8 @@ def test_the_receipt_has_three_examples_of_each_rule_cut_short_and_names_no_fold
     assert str(tmp_path) not in json.dumps(cleaned)
 
 
-def test_prepare_says_how_many_documents_are_kept_and_leaves_no_other_file(tmp_path: Path) -> None:
-    said: list[str] = []
+def test_prepare_says_how_many_documents_are_kept_and_leaves_no_other_file(tmp_path):
+    said = []
     good = texts()
     job = job_of(tmp_path, [*good, *good[:10]], clean={})
     prepare(job, tmp_path / "data", lambda m: said.append(getattr(m, "text", "")))
@@ -214,14 +205,14 @@ def test_prepare_says_how_many_documents_are_kept_and_leaves_no_other_file(tmp_p
 # ---------------------------------------------------------------- interruptions
 
 
-def prepare_until(folder: Path, halt_at: str) -> None:
+def prepare_until(folder, halt_at):
     """Prepare in a process of one's own, up to this mark."""
     os.environ[HALT_AT] = halt_at
     judged.BATCH_CHARS, judged.SAVED_BYTES = 10_000, 60_000
     prepare(load_job(folder / "job.yaml"), folder / "data")
 
 
-def killed(folder: Path, number: int) -> bool:
+def killed(folder, number):
     """Prepare in another process, and kill it at its mark of this number.
 
     Return whether it came so far.
@@ -290,7 +281,7 @@ def test_what_cannot_work_is_refused_with_the_key(clean, words, tmp_path):
         prepare(job, tmp_path / "data")
 
 
-def test_a_damaged_file_of_an_interrupted_start_is_named_with_the_way_out(tmp_path: Path) -> None:
+def test_a_damaged_file_of_an_interrupted_start_is_named_with_the_way_out(tmp_path):
     job = job_of(tmp_path, texts(1000), clean={})
     assert killed(tmp_path, 2)
     folder = tmp_path / "data" / "clean"

@@ -2,8 +2,7 @@
 
 import json
 import re
-from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
@@ -15,18 +14,17 @@ from pion.data.documents.python_qa import Dialogue
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pipeline.data.sources import conversations, find_input, texts
-from pipeline.job import Job
-from pipeline.stages.prepare import PreparedData, open_data, prepare_part
+from pipeline.stages.prepare import open_data, prepare_part
 from tests.support.corpora import job_by_file, make_job, prepare, prepared, sentences, write_corpus
 from tests.support.tokenizer_kinds import without_bytes
 
 
-def openhermes(question: str, answer: str) -> dict[str, Any]:
+def openhermes(question, answer):
     turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
     return {"conversations": turns}
 
 
-def sft_job(folder: Path, **source: Any) -> Job:
+def sft_job(folder, **source):
     sft = {
         "steps": 10,
         "global_batch": 4,
@@ -37,26 +35,26 @@ def sft_job(folder: Path, **source: Any) -> Job:
     return job_by_file(folder, sft=sft)
 
 
-def with_rows(job: Job, seq_len: int, **fields: Any) -> Job:
+def with_rows(job, seq_len, **fields):
     return job.model_copy(update={"sft": job.sft.model_copy(update={"seq_len": seq_len, **fields})})
 
 
-def write_chats(path: Path, count: int = 400) -> None:
+def write_chats(path, count=400):
     lines = (json.dumps(openhermes(sentences(i, 1), sentences(i + 999, 1))) for i in range(count))
     path.write_text("\n".join(lines))
 
 
-def prepared_sft(job: Job, folder: Path) -> PreparedData:
+def prepared_sft(job, folder):
     prepare(job, folder, part="sft")
     return open_data(folder)
 
 
-def test_conversations_are_packed_with_their_loss_mask_and_none_is_lost(tmp_path: Path) -> None:
+def test_conversations_are_packed_with_their_loss_mask_and_none_is_lost(tmp_path):
     write_chats(tmp_path / "chat.jsonl")
     data = prepared_sft(with_rows(sft_job(tmp_path), 128), tmp_path / "data")
     tokenizer = Tokenizer.from_file(data.tokenizer_path)
     stream = data.stream("train", seed=1, window=8)
-    answers: set[str] = set()
+    answers = set()
     for i in range(stream.total_rows):
         row = stream.row(i)
         for document in range(row.documents.max() + 1):
@@ -68,10 +66,10 @@ def test_conversations_are_packed_with_their_loss_mask_and_none_is_lost(tmp_path
     assert len(answers & {sentences(i + 999, 1) for i in range(400)}) == 400 - held_out
 
 
-def test_sft_uses_the_tokenizer_of_pretraining(tmp_path: Path) -> None:
+def test_sft_uses_the_tokenizer_of_pretraining(tmp_path):
     write_corpus(tmp_path / "corpus.jsonl")
     write_chats(tmp_path / "chat.jsonl")
-    sft: dict[str, Any] = {"steps": 10, "global_batch": 4, "warmup_steps": 1}
+    sft = {"steps": 10, "global_batch": 4, "warmup_steps": 1}
     sft |= {"held_out": 0.1, "sources": [{"kind": "jsonl", "path": "chat.jsonl"}]}
     job = make_job(tmp_path, sft=sft)
     pretrain = prepared(job, tmp_path / "one")
@@ -85,7 +83,7 @@ def test_the_standard_library_is_held_out_by_file_in_both_parts(tmp_path, monkey
     talk = Turn("user", "Why?"), Turn("assistant", "So.")
     monkeypatch.setattr(python_docs, "documents", lambda code: [Document(n, n) for n in names])
     monkeypatch.setattr(python_qa, "dialogues", lambda: [Dialogue(n, talk) for n in names])
-    sft: dict[str, Any] = {"steps": 10, "global_batch": 4, "warmup_steps": 1, "held_out": 0.3}
+    sft = {"steps": 10, "global_batch": 4, "warmup_steps": 1, "held_out": 0.3}
     job = make_job(
         tmp_path,
         data={"held_out": 0.1, "sources": [{"kind": "python-docs"}]},
@@ -102,21 +100,21 @@ def test_the_standard_library_is_held_out_by_file_in_both_parts(tmp_path, monkey
     assert turns_of(cast(Conversation, asked[0][1].conversation)) == list(talk)
 
 
-def test_missing_characters_and_other_names_of_roles_are_said(tmp_path: Path) -> None:
+def test_missing_characters_and_other_names_of_roles_are_said(tmp_path):
     write_chats(tmp_path / "chat.jsonl")
     with (tmp_path / "chat.jsonl").open("a") as file:
         odd = json.dumps(openhermes("Why\x04?", "\x06 so.")).replace("human", "Prompter")
         file.write("\n" + odd)
     job = with_rows(sft_job(tmp_path), 256)
     (tmp_path / "tokenizer.json").write_text(json.dumps(without_bytes()))
-    notes: list[str] = []
+    notes = []
     prepare(job, tmp_path / "data", lambda m: notes.append(getattr(m, "text", "")), part="sft")
     assert "chat.jsonl: 2 characters are not in the model's vocabulary" in notes[-2]
     assert "chat.jsonl:401 (U+0004)" in notes[-2]
     assert notes[-1] == "chat.jsonl: roles with other names: 'Prompter' as user"
 
 
-def write_questions(path: Path, long: int, short: int) -> None:
+def write_questions(path, long, short):
     """Write conversations whose question is longer than a row of 64 tokens, and others."""
     questions = [sentences(number, 40) for number in range(long)] + ["Who?"] * short
     lines = [json.dumps(openhermes(text, f"It is {i}.")) for i, text in enumerate(questions)]
@@ -137,9 +135,9 @@ def test_without_an_answer_in_any_row_longer_rows_are_advised_and_are_enough(tmp
     assert source["train_conversations"] >= 0.95 * int(said[1])
 
 
-def test_rows_that_are_too_short_for_many_questions_are_warned_of(tmp_path: Path) -> None:
+def test_rows_that_are_too_short_for_many_questions_are_warned_of(tmp_path):
     write_questions(tmp_path / "chat.jsonl", long=30, short=60)
-    notes: list[str] = []
+    notes = []
     job = with_rows(sft_job(tmp_path), 64)
     prepare(job, tmp_path / "data", lambda m: notes.append(getattr(m, "text", "")), part="sft")
     words = "warning: chat.jsonl: 30 of 90 conversations are dropped, because no answer begins"

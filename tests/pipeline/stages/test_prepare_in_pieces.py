@@ -8,11 +8,9 @@ import json
 import pickle
 import re
 import shutil
-from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow
@@ -25,7 +23,7 @@ from pion.errors import BadInput
 from pipeline.console.messages import Note, PrepareProgress, Shown
 from pipeline.data import conversations_to_rows, pieces
 from pipeline.data.pieces import Piece
-from pipeline.data.tasks import InThisProcess, Tasks
+from pipeline.data.tasks import InThisProcess
 from pipeline.job import Job
 from pipeline.stages.prepare import open_data
 from pipeline.stages.prepare_text import LEAST_BYTES
@@ -44,7 +42,7 @@ from tests.support.tokenizer_kinds import without_bytes
 GOLDEN = json.loads((PIECES / "golden.json").read_text())
 
 
-def in_pieces(job: Job, folder: Path, tasks: Tasks | None = None, **options: Any) -> None:
+def in_pieces(job, folder, tasks=None, **options):
     """Prepare in pieces of 9,000 bytes, unless `options` say otherwise."""
     options = {"least": 0, "piece_bytes": 9000} | options
     prepare(job, folder, tasks=lambda: nullcontext(tasks or InThisProcess()), **options)
@@ -57,8 +55,8 @@ def in_pieces(job: Job, folder: Path, tasks: Tasks | None = None, **options: Any
     [pytest.param(k, marks=pytest.mark.soak if k == "paragraphs" else ()) for k in KINDS],
 )
 def test_the_rows_are_those_of_the_code_before_there_were_pieces(
-    kind: str, piece_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    kind, piece_bytes, tmp_path, monkeypatch
+):
     monkeypatch.setattr(file_to_documents, "PART_BYTES", PART_BYTES)
     job = corpus_job(kind, tmp_path)
     in_pieces(job, tmp_path / "data", piece_bytes=piece_bytes)
@@ -67,8 +65,8 @@ def test_the_rows_are_those_of_the_code_before_there_were_pieces(
 
 
 def test_the_rows_of_conversations_are_those_of_the_code_before_there_were_pieces(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr(conversations_to_rows, "BUFFER", BUFFER)
     job = corpus_job("sft", tmp_path, sft=True)
     tasks, finished = Watched(), list[Path]()
@@ -78,7 +76,7 @@ def test_the_rows_of_conversations_are_those_of_the_code_before_there_were_piece
     assert {path.name for path in finished} >= {"packed.json", "shard_00001.flags.npy"}
 
 
-def copied(value: Any) -> Any:
+def copied(value):
     """Return a value as Ray brings it to another process."""
     return pickle.loads(pickle.dumps(value))  # noqa: S301
 
@@ -86,7 +84,7 @@ def copied(value: Any) -> Any:
 class Sent(InThisProcess):
     """Does the work with copies of what other processes would get, and returns copies."""
 
-    def map(self, work: Any, shared: Any, items: Any) -> Iterator[Any]:
+    def map(self, work, shared, items):
         for item in items:
             there, its_shared, its_item = copied((work, shared, item))
             yield copied(there(its_shared, its_item))
@@ -104,8 +102,8 @@ def test_what_is_sent_to_other_processes_and_back_arrives_as_it_is(kind, tmp_pat
 
 @pytest.mark.parametrize(("kind", "most"), [("gz", "LARGEST_GZ"), ("parquet", "LARGEST_PIECE")])
 def test_what_can_not_be_cut_and_is_too_large_for_the_memory_is_read_by_one_process(
-    kind: str, most: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    kind, most, tmp_path, monkeypatch
+):
     monkeypatch.setattr(pieces, most, 2000)
     job, tasks, said = corpus_job(kind, tmp_path), Watched(), list[Shown]()
     in_pieces(job, tmp_path / "data", tasks, say=said.append, piece_bytes=1000)
@@ -118,11 +116,11 @@ def test_what_can_not_be_cut_and_is_too_large_for_the_memory_is_read_by_one_proc
 # ---------------------------------------------------------------- bad input
 
 
-def lines(texts: list[str]) -> bytes:
+def lines(texts):
     return "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
 
 
-def table(column: list[Any]) -> bytes:
+def table(column):
     content = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.table({"text": column}), content, row_group_size=7)
     return content.getvalue()
@@ -130,7 +128,7 @@ def table(column: list[Any]) -> bytes:
 
 GOOD = lines([sentences(i, 6) for i in range(200)])
 TEXT = "\n\n".join(sentences(i, 6) for i in range(200)).encode()
-BAD: dict[str, tuple[str, dict[str, bytes], str]] = {
+BAD = {
     "cut in the last piece": (
         "jsonl",
         {"a.jsonl": GOOD, "b.jsonl": GOOD + b'\n{"text": "cut o'},
@@ -179,8 +177,8 @@ BAD: dict[str, tuple[str, dict[str, bytes], str]] = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_a_mistake_is_reported_as_one_process_does_before_anything_is_written(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    name, tmp_path, monkeypatch
+):
     monkeypatch.setattr(file_to_documents, "PART_BYTES", PART_BYTES)
     kind, files, message = BAD[name]
     (tmp_path / "text").mkdir()
@@ -188,7 +186,7 @@ def test_a_mistake_is_reported_as_one_process_does_before_anything_is_written(
         (tmp_path / "text" / file).write_bytes(content)
     data = {"sources": [{"kind": kind, "path": "text"}], "max_line_mb": 0.05}
     job = job_with_tokenizer(tmp_path, data)
-    finished: list[Path] = []
+    finished = []
     with pytest.raises(BadInput, match=message) as there:
         in_pieces(job, tmp_path / "pieces", finished=finished.append)
     with pytest.raises(BadInput) as here:
@@ -198,7 +196,7 @@ def test_a_mistake_is_reported_as_one_process_does_before_anything_is_written(
     assert [path.name for path in finished] in ([], ["counted.json"])
 
 
-def test_a_mistake_in_the_last_source_is_reported_before_any_is_encoded(tmp_path: Path) -> None:
+def test_a_mistake_in_the_last_source_is_reported_before_any_is_encoded(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(GOOD)
     (tmp_path / "b.jsonl").write_bytes(GOOD + b"[1]\n")
     sources = [{"kind": "jsonl", "path": f"{name}.jsonl"} for name in "ab"]
@@ -222,7 +220,7 @@ def test_a_mistake_in_the_last_source_is_reported_before_any_is_encoded(tmp_path
 def test_files_that_change_or_leave_after_they_were_counted_are_refused(meddle, why, tmp_path):
     job = job_on(tmp_path, GOOD)
 
-    def finished(path: Path) -> None:
+    def finished(path):
         if path.name == "counted.json":
             meddle(tmp_path / "a.jsonl")
 
@@ -230,7 +228,7 @@ def test_files_that_change_or_leave_after_they_were_counted_are_refused(meddle, 
         in_pieces(job, tmp_path / "data", finished=finished)
 
 
-def test_characters_that_the_vocabulary_lacks_are_named_with_their_line(tmp_path: Path) -> None:
+def test_characters_that_the_vocabulary_lacks_are_named_with_their_line(tmp_path):
     bad = lines(["a \x04 b"])
     (tmp_path / "a.jsonl").write_bytes(GOOD + b"\n" + bad + GOOD + bad)
     job = job_by_file(tmp_path, data={"sources": [{"kind": "jsonl", "path": "a.jsonl"}]})
@@ -242,7 +240,7 @@ def test_characters_that_the_vocabulary_lacks_are_named_with_their_line(tmp_path
         assert f"{tmp_path}/a.jsonl:202 (U+0004); {tmp_path}/a.jsonl:403" in source["remarks"][0]
 
 
-def test_a_piece_may_have_only_documents_that_are_held_out(tmp_path: Path) -> None:
+def test_a_piece_may_have_only_documents_that_are_held_out(tmp_path):
     texts = [sentences(i, 6) for i in range(400)]
     texts.sort(key=lambda text: not is_held_out(text, 0.1))
     job = job_on(tmp_path, lines(texts))
@@ -257,10 +255,10 @@ def test_a_piece_may_have_only_documents_that_are_held_out(tmp_path: Path) -> No
 class Watched(InThisProcess):
     """Notes which pieces are counted and encoded, by their first byte."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.done: list[tuple[str, int]] = []
 
-    def map(self, work: Any, shared: Any, items: Any) -> Iterator[Any]:
+    def map(self, work, shared, items):
         for item in items:
             start = item.spans[0].start if isinstance(item, Piece) else len(self.done)
             self.done.append((work.__name__, start))
@@ -271,11 +269,11 @@ class Stop(Exception):
     pass
 
 
-def stop_after(count: int) -> Callable[[Path], None]:
+def stop_after(count):
     """Return what raises once it is told of file number `count`."""
     left = iter(range(count))
 
-    def told(path: Path) -> None:
+    def told(path):
         if next(left, None) is None:
             raise Stop
 
@@ -290,7 +288,7 @@ class Broken:
     folder: Path
     done: list[tuple[str, int]]
 
-    def continued(self, data: Path, **options: Any) -> list[tuple[str, int]]:
+    def continued(self, data, **options):
         """Check that it continues to the unbroken data; return what was done."""
         tasks = Watched()
         in_pieces(self.job, data, tasks, **options)
@@ -299,7 +297,7 @@ class Broken:
 
 
 @pytest.fixture(scope="module")
-def broken(tmp_path_factory: pytest.TempPathFactory) -> Broken:
+def broken(tmp_path_factory):
     folder, tasks = tmp_path_factory.mktemp("broken"), Watched()
     job = job_on(folder, GOOD + GOOD)
     with pytest.raises(Stop):
@@ -323,19 +321,19 @@ def test_after_an_interruption_only_pieces_in_no_shard_are_encoded_again(broken,
     assert {*first.done, *second} == {*broken.done}
 
 
-def of_another_piece(kept: dict[str, Any]) -> None:
+def of_another_piece(kept):
     kept["key"], kept["ids"] = "another", np.zeros_like(kept["ids"])
 
 
-def fewer_documents(kept: dict[str, Any]) -> None:
+def fewer_documents(kept):
     kept["lengths"] = kept["lengths"][:-1]
 
 
-def no_number(kept: dict[str, Any]) -> None:
+def no_number(kept):
     kept["replaced"] = np.array([1, 2])
 
 
-def an_object(kept: dict[str, Any]) -> None:
+def an_object(kept):
     kept["places"] = np.array([{}], dtype=object)
 
 
@@ -365,9 +363,9 @@ def test_pieces_of_another_size_are_counted_anew_and_keep_the_shards(broken, tmp
     assert shard.stat().st_mtime_ns == written
 
 
-def test_it_says_which_piece_how_fast_and_how_long(tmp_path: Path) -> None:
+def test_it_says_which_piece_how_fast_and_how_long(tmp_path):
     job = job_on(tmp_path, GOOD)
-    said: list[Shown] = []
+    said = []
     in_pieces(job, tmp_path / "data", say=said.append)
     progress = [m for m in said if isinstance(m, PrepareProgress) and m.what.startswith("tok")]
     assert re.match(r"piece (\d+)/\1, [\d.]+ MB/s", progress[-1].detail), progress[-1]
@@ -375,14 +373,14 @@ def test_it_says_which_piece_how_fast_and_how_long(tmp_path: Path) -> None:
     assert progress[-1].eta == 0
 
 
-def job_with_tokenizer(folder: Path, data: dict[str, Any]) -> Job:
+def job_with_tokenizer(folder, data):
     """Return a job with a tokenizer that it has, and small shards."""
     job = job_by_file(folder, data={"shard_rows": 40} | data)
     (folder / "tokenizer.json").write_bytes((PIECES / "tokenizer.json").read_bytes())
     return job
 
 
-def job_on(folder: Path, content: bytes) -> Job:
+def job_on(folder, content):
     """Return such a job on one file of JSON Lines."""
     (folder / "a.jsonl").write_bytes(content)
     return job_with_tokenizer(folder, {"sources": [{"kind": "jsonl", "path": "a.jsonl"}]})

@@ -1,7 +1,6 @@
 """prepare with shards that were tokenised elsewhere, on this disk or on the Hub."""
 
 import io
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +18,6 @@ from tests.support.corpora import (
     save_tokenizer,
     write_corpus,
 )
-from tests.support.hub_server import HubServer
 
 # ---------------------------------------------------------------- shards made elsewhere
 
@@ -49,7 +47,7 @@ def test_npy_shards_are_taken_over_unchanged_and_their_last_rows_held_out(tmp_pa
     assert sorted(map(tuple, seen)) == sorted(map(tuple, both[:-3].astype(np.int64)))
 
 
-def test_padding_in_shards_is_not_learned(tmp_path: Path) -> None:
+def test_padding_in_shards_is_not_learned(tmp_path):
     job = npy_job(tmp_path)
     write_npy(tmp_path / "shards" / "a.npy", where=(slice(None), slice(20, None)), to=1)  # <|pad|>
     targets = prepared(job, tmp_path / "data").stream("train", seed=1, window=8).row(0).targets
@@ -57,7 +55,7 @@ def test_padding_in_shards_is_not_learned(tmp_path: Path) -> None:
     assert (targets[:19] >= 0).all()
 
 
-def test_daisys_bin_shards_are_read_as_rows(tmp_path: Path) -> None:
+def test_daisys_bin_shards_are_read_as_rows(tmp_path):
     job = npy_job(tmp_path, kind="bin", path="shards/*.bin")
     ids = np.random.default_rng(0).integers(2, 256, 200 * SEQ_LEN + 5).astype("<u2")
     header = np.zeros(256, "<i4")
@@ -72,7 +70,7 @@ def test_daisys_bin_shards_are_read_as_rows(tmp_path: Path) -> None:
     )
 
 
-def test_a_truncated_npy_is_refused_before_any_work(tmp_path: Path) -> None:
+def test_a_truncated_npy_is_refused_before_any_work(tmp_path):
     job = npy_job(tmp_path)
     write_npy(tmp_path / "shards" / "a.npy")
     write_npy(tmp_path / "shards" / "b.npy")
@@ -83,14 +81,14 @@ def test_a_truncated_npy_is_refused_before_any_work(tmp_path: Path) -> None:
     assert not list((tmp_path / "data").rglob("*.npy"))
 
 
-def test_ids_beyond_the_vocabulary_are_refused_with_file_and_row(tmp_path: Path) -> None:
+def test_ids_beyond_the_vocabulary_are_refused_with_file_and_row(tmp_path):
     job = npy_job(tmp_path)
     write_npy(tmp_path / "shards" / "a.npy", where=(17, 5), to=50_000)
     with pytest.raises(BadInput, match=r"a\.npy: row 17 has id 50,000"):
         prepared(job, tmp_path / "data")
 
 
-def test_shards_without_an_end_of_text_are_refused_before_any_work(tmp_path: Path) -> None:
+def test_shards_without_an_end_of_text_are_refused_before_any_work(tmp_path):
     text = {"kind": "jsonl", "path": "corpus.jsonl"}
     shards = {"kind": "npy", "path": "shards"}
     write_corpus(tmp_path / "corpus.jsonl")
@@ -105,7 +103,7 @@ def test_shards_without_an_end_of_text_are_refused_before_any_work(tmp_path: Pat
     assert prepared(job, tmp_path / "data").report["train_rows"]
 
 
-def test_one_end_of_text_in_the_last_of_the_shards_is_enough(tmp_path: Path) -> None:
+def test_one_end_of_text_in_the_last_of_the_shards_is_enough(tmp_path):
     job = npy_job(tmp_path)
     job.data.documents = True
     write_npy(tmp_path / "shards" / "a.npy")
@@ -113,7 +111,7 @@ def test_one_end_of_text_in_the_last_of_the_shards_is_enough(tmp_path: Path) -> 
     assert prepared(job, tmp_path / "data").report["train_rows"] == 297
 
 
-def test_text_of_a_single_document_needs_no_end_of_text(tmp_path: Path) -> None:
+def test_text_of_a_single_document_needs_no_end_of_text(tmp_path):
     (tmp_path / "corpus.txt").write_text("one long document without an end. \n" * 3000)
     job = make_job(
         tmp_path,
@@ -124,7 +122,7 @@ def test_text_of_a_single_document_needs_no_end_of_text(tmp_path: Path) -> None:
     assert not (train.batch(range(train.total_rows)).tokens == 0).any()  # <|endoftext|>
 
 
-def test_a_tokenizer_cannot_be_trained_on_ids(tmp_path: Path) -> None:
+def test_a_tokenizer_cannot_be_trained_on_ids(tmp_path):
     write_npy(tmp_path / "shards" / "a.npy")
     job = make_job(tmp_path, data={"sources": [{"kind": "npy", "path": "shards"}]})
     with pytest.raises(BadInput, match=r"no text to train on\. Set tokenizer\.file"):
@@ -134,7 +132,7 @@ def test_a_tokenizer_cannot_be_trained_on_ids(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- the Hub
 
 
-def hub_npy_files(shards: int, rows: int) -> dict[str, bytes]:
+def hub_npy_files(shards, rows):
     files = {}
     for number in range(shards):
         file = io.BytesIO()
@@ -157,7 +155,7 @@ def test_hub_shards_stay_on_the_hub_and_stream_through_a_cache(hub, tmp_path):
 
     caches = []
 
-    def cache() -> ShardCache:
+    def cache():
         caches.append(ShardCache(tmp_path / "cache", 3 * len(files["shard_0.npy"])))
         return caches[0]
 
@@ -168,7 +166,7 @@ def test_hub_shards_stay_on_the_hub_and_stream_through_a_cache(hub, tmp_path):
     assert sorted(map(tuple, seen)) == sorted(map(tuple, everything[:396]))
 
 
-def test_hub_shards_of_another_tokenizer_are_refused(hub: HubServer, tmp_path: Path) -> None:
+def test_hub_shards_of_another_tokenizer_are_refused(hub, tmp_path):
     file = io.BytesIO()
     np.save(file, np.full((200, SEQ_LEN), 40_000, np.int32))
     hub.add_repo("user/shards", "dataset", {"shard_0.npy": file.getvalue()})
@@ -212,7 +210,7 @@ def test_a_hub_data_set_is_read_at_the_commit_it_was_first_seen_at(hub, tmp_path
     assert data.report["documents"] == 300
 
 
-def test_a_hub_tokenizer_is_kept_with_the_data(hub: HubServer, tmp_path: Path) -> None:
+def test_a_hub_tokenizer_is_kept_with_the_data(hub, tmp_path):
     write_corpus(tmp_path / "corpus.jsonl")
     save_tokenizer(tmp_path / "tokenizer.json")
     hub.add_repo("user/model", files={"tokenizer.json": (tmp_path / "tokenizer.json").read_bytes()})

@@ -1,8 +1,5 @@
 """Publishing delivers a complete, verified model, or changes nothing and says what to do."""
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 from huggingface_hub import ModelCard
@@ -12,7 +9,6 @@ import pion.formats.export
 from pion.errors import BadInput, Fenced, PionError
 from pion.files import sha256_file
 from pion.formats.target_folder import EXPORT_FILES
-from pion.model.decoder import Decoder
 from pipeline.console.messages import Note
 from pipeline.cost.costs import Costs
 from pipeline.report.history import RunHistory
@@ -24,7 +20,7 @@ from tests.support.trained_model import METRICS, TEXTS, TRAINING, Trained, conte
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def trained(tmp_path_factory):
     return Trained(tmp_path_factory.mktemp("trained"))
 
 
@@ -44,17 +40,17 @@ def test_embeddings_may_have_half_the_size_and_are_exact_on_reload(trained, tmp_
     assert "rounded to bfloat16 after the results above" in (out / "README.md").read_text()
 
 
-def run_code_of(card: Path) -> None:
+def run_code_of(card):
     """Run the code that a card shows."""
     code = card.read_text().split("```python\n")[1].split("```")[0]
     exec(compile(code, card.name, "exec"), {})
 
 
 def test_a_folder_gets_the_model_its_card_and_its_loss_plot_and_again_the_same_bytes(
-    trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    trained, tmp_path, capsys
+):
     out = tmp_path / "new" / "demo"
-    says: list[Note] = []
+    says = []
     published = trained.publish(out, says=says)
     assert set(contents(out)) == set(EXPORT_FILES) - {"chat_template.jinja"}
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
@@ -92,13 +88,13 @@ def test_a_model_that_no_stock_architecture_computes_is_published_with_its_code(
 
 
 def test_an_export_that_is_not_the_trained_model_is_refused_and_the_published_one_stays(
-    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    trained, tmp_path, monkeypatch
+):
     trained.publish(tmp_path / "demo")
     before = contents(tmp_path / "demo")
     export = pion.formats.export.export_model
 
-    def disk_that_flips_a_bit(model: Decoder, tokenizer: Path, out: Path, **options: Any) -> None:
+    def disk_that_flips_a_bit(model, tokenizer, out, **options):
         export(model, tokenizer, out, **options)
         weights = load_file(out / "model.safetensors")
         weights["model.layers.0.mlp.down_proj.weight"][0, 0] *= -1e4
@@ -111,7 +107,7 @@ def test_an_export_that_is_not_the_trained_model_is_refused_and_the_published_on
     assert [path.name for path in tmp_path.iterdir() if path.name != "hf"] == ["demo"]
 
 
-def test_a_folder_with_something_else_in_it_is_refused(trained: Trained, tmp_path: Path) -> None:
+def test_a_folder_with_something_else_in_it_is_refused(trained, tmp_path):
     (tmp_path / "thesis.txt").write_text("ten years of work")
     with pytest.raises(BadInput, match=r"thesis\.txt"):
         check_target(trained.job(tmp_path))
@@ -131,7 +127,7 @@ def test_a_folder_that_cannot_be_made_or_written_is_found_before_training(traine
 # ---------------------------------------------------------------- publish.require
 
 
-def test_conditions_that_are_met_let_the_model_pass(trained: Trained, tmp_path: Path) -> None:
+def test_conditions_that_are_met_let_the_model_pass(trained, tmp_path):
     met = ["bits_per_byte < 2.2", "ngram.bits_per_byte > 2.0", "continuations.accuracy >= .6"]
     trained.publish(tmp_path / "demo", require=met)
     assert (tmp_path / "demo" / "config.json").exists()
@@ -158,7 +154,7 @@ def test_what_is_no_number_or_was_not_measured_never_passes(trained, tmp_path):
         check_target(trained.job(tmp_path / "demo", require=["loss < 1e"]))
 
 
-def test_a_folder_belongs_to_the_run_that_published_it(trained: Trained, tmp_path: Path) -> None:
+def test_a_folder_belongs_to_the_run_that_published_it(trained, tmp_path):
     out = tmp_path / "demo"
     published = trained.publish(out)
     assert check_target(trained.job(out)) == []
@@ -179,7 +175,7 @@ def test_a_folder_belongs_to_the_run_that_published_it(trained: Trained, tmp_pat
 def test_a_process_whose_run_was_taken_over_does_not_replace_the_model(trained, tmp_path):
     out, asked = tmp_path / "demo", []
 
-    def confirm() -> None:
+    def confirm():
         """Let another owner publish just after this process was told that the run is its own."""
         asked.append("")
         if len(asked) > 1:
@@ -214,7 +210,7 @@ def test_a_gguf_file_and_a_modelfile_lie_next_to_the_weights(trained, tmp_path):
     assert "Ollama" not in (out / "README.md").read_text()
 
 
-def test_a_failed_conversion_leaves_the_published_weights_and_says_so(tmp_path: Path) -> None:
+def test_a_failed_conversion_leaves_the_published_weights_and_says_so(tmp_path):
     (tmp_path / "model").mkdir()
     too_large = Trained(tmp_path / "model")
     weights = load_file(too_large.model / "model.safetensors")

@@ -1,7 +1,5 @@
 """An adapter that nobody could use is refused before training."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import pytest
@@ -19,7 +17,7 @@ PREFER = {"steps": 5, "lora": LORA, "sources": [{"kind": "jsonl", "path": "pairs
 TWICE = {"sft__lora": LORA, "prefer": PREFER}
 
 
-def test_the_base_of_additions_that_were_trained_twice_is_that_of_the_first_stage() -> None:
+def test_the_base_of_additions_that_were_trained_twice_is_that_of_the_first_stage():
     with pytest.raises(BadInput, match="adapter, the pretrained model of this run, exists only"):
         check_adapter(tiny_job(**TWICE), to_hub=True)
     check_adapter(tiny_job(**TWICE), to_hub=False)

@@ -1,23 +1,21 @@
 """Publishing to the Hub: one private commit, refusals before it, and outages in between."""
 
-from pathlib import Path
-
 import pytest
 
 from pion.errors import BadInput, Interrupted
 from pipeline.stages.publish import check_target
-from tests.support.hub_server import FINE_GRAINED_TOKEN, READ_TOKEN, HubServer
+from tests.support.hub_server import FINE_GRAINED_TOKEN, READ_TOKEN
 from tests.support.trained_model import Trained, contents
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def trained(tmp_path_factory):
     return Trained(tmp_path_factory.mktemp("trained"))
 
 
 def test_a_hub_repository_gets_everything_in_one_private_commit_and_belongs_to_its_run(
-    hub: HubServer, trained: Trained, tmp_path: Path
-) -> None:
+    hub, trained, tmp_path
+):
     assert check_target(trained.job("hf://tester/demo")) == []
     published = trained.publish("hf://tester/demo")
     repo = hub.repos["model", "tester/demo"]
@@ -38,7 +36,7 @@ def test_a_hub_repository_gets_everything_in_one_private_commit_and_belongs_to_i
         check_target(job)
 
 
-def test_a_public_repository_is_made_only_when_asked_for(hub: HubServer, trained: Trained) -> None:
+def test_a_public_repository_is_made_only_when_asked_for(hub, trained):
     trained.publish("hf://tester/demo", private=False)
     assert not hub.repos["model", "tester/demo"].private
 
@@ -65,8 +63,8 @@ def test_without_a_token_nothing_is_started(hub, trained, monkeypatch):
     ("token", "says"), [(READ_TOKEN, "is read-only"), ("hf_expired_secret", "does not accept")]
 )
 def test_a_token_that_may_not_write_is_found_before_training_and_never_shown(
-    token: str, says: str, hub: HubServer, trained: Trained, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    token, says, hub, trained, monkeypatch
+):
     monkeypatch.setenv("HF_TOKEN", token)
     with pytest.raises(BadInput, match=says) as caught:
         check_target(trained.job("hf://tester/demo"))
@@ -87,14 +85,8 @@ def test_a_token_that_may_not_write_is_found_before_training_and_never_shown(
     ],
 )
 def test_a_fine_grained_token_needs_the_right_to_write_there(
-    kind: str,
-    name: str,
-    permissions: list[str],
-    may: bool,
-    hub: HubServer,
-    trained: Trained,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    kind, name, permissions, may, hub, trained, monkeypatch
+):
     monkeypatch.setenv("HF_TOKEN", FINE_GRAINED_TOKEN)
     hub.scoped = [(kind, name, permissions)]
     if may:
@@ -125,7 +117,7 @@ def test_a_hub_that_is_down_before_training_is_a_note_not_an_error(hub, trained)
 
 
 def test_an_outage_while_publishing_is_waited_out(hub, trained, monkeypatch):
-    waited: list[float] = []
+    waited = []
     monkeypatch.setattr("pipeline.stages.publish_hub.time.sleep", waited.append)
     hub.fail("/commit/", status=503, times=1)
     hub.fail("/commit/", status=429, times=1)
@@ -135,8 +127,8 @@ def test_an_outage_while_publishing_is_waited_out(hub, trained, monkeypatch):
 
 
 def test_an_outage_that_does_not_end_keeps_the_model_and_asks_to_run_again(
-    hub: HubServer, trained: Trained, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    hub, trained, monkeypatch
+):
     monkeypatch.setattr("pipeline.stages.publish_hub.time.sleep", lambda seconds: None)
     hub.fail("/commit/", status=502, times=99)
     with pytest.raises(Interrupted, match="Run the same command again") as caught:
@@ -145,7 +137,7 @@ def test_an_outage_that_does_not_end_keeps_the_model_and_asks_to_run_again(
     assert len(hub.commits("tester/demo")) == 1
 
 
-def test_a_forbidden_commit_names_the_cause(hub: HubServer, trained: Trained) -> None:
+def test_a_forbidden_commit_names_the_cause(hub, trained):
     hub.fail("/commit/", status=403)
     with pytest.raises(BadInput, match=r"denied access \(403\)"):
         trained.publish("hf://tester/demo")

@@ -1,17 +1,12 @@
 """Conditions of publish.require name what will be measured, or nothing is started."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import pytest
 
 from pion.errors import BadInput
-from pipeline.job import Job
 from pipeline.stages.requirements import check_names, check_requirements
 from tests.support.jobs import tiny_job
 
-RESULTS: dict[str, Any] = {
+RESULTS = {
     "sft": {"bits_per_byte": 2.0},
     "prefer": {
         "accuracy": 0.7,
@@ -22,23 +17,23 @@ RESULTS: dict[str, Any] = {
 }
 
 
-def job(*conditions: str, **changes: Any) -> Job:
+def job(*conditions, **changes):
     """Return a job with `prefer`, which is published on these conditions."""
     prefer = {"steps": 5, "sources": [{"kind": "jsonl", "path": "pairs.jsonl"}]}
     return tiny_job(prefer=prefer, publish={"to": "model", "require": list(conditions)}, **changes)
 
 
-def check(*conditions: str, **changes: Any) -> None:
+def check(*conditions, **changes):
     made = job(*conditions, **changes)
     check_names(made, made.publish)
 
 
-def decide(*conditions: str) -> None:
+def decide(*conditions):
     made = job(*conditions)
     check_requirements(made, made.publish, RESULTS, "It is safe.")
 
 
-def test_what_is_measured_of_preferences_can_be_required() -> None:
+def test_what_is_measured_of_preferences_can_be_required():
     conditions = (
         "prefer.accuracy > 0.6",
         "accuracy > 0.6",
@@ -58,7 +53,7 @@ def test_what_is_measured_of_preferences_can_be_required() -> None:
     decide("prefer.text_change < 0.02", "prefer.preferences.after.normalized.accuracy > 0.5")
 
 
-def test_a_condition_on_preferences_that_is_not_met_blocks_the_model() -> None:
+def test_a_condition_on_preferences_that_is_not_met_blocks_the_model():
     with pytest.raises(BadInput, match=r"prefer\.accuracy > 0\.8 \(measured: 0\.7\).*It is safe"):
         decide("prefer.accuracy > 0.8", "prefer.text_change < 0.02")
     with pytest.raises(BadInput, match=r"prefer\.text_change < 0\.005 \(measured: 0\.01\)"):
@@ -77,7 +72,7 @@ def test_a_condition_on_preferences_that_is_not_met_blocks_the_model() -> None:
         ("prefer.preferences.answers.after.stoped > 0.6", "stopped"),
     ],
 )
-def test_a_misspelt_name_is_found_before_anything_is_started(condition: str, meant: str) -> None:
+def test_a_misspelt_name_is_found_before_anything_is_started(condition, meant):
     with pytest.raises(BadInput, match=rf"did you mean '{meant}'.*Nothing was started"):
         check(condition)
 
@@ -109,7 +104,7 @@ def test_a_misspelt_name_is_found_before_anything_is_started(condition: str, mea
         ("packs.mine.acuracy", "did you mean 'accuracy'?"),
     ],
 )
-def test_what_is_no_number_is_refused_before_anything_is_started(name: str, words: str) -> None:
+def test_what_is_no_number_is_refused_before_anything_is_started(name, words):
     with pytest.raises(BadInput) as caught:
         check(f"{name} > 0.5")
     assert words in str(caught.value)
@@ -136,17 +131,17 @@ def test_what_is_no_number_is_refused_before_anything_is_started(name: str, word
         "prefer.preferences.answers.change.tokens_sem",
     ],
 )
-def test_a_number_in_a_table_of_a_stage_can_be_required(name: str) -> None:
+def test_a_number_in_a_table_of_a_stage_can_be_required(name):
     check(f"{name} > 0.5")
 
 
-def test_without_preferences_nothing_of_them_is_measured() -> None:
+def test_without_preferences_nothing_of_them_is_measured():
     publish = {"to": "model", "require": ["accuracy > 0.6"]}
     made = tiny_job(publish=publish)
     with pytest.raises(BadInput, match="nothing called 'accuracy'"):
         check_names(made, made.publish)
 
 
-def test_responses_have_not_changed_where_no_conversations_were_learned_before() -> None:
+def test_responses_have_not_changed_where_no_conversations_were_learned_before():
     with pytest.raises(BadInput, match="nothing called 'response_change'"):
         check("prefer.response_change < 1", sft=None)

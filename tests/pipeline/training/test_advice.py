@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from pipeline.console.messages import Note, Shown
+from pipeline.console.messages import Note
 from pipeline.machine.core_waits import LEAST_NS, Times
 from pipeline.state.head import Head
 from pipeline.state.stores import FileStore
@@ -23,18 +22,18 @@ from tests.support.states import an_entry
 class Said:
     """Advice about pretraining of 100 steps, which hears a save each minute."""
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: object) -> None:
+    def __init__(self, folder, monkeypatch, **changes):
         self.now, self.free, self.notes = 0.0, 10**12, list[str]()
         job = tiny_job(pretrain__steps=100, **changes)
         self.advice = Advice(job, "pretrain", 0, "demo", self._say, clock=lambda: self.now)
         self.workspace = Workspace(FileStore(folder), "demo")
         monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=self.free))
 
-    def _say(self, message: Shown) -> None:
+    def _say(self, message):
         assert isinstance(message, Note)
         self.notes.append(message.text)
 
-    def saved(self, step: int, free: int, head: Head | None = None) -> None:
+    def saved(self, step, free, head=None):
         self.now += 60.0
         self.free = free
         entry = an_entry(step, bytes=10**9)
@@ -53,8 +52,8 @@ class Said:
     ],
 )
 def test_a_held_out_loss_that_rises_three_times_in_a_row_is_said_once(
-    changes: dict[str, object], best: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    changes, best, tmp_path, monkeypatch
+):
     said = Said(tmp_path, monkeypatch, **changes)
     for step, loss in enumerate((3.0, 2.0, 2.1, 2.2, 2.2, 2.3, 2.4), 1):
         said.advice.evaluated(10 * step, loss)
@@ -68,15 +67,15 @@ def test_a_held_out_loss_that_rises_three_times_in_a_row_is_said_once(
 
 
 @pytest.fixture
-def shared_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+def shared_disk(monkeypatch):
     """Let the store be on a disk that other machines read, too."""
     monkeypatch.setattr(advice, "deletes_early", lambda store, run: False)
 
 
 @pytest.mark.usefixtures("shared_disk")
 def test_a_disk_that_will_not_hold_the_next_saves_is_said_once_before_it_is_full(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tmp_path, monkeypatch
+):
     said = Said(tmp_path, monkeypatch)
     said.saved(10, free=9 * 10**9)  # nine saves are left
     assert said.notes == []
@@ -121,35 +120,35 @@ LARGE = Work(rows=10_000, width=1024)
 class Machine:
     """A machine with `threads` for training, which other programs use `share` of the time."""
 
-    def __init__(self, threads: int = 2, work: Work = TINY, share: float = 0.5) -> None:
+    def __init__(self, threads=2, work=TINY, share=0.5):
         self.share, self.now, self.notes, self.tried = share, 0.0, list[str](), list[int]()
         self.rates = {1: 900.0, 2: 16.0, 4: 10.0}
         self._times: Times = {1: (0, 0)}
         self.cores = BusyCores(work, threads, self._say, self._passed, lambda: self.now, self._rate)
 
-    def train(self, seconds: float = LOOK_SECONDS) -> list[str]:
+    def train(self, seconds=LOOK_SECONDS):
         """Train for so many seconds; return what is said then."""
         self.now += seconds
         self.notes.clear()
         self.cores.look()
         return list(self.notes)
 
-    def _passed(self) -> Times:
+    def _passed(self):
         run, waited = self._times[1]
         more = int(self.share * 10 * LEAST_NS)
         self._times = {1: (run + 10 * LEAST_NS - more, waited + more)}
         return self._times
 
-    def _rate(self, threads: int) -> float:
+    def _rate(self, threads):
         self.tried.append(threads)
         return self.rates[threads]
 
-    def _say(self, message: Shown) -> None:
+    def _say(self, message):
         assert isinstance(message, Note)
         self.notes.append(message.text)
 
 
-def test_the_number_of_threads_that_is_faster_is_said_once_with_what_was_measured() -> None:
+def test_the_number_of_threads_that_is_faster_is_said_once_with_what_was_measured():
     machine = Machine()
     assert machine.train(1.0) == []
     (note,) = machine.train(FIRST_SECONDS)
@@ -159,7 +158,7 @@ def test_the_number_of_threads_that_is_faster_is_said_once_with_what_was_measure
     assert machine.train() == []
 
 
-def test_a_machine_that_becomes_busy_later_is_found_while_training() -> None:
+def test_a_machine_that_becomes_busy_later_is_found_while_training():
     machine = Machine(threads=4, share=0.1)
     assert machine.train() == []
     assert machine.tried == []
@@ -171,7 +170,7 @@ def test_a_machine_that_becomes_busy_later_is_found_while_training() -> None:
 
 
 @pytest.mark.parametrize("machine", [Machine(threads=1), Machine(work=LARGE)])
-def test_where_no_number_of_threads_helps_the_cause_is_said_once(machine: Machine) -> None:
+def test_where_no_number_of_threads_helps_the_cause_is_said_once(machine):
     machine.share = 0.4
     assert machine.train() == []
     machine.share = 0.6
@@ -181,7 +180,7 @@ def test_where_no_number_of_threads_helps_the_cause_is_said_once(machine: Machin
     assert machine.tried == []
 
 
-def test_trials_that_find_nothing_become_rare() -> None:
+def test_trials_that_find_nothing_become_rare():
     machine = Machine(share=0.4)
     machine.rates = {1: 20.0, 2: 16.0}
     for _ in range(100):
@@ -189,7 +188,7 @@ def test_trials_that_find_nothing_become_rare() -> None:
     assert len(machine.tried) <= 2 * 8
 
 
-def test_a_trial_leaves_the_number_of_threads_as_it_was() -> None:
+def test_a_trial_leaves_the_number_of_threads_as_it_was():
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:

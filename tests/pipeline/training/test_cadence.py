@@ -1,7 +1,5 @@
 """When a checkpoint is due, with the clock passed in."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 
@@ -12,34 +10,34 @@ from pipeline.training.cadence import MIN_SECONDS, SaveCadence, seconds_between_
 from tests.support.states import someone
 
 
-def cadence(**changes: object) -> SaveCadence:
+def cadence(**changes):
     fields = {"every_steps": None, "every_seconds": None, "preemption_seconds": 7200.0}
     return SaveCadence(**{**fields, "last_save": 0.0, **changes})  # type: ignore[arg-type]
 
 
-def test_the_interval_is_young_dalys() -> None:
+def test_the_interval_is_young_dalys():
     assert cadence(stall=0.2).interval == math.sqrt(2 * 0.2 * 7200)
 
 
-def test_it_is_never_shorter_than_a_save_takes() -> None:
+def test_it_is_never_shorter_than_a_save_takes():
     assert cadence(stall=0.2, write_seconds=300.0).interval == 300.0
 
 
-def test_it_is_never_shorter_than_restarting_is_worth() -> None:
+def test_it_is_never_shorter_than_restarting_is_worth():
     assert cadence(stall=0.0, preemption_seconds=60.0).interval == MIN_SECONDS
 
 
-def test_a_fixed_number_of_seconds_wins() -> None:
+def test_a_fixed_number_of_seconds_wins():
     assert cadence(every_seconds=3.0, write_seconds=9.0).interval == 3.0
 
 
-def test_a_fixed_number_of_steps_alone_ignores_the_clock() -> None:
+def test_a_fixed_number_of_steps_alone_ignores_the_clock():
     fixed = cadence(every_steps=10)
     assert fixed.due(20, now=0.0)
     assert not fixed.due(21, now=1e9)
 
 
-def test_a_save_starts_the_interval_again() -> None:
+def test_a_save_starts_the_interval_again():
     timed = cadence(every_seconds=60.0)
     assert timed.due(1, now=60.0)
     timed.saved(60.0, stall=0.1, write_seconds=1.0)
@@ -47,14 +45,14 @@ def test_a_save_starts_the_interval_again() -> None:
     assert timed.due(3, now=120.0)
 
 
-def test_a_store_that_bears_few_commits_sets_a_floor_whatever_the_job_asks_for() -> None:
+def test_a_store_that_bears_few_commits_sets_a_floor_whatever_the_job_asks_for():
     hub = cadence(every_steps=1, floor_seconds=120.0)
     assert not hub.due(step=1, now=119.0)
     assert hub.due(step=2, now=120.0)
     assert cadence(every_seconds=3.0, floor_seconds=120.0).interval == 120.0
 
 
-def test_it_is_too_soon_for_any_save_until_the_store_bears_one() -> None:
+def test_it_is_too_soon_for_any_save_until_the_store_bears_one():
     hub = cadence(floor_seconds=120.0)
     assert hub.too_soon(now=119.0)
     assert not hub.too_soon(now=120.0)
@@ -64,7 +62,7 @@ def test_it_is_too_soon_for_any_save_until_the_store_bears_one() -> None:
 HOUR = 3600.0
 
 
-def lived(*lives: float, waited: float = 0.0, claims: int = 1) -> Head:
+def lived(*lives, waited=0.0, claims=1):
     """Return the HEAD of a run whose processes lived so many seconds, each after a wait.
 
     The present process, which has just claimed, comes after them. Each process claims `claims`
@@ -81,35 +79,35 @@ def lived(*lives: float, waited: float = 0.0, claims: int = 1) -> Head:
     return head
 
 
-def test_how_long_processes_live_is_assumed_until_a_few_have_lived() -> None:
+def test_how_long_processes_live_is_assumed_until_a_few_have_lived():
     assert seconds_between_interruptions(Head(), 7200.0) == 7200.0
     assert seconds_between_interruptions(lived(600.0, 600.0), 7200.0) == 7200.0
     assert seconds_between_interruptions(lived(600.0, 600.0, 1200.0), 7200.0) == 800.0
 
 
-def test_waiting_for_a_machine_is_not_life() -> None:
+def test_waiting_for_a_machine_is_not_life():
     waited = lived(600.0, 600.0, 1200.0, waited=3 * HOUR)
     assert seconds_between_interruptions(waited, 7200.0) == pytest.approx(800.0)
 
 
-def test_the_life_of_the_present_process_does_not_count() -> None:
+def test_the_life_of_the_present_process_does_not_count():
     head = lived(600.0, 600.0, 1200.0)
     grown = head.spent.plus(9 * HOUR, None, head.spent.until + 9 * HOUR)
     aged = dataclasses.replace(head, spent=grown)
     assert seconds_between_interruptions(aged, 7200.0) == pytest.approx(800.0)
 
 
-def test_several_claims_of_one_process_are_one_life() -> None:
+def test_several_claims_of_one_process_are_one_life():
     assert seconds_between_interruptions(lived(600.0, 600.0, claims=3), 7200.0) == 7200.0
     twice = lived(600.0, 600.0, 1200.0, claims=2)
     assert seconds_between_interruptions(twice, 7200.0) == pytest.approx(800.0)
 
 
-def test_processes_whose_claims_head_has_forgotten_lived_too() -> None:
+def test_processes_whose_claims_head_has_forgotten_lived_too():
     head = lived(*[900.0] * 99, claims=2)
     assert head.epoch > 3 * len(head.claims)
     assert seconds_between_interruptions(head, 7200.0) == pytest.approx(900.0)
 
 
-def test_processes_that_die_at_once_do_not_make_a_run_save_all_the_time() -> None:
+def test_processes_that_die_at_once_do_not_make_a_run_save_all_the_time():
     assert seconds_between_interruptions(lived(1.0, 1.0, 1.0), 7200.0) == 60.0

@@ -1,7 +1,6 @@
 """How a machine computes a stage: what the job says, what fits, and what a checkpoint recorded."""
 
 import dataclasses
-from typing import Any, Literal
 
 import pytest
 import torch
@@ -18,39 +17,39 @@ from tests.support.jobs import tiny_job
 pytestmark = pytest.mark.usefixtures("recorded_traces")
 
 
-def recorded(**changes: Any) -> dict[str, Any]:
+def recorded(**changes):
     """Return the plan of the tiny job on this machine, as a checkpoint records it."""
     plan = choose_plan(tiny_job(), "pretrain", Group(), None)
     return dataclasses.replace(plan, **changes).to_dict()
 
 
-def test_what_the_job_leaves_open_stays_as_the_checkpoint_recorded_it() -> None:
+def test_what_the_job_leaves_open_stays_as_the_checkpoint_recorded_it():
     before = recorded(micro_batch=1, recompute=True)
     plan = choose_plan(tiny_job(), "pretrain", Group(), before)
     assert (plan.micro_batch, plan.recompute) == (1, True)
 
 
 @pytest.mark.parametrize("changed", [{"device": "cuda:7"}, {"threads": 99}, {"world_size": 7}])
-def test_a_plan_of_other_hardware_is_not_used_again(changed: dict[str, Any]) -> None:
+def test_a_plan_of_other_hardware_is_not_used_again(changed):
     before = recorded(micro_batch=1, recompute=True, **changed)
     fresh = choose_plan(tiny_job(), "pretrain", Group(), None)
     assert choose_plan(tiny_job(), "pretrain", Group(), before) == fresh
 
 
-def test_what_the_job_asks_for_wins_over_the_checkpoint() -> None:
+def test_what_the_job_asks_for_wins_over_the_checkpoint():
     job = tiny_job(hardware__micro_batch=2, hardware__recompute=False)
     plan = choose_plan(job, "pretrain", Group(), recorded(micro_batch=1, recompute=True))
     assert (plan.micro_batch, plan.recompute) == (2, False)
 
 
-def test_a_plan_of_a_later_version_is_not_used_again() -> None:
+def test_a_plan_of_a_later_version_is_not_used_again():
     before = recorded(micro_batch=1) | {"colour": "blue"}
     fresh = choose_plan(tiny_job(), "pretrain", Group(), None)
     assert choose_plan(tiny_job(), "pretrain", Group(), before) == fresh
 
 
 @pytest.mark.soak
-def test_lora_is_offered_where_all_weights_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lora_is_offered_where_all_weights_do_not_fit(monkeypatch):
     monkeypatch.setattr(hardware, "total_memory", lambda device: int(1.7e9))
     changes = {"model": "pion-small", "data__seq_len": 96}
     with pytest.raises(BadInput) as refused:
@@ -80,13 +79,13 @@ class OtherCard(Group):
 
     sharded = False
 
-    def of_all_ranks(self, value: Any) -> list[Any]:
+    def of_all_ranks(self, value):
         if isinstance(value, bool):
             return [value, self.sharded]
         return [value, self.dtype if isinstance(value, str) else self.plan]
 
 
-def test_ranks_of_different_cards_compute_as_the_weakest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_of_different_cards_compute_as_the_weakest(monkeypatch):
     picked = {"auto": "bfloat16", "float32": "float32"}
     monkeypatch.setattr(hardware, "pick_dtype", lambda asked, device: picked[asked])
     group = OtherCard(0, 2)
@@ -103,7 +102,7 @@ def test_ranks_of_different_cards_compute_as_the_weakest(monkeypatch: pytest.Mon
 # ---------------------------------------------------------------- a model in parts
 
 
-def card_of(gib: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def card_of(gib, monkeypatch):
     """Let this machine have GPUs with so much memory."""
     monkeypatch.setattr(hardware, "pick_device", lambda: torch.device("cuda"))
     monkeypatch.setattr(hardware, "pick_dtype", lambda asked, device: "bfloat16")
@@ -131,7 +130,7 @@ def test_ranks_divide_a_model_only_if_it_does_not_fit_otherwise(monkeypatch):
         choose_plan(job, "pretrain", Group(0, 4), None)
 
 
-def test_the_job_decides_whether_ranks_divide_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_job_decides_whether_ranks_divide_a_model(monkeypatch):
     card_of(WHOLE, monkeypatch)
     assert choose_plan(
         tiny_job(**LARGE, hardware__fsdp=True), "pretrain", Group(0, 4), None
@@ -141,12 +140,12 @@ def test_the_job_decides_whether_ranks_divide_a_model(monkeypatch: pytest.Monkey
         choose_plan(tiny_job(**LARGE, hardware__fsdp=False), "pretrain", Group(0, 4), None)
 
 
-def test_the_workers_of_a_cpu_divide_a_model_only_if_they_are_asked_to() -> None:
+def test_the_workers_of_a_cpu_divide_a_model_only_if_they_are_asked_to():
     assert choose_plan(tiny_job(hardware__fsdp=True), "pretrain", Group(0, 2), None).sharded
     assert not choose_plan(tiny_job(), "pretrain", Group(0, 2), None).sharded
 
 
-def test_one_worker_has_nobody_to_divide_a_model_with() -> None:
+def test_one_worker_has_nobody_to_divide_a_model_with():
     with pytest.raises(BadInput, match=r"hardware\.fsdp: true .* workers is 1"):
         choose_plan(tiny_job(hardware__fsdp=True), "pretrain", Group(0, 1), None)
 
@@ -163,7 +162,7 @@ def test_a_model_stays_divided_as_the_checkpoint_recorded_it(monkeypatch):
         assert not plan.sharded
 
 
-def test_ranks_divide_a_model_that_ran_out_of_memory_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_divide_a_model_that_ran_out_of_memory_whole(monkeypatch):
     job, ranks = tiny_job(**LARGE), Group(0, 4)
     card_of(WHOLE, monkeypatch)
     predicted = choose_plan(job, "pretrain", ranks, None)
@@ -225,12 +224,12 @@ def test_the_residual_stream_is_in_bfloat16_where_job_and_computation_are(settin
     ],
 )
 def test_a_residual_stream_that_the_job_leaves_open_is_in_bfloat16_on_a_gpu(
-    device: str, dtype: Literal["bfloat16", "float32"], residual: str
-) -> None:
+    device, dtype, residual
+):
     assert hardware.pick_residual("auto", dtype, torch.device(device)) == residual
 
 
-def test_a_residual_stream_that_the_job_leaves_open_stays_as_recorded() -> None:
+def test_a_residual_stream_that_the_job_leaves_open_stays_as_recorded():
     job = tiny_job(hardware__dtype="bfloat16")
     before = recorded(dtype="bfloat16", residual="bfloat16", micro_batch=1)
     plan = choose_plan(job, "pretrain", Group(), before)
@@ -239,7 +238,7 @@ def test_a_residual_stream_that_the_job_leaves_open_stays_as_recorded() -> None:
     assert choose_plan(asked, "pretrain", Group(), before).residual == "float32"
 
 
-def test_on_hardware_without_bfloat16_a_recorded_residual_stream_is_float32_again() -> None:
+def test_on_hardware_without_bfloat16_a_recorded_residual_stream_is_float32_again():
     before = recorded(dtype="bfloat16", residual="bfloat16")
     plan = choose_plan(tiny_job(hardware__dtype="float32"), "pretrain", Group(), before)
     assert (plan.dtype, plan.residual) == ("float32", "float32")
@@ -259,8 +258,8 @@ def test_on_hardware_without_bfloat16_a_recorded_residual_stream_is_float32_agai
     ],
 )
 def test_the_step_is_compiled_on_a_gpu_and_where_the_job_says_so(
-    setting: Any, device: str, deterministic: bool, compiled: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    setting, device, deterministic, compiled, monkeypatch
+):
     monkeypatch.setattr(hardware, "compiles_deterministically", lambda: True)
     picked = pick_compile(setting, torch.device(device), deterministic=deterministic)
     assert picked == compiled
@@ -273,12 +272,12 @@ def test_without_a_deterministic_compiler_deterministic_results_are_not_compiled
 
 
 @pytest.mark.parametrize("compiled", [True, False])
-def test_auto_stays_as_the_checkpoint_recorded_it(compiled: bool) -> None:
+def test_auto_stays_as_the_checkpoint_recorded_it(compiled):
     plan = choose_plan(tiny_job(), "pretrain", Group(), recorded(compile=compiled))
     assert plan.compile == compiled
 
 
-def test_the_job_decides_whether_a_resumed_run_is_compiled() -> None:
+def test_the_job_decides_whether_a_resumed_run_is_compiled():
     job = tiny_job(hardware__compile=False)
     assert not choose_plan(job, "pretrain", Group(), recorded(compile=True)).compile
 
@@ -287,7 +286,7 @@ LEVELS = [{"combo_kernels": False}, {"flex_attention": False}, {"compile": False
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_what_the_compiler_gave_up_stays_given_up_in_a_resumed_run(level: dict[str, bool]) -> None:
+def test_what_the_compiler_gave_up_stays_given_up_in_a_resumed_run(level):
     before = recorded(**{"compile": True, "micro_batch": 1} | level)
     assert choose_plan(tiny_job(), "pretrain", Group(), before).to_dict() == before
     again = choose_plan(tiny_job(hardware__compile=True), "pretrain", Group(), before)
@@ -297,7 +296,7 @@ def test_what_the_compiler_gave_up_stays_given_up_in_a_resumed_run(level: dict[s
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_what_the_compiler_gave_up_here_is_not_tried_again(level: dict[str, bool]) -> None:
+def test_what_the_compiler_gave_up_here_is_not_tried_again(level):
     job = tiny_job(hardware__compile=True)
     failed = recorded(**{"compile": True} | level)
     plan = choose_plan(job, "pretrain", Group(), None, at_most=failed)
@@ -305,7 +304,7 @@ def test_what_the_compiler_gave_up_here_is_not_tried_again(level: dict[str, bool
     assert {name: getattr(plan, name) for name in names} == dict.fromkeys(names, True) | level
 
 
-def test_after_a_plan_has_failed_here_nothing_larger_is_chosen() -> None:
+def test_after_a_plan_has_failed_here_nothing_larger_is_chosen():
     job = tiny_job(hardware__micro_batch=4, hardware__compile=True)
     failed = recorded(micro_batch=2, recompute=True, compile=False)
     plan = choose_plan(job, "pretrain", Group(), None, at_most=failed)

@@ -1,15 +1,8 @@
 """Before the data arrives, a machine that compiles finds out whether its compiler works."""
 
-from __future__ import annotations
-
 import dataclasses
-from pathlib import Path
-from typing import Any
-
-import pytest
 
 from pion.train import compile_trial
-from pion.train.settings import ComputePlan
 from pion.train.smaller_plan import StepDown
 from pipeline.console.messages import Note, Phase
 from pipeline.state.owner import Owner
@@ -35,7 +28,7 @@ def context_of(folder, said, group=None, **changes):
 
 def test_a_job_that_compiles_nothing_here_is_not_checked(tmp_path, monkeypatch):
     monkeypatch.delattr(compile_trial, "try_compiler")
-    said: list[Any] = []
+    said = []
     context = context_of(tmp_path, said)  # `auto` compiles nothing on a CPU
     check_compiler(context)
     assert said == []
@@ -43,14 +36,14 @@ def test_a_job_that_compiles_nothing_here_is_not_checked(tmp_path, monkeypatch):
 
 
 def test_a_compiler_that_works_leaves_the_plan_as_it_is(tmp_path, monkeypatch):
-    tried: list[Any] = []
+    tried = []
 
-    def works(trial: compile_trial.Trial, plan: ComputePlan) -> list[StepDown]:
+    def works(trial, plan):
         tried.append((trial, plan))
         return []
 
     monkeypatch.setattr(compile_trial, "try_compiler", works)
-    said: list[Any] = []
+    said = []
     context = context_of(tmp_path, said, hardware__compile=True)
     check_compiler(context)
     ((trial, plan),) = tried
@@ -62,10 +55,10 @@ def test_a_compiler_that_works_leaves_the_plan_as_it_is(tmp_path, monkeypatch):
     assert len(tried) == 1
 
 
-def test_a_rank_waits_for_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tried: list[ComputePlan] = []
+def test_a_rank_waits_for_no_other(tmp_path, monkeypatch):
+    tried = []
 
-    def works(trial: compile_trial.Trial, plan: ComputePlan) -> list[StepDown]:
+    def works(trial, plan):
         tried.append(plan)
         return []
 
@@ -77,12 +70,12 @@ def test_a_rank_waits_for_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_what_fails_is_reported_and_no_stage_tries_it_again(tmp_path, monkeypatch):
-    def fails(trial: compile_trial.Trial, plan: ComputePlan) -> list[StepDown]:
+    def fails(trial, plan):
         less = dataclasses.replace(plan, combo_kernels=False)
         return [StepDown(plan, less, "torch.compile failed (no kernel)")]
 
     monkeypatch.setattr(compile_trial, "try_compiler", fails)
-    said: list[Any] = []
+    said = []
     context = context_of(tmp_path, said, hardware__compile=True)
     full = choose_plan(context.job, "sft", Group(), None)
     check_compiler(context)

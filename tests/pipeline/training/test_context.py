@@ -2,8 +2,6 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +18,7 @@ from tests.support.jobs import tiny_job
 
 
 @pytest.fixture
-def request_here(tmp_path: Path) -> TrainRequest:
+def request_here(tmp_path):
     return TrainRequest(
         job=tiny_job(sft=None, checkpoint__linger=600.0).model_dump(mode="json"),
         job_folder=str(tmp_path),
@@ -32,7 +30,7 @@ def request_here(tmp_path: Path) -> TrainRequest:
 
 
 @pytest.fixture
-def one_core() -> Iterator[None]:
+def one_core():
     """Bind this process to one core, as a container does."""
     cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
     os.sched_setaffinity(0, {min(cores)})
@@ -51,7 +49,7 @@ def test_training_has_no_more_threads_than_the_container_lets_it_use(request_her
     assert device_name(torch.device("cpu")).startswith("CPU, 1 cores")
 
 
-def never_answers() -> None:
+def never_answers():
     raise StoreError("read", "HEAD.json", "the test says so", outage=True)
 
 

@@ -1,12 +1,8 @@
 """A stage takes the weights of the model that the run starts from, or of the stage before."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -35,11 +31,11 @@ First = Callable[..., Decoder]
 
 
 @pytest.fixture
-def first(monkeypatch: pytest.MonkeyPatch) -> First:
+def first(monkeypatch):
     """`first(source, **given)`: the first weights of a job from this model; `given` are next to
     `from`."""
 
-    def first(source: Path, seed: int = 0, **given: Any) -> Decoder:
+    def first(source, seed=0, **given):
         monkeypatch.setattr(f"{MODULE}.bring_base", lambda store, base_hash: source)
         config = read_config(source / "config.json")
         changes = {f"model__{name}": value for name, value in given.items()}
@@ -66,7 +62,7 @@ def test_an_export_without_the_rows_that_no_token_has_is_continued(tmp_path, fir
         assert torch.equal(tensor, expected[name][: len(tensor)]), name
 
 
-def saved(folder: Path, **changes: Any) -> Decoder:
+def saved(folder, **changes):
     """Save a model as a checkpoint does, and return it."""
     torch.manual_seed(7)
     model = Decoder(tiny_config(seq_len=64, **changes))
@@ -76,14 +72,14 @@ def saved(folder: Path, **changes: Any) -> Decoder:
     return model
 
 
-def test_a_shorter_context_has_fewer_learned_positions(tmp_path: Path, first: First) -> None:
+def test_a_shorter_context_has_fewer_learned_positions(tmp_path, first):
     table = saved(tmp_path, positions="learned").state_dict()["positions.weight"]
     short = first(tmp_path, seq_len=32)
     assert short.config.seq_len == 32
     assert torch.equal(short.state_dict()["positions.weight"], table[:32])
 
 
-def test_a_model_gets_new_gates_and_keeps_all_else(tmp_path: Path, first: First) -> None:
+def test_a_model_gets_new_gates_and_keeps_all_else(tmp_path, first):
     plain = saved(tmp_path).state_dict()
     gated = first(tmp_path, gates=True).state_dict()
     added = {f"blocks.{layer}.gate.{name}" for layer in (0, 1) for name in ("weight", "bias")}
@@ -92,7 +88,7 @@ def test_a_model_gets_new_gates_and_keeps_all_else(tmp_path: Path, first: First)
         assert torch.equal(gated[name], tensor), name
 
 
-def test_learned_gates_are_continued_or_left_out(tmp_path: Path, first: First) -> None:
+def test_learned_gates_are_continued_or_left_out(tmp_path, first):
     learned = saved(tmp_path, gates=True).state_dict()
     learned["blocks.1.gate.weight"].normal_()
     save_file(learned, tmp_path / "model.safetensors")
@@ -105,7 +101,7 @@ def test_learned_gates_are_continued_or_left_out(tmp_path: Path, first: First) -
 # ---------------------------------------------------------------- drafts
 
 
-def block_of(model: Decoder) -> dict[str, torch.Tensor]:
+def block_of(model):
     block = draft_block.block_of(model)
     return block.state_dict()
 
@@ -121,7 +117,7 @@ def test_a_model_gets_a_new_block_by_the_seed_and_keeps_all_else(tmp_path, first
     assert block_of(one)[weight].std() > 0
 
 
-def test_a_learned_block_is_continued_replaced_or_left_out(tmp_path: Path, first: First) -> None:
+def test_a_learned_block_is_continued_replaced_or_left_out(tmp_path, first):
     own = block_of(saved(tmp_path, draft=Draft(ids=50)))
     for steps in (3, 1):  # the steps change no tensor
         same = block_of(first(tmp_path, draft={"steps": steps}))
@@ -136,9 +132,7 @@ def test_a_block_guesses_the_ids_that_the_training_rows_have_most_often(tmp_path
     saved(tmp_path, vocab_size=262)
     model = first(tmp_path, draft={"ids": 3})
     tokens = torch.tensor([[9, 9, 9, 5, 5, 200], [200, 200, 200, 5, 7, 8]])
-    rows: Any = SimpleNamespace(
-        total_rows=2, row=lambda n: SimpleNamespace(tokens=tokens[n].numpy())
-    )
+    rows = SimpleNamespace(total_rows=2, row=lambda n: SimpleNamespace(tokens=tokens[n].numpy()))
     show_first_rows(model, rows)
     assert block_of(model)["ids"].tolist() == [5, 9, 200]
     assert draft_block.most_frequent(tokens, 4, 262).tolist() == [
@@ -149,7 +143,7 @@ def test_a_block_guesses_the_ids_that_the_training_rows_have_most_often(tmp_path
     ]  # of 7 and 8, the lower id
 
 
-def test_lora_keeps_the_block_of_its_base(tmp_path: Path, first: First) -> None:
+def test_lora_keeps_the_block_of_its_base(tmp_path, first):
     model = saved(tmp_path, draft=Draft(ids=50))
     first(tmp_path)  # so that this base is found
     fields = {"model__draft": {"steps": 1}, "pretrain": None, "sft__seq_len": 32}
@@ -163,7 +157,7 @@ def test_lora_keeps_the_block_of_its_base(tmp_path: Path, first: First) -> None:
 
 
 @pytest.fixture
-def after_sft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Decoder], Any]:
+def after_sft(tmp_path, monkeypatch):
     """The start of a run and its model after `sft`, and the context of a stage that follows."""
     models = {}
     for seed, name in enumerate(("start", "sft")):
@@ -206,12 +200,12 @@ def test_additions_that_are_trained_further_are_brought_once(after_sft, tmp_path
     trained = adapted(Decoder(tiny_config(seq_len=96)), Lora(rank=2), seed=3, dtype=torch.float32)
     save_file(additions(trained), tmp_path / "model.safetensors")
 
-    def bring(run: Any, stage: str) -> tuple[str, Path]:
+    def bring(run, stage):
         brought.append(stage)
         return stage, tmp_path
 
     monkeypatch.setattr("pipeline.training.first_weights._bring_trained", bring)
-    data: Any = None
+    data = None
     model, _, _, adapter = with_additions(context, "prefer", data, ComputePlan(), None)
     assert brought == ["sft"]
     assert adapter.base.sha256 == identity.sha256

@@ -1,11 +1,7 @@
 """The first weights of a sharded stage: those of a whole model, read where they are needed."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -13,7 +9,6 @@ from safetensors.torch import save_file
 
 from pion.config.draft import Draft
 from pion.config.lora import Lora
-from pion.config.model_config import ModelConfig
 from pion.config.parts import Experts
 from pion.errors import BadInput
 from pion.formats.huggingface.architectures import to_transformers
@@ -22,7 +17,6 @@ from pion.model.lazy_lora import lazily_adapted
 from pion.model.lora_projections import adapted, additions
 from pion.model.saved_weights import Tensors, Whole
 from pipeline.base.find import read_config
-from pipeline.job import Job
 from pipeline.state.record_json import to_json
 from pipeline.training.first_weights import first_model, first_parts
 from pipeline.training.train_request import Group
@@ -32,7 +26,7 @@ from tests.support.tiny_config import tiny_config
 MODULE = "pipeline.training.first_weights"
 
 
-def same_start(context: Any, stage: str) -> dict[str, torch.Tensor]:
+def same_start(context, stage):
     """Check that a sharded stage starts from the bits of `first_model`, without having them; return
     these."""
     whole, why = first_model(context, stage)
@@ -52,12 +46,12 @@ def same_start(context: Any, stage: str) -> dict[str, torch.Tensor]:
     return expected
 
 
-def context_of(job: Job) -> Any:
+def context_of(job):
     run = SimpleNamespace(store=None)
     return SimpleNamespace(job=job, run=run, fetch=lambda bring: bring(), group=Group())
 
 
-def test_random_weights_have_the_same_bits() -> None:
+def test_random_weights_have_the_same_bits():
     same_start(context_of(tiny_job(sft=None)), "pretrain")
 
 
@@ -86,12 +80,12 @@ def test_the_weights_of_a_base_are_fitted_to_the_job(tmp_path, monkeypatch):
 EXPERTS = Experts(n=4, top_k=2, shared=0)
 
 
-def drawn(config: ModelConfig) -> Decoder:
+def drawn(config):
     torch.manual_seed(7)
     return Decoder(config)
 
 
-def of_transformers(folder: Path, model: Decoder) -> Path:
+def of_transformers(folder, model):
     """Save a model as transformers does: by its names, in bf16, in two files."""
     folder.mkdir()
     settings, state = to_transformers(model.config, model.state_dict())
@@ -104,7 +98,7 @@ def of_transformers(folder: Path, model: Decoder) -> Path:
     return folder
 
 
-def context_from(source: Path, patch: pytest.MonkeyPatch, **changes: Any) -> Any:
+def context_from(source, patch, **changes):
     """Return the context of a job that starts from the model in the folder `source`."""
     patch.setattr(f"{MODULE}.bring_base", lambda store, base_hash: source)
     return context_of(job_from(read_config(source / "config.json"), **{"sft": None} | changes))
@@ -156,7 +150,7 @@ def test_a_frozen_base_is_kept_as_a_whole_one_is(dtype, base_dtype, stored):
     assert learned == added.keys()
 
 
-def test_wrong_ids_of_the_draft_block_of_a_frozen_base_are_refused() -> None:
+def test_wrong_ids_of_the_draft_block_of_a_frozen_base_are_refused():
     base = drawn(tiny_config(draft=Draft(ids=50)))
     ids = base.state_dict()["draft.ids"]
     for wrong in (ids.flip(0), ids + base.config.vocab_size, ids - 1):

@@ -1,16 +1,11 @@
 """The most bytes that a rank of a sharded stage has of the model that the stage starts from."""
 
-from __future__ import annotations
-
 import gc
 import weakref
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from pion.config.lora import Lora
 from pion.model.decoder import Decoder
@@ -46,16 +41,16 @@ class Taken(LiveBytes):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.aten.set_.source_Storage:
-            mapped: Tensor = func(*args, **(kwargs or {}))
+            mapped = func(*args, **(kwargs or {}))
             self._known[mapped.untyped_storage()] = 0
             return mapped
         return super().__torch_dispatch__(func, types, args, kwargs)
 
-    def _count(self, tensor: Tensor) -> None:
+    def _count(self, tensor):
         super()._count(own_part(tensor))
 
 
-def theirs(folder: Path, patch: Patch) -> Start:
+def theirs(folder, patch):
     """A model of other people, each of whose experts is a tensor for itself."""
     config = tiny_config(seq_len=96, d_model=64, d_ff=128, n_layers=8, experts=EXPERTS)
     source = of_transformers(folder / "theirs", drawn(config))
@@ -63,13 +58,13 @@ def theirs(folder: Path, patch: Patch) -> Start:
     return lambda: first_parts(context, "pretrain")[:2]
 
 
-def frozen(folder: Path, patch: Patch) -> Start:
+def frozen(folder, patch):
     """A base of LoRA, which is hashed, and rounded."""
     source = of_transformers(folder / "theirs", drawn(CONFIG))
     changes = {"pretrain": None, "sft": tiny_dict()["sft"], "sft__lora": {"rank": 2}}
     context = context_from(source, patch, **changes)
 
-    def start() -> tuple[Decoder, Saved | None]:
+    def start():
         config, weights, _ = frozen_base(context, "sft")
         return lazily_adapted(config, weights, LORA, seed=0, dtype=torch.float32)
 
@@ -97,7 +92,7 @@ def test_a_model_that_was_only_measured_is_gone(tmp_path, monkeypatch):
     base = config_of_the_world(), Whole(model_of_the_world().state_dict())
     plan = ComputePlan(micro_batch=2, threads=1, world_size=2, sharded=True)
 
-    def noting(model: Decoder, *given: Any) -> Shards:
+    def noting(model, *given):
         models.append(weakref.ref(model))
         return sharded(model, *given)
 

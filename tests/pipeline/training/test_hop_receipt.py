@@ -1,10 +1,5 @@
 """The receipt of a hop: what changed with the machine, and an alarm if more than that changed."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
-
 import pytest
 
 from pion.untrusted import LARGEST_RECORD
@@ -13,7 +8,7 @@ from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
 from pipeline.training.hop_receipt import hop_receipt, plan_changed, receipt
 
-A40: dict[str, Any] = {
+A40 = {
     "stage": "pretrain",
     "from_step": 0,
     "host": "host-a",
@@ -41,11 +36,11 @@ NEXT = {"from_step": 10, "next_row": 640}
 LAST = {"step": 1382, "lr": 3e-4, "rows": [88_384, 88_448]}
 
 
-def alarms(lines: list[str]) -> list[str]:
+def alarms(lines):
     return [line for line in lines if line.startswith("ALARM: ")]
 
 
-def test_a_hop_shows_both_machines_and_that_the_run_is_the_same() -> None:
+def test_a_hop_shows_both_machines_and_that_the_run_is_the_same():
     assert receipt(A40, A4000, LAST) == [
         "hop: 1 × NVIDIA A40 on host-a → 2 × RTX A4000 on host-b",
         "micro_batch × grad_accum × workers: 16×4×1 → 8×4×2, 131,072 tokens per step as before",
@@ -73,13 +68,13 @@ def test_a_step_that_is_computed_in_another_way_is_not_bit_identical(name, befor
     assert any(line.startswith("not bit-identical") for line in lines)
 
 
-def test_another_residual_stream_is_shown() -> None:
+def test_another_residual_stream_is_shown():
     before, now = A40 | {"residual": "float32"}, A40 | {"residual": "bfloat16"}
     assert plan_changed(before, now)
     assert "residual float32 → bfloat16" in receipt(before, now, None)
 
 
-def test_another_torch_is_shown_as_equal_up_to_rounding() -> None:
+def test_another_torch_is_shown_as_equal_up_to_rounding():
     now = A40 | NEXT | {"torch": "2.15.0+cu132"}
     lines = receipt(A40 | {"torch": "2.11.0+cu128"}, now, None)
     assert lines[0] == "same machine: 1 × NVIDIA A40 on host-a"
@@ -87,7 +82,7 @@ def test_another_torch_is_shown_as_equal_up_to_rounding() -> None:
     assert not alarms(lines)
 
 
-def test_another_number_of_threads_on_a_cpu_is_shown_as_equal_up_to_rounding() -> None:
+def test_another_number_of_threads_on_a_cpu_is_shown_as_equal_up_to_rounding():
     now = A40 | NEXT | {"threads": 1}
     assert "threads 2 → 1: equal up to rounding" in receipt(A40 | {"threads": 2}, now, None)
 
@@ -103,11 +98,11 @@ def test_another_number_of_threads_on_a_cpu_is_shown_as_equal_up_to_rounding() -
         {"compile": True, "torch": "2.15.0+cu132"},
     ],
 )
-def test_what_an_attempt_has_not_recorded_is_no_change_of_its_plan(now: dict[str, Any]) -> None:
+def test_what_an_attempt_has_not_recorded_is_no_change_of_its_plan(now):
     assert not plan_changed(A40, A40 | NEXT | now)
 
 
-def test_another_python_or_precision_is_shown_too() -> None:
+def test_another_python_or_precision_is_shown_too():
     now = A4000 | {"python": "3.12.1", "dtype": "float32"}
     lines = receipt(A4000 | {"from_step": 5}, now, LAST)
     assert lines[0] == "same machine: 2 × RTX A4000 on host-b"
@@ -139,19 +134,19 @@ def test_what_a_hop_must_not_change_is_an_alarm_and_never_as_before(change, alar
     assert not any(line.startswith(subject) and "as before" in line for line in lines)
 
 
-def test_rounding_of_the_learning_rate_is_no_alarm() -> None:
+def test_rounding_of_the_learning_rate_is_no_alarm():
     now = A4000 | {"lr": 3e-4 * (1 + 1e-13)}
     assert not alarms(receipt(A40, now, LAST))
 
 
-def test_what_can_not_be_compared_is_said_to_be_so() -> None:
+def test_what_can_not_be_compared_is_said_to_be_so():
     lines = receipt(A40, A4000, None)
     assert "as before" not in "".join(lines[2:])
     assert "= last + 1" not in "".join(lines)
     assert sum("can't be compared" in line for line in lines) == 2
 
 
-def test_a_hop_before_anything_was_kept_starts_at_row_0() -> None:
+def test_a_hop_before_anything_was_kept_starts_at_row_0():
     now = A4000 | {"from_step": 0, "next_row": 0, "lr": None}
     lines = receipt(A40, now, None)
     assert lines[-1] == "first row 0, because this stage has no saved step"
@@ -159,7 +154,7 @@ def test_a_hop_before_anything_was_kept_starts_at_row_0() -> None:
 
 
 @pytest.mark.parametrize("change", [{"seq_len": 1024}, {"global_batch": 32}])
-def test_a_stage_that_starts_over_may_have_another_batch(change: dict[str, Any]) -> None:
+def test_a_stage_that_starts_over_may_have_another_batch(change):
     """As with `--redo pretrain` and a changed setting."""
     now = A4000 | {"from_step": 0, "next_row": 0, "lr": None, "compile": False} | change
     lines = receipt(A40 | {"compile": True}, now, None)
@@ -168,7 +163,7 @@ def test_a_stage_that_starts_over_may_have_another_batch(change: dict[str, Any])
     assert not any(line.startswith("not bit-identical") for line in lines)
 
 
-def test_a_hop_at_a_stage_boundary_compares_the_machines_only() -> None:
+def test_a_hop_at_a_stage_boundary_compares_the_machines_only():
     now = A4000 | {"stage": "sft", "seq_len": 512, "global_batch": 8, "from_step": 0, "next_row": 0}
     lines = receipt(A40, now, None)
     assert len(lines) == 2
@@ -176,7 +171,7 @@ def test_a_hop_at_a_stage_boundary_compares_the_machines_only() -> None:
     assert "as before" not in lines[1]
 
 
-def test_a_device_cannot_drive_the_terminal() -> None:
+def test_a_device_cannot_drive_the_terminal():
     assert "\x1b" not in receipt(A40, A4000 | {"device": "\x1b[2J"}, LAST)[0]
 
 
@@ -184,7 +179,7 @@ def test_a_device_cannot_drive_the_terminal() -> None:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> RunState:
+def run(tmp_path):
     return RunState(FileStore(tmp_path), "demo")
 
 
@@ -203,7 +198,7 @@ def attempt(run, epoch, event, steps, lr=3e-4):
     metrics.flush()
 
 
-def test_the_last_kept_step_is_found_behind_what_was_rewound(run: RunState) -> None:
+def test_the_last_kept_step_is_found_behind_what_was_rewound(run):
     attempt(run, 2, A40, range(1, 21))  # saved at 16; the steps after it were lost
     now = A4000 | {"from_step": 16, "next_row": 64 * 16}
     assert hop_receipt(run, 4, now)[-2:] == [
@@ -213,7 +208,7 @@ def test_the_last_kept_step_is_found_behind_what_was_rewound(run: RunState) -> N
     assert len(alarms(hop_receipt(run, 4, now | {"next_row": 64 * 20}))) == 1
 
 
-def test_the_newest_attempt_is_compared_with_and_the_present_one_is_not(run: RunState) -> None:
+def test_the_newest_attempt_is_compared_with_and_the_present_one_is_not(run):
     attempt(run, 2, A40, range(1, 7))
     attempt(run, 4, A4000 | {"from_step": 6}, range(7, 11))
     now = A40 | {"from_step": 10, "next_row": 640, "lr": 3e-4}
@@ -222,11 +217,11 @@ def test_the_newest_attempt_is_compared_with_and_the_present_one_is_not(run: Run
     assert hop_receipt(run, 6, A4000 | {"from_step": 10}) == []
 
 
-def test_a_first_attempt_has_no_receipt(run: RunState) -> None:
+def test_a_first_attempt_has_no_receipt(run):
     assert hop_receipt(run, 2, A40) == []
 
 
-def test_an_attempt_that_saved_nothing_is_compared_by_its_schedule(run: RunState) -> None:
+def test_an_attempt_that_saved_nothing_is_compared_by_its_schedule(run):
     """The last step before a fork was trained under another schedule than the fork's."""
     attempt(run, 1, A40, range(1, 7), lr=1e-2)
     attempt(run, 2, A40 | {"from_step": 6, "lr": 3e-4, "next_row": 384}, range(7, 9))
@@ -235,13 +230,13 @@ def test_an_attempt_that_saved_nothing_is_compared_by_its_schedule(run: RunState
     assert len(alarms(hop_receipt(run, 4, now | {"lr": 1e-3}))) == 1
 
 
-def test_metrics_of_other_epochs_are_not_all_read(run: RunState) -> None:
+def test_metrics_of_other_epochs_are_not_all_read(run):
     attempt(run, 2, A40, range(1, 101))
     attempt(run, 4, A40 | {"from_step": 100}, range(101, 121))
-    reads: list[str] = []
+    reads = []
 
     class Counted(FileStore):
-        def read(self, key: str, limit: int = LARGEST_RECORD) -> bytes:
+        def read(self, key, limit=LARGEST_RECORD):
             reads.append(key)
             return super().read(key, limit)
 

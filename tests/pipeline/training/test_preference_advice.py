@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from pion.errors import PionError
@@ -17,7 +15,7 @@ from pipeline.training.preference_advice import (
 GOOD = {"chosen_nll": 1.0, "drift": 0.1, "accuracy": 0.9, "saturated": 0.1, "moved": 2.0}
 
 
-def steps(first: int, stop: int, **numbers: float) -> list[dict[str, Any]]:
+def steps(first, stop, **numbers):
     """Return the rows of these steps: good ones, but for `numbers`."""
     return [
         {"step": step, "loss": 0.5, "lr": 1e-6, **GOOD, **numbers} for step in range(first, stop)
@@ -27,12 +25,12 @@ def steps(first: int, stop: int, **numbers: float) -> list[dict[str, Any]]:
 class Heard(PreferenceAdvice):
     """Advice whose warnings are kept: (step, name, text)."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.warnings: list[tuple[int, str, str]] = []
         super().__init__(lambda *said: self.warnings.append(said))
 
     @property
-    def names(self) -> list[str]:
+    def names(self):
         return [name for _, name, _ in self.warnings]
 
 
@@ -47,7 +45,7 @@ WELL = {
 
 
 @pytest.mark.parametrize("rows", WELL.values(), ids=WELL)
-def test_steps_that_go_well_are_not_warned_of(rows: list[dict[str, Any]]) -> None:
+def test_steps_that_go_well_are_not_warned_of(rows):
     heard = Heard()
     heard.trained(rows)
     assert heard.warnings == []
@@ -72,7 +70,7 @@ def test_each_kind_of_trouble_is_said_once(numbers, name, words):
     assert "prefer.sft_weight=0.2" in text
 
 
-def test_what_to_do_where_nothing_is_left_to_learn() -> None:
+def test_what_to_do_where_nothing_is_left_to_learn():
     heard = Heard()
     heard.trained(steps(1, 100, accuracy=1.0, saturated=0.9))
     ((_, _, text),) = heard.warnings
@@ -80,7 +78,7 @@ def test_what_to_do_where_nothing_is_left_to_learn() -> None:
         assert way in text
 
 
-def test_all_kinds_may_be_said_in_a_stage() -> None:
+def test_all_kinds_may_be_said_in_a_stage():
     heard = Heard()
     heard.trained(steps(1, 20))
     heard.trained(steps(20, 60, chosen_nll=2.0, drift=0.9, accuracy=1.0, saturated=1.0))
@@ -90,7 +88,7 @@ def test_all_kinds_may_be_said_in_a_stage() -> None:
 # ---------------------------------------------------------------- stages that resume
 
 
-def test_a_stage_that_resumes_does_not_repeat_a_warning() -> None:
+def test_a_stage_that_resumes_does_not_repeat_a_warning():
     heard = Heard()
     warning = {"step": 20, "warning": {"name": "drift", "text": "…"}}
     heard.recall([*steps(1, 21, drift=0.5), warning, *steps(21, 31, drift=0.5)])
@@ -98,7 +96,7 @@ def test_a_stage_that_resumes_does_not_repeat_a_warning() -> None:
     assert heard.warnings == []
 
 
-def test_a_stage_that_resumes_compares_with_its_first_steps_and_with_its_last() -> None:
+def test_a_stage_that_resumes_compares_with_its_first_steps_and_with_its_last():
     heard = Heard()
     heard.recall([*steps(1, 40), *steps(40, 40 + WINDOW - 1, chosen_nll=1.6)])
     assert heard.warnings == []
@@ -106,7 +104,7 @@ def test_a_stage_that_resumes_compares_with_its_first_steps_and_with_its_last() 
     assert heard.names == ["fallen"]
 
 
-def test_stored_rows_without_their_numbers_are_left_out() -> None:
+def test_stored_rows_without_their_numbers_are_left_out():
     heard = Heard()
     heard.recall([*steps(1, 40), {**GOOD, "step": 40, "drift": None}, {"step": 41, "drift": 0.1}])
     heard.trained(steps(42, 60))
@@ -116,7 +114,7 @@ def test_stored_rows_without_their_numbers_are_left_out() -> None:
 # ---------------------------------------------------------------- nothing learns
 
 
-def test_a_model_that_is_still_its_reference_after_twenty_steps_is_an_error() -> None:
+def test_a_model_that_is_still_its_reference_after_twenty_steps_is_an_error():
     require_learning(steps(1, STILL_STEPS + 1, moved=0.0))
     require_learning(steps(STILL_STEPS + 1, 100, moved=1.1e-6))
     with pytest.raises(PionError) as refused:
@@ -127,5 +125,5 @@ def test_a_model_that_is_still_its_reference_after_twenty_steps_is_an_error() ->
     assert "--redo prefer" in said
 
 
-def test_other_stages_always_learn() -> None:
+def test_other_stages_always_learn():
     require_learning([{"step": 100, "loss": 3.0, "lr": 1e-3}, {"step": 100, "held_out_loss": 1.0}])

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import random
 from itertools import count, islice
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -23,23 +22,23 @@ ROWS = 6  # in a step of the tests below
 DIGEST = "d"
 
 
-def rows_of(step: int) -> tuple[int, int]:
+def rows_of(step):
     return ROWS * (step - 1), ROWS * step
 
 
-def skipped_at(step: int, why: str = "loss nan", digest: str = DIGEST) -> SkippedRows:
+def skipped_at(step, why="loss nan", digest=DIGEST):
     first, stop = rows_of(step)
     return SkippedRows(first, stop, step=step, epoch=1, digest=digest, why=why, at=5.0)
 
 
-def head_with(skipped: list[SkippedRows], saved: int | None = None) -> Head:
+def head_with(skipped, saved=None):
     head = Head(epoch=7)
     for record in skipped:
         head = head.with_skipped("pretrain", record)
     return head if saved is None else head.with_checkpoint(an_entry(saved))
 
 
-def plan(head: Head, step: int, max_rewinds: int = 3, digest: str = DIGEST) -> SkippedRows:
+def plan(head, step, max_rewinds=3, digest=DIGEST):
     trouble = Trouble(step, rows_of(step), "loss inf")
     return plan_rewind(head, "pretrain", digest, trouble, max_rewinds, now=9.0)
 
@@ -89,7 +88,7 @@ def train_with_trouble(bad, steps, global_batch, start, chance):
             return trained, head
 
 
-def json_pairs(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+def json_pairs(ranges):
     return [(first, stop) for first, stop in json.loads(json.dumps(ranges))]
 
 
@@ -102,8 +101,8 @@ def json_pairs(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
 )
 @settings(max_examples=200, deadline=None)
 def test_what_is_trained_is_the_rows_in_their_order_but_those_recorded_as_skipped(
-    bad: set[int], steps: int, global_batch: int, inherited: list[tuple[int, int]], seed: int
-) -> None:
+    bad, steps, global_batch, inherited, seed
+):
     """For any world size, micro-batch, interruptions and number of troubles."""
     before = [(first, first + rows) for first, rows in inherited]  # from the forked run
     start = Saved(skipped=before)
@@ -120,7 +119,7 @@ def test_what_is_trained_is_the_rows_in_their_order_but_those_recorded_as_skippe
     assert trained == list(islice(expected, steps * global_batch))
 
 
-def test_a_second_trouble_leaves_out_only_rows_not_yet_left_out() -> None:
+def test_a_second_trouble_leaves_out_only_rows_not_yet_left_out():
     """Its step began at the first trouble's row, without the rows that the first had skipped."""
     head = head_with([skipped_at(10)], saved=9)
     trouble = Trouble(10, (rows_of(10)[0], rows_of(11)[1]), "loss nan")
@@ -130,7 +129,7 @@ def test_a_second_trouble_leaves_out_only_rows_not_yet_left_out() -> None:
     assert rows_to_skip(head, "pretrain", DIGEST, ROWS * 9) == [(54, 66)]
 
 
-def test_rows_before_the_checkpoint_are_left_to_what_it_says_itself() -> None:
+def test_rows_before_the_checkpoint_are_left_to_what_it_says_itself():
     """The checkpoint may come from an attempt that trained on them."""
     head = head_with([skipped_at(3), skipped_at(8)])
     assert rows_to_skip(head, "pretrain", DIGEST, next_row=30) == [rows_of(8)]
@@ -139,7 +138,7 @@ def test_rows_before_the_checkpoint_are_left_to_what_it_says_itself() -> None:
     assert rows_to_skip(head, "pretrain", DIGEST, next_row=48) == []
 
 
-def test_rows_of_another_stage_or_of_other_data_are_not_left_out() -> None:
+def test_rows_of_another_stage_or_of_other_data_are_not_left_out():
     head = head_with([skipped_at(3), skipped_at(8, digest="with another seed")])
     assert rows_to_skip(head, "pretrain", DIGEST, 0) == [rows_of(3)]
     assert rows_to_skip(head, "sft", DIGEST, 0) == []
@@ -148,23 +147,23 @@ def test_rows_of_another_stage_or_of_other_data_are_not_left_out() -> None:
 # ---------------------------------------------------------------- when to give up
 
 
-def test_a_rewind_records_where_when_and_why() -> None:
+def test_a_rewind_records_where_when_and_why():
     assert plan(head_with([], saved=40), step=45) == SkippedRows(
         first=264, stop=270, step=45, epoch=7, digest=DIGEST, why="loss inf", at=9.0
     )
 
 
-def test_spikes_a_hundred_saved_steps_apart_never_stop_a_run() -> None:
+def test_spikes_a_hundred_saved_steps_apart_never_stop_a_run():
     head = head_with([skipped_at(step) for step in range(100, 5000, 100)], saved=5000)
     assert plan(head, step=5001, max_rewinds=1).step == 5001
 
 
-def test_rows_are_recorded_once_though_the_commit_is_repeated() -> None:
+def test_rows_are_recorded_once_though_the_commit_is_repeated():
     head = head_with([skipped_at(101)], saved=100)
     assert head.with_skipped("pretrain", skipped_at(101)) == head
 
 
-def test_troubles_in_a_row_stop_the_run_after_the_last_try() -> None:
+def test_troubles_in_a_row_stop_the_run_after_the_last_try():
     again = dataclasses.replace(skipped_at(101), at=6.0)
     head = head_with([skipped_at(101), again], saved=100)
     head = head.with_skipped("pretrain", plan(head, step=102))
@@ -181,7 +180,7 @@ def test_saving_a_few_steps_between_troubles_is_not_getting_past_them(saved, cou
         plan(head, step=saved + 1, max_rewinds=counting)
 
 
-def test_troubles_of_another_stage_or_digest_use_up_no_try() -> None:
+def test_troubles_of_another_stage_or_digest_use_up_no_try():
     """So after giving up, a run with a lower learning rate has all its tries again."""
     head = head_with([skipped_at(step, digest="old lr") for step in (1, 2, 3)])
     assert plan(head, step=1)
@@ -191,19 +190,19 @@ def test_troubles_of_another_stage_or_digest_use_up_no_try() -> None:
     assert plan(head, step=1)
 
 
-def test_checkpoints_of_another_stage_forgive_nothing() -> None:
+def test_checkpoints_of_another_stage_forgive_nothing():
     head = head_with([skipped_at(step) for step in (5, 6, 7)])
     with pytest.raises(PionError):
         plan(head.with_checkpoint(an_entry(9000, stage="prior")), step=8)
 
 
-def test_no_rewinds_allowed_means_stopping_at_the_first_trouble() -> None:
+def test_no_rewinds_allowed_means_stopping_at_the_first_trouble():
     with pytest.raises(PionError, match="pretrain went wrong once") as raised:
         plan(head_with([], saved=40), step=45, max_rewinds=0)
     assert "checkpoint.max_rewinds=1" in str(raised.value)
 
 
-def test_giving_up_says_what_happened_where_what_is_safe_and_the_ways_on() -> None:
+def test_giving_up_says_what_happened_where_what_is_safe_and_the_ways_on():
     troubles = [skipped_at(1101, "loss 9.1, above 3 × …"), skipped_at(1102), skipped_at(1103)]
     with pytest.raises(PionError) as raised:
         plan(head_with(troubles, saved=1095), step=1104)
@@ -224,7 +223,7 @@ def test_giving_up_says_what_happened_where_what_is_safe_and_the_ways_on() -> No
     assert raised.value.exit_code == 1
 
 
-def test_giving_up_before_anything_was_saved_promises_no_checkpoint() -> None:
+def test_giving_up_before_anything_was_saved_promises_no_checkpoint():
     with pytest.raises(PionError) as raised:
         plan(head_with([skipped_at(step) for step in (1, 2, 3)]), step=4)
     assert "This stage has no checkpoint yet" in str(raised.value)
@@ -235,11 +234,11 @@ def test_giving_up_before_anything_was_saved_promises_no_checkpoint() -> None:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> RunState:
+def run(tmp_path):
     return RunState(FileStore(tmp_path / "runs"), "demo")
 
 
-def test_skipped_rows_are_in_head_for_whoever_continues(run: RunState) -> None:
+def test_skipped_rows_are_in_head_for_whoever_continues(run):
     claim = claim_run(run, someone())
     claim.commit(lambda head: head.with_skipped("pretrain", skipped_at(3)))
     list_checkpoint(claim, an_entry(5))
@@ -258,7 +257,7 @@ def test_skipped_rows_are_in_head_for_whoever_continues(run: RunState) -> None:
     assert head.restores[1] == {"pretrain": 5}
 
 
-def test_a_process_that_was_taken_over_skips_nothing(run: RunState) -> None:
+def test_a_process_that_was_taken_over_skips_nothing(run):
     old = claim_run(run, someone())
     claim_run(run, someone(), take_over=True)
     with pytest.raises(Fenced):
@@ -267,7 +266,7 @@ def test_a_process_that_was_taken_over_skips_nothing(run: RunState) -> None:
     assert head.skipped == {}
 
 
-def test_a_head_from_before_there_were_skipped_rows_is_read(run: RunState) -> None:
+def test_a_head_from_before_there_were_skipped_rows_is_read(run):
     list_checkpoint(claim_run(run, someone()), an_entry(5))
     raw = json.loads(run.store.read("demo/HEAD.json"))
     del raw["skipped"]
@@ -276,7 +275,7 @@ def test_a_head_from_before_there_were_skipped_rows_is_read(run: RunState) -> No
     assert head.checkpoints == (an_entry(5),)
 
 
-def test_a_record_of_skipped_rows_that_is_damaged_or_newer_is_refused(run: RunState) -> None:
+def test_a_record_of_skipped_rows_that_is_damaged_or_newer_is_refused(run):
     claim_run(run, someone()).commit(lambda head: head.with_skipped("pretrain", skipped_at(3)))
     raw = json.loads(run.store.read("demo/HEAD.json"))
     (record,) = raw["skipped"]["pretrain"]
@@ -290,12 +289,12 @@ def test_a_record_of_skipped_rows_that_is_damaged_or_newer_is_refused(run: RunSt
         Head.from_json(json.dumps(raw).encode(), "HEAD.json")
 
 
-def test_redoing_a_stage_forgets_what_it_skipped_and_no_other_stages() -> None:
+def test_redoing_a_stage_forgets_what_it_skipped_and_no_other_stages():
     head = head_with([skipped_at(3)]).with_skipped("sft", skipped_at(4))
     assert head.without_stages(["sft"], 0.0).skipped == {"pretrain": (skipped_at(3),)}
 
 
-def test_raising_steps_keeps_what_was_skipped() -> None:
+def test_raising_steps_keeps_what_was_skipped():
     head = head_with([skipped_at(3), skipped_at(8, digest="other")]).with_digest(
         "pretrain", DIGEST, "more steps"
     )

@@ -2,7 +2,6 @@
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from pipeline.console.messages import CheckpointSaved
 from pipeline.job import Checkpoint
 from pipeline.state.checkpoints.checkpointer import Checkpointer, CheckpointSeries
 from pipeline.state.checkpoints.snapshot import Snapshot
-from pipeline.state.checkpoints.uploader import Saved, SaveRequest, Uploader, UploaderDied
+from pipeline.state.checkpoints.uploader import Uploader, UploaderDied
 from pipeline.state.claim import claim_run
 from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
@@ -27,7 +26,7 @@ from pipeline.training.saving import Saving
 class Stage:
     """A stage at `step`. A real uploader writes its saves. `said` has the notes that it reports."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder):
         store = FileStore(folder)
         claim = claim_run(RunState(store, "demo"), Owner.me())
         self.step, self.now, self.said = 10, 0.0, list[str]()
@@ -44,21 +43,21 @@ class Stage:
             clock=Clock(monotonic=lambda: self.now, sleep=lambda seconds: None),
         )
 
-    def pass_time(self, seconds: float) -> None:
+    def pass_time(self, seconds):
         self.now += seconds
 
-    def state(self) -> TrainState:
+    def state(self):
         return TrainState({"weight": torch.ones(8)}, {}, {"step": self.step})
 
 
 @pytest.fixture
-def stage(tmp_path: Path) -> Iterator[Stage]:
+def stage(tmp_path):
     stage = Stage(tmp_path)
     yield stage
     stage.checkpointer.close()
 
 
-def test_a_save_that_hangs_is_an_outage_and_the_next_has_a_new_uploader(stage: Stage) -> None:
+def test_a_save_that_hangs_is_an_outage_and_the_next_has_a_new_uploader(stage):
     stage.saving.complete(stage.state())
     uploader = stage.uploader
     hanging = uploader._process
@@ -82,7 +81,7 @@ def test_a_save_that_hangs_is_an_outage_and_the_next_has_a_new_uploader(stage: S
 def test_a_last_save_whose_uploader_was_killed_is_made_again_each_time(stage, monkeypatch):
     save, killed = stage.uploader.save, set[int]()
 
-    def save_later(request: SaveRequest) -> Saved:
+    def save_later(request):
         if stage.step not in killed:
             killed.add(stage.step)
             raise UploaderDied("save", request.key, "the process was killed", outage=True)
@@ -104,8 +103,8 @@ def test_a_save_that_is_refused_for_good_names_the_copy_on_this_machine(stage, m
 
 
 def test_a_run_that_ends_since_its_last_save_failed_does_not_say_that_it_trains_on(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    stage, monkeypatch
+):
     monkeypatch.setattr(stage.checkpointer, "save", lambda *state: True)
     stage.checkpointer.stats.outage = StoreError("write", "s3://b/x", "no answer", outage=True)
     for patience in (0.0, 3.0):
@@ -137,8 +136,8 @@ def test_evaluating_saves_first_as_often_as_the_store_bears_it(stage, age, best,
     ],
 )
 def test_a_save_reports_the_seconds_between_two_of_them_where_time_decides(
-    stage: Stage, checkpoint: Checkpoint, interval: float | None
-) -> None:
+    stage, checkpoint, interval
+):
     saving, reported = stage.saving, list[CheckpointSaved]()
     saving._report = reported.append
     stage.cadence.every_steps = checkpoint.every_steps

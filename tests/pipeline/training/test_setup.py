@@ -1,19 +1,15 @@
 """What a worker opens at the start of a stage."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from contextlib import closing
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 import pion
 from pion.data.chat.chat_format import ChatFormat
-from pion.data.tokens.tokenizer import Tokenizer, train_bpe
+from pion.data.tokens.tokenizer import train_bpe
 from pion.errors import BadInput
 from pion.model.decoder import Decoder
 from pion.train.settings import ComputePlan
@@ -55,8 +51,8 @@ def test_a_worker_trains_and_evaluates_within_documents_if_the_job_says_so(tmp_p
 
 @pytest.mark.parametrize(("fsdp", "may"), [("auto", True), (False, False)])
 def test_ranks_may_divide_a_model_that_does_not_fit_if_the_job_leaves_that_open(
-    tmp_path: Path, fsdp: str | bool, may: bool
-) -> None:
+    tmp_path, fsdp, may
+):
     write_corpus(tmp_path / "corpus.jsonl", 60)
     store = str(tmp_path / "runs")
     job = make_job(tmp_path, store=store, hardware={"fsdp": fsdp})
@@ -95,7 +91,7 @@ def test_the_plan_is_applied_before_a_model_is_there(claimed, monkeypatch):
     """The model may be measured before there is a trainer."""
     real, threads, before = setup.stage_model, list[int](), torch.get_num_threads()
 
-    def noting(*given: Any) -> Any:
+    def noting(*given):
         threads.append(torch.get_num_threads())
         return real(*given)
 
@@ -113,7 +109,7 @@ def test_a_stage_that_resumes_lets_the_checkpoint_go_once_the_trainer_has_it(cla
     series = CheckpointSeries("pretrain", context.request.digests["pretrain"], {})
     with closing(start_stage(context, "pretrain")) as begun:
         state = begun.trainer.state()
-        uploader: Any = InProcessUploader(context.run.store)
+        uploader = InProcessUploader(context.run.store)
         checkpointer = Checkpointer(claim, series, uploader=uploader)
         assert checkpointer.save(state.model, state.optimizer, state.meta)
         checkpointer.close()
@@ -130,23 +126,23 @@ TEXTS = ("", "plain", "words only and more words")
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
+def tokenizer():
     return train_bpe(["plain words only"], 262)
 
 
 @pytest.fixture(scope="module")
-def model(tokenizer: Tokenizer) -> Decoder:
+def model(tokenizer):
     torch.manual_seed(0)
     return Decoder(tiny_config(vocab_size=tokenizer.vocab_size, seq_len=128))
 
 
-def in_own_format(tokenizer: Tokenizer) -> ChatFormat:
+def in_own_format(tokenizer):
     return ChatFormat("nowhere/tokenizer.json", tokenizer)
 
 
 def test_prompts_are_continued_together_as_each_would_be_alone(model, tokenizer):
     prompts = [prompt_ids(model, in_own_format(tokenizer), text, chat=False) for text in TEXTS]
-    steps: list[None] = []
+    steps = []
     texts = sample_texts(
         model, in_own_format(tokenizer), prompts, chat=False, on_token=lambda: steps.append(None)
     )
@@ -159,14 +155,14 @@ def test_prompts_are_continued_together_as_each_would_be_alone(model, tokenizer)
     assert len(steps) == sum(len(new) for new in alone)
 
 
-def test_an_empty_prompt_starts_from_end_of_text(model: Decoder, tokenizer: Tokenizer) -> None:
+def test_an_empty_prompt_starts_from_end_of_text(model, tokenizer):
     assert prompt_ids(model, in_own_format(tokenizer), "", chat=False) == [tokenizer.end_of_text]
 
 
-def test_a_prompt_that_is_too_long_is_refused_alone(model: Decoder, tokenizer: Tokenizer) -> None:
+def test_a_prompt_that_is_too_long_is_refused_alone(model, tokenizer):
     with pytest.raises(BadInput, match="the model's context is 128 tokens"):
         prompt_ids(model, in_own_format(tokenizer), "a " * 200, chat=True)
 
 
-def test_no_prompts_are_no_texts(model: Decoder, tokenizer: Tokenizer) -> None:
+def test_no_prompts_are_no_texts(model, tokenizer):
     assert sample_texts(model, in_own_format(tokenizer), [], chat=True, on_token=lambda: None) == []

@@ -1,11 +1,8 @@
 """Metrics in TensorBoard, Weights & Biases and Trackio, if the job asks for them."""
 
-from __future__ import annotations
-
 import importlib.util
 import sys
 import types
-from pathlib import Path
 
 import pytest
 
@@ -16,21 +13,21 @@ from tests.support.jobs import tiny_job
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])
-def test_a_tracker_that_is_not_installed_is_found_out_before_work_starts(name: str) -> None:
+def test_a_tracker_that_is_not_installed_is_found_out_before_work_starts(name):
     if importlib.util.find_spec(name) is not None:
         pytest.skip(f"{name} is installed here")
     with pytest.raises(BadInput, match=f"uv sync --extra {name}"):
         check_trackers(tiny_job(**{f"log__{name}": "somewhere"}))
 
 
-def test_none_is_needed_where_none_is_asked_for() -> None:
+def test_none_is_needed_where_none_is_asked_for():
     check_trackers(tiny_job())
     trackers = Trackers(tiny_job(), "pretrain")
     trackers.log([{"step": 1, "loss": 2.0}])
     trackers.close()
 
 
-def test_numbers_and_rewinds_reach_tensorboard_under_their_stage(tmp_path: Path) -> None:
+def test_numbers_and_rewinds_reach_tensorboard_under_their_stage(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -69,7 +66,7 @@ def test_an_attempt_continues_the_run_in_trackio_and_says_where_it_went_back(tmp
     assert note["text"] == "pretrain step 4 gave a loss of nan: back to the last checkpoint"
 
 
-def test_what_trackio_writes_must_outlive_a_rented_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_trackio_writes_must_outlive_a_rented_machine(monkeypatch):
     monkeypatch.setitem(sys.modules, "trackio", types.ModuleType("trackio"))
     check_trackers(tiny_job(log__trackio="project"))
     with pytest.raises(BadInput, match="lost with a rented machine"):
@@ -79,6 +76,6 @@ def test_what_trackio_writes_must_outlive_a_rented_machine(monkeypatch: pytest.M
     assert needed_secrets(synced, {})["HF_TOKEN"] == "for log.trackio_space"
 
 
-def test_a_space_without_a_project_is_a_mistake() -> None:
+def test_a_space_without_a_project_is_a_mistake():
     with pytest.raises(ValueError, match="trackio: name a project"):
         tiny_job(log__trackio_space="user/trackio")

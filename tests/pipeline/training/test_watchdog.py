@@ -9,9 +9,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,18 +19,18 @@ from tests.support.waiting import join, read_until, rest_of, wait_until
 class Watched:
     """A watchdog on a clock that tests move, and what it reported."""
 
-    def __init__(self, **limits: Any) -> None:
+    def __init__(self, **limits):
         self.time = 1000.0
         self.hangs: list[str] = []
         self.dog = Watchdog(self.hangs.append, now=lambda: self.time, **limits)
 
-    def work(self, *steps: float) -> None:
+    def work(self, *steps):
         """Let each step take so many seconds."""
         for seconds in steps:
             self.wait(seconds)
             self.dog.beat()
 
-    def wait(self, seconds: float) -> None:
+    def wait(self, seconds):
         """Let time pass; the watchdog checks as often as usual."""
         end = self.time + seconds
         while self.time < end:
@@ -42,11 +39,11 @@ class Watched:
 
 
 @pytest.fixture(autouse=True)
-def _files_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _files_here(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
 
 
-def test_silence_after_some_steps_is_a_hang() -> None:
+def test_silence_after_some_steps_is_a_hang():
     watched = Watched(factor=2, at_least=60)
     watched.work(1, 1, 1, 1, 1)
     watched.wait(60)
@@ -55,7 +52,7 @@ def test_silence_after_some_steps_is_a_hang() -> None:
     assert watched.hangs[0].startswith("No step or batch for 61 s (one usually takes 1.0 s)")
 
 
-def test_a_hang_is_reported_once() -> None:
+def test_a_hang_is_reported_once():
     watched = Watched(factor=2, at_least=60)
     watched.work(1, 1, 1)
     watched.wait(100)
@@ -64,11 +61,11 @@ def test_a_hang_is_reported_once() -> None:
     assert len(watched.hangs) == 1
 
 
-def wait_for_a_rank_that_never_comes(never: threading.Event) -> None:
+def wait_for_a_rank_that_never_comes(never):
     never.wait(60)
 
 
-def test_the_report_shows_where_every_thread_is_and_a_file_has_it_too(tmp_path: Path) -> None:
+def test_the_report_shows_where_every_thread_is_and_a_file_has_it_too(tmp_path):
     never = threading.Event()
     stuck = threading.Thread(target=wait_for_a_rank_that_never_comes, args=(never,))
     stuck.start()
@@ -93,7 +90,7 @@ def test_a_hang_is_reported_when_no_file_can_be_written(tmp_path, monkeypatch):
     assert "(not written to a file: " in text
 
 
-def test_a_start_may_take_longer_than_a_step() -> None:
+def test_a_start_may_take_longer_than_a_step():
     watched = Watched(factor=2, at_least=5, start_limit=600)
     watched.wait(500)
     watched.dog.beat()  # the first step, compiled
@@ -101,13 +98,13 @@ def test_a_start_may_take_longer_than_a_step() -> None:
     assert watched.hangs == []
 
 
-def test_a_start_that_never_ends_is_a_hang() -> None:
+def test_a_start_that_never_ends_is_a_hang():
     watched = Watched(start_limit=600)
     watched.wait(602)
     assert "since the last" in watched.hangs[0]
 
 
-def test_the_limit_grows_with_the_usual_step() -> None:
+def test_the_limit_grows_with_the_usual_step():
     watched = Watched(factor=100, at_least=5)
     watched.work(10, 10, 10, 10)
     watched.wait(1000)
@@ -116,14 +113,14 @@ def test_the_limit_grows_with_the_usual_step() -> None:
     assert len(watched.hangs) == 1
 
 
-def test_one_slow_step_does_not_change_what_is_usual() -> None:
+def test_one_slow_step_does_not_change_what_is_usual():
     watched = Watched(factor=2, at_least=100)
     watched.work(1, 1, 1, 1, 1, 80)  # a mean of 14 s
     watched.wait(102)
     assert "one usually takes 1.0 s" in watched.hangs[0]
 
 
-def test_what_gets_on_without_a_step_is_no_hang_until_it_stops() -> None:
+def test_what_gets_on_without_a_step_is_no_hang_until_it_stops():
     watched = Watched(factor=2, at_least=50)
     watched.work(1, 1, 1, 1, 1)
     for _ in range(15):
@@ -134,7 +131,7 @@ def test_what_gets_on_without_a_step_is_no_hang_until_it_stops() -> None:
     assert watched.hangs[0].startswith("No step or batch for 51 s")
 
 
-def test_what_gets_on_without_a_step_does_not_change_what_is_usual() -> None:
+def test_what_gets_on_without_a_step_does_not_change_what_is_usual():
     watched = Watched(factor=2, at_least=100)
     watched.work(1, 1, 1, 1, 1)
     for _ in range(6):
@@ -145,7 +142,7 @@ def test_what_gets_on_without_a_step_does_not_change_what_is_usual() -> None:
     assert "one usually takes 1.0 s" in watched.hangs[0]
 
 
-def test_progress_before_the_first_steps_leaves_them_the_time_of_a_start() -> None:
+def test_progress_before_the_first_steps_leaves_them_the_time_of_a_start():
     watched = Watched(factor=2, at_least=5, start_limit=600)
     watched.dog.progress()
     watched.dog.progress()
@@ -153,7 +150,7 @@ def test_progress_before_the_first_steps_leaves_them_the_time_of_a_start() -> No
     assert watched.hangs == []
 
 
-def test_nothing_is_expected_during_a_pause_and_counting_restarts_after_it() -> None:
+def test_nothing_is_expected_during_a_pause_and_counting_restarts_after_it():
     watched = Watched(factor=2, at_least=50)
     watched.work(1, 1, 1, 1, 1)
     with watched.dog.paused():
@@ -166,7 +163,7 @@ def test_nothing_is_expected_during_a_pause_and_counting_restarts_after_it() -> 
     assert watched.hangs[0].startswith("No step or batch for 51 s")
 
 
-def test_a_pause_that_raises_is_over() -> None:
+def test_a_pause_that_raises_is_over():
     watched = Watched(factor=2, at_least=50)
     watched.work(1, 1, 1)
     with pytest.raises(OSError, match="the store is down"), watched.dog.paused():
@@ -175,7 +172,7 @@ def test_a_pause_that_raises_is_over() -> None:
     assert len(watched.hangs) == 1
 
 
-def test_a_pause_is_no_usual_interval() -> None:
+def test_a_pause_is_no_usual_interval():
     watched = Watched(factor=2, at_least=5, start_limit=600)
     watched.dog.beat()
     with watched.dog.paused():
@@ -185,7 +182,7 @@ def test_a_pause_is_no_usual_interval() -> None:
     assert watched.hangs == []
 
 
-def test_time_in_which_the_watchdog_itself_did_not_look_is_no_hang() -> None:
+def test_time_in_which_the_watchdog_itself_did_not_look_is_no_hang():
     watched = Watched(factor=2, at_least=50)
     watched.work(1, 1, 1, 1, 1)
     watched.time += 3600  # a laptop was closed
@@ -210,7 +207,7 @@ for _ in range(3):
 """
 
 
-def test_a_process_stopped_for_longer_than_the_limit_continues() -> None:
+def test_a_process_stopped_for_longer_than_the_limit_continues():
     process = subprocess.Popen(
         [sys.executable, "-c", SUSPENDED], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -223,22 +220,22 @@ def test_a_process_stopped_for_longer_than_the_limit_continues() -> None:
 
 
 @pytest.fixture
-def reports() -> Iterator[list[str]]:
+def reports():
     """The reports of a watchdog that checks from its own thread."""
-    reports: list[str] = []
+    reports = []
     dog = Watchdog(reports.append, start_limit=0.1)
     dog.start()
     yield reports
     dog.close()
 
 
-def test_its_thread_notices_a_hang_by_itself(reports: list[str]) -> None:
+def test_its_thread_notices_a_hang_by_itself(reports):
     wait_until(lambda: reports, "the watchdog to report")
     assert "in test_its_thread_notices_a_hang_by_itself" in reports[0]
 
 
-def test_a_closed_watchdog_looks_no_more() -> None:
-    reports: list[str] = []
+def test_a_closed_watchdog_looks_no_more():
+    reports = []
     dog = Watchdog(reports.append, start_limit=60)
     dog.start()
     dog.close()
@@ -246,10 +243,10 @@ def test_a_closed_watchdog_looks_no_more() -> None:
     assert reports == []
 
 
-def test_whoever_is_told_of_a_hang_may_close_the_watchdog() -> None:
+def test_whoever_is_told_of_a_hang_may_close_the_watchdog():
     closed = threading.Event()
 
-    def close(_: str) -> None:
+    def close(_):
         dog.close()
         closed.set()
 

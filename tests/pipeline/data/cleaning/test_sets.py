@@ -1,11 +1,8 @@
 """The evaluation sets of data.clean.decontaminate, the held-out text next to them, and what both
 say."""
 
-from __future__ import annotations
-
 import json
 from itertools import islice
-from pathlib import Path
 
 import pytest
 
@@ -16,14 +13,13 @@ from pipeline.data.cleaning import sets
 from pipeline.data.cleaning.receipt import judge, verdict
 from pipeline.data.cleaning.sets import draw_control
 from pipeline.data.sources import find_input
-from pipeline.job import Job
 from tests.support.core_bundle import write_bundle, zip_bundle
 from tests.support.corpora import make_job, sentences
 from tests.support.overlap_texts import Prose, searched, text_of
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Job:
+def job(tmp_path):
     lines = (json.dumps({"text": sentences(n, 6)}) + "\n" for n in range(2000))
     (tmp_path / "corpus.jsonl").write_text("".join(lines))
     question = {"context": f"{sentences(1, 3)} ", "choices": ["no", "that ship sings"], "answer": 1}
@@ -44,10 +40,10 @@ def test_a_question_is_asked_with_its_right_answer(job):
 
 
 def test_the_control_comes_from_held_out_documents_and_only_from_the_first(job, monkeypatch):
-    read: list[str] = []
+    read = []
     whole = sets.documents
 
-    def documents(*arguments: object) -> object:
+    def documents(*arguments):
         for document in whole(*arguments):  # type: ignore[arg-type]
             read.append(document.text)
             yield document
@@ -74,7 +70,7 @@ def test_without_sets_nothing_is_read(job):
 # ---------------------------------------------------------------- the control
 
 
-def rows_of(prose: Prose, count: int) -> list[bytes]:
+def rows_of(prose, count):
     return [prose.text(200).encode() for _ in range(count)]
 
 
@@ -142,7 +138,7 @@ def test_items_of_the_same_duplicated_text_are_no_sign_but_a_leak_is():
 # ---------------------------------------------------------------- the verdict
 
 
-def share(hits: int, n: int) -> Share:
+def share(hits, n):
     return Share(hits / n, *wilson(hits / n, n))
 
 

@@ -43,7 +43,7 @@ def small(*overrides):
     return load_job(JOBS / "pion-small.yaml", overrides)
 
 
-def on(gpu: str, /, *overrides, **changes):
+def on(gpu, /, *overrides, **changes):
     return estimate(small(*overrides), dataclasses.replace(offer(gpu), **changes))
 
 

@@ -1,12 +1,9 @@
 """Chunks of a reference: read whole or refused, whatever happened to them in the store."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 import struct
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -18,20 +15,20 @@ from pipeline.training.reference.chunks import Chunks, Rows, batches
 KEY = "ab" * 32
 
 
-def chunks(folder: Path, key: str = KEY) -> Chunks:
+def chunks(folder, key=KEY):
     return Chunks(RunState(FileStore(folder), "tiny"), key)
 
 
-def rows(first: int, *numbers: list[float]) -> Rows:
+def rows(first, *numbers):
     return Rows(first, list(numbers))
 
 
-def file_of(folder: Path) -> Path:
+def file_of(folder):
     (path,) = (folder / "tiny/reference").rglob("*.json")
     return path
 
 
-def test_chunks_are_read_in_the_order_of_their_rows(tmp_path: Path) -> None:
+def test_chunks_are_read_in_the_order_of_their_rows(tmp_path):
     store = chunks(tmp_path)
     store.write("train", rows(2, [-3.0, -4.0], [-5.5]))
     store.write("train", rows(0, [-1.0], [-2.0]))
@@ -41,14 +38,14 @@ def test_chunks_are_read_in_the_order_of_their_rows(tmp_path: Path) -> None:
     assert found.whole().of(2) == [-3.0, -4.0]
 
 
-def test_what_follows_a_gap_is_computed_again(tmp_path: Path) -> None:
+def test_what_follows_a_gap_is_computed_again(tmp_path):
     store = chunks(tmp_path)
     store.write("train", rows(0, [-1.0]))
     store.write("train", rows(2, [-3.0]))
     assert store.read("train").stop == 1
 
 
-def test_chunks_of_another_owner_that_overlap_count_once(tmp_path: Path) -> None:
+def test_chunks_of_another_owner_that_overlap_count_once(tmp_path):
     store = chunks(tmp_path)
     store.write("train", rows(0, [-1.0], [-2.0]))
     store.write("train", rows(1, [-2.0], [-3.0]))
@@ -56,14 +53,14 @@ def test_chunks_of_another_owner_that_overlap_count_once(tmp_path: Path) -> None
     assert store.read("train").numbers == [[-1.0], [-2.0], [-3.0]]
 
 
-def test_numbers_keep_every_bit(tmp_path: Path) -> None:
+def test_numbers_keep_every_bit(tmp_path):
     sums = [-1 / 3, -math.pi * 1e5, -5e-324, 0.0]
     chunks(tmp_path).write("train", rows(0, sums))
     (found,) = chunks(tmp_path).read("train").numbers
     assert struct.pack("4d", *found) == struct.pack("4d", *sums)
 
 
-def test_chunks_of_other_weights_are_not_found(tmp_path: Path) -> None:
+def test_chunks_of_other_weights_are_not_found(tmp_path):
     chunks(tmp_path).write("train", rows(0, [-1.0]))
     assert chunks(tmp_path, "cd" * 32).read("train").stop == 0
     chunks(tmp_path).delete_all()
@@ -73,11 +70,11 @@ def test_chunks_of_other_weights_are_not_found(tmp_path: Path) -> None:
 Damage = Callable[[bytes], bytes]
 
 
-def flipped(data: bytes) -> bytes:
+def flipped(data):
     return data.replace(b"-2.0", b"-2.1")
 
 
-def signed(payload: bytes) -> bytes:
+def signed(payload):
     return hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload
 
 
@@ -108,14 +105,14 @@ def test_a_damaged_chunk_is_refused_with_what_to_do(tmp_path, damage, expected):
 
 
 @pytest.mark.parametrize("number", [math.nan, -math.inf, math.inf, 0.5])
-def test_what_is_no_sum_of_log_probabilities_is_refused(tmp_path: Path, number: float) -> None:
+def test_what_is_no_sum_of_log_probabilities_is_refused(tmp_path, number):
     chunks(tmp_path).write("train", rows(0, [-1.0, number]))
     with pytest.raises(BadInput, match=r"number 1 is .* finite, and at most 0|not valid JSON"):
         chunks(tmp_path).read("train")
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_the_rows_of_a_batch_do_not_depend_on_the_number_of_ranks(ranks: int) -> None:
+def test_the_rows_of_a_batch_do_not_depend_on_the_number_of_ranks(ranks):
     rounds = list(batches(4, 17, 3, ranks))
     assert all(len(parts) == ranks for parts in rounds)
     every = [part for parts in rounds for part in parts if part]

@@ -1,20 +1,15 @@
 """The pass that computes a reference loses a chunk at most, and never has trained weights."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from pion.data.stream import RowStream
 from pion.errors import BadInput, Interrupted, PionError, PlanFailed
 from pion.model.decoder import Decoder
 from pion.train.reference import check_reference, sums_of
@@ -28,50 +23,49 @@ from pipeline.training.context import MAX_ATTEMPTS
 from pipeline.training.reference import compute
 from pipeline.training.reference.chunks import Chunks
 from pipeline.training.reference.compute import (
-    StartingModel,
     bound_reference,
     first_batch,
     make_reference,
     require_base,
     require_same,
 )
-from pipeline.training.reference.share import Bound, Sharing, key_of
+from pipeline.training.reference.share import Sharing, key_of
 from tests.support.jobs import tiny_job
 from tests.support.reference_world import Threads, World, make_world, model_of_the_world
 from tests.support.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def rows(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rows")
     make_world(folder)
     return folder
 
 
 @pytest.fixture
-def world(rows: Path, tmp_path: Path) -> World:
+def world(rows, tmp_path):
     (tmp_path / "rows").symlink_to(rows / "rows")
     return World(tmp_path)
 
 
 @pytest.fixture(autouse=True)
-def _chunks_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
+def _chunks_are_small(monkeypatch):
     monkeypatch.setattr(compute, "CHUNK_SECONDS", 0.0)
 
 
-def make(world: World, name: str = "tiny", **plan: Any) -> Bound:
+def make(world, name="tiny", **plan):
     with world.context(name) as context:
         return make_reference(context, world.streams(), world.start(**plan))
 
 
-def another(world: World, name: str = "other") -> World:
+def another(world, name="other"):
     """Return a world with the same rows and another store, which has no numbers yet."""
     (world.folder / name).mkdir()
     (world.folder / name / "rows").symlink_to(world.folder / "rows")
     return World(world.folder / name)
 
 
-def bits(bound: Bound) -> dict[str, bytes]:
+def bits(bound):
     return {split: found.sums.tobytes() for split, found in bound.splits.items()}
 
 
@@ -79,11 +73,11 @@ class Died(BaseException):
     """The process was killed here."""
 
 
-def dies_at(monkeypatch: pytest.MonkeyPatch, write: int, *, after: bool) -> None:
+def dies_at(monkeypatch, write, *, after):
     """Let the process die at its chunk number `write`, before or after this is durable."""
     real, seen = Chunks.write, [0]
 
-    def dying(self: Chunks, split: str, rows: Any) -> None:
+    def dying(self, split, rows):
         seen[0] += 1
         if seen[0] == write and not after:
             raise Died
@@ -94,12 +88,12 @@ def dies_at(monkeypatch: pytest.MonkeyPatch, write: int, *, after: bool) -> None
     monkeypatch.setattr(Chunks, "write", dying)
 
 
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def counted(monkeypatch):
     """Return a list that gets the rows of each batch that is computed from now on."""
-    computed: list[int] = []
+    computed = []
     real = compute.sums_of
 
-    def counting(model: Any, batch: Any, plan: Any) -> list[list[float]]:
+    def counting(model, batch, plan):
         computed.append(len(batch.tokens))
         return real(model, batch, plan)
 
@@ -110,7 +104,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 # ---------------------------------------------------------------- what it computes
 
 
-def test_the_numbers_are_sums_of_log_probabilities_of_each_answer(world: World) -> None:
+def test_the_numbers_are_sums_of_log_probabilities_of_each_answer(world):
     bound, model = make(world), model_of_the_world()
     for split, stream in world.streams().items():
         places = list(stream.places())
@@ -126,7 +120,7 @@ def test_the_numbers_are_sums_of_log_probabilities_of_each_answer(world: World) 
             assert bound.splits[split].of(number) == pytest.approx(expected, abs=1e-3)
 
 
-def test_the_model_is_as_before(world: World) -> None:
+def test_the_model_is_as_before(world):
     start = world.start()
     before = {name: tensor.clone() for name, tensor in start.model.state_dict().items()}
     start.model.eval()
@@ -138,7 +132,7 @@ def test_the_model_is_as_before(world: World) -> None:
     assert all(param.grad is None for param in start.model.parameters())
 
 
-def test_head_names_the_numbers_and_no_chunk_is_left(world: World) -> None:
+def test_head_names_the_numbers_and_no_chunk_is_left(world):
     with world.context() as context:
         make_reference(context, world.streams(), world.start())
         head = context.run.read()
@@ -150,7 +144,7 @@ def test_head_names_the_numbers_and_no_chunk_is_left(world: World) -> None:
     assert described["weights"] == world.start().weights
 
 
-def test_the_pass_says_how_far_it_is_and_what_it_took(world: World) -> None:
+def test_the_pass_says_how_far_it_is_and_what_it_took(world):
     make(world)
     said = [message for message in world.said if isinstance(message, PrepareProgress)]
     assert [message.done for message in said] == [2, 4, 6, 8, 10, 12, 14]  # of both splits
@@ -179,7 +173,7 @@ def test_a_pass_that_continues_counts_what_is_done(world, monkeypatch):
     assert said == [8, 10, 12, 14]
 
 
-def test_a_run_of_a_proof_shares_no_numbers(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_of_a_proof_shares_no_numbers(world, monkeypatch):
     shared = bits(make(world))
     monkeypatch.setenv(APART, "a proof")
     computed = counted(monkeypatch)
@@ -200,8 +194,8 @@ def test_a_run_of_a_proof_shares_no_numbers(world: World, monkeypatch: pytest.Mo
     ],
 )
 def test_a_kill_at_any_chunk_changes_no_bit_and_loses_one_chunk_at_most(
-    world: World, monkeypatch: pytest.MonkeyPatch, after: bool, every: int
-) -> None:
+    world, monkeypatch, after, every
+):
     unbroken = bits(make(world, "unbroken"))
     chunks = 5 + 2
     for write in range(1 + (after and every > 1), chunks + 1, every):
@@ -216,11 +210,11 @@ def test_a_kill_at_any_chunk_changes_no_bit_and_loses_one_chunk_at_most(
         assert sum(computed) == 14 - 2 * (write - 1 + after)
 
 
-def test_a_stop_keeps_what_is_computed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_keeps_what_is_computed(world, monkeypatch):
     monkeypatch.setattr(compute, "CHUNK_SECONDS", 3600.0)
     real = compute.sums_of
 
-    def asked_meanwhile(*arguments: Any) -> list[list[float]]:
+    def asked_meanwhile(*arguments):
         world.asked = True
         return real(*arguments)
 
@@ -245,7 +239,7 @@ def test_ranks_divide_the_rows_and_all_get_all_numbers(world, monkeypatch, ranks
     starts = [other.start() for _ in range(ranks)]
     share = Sharing.share
 
-    def slow_share(self: Sharing, *arguments: Any, **options: Any) -> None:
+    def slow_share(self, *arguments, **options):
         """Share when the other ranks wait for it, or have given up."""
         wait_until(
             lambda: threads.barrier.n_waiting == ranks - 1 or threads.barrier.broken,
@@ -255,7 +249,7 @@ def test_ranks_divide_the_rows_and_all_get_all_numbers(world, monkeypatch, ranks
 
     monkeypatch.setattr(Sharing, "share", slow_share)
 
-    def one(rank: int) -> Bound:
+    def one(rank):
         try:
             with other.context(group=threads.group(rank)) as context:
                 return make_reference(context, other.streams(), starts[rank])
@@ -278,13 +272,13 @@ def test_no_rank_computes_before_all_have_read_their_rows(world, monkeypatch):
     threads, computed = Threads(2), list[str]()
     real = compute.check_reference
 
-    def counting(*given: Any, **options: Any) -> float:
+    def counting(*given, **options):
         computed.append("a batch")
         return real(*given, **options)
 
     monkeypatch.setattr(compute, "check_reference", counting)
 
-    def refusal(rank: int) -> str:
+    def refusal(rank):
         streams = damaged if rank == 1 else world.streams()
         with (
             world.context(group=threads.group(rank)) as context,
@@ -336,7 +330,7 @@ def test_other_settings_of_the_model_and_another_residual_need_their_own_numbers
     assert len(keys) == 4
 
 
-def test_a_run_that_starts_again_with_other_weights_gets_their_numbers(world: World) -> None:
+def test_a_run_that_starts_again_with_other_weights_gets_their_numbers(world):
     first = make(world)
     with world.context() as context:
         again = make_reference(context, world.streams(), world.start(model_of_the_world(1)))
@@ -355,14 +349,14 @@ def test_a_stage_that_resumes_computes_nothing(world, monkeypatch):
     assert not computed
 
 
-def test_a_stage_that_resumes_without_numbers_is_refused(world: World) -> None:
+def test_a_stage_that_resumes_without_numbers_is_refused(world):
     with world.context() as context, pytest.raises(PionError, match="no reference data") as refused:
         bound_reference(context, world.streams())
     assert "can't continue with other numbers" in str(refused.value)
     assert "--redo prefer" in str(refused.value)
 
 
-def test_a_checkpoint_of_other_numbers_is_refused(world: World) -> None:
+def test_a_checkpoint_of_other_numbers_is_refused(world):
     bound = make(world)
     folder = world.folder / "checkpoint"
     folder.mkdir()
@@ -378,7 +372,7 @@ def test_a_checkpoint_of_other_numbers_is_refused(world: World) -> None:
             require_same(context, bound, folder)
 
 
-def damage(world: World, wrong: str) -> None:
+def damage(world, wrong):
     """Damage the numbers of training rows in the store."""
     (path,) = (world.folder / "runs/_data").glob("*/*/train.sums.npy")
     data = bytearray(path.read_bytes())
@@ -415,8 +409,8 @@ def test_a_stage_does_not_resume_with_numbers_that_changed_in_the_store(world, w
     ],
 )
 def test_damaged_numbers_are_computed_again_before_a_step_has_learned_with_them(
-    world: World, monkeypatch: pytest.MonkeyPatch, wrong: str, name: str
-) -> None:
+    world, monkeypatch, wrong, name
+):
     first = make(world)
     damage(world, wrong)
     computed = counted(monkeypatch)
@@ -501,14 +495,14 @@ def test_each_start_that_computes_a_part_is_progress_and_changes_no_bit(world, m
 
 
 def test_too_little_memory_asks_for_a_smaller_plan_as_a_step_does(world, monkeypatch):
-    def too_little(*given: Any) -> None:
+    def too_little(*given):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(compute, "sums_of", too_little)
     with pytest.raises(PlanFailed) as failed:
         make(world)
     assert failed.value.plan["micro_batch"] == 1
-    smallest: dict[str, Any] = {"micro_batch": 1, "recompute": True, "world_size": 2}
+    smallest = {"micro_batch": 1, "recompute": True, "world_size": 2}
     with pytest.raises(PlanFailed) as failed:
         make(world, **smallest)
     assert failed.value.plan["sharded"]
@@ -532,21 +526,21 @@ def test_no_chunk_of_an_earlier_reference_is_left(world, monkeypatch):
 # ---------------------------------------------------------------- the first step
 
 
-def compare(start: StartingModel, stream: RowStream) -> None:
+def compare(start, stream):
     check_reference(start.model, first_batch(start, stream), start.plan, "prefer")
 
 
-def test_the_stored_numbers_are_those_of_the_first_step(world: World) -> None:
+def test_the_stored_numbers_are_those_of_the_first_step(world):
     bound = make(world)
     compare(world.start(), bound.splits["train"].in_stream(world.streams()["train"]))
 
 
-def shifted(bound: Bound, streams: dict[str, RowStream]) -> RowStream:
+def shifted(bound, streams):
     """Each row has the numbers of the next one, as far as it has as many."""
     train, found = streams["train"], bound.splits["train"]
     rows = [found.of(number) for number in range(train.total_rows)]
 
-    def of(place: Any) -> list[float]:
+    def of(place):
         number = train.number_of(place)
         same = [row for row in rows[number + 1 :] + rows[:number] if len(row) == len(rows[number])]
         return same[0]
@@ -554,10 +548,10 @@ def shifted(bound: Bound, streams: dict[str, RowStream]) -> RowStream:
     return train.with_references(of)
 
 
-def of_the_other_side(bound: Bound, streams: dict[str, RowStream]) -> RowStream:
+def of_the_other_side(bound, streams):
     train, found = streams["train"], bound.splits["train"]
 
-    def of(place: Any) -> list[float]:
+    def of(place):
         pairs = np.array(found.of(train.number_of(place))).reshape(-1, 2)
         return pairs[:, ::-1].flatten().tolist()  # type: ignore[no-any-return]
 
@@ -570,7 +564,7 @@ def test_numbers_of_other_sequences_are_refused_before_the_first_step(world, mis
         compare(world.start(), mistake(make(world), world.streams()))
 
 
-def test_numbers_of_other_weights_are_refused_before_the_first_step(world: World) -> None:
+def test_numbers_of_other_weights_are_refused_before_the_first_step(world):
     bound, trained = make(world), model_of_the_world()
     with torch.no_grad():
         trained.blocks[0].attention.q_proj.weight += 0.01
@@ -579,13 +573,13 @@ def test_numbers_of_other_weights_are_refused_before_the_first_step(world: World
         compare(world.start(trained), stream)
 
 
-def test_the_numbers_of_held_out_rows_do_not_fit_training_rows(world: World) -> None:
+def test_the_numbers_of_held_out_rows_do_not_fit_training_rows(world):
     bound, train = make(world), world.streams()["train"]
     with pytest.raises(BadInput, match="numbers for 4 rows, and the data has 10 rows"):
         bound.splits["held_out"].check(train.total_rows, "here")
 
 
-def test_a_model_that_predicts_nan_is_no_reference(world: World) -> None:
+def test_a_model_that_predicts_nan_is_no_reference(world):
     broken = model_of_the_world()
     with torch.no_grad():
         broken.norm.weight.fill_(float("nan"))

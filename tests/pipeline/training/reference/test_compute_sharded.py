@@ -1,10 +1,7 @@
 """Ranks that keep parts of a model compute the numbers of a reference together."""
 
-from __future__ import annotations
-
 import json
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,7 +23,7 @@ RANKS = 3
 ADAPTER = Adapter(Lora(rank=2), BaseModel("the base", "0" * 64))
 
 
-def in_parts(plan: ComputePlan, *, lora: bool) -> Start:
+def in_parts(plan, *, lora):
     """Return the start of a stage whose weights no rank has."""
     weights, config = Whole(model_of_the_world().state_dict()), config_of_the_world()
     if not lora:
@@ -35,7 +32,7 @@ def in_parts(plan: ComputePlan, *, lora: bool) -> Start:
     return Start(model, ADAPTER, plan, base)
 
 
-def work(rank: int, folder: Path, *, lora: bool) -> None:
+def work(rank, folder, *, lora):
     """Compute, and find, as a stage that begins, and one that resumes."""
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=RANKS
@@ -57,7 +54,7 @@ def work(rank: int, folder: Path, *, lora: bool) -> None:
 
 
 @pytest.mark.parametrize("lora", [False, pytest.param(True, marks=pytest.mark.soak)])
-def test_they_get_the_numbers_of_one_process_and_its_key(tmp_path: Path, lora: bool) -> None:
+def test_they_get_the_numbers_of_one_process_and_its_key(tmp_path, lora):
     """The last round has no rows for the last ranks. LoRA begins with the base's own results."""
     world = make_world(tmp_path)
     with world.context("alone") as context:

@@ -1,32 +1,26 @@
 """A stage that resumes has the numbers it has learned with, and says what differs."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import pytest
 import torch
-from torch import Tensor
 
 from pion.config.lora import Adapter, BaseModel, Lora
 from pion.errors import PionError
-from pion.model.decoder import Decoder
 from pion.model.lora_projections import adapted, additions, merge
 from pion.train.settings import ComputePlan
 from pipeline.console.messages import Note
 from pipeline.training.reference.compute import make_reference
 from pipeline.training.reference.of_stage import Start, name_of, with_reference
-from tests.support.reference_world import World, make_world, model_of_the_world
+from tests.support.reference_world import make_world, model_of_the_world
 
 PLAN = ComputePlan(micro_batch=2, threads=1)
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
+def world(tmp_path):
     return make_world(tmp_path, pairs=12)
 
 
-def resume(world: World, start: Start) -> list[str]:
+def resume(world, start):
     """Resume a stage; return what is said."""
     world.said.clear()
     with world.context() as context:
@@ -34,18 +28,18 @@ def resume(world: World, start: Start) -> list[str]:
     return [said.text for said in world.said if isinstance(said, Note)]
 
 
-def bind(world: World, model: Decoder | None = None) -> None:
+def bind(world, model=None):
     with world.context() as context:
         make_reference(context, world.streams(), world.start(model))
 
 
-def by_lora(base: Decoder, tensors: dict[str, Tensor] | None = None) -> Start:
+def by_lora(base, tensors=None):
     lora = Lora(rank=2)
     model = adapted(base, lora, seed=0, dtype=torch.float32, tensors=tensors)
     return Start(model, Adapter(lora, BaseModel("the base", "0" * 64)), PLAN)
 
 
-def test_the_same_dtype_is_not_worth_a_word(world: World) -> None:
+def test_the_same_dtype_is_not_worth_a_word(world):
     bind(world)
     assert resume(world, Start(model_of_the_world(), None, PLAN)) == []
 
@@ -75,12 +69,12 @@ def test_another_dtype_than_that_of_the_reference_is_said(world, changes, words,
     assert said.endswith(f"continue with {back}")
 
 
-def test_lora_resumes_with_the_numbers_of_its_base(world: World) -> None:
+def test_lora_resumes_with_the_numbers_of_its_base(world):
     bind(world)
     assert resume(world, by_lora(model_of_the_world())) == []
 
 
-def test_lora_does_not_resume_on_another_base(world: World) -> None:
+def test_lora_does_not_resume_on_another_base(world):
     bind(world)
     with pytest.raises(PionError) as refused:
         resume(world, by_lora(model_of_the_world(1)))
@@ -90,14 +84,14 @@ def test_lora_does_not_resume_on_another_base(world: World) -> None:
     assert "--redo prefer" in said
 
 
-def of_sft(base: Decoder) -> dict[str, Tensor]:
+def of_sft(base):
     """Return additions that change the model."""
     tensors = additions(by_lora(base)[0])
     draw = torch.Generator().manual_seed(3)
     return {name: 0.5 * torch.randn(one.shape, generator=draw) for name, one in tensors.items()}
 
 
-def test_lora_that_begins_with_additions_has_their_model_as_its_reference(world: World) -> None:
+def test_lora_that_begins_with_additions_has_their_model_as_its_reference(world):
     tensors = of_sft(model_of_the_world())
     model, adapter, *_ = by_lora(model_of_the_world(), tensors)
     with world.context() as context:
@@ -109,7 +103,7 @@ def test_lora_that_begins_with_additions_has_their_model_as_its_reference(world:
     assert resume(world, by_lora(merge(model))) == []
 
 
-def test_other_additions_have_another_reference(world: World) -> None:
+def test_other_additions_have_another_reference(world):
     model, adapter, *_ = by_lora(model_of_the_world(), of_sft(model_of_the_world()))
     alone, *_ = by_lora(model_of_the_world())
     weights = {name_of(Start(one, adapter, PLAN)) for one in (model, alone)}
@@ -117,14 +111,14 @@ def test_other_additions_have_another_reference(world: World) -> None:
     assert "0" * 64 in weights  # as before there were such additions
 
 
-def test_lora_in_another_dtype_may_differ_by_more(world: World) -> None:
+def test_lora_in_another_dtype_may_differ_by_more(world):
     bind(world)
     model, adapter, *_ = by_lora(model_of_the_world())
     (said,) = resume(world, Start(model, adapter, ComputePlan(micro_batch=2, dtype="bfloat16")))
     assert "hardware.dtype was float32" in said
 
 
-def test_weights_that_were_trained_are_not_compared(world: World) -> None:
+def test_weights_that_were_trained_are_not_compared(world):
     """Without LoRA, nobody has the weights that a stage started from."""
     bind(world)
     assert resume(world, Start(model_of_the_world(1), None, PLAN)) == []

@@ -1,10 +1,7 @@
 """A stage computes its reference with the model that it starts from, and never when it resumes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -13,15 +10,14 @@ from pion.model.decoder import Decoder
 from pion.model.parameters import tensors_sha256
 from pion.train.settings import ComputePlan
 from pipeline.training.reference import of_stage
-from pipeline.training.reference.compute import StartingModel
 from pipeline.training.reference.of_stage import Start, with_reference
 from tests.support.tiny_config import tiny_config
 
 PLAN = ComputePlan()
-STREAMS: Any = {split: f"rows of {split}" for split in ("train", "held_out")}
+STREAMS = {split: f"rows of {split}" for split in ("train", "held_out")}
 
 
-def numbers(name: str) -> Any:
+def numbers(name):
     """Return the bound numbers of this name, as computed by PLAN."""
     splits = {
         split: SimpleNamespace(in_stream=lambda rows, split=split: f"{rows} with {name} {split}")
@@ -32,25 +28,25 @@ def numbers(name: str) -> Any:
     )
 
 
-def start_of_the_stage() -> Start:
+def start_of_the_stage():
     torch.manual_seed(0)
     return Start(Decoder(tiny_config()), None, PLAN)
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+def asked(monkeypatch):
     """What was asked for, in order: a pass with a model, the bound numbers, a comparison."""
-    asked: list[Any] = []
+    asked = []
 
-    def make(context: Any, streams: Any, start: StartingModel) -> Any:
+    def make(context, streams, start):
         asked.append(start)
         return numbers("new")
 
-    def bound(context: Any, streams: Any) -> Any:
+    def bound(context, streams):
         asked.append("bound")
         return numbers("bound")
 
-    def same(context: Any, bound: Any, folder: Path | None) -> None:
+    def same(context, bound, folder):
         asked.append((bound.record, folder))
 
     monkeypatch.setattr(of_stage, "make_reference", make)
@@ -59,7 +55,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return asked
 
 
-def test_a_stage_that_begins_makes_the_numbers_with_its_first_weights(asked: list[Any]) -> None:
+def test_a_stage_that_begins_makes_the_numbers_with_its_first_weights(asked):
     given = start_of_the_stage()
     streams, found, _ = with_reference(SimpleNamespace(), STREAMS, given, None, resumes=False)
     (start,) = asked
@@ -72,15 +68,15 @@ def test_a_stage_that_begins_makes_the_numbers_with_its_first_weights(asked: lis
     }
 
 
-def test_a_stage_that_resumes_has_the_numbers_of_its_checkpoint(asked: list[Any]) -> None:
+def test_a_stage_that_resumes_has_the_numbers_of_its_checkpoint(asked):
     """Else its trained weights would become its reference."""
-    saved: Any = SimpleNamespace(folder=Path("checkpoint"))
+    saved = SimpleNamespace(folder=Path("checkpoint"))
     given = start_of_the_stage()
     streams, *_ = with_reference(SimpleNamespace(), STREAMS, given, saved, resumes=True)
     assert asked == ["bound", (b"bound", Path("checkpoint"))]
     assert streams["train"] == "rows of train with bound train"
 
 
-def test_a_rank_without_the_checkpoint_compares_nothing(asked: list[Any]) -> None:
+def test_a_rank_without_the_checkpoint_compares_nothing(asked):
     with_reference(SimpleNamespace(), STREAMS, start_of_the_stage(), None, resumes=True)
     assert asked == ["bound", (b"bound", None)]

@@ -1,9 +1,5 @@
 """What names the numbers of a reference: all that decides them, and nothing of what is learned."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import pytest
 import torch
 
@@ -17,13 +13,13 @@ from tests.support.tiny_config import tiny_config
 ROWS = {"train": ["a" * 64], "held_out": ["b" * 64]}
 
 
-def start_of(weights: str = "w", layers: int = 2, **plan: Any) -> StartingModel:
+def start_of(weights="w", layers=2, **plan):
     with torch.device("meta"):
         model = Decoder(tiny_config(n_layers=layers))
     return StartingModel(model, weights, ComputePlan(**plan))
 
 
-def key(start: StartingModel, rows: dict[str, list[str]] = ROWS) -> str:
+def key(start, rows=ROWS):
     return key_of(start.weights, start.settings, rows)
 
 
@@ -38,37 +34,37 @@ def key(start: StartingModel, rows: dict[str, list[str]] = ROWS) -> str:
     ],
     ids=["weights", "model", "dtype", "rows", "held-out rows"],
 )
-def test_what_decides_the_numbers_is_in_their_name(other: str) -> None:
+def test_what_decides_the_numbers_is_in_their_name(other):
     assert len(other) == 64
     assert other != key(start_of())
 
 
-def test_the_dtype_between_blocks_is_in_their_name() -> None:
+def test_the_dtype_between_blocks_is_in_their_name():
     half, less = (start_of(dtype="bfloat16", residual=r) for r in ("float32", "bfloat16"))
     assert key(half) != key(less)
 
 
-def test_how_a_machine_divides_the_work_is_not() -> None:
+def test_how_a_machine_divides_the_work_is_not():
     assert key(start_of(micro_batch=7, recompute=True)) == key(start_of())
 
 
 def test_the_job_is_not_so_that_another_beta_or_loss_finds_the_same_numbers(monkeypatch):
     """A pass gets the name of the model, the rows and the dtypes, whatever the job learns."""
-    named: list[str] = []
+    named = []
 
     class Named(Exception):
         pass
 
-    def note(weights: str, settings: Any, contents: Any) -> str:
+    def note(weights, settings, contents):
         named.append(key_of(weights, settings, contents))
         raise Named
 
     monkeypatch.setattr(compute, "key_of", note)
     start = StartingModel(Decoder(tiny_config()), "w", ComputePlan(threads=1))
-    streams: Any = {split: type("Rows", (), {"contents": rows})() for split, rows in ROWS.items()}
+    streams = {split: type("Rows", (), {"contents": rows})() for split, rows in ROWS.items()}
     for beta in (0.1, 5.0):
         prefer = type("Prefer", (), {"beta": beta, "loss": "dpo"})()
-        context: Any = type("Context", (), {"job": type("Job", (), {"prefer": prefer})()})()
+        context = type("Context", (), {"job": type("Job", (), {"prefer": prefer})()})()
         with pytest.raises(Named):
             make_reference(context, streams, start)
     assert named == [key(start), key(start)]
