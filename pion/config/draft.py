@@ -47,7 +47,6 @@ class Draft(Part):
         "learns from the model and changes nothing in it"
     )
     roles: ClassVar = ("draft",)
-    free: ClassVar = ("steps", "ids")
     apart: ClassVar = True
     results: ClassVar = {"drafts": dict.fromkeys(TEMPERATURES, Drafted)}
 

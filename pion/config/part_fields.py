@@ -113,7 +113,6 @@ class Part:
         about: what the part is, for the job's reference.
         roles: the roles that only parameters of this part have.
         numbered: the fields that name layers by their numbers.
-        free: the fields that decide neither the shapes of weights nor results.
         hides: whether a token may not see all tokens before it.
         apart: whether the part learns from the model and changes nothing in it: texts are the same
             without it, no gradient of its loss reaches another weight, and it is exported apart.
@@ -126,7 +125,6 @@ class Part:
     about: ClassVar[str]
     roles: ClassVar[tuple[str, ...]] = ()
     numbered: ClassVar[tuple[str, ...]] = ()
-    free: ClassVar[tuple[str, ...]] = ()
     hides: ClassVar[bool] = False
     apart: ClassVar[bool] = False
     mixed: ClassVar[bool] = False

@@ -46,7 +46,6 @@ class Experts(FeedForwardPart):
         "a mixture of experts in place of each feed-forward layer; d_ff is one expert's width"
     )
     roles: ClassVar = ("router",)
-    free: ClassVar = ("balance", "balance_weight", "z_weight")
 
     n: int = setting("routed experts in a layer", most=4096)
     top_k: int = setting("routed experts that a token uses", 2, most=4096)

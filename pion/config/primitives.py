@@ -42,7 +42,6 @@ class Primitives(FeedForwardPart):
     roles: ClassVar = ("primitive", "recipe")
     mixed: ClassVar = True
     numbered: ClassVar = ("bands",)
-    free: ClassVar = ("diversity_weight",)
 
     n: int = setting("primitives in a bank", most=4096)
     rank: int = setting("rank of a primitive", most=WIDTH)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pion.config.model_config import APART, PARTS, ModelConfig
+from pion.config.model_config import APART, ModelConfig
 from pion.errors import BadInput
-from pipeline.job.digest import model_inputs
 from pipeline.models.find import FoundModel, found_in
 
 if TYPE_CHECKING:
@@ -20,28 +19,14 @@ if TYPE_CHECKING:
     from pion.model.saved_weights import Saved
 
 
-# Settings of a model that decide neither its weights' shapes nor its results: those of a context's
-# length, of random weights and of training, of rows that no token has, gates, and some of parts.
-FREE = {
-    *("model.seq_len", "model.family", "model.init", "model.init_std", "model.head_multiple"),
-    *("model.gates", "model.imported"),
-    *(f"model.{name}.{field}" for name, kind in PARTS.items() for field in kind.free),
-}
+def fitted(config: ModelConfig, saved: Saved, seed: int = 0) -> Saved:
+    """Return the weights of `config` from those of a model that differs from it in its context,
+    gates and parts that learn from a model. They are read when they are needed.
 
-
-def fitted_lazily(
-    config: ModelConfig, found: tuple[ModelConfig, Saved], source: str, seed: int = 0
-) -> Saved:
-    """Return the weights of `config` from a model that was `found` with these settings and weights,
-    and that `source` names. They are read when they are needed.
-
-    Parts that only `config` has are new, and drawn with the `seed`. Raises BadInput if the two
-    models differ in more than `FREE`.
+    Parts that only `config` has are new, and drawn with the `seed`.
     """
     from pion.model.saved_weights import Changed, placeholders
 
-    given, saved = found
-    _require_same_model(config, given, source)
     state = _with_positions(config, placeholders(saved.layout()))
     state = _with_parts_apart(config, _with_gates(config, state), seed)
     taken = {name: tensor.shape for name, tensor in state.items() if tensor.is_meta}
@@ -90,22 +75,6 @@ def _with_parts_apart(
     return state
 
 
-def _require_same_model(job: ModelConfig, model: ModelConfig, source: str) -> None:
-    """Raise BadInput if the model that was trained and that of `source` differ."""
-    wanted, given = model_inputs(job), model_inputs(model)
-    wrong = [
-        f"{path.removeprefix('model.')}: trained {wanted.get(path, '(not set)')}, "
-        f"here {given.get(path, '(not set)')}"
-        for path in sorted((wanted.keys() | given.keys()) - FREE)
-        if wanted.get(path) != given.get(path)
-    ]
-    if wrong:
-        raise BadInput(
-            f"{source}: this model differs from the one that was trained ({'; '.join(wrong)}). "
-            "Nothing was lost. Put the model back that was there."
-        )
-
-
 def load_model_lazily(found: FoundModel) -> tuple[ModelConfig, Saved]:
     """Return the settings of a model, and its weights, which are read when they are needed.
 
@@ -124,7 +93,7 @@ def load_model_lazily(found: FoundModel) -> tuple[ModelConfig, Saved]:
     config = trained_config(found.folder)
     as_trained = base
     if config is not None and config != base[0]:
-        as_trained = config, fitted_lazily(config, base, found.base.label)
+        as_trained = config, fitted(config, base[1])
     return load_adapter(found.folder, base, as_trained)
 
 

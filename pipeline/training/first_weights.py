@@ -70,13 +70,12 @@ def first_parts(context: TrainingContext, stage: str) -> tuple[Decoder, Saved | 
 def _start(context: TrainingContext, stage: str) -> tuple[ModelConfig, Saved | None, str]:
     """Return the settings of the model that `stage` starts from, its weights, which are read when
     they are needed (None: random ones), and its origin in words."""
-    from pipeline.models.load import fitted_lazily, load_model_lazily
+    from pipeline.models.load import fitted, load_model_lazily
 
     job, before = context.job, context.job.stage_before(stage)
     config = job.model_config_resolved()
     if job.base is not None and stage == job.train_stages[0]:
-        found = _base_lazily(context, job.base)
-        weights = fitted_lazily(config, found, job.base.source, job.seed)
+        weights = fitted(config, _base_lazily(context, job.base), job.seed)
         return config, weights, f"starts from {job.base}"
     if before is None:
         return config, None, "starts from random weights"
@@ -85,11 +84,11 @@ def _start(context: TrainingContext, stage: str) -> tuple[ModelConfig, Saved | N
     return own, weights, f"starts from the {AFTER[before]} model"
 
 
-def _base_lazily(context: TrainingContext, base: Base) -> tuple[ModelConfig, Saved]:
-    """Return settings and weights of the model that the run starts from, as in the run's store."""
+def _base_lazily(context: TrainingContext, base: Base) -> Saved:
+    """Return the weights of the model that the run starts from, as in the run's store."""
     from pion.formats.load import load_lazily
 
-    return load_lazily(context.fetch(lambda: bring_base(context.run.store, base.hash)))
+    return load_lazily(context.fetch(lambda: bring_base(context.run.store, base.hash)))[1]
 
 
 def frozen_base(
@@ -103,7 +102,7 @@ def frozen_base(
     Raises BadInput for another base than the additions before are of.
     """
     from pion.formats.load import identify, load_lazily
-    from pipeline.models.load import fitted_lazily
+    from pipeline.models.load import fitted
 
     job = context.job
     continued = job.lora_before(stage)
@@ -121,8 +120,7 @@ def frozen_base(
         return own, weights, identify(weights, key)
     assert job.base is not None  # the first stage with LoRA starts from something
     config, whole = job.model_config_resolved(), _base_lazily(context, job.base)
-    identity = identify(whole[1], f"{BASES}/{job.base.hash}")
-    return config, fitted_lazily(config, whole, job.base.source), identity
+    return config, fitted(config, whole), identify(whole, f"{BASES}/{job.base.hash}")
 
 
 @dataclass(frozen=True)
