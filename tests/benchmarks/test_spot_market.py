@@ -1,14 +1,10 @@
 """A run on a recorded spot market: what a trace says, when it saves, and what the policy does."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import math
 import random
 from functools import cache
-from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -37,23 +33,23 @@ START = (0, 0)
 
 
 @cache
-def run() -> TimedRun:
+def run():
     return TimedRun([Stage(2000, 5.0), Stage(500, 2.0)], Costs(60.0, 0.5, 15.0), LIFE)
 
 
 @cache
-def alone() -> float:
+def alone():
     """Return the seconds that the run takes on one machine."""
     return run().costs.boot + run().seconds_left(START, LIFE)
 
 
-def market(*spells: float) -> Trace:
+def market(*spells):
     """Make a trace: seconds without a machine, then seconds with one, then without …"""
     ticks = [place % 2 == 1 for place, length in enumerate(spells) for _ in range(int(length / 10))]
     return Trace("invented", 10.0, tuple(ticks))
 
 
-def course(market: Trace, start: float, deadline: float, *, greedy: bool = False) -> Course:
+def course(market, start, deadline, *, greedy=False):
     return replay(run(), market, start, Rule(deadline, MARGIN, greedy))
 
 
@@ -77,14 +73,14 @@ def course(market: Trace, start: float, deadline: float, *, greedy: bool = False
     ],
 )
 def test_a_machine_is_there_from_the_first_tick_with_one_to_the_first_without(
-    ticks: str, at: float, there: float, gone: float
-) -> None:
+    ticks, at, there, gone
+):
     trace = Trace("invented", 10.0, tuple(tick == "1" for tick in ticks))
     assert trace.next_machine(at) == (there, gone)
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=12), st.integers(0, 30))
-def test_it_is_what_walking_through_the_ticks_finds(ticks: list[bool], start: int) -> None:
+def test_it_is_what_walking_through_the_ticks_finds(ticks, start):
     there = ticks * 60
     found, lost = Trace("any", 32.0, tuple(ticks)).next_machine(32.0 * start)
     if not any(ticks):
@@ -96,20 +92,20 @@ def test_it_is_what_walking_through_the_ticks_finds(ticks: list[bool], start: in
 
 
 @pytest.mark.parametrize("gap", [0.1, 1 / 3, 33.3])
-def test_a_machine_that_was_just_lost_is_not_found_again(gap: float) -> None:
+def test_a_machine_that_was_just_lost_is_not_found_again(gap):
     found, at = Trace("invented", gap, tuple(tick == "1" for tick in "110100111")), 0.0
     for _ in range(1000):
         there, at = found.next_machine(at)
         assert at - there > 0.9 * gap
 
 
-def test_spells_are_cut_off_at_both_ends() -> None:
+def test_spells_are_cut_off_at_both_ends():
     assert market(10, 20, 10).spells(15.0, 95.0) == [15.0, 20.0, 5.0]
     assert market(10, 20, 10).spells(30.0, 50.0) == []
     assert Trace("always", 10.0, (True,)).spells(7.0, 99.0) == [92.0]
 
 
-def test_a_count_of_two_machines_is_one_that_is_there(tmp_path: Path) -> None:
+def test_a_count_of_two_machines_is_one_that_is_there(tmp_path):
     path = tmp_path / "spot.json"
     path.write_text(json.dumps({"metadata": {"gap_seconds": 32}, "data": [0, 2, 1]}))
     assert read_trace(path) == Trace("spot", 32, (False, True, True))
@@ -124,9 +120,7 @@ stalls = st.sampled_from([1 / 64, 1 / 4, 1.0, 10.0])  # the policy takes 0.05 un
 
 @settings(deadline=None, max_examples=60)
 @given(step=halves, stall=stalls, write=halves, hours=st.sampled_from([0.1, 2, 8]), end=st.data())
-def test_saves_are_those_that_the_cadence_decides_on_step_by_step(
-    step: float, stall: float, write: float, hours: float, end: Any
-) -> None:
+def test_saves_are_those_that_the_cadence_decides_on_step_by_step(step, stall, write, hours, end):
     """The reference asks a SaveCadence after every step."""
     ends = end.draw(st.lists(st.integers(1, 6000), min_size=1, max_size=3))
     saves = Saves(step, Costs(0.0, stall, write), hours * 3600)
@@ -147,14 +141,14 @@ def test_saves_are_those_that_the_cadence_decides_on_step_by_step(
 # ---------------------------------------------------------------- the run on a market
 
 
-def test_where_spot_is_always_there_it_is_a_run_on_one_machine() -> None:
+def test_where_spot_is_always_there_it_is_a_run_on_one_machine():
     always = Trace("always", 10.0, (True,))
     for deadline in (8 * HOUR, math.inf):
         found = course(always, 0.0, deadline)
         assert found == Course(pytest.approx(alone()), Paid(pytest.approx(alone()), 0.0), 0, 0)
 
 
-def test_without_spot_it_waits_until_the_reserve_and_is_done_with_the_reserve_left() -> None:
+def test_without_spot_it_waits_until_the_reserve_and_is_done_with_the_reserve_left():
     deadline = 8 * HOUR
     found = course(market(100 * HOUR, 10), 0.0, deadline)
     assert found.paid == Paid(0.0, pytest.approx(alone()))
@@ -163,14 +157,14 @@ def test_without_spot_it_waits_until_the_reserve_and_is_done_with_the_reserve_le
     assert deadline - found.elapsed == pytest.approx(kept, abs=20.0)
 
 
-def test_greedy_waits_until_one_loss_is_left_and_then_stays_on_demand() -> None:
+def test_greedy_waits_until_one_loss_is_left_and_then_stays_on_demand():
     found = course(market(5.5 * HOUR, 20 * HOUR), 0.0, 8 * HOUR, greedy=True)
     assert (found.paid.spot, found.returns) == (0.0, 0)
     terms = terms_of(run(), Rule(8 * HOUR, MARGIN), LIFE)
     assert 8 * HOUR - found.elapsed == pytest.approx(enter(terms), abs=20.0)
 
 
-def test_spot_that_comes_while_on_demand_works_takes_over_and_both_are_paid_for_meanwhile() -> None:
+def test_spot_that_comes_while_on_demand_works_takes_over_and_both_are_paid_for_meanwhile():
     found = course(market(5.5 * HOUR, 20 * HOUR), 0.0, 8 * HOUR)
     assert found.returns == 1
     # Both during the boot; during the handover, both without a step.
@@ -180,7 +174,7 @@ def test_spot_that_comes_while_on_demand_works_takes_over_and_both_are_paid_for_
 
 
 @pytest.mark.parametrize("deadline", [8 * HOUR, math.inf])
-def test_a_loss_costs_what_was_not_committed_and_another_boot(deadline: float) -> None:
+def test_a_loss_costs_what_was_not_committed_and_another_boot(deadline):
     found = course(market(10, HOUR, 600, 20 * HOUR), 10.0, deadline)
     assert (found.losses, found.paid.on_demand) == (1, 0.0)
     lost = found.paid.spot - alone() - run().costs.boot
@@ -195,9 +189,7 @@ spells = st.lists(st.integers(1, 400).map(lambda ticks: 30.0 * ticks), min_size=
 @given(spells, st.floats(0, 1), st.floats(1.0, 3.0))
 @example([30.0, 120.0], 0.0, 2.0)  # machines that live for half a minute: saves take a part of it
 @example([720.0, 5400.0], 0.06, 3.0)  # a save ends just as the machine does, but for rounding
-def test_it_is_never_late_and_never_cheaper_than_the_bound(
-    lengths: list[float], start: float, times: float
-) -> None:
+def test_it_is_never_late_and_never_cheaper_than_the_bound(lengths, start, times):
     there = market(*lengths)
     deadline = enter(terms_of(run(), Rule(0.0, MARGIN), LIFE)) + times * alone()
     begin = start * there.seconds
@@ -217,14 +209,12 @@ def test_it_is_never_late_and_never_cheaper_than_the_bound(
         ([860.0, 121.0], Paid(981.0, 199.0)),
     ],
 )
-def test_the_bound_uses_the_longest_spells_that_save_anything(
-    spells: list[float], paid: Paid
-) -> None:
+def test_the_bound_uses_the_longest_spells_that_save_anything(spells, paid):
     assert least_cost(TimedRun([Stage(1000, 1.0)], Costs(60.0, 0.5, 15.0), LIFE), spells) == paid
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_no_choice_of_spells_is_cheaper_than_the_bound(seed: int) -> None:
+def test_no_choice_of_spells_is_cheaper_than_the_bound(seed):
     rng, boot, work = random.Random(seed), 60.0, 1000.0
     spells = [rng.uniform(10.0, 600.0) for _ in range(6)]
     best = least_cost(TimedRun([Stage(1000, 1.0)], Costs(boot, 0.5, 15.0), LIFE), spells)
@@ -236,7 +226,7 @@ def test_no_choice_of_spells_is_cheaper_than_the_bound(seed: int) -> None:
             assert paid.dollars(*PRICES) >= best.dollars(*PRICES) - 1e-12
 
 
-def test_where_machines_live_for_hours_nearly_all_time_paid_for_is_kept_work() -> None:
+def test_where_machines_live_for_hours_nearly_all_time_paid_for_is_kept_work():
     # As in the recorded traces: a machine lives for 7 hours, then there is none for half an hour.
     found = results(pion_small(), Trace("invented", 600.0, (*[True] * 42, *[False] * 3)))
     assert (found["starts"], found["kept"] >= 0.97) == (45, True)

@@ -1,7 +1,5 @@
 """docs/architecture.md has the rooms and the order of the contract in pyproject.toml."""
 
-from __future__ import annotations
-
 import re
 import tomllib
 from itertools import groupby
@@ -12,7 +10,7 @@ ROW = re.compile(r"(?m)^\| (\d+) \| `(\w+)(/|\.py)` \| .+\. \|$")
 TEXT = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
 
 
-def test_the_table_is_the_contract() -> None:
+def test_the_table_is_the_contract():
     pyproject = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
     layers = next(
         contract["layers"]
@@ -25,7 +23,7 @@ def test_the_table_is_the_contract() -> None:
     assert [number for number, _ in rows] == sorted(number for number, _ in rows)
 
 
-def test_every_room_is_there_with_its_right_ending() -> None:
+def test_every_room_is_there_with_its_right_ending():
     ending = {room: end for _, room, end in ROW.findall(TEXT)}
     folders = {p.name for p in (REPOSITORY / "pipeline").iterdir() if (p / "__init__.py").exists()}
     files = {p.stem for p in (REPOSITORY / "pipeline").glob("*.py")} - {"__init__"}

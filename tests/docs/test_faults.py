@@ -3,8 +3,6 @@
 tests/docs/test_names.py checks that the named tests exist.
 """
 
-from __future__ import annotations
-
 import re
 
 from tests.docs.test_exit_codes import in_the_document
@@ -19,7 +17,7 @@ ROWS = [
 TEST = re.compile(r"`(tests/[\w/]+\.py):(test_\w+)`")
 
 
-def test_every_row_has_codes_and_a_test() -> None:
+def test_every_row_has_codes_and_a_test():
     assert len(ROWS) > 30
     for row in ROWS:
         fault, expected, seen, test = row
@@ -30,16 +28,15 @@ def test_every_row_has_codes_and_a_test() -> None:
         assert codes <= in_the_document().keys(), row
 
 
-def test_what_was_seen_is_what_was_expected() -> None:
+def test_what_was_seen_is_what_was_expected():
     for fault, expected, seen, _ in ROWS:
         codes = [set(re.findall(r"\b\d+\b", text)) for text in (expected, seen)]
         assert codes[1] <= codes[0], fault
 
 
-def test_soak_tests_are_marked_in_the_table_and_in_the_code() -> None:
+def test_soak_tests_are_marked_in_the_table_and_in_the_code():
     for fault, _, _, test in ROWS:
         match = TEST.fullmatch(test)
-        assert match is not None
         code = (REPOSITORY / match[1]).read_text(encoding="utf-8")
         before = code[: code.index(f"def {match[2]}(")]
         decorators = before[before.rindex("\n\n\n") :]

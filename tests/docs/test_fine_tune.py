@@ -1,10 +1,7 @@
 """What docs/fine-tune.md shows is read as it stands there: jobs, sources and conversations."""
 
-from __future__ import annotations
-
 import json
 import re
-from pathlib import Path
 
 import yaml
 
@@ -18,11 +15,11 @@ from tests.support.published_models import load_shipped
 TEXT = (REPOSITORY / "docs" / "fine-tune.md").read_text()
 
 
-def blocks(kind: str) -> list[str]:
+def blocks(kind):
     return re.findall(rf"```{kind}\n(.*?)```", TEXT, re.S)
 
 
-def test_its_job_is_valid_and_may_have_each_of_its_sources(tmp_path: Path) -> None:
+def test_its_job_is_valid_and_may_have_each_of_its_sources(tmp_path):
     job, sources, measured, preferring = blocks("yaml")
     path = tmp_path / "job.yaml"
     for source in yaml.safe_load(sources)["sources"]:
@@ -37,7 +34,7 @@ def test_its_job_is_valid_and_may_have_each_of_its_sources(tmp_path: Path) -> No
     assert load_shipped(path).stages == ["prepare", "sft", "evaluate", "publish"]
 
 
-def test_its_conversations_have_the_layouts_that_are_read() -> None:
+def test_its_conversations_have_the_layouts_that_are_read():
     plain, with_tools, openhermes, _ = map(json.loads, blocks("json"))
     roles = [
         [m["role"] for m in read_conversation(c, "here").messages] for c in (plain, openhermes)
@@ -56,12 +53,11 @@ def test_its_conversations_have_the_layouts_that_are_read() -> None:
     assert found.messages[1]["tool_calls"]
 
 
-def test_its_pair_is_read_and_its_losses_and_numbers_are_pions() -> None:
+def test_its_pair_is_read_and_its_losses_and_numbers_are_pions():
     *_, pair = map(json.loads, blocks("json"))
     assert isinstance(parse_preference(pair, "here"), Pair)
     chapter = TEXT.partition("## Preferences")[2].partition("\n## ")[0]
     defaults = re.search(r"`(\S+)`, β (\d+), `lr: (\S+)` \((\S+) with LoRA\)", chapter)
-    assert defaults is not None
     loss, beta, lr, lr_of_lora = defaults.groups()
     usual, adapted = (
         Prefer.model_validate({"sources": [{"kind": "jsonl", "path": "pairs.jsonl"}], **more})

@@ -1,11 +1,8 @@
 """Every file, function and link that the documents name exists."""
 
-from __future__ import annotations
-
 import ast
 import re
 from functools import cache
-from pathlib import Path
 
 import pytest
 
@@ -26,7 +23,7 @@ LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)")
 
 
 @cache
-def names_in(path: Path) -> frozenset[str]:
+def names_in(path):
     """Return the functions, classes and methods of a module, such as `Claim` and `Claim.commit`."""
     found = set()
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
@@ -38,14 +35,14 @@ def names_in(path: Path) -> frozenset[str]:
     return frozenset(found)
 
 
-def anchors_in(document: Path) -> set[str]:
+def anchors_in(document):
     """Return the anchors that GitHub makes from a document's headings."""
     headings = re.findall(r"(?m)^#+ (.*)$", document.read_text(encoding="utf-8"))
     return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_the_files_and_functions_it_names_exist(document: Path) -> None:
+def test_the_files_and_functions_it_names_exist(document):
     for path, name in NAMED.findall(document.read_text(encoding="utf-8")):
         assert (REPOSITORY / path).exists(), f"{document.name} names {path}"
         if name:
@@ -53,7 +50,7 @@ def test_the_files_and_functions_it_names_exist(document: Path) -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_its_links_lead_somewhere(document: Path) -> None:
+def test_its_links_lead_somewhere(document):
     for path, anchor in LINK.findall(document.read_text(encoding="utf-8")):
         target = document.parent / path if path else document
         assert target.exists(), f"{document.name} links to {path}"
@@ -61,6 +58,6 @@ def test_its_links_lead_somewhere(document: Path) -> None:
             assert anchor in anchors_in(target), f"{document.name} links to {path}#{anchor}"
 
 
-def test_architecture_names_functions() -> None:
+def test_architecture_names_functions():
     text = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
     assert sum(bool(name) for _, name in NAMED.findall(text)) > 20

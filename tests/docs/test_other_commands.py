@@ -1,7 +1,5 @@
 """The commands of other packages that the documents name start, as installed here."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 
@@ -13,14 +11,14 @@ from tests.support.waiting import run_to_end
 # The test below starts `hf` each time.
 @pytest.mark.soak
 @pytest.mark.parametrize("command", ["runpod", "hf", "sky"])
-def test_it_starts(command: str) -> None:
+def test_it_starts(command):
     path = Path(sys.prefix, "bin", command)
     done = run_to_end([path, "--help"])
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_hub_repositories_are_made_as_the_documents_say() -> None:
+def test_hub_repositories_are_made_as_the_documents_say():
     options = [Path(sys.prefix, "bin", "hf"), "repos", "create", "--help"]
     done = run_to_end(options)
     assert done.returncode == 0, done.stderr

@@ -1,11 +1,6 @@
 """docs/own-data.md shows a job that is valid, and names options that exist."""
 
-from __future__ import annotations
-
 import re
-from pathlib import Path
-
-import pytest
 
 from pipeline.cli import main
 from tests.paths import REPOSITORY
@@ -14,14 +9,14 @@ from tests.support.published_models import load_shipped
 TEXT = (REPOSITORY / "docs" / "own-data.md").read_text(encoding="utf-8")
 
 
-def test_its_job_is_valid(tmp_path: Path) -> None:
+def test_its_job_is_valid(tmp_path):
     (job,) = re.findall(r"```yaml\n(.*?)```", TEXT, re.S)
     path = tmp_path / "chats.yaml"
     path.write_text(job, encoding="utf-8")
     assert load_shipped(path).stages == ["prepare", "sft", "evaluate", "publish"]
 
 
-def test_its_options_exist(capsys: pytest.CaptureFixture[str]) -> None:
+def test_its_options_exist(capsys):
     assert main(["new", "--help"]) == 0
     helped = capsys.readouterr().out
     named = set(re.findall(r"--[a-z][a-z-]+", TEXT))

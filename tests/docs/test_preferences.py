@@ -1,10 +1,7 @@
 """What docs/preferences.md shows is read as it stands there."""
 
-from __future__ import annotations
-
 import json
 import re
-from pathlib import Path
 
 import yaml
 
@@ -19,11 +16,11 @@ from tests.support.published_models import load_shipped
 TEXT = (REPOSITORY / "docs" / "preferences.md").read_text()
 
 
-def blocks(kind: str) -> list[str]:
+def blocks(kind):
     return re.findall(rf"```{kind}\n(.*?)```", TEXT, re.S)
 
 
-def test_its_job_is_valid(tmp_path: Path) -> None:
+def test_its_job_is_valid(tmp_path):
     job, *_ = blocks("yaml")
     path = tmp_path / "job.yaml"
     path.write_text(job)
@@ -32,7 +29,7 @@ def test_its_job_is_valid(tmp_path: Path) -> None:
     assert loaded.needs_reference("prefer")
 
 
-def test_its_conditions_name_what_is_measured() -> None:
+def test_its_conditions_name_what_is_measured():
     _, conditions, _ = blocks("yaml")
     required = yaml.safe_load(conditions)["publish"]["require"]
     said = TEXT.partition("Other names are")[2].partition("Forks with")[0]
@@ -45,24 +42,24 @@ def test_its_conditions_name_what_is_measured() -> None:
     check_names(job, job.publish)
 
 
-def test_its_job_with_lora_trains_the_additions_of_sft_further(tmp_path: Path) -> None:
+def test_its_job_with_lora_trains_the_additions_of_sft_further(tmp_path):
     first, _, lora = blocks("yaml")
     path = tmp_path / "job.yaml"
     path.write_text("\n".join([*first.splitlines()[:2], lora]))
     assert load_shipped(path).lora_before("prefer") == "sft"
 
 
-def test_its_line_is_a_pair() -> None:
+def test_its_line_is_a_pair():
     (line,) = blocks("json")
     assert isinstance(parse_preference(json.loads(line), "here"), Pair)
 
 
-def test_its_table_has_every_loss_that_can_be_trained() -> None:
+def test_its_table_has_every_loss_that_can_be_trained():
     rows = re.findall(r"^\| (`.+?) \| (yes|no) \|", TEXT, re.M)
     needed = {loss: answer for cell, answer in rows for loss in re.findall(r"`([^`]+)`", cell)}
     assert needed.keys() == BETA.keys()
     assert {loss for loss, answer in needed.items() if answer == "no"} == set(WITHOUT_REFERENCE)
 
 
-def test_what_a_death_costs_is_what_the_code_says() -> None:
+def test_what_a_death_costs_is_what_the_code_says():
     assert f"loses at most {CHUNK_SECONDS:.0f} seconds" in TEXT

@@ -4,58 +4,52 @@ Each function has the results of a file in the words of a page. A number that is
 that was mistyped, fails here.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re
 import statistics
-from collections.abc import Callable, Iterator, Sequence
 from decimal import ROUND_HALF_UP, Decimal
-from typing import Any
 
 import pytest
 
 from tests.paths import REPOSITORY
 
-Words = Iterator[str]
 
-
-def results(name: str) -> Any:
+def results(name):
     return json.loads((REPOSITORY / "benchmarks/results" / f"{name}.json").read_text())
 
 
-def times(ratio: float) -> str:
+def times(ratio):
     return f"{rounded(ratio, 2)}×"
 
 
-def signed(value: float, digits: int = 3) -> str:
+def signed(value, digits=3):
     return f"{'+' if value >= 0 else ''}{rounded(value, digits)}".replace("-", "−")
 
 
-def rounded(value: float, digits: int) -> str:
+def rounded(value, digits):
     """Return a decimal number, of which a half is rounded away from 0."""
     exact = Decimal(str(value)).quantize(Decimal(f"1e-{digits + 6}"))  # 100 · 0.0015 is 0.15
     return str(exact.quantize(Decimal(f"1e-{digits}"), ROUND_HALF_UP))
 
 
-def error(values: Sequence[float]) -> float:
+def error(values):
     """Return the standard error of a mean."""
     return statistics.stdev(values) / math.sqrt(len(values))
 
 
-def compared(part: str) -> list[float]:
+def compared(part):
     return [one["result"] for one in results("comparisons")[part]["comparisons"]]
 
 
-def readme() -> Words:
+def readme():
     lost = results("checkpoint")["results"][0]["throughput_lost_every_2_min"]
     yield f"runs at {times(compared('training')[0])} the speed"
     yield f"with {times(compared('peak_memory')[0])} the memory"
     yield f"costs {100 * lost:.1f} % of the throughput"
 
 
-def performance() -> Words:
+def performance():
     speed, memory = compared("training"), compared("peak_memory")
     yield f"fp32 | {times(speed[0])} the speed, {times(memory[0])} the memory |"
     yield f"| {times(speed[1])} the speed, {times(memory[1])} the memory; {times(speed[2])}, "
@@ -93,7 +87,7 @@ def performance() -> Words:
         yield f"| {deadline.replace('x', '×')} | {late} | {100 * mean['of_on_demand']:.1f} % |"
 
 
-def models() -> Words:
+def models():
     families = results("families")["models"]
     for name in ("dense", "tachyon", "daisy"):
         yield f"| {families[name]['params']:,} | {families[name]['bits_per_byte']:.3f} |"
@@ -131,7 +125,7 @@ def models() -> Words:
         yield f"| {words} | {share:.1f} % ± {sem:.1f} |"
 
 
-def preferences() -> Words:
+def preferences():
     short = results("demo_prefer")["short"]
     before, after = ([one["normalized"][i] for one in short] for i in (0, 1))
     cells = (f"{100 * statistics.mean(v):.1f} % ± {100 * error(v):.1f}" for v in (before, after))
@@ -145,19 +139,19 @@ def preferences() -> Words:
     yield f"| {means[0]:.3f} | {means[1]:.3f} ({more}) |"
 
 
-def vocabulary() -> Words:
+def vocabulary():
     for one in results("vocabulary")["trained_on"]:
         sizes = [rounded(size["bytes_per_token"], 2) for size in one["sizes"]]
         yield " | ".join(sizes[:4])
 
 
-def clean_data() -> Words:
+def clean_data():
     text = results("clean")["text"]
     yield f"in {text['documents']:,} documents, all rules, a set of {text['items']:,} items"
     yield f"Cleaning read {text['mb_per_second']} MB/s"
 
 
-def ladder() -> Words:
+def ladder():
     for case in ("one-layer", "prose", "source"):
         found = results(f"ladder-{case}")["summary"]
         yield f"| {found['held']} of {found['of']} | at most {100 * found['widest']:.1f} % |"
@@ -178,7 +172,7 @@ def ladder() -> Words:
     yield f"On {intervals['ladders']:,} ladders of laws drawn at random, the intervals held {share}"
 
 
-def recipes() -> Words:
+def recipes():
     found = results("recipes")
     for other, words in (
         ("B muon, 720", "the older Muon"),
@@ -201,9 +195,9 @@ def recipes() -> Words:
             yield f"{run['bits_per_byte']:.3f}"
 
 
-def races() -> Words:
+def races():
     """Yield the rows of the table of races, each for every size at equal FLOPs."""
-    of_arms: dict[str, dict[str, str]] = {}
+    of_arms = {}
     for row in results("recipes")["summary"]:
         if row["equal"] == "FLOPs":
             t = f", t = {row['t']:.1f}" if "real" in row else ""
@@ -215,14 +209,14 @@ def races() -> Words:
         yield f"| {arm} | {' | '.join(cells.get(size, '–') for size in ('xs', 's', 'm', 'l'))} |"
 
 
-def lead_of_max(runs: Any, other: str) -> list[float]:
+def lead_of_max(runs, other):
     """Return by how much Max is better than an arm and its steps, for each seed of both."""
     keys = ([f"l, {arm} steps, seed {seed}" for arm in ("D max, 921", other)] for seed in range(10))
     both = ([runs[key]["bits_per_byte"] for key in pair if key in runs] for pair in keys)
     return [pair[1] - pair[0] for pair in both if len(pair) == 2]
 
 
-PAGES: list[tuple[str, Callable[[], Words]]] = [
+PAGES = [
     ("README.md", readme),
     ("docs/performance.md", performance),
     ("docs/models.md", models),
@@ -236,6 +230,6 @@ PAGES: list[tuple[str, Callable[[], Words]]] = [
 
 
 @pytest.mark.parametrize(("page", "quoted"), PAGES, ids=[quoted.__name__ for _, quoted in PAGES])
-def test_a_page_quotes_the_results(page: str, quoted: Callable[[], Words]) -> None:
+def test_a_page_quotes_the_results(page, quoted):
     text = re.sub(r"\s+", " ", (REPOSITORY / page).read_text(encoding="utf-8"))
     assert [words for words in quoted() if words not in text] == []

@@ -1,7 +1,5 @@
 """Every message that docs/troubleshooting.md quotes is printed by the code, word for word."""
 
-from __future__ import annotations
-
 import ast
 import re
 from functools import cache
@@ -17,7 +15,7 @@ QUOTES = [" ".join(block.split()) for block in re.findall(r"(?s)```text\n(.*?)``
 SECTIONS = re.findall(r"(?m)^### (\d+)\. ", TEXT)
 
 
-def wording(node: ast.AST) -> str | None:
+def wording(node):
     """Return the text of a string, with `…` for each value in it; None for other nodes.
 
     Adjacent literals, and literals joined by `+`, are one text.
@@ -43,13 +41,13 @@ def sources() -> tuple[str, ...]:
 
 
 @cache
-def messages(source: str) -> str:
+def messages(source):
     """Return all texts in a file, one per line."""
     texts = (wording(node) for node in ast.walk(ast.parse(source)))
     return "\n".join(" ".join(text.split()) for text in texts if text is not None)
 
 
-def printed(quote: str) -> bool:
+def printed(quote):
     """Return whether one text of the code has the fixed parts of `quote`, in order.
 
     Only files with all words of `quote` are parsed: the whole code takes seconds.
@@ -61,17 +59,17 @@ def printed(quote: str) -> bool:
 
 
 @pytest.mark.parametrize("quote", QUOTES)
-def test_a_quoted_message_is_in_the_code(quote: str) -> None:
+def test_a_quoted_message_is_in_the_code(quote):
     assert printed(quote)
 
 
-def test_other_words_are_not_found() -> None:
+def test_other_words_are_not_found():
     assert not printed("the disk is brimful; free some space")
     # Of two messages in one file, and of two files.
     assert not printed("the store can't be reached. Trying again in … saved for …")
     assert not printed("nothing can be saved now: … Pion did not load the file")
 
 
-def test_they_are_numbered() -> None:
+def test_they_are_numbered():
     assert ",".join(SECTIONS) == ",".join(map(str, range(1, 22)))
     assert len(QUOTES) >= 20

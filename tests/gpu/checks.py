@@ -1,7 +1,5 @@
 """What a card has to compute right, by name. On a CPU, tiny models run all this in seconds."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 

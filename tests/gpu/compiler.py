@@ -1,7 +1,5 @@
 """Check whether the compiler works on this card, and learns what the model as written learns."""
 
-from __future__ import annotations
-
 import dataclasses
 import time
 

@@ -1,7 +1,5 @@
 """How far the numbers of a card are from those of a CPU."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from torch import Tensor

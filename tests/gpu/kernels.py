@@ -4,8 +4,6 @@ Plain torch computes in fp32 on the CPU. Differences are shares of the largest e
 attention's block masks, built on the card, are compared with the boolean masks of the CPU.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any

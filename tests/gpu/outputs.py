@@ -1,7 +1,5 @@
 """Compare what models compute on the card with the CPU: logits, generated ids, steps by graphs."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import torch

@@ -6,8 +6,6 @@ On CUDA a resume needs deterministic kernels, and cuBLAS reads whether to be det
 in a process. So on CUDA the checks of resumes run in a separate process, which all families share.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json

@@ -1,9 +1,6 @@
 """A card computes what a CPU computes: `pytest -m gpu`. Tiny models show that the checks work."""
 
-from __future__ import annotations
-
 import gc
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -20,7 +17,7 @@ SOME = (
 
 
 @pytest.fixture
-def card() -> Iterator[Bench]:
+def card():
     if not torch.cuda.is_available():
         pytest.skip(f"torch {torch.__version__} sees no CUDA device on this machine")
     yield Bench(torch.device("cuda", torch.cuda.current_device()), tiny=False)
@@ -32,7 +29,7 @@ def card() -> Iterator[Bench]:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", CHECKS)
-def test_a_card_computes_right(name: str, card: Bench) -> None:
+def test_a_card_computes_right(name, card):
     found = CHECKS[name](card)
     print(f"{name}: {found.words}")
     assert found.verdict == "right", found.words
@@ -42,7 +39,7 @@ def test_a_card_computes_right(name: str, card: Bench) -> None:
     "name",
     [name if name in SOME else pytest.param(name, marks=pytest.mark.soak) for name in CHECKS],
 )
-def test_a_cpu_passes_with_tiny_models(name: str) -> None:
+def test_a_cpu_passes_with_tiny_models(name):
     found = CHECKS[name](Bench(torch.device("cpu"), tiny=True))
     if name == "kernels/flex":
         assert (found.verdict, "CUDA" in found.words) == ("left out", True)
@@ -50,7 +47,7 @@ def test_a_cpu_passes_with_tiny_models(name: str) -> None:
         assert found.verdict == "right", found.words
 
 
-def test_every_family_has_every_kind_of_check() -> None:
+def test_every_family_has_every_kind_of_check():
     for family in FAMILIES:
         for name in ("logits/{}", "losses/{}/float32", "losses/{}/bfloat16", "resume/{}"):
             assert name.format(family) in CHECKS

@@ -1,7 +1,5 @@
 """A small run in a folder, whose files tests replace by hostile files."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json

@@ -1,7 +1,5 @@
 """A command in this process that may not take much memory, and how it is refused."""
 
-from __future__ import annotations
-
 import io
 import os
 import resource

@@ -1,7 +1,5 @@
 """Folders with a tiny model, to damage."""
 
-from __future__ import annotations
-
 import functools
 import json
 import shutil

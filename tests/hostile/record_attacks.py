@@ -4,8 +4,6 @@ The places are found in the document. So a new field of a record is attacked as 
 document has it.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 from collections.abc import Iterator

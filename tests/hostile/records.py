@@ -3,8 +3,6 @@
 A record that is attacked has its place in `RECORDS`. The attacks are those of record_attacks.py.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import typing

@@ -1,7 +1,5 @@
 """Good rows of metrics and events, for the tests that attack them."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from typing import Any

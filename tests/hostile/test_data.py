@@ -1,14 +1,10 @@
 """Data that is too much, lies, or is no file: exit 2 with the file and the line or row."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import os
 import struct
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow
@@ -34,7 +30,7 @@ from tests.support.finished_run import make_run
 
 GOOD_LINE = json.dumps({"text": "a text " * 20}).encode() + b"\n"
 # A whole job: a run of few seconds, if it gets so far.
-JOB: dict[str, Any] = {
+JOB = {
     "name": "attacked",
     "model": model_of(400),
     "tokenizer": {"file": "tokenizer.json"},
@@ -44,25 +40,25 @@ JOB: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tokenizer_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
     save_tokenizer(path)
     return path
 
 
 @pytest.fixture
-def here(tmp_path: Path, tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def here(tmp_path, tokenizer_file, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tokenizer.json").hardlink_to(tokenizer_file)
     return tmp_path
 
 
-def job_of(kind: str, path: str, **data: Any) -> dict[str, Any]:
+def job_of(kind, path, **data):
     """Return the job that trains on these files of the working directory."""
     return {**JOB, "data": {"seq_len": SEQ_LEN, "sources": [{"kind": kind, "path": path}], **data}}
 
 
-def prepare_refuses(kind: str, path: str, memory: int = MEMORY, **data: Any) -> str:
+def prepare_refuses(kind, path, memory=MEMORY, **data):
     """Return the message with which the first stage of such a job ends. The exit code is 2."""
     job = Job.model_validate(job_of(kind, path, **data))
     with little_memory(memory), pytest.raises(BadInput) as refused:
@@ -81,9 +77,7 @@ RUNS = {
 
 
 @pytest.mark.parametrize("kind", RUNS)
-def test_a_run_ends_with_code_2_and_begins_nothing(
-    here: Path, capsys: pytest.CaptureFixture[str], kind: str
-) -> None:
+def test_a_run_ends_with_code_2_and_begins_nothing(here, capsys, kind):
     name, content, reason = RUNS[kind]
     Path(name).write_bytes(content)
     Path("job.yaml").write_text(yaml.safe_dump(job_of(kind, name)))
@@ -110,9 +104,7 @@ LINES = {
 
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
 @pytest.mark.parametrize("attack", LINES)
-def test_a_hostile_line_is_refused_with_file_and_line(
-    here: Path, attack: str, packed: bool
-) -> None:
+def test_a_hostile_line_is_refused_with_file_and_line(here, attack, packed):
     line, reason = LINES[attack]
     content = GOOD_LINE + b"\n" + line + b"\n" + GOOD_LINE
     name = "a.jsonl.gz" if packed else "a.jsonl"
@@ -126,7 +118,7 @@ def test_a_hostile_line_is_refused_with_file_and_line(
 ENDLESS = MEMORY // 8
 
 
-def write_endless(path: Path, beginning: bytes) -> None:
+def write_endless(path, beginning):
     """Write a file whose second line has more bytes than a command may allocate."""
     if path.suffix == ".gz":
         zeros = gzip.compress(b"\0" * (1 << 24), 1)
@@ -137,23 +129,21 @@ def write_endless(path: Path, beginning: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.txt"])
-def test_an_endless_line_is_refused_with_file_line_and_option(here: Path, name: str) -> None:
+def test_an_endless_line_is_refused_with_file_line_and_option(here, name):
     write_endless(Path(name), GOOD_LINE)
     message = prepare_refuses("text" if name == "a.txt" else "jsonl", name, ENDLESS)
     assert f"{here / name}:2: the line has more than 16,000,000 bytes" in message
     assert "raise data.max_line_mb" in message
 
 
-def test_the_option_sets_the_bound(here: Path) -> None:
+def test_the_option_sets_the_bound(here):
     Path("a.jsonl").write_bytes(GOOD_LINE * 2)
     message = prepare_refuses("jsonl", "a.jsonl", max_line_mb=0.0001)
     assert "a.jsonl:1: the line has more than 100 bytes" in message
 
 
 @pytest.mark.parametrize("extra", [0, 1])
-def test_a_line_of_exactly_the_bound_is_read_with_and_without_its_end(
-    tmp_path: Path, extra: int
-) -> None:
+def test_a_line_of_exactly_the_bound_is_read_with_and_without_its_end(tmp_path, extra):
     lines, text = tmp_path / "a.jsonl", tmp_path / "a.txt"
     lines.write_bytes(b'"' + b"x" * (98 + extra) + b'"\n"' + b"y" * 98 + b'"')
     text.write_bytes(b"x" * (100 + extra) + b"\n" + b"y" * 100)
@@ -165,7 +155,7 @@ def test_a_line_of_exactly_the_bound_is_read_with_and_without_its_end(
     assert sum(len(d.text) for d in text_documents([Span(text)], "file", "k", 100)) == 201 + extra
 
 
-def test_honest_lines_of_half_the_bound_are_read(tmp_path: Path) -> None:
+def test_honest_lines_of_half_the_bound_are_read(tmp_path):
     path = tmp_path / "a.jsonl.gz"
     long = {"text": "x" * (LONGEST_LINE // 2), "score": float("nan"), "deep": [[[[[1]]]]]}
     with gzip.open(path, "wb", 1) as file:
@@ -180,7 +170,7 @@ def test_honest_lines_of_half_the_bound_are_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("attack", ["pipe", "link to a device", "device", "link to itself", "NUL"])
 @pytest.mark.parametrize("kind", RUNS)
-def test_a_source_that_is_no_file_is_refused_at_once(here: Path, kind: str, attack: str) -> None:
+def test_a_source_that_is_no_file_is_refused_at_once(here, kind, attack):
     path = Path(RUNS[kind][0])
     if attack in NO_FILES:
         NO_FILES[attack](path)
@@ -196,13 +186,13 @@ def test_a_source_that_is_no_file_is_refused_at_once(here: Path, kind: str, atta
 # ---------------------------------------------------------------- arrays
 
 
-def npy(header: str, data: bytes = b"\0" * 4096, version: int = 1) -> bytes:
+def npy(header, data=b"\0" * 4096, version=1):
     """Return an `.npy` file with a header of our own."""
     size = struct.pack("<H" if version == 1 else "<I", len(header))
     return b"\x93NUMPY" + bytes([version, 0]) + size + header.encode() + data
 
 
-def described(shape: str, descr: str = "'<u2'", order: str = "False") -> str:
+def described(shape, descr="'<u2'", order="False"):
     return f"{{'descr': {descr}, 'fortran_order': {order}, 'shape': {shape}}}\n"
 
 
@@ -233,7 +223,7 @@ ARRAYS = {
 
 
 @pytest.mark.parametrize("attack", ARRAYS)
-def test_a_hostile_npy_is_refused_with_its_name(here: Path, attack: str) -> None:
+def test_a_hostile_npy_is_refused_with_its_name(here, attack):
     content, reason = ARRAYS[attack]
     Path("shards").mkdir()
     Path("shards/a.npy").write_bytes(content)
@@ -243,7 +233,7 @@ def test_a_hostile_npy_is_refused_with_its_name(here: Path, attack: str) -> None
     assert not Path("exploded").exists()
 
 
-def bin_header(*values: int) -> bytes:
+def bin_header(*values):
     return np.array([*values, *[0] * (256 - len(values))], "<i4").tobytes()
 
 
@@ -260,12 +250,12 @@ BINS = {
 
 
 @pytest.mark.parametrize("attack", BINS)
-def test_a_hostile_bin_is_refused_with_its_name(here: Path, attack: str) -> None:
+def test_a_hostile_bin_is_refused_with_its_name(here, attack):
     Path("a.bin").write_bytes(BINS[attack])
     assert str(here / "a.bin") in prepare_refuses("bin", "a.bin")
 
 
-def test_rows_that_no_memory_holds_are_refused(here: Path) -> None:
+def test_rows_that_no_memory_holds_are_refused(here):
     Path("a.jsonl").write_bytes(GOOD_LINE * 50)
     message = prepare_refuses("jsonl", "a.jsonl", shard_rows=100_000_000)
     assert "does not fit into memory. Lower data.shard_rows" in message
@@ -274,12 +264,12 @@ def test_rows_that_no_memory_holds_are_refused(here: Path) -> None:
 # ---------------------------------------------------------------- tables
 
 
-def table(path: str, **columns: Any) -> bytes:
+def table(path, **columns):
     pyarrow.parquet.write_table(pyarrow.table(columns), path, compression="zstd")
     return Path(path).read_bytes()
 
 
-TABLES: dict[str, tuple[Callable[[], bytes], str]] = {
+TABLES = {
     "another file": (lambda: b"PK\x03\x04" * 9, "not a readable parquet file"),
     "only the magic": (lambda: b"PAR1PAR1", "not a readable parquet file"),
     "a long footer": (lambda: b"PAR1\xff\xff\xff\x7fPAR1", "not a readable parquet file"),
@@ -300,7 +290,7 @@ TABLES: dict[str, tuple[Callable[[], bytes], str]] = {
 
 
 @pytest.mark.parametrize("attack", TABLES)
-def test_a_hostile_table_is_refused_with_file_and_row(here: Path, attack: str) -> None:
+def test_a_hostile_table_is_refused_with_file_and_row(here, attack):
     make, reason = TABLES[attack]
     Path("a.parquet").write_bytes(make())
     message = prepare_refuses("parquet", "a.parquet", max_line_mb=0.01)
@@ -308,7 +298,7 @@ def test_a_hostile_table_is_refused_with_file_and_row(here: Path, attack: str) -
     assert reason in message
 
 
-def test_a_table_with_any_byte_changed_is_read_or_refused(tmp_path: Path) -> None:
+def test_a_table_with_any_byte_changed_is_read_or_refused(tmp_path):
     content = table(str(tmp_path / "t"), text=[f"text {n}" for n in range(100)], n=range(100))
     refusals = []
     with little_memory():
@@ -324,7 +314,7 @@ def test_a_table_with_any_byte_changed_is_read_or_refused(tmp_path: Path) -> Non
     assert all("a.parquet" in refusal for refusal in refusals)
 
 
-def test_an_honest_table_is_read_only_as_far_as_it_is_needed(tmp_path: Path) -> None:
+def test_an_honest_table_is_read_only_as_far_as_it_is_needed(tmp_path):
     table(str(tmp_path / "t"), text=["x" * 500, "b"], blob=[b"\xff" * 1001, b""])
     assert list(parquet_rows(tmp_path / "t", ("text",), 1000)) == [
         {"text": "x" * 500, "blob": NOT_READ},
@@ -335,7 +325,7 @@ def test_an_honest_table_is_read_only_as_far_as_it_is_needed(tmp_path: Path) -> 
 # ---------------------------------------------------------------- `pion eval`
 
 QUESTION = {"context": "Return a", "choices": [" new", " jumps"], "answer": 0}
-VALUES: dict[str, Any] = {
+VALUES = {
     "null": None,
     "a number": 1.5,
     "NaN": float("nan"),
@@ -351,7 +341,7 @@ VALUES: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> str:
+def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     make_run(folder, saves=[("pretrain", 10)], finished=["pretrain"])
     return f"{folder}/demo"
@@ -359,9 +349,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.mark.parametrize("value", VALUES)
 @pytest.mark.parametrize("key", QUESTION)
-def test_a_question_with_another_value_is_refused_with_its_line(
-    tmp_path: Path, key: str, value: str
-) -> None:
+def test_a_question_with_another_value_is_refused_with_its_line(tmp_path, key, value):
     if (key, value) == ("context", "10 MB"):
         return  # a context may be long
     pack = tmp_path / "pack.jsonl"
@@ -382,9 +370,7 @@ PACKS = {
 
 
 @pytest.mark.parametrize("attack", PACKS)
-def test_a_hostile_pack_is_refused_with_file_and_line(
-    demo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], attack: str
-) -> None:
+def test_a_hostile_pack_is_refused_with_file_and_line(demo, tmp_path, capsys, attack):
     content, reason = PACKS[attack]
     pack = tmp_path / "pack.jsonl"
     pack.write_bytes(content)
@@ -394,9 +380,7 @@ def test_a_hostile_pack_is_refused_with_file_and_line(
 
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
 @pytest.mark.parametrize("kind", ["pipe", "link to a device", "folder", "missing"])
-def test_eval_of_what_is_no_file_is_refused_at_once(
-    demo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, suffix: str
-) -> None:
+def test_eval_of_what_is_no_file_is_refused_at_once(demo, tmp_path, capsys, kind, suffix):
     path = tmp_path / f"a{suffix}"
     if kind != "missing":
         NO_FILES[kind](path)
@@ -405,9 +389,7 @@ def test_eval_of_what_is_no_file_is_refused_at_once(
     assert "is not a regular file, so it was not read" in message or kind == "missing"
 
 
-def test_a_question_with_half_a_character_is_asked(
-    demo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_question_with_half_a_character_is_asked(demo, tmp_path, capsys):
     pack = tmp_path / "pack.jsonl"
     line = '{"context": "a \\ud800", "choices": [" b", "\\udc00"], "answer": 0, "x": NaN}\n'
     pack.write_text(line)

@@ -1,14 +1,11 @@
 """A fuzzer: good documents with random changes end no command in a bug, a hang or a full memory."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json
 import resource
 import time
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,9 +13,9 @@ from hypothesis import strategies as st
 
 from pipeline.cli import main
 from pipeline.state.checkpoints.layout import MANIFEST, STATE
-from pipeline.state.run_state import RunState, heartbeat_path
+from pipeline.state.run_state import heartbeat_path
 from tests.hostile.hostile_run import as_json, full_head, make_hostile_run, path_of, replace
-from tests.hostile.record_attacks import Place, places
+from tests.hostile.record_attacks import places
 from tests.hostile.records import BEAT_OF_OWNER, REQUEST
 from tests.hostile.rows import EVENTS, METRICS
 
@@ -32,7 +29,7 @@ MEGABYTES = 200
 FEW, MANY = 8, 1500
 
 # Document → its file, and the commands that read it.
-DOCUMENTS: dict[str, tuple[str, tuple[tuple[str, ...], ...]]] = {
+DOCUMENTS = {
     "HEAD": ("HEAD.json", (("status", "{run}", "--json"), ("checkpoints", "{run}"))),
     "manifest": (f"{SFT}/{MANIFEST}", (GENERATE, ("checkpoints", "{run}", "--verify"))),
     "config": (f"{SFT}/config.json", (("generate", "{folder}", *GENERATE[2:]),)),
@@ -44,7 +41,7 @@ DOCUMENTS: dict[str, tuple[str, tuple[tuple[str, ...], ...]]] = {
 }
 ALLOWED = {0, 1, 2, 74}
 
-VALUES: st.SearchStrategy[Any] = st.recursive(
+VALUES = st.recursive(
     st.none()
     | st.booleans()
     | st.integers()
@@ -58,11 +55,11 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> RunState:
+def run(tmp_path_factory):
     return make_hostile_run(tmp_path_factory.mktemp("fuzz") / "runs")
 
 
-def good(document: str, run: RunState) -> Any:
+def good(document, run):
     """Return the good document; rows are a list."""
     if document == "HEAD":
         return as_json(full_head())
@@ -73,11 +70,11 @@ def good(document: str, run: RunState) -> Any:
 
 
 @st.composite
-def changed(draw: st.DrawFn, document: Any, rows: bool) -> bytes:
+def changed(draw, document, rows):
     """Return the document with other values at a few places, and perhaps other bytes."""
     document = json.loads(json.dumps(document))
     for _ in range(draw(st.integers(0, 3))):
-        found: list[Place] = [place for place, _ in places(document)]
+        found = [place for place, _ in places(document)]
         if not found:
             break
         *parents, last = draw(st.sampled_from(found))
@@ -93,7 +90,7 @@ def changed(draw: st.DrawFn, document: Any, rows: bool) -> bytes:
     return data
 
 
-def fuzz(document: str, run: RunState, examples: int, check: Callable[[bytes], None]) -> None:
+def fuzz(document, run, examples, check: Callable[[bytes], None]):
     """Call `check` with that many changed documents, always the same ones."""
     quiet = settings(
         max_examples=examples,
@@ -106,7 +103,7 @@ def fuzz(document: str, run: RunState, examples: int, check: Callable[[bytes], N
     quiet(given(changed(good(document, run), rows))(check))()
 
 
-def go(document: str, run: RunState, data: bytes) -> None:
+def go(document, run, data):
     """Run each command that reads the document."""
     path, commands = DOCUMENTS[document]
     replace(run, path, data)
@@ -121,7 +118,7 @@ def go(document: str, run: RunState, data: bytes) -> None:
 
 
 @pytest.fixture
-def restored(run: RunState, request: pytest.FixtureRequest) -> Any:
+def restored(run, request):
     """The run, whose file of this document is as before when the test has ended."""
     path = path_of(run, DOCUMENTS[request.getfixturevalue("document")][0])
     before = path.read_bytes() if path.exists() else None
@@ -130,15 +127,13 @@ def restored(run: RunState, request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_changed_documents_end_no_command_in_a_bug(document: str, restored: RunState) -> None:
+def test_changed_documents_end_no_command_in_a_bug(document, restored):
     fuzz(document, restored, FEW, lambda data: go(document, restored, data))
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_many_changed_documents_cost_little_time_and_memory(
-    document: str, restored: RunState
-) -> None:
+def test_many_changed_documents_cost_little_time_and_memory(document, restored):
     data = good(document, restored)
     lines = data if document in ("events", "metrics") else [data]
     whole = "\n".join(map(json.dumps, lines)).encode()
@@ -147,7 +142,7 @@ def test_many_changed_documents_cost_little_time_and_memory(
     go(document, restored, whole)
     usual, used = time.process_time() - began, _peak_megabytes()
 
-    def check(data: bytes) -> None:
+    def check(data):
         began = time.process_time()
         go(document, restored, data)
         assert time.process_time() - began <= usual + SECONDS, data
@@ -156,5 +151,5 @@ def test_many_changed_documents_cost_little_time_and_memory(
     fuzz(document, restored, MANY, check)
 
 
-def _peak_megabytes() -> float:
+def _peak_megabytes():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

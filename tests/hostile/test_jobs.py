@@ -1,17 +1,13 @@
 """Job files, overrides and recorded jobs that are too much: exit 2 with the file and the line."""
 
-from __future__ import annotations
-
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import pytest
 import yaml
 from annotated_types import Le, Lt
-from pydantic.fields import FieldInfo
 
 from pion.bounded_yaml import MOST_NODES, check_yaml
 from pion.errors import BadInput
@@ -21,7 +17,6 @@ from pipeline.job.every_field import sections_of
 from pipeline.job.file import JobLoader, load_job, parse_job
 from pipeline.job.mistakes import Document, beyond_limits
 from pipeline.job.section import most_of
-from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
 from tests.hostile.in_process import NO_FILES, ended, refusal
 from tests.paths import TESTS
@@ -37,7 +32,7 @@ pretrain: {steps: 20, warmup_steps: 2}
 LINES = GOOD.count("\n")
 
 
-def aliases(levels: int, width: int, first: str = "x") -> str:
+def aliases(levels, width, first="x"):
     """Return lines of YAML that stand for width ** levels times `first`."""
     lines = [f"a0: &a0 [{first}]"]
     for n in range(1, levels + 1):
@@ -49,7 +44,7 @@ MERGES = "m0: &m0 {k: 1}\n" + "".join(
     f"m{n}: &m{n} {{<<: [{', '.join([f'*m{n - 1}'] * 9)}]}}\n" for n in range(1, 9)
 )
 # Each with the line where it is refused (counted from the end of GOOD) and the reason.
-JOBS: dict[str, tuple[str, int | None, str]] = {
+JOBS = {
     "alias bomb": (aliases(30, 10), 5, "more than 10,000 values"),
     "aliases of a long text": (aliases(3, 20, "x" * 1000), 4, "more than 1,048,576 characters"),
     "merged aliases": (MERGES, 5, "more than 10,000 values"),
@@ -84,16 +79,14 @@ JOBS: dict[str, tuple[str, int | None, str]] = {
 
 
 @pytest.fixture
-def job_file(tmp_path: Path) -> Path:
+def job_file(tmp_path):
     path = tmp_path / "job.yaml"
     path.write_text(GOOD)
     return path
 
 
 @pytest.mark.parametrize("attack", JOBS)
-def test_a_job_file_that_is_too_much_is_refused_with_its_line(
-    job_file: Path, capsys: pytest.CaptureFixture[str], attack: str
-) -> None:
+def test_a_job_file_that_is_too_much_is_refused_with_its_line(job_file, capsys, attack):
     text, line, reason = JOBS[attack]
     job_file.write_text(GOOD + text)
     message = refusal(capsys, "run", job_file)
@@ -104,9 +97,7 @@ def test_a_job_file_that_is_too_much_is_refused_with_its_line(
 
 
 @pytest.mark.parametrize("command", ["plan", "check", "prove"])
-def test_each_command_that_reads_a_job_refuses_it(
-    job_file: Path, capsys: pytest.CaptureFixture[str], command: str
-) -> None:
+def test_each_command_that_reads_a_job_refuses_it(job_file, capsys, command):
     job_file.write_text(GOOD + aliases(30, 10))
     code, printed = ended(capsys, command, job_file)
     assert code == 2
@@ -118,9 +109,7 @@ def test_each_command_that_reads_a_job_refuses_it(
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "link to a device", "folder", "not UTF-8"])
-def test_a_job_file_that_is_no_text_file_is_refused_at_once(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
-) -> None:
+def test_a_job_file_that_is_no_text_file_is_refused_at_once(tmp_path, capsys, kind):
     path = tmp_path / "job.yaml"
     if kind in NO_FILES:
         NO_FILES[kind](path)
@@ -144,9 +133,7 @@ OVERRIDES = {
 
 
 @pytest.mark.parametrize("attack", OVERRIDES)
-def test_an_override_that_is_too_much_is_refused(
-    job_file: Path, capsys: pytest.CaptureFixture[str], attack: str
-) -> None:
+def test_an_override_that_is_too_much_is_refused(job_file, capsys, attack):
     override, reason = OVERRIDES[attack]
     message = refusal(capsys, "run", job_file, override)
     assert message.startswith(f"error: override {override[:40]!r}"[:-1])
@@ -164,7 +151,7 @@ RECORDS = {
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> RunState:
+def run(tmp_path_factory):
     return light_run(FileStore(tmp_path_factory.mktemp("store")))
 
 
@@ -173,9 +160,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunState:
     [("status", attack) for attack in RECORDS]
     + [(command, "alias bomb") for command in ("checkpoints", "report", "fork")],
 )
-def test_a_recorded_job_that_is_too_much_stops_no_command(
-    run: RunState, capsys: pytest.CaptureFixture[str], command: str, attack: str
-) -> None:
+def test_a_recorded_job_that_is_too_much_stops_no_command(run, capsys, command, attack):
     run.store.write(run.key("jobs/0123.yaml"), RECORDS[attack])
     new = ["new-" + attack.replace(" ", "-")] if command == "fork" else []
     code, printed = ended(capsys, command, f"{run.store.url}/demo", *new)
@@ -185,7 +170,7 @@ def test_a_recorded_job_that_is_too_much_stops_no_command(
 # ---------------------------------------------------------------- honest jobs
 
 
-def test_a_job_of_half_the_largest_size_is_accepted(job_file: Path) -> None:
+def test_a_job_of_half_the_largest_size_is_accepted(job_file):
     prompts = ["ü" * 50] * (MOST_NODES // 2 - 50)
     text = f"{GOOD}evaluate:\n  prompts: [{', '.join(prompts)}]\n"
     text += "#" * ((1 << 19) - len(text.encode()))
@@ -201,16 +186,15 @@ def test_a_job_of_half_the_largest_size_is_accepted(job_file: Path) -> None:
         pytest.param("a: 1\n--- \nb: 2\n", id="two documents"),
     ],
 )
-def test_yaml_up_to_the_bounds_is_accepted(text: str) -> None:
+def test_yaml_up_to_the_bounds_is_accepted(text):
     check_yaml(text, "a.yaml")
 
 
-def test_aliases_may_share_a_section(job_file: Path) -> None:
+def test_aliases_may_share_a_section(job_file):
     job_file.write_text(GOOD.replace("pretrain: {", "pretrain: &p {") + "evaluate: {every: 5}\n")
     with job_file.open("a") as file:
         file.write("sft: {<<: *p, sources: [{kind: python-docs-qa}]}\n")
     job = load_job(job_file)
-    assert job.sft is not None
     assert job.sft.steps == 20
 
 
@@ -269,12 +253,12 @@ log: {every: 500_000_000}
 """
 
 
-def holds_numbers(annotation: Any) -> bool:
+def holds_numbers(annotation):
     return annotation in (int, float) or any(map(holds_numbers, get_args(annotation)))
 
 
-def number_fields(section: type, path: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    fields: dict[str, FieldInfo] = section.model_fields  # type: ignore[attr-defined]
+def number_fields(section, path=""):
+    fields = section.model_fields
     for name, field in fields.items():
         below = sections_of(field.annotation)
         for inner in below:
@@ -283,19 +267,19 @@ def number_fields(section: type, path: str = "") -> Iterator[tuple[str, FieldInf
             yield f"{path}{name}", field
 
 
-def refused_by_pydantic(field: FieldInfo) -> bool:
+def refused_by_pydantic(field):
     return any(isinstance(limit, Le | Lt) for limit in field.metadata)
 
 
 LIMITS = {path: most for path, field in number_fields(Job) if (most := most_of(field)) is not None}
 
 
-def test_the_limits_are_those_of_the_last_version() -> None:
+def test_the_limits_are_those_of_the_last_version():
     """If you mean to change a limit, change the file, too."""
     assert json.loads((TESTS / "fixtures" / "largest_numbers.json").read_text()) == LIMITS
 
 
-def test_every_number_of_a_job_has_a_limit() -> None:
+def test_every_number_of_a_job_has_a_limit():
     values_of_templates = {
         f"{stage}.template_options" for stage in ("sft", "prefer")
     }  # Pion passes them on, and counts nothing
@@ -303,7 +287,7 @@ def test_every_number_of_a_job_has_a_limit() -> None:
     assert without == set(LIMITS) | values_of_templates
 
 
-def with_primitives(half: str) -> str:
+def with_primitives(half):
     """Return the job with primitives, which exclude experts, and with phases."""
     job = yaml.load(half, JobLoader)  # noqa: S506
     del job["model"]["experts"]
@@ -328,7 +312,7 @@ def with_primitives(half: str) -> str:
     return yaml.safe_dump(job)
 
 
-def with_lora(half: str) -> str:
+def with_lora(half):
     """Return the job with scaled positions and slots, clean text, passes in place of steps, and
     LoRA."""
     job = yaml.load(half, JobLoader)  # noqa: S506
@@ -361,7 +345,7 @@ def with_lora(half: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def halves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Job]:
+def halves(tmp_path_factory):
     folder, jobs = tmp_path_factory.mktemp("half"), {}
     shapes = {"experts": HALF, "primitives": with_primitives(HALF), "additions": with_lora(HALF)}
     for name, text in shapes.items():
@@ -370,7 +354,7 @@ def halves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Job]:
     return jobs
 
 
-def test_jobs_with_every_number_at_half_of_its_limit_are_accepted(halves: dict[str, Job]) -> None:
+def test_jobs_with_every_number_at_half_of_its_limit_are_accepted(halves):
     given = yaml.safe_dump(
         [half.model_dump(mode="json", exclude_unset=True) for half in halves.values()]
     )
@@ -379,14 +363,14 @@ def test_jobs_with_every_number_at_half_of_its_limit_are_accepted(halves: dict[s
     assert all(digest_job(half).stages for half in halves.values())
 
 
-def test_a_number_beyond_its_limit_is_a_mistake(halves: dict[str, Job]) -> None:
+def test_a_number_beyond_its_limit_is_a_mistake(halves):
     for field, most in LIMITS.items():
         shape = "primitives" if "primitive" in field or "phases" in field else "experts"
         if any(name in field for name in ("lora", "rope_scaling", "epochs", "slots", "clean")):
             shape = "additions"
         job = halves[shape].model_copy(deep=True)
         *parents, name = field.split(".")
-        section: Any = job
+        section = job
         for parent in parents:
             section = getattr(section, parent)
             if isinstance(section, list):
@@ -405,7 +389,7 @@ def test_a_number_beyond_its_limit_is_a_mistake(halves: dict[str, Job]) -> None:
         assert mistake.text == f"{most + 1} should be at most {most:,}", field
 
 
-def test_the_limits_are_not_applied_to_what_a_run_recorded(job_file: Path) -> None:
+def test_the_limits_are_not_applied_to_what_a_run_recorded(job_file):
     beyond = GOOD.replace("steps: 20,", "steps: 2000000000,")
     assert parse_job(beyond, "the record").section("pretrain").steps == 2_000_000_000
     job_file.write_text(beyond)
@@ -416,8 +400,6 @@ def test_the_limits_are_not_applied_to_what_a_run_recorded(job_file: Path) -> No
 @pytest.mark.parametrize(
     "attack", ["seed=-99999999999999999999", "model.values={layers: [0], tables: [1000000000000]}"]
 )
-def test_numbers_that_made_a_bug_are_refused(
-    job_file: Path, capsys: pytest.CaptureFixture[str], attack: str
-) -> None:
+def test_numbers_that_made_a_bug_are_refused(job_file, capsys, attack):
     message = refusal(capsys, "run", job_file, attack)
     assert "should be at" in message or "counting from 0 without gaps" in message

@@ -1,11 +1,7 @@
 """Data sets that others prepared: each field of each record, with values that it can't have."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +22,7 @@ REMOTE = {"repo": "user/data", "revision": "abc", "path": "x/a.npy"}
 SHARD = Shard("a.npy", 3, SHA256, 100, "uint16", 1, SHA256, 50, REMOTE)
 MISSING = object()
 # JSON, by what it is. A value in no field's own list is refused in every field.
-VALUES: dict[str, Any] = {
+VALUES = {
     "missing": MISSING,
     "null": "null",
     "true": "true",
@@ -64,11 +60,11 @@ MAY_BE = {
 }
 
 
-def written(document: dict[str, Any], field: str, value: Any) -> str:
+def written(document, field, value):
     """Return the JSON of a document whose field, by dotted path, has this JSON as its value."""
     document = json.loads(json.dumps(document))
     *parents, last = field.split(".")
-    section: Any = document
+    section = document
     for parent in parents:
         section = section[int(parent) if parent.isdecimal() else parent]
     if value is MISSING:
@@ -81,7 +77,7 @@ def written(document: dict[str, Any], field: str, value: Any) -> str:
 # ---------------------------------------------------------------- manifest.json
 
 MANIFEST = Manifest("tokens", 8, 100, (SHARD,), pad=1, info={"a": 1})
-DOCUMENT: dict[str, Any] = {
+DOCUMENT = {
     "format": 1,
     "fingerprint": MANIFEST.fingerprint,
     **dataclasses.asdict(MANIFEST),
@@ -92,9 +88,7 @@ FIELDS += [f"shards.0.remote.{key}" for key in REMOTE]
 
 
 @pytest.mark.parametrize("field", FIELDS)
-def test_a_manifest_with_a_hostile_field_is_refused_with_its_name(
-    tmp_path: Path, field: str
-) -> None:
+def test_a_manifest_with_a_hostile_field_is_refused_with_its_name(tmp_path, field):
     path = tmp_path / "manifest.json"
     path.write_text(written(DOCUMENT, "format", "1"))
     assert Manifest.read(path) == MANIFEST
@@ -113,7 +107,7 @@ def test_a_manifest_with_a_hostile_field_is_refused_with_its_name(
 @pytest.mark.parametrize(
     "content", ["", "[]", "null", '{"format": 1', "[" * 100_000, '{"shards": {}}', "\0", "\ud800"]
 )
-def test_what_is_no_manifest_is_refused(tmp_path: Path, content: str) -> None:
+def test_what_is_no_manifest_is_refused(tmp_path, content):
     path = tmp_path / "manifest.json"
     path.write_bytes(content.encode("utf-8", "surrogatepass"))
     with pytest.raises(BadInput, match=r"manifest\.json"):
@@ -121,14 +115,14 @@ def test_what_is_no_manifest_is_refused(tmp_path: Path, content: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["pipe", "link to a device", "folder"])
-def test_a_manifest_that_is_no_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+def test_a_manifest_that_is_no_file_is_refused_at_once(tmp_path, kind):
     path = tmp_path / "manifest.json"
     NO_FILES[kind](path)
     with pytest.raises(BadInput, match=r"manifest\.json is not a regular file"):
         Manifest.read(path)
 
 
-def test_a_manifest_may_be_larger_than_another_record(tmp_path: Path) -> None:
+def test_a_manifest_may_be_larger_than_another_record(tmp_path):
     assert LARGEST_LISTING >= 500 * pion.data.shards.MOST_SHARDS  # bytes of a shard
     path = tmp_path / "manifest.json"
     long = dataclasses.replace(MANIFEST, info={"note": "x" * LARGEST_RECORD})
@@ -136,9 +130,7 @@ def test_a_manifest_may_be_larger_than_another_record(tmp_path: Path) -> None:
     assert Manifest.read(path) == long
 
 
-def test_more_shards_than_the_bound_are_refused_and_half_of_it_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_more_shards_than_the_bound_are_refused_and_half_of_it_is_read(tmp_path, monkeypatch):
     assert pion.data.shards.MOST_SHARDS == 1_000_000
     monkeypatch.setattr(pion.data.shards, "MOST_SHARDS", 10)
     path = tmp_path / "manifest.json"
@@ -164,9 +156,7 @@ DATA_MAY_BE = {
 
 
 @pytest.mark.parametrize("field", [*DATA, *(f"sources.0.{key}" for key in SOURCE)])
-def test_a_data_set_with_a_hostile_field_is_refused_with_its_name(
-    tmp_path: Path, field: str
-) -> None:
+def test_a_data_set_with_a_hostile_field_is_refused_with_its_name(tmp_path, field):
     (tmp_path / "tokenizer.json").write_text("{}")
     path = tmp_path / DATASET
     path.write_text(json.dumps(DATA))
@@ -181,7 +171,7 @@ def test_a_data_set_with_a_hostile_field_is_refused_with_its_name(
         assert len(str(error.value)) < 1000, name
 
 
-def test_a_data_set_without_its_counts_is_refused(tmp_path: Path) -> None:
+def test_a_data_set_without_its_counts_is_refused(tmp_path):
     write_corpus(tmp_path / "corpus.jsonl", 100)
     job = make_job(tmp_path)
     prepared(job, tmp_path / "data")
@@ -196,8 +186,8 @@ def test_a_data_set_without_its_counts_is_refused(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- work that was interrupted
 
 
-def test_progress_that_can_not_be_read_is_no_progress(tmp_path: Path) -> None:
-    def rows(count: int) -> ShardWriter:
+def test_progress_that_can_not_be_read_is_no_progress(tmp_path):
+    def rows(count):
         writer = ShardWriter(tmp_path, seq_len=4, vocab_size=99, rows_per_shard=2)
         writer.append_rows(np.ones((count, 4), np.int64))
         return writer
@@ -218,7 +208,7 @@ def test_progress_that_can_not_be_read_is_no_progress(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["[]", "[" * 9000, '"x"', "{"])
-def test_pinned_commits_that_can_not_be_read_are_refused(tmp_path: Path, content: str) -> None:
+def test_pinned_commits_that_can_not_be_read_are_refused(tmp_path, content):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / PINNED).write_text(content)
     with pytest.raises(BadInput, match=r"commit\.json (is not valid JSON|should be)"):
@@ -229,12 +219,12 @@ def test_pinned_commits_that_can_not_be_read_are_refused(tmp_path: Path, content
 
 
 @pytest.mark.parametrize("sha256", ["../../../victim", "/tmp/victim", "0" * 63, "G" * 64, ""])
-def test_a_hash_that_is_none_never_becomes_a_path(sha256: str) -> None:
+def test_a_hash_that_is_none_never_becomes_a_path(sha256):
     with pytest.raises(ValueError, match="it must be 64 hexadecimal digits"):
         dataclasses.replace(SHARD, sha256=sha256)
 
 
-def test_a_link_in_place_of_a_lock_is_not_followed(tmp_path: Path) -> None:
+def test_a_link_in_place_of_a_lock_is_not_followed(tmp_path):
     victim = tmp_path / "victim.lock"
     victim.write_text("content")
     cache = ShardCache(tmp_path / "cache", 1000)
@@ -244,7 +234,7 @@ def test_a_link_in_place_of_a_lock_is_not_followed(tmp_path: Path) -> None:
     assert victim.read_text() == "content"
 
 
-def test_a_shard_named_like_a_lock_has_a_file_and_a_lock(tmp_path: Path) -> None:
+def test_a_shard_named_like_a_lock_has_a_file_and_a_lock(tmp_path):
     content = tmp_path / "fetched"
     content.write_bytes(b"x" * 100)
     from pion.files import sha256_file

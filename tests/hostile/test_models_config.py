@@ -1,10 +1,6 @@
 """A config.json that claims what its weights don't have is refused before anything is built."""
 
-from __future__ import annotations
-
 import dataclasses
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -58,14 +54,14 @@ OF_OTHERS = {"foreign": PLAIN, "scaled": SCALED}
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def folders(tmp_path_factory):
     return {
         name: model_folder(tmp_path_factory.mktemp(name), config, foreign=name in OF_OTHERS)
         for name, config in {**OURS_WITH_PARTS, **OF_OTHERS}.items()
     }
 
 
-def loads_or_says_why(folder: Path, text: str) -> str | None:
+def loads_or_says_why(folder, text):
     """Return the refusal of a folder with this config.json; None if the model can be used."""
     path = folder / "config.json"
     before = path.read_text()
@@ -86,7 +82,7 @@ def loads_or_says_why(folder: Path, text: str) -> str | None:
 
 
 @pytest.mark.parametrize("field", FIELDS, ids=".".join)
-def test_every_setting_is_checked(folders: dict[str, Path], field: tuple[str, ...]) -> None:
+def test_every_setting_is_checked(folders, field):
     name = field[0] if field[0] in OURS_WITH_PARTS else "parts"
     model, folder = OURS_WITH_PARTS[name], folders[name]
     record = model.to_dict() | {name: getattr(model, name) for name in ("softcap", "head_dim")}
@@ -102,7 +98,7 @@ def test_every_setting_is_checked(folders: dict[str, Path], field: tuple[str, ..
             assert field[-1] in why
 
 
-def _whole(record: dict[str, Any], field: tuple[str, ...]) -> dict[str, Any]:
+def _whole(record, field):
     """Return the record with the field, which it leaves out if it has its earlier value."""
     if len(field) == 1:
         return {field[0]: getattr(PARTS, field[0])} | record
@@ -110,7 +106,7 @@ def _whole(record: dict[str, Any], field: tuple[str, ...]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("field", FOREIGN)
-def test_every_setting_of_transformers_is_checked(folders: dict[str, Path], field: str) -> None:
+def test_every_setting_of_transformers_is_checked(folders, field):
     foreign = folders["foreign"]
     for kind, value in HOSTILE.items():
         why = loads_or_says_why(foreign, changed(record_of(foreign), (field,), value))
@@ -129,9 +125,7 @@ def test_every_setting_of_transformers_is_checked(folders: dict[str, Path], fiel
         "original_max_position_embeddings",
     ],
 )
-def test_every_setting_of_scaled_positions_is_checked(
-    folders: dict[str, Path], spelling: str, field: str
-) -> None:
+def test_every_setting_of_scaled_positions_is_checked(folders, spelling, field):
     scaled = folders["scaled"]
     record = record_of(scaled)
     record[spelling] = record.pop("rope_parameters") | record.pop("rope_scaling")
@@ -144,7 +138,7 @@ def test_every_setting_of_scaled_positions_is_checked(
 
 
 # By name, settings that once took all memory, all time or a traceback.
-BOMBS: dict[str, dict[str, Any]] = {
+BOMBS = {
     "layers 1e5": {"num_hidden_layers": 10**5},
     "layers 1e8": {"num_hidden_layers": 10**8},
     "width 2^62": {"hidden_size": 2**62},
@@ -162,13 +156,13 @@ BOMBS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
-def test_a_bomb_in_a_foreign_config_is_refused_by_generate(tmp_path: Path, bomb: str) -> None:
+def test_a_bomb_in_a_foreign_config_is_refused_by_generate(tmp_path, bomb):
     folder = model_folder(tmp_path, foreign=True)
     edit(folder, **BOMBS[bomb])
     assert str(folder) in refused("generate", folder, "--prompt", "Return")
 
 
-OURS: dict[str, dict[str, Any]] = {
+OURS = {
     "layers": {"n_layers": 10**8},
     "experts": {"experts": {"n": 2**40, "top_k": 1, "shared": 0}},
     "shared experts": {"experts": {"n": 1, "top_k": 1, "shared": 10**8, "d_shared": 1}},
@@ -180,22 +174,20 @@ OURS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("bomb", OURS)
-def test_a_bomb_in_our_own_config_is_refused_by_export(tmp_path: Path, bomb: str) -> None:
+def test_a_bomb_in_our_own_config_is_refused_by_export(tmp_path, bomb):
     folder = model_folder(tmp_path / "model")
     edit(folder, **OURS[bomb])
     assert str(folder) in refused("export", folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_recipes_that_no_tensor_has_are_refused_before_they_are_built(tmp_path: Path) -> None:
+def test_recipes_that_no_tensor_has_are_refused_before_they_are_built(tmp_path):
     folder = model_folder(tmp_path / "model", PRIMITIVES)
     edit(folder, experts={"n": 10**8, "top_k": 1, "shared": 0})
     assert "100,000,000 shared experts or recipes" in refused("export", folder, tmp_path / "out")
 
 
-def test_unknown_settings_are_ignored_in_a_foreign_config_and_refused_in_ours(
-    tmp_path: Path,
-) -> None:
+def test_unknown_settings_are_ignored_in_a_foreign_config_and_refused_in_ours(tmp_path):
     foreign, ours = model_folder(tmp_path / "a", foreign=True), model_folder(tmp_path / "b")
     edit(foreign, invented=1)
     edit(ours, invented=1)
@@ -206,7 +198,7 @@ def test_unknown_settings_are_ignored_in_a_foreign_config_and_refused_in_ours(
 # ---------------------------------------------------------------- contexts
 
 
-def test_a_context_costs_what_is_used_of_it(tmp_path: Path) -> None:
+def test_a_context_costs_what_is_used_of_it(tmp_path):
     folder = model_folder(tmp_path, foreign=True)
     (folder / "text.txt").write_text("Return a new header. " * 20)
     question = '{"context": "Return", "choices": [" a", " header"], "answer": 0}\n'
@@ -224,28 +216,25 @@ def test_a_context_costs_what_is_used_of_it(tmp_path: Path) -> None:
     assert f"context {2**53:,} tokens" in talk.out
 
 
-def test_a_context_of_1e11_does_not_make_one_batch_of_all_questions(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_context_of_1e11_does_not_make_one_batch_of_all_questions(tmp_path, monkeypatch):
     folder = model_folder(tmp_path, foreign=True)
     edit(folder, max_position_embeddings=10**11)
     model, tokenizer = load(folder)
-    assert tokenizer is not None
     watched = OnSmallGpu(model, limit=10**6)
     questions = [Question("Return", (" a new header", " the"), 0)] * 20
     monkeypatch.setattr("pion.evaluation.multiple_choice.TOKENS_AT_ONCE", 64)
-    multiple_choice(Scorer(watched, 300, 1), tokenizer, questions)  # type: ignore[arg-type]
+    multiple_choice(Scorer(watched, 300, 1), tokenizer, questions)
     assert sum(watched.seen) == 40
     assert max(watched.seen) < 20
 
 
-def test_a_context_beyond_whole_numbers_is_refused(tmp_path: Path) -> None:
+def test_a_context_beyond_whole_numbers_is_refused(tmp_path):
     folder = model_folder(tmp_path, foreign=True)
     edit(folder, max_position_embeddings=2**53 + 1)
     assert "seq_len is 9007199254740993" in refused("chat", folder)
 
 
-def test_a_model_of_half_the_most_layers_is_possible() -> None:
+def test_a_model_of_half_the_most_layers_is_possible():
     config = dataclasses.replace(PLAIN, n_layers=MOST_LAYERS // 2)
     tensors = {f"blocks.{i}.norm.weight": torch.ones(64) for i in range(MOST_LAYERS // 2)}
     require_possible(config, tensors)

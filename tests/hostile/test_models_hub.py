@@ -1,10 +1,7 @@
 """Hostile repositories on the Hub, through each command that takes a model from there."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
@@ -13,21 +10,21 @@ from tests.hostile.model_folders import DEEP, model_folder
 from tests.support.hub_server import hub_server
 
 Files = dict[str, bytes]
-COMMANDS: dict[str, tuple[str, ...]] = {
+COMMANDS = {
     "generate": ("generate", "someone/model", "--prompt", "Return"),
     "chat": ("chat", "someone/model"),
     "import-seed": ("import-seed", "someone/model", "imported"),
 }
 
 
-def settings(**changes: object) -> Callable[[Files], Files]:
+def settings(**changes) -> Callable[[Files], Files]:
     return lambda files: {
         "config.json": json.dumps(json.loads(files["config.json"]) | changes).encode()
     }
 
 
 # By what is wrong: the files that differ from an honest repository, and the file to name.
-ATTACKS: dict[str, tuple[Callable[[Files], Files], str]] = {
+ATTACKS = {
     "layers without end": (settings(num_hidden_layers=10**8), "n_layers is 100,000,000"),
     "a width of a billion": (settings(hidden_size=10**9), "300,000,000,000 numbers for vocab_size"),
     "deep settings": (lambda _: {"config.json": DEEP.encode()}, "config.json"),
@@ -51,15 +48,13 @@ ATTACKS: dict[str, tuple[Callable[[Files], Files], str]] = {
 
 
 @pytest.fixture(scope="module")
-def honest(tmp_path_factory: pytest.TempPathFactory) -> Files:
+def honest(tmp_path_factory):
     folder = model_folder(tmp_path_factory.mktemp("honest"), foreign=True)
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.fixture
-def publish(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, honest: Files
-) -> Iterator[Callable[[Files], None]]:
+def publish(tmp_path, monkeypatch, honest):
     """Publish a repository that differs from an honest one in these files."""
     monkeypatch.chdir(tmp_path)
     with hub_server() as hub:
@@ -78,8 +73,8 @@ PAIRS = [
 
 @pytest.mark.parametrize(("attack", "command"), PAIRS)
 def test_a_hostile_repository_is_refused_with_what_is_wrong(
-    attack: str, command: str, honest: Files, publish: Callable[[Files], None], tmp_path: Path
-) -> None:
+    attack, command, honest, publish, tmp_path
+):
     change, wrong = ATTACKS[attack]
     publish(change(honest))
     message = refused(*COMMANDS[command])

@@ -1,12 +1,9 @@
 """`.pt` files: archives that unpack to more, and tensors that claim more than the file has."""
 
-from __future__ import annotations
-
 import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,28 +17,27 @@ from tests.paths import SEEDS
 from tests.support.seed_files import read_seed, write_seed
 
 SEED = SEEDS / "pion_nocap_ckpt.pt"
-Files = dict[str, bytes]
 EMBED = "embed.weight"
 
 
-def saved(path: Path, **changes: Any) -> Path:
+def saved(path, **changes):
     write_seed(read_seed(SEED) | changes, path)
     return path
 
 
-def files_of(path: Path = SEED) -> Files:
+def files_of(path=SEED):
     with zipfile.ZipFile(path) as archive:
         return {name.split("/", 1)[1]: archive.read(name) for name in archive.namelist()}
 
 
-def repacked(path: Path, files: Files, method: int = zipfile.ZIP_STORED) -> Path:
+def repacked(path, files, method=zipfile.ZIP_STORED):
     with zipfile.ZipFile(path, "w", method) as archive:
         for name, data in files.items():
             archive.writestr(f"x/{name}", data)
     return path
 
 
-def not_imported(folder: Path, path: Path) -> str:
+def not_imported(folder, path):
     """Return the line with which `pion import-seed` refuses a file, and writes nothing."""
     message = refused("import-seed", path, folder / "out")
     assert str(path) in message
@@ -60,7 +56,7 @@ TENSORS = {
 
 
 @pytest.mark.parametrize("tensor", TENSORS)
-def test_a_tensor_that_is_no_part_of_the_file_is_refused(tmp_path: Path, tensor: str) -> None:
+def test_a_tensor_that_is_no_part_of_the_file_is_refused(tmp_path, tensor):
     model = read_seed(SEED)["model"] | {EMBED: TENSORS[tensor]}
     message = not_imported(tmp_path, saved(tmp_path / "x.pt", model=model))
     assert "embed.weight claims shape" in message
@@ -77,7 +73,7 @@ NAMES = {
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_name_that_no_daisy_wee_has_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_name_that_no_daisy_wee_has_is_refused(tmp_path, name):
     checkpoint = torch.load(SEEDS / "daisy_ckpt.pt", weights_only=True)
     model = checkpoint["model"]
     like = next(tensor for key, tensor in model.items() if key.endswith("qkvo_w"))
@@ -85,7 +81,7 @@ def test_a_name_that_no_daisy_wee_has_is_refused(tmp_path: Path, name: str) -> N
     assert len(not_imported(tmp_path, tmp_path / "x.pt")) < 1000
 
 
-def test_one_tensor_under_many_names_does_not_multiply_the_file(tmp_path: Path) -> None:
+def test_one_tensor_under_many_names_does_not_multiply_the_file(tmp_path):
     model = read_seed(SEED)["model"]
     matrix = torch.zeros(200, 200)
     copies = {f"layers.{i}.ffn.w1.weight": matrix for i in range(2, 800)}
@@ -93,9 +89,7 @@ def test_one_tensor_under_many_names_does_not_multiply_the_file(tmp_path: Path) 
     assert "its tensors claim" in not_imported(tmp_path, path)
 
 
-def test_a_storage_that_claims_more_than_its_file_in_the_archive_reads_nothing_else(
-    tmp_path: Path,
-) -> None:
+def test_a_storage_that_claims_more_than_its_file_in_the_archive_reads_nothing_else(tmp_path):
     """The pickle says how large a storage is, and torch believes the pickle."""
     files = files_of()
     matrix = read_seed(SEED)["model"]["layers.0.ffn.w1.weight"].numpy().tobytes()
@@ -109,7 +103,7 @@ def test_a_storage_that_claims_more_than_its_file_in_the_archive_reads_nothing_e
     assert read in (tmp_path / "x.pt").read_bytes()
 
 
-def test_tied_weights_views_and_the_names_of_a_compiled_model_are_imported(tmp_path: Path) -> None:
+def test_tied_weights_views_and_the_names_of_a_compiled_model_are_imported(tmp_path):
     expected = import_seed(SEED).state_dict()
     model = read_seed(SEED)["model"]
     flat = torch.cat([tensor.flatten() for tensor in model.values()])
@@ -143,7 +137,7 @@ WRONG = {
 
 @pytest.mark.parametrize("wrong", WRONG)
 @pytest.mark.parametrize("name", ["tie_embeddings", "logit_cap", "max_seq_len", "rope_theta"])
-def test_a_setting_that_no_model_has_is_refused(tmp_path: Path, name: str, wrong: str) -> None:
+def test_a_setting_that_no_model_has_is_refused(tmp_path, name, wrong):
     config = read_seed(SEED)["config"]
     vars(config).update(logit_cap=30.0, use_soft_cap=True)
     vars(config)[name] = WRONG[wrong]
@@ -154,7 +148,7 @@ def test_a_setting_that_no_model_has_is_refused(tmp_path: Path, name: str, wrong
     assert str(tmp_path / "x.pt") in str(error.value)
 
 
-def test_a_context_of_1e11_costs_nothing(tmp_path: Path) -> None:
+def test_a_context_of_1e11_costs_nothing(tmp_path):
     config = read_seed(SEED)["config"]
     vars(config)["max_seq_len"] = 10**11
     assert import_seed(saved(tmp_path / "x.pt", config=config)).config.seq_len == 10**11
@@ -163,22 +157,22 @@ def test_a_context_of_1e11_costs_nothing(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- archives
 
 
-def legacy(path: Path) -> None:
+def legacy(path):
     write_seed(read_seed(SEED), path, _use_new_zipfile_serialization=False)
 
 
-def deflated(path: Path) -> None:
+def deflated(path):
     repacked(path, files_of() | {"data.pkl": bytes(1 << 26)}, zipfile.ZIP_DEFLATED)
 
 
-def overlapping(path: Path) -> None:
+def overlapping(path):
     """Let the directory list one file a thousand times."""
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x/data/0", bytes(10**5))
         archive.filelist += archive.filelist * 999
 
 
-def encrypted(path: Path) -> None:
+def encrypted(path):
     repacked(path, files_of())
     data = bytearray(path.read_bytes())
     start = data.index(b"PK\1\2")
@@ -186,36 +180,36 @@ def encrypted(path: Path) -> None:
     path.write_bytes(data)
 
 
-def with_comment(path: Path) -> None:
+def with_comment(path):
     repacked(path, files_of())
     with zipfile.ZipFile(path, "a") as archive:
         archive.comment = b"PK\5\6" + bytes(18)
 
 
-def behind_something(path: Path) -> None:
+def behind_something(path):
     path.write_bytes(b"#!/bin/sh\n" + SEED.read_bytes())
 
 
-def large_pickle(path: Path) -> None:
+def large_pickle(path):
     repacked(path, files_of() | {"data.pkl": bytes(LARGEST_PICKLE + 1)})
 
 
-def no_pickle(path: Path) -> None:
+def no_pickle(path):
     repacked(path, {name: data for name, data in files_of().items() if name != "data.pkl"})
 
 
-def endless_number(path: Path) -> None:
+def endless_number(path):
     repacked(path, files_of() | {"data.pkl": b"\x80\x02\x8b\xff\xff\xff\x7f" + bytes(100) + b"."})
 
 
-def asks_for(module: str, name: str, argument: bytes) -> Callable[[Path], None]:
+def asks_for(module, name, argument) -> Callable[[Path], None]:
     """Return an attack that calls a function that torch allows with a whole number."""
     data = b"\x80\x02c" + f"{module}\n{name}\n".encode() + argument + b"\x85R."
     return lambda path: repacked(path, files_of() | {"data.pkl": data}) and None
 
 
 FIVE_BILLION = b"\x8a\x05" + (5 * 10**9).to_bytes(5, "little")
-ARCHIVES: dict[str, tuple[Callable[[Path], None], str]] = {
+ARCHIVES = {
     "of PyTorch 1.5": (legacy, "load it in Python and save it again with torch.save"),
     "compressed": (deflated, "compressed or encrypted"),
     "encrypted": (encrypted, "compressed or encrypted"),
@@ -233,21 +227,19 @@ ARCHIVES: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("archive", ARCHIVES)
-def test_an_archive_that_torch_would_not_write_is_refused(tmp_path: Path, archive: str) -> None:
+def test_an_archive_that_torch_would_not_write_is_refused(tmp_path, archive):
     write, why = ARCHIVES[archive]
     write(tmp_path / "x.pt")
     assert why in not_imported(tmp_path, tmp_path / "x.pt")
 
 
-def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+def test_what_is_no_file_is_refused(tmp_path):
     (tmp_path / "x.pt").symlink_to("/dev/zero")
     with pytest.raises(BadInput, match="not a regular file"):
         import_seed(tmp_path / "x.pt")
 
 
-def test_half_as_many_files_and_half_as_large_a_pickle_are_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_half_as_many_files_and_half_as_large_a_pickle_are_read(tmp_path, monkeypatch):
     half = dict.fromkeys((f"data/{i}" for i in range(MOST_FILES // 2 - 1)), b"")
     note = pickle.dumps("x" * (LARGEST_PICKLE // 2), protocol=2)
     path = repacked(tmp_path / "half.pt", half | {"data.pkl": note})

@@ -1,11 +1,7 @@
 """Weights in the safetensors format that lie about themselves."""
 
-from __future__ import annotations
-
 import json
 import os
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,11 +15,11 @@ from tests.hostile.in_process import refused
 from tests.hostile.model_folders import DEEP, model_folder, raw_safetensors, weights
 
 
-def entry(dtype: Any = "F32", shape: Any = (1,), offsets: Any = (0, 4)) -> dict[str, Any]:
+def entry(dtype="F32", shape=(1,), offsets=(0, 4)):
     return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
 
 
-HEADERS: dict[str, dict[str, Any]] = {
+HEADERS = {
     "no length": {"header": b""},
     "a length of 2^40": {"header": "{}", "length": 2**40},
     "blanks": {"header": b" " * (LARGEST_RECORD + 1)},
@@ -47,7 +43,7 @@ HEADERS: dict[str, dict[str, Any]] = {
 }
 
 
-def lying(folder: Path, lie: str) -> Path:
+def lying(folder, lie):
     """Return the folder of a model with this lie."""
     given = dict(HEADERS[lie])
     if isinstance(given["header"], dict):
@@ -57,7 +53,7 @@ def lying(folder: Path, lie: str) -> Path:
 
 
 @pytest.mark.parametrize("lie", HEADERS)
-def test_a_file_that_lies_is_refused(tmp_path: Path, lie: str) -> None:
+def test_a_file_that_lies_is_refused(tmp_path, lie):
     with pytest.raises(BadInput) as error:
         load_decoder(lying(tmp_path, lie))
     assert str(tmp_path) in str(error.value)
@@ -67,12 +63,12 @@ def test_a_file_that_lies_is_refused(tmp_path: Path, lie: str) -> None:
 
 
 @pytest.mark.parametrize("lie", ["a length of 2^40", "blanks", "one tensor over another"])
-def test_a_file_that_lies_is_refused_by_generate(tmp_path: Path, lie: str) -> None:
+def test_a_file_that_lies_is_refused_by_generate(tmp_path, lie):
     message = refused("generate", lying(tmp_path, lie), "--prompt", "Return")
     assert "model.safetensors is damaged" in message
 
 
-def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+def test_what_is_no_file_is_refused(tmp_path):
     folder = model_folder(tmp_path)
     weights(folder).unlink()
     os.mkfifo(weights(folder))
@@ -85,7 +81,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [torch.int64, torch.bool, torch.uint8])
-def test_weights_that_are_no_real_numbers_are_refused(tmp_path: Path, kind: torch.dtype) -> None:
+def test_weights_that_are_no_real_numbers_are_refused(tmp_path, kind):
     folder = model_folder(tmp_path)
     state = load_file(weights(folder))
     save_file(state | {"norm.weight": torch.ones(32).to(kind)}, weights(folder))
@@ -94,14 +90,14 @@ def test_weights_that_are_no_real_numbers_are_refused(tmp_path: Path, kind: torc
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_weights_that_are_not_finite_end_generation(tmp_path: Path, bad: float) -> None:
+def test_weights_that_are_not_finite_end_generation(tmp_path, bad):
     folder = model_folder(tmp_path)
     state = load_file(weights(folder))
     save_file(state | {"norm.weight": torch.full((32,), bad)}, weights(folder))
     assert "predicts NaN or infinity" in refused("generate", folder, "--prompt", "Return")
 
 
-def test_bf16_and_fp64_weights_are_read(tmp_path: Path) -> None:
+def test_bf16_and_fp64_weights_are_read(tmp_path):
     folder = model_folder(tmp_path)
     for kind in (torch.bfloat16, torch.float64):
         state = {name: tensor.to(kind) for name, tensor in load_file(weights(folder)).items()}
@@ -109,7 +105,7 @@ def test_bf16_and_fp64_weights_are_read(tmp_path: Path) -> None:
         assert read_tensors(weights(folder))["norm.weight"].dtype == kind
 
 
-def test_a_file_at_half_of_each_bound_is_read(tmp_path: Path) -> None:
+def test_a_file_at_half_of_each_bound_is_read(tmp_path):
     path = tmp_path / "half.safetensors"
     empty = {str(i): entry(shape=(0,), offsets=(0, 0)) for i in range(MOST_TENSORS // 2)}
     raw_safetensors(path, json.dumps(empty).ljust(LARGEST_RECORD // 2))

@@ -1,10 +1,7 @@
 """Tokenizers that make the library panic, or a short text very long."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,40 +22,40 @@ Settings = dict[str, Any]
 
 
 @pytest.fixture(autouse=True)
-def no_rust_backtraces(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_rust_backtraces(monkeypatch):
     """Save the quarter of a second that each backtrace takes."""
     monkeypatch.setenv("RUST_BACKTRACE", "0")
 
 
 @pytest.fixture(scope="module")
-def honest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def honest(tmp_path_factory):
     path = tmp_path_factory.mktemp("honest") / "tokenizer.json"
     tiny_tokenizer().save(path)
-    settings: dict[str, Any] = json.loads(path.read_text())
+    settings = json.loads(path.read_text())
     return settings
 
 
-def split(pattern: dict[str, str]) -> dict[str, Any]:
+def split(pattern):
     return {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
 
 
-def before(*steps: dict[str, Any]) -> dict[str, Any]:
+def before(*steps):
     return {"pre_tokenizer": {"type": "Sequence", "pretokenizers": list(steps)}}
 
 
-def normal(*steps: dict[str, Any]) -> dict[str, Any]:
+def normal(*steps):
     return {"normalizer": {"type": "Sequence", "normalizers": list(steps)}}
 
 
-def after(*steps: dict[str, Any]) -> dict[str, Any]:
+def after(*steps):
     return {"decoder": {"type": "Sequence", "decoders": list(steps)}}
 
 
-def replace(pattern: dict[str, str], content: str) -> dict[str, Any]:
+def replace(pattern, content):
     return {"type": "Replace", "pattern": pattern, "content": content}
 
 
-def token(content: str, number: int, *, special: bool = False) -> dict[str, Any]:
+def token(content, number, *, special=False):
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {"id": number, "content": content, "special": special, **flags}
 
@@ -68,7 +65,7 @@ DOUBLED = replace({"String": "a"}, "aa")
 
 # ---------------------------------------------------------------- steps that multiply
 
-MULTIPLYING: dict[str, dict[str, Any]] = {
+MULTIPLYING = {
     "nothing by much": {"normalizer": replace({"String": ""}, "a" * 1000)},
     "any place by much": {"normalizer": replace({"Regex": ""}, "a" * 1000)},
     "a letter by much": {"normalizer": replace({"String": "a"}, "a" * 10_000)},
@@ -87,7 +84,7 @@ MULTIPLYING: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("steps", MULTIPLYING)
-def test_steps_that_multiply_a_text_are_refused(honest: Settings, steps: str) -> None:
+def test_steps_that_multiply_a_text_are_refused(honest, steps):
     with pytest.raises(BadInput, match=r"^x: .*a short text very long|^x: the tokenizers library"):
         Tokenizer(json.dumps(honest | MULTIPLYING[steps]), "x")
     if steps != "a table":
@@ -96,7 +93,7 @@ def test_steps_that_multiply_a_text_are_refused(honest: Settings, steps: str) ->
 
 
 @pytest.mark.parametrize("key", ["continuing_subword_prefix", "end_of_word_suffix"])
-def test_what_is_added_to_each_letter_is_short(honest: Settings, key: str) -> None:
+def test_what_is_added_to_each_letter_is_short(honest, key):
     model = honest["model"] | {key: "#" * 10**6}
     with pytest.raises(BadInput, match=rf"key model\.{key} has 1,000,000 characters"):
         check_steps(honest | {"model": model}, "x")
@@ -107,7 +104,7 @@ LLAMA = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 WHOLE = {**BYTES, "use_regex": False}
-HONEST: dict[str, dict[str, Any]] = {
+HONEST = {
     "ours": {},
     "GPT-2": {"pre_tokenizer": BYTES, "decoder": BYTES, "post_processor": BYTES},
     "Llama 3": before(split({"Regex": LLAMA}), WHOLE),
@@ -139,7 +136,7 @@ HONEST: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", HONEST)
-def test_an_honest_tokenizer_is_used(honest: Settings, name: str) -> None:
+def test_an_honest_tokenizer_is_used(honest, name):
     tokenizer = Tokenizer(json.dumps(honest | HONEST[name]), name)
     ids = tokenizer.encode(TEXT)
     assert "eturn" in tokenizer.decode(ids).lower()
@@ -147,7 +144,7 @@ def test_an_honest_tokenizer_is_used(honest: Settings, name: str) -> None:
 
 # ---------------------------------------------------------------- panics
 
-PANICS: dict[str, dict[str, Any]] = {
+PANICS = {
     "a regular expression without end": before(split({"Regex": ENDLESS}), WHOLE),
     "pieces of no length": before({"type": "FixedLength", "length": 0}, BYTES),
     "a table that is none": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
@@ -158,8 +155,8 @@ PANICS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("panic", PANICS)
-def test_a_panic_of_the_library_is_bad_input(honest: Settings, panic: str) -> None:
-    def use() -> None:
+def test_a_panic_of_the_library_is_bad_input(honest, panic):
+    def use():
         tokenizer = Tokenizer(json.dumps(honest | PANICS[panic]), "its/tokenizer.json")
         ids = tokenizer.encode_batch([TEXT])[0]
         tokenizer.decode(ids)
@@ -170,14 +167,14 @@ def test_a_panic_of_the_library_is_bad_input(honest: Settings, panic: str) -> No
         use()
 
 
-def test_a_prefix_that_makes_the_library_panic_is_bad_input(honest: Settings) -> None:
+def test_a_prefix_that_makes_the_library_panic_is_bad_input(honest):
     model = honest["model"] | {"continuing_subword_prefix": "#" * 1000}
     with pytest.raises(BadInput, match="the tokenizers library can't use"):
         Tokenizer(json.dumps(honest | {"model": model}))
 
 
 @pytest.mark.parametrize("command", ["generate", "eval"])
-def test_a_panic_ends_a_command_with_one_line(tmp_path: Path, command: str) -> None:
+def test_a_panic_ends_a_command_with_one_line(tmp_path, command):
     folder = model_folder(tmp_path / "model")
     edit_tokenizer(folder, **PANICS["pieces of no length"])
     (tmp_path / "text.txt").write_text(TEXT)
@@ -186,7 +183,7 @@ def test_a_panic_ends_a_command_with_one_line(tmp_path: Path, command: str) -> N
     assert f"{folder / 'tokenizer.json'}: the tokenizers library can't use" in message
 
 
-def test_a_panic_does_not_end_a_chat(tmp_path: Path) -> None:
+def test_a_panic_does_not_end_a_chat(tmp_path):
     folder = model_folder(tmp_path)
     edit_tokenizer(folder, **PANICS["a regular expression without end"])
     talk = pion("chat", folder, "--max-tokens", "2", typed=f"{TEXT}\nReturn\n")
@@ -195,7 +192,7 @@ def test_a_panic_does_not_end_a_chat(tmp_path: Path) -> None:
     assert "Traceback" not in talk.out + talk.err
 
 
-def test_a_tokenizer_on_the_hub_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tokenizer_on_the_hub_is_refused(tmp_path, monkeypatch):
     folder = model_folder(tmp_path / "model", foreign=True)
     edit_tokenizer(folder, **MULTIPLYING["a letter by two, often"])
     monkeypatch.chdir(tmp_path)
@@ -210,21 +207,21 @@ def test_a_tokenizer_on_the_hub_is_refused(tmp_path: Path, monkeypatch: pytest.M
 # ---------------------------------------------------------------- other lies
 
 
-def words(**more: Any) -> Callable[[Settings], Settings]:
+def words(**more) -> Callable[[Settings], Settings]:
     """Return a change that adds to the vocabulary."""
     return lambda honest: {"model": honest["model"] | {"vocab": honest["model"]["vocab"] | more}}
 
 
-def model(**changes: Any) -> Callable[[Settings], Settings]:
+def model(**changes) -> Callable[[Settings], Settings]:
     return lambda honest: {"model": honest["model"] | changes}
 
 
-def tokens(*added: Any) -> Callable[[Settings], Settings]:
+def tokens(*added) -> Callable[[Settings], Settings]:
     return lambda honest: {"added_tokens": [*honest["added_tokens"], *added]}
 
 
 # By what is wrong, how an honest tokenizer is changed.
-CHANGES: dict[str, Callable[[Settings], Settings]] = {
+CHANGES = {
     "a vocabulary in a list": model(vocab=[["a", 1]]),
     "a vocabulary of lists": model(vocab=[[["a"]]]),
     "an id below 0": words(zz=-1),
@@ -252,7 +249,7 @@ CONTENTS = {"no text": b"\xff\xfe", "nothing": b"", "a number": b"3", "a list": 
 
 
 @pytest.mark.parametrize("damage", [*CHANGES, *ENDINGS, *CONTENTS])
-def test_a_damaged_tokenizer_is_refused(tmp_path: Path, honest: Settings, damage: str) -> None:
+def test_a_damaged_tokenizer_is_refused(tmp_path, honest, damage):
     path = tmp_path / "tokenizer.json"
     if damage in CHANGES:
         path.write_text(json.dumps(honest | CHANGES[damage](honest)))
@@ -266,9 +263,7 @@ def test_a_damaged_tokenizer_is_refused(tmp_path: Path, honest: Settings, damage
     assert len(str(error.value)) < 1000
 
 
-def test_a_tokenizer_that_is_no_file_or_too_large_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tokenizer_that_is_no_file_or_too_large_is_refused(tmp_path, monkeypatch):
     assert LARGEST_TOKENIZER == 128 << 20
     monkeypatch.setattr("pion.data.tokens.tokenizer.LARGEST_TOKENIZER", 1 << 20)
     folder = model_folder(tmp_path)

@@ -1,7 +1,5 @@
 """Names that no file, folder or run can have: exit code 2 with the reason."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -33,15 +31,13 @@ NAMES = ["a\0b", f"\0/{LONG}", LONG, MANY_PARTS, f"x/{LONG}", f"s3://bucket/{MAN
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _here(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_name_that_can_not_exist_is_bad_input(
-    capsys: pytest.CaptureFixture[str], command: str
-) -> None:
+def test_a_name_that_can_not_exist_is_bad_input(capsys, command):
     for name in NAMES:
         words = (name if word == "NAME" else word for word in command.split())
         code, printed = pion(capsys, *words)
@@ -51,18 +47,14 @@ def test_a_name_that_can_not_exist_is_bad_input(
 
 
 @pytest.mark.parametrize("store", [LONG, MANY_PARTS, "a\0b", f"file:///{LONG}"])
-def test_a_job_whose_store_can_not_exist_is_bad_input(
-    capsys: pytest.CaptureFixture[str], store: str
-) -> None:
+def test_a_job_whose_store_can_not_exist_is_bad_input(capsys, store):
     Path("job.yaml").write_text(yaml.safe_dump(tiny_dict(store=store)))
     code, printed = pion(capsys, "run", "job.yaml")
     assert code == 2
     assert "too long" in printed or "NUL" in printed
 
 
-def test_the_current_folder_is_not_replaced_by_a_model(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_the_current_folder_is_not_replaced_by_a_model(capsys, tmp_path):
     make_run(tmp_path / "runs")
     seed = str(SEEDS / "pion_nocap_ckpt.pt")
     for folder in (".", "./", "..", "../here", "/"):

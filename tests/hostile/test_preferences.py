@@ -3,13 +3,10 @@
 Each file has 40 good pairs and, in line 21, one that is not. A refusal names the file and the line.
 """
 
-from __future__ import annotations
-
 import gzip
 import io
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet
@@ -22,7 +19,6 @@ from pion.data.preference.rendering import (
     LONGER_THAN_ROW,
     TIE,
 )
-from pion.data.preference.summary import Summary
 from pion.errors import BadInput
 from pipeline.job import JsonlFiles, ParquetFiles
 from tests.hostile.in_process import little_memory
@@ -36,31 +32,31 @@ FORMATS = [None, ("smollm2", CHATML)]
 
 
 @pytest.fixture(autouse=True)
-def quick_renderer(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick_renderer(monkeypatch):
     monkeypatch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
 
 
-def said(text: Any) -> dict[str, Any]:
+def said(text):
     return {"role": "assistant", "content": text}
 
 
-def line(record: Any) -> bytes:
+def line(record):
     return json.dumps(record).encode()
 
 
-def odd(**changes: Any) -> bytes:
+def odd(**changes):
     """Return a good pair's line with some keys replaced."""
     return line(pair_of(999, **changes))
 
 
-def write_with(folder: Path, odd_line: bytes, good: Callable[[int], Any] = pair_of) -> None:
+def write_with(folder, odd_line, good: Callable[[int], Any] = pair_of):
     """Write the good lines, and the odd one as line 21."""
     lines = [line(good(n)) for n in range(GOOD)]
     lines.insert(LINE - 1, odd_line)
     (folder / "prefs.jsonl").write_bytes(b"\n".join(lines) + b"\n")
 
 
-def rows_of(folder: Path, template: tuple[str, str] | None = None, **how: Any) -> Summary:
+def rows_of(folder, template=None, **how):
     with little_memory():
         return write_rows(folder, template=template, **{"seq_len": 512, "context": 256} | how)
 
@@ -68,7 +64,7 @@ def rows_of(folder: Path, template: tuple[str, str] | None = None, **how: Any) -
 # ---------------------------------------------------------------- refused
 
 # tests/pion/data/preference/test_layouts.py has more records that are no preference.
-REFUSED: dict[str, bytes] = {
+REFUSED = {
     "no JSON": b"{'prompt': 'single quotes'}",
     "half a line": odd()[:40],
     "a list": line([pair_of(1)]),
@@ -93,23 +89,21 @@ REFUSED: dict[str, bytes] = {
 }
 
 
-LABELS: dict[str, bytes] = {
+LABELS = {
     "null": line({**label_of(1), "label": None}),
     "a list": line({**label_of(1), "label": [True]}),
     "nobody asked": line({**label_of(1), "prompt": [said("a")]}),
     "a pair": line(pair_of(1)),
 }
 # The line, and what makes the good lines around it.
-BAD_LINES: dict[str, tuple[bytes, Callable[[int], Any]]] = {
+BAD_LINES = {
     **{name: (bad, pair_of) for name, bad in REFUSED.items()},
     **{f"label: {name}": (bad, label_of) for name, bad in LABELS.items()},
 }
 
 
 @pytest.mark.parametrize("name", BAD_LINES)
-def test_a_line_that_is_no_pair_or_has_no_label_ends_the_preparation_with_its_place(
-    tmp_path: Path, name: str
-) -> None:
+def test_a_line_that_is_no_pair_or_has_no_label_ends_the_preparation_with_its_place(tmp_path, name):
     write_with(tmp_path, *BAD_LINES[name])
     with pytest.raises(BadInput) as error:
         rows_of(tmp_path)
@@ -122,7 +116,7 @@ def test_a_line_that_is_no_pair_or_has_no_label_ends_the_preparation_with_its_pl
 # ---------------------------------------------------------------- left out and counted
 
 WORD = pair_of(7)["chosen"].split()[0]
-DROPPED: dict[str, tuple[bytes, str]] = {
+DROPPED = {
     "an empty answer": (odd(chosen=""), EMPTY),
     "a blank answer": (odd(rejected=" \t\n\u3000"), EMPTY),
     "an answer of null": (odd(chosen=[said(None)]), EMPTY),
@@ -141,7 +135,7 @@ DROPPED: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("name", DROPPED)
-def test_a_pair_that_teaches_nothing_is_left_out_and_counted(tmp_path: Path, name: str) -> None:
+def test_a_pair_that_teaches_nothing_is_left_out_and_counted(tmp_path, name):
     odd_line, reason = DROPPED[name]
     write_with(tmp_path, odd_line)
     context = 512 if reason == LONGER_THAN_ROW else 256
@@ -153,7 +147,7 @@ def test_a_pair_that_teaches_nothing_is_left_out_and_counted(tmp_path: Path, nam
 
 # ---------------------------------------------------------------- used
 
-USED: dict[str, dict[str, Any]] = {
+USED = {
     "chosen begins rejected": {"chosen": "a", "rejected": "a b"},
     "rejected begins chosen": {"chosen": "a b", "rejected": "a"},
     "they differ in one character": {"chosen": "Yes.", "rejected": "Yes!"},
@@ -176,9 +170,7 @@ USED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("template", FORMATS, ids=["own", "template"])
 @pytest.mark.parametrize("name", USED)
-def test_odd_pairs_are_used_and_no_text_ends_a_turn(
-    tmp_path: Path, name: str, template: tuple[str, str] | None
-) -> None:
+def test_odd_pairs_are_used_and_no_text_ends_a_turn(tmp_path, name, template):
     write_with(tmp_path, odd(**USED[name]))
     summary = rows_of(tmp_path, template, seq_len=1024, context=512)
     assert summary.tally.dropped == {}
@@ -194,7 +186,7 @@ def test_odd_pairs_are_used_and_no_text_ends_a_turn(
 # ---------------------------------------------------------------- whole files
 
 
-def test_swapped_keys_are_found_by_their_scores(tmp_path: Path) -> None:
+def test_swapped_keys_are_found_by_their_scores(tmp_path):
     records = [pair_of(n, score_chosen=1, score_rejected=2) for n in range(GOOD)]
     write_jsonl(tmp_path / "prefs.jsonl", records)
     with pytest.raises(BadInput) as error:
@@ -204,22 +196,20 @@ def test_swapped_keys_are_found_by_their_scores(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [{"status": "tie"}, {"chosen": ""}, {"rejected": "x" * 9000}])
-def test_a_file_of_which_nothing_is_left_is_refused_with_the_reason(
-    tmp_path: Path, change: dict[str, Any]
-) -> None:
+def test_a_file_of_which_nothing_is_left_is_refused_with_the_reason(tmp_path, change):
     write_jsonl(tmp_path / "prefs.jsonl", [pair_of(n, **change) for n in range(3)])
     with pytest.raises(BadInput, match="3 of 3 pairs are left out, more than 50%: 3, because"):
         rows_of(tmp_path)
 
 
-def test_one_pair_is_trained_on_or_refused(tmp_path: Path) -> None:
+def test_one_pair_is_trained_on_or_refused(tmp_path):
     write_jsonl(tmp_path / "prefs.jsonl", [pair_of(1)])
     assert rows_of(tmp_path, held_out=0.0).train.items == 1
     with pytest.raises(BadInput, match="none of 1 pairs is left to train on: 1 are held out"):
         rows_of(tmp_path, held_out=1.0, out="held_out")
 
 
-def table(**columns: list[str]) -> bytes:
+def table(**columns):
     """Return a parquet file with these columns."""
     file = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.table(columns), file)
@@ -228,7 +218,7 @@ def table(**columns: list[str]) -> bytes:
 
 NO_COLUMNS = table(text=["a"], better=["b"])
 # What is written to prefs.SUFFIX, and why the file is refused.
-FILES: dict[str, tuple[str, bytes | None, str]] = {
+FILES = {
     "empty": ("jsonl", b"", r"prefer\.sources\.0: the corpus is empty"),
     "blank": ("jsonl", b"\n\n  \n", r"prefer\.sources\.0: the corpus is empty"),
     "missing": ("jsonl", None, r"prefer\.sources\.0\.path: no such file or folder"),
@@ -243,7 +233,7 @@ FILES: dict[str, tuple[str, bytes | None, str]] = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_without_pairs_is_refused_with_the_reason(tmp_path: Path, name: str) -> None:
+def test_a_file_without_pairs_is_refused_with_the_reason(tmp_path, name):
     suffix, content, reason = FILES[name]
     if content is not None:
         (tmp_path / f"prefs.{suffix}").write_bytes(content)

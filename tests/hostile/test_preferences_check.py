@@ -4,14 +4,9 @@ The files are those of test_preferences.py, which has all of them by default. Of
 those that read the file run.
 """
 
-from __future__ import annotations
-
 import itertools
 import re
-from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -37,11 +32,10 @@ from tests.support.waiting import LONG_SECONDS
 
 # `checked(**fields)`: the exit code of `pion check` on the file in the folder, with these fields of
 # `prefer`, and what it printed in one line.
-Checked = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(tmp_path_factory):
     """A tiny model of SmolLM2's shape, with a chat template."""
     folder = tmp_path_factory.mktemp("published") / "model"
     saved(stock_model("SmolLM2", vocab_size=384), folder)
@@ -49,9 +43,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def checked(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Checked:
+def checked(model, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
     command = "pipeline.rent.check.command"
     monkeypatch.setattr(
@@ -62,7 +54,7 @@ def checked(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100000")
 
-    def run(**fields: Any) -> tuple[int, str]:
+    def run(**fields):
         prefer = {"global_batch": 1, "held_out": 0.2, "seq_len": 1024, **fields}
         prefer["sources"] = [{"kind": "jsonl", "path": "prefs.jsonl"}]
         job = {
@@ -79,7 +71,7 @@ def checked(
     return run
 
 
-def a_few(names: Iterable[str]) -> pytest.MarkDecorator:
+def a_few(names):
     """Every sixth name by default, the others under soak."""
     marks = ([] if number % 6 == 0 else [pytest.mark.soak] for number in itertools.count())
     every = [pytest.param(name, marks=mark) for name, mark in zip(names, marks)]
@@ -87,9 +79,7 @@ def a_few(names: Iterable[str]) -> pytest.MarkDecorator:
 
 
 @a_few(BAD_LINES)
-def test_check_names_the_line_that_is_no_pair_or_has_no_label(
-    name: str, tmp_path: Path, checked: Checked
-) -> None:
+def test_check_names_the_line_that_is_no_pair_or_has_no_label(name, tmp_path, checked):
     odd_line, good = BAD_LINES[name]
     write_with(tmp_path, odd_line, good)
     code, printed = checked(loss="dpo" if good is pair_of else "apo-zero")
@@ -99,7 +89,7 @@ def test_check_names_the_line_that_is_no_pair_or_has_no_label(
 
 
 @a_few(DROPPED)
-def test_check_says_why_a_pair_is_left_out(name: str, tmp_path: Path, checked: Checked) -> None:
+def test_check_says_why_a_pair_is_left_out(name, tmp_path, checked):
     odd_line, reason = DROPPED[name]
     write_with(tmp_path, odd_line)
     code, printed = checked(seq_len=512)
@@ -108,7 +98,7 @@ def test_check_says_why_a_pair_is_left_out(name: str, tmp_path: Path, checked: C
 
 
 @a_few(USED)
-def test_check_shows_an_odd_pair_as_the_first(name: str, tmp_path: Path, checked: Checked) -> None:
+def test_check_shows_an_odd_pair_as_the_first(name, tmp_path, checked):
     """What is printed has no control character, whatever the pair has."""
     lines = [odd(**USED[name]), *(line(pair_of(number)) for number in range(GOOD))]
     (tmp_path / "prefs.jsonl").write_bytes(b"\n".join(lines))
@@ -129,8 +119,8 @@ def test_check_shows_an_odd_pair_as_the_first(name: str, tmp_path: Path, checked
     ids=["swapped", "all ties", "none after drops", "one pair", "no pair"],
 )
 def test_check_refuses_a_file_from_which_nothing_can_be_learned(
-    records: list[dict[str, Any]], expected: str, tmp_path: Path, checked: Checked
-) -> None:
+    records, expected, tmp_path, checked
+):
     write_jsonl(tmp_path / "prefs.jsonl", records)
     code, printed = checked()
     assert code == 2

@@ -1,10 +1,7 @@
 """What holds copies, scratch and locks is private whatever the umask. Stores follow the umask."""
 
-from __future__ import annotations
-
 import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,12 +19,12 @@ from tests.support.light_run import light_run
 class Remote(FileStore):
     """A folder that Pion can't map into memory, so that this machine needs a copy."""
 
-    def local_path(self, key: str) -> Path | None:
+    def local_path(self, key):
         return None
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def cache(tmp_path, monkeypatch):
     """A cache that an older version made, and that everyone can read."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for name in ("runs", "shards"):
@@ -39,16 +36,14 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def open_umask() -> Iterator[None]:
+def open_umask():
     """Without a umask, everyone may read and write what is made."""
     before = os.umask(0)
     yield
     os.umask(before)
 
 
-def test_the_pickles_of_the_compiler_are_read_from_a_private_folder(
-    cache: Path, monkeypatch: pytest.MonkeyPatch, open_umask: None
-) -> None:
+def test_the_pickles_of_the_compiler_are_read_from_a_private_folder(cache, monkeypatch, open_umask):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
     use_private_compile_cache()
     folder = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
@@ -59,11 +54,11 @@ def test_the_pickles_of_the_compiler_are_read_from_a_private_folder(
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/chosen"
 
 
-def mode(path: Path) -> int:
+def mode(path):
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_the_copy_of_a_remote_run_is_private(cache: Path, tmp_path: Path, open_umask: None) -> None:
+def test_the_copy_of_a_remote_run_is_private(cache, tmp_path, open_umask):
     run = light_run(Remote(tmp_path / "store"))
     assert any(path.name == "tokenizer.json" for path in (cache / "runs").rglob("*"))
     assert (mode(cache), mode(cache / "runs")) == (0o700, 0o700)
@@ -74,26 +69,24 @@ def test_the_copy_of_a_remote_run_is_private(cache: Path, tmp_path: Path, open_u
         assert (mode(outer), mode(cache)) == (0o700, 0o700)
 
 
-def test_the_shard_cache_is_private(cache: Path, open_umask: None) -> None:
+def test_the_shard_cache_is_private(cache, open_umask):
     ShardCache(default_folder(), 1).close()
     assert mode(cache / "shards") == 0o700
 
 
-def test_the_lock_of_a_rental_is_private(cache: Path, open_umask: None) -> None:
+def test_the_lock_of_a_rental_is_private(cache, open_umask):
     with rental_lock("pion-demo") as try_lock:
         assert try_lock()
         assert mode(cache / "watch-pion-demo.lock") == 0o600
     assert mode(cache) == 0o700
 
 
-def test_the_folder_of_a_proof_is_private(cache: Path, open_umask: None) -> None:
+def test_the_folder_of_a_proof_is_private(cache, open_umask):
     with Place() as place:
         assert [mode(p) for p in (cache, place.folder, place.temporary)] == [0o700] * 3
 
 
-def test_the_cache_of_another_user_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_cache_of_another_user_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 54321)
     with pytest.raises(BadInput, match=r"cache/pion belongs to .* Set XDG_CACHE_HOME"):
         Workspace(Remote(tmp_path / "store"), "demo")
@@ -104,7 +97,7 @@ def test_the_cache_of_another_user_is_refused(
 
 
 @pytest.mark.parametrize("umask", [0o002, 0o027])
-def test_a_store_follows_the_umask_so_that_a_group_can_share_it(tmp_path: Path, umask: int) -> None:
+def test_a_store_follows_the_umask_so_that_a_group_can_share_it(tmp_path, umask):
     before = os.umask(umask)
     try:
         light_run(FileStore(tmp_path / "store"))

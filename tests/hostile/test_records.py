@@ -3,15 +3,12 @@
 records.py has the table of the records: a good document of each, its reader, and what it may have.
 """
 
-from __future__ import annotations
-
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
 from pipeline.state.head import data_key
-from pipeline.state.run_state import RunState
 from pipeline.state.shared.records import state_key
 from tests.hostile.hostile_run import full_head, make_hostile_run, pion, replace
 from tests.hostile.record_attacks import DEPTH, Attack, attacks_on, nested, places
@@ -32,12 +29,12 @@ NOTHING = [b"", b"\xff\xfe", b"[]", b"{", nested(DEPTH).encode()]
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> RunState:
+def shared(tmp_path_factory):
     return make_hostile_run(tmp_path_factory.mktemp("records") / "runs")
 
 
 @pytest.fixture
-def run(shared: RunState) -> Iterator[RunState]:
+def run(shared):
     """A run that somebody on another machine owns, with good records."""
     replace(shared, "HEAD.json", full_head().to_json())
     for name, path in IN_STATUS.items():
@@ -46,12 +43,12 @@ def run(shared: RunState) -> Iterator[RunState]:
     shared.store.delete(state_key(FINGERPRINT))
 
 
-def attacks(name: str, only: Callable[[Attack], bool]) -> Iterator[Attack]:
+def attacks(name, only: Callable[[Attack], bool]):
     """Return the attacks on a record. A test for each would take pytest longer than the attack."""
     return filter(only, attacks_on(RECORDS[name].good))
 
 
-def status(run: RunState, capsys: pytest.CaptureFixture[str]) -> str:
+def status(run, capsys):
     """Return what `pion status` says. It must say something, without control characters."""
     code, output = pion(capsys, "status", run.url)
     assert code == 0, output
@@ -61,7 +58,7 @@ def status(run: RunState, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 @pytest.mark.parametrize("name", RECORDS)
-def test_a_value_is_one_that_its_record_may_have_or_it_is_refused(run: RunState, name: str) -> None:
+def test_a_value_is_one_that_its_record_may_have_or_it_is_refused(run, name):
     record = RECORDS[name]
     for case in attacks_on(record.good):
         may, found = record.may(case), read_or_refused(record, run, case)
@@ -69,14 +66,14 @@ def test_a_value_is_one_that_its_record_may_have_or_it_is_refused(run: RunState,
 
 
 @pytest.mark.parametrize("name", RECORDS)
-def test_a_good_record_is_read(run: RunState, name: str) -> None:
+def test_a_good_record_is_read(run, name):
     record = RECORDS[name]
     found = record.read(run, json.dumps(record.good).encode())
     assert found == record.good if name in (f"row of {n}" for n in ROWS) else found
 
 
 @pytest.mark.parametrize("name", ["HEAD", *(name for name in RECORDS if name.startswith("row"))])
-def test_each_field_has_something_to_attack(name: str) -> None:
+def test_each_field_has_something_to_attack(name):
     good = RECORDS[name].good
     assert [place for place, value in places(good) if value is None or value in ({}, [])] == []
 
@@ -85,9 +82,7 @@ def test_each_field_has_something_to_attack(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", IN_STATUS)
-def test_a_status_shows_what_can_be_read_and_says_what_can_not(
-    run: RunState, name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_status_shows_what_can_be_read_and_says_what_can_not(run, name, capsys):
     record = RECORDS[name]
     for case in attacks(name, lambda case: case.what in SHOWN):
         readable = read_or_refused(record, run, case) is not None
@@ -102,17 +97,13 @@ def test_a_status_shows_what_can_be_read_and_says_what_can_not(
             assert "\x1b" not in output
 
 
-def test_a_status_shows_a_head_without_control_characters(
-    run: RunState, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_status_shows_a_head_without_control_characters(run, capsys):
     for case in attacks("HEAD", lambda case: case.what in ("escape", "missing") and head_may(case)):
         replace(run, "HEAD.json", case.on(HEAD))
         status(run, capsys)
 
 
-def test_a_damaged_record_of_shared_data_lets_nothing_be_deleted(
-    run: RunState, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_record_of_shared_data_lets_nothing_be_deleted(run, capsys):
     run.store.write(f"{data_key(FINGERPRINT, LEFT)}/dataset.json", b"{}")
     record = RECORDS["shared data"]
     for case in attacks("shared data", lambda case: case.what in SHOWN and not record.may(case)):
@@ -129,9 +120,7 @@ def test_a_damaged_record_of_shared_data_lets_nothing_be_deleted(
 
 @pytest.mark.parametrize("name", IN_STATUS)
 @pytest.mark.parametrize("data", NOTHING, ids=lambda data: repr(data[:9]))
-def test_a_file_that_is_no_record_ends_no_status(
-    run: RunState, name: str, data: bytes, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_file_that_is_no_record_ends_no_status(run, name, data, capsys):
     replace(run, IN_STATUS[name], data)
     output = status(run, capsys)
     assert RECORDS[name].hidden in output

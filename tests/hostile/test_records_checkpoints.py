@@ -1,12 +1,8 @@
 """A manifest or a state.json with bad values is bad input, and the file is named."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,7 +10,6 @@ from pion.errors import BadInput
 from pion.train.train_state import rng_states
 from pipeline.state.checkpoints.layout import MANIFEST, STATE
 from pipeline.state.record_json import Damaged
-from pipeline.state.run_state import RunState
 from pipeline.state.workspace import MOST_DATA_FILES, MOST_FILES, read_files
 from tests.hostile.hostile_run import make_hostile_run, path_of, pion, replace
 from tests.hostile.record_attacks import DEPTH, ESCAPE, nested
@@ -24,12 +19,12 @@ PRETRAIN = "checkpoints/pretrain/10-1"
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> RunState:
+def run(tmp_path_factory):
     return make_hostile_run(tmp_path_factory.mktemp("checkpoints") / "runs")
 
 
 @pytest.fixture(autouse=True)
-def _restored(run: RunState) -> Any:
+def _restored(run):
     """Give every test the same run."""
     names = [
         "HEAD.json",
@@ -47,21 +42,21 @@ def _restored(run: RunState) -> Any:
 @pytest.mark.parametrize(
     "name", ["../../etc/passwd", "/etc/passwd", "a\nb", ".hidden", "", "a//b", ESCAPE, "-rf"]
 )
-def test_a_name_that_no_store_has_is_damaged(name: str) -> None:
+def test_a_name_that_no_store_has_is_damaged(name):
     data = json.dumps({**LISTED, "files": {name: FILE}}).encode()
     with pytest.raises(Damaged, match=r"^store/manifest\.json is damaged: files\."):
         read_files(data, "store/manifest.json")
 
 
 @pytest.mark.parametrize("sha256", ["../" * 21 + "x", "0" * 63, "G" * 64, "A" * 64, "0" * 65])
-def test_a_hash_is_64_hexadecimal_digits(sha256: str) -> None:
+def test_a_hash_is_64_hexadecimal_digits(sha256):
     data = json.dumps({**LISTED, "files": {"a": {**FILE, "sha256": sha256}}}).encode()
     with pytest.raises(Damaged, match=r"files\.a\.sha256 is not a possible value"):
         read_files(data, "store/manifest.json")
 
 
-def test_a_manifest_lists_a_bounded_number_of_files() -> None:
-    def listing(count: int) -> bytes:
+def test_a_manifest_lists_a_bounded_number_of_files():
+    def listing(count):
         return json.dumps({"format": 1, "files": {f"f{n}": FILE for n in range(count)}}).encode()
 
     assert len(read_files(listing(MOST_FILES // 2), "manifest.json")) == MOST_FILES // 2
@@ -82,9 +77,7 @@ MANIFESTS = {
 
 
 @pytest.mark.parametrize("what", MANIFESTS)
-def test_commands_name_a_damaged_manifest(
-    what: str, run: RunState, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_commands_name_a_damaged_manifest(what, run, tmp_path, capsys):
     replace(run, f"{SFT}/{MANIFEST}", MANIFESTS[what])
     code, output = pion(capsys, "generate", f"{run.url}@sft", "--prompt", "a")
     assert code == 2
@@ -101,7 +94,7 @@ def test_commands_name_a_damaged_manifest(
 # ---------------------------------------------------------------- state.json
 
 
-def test_a_random_state_that_is_none_is_bad_input() -> None:
+def test_a_random_state_that_is_none_is_bad_input():
     import torch
 
     from pion.train.train_state import set_rng_states
@@ -115,9 +108,7 @@ def test_a_random_state_that_is_none_is_bad_input() -> None:
 
 
 @pytest.mark.parametrize("key", ["/etc/passwd", "../../../../etc/passwd", "..", "a/../b", "~/x"])
-def test_the_tokenizer_of_a_state_is_inside_the_run(
-    run: RunState, key: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_tokenizer_of_a_state_is_inside_the_run(run, key, capsys):
     folder = path_of(run, SFT)
     (folder / STATE).write_text(json.dumps({**MODEL_STATE, "tokenizer": key}))
     code, output = pion(capsys, "generate", str(folder), "--prompt", "a")
@@ -128,11 +119,8 @@ def test_the_tokenizer_of_a_state_is_inside_the_run(
 # ---------------------------------------------------------------- HEAD and its checkpoints
 
 
-def test_a_stage_whose_checkpoint_is_not_listed_is_not_forked(
-    run: RunState, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_stage_whose_checkpoint_is_not_listed_is_not_forked(run, tmp_path, capsys):
     head = run.read()
-    assert head is not None
     record = dataclasses.replace(head.stages["pretrain"], checkpoint="checkpoints/pretrain/99-1")
     replace(run, "HEAD.json", dataclasses.replace(head, stages={"pretrain": record}).to_json())
     code, output = pion(capsys, "fork", run.url, f"{tmp_path}/fork", "--stage", "sft")
@@ -140,11 +128,8 @@ def test_a_stage_whose_checkpoint_is_not_listed_is_not_forked(
     assert "its HEAD does not list checkpoints/pretrain/99-1" in output
 
 
-def test_a_stage_of_another_name_has_no_checkpoint_to_fork_at(
-    run: RunState, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_stage_of_another_name_has_no_checkpoint_to_fork_at(run, tmp_path, capsys):
     head = run.read()
-    assert head is not None
     entries = tuple(dataclasses.replace(entry, stage="x") for entry in head.checkpoints)
     replace(run, "HEAD.json", dataclasses.replace(head, checkpoints=entries).to_json())
     code, output = pion(capsys, "fork", run.url, f"{tmp_path}/fork")
@@ -153,9 +138,7 @@ def test_a_stage_of_another_name_has_no_checkpoint_to_fork_at(
     assert pion(capsys, "status", run.url)[0] == 0
 
 
-def test_honest_checkpoints_are_as_before(
-    run: RunState, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_honest_checkpoints_are_as_before(run, tmp_path, capsys):
     assert pion(capsys, "checkpoints", run.url, "--verify")[1].count("verified now") == 2
     assert pion(capsys, "generate", run.url, "--prompt", "a", "--max-tokens", "1")[0] == 0
     assert pion(capsys, "fork", run.url, f"{tmp_path}/fork", "--stage", "pretrain")[0] == 0

@@ -1,22 +1,18 @@
 """HEAD.json with a bad value in any field is damaged: the file and the place are named."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from pion.errors import BadInput
 from pion.untrusted import LARGEST_JOB, LARGEST_RECORD
-from pipeline.state.head import CheckpointEntry, Head, StageRecord, Trash
+from pipeline.state.head import Head, StageRecord, Trash
 from pipeline.state.heartbeat import Heartbeat
 from pipeline.state.notes.stop_requests import clear_stops
 from pipeline.state.record_json import EPOCHS, Damaged
-from pipeline.state.run_state import RunState
 from tests.hostile.hostile_run import (
     JOB,
     NAME,
@@ -27,19 +23,19 @@ from tests.hostile.hostile_run import (
     pion,
     replace,
 )
-from tests.hostile.record_attacks import DEPTH, Attack, attacks_on, nested
+from tests.hostile.record_attacks import DEPTH, attacks_on, nested
 from tests.hostile.records import HEAD, REQUEST, REQUESTED, head_may
 from tests.support.jobs import tiny_dict
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunState, bytes]:
+def shared(tmp_path_factory):
     run = make_hostile_run(tmp_path_factory.mktemp("head") / "runs")
     return run, path_of(run, "HEAD.json").read_bytes()
 
 
 @pytest.fixture
-def run(shared: tuple[RunState, bytes]) -> RunState:
+def run(shared):
     """A run with its good HEAD."""
     run, head = shared
     replace(run, "HEAD.json", head)
@@ -64,17 +60,10 @@ COMMANDS = {
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("case", REFUSED[::151], ids=str)
-def test_every_command_refuses_a_damaged_head(
-    run: RunState,
-    case: Attack,
-    command: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_every_command_refuses_a_damaged_head(run, case, command, monkeypatch, capsys):
     folder = Path(run.store.url.removeprefix("file://"))
     monkeypatch.chdir(folder.parent)
     job = run.read_job("0123")
-    assert job is not None
     Path("job.yaml").write_text(job)
     Path("text").mkdir(exist_ok=True)
     Path("text/a.txt").write_text("a text\n\n" * 200)
@@ -110,9 +99,7 @@ def test_every_command_refuses_a_damaged_head(
     ],
     ids=lambda data: repr(data[:12]),
 )
-def test_what_is_no_head_is_damaged(
-    run: RunState, data: bytes, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_no_head_is_damaged(run, data, capsys):
     replace(run, "HEAD.json", data)
     code, output = pion(capsys, "status", run.url)
     assert code == 2
@@ -121,9 +108,9 @@ def test_what_is_no_head_is_damaged(
 
 @pytest.mark.parametrize("key", ["../../etc", "/etc/passwd", "a//b", "a\nb", "", ".", "a/.lock-x"])
 @pytest.mark.parametrize("field", ["checkpoints", "trash", "forked", "stages"])
-def test_a_key_that_no_store_has_is_damaged(field: str, key: str) -> None:
+def test_a_key_that_no_store_has_is_damaged(field, key):
     head = full_head()
-    changes: dict[str, Any] = {
+    changes = {
         "checkpoints": (dataclasses.replace(head.checkpoints[0], key=key),),
         "trash": (Trash(key, 0.0),),
         "forked": key,
@@ -139,7 +126,7 @@ def test_a_key_that_no_store_has_is_damaged(field: str, key: str) -> None:
 # ---------------------------------------------------------------- honest files
 
 
-def test_a_head_with_nan_is_written_with_null() -> None:
+def test_a_head_with_nan_is_written_with_null():
     head = full_head()
     nan = {"held_out_loss": float("nan"), "other": float("inf"), "good": 2.5}
     measured = dataclasses.replace(
@@ -153,10 +140,10 @@ def test_a_head_with_nan_is_written_with_null() -> None:
     assert found.stages["evaluate"].result == {"a": [read]}
 
 
-def test_a_head_of_half_the_limit_is_read() -> None:
+def test_a_head_of_half_the_limit_is_read():
     head = full_head()
 
-    def entry(number: int) -> CheckpointEntry:
+    def entry(number):
         return dataclasses.replace(head.checkpoints[0], key=f"checkpoints/sft/{number}-1")
 
     many = tuple(map(entry, range(2000)))
@@ -172,9 +159,7 @@ def test_a_head_of_half_the_limit_is_read() -> None:
     ("data", "why"),
     [(b"\xff\xfe", "it is not UTF-8"), (b"#" * (LARGEST_JOB + 1), "it has more than 1,048,576")],
 )
-def test_a_recorded_job_is_a_text_of_limited_size(
-    run: RunState, data: bytes, why: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_recorded_job_is_a_text_of_limited_size(run, data, why, capsys):
     before = path_of(run, f"jobs/{JOB}.yaml").read_bytes()
     try:
         replace(run, f"jobs/{JOB}.yaml", data)
@@ -188,7 +173,7 @@ def test_a_recorded_job_is_a_text_of_limited_size(
         replace(run, f"jobs/{JOB}.yaml", before)
 
 
-def test_a_recorded_job_of_half_the_limit_is_read(run: RunState) -> None:
+def test_a_recorded_job_of_half_the_limit_is_read(run):
     text = yaml.safe_dump(tiny_dict(name=NAME)) + "# comment\n" * (LARGEST_JOB // 20)
     replace(run, "jobs/large.yaml", text.encode())
     assert run.read_job("large") == text
@@ -197,7 +182,7 @@ def test_a_recorded_job_of_half_the_limit_is_read(run: RunState) -> None:
 @pytest.mark.parametrize(
     "data", [b"{", b"[]", b"{}", b'{"inputs": 5}', b"\xff", nested(DEPTH).encode()]
 )
-def test_the_inputs_of_a_stage_are_an_object(run: RunState, data: bytes) -> None:
+def test_the_inputs_of_a_stage_are_an_object(run, data):
     replace(run, "stages/sft/abc.json", data)
     with pytest.raises(Damaged, match=r"stages/sft/abc\.json is damaged"):
         run.read_stage("sft", "abc")
@@ -211,11 +196,8 @@ def test_the_inputs_of_a_stage_are_an_object(run: RunState, data: bytes) -> None
         ("publish", {"parameters": "many"}, "parameters"),
     ],
 )
-def test_a_report_names_a_result_that_is_no_number(
-    run: RunState, stage: str, result: Any, place: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_report_names_a_result_that_is_no_number(run, stage, result, place, capsys):
     head = run.read()
-    assert head is not None
     stages = {**head.stages, stage: StageRecord("d", NOW, None, result)}
     replace(run, "HEAD.json", dataclasses.replace(head, stages=stages).to_json())
     code, output = pion(capsys, "report", run.url)
@@ -227,7 +209,7 @@ def test_a_report_names_a_result_that_is_no_number(
 # ---------------------------------------------------------------- requests
 
 
-def test_an_owner_with_hostile_requests_beats_on_and_a_person_clears_them(run: RunState) -> None:
+def test_an_owner_with_hostile_requests_beats_on_and_a_person_clears_them(run):
     replace(run, "HEAD.json", full_head().to_json())
     replace(run, REQUESTED, nested(DEPTH).encode())
     replace(run, "requests/2.json", json.dumps({**REQUEST, "at": 1e300}).encode())
@@ -237,6 +219,5 @@ def test_an_owner_with_hostile_requests_beats_on_and_a_person_clears_them(run: R
     heartbeat.beat()
     assert heartbeat.stop_request is None
     found = run.heartbeat(1)
-    assert found is not None
     assert found["at"] > NOW
     assert clear_stops(run) == 2

@@ -1,18 +1,14 @@
 """Rows of metrics and events that can't be read are skipped and counted, and end no command."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import warnings
-from typing import Any
 
 import pytest
 
 from pipeline.cost.costs import read_log
 from pipeline.state.record_json import finite_json
 from pipeline.state.rows.row_types import LARGEST_LINE, Unreadable, event_row, metrics_row
-from pipeline.state.run_state import RunState
 from tests.hostile.hostile_run import make_hostile_run, path_of, pion, replace
 from tests.hostile.record_attacks import DEPTH, attacks_on, nested
 from tests.hostile.rows import EVENTS, METRICS, ROWS
@@ -30,18 +26,18 @@ BAD_LINES = [
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> RunState:
+def run(tmp_path_factory):
     return make_hostile_run(tmp_path_factory.mktemp("rows") / "runs")
 
 
-def parsed(kind: str, line: bytes) -> Any:
+def parsed(kind, line):
     return metrics_row(line) if kind == "metrics" else event_row(line)
 
 
 # ---------------------------------------------------------------- through the commands
 
 
-def write_rows(run: RunState, rows: list[tuple[str, bytes]]) -> None:
+def write_rows(run, rows):
     """Replace all rows of the run."""
     for log in ("events", "metrics"):
         shutil.rmtree(path_of(run, log), ignore_errors=True)
@@ -56,9 +52,7 @@ UNDRAWN = {key: METRICS[key] for key in ("step", "epoch", "at", "sample")}
 
 
 @pytest.mark.parametrize("kind", ROWS)
-def test_hostile_rows_are_counted_and_reports_leave_them_out(
-    kind: str, run: RunState, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_hostile_rows_are_counted_and_reports_leave_them_out(kind, run, capsys):
     cases = [case.on(ROWS[kind]) for case in attacks_on(ROWS[kind])]
     around = [(name, json.dumps(event).encode()) for name, event in EVENTS.items()]
     around.append(("metrics", json.dumps(UNDRAWN).encode()))
@@ -80,9 +74,7 @@ def test_hostile_rows_are_counted_and_reports_leave_them_out(
     assert f"{unreadable} rows of metrics and events could not be read" in page
 
 
-def test_unreadable_lines_and_foreign_files_are_counted(
-    run: RunState, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unreadable_lines_and_foreign_files_are_counted(run, capsys):
     lines = dict.fromkeys([*BAD_LINES, json.dumps(EVENTS["phase"]).encode()])
     write_rows(run, [("events", line) for line in lines])
     foreign = ["events/x/0.jsonl", "events/0.jsonl", "events/1/a b.jsonl", "events/1/2/3.jsonl"]
@@ -99,9 +91,7 @@ def test_unreadable_lines_and_foreign_files_are_counted(
     assert "14 rows of metrics and events could not be read. The first is in file://" in output
 
 
-def test_without_unreadable_rows_nothing_is_said(
-    run: RunState, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_unreadable_rows_nothing_is_said(run, capsys):
     write_rows(run, [("metrics", json.dumps(METRICS).encode())])
     assert "could not be read" not in pion(capsys, "status", run.url)[1]
     assert Unreadable().describe() is None
@@ -110,12 +100,12 @@ def test_without_unreadable_rows_nothing_is_said(
 # ---------------------------------------------------------------- honest rows
 
 
-def test_a_row_with_nan_is_written_with_null() -> None:
+def test_a_row_with_nan_is_written_with_null():
     row = METRICS | {"held_out_loss_sem": float("nan"), "loss": float("inf")}
     line = finite_json(row).encode()
     assert metrics_row(line) == row | {"held_out_loss_sem": None, "loss": None}
 
 
-def test_a_line_of_half_the_limit_is_read() -> None:
+def test_a_line_of_half_the_limit_is_read():
     row = METRICS | {"sample": {"prompt": "a", "text": "x" * (LARGEST_LINE // 2)}}
     assert metrics_row(json.dumps(row).encode()) == row

@@ -1,10 +1,7 @@
 """A record of shared data that can't be read is named, and never leads to what is not data."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
-from pathlib import Path
 
 import pytest
 
@@ -23,21 +20,19 @@ NOTHING = [b"", b"\xff\xfe", b"[]", b"{", nested(DEPTH).encode()]
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> FileStore:
+def store(tmp_path):
     store = FileStore(tmp_path / "runs")
     for folder in (OLD, LEFT):
         store.write(f"{data_key(FINGERPRINT, folder)}/dataset.json", b"{}")
     return store
 
 
-def put(store: FileStore, data: bytes) -> None:
+def put(store, data):
     store.write(state_key(FINGERPRINT), data)
 
 
 @pytest.mark.parametrize("data", NOTHING, ids=lambda data: repr(data[:9]))
-def test_what_is_no_record_is_named(
-    store: FileStore, data: bytes, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_no_record_is_named(store, data, capsys):
     put(store, data)
     code, output = pion(capsys, "data", store.url, "--prune", "--yes")
     assert code == 2
@@ -50,9 +45,7 @@ def test_what_is_no_record_is_named(
 
 
 @pytest.mark.parametrize("change", [{"format": 3}, {"shared_since": NOW}])
-def test_a_record_of_a_newer_pion_is_left_alone(
-    store: FileStore, change: dict[str, object], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_record_of_a_newer_pion_is_left_alone(store, change, capsys):
     data = json.dumps({**as_json(DATA), **change}).encode()
     put(store, data)
     for more in ((), ("--json",), ("--prune", "--yes")):
@@ -67,9 +60,7 @@ def test_a_record_of_a_newer_pion_is_left_alone(
 
 @pytest.mark.parametrize("folder", ["..", "../../../other", "/etc", "", ".", OLD + "/..", "A" * 32])
 @pytest.mark.parametrize("place", ["folder", "unneeded", "writer"])
-def test_a_record_can_name_nothing_but_a_folder_of_data(
-    store: FileStore, tmp_path: Path, place: str, folder: str
-) -> None:
+def test_a_record_can_name_nothing_but_a_folder_of_data(store, tmp_path, place, folder):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("mine")
     state = dataclasses.replace(DATA, writer=None)
@@ -91,16 +82,14 @@ def test_a_record_can_name_nothing_but_a_folder_of_data(
     assert (tmp_path / "other" / "file").read_text() == "mine"
 
 
-def test_names_that_are_no_fingerprints_are_no_data(store: FileStore) -> None:
+def test_names_that_are_no_fingerprints_are_no_data(store):
     for name in ("x", "F" * 64, "f" * 63):
         store.write(f"{SHARED}/{name}/state.json", b"no record")
         store.write(f"{SHARED}/{name}/{OLD}/dataset.json", b"{}")
     assert [one.fingerprint for one in list_shared(store, Clock())] == [FINGERPRINT]
 
 
-def test_texts_of_others_reach_the_terminal_without_control_characters(
-    store: FileStore, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_texts_of_others_reach_the_terminal_without_control_characters(store, capsys):
     put(store, json.dumps({**as_json(DATA), "sources": [ESCAPE], "writer": None}).encode())
     code, output = pion(capsys, "data", store.url)
     assert code == 0, output
@@ -109,9 +98,7 @@ def test_texts_of_others_reach_the_terminal_without_control_characters(
 
 
 @pytest.mark.parametrize("data", [*NOTHING, b'{"format": 9}'], ids=lambda data: repr(data[:13]))
-def test_nothing_is_deleted_while_a_head_cant_be_read(
-    store: FileStore, tmp_path: Path, data: bytes, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_nothing_is_deleted_while_a_head_cant_be_read(store, tmp_path, data, capsys):
     put(store, json.dumps({**as_json(DATA), "writer": None}).encode())
     run = make_hostile_run(tmp_path / "runs")
     replace(run, "HEAD.json", data)

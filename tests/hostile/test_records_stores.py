@@ -1,10 +1,8 @@
 """Stores whose files are pipes, devices, endless or not what a list says; S3 and the Hub too."""
 
-from __future__ import annotations
-
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,13 +18,12 @@ from tests.hostile.hostile_run import NAME, make_hostile_run, make_run_in, path_
 from tests.hostile.in_process import NO_FILES
 from tests.hostile.record_attacks import DEPTH, nested
 from tests.support.hub_server import USER, hub_server
-from tests.support.s3_server import S3Server
 from tests.support.states import someone
 
 SFT = "checkpoints/sft/5-1"
 
 
-def huge(path: Path) -> None:
+def huge(path):
     with path.open("wb") as file:
         file.truncate(1 << 40)
 
@@ -35,18 +32,18 @@ UNUSUAL = {kind: NO_FILES[kind] for kind in ("pipe", "link to a device")} | {"hu
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def template(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stores") / "runs"
     make_hostile_run(folder)
     return folder
 
 
 @pytest.fixture
-def run(template: Path, tmp_path: Path) -> RunState:
+def run(template, tmp_path):
     return RunState(FileStore(shutil.copytree(template, tmp_path / "runs")), NAME)
 
 
-def put(run: RunState, path: str, make: Callable[[Path], object]) -> None:
+def put(run, path, make: Callable[[Path], object]):
     place = path_of(run, path)
     place.parent.mkdir(parents=True, exist_ok=True)
     place.unlink(missing_ok=True)
@@ -58,9 +55,7 @@ def put(run: RunState, path: str, make: Callable[[Path], object]) -> None:
 
 @pytest.mark.parametrize("what", UNUSUAL)
 @pytest.mark.parametrize("command", ["status", "checkpoints", "report", "stop"])
-def test_a_head_that_is_no_file_is_damaged(
-    run: RunState, what: str, command: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_head_that_is_no_file_is_damaged(run, what, command, capsys):
     put(run, "HEAD.json", UNUSUAL[what])
     code, output = pion(capsys, command, run.url)
     assert code == 2
@@ -70,9 +65,7 @@ def test_a_head_that_is_no_file_is_damaged(
 
 @pytest.mark.parametrize("what", UNUSUAL)
 @pytest.mark.parametrize("name", [MANIFEST, MODEL, OPTIMIZER, "state.json"])
-def test_a_file_of_a_checkpoint_that_is_no_file_is_found(
-    run: RunState, what: str, name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_file_of_a_checkpoint_that_is_no_file_is_found(run, what, name, capsys):
     put(run, f"{SFT}/{name}", UNUSUAL[what])
     code, output = pion(capsys, "checkpoints", run.url, "--verify")
     assert code == 1
@@ -81,9 +74,7 @@ def test_a_file_of_a_checkpoint_that_is_no_file_is_found(
 
 
 @pytest.mark.parametrize("what", UNUSUAL)
-def test_a_file_of_no_bytes_in_a_manifest_is_not_read_without_end(
-    run: RunState, what: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_file_of_no_bytes_in_a_manifest_is_not_read_without_end(run, what, capsys):
     manifest = path_of(run, f"{SFT}/{MANIFEST}")
     listed = json.loads(manifest.read_text())
     listed["files"]["config.json"]["size"] = 0  # the size of a pipe and of a device
@@ -98,15 +89,13 @@ def test_a_file_of_no_bytes_in_a_manifest_is_not_read_without_end(
 @pytest.mark.parametrize(
     "path", ["owner/1.json", "requests/1.json", "rental.json", "events/1/0.jsonl", "jobs/0123.yaml"]
 )
-def test_other_files_that_are_no_files_end_no_status(
-    run: RunState, what: str, path: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_files_that_are_no_files_end_no_status(run, what, path, capsys):
     put(run, path, UNUSUAL[what])
     code, output = pion(capsys, "status", run.url)
     assert code == 0, output
 
 
-def test_a_link_to_itself_is_not_listed(run: RunState, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_link_to_itself_is_not_listed(run, capsys):
     put(run, "events/1/0.jsonl", NO_FILES["link to itself"])
     assert pion(capsys, "status", run.url)[0] == 0
     put(run, "HEAD.json", NO_FILES["link to itself"])
@@ -119,13 +108,11 @@ def test_a_link_to_itself_is_not_listed(run: RunState, capsys: pytest.CaptureFix
 
 
 @pytest.fixture(params=["s3", "hub"])
-def remote(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[RunState]:
+def remote(request, tmp_path, monkeypatch):
     """The run in a bucket, and in a repository on the Hub."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     if request.param == "s3":
-        s3: S3Server = request.getfixturevalue("s3")
+        s3 = request.getfixturevalue("s3")
         s3.use(monkeypatch)
         yield make_run_in(open_store(f"s3://{s3.bucket()}/runs"))
         return
@@ -135,9 +122,7 @@ def remote(
         yield make_run_in(open_store(f"hf://{USER}/runs"))
 
 
-def test_hostile_contents_of_a_remote_store(
-    remote: RunState, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_hostile_contents_of_a_remote_store(remote, capsys):
     for path in ("owner/1.json", "requests/1.json", "rental.json", "events/1/7.jsonl"):
         remote.store.write(remote.key(path), nested(DEPTH).encode())
     remote.store.write(remote.key("events/x/1.jsonl"), b"\xff\n[]")
@@ -164,9 +149,7 @@ def test_hostile_contents_of_a_remote_store(
     assert version
 
 
-def test_a_download_never_writes_more_than_the_manifest_says(
-    remote: RunState, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_download_never_writes_more_than_the_manifest_says(remote, tmp_path, capsys):
     key = f"{SFT}/{MODEL}"
     remote.store.write(remote.key(key), b"x" * 2_000_000)
     remote.store.flush()
@@ -177,7 +160,7 @@ def test_a_download_never_writes_more_than_the_manifest_says(
     assert max(path.stat().st_size for path in copies) < 1_000_000
 
 
-def test_a_damaged_record_is_no_missing_record(run: RunState) -> None:
+def test_a_damaged_record_is_no_missing_record(run):
     """Otherwise a claim could begin a run from nothing."""
     put(run, "HEAD.json", NO_FILES["pipe"])
     with pytest.raises(Damaged, match="it is not a regular file"):

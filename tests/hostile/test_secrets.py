@@ -1,14 +1,10 @@
 """A secret, wherever it was written, is refused or travels, and is shown in no place."""
 
-from __future__ import annotations
-
 import os
 import stat
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -18,7 +14,6 @@ import pipeline.commands.cli
 from pipeline.cli import main
 from pipeline.console.masking import masked
 from pipeline.rent.managed import launch as launching
-from tests.pipeline.rent.conftest import SkyHome
 from tests.pipeline.rent.conftest import sky_home as sky_home  # a fixture
 from tests.support.fake_provider import FakeProvider
 from tests.support.jobs import tiny_dict
@@ -49,11 +44,11 @@ class Desk:
     patch: pytest.MonkeyPatch
     capture: pytest.CaptureFixture[str]
 
-    def set(self, **variables: str) -> None:
+    def set(self, **variables):
         for name, value in variables.items():
             self.patch.setenv(name, value)
 
-    def rental(self, **sections: Any) -> None:
+    def rental(self, **sections):
         """Change sections of the SkyPilot YAML. Mappings are merged."""
         config = yaml.safe_load(RENTAL)
         for name, value in sections.items():
@@ -62,16 +57,16 @@ class Desk:
             config[name] = {**before, **value} if merge else value
         (self.folder / "rental.yaml").write_text(yaml.safe_dump(config))
 
-    def job(self, **changes: Any) -> None:
+    def job(self, **changes):
         changes = {"store": STORE, **changes}
         (self.folder / "jobs" / "tiny.yaml").write_text(yaml.safe_dump(tiny_dict(**changes)))
 
-    def pion(self, *arguments: str) -> tuple[int, str]:
+    def pion(self, *arguments) -> tuple[int, str]:
         """Run a command; return its exit code and everything that it printed."""
         code = main(list(arguments))
         return code, "".join(self.capture.readouterr())
 
-    def written(self) -> str:
+    def written(self):
         """Return the content of every file below the test's folder, except what the test wrote."""
         planted = ("rental.yaml", "tiny.yaml", "config")
         files = [p for p in self.folder.parent.rglob("*") if p.is_file() and p.name not in planted]
@@ -79,9 +74,7 @@ class Desk:
 
 
 @pytest.fixture
-def desk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Desk:
+def desk(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "project"
     (folder / "jobs").mkdir(parents=True)
     (tmp_path / "tmp").mkdir()
@@ -98,7 +91,7 @@ def desk(
     return found
 
 
-def hides(text: str) -> bool:
+def hides(text):
     """Return whether no part of a marker is in the text, in any spelling."""
     return not any(
         part in text for part in ("unmistakable", "MARKER", quote(WITH_SLASH, safe=""), "KEYID")
@@ -150,9 +143,7 @@ ARGUMENTS = [
 
 
 @pytest.mark.parametrize(("command", "url"), ARGUMENTS)
-def test_userinfo_in_an_argument_is_refused_and_not_repeated(
-    desk: Desk, command: str, url: str
-) -> None:
+def test_userinfo_in_an_argument_is_refused_and_not_repeated(desk, command, url):
     code, printed = desk.pion(*command.replace("URL", url).split())
     assert code == 2, printed
     assert "a user name or a password before the @" in printed
@@ -171,9 +162,7 @@ def test_userinfo_in_an_argument_is_refused_and_not_repeated(
         ("no_such_field", URLS["S3"], S3_KEYS),
     ],
 )
-def test_userinfo_in_a_job_file_is_refused_by_its_field(
-    sky_home: SkyHome, desk: Desk, field: str, url: Any, instead: str
-) -> None:
+def test_userinfo_in_a_job_file_is_refused_by_its_field(sky_home, desk, field, url, instead):
     desk.job(**{field: url})
     for command in (("run", "jobs/tiny.yaml"), ("check", "jobs/tiny.yaml"), LAUNCH):
         code, printed = desk.pion(*command)
@@ -193,9 +182,7 @@ def test_userinfo_in_a_job_file_is_refused_by_its_field(
         ("WANDB_BASE_URL", "set WANDB_API_KEY in the environment"),
     ],
 )
-def test_userinfo_in_an_endpoint_is_refused_naming_the_variable(
-    desk: Desk, variable: str, instead: str
-) -> None:
+def test_userinfo_in_an_endpoint_is_refused_naming_the_variable(desk, variable, instead):
     for value in (URLS["https"], f"user:{MARKER}@host.example"):
         desk.set(**{variable: value})
         for command in (("run", "jobs/tiny.yaml"), ("status", "s3://bucket/x"), LAUNCH):
@@ -206,7 +193,7 @@ def test_userinfo_in_an_endpoint_is_refused_naming_the_variable(
             assert hides(printed + desk.written())
 
 
-def test_userinfo_in_the_endpoint_of_a_profile_is_refused(desk: Desk, tmp_path: Path) -> None:
+def test_userinfo_in_the_endpoint_of_a_profile_is_refused(desk, tmp_path):
     (tmp_path / "home" / ".aws").mkdir()
     (tmp_path / "home" / ".aws" / "config").write_text(
         f"[default]\nendpoint_url = {URLS['https']}\n"
@@ -218,7 +205,7 @@ def test_userinfo_in_the_endpoint_of_a_profile_is_refused(desk: Desk, tmp_path: 
         assert hides(printed + desk.written())
 
 
-def test_honest_urls_are_accepted() -> None:
+def test_honest_urls_are_accepted():
     from pipeline.console.masking import holds_userinfo, is_url_with_userinfo
 
     for url in (
@@ -241,14 +228,14 @@ def test_honest_urls_are_accepted() -> None:
         assert not holds_userinfo(f"see {url}, or [{url}]"), url
 
 
-def test_a_long_text_is_searched_once() -> None:
+def test_a_long_text_is_searched_once():
     """The time must not grow with the square of the length: that would be days."""
     for part in ("a", "a:/", "a://", "a@", "https://a:b", "hf_"):
         text = part * (1_000_000 // len(part))
         assert len(masked(text, {})) >= len(text) // 2
 
 
-def test_a_prompt_may_hold_anything(desk: Desk) -> None:
+def test_a_prompt_may_hold_anything(desk):
     code, printed = desk.pion("generate", "nothing", "--prompt", URLS["https"])
     assert (code, "no model 'nothing'" in printed) == (2, True)
 
@@ -276,9 +263,7 @@ def test_a_prompt_may_hold_anything(desk: Desk) -> None:
         ({"secrets": {"A": WITH_SLASH}, "envs": {"B": WITH_SLASH}}, "envs.B has the value of A"),
     ],
 )
-def test_what_skypilot_would_show_is_refused(
-    sky_home: SkyHome, desk: Desk, sections: dict[str, Any], words: str
-) -> None:
+def test_what_skypilot_would_show_is_refused(sky_home, desk, sections, words):
     desk.set(AWS_SECRET_ACCESS_KEY=MARKER)
     desk.rental(**sections)
     for command in (LAUNCH, (*LAUNCH, "--dry-run")):
@@ -291,9 +276,7 @@ def test_what_skypilot_would_show_is_refused(
 @pytest.mark.parametrize(
     "text", ["secrets: {A: [MARKER]}\nrum: x\n", "secrets: {A: MARKER\nrun: }\n", "MARKER: [a"]
 )
-def test_a_rental_that_can_not_be_read_is_refused_without_its_secrets(
-    sky_home: SkyHome, desk: Desk, text: str
-) -> None:
+def test_a_rental_that_can_not_be_read_is_refused_without_its_secrets(sky_home, desk, text):
     written = f"envs: {{JOB: null}}\n{text.replace('MARKER', MARKER)}"
     (desk.folder / "rental.yaml").write_text(written)
     code, printed = desk.pion(*LAUNCH, "--dry-run")
@@ -304,9 +287,7 @@ def test_a_rental_that_can_not_be_read_is_refused_without_its_secrets(
 
 @pytest.mark.parametrize("argument", ["publish.description=MARKER", "evaluate.prompts=[MARKER]"])
 @pytest.mark.parametrize("command", ["run", "launch"])
-def test_an_override_with_a_secret_of_the_environment_is_refused(
-    desk: Desk, argument: str, command: str
-) -> None:
+def test_an_override_with_a_secret_of_the_environment_is_refused(desk, argument, command):
     desk.set(HF_TOKEN=MARKER)
     on = ("--on", "rental.yaml") if command == "launch" else ()
     code, printed = desk.pion(command, "jobs/tiny.yaml", *on, argument.replace("MARKER", MARKER))
@@ -315,9 +296,7 @@ def test_an_override_with_a_secret_of_the_environment_is_refused(
     assert hides(printed + desk.written())
 
 
-def test_secrets_travel_and_are_printed_written_and_recorded_nowhere(
-    sky_home: SkyHome, desk: Desk
-) -> None:
+def test_secrets_travel_and_are_printed_written_and_recorded_nowhere(sky_home, desk):
     given = {name: f"{MARKER}{name}" for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY")}
     desk.set(**given, AWS_ACCESS_KEY_ID=f"{MARKER}ID", WANDB_API_KEY=f"{MARKER}W")
     desk.rental(secrets={"WRITTEN": f"{MARKER}written", "SHORT": "MARKER"})
@@ -334,9 +313,9 @@ def test_secrets_travel_and_are_printed_written_and_recorded_nowhere(
     keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
     assert shown == dict.fromkeys(keys, "<from the environment>") | written
 
-    sent: list[Any] = []
+    sent = []
 
-    def submit(task: Any, name: str) -> int:
+    def submit(task, name):
         sent.append(task)
         raise KeyboardInterrupt
 
@@ -359,26 +338,24 @@ def test_secrets_travel_and_are_printed_written_and_recorded_nowhere(
 
 
 @pytest.fixture
-def buggy(desk: Desk) -> Callable[[], tuple[int, str]]:
+def buggy(desk):
     """A command with a bug, whose message and arguments have secrets."""
 
     words = f"{MARKER} {URLS['https']} {quote(WITH_SLASH, safe='')}\x1b[2J"
 
-    def broken(args: Any) -> int:
+    def broken(args):
         raise RuntimeError(words)  # the traceback quotes this line
 
     desk.patch.setattr(pipeline.commands.cli, "_status", broken)
 
-    def run() -> tuple[int, str]:
+    def run():
         desk.set(HF_TOKEN=MARKER, AWS_SECRET_ACCESS_KEY=WITH_SLASH)
         return desk.pion("status", "demo")
 
     return run
 
 
-def test_a_bug_file_holds_no_secret_and_is_for_its_owner_alone(
-    desk: Desk, buggy: Callable[[], tuple[int, str]]
-) -> None:
+def test_a_bug_file_holds_no_secret_and_is_for_its_owner_alone(desk, buggy):
     umask = os.umask(0)
     try:
         code, printed = buggy()
@@ -394,9 +371,7 @@ def test_a_bug_file_holds_no_secret_and_is_for_its_owner_alone(
     assert "<AWS_SECRET_ACCESS_KEY>" in file.read_text()
 
 
-def test_a_bug_without_room_for_its_file_ends_with_a_short_message(
-    desk: Desk, buggy: Callable[[], tuple[int, str]]
-) -> None:
+def test_a_bug_without_room_for_its_file_ends_with_a_short_message(desk, buggy):
     desk.patch.setattr(tempfile, "tempdir", str(desk.folder / "not there"))
     code, printed = buggy()
     assert code == 1

@@ -1,12 +1,9 @@
 """What reaches a terminal has no control characters, and what reaches HTML is escaped."""
 
-from __future__ import annotations
-
 import ast
 import io
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,17 +37,13 @@ ATTACKS = {
 ALL = "".join(ATTACKS.values())
 CONTROL = {*map(chr, range(32)), *map(chr, range(0x7F, 0xA0)), *"\u202a\u202e\u2066"} - {*"\n\t"}
 
-Pion = Callable[..., tuple[int, str]]
-
 
 @pytest.fixture
-def pion(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Pion:
+def pion(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
-    def run(*arguments: str) -> tuple[int, str]:
+    def run(*arguments):
         code = main(list(arguments))
         printed = "".join(capsys.readouterr())
         assert not CONTROL & set(printed), repr(printed)
@@ -60,7 +53,7 @@ def pion(
 
 
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
-def test_an_error_about_an_argument_is_printable(pion: Pion, attack: str) -> None:
+def test_an_error_about_an_argument_is_printable(pion, attack):
     for arguments in (
         ("run", f"{attack}.yaml"),
         ("run", "job.yaml", f"x{attack}=1"),
@@ -74,14 +67,14 @@ def test_an_error_about_an_argument_is_printable(pion: Pion, attack: str) -> Non
 
 
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
-def test_an_error_about_a_job_is_printable(pion: Pion, attack: str, tmp_path: Path) -> None:
+def test_an_error_about_a_job_is_printable(pion, attack, tmp_path):
     job = tiny_dict() | {f"key{attack}": 1, "name": f"a{attack}"}
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
     code, printed = pion("run", "job.yaml")
     assert (code, "job.yaml" in printed) == (2, True)
 
 
-def hostile(run: Any, change: Callable[[dict[str, Any]], None]) -> None:
+def hostile(run, change: Callable[[dict[str, Any]], None]):
     """Change the HEAD of a run."""
     path = run.store.folder / run.name / "HEAD.json"
     head = json.loads(path.read_text())
@@ -89,12 +82,12 @@ def hostile(run: Any, change: Callable[[dict[str, Any]], None]) -> None:
     path.write_text(json.dumps(head))
 
 
-def skipped_rows(why: str) -> dict[str, Any]:
+def skipped_rows(why):
     return {"first": 0, "stop": 4, "step": 1, "epoch": 1, "digest": "0", "at": 1.0, "why": why}
 
 
 # What somebody may have written to a HEAD.
-CHANGES: list[Callable[[dict[str, Any]], None]] = [
+CHANGES = [
     lambda head: head["checkpoints"][0].update(stage=f"sft{ALL}"),
     lambda head: head["checkpoints"][0].update(model_sha256=ALL),
     lambda head: head["stages"]["pretrain"].update(digest=ALL),
@@ -106,7 +99,7 @@ CHANGES: list[Callable[[dict[str, Any]], None]] = [
 ]
 
 
-def test_what_a_store_says_is_printable(pion: Pion, tmp_path: Path) -> None:
+def test_what_a_store_says_is_printable(pion, tmp_path):
     run = light_run(FileStore(tmp_path / "runs"))
     good = run.store.read("demo/HEAD.json")
     for change in CHANGES:
@@ -116,7 +109,7 @@ def test_what_a_store_says_is_printable(pion: Pion, tmp_path: Path) -> None:
             assert pion(*command)[0] in (0, 2)
 
 
-def test_the_fields_of_a_line_of_data_are_printable(pion: Pion, tmp_path: Path) -> None:
+def test_the_fields_of_a_line_of_data_are_printable(pion, tmp_path):
     write_tiny_data(tmp_path)
     (tmp_path / "x.jsonl").write_text(json.dumps({f"a{ALL}": "b"}) + "\n")
     sources = [{"kind": "jsonl", "path": "x.jsonl"}]
@@ -140,7 +133,7 @@ def test_the_fields_of_a_line_of_data_are_printable(pion: Pion, tmp_path: Path) 
     ],
     ids=lambda message: type(message).__name__,
 )
-def test_what_a_run_shows_is_printable_in_a_log_and_on_a_terminal(message: Any) -> None:
+def test_what_a_run_shows_is_printable_in_a_log_and_on_a_terminal(message):
     log, terminal = io.StringIO(), io.StringIO()
     for file, live in ((log, False), (terminal, True)):
         with Display(file, live=live) as display:
@@ -155,10 +148,10 @@ def test_what_a_run_shows_is_printable_in_a_log_and_on_a_terminal(message: Any) 
 MARKUP = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'&$body${title}"
 
 
-def test_what_a_store_says_is_escaped_in_the_report(pion: Pion, tmp_path: Path) -> None:
+def test_what_a_store_says_is_escaped_in_the_report(pion, tmp_path):
     run = light_run(FileStore(tmp_path / "runs"))
 
-    def change(head: dict[str, Any]) -> None:
+    def change(head):
         head["claims"][0]["owner"] |= {"host": MARKUP + ALL, "commit": MARKUP, "dirty": MARKUP}
         head["claims"][0]["owner"]["versions"] = {MARKUP: MARKUP}
         head["skipped"] = {"pretrain": [skipped_rows(MARKUP + ALL)]}
@@ -195,7 +188,7 @@ PRINTS_ITSELF = {
 }
 
 
-def test_every_module_prints_json_or_through_show() -> None:
+def test_every_module_prints_json_or_through_show():
     printing = set()
     for path in (REPOSITORY / "pipeline").rglob("*.py"):
         text = path.read_text(encoding="utf-8")

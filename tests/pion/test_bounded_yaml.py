@@ -1,7 +1,5 @@
 """YAML that somebody else wrote fails with its line, whatever is in it."""
 
-from __future__ import annotations
-
 import pytest
 import yaml
 
@@ -33,7 +31,7 @@ NO_YAML = {
 
 
 @pytest.mark.parametrize("value", list(NO_YAML))
-def test_what_is_no_yaml_is_refused_with_its_line(value: str) -> None:
+def test_what_is_no_yaml_is_refused_with_its_line(value):
     with pytest.raises(yaml.MarkedYAMLError) as caught:
         yaml.load(f"a: 1\nb: {value}\n", Loader=BoundedLoader)  # noqa: S506 (a SafeLoader)
     refused = unreadable(caught.value, "a.yaml")
@@ -41,6 +39,6 @@ def test_what_is_no_yaml_is_refused_with_its_line(value: str) -> None:
         raise refused
 
 
-def test_a_text_that_is_only_parsed_is_refused_with_its_line() -> None:
+def test_a_text_that_is_only_parsed_is_refused_with_its_line():
     with pytest.raises(BadInput, match=r"^a.yaml line 3, column 5: not YAML: .*U\+0000$"):
         check_yaml("a: 1\n\nb: x\0", "a.yaml")

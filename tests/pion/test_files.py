@@ -1,14 +1,12 @@
 """Files are written whole or not at all."""
 
-from pathlib import Path
-
 import pytest
 
 from pion.errors import BadInput
 from pion.files import write_atomically
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "a.json"
     write_atomically(path, b"old")
     (tmp_path / "a.json.tmp").symlink_to("/dev/full")

@@ -1,7 +1,5 @@
 """Models, plans and exports from before a field existed keep their meaning."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import pytest

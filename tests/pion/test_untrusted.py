@@ -1,10 +1,7 @@
 """Files and JSON that others may have written."""
 
-from __future__ import annotations
-
 import json
 import os
-from pathlib import Path
 
 import pytest
 
@@ -13,7 +10,7 @@ from pion.untrusted import DEEPEST, open_file, parse_json, parse_object, read_fi
 from tests.hostile.in_process import little_memory
 
 
-def nested(levels: int) -> str:
+def nested(levels):
     return "[" * levels + "]" * levels
 
 
@@ -38,21 +35,19 @@ def nested(levels: int) -> str:
         pytest.param(b"\xff\xfe", "can't decode byte 0xff", id="not utf-8"),
     ],
 )
-def test_json_that_is_no_plain_value_is_refused_with_the_file_and_the_reason(
-    text: str | bytes, why: str
-) -> None:
+def test_json_that_is_no_plain_value_is_refused_with_the_file_and_the_reason(text, why):
     with pytest.raises(BadInput, match=r"^HEAD.json is not valid JSON") as error:
         parse_json(text, "HEAD.json")
     assert why in str(error.value)
 
 
-def test_json_up_to_the_bounds_is_read() -> None:
+def test_json_up_to_the_bounds_is_read():
     assert parse_json(nested(DEEPEST), "x")
     assert parse_json('{"a": [1], "b": 2, "a": [1]}', "x") == {"a": [1], "b": 2}
     assert parse_json(r'["\ud83d\ude00", "\u00e9", 1e300, -0.0]', "x") == ["😀", "é", 1e300, 0.0]
 
 
-def test_the_line_of_a_data_set_may_have_what_many_data_sets_have() -> None:
+def test_the_line_of_a_data_set_may_have_what_many_data_sets_have():
     value = parse_json(r'{"a": NaN, "b": -Infinity, "c": 1e999, "d": "\ud800"}', "x", strict=False)
     assert str(value) == r"{'a': nan, 'b': -inf, 'c': inf, 'd': '\ud800'}"
     for text in (nested(DEEPEST + 1), "9" * 5000, '{"text": "a", "text": null}'):
@@ -60,7 +55,7 @@ def test_the_line_of_a_data_set_may_have_what_many_data_sets_have() -> None:
             parse_json(text, "x", strict=False)
 
 
-def test_the_place_in_a_text_of_one_line_is_its_column() -> None:
+def test_the_place_in_a_text_of_one_line_is_its_column():
     with pytest.raises(BadInput, match=r"a:7 is not valid JSON \(Expecting value at column 7\)"):
         parse_json('{"a": }', "a:7")
     for text in ('"a\tb"', '"ab'):  # json's own messages end with "at" here
@@ -72,12 +67,12 @@ def test_the_place_in_a_text_of_one_line_is_its_column() -> None:
         parse_json('{\n"a": }', "a")
 
 
-def test_an_object_must_be_an_object() -> None:
+def test_an_object_must_be_an_object():
     with pytest.raises(BadInput, match="x should be a JSON object, but is a list"):
         parse_object("[]", "x")
 
 
-def test_a_file_of_the_largest_size_is_read_and_one_byte_more_is_refused(tmp_path: Path) -> None:
+def test_a_file_of_the_largest_size_is_read_and_one_byte_more_is_refused(tmp_path):
     file = tmp_path / "file"
     file.write_bytes(json.dumps("x" * 98).encode())
     assert len(read_json(file, limit=100)) == 98
@@ -85,14 +80,14 @@ def test_a_file_of_the_largest_size_is_read_and_one_byte_more_is_refused(tmp_pat
         read_file(file, limit=99)
 
 
-def test_a_small_file_takes_little_memory_whatever_size_it_may_have(tmp_path: Path) -> None:
+def test_a_small_file_takes_little_memory_whatever_size_it_may_have(tmp_path):
     file = tmp_path / "file"
     file.write_bytes(b"{}")
     with little_memory(64 << 20):
         assert read_file(file, limit=1 << 30) == b"{}"
 
 
-def test_what_is_not_a_regular_file_is_refused_at_once(tmp_path: Path) -> None:
+def test_what_is_not_a_regular_file_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "endless").symlink_to("/dev/zero")
     for name in ("pipe", "endless", "."):

@@ -1,9 +1,6 @@
 """What a process may use is what its container has, and not what the machine has."""
 
-from __future__ import annotations
-
 import os
-from pathlib import Path
 
 import pytest
 
@@ -11,7 +8,7 @@ from pion.usable import memory_limits, usable_cores, usable_memory
 
 
 @pytest.fixture
-def many_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+def many_cores(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(64)))
 
 
@@ -30,16 +27,12 @@ def many_cores(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4),
     ],
 )
-def test_the_cores_are_those_of_the_container(
-    files: dict[str, str], cores: int, tmp_path: Path
-) -> None:
+def test_the_cores_are_those_of_the_container(files, cores, tmp_path):
     write(tmp_path, files)
     assert usable_cores(tmp_path) == cores
 
 
-def test_a_process_that_is_bound_to_some_cores_uses_no_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_process_that_is_bound_to_some_cores_uses_no_others(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5, 6})
     assert usable_cores(tmp_path) == 3
 
@@ -53,16 +46,14 @@ def test_a_process_that_is_bound_to_some_cores_uses_no_others(
         ({"memory/memory.limit_in_bytes": "2000000\n"}, [2_000_000]),
     ],
 )
-def test_the_memory_is_that_of_the_container(
-    files: dict[str, str], limits: list[int], tmp_path: Path
-) -> None:
+def test_the_memory_is_that_of_the_container(files, limits, tmp_path):
     write(tmp_path, files)
     assert memory_limits(tmp_path) == limits
     assert usable_memory(tmp_path) > 0
     assert usable_memory(tmp_path) <= min(limits, default=1 << 60)
 
 
-def write(folder: Path, files: dict[str, str]) -> None:
+def write(folder, files):
     for name, content in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(content)

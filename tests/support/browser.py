@@ -1,7 +1,5 @@
 """A real browser for the tests of pages: Debian's chromium, driven by Playwright."""
 
-from __future__ import annotations
-
 import importlib.util
 import shutil
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The files of a folder whose owner adds and deletes files and folders at the same time."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from pathlib import Path

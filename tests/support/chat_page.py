@@ -1,7 +1,5 @@
 """The page of `pion serve` in a tab of a real browser, and what tests do with it."""
 
-from __future__ import annotations
-
 import os
 import time
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Small chat templates with the traits of published ones, in our own words."""
 
-from __future__ import annotations
-
 # SmolLM2: a default system prompt, roles as they are.
 CHATML = (
     "{%- if not messages or messages[0]['role'] != 'system' -%}"

@@ -1,7 +1,5 @@
 """A clock that only moves when told."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from pipeline.state.stores.clock import Clock

@@ -1,7 +1,5 @@
 """A made-up bundle in the layout of CORE's: three tasks, one of each type, with 12 items each."""
 
-from __future__ import annotations
-
 import json
 import zipfile
 from collections.abc import Sequence

@@ -6,8 +6,6 @@ process: it has its own pid, environment, folder and output, and can be killed. 
 user, lower its limits.
 """
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import functools

@@ -1,7 +1,5 @@
 """A tiny model with a chat template and a tokenizer of its own, as a folder from the Hub."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from tests.support.stock_models import saved, stock_model

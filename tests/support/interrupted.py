@@ -1,7 +1,5 @@
 """A preparation that is interrupted at one of its marks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 

@@ -1,7 +1,5 @@
 """Small jobs for tests."""
 
-from __future__ import annotations
-
 import json
 import random
 from copy import deepcopy

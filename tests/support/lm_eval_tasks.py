@@ -1,7 +1,5 @@
 """Made-up tasks for lm-eval, of every kind, and a tiny model of Pion's own to ask."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

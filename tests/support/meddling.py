@@ -10,8 +10,6 @@ start(job, env=meddling.environment())
 meddling.check()
 """
 
-from __future__ import annotations
-
 import json
 import os
 import textwrap

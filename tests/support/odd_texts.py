@@ -1,7 +1,5 @@
 """Texts on which tokenizers differ: code, many scripts, emoji, odd spaces, contractions, digits."""
 
-from __future__ import annotations
-
 import random
 import sys
 import sysconfig

@@ -1,7 +1,5 @@
 """Texts to look for overlap in: made-up prose, famous public-domain passages, boilerplate."""
 
-from __future__ import annotations
-
 import random
 
 from pion.data.overlap.found import Found, nothing_found

@@ -1,7 +1,5 @@
 """Data as people have them: ten layouts, of which three are broken."""
 
-from __future__ import annotations
-
 import csv
 import gzip
 import json

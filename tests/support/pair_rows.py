@@ -4,8 +4,6 @@ The model sees each prompt with its answer alone, pads them, computes all logits
 derivatives to autograd. It shares no code with pion.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast

@@ -14,8 +14,6 @@ each layout the stage that reads it, and for each record
 A message is its role and its text, with `calls` (arguments as objects) and `thinking`.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass

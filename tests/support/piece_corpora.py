@@ -6,8 +6,6 @@ argument TIMES, each corpus has megabytes. Digests of its shards, by the same co
 golden_large.json.
 """
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import json

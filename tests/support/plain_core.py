@@ -1,7 +1,5 @@
 """A second scorer for CORE's rules: one row at a time, from the lines of a file, in few steps."""
 
-from __future__ import annotations
-
 import random
 from typing import Any
 

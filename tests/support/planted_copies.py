@@ -1,7 +1,5 @@
 """Near-copies of documents, as they are found on the web: changed a little by somebody."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Sequence
 

@@ -1,7 +1,5 @@
 """Small files of preferences, and the rows that Pion makes of them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from functools import partial

@@ -3,8 +3,6 @@
 So a token too many, too few, or in another place changes every number after it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import cast
 
@@ -45,7 +43,7 @@ class PrefixModel:
         self._bonus[list(favoured)] = FAVOUR
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, seq_len: int, seed: int = 0) -> PrefixModel:
+    def of(cls, tokenizer: Tokenizer, seq_len: int, seed: int = 0):
         """Return a model that favours the tokens of the made-up bundle's words."""
         words = tokenizer.encode_batch([f" {word}" for word in WORDS])
         return cls(tokenizer.vocab_size, seq_len, seed, sorted({i for ids in words for i in ids}))
@@ -57,11 +55,11 @@ class PrefixModel:
     def parameters(self) -> Iterator[Tensor]:
         return iter([self._bonus])
 
-    def train(self, mode: bool = True) -> PrefixModel:
+    def train(self, mode: bool = True):
         self.training = mode
         return self
 
-    def eval(self) -> PrefixModel:
+    def eval(self):
         return self.train(False)
 
     def hidden(self, tokens: Tensor, **_: object) -> Tensor:

@@ -1,7 +1,5 @@
 """Data sets that jobs of ours read on the Hub: the layout of the published ones, invented rows."""
 
-from __future__ import annotations
-
 import io
 from typing import Any
 

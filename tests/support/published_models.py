@@ -3,8 +3,6 @@
 `pion check` and `pion plan` read no weights, so a few bytes stand in for them.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path

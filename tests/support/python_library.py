@@ -1,7 +1,5 @@
 """A part of the Python standard library: reading all of it takes seconds of a core."""
 
-from __future__ import annotations
-
 import sysconfig
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Processes that train together, for tests; and the error of each of them if one fails."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import os

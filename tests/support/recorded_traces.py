@@ -10,8 +10,6 @@ the record. After a change of the traces, remove the file first:
         tests/pipeline/prove tests/pipeline/training/test_compute_plan.py
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

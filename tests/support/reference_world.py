@@ -1,7 +1,5 @@
 """A run in a folder, rows of pairs, and a tiny model that they are compared with."""
 
-from __future__ import annotations
-
 import dataclasses
 import threading
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The commands of docs/first-rental.md, each with what the page says that must be seen then."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Read a seed's checkpoint as it is, and write a changed one as the seed's own trainer would."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from types import ModuleType

@@ -1,7 +1,5 @@
 """Trainers of tiny models whose ranks keep parts of them, and one process that keeps all."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Tiny models of transformers' own classes, whose weights, biases and gains are all random."""
 
-from __future__ import annotations
-
 import copy
 import json
 from pathlib import Path

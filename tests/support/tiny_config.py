@@ -1,7 +1,5 @@
 """The shape of the decoder that most tests build."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from pion.config.model_config import ModelConfig

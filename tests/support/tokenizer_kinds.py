@@ -1,7 +1,5 @@
 """Tiny tokenizers in the layouts of GPT-2's, SmolLM2's, Llama 3's and Qwen's real files."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from functools import cache

@@ -1,7 +1,5 @@
 """A tiny trained model, and the job that would have made it, for tests of publishing."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Wait for a condition. If it never holds, fail with what was expected and what was seen."""
 
-from __future__ import annotations
-
 import subprocess
 import threading
 import time

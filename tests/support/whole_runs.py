@@ -1,7 +1,5 @@
 """Whole runs of a tiny job: `pion run` as a process, and the results in its store."""
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """The state of a trainer with all tensors whole, whatever the number of ranks."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 

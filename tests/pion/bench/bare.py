@@ -6,8 +6,6 @@ Importing any other package fails as if the package were not installed. What tor
 is there, because torch's installation brings it.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import re
 import runpy

@@ -1,12 +1,8 @@
 """A result may come from another machine: it is read strictly, and a bad file is named."""
 
-from __future__ import annotations
-
 import copy
 import json
 import tomllib
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -52,31 +48,31 @@ RESULTS = Results(
 
 
 @pytest.fixture
-def raw(tmp_path: Path) -> dict[str, Any]:
+def raw(tmp_path):
     write_results(tmp_path / "a40.json", RESULTS)
-    found: dict[str, Any] = json.loads((tmp_path / "a40.json").read_text())
+    found = json.loads((tmp_path / "a40.json").read_text())
     return found
 
 
-def test_what_was_written_is_read(tmp_path: Path) -> None:
+def test_what_was_written_is_read(tmp_path):
     write_results(tmp_path / "a40.json", RESULTS)
     assert read_results(tmp_path / "a40.json") == RESULTS
 
 
-def test_a_file_is_called_after_its_card() -> None:
+def test_a_file_is_called_after_its_card():
     assert file_name("NVIDIA A40") == "nvidia-a40.json"
     assert file_name("NVIDIA A100-SXM4-80GB") == "nvidia-a100-sxm4-80gb.json"
     assert file_name("../../etc/passwd") == "etc-passwd.json"
 
 
-def changes() -> dict[str, tuple[Any, str]]:
+def changes():
     """Return attacks by name: what to do to the record, and what the error says."""
 
-    def put(*path: Any) -> Any:
+    def put(*path):
         *outer, last, value = path
 
-        def change(raw: dict[str, Any]) -> None:
-            place: Any = raw
+        def change(raw):
+            place = raw
             for key in outer:
                 place = place[key]
             place[last] = value
@@ -109,9 +105,7 @@ def changes() -> dict[str, tuple[Any, str]]:
 
 
 @pytest.mark.parametrize("attack", changes())
-def test_a_damaged_result_is_refused_by_name(
-    raw: dict[str, Any], tmp_path: Path, attack: str
-) -> None:
+def test_a_damaged_result_is_refused_by_name(raw, tmp_path, attack):
     change, expected = changes()[attack]
     change(raw)
     path = tmp_path / "bad.json"
@@ -125,7 +119,7 @@ def test_a_damaged_result_is_refused_by_name(
 @pytest.mark.parametrize(
     "content", [b"", b"[]", b"{", b"\xff", b'{"a": NaN}', b" " * (LARGEST_FILE + 1)]
 )
-def test_a_file_that_is_no_json_object_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_no_json_object_is_refused_by_name(tmp_path, content):
     path = tmp_path / "bad.json"
     path.write_bytes(content)
     with pytest.raises(BadInput, match=r"bad\.json"):
@@ -135,15 +129,15 @@ def test_a_file_that_is_no_json_object_is_refused_by_name(tmp_path: Path, conten
 # ---------------------------------------------------------------- speeds
 
 
-def test_speeds_are_those_of_measured_rows() -> None:
-    assert list(train_speeds(RESULTS)) == [TrainSpeed(**SPEED)]  # type: ignore[arg-type]
+def test_speeds_are_those_of_measured_rows():
+    assert list(train_speeds(RESULTS)) == [TrainSpeed(**SPEED)]
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [("tokens_per_second", 0.0), ("mfu", -0.1), ("seq_len", 2048.5), ("dtype", None), ("mfu", "1")],
 )
-def test_a_speed_that_makes_no_sense_is_no_speed(name: str, value: Any) -> None:
+def test_a_speed_that_makes_no_sense_is_no_speed(name, value):
     row = copy.deepcopy(RESULTS.rows[1])
     row.measures[name] = value
     assert list(train_speeds(Results(A40, RESULTS.date, False, (row,)))) == []
@@ -152,7 +146,7 @@ def test_a_speed_that_makes_no_sense_is_no_speed(name: str, value: Any) -> None:
 # ---------------------------------------------------------------- what ships with Pion
 
 
-def test_every_committed_result_is_of_a_gpu_and_called_after_it() -> None:
+def test_every_committed_result_is_of_a_gpu_and_called_after_it():
     for path in (REPOSITORY / "benchmarks" / "results" / "bench").glob("*.json"):
         found = read_results(path)
         assert path.name == file_name(found.card.card)
@@ -161,8 +155,8 @@ def test_every_committed_result_is_of_a_gpu_and_called_after_it() -> None:
 
 
 def test_committed_results_are_found_in_a_checkout_and_in_an_installed_package(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+    monkeypatch, tmp_path
+):
     """In a wheel, the folder is inside the package (pyproject.toml)."""
     checkout, installed = tmp_path / "checkout", tmp_path / "installed"
     for folder in (checkout, installed):
@@ -175,7 +169,7 @@ def test_committed_results_are_found_in_a_checkout_and_in_an_installed_package(
     assert card.shipped_results() == [installed / "nvidia-a40.json"]
 
 
-def test_the_wheel_has_the_committed_results_where_the_package_looks() -> None:
+def test_the_wheel_has_the_committed_results_where_the_package_looks():
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
     wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
     (source, inside), *_ = wheel["sources"].items()

@@ -1,12 +1,8 @@
 """Which rows run, what the file has after each row, and the exit code."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -29,13 +25,13 @@ TINY = Bench(torch.device("cpu"), tiny=True)
 class Bench3:
     """The bench with other tasks; `said` is what it printed, `ran` the rows that ran."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-        self.said: list[str] = []
-        self.ran: list[str] = []
+    def __init__(self, monkeypatch, folder):
+        self.said = []
+        self.ran = []
         self.folder = folder
         self._monkeypatch = monkeypatch
 
-    def __call__(self, tasks: dict[str, Any], **options: Any) -> int:
+    def __call__(self, tasks, **options):
         """Run tasks by name, each an outcome or a function; "fast" tasks measure."""
         made = [
             Task(name, self._running(name, do), "fast" not in name) for name, do in tasks.items()
@@ -44,43 +40,43 @@ class Bench3:
         chosen = Options(**{"tiny": True, **options})
         return run.bench(chosen, self.folder, self.said.append)
 
-    def _running(self, name: str, do: Any) -> Callable[[], Outcome]:
-        def runs() -> Outcome:
+    def _running(self, name, do) -> Callable[[], Outcome]:
+        def runs():
             self.ran.append(name)
             return do() if callable(do) else do
 
         return runs
 
     @property
-    def text(self) -> str:
+    def text(self):
         return "\n".join(self.said)
 
     @property
-    def path(self) -> Path:
+    def path(self):
         return self.folder / file_name(describe(TINY.device).card)
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Bench3:
+def bench(monkeypatch, tmp_path):
     return Bench3(monkeypatch, tmp_path)
 
 
 # ---------------------------------------------------------------- verdicts
 
 
-def test_all_right_is_exit_code_0(bench: Bench3) -> None:
+def test_all_right_is_exit_code_0(bench):
     assert bench({"a": RIGHT, "fast": SPEED}) == 0
     assert "1 right, 1 measured" in bench.text
 
 
-def test_anything_wrong_is_exit_code_1_and_the_other_rows_still_run(bench: Bench3) -> None:
+def test_anything_wrong_is_exit_code_1_and_the_other_rows_still_run(bench):
     assert bench({"a": RIGHT, "b": WRONG, "fast": SPEED}) == 1
     assert bench.ran == ["a", "b", "fast"]
     assert "wrong: off by 3" in bench.text
 
 
-def test_a_row_that_raises_is_wrong_and_its_words_have_no_path(bench: Bench3) -> None:
-    def fails() -> Outcome:
+def test_a_row_that_raises_is_wrong_and_its_words_have_no_path(bench):
+    def fails():
         raise RuntimeError("no kernel image in /home/someone/kernels/a.so: 7\nand more")
 
     assert bench({"a": fails, "b": RIGHT}) == 1
@@ -89,9 +85,7 @@ def test_a_row_that_raises_is_wrong_and_its_words_have_no_path(bench: Bench3) ->
     assert second.verdict == "right"
 
 
-def test_a_card_that_answers_no_more_ends_the_bench_and_keeps_the_rows(
-    bench: Bench3, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_card_that_answers_no_more_ends_the_bench_and_keeps_the_rows(bench, monkeypatch):
     monkeypatch.setattr(run, "_unusable", lambda place: "illegal memory access")
     with pytest.raises(run.PionError, match=r"answers nothing more.*--resume") as error:
         bench({"a": RIGHT, "b": RIGHT})
@@ -102,10 +96,10 @@ def test_a_card_that_answers_no_more_ends_the_bench_and_keeps_the_rows(
 # ---------------------------------------------------------------- the file
 
 
-def test_the_file_has_every_finished_row_before_the_next_row_begins(bench: Bench3) -> None:
+def test_the_file_has_every_finished_row_before_the_next_row_begins(bench):
     seen = []
 
-    def look() -> Outcome:
+    def look():
         seen.append([row["name"] for row in json.loads(bench.path.read_text())["rows"]])
         return RIGHT
 
@@ -113,16 +107,14 @@ def test_the_file_has_every_finished_row_before_the_next_row_begins(bench: Bench
     assert seen == [[], ["a"], ["a", "b"]]
 
 
-def test_a_file_that_cannot_be_written_fails_before_anything_is_measured(
-    bench: Bench3, tmp_path: Path
-) -> None:
+def test_a_file_that_cannot_be_written_fails_before_anything_is_measured(bench, tmp_path):
     with pytest.raises(BadInput, match="no-folder"):
         bench({"a": RIGHT}, out=tmp_path / "no-folder" / "x.json")
     assert bench.ran == []
 
 
-def test_interrupting_says_how_to_continue(bench: Bench3) -> None:
-    def interrupt() -> Outcome:
+def test_interrupting_says_how_to_continue(bench):
+    def interrupt():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -134,7 +126,7 @@ def test_interrupting_says_how_to_continue(bench: Bench3) -> None:
 # ---------------------------------------------------------------- resuming
 
 
-def test_resuming_keeps_rows_and_repeats_what_was_wrong(bench: Bench3) -> None:
+def test_resuming_keeps_rows_and_repeats_what_was_wrong(bench):
     assert bench({"a": RIGHT, "b": WRONG}) == 1
     bench.ran.clear()
     assert bench({"a": WRONG, "b": RIGHT, "c": RIGHT}, resume=bench.path) == 0
@@ -147,7 +139,7 @@ def test_resuming_keeps_rows_and_repeats_what_was_wrong(bench: Bench3) -> None:
 
 
 @pytest.mark.parametrize("changed", [{"torch": "2.13.0"}, {"code": "0" * 12}, {"pion": "0.0.9"}])
-def test_rows_of_other_software_are_measured_again(bench: Bench3, changed: Any) -> None:
+def test_rows_of_other_software_are_measured_again(bench, changed):
     bench({"a": RIGHT})
     found = read_results(bench.path)
     write_results(
@@ -159,7 +151,7 @@ def test_rows_of_other_software_are_measured_again(bench: Bench3, changed: Any) 
     assert f"another {next(iter(changed))}" in bench.text
 
 
-def test_the_result_of_another_card_is_not_overwritten(bench: Bench3, tmp_path: Path) -> None:
+def test_the_result_of_another_card_is_not_overwritten(bench, tmp_path):
     bench({"a": RIGHT})
     found = read_results(bench.path)
     other = dataclasses.replace(found, card=dataclasses.replace(found.card, card="NVIDIA A40"))
@@ -172,7 +164,7 @@ def test_the_result_of_another_card_is_not_overwritten(bench: Bench3, tmp_path: 
     assert bench.ran == ["a"]
 
 
-def test_rows_of_full_models_are_not_mixed_with_tiny_ones(bench: Bench3) -> None:
+def test_rows_of_full_models_are_not_mixed_with_tiny_ones(bench):
     bench({"a": RIGHT})
     write_results(bench.path, dataclasses.replace(read_results(bench.path), tiny=False))
     bench.ran.clear()
@@ -183,11 +175,11 @@ def test_rows_of_full_models_are_not_mixed_with_tiny_ones(bench: Bench3) -> None
 # ---------------------------------------------------------------- which rows
 
 
-def names(*only: str) -> list[str]:
+def names(*only):
     return [task.name for task in chosen_tasks(TINY, only)]
 
 
-def test_only_takes_rows_by_name_or_by_what_their_names_begin_with() -> None:
+def test_only_takes_rows_by_name_or_by_what_their_names_begin_with():
     assert names("save/tiny-pion") == ["save/tiny-pion"]
     assert names("losses/pion", "save") == [
         "losses/pion/bfloat16",
@@ -197,14 +189,12 @@ def test_only_takes_rows_by_name_or_by_what_their_names_begin_with() -> None:
     assert names() == [task.name for task in every_task(TINY)]
 
 
-def test_a_name_that_no_row_has_is_refused_with_the_nearest() -> None:
+def test_a_name_that_no_row_has_is_refused_with_the_nearest():
     with pytest.raises(BadInput, match=r"save/tiny-poin.*did you mean 'save/tiny-pion'.*--names"):
         names("save/tiny-poin")
 
 
-def test_the_default_set_begins_no_row_after_its_minutes_and_names_what_is_left(
-    bench: Bench3,
-) -> None:
+def test_the_default_set_begins_no_row_after_its_minutes_and_names_what_is_left(bench):
     assert bench({"a": RIGHT, "fast": SPEED}, minutes=0) == 0
     assert bench.ran == []
     assert "2 rows were not reached in 0 minutes: a, fast. To add them, run the" in bench.text
@@ -213,9 +203,7 @@ def test_the_default_set_begins_no_row_after_its_minutes_and_names_what_is_left(
     assert bench.ran == ["fast"], "a row that was asked for runs"
 
 
-def test_a_row_that_would_end_too_late_gives_way_to_the_rows_after_it(
-    bench: Bench3, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_row_that_would_end_too_late_gives_way_to_the_rows_after_it(bench, monkeypatch):
     monkeypatch.setattr(run, "usual_seconds", lambda paths: {"slow": 500.0, "a": 1.0, "fast": 1.0})
     card = {"tiny": False, "device": "cpu"}
     assert bench({"a": RIGHT, "slow": RIGHT, "fast": SPEED}, **card) == 0
@@ -230,7 +218,7 @@ def test_a_row_that_would_end_too_late_gives_way_to_the_rows_after_it(
 H200 = REPOSITORY / "benchmarks/results/bench/nvidia-h200.json"
 
 
-def test_the_rows_that_are_worth_the_most_fit_into_the_minutes_of_an_h200() -> None:
+def test_the_rows_that_are_worth_the_most_fit_into_the_minutes_of_an_h200():
     seconds = run.usual_seconds([H200])
     tasks = every_task(Bench(torch.device("cuda", 0), tiny=False))
     ends, end = {}, 0.0
@@ -245,7 +233,7 @@ def test_the_rows_that_are_worth_the_most_fit_into_the_minutes_of_an_h200() -> N
         assert row in first
 
 
-def test_a_row_takes_as_long_as_on_the_slowest_card_that_was_measured(tmp_path: Path) -> None:
+def test_a_row_takes_as_long_as_on_the_slowest_card_that_was_measured(tmp_path):
     found = read_results(H200)
     (row,) = (row for row in found.rows if row.name == "save/pion-small")
     slow = dataclasses.replace(found, rows=(dataclasses.replace(row, seconds=9.0),))
@@ -254,13 +242,13 @@ def test_a_row_takes_as_long_as_on_the_slowest_card_that_was_measured(tmp_path: 
     assert run.usual_seconds([tmp_path / "slow.json", H200])["save/pion-small"] == 9.0
 
 
-def test_every_family_is_checked_in_both_dtypes() -> None:
+def test_every_family_is_checked_in_both_dtypes():
     found = names()
     for family in ("pion", "tachyon", "daisy", "pilon", "lepton"):
         assert {f"losses/{family}/float32", f"losses/{family}/bfloat16"} <= set(found)
 
 
-def test_a_card_measures_every_preset_eager_and_compiled() -> None:
+def test_a_card_measures_every_preset_eager_and_compiled():
     found = {task.name for task in every_task(Bench(torch.device("cuda", 0), tiny=False))}
     for preset in ("pion-small", "pion-xl", "tachyon-large", "daisy-420m", "lepton-small"):
         assert {f"train/{preset}/eager", f"train/{preset}/compiled"} <= found
@@ -270,9 +258,7 @@ def test_a_card_measures_every_preset_eager_and_compiled() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
-def test_a_machine_without_a_card_is_told_of_tiny(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_machine_without_a_card_is_told_of_tiny(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main([]) == 2
     assert "--tiny" in capsys.readouterr().err
@@ -289,14 +275,12 @@ def test_a_machine_without_a_card_is_told_of_tiny(
         (["--resume", "absent.json"], "absent.json can't be read"),
     ],
 )
-def test_an_invalid_request_is_exit_code_2(
-    capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str
-) -> None:
+def test_an_invalid_request_is_exit_code_2(capsys, arguments, expected):
     assert main(["--tiny", *arguments]) == 2
     assert expected in capsys.readouterr().err
 
 
-def test_names_are_listed_without_a_card(capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_are_listed_without_a_card(capsys):
     assert main(["--names", "--only", "train/pion-small"]) == 0
     assert capsys.readouterr().out.split() == [
         "train/pion-small/compiled",
@@ -304,14 +288,12 @@ def test_names_are_listed_without_a_card(capsys: pytest.CaptureFixture[str]) -> 
     ]
 
 
-def test_an_old_torch_is_refused_with_the_command_that_helps(
-    bench: Bench3, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_old_torch_is_refused_with_the_command_that_helps(bench, monkeypatch):
     monkeypatch.setattr(torch, "__version__", "2.8.0+cu128")
     with pytest.raises(BadInput, match=r'pip install "torch>='):
         bench({"a": RIGHT})
 
 
-def test_the_oldest_torch_is_that_of_the_project() -> None:
+def test_the_oldest_torch_is_that_of_the_project():
     text = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
     assert f'"torch>={".".join(map(str, OLDEST_TORCH))}"' in text

@@ -3,8 +3,6 @@
 By default a row of each kind, so that each family has one; in soak tests every row.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -13,7 +11,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -53,7 +51,7 @@ class Tiny(NamedTuple):
     done: subprocess.CompletedProcess[str]
 
     @property
-    def names(self) -> list[str]:
+    def names(self):
         return [task.name for task in chosen_tasks(TINY, self.only)]
 
 
@@ -64,7 +62,7 @@ class Tiny(NamedTuple):
         pytest.param((), id="every row", marks=pytest.mark.soak),
     ],
 )
-def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+def tiny(request, tmp_path_factory):
     only = request.param
     folder = tmp_path_factory.mktemp("bench")
     command = [sys.executable, BARE, "--tiny", *(["--only", *only] if only else [])]
@@ -72,27 +70,23 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="module")
-def record(tiny: Tiny) -> dict[str, Any]:
+def record(tiny):
     (path,) = tiny.folder.glob("*.json")
-    found: dict[str, Any] = json.loads(path.read_text())
+    found = json.loads(path.read_text())
     return found
 
 
-def test_a_bare_image_is_enough_and_nothing_is_wrong(tiny: Tiny) -> None:
+def test_a_bare_image_is_enough_and_nothing_is_wrong(tiny):
     assert tiny.done.returncode == 0, tiny.done.stdout + tiny.done.stderr
 
 
-def test_every_row_is_in_the_table_and_in_the_file_in_this_order(
-    tiny: Tiny, record: dict[str, Any]
-) -> None:
+def test_every_row_is_in_the_table_and_in_the_file_in_this_order(tiny, record):
     assert [row["name"] for row in record["rows"]] == tiny.names
     assert re.findall(r"(?m)^[✓✗·-] (\S+)", tiny.done.stdout) == tiny.names
     assert set(LEFT_OUT) <= set(tiny.names)
 
 
-def test_every_check_is_right_and_the_rest_is_measured_or_left_out_for_a_reason(
-    record: dict[str, Any],
-) -> None:
+def test_every_check_is_right_and_the_rest_is_measured_or_left_out_for_a_reason(record):
     checks = {task.name for task in chosen_tasks(TINY, ()) if task.check}
     for row in record["rows"]:
         if row["name"] in LEFT_OUT:
@@ -102,21 +96,21 @@ def test_every_check_is_right_and_the_rest_is_measured_or_left_out_for_a_reason(
             assert row["verdict"] == ("right" if row["name"] in checks else "measured")
 
 
-def test_the_file_says_which_card_code_and_software_it_is_about(record: dict[str, Any]) -> None:
+def test_the_file_says_which_card_code_and_software_it_is_about(record):
     assert record["tiny"] is True
     assert record["card"]["torch"] == torch.__version__
     assert record["card"]["code"] == describe(TINY.device).code
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", record["date"])
 
 
-def test_the_file_has_no_host_name_no_user_and_no_path(record: dict[str, Any]) -> None:
+def test_the_file_has_no_host_name_no_user_and_no_path(record):
     text = json.dumps(record)
     assert socket.gethostname() not in text
     assert str(REPOSITORY) not in text
     assert not re.search(r"/(home|root|tmp|usr|proc)\b", text)
 
 
-def test_what_was_not_measured_has_no_number(record: dict[str, Any]) -> None:
+def test_what_was_not_measured_has_no_number(record):
     trained = next(row for row in record["rows"] if row["name"] == "train/tiny-pion/eager")
     assert trained["measures"]["measured_bytes"] is None
     assert trained["measures"]["compile_seconds"] is None
@@ -124,9 +118,7 @@ def test_what_was_not_measured_has_no_number(record: dict[str, Any]) -> None:
 
 
 @pytest.mark.soak  # test_run.py has what the file has before each row, and what is kept
-def test_a_killed_bench_is_resumed_and_its_finished_rows_are_kept(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_killed_bench_is_resumed_and_its_finished_rows_are_kept(tmp_path, capsys):
     path = tmp_path / "result.json"
     options = ["--tiny", "--only", "losses/pion", "save", "decode/tiny-pion/1"]
     first = subprocess.Popen(
@@ -153,10 +145,10 @@ def test_a_killed_bench_is_resumed_and_its_finished_rows_are_kept(
 
 
 @pytest.fixture(scope="module")
-def missing() -> set[str]:
+def missing():
     return absent()
 
 
 @pytest.mark.parametrize("package", ["psutil", "pydantic", "rich", "yaml", "pipeline"])
-def test_a_bare_image_has_no_other_package(package: str, missing: set[str]) -> None:
+def test_a_bare_image_has_no_other_package(package, missing):
     assert package in missing

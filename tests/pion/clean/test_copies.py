@@ -1,10 +1,7 @@
 """Which documents are copies: the first is kept, and the threshold decides how near a copy is."""
 
-from __future__ import annotations
-
 import random
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,17 +15,17 @@ from tests.support.python_library import read_only_a_part
 WORDS = [f"{a}{b}" for a in "bcdfghklmnprst" for b in ("ando", "iru", "elem", "otan", "ux")]
 
 
-def text_of(seed: int, words: int = 60) -> str:
+def text_of(seed, words=60):
     return " ".join(random.Random(seed).choices(WORDS, k=words))
 
 
-def originals(texts: list[str], threshold: float, kept: np.ndarray | None = None) -> list[int]:
+def originals(texts, threshold, kept=None):
     """Return, of each text, the earlier text that it is like, or NONE."""
     kept = np.ones(len(texts), dtype=bool) if kept is None else kept
     return near_copies(measure(texts).signatures, kept, threshold).tolist()
 
 
-def test_of_equal_texts_the_first_is_kept_and_case_and_white_space_do_not_count() -> None:
+def test_of_equal_texts_the_first_is_kept_and_case_and_white_space_do_not_count():
     texts = ["one two", "three four", "ONE  two\n", "one, two", "three four"]
     kept = np.ones(5, dtype=bool)
     assert exact_copies(measure(texts).hashes, kept).tolist() == [NONE, NONE, 0, NONE, 1]
@@ -36,40 +33,38 @@ def test_of_equal_texts_the_first_is_kept_and_case_and_white_space_do_not_count(
     assert exact_copies(measure(texts).hashes, kept).tolist() == [NONE, NONE, NONE, NONE, 1]
 
 
-def test_of_similar_texts_the_first_is_kept() -> None:
+def test_of_similar_texts_the_first_is_kept():
     draw = random.Random(0)
     texts = [text_of(n) for n in range(20)]
     texts += [near_copy(texts[n], "all four", draw, WORDS) for n in range(0, 20, 4)]
     assert originals(texts, 0.5) == [NONE] * 20 + [0, 4, 8, 12, 16]
 
 
-def test_a_text_that_is_left_out_for_another_reason_makes_no_copy_of_others() -> None:
+def test_a_text_that_is_left_out_for_another_reason_makes_no_copy_of_others():
     texts = [text_of(1), text_of(1), text_of(1)]
     kept = np.array([False, True, True])
     assert originals(texts, 0.5, kept) == [NONE, NONE, 1]
 
 
-def test_of_a_chain_of_similar_texts_only_the_first_is_kept() -> None:
+def test_of_a_chain_of_similar_texts_only_the_first_is_kept():
     words = text_of(1, 100).split(" ")
     slices = [" ".join(words[first : first + 60]) for first in (0, 12, 24, 36)]
     assert originals(slices, 0.6) == [NONE, 0, 1, 2]
     assert originals([slices[0], slices[3]], 0.6) == [NONE, NONE]
 
 
-def test_texts_of_few_words_are_not_compared() -> None:
+def test_texts_of_few_words_are_not_compared():
     short = "return the name of the open file"
     assert originals([short, f"{short}!", "x", ""], 0.3) == [NONE] * 4
 
 
 @pytest.mark.parametrize(("threshold", "found"), [(0.6, True), (0.9, False)])
-def test_the_threshold_decides(threshold: float, found: bool) -> None:
+def test_the_threshold_decides(threshold, found):
     copy = near_copy(text_of(1, 200), "5 % of the words replaced", random.Random(0), WORDS)
     assert (originals([text_of(1, 200), copy], threshold)[1] == 0) is found
 
 
-def test_how_documents_are_divided_does_not_change_the_result(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_how_documents_are_divided_does_not_change_the_result(monkeypatch):
     texts = [text for text, _ in plant([text_of(n, 30) for n in range(150)], 0.5, "all four")]
     before = originals(texts, 0.6)
     assert sum(one != NONE for one in before) > 60
@@ -80,7 +75,7 @@ def test_how_documents_are_divided_does_not_change_the_result(
     assert near_copies(one_by_one, np.ones(len(texts), dtype=bool), 0.6).tolist() == before
 
 
-def test_no_documents_are_no_copies() -> None:
+def test_no_documents_are_no_copies():
     assert originals([], 0.5) == []
     assert exact_copies(np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=bool)).tolist() == []
 
@@ -89,7 +84,7 @@ def test_no_documents_are_no_copies() -> None:
 
 
 @cache
-def python_docs(threshold: float, folder: Path) -> list[str]:
+def python_docs(threshold, folder):
     """Return the documents of a tenth of the standard library without copies."""
     from pion.data.documents.python_docs import documents
 
@@ -99,7 +94,7 @@ def python_docs(threshold: float, folder: Path) -> list[str]:
     return left([(text, None) for text in texts], threshold)[0]
 
 
-def left(mixed: list[tuple[str, int | None]], threshold: float) -> tuple[list[str], set[int]]:
+def left(mixed, threshold) -> tuple[list[str], set[int]]:
     """Return the texts without exact and near copies, and the places of those left out."""
     texts = [text for text, _ in mixed]
     exact = exact_copies(measure(texts).hashes, np.ones(len(texts), dtype=bool))
@@ -113,8 +108,8 @@ def left(mixed: list[tuple[str, int | None]], threshold: float) -> tuple[list[st
     [one if one == "all four" else pytest.param(one, marks=pytest.mark.soak) for one in CHANGES],
 )
 def test_of_near_copies_planted_in_python_docs_95_percent_are_found_and_1_percent_of_the_rest(
-    change: str, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+    change, tmp_path_factory
+):
     folder, threshold = tmp_path_factory.getbasetemp(), 0.6
     texts = python_docs(threshold, folder)
     mixed = plant(texts, 0.2, change)

@@ -1,9 +1,6 @@
 """LoRA's settings: which projections of which model they reach, and what they refuse."""
 
-from __future__ import annotations
-
 import math
-from typing import Any
 
 import pytest
 
@@ -19,29 +16,27 @@ PRIMITIVES = {
 }
 
 
-def refusal(lora: dict[str, Any], **model: Any) -> str:
+def refusal(lora, **model):
     with pytest.raises(BadInput) as refused:
         Lora(**lora).targets_of(tiny_config(**model))
     return str(refused.value)
 
 
-def test_all_linear_is_every_projection_but_the_head() -> None:
+def test_all_linear_is_every_projection_but_the_head():
     assert Lora().targets_of(tiny_config(tie_embeddings=False)) == SWIGLU
 
 
-def test_a_model_of_two_matrices_has_no_gate() -> None:
+def test_a_model_of_two_matrices_has_no_gate():
     names = Lora().targets_of(tiny_config(activation="relu2"))
     assert names == tuple(name for name in SWIGLU if name != "gate_proj")
 
 
-def test_targets_are_in_the_order_of_the_model() -> None:
+def test_targets_are_in_the_order_of_the_model():
     assert Lora(targets=("v_proj", "q_proj")).targets_of(tiny_config()) == ("q_proj", "v_proj")
 
 
 @pytest.mark.parametrize(("parts", "name"), [(EXPERTS, "experts"), (PRIMITIVES, "primitives")])
-def test_a_feed_forward_layer_without_projections_can_be_left_out_but_not_adapted(
-    parts: dict[str, Any], name: str
-) -> None:
+def test_a_feed_forward_layer_without_projections_can_be_left_out_but_not_adapted(parts, name):
     attention = SWIGLU[:4]
     assert Lora(targets=attention).targets_of(tiny_config(**parts)) == attention
     assert f"targets: all-linear can't reach the {name}" in refusal({}, **parts)
@@ -67,11 +62,11 @@ def test_a_feed_forward_layer_without_projections_can_be_left_out_but_not_adapte
         ({"base_dtype": "float16"}, "base_dtype: 'float16' must be bfloat16, or left out"),
     ],
 )
-def test_a_bad_value_is_refused_with_its_field(lora: dict[str, Any], told: str) -> None:
+def test_a_bad_value_is_refused_with_its_field(lora, told):
     assert told in refusal(lora)
 
 
-def test_the_shapes_are_those_of_the_decoders_projections() -> None:
+def test_the_shapes_are_those_of_the_decoders_projections():
     from pion.model.decoder import Decoder
 
     for changes in ({}, {"activation": "gelu"}, EXPERTS, PRIMITIVES, {"head_dim": 24}):

@@ -1,10 +1,6 @@
 """adapter.json is read as it was written, and anything else in its place is refused by name."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,7 +10,7 @@ from pion.errors import BadInput
 ADAPTER = Adapter(Lora(8, 16.0, ("q_proj",)), BaseModel("user/model", "a" * 64, "b" * 40))
 
 
-def written(folder: Path, **changes: dict[str, Any]) -> Path:
+def written(folder, **changes):
     record = json.loads(ADAPTER.to_json())
     for section, fields in changes.items():
         record[section] |= fields
@@ -25,12 +21,12 @@ def written(folder: Path, **changes: dict[str, Any]) -> Path:
 @pytest.mark.parametrize(
     "adapter", [ADAPTER, Adapter(Lora(base_dtype="bfloat16"), BaseModel("checkpoints/pretrain/1"))]
 )
-def test_a_record_is_read_as_it_was_written(tmp_path: Path, adapter: Adapter) -> None:
+def test_a_record_is_read_as_it_was_written(tmp_path, adapter):
     (tmp_path / RECORD).write_bytes(adapter.to_json())
     assert read_record(tmp_path) == adapter
 
 
-def test_a_folder_without_a_record_has_none(tmp_path: Path) -> None:
+def test_a_folder_without_a_record_has_none(tmp_path):
     assert read_record(tmp_path) is None
 
 
@@ -51,9 +47,7 @@ def test_a_folder_without_a_record_has_none(tmp_path: Path) -> None:
         ({"base": {"commit": "main"}}, "base.commit is 'main'"),
     ],
 )
-def test_a_record_that_we_did_not_write_is_refused(
-    tmp_path: Path, changes: dict[str, dict[str, Any]], told: str
-) -> None:
+def test_a_record_that_we_did_not_write_is_refused(tmp_path, changes, told):
     with pytest.raises(BadInput) as refused:
         read_record(written(tmp_path, **changes))
     message = str(refused.value)
@@ -65,13 +59,13 @@ def test_a_record_that_we_did_not_write_is_refused(
 @pytest.mark.parametrize(
     "content", [b"", b"[]", b'{"lora": {}}', b'{"lora": 3, "base": 3}', b"\xff"]
 )
-def test_what_is_no_record_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_what_is_no_record_is_refused(tmp_path, content):
     (tmp_path / RECORD).write_bytes(content)
     with pytest.raises(BadInput, match=RECORD):
         read_record(tmp_path)
 
 
-def test_only_the_recorded_base_is_accepted() -> None:
+def test_only_the_recorded_base_is_accepted():
     require_base(ADAPTER.base, "a" * 64, "here")
     require_base(BaseModel("user/model"), "c" * 64, "here")  # peft records no hash
     with pytest.raises(BadInput, match="here is an adapter of user/model with the tensors aaa"):

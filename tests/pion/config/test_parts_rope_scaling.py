@@ -1,9 +1,6 @@
 """Settings that no scaling of rotary positions can have are refused."""
 
-from __future__ import annotations
-
 import math
-from typing import Any
 
 import pytest
 
@@ -14,9 +11,8 @@ from tests.support.tiny_config import tiny_config
 SCALING = {"factor": 8.0, "original_max_position_embeddings": 8192}
 
 
-def test_the_factors_are_those_of_llama_3_1_unless_they_are_given() -> None:
+def test_the_factors_are_those_of_llama_3_1_unless_they_are_given():
     config = tiny_config(rope_scaling=SCALING)
-    assert config.rope_scaling is not None
     assert (config.rope_scaling.low_freq_factor, config.rope_scaling.high_freq_factor) == (1, 4)
     assert ModelConfig.from_dict(config.to_dict()) == config
     assert "rope_scaling" not in tiny_config().to_dict()
@@ -40,11 +36,11 @@ def test_the_factors_are_those_of_llama_3_1_unless_they_are_given() -> None:
         ({"rope_type": "llama3"}, "unknown model field 'rope_scaling.rope_type'"),
     ],
 )
-def test_bad_settings_are_refused_by_name(change: dict[str, Any], message: str) -> None:
+def test_bad_settings_are_refused_by_name(change, message):
     with pytest.raises(BadInput, match=message):
         tiny_config(rope_scaling=SCALING | change)
 
 
-def test_learned_positions_can_not_be_scaled() -> None:
+def test_learned_positions_can_not_be_scaled():
     with pytest.raises(BadInput, match="positions are learned, and only rotary positions are"):
         tiny_config(rope_scaling=SCALING, positions="learned")

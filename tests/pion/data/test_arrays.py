@@ -1,6 +1,5 @@
 import hashlib
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,12 +8,12 @@ from pion.data.arrays import check_ids, open_bin, open_npy, open_shard, read_arr
 from pion.errors import BadInput
 
 
-def saved(path: Path, array: np.ndarray) -> Path:
+def saved(path, array):
     np.save(path, array, allow_pickle=True)
     return path
 
 
-def bin_file(path: Path, ids: list[int], **header: int) -> Path:
+def bin_file(path, ids, **header):
     fields = {"magic": 20240520, "version": 1, "tokens": len(ids)} | header
     numbers = np.zeros(256, dtype="<i4")
     numbers[:3] = list(fields.values())

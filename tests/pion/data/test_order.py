@@ -71,7 +71,7 @@ def test_the_sequence_of_rows_is_the_same_however_the_run_is_cut_and_split(
 
 
 def test_epochs_seeds_data_sets_and_windows_have_orders_of_their_own():
-    def rows(first: int = 0, fingerprint: str = "data", seed: int = 1, window: int = 3) -> list:
+    def rows(first=0, fingerprint="data", seed=1, window=3):
         order = RowOrder([40, 30, 50, 20], fingerprint, seed, window)
         return [order.locate(i) for i in range(first, first + 140)]
 
@@ -163,7 +163,7 @@ def test_after_any_number_of_blocks_each_source_is_within_one_row_of_its_share_a
 ):
     orders = [RowOrder([50, 7], f"data {n}", seed, 2) for n in range(len(weights))]
     mixture = MixtureOrder(orders, weights, seed)
-    drawn: dict[int, list[tuple[int, int]]] = {n: [] for n in range(len(weights))}
+    drawn = {n: [] for n in range(len(weights))}
     for i in range(blocks * BLOCK):
         source, shard, row = mixture.locate(i)
         drawn[source].append((shard, row))

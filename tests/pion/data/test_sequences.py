@@ -1,7 +1,5 @@
 """The answers of rows: their sides, their sums, and the rows that have no answers."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -89,7 +87,7 @@ def test_another_answer_changes_no_bit_of_a_sum():
 def test_the_gradient_of_a_token_is_that_of_its_sequence():
     log_probs = torch.randn(2, 10, requires_grad=True)
     weights = torch.tensor([[1.0, -2.0, 3.0, -4.0], [5.0, -6.0, 7.0, 8.0]], dtype=torch.float64)
-    (sequence_sums(log_probs, DOCUMENTS, 4) * weights).sum().backward()  # type: ignore[no-untyped-call]
+    (sequence_sums(log_probs, DOCUMENTS, 4) * weights).sum().backward()
     assert log_probs.grad[0].tolist() == [1, 1, -2, -2, -2, 3, 3, -4, -4, 0]
     assert log_probs.grad[1].tolist() == [5, 5, 5, -6, -6, -6, 0, 0, 0, 0]
 

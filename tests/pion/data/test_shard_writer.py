@@ -1,6 +1,3 @@
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,22 +5,22 @@ from hypothesis import strategies as st
 
 from pion.data.arrays import check_ids, open_npy
 from pion.data.shard_writer import ShardWriter
-from pion.data.shards import Shard, flags_path, sha256_file
+from pion.data.shards import flags_path, sha256_file
 from pion.errors import BadInput
 from tests.support.corpora import files_of
 
 END = 0
 
 
-def writer(folder: Path, **changes: Any) -> ShardWriter:
+def writer(folder, **changes):
     return ShardWriter(folder, **{"seq_len": 4, "vocab_size": 1000, "rows_per_shard": 3, **changes})
 
 
-def ids_in(folder: Path, shards: tuple[Shard, ...]) -> list[int]:
+def ids_in(folder, shards):
     return [i for s in shards for i in open_npy(folder / s.name, 4).ravel().tolist()]
 
 
-def append(out: ShardWriter, *documents: list[int]) -> None:
+def append(out, *documents):
     """Append documents, each with an end-of-text unless it is empty."""
     ended = [[*document, END] if document else [] for document in documents]
     ids = np.array([i for document in ended for i in document], np.int64)
@@ -89,7 +86,7 @@ def test_rows_of_conversations_are_written_with_their_flags_and_resume(tmp_path)
     rows = np.arange(28).reshape(7, 4)
     flags = (rows % 3).astype(np.uint8)
 
-    def conversations() -> ShardWriter:
+    def conversations():
         return ShardWriter(
             tmp_path, seq_len=4, vocab_size=100, rows_per_shard=3, conversations=True
         )

@@ -1,7 +1,6 @@
 import json
 import weakref
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +9,7 @@ from hypothesis import strategies as st
 
 from pion.data.row_flags import LEARNED, PADDING, PREFERRED, STARTS
 from pion.data.shards import (
-    Kind,
     Manifest,
-    Row,
     Rows,
     Shard,
     describe,
@@ -23,7 +20,7 @@ from pion.data.shards import (
 from pion.errors import BadInput
 
 
-def shard(rows: int, name: str = "a.npy", start: int = 0) -> Shard:
+def shard(rows, name="a.npy", start=0):
     return Shard(name, rows, "0" * 64, 100, "uint16", start=start)
 
 
@@ -34,7 +31,7 @@ def on_disk(folder, ids, flags=None, kind="tokens", **changes):
     if flags is not None:
         np.save(flags_path(path), flags)
     manifest = Manifest(kind, ids.shape[1], 1000, (describe(path, ids.shape[1]),))
-    return Rows(replace(manifest, **changes), lambda s: folder / s.name)  # type: ignore[arg-type]
+    return Rows(replace(manifest, **changes), lambda s: folder / s.name)
 
 
 def test_a_manifest_comes_back_from_disk_with_its_fingerprint(tmp_path):
@@ -71,7 +68,7 @@ def test_a_manifest_comes_back_from_disk_with_its_fingerprint(tmp_path):
 )
 def test_whatever_changes_a_row_changes_the_fingerprint(change):
     manifest = Manifest("tokens", 8, 100, (shard(3),))
-    assert replace(manifest, **change).fingerprint != manifest.fingerprint  # type: ignore[arg-type]
+    assert replace(manifest, **change).fingerprint != manifest.fingerprint
 
 
 def test_where_the_data_is_and_notes_about_it_do_not_change_the_fingerprint():
@@ -105,7 +102,7 @@ def test_the_held_out_tail_and_the_rest_are_every_row_once(sizes, fraction):
         return
     train, held_out = split_tail(shards, fraction)
 
-    def rows_of(parts: tuple[Shard, ...]) -> list[tuple[str, int]]:
+    def rows_of(parts):
         return [(s.name, s.start + i) for s in parts for i in range(s.rows)]
 
     assert rows_of(train) + rows_of(held_out) == rows_of(tuple(shards))
@@ -162,7 +159,7 @@ def test_the_first_token_of_a_conversation_is_never_the_target_of_the_one_before
 PAIR = [STARTS | PREFERRED, LEARNED, STARTS, 0, LEARNED, PADDING, PADDING, PADDING]
 
 
-def preferences(tmp_path: Path, flags: list[int], kind: Kind = "pairs") -> Row:
+def preferences(tmp_path, flags, kind="pairs"):
     ids = np.arange(len(flags), dtype=np.uint16)[None]
     return on_disk(tmp_path, ids, np.array([flags], np.uint8), kind=kind).row(0, 0)
 
@@ -209,7 +206,7 @@ def test_few_shards_stay_open_however_many_are_read_and_a_released_one_is_found_
         np.save(tmp_path / f"{number}.npy", np.full((2, 2), number))
         shards.append(describe(tmp_path / f"{number}.npy", 2))
 
-    def path_of(wanted: Shard) -> Path:
+    def path_of(wanted):
         fetched.append(wanted.name)
         return tmp_path / wanted.name
 

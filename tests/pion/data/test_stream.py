@@ -1,6 +1,4 @@
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -9,14 +7,14 @@ import torch
 from pion.data.order import RowOrder, rank_rows, step_rows
 from pion.data.row_flags import LEARNED, PADDING, PREFERRED, STARTS
 from pion.data.shard_writer import ShardWriter
-from pion.data.shards import Kind, Manifest, Rows
+from pion.data.shards import Manifest, Rows
 from pion.data.stream import RowStream
 from pion.errors import BadInput
 
 SEQ_LEN = 4
 
 
-def rows_of(folder: Path, ids: Any, flags: Any = None, kind: Kind = "conversations") -> Rows:
+def rows_of(folder, ids, flags=None, kind="conversations"):
     ids, flagged = np.array(ids), flags is not None
     writer = ShardWriter(
         folder, seq_len=ids.shape[1], vocab_size=10_000, rows_per_shard=3, conversations=flagged
@@ -28,16 +26,16 @@ def rows_of(folder: Path, ids: Any, flags: Any = None, kind: Kind = "conversatio
     return Rows(manifest, lambda shard: folder / shard.name)
 
 
-def text(folder: Path, first_id: int, rows: int, seq_len: int = SEQ_LEN) -> Rows:
+def text(folder, first_id, rows, seq_len=SEQ_LEN):
     """Return rows of ids that count up from ``first_id``, so that all rows are different."""
     return rows_of(folder, first_id + np.arange(rows * seq_len).reshape(rows, seq_len))
 
 
-def conversations(folder: Path) -> Rows:
+def conversations(folder):
     return rows_of(folder, [[5000, 5001, 5002, 1]] * 4, [[STARTS, LEARNED, LEARNED, PADDING]] * 4)
 
 
-def preferences(folder: Path, kind: Kind) -> Rows:
+def preferences(folder, kind):
     flags = [[STARTS | PREFERRED, LEARNED, STARTS, LEARNED]] * 4
     return rows_of(folder, [[5000, 5001, 5002, 1]] * 4, flags, kind)
 
@@ -231,7 +229,6 @@ def test_in_a_mixture_text_and_conversations_each_have_their_own_documents(tmp_p
     seen = set()
     for i in range(24):
         batch = mixed.batch([i])
-        assert batch.positions is not None
         row = tuple(batch.tokens[0].tolist())
         seen.add(row)
         assert batch.documents[0].tolist() == expected[row]

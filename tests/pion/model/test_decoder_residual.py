@@ -1,13 +1,9 @@
 """The hidden states between blocks in bfloat16: every family learns the same up to rounding."""
 
-from __future__ import annotations
-
 import pytest
 import torch
-from torch import Tensor
 
 from pion.errors import BadInput
-from pion.model.decoder import Decoder, Losses
 from pion.model.forward_pass import LayerInput, StepOptions
 from pion.train.settings import ComputePlan
 from tests.families.families import FAMILIES, SEQ_LEN, VOCAB, each_family
@@ -15,7 +11,7 @@ from tests.families.families import FAMILIES, SEQ_LEN, VOCAB, each_family
 BFLOAT16 = StepOptions(residual=torch.bfloat16)
 
 
-def losses(model: Decoder, options: StepOptions) -> Losses:
+def losses(model, options):
     """Return the losses of two random rows, computed in bf16, after their backward pass."""
     rows = torch.randint(0, VOCAB, (2, SEQ_LEN + 1), generator=torch.Generator().manual_seed(1))
     model.zero_grad()
@@ -25,7 +21,7 @@ def losses(model: Decoder, options: StepOptions) -> Losses:
     return found
 
 
-def gradients(model: Decoder) -> dict[str, Tensor]:
+def gradients(model):
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
@@ -88,7 +84,7 @@ def test_a_plan_in_float32_has_no_residual_stream_in_bfloat16():
     with pytest.raises(BadInput, match="residual = 'bfloat16': must be float32 if dtype is"):
         ComputePlan(dtype="float32", residual="bfloat16")
     with pytest.raises(BadInput, match="residual = 'half': must be one of"):
-        ComputePlan(residual="half")  # type: ignore[arg-type]
+        ComputePlan(residual="half")
 
 
 def test_a_plan_of_before_has_float32():

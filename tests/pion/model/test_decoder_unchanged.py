@@ -3,13 +3,10 @@
 A run's seed decides its weights, so a change of the initialization changes the result of every job.
 """
 
-from __future__ import annotations
-
 import hashlib
 
 import pytest
 import torch
-from torch import Tensor
 
 from pion.config.model_config import ModelConfig
 from pion.model.decoder import Decoder
@@ -20,7 +17,7 @@ TINY = ModelConfig(
 UNTIED = ModelConfig.of(TINY.to_dict() | {"tie_embeddings": False})
 
 
-def block_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+def block_shapes(config):
     """Return the shapes of a block's weights, in the order of the block's parts."""
     d_model, d_ff = config.d_model, config.d_ff
     query, kv = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
@@ -39,10 +36,10 @@ def block_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     }
 
 
-def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+def shapes(config):
     """Return the names and shapes of all weights of a dense Pion."""
     table = (config.vocab_size, config.d_model)
-    every: dict[str, tuple[int, ...]] = {"embed.weight": table}
+    every = {"embed.weight": table}
     for layer in range(config.n_layers):
         block = block_shapes(config)
         every |= {f"blocks.{layer}.{name}": shape for name, shape in block.items()}
@@ -50,7 +47,7 @@ def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return every if config.tie_embeddings else every | {"lm_head.weight": table}
 
 
-def initial_weights(config: ModelConfig, seed: int) -> dict[str, Tensor]:
+def initial_weights(config, seed):
     """Return gains of 1, and everything else from N(0, 0.02²)."""
     torch.manual_seed(seed)
     for name, shape in shapes(config).items():

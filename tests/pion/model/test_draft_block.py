@@ -1,12 +1,7 @@
 """A draft block learns to guess the tokens after the next one, and changes nothing in its model."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor
 from torch.nn.functional import cross_entropy, embedding, linear, rms_norm, silu
 
 from pion.errors import BadInput
@@ -30,7 +25,7 @@ for row, (first, second) in enumerate(ENDS):
     DOCUMENTS[row, :first], DOCUMENTS[row, first:second] = 0, 1
 POSITIONS = torch.arange(SEQ_LEN).expand(ROWS, -1)
 
-MODELS: dict[str, dict[str, Any]] = {
+MODELS = {
     "pion": {},
     "learned positions": PILON,
     "experts": {"experts": EXPERTS},
@@ -39,20 +34,14 @@ MODELS: dict[str, dict[str, Any]] = {
 each_model = pytest.mark.parametrize("fields", MODELS.values(), ids=MODELS)
 
 
-def drafted(fields: dict[str, Any], **draft: Any) -> Decoder:
+def drafted(fields, **draft):
     """Return a model of random weights and norm gains whose block guesses random ids."""
     model = Family(fields).decoder(draft=DRAFT | draft)
-    ids = of(model).ids
+    ids = block_of(model).ids
     if ids is not None:
         some = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(2))
         ids.copy_(some[: len(ids)].sort().values)
     return model
-
-
-def of(model: Decoder) -> DraftBlock:
-    block = block_of(model)
-    assert block is not None
-    return block
 
 
 def loss_of(model, states, documents, targets):
@@ -60,21 +49,21 @@ def loss_of(model, states, documents, targets):
     given = Given(TOKENS, POSITIONS, documents)
     passed = Passed(given, targets, states, AS_THE_MODEL, linear_cross_entropy)
     with torch.enable_grad():  # else a block does not learn, and has no loss
-        (loss,), report = of(model).losses(model, passed)
+        (loss,), report = block_of(model).losses(model, passed)
     return loss.detach(), report["draft_loss"]
 
 
-def normed(x: Tensor, eps: float) -> Tensor:
+def normed(x, eps):
     return rms_norm(x, x.shape[-1:], None, eps)
 
 
 def plain_losses(model, states, documents, targets):
     """Return the cross-entropies of each step, one guess at a time: as the formulas say it."""
     weights, config = model.state_dict(), model.config
-    ids = of(model).ids
+    ids = block_of(model).ids
     guessed = list(range(VOCAB)) if ids is None else ids.tolist()
     head = weights["embed.weight" if config.tie_embeddings else "lm_head.weight"][guessed]
-    found: list[list[Tensor]] = [[] for _ in range(STEPS)]
+    found = [[] for _ in range(STEPS)]
     for row in range(ROWS):
         for t in range(SEQ_LEN):
             g = states[row, t]
@@ -142,7 +131,7 @@ def test_nothing_is_guessed_where_nobody_learns():
     with torch.no_grad():
         assert "draft_loss" not in drafted({}).losses(TOKENS, TARGETS).stats
     frozen = drafted({})
-    of(frozen).requires_grad_(False)  # as under LoRA
+    block_of(frozen).requires_grad_(False)  # as under LoRA
     assert "draft_loss" not in frozen.losses(TOKENS, TARGETS).stats
 
 
@@ -170,7 +159,7 @@ def test_recomputed_blocks_teach_the_block_the_same():
         model = drafted({})
         options = StepOptions(recompute=recompute)
         model.losses(TOKENS, TARGETS, options=options).aux.backward()
-        gradients.append(of(model).mix.weight.grad)
+        gradients.append(block_of(model).mix.weight.grad)
     assert torch.equal(*gradients)
 
 
@@ -178,7 +167,7 @@ def test_recomputed_blocks_teach_the_block_the_same():
 @torch.no_grad()
 def test_guesses_are_the_likeliest_ids_one_after_the_other(fields):
     model = drafted(fields)
-    block = of(model)
+    block = block_of(model)
     trunk = block.trunk(model)
     assert block.ids is not None
     g, tokens = model.hidden(TOKENS)[:, -2], TOKENS[:, -1]
@@ -205,7 +194,7 @@ def test_the_most_frequent_ids_are_guessed(tokens, count, ids):
     assert most_frequent(torch.tensor(tokens), count, 8).tolist() == ids
 
 
-def twice(ids: Tensor) -> Tensor:
+def twice(ids):
     return ids[:1].expand(len(ids))
 
 

@@ -1,17 +1,15 @@
 """Weights that are drawn later, module by module, have the bits of those drawn at once."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
 from pion.model.decoder import Decoder
-from pion.model.lazy_weights import LazyWeights, lazily_drawn
+from pion.model.lazy_weights import lazily_drawn
 from tests.families.families import each_family
 from tests.support.tiny_config import tiny_config
 
 
-def whole(drawn: LazyWeights, name: str) -> torch.Tensor:
+def whole(drawn, name):
     shape, _ = drawn.layout()[name]
     return drawn.part(name, 0, shape.numel()).view(shape)
 

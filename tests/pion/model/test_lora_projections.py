@@ -1,12 +1,9 @@
 """LoRA's additions leave the base as it is, until B is no longer 0, and can be merged."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
 from pion.config.lora import Lora
-from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
 from pion.model.decoder import Decoder
 from pion.model.forward_pass import StepOptions
@@ -23,7 +20,7 @@ from tests.support.tiny_config import tiny_config
 
 TINY = tiny_config()
 SMALL = Lora(rank=4, alpha=8)
-MODELS: dict[str, tuple[ModelConfig, Lora]] = {
+MODELS = {
     "tied": (TINY, SMALL),
     "untied": (tiny_config(tie_embeddings=False), SMALL),
     "two matrices": (tiny_config(activation="relu2"), SMALL),
@@ -36,24 +33,24 @@ TOKENS = torch.arange(48).view(2, 24) % 64
 
 
 @pytest.fixture(params=MODELS)
-def pair(request: pytest.FixtureRequest) -> tuple[Decoder, Decoder]:
+def pair(request):
     """Return a base, and the same base with additions."""
     config, lora = MODELS[request.param]
     return drawn(config), with_additions(config, lora)
 
 
-def drawn(config: ModelConfig = TINY) -> Decoder:
+def drawn(config=TINY):
     torch.manual_seed(0)
     return Decoder(config)
 
 
-def with_additions(config: ModelConfig = TINY, lora: Lora = SMALL) -> Decoder:
+def with_additions(config=TINY, lora=SMALL):
     model = drawn(config)
     add_lora(model, lora, seed=3)
     return model
 
 
-def scramble(model: Decoder) -> None:
+def scramble(model):
     """Give B values, as training does."""
     torch.manual_seed(1)
     for name, tensor in additions(model).items():
@@ -144,7 +141,7 @@ def test_projections_with_additions_are_not_joined_silently():
 # ---------------------------------------------------------------- how the base is stored
 
 
-def in_bfloat16() -> Decoder:
+def in_bfloat16():
     """Return a base whose weights have values of bfloat16, in fp32."""
     model = drawn()
     for parameter in model.parameters():
@@ -152,7 +149,7 @@ def in_bfloat16() -> Decoder:
     return model
 
 
-def stored(model: Decoder) -> dict[str, torch.dtype]:
+def stored(model):
     return {name: tensor.dtype for name, tensor in model.state_dict().items()}
 
 

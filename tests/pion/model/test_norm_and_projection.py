@@ -1,7 +1,5 @@
 """A projection adds its bias in every way in which it is computed."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -15,7 +13,7 @@ from pion.model.norm_and_projection import (
 )
 
 
-def drawn(outputs: int, *, bias: bool = True) -> Projection:
+def drawn(outputs, *, bias=True):
     projection = Projection(24, outputs, bias=bias)
     torch.nn.init.normal_(projection.weight)
     if projection.bias is not None:
@@ -45,7 +43,6 @@ def test_joined_projections_have_the_biases_of_all():
     x = torch.randn(2, 5, 24)
     expected = torch.cat([part(x) for part in parts], dim=-1)
     weight, bias = join(parts)
-    assert bias is not None
     torch.testing.assert_close(project(x, weight, bias), expected)
     assert join([drawn(16, bias=False), drawn(8, bias=False)])[1] is None
 

@@ -1,7 +1,5 @@
 """The hash of tensors is that of their names, shapes and values, however a file stores them."""
 
-from __future__ import annotations
-
 import torch
 
 from pion.model.parameters import tensors_sha256

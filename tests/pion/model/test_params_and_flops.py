@@ -1,7 +1,5 @@
 """What the parts of a model state as their cost, compared with the model itself."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest
@@ -71,7 +69,7 @@ def test_products_with_weights_are_those_that_torch_counts(tied):
     assert products == 2 * 64 * cost_of(config).macs_per_token
 
 
-def counted_products(config: ModelConfig, lora: Lora | None) -> float:
+def counted_products(config, lora):
     """Return the FLOPs of products that torch counts in a training step over a row, per token."""
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -83,7 +81,7 @@ def counted_products(config: ModelConfig, lora: Lora | None) -> float:
     return float(counter.get_flop_counts()["Global"][torch.ops.aten.mm]) / config.seq_len
 
 
-def stated_products(config: ModelConfig, lora: Lora | None) -> float:
+def stated_products(config, lora):
     """Return the FLOPs that the cost states, without those of attention's scores and values."""
     additions = None if lora is None else lora_cost(config, lora).params
     reached = cost_of(config).macs_per_key.items()

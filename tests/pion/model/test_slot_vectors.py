@@ -1,7 +1,5 @@
 """What slots cost: the arithmetic of their entries, and what they and the tokens see."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

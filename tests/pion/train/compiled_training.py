@@ -3,8 +3,6 @@
 test_trainer_compiled.py starts it: `python -m tests.pion.train.compiled_training FOLDER PART`.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

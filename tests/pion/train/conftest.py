@@ -1,8 +1,6 @@
 """A tiny decoder, and tiny data sets on disk for it."""
 
-from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,14 +15,13 @@ from pion.model import decoder
 from pion.model.decoder import Decoder
 from pion.train import memory, smaller_plan
 from pion.train.memory_trace.request import Peaks
-from pion.train.trainer import Trainer
 from tests.support.tiny_config import tiny_config
 from tests.support.whole_state import train
 
 CONFIG = tiny_config()
 
 
-def tiny_decoder(seed: int = 0) -> Decoder:
+def tiny_decoder(seed=0):
     torch.manual_seed(seed)
     return Decoder(CONFIG)
 
@@ -62,30 +59,30 @@ def open_stream(folder, *, rows=40, conversations=False, config=CONFIG):
     return RowStream([(Rows(manifest, lambda shard: folder / shard.name), order)])
 
 
-def run(trainer: Trainer, steps: int) -> list[dict[str, Any]]:
+def run(trainer, steps):
     """Train so many steps; return the metrics of each."""
     train(trainer, steps)
     return trainer.drain_metrics()
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> None:
+def _one_thread():
     """Matrices this small gain nothing from more, and lose much on a busy machine."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def _no_search_for_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_search_for_garbage(monkeypatch):
     """After each abandoned step, this would look at all that the tests have imported."""
     monkeypatch.setattr(smaller_plan, "gc", SimpleNamespace(collect=lambda: 0))
 
 
 @pytest.fixture
-def compilations(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+def compilations(monkeypatch):
     """The graphs that torch.compile makes of blocks, which compute without a C++ compiler."""
-    graphs: list[Any] = []
+    graphs = []
 
-    def count(graph: Any, inputs: Any) -> Any:
+    def count(graph, inputs):
         graphs.append(graph)
         return graph.forward
 
@@ -97,17 +94,17 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
 
 
 @pytest.fixture
-def untraced(monkeypatch: pytest.MonkeyPatch) -> None:
+def untraced(monkeypatch):
     """Let passes need nothing. Tracing them takes seconds, and says nothing of the state."""
     monkeypatch.setattr(memory, "remembered_peaks", lambda *_, **__: Peaks(0, 0, 0))
 
 
 @pytest.fixture
-def text(tmp_path_factory: pytest.TempPathFactory) -> RowStream:
+def text(tmp_path_factory):
     return open_stream(tmp_path_factory.getbasetemp() / "text")
 
 
 @pytest.fixture
-def long_text(tmp_path_factory: pytest.TempPathFactory) -> RowStream:
+def long_text(tmp_path_factory):
     """Return enough rows that no row comes twice."""
     return open_stream(tmp_path_factory.getbasetemp() / "long", rows=400)

@@ -1,7 +1,5 @@
 """CUDA's allocator is told to let its segments grow, unless the user has said something."""
 
-from __future__ import annotations
-
 import sys
 
 import pytest

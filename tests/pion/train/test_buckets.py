@@ -1,16 +1,11 @@
 """Buckets of gradients: what is in which, when each is sent, and what may not happen."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from pion.model.decoder import Decoder
@@ -22,19 +17,19 @@ WIDTH = 4
 LAYER_BYTES = 4 * WIDTH * WIDTH
 
 
-def chain(layers: int = 3) -> nn.Sequential:
+def chain(layers=3):
     torch.manual_seed(0)
     return nn.Sequential(*(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(layers)))
 
 
-def gradients(model: nn.Module) -> list[Any]:
+def gradients(model):
     return [None if p.grad is None else p.grad.tolist() for p in model.parameters()]
 
 
 # ---------------------------------------------------------------- two real ranks
 
 
-def different_shares(rank: int, _: Path) -> dict[str, Any]:
+def different_shares(rank, _):
     """Rank 0 has two micro-batches, and skips the first layer in the second. Rank 1 has none."""
     model = chain()
     buckets = Buckets(list(reversed(list(model.parameters()))), bucket_bytes=LAYER_BYTES)
@@ -63,13 +58,13 @@ def test_ranks_with_other_micro_batches_and_other_parameters_have_the_same_sums(
 
 
 @pytest.fixture
-def sent() -> Iterator[list[Tensor]]:
+def sent():
     """Collect what is sent to a rank that does not exist."""
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
-    found: list[Tensor] = []
+    found = []
     all_reduce = dist.all_reduce
 
-    def collect(tensor: Tensor, **how: Any) -> Any:
+    def collect(tensor, **how):
         found.append(tensor)
         return all_reduce(tensor, **how)
 
@@ -82,7 +77,7 @@ def test_a_bucket_is_sent_while_the_backward_pass_computes_the_next(sent):
     model = chain()
     buckets = Buckets(list(reversed(list(model.parameters()))), bucket_bytes=LAYER_BYTES)
     buckets.clear()
-    before_each_layer: list[int] = []
+    before_each_layer = []
     x = torch.ones(1, WIDTH, requires_grad=True)
     for layer in model:
         x = layer(x)

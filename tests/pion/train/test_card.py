@@ -1,9 +1,5 @@
 """What Pion says about a CUDA card that it can't use as asked, and about one that failed."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import pytest
 import torch
 
@@ -15,8 +11,8 @@ CUDA = torch.device("cuda")
 BUILT = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
 
 
-def pretend(monkeypatch: pytest.MonkeyPatch, name: str, capability: tuple[int, int]) -> None:
-    answers: dict[str, Any] = {
+def pretend(monkeypatch, name, capability):
+    answers = {
         "is_available": lambda: True,
         "device_count": lambda: 1,
         "get_device_name": lambda device=None: name,

@@ -1,7 +1,5 @@
 """A broken compiler is found before a training needs it, and named with what is given up."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import math
@@ -14,7 +12,6 @@ import torch
 from pion.bench.models import Rows
 from pion.config.model_config import ModelConfig
 from pion.model import decoder
-from pion.model.block import Block
 from pion.model.decoder import Decoder
 from pion.train import hardware, smaller_plan
 from pion.train.compile_trial import Trial, compile_block, difference, try_compiler
@@ -36,12 +33,12 @@ MODELS = [
 ]
 
 
-def compile_with(monkeypatch: pytest.MonkeyPatch, backend: Any) -> None:
+def compile_with(monkeypatch, backend):
     compiled = torch.compile(decoder._run_block, backend=backend, dynamic=False, fullgraph=True)
     monkeypatch.setattr(decoder, "_compiled_block", lambda: compiled)
 
 
-def broken(*_: object) -> Callable[..., Any]:
+def broken(*_) -> Callable[..., Any]:
     raise RuntimeError("no C compiler")
 
 
@@ -49,7 +46,7 @@ def test_a_compiler_that_works_changes_nothing_and_compiles_nothing_twice(compil
     assert try_compiler(TRIAL, PLAN) == []
     assert len(compilations) == 1
     settings = TrainSettings(steps=3, global_batch=4, lr=1e-3)
-    rows: Any = Rows(TRIAL.config.vocab_size, TRIAL.seq_len)
+    rows = Rows(TRIAL.config.vocab_size, TRIAL.seq_len)
     with contextlib.closing(Trainer(Decoder(TRIAL.config), rows, settings, PLAN)) as trainer:
         assert trainer.train_step()
     assert len(compilations) == 1  # the step uses what the trial compiled
@@ -70,7 +67,7 @@ def test_a_compiler_that_fails_is_named_with_what_training_does_without_it(monke
 def compile_wrong(monkeypatch, factor, of="feedforward.down_proj"):
     """Let compiled blocks compute a multiple of the gradient by one weight."""
 
-    def run(block: Block, *rest: Any) -> Any:
+    def run(block, *rest):
         block.get_submodule(of).weight.register_hook(lambda gradient: gradient * factor)
         return decoder._run_block(block, *rest)
 
@@ -109,7 +106,7 @@ def test_a_gradient_that_is_missing_is_wrong():
 
 
 def test_an_error_that_is_not_the_compilers_is_raised(monkeypatch):
-    def wrong(*_: object) -> None:
+    def wrong(*_):
         raise ZeroDivisionError("a bug of ours")
 
     monkeypatch.setattr(decoder, "_compiled_block", lambda: wrong)

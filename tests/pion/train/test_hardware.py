@@ -61,7 +61,7 @@ def test_a_peak_that_was_measured_while_the_cpu_was_busy_is_measured_again(monke
 
 def test_the_peak_is_measured_with_random_numbers(monkeypatch):
     """A GPU multiplies ones faster than the numbers of a training."""
-    factors: list[torch.Tensor] = []
+    factors = []
 
     class Watch(torch.overrides.TorchFunctionMode):
         def __torch_function__(self, func, types, args=(), kwargs=None):

@@ -1,7 +1,5 @@
 """What a model gives for held-out answers is what it gives for each of them alone."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -15,12 +13,12 @@ ROWS = random_pairs(6, seed=5)
 PAIRS = [pair for row in ROWS for pair in row]
 
 
-def model() -> Decoder:
+def model():
     torch.manual_seed(1)
     return Decoder(CONFIG)
 
 
-def alone(decoder: Decoder, prompt: list[int], answer: list[int]) -> float:
+def alone(decoder, prompt, answer):
     """Return the log-probability of an answer after its prompt, without rows, masks or padding."""
     ids = torch.tensor([prompt + answer])
     with torch.no_grad():
@@ -70,7 +68,7 @@ def test_only_the_rows_that_are_asked_for_are_read():
 def test_a_measurement_ends_where_it_is_told_to_and_leaves_the_model_in_its_mode():
     decoder, batches = model().train(), []
 
-    def stop() -> None:
+    def stop():
         batches.append(1)
         if len(batches) == 2:
             raise Interrupted("enough")

@@ -1,7 +1,5 @@
 """The held-out loss of preferences is that of training, whatever the batches."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -20,15 +18,14 @@ from tests.support.pair_rows import CONFIG, PairRows, Sums, random_pairs
 ROWS = random_pairs(7, seed=3)
 
 
-def model() -> Decoder:
+def model():
     torch.manual_seed(0)
     return Decoder(CONFIG)
 
 
-def sums_of_all() -> Sums:
+def sums_of_all():
     """Return the model's and the reference's sums of every pair."""
     batch = PairRows(ROWS).batch(range(len(ROWS)))
-    assert batch.documents is not None
     with torch.no_grad():
         found = model().log_probs(
             batch.tokens, batch.targets, positions=batch.positions, documents=batch.documents
@@ -40,7 +37,7 @@ def sums_of_all() -> Sums:
     return Sums(a, b, r_w, r_l, n_w, n_l)
 
 
-def scorer(preference: Preference, micro_batch: int) -> PreferenceScorer:
+def scorer(preference, micro_batch):
     return PreferenceScorer(model(), preference, micro_batch, ComputePlan())
 
 

@@ -1,9 +1,6 @@
 """The predicted memory of a step, compared with the peaks that real cards measured."""
 
-from __future__ import annotations
-
 import json
-from typing import Any
 
 import pytest
 
@@ -32,7 +29,7 @@ WITH_BF16_RESIDUAL = (
 IN_SUITE = ("pion2-max-small/compiled", "pilon-360m/compiled")
 
 
-def measured_steps() -> list[Any]:
+def measured_steps():
     """Return each measured step of both cards: the card, the step's name, and what was measured."""
     found = []
     for card in (H100, H200):

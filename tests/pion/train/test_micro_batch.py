@@ -1,7 +1,5 @@
 """The micro-batch: memory predictions compared with autograd, and the choice."""
 
-from typing import Any
-
 import pytest
 import torch
 from hypothesis import given
@@ -20,7 +18,7 @@ DEMO = ModelConfig(
 )
 
 
-def workload(config: ModelConfig, **fields: Any) -> Workload:
+def workload(config, **fields):
     defaults = {
         "seq_len": config.seq_len,
         "dtype": "float32",
@@ -44,12 +42,12 @@ def chosen(config, gib, *, rows_per_rank=64, recompute=None, device="cuda"):
     )
 
 
-def kept_by_autograd(rows: int, dtype: str, documents: bool) -> int:
+def kept_by_autograd(rows, dtype, documents):
     """Return the bytes saved for the backward pass, with the weights."""
     model = Decoder(DEMO)
     kept = {}
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
+    def keep(tensor):
         kept[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 

@@ -1,10 +1,7 @@
 """A step of preferences in the trainer: what its loss is, and what it must not depend on."""
 
-from __future__ import annotations
-
 import random
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -30,7 +27,7 @@ LOSSES = [
 ]
 
 
-def decoder(**changes: Any) -> Decoder:
+def decoder(**changes):
     torch.manual_seed(0)
     return Decoder(replace(CONFIG, **changes))
 
@@ -51,29 +48,29 @@ def trainer(rows, preference, *, micro_batch=3, dtype="float32", model=None):
 def one_step(rows, preference, **options):
     """Return the metrics of a step, and the gradients, which are clipped to a norm of 1."""
     made = trainer(rows, preference, **options)
-    found: dict[str, torch.Tensor] = {}
+    found = {}
     update = made.optimizer.step
 
-    def look(plan: Any) -> None:
+    def look(plan):
         found.update(
             {n: p.grad.clone() for n, p in made.model.named_parameters() if p.grad is not None}
         )
         update(plan)
 
-    made.optimizer.step = look  # type: ignore[method-assign]
+    made.optimizer.step = look
     (measured,) = run(made, 1)
     made.close()
     return measured, found
 
 
-def assert_equal(one: tuple[Any, Any], other: tuple[Any, Any], tolerance: float) -> None:
+def assert_equal(one, other, tolerance):
     for name in ("loss", "grad_norm", *METRICS):
         assert one[0][name] == pytest.approx(other[0][name], rel=tolerance, abs=tolerance), name
     for name, gradient in one[1].items():
         torch.testing.assert_close(gradient, other[1][name], rtol=10 * tolerance, atol=tolerance)
 
 
-def single(preference: Preference) -> bool:
+def single(preference):
     return not preference.paired
 
 
@@ -115,8 +112,6 @@ def test_metrics_are_means_over_the_step():
     rows = PairRows(random_pairs(ROWS))
     measured, _ = one_step(rows, Preference("dpo"))
     batch = rows.batch(range(ROWS))
-    assert batch.sequences is not None
-    assert batch.documents is not None
     with torch.no_grad():
         found = decoder().log_probs(
             batch.tokens, batch.targets, positions=batch.positions, documents=batch.documents
@@ -213,7 +208,7 @@ def test_rows_without_answers_are_refused(tmp_path):
 def test_numbers_of_a_step_are_those_of_all_ranks():
     asked = []
 
-    def of_three_ranks(own: torch.Tensor) -> torch.Tensor:
+    def of_three_ranks(own):
         asked.append(own)
         return 3 * own
 

@@ -1,9 +1,5 @@
 """Several processes learn from preferences like one process."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import pytest
 import torch
 import torch._inductor  # the forks import it otherwise, for seconds
@@ -22,7 +18,7 @@ PREFERENCES = [
 ]
 
 
-def curves(world_size: int, rank: int) -> list[list[dict[str, Any]]]:
+def curves(world_size, rank):
     """Return what each step reports. No world size divides the 7 rows."""
     found = []
     for preference in PREFERENCES:

@@ -4,19 +4,15 @@ TRL's losses are kept in tests/fixtures/trl_losses.json, so that every change me
 them again, with TRL: `python -m tests.pion.train.test_objective_trl`.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from pion.data.tokens.tokenizer import Tokenizer, train_bpe
 from pion.formats.export import export_model
@@ -25,7 +21,7 @@ from pion.train.preference import Preference
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings
 from tests.paths import TESTS
 from tests.pion.train.conftest import run
-from tests.support.pair_rows import CONFIG, Pair, PairRows, PlainModel, Sums, random_pairs
+from tests.support.pair_rows import CONFIG, PairRows, PlainModel, random_pairs
 from tests.support.waiting import run_to_end
 
 FROZEN = TESTS / "fixtures" / "trl_losses.json"
@@ -35,7 +31,7 @@ STEPS, BATCH, LR = 20, 4, 1e-3
 MODEL = replace(CONFIG, vocab_size=264)
 
 # By name: our settings, which trainer of TRL, and its settings.
-VARIANTS: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
+VARIANTS = {
     "dpo 0.1": ({"loss": "dpo"}, "dpo", {"beta": 0.1}),
     "dpo 0.5": ({"loss": "dpo", "beta": 0.5}, "dpo", {"beta": 0.5}),
     "dpo 0.01": ({"loss": "dpo", "beta": 0.01}, "dpo", {"beta": 0.01}),
@@ -69,12 +65,12 @@ VARIANTS: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
 BY_DEFAULT = ("dpo-norm 2", "dpo and sft", "apo-zero single, weighted")
 
 
-def decoder(seed: int) -> Decoder:
+def decoder(seed):
     torch.manual_seed(seed)
     return Decoder(MODEL)
 
 
-def rows_of_pairs() -> list[list[Pair]]:
+def rows_of_pairs():
     """Return two pairs in each row, as TRL's batches have equally many, and their references."""
     reference = PlainModel(decoder(7), LR)
     rows = random_pairs(STEPS * BATCH, each=2)
@@ -86,7 +82,7 @@ def rows_of_pairs() -> list[list[Pair]]:
     return rows
 
 
-def examples(row: list[Pair], kind: str) -> list[dict[str, Any]]:
+def examples(row, kind):
     """Return the examples of a row, as TRL wants them."""
     if kind == "dpo":
         return [
@@ -100,7 +96,7 @@ def examples(row: list[Pair], kind: str) -> list[dict[str, Any]]:
     ]
 
 
-def trls_losses(folder: Path) -> dict[str, list[float]]:
+def trls_losses(folder):
     rows, asked = rows_of_pairs(), []
     for _, kind, fields in VARIANTS.values():
         steps = [rows[step * BATCH : (step + 1) * BATCH] for step in range(STEPS)]
@@ -111,7 +107,7 @@ def trls_losses(folder: Path) -> dict[str, list[float]]:
     return dict(zip(VARIANTS, found, strict=True))
 
 
-def train_by_trl(folder: Path, asked: list[Any]) -> None:
+def train_by_trl(folder, asked):
     """Let TRL train what is asked (trl_losses.py), from our weights; it writes into the folder."""
     tokenizer = folder / "tokenizer.json"
     train_bpe(["the quick brown fox " * 9], MODEL.vocab_size).save(tokenizer)
@@ -122,7 +118,7 @@ def train_by_trl(folder: Path, asked: list[Any]) -> None:
     run_to_end([sys.executable, "-m", "tests.pion.train.trl_losses", str(folder)], check=True)
 
 
-def our_losses(fields: dict[str, Any]) -> list[float]:
+def our_losses(fields):
     rows = PairRows(rows_of_pairs(), single="unpaired" in fields)
     settings = TrainSettings(
         steps=STEPS,
@@ -138,13 +134,13 @@ def our_losses(fields: dict[str, Any]) -> list[float]:
     return losses
 
 
-def worst_difference(ours: list[float], theirs: list[float]) -> float:
+def worst_difference(ours, theirs):
     """Return the largest difference, relative to losses above 1."""
     return max(abs(x - y) / max(1.0, abs(y)) for x, y in zip(ours, theirs, strict=True))
 
 
-def frozen(name: str) -> list[float]:
-    found: dict[str, list[float]] = json.loads(FROZEN.read_text())
+def frozen(name):
+    found = json.loads(FROZEN.read_text())
     return found[name]
 
 
@@ -158,21 +154,21 @@ def test_twenty_losses_are_those_that_trl_has_computed(name):
     assert worst < 1e-5
 
 
-def nl(x: Tensor) -> Tensor:
+def nl(x):
     """−log σ(x), as it is written in papers."""
     return torch.log(1 + torch.exp(-x))
 
 
-def smoothed_dpo(p: Sums) -> Tensor:
+def smoothed_dpo(p):
     z = 0.1 * ((p.a - p.b) - (p.r_w - p.r_l))
     return (0.8 * nl(z) + 0.2 * nl(-z)).mean()
 
 
-def simpo(p: Sums) -> Tensor:
+def simpo(p):
     return nl(2.5 * (p.a / p.n_w - p.b / p.n_l) - 1.25).mean()
 
 
-def orpo(p: Sums) -> Tensor:
+def orpo(p):
     w, l = torch.exp(p.a / p.n_w), torch.exp(p.b / p.n_l)  # noqa: E741 - as in the paper
     return (-torch.log(w) + 0.1 * nl(torch.log(w / (1 - w)) - torch.log(l / (1 - l)))).mean()
 
@@ -202,7 +198,7 @@ def test_trl_still_computes_the_same(tmp_path):
         assert worst_difference(theirs, frozen(name)) < 1e-6, name
 
 
-def swapped(row: list[Pair]) -> list[Pair]:
+def swapped(row):
     """Return the pairs with the reference's sums of the other answer."""
     return [pair._replace(reference=pair.reference[::-1]) for pair in row]
 
@@ -225,7 +221,7 @@ def test_a_reference_of_other_answers_is_told_apart(monkeypatch, mistake):
     assert worst_difference(our_losses({"loss": "dpo"}), frozen("dpo 0.1")) > 1e-3
 
 
-def main() -> None:
+def main():
     with tempfile.TemporaryDirectory() as folder:
         FROZEN.write_text(json.dumps(trls_losses(Path(folder)), indent=1) + "\n")
 

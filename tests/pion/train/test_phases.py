@@ -1,10 +1,7 @@
 """Phases: which step is in which phase, and what a phase freezes."""
 
-from __future__ import annotations
-
 from contextlib import closing
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -13,7 +10,7 @@ from pion.errors import BadInput
 from pion.model.decoder import Decoder
 from pion.train.optimizer.optimizer import Optimizer
 from pion.train.phases import Phase, check_phases_of_model, config_of_largest_phase
-from pion.train.schedule import StepPlan, fixed_until, plan_at
+from pion.train.schedule import fixed_until, plan_at
 from pion.train.settings import TrainSettings
 from pion.train.trainer import ComputePlan, Trainer
 from tests.support.tiny_config import tiny_config
@@ -29,25 +26,25 @@ THREE = (
 )
 
 
-def settings(phases: tuple[Phase, ...] = THREE, **fields: Any) -> TrainSettings:
+def settings(phases=THREE, **fields):
     return TrainSettings(
         **{"steps": 10, "global_batch": 2, "lr": 1e-2, "schedule": "constant", "phases": phases}
         | fields
     )
 
 
-def sizes(plan: StepPlan) -> tuple[int | None, int | None]:
+def sizes(plan) -> tuple[int | None, int | None]:
     """Return the recipes' sizes and the rank that a step has; None: those of the model."""
     primitives = plan.parts.get("primitives")
     return (None, None) if primitives is None else (primitives.top_k, primitives.rank)
 
 
-def decoder() -> Decoder:
+def decoder():
     torch.manual_seed(0)
     return Decoder(CONFIG)
 
 
-def trained(model: Decoder, optimizer: Optimizer, step: int) -> set[str]:
+def trained(model, optimizer, step):
     """Update with random gradients at a step of the run; return the parameters that moved."""
     before = {name: param.detach().clone() for name, param in model.named_parameters()}
     for param in model.parameters():

@@ -1,7 +1,5 @@
 """The settings of a stage of preferences: their defaults, and what is refused."""
 
-from __future__ import annotations
-
 import pytest
 
 from pion.errors import BadInput

@@ -1,7 +1,5 @@
 """Losses of preferences: their values, their derivatives, and what they must not depend on."""
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 
@@ -28,7 +26,7 @@ class Point(NamedTuple):
     n_l: int = 3
 
     @property
-    def sequences(self) -> Sequences:
+    def sequences(self):
         return Sequences(
             torch.tensor([[self.r_w, self.r_l]], dtype=torch.float64),
             torch.tensor([[self.n_w, self.n_l]]),
@@ -36,18 +34,18 @@ class Point(NamedTuple):
         )
 
     @property
-    def sums(self) -> Tensor:
+    def sums(self):
         return torch.tensor([[self.a, self.b]], dtype=torch.float64, requires_grad=True)
 
 
-def points(count: int = 200) -> list[Point]:
+def points(count=200):
     random = torch.Generator().manual_seed(0)
     numbers = -40 * torch.rand(count, 4, generator=random) - 0.5
     lengths = torch.randint(1, 30, (count, 2), generator=random)
     return [Point(*row, *own) for row, own in zip(numbers.tolist(), lengths.tolist(), strict=True)]
 
 
-def loss_and_slopes(preference: Preference, point: Point) -> tuple[float, float, float]:
+def loss_and_slopes(preference, point) -> tuple[float, float, float]:
     """Return the loss of a pair, and its derivatives by a and by b."""
     sums = point.sums
     losses = example_losses(preference, sums, point.sequences)
@@ -57,16 +55,16 @@ def loss_and_slopes(preference: Preference, point: Point) -> tuple[float, float,
     return losses.item(), grad[0, 0].item(), grad[0, 1].item()
 
 
-def s(x: float) -> float:
+def s(x):
     return 0.5 * (1 + math.tanh(x / 2))
 
 
-def slope(x: float) -> float:
+def slope(x):
     """Return the derivative of the logistic function."""
     return s(x) * s(-x)
 
 
-def by_hand(p: Preference, at: Point) -> tuple[float, float]:
+def by_hand(p, at) -> tuple[float, float]:
     """Return the derivatives by a and by b, as they are worked out on paper."""
     beta, epsilon, (a, b, r_w, r_l, n_w, n_l) = p.strength, p.label_smoothing, at
     u, v = a - r_w, b - r_l
@@ -147,7 +145,7 @@ def test_a_pair_of_the_same_answer_teaches_dpo_nothing():
 # ---------------------------------------------------------------- symmetries
 
 
-def swapped(p: Point) -> Point:
+def swapped(p):
     return Point(p.b, p.a, p.r_l, p.r_w, p.n_l, p.n_w)
 
 
@@ -227,7 +225,7 @@ def test_orpo_has_a_gradient_for_an_answer_that_is_certain(mean):
 # ---------------------------------------------------------------- single answers
 
 
-def singles(sums: list[float], reference: list[float], side: list[int]) -> tuple[Tensor, Sequences]:
+def singles(sums, reference, side) -> tuple[Tensor, Sequences]:
     given = torch.tensor([sums], dtype=torch.float64, requires_grad=True)
     return given, Sequences(
         torch.tensor([reference], dtype=torch.float64),
@@ -266,7 +264,7 @@ def test_the_cross_entropy_is_that_of_the_chosen_answers():
 # ---------------------------------------------------------------- metrics
 
 
-def measured(preference: Preference, sums: Tensor, sequences: Sequences) -> dict[str, float]:
+def measured(preference, sums, sequences):
     found = metrics(preference, sums, sequences)
     assert found.keys() == METRICS.keys()
     assert all(value.dtype == torch.float64 and not value.requires_grad for value in found.values())

@@ -1,7 +1,5 @@
 """What counts as the numbers of a reference, and as those of a model."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 
@@ -9,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from pion.data.stream import Batch
 from pion.errors import BadInput
 from pion.model.decoder import Decoder
 from pion.train.reference import ReferenceSums, check_reference, sums_of, unchanged
@@ -19,7 +16,7 @@ from tests.support.pair_rows import CONFIG, PairRows, random_pairs
 PLAN = ComputePlan()
 
 
-def sums(numbers: list[float], starts: list[int]) -> ReferenceSums:
+def sums(numbers, starts):
     return ReferenceSums(np.array(numbers), np.array(starts, dtype=np.int64))
 
 
@@ -47,7 +44,7 @@ def test_numbers_that_can_not_be_right_are_refused(numbers, starts, expected):
     assert expected in str(refused.value)
 
 
-def batch_of(model: Decoder, off: float = 0.0) -> Batch:
+def batch_of(model, off=0.0):
     """Return a batch with the model's own numbers, of which the last one is `off`."""
     batch = PairRows(random_pairs(3)).batch(range(3))
     reference = torch.zeros_like(batch.sequences.reference)
@@ -61,7 +58,7 @@ def batch_of(model: Decoder, off: float = 0.0) -> Batch:
 @pytest.mark.parametrize(("dtype", "apart"), [("float32", 1e-3), ("bfloat16", 0.5)])
 def test_numbers_may_be_off_by_rounding_alone(dtype, apart):
     torch.manual_seed(0)
-    model, plan = Decoder(CONFIG), dataclasses.replace(PLAN, dtype=dtype)  # type: ignore[arg-type]
+    model, plan = Decoder(CONFIG), dataclasses.replace(PLAN, dtype=dtype)
     assert check_reference(model, batch_of(model), PLAN, "here") == 0
     if dtype == "float32":
         assert 0 < check_reference(model, batch_of(model, 5e-5), plan, "here") < 1

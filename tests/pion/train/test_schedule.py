@@ -2,7 +2,6 @@
 
 import math
 from itertools import pairwise
-from typing import Any
 
 import pytest
 import torch
@@ -17,12 +16,12 @@ from pion.train.settings import TrainSettings
 from tests.paths import SEEDS
 
 
-def make(**fields: Any) -> TrainSettings:
+def make(**fields):
     return TrainSettings(**{"steps": 100, "global_batch": 8, "lr": 3e-4, **fields})
 
 
 @st.composite
-def any_settings(draw: st.DrawFn) -> TrainSettings:
+def any_settings(draw):
     lr = draw(st.floats(1e-6, 1.0))
     return make(
         steps=draw(st.integers(1, 400)),
@@ -64,7 +63,7 @@ def test_raising_steps_before_the_decay_changes_no_past_rate(settings, more):
 COSINE = {"schedule": "cosine", "steps": 3000, "warmup_steps": 100, "lr": 2e-5, "min_lr": 2e-6}
 LONG_DECAY = {"steps": 10, "warmup_steps": 5, "decay_fraction": 1.0, "decay_shape": "linear"}
 # Settings, and the rates of some of their steps, as shares of the peak.
-RATES: dict[str, tuple[dict[str, Any], dict[int, float]]] = {
+RATES = {
     **{
         f"the warm-up of {name}": ({"schedule": name, "warmup_steps": 10}, {0: 0.1, 9: 1.0})
         for name in ("wsd", "cosine", "constant")

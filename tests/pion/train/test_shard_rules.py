@@ -1,7 +1,5 @@
 """How ranks divide a model among them."""
 
-from __future__ import annotations
-
 from pion.train.shard_rules import own_rows, part_of, sharded_dim
 
 

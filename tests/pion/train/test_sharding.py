@@ -1,13 +1,9 @@
 """Ranks that keep parts of a model train it as one process does, and skip no collective."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import pytest
@@ -16,7 +12,6 @@ import torch._inductor
 import torch.distributed as dist
 
 from pion.config.lora import Lora
-from pion.data.stream import RowStream
 from pion.errors import BadInput
 from pion.generation.generate import generate_batch
 from pion.model.decoder import Decoder
@@ -48,7 +43,7 @@ class Process:
     world_size: int
     folder: Path
 
-    def stream(self, name: str) -> RowStream:
+    def stream(self, name):
         return rows_of(name, self.folder / f"data{self.world_size}-{self.rank}")
 
     def trainer(self, name="pion", *, stream=None, **changes):
@@ -56,7 +51,7 @@ class Process:
         return make(name, rows, world_size=self.world_size, rank=self.rank, **changes)
 
 
-def follow(process: Process, name: str, optimizer: str) -> dict[str, Any]:
+def follow(process, name, optimizer):
     trainer = process.trainer(name, optimizer=optimizer)
     measured = train(trainer, STEPS)
     state = whole_state(trainer)
@@ -65,7 +60,7 @@ def follow(process: Process, name: str, optimizer: str) -> dict[str, Any]:
     return {"measured": measured}
 
 
-def stop_on_one_rank(process: Process) -> dict[str, Any]:
+def stop_on_one_rank(process):
     trainer = process.trainer()
     train(trainer, 1)
     stopped = stop_on_rank_1(trainer)
@@ -73,7 +68,7 @@ def stop_on_one_rank(process: Process) -> dict[str, Any]:
     return stopped
 
 
-def resume(process: Process) -> dict[str, Any]:
+def resume(process):
     trainer = process.trainer("tachyon", optimizer="muon")
     train(trainer, 1)
     saved = whole_state(trainer)
@@ -93,10 +88,10 @@ def resume(process: Process) -> dict[str, Any]:
     return {"read": read, "same": same(*ends), "step": resumed.step, "refused": refused}
 
 
-def measure(process: Process) -> dict[str, Any]:
+def measure(process):
     """Evaluate and write before, between and after steps; return what was found."""
     trainer, held_out = process.trainer(), process.stream("pion")
-    found: dict[str, Any] = {"losses": [], "texts": []}
+    found = {"losses": [], "texts": []}
     for rows in (range(3, 12), range(3, 4), range(12, 16)):
         evaluation = trainer.evaluate(held_out, rows, 2, end_of_text=0)
         found["losses"].append(evaluation.loss)
@@ -109,12 +104,12 @@ def measure(process: Process) -> dict[str, Any]:
     return found
 
 
-def write_with_other_logits(process: Process) -> list[tuple[int, int | None]]:
+def write_with_other_logits(process):
     """Let the likeliest id be another one on each rank."""
     trainer = process.trainer()
     logits_of = trainer.model.logits
 
-    def changed(hidden: torch.Tensor) -> torch.Tensor:
+    def changed(hidden):
         logits = logits_of(hidden).clone()
         logits[..., 7 + process.rank] += 1000
         return logits
@@ -124,7 +119,7 @@ def write_with_other_logits(process: Process) -> list[tuple[int, int | None]]:
         return list(texts)
 
 
-def begin_without_weights(process: Process) -> dict[str, Any]:
+def begin_without_weights(process):
     config = FAMILIES["tachyon"].config()
     torch.manual_seed(5)
     model, weights = lazily_drawn(config)
@@ -149,14 +144,14 @@ def begin_without_weights(process: Process) -> dict[str, Any]:
     }
 
 
-def adapt(process: Process) -> dict[str, Any]:
+def adapt(process):
     model = adapted(FAMILIES["pion"].decoder(0), Lora(rank=4), seed=0, dtype=torch.float32)
     trainer = process.trainer(model=model, lr=1e-2)
     measured = train(trainer, STEPS)
     return {"measured": measured, "names": sorted(whole_state(trainer).model)}
 
 
-def adapt_a_rounded_base(process: Process) -> dict[str, Any]:
+def adapt_a_rounded_base(process):
     """Add LoRA to a base that is kept in bfloat16. Ranks read its weights where they need them."""
     base, weights = FAMILIES["pion"].decoder(0), None
     lora, dtype = Lora(rank=4, base_dtype="bfloat16"), torch.bfloat16
@@ -169,7 +164,7 @@ def adapt_a_rounded_base(process: Process) -> dict[str, Any]:
     return {"measured": train(trainer, STEPS), "names": sorted(whole_state(trainer).model)}
 
 
-def prefer(process: Process) -> dict[str, Any]:
+def prefer(process):
     """Learn from single answers."""
     torch.manual_seed(process.rank)
     config = pair_rows.CONFIG
@@ -183,7 +178,7 @@ def prefer(process: Process) -> dict[str, Any]:
     return {"measured": measured, "losses": losses}
 
 
-def parts(process: Process) -> dict[str, Any]:
+def parts(process):
     """Return how much of the weights and moments this rank has."""
     trainer = process.trainer("tachyon", optimizer="muon")
     train(trainer, 1)
@@ -197,7 +192,7 @@ def parts(process: Process) -> dict[str, Any]:
     }
 
 
-CHECKS: dict[str, Callable[[Process], Any]] = {
+CHECKS = {
     **{name: partial(follow, name=name, optimizer=kind) for name, kind in COMPARED.items()},
     "stop": stop_on_one_rank,
     "resume": resume,
@@ -212,7 +207,7 @@ CHECKS: dict[str, Callable[[Process], Any]] = {
 ALONE = (*COMPARED, "measure", "lora", "rounded", "prefer")
 
 
-def divide_experts(process: Process) -> dict[str, Any]:
+def divide_experts(process):
     """Train 2 experts by Muon in many rounds. 3 ranks divide the rows of each expert."""
     model = FAMILIES["tachyon"].decoder(0, experts={"n": 2, "top_k": 1, "d_shared": 16})
     with mock.patch.object(sharded_muon, "BATCH_ELEMENTS", 9_000):
@@ -222,7 +217,7 @@ def divide_experts(process: Process) -> dict[str, Any]:
     return {"measured": found, "shape": stacks[0]}
 
 
-def divide_primitives(process: Process) -> dict[str, Any]:
+def divide_primitives(process):
     """Train banks of 2 primitives, save them and read them. Of 3 ranks, one has none of them."""
     model = FAMILIES["pilon"].decoder(0, primitives=FEW_PRIMITIVES)
     trainer = process.trainer("pilon", model=model, phases=())
@@ -233,7 +228,7 @@ def divide_primitives(process: Process) -> dict[str, Any]:
     return {"measured": found, "shape": stacks[0], "read": same(saved, whole_state(trainer))}
 
 
-def work(rank: int, folder: Path) -> None:
+def work(rank, folder):
     meet(rank, 3, folder / "meet3")
     process = Process(rank, 3, folder)
     results = {"experts": divide_experts(process), "primitives": divide_primitives(process)}
@@ -247,12 +242,12 @@ def work(rank: int, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("sharded")
 
 
 @pytest.fixture(scope="module")
-def seen(folder: Path) -> list[dict[str, Any]]:
+def seen(folder):
     """Return the results of each of three processes. Two of them do all checks."""
     peak_flops(torch.device("cpu"), "bfloat16")  # each process would measure it
     run_ranks(work, folder, 3)
@@ -260,12 +255,12 @@ def seen(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def ranks(seen: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def ranks(seen):
     return seen[:2]
 
 
 @pytest.fixture(scope="module")
-def alone(folder: Path, seen: list[dict[str, Any]]) -> dict[str, Any]:
+def alone(folder, seen):
     """Return the results of one process that keeps the whole model."""
     process = Process(0, 1, folder)
     found = {name: CHECKS[name](process) for name in ALONE}
@@ -273,7 +268,7 @@ def alone(folder: Path, seen: list[dict[str, Any]]) -> dict[str, Any]:
     return found | more
 
 
-def assert_close(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+def assert_close(found, expected):
     for name in ("loss", "grad_norm"):
         assert [row[name] for row in found] == pytest.approx([row[name] for row in expected])
     for name in ("tokens", "rows"):

@@ -1,9 +1,6 @@
 """Ranks that keep parts of a model of any family train it as one process does, by any optimizer."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -40,7 +37,7 @@ CLOSE_STEPS, LOSS_CLOSE, LOSS_APART = 10, 2e-6, 1e-2
 STEP_APART, STEPS_ROUNDED = 2e-7, 2
 # The last bit of the gradients' norm differs between numbers of ranks. Muon's iterations in bf16
 # make it large, so nothing is clipped there.
-BF16: dict[str, Any] = {"dtype": "bfloat16", "clip": 0.0}
+BF16 = {"dtype": "bfloat16", "clip": 0.0}
 
 
 @dataclass(frozen=True)
@@ -55,8 +52,8 @@ class Work:
     changes: dict[str, Any]
     from_one: bool = False
 
-    def __call__(self, rank: int, folder: Path) -> dict[str, Any]:
-        results: dict[str, Any] = {}
+    def __call__(self, rank, folder):
+        results = {}
         for name, optimizer in self.cases:
             if self.from_one:
                 results[f"{name} {optimizer}"] = self.apart_by_step(name, optimizer, rank, folder)
@@ -77,7 +74,7 @@ class Work:
         """Return how far the losses and the weights are apart after each step of one process."""
         alone = Work(1, [], self.changes).trainer(name, optimizer, 0, folder / f"alone{rank}")
         ours = self.trainer(name, optimizer, rank, folder / f"data{rank}")
-        found: dict[str, list[float]] = {"losses": [], "weights": []}
+        found = {"losses": [], "weights": []}
         for _ in range(STEPS):
             ours.load(whole_state(alone))
             (one,), (other,) = train(alone, 1), train(ours, 1)
@@ -85,7 +82,7 @@ class Work:
             found["weights"].append(apart(whole_state(alone).model, whole_state(ours).model))
         return found
 
-    def trainer(self, name: str, optimizer: str, rank: int, folder: Path) -> Any:
+    def trainer(self, name, optimizer, rank, folder):
         place = {"world_size": self.world_size, "rank": rank, "optimizer": optimizer}
         if name not in PREFERENCES:
             return make(name, rows_of(name, folder), **place, **self.changes)

@@ -2,13 +2,11 @@
 
 import json
 import weakref
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load
 
-from pion.data.stream import RowStream
 from pion.train.side_copy import SideCopy
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings, TrainState
 from pipeline.state.checkpoints.layout import MODEL, OPTIMIZER
@@ -19,7 +17,7 @@ from tests.support.late_streams import LateStreams
 from tests.support.whole_state import whole_state
 
 
-def trainer(stream: RowStream, streams: LateStreams, **fields: Any) -> Trainer:
+def trainer(stream, streams, **fields):
     """Return a trainer that saves as on a card with these streams."""
     settings = TrainSettings(**{"steps": 6, "global_batch": 6, "lr": 1e-2, **fields})
     found = Trainer(tiny_decoder(), stream, settings, ComputePlan(micro_batch=4, threads=1))
@@ -27,13 +25,13 @@ def trainer(stream: RowStream, streams: LateStreams, **fields: Any) -> Trainer:
     return found
 
 
-def begin_save(trainer: Trainer) -> Snapshot:
+def begin_save(trainer):
     state, memory = trainer.state(), Snapshot()
     memory.take(state.model, state.optimizer, state.meta, state.side_copy)
     return memory
 
 
-def saved(memory: Snapshot) -> TrainState:
+def saved(memory):
     """Return what the process that uploads would read."""
     files = map_extents(memory.fd, memory.extents)
     tensors = (load(bytes(files[name])) for name in (MODEL, OPTIMIZER))
@@ -41,7 +39,7 @@ def saved(memory: Snapshot) -> TrainState:
 
 
 @pytest.fixture
-def streams() -> LateStreams:
+def streams():
     return LateStreams()
 
 
@@ -70,11 +68,11 @@ def test_the_update_waits_for_the_copies_and_the_host_does_not(text, streams, mo
     training = trainer(text, streams)
     gradients, update = training._gradients.add, training.optimizer.step
 
-    def add(*arguments: Any, **options: Any) -> Any:
+    def add(*arguments, **options):
         streams.order.append("a micro-batch")
         return gradients(*arguments, **options)
 
-    def step(*arguments: Any) -> None:
+    def step(*arguments):
         streams.order.append("the update")
         update(*arguments)
 
@@ -112,7 +110,7 @@ def test_a_buffer_that_a_forward_pass_changes_is_saved_as_it_was(text, streams):
     training = trainer(text, streams)
     passes = torch.zeros(())
 
-    def count(*_: Any) -> None:
+    def count(*_):
         passes.add_(1)
 
     training.model.register_buffer("passes", passes)

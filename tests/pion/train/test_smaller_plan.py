@@ -1,7 +1,5 @@
 """A step that can't be computed as planned begins again from its first row by a smaller plan."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +11,7 @@ from torch import Tensor
 from pion.config.lora import Lora
 from pion.errors import BadInput, PlanFailed
 from pion.model.attention import masks
-from pion.model.decoder import Decoder, Losses
+from pion.model.decoder import Decoder
 from pion.model.lora_projections import add_lora
 from pion.train import hardware, smaller_plan
 from pion.train.settings import AS_MANY_AS_FIT
@@ -35,7 +33,7 @@ class SmallMemory(Decoder):
     room = 100.0
     passes = 0
 
-    def losses(self, tokens: Tensor, targets: Tensor, **rest: Any) -> Losses:
+    def losses(self, tokens, targets, **rest):
         self.passes += 1
         needed = len(tokens) / (2 if rest["options"].recompute else 1)
         if needed > self.room and self.passes % 2 == 0:
@@ -52,9 +50,9 @@ def trainer(stream, plan, room=100.0, lora=None, rows=12):
     return Trainer(model, stream, TrainSettings(steps=9, global_batch=rows, lr=1e-2), plan)
 
 
-def trained(training: Trainer) -> tuple[Tensors, list[Any], list[StepDown]]:
+def trained(training) -> tuple[Tensors, list[Any], list[StepDown]]:
     """Return weights and moments after some steps, rows and losses, and changes of the plan."""
-    changes: list[StepDown] = []
+    changes = []
     training.on_step_down = changes.append
     for _ in range(STEPS):
         assert training.train_step()
@@ -64,7 +62,7 @@ def trained(training: Trainer) -> tuple[Tensors, list[Any], list[StepDown]]:
     return {**state.model, **state.optimizer}, rows, changes
 
 
-def said(changes: list[StepDown]) -> list[str]:
+def said(changes):
     return [change.changes for change in changes]
 
 
@@ -141,11 +139,11 @@ def test_one_rank_has_nobody_to_divide_the_model_with():
         step_down(plan, torch.OutOfMemoryError("Tried to allocate 2.00 GiB"), may_divide=True)
 
 
-def compiler_that_fails(*_: object) -> Callable[..., Any]:
+def compiler_that_fails(*_) -> Callable[..., Any]:
     raise RuntimeError("no C compiler\nand many more\nlines")
 
 
-def fails_with_combo_kernels(graph: torch.fx.GraphModule, _: object) -> Callable[..., Any]:
+def fails_with_combo_kernels(graph, _) -> Callable[..., Any]:
     from torch._inductor import config
 
     if config.combo_kernels:
@@ -190,7 +188,7 @@ def test_combo_kernels_are_given_up_first_and_compiling_only_if_this_does_not_he
     assert all(torch.allclose(tensors[name], eager[name], 0, apart) for name in eager)
 
 
-def failed_compilation() -> Exception:
+def failed_compilation():
     return torch._dynamo.exc.BackendCompilerFailed("inductor", RuntimeError("no kernel"), [])
 
 
@@ -199,7 +197,7 @@ def test_on_a_card_a_compiler_that_always_fails_gives_up_one_thing_after_the_oth
     uses_flex, before_eager
 ):
     plan = ComputePlan("cuda", compile=True)
-    given_up: list[str] = []
+    given_up = []
     while (change := step_down(plan, failed_compilation(), uses_flex=uses_flex)) is not None:
         assert "no kernel" in change.why
         given_up.append(change.changes)
@@ -238,7 +236,7 @@ def test_weights_that_are_partly_updated_are_not_updated_again(text, monkeypatch
     training = trainer(text, PLAN)
     step = training.optimizer.step
 
-    def out_of_memory_after_a_part(plan: Any) -> None:
+    def out_of_memory_after_a_part(plan):
         step(plan)
         raise torch.OutOfMemoryError("no room for Newton–Schulz")
 
@@ -268,7 +266,7 @@ def test_with_several_ranks_all_of_them_must_start_again(text):
 
 def test_the_abandoned_step_leaves_no_gradient(text):
     training = trainer(text, PLAN, room=3)
-    seen: list[bool] = []
+    seen = []
     training.on_step_down = lambda change: seen.append(
         all(parameter.grad is None for parameter in training.model.parameters())
     )

@@ -1,32 +1,28 @@
 """The training loop in one process: each step, and that resuming changes nothing."""
 
-from typing import Any
-
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from pion.data.stream import Batch, RowStream
 from pion.errors import BadInput
-from pion.model.decoder import Decoder
-from pion.train.trainer import ComputePlan, Trainer, TrainSettings, TrainState
+from pion.train.trainer import ComputePlan, Trainer, TrainSettings
 from tests.pion.train.conftest import open_stream, run, tiny_decoder
 from tests.support.whole_state import whole_state
 
 
-def settings(**fields: Any) -> TrainSettings:
+def settings(**fields):
     return TrainSettings(
         **{"steps": 6, "global_batch": 6, "lr": 1e-2, "warmup_steps": 2, "min_lr": 1e-3, **fields}
     )
 
 
-def trainer(stream: RowStream, *, seed: int = 0, plan: Any = None, **fields: Any) -> Trainer:
+def trainer(stream, *, seed=0, plan=None, **fields):
     return Trainer(
         tiny_decoder(seed), stream, settings(**fields), plan or ComputePlan(micro_batch=4)
     )
 
 
-def assert_identical(a: TrainState, b: TrainState) -> None:
+def assert_identical(a, b):
     for mine, other in ((a.model, b.model), (a.optimizer, b.optimizer)):
         assert mine.keys() == other.keys()
         for name in mine:
@@ -162,7 +158,7 @@ def test_throughput_counts_the_time_of_the_steps_and_not_what_the_caller_does_be
         tiny_decoder(), text, settings(), ComputePlan(micro_batch=6), clock=lambda: now[0]
     )
 
-    def slow_step() -> bool:
+    def slow_step():
         now[0] += 2.0
         return False
 
@@ -178,7 +174,7 @@ def test_throughput_counts_the_time_of_the_steps_and_not_what_the_caller_does_be
 # ---------------------------------------------------------------- evaluation
 
 
-def token_losses(model: Decoder, batch: Batch) -> torch.Tensor:
+def token_losses(model, batch):
     with torch.no_grad():
         logits = model(batch.tokens, positions=batch.positions, documents=batch.documents)
     return cross_entropy(logits.transpose(1, 2), batch.targets, reduction="none")

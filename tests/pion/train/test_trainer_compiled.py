@@ -1,13 +1,10 @@
 """A compiled run that is killed and resumed ends with the same bits, in another process."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +15,7 @@ from tests.pion.train.compiled_training import KILLED_AFTER, STEPS
 from tests.support.whole_runs import RUN_SECONDS
 
 
-def train_in_a_process(folder: Path, part: str, compiled: str) -> int:
+def train_in_a_process(folder, part, compiled):
     command = [sys.executable, "-m", "tests.pion.train.compiled_training", str(folder), part]
     # The C++ compiler fails at a path with a space, which the folder of tests may have.
     environment = {"TMPDIR": compiled, "TORCHINDUCTOR_CACHE_DIR": compiled}

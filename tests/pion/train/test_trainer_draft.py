@@ -1,10 +1,5 @@
 """Training a draft block alone: nothing else moves, and nothing else has moments."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 
@@ -23,10 +18,10 @@ from tests.support.whole_state import same, trained_and_resumed
 CONFIG = tiny_config(draft={"steps": 2, "ids": 30})
 STEPS = 8
 ALONE = (Phase(rates={"draft": 1.0, "others": 0.0}),)
-SETTINGS: dict[str, Any] = {"steps": STEPS, "global_batch": 6, "lr": 1e-2, "phases": ALONE}
+SETTINGS = {"steps": STEPS, "global_batch": 6, "lr": 1e-2, "phases": ALONE}
 
 
-def decoder(seed: int = 0) -> Decoder:
+def decoder(seed=0):
     torch.manual_seed(seed)
     return Decoder(CONFIG)
 
@@ -40,7 +35,7 @@ def make(stream, *, seed=0, rank=0, world_size=1, **settings):
     return Trainer(model, stream, TrainSettings(**SETTINGS | settings), plan, rank=rank)
 
 
-def norms(metrics: list[dict[str, Any]]) -> list[float]:
+def norms(metrics):
     """Return the norm of the block's gradient in each step. It does not depend on micro-batches."""
     return [row["grad_norm"] for row in metrics]
 
@@ -127,7 +122,7 @@ def test_mfu_counts_what_is_computed(text):
 # ---------------------------------------------------------------- several ranks
 
 
-def work(rank: int, folder: Path) -> dict[str, Any]:
+def work(rank, folder):
     stream = open_stream(folder / f"data{rank}")
     trainer = make(stream, rank=rank, world_size=2)
     resumed = make(stream, seed=5 + rank, rank=rank, world_size=2)

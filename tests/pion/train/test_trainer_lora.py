@@ -1,15 +1,9 @@
 """Training LoRA's additions: the base has no gradient, no moments, no bucket and no snapshot."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 
 from pion.config.lora import Lora, lora_cost
-from pion.data.stream import RowStream
 from pion.errors import BadInput
 from pion.model import loss as loss_module
 from pion.model.lora_projections import adapted, additions
@@ -20,17 +14,17 @@ from tests.support.ranks import ask_ranks
 from tests.support.whole_state import same, trained_and_resumed, whole_state
 
 STEPS = 8
-SETTINGS: dict[str, Any] = {"steps": STEPS, "global_batch": 6, "lr": 1e-2, "weight_decay": 0.0}
+SETTINGS = {"steps": STEPS, "global_batch": 6, "lr": 1e-2, "weight_decay": 0.0}
 
 
-def make(stream: RowStream, *, seed: int = 0, rank: int = 0, **plan: Any) -> Trainer:
+def make(stream, *, seed=0, rank=0, **plan):
     compute = ComputePlan(**{"micro_batch": 2, "threads": 1} | plan)
     dtype = torch.bfloat16 if compute.dtype == "bfloat16" else torch.float32
     model = adapted(tiny_decoder(0), Lora(rank=4), seed=seed, dtype=dtype)
     return Trainer(model, stream, TrainSettings(**SETTINGS), compute, rank=rank)
 
 
-def steps(trainer: Trainer, number: int) -> list[float]:
+def steps(trainer, number):
     return [row["loss"] for row in run(trainer, number)]
 
 
@@ -60,7 +54,7 @@ def test_the_heads_gradient_is_not_even_computed(text, monkeypatch):
     computed = []
     plain = loss_module._plain
 
-    def watched(given: Any, *, into: Any, **options: Any) -> Any:
+    def watched(given, *, into, **options):
         computed.append(tuple(gradient is not None for gradient in into))
         return plain(given, into=into, **options)
 
@@ -100,7 +94,7 @@ def test_a_state_of_the_whole_model_is_refused(text):
 # ---------------------------------------------------------------- several ranks
 
 
-def work(rank: int, folder: Path) -> dict[str, Any]:
+def work(rank, folder):
     stream = open_stream(folder / f"data{rank}")
     trainer = make(stream, rank=rank, world_size=2)
     resumed = make(stream, seed=5 + rank, rank=rank, world_size=2)
@@ -120,7 +114,7 @@ def work(rank: int, folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def ranks(tmp_path_factory):
     return ask_ranks(work, tmp_path_factory.mktemp("ranks"), 2)
 
 

@@ -2,14 +2,11 @@
 
 import hashlib
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch._inductor
 
-from pion.data.stream import RowStream
 from pion.errors import BadInput
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings
 from tests.pion.train.conftest import open_stream, run, tiny_decoder
@@ -30,30 +27,30 @@ def make(stream, world_size, rank=0, seed=0, **fields):
     return Trainer(tiny_decoder(seed), stream, TrainSettings(**SETTINGS | fields), plan, rank=rank)
 
 
-def curve(trainer: Trainer, steps: int = STEPS) -> list[dict[str, Any]]:
+def curve(trainer, steps=STEPS):
     wanted = ("step", "loss", "grad_norm", "tokens", "rows")
     return [{key: metrics[key] for key in wanted} for metrics in run(trainer, steps)]
 
 
-def digest(trainer: Trainer) -> str:
+def digest(trainer):
     state = whole_state(trainer)
     tensors = state.model | state.optimizer
     data = b"".join(tensors[name].numpy().tobytes() for name in sorted(tensors))
     return hashlib.sha256(data).hexdigest() + f" step {trainer.step} row {trainer.next_row}"
 
 
-def train_both_kinds(streams: dict[str, RowStream], world_size: int, rank: int) -> dict[str, Any]:
+def train_both_kinds(streams, world_size, rank):
     """The results that are compared between one process and several processes."""
     text = make(streams["text"], world_size, rank, optimizer="muon")
     conversations = make(streams["conversations"], world_size, rank)
-    results: dict[str, Any] = {"text": curve(text), "conversations": curve(conversations)}
+    results = {"text": curve(text), "conversations": curve(conversations)}
     evaluation = conversations.evaluate(streams["conversations"], range(5, 20), 4, end_of_text=0)
     results["evaluation"] = vars(evaluation)
     results["digest"] = digest(text)
     return results
 
 
-def stop_on_one_rank(streams: dict[str, RowStream], world_size: int, rank: int) -> dict[str, Any]:
+def stop_on_one_rank(streams, world_size, rank):
     trainer = make(streams["text"], world_size, rank)
     curve(trainer, 2)
     stopped = stop_on_rank_1(trainer)
@@ -61,7 +58,7 @@ def stop_on_one_rank(streams: dict[str, RowStream], world_size: int, rank: int) 
     return {**stopped, "after": digest(trainer)}
 
 
-def resume_from_rank_0(streams: dict[str, RowStream], world_size: int, rank: int) -> dict[str, Any]:
+def resume_from_rank_0(streams, world_size, rank):
     trainer = make(streams["text"], world_size, rank)
     curve(trainer, 2)
     saved = whole_state(trainer)
@@ -82,15 +79,15 @@ def where_gradients_are(streams, world_size, rank):
     # What one rank drew counts for all.
     trainer = make(streams["text"], world_size, rank, seed=60 + rank)
     params, add = trainer.optimizer.params, trainer._gradients.add
-    places: list[dict[int, int]] = []
+    places = []
 
-    def add_and_look(*arguments: Any, **settings: Any) -> Any:
+    def add_and_look(*arguments, **settings):
         result = add(*arguments, **settings)
         storages = [p.grad.untyped_storage() for p in params if p.grad is not None]
         places.append({storage.data_ptr(): storage.nbytes() for storage in storages})
         return result
 
-    trainer._gradients.add = add_and_look  # type: ignore[method-assign]
+    trainer._gradients.add = add_and_look
     curve(trainer, 2)
     return {
         "micro_batches": len(places),
@@ -101,14 +98,14 @@ def where_gradients_are(streams, world_size, rank):
     }
 
 
-def open_both(folder: Path) -> dict[str, RowStream]:
+def open_both(folder):
     return {
         kind: open_stream(folder / kind, conversations=kind == "conversations")
         for kind in ("text", "conversations")
     }
 
 
-def work(world_size: int, rank: int, folder: Path) -> dict[str, Any]:
+def work(world_size, rank, folder):
     streams = open_both(folder / f"data{rank}")
     return {
         "training": train_both_kinds(streams, world_size, rank),
@@ -120,9 +117,7 @@ def work(world_size: int, rank: int, folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module", params=[3, pytest.param(2, marks=pytest.mark.soak)])
-def ranks(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> list[dict[str, Any]]:
+def ranks(request, tmp_path_factory):
     """Return the results of each rank."""
     # Forks have imported torch already, and torch._inductor, which is imported where algorithms are
     # made deterministic. This takes most of the time of a new process.
@@ -130,7 +125,7 @@ def ranks(
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def alone(tmp_path_factory):
     """Return the results of the same training in one process."""
     return train_both_kinds(open_both(tmp_path_factory.mktemp("alone")), 1, 0)
 

@@ -5,8 +5,6 @@ import pickle
 import statistics
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -56,13 +54,13 @@ def trainer(stream, *, bad_rows=(), loss=1.0, gradient=1.0, seed=0, plan=None, r
     return Trainer(model, stream, chosen, plan or ComputePlan(micro_batch=6, threads=1), rank=rank)
 
 
-def trouble_of(ask: Callable[[], object]) -> Trouble:
+def trouble_of(ask: Callable[[], object]):
     with pytest.raises(Trouble) as raised:
         ask()
     return raised.value
 
 
-def said(trouble: Trouble | None) -> tuple[int, tuple[int, int], str]:
+def said(trouble) -> tuple[int, tuple[int, int], str]:
     return trouble.step, trouble.rows, trouble.what
 
 
@@ -178,7 +176,7 @@ def test_a_spike_needs_sixteen_steps_to_be_measured_against(long_text, known, wr
 
 
 def test_a_resumed_run_measures_spikes_by_earlier_losses(long_text):
-    fault: dict[str, Any] = {"bad_rows": [115], "loss": 10.0, "max_spike": 3.0}
+    fault = {"bad_rows": [115], "loss": 10.0, "max_spike": 3.0}
     unbroken = trainer(long_text, **fault)
     train(unbroken, 18)
     state = whole_state(unbroken)
@@ -209,7 +207,7 @@ def test_a_bound_that_every_step_would_break_is_refused(max_spike):
 # ---------------------------------------------------------------- any rank may ask at any time
 
 
-def first_wrong(losses: list[float], max_spike: float) -> int | None:
+def first_wrong(losses, max_spike):
     """Return the index of the first wrong step, in the simplest way: the specification."""
     for i, loss in enumerate(losses):
         before = losses[max(0, i - 64) : i]
@@ -238,7 +236,7 @@ def test_the_time_of_asking_changes_no_trouble_and_no_metrics(losses, broken, as
     if broken is not None and broken < len(losses):
         losses[broken] = NAN
     collected = metrics_without_a_clock()
-    reported: list[int] = []
+    reported = []
     for i, loss in enumerate(losses):
         collected.begin_step()
         collected.add(record(i + 1, loss))
@@ -258,12 +256,12 @@ def test_the_time_of_asking_changes_no_trouble_and_no_metrics(losses, broken, as
     assert collected.recent_losses() == losses[:good][-64:]
 
 
-def metrics_without_a_clock(max_spike: float | None = 2.0) -> StepMetrics:
+def metrics_without_a_clock(max_spike=2.0):
     flops = partial(token_flops, CONFIG)
     return StepMetrics(flops, ComputePlan(threads=1), clock=lambda: 0.0, max_spike=max_spike)
 
 
-def record(step: int, loss: float, targets: float = 8.0) -> StepRecord:
+def record(step, loss, targets=8.0):
     return StepRecord(
         step=step,
         rows=(step - 1, step),
@@ -302,11 +300,11 @@ def test_trouble_crosses_processes_whole():
     assert arrived.exit_code == 1
 
 
-def work(rank: int, folder: Path) -> list[Any]:
+def work(rank, folder):
     """Run one of two ranks. Row 19, of the fourth step, is in the first rank's share."""
     stream = open_stream(folder / f"data{rank}")
     results = []
-    faults: list[dict[str, Any]] = [{"loss": NAN}, {"gradient": 1e30}]
+    faults = [{"loss": NAN}, {"gradient": 1e30}]
     for fault in faults:
         plan = ComputePlan(micro_batch=2, world_size=2, threads=1)
         broken = trainer(stream, bad_rows=[19], plan=plan, rank=rank, **fault)

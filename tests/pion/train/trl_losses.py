@@ -6,8 +6,6 @@ where each step is a list of examples. Importing TRL takes up to a minute, so on
 all.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

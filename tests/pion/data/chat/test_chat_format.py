@@ -1,10 +1,6 @@
 """Which format a model talks in, found by the files next to its tokenizer.json."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -28,12 +24,12 @@ ASKED = [{"role": "user", "content": "Hi"}]
 
 
 @pytest.fixture(autouse=True)
-def quick_renderer(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick_renderer(monkeypatch):
     """A process that renders takes a second to start."""
     monkeypatch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
 
 
-def found(folder: Path) -> ChatFormat:
+def found(folder):
     return ChatFormat(folder / "tokenizer.json", Tokenizer.from_file(folder / "tokenizer.json"))
 
 
@@ -147,17 +143,17 @@ TO_CHANNEL = (
 )
 
 
-def turns(calls: str, told: str = TOLD) -> str:
+def turns(calls, told=TOLD):
     return told + TURNS.replace("CALLS", calls)
 
 
-def marked(calls: str) -> str:
+def marked(calls):
     """Return a template whose special tokens are gpt-oss's."""
     return turns(calls).replace("<|im_start|>", "<|start|>").replace("<|im_end|>", "<|return|>")
 
 
 HERMES = CallForm("<tool_call>\n", "</tool_call>", "name", "arguments", listed=False)
-FORMS: dict[str, tuple[str, CallForm | None]] = {
+FORMS = {
     "Qwen 2.5": (QWEN25, HERMES),
     "after a thought": (turns(AFTER_THOUGHT), HERMES),
     "Llama 3.1": (turns(BARE), CallForm("", "", "name", "parameters", listed=False)),
@@ -210,7 +206,7 @@ def test_a_call_or_a_list_of_calls_is_read():
 
 
 def test_the_schema_has_the_names_of_the_form_and_shared_parts_at_its_root():
-    parameters: dict[str, Any] = {
+    parameters = {
         "type": "object",
         "properties": {"x": {"$ref": "#/$defs/X"}},
         "$defs": {"X": {"type": "integer"}},

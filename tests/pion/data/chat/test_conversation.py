@@ -1,11 +1,8 @@
-from __future__ import annotations
-
 import json
 import tempfile
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -34,7 +31,7 @@ CORPUS = [
 
 
 @cache
-def tokenizer(style: str = "gpt2") -> Tokenizer:
+def tokenizer(style="gpt2"):
     """A trained tokenizer; "llama3" cuts words so that tokens like "|>\\n" can form, and has a
     different end-of-text and one more special token."""
     trained = train_bpe(CORPUS, 450)
@@ -64,7 +61,7 @@ def tokenizer(style: str = "gpt2") -> Tokenizer:
     return Tokenizer(bpe.to_str())
 
 
-def parsed(record: Any, where: str) -> list[Turn]:
+def parsed(record, where):
     return turns_of(read_conversation(record, where, own=True))
 
 
@@ -72,7 +69,7 @@ STYLES = pytest.mark.parametrize("style", ["gpt2", "llama3"])
 
 
 @cache
-def transformers_tokenizer(style: str) -> Any:
+def transformers_tokenizer(style):
     from transformers import PreTrainedTokenizerFast
 
     with tempfile.TemporaryDirectory() as folder:

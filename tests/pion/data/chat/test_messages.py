@@ -1,7 +1,3 @@
-from __future__ import annotations
-
-from typing import Any
-
 import pytest
 
 from pion.data.chat.messages import harmless
@@ -12,7 +8,7 @@ HI = {"role": "user", "content": "Hi"}
 YES = {"role": "assistant", "content": "Yes"}
 
 
-def parsed(*messages: Any, **rest: Any) -> list[dict[str, Any]]:
+def parsed(*messages, **rest):
     return list(read_conversation({"messages": list(messages), **rest}, "data.jsonl:3").messages)
 
 
@@ -47,7 +43,7 @@ def test_tools_are_kept_as_they_are():
     assert read_conversation({**record, "tools": None}, "x").tools is None
 
 
-WRONG: dict[str, tuple[Any, str]] = {
+WRONG = {
     "no record": (["x"], "not a conversation: .*found ..x.. instead of an object"),
     "null": (None, "found None"),
     "no key": ({}, "expected a list of turns.*found no key"),

@@ -1,4 +1,3 @@
-from collections.abc import Sequence
 from itertools import chain, pairwise
 
 import numpy as np
@@ -11,21 +10,19 @@ from pion.data.chat.packing import Sided, best_fit_decreasing, pack, pack_items,
 from pion.data.row_flags import LEARNED, PADDING, PREFERRED, STARTS, require_pairs
 
 PAD, SEQ_LEN = 1, 24
-Item = tuple[Sided, ...]
-Found = list[tuple[list[int], list[bool], bool]]
 
 
-def sequence(number: int, learned: Sequence[bool] | np.ndarray) -> Tokenized:
+def sequence(number, learned):
     """Return a sequence whose ids are different from every other sequence's."""
     ids = 1000 * (number + 1) + np.arange(len(learned), dtype=np.int32)
     return Tokenized(ids, np.array(learned, dtype=bool))
 
 
-def sided(number: int, prompt: int, answer: int, preferred: bool) -> Sided:
+def sided(number, prompt, answer, preferred):
     return Sided(sequence(number, np.arange(prompt + answer) >= prompt), preferred)
 
 
-def pair(number: int, prompt: int, chosen: int, rejected: int) -> Item:
+def pair(number, prompt, chosen, rejected):
     return (sided(2 * number, prompt, chosen, True), sided(2 * number + 1, prompt, rejected, False))
 
 
@@ -43,7 +40,7 @@ CONVERSATIONS = st.lists(st.lists(st.booleans(), max_size=40), max_size=30).map(
 )
 
 
-def unpacked(ids: np.ndarray, flags: np.ndarray) -> list[Found]:
+def unpacked(ids, flags):
     """Return each row's sequences with their masks and sides, separated only by the flags."""
     rows = []
     for row, marks in zip(ids, flags):
@@ -58,7 +55,7 @@ def unpacked(ids: np.ndarray, flags: np.ndarray) -> list[Found]:
     return rows
 
 
-def as_lists(item: Item) -> Found:
+def as_lists(item):
     return [(s.sequence.ids.tolist(), s.sequence.learned.tolist(), s.preferred) for s in item]
 
 

@@ -1,12 +1,9 @@
 """The process that renders chat templates: its bounds, its environment and its end."""
 
-from __future__ import annotations
-
 import datetime
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,7 +19,7 @@ DAY = datetime.date(2026, 1, 2)
 TALK = Conversation([{"role": "user", "content": "Hi"}], None, "data.jsonl:3")
 
 
-def made(template: str) -> Renderer:
+def made(template):
     return Renderer(template, {"eos_token": "</s>"}, DAY, "its/folder")
 
 
@@ -73,7 +70,7 @@ UNUSABLE = {
 
 
 @pytest.fixture(scope="module")
-def attacked() -> Iterator[Renderer]:
+def attacked():
     """Return a renderer whose template makes the attack that the first message names."""
     cases = "".join(
         f"{{% if messages[0].content == '{name}' %}}{attack}{{% endif %}}"
@@ -145,7 +142,7 @@ def test_an_endless_template_ends_when_the_process_that_asked_is_gone():
     wait_until(lambda: has_ended(int(asked.stdout)), "the end of the process")
 
 
-def has_ended(process: int) -> bool:
+def has_ended(process):
     try:
         return " Z " in Path(f"/proc/{process}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):

@@ -1,11 +1,7 @@
 """Conversations by the chat templates of other people's models, against transformers."""
 
-from __future__ import annotations
-
 import datetime
 import json
-from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pion.data.chat.conversation import Tokenized
-from pion.data.chat.messages import Conversation, harmless
+from pion.data.chat.messages import harmless
 from pion.data.chat.packing import pack
-from pion.data.chat.template import ChatTemplate, Examples
+from pion.data.chat.template import ChatTemplate
 from pion.data.chat.template_source import with_settings, write_template_date
 from pion.data.records.layouts import read_conversation
 from pion.data.tokens.tokenizer import Tokenizer
@@ -51,41 +47,41 @@ class Model:
         self.template = ChatTemplate(folder, self.tokenizer)
         self.stock = PreTrainedTokenizerFast.from_pretrained(folder)
 
-    def stock_ids(self, messages: list[dict[str, Any]], *, prompt: bool, tools: Any) -> list[int]:
+    def stock_ids(self, messages, *, prompt, tools):
         """Return the ids that transformers gives, after the first token."""
         midnight = datetime.datetime.combine(DAY, datetime.time())
-        ids: list[int] = self.stock.apply_chat_template(
+        ids = self.stock.apply_chat_template(
             messages, tools=tools, add_generation_prompt=prompt, strftime_now=midnight.strftime
         )["input_ids"]
         first = self.tokenizer.first
         return ids if first is None or ids[:1] == [first] else [first, *ids]
 
-    def examples(self, messages: list[Any], tools: Any = None, where: str = "f:1") -> Examples:
+    def examples(self, messages, tools=None, where="f:1"):
         (found,) = self.template.tokenize_batch([talk(messages, tools, where)])
         return found
 
-    def written(self, messages: list[Any], tools: Any = None) -> list[tuple[str, str]]:
+    def written(self, messages, tools=None):
         """Return the text of each example, and of its learned part."""
         examples = self.examples(messages, tools).tokenized
         return [(self.text(e.ids), self.text(e.ids[e.learned])) for e in examples]
 
-    def text(self, ids: Any) -> str:
+    def text(self, ids):
         return self.tokenizer.decode(ids, specials=True)
 
 
-def talk(messages: list[Any], tools: Any = None, where: str = "f:1") -> Conversation:
+def talk(messages, tools=None, where="f:1"):
     return read_conversation({"messages": messages, "tools": tools}, where)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_renderer() -> Iterator[None]:
+def quick_renderer():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
         yield
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
+def models(tmp_path_factory):
     made = {
         name: Model(tmp_path_factory.mktemp("model"), kind, source)
         for name, (kind, source) in TEMPLATES.items()
@@ -107,10 +103,10 @@ TEXT = st.text(min_size=1, max_size=12).filter(str.strip) | st.sampled_from(
 )
 
 
-def learned_by_prefixes(model: Model, messages: list[Any], tools: Any) -> list[Tokenized] | None:
+def learned_by_prefixes(model, messages, tools):
     """Return the examples by the definition, of transformers' ids alone; None if refused."""
 
-    def ids(upto: int, *, prompt: bool = False) -> list[int]:
+    def ids(upto, *, prompt=False):
         return model.stock_ids(messages[:upto], prompt=prompt, tools=tools)
 
     answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
@@ -154,7 +150,6 @@ def test_ids_and_mask_are_those_of_rendered_prefixes(models, name, texts):
     expected = learned_by_prefixes(model, list(conversation.messages), None)
     (found,) = model.template.tokenize_batch([conversation])
     if expected is None:
-        assert found.refused is not None
         assert "f:1: answer" in found.refused
         return
     assert [e.ids.tolist() for e in found.tokenized] == [e.ids.tolist() for e in expected]
@@ -179,7 +174,6 @@ def test_an_answer_is_learned_up_to_the_end_of_its_turn_and_no_further(models, n
     model = models[name]
     ((text, learned),) = model.written([QUESTION, ANSWER])
     assert learned == LEARNED[name]
-    assert model.template.end_of_turn is not None
     assert learned.endswith(model.text([model.template.end_of_turn]))
     prompt = model.text(model.template.prompt_ids([QUESTION]))
     assert text.startswith(prompt + learned)
@@ -331,7 +325,7 @@ def test_tools_that_a_template_leaves_out_are_counted(models):
         assert models[name].examples([QUESTION, ANSWER], TOOLS).lost_tools is lost
 
 
-ODD: dict[str, tuple[list[dict[str, Any]], str]] = {
+ODD = {
     "an answer first": ([ANSWER, QUESTION, ANSWER], "message 1 is an answer"),
     "an answer after the system": (
         [{"role": "system", "content": "Be brief."}, ANSWER, QUESTION, ANSWER],

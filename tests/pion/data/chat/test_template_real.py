@@ -4,11 +4,8 @@ The files are not ours, so they are not in this repository: PION_REAL_MODELS is 
 folder in transformers' form for each name of REAL. See tests/README.md.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -62,7 +59,7 @@ TOOLS = [
         },
     }
 ]
-TALKS: dict[str, tuple[list[Any], Any]] = {
+TALKS = {
     "one answer": ([ASKED, FOUR], None),
     "three answers": ([ASKED, FOUR, AGAIN, EIGHT, LAST, CLOUDY], None),
     "system": ([SYSTEM, ASKED, FOUR, AGAIN, EIGHT], None),
@@ -84,7 +81,7 @@ ENDLESS = "ends this call with '<｜tool▁call▁end｜>', at which the model d
 NO_PREFIX = "generation prompt does not begin what the template writes"
 
 # The models, by a name; the folder's name and the options of its template.
-MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+MODELS = {
     "SmolLM2": ("smollm2-135m-instruct", {}),
     "Qwen 3": ("qwen3", {}),
     "Qwen 3 without thoughts": ("qwen3", {"enable_thinking": False}),
@@ -95,7 +92,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 
 # Which conversations are refused, and why. All of these are the templates' own faults: the ids that
 # transformers gives for them have no answer that could be learned.
-REFUSED: dict[str, dict[str, str]] = {
+REFUSED = {
     # The template adds content to a text, and has no word about calls.
     "SmolLM2": dict.fromkeys(CALLS, LOST),
     # The short template, which knows content only, and writes "None" for null.
@@ -121,7 +118,7 @@ UNUSABLE = {
 class RealModel(Model):
     """A real tokenizer and template, and transformers' view of the same files."""
 
-    def __init__(self, real: Path, folder: Path, options: dict[str, Any]) -> None:
+    def __init__(self, real, folder, options):
         from transformers import PreTrainedTokenizerFast
 
         for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -164,7 +161,7 @@ def test_ids_and_masks_are_those_of_transformers(name, tmp_path):
     model.template.close()
 
 
-def _require_answers_only(learned: str, messages: list[Any], talk: str) -> None:
+def _require_answers_only(learned, messages, talk):
     """Fail unless the learned text has all answers in their order, and no other message."""
     place = 0
     for message in messages:

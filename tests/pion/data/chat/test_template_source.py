@@ -1,9 +1,5 @@
-from __future__ import annotations
-
 import json
 from datetime import UTC, date, datetime
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,7 +13,7 @@ from pion.data.chat.template_source import (
 from pion.errors import BadInput
 
 
-def config(folder: Path, template: Any) -> None:
+def config(folder, template):
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
 
 

@@ -1,7 +1,5 @@
 """Reading documents and records from files, and how bad files are reported."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import os
@@ -34,15 +32,15 @@ from pion.errors import BadInput
 KEY = "data.sources.0"
 
 
-def spans(path: Path, suffixes: tuple[str, ...]) -> list[Span]:
+def spans(path, suffixes):
     return [Span(file) for file in find_files(path, suffixes, KEY)[0]]
 
 
-def texts(path: Path, split: str = "file") -> list[str]:
+def texts(path, split="file"):
     return [document.text for document in text_documents(spans(path, TEXT_SUFFIXES), split, KEY)]
 
 
-def read_jsonl(path: Path, field: str = "text") -> list[str]:
+def read_jsonl(path, field="text"):
     return [
         d.text
         for d in record_documents(jsonl_records(spans(path, JSONL_SUFFIXES), KEY), field, KEY)
@@ -184,7 +182,7 @@ def test_a_column_of_a_table_may_be_numbers_of_texts(tmp_path):
 def test_a_null_text_is_left_out_and_counted_like_a_blank_one(tmp_path):
     lines = ({"text": "a"}, {"text": None}, {"text": " "}, {"text": "b"})
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    blank: list[int] = []
+    blank = []
     records = jsonl_records(spans(tmp_path, JSONL_SUFFIXES), KEY)
     found = record_documents(records, "text", KEY, lambda: blank.append(1))
     assert [document.text for document in found] == ["a", "b"]
@@ -194,14 +192,14 @@ def test_a_null_text_is_left_out_and_counted_like_a_blank_one(tmp_path):
 # ---------------------------------------------------------------- which files are read
 
 
-def make(folder: Path, *names: str) -> Path:
+def make(folder, *names):
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("x")
     return folder
 
 
-def split(folder: Path, *, records: bool = True) -> tuple[list[str], list[str], str]:
+def split(folder, *, records=True) -> tuple[list[str], list[str], str]:
     """Return the files that are read, those of them that are held out, and the words."""
     found = by_splits(folder, find_files(folder, JSONL_SUFFIXES, "data")[0], records=records)
     used = [path.relative_to(folder).as_posix() for path in found.files]
@@ -271,12 +269,12 @@ def test_what_is_no_file_of_this_machine_is_refused_by_what_it_is(path, words):
 TEXT = b"A fox.\n" * 100
 
 
-def read(file: Path) -> bytes:
+def read(file):
     with opened(file) as stream:
         return stream.read()
 
 
-def zstd(data: bytes) -> bytes:
+def zstd(data):
     return bytes(pyarrow.compress(data, codec="zstd", asbytes=True))
 
 

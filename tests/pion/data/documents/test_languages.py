@@ -1,7 +1,5 @@
 """The language of a text, roughly."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 import pytest

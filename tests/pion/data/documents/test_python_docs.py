@@ -9,7 +9,6 @@ from collections import Counter
 
 import pytest
 
-from pion.data.documents.file_to_documents import Document
 from pion.data.documents.python_docs import (
     RECOGNISED_LETTERS,
     definitions,
@@ -18,9 +17,8 @@ from pion.data.documents.python_docs import (
     letters_of,
     prose,
 )
-from pion.data.documents.python_preferences import LENGTHS, RAMBLING, Better, docs_pairs
-from pion.data.documents.python_qa import Dialogue, dialogues
-from pion.data.preference.layouts import Pair
+from pion.data.documents.python_preferences import LENGTHS, RAMBLING, docs_pairs
+from pion.data.documents.python_qa import dialogues
 from tests.support.python_library import link_part, read_only_a_part
 from tests.support.waiting import run_to_end
 
@@ -42,7 +40,7 @@ def whole(request, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def docs(whole: bool) -> list[Document]:
+def docs(whole):
     return list(documents())
 
 
@@ -112,7 +110,7 @@ def test_the_held_out_share_is_by_file_and_grows_with_the_share(docs):
 
 def test_no_paragraph_of_a_held_out_file_is_in_a_training_file(docs):
     """Also not with another layout, case or number."""
-    parts: dict[bool, set[str]] = {True: set(), False: set()}
+    parts = {True: set(), False: set()}
     for document in docs:
         found = {letters_of(paragraph) for paragraph in document.text.split("\n\n")}
         parts[is_held_out(document.origin, 0.1)] |= found
@@ -151,11 +149,11 @@ def test_prose_drops_doctests_tables_and_markup():
 
 
 @pytest.fixture(scope="module")
-def asked(whole: bool) -> list[Dialogue]:
+def asked(whole):
     return list(dialogues())
 
 
-def first_question(dialogue: Dialogue) -> str:
+def first_question(dialogue):
     return next(turn.text for turn in dialogue.turns if turn.role == "user")
 
 
@@ -175,7 +173,7 @@ def test_every_dialogue_alternates_and_ends_with_an_answer(asked):
 
 
 def test_the_questions_are_phrased_in_many_ways(asked):
-    def shape(question: str) -> str:
+    def shape(question):
         return " ".join(re.findall(r"(?<![\w.`(])[A-Za-z']+(?![\w.(`])", question)[:3])
 
     shapes = Counter(shape(first_question(d)) for d in asked)
@@ -219,7 +217,7 @@ def test_the_files_held_out_are_those_of_the_prose(docs, asked):
 
 
 def test_what_is_asked_of_held_out_files_is_not_answered_in_training(whole, asked):
-    answers: dict[bool, set[str]] = {True: set(), False: set()}
+    answers = {True: set(), False: set()}
     for dialogue in asked:
         found = {letters_of(turn.text) for turn in dialogue.turns if turn.role == "assistant"}
         answers[is_held_out(dialogue.origin, 0.1)] |= {a for a in found if len(a) >= 40}
@@ -237,11 +235,11 @@ def test_asking_again_gives_the_same_dialogues(asked):
 
 
 @pytest.fixture(scope="module")
-def pairs(whole: bool) -> dict[Better, list[Pair]]:
+def pairs(whole):
     return {better: list(docs_pairs(better)) for better in ("short", "right")}
 
 
-def answers(pair: Pair) -> tuple[str, str]:
+def answers(pair) -> tuple[str, str]:
     chosen, rejected = (said.messages[-1]["content"] for said in pair.conversations)
     return chosen, rejected
 

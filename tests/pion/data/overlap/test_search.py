@@ -1,15 +1,12 @@
 """What is found, and what is not: planted items, quotes, boilerplate, and a plain second search."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable
 from random import Random
 
 import numpy as np
 import pytest
 
-from pion.data.overlap.found import Found, nothing_found, read_found
-from pion.data.overlap.index import Index, build_index
+from pion.data.overlap.found import nothing_found, read_found
+from pion.data.overlap.index import build_index
 from pion.data.overlap.items import Item, ItemSet, counted_words
 from pion.data.overlap.search import pieces, search
 from pion.data.overlap.words import MOST_BYTES, split_words
@@ -27,13 +24,13 @@ from tests.support.overlap_texts import (
 PLANTED, OTHERS = 200, 300
 
 
-def fragments(text: str, words: int, step: int) -> list[str]:
+def fragments(text, words, step):
     split = text.split()
     return [" ".join(split[n : n + words]) for n in range(0, len(split) - words + 1, step)]
 
 
 @pytest.fixture(scope="module")
-def prose() -> Prose:
+def prose():
     return Prose(seed=1)
 
 
@@ -63,7 +60,7 @@ def test_a_quote_whose_parts_are_in_different_rows_is_not_found(prose):
     assert all(found_items(items, [" ".join(rows)]))
 
 
-def with_licence(prose: Prose, number: int) -> Item:
+def with_licence(prose, number):
     return Item(f"{LICENCE}\ndef {prose.text(4)}{number}(self): return what?", prose.text(3))
 
 
@@ -135,7 +132,7 @@ def test_an_answer_in_a_row_below_the_threshold_says_nothing():
     assert found.with_answer.tolist() == [False]
 
 
-def plainly_held(items: list[Item], rows: list[str]) -> list[list[int]]:
+def plainly_held(items, rows):
     """Return how many n-grams of each item each row holds, by sets of words."""
     wanted = []
     for item in items:
@@ -143,7 +140,7 @@ def plainly_held(items: list[Item], rows: list[str]) -> list[list[int]]:
         length = min(len(words), 13)
         runs = {tuple(words[n : n + length]) for n in range(len(words) - length + 1)}
         wanted.append(runs if length >= 8 else set())
-    owners: dict[tuple[bytes, ...], int] = {}
+    owners = {}
     for runs in wanted:
         for run in runs:
             owners[run] = owners.get(run, 0) + 1
@@ -162,7 +159,7 @@ def test_a_plain_search_finds_the_same(seed):
     chance = Random(seed)
     source = chance.choices(["ab", "Ab", "c", "dé", "e’f", "g,"], k=300)
 
-    def cut(least: int, most: int) -> str:
+    def cut(least, most):
         first = chance.randrange(280)
         return " ".join(source[first : first + chance.randint(least, most)])
 
@@ -262,7 +259,7 @@ def test_each_row_that_overlaps_is_told_with_its_items(prose):
     rows = [prose.row(), prose.row(text_of(items[3])), prose.row()]
     rows.append(prose.row(f"{text_of(items[7])}\n{text_of(items[5])}", words=60_000))
     index = build_index([ItemSet("set", items)])
-    told: dict[int, list[int]] = {}
+    told = {}
     search(
         index,
         ((number, row.encode()) for number, row in enumerate(rows)),
@@ -276,22 +273,19 @@ def test_each_row_that_overlaps_is_told_with_its_items(prose):
 # ---------------------------------------------------------------- what is kept, and continued
 
 
-Shard = list[tuple[int, bytes]]
-
-
 @pytest.fixture(scope="module")
-def sets() -> list[ItemSet]:
+def sets():
     prose = Prose(seed=2)
     return [ItemSet("a", [prose.item() for _ in range(40)], [prose.item() for _ in range(10)])]
 
 
 @pytest.fixture(scope="module")
-def index(sets: list[ItemSet]) -> Index:
+def index(sets):
     return build_index(sets)
 
 
 @pytest.fixture(scope="module")
-def shards(sets: list[ItemSet]) -> list[Shard]:
+def shards(sets):
     """Three shards with whole items and parts of items."""
     prose = Prose(seed=3)
     rows = []
@@ -302,7 +296,7 @@ def shards(sets: list[ItemSet]) -> list[Shard]:
     return [texts[:37], texts[37:38], texts[38:]]
 
 
-def whole(index: Index, rows: Iterable[tuple[int, bytes]]) -> Found:
+def whole(index, rows):
     found = nothing_found(index)
     search(index, rows, found)
     return found

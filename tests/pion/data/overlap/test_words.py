@@ -10,7 +10,7 @@ from pion.data.overlap.ngrams import TEMPLATE_ITEMS, ngrams_of
 from pion.data.overlap.words import MOST_BYTES, split_words, words_of
 
 
-def words(text: str) -> list[str]:
+def words(text):
     return [word.decode() for word in split_words(text.encode())]
 
 
@@ -118,12 +118,12 @@ def test_the_digest_of_a_set_is_that_of_its_texts_only(changed):
 # ---------------------------------------------------------------- n-grams
 
 
-def item(words: int, answer: int = 1, name: str = "w") -> Item:
+def item(words, answer=1, name="w"):
     texts = [f"{name}{n}" for n in range(words)]
     return Item(" ".join(texts[: words - answer]), " ".join(texts[words - answer :]))
 
 
-def counts(items: list[Item]) -> list[int]:
+def counts(items):
     return np.bincount(ngrams_of(items).items, minlength=len(items)).tolist()
 
 
@@ -164,7 +164,7 @@ def test_of_a_repeated_ngram_the_one_in_the_answer_counts():
     assert found.in_answer[found.hashes == repeated].tolist() == [True]
 
 
-def templated(items: int) -> list[Item]:
+def templated(items):
     template = " ".join(f"t{n}" for n in range(20))
     return [Item(f"{template} {' '.join(f'q{k}x{n}' for n in range(9))}", "") for k in range(items)]
 

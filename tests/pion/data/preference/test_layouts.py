@@ -1,12 +1,8 @@
 """Each layout, as the data sets that have it write it."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import pytest
 
-from pion.data.preference.layouts import Pair, differs_early, is_empty, parse_preference
+from pion.data.preference.layouts import differs_early, is_empty, parse_preference
 from pion.errors import BadInput
 
 ASKED = "Which planet is the largest?"
@@ -15,11 +11,11 @@ USER = {"role": "user", "content": ASKED}
 SYSTEM = {"role": "system", "content": "Be brief."}
 
 
-def answer(text: str | None, **more: Any) -> dict[str, Any]:
+def answer(text, **more):
     return {"role": "assistant", "content": text, **more}
 
 
-def pair(record: dict[str, Any]) -> Pair:
+def pair(record):
     found = parse_preference(record, "prefs.jsonl:7")
     assert found.chosen.context == found.rejected.context
     context = found.chosen.context
@@ -31,7 +27,7 @@ def pair(record: dict[str, Any]) -> Pair:
     return found
 
 
-def texts(found: Pair) -> tuple[list[str], list[str], list[str]]:
+def texts(found) -> tuple[list[str], list[str], list[str]]:
     """Return the shared messages, the chosen answer and the rejected one, as "role: text"."""
     context = found.chosen.context
     sides = [[f"{m['role']}: {m['content']}" for m in c.messages] for c in found.conversations]
@@ -39,7 +35,7 @@ def texts(found: Pair) -> tuple[list[str], list[str], list[str]]:
 
 
 PLAIN = ([f"user: {ASKED}"], [f"assistant: {GOOD}"], [f"assistant: {BAD}"])
-LAYOUTS: dict[str, dict[str, Any]] = {
+LAYOUTS = {
     "explicit, texts": {"prompt": ASKED, "chosen": GOOD, "rejected": BAD},
     "explicit, lists that hold the prompt (UltraFeedback, Tulu 3)": {
         "prompt": ASKED,
@@ -234,7 +230,7 @@ TWO = {"chosen": [USER, answer(GOOD)], "rejected": [USER, answer(BAD)]}
 EXPLICIT = {"prompt": ASKED, "chosen": GOOD, "rejected": BAD}
 LABELLED = {"prompt": ASKED, "completion": GOOD, "label": True}
 ELSE = {"role": "user", "content": "Something else?"}
-REFUSED: dict[str, tuple[Any, str]] = {
+REFUSED = {
     "no object": ([1], "not a preference: found [1] instead of an object"),
     "other keys": ({"messages": []}, "not a preference: expected the keys 'chosen' and 'rejected'"),
     "nothing": ({}, "found no key"),

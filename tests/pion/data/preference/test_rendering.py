@@ -1,11 +1,6 @@
 """Preferences by the chat templates of models: prompts, targets, ends, and what is left out."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +9,7 @@ from hypothesis import strategies as st
 
 from pion.data.chat.chat_format import ChatFormat
 from pion.data.chat.conversation import Tokenized
-from pion.data.chat.packing import Sided
-from pion.data.preference.layouts import Preference, parse_preference
+from pion.data.preference.layouts import parse_preference
 from pion.data.preference.rendering import (
     EMPTY,
     ENDLESS,
@@ -25,7 +19,6 @@ from pion.data.preference.rendering import (
     REWRITTEN,
     TIE,
     Dropped,
-    Outcome,
     Usable,
     ends_once,
     is_held_out,
@@ -44,65 +37,65 @@ ASKED = {"role": "user", "content": "Return the number of items"}
 MORE = {"role": "user", "content": "And then?"}
 
 
-def answer(text: str | None, **more: Any) -> dict[str, Any]:
+def answer(text, **more):
     return {"role": "assistant", "content": text, **more}
 
 
 class Written:
     """A model's chat format, and what it makes of preferences."""
 
-    def __init__(self, chat: ChatFormat, seq_len: int = 1000, context: int = 500) -> None:
+    def __init__(self, chat, seq_len=1000, context=500):
         self.chat = chat
         self.format = preference_format(chat, seq_len, context)
 
-    def outcome(self, record: dict[str, Any], **bounds: int) -> Outcome:
+    def outcome(self, record, **bounds):
         """Return what becomes of a record; `bounds` are `seq_len` and `context`."""
         written = replace(self.format, **bounds)
         (found,) = written.outcomes([parse_preference(record, "f:1")])
         return found
 
-    def usable(self, record: dict[str, Any]) -> Usable:
+    def usable(self, record):
         found = self.outcome(record)
         assert isinstance(found, Usable), found
         return found
 
-    def learned(self, sided: Sided) -> str:
+    def learned(self, sided):
         """Return the text of the learned ids."""
         return self.text(sided.sequence.ids[sided.sequence.learned])
 
-    def text(self, ids: Any) -> str:
+    def text(self, ids):
         return self.chat.tokenizer.decode(ids, specials=True)
 
 
-def own(folder: Path) -> Written:
+def own(folder):
     tokenizer = train_bpe(TEXT, 300)
     path = folder / "tokenizer.json"
     tokenizer.save(path)
     return Written(ChatFormat(path, tokenizer))
 
 
-def of_template(folder: Path, kind: str, source: str) -> Written:
+def of_template(folder, kind, source):
     write_files(kind, folder, source)
     path = folder / "tokenizer.json"
     return Written(ChatFormat(path, Tokenizer.from_file(path)))
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_renderer() -> Iterator[None]:
+def quick_renderer():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
         yield
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Written]:
+def models(tmp_path_factory):
     made = {OWN: own(tmp_path_factory.mktemp("own"))}
     for name, (kind, source) in TEMPLATES.items():
         made[name] = of_template(tmp_path_factory.mktemp("model"), kind, source)
     return made
 
 
-def plain(chosen: str = "Good one", rejected: str = "Bad", **more: Any) -> dict[str, Any]:
+def plain(chosen="Good one", rejected="Bad", **more):
     return {"prompt": [ASKED], "chosen": [answer(chosen)], "rejected": [answer(rejected)], **more}
 
 
@@ -368,7 +361,7 @@ def test_sides_whose_prompts_the_template_writes_in_two_ways_are_refused(tmp_pat
 
 def test_each_outcome_is_that_of_its_preference(models):
     records = [plain("", "x"), plain("a", "a"), plain("a", "b"), plain("x", ""), plain("c", "d")]
-    preferences: list[Preference] = [parse_preference(record, "f:1") for record in records]
+    preferences = [parse_preference(record, "f:1") for record in records]
     found = models["SmolLM2"].format.outcomes(preferences)
     assert [getattr(one, "reason", None) for one in found] == [EMPTY, IDENTICAL, None, EMPTY, None]
     assert models["SmolLM2"].format.outcomes([]) == []
@@ -391,7 +384,7 @@ def test_a_share_of_the_prompts_is_held_out_whatever_their_answers():
 
 
 @pytest.fixture
-def qwen(tmp_path: Path) -> Written:
+def qwen(tmp_path):
     return of_template(tmp_path, "qwen", QWEN25)
 
 

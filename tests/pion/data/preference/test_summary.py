@@ -1,10 +1,7 @@
 """What `pion check` can say of preferences, and when it says no."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict
-from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -18,22 +15,20 @@ from pion.data.preference.rendering import (
     LONGER_THAN_ROW,
     TIE,
     Dropped,
-    Outcome,
     Refused,
     Usable,
 )
-from pion.data.preference.summary import Summary, Tally, Targets, summarize, tally_of, total
+from pion.data.preference.summary import Tally, Targets, summarize, tally_of, total
 from pion.errors import BadInput
 
 SEQ_LEN, PROMPT = 64, 4
-Kind = Literal["pairs", "labels"]
 
 
-def sequence(targets: int) -> Tokenized:
+def sequence(targets):
     return Tokenized(np.zeros(PROMPT + targets, np.int32), np.arange(PROMPT + targets) >= PROMPT)
 
 
-def flags(pairs: list[tuple[int, int]]) -> list[np.ndarray]:
+def flags(pairs):
     """Return the flags of rows with pairs of so many chosen and rejected targets."""
     items = [(Sided(sequence(w), True), Sided(sequence(r), False)) for w, r in pairs]
     packed = pack_items(items, SEQ_LEN, 0)[1]
@@ -42,11 +37,11 @@ def flags(pairs: list[tuple[int, int]]) -> list[np.ndarray]:
 
 def of_pairs(train, held_out=None, **counts):
     every = {"train": flags(train), "held_out": flags(held_out or [])}
-    read = len(train) + len(held_out or []) + sum(counts.get("dropped", {}).values())  # type: ignore[attr-defined]
-    return summarize("pairs", every, SEQ_LEN, Tally(**{"read": read, **counts}))  # type: ignore[arg-type]
+    read = len(train) + len(held_out or []) + sum(counts.get("dropped", {}).values())
+    return summarize("pairs", every, SEQ_LEN, Tally(**{"read": read, **counts}))
 
 
-def refusal(summary: Summary) -> str:
+def refusal(summary):
     with pytest.raises(BadInput) as error:
         summary.check("prefer.sources.0")
     assert str(error.value).startswith("prefer.sources.0: ")
@@ -112,7 +107,7 @@ def test_what_is_left_out_is_said_by_reason_with_mean_lengths():
     summary.check("here")
 
 
-def too_long(lengths: dict[str, int]) -> dict[str, dict[str, int]]:
+def too_long(lengths):
     count = sum(lengths.values())
     tokens = sum(int(length) * n for length, n in lengths.items())
     return {
@@ -190,17 +185,17 @@ def test_a_summary_becomes_json():
 # ---------------------------------------------------------------- counts
 
 
-def pair(where: str = "f:1", **more: Any) -> Any:
+def pair(where="f:1", **more):
     return parse_preference({"prompt": "a", "chosen": "b", "rejected": "c", **more}, where)
 
 
-def usable(tokens: int, early: bool = False) -> Usable:
+def usable(tokens, early=False):
     side = Tokenized(np.zeros(tokens, np.int32), np.ones(tokens, np.bool_))
     item = (Sided(side, True), Sided(side, False))
     return Usable(item, np.zeros(1, np.int32), early, {"systems": 2, "lost_systems": 1})
 
 
-OUTCOMES: list[Outcome] = [
+OUTCOMES = [
     usable(5),
     usable(7, early=True),
     Refused("f:3: why"),

@@ -1,16 +1,12 @@
 """Records in the layouts that peers document are read as these peers mean them, or refused."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pion.data.chat.conversation import tokenize
-from pion.data.chat.messages import Conversation, Seen, turns_of
-from pion.data.preference.layouts import Pair, Preference, parse_preference
+from pion.data.chat.messages import Conversation, turns_of
+from pion.data.preference.layouts import Pair, parse_preference
 from pion.data.records.layouts import MEANINGFUL, read_chat, read_conversation
 from pion.errors import BadInput
 from tests.pion.data.chat.test_template import Model
@@ -18,7 +14,6 @@ from tests.pion.data.chat.test_template_real import FOLDER, RealModel
 from tests.support.chat_templates import QWEN25
 from tests.support.in_process_renderer import InProcessRenderer
 from tests.support.peer_layouts import (
-    Example,
     as_in_a_table,
     as_messages,
     conversation_said,
@@ -32,21 +27,21 @@ ASKED = [
 ]
 
 
-def of_stage(*stages: str) -> Any:
+def of_stage(*stages):
     chosen = [example for example in EXAMPLES if example.stage in stages]
     return pytest.mark.parametrize("example", chosen, ids=[one.name for one in chosen])
 
 
-def chat_of(example: Example) -> Conversation:
+def chat_of(example):
     return read_conversation(example.value, example.where)
 
 
-def read_of(value: dict[str, Any], example: Example) -> Conversation | Preference:
+def read_of(value, example):
     read = read_chat if example.stage == "sft" else parse_preference
     return read(value, example.where)
 
 
-def refuses(value: dict[str, Any], example: Example) -> bool:
+def refuses(value, example):
     try:
         read_of(value, example)
     except BadInput:
@@ -54,11 +49,11 @@ def refuses(value: dict[str, Any], example: Example) -> bool:
     return False
 
 
-def seen_of(read: Conversation | Preference) -> Seen:
+def seen_of(read):
     return (read if isinstance(read, Conversation) else read.conversations[0]).seen
 
 
-def requires_refusal(error: pytest.ExceptionInfo[BadInput], example: Example) -> None:
+def requires_refusal(error, example):
     said = str(error.value)
     assert example.where in said
     assert [word for word in example.means["refused"] if word not in said] == [], said
@@ -148,7 +143,7 @@ def test_a_document_is_no_conversation(example):
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+def model(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pion.data.chat.template.Renderer", InProcessRenderer)
         yield Model(tmp_path_factory.mktemp("model"), "qwen", QWEN25)
@@ -188,14 +183,14 @@ def test_so_it_is_by_the_published_templates(name, tmp_path):
             requires_text_of_transformers(model, example)
 
 
-def requires_text_of_transformers(model: Model, example: Example) -> None:
+def requires_text_of_transformers(model, example):
     """Compare with the text of the messages that are meant, and with the learned parts of it."""
     conversation = chat_of(example)
     (found,) = model.template.tokenize_batch([conversation])
     assert found.refused is None
     messages = as_messages(example.means["messages"])
 
-    def text(upto: int, *, prompt: bool = False) -> str:
+    def text(upto, *, prompt=False):
         written = model.stock.apply_chat_template(
             messages[:upto], tools=conversation.tools, add_generation_prompt=prompt, tokenize=False
         )

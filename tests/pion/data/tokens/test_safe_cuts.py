@@ -1,9 +1,6 @@
 """A text that is cut at safe places has the ids of the whole text, for each known kind."""
 
-from __future__ import annotations
-
 import json
-from typing import Any
 
 import pytest
 import tokenizers
@@ -51,11 +48,11 @@ ADVERSARIAL = st.lists(
 )
 
 
-def as_settings(**changes: Any) -> dict[str, Any]:
+def as_settings(**changes):
     return parse(json.dumps(settings_of("qwen", **changes)), "x")
 
 
-def words(kind: str, text: str) -> list[str]:
+def words(kind, text):
     """Return the parts of a text that BPE encodes one by one.
 
     Equal parts have equal ids in every vocabulary, so this shows more than a tiny vocabulary's ids.
@@ -108,7 +105,7 @@ def test_a_text_without_a_safe_place_stays_whole():
     assert pieces(text) == [text]
 
 
-UNKNOWN: dict[str, dict[str, Any]] = {
+UNKNOWN = {
     "another expression": {"pre_tokenizer": sequence(split(r"\s+"), {**BYTES, "use_regex": False})},
     "the expression inverted": {
         "pre_tokenizer": sequence(split(SPLITS["Qwen"]) | {"invert": True}, BYTES)

@@ -1,8 +1,5 @@
-from __future__ import annotations
-
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,7 +17,7 @@ EXPECTED = {
 }
 
 
-def written(folder: Path, kind: str, **files: Any) -> tuple[Path, Tokenizer]:
+def written(folder, kind, **files) -> tuple[Path, Tokenizer]:
     """Write a model's files, some replaced (None: absent); return the folder and the tokenizer."""
     write_files(kind, folder)
     for name, content in files.items():
@@ -58,7 +55,7 @@ def test_without_generation_settings_the_eos_token_stops_then_the_separator(tmp_
     assert special.pad == tokenizer.pad
 
 
-WRONG: list[tuple[str, Any, str]] = [
+WRONG = [
     ("generation_config", {"eos_token_id": "2"}, "eos_token_id must be an id or a list.*'2'"),
     ("generation_config", {"eos_token_id": [True]}, "True is no id"),
     ("generation_config", {"eos_token_id": [[1]]}, r"\[1\] is no id"),

@@ -1,10 +1,6 @@
-from __future__ import annotations
-
 import json
 import re
 from functools import cache
-from pathlib import Path
-from typing import Any
 
 import pytest
 import tokenizers
@@ -33,11 +29,11 @@ CORPUS = [
 
 
 @cache
-def tokenizer() -> Tokenizer:
+def tokenizer():
     return train_bpe(CORPUS, 400)
 
 
-def edited(tmp_path: Path, **changes: object) -> Path:
+def edited(tmp_path, **changes):
     """Return the trained tokenizer's file with some keys replaced."""
     path = tmp_path / "tokenizer.json"
     tokenizer().save(path)
@@ -99,7 +95,7 @@ def test_a_document_is_never_cut_within_whitespace(gap):
         assert_same_ids_in_pieces("word" + gap * length)
 
 
-def assert_same_ids_in_pieces(text: str) -> None:
+def assert_same_ids_in_pieces(text):
     text *= 4 * PIECE_CHARS // max(1, len(text))
     whole, _ = tokenizer().encode_with_offsets(text)  # this one never cuts
     assert tokenizer().encode(text) == whole
@@ -306,7 +302,7 @@ def test_the_separator_is_the_end_of_a_document_not_of_a_turn(kind, tmp_path):
     assert tokenizer.end_of_text_token == SEPARATORS[kind]
 
 
-def renamed(tmp_path: Path, eos: Any) -> Path:
+def renamed(tmp_path, eos):
     """Write a tokenizer whose only special tokens have unknown names; return its file."""
     tokens = [added("<｜fin｜>", 400), added("<｜pad｜>", 401)]
     folder = write_files("gpt2", tmp_path)
@@ -350,7 +346,7 @@ def test_a_post_processor_that_puts_anything_else_first_is_refused(ids, many):
 
 
 # By what is SentencePiece-style, how a tokenizer.json differs from Llama 3's.
-SENTENCEPIECE: dict[str, Any] = {
+SENTENCEPIECE = {
     "Unigram": {"model": {"type": "Unigram", "unk_id": 0, "vocab": [["a", 0.0]]}},
     "a Prepend step": {"normalizer": {"type": "Prepend", "prepend": "▁"}},
     "a Metaspace step": {

@@ -8,7 +8,6 @@ import mmap
 
 import pytest
 import torch
-from torch import Tensor
 
 from pion.errors import BadInput
 from pion.model.attention.cache import KVCache
@@ -60,7 +59,7 @@ def test_a_cache_for_many_tokens_has_room_for_those_that_came(monkeypatch):
         torch.testing.assert_close(layer.both, expected.both)
 
 
-def bytes_in_memory(buffer: Tensor) -> int:
+def bytes_in_memory(buffer):
     """Return the bytes of a buffer's pages that the kernel has given memory."""
     begin = buffer.data_ptr() // mmap.PAGESIZE * mmap.PAGESIZE
     size = buffer.data_ptr() + buffer.nbytes - begin

@@ -1,12 +1,9 @@
 """Layers with windows keep what their windows show: as many keys, however long the text becomes."""
 
-from __future__ import annotations
-
 import random
 
 import pytest
 import torch
-from torch import Tensor
 
 from pion.config.parts import Windows
 from pion.model.attention import cache as cache_module
@@ -19,12 +16,12 @@ IDS = torch.randint(0, 64, (3, TOKENS), generator=torch.Generator().manual_seed(
 
 
 @pytest.fixture(autouse=True)
-def _small_spare(monkeypatch: pytest.MonkeyPatch) -> None:
+def _small_spare(monkeypatch):
     monkeypatch.setattr(cache_module, "SPARE", SPARE)
 
 
 @pytest.fixture(scope="module")
-def model() -> Decoder:
+def model():
     """A model with layers of both windows."""
     torch.manual_seed(0)
     windows = Windows(tokens=WINDOW, block=BLOCK)
@@ -32,12 +29,12 @@ def model() -> Decoder:
 
 
 @pytest.fixture(scope="module")
-def whole(model: Decoder) -> Tensor:
+def whole(model):
     with torch.inference_mode():
         return model.hidden(IDS)
 
 
-def same(found: Tensor, expected: Tensor) -> None:
+def same(found, expected):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 

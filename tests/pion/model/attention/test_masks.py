@@ -1,9 +1,6 @@
 """Windows see what Daisy-Wee's reference tables say, and every form of a mask says the same."""
 
-from __future__ import annotations
-
 import hashlib
-from typing import Any
 
 import numpy as np
 import pytest
@@ -30,12 +27,12 @@ from tests.gpu.kernels import shown_by_blocks
 from tests.paths import SEEDS
 
 
-def row(tokens: int) -> Tensor:
+def row(tokens):
     """Return a row of so many tokens."""
     return torch.zeros(1, tokens, dtype=torch.int64)
 
 
-def config(tokens: int = 64, block: int = 16, n_layers: int = 6) -> ModelConfig:
+def config(tokens=64, block=16, n_layers=6):
     return ModelConfig(
         d_model=32,
         n_layers=n_layers,
@@ -48,23 +45,23 @@ def config(tokens: int = 64, block: int = 16, n_layers: int = 6) -> ModelConfig:
     )
 
 
-def reference_of(name: str) -> dict[str, Any]:
-    loaded: dict[str, Any] = torch.load(SEEDS / f"daisy_{name}ref.pt", weights_only=True)
+def reference_of(name):
+    loaded = torch.load(SEEDS / f"daisy_{name}ref.pt", weights_only=True)
     return loaded
 
 
-def documents_of(tokens: Tensor) -> Tensor:
+def documents_of(tokens):
     return (tokens == 128).cumsum(dim=0)[None]
 
 
-def visited(name: str, documents: Tensor) -> tuple[Tensor, Tensor]:
+def visited(name, documents) -> tuple[Tensor, Tensor]:
     """Return the full and the partial blocks of a window, called such as `short_w3`."""
     kind, _, blocks = name.partition("_w")
     count = int(blocks) if kind == "long" else int(blocks) // 2
     return visited_blocks(documents, count, 128)
 
 
-def tables() -> list[tuple[str, dict[str, Any], Tensor]]:
+def tables():
     trace, old = reference_of("trace_"), reference_of("old_")
     documents = {"trace": trace["docs_step0"].long()[None], "old": documents_of(old["input_ids"])}
     both = {"trace": trace["block_tables_step0"], "old": old["block_tables"]}
@@ -103,7 +100,7 @@ def test_a_block_mask_shows_the_kernel_what_the_boolean_mask_shows_a_cpu():
         assert torch.equal(shown_by_blocks(mask, tokens)[0], expected), name
 
 
-def rising(rows: int, tokens: int, chance: float, padding: int = 0) -> Tensor:
+def rising(rows, tokens, chance, padding=0):
     """Return documents of random lengths, each token beginning one with this chance."""
     begins = torch.rand(rows, tokens, generator=torch.Generator().manual_seed(tokens)) < chance
     documents = begins.long().cumsum(dim=1)
@@ -153,10 +150,10 @@ def test_a_block_mask_hides_nothing_of_a_document_whose_number_comes_again():
     )
 
 
-LONG: dict[str, Any] = {"n_layers": 2, "vocab_size": 512, "seq_len": 65_536}
+LONG = {"n_layers": 2, "vocab_size": 512, "seq_len": 65_536}
 DAISY = {"wiring": {"attention_layers": [0], "skips": [[1, 0]]}, "values": {"layers": [0]}}
 # A preset, rows, their tokens, and whether they are of documents.
-BUILT: dict[str, tuple[ModelConfig, int, int, bool]] = {
+BUILT = {
     "documents": (ModelConfig.preset("pion-small", **LONG), 1, 8192, True),
     "conversations": (ModelConfig.preset("pion-small", **LONG), 32, 2048, True),
     "documents in a long row": (ModelConfig.preset("pion-small", **LONG), 1, 65_536, True),
@@ -214,7 +211,6 @@ def test_new_tokens_after_a_cache_see_what_they_see_in_the_whole_row(tokens, spl
     parts = build_masks(config(tokens), row(length - split), length, None)
     for reach in ("long", "short"):
         allowed, part = whole[reach].allowed, parts[reach].allowed
-        assert part is not None
         assert torch.equal(part, allowed[0, 0, split:])
 
 

@@ -1,7 +1,5 @@
 """Rotations: from the table of a context, and computed for the tokens that are there."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -48,7 +46,7 @@ def test_a_model_of_a_long_context_computes_what_one_with_a_table_does(scaling, 
     tokens = torch.randint(0, 64, (2, 12))
     positions = torch.arange(12).remainder(5).expand(2, 12)
 
-    def results() -> list[torch.Tensor]:
+    def results():
         cache = KVCache(model.config)
         with torch.no_grad():
             parts = [model(part, cache=cache) for part in tokens.split(7, dim=1)]

@@ -1,14 +1,9 @@
 """Slots keep what the window has left, and nothing sees its future."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -21,7 +16,7 @@ from pion.model.attention.slot_entries import entries_of, visible
 from pion.model.attention.slot_masks import slot_block_mask, visited_by_slots
 from pion.model.decoder import Decoder
 
-SHAPE: dict[str, Any] = {
+SHAPE = {
     "d_model": 32,
     "n_layers": 2,
     "n_heads": 2,
@@ -32,7 +27,7 @@ SHAPE: dict[str, Any] = {
 }
 
 
-def model(**slots: int) -> Decoder:
+def model(**slots):
     torch.manual_seed(0)
     found = Decoder(ModelConfig(**SHAPE, slots=Slots(**slots)))
     with torch.no_grad():
@@ -41,11 +36,11 @@ def model(**slots: int) -> Decoder:
     return found
 
 
-def text(tokens: int, rows: int = 1) -> Tensor:
+def text(tokens, rows=1):
     return torch.randint(0, 50, (rows, tokens), generator=torch.Generator().manual_seed(1))
 
 
-def rows_of(lengths: list[int], padding: int) -> Tensor:
+def rows_of(lengths, padding):
     """Return the document of each token: documents of these lengths, and padding behind them."""
     numbers = [number for number, length in enumerate(lengths) for _ in range(length)]
     return torch.tensor([numbers + [-1] * padding])
@@ -54,13 +49,11 @@ def rows_of(lengths: list[int], padding: int) -> Tensor:
 # ---------------------------------------------------------------- what sees what
 
 
-def oracle(slots: Slots, documents: list[int]) -> Tensor:
+def oracle(slots, documents):
     """Return what sees what, by the four rules that `slot_entries.py` states."""
     size, each, length = slots.segment, slots.per_segment, len(documents)
     begins = [documents.index(number) for number in documents]
-    kinds: list[tuple[str, int, int, int]] = [
-        ("text", documents[n], n - begins[n], 0) for n in range(length)
-    ]
+    kinds = [("text", documents[n], n - begins[n], 0) for n in range(length)]
     for n in range(length):
         time = n - begins[n]
         if documents[n] >= 0 and (time + 1) % size == 0:
@@ -179,7 +172,7 @@ def test_texts_of_different_lengths_meet_the_ends_of_segments_in_other_passes(co
     decoder, tokens = model(per_segment=2, segment=8, window=2), text(70, rows=3)
     starts = [6, 7, 16]
     cache = KVCache(decoder.config, 70, rows=3)
-    found: list[list[Tensor]] = [[], [], []]
+    found = [[], [], []]
     with torch.inference_mode():
         whole = decoder(tokens)
         for row, start in enumerate(starts):

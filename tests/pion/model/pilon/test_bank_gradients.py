@@ -1,16 +1,11 @@
 """Layers that share a bank: its gradient is one sum, of the primitives that each recipe chose."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pion.model.decoder import Decoder
 from pion.model.forward_pass import StepOptions
 from pion.model.pilon import shared_banks
 from pion.model.pilon.bank_gradients import looked_up, outlet_of
@@ -20,11 +15,11 @@ N, RANK, WIDTH = 6, 2, 5
 CHOSEN = [torch.tensor(numbers) for numbers in ([0, 3], [5, 3], [3, 1])]
 
 
-def a_bank() -> Tensor:
+def a_bank():
     return torch.randn(N, RANK, WIDTH, requires_grad=True)
 
 
-def lookups(bank: Tensor) -> list[Tensor]:
+def lookups(bank):
     """Return what each recipe of CHOSEN looks up, one after the other."""
     rows, rest = [], bank
     for chosen in CHOSEN:
@@ -39,11 +34,11 @@ class Made(TorchDispatchMode):
     An index_put that adds up has "accumulate" in its name.
     """
 
-    def __init__(self, size: torch.Size) -> None:
+    def __init__(self, size):
         super().__init__()
         self.size = size
-        self.names: set[str] = set()
-        self.storages: dict[int, str] = {}
+        self.names = set()
+        self.storages = {}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         before = {leaf.data_ptr() for leaf in tree_leaves(args) if isinstance(leaf, Tensor)}
@@ -58,7 +53,7 @@ class Made(TorchDispatchMode):
         return result
 
 
-def gradients(model: Decoder, **options: Any) -> dict[str, Tensor]:
+def gradients(model, **options):
     """Return the gradients of a step with two rows."""
     tokens = torch.randint(0, VOCAB, (2, SEQ_LEN), generator=torch.Generator().manual_seed(1))
     losses = model.losses(tokens, tokens.roll(-1, 1), options=StepOptions(**options))
@@ -88,7 +83,6 @@ def test_the_gradient_is_summed_from_the_last_recipe_to_the_first():
     bank = a_bank()
     weights = [1.0, -1e8, 1e8]  # of the recipes, from the first to the last
     total = sum(weight * rows.sum() for weight, rows in zip(weights, lookups(bank), strict=True))
-    assert isinstance(total, Tensor)
     total.backward()
     assert bank.grad[:, 0, 0].tolist() == [1, 1e8, 0, 1, 0, -1e8]
 

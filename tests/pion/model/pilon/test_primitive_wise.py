@@ -1,12 +1,10 @@
 """Each primitive of a bank is updated for itself, and only if some layer chose it."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pion.model.pilon.primitive_wise import PrimitiveWise
@@ -16,20 +14,20 @@ SHAPE = (6, 4, 10)  # primitives, rank, width
 STEPS, LR = 12, 3e-3
 
 
-def settings(decay: float = 0.0) -> TrainSettings:
+def settings(decay=0.0):
     return TrainSettings(steps=STEPS, global_batch=1, lr=LR, primitive_weight_decay=decay)
 
 
-def factors() -> Tensor:
+def factors():
     return 0.1 * torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
 
 
-def gradients() -> list[Tensor]:
+def gradients():
     generator = torch.Generator().manual_seed(1)
     return [torch.randn(SHAPE, generator=generator) for _ in range(STEPS)]
 
 
-def adamw(weights: Tensor, decay: float) -> tuple[nn.Parameter, torch.optim.AdamW]:
+def adamw(weights, decay) -> tuple[nn.Parameter, torch.optim.AdamW]:
     param = nn.Parameter(weights.clone())
     optimizer = torch.optim.AdamW([param], lr=LR, betas=(0.9, 0.95), eps=1e-8, weight_decay=decay)
     return param, optimizer
@@ -102,11 +100,11 @@ def test_the_update_takes_at_most_twelve_operations():
 class Counted(TorchDispatchMode):
     """Lists the operations that are not views."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
-        self.names: list[str] = []
+        self.names = []
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if not func.is_view:
             self.names.append(str(func))
         return func(*args, **(kwargs or {}))

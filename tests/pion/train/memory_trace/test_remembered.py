@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,7 +16,6 @@ from pion.model.decoder import Decoder
 from pion.train.memory import Workload
 from pion.train.memory_trace import remembered
 from pion.train.memory_trace.remembered import remembered_peaks
-from pion.train.memory_trace.request import Traced
 from pion.train.memory_trace.stand_ins import replaced, stand_ins
 
 TINY = ModelConfig(
@@ -26,12 +23,12 @@ TINY = ModelConfig(
 )
 
 
-def traced(config: ModelConfig = TINY) -> Traced:
+def traced(config=TINY):
     return Workload(config, config.seq_len, "float32", "adamw", "cuda", False).traced()
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(remembered, "_folder", lambda: tmp_path / "pion" / "step-memory")
     remembered.forget()
     yield tmp_path / "pion" / "step-memory"
@@ -39,8 +36,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     remembered.forget()
 
 
-def nothing_may_be_traced(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(what: Traced) -> None:
+def nothing_may_be_traced(monkeypatch):
+    def fail(what):
         raise AssertionError(f"{what} is traced again")
 
     remembered.forget()
@@ -87,7 +84,7 @@ def test_other_code_and_other_models_have_files_of_their_own(folder, monkeypatch
     assert len(list(folder.iterdir())) == 3
 
 
-def trainers_modules(file: Path) -> set[str]:
+def trainers_modules(file):
     """Return the modules of pion/train that a file imports, but for those of its types only."""
     every = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
     blocks = [node for node in every if isinstance(node, ast.If)]
@@ -123,14 +120,14 @@ def test_threads_that_want_traces_at_the_same_time_leave_the_model_as_it_was():
 
 
 def test_a_model_of_another_thread_computes_as_usual_during_a_trace():
-    def fail(*arguments: Any) -> None:
+    def fail(*arguments):
         raise AssertionError("a stand-in was called by another thread")
 
-    def loss() -> float:
+    def loss():
         torch.manual_seed(0)
         tokens = torch.zeros(1, 8, dtype=torch.int64)
         losses = Decoder(TINY).losses(tokens, tokens)
-        losses.ce.backward()  # type: ignore[no-untyped-call]
+        losses.ce.backward()
         return losses.ce.item()
 
     usual = loss()

@@ -6,14 +6,10 @@ it was before, is the model's `forward` here. A registered one would run FSDP's 
 follows the passes, such as the optimizer's step, the tracker does not see.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import gc
-from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
@@ -39,7 +35,7 @@ from tests.cuda_rehearsal.fake_group import fake_group
 MOST = 1.25  # a prediction is never under what is counted, and never over by more than this
 
 # A preset of each family. Daisy and PILON name their layers, and can't have fewer.
-FAMILIES: dict[str, dict[str, Any]] = {
+FAMILIES = {
     "pion-small": {"n_layers": 4},
     "pion2-small": {},
     "tachyon-tiny": {"n_layers": 4},
@@ -49,7 +45,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-def counted(config: ModelConfig, ranks: int, rows: int, dtype: str, *, recompute: bool) -> int:
+def counted(config, ranks, rows, dtype, *, recompute):
     """Return the most bytes at once in a micro-batch, on rank 0 of a fake group. Gradients of an
     earlier micro-batch are there."""
     bf16, cpu = dtype == "bfloat16", torch.device("cpu")
@@ -64,7 +60,7 @@ def counted(config: ModelConfig, ranks: int, rows: int, dtype: str, *, recompute
         Shards(model, cpu, torch.bfloat16 if bf16 else torch.float32, 0, ranks)
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        model.forward = partial(Decoder.losses, model)  # type: ignore[method-assign, assignment]
+        model.forward = partial(Decoder.losses, model)
         tokens = torch.zeros(rows, config.seq_len, dtype=torch.int64)
         tracker = FSDPMemTracker(model)
         with tracker, Opened(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -87,20 +83,20 @@ class Opened(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def a_mesh_of_numbers(ranks: int) -> Iterator[None]:
+def a_mesh_of_numbers(ranks):
     """Let `sharding.py` have a mesh that is made before tensors are fake: it reads its numbers."""
     mesh = init_device_mesh("cpu", (ranks,))
     with replaced(sharding, "init_device_mesh", lambda *a: mesh):
         yield
 
 
-def predicted(config: ModelConfig, ranks: int, rows: int, dtype: Any, *, recompute: bool) -> int:
+def predicted(config, ranks, rows, dtype, *, recompute):
     work = Workload(config, config.seq_len, dtype, "adamw", "cpu", False, ranks=ranks, sharded=True)
     found = predict_memory(work, micro_batch=rows, recompute=recompute)
     return found.weights + max(found.loss, found.backward)
 
 
-def check(config: ModelConfig, ranks: int, dtype: str, *, recompute: bool) -> None:
+def check(config, ranks, dtype, *, recompute):
     gc.collect()
     there = counted(config, ranks, 1, dtype, recompute=recompute)
     ratio = predicted(config, ranks, 1, dtype, recompute=recompute) / there

@@ -1,7 +1,5 @@
 """The moments of a lone rank, and those of each of several ranks, which divide them."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import pytest
@@ -32,7 +30,7 @@ def test_the_matrices_of_a_stack_count_one_by_one():
 )
 @pytest.mark.usefixtures("untraced")
 def test_the_memory_of_a_rank_has_its_share_of_the_moments(changed):
-    work = dataclasses.replace(MUON, **changed)  # type: ignore[arg-type]
+    work = dataclasses.replace(MUON, **changed)
     alone, one_of_8 = (
         predict_memory(dataclasses.replace(work, ranks=ranks), micro_batch=4, recompute=False)
         for ranks in (1, 8)

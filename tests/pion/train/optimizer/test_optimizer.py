@@ -10,7 +10,7 @@ from pion.errors import BadInput
 from pion.model.decoder import Decoder
 from pion.train.optimizer.optimizer import Optimizer
 from pion.train.optimizer.state_pieces import check_tensors, copy_tensors
-from pion.train.schedule import StepPlan, plan_at
+from pion.train.schedule import plan_at
 from pion.train.settings import TrainSettings
 
 TINY = ModelConfig(
@@ -18,30 +18,30 @@ TINY = ModelConfig(
 )
 
 
-def settings(optimizer: str = "adamw", weight_decay: float = 0.1) -> TrainSettings:
+def settings(optimizer="adamw", weight_decay=0.1):
     return TrainSettings(
         steps=10, global_batch=2, lr=1e-2, optimizer=optimizer, weight_decay=weight_decay
     )
 
 
-def decoder(seed: int = 0, config: ModelConfig = TINY) -> Decoder:
+def decoder(seed=0, config=TINY):
     torch.manual_seed(seed)
     return Decoder(config)
 
 
-def at(scale: float, **fields: object) -> StepPlan:
+def at(scale, **fields):
     """Return the plan of a step whose rates are `scale` times the peak rates."""
-    rising = replace(settings(**fields), warmup_steps=1000, steps=2000)  # type: ignore[arg-type]
+    rising = replace(settings(**fields), warmup_steps=1000, steps=2000)
     return plan_at(rising, round(1000 * scale) - 1)
 
 
-def give_gradients(model: Decoder, seed: int) -> None:
+def give_gradients(model, seed):
     generator = torch.Generator().manual_seed(seed)
     for param in model.parameters():
         param.grad = torch.randn(param.shape, generator=generator)
 
 
-def weights(model: Decoder) -> dict[str, torch.Tensor]:
+def weights(model):
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 

@@ -1,16 +1,12 @@
 """An optimizer over several ranks: the bits of one rank, and each moment once."""
 
-from __future__ import annotations
-
 from functools import cache
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from pion.config.lora import Lora
-from pion.config.model_config import ModelConfig
 from pion.model.decoder import Decoder
 from pion.model.lora_projections import add_lora
 from pion.train.optimizer import shared_muon, shared_weights
@@ -23,12 +19,12 @@ from tests.support.ranks import ask_ranks
 from tests.support.tiny_config import tiny_config
 
 STEPS = 3
-MUON: dict[str, Any] = {"optimizer": "muon"}
+MUON = {"optimizer": "muon"}
 # The last band and the embedding stand still at first, and then everything learns.
 PHASES = (Phase(until=2, rates={"embedding": 0.0}, only_bands=(0,)), Phase())
 
 
-CASES: dict[str, tuple[ModelConfig, dict[str, Any]]] = {
+CASES = {
     "adamw": (tiny_config(), {}),
     "muon": (tiny_config(), MUON),
     "muon, bf16": (tiny_config(), MUON),
@@ -39,7 +35,7 @@ CASES: dict[str, tuple[ModelConfig, dict[str, Any]]] = {
 }
 
 
-def run(case: str, rank: int = 0, world_size: int = 1) -> tuple[dict[str, Tensor], Optimizer]:
+def run(case, rank=0, world_size=1) -> tuple[dict[str, Tensor], Optimizer]:
     """Take some steps with gradients that are equal on all ranks; return the weights."""
     config, given = CASES[case]
     torch.manual_seed(0)
@@ -58,13 +54,13 @@ def run(case: str, rank: int = 0, world_size: int = 1) -> tuple[dict[str, Tensor
 
 
 @cache
-def run_alone(case: str) -> tuple[dict[str, Tensor], Optimizer]:
+def run_alone(case) -> tuple[dict[str, Tensor], Optimizer]:
     return run(case)
 
 
-def compare(rank: int, world_size: int) -> dict[str, Any]:
+def compare(rank, world_size):
     """Return what differs from a process that does all, by case."""
-    differs: dict[str, Any] = {}
+    differs = {}
     for case in CASES:
         ours, optimizer = run(case, rank, world_size)
         alone, whole = run_alone(case)
@@ -82,7 +78,7 @@ def compare(rank: int, world_size: int) -> dict[str, Any]:
     return differs
 
 
-def shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[Any, ...]]:
+def shapes(tensors):
     return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
 
 
@@ -96,9 +92,7 @@ def shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[Any, ...]]:
     ],
     ids=lambda given: f"{given[0]}{' in rounds' * given[1]}",
 )
-def ranks(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> list[dict[str, Any]]:
+def ranks(request, tmp_path_factory):
     """What each of several ranks has seen, which work in one round or in many small ones."""
     world_size, in_rounds = request.param
     for case in CASES:

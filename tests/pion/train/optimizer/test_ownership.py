@@ -1,8 +1,5 @@
 """Who owns what: each matrix and each element has one owner, and the work is divided evenly."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
@@ -25,18 +22,18 @@ from pion.train.optimizer.ownership import (
 TOKENS = 131_072
 
 
-def matrices(preset: str) -> tuple[Shape, ...]:
+def matrices(preset) -> tuple[Shape, ...]:
     return each_matrix(matrix_shapes(ModelConfig.preset(preset)))
 
 
-def busiest_share(shapes: Sequence[Shape], ranks: int) -> float:
+def busiest_share(shapes, ranks):
     """Return the share of Muon's arithmetic that the busiest rank has."""
     flops = [newton_schulz_flops(*shape) for shape in shapes]
     loads = [sum(flops[n] for n in numbers) for numbers in deal_matrices(shapes, ranks)]
     return max(loads) / sum(loads)
 
 
-def share_of_a_step(preset: str, ranks: int) -> float:
+def share_of_a_step(preset, ranks):
     """Return Muon's arithmetic on the busiest of 8 cards, relative to a step's training."""
     config, shapes = ModelConfig.preset(preset), matrices(preset)
     by_muon = sum(newton_schulz_flops(*shape) for shape in shapes) * busiest_share(shapes, ranks)

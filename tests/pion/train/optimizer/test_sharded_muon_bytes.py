@@ -1,9 +1,5 @@
 """The memory that is predicted of Muon's step, if ranks keep rows of each matrix."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import pytest
 import torch
 from torch import nn
@@ -23,10 +19,10 @@ MOST = 1.15
 DTYPES = {4: torch.float32, 2: torch.bfloat16}
 
 
-def counted(shapes: list[tuple[int, ...]], width: int, ranks: int, rank: int) -> int:
+def counted(shapes, width, ranks, rank):
     """Return the most bytes at once in a step of a rank, besides weights, gradients and moments."""
     with fake_group(ranks), FakeTensorMode(), LiveBytes("cpu", {}) as live:
-        params: dict[str, nn.Parameter] = {}
+        params = {}
         for number, shape in enumerate(shapes):
             dim = sharded_dim(shape, ranks, "matrix")
             own = list(shape)
@@ -42,8 +38,8 @@ def counted(shapes: list[tuple[int, ...]], width: int, ranks: int, rank: int) ->
         return max(live.history, default=start) - start
 
 
-def check(config: ModelConfig, width: int, ranks: int) -> None:
-    shapes: Any = list(matrix_shapes(config))
+def check(config, width, ranks):
+    shapes = list(matrix_shapes(config))
     # Of uneven rows and matrices, the first ranks have the most.
     most = max(counted(shapes, width, ranks, rank) for rank in range(min(ranks, 4)))
     ratio = sharded_step_bytes(shapes, width, ranks) / most
