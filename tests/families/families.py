@@ -120,13 +120,15 @@ FAMILIES = {
 
 each_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 
-# Where a test of each family takes long, the suite has these, and soak has the others too: one
-# without more, and one each with experts, with windows and wiring, and with slots.
-OFTEN = ("pion", "tachyon", "daisy", "lepton")
-a_few_families = pytest.mark.parametrize(
-    "family",
-    [
-        pytest.param(family, id=name, marks=() if name in OFTEN else pytest.mark.soak)
+
+def often(*names):
+    """Have these families by default and the others under soak, where each takes long."""
+    families = [
+        pytest.param(family, id=name, marks=() if name in names else pytest.mark.soak)
         for name, family in FAMILIES.items()
-    ],
-)
+    ]
+    return pytest.mark.parametrize("family", families)
+
+
+# One without more, and one each with experts, with windows and wiring, and with slots.
+a_few_families = often("pion", "tachyon", "daisy", "lepton")

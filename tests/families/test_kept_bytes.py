@@ -6,10 +6,7 @@ import torch
 from pion.model.attention.attention import CPU_BF16_TOKENS
 from pion.train.memory import Workload
 from pion.train.memory_trace.step import StepTrace
-from tests.families.families import FAMILIES, SEQ_LEN
-
-# By default, tests/pion/train/test_micro_batch.py has a dense model.
-IN_SUITE = ("tachyon", "daisy", "lepton")
+from tests.families.families import SEQ_LEN, often
 
 
 def kept_by_autograd(model, rows, seq_len, *, bf16, many):
@@ -32,13 +29,7 @@ def kept_by_autograd(model, rows, seq_len, *, bf16, many):
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-@pytest.mark.parametrize(
-    "family",
-    [
-        pytest.param(family, id=name, marks=() if name in IN_SUITE else pytest.mark.soak)
-        for name, family in FAMILIES.items()
-    ],
-)
+@often("tachyon", "daisy", "lepton")  # tests/pion/train/test_micro_batch.py has a dense model
 @pytest.mark.parametrize(
     ("seq_len", "dtype", "documents"),
     [

@@ -108,8 +108,7 @@ def model_folder(folder: Path, config: ModelConfig = PLAIN, *, foreign: bool = F
 
 def record_of(folder: Path) -> dict[str, Any]:
     """Return the settings in a model's folder."""
-    record: dict[str, Any] = json.loads((folder / "config.json").read_text())
-    return record
+    return json.loads((folder / "config.json").read_text())
 
 
 def edit(folder: Path, **settings: Any) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pipeline.cli import main
 from pipeline.state.checkpoints.layout import MANIFEST, STATE
 from pipeline.state.run_state import heartbeat_path
-from tests.hostile.hostile_run import as_json, full_head, make_hostile_run, path_of, replace
+from tests.hostile.hostile_run import as_json, full_head, path_of, replace
 from tests.hostile.record_attacks import places
 from tests.hostile.records import BEAT_OF_OWNER, REQUEST
 from tests.hostile.rows import EVENTS, METRICS
@@ -52,11 +52,6 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner),
     max_leaves=8,
 )
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return make_hostile_run(tmp_path_factory.mktemp("fuzz") / "runs")
 
 
 def good(document, run):

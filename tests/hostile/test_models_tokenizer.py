@@ -31,8 +31,7 @@ def no_rust_backtraces(monkeypatch):
 def honest(tmp_path_factory):
     path = tmp_path_factory.mktemp("honest") / "tokenizer.json"
     tiny_tokenizer().save(path)
-    settings = json.loads(path.read_text())
-    return settings
+    return json.loads(path.read_text())
 
 
 def split(pattern):

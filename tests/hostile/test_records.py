@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.state.head import data_key
 from pipeline.state.shared.records import state_key
-from tests.hostile.hostile_run import full_head, make_hostile_run, pion, replace
+from tests.hostile.hostile_run import full_head, pion, replace
 from tests.hostile.record_attacks import DEPTH, Attack, attacks_on, nested, places
 from tests.hostile.records import (
     FINGERPRINT,
@@ -28,19 +28,14 @@ SHOWN = ("escape", "-1")
 NOTHING = [b"", b"\xff\xfe", b"[]", b"{", nested(DEPTH).encode()]
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory):
-    return make_hostile_run(tmp_path_factory.mktemp("records") / "runs")
-
-
 @pytest.fixture
-def run(shared):
+def run(run):
     """A run that somebody on another machine owns, with good records."""
-    replace(shared, "HEAD.json", full_head().to_json())
+    replace(run, "HEAD.json", full_head().to_json())
     for name, path in IN_STATUS.items():
-        replace(shared, path, json.dumps(RECORDS[name].good).encode())
-    yield shared
-    shared.store.delete(state_key(FINGERPRINT))
+        replace(run, path, json.dumps(RECORDS[name].good).encode())
+    yield run
+    run.store.delete(state_key(FINGERPRINT))
 
 
 def attacks(name, only: Callable[[Attack], bool]):

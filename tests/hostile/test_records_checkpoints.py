@@ -11,16 +11,11 @@ from pion.train.train_state import rng_states
 from pipeline.state.checkpoints.layout import MANIFEST, STATE
 from pipeline.state.record_json import Damaged
 from pipeline.state.workspace import MOST_DATA_FILES, MOST_FILES, read_files
-from tests.hostile.hostile_run import make_hostile_run, path_of, pion, replace
+from tests.hostile.hostile_run import path_of, pion, replace
 from tests.hostile.record_attacks import DEPTH, ESCAPE, nested
 from tests.hostile.records import FILE, LISTED, MODEL_STATE, SFT
 
 PRETRAIN = "checkpoints/pretrain/10-1"
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return make_hostile_run(tmp_path_factory.mktemp("checkpoints") / "runs")
 
 
 @pytest.fixture(autouse=True)

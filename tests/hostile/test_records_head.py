@@ -13,33 +13,18 @@ from pipeline.state.head import Head, StageRecord, Trash
 from pipeline.state.heartbeat import Heartbeat
 from pipeline.state.notes.stop_requests import clear_stops
 from pipeline.state.record_json import EPOCHS, Damaged
-from tests.hostile.hostile_run import (
-    JOB,
-    NAME,
-    NOW,
-    full_head,
-    make_hostile_run,
-    path_of,
-    pion,
-    replace,
-)
+from tests.hostile.hostile_run import JOB, NAME, NOW, full_head, path_of, pion, replace
 from tests.hostile.record_attacks import DEPTH, attacks_on, nested
 from tests.hostile.records import HEAD, REQUEST, REQUESTED, head_may
 from tests.support.jobs import tiny_dict
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory):
-    run = make_hostile_run(tmp_path_factory.mktemp("head") / "runs")
-    return run, path_of(run, "HEAD.json").read_bytes()
-
-
-@pytest.fixture
-def run(shared):
-    """A run with its good HEAD."""
-    run, head = shared
+@pytest.fixture(autouse=True)
+def _restored(run):
+    """Give every test the same HEAD."""
+    head = path_of(run, "HEAD.json").read_bytes()
+    yield
     replace(run, "HEAD.json", head)
-    return run
 
 
 # ---------------------------------------------------------------- through the commands

@@ -9,7 +9,7 @@ import pytest
 from pipeline.cost.costs import read_log
 from pipeline.state.record_json import finite_json
 from pipeline.state.rows.row_types import LARGEST_LINE, Unreadable, event_row, metrics_row
-from tests.hostile.hostile_run import make_hostile_run, path_of, pion, replace
+from tests.hostile.hostile_run import path_of, pion, replace
 from tests.hostile.record_attacks import DEPTH, attacks_on, nested
 from tests.hostile.rows import EVENTS, METRICS, ROWS
 
@@ -23,11 +23,6 @@ BAD_LINES = [
     b'"' + b"x" * LARGEST_LINE + b'"',
     nested(DEPTH).encode(),
 ]
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return make_hostile_run(tmp_path_factory.mktemp("rows") / "runs")
 
 
 def parsed(kind, line):

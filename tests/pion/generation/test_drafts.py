@@ -26,7 +26,7 @@ from pion.generation.drafts import (
 from pion.generation.engine import Engine
 from pion.model.decoder import Decoder
 from pion.model.draft_block import DraftBlock
-from tests.families.families import FAMILIES, SEQ_LEN, VOCAB, Family
+from tests.families.families import SEQ_LEN, VOCAB, Family, often
 from tests.pion.generation.test_engine import Client, engines, initial, now
 
 __all__ = ["engines"]
@@ -51,14 +51,7 @@ def together(model, texts, **settings):
     return found
 
 
-@pytest.mark.parametrize(
-    "family",
-    [
-        # The other tests of this file draft for a dense model, a Daisy and a Lepton by default.
-        pytest.param(family, id=name, marks=() if name == "tachyon" else pytest.mark.soak)
-        for name, family in FAMILIES.items()
-    ],
-)
+@often("tachyon")  # the other tests of this file have a dense model, a Daisy and a Lepton
 @pytest.mark.parametrize("sampling", [{"temperature": 0}, {"seed": 7, "temperature": 0.4}])
 @pytest.mark.parametrize(
     ("texts", "drafts"),
@@ -216,8 +209,6 @@ SAMPLINGS = [
 # A block that learned would take minutes. These blocks know which token follows a token most often
 # in the texts without drafts.
 TEXTS = 12
-# The tests above have more families by default.
-IN_SUITE = ("daisy",)
 
 
 class Counts:
@@ -251,13 +242,7 @@ def most_usual_successors(texts):
     return {token: counts.most_common(1)[0][0] for token, counts in seen.items()}
 
 
-@pytest.mark.parametrize(
-    "family",
-    [
-        pytest.param(family, id=name, marks=() if name in IN_SUITE else pytest.mark.soak)
-        for name, family in FAMILIES.items()
-    ],
-)
+@often("daisy")  # the tests above have more families
 def test_drafts_that_are_partly_right_change_no_text(family, monkeypatch):
     model = initial(Family({**family.model, "draft": {"steps": 3}}))
     texts, each = prompts(TEXTS), TEXTS // len(SAMPLINGS)
