@@ -26,8 +26,6 @@ class Page:
         self.tab.on("request", self._requested)
         self.tab.goto(url)
 
-    wrong: list[str]
-
     def _said(self, message):
         # A status that is no success is also written to the console. The page shows it.
         if message.type in ("error", "warning") and "Failed to load resource" not in message.text:

@@ -6,18 +6,15 @@ import random
 import re
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
-from pion.data.shards import Rows, Shard
+from pion.data.shards import Rows
 from pion.data.tokens.tokenizer import Tokenizer, train_bpe
 from pipeline.console.messages import Shown
-from pipeline.job import Job
 from pipeline.job.file import load_job
-from pipeline.stages.prepare import Prepared, PreparedData, open_data, prepare_part
+from pipeline.stages.prepare import open_data, prepare_part
 from pipeline.stages.prepare_text import PrepareOptions
 
 SEQ_LEN = 32
@@ -28,22 +25,22 @@ WORDS = re.findall(
 )
 
 
-def sentences(seed: int, count: int) -> str:
+def sentences(seed, count):
     rng = random.Random(seed)
     made = [" ".join(rng.choices(WORDS, k=rng.randint(5, 14))).capitalize() for _ in range(count)]
     return ". ".join(made) + "."
 
 
-def write_corpus(path: Path, documents: int = 300) -> Path:
+def write_corpus(path, documents=300):
     """Write a JSONL corpus of `documents` short texts."""
     lines = (json.dumps({"text": sentences(i, 6)}) + "\n" for i in range(documents))
     path.write_text("".join(lines))
     return path
 
 
-def make_job(folder: Path, **sections: Any) -> Job:
+def make_job(folder, **sections):
     """Write a job file that trains a tokenizer on corpus.jsonl in `folder`; replace sections."""
-    fields: dict[str, Any] = {
+    fields = {
         "name": "test",
         "model": {"d_model": 32, "n_layers": 1, "n_heads": 2, "n_kv_heads": 1, "d_ff": 64},
         "tokenizer": {"train": {"vocab_size": 400}},
@@ -64,29 +61,25 @@ def make_job(folder: Path, **sections: Any) -> Job:
 
 
 def prepare(
-    job: Job,
-    folder: Path,
-    say: Callable[[Shown], object] = lambda message: None,
-    part: str = "pretrain",
-    **options: Any,
-) -> Prepared:
+    job, folder, say: Callable[[Shown], object] = lambda message: None, part="pretrain", **options
+):
     """Prepare a part of the job's data, with these PrepareOptions."""
     return prepare_part(job, part, folder, say, how=PrepareOptions(**options))
 
 
-def prepared(job: Job, folder: Path) -> PreparedData:
+def prepared(job, folder):
     prepare(job, folder)
     return open_data(folder)
 
 
-def job_by_file(folder: Path, **sections: Any) -> Job:
+def job_by_file(folder, **sections):
     """Return a job with a tokenizer that it has."""
     save_tokenizer(folder / "tokenizer.json")
-    usual: dict[str, Any] = {"tokenizer": {"file": "tokenizer.json"}, "model": model_of(400)}
+    usual = {"tokenizer": {"file": "tokenizer.json"}, "model": model_of(400)}
     return make_job(folder, **(usual | sections))
 
 
-def files_of(folder: Path) -> dict[str, str]:
+def files_of(folder):
     """Return the sha256 of every file, except files with measured times."""
     return {
         str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
@@ -95,11 +88,11 @@ def files_of(folder: Path) -> dict[str, str]:
     }
 
 
-def shard_path(folder: Path, shard: Shard) -> Path:
+def shard_path(folder, shard):
     return folder / shard.name
 
 
-def texts_of(data: PreparedData, split: str) -> list[str]:
+def texts_of(data, split):
     """Return the documents in a split's rows, in order. The last may be cut."""
     tokenizer = Tokenizer.from_file(data.tokenizer_path)
     texts = []
@@ -117,25 +110,25 @@ def texts_of(data: PreparedData, split: str) -> list[str]:
     return texts
 
 
-def save_tokenizer(path: Path, vocab_size: int = 400) -> Tokenizer:
+def save_tokenizer(path, vocab_size=400):
     tokenizer = train_bpe([sentences(i, 6) for i in range(50)], vocab_size)
     tokenizer.save(path)
     return tokenizer
 
 
-def model_of(vocab_size: int) -> dict[str, int]:
+def model_of(vocab_size):
     shape = {"d_model": 32, "n_layers": 1, "n_heads": 2, "n_kv_heads": 1, "d_ff": 64}
     return shape | {"vocab_size": vocab_size}
 
 
-def interrupt_after_shards(job: Job, folder: Path, shards: int) -> None:
+def interrupt_after_shards(job, folder, shards):
     """Stop, as Ctrl-C does between two batches, once there are so many shards."""
     import pipeline.data.encode_piece as encoding
 
     class Stop(Exception):
         pass
 
-    def say(message: Shown) -> None:
+    def say(message):
         if len(list(folder.rglob("shard_*.json"))) >= shards:
             raise Stop
 
@@ -147,5 +140,5 @@ def interrupt_after_shards(job: Job, folder: Path, shards: int) -> None:
         encoding.BATCH_CHARS = before
 
 
-def npy_job(folder: Path, **source: Any) -> Job:
+def npy_job(folder, **source):
     return job_by_file(folder, data={"sources": [source or {"kind": "npy", "path": "shards"}]})

@@ -94,5 +94,4 @@ def searched(sets: list[ItemSet], rows: list[str]) -> tuple[Index, Found]:
 def found_items(items: list[Item], rows: list[str]) -> list[bool]:
     """Return of which items one of the rows holds enough."""
     index, found = searched([ItemSet("set", items)], rows)
-    flags: list[bool] = found.overlapped(index).tolist()
-    return flags
+    return found.overlapped(index).tolist()

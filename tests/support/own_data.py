@@ -4,9 +4,6 @@ import csv
 import gzip
 import json
 import random
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -17,26 +14,26 @@ _WORDS = (
 )
 
 
-def words(count: int, seed: int) -> str:
+def words(count, seed):
     """Return a text of frequent English words."""
     chance, known = random.Random(seed), _WORDS.split()
     return " ".join(chance.choice(known) for _ in range(count))
 
 
-def question(number: int) -> str:
+def question(number):
     return f"What about {words(6, number)}?"
 
 
-def answer(number: int) -> str:
+def answer(number):
     return f"Answer {number}: {words(25, 10_000 + number)}."
 
 
-def write_lines(path: Path, records: Sequence[dict[str, Any]]) -> Path:
+def write_lines(path, records):
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return path
 
 
-def texts_folder(folder: Path, files: int = 12, paragraphs: int = 40) -> Path:
+def texts_folder(folder, files=12, paragraphs=40):
     """Write a folder of .txt and .md files, one of them in a folder below."""
     place = folder / "my-texts"
     (place / "more").mkdir(parents=True)
@@ -47,14 +44,14 @@ def texts_folder(folder: Path, files: int = 12, paragraphs: int = 40) -> Path:
     return place
 
 
-def jsonl_texts(folder: Path, count: int = 600, length: int = 80) -> Path:
+def jsonl_texts(folder, count=600, length=80):
     """Write `count` texts of `length` words."""
     return write_lines(
         folder / "articles.jsonl", [{"id": n, "text": words(length, n)} for n in range(count)]
     )
 
 
-def csv_texts(folder: Path, count: int = 300) -> Path:
+def csv_texts(folder, count=300):
     """Write a table in which two columns could be the text."""
     path = folder / "news.csv"
     with path.open("w", newline="") as file:
@@ -66,14 +63,14 @@ def csv_texts(folder: Path, count: int = 300) -> Path:
     return path
 
 
-def parquet_texts(folder: Path, count: int = 600) -> Path:
+def parquet_texts(folder, count=600):
     path = folder / "stories.parquet"
     columns = {"story": [words(80, n) for n in range(count)], "likes": list(range(count))}
     pyarrow.parquet.write_table(pyarrow.table(columns), path)
     return path
 
 
-def alpaca(folder: Path, count: int = 200) -> Path:
+def alpaca(folder, count=200):
     path = folder / "alpaca.json"
     records = [
         {"instruction": question(n), "input": "here, there" if n % 2 else "", "output": answer(n)}
@@ -83,26 +80,24 @@ def alpaca(folder: Path, count: int = 200) -> Path:
     return path
 
 
-def turns(
-    count: int, user: str, assistant: str, role: str, text: str
-) -> list[list[dict[str, str]]]:
+def turns(count, user, assistant, role, text):
     return [
         [{role: user, text: question(n)}, {role: assistant, text: answer(n)}] for n in range(count)
     ]
 
 
-def sharegpt(folder: Path, count: int = 200) -> Path:
+def sharegpt(folder, count=200):
     found = turns(count, "human", "gpt", "from", "value")
     return write_lines(folder / "sharegpt.jsonl", [{"conversations": one} for one in found])
 
 
-def messages(folder: Path, count: int = 200) -> Path:
+def messages(folder, count=200):
     found = turns(count, "user", "assistant", "role", "content")
     system = [{"role": "system", "content": "Be short."}]
     return write_lines(folder / "chats.jsonl", [{"messages": system + one} for one in found])
 
 
-def lists(folder: Path, count: int = 200) -> Path:
+def lists(folder, count=200):
     """Write questions and answers that are lists of messages."""
     found = turns(count, "user", "assistant", "role", "content")
     return write_lines(
@@ -110,7 +105,7 @@ def lists(folder: Path, count: int = 200) -> Path:
     )
 
 
-def as_text(folder: Path, count: int = 200) -> Path:
+def as_text(folder, count=200):
     """Write conversations as JSON in a text, with a column of nulls."""
     found = turns(count, "user", "assistant", "role", "content")
     return write_lines(
@@ -119,19 +114,19 @@ def as_text(folder: Path, count: int = 200) -> Path:
     )
 
 
-def prompter(folder: Path, count: int = 200) -> Path:
+def prompter(folder, count=200):
     """Write conversations with names of roles that Pion reads as others."""
     found = turns(count, "Prompter", "bot", "from", "value")
     return write_lines(folder / "prompter.jsonl", [{"conversations": one} for one in found])
 
 
-def customers(folder: Path, count: int = 200) -> Path:
+def customers(folder, count=200):
     """Write conversations with names of roles that nobody knows."""
     found = turns(count, "customer", "agent", "role", "content")
     return write_lines(folder / "support.jsonl", [{"messages": one} for one in found])
 
 
-def bad_line(folder: Path) -> Path:
+def bad_line(folder):
     """Write JSON Lines whose lines 3 and 7 are broken."""
     path = jsonl_texts(folder, 40)
     lines = path.read_text().splitlines()
@@ -140,7 +135,7 @@ def bad_line(folder: Path) -> Path:
     return path
 
 
-def cut_gzip(folder: Path) -> Path:
+def cut_gzip(folder):
     """Write half of a .gz."""
     content = gzip.compress(jsonl_texts(folder, 3000).read_bytes())
     path = folder / "cut.jsonl.gz"
@@ -148,14 +143,14 @@ def cut_gzip(folder: Path) -> Path:
     return path
 
 
-def latin1(folder: Path) -> Path:
+def latin1(folder):
     """Write a text file that is not UTF-8, from its second line on."""
     path = folder / "letters.txt"
     path.write_bytes("Dear all,\nGrüße aus Köln\n".encode("latin-1") * 20)
     return path
 
 
-GOOD: dict[str, Callable[[Path], Path]] = {
+GOOD = {
     "folder of text": texts_folder,
     "JSON Lines of text": jsonl_texts,
     "CSV": csv_texts,
@@ -167,7 +162,7 @@ GOOD: dict[str, Callable[[Path], Path]] = {
     "prompt and completion": lists,
     "JSON in a text": as_text,
 }
-BROKEN: dict[str, Callable[[Path], Path]] = {
+BROKEN = {
     "a line that is not JSON": bad_line,
     "a .gz that is cut off": cut_gzip,
     "not UTF-8": latin1,

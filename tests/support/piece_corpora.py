@@ -12,9 +12,7 @@ import json
 import random
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -22,7 +20,6 @@ import pyarrow.parquet
 from pion.data.documents import file_to_documents
 from pipeline.data import conversations_to_rows
 from pipeline.data.prepared import SPLITS
-from pipeline.job import Job
 from pipeline.stages.prepare import open_data, prepare_part
 from tests.paths import TESTS
 from tests.support.corpora import make_job, model_of, sentences
@@ -35,13 +32,13 @@ LONG = "\n".join(sentences(9000 + i, 6) for i in range(200))
 BOM = "\ufeff"
 
 
-def _texts(first: int, count: int, times: int = 1) -> list[str]:
+def _texts(first, count, times=1):
     """Return texts of very different lengths: some blank, one longer than 64K characters; and so
     many times as many."""
     return [text for n in range(times) for text in _some_texts(first + 10_000 * n, count)]
 
 
-def _some_texts(first: int, count: int) -> list[str]:
+def _some_texts(first, count):
     rng = random.Random(first)
     texts = [sentences(first + i, rng.randint(1, 12)) for i in range(count)]
     texts[3], texts[5], texts[7] = " \n ", "", "Übergröße – 統一碼 🙂 " * 40
@@ -49,11 +46,11 @@ def _some_texts(first: int, count: int) -> list[str]:
     return texts
 
 
-def _lines(texts: list[str], end: str = "\n") -> str:
+def _lines(texts, end="\n"):
     return "".join(json.dumps({"n": 1, "text": text}, ensure_ascii=False) + end for text in texts)
 
 
-def jsonl(folder: Path, times: int = 1) -> dict[str, Any]:
+def jsonl(folder, times=1):
     """Lines with and without CR, blank lines, byte order marks, half a character, no last break."""
     one = BOM + _lines(_texts(0, 40, times)) + "\n \n\r\n"
     one += _lines(_texts(100, 20, times), "\r\n")
@@ -64,7 +61,7 @@ def jsonl(folder: Path, times: int = 1) -> dict[str, Any]:
     return {"kind": "jsonl", "path": "*.jsonl"}
 
 
-def gz(folder: Path, times: int = 1) -> dict[str, Any]:
+def gz(folder, times=1):
     """Compressed files: one of a single line, others of many."""
     many = [(f"b{n:02}"[: 3 if n else 1], _texts(400 + 10_000 * n, 80)) for n in range(times)]
     for name, texts in (("a", [LONG]), *many, ("c", ["x y z"])):
@@ -73,7 +70,7 @@ def gz(folder: Path, times: int = 1) -> dict[str, Any]:
     return {"kind": "jsonl", "path": "."}
 
 
-def one_file(folder: Path, times: int = 1) -> dict[str, Any]:
+def one_file(folder, times=1):
     """A text file of many parts: blank lines, CR, and a line longer than a part."""
     texts = _texts(500, 60, times)
     text = BOM + "\n\n".join(texts) + "\r\n\r\n" + "\r\n".join(texts[:20]) + "\n" + "word " * 4000
@@ -82,19 +79,19 @@ def one_file(folder: Path, times: int = 1) -> dict[str, Any]:
     return {"kind": "text", "path": "."}
 
 
-def paragraphs(folder: Path, times: int = 1) -> dict[str, Any]:
+def paragraphs(folder, times=1):
     """The same, and each paragraph is a document."""
     return one_file(folder, times) | {"split": "paragraph"}
 
 
-def many_files(folder: Path, times: int = 1) -> dict[str, Any]:
+def many_files(folder, times=1):
     """Small files, some of them empty."""
     for number, text in enumerate(_texts(600, 90, times)):
         (folder / f"{number:03}.md").write_text(text)
     return {"kind": "text", "path": "."}
 
 
-def parquet(folder: Path, times: int = 1) -> dict[str, Any]:
+def parquet(folder, times=1):
     """Tables of several groups of rows, one of them empty."""
     for name, count, rows in (("a", 70, 9), ("b", 30, 1000)):
         texts = _texts(700 + count, count, times)
@@ -105,13 +102,13 @@ def parquet(folder: Path, times: int = 1) -> dict[str, Any]:
     return {"kind": "parquet", "path": "*.parquet"}
 
 
-KINDS: dict[str, Callable[[Path, int], dict[str, Any]]] = {
+KINDS = {
     function.__name__: function
     for function in (jsonl, gz, one_file, paragraphs, many_files, parquet)
 }
 
 
-def corpus_job(kind: str, folder: Path, *, sft: bool = False, times: int = 1) -> Job:
+def corpus_job(kind, folder, *, sft=False, times=1):
     """Write the corpus of a kind into `folder` and return its job; or conversations. `times` as
     much."""
     (folder / "tokenizer.json").write_bytes((PIECES / "tokenizer.json").read_bytes())
@@ -130,7 +127,7 @@ def corpus_job(kind: str, folder: Path, *, sft: bool = False, times: int = 1) ->
     return make_job(folder, data={"sources": [source], "shard_rows": shard_rows}, **shared)
 
 
-def _talks(count: int) -> str:
+def _talks(count):
     rng = random.Random(1)
     talks = []
     for number in range(count):
@@ -142,7 +139,7 @@ def _talks(count: int) -> str:
     return "".join(talks)
 
 
-def hashes_of(folder: Path) -> dict[str, str]:
+def hashes_of(folder):
     """Return the sha256 of all shards, flags and manifests of prepared data."""
     paths = sorted([*folder.rglob("*.npy"), *folder.rglob("manifest.json")])
     return {
@@ -152,13 +149,13 @@ def hashes_of(folder: Path) -> dict[str, str]:
     }
 
 
-def digest_of(hashes: Mapping[str, str]) -> str:
+def digest_of(hashes):
     """Return a digest of the names and hashes of shards."""
     shards = sorted(item for item in hashes.items() if item[0].endswith(".npy"))
     return hashlib.sha256(json.dumps(shards).encode()).hexdigest()
 
 
-def result_of(job: Job, folder: Path) -> dict[str, Any]:
+def result_of(job, folder):
     """Return the hashes of the data that a job has prepared in `folder`, and what was counted."""
     (source,) = open_data(folder).report["sources"]
     names = ("thoughts", "lost_thoughts", "lost_tools", "fits")
@@ -170,10 +167,10 @@ def result_of(job: Job, folder: Path) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def main():
     """Print what this code makes of each corpus."""
     file_to_documents.PART_BYTES, conversations_to_rows.BUFFER = PART_BYTES, BUFFER
-    found: dict[str, Any] = {}
+    found = {}
     times = int(sys.argv[1]) if len(sys.argv) > 1 else 1
     for kind in (*KINDS, "sft"):
         with tempfile.TemporaryDirectory() as name:

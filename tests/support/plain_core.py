@@ -1,18 +1,11 @@
 """A second scorer for CORE's rules: one row at a time, from the lines of a file, in few steps."""
 
 import random
-from typing import Any
 
 import torch
 
-from pion.data.tokens.tokenizer import Tokenizer
-from pion.model.decoder import Decoder
-from tests.support.core_bundle import Line
 
-
-def plain_scores(
-    model: Decoder, tokenizer: Tokenizer, task: Line, lines: list[Line]
-) -> list[list[float]]:
+def plain_scores(model, tokenizer, task, lines):
     """Return for each item the mean nats of each option; of a text to continue, 0.0 if the model
     would write it, and else 1.0."""
     data = list(lines)
@@ -20,9 +13,7 @@ def plain_scores(
     return [_item(model, tokenizer, task, data, number) for number in range(len(data))]
 
 
-def _item(
-    model: Decoder, tokenizer: Tokenizer, task: Line, data: list[Line], number: int
-) -> list[float]:
+def _item(model, tokenizer, task, data, number):
     item = data[number]
     others = [i for i in range(len(data)) if i != number]
     drawn = random.Random(1234 + number).sample(others, task["num_fewshot"][0])
@@ -49,7 +40,7 @@ def _item(
     return [0.0 if greedy else 1.0 for _, greedy in rows]
 
 
-def _row(model: Decoder, ids: list[int], start: int) -> tuple[torch.Tensor, bool]:
+def _row(model, ids, start) -> tuple[torch.Tensor, bool]:
     """Return the nats of the tokens from `start` on, and whether all are the likeliest."""
     crop = max(0, len(ids) - model.config.seq_len)
     tokens = torch.tensor([ids[crop:]])
@@ -61,7 +52,7 @@ def _row(model: Decoder, ids: list[int], start: int) -> tuple[torch.Tensor, bool
     return nats, bool((logits.argmax(dim=-1) == wanted).all())
 
 
-def _text(item: Line, option: Any, delimiter: str) -> str:
+def _text(item, option, delimiter):
     if "choices" in item:
         return str(item["query"] + delimiter + item["choices"][option])
     if "context_options" in item:
@@ -69,7 +60,7 @@ def _text(item: Line, option: Any, delimiter: str) -> str:
     return str(item["context"].strip() + delimiter + item["continuation"])
 
 
-def _common(sequences: list[list[int]]) -> int:
+def _common(sequences):
     place = 0
     while all(len(own) > place and own[place] == sequences[0][place] for own in sequences):
         place += 1

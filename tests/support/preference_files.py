@@ -1,14 +1,10 @@
 """Small files of preferences, and the rows that Pion makes of them."""
 
 import json
-from collections.abc import Iterable
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 from pion.data.chat.chat_format import ChatFormat
 from pion.data.preference.rendering import preference_format
-from pion.data.preference.summary import Summary
 from pion.data.shards import Manifest, Rows
 from pion.data.tokens.tokenizer import Tokenizer
 from pipeline.data.preferences import preferences
@@ -16,20 +12,20 @@ from pipeline.data.preferences_to_rows import PreferenceRows, write_preference_r
 from pipeline.data.remarks import Remarks
 from pipeline.data.sources import find_input
 from pipeline.data.splits import RowFormat
-from pipeline.job import JsonlFiles, Source
+from pipeline.job import JsonlFiles
 from tests.support.corpora import make_job, save_tokenizer, sentences, shard_path, write_corpus
 from tests.support.tokenizer_kinds import write_files
 
 KEY = "prefer.sources.0"
 
 
-def pair_of(number: int, **more: Any) -> dict[str, Any]:
+def pair_of(number, **more):
     """Return an explicit pair; every number has another prompt and other answers."""
     chosen, rejected = sentences(10_000 + number, 1), sentences(20_000 + number, 1)
     return {"prompt": sentences(number, 1), "chosen": chosen, "rejected": rejected, **more}
 
 
-def label_of(number: int) -> dict[str, Any]:
+def label_of(number):
     return {
         "prompt": sentences(number, 1),
         "completion": sentences(30_000 + number, 1),
@@ -37,18 +33,12 @@ def label_of(number: int) -> dict[str, Any]:
     }
 
 
-def write_jsonl(path: Path, records: Iterable[Any]) -> Path:
+def write_jsonl(path, records):
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return path
 
 
-def write_rows(
-    folder: Path,
-    source: Source | None = None,
-    template: tuple[str, str] | None = None,
-    out: str = "rows",
-    **how: Any,
-) -> Summary:
+def write_rows(folder, source=None, template=None, out="rows", **how):
     """Write the rows of a source (prefs.jsonl in `folder`, unless one is given) below `out`.
 
     `template` is the kind of tokenizer and the template; None: Pion's own. `how` replaces
@@ -81,7 +71,7 @@ def write_rows(
     return summary
 
 
-def tokenizer_in(folder: Path, template: tuple[str, str] | None) -> Tokenizer:
+def tokenizer_in(folder, template):
     """Write the files of a model, unless they are there; return its tokenizer."""
     folder.mkdir(exist_ok=True)
     if not (folder / "tokenizer.json").exists():
@@ -92,13 +82,13 @@ def tokenizer_in(folder: Path, template: tuple[str, str] | None) -> Tokenizer:
     return Tokenizer.from_file(folder / "tokenizer.json")
 
 
-def read_rows(folder: Path, split: str, out: str = "rows") -> Rows:
+def read_rows(folder, split, out="rows"):
     """Return the rows of a split."""
     place = folder / out / split
     return Rows(Manifest.read(place / "manifest.json"), partial(shard_path, place))
 
 
-def sequences_in(folder: Path, split: str, out: str = "rows") -> list[tuple[str, str, bool]]:
+def sequences_in(folder, split, out="rows"):
     """Return the prompt, the learned text and the side of every sequence, in the order of rows."""
     tokenizer = Tokenizer.from_file(folder / "model" / "tokenizer.json")
     rows = read_rows(folder, split, out)

@@ -3,14 +3,10 @@
 So a token too many, too few, or in another place changes every number after it.
 """
 
-from collections.abc import Iterator, Sequence
 from typing import cast
 
 import torch
-from torch import Tensor
 
-from pion.config.model_config import ModelConfig
-from pion.data.tokens.tokenizer import Tokenizer
 from pion.model.decoder import Decoder
 from tests.support.core_bundle import WORDS
 from tests.support.tiny_config import tiny_config
@@ -32,37 +28,35 @@ class PrefixModel:
     `favoured` ids are likelier than others, so that some greedy answers are right.
     """
 
-    def __init__(
-        self, vocab_size: int, seq_len: int, seed: int = 0, favoured: Sequence[int] = ()
-    ) -> None:
-        self.config: ModelConfig = tiny_config(vocab_size=vocab_size, seq_len=seq_len)
+    def __init__(self, vocab_size, seq_len, seed=0, favoured=()):
+        self.config = tiny_config(vocab_size=vocab_size, seq_len=seq_len)
         self.training = False
         self.seed = seed
-        self.rows_seen: list[int] = []
+        self.rows_seen = []
         self._bonus = torch.zeros(vocab_size)
         self._bonus[list(favoured)] = FAVOUR
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, seq_len: int, seed: int = 0):
+    def of(cls, tokenizer, seq_len, seed=0):
         """Return a model that favours the tokens of the made-up bundle's words."""
         words = tokenizer.encode_batch([f" {word}" for word in WORDS])
         return cls(tokenizer.vocab_size, seq_len, seed, sorted({i for ids in words for i in ids}))
 
-    def decoder(self) -> Decoder:
+    def decoder(self):
         """Return this model as what measures expect."""
         return cast(Decoder, self)
 
-    def parameters(self) -> Iterator[Tensor]:
+    def parameters(self):
         return iter([self._bonus])
 
-    def train(self, mode: bool = True):
+    def train(self, mode=True):
         self.training = mode
         return self
 
     def eval(self):
         return self.train(False)
 
-    def hidden(self, tokens: Tensor, **_: object) -> Tensor:
+    def hidden(self, tokens, **_):
         """Return a hash of the tokens up to each place, (B, T, 1)."""
         assert tokens.shape[1] <= self.config.seq_len
         self.rows_seen.append(len(tokens))
@@ -74,14 +68,14 @@ class PrefixModel:
             states.append(state)
         return torch.stack(states, dim=1).unsqueeze(-1)
 
-    def logits_in_fp32(self, hidden: Tensor, vocab_size: int) -> Tensor:
+    def logits_in_fp32(self, hidden, vocab_size):
         """Return logits of hashes (N, 1), (N, vocab_size)."""
         mixed = (hidden ^ (torch.arange(vocab_size) + 1) * _ID) * _MIX
         mixed = (mixed ^ (mixed >> 31)) * _TOKEN
         noise = ((mixed >> 40) & 0xFFFF).float() / 0x2000
         return noise + self._bonus[:vocab_size]
 
-    def logits(self, tokens: Tensor) -> Tensor:
+    def logits(self, tokens):
         """Return the logits of all places, (B, T, V)."""
         states = self.hidden(tokens)
         flat = self.logits_in_fp32(states.flatten(0, 1), self.config.vocab_size)

@@ -1,7 +1,6 @@
 """A part of the Python standard library: reading all of it takes seconds of a core."""
 
 import sysconfig
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,7 @@ import pytest
 from pion.data.documents import python_docs
 
 
-def link_part(folder: Path, every: int = 10, also: Sequence[str] = ()) -> None:
+def link_part(folder, every=10, also=()):
     """Make links in `folder` to every so many-th source file of the library, and to those named."""
     library = Path(sysconfig.get_path("stdlib"))
     sources = sorted(
@@ -22,9 +21,7 @@ def link_part(folder: Path, every: int = 10, also: Sequence[str] = ()) -> None:
         (folder / source).symlink_to(library / source)
 
 
-def read_only_a_part(
-    monkeypatch: pytest.MonkeyPatch, folder: Path, every: int = 10, also: Sequence[str] = ()
-) -> None:
+def read_only_a_part(monkeypatch, folder, every=10, also=()):
     """Take a part for the whole library in this test. What was read before is kept for others."""
     link_part(folder, every, also)
     with pytest.MonkeyPatch.context() as patch:

@@ -84,8 +84,7 @@ def traced_of(key: str) -> Traced:
 def recorded() -> Found:
     """Return what is recorded with this torch."""
     record = json.loads(FILE.read_text()) if FILE.exists() else {}
-    found: Found = record.get("peaks", {}) if record.get("torch") == VERSION else {}
-    return found
+    return record.get("peaks", {}) if record.get("torch") == VERSION else {}
 
 
 def traced_again(key: str) -> Mapping[str, list[int]]:

@@ -34,5 +34,4 @@ def write_seed(content: Any, path: Path, **options: Any) -> None:
 
 def tensors_of(content: dict[str, Any]) -> dict[str, Any]:
     """Return the tensors by the seed's names; changing the dict changes the content."""
-    tensors: dict[str, Any] = content["model" if "model" in content else "model_state_dict"]
-    return tensors
+    return content["model" if "model" in content else "model_state_dict"]

@@ -1,13 +1,5 @@
 """Trainers of tiny models whose ranks keep parts of them, and one process that keeps all."""
 
-from pathlib import Path
-from typing import Any
-
-import torch
-
-from pion.data.stream import RowStream
-from pion.model.decoder import Decoder
-from pion.model.saved_weights import Saved
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings
 from tests.families.families import FAMILIES
 from tests.pion.train.conftest import open_stream
@@ -17,7 +9,7 @@ from tests.support import whole_state
 GLOBAL_BATCH = 5
 
 
-def rows_of(name: str, folder: Path) -> RowStream:
+def rows_of(name, folder):
     """Return conversations for a family, in a new folder below this one.
 
     Ranks learn uneven numbers of their tokens.
@@ -26,22 +18,13 @@ def rows_of(name: str, folder: Path) -> RowStream:
     return open_stream(new, conversations=True, config=FAMILIES[name].config())
 
 
-def make(
-    name: str,
-    stream: RowStream,
-    *,
-    world_size: int = 1,
-    rank: int = 0,
-    model: Decoder | None = None,
-    weights: Saved | None = None,
-    **changes: Any,
-) -> Trainer:
+def make(name, stream, *, world_size=1, rank=0, model=None, weights=None, **changes):
     """Return a trainer of a family's tiny model. `changes` are of TrainSettings and ComputePlan.
 
     Several ranks keep parts, unless `sharded` says otherwise.
     """
     family = FAMILIES[name]
-    plan: dict[str, Any] = {
+    plan = {
         "micro_batch": 1,
         "threads": 1,
         "world_size": world_size,
@@ -49,7 +32,7 @@ def make(
     }
     known = ComputePlan.__dataclass_fields__.keys()
     plan |= {key: value for key, value in changes.items() if key in known}
-    settings: dict[str, Any] = {
+    settings = {
         "steps": 20,
         "global_batch": GLOBAL_BATCH,
         "lr": 1e-3,
@@ -68,18 +51,18 @@ def make(
     )
 
 
-def train(trainer: Trainer, steps: int) -> list[dict[str, Any]]:
+def train(trainer, steps):
     """Train so many steps; return what each has measured."""
     whole_state.train(trainer, steps)
     wanted = ("loss", "grad_norm", "tokens", "rows")
     return [{key: row[key] for key in wanted} for row in trainer.drain_metrics()]
 
 
-def stop_on_rank_1(trainer: Trainer) -> dict[str, Any]:
+def stop_on_rank_1(trainer):
     """Let rank 1 alone ask to stop before its second micro-batch; return what came of the step."""
     before, asked = whole_state.whole_state(trainer), 0
 
-    def only_rank_1_before_the_second_micro_batch() -> bool:
+    def only_rank_1_before_the_second_micro_batch():
         nonlocal asked
         asked += 1
         return trainer.rank == 1 and asked == 2
@@ -92,7 +75,7 @@ def stop_on_rank_1(trainer: Trainer) -> dict[str, Any]:
 STOPPED = {"finished": False, "unchanged": True, "asked": 2}
 
 
-def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+def apart(one, other):
     """Return the largest difference of two models' weights."""
     assert one.keys() == other.keys()
     return max((one[name] - other[name]).abs().max().item() for name in one)

@@ -2,11 +2,8 @@
 
 import copy
 import json
-from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -15,7 +12,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 256,
 }
-_TINY: dict[str, Any] = {
+_TINY = {
     "vocab_size": 97,
     "hidden_size": 48,
     "intermediate_size": 80,
@@ -28,7 +25,7 @@ _TINY: dict[str, Any] = {
 }
 # By the name of the model whose settings these are, the class and its settings. As in the published
 # models: three of SmolLM2's heads share a key, a head of Qwen3 is wider than d_model / n_heads.
-STOCK: dict[str, tuple[str, dict[str, Any]]] = {
+STOCK = {
     "SmolLM2": (
         "Llama",
         _TINY | {"rope_theta": 1e5, "rms_norm_eps": 1e-5, "tie_word_embeddings": True},
@@ -49,7 +46,7 @@ STOCK: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def stock_model(name: str, **changes: Any) -> Any:
+def stock_model(name, **changes):
     """Return the model of that name in `STOCK`, with changed settings and random weights."""
     import transformers
 
@@ -63,7 +60,7 @@ def stock_model(name: str, **changes: Any) -> Any:
 
 
 @torch.no_grad()
-def randomize(model: Any, seed: int = 0, std: float = 0.15) -> None:
+def randomize(model, seed=0, std=0.15):
     """Draw all weights, so that no gain is 1 and no bias 0, and attention is far from uniform."""
     generator = torch.Generator().manual_seed(seed)
     for name, weight in model.named_parameters():
@@ -71,7 +68,7 @@ def randomize(model: Any, seed: int = 0, std: float = 0.15) -> None:
         weight.copy_(1 + 0.3 * drawn if "norm" in name else std * drawn)
 
 
-def saved(model: Any, folder: Path, *, shard_size: str = "1GB", **spelled: Any) -> Path:
+def saved(model, folder, *, shard_size="1GB", **spelled):
     """Save a model of transformers in `folder`, with these fields of its config.json.
 
     A field that is None is left out. A shard has at most `shard_size`.
@@ -86,13 +83,13 @@ def saved(model: Any, folder: Path, *, shard_size: str = "1GB", **spelled: Any) 
     return folder
 
 
-def tokens(length: int, rows: int = 1, vocab_size: int = 97) -> Tensor:
+def tokens(length, rows=1, vocab_size=97):
     """Return random ids (rows, length), the same in each call."""
     generator = torch.Generator().manual_seed(1)
     return torch.randint(0, vocab_size, (rows, length), generator=generator)
 
 
 @torch.inference_mode()
-def apart(ours: Any, theirs: Any, ids: Tensor) -> float:
+def apart(ours, theirs, ids):
     """Return how far the logits (B, T, vocab_size) of the two models are apart at most."""
     return float((ours(ids) - theirs(ids).logits).abs().max())

@@ -1,10 +1,7 @@
 """Tiny tokenizers in the layouts of GPT-2's, SmolLM2's, Llama 3's and Qwen's real files."""
 
 import json
-from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
-from typing import Any
 
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -25,19 +22,17 @@ DIGITS = {"type": "Digits", "individual_digits": True}
 # The bytes that SmolLM2's vocabulary lacks.
 SMOLLM2_LACKS = bytes([*b"\x04\x06\x13\x14\x16\x1d\xc0\xc1\xf1\xf2", *range(0xF5, 0x100)])
 
-Settings = dict[str, Any]
 
-
-def split(expression: str) -> Settings:
+def split(expression):
     pattern = {"Regex": expression}
     return {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
 
 
-def sequence(*steps: Settings) -> Settings:
+def sequence(*steps):
     return {"type": "Sequence", "pretokenizers": list(steps)}
 
 
-def added(content: str, number: int, *, special: bool = True) -> Settings:
+def added(content, number, *, special=True):
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {"id": number, "content": content, **flags, "special": special}
 
@@ -78,7 +73,7 @@ PLAIN_BY_KIND = {
     "deepseek": ("<｜User｜>", "<｜Assistant｜>", "<｜call｜>", "<｜output｜>"),
 }
 # By kind, tokenizer_config.json and generation_config.json; ids are written as texts.
-CONFIGS: dict[str, Settings] = {
+CONFIGS = {
     "gpt2": {"eos_token": "<|endoftext|>"},
     "smollm2": {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|im_end|>"},
     "llama3": {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"},
@@ -97,7 +92,7 @@ STOPS = {
 
 
 @cache
-def _trained(kind: str) -> str:
+def _trained(kind):
     empty = json.loads(tokenizers.Tokenizer(models.BPE()).to_str())
     settings = empty | {"pre_tokenizer": PRE_TOKENIZERS[kind]}
     bpe = tokenizers.Tokenizer.from_str(json.dumps(settings))
@@ -111,9 +106,9 @@ def _trained(kind: str) -> str:
     return bpe.to_str()
 
 
-def settings_of(kind: str, **changes: Any) -> Settings:
+def settings_of(kind, **changes):
     """Return the tokenizer.json of a kind, with some keys replaced."""
-    settings: Settings = json.loads(_trained(kind))
+    settings = json.loads(_trained(kind))
     settings["decoder"] = BYTES
     after = len(settings["model"]["vocab"])
     if kind == "llama3":
@@ -136,9 +131,7 @@ def settings_of(kind: str, **changes: Any) -> Settings:
     return settings | changes
 
 
-def without_bytes(
-    kind: str = "smollm2", missing: bytes = SMOLLM2_LACKS, **changes: Any
-) -> Settings:
+def without_bytes(kind="smollm2", missing=SMOLLM2_LACKS, **changes):
     """Return the tokenizer.json of a kind whose vocabulary lacks bytes, as SmolLM2's does.
 
     What can't be spelled is then the first special token, as in SmolLM2's file.
@@ -151,7 +144,7 @@ def without_bytes(
     return settings | {"model": model} | changes
 
 
-def starting(*ids: int, token: str = "<|begin_of_text|>") -> Settings:
+def starting(*ids, token="<|begin_of_text|>"):
     """Return a post-processor that puts a token before a text."""
     before = [{"SpecialToken": {"id": token, "type_id": 0}}]
     text = [{"Sequence": {"id": "A", "type_id": 0}}]
@@ -164,12 +157,12 @@ def starting(*ids: int, token: str = "<|begin_of_text|>") -> Settings:
     }
 
 
-def tokenizer_of(kind: str, **changes: Any) -> Tokenizer:
+def tokenizer_of(kind, **changes):
     """Return the tokenizer of a kind, with some keys of its file replaced."""
     return Tokenizer(json.dumps(settings_of(kind, **changes)), kind)
 
 
-def write_files(kind: str, folder: Path, template: str | None = None) -> Path:
+def write_files(kind, folder, template=None):
     """Write the tokenizer's files of a model of this kind, and return its folder."""
     folder.mkdir(parents=True, exist_ok=True)
     settings = settings_of(kind)
@@ -178,7 +171,7 @@ def write_files(kind: str, folder: Path, template: str | None = None) -> Path:
     write_json(folder / "tokenizer.json", settings)
     write_json(folder / "tokenizer_config.json", config)
     write_json(folder / "special_tokens_map.json", {"eos_token": config["eos_token"]})
-    stops: Sequence[int] = [ids[token] for token in STOPS[kind]]
+    stops = [ids[token] for token in STOPS[kind]]
     end = stops[0] if len(stops) == 1 else list(stops)
     write_json(folder / "generation_config.json", {"eos_token_id": end})
     if template is not None:
@@ -186,5 +179,5 @@ def write_files(kind: str, folder: Path, template: str | None = None) -> Path:
     return folder
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path, value):
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")

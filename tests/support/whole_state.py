@@ -1,17 +1,14 @@
 """The state of a trainer with all tensors whole, whatever the number of ranks."""
 
 import json
-from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
-from pion.train.optimizer.state_pieces import Piece
-from pion.train.trainer import Trainer, TrainState
+from pion.train.trainer import TrainState
 
 
-def whole_state(trainer: Trainer) -> TrainState:
+def whole_state(trainer):
     """Return a copy of the state after the last step, with what is no tensor through JSON.
 
     Every rank of the trainer calls this.
@@ -27,9 +24,7 @@ def whole_state(trainer: Trainer) -> TrainState:
     )
 
 
-def trained_and_resumed(
-    unbroken: Trainer, resumed: Trainer, steps: int, more: int
-) -> tuple[TrainState, TrainState]:
+def trained_and_resumed(unbroken, resumed, steps, more) -> tuple[TrainState, TrainState]:
     """Train one, save it, and train on; train the other from what was saved. Return both ends.
 
     Rank 0 alone reads what was saved, unless ranks keep parts.
@@ -43,12 +38,12 @@ def trained_and_resumed(
     return whole_state(unbroken), whole_state(resumed)
 
 
-def train(trainer: Trainer, steps: int) -> None:
+def train(trainer, steps):
     for _ in range(steps):
         assert trainer.train_step()
 
 
-def same(one: TrainState, other: TrainState) -> bool:
+def same(one, other):
     """Return whether two states have the same bits."""
     pairs = (one.model, other.model), (one.optimizer, other.optimizer)
     return all(
@@ -57,9 +52,9 @@ def same(one: TrainState, other: TrainState) -> bool:
     )
 
 
-def joined(layout: dict[str, Tensor], pieces: Sequence[Piece]) -> dict[str, Tensor]:
+def joined(layout, pieces):
     """Return whole tensors like those of `layout` from the pieces of all ranks."""
-    by_rank: list[list[Piece]] = [[] for _ in range(dist.get_world_size())]
+    by_rank = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(by_rank, list(pieces))
     whole = {name: torch.empty_like(each, device="cpu") for name, each in layout.items()}
     missing = {name: tensor.numel() for name, tensor in whole.items()}

@@ -10,17 +10,14 @@ import importlib.metadata
 import re
 import runpy
 import sys
-from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
-from typing import Any
 
 INSTALLED = ("torch", "numpy", "safetensors")
 
 
-def brought_by(*names: str) -> set[str]:
+def brought_by(*names):
     """Return the distributions that pip would install for these."""
-    found: set[str] = set()
+    found = set()
     left = list(names)
     while left:
         name = re.sub(r"[-_.]+", "-", left.pop()).lower()
@@ -35,7 +32,7 @@ def brought_by(*names: str) -> set[str]:
     return found
 
 
-def absent() -> set[str]:
+def absent():
     """Return the names that can be imported here, but not on a bare image."""
     brought = brought_by(*INSTALLED)
     names = {"pipeline", "benchmarks", "tests"}
@@ -48,12 +45,10 @@ def absent() -> set[str]:
 class BareImage(MetaPathFinder):
     """Finds what the finders of this process find, except the absent packages."""
 
-    def __init__(self, absent: set[str], finders: Sequence[Any]) -> None:
+    def __init__(self, absent, finders):
         self.absent, self.finders = absent, list(finders)
 
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: Any = None
-    ) -> ModuleSpec | None:
+    def find_spec(self, name, path, target=None):
         if name.partition(".")[0] in self.absent:
             return None
         found = (finder.find_spec(name, path, target) for finder in self.finders)

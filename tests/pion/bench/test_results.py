@@ -50,8 +50,7 @@ RESULTS = Results(
 @pytest.fixture
 def raw(tmp_path):
     write_results(tmp_path / "a40.json", RESULTS)
-    found = json.loads((tmp_path / "a40.json").read_text())
-    return found
+    return json.loads((tmp_path / "a40.json").read_text())
 
 
 def test_what_was_written_is_read(tmp_path):

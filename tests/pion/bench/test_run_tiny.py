@@ -72,8 +72,7 @@ def tiny(request, tmp_path_factory):
 @pytest.fixture(scope="module")
 def record(tiny):
     (path,) = tiny.folder.glob("*.json")
-    found = json.loads(path.read_text())
-    return found
+    return json.loads(path.read_text())
 
 
 def test_a_bare_image_is_enough_and_nothing_is_wrong(tiny):

@@ -8,15 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pion.data.row_flags import LEARNED, PADDING, PREFERRED, STARTS
-from pion.data.shards import (
-    Manifest,
-    Rows,
-    Shard,
-    describe,
-    flags_path,
-    sha256_file,
-    split_tail,
-)
+from pion.data.shards import Manifest, Rows, Shard, describe, flags_path, sha256_file, split_tail
 from pion.errors import BadInput
 
 

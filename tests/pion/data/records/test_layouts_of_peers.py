@@ -13,12 +13,7 @@ from tests.pion.data.chat.test_template import Model
 from tests.pion.data.chat.test_template_real import FOLDER, RealModel
 from tests.support.chat_templates import QWEN25
 from tests.support.in_process_renderer import InProcessRenderer
-from tests.support.peer_layouts import (
-    as_in_a_table,
-    as_messages,
-    conversation_said,
-    examples,
-)
+from tests.support.peer_layouts import as_in_a_table, as_messages, conversation_said, examples
 
 EXAMPLES = examples()
 # Templates of chats have no place for an answer without a question.

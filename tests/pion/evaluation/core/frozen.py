@@ -35,5 +35,4 @@ CASES = [
 def nanochat_choices(case):
     """Return nanochat's choice for each item of each task."""
     frozen = json.loads(FROZEN.read_text(encoding="utf-8"))
-    found = frozen[case.name]
-    return found
+    return frozen[case.name]

@@ -46,8 +46,7 @@ def config(tokens=64, block=16, n_layers=6):
 
 
 def reference_of(name):
-    loaded = torch.load(SEEDS / f"daisy_{name}ref.pt", weights_only=True)
-    return loaded
+    return torch.load(SEEDS / f"daisy_{name}ref.pt", weights_only=True)
 
 
 def documents_of(tokens):
