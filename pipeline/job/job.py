@@ -204,7 +204,7 @@ class Job(Section):
             )
         decided = [
             f"model.{name}: the model that the run starts from decides this. Next to `from`, only "
-            f"{' and '.join(NEXT_TO_FROM)} can be given"
+            f"{', '.join(NEXT_TO_FROM[:-1])} and {NEXT_TO_FROM[-1]} can be given"
             for name in sorted(self.model.model_fields_set - {"base", *NEXT_TO_FROM})
         ]
         others = {
@@ -490,10 +490,10 @@ class Job(Section):
             raise BadInput("its shape is not known")
         config = self._base.model_config
         seq_len = self.model.seq_len or config.seq_len
-        if seq_len > config.seq_len:
+        if seq_len > config.seq_len and config.positions == "learned":
             raise BadInput(
-                f"seq_len {seq_len:,} exceeds the {config.seq_len:,} tokens of context that "
-                f"{self._base.source} has; it can only be shortened"
+                f"seq_len {seq_len:,} exceeds the {config.seq_len:,} positions that "
+                f"{self._base.source} has learned; it can only be shortened"
             )
         changed: dict[str, Any] = {}
         if self.model.gates is not None:

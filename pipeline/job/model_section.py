@@ -96,7 +96,7 @@ class _Shape(Section):
         None,
         "a trained model to start from, with its shape, weights, tokenizer and context: a Hub "
         "repository (user/name, or user/name@REVISION), a folder, a run or a seed's .pt file. Only "
-        f"seq_len, to shorten the context, gates and {', '.join(APART)} may be given too",
+        f"seq_len, for another context, gates and {', '.join(APART)} may be given too",
         alias="from",
     )
     preset: str | None = identity(None, f"a named model: {', '.join(PRESETS)}")

@@ -190,7 +190,6 @@ def test_runs_of_one_store_keep_a_model_once_and_another_machine_has_it_from_the
     ("changes", "expected"),
     [
         ({"model": {"from": "base", "d_ff": 8}}, "model.d_ff: the model that the run starts from"),
-        ({"model": {"from": "base", "seq_len": 4096}}, "exceeds the 128 tokens of context"),
         ({"tokenizer": {"train": {}}}, "model.from brings its own tokenizer"),
         ({"sft": SFT | {"seq_len": 256}}, "sft.seq_len: 256 exceeds the model's context 128"),
         ({"model": {"from": "nowhere"}}, "line 10  model.from: no model 'nowhere'"),

@@ -2,6 +2,7 @@
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from pion.config.draft import Draft
 from pion.config.model_config import ModelConfig
@@ -10,7 +11,7 @@ from pion.errors import BadInput
 from pipeline.job.digest import differences, digest_job
 from pipeline.job.file import load_job
 from pipeline.job.model_section import Base
-from tests.support.jobs import refusal, tiny_dict, tiny_job
+from tests.support.jobs import job_from, refusal, tiny_dict, tiny_job
 from tests.support.tiny_config import tiny_config
 
 EXPERTS = {"n": 4, "d_shared": 16}
@@ -138,6 +139,12 @@ def from_base(folder, learned, model, **changes):
 def test_a_job_keeps_changes_or_takes_away_the_block_of_its_base(tmp_path, model, expected):
     config = from_base(tmp_path, LEARNED, model).model_config_resolved()
     assert config.draft == expected
+
+
+def test_a_context_may_be_longer_than_that_of_the_base_unless_it_learned_positions():
+    assert job_from(tiny_config(), model__seq_len=192).model_config_resolved().seq_len == 192
+    with pytest.raises(ValidationError, match=r"exceeds the \d+ positions that base has learned"):
+        job_from(tiny_config(positions="learned"), model__seq_len=192)
 
 
 @pytest.mark.parametrize(

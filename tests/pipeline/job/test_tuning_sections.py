@@ -111,12 +111,6 @@ def test_a_field_that_makes_no_sense_is_refused_with_its_key(tmp_path, fields, e
     assert "nothing was started" in found
 
 
-def test_a_stage_of_preferences_needs_a_model_to_start_from(tmp_path):
-    changes = {"pretrain": None, "sft": None, "prefer": {"sources": SOURCES}}
-    said = refusal(tmp_path, **changes)
-    assert "model.from: without `pretrain` it must name a trained model" in said
-
-
 @pytest.mark.parametrize(
     "other", [{"rank": 8}, {"alpha": 8}, {"targets": ["q_proj"]}, {"base_dtype": "bfloat16"}]
 )
