@@ -5,7 +5,7 @@ from pathlib import Path
 TESTS = Path(__file__).parent
 REPOSITORY = TESTS.parent
 JOBS = REPOSITORY / "jobs"
-# The jobs that can be read without the Hub: they do not start from a model there.
+# The jobs that can be read without the Hub, and without a run of the demo to start from.
 OWN_JOBS = sorted(path for path in JOBS.glob("*.yaml") if "{from: " not in path.read_text())
 SKY = REPOSITORY / "sky"
 # The YAMLs that rent machines for a job; bench.yaml rents a card to measure it.

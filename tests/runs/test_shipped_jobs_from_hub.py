@@ -66,9 +66,9 @@ def printed(shared_hub, tmp_path, monkeypatch, capsys):
     return run
 
 
-def test_every_job_that_starts_from_a_model_is_tried_here():
+def test_every_job_that_starts_from_a_model_of_the_hub_is_tried_here():
     starts = {path.stem: load_shipped(path).base for path in JOBS.glob("*.yaml")}
-    assert {name: base.source for name, base in starts.items() if base is not None} == {
+    assert {name: base.source for name, base in starts.items() if base and base.commit} == {
         name: repo for name, (repo, _) in STARTS.items()
     }
 
