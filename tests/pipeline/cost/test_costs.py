@@ -702,7 +702,7 @@ def test_a_real_run_killed_on_a_rental_says_what_it_cost_live_and_afterwards(
     assert (machine.id, machine.gpu, machine.price, machine.spot) == ("pod1", "A40", 36.0, True)
     assert machine.end - machine.begin == pytest.approx(sum(machine.seconds.values()))
     assert machine.end < time.time()
-    assert 60 < machine.seconds["boot"] < machine.to_first_step
+    assert min(machine.seconds["boot"], machine.to_first_step) > 60
     assert machine.seconds["steps"] > 0
     assert machine.seconds["idle"] == 0
     assert found.dollars == pytest.approx(36 * machine.hours)
