@@ -167,8 +167,8 @@ GONE = {
     "evaluate.ladder": "ask `pion plan JOB --dollars N --ladder NAME`, which predicts the bits per "
     "byte before a run is paid for",
     **{
-        f"{stage}.init_from": "name the model in model.from, which brings its shape and tokenizer: "
-        "remove the sections model and tokenizer, and write `model: {from: …}`"
+        f"{stage}.init_from": "write `model: {from: …}` in place of the sections model and "
+        "tokenizer. The model that the run starts from brings both"
         for stage in TRAINING
     },
     "prefer.loss=kto": "use apo-zero, which learns from single answers with labels, too",

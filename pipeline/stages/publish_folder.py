@@ -48,15 +48,16 @@ def check_adapter(job: Job, *, to_hub: bool) -> None:
         require_adaptable(job.model_config_resolved(), lora)
     except BadInput as error:
         raise BadInput(f"publish.adapter: {error}. Nothing was started.") from None
-    if before is not None or start is None:
-        base = f"the {AFTER[before or first]} model of this run"
-    else:
-        base = "" if start.commit else start.source
-    if to_hub and base:
+    only_here = None
+    if before is not None:
+        only_here = f"the {AFTER[before]} model of this run"
+    elif start is not None and start.commit is None:
+        only_here = start.source
+    if to_hub and only_here is not None:
         raise BadInput(
-            f"publish.adapter: the base of the adapter, {base}, exists only here, so an adapter on "
-            "the Hub would be of no use. Nothing was started. Publish the merged model, or publish "
-            "the base first and name its repository in model.from."
+            f"publish.adapter: the base of the adapter, {only_here}, exists only here, so an "
+            "adapter on the Hub would be of no use. Nothing was started. Publish the merged model, "
+            "or publish the base first and name its repository in model.from."
         )
 
 

@@ -16,11 +16,13 @@ from pipeline.data.sources import find_input
 from pipeline.job import Job
 from pipeline.job.model_section import Base
 from pipeline.machine.folders import expand
+from pipeline.models.find import Listed, locate_model
 from pipeline.rent.check import CheckRow
-from pipeline.rent.check.job import is_prepared, refuse_only_here
+from pipeline.rent.check.job import is_prepared
 from pipeline.rent.credentials import names_given, wanted_secrets
 from pipeline.rent.sky_yaml import SkyYaml
 from pipeline.rent.skypilot import quiet, sky_module
+from pipeline.state.stores import FileStore
 
 # The files in a folder that a run may read: of a model, of a run, of a task or of CORE's questions.
 READ_SUFFIXES = (".safetensors", ".json", ".jsonl", ".yaml", ".csv")
@@ -42,7 +44,7 @@ def check_base(
     if is_pinned(job, base):
         return [CheckRow("model.from", True, f"{base}: in the run's store")]
     if sky_yaml is not None and base.commit is None:
-        refuse_only_here(job, base)
+        _refuse_only_here(job, base)
     if sky_yaml is None or base.commit is None:
         return [CheckRow("model.from", True, str(base))]
     repo = base.source.removeprefix("hf://").partition("@")[0]
@@ -52,6 +54,21 @@ def check_base(
     _require_access(repo, base, token)
     words = "with the token that the rental gets" if token else "without a token"
     return [CheckRow("model.from", True, f"{base}: can be read {words}")]
+
+
+def _refuse_only_here(job: Job, base: Base) -> None:
+    """Raise BadInput if the model that the run starts from is on no other machine."""
+    found = locate_model(job.model_name(base.source))
+    here = isinstance(found, Path) or (
+        isinstance(found, Listed) and isinstance(found.state.store, FileStore)
+    )
+    # A path relative to the job file may be copied with it; `check_files` finds out.
+    if here and not job.input_path(base.source).exists():
+        raise BadInput(
+            f"model.from: {base.source} is on this machine only. Use a run in a store that both "
+            "machines can read (s3://bucket/prefix/run), a Hub repository (user/name), or a folder "
+            "inside the rental's workdir, as a path relative to the job file."
+        )
 
 
 def _require_access(repo: str, base: Base, token: str | None) -> None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pion.errors import BadInput, PionError
 from pipeline.console.formats import amount, counted, size
@@ -23,9 +22,7 @@ from pipeline.job import (
     Source,
 )
 from pipeline.job.digest import digest_job
-from pipeline.job.model_section import Base
 from pipeline.machine.time_limit import within, within_or
-from pipeline.models.find import Listed, locate_model
 from pipeline.rent.check import CheckRow
 from pipeline.run.preflight import refuse_one_choice, require_a_row_each, require_room
 from pipeline.run.stage_plan import WorkLeft, plan_stages, work_left
@@ -34,9 +31,6 @@ from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, open_store
 from pipeline.state.stores.errors import before_work
 from pipeline.workers.cluster import cluster_of
-
-if TYPE_CHECKING:
-    pass
 
 # A store that needs more seconds to answer is too slow to use.
 STORE_SECONDS = 8.0
@@ -54,21 +48,6 @@ def count_parameters(job: Job) -> int:
     from pion.model.params_and_flops import cost_of
 
     return cost_of(job.model_config_resolved()).all_params
-
-
-def refuse_only_here(job: Job, base: Base) -> None:
-    """Raise BadInput if the model that the run starts from is on no other machine."""
-    found = locate_model(job.model_name(base.source))
-    here = isinstance(found, Path) or (
-        isinstance(found, Listed) and isinstance(found.state.store, FileStore)
-    )
-    # A path relative to the job file may be copied with it; `check_files` finds out.
-    if here and not job.input_path(base.source).exists():
-        raise BadInput(
-            f"model.from: {base.source} is on this machine only. Use a run in a store that both "
-            "machines can read (s3://bucket/prefix/run), a Hub repository (user/name), or a folder "
-            "inside the rental's workdir, as a path relative to the job file."
-        )
 
 
 def check_tokenizer(job: Job) -> list[CheckRow]:

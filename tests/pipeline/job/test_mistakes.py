@@ -144,4 +144,4 @@ def test_a_job_that_trains_nothing_is_refused(job_file):
 
 def test_a_field_that_is_gone_is_refused_with_what_replaces_it(job_file):
     message = complaint(job_file(), "pretrain.init_from=runs/demo@pretrain")
-    assert "this key is gone: name the model in model.from, which brings" in message
+    assert "this key is gone: write `model: {from: …}` in place of" in message
