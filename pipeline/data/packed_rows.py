@@ -52,8 +52,8 @@ class PackedBuffer:
 class PackedRows:
     """Writes the rows of the buffers of a source, below its `folder`.
 
-    `parse` returns counts that were written to a file before, or raises KeyError, TypeError or
-    ValueError.
+    `parse` returns counts that were written to a file before, or raises BadInput, KeyError,
+    TypeError or ValueError.
 
     Attributes:
         counts: what was counted, by the number of the buffer.

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -31,10 +32,11 @@ from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pion.files import write_atomically
 from pipeline.console.messages import PrepareProgress, Say
-from pipeline.data.packed_rows import PackedBuffer, PackedRows, require_usable
+from pipeline.data.packed_rows import PROGRESS, Counts, PackedBuffer, PackedRows, require_usable
 from pipeline.data.preferences import Kind, Read
 from pipeline.data.prepared import SPLITS
 from pipeline.data.splits import RowFormat
+from pipeline.state.record_json import build, closed_record
 
 # Preferences that are encoded and packed together: as many sequences as of conversations.
 BUFFER = 8192
@@ -95,20 +97,23 @@ def write_preference_rows(
 
     settings = [how.rows.key, how.written.context, how.held_out, how.seed]
     rows = replace(how.rows, key=json.dumps(settings))
-    writer = PackedRows(
-        folder, rows, how.tokenizer.vocab_size, lambda record: asdict(Tally.from_record(record))
-    )
+    writer = PackedRows(folder, rows, how.tokenizer.vocab_size, _counts_in)
     writer.write(buffers(), partial(map, partial(pack_buffer, how)), look)
     kind = kind or "pairs"
     flags = {
         split: _write_sequences(folder / split, manifest)
         for split, manifest in writer.finish(kind).items()
     }
-    tally = total(Tally.from_record(one) for _, one in sorted(writer.counts.items()))
+    tally = total(Tally(**one) for _, one in sorted(writer.counts.items()))
     require_usable("preferences", tally.refused, tally.read, writer.refusals, f"{how.where}: ")
     summary = summarize(kind, flags, how.rows.seq_len, tally)
     summary.check(how.where)
     return summary, writer.refusals
+
+
+def _counts_in(record: Any) -> Counts:
+    """Return the counts of a buffer as they were written to a file. Raises BadInput."""
+    return asdict(build(closed_record(Tally), record, PROGRESS))
 
 
 def _write_sequences(folder: Path, manifest: Manifest) -> list[np.ndarray]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Required
 
 from pion.data.preference.summary import Summary
 from pipeline.job import Job
 from pipeline.job.prefer_section import Prefer
 from pipeline.job.stages import AFTER
 from pipeline.report.blocks import Block, Table, percent_with_error, signed, value_with_error
+from pipeline.report.results import list_of, record_type, result_of
 from pipeline.state.head import Head
-from pipeline.state.record_json import damaged
+from pipeline.state.record_json import closed_record, open_record
 from pipeline.state.shared.folder import WITH_ADDITIONS
 
 LABELS_ONLY = "This is agreement with these labels, and not with people."
@@ -27,6 +28,11 @@ SHOWN = ("prompt", "before", "after")
 WHAT = {"pairs": "pairs", "labels": "single answers"}
 # A text in a table.
 MOST_CHARACTERS = 400
+# What prepare reported of each source of preferences.
+_SOURCE = record_type(total=False, preferences=Required[closed_record(Summary)])
+_PREPARED: type[Mapping[str, Any]] = open_record(
+    record_type(total=False, prefer=record_type(total=False, sources=list_of(_SOURCE)))
+)
 
 Result = Mapping[str, Any]
 
@@ -260,10 +266,5 @@ def _reference(job: Job, results: Mapping[str, Any]) -> str:
 
 def _summaries(head: Head, url: str) -> list[Summary]:
     """Return what prepare reported of each source of preferences."""
-    record = head.stages.get("prepare")
-    report = {} if record is None else record.result.get("prefer", {})
-    try:
-        return [Summary.from_record(source["preferences"]) for source in report.get("sources", [])]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        where = f"{url}/HEAD.json"
-        raise damaged(where, f"stages.prepare.result.prefer can't be read ({error!r})") from None
+    report = result_of(_PREPARED, head, "prepare", url).get("prefer", {})
+    return [source["preferences"] for source in report.get("sources", [])]

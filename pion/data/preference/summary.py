@@ -8,10 +8,11 @@ from short ones only. So both are measured, and said.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from annotated_types import Ge, Predicate
 
 from pion.data.chat.packing import BUCKET, item_length, row_that_holds
 from pion.data.preference.layouts import Pair, Preference
@@ -36,7 +37,8 @@ KEPT = 0.99
 FEWEST_COMPARED = 20
 
 Kind = Literal["pairs", "labels"]
-Counts = dict[str, int]
+Count = Annotated[int, Ge(0)]
+Counts = dict[str, Count]
 
 
 # ---------------------------------------------------------------- counts
@@ -61,38 +63,20 @@ class Tally:
         too_long: lengths of those longer than a row, by the next multiple of BUCKET.
     """
 
-    read: int = 0
-    refused: int = 0
-    early: int = 0
-    tokens: int = 0
-    scored: int = 0
-    swapped: int = 0
+    read: Count
+    refused: Count = 0
+    early: Count = 0
+    tokens: Count = 0
+    scored: Count = 0
+    swapped: Count = 0
     first_swapped: str = ""
     seen: Counts = field(default_factory=dict)
-    dropped: Counts = field(default_factory=dict)
+    dropped: Annotated[Counts, Predicate(frozenset(REASONS).issuperset)] = field(
+        default_factory=dict
+    )
     dropped_encoded: Counts = field(default_factory=dict)
     dropped_tokens: Counts = field(default_factory=dict)
     too_long: Counts = field(default_factory=dict)
-
-    @classmethod
-    def from_record(cls, record: dict[str, Any]) -> Tally:
-        """Return what `dataclasses.asdict` made a record of.
-
-        Raises:
-            KeyError, TypeError, ValueError: it is no such record.
-        """
-        read: dict[str, Any] = {}
-        for one in fields(Tally):
-            # `seen` came later than records of prepared data.
-            value = record.get(one.name, {}) if one.name == "seen" else record[one.name]
-            default = getattr(Tally(), one.name)
-            if isinstance(default, dict):
-                read[one.name] = {str(name): _count(n) for name, n in dict(value).items()}
-            else:
-                read[one.name] = str(value) if isinstance(default, str) else _count(value)
-        if not set(read["dropped"]) <= set(REASONS):
-            raise ValueError(f"unknown reasons: {read['dropped']}")
-        return cls(**read)
 
     def add(self, preference: Preference | str, outcome: Outcome) -> None:
         """Count a preference, or what can't be read as one, and what became of it."""
@@ -122,7 +106,7 @@ class Tally:
 
 def tally_of(preferences: Sequence[Preference | str], outcomes: Sequence[Outcome]) -> Tally:
     """Return the counts of preferences, or of what can't be read, with what became of each."""
-    tally = Tally()
+    tally = Tally(0)
     for preference, outcome in zip(preferences, outcomes, strict=True):
         tally.add(preference, outcome)
     return tally
@@ -130,7 +114,7 @@ def tally_of(preferences: Sequence[Preference | str], outcomes: Sequence[Outcome
 
 def total(tallies: Iterable[Tally]) -> Tally:
     """Return the sum of all."""
-    sums = Tally()
+    sums = Tally(0)
     for tally in tallies:
         for name, value in vars(tally).items():
             before = getattr(sums, name)
@@ -144,12 +128,6 @@ def total(tallies: Iterable[Tally]) -> Tally:
 def _add_up(counts: Counts, more: Mapping[str, int]) -> None:
     for name, n in more.items():
         counts[name] = counts.get(name, 0) + n
-
-
-def _count(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"{value!r:.80} is no count")
-    return value
 
 
 # ---------------------------------------------------------------- a summary
@@ -205,16 +183,6 @@ class Summary:
     def record(self) -> dict[str, Any]:
         """Return the summary as JSON."""
         return asdict(self)
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> Summary:
-        """Return what `record` made.
-
-        Raises:
-            KeyError, TypeError, ValueError: it is no such record.
-        """
-        parts = {name: _read_part(record[name]) for name in ("train", "held_out")}
-        return cls(**{**record, **parts, "tally": Tally.from_record(record["tally"])})
 
     def check(self, where: str) -> None:
         """Raise BadInput if nobody should train on these; `where` names the data."""
@@ -322,11 +290,6 @@ class Summary:
         if self.tally.dropped.get(LONGER_THAN_CONTEXT, 0) > few:
             return "No prefer.seq_len keeps these: use a model with a longer context, or other data"
         return "Correct them, or use other data"
-
-
-def _read_part(record: Mapping[str, Any]) -> Part:
-    sides = {name: record[name] and Targets(**record[name]) for name in ("preferred", "other")}
-    return Part(**{**record, **sides})
 
 
 def summarize(

@@ -15,6 +15,7 @@ from pipeline.data.preferences import Read, preferences
 from pipeline.data.sources import SAMPLED, find_input
 from pipeline.job import Job
 from pipeline.rent.plan.counted import Counted, better_batch, keep_first_records
+from pipeline.state.record_json import build, closed_record
 
 # Outside of these pairs per step, recipes that worked are rare.
 FEWEST_PAIRS, MOST_PAIRS = 32, 512
@@ -29,7 +30,9 @@ MOST_PASSES = 3
 def _summaries(counted: Counted) -> dict[str, Summary]:
     """Return what was counted of each source, by its key."""
     return {
-        f"prefer.sources.{number}": Summary.from_record(source["preferences"])
+        f"prefer.sources.{number}": build(
+            closed_record(Summary), source["preferences"], "what prepare counted"
+        )
         for number, source in enumerate(counted.sources)
     }
 
