@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pion.collection import importing
 from pion.config.presets import ORIGINALS
 from pion.errors import BadInput
 from pipeline.commands.arguments import JSON, Add, add_page, argument, flag, one_of
@@ -423,7 +424,8 @@ def _load_to_generate(args: argparse.Namespace) -> tuple[FoundModel, Decoder, Ch
     from pipeline.serve.options import load_as_asked
 
     found = find_model(args.model)  # before torch is imported, so a wrong name fails at once
-    model, chat_format = load_as_asked(found, args, args.skip_above)
+    with importing():
+        model, chat_format = load_as_asked(found, args, args.skip_above)
     return found, model.joined(), chat_format
 
 

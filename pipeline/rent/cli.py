@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+from collections.abc import Iterator
 
+from pion.collection import importing
 from pion.errors import BadInput
 from pipeline.commands.arguments import BENCH, JSON, Add, add_page, argument, flag, one_of
 from pipeline.console.out import saying_if_slow
@@ -122,8 +125,15 @@ def _add_managed(add: Add) -> None:
     )
 
 
+@contextlib.contextmanager
+def _loading(*, quiet: bool = False) -> Iterator[None]:
+    """Import what a command needs: torch, for the memory of a step."""
+    with saying_if_slow(LOADING, quiet=quiet), importing():
+        yield
+
+
 def _check(args: argparse.Namespace) -> int:
-    with saying_if_slow(LOADING, quiet=args.json):
+    with _loading(quiet=args.json):
         from pipeline.rent.check.command import show_check
 
     return show_check(args.job, args.overrides, on=args.on, force=args.force, as_json=args.json)
@@ -137,7 +147,7 @@ def _plan(args: argparse.Namespace) -> int:
             raise BadInput(f"--{option} is for `pion plan --dollars N`. Add --dollars.")
     if args.job is None:
         raise BadInput("name a JOB, or say how much money there is: `pion plan --dollars 20`")
-    with saying_if_slow(LOADING, quiet=args.json):
+    with _loading(quiet=args.json):
         from pipeline.rent.plan.command import show_plan
 
     return show_plan(
@@ -151,7 +161,7 @@ def _plan(args: argparse.Namespace) -> int:
 
 
 def _plan_for_dollars(args: argparse.Namespace) -> int:
-    with saying_if_slow(LOADING, quiet=args.json):
+    with _loading(quiet=args.json):
         from pipeline.rent.plan.dollars_command import Asked, show_dollars
 
     asked = Asked(
@@ -168,7 +178,7 @@ def _plan_for_dollars(args: argparse.Namespace) -> int:
 
 
 def _launch(args: argparse.Namespace) -> int:
-    with saying_if_slow(LOADING):
+    with _loading():
         from pipeline.rent.managed.launch import launch
 
     return launch(
@@ -187,21 +197,21 @@ def _watch(args: argparse.Namespace) -> int:
 
     page = page_address(args)
     refuse_unrented(args.run)
-    with saying_if_slow(LOADING):
+    with _loading():
         from pipeline.rent.managed.watch import watch
 
     return watch(args.run, once=args.once, page=page)
 
 
 def _hop(args: argparse.Namespace) -> None:
-    with saying_if_slow(LOADING):
+    with _loading():
         from pipeline.rent.managed.hop import hop
 
     hop(args.run, on=args.on, overrides=args.overrides, job=args.job, force=args.force)
 
 
 def _rentals(args: argparse.Namespace) -> int:
-    with saying_if_slow(LOADING, quiet=args.json):
+    with _loading(quiet=args.json):
         from pipeline.rent.managed.rentals import show_rentals
 
     return show_rentals(args.run, reap=args.reap, as_json=args.json)

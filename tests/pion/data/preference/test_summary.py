@@ -243,16 +243,7 @@ def test_counts_of_parts_add_up_to_those_of_all():
 
 
 @pytest.mark.parametrize(
-    "change",
-    [
-        {"read": -1},
-        {"read": True},
-        {"read": "1"},
-        {"dropped": {"a reason of others": 1}},
-        {"dropped": {TIE: 1.5}},
-        {"dropped": 5},
-        {"too_long": [1]},
-    ],
+    "change", [{"read": -1}, {"read": True}, {"dropped": {"unknown": 1}}, {"too_long": [1]}]
 )
 def test_counts_that_nobody_wrote_are_refused(change):
     assert build(closed_record(Tally), asdict(COUNTED), "counts") == COUNTED
