@@ -69,7 +69,7 @@ def performance():
     for saved in results("checkpoint")["results"]:
         lost = 100 * saved["throughput_lost_every_2_min"]
         yield f"{saved['stall_seconds']:.2f} s, {lost:.1f} % |"
-    yield f"| {times(results('startup')['ratio_of_medians'])} the time (13 s instead of 19 s) |"
+    yield f"| {times(results('startup')['ratio_of_medians'])} the time (9 s instead of 15 s) |"
     first_steps = results("restore")["first_step_seconds"]
     yield f"{first_steps['empty disk']:.1f} s, {rounded(first_steps['same disk'], 1)} s |"
     found = results("residual")["verdict"]
