@@ -186,7 +186,7 @@ class Summary:
 
     def check(self, where: str) -> None:
         """Raise BadInput if nobody should train on these; `where` names the data."""
-        tally, dropped, what = self.tally, self._dropped, self._what
+        tally, dropped, what = self.tally, self._dropped, self.what
         if tally.swapped > MOST_SWAPPED * tally.scored:
             raise BadInput(
                 f"{where}: in {tally.swapped:,} of {tally.scored:,} pairs with scores, the chosen "
@@ -212,7 +212,7 @@ class Summary:
         if self._dropped > MANY_DROPPED * self.tally.read:
             share = self._dropped / self.tally.read
             found.append(
-                f"{share:.1%} of the {self._what} are left out: {self.reasons}. {self._advice}"
+                f"{share:.1%} of the {self.what} are left out: {self.reasons}. {self._advice}"
             )
         longer = self.train.chosen_longer
         if longer is not None and longer > MANY_LONGER and self.train.items >= FEWEST_COMPARED:
@@ -231,7 +231,7 @@ class Summary:
         train, held_out = self.train, self.held_out
         names = ("chosen", "rejected") if self.kind == "pairs" else ("desired", "undesired")
         lines = [
-            f"{train.items:,} {self._what} in {train.rows:,} rows of {self.seq_len:,} tokens; "
+            f"{train.items:,} {self.what} in {train.rows:,} rows of {self.seq_len:,} tokens; "
             f"{held_out.items:,} more are held out, in {held_out.rows:,} rows",
             "target tokens: "
             + "; ".join(
@@ -259,7 +259,8 @@ class Summary:
         return [f"left out: {self.reasons}"] if self._dropped else []
 
     @property
-    def _what(self) -> str:
+    def what(self) -> str:
+        """What the items are, in words."""
         return "pairs" if self.kind == "pairs" else "labelled answers"
 
     @property

@@ -22,6 +22,7 @@ from pipeline.machine.core_waits import slowness
 from pipeline.machine.time_limit import begin, within
 from pipeline.rent.check import CheckRow
 from pipeline.rent.check.clean import check_clean
+from pipeline.rent.check.conversations import check_conversations
 from pipeline.rent.check.deadline import check_deadline
 from pipeline.rent.check.inputs import check_base, check_files
 from pipeline.rent.check.job import (
@@ -42,12 +43,7 @@ from pipeline.rent.check.rental import (
     check_reach,
     check_recovery,
 )
-from pipeline.rent.check.texts import (
-    check_conversations,
-    check_corpus,
-    check_preferences,
-    check_vocabulary,
-)
+from pipeline.rent.check.texts import check_corpus, check_vocabulary
 from pipeline.rent.credentials import hub_inputs
 from pipeline.rent.deadline.at_launch import refuse_past
 from pipeline.rent.plan.counted import lacking
@@ -153,10 +149,7 @@ def run_checks(
     checks = checks_of(job, sky_yaml, path, force=force)
     words = f"{len(job.stages)} stages: {', '.join(job.stages)}"
     rows = [CheckRow("job", True, words)]
-    talks = (
-        "conversations",
-        begin(lambda: [*check_conversations(job), *check_preferences(job)]),
-    )
+    talks = "conversations", begin(partial(check_conversations, job))
     known = all(job.section(stage).steps_are_known for stage in job.train_stages)
     if not known or (sky_yaml is not None and lacking(job)):
         # What a machine costs follows from the steps and from the reference of preferences, and

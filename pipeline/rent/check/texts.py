@@ -1,4 +1,4 @@
-"""Check that the texts of a job give enough rows: its corpus, its vocabulary, its conversations.
+"""Check that the text of a job gives enough rows, and enough for its vocabulary.
 
 The corpus must fill a batch, and a row of each split, which `prepare` needs. A small corpus is
 prepared in a temporary folder. A larger one is judged by the sizes of its files, and not read.
@@ -7,17 +7,14 @@ prepared in a temporary folder. A larger one is judged by the sizes of its files
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
 
 from pion.data.arrays import open_shard
 from pion.data.documents.find_files import PACKED_SUFFIXES, PARQUET_SUFFIXES
 from pion.data.shards import Shard, split_tail
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
-from pipeline.base.find import find_base
-from pipeline.base.keep import is_pinned, tokenizer_of_base
+from pipeline.base.keep import tokenizer_of_base
 from pipeline.console.formats import size
 from pipeline.console.messages import Shown
 from pipeline.data.foreign_shards import HELD_OUT, check_documents
@@ -33,16 +30,11 @@ from pipeline.job import (
 from pipeline.job.stages import CONVERSING
 from pipeline.rent.check import CheckRow
 from pipeline.rent.check.job import is_prepared, named_tokenizer
-from pipeline.rent.plan import conversations, preferences
-from pipeline.rent.plan.counted import LOOKED_AT, Counted, count
 from pipeline.stages.prepare import (
     check_splits,
     prepare_part,
     require_a_batch,
 )
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 # Texts of more bytes are not prepared here: that would take long.
 PREPARED_BYTES = 4_000_000
@@ -52,8 +44,6 @@ BYTES_PER_ID = 4
 BYTES_PER_ENTRY = 1000
 # So many entries do no harm, however little text there is.
 FEW_ENTRIES = 4096
-# The names of the embedding in files of transformers and of Pion.
-EMBEDDINGS = ("model.embed_tokens.weight", "embed.weight")
 
 
 def check_corpus(job: Job) -> list[CheckRow]:
@@ -186,70 +176,3 @@ def check_vocabulary(job: Job) -> list[CheckRow]:
         f"has a row of the model. Add text, or set tokenizer.train.vocab_size={most}"
     )
     return [CheckRow("vocabulary", None, words)]
-
-
-# ---------------------------------------------------------------- conversations
-
-
-def check_conversations(job: Job) -> list[CheckRow]:
-    """Show what the conversations give. Raises BadInput for conversations that can't be used."""
-    if job.sft is None or is_prepared(job):
-        return []
-    counted = count(job, "sft")
-    if counted is None:
-        return []
-    job.section("sft").know_rows(counted.rows)
-    said = conversations.in_words(job, counted)
-    rows = _shown("conversations", said, counted, conversations.warnings_about(job, counted))
-    return [*rows, *_untrained(job, counted.specials)]
-
-
-def check_preferences(job: Job) -> list[CheckRow]:
-    """Show what the preferences give. Raises BadInput for preferences that can't be used."""
-    if job.prefer is None or is_prepared(job):
-        return []
-    counted = count(job, "prefer")
-    if counted is None:
-        said, rate = "\n".join(preferences.unencoded_in_words(job)), preferences.high_rate(job)
-        high = [] if rate is None else [CheckRow("rate", None, rate)]
-        return [CheckRow("preferences", True, said), *high]
-    job.section("prefer").know_rows(counted.rows)
-    said = "\n".join(preferences.in_words(job, counted))
-    if not counted.first:
-        raise BadInput(f"none of the first {LOOKED_AT} preferences can be used")
-    rows = _shown("preferences", said, counted, preferences.warnings_about(job, counted))
-    return [*rows, *([] if job.sft is not None else _untrained(job, counted.specials))]
-
-
-def _shown(name: str, said: str, counted: Counted, warnings: Mapping[str, str]) -> list[CheckRow]:
-    return [
-        CheckRow(name, True, said),
-        *(CheckRow(name, None, words) for words in counted.warnings),
-        *(CheckRow(short, None, words) for short, words in warnings.items()),
-        CheckRow("the first", True, counted.first_in_words()),
-    ]
-
-
-def _untrained(job: Job, specials: dict[int, str]) -> list[CheckRow]:
-    """Return a warning if LoRA can't teach the model these special tokens."""
-    if job.base is None or job.lora(job.train_stages[0]) is None:
-        return []
-    if job.base.commit is not None or is_pinned(job, job.base):
-        return []  # the weights may be elsewhere, and the run says the same when training starts
-    from pion.evaluation.untrained_rows import never_stops
-
-    found = find_base(job.base.source, job.folder)
-    embedding = _embedding([found.bring(n) for n in found.files if n.endswith(".safetensors")])
-    words = None if embedding is None else never_stops(embedding, specials)
-    return [] if words is None else [CheckRow("end of turn", None, words)]
-
-
-def _embedding(files: list[Path]) -> Tensor | None:
-    """Return the embedding of a model, without reading the other tensors."""
-    from safetensors import safe_open
-
-    for path in files:
-        with safe_open(path, framework="pt") as file:
-            for name in set(EMBEDDINGS).intersection(file.keys()):
-                return cast("Tensor", file.get_tensor(name))
-    return None

@@ -17,6 +17,7 @@ import numpy as np
 from pion.data.chat.chat_format import ChatFormat
 from pion.data.chat.conversation import marked_text
 from pion.data.preference.rendering import Usable, marked_preference, preference_format
+from pion.data.preference.summary import Summary
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput, PionError
 from pipeline.base.keep import tokenizer_of_base
@@ -25,12 +26,15 @@ from pipeline.data.preferences import preferences
 from pipeline.data.sources import SAMPLED, conversations, find_input
 from pipeline.job import HubDataset, Job, Source
 from pipeline.stages.prepare import prepare_part
+from pipeline.state.record_json import build, closed_record
 from pipeline.state.run_state import RunState
 from pipeline.state.status.recorded_job import know_rows
 from pipeline.state.stores import open_store
 
 # With fewer steps, a model changes little, whatever the rate.
 FEWEST_STEPS = 30
+# What each stage reads.
+RECORDS = {"sft": "conversations", "prefer": "preferences"}
 # The first preference that can be used is looked for in so many.
 LOOKED_AT = 64
 
@@ -43,17 +47,24 @@ class Counted:
     `first` shows the first usable record as the model will see it, with the learned tokens between
     ⟦ and ⟧, and `specials` are the special tokens in it, by their ids. `notes` say what else
     happened to texts: characters that the vocabulary lacks, for example. `warnings` say what the
-    data have and the model will not learn. `sources` are what the manifest has of each source.
+    data have and the model will not learn. `items` are conversations, pairs or labelled answers to
+    train on; `summaries` are of preferences, by the key of their source.
     """
 
     stage: str
     rows: int
+    items: int
     whole: bool
     first: list[str]
     specials: dict[int, str]
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
-    sources: list[dict[str, Any]]
+    summaries: dict[str, Summary]
+
+    @property
+    def what(self) -> str:
+        """What the items are, in words. The sources of a job are of one kind."""
+        return next((one.what for one in self.summaries.values()), "conversations")
 
     def passes(self, job: Job) -> float:
         """Return how often the stage trains on each of these rows."""
@@ -61,15 +72,6 @@ class Counted:
         if section.steps is None:
             return section.passes
         return section.steps * section.global_batch / self.rows
-
-    def first_in_words(self) -> str:
-        """Return the first record, with what is learned of it marked."""
-        return "\n".join(["what the model learns is between ⟦ and ⟧:", *self.first])
-
-    def makes_few_steps(self, job: Job) -> bool:
-        """Return whether the passes over the data, if all were counted, are only a few steps."""
-        section = job.section(self.stage)
-        return self.whole and section.steps is None and section.total_steps < FEWEST_STEPS
 
 
 def count(job: Job, stage: str) -> Counted | None:
@@ -95,19 +97,34 @@ def count(job: Job, stage: str) -> Counted | None:
         with closing(ChatFormat(file, own)) as written:
             first, ids = show(copy, own, written)
     present, sources = set(ids), report["sources"]
+    summaries: dict[str, Summary] = {}
+    if stage == "prefer":
+        summaries = _summaries([source["preferences"] for source in sources])
+        items = [summary.train.items for summary in summaries.values()]
+    else:
+        items = [source["train_conversations"] for source in sources]
     found = Counted(
         stage,
         rows=report["train_rows"],
+        items=sum(items),
         whole=whole,
         first=first,
         specials={token: text for text, token in own.special_ids.items() if token in present},
         notes=tuple(words for source in sources for words in source.get("remarks", ())),
         warnings=tuple(words for source in sources for words in source.get("warnings", ())),
-        sources=sources,
+        summaries=summaries,
     )
     if stage == "sft" and whole and found.rows < job.section("sft").global_batch:
         raise _too_few_conversations(job, found)
     return found
+
+
+def _summaries(records: Iterable[Any]) -> dict[str, Summary]:
+    """Return what `prepare` recorded of each source of preferences, by the source's key."""
+    return {
+        f"prefer.sources.{number}": build(closed_record(Summary), record, "what prepare counted")
+        for number, record in enumerate(records)
+    }
 
 
 def _first_conversation(
@@ -141,16 +158,11 @@ def _first_preference(
 def _too_few_conversations(job: Job, found: Counted) -> BadInput:
     section = job.section("sft")
     return BadInput(
-        f"{how_many(found):,} conversations fill {found.rows:,} rows of "
+        f"{found.items:,} conversations fill {found.rows:,} rows of "
         f"{job.sft_seq_len:,} tokens, and one batch needs {section.global_batch:,} "
         f"(sft.global_batch). Give sft.global_batch={better_batch(job, found)}, or more "
         "conversations" + "".join(f". {words}" for words in found.warnings)
     )
-
-
-def how_many(counted: Counted) -> int:
-    """Return the number of conversations to train on."""
-    return sum(source["train_conversations"] for source in counted.sources)
 
 
 def better_batch(job: Job, counted: Counted) -> int:
@@ -220,8 +232,7 @@ def _expect(job: Job, stage: str) -> str | None:
     if counted.whole:
         return None
     what = f"the reference pass of {stage} is" if is_known else f"the steps of {stage} are"
-    records = "conversations" if stage == "sft" else "preferences"
     return (
-        f"{what} of the first {SAMPLED:,} {records} of a data set: all of them take as many "
+        f"{what} of the first {SAMPLED:,} {RECORDS[stage]} of a data set: all of them take as many "
         "times longer as there are more"
     )

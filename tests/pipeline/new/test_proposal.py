@@ -14,7 +14,7 @@ from pipeline.new.files import find_data
 from pipeline.new.layouts import Preferences
 from pipeline.new.look import Reading, look_at
 from pipeline.rent.check.command import run_checks
-from pipeline.rent.check.texts import check_preferences
+from pipeline.rent.check.conversations import check_conversations
 from tests.pipeline.new.conftest import made, refused
 from tests.support import own_data
 from tests.support.preference_files import label_of, pair_of, write_jsonl
@@ -80,7 +80,7 @@ def test_the_job_for_each_layout_passes_the_check_of_its_preferences(
     assert job.train_stages == ["prefer"]
     assert job.prefer is not None
     assert job.prefer.loss == loss
-    rows = {row.name: row.words for row in check_preferences(job)}
+    rows = {row.name: row.words for row in check_conversations(job)}
     assert "left out" not in rows["preferences"], "every pair fits into a row"
     assert "batch" not in rows or "512 are usual" in rows["batch"]
     assert printed.count("⟦") == (3 if loss == "dpo-norm" else 2)
@@ -206,7 +206,7 @@ def test_a_job_reads_a_copy_of_a_table_with_pairs(here, pion, sky_home, chat_bas
     assert "wrote prefs-pairs.jsonl: 200 records" in printed
     assert "note: the template was not tried on the pairs: `pion check` tries it" in printed
     assert job.train_stages == ["prefer"]
-    rows = {row.name: row.words for row in check_preferences(job)}
+    rows = {row.name: row.words for row in check_conversations(job)}
     assert rows["preferences"].startswith("184 pairs in")
 
 

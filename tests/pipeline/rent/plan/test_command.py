@@ -9,8 +9,8 @@ from pion.errors import BadInput
 from pipeline.rent.plan.command import show_plan
 from pipeline.rent.plan.gpus import GPU_TYPES
 from tests.paths import JOBS, OWN_JOBS
+from tests.pipeline.rent.check.test_conversations_prefer import job_in
 from tests.pipeline.rent.fine_tuning import write_fine_tuning
-from tests.pipeline.rent.plan.test_preferences import job_in
 from tests.pipeline.rent.plan.test_prices import also_by_four
 from tests.support.sky_catalog import PRICES, Price
 

@@ -6,8 +6,8 @@ import re
 import pytest
 
 from pion.errors import BadInput
-from pipeline.rent.check.texts import check_conversations
-from pipeline.rent.plan.counted import FEWEST_STEPS, SAMPLED, count, expect_rows, how_many
+from pipeline.rent.check.conversations import check_conversations
+from pipeline.rent.plan.counted import FEWEST_STEPS, SAMPLED, count, expect_rows
 from pipeline.stages.prepare import prepare_part
 from tests.support.finished_run import tiny_tokenizer
 from tests.support.hub_server import hub_server
@@ -116,7 +116,7 @@ def test_of_a_data_set_on_the_hub_only_the_first_conversations_are_read(tmp_path
         counted = count(job, "sft")
         uncertain = expect_rows(job)
     assert not counted.whole
-    assert 0.7 * SAMPLED < how_many(counted) < SAMPLED  # the others are held out
+    assert 0.7 * SAMPLED < counted.items < SAMPLED  # the others are held out
     assert f"of the first {SAMPLED:,} conversations" in uncertain
 
 

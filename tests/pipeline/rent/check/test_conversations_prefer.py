@@ -7,7 +7,7 @@ import yaml
 
 from pion.errors import BadInput
 from pipeline.job.file import load_job
-from pipeline.rent.check.texts import check_preferences
+from pipeline.rent.check.conversations import check_conversations
 from pipeline.rent.plan.counted import count, expect_rows
 from pipeline.rent.plan.estimate import estimate
 from tests.pipeline.rent.plan.test_estimate import offer
@@ -36,7 +36,7 @@ def job_in(folder, **fields):
 
 
 def words_of(job):
-    return {row.name: row.words for row in check_preferences(job)}
+    return {row.name: row.words for row in check_conversations(job)}
 
 
 def test_check_shows_rows_lengths_steps_and_the_first_pair(tmp_path):
@@ -111,20 +111,20 @@ def test_without_a_tokenizer_mistakes_are_found_too(tmp_path):
     job = with_a_tokenizer_to_train(tmp_path)
     rewrite(tmp_path, lambda number, line: line | {"score_chosen": 1, "score_rejected": 2})
     with pytest.raises(BadInput, match="chosen and rejected seem to be swapped"):
-        check_preferences(job)
+        check_conversations(job)
     same = {"chosen": "a", "rejected": "a"}
     rewrite(tmp_path, lambda number, line: {"prompt": line["prompt"], **same})
     with pytest.raises(BadInput, match="120 of 120 pairs are left out"):
-        check_preferences(job)
+        check_conversations(job)
     rewrite(tmp_path, lambda number, line: {"prompt": line["prompt"]})
     with pytest.raises(BadInput, match=r"pairs\.jsonl"):
-        check_preferences(job)
+        check_conversations(job)
 
 
 def test_too_few_prompts_to_hold_any_out_are_refused_in_the_words_of_the_stage(tmp_path):
     job = job_in(tmp_path, held_out=1e-6)
     with pytest.raises(BadInput) as refused:
-        check_preferences(job)
+        check_conversations(job)
     said = str(refused.value)
     assert "too few preferences: no prompt is held out" in said
     assert "raise prefer.held_out (now 1e-06)" in said
@@ -179,9 +179,9 @@ def test_swapped_pairs_are_refused_before_renting(tmp_path):
     job = job_in(tmp_path)
     rewrite(tmp_path, lambda number, line: line | {"score_chosen": 1, "score_rejected": 2})
     with pytest.raises(BadInput, match="chosen and rejected seem to be swapped"):
-        check_preferences(job)
+        check_conversations(job)
 
 
 def test_too_few_pairs_for_a_batch_are_refused_before_renting(tmp_path):
     with pytest.raises(BadInput, match=r"fewer than one batch.*prefer\.global_batch needs 1,000"):
-        check_preferences(job_in(tmp_path, global_batch=1000))
+        check_conversations(job_in(tmp_path, global_batch=1000))
