@@ -21,7 +21,7 @@ from pipeline.machine.time_limit import within_or
 from pipeline.rent.check import CheckRow
 from pipeline.rent.plan.compared import narrow_spot
 from pipeline.rent.plan.estimate import Estimate, estimate
-from pipeline.rent.plan.prices import NotOffered, Offer, look_up, unpriced
+from pipeline.rent.plan.prices import NotOffered, Offer, look_up
 from pipeline.rent.plan.speeds import NOTHING_KNOWN, SECONDS, Known, past_speeds
 from pipeline.rent.plan.what_fits import (
     fine_tuning_stages,
@@ -41,27 +41,25 @@ from pipeline.state.stores import open_store
 
 @dataclass(frozen=True)
 class Verdict:
-    """A candidate: its price, what the job takes on it, and why it will not do.
+    """A candidate, what the job takes on it, and why it will not do.
 
-    `problem` is None if nothing is known against the candidate, even if nobody offers it. `advice`
-    says what to do about the problem; it may be empty.
+    `problem` is None if nothing is known against the candidate, even if nobody offers it. Else it
+    may also say what to do.
     """
 
     candidate: Candidate
-    found: Offer | NotOffered
     guess: Estimate
-    problem: str | None = None
-    advice: str = ""
+    problem: str | None
+
+    @property
+    def offered(self) -> bool:
+        """Whether somebody offers the candidate."""
+        return not isinstance(self.guess.offer, NotOffered)
 
     @property
     def will_do(self) -> bool:
         """Whether somebody offers the candidate and nothing is known against it."""
-        return isinstance(self.found, Offer) and self.problem is None
-
-    @property
-    def why_not(self) -> str:
-        """What is wrong with the candidate, and what to do about it."""
-        return f"{self.problem}. {self.advice}" if self.advice else str(self.problem)
+        return self.offered and self.problem is None
 
 
 def judge(job: Job, sky_yaml: SkyYaml, known: Known, *, force: bool) -> list[Verdict]:
@@ -69,15 +67,13 @@ def judge(job: Job, sky_yaml: SkyYaml, known: Known, *, force: bool) -> list[Ver
     price."""
     verdicts = []
     for candidate in sky_yaml.candidates:
-        found = look_up(candidate, sky_yaml.num_nodes, job.prices)
         # A GPU that is sold out today may be free tomorrow, when the run needs another machine.
-        offer = found if isinstance(found, Offer) else unpriced(candidate)
+        offer = look_up(candidate, sky_yaml.num_nodes, job.prices)
         guess = estimate(job, offer, known, num_nodes=sky_yaml.num_nodes)
-        problem, advice = None, ""
         # Only a person can fix an unknown name, so the check must refuse it, not leave it out.
-        if not (isinstance(found, NotOffered) and found.misnamed):
-            problem, advice = _problem(job, guess, sky_yaml.num_nodes, force)
-        verdicts.append(Verdict(candidate, found, guess, problem, advice))
+        misnamed = isinstance(offer, NotOffered) and offer.misnamed
+        problem = None if misnamed else _problem(job, guess, sky_yaml.num_nodes, force)
+        verdicts.append(Verdict(candidate, guess, problem))
     return verdicts
 
 
@@ -119,24 +115,24 @@ def dear_spot(offer: Offer, num_nodes: int) -> str | None:
     )
 
 
-def _problem(job: Job, guess: Estimate, num_nodes: int, force: bool) -> tuple[str | None, str]:
+def _problem(job: Job, guess: Estimate, num_nodes: int, force: bool) -> str | None:
     """Return why the machine will not do, and what to do about it. An unknown memory or price is
     no reason."""
     offer = guess.offer
     problem = _worker_problem(job, offer, num_nodes)
     if problem is not None:
-        return problem, ""
+        return problem
     if offer.gpu is None or offer.gpu_memory is None:
-        return None, ""
+        return None
+    if guess.problem is not None and guess.stages:
+        return guess.problem
     if guess.problem is not None:
-        if guess.stages:
-            return guess.problem, ""
         changes = what_to_change(job, [guess], num_nodes)
-        if num_nodes == 1 and guess.lacks is not None and offer.gpu is not None:
+        if num_nodes == 1 and guess.lacks is not None:
             changes += what_several_would_fit(job, [offer.gpu])
-        return guess.problem, " ".join([what_would_fit(job), *changes])
+        return " ".join([f"{guess.problem}.", what_would_fit(job), *changes])
     dear = None if force else dear_spot(offer, num_nodes)
-    return dear, "Set use_spot: false, or pass --force" if dear else ""
+    return None if dear is None else f"{dear}. Set use_spot: false, or pass --force"
 
 
 def _worker_problem(job: Job, offer: Offer, num_nodes: int) -> str | None:
@@ -174,7 +170,7 @@ def check_machines(job: Job, sky_yaml: SkyYaml, *, force: bool) -> list[CheckRow
         _candidate_row(job, sky_yaml, verdict, stays=verdict in stay, others=others)
         for verdict in verdicts
     ]
-    offered = [verdict.guess for verdict in stay if isinstance(verdict.found, Offer)]
+    offered = [verdict.guess for verdict in stay if verdict.offered]
     narrow = narrow_spot(job, sky_yaml, [verdict.candidate for verdict in stay])
     if narrow is not None:
         rows.append(CheckRow("spot", None, narrow))
@@ -215,14 +211,15 @@ def _candidate_row(
 ) -> CheckRow:
     """Return the row of a candidate. `stays`: SkyPilot may rent it. `others`: some candidate will
     do."""
-    title, guess, found = str(verdict.candidate), verdict.guess, verdict.found
+    title, guess, found = str(verdict.candidate), verdict.guess, verdict.guess.offer
     if not stays:
-        return CheckRow(title, None, f"pion launch skips this machine: {verdict.why_not}")
+        return CheckRow(title, None, f"pion launch skips this machine: {verdict.problem}")
     if isinstance(found, NotOffered):
         # SkyPilot rents another candidate if there is one.
-        return CheckRow(title, None if others and not found.misnamed else False, found.why)
+        ok = None if others and not found.misnamed else False
+        return CheckRow(title, ok, found.note or "")
     if verdict.problem is not None:
-        return CheckRow(title, False, verdict.why_not)
+        return CheckRow(title, False, verdict.problem)
     nodes = sky_yaml.num_nodes
     if found.gpu is None:
         if trains(sky_yaml, job):

@@ -218,7 +218,7 @@ def _machine(
 ) -> OnDemand:
     found = look_up(candidate, num_nodes, job.prices)
     if isinstance(found, NotOffered):
-        return OnDemand(candidate, None, left, None, False, found.why, will_do=False)
+        return OnDemand(candidate, None, left, None, False, found.note or "", will_do=False)
     from pipeline.rent.plan.estimate import estimate
 
     guess = estimate(job, found, known, num_nodes=num_nodes)

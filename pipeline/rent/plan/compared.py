@@ -71,9 +71,9 @@ def of_rental(job: Job, path: str) -> Compared:
     Raises BadInput if SkyPilot does not accept the file, and if nobody offers any of the machines.
     """
     sky_yaml = read_sky_yaml(path)
-    found = [look_up(c, sky_yaml.num_nodes, job.prices) for c in sky_yaml.candidates]
-    offers = [offer for offer in found if isinstance(offer, Offer)]
-    notes = [f"{none.candidate}: {none.why}" for none in found if isinstance(none, NotOffered)]
+    found = [(c, look_up(c, sky_yaml.num_nodes, job.prices)) for c in sky_yaml.candidates]
+    offers = [offer for _, offer in found if not isinstance(offer, NotOffered)]
+    notes = [f"{c}: {offer.note}" for c, offer in found if isinstance(offer, NotOffered)]
     if not offers:
         raise BadInput("\n".join([f"nobody offers a machine of {path}.", *notes]))
     notes += sorted({f"{offer}: {offer.note}" for offer in offers if offer.note})
@@ -136,8 +136,7 @@ def _in_other_regions(job: Job, sky_yaml: SkyYaml, first: Candidate) -> Iterator
         zone=None,
         resources=first.resources.copy(region=None, zone=None),
     )
-    found = look_up(anywhere, sky_yaml.num_nodes, job.prices)
-    places = found.elsewhere if isinstance(found, Offer) else {}
+    places = look_up(anywhere, sky_yaml.num_nodes, job.prices).elsewhere
     for place in sorted(places, key=lambda place: (places[place], place)):
         region = place.partition("/")[2]
         if region != first.region:
@@ -152,7 +151,7 @@ def _of_other_gpus(job: Job, sky_yaml: SkyYaml, first: Candidate) -> Iterator[Ca
         other = replace(first, gpu=gpu, resources=resources)
         if estimate(job, unpriced(other), num_nodes=sky_yaml.num_nodes).fits:
             found = look_up(other, sky_yaml.num_nodes, job.prices)
-            if isinstance(found, Offer) and found.price is not None:
+            if found.price is not None:
                 offers.append(found)
     for offer in cheapest_first(offers):
         yield replace(first, gpu=offer.gpu)

@@ -50,7 +50,7 @@ class Offer:
     on_demand: float | None
     gpu_memory: int | None
     disk_gb: int
-    note: str | None = None  # why the catalog's price is missing
+    note: str | None = None  # why the catalog's price is missing, or nobody offers the machine
     elsewhere: Mapping[str, float] = field(default_factory=dict)
     """Price by `cloud/region`, for every place that offers the machine."""
 
@@ -63,17 +63,13 @@ class Offer:
         return machine_in_words(self.gpu, self.count, self.use_spot, self.cloud, self.region)
 
 
-@dataclass(frozen=True)
-class NotOffered:
-    """A candidate that nobody offers, and why. SkyPilot uses the other candidates if there are any;
-    a name that nobody knows is a mistake."""
-
-    candidate: Candidate
-    why: str
+class NotOffered(Offer):
+    """A machine that nobody offers; `note` says why. SkyPilot uses the other candidates if there
+    are any; a name that nobody knows is a mistake."""
 
     @property
     def misnamed(self) -> bool:
-        return self.candidate.gpu is not None and self.candidate.gpu not in GPU_TYPES
+        return self.gpu is not None and self.gpu not in GPU_TYPES
 
 
 def cheapest_first(offers: Iterable[Offer]) -> list[Offer]:
@@ -96,10 +92,11 @@ def unpriced(candidate: Candidate) -> Offer:
     )
 
 
-def look_up(
-    candidate: Candidate, num_nodes: int = 1, prices: Prices | None = None
-) -> Offer | NotOffered:
-    """Return the cheapest machine for a candidate. The job's own `prices` override the catalog."""
+def look_up(candidate: Candidate, num_nodes: int = 1, prices: Prices | None = None) -> Offer:
+    """Return the cheapest machine for a candidate, or the one that nobody offers.
+
+    The job's own `prices` override the catalog.
+    """
     offer = unpriced(candidate)
     clouds = [candidate.resources.cloud] if candidate.cloud else enabled_clouds()
     note = None if clouds else "no cloud is enabled here"
@@ -116,7 +113,7 @@ def look_up(
             else:
                 why.append(answer)
     if not found and note is None:
-        return NotOffered(candidate, "; ".join(why[:3]))
+        return NotOffered(**vars(offer) | {"note": "; ".join(why[:3])})
     offer = cheapest_first(found)[0] if found else replace(offer, note=note)
     everywhere = {place: price for there in found for place, price in there.elsewhere.items()}
     return _with_own_price(replace(offer, elsewhere=everywhere), prices or {})

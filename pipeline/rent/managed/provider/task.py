@@ -59,12 +59,12 @@ def machine_variables(sky_yaml: SkyYaml, prices: Prices | None) -> dict[str, str
 
     `prices` are the job's own.
     """
-    from pipeline.rent.plan.prices import Offer, look_up
+    from pipeline.rent.plan.prices import look_up
 
     offers = [look_up(each, sky_yaml.num_nodes, prices) for each in sky_yaml.candidates]
     spot = {candidate.use_spot for candidate in sky_yaml.candidates}
     found = {
-        "PION_PRICES": json.dumps(_prices(o for o in offers if isinstance(o, Offer))),
+        "PION_PRICES": json.dumps(_prices(offers)),
         "PION_DISK_GB": str(min(candidate.disk_gb for candidate in sky_yaml.candidates)),
     }
     if len(spot) == 1:
@@ -196,11 +196,10 @@ def resources_by_price(sky_yaml: SkyYaml, prices: Prices | None) -> Any:
     listed = sky_yaml.in_order and sky_yaml.envs.get(WANTED) != "1"
     if listed or len(sky_yaml.candidates) == 1:
         return sky_yaml.config.get("resources")
-    from pipeline.rent.plan.prices import Offer, look_up
+    from pipeline.rent.plan.prices import look_up
 
     def turn(candidate: Candidate) -> tuple[bool, bool, float]:
-        found = look_up(candidate, sky_yaml.num_nodes, prices)
-        price = found.price if isinstance(found, Offer) else None
+        price = look_up(candidate, sky_yaml.num_nodes, prices).price
         return candidate.use_spot is False, price is None, price or 0.0
 
     candidates = sorted(sky_yaml.candidates, key=turn)

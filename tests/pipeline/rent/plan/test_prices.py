@@ -22,7 +22,7 @@ def asked(sky_home, resources, prices=None):
 
 
 def why_not(sky_home, resources):
-    return asked(sky_home, resources).why
+    return asked(sky_home, resources).note
 
 
 @pytest.mark.parametrize(
@@ -53,14 +53,14 @@ def test_a_gpu_unknown_here_has_the_memory_of_the_catalog_less_what_cuda_keeps(s
 def test_a_gpu_skypilot_does_not_know_is_a_mistake_with_the_closest_names(sky_home):
     found = asked(sky_home, "accelerators: RTX4000A")
     assert found.misnamed
-    assert "RunPod has no GPU called RTX4000A; did you mean" in found.why
-    assert "RTXA4000" in found.why
+    assert "RunPod has no GPU called RTX4000A; did you mean" in found.note
+    assert "RTXA4000" in found.note
 
 
 def test_a_gpu_the_cloud_happens_not_to_have_is_no_mistake(sky_home):
     found = asked(sky_home, "accelerators: A30")
     assert not found.misnamed
-    assert "RunPod has no A30; it has A40," in found.why
+    assert "RunPod has no A30; it has A40," in found.note
 
 
 def test_the_reason_names_what_the_cloud_lacks(sky_home):
@@ -75,7 +75,7 @@ def test_the_reason_names_what_the_cloud_lacks(sky_home):
 def test_several_nodes_are_refused_in_skypilots_words_where_the_cloud_has_none(sky_home):
     (candidate,) = read_sky_yaml(sky_home.yaml()).candidates
     found = look_up(candidate, 2)
-    assert "Multi-node not supported" in found.why
+    assert "Multi-node not supported" in found.note
 
 
 def test_a_price_of_the_job_comes_before_the_catalogs(sky_home):

@@ -291,8 +291,8 @@ def test_a_machine_with_one_gpu_is_refused_if_the_job_divides_the_model():
 def test_a_machine_that_is_too_small_is_told_of_one_with_several_gpus(monkeypatch):
     monkeypatch.setattr(what_fits, "gpus_that_fit", lambda job: [])
     monkeypatch.setattr(what_fits, "estimate", lambda job, offer: _as_small(job, offer))
-    _, advice = _problem(small(), estimate(small(), cards(1)), 1, force=False)
-    assert "On several GPUs of one machine, it fits on 4 × A40 (" in advice
+    problem = _problem(small(), estimate(small(), cards(1)), 1, force=False)
+    assert "On several GPUs of one machine, it fits on 4 × A40 (" in problem
 
 
 def _as_small(job, machine):
