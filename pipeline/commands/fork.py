@@ -221,16 +221,16 @@ class _Copy:
     def _share_data(self, key: str) -> str:
         """Share data of the source's store in the target's, unless it is there; return its key."""
         _, fingerprint, folder = key.split("/")
-        there, now = Owner.me(), self.target.clock.now()
         made_by = read_state(self.source.store, fingerprint)[0].sources
-        me = Writer(self.target.name, EPOCH, there.session, there.host, "", now)
 
         def waiting(writer: Writer, seconds: float) -> None:
             self.say(f"waiting for run {writer.run} on {writer.host}, which makes the same data")
 
         while True:
             again = self._has_other_sums(key)
-            begun = find_or_prepare(self.target, fingerprint, me, there, waiting, again=again)
+            begun = find_or_prepare(
+                self.target, fingerprint, EPOCH, Owner.me(), waiting, again=again
+            )
             if not isinstance(begun, Writer):
                 return data_key(fingerprint, begun)
             files = Workspace(self.source.store, SHARED).bring(f"{fingerprint}/{folder}")

@@ -25,9 +25,9 @@ from pion.usable import usable_cores
 from pipeline.console.messages import Note, PrepareProgress, Say, Shown
 from pipeline.run.start import Start
 from pipeline.state.claim import Claim
-from pipeline.state.head import REFERENCE, SHARED, data_key
+from pipeline.state.head import REFERENCE, SHARED
 from pipeline.state.shared.bases import bring_base
-from pipeline.state.shared.find_or_prepare import confirm, find_or_prepare
+from pipeline.state.shared.find_or_prepare import bind, find_or_prepare
 from pipeline.state.shared.folder import Overtaken, complete, link_files, own_key
 from pipeline.state.shared.prune import mark
 from pipeline.state.shared.records import Writer, find_rows, mark_rows, read_state
@@ -182,28 +182,20 @@ class _Preparing:
                 return begun
 
     def _use(self, part: str, fingerprint: str, folder: str) -> bool:
-        """Let HEAD list a folder as a part of the data; return whether this run may use it.
-
-        Call this before the folder is read: until HEAD lists it, anybody may delete it.
-        """
-        store, key = self.start.run.store, data_key(fingerprint, folder)
-        self.patiently(
-            partial(self.claim.commit, lambda head: head.with_data({**head.data, part: key}))
-        )
-        if self.patiently(partial(confirm, store, fingerprint, folder)):
+        """Let HEAD list a folder as a part of the data; return whether this run may use it."""
+        if self.patiently(partial(bind, self.claim, part, fingerprint, folder)):
             return True
         self.say(Note(f"the {part} data was deleted or replaced just now: looking again"))
         return False
 
     def _begin(self, fingerprint: str) -> str | Writer:
         run, owner = self.start.run, self.start.owner
-        me = Writer(run.name, self.claim.epoch, owner.session, owner.host, "", run.clock.now())
 
         def waiting(writer: Writer, seconds: float) -> None:
             what = f"wait for run {writer.run} on {writer.host}, which prepares the same data"
             self.say(PrepareProgress(what, seconds, "s"))
 
-        return find_or_prepare(run, fingerprint, me, owner, waiting, again=self.again)
+        return find_or_prepare(run, fingerprint, self.claim.epoch, owner, waiting, again=self.again)
 
     def _continue(self, fingerprint: str, own: Path) -> None:
         """Bring what another machine has prepared of the data, unless all is prepared again."""

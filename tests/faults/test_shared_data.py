@@ -53,10 +53,9 @@ def starter(name, files, *, again=False):
         clock, owner = world.clock(), someone(session=name)
         run = RunState(store, name, clock)
         commit(run, lambda head: head.claimed(owner, clock.now()))
-        me = Writer(name, 1, name, "host", "", 0.0)
         while True:
             begun = find_or_prepare(
-                run, FINGERPRINT, me, owner, lambda writer, seconds: None, again=again
+                run, FINGERPRINT, 1, owner, lambda writer, seconds: None, again=again
             )
             try:
                 folder = (

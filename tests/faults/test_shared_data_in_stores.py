@@ -115,14 +115,13 @@ def using(name, *, again=False):
         clock, owner = world.time.clock(), someone()
         run = RunState(store, name, clock)
         claim = retried(lambda: claim_run(run, owner, take_over=True))
-        me = Writer(name, claim.epoch, owner.session, owner.host, "", clock.now())
 
         def waiting(writer, seconds):
             assert seconds < TRASH_SECONDS, "this process waits for nobody"
 
         while True:
             folder = begun = retried(
-                lambda: find_or_prepare(run, FINGERPRINT, me, owner, waiting, again=again)
+                lambda: find_or_prepare(run, FINGERPRINT, claim.epoch, owner, waiting, again=again)
             )
             if isinstance(begun, Writer):
                 try:
@@ -251,8 +250,7 @@ def begins(world, store, name, *, again=False):
     clock, owner = world.time.clock(), someone()
     run = RunState(store, name, clock)
     claim_run(run, owner, take_over=True)
-    me = Writer(name, 1, owner.session, owner.host, "", clock.now())
-    begun = find_or_prepare(run, FINGERPRINT, me, owner, lambda writer, seconds: None, again=again)
+    begun = find_or_prepare(run, FINGERPRINT, 1, owner, lambda writer, seconds: None, again=again)
     assert isinstance(begun, Writer)
     return begun
 

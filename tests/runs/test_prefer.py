@@ -185,9 +185,7 @@ def with_other_sums(source, target):
         described["files"][path.name] = sha256_file(path)
     (files / "reference.json").write_text(json.dumps(described))
     run, me = RunState(FileStore(target), "theirs"), Owner.me()
-    begun = find_or_prepare(
-        run, key, Writer("theirs", 1, me.session, me.host, "", 0.0), me, lambda *waits: None
-    )
+    begun = find_or_prepare(run, key, 1, me, lambda *waits: None)
     assert isinstance(begun, Writer)
     return target / "_data" / key / complete(run, key, begun, files, ())
 

@@ -63,8 +63,7 @@ def use_data(claim, digests):
     keys = {}
     for part, digest in digests.items():
         fingerprint = hashlib.sha256(f"{run.name} {digest}".encode()).hexdigest()
-        writer = Writer(run.name, claim.epoch, me.session, me.host, "", run.clock.now())
-        folder = find_or_prepare(run, fingerprint, writer, me, lambda writer, seconds: None)
+        folder = find_or_prepare(run, fingerprint, claim.epoch, me, lambda writer, seconds: None)
         if isinstance(folder, Writer):
             with tempfile.TemporaryDirectory() as files:
                 write_data(Path(files), digest)

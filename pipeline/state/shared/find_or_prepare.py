@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable
 
 from pion.errors import BadInput
+from pipeline.state.claim import Claim
 from pipeline.state.head import TRASH_SECONDS, data_key
 from pipeline.state.liveness import Unchanged, is_silent, last_change
 from pipeline.state.owner import Owner, is_running
@@ -34,13 +35,14 @@ COMMIT_POLL_SECONDS = 30.0
 def find_or_prepare(
     run: RunState,
     fingerprint: str,
-    claim: Writer,
+    epoch: int,
     me: Owner,
     waiting: Callable[[Writer, float], None],
     *,
     again: bool = False,
 ) -> str | Writer:
     """Return the id of the folder with the data that `run` needs, or this process as its writer.
+    `me` owns the run, with the claim of this `epoch`.
 
     In the second case this process must prepare the data, in the folder that the record names. A
     mark for deletion is removed. While another run prepares the data, this call waits, and calls
@@ -48,9 +50,10 @@ def find_or_prepare(
     although there is one, and a later start of this run continues with that folder. A writer needs
     not say that it gives up: its run is released, or silent.
 
-    Raises StoreError; then it may be called again with the same `claim`.
+    Raises StoreError; then it may be called again.
     """
     store, clock = run.store, run.clock
+    claim = Writer(run.name, epoch, me.session, me.host, "", clock.now())
     unchanged, since = Unchanged(clock), clock.monotonic()
     while True:
         state, version = read_state(store, fingerprint)
@@ -76,6 +79,17 @@ def find_or_prepare(
         )
         if swap_state(store, fingerprint, dataclasses.replace(state, writer=mine), version):
             return mine
+
+
+def bind(claim: Claim, part: str, fingerprint: str, folder: str) -> bool:
+    """Let HEAD list the folder as a part of the data; return whether the run may use it.
+
+    Call this before the folder is read: until HEAD lists it, anybody may delete it. Raises
+    StoreError; then it may be called again.
+    """
+    key = data_key(fingerprint, folder)
+    claim.commit(lambda head: head.with_data({**head.data, part: key}))
+    return confirm(claim.store, fingerprint, folder)
 
 
 def confirm(store: Store, fingerprint: str, folder: str) -> bool:

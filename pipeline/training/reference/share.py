@@ -26,7 +26,7 @@ from pipeline.console.messages import Note, PrepareProgress
 from pipeline.data.fingerprint import APART
 from pipeline.state.head import REFERENCE, data_key
 from pipeline.state.owner import Owner
-from pipeline.state.shared.find_or_prepare import confirm, find_or_prepare
+from pipeline.state.shared.find_or_prepare import bind, find_or_prepare
 from pipeline.state.shared.folder import REFERENCE_FILE, Overtaken, complete
 from pipeline.state.shared.records import Writer, read_state
 
@@ -140,21 +140,14 @@ class Sharing:
                 return
 
     def _begin(self, again: bool) -> str | Writer:
-        me = self._owner
-        writer = Writer(
-            self._run.name, self._claim.epoch, me.session, me.host, "", self._run.clock.now()
-        )
-
         def waiting(other: Writer, seconds: float) -> None:
             what = f"wait for run {other.run} on {other.host}, which shares the same reference"
             self._say(PrepareProgress(what, seconds, "s", stage="prefer"))
 
-        return find_or_prepare(self._run, self.key, writer, me, waiting, again=again)
+        return find_or_prepare(
+            self._run, self.key, self._claim.epoch, self._owner, waiting, again=again
+        )
 
     def _bind(self, folder: str) -> bool:
         """Let HEAD list the folder; return whether this run may use it."""
-        key = data_key(self.key, folder)
-        self._patiently(
-            partial(self._claim.commit, lambda head: head.with_data({**head.data, REFERENCE: key}))
-        )
-        return bool(self._patiently(partial(confirm, self._run.store, self.key, folder)))
+        return bool(self._patiently(partial(bind, self._claim, REFERENCE, self.key, folder)))

@@ -31,23 +31,15 @@ def store(here):
     return store
 
 
-def claimed(store, name):
-    me = Owner.me()
-    claim = claim_run(RunState(store, name), me)
-    return claim, Writer(name, claim.epoch, me.session, me.host, "", 0.0)
-
-
-def begins(store, me, fingerprint, *, again=False):
-    run = RunState(store, me.run)
-    return find_or_prepare(
-        run, fingerprint, me, Owner.me(), lambda writer, seconds: None, again=again
-    )
+def begins(store, claim, fingerprint, *, again=False):
+    run, me = RunState(store, claim.state.name), Owner.me()
+    return find_or_prepare(run, fingerprint, claim.epoch, me, lambda *waits: None, again=again)
 
 
 def use_data(store, name, fingerprint, *, again=False):
     """Let a run prepare and use data; return the folder."""
-    claim, me = claimed(store, name)
-    folder = begins(store, me, fingerprint, again=again)
+    claim = claim_run(RunState(store, name), Owner.me())
+    folder = begins(store, claim, fingerprint, again=again)
     if isinstance(folder, Writer):
         files = store.folder.parent / "prepared"
         files.mkdir(exist_ok=True)
@@ -222,8 +214,8 @@ def test_a_folder_that_was_replaced_is_deleted_though_its_data_is_used(store, pi
 
 
 def test_what_is_being_prepared_is_not_marked(store, pion):
-    claim, me = claimed(store, "busy")
-    writer = begins(store, me, UNUSED, again=True)
+    claim = claim_run(RunState(store, "busy"), Owner.me())
+    writer = begins(store, claim, UNUSED, again=True)
     assert isinstance(writer, Writer)
     assert f"being prepared by {claim.state.name}" in pion("data")[1]
     before = contents(store)
@@ -238,8 +230,8 @@ def test_what_is_being_prepared_is_not_marked(store, pion):
 
 def test_what_begins_to_be_prepared_while_data_is_marked_keeps_its_folder(store):
     """`pion data --prune` has listed the data before that."""
-    _, me = claimed(store, "busy")
-    writer = begins(store, me, UNUSED, again=True)
+    claim = claim_run(RunState(store, "busy"), Owner.me())
+    writer = begins(store, claim, UNUSED, again=True)
     assert isinstance(writer, Writer)
     store.write(f"{data_key(UNUSED, writer.folder)}/train/shard.npy", b"half of it")
     assert mark(store, [UNUSED], Clock()) == [UNUSED]
