@@ -9,21 +9,17 @@ from pathlib import Path
 
 from pion.data.chat.chat_format import ChatFormat
 from pion.data.chat.conversation import marked_text
-from pion.data.chat.messages import Message, answers_in, turns_of, with_texts
-from pion.data.chat.template import Examples
-from pion.data.documents.file_to_documents import whole_characters
+from pion.data.chat.messages import Conversation, Message, answers_in, turns_of
 from pion.data.preference.layouts import Preference
 from pion.data.records.layouts import read_conversation
 from pion.data.tokens.token_bytes import ReplacedCharacters
 from pion.data.tokens.tokenizer import Tokenizer, train_bpe
-from pion.errors import BadInput
 from pipeline.base.keep import tokenizer_of_base
 from pipeline.console.masking import masked
 from pipeline.data.conversations_to_rows import learned_from, total_counts
 from pipeline.data.remarks import Remarks
 from pipeline.data.sources import Talk
 from pipeline.job import Job
-from pipeline.new.layouts import Record
 from pipeline.new.look import Look, answer_of
 from pipeline.rent.plan.counted import count
 
@@ -43,7 +39,7 @@ def examples_of(look: Look, job: Job | None) -> list[str]:
         return _of_chats(look, job)
     if look.first is not None:
         return _of_preferences(look, look.first, job)
-    return [f"{where}\n{_cut('⟦' + record['text'].strip() + '⟧')}" for where, record in look.shown]
+    return [f"{one.where}\n{_cut('⟦' + one.texts[0].strip() + '⟧')}" for one in look.shown]
 
 
 def _of_preferences(look: Look, first: Preference, job: Job | None) -> list[str]:
@@ -71,7 +67,8 @@ def _of_chats(look: Look, job: Job | None) -> list[str]:
     Raises BadInput if the template refuses one of them.
     """
     if job is None:
-        return [f"{where}\n{_cut(_plain(record, where))}" for where, record in look.shown]
+        talks = [one.conversation for one in look.shown if one.conversation is not None]
+        return [f"{talk.where}\n{_cut(_plain(talk))}" for talk in talks]
     with tempfile.TemporaryDirectory(prefix="pion-new-") as place:
         path = tokenizer_of_base(job, Path(place, "base"))
         if path is None:
@@ -79,13 +76,14 @@ def _of_chats(look: Look, job: Job | None) -> list[str]:
             train_bpe(look.kept, ENTRIES).save(path)
         tokenizer = Tokenizer.from_file(path)
         with closing(ChatFormat(path, tokenizer)) as written:
-            found = _examples(look.few, written)
+            talks = [read_conversation(one.record, one.where, own=written.own) for one in look.few]
+            found = learned_from(written, [Talk(talk, required=True) for talk in talks])
         lost = Remarks(ReplacedCharacters(None), counts=total_counts(found))
         return [
             *(
-                f"{where}: {int(one.learned.sum()):,} of {len(one.ids):,} tokens are learned\n"
+                f"{said.where}: {int(one.learned.sum()):,} of {len(one.ids):,} tokens are learned\n"
                 f"{_cut(marked_text(tokenizer, one, SHOWN_TOKENS))}"
-                for (where, _), example in zip(look.shown, found)
+                for said, example in zip(look.shown, found)
                 for one in example.tokenized[-1:]  # of a split one, that with all turns
             ),
             *(f"warning, of the first {len(found):,}: {words}" for words in lost.warnings()),
@@ -97,24 +95,12 @@ def _of_chats(look: Look, job: Job | None) -> list[str]:
         ]
 
 
-def _examples(few: Sequence[tuple[str, Record]], written: ChatFormat) -> list[Examples]:
-    talks = [
-        Talk(
-            read_conversation(with_texts(dict(record), whole_characters), where, own=written.own),
-            required=True,
-        )
-        for where, record in few
-    ]
-    return learned_from(written, talks)
-
-
-def _plain(record: Record, where: str) -> str:
+def _plain(conversation: Conversation) -> str:
     def text(message: Message) -> str:
         calls = f" (calls {len(message['tool_calls'])})" if message.get("tool_calls") else ""
         content = f"{message['content'] or ''}{calls}"
         return f"⟦{content}⟧" if message in learned else content
 
-    conversation = read_conversation(record, where)
     learned = [conversation.messages[answer] for answer in answers_in(conversation)]
     return "\n".join(f"{message['role']}: {text(message)}" for message in conversation.messages)
 
@@ -129,13 +115,15 @@ def _cut(text: str) -> str:
 def prompt_from(looks: Sequence[Look]) -> str | None:
     """Return a text to ask during training: a question of the data, or the beginning of a text."""
     for look in sorted(looks, key=lambda look: look.stage == "pretrain"):
-        for where, record in look.shown:
+        for one in look.shown:
             if look.first is not None:
                 line = _last_question(look.first)
-            elif look.stage == "sft":
-                line = " ".join(_question(record, where).split()[:40])
+            elif one.conversation is not None:
+                users = (turn for turn in turns_of(one.conversation) if turn.role == "user")
+                question = next((turn.text for turn in users), "")
+                line = " ".join(question.split()[:40])
             else:
-                line = " ".join(record["text"].split()[:8])
+                line = " ".join(one.texts[0].split()[:8])
             if line and len(line) <= 200 and line.isprintable() and masked(line) == line:
                 return line
     return None
@@ -145,11 +133,3 @@ def _last_question(first: Preference) -> str:
     side = first.conversations[0]
     asked = [m["content"] for m in side.messages[: side.context] if m["role"] == "user"]
     return (asked[-1] or "").strip() if asked else ""
-
-
-def _question(record: Record, where: str) -> str:
-    try:
-        turns = turns_of(read_conversation(record, where, own=False))
-    except BadInput:
-        return ""
-    return next((turn.text for turn in turns if turn.role == "user"), "")

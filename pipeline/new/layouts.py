@@ -271,10 +271,8 @@ def _and(names: Sequence[str]) -> str:
     return f"{', '.join(map(shown, names[:-1]))} and {shown(names[-1])}"
 
 
-def unused(layout: Layout, record: Record) -> tuple[str, ...]:
+def unused(layout: Columns, record: Record) -> tuple[str, ...]:
     """Return the filled columns of a record that a copy of this layout leaves out."""
-    if isinstance(layout, Preferences):
-        return ()
     used = {*(vars(layout).values() if isinstance(layout, PairColumns) else (layout.column,))}
     if not isinstance(layout, TextColumn):
         used |= {*NEXT_TO_TURNS}

@@ -21,7 +21,8 @@ from pipeline.new import sample as bounds
 from pipeline.new.chats import as_conversation
 from pipeline.new.files import Group
 from pipeline.new.layouts import Layout, Preferences, Record, TextColumn, is_chat, unused
-from pipeline.new.sample import Sample, sample_of
+from pipeline.new.read import ReadItem
+from pipeline.new.sample import Sample
 
 # So many problems are named.
 NAMED = 5
@@ -37,12 +38,25 @@ KEPT_CHARACTERS = 300_000
 
 @dataclass(frozen=True)
 class Content:
-    """What a record says: its texts, the bytes of tools, calls and line breaks next to them, and
-    what else it has. Of a preference, a text is a side with its prompt."""
+    """What a record says.
 
+    Attributes:
+        where: its `file:line`.
+        record: the record as a job reads it: with `messages`, `conversations`, a preference, or a
+            text under `text`.
+        texts: its texts; of a preference, each is a side with its prompt.
+        other_bytes: those of tools, calls and line breaks next to the texts.
+        seen: what else it has.
+        conversation: the conversation; None: the record is a text or a preference.
+        preference: the preference; None: it is another record.
+    """
+
+    where: str
+    record: dict[str, Any]
     texts: list[str]
     other_bytes: int
     seen: Seen
+    conversation: Conversation | None = None
     preference: Preference | None = None
 
 
@@ -57,8 +71,7 @@ class Reading:
     own_template: bool = False
 
     def usable(self, record: Record) -> dict[str, Any]:
-        """Return the record as a job reads it: `messages`, `conversations`, a preference, or a text
-        under `text`."""
+        """Return the record as a job reads it."""
         if isinstance(self.layout, TextColumn):
             column = self.layout.column
             text = record.get(column)
@@ -67,21 +80,31 @@ class Reading:
             return dict(record)
         return as_conversation(record, self.layout, self.roles)
 
-    def content(self, record: Record, where: str) -> Content:
-        """Return what a record that is `usable` says. Raises BadInput if a run would refuse it."""
+    def content(self, item: ReadItem) -> Content:
+        """Return what a record says. Raises BadInput if it can't be read, or a run would refuse
+        it."""
+        if item.record is None:
+            raise BadInput(item.problem)
+        where, record = item.where, with_texts(self.usable(item.record), whole_characters)
         if isinstance(self.layout, Preferences):
-            found = parse_preference(with_texts(dict(record), whole_characters), where)
+            found = parse_preference(record, where)
             texts = ["\n".join(_texts(side.messages)) for side in found.conversations]
-            return Content(texts, 0, found.conversations[0].seen, found)
+            seen = found.conversations[0].seen
+            return Content(where, record, texts, 0, seen, preference=found)
         if is_chat(self.layout):
             talk = read_conversation(record, where, own=self.own_template)
             texts = _texts(talk.messages)
             calls = [message.get("tool_calls") for message in talk.messages]
             others = [json.dumps(part) for part in (talk.tools, *calls) if part]
-            about = TOOLS_BYTES if talk.tools else 0
-            return Content(texts, len(texts) - 1 + about + sum(map(len, others)), talk.seen)
+            other_bytes = len(texts) - 1 + sum(map(len, others))
+            other_bytes += TOOLS_BYTES if talk.tools else 0
+            seen = talk.seen
+            if not self.direct:
+                seen = replace(seen, unread=unused(self.layout, item.record))
+            return Content(where, record, texts, other_bytes, seen, talk)
         if isinstance(record["text"], str):
-            return Content([record["text"]], 0, Seen())
+            unread = unused(self.layout, item.record)
+            return Content(where, record, [record["text"]], 0, Seen(unread=unread))
         assert isinstance(self.layout, TextColumn)
         kind = "nothing" if record["text"] is None else type(record["text"]).__name__
         raise BadInput(f"{where}: under {self.layout.column!r} is {kind} instead of text")
@@ -98,7 +121,7 @@ class Look:
     Attributes:
         lengths: bytes of text in each record; of a preference, both sides with their prompts.
         twice: records that are copies of another one; `seen` are the marks of all.
-        few: the first records, with their `file:line`.
+        few: what the first records say.
         kept: texts on which a tokenizer is tried.
         first: the first preference.
         longer: pairs whose chosen answer is the longer one.
@@ -117,7 +140,7 @@ class Look:
     languages: Counter[str] = field(default_factory=Counter)
     bad: int = 0
     problems: list[str] = field(default_factory=list)
-    few: list[tuple[str, Record]] = field(default_factory=list)
+    few: list[Content] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     remarks: Remarks = field(default_factory=lambda: Remarks(ReplacedCharacters(None)))
     first: Preference | None = None
@@ -150,8 +173,8 @@ class Look:
         return len(self.lengths)
 
     @property
-    def shown(self) -> list[tuple[str, Record]]:
-        """The records to show, with their `file:line`."""
+    def shown(self) -> list[Content]:
+        """The records to show."""
         return self.few[:SHOWN]
 
     @property
@@ -180,33 +203,23 @@ def look_at(reading: Reading, limit: int | None = None) -> Look:
 
     Nothing that is wrong ends the look. If anything can't be read, a job needs a copy without it.
     """
-    sample = sample_of(reading.group, limit or bounds.LOOK_BYTES)
-    look = Look(reading, sample)
-    for item in sample.items:
-        problem = item.problem
-        if item.record is not None:
-            try:
-                _note(look, item.record, item.where)
-            except BadInput as error:
-                problem = str(error)
-        if problem is not None:
+    look = Look(reading, Sample(reading.group, limit or bounds.LOOK_BYTES))
+    for item in look.sample:
+        try:
+            _note(look, reading.content(item))
+        except BadInput as error:
             look.bad += 1
-            look.problems = [*look.problems, problem][:NAMED]
+            look.problems = [*look.problems, str(error)][:NAMED]
     look.reading = replace(reading, direct=reading.direct and not look.bad)
     return look
 
 
-def _note(look: Look, found: Record, where: str) -> None:
-    """Note a record. Raises BadInput if a run would refuse it."""
-    reading = look.reading
-    record = reading.usable(found)
-    content = reading.content(record, where)
-    seen, preference, texts = content.seen, content.preference, content.texts
+def _note(look: Look, found: Content) -> None:
+    """Note what a record says. Raises BadInput if a run would refuse it."""
+    preference, texts = found.preference, found.texts
     if preference is not None:
         _refuse_mixed(look, preference)
-    elif look.stage == "pretrain" or not reading.direct:
-        seen = replace(seen, unread=unused(reading.layout, found))
-    look.remarks.note(seen, texts, where)
+    look.remarks.note(found.seen, texts, found.where)
     if preference is not None:
         look.first = look.first or preference
         if reason := reason_without_ids(preference):
@@ -220,7 +233,7 @@ def _note(look: Look, found: Record, where: str) -> None:
     if not text.strip():
         look.blank += 1
         return
-    length = content.other_bytes + sum(len(whole_characters(t).encode()) for t in content.texts)
+    length = found.other_bytes + sum(len(text.encode()) for text in found.texts)
     look.text_bytes += length
     look.lengths.append(length)
     look.characters += len(text)
@@ -230,7 +243,7 @@ def _note(look: Look, found: Record, where: str) -> None:
     if look.languages.total() < GUESSED:
         look.languages[languages.language_of(text)] += 1
     if look.text_bytes <= FEW_BYTES or len(look.few) < SHOWN:
-        look.few.append((where, record))
+        look.few.append(found)
     if look.characters <= KEPT_CHARACTERS or not look.kept:
         look.kept += [part[:KEPT_CHARACTERS] for part in texts]
 

@@ -9,10 +9,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from pion.data.documents.file_to_documents import whole_characters
 from pion.data.documents.languages import ENGLISH
 from pion.data.documents.python_docs import documents, is_held_out
-from pion.data.records.layouts import read_conversation
 from pion.errors import BadInput
 from pipeline.console.formats import minutes_or_hours, money
 from pipeline.console.out import saying_if_slow
@@ -23,7 +21,6 @@ from pipeline.job.model_section import Base
 from pipeline.new.base import NONE, LookedUp
 from pipeline.new.examples import examples_of, prompt_from
 from pipeline.new.job_text import BUILT_IN, Proposal, job_text, source_of
-from pipeline.new.layouts import Record
 from pipeline.new.look import Look
 from pipeline.new.options import NewOptions
 from pipeline.new.rules import (
@@ -117,7 +114,7 @@ def _paragraphs(look: Look) -> int:
     few = group.kind == "text" and len(group.files) < FEW_FILES and not look.bad
     if not few or max(look.lengths, default=0) >= SHORT_BYTES:
         return 0
-    paragraphs = sum(record["text"].count("\n\n") + 1 for _, record in look.shown)
+    paragraphs = sum(text.count("\n\n") + 1 for one in look.shown for text in one.texts)
     return max(1, paragraphs // max(1, len(look.shown)))
 
 
@@ -244,8 +241,11 @@ def with_enough_held_out(proposal: Proposal, paragraphs: Sequence[bool]) -> Prop
         if not (look.all_kept and look.records):
             continue
         if look.stage == "sft" and sft is not None:
-            texts = [_hashed(look, record, where) for where, record in look.few]
-            share = _enough(look, [(text, 1.0) for text in texts], sft.held_out, CONVERSATIONS)
+            talks = (one.conversation for one in look.few if one.conversation is not None)
+            own = look.reading.own_template
+            # The text whose hash decides, as when the data are prepared.
+            sized = [("\n".join(texts_of(talk, own=own)), 1.0) for talk in talks]
+            share = _enough(look, sized, sft.held_out, CONVERSATIONS)
             sft = replace(sft, held_out=share)
         elif look.stage == "pretrain" and stage is not None:
             per_token = look.text_bytes / max(1, stage.own_tokens)
@@ -272,15 +272,8 @@ def _enough(look: Look, texts: Sequence[tuple[str, float]], planned: float, need
     )
 
 
-def _hashed(look: Look, record: Record, where: str) -> str:
-    """Return the text of a conversation whose hash decides."""
-    own = look.reading.own_template
-    texts = texts_of(read_conversation(record, where, own=own), own=own)
-    return "\n".join(whole_characters(text) for text in texts)
-
-
 def _documents(look: Look, *, cut: bool) -> list[str]:
-    texts = [str(record["text"]) for _, record in look.few]
+    texts = [text for one in look.few for text in one.texts]
     if cut:
         texts = [part for text in texts for part in re.split(r"\n\s*\n", text)]
-    return [whole_characters(text) for text in texts if text.strip()]
+    return [text for text in texts if text.strip()]

@@ -83,22 +83,13 @@ def _text(file: Path, progress: Progress, most: float) -> Iterator[ReadItem]:
             check_line(file, part, read, LONGEST_LINE)
             progress.stored = stored.tell()
             try:
-                text = decoded(part, str(file), read)
-            except BadInput:
-                yield ReadItem(str(file), None, len(part), _not_utf8(file, part, lines))
+                text = part.decode().removeprefix("\ufeff")
+            except UnicodeDecodeError as error:
+                line = lines + part.count(b"\n", 0, error.start) + 1
+                yield ReadItem(str(file), None, len(part), f"{file}:{line}: {NOT_UTF8}")
                 return
             yield ReadItem(str(file), {"text": text}, len(part))
             read, lines = read + len(part), lines + part.count(b"\n")
-
-
-def _not_utf8(file: Path, part: bytes, lines: int) -> str:
-    try:
-        part.decode()
-        start = 0
-    except UnicodeDecodeError as error:
-        start = error.start
-    line = lines + part.count(b"\n", 0, start) + 1
-    return f"{file}:{line}: {NOT_UTF8}"
 
 
 def _jsonl(file: Path, progress: Progress, most: float = math.inf) -> Iterator[ReadItem]:

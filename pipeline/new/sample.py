@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -27,18 +27,46 @@ TRIED_RECORDS = 1_000
 
 @dataclass
 class Sample:
-    """What was read of a group of files: bytes on the disk of `bytes` in all."""
+    """About `limit` bytes of a group of files. The other numbers are known once it was iterated.
 
-    bytes: int
+    Attributes:
+        stored: bytes on the disk of what was read.
+        files: how many files were read.
+        whole: whether all was read.
+    """
+
+    group: Group
+    limit: int
     stored: int = 0
     files: int = 0
     whole: bool = True
-    items: Iterator[ReadItem] = field(default_factory=lambda: iter(()))
 
     @property
     def factor(self) -> float:
         """How many times more there is than was read."""
-        return 1.0 if self.whole else self.bytes / max(1, self.stored)
+        return 1.0 if self.whole else self.group.bytes / max(1, self.stored)
+
+    def __iter__(self) -> Iterator[ReadItem]:
+        group, small = self.group, self.group.bytes <= self.limit
+        files = spread(group.files, MOST_SMALL_FILES if small else MOST_FILES)
+        self.whole = small and len(files) == len(group.files)
+        for file in files:
+            progress, most = Progress(), MOST_RECORDS // len(files)
+            found = read_file(group.kind, file, self._share(file, len(files)), progress)
+            yield from islice(found, most)
+            progress.whole = progress.whole and next(found, None) is None
+            self.files += 1
+            self.stored += file.stat().st_size if progress.whole else progress.stored
+            self.whole = self.whole and progress.whole
+
+    def _share(self, file: Path, files: int) -> float:
+        """Return how many bytes of a file are read, unpacked."""
+        if self.group.bytes > self.limit:
+            return self.limit / files
+        # Once it is unpacked, such a file may have any size.
+        if file.name.endswith((*PACKED_SUFFIXES, *PARQUET_SUFFIXES)):
+            return self.limit * file.stat().st_size / max(1, self.group.bytes)
+        return float("inf")
 
 
 def first_records(group: Group) -> Firsts:
@@ -51,37 +79,6 @@ def first_records(group: Group) -> Firsts:
         if records := list(islice(known, LAYOUT_RECORDS)):
             found.append((file, records))
     return found
-
-
-def sample_of(group: Group, limit: int) -> Sample:
-    """Return a sample of about `limit` bytes; its numbers are known when its items are used up."""
-    sample = Sample(group.bytes)
-    sample.items = _items(group, limit, sample)
-    return sample
-
-
-def _items(group: Group, limit: int, sample: Sample) -> Iterator[ReadItem]:
-    files = spread(group.files, MOST_FILES if sample.bytes > limit else MOST_SMALL_FILES)
-    sample.whole = sample.bytes <= limit and len(files) == len(group.files)
-    for file in files:
-        progress, most = Progress(), MOST_RECORDS // len(files)
-        found = read_file(group.kind, file, _share(file, files, limit, sample), progress)
-        yield from islice(found, most)
-        progress.whole = progress.whole and next(found, None) is None
-        sample.files += 1
-        sample.stored += file.stat().st_size if progress.whole else progress.stored
-        sample.whole = sample.whole and progress.whole
-
-
-def _share(file: Path, files: Sequence[Path], limit: int, sample: Sample) -> float:
-    """Return how many bytes of a file are read, unpacked."""
-    if sample.bytes > limit:
-        return limit / len(files)
-    if file.name.endswith(
-        (*PACKED_SUFFIXES, *PARQUET_SUFFIXES)
-    ):  # it may have any size once it is unpacked
-        return limit * file.stat().st_size / max(1, sample.bytes)
-    return float("inf")
 
 
 def spread(files: Sequence[Path], most: int) -> list[Path]:

@@ -8,10 +8,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from pion.data.chat.messages import with_texts
-from pion.data.documents.file_to_documents import whole_characters
 from pion.errors import BadInput, no_room
 from pipeline.console.formats import size
 from pipeline.new.look import Reading
@@ -52,11 +49,6 @@ def write_copy(
     return copied
 
 
-def _line(record: dict[str, Any]) -> str:
-    # Parquet has values that JSON lacks, such as moments.
-    return json.dumps(with_texts(record, whole_characters), ensure_ascii=False, default=str) + "\n"
-
-
 def _copy(
     reading: Reading, write: Callable[[str], object], skip: bool, say: Callable[[str], None]
 ) -> tuple[int, int]:
@@ -64,21 +56,18 @@ def _copy(
     said = time.monotonic()
     for file in reading.group.files:
         for item in read_file(reading.group.kind, file, float("inf"), Progress()):
-            problem, record = item.problem, {}
-            if item.record is not None:
-                record = reading.usable(item.record)
-                try:
-                    reading.content(record, item.where)
-                except BadInput as error:
-                    problem = str(error)
             done += item.bytes
-            if problem is not None and not skip:
-                raise BadInput(f"{problem}. Nothing was written.")
-            if problem is not None:
+            try:
+                record = reading.content(item).record
+            except BadInput as error:
+                if not skip:
+                    raise BadInput(f"{error}. Nothing was written.") from None
                 left_out += 1
-            elif str(record.get("text", "x")).strip():
-                write(_line(record))
-                records += 1
+            else:
+                if str(record.get("text", "x")).strip():
+                    # Parquet has values that JSON lacks, such as moments.
+                    write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
+                    records += 1
             if time.monotonic() - said > SAY_EVERY:
                 said = time.monotonic()
                 say(f"copying {size(reading.group.bytes)}: {size(done)}, {records:,} records")

@@ -11,6 +11,7 @@ from pipeline.new.decide import decide
 from pipeline.new.files import find_data
 from pipeline.new.layouts import Preferences, TextColumn, Wishes, is_chat
 from pipeline.new.look import TOOLS_BYTES, look_at
+from pipeline.new.read import ReadItem
 from tests.support.peer_layouts import conversation_said, examples
 
 LAYOUTS = {
@@ -59,7 +60,7 @@ def test_what_a_job_refuses_is_not_proposed(tmp_path):
         if reading.layout != Preferences():  # the look, which reads each record, refuses it
             assert is_chat(reading.layout), reading.layout
             with pytest.raises(BadInput):
-                reading.content(reading.usable(example.value), example.where)
+                reading.content(ReadItem(example.where, example.value, 0))
 
 
 def test_rows_have_room_for_tools_and_calls(tmp_path):
