@@ -10,7 +10,7 @@ from pion.data.chat.messages import KNOWN_ROLES
 from pion.data.records.turns import known_role
 from pion.errors import BadInput
 from pion.later_fields import closest, shown
-from pipeline.new.layouts import NEXT_TO_TURNS, Layout, PairColumns, Record, TurnsColumn
+from pipeline.new.layouts import NEXT_TO_TURNS, PairColumns, Record, TurnsColumn
 
 # What a role may mean.
 MEANINGS = ("system", "user", "assistant", "tool")
@@ -63,7 +63,9 @@ def unknown_roles(found: Mapping[str, str], roles: Mapping[str, str]) -> BadInpu
     )
 
 
-def as_conversation(record: Record, layout: Layout, roles: Mapping[str, str]) -> dict[str, Any]:
+def as_conversation(
+    record: Record, layout: TurnsColumn | PairColumns, roles: Mapping[str, str]
+) -> dict[str, Any]:
     """Return a record under the keys that a job reads. What is no turn stays as it is."""
     kept = {key: record[key] for key in NEXT_TO_TURNS if record.get(key)}
     if isinstance(layout, PairColumns):
@@ -71,7 +73,6 @@ def as_conversation(record: Record, layout: Layout, roles: Mapping[str, str]) ->
         texts = {key: record.get(column) for key, column in named if column is not None}
         answer = {"completion": record.get(layout.answer)}
         return kept | {key: _text(value) for key, value in (texts | answer).items()}
-    assert isinstance(layout, TurnsColumn)
     turns = record.get(layout.column)
     if roles and isinstance(turns, list):
         turns = [_with_role(turn, layout, roles) for turn in turns]

@@ -13,10 +13,10 @@ from pipeline.console.out import saying_if_slow
 from pipeline.new.base import NONE, LookedUp, look_up
 from pipeline.new.decide import decide
 from pipeline.new.files import find_data
-from pipeline.new.job_text import job_text
+from pipeline.new.job_text import job_text, lines_of
 from pipeline.new.look import NAMED, Look, look_at
 from pipeline.new.options import NewOptions
-from pipeline.new.proposal import propose, start_of
+from pipeline.new.proposal import default_start, propose
 from pipeline.new.words import notes, of_look, of_proposal
 from pipeline.new.write_copy import write_copy
 
@@ -50,7 +50,7 @@ def new_job(options: NewOptions) -> int:
                 f"{copy}, the copy that the job would read, exists, and Pion never overwrites a "
                 "file. Move it, or choose another name: --out FILE. Nothing was written."
             )
-    text = job_text(proposal)
+    text = job_text(lines_of(proposal))
     if options.dry_run:
         show(f"\n--dry-run: {target} would be:\n")
         show(text.removesuffix("\n"))
@@ -99,9 +99,9 @@ def _looks(options: NewOptions) -> tuple[list[Look], LookedUp | None]:
     for words in (words for look in looks for words in of_look(look)):
         show(words)
     _refuse_problems(looks, options)
-    source = start_of(options.base, looks)
-    if source is not None and base is None:
-        base = _look_up(source, options.target)
+    if options.base is None:
+        default = default_start(looks)
+        base = None if default is None else _look_up(default, options.target)
     return looks, base
 
 
@@ -123,7 +123,8 @@ def _paths(looks: Sequence[Look], target: Path) -> list[Path]:
 
 
 def _refuse_problems(looks: Sequence[Look], options: NewOptions) -> None:
-    """Raise BadInput for what can't be read, unless it is to be skipped, and for no data."""
+    """Raise BadInput for what can't be read, unless it is to be skipped, for no data, and for
+    preferences without a model."""
     bad = sum(one.bad for one in looks)
     problems = [masked(problem) for one in looks for problem in one.problems][:NAMED]
     prefers = looks[0].stage == "prefer"
@@ -142,6 +143,12 @@ def _refuse_problems(looks: Sequence[Look], options: NewOptions) -> None:
     if not any(one.records for one in looks):
         what = "preferences that can be learned" if prefers else "text that can be learned"
         raise BadInput(f"{looks[0].reading.group.path} has no {what}. Nothing was written.")
+    if prefers and options.base == NONE:
+        raise BadInput(
+            "--from none: preferences choose between answers that a model can give already, so "
+            "they need a model that answers. Name one (--from MODEL), or leave --from out. "
+            "Nothing was written."
+        )
 
 
 def _write(target: Path, text: str) -> None:

@@ -46,13 +46,14 @@ def _of_preferences(look: Look, first: Preference, job: Job | None) -> list[str]
     """Return the first preference in plain words: its place, the prompt, and each answer."""
     if job is not None and look.all_kept and look.reading.direct:
         count(job, "prefer")  # refuses what `pion check` would; a copy is not yet there
-    names = ["chosen", "rejected"] if look.paired else ["desired"]
-    if not look.paired and not first.preferred[0]:
-        names = ["undesired"]
+    names = ("rejected", "chosen") if look.paired else ("undesired", "desired")
     side = first.conversations[0]
     prompt = "\n".join(f"{m['role']}: {m['content'] or ''}" for m in side.messages[: side.context])
-    answers = zip(names, map(answer_of, first.conversations), strict=True)
-    texts = [masked(t) for t in (prompt, *(f"{name}: ⟦{answer}⟧" for name, answer in answers))]
+    answers = [
+        f"{names[preferred]}: ⟦{answer_of(one)}⟧"
+        for one, preferred in zip(first.conversations, first.preferred, strict=True)
+    ]
+    texts = [masked(text) for text in (prompt, *answers)]
     return [
         side.where,
         *(t if len(t) <= SHOWN_CHARACTERS else f"{t[:SHOWN_CHARACTERS]} …" for t in texts),

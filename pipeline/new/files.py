@@ -59,13 +59,12 @@ PEEKED = 1 << 16
 class Group:
     """Files of one kind that one source of a job can name as `path`: a file or a folder.
 
-    `files` are those to train on, and `held_out` those that names hold out.
+    `files` are those to train on.
     """
 
     kind: FileKind
     path: Path
     files: tuple[Path, ...]
-    held_out: tuple[Path, ...] = ()
 
     @cached_property
     def bytes(self) -> int:
@@ -104,10 +103,10 @@ def find_data(path: Path) -> FoundFiles:
         files = [file for file in files if kind != "json" or not _is_settings(file)]
         splits = by_splits(path, files, records=kind != "text")
         left_out += filter(None, (*why, splits.words))
-        named = splits.held_out or frozenset()
+        held_out = splits.held_out or frozenset()
         used.update(files)
-        if train := tuple(file for file in splits.files if file not in named):
-            groups.append(Group(kind, path, train, tuple(sorted(named))))
+        if train := tuple(file for file in splits.files if file not in held_out):
+            groups.append(Group(kind, path, train))
     groups, described = _without_descriptions(groups)
     rest = [p for p in every if p not in used and p not in described]
     if described:
@@ -190,13 +189,10 @@ def _is_settings(file: Path) -> bool:
 
 def _without_descriptions(groups: list[Group]) -> tuple[list[Group], list[Path]]:
     """Return the groups without a text group that only describes the others, and its files."""
-    texts = [g for g in groups if g.kind == "text"]
-    if len(groups) == len(texts) or not texts:
-        return groups, []
-    files = list(texts[0].files)
-    if all(file.stem.lower() in DESCRIPTIONS for file in files):
-        return [g for g in groups if g.kind != "text"], files
-    return groups, []
+    others = [g for g in groups if g.kind != "text"]
+    texts = [file for g in groups if g.kind == "text" for file in g.files]
+    described = others and all(file.stem.lower() in DESCRIPTIONS for file in texts)
+    return (others, texts) if described else (groups, [])
 
 
 def _by_ending(files: list[Path]) -> str:

@@ -16,7 +16,7 @@ from pipeline.new.base import LookedUp
 from pipeline.new.layouts import TextColumn
 from pipeline.new.look import Look, Reading
 from pipeline.new.options import NewOptions, name_of
-from pipeline.new.rules import SMALLEST, Amount, FineTuning, Pretraining
+from pipeline.new.rules import SMALLEST, Amount, FineTuning, FromRandom, Pretraining
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./@=+ -]*(?<! )")
 # Comments begin in this column, if the line is shorter.
@@ -31,12 +31,14 @@ PREFERENCES = "docs/fine-tune.md#preferences"
 class Proposal:
     """A whole job for what was seen: what it starts from, reads and trains, and its price in words.
 
-    `sources` are by stage. Without a `base` it starts from random weights.
+    `chats` may be preferences. `sources` are by stage. Without a `base` it starts from random
+    weights.
     """
 
     options: NewOptions
     looks: Sequence[Look]
-    amount: Amount
+    texts: Amount
+    chats: Amount
     base: LookedUp | None
     sources: Mapping[str, Sequence[Mapping[str, object]]]
     prompt: str | None
@@ -48,11 +50,6 @@ class Proposal:
     def prefers(self) -> Look | None:
         """The preferences that are learned; None: conversations or text."""
         return self.looks[0] if self.sources["prefer"] else None
-
-    @property
-    def built_in(self) -> bool:
-        """Whether it reads the text that comes with Python."""
-        return BUILT_IN in self.sources["pretrain"]
 
 
 class Line(NamedTuple):
@@ -82,13 +79,8 @@ def source_of(
     return source
 
 
-def job_text(proposal: Proposal) -> str:
-    """Return the YAML of a job."""
-    return with_comments(lines_of(proposal))
-
-
-def with_comments(lines: Iterable[tuple[str, ...]]) -> str:
-    """Return the YAML of lines, each with its comment, if it has one.
+def job_text(lines: Iterable[tuple[str, ...]]) -> str:
+    """Return the YAML of a job's lines, each with its comment, if it has one.
 
     A space is before each comment: without the space, YAML reads the comment as part of the value.
     A line that is only a comment stays one line, whatever a person has called a file.
@@ -139,9 +131,7 @@ def _model(p: Proposal) -> list[Line]:
         source = p.base.source
         return [Line(f"model: {{from: {scalar(source)}}}", "", "start", source, kept)]
     stage = p.pretraining
-    assert stage is not None
-    assert stage.preset is not None
-    assert stage.parameters is not None
+    assert isinstance(stage, FromRandom)
     ratio, entries = stage.tokens / stage.parameters, stage.vocab_size
     size = f"{short_amount(stage.parameters)} parameters, {ratio:.3g} tokens for each (20 are best)"
     if ratio <= 19.5 and stage.preset == SMALLEST:
@@ -247,10 +237,9 @@ def _passes(stage: FineTuning) -> Line:
 
 
 def _evaluate(p: Proposal, prompt: str) -> list[Line]:
-    lines = [Line("evaluate:"), Line(f"  prompts: [{quoted(prompt)}]")]
-    if p.prefers is None:
-        lines.append(Line(f"{'':<{COLUMN}}# asked during training; write your own"))
-    return lines
+    own = Line(f"{'':<{COLUMN}}# asked during training; write your own")
+    prompts = Line(f"  prompts: [{quoted(prompt)}]")
+    return [Line("evaluate:"), prompts, *([] if p.prefers else [own])]
 
 
 # ---------------------------------------------------------------- YAML

@@ -206,12 +206,10 @@ def _pair(columns: Sequence[str], wishes: Wishes) -> PairColumns | Undecided | N
         questions = [name for name in questions if name not in contexts]
     if not questions or not answers:
         return None
-    if len(questions) > 1:
-        words = f"the columns {_and(questions)} could all be the question. Which is it?"
-        return Undecided(words, tuple(questions), "question_column")
-    if len(answers) > 1:
-        words = f"the columns {_and(answers)} could all be the answer. Which is it?"
-        return Undecided(words, tuple(answers), "answer_column")
+    for names, what in ((questions, "question"), (answers, "answer")):
+        if len(names) > 1:
+            words = f"the columns {_and(names)} could all be the {what}. Which is it?"
+            return Undecided(words, tuple(names), f"{what}_column")
     context = next((name for name in contexts if name not in (questions[0], answers[0])), None)
     return PairColumns(questions[0], answers[0], context, next(iter(systems), None))
 

@@ -35,6 +35,9 @@ TOOLS_BYTES = 600
 # Characters of a vocabulary's training that are kept, to show conversations by it.
 KEPT_CHARACTERS = 300_000
 
+# With fewer text files, which are short, each paragraph is a document: else none might be held out.
+FEW_FILES, SHORT_BYTES = 50, 1 << 16
+
 
 @dataclass(frozen=True)
 class Content:
@@ -86,28 +89,28 @@ class Reading:
         if item.record is None:
             raise BadInput(item.problem)
         where, record = item.where, with_texts(self.usable(item.record), whole_characters)
+        if isinstance(self.layout, TextColumn):
+            text = record["text"]
+            if isinstance(text, str):
+                seen = Seen(unread=unused(self.layout, item.record))
+                return Content(where, record, [text], 0, seen)
+            kind = "nothing" if text is None else type(text).__name__
+            raise BadInput(f"{where}: under {self.layout.column!r} is {kind} instead of text")
         if isinstance(self.layout, Preferences):
             found = parse_preference(record, where)
             texts = ["\n".join(_texts(side.messages)) for side in found.conversations]
             seen = found.conversations[0].seen
             return Content(where, record, texts, 0, seen, preference=found)
-        if is_chat(self.layout):
-            talk = read_conversation(record, where, own=self.own_template)
-            texts = _texts(talk.messages)
-            calls = [message.get("tool_calls") for message in talk.messages]
-            others = [json.dumps(part) for part in (talk.tools, *calls) if part]
-            other_bytes = len(texts) - 1 + sum(map(len, others))
-            other_bytes += TOOLS_BYTES if talk.tools else 0
-            seen = talk.seen
-            if not self.direct:
-                seen = replace(seen, unread=unused(self.layout, item.record))
-            return Content(where, record, texts, other_bytes, seen, talk)
-        if isinstance(record["text"], str):
-            unread = unused(self.layout, item.record)
-            return Content(where, record, [record["text"]], 0, Seen(unread=unread))
-        assert isinstance(self.layout, TextColumn)
-        kind = "nothing" if record["text"] is None else type(record["text"]).__name__
-        raise BadInput(f"{where}: under {self.layout.column!r} is {kind} instead of text")
+        talk = read_conversation(record, where, own=self.own_template)
+        texts = _texts(talk.messages)
+        calls = [message.get("tool_calls") for message in talk.messages]
+        others = [json.dumps(part) for part in (talk.tools, *calls) if part]
+        about = TOOLS_BYTES if talk.tools else 0
+        other_bytes = len(texts) - 1 + about + sum(map(len, others))
+        seen = talk.seen
+        if not self.direct:
+            seen = replace(seen, unread=unused(self.layout, item.record))
+        return Content(where, record, texts, other_bytes, seen, talk)
 
 
 def _texts(messages: Sequence[Any]) -> list[str]:
@@ -191,6 +194,16 @@ class Look:
     def all_text_bytes(self) -> int:
         """About how many bytes of text there are."""
         return round(self.text_bytes * self.sample.factor)
+
+    @property
+    def paragraphs(self) -> int:
+        """About how many paragraphs a file has, if paragraphs are the documents; else 0."""
+        group = self.reading.group
+        few = group.kind == "text" and len(group.files) < FEW_FILES and not self.bad
+        if not few or max(self.lengths, default=0) >= SHORT_BYTES:
+            return 0
+        paragraphs = sum(text.count("\n\n") + 1 for one in self.shown for text in one.texts)
+        return max(1, paragraphs // max(1, len(self.shown)))
 
     def length(self, share: float) -> int:
         """Return the bytes that this share of the records does not exceed; 0 if there are none."""

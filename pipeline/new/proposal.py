@@ -18,14 +18,15 @@ from pipeline.data.sources import LONG_CHARS, texts_of
 from pipeline.job import Job
 from pipeline.job.file import job_of_text
 from pipeline.job.model_section import Base
-from pipeline.new.base import NONE, LookedUp
+from pipeline.new.base import LookedUp
 from pipeline.new.examples import examples_of, prompt_from
-from pipeline.new.job_text import BUILT_IN, Proposal, job_text, source_of
+from pipeline.new.job_text import BUILT_IN, Proposal, job_text, lines_of, source_of
 from pipeline.new.look import Look
 from pipeline.new.options import NewOptions
 from pipeline.new.rules import (
     MOST_FIT,
     Amount,
+    FromRandom,
     Pretraining,
     continued,
     default_base,
@@ -39,27 +40,16 @@ from pipeline.rent.plan.compared import Compared, on_the_market
 from pipeline.rent.plan.estimate import Estimate, estimate
 from pipeline.rent.plan.speeds import Known, bench_results
 
-# With fewer text files, which are short, each paragraph is a document: else none might be held out.
-FEW_FILES, SHORT_BYTES = 50, 1 << 16
 # A run may cost so much more than its training: boots, preparing, evaluation.
 SPARE = 0.95
 # A tokenizer is tried on about so many texts and conversations.
 TRIED = 500
 
 
-def start_of(asked: str | None, looks: Sequence[Look]) -> str | None:
-    """Return the model to start from, the one that was asked for or by the rules; None: random
-    weights. Raises BadInput for preferences without a model."""
-    if asked == NONE and looks[0].stage == "prefer":
-        raise BadInput(
-            "--from none: preferences choose between answers that a model can give already, so "
-            "they need a model that answers. Name one (--from MODEL), or leave --from out. "
-            "Nothing was written."
-        )
-    if asked is not None:
-        return None if asked == NONE else asked
+def default_start(looks: Sequence[Look]) -> str | None:
+    """Return the model to start from by the rules; None: random weights."""
     most = [one.languages.most_common(1)[0][0] for one in looks if one.languages]
-    return default_base(_amount_of(looks), english=all(one == ENGLISH for one in most))
+    return default_base(*_amounts(looks), english=all(one == ENGLISH for one in most))
 
 
 def propose(
@@ -67,15 +57,16 @@ def propose(
 ) -> tuple[Proposal, list[list[str]]]:
     """Return a job for what was seen, which a job reads at `paths`, and the first records of each
     as its model sees them. Raises BadInput if it is no valid job."""
-    amount, folder = _amount_of(looks), options.target.absolute().parent
+    texts, chats = _amounts(looks)
+    folder = options.target.absolute().parent
     sources: dict[str, list[dict[str, object]]] = {"pretrain": [], "sft": [], "prefer": []}
     for look, path in zip(looks, paths, strict=True):
-        split = "paragraph" if _paragraphs(look) else "file"
+        split = "paragraph" if look.paragraphs else "file"
         sources[look.stage].append(source_of(look.reading, path, folder, split))
     if base is None and not sources["pretrain"]:
         sources["pretrain"] = [dict(BUILT_IN)]
-        amount = replace(amount, **_built_in())
-    sizes = _sizes(Proposal(options, looks, amount, base, sources, prompt_from(looks)))
+        texts = _built_in()
+    sizes = _sizes(Proposal(options, looks, texts, chats, base, sources, prompt_from(looks)))
     largest = next(sizes)
     known = base is None or base.base is not None
     job = _job_of(largest) if known else None
@@ -87,35 +78,25 @@ def propose(
     return replace(largest, price=f"not known before the model is looked up{advice}"), examples
 
 
-def _amount_of(looks: Sequence[Look]) -> Amount:
-    """Return how much there is to learn from."""
-    plain = [look for look in looks if look.stage == "pretrain"]
+def _amounts(looks: Sequence[Look]) -> tuple[Amount, Amount]:
+    """Return how much text there is to learn from, and how many conversations or preferences."""
+    texts = [look for look in looks if look.stage == "pretrain"]
     chats = [look for look in looks if look.stage != "pretrain"]
+    return _amount(texts), _amount(chats)
+
+
+def _amount(looks: Sequence[Look]) -> Amount:
     return Amount(
-        sum(look.all_text_bytes for look in plain),
-        sum(look.all_records * (_paragraphs(look) or 1) for look in plain),
-        max((look.length(0.9) for look in plain), default=0),
-        sum(look.all_text_bytes for look in chats),
-        sum(look.all_records for look in chats),
-        max((look.length(MOST_FIT if look.first else 0.9) for look in chats), default=0),
+        sum(look.all_text_bytes for look in looks),
+        sum(look.all_records * (look.paragraphs or 1) for look in looks),
+        max((look.length(MOST_FIT if look.first else 0.9) for look in looks), default=0),
     )
 
 
-def _built_in() -> dict[str, Any]:
+def _built_in() -> Amount:
     """Return how much text comes with Python."""
     lengths = sorted(len(document.text.encode()) for document in documents(False))
-    long = lengths[int(0.9 * len(lengths))]
-    return {"text_bytes": sum(lengths), "documents": len(lengths), "long_document": long}
-
-
-def _paragraphs(look: Look) -> int:
-    """Return about how many paragraphs a file has, if paragraphs are the documents; else 0."""
-    group = look.reading.group
-    few = group.kind == "text" and len(group.files) < FEW_FILES and not look.bad
-    if not few or max(look.lengths, default=0) >= SHORT_BYTES:
-        return 0
-    paragraphs = sum(text.count("\n\n") + 1 for one in look.shown for text in one.texts)
-    return max(1, paragraphs // max(1, len(look.shown)))
+    return Amount(sum(lengths), len(lengths), lengths[int(0.9 * len(lengths))])
 
 
 # ---------------------------------------------------------------- size and price
@@ -129,17 +110,16 @@ def _sizes(p: Proposal) -> Iterator[Proposal]:
     texts = [text for look in p.looks for text in look.kept]
     every = 1 if p.prefers else max(1, len(texts) // TRIED)
     start = None if p.base is None else p.base.start(texts[::every])
-    tuning = fine_tuning(p.amount, start) if p.sources["sft"] else None
+    tuning = fine_tuning(p.chats, start) if p.sources["sft"] else None
     if p.prefers is not None and start is not None:
-        tuning = preferring(p.amount, start, paired=p.prefers.paired)
+        tuning = preferring(p.chats, start, paired=p.prefers.paired)
     stages: list[Pretraining | None] = [None]
     if start is None:
-        stages = [*pretrainings(p.amount)]
+        stages = [*pretrainings(p.texts)]
     elif p.sources["pretrain"]:
-        stages = [continued(p.amount, start)]
-    paragraphs = [bool(_paragraphs(look)) for look in p.looks]
+        stages = [continued(p.texts, start)]
     for stage in stages:
-        yield with_enough_held_out(replace(p, pretraining=stage, tuning=tuning), paragraphs)
+        yield _with_enough_held_out(replace(p, pretraining=stage, tuning=tuning))
 
 
 def _affordable(sizes: Iterable[Proposal], job: Job) -> Proposal:
@@ -168,8 +148,8 @@ def _too_dear(p: Proposal, best: Estimate | None) -> str:
     """Return what a proposal that is too dear would cost."""
     if best is None or best.dollars is None or p.prefers is not None:
         return ""
-    preset = None if p.pretraining is None else p.pretraining.preset
-    return f". All of {preset or 'it'} would cost {money(best.dollars)}"
+    what = p.pretraining.preset if isinstance(p.pretraining, FromRandom) else "it"
+    return f". All of {what} would cost {money(best.dollars)}"
 
 
 def _cheapest(p: Proposal, market: Compared, known: Known) -> Estimate | None:
@@ -212,7 +192,7 @@ def _job_of(p: Proposal) -> Job:
         assert p.base.base is not None
         return p.base.base
 
-    job = job_of_text(job_text(p), p.options.target, find)
+    job = job_of_text(job_text(lines_of(p)), p.options.target, find)
     if p.tuning is not None:
         job.section("sft" if p.prefers is None else "prefer").know_rows(p.tuning.rows)
     return job
@@ -230,14 +210,13 @@ SHARES = (0.1, 0.2, 0.3, 0.4)
 CONVERSATIONS, ROWS = 2, 1.5
 
 
-def with_enough_held_out(proposal: Proposal, paragraphs: Sequence[bool]) -> Proposal:
+def _with_enough_held_out(p: Proposal) -> Proposal:
     """Return the proposal with shares that hold something out of each source.
 
-    `paragraphs` is whether each look's files are cut into paragraphs. Raises BadInput for data that
-    is too little for that.
+    Raises BadInput for data that is too little for that.
     """
-    stage, sft = proposal.pretraining, proposal.tuning
-    for look, cut in zip(proposal.looks, paragraphs, strict=True):
+    stage, sft = p.pretraining, p.tuning
+    for look in p.looks:
         if not (look.all_kept and look.records):
             continue
         if look.stage == "sft" and sft is not None:
@@ -249,13 +228,13 @@ def with_enough_held_out(proposal: Proposal, paragraphs: Sequence[bool]) -> Prop
             sft = replace(sft, held_out=share)
         elif look.stage == "pretrain" and stage is not None:
             per_token = look.text_bytes / max(1, stage.own_tokens)
-            documents = _documents(look, cut=cut)
+            documents = _documents(look)
             if any(len(text) > LONG_CHARS for text in documents):
                 continue  # the end of each is held out
             sized = [(text, len(text.encode()) / per_token) for text in documents]
             share = _enough(look, sized, stage.held_out, ROWS * stage.seq_len)
             stage = replace(stage, held_out=share)
-    return replace(proposal, pretraining=stage, tuning=sft)
+    return replace(p, pretraining=stage, tuning=sft)
 
 
 def _enough(look: Look, texts: Sequence[tuple[str, float]], planned: float, needed: float) -> float:
@@ -272,8 +251,8 @@ def _enough(look: Look, texts: Sequence[tuple[str, float]], planned: float, need
     )
 
 
-def _documents(look: Look, *, cut: bool) -> list[str]:
+def _documents(look: Look) -> list[str]:
     texts = [text for one in look.few for text in one.texts]
-    if cut:
+    if look.paragraphs:
         texts = [part for text in texts for part in re.split(r"\n\s*\n", text)]
     return [text for text in texts if text.strip()]

@@ -57,17 +57,17 @@ TEMPLATE_BYTES = 60
 
 @dataclass(frozen=True)
 class Amount:
-    """How much there is to learn from, in bytes of UTF-8; `long_…` is what 90 % do not exceed.
+    """How much there is to learn from: of documents, or of conversations and preferences.
 
-    Preferences count as conversations, and of them `long_…` is what 99 % do not exceed.
+    Attributes:
+        bytes: of all of them, as UTF-8.
+        count: how many there are.
+        long: the bytes that 90 % do not exceed; of preferences, 99 %.
     """
 
-    text_bytes: int = 0
-    documents: int = 0
-    long_document: int = 0
-    chat_bytes: int = 0
-    conversations: int = 0
-    long_conversation: int = 0
+    bytes: int
+    count: int
+    long: int
 
 
 @dataclass(frozen=True)
@@ -83,22 +83,22 @@ class StartModel:
 
 
 @dataclass(frozen=True)
-class Pretraining:
-    """A pretraining stage. `preset` and `vocab_size` are None if it starts from a base.
+class Stage:
+    """What the stages of a job have in common."""
 
-    A preset is trained by the recipe of Pion 2, and a base with the rate `lr`.
-    """
-
-    preset: str | None
-    vocab_size: int | None
-    parameters: int | None
-    own_tokens: int  # of the text, read once
-    tokens: int
     seq_len: int
     global_batch: int
-    lr: float | None
     held_out: float
+    lr: float | None  # None: by a recipe, or the default
     why_rows: str  # why `seq_len`
+
+
+@dataclass(frozen=True)
+class Pretraining(Stage):
+    """A pretraining stage, by itself of a base with the rate `lr`."""
+
+    own_tokens: int  # of the text, read once
+    tokens: int
 
     @property
     def steps(self) -> int:
@@ -112,17 +112,21 @@ class Pretraining:
 
 
 @dataclass(frozen=True)
-class FineTuning:
+class FromRandom(Pretraining):
+    """The pretraining of a preset with random weights, by the recipe of Pion 2."""
+
+    preset: str
+    vocab_size: int
+    parameters: int
+
+
+@dataclass(frozen=True)
+class FineTuning(Stage):
     """A fine-tuning stage, also of preferences. `rows` are about how many there are."""
 
     rows: int
-    seq_len: int
-    global_batch: int
     epochs: float
-    held_out: float
     lora: bool
-    lr: float | None  # None: the default
-    why_rows: str  # why `seq_len`
 
     @property
     def steps(self) -> int:
@@ -130,16 +134,16 @@ class FineTuning:
         return max(1, math.ceil(self.epochs * self.rows / self.global_batch))
 
 
-def default_base(amount: Amount, *, english: bool) -> str | None:
+def default_base(texts: Amount, chats: Amount, *, english: bool) -> str | None:
     """Return the model to start from where the person names none; None: start from random weights.
 
     Conversations alone need a model that can talk, and little text one that knows its language.
     """
     instruct, base = ENGLISH_BASES if english else OTHER_BASES
-    if not amount.text_bytes:
+    if not texts.bytes:
         return instruct
-    own = amount.text_bytes / BYTES_PER_TOKEN[vocabulary(amount.text_bytes, LARGEST)]
-    return None if own >= LEAST_TOKENS else (instruct if amount.conversations else base)
+    own = texts.bytes / BYTES_PER_TOKEN[vocabulary(texts.bytes, LARGEST)]
+    return None if own >= LEAST_TOKENS else (instruct if chats.count else base)
 
 
 def vocabulary(text_bytes: int, preset: str) -> int:
@@ -148,7 +152,7 @@ def vocabulary(text_bytes: int, preset: str) -> int:
     return min(by_text, PRESETS[preset][0])
 
 
-def pretrainings(amount: Amount) -> Iterator[Pretraining]:
+def pretrainings(texts: Amount) -> Iterator[FromRandom]:
     """Yield the presets that the text suffices for, the largest first, and at last the smallest.
 
     The text suffices if it gives 20 tokens for each parameter in at most four passes.
@@ -157,41 +161,37 @@ def pretrainings(amount: Amount) -> Iterator[Pretraining]:
     from pion.model.params_and_flops import cost_of
 
     for preset, (_, batch_tokens) in PRESETS.items():
-        vocab_size = vocabulary(amount.text_bytes, preset)
+        vocab_size = vocabulary(texts.bytes, preset)
         parameters = cost_of(ModelConfig.preset(preset, vocab_size=vocab_size)).all_params
-        own = int(amount.text_bytes / BYTES_PER_TOKEN[vocab_size])
+        own = int(texts.bytes / BYTES_PER_TOKEN[vocab_size])
         wanted, most = TOKENS_PER_PARAMETER * parameters, int(MOST_EPOCHS * own)
         if wanted <= most or preset == SMALLEST:
-            held_out, seq_len, why_rows = _text_rows(amount, own)
+            held_out, seq_len, why = _text_rows(texts, own)
             tokens = min(wanted, most)
             batch = _batch(tokens, seq_len, batch_tokens // seq_len, own * (1 - held_out))
-            yield Pretraining(
-                *(preset, vocab_size, parameters, own, tokens),
-                *(seq_len, batch, None, held_out, why_rows),
+            yield FromRandom(
+                seq_len, batch, held_out, None, why, own, tokens, preset, vocab_size, parameters
             )
 
 
-def continued(amount: Amount, start: StartModel) -> Pretraining:
+def continued(texts: Amount, start: StartModel) -> Pretraining:
     """Return how a base continues to be pretrained on text."""
-    own = int(amount.text_bytes / start.bytes_per_token)
-    held_out, seq_len, why_rows = _text_rows(amount, own, start.context)
+    own = int(texts.bytes / start.bytes_per_token)
+    held_out, seq_len, why = _text_rows(texts, own, start.context)
     tokens = int(PASSES * own)
     batch = _batch(tokens, seq_len, BASE_ROWS, own * (1 - held_out))
-    return Pretraining(
-        *(None, None, start.parameters, own, tokens),
-        *(seq_len, batch, BASE_RATE, held_out, why_rows),
-    )
+    return Pretraining(seq_len, batch, held_out, BASE_RATE, why, own, tokens)
 
 
-def _text_rows(amount: Amount, own: int, context: int = ROW_LENGTHS[0]) -> tuple[float, int, str]:
+def _text_rows(texts: Amount, own: int, context: int = ROW_LENGTHS[0]) -> tuple[float, int, str]:
     """Return the held-out share, a row as long as nine of ten documents, at most 2,048 tokens, and
     why the row is so long.
 
     Five documents are held out at least, where that is at most a tenth, and rows are short enough
     that there are 128, four of them held out.
     """
-    held_out = min(0.1, max(0.02 if own > 10**7 else 0.05, 5 / max(1, amount.documents)))
-    wanted = amount.long_document / BASE_BYTES_PER_TOKEN
+    held_out = min(0.1, max(0.02 if own > 10**7 else 0.05, 5 / max(1, texts.count)))
+    wanted = texts.long / BASE_BYTES_PER_TOKEN
     fitting = [
         n for n in ROW_LENGTHS if n <= context and 4 * n <= held_out * own and 128 * n <= own
     ]
@@ -213,27 +213,28 @@ def _batch(tokens: int, seq_len: int, rows: int, own: float) -> int:
     return rows
 
 
-def fine_tuning(amount: Amount, start: StartModel | None) -> FineTuning:
+def fine_tuning(chats: Amount, start: StartModel | None) -> FineTuning:
     """Return how conversations are learned, by a base or after pretraining."""
     context = ROW_LENGTHS[0] if start is None else start.context
     per_token = BYTES_PER_TOKEN[4_096] if start is None else start.bytes_per_token
     lengths = [n for n in ROW_LENGTHS if n <= context] or [context]
-    rows, seq_len, fit = _rows(amount, TEMPLATE_BYTES, per_token, lengths)
+    rows, seq_len, fit = _rows(chats, TEMPLATE_BYTES, per_token, lengths)
     most = int(PASSES * rows / CHAT_STEPS)
     batch = min(CHAT_ROWS, 1 << (most.bit_length() - 1) if most else 1)
-    held_out = _held_out(amount.conversations, 0.01)
+    held_out = _held_out(chats.count, 0.01)
     large = start is not None and (start.parameters or 0) > LORA_FROM
     rate, why = OWN_CHAT_RATE if start is None else None, "nine of ten conversations fit"
     why = why if fit else "the most that is proposed; longer conversations are cut"
-    return FineTuning(rows, seq_len, batch, PASSES, held_out, large, rate, why)
+    return FineTuning(seq_len, batch, held_out, rate, why, rows, PASSES, large)
 
 
-def preferring(amount: Amount, start: StartModel, *, paired: bool) -> FineTuning:
+def preferring(preferences: Amount, start: StartModel, *, paired: bool) -> FineTuning:
     """Return how a base learns from pairs of answers, or from single answers."""
-    sides, count = 2 if paired else 1, amount.conversations
+    sides, count = 2 if paired else 1, preferences.count
     context = sides * start.context
     lengths = [n for n in PAIR_ROW_LENGTHS if n <= context] or [PAIR_ROW_LENGTHS[-1]]
-    rows, seq_len, fit = _rows(amount, sides * TEMPLATE_BYTES, start.bytes_per_token, lengths)
+    around = sides * TEMPLATE_BYTES
+    rows, seq_len, fit = _rows(preferences, around, start.bytes_per_token, lengths)
     per_row = max(1.0, count / rows)
     batch = 1
     while batch < MOST_PAIR_ROWS and 2 * batch * per_row <= 1.5 * PAIRS:
@@ -243,19 +244,19 @@ def preferring(amount: Amount, start: StartModel, *, paired: bool) -> FineTuning
     large = (start.parameters or 0) > LORA_FROM
     why = f"99 of 100 {'pair' if paired else 'answer'}s fit" if fit else "the most that is proposed"
     why += "; longer ones are left out"
-    return FineTuning(rows, seq_len, batch, 1.0, _held_out(count, 0.02), large, None, why)
+    return FineTuning(seq_len, batch, _held_out(count, 0.02), None, why, rows, 1.0, large)
 
 
 def _rows(
-    amount: Amount, around: int, per_token: float, lengths: Sequence[int]
+    chats: Amount, around: int, per_token: float, lengths: Sequence[int]
 ) -> tuple[int, int, bool]:
     """Return about how many rows there are, how long they are, and whether almost all texts fit.
 
     A template writes `around` bytes around each text.
     """
-    wanted = (amount.long_conversation + around) / per_token * 1.1
+    wanted = (chats.long + around) / per_token * 1.1
     seq_len = min((n for n in lengths if n >= wanted), default=lengths[0])
-    tokens = (amount.chat_bytes + around * amount.conversations) / per_token
+    tokens = (chats.bytes + around * chats.count) / per_token
     return max(1, round(tokens / seq_len * 1.05)), seq_len, seq_len >= wanted
 
 

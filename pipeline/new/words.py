@@ -10,9 +10,9 @@ from pipeline.console.formats import amount, counted, short_amount, size
 from pipeline.new import layouts
 from pipeline.new.base import NONE, LookedUp
 from pipeline.new.files import IN_WORDS
-from pipeline.new.job_text import PREFERENCES, Proposal, lines_of
+from pipeline.new.job_text import BUILT_IN, PREFERENCES, Proposal, lines_of
 from pipeline.new.look import Look
-from pipeline.new.rules import TOKENS_PER_PARAMETER, Pretraining
+from pipeline.new.rules import TOKENS_PER_PARAMETER, FromRandom
 
 # Before a number that is an estimate.
 ABOUT = "\N{ALMOST EQUAL TO} "
@@ -90,19 +90,19 @@ def of_proposal(p: Proposal) -> Iterator[str]:
 
 def notes(p: Proposal) -> Iterator[str]:
     """Yield what the person should know."""
-    count = p.amount.conversations
+    count = p.chats.count
     if p.prefers is not None and p.base is not None:
         yield from _of_preferences(p.prefers, p.base)
         return
     if p.base is not None:
         yield from _of_base(p, p.base)
-    elif p.built_in:
+    elif BUILT_IN in p.sources["pretrain"]:
         yield (
             "without a model to start from, it is pretrained on the documentation that comes with "
             "Python first. That shows that all works; for a model worth talking to, name one: "
             "--from MODEL"
         )
-    elif p.pretraining is not None:
+    elif isinstance(p.pretraining, FromRandom):
         yield from _too_little(p.pretraining)
     if p.pretraining is not None and p.pretraining.epochs < LEAST_USED:
         yield (
@@ -128,7 +128,7 @@ def _of_base(p: Proposal, base: LookedUp) -> Iterator[str]:
         return
     if p.sources["pretrain"]:
         yield (
-            f"{short_amount(p.amount.text_bytes / 4)} tokens of text are too few to pretrain a "
+            f"{short_amount(p.texts.bytes / 4)} tokens of text are too few to pretrain a "
             f"model on, so it starts from {base.source}. --from {NONE} starts from random weights"
         )
     else:
@@ -138,8 +138,8 @@ def _of_base(p: Proposal, base: LookedUp) -> Iterator[str]:
         )
 
 
-def _too_little(stage: Pretraining) -> Iterator[str]:
-    if stage.parameters is None or stage.tokens >= LEAST_RATIO * stage.parameters:
+def _too_little(stage: FromRandom) -> Iterator[str]:
+    if stage.tokens >= LEAST_RATIO * stage.parameters:
         return
     yield (
         f"so many tokens suit a model of {short_amount(stage.tokens / TOKENS_PER_PARAMETER)} "

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.new.files import Group
-from pipeline.new.job_text import scalar, source_of, with_comments
+from pipeline.new.job_text import job_text, scalar, source_of
 from pipeline.new.layouts import TextColumn, TurnsColumn
 from pipeline.new.look import Reading
 
@@ -58,4 +58,4 @@ def test_short_files_are_cut_into_paragraphs(tmp_path):
 @given(st.text(max_size=60), st.text(max_size=60))
 def test_a_comment_never_becomes_a_part_of_what_is_read(value, comment):
     lines = [("# pion new " + comment, ""), (f"to: {scalar(value)}", comment), ("a: 1", comment)]
-    assert yaml.safe_load(with_comments(lines)) == {"to": value, "a": 1}
+    assert yaml.safe_load(job_text(lines)) == {"to": value, "a": 1}

@@ -11,6 +11,7 @@ from pipeline.new.rules import (
     PRESETS,
     TOKENS_PER_PARAMETER,
     Amount,
+    FromRandom,
     StartModel,
     continued,
     default_base,
@@ -22,12 +23,13 @@ from pipeline.new.rules import (
 )
 from tests.paths import REPOSITORY
 
-DOCUMENTS = {"documents": 100_000, "long_document": 8000}
 SMALL = StartModel(135_000_000, 2048)
+NOTHING = Amount(0, 0, 0)
+CHATS = Amount(10**6, count=1000, long=1500)
 
 
 def text(megabytes):
-    return Amount(text_bytes=int(megabytes * 1e6), **DOCUMENTS)
+    return Amount(int(megabytes * 1e6), count=100_000, long=8000)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +49,6 @@ def test_the_largest_preset_has_twenty_tokens_for_each_parameter_in_four_passes(
     assert found[0].preset == largest
     assert found[-1].preset == "pion2-max-nano"
     for stage in found:
-        assert stage.parameters is not None
         assert stage.epochs <= MOST_EPOCHS * 1.001
         wanted = TOKENS_PER_PARAMETER * stage.parameters
         assert stage.tokens == wanted or (
@@ -56,7 +57,7 @@ def test_the_largest_preset_has_twenty_tokens_for_each_parameter_in_four_passes(
 
 
 def test_a_smaller_preset_always_costs_less():
-    tokens = [s.tokens * (s.parameters or 0) for s in pretrainings(text(30_000))]
+    tokens = [s.tokens * s.parameters for s in pretrainings(text(30_000))]
     assert tokens == sorted(tokens, reverse=True)
     assert len(tokens) == len(PRESETS)
 
@@ -77,27 +78,27 @@ def test_there_are_a_thousand_steps_unless_the_batch_is_at_its_smallest():
 
 @pytest.mark.parametrize("megabytes", [0.05, 0.2, 1, 10])
 def test_little_text_still_fills_batches_and_held_out_rows(megabytes):
-    stage = next(pretrainings(replace(text(megabytes), documents=100)))
+    stage = next(pretrainings(replace(text(megabytes), count=100)))
     rows = stage.own_tokens // stage.seq_len
     assert rows * stage.held_out >= 4
     assert rows * (1 - stage.held_out) >= stage.global_batch
 
 
 def test_text_of_fewer_than_five_million_tokens_starts_from_a_base():
-    assert default_base(text(10), english=True) == ENGLISH_BASES[1]
-    assert default_base(text(10), english=False) == OTHER_BASES[1]
-    assert default_base(text(25), english=True) is None
+    assert default_base(text(10), NOTHING, english=True) == ENGLISH_BASES[1]
+    assert default_base(text(10), NOTHING, english=False) == OTHER_BASES[1]
+    assert default_base(text(25), NOTHING, english=True) is None
 
 
 def test_conversations_alone_start_from_a_model_that_can_talk():
-    chats = Amount(chat_bytes=10**6, conversations=1000, long_conversation=1500)
-    assert default_base(chats, english=True) == ENGLISH_BASES[0]
-    assert default_base(chats, english=False) == OTHER_BASES[0]
+    assert default_base(NOTHING, CHATS, english=True) == ENGLISH_BASES[0]
+    assert default_base(NOTHING, CHATS, english=False) == OTHER_BASES[0]
 
 
 def test_a_base_is_trained_on_text_at_a_low_rate_within_its_context():
     stage = continued(text(10), replace(SMALL, context=512))
-    assert (stage.preset, stage.vocab_size, stage.seq_len, stage.lr) == (None, None, 512, 1e-4)
+    assert not isinstance(stage, FromRandom)
+    assert (stage.seq_len, stage.lr) == (512, 1e-4)
     assert stage.epochs == pytest.approx(3, rel=0.01)
 
 
@@ -105,10 +106,7 @@ def test_a_base_is_trained_on_text_at_a_low_rate_within_its_context():
     ("conversations", "held_out", "batch"), [(100, 0.1, 4), (2000, 0.05, 16), (50_000, 0.01, 16)]
 )
 def test_conversations_make_thirty_steps_if_they_can(conversations, held_out, batch):
-    amount = Amount(
-        chat_bytes=500 * conversations, conversations=conversations, long_conversation=700
-    )
-    stage = fine_tuning(amount, SMALL)
+    stage = fine_tuning(Amount(500 * conversations, conversations, long=700), SMALL)
     assert (stage.held_out, stage.global_batch, stage.seq_len) == (held_out, batch, 256)
     assert not stage.lora
     assert stage.lr is None
@@ -116,24 +114,21 @@ def test_conversations_make_thirty_steps_if_they_can(conversations, held_out, ba
 
 @pytest.mark.parametrize(("longest", "why"), [(4000, "nine of ten"), (8000, "the most that is")])
 def test_longer_conversations_than_any_row_are_not_said_to_fit(longest, why):
-    amount = Amount(chat_bytes=10**6, conversations=1000, long_conversation=longest)
-    stage = fine_tuning(amount, SMALL)
+    stage = fine_tuning(replace(CHATS, long=longest), SMALL)
     assert stage.seq_len == 2048
     assert stage.why_rows.startswith(why)
 
 
 def test_a_large_base_gets_lora_and_a_small_model_of_ones_own_a_higher_rate():
-    amount = Amount(chat_bytes=10**6, conversations=1000, long_conversation=1500)
-    assert fine_tuning(amount, replace(SMALL, parameters=600_000_000)).lora
-    assert fine_tuning(amount, None).lr == 1e-4
+    assert fine_tuning(CHATS, replace(SMALL, parameters=600_000_000)).lora
+    assert fine_tuning(CHATS, None).lr == 1e-4
 
 
 def test_less_money_buys_fewer_tokens_and_passes():
     stage = next(pretrainings(text(300)))
     assert shortened(stage, 0.25).tokens == stage.tokens // 4
     assert shortened(stage, 1e-9).steps == 1
-    chats = fine_tuning(Amount(0, 0, 0, 10**6, 1000, 1500), SMALL)
-    assert fewer_passes(chats, 0.5).epochs == 1.5
+    assert fewer_passes(fine_tuning(CHATS, SMALL), 0.5).epochs == 1.5
 
 
 def test_the_page_about_them_has_their_numbers():
