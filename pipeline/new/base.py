@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pion.errors import BadInput, PionError
+from pipeline.console.out import saying_if_slow
 from pipeline.job.model_section import Base
 from pipeline.machine.time_limit import within
 from pipeline.new.rules import BASE_BYTES_PER_TOKEN, ROW_LENGTHS, StartModel
@@ -59,8 +60,9 @@ def look_up(source: str, job_folder: Path) -> LookedUp:
     here = Path(source).expanduser()
     named = os.path.relpath(here, job_folder) if here.exists() else source
     try:
-        found = within(SECONDS, lambda: find_base(named, job_folder))
-        return LookedUp(named, found.base, tokenizer=found.bring(TOKENIZER))
+        with saying_if_slow(f"looking up {source}"):
+            found = within(SECONDS, lambda: find_base(named, job_folder))
+            return LookedUp(named, found.base, tokenizer=found.bring(TOKENIZER))
     except BadInput as error:
         raise BadInput(f"--from {source}: {error}. Nothing was written.") from None
     except TimeoutError:

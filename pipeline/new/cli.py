@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from pipeline.commands.arguments import Add, Argument, argument, flag
+from pipeline.commands.arguments import Add, argument, flag
 
 
 def add_new(add: Add) -> None:
@@ -37,13 +37,6 @@ def add_new(add: Add) -> None:
             choices=("text", "chats", "both"),
             help="which to use where there are text and conversations",
         ),
-        *_columns(),
-        flag("--skip-unreadable", "write a copy of the data without what can't be read"),
-    )
-
-
-def _columns() -> list[Argument]:
-    return [
         argument("--text-column", metavar="NAME", help="the column with the text"),
         argument("--turns-column", metavar="NAME", help="the column with lists of turns"),
         argument("--question-column", metavar="NAME", help="the column with the question"),
@@ -53,7 +46,8 @@ def _columns() -> list[Argument]:
             metavar="NAME=ROLE,…",
             help="what names of roles mean, such as agent=assistant,customer=user",
         ),
-    ]
+        flag("--skip-unreadable", "write a copy of the data without what can't be read"),
+    )
 
 
 def _new(args: argparse.Namespace) -> int:

@@ -33,8 +33,10 @@ def new_job(options: NewOptions) -> int:
     _refuse_names(options)
     target = options.target
     looks, base = _looks(options)
-    paths = _paths(looks, target)
-    proposal, examples = propose(options, looks, paths, base)
+    copied = [look for look in looks if not look.reading.direct]
+    for number, look in enumerate(copied):
+        look.path = target.with_name(f"{target.stem}-{COPIES[look.stage]}{number or ''}.jsonl")
+    proposal, examples = propose(options, looks, base)
     for look, shown in zip(looks, examples, strict=True):
         first = look.what if look.stage == "prefer" else f"{look.what}s"
         show(f"\nthe first {first}, with what is learned between ⟦ and ⟧:")
@@ -43,23 +45,22 @@ def new_job(options: NewOptions) -> int:
     show("\nproposed:")
     for words in (*of_proposal(proposal), *(f"note: {note}" for note in notes(proposal))):
         show(f"  {words}")
-    copies = [(look.reading, path) for look, path in zip(looks, paths) if not look.reading.direct]
-    for _, copy in copies:
-        if copy.exists():
+    for look in copied:
+        if look.path.exists():
             raise BadInput(
-                f"{copy}, the copy that the job would read, exists, and Pion never overwrites a "
-                "file. Move it, or choose another name: --out FILE. Nothing was written."
+                f"{look.path}, the copy that the job would read, exists, and Pion never overwrites "
+                "a file. Move it, or choose another name: --out FILE. Nothing was written."
             )
     text = job_text(lines_of(proposal))
     if options.dry_run:
         show(f"\n--dry-run: {target} would be:\n")
         show(text.removesuffix("\n"))
         return 0
-    for reading, copy in copies:
-        with saying_if_slow(f"writing {copy}"):
-            records, bad = write_copy(reading, copy, skip=options.skip, say=show)
+    for look in copied:
+        with saying_if_slow(f"writing {look.path}"):
+            records, bad = write_copy(look.reading, look.path, skip=options.skip, say=show)
         left_out = f", {bad:,} left out" if bad else ""
-        show(f"wrote {copy}: {counted(records, 'record')}{left_out}")
+        show(f"wrote {look.path}: {counted(records, 'record')}{left_out}")
     _write(target, text)
     show(f"wrote {target}. Next:\n  pion check {target}\n  pion plan {target}\n  pion run {target}")
     return 0
@@ -90,9 +91,10 @@ def _looks(options: NewOptions) -> tuple[list[Look], LookedUp | None]:
     for words in found.left_out:
         show(words)
     readings = decide(found, options.wishes)
+    folder = options.target.absolute().parent
     base = None
     if options.base not in (None, NONE):
-        base = _look_up(options.base, options.target)
+        base = look_up(options.base, folder)
     own = options.base == NONE or (base is not None and not base.has_template)
     with saying_if_slow(f"looking at {options.data}"):
         looks = [look_at(replace(reading, own_template=own)) for reading in readings]
@@ -101,25 +103,8 @@ def _looks(options: NewOptions) -> tuple[list[Look], LookedUp | None]:
     _refuse_problems(looks, options)
     if options.base is None:
         default = default_start(looks)
-        base = None if default is None else _look_up(default, options.target)
+        base = None if default is None else look_up(default, folder)
     return looks, base
-
-
-def _look_up(source: str, target: Path) -> LookedUp:
-    with saying_if_slow(f"looking up {source}"):
-        return look_up(source, target.absolute().parent)
-
-
-def _paths(looks: Sequence[Look], target: Path) -> list[Path]:
-    """Return where a job reads each: the files themselves, or a copy of what it can't read."""
-    paths: list[Path] = []
-    for look in looks:
-        path = look.reading.group.path
-        if not look.reading.direct:
-            number = sum(not one.reading.direct for one in looks[: len(paths)])
-            path = target.with_name(f"{target.stem}-{COPIES[look.stage]}{number or ''}.jsonl")
-        paths.append(path)
-    return paths
 
 
 def _refuse_problems(looks: Sequence[Look], options: NewOptions) -> None:

@@ -46,11 +46,11 @@ def _of_preferences(look: Look, first: Preference, job: Job | None) -> list[str]
     """Return the first preference in plain words: its place, the prompt, and each answer."""
     if job is not None and look.all_kept and look.reading.direct:
         count(job, "prefer")  # refuses what `pion check` would; a copy is not yet there
-    names = ("rejected", "chosen") if look.paired else ("undesired", "desired")
+    better, worse = ("chosen", "rejected") if look.paired else ("desired", "undesired")
     side = first.conversations[0]
     prompt = "\n".join(f"{m['role']}: {m['content'] or ''}" for m in side.messages[: side.context])
     answers = [
-        f"{names[preferred]}: ⟦{answer_of(one)}⟧"
+        f"{better if preferred else worse}: ⟦{answer_of(one)}⟧"
         for one, preferred in zip(first.conversations, first.preferred, strict=True)
     ]
     texts = [masked(text) for text in (prompt, *answers)]

@@ -191,8 +191,9 @@ def _without_descriptions(groups: list[Group]) -> tuple[list[Group], list[Path]]
     """Return the groups without a text group that only describes the others, and its files."""
     others = [g for g in groups if g.kind != "text"]
     texts = [file for g in groups if g.kind == "text" for file in g.files]
-    described = others and all(file.stem.lower() in DESCRIPTIONS for file in texts)
-    return (others, texts) if described else (groups, [])
+    if others and all(file.stem.lower() in DESCRIPTIONS for file in texts):
+        return others, texts
+    return groups, []
 
 
 def _by_ending(files: list[Path]) -> str:

@@ -147,13 +147,12 @@ def _model(p: Proposal) -> list[Line]:
 
 
 def _data(p: Proposal, stage: Pretraining) -> list[Line]:
-    seq_len, share = stage.seq_len, stage.held_out
     kept_out = "share of the documents that is kept out of training, to measure on"
     apart = Line("  documents: true", "no token sees the document before its own")
     return [
         Line("data:"),
-        Line(f"  seq_len: {seq_len}", stage.why_rows, "rows", f"{seq_len:,} tokens"),
-        Line(f"  held_out: {share:g}", kept_out, "held out", f"{share:.3g}"),
+        Line(f"  seq_len: {stage.seq_len}", stage.why_rows, "rows", f"{stage.seq_len:,} tokens"),
+        Line(f"  held_out: {stage.held_out:g}", kept_out, "held out", f"{stage.held_out:.3g}"),
         *([apart] if p.base is None else []),
         *_sources(p.sources["pretrain"]),
     ]
@@ -194,9 +193,7 @@ def _sft(p: Proposal, stage: FineTuning) -> list[Line]:
     large = "a base of this size is frozen; small additions are trained"
     stays = "the base is large; it stays as it is, and small additions are trained"
     own = "a small model of your own needs more than the default, 2e-5"
-    rate = []
-    if stage.lr is not None:
-        rate = [Line(f"  lr: {stage.lr:g}", own), Line(f"  min_lr: {stage.lr / 10:g}")]
+    rate = stage.lr
     return [
         Line("sft:"),
         Line(f"  seq_len: {seq_len}", stage.why_rows, "chat rows", f"{seq_len:,} tokens"),
@@ -204,7 +201,7 @@ def _sft(p: Proposal, stage: FineTuning) -> list[Line]:
         Line(f"  global_batch: {batch}", in_step, "chat batch", f"{batch}"),
         Line(f"  held_out: {held_out:g}", repeats, "chats held out", f"{held_out:.3g}"),
         *([Line("  lora: {}", large, "LoRA", "yes", stays)] if stage.lora else []),
-        *rate,
+        *([] if rate is None else [Line(f"  lr: {rate:g}", own), Line(f"  min_lr: {rate / 10:g}")]),
         *_sources(p.sources["sft"]),
     ]
 

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from pion.data.chat.messages import Conversation, Seen, with_texts
@@ -122,6 +123,7 @@ class Look:
     """What was seen of a group of files. Counts are of the sample.
 
     Attributes:
+        path: what a job reads: the files, or a copy of them.
         lengths: bytes of text in each record; of a preference, both sides with their prompts.
         twice: records that are copies of another one; `seen` are the marks of all.
         few: what the first records say.
@@ -134,6 +136,7 @@ class Look:
 
     reading: Reading
     sample: Sample
+    path: Path
     text_bytes: int = 0
     characters: int = 0
     lengths: list[int] = field(default_factory=list)
@@ -216,7 +219,8 @@ def look_at(reading: Reading, limit: int | None = None) -> Look:
 
     Nothing that is wrong ends the look. If anything can't be read, a job needs a copy without it.
     """
-    look = Look(reading, Sample(reading.group, limit or bounds.LOOK_BYTES))
+    group = reading.group
+    look = Look(reading, Sample(group, limit or bounds.LOOK_BYTES), group.path)
     for item in look.sample:
         try:
             _note(look, reading.content(item))

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 from pion.data.documents.languages import ENGLISH
@@ -53,16 +52,16 @@ def default_start(looks: Sequence[Look]) -> str | None:
 
 
 def propose(
-    options: NewOptions, looks: Sequence[Look], paths: Sequence[Path], base: LookedUp | None
+    options: NewOptions, looks: Sequence[Look], base: LookedUp | None
 ) -> tuple[Proposal, list[list[str]]]:
-    """Return a job for what was seen, which a job reads at `paths`, and the first records of each
-    as its model sees them. Raises BadInput if it is no valid job."""
+    """Return a job for what was seen, and the first records of each as its model sees them. Raises
+    BadInput if it is no valid job."""
     texts, chats = _amounts(looks)
     folder = options.target.absolute().parent
     sources: dict[str, list[dict[str, object]]] = {"pretrain": [], "sft": [], "prefer": []}
-    for look, path in zip(looks, paths, strict=True):
+    for look in looks:
         split = "paragraph" if look.paragraphs else "file"
-        sources[look.stage].append(source_of(look.reading, path, folder, split))
+        sources[look.stage].append(source_of(look.reading, look.path, folder, split))
     if base is None and not sources["pretrain"]:
         sources["pretrain"] = [dict(BUILT_IN)]
         texts = _built_in()
@@ -122,15 +121,16 @@ def _sizes(p: Proposal) -> Iterator[Proposal]:
         yield _with_enough_held_out(replace(p, pretraining=stage, tuning=tuning))
 
 
-def _affordable(sizes: Iterable[Proposal], job: Job) -> Proposal:
+def _affordable(sizes: Iterator[Proposal], job: Job) -> Proposal:
     """Return the largest proposal that the money buys, with its price. `job` is the largest."""
     with saying_if_slow("asking SkyPilot for the prices of machines"):
         market = on_the_market(job, ())
+    if all(offer.price is None for offer in market.offers):
+        return replace(next(sizes), price=_no_price(market))
     known, dearer = Known(bench=bench_results(())), ""
     for p in sizes:
         best = _cheapest(p, market, known)
-        buys = best is not None and (best.dollars or 0.0) <= p.options.dollars
-        if buys or not _priced(market):
+        if best is not None and (best.dollars or 0.0) <= p.options.dollars:
             return replace(p, price=_price(best, market) + dearer)
         dearer = _too_dear(p, best)
     if best is not None and best.dollars:
@@ -163,16 +163,17 @@ def _cheapest(p: Proposal, market: Compared, known: Known) -> Estimate | None:
     return min(priced, key=lambda e: e.dollars or 0.0, default=None)
 
 
-def _priced(market: Compared) -> bool:
-    return any(offer.price is not None for offer in market.offers)
+def _no_price(market: Compared) -> str:
+    """Return in a sentence that no card has a price."""
+    why = "; ".join(note for note in market.notes if not note.startswith("prices"))
+    return (
+        f"no price for any card today{f' ({why})' if why else ''}, so --dollars did not limit the "
+        "size"
+    )
 
 
 def _price(found: Estimate | None, market: Compared) -> str:
     """Return the price in a sentence, or that there is none."""
-    if found is None and not _priced(market):
-        why = "; ".join(note for note in market.notes if not note.startswith("prices"))
-        said = f"no price for any card today{f' ({why})' if why else ''}"
-        return f"{said}, so --dollars did not limit the size"
     if found is None:
         return "it fits on no card that has a price today; `pion plan` says why"
     assert found.dollars is not None

@@ -9,6 +9,7 @@ import csv
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -170,9 +171,7 @@ def _csv(file: Path, progress: Progress, most: float) -> Iterator[ReadItem]:
 
         def lines() -> Iterator[str]:
             nonlocal size
-            number = 0
-            while line := stream.readline(LONGEST_LINE):
-                number += 1
+            for number, line in enumerate(iter(partial(stream.readline, LONGEST_LINE), b""), 1):
                 size += len(line)
                 try:
                     yield decoded(line, f"{file}:{number}")
@@ -186,9 +185,7 @@ def _csv(file: Path, progress: Progress, most: float) -> Iterator[ReadItem]:
                 f"{file}:1: the lines end with CR alone, as on old Macs. Convert them with: "
                 "tr '\\r' '\\n' < FILE > NEW.csv"
             )
-        delimiter = max(DELIMITERS, key=header.count)
-        if file.suffix == ".tsv":
-            delimiter = "\t"
+        delimiter = "\t" if file.suffix == ".tsv" else max(DELIMITERS, key=header.count)
         names = [
             name.strip() for name in _next_row(csv.reader([header], delimiter=delimiter)) or []
         ]
