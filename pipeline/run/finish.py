@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,9 +54,9 @@ def finish_evaluate(
         bring_all_data,
         measure_base,
         model_before_prefer,
-        trained_run,
     )
     from pipeline.stages.evaluate import evaluate_run
+    from pipeline.stages.measures import TrainedRun
 
     head = patiently(run.read)
     assert head is not None
@@ -68,10 +67,10 @@ def finish_evaluate(
     models = patiently(lambda: {stage: bring_model(run, head, key) for stage, key in keys.items()})
     data = patiently(lambda: bring_all_data(run, head, digests))
     fetch = fetching_from(run.store, head.data.get("pretrain", ""), patiently)
-    trained = trained_run(models, data, fetch)
+    began = None
     if job.prefer is not None:
         began = model_before_prefer(job, run, head, models, say, patiently)
-        trained = replace(trained, prefer_start=began)
+    trained = TrainedRun(models, data, fetch, began)
     parts = StoredParts(say, run, digests.stages["evaluate"], Owner.me().session, patiently)
     start = measure_base(job, run, digests, say, patiently)
     results = evaluate_run(job, trained, parts, run.clock.sleep, start)

@@ -36,7 +36,6 @@ from pipeline.state.stores.retry import Patience
 
 if TYPE_CHECKING:
     from pion.model.decoder import Decoder
-    from pipeline.data.shard_cache import Fetch
 
 Row = dict[str, Any]
 MODEL = "base"
@@ -127,15 +126,7 @@ def _folders(base: Base, run: RunState, digests: Digests) -> TrainedRun:
     head = run.read()
     assert head is not None
     data = bring_all_data(run, head, digests)
-    return trained_run({MODEL: bring_base(run.store, base.hash)}, data)
-
-
-def trained_run(
-    models: Mapping[str, Path], data: Mapping[str, Path], fetch: Fetch | None = None
-) -> TrainedRun:
-    """Return the models of a run with the folders of its data, by part."""
-    texts, talks, preferences = map(data.get, ("pretrain", "sft", "prefer"))
-    return TrainedRun(models, texts, talks, fetch, preferences)
+    return TrainedRun({MODEL: bring_base(run.store, base.hash)}, data)
 
 
 def bring_all_data(run: RunState, head: Head, digests: Digests) -> dict[str, Path]:

@@ -11,7 +11,10 @@ from pipeline.stages.measures import Measures, Result
 
 def drafts_of(measures: Measures, stage: str, part: Callable[..., Result]) -> Result:
     """Return the result `drafts` of the model of `stage`; nothing without a block or text."""
-    if measures.job.model_config_resolved().draft is None or measures.trained.pretrain_data is None:
+    if (
+        measures.job.model_config_resolved().draft is None
+        or "pretrain" not in measures.trained.data
+    ):
         return {}
 
     def count() -> Result:

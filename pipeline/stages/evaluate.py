@@ -7,7 +7,6 @@ training state.
 
 from __future__ import annotations
 
-import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -23,13 +22,14 @@ from pipeline.job.stages import CONVERSING
 from pipeline.stages.core import Questions, core_of, read_questions_of
 from pipeline.stages.drafts import drafts_of
 from pipeline.stages.measures import (
-    SUMS,
+    NAMES,
     MeasuredOn,
     Measures,
     Part,
     Parts,
     Result,
     TrainedRun,
+    documents_of,
     without_sums,
 )
 from pipeline.stages.preferences import STAGE, preferences_of, text_change
@@ -102,7 +102,7 @@ class _Evaluation:
             results |= self._compared(results, self.start)
         if trained.prefer_start is not None:
             results[STAGE] = results[STAGE] | self._preferences()
-        if trained.pretrain_data is not None:
+        if "pretrain" in trained.data:
             if self.start is None:  # else the weights before training are those of the start
                 label = "untrained model on held-out text"
                 results["untrained"] = self.part("untrained.held_out", label, measures.untrained)
@@ -129,14 +129,14 @@ class _Evaluation:
         measures, trained = self.measures, self.measures.trained
         result = Result()
         compared = self.start is not None and stage == list(trained.models)[-1]
-        if trained.pretrain_data is not None and not compared:
+        if "pretrain" in trained.data and not compared:
             result |= self.part(
                 f"{stage}.held_out",
                 f"{stage} model on held-out text",
                 partial(measures.with_items, stage, "held_out"),
             )
         result |= drafts_of(measures, stage, self.part)
-        if stage in CONVERSING and trained.sft_data is not None and not compared:
+        if stage in CONVERSING and "sft" in trained.data and not compared:
             label = f"{stage} model on held-out conversations"
             compute = partial(measures.with_items, stage, "conversations")
             result |= self.part(f"{stage}.responses", label, compute)
@@ -228,9 +228,6 @@ LABELS: Mapping[MeasuredOn, str] = {
     "held_out": "held-out text",
     "text": "other text",
 }
-# The result by which two models are compared, and its unit in nats.
-RESPONSES = ("response_loss", 1.0)
-TEXT = ("bits_per_byte", math.log(2))
 
 
 @dataclass(frozen=True)
@@ -279,8 +276,7 @@ def compare(start: MeasuredStart, after: Mapping[MeasuredOn, Result]) -> Result:
     """
     change: Result = {}
     for kind, before in start.measured.items():
-        by = RESPONSES if kind == "conversations" else TEXT
-        found = _change(*by, before, after[kind])
+        found = _change(kind, before, after[kind])
         change |= {"text": found} if kind == "text" else found
     return {
         "base": as_results(start.measured),
@@ -289,19 +285,17 @@ def compare(start: MeasuredStart, after: Mapping[MeasuredOn, Result]) -> Result:
     }
 
 
-def _change(name: str, nats: float, before: Result, after: Result) -> Result:
-    """Return the change of a measure in units of `nats`, and its standard error."""
-    import numpy as np
+def _change(kind: MeasuredOn, before: Result, after: Result) -> Result:
+    """Return the change of what two models are compared by, and its standard error."""
+    from pion.evaluation.item_scores import difference
 
-    from pion.evaluation.shares import ratio
-
-    if before[SUMS]["sizes"] != after[SUMS]["sizes"]:
+    name = NAMES[kind].removeprefix("text.")
+    try:
+        value, error = difference(documents_of(before, kind), documents_of(after, kind))
+    except ValueError:
         raise BadInput(
             f"evaluate: the models before and after training were measured on different rows, so "
             f"{name} can't be compared. The trained model is safe. Delete the parts in the run's "
             "folder stages/evaluate, and run the same command again: both are measured again."
-        )
-    # A sum that is not finite is kept as null.
-    sums = [np.array(side[SUMS]["nats"], dtype=np.float64) for side in (before, after)]
-    value, error = ratio((sums[1] - sums[0]) / nats, np.array(before[SUMS]["sizes"]))
+        ) from None
     return {name: value, f"{name}_sem": error}

@@ -114,11 +114,8 @@ def run_task(
                 stderr=stderr,
                 start_new_session=True,  # so that a Ctrl-C reaches only this process
             )
-        progress = Progress(errors, say)
         try:
-            while process.poll() is None:
-                sleep(POLL_SECONDS)
-                progress.look()
+            wait_for(process, errors, sleep, say)
         finally:
             process.kill()  # does nothing if the process has ended
             process.wait()
@@ -211,25 +208,21 @@ LAST_BYTES = 4096
 _BAR = re.compile(r"Running \w+ requests: +\d+%\|[^|]*\| (\d+)/(\d+) \[")
 
 
-class Progress:
-    """Says now and then how many requests a task has answered.
-
-    Attributes:
-        errors: the task's standard error.
-        say: gets `120 of 1,319 requests`, if that has changed.
-    """
-
-    def __init__(self, errors: Path, say: Callable[[str], None]) -> None:
-        self.errors, self.say = errors, say
-        self._looks = 0
-        self._said = ""
-
-    def look(self) -> None:
-        """Look at the file each LOOKS calls."""
-        self._looks += 1
-        if self._looks % LOOKS == 0 and (now := progress_of(self.errors)) not in ("", self._said):
-            self._said = now
-            self.say(now)
+def wait_for(
+    process: subprocess.Popen[bytes],
+    errors: Path,
+    sleep: Callable[[float], None],
+    say: Callable[[str], None],
+) -> None:
+    """Wait for the end of a task. After each LOOKS sleeps, `say` gets `120 of 1,319 requests`, if
+    that has changed in `errors`, the task's standard error."""
+    looks, said = 0, ""
+    while process.poll() is None:
+        sleep(POLL_SECONDS)
+        looks += 1
+        if looks % LOOKS == 0 and (now := progress_of(errors)) not in ("", said):
+            said = now
+            say(now)
 
 
 def progress_of(errors: Path) -> str:

@@ -16,6 +16,7 @@ from pipeline.console.messages import Note, Say
 from pipeline.data.compared_text import find_text
 from pipeline.job import Job
 from pipeline.job.digest import digest_job
+from pipeline.job.stages import TRAINING
 from pipeline.state.run_state import BY_ITEM
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pion.data.stream import RowStream
     from pion.data.tokens.tokenizer import Tokenizer
     from pion.evaluation.held_out import Scorer
+    from pion.evaluation.item_scores import ItemScores
     from pion.evaluation.one_text_per_row import OwnRows
     from pion.evaluation.questions import Question
     from pion.model.decoder import Decoder
@@ -74,18 +76,14 @@ class TrainedRun:
 
     Attributes:
         models: training stage → checkpoint folder, in the order of the stages.
-        pretrain_data: the prepared text; None if the run has none.
-        sft_data: the prepared conversations; None if the run has none.
-        prefer_data: the prepared preferences; None if the run has none.
+        data: training stage → folder of the prepared data, of each stage that has some.
         fetch: downloads a shard of the text that is not on this machine.
         prefer_start: the model that `prefer` starts from; None without this stage.
     """
 
     models: Mapping[str, Path]
-    pretrain_data: Path | None
-    sft_data: Path | None
+    data: Mapping[str, Path]
     fetch: Fetch | None = None
-    prefer_data: Path | None = None
     prefer_start: PreferenceStart | None = None
 
 
@@ -155,18 +153,12 @@ class Measures:
     def packed(self, result: Result, kind: MeasuredOn) -> Result:
         """Return what `with_sums` has measured of each document, packed, by its name; {} for very
         many documents. By these sums two runs are compared that were measured on the same."""
-        import numpy as np
+        from pion.evaluation.item_scores import pack
 
-        from pion.evaluation.item_scores import ItemScores, pack
-
-        sums = result[SUMS]
-        if len(sums["sizes"]) > MOST_DOCUMENTS:
+        documents = documents_of(result, kind)
+        if len(documents.scores) > MOST_DOCUMENTS:
             return {}
-        unit = 1.0 if kind == "conversations" else math.log(2)
-        # A sum that is not finite is kept as null.
-        scores = np.array(sums["nats"], dtype=np.float64) / unit
-        items = ItemScores(scores, sizes=np.array(sums["sizes"], dtype=np.int64))
-        return {NAMES[kind]: {"key": self._same_documents(kind), **pack(items)}}
+        return {NAMES[kind]: {"key": self._same_documents(kind), **pack(documents)}}
 
     def _same_documents(self, kind: MeasuredOn) -> Result:
         """Return what two runs have in common if they are measured on the same documents."""
@@ -220,7 +212,7 @@ class Measures:
         """Return the questions that prepare cut from held-out text; none if there was no text."""
         from pion.evaluation.questions import read_questions
 
-        folder = self.trained.pretrain_data
+        folder = self.trained.data.get("pretrain")
         if folder is None or not (folder / CHOICES).exists():
             return []
         return read_questions(folder / CHOICES)[: self.job.evaluate.continuations]
@@ -232,7 +224,7 @@ class Measures:
         if self._loaded is None or self._loaded[0] != stage:
             self._loaded = None  # free it before loading the next model
             start = self.trained.prefer_start
-            if stage in self.trained.models or start is None or start.load is None:
+            if stage in self.trained.models or start is None:
                 model = load_model_in(self.trained.models[stage])
             else:
                 model = start.load()
@@ -282,9 +274,8 @@ class Measures:
         """The prepared data of each training stage that has some, in the order of the stages."""
         from pipeline.data.prepared import open_data
 
-        of = self.trained
-        folders = {"pretrain": of.pretrain_data, "sft": of.sft_data, "prefer": of.prefer_data}
-        return {stage: open_data(folder) for stage, folder in folders.items() if folder is not None}
+        folders = self.trained.data
+        return {stage: open_data(folders[stage]) for stage in TRAINING if stage in folders}
 
     @property
     def chat_path(self) -> Path:
@@ -310,12 +301,11 @@ class Measures:
 
         return torch_dtype(pick_dtype(self.job.hardware.dtype, self.device))
 
-    def rows_of(self, split: str, stage: str | None = None, window: int | None = None) -> RowStream:
-        """Return the rows of "train" or "held_out" of a training stage; without a stage, of the
-        first one that has data. `window` is the job's unless it is given."""
-        data = self.data[stage or next(iter(self.data))]
+    def rows_of(self, split: str, stage: str, window: int | None = None) -> RowStream:
+        """Return the rows of "train" or "held_out" of a training stage. `window` is the job's
+        unless it is given."""
         window, documents = window or self.job.data.window, self.job.within_documents
-        return data.stream(split, self.job.seed, window, self._shard_cache, documents)
+        return self.data[stage].stream(split, self.job.seed, window, self._shard_cache, documents)
 
     def _shard_cache(self) -> ShardCache:
         from pipeline.data.hub import download_shard
@@ -328,6 +318,19 @@ class Measures:
 
     def _rows(self, stream: RowStream | OwnRows) -> range:
         return range(min(self.job.evaluate.final_rows, stream.total_rows))
+
+
+def documents_of(result: Result, kind: MeasuredOn) -> ItemScores:
+    """Return the sum of each document that `with_sums` has measured: nats of conversations, bits of
+    text."""
+    import numpy as np
+
+    from pion.evaluation.item_scores import ItemScores
+
+    sums, unit = result[SUMS], 1.0 if kind == "conversations" else math.log(2)
+    # A sum that is not finite is kept as null.
+    scores = np.array(sums["nats"], dtype=np.float64) / unit
+    return ItemScores(scores, sizes=np.array(sums["sizes"], dtype=np.int64))
 
 
 def without_sums(result: Result) -> Result:

@@ -225,9 +225,7 @@ def text_change(
     """
     began = measures.trained.prefer_start
     assert began is not None
-    kind: MeasuredOn = "text" if measures.trained.pretrain_data is None else "held_out"
-    if began.load is None:
-        return {}
+    kind: MeasuredOn = "held_out" if "pretrain" in measures.trained.data else "text"
     known = dict(items)
     if began.name == "base":
         for of, measured in base.items():

@@ -1,4 +1,3 @@
-import dataclasses
 import gc
 import json
 import math
@@ -52,8 +51,8 @@ class World:
     def __init__(self, root):
         self.root = root
         self.tokenizer = train_bpe([*TEXT, "<|user|>\n<|assistant|>\n"], 300)
-        self.pretrain_data = self._text(root / "pretrain")
-        self.sft_data = self._conversations(root / "sft")
+        texts, talks = self._text(root / "pretrain"), self._conversations(root / "sft")
+        self.data = {"pretrain": texts, "sft": talks}
         self.models = {
             stage: self._checkpoint(root / "checkpoints" / stage, seed)
             for stage, seed in (("pretrain", 1), ("sft", 2))
@@ -77,8 +76,7 @@ class World:
     def run(self, job, parts, sleep=lambda seconds: None, start=None, **changed):
         """Return the results and the computed parts; `changed` are fields of what was trained."""
         said = []
-        trained = TrainedRun(self.models, self.pretrain_data, self.sft_data)
-        trained = dataclasses.replace(trained, **changed)
+        trained = TrainedRun(**{"models": self.models, "data": self.data} | changed)
         parts.say = lambda note: said.append(note.text)
         return evaluate_run(job, trained, parts, sleep, start), said
 
@@ -259,7 +257,8 @@ def test_where_another_owner_kept_a_part_first_its_result_counts(world, monkeypa
 
 def test_what_the_job_does_not_have_is_left_out(world):
     sft = {"sft": world.models["sft"]}
-    without_text, _ = world.run(world.job(), Folder(), models=sft, pretrain_data=None)
+    talks = {"sft": world.data["sft"]}
+    without_text, _ = world.run(world.job(), Folder(), models=sft, data=talks)
     assert set(without_text) == {"sft"}
     assert "response_loss" in without_text["sft"]
     assert "loss" not in without_text["sft"]
@@ -350,4 +349,4 @@ def test_a_task_is_asked_as_the_job_says_and_the_score_of_each_question_is_kept(
     world.run(job, parts)
     (request,) = answering()
     assert (request["chat"], request["tuned"], request["limit"]) == (chat, True, 3)
-    assert request["tokenizer"] == str(world.sft_data / "tokenizer.json")
+    assert request["tokenizer"] == str(world.data["sft"] / "tokenizer.json")

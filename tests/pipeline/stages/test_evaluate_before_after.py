@@ -20,8 +20,7 @@ def world(tmp_path_factory):
 
 def start_of(world, folder, *kinds):
     """Return what is measured of the model in `folder`, as before training."""
-    trained = TrainedRun({"base": folder}, world.pretrain_data, world.sft_data)
-    measures = Measures(world.job(), trained, on_batch=lambda: None)
+    measures = Measures(world.job(), TrainedRun({"base": folder}, world.data), lambda: None)
     names = {kind: kind for kind in kinds or LABELS}
     return MeasuredStart(measure_each(measures, "base", names, Folder()), SHA)
 
@@ -90,8 +89,8 @@ def test_both_models_are_measured_on_the_same_rows_under_the_names_of_other_resu
 
 def test_without_text_of_its_own_a_run_is_compared_on_conversations_and_the_other_text(world):
     start = start_of(world, world.models["pretrain"], "conversations", "text")
-    sft = {"sft": world.models["sft"]}
-    results, _ = world.run(world.job(), Folder(), models=sft, pretrain_data=None, start=start)
+    models, data = ({"sft": of["sft"]} for of in (world.models, world.data))
+    results, _ = world.run(world.job(), Folder(), start=start, models=models, data=data)
     assert set(results) == {"sft", "base", "change", "compared_text"}
     assert set(results["change"]) == {"response_loss", "response_loss_sem", "text"}
     assert "loss" not in results["sft"]

@@ -38,7 +38,7 @@ class PreferWorld(World):
         super().__init__(root)
         self.models["prefer"] = self._checkpoint(root / "checkpoints" / "prefer", 3)
         _turn_around(self.models["prefer"])
-        self.prefer_data = self._pairs(root / "pairs")
+        self.data["prefer"] = self._pairs(root / "pairs")
 
     def job(self, **prefer):
         job = super().job(continuations=0, ngram_order=0)
@@ -53,13 +53,12 @@ class PreferWorld(World):
         kept = Folder() if parts is None else parts
         load = partial(load_model_in, self.models["sft"])
         began = PreferenceStart("sft", load) if start is None else start
-        fields = {"prefer_data": self.prefer_data, "prefer_start": began} | changed
-        results, said = self.run(job, kept, **fields)
+        results, said = self.run(job, kept, prefer_start=began, **changed)
         return results["prefer"], said, kept
 
     def reference(self, folder, sums, dtype, residual="float32"):
         """Write the stored numbers of a reference for as many answers as each split has."""
-        data = open_data(self.prefer_data)
+        data = open_data(self.data["prefer"])
         splits = {}
         for split in SPLITS:
             stream = data.stream(split, 0, 1)
@@ -93,7 +92,7 @@ class PreferWorld(World):
     def held_out(self):
         """Return the held-out rows in the order of the evaluation."""
         job = self.job()
-        return open_data(self.prefer_data).stream("held_out", job.seed, job.data.window)
+        return open_data(self.data["prefer"]).stream("held_out", job.seed, job.data.window)
 
     def _pair(self, prompt, draw):
         question = Turn("user", f"what is {prompt}?")
@@ -196,8 +195,8 @@ def test_the_change_of_text_is_that_of_the_two_models_on_held_out_text(world, un
 
 
 def test_without_text_of_its_own_the_other_text_is_measured_with_both(world):
-    models = {stage: world.models[stage] for stage in ("sft", "prefer")}
-    result, said, _ = world.evaluated(world.job(), models=models, pretrain_data=None)
+    own = [{stage: of[stage] for stage in ("sft", "prefer")} for of in (world.models, world.data)]
+    result, said, _ = world.evaluated(world.job(), models=own[0], data=own[1])
     assert [words for words in said if "other text" in words] == [
         "evaluate: sft model on other text",
         "evaluate: prefer model on other text",
@@ -213,9 +212,7 @@ def test_the_change_of_text_from_the_model_of_others_is_the_change_of_the_run(wo
         job,
         kept := Folder(),
         models={"prefer": world.models["prefer"]},
-        pretrain_data=None,
-        sft_data=None,
-        prefer_data=world.prefer_data,
+        data={"prefer": world.data["prefer"]},
         prefer_start=PreferenceStart("base", partial(load_model_in, folder)),
         start=MeasuredStart(start_of(world, folder, "text").measured, find_text(job).sha256),
     )
@@ -321,7 +318,7 @@ def test_scores_of_single_pairs_and_answers_are_kept_to_compare_runs(world, unbr
 
 def test_single_answers_have_an_accuracy_by_where_they_moved(world):
     job = world.job(loss="apo-zero")
-    result, _, _ = world.evaluated(job, prefer_data=labels_of(world))
+    result, _, _ = world.evaluated(job, data=world.data | {"prefer": labels_of(world)})
     found = result["preferences"]
     assert (found["kind"], found["items"], found["desired"]) == ("labels", 60, 0.5)
     assert found["before"] == found["change"] == {}
@@ -333,7 +330,7 @@ def test_single_answers_have_an_accuracy_by_where_they_moved(world):
 def labels_of(world):
     """Return the folder of the same answers as data with labels."""
     folder = world.root / "labels"
-    shutil.copytree(world.prefer_data, folder)
+    shutil.copytree(world.data["prefer"], folder)
     for path in folder.rglob("manifest.json"):
         dataclasses.replace(Manifest.read(path), kind="labels").write(path)
     return folder

@@ -6,6 +6,7 @@ import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from pion.errors import Interrupted
 from pion.evaluation.item_scores import unpack
 from pion.formats.export import export_model
-from pipeline.stages.lm_eval import Progress, TaskRequest, hub_is_reachable, progress_of, run_task
+from pipeline.stages.lm_eval import TaskRequest, hub_is_reachable, progress_of, run_task, wait_for
 from pipeline.state.run_state import BY_ITEM
 from tests.support.lm_eval_tasks import QUESTIONS, own_model, write_tasks
 from tests.support.scripts import python_that
@@ -234,12 +235,13 @@ def test_the_last_bar_counts(text, said, tmp_path):
 
 def test_the_same_is_said_once(tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.stages.lm_eval.LOOKS", 2)
-    said = []
-    progress = Progress(tmp_path / "stderr", said.append)
-    for done in (1, 2, 2, 3):
-        (tmp_path / "stderr").write_text(BAR.format(done=done))
-        progress.look()
-        progress.look()
+    said, left = [], [1, 1, 2, 2, 2, 2, 3, 3]
+    process = SimpleNamespace(poll=lambda: None if left else 0)
+
+    def sleep(_):
+        (tmp_path / "stderr").write_text(BAR.format(done=left.pop(0)))
+
+    wait_for(process, tmp_path / "stderr", sleep, said.append)
     assert said == [f"{done} of 1,319 requests" for done in (1, 2, 3)]
 
 
