@@ -7,7 +7,6 @@ anywhere, and begun again, does the runs that are left, and ends with the same f
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Sequence
 
@@ -49,7 +48,7 @@ class Climb:
 
     def look(self) -> Ladder:
         """Return the ladder as it is now."""
-        return look(self._job, self._rungs, self._of, self._work.record, self._runs)
+        return look(self._job.name, self._work.record, self._runs)
 
     def go(self) -> Ladder:
         """Do what is left, and return the ladder as it then is. A cap that is reached is in its
@@ -83,26 +82,24 @@ class Climb:
         run, expected = self._of[name], before.expected_hours(before.step(name))
         code = self._work.advance(run, title, before.spent_by_run, expected)
         ladder = self.look()
-        result = ladder.step(name).result
+        step = ladder.step(name)
         if code == Stopped.exit_code:
             raise self._why_stopped(ladder, name)
-        if code == 0 and result is not None and 0 < result.bits_per_byte < math.inf:
-            self._say(f"{name}: {result.bits_per_byte:.4f} bits per byte")
+        if code == 0 and step.result is not None:
+            self._say(f"{name}: {step.result.bits_per_byte:.4f} bits per byte")
             return
-        if code == 0 and result is None:
+        if code == 0 and step.failed is None:
             raise BadInput(
                 f"run {name} is finished with settings other than this ladder's. The job file may "
                 "have changed meanwhile. Every run is kept. Run the same command again."
             )
-        why = "its held-out loss is not a number"
-        if code != 0:
-            failed = "failed (see above), and not because it diverged. Every finished run is kept."
-            why = self._work.why_diverged(run, "pretrain", failed)
+        failed = "failed (see above), and not because it diverged. Every finished run is kept."
+        why = step.failed or self._work.why_diverged(run, "pretrain", failed)
         self._work.give_up(run, why, "The fit leaves it out.")
 
     def _why_stopped(self, ladder: Ladder, name: str) -> Stopped:
         """Return why a run stopped before its end: the cap, or a request."""
-        cap = self._work.cap
+        cap = ladder.cap
         if reached(cap, ladder.spent) and not any(step.done for step in ladder.steps):
             return Stopped(
                 f"the cap of {cap} buys less than the smallest run of the ladder, {name}. "
@@ -133,7 +130,7 @@ class Climb:
             self._say(f"no fit: {error}")
             return None
         found = fit(points)
-        self._work.change(lambda old: {"fit": found.record()})
+        self._work.change(lambda old: {"fit": found})
         return found
 
     def _predict(self, found: Fit) -> None:

@@ -181,7 +181,7 @@ def _as_json(ladder: Ladder, page: str) -> dict[str, Any]:
     return {
         "ladder": ladder.name,
         "runs": [_step_json(step) for step in ladder.steps],
-        "fit": None if ladder.fit is None else ladder.fit.record(),
+        "fit": None if ladder.fit is None else dataclasses.asdict(ladder.fit),
         "cap": dataclasses.asdict(ladder.cap),
         "hours": ladder.spent.hours,
         "dollars": ladder.spent.dollars,
@@ -199,7 +199,7 @@ def _step_json(step: Step) -> dict[str, Any]:
         "flops": rung.flops,
         "held_out": rung.held_out,
         "bits_per_byte": None if result is None else result.bits_per_byte,
-        "bits_per_byte_sem": None if result is None else result.sem,
+        "bits_per_byte_sem": None if result is None else result.bits_per_byte_sem,
         "failed": step.failed,
         "predicted": None if said is None else dataclasses.asdict(said),
         "error": step.error,

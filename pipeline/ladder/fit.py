@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from annotated_types import Ge, Lt
@@ -25,7 +25,7 @@ from pipeline.ladder.law import (
     terms,
     training_flops,
 )
-from pipeline.state.record_json import build, closed_record
+from pipeline.state.record_json import closed_record
 
 # The share of results that an interval holds.
 HELD = 0.90
@@ -47,11 +47,14 @@ class Prediction:
 @dataclass(frozen=True)
 class Fit:
     """A law, and the points that it was fitted to. The noise is the standard deviation of a run
-    from the law, in bits per byte."""
+    from the law, in bits per byte. Raises BadInput for points that no fit has."""
 
     points: tuple[Point, ...]
     law: Law
     noise: Annotated[float, Ge(0), Lt(1e9)]
+
+    def __post_init__(self) -> None:
+        check_points(self.points)
 
     @property
     def largest_flops(self) -> float:
@@ -82,18 +85,6 @@ class Fit:
         middle = self.law.loss(macs_per_token, tokens)
         low, high = possible_results(_measured(self.points), self.law, macs_per_token, tokens, HELD)
         return Prediction(middle, min(low, middle), max(high, middle))
-
-    def record(self) -> dict[str, Any]:
-        """Return the fit as plain JSON."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any], where: str = "the fit of the ladder") -> Fit:
-        """Return the fit that `record` returned. Raises BadInput that names the file `where` and
-        the place in it for a value that no fit has."""
-        found = build(cls, record, where)
-        check_points(found.points)
-        return found
 
 
 def fit(points: Sequence[Point]) -> Fit:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pion.errors import BadInput, PionError
 from pipeline.console.formats import counted
-from pipeline.job import Job
 from pipeline.ladder.cap import Cap, expected_hours, total
 from pipeline.ladder.fit import Fit
-from pipeline.ladder.grid import Rung
 from pipeline.ladder.law import Point
-from pipeline.ladder.record import LadderRecord, PredictionRecord, record_key
-from pipeline.ladder.runs import Result, Run, Runs, result_in
-from pipeline.state.head import Spent
+from pipeline.ladder.record import LadderRecord, PredictionRecord, RungRecord
+from pipeline.ladder.runs import Runs
+from pipeline.report.results import Evaluated, result_of
+from pipeline.state.head import Head, Spent
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Step:
         data: the fingerprint of the prepared data that it trains on.
     """
 
-    rung: Rung
-    result: Result | None = None
+    rung: RungRecord
+    result: Point | None = None
     failed: str | None = None
     prediction: PredictionRecord | None = None
     spent: Spent | None = None
@@ -85,17 +85,7 @@ class Ladder:
         """Return the results to fit. Raises BadInput if runs trained on different data."""
         found = [s for s in self.steps if not s.rung.held_out and s.result is not None]
         _require_same_data(found)
-        return [
-            Point(
-                step.rung.name,
-                step.rung.macs_per_token,
-                step.rung.tokens,
-                step.result.bits_per_byte,
-                step.result.sem,
-            )
-            for step in found
-            if step.result is not None
-        ]
+        return [step.result for step in found if step.result is not None]
 
     def expected_hours(self, step: Step) -> float | None:
         """Return how many more hours a run takes; None if nothing is known."""
@@ -110,38 +100,53 @@ class Ladder:
         return max(0.0, whole - step.spent.hours)
 
 
-def look(
-    job: Job, rungs: Sequence[Rung], of: Mapping[str, Run], record: LadderRecord, runs: Runs
-) -> Ladder:
-    """Return the ladder of `job` as its record and the HEADs of its runs say.
+def look(name: str, record: LadderRecord, runs: Runs) -> Ladder:
+    """Return the ladder of this name as its record and the HEADs of its runs say.
 
-    `of` has the run of each rung, by name. Raises Damaged and StoreError.
+    Raises Damaged and StoreError.
     """
-    heads = runs.heads(of)
-    steps = []
-    for rung in rungs:
-        name, head = rung.name, heads.get(rung.name)
-        failed = record.failed.get(name)
-        steps.append(
-            Step(
-                rung=rung,
-                result=None
-                if failed
-                else result_in(head, of[name].digests, f"{runs.store.url}/{name}"),
-                failed=failed,
-                prediction=record.predictions.get(name),
-                spent=None if head is None else head.spent,
-                data="" if head is None else head.data.get("pretrain", "").rpartition("/")[0],
-            )
-        )
-    file = f"{runs.store.url}/{record_key(job.name)}"
+    heads, url = runs.heads(rung.name for rung in record.rungs), runs.store.url
     return Ladder(
-        name=job.name,
-        url=f"{runs.store.url}/{job.name}",
-        steps=steps,
-        fit=None if record.fit is None else Fit.from_record(record.fit, file),
-        cap=Cap(record.hours, record.dollars),
+        name=name,
+        url=f"{url}/{name}",
+        steps=[
+            _step(rung, record, heads.get(rung.name), f"{url}/{rung.name}") for rung in record.rungs
+        ],
+        fit=record.fit,
+        cap=record.cap,
     )
+
+
+def _step(rung: RungRecord, record: LadderRecord, head: Head | None, where: str) -> Step:
+    """Return what the run at the address `where`, whose HEAD this is, has reached."""
+    prediction, failed = record.predictions.get(rung.name), record.failed.get(rung.name)
+    if head is None:
+        return Step(rung, failed=failed, prediction=prediction)
+    result = None if failed else result_in(head, rung, where)
+    if result is not None and not 0 < result.bits_per_byte < math.inf:
+        result, failed = None, "its held-out loss is not a number"
+    return Step(
+        rung=rung,
+        result=result,
+        failed=failed,
+        prediction=prediction,
+        spent=head.spent,
+        data=head.data.get("pretrain", "").rpartition("/")[0],
+    )
+
+
+def result_in(head: Head, rung: RungRecord, where: str) -> Point | None:
+    """Return the result of a finished run; None if it is not finished with the rung's settings.
+
+    A loss that is not finite is NaN: the store keeps it as null. Raises Damaged.
+    """
+    evaluated = head.stages.get("evaluate")
+    if evaluated is None or evaluated.digest != rung.digest:
+        return None
+    measured = result_of(Evaluated, head, "evaluate", where).get("pretrain", {})
+    bits, sem = measured.get("bits_per_byte"), measured.get("bits_per_byte_sem")
+    bits = math.nan if bits is None else bits
+    return Point(rung.name, rung.macs_per_token, rung.tokens, bits, sem)
 
 
 def _require_same_data(steps: Sequence[Step]) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -14,10 +15,11 @@ from string import Template
 from pion.files import write_atomically
 from pipeline.console.formats import measured, short_amount
 from pipeline.console.masking import masked
+from pipeline.ladder.fit import Fit
 from pipeline.ladder.look import Ladder, Step
-from pipeline.ladder.record import page_key
 from pipeline.report.report_file import PAGE as RUN_PAGE
 from pipeline.state.stores import Store
+from pipeline.state.stores.base import LADDERS
 
 PAGE = Path(__file__).with_name("page")
 _POLICY = (
@@ -42,7 +44,7 @@ def write_page(ladder: Ladder, store: Store) -> str:
     Of a remote store, a copy is written to the working directory, and its path is returned. Raises
     StoreError.
     """
-    key, html = page_key(ladder.name), page_html(ladder)
+    key, html = f"{LADDERS}/{ladder.name}/ladder.html", page_html(ladder)
     store.write(key, html)
     store.flush()
     path = store.local_path(key)
@@ -103,7 +105,9 @@ def cells_of(step: Step) -> list[str]:
         short_amount(rung.macs_per_token),
         short_amount(rung.tokens),
         f"{rung.flops:.2g}",
-        step.failed or "–" if result is None else measured(result.bits_per_byte, result.sem, 4),
+        step.failed or "–"
+        if result is None
+        else measured(result.bits_per_byte, result.bits_per_byte_sem, 4),
         "" if said is None else f"{said.bits_per_byte:.4f}",
         "" if said is None else f"{said.low:.4f} to {said.high:.4f}",
         "" if error is None else f"{100 * error:+.2f} %",
@@ -144,19 +148,21 @@ class _Axis:
 
 def chart(ladder: Ladder) -> str:
     """Return the chart as an SVG element, or a sentence if nothing is measured yet."""
-    found = [step for step in ladder.steps if step.result is not None]
-    drawable = [s for s in found if s.result is not None and 0 < s.result.bits_per_byte < math.inf]
+    drawable = [step for step in ladder.steps if step.result is not None]
     if not drawable:
         return '<p class="faint">Nothing is measured yet.</p>'
     sizes = sorted({step.rung.macs_per_token for step in drawable})
     x = _axis([float(s.rung.tokens) for s in drawable], LEFT, WIDTH - RIGHT)
     losses = [s.result.bits_per_byte for s in drawable if s.result is not None]
-    y = _axis([*losses, *_ends(ladder, sizes, x)], HEIGHT - BOTTOM, TOP)
-    parts = [*_grid(x, y)]
-    parts += _names(ladder, sizes, x, y)
+    tokens = x.values(POINTS_OF_CURVE)
+    curves = {size: _curve(ladder.fit, size, tokens) for size in sizes if ladder.fit is not None}
+    y = _axis([*losses, *itertools.chain(*curves.values())], HEIGHT - BOTTOM, TOP)
+    parts = [*_grid(x, y), *_names(curves, y)]
     for number, size in enumerate(sizes):
         color = number % COLORS
-        parts += _curve(ladder, size, color, x, y)
+        if size in curves:
+            path = " ".join(f"{x.at(t)},{y.at(b)}" for t, b in zip(tokens, curves[size]))
+            parts.append(f'<polyline class="curve s{color}" points="{path}"/>')
         parts += [
             p for s in drawable if s.rung.macs_per_token == size for p in _dot(s, color, x, y)
         ]
@@ -173,12 +179,9 @@ def _axis(values: Sequence[float], first: float, last: float) -> _Axis:
     return _Axis(low / room, high * room, first, last)
 
 
-def _ends(ladder: Ladder, sizes: Sequence[int], x: _Axis) -> Iterator[float]:
-    """Yield the ends of the law's curves, which the chart has room for."""
-    if ladder.fit is not None:
-        for size in (sizes[0], sizes[-1]):
-            yield ladder.fit.law.loss(size, x.low)
-            yield ladder.fit.law.loss(size, x.high)
+def _curve(fit: Fit, size: int, tokens: Sequence[float]) -> list[float]:
+    """Return the bits per byte of a size after these tokens, by the law."""
+    return [fit.law.loss(size, after) for after in tokens]
 
 
 def _grid(x: _Axis, y: _Axis) -> Iterator[str]:
@@ -194,11 +197,9 @@ def _grid(x: _Axis, y: _Axis) -> Iterator[str]:
     yield f'<text x="{LEFT - 52}" y="{TOP - 16}">bits per byte</text>'
 
 
-def _names(ladder: Ladder, sizes: Sequence[int], x: _Axis, y: _Axis) -> Iterator[str]:
+def _names(curves: Mapping[int, Sequence[float]], y: _Axis) -> Iterator[str]:
     """Yield the names of the sizes at the ends of their curves, the smallest size at the top."""
-    if ladder.fit is None:
-        return
-    places = [y.at(ladder.fit.law.loss(size, x.high)) + 4 for size in sizes]
+    places = [y.at(bits[-1]) + 4 for bits in curves.values()]
     for number in range(1, len(places)):
         places[number] = max(places[number], places[number - 1] + LINE)
     # No name is below the axis, where the numbers of tokens are.
@@ -206,25 +207,15 @@ def _names(ladder: Ladder, sizes: Sequence[int], x: _Axis, y: _Axis) -> Iterator
     for number in reversed(range(len(places))):
         lowest = places[number] = min(places[number], lowest)
         lowest -= LINE
-    for number, size in enumerate(sizes):
+    for number, size in enumerate(curves):
         place = f'x="{WIDTH - RIGHT + 6}" y="{round(places[number], 1)}"'
         yield f'<text class="f{number % COLORS}" {place}>{short_amount(size)}</text>'
 
 
-def _curve(ladder: Ladder, size: int, color: int, x: _Axis, y: _Axis) -> Iterator[str]:
-    if ladder.fit is None:
-        return
-    places = [
-        (x.at(tokens), y.at(ladder.fit.law.loss(size, tokens)))
-        for tokens in x.values(POINTS_OF_CURVE)
-    ]
-    path = " ".join(f"{a},{b}" for a, b in places)
-    yield f'<polyline class="curve s{color}" points="{path}"/>'
-
-
 def _dot(step: Step, color: int, x: _Axis, y: _Axis) -> Iterator[str]:
     assert step.result is not None
-    at, bits, sem = x.at(step.rung.tokens), step.result.bits_per_byte, step.result.sem
+    at, bits = x.at(step.rung.tokens), step.result.bits_per_byte
+    sem = step.result.bits_per_byte_sem
     title = f"<title>{escape(step.rung.name)}: {bits:.4f}</title>"
     if sem and sem < bits:
         top, bottom = y.at(bits + sem), y.at(bits - sem)

@@ -17,6 +17,7 @@ from pipeline.job.digest import Difference, Digests, Inputs, differences, digest
 from pipeline.ladder.cap import Cap
 from pipeline.ladder.fit import Fit, Prediction
 from pipeline.ladder.grid import Rung
+from pipeline.ladder.law import training_flops
 from pipeline.ladder.runs import Run
 from pipeline.state.record_file import RecordFile, strictly
 from pipeline.state.record_json import Amount, Count, Time, closed_record
@@ -26,6 +27,10 @@ from pipeline.state.stores.base import LADDERS, is_run_name
 FORMAT = 1
 # A difference of more runs than this is shown by its first ones.
 SHOWN = 6
+# Settings that decide which text is predicted and how it is counted, but for those that decide only
+# the order of its rows, or how much of it there is.
+_OF_THE_TEXT = ("data.", "tokenizer.")
+_ORDER_OR_AMOUNT = ("data.window", "data.shard_rows", ".max_documents")
 
 
 @closed_record
@@ -39,6 +44,11 @@ class RungRecord:
     tokens: Count
     held_out: bool
 
+    @property
+    def flops(self) -> float:
+        """The FLOPs of its training with the model's weights."""
+        return training_flops(self.macs_per_token, self.tokens)
+
 
 @closed_record
 @dataclass(frozen=True)
@@ -49,63 +59,72 @@ class PredictionRecord(Prediction):
 
 
 @closed_record
+@dataclass(frozen=True, kw_only=True)
+class WorkRecord:
+    """What a ladder and a search keep alike.
+
+    Attributes:
+        hours, dollars: the cap over all runs; None: there is none.
+        failed: why a run has no result, by its name.
+    """
+
+    hours: Amount | None = None
+    dollars: Amount | None = None
+    failed: Mapping[str, str] = field(default_factory=dict)
+    format: int = FORMAT
+
+    @property
+    def cap(self) -> Cap:
+        """The cap over all runs."""
+        return Cap(self.hours, self.dollars)
+
+
+@closed_record
 @dataclass(frozen=True)
-class LadderRecord:
+class LadderRecord(WorkRecord):
     """A ladder.
 
     Attributes:
         settings: those of the job that its runs follow from, by dotted key.
         rungs: its runs: those to fit, then those held out, the cheapest first of each.
-        hours, dollars: the cap over all its runs; None: there is none.
         predictions: by the name of the held-out run.
-        failed: why a run has no result, by its name.
-        fit: the record of the fit; None before there is one.
+        fit: None before there is one.
     """
 
     settings: Mapping[str, Any]
     rungs: tuple[RungRecord, ...]
-    hours: Amount | None = None
-    dollars: Amount | None = None
     predictions: Mapping[str, PredictionRecord] = field(default_factory=dict)
-    failed: Mapping[str, str] = field(default_factory=dict)
-    fit: Mapping[str, Any] | None = None
-    format: int = FORMAT
+    fit: Fit | None = None
+
+    def other_text(self, digests: Digests) -> list[Difference]:
+        """Return the settings of the data and the tokenizer in which the ladder's runs differ from
+        a job with these digests: bits per byte of other text are not comparable."""
+        own = digests.inputs["data.pretrain"] | digests.inputs["pretrain"]
+        return [
+            one
+            for one in differences(dict(self.settings), own, digests.before)
+            if one.path.startswith(_OF_THE_TEXT) and not one.path.endswith(_ORDER_OR_AMOUNT)
+        ]
 
 
 @closed_record
 @dataclass(frozen=True)
-class SearchRecord:
-    """A search: its settings and rounds, its cap, and why runs have no result, by their names.
-
-    `choice` is the chosen setting; None before there is one.
-    """
+class SearchRecord(WorkRecord):
+    """A search: its settings and rounds. `choice` is the chosen setting; None before there is
+    one."""
 
     stage: str
     settings: tuple[str, ...]
     seeds: tuple[Count, ...]
     rounds: tuple[Count, ...]
-    hours: Amount | None = None
-    dollars: Amount | None = None
-    failed: Mapping[str, str] = field(default_factory=dict)
     choice: str | None = None
-    format: int = FORMAT
-
-
-def record_key(name: str) -> str:
-    """Return the store's key of a ladder's record."""
-    return f"{LADDERS}/{name}.json"
-
-
-def page_key(name: str) -> str:
-    """Return the store's key of a ladder's page."""
-    return f"{LADDERS}/{name}/ladder.html"
 
 
 def ladder_file(store: Store, name: str) -> RecordFile[LadderRecord]:
     """Return the record of the ladder called `name`."""
     return RecordFile(
         store,
-        record_key(name),
+        f"{LADDERS}/{name}.json",
         strictly(LadderRecord, FORMAT),
         advice="Delete this file. The runs of the ladder keep their results, and the next "
         "`pion ladder` fits them again.",
@@ -190,34 +209,11 @@ def _other_rungs(old: Sequence[RungRecord], new: Sequence[RungRecord]) -> list[s
 # ---------------------------------------------------------------- a finished ladder
 
 
-# Settings that decide which text is predicted and how it is counted, but for those that decide only
-# the order of its rows, or how much of it there is.
-_OF_THE_TEXT = ("data.", "tokenizer.")
-_ORDER_OR_AMOUNT = ("data.window", "data.shard_rows", ".max_documents")
 WITHOUT = "Without --ladder, sizes follow a rule, and no loss is predicted."
 
 
-@dataclass(frozen=True)
-class StoredFit:
-    """A fit, and the settings that the runs of its ladder have in common, by dotted key."""
-
-    fit: Fit
-    settings: Mapping[str, Any]
-
-    def other_text(self, digests: Digests) -> list[Difference]:
-        """Return the settings of the data and the tokenizer in which the ladder's runs differ from
-        a job with these digests: bits per byte of other text are not comparable."""
-        own = digests.inputs["data.pretrain"] | digests.inputs["pretrain"]
-        found = differences(dict(self.settings), own, digests.before)
-        return [
-            one
-            for one in found
-            if one.path.startswith(_OF_THE_TEXT) and not one.path.endswith(_ORDER_OR_AMOUNT)
-        ]
-
-
-def read_stored_fit(store: Store, name: str) -> StoredFit:
-    """Return the fit of the ladder `name`, and the settings of its runs.
+def read_fitted(store: Store, name: str) -> LadderRecord:
+    """Return the record of the ladder `name`, which has a fit.
 
     Raises BadInput if there is no such ladder, if it has no fit yet, and for a record that can't be
     read; and StoreError.
@@ -235,8 +231,7 @@ def read_stored_fit(store: Store, name: str) -> StoredFit:
             f"the ladder {name!r} in {store.url} is not finished, so it predicts nothing yet. To "
             f"finish it, run the same `pion ladder` command again. {WITHOUT}"
         )
-    fit = Fit.from_record(record.fit, f"{store.url}/{record_key(name)}")
-    return StoredFit(fit, record.settings)
+    return record
 
 
 def _those_there(store: Store) -> str:

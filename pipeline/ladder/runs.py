@@ -23,7 +23,6 @@ from pipeline.job.digest import Digests, digest_job
 from pipeline.ladder.grid import as_overrides
 from pipeline.machine.gpus import gpu_count
 from pipeline.machine.rented import PAID_SINCE, is_rented
-from pipeline.report.results import Evaluated, result_of
 from pipeline.state.head import Head
 from pipeline.state.owner import launch_id
 from pipeline.state.rows.metrics import read_metrics
@@ -37,14 +36,6 @@ Execute = Callable[[Sequence[str]], int]
 # The errors that end a ladder as they ended its run. Any other code is a failure of the run.
 _ENDS: tuple[type[PionError], ...] = (BadInput, Fenced, Stopped, NotDurable, Interrupted)
 _INTERRUPTED = 130
-
-
-@dataclass(frozen=True)
-class Result:
-    """What the held-out text says of a finished run, in bits per byte, and its standard error."""
-
-    bits_per_byte: float
-    sem: float | None
 
 
 @dataclass(frozen=True)
@@ -139,20 +130,6 @@ def between_runs() -> Iterator[None]:
         if launch_id() is None:
             raise
         raise verdict(error, BadInput, "Every finished run is kept.", managed=True) from error
-
-
-def result_in(head: Head | None, digests: Digests, where: str) -> Result | None:
-    """Return the result of a run with these settings, whose HEAD this is; None if it is not
-    finished. `where` is its address. Raises Damaged.
-
-    A loss that is not finite is NaN: the store keeps it as null.
-    """
-    record = None if head is None else head.stages.get("evaluate")
-    if head is None or record is None or record.digest != digests.stages["evaluate"]:
-        return None
-    measured = result_of(Evaluated, head, "evaluate", where).get("pretrain", {})
-    bits = measured.get("bits_per_byte")
-    return Result(math.nan if bits is None else bits, measured.get("bits_per_byte_sem"))
 
 
 def _settings(job: Job) -> dict[str, Any]:

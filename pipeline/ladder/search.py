@@ -133,7 +133,7 @@ class Search:
         if step in self._runs.held_out(run, self._stage):
             return
         if code == Stopped.exit_code:
-            raise why_stopped(self._work.cap, total(_spent(self._heads())), run.name)
+            raise why_stopped(self._work.record.cap, total(_spent(self._heads())), run.name)
         without = (
             f"ended without a held-out loss at step {step:,} (see above), and not because it "
             "diverged. What it has done is kept."

@@ -10,14 +10,14 @@ from pion.errors import PionError
 from pipeline.console.formats import duration
 from pipeline.cost.budget import price_per_hour
 from pipeline.job import Job
-from pipeline.ladder.cap import Cap, budget_of, check_cap, refuse_beyond, total
-from pipeline.ladder.record import LadderRecord, SearchRecord
+from pipeline.ladder.cap import budget_of, check_cap, refuse_beyond, total
+from pipeline.ladder.record import WorkRecord
 from pipeline.ladder.runs import Run, Runs
 from pipeline.state.head import Spent
 from pipeline.state.record_file import RecordFile
 
 Say = Callable[[str], None]
-Kept = TypeVar("Kept", LadderRecord, SearchRecord)
+Kept = TypeVar("Kept", bound=WorkRecord)
 
 
 class Work(Generic[Kept]):
@@ -29,7 +29,6 @@ class Work(Generic[Kept]):
 
     Attributes:
         record: as it was last read or written.
-        cap: over all runs, as the store has it.
     """
 
     def __init__(
@@ -50,13 +49,12 @@ class Work(Generic[Kept]):
                 return old
             return dataclasses.replace(old, hours=new.hours, dollars=new.dollars)
 
-        check_cap(Cap(new.hours, new.dollars), job.budget)
+        check_cap(new.cap, job.budget)
         self._job, self._runs, self._say = job, runs, say
         self._file: RecordFile[Kept] = file
         self.record: Kept = file.change(begin, None)
         runs.store.flush()
-        self.cap = Cap(self.record.hours, self.record.dollars)
-        check_cap(self.cap, job.budget)
+        check_cap(self.record.cap, job.budget)
 
     def advance(
         self,
@@ -75,9 +73,10 @@ class Work(Generic[Kept]):
         Stopped if the run would exceed the cap.
         """
         price = price_per_hour(self._job.budget)
-        refuse_beyond(self.cap, total(spent), run.name, expected, price)
+        cap = self.record.cap
+        refuse_beyond(cap, total(spent), run.name, expected, price)
         self._say(title + ("" if expected is None else f", about {duration(3600 * expected)}"))
-        limits = budget_of(run.job.budget, self.cap, total(spent, without=run.name))
+        limits = budget_of(run.job.budget, cap, total(spent, without=run.name))
         return self._runs.start(run, limits | dict(pause or {}), until=until)
 
     def why_diverged(self, run: Run, stage: str, otherwise: str) -> str:

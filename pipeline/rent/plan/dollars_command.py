@@ -14,7 +14,7 @@ from pipeline.console.out import saying_if_slow
 from pipeline.job.digest import Difference, digest_job
 from pipeline.job.section import DOLLARS, HOURS
 from pipeline.ladder.fit import Fit
-from pipeline.ladder.record import SHOWN, read_stored_fit
+from pipeline.ladder.record import SHOWN, read_fitted
 from pipeline.rent.plan.compared import Compared, of_rental, on_the_market
 from pipeline.rent.plan.counted import expect_rows
 from pipeline.rent.plan.dollars import Money, options_for
@@ -99,7 +99,7 @@ def _by_ladder(asked: Asked, sizes: Sequence[Size]) -> tuple[Fit | None, list[Si
     if asked.ladder is None:
         return None, list(sizes), []
     with before_work("Nothing was started."):
-        stored = read_stored_fit(open_store(sizes[0].job.store), asked.ladder)
+        stored = read_fitted(open_store(sizes[0].job.store), asked.ladder)
     others = {size.name: stored.other_text(digest_job(size.job)) for size in sizes}
     same = [size for size in sizes if not others[size.name]]
     if not same:

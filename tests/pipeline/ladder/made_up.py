@@ -32,8 +32,7 @@ LAWS = (law_through(0.8, 0.35, 0.35), law_through(1.2, 0.35, 0.3), law_through(1
 
 def keep_ladder(store: Store, fitted: Fit | None, settings: Mapping[str, Any]) -> None:
     """Keep the record of a ladder called `small` in a store."""
-    fit = None if fitted is None else fitted.record()
-    ladder_file(store, "small").write(LadderRecord(settings, (), fit=fit))
+    ladder_file(store, "small").write(LadderRecord(settings, (), fit=fitted))
 
 
 def ladder(

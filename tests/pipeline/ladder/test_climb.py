@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,10 @@ def record_of(folder):
     record, _ = ladder_file(FileStore(folder / "runs"), "tiny").read()
     assert record is not None
     return record
+
+
+def points_of(folder):
+    return len(record_of(folder).fit.points)
 
 
 @dataclass(frozen=True)
@@ -155,7 +160,7 @@ def test_a_run_that_diverges_is_left_out_of_the_fit_until_a_person_removes_it(tm
     assert not more
     assert why == "diverged: step 3 gave a loss of nan, after it was rolled back once"
     assert f"{name} {why}; the fit leaves it out" in out
-    assert len((record_of(tmp_path).fit or {})["points"]) == 8
+    assert points_of(tmp_path) == 8
     again = FakeRuns()
     climb(job, again)
     assert not again.started, "it is not tried again"
@@ -163,7 +168,17 @@ def test_a_run_that_diverges_is_left_out_of_the_fit_until_a_person_removes_it(tm
     assert climb(job, again) == 0
     assert again.started == [name]
     assert not record_of(tmp_path).failed
-    assert len((record_of(tmp_path).fit or {})["points"]) == 9
+    assert points_of(tmp_path) == 9
+
+
+def test_a_run_whose_loss_is_no_number_is_left_out_also_if_the_ladder_was_killed_with_it(
+    tmp_path, finished
+):
+    job = finished.copy_to(tmp_path)
+    head = tmp_path / "runs" / finished.started[3] / "HEAD.json"
+    head.write_text(re.sub(r'"bits_per_byte": [\d.]+', '"bits_per_byte": null', head.read_text()))
+    assert climb(job, FakeRuns()) == 0
+    assert points_of(tmp_path) == 8
 
 
 def test_if_too_many_runs_diverge_there_is_no_fit_and_it_says_what_is_missing(tmp_path, capsys):

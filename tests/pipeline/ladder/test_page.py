@@ -11,11 +11,9 @@ from pion.errors import Stopped
 from pipeline.ladder.cap import Cap
 from pipeline.ladder.command import fit_lines
 from pipeline.ladder.fit import fit
-from pipeline.ladder.grid import Rung
 from pipeline.ladder.look import Ladder, Step
 from pipeline.ladder.page import COLORS, page_html, write_page
-from pipeline.ladder.record import PredictionRecord
-from pipeline.ladder.runs import Result
+from pipeline.ladder.record import PredictionRecord, RungRecord
 from pipeline.state.stores import FileStore
 from tests.pipeline.ladder.made_up import LAWS, ladder
 
@@ -25,8 +23,8 @@ def fitted():
     points = ladder(LAWS[0], noise=0.004)
     steps = [
         Step(
-            Rung(point.run, "64x2", {}, point.macs_per_token, point.tokens, number > 13),
-            Result(point.bits_per_byte, 0.01),
+            RungRecord(point.run, "", point.macs_per_token, point.tokens, number > 13),
+            dataclasses.replace(point, bits_per_byte_sem=0.01),
             prediction=PredictionRecord(2.0, 1.9, 2.1, 1.0) if number > 13 else None,
         )
         for number, point in enumerate(points)

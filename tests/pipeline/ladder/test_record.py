@@ -1,12 +1,13 @@
 """The fit of a ladder, read from the ladder's store."""
 
+import dataclasses
 import json
 
 import pytest
 
 from pion.errors import BadInput
 from pipeline.ladder.fit import fit
-from pipeline.ladder.record import read_stored_fit
+from pipeline.ladder.record import read_fitted
 from pipeline.state.stores import FileStore
 from tests.pipeline.ladder.made_up import LAWS, ladder
 
@@ -29,23 +30,23 @@ def write(store, name, record):
 
 
 def test_the_fit_comes_back(store, fitted):
-    write(store, "small", RECORD | {"fit": fitted.record()})
-    assert read_stored_fit(store, "small").fit == fitted
+    write(store, "small", RECORD | {"fit": dataclasses.asdict(fitted)})
+    assert read_fitted(store, "small").fit == fitted
 
 
 def test_a_ladder_that_is_not_there_says_which_are(store):
     with pytest.raises(BadInput, match=r"there is no ladder 'tall' in .*runs\. To make one: pion"):
-        read_stored_fit(store, "tall")
+        read_fitted(store, "tall")
     write(store, "small", RECORD)
     write(store, "wide", RECORD)
     with pytest.raises(BadInput, match=r"no ladder 'tall' in .*runs, which has small, wide"):
-        read_stored_fit(store, "tall")
+        read_fitted(store, "tall")
 
 
 def test_a_ladder_without_a_fit_is_said_to_be_unfinished(store):
     write(store, "small", RECORD)
     with pytest.raises(BadInput, match=r"the ladder 'small' in .* is not finished"):
-        read_stored_fit(store, "small")
+        read_fitted(store, "small")
 
 
 @pytest.mark.parametrize(
@@ -54,10 +55,10 @@ def test_a_ladder_without_a_fit_is_said_to_be_unfinished(store):
 def test_what_is_no_record_is_said_to_be_damaged(store, record):
     write(store, "small", record)
     with pytest.raises(BadInput, match=r"_ladders/small\.json is damaged"):
-        read_stored_fit(store, "small")
+        read_fitted(store, "small")
 
 
 @pytest.mark.parametrize("name", ["", "../demo/HEAD", "a/b", "-x"])
 def test_a_name_that_no_ladder_has_is_refused(store, name):
     with pytest.raises(BadInput, match="--ladder"):
-        read_stored_fit(store, name)
+        read_fitted(store, name)
