@@ -509,19 +509,19 @@ def _add_try(add: Add) -> None:
 def _ladder(args: argparse.Namespace) -> int:
     from pipeline.ladder.cap import Cap
     from pipeline.ladder.command import grid_of, run_ladder
+    from pipeline.ladder.runs import Runs
 
-    grid, cap = grid_of(args.widths, args.tokens, args.hold_out), Cap(args.hours, args.dollars)
-    return run_ladder(args.job, args.overrides, grid, cap, as_json=args.json)
+    grid = grid_of(args.widths, args.tokens, args.hold_out)
+    runs = Runs("ladder", args.job, args.overrides, as_json=args.json)
+    return run_ladder(runs, grid, Cap(args.hours, args.dollars))
 
 
 def _try(args: argparse.Namespace) -> int:
-    from pipeline.ladder.try_command import TryOptions, run_try
+    from pipeline.ladder.cap import Cap
+    from pipeline.ladder.runs import Runs
+    from pipeline.ladder.try_command import run_try
+    from pipeline.ladder.vary import settings_of
 
-    options = TryOptions(
-        varied=tuple(args.vary),
-        seeds=args.seeds,
-        hours=args.hours,
-        dollars=args.dollars,
-        as_json=args.json,
-    )
-    return run_try(args.job, args.overrides, options)
+    settings = settings_of(args.vary)
+    runs = Runs("try", args.job, args.overrides, as_json=args.json)
+    return run_try(runs, settings, args.seeds, Cap(args.hours, args.dollars))

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 from pion.errors import BadInput, PionError, Stopped
 from pipeline.console.formats import moment
-from pipeline.job import Job
 from pipeline.ladder.cap import Cap, describe, raise_it, reached, why_stopped
 from pipeline.ladder.fit import Fit, fit
 from pipeline.ladder.grid import Grid, Rung, rungs_of
@@ -20,17 +19,17 @@ from pipeline.ladder.law import Point, check_points
 from pipeline.ladder.look import Ladder, look
 from pipeline.ladder.record import PredictionRecord, ladder_file, new_ladder, refuse_other
 from pipeline.ladder.runs import Runs
-from pipeline.ladder.work import Say, Work
+from pipeline.ladder.work import Work
 
 
 class Climb:
-    """One start of a ladder of a job. `say` shows a line to the person.
+    """One start of a ladder.
 
     Raises BadInput for a ladder that can't be fitted, or that was begun with other settings.
     """
 
-    def __init__(self, job: Job, grid: Grid, cap: Cap, runs: Runs, say: Say) -> None:
-        self._job, self._runs, self._say = job, runs, say
+    def __init__(self, runs: Runs, grid: Grid, cap: Cap) -> None:
+        job, self._runs = runs.job, runs
         self._rungs = rungs_of(job, grid)
         _require_enough(self._rungs)
         self._of = {rung.name: runs.of(rung.overrides) for rung in self._rungs}
@@ -38,17 +37,15 @@ class Climb:
         before = self._of[self._rungs[0].name].digests.before
         where = f"the ladder {job.name!r} in {runs.store.url}"
         self._work = Work(
-            job,
             runs,
             ladder_file(runs.store, job.name),
             new,
-            say,
             refuse=lambda old: refuse_other(old, new, before, where),
         )
 
     def look(self) -> Ladder:
         """Return the ladder as it is now."""
-        return look(self._job.name, self._work.record, self._runs)
+        return look(self._runs.job.name, self._work.record, self._runs)
 
     def go(self) -> Ladder:
         """Do what is left, and return the ladder as it then is. A cap that is reached is in its
@@ -86,7 +83,7 @@ class Climb:
         if code == Stopped.exit_code:
             raise self._why_stopped(ladder, name)
         if code == 0 and step.result is not None:
-            self._say(f"{name}: {step.result.bits_per_byte:.4f} bits per byte")
+            self._runs.say(f"{name}: {step.result.bits_per_byte:.4f} bits per byte")
             return
         if code == 0 and step.failed is None:
             raise BadInput(
@@ -127,7 +124,7 @@ class Climb:
         try:
             check_points(points)
         except BadInput as error:
-            self._say(f"no fit: {error}")
+            self._runs.say(f"no fit: {error}")
             return None
         found = fit(points)
         self._work.change(lambda old: {"fit": found})
@@ -148,7 +145,7 @@ class Climb:
         for step in steps:
             said = self._work.record.predictions.get(step.rung.name)
             if said is not None:
-                self._say(
+                self._runs.say(
                     f"predicted for {step.rung.name}: {said.bits_per_byte:.4f} bits per byte, 90 % "
                     f"between {said.low:.4f} and {said.high:.4f} ({moment(said.at)})"
                 )

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
-from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from pion.errors import BadInput
-from pipeline.base.read_job import read_job
 from pipeline.console.formats import counted, measured, printable, show
 from pipeline.console.out import show_table
 from pipeline.ladder.cap import Cap, describe
@@ -22,9 +18,8 @@ from pipeline.ladder.fit import Fit
 from pipeline.ladder.grid import LENGTHS, WIDTHS, Grid
 from pipeline.ladder.look import Ladder, Step
 from pipeline.ladder.page import cells_of, write_page
-from pipeline.ladder.runs import Execute, Runs, between_runs
+from pipeline.ladder.runs import Runs, between_runs
 from pipeline.state.owner import launch_id
-from pipeline.state.stores import open_store
 from pipeline.state.stores.errors import before_work
 
 # The exit code if all runs are done, and no law could be fitted to their results.
@@ -34,31 +29,19 @@ DIGITS = 4
 NO_FLOOR = 0.05
 
 
-def run_ladder(
-    job_path: str,
-    overrides: Sequence[str],
-    grid: Grid,
-    cap: Cap,
-    execute: Execute | None = None,
-    *,
-    as_json: bool,
-) -> int:
+def run_ladder(runs: Runs, grid: Grid, cap: Cap) -> int:
     """Do what is left of a ladder, and print it; return 0, or NO_FIT.
 
-    `execute` replaces `pion run` in another process. Raises BadInput, Stopped if the cap over all
-    runs is reached, and what ends a run.
+    Raises BadInput, Stopped if the cap over all runs is reached, and what ends a run.
     """
-    job = read_job(job_path, overrides)
-    runs = Runs(open_store(job.store), job_path, overrides, execute, to_stderr=as_json)
-    say = partial(say_line, "ladder", to_stderr=as_json)
     with before_work("Nothing was started.", managed=launch_id() is not None):
-        climb = Climb(job, grid, cap, runs, say)
+        climb = Climb(runs, grid, cap)
         before = climb.look()
-    say(_introduction(before))
+    runs.say(_introduction(before))
     with between_runs():
         ladder = climb.go()
         page = write_page(ladder, runs.store)
-    if as_json:
+    if runs.as_json:
         print(json.dumps(_as_json(ladder, page), indent=1))
     else:
         show_ladder(ladder)
@@ -66,14 +49,6 @@ def run_ladder(
     if ladder.stopped is not None:
         raise ladder.stopped
     return NO_FIT if ladder.fit is None else 0
-
-
-def say_line(command: str, text: str, *, to_stderr: bool) -> None:
-    """Show a line about the progress of a command, between those of its runs."""
-    if to_stderr:
-        print(printable(f"{command}: {text}"), file=sys.stderr, flush=True)
-    else:
-        show(f"{command}: {text}")
 
 
 def _introduction(ladder: Ladder) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 from pion.errors import BadInput, Fenced, Interrupted, NotDurable, PionError, Stopped
 from pipeline.base.read_job import read_job
+from pipeline.console.formats import printable, show
 from pipeline.job import Job
 from pipeline.job.digest import Digests, digest_job
 from pipeline.ladder.grid import as_overrides
@@ -27,7 +28,7 @@ from pipeline.state.head import Head
 from pipeline.state.owner import launch_id
 from pipeline.state.rows.metrics import read_metrics
 from pipeline.state.run_state import RunState
-from pipeline.state.stores import Store, StoreError
+from pipeline.state.stores import StoreError, open_store
 from pipeline.state.stores.base import read_all
 from pipeline.state.stores.errors import verdict
 
@@ -53,23 +54,33 @@ class Run:
 
 
 class Runs:
-    """Starts runs of a job with overrides, and reads them.
+    """Starts runs of a job for a command (`ladder` or `try`), and reads them.
 
-    `execute` replaces `pion run` in another process. With `to_stderr`, that process prints nothing
-    to standard output.
+    `execute` replaces `pion run` in another process. If the command prints JSON, nothing else is
+    printed to standard output, neither here nor by the runs. Raises BadInput for a wrong job.
     """
 
     def __init__(
         self,
-        store: Store,
+        command: str,
         job_path: str,
         overrides: Sequence[str],
         execute: Execute | None = None,
         *,
-        to_stderr: bool = False,
+        as_json: bool,
     ) -> None:
-        self.store, self.job_path, self.overrides = store, job_path, list(overrides)
-        self._execute = execute or RunProcesses(to_stderr=to_stderr)
+        self.job_path, self.overrides, self.as_json = job_path, list(overrides), as_json
+        self.job = read_job(job_path, overrides)
+        self.store = open_store(self.job.store)
+        self._command = command
+        self._execute = execute or RunProcesses(to_stderr=as_json)
+
+    def say(self, text: str) -> None:
+        """Show a line about the progress of the command, between those of its runs."""
+        if self.as_json:
+            print(printable(f"{self._command}: {text}"), file=sys.stderr, flush=True)
+        else:
+            show(f"{self._command}: {text}")
 
     def of(self, overrides: Sequence[str]) -> Run:
         """Return the run that overrides make of the job. Raises BadInput."""

@@ -22,7 +22,7 @@ from pipeline.ladder.halving import Choice, Curves, Wanted, decide, steps_taken
 from pipeline.ladder.record import SearchRecord, search_file
 from pipeline.ladder.runs import Run, Runs
 from pipeline.ladder.vary import Setting, refuse_same, refuse_unpaired, rounds_of, run_name
-from pipeline.ladder.work import Say, Work
+from pipeline.ladder.work import Work
 from pipeline.state.head import Head, Spent
 
 FEW_ROWS = 32
@@ -53,7 +53,7 @@ class Outcome:
 
 
 class Search:
-    """One start of a search over the `settings` of a job, with so many seeds.
+    """One start of a search over `settings`, with so many seeds.
 
     Raises BadInput for settings that can't be compared.
 
@@ -62,41 +62,36 @@ class Search:
         grid_steps: those of all settings, seeds and steps.
     """
 
-    def __init__(
-        self, job: Job, settings: Sequence[Setting], seeds: int, cap: Cap, runs: Runs, say: Say
-    ) -> None:
-        self._job, self._runs, self._say = job, runs, say
+    def __init__(self, runs: Runs, settings: Sequence[Setting], seeds: int, cap: Cap) -> None:
+        job, self._runs = runs.job, runs
         self._stage = job.train_stages[0]
         self.rounds = rounds_of(job, self._stage, settings, seeds)
-        self.trials = self._make_trials(settings, seeds)
+        numbers = range(job.seed, job.seed + seeds)
+        self.trials = self._make_trials(settings, numbers)
         self.steps = steps_taken(self.rounds)
         self.grid_steps = job.section(self._stage).total_steps * len(self.trials)
         new = SearchRecord(
             stage=self._stage,
             settings=tuple(setting.name for setting in settings),
-            seeds=tuple(range(job.seed, job.seed + seeds)),
+            seeds=tuple(numbers),
             rounds=tuple(one.step for one in self.rounds),
             hours=cap.hours,
             dollars=cap.dollars,
         )
         file = search_file(runs.store, job.name, [trial.run.name for trial in self.trials])
-        self._work = Work(job, runs, file, new, say)
+        self._work = Work(runs, file, new)
 
     def go(self) -> Outcome:
         """Do what is left, and return what was found. Raises Stopped if the cap is reached, and
         what ends a run."""
-        while isinstance(found := self.look(), Wanted):
-            self._train(found)
-        if self._work.record.choice != found.choice.setting:
-            self._work.change(lambda old: {"choice": found.choice.setting})
-        return found
-
-    def look(self) -> Wanted | Outcome:
-        """Return what has to be trained next, or what was found."""
-        curves = self._curves()
-        decided = decide(curves, self.rounds)
-        if isinstance(decided, Wanted):
-            return decided
+        while True:
+            curves = self._curves()
+            decided = decide(curves, self.rounds)
+            if isinstance(decided, Choice):
+                break
+            self._train(decided)
+        if self._work.record.choice != decided.setting:
+            self._work.change(lambda old: {"choice": decided.setting})
         return Outcome(decided, curves, self._work.record.failed, total(_spent(self._heads())))
 
     def _curves(self) -> Curves:
@@ -115,7 +110,7 @@ class Search:
     def _train(self, wanted: Wanted) -> None:
         trials = {(trial.setting.name, trial.seed): trial for trial in self.trials}
         settings = counted(len({setting for setting, _ in wanted.runs}), "setting")
-        self._say(f"to step {wanted.step:,}: {len(wanted.runs)} runs of {settings}")
+        self._runs.say(f"to step {wanted.step:,}: {len(wanted.runs)} runs of {settings}")
         for key in wanted.runs:
             self._train_one(trials[key], wanted.step)
 
@@ -155,24 +150,24 @@ class Search:
 
     # ------------------------------------------------------------ its trials
 
-    def _make_trials(self, settings: Sequence[Setting], seeds: int) -> list[Trial]:
-        common = as_overrides(_common(self._job, self._stage))
-        own = self._runs.of(common).digests
-        trials, digests = [], []
-        for setting in settings:
-            varied = self._runs.of([*setting.overrides, *common])
-            refuse_unpaired(self._job, own, setting, varied.job, varied.digests)
-            digests.append(varied.digests)
-            for seed in range(self._job.seed, self._job.seed + seeds):
-                trials.append(self._trial(setting, seed, varied.overrides))
-        refuse_same(settings, digests, self._stage)
-        return trials
+    def _make_trials(self, settings: Sequence[Setting], seeds: Sequence[int]) -> list[Trial]:
+        common = as_overrides(_common(self._runs.job, self._stage))
+        own = self._runs.of(common)
+        varied = {setting: self._runs.of([*setting.overrides, *common]) for setting in settings}
+        for setting, run in varied.items():
+            refuse_unpaired(setting, own, run)
+        refuse_same(varied, self._stage)
+        return [
+            self._trial(setting, seed, run.overrides)
+            for setting, run in varied.items()
+            for seed in seeds
+        ]
 
     def _trial(self, setting: Setting, seed: int, changes: Sequence[str]) -> Trial:
         seeded = [*changes, f"seed={seed}"]
         steps = ",".join(str(one.step) for one in self.rounds)
         own = f"{self._runs.of(seeded).digests.stages[self._stage]} {steps}"
-        name = run_name(self._job.name, setting, seed, own)
+        name = run_name(self._runs.job.name, setting, seed, own)
         return Trial(setting, seed, self._runs.of([*seeded, f"name={name}"]))
 
 

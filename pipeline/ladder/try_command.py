@@ -6,79 +6,50 @@ import json
 import math
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from pion.errors import BadInput
-from pipeline.base.read_job import read_job
 from pipeline.console.formats import counted, measured, printable, show
 from pipeline.console.out import show_table
 from pipeline.ladder.cap import Cap, describe
-from pipeline.ladder.command import say_line
 from pipeline.ladder.halving import Choice, Difference, Round
-from pipeline.ladder.runs import Execute, Runs, between_runs
+from pipeline.ladder.runs import Runs, between_runs
 from pipeline.ladder.search import Outcome, Search
-from pipeline.ladder.vary import Setting, settings_of
+from pipeline.ladder.vary import Setting
 from pipeline.state.owner import launch_id
-from pipeline.state.stores import open_store
 from pipeline.state.stores.errors import before_work
 
-SEEDS = 3
 
+def run_try(runs: Runs, settings: Sequence[Setting], seeds: int, cap: Cap) -> int:
+    """Do what is left of a search over settings, and print what it found; return 0.
 
-@dataclass(frozen=True)
-class TryOptions:
-    """What the command line adds to the job."""
-
-    varied: tuple[str, ...] = ()
-    seeds: int = SEEDS
-    hours: float | None = None
-    dollars: float | None = None
-    as_json: bool = False
-
-
-def run_try(
-    job_path: str, overrides: Sequence[str], options: TryOptions, execute: Execute | None = None
-) -> int:
-    """Do what is left of a search, and print what it found; return 0.
-
-    `execute` replaces `pion run` in another process. Raises BadInput, Stopped if the cap over all
-    runs is reached, and what ends a run.
+    Raises BadInput, Stopped if the cap over all runs is reached, and what ends a run.
     """
-    if not options.varied:
-        raise BadInput("name what to vary: --vary pretrain.lr=1e-3,2e-3. Nothing was started.")
-    settings = settings_of(options.varied)
-    job = read_job(job_path, overrides)
-    runs = Runs(open_store(job.store), job_path, overrides, execute, to_stderr=options.as_json)
-    say = partial(say_line, "try", to_stderr=options.as_json)
     with before_work("Nothing was started.", managed=launch_id() is not None):
-        cap = Cap(options.hours, options.dollars)
-        search = Search(job, settings, options.seeds, cap, runs, say)
-    say(
-        f"{counted(len(settings), 'setting')}, {counted(options.seeds, 'seed')} each, in "
+        search = Search(runs, settings, seeds, cap)
+    runs.say(
+        f"{counted(len(settings), 'setting')}, {counted(seeds, 'seed')} each, in "
         f"{counted(len(search.rounds), 'round')}: {search.steps:,} of the {search.grid_steps:,} "
         f"steps of the grid ({100 * search.steps / search.grid_steps:.0f} %)"
     )
     with between_runs():
         found = search.go()
-    command = _continue(search, found, job_path, overrides)
+    command = _continue(search, found, runs)
     said = verdict(found.choice, settings)
-    if options.as_json:
+    if runs.as_json:
         print(json.dumps(_as_json(search, found, said, command), indent=1))
     else:
         _show(search, found, said, command)
     return 0
 
 
-def _continue(search: Search, found: Outcome, job_path: str, overrides: Sequence[str]) -> str:
+def _continue(search: Search, found: Outcome, runs: Runs) -> str:
     """Return the command that finishes a run of the chosen setting, from its checkpoint."""
     first = next(t for t in search.trials if t.setting.name == found.choice.setting)
-    words = [job_path, *overrides, *first.setting.overrides, f"seed={first.seed}"]
+    words = [runs.job_path, *runs.overrides, *first.setting.overrides, f"seed={first.seed}"]
     return f"pion run {shlex.join([*words, f'name={first.run.name}'])}"
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pion.errors import BadInput
 from pipeline.job import Job
-from pipeline.job.digest import Digests
 from pipeline.ladder.halving import Round, plan_rounds
+from pipeline.ladder.runs import Run
 
 # The bounds of a search.
 MOST_SETTINGS, MOST_SEEDS = 64, 32
@@ -44,9 +44,11 @@ class Setting:
 def settings_of(varied: Sequence[str]) -> list[Setting]:
     """Return every combination of values: `varied` has texts such as pretrain.lr=1e-3,2e-3.
 
-    Raises BadInput for a text that names no key, a key twice, one value or a value twice, and for
-    too many combinations.
+    Raises BadInput if there is none, for a text that names no key, a key twice, one value or a
+    value twice, and for too many combinations.
     """
+    if not varied:
+        raise BadInput("name what to vary: --vary pretrain.lr=1e-3,2e-3. Nothing was started.")
     keys = [_key_and_values(text) for text in varied]
     names = [key for key, _ in keys]
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -119,23 +121,22 @@ def rounds_of(job: Job, stage: str, settings: Sequence[Setting], seeds: int) -> 
         ) from None
 
 
-def refuse_unpaired(job: Job, own: Digests, setting: Setting, varied: Job, other: Digests) -> None:
-    """Raise BadInput if the runs of a setting can't be compared with those of the job, or are the
-    same. `own` are the digests of `job`, and `other` those of `varied`, which has the setting."""
-    stage = job.train_stages[0]
-    name = setting.name
-    if own.data != other.data:
+def refuse_unpaired(setting: Setting, own: Run, varied: Run) -> None:
+    """Raise BadInput if a run that the setting has `varied` can't be compared with one of the job's
+    `own`."""
+    name, stage = setting.name, own.job.train_stages[0]
+    if own.digests.data != varied.digests.data:
         raise BadInput(
             f"--vary {name}: it changes the data, so its runs are not paired with the others: they "
             "learn from other rows, and are measured on other rows. Nothing was started. Compare "
             "whole runs instead: pion status A B --compare."
         )
-    before, after = job.section(stage), varied.section(stage)
+    before, after = own.job.section(stage), varied.job.section(stage)
     lengths = {
         f"{stage}.steps": (before.steps, after.steps),
         f"{stage}.global_batch": (before.global_batch, after.global_batch),
-        "seed": (job.seed, varied.seed),
-        "name or store": ((job.name, job.store), (varied.name, varied.store)),
+        "seed": (own.job.seed, varied.job.seed),
+        "name or store": ((own.name, own.job.store), (varied.name, varied.job.store)),
     }
     for field, (old, new) in lengths.items():
         if old != new:
@@ -145,11 +146,11 @@ def refuse_unpaired(job: Job, own: Digests, setting: Setting, varied: Job, other
             )
 
 
-def refuse_same(settings: Sequence[Setting], digests: Sequence[Digests], stage: str) -> None:
+def refuse_same(varied: Mapping[Setting, Run], stage: str) -> None:
     """Raise BadInput if two settings give the same result, such as fields of hardware."""
     first: dict[str, Setting] = {}
-    for setting, own in zip(settings, digests):
-        same = first.setdefault(own.stages[stage], setting)
+    for setting, run in varied.items():
+        same = first.setdefault(run.digests.stages[stage], setting)
         if same is not setting:
             raise BadInput(
                 f"--vary: {same.name} and {setting.name} train the same: they change nothing that "

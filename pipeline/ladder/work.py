@@ -9,19 +9,17 @@ from typing import Any, Generic, TypeVar
 from pion.errors import PionError
 from pipeline.console.formats import duration
 from pipeline.cost.budget import price_per_hour
-from pipeline.job import Job
 from pipeline.ladder.cap import budget_of, check_cap, refuse_beyond, total
 from pipeline.ladder.record import WorkRecord
 from pipeline.ladder.runs import Run, Runs
 from pipeline.state.head import Spent
 from pipeline.state.record_file import RecordFile
 
-Say = Callable[[str], None]
 Kept = TypeVar("Kept", bound=WorkRecord)
 
 
 class Work(Generic[Kept]):
-    """One start of a ladder or of a search of `job`. `say` shows a line to the person.
+    """One start of a ladder or of a search.
 
     `new` is the record of one that has not begun. `refuse` raises BadInput for the record of one
     that was begun with other settings. A cap that `new` has replaces the one in the store. Raises
@@ -33,11 +31,9 @@ class Work(Generic[Kept]):
 
     def __init__(
         self,
-        job: Job,
         runs: Runs,
         file: RecordFile[Kept],
         new: Kept,
-        say: Say,
         *,
         refuse: Callable[[Kept], None] = lambda old: None,
     ) -> None:
@@ -49,12 +45,11 @@ class Work(Generic[Kept]):
                 return old
             return dataclasses.replace(old, hours=new.hours, dollars=new.dollars)
 
-        check_cap(new.cap, job.budget)
-        self._job, self._runs, self._say = job, runs, say
-        self._file: RecordFile[Kept] = file
+        check_cap(new.cap, runs.job.budget)
+        self._runs, self._file = runs, file
         self.record: Kept = file.change(begin, None)
         runs.store.flush()
-        check_cap(self.record.cap, job.budget)
+        check_cap(self.record.cap, runs.job.budget)
 
     def advance(
         self,
@@ -72,10 +67,10 @@ class Work(Generic[Kept]):
         hours. `pause` are settings that end it before its end. Raises as `Runs.start` does, and
         Stopped if the run would exceed the cap.
         """
-        price = price_per_hour(self._job.budget)
+        price = price_per_hour(self._runs.job.budget)
         cap = self.record.cap
         refuse_beyond(cap, total(spent), run.name, expected, price)
-        self._say(title + ("" if expected is None else f", about {duration(3600 * expected)}"))
+        self._runs.say(title + ("" if expected is None else f", about {duration(3600 * expected)}"))
         limits = budget_of(run.job.budget, cap, total(spent, without=run.name))
         return self._runs.start(run, limits | dict(pause or {}), until=until)
 
@@ -92,7 +87,7 @@ class Work(Generic[Kept]):
 
     def give_up(self, run: Run, why: str, so: str) -> None:
         """Record that a run will have no result, and say why, and what follows."""
-        self._say(f"{run.name}: {why}. {so}")
+        self._runs.say(f"{run.name}: {why}. {so}")
         self.change(lambda old: {"failed": {**old.failed, run.name: why}})
 
     def change(self, change: Callable[[Kept], Mapping[str, Any]]) -> None:

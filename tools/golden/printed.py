@@ -12,12 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.ladder.try_command import TryOptions, run_try
 from tests.paths import JOBS, RELEASE_0_1_0
 from tests.pipeline.ladder.fake_runs import FakeRuns
 from tests.pipeline.ladder.fake_runs import write_job as write_ladder_job
 from tests.pipeline.ladder.test_climb import climb
-from tests.pipeline.ladder.test_search import best_at_2e3
+from tests.pipeline.ladder.test_search import best_at_2e3, search
 from tests.pipeline.new.test_command import CHATS
 from tests.pipeline.new.test_proposal import LAYOUTS as PAIRS
 from tests.support import own_data
@@ -246,11 +245,8 @@ def _ladder() -> int:
 
 
 def _try() -> int:
-    options = TryOptions(varied=("pretrain.lr=1e-3,2e-3",), as_json=True)
-    runs = FakeRuns(loss=best_at_2e3)
-    return run_try(
-        write_ladder_job(Path(), pretrain__steps=40, pretrain__warmup_steps=1), (), options, runs
-    )
+    job = write_ladder_job(Path(), pretrain__steps=40, pretrain__warmup_steps=1)
+    return search(job, FakeRuns(loss=best_at_2e3), varied=["pretrain.lr=1e-3,2e-3"], as_json=True)
 
 
 def _keys(printed: str) -> str:

@@ -17,6 +17,7 @@ from pion.errors import BadInput, Interrupted, PionError, Stopped
 from pipeline.ladder.cap import Cap
 from pipeline.ladder.command import grid_of, run_ladder
 from pipeline.ladder.record import ladder_file
+from pipeline.ladder.runs import Runs
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, StoreError
 from tests.pipeline.ladder.fake_runs import LAW, FakeRuns, Killed, write_job
@@ -33,11 +34,10 @@ def _here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def climb(job, runs, *overrides, **options):
-    asked = {"hold_out": None, **SMALL, **options}
-    grid = grid_of(*(asked[name] for name in ("widths", "tokens", "hold_out")))
-    cap = Cap(options.get("hours"), options.get("dollars"))
-    return run_ladder(job, overrides, grid, cap, runs, as_json=options.get("as_json", False))
+def climb(job, runs, *overrides, hours=None, dollars=None, as_json=False, **options):
+    grid = grid_of(**{"hold_out": None, **SMALL, **options})
+    runs = Runs("ladder", job, overrides, runs, as_json=as_json)
+    return run_ladder(runs, grid, Cap(hours, dollars))
 
 
 def record_of(folder):

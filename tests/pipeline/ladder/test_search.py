@@ -12,7 +12,10 @@ from typing import Any
 import pytest
 
 from pion.errors import BadInput, PionError, Stopped
-from pipeline.ladder.try_command import TryOptions, run_try
+from pipeline.ladder.cap import Cap
+from pipeline.ladder.runs import Runs
+from pipeline.ladder.try_command import run_try
+from pipeline.ladder.vary import settings_of
 from tests.pipeline.ladder.fake_runs import FakeRuns, Killed, write_job
 
 VARY = ("pretrain.lr=1e-3,2e-3,4e-3,8e-3",)
@@ -31,8 +34,9 @@ def best_at_2e3(job, step):
     return 3.0 + 0.1 * abs(math.log2(rate / 2e-3)) + 0.05 * (job.seed % 3) + noise + 1.0 / step
 
 
-def search(job, runs, *overrides, **options):
-    return run_try(job, overrides, TryOptions(**{"varied": VARY, **options}), runs)
+def search(job, runs, *overrides, varied=VARY, seeds=3, hours=None, as_json=False):
+    settings = settings_of(varied)
+    return run_try(Runs("try", job, overrides, runs, as_json=as_json), settings, seeds, Cap(hours))
 
 
 def job_in(folder):

@@ -3,8 +3,7 @@
 import pytest
 
 from pion.errors import BadInput
-from pipeline.base.read_job import read_job
-from pipeline.job.digest import digest_job
+from pipeline.ladder.runs import Runs
 from pipeline.ladder.vary import Setting, refuse_unpaired, run_name, settings_of
 from pipeline.state.stores.base import is_run_name
 from tests.pipeline.ladder.fake_runs import write_job
@@ -56,10 +55,9 @@ def test_texts_that_are_no_choice_are_refused(varied, says):
     ],
 )
 def test_settings_whose_runs_are_not_paired_are_refused(tmp_path, override, says):
-    path = write_job(tmp_path)
-    job, varied = read_job(path), read_job(path, [override])
+    runs = Runs("try", write_job(tmp_path), (), as_json=False)
     with pytest.raises(BadInput, match=says) as refused:
-        refuse_unpaired(job, digest_job(job), Setting((override,)), varied, digest_job(varied))
+        refuse_unpaired(Setting((override,)), runs.of(()), runs.of([override]))
     assert "Nothing was started" in str(refused.value)
 
 
