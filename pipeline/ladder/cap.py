@@ -77,10 +77,15 @@ def total(spent: Mapping[str, Spent], without: str = "") -> Spent:
     return Spent(sum(one.hours for one in each), sum(one.dollars for one in each))
 
 
+def _limits(cap: Cap, spent: Spent) -> list[tuple[str, float, float]]:
+    """Return each limit of a cap: its name, the most, and what is spent of it."""
+    both = (("hours", cap.hours, spent.hours), ("dollars", cap.dollars, spent.dollars))
+    return [(name, most, own) for name, most, own in both if most is not None]
+
+
 def reached(cap: Cap, spent: Spent) -> bool:
     """Return whether nothing is left of the cap."""
-    over_hours = cap.hours is not None and spent.hours >= _REACHED * cap.hours
-    return over_hours or (cap.dollars is not None and spent.dollars >= _REACHED * cap.dollars)
+    return any(own >= _REACHED * most for _, most, own in _limits(cap, spent))
 
 
 def refuse_beyond(
@@ -94,10 +99,8 @@ def refuse_beyond(
         )
     if expected is None:
         return
-    over = cap.hours is not None and spent.hours + expected > cap.hours
-    if cap.dollars is not None:
-        over = over or spent.dollars + expected * (price or 0.0) > cap.dollars
-    if over:
+    then = spent.plus(3600 * expected, price, spent.until)
+    if any(own > most for _, most, own in _limits(cap, then)):
         raise Stopped(
             f"run {run} would exceed the cap over all runs: {describe(spent)} of {cap} are spent, "
             f"and it would take about {duration(3600 * expected)} more. {raise_it(cap)}"
@@ -136,11 +139,7 @@ def budget_of(budget: Budget, cap: Cap, others: Spent) -> dict[str, Any]:
     """Return the budget of a run as runtime settings: what the `others` leave of the cap, and at
     most what the job allows."""
     limits: dict[str, Any] = {}
-    for name, own, most, spent in (
-        ("hours", budget.hours, cap.hours, others.hours),
-        ("dollars", budget.dollars, cap.dollars, others.dollars),
-    ):
-        if most is not None:
-            left = max(1e-9, most - spent)
-            limits[f"budget.{name}"] = left if own is None else min(own, left)
+    for name, most, spent in _limits(cap, others):
+        own, left = getattr(budget, name), max(1e-9, most - spent)
+        limits[f"budget.{name}"] = left if own is None else min(own, left)
     return limits

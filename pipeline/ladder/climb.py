@@ -30,11 +30,10 @@ class Climb:
 
     def __init__(self, runs: Runs, grid: Grid, cap: Cap) -> None:
         job, self._runs = runs.job, runs
-        self._rungs = rungs_of(job, grid)
+        self._rungs = rungs_of(runs, grid)
         _require_enough(self._rungs)
-        self._of = {rung.name: runs.of(rung.overrides) for rung in self._rungs}
-        new = new_ladder(job, self._rungs, self._of, cap)
-        before = self._of[self._rungs[0].name].digests.before
+        new = new_ladder(job, self._rungs, cap)
+        before = self._rungs[0].digests.before
         where = f"the ladder {job.name!r} in {runs.store.url}"
         self._work = Work(
             runs,
@@ -72,12 +71,13 @@ class Climb:
         for number, rung in enumerate(rungs, 1):
             ladder = self.look()
             if not ladder.step(rung.name).done:
-                self._do_one(ladder, rung.name, f"{kind} {number} of {len(rungs)}: {rung.name}")
+                self._do_one(ladder, rung, f"{kind} {number} of {len(rungs)}: {rung.name}")
 
-    def _do_one(self, before: Ladder, name: str, title: str) -> None:
+    def _do_one(self, before: Ladder, rung: Rung, title: str) -> None:
         """Finish a run, or record that it diverged."""
-        run, expected = self._of[name], before.expected_hours(before.step(name))
-        code = self._work.advance(run, title, before.spent_by_run, expected)
+        name = rung.name
+        expected = before.expected_hours(before.step(name))
+        code = self._work.advance(rung, title, before.spent_by_run, expected)
         ladder = self.look()
         step = ladder.step(name)
         if code == Stopped.exit_code:
@@ -91,8 +91,8 @@ class Climb:
                 "have changed meanwhile. Every run is kept. Run the same command again."
             )
         failed = "failed (see above), and not because it diverged. Every finished run is kept."
-        why = step.failed or self._work.why_diverged(run, "pretrain", failed)
-        self._work.give_up(run, why, "The fit leaves it out.")
+        why = step.failed or self._work.why_diverged(rung, "pretrain", failed)
+        self._work.give_up(rung, why, "The fit leaves it out.")
 
     def _why_stopped(self, ladder: Ladder, name: str) -> Stopped:
         """Return why a run stopped before its end: the cap, or a request."""

@@ -83,7 +83,9 @@ class Fit:
                 f"{self.trusted_flops:.2g} FLOPs. Ask for less, or add larger runs to the ladder."
             )
         middle = self.law.loss(macs_per_token, tokens)
-        low, high = possible_results(_measured(self.points), self.law, macs_per_token, tokens, HELD)
+        low, high = possible_results(
+            LogResults.of(self.points), self.law, macs_per_token, tokens, HELD
+        )
         return Prediction(middle, min(low, middle), max(high, middle))
 
 
@@ -94,16 +96,11 @@ def fit(points: Sequence[Point]) -> Fit:
     """
     check_points(points)
     points = sorted(points, key=lambda point: point.run)
-    at = _measured(points)
+    at = LogResults.of(points)
     found = best_of_starts(at)
     curve, losses = np.exp(predicted(found, at)), np.exp(at.losses)
     noise = float(np.sqrt(np.sum((losses - curve) ** 2) / (len(points) - PARAMETERS)))
     return Fit(tuple(points), at.law(found), noise)
-
-
-def _measured(points: Sequence[Point]) -> LogResults:
-    rows = [(float(p.macs_per_token), float(p.tokens), p.bits_per_byte) for p in points]
-    return LogResults.of(*np.array(rows).T)
 
 
 # ---------------------------------------------------------------- intervals

@@ -8,9 +8,7 @@ Batch and rates follow both by rule.
 from __future__ import annotations
 
 import itertools
-import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +19,7 @@ from pipeline.job import Job
 from pipeline.job.job import without_questions
 from pipeline.job.train_sections import three_digits
 from pipeline.ladder.law import training_flops
+from pipeline.ladder.runs import Run, Runs, as_overrides
 
 WIDTHS = (0.25, 0.35, 0.5, 0.7)
 LENGTHS = (1 / 32, 1 / 16, 1 / 8, 1 / 4)
@@ -33,21 +32,17 @@ _WIDEST_UNIT, _UNITS_IN_WIDTH = 64, 8
 
 
 @dataclass(frozen=True)
-class Rung:
+class Rung(Run):
     """One run of a ladder.
 
     Attributes:
-        name: the run's name in the job's store.
         shape: its model in words, such as 128x3.
-        changes: what it changes of the job, by dotted key.
         macs_per_token: multiply-accumulates of its model for one token.
         tokens: the tokens that it trains on.
         held_out: whether the fit leaves it out, to compare a prediction with its result.
     """
 
-    name: str
     shape: str
-    changes: Mapping[str, Any]
     macs_per_token: int
     tokens: int
     held_out: bool
@@ -56,11 +51,6 @@ class Rung:
     def flops(self) -> float:
         """The FLOPs of its training with the model's weights."""
         return training_flops(self.macs_per_token, self.tokens)
-
-    @property
-    def overrides(self) -> list[str]:
-        """What it changes of the job, as `pion run` takes it."""
-        return as_overrides({"name": self.name, **self.changes})
 
 
 @dataclass(frozen=True)
@@ -77,23 +67,19 @@ class Grid:
     beyond: tuple[tuple[float, float], ...] = ()
 
 
-def as_overrides(changes: Mapping[str, Any]) -> list[str]:
-    """Return changes by dotted key as `key=value` arguments."""
-    return [f"{key}={json.dumps(value)}" for key, value in changes.items()]
-
-
-def rungs_of(job: Job, grid: Grid) -> list[Rung]:
-    """Return the runs, those to fit before those held out, and the cheapest first of each.
+def rungs_of(runs: Runs, grid: Grid) -> list[Rung]:
+    """Return the runs of a ladder, those to fit before those held out, and the cheapest first of
+    each.
 
     Raises BadInput for a job whose model can't be scaled, and for shares out of bounds or so close
     that two runs would be the same.
     """
-    _require_pretrain(job)
+    _require_pretrain(runs.job)
     _check(grid)
     pairs = list(itertools.product(grid.widths, grid.lengths))
-    inside = sorted((_rung(job, pair, held_out=False) for pair in pairs), key=_by_cost)
+    inside = sorted((_rung(runs, pair, held_out=False) for pair in pairs), key=_by_cost)
     kept = len(inside) - grid.held_out
-    held = [_rung(job, pair, held_out=True) for pair in grid.beyond]
+    held = [_rung(runs, pair, held_out=True) for pair in grid.beyond]
     held += [replace(rung, held_out=True) for rung in inside[kept:]]
     rungs = [*inside[:kept], *sorted(held, key=_by_cost)]
     names = [rung.name for rung in rungs]
@@ -147,21 +133,21 @@ def _check(grid: Grid) -> None:
         )
 
 
-def _rung(job: Job, pair: tuple[float, float], *, held_out: bool) -> Rung:
+def _rung(runs: Runs, pair: tuple[float, float], *, held_out: bool) -> Rung:
     from pion.model.params_and_flops import cost_of
 
-    width, length = pair
+    job, (width, length) = runs.job, pair
     config = job.model_config_resolved()
     model = _model_changes(config, width)
     training = _training_changes(job, model["model.d_model"], length)
     tokens = training["pretrain.steps"] * training["pretrain.global_batch"] * job.data.seq_len
     shape = f"{model['model.d_model']}x{model.get('model.n_layers', config.n_layers)}"
-    small = _with(job, model).model_config_resolved()
+    name = {"name": f"{job.name}-ladder-{shape}-{short_amount(tokens)}"}
+    run = runs.of(as_overrides({**name, **model, **training, **_only_pretraining(job)}))
     return Rung(
-        name=f"{job.name}-ladder-{shape}-{short_amount(tokens)}",
+        **vars(run),
         shape=shape,
-        changes={**model, **training, **_only_pretraining(job)},
-        macs_per_token=cost_of(small).macs_per_token,
+        macs_per_token=cost_of(run.job.model_config_resolved()).macs_per_token,
         tokens=tokens,
         held_out=held_out,
     )
@@ -169,18 +155,6 @@ def _rung(job: Job, pair: tuple[float, float], *, held_out: bool) -> Rung:
 
 def _by_cost(rung: Rung) -> tuple[float, str]:
     return rung.flops, rung.name
-
-
-def _with(job: Job, changes: Mapping[str, Any]) -> Job:
-    """Return the job with another model. Raises BadInput if there is no such model."""
-    fields = {key.removeprefix("model."): value for key, value in changes.items()}
-    experts = fields.pop("experts.d_shared", None)
-    if experts is not None:
-        own = job.model.model_dump(exclude_unset=True).get("experts") or {}
-        fields["experts"] = own | {"d_shared": experts}
-    given = job.model.model_dump(exclude_unset=True, by_alias=True)
-    model = type(job.model).model_validate(given | fields)
-    return job.model_copy(update={"model": model})
 
 
 def _model_changes(config: ModelConfig, width: float) -> dict[str, Any]:

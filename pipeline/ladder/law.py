@@ -157,12 +157,13 @@ class LogResults:
     mean_length: float
 
     @classmethod
-    def of(cls, macs_per_token: Vector, tokens: Vector, losses: Vector) -> LogResults:
+    def of(cls, points: Sequence[Point]) -> LogResults:
         """Return the logarithms. Relative to their means, the parameters hardly depend on each
         other, and the search takes fewer steps."""
-        sizes, lengths = np.log(macs_per_token), np.log(tokens)
+        rows = [(float(p.macs_per_token), float(p.tokens), p.bits_per_byte) for p in points]
+        sizes, lengths, losses = (np.log(column) for column in np.array(rows).T)
         mean_size, mean_length = float(sizes.mean()), float(lengths.mean())
-        return cls(sizes - mean_size, lengths - mean_length, np.log(losses), mean_size, mean_length)
+        return cls(sizes - mean_size, lengths - mean_length, losses, mean_size, mean_length)
 
     def law(self, found: Vector) -> Law:
         """Return the law of the parameters that a search has found."""

@@ -18,7 +18,6 @@ from pipeline.ladder.cap import Cap
 from pipeline.ladder.fit import Fit, Prediction
 from pipeline.ladder.grid import Rung
 from pipeline.ladder.law import training_flops
-from pipeline.ladder.runs import Run
 from pipeline.state.record_file import RecordFile, strictly
 from pipeline.state.record_json import Amount, Count, Time, closed_record
 from pipeline.state.stores import Store
@@ -143,13 +142,12 @@ def search_file(store: Store, job: str, runs: Iterable[str]) -> RecordFile[Searc
     )
 
 
-def new_ladder(job: Job, rungs: Sequence[Rung], runs: Mapping[str, Run], cap: Cap) -> LadderRecord:
-    """Return the record of a ladder of `job` that has not begun. `runs` has each rung's run, by
-    name."""
+def new_ladder(job: Job, rungs: Sequence[Rung], cap: Cap) -> LadderRecord:
+    """Return the record of a ladder of `job` that has not begun."""
     own = digest_job(job).inputs
-    changed = {key for rung in rungs for key in rung.changes}
-    digests = runs[rungs[0].name].digests
-    evaluated = {k: v for k, v in digests.inputs["evaluate"].items() if k not in changed}
+    changed = {change.partition("=")[0] for rung in rungs for change in rung.overrides}
+    evaluated = rungs[0].digests.inputs["evaluate"]
+    evaluated = {key: value for key, value in evaluated.items() if key not in changed}
     inputs: Inputs = own["data.pretrain"] | own["pretrain"] | evaluated
     shared = {key: value for key, value in inputs.items() if not key.startswith("input.")}
     return LadderRecord(
@@ -157,7 +155,7 @@ def new_ladder(job: Job, rungs: Sequence[Rung], runs: Mapping[str, Run], cap: Ca
         rungs=tuple(
             RungRecord(
                 name=rung.name,
-                digest=runs[rung.name].digests.stages["evaluate"],
+                digest=rung.digests.stages["evaluate"],
                 macs_per_token=rung.macs_per_token,
                 tokens=rung.tokens,
                 held_out=rung.held_out,

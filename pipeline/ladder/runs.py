@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
+import json
 import math
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -21,16 +21,15 @@ from pipeline.base.read_job import read_job
 from pipeline.console.formats import printable, show
 from pipeline.job import Job
 from pipeline.job.digest import Digests, digest_job
-from pipeline.ladder.grid import as_overrides
 from pipeline.machine.gpus import gpu_count
 from pipeline.machine.rented import PAID_SINCE, is_rented
 from pipeline.state.head import Head
 from pipeline.state.owner import launch_id
 from pipeline.state.rows.metrics import read_metrics
 from pipeline.state.run_state import RunState
-from pipeline.state.stores import StoreError, open_store
+from pipeline.state.stores import open_store
 from pipeline.state.stores.base import read_all
-from pipeline.state.stores.errors import verdict
+from pipeline.state.stores.errors import before_work
 
 # Runs `pion run` with these arguments, and returns its exit code.
 Execute = Callable[[Sequence[str]], int]
@@ -51,6 +50,11 @@ class Run:
     def name(self) -> str:
         """Its name in the store."""
         return self.job.name
+
+
+def as_overrides(changes: Mapping[str, Any]) -> list[str]:
+    """Return changes by dotted key as `key=value` arguments."""
+    return [f"{key}={json.dumps(value)}" for key, value in changes.items()]
 
 
 class Runs:
@@ -131,16 +135,12 @@ class Runs:
         }
 
 
-@contextlib.contextmanager
-def between_runs() -> Iterator[None]:
+def between_runs() -> AbstractContextManager[None]:
     """Raise Interrupted in place of an outage of the store in the block, if a manager of rented
     machines started this process: it starts the process again."""
-    try:
-        yield
-    except StoreError as error:
-        if launch_id() is None:
-            raise
-        raise verdict(error, BadInput, "Every finished run is kept.", managed=True) from error
+    if launch_id() is None:
+        return nullcontext()
+    return before_work("Every finished run is kept.", managed=True)
 
 
 def _settings(job: Job) -> dict[str, Any]:
@@ -174,7 +174,6 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _PR_SET_PDEATHSIG = 1
 # Loaded here: after a fork, other threads of the parent may have held the loader's lock.
 _LIBC = ctypes.CDLL(None)
-Process = subprocess.Popen[bytes]
 
 
 class RunProcesses:
@@ -196,16 +195,15 @@ class RunProcesses:
         by itself.
         """
         paid = {} if self._paid_since is None else {PAID_SINCE: repr(self._paid_since)}
-        with _passing_on_signals() as (heard, pass_to):
-            process = subprocess.Popen(
+        code, heard = _passing_on_signals(
+            lambda: subprocess.Popen(
                 [sys.executable, "-m", "pipeline.cli", "run", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=sys.stderr if self._to_stderr else None,
                 env=os.environ | paid,
                 preexec_fn=_begin,
             )
-            pass_to(process)
-            code = process.wait()
+        )
         if is_rented():
             self._paid_since = time.time()
         # Without a handler, when Python ends, a signal kills it.
@@ -225,29 +223,27 @@ def _begin() -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-@contextmanager
-def _passing_on_signals() -> Iterator[tuple[list[int], Callable[[Process], None]]]:
-    """Yield the list of the SIGINT and SIGTERM that come, and what passes all of them to a process.
+def _passing_on_signals(start: Callable[[], subprocess.Popen[bytes]]) -> tuple[int, list[int]]:
+    """Start a process, pass all SIGINT and SIGTERM that come on to it, and wait for its end. Return
+    its exit code and these signals.
 
     Ctrl-C at a terminal reaches the process too; it takes the second signal for an echo.
     """
     heard: list[int] = []
-    processes: list[Process] = []
+    process: subprocess.Popen[bytes] | None = None
 
     def hear(number: int, frame: FrameType | None) -> None:
         heard.append(number)
-        for process in processes:
-            process.send_signal(number)
-
-    def pass_to(process: Process) -> None:
-        processes.append(process)
-        for number in heard:
+        if process is not None:
             process.send_signal(number)
 
     before = {number: signal.signal(number, hear) for number in _SIGNALS}
     woken = signal.set_wakeup_fd(-1)  # it would end this process at once (early_sigterm)
     try:
-        yield heard, pass_to
+        process = start()
+        for number in heard:
+            process.send_signal(number)
+        return process.wait(), heard
     finally:
         signal.set_wakeup_fd(woken)
         for number, handler in before.items():

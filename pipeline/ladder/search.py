@@ -17,10 +17,9 @@ from pipeline.console.formats import counted
 from pipeline.job import Job
 from pipeline.job.job import without_questions
 from pipeline.ladder.cap import Cap, total, why_stopped
-from pipeline.ladder.grid import as_overrides
 from pipeline.ladder.halving import Choice, Curves, Wanted, decide, steps_taken
 from pipeline.ladder.record import SearchRecord, search_file
-from pipeline.ladder.runs import Run, Runs
+from pipeline.ladder.runs import Run, Runs, as_overrides
 from pipeline.ladder.vary import Setting, refuse_same, refuse_unpaired, rounds_of, run_name
 from pipeline.ladder.work import Work
 from pipeline.state.head import Head, Spent

@@ -46,10 +46,6 @@ def record_of(folder):
     return record
 
 
-def points_of(folder):
-    return len(record_of(folder).fit.points)
-
-
 @dataclass(frozen=True)
 class Finished:
     """A ladder of nine runs that nobody disturbed: its folder, the runs that it started, and what
@@ -160,7 +156,7 @@ def test_a_run_that_diverges_is_left_out_of_the_fit_until_a_person_removes_it(tm
     assert not more
     assert why == "diverged: step 3 gave a loss of nan, after it was rolled back once"
     assert f"{name} {why}; the fit leaves it out" in out
-    assert points_of(tmp_path) == 8
+    assert len(record_of(tmp_path).fit.points) == 8
     again = FakeRuns()
     climb(job, again)
     assert not again.started, "it is not tried again"
@@ -168,17 +164,15 @@ def test_a_run_that_diverges_is_left_out_of_the_fit_until_a_person_removes_it(tm
     assert climb(job, again) == 0
     assert again.started == [name]
     assert not record_of(tmp_path).failed
-    assert points_of(tmp_path) == 9
+    assert len(record_of(tmp_path).fit.points) == 9
 
 
-def test_a_run_whose_loss_is_no_number_is_left_out_also_if_the_ladder_was_killed_with_it(
-    tmp_path, finished
-):
+def test_a_run_whose_loss_is_no_number_is_left_out_also_after_a_kill(tmp_path, finished):
     job = finished.copy_to(tmp_path)
     head = tmp_path / "runs" / finished.started[3] / "HEAD.json"
     head.write_text(re.sub(r'"bits_per_byte": [\d.]+', '"bits_per_byte": null', head.read_text()))
     assert climb(job, FakeRuns()) == 0
-    assert points_of(tmp_path) == 8
+    assert len(record_of(tmp_path).fit.points) == 8
 
 
 def test_if_too_many_runs_diverge_there_is_no_fit_and_it_says_what_is_missing(tmp_path, capsys):

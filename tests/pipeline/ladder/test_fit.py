@@ -10,7 +10,7 @@ import pytest
 
 from pion.errors import BadInput
 from pipeline.ladder.fit import MARGIN, Fit, fit
-from pipeline.ladder.law import Law, Point
+from pipeline.ladder.law import Law
 from pipeline.state.record_json import build
 from tests.pipeline.ladder.drawn_laws import share_held
 from tests.pipeline.ladder.made_up import LAWS, LENGTHS, NOISE, SIZES, ladder
@@ -160,7 +160,5 @@ def test_a_record_with_too_few_points_is_refused(fitted):
 
 
 def test_a_point_may_have_an_error():
-    points = [
-        Point(p.run, p.macs_per_token, p.tokens, p.bits_per_byte, 0.01) for p in ladder(LAWS[0])
-    ]
+    points = [dataclasses.replace(p, bits_per_byte_sem=0.01) for p in ladder(LAWS[0])]
     assert build(Fit, through_json(fit(points)), "a.json").points[0].bits_per_byte_sem == 0.01

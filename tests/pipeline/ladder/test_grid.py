@@ -6,15 +6,18 @@ import pytest
 
 from pion.errors import BadInput
 from pipeline.base.read_job import read_job
+from pipeline.job.digest import digest_job
 from pipeline.job.file import load_job
 from pipeline.ladder.grid import Grid, round_batch, rungs_of, settings_by_rule
 from pipeline.ladder.law import Point as Result
 from pipeline.ladder.law import check_points
+from pipeline.ladder.runs import Runs
 from tests.paths import JOBS, REPOSITORY
 
 
 def rungs(name, grid=None):
-    return rungs_of(read_job(REPOSITORY / "jobs" / f"{name}.yaml"), grid or Grid())
+    path = REPOSITORY / "jobs" / f"{name}.yaml"
+    return rungs_of(Runs("ladder", str(path), (), as_json=False), grid or Grid())
 
 
 @pytest.mark.parametrize(
@@ -27,11 +30,10 @@ def test_every_family_has_a_ladder_of_jobs_that_are_valid_and_can_be_fitted(name
     check_points([Result(rung.name, rung.macs_per_token, rung.tokens, 1.0) for rung in found])
     own = read_job(REPOSITORY / "jobs" / f"{name}.yaml")
     for rung in (found[0], found[-1]):
-        job = read_job(REPOSITORY / "jobs" / f"{name}.yaml", rung.overrides)
-        assert job.stages == ["prepare", "pretrain", "evaluate"]
-        section = job.section("pretrain")
-        assert section.total_steps * section.global_batch * job.data.seq_len == rung.tokens
-        config = job.model_config_resolved()
+        assert rung.job.stages == ["prepare", "pretrain", "evaluate"]
+        section = rung.job.section("pretrain")
+        assert section.total_steps * section.global_batch * rung.job.data.seq_len == rung.tokens
+        config = rung.job.model_config_resolved()
         assert config.head_dim == own.model_config_resolved().head_dim
         assert config.d_model < own.model_config_resolved().d_model
 
@@ -43,12 +45,8 @@ def test_depth_follows_the_width_unless_the_model_names_its_layers():
 
 
 def test_all_runs_share_prepared_data():
-    from pipeline.job.digest import digest_job
-
     own = digest_job(read_job(REPOSITORY / "jobs" / "demo.yaml", ["sft=null"])).data
-    for rung in rungs("demo"):
-        job = read_job(REPOSITORY / "jobs" / "demo.yaml", rung.overrides)
-        assert digest_job(job).data == own
+    assert all(rung.digests.data == own for rung in rungs("demo"))
 
 
 def test_held_out_runs_come_last_and_are_the_largest_or_beyond_the_grid():
@@ -61,10 +59,8 @@ def test_held_out_runs_come_last_and_are_the_largest_or_beyond_the_grid():
 
 
 def test_a_preset_keeps_its_other_fields():
-    rung = rungs("pion-small")[0]
-    job = read_job(REPOSITORY / "jobs" / "pion-small.yaml", rung.overrides)
     own = read_job(REPOSITORY / "jobs" / "pion-small.yaml").model_config_resolved()
-    config = job.model_config_resolved()
+    config = rungs("pion-small")[0].job.model_config_resolved()
     assert (config.vocab_size, config.seq_len) == (own.vocab_size, own.seq_len)
 
 

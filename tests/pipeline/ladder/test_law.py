@@ -3,18 +3,11 @@
 import dataclasses
 import math
 
-import numpy as np
 import pytest
 
 from pion.errors import BadInput
 from pipeline.ladder.law import Law, LogResults, Point, best_of_starts, check_points, predicted
 from tests.pipeline.ladder.made_up import LAWS, ladder
-
-
-def measured(law):
-    points = ladder(law)
-    columns = zip(*((p.macs_per_token, p.tokens, p.bits_per_byte) for p in points))
-    return LogResults.of(*(np.array(column, dtype=np.float64) for column in columns))
 
 
 def test_a_loss_is_the_sum_of_its_terms():
@@ -24,7 +17,7 @@ def test_a_loss_is_the_sum_of_its_terms():
 
 @pytest.mark.parametrize("law", LAWS)
 def test_a_law_without_noise_is_found_again(law):
-    at = measured(law)
+    at = LogResults.of(ladder(law))
     found = best_of_starts(at)
     assert predicted(found, at) == pytest.approx(at.losses, abs=2e-5)
     again = at.law(found)
@@ -33,7 +26,7 @@ def test_a_law_without_noise_is_found_again(law):
 
 
 def test_one_run_that_failed_hardly_moves_the_law():
-    at = measured(LAWS[1])
+    at = LogResults.of(ladder(LAWS[1]))
     at.losses[5] += 0.3
     again = at.law(best_of_starts(at))
     assert again.loss(1e7, 2e7) == pytest.approx(LAWS[1].loss(1e7, 2e7), rel=5e-3)
