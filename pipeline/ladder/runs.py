@@ -110,17 +110,6 @@ class Runs:
         heads = read_all(lambda name: RunState(self.store, name).read(), names)
         return {name: head for name, head in zip(names, heads) if head is not None}
 
-    def trouble(self, run: Run, stage: str) -> str | None:
-        """Return why training of a run diverged, in words; None if no step of it went wrong."""
-        head = self.heads([run.name]).get(run.name, Head())
-        digest = run.digests.stages[stage]
-        wrong = [rows for rows in head.skipped.get(stage, ()) if rows.digest == digest]
-        if not wrong:
-            return None
-        last = wrong[-1]
-        times = "once" if len(wrong) == 1 else f"{len(wrong)} times"
-        return f"diverged: step {last.step:,} gave {last.why}, after it was rolled back {times}"
-
     def held_out(self, run: Run, stage: str) -> dict[int, float]:
         """Return the held-out loss of a run by step, in nats per token, as far as it was measured.
 

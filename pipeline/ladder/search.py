@@ -28,12 +28,11 @@ FEW_ROWS = 32
 
 
 @dataclass(frozen=True)
-class Trial:
+class Trial(Run):
     """A run of the search: a setting with a seed."""
 
     setting: Setting
     seed: int
-    run: Run
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class Search:
             hours=cap.hours,
             dollars=cap.dollars,
         )
-        file = search_file(runs.store, job.name, [trial.run.name for trial in self.trials])
+        file = search_file(runs.store, job.name, [trial.name for trial in self.trials])
         self._work = Work(runs, file, new)
 
     def go(self) -> Outcome:
@@ -97,10 +96,10 @@ class Search:
         """Return what all runs have measured. A run that diverged has infinite losses."""
         found: dict[str, dict[int, dict[int, float]]] = {}
         for trial in self.trials:
-            if trial.run.name in self._work.record.failed:
+            if trial.name in self._work.record.failed:
                 curve = {one.step: math.inf for one in self.rounds}
             else:
-                curve = self._runs.held_out(trial.run, self._stage)
+                curve = self._runs.held_out(trial, self._stage)
             found.setdefault(trial.setting.name, {})[trial.seed] = curve
         return found
 
@@ -115,28 +114,28 @@ class Search:
 
     def _train_one(self, trial: Trial, step: int) -> None:
         """Train a run to a step, or record that it diverged."""
-        run, heads = trial.run, self._heads()
+        heads = self._heads()
         code = self._work.advance(
-            run,
-            f"{trial.setting.name}, seed {trial.seed}, to step {step:,}: {run.name}",
+            trial,
+            f"{trial.setting.name}, seed {trial.seed}, to step {step:,}: {trial.name}",
             _spent(heads),
-            self._expected_hours(run.name, step, heads),
+            self._expected_hours(trial.name, step, heads),
             pause={f"{self._stage}.pause_at": step},
             until=self._stage,
         )
-        if step in self._runs.held_out(run, self._stage):
+        if step in self._runs.held_out(trial, self._stage):
             return
         if code == Stopped.exit_code:
-            raise why_stopped(self._work.record.cap, total(_spent(self._heads())), run.name)
+            raise why_stopped(self._work.record.cap, total(_spent(self._heads())), trial.name)
         without = (
             f"ended without a held-out loss at step {step:,} (see above), and not because it "
             "diverged. What it has done is kept."
         )
-        why = self._work.why_diverged(run, self._stage, without)
-        self._work.give_up(run, why, "Its setting comes last.")
+        why = self._work.why_diverged(trial, self._stage, without)
+        self._work.give_up(trial, why, "Its setting comes last.")
 
     def _heads(self) -> dict[str, Head]:
-        return self._runs.heads(trial.run.name for trial in self.trials)
+        return self._runs.heads(trial.name for trial in self.trials)
 
     def _expected_hours(self, name: str, step: int, heads: Mapping[str, Head]) -> float | None:
         """Return how many more hours a run takes to a step, as the others took; None if none has
@@ -167,7 +166,8 @@ class Search:
         steps = ",".join(str(one.step) for one in self.rounds)
         own = f"{self._runs.of(seeded).digests.stages[self._stage]} {steps}"
         name = run_name(self._runs.job.name, setting, seed, own)
-        return Trial(setting, seed, self._runs.of([*seeded, f"name={name}"]))
+        run = self._runs.of([*seeded, f"name={name}"])
+        return Trial(**vars(run), setting=setting, seed=seed)
 
 
 def _common(job: Job, stage: str) -> dict[str, Any]:

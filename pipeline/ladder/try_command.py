@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from pipeline.ladder.runs import Runs, between_runs
 from pipeline.ladder.search import Outcome, Search
 from pipeline.ladder.vary import Setting
 from pipeline.state.owner import launch_id
+from pipeline.state.record_json import finite_json
 from pipeline.state.stores.errors import before_work
 
 
@@ -40,7 +40,7 @@ def run_try(runs: Runs, settings: Sequence[Setting], seeds: int, cap: Cap) -> in
     command = _continue(search, found, runs)
     said = verdict(found.choice, settings)
     if runs.as_json:
-        print(json.dumps(_as_json(search, found, said, command), indent=1))
+        print(finite_json(_as_json(search, found, said, command), indent=1))
     else:
         _show(search, found, said, command)
     return 0
@@ -50,7 +50,7 @@ def _continue(search: Search, found: Outcome, runs: Runs) -> str:
     """Return the command that finishes a run of the chosen setting, from its checkpoint."""
     first = next(t for t in search.trials if t.setting.name == found.choice.setting)
     words = [runs.job_path, *runs.overrides, *first.setting.overrides, f"seed={first.seed}"]
-    return f"pion run {shlex.join([*words, f'name={first.run.name}'])}"
+    return f"pion run {shlex.join([*words, f'name={first.name}'])}"
 
 
 def _show(search: Search, found: Outcome, said: str, command: str) -> None:
@@ -95,8 +95,8 @@ def _as_json(search: Search, found: Outcome, said: str, command: str) -> dict[st
             {
                 "setting": d.setting,
                 "step": d.step,
-                "difference": _finite(d.mean),
-                "sem": _finite(d.sem),
+                "difference": d.mean,
+                "sem": d.sem,
                 "sure": d.sure,
                 "diverged": d.diverged,
             }
@@ -104,14 +104,14 @@ def _as_json(search: Search, found: Outcome, said: str, command: str) -> dict[st
         ],
         "runs": [
             {
-                "run": trial.run.name,
+                "run": trial.name,
                 "setting": trial.setting.name,
                 "seed": trial.seed,
                 "held_out_loss": {
-                    str(step): _finite(loss)
+                    str(step): loss
                     for step, loss in found.curves[trial.setting.name][trial.seed].items()
                 },
-                "failed": found.failed.get(trial.run.name),
+                "failed": found.failed.get(trial.name),
             }
             for trial in search.trials
         ],
@@ -121,10 +121,6 @@ def _as_json(search: Search, found: Outcome, said: str, command: str) -> dict[st
         "dollars": found.spent.dollars,
         "command": command,
     }
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 # ---------------------------------------------------------------- the verdict

@@ -12,7 +12,7 @@ from pipeline.cost.budget import price_per_hour
 from pipeline.ladder.cap import budget_of, check_cap, refuse_beyond, total
 from pipeline.ladder.record import WorkRecord
 from pipeline.ladder.runs import Run, Runs
-from pipeline.state.head import Spent
+from pipeline.state.head import Head, Spent
 from pipeline.state.record_file import RecordFile
 
 Kept = TypeVar("Kept", bound=WorkRecord)
@@ -75,15 +75,19 @@ class Work(Generic[Kept]):
         return self._runs.start(run, limits | dict(pause or {}), until=until)
 
     def why_diverged(self, run: Run, stage: str, otherwise: str) -> str:
-        """Return why a run has no result, in words. Raises PionError, which says `otherwise`, if it
-        did not diverge."""
-        why = self._runs.trouble(run, stage)
-        if why is None:
+        """Return why training of a run diverged, in words. Raises PionError, which says
+        `otherwise`, if no step of it went wrong."""
+        head = self._runs.heads([run.name]).get(run.name, Head())
+        digest = run.digests.stages[stage]
+        wrong = [rows for rows in head.skipped.get(stage, ()) if rows.digest == digest]
+        if not wrong:
             raise PionError(
                 f"run {run.name} {otherwise} Fix the cause, and run the same command again to "
                 "continue."
             )
-        return why
+        last = wrong[-1]
+        times = "once" if len(wrong) == 1 else f"{len(wrong)} times"
+        return f"diverged: step {last.step:,} gave {last.why}, after it was rolled back {times}"
 
     def give_up(self, run: Run, why: str, so: str) -> None:
         """Record that a run will have no result, and say why, and what follows."""
