@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pion.evaluation.item_scores import ItemScores, difference, mean
-from pion.evaluation.shares import ratio, share_sem
+from pion.evaluation.item_scores import ItemScores, difference, item_scores, mean
+from pion.evaluation.shares import share_sem
 
 # Numbers by name; that of `name` has its standard error in `name_sem`.
 Numbers = dict[str, float]
@@ -55,17 +55,11 @@ class LabelledAnswers:
             ahead, prompts = np.where(self.preferred, values, -values), self.prompts
             finite = np.isfinite(values)
         right = np.where(ahead == 0, 0.5, (ahead > 0).astype(float))
-        return ItemScores(np.where(finite, right, np.nan), _numbered(prompts))
+        return item_scores(np.where(finite, right, np.nan), prompts)
 
     def longer_wins(self) -> ItemScores:
         """Return how right the rule is that the longer answer of a pair is the chosen one."""
         return self.scored(self.tokens.astype(np.float64))
-
-
-def _numbered(names: np.ndarray) -> np.ndarray:
-    """Return numbers from 0 on for equal names."""
-    found: np.ndarray = np.unique(names, return_inverse=True)[1]
-    return found
 
 
 def agreement(answers: LabelledAnswers, scores: ItemScores) -> Numbers:
@@ -80,7 +74,7 @@ def agreement(answers: LabelledAnswers, scores: ItemScores) -> Numbers:
         return found
     for name, where in _by_length(answers).items():
         if where.any():
-            part = ItemScores(scores.scores[where], _numbered(_clusters(scores)[where]))
+            part = item_scores(scores.scores[where], scores.units[where])
             found[name], found[f"{name}_sem"] = mean(part)
     if (bias := _bias(answers, scores)) is not None:
         found["length_bias"], found["length_bias_sem"] = bias.value, bias.error
@@ -108,9 +102,8 @@ def moved(answers: LabelledAnswers, apart: np.ndarray) -> Numbers:
     found: Numbers = {}
     for name, side in (("chosen", answers.preferred), ("rejected", ~answers.preferred)):
         if side.any():
-            clusters = _numbered(answers.prompts[side])
-            sums = np.bincount(clusters, apart[side]), np.bincount(clusters, answers.tokens[side])
-            found[name], found[f"{name}_sem"] = ratio(*sums)
+            of_side = item_scores(apart[side], answers.prompts[side], answers.tokens[side])
+            found[name], found[f"{name}_sem"] = mean(of_side)
     return found
 
 
@@ -140,11 +133,6 @@ def _by_length(answers: LabelledAnswers) -> Mapping[str, np.ndarray]:
     return {"where_longer": chosen > rejected, "where_shorter": chosen < rejected}
 
 
-def _clusters(scores: ItemScores) -> np.ndarray:
-    assert scores.clusters is not None
-    return scores.clusters
-
-
 def _bias(answers: LabelledAnswers, scores: ItemScores) -> _Bias | None:
     """Return the accuracy of pairs whose chosen answer is longer, less that of those whose is
     shorter; None without pairs of both kinds.
@@ -152,7 +140,7 @@ def _bias(answers: LabelledAnswers, scores: ItemScores) -> _Bias | None:
     The prompts of both kinds may be the same ones, so the error is that of the difference of two
     ratios (linearised as in `ratio`), and not of two independent numbers.
     """
-    clusters, of = _clusters(scores), _by_length(answers)
+    clusters, of = scores.units, _by_length(answers)
     count = int(clusters.max(initial=-1)) + 1
     value, influence, least = 0.0, np.zeros(count), 0.0
     for where, sign in zip(of.values(), (1, -1)):

@@ -38,11 +38,25 @@ class ItemScores:
     clusters: np.ndarray | None = None
     sizes: np.ndarray | None = None
 
+    @property
+    def units(self) -> np.ndarray:
+        """The number of what each score counts with: its passage, or itself."""
+        return np.arange(len(self.scores)) if self.clusters is None else self.clusters
 
-def item_scores(scores: Sequence[float], clusters: Sequence[str] | None = None) -> ItemScores:
+    @property
+    def weights(self) -> np.ndarray:
+        """How much each score weighs: the bytes of a document, or 1."""
+        return np.ones(len(self.scores)) if self.sizes is None else self.sizes
+
+
+def item_scores(
+    scores: Sequence[float] | np.ndarray,
+    clusters: Sequence[str] | np.ndarray | None = None,
+    sizes: np.ndarray | None = None,
+) -> ItemScores:
     """Return the scores of questions; questions with equal `clusters` are about one passage."""
     known = None if clusters is None else np.unique(clusters, return_inverse=True)[1]
-    return ItemScores(np.asarray(scores, dtype=np.float64), known)
+    return ItemScores(np.asarray(scores, dtype=np.float64), known, sizes)
 
 
 def pack(items: ItemScores) -> dict[str, Any]:
@@ -92,19 +106,16 @@ def difference(before: ItemScores, after: ItemScores) -> tuple[float, float]:
     Questions about one passage count together; see `ratio`. Raises ValueError if the two were not
     measured on the same.
     """
-    if len(before.scores) != len(after.scores) or not (
-        np.array_equal(_or_none(before.sizes), _or_none(after.sizes))
-        and np.array_equal(_or_none(before.clusters), _or_none(after.clusters))
-    ):
+    same = np.array_equal(before.weights, after.weights)
+    if not same or not np.array_equal(before.units, after.units):
         raise ValueError("the two were not measured on the same")
     change = after.scores - before.scores
     if not np.isfinite(change).all() or not len(change):
         return math.nan, math.nan
-    sizes = np.ones(len(change)) if before.sizes is None else before.sizes
-    of = np.arange(len(change)) if before.clusters is None else before.clusters
-    value, error = ratio(np.bincount(of, change), np.bincount(of, sizes))
+    units = before.units
+    value, error = ratio(np.bincount(units, change), np.bincount(units, before.weights))
     if error == 0 and before.sizes is None:  # no answer of n differs: that is no certainty
-        error = share_sem(0, len(np.unique(of)))
+        error = share_sem(0, len(np.unique(units)))
     return value, error
 
 
@@ -116,10 +127,9 @@ def mean(items: ItemScores) -> tuple[float, float]:
     """
     if not len(items.scores):
         return math.nan, math.nan
-    sizes = np.ones(len(items.scores)) if items.sizes is None else items.sizes
-    of = np.arange(len(sizes)) if items.clusters is None else items.clusters
-    error_of = share_ratio if items.sizes is None else ratio
-    return error_of(np.bincount(of, items.scores), np.bincount(of, sizes))
+    of_scores = share_ratio if items.sizes is None else ratio
+    units = items.units
+    return of_scores(np.bincount(units, items.scores), np.bincount(units, items.weights))
 
 
 @dataclass(frozen=True)
@@ -148,10 +158,6 @@ def mean_sem(tasks: Sequence[TaskScores]) -> float:
             shared = float(np.cov(one.scores, other.scores)[0, 1]) / count
             variance += 2 * slope * again * shared
     return math.sqrt(max(variance, 0.0)) / len(tasks)
-
-
-def _or_none(array: np.ndarray | None) -> np.ndarray:
-    return np.zeros(0) if array is None else array
 
 
 def _text(array: np.ndarray) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,19 +45,16 @@ def multiple_choice(
         for q in questions
         for choice in q.choices
     ]
-    longest_first = sorted(range(len(choices)), key=lambda i: -len(choices[i].ids))
     scores = np.zeros(len(choices))
 
-    def compute(part: range) -> None:
-        places = longest_first[part.start : part.stop]
+    def compute(places: Sequence[int]) -> None:
         batch = scored_ends([(choices[i].ids, choices[i].learned) for i in places])
         nll, *_ = token_nll(model, batch, scorer.vocab_size, scorer.dtype)
         scores[places] = -nll.sum(dim=1).cpu().numpy() / [choices[i].bytes for i in places]
 
     with evaluating(model):
-        tokens = min(scorer.micro_batch * model.config.seq_len, TOKENS_AT_ONCE)
-        at_once = tokens // len(choices[longest_first[0]].ids)
-        in_batches(len(choices), max(1, at_once), compute, scorer.on_batch)
+        lengths = [len(choice.ids) for choice in choices]
+        longest_first(scorer, lengths, model.config.seq_len, compute)
     ends = np.cumsum([len(question.choices) for question in questions])
     best = [own == own.max() for own in np.split(scores, ends[:-1])]
     credit = [float(own[q.answer]) / max(int(own.sum()), 1) for q, own in zip(questions, best)]
@@ -68,6 +65,25 @@ def multiple_choice(
         chance=float(np.mean([1 / len(q.choices) for q in questions])),
         questions=len(questions),
         credits=tuple(credit),
+    )
+
+
+def longest_first(
+    scorer: Scorer, lengths: Sequence[int], row: int, compute: Callable[[Sequence[int]], None]
+) -> None:
+    """Call `compute` with the places of some rows of these lengths, until it had all rows.
+
+    As many tokens are computed at once as in `micro_batch` rows of `row` tokens, and fewer after
+    running out of CUDA memory. Raises PionError if even a single row does not fit.
+    """
+    places = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    tokens = min(scorer.micro_batch * row, TOKENS_AT_ONCE)
+    at_once = max(1, tokens // lengths[places[0]])
+    in_batches(
+        len(places),
+        at_once,
+        lambda part: compute(places[part.start : part.stop]),
+        scorer.on_batch,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -312,7 +313,7 @@ def _serve(args: argparse.Namespace) -> None:
 
 
 def _eval(args: argparse.Namespace) -> None:
-    from pipeline.commands.eval import Part, eval_parts, file_part
+    from pipeline.commands.eval import Part, eval_file, eval_parts
     from pipeline.commands.eval_core import asked_core, core_part
     from pipeline.models.find import find_model
     from pipeline.serve.options import load_as_asked
@@ -324,7 +325,8 @@ def _eval(args: argparse.Namespace) -> None:
     plain = argparse.Namespace(dtype="float32")
     model, chat_format = load_as_asked(find_model(args.model), plain, args.skip_above)
     parts: dict[str, Part] = {
-        str(file): file_part(model, chat_format.tokenizer, file) for file in map(Path, args.files)
+        str(file): partial(eval_file, model, chat_format.tokenizer, file)
+        for file in map(Path, args.files)
     }
     if core is not None:
         part = core_part(model, chat_format.tokenizer, core, as_json=args.json)

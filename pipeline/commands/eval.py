@@ -50,42 +50,23 @@ def eval_parts(parts: Mapping[str, Part], *, as_json: bool) -> None:
             print(finite_json(results, indent=1))
 
 
-def file_part(model: Decoder, tokenizer: Tokenizer, path: Path) -> Part:
-    """Return what measures a file: the accuracy on questions, the loss on text."""
-
-    def part() -> tuple[dict[str, Any], str]:
-        found = _eval_file(model, tokenizer, path)
-        return found, _in_words(found)
-
-    return part
-
-
-def _in_words(found: dict[str, Any]) -> str:
-    if "accuracy" in found:
-        return (
-            f"accuracy {found['accuracy']:.1%} ± {found['accuracy_sem']:.1%} "
-            f"(chance {found['chance']:.1%}, {found['questions']:,} questions)"
-        )
-    return (
-        f"bits per byte {measured(found['bits_per_byte'], found['bits_per_byte_sem'], 4)}, "
-        f"loss {measured(found['loss'], found['loss_sem'], 4)}, perplexity "
-        f"{found['perplexity']:.2f} ({found['tokens']:,} tokens, {found['bytes']:,} bytes), "
-        f"likeliest tokens {calibration_in_brief(found['calibration'])}"
-    )
-
-
 def _has_texts(path: Path) -> bool:
     """Return whether the lines of a JSON Lines file are texts, by its first line."""
     _, first = next(json_lines(path), ("", None))
     return isinstance(first, dict) and "text" in first and "choices" not in first
 
 
-def _eval_file(model: Decoder, tokenizer: Tokenizer, path: Path) -> dict[str, Any]:
+def eval_file(model: Decoder, tokenizer: Tokenizer, path: Path) -> tuple[dict[str, Any], str]:
+    """Measure a file, and say the result in words: the accuracy on questions, the loss on text."""
     rows_at_once = max(1, TOKENS_AT_ONCE // model.config.seq_len)
     lines = path.suffix == ".jsonl"
     if lines and not (path.is_file() and _has_texts(path)):
         scorer = Scorer(model, tokenizer.vocab_size, rows_at_once)
-        return record_of(multiple_choice(scorer, tokenizer, read_questions(path)))
+        of = multiple_choice(scorer, tokenizer, read_questions(path))
+        return record_of(of), (
+            f"accuracy {of.accuracy:.1%} ± {of.accuracy_sem:.1%} "
+            f"(chance {of.chance:.1%}, {of.questions:,} questions)"
+        )
     texts = (
         [one.text for one in record_documents(jsonl_records([Span(path)], "eval"), "text", "eval")]
         if lines
@@ -93,7 +74,13 @@ def _eval_file(model: Decoder, tokenizer: Tokenizer, path: Path) -> dict[str, An
     )
     for text in texts:
         tell_replaced(tokenizer, text, str(path))
-    return measure_texts(model, tokenizer, texts, rows_at_once)
+    found = measure_texts(model, tokenizer, texts, rows_at_once)
+    return found, (
+        f"bits per byte {measured(found['bits_per_byte'], found['bits_per_byte_sem'], 4)}, "
+        f"loss {measured(found['loss'], found['loss_sem'], 4)}, perplexity "
+        f"{found['perplexity']:.2f} ({found['tokens']:,} tokens, {found['bytes']:,} bytes), "
+        f"likeliest tokens {calibration_in_brief(found['calibration'])}"
+    )
 
 
 def _text_of(path: Path) -> str:

@@ -50,7 +50,11 @@ def share_with_interval(result: Mapping[str, Any], name: str, count: str) -> str
     share, n = result.get(name), result.get(count)
     if not n or share is None or not math.isfinite(share):
         return percent_with_error(result, name)
-    low, high = wilson(share, n)
+    return interval_in_words(share, *wilson(share, n))
+
+
+def interval_in_words(share: float, low: float, high: float) -> str:
+    """Return a share and its interval of 95 %, `100.0 % (95 %: 96.3 to 100.0)`."""
     return f"{100 * share:.1f} % (95 %: {100 * low:.1f} to {100 * high:.1f})"
 
 

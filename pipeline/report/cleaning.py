@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipeline.console.formats import duration, size
-from pipeline.report.blocks import table_block, text_block
+from pipeline.report.blocks import interval_in_words, table_block, text_block
 
 TITLE = "Cleaning"
 SETS = (
@@ -95,10 +95,7 @@ def _searched(sets: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _share(found: Mapping[str, float] | None) -> str:
-    if found is None:
-        return "–"
-    low, high = 100 * found["low"], 100 * found["high"]
-    return f"{100 * found['share']:.1f} % (95 %: {low:.1f} to {high:.1f})"
+    return "–" if found is None else interval_in_words(found["share"], found["low"], found["high"])
 
 
 def _where(names: Sequence[str], shown: Mapping[str, Any]) -> str:

@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from pion.evaluation.item_scores import ItemScores, TaskScores, difference, mean_sem, unpack
 from pion.evaluation.shares import ratio
 from pipeline.state.head import Head
@@ -120,8 +118,7 @@ def _compared(name: str, before: Measure | None, after: Measure | None) -> Compa
 def _value(measure: Measure | None) -> float | None:
     if measure is None:
         return None
-    scores, sizes = measure[1].scores, measure[1].sizes
-    value = ratio(scores, np.ones(len(scores)) if sizes is None else sizes)[0]
+    value = ratio(measure[1].scores, measure[1].weights)[0]
     return value if math.isfinite(value) else None
 
 

@@ -7,10 +7,10 @@ import hashlib
 import io
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 import yaml
 
@@ -194,42 +194,28 @@ class Bundle:
     digest: str
 
 
-@dataclass(frozen=True)
-class _Described:
-    """A task as core.yaml describes it; `where` is its file and line."""
-
-    where: str
-    label: str
-    task_type: TaskType
-    data: str
-    shots: int
-    delimiter: str
-
-
 def read_bundle(path: Path) -> Bundle:
     """Return the bundle in a folder or zip archive.
 
     Raises BadInput that names the file and line of whatever is wrong, and OSError never.
     """
     with open_bundle(path) as files:
-        described = _described(files)
-        baselines = _baselines(files, described)
-        tasks = tuple(_task(files, one, baselines[one.label]) for one in described)
-        return Bundle(path, tasks, files.digest())
-
-
-def _task(files: BundleFiles, of: _Described, baseline: float) -> Task:
-    name = f"{DATA}/{of.data}"
-    content = files.read(name)
-    items = _items(content, files.where(name), of.task_type)
-    if len(items) <= of.shots:
-        raise BadInput(
-            f"{of.where}: {of.label} asks with {of.shots} examples, so it needs {of.shots + 1} "
-            f"items or more. {files.where(name)} has {len(items)}"
-        )
-    random.Random(ORDER_SEED).shuffle(items)
-    digest = hashlib.sha256(content).hexdigest()
-    return Task(of.label, of.task_type, of.shots, of.delimiter, baseline, tuple(items), digest)
+        config = files.where(CONFIG)
+        listed = _listed(decoded(files.read(CONFIG, LARGEST_JOB), str(config)), config)
+        baselines = _baselines(files)
+        tasks: list[Task] = []
+        places: dict[str, str] = {}
+        for line, raw in listed:
+            where = f"{config}:{line}"
+            try:
+                task = _task(files, baselines, raw)
+            except ValueError as error:
+                raise BadInput(f"{where}: {error}") from None
+            if task.label in places:
+                raise BadInput(f"{where}: the label {task.label} is also at {places[task.label]}")
+            places[task.label] = where
+            tasks.append(task)
+        return Bundle(path, tuple(tasks), files.digest())
 
 
 def _items(content: bytes, file: Path, task_type: TaskType) -> list[Item]:
@@ -244,23 +230,6 @@ def _items(content: bytes, file: Path, task_type: TaskType) -> list[Item]:
 
 
 # ---------------------------------------------------------------- core.yaml
-
-
-def _described(files: BundleFiles) -> list[_Described]:
-    """Return the tasks that core.yaml lists."""
-    where = files.where(CONFIG)
-    by_label: dict[str, _Described] = {}
-    for line, raw in _listed(decoded(files.read(CONFIG, LARGEST_JOB), str(where)), where):
-        try:
-            one = _describe(raw, f"{where}:{line}")
-        except ValueError as error:
-            raise BadInput(f"{where}:{line}: {error}") from None
-        if one.label in by_label:
-            raise BadInput(
-                f"{one.where}: the label {one.label} is also at {by_label[one.label].where}"
-            )
-        by_label[one.label] = one
-    return list(by_label.values())
 
 
 def _listed(text: str, where: Path) -> list[tuple[int, Any]]:
@@ -282,7 +251,7 @@ def _listed(text: str, where: Path) -> list[tuple[int, Any]]:
         raise unreadable(error, str(where)) from None
 
 
-def _describe(raw: Any, where: str) -> _Described:
+def _task(files: BundleFiles, baselines: Baselines, raw: Any) -> Task:
     """Return the task of an entry. Raises ValueError that says what is wrong with it."""
     if not isinstance(raw, dict):
         raise ValueError(f"expected a task with label and icl_task_type, found {shown(raw)}")
@@ -293,6 +262,25 @@ def _describe(raw: Any, where: str) -> _Described:
             f"{label}: icl_task_type is {shown(kind)}; expected one of {', '.join(TASK_TYPES)}"
             f"{closest(kind, TASK_TYPES)}"
         )
+    shots = _shots(raw, label)
+    delimiter = raw.get("continuation_delimiter", " ")
+    if not isinstance(delimiter, str) or len(delimiter) > LONGEST_NAME:
+        raise ValueError(f"{label}: continuation_delimiter is {shown(delimiter)}; expected text")
+    name = f"{DATA}/{_name(raw, 'dataset_uri')}"
+    baseline = _baseline(files, baselines, label)
+    content = files.read(name)
+    items = _items(content, files.where(name), kind)
+    if len(items) <= shots:
+        raise ValueError(
+            f"{label} asks with {shots} examples, so it needs {shots + 1} items or more. "
+            f"{files.where(name)} has {len(items)}"
+        )
+    random.Random(ORDER_SEED).shuffle(items)
+    digest = hashlib.sha256(content).hexdigest()
+    return Task(label, kind, shots, delimiter, baseline, tuple(items), digest)
+
+
+def _shots(raw: dict[Any, Any], label: str) -> int:
     shots = raw.get("num_fewshot")
     first = shots[0] if isinstance(shots, list) and shots else None
     if type(first) is not int or not 0 <= first <= MOST_SHOTS:
@@ -300,11 +288,7 @@ def _describe(raw: Any, where: str) -> _Described:
             f"{label}: num_fewshot is {shown(shots)}; expected a list with a whole number from 0 "
             f"to {MOST_SHOTS}"
         )
-    delimiter = raw.get("continuation_delimiter", " ")
-    if not isinstance(delimiter, str) or len(delimiter) > LONGEST_NAME:
-        raise ValueError(f"{label}: continuation_delimiter is {shown(delimiter)}; expected text")
-    task_type = cast(TaskType, kind)
-    return _Described(where, label, task_type, _name(raw, "dataset_uri"), first, delimiter)
+    return first
 
 
 def _name(raw: dict[Any, Any], key: str) -> str:
@@ -319,39 +303,42 @@ def _name(raw: dict[Any, Any], key: str) -> str:
 # ---------------------------------------------------------------- baselines
 
 
-def _baselines(files: BundleFiles, tasks: Sequence[_Described]) -> dict[str, float]:
-    """Return the baseline of each task, as a share."""
+# The texts of a label's baselines in percent, each with its file and line.
+Baselines = Mapping[str, Sequence[tuple[str | None, str]]]
+
+
+def _baselines(files: BundleFiles) -> Baselines:
+    """Return what the file says of each label; a bundle need not have all these tasks."""
     file = files.where(BASELINES)
-    text = decoded(files.read(BASELINES, LARGEST_RECORD), str(file))
-    wanted = {task.label for task in tasks}
-    found: dict[str, float] = {}
-    reader = csv.DictReader(io.StringIO(text))
+    reader = csv.DictReader(io.StringIO(decoded(files.read(BASELINES, LARGEST_RECORD), str(file))))
+    found: dict[str, list[tuple[str | None, str]]] = {}
     try:
         if not {LABEL, BASELINE} <= set(reader.fieldnames or ()):
             raise BadInput(f"{file}:1: no column {LABEL!r} or no column {BASELINE!r}")
         for row in reader:
-            label, where = row[LABEL], f"{file}:{reader.line_num}"
-            if label not in wanted:
-                continue
-            baseline = _baseline(row[BASELINE], label, where)
-            if found.setdefault(label, baseline) != baseline:
-                raise BadInput(f"{where}: {label} has another baseline in an earlier line")
+            place = f"{file}:{reader.line_num}"
+            found.setdefault(row[LABEL], []).append((row[BASELINE], place))
     except csv.Error as error:
         raise BadInput(f"{file}:{reader.line_num + 1}: not CSV: {error}") from None
-    for task in tasks:
-        if task.label not in found:
-            raise BadInput(f"{task.where}: the label {task.label} has no baseline in {file}")
     return found
 
 
-def _baseline(text: str | None, label: str, where: str) -> float:
-    try:
-        percent = float(text or "")
-    except ValueError:
-        percent = math.nan
-    if not 0 <= percent < 100:
-        raise BadInput(
-            f"{where}: the baseline of {label} is {shown(text)}; expected a number of percent from "
-            "0 to below 100"
-        )
-    return 0.01 * percent
+def _baseline(files: BundleFiles, baselines: Baselines, label: str) -> float:
+    """Return the baseline of a task, as a share. Raises ValueError if it has none."""
+    shares: list[float] = []
+    for text, where in baselines.get(label, ()):
+        try:
+            percent = float(text or "")
+        except ValueError:
+            percent = math.nan
+        if not 0 <= percent < 100:
+            raise BadInput(
+                f"{where}: the baseline of {label} is {shown(text)}; expected a number of percent "
+                "from 0 to below 100"
+            )
+        shares.append(0.01 * percent)
+        if shares[-1] != shares[0]:
+            raise BadInput(f"{where}: {label} has another baseline in an earlier line")
+    if not shares:
+        raise ValueError(f"the label {label} has no baseline in {files.where(BASELINES)}")
+    return shares[0]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,8 +19,8 @@ from pion.data.shards import IGNORED
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.evaluation.core.bundle import Task
 from pion.evaluation.core.rows import ItemRows, TokenRow, ask
-from pion.evaluation.held_out import LOGITS_AT_ONCE, Scorer, evaluating, in_batches, token_nll
-from pion.evaluation.multiple_choice import TOKENS_AT_ONCE, scored_ends
+from pion.evaluation.held_out import LOGITS_AT_ONCE, Scorer, evaluating, token_nll
+from pion.evaluation.multiple_choice import longest_first, scored_ends
 
 # Enough to fill a GPU with rows of similar length.
 ITEMS_AT_ONCE = 512
@@ -86,6 +87,10 @@ class _Scored:
     greedy: bool
 
 
+# Scores rows: `_continuations` or `_candidates`.
+_Compute = Callable[[Scorer, Sequence[TokenRow]], list[_Scored]]
+
+
 def _answer(task: Task, number: int, asked: ItemRows, rows: Sequence[_Scored]) -> Answer:
     if asked.unscored:
         return Answer(asked, (), NO_CHOICE, 0.0)
@@ -105,30 +110,19 @@ def _answer(task: Task, number: int, asked: ItemRows, rows: Sequence[_Scored]) -
 def _score_rows(scorer: Scorer, rows: Sequence[TokenRow]) -> list[_Scored]:
     """Return the scores of the rows, in their order."""
     scores: dict[int, _Scored] = {}
-    for compute in (_continuations, _candidates):
-        with_candidates = compute is _candidates
-        places = [i for i, row in enumerate(rows) if bool(row.candidates) == with_candidates]
-        places.sort(key=lambda i: -len(rows[i].ids))
-        if places:
-            _in_batches(scorer, rows, places, compute, scores)
-    return [scores[i] for i in range(len(rows))]
 
-
-def _in_batches(
-    scorer: Scorer,
-    rows: Sequence[TokenRow],
-    longest_first: Sequence[int],
-    compute: Callable[[Scorer, Sequence[TokenRow]], list[_Scored]],
-    scores: dict[int, _Scored],
-) -> None:
-    def score(part: range) -> None:
-        places = longest_first[part.start : part.stop]
+    def score(compute: _Compute, kind: Sequence[int], part: Sequence[int]) -> None:
+        places = [kind[i] for i in part]
         scores.update(zip(places, compute(scorer, [rows[i] for i in places]), strict=True))
 
     row = min(scorer.model.config.seq_len, USUAL_ROW)
-    tokens = min(scorer.micro_batch * row, TOKENS_AT_ONCE)
-    at_once = max(1, tokens // len(rows[longest_first[0]].ids))
-    in_batches(len(longest_first), at_once, score, scorer.on_batch)
+    for compute in (_continuations, _candidates):
+        with_candidates = compute is _candidates
+        kind = [i for i, row in enumerate(rows) if bool(row.candidates) == with_candidates]
+        if kind:
+            lengths = [len(rows[i].ids) for i in kind]
+            longest_first(scorer, lengths, row, partial(score, compute, kind))
+    return [scores[i] for i in range(len(rows))]
 
 
 def _continuations(scorer: Scorer, rows: Sequence[TokenRow]) -> list[_Scored]:
