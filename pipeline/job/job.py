@@ -389,9 +389,7 @@ class Job(Section):
         sets: list[tuple[str, str]] = []
         for number, name in enumerate(self.data.clean.decontaminate if self.data.clean else []):
             if name == OF_EVALUATE:
-                sets += [(f"evaluate.packs.{n}", p) for n, p in enumerate(self.evaluate.packs)]
-                if self.evaluate.core is not None:
-                    sets.append(("evaluate.core.path", self.evaluate.core.path))
+                sets += self.evaluate.sets.items()
             else:
                 sets.append((f"data.clean.decontaminate.{number}", name))
         return sets

@@ -121,7 +121,13 @@ class Evaluate(Section):
     @property
     def has_questions(self) -> bool:
         """Whether the job names questions: packs, or a bundle of CORE."""
-        return bool(self.packs) or self.core is not None
+        return bool(self.sets)
+
+    @property
+    def sets(self) -> dict[str, str]:
+        """The paths of the questions, by their keys."""
+        sets = {f"evaluate.packs.{n}": path for n, path in enumerate(self.packs)}
+        return sets if self.core is None else sets | {"evaluate.core.path": self.core.path}
 
 
 REQUIREMENT = re.compile(r"^\s*([a-z_]\w*(?:\.\w+)*)\s*(<=|>=|<|>)\s*([-+0-9.eE]+)\s*$")

@@ -55,7 +55,5 @@ def _in_words(clean: Clean) -> Iterator[str]:
 def _not_removed(job: Job) -> list[str]:
     """Return the keys of the sets that the evaluation asks and the text is not cleaned of."""
     removed = {job.input_path(path) for _, path in job.removed_sets}
-    asked = {f"evaluate.packs.{n}": pack for n, pack in enumerate(job.evaluate.packs)}
-    if job.evaluate.core is not None:
-        asked["evaluate.core.path"] = job.evaluate.core.path
-    return [key for key, path in asked.items() if job.input_path(path) not in removed]
+    asked = job.evaluate.sets.items()
+    return [key for key, path in asked if job.input_path(path) not in removed]

@@ -168,10 +168,9 @@ def local_inputs(job: Job, *, prepared: bool) -> list[LocalInput]:
     model to start from that the run has recorded.
     """
     asked = {
-        **{f"evaluate.packs.{n}": pack for n, pack in enumerate(job.evaluate.packs)},
+        **job.evaluate.sets,
         "evaluate.text": job.evaluate.text,
         "evaluate.lm_eval.include_path": job.evaluate.lm_eval.include_path,
-        "evaluate.core.path": None if job.evaluate.core is None else job.evaluate.core.path,
     }
     base = job.base
     if base is not None and job.input_path(base.source).exists() and not is_pinned(job, base):

@@ -125,10 +125,10 @@ def _first_record(job: Job, source: Source, key: str) -> str:
         rows = sum(shard.rows for shard in shards)
         return f"{source.repo} at {found.commit[:12]}: {len(shards)} shards, {rows:,} rows"
     else:
-        read: Iterable[object]
-        talks = partial(conversations, own=job.base is None)
-        readers: dict[str, Callable[[Job, Input], Iterable[object]]]
-        readers = {"sft": talks, "prefer": preferences}
+        readers: dict[str, Callable[[Job, Input], Iterable[object]]] = {
+            "sft": partial(conversations, own=job.base is None),
+            "prefer": preferences,
+        }
         read = readers.get(key.partition(".")[0], texts)(job, found)
         if next(iter(read), None) is None:
             raise BadInput(f"{key}: it has no records")

@@ -5,8 +5,7 @@ Also a warning about a spot rental that waits for one region or for one type of 
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pion.errors import BadInput
@@ -95,24 +94,25 @@ def narrow_spot(job: Job, sky_yaml: SkyYaml, candidates: Sequence[Candidate]) ->
     own = all((candidate.cloud or "").lower() in NO_CATALOG for candidate in candidates)
     if own or not all(candidate.use_spot for candidate in candidates):
         return None
-    regions = {(candidate.cloud, candidate.region) for candidate in candidates}
-    gpus = {candidate.gpu for candidate in candidates}
-    one_region = len(regions) == 1 and candidates[0].region is not None
-    one_gpu = len(gpus) == 1 and candidates[0].gpu is not None
+    words, first = [], candidates[0]
+    places = {(candidate.cloud, candidate.region) for candidate in candidates}
+    one_region = len(places) == 1 and first.region is not None
+    one_gpu = len({candidate.gpu for candidate in candidates}) == 1 and first.gpu is not None
     if not one_region and not one_gpu:
         return None
-    words, first = [], candidates[0]
     entries: list[str] = []
     if one_region:
         zones = {candidate.zone for candidate in candidates}
         words.append(_about_region(first, zone=len(zones) == 1))
-        entries += _entries(_in_other_regions(job, sky_yaml, first))
+        regions = _other_regions(job, sky_yaml, first)[:SUGGESTIONS]
+        entries += [_entry(replace(first, region=region, zone=None)) for region in regions]
     if one_gpu:
         words.append(
             f"every machine is a spot {first.gpu}: while none is free, the run waits. Other types "
             "of GPU may shorten the wait. That is unproven: no recorded market has several types."
         )
-        entries += _entries(_of_other_gpus(job, sky_yaml, first))
+        gpus = _other_gpus(job, sky_yaml, first)[:SUGGESTIONS]
+        entries += [_entry(replace(first, gpu=gpu)) for gpu in gpus]
     where = f"the list `ordered:` under `resources:` in {sky_yaml.path}"
     lines = "".join(f"\n- {entry}" for entry in entries)
     words.append(f"Add to {where}:{lines}" if entries else f"Add entries to {where}.")
@@ -128,8 +128,9 @@ def _about_region(first: Candidate, *, zone: bool) -> str:
     )
 
 
-def _in_other_regions(job: Job, sky_yaml: SkyYaml, first: Candidate) -> Iterator[Candidate]:
-    """Yield `first` in the cheapest regions of its cloud that the rental does not name."""
+def _other_regions(job: Job, sky_yaml: SkyYaml, first: Candidate) -> list[str]:
+    """Return the other regions of the cloud of `first` that have the machine, the cheapest
+    first."""
     anywhere = replace(
         first,
         region=None,
@@ -137,33 +138,26 @@ def _in_other_regions(job: Job, sky_yaml: SkyYaml, first: Candidate) -> Iterator
         resources=first.resources.copy(region=None, zone=None),
     )
     places = look_up(anywhere, sky_yaml.num_nodes, job.prices).elsewhere
-    for place in sorted(places, key=lambda place: (places[place], place)):
-        region = place.partition("/")[2]
-        if region != first.region:
-            yield replace(anywhere, region=region)
+    ranked = sorted(places, key=lambda place: (places[place], place))
+    regions = [place.partition("/")[2] for place in ranked]
+    return [region for region in regions if region != first.region]
 
 
-def _of_other_gpus(job: Job, sky_yaml: SkyYaml, first: Candidate) -> Iterator[Candidate]:
-    """Yield `first` with the cheapest GPUs of other types on which the job fits."""
+def _other_gpus(job: Job, sky_yaml: SkyYaml, first: Candidate) -> list[str | None]:
+    """Return the other types of GPU on which the job fits, the cheapest first."""
     offers = []
     for gpu in [gpu for gpu in GPU_TYPES if gpu != first.gpu]:
         resources = first.resources.copy(accelerators={gpu: first.count})
         other = replace(first, gpu=gpu, resources=resources)
         if estimate(job, unpriced(other), num_nodes=sky_yaml.num_nodes).fits:
-            found = look_up(other, sky_yaml.num_nodes, job.prices)
-            if found.price is not None:
-                offers.append(found)
-    for offer in cheapest_first(offers):
-        yield replace(first, gpu=offer.gpu)
+            offers.append(look_up(other, sky_yaml.num_nodes, job.prices))
+    return [offer.gpu for offer in cheapest_first(offers) if offer.price is not None]
 
 
-def _entries(candidates: Iterator[Candidate]) -> list[str]:
-    """Return the YAML of the first few candidates, one line each."""
-    lines = []
-    for candidate in itertools.islice(candidates, SUGGESTIONS):
-        cloud = (candidate.cloud or "").lower()
-        place = "/".join(filter(None, (cloud, candidate.region)))
-        infra = f"infra: {place}, " if place else ""
-        gpu = "" if candidate.gpu is None else f"accelerators: {candidate.gpu}:{candidate.count}, "
-        lines.append(f"{{{infra}{gpu}use_spot: true}}")
-    return lines
+def _entry(candidate: Candidate) -> str:
+    """Return the YAML of a spot machine, in one line."""
+    cloud = (candidate.cloud or "").lower()
+    place = "/".join(filter(None, (cloud, candidate.region)))
+    infra = f"infra: {place}, " if place else ""
+    gpu = "" if candidate.gpu is None else f"accelerators: {candidate.gpu}:{candidate.count}, "
+    return f"{{{infra}{gpu}use_spot: true}}"

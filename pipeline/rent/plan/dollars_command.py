@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from pion.errors import BadInput
 from pipeline.console.formats import show
@@ -18,7 +18,7 @@ from pipeline.ladder.record import SHOWN, read_fitted
 from pipeline.rent.plan.compared import Compared, of_rental, on_the_market
 from pipeline.rent.plan.counted import expect_rows
 from pipeline.rent.plan.dollars import Money, options_for
-from pipeline.rent.plan.dollars_words import Answer, as_lines
+from pipeline.rent.plan.dollars_words import Answer, Asked, as_lines
 from pipeline.rent.plan.dollars_words import as_json as answer_json
 from pipeline.rent.plan.prices import Offer
 from pipeline.rent.plan.sizes import Size, sizes_of
@@ -28,20 +28,6 @@ from pipeline.state.stores import open_store
 from pipeline.state.stores.errors import before_work
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What a person asks: a job or None, and what limits the plan."""
-
-    job: str | None
-    overrides: Sequence[str]
-    dollars: float
-    hours: float | None = None
-    ladder: str | None = None
-    gpus: Sequence[str] = ()
-    on: str | None = None
-    bench: Sequence[str] = ()
-
-
 def show_dollars(asked: Asked, *, as_json: bool) -> int:
     """Print what to train for the money on each card, the best first.
 
@@ -49,7 +35,7 @@ def show_dollars(asked: Asked, *, as_json: bool) -> int:
     is trusted for, for a ladder that does not exist, has no fit or is of other text, and if no
     machine has a price.
     """
-    _check(asked)
+    _check(asked.money)
     with saying_if_slow("reading jobs and the speeds of earlier runs", quiet=as_json):
         sizes = sizes_of(asked.job, asked.overrides)
         fit, sizes, left_out = _by_ladder(asked, sizes)
@@ -62,16 +48,7 @@ def show_dollars(asked: Asked, *, as_json: bool) -> int:
             on_the_market(job, asked.gpus, COUNTS) if asked.on is None else of_rental(job, asked.on)
         )
     market = replace(compared, offers=_priced(compared))
-    money = Money(asked.dollars, asked.hours)
-    options = options_for(money, sizes, market, fit)
-    answer = Answer(
-        money=money,
-        options=options,
-        ladder=asked.ladder,
-        fit=fit,
-        left_out=left_out,
-        on=asked.on,
-    )
+    answer = Answer(asked, options_for(asked.money, sizes, market, fit), fit, left_out)
     if as_json:
         print(json.dumps(answer_json(answer, [*compared.notes, *uncertain]), indent=1))
     else:
@@ -80,11 +57,11 @@ def show_dollars(asked: Asked, *, as_json: bool) -> int:
     return 0
 
 
-def _check(asked: Asked) -> None:
+def _check(money: Money) -> None:
     """Raise BadInput for numbers that are no money and no time."""
     for option, value, most in (
-        ("--dollars", asked.dollars, DOLLARS),
-        ("--hours", asked.hours, HOURS),
+        ("--dollars", money.dollars, DOLLARS),
+        ("--hours", money.hours, HOURS),
     ):
         if value is not None and not (math.isfinite(value) and 0 < value <= most):
             raise BadInput(f"{option} {value:g}: give a number above 0, at most {most:,}.")

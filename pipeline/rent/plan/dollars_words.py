@@ -32,16 +32,27 @@ ONE_CARD = {"A40": "sky/runpod-a40.yaml", "RTXA4000": "sky/runpod-a4000.yaml"}
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What a person asks: a job or None, and what limits the plan. `on` is a rental."""
+
+    job: str | None
+    overrides: Sequence[str]
+    money: Money
+    ladder: str | None = None
+    gpus: Sequence[str] = ()
+    on: str | None = None
+    bench: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
 class Answer:
     """What the money buys. `left_out` are models that the ladder says nothing of: their jobs have
-    other text. `on` is the rental that the person named."""
+    other text."""
 
-    money: Money
+    asked: Asked
     options: Sequence[Option]
-    ladder: str | None = None
-    fit: Fit | None = None
-    left_out: Sequence[str] = ()
-    on: str | None = None
+    fit: Fit | None
+    left_out: Sequence[str]
 
     @property
     def first(self) -> Option:
@@ -75,13 +86,13 @@ def as_json(answer: Answer, notes: Sequence[str]) -> dict[str, Any]:
     ladder = None
     if answer.fit is not None:
         ladder = {
-            "name": answer.ladder,
+            "name": answer.asked.ladder,
             "trusted_flops": answer.fit.trusted_flops,
             "left_out": list(answer.left_out),
         }
     return {
-        "dollars": answer.money.dollars,
-        "hours": answer.money.hours,
+        "dollars": answer.asked.money.dollars,
+        "hours": answer.asked.money.hours,
         "ladder": ladder,
         "options": [
             {
@@ -113,8 +124,8 @@ def command(answer: Answer) -> str:
     fields["pretrain.steps"] = str(chosen.settings["steps"])
     own = chosen.size.reference.model.preset
     name = chosen.size.name if job.name == own else job.name
-    fields["name"] = f"{name}-{answer.money.dollars:g}-dollars"
-    fields["budget.dollars"] = f"{answer.money.dollars:g}"
+    fields["name"] = f"{name}-{answer.asked.money.dollars:g}-dollars"
+    fields["budget.dollars"] = f"{answer.asked.money.dollars:g}"
     if "://" not in job.store:
         fields["store"] = "s3://my-bucket/runs"
     kept = [item for item in chosen.size.overrides if item.partition("=")[0] not in fields]
@@ -125,16 +136,16 @@ def command(answer: Answer) -> str:
 def _rental(answer: Answer) -> tuple[str, str | None]:
     """Return the SkyPilot file that rents the recommended card, and how to make this file; None: it
     is there. `pion launch` rents the cheapest card of a file, and that is often another card."""
-    offer = answer.first.offer
+    offer, on = answer.first.offer, answer.asked.on
     cheapest = min(option.offer.price or 0.0 for option in answer.options)
-    if answer.on is not None and offer.price == cheapest:
-        return answer.on, None
-    if answer.on is None and offer.count == 1 and not offer.use_spot and offer.gpu in ONE_CARD:
+    if on is not None and offer.price == cheapest:
+        return on, None
+    if on is None and offer.count == 1 and not offer.use_spot and offer.gpu in ONE_CARD:
         return ONE_CARD[offer.gpu], None
     place = "" if offer.cloud is None else f"infra: {offer.cloud.lower()}, "
     spot = str(offer.use_spot).lower()
     return MY_SKY, (
-        f"copy {answer.on or SKY} to {MY_SKY} with {place}accelerators: {offer.gpu}:{offer.count}, "
+        f"copy {on or SKY} to {MY_SKY} with {place}accelerators: {offer.gpu}:{offer.count}, "
         f"use_spot: {spot} in place of its machines"
     )
 
@@ -143,13 +154,13 @@ def _rental(answer: Answer) -> tuple[str, str | None]:
 
 
 def _title(answer: Answer) -> str:
-    words = f"What to train for {answer.money}"
+    words = f"What to train for {answer.asked.money}"
     if answer.fit is None:
         return f"{words}, by rule (no loss is predicted without --ladder)"
     about = f"trusted up to {answer.fit.trusted_flops:.2g} FLOPs"
     if answer.left_out:
         about += f"; it has other data or another tokenizer than {', '.join(answer.left_out)}"
-    return f"{words}, by the ladder {answer.ladder} ({about})"
+    return f"{words}, by the ladder {answer.asked.ladder} ({about})"
 
 
 def _table(shown: Sequence[Option], *, losses: bool) -> list[str]:

@@ -77,7 +77,10 @@ class StageEstimate:
     def peak_bytes(self) -> int:
         """The most memory that the stage needs on one GPU. To compare many machines, nobody asks,
         and a trace of this very micro-batch takes a second."""
-        return _peak(self.in_memory, self.micro_batch, recompute=self.recompute)
+        needed = predict_memory(
+            self.in_memory, micro_batch=self.micro_batch, recompute=self.recompute
+        )
+        return needed.total
 
     @property
     def seconds(self) -> float | None:
@@ -210,7 +213,7 @@ def _stage(job: Job, stage: str, offer: Offer, num_nodes: int, known: Known) -> 
     micro_batch = min(hardware.micro_batch or derived, rows)
     usable = int(offer.gpu_memory * (1 - HEADROOM))
     if micro_batch > derived:
-        peak = _peak(in_memory, micro_batch, recompute=recompute)
+        peak = predict_memory(in_memory, micro_batch=micro_batch, recompute=recompute).total
         if peak > usable:
             raise BadInput(
                 f"hardware.micro_batch {micro_batch}: {stage} would need {peak / 2**30:.1f} GiB of "
@@ -234,10 +237,6 @@ def _stage(job: Job, stage: str, offer: Offer, num_nodes: int, known: Known) -> 
         reference_tokens=_reference_tokens(job, stage),
         sharded=in_memory.sharded,
     )
-
-
-def _peak(work: Workload, micro_batch: int, *, recompute: bool) -> int:
-    return predict_memory(work, micro_batch=micro_batch, recompute=recompute).total
 
 
 def _of_all(one: Speed, work: Workload, batch: int, rows: int, micro_batch: int) -> Speed:

@@ -138,21 +138,15 @@ def _of_bench(
     for r, speed in rows:
         if _is_that_of(speed, work, recompute):
             return Speed(speed.tokens_per_second, f"measured by {_source(r)}", True)
-    arithmetic = work.flops()
+    total = work.flops().total
     # The model whose size is nearest, as a ratio, comes first.
-    rows.sort(key=lambda row: abs(math.log(row[1].flops_per_token / arithmetic.total)))
+    rows.sort(key=lambda row: abs(math.log(row[1].flops_per_token / total)))
     for r, speed in rows:
         peak = gpu_flops(r.card.card, speed.dtype)
         if peak is not None:
             words = f"estimated: {speed.mfu:.0%} MFU, as {speed.model} reached in {_source(r)}"
             slower = recompute and not speed.recompute
-            return Speed(
-                speed.mfu
-                * peak
-                / arithmetic.total
-                * (arithmetic.share_if_recomputed if slower else 1.0),
-                words,
-            )
+            return Speed(_at_share(speed.mfu, peak, work, slower), words)
     return None
 
 
@@ -181,10 +175,15 @@ def _is_that_of(speed: TrainSpeed, work: Workload, recompute: bool) -> bool:
 
 
 def _of_peak(gpu: str, work: Workload, recompute: bool) -> Speed:
-    flops = gpu_flops(GPU_TYPES[gpu].cuda, work.dtype) if gpu in GPU_TYPES else None
-    if flops is None:
+    peak = gpu_flops(GPU_TYPES[gpu].cuda, work.dtype) if gpu in GPU_TYPES else None
+    if peak is None:
         return Speed(None, f"the speed of a {gpu} is unknown")
+    reached = _at_share(ASSUMED_MFU, peak, work, recompute)
+    return Speed(reached, f"estimated: {ASSUMED_MFU:.0%} MFU assumed")
+
+
+def _at_share(share: float, peak: float, work: Workload, slower: bool) -> float:
+    """Return the tokens per second at a share of the peak, which is that of recomputed activations
+    unless the work is `slower`."""
     arithmetic = work.flops()
-    slower = arithmetic.share_if_recomputed if recompute else 1.0
-    reached = flops * ASSUMED_MFU / arithmetic.total
-    return Speed(reached * slower, f"estimated: {ASSUMED_MFU:.0%} MFU assumed")
+    return share * peak / arithmetic.total * (arithmetic.share_if_recomputed if slower else 1.0)

@@ -12,7 +12,9 @@ from pion.errors import BadInput
 from pipeline.job.digest import digest_job
 from pipeline.job.file import load_job
 from pipeline.ladder.fit import fit
-from pipeline.rent.plan.dollars_command import Asked, show_dollars
+from pipeline.rent.plan.dollars import Money
+from pipeline.rent.plan.dollars_command import show_dollars
+from pipeline.rent.plan.dollars_words import Asked
 from pipeline.rent.plan.estimate import estimate
 from pipeline.rent.plan.prices import Offer
 from pipeline.state.stores import FileStore
@@ -56,7 +58,7 @@ def text_of(job, *overrides):
 
 def asked_of(store, dollars=20.0, **more):
     overrides = [f"store={store}", *more.pop("job_overrides", ())]
-    return Asked(more.pop("job", SMALL), overrides, dollars, **more)
+    return Asked(more.pop("job", SMALL), overrides, Money(dollars, more.pop("hours", None)), **more)
 
 
 def lines_of(asked, capsys):
@@ -99,7 +101,7 @@ def test_the_example_in_the_document_is_what_the_program_prints(
     job = (JOBS / "pion2-max-small.yaml").read_text()
     named = re.sub(r"(?m)^name: .*$", "name: my", job)
     Path("my.yaml").write_text(f"{named}\n{found[1].replace(chr(10), ' ')}\n")
-    assert show_dollars(Asked("my.yaml", [], 20.0), as_json=False) == 0
+    assert show_dollars(Asked("my.yaml", [], Money(20)), as_json=False) == 0
     assert capsys.readouterr().out.splitlines() == found[2].splitlines()
 
 
@@ -181,7 +183,7 @@ def test_a_ladder_of_other_text_is_refused_with_the_difference(store, fitted):
         show_dollars(asked_of(store, 5, ladder="small", job=None), as_json=False)
     with_ladder(store, fitted, text_of(SMALL, "tokenizer.file=mine.json"))
     overrides = ["tokenizer.file=mine.json", f"store={store}"]
-    assert show_dollars(Asked(SMALL, overrides, 5, ladder="small"), as_json=True) == 0
+    assert show_dollars(Asked(SMALL, overrides, Money(5), ladder="small"), as_json=True) == 0
 
 
 def test_another_order_of_the_rows_is_no_other_text(store, fitted):
@@ -220,7 +222,7 @@ def test_without_prices_it_says_how_to_give_some(store, sky_home):
 
 def test_prices_of_a_person_do_without_a_job(store, sky_home, capsys):
     sky_home.lose_catalog()
-    asked = Asked(None, [f"store={store}", "prices={A40: 0.4}"], 20.0)
+    asked = Asked(None, [f"store={store}", "prices={A40: 0.4}"], Money(20))
     lines = lines_of(asked, capsys)
     assert lines[2].startswith("  A40 on demand  0.40")
 
