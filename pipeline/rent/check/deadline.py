@@ -12,7 +12,7 @@ from pipeline.machine.time_limit import within
 from pipeline.rent.check import CheckRow
 from pipeline.rent.check.job import STORE_SECONDS
 from pipeline.rent.check.machines import lowest_spot_price
-from pipeline.rent.deadline.at_launch import deadline_of, held_back
+from pipeline.rent.deadline.at_launch import held_back
 from pipeline.rent.deadline.times import OnDemand, on_demand_machines
 from pipeline.rent.plan.speeds import Known, known_speeds
 from pipeline.rent.sky_yaml import SkyYaml, trains
@@ -27,8 +27,7 @@ from pipeline.state.stores.clock import StoreClock
 class Situation:
     """What a deadline is checked against.
 
-    `now` is Unix seconds. `how_to_change` says how a person changes the deadline. `spot` is the
-    lowest spot price, in dollars per hour of all nodes; None if it is unknown or does not matter.
+    `now` is Unix seconds. `how_to_change` says how a person changes the deadline.
     """
 
     deadline: RunDeadline
@@ -36,7 +35,6 @@ class Situation:
     how_to_change: str
     sky_yaml: SkyYaml
     machines: Sequence[OnDemand]
-    spot: float | None = None
 
     @property
     def left(self) -> float:
@@ -54,44 +52,36 @@ def check_deadline(job: Job, sky_yaml: SkyYaml, *, force: bool) -> list[CheckRow
     if not trains(sky_yaml, job):
         return []
     run = RunState(open_store(job.store), job.name)
-    deadline, stored, head, now = _read(run, job)
-    if deadline is None:
+    stored, head, now = _read(run)
+    deadline = stored
+    if stored is None and job.deadline is not None:
+        deadline = new_deadline(Asked.of(job.deadline), "pion launch", now)
+    if deadline is None or deadline.at is None:
         return []
     known = known_speeds(job)
     machines = on_demand_machines(job, sky_yaml, head, known)
-    spot = None if force else lowest_spot_price(job, sky_yaml, Known(known.runs))
     change = (
         f"pion deadline {run.url} --hours N, --at T or --off"
-        if stored
+        if stored is not None
         else "deadline.hours, deadline.at or deadline.margin in the job"
     )
-    seen = Situation(deadline, now, change, sky_yaml, machines, spot)
+    seen = Situation(deadline, now, change, sky_yaml, machines)
     in_time = require_in_time(seen)
-    refuse_dear_spot(seen, in_time)
+    if not force:
+        spot = lowest_spot_price(job, sky_yaml, Known(known.runs))
+        refuse_dear_spot(sky_yaml, spot, in_time)
     first = min(in_time, key=lambda machine: machine.by_price)
     return [*_rows(seen, in_time, first), *_budget(job, head, first)]
 
 
-# The deadline that holds, whether the store has it already, HEAD, and the time (Unix seconds) by
-# the clock of the store.
-_StoreSays = tuple[RunDeadline | None, bool, Head | None, float]
-
-
-def _read(run: RunState, job: Job) -> _StoreSays:
-    """Ask the store. Of a store that is down, the deadline is what the job says."""
-
-    def ask() -> _StoreSays:
-        stored = read_deadline(run) is not None
-        now = StoreClock(run.clock, run.store).now()
-        return deadline_of(run, job), stored, run.read(), now
-
+def _read(run: RunState) -> tuple[RunDeadline | None, Head | None, float]:
+    """Return the deadline that the store has, HEAD, and the time (Unix seconds) by the clock of the
+    store. Of a store that is down, the time is by the clock of this machine."""
+    clock = StoreClock(run.clock, run.store)
     try:
-        return within(STORE_SECONDS, ask)
+        return within(STORE_SECONDS, lambda: (read_deadline(run), run.read(), clock.now()))
     except (StoreError, TimeoutError):  # the store's own check reports it
-        now = run.clock.now()
-        if job.deadline is None:
-            return None, False, None, now
-        return new_deadline(Asked.of(job.deadline), "pion launch", now), False, None, now
+        return None, None, run.clock.now()
 
 
 def require_in_time(seen: Situation) -> list[OnDemand]:
@@ -126,15 +116,18 @@ def require_in_time(seen: Situation) -> list[OnDemand]:
     return in_time
 
 
-def refuse_dear_spot(seen: Situation, in_time: Sequence[OnDemand]) -> None:
-    """Raise BadInput if every spot machine costs more than a machine on demand that is in time."""
+def refuse_dear_spot(sky_yaml: SkyYaml, spot: float | None, in_time: Sequence[OnDemand]) -> None:
+    """Raise BadInput if every spot machine costs more than a machine on demand that is in time.
+
+    `spot` is the lowest spot price, in dollars per hour of all nodes; None if it is unknown.
+    """
     prices = [machine.price for machine in in_time if machine.price is not None]
-    if seen.spot is None or not prices or seen.spot <= min(prices):
+    if spot is None or not prices or spot <= min(prices):
         return
     raise BadInput(
-        f"the cheapest spot machine costs ${seen.spot:.2f}/h, more than on demand "
+        f"the cheapest spot machine costs ${spot:.2f}/h, more than on demand "
         f"(${min(prices):.2f}/h), so waiting for spot would save nothing. Remove the spot entries "
-        f"from {seen.sky_yaml.path}, set `prices` in the job, or pass --force"
+        f"from {sky_yaml.path}, set `prices` in the job, or pass --force"
     )
 
 

@@ -52,14 +52,9 @@ class Verdict:
     problem: str | None
 
     @property
-    def offered(self) -> bool:
-        """Whether somebody offers the candidate."""
-        return not isinstance(self.guess.offer, NotOffered)
-
-    @property
     def will_do(self) -> bool:
         """Whether somebody offers the candidate and nothing is known against it."""
-        return self.offered and self.problem is None
+        return self.problem is None and not isinstance(self.guess.offer, NotOffered)
 
 
 def judge(job: Job, sky_yaml: SkyYaml, known: Known, *, force: bool) -> list[Verdict]:
@@ -170,7 +165,7 @@ def check_machines(job: Job, sky_yaml: SkyYaml, *, force: bool) -> list[CheckRow
         _candidate_row(job, sky_yaml, verdict, stays=verdict in stay, others=others)
         for verdict in verdicts
     ]
-    offered = [verdict.guess for verdict in stay if verdict.offered]
+    offered = [v.guess for v in stay if not isinstance(v.guess.offer, NotOffered)]
     narrow = narrow_spot(job, sky_yaml, [verdict.candidate for verdict in stay])
     if narrow is not None:
         rows.append(CheckRow("spot", None, narrow))

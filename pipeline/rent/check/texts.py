@@ -16,7 +16,6 @@ from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pipeline.base.keep import tokenizer_of_base
 from pipeline.console.formats import size
-from pipeline.console.messages import Shown
 from pipeline.data.foreign_shards import HELD_OUT, check_documents
 from pipeline.data.sources import Input, find_input
 from pipeline.job import (
@@ -77,23 +76,19 @@ def text_bytes(job: Job, section: str) -> int | None:
 def _prepare(job: Job, folder: Path, tokenizer: Path | None) -> list[CheckRow]:
     """Prepare the corpus, and a few conversations whose vocabulary is trained on it. Return what is
     to be said of these."""
-
-    def nobody(message: Shown) -> None:
-        """Hear nothing of how it proceeds."""
-
-    prepare_part(job, "pretrain", folder / "pretrain", nobody, tokenizer)
+    prepare_part(job, "pretrain", folder / "pretrain", lambda message: None, tokenizer)
     if job.tokenizer is None or job.tokenizer.train is None:
         return []  # the checks of conversations and preferences count them
     rows = []
     tokenizer = folder / "pretrain" / "tokenizer.json"
-    for stage in CONVERSING:
-        if stage in job.train_stages:
-            talks = text_bytes(job, stage)
-            if talks is not None and talks <= PREPARED_BYTES:
-                report = prepare_part(job, stage, folder / stage, nobody, tokenizer).report
-                for said, ok in (("remarks", True), ("warnings", None)):
-                    words = [w for source in report["sources"] for w in source.get(said, ())]
-                    rows += [CheckRow(f"{stage} data", ok, w) for w in words]
+    for stage in [stage for stage in CONVERSING if stage in job.train_stages]:
+        talks = text_bytes(job, stage)
+        if talks is not None and talks <= PREPARED_BYTES:
+            prepared = prepare_part(job, stage, folder / stage, lambda message: None, tokenizer)
+            for said, ok in (("remarks", True), ("warnings", None)):
+                sources = prepared.report["sources"]
+                words = [words for source in sources for words in source.get(said, ())]
+                rows += [CheckRow(f"{stage} data", ok, one) for one in words]
     return rows
 
 

@@ -24,7 +24,7 @@ from pipeline.console.formats import (
 )
 from pipeline.console.out import saying_if_slow, show_table
 from pipeline.job import Job
-from pipeline.rent.plan.compared import Compared, of_rental, on_the_market
+from pipeline.rent.plan.compared import Compared, machines_for
 from pipeline.rent.plan.counted import expect_rows
 from pipeline.rent.plan.estimate import Estimate, StageEstimate, estimate
 from pipeline.rent.plan.prices import RESTART_SECONDS, market
@@ -65,9 +65,7 @@ def show_plan(
         plan = read_job(job, overrides)
         known = known_speeds(plan, bench)
         uncertain = expect_rows(plan)
-    asked = "asking SkyPilot for the prices of machines, which it fetches every few hours"
-    with saying_if_slow(asked, quiet=as_json):
-        compared = on_the_market(plan, gpus) if on is None else of_rental(plan, on)
+    compared = machines_for(plan, gpus, on, quiet=as_json)
     nodes = compared.num_nodes
     estimates = ranked([estimate(plan, offer, known, num_nodes=nodes) for offer in compared.offers])
     changes = what_to_change(plan, estimates, nodes)
@@ -286,8 +284,7 @@ def _ways_as_json(ways: Mapping[str, Ways | None]) -> dict[str, Any]:
 
 
 def _values(stage: StageEstimate) -> dict[str, Any]:
-    names = (field.name for field in dataclasses.fields(stage))
-    return {name: getattr(stage, name) for name in names if name != "in_memory"}
+    return {name: value for name, value in vars(stage).items() if name != "in_memory"}
 
 
 def _as_json(job: Job, estimates: Sequence[Estimate], notes: Sequence[str]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pion.errors import BadInput
+from pipeline.console.out import saying_if_slow
 from pipeline.job import Job
 from pipeline.rent.plan.estimate import Estimate, estimate
 from pipeline.rent.plan.gpus import GPU_TYPES
@@ -50,6 +51,18 @@ class Compared:
         left = [c for c in candidates if (c.gpu, c.count, c.use_spot) in fitting]
         narrow = narrow_spot(job, self.sky_yaml, left)
         return [] if narrow is None else [f"warning: {narrow}"]
+
+
+def machines_for(
+    job: Job, gpus: Sequence[str], on: str | None, several: Sequence[int] = (), *, quiet: bool
+) -> Compared:
+    """Return the machines of the rental `on`, or without one, those on the market.
+
+    Raises as `of_rental` and `on_the_market`. If it is slow, says so, unless it is `quiet`.
+    """
+    asked = "asking SkyPilot for the prices of machines, which it fetches every few hours"
+    with saying_if_slow(asked, quiet=quiet):
+        return on_the_market(job, gpus, several) if on is None else of_rental(job, on)
 
 
 def on_the_market(job: Job, gpus: Sequence[str], several: Sequence[int] = ()) -> Compared:
@@ -105,7 +118,7 @@ def narrow_spot(job: Job, sky_yaml: SkyYaml, candidates: Sequence[Candidate]) ->
         zones = {candidate.zone for candidate in candidates}
         words.append(_about_region(first, zone=len(zones) == 1))
         regions = _other_regions(job, sky_yaml, first)[:SUGGESTIONS]
-        entries += [_entry(replace(first, region=region, zone=None)) for region in regions]
+        entries += [_entry(replace(first, region=region)) for region in regions]
     if one_gpu:
         words.append(
             f"every machine is a spot {first.gpu}: while none is free, the run waits. Other types "

@@ -23,7 +23,7 @@ from pion.errors import BadInput, PionError
 from pipeline.base.keep import tokenizer_of_base
 from pipeline.data.conversations_to_rows import learned_from
 from pipeline.data.preferences import preferences
-from pipeline.data.sources import SAMPLED, conversations, find_input
+from pipeline.data.sources import SAMPLED, Input, conversations, find_input
 from pipeline.job import HubDataset, Job, Source
 from pipeline.stages.prepare import prepare_part
 from pipeline.state.record_json import build, closed_record
@@ -88,6 +88,7 @@ def count(job: Job, stage: str) -> Counted | None:
     if stage == "sft" or not whole:  # too few conversations are refused below, with what would do
         section.global_batch = 1
     show = {"sft": _first_conversation, "prefer": _first_preference}[stage]
+    source = find_input(copy, section.sources[0], f"{stage}.sources.0")
     with tempfile.TemporaryDirectory(prefix="pion-count-") as place:
         folder = Path(place)
         tokenizer = tokenizer_of_base(job, folder / "base")
@@ -95,7 +96,7 @@ def count(job: Job, stage: str) -> Counted | None:
         file = folder / "rows/tokenizer.json"
         own = Tokenizer.from_file(file)
         with closing(ChatFormat(file, own)) as written:
-            first, ids = show(copy, own, written)
+            first, ids = show(copy, source, own, written)
     present, sources = set(ids), report["sources"]
     summaries: dict[str, Summary] = {}
     if stage == "prefer":
@@ -128,10 +129,9 @@ def _summaries(records: Iterable[Any]) -> dict[str, Summary]:
 
 
 def _first_conversation(
-    job: Job, tokenizer: Tokenizer, written: ChatFormat
+    job: Job, found: Input, tokenizer: Tokenizer, written: ChatFormat
 ) -> tuple[list[str], Iterable[int]]:
     """Return the lines that show the first conversation, and its ids."""
-    found = find_input(job, job.conversations("sft").sources[0], "sft.sources.0")
     _, talk = next(conversations(job, found, own=written.own))
     (examples,) = learned_from(written, [talk])
     shown = examples.tokenized[-1]  # of a split one, the example with all turns
@@ -139,11 +139,10 @@ def _first_conversation(
 
 
 def _first_preference(
-    job: Job, tokenizer: Tokenizer, written: ChatFormat
+    job: Job, found: Input, tokenizer: Tokenizer, written: ChatFormat
 ) -> tuple[list[str], Iterable[int]]:
     """Return the lines that show the first usable preference, and its ids; of the first LOOKED_AT,
     none may be usable."""
-    found = find_input(job, job.conversations("prefer").sources[0], "prefer.sources.0")
     how = preference_format(written, job.seq_len("prefer"), job.model_config_resolved().seq_len)
     for _, read in zip(range(LOOKED_AT), preferences(job, found)):
         if isinstance(read.preference, str):

@@ -15,7 +15,7 @@ from pipeline.job.digest import Difference, digest_job
 from pipeline.job.section import DOLLARS, HOURS
 from pipeline.ladder.fit import Fit
 from pipeline.ladder.record import SHOWN, read_fitted
-from pipeline.rent.plan.compared import Compared, of_rental, on_the_market
+from pipeline.rent.plan.compared import Compared, machines_for
 from pipeline.rent.plan.counted import expect_rows
 from pipeline.rent.plan.dollars import Money, options_for
 from pipeline.rent.plan.dollars_words import Answer, Asked, as_lines
@@ -41,12 +41,7 @@ def show_dollars(asked: Asked, *, as_json: bool) -> int:
         fit, sizes, left_out = _by_ladder(asked, sizes)
         sizes = _with_speeds(sizes, asked.bench)
         uncertain = dict.fromkeys(filter(None, [expect_rows(size.job) for size in sizes]))
-    words = "asking SkyPilot for the prices of machines, which it fetches every few hours"
-    with saying_if_slow(words, quiet=as_json):
-        job = sizes[0].job
-        compared = (
-            on_the_market(job, asked.gpus, COUNTS) if asked.on is None else of_rental(job, asked.on)
-        )
+    compared = machines_for(sizes[0].job, asked.gpus, asked.on, COUNTS, quiet=as_json)
     market = replace(compared, offers=_priced(compared))
     answer = Answer(asked, options_for(asked.money, sizes, market, fit), fit, left_out)
     if as_json:

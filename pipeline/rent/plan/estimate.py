@@ -172,26 +172,20 @@ def estimate(
     unpriced = Estimate(offer, stages, None)
     if unpriced.training_seconds is None:
         return unpriced
-    work = RESTART_SECONDS + unpriced.training_seconds
-    if not offer.use_spot:
-        return _priced(unpriced, work, 0.0, num_nodes)
-    every = 3600 * job.checkpoint.preemption_hours
-    lost = RESTART_SECONDS + _save_interval(job, stages) / 2
-    if lost >= every:
-        problem = (
-            f"a preemption every {every / 60:.0f} min (checkpoint.preemption_hours) would cost "
-            f"{lost / 60:.0f} min each time, so the job would never finish"
-        )
-        return Estimate(offer, stages, problem)
-    paid = work * every / (every - lost)
-    return _priced(unpriced, paid, paid - work, num_nodes)
-
-
-def _priced(unpriced: Estimate, paid: float, lost: float, num_nodes: int) -> Estimate:
-    price = unpriced.offer.price
+    paid = work = RESTART_SECONDS + unpriced.training_seconds
+    if offer.use_spot:
+        every = 3600 * job.checkpoint.preemption_hours
+        lost = RESTART_SECONDS + _save_interval(job, stages) / 2
+        if lost >= every:
+            problem = (
+                f"a preemption every {every / 60:.0f} min (checkpoint.preemption_hours) would cost "
+                f"{lost / 60:.0f} min each time, so the job would never finish"
+            )
+            return Estimate(offer, stages, problem)
+        paid = work * every / (every - lost)
     hours = paid / 3600
-    dollars = None if price is None else hours * price * num_nodes
-    return replace(unpriced, hours=hours, lost_hours=lost / 3600, dollars=dollars)
+    dollars = None if offer.price is None else hours * offer.price * num_nodes
+    return replace(unpriced, hours=hours, lost_hours=(paid - work) / 3600, dollars=dollars)
 
 
 def _stage(job: Job, stage: str, offer: Offer, num_nodes: int, known: Known) -> StageEstimate:
