@@ -53,6 +53,19 @@ class Money:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What a person asks: a job or None, and what limits the plan. `on` is a rental."""
+
+    job: str | None
+    overrides: Sequence[str]
+    money: Money
+    ladder: str | None = None
+    gpus: Sequence[str] = ()
+    on: str | None = None
+    bench: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
 class Purchase:
     """A model that is trained for the money on one machine.
 

@@ -17,8 +17,8 @@ from pipeline.ladder.fit import Fit
 from pipeline.ladder.record import SHOWN, read_fitted
 from pipeline.rent.plan.compared import Compared, machines_for
 from pipeline.rent.plan.counted import expect_rows
-from pipeline.rent.plan.dollars import Money, options_for
-from pipeline.rent.plan.dollars_words import Answer, Asked, as_lines
+from pipeline.rent.plan.dollars import Asked, Money, options_for
+from pipeline.rent.plan.dollars_words import Answer, as_lines
 from pipeline.rent.plan.dollars_words import as_json as answer_json
 from pipeline.rent.plan.prices import Offer
 from pipeline.rent.plan.sizes import Size, sizes_of

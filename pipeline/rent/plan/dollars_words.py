@@ -14,7 +14,7 @@ from pipeline.rent.plan.dollars import (
     NEARLY,
     SPARE,
     TOKENS_PER_PARAMETER,
-    Money,
+    Asked,
     Option,
     Purchase,
     best_of_each,
@@ -29,19 +29,6 @@ LAPTOP = 50e9
 # The rental of which a copy is made, and rentals of one card, on demand.
 SKY, MY_SKY = "sky/runpod-spot.yaml", "sky/mine.yaml"
 ONE_CARD = {"A40": "sky/runpod-a40.yaml", "RTXA4000": "sky/runpod-a4000.yaml"}
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a person asks: a job or None, and what limits the plan. `on` is a rental."""
-
-    job: str | None
-    overrides: Sequence[str]
-    money: Money
-    ladder: str | None = None
-    gpus: Sequence[str] = ()
-    on: str | None = None
-    bench: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

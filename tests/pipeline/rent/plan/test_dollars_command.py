@@ -12,9 +12,8 @@ from pion.errors import BadInput
 from pipeline.job.digest import digest_job
 from pipeline.job.file import load_job
 from pipeline.ladder.fit import fit
-from pipeline.rent.plan.dollars import Money
+from pipeline.rent.plan.dollars import Asked, Money
 from pipeline.rent.plan.dollars_command import show_dollars
-from pipeline.rent.plan.dollars_words import Asked
 from pipeline.rent.plan.estimate import estimate
 from pipeline.rent.plan.prices import Offer
 from pipeline.state.stores import FileStore
@@ -68,8 +67,7 @@ def lines_of(asked, capsys):
 
 def json_of(asked, capsys):
     assert show_dollars(asked, as_json=True) == 0
-    found = json.loads(capsys.readouterr().out)
-    return found
+    return json.loads(capsys.readouterr().out)
 
 
 def test_without_a_job_and_a_ladder_it_says_what_to_run(store, capsys):
