@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pion.errors import BadInput
-from pipeline.console.formats import amount, duration, measured, money, printable
+from pipeline.console.formats import amount, duration, measured, money, number_or_dash, printable
 from pipeline.console.masking import masked
 from pipeline.console.out import show_table
 from pipeline.report.history import RunHistory, differing
@@ -181,22 +181,21 @@ def _measured_rows(changes: Sequence[Sequence[Compared]]) -> dict[str, list[str]
     for name in dict.fromkeys(name for one in by_name for name in one):
         rows = [one.get(name) for one in by_name]
         first = next(row.values[0] for row in rows if row is not None)
-        cells[name] = [_number(first), *("" if row is None else _change(row) for row in rows)]
+        cells[name] = [
+            number_or_dash(first, 4),
+            *("" if row is None else _change(row) for row in rows),
+        ]
     return cells or {"not evaluated, or by a Pion that kept no single answers": []}
 
 
 def _change(row: Compared) -> str:
-    value = _number(row.values[1])
+    value = number_or_dash(row.values[1], 4)
     if row.change is None:
         return f"{value} (not compared: {row.why_not})"
     signed = f"{'+' if row.change >= 0 else ''}{measured(row.change, row.sem, 4)}"
     z = "" if row.z is None else f", z = {row.z:+.1f}"
     verdict = {True: ", more than chance", False: ", within chance", None: ""}[row.real]
     return f"{value} ({signed}{z}{verdict})".replace("-", "−")
-
-
-def _number(value: float | None) -> str:
-    return UNKNOWN if value is None else f"{value:.4f}"
 
 
 def _dollars(run: RunHistory) -> str:

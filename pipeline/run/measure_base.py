@@ -35,7 +35,7 @@ from pipeline.state.stores.errors import StoreError
 from pipeline.state.stores.retry import Patience
 
 if TYPE_CHECKING:
-    from pion.model.decoder import Decoder
+    pass
 
 Row = dict[str, Any]
 MODEL = "base"
@@ -152,16 +152,10 @@ def model_before_prefer(
     before = job.stage_before("prefer")
     reference = patiently(partial(_reference, job, run, head, say))
     if before is not None:
-        return PreferenceStart(before, partial(_in_folder, models[before]), reference)
+        return PreferenceStart(before, models[before], reference)
     assert job.base is not None  # a first stage starts from something
     folder = patiently(partial(bring_base, run.store, job.base.hash))
-    return PreferenceStart("base", partial(_in_folder, folder), reference)
-
-
-def _in_folder(folder: Path) -> Decoder:
-    from pipeline.models.load import load_model_in
-
-    return load_model_in(folder)
+    return PreferenceStart("base", folder, reference)
 
 
 def _reference(job: Job, run: RunState, head: Head, say: Say) -> Path | None:

@@ -52,7 +52,11 @@ def evaluate_run(
     Raises BadInput, before anything is computed, for questions that can't be used.
     """
     with closing(Measures(job, trained, on_batch=lambda: sleep(0.0))) as measures:
-        return _Evaluation(measures, parts, sleep, start).results()
+        evaluation = _Evaluation(measures, parts, sleep, start)
+        results = evaluation.results()
+    if evaluation.items and parts.load(BY_ITEM) is None:
+        parts.save(BY_ITEM, evaluation.items)
+    return results
 
 
 @dataclass(frozen=True)
@@ -67,12 +71,6 @@ class _Evaluation:
     sleep: Callable[[float], None]
     start: MeasuredStart | None
     items: Result = field(default_factory=dict)
-
-    def results(self) -> Result:
-        results = self._results()
-        if self.items and self.parts.load(BY_ITEM) is None:
-            self.parts.save(BY_ITEM, self.items)
-        return results
 
     def part(
         self, name: str, label: str, compute: Callable[[], Result], of: str | None = None
@@ -94,7 +92,8 @@ class _Evaluation:
         self.items.update({f"{model}.{measure}": kept for measure, kept in by_item.items()})
         return result
 
-    def _results(self) -> Result:
+    def results(self) -> Result:
+        """Return the results of all parts."""
         measures, trained = self.measures, self.measures.trained
         section, questions = measures.job.evaluate, read_questions_of(measures.job)
         results: Result = {stage: self._model(stage, questions) for stage in trained.models}

@@ -36,7 +36,7 @@ PYTHON = sys.executable  # where lm-eval is installed
 INSTALL = "uv sync --group evaluate"
 # evaluate.lm_eval.chat of a job.
 Chat = Literal["auto", True, False]
-# The file in the folder `out` with the answer.
+# The file in the folder `out` with the answer: what `run_task` returns, as JSON.
 ANSWER = "answer.json"
 
 
@@ -75,11 +75,6 @@ class TaskRequest:
     @classmethod
     def from_json(cls, text: str) -> TaskRequest:
         return cls(**json.loads(text))
-
-    @property
-    def answer(self) -> Path:
-        """The path of the answer: what `run_task` returns, as JSON."""
-        return Path(self.out) / ANSWER
 
 
 def run_task(

@@ -18,7 +18,7 @@ from lm_eval.tasks import TaskManager
 from pion.data.chat.template_source import find_template
 from pion.errors import BadInput
 from pion.later_fields import closest
-from pipeline.stages.lm_eval import Chat, TaskRequest
+from pipeline.stages.lm_eval import ANSWER, Chat, TaskRequest
 from pipeline.stages.lm_eval_model import CheckedModel
 from pipeline.stages.lm_eval_results import (
     ASKED,
@@ -49,7 +49,7 @@ def main() -> None:
         answer = run(request)
     except BadInput as error:
         answer = {"skipped": str(error), BY_ITEM: {}}
-    request.answer.write_text(finite_json(answer), encoding="utf-8")
+    Path(request.out, ANSWER).write_text(finite_json(answer), encoding="utf-8")
 
 
 def run(request: TaskRequest) -> dict[str, Any]:

@@ -60,13 +60,13 @@ class PreferenceStart:
 
     Attributes:
         name: that of its results: a training stage, or `base`.
-        load: returns the model.
+        folder: has the model.
         reference: the folder with what it gives for the answers; None if there is none that can be
             used, or if the loss needs none.
     """
 
     name: str
-    load: Callable[[], Decoder]
+    folder: Path
     reference: Path | None = None
 
 
@@ -223,12 +223,10 @@ class Measures:
 
         if self._loaded is None or self._loaded[0] != stage:
             self._loaded = None  # free it before loading the next model
-            start = self.trained.prefer_start
-            if stage in self.trained.models or start is None:
-                model = load_model_in(self.trained.models[stage])
-            else:
-                model = start.load()
-            self._loaded = stage, model.to(self.device)
+            folders, start = dict(self.trained.models), self.trained.prefer_start
+            if start is not None:
+                folders.setdefault(start.name, start.folder)
+            self._loaded = stage, load_model_in(folders[stage]).to(self.device)
         return self._loaded[1]
 
     # ------------------------------------------------------------ baselines

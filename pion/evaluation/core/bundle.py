@@ -44,35 +44,29 @@ class PublishedTask:
     v2: float
 
 
-def _published(
-    task_type: TaskType, shots: int, v1: float = 0.0, v2: float | None = None
-) -> PublishedTask:
-    return PublishedTask(task_type, shots, v1, v1 if v2 is None else v2)
-
-
 CORE_TASKS: dict[str, PublishedTask] = {
-    "hellaswag_zeroshot": _published("multiple_choice", 0, 25),
-    "jeopardy": _published("language_modeling", 10),
-    "bigbench_qa_wikidata": _published("language_modeling", 10),
-    "arc_easy": _published("multiple_choice", 10, 25),
-    "arc_challenge": _published("multiple_choice", 10, 25),
-    "copa": _published("multiple_choice", 0, 50),
-    "commonsense_qa": _published("multiple_choice", 10, 20, 40.3),
-    "piqa": _published("multiple_choice", 10, 50),
-    "openbook_qa": _published("multiple_choice", 0, 25),
-    "lambada_openai": _published("language_modeling", 0),
-    "hellaswag": _published("multiple_choice", 10, 25),
-    "winograd": _published("schema", 0, 50),
-    "winogrande": _published("schema", 0, 50),
-    "bigbench_dyck_languages": _published("language_modeling", 10),
-    "agi_eval_lsat_ar": _published("multiple_choice", 3, 20, 25),
-    "bigbench_cs_algorithms": _published("language_modeling", 10),
-    "bigbench_operators": _published("language_modeling", 10),
-    "bigbench_repeat_copy_logic": _published("language_modeling", 10),
-    "squad": _published("language_modeling", 10),
-    "coqa": _published("language_modeling", 0),
-    "boolq": _published("multiple_choice", 10, 62),
-    "bigbench_language_identification": _published("multiple_choice", 10, 9.1, 25),
+    "hellaswag_zeroshot": PublishedTask("multiple_choice", 0, 25, 25),
+    "jeopardy": PublishedTask("language_modeling", 10, 0, 0),
+    "bigbench_qa_wikidata": PublishedTask("language_modeling", 10, 0, 0),
+    "arc_easy": PublishedTask("multiple_choice", 10, 25, 25),
+    "arc_challenge": PublishedTask("multiple_choice", 10, 25, 25),
+    "copa": PublishedTask("multiple_choice", 0, 50, 50),
+    "commonsense_qa": PublishedTask("multiple_choice", 10, 20, 40.3),
+    "piqa": PublishedTask("multiple_choice", 10, 50, 50),
+    "openbook_qa": PublishedTask("multiple_choice", 0, 25, 25),
+    "lambada_openai": PublishedTask("language_modeling", 0, 0, 0),
+    "hellaswag": PublishedTask("multiple_choice", 10, 25, 25),
+    "winograd": PublishedTask("schema", 0, 50, 50),
+    "winogrande": PublishedTask("schema", 0, 50, 50),
+    "bigbench_dyck_languages": PublishedTask("language_modeling", 10, 0, 0),
+    "agi_eval_lsat_ar": PublishedTask("multiple_choice", 3, 20, 25),
+    "bigbench_cs_algorithms": PublishedTask("language_modeling", 10, 0, 0),
+    "bigbench_operators": PublishedTask("language_modeling", 10, 0, 0),
+    "bigbench_repeat_copy_logic": PublishedTask("language_modeling", 10, 0, 0),
+    "squad": PublishedTask("language_modeling", 10, 0, 0),
+    "coqa": PublishedTask("language_modeling", 0, 0, 0),
+    "boolq": PublishedTask("multiple_choice", 10, 62, 62),
+    "bigbench_language_identification": PublishedTask("multiple_choice", 10, 9.1, 25),
 }
 
 # Tasks that ask several questions about one passage.

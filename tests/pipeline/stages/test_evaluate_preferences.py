@@ -2,7 +2,6 @@
 
 import dataclasses
 import shutil
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -51,8 +50,7 @@ class PreferWorld(World):
     def evaluated(self, job, parts=None, start=None, **changed):
         """Return the results after `prefer`, the computed parts in words, and the kept parts."""
         kept = Folder() if parts is None else parts
-        load = partial(load_model_in, self.models["sft"])
-        began = PreferenceStart("sft", load) if start is None else start
+        began = PreferenceStart("sft", self.models["sft"]) if start is None else start
         results, said = self.run(job, kept, prefer_start=began, **changed)
         return results["prefer"], said, kept
 
@@ -213,7 +211,7 @@ def test_the_change_of_text_from_the_model_of_others_is_the_change_of_the_run(wo
         kept := Folder(),
         models={"prefer": world.models["prefer"]},
         data={"prefer": world.data["prefer"]},
-        prefer_start=PreferenceStart("base", partial(load_model_in, folder)),
+        prefer_start=PreferenceStart("base", folder),
         start=MeasuredStart(start_of(world, folder, "text").measured, find_text(job).sha256),
     )
     change = results["change"]["text"]
@@ -240,8 +238,7 @@ def test_stored_numbers_of_the_reference_say_what_the_start_gives(world, unbroke
         return np.concatenate([of_rows[i] for i in np.argsort(numbers)])
 
     folder = world.reference(tmp_path / "reference", by_number, "float32")
-    load = partial(load_model_in, world.models["sft"])
-    start = PreferenceStart("sft", load, folder)
+    start = PreferenceStart("sft", world.models["sft"], folder)
     result, said, parts = world.evaluated(world.job(), start=start)
     assert not any("sft model on held-out preferences" in words for words in said)
     assert parts.load("sft.preferences") is None
@@ -258,8 +255,8 @@ def test_numbers_that_do_not_fit_are_not_used_and_the_start_is_measured(
     folder = world.reference(tmp_path / "reference", lambda n: np.full(n, -3.0), dtype, residual)
     if wrong == "damaged":
         (folder / "held_out.sums.npy").write_bytes(b"no numbers")
-    load = partial(load_model_in, world.models["sft"])
-    result, said, _ = world.evaluated(world.job(), start=PreferenceStart("sft", load, folder))
+    start = PreferenceStart("sft", world.models["sft"], folder)
+    result, said, _ = world.evaluated(world.job(), start=start)
     assert result["preferences"] == unbroken[0]["preferences"]
     assert any("the numbers of the reference are not used" in w for w in said) == (
         wrong == "damaged"

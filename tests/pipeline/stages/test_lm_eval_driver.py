@@ -140,7 +140,7 @@ def test_a_model_that_learned_another_template_gets_no_score(world, tmp_path):
         patch.setattr(sys, "argv", ["driver", changed.to_json()])
         patch.setattr(sys, "path", [*sys.path])
         main()
-    answer = json.loads(changed.answer.read_text())
+    answer = json.loads((tmp_path / "answers" / "answer.json").read_text())
     assert answer[BY_ITEM] == {}
     assert answer["skipped"].startswith("lm-eval would ask the model in another form")
 
