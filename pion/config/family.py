@@ -1,4 +1,7 @@
-"""What the core must know of a family of models: its presets. presets.py has the list."""
+"""What the core must know of a family of models: its presets. presets.py has the list.
+
+docs/models.md, Add a family, names all places.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 A broken compiler is so found in seconds, and not after the data has arrived. One that works may
 still be wrong: torch 2.11 lost gradients of a block without a word, and the loss fell all the same.
 So the gradients of the compiled block are compared with those of the block as it is written.
+smaller_plan.py has what is given up, in which order.
 """
 
 from __future__ import annotations

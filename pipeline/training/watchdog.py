@@ -1,5 +1,5 @@
 """Notice a hang: training makes no step for many times the duration of a usual step, or `pion run`
-does nothing for half an hour.
+does nothing for half an hour (run/journal.py says so).
 
 A rank may never join a collective operation, or the GPU's driver or a file system may not answer.
 Then nothing raises, and a rented machine keeps costing money. The watchdog records where every

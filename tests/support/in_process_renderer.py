@@ -2,7 +2,7 @@
 
 import json
 
-from pion.data.chat.renderer import Renderer, first_request
+from pion.data.chat.template_renderer import Renderer, first_request
 from pion.data.chat.template_worker import Rendering, answer_to
 
 

@@ -1,9 +1,10 @@
 """Conversations as token ids by a model's own chat template, and the exact mask of its answers.
 
 The template is a Jinja program that came with the model. It is rendered as transformers renders it
-(`pion.data.chat.renderer`), so that training, chatting and other programs see the same text. The
-special tokens that it writes become special ids. Texts of a conversation can't write them: a space
-is put into what looks like one, as with Pion's own template (`pion.data.chat.conversation`).
+(`pion.data.chat.template_renderer`), so that training, chatting and other programs see the same
+text. The special tokens that it writes become special ids. Texts of a conversation can't write
+them: a space is put into what looks like one, as with Pion's own template
+(`pion.data.chat.conversation`).
 
 What the model learns of an answer: what follows the generation prompt, up to and including the end
 of the turn. A newline after it is not learned. `pion.data.chat.template_mask` finds these ids.
@@ -39,8 +40,8 @@ from pion.data.chat.messages import (
     names_of,
     says_something,
 )
-from pion.data.chat.renderer import Refused, Rendered, RenderedTurn, Renderer
 from pion.data.chat.template_mask import AnswerFinder, EncodedText
+from pion.data.chat.template_renderer import Refused, Rendered, RenderedTurn, Renderer
 from pion.data.chat.template_rules import Probe, broken_rule
 from pion.data.chat.template_source import find_template, template_date
 from pion.data.tokens.special_tokens import read_special_tokens

@@ -16,7 +16,7 @@ from functools import lru_cache
 
 import tokenizers
 
-from pion.data.chat.renderer import RenderedTurn
+from pion.data.chat.template_renderer import RenderedTurn
 from pion.data.tokens.tokenizer import Tokenizer
 
 # How many short texts are kept with their ids: those between a special token and an answer are

@@ -1,4 +1,4 @@
-"""A process that renders a chat template for `pion.data.chat.renderer`, and does nothing else.
+"""A process that renders a chat template for template_renderer.py, and does nothing else.
 
 A template is a program of others. transformers' sandbox keeps it from the attributes of objects,
 but not from endless loops or gigabytes of text. So this process has little memory and no secrets

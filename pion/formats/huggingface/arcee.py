@@ -13,15 +13,15 @@ from typing import Any, ClassVar
 from pion.config.model_config import PARTS, ModelConfig
 from pion.config.parts import Heads
 from pion.errors import BadInput
-from pion.formats.huggingface import core
-from pion.formats.huggingface.core import Fields, State
+from pion.formats.huggingface import llama
+from pion.formats.huggingface.llama import Fields, State
 from pion.later_fields import shown
 from pion.model.decoder import Decoder
 
 ACTIVATIONS = ("relu2", "gelu")  # by the same names in transformers
 
 
-class Arcee(core.Architecture):
+class Arcee(llama.Architecture):
     """A decoder with two matrices in each feed-forward layer."""
 
     name, model_type = "ArceeForCausalLM", "arcee"
@@ -35,7 +35,7 @@ class Arcee(core.Architecture):
         "max_position_embeddings": 4096,
     }
     fields = (
-        core.FIELDS
+        llama.FIELDS
         | {"activation", "feedforward_bias"}
         | {name for name, kind in PARTS.items() if kind.mixed}
     )

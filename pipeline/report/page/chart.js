@@ -1,4 +1,5 @@
 // A chart of curves: SVG, with a read-out by pointer and arrow keys, and a zoom by dragging.
+// curves.py has thinned the points.
 "use strict";
 
 const SVG = "http://www.w3.org/2000/svg";

@@ -1,7 +1,7 @@
 """Decide what a rental needs, from one look at it and the work that is left.
 
 Only `read_plan` reads anything, and starts a process. The rest asks and changes nothing, and reads
-no clock.
+no clock. rental_state.py has when a market is left alone.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pion.data.chat import renderer as renderer_module
+from pion.data.chat import template_renderer as renderer_module
 from pion.data.chat.messages import Conversation
-from pion.data.chat.renderer import Refused, Renderer
+from pion.data.chat.template_renderer import Refused, Renderer
 from pion.data.chat.template_worker import Rendering, answer_to
 from pion.errors import BadInput
 from tests.support.waiting import wait_until
@@ -129,7 +129,7 @@ def test_an_endless_template_is_killed(monkeypatch):
 @pytest.mark.soak
 def test_an_endless_template_ends_when_the_process_that_asked_is_gone():
     code = (
-        "import datetime, os; import pion.data.chat.renderer as r; r.SECONDS = -4.0;"
+        "import datetime, os; import pion.data.chat.template_renderer as r; r.SECONDS = -4.0;"
         "from pion.data.chat.messages import Conversation;"
         "day = datetime.date(2026, 1, 2);"
         f"made = r.Renderer({LOOP * 4 + '{% endfor %}' * 4!r}, {{}}, day, 'x');"
