@@ -44,6 +44,9 @@ def result_blocks(
         *_compared_blocks(job, results, code=code),
         *preference_blocks(results, brief=brief),
         *_language_blocks(results),
+        whose_bytes(results),
+        *calibration_blocks(results),
+        *draft_blocks(results, TRAINED),
         *_answer_blocks(results),
         *core_blocks(results, TRAINED, brief=brief),
         *lm_eval_blocks(results, code=code),
@@ -65,20 +68,17 @@ def _compared_blocks(job: Job, results: Mapping[str, Any], *, code: str) -> list
 
 
 def _language_blocks(results: Mapping[str, Any]) -> list[Block]:
-    """Return what was measured on held-out text."""
-    blocks: list[Block] = []
-    if language := language_rows(results):
-        note = "On text held out of training (lower is better)"
-        baseline = results.get("ngram")
-        if baseline and baseline.get("train_tokens"):
-            tokens = short_amount(baseline["train_tokens"])
-            note += f", next to {baseline['order']}-gram counts over {tokens} training tokens"
-        columns = ("model", "loss (nats per token)", "perplexity", "bits per byte")
-        blocks += [f"{note}:", Table(columns, language)]
-    blocks.append(whose_bytes(results))
-    blocks += calibration_blocks(results)
-    blocks += draft_blocks(results, TRAINED)
-    return blocks
+    """Return the losses on held-out text; empty if no model was measured on some."""
+    language = language_rows(results)
+    if not language:
+        return []
+    note = "On text held out of training (lower is better)"
+    baseline = results.get("ngram")
+    if baseline and baseline.get("train_tokens"):
+        tokens = short_amount(baseline["train_tokens"])
+        note += f", next to {baseline['order']}-gram counts over {tokens} training tokens"
+    columns = ("model", "loss (nats per token)", "perplexity", "bits per byte")
+    return [f"{note}:", Table(columns, language)]
 
 
 def _answer_blocks(results: Mapping[str, Any]) -> list[Block]:
