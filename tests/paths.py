@@ -13,3 +13,4 @@ RENTALS = sorted(path for path in SKY.glob("*.yaml") if path.name != "bench.yaml
 SEEDS = TESTS / "fixtures" / "seeds"
 DIGESTS = TESTS / "fixtures" / "digests"
 RELEASE_0_1_0 = TESTS / "fixtures" / "release_0_1_0"
+RELEASES = {"v0_1_0": RELEASE_0_1_0, "v0_2_0": TESTS / "fixtures" / "release_0_2_0"}

@@ -1,11 +1,10 @@
-"""Runs of 0.1.0 are done, resume, and can be read as if today's code had written them.
+"""Runs of older releases are done, resume, and can be read as if today's code had written them.
 
-They are in tests/fixtures/release_0_1_0: `done` is finished and published, `half` was killed in
-pretraining between two checkpoints, and `rented` was killed on a rented machine with a deadline.
+They are in tests/fixtures: `done` is finished and published, `half` was killed in pretraining
+between two checkpoints, and `rented` was killed on a rented machine with a deadline.
 """
 
 import contextlib
-import functools
 import json
 import shutil
 from dataclasses import dataclass
@@ -18,48 +17,53 @@ from safetensors.torch import load_file
 from pipeline.cli import main
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import Store, open_store
-from tests.paths import RELEASE_0_1_0
+from tests.paths import RELEASES
 from tests.support import later_version
 from tests.support.hub_server import USER, hub_server
 from tests.support.states import read
 from tests.support.whole_runs import head_of
 
-EXPECTED = json.loads((RELEASE_0_1_0 / "expected.json").read_text())
-STAGES = ("prepare", "pretrain", "sft", "evaluate", "publish")
 NAMES = ("done", "half", "rented")
+TRAINED = ("pretrain", "sft", "prefer")
 # How much weights may differ between kinds of CPU.
 TOLERANCE = 1e-3
 
 
-def everywhere(by_default):
-    """Each kind of store; by default only one, and each test has another one."""
-    kinds = (
-        pytest.param(kind, marks=[] if kind == by_default else [pytest.mark.soak])
+def everywhere(**by_default):
+    """Each release in each kind of store; by default only those of `by_default`, by release."""
+    cases = (
+        pytest.param(
+            (release, kind),
+            marks=[] if by_default.get(release) == kind else [pytest.mark.soak],
+            id=f"{release}-{kind}",
+        )
+        for release in RELEASES
         for kind in ("file", "s3", "hub")
     )
-    return pytest.mark.parametrize("older", list(kinds), indirect=True)
+    return pytest.mark.parametrize("older", list(cases), indirect=True)
 
 
-in_a_folder = pytest.mark.parametrize("older", ["file"], indirect=True)
+in_a_folder = pytest.mark.parametrize("older", [("v0_1_0", "file")], indirect=True)
 
 
 @dataclass(frozen=True)
 class Older:
-    """A store for runs of 0.1.0, and a working directory with their jobs."""
+    """A store for runs of a release, and a working directory with their jobs."""
 
+    release: Path
     store: Store
     capsys: pytest.CaptureFixture[str]
 
     def bring(self, *names):
-        """Copy these runs and all data into the store, as 0.1.0 wrote them to a store of this
-        kind."""
+        """Copy these runs and all data into the store, as the release wrote them to a store of
+        this kind."""
         for name in ("_data", *names):
             folder = self.store.local_path(name)
             if folder is not None:
-                shutil.copytree(RELEASE_0_1_0 / "store" / name, folder)
+                shutil.copytree(self.release / "store" / name, folder)
             else:
                 for left in ("store", "remote"):
-                    copy_objects(RELEASE_0_1_0 / left, name, self.store)
+                    copy_objects(self.release / left, name, self.store)
 
     def pion(self, *arguments):
         """Run a command of today's code in this process; return what it printed."""
@@ -79,6 +83,21 @@ class Older:
 
     def read(self, path):
         return json.loads(self.store.read(path))
+
+    @property
+    def expected(self):
+        """What the release came to when it resumed `half`."""
+        return json.loads((self.release / "expected.json").read_text())["half"]
+
+    def last_checkpoint(self, name):
+        """Return the newest checkpoint that a run had when it was killed."""
+        return json.loads((self.release / "store" / name / "HEAD.json").read_text())["checkpoints"][
+            0
+        ]
+
+    def resumes(self, name):
+        """Return what is said when a run resumes its pretraining."""
+        return f"pretrain: starts (continues after step {self.last_checkpoint(name)['step']})"
 
 
 @pytest.fixture
@@ -105,9 +124,10 @@ def open_fresh_store(tmp_path, request, monkeypatch):
 def older(tmp_path, request, monkeypatch, capsys, open_fresh_store):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    shutil.copytree(RELEASE_0_1_0 / "inputs", tmp_path, dirs_exist_ok=True)
+    release, kind = request.param
+    shutil.copytree(RELEASES[release] / "inputs", tmp_path, dirs_exist_ok=True)
     threads = torch.get_num_threads()
-    yield Older(open_fresh_store(request.param), capsys)
+    yield Older(RELEASES[release], open_fresh_store(kind), capsys)
     torch.set_num_threads(threads)
 
 
@@ -125,7 +145,7 @@ def copy_objects(folder, name, store):
 # ---------------------------------------------------------------- finished
 
 
-@everywhere(by_default="hub")
+@everywhere(v0_1_0="hub", v0_2_0="file")
 def test_a_finished_run_is_done_and_can_be_read_with_every_command(older, tmp_path):
     older.bring(*NAMES)
     is_done(older)
@@ -135,7 +155,8 @@ def test_a_finished_run_is_done_and_can_be_read_with_every_command(older, tmp_pa
         rows = json.loads(older.pion("checkpoints", older.url(name), "--verify", "--json"))
         assert [row["verified"] for row in rows] == [True] * len(older.head(name).checkpoints)
     status = json.loads(older.pion("status", older.url("done"), "--json"))
-    assert status["checkpoint"]["stage"] == "sft"
+    trained = [stage for stage in TRAINED if stage in older.head("done").stages]
+    assert status["checkpoint"]["stage"] == trained[-1]
     answer = older.pion("generate", older.url("done"), "--prompt", "the", "--max-tokens", "3")
     assert answer.startswith("the")
     assert "logits" in older.pion("export", older.url("done"), "tuned")
@@ -146,28 +167,8 @@ def test_a_finished_run_is_done_and_can_be_read_with_every_command(older, tmp_pa
 def is_done(older):
     before = older.store.read("done/HEAD.json")
     output = older.run("done")
-    assert all(f"{stage}: done (finished 20" in output for stage in STAGES)
+    assert all(f"{stage}: done (finished 20" in output for stage in older.head("done").stages)
     assert older.store.read("done/HEAD.json") == before
-
-
-@everywhere(by_default=None)  # is_done has its digests, and test_redo.py what is done again
-def test_one_stage_can_be_done_again(older):
-    older.bring("done")
-    before = older.head("done").stages
-    output = older.run("done", "sft.lr=2e-3", "--redo", "sft", "--until", "sft")
-    assert "pretrain: done (finished 20" in output
-    after = older.head("done").stages
-    assert after["pretrain"] == before["pretrain"]
-    assert after["sft"].digest != before["sft"].digest
-
-
-@in_a_folder
-def test_a_changed_setting_is_shown_before_anything_is_done(older):
-    older.bring("done")
-    assert main(["run", "done.yaml", "sft.lr=2e-3"]) == 2
-    output = older.capsys.readouterr().err
-    assert "sft.lr: 0.001 → 0.002" in output
-    assert "--redo sft" in output
 
 
 # ---------------------------------------------------------------- their data
@@ -182,7 +183,7 @@ def prepares_nothing(output):
     return "training a BPE" not in output and "tokenise" not in output
 
 
-@everywhere(by_default=None)  # test_a_half_done_run has most of it
+@everywhere()  # test_a_half_done_run has most of it
 def test_their_data_is_trained_on_and_stays_as_it_was(older):
     older.bring("half", "done")
     before, used = data_of(older.store), {name: older.head(name).data for name in ("half", "done")}
@@ -199,7 +200,7 @@ def test_their_data_is_trained_on_and_stays_as_it_was(older):
 # ---------------------------------------------------------------- rented
 
 
-@everywhere(by_default="s3")
+@everywhere(v0_1_0="s3")
 def test_a_rented_run_keeps_its_rental_and_its_deadline_and_ends_here(older):
     older.bring("rented")
     before = {name: older.read(f"rented/{name}.json") for name in ("rental", "deadline", "watcher")}
@@ -207,7 +208,7 @@ def test_a_rented_run_keeps_its_rental_and_its_deadline_and_ends_here(older):
     assert "set by pion launch (" in older.pion("deadline", older.url("rented"))
     assert "deadline" in status
     output = older.run("rented", "--take-over")
-    assert resumes("rented") in output
+    assert older.resumes("rented") in output
     assert older.head("rented").checkpoints[0].step == 60
     assert before == {name: older.read(f"rented/{name}.json") for name in before}
 
@@ -215,12 +216,12 @@ def test_a_rented_run_keeps_its_rental_and_its_deadline_and_ends_here(older):
 # ---------------------------------------------------------------- half done
 
 
-@everywhere(by_default="file")
+@everywhere(v0_1_0="file", v0_2_0="file")
 def test_a_half_done_run_ends_as_it_would_have_ended(older):
     older.bring("half")
     before, used = data_of(older.store), older.head("half").data
     output = older.run("half", "--take-over")
-    assert resumes("half") in output
+    assert older.resumes("half") in output
     assert prepares_nothing(output)
     assert data_of(older.store) == before
     assert older.head("half").data == used
@@ -230,53 +231,30 @@ def test_a_half_done_run_ends_as_it_would_have_ended(older):
 def ends_as_it_would_have_ended(older):
     head = older.head("half")
     entry = head.checkpoints[0]
-    assert entry.step == head.stages["pretrain"].result["steps"] == EXPECTED["half"]["steps"]
+    assert entry.step == head.stages["pretrain"].result["steps"] == older.expected["steps"]
     assert "evaluate" in head.stages
-    begun = RELEASE_0_1_0 / "store" / "half" / last_checkpoint("half")["key"] / "state.json"
+    begun = older.release / "store/half" / older.last_checkpoint("half")["key"] / "state.json"
     states = json.loads(begun.read_text()), older.read(f"half/{entry.key}/state.json")
     plans = [state["plan"] for state in states]
     if plans[1]["device"] != "cpu":
         return  # a GPU computes differently: only check that the run resumes there
     assert plans[0] == plans[1]
-    if entry.model_sha256 != EXPECTED["half"]["model_sha256"]:  # another kind of CPU
+    if entry.model_sha256 != older.expected["model_sha256"]:  # another kind of CPU
         weights = f"half/{entry.key}/model.safetensors"
         older.store.download(weights, Path("finished.safetensors"))
-        found, expected = load_file("finished.safetensors"), load_file(EXPECTED_WEIGHTS)
+        found = load_file("finished.safetensors")
+        expected = load_file(older.release / "half_finished.safetensors")
         assert all(torch.allclose(found[n], expected[n], atol=TOLERANCE) for n in expected)
-        assert not same_cpu()
+        assert not same_cpu(older)
 
 
-EXPECTED_WEIGHTS = RELEASE_0_1_0 / "half_finished.safetensors"
-
-
-def last_checkpoint(name):
-    """Return the newest checkpoint that a run had when it was killed."""
-    head = json.loads((RELEASE_0_1_0 / "store" / name / "HEAD.json").read_text())
-    entry = head["checkpoints"][0]
-    return entry
-
-
-def resumes(name):
-    """Return what is said when a run resumes its pretraining."""
-    return f"pretrain: starts (continues after step {last_checkpoint(name)['step']})"
-
-
-@functools.cache
-def same_cpu():
-    """Return whether this machine computes the half-done run exactly as 0.1.0's machine did."""
+def same_cpu(older):
+    """Return whether this machine computes the half-done run exactly as the release's did."""
     assert main(["run", "half.yaml", "store=again"]) == 0
-    return head_of("again", "half").checkpoints[0].model_sha256 == EXPECTED["half"]["model_sha256"]
+    return head_of("again", "half").checkpoints[0].model_sha256 == older.expected["model_sha256"]
 
 
-@everywhere(by_default=None)  # test_redo.py raises steps, and test_a_half_done_run resumes
-def test_its_steps_can_be_raised(older):
-    older.bring("half")
-    output = older.run("half", "pretrain.steps=66", "--take-over")
-    assert resumes("half") in output
-    assert older.head("half").checkpoints[0].step == 66
-
-
-@everywhere(by_default="file")
+@everywhere(v0_1_0="file")
 def test_forks_continue_from_its_checkpoints(older):
     older.bring("half", "done")
     older.pion("fork", older.url("half"), "half-2", "--at", "4")
