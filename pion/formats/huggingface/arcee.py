@@ -13,15 +13,15 @@ from typing import Any, ClassVar
 from pion.config.model_config import PARTS, ModelConfig
 from pion.config.parts import Heads
 from pion.errors import BadInput
-from pion.formats.huggingface import llama
-from pion.formats.huggingface.llama import Fields, State
+from pion.formats.huggingface import llama_like
+from pion.formats.huggingface.llama_like import Fields, State
 from pion.later_fields import shown
 from pion.model.decoder import Decoder
 
 ACTIVATIONS = ("relu2", "gelu")  # by the same names in transformers
 
 
-class Arcee(llama.Architecture):
+class Arcee(llama_like.Architecture):
     """A decoder with two matrices in each feed-forward layer."""
 
     name, model_type = "ArceeForCausalLM", "arcee"
@@ -35,7 +35,7 @@ class Arcee(llama.Architecture):
         "max_position_embeddings": 4096,
     }
     fields = (
-        llama.FIELDS
+        llama_like.FIELDS
         | {"activation", "feedforward_bias"}
         | {name for name, kind in PARTS.items() if kind.mixed}
     )

@@ -15,7 +15,7 @@ from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
 from pion.formats.huggingface.arcee import Arcee
 from pion.formats.huggingface.bundled_code import BundledCode
-from pion.formats.huggingface.llama import Architecture, State
+from pion.formats.huggingface.llama_like import Architecture, State
 from pion.formats.huggingface.qwen3_moe import Qwen3Moe
 from pion.formats.huggingface.swiglu import Llama, Qwen2, Qwen3
 from pion.formats.saved_tensors import SavedTensors

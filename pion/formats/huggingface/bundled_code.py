@@ -22,7 +22,7 @@ from typing import Any
 
 from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
-from pion.formats.huggingface.llama import Architecture, State
+from pion.formats.huggingface.llama_like import Architecture, State
 from pion.untrusted import parse_object, read_file
 
 # The field of config.json that has our settings, and the prefix of our names of tensors.

@@ -17,8 +17,8 @@ import torch
 
 from pion.config.model_config import ModelConfig
 from pion.config.parts import Experts, Heads
-from pion.formats.huggingface import llama
-from pion.formats.huggingface.llama import Fields, State
+from pion.formats.huggingface import llama_like
+from pion.formats.huggingface.llama_like import Fields, State
 from pion.formats.huggingface.swiglu import QWEN3, Qwen3
 
 # The dimension of one expert's matrix that is its width.
@@ -27,7 +27,7 @@ _WIDTH = {"gate_proj": 0, "up_proj": 0, "down_proj": 1}
 _EXPERTS = {"norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": []}
 
 
-class Qwen3Moe(llama.Architecture):
+class Qwen3Moe(llama_like.Architecture):
     """A decoder with experts."""
 
     name, model_type = "Qwen3MoeForCausalLM", "qwen3_moe"
@@ -41,7 +41,7 @@ class Qwen3Moe(llama.Architecture):
         "mlp_only_layers": [],
         "router_aux_loss_coef": 0.001,
     }
-    fields = llama.FIELDS | {"experts"}
+    fields = llama_like.FIELDS | {"experts"}
 
     def reasons(self, config: ModelConfig, heads: Heads) -> Iterable[tuple[bool, str]]:
         """Return what would keep Qwen3Moe from computing a model, and whether it does."""

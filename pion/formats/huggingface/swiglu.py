@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from pion.config.model_config import ModelConfig
 from pion.config.parts import Heads
-from pion.formats.huggingface.llama import Architecture, Fields, State
+from pion.formats.huggingface.llama_like import Architecture, Fields, State
 
 # What all Qwen3 models here have in common, with experts or without.
 QWEN3 = {"hidden_act": "silu", "use_sliding_window": False}

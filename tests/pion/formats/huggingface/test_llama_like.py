@@ -13,7 +13,7 @@ from pion.config.model_config import ModelConfig
 from pion.config.parts import RopeScaling
 from pion.errors import BadInput
 from pion.formats.huggingface.architectures import ARCHITECTURES, from_transformers, to_transformers
-from pion.formats.huggingface.llama import DEFAULTS, read_rotary, rotary_settings
+from pion.formats.huggingface.llama_like import DEFAULTS, read_rotary, rotary_settings
 from pion.formats.load import load_decoder
 from pion.model.decoder import Decoder
 from tests.support.stock_models import LLAMA3, STOCK, apart, randomize, saved, stock_model, tokens
