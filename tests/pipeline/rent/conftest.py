@@ -117,9 +117,12 @@ def sky_home(tmp_path, monkeypatch):
     monkeypatch.setenv("SKYPILOT_DISABLE_USAGE_COLLECTION", "1")
     for name in ("HF_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL"):
         monkeypatch.delenv(name, raising=False)
-    from sky import skypilot_config
+    from sky import global_user_state, skypilot_config
+    from sky.clouds import CloudCapability
 
-    skypilot_config.safe_reload_config()  # forget the settings of another test's home
+    # Forget the settings of another test's home, and which clouds it had.
+    skypilot_config.safe_reload_config()
+    global_user_state.set_enabled_clouds([], CloudCapability.COMPUTE, "default")
     found = SkyHome(home, monkeypatch)
     found.sell(PRICES)
     found.remember_answers()
