@@ -117,7 +117,7 @@ MOST_LAYERS, MOST_MODULES = 1024, 4096
 
 REAL = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
-# Tensors of whole numbers, by the last part of their name: those of packed banks (pilon/banks.py),
+# Tensors of whole numbers, by the last part of their name: those of packed banks (pilon/packed.py),
 # and the ids that a draft block guesses.
 WHOLE_NUMBERS = {"packed": torch.uint8, "numbers": torch.int64, "ids": torch.int64}
 

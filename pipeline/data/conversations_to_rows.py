@@ -1,4 +1,4 @@
-"""Conversations to training rows: tokenised and packed (`pipeline.data.packed_rows`).
+"""Conversations to training rows: tokenised and packed (`pipeline.data.packed_records`).
 
 Conversations that can't be used are skipped and counted, unless they were looked at before anything
 was rented: then they end the preparation. So do too many of them.
@@ -21,7 +21,7 @@ from pion.data.chat.template import COUNTS, Examples
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pipeline.console.messages import PrepareProgress, Say
-from pipeline.data.packed_rows import NAMED, Counts, PackedBuffer, PackedRows, require_usable
+from pipeline.data.packed_records import NAMED, Counts, PackedBuffer, PackedRows, require_usable
 from pipeline.data.prepared import SPLITS
 from pipeline.data.remarks import MANY_DROPPED
 from pipeline.data.sources import Talk

@@ -1,5 +1,5 @@
 """Preferences to training rows: rendered, divided by their prompts, packed
-(`pipeline.data.packed_rows`).
+(`pipeline.data.packed_records`).
 
 Only the ids of a prompt decide whether it is held out, so a buffer is divided after encoding.
 """
@@ -32,7 +32,7 @@ from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pion.files import write_atomically
 from pipeline.console.messages import PrepareProgress, Say
-from pipeline.data.packed_rows import PROGRESS, Counts, PackedBuffer, PackedRows, require_usable
+from pipeline.data.packed_records import PROGRESS, Counts, PackedBuffer, PackedRows, require_usable
 from pipeline.data.preferences import Kind, Read
 from pipeline.data.prepared import SPLITS
 from pipeline.data.splits import RowFormat

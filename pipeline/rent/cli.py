@@ -212,6 +212,6 @@ def _hop(args: argparse.Namespace) -> None:
 
 def _rentals(args: argparse.Namespace) -> int:
     with _loading(quiet=args.json):
-        from pipeline.rent.managed.rentals import show_rentals
+        from pipeline.rent.managed.rentals_and_orphans import show_rentals
 
     return show_rentals(args.run, reap=args.reap, as_json=args.json)

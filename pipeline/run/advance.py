@@ -47,7 +47,7 @@ from pipeline.state.stores.errors import verdict
 from pipeline.state.stores.retry import Patience
 from pipeline.training.context import smaller_plan_note
 from pipeline.training.saving import linger_seconds
-from pipeline.workers.cluster import gpus_of_workers
+from pipeline.workers.cluster_size import gpus_of_workers
 from pipeline.workers.ray_workers import RAY_ADDRESS
 
 Plans = dict[str, StagePlan]

@@ -72,7 +72,7 @@ def start_workers(
     of the plan to try after a larger one has failed. A Ray that failed to start `failed_starts`
     times gets longer limits, and then a single worker on this machine does without it.
     """
-    from pipeline.workers.cluster import gpus_of_workers
+    from pipeline.workers.cluster_size import gpus_of_workers
     from pipeline.workers.ray_workers import RayWorkers
 
     count = worker_count(start.job)

@@ -19,7 +19,7 @@ from pipeline.run.stage_plan import StagePlan, WorkLeft, stages_until
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, open_store
 from pipeline.state.workspace import Workspace
-from pipeline.workers.cluster import Cluster, cluster_of, gpus_of_workers
+from pipeline.workers.cluster_size import Cluster, cluster_of, gpus_of_workers
 from pipeline.workers.ray_workers import RAY_ADDRESS
 
 # SkyPilot sets this on a machine that it terminates itself when the job ends or is moved.

@@ -1,6 +1,7 @@
 """The content of HEAD.json: plain frozen records, their JSON, and the changes a commit can make.
 
-Times are Unix seconds. Keys are relative to the run's folder in the store.
+Times are Unix seconds. Keys are relative to the run's folder in the store. `Claim.commit`
+(claim.py) writes the record, through `RunState.swap`.
 """
 
 import dataclasses

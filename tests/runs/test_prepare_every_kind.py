@@ -118,7 +118,7 @@ import sys, time
 from pathlib import Path
 from pion.data.documents import file_to_documents
 from pipeline.data import conversations_to_rows
-from pipeline.data.packed_rows import PackedRows
+from pipeline.data.packed_records import PackedRows
 from pipeline.data.text_to_rows import _Joining
 from pipeline.stages import prepare_text
 os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])

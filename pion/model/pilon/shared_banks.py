@@ -24,10 +24,10 @@ from pion.model.forward_pass import (
     StepOptions,
 )
 from pion.model.pilon.bank_gradients import outlet_of
-from pion.model.pilon.banks import Band, Bank, Mixing, Recipe, recipe_of
 from pion.model.pilon.layers import Composed, RoutedRecipes, layer_of_primitives
 from pion.model.pilon.packed import packed
-from pion.model.pilon.primitive_wise import PrimitiveWise
+from pion.model.pilon.primitives import Band, Bank, Mixing, Recipe, recipe_of
+from pion.model.pilon.update_rule import PrimitiveWise
 
 # Names of what a model with primitives reports: see `recipe_report`.
 RECIPE_ENTROPY, PRIMITIVES_USED = "recipe_entropy", "primitives_used"

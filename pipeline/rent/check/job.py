@@ -30,7 +30,7 @@ from pipeline.state.checkpoints.restore import refuse_other_formats
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore, open_store
 from pipeline.state.stores.errors import before_work
-from pipeline.workers.cluster import cluster_of
+from pipeline.workers.cluster_size import cluster_of
 
 # A store that needs more seconds to answer is too slow to use.
 STORE_SECONDS = 8.0

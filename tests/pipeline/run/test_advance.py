@@ -21,9 +21,9 @@ from pipeline.state.claim import claim_run
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
 from pipeline.training import loop
-from pipeline.workers import cluster
+from pipeline.workers import cluster_size
 from pipeline.workers import ray_workers as ray_workers_module
-from pipeline.workers.cluster import Cluster
+from pipeline.workers.cluster_size import Cluster
 from pipeline.workers.ray_workers import RAY_ADDRESS
 from tests.support.jobs import SilentDisplay
 from tests.support.states import someone
@@ -61,8 +61,8 @@ def test_workers_that_hold_cpus_start_once_the_data_is_prepared(
         do("workers")
 
     monkeypatch.setattr(advance, "start_workers", start_workers)
-    monkeypatch.setattr(cluster, "gpu_count", lambda: here)
-    monkeypatch.setattr(cluster, "ask", lambda address: Cluster(in_ray, 64))
+    monkeypatch.setattr(cluster_size, "gpu_count", lambda: here)
+    monkeypatch.setattr(cluster_size, "ask", lambda address: Cluster(in_ray, 64))
     monkeypatch.setattr(Advance, "_prepare", lambda self: do("prepare"))
     if address is None:
         monkeypatch.delenv(RAY_ADDRESS, raising=False)

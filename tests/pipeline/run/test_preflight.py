@@ -67,7 +67,7 @@ def test_a_worker_needs_a_gpu_of_this_machine_unless_a_ray_has_others(tmp_path, 
     write_tiny_data(tmp_path)
     monkeypatch.chdir(tmp_path)
     job = Job.model_validate(tiny_dict(store=f"{tmp_path}/runs", hardware__workers=2))
-    monkeypatch.setattr("pipeline.workers.cluster.gpu_count", lambda: 1)
+    monkeypatch.setattr("pipeline.workers.cluster_size.gpu_count", lambda: 1)
     monkeypatch.delenv("PION_RAY_ADDRESS", raising=False)
     with pytest.raises(BadInput, match="this machine has 1 GPUs"):
         preflight(job)

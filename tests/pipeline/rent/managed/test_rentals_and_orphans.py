@@ -13,7 +13,7 @@ from pipeline.rent.managed.names import cluster_name, rental_name
 from pipeline.rent.managed.provider.jobs import ManagedJob
 from pipeline.rent.managed.provider.pods import runpod_configured
 from pipeline.rent.managed.provider.provider import Provider
-from pipeline.rent.managed.rentals import show_rentals
+from pipeline.rent.managed.rentals_and_orphans import show_rentals
 from pipeline.state.claim import claim_run
 from pipeline.state.notes.rental_note import RentalNote, write_rental_note
 from pipeline.state.run_state import RunState

@@ -1,6 +1,6 @@
 """What a running Ray has, for training whose number of workers changes with it.
 
-python -m pipeline.workers.cluster ADDRESS
+python -m pipeline.workers.cluster_size ADDRESS
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def ask(address: str) -> Cluster:
         raise _unreachable(address, str(error)) from None
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "pipeline.workers.cluster", address],
+            [sys.executable, "-m", "pipeline.workers.cluster_size", address],
             env=without_secrets("RAY_") | RAY_ENVIRONMENT,
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -6,8 +6,8 @@ import pytest
 
 from pion.errors import BadInput
 from pipeline.run.preflight import preflight, require_a_row_each, what_workers_take, worker_count
-from pipeline.workers import cluster
-from pipeline.workers.cluster import (
+from pipeline.workers import cluster_size
+from pipeline.workers.cluster_size import (
     Cluster,
     ask,
     cluster_of,
@@ -72,7 +72,7 @@ def test_a_port_at_which_nobody_listens_is_refused():
 
 
 def test_a_ray_that_never_says_what_it_has_is_refused(monkeypatch):
-    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 0.05)
+    monkeypatch.setattr(cluster_size, "CONNECT_SECONDS", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(BadInput, match=r"not say what it has within 0\.05 s.*Nothing was star"):
@@ -103,8 +103,8 @@ def test_workers_that_take_cpus_are_said_before_the_run_starts(monkeypatch):
 def test_the_gpus_of_a_running_ray_decide_who_trains(workers, here, in_ray, train, monkeypatch):
     """A machine without a GPU may start the run. It would not train on that Ray's CPUs."""
     monkeypatch.setenv(RAY_ADDRESS, HERE)
-    monkeypatch.setattr(cluster, "gpu_count", lambda: here)
-    monkeypatch.setattr(cluster, "ask", lambda address: Cluster(in_ray, 64))
+    monkeypatch.setattr(cluster_size, "gpu_count", lambda: here)
+    monkeypatch.setattr(cluster_size, "ask", lambda address: Cluster(in_ray, 64))
     job = tiny_job(hardware__workers=workers)
     assert worker_count(job) == train
     assert gpus_of_workers(job) == in_ray
@@ -112,14 +112,14 @@ def test_the_gpus_of_a_running_ray_decide_who_trains(workers, here, in_ray, trai
 
 def test_only_the_gpus_of_this_machine_count_if_no_ray_is_named(monkeypatch):
     monkeypatch.delenv(RAY_ADDRESS, raising=False)
-    monkeypatch.setattr(cluster, "gpu_count", lambda: 2)
+    monkeypatch.setattr(cluster_size, "gpu_count", lambda: 2)
     assert worker_count(tiny_job(hardware__workers=None)) == 2
 
 
 @pytest.mark.parametrize(("workers", "here"), [(0, 0), (0, 2), (4, 2)])
 def test_a_ray_whose_answer_would_change_nothing_is_not_asked(workers, here, monkeypatch):
     monkeypatch.setenv(RAY_ADDRESS, "192.0.2.1:6379")  # nobody can be reached there
-    monkeypatch.setattr(cluster, "gpu_count", lambda: here)
+    monkeypatch.setattr(cluster_size, "gpu_count", lambda: here)
     job = tiny_job(hardware__workers=workers)
     assert (worker_count(job), gpus_of_workers(job)) == (workers, here)
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pion.model.pilon.primitive_wise import PrimitiveWise
+from pion.model.pilon.update_rule import PrimitiveWise
 from pion.train.settings import TrainSettings
 
 SHAPE = (6, 4, 10)  # primitives, rank, width
@@ -47,7 +47,7 @@ def test_it_is_adamw_if_all_primitives_are_chosen_in_each_step(decay):
 
 def test_a_run_of_very_many_steps_needs_no_table_of_them(monkeypatch):
     """With a table of 8 corrections, steps after the eighth are corrected as the eighth."""
-    monkeypatch.setattr("pion.model.pilon.primitive_wise.MOST_COUNTED", 8)
+    monkeypatch.setattr("pion.model.pilon.update_rule.MOST_COUNTED", 8)
     ours, theirs = factors(), factors()
     few = PrimitiveWise(ours, replace(settings(), steps=10**12, beta1=0.01, beta2=0.02))
     every = PrimitiveWise(theirs, replace(settings(), beta1=0.01, beta2=0.02))
