@@ -34,7 +34,8 @@ def start(store: str, environment: dict[str, str]) -> subprocess.Popen[str]:
     """Start `pion run` of the demo on `store`."""
     command = [sys.executable, "-m", "pipeline.cli", "run", "jobs/demo.yaml", f"store={store}"]
     return subprocess.Popen(
-        [*command, "checkpoint.every_steps=10", "log.every=1"],
+        # Where the README's command publishes, another run may not. This run ends before it does.
+        [*command, "publish.to=models/restored", "checkpoint.every_steps=10", "log.every=1"],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
