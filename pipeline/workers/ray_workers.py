@@ -79,8 +79,6 @@ def private_environment(environment: Mapping[str, str] = os.environ) -> dict[str
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
         # Without this, Ray on Linux replaces 127.0.0.1 by the machine's address on its network.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        # Ray's monitor would publish numbers to everybody. It continues if it can't open the port.
-        "AUTOSCALER_METRIC_PORT": "-1",
     }
 
 

@@ -199,14 +199,10 @@ def test_only_the_workers_import_torch_and_ray_train_starts_no_helper_without_wo
     """Each takes a core for seconds, and the first line of the training loop waits for some."""
     assert "ray::SynchronizationActor" in seen.programs
     assert {name.split(".")[0] for name in seen.with_torch} == {"ray::RayTrainWorker"}
-    unneeded = {
-        "ray::TrainController",
-        "ray::DatasetManager",
-        "ray::PlacementGroupCleaner",
-        "ray::IDLE",
-    }
-    unneeded.add("ray::_AutoscalingCoordinatorActor")
+    unneeded = {"ray::TrainController", "ray::DatasetManager", "ray::PlacementGroupCleaner"}
+    unneeded |= {"ray::IDLE", "ray::_AutoscalingCoordinatorActor"}
     assert not {name.split(".")[0] for name in seen.programs} & unneeded
+    assert not {Path(name).stem for name in seen.texts} & {"dashboard", "monitor"}  # their logs
 
 
 def test_ray_asks_for_a_token_whatever_the_environment_says(seen):
