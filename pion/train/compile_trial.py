@@ -22,7 +22,7 @@ from pion.train.settings import ComputePlan
 from pion.train.smaller_plan import StepDown, WrongGradients, free_memory, step_down
 
 # Of the norm of a weight's gradient, the most that the compiled block's may differ. Rounding in
-# bf16 makes up to 0.13 (six families, docs/performance.md); a lost gradient makes 1.
+# bf16 makes up to 0.13 (six families, on a CPU); a lost gradient makes 1.
 MOST_DIFFERENT = 0.5
 # The gradient of a few numbers is a sum over all tokens, of which rounding may leave nothing.
 FEW_NUMBERS = 64

@@ -36,21 +36,13 @@ def test_its_job_is_valid_and_may_have_each_of_its_sources(tmp_path):
 
 def test_its_conversations_have_the_layouts_that_are_read():
     plain, with_tools, openhermes, _ = map(json.loads, blocks("json"))
-    roles = [
-        [m["role"] for m in read_conversation(c, "here").messages] for c in (plain, openhermes)
-    ]
-    assert roles == [["system", "user", "assistant"], ["user", "assistant"]]
+    records = [read_conversation(record, "here") for record in (plain, openhermes, with_tools)]
+    roles = [" ".join(message["role"] for message in record.messages) for record in records]
+    assert roles == ["system user assistant", "user assistant", "user assistant tool assistant"]
     for record in (plain, openhermes):
         assert read_conversation(record, "here", own=True).messages[-1]["role"] == "assistant"
-    found = read_conversation(with_tools, "here")
-    assert [message["role"] for message in found.messages] == [
-        "user",
-        "assistant",
-        "tool",
-        "assistant",
-    ]
-    assert found.tools is not None
-    assert found.messages[1]["tool_calls"]
+    assert records[-1].tools is not None
+    assert records[-1].messages[1]["tool_calls"]
 
 
 def test_its_pair_is_read_and_its_losses_and_numbers_are_pions():

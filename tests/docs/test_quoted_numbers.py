@@ -49,27 +49,37 @@ def readme():
     yield f"costs {100 * lost:.1f} % of the throughput"
 
 
+def cards():
+    for card in ("h200", "h100-80gb-hbm3"):
+        for one in (row["measures"] for row in results(f"bench/nvidia-{card}")["rows"]):
+            if "mfu" in one:
+                speed, memory = one["tokens_per_second"], f" {one['measured_bytes'] / 2**30:.1f} |"
+                quoted = (
+                    f"{round(speed, -3 if speed > 1e5 else -2):,.0f}, {100 * one['mfu']:.1f} % |"
+                )
+                yield f"| {quoted}" + memory * (card == "h200" and one["compiled"])
+
+
 def performance():
-    speed, memory = compared("training"), compared("peak_memory")
-    yield f"fp32 | {times(speed[0])} the speed, {times(memory[0])} the memory |"
-    yield f"| {times(speed[1])} the speed, {times(memory[1])} the memory; {times(speed[2])}, "
-    yield f"compiled as a whole | {times(speed[3])} the speed |"
-    yield f"1,075 and 913 tokens/s ({times(speed[0])}), {times(memory[0])} the memory"
-    padded, longest = compared("fine_tuning")
-    yield f"| {padded:.1f}× and {longest:.1f}× the target tokens"
-    one, one_bf16, many, many_bf16 = map(times, compared("decoding"))
-    yield f"| {one} and {one_bf16} for one text, {many} and {many_bf16} for 16 texts |"
-    alone, peer, _, first = compared("serve")
-    yield f"| {alone:.1f}× and {peer:.1f}× the tokens/s; first token after {first:.2f} s |"
+    *training, plain, _ = results("comparisons")["training"]["comparisons"]
+    for one, memory in zip(training, compared("peak_memory")):
+        ours, theirs = (int(rounded(one[side], 0)) for side in ("ours", "theirs"))
+        both = f"{times(one['result'])} the speed, {times(memory)} the memory"
+        yield f"| {both} | {ours:,} and {theirs:,} tokens/s |"
+    yield f"| plain PyTorch | {times(plain['result'])} the speed |"
+    for part, *rows in (("decoding", (0, 1), (2, 3)), ("commands", (0, 1), (2,), (3, 4))):
+        for row in rows:
+            yield f"| {' and '.join(times(compared(part)[i]) for i in row)} the "
     pairs = [one["result"] for one in results("preferring")["comparisons"]]
-    yield f"| {pairs[0]:.1f}× and {pairs[2]:.1f}× the target tokens per second; "
-    yield f"; {pairs[1]:.1f}× and {pairs[3]:.1f}× with the pass of the reference"
-    _, status, check, generate, larger = map(times, compared("commands"))
-    yield f"| {status}, {check} and {generate} the time; {larger} with a 103M model |"
+    for found in (compared("fine_tuning"), compared("serve"), pairs[::2], pairs[1::2]):
+        yield f"| {found[0]:.1f}× and {found[1]:.1f}× the "
+    yield f"| {compared('serve')[3]:.2f} and 0.37 s |"
     for saved in results("checkpoint")["results"]:
         lost = 100 * saved["throughput_lost_every_2_min"]
         yield f"{saved['stall_seconds']:.2f} s, {lost:.1f} % |"
-    yield f"| {times(results('startup')['ratio_of_medians'])} the time (9 s instead of 15 s) |"
+    yield f"| {times(results('startup')['ratio_of_medians'])} the time | 9.2 and 14.6 s |"
+    between = results("startup")["stage_boundary_seconds"]["pretrain to first sft step"]
+    yield f"fine-tuning | {between:.2f} s |"
     first_steps = results("restore")["first_step_seconds"]
     yield f"{first_steps['empty disk']:.1f} s, {rounded(first_steps['same disk'], 1)} s |"
     found = results("residual")["verdict"]
@@ -218,6 +228,7 @@ def lead_of_max(runs, other):
 
 PAGES = [
     ("README.md", readme),
+    ("docs/performance.md", cards),
     ("docs/performance.md", performance),
     ("docs/models.md", models),
     ("docs/preferences.md", preferences),
