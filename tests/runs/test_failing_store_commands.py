@@ -222,12 +222,12 @@ def cheaply(monkeypatch):
 def rent_nothing(monkeypatch):
     """A SkyPilot without jobs that accepts every submission."""
     from pipeline.rent.check import machines
-    from pipeline.rent.managed import hop, launch, rentals, request, watch
+    from pipeline.rent.managed import hop, launch, rentals_and_orphans, request, watch
     from pipeline.rent.plan import compared
 
     provider = FakeProvider()
     provider.submit = lambda task, name: 1
-    for module in (launch, hop, rentals, watch):
+    for module in (launch, hop, rentals_and_orphans, watch):
         monkeypatch.setattr(module, "Provider", lambda: provider)
     for module in (launch, hop):
         monkeypatch.setattr(module, "require_checks", lambda *_, **__: None)

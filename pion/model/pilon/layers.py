@@ -18,7 +18,7 @@ from pion.model.feedforward.dense import (
 )
 from pion.model.feedforward.experts import route, routing_report
 from pion.model.norm_and_projection import RMSNorm
-from pion.model.pilon.primitives import Mixing, Mixture, Recipe, recipe_of
+from pion.model.pilon.primitive_banks import Mixing, Mixture, Recipe, recipe_of
 
 RECIPE_STD = 0.01
 

@@ -1,6 +1,6 @@
 """Pack the ternary banks of a model for shipping.
 
-A packed bank has five trits in a byte and two scales for each primitive (primitives.py).
+A packed bank has five trits in a byte and two scales for each primitive (primitive_banks.py).
 Primitives that no recipe uses are left out, which changes no result.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from pion.config.model_config import ModelConfig
 from pion.config.primitives import WAYS
 from pion.model.forward_pass import State
-from pion.model.pilon.primitives import recipe_of
+from pion.model.pilon.primitive_banks import recipe_of
 from pion.model.pilon.ternary import pack_trits, rounded, ternary_scales
 
 

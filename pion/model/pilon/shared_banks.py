@@ -26,7 +26,7 @@ from pion.model.forward_pass import (
 from pion.model.pilon.bank_gradients import outlet_of
 from pion.model.pilon.layers import Composed, RoutedRecipes, layer_of_primitives
 from pion.model.pilon.packed import packed
-from pion.model.pilon.primitives import Band, Bank, Mixing, Recipe, recipe_of
+from pion.model.pilon.primitive_banks import Band, Bank, Mixing, Recipe, recipe_of
 from pion.model.pilon.update_rule import PrimitiveWise
 
 # Names of what a model with primitives reports: see `recipe_report`.

@@ -12,7 +12,7 @@ from pion.config.parts import Role
 from pion.model.forward_pass import StepOptions
 from pion.model.parameters import parameter_roles
 from pion.model.pilon import layers as composed
-from pion.model.pilon.primitives import Bank, Recipe, recipe_of
+from pion.model.pilon.primitive_banks import Bank, Recipe, recipe_of
 from pion.train.optimizer.optimizer import Optimizer
 from pion.train.schedule import StepPlan
 from pion.train.settings import TrainSettings
