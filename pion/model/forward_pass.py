@@ -123,6 +123,7 @@ class Pass:
         options: how the pass is computed.
         results: the results of the layers that later layers read, by their numbers.
         carried: what shared parts need again at a later layer, by a name.
+        scalars: the elements of weights, each a scalar that one layer reads.
     """
 
     given: Given
@@ -134,6 +135,7 @@ class Pass:
     options: StepOptions
     results: dict[int, Tensor] = field(default_factory=dict)
     carried: dict[str, Tensor] = field(default_factory=dict)
+    scalars: dict[Tensor, tuple[Tensor, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: Owner, given: Given, options: StepOptions, *, trained: bool) -> Pass:
@@ -168,6 +170,16 @@ class Pass:
             masks = build_cache_masks(config, given.tokens, place, cache)
         rotation = rotations(config, past, count, given.positions, device)
         return cls(given, given.real, place, masks, rotation, trained, options)
+
+    def elements(self, weight: Tensor) -> tuple[Tensor, ...]:
+        """Return the elements of a weight, in the order of its rows.
+
+        Their gradients become that of the weight at once. `weight[layer]` would make and add a
+        tensor of the weight's size for each element.
+        """
+        if weight not in self.scalars:
+            self.scalars[weight] = weight.flatten().unbind()
+        return self.scalars[weight]
 
     @property
     def past(self) -> int:

@@ -40,10 +40,11 @@ class Wiring(SharedPart):
         skip: tuple[Tensor, Tensor] | None = None
         if self.gates is not None and layer in self.source:
             source = self.source[layer]
-            skip = self.gates[source], now.results[source]
+            skip = now.elements(self.gates)[source], now.results[source]
         mix: tuple[Tensor, Tensor, Tensor] | None = None
         if self.mix is not None:
-            mix = self.mix[layer, 0], self.mix[layer, 1], now.results[EMBEDDED]
+            kept, start = now.elements(self.mix)[2 * layer : 2 * layer + 2]
+            mix = kept, start, now.results[EMBEDDED]
         return inputs._replace(before=LayerInput(skip, mix))
 
 
@@ -72,5 +73,6 @@ class ValueTables(SharedPart):
         if layer in self.table_of:
             vectors = self.tables[self.table_of[layer]](now.given.tokens).float()
             vectors = vectors if self.norm is None else self.norm(vectors)
-        values = ValueMix(self.mix[layer, 0], self.mix[layer, 1], vectors)
+        own, table = now.elements(self.mix)[2 * layer : 2 * layer + 2]
+        values = ValueMix(own, table, vectors)
         return inputs._replace(attention=inputs.attention._replace(values=values))
