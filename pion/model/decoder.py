@@ -459,7 +459,10 @@ class Decoder(nn.Module):
                 for part in parts:
                     inputs = part.give(inputs, block, layer, now)
                 if options.recompute:
-                    x, report = checkpoint(run, block, x, inputs, use_reentrant=False)
+                    # No pass draws. To read the generator's state would end a capture.
+                    x, report = checkpoint(
+                        run, block, x, inputs, use_reentrant=False, preserve_rng_state=False
+                    )
                 else:
                     x, report = run(block, x, inputs)
                 if layer in kept:

@@ -15,6 +15,7 @@ from pion.data.stream import Batch, to_device
 from pion.model.decoder import Decoder
 from pion.model.forward_pass import StepOptions
 from pion.train.buckets import Buckets, in_order_of_backward
+from pion.train.captured import MicroBatchGraphs
 from pion.train.objective import Measured, Objective
 
 if TYPE_CHECKING:
@@ -46,9 +47,11 @@ class Gradients:
         params = in_order_of_backward(model) if shards is None else shards.kept_whole()
         # Alone, a rank has no buckets: its first micro-batch makes the gradients.
         self.buckets = Buckets(params) if world_size > 1 and params else None
+        self.graphs = MicroBatchGraphs(model, dtype, world_size)
 
     def begin(self) -> None:
         """Begin a step, which has no gradients yet."""
+        self.graphs.begin()
         if self._shards is not None:
             self._shards.clear()
         if self.buckets is not None:
@@ -68,14 +71,15 @@ class Gradients:
         `last` says whether this is the rank's last micro-batch of the step. One that does not count
         adds gradients of 0: the ranks of a sharded model compute together.
 
-        Return what the micro-batch adds to the step, without gradient.
+        Return what the micro-batch adds to the step, without gradient, until the next call.
         """
-        total, measured = self._forward(batch, objective, options)
+        found = self.graphs.add(batch, objective, options, self._computed)
+        if found is not None:
+            return found
         # Of a sharded model, few gradients are in buckets, and FSDP sums the others meanwhile.
         buckets = self.buckets if last and self._shards is None else None
-        with nullcontext() if buckets is None else buckets.summing():
-            (total if counts else total * 0).backward()
-        return measured
+        batch = to_device(batch, self._device)
+        return self._computed(batch, objective, options, buckets, counts=counts)
 
     def sum_over_ranks(self) -> None:
         """Replace the gradients by their sums over ranks. A rank may have added none.
@@ -87,16 +91,26 @@ class Gradients:
         if self._shards is not None:
             self._shards.hand_over_gradients()
 
-    def _forward(
-        self, batch: Batch, objective: Objective, options: StepOptions
-    ) -> tuple[Tensor, Measured]:
-        """Return the sum of the scaled losses, and what `add` returns."""
-        batch = to_device(batch, self._device)
+    def _computed(
+        self,
+        batch: Batch,
+        objective: Objective,
+        options: StepOptions,
+        buckets: Buckets | None = None,
+        *,
+        counts: bool = True,
+    ) -> Measured:
+        """Do what `add` does with a micro-batch on the device, and return what `add` returns.
+
+        The backward pass sends the buckets.
+        """
         bf16 = self._dtype == torch.bfloat16
         with torch.autocast(self._device.type, torch.bfloat16, enabled=bf16):
             loss, aux, stats, measures = objective.measured(self._model, batch, options)
             total = loss + aux * self._aux_scale
-            return total, Measured(loss.detach(), aux.detach(), stats, measures)
+        with nullcontext() if buckets is None else buckets.summing():
+            (total if counts else total * 0).backward()
+        return Measured(loss.detach(), aux.detach(), stats, measures)
 
 
 class Ranks:

@@ -163,7 +163,8 @@ class Trainer:
         and gradient norm stay there until `drain_metrics`.
 
         If the memory runs out or the compilation fails, the step begins again from its first row,
-        and this and all later steps use a smaller plan (smaller_plan.py).
+        and this and all later steps use a smaller plan (smaller_plan.py): first of all, no graphs
+        (captured.py).
 
         Raises BadInput if the global batch is smaller than the world size, if not even one row fits
         into memory, or if a stage of preferences has other rows; PlanFailed if the plan has to
@@ -173,16 +174,20 @@ class Trainer:
             try:
                 return self._train_step(should_stop)
             except Exception as error:
-                change = step_down(
-                    self.plan, error, uses_flex=self._uses_flex, may_divide=self.may_divide
-                )
-                if change is None:
-                    raise
-                if self.plan.world_size > 1 or self._updating:
-                    raise PlanFailed(change.plan.to_dict(), change.why) from None
+                change = None
+                if self._updating or not self._gradients.graphs.give_up(error):
+                    change = step_down(
+                        self.plan, error, uses_flex=self._uses_flex, may_divide=self.may_divide
+                    )
+                    if change is None:
+                        raise
+                    if self.plan.world_size > 1 or self._updating:
+                        raise PlanFailed(change.plan.to_dict(), change.why) from None
             # Here the error is gone, and with its traceback the tensors of the step.
             self.optimizer.zero_grad()
             free_memory(self.device)
+            if change is None:
+                continue
             self.plan = change.plan
             hardware.configure(self.plan)
             self._feed.micro_batch = self.plan.micro_batch

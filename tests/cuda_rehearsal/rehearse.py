@@ -9,7 +9,7 @@ import sys
 
 from tests.cuda_rehearsal.pretended_card import insert_card, pretended_card
 from tests.cuda_rehearsal.report import print_reports
-from tests.cuda_rehearsal.scenarios import MODELS, REHEARSALS, SCENARIOS, rehearse
+from tests.cuda_rehearsal.scenarios import MODELS, REHEARSALS, SCENARIOS, WHOLE_MODELS, rehearse
 
 
 def main() -> None:
@@ -17,8 +17,8 @@ def main() -> None:
     with pretended_card() as watch:
         for rehearsal in REHEARSALS[sys.argv[1]]:
             insert_card(rehearsal.card)
-            config, scenario = MODELS[rehearsal.model], SCENARIOS[rehearsal.scenario]
-            reports[str(rehearsal)] = rehearse(watch, config, scenario)
+            config = (MODELS | WHOLE_MODELS)[rehearsal.model]
+            reports[str(rehearsal)] = rehearse(watch, config, SCENARIOS[rehearsal.scenario])
     print_reports(reports)
 
 

@@ -34,6 +34,8 @@ from pion.model.attention.rope import rotary_table
 from pion.model.decoder import Decoder
 from pion.model.draft_block import DraftBlock
 from pion.model.loss import IGNORED
+from pion.train import captured
+from pion.train.objective import CrossEntropy, Measured
 from pion.train.phases import Phase
 from pion.train.preference import Preference
 from pion.train.settings import ComputePlan, TrainSettings
@@ -72,6 +74,11 @@ MODELS: dict[str, ModelConfig] = {
         "pion-nano", slots={"per_segment": 4, "segment": 64, "window": 4}, **_SMALL
     ),
 }
+
+# Presets whose steps are too slow to rehearse in all scenarios.
+WHOLE_MODELS = {name: ModelConfig.preset(name) for name in ("pion2-max-small", "tachyon-tiny")}
+# The most that the host launches in a step whose micro-batches are captured.
+MOST_LAUNCHES = 250
 
 DRAFT = Draft(steps=2, ids=1000)
 # The prompt is longer than the window.
@@ -155,6 +162,72 @@ def train_as_written(watch: Watch, config: ModelConfig, dtype: Dtype) -> tuple[i
     """Train a step by the functions that a real card would compile."""
     with torch.compiler.set_stance("force_eager"):
         return train(watch, config, dtype, compiled=True)
+
+
+def train_captured(watch: Watch, config: ModelConfig, dtype: Dtype) -> tuple[int, Any]:
+    """Train a step by graphs that the step before captured; count the step.
+
+    The host launches little more than the update.
+    """
+    how: dict[str, Any] = {"optimizer": "muon", "documents": True, "residual": dtype}
+    launches = Counter[str]()
+
+    def seen(operation: Operation) -> None:
+        if is_launch(operation.func):
+            launches[str(operation.func)] += 1
+
+    with (
+        torch.compiler.set_stance("force_eager"),
+        contextlib.closing(make_trainer(config, dtype, compiled=True, **how)) as trainer,
+    ):
+        trainer.train_step()
+        trainer.train_step()
+        watch.start()
+        with mock.patch.object(watch, "seen", seen):
+            trainer.train_step()
+        graphs, given = trainer._gradients.graphs, (trainer.model, CrossEntropy(torch.ones(())))
+        if captured.why_without(*given, DTYPES[dtype], 1) is None:
+            assert graphs.refused is None, graphs.refused
+            assert watch.replays == MICRO_BATCHES
+            assert launches.total() + watch.replays <= MOST_LAUNCHES, launches
+        else:
+            assert config.experts is not None
+            assert watch.replays == 0
+        return 1, trainer
+
+
+def train_uncaptured(watch: Watch, config: ModelConfig, mistake: str) -> tuple[int, Any]:
+    """Train a step after a capture failed, because a pass waits for the card or copies to it."""
+    measured = CrossEntropy.measured
+
+    def wrong(objective: CrossEntropy, *given: Any) -> Measured:
+        found = measured(objective, *given)
+        if mistake == "wait":
+            found.loss.item()
+        else:
+            torch.ones(4).to("cuda", non_blocking=True)
+        return found
+
+    with (
+        mock.patch.object(CrossEntropy, "measured", wrong),
+        contextlib.closing(make_trainer(config, "bfloat16")) as trainer,
+    ):
+        trainer.train_step()
+        trainer.train_step()
+        graphs = trainer._gradients.graphs
+        watch.start()
+        trainer.train_step()
+    sliced = "the host must know how many tokens each expert has"
+    assert any(why in str(graphs.refused) for why in ("when stream is capturing", sliced))
+    assert watch.replays == 0
+    return 1, trainer
+
+
+def is_launch(func: Any) -> bool:
+    """Return whether a card computes for an operation: it is no view, and not only new memory."""
+    if not isinstance(func, torch._ops.OpOverload):
+        return True
+    return not func.is_view and "empty" not in func.name()
 
 
 def train_preference(watch: Watch, config: ModelConfig, dtype: Dtype) -> tuple[int, Any]:
@@ -420,6 +493,10 @@ SCENARIOS: dict[str, Scenario] = {
     "train compiled float32": functools.partial(train_as_written, dtype="float32"),
     "train residual bfloat16": functools.partial(train, dtype="bfloat16", residual="bfloat16"),
     "train draft bfloat16": functools.partial(train_draft, dtype="bfloat16"),
+    "captured bfloat16": functools.partial(train_captured, dtype="bfloat16"),
+    "captured float32": functools.partial(train_captured, dtype="float32"),
+    "uncaptured wait": functools.partial(train_uncaptured, mistake="wait"),
+    "uncaptured copy": functools.partial(train_uncaptured, mistake="copy"),
     "train preference bfloat16": functools.partial(train_preference, dtype="bfloat16"),
     "drain bfloat16": functools.partial(drain, dtype="bfloat16"),
     "evaluate in training bfloat16": functools.partial(evaluate_in_training, dtype="bfloat16"),
@@ -452,6 +529,8 @@ class Rehearsal:
 ON_OTHER_CARDS = [
     Rehearsal("experts", "train adamw bfloat16", "H100"),
     Rehearsal("experts", "replay bfloat16", "H100"),
+    Rehearsal("experts", "captured bfloat16", "H100"),
+    *(Rehearsal(name, "captured bfloat16", "H100") for name in WHOLE_MODELS),
     Rehearsal("experts", "train recompute bfloat16", "H100"),
     Rehearsal("experts", "train adamw float32", "H100"),
     Rehearsal("experts", "evaluate in training bfloat16", "H100"),
@@ -466,6 +545,8 @@ IN_SUITE = {
     "evaluate text float32": ("slots",),
     "generate together float32": ("windows",),
     "replay float32": ("dense",),
+    "captured bfloat16": ("dense", "windows"),
+    "uncaptured wait": ("dense",),
 }
 
 _EVERYWHERE = [Rehearsal(model, scenario) for model in MODELS for scenario in SCENARIOS]

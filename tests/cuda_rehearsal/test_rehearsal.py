@@ -4,8 +4,10 @@ import functools
 
 import pytest
 
-from tests.cuda_rehearsal.scenarios import IN_SUITE, MICRO_BATCHES, MODELS, REHEARSALS, Rehearsal
+from tests.cuda_rehearsal import scenarios
+from tests.cuda_rehearsal.scenarios import IN_SUITE, MICRO_BATCHES, REHEARSALS, Rehearsal
 
+MODELS = scenarios.MODELS | scenarios.WHOLE_MODELS
 # Parts of the optimizer's tensors, which have names of their own.
 VIEWS = "optimizer._pieces."
 # How often the host may wait for the card: in a training step, in a call that reads the losses, in
@@ -13,10 +15,11 @@ VIEWS = "optimizer._pieces."
 # Of the steps of "fail", one waits once more, before it captures.
 MOST_HOST_SYNCS = {
     **{"train": 0, "drain": 1, "evaluate": 1, "generate": 1, "guess": 2},
-    **{"replay": 1, "fail": 2},
+    **{"replay": 1, "fail": 2, "captured": 0, "uncaptured": MICRO_BATCHES},
 }
 # How often each of these passes through the layers; recomputing activations is one more pass.
 PASSES = MOST_HOST_SYNCS | {"train": MICRO_BATCHES, "drain": 0, "guess": 1, "fail": 1}
+PASSES["captured"] = MICRO_BATCHES
 # Where sliced products of experts copy to the host where the slices end.
 SLICES = "pion/model/feedforward/expert_products.py"
 # Where a step of preferences computes in fp64: sums, losses, their copy to the card, and the
@@ -31,6 +34,8 @@ SUMS_OF_ANSWERS = (
 )
 # What else may be there: counts, places, ids, and the ids that a draft block guesses.
 WHOLE_NUMBERS = (".positions", ".counts", "._given", "draft._buffers.ids")
+# What a captured micro-batch reads.
+WHOLE_NUMBERS += tuple(f"._static.0.{name}" for name in ("tokens", "targets", "documents"))
 in_soak = functools.partial(pytest.param, marks=pytest.mark.soak)
 BY_NAME = {str(rehearsal): rehearsal for rehearsal in REHEARSALS["all"]}
 
@@ -112,7 +117,11 @@ def is_of_answers(name, found):
 
 
 def test_batches_of_training_are_copied_from_page_locked_memory(reports):
-    copies = {name: report.of_kind("unpinned_copy") for name, report in trainings(reports).items()}
+    copies = {
+        name: report.of_kind("unpinned_copy")
+        for name, report in reports.items()
+        if counted(BY_NAME[name]) in ("train", "captured")
+    }
     assert {name: found for name, found in copies.items() if found} == {}
 
 
@@ -137,15 +146,18 @@ def test_weights_states_and_caches_are_on_the_card_in_fp32(reports):
         ("generate together float32", ("layers.0.both", "_joined")),
         ("replay float32", ("layers.0.both", "._given", "._results")),
         ("train draft bfloat16", ("draft._buffers.ids", "exp_avgs")),
+        ("captured bfloat16", ("embed._parameters.weight", "._static.0.tokens", "._gradients.0")),
     ],
 )
 def test_these_tensors_were_looked_at(reports, scenario, parts):
-    looked_at = {str(Rehearsal(model, scenario)) for model in MODELS} & reports.keys()
+    looked_at = {str(Rehearsal(model, scenario)) for model in scenarios.MODELS} & reports.keys()
     assert looked_at or scenario not in IN_SUITE
     for name in looked_at:
         names = " ".join(reports[name].tensors)
         # Where the host has to wait for experts, no step is a graph.
-        no_graph = counted(BY_NAME[name]) == "replay" and waits_in_layers(BY_NAME[name]) > 0
+        no_graph = (
+            counted(BY_NAME[name]) in ("replay", "captured") and waits_in_layers(BY_NAME[name]) > 0
+        )
         expected = parts[:1] if no_graph else parts
         assert [part for part in expected if part not in names] == [], name
 

@@ -1,0 +1,276 @@
+"""Replay a micro-batch's forward and backward pass as a CUDA graph: one launch for a thousand.
+
+Two graphs are captured. The first writes the gradients of a step, and the other adds to them. A
+graph is used only after its first replay gave what the same operations gave without a graph. Where
+a graph can't be captured or is wrong, micro-batches are computed as without this module, and the
+log says why. Clipping, the update and all measurements are never in a graph.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import cache, partial
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pion.data.stream import Batch, map_batch
+from pion.errors import BadInput
+from pion.model.attention.rope import table_of
+from pion.model.decoder import Decoder
+from pion.model.feedforward.expert_products import product_path
+from pion.model.forward_pass import StepOptions
+from pion.train.objective import CrossEntropy, Measured, Objective
+
+_log = logging.getLogger(__name__)
+
+# Of the norm of a gradient, the most that a replay may differ where kernels need not be
+# deterministic (assumed, not measured). A lost or doubled gradient makes 1.
+LIMIT = 0.02
+# The gradient of a few numbers is a sum over all tokens, of which rounding may leave nothing.
+FEW_NUMBERS = 64
+# So much of the GPU's memory stays free, for what kernels allocate inside themselves.
+LEAST_FREE = 512 * 2**20
+
+# Adds the gradients of a micro-batch on the model's device, and returns its results.
+Compute = Callable[[Batch, Objective, StepOptions], Measured]
+
+
+def why_without(
+    model: Decoder, objective: Objective, dtype: torch.dtype, world_size: int
+) -> str | None:
+    """Return why no micro-batch can be a graph; None if micro-batches may be.
+
+    Matrix products are in `dtype`.
+    """
+    device = model.embed.weight.device
+    if device.type != "cuda":
+        return f"a {device.type} has no CUDA graphs"
+    if world_size > 1:
+        return "the ranks exchange gradients during the backward pass"
+    if not isinstance(objective, CrossEntropy):
+        return "only a loss of target tokens is captured"
+    if model.config.experts is not None:
+        path = product_path("cuda", torch.cuda.get_device_capability(device), dtype)
+        if path == "sliced":
+            return (
+                f"in {str(dtype).removeprefix('torch.')} on this card, the host must know how many "
+                "tokens each expert has"
+            )
+    return why_no_room(device)
+
+
+def why_no_room(device: torch.device) -> str | None:
+    """Return why the memory of a device is too small for graphs; None if there is room.
+
+    Ask between two steps. A graph keeps the memory of its pass. An update, an evaluation and a
+    micro-batch of another shape need memory next to it: at most as much as a whole step, which is
+    what was allocated at once in this process.
+    """
+    state = torch.cuda.memory_allocated(device)
+    step = torch.cuda.max_memory_allocated(device) - state
+    # What torch keeps for later tensors is given back when a capture begins.
+    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - state
+    if free >= 2 * step + LEAST_FREE:
+        return None
+    return (
+        f"{free >> 20} MiB of the GPU's memory are free, and a graph next to a step needs "
+        f"{(2 * step + LEAST_FREE) >> 20}"
+    )
+
+
+@cache
+def _say(why: str, level: int) -> None:
+    """Log once in this process why graphs are not used."""
+    _log.log(level, "micro-batches are computed without CUDA graphs: %s", why)
+
+
+class MicroBatchGraphs:
+    """The graphs for the micro-batches of one model, all of one shape and one way to compute.
+
+    The weights must stay where they are: whoever changes their values does so in place.
+
+    Attributes:
+        refused: why no graph is used; None: graphs are used, from the second step on.
+        replays: how many there have been, without the first of each graph.
+    """
+
+    def __init__(self, model: Decoder, dtype: torch.dtype, world_size: int) -> None:
+        self._why_without = partial(why_without, model, dtype=dtype, world_size=world_size)
+        self._device = model.embed.weight.device
+        self._params = list(model.parameters())  # after a capture: those that it has gradients for
+        # Graphs read this table, which may leave the cache that has it.
+        self._table = table_of(model.config, self._device)
+        self.refused: str | None = None
+        self.replays = 0
+        self._met = self._warm = False  # whether there was a micro-batch: at all, before this step
+        self._alike: Any = None  # what the micro-batches have in common
+        self._static: tuple[Batch, CrossEntropy] | None = None  # what graphs read
+        self._graphs: dict[bool, _PassGraph] = {}  # by whether a graph adds to gradients
+        # The gradients of the parameters, in the memory of the graph that writes them.
+        self._gradients: list[Any] = []
+
+    def begin(self) -> None:
+        """Begin a step. The first one has no graphs: it compiles, and shows what a step needs."""
+        self._warm = self._met
+
+    def add(
+        self, batch: Batch, objective: Objective, options: StepOptions, compute: Compute
+    ) -> Measured | None:
+        """Do by a graph what `compute` does with a micro-batch, which is in host memory here.
+
+        The results are there until the next call. None: nothing was done.
+        """
+        self._met = True
+        # Autocast keeps its casts of weights until its outermost block ends. In a graph, this is
+        # the block inside the pass. Around a graph, it would be one whose casts no replay renews.
+        outside = torch.is_autocast_enabled(self._device.type)
+        if self.refused or not self._warm or options.parts or outside:
+            return None
+        if self._static is None and (why := self._why_without(objective)) is not None:
+            self._refuse(why, logging.INFO if self._device.type == "cuda" else logging.DEBUG)
+            return None
+        assert isinstance(objective, CrossEntropy)
+        alike = options, map_batch(attrgetter("shape"), batch)
+        if self._static is None:
+            empty = partial(torch.empty_like, device=self._device)
+            self._static = map_batch(empty, batch), CrossEntropy(empty(objective.scale))
+            self._alike = alike
+        adds = self._adds()
+        if adds is None or alike != self._alike:
+            return None
+        for own, there in zip(_tensors(batch, objective), _tensors(*self._static), strict=True):
+            there.copy_(own, non_blocking=True)
+        if adds not in self._graphs:
+            return self._captured(adds, partial(compute, *self._static, options))
+        found = self._graphs[adds].replay()
+        self._give(self._gradients)
+        self.replays += 1
+        return found
+
+    def give_up(self, error: Exception) -> bool:
+        """Use no graphs any more, after `error` ended a step; return whether some were used.
+
+        Without them, the step may work: they keep memory.
+        """
+        if self._static is None or isinstance(error, BadInput):
+            return False
+        self._refuse(_words(error), logging.WARNING)
+        return True
+
+    def _adds(self) -> bool | None:
+        """Return whether there are gradients to add to; None: they are not those of a graph."""
+        held, own = [param.grad for param in self._params], self._gradients
+        if all(gradient is None for gradient in held):
+            return False
+        return True if own and all(a is b for a, b in zip(held, own, strict=True)) else None
+
+    def _captured(self, adds: bool, compute: Callable[[], Measured]) -> Measured:
+        """Compute a micro-batch, capture it, and compare its first replay with what was computed.
+
+        If they are not alike, the gradients are the computed ones.
+        """
+        graph = _PassGraph(self._device, self._graphs.get(False))
+        self._give([gradient.clone() for gradient in self._gradients] if adds else [])
+        measured = graph.computed(compute)
+        if not adds:
+            self._params = [param for param in self._params if param.grad is not None]
+        expected = [param.grad for param in self._params]
+        self._give(self._gradients if adds else [])
+        try:
+            graph.capture(compute)
+            if not adds:
+                self._gradients = [param.grad for param in self._params]
+            found = [graph.replay().loss, *self._gradients]
+            if not _equal(found, [measured.loss, *expected]):
+                raise ValueError("a replayed micro-batch differs from one without a graph")
+        except Exception as error:  # whatever torch, a driver or a kernel raises
+            self._refuse(_words(error), logging.WARNING)
+            self._give(expected)
+            return measured
+        self._graphs[adds] = graph
+        return measured
+
+    def _give(self, gradients: list[Any]) -> None:
+        """Set the gradients of the parameters; none: there are no gradients yet."""
+        for param, gradient in zip(self._params, gradients or [None] * len(self._params)):
+            param.grad = gradient
+
+    def _refuse(self, why: str, level: int) -> None:
+        self.refused = why
+        self._static, self._gradients = None, []
+        self._graphs.clear()
+        _say(why, level)
+
+
+class _PassGraph:
+    """The graph of a pass. It shares the memory of the `other` one, and neither runs meanwhile."""
+
+    def __init__(self, device: torch.device, other: _PassGraph | None) -> None:
+        self._device = device
+        self._graph = torch.cuda.CUDAGraph()
+        self._pool = None if other is None else other._graph.pool()
+        self._stream = torch.cuda.Stream(device) if other is None else other._stream
+        self._measured: Measured | None = None
+
+    def computed(self, compute: Callable[[], Measured]) -> Measured:
+        """Compute without a graph, on the stream that captures.
+
+        Kernels and tables that belong to a stream are made now. A capture may make none.
+        """
+        here = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(here)
+        with torch.cuda.stream(self._stream):
+            measured = compute()
+        here.wait_stream(self._stream)
+        return measured
+
+    def capture(self, compute: Callable[[], Measured]) -> None:
+        """Capture what `compute` does. Only a replay computes it."""
+        here = torch.cuda.current_stream(self._device)
+        # A capture that fails may leave the other stream. "thread_local": other threads, such as
+        # the one that saves, may use the GPU.
+        with (
+            torch.cuda.stream(here),
+            torch.cuda.graph(
+                self._graph,
+                pool=self._pool,
+                stream=self._stream,
+                capture_error_mode="thread_local",
+            ),
+        ):
+            self._measured = compute()
+
+    def replay(self) -> Measured:
+        """Compute by the graph. The results are overwritten by the next replay."""
+        assert self._measured is not None
+        self._graph.replay()
+        return self._measured
+
+
+def _tensors(batch: Batch, objective: CrossEntropy) -> list[Tensor]:
+    given = batch.tokens, batch.targets, batch.positions, batch.documents, objective.scale
+    return [tensor for tensor in given if tensor is not None]
+
+
+def _equal(found: list[Any], expected: list[Any]) -> bool:
+    """Return whether a loss and the gradients after it are equal, but for rounding.
+
+    Where kernels have to be deterministic, all bits are equal. Elsewhere, a kernel may add up in
+    another order each time, with a graph and without.
+    """
+    if torch.are_deterministic_algorithms_enabled():
+        return all(map(torch.equal, found, expected))
+    shares = [
+        (a - b).norm() / b.norm().clamp(min=torch.finfo(torch.float32).tiny)
+        for a, b in zip(found, expected, strict=True)
+        if a is found[0] or b.numel() >= FEW_NUMBERS
+    ]
+    return bool((torch.stack(shares) <= LIMIT).all())  # not if there is a NaN
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
