@@ -153,7 +153,11 @@ def test_positions_are_relative(decoder, tokens):
     assert not torch.allclose(decoder(row, positions=positions * 2), decoder(row), atol=1e-2)
 
 
-def test_recomputation_changes_memory_but_not_a_single_gradient(decoder, tokens, targets):
+def test_recomputation_changes_memory_but_not_a_single_gradient(
+    decoder, tokens, targets, monkeypatch
+):
+    monkeypatch.setattr(torch, "get_rng_state", None)  # a pass that is captured may not read it
+
     def saved_bytes(recompute):
         sizes = []
 
