@@ -213,7 +213,9 @@ class _PassGraph:
         self._device = device
         self._graph = torch.cuda.CUDAGraph()
         self._pool = None if other is None else other._graph.pool()
-        self._stream = torch.cuda.Stream(device) if other is None else other._stream
+        self._stream: torch.cuda.Stream = (
+            torch.cuda.Stream(device) if other is None else other._stream
+        )
         self._measured: Measured | None = None
 
     def computed(self, compute: Callable[[], Measured]) -> Measured:
