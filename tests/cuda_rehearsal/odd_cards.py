@@ -83,10 +83,7 @@ def fail_in_a_step(watch: Watch) -> dict[str, Any]:
 
 def main() -> None:
     said: dict[str, dict[str, Any]] = {}
-    with (
-        mock.patch.object(remembered, "_trace", recorded_trace),
-        pretended_card() as watch,
-    ):
+    with mock.patch.object(remembered, "_trace", recorded_trace), pretended_card() as watch:
         insert_card("RTX 2060")
         said["6 GB, small model"] = plan("pion-nano")
         said["6 GB, large model"] = plan("pion-xl")

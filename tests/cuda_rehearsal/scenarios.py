@@ -35,7 +35,7 @@ from pion.model.decoder import Decoder
 from pion.model.draft_block import DraftBlock
 from pion.model.loss import IGNORED
 from pion.train import captured
-from pion.train.objective import CrossEntropy, Measured
+from pion.train.objective import CrossEntropy
 from pion.train.phases import Phase
 from pion.train.preference import Preference
 from pion.train.settings import ComputePlan, TrainSettings
@@ -194,33 +194,6 @@ def train_captured(watch: Watch, config: ModelConfig, dtype: Dtype) -> tuple[int
             assert config.experts is not None
             assert watch.replays == 0
         return 1, trainer
-
-
-def train_uncaptured(watch: Watch, config: ModelConfig, mistake: str) -> tuple[int, Any]:
-    """Train a step after a capture failed, because a pass waits for the card or copies to it."""
-    measured = CrossEntropy.measured
-
-    def wrong(objective: CrossEntropy, *given: Any) -> Measured:
-        found = measured(objective, *given)
-        if mistake == "wait":
-            found.loss.item()
-        else:
-            torch.ones(4).to("cuda", non_blocking=True)
-        return found
-
-    with (
-        mock.patch.object(CrossEntropy, "measured", wrong),
-        contextlib.closing(make_trainer(config, "bfloat16")) as trainer,
-    ):
-        trainer.train_step()
-        trainer.train_step()
-        graphs = trainer._gradients.graphs
-        watch.start()
-        trainer.train_step()
-    sliced = "the host must know how many tokens each expert has"
-    assert any(why in str(graphs.refused) for why in ("when stream is capturing", sliced))
-    assert watch.replays == 0
-    return 1, trainer
 
 
 def is_launch(func: Any) -> bool:
@@ -495,8 +468,6 @@ SCENARIOS: dict[str, Scenario] = {
     "train draft bfloat16": functools.partial(train_draft, dtype="bfloat16"),
     "captured bfloat16": functools.partial(train_captured, dtype="bfloat16"),
     "captured float32": functools.partial(train_captured, dtype="float32"),
-    "uncaptured wait": functools.partial(train_uncaptured, mistake="wait"),
-    "uncaptured copy": functools.partial(train_uncaptured, mistake="copy"),
     "train preference bfloat16": functools.partial(train_preference, dtype="bfloat16"),
     "drain bfloat16": functools.partial(drain, dtype="bfloat16"),
     "evaluate in training bfloat16": functools.partial(evaluate_in_training, dtype="bfloat16"),
@@ -546,7 +517,6 @@ IN_SUITE = {
     "generate together float32": ("windows",),
     "replay float32": ("dense",),
     "captured bfloat16": ("dense", "windows"),
-    "uncaptured wait": ("dense",),
 }
 
 _EVERYWHERE = [Rehearsal(model, scenario) for model in MODELS for scenario in SCENARIOS]

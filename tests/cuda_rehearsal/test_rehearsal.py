@@ -15,11 +15,11 @@ VIEWS = "optimizer._pieces."
 # Of the steps of "fail", one waits once more, before it captures.
 MOST_HOST_SYNCS = {
     **{"train": 0, "drain": 1, "evaluate": 1, "generate": 1, "guess": 2},
-    **{"replay": 1, "fail": 2, "captured": 0, "uncaptured": MICRO_BATCHES},
+    **{"replay": 1, "fail": 2, "captured": 0},
 }
 # How often each of these passes through the layers; recomputing activations is one more pass.
-PASSES = MOST_HOST_SYNCS | {"train": MICRO_BATCHES, "drain": 0, "guess": 1, "fail": 1}
-PASSES["captured"] = MICRO_BATCHES
+PASSES = MOST_HOST_SYNCS | dict.fromkeys(("train", "captured"), MICRO_BATCHES)
+PASSES |= {"drain": 0, "guess": 1, "fail": 1}
 # Where sliced products of experts copy to the host where the slices end.
 SLICES = "pion/model/feedforward/expert_products.py"
 # Where a step of preferences computes in fp64: sums, losses, their copy to the card, and the
@@ -67,8 +67,8 @@ def waits_in_layers(rehearsal):
     return config.n_layers * passes(rehearsal)
 
 
-def trainings(reports):
-    return {name: report for name, report in reports.items() if counted(BY_NAME[name]) == "train"}
+def trainings(reports, kinds=("train",)):
+    return {name: report for name, report in reports.items() if counted(BY_NAME[name]) in kinds}
 
 
 def test_every_model_ends_every_scenario(reports):
@@ -117,11 +117,8 @@ def is_of_answers(name, found):
 
 
 def test_batches_of_training_are_copied_from_page_locked_memory(reports):
-    copies = {
-        name: report.of_kind("unpinned_copy")
-        for name, report in reports.items()
-        if counted(BY_NAME[name]) in ("train", "captured")
-    }
+    found = trainings(reports, ("train", "captured"))
+    copies = {name: report.of_kind("unpinned_copy") for name, report in found.items()}
     assert {name: found for name, found in copies.items() if found} == {}
 
 
@@ -155,9 +152,8 @@ def test_these_tensors_were_looked_at(reports, scenario, parts):
     for name in looked_at:
         names = " ".join(reports[name].tensors)
         # Where the host has to wait for experts, no step is a graph.
-        no_graph = (
-            counted(BY_NAME[name]) in ("replay", "captured") and waits_in_layers(BY_NAME[name]) > 0
-        )
+        graph = counted(BY_NAME[name]) in ("replay", "captured")
+        no_graph = graph and waits_in_layers(BY_NAME[name]) > 0
         expected = parts[:1] if no_graph else parts
         assert [part for part in expected if part not in names] == [], name
 

@@ -180,10 +180,7 @@ def test_deterministic_gradients_have_to_be_equal_in_all_bits(graphs, text, monk
 
 @pytest.mark.parametrize(
     ("family", "fields"),
-    [
-        ("daisy", {"window_schedule": "cubic"}),
-        ("pilon", {"phases": (Phase(top_k=1),)}),
-    ],
+    [("daisy", {"window_schedule": "cubic"}), ("pilon", {"phases": (Phase(top_k=1),)})],
 )
 def test_parts_whose_sizes_change_have_no_graph(family, fields, graphs, tmp_path):
     config = check_model(family, tiny=True)
