@@ -60,7 +60,7 @@ def run_ranks(work: Callable[[int, Path], None], folder: Path, count: int) -> No
     ]
     for process in ranks:
         process.start()
-    if _ended(ranks, time.monotonic() + PATIENCE_SECONDS):
+    if _ended(ranks, time.monotonic() + 4 * PATIENCE_SECONDS):  # ranks may train all families
         return
     codes = {rank: process.exitcode for rank, process in enumerate(ranks)}
     reports = [json.loads(path.read_text()) for path in folder.glob("error*.json")]
