@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pion.data.stream import Batch, map_batch
-from pion.errors import BadInput
+from pion.errors import PionError
 from pion.model.attention.rope import table_of
 from pion.model.decoder import Decoder
 from pion.model.feedforward.expert_products import product_path
@@ -156,7 +156,7 @@ class MicroBatchGraphs:
 
         Without them, the step may work: they keep memory.
         """
-        if self._static is None or isinstance(error, BadInput):
+        if self._static is None or isinstance(error, PionError):
             return False
         self._refuse(_words(error), logging.WARNING)
         return True

@@ -21,7 +21,7 @@ def main() -> None:
     from pipeline.workers.ray_fit import RAY_ENVIRONMENT, start_ray
 
     pipe, (session, address) = Connection(int(sys.argv[1])), sys.argv[2:]
-    os.environ.update(RAY_ENVIRONMENT | dict(os.environ))
+    os.environ.update({**RAY_ENVIRONMENT, **os.environ})
     start_ray(session, address or None, most_tasks(usable_cores(), usable_memory()), 0)
     try:
         pipe.send(("started", None))
