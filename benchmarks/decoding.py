@@ -94,7 +94,7 @@ def their_tokens(
 ) -> list[list[int]]:
     """Return the continuations that transformers decodes."""
     ids = torch.tensor(prompts)
-    out = model.generate(  # type: ignore[operator]
+    out = model.generate(
         ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=new
     )
     found: list[list[int]] = out[:, ids.shape[1] :].tolist()

@@ -16,7 +16,7 @@ from tests.paths import REPOSITORY
 ALONE = {
     "pion/generation/engine.py _changed",
     "pion/generation/grammar.py _lock",
-    "pion/generation/step_graphs.py _capturing",
+    "pion/model/cuda_graph.py _capturing",
     "pipeline/console/out.py lock",
     "pipeline/data/shard_cache.py _changed",
     "pipeline/rent/skypilot.py _changing",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -20,20 +20,23 @@ from torch import Tensor
 from pion.data.stream import Batch, map_batch
 from pion.errors import PionError
 from pion.model.attention.rope import table_of
+from pion.model.cuda_graph import (
+    LEAST_FREE,
+    CudaGraph,
+    free_memory,
+    say_without,
+    why_no_graph,
+    words,
+)
 from pion.model.decoder import Decoder
-from pion.model.feedforward.expert_products import product_path
 from pion.model.forward_pass import StepOptions
 from pion.train.objective import CrossEntropy, Measured, Objective
-
-_log = logging.getLogger(__name__)
 
 # Of the norm of a gradient, the most that a replay may differ where kernels need not be
 # deterministic (assumed, not measured). A lost or doubled gradient makes 1.
 LIMIT = 0.02
 # The gradient of a few numbers is a sum over all tokens, of which rounding may leave nothing.
 FEW_NUMBERS = 64
-# So much of the GPU's memory stays free, for what kernels allocate inside themselves.
-LEAST_FREE = 512 * 2**20
 
 # Adds the gradients of a micro-batch on the model's device, and returns its results.
 Compute = Callable[[Batch, Objective, StepOptions], Measured]
@@ -46,21 +49,13 @@ def why_without(
 
     Matrix products are in `dtype`.
     """
-    device = model.embed.weight.device
-    if device.type != "cuda":
-        return f"a {device.type} has no CUDA graphs"
+    if (why := why_no_graph(model, dtype)) is not None:
+        return why
     if world_size > 1:
         return "the ranks exchange gradients during the backward pass"
     if not isinstance(objective, CrossEntropy):
         return "only a loss of target tokens is captured"
-    if model.config.experts is not None:
-        path = product_path("cuda", torch.cuda.get_device_capability(device), dtype)
-        if path == "sliced":
-            return (
-                f"in {str(dtype).removeprefix('torch.')} on this card, the host must know how many "
-                "tokens each expert has"
-            )
-    return why_no_room(device)
+    return why_no_room(model.embed.weight.device)
 
 
 def why_no_room(device: torch.device) -> str | None:
@@ -72,20 +67,13 @@ def why_no_room(device: torch.device) -> str | None:
     """
     state = torch.cuda.memory_allocated(device)
     step = torch.cuda.max_memory_allocated(device) - state
-    # What torch keeps for later tensors is given back when a capture begins.
-    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - state
+    free = free_memory(device)
     if free >= 2 * step + LEAST_FREE:
         return None
     return (
         f"{free >> 20} MiB of the GPU's memory are free, and a graph next to a step needs "
         f"{(2 * step + LEAST_FREE) >> 20}"
     )
-
-
-@cache
-def _say(why: str, level: int) -> None:
-    """Log once in this process why graphs are not used."""
-    _log.log(level, "micro-batches are computed without CUDA graphs: %s", why)
 
 
 class MicroBatchGraphs:
@@ -109,7 +97,7 @@ class MicroBatchGraphs:
         self._met = self._warm = False  # whether there was a micro-batch: at all, before this step
         self._alike: Any = None  # what the micro-batches have in common
         self._static: tuple[Batch, CrossEntropy] | None = None  # what graphs read
-        self._graphs: dict[bool, _PassGraph] = {}  # by whether a graph adds to gradients
+        self._graphs: dict[bool, CudaGraph[Measured]] = {}  # by whether a graph adds to gradients
         # The gradients of the parameters, in the memory of the graph that writes them.
         self._gradients: list[Any] = []
 
@@ -158,7 +146,7 @@ class MicroBatchGraphs:
         """
         if self._static is None or isinstance(error, PionError):
             return False
-        self._refuse(_words(error), logging.WARNING)
+        self._refuse(words(error), logging.WARNING)
         return True
 
     def _adds(self) -> bool | None:
@@ -173,7 +161,7 @@ class MicroBatchGraphs:
 
         If they are not alike, the gradients are the computed ones.
         """
-        graph = _PassGraph(self._device, self._graphs.get(False))
+        graph = CudaGraph(self._device, self._graphs.get(False))
         self._give([gradient.clone() for gradient in self._gradients] if adds else [])
         measured = graph.computed(compute)
         if not adds:
@@ -188,7 +176,7 @@ class MicroBatchGraphs:
             if not _equal(found, [measured.loss, *expected]):
                 raise ValueError("a replayed micro-batch differs from one without a graph")
         except Exception as error:  # whatever torch, a driver or a kernel raises
-            self._refuse(_words(error), logging.WARNING)
+            self._refuse(words(error), logging.WARNING)
             self._give(expected)
             return measured
         self._graphs[adds] = graph
@@ -203,54 +191,7 @@ class MicroBatchGraphs:
         self.refused = why
         self._static, self._gradients = None, []
         self._graphs.clear()
-        _say(why, level)
-
-
-class _PassGraph:
-    """The graph of a pass. It shares the memory of the `other` one, and neither runs meanwhile."""
-
-    def __init__(self, device: torch.device, other: _PassGraph | None) -> None:
-        self._device = device
-        self._graph = torch.cuda.CUDAGraph()
-        self._pool = None if other is None else other._graph.pool()
-        self._stream: torch.cuda.Stream = (
-            torch.cuda.Stream(device) if other is None else other._stream
-        )
-        self._measured: Measured | None = None
-
-    def computed(self, compute: Callable[[], Measured]) -> Measured:
-        """Compute without a graph, on the stream that captures.
-
-        Kernels and tables that belong to a stream are made now. A capture may make none.
-        """
-        here = torch.cuda.current_stream(self._device)
-        self._stream.wait_stream(here)
-        with torch.cuda.stream(self._stream):
-            measured = compute()
-        here.wait_stream(self._stream)
-        return measured
-
-    def capture(self, compute: Callable[[], Measured]) -> None:
-        """Capture what `compute` does. Only a replay computes it."""
-        here = torch.cuda.current_stream(self._device)
-        # A capture that fails may leave the other stream. "thread_local": other threads, such as
-        # the one that saves, may use the GPU.
-        with (
-            torch.cuda.stream(here),
-            torch.cuda.graph(
-                self._graph,
-                pool=self._pool,
-                stream=self._stream,
-                capture_error_mode="thread_local",
-            ),
-        ):
-            self._measured = compute()
-
-    def replay(self) -> Measured:
-        """Compute by the graph. The results are overwritten by the next replay."""
-        assert self._measured is not None
-        self._graph.replay()
-        return self._measured
+        say_without("micro-batches are computed", why, level)
 
 
 def _tensors(batch: Batch, objective: CrossEntropy) -> list[Tensor]:
@@ -272,7 +213,3 @@ def _equal(found: list[Any], expected: list[Any]) -> bool:
         if a is found[0] or b.numel() >= FEW_NUMBERS
     ]
     return bool((torch.stack(shares) <= LIMIT).all())  # not if there is a NaN
-
-
-def _words(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"

@@ -18,7 +18,7 @@ from pion.errors import BadInput
 from pion.evaluation.agreement import LabelledAnswers
 from pion.evaluation.held_out import evaluating, in_batches
 from pion.model.decoder import Decoder
-from pion.train.answer_sums import answer_sums
+from pion.train.preference_losses import answer_sums
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,8 @@ from pion.data.stream import Batch
 from pion.model.decoder import Decoder
 from pion.model.feedforward.dense import Stats
 from pion.model.forward_pass import StepOptions
-from pion.train.answer_sums import answer_sums
 from pion.train.preference import Preference
-from pion.train.preference_losses import METRICS, example_losses, metrics, sft_loss
+from pion.train.preference_losses import METRICS, answer_sums, example_losses, metrics, sft_loss
 
 if TYPE_CHECKING:
     from pion.train.feed import StepBatch

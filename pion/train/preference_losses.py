@@ -15,13 +15,38 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from pion.data.sequences import Sequences
+from pion.data.sequences import Sequences, sequence_sums
+from pion.data.stream import Batch
+from pion.model.decoder import Decoder, LogProbs
+from pion.model.forward_pass import AS_THE_MODEL, StepOptions
 from pion.train.preference import OF_MEANS, WITHOUT_REFERENCE, Loss, Preference
 
 # orpo needs probabilities below 1. This is the most of a mean log-probability.
 MOST_MEAN = -1e-6
 # A pair with σ(−z) below this teaches almost nothing any more.
 SATURATED = 0.02
+
+# ---------------------------------------------------------------- sums
+
+
+def answer_sums(
+    model: Decoder, batch: Batch, options: StepOptions = AS_THE_MODEL
+) -> tuple[Tensor, LogProbs]:
+    """Return the sum of log-probabilities of each answer, fp64 (B, S) in nats, and the pass.
+
+    The batch is on the model's device, and has S answers in its fullest row.
+    """
+    assert batch.sequences is not None
+    assert batch.documents is not None
+    found = model.log_probs(
+        batch.tokens,
+        batch.targets,
+        positions=batch.positions,
+        documents=batch.documents,
+        options=options,
+    )
+    return sequence_sums(found.log_probs, batch.documents, batch.sequences.side.shape[1]), found
+
 
 # ---------------------------------------------------------------- pairs
 

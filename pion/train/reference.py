@@ -19,8 +19,8 @@ from pion.data.stream import Batch, RowStream, to_device
 from pion.errors import BadInput
 from pion.model.decoder import Decoder
 from pion.model.forward_pass import StepOptions
-from pion.train.answer_sums import answer_sums
 from pion.train.hardware import torch_dtype
+from pion.train.preference_losses import answer_sums
 from pion.train.settings import ComputePlan
 
 # How far two computations of a sum of n log-probabilities may be apart, in nats per √n, and at

@@ -41,10 +41,12 @@ from pipeline.training.stage_model import stage_model
 
 if TYPE_CHECKING:
     from pion.config.lora import Adapter
+    from pion.config.model_config import ModelConfig
     from pion.data.chat.chat_format import ChatFormat
     from pion.data.stream import RowStream
     from pion.evaluation.held_out import Evaluation
     from pion.model.decoder import Decoder
+    from pion.train.settings import ComputePlan
     from pion.train.sharding import Shards
     from pion.train.smaller_plan import StepDown
     from pion.train.trainer import Trainer
@@ -198,9 +200,6 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     Raises BadInput when the weights to start from do not fit the job, and PionError when nothing
     good is left of what was committed.
     """
-    import torch
-
-    from pion.train.card import words_about_bf16
     from pion.train.hardware import configure
     from pipeline.data.shard_cache import fetching_from
     from pipeline.training.reference.of_stage import Start
@@ -218,13 +217,11 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     saved = restored.saved
     recorded = context.group.from_rank_0(None if saved is None else saved.state["plan"])
     plan = choose_plan(context.job, stage, context.group, recorded, context.at_most)
-    about_bf16 = words_about_bf16(torch.device(plan.device), context.job.hardware.dtype)
-    if about_bf16 is not None:
-        context.report(Note(about_bf16))
     if plan.compile:
         use_private_compile_cache()
     configure(plan)  # before anything computes: cuBLAS reads its settings once
     model, weights, why, adapter = stage_model(context, stage, data, plan, saved)
+    _tell_card(context, stage, plan, model.config)
     start, reference, shards = Start(model, adapter, plan, weights), None, None
     if context.job.needs_reference(stage):
         resumes = recorded is not None
@@ -239,6 +236,25 @@ def start_stage(context: TrainingContext, stage: str) -> Setup:
     # The trainer has copied what it needs. Mapped files keep their room on the disk, also deleted.
     restored = dataclasses.replace(restored, saved=None)
     return Setup(context, stage, trainer, data, restored, why, adapter, reference)
+
+
+def _tell_card(
+    context: TrainingContext, stage: str, plan: ComputePlan, config: ModelConfig
+) -> None:
+    """Say what a person should know of how the card computes the stage."""
+    import torch
+
+    from pion.model.attention.masks import flexible, needs_masks
+    from pion.train.card import words_about_attention, words_about_bf16
+
+    device, masked = torch.device(plan.device), context.job.has_documents(stage)
+    flex = needs_masks(config, documents=masked) and flexible(config, plan.device)
+    for words in (
+        words_about_bf16(device, context.job.hardware.dtype),
+        words_about_attention(device, flex=flex),
+    ):
+        if words is not None:
+            context.report(Note(words))
 
 
 def _trainer(

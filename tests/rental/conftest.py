@@ -7,16 +7,7 @@ cloud, with nothing rented before or after the test):
     loopback.sky("jobs", "queue")     runs `sky`, returns its output, raises if it fails
     loopback.start(), .stop()         the API server; it is already started
     loopback.write_catalog({"A40": Price(spot=0.2, on_demand=0.4)})     then stop and start
-    loopback.runpod.pods()            pods the API lists as RUNNING, oldest first; pods(None): all
-    loopback.runpod.all_pods          every pod ever rented, `pod.status`, `pod.ended`
-    loopback.runpod.preempt(pod, notice=5.0, leaves="gone" | "exited")  notice=0: no signal;
-                                      `early` returns True: the notice is over
-    loopback.runpod.cut_off(pod)      gone for the API and ssh, but its processes continue
-    loopback.runpod.sold_out          GPUs that can't be rented, {"NVIDIA A40"}
-    loopback.runpod.no_spot = True    no GPU can be rented as spot
-    loopback.runpod.small_disks = 1   the next pod has a disk that the boot check refuses
-    pod.gpu, .use_spot, .bid          what was rented; pod.job_log(): what its job has written
-    pod.alive, .processes(), .home    .home: its files, seen from here, while it is alive
+    loopback.runpod                   what is rented, and how it fails: see RunPod and Pod
 
 `rented` (see rented.Rented) launches jobs/rental-test.yaml and follows it: `.store`, `.run`,
 `.environment` (SkyPilot's and the store's), `.launch(yaml)`, `.wait_for_training(machine=0)`,
@@ -85,8 +76,10 @@ def loopback(s3, hub):
 def rented(loopback, s3, monkeypatch):
     s3.use(monkeypatch)
     yield Rented(loopback, s3, f"s3://{s3.bucket()}/runs")
-    loopback.sky("jobs", "cancel", "-y", "--all")
-    # A job that loses its pod before it is cancelled would rent another one in the next test.
-    wait_until(lambda: not loopback.living_jobs(), "the end of every managed job", every=3.0)
-    loopback.sky("down", "-y", "--all")
+    if loopback.living_jobs():
+        loopback.sky("jobs", "cancel", "-y", "--all")
+        # A job that loses its pod before it is cancelled would rent one more in the next test.
+        wait_until(lambda: not loopback.living_jobs(), "the end of every managed job", every=3.0)
+    if loopback.runpod.pods(None):
+        loopback.sky("down", "-y", "--all")
     loopback.runpod.forget()

@@ -28,7 +28,6 @@ SOURCES = (
     "config",
     "data/sequences.py",
     "model",
-    "train/answer_sums.py",
     "train/memory_trace",
     "train/objective.py",
     "train/preference.py",

@@ -109,6 +109,7 @@ class Watcher:
     def follow(self) -> int:
         """Look until the job has ended; return its exit code."""
         while True:
+            began = self.clock.monotonic()
             try:
                 code = self._look_and_act()
                 self._trouble = ""
@@ -118,7 +119,8 @@ class Watcher:
                 if str(error) != self._trouble:
                     self.say(f"Pion can't tell the state at the moment: {error}")
                 self._trouble = str(error)
-            self.clock.sleep(POLL_SECONDS)
+            # SkyPilot imports itself for each answer. A slow machine would do nothing else.
+            self.clock.sleep(max(POLL_SECONDS, 3 * (self.clock.monotonic() - began)))
 
     def look_once(self) -> int:
         """Look once, show and act; return 1 if anything is wrong, or if the job has failed.

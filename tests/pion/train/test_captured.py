@@ -12,6 +12,7 @@ import torch
 
 from pion.bench.models import check_model
 from pion.config.presets import FAMILIES
+from pion.model.cuda_graph import say_without
 from pion.model.decoder import Decoder
 from pion.train import captured
 from pion.train.captured import MicroBatchGraphs, why_no_room, why_without
@@ -83,9 +84,9 @@ def graphs(monkeypatch):
     class Fresh(StandIn):
         made: list = []  # noqa: RUF012
 
-    monkeypatch.setattr(captured, "_PassGraph", Fresh)
+    monkeypatch.setattr(captured, "CudaGraph", Fresh)
     monkeypatch.setattr(captured, "why_without", lambda *given, **how: None)
-    captured._say.cache_clear()
+    say_without.cache_clear()
     return Fresh
 
 
@@ -228,7 +229,7 @@ def why(monkeypatch):
     def found(config, major=9, *, objective=CrossEntropy(torch.ones(())), bf16=True, ranks=1):  # noqa: B008
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (major, 0))
         model = Decoder(config)
-        model.embed.weight = FakeWeight()
+        model.embed.weight = FakeWeight(model.embed.weight.detach())
         return why_without(model, objective, torch.bfloat16 if bf16 else torch.float32, ranks)
 
     memory(monkeypatch, free=79_000, kept=0, step=100)

@@ -5,7 +5,13 @@ import torch
 
 from pion.errors import BadInput
 from pion.train import hardware
-from pion.train.card import card_failure, has_kernels, why_no_cuda, words_about_bf16
+from pion.train.card import (
+    card_failure,
+    has_kernels,
+    why_no_cuda,
+    words_about_attention,
+    words_about_bf16,
+)
 
 CUDA = torch.device("cuda")
 BUILT = ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120")
@@ -78,6 +84,20 @@ def test_a_card_without_bf16_computes_in_fp32_unless_told_otherwise_and_says_so(
     assert words_about_bf16(CUDA, "float32") is None
     pretend(monkeypatch, "NVIDIA A40", (8, 6))
     assert words_about_bf16(CUDA, asked) is None
+
+
+def test_a_stage_says_which_attention_its_card_has(monkeypatch):
+    old = "because cuDNN 9.15 is not above 9.15. A step is about 8 %"
+    for capability, cudnn, words in (
+        ((9, 0), 92000, "attention: cuDNN 9.20"),
+        ((9, 0), 91500, old),
+        ((8, 6), 92000, "attention: PyTorch's own kernels, without cuDNN 9.20"),
+    ):
+        pretend(monkeypatch, "a card", capability)
+        monkeypatch.setattr(torch.backends.cudnn, "version", lambda cudnn=cudnn: cudnn)
+        assert words in words_about_attention(CUDA, flex=False)
+        assert "flex attention" in words_about_attention(CUDA, flex=True)
+    assert words_about_attention(torch.device("cpu"), flex=False) is None
 
 
 def test_a_mig_slice_has_no_figure_of_the_whole_card():

@@ -104,7 +104,7 @@ def test_each_module_of_the_trainer_that_a_trace_reads_belongs_to_the_code():
     sources = [package / name for name in remembered.SOURCES]
     files = {file for source in sources for file in (source, *source.rglob("*.py"))}
     read = set().union(*(trainers_modules(file) for file in files if file.is_file()))
-    assert {"train/shard_rules.py", "train/answer_sums.py"} <= read
+    assert {"train/shard_rules.py", "train/preference_losses.py"} <= read
     assert all((package / name).is_file() for name in read)
     assert {name for name in read if not name.startswith(remembered.SOURCES)} == set()
 
