@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
+from typing import get_args
 
 from pion.bench.losses import LIMITS, check_losses
 from pion.bench.models import Bench, measured_presets
 from pion.bench.results import SAVE, TRAIN, Outcome
 from pion.bench.speed import (
-    measure_decoding,
-    measure_padded_decoding,
+    How,
+    measure_generating,
     measure_saving,
     measure_training,
 )
@@ -20,23 +21,17 @@ from pion.config.presets import FAMILIES
 from pion.errors import BadInput
 from pion.later_fields import closest
 
-# How many texts are decoded at once.
-TEXTS = (1, 16)
+# How many texts are continued at once.
+TEXTS = (1, 16, 64, 256)
 # What is worth the most comes first: whether a model computes right at all, then the numbers that
 # people ask for, then whether the other families compute right, and last the speed of every preset.
 # Presets are in the order of `measured_presets`.
 WORTH = (
-    *("losses/pion/bfloat16", "train/pion-small/compiled", "train/tiny-pion/compiled"),
-    *("decode/*", "save/*", "losses/*/bfloat16", "losses/*"),
-    *(f"train/{family.measured}/compiled" for family in FAMILIES.values()),
+    *("losses/pion/bfloat16", "train/pion-small/job", "train/tiny-pion/job"),
+    *("generate/*", "save/*", "losses/*/bfloat16", "losses/*"),
+    *(f"train/{family.measured}/job" for family in FAMILIES.values()),
+    *("train/pion-small/compiled", "train/*/job"),
     *("train/pion-small/eager", "*"),
-)
-
-
-# The first words of rows that the bench had once.
-MOVED = (
-    *("compiler", "logits", "masks", "generation", "graphs"),
-    *("resume", "kernels", "step-down"),
 )
 
 
@@ -77,15 +72,10 @@ def chosen_tasks(bench: Bench, only: Sequence[str]) -> list[Task]:
     tasks = every_task(bench)
     known = [task.name for task in tasks]
     for name in only:
-        if name.partition("/")[0] in MOVED:
-            raise BadInput(
-                f"--only {name}: the bench has this row no more. In a checkout, `pytest -n 0 -m "
-                "gpu tests/gpu` checks it. Nothing was measured"
-            )
         if not any(_is_under(row, name) for row in known):
             raise BadInput(
-                f"--only {name}: the bench has no such row{closest(name, known)}. --names lists "
-                "all rows. Nothing was measured"
+                f"--only {name}: the bench has no such row{closest(name, known) or '.'} --names "
+                "lists all rows. Nothing was measured"
             )
     return [task for task in tasks if not only or any(_is_under(task.name, n) for n in only)]
 
@@ -98,16 +88,12 @@ def _measurements(bench: Bench) -> dict[str, Callable[[], Outcome]]:
     found: dict[str, Callable[[], Outcome]] = {}
     for place, (name, config) in enumerate(measured_presets(bench.tiny).items()):
         found |= {
-            f"{TRAIN}{name}/eager": partial(measure_training, bench, name, config, False),
-            f"{TRAIN}{name}/compiled": partial(measure_training, bench, name, config, True),
+            f"{TRAIN}{name}/{how}": partial(measure_training, bench, name, config, how)
+            for how in get_args(How)
         }
         if place == 0:
             found[f"{SAVE}{name}"] = partial(measure_saving, bench, config)
             found |= {
-                f"decode/{name}/{n}": partial(measure_decoding, bench, config, n) for n in TEXTS
+                f"generate/{name}/{n}": partial(measure_generating, bench, config, n) for n in TEXTS
             }
-            most = max(TEXTS)
-            found[f"decode/{name}/{most}-padded"] = partial(
-                measure_padded_decoding, bench, config, most
-            )
     return found

@@ -20,8 +20,11 @@ from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.smaller_plan import StepDown
 from pion.train.trainer import Trainer
 
-# A step has this many tokens, or one row if a row is longer.
+# A step of one micro-batch has this many tokens, or one row if a row is longer. This is the worst
+# case: the update takes the largest share of it.
 STEP_TOKENS = 32_768
+# In a job, so many documents are joined in each row.
+DOCUMENTS = 4
 # Rows are not longer than this, although Daisy-Wees could read longer rows.
 LONGEST_ROW = 2048
 
@@ -87,16 +90,23 @@ def row_tokens(config: ModelConfig) -> int:
 class Rows:
     """A stream of rows for a Trainer: row i counts up from a random id in random strides.
 
-    A model learns this within a few steps, so wrong gradients show in the losses.
+    A model learns this within a few steps, so wrong gradients show in the losses. Rows have so many
+    `documents` of one length, or are not masked.
     """
 
-    def __init__(self, vocab_size: int, seq_len: int) -> None:
-        self._vocab_size, self._seq_len = vocab_size, seq_len
+    def __init__(self, vocab_size: int, seq_len: int, documents: int | None = None) -> None:
+        self._vocab_size, self._seq_len, self._documents = vocab_size, seq_len, documents
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """Return the rows with these numbers."""
         rows = torch.stack([self._row(i) for i in indices])
-        return Batch(rows[:, :-1].contiguous(), rows[:, 1:].contiguous(), None, None)
+        positions = documents = None
+        if self._documents is not None:
+            length = -(-self._seq_len // self._documents)
+            at = torch.arange(self._seq_len).repeat(len(rows), 1)
+            positions, documents = at % length, at // length
+        tokens, targets = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+        return Batch(tokens, targets, positions, documents)
 
     def _row(self, i: int) -> Tensor:
         randomness = torch.Generator().manual_seed(i)
@@ -114,9 +124,17 @@ def refuse_change(change: StepDown) -> None:
     raise PlanChanged(f"{change.why}, and the trainer would continue with {change.changes}")
 
 
-def counting_trainer(model: Decoder, settings: TrainSettings, plan: ComputePlan) -> Trainer:
+def job_tokens(params: int) -> int:
+    """Return the tokens in a step of Pion's own jobs: 64 rows of 2,048, and 128 or 256 for large
+    models."""
+    return 131_072 * (1 + (params >= 400_000_000) + 2 * (params >= 1_000_000_000))
+
+
+def counting_trainer(
+    model: Decoder, settings: TrainSettings, plan: ComputePlan, documents: int | None = None
+) -> Trainer:
     """Return a trainer of `Rows`, whose steps are computed as `plan` says or not at all."""
-    rows: Any = Rows(model.config.vocab_size, row_tokens(model.config))
+    rows: Any = Rows(model.config.vocab_size, row_tokens(model.config), documents)
     trainer = Trainer(model, rows, settings, plan)
     trainer.on_step_down = refuse_change
     return trainer

@@ -152,6 +152,7 @@ class TrainSpeed:
     Attributes:
         flops_per_token: the arithmetic of a token, to tell whether the preset has changed since.
         mfu: the share of the peak FLOP/s that training reached.
+        documents: whether tokens were masked within documents, as in a job.
     """
 
     model: str
@@ -164,6 +165,7 @@ class TrainSpeed:
     micro_batch: int
     tokens_per_second: float
     mfu: float
+    documents: bool = False
 
 
 def train_speeds(results: Results) -> Iterator[TrainSpeed]:
@@ -173,7 +175,8 @@ def train_speeds(results: Results) -> Iterator[TrainSpeed]:
         if not row.name.startswith(TRAIN) or row.verdict != "measured":
             continue
         try:
-            found = _record(TrainSpeed, {name: row.measures[name] for name in names}, "", "")
+            measures = {"documents": False} | row.measures
+            found = _record(TrainSpeed, {name: measures[name] for name in names}, "", "")
         except (KeyError, BadInput):
             continue
         numbers = [value for value in vars(found).values() if not isinstance(value, bool | str)]

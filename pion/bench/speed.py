@@ -6,16 +6,24 @@ import contextlib
 import dataclasses
 import statistics
 import time
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from pion.bench.models import STEP_TOKENS, Bench, Rows, counting_trainer, row_tokens
+from pion.bench.models import (
+    DOCUMENTS,
+    STEP_TOKENS,
+    Bench,
+    Rows,
+    counting_trainer,
+    job_tokens,
+    row_tokens,
+    train,
+)
 from pion.bench.results import Measures, Outcome, TrainSpeed
 from pion.config.model_config import ModelConfig
 from pion.generation.generate import generate_batch
-from pion.model.attention.cache import KVCache
 from pion.model.decoder import Decoder
 from pion.model.params_and_flops import cost_of, flops_per_token
 from pion.train.hardware import (
@@ -40,13 +48,19 @@ PROMPT_TOKENS, NEW_TOKENS = 128, 64
 WARMUP_TOKENS = 4
 
 
-def measure_training(bench: Bench, name: str, config: ModelConfig, compiled: bool) -> Outcome:
+# How steps are trained: one micro-batch in each, waiting for each, and eager or compiled; or
+# compiled as in a job, with its batch, documents in its rows, and steps in a row.
+How = Literal["eager", "compiled", "job"]
+
+
+def measure_training(bench: Bench, name: str, config: ModelConfig, how: How) -> Outcome:
     """Train a few steps of random rows; return tokens per second, MFU and memory."""
-    if compiled and bench.tiny:
+    if how == "compiled" and bench.tiny:
         return Outcome("left out", "--tiny compiles nothing, because compiling takes a minute")
-    seq_len = row_tokens(config)
-    work = _workload(bench, config, compiled)
-    rows = 4 if bench.tiny else max(1, STEP_TOKENS // seq_len)
+    seq_len, params = row_tokens(config), cost_of(config).all_params
+    work = _workload(bench, config, how)
+    tokens = job_tokens(params) if how == "job" else STEP_TOKENS
+    rows = 4 if bench.tiny else max(1, tokens // seq_len)
     memory = total_memory(bench.device)
     try:
         micro_batch, recompute = choose_micro_batch(work, rows_per_rank=rows, memory_bytes=memory)
@@ -57,20 +71,21 @@ def measure_training(bench: Bench, name: str, config: ModelConfig, compiled: boo
         work.dtype,
         micro_batch,
         recompute=recompute,
-        compile=compiled,
+        compile=work.compile,
         residual=work.residual,
     )
     # RUNTIME_BYTES are outside of what torch counts.
     memory_of_step = predict_memory(work, micro_batch=micro_batch, recompute=recompute)
     predicted = memory_of_step.total - RUNTIME_BYTES
-    timed = _time(bench, config, plan, rows)
+    timed = _time(bench, config, plan, rows, in_a_job=how == "job")
     speed = TrainSpeed(
         model=name,
-        params=cost_of(config).all_params,
+        params=params,
         flops_per_token=flops_per_token(config, seq_len),
         seq_len=seq_len,
         dtype=work.dtype,
-        compiled=compiled,
+        compiled=work.compile,
+        documents=work.documents,
         recompute=recompute,
         micro_batch=micro_batch,
         tokens_per_second=timed.tokens_per_second,
@@ -79,14 +94,14 @@ def measure_training(bench: Bench, name: str, config: ModelConfig, compiled: boo
     measures: Measures = dataclasses.asdict(speed) | {
         "rows_per_step": rows,
         "step_seconds": timed.step_seconds,
-        "compile_seconds": timed.warmup_seconds if compiled else None,
+        "compile_seconds": timed.warmup_seconds if work.compile else None,
         "predicted_bytes": predicted,
         "measured_bytes": timed.peak_bytes,
     }
     return Outcome("measured", _words(speed, timed, predicted), measures)
 
 
-def _workload(bench: Bench, config: ModelConfig, compiled: bool) -> Workload:
+def _workload(bench: Bench, config: ModelConfig, how: How) -> Workload:
     """Return what a run would train here, in the precisions that a run chooses."""
     dtype = pick_dtype("auto", bench.device)
     return Workload(
@@ -95,8 +110,8 @@ def _workload(bench: Bench, config: ModelConfig, compiled: bool) -> Workload:
         dtype,
         "muon",
         bench.device.type,
-        documents=False,
-        compile=compiled,
+        documents=how == "job",
+        compile=how != "eager" and not bench.tiny,
         residual=pick_residual("auto", dtype, bench.device),
         capability=cuda_capability(bench.device),
     )
@@ -113,36 +128,44 @@ class Timed:
     peak_bytes: int | None
 
 
-def _time(bench: Bench, config: ModelConfig, plan: ComputePlan, rows: int) -> Timed:
-    """Train steps of `rows` rows, and time them."""
+def _time(
+    bench: Bench, config: ModelConfig, plan: ComputePlan, rows: int, *, in_a_job: bool
+) -> Timed:
+    """Train steps of `rows` rows, and time them: each for itself, or in a row as `in_a_job`."""
     if bench.on_cuda:
         torch.cuda.reset_peak_memory_stats(bench.device)
     torch.manual_seed(0)
     settings = TrainSettings(steps=10**6, global_batch=rows, lr=1e-4, optimizer="muon")
     with torch.device(bench.device):  # drawing a billion weights on a CPU takes many seconds
         model = Decoder(config)
-    trainer = counting_trainer(model, settings, plan)
+    trainer = counting_trainer(model, settings, plan, DOCUMENTS if in_a_job else None)
     with contextlib.closing(trainer):
         warmup = [_step(trainer)[0] for _ in range(WARMUP_STEPS)]
         steps: list[tuple[float, dict[str, Any]]] = []
-        while len(steps) < MOST_STEPS and sum(seconds for seconds, _ in steps) < TIMED_SECONDS:
-            steps.append(_step(trainer))
+        count = max(2, min(MOST_STEPS, int(TIMED_SECONDS / warmup[-1]))) if in_a_job else 1
+        while (
+            len(steps) * count < MOST_STEPS
+            and count * sum(seconds for seconds, _ in steps) < TIMED_SECONDS
+        ):
+            steps.append(_step(trainer, count))
     usual = statistics.median(seconds for seconds, _ in steps)
+    tokens_per_second, last = rows * row_tokens(config) / usual, steps[-1][1]
     return Timed(
-        tokens_per_second=statistics.median(step["tokens_per_second"] for _, step in steps),
-        mfu=statistics.median(step["mfu"] for _, step in steps),
+        tokens_per_second=tokens_per_second,
+        mfu=last["mfu"] * tokens_per_second / last["tokens_per_second"],
         step_seconds=usual,
         warmup_seconds=max(0.0, sum(warmup) - WARMUP_STEPS * usual),
         peak_bytes=memory_in_use(bench.device) if bench.on_cuda else None,
     )
 
 
-def _step(trainer: Trainer) -> tuple[float, dict[str, Any]]:
-    """Return the seconds and the metrics of one step. Reading the metrics waits for the card."""
+def _step(trainer: Trainer, count: int = 1) -> tuple[float, dict[str, Any]]:
+    """Train `count` steps in a row; return the seconds of one, and the last one's metrics. Reading
+    the metrics waits for the card."""
     start = time.perf_counter()
-    trainer.train_step()
+    train(trainer, count)
     metrics = trainer.drain_metrics()[-1]
-    return time.perf_counter() - start, metrics
+    return (time.perf_counter() - start) / count, metrics
 
 
 def _words(speed: TrainSpeed, timed: Timed, predicted: int) -> str:
@@ -215,49 +238,31 @@ def _copy(bench: Bench, pairs: list[tuple[Tensor, Tensor]]) -> float:
     return time.perf_counter() - started
 
 
-def measure_decoding(bench: Bench, config: ModelConfig, texts: int) -> Outcome:
-    """Decode `texts` texts in step, as `pion generate` does, with the likeliest ids."""
-    prompt, new = (16, 8) if bench.tiny else (PROMPT_TOKENS, NEW_TOKENS)
-    model, dtype = generating_model(bench, config)
-    ids = torch.randint(config.vocab_size, (texts, prompt)).to(bench.device)
-    cache = KVCache(config, max_tokens=prompt + WARMUP_TOKENS + new)
-    with torch.inference_mode():
-        ids, first = _decoded(bench, model, ids, cache, 1)
-        ids, _ = _decoded(bench, model, ids, cache, WARMUP_TOKENS)
-        _, seconds = _decoded(bench, model, ids, cache, new - 1)
-    speed = texts * (new - 1) / seconds
-    return Outcome(
-        "measured",
-        f"{speed:,.0f} tokens/s, {1000 * seconds / (new - 1):.1f} ms a token, {dtype}",
-        {
-            "texts": texts,
-            "tokens_per_second": speed,
-            "first_token_seconds": first,
-            "dtype": dtype,
-        },
-    )
-
-
-def measure_padded_decoding(bench: Bench, config: ModelConfig, texts: int) -> Outcome:
-    """Continue `texts` prompts of different lengths together, as `pion generate` does: each token
-    is masked for its own text."""
+def measure_generating(bench: Bench, config: ModelConfig, texts: int) -> Outcome:
+    """Continue `texts` prompts of different lengths together, as `pion generate` does: with its
+    usual draws, and with the likeliest ids. The difference is the time of the draws."""
     prompt, new = (16, 8) if bench.tiny else (PROMPT_TOKENS, NEW_TOKENS)
     model, dtype = generating_model(bench, config)
     lengths = [prompt - prompt * row // (2 * texts) for row in range(texts)]
     prompts = [torch.randint(config.vocab_size, (length,)).tolist() for length in lengths]
 
-    def generate(tokens: int) -> float:
+    def generate(tokens: int, **settings: Any) -> float:
         started = time.perf_counter()
-        settings: dict[str, Any] = {"max_tokens": tokens, "stop_ids": (), "temperature": 0}
+        settings |= {"max_tokens": tokens, "stop_ids": (), "seed": 0}
         found = list(generate_batch(model, prompts, rows=texts, **settings))
         return sum(token is not None for _, token in found) / (time.perf_counter() - started)
 
     generate(WARMUP_TOKENS)
-    speed = generate(new)
+    drawn, likeliest = generate(new), generate(new, temperature=0)
     return Outcome(
         "measured",
-        f"{speed:,.0f} tokens/s with the prompts, {dtype}",
-        {"texts": texts, "tokens_per_second": speed, "dtype": dtype},
+        f"{drawn:,.0f} tokens/s with the prompts, {likeliest:,.0f} of the likeliest ids, {dtype}",
+        {
+            "texts": texts,
+            "tokens_per_second": drawn,
+            "tokens_per_second_likeliest": likeliest,
+            "dtype": dtype,
+        },
     )
 
 
@@ -268,15 +273,3 @@ def generating_model(bench: Bench, config: ModelConfig) -> tuple[Decoder, str]:
     weights = Decoder(config).state_dict()
     model = Decoder.from_state(config, weights, torch_dtype(dtype)).to(bench.device).eval()
     return model.joined(), dtype
-
-
-def _decoded(
-    bench: Bench, model: Decoder, ids: Tensor, cache: KVCache, tokens: int
-) -> tuple[Tensor, float]:
-    """Read `ids` (texts, T) and draw so many tokens of each text; return the last, and seconds."""
-    started = time.perf_counter()
-    for _ in range(tokens):
-        ids = model.logits(model.hidden(ids, cache=cache)[:, -1]).argmax(dim=-1, keepdim=True)
-    if bench.on_cuda:
-        torch.cuda.synchronize(bench.device)
-    return ids, time.perf_counter() - started

@@ -140,7 +140,12 @@ def _of_bench(
             return Speed(speed.tokens_per_second, f"measured by {_source(r)}", True)
     total = work.flops().total
     # The model whose size is nearest, as a ratio, comes first.
-    rows.sort(key=lambda row: abs(math.log(row[1].flops_per_token / total)))
+    rows.sort(
+        key=lambda row: (
+            abs(math.log(row[1].flops_per_token / total)),
+            row[1].documents != work.documents,
+        )
+    )
     for r, speed in rows:
         peak = gpu_flops(r.card.card, speed.dtype)
         if peak is not None:
@@ -157,9 +162,10 @@ def _source(results: Results) -> str:
 
 
 def _is_that_of(speed: TrainSpeed, work: Workload, recompute: bool) -> bool:
-    """Return whether the work is what was measured: all weights, no rows of documents."""
-    another = (speed.seq_len, speed.recompute) != (work.seq_len, recompute)
-    if another or work.documents or work.lora is not None or speed.model not in PRESETS:
+    """Return whether the work is what was measured: all weights, and rows that are alike."""
+    measured = speed.seq_len, speed.recompute, speed.documents
+    another = measured != (work.seq_len, recompute, work.documents)
+    if another or work.lora is not None or speed.model not in PRESETS:
         return False
     preset = ModelConfig.preset(speed.model)
     same = {

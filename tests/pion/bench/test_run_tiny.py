@@ -30,16 +30,13 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(REPOSITORY)}
 TINY = Bench(torch.device("cpu"), tiny=True)
 # What --tiny leaves out, with a word of the reason.
 LEFT_OUT = {
-    "train/tiny-pion/compiled": "compiles nothing",
-    "train/tiny-tachyon/compiled": "compiles nothing",
-    "train/tiny-daisy/compiled": "compiles nothing",
-    "train/tiny-pilon/compiled": "compiles nothing",
-    "train/tiny-lepton/compiled": "compiles nothing",
+    f"train/tiny-{family}/compiled": "compiles nothing"
+    for family in ("pion", "tachyon", "daisy", "pilon", "lepton")
 }
 # A row of each kind.
 SOME = (
     *("losses/pion/float32", "losses/lepton/bfloat16", "train/tiny-pion", "save"),
-    *("decode/tiny-pion/16", "decode/tiny-pion/16-padded", *LEFT_OUT),
+    *("generate/tiny-pion/16", *LEFT_OUT),
 )
 
 
@@ -119,14 +116,14 @@ def test_what_was_not_measured_has_no_number(record):
 @pytest.mark.soak  # test_run.py has what the file has before each row, and what is kept
 def test_a_killed_bench_is_resumed_and_its_finished_rows_are_kept(tmp_path, capsys):
     path = tmp_path / "result.json"
-    options = ["--tiny", "--only", "losses/pion", "save", "decode/tiny-pion/1"]
+    options = ["--tiny", "--only", "losses/pion", "save", "generate/tiny-pion/1"]
     first = subprocess.Popen(
         [sys.executable, "-m", "pion.bench", *options, "--out", str(path)],
         stdout=subprocess.PIPE,
         text=True,
         env=ENVIRONMENT,
     )
-    read_until(first, "decode/tiny-pion/1")
+    read_until(first, "generate/tiny-pion/1")
     first.send_signal(signal.SIGKILL)
     rest_of(first)
     left = read_results(path)
