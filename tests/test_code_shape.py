@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import functools
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 
@@ -178,3 +180,10 @@ def test_the_code_stays_under_its_ceiling_and_the_ceiling_comes_down_with_the_co
     assert not {name: most for name, most in ceiling.items() if now[name] > most}
     too_high = {name for name, most in ceiling.items() if now[name] < most * (1 - SLACK)}
     assert not too_high, "run `python tools/count_code.py --lower`"
+
+
+def test_what_tests_wrap_by_name_is_there() -> None:
+    """A renamed function would be found out months later, by a soak test."""
+    for path in TESTS.rglob("*.py"):
+        for name in re.findall(r'"((?:pion|pipeline)\.[\w.]+:[\w.]+)"', path.read_text("utf-8")):
+            resolve_name(name)

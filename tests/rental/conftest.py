@@ -1,17 +1,8 @@
 """Real SkyPilot, a RunPod on loopback, an S3 store: what the tests of renting share.
 
 The fixtures are `loopback` (one per session, see skypilot_home.Loopback) and `rented` (the same
-cloud, with nothing rented before or after the test):
-
-    loopback.environment              for subprocesses: HOME, API server and RunPod of the tests
-    loopback.sky("jobs", "queue")     runs `sky`, returns its output, raises if it fails
-    loopback.start(), .stop()         the API server; it is already started
-    loopback.write_catalog({"A40": Price(spot=0.2, on_demand=0.4)})     then stop and start
-    loopback.runpod                   what is rented, and how it fails: see RunPod and Pod
-
-`rented` (see rented.Rented) launches jobs/rental-test.yaml and follows it: `.store`, `.run`,
-`.environment` (SkyPilot's and the store's), `.launch(yaml)`, `.wait_for_training(machine=0)`,
-`.wait_for_the_end()`, `.final_model()`. Its S3 service is at the same address for the pods.
+cloud, with nothing rented before or after the test, see rented.Rented). What is rented, and how it
+fails, is `loopback.runpod`: see loopback_runpod.RunPod and pods.Pod.
 """
 
 import contextlib

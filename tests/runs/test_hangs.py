@@ -63,11 +63,11 @@ def measures_slowly(folder, seconds):
         """,
     )
     meddling.wrap(
-        "pion.generation.generate:next_logits",
+        "pion.generation.decoding:Decoding.step",
         """
-        def wrapper(next_logits, *arguments):
+        def wrapper(step, *arguments):
             time.sleep(0.1)
-            return next_logits(*arguments)
+            return step(*arguments)
         """,
     )
     return meddling

@@ -48,7 +48,6 @@ IMPORTED = (
     "pion.formats.verify",
     "pion.generation.generate",
     "pion.generation.text_stream",
-    "pion.train.answer_sums",
     "pion.train.memory_trace.live_bytes",
     "pion.train.memory_trace.remembered",
     "pion.train.optimizer.moments",
