@@ -27,7 +27,7 @@ from pipeline.state.notes.rental_note import withdraw_rental_note
 from pipeline.state.run_state import RunState
 from pipeline.web.address import Address
 
-POLL_SECONDS = 10.0
+POLL_SECONDS, LONGEST_POLL_SECONDS = 10.0, 60.0
 
 
 def watch(
@@ -120,7 +120,9 @@ class Watcher:
                     self.say(f"Pion can't tell the state at the moment: {error}")
                 self._trouble = str(error)
             # SkyPilot imports itself for each answer. A slow machine would do nothing else.
-            self.clock.sleep(max(POLL_SECONDS, 3 * (self.clock.monotonic() - began)))
+            self.clock.sleep(
+                max(POLL_SECONDS, min(3 * (self.clock.monotonic() - began), LONGEST_POLL_SECONDS))
+            )
 
     def look_once(self) -> int:
         """Look once, show and act; return 1 if anything is wrong, or if the job has failed.
