@@ -1,8 +1,7 @@
 """Real SkyPilot, a RunPod on loopback, an S3 store: what the tests of renting share.
 
-The fixtures are `loopback` (one per session, see skypilot_home.Loopback) and `rented` (the same
-cloud, with nothing rented before or after the test, see rented.Rented). What is rented, and how it
-fails, is `loopback.runpod`: see loopback_runpod.RunPod and pods.Pod.
+The fixtures are `loopback` (one per session) and `rented` (the same cloud, with nothing rented
+before or after the test). What is rented, and how it fails, is `loopback.runpod`.
 """
 
 import contextlib
