@@ -86,10 +86,6 @@ class Origins(TorchDispatchMode):
             self._of[storage].clear()
             self._of[storage][next(self._numbers)] = size_of(tensor)
 
-    def keeps(self, tensor: Tensor) -> bool:
-        """Return whether a tensor is kept as it is."""
-        return tensor.untyped_storage() in self._origins
-
     def of(self, tensor: Tensor) -> dict[int, int] | None:
         """Return the bytes of a tensor's origins, by their numbers; None: it was there before."""
         return self._of.get(tensor.untyped_storage())
@@ -101,7 +97,7 @@ def measure_block(
     """Return what `run`, which returns a block's results, needs forward and backward.
 
     Gradients are added to those that the weights have already. What the forward pass keeps is only
-    counted: the backward pass makes each tensor that it reads and that is not kept as it is.
+    counted: the backward pass makes each tensor that it reads.
     """
     history, start, live.history = live.history, live.live, [live.live]
     origins, kept = Origins(fused=compiled), list[dict[int, int]]()
@@ -111,17 +107,13 @@ def measure_block(
         if found is None:
             return tensor.detach()
         kept.append(found)  # a product that reads the tensor later still changes it
-        # What is kept as it is was counted there. Anything else is made by the backward pass.
-        anew = not origins.keeps(tensor)
-        return anew, tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+        return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
 
     def unpack(packed: Any) -> Tensor:
         if isinstance(packed, Tensor):
             return packed
-        live.counting, (shape, stride, dtype, device) = packed[0], packed[1:]
-        made = torch.empty_strided(shape, stride, dtype=dtype, device=device)
-        live.counting = True
-        return made
+        shape, stride, dtype, device = packed
+        return torch.empty_strided(shape, stride, dtype=dtype, device=device)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack), origins:
         results = run()

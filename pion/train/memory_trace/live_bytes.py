@@ -22,7 +22,6 @@ class LiveBytes(TorchDispatchMode):
         live: the bytes that are alive now.
         history: `live` after each new storage. Whoever measures replaces the list.
         opened: the operations whose bodies are run, to see what they need inside.
-        counting: whether new storages are counted.
     """
 
     supports_higher_order_operators = True
@@ -35,7 +34,7 @@ class LiveBytes(TorchDispatchMode):
         super().__init__()
         self.device_type, self.opened = device_type, opened
         self._known: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
-        self.live, self.counting = 0, True
+        self.live = 0
         self.history: list[int] = []
 
     def __torch_dispatch__(
@@ -55,7 +54,7 @@ class LiveBytes(TorchDispatchMode):
         storage = tensor.untyped_storage()
         if storage in self._known:
             return
-        size = size_of(tensor) if self.counting else 0
+        size = -(-storage.nbytes() // ROUNDED_TO) * ROUNDED_TO
         self._known[storage] = size
         self.live += size
         self.history.append(self.live)
