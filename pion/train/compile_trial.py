@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pion.config.model_config import ModelConfig
-from pion.model.attention.masks import flexible, needs_masks
+from pion.model.attention.masks import masked_by_flex
 from pion.model.decoder import Decoder
 from pion.model.forward_pass import StepOptions
 from pion.train.hardware import configure, torch_dtype
@@ -50,9 +50,8 @@ def try_compiler(trial: Trial, plan: ComputePlan) -> list[StepDown]:
     changes: list[StepDown] = []
     device = torch.device(plan.device)
     configure(plan)
-    masked = needs_masks(trial.config, documents=trial.documents)
     while plan.compile:
-        flex = masked and flexible(trial.config, device.type)
+        flex = masked_by_flex(trial.config, device, documents=trial.documents)
         try:
             _require_alike(compile_block(trial, plan), _as_written(trial, plan))
             break

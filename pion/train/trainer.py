@@ -20,7 +20,7 @@ from pion.data.order import rows_per_rank
 from pion.data.stream import RowStream
 from pion.errors import BadInput, PlanFailed, Trouble
 from pion.evaluation.held_out import Evaluation, Scorer, evaluate
-from pion.model.attention.masks import flexible, needs_masks
+from pion.model.attention.masks import masked_by_flex
 from pion.model.decoder import Decoder
 from pion.model.forward_pass import StepOptions
 from pion.model.lora_projections import count_additions
@@ -197,8 +197,7 @@ class Trainer:
         self._metrics.begin_step()
         batch = self._feed.take(self.next_row, self.skipped)
         documents = batch.micro_batches[0].documents is not None
-        masked = needs_masks(self.model.config, documents=documents)
-        self._uses_flex = masked and flexible(self.model.config, self.device.type)
+        self._uses_flex = masked_by_flex(self.model.config, self.device, documents=documents)
         if self.step + 1 < self.settings.steps:
             self._feed.prepare(batch.rows[1], self.skipped)
 

@@ -244,11 +244,11 @@ def _tell_card(
     """Say what a person should know of how the card computes the stage."""
     import torch
 
-    from pion.model.attention.masks import flexible, needs_masks
+    from pion.model.attention.masks import masked_by_flex
     from pion.train.card import words_about_attention, words_about_bf16
 
-    device, masked = torch.device(plan.device), context.job.has_documents(stage)
-    flex = needs_masks(config, documents=masked) and flexible(config, plan.device)
+    device, documents = torch.device(plan.device), context.job.has_documents(stage)
+    flex = masked_by_flex(config, device, documents=documents)
     for words in (
         words_about_bf16(device, context.job.hardware.dtype),
         words_about_attention(device, flex=flex),

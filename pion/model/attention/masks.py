@@ -132,6 +132,11 @@ def needs_masks(config: ModelConfig, *, documents: bool) -> bool:
     return documents or config.hides or config.softcap is not None
 
 
+def masked_by_flex(config: ModelConfig, device: torch.device, *, documents: bool) -> bool:
+    """Return whether flex attention masks whole rows on a device."""
+    return needs_masks(config, documents=documents) and flexible(config, device.type)
+
+
 def attends_by_document(config: ModelConfig, device: str, tokens: int, *, compiled: bool) -> bool:
     """Return whether the documents in rows of `tokens` tokens attend one after another."""
     # Compiled code has the same operations for all rows, wherever their documents are.

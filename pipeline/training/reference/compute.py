@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from pion.errors import BadInput, Interrupted, PionError, PlanFailed, Stopped
-from pion.model.attention.masks import flexible
+from pion.model.attention.masks import masked_by_flex
 from pion.model.decoder import Decoder
 from pion.train.reference import ReferenceSums, check_reference, check_sums, sums_of, unchanged
 from pion.train.settings import ComputePlan
@@ -266,7 +266,7 @@ def _smaller_plans(context: TrainingContext, start: StartingModel) -> Iterator[N
     """Raise PlanFailed, as a training step does, if memory runs out or the compiler fails."""
     plan, config = start.plan, start.model.config
     may_divide = context.job.hardware.sharded is None
-    flex = flexible(config, torch.device(plan.device).type)  # rows of answers have documents
+    flex = masked_by_flex(config, torch.device(plan.device), documents=True)
     try:
         yield
     except Exception as error:

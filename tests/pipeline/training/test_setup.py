@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from contextlib import closing
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -166,3 +167,12 @@ def test_a_prompt_that_is_too_long_is_refused_alone(model, tokenizer):
 
 def test_no_prompts_are_no_texts(model, tokenizer):
     assert sample_texts(model, in_own_format(tokenizer), [], chat=True, on_token=lambda: None) == []
+
+
+def test_a_stage_says_which_attention_its_card_has(monkeypatch):
+    said, hardware = [], SimpleNamespace(dtype="auto")
+    job = SimpleNamespace(has_documents=lambda stage: True, hardware=hardware)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    context, config = SimpleNamespace(job=job, report=said.append), tiny_config(head_dim=32)
+    setup._tell_card(context, "pretrain", ComputePlan("cuda:0"), config)
+    assert [note.text.partition(",")[0] for note in said] == ["attention: flex attention"]
