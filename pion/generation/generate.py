@@ -14,6 +14,7 @@ from torch import Tensor
 from pion.data.tokens.tokenizer import Tokenizer
 from pion.errors import BadInput
 from pion.generation.decoding import PROMPT_PIECE, Decoding, decoding_of
+from pion.generation.drafts import with_drafts
 from pion.generation.text import Settings, Text, draw_together
 from pion.generation.text_stream import TextStream
 from pion.model.decoder import Decoder
@@ -38,6 +39,7 @@ def generate(
     logit_bias: Mapping[int, float] | None = None,
     vocab_size: int | None = None,
     seed: int | None = None,
+    drafts: int = 0,
 ) -> Iterator[int]:
     """Continue `ids`, yielding each new token id as it is drawn.
 
@@ -47,7 +49,7 @@ def generate(
     `SpecialTokens` has those of other people's models), after `max_tokens`, or when prompt and
     continuation fill the model's context. Ids of `vocab_size` and above are never drawn, because
     the tokenizer has no such tokens. The same `seed` draws the same tokens. torch's global random
-    state is neither read nor changed.
+    state is neither read nor changed. `drafts` tokens are guessed for a step, for speed alone.
 
     Raises:
         BadInput: settings make no sense, or the prompt is empty, is longer than the context or
@@ -69,7 +71,7 @@ def generate(
         seed=seed,
     )
     text = Text(model, ids, settings)
-    every = _continued_batch(model, [] if text.ended else [text], 1)
+    every = _continued_batch(with_drafts(model, drafts), [] if text.ended else [text], 1)
     return (token for _, token in every if token is not None)
 
 
@@ -91,6 +93,7 @@ def generate_batch(
     prompts: Sequence[Sequence[int]],
     *,
     rows: int = ROWS,
+    drafts: int = 0,
     **settings: Any,
 ) -> Iterator[tuple[int, int | None]]:
     """Continue each of `prompts`: yield (the prompt's number from 0, its next new id).
@@ -105,7 +108,7 @@ def generate_batch(
     if rows < 1:
         raise BadInput(f"rows is {rows}; it must be at least 1")
     texts = [Text(model, ids, Settings(**settings)) for ids in prompts]
-    return _continued_batch(model, texts, min(rows, len(texts)))
+    return _continued_batch(with_drafts(model, drafts), texts, min(rows, len(texts)))
 
 
 def _continued_batch(

@@ -26,7 +26,6 @@ from pion.evaluation.held_out import Scorer, evaluate, score, summarize, summari
 from pion.generation import step_graphs
 from pion.generation.candidates import FEW
 from pion.generation.decoding import Decoding
-from pion.generation.drafts import with_drafts
 from pion.generation.step_graphs import CAPTURED_STEP
 from pion.generation.text import Settings, Text, draw_together
 from pion.model.attention import attention
@@ -435,7 +434,7 @@ def replay_nothing(watch: Watch, config: ModelConfig) -> tuple[int, Any]:
 
 def guess(watch: Watch, config: ModelConfig) -> tuple[int, Any]:
     """Continue a prompt by tokens that a draft block guesses, all right; count the passes."""
-    model = with_drafts(Decoder(replace(config, draft=DRAFT)).to("cuda"), DRAFT.steps)
+    model = Decoder(replace(config, draft=DRAFT)).to("cuda")
     of_model = import_module("pion.generation.decoding")
     own = DraftBlock.guess
     guesses = mock.patch.object(DraftBlock, "guess", autospec=True, side_effect=own)
@@ -443,10 +442,12 @@ def guess(watch: Watch, config: ModelConfig) -> tuple[int, Any]:
     watch.start()
     made_up = mock.patch.object(watch, "values_of", falling)
     with guesses as guessed, passes as passed, made_up:
+        prompt = list(range(PROMPT_TOKENS))
         settings: dict[str, Any] = {"max_tokens": NEW_TOKENS, "stop_ids": (), "temperature": 0}
         # The card has no values: each id that a block guesses is 1.
-        ids = pion.generate(model, range(PROMPT_TOKENS), logit_bias={1: 100.0}, **settings)
-        assert len(list(ids)) == NEW_TOKENS
+        settings["logit_bias"] = {1: 100.0}
+        new = list(pion.generate(model, prompt, drafts=DRAFT.steps, **settings))
+    assert len(new) == NEW_TOKENS
     # The host waits once for each of these, and no more than once for each token.
     assert guessed.call_count > 0
     assert guessed.call_count + passed.call_count <= NEW_TOKENS

@@ -13,7 +13,6 @@ from pion.bench.models import check_model, scrambled
 from pion.config.presets import FAMILIES
 from pion.generation import step_graphs
 from pion.generation.decoding import Decoding
-from pion.generation.drafts import with_drafts
 from pion.generation.generate import generate, generate_batch
 from pion.generation.step_graphs import CAPTURED_STEP, StepGraphs, check_memory, why_without
 from pion.model.attention.cache import KVCache
@@ -69,10 +68,10 @@ def model():
     return scrambled(check_model("pion", tiny=True)).joined()
 
 
-def continued(model):
+def continued(model, *, drafts=0):
     """Return the new ids of all prompts, of which two are continued at once."""
     new = [[] for _ in PROMPTS]
-    for number, token in generate_batch(model, PROMPTS, rows=2, **SETTINGS):
+    for number, token in generate_batch(model, PROMPTS, rows=2, drafts=drafts, **SETTINGS):
         new[number] += [] if token is None else [token]
     return new
 
@@ -98,7 +97,7 @@ def test_texts_are_the_same_with_graphs(family, graphs):
 def test_texts_with_drafts_are_the_same(model, graphs):
     repeating = {"logit_bias": {5: 4.0, 6: 4.0}, **SETTINGS}
     expected = list(generate(model, PROMPTS[0], **repeating))
-    assert list(generate(with_drafts(model, 3), PROMPTS[0], **repeating)) == expected
+    assert list(generate(model, PROMPTS[0], drafts=3, **repeating)) == expected
     assert graphs.made[-1].replays > 0
 
 
