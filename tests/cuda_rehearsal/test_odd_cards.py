@@ -10,8 +10,7 @@ from tests.cuda_rehearsal.report import handed_back
 
 @pytest.fixture(scope="module")
 def said(run_on_pretended_card):
-    found = handed_back(run_on_pretended_card("tests.cuda_rehearsal.odd_cards"))
-    return found
+    return handed_back(run_on_pretended_card("tests.cuda_rehearsal.odd_cards"))
 
 
 def test_six_gigabytes_train_a_small_model_and_refuse_a_large_one(said):

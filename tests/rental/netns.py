@@ -81,8 +81,7 @@ class Bridge:
 
     @property
     def port(self):
-        port = self._listener.getsockname()[1]
-        return port
+        return self._listener.getsockname()[1]
 
     def cut(self):
         """End every connection, and accept no more."""

@@ -15,7 +15,7 @@ from tests.support.sky_catalog import PRICES
 pytestmark = pytest.mark.rental
 
 # By the estimated speed of an A40, an hour of work. These pods need weeks for it.
-STEPS = "pretrain.steps=180000000"
+STEPS = "pretrain.steps=327000"
 # With machines that live for six minutes, 87 minutes of slack are kept in reserve. The deadline
 # leaves a minute or two more.
 LIVES, DEADLINE = "checkpoint.preemption_hours=0.1", "deadline.hours=2.56"

@@ -142,8 +142,7 @@ def seen(request):
     if request.param == "one worker":
         halted = request.getfixturevalue("one_worker")
         return halted.seen
-    two = request.getfixturevalue("two_workers")
-    return two
+    return request.getfixturevalue("two_workers")
 
 
 def look_at(driver, temporary, workers):

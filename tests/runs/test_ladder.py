@@ -51,8 +51,7 @@ def finished(folder, *command):
     process = start(folder, *command)
     output = rest_of(process, seconds=LONG_SECONDS)
     assert process.returncode == 0, output
-    found = json.loads(output[output.rindex("\n{\n") :])
-    return found
+    return json.loads(output[output.rindex("\n{\n") :])
 
 
 def whole_and_broken(folder, lines, *command):

@@ -17,8 +17,7 @@ NEEDED = {"torch", "numpy", "safetensors", "tokenizers"}
 
 @pytest.fixture(scope="module")
 def config():
-    found = yaml.safe_load(FILE.read_text())
-    return found
+    return yaml.safe_load(FILE.read_text())
 
 
 def test_it_needs_no_job_no_variable_and_no_secret(config):

@@ -188,5 +188,4 @@ def _load(name):
 
 
 def _read(name):
-    config = yaml.safe_load((SKY / name).read_text())
-    return config
+    return yaml.safe_load((SKY / name).read_text())

@@ -49,8 +49,7 @@ def ask(url, view="", **headers):
 def data(url):
     """Return the answer once every run has been read."""
     wait_until(lambda: all(ask(url).headers["Look-Ages"].split(",")), "every run is read")
-    found = ask(url).json()
-    return found
+    return ask(url).json()
 
 
 def test_a_page_that_knows_everything_gets_only_the_age_of_it(run):

@@ -79,8 +79,7 @@ def history(*, samples=SAMPLES, stage="pretrain", events=(), **fields):
 
 def told(**fields):
     """Return the page's data, as the browser reads it."""
-    data = json.loads(json.dumps(page_data(history(**fields))))
-    return data
+    return json.loads(json.dumps(page_data(history(**fields))))
 
 
 def texts(value):

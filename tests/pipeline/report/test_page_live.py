@@ -227,8 +227,7 @@ def tab(browser, address):
 
 def steps_drawn(page):
     """Return the steps of the first run's points of the loss."""
-    steps = page.evaluate("charts.get('loss').series[1].step")
-    return steps
+    return page.evaluate("charts.get('loss').series[1].step")
 
 
 def drag(page, begin, end):

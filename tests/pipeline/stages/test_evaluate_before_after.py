@@ -26,8 +26,7 @@ def start_of(world, folder, *kinds):
 
 
 def change_of(kind, before, after):
-    found = compare(MeasuredStart({kind: before}, SHA), {kind: after})["change"]
-    return found
+    return compare(MeasuredStart({kind: before}, SHA), {kind: after})["change"]
 
 
 def part(nats, sizes, **results):

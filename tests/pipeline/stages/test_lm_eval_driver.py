@@ -68,8 +68,7 @@ def asking(world, task, **changes):
 
 def asked(world, task, **changes):
     """Return how lm-eval asked a task."""
-    found = run(asking(world, task, **changes))["asked"]
-    return found
+    return run(asking(world, task, **changes))["asked"]
 
 
 # ---------------------------------------------------------------- the form

@@ -47,8 +47,7 @@ def checked(model, learned=None):
 def sent(model, messages, **options):
     """Return the ids that lm-eval sends for messages."""
     ids, _ = model.tok_batch_encode([model.apply_chat_template(messages, **options)])
-    found = ids[0].tolist()
-    return found
+    return ids[0].tolist()
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

@@ -200,8 +200,7 @@ def written(run):
 
 
 def record_at(run, path):
-    record = json.loads(run.store.read(run.key(path)))
-    return record
+    return json.loads(run.store.read(run.key(path)))
 
 
 def test_no_key_is_added_to_head_or_taken_from_it(written):

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from pipeline.job.digest import digest_job
+from pipeline.job.file import load_job
 from pipeline.rent.check import command
 from pipeline.rent.check import machines as check_machines
 from pipeline.rent.check.command import run_checks, show_check
@@ -22,6 +23,7 @@ from tests.pipeline.rent.check.checked_job import row_of, unknown, wrong
 from tests.pipeline.rent.conftest import YAML
 from tests.support.hub_server import READ_TOKEN, hub_server
 from tests.support.light_run import light_run
+from tests.support.rehearsal import PAGE, steps_of
 from tests.support.s3_server import SECRET_KEY
 from tests.support.sky_catalog import Price
 
@@ -312,6 +314,14 @@ def test_a_job_file_that_is_not_copied(on_runpod, case, tmp_path):
 def test_a_published_folder_would_go_with_the_machine(on_runpod, case):
     row = on_runpod("publish from there", publish={"to": str(case.folder / "model")})
     unknown(row, "lost with the machine", "hf://")
+
+
+def test_the_first_rental_is_within_its_budget(tmp_path, sky_home):
+    """On the page. Only a rental test runs its commands."""
+    (words,) = {step.command for step in steps_of(PAGE.read_text()) if "pion check" in step.command}
+    overrides = [word for word in words.split() if "=" in word]
+    job = load_job("jobs/rental-test.yaml", [*overrides, f"store={tmp_path}"])
+    assert row_of("budget", job, read_sky_yaml("sky/runpod-spot.yaml")).ok
 
 
 def test_a_budget_below_the_estimate(on_runpod):

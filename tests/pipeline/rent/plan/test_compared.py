@@ -20,8 +20,7 @@ def warning(on, *overrides):
 
 def entries(words):
     """Return what a warning tells the user to add, as YAML reads it."""
-    found = yaml.safe_load(words.partition(":\n")[2])
-    return found
+    return yaml.safe_load(words.partition(":\n")[2])
 
 
 def test_one_type_of_gpu_is_told_the_cheapest_others_that_the_job_fits_on(sky_home):
