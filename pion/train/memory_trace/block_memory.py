@@ -8,7 +8,6 @@ block keeps that, and computes again whatever else its backward pass reads.
 
 from __future__ import annotations
 
-import itertools
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,15 +43,19 @@ class BlockMemory:
 class Origins(TorchDispatchMode):
     """Of each tensor, what has to be kept to have the tensor in the backward pass.
 
-    An origin is a tensor, here a number and its bytes, that is kept as it is. Without `fused`, each
-    tensor is its own. With it, only what products and attention read and return is, and what is
-    smaller than several origins: any other tensor is computed again from its origins.
+    An origin is a storage that is kept as it is. Without `fused`, each new tensor is one. With it,
+    only what products and attention read and return is, and what is smaller than several origins:
+    any other tensor is computed again from its origins.
+
+    Attributes:
+        again: the origins of each storage that is computed again. A tensor among them is the
+            storage itself, which is kept since a product has read it.
     """
 
     def __init__(self, *, fused: bool) -> None:
         super().__init__()
-        self._fused, self._numbers = fused, itertools.count()
-        self._of: weakref.WeakKeyDictionary[Any, dict[int, int]] = weakref.WeakKeyDictionary()
+        self._fused = fused
+        self.again: weakref.WeakKeyDictionary[Any, set[Any]] = weakref.WeakKeyDictionary()
         self._origins: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def __torch_dispatch__(
@@ -60,35 +63,30 @@ class Origins(TorchDispatchMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         own = not self._fused or _is_product(func)
-        read, needed = set(), dict[int, int]()
+        read, needed = set(), set[Any]()
         for tensor in _tensors((args, kwargs)):
             storage = tensor.untyped_storage()
             read.add(storage)
-            if storage in self._of:
-                if own:
-                    self._keep(tensor)
-                needed |= self._of[storage]
+            found = self.again.get(storage, set())
+            if own and storage in self.again:
+                # It is kept as it is, also for nodes that would have computed it again.
+                found.clear()
+                found.add(tensor.detach())
+                del self.again[storage]
+                self._origins.add(storage)
+            needed |= {storage} if storage in self._origins else found
         for tensor in _tensors(result):
             storage = tensor.untyped_storage()
             if storage not in read:
-                self._of[storage] = dict(needed)
                 # Of a sum of several products, the sum is kept and not the products.
-                if own or (len(needed) > 1 and sum(needed.values()) > size_of(tensor)):
-                    self._keep(tensor)
-            elif storage in self._of and storage not in self._origins:
-                self._of[storage] |= needed  # a view, or written in place
+                parts = sum(origin.nbytes() for origin in needed) if len(needed) > 1 else 0
+                if own or parts > size_of(tensor):
+                    self._origins.add(storage)
+                else:
+                    self.again[storage] = needed.copy()
+            elif storage in self.again:
+                self.again[storage] |= needed  # a view, or written in place
         return result
-
-    def _keep(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        if storage not in self._origins:
-            self._origins.add(storage)
-            self._of[storage].clear()
-            self._of[storage][next(self._numbers)] = size_of(tensor)
-
-    def of(self, tensor: Tensor) -> dict[int, int] | None:
-        """Return the bytes of a tensor's origins, by their numbers; None: it was there before."""
-        return self._of.get(tensor.untyped_storage())
 
 
 def measure_block(
@@ -96,47 +94,51 @@ def measure_block(
 ) -> BlockMemory:
     """Return what `run`, which returns a block's results, needs forward and backward.
 
-    Gradients are added to those that the weights have already. What the forward pass keeps is only
-    counted: the backward pass makes each tensor that it reads.
+    Gradients are added to those that the weights have already.
     """
     history, start, live.history = live.history, live.live, [live.live]
-    origins, kept = Origins(fused=compiled), list[dict[int, int]]()
+    if not compiled:  # else the block makes its copies of weights itself
+        with torch.no_grad():
+            run()
+    copies = live.live - start
+    torch.clear_autocast_cache()
+    origins = Origins(fused=compiled)
 
     def pack(tensor: Tensor) -> Any:
-        found = origins.of(tensor)
+        found = origins.again.get(tensor.untyped_storage())
         if found is None:
             return tensor.detach()
-        kept.append(found)  # a product that reads the tensor later still changes it
-        return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+        # A product that reads the tensor later still changes what was found.
+        form = tensor.shape, tensor.stride(), tensor.storage_offset()
+        return found, *form, tensor.dtype, tensor.device
 
     def unpack(packed: Any) -> Tensor:
         if isinstance(packed, Tensor):
             return packed
-        shape, stride, dtype, device = packed
+        found, shape, stride, offset, dtype, device = packed
+        for itself in found:
+            if isinstance(itself, Tensor):
+                return itself.as_strided(shape, stride, offset)
         return torch.empty_strided(shape, stride, dtype=dtype, device=device)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack), origins:
         results = run()
+    torch.clear_autocast_cache()
     forward = max(live.history) - start
     roots = [root_of(each, torch.empty_like(each)) for each in results if each.requires_grad]
-    made = sum(map(size_of, results)) + sum(size_of(gradient) for _, _, gradient in roots)
-    copies = live.live - start - made
     del results
-    torch.clear_autocast_cache()
-    start, live.history = live.live, [live.live]
+    kept = live.live - start - sum(size_of(gradient) for _, _, gradient in roots)
+    begin, live.history = live.live, [live.live]
     run_backward(roots)
-    backward = max(live.history) - start
+    backward = max(live.history) - begin
     live.history = history
-    every = {number: size for found in kept for number, size in found.items()}
-    # A compiled block makes its copies of weights itself.
-    return BlockMemory(sum(every.values()), 0 if compiled else copies, forward, backward)
+    return BlockMemory(kept, copies, max(0, forward - kept), backward)
 
 
 def _is_product(operation: Any) -> bool:
     """Return whether inductor calls an operation, which is a product, attention or Pion's own."""
     name = operation._schema.name
-    ours = not name.startswith(("aten::", "prim"))
-    return ours or name.endswith("mm") or "attention" in name
+    return not name.startswith(("aten::", "prim")) or name.endswith("mm") or "attention" in name
 
 
 def _tensors(values: Any) -> list[Tensor]:

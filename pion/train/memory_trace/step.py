@@ -174,11 +174,16 @@ class StepTrace:
 
         def run() -> list[Tensor]:
             results, form = tree_flatten(block(*tree_unflatten(given, spec)))
-            likes = [
-                torch.empty_like(result, device="meta").requires_grad_(result.requires_grad)
-                for result in results
-            ]
-            made.extend((likes, form))
+            # What would be made of a result would keep it.
+            made[:] = (
+                [
+                    torch.empty(
+                        r.shape, dtype=r.dtype, device="meta", requires_grad=r.requires_grad
+                    )
+                    for r in results
+                ],
+                form,
+            )
             return results
 
         compiled = self._what.compiled

@@ -32,7 +32,7 @@ from pion.train.shard_rules import KEPT_WHOLE, part_of
 from pion.train.sharding import Shards
 from tests.cuda_rehearsal.fake_group import fake_group
 
-MOST = 1.25  # a prediction is never under what is counted, and never over by more than this
+MOST = 1.2  # a prediction is never under what is counted, and never over by more than this
 
 # A preset of each family. Daisy and PILON name their layers, and can't have fewer.
 FAMILIES = {
@@ -105,7 +105,7 @@ def check(config, ranks, dtype, *, recompute):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recompute", [False, pytest.param(True, marks=pytest.mark.soak)])
-def test_the_prediction_is_never_under_and_at_most_25_percent_over(recompute):
+def test_the_prediction_is_never_under_and_at_most_20_percent_over(recompute):
     config = ModelConfig.preset("tachyon-tiny", n_layers=2, seq_len=128, vocab_size=4096)
     check(config, 8, "bfloat16", recompute=recompute)
 
