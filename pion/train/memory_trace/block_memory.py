@@ -48,14 +48,14 @@ class Origins(TorchDispatchMode):
     any other tensor is computed again from its origins.
 
     Attributes:
-        again: the origins of each storage that is computed again. A tensor among them is the
-            storage itself, which is kept since a product has read it.
+        computed_again: the origins of each storage that is computed again. A tensor among them is
+            the storage itself, which is kept since a product has read it.
     """
 
     def __init__(self, *, fused: bool) -> None:
         super().__init__()
         self._fused = fused
-        self.again: weakref.WeakKeyDictionary[Any, set[Any]] = weakref.WeakKeyDictionary()
+        self.computed_again: weakref.WeakKeyDictionary[Any, set[Any]] = weakref.WeakKeyDictionary()
         self._origins: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def __torch_dispatch__(
@@ -67,12 +67,12 @@ class Origins(TorchDispatchMode):
         for tensor in _tensors((args, kwargs)):
             storage = tensor.untyped_storage()
             read.add(storage)
-            found = self.again.get(storage, set())
-            if own and storage in self.again:
+            found = self.computed_again.get(storage, set())
+            if own and storage in self.computed_again:
                 # It is kept as it is, also for nodes that would have computed it again.
                 found.clear()
                 found.add(tensor.detach())
-                del self.again[storage]
+                del self.computed_again[storage]
                 self._origins.add(storage)
             needed |= {storage} if storage in self._origins else found
         for tensor in _tensors(result):
@@ -83,9 +83,9 @@ class Origins(TorchDispatchMode):
                 if own or parts > size_of(tensor):
                     self._origins.add(storage)
                 else:
-                    self.again[storage] = needed.copy()
-            elif storage in self.again:
-                self.again[storage] |= needed  # a view, or written in place
+                    self.computed_again[storage] = needed.copy()
+            elif storage in self.computed_again:
+                self.computed_again[storage] |= needed  # a view, or written in place
         return result
 
 
@@ -105,7 +105,7 @@ def measure_block(
     origins = Origins(fused=compiled)
 
     def pack(tensor: Tensor) -> Any:
-        found = origins.again.get(tensor.untyped_storage())
+        found = origins.computed_again.get(tensor.untyped_storage())
         if found is None:
             return tensor.detach()
         # A product that reads the tensor later still changes what was found.

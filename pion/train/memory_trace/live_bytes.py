@@ -54,7 +54,7 @@ class LiveBytes(TorchDispatchMode):
         storage = tensor.untyped_storage()
         if storage in self._known:
             return
-        size = -(-storage.nbytes() // ROUNDED_TO) * ROUNDED_TO
+        size = size_of(tensor)
         self._known[storage] = size
         self.live += size
         self.history.append(self.live)

@@ -175,20 +175,15 @@ class StepTrace:
         def run() -> list[Tensor]:
             results, form = tree_flatten(block(*tree_unflatten(given, spec)))
             # What would be made of a result would keep it.
-            made[:] = (
-                [
-                    torch.empty(
-                        r.shape, dtype=r.dtype, device="meta", requires_grad=r.requires_grad
-                    )
-                    for r in results
-                ],
-                form,
-            )
+            likes = [
+                torch.empty(r.shape, dtype=r.dtype, device="meta", requires_grad=r.requires_grad)
+                for r in results
+            ]
+            made[:] = likes, form
             return results
 
-        compiled = self._what.compiled
-        with replaced(torch.compiler, "is_compiling", lambda: compiled):
-            memory = measure_block(self._live, run, compiled=compiled)
+        with replaced(torch.compiler, "is_compiling", lambda: self._what.compiled):
+            memory = measure_block(self._live, run, compiled=self._what.compiled)
         if self._what.sharded:
             drop_gradients(block, self._model)
         return Kind(memory, *made)
