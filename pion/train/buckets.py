@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pion.config.model_config import APART
+from pion.train.optimizer.ownership import groups_of
 
 # As many bytes as a bucket of torch's DistributedDataParallel has by default. A larger gradient has
 # a bucket for itself.
@@ -62,7 +63,7 @@ class Buckets:
     """The gradients of `params`, which have one dtype and are on one device."""
 
     def __init__(self, params: Sequence[nn.Parameter], bucket_bytes: int = BUCKET_BYTES) -> None:
-        self._buckets = [_bucket(group) for group in _groups(params, bucket_bytes)]
+        self._buckets = [_bucket(group) for group in groups_of(params, _bytes, bucket_bytes)]
         self._sums: list[Any] = []  # the sums that are under way: torch.distributed's Work
 
     @property
@@ -134,19 +135,6 @@ def _check_places(bucket: _Bucket) -> None:
             raise RuntimeError(
                 f"the gradient of a parameter of shape {tuple(param.shape)} is not in its bucket"
             )
-
-
-def _groups(params: Sequence[nn.Parameter], most: int) -> list[list[nn.Parameter]]:
-    """Return the parameters of each bucket: as many as have `most` bytes, or one."""
-    groups: list[list[nn.Parameter]] = []
-    size = most
-    for param in params:
-        if not groups or size + _bytes(param) > most:
-            groups.append([])
-            size = 0
-        groups[-1].append(param)
-        size += _bytes(param)
-    return groups
 
 
 def _bytes(param: Tensor) -> int:

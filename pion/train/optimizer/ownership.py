@@ -12,8 +12,9 @@ for itself. Muon's matrices are always updated whole.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from pion.train.optimizer.muon import newton_schulz_flops
 
@@ -22,6 +23,8 @@ from pion.train.optimizer.muon import newton_schulz_flops
 ALIGNED_TO = 64
 
 Shape = tuple[int, int]  # (rows, cols)
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -84,23 +87,25 @@ def muon_rounds(
     A rank takes the next ones of its matrices: as many as have `most` elements, or one. `sizes` has
     the elements of each matrix.
     """
-    by_rank = [_filled(numbers, sizes, most) for numbers in owned]
+    by_rank = [groups_of(numbers, sizes.__getitem__, most) for numbers in owned]
     return [
         [rounds[number] if number < len(rounds) else [] for rounds in by_rank]
         for number in range(max(map(len, by_rank), default=0))
     ]
 
 
-def _filled(numbers: Iterable[int], sizes: Sequence[int], most: int) -> list[list[int]]:
-    rounds: list[list[int]] = []
+def groups_of(items: Iterable[Item], size: Callable[[Item], int], most: int) -> list[list[Item]]:
+    """Cut a row of items into groups: each has as many of the next items as have the size `most`
+    together, or one."""
+    groups: list[list[Item]] = []
     filled = most
-    for number in numbers:
-        if not rounds or filled + sizes[number] > most:
-            rounds.append([])
+    for item in items:
+        if not groups or filled + size(item) > most:
+            groups.append([])
             filled = 0
-        rounds[-1].append(number)
-        filled += sizes[number]
-    return rounds
+        groups[-1].append(item)
+        filled += size(item)
+    return groups
 
 
 def _flops(shape: Shape) -> int:
