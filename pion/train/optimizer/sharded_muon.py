@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 import torch.distributed as dist
@@ -104,7 +105,10 @@ class ShardedMuon:
         sent = torch.cat([_direction(matrix, beta).reshape(-1) for matrix in every])
         rows = sent.new_empty(sum(taken))
         dist.all_to_all_single(rows, sent, taken, given)
-        by_rank = _cut(rows, taken, [[m.size_on(r) for m in mine] for r in range(self._ranks)])
+        by_rank = [
+            of_rank.split([matrix.size_on(rank) for matrix in mine])
+            for rank, of_rank in enumerate(rows.split(taken))
+        ]
         whole = [
             torch.cat([parts[number] for parts in by_rank]).view(matrix.shape)
             for number, matrix in enumerate(mine)
@@ -126,11 +130,8 @@ class ShardedMuon:
 
     def _orthogonalized(self, matrices: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yield the orthogonalized matrices. Those of one shape follow each other: one batch."""
-        start = 0
-        for stop in range(1, len(matrices) + 1):
-            if stop == len(matrices) or matrices[stop].shape != matrices[start].shape:
-                yield from orthogonalize(torch.stack(list(matrices[start:stop])), self.dtype)
-                start = stop
+        for _, alike in groupby(matrices, key=lambda matrix: matrix.shape):
+            yield from orthogonalize(torch.stack(list(alike)), self.dtype)
 
 
 def _is_whole(held: Held, param: Tensor) -> bool:
@@ -155,8 +156,3 @@ def _direction(matrix: _Matrix, beta: float) -> Tensor:
     gradient, momentum = matrix.of(matrix.param.grad), matrix.of(matrix.momentum)
     momentum.lerp_(gradient, 1 - beta)
     return gradient.lerp(momentum, beta)
-
-
-def _cut(flat: Tensor, sizes: list[int], parts: list[list[int]]) -> list[list[Tensor]]:
-    """Cut what came from each rank into its parts."""
-    return [list(each.split(inner)) for each, inner in zip(flat.split(sizes), parts, strict=True)]

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -127,16 +128,11 @@ class SharedMuon:
 
     def _runs(self, rank: int, matrices: Sequence[_Matrix]) -> list[_Run]:
         """Return the runs of a rank in a round. This rank gets momentum for its own."""
-        together: list[list[_Matrix]] = []
-        for matrix in matrices:
-            if not together or together[-1][0].shape != matrix.shape:
-                together.append([])
-            together[-1].append(matrix)
         runs, first = [], 0
-        for run in together:
-            momentum = None
+        for shape, alike in groupby(matrices, key=lambda matrix: matrix.shape):
+            run, momentum = list(alike), None
             if rank == self._rank:
-                momentum = torch.zeros((len(run), *run[0].shape), device=run[0].param.device)
+                momentum = torch.zeros((len(run), *shape), device=run[0].param.device)
                 self.pieces += [
                     Piece(f"{matrix.name}.momentum", matrix.place * matrix.size, own.view(-1))
                     for matrix, own in zip(run, momentum, strict=True)
