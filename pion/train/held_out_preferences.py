@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.distributed as dist
@@ -56,7 +56,7 @@ def evaluate_preferences(
         raise BadInput("there are no held-out preferences: raise prefer.held_out")
     mine = rows[rank::world_size]
     device = scorer.model.embed.weight.device
-    totals = torch.zeros(len(_Totals.names()), dtype=torch.float64, device=device)
+    totals = torch.zeros(len(fields(_Totals)), dtype=torch.float64, device=device)
 
     with unchanged(scorer.model), torch.no_grad():
 
@@ -84,10 +84,6 @@ class _Totals:
     examples: float
     chosen_tokens: float
     targets: float
-
-    @classmethod
-    def names(cls) -> list[str]:
-        return list(cls.__dataclass_fields__)
 
     def evaluation(self, preference: Preference, rows: int) -> Evaluation:
         n = self.examples

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pion.data.sequences import Sequences
 from pion.data.stream import Batch
 from pion.model.decoder import Decoder
 from pion.model.feedforward.dense import Stats
@@ -39,13 +38,6 @@ class Measured(NamedTuple):
     aux: Tensor
     stats: Stats
     measures: Measures
-
-
-class Objective(Protocol):
-    """What a step minimizes."""
-
-    def measured(self, model: Decoder, batch: Batch, options: StepOptions) -> Measured:
-        """Return what a micro-batch on the model's device adds to the step."""
 
 
 @dataclass(frozen=True)
@@ -80,19 +72,20 @@ class OfPreferences:
         """Return what a micro-batch on the model's device adds to the step."""
         assert batch.sequences is not None
         sums, found = answer_sums(model, batch, options)
-        loss, measures = self._of_sums(sums, batch.sequences)
+        losses = example_losses(self.preference, sums, batch.sequences)
+        loss = losses.sum() / self.counts["examples"]
+        if self.preference.sft_weight:
+            per_token = sft_loss(sums, batch.sequences) / self.counts["chosen_tokens"]
+            loss = loss + self.preference.sft_weight * per_token
+        measures = {
+            name: (value / self.counts[METRICS[name]]).float()
+            for name, value in metrics(self.preference, sums.detach(), batch.sequences).items()
+        }
         return Measured(loss.float(), found.aux, found.stats, measures)
 
-    def _of_sums(self, sums: Tensor, sequences: Sequences) -> tuple[Tensor, Measures]:
-        loss = example_losses(self.preference, sums, sequences).sum() / self.counts["examples"]
-        if self.preference.sft_weight:
-            per_token = sft_loss(sums, sequences) / self.counts["chosen_tokens"]
-            loss = loss + self.preference.sft_weight * per_token
-        found = metrics(self.preference, sums.detach(), sequences)
-        measures = {
-            name: (value / self.counts[METRICS[name]]).float() for name, value in found.items()
-        }
-        return loss, measures
+
+# What a step minimizes.
+Objective = CrossEntropy | OfPreferences
 
 
 def objective_of(
