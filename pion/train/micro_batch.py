@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 from pion.errors import BadInput
 from pion.train.memory import Workload, predict_memory
@@ -126,14 +128,14 @@ def choose_sharing(
     ways = [replace(work, sharded=False), divided] if sharded is None else [divided]
     if sharded is False or work.ranks == 1 or (sharded is None and work.device != "cuda"):
         ways = [replace(work, sharded=False)]
-    for way in ways:
-        try:
-            chosen = choose_micro_batch(
-                way, rows_per_rank=rows_per_rank, memory_bytes=memory_bytes, recompute=recompute
-            )
-        except DoesNotFit:
-            if way is ways[-1]:
-                raise
-        else:
-            return way, *chosen
-    raise AssertionError("there is a way")
+    choose = partial(
+        choose_micro_batch,
+        rows_per_rank=rows_per_rank,
+        memory_bytes=memory_bytes,
+        recompute=recompute,
+    )
+    *others, last = ways
+    for way in others:
+        with suppress(DoesNotFit):
+            return way, *choose(way)
+    return last, *choose(last)
