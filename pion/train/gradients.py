@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from contextlib import nullcontext
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -147,9 +146,3 @@ class Ranks:
         values = [value]
         dist.broadcast_object_list(values, src=0, group=self._control)
         return values[0]
-
-    def copy_from_rank_0(self, tensors: Iterable[Tensor]) -> None:
-        """Overwrite the tensors with rank 0's."""
-        if self.world_size > 1:
-            for tensor in tensors:
-                dist.broadcast(tensor, src=0)

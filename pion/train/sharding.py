@@ -33,7 +33,14 @@ from pion.model.parameters import parameter_roles
 from pion.model.saved_weights import Saved, placeholders
 from pion.model.skips_and_value_tables import ValueTables
 from pion.train.hardware import torch_dtype
-from pion.train.optimizer.state_pieces import Held, OwnParts, Piece, Run, check_tensors
+from pion.train.optimizer.state_pieces import (
+    Held,
+    OwnParts,
+    Piece,
+    Run,
+    check_tensors,
+    copy_from_rank_0,
+)
 from pion.train.settings import ComputePlan
 from pion.train.shard_rules import KEPT_WHOLE, own_rows, sharded_dim
 
@@ -58,7 +65,7 @@ class Shards:
         self._model, self._device = model, device
         # Else, if no other tensor is there yet, DeviceMesh would choose a card by LOCAL_RANK.
         torch.empty(0, device=device)
-        _copy_from_rank_0(model.state_dict().values(), device)
+        copy_from_rank_0(model.state_dict().values(), device)
         self.without_values = {n for n, tensor in model.state_dict().items() if tensor.is_meta}
         _shard(model, device, dtype, ranks)
         _give_memory(model, device)
@@ -116,13 +123,9 @@ class Shards:
             return torch.zeros((), device=self._device)
         return nn.utils.get_total_norm(gradients, foreach=True).square()
 
-    def layout(self, names: Iterable[str]) -> dict[str, tuple[torch.Size, torch.dtype]]:
-        """Return the shapes and dtypes of whole tensors."""
-        return {name: (self.held[name].shape, self._own[name].dtype) for name in names}
-
     def placeholders(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Return tensors like the whole ones, without values."""
-        return placeholders(self.layout(names))
+        return placeholders({n: (self.held[n].shape, self._own[n].dtype) for n in names})
 
     def tensors(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Return buffers, as live references, and parameters without values."""
@@ -217,16 +220,6 @@ def _shard(
     for name in FORWARD_METHODS:
         register_fsdp_forward_method(model, name)
     model.sharded = True
-
-
-@torch.no_grad()
-def _copy_from_rank_0(tensors: Iterable[Tensor], device: torch.device) -> None:
-    """Overwrite tensors by those of rank 0, one by one on the device."""
-    for tensor in tensors:
-        if not tensor.is_meta:
-            there = tensor.detach().to(device)
-            dist.broadcast(there, src=0)
-            tensor.copy_(there)
 
 
 def _give_memory(model: Decoder, device: torch.device) -> None:

@@ -37,6 +37,7 @@ from pion.train.optimizer.optimizer import Optimizer
 from pion.train.optimizer.state_pieces import (
     Piece,
     check_tensors,
+    copy_from_rank_0,
     copy_tensors,
     hand_out,
 )
@@ -112,9 +113,9 @@ class Trainer:
             clock,
             settings.max_spike,
         )
-        if self._shards is None:
+        if self._shards is None and plan.world_size > 1:
             # Whatever the other ranks drew, all begin with the weights of rank 0.
-            self._ranks.copy_from_rank_0(self.model.state_dict().values())
+            copy_from_rank_0(self.model.state_dict().values(), self.device)
         self._gradients = Gradients(
             self.model, self.dtype, plan.world_size, settings.global_batch, self._shards
         )

@@ -113,6 +113,19 @@ def copy_tensors(source: dict[str, Tensor], target: dict[str, Tensor]) -> None:
 
 
 @torch.no_grad()
+def copy_from_rank_0(tensors: Iterable[Tensor], device: torch.device) -> None:
+    """Overwrite tensors with rank 0's, one by one on the device. Those on `meta` stay as they are.
+
+    Every rank calls this.
+    """
+    for tensor in tensors:
+        if not tensor.is_meta:
+            there = tensor.detach().to(device)
+            dist.broadcast(there, src=0)
+            tensor.copy_(there)
+
+
+@torch.no_grad()
 def hand_out(
     source: Mapping[str, Tensor] | None,
     targets: Mapping[str, Tensor],
