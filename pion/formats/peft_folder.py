@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from pion.config.lora import (
@@ -32,8 +31,8 @@ from pion.errors import BadInput
 from pion.formats.huggingface.architectures import architecture_of
 from pion.formats.weights import read_settings, read_tensors, write_safetensors
 from pion.later_fields import shown
-from pion.model.decoder import Decoder
 from pion.model.lora_projections import A, B
+from pion.model.saved_weights import without_values
 
 _PREFIX = "base_model.model."
 _ENDS = {A: "lora_A.weight", B: "lora_B.weight"}
@@ -172,8 +171,7 @@ def require_adaptable(config: ModelConfig, lora: Lora) -> None:
 def _their_modules(config: ModelConfig, lora: Lora) -> dict[str, str]:
     """Return the name in the stock architecture of each target projection, by our name."""
     architecture = architecture_of(config)
-    with torch.device("meta"):
-        state = Decoder(config).state_dict()
+    state = without_values(config).state_dict()
     _, written = architecture.write(config, dict(state))
     theirs = {id(tensor): name for name, tensor in written.items()}
     targets = lora.targets_of(config)

@@ -22,8 +22,8 @@ from pion.config.model_config import ModelConfig
 from pion.config.parts import Role
 from pion.model.attention.masks import mean_keys
 from pion.model.attention.reach import Reach
-from pion.model.decoder import Decoder
 from pion.model.parameters import parameter_roles
+from pion.model.saved_weights import without_values
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class ModelCost:
 @lru_cache(maxsize=16)
 def cost_of(config: ModelConfig) -> ModelCost:
     """Return the costs of the model that `config` describes, without allocating its weights."""
-    model, shapes = _without_weights(config), shapes_and_roles(config)
+    model, shapes = _without_values(config), shapes_and_roles(config)
     params: dict[Role, int] = {
         role: sum(shape.numel() for shape, own in shapes if own == role) for role in get_args(Role)
     }
@@ -83,15 +83,12 @@ def matrix_shapes(config: ModelConfig) -> tuple[torch.Size, ...]:
 @lru_cache(maxsize=16)
 def shapes_and_roles(config: ModelConfig) -> tuple[tuple[torch.Size, Role], ...]:
     """Return the shape and the role of each parameter, in the model's order."""
-    model = _without_weights(config)
+    model = _without_values(config)
     roles = parameter_roles(model)
     return tuple((p.shape, roles[name]) for name, p in model.named_parameters())
 
 
-@lru_cache(maxsize=16)
-def _without_weights(config: ModelConfig) -> Decoder:
-    with torch.device("meta"):
-        return Decoder(config)
+_without_values = lru_cache(maxsize=16)(without_values)
 
 
 @dataclass(frozen=True)

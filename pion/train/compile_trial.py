@@ -17,6 +17,7 @@ from pion.config.model_config import ModelConfig
 from pion.model.attention.masks import masked_by_flex
 from pion.model.decoder import Decoder
 from pion.model.forward_pass import StepOptions
+from pion.model.saved_weights import without_values
 from pion.train.hardware import configure, torch_dtype
 from pion.train.settings import ComputePlan
 from pion.train.smaller_plan import StepDown, WrongGradients, free_memory, step_down
@@ -139,8 +140,7 @@ def _require_alike(found: dict[str, Tensor], expected: dict[str, Tensor]) -> Non
 
 def _first_block(config: ModelConfig, device: torch.device, drawn: torch.Generator) -> Decoder:
     """Return a model of one block, with made-up weights. Only these weights are in memory."""
-    with torch.device("meta"):
-        model = Decoder(config.alone)
+    model = without_values(config.alone)
     model.blocks = nn.ModuleList([model.blocks[0]])
     model.to_empty(device=device)
     with torch.no_grad():

@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
 from pion.formats.huggingface.arcee import Arcee
@@ -20,9 +18,8 @@ from pion.formats.huggingface.qwen3_moe import Qwen3Moe
 from pion.formats.huggingface.swiglu import Llama, Qwen2, Qwen3
 from pion.formats.saved_tensors import SavedTensors
 from pion.later_fields import closest, shown
-from pion.model.decoder import Decoder
 from pion.model.parameters import require_possible, vocabulary_rows
-from pion.model.saved_weights import placeholders
+from pion.model.saved_weights import placeholders, without_values
 
 ARCHITECTURES = (Qwen3(), Qwen3Moe(), Arcee(), Llama(), Qwen2(), BundledCode())
 _TYPES = {architecture.model_type: architecture for architecture in ARCHITECTURES}
@@ -77,8 +74,7 @@ def _with_vocabulary(config: ModelConfig, state: State, rows: int) -> tuple[Mode
     """Return the model with only the first `rows` token ids."""
     if rows > config.vocab_size:
         raise BadInput(f"the model has {config.vocab_size} embedding rows, not {rows}")
-    with torch.device("meta"):
-        cut = vocabulary_rows(Decoder(config))
+    cut = vocabulary_rows(without_values(config))
     state = {name: tensor[:rows] if name in cut else tensor for name, tensor in state.items()}
     return replace(config, vocab_size=rows, head_multiple=1), state
 
