@@ -15,7 +15,6 @@ from pion.model.lora_projections import (
     B,
     add_lora,
     additions,
-    copy_additions,
     has_bfloat16_values,
     merged_weight,
     weights_of_products,
@@ -52,9 +51,7 @@ def lazily_adapted(
         for name in names:
             weight = model.get_parameter(name)
             weight.data = weight.data.bfloat16()
-    add_lora(model, lora, seed)
-    if tensors is not None:
-        copy_additions(tensors, model)
+    add_lora(model, lora, seed, tensors)
     return model, base
 
 
@@ -72,8 +69,7 @@ class LazyMerge:
         model = without_values(config)
         if lora.base_dtype == "bfloat16":
             base = Rounded(base, weights_of_products(model))
-        add_lora(model, lora, seed=0)
-        copy_additions(tensors, model)
+        add_lora(model, lora, seed=0, tensors=tensors)
         self._base, self._weights, self._scale = base, Tensors(base), lora.scale
         self._added = additions(model)
         self._last: tuple[str, Tensor] | None = None

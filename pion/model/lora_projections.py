@@ -79,17 +79,18 @@ def adapted(
         round_weights(base)
     if dtype == torch.bfloat16 and is_bfloat16(base):
         base = Decoder.from_state(base.config, base.state_dict(), torch.bfloat16)
-    add_lora(base, lora, seed)
-    if tensors is not None:
-        copy_additions(tensors, base)
+    add_lora(base, lora, seed, tensors)
     return base
 
 
-def add_lora(model: Decoder, lora: Lora, seed: int) -> None:
+def add_lora(
+    model: Decoder, lora: Lora, seed: int, tensors: Mapping[str, Tensor] | None = None
+) -> None:
     """Freeze all parameters of `model`, and give its target projections trained additions.
 
-    A is drawn from `seed`, uniform within ±1 / √in as in peft, and B is 0. Raises BadInput if the
-    settings don't fit the model.
+    They are `tensors`. If this is None, A is drawn from `seed`, uniform within ±1 / √in as in peft,
+    and B is 0. Raises BadInput if the settings don't fit the model, and for tensors that are not
+    the additions of these settings.
     """
     targets = lora.targets_of(model.config)
     generator = torch.Generator().manual_seed(seed)
@@ -104,6 +105,8 @@ def add_lora(model: Decoder, lora: Lora, seed: int) -> None:
                 with torch.no_grad():
                     added.lora_a.copy_(drawn)
                 setattr(parent, name, added)
+    if tensors is not None:
+        copy_additions(tensors, model)
 
 
 def additions(model: Decoder) -> dict[str, Tensor]:
