@@ -30,15 +30,14 @@ class LazyWeights:
     def __init__(self, decoder: Decoder) -> None:
         self._config = decoder.config
         self._modules = dict(copy.deepcopy(decoder).named_modules())
-        self._names = [name for name, param in decoder.named_parameters() if param.is_meta]
+        self._shapes = {n: p.shape for n, p in decoder.named_parameters() if p.is_meta}
         # The random state before each module that was drawn, and before the next one.
         self._states = [torch.get_rng_state()]
-        self._order = {path: number for number, path in enumerate(self._modules)}
         self._drawn: tuple[str, dict[str, Tensor]] | None = None
 
     def layout(self) -> Mapping[str, tuple[torch.Size, torch.dtype]]:
         """Return the shape and the dtype of each tensor, by name, in the order of drawing."""
-        return {name: (self._like(name).shape, torch.float32) for name in self._names}
+        return {name: (shape, torch.float32) for name, shape in self._shapes.items()}
 
     def part(self, name: str, start: int, stop: int) -> Tensor:
         """Return the elements [start, stop) of a flattened tensor."""
@@ -48,13 +47,10 @@ class LazyWeights:
             self._drawn = path, self._draw_until(path)
         return self._drawn[1][own].view(-1)[start:stop]
 
-    def _like(self, name: str) -> Tensor:
-        path, _, own = name.rpartition(".")
-        return self._modules[path].get_parameter(own)
-
     def _draw_until(self, path: str) -> dict[str, Tensor]:
         """Return the weights of a module. The modules before it are drawn once, and forgotten."""
-        paths, wanted = list(self._modules), self._order[path]
+        paths = list(self._modules)
+        wanted = paths.index(path)
         found: dict[str, Tensor] = {}
         with torch.random.fork_rng(devices=[]):
             for number in range(min(wanted, len(self._states) - 1), wanted + 1):
