@@ -1,4 +1,4 @@
-"""The tensors of a model's files, read when somebody asks for their elements."""
+"""The tensors of a model's files, read when somebody asks for their elements, or in memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class SavedTensors:
     """The tensors of a checkpoint on this machine, read when somebody asks for their elements.
 
     `parts` has the shape of each tensor by name, and all of its elements in order: flat tensors
-    that are mapped from the files.
+    that are mapped from the files, or are in memory.
     """
 
     def __init__(self, parts: Mapping[str, tuple[torch.Size, list[Tensor]]]) -> None:
@@ -23,7 +23,7 @@ class SavedTensors:
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> SavedTensors:
         """Return these whole tensors."""
-        return cls({name: (each.shape, [each.view(-1)]) for name, each in tensors.items()})
+        return cls({name: (each.shape, [each.reshape(-1)]) for name, each in tensors.items()})
 
     def joined(self, sources: Mapping[str, tuple[torch.Size, list[str]]]) -> SavedTensors:
         """Return tensors of these shapes: each is one of these tensors, or several one after the

@@ -26,21 +26,6 @@ class Saved(Protocol):
         """Return the elements [start, stop) of a flattened tensor, on any device."""
 
 
-@dataclass(frozen=True)
-class Whole:
-    """Whole tensors in memory, or mapped from files, as `Saved`."""
-
-    tensors: Mapping[str, Tensor]
-
-    def layout(self) -> Layout:
-        """Return the shape and the dtype of each tensor, by name."""
-        return {name: (tensor.shape, tensor.dtype) for name, tensor in self.tensors.items()}
-
-    def part(self, name: str, start: int, stop: int) -> Tensor:
-        """Return the elements [start, stop) of a flattened tensor."""
-        return self.tensors[name].reshape(-1)[start:stop]
-
-
 class Tensors(Mapping[str, Tensor]):
     """The tensors of `saved` by their names, and those of `others` that it lacks.
 

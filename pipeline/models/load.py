@@ -82,11 +82,11 @@ def load_model_lazily(found: FoundModel) -> tuple[ModelConfig, Saved]:
     BadInput as `load_model` does.
     """
     from pion.formats.load import load, load_adapter, load_lazily, trained_config
-    from pion.model.saved_weights import Whole
+    from pion.formats.saved_tensors import SavedTensors
 
     if found.kind == "seed":
         model, _ = load(found.folder)
-        return model.config, Whole(model.state_dict())
+        return model.config, SavedTensors.of(model.state_dict())
     if found.base is None:
         return load_lazily(found.folder)
     base = load_model_lazily(found.base)

@@ -13,12 +13,12 @@ import torch.distributed as dist
 
 from pion.config.lora import Lora
 from pion.errors import BadInput
+from pion.formats.saved_tensors import SavedTensors
 from pion.generation.generate import generate_batch
 from pion.model.decoder import Decoder
 from pion.model.lazy_lora import lazily_adapted
 from pion.model.lazy_weights import lazily_drawn
 from pion.model.lora_projections import adapted
-from pion.model.saved_weights import Whole
 from pion.train.hardware import peak_flops
 from pion.train.optimizer import sharded_muon
 from pion.train.preference import Preference
@@ -126,7 +126,7 @@ def begin_without_weights(process):
     later = whole_state(process.trainer("tachyon", model=model, weights=weights))
     with torch.device("meta"):
         empty = Decoder(config)
-    filled = process.trainer("tachyon", model=empty, weights=Whole(later.model))
+    filled = process.trainer("tachyon", model=empty, weights=SavedTensors.of(later.model))
     torch.manual_seed(5)
     drawn = Decoder(config).state_dict()
     refused = ""
@@ -156,8 +156,8 @@ def adapt_a_rounded_base(process):
     base, weights = FAMILIES["pion"].decoder(0), None
     lora, dtype = Lora(rank=4, base_dtype="bfloat16"), torch.bfloat16
     if process.world_size > 1:
-        later = lazily_adapted(base.config, Whole(base.state_dict()), lora, seed=0, dtype=dtype)
-        model, weights = later
+        saved = SavedTensors.of(base.state_dict())
+        model, weights = lazily_adapted(base.config, saved, lora, seed=0, dtype=dtype)
     else:
         model = adapted(base, lora, seed=0, dtype=dtype)
     trainer = process.trainer(model=model, weights=weights, lr=1e-2, dtype="bfloat16")

@@ -12,10 +12,11 @@ from pion.config.lora import Lora
 from pion.config.parts import Experts
 from pion.errors import BadInput
 from pion.formats.huggingface.architectures import to_transformers
+from pion.formats.saved_tensors import SavedTensors
 from pion.model.decoder import Decoder
 from pion.model.lazy_lora import lazily_adapted
 from pion.model.lora_projections import adapted, additions
-from pion.model.saved_weights import Tensors, Whole
+from pion.model.saved_weights import Tensors
 from pipeline.base.find import read_config
 from pipeline.state.record_json import to_json
 from pipeline.training.first_weights import first_model, first_parts
@@ -136,7 +137,7 @@ def test_a_frozen_base_is_kept_as_a_whole_one_is(dtype, base_dtype, stored):
     base, lora = drawn(tiny_config()), Lora(rank=2, base_dtype=base_dtype)
     state = {name: tensor.to(stored) for name, tensor in base.state_dict().items()}
     whole = adapted(Decoder.from_state(base.config, state), lora, seed=3, dtype=dtype)
-    model, weights = lazily_adapted(base.config, Whole(state), lora, seed=3, dtype=dtype)
+    model, weights = lazily_adapted(base.config, SavedTensors.of(state), lora, seed=3, dtype=dtype)
     expected, found = whole.state_dict(), model.state_dict()
     assert list(found) == list(expected)
     for name, tensor in Tensors(weights).items():
@@ -154,6 +155,6 @@ def test_wrong_ids_of_the_draft_block_of_a_frozen_base_are_refused():
     base = drawn(tiny_config(draft=Draft(ids=50)))
     ids = base.state_dict()["draft.ids"]
     for wrong in (ids.flip(0), ids + base.config.vocab_size, ids - 1):
-        state = base.state_dict() | {"draft.ids": wrong}
+        weights = SavedTensors.of(base.state_dict() | {"draft.ids": wrong})
         with pytest.raises(BadInput, match=r"draft\.ids: not 50 rising ids of 0"):
-            lazily_adapted(base.config, Whole(state), Lora(rank=2), seed=3, dtype=torch.float32)
+            lazily_adapted(base.config, weights, Lora(rank=2), seed=3, dtype=torch.float32)

@@ -1,16 +1,17 @@
 """The most bytes that a rank of a sharded stage has of the model that the stage starts from."""
 
-import gc
 import weakref
 from collections.abc import Callable
 
 import pytest
 import torch
 
+from pion.collection import without_collection
 from pion.config.lora import Lora
+from pion.formats.saved_tensors import SavedTensors
 from pion.model.decoder import Decoder
 from pion.model.lazy_lora import lazily_adapted
-from pion.model.saved_weights import Saved, Whole
+from pion.model.saved_weights import Saved
 from pion.train.memory_trace.live_bytes import LiveBytes
 from pion.train.settings import ComputePlan
 from pion.train.sharding import Shards, own_part, sharded
@@ -89,7 +90,7 @@ def test_a_rank_has_its_part_and_one_tensor_at_a_time(tmp_path, monkeypatch, of,
 def test_a_model_that_was_only_measured_is_gone(tmp_path, monkeypatch):
     """Its modules refer to each other, and nobody else may collect them before the stage begins."""
     world, models = make_world(tmp_path, pairs=8), list[weakref.ref[Decoder]]()
-    base = config_of_the_world(), Whole(model_of_the_world().state_dict())
+    base = config_of_the_world(), SavedTensors.of(model_of_the_world().state_dict())
     plan = ComputePlan(micro_batch=2, threads=1, world_size=2, sharded=True)
 
     def noting(model, *given):
@@ -98,11 +99,8 @@ def test_a_model_that_was_only_measured_is_gone(tmp_path, monkeypatch):
 
     monkeypatch.setattr("pion.train.sharding.sharded", noting)
     held_out, tokenizer = world.streams()["held_out"], tokenizer_in(tmp_path / "model", None)
-    gc.disable()
-    try:
+    with without_collection():
         with fake_group(2), world.context() as context:
             cost_of_rounding(context, base, held_out, tokenizer, plan)
         left = [model() for model in models]
-    finally:
-        gc.enable()
     assert left == [None]

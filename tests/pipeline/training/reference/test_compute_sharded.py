@@ -10,8 +10,9 @@ import torch.distributed as dist
 
 import pion.train.sharding  # noqa: F401 (once, and not in each fork)
 from pion.config.lora import Adapter, BaseModel, Lora
+from pion.formats.saved_tensors import SavedTensors
 from pion.model.lazy_lora import lazily_adapted
-from pion.model.saved_weights import Whole, without_values
+from pion.model.saved_weights import without_values
 from pion.train.settings import ComputePlan
 from pipeline.training.reference.compute import make_reference
 from pipeline.training.reference.of_stage import Start, with_reference
@@ -25,7 +26,7 @@ ADAPTER = Adapter(Lora(rank=2), BaseModel("the base", "0" * 64))
 
 def in_parts(plan, *, lora):
     """Return the start of a stage whose weights no rank has."""
-    weights, config = Whole(model_of_the_world().state_dict()), config_of_the_world()
+    weights, config = SavedTensors.of(model_of_the_world().state_dict()), config_of_the_world()
     if not lora:
         return Start(without_values(config), None, plan, weights)
     model, base = lazily_adapted(config, weights, ADAPTER.lora, seed=0, dtype=torch.float32)
