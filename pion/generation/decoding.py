@@ -199,11 +199,8 @@ class Decoding:
 
     def _common(self, row: int, ids: Sequence[int]) -> int:
         """Return how many of the ids but the last a row has read, and still has all it needs of."""
-        read, count = self._read[row], 0
-        for count, (one, other) in enumerate(zip(read, ids[:-1]), 1):
-            if one != other:
-                count -= 1
-                break
+        read, most = self._read[row], min(len(self._read[row]), len(ids) - 1)
+        count = next((n for n in range(most) if read[n] != ids[n]), most)
         return count if self._cache.can_cut(row, count) else 0
 
     def _swap(self, one: int, other: int) -> None:
