@@ -255,7 +255,7 @@ def visited_blocks(documents: Tensor, count: int, block: int) -> tuple[Tensor, T
     has at most `count` − 1 full blocks. Partial blocks take what full blocks leave of it, at
     least one. The most recent blocks come first. (Daisy-Wee's rule, as in modded-nanogpt.)
     """
-    low, high = _document_range(documents, block)
+    low, high = ranges_of_blocks(documents, block)
     place = torch.arange(low.shape[1], device=documents.device)
     past, here = place[:, None] > place, place[:, None] >= place
     whole = (low[:, :, None] == high[:, None]) & (high[:, :, None] == low[:, None])
@@ -303,13 +303,13 @@ def listed_blocks(visited: Tensor) -> tuple[Tensor, Tensor]:
     return counts[:, None].int(), numbers[:, None].int()
 
 
-def _document_range(documents: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    """Return the lowest and the highest document of each block, each (B, n)."""
-    batch, tokens = documents.shape
+def ranges_of_blocks(values: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """Return the lowest and the highest of the values (B, T) in each block, each (B, n)."""
+    batch, tokens = values.shape
     missing = -tokens % block
     if missing:
-        documents = torch.cat((documents, documents[:, -1:].expand(batch, missing)), dim=1)
-    blocks = documents.view(batch, -1, block)
+        values = torch.cat((values, values[:, -1:].expand(batch, missing)), dim=1)
+    blocks = values.view(batch, -1, block)
     return blocks.amin(dim=-1), blocks.amax(dim=-1)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pion.config.slots import Slots
 from pion.model.attention.cache import KVCache, Place
-from pion.model.attention.masks import FLEX_BLOCK, Mask, listed_blocks
+from pion.model.attention.masks import FLEX_BLOCK, Mask, listed_blocks, ranges_of_blocks
 from pion.model.attention.slot_cache import cached_entries, pass_entries
 from pion.model.attention.slot_entries import Entries, visible
 
@@ -38,18 +38,11 @@ def visited_by_slots(slots: Slots, entries: Entries, block: int) -> Tensor:
 
     It follows from the ranges of what decides visibility, so it never looks at pairs of entries.
     """
-
-    def ranges(values: Tensor) -> tuple[Tensor, Tensor]:
-        missing = -values.shape[1] % block
-        filled = torch.cat([values, values[:, -1:].expand(-1, missing)], dim=1)
-        blocks = filled.view(len(values), -1, block)
-        return blocks.amin(dim=-1), blocks.amax(dim=-1)
-
-    first, last = ranges(entries.order)
-    low, high = ranges(entries.document)
+    first, last = ranges_of_blocks(entries.order, block)
+    low, high = ranges_of_blocks(entries.document, block)
     # A block with slots is near: their segment is −1, and text further back has smaller numbers.
-    of_text, nearest = ranges(entries.segment)
-    earliest, _ = ranges(entries.queried)
+    of_text, nearest = ranges_of_blocks(entries.segment, block)
+    earliest, _ = ranges_of_blocks(entries.queried, block)
     earlier = first[:, None] <= last[:, :, None]
     together = (low[:, :, None] <= high[:, None]) & (high[:, :, None] >= low[:, None])
     near = (of_text < 0)[:, None] | (earliest[:, :, None] - nearest[:, None] < slots.window)
