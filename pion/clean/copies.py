@@ -31,8 +31,6 @@ def exact_copies(hashes: np.ndarray, kept: np.ndarray) -> np.ndarray:
     originals = np.full(len(hashes), NONE, dtype=np.int64)
     places = np.flatnonzero(kept)
     order = places[np.argsort(hashes[places], kind="stable")]
-    if not len(order):
-        return originals
     begins = np.ones(len(order), dtype=bool)
     begins[1:] = hashes[order[1:]] != hashes[order[:-1]]
     firsts = order[begins][np.cumsum(begins) - 1]

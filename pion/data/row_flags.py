@@ -61,9 +61,6 @@ def sequences_of(flags: np.ndarray) -> Sequences:
     """Return the sequences of rows with these flags, uint8 ``(rows, seq_len)``."""
     flat = flags.reshape(-1)
     starts = np.flatnonzero(flat & STARTS)
-    if not len(starts):
-        none = np.zeros(0, dtype=np.int64)
-        return Sequences(none, none, none, none.astype(bool))
     return Sequences(
         rows=starts // flags.shape[1],
         tokens=_sums((flat & PADDING) == 0, starts),

@@ -79,8 +79,6 @@ def words_of(text: bytes) -> Words:
     inside = np.zeros(len(lower) + 2, dtype=bool)
     inside[1:-1] = lower != 0
     starts = np.flatnonzero(inside[1:] != inside[:-1])[::2]
-    if not len(starts):
-        return Words(starts, np.zeros(1, dtype=np.uint64))
     powers, inverses = _powers(_BASE), _powers(_INVERSE)
     # Bytes between words are zero, so they add nothing to the word before them.
     polynomials = np.add.reduceat(lower * powers[: len(lower)], starts)
