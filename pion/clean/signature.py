@@ -58,12 +58,10 @@ def rows_of_band(threshold: float) -> int:
     The chance that documents at the threshold have an equal band is then at least COMPARED, or the
     largest that there is.
     """
-    rows = 1
-    while 1 - (1 - threshold ** (rows + 1)) ** (HASHES // (rows + 1)) >= COMPARED:
-        rows += 1
-        if rows == HASHES:
-            break
-    return rows
+    for rows in range(2, HASHES + 1):
+        if 1 - (1 - threshold**rows) ** (HASHES // rows) < COMPARED:
+            return rows - 1
+    return HASHES
 
 
 def band_keys(some: np.ndarray, band: int, rows: int) -> np.ndarray:

@@ -183,10 +183,11 @@ class MixtureOrder:
     def shards_ahead(self, i: int, n: int) -> list[tuple[int, int]]:
         """Return the first ``n`` distinct (source, shard) needed from row ``i`` on."""
         taken = self._taken(i // BLOCK)
-        needs = []
-        for source, order in enumerate(self.orders):
-            for at, shard in order.needs_ahead(taken[source], n):
-                needs.append(((at - taken[source]) / self._shares[source], source, shard))
+        needs = [
+            ((at - taken[source]) / self._shares[source], source, shard)
+            for source, order in enumerate(self.orders)
+            for at, shard in order.needs_ahead(taken[source], n)
+        ]
         needs.sort(key=lambda need: need[0])
         return [(source, shard) for _, source, shard in needs[:n]]
 
@@ -226,11 +227,11 @@ def step_rows(
     ranges = sorted(skipped)
     while len(rows) < global_batch:
         end = next((b for a, b in ranges if a <= next_row < b), None)
-        if end is not None:
+        if end is None:
+            rows.append(next_row)
+            next_row += 1
+        else:
             next_row = end
-            continue
-        rows.append(next_row)
-        next_row += 1
     return rows, next_row
 
 

@@ -140,12 +140,12 @@ def sample_rows(logits: Tensor, draws: Sequence[Draw]) -> list[int | None]:
         greedy=greedy,
         needs_totals=not few and any(map(_is_open, samplings)),
     )
-    drawn: list[int | None] = [None] * len(draws)
     finite = found.finite.tolist()
     random = [row for row in range(len(draws)) if finite[row] and not greedy[row]]
-    for row in range(len(draws)):
-        if finite[row] and greedy[row]:
-            drawn[row] = int(found.best[row, 0])
+    drawn = [
+        int(found.best[row, 0]) if finite[row] and greedy[row] else None
+        for row in range(len(draws))
+    ]
     if not random:
         return drawn
     numbers = [

@@ -7,6 +7,7 @@ one. So text is held back as long as the next token could change what it means.
 from __future__ import annotations
 
 import codecs
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -88,9 +89,7 @@ class TextStream:
         """Return the first characters of the held text, with the tokens that begin in them."""
         text, self._held = self._held[:length], self._held[length:]
         end = self._decoded - len(self._held)
-        first = self._sent
-        while self._sent < len(self._starts) and self._starts[self._sent] < end:
-            self._sent += 1
+        first, self._sent = self._sent, bisect_left(self._starts, end, self._sent)
         return Piece(text, range(first, self._sent))
 
 

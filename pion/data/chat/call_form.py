@@ -64,14 +64,12 @@ class CallForm:
 
     def calls(self, text: str) -> list[Call] | None:
         """Return the calls in the JSON `text`; None if it is something else."""
-        calls = []
         try:
             value = parse_json(text, "the call")
-            for one in value if isinstance(value, list) else [value]:
-                calls.append(Call(str(one[self.name]), dict(one[self.arguments])))
+            every = value if isinstance(value, list) else [value]
+            return [Call(str(one[self.name]), dict(one[self.arguments])) for one in every]
         except (BadInput, TypeError, KeyError, ValueError):
             return None
-        return calls
 
     def schema(self, tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return the JSON schema of a call of one of some tools (`{name, parameters}`)."""

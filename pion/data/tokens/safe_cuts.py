@@ -65,10 +65,9 @@ def may_cut(settings: Mapping[str, Any]) -> bool:
 def pieces(text: str) -> list[str]:
     """Return the pieces of a text: itself if the text is short, or has no safe place to cut."""
     found, start = [], 0
-    while len(text) - start > 2 * PIECE_CHARS:
-        cut = SAFE_CUT.search(text, start + PIECE_CHARS)
-        if cut is None:
-            break
+    while len(text) - start > 2 * PIECE_CHARS and (
+        cut := SAFE_CUT.search(text, start + PIECE_CHARS)
+    ):
         found.append(text[start : cut.start()])
         start = cut.start()
     return [*found, text[start:]]

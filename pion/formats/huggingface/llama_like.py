@@ -200,8 +200,8 @@ class Architecture:
             in_block |= _QK_NORM_NAMES
         if config.heads is not None and config.heads.qkv_bias:
             in_block |= _QKV_BIAS_NAMES
-        for ours, theirs in self.feedforward_names(config).items():
-            in_block[f"feedforward.{ours}"] = f"mlp.{theirs}"
+        feedforward = self.feedforward_names(config)
+        in_block |= {f"feedforward.{ours}": f"mlp.{name}" for ours, name in feedforward.items()}
         found = {
             f"blocks.{layer}.{ours}": f"model.layers.{layer}.{theirs}"
             for layer in range(config.n_layers)

@@ -174,8 +174,8 @@ def _translated(tensors: Mapping[str, Tensor], config: ModelConfig) -> tuple[Sta
         elif recipes:
             where = f"blocks.{recipes[1]}.feedforward.recipes"
             sizes(tensors, name, 2)  # a row for each expert
-            for number, logits in enumerate(tensor):
-                state[f"{where}.{number}.{_MATRIX[recipes[2]]}_recipe"] = logits
+            ours = f"{_MATRIX[recipes[2]]}_recipe"
+            state |= {f"{where}.{number}.{ours}": logits for number, logits in enumerate(tensor)}
         else:
             state |= renamed({name: tensor}, _NAMES, "PILON")
     return state, bands
