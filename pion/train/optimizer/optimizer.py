@@ -137,9 +137,11 @@ class Optimizer:
             adamw.add(mine)
             for key, moments in (("exp_avg", adamw.exp_avgs), ("exp_avg_sq", adamw.exp_avg_sqs)):
                 self._keep(names[part.index], key, moments[-1], part.start)
-        for name, param in params.items():
-            for key in ("exp_avg", "exp_avg_sq"):
-                self._layout[f"{name}.{key}"] = self._shape(name, param), torch.float32
+        self._layout |= {
+            f"{name}.{key}": (self._shape(name, param), torch.float32)
+            for name, param in params.items()
+            for key in ("exp_avg", "exp_avg_sq")
+        }
 
     def _add_own_rule(self, group: Group, params: dict[str, nn.Parameter]) -> None:
         for name, param in params.items():
@@ -170,8 +172,10 @@ class Optimizer:
         else:
             for name, momentum in muon.momentum.items():
                 self._keep(name, "momentum", momentum)
-        for name, param in params.items():
-            self._layout[f"{name}.momentum"] = self._shape(name, param), torch.float32
+        self._layout |= {
+            f"{name}.momentum": (self._shape(name, param), torch.float32)
+            for name, param in params.items()
+        }
 
     def _keep(self, name: str, key: str, values: Tensor, start: int = 0) -> None:
         """Note that this rank has state of the parameter `name`: from the element `start` on, or of

@@ -14,6 +14,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, zip_longest
 from typing import TypeVar
 
 from pion.train.optimizer.muon import newton_schulz_flops
@@ -42,10 +43,7 @@ def even_parts(sizes: Sequence[int], ranks: int) -> list[list[Part]]:
     The tensors lie one behind the other, each beginning at a multiple of `ALIGNED_TO`, and are cut
     into `ranks` equal lengths.
     """
-    begins, end = [], 0
-    for size in sizes:
-        begins.append(end)
-        end += _aligned(size)
+    *begins, end = accumulate(map(_aligned, sizes), initial=0)
     length = _aligned(-(-end // ranks))
     owned: list[list[Part]] = []
     for rank in range(ranks):
@@ -88,10 +86,7 @@ def muon_rounds(
     the elements of each matrix.
     """
     by_rank = [groups_of(numbers, sizes.__getitem__, most) for numbers in owned]
-    return [
-        [rounds[number] if number < len(rounds) else [] for rounds in by_rank]
-        for number in range(max(map(len, by_rank), default=0))
-    ]
+    return [list(numbers) for numbers in zip_longest(*by_rank, fillvalue=[])]
 
 
 def groups_of(items: Iterable[Item], size: Callable[[Item], int], most: int) -> list[list[Item]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import torch
 import torch.distributed as dist
@@ -81,11 +82,10 @@ class SharedWeights:
             _windows([part for group in groups for part in self._parts[group][rank]], most)
             for rank in range(self._world_size)
         ]
-        windows = []
-        for number in range(max(map(len, by_rank), default=0)):
-            parts = [cut[number] if number < len(cut) else [] for cut in by_rank]
-            windows.append(_Window(parts, max(sum(p.numel() for p in each) for each in parts)))
-        return windows
+        return [
+            _Window(list(parts), max(sum(part.numel() for part in each) for each in parts))
+            for parts in zip_longest(*by_rank, fillvalue=[])
+        ]
 
 
 def exchange_bytes(params: int, ranks: int) -> int:
