@@ -149,12 +149,6 @@ class Shards:
         """Free what forward passes without a backward pass have left gathered."""
         cast(FSDPModule, self._model).reshard()
 
-    @torch.no_grad()
-    def warm_up(self) -> None:
-        """Let FSDP make what it gathers into. In inference mode, it would be of no use later."""
-        with self.measuring():
-            self._model.hidden(torch.zeros(1, 1, dtype=torch.int64, device=self._device))
-
     @contextmanager
     def measuring(self) -> Iterator[None]:
         """Let ranks compute without gradients in the block; free what is gathered afterwards."""
@@ -176,7 +170,9 @@ def sharded(model: Decoder, weights: Saved | None, plan: ComputePlan, rank: int)
         known = (layout.keys() & shards.held.keys()) | shards.without_values
         check_tensors(placeholders(layout), shards.placeholders(known), "weights")
         shards.fill(weights, layout)
-    shards.warm_up()
+    # FSDP makes what it gathers into. In inference mode, it would be of no use later.
+    with torch.no_grad(), shards.measuring():
+        model.hidden(torch.zeros(1, 1, dtype=torch.int64, device=device))
     return shards
 
 
