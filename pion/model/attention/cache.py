@@ -115,11 +115,6 @@ class KVCache:
         extras = (layer.extra for layer in self.layers)
         self._buffers = [*self.layers, *(each for each in extras if each is not None)]
 
-    @property
-    def length(self) -> int:
-        """The number of cached tokens of the longest text."""
-        return max(self.lengths, default=0)
-
     def place(self, first: int, batch: int, count: int, device: torch.device) -> Place:
         """Make room for `count` more tokens of each of `batch` rows; return where they are.
 
