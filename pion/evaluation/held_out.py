@@ -342,7 +342,9 @@ def calibrate(scores: Scores, documents: np.ndarray) -> Calibration:
     """Return the calibration of what a model predicts; `documents` as in `held_out.summarize`."""
     counted = scores.targets != IGNORED
     confidence, right = scores.confidence, (scores.likeliest == scores.targets).astype(np.float64)
-    excess, bins = confidence - right, bins_of(confidence)
+    excess = confidence - right
+    # A probability that is not a number is in the first bin.
+    bins = np.clip(np.nan_to_num(confidence) * BINS, 0, BINS - 1).astype(np.int64)
     # Σ |excess of a bin| is a sum over tokens once each bin's sign is known, so the standard error
     # of a ratio holds for it.
     signs = np.sign(np.bincount(bins[counted], excess[counted], BINS))
@@ -361,8 +363,3 @@ def calibrate(scores: Scores, documents: np.ndarray) -> Calibration:
         near_70=found if found.tokens else None,
         tokens=int(tokens.sum()),
     )
-
-
-def bins_of(confidence: np.ndarray) -> np.ndarray:
-    """Return the number of the bin of each probability; of one that is not a number, the first."""
-    return np.clip(np.nan_to_num(confidence) * BINS, 0, BINS - 1).astype(np.int64)

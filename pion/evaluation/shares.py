@@ -25,10 +25,10 @@ def share_of(agrees: np.ndarray, clusters: Sequence[str] = ()) -> Share | None:
     return Share(share, *wilson(share, _independent(np.asarray(agrees, dtype=float), clusters)))
 
 
-def wilson(share: float, n: float, z: float = Z) -> tuple[float, float]:
+def wilson(share: float, n: float) -> tuple[float, float]:
     """Return Wilson's interval of a share of `n` cases (Wilson 1927, JASA 22)."""
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    middle = (share + Z * Z / (2 * n)) / (1 + Z * Z / n)
+    half = Z / (1 + Z * Z / n) * math.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
     return max(0.0, middle - half), min(1.0, middle + half)
 
 

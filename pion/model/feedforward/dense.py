@@ -53,14 +53,10 @@ class FeedForward(nn.Module):
         return 0
 
 
-def params_of_products(part: nn.Module, *, biases: bool = False) -> int:
-    """Return the number of weights of a part's projections; with `biases`, of these too."""
-    return sum(
-        weight.numel()
-        for module in part.modules()
-        if isinstance(module, nn.Linear)
-        for weight in (module.parameters() if biases else [module.weight])
-    )
+def params_of_products(part: nn.Module) -> int:
+    """Return the number of weights of a part's projections, without biases."""
+    linear = (module for module in part.modules() if isinstance(module, nn.Linear))
+    return sum(module.weight.numel() for module in linear)
 
 
 class SwiGLU(FeedForward):
