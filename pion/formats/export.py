@@ -65,7 +65,7 @@ def export_model(
     """Write `out`, a folder that `transformers.AutoModelForCausalLM` loads.
 
     Weights are bfloat16 if the decoder's are. Otherwise they are float32, but rows of token ids are
-    bfloat16 where this changes nothing: see `round_embeddings`. `generation` overrides entries of
+    bfloat16 where this changes nothing (`round_to_bfloat16`). `generation` overrides entries of
     the sampling defaults that are saved with the model: `GENERATION`, or those of a model of
     others. If the model learned our chat template (`chat`), the template is saved too. A
     `ModelTokenizer` is exported with the files that it came with. `model_type` asks for an
@@ -117,17 +117,6 @@ def _sampling(tokenizer: str | Path | ModelTokenizer) -> dict[str, Any]:
 def exported_rows(config: ModelConfig, tokenizer: Tokenizer) -> int:
     """Return how many embedding rows an export of the model with this tokenizer has."""
     return config.vocab_size if config.imported else tokenizer.vocab_size
-
-
-@torch.no_grad()
-def round_embeddings(model: Decoder) -> None:
-    """Round the rows of token ids, the head's too, to bfloat16, but keep them in their own dtype.
-
-    An export of the model then has half as many bytes for them.
-    """
-    weights = model.state_dict()
-    for name in vocabulary_rows(model):
-        weights[name].copy_(weights[name].bfloat16())
 
 
 def _write_model(

@@ -18,7 +18,7 @@ from pion.errors import BadInput
 from pion.later_fields import shown
 from pion.model.decoder import ROLES_IN_FP32, Decoder
 from pion.model.norm_and_projection import Projection, project
-from pion.model.parameters import parameter_roles, require_finite
+from pion.model.parameters import parameter_roles, require_finite, round_to_bfloat16
 
 A, B = "lora_a", "lora_b"
 
@@ -76,7 +76,7 @@ def adapted(
     """
     lora.targets_of(base.config)  # before weights are copied
     if lora.base_dtype == "bfloat16":
-        round_weights(base)
+        round_to_bfloat16(base, weights_of_products(base))
     if dtype == torch.bfloat16 and is_bfloat16(base):
         base = Decoder.from_state(base.config, base.state_dict(), torch.bfloat16)
     add_lora(base, lora, seed, tensors)
@@ -157,14 +157,6 @@ def is_bfloat16(model: Decoder) -> bool:
 def has_bfloat16_values(tensor: Tensor) -> bool:
     """Return whether bfloat16 has the exact value of every number."""
     return torch.equal(tensor, tensor.bfloat16().to(tensor.dtype))
-
-
-@torch.no_grad()
-def round_weights(model: Decoder) -> None:
-    """Round the weights that products read to bfloat16, but keep their dtype."""
-    state = model.state_dict()
-    for name in weights_of_products(model):
-        state[name].copy_(state[name].bfloat16())
 
 
 def weights_of_products(model: Decoder) -> list[str]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -195,6 +195,14 @@ def require_fitting(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     unknown = next((name for name in weights if name not in expected), None)
     if unknown is not None:
         raise BadInput(f"unexpected tensor {unknown}: this model has no parameter with that name")
+
+
+@torch.no_grad()
+def round_to_bfloat16(model: nn.Module, names: Iterable[str]) -> None:
+    """Round these tensors of the state dict to bfloat16, but keep them in their own dtype."""
+    weights = model.state_dict()
+    for name in names:
+        weights[name].copy_(weights[name].bfloat16())
 
 
 def require_finite(tensors: Mapping[str, Tensor]) -> None:

@@ -67,11 +67,12 @@ def export(
 
 
 def _load(found: FoundModel, embeddings: str) -> Decoder:
-    from pion.formats.export import round_embeddings
+    from pion.model.parameters import round_to_bfloat16, vocabulary_rows
 
     decoder = load_model(found)
     if embeddings == "bfloat16":
-        round_embeddings(decoder)
+        # The export then has half as many bytes for them.
+        round_to_bfloat16(decoder, vocabulary_rows(decoder))
     return decoder
 
 

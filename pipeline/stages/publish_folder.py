@@ -190,14 +190,14 @@ def write_published(model: Finished, folder: Path, say: Say) -> dict[str, Any]:
 
 def _export(model: Finished, folder: Path) -> dict[str, Any]:
     from pion.data.tokens.tokenizer import Tokenizer
-    from pion.formats.export import export_model, exported_rows, round_embeddings
+    from pion.formats.export import export_model, exported_rows
     from pion.formats.verify import verify_export
-    from pion.model.parameters import vocabulary_rows
+    from pion.model.parameters import round_to_bfloat16, vocabulary_rows
 
     tokenizer, decoder = Tokenizer.from_file(model.tokenizer_path), model.decoder
     job, publish = model.history.job, model.publish
     if publish.embeddings == "bfloat16":
-        round_embeddings(decoder)
+        round_to_bfloat16(decoder, vocabulary_rows(decoder))
     written, cost = decoder, None
     if publish.dtype == "bfloat16":
         decoder, written, cost = _rounded(decoder, tokenizer, model.texts)

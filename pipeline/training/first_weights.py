@@ -230,14 +230,15 @@ def _before_and_after_rounding(
     import torch
 
     from pion.model.decoder import Decoder
-    from pion.model.lora_projections import round_weights, weights_of_products
+    from pion.model.lora_projections import weights_of_products
+    from pion.model.parameters import round_to_bfloat16
     from pion.model.saved_weights import Rounded, Tensors, without_values
 
     config, weights = base
     if not plan.sharded:
         model = Decoder.from_state(config, dict(Tensors(weights))).to(torch.device(plan.device))
         yield model, nullcontext()
-        round_weights(model)
+        round_to_bfloat16(model, weights_of_products(model))
         yield model, nullcontext()
         return
     from pion.train.sharding import sharded
