@@ -68,6 +68,17 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
+def some(names: Sequence[str], most: int) -> str:
+    """Return `a, b and 3 more`: so many names at most."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"
+
+
+def beginning(text: str, most: int) -> str:
+    """Return a text, or its beginning and `…` if it has more than `most` characters."""
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
 def passes_in_words(count: float) -> str:
     """Return `1 pass`, or `2.5 passes`: how often data is trained on."""
     return f"{count:.3g} pass" + ("" if count == 1 else "es")

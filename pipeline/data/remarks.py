@@ -12,6 +12,7 @@ from pion.data.chat.template import COUNTS
 from pion.data.records.layouts import MEANINGFUL
 from pion.data.tokens.token_bytes import ReplacedCharacters
 from pion.later_fields import shown
+from pipeline.console.formats import some
 
 # So many keys that are not read are named.
 NAMED = 12
@@ -94,9 +95,8 @@ class Remarks:
         return [words for words in found if words]
 
     def _not_read(self, keys: list[str]) -> str:
-        named = [f"{shown(key)} ({self._share(self.unread[key])})" for key in keys[:NAMED]]
-        more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
-        return f"not read: {', '.join(named)}{more}" if keys else ""
+        named = [f"{shown(key)} ({self._share(self.unread[key])})" for key in keys]
+        return f"not read: {some(named, NAMED)}" if keys else ""
 
     def _share(self, count: int) -> str:
         return f"{count:,} of {self.records:,} records"

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pion.errors import BadInput
+from pipeline.console.formats import some
 from pipeline.job import Job
 from pipeline.job.digest import Difference, Digests, Inputs, differences, digest_job
 from pipeline.ladder.cap import Cap
@@ -194,9 +195,8 @@ def _other_rungs(old: Sequence[RungRecord], new: Sequence[RungRecord]) -> list[s
     for words, ours, theirs in (("no longer", old, new), ("new", new, old)):
         names = {rung.name for rung in theirs}
         found = [rung.name for rung in ours if rung.name not in names]
-        more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
         if found:
-            lines.append(f"{words}: {', '.join(found[:SHOWN])}{more}")
+            lines.append(f"{words}: {some(found, SHOWN)}")
     held = {rung.name: rung.held_out for rung in old}
     moved = [rung.name for rung in new if held.get(rung.name, rung.held_out) != rung.held_out]
     if moved:

@@ -10,6 +10,7 @@ from pion.data.chat.messages import KNOWN_ROLES
 from pion.data.records.turns import known_role
 from pion.errors import BadInput
 from pion.later_fields import closest, shown
+from pipeline.console.formats import some
 from pipeline.new.layouts import NEXT_TO_TURNS, PairColumns, Record, TurnsColumn
 
 # What a role may mean.
@@ -55,10 +56,9 @@ def unknown_roles(found: Mapping[str, str], roles: Mapping[str, str]) -> BadInpu
     first = names[0]
     near = closest(first.strip().lower(), (*KNOWN_ROLES, *ROLES, *ALIASES))
     given = ",".join(f"{name}={role}" for name, role in zip(names, ("user", "assistant")))
-    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
     return BadInput(
         f"{found[first]}: unknown role {shown(first)}{near or '.'} Unknown in all: "
-        f"{', '.join(map(shown, names[:4]))}{more}. Say what each of them means, for example: "
+        f"{some([*map(shown, names)], 4)}. Say what each of them means, for example: "
         f"--roles '{given}'. The roles are {', '.join(MEANINGS)}"
     )
 

@@ -14,6 +14,7 @@ from typing import Any
 from pion.data.order import step_rows
 from pion.errors import PionError
 from pion.formats.tensor_hashes import tensor_hashes
+from pipeline.console.formats import some
 from pipeline.job import Job
 from pipeline.state.checkpoints.layout import MODEL, STATE
 from pipeline.state.head import Head, SkippedRows
@@ -104,11 +105,11 @@ def first_difference(
         if not same_weights:
             names = differing_tensors(unbroken, wanted.checkpoint, killed, got.checkpoint)
             if names:
-                parts.append(f"tensors that differ: {_some(names)}")
+                parts.append(f"tensors that differ: {some(names, NAMED)}")
         names = sorted({*wanted.plan, *got.plan})
         pairs = [(name, wanted.plan.get(name), got.plan.get(name)) for name in names]
         if settings := [f"{name} {a} → {b}" for name, a, b in pairs if a != b]:
-            parts.append(f"computed differently: {_some(settings)}")
+            parts.append(f"computed differently: {some(settings, NAMED)}")
         return "; ".join(parts)
     return None
 
@@ -174,8 +175,3 @@ def _row_problem(
 
 def _range(rows: tuple[int, int]) -> str:
     return f"{rows[0]:,} to {rows[1] - 1:,}"
-
-
-def _some(names: Sequence[str]) -> str:
-    rest = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {rest} more" if rest > 0 else "")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipeline.console.formats import duration, moment, money, printable, short_amount
+from pipeline.console.formats import beginning, duration, moment, money, printable, short_amount
 from pipeline.console.masking import known_secrets, masked
 from pipeline.cost.costs import USEFUL, Costs
 from pipeline.report.cleaning import cleaning_sections
@@ -72,7 +72,7 @@ def page_data(history: RunHistory) -> dict[str, Any]:
     }
     cleaned: dict[str, Any] = _clean(parts, known_secrets())
     for event in cleaned["events"]:  # cut last: half a secret would not be recognized
-        event["text"] = _short(event["text"], MOST_OF_AN_EVENT)
+        event["text"] = beginning(event["text"], MOST_OF_AN_EVENT)
     return cleaned
 
 
@@ -226,14 +226,10 @@ def _in_words(event: Row) -> str:
     return ", ".join(shown)
 
 
-def _short(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[:most]}…"
-
-
 def _clean(value: Any, secrets: Mapping[str, str]) -> Any:
     """Return `value` with every text in it made safe to show, and not too long."""
     if isinstance(value, str):
-        return _short(masked(printable(value), secrets), MOST_CHARACTERS)
+        return beginning(masked(printable(value), secrets), MOST_CHARACTERS)
     if isinstance(value, Mapping):
         return {_clean(key, secrets): _clean(item, secrets) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, Required
 
 from pion.data.preference.summary import Summary
+from pipeline.console.formats import beginning
 from pipeline.job import Job
 from pipeline.job.prefer_section import Prefer
 from pipeline.job.stages import AFTER
@@ -58,7 +59,10 @@ def preference_blocks(results: Mapping[str, Any], *, brief: bool) -> list[Block]
             Table(COMPARED, answer_rows(answers)),
         ]
         if not brief:
-            shown = [tuple(_short(one[name]) for name in SHOWN) for one in answers["shown"]]
+            shown = [
+                [beginning(" ".join(one[name].split()), MOST_CHARACTERS) for name in SHOWN]
+                for one in answers["shown"]
+            ]
             blocks += ["The first of these answers:", Table(SHOWN, shown, len(SHOWN))]
     return [block for block in blocks if block]
 
@@ -205,11 +209,6 @@ def answer_rows(answers: Result) -> list[tuple[str, ...]]:
 def _compared(sides: Sequence[Result], words: Any, name: str) -> tuple[str, str, str]:
     before, after, change = (words(side, name) for side in sides)
     return before, after, signed(change)
-
-
-def _short(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}…"
 
 
 # ---------------------------------------------------------------- how it was trained

@@ -14,6 +14,7 @@ from pion.data.overlap.index import Index
 from pion.data.overlap.items import Item
 from pion.evaluation.results import Overlap, Share
 from pion.evaluation.shares import share_of
+from pipeline.console.formats import beginning
 from pipeline.data.sources import Input
 
 # So many documents are shown of each rule.
@@ -108,8 +109,7 @@ def place_of(found: Input, origin: str) -> str:
 
 def cut_short(text: str) -> str:
     """Return the beginning of a text in one line."""
-    line = " ".join(text[: 4 * SHOWN_CHARS].split())
-    return line if len(line) <= SHOWN_CHARS else f"{line[:SHOWN_CHARS]}…"
+    return beginning(" ".join(text[: 4 * SHOWN_CHARS].split()), SHOWN_CHARS)
 
 
 def left_out_in_words(dropped: Mapping[str, int]) -> str:
