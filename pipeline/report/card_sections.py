@@ -16,13 +16,6 @@ if TYPE_CHECKING:
     from pion.config.lora import Adapter
 
 
-def base_on_hub(job: Job) -> str | None:
-    """Return the Hub repository of the model that the run started from; None for any other."""
-    if job.base is not None and job.base.commit is not None:
-        return hub_name(job.base.source)
-    return None
-
-
 def base_section(job: Job, terms: Terms | None) -> str:
     """Return the section on the model that the run started from; empty if there is none."""
     if job.base is None or terms is None:
@@ -69,10 +62,10 @@ def _licence(terms: Terms) -> str:
     return " ".join(sentences)
 
 
-def hub_name(name: str | None) -> str | None:
+def hub_name(source: str, commit: str | None) -> str | None:
     """Return the repository of a base on the Hub; None for any other base."""
-    repo = (name or "").removeprefix("hf://").partition("@")[0]
-    return repo if HUB_REPO.fullmatch(repo) else None
+    repo = source.removeprefix("hf://").partition("@")[0]
+    return repo if commit is not None and HUB_REPO.fullmatch(repo) else None
 
 
 def base_in_words(source: str, commit: str | None) -> str:
@@ -80,8 +73,7 @@ def base_in_words(source: str, commit: str | None) -> str:
 
     The folders above it are those of the machine that trained.
     """
-    repo = hub_name(source) if commit is not None else None
-    if repo is not None:
+    if repo := hub_name(source, commit):
         return f"[{repo}](https://huggingface.co/{repo})"
     return f"`{name}`" if (name := _last_name(source)) else "a local folder"
 

@@ -12,13 +12,12 @@ from pion.config.model_config import ModelConfig
 from pipeline.base.licence import conditions
 from pipeline.console.formats import duration, short_amount
 from pipeline.job import Job, Publish, Train
-from pipeline.report.blocks import Block
 from pipeline.report.card_sections import (
     adapter_sections,
     base_in_words,
-    base_on_hub,
     base_section,
     gguf_section,
+    hub_name,
 )
 from pipeline.report.cleaning import cleaning_in_words
 from pipeline.report.history import STAGE_NAMES, Row, RunHistory
@@ -128,11 +127,6 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers_from: in
     return "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *shown))
 
 
-def _markdown(block: Block) -> str:
-    """Return a sentence or a table as Markdown."""
-    return block if isinstance(block, str) else table(*block)
-
-
 def hardware_lines(attempts: Sequence[Row]) -> list[str]:
     """Return `2 × NVIDIA A40, 3 h 10 min` for each kind of machine that the run has been on."""
     seconds: dict[str, float] = {}
@@ -156,7 +150,7 @@ def front_matter(job: Job, terms: Terms | None = None) -> str:
     data = ModelCardData(
         **licence,
         library_name="peft" if job.publish.adapter else "transformers",
-        base_model=base_on_hub(job),
+        base_model=None if job.base is None else hub_name(job.base.source, job.base.commit),
         pipeline_tag="text-generation",
         tags=["pion", *(["conversational"] if job.converses else [])],
         datasets=datasets or None,
@@ -243,7 +237,7 @@ def _prompt(job: Job, default: str) -> str:
 
 def _results(history: RunHistory) -> str:
     blocks = result_blocks(history.job, history.results, code="`{}`", brief=True)
-    shown = [_markdown(block) for block in blocks]
+    shown = [block if isinstance(block, str) else table(*block) for block in blocks]
     return "\n\n".join(["## Results", *shown]) if shown else ""
 
 
@@ -273,8 +267,7 @@ def _architecture(config: ModelConfig, parameters: int, vocab_size: int, weights
 
 def _weights(publish: Publish, config: ModelConfig, extra: CardExtras) -> str:
     tied = ", embedding and head tied" if config.tie_embeddings else ""
-    if extra.rounding is not None:
-        cost = extra.rounding
+    if (cost := extra.rounding) is not None:
         return (
             f"bfloat16{tied}; rounded after the results above. On {cost.tokens:,} held-out tokens, "
             f"logits differ by at most {cost.logits:.2g}, and bits per byte were "
