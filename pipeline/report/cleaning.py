@@ -8,7 +8,6 @@ from typing import Any
 from pipeline.console.formats import duration, size
 from pipeline.report.blocks import interval_in_words, table_block, text_block
 
-TITLE = "Cleaning"
 SETS = (
     "questions",
     "items",
@@ -55,7 +54,7 @@ def cleaning_sections(text: Mapping[str, Any]) -> list[dict[str, Any]]:
         blocks.append(_examples(names, cleaned["dropped"]))
     if cleaned["sets"]:
         blocks += _searched(cleaned["sets"])
-    return [{"title": TITLE, "blocks": blocks}]
+    return [{"title": "Cleaning", "blocks": blocks}]
 
 
 def _examples(names: Sequence[str], dropped: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

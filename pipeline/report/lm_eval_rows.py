@@ -15,22 +15,19 @@ from pipeline.report.blocks import Block, Table
 
 # Where a task's result says how the model was asked. Results of 0.1.0 don't say it.
 ASKED = "asked"
-LM_EVAL_COLUMNS = ("task", "metric", "value")
 ASKED_COLUMNS = (
     *("task", "version", "stop texts", "questions"),
     *("longest answer", "cut off", "cropped"),
 )
-# The numbers of ASKED_COLUMNS begin here.
-ASKED_NUMBERS_FROM = 3
 
 
 def lm_eval_blocks(results: Mapping[str, Any], *, code: str) -> list[Block]:
     """Return what lm-evaluation-harness measured, and how it asked."""
     blocks: list[Block] = []
     if lm_eval := lm_eval_rows(results):
-        blocks += ["lm-evaluation-harness:", Table(LM_EVAL_COLUMNS, lm_eval, 2)]
+        blocks += ["lm-evaluation-harness:", Table(("task", "metric", "value"), lm_eval, 2)]
     if forms := asked_rows(results, code=code):
-        blocks += [asked_in_words(results), Table(ASKED_COLUMNS, forms, ASKED_NUMBERS_FROM)]
+        blocks += [asked_in_words(results), Table(ASKED_COLUMNS, forms, 3)]
     return blocks
 
 

@@ -27,12 +27,13 @@ def measured_sections(history: RunHistory, results: Mapping[str, Any]) -> list[S
     """Return what was measured of the models and their layers; nothing for an unknown job."""
     if history.known_job is None:
         return []
-    sections = {
-        "Evaluation": [_drawn(block) for block in result_blocks(history.job, results)],
-        "Experts": _experts(history),
-        "Gates": _gates(history),
-    }
-    return _with_content(sections)
+    return _with_content(
+        {
+            "Evaluation": [_drawn(block) for block in result_blocks(history.job, results)],
+            "Experts": _experts(history),
+            "Gates": _gates(history),
+        }
+    )
 
 
 def record_sections(history: RunHistory, published: Mapping[str, Any]) -> list[Section]:
