@@ -150,11 +150,9 @@ def _refuse_mixed_files(firsts: Firsts, wishes: Wishes) -> None:
 
 
 def _decided(records: Sequence[Record], wishes: Wishes, where: str) -> Columns:
-    found = layout_of(records, wishes, where)
-    while isinstance(found, Undecided):
+    while isinstance(found := layout_of(records, wishes, where), Undecided):
         answer: Any = {found.name: _answer(found, where)}
         wishes = replace(wishes, **answer)
-        found = layout_of(records, wishes, where)
     return found
 
 

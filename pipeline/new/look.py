@@ -234,8 +234,11 @@ def look_at(reading: Reading, limit: int | None = None) -> Look:
 def _note(look: Look, found: Content) -> None:
     """Note what a record says. Raises BadInput if a run would refuse it."""
     preference, texts = found.preference, found.texts
-    if preference is not None:
-        _refuse_mixed(look, preference)
+    if look.first is not None and isinstance(preference, Pair) is not look.paired:
+        raise BadInput(
+            f"{found.where}: pairs and single answers are mixed. A job learns from one of the two: "
+            "use two files"
+        )
     look.remarks.note(found.seen, texts, found.where)
     if preference is not None:
         look.first = look.first or preference
@@ -263,14 +266,6 @@ def _note(look: Look, found: Content) -> None:
         look.few.append(found)
     if look.characters <= KEPT_CHARACTERS or not look.kept:
         look.kept += [part[:KEPT_CHARACTERS] for part in texts]
-
-
-def _refuse_mixed(look: Look, preference: Preference) -> None:
-    if look.first is not None and isinstance(preference, Pair) is not look.paired:
-        raise BadInput(
-            f"{preference.conversations[0].where}: pairs and single answers are mixed. A job "
-            "learns from one of the two: use two files"
-        )
 
 
 def answer_of(side: Conversation) -> str:
