@@ -343,9 +343,6 @@ def answer_all(
             continue
         complete.add(number)
         while printed in complete:
-            line = {
-                "prompt": prompts[printed].text,
-                "text": chat_format.tokenizer.decode(new[printed]),
-            }
-            print(json.dumps(line), flush=True)
+            text = chat_format.tokenizer.decode(new[printed])
+            print(json.dumps({"prompt": prompts[printed].text, "text": text}), flush=True)
             printed += 1

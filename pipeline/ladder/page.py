@@ -15,7 +15,6 @@ from string import Template
 from pion.files import write_atomically
 from pipeline.console.formats import measured, short_amount
 from pipeline.console.masking import masked
-from pipeline.ladder.fit import Fit
 from pipeline.ladder.look import Ladder, Step
 from pipeline.report.report_file import PAGE as RUN_PAGE
 from pipeline.state.stores import Store
@@ -155,7 +154,9 @@ def chart(ladder: Ladder) -> str:
     x = _axis([float(s.rung.tokens) for s in drawable], LEFT, WIDTH - RIGHT)
     losses = [s.result.bits_per_byte for s in drawable if s.result is not None]
     tokens = x.values(POINTS_OF_CURVE)
-    curves = {size: _curve(ladder.fit, size, tokens) for size in sizes if ladder.fit is not None}
+    law = None if ladder.fit is None else ladder.fit.law
+    # By the law, the bits per byte of each size after these tokens.
+    curves = {size: [law.loss(size, t) for t in tokens] for size in sizes if law is not None}
     y = _axis([*losses, *itertools.chain(*curves.values())], HEIGHT - BOTTOM, TOP)
     parts = [*_grid(x, y), *_names(curves, y)]
     for number, size in enumerate(sizes):
@@ -177,11 +178,6 @@ def _axis(values: Sequence[float], first: float, last: float) -> _Axis:
     low, high = min(values), max(values)
     room = (high / low) ** MARGIN if high > low else 1.1
     return _Axis(low / room, high * room, first, last)
-
-
-def _curve(fit: Fit, size: int, tokens: Sequence[float]) -> list[float]:
-    """Return the bits per byte of a size after these tokens, by the law."""
-    return [fit.law.loss(size, after) for after in tokens]
 
 
 def _grid(x: _Axis, y: _Axis) -> Iterator[str]:
