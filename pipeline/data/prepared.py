@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pion.data.stream import RowStream
     from pipeline.data.shard_cache import ShardCache
 
-DATASET = "dataset.json"
+DATASET, CHOICES = "dataset.json", "choices.jsonl"
 # No weight of a source is larger.
 HEAVIEST = 1e100
 SPLITS = ("train", "held_out")

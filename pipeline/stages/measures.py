@@ -39,7 +39,6 @@ Part = Callable[[str, str, Callable[[], Result]], Result]
 # that has nothing to do with the run.
 MeasuredOn = Literal["conversations", "held_out", "text"]
 
-CHOICES = "choices.jsonl"
 # The result that compares two models.
 SUMS = "by_document"
 # What the sums are of.
@@ -162,13 +161,16 @@ class Measures:
 
     def _same_documents(self, kind: MeasuredOn) -> Result:
         """Return what two runs have in common if they are measured on the same documents."""
-        job = self.job
-        rows = {"rows": job.evaluate.final_rows}
         if kind == "text":
-            return rows | {"text": find_text(job).sha256}
-        part = "sft" if kind == "conversations" else "pretrain"
-        order = {"seed": job.seed, "window": job.data.window}
-        return rows | order | {"data": digest_job(job).data[part]}
+            return {"rows": self.job.evaluate.final_rows, "text": find_text(self.job).sha256}
+        return self.same_rows("sft" if kind == "conversations" else "pretrain")
+
+    def same_rows(self, part: str) -> Result:
+        """Return what two runs have in common if they are measured on the same rows of a part of
+        the data."""
+        job = self.job
+        rows = {"rows": job.evaluate.final_rows, "seed": job.seed, "window": job.data.window}
+        return rows | {"data": digest_job(job).data[part]}
 
     def _end_of_turn(self) -> int:
         """Return the id that ends an answer in the chat format of the conversations."""
@@ -211,6 +213,7 @@ class Measures:
     def continuations(self) -> list[Question]:
         """Return the questions that prepare cut from held-out text; none if there was no text."""
         from pion.evaluation.questions import read_questions
+        from pipeline.data.prepared import CHOICES
 
         folder = self.trained.data.get("pretrain")
         if folder is None or not (folder / CHOICES).exists():

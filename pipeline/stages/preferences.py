@@ -21,7 +21,6 @@ from pion.untrusted import parse_object, read_file
 from pipeline.console.messages import Note, Say
 from pipeline.data.compared_text import find_text
 from pipeline.data.prepared import SPLITS
-from pipeline.job.digest import digest_job
 from pipeline.stages.measures import NAMES
 from pipeline.state.run_state import BY_ITEM
 from pipeline.state.shared.folder import REFERENCE_FILE
@@ -55,18 +54,11 @@ def preferences_of(measures: Measures, part: Part, say: Say) -> Result:
     )
     written, more = _written(measures, start, read.prompts, part)
     detail = {"start": start.name, **about, **result, **written}
-    key = _same(measures)
+    key = measures.same_rows(STAGE)
     by_item = {name: {"key": key, **pack(scores)} for name, scores in (items | more).items()}
     accuracy = result["after"]["margin"]
     flat = {name: accuracy[name] for name in ("accuracy", "accuracy_sem")}
     return {**flat, "preferences": detail, BY_ITEM: by_item}
-
-
-def _same(measures: Measures) -> Result:
-    """Return what two runs have in common if they are measured on the same preferences."""
-    job = measures.job
-    rows = {"rows": job.evaluate.final_rows, "seed": job.seed, "window": job.data.window}
-    return rows | {"data": digest_job(job).data[STAGE]}
 
 
 # ---------------------------------------------------------------- the given answers
@@ -186,15 +178,10 @@ def _answer(measures: Measures, model: str, asked: list[list[int]], most: int) -
         try:
             found = greedy_answers(decoder, chat_format, asked, most, measures.on_batch)
         except BadInput:  # it predicts NaN or infinity, and its other results say so
-            texts = [chat_format.tokenizer.decode(ids) for ids in asked[:SHOWN]]
-            return _unknown(len(asked), texts)
+            unknown = {name: [None] * len(asked) for name in _OF_ANSWERS}
+            texts = [(chat_format.tokenizer.decode(ids), "–") for ids in asked[:SHOWN]]
+            return {**unknown, "texts": texts}
     return found | {"texts": found["texts"][:SHOWN]}
-
-
-def _unknown(count: int, shown: list[str]) -> Result:
-    """Return answers to so many prompts, of which nothing is known."""
-    unknown = {name: [None] * count for name in _OF_ANSWERS}
-    return {**unknown, "texts": [(prompt, "–") for prompt in shown]}
 
 
 def _scores(values: list[float | None], name: str) -> ItemScores:
