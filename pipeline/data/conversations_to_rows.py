@@ -80,7 +80,7 @@ def write_conversation_rows(
     writer = PackedRows(folder, rows, vocab_size, _counts_in)
     writer.write(buffers(), pack, look)
     report: dict[str, Any] = {}
-    for split, manifest in writer.finish("conversations").items():
+    for split, manifest in writer.splits.finish("conversations").items():
         counted = [one for one in writer.counts.values() if one["split_of"] == split]
         report[f"{split}_rows"] = manifest.rows
         report |= {f"{split}_{name}": sum(one[name] for one in counted) for name in COUNTED}

@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from pion.data.shards import Kind, Manifest
 from pion.errors import BadInput
 from pion.files import make_folder, write_atomically
 from pion.untrusted import LARGEST_LISTING, read_json
@@ -58,6 +57,7 @@ class PackedRows:
     Attributes:
         counts: what was counted, by the number of the buffer.
         refusals: why the first of the records that can't be used can't.
+        splits: the shards.
     """
 
     def __init__(
@@ -66,14 +66,14 @@ class PackedRows:
         self.counts: dict[int, Counts] = {}
         self.refusals: list[str] = []
         self._progress, self._format = folder / PIECES / PROGRESS, rows
-        self._splits = Splits(folder, rows, vocab_size, flags=True)
+        self.splits = Splits(folder, rows, vocab_size, flags=True)
         # By the number of the buffer, the rows of each split.
         self._rows: dict[int, dict[str, int]] = {}
         self._take_over(parse)
         # Rows in finished shards that belong to the buffer that is packed again first.
         self._written = {
             split: writer.appended - sum(rows[split] for rows in self._rows.values())
-            for split, writer in self._splits.writers.items()
+            for split, writer in self.splits.writers.items()
         }
 
     def write(
@@ -93,16 +93,12 @@ class PackedRows:
         for packed, number in zip(attended_items(pack(left), look), numbers):
             self._write(number, packed)
 
-    def finish(self, kind: Kind) -> dict[str, Manifest]:
-        """Write the last shards and the manifests; return the manifests."""
-        return self._splits.finish(kind)
-
     def _write(self, number: int, packed: PackedBuffer) -> None:
         """Write the rows of a buffer that are in no finished shard, and what was counted."""
         for split, (ids, flags) in packed.rows.items():
             skipped = min(self._written[split], len(ids))
             self._written[split] -= skipped
-            with self._splits.writing(split) as writer:
+            with self.splits.writing(split) as writer:
                 writer.append_rows(ids[skipped:], flags[skipped:])
         # After an interruption, a buffer may be packed again.
         self.refusals = list(dict.fromkeys([*self.refusals, *packed.refusals]))[:NAMED]
@@ -132,7 +128,7 @@ class PackedRows:
         ends = dict.fromkeys(SPLITS, 0)
         for number, (rows, counts) in sorted(found.items()):
             ends = {split: end + rows[split] for split, end in ends.items()}
-            writers = self._splits.writers
+            writers = self.splits.writers
             if all(ends[split] <= writers[split].appended for split in SPLITS if rows[split]):
                 self._rows[number], self.counts[number] = rows, counts
 

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -81,28 +82,24 @@ def write_preference_rows(
     def look() -> None:
         say(PrepareProgress(f"pack {how.where}", number, "preferences"))
 
-    def buffers() -> Iterator[list[Read]]:
+    def noted() -> Iterator[Read]:
         nonlocal kind, number
-        buffer: list[Read] = []
         for number, one in enumerate(read, 1):
             kind = kind or one.kind
-            buffer.append(one)
-            if len(buffer) == BUFFER:
-                yield buffer
-                buffer = []
             if number % 1024 == 0:
                 look()
-        if buffer:
-            yield buffer
+            yield one
 
+    items = noted()
+    buffers = iter(lambda: list(islice(items, BUFFER)), [])
     settings = [how.rows.key, how.written.context, how.held_out, how.seed]
     rows = replace(how.rows, key=json.dumps(settings))
     writer = PackedRows(folder, rows, how.tokenizer.vocab_size, _counts_in)
-    writer.write(buffers(), partial(map, partial(pack_buffer, how)), look)
+    writer.write(buffers, partial(map, partial(pack_buffer, how)), look)
     kind = kind or "pairs"
     flags = {
         split: _write_sequences(folder / split, manifest)
-        for split, manifest in writer.finish(kind).items()
+        for split, manifest in writer.splits.finish(kind).items()
     }
     tally = total(Tally(**one) for _, one in sorted(writer.counts.items()))
     require_usable("preferences", tally.refused, tally.read, writer.refusals, f"{how.where}: ")

@@ -131,31 +131,23 @@ def find_input(job: Job, source: Source, key: str, commit: str | None = None) ->
     return Input(source, key, sys.version)
 
 
-def keep_all(source: int) -> Callable[[Document], bool]:
-    """Keep every document."""
-    return lambda document: True
-
-
 def texts(
     job: Job,
     found: Input,
     remarks: Remarks | None = None,
-    kept: Callable[[Document], bool] = lambda document: True,
+    kept: Callable[[Document], bool] | None = None,
 ) -> Iterator[tuple[bool, str]]:
     """Yield (held out?, text) of every document of a text source, and note it in `remarks`.
 
-    `kept` is asked about every document, in their order: others are left out. If a document is
-    longer than 64K characters, only its end is held out, so a corpus of one long file has both
-    parts. Raises BadInput for a file that can't be read and for an empty corpus.
+    `kept`, if it is there, is asked about every document, in their order: others are left out. If a
+    document is longer than 64K characters, only its end is held out, so a corpus of one long file
+    has both parts. Raises BadInput for a file that can't be read and for an empty corpus.
     """
-    for document in filter(kept, documents(job, found, remarks)):
-        text = document.text
+    every = documents(job, found, remarks)
+    for document in every if kept is None else filter(kept, every):
         if remarks is not None and not isinstance(found.source, PythonDocs):
-            remarks.replaced.look(text, document.origin)
-        if isinstance(found.source, PythonDocs):
-            yield is_held_out(job, found, document), text
-        else:
-            yield from split_text(document, job.data.held_out)
+            remarks.replaced.look(document.text, document.origin)
+        yield from split_text(document, job.data.held_out)
 
 
 def split_text(document: Document, share: float) -> Iterator[tuple[bool, str]]:
@@ -179,16 +171,16 @@ def documents(job: Job, found: Input, remarks: Remarks | None = None) -> Iterato
     Raises BadInput as `texts` does.
     """
     if isinstance(found.source, PythonDocs):
-        yield from python_docs.documents(found.source.code)
+        for document in python_docs.documents(found.source.code):
+            held_out = python_docs.is_held_out(document.origin, job.data.held_out)
+            yield replace(document, held_out=held_out)
         return
     for document in _documents(job, found, remarks):
         yield replace(document, text=whole_characters(document.text))
 
 
-def is_held_out(job: Job, found: Input, document: Document) -> bool:
+def is_held_out(job: Job, document: Document) -> bool:
     """Return whether a document is held out as a whole."""
-    if isinstance(found.source, PythonDocs):
-        return python_docs.is_held_out(document.origin, job.data.held_out)
     if len(document.text) > LONG_CHARS and document.held_out is None:
         return False  # only its end is
     return _is_out(document, document.text, job.data.held_out)

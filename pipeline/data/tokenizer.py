@@ -31,7 +31,7 @@ from pion.formats.huggingface.tokenizer_files import copy_tokenizer
 from pion.untrusted import LARGEST_TOKENIZER, read_file
 from pipeline.console.messages import Note, PrepareProgress, Say
 from pipeline.data.hub import hub_tokenizer
-from pipeline.data.sources import Input, Keep, keep_all, texts
+from pipeline.data.sources import Input, Keep, texts
 from pipeline.job import BinShards, HubNpyShards, Job, NpyShards
 from pipeline.job.model_section import TrainTokenizer
 from pipeline.machine.time_limit import attended
@@ -115,9 +115,10 @@ def check_fits(job: Job, tokenizer: Tokenizer, path: Path, by_job: bool) -> None
 
 
 def ready_tokenizer(
-    job: Job, inputs: list[Input], folder: Path, *, by_job: bool, say: Say, keep: Keep = keep_all
+    job: Job, inputs: list[Input], folder: Path, *, by_job: bool, say: Say, keep: Keep | None
 ) -> tuple[Tokenizer, dict[str, Any]]:
-    """Return the tokenizer in the folder; train it on the documents to `keep` if the job says so.
+    """Return the tokenizer in the folder; train it on the documents to `keep` (None: on all) if the
+    job says so.
 
     Raises BadInput if one that the job names doesn't fit the model.
     """
@@ -149,7 +150,7 @@ def origin(job: Job) -> str:
 
 
 def _trained(
-    job: Job, inputs: list[Input], train: TrainTokenizer, say: Say, keep: Keep
+    job: Job, inputs: list[Input], train: TrainTokenizer, say: Say, keep: Keep | None
 ) -> Tokenizer:
     """Return a tokenizer trained on the inputs. A stop is heard meanwhile: `say` raises it."""
     read, started = _Read(), time.monotonic()
@@ -173,7 +174,7 @@ class _Read:
 
 
 def _training_texts(
-    job: Job, inputs: list[Input], max_mb: float, progress: _Read, keep: Keep
+    job: Job, inputs: list[Input], max_mb: float, progress: _Read, keep: Keep | None
 ) -> Iterator[str]:
     """Yield training documents to learn merges from, the same amount from every source."""
     tokenized = NpyShards | BinShards | HubNpyShards
@@ -185,14 +186,12 @@ def _training_texts(
         )
     share = max_mb * 1e6 / len(readable)
     for number, found in readable:
-        read = 0
-        for held_out, text in texts(job, found, kept=keep(number)):
+        before = progress.bytes
+        for held_out, text in texts(job, found, kept=keep and keep(number)):
             if held_out:
                 continue
             yield text
-            size = len(text.encode())
-            read += size
-            progress.bytes += size
-            if read >= share:
+            progress.bytes += len(text.encode())
+            if progress.bytes - before >= share:
                 break
     progress.complete = True

@@ -36,13 +36,12 @@ from pipeline.data.foreign_shards import check_documents, take_hub_shards, take_
 from pipeline.data.pieces import has_pieces
 from pipeline.data.preferences import check_kinds, preferences
 from pipeline.data.preferences_to_rows import PreferenceRows, write_preference_rows
-from pipeline.data.prepared import DATASET, PreparedData, PreparedSource, open_data
+from pipeline.data.prepared import CHOICES, DATASET, PreparedData, PreparedSource, open_data
 from pipeline.data.remarks import Remarks, shortened
 from pipeline.data.sources import (
     Input,
     conversations,
     find_input,
-    keep_all,
 )
 from pipeline.data.splits import RowFormat
 from pipeline.data.tasks import InThisProcess
@@ -61,7 +60,6 @@ from pipeline.stages.prepare_text import (
 )
 from pipeline.state.shared.unfinished import PIECES
 
-CHOICES = "choices.jsonl"
 # What is known of the documents while they are cleaned.
 CLEANING = "clean"
 PINNED = "commit.json"
@@ -164,7 +162,7 @@ def _prepare(part: _Part, inputs: list[Input], fingerprint: str, *, by_job: bool
     cleaned = None
     if texts_only and job.data.clean is not None:
         cleaned = clean(job, inputs, folder / CLEANING, part.say)
-    keep = keep_all if cleaned is None else cleaned.keep
+    keep = None if cleaned is None else cleaned.keep
     tokenizer, tokenizer_report = ready_tokenizer(
         job, inputs, folder, by_job=by_job, say=part.say, keep=keep
     )
@@ -178,10 +176,9 @@ def _prepare(part: _Part, inputs: list[Input], fingerprint: str, *, by_job: bool
     with part.how.tasks_for([] if cleaned or part.name == "prefer" else new) as tasks:
         todo = []
         for number, found in enumerate(inputs):
-            kept = None if cleaned is None else cleaned.keep(number)
             key = _key(fingerprint, number, folder)
             rows = RowFormat(seq_len, job.data.shard_rows, key, part.how.finished)
-            reading = TextReading(job, found, kept, tasks, part.how)
+            reading = TextReading(job, found, keep and keep(number), tasks, part.how)
             todo.append((reading, folder / str(number), rows))
         for reading, place, rows in todo:
             if texts_only and reading.found in new:

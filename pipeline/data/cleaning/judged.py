@@ -138,7 +138,7 @@ def _batches(work: _Work, counts: Sequence[int]) -> Iterator[tuple[int, list[tup
     """Yield the source and the texts of documents that are not in the file, held out or not."""
     for source, (found, done) in enumerate(zip(work.inputs, list(counts))):
         left = islice(documents(work.job, found), done, None)
-        marked = ((is_held_out(work.job, found, one), one.text) for one in left)
+        marked = ((is_held_out(work.job, one), one.text) for one in left)
         for batch in batches(marked, BATCH_CHARS):
             yield source, batch
 

@@ -93,7 +93,7 @@ def _held_out_texts(job: Job, found: Input) -> Iterator[bytes]:
     read = count = 0
     for document in documents(job, found):
         read += len(document.text)
-        if is_held_out(job, found, document):
+        if is_held_out(job, document):
             count += 1
             yield document.text.encode()
         if read >= CONTROL_CHARS or count >= CONTROL_DOCUMENTS:

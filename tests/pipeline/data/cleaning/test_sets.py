@@ -56,7 +56,7 @@ def test_the_control_comes_from_held_out_documents_and_only_from_the_first(job, 
     held_out = " ".join(
         document.text
         for document in islice(whole(job, inputs[0]), len(read))
-        if sets.is_held_out(job, inputs[0], document)
+        if sets.is_held_out(job, document)
     ).lower()
     assert pack.control
     for excerpt in pack.control[:50]:
