@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pion.data.chat.messages import with_texts
 from pipeline.console.formats import beginning, duration, moment, money, printable, short_amount
 from pipeline.console.masking import known_secrets, masked
 from pipeline.cost.costs import USEFUL, Costs
@@ -70,7 +71,10 @@ def page_data(history: RunHistory) -> dict[str, Any]:
         "record": record_sections(history, published),
         "events": _events(history.events),
     }
-    cleaned: dict[str, Any] = _clean(parts, known_secrets())
+    secrets = known_secrets()
+    cleaned: dict[str, Any] = with_texts(
+        parts, lambda text: beginning(masked(printable(text), secrets), MOST_CHARACTERS)
+    )
     for event in cleaned["events"]:  # cut last: half a secret would not be recognized
         event["text"] = beginning(event["text"], MOST_OF_AN_EVENT)
     return cleaned
@@ -224,17 +228,6 @@ def _in_words(event: Row) -> str:
             )
         shown.append(f"{key.replace('_', ' ')} {value}")
     return ", ".join(shown)
-
-
-def _clean(value: Any, secrets: Mapping[str, str]) -> Any:
-    """Return `value` with every text in it made safe to show, and not too long."""
-    if isinstance(value, str):
-        return beginning(masked(printable(value), secrets), MOST_CHARACTERS)
-    if isinstance(value, Mapping):
-        return {_clean(key, secrets): _clean(item, secrets) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_clean(item, secrets) for item in value]
-    return value
 
 
 # ---------------------------------------------------------------- the summary
