@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,15 @@ class BadInput(PionError):
     """The request itself is wrong; nothing was started and nothing was lost."""
 
     exit_code = 2
+
+
+@contextmanager
+def told(before: str = "", after: str = "") -> Iterator[None]:
+    """Put words before and after the message of a BadInput that the block raises."""
+    try:
+        yield
+    except BadInput as error:
+        raise BadInput(f"{before}{error}{after}") from None
 
 
 class Fenced(PionError):

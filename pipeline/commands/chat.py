@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
-from pion.errors import BadInput
+from pion.errors import BadInput, told
 from pipeline.commands.sampling import Settings, convert
 from pipeline.console.formats import printable
 
@@ -329,10 +329,8 @@ def answer_all(
 
     ids = []
     for prompt in prompts:
-        try:
+        with told(f"{prompt.where}: "):
             ids.append(prompt_ids(model, chat_format, prompt.text, settings, as_chat=as_chat))
-        except BadInput as error:
-            raise BadInput(f"{prompt.where}: {error}") from None
         tell_replaced(chat_format.tokenizer, prompt.text, prompt.where)
     new: list[list[int]] = [[] for _ in prompts]
     complete: set[int] = set()

@@ -20,7 +20,7 @@ import numpy as np
 from pion.data.arrays import read_array
 from pion.data.row_flags import SEQUENCES
 from pion.data.shards import Manifest, Rows, Shard
-from pion.errors import BadInput
+from pion.errors import BadInput, told
 from pion.untrusted import parse_object, read_file
 from pipeline.job.stages import TRAINING
 from pipeline.state.stores.base import check_key
@@ -84,10 +84,8 @@ class PreparedData:
         most = 0
         for source, split in itertools.product(self.sources, SPLITS):
             path = self.folder / source.folder / split / SEQUENCES
-            try:
+            with told(after=". Prepare the data again: --redo prepare"):
                 starts = read_array(path, np.int32, self.manifest(source, split).rows + 1)
-            except BadInput as error:
-                raise BadInput(f"{error}. Prepare the data again: --redo prepare") from None
             most = max(most, int(np.diff(starts).max(initial=0)))
         return most
 

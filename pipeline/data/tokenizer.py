@@ -25,7 +25,7 @@ from pion.data.chat.template_source import (
 from pion.data.tokens.special_tokens import GENERATION_CONFIG
 from pion.data.tokens.token_names import FILES as NAMES_FILES
 from pion.data.tokens.tokenizer import Tokenizer, train_bpe
-from pion.errors import BadInput
+from pion.errors import BadInput, told
 from pion.formats.gguf.vocabulary import require_known
 from pion.formats.huggingface.tokenizer_files import copy_tokenizer
 from pion.untrusted import LARGEST_TOKENIZER, read_file
@@ -105,13 +105,9 @@ def check_fits(job: Job, tokenizer: Tokenizer, path: Path, by_job: bool) -> None
         tokenizer.fits(job.model_config_resolved().vocab_size, f"tokenizer: {origin(job)}")
     if job.publish is None or not job.publish.gguf:
         return
-    try:
+    after = ". Nothing was trained. Remove publish.gguf, or name another tokenizer."
+    with told("publish.gguf: ", after):
         require_known(path)
-    except BadInput as error:
-        raise BadInput(
-            f"publish.gguf: {error}. Nothing was trained. Remove publish.gguf, or name another "
-            "tokenizer."
-        ) from None
 
 
 def ready_tokenizer(

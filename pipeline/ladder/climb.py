@@ -10,7 +10,7 @@ import dataclasses
 import time
 from collections.abc import Sequence
 
-from pion.errors import BadInput, PionError, Stopped
+from pion.errors import BadInput, PionError, Stopped, told
 from pipeline.console.formats import moment
 from pipeline.ladder.cap import Cap, describe, raise_it, reached, why_stopped
 from pipeline.ladder.fit import Fit, fit
@@ -154,7 +154,5 @@ class Climb:
 def _require_enough(rungs: Sequence[Rung]) -> None:
     """Raise BadInput if the results of all runs would be too few to fit a law."""
     fitted = [rung for rung in rungs if not rung.held_out]
-    try:
+    with told("this ladder could not be fitted: ", " Nothing was started."):
         check_points([Point(rung.name, rung.macs_per_token, rung.tokens, 1.0) for rung in fitted])
-    except BadInput as error:
-        raise BadInput(f"this ladder could not be fitted: {error} Nothing was started.") from None

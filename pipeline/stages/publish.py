@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pion.errors import BadInput, no_room
+from pion.errors import BadInput, no_room, told
 from pion.formats.target_folder import check_replaceable, replace_folder
 from pipeline.console.messages import Note, Say
 from pipeline.job import Job, Publish
@@ -56,10 +56,8 @@ def _check_form(job: Job, publish: Publish, *, to_hub: bool) -> None:
     if publish.dtype == "bfloat16":
         from pion.formats.export import require_roundable
 
-        try:
+        with told("publish.", ". Nothing was started."):
             require_roundable(job.model_config_resolved())
-        except BadInput as error:
-            raise BadInput(f"publish.{error}. Nothing was started.") from None
     if publish.gguf:
         from pion.formats.gguf.tensors import require_expressible
 
@@ -68,10 +66,8 @@ def _check_form(job: Job, publish: Publish, *, to_hub: bool) -> None:
                 "publish.gguf: a GGUF file has a whole model, and publish.adapter publishes LoRA's "
                 "additions alone. Nothing was started. Leave out one of the two."
             )
-        try:
+        with told("publish.gguf: ", ". Nothing was started."):
             require_expressible(job.model_config_resolved())
-        except BadInput as error:
-            raise BadInput(f"publish.gguf: {error}. Nothing was started.") from None
 
 
 def publish_run(

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pion.errors import BadInput, PionError
+from pion.errors import BadInput, PionError, told
 from pion.formats.weights import GGUF_FILE, MODELFILE
 from pipeline.base.licence import Terms, terms_of
 from pipeline.console.messages import Note, Say
@@ -44,10 +44,8 @@ def check_adapter(job: Job, *, to_hub: bool) -> None:
         first = continued
     lora, before, start = job.lora(last), job.stage_before(first), job.base
     assert lora is not None
-    try:
+    with told("publish.adapter: ", ". Nothing was started."):
         require_adaptable(job.model_config_resolved(), lora)
-    except BadInput as error:
-        raise BadInput(f"publish.adapter: {error}. Nothing was started.") from None
     only_here = None
     if before is not None:
         only_here = f"the {AFTER[before]} model of this run"

@@ -10,7 +10,7 @@ import numpy as np
 
 from pion.data.overlap.items import LEAST_WORDS, Item, ItemSet, counted_words
 from pion.data.overlap.words import split_words
-from pion.errors import BadInput
+from pion.errors import told
 from pion.evaluation.core.bundle import Task, read_bundle
 from pion.evaluation.core.rows import passages_of
 from pion.evaluation.questions import read_questions
@@ -33,10 +33,8 @@ def read_sets(job: Job) -> list[ItemSet]:
     """
     sets: list[ItemSet] = []
     for key, name in job.removed_sets:
-        try:
+        with told(f"{key}: "):
             sets += _of_file(job.input_path(name))
-        except BadInput as error:
-            raise BadInput(f"{key}: {error}") from None
     return sets
 
 
