@@ -43,8 +43,6 @@ from pipeline.state.workspace import (
 EPOCH = 1
 ROWS_PER_SEGMENT = 20_000
 
-Say = Callable[[str], None]
-
 
 def check_data(target: RunState, forked: Head) -> None:
     """Raise PionError if shared data was deleted before HEAD listed it: its user had dropped it."""
@@ -90,7 +88,7 @@ def fork_run(
     *,
     at: int | None = None,
     stage: str | None = None,
-    say: Say = lambda text: None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> CheckpointEntry:
     """Make `target` a separate run that continues from a checkpoint of `source`, and return it.
 
@@ -168,7 +166,7 @@ class _Copy:
 
     source: RunState
     target: RunState
-    say: Say
+    say: Callable[[str], None]
 
     def run(self, head: Head, chosen: CheckpointEntry) -> Head:
         """Copy everything and return the HEAD of the new run."""

@@ -18,8 +18,6 @@ from pipeline.state.status.run_status import is_finished
 REASON = "pion stop"
 POLL_SECONDS = 2.0
 
-Say = Callable[[str], None]
-
 
 def stop(run: str, *, wait: bool) -> None:
     """Ask `run` to stop; with `wait`, return when it has stopped.
@@ -30,7 +28,7 @@ def stop(run: str, *, wait: bool) -> None:
     stop_run(state, head, wait=wait, say=show)
 
 
-def stop_run(state: RunState, head: Head, *, wait: bool, say: Say) -> None:
+def stop_run(state: RunState, head: Head, *, wait: bool, say: Callable[[str], None]) -> None:
     """Leave a request to stop that the owner in `head` and every managed restart obey.
 
     A finished run gets no request. With `wait`, return when the run is released. Raises PionError
@@ -66,7 +64,7 @@ _STAYS = (
 )
 
 
-def _wait(state: RunState, say: Say) -> None:
+def _wait(state: RunState, say: Callable[[str], None]) -> None:
     """Block until nobody owns the run."""
     clock, store = state.clock, state.store
     unchanged, patience = Unchanged(clock), state.silence

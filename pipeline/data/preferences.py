@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from pion.data.documents import python_docs
 from pion.data.documents.python_preferences import docs_pairs
 from pion.data.preference.layouts import Pair, Preference, parse_preference
+from pion.data.preference.summary import Kind
 from pion.errors import BadInput
 from pipeline.data.remarks import Remarks
 from pipeline.data.sources import Input, parsed
 from pipeline.job import Job, PythonDocsPrefer
 
-Kind = Literal["pairs", "labels"]
 _IN_WORDS = {"pairs": "a pair", "labels": "an answer with a label"}
 
 

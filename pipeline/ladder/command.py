@@ -24,7 +24,6 @@ from pipeline.state.stores.errors import before_work
 
 # The exit code if all runs are done, and no law could be fitted to their results.
 NO_FIT = 1
-DIGITS = 4
 # A law whose loss without end is below this share of the lowest measured one has found none.
 NO_FLOOR = 0.05
 
@@ -136,7 +135,7 @@ def fit_lines(fit: Fit | None) -> list[str]:
     """Return the law in words."""
     if fit is None:
         return ["no fit yet: too few runs are finished"]
-    law, noise = fit.law, measured(fit.noise, digits=DIGITS)
+    law, noise = fit.law, measured(fit.noise, digits=4)
     least = min(point.bits_per_byte for point in fit.points)
     no_floor = [
         "    Warning: the law has no floor, so the runs are too short or too alike to say what "

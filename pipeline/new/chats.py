@@ -13,9 +13,6 @@ from pion.later_fields import closest, shown
 from pipeline.console.formats import some
 from pipeline.new.layouts import NEXT_TO_TURNS, PairColumns, Record, TurnsColumn
 
-# What a role may mean.
-MEANINGS = ("system", "user", "assistant", "tool")
-
 
 def parse_roles(text: str | None) -> dict[str, str]:
     """Return what `agent=assistant,customer=user` says. Raises BadInput if it says nothing."""
@@ -23,10 +20,10 @@ def parse_roles(text: str | None) -> dict[str, str]:
     for part in text.split(",") if text else ():
         name, equals, meaning = part.partition("=")
         role = role_of(meaning) or meaning.strip().lower()
-        if not equals or not name.strip() or role not in MEANINGS:
+        if not equals or not name.strip() or role not in KNOWN_ROLES:
             raise BadInput(
                 f"--roles {text}: {shown(part)} should be NAME=ROLE, such as agent=assistant. The "
-                f"roles are {', '.join(MEANINGS)}"
+                f"roles are {', '.join(KNOWN_ROLES)}"
             )
         roles[name.strip().lower()] = role
     return roles
@@ -59,7 +56,7 @@ def unknown_roles(found: Mapping[str, str], roles: Mapping[str, str]) -> BadInpu
     return BadInput(
         f"{found[first]}: unknown role {shown(first)}{near or '.'} Unknown in all: "
         f"{some([*map(shown, names)], 4)}. Say what each of them means, for example: "
-        f"--roles '{given}'. The roles are {', '.join(MEANINGS)}"
+        f"--roles '{given}'. The roles are {', '.join(KNOWN_ROLES)}"
     )
 
 

@@ -13,7 +13,8 @@ from typing import Any
 from pipeline.console.formats import counted, measured, printable
 from pipeline.report.blocks import Block, Table
 
-# Where a task's result says how the model was asked. Results of 0.1.0 don't say it.
+# The key of a task's result with how the model was asked. All numbers next to it are metrics.
+# Results of 0.1.0 don't have it.
 ASKED = "asked"
 ASKED_COLUMNS = (
     *("task", "version", "stop texts", "questions"),

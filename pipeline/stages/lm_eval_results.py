@@ -17,8 +17,6 @@ Form = Literal["chat", "text"]
 FEWSHOT_SEED = 1234
 # Of which questions a task asks, if it does not ask all.
 SAMPLE_SEED = 1234
-# The key of a task's result with how the model was asked. All numbers next to it are metrics.
-ASKED = "asked"
 # The stop texts that are kept, and how long they may be.
 MOST_STOPS, LONGEST_STOP = 16, 60
 
@@ -118,15 +116,14 @@ def items_of(found: Mapping[str, Any], form: Form, longest: int) -> dict[str, An
                 rules[name] = _rule(found, leaf, form, longest)
     return {
         name: {
-            "key": {"rule": rules[name], "questions": _digest(hashes[name])},
+            "key": {
+                "rule": rules[name],
+                "questions": hashlib.sha256("\n".join(hashes[name]).encode()).hexdigest(),
+            },
             **pack(item_scores(own)),
         }
         for name, own in scores.items()
     }
-
-
-def _digest(hashes: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
 def _rule(found: Mapping[str, Any], leaf: str, form: Form, longest: int) -> str:
