@@ -144,7 +144,10 @@ class Display:
             case StageState():
                 self._show_stage(message)
             case Step():
-                self._show_step(message)
+                self._progress = message
+                if self._live is None:
+                    facts = "  ".join(self._facts(message))
+                    self._line(f"{message.stage} step {message.step:,}/{message.steps:,}  {facts}")
             case Evaluation(stage, step, loss, sem, accuracy):
                 words = f"held-out loss {measured(loss, sem, 4)}"
                 if accuracy is not None:
@@ -195,12 +198,6 @@ class Display:
         self._progress = None
         if started and stage.steps:
             self._saved = None
-
-    def _show_step(self, step: Step) -> None:
-        self._progress = step
-        if self._live is None:
-            facts = "  ".join(self._facts(step))
-            self._line(f"{step.stage} step {step.step:,}/{step.steps:,}  {facts}")
 
     def _show_checkpoint(self, checkpoint: CheckpointSaved) -> None:
         self._saved = (checkpoint.step, self._at)

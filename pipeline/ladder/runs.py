@@ -97,7 +97,9 @@ class Runs:
         `limits` are runtime settings: they change no result. Raises the error that `pion run` ended
         with, for any other end.
         """
-        settings = as_overrides({**_settings(run.job), **limits})
+        # Without a GPU, Ray would start for half a minute, and the runs are short.
+        alone = run.job.hardware.workers is None and not gpu_count()
+        settings = as_overrides(({"hardware.workers": 0} if alone else {}) | dict(limits))
         words = [self.job_path, *self.overrides, *run.overrides, *settings]
         code = self._execute([*words, *([] if until is None else ["--until", until])])
         if code not in (0, PionError.exit_code, Stopped.exit_code):
@@ -130,12 +132,6 @@ def between_runs() -> AbstractContextManager[None]:
     if launch_id() is None:
         return nullcontext()
     return before_work("Every finished run is kept.", managed=True)
-
-
-def _settings(job: Job) -> dict[str, Any]:
-    """Return runtime settings of the runs of a job, which are short."""
-    # Without a GPU, Ray would start for half a minute.
-    return {} if job.hardware.workers is not None or gpu_count() else {"hardware.workers": 0}
 
 
 def _ended(name: str, code: int) -> PionError:

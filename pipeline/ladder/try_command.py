@@ -37,20 +37,16 @@ def run_try(runs: Runs, settings: Sequence[Setting], seeds: int, cap: Cap) -> in
     )
     with between_runs():
         found = search.go()
-    command = _continue(search, found, runs)
+    # It finishes a run of the chosen setting, from its checkpoint.
+    first = next(t for t in search.trials if t.setting.name == found.choice.setting)
+    words = [runs.job_path, *runs.overrides, *first.setting.overrides, f"seed={first.seed}"]
+    command = f"pion run {shlex.join([*words, f'name={first.name}'])}"
     said = verdict(found.choice, settings)
     if runs.as_json:
         print(finite_json(_as_json(search, found, said, command), indent=1))
     else:
         _show(search, found, said, command)
     return 0
-
-
-def _continue(search: Search, found: Outcome, runs: Runs) -> str:
-    """Return the command that finishes a run of the chosen setting, from its checkpoint."""
-    first = next(t for t in search.trials if t.setting.name == found.choice.setting)
-    words = [runs.job_path, *runs.overrides, *first.setting.overrides, f"seed={first.seed}"]
-    return f"pion run {shlex.join([*words, f'name={first.name}'])}"
 
 
 def _show(search: Search, found: Outcome, said: str, command: str) -> None:
@@ -134,7 +130,9 @@ SHOWN = 3
 def verdict(choice: Choice, settings: Sequence[Setting]) -> str:
     """Return what is better than what, and what is noise: "pretrain.lr=2e-3 is better than 1e-3:
     −0.011 ± 0.003 nats per token at step 240; 4e-3 is noise: −0.002 ± 0.003 …"."""
-    words = _words(settings)
+    # Next to another one, a setting is called by its values alone, if one key varies.
+    one_key = all(len(setting.overrides) == 1 for setting in settings)
+    words = {s.name: s.values if one_key else s.name for s in settings}
     worse = [d for d in choice.others if d.sure and not d.diverged]
     noise = [d for d in choice.others if not d.sure]
     diverged = [words[d.setting] for d in choice.others if d.diverged]
@@ -161,12 +159,6 @@ def _difference(difference: Difference) -> str:
     mean, sem = difference.mean, difference.sem
     value = measured(abs(mean), sem) if math.isfinite(sem) else f"{abs(mean):.3f} ± unknown"
     return f"{'−' if mean < 0 else '+'}{value} {UNIT} at step {difference.step:,}"
-
-
-def _words(settings: Sequence[Setting]) -> dict[str, str]:
-    """Return what to call a setting next to another, by its name: its value, if one key varies."""
-    one_key = all(len(setting.overrides) == 1 for setting in settings)
-    return {s.name: s.values if one_key else s.name for s in settings}
 
 
 def _and(words: Sequence[str]) -> str:

@@ -19,9 +19,7 @@ from pipeline.console.formats import show
 from pipeline.new.chats import meaning_of, names_of_roles, unknown_roles
 from pipeline.new.files import IN_WORDS, FoundFiles, Group
 from pipeline.new.layouts import (
-    Columns,
     Preferences,
-    Record,
     TextColumn,
     TurnsColumn,
     Undecided,
@@ -126,7 +124,10 @@ def _reading(group: Group, firsts: Firsts, wishes: Wishes) -> Reading:
         _refuse_mixed_files(firsts, wishes)
     named = [item for _, found in firsts for item in found]
     records = [record for _, record in named]
-    layout = _decided(records, wishes, str(firsts[0][0]))
+    where = str(firsts[0][0])
+    while isinstance(layout := layout_of(records, wishes, where), Undecided):
+        answer: Any = {layout.name: _answer(layout, where)}
+        wishes = replace(wishes, **answer)
     roles = {}
     if isinstance(layout, TurnsColumn):
         roles = _roles(names_of_roles(named, layout), wishes.roles)
@@ -147,13 +148,6 @@ def _refuse_mixed_files(firsts: Firsts, wishes: Wishes) -> None:
             "has conversations. A source of a job has one of them. Give one of the files, or move "
             "them into folders of their own. Nothing was written."
         )
-
-
-def _decided(records: Sequence[Record], wishes: Wishes, where: str) -> Columns:
-    while isinstance(found := layout_of(records, wishes, where), Undecided):
-        answer: Any = {found.name: _answer(found, where)}
-        wishes = replace(wishes, **answer)
-    return found
 
 
 def _roles(found: dict[str, str], given: Mapping[str, str]) -> dict[str, str]:

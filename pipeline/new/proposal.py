@@ -64,7 +64,8 @@ def propose(
         sources[look.stage].append(source_of(look.reading, look.path, folder, split))
     if base is None and not sources["pretrain"]:
         sources["pretrain"] = [dict(BUILT_IN)]
-        texts = _built_in()
+        lengths = sorted(len(document.text.encode()) for document in documents(False))
+        texts = Amount(sum(lengths), len(lengths), lengths[int(0.9 * len(lengths))])
     sizes = _sizes(Proposal(options, looks, texts, chats, base, sources, prompt_from(looks)))
     largest = next(sizes)
     known = base is None or base.base is not None
@@ -90,12 +91,6 @@ def _amount(looks: Sequence[Look]) -> Amount:
         sum(look.all_records * (look.paragraphs or 1) for look in looks),
         max((look.length(MOST_FIT if look.first else 0.9) for look in looks), default=0),
     )
-
-
-def _built_in() -> Amount:
-    """Return how much text comes with Python."""
-    lengths = sorted(len(document.text.encode()) for document in documents(False))
-    return Amount(sum(lengths), len(lengths), lengths[int(0.9 * len(lengths))])
 
 
 # ---------------------------------------------------------------- size and price
@@ -126,7 +121,10 @@ def _affordable(sizes: Iterator[Proposal], job: Job) -> Proposal:
     with saying_if_slow("asking SkyPilot for the prices of machines"):
         market = on_the_market(job, ())
     if all(offer.price is None for offer in market.offers):
-        return replace(next(sizes), price=_no_price(market))
+        why = "; ".join(note for note in market.notes if not note.startswith("prices"))
+        because = f" ({why})" if why else ""
+        none = f"no price for any card today{because}, so --dollars did not limit the size"
+        return replace(next(sizes), price=none)
     known, dearer = Known(bench=bench_results(())), ""
     for p in sizes:
         best = _cheapest(p, market, known)

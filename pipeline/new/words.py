@@ -90,7 +90,7 @@ def of_proposal(p: Proposal) -> Iterator[str]:
 
 def notes(p: Proposal) -> Iterator[str]:
     """Yield what the person should know."""
-    count = p.chats.count
+    count, stage = p.chats.count, p.pretraining
     if p.prefers is not None and p.base is not None:
         yield from _of_preferences(p.prefers, p.base)
         return
@@ -102,11 +102,15 @@ def notes(p: Proposal) -> Iterator[str]:
             "Python first. That shows that all works; for a model worth talking to, name one: "
             "--from MODEL"
         )
-    elif isinstance(p.pretraining, FromRandom):
-        yield from _too_little(p.pretraining)
-    if p.pretraining is not None and p.pretraining.epochs < LEAST_USED:
+    elif isinstance(stage, FromRandom) and stage.tokens < LEAST_RATIO * stage.parameters:
         yield (
-            f"training uses {p.pretraining.epochs:.1%} of the text, but all of it is prepared "
+            f"so many tokens suit a model of {short_amount(stage.tokens / TOKENS_PER_PARAMETER)} "
+            f"parameters, and {stage.preset} has {short_amount(stage.parameters)}: it will learn "
+            "words more than facts. A trained model learns more from them: --from MODEL"
+        )
+    if stage is not None and stage.epochs < LEAST_USED:
+        yield (
+            f"training uses {stage.epochs:.1%} of the text, but all of it is prepared "
             "first. Give a part of it, and preparing takes less time and room"
         )
     if 0 < count < FEW_CONVERSATIONS:
@@ -136,16 +140,6 @@ def _of_base(p: Proposal, base: LookedUp) -> Iterator[str]:
             f"conversations need a model that can talk, so it starts from {base.source}. --from "
             "MODEL names another one"
         )
-
-
-def _too_little(stage: FromRandom) -> Iterator[str]:
-    if stage.tokens >= LEAST_RATIO * stage.parameters:
-        return
-    yield (
-        f"so many tokens suit a model of {short_amount(stage.tokens / TOKENS_PER_PARAMETER)} "
-        f"parameters, and {stage.preset} has {short_amount(stage.parameters)}: it will learn words "
-        "more than facts. A trained model learns more from them: --from MODEL"
-    )
 
 
 def _of_preferences(look: Look, base: LookedUp) -> Iterator[str]:

@@ -46,16 +46,12 @@ class Trained:
     plan: Mapping[str, Any]
     problem: str | None
 
-    @property
-    def rows_sha256(self) -> str:
-        return hashlib.sha256(json.dumps(self.rows).encode()).hexdigest()
-
     def to_dict(self) -> dict[str, Any]:
         """Return what identifies the result, as plain JSON."""
         return {
             "steps": len(self.rows),
             "model_sha256": self.model_sha256,
-            "rows_sha256": self.rows_sha256,
+            "rows_sha256": hashlib.sha256(json.dumps(self.rows).encode()).hexdigest(),
             "plan": dict(self.plan),
         }
 

@@ -73,6 +73,8 @@ def model_card(
     """
     job, publish = history.job, history.job.publish
     assert publish is not None
+    blocks = result_blocks(job, history.results, code="`{}`", brief=True)
+    results = [block if isinstance(block, str) else table(*block) for block in blocks]
     parts = [
         front_matter(job, extra.terms),
         f"# {job.name}",
@@ -84,7 +86,7 @@ def model_card(
         if extra.adapter is None
         else adapter_sections(publish.to, extra.adapter),
         gguf_section(job, publish.to, extra.caveat) if extra.gguf else "",
-        _results(history),
+        "\n\n".join(["## Results", *results]) if results else "",
         _architecture(config, parameters, vocab_size, _weights(publish, config, extra)),
         _training(history, with_cost=publish.cost),
         base_section(job, extra.terms),
@@ -233,12 +235,6 @@ Or with Pion: `pion {command} {to}`"""
 def _prompt(job: Job, default: str) -> str:
     """Return the first prompt of the evaluation, as Python and JSON write it."""
     return json.dumps(next(iter(job.evaluate.prompts), default))
-
-
-def _results(history: RunHistory) -> str:
-    blocks = result_blocks(history.job, history.results, code="`{}`", brief=True)
-    shown = [block if isinstance(block, str) else table(*block) for block in blocks]
-    return "\n\n".join(["## Results", *shown]) if shown else ""
 
 
 def _architecture(config: ModelConfig, parameters: int, vocab_size: int, weights: str) -> str:

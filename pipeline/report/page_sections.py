@@ -11,7 +11,6 @@ from typing import Any
 
 from pipeline.console.formats import duration, moment, number_or_dash
 from pipeline.cost.costs import ELSE
-from pipeline.report import blocks
 from pipeline.report.blocks import table_block, text_block
 from pipeline.report.history import STAGE_NAMES, Row, RunHistory
 from pipeline.report.result_tables import result_blocks
@@ -29,7 +28,10 @@ def measured_sections(history: RunHistory, results: Mapping[str, Any]) -> list[S
         return []
     return _with_content(
         {
-            "Evaluation": [_drawn(block) for block in result_blocks(history.job, results)],
+            "Evaluation": [
+                text_block(block) if isinstance(block, str) else table_block(*block)
+                for block in result_blocks(history.job, results)
+            ],
             "Experts": _experts(history),
             "Gates": _gates(history),
         }
@@ -59,11 +61,6 @@ def record_sections(history: RunHistory, published: Mapping[str, Any]) -> list[S
 
 def _with_content(sections: Mapping[str, Sequence[Block]]) -> list[Section]:
     return [{"title": title, "blocks": blocks} for title, blocks in sections.items() if blocks]
-
-
-def _drawn(block: blocks.Block) -> Block:
-    """Return what the page draws of a sentence or a table."""
-    return text_block(block) if isinstance(block, str) else table_block(*block)
 
 
 def _dated(entries: Sequence[tuple[str, Sequence[str]]]) -> list[Block]:

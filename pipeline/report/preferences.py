@@ -223,7 +223,8 @@ def preference_training(job: Job, results: Mapping[str, Any], head: Head, url: s
     if section is None:
         return ""
     sentences = [f"Preferences: the loss is {_loss_in_words(section)}, {_reference(job, results)}."]
-    for summary in _summaries(head, url):
+    prepared = result_of(_PREPARED, head, "prepare", url).get("prefer", {})
+    for summary in (source["preferences"] for source in prepared.get("sources", [])):
         left_out = f"; left out: {summary.reasons}" if summary.reasons else ""
         sentences.append(
             f"{summary.train.items:,} {WHAT[summary.kind]} were trained on, and "
@@ -261,9 +262,3 @@ def _reference(job: Job, results: Mapping[str, Any]) -> str:
     if added:  # by LoRA
         hashed = f"with additions (SHA-256 `{added}`) to a base {hashed}"
     return f"and the reference is {whose}, {hashed}"
-
-
-def _summaries(head: Head, url: str) -> list[Summary]:
-    """Return what prepare reported of each source of preferences."""
-    report = result_of(_PREPARED, head, "prepare", url).get("prefer", {})
-    return [source["preferences"] for source in report.get("sources", [])]

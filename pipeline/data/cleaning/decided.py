@@ -71,7 +71,8 @@ class Cleaned:
         # As bytes, which Python reads faster than numpy's numbers.
         verdicts = self.verdicts[first : self._firsts[source + 1]].tobytes()
         found, number = self.inputs[source], -1
-        wanted = self._wanted
+        examples = [one for _, some in self.record["examples"] for one in some]
+        wanted = {place for one in examples for place in one[:2] if place != NONE}
 
         def kept(document: Document) -> bool:
             nonlocal number
@@ -138,11 +139,6 @@ class Cleaned:
     @property
     def _firsts(self) -> list[int]:
         return list(accumulate(self.record["documents"], initial=0))
-
-    @property
-    def _wanted(self) -> set[int]:
-        examples = [one for _, some in self.record["examples"] for one in some]
-        return {place for one in examples for place in one[:2] if place != NONE}
 
 
 def clean(job: Job, inputs: Sequence[Input], folder: Path, say: Say) -> Cleaned:
