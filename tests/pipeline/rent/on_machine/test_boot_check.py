@@ -142,18 +142,16 @@ def boot(environment, *options):
     return run_to_end([sys.executable, "-I", "-S", str(SCRIPT), *options], env=environment)
 
 
-def test_a_machine_as_requested_passes(machine):
+def test_a_machine_as_requested_passes_and_a_driver_that_can_not_be_loaded_is_left_for_torch(
+    machine,
+):
     done = boot(machine("echo 'NVIDIA A40, 580.95.05'") | {"PION_DISK_GB": "1"})
     assert done.returncode == 0, done.stderr
     assert "1 × NVIDIA A40 with driver 580.95.05" in done.stderr
     assert done.stdout.strip() == "", "nothing but the folder of the image's torch belongs here"
-
-
-def test_a_driver_that_is_too_old_for_the_pinned_torch_gets_a_build_that_it_runs(machine):
-    done = boot(machine("echo 'NVIDIA A40, 550.54.15, 8.6'"), "--any-build")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "\ntorch==2.14.1 cu126\n"
-    assert "torch 2.14.1 (cu126) to be installed, because torch 2.15.0" in done.stderr
+    assert "GPU memory not tested (OSError: " in done.stderr
+    assert "libcuda.so.1" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_an_old_driver_that_tells_no_compute_capability_is_asked_again(machine):
@@ -184,11 +182,6 @@ def test_memory_of_every_gpu_is_written_and_read_back():
     assert driver.tested == [0x7F00_0000_0000 + 40, 0x7F00_0000_0000 + 41]
     assert not driver.memory, "memory is left taken"
     assert not driver.contexts, "contexts are left"
-
-
-def test_memory_that_gives_back_other_bytes_is_found_out():
-    with pytest.raises(BadMachine, match="GPU 0's memory returned different bytes"):
-        probe_gpus(Driver(lies=True).library(), SIZE)
 
 
 @pytest.mark.parametrize(
@@ -222,14 +215,6 @@ def test_a_driver_that_lacks_a_function_is_not_judged_by_the_others():
     del library.cuMemFree_v2
     with pytest.raises(AttributeError, match="cuMemFree_v2"):
         probe_gpus(library, SIZE)
-
-
-def test_a_driver_that_cannot_be_loaded_is_left_for_torch_to_judge(machine):
-    done = boot(machine("echo 'NVIDIA A40, 580.95.05'"))
-    assert done.returncode == 0
-    assert "GPU memory not tested (OSError: " in done.stderr
-    assert "libcuda.so.1" in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -306,12 +291,6 @@ def test_a_machine_without_the_gpu_that_was_paid_for_is_left_for_another(tmp_pat
 
 def test_a_machine_that_was_rented_without_gpus_needs_none(tmp_path):
     assert boot({"PATH": str(tmp_path), "SKYPILOT_NUM_GPUS_PER_NODE": "0"}).returncode == 0
-
-
-def test_a_disk_smaller_than_asked_for_is_left_for_another(tmp_path):
-    done = boot({"PATH": str(tmp_path), "PION_DISK_GB": "1000000"})
-    assert done.returncode == ANOTHER_MACHINE
-    assert "1000000 GB were requested" in done.stderr
 
 
 def test_its_exit_code_is_the_one_that_is_recovered():
