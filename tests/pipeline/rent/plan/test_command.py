@@ -156,10 +156,6 @@ def test_each_card_says_what_each_way_to_fine_tune_needs(plan, tmp_path, capsys)
     assert "billion tokens (sft)" not in printed
 
 
-def test_without_conversations_there_is_no_way_to_fine_tune(plan):
-    assert {row["ways"] for row in plan(SMALL, "sft=null", gpus=("A40",))["estimates"]} == {None}
-
-
 def test_a_gpu_without_a_price_comes_after_those_that_have_one(plan):
     rows = plan(SMALL, gpus=("H100", "A40"))["estimates"]
     assert [row["gpu"] for row in rows] == ["A40", "A40", "H100"]

@@ -78,13 +78,6 @@ def test_without_a_ladder_the_largest_model_that_gets_enough_tokens_is_taken(siz
         assert bought is None or bought.tokens_per_parameter < TOKENS_PER_PARAMETER
 
 
-def test_more_money_trains_a_larger_model(sizes):
-    found = [options_for(Money(d), sizes, market())[0].chosen for d in (1, 5, 20, 100, 1000)]
-    params = [chosen.size.cost.all_params for chosen in found]
-    assert params == sorted(params)
-    assert len(set(params)) >= 3
-
-
 def test_cards_that_compute_more_for_the_money_come_first(sizes):
     there = market(offer(price=0.8), offer(), offer(spot=True, price=0.2))
     found = options_for(Money(20), sizes, there)
@@ -163,14 +156,6 @@ def test_with_a_ladder_the_smallest_nearly_best_model_is_taken(sizes, by_ladder,
     assert option.chosen.predicted.bits_per_byte <= least * (1 + NEARLY)
     for smaller in sizes[: sizes.index(option.chosen.size)]:
         assert true[smaller.name] > least * (1 + NEARLY) * 0.999
-
-
-def test_more_money_is_predicted_to_give_a_better_model(sizes, by_ladder):
-    def predicted(dollars):
-        [option] = options_for(Money(dollars), sizes, market(), by_ladder)
-        return option.best.predicted.bits_per_byte
-
-    assert predicted(2) > predicted(5) > predicted(20)
 
 
 # ---------------------------------------------------------------- refused

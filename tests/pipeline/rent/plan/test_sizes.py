@@ -93,10 +93,3 @@ def test_a_job_that_starts_from_a_trained_model_is_refused(tmp_path):
     model = write_published(tmp_path / "base", "SmolLM2-135M")
     with pytest.raises(BadInput, match="does not pretrain a model from random weights"):
         sizes_of(SMALL, ["tokenizer=null", f"model={{from: {model}}}"])
-
-
-def test_a_job_that_can_not_be_read_is_refused(tmp_path):
-    with pytest.raises(BadInput, match=r"missing\.yaml"):
-        sizes_of(str(tmp_path / "missing.yaml"), [])
-    with pytest.raises(BadInput, match=r"pretrain\.stepz"):
-        sizes_of(SMALL, ["pretrain.stepz=3"])

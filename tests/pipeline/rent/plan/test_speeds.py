@@ -24,6 +24,9 @@ from tests.support.jobs import tiny_job
 from tests.support.many_runs import write_runs
 
 MEASURED = f"measured by {SOURCE}"
+SHARE, ASSUMED = "estimated: 25% MFU", "estimated: 15% MFU assumed"
+L40S = dataclasses.replace(A40, card="NVIDIA L40S")
+WRONG = dataclasses.replace(train_row(), verdict="wrong")
 
 
 def pretraining(found, *overrides, job="pion-small", gpu="A40", **more):
@@ -35,10 +38,25 @@ def pretraining(found, *overrides, job="pion-small", gpu="A40", **more):
 # ---------------------------------------------------------------- which speed
 
 
-def test_a_preset_that_was_measured_trains_as_fast_as_it_was():
-    stage = pretraining(results(train_row()))
-    assert stage.tokens_per_second == 50_000.0
-    assert stage.speed_from == MEASURED
+@pytest.mark.parametrize(
+    ("found", "overrides", "said"),
+    [
+        (results(train_row()), [], MEASURED),
+        # Other rows, another shape, or another way to train was not measured.
+        (results(train_row()), ["data.seq_len=1024"], SHARE),
+        (results(train_row()), ["model.d_ff=1024"], SHARE),
+        (results(train_row()), ["hardware.recompute=true"], SHARE),
+        # The preset has changed since.
+        (results(train_row(flops_per_token=1e9)), [], SHARE),
+        # Another way to compute, another card or wrong results say nothing.
+        (results(train_row(dtype="float32")), [], ASSUMED),
+        (results(train_row(compiled=False)), [], ASSUMED),
+        (results(train_row(), card=L40S), [], ASSUMED),
+        (results(WRONG), [], ASSUMED),
+    ],
+)
+def test_a_speed_is_measured_or_estimated_from_what_was(found, overrides, said):
+    assert pretraining(found, *overrides).speed_from.startswith(said)
 
 
 def test_another_model_is_estimated_from_the_share_that_the_nearest_reached():
@@ -50,20 +68,6 @@ def test_another_model_is_estimated_from_the_share_that_the_nearest_reached():
     assert stage.speed_from == f"estimated: 25% MFU, as pion-small reached in {SOURCE}"
 
 
-@pytest.mark.parametrize(
-    "override", ["data.seq_len=1024", "model.d_ff=1024", "hardware.recompute=true"]
-)
-def test_what_was_not_measured_like_this_is_an_estimate(override):
-    assert pretraining(results(train_row()), override).speed_from.startswith("estimated: 25% MFU")
-
-
-def test_conversations_were_not_measured():
-    loaded = load_job(JOBS / "pion-small.yaml", [])
-    _, sft = estimate(loaded, offer("A40"), Known((), [results(train_row())])).stages
-    assert sft.stage == "sft"
-    assert sft.speed_from.startswith("estimated: 25% MFU")
-
-
 def test_recomputing_is_slower_than_what_was_measured():
     plain = pretraining(results(train_row()), "model.d_ff=1024")
     again = pretraining(results(train_row()), "model.d_ff=1024", "hardware.recompute=true")
@@ -71,7 +75,8 @@ def test_recomputing_is_slower_than_what_was_measured():
 
 
 def test_lora_is_estimated_from_what_was_measured_with_all_weights():
-    """With the share of the peak that all weights reached, for about 4/6 of their arithmetic."""
+    """With the share of the peak that all weights reached, for about 4/6 of their arithmetic.
+    Conversations were not measured."""
     whole, lora = (
         estimate(
             load_job(JOBS / "pion-small.yaml", overrides),
@@ -81,18 +86,8 @@ def test_lora_is_estimated_from_what_was_measured_with_all_weights():
         for overrides in ([], ["sft.lora.rank=16"])
     )
     assert lora.speed_from == whole.speed_from
+    assert whole.speed_from.startswith(SHARE)
     assert 1.2 < lora.tokens_per_second / whole.tokens_per_second < 1.5
-
-
-def test_a_preset_that_has_changed_since_is_an_estimate():
-    stage = pretraining(results(train_row(flops_per_token=1e9)))
-    assert stage.speed_from.startswith("estimated: 25% MFU")
-
-
-@pytest.mark.parametrize("change", [{"dtype": "float32"}, {"compiled": False}])
-def test_another_way_to_compute_says_nothing(change):
-    stage = pretraining(results(train_row(**change)))
-    assert stage.speed_from == "estimated: 15% MFU assumed"
 
 
 def test_a_job_that_is_not_compiled_is_as_fast_as_eager_rows():
@@ -102,21 +97,10 @@ def test_a_job_that_is_not_compiled_is_as_fast_as_eager_rows():
     assert pretraining(found).tokens_per_second == 50_000.0, "a GPU compiles by default"
 
 
-def test_another_card_says_nothing():
-    found = results(train_row(), card=dataclasses.replace(A40, card="NVIDIA L40S"))
-    assert pretraining(found).speed_from == "estimated: 15% MFU assumed"
-    assert pretraining(found, gpu="L40S").speed_from.startswith("measured by")
-
-
 def test_a_run_of_the_model_comes_before_the_bench():
     runs = [PastSpeed("mine", 0.0, "NVIDIA A40", 2048, 40_000.0)]
     stage = pretraining(results(train_row()), runs=runs)
     assert (stage.tokens_per_second, stage.speed_from) == (40_000.0, "measured in run mine")
-
-
-def test_wrong_rows_say_nothing():
-    row = dataclasses.replace(train_row(), verdict="wrong")
-    assert pretraining(results(row)).speed_from == "estimated: 15% MFU assumed"
 
 
 # ---------------------------------------------------------------- which files of `pion bench`
@@ -177,15 +161,6 @@ def train_somewhere(job, speed, device="NVIDIA A40", seq_len=32, *, lora=False):
     keep_train_speed(FileStore(Path(job.store)), model_inputs(job.model_config_resolved()), found)
 
 
-def test_a_measured_speed_of_the_same_model_comes_before_the_assumption(tmp_path):
-    job = tiny_job(store=str(tmp_path))
-    train_somewhere(job, 5000.0)
-    again = tiny_job(store=str(tmp_path), name="again", pretrain__lr=5e-3)
-    found = estimate(again, offer("A40"), Known(past_speeds(again)))
-    assert found.stages[0].tokens_per_second == 5000.0
-    assert found.stages[0].speed_from == "measured in run tiny"
-
-
 def test_only_the_same_shape_row_length_and_gpu_count_as_measured(tmp_path):
     job = tiny_job(store=str(tmp_path))
     train_somewhere(job, 5000.0)
@@ -196,10 +171,10 @@ def test_only_the_same_shape_row_length_and_gpu_count_as_measured(tmp_path):
     assert past_speeds(tiny_job(store=str(tmp_path), model__d_ff=64)) == []
 
 
-def test_the_speed_of_a_run_is_that_of_each_of_its_gpus(tmp_path):
-    job = tiny_job(store=str(tmp_path))
-    train_somewhere(job, 2500.0)
-    stage = estimate(job, offer("A40", count=4), Known(past_speeds(job))).stages[0]
+def test_the_speed_of_a_run_of_the_same_model_is_that_of_each_of_its_gpus(tmp_path):
+    train_somewhere(tiny_job(store=str(tmp_path)), 2500.0)
+    again = tiny_job(store=str(tmp_path), name="again", pretrain__lr=5e-3)
+    stage = estimate(again, offer("A40", count=4), Known(past_speeds(again))).stages[0]
     assert stage.tokens_per_second == pytest.approx(4 * 2500.0)
     assert (stage.measured, stage.speed_from) == (True, "measured in run tiny")
 

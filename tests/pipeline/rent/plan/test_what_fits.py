@@ -2,6 +2,7 @@
 each way to fine-tune needs."""
 
 import dataclasses
+from functools import partial
 
 import pytest
 
@@ -28,6 +29,7 @@ from tests.support.jobs import job_from, tiny_job
 from tests.support.published_models import PUBLISHED
 
 A4000 = one("RTXA4000")
+in_soak = partial(pytest.param, marks=pytest.mark.soak)
 
 
 def on_a4000(job):
@@ -153,19 +155,24 @@ def test_the_parameters_of_published_models_are_those_of_their_settings(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("overrides", "name"),
+    ("last", "overrides", "name"),
     [
-        (["hardware.recompute=false"], "full"),
-        (["hardware.recompute=true"], "recomputed"),
-        (["sft.lora.rank=16"], "lora"),
-        (["sft.lora.rank=64", "hardware.recompute=true"], "lora"),
+        ("sft", ["hardware.recompute=false"], "full"),
+        ("sft", ["hardware.recompute=true"], "recomputed"),
+        ("sft", ["sft.lora.rank=16"], "lora"),
+        ("sft", ["sft.lora.rank=64", "hardware.recompute=true"], "lora"),
+        in_soak("prefer", [*PREFER, "hardware.recompute=false"], "full"),
+        in_soak("prefer", [*PREFER, "hardware.recompute=true"], "recomputed"),
+        ("prefer", [*PREFER, "prefer.lora.rank=16"], "lora"),
     ],
 )
-def test_each_way_is_what_the_job_takes_if_it_asks_for_it(tmp_path, overrides, name):
+def test_each_way_is_what_the_job_takes_if_it_asks_for_it(tmp_path, last, overrides, name):
     job = read_fine_tuning(tmp_path, "SmolLM2-360M", *overrides)
-    (stage,) = estimate(job, A4000).stages
-    taken = Way(stage.micro_batch, stage.recompute, stage.peak_bytes, True)
-    assert getattr(ways_on(job, "sft", A4000), name) == taken
+    assert fine_tuning_stages(job)[-1] == last
+    stage = estimate(job, A4000).stages[-1]
+    ways = ways_on(job, last, A4000)
+    assert getattr(ways, name) == Way(stage.micro_batch, stage.recompute, stage.peak_bytes, True)
+    assert str(ways).startswith(f"{last} in full: ")
 
 
 def test_the_rank_is_that_of_the_job_or_the_default(tmp_path):
@@ -189,25 +196,6 @@ def test_a_model_of_experts_has_no_way_by_lora():
 def test_a_job_that_pretrains_has_no_choice_to_make():
     """A GPU that pretrains the model also trains all its weights afterwards."""
     assert fine_tuning_stages(load_job(JOBS / "pion-small.yaml", [])) == []
-
-
-@pytest.mark.parametrize(
-    ("overrides", "name"),
-    [
-        pytest.param(["hardware.recompute=false"], "full", marks=pytest.mark.soak),
-        pytest.param(["hardware.recompute=true"], "recomputed", marks=pytest.mark.soak),
-        (["prefer.lora.rank=16"], "lora"),
-    ],
-)
-def test_each_way_to_learn_preferences_is_what_the_job_takes_if_it_asks_for_it(
-    tmp_path, overrides, name
-):
-    job = read_fine_tuning(tmp_path, "SmolLM2-360M", *PREFER, *overrides)
-    assert fine_tuning_stages(job) == ["sft", "prefer"]
-    _, stage = estimate(job, A4000).stages
-    ways = ways_on(job, "prefer", A4000)
-    assert getattr(ways, name) == Way(stage.micro_batch, stage.recompute, stage.peak_bytes, True)
-    assert str(ways).startswith("prefer in full: ")
 
 
 def test_without_a_known_gpu_there_is_nothing_to_say(tmp_path):
