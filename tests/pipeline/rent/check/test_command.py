@@ -16,15 +16,8 @@ from pipeline.rent.check.job import check_data
 from pipeline.rent.managed.request import require_checks
 from pipeline.state.stores import FileStore
 from tests.pipeline.rent.check.checked_job import unknown, wrong
-from tests.support.hub_server import READ_TOKEN, hub_server
+from tests.support.hub_server import READ_TOKEN
 from tests.support.light_run import JOB, light_run
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    with hub_server() as server:
-        server.use(monkeypatch, tmp_path / "hf")
-        yield server
 
 
 def test_a_good_job_passes_every_check(case, capsys):
@@ -139,12 +132,6 @@ def test_a_data_set_that_the_hub_lacks(case, hub):
     wrong(row, "Hub data set user/data", "no such repository")
 
 
-def test_a_data_set_whose_first_record_lacks_the_field(case, hub):
-    hub.add_repo("user/data", "dataset", {"train.jsonl": b'{"body": "a"}\n'})
-    row = case.row("data.sources.0", data__sources=[{"kind": "hub", "repo": "user/data"}])
-    wrong(row, "user/data row 1", "text")
-
-
 def test_a_hub_out_of_reach_is_not_found_out(case, hub, monkeypatch):
     hub.fail("/api/datasets", status=503, times=99)
     row = case.row("data.sources.0", data__sources=[{"kind": "hub", "repo": "user/data"}])
@@ -174,17 +161,6 @@ def test_a_change_that_would_invalidate_committed_work(case):
 
 def test_a_bucket_that_is_not_there(case, proxy):
     wrong(case.row("store", store="s3://no-such-bucket/runs"), "no-such-bucket")
-
-
-@pytest.mark.parametrize(("denied", "words"), [("PUT", "Cannot"), ("DELETE", "delete")])
-def test_a_store_that_may_not_be_written_or_deleted_from(case, proxy, s3, denied, words):
-    proxy.deny(match=denied)
-    wrong(case.row("store", store=f"s3://{s3.bucket()}"), words)
-
-
-def test_a_store_that_does_not_compare_before_it_swaps(case, proxy, s3):
-    proxy.ignored_headers = {"if-match", "if-none-match"}
-    wrong(case.row("store", store=f"s3://{s3.bucket()}"), "ignores If-None-Match")
 
 
 def test_a_store_that_is_down_is_not_waited_for(case, proxy, s3, monkeypatch):
