@@ -150,7 +150,9 @@ def test_an_old_rental_that_does_not_end_by_itself_is_cancelled(sky, capsys):
     assert "cancelled managed job 1" in capsys.readouterr().out
 
 
-def test_a_launch_that_fails_leaves_the_old_one_running(sky):
+def test_a_launch_that_fails_leaves_the_old_one_running_and_its_note_as_it_was(sky):
+    old = RentalNote(0.0, "desk", "1a2b3c4d", "launch-old", 1)
+    write_rental_note(sky.run, old, None)
     sky.time.during_sleep = lambda: sky.change(
         2, status="FAILED_NO_RESOURCE", failure="no RTX A4000 anywhere"
     )
@@ -162,6 +164,7 @@ def test_a_launch_that_fails_leaves_the_old_one_running(sky):
     assert f"{OLD.describe()} still owns demo, and continues" in message
     assert sky.cancelled == []
     assert pending_stop(sky.run) is None
+    assert read_rental_note(sky.run)[0] == old
 
 
 def test_the_request_to_hand_over_is_withdrawn_if_the_new_machine_does_not_take_over(sky):
@@ -175,17 +178,6 @@ def test_the_request_to_hand_over_is_withdrawn_if_the_new_machine_does_not_take_
     assert f"{OLD.describe()} had been asked to hand over demo" in str(failed.value)
     assert "still owns" not in str(failed.value)
     assert pending_stop(sky.run) is None
-
-
-def test_a_hop_that_fails_leaves_the_note_of_the_old_rental_as_it_was(sky):
-    old = RentalNote(0.0, "desk", "1a2b3c4d", "launch-old", 1)
-    write_rental_note(sky.run, old, None)
-    sky.time.during_sleep = lambda: sky.change(
-        2, status="FAILED_NO_RESOURCE", failure="no RTX A4000 anywhere"
-    )
-    with pytest.raises(PionError):
-        sky.hop()
-    assert read_rental_note(sky.run)[0] == old
 
 
 def test_a_machine_that_another_computer_has_rented_is_named(sky):
@@ -214,22 +206,16 @@ def test_on_a_store_without_heartbeats_the_new_machine_may_wait_for_a_silent_own
         sky.hop()
 
 
-def test_an_old_job_that_recovers_will_be_asked_for_the_run_though_nobody_owns_it_now(sky):
-    sky.old.release()  # its pod was preempted
-    sky.change(1, status="RECOVERING")
+@pytest.mark.parametrize("status", ["RECOVERING", "CANCELLED"])
+def test_an_old_owner_that_may_come_back_will_be_asked_for_the_run(sky, status):
+    """SkyPilot recovers its job after a preemption, or another computer has rented it."""
+    sky.old.release()
+    sky.change(1, status=status)
 
     sky.leave_during_the_hop()
     assert sky.from_epoch == "4"
     claim_run(sky.run, OLD)  # the new machine is up only after the old job is back
     assert relieves(head_of(sky.run), 4, NEW)
-
-
-def test_a_run_that_nobody_works_on_may_be_about_to_come_back_from_another_computer(sky):
-    sky.old.release()
-    sky.change(1, status="CANCELLED")
-
-    sky.leave_during_the_hop()
-    assert sky.from_epoch == "4"  # an owner that comes back late is asked to leave the run
 
 
 def test_a_hop_may_be_forced(sky, monkeypatch):
@@ -294,17 +280,13 @@ def test_skypilot_being_down_for_a_moment_ends_no_hop(sky):
     sky.hop()
 
 
-def test_the_hop_continues_after_ctrl_c(sky, capsys):
-    sky.leave_during_the_hop()
-    assert "to cancel it before its machine is up: sky jobs cancel 2" in capsys.readouterr().out
-    assert sky.cancelled == []
-
-
-def test_a_hop_clears_a_request_to_stop(sky):
+def test_a_hop_clears_a_request_to_stop_and_continues_after_ctrl_c(sky, capsys):
     ask_stop(sky.run, "pion stop")
 
     sky.leave_during_the_hop()
     assert pending_stop(sky.run) is None
+    assert "to cancel it before its machine is up: sky jobs cancel 2" in capsys.readouterr().out
+    assert sky.cancelled == []
 
 
 def test_overrides_that_make_it_another_run_are_refused(sky):

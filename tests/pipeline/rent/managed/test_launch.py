@@ -58,13 +58,17 @@ def variables(sky_home, resources="accelerators: A40"):
 def test_a_dry_run_prints_the_task_that_skypilots_loader_reads_back(project, sky_home, capsys):
     import sky
 
-    out = dry_run(capsys, sky_home.yaml(TWO_WAYS, WORKDIR), "sft.lr=1e-3", "evaluate.prompts=[a b]")
-    read = sky.Task.from_yaml_config(yaml.safe_load(out))
+    path, overrides = sky_home.yaml(TWO_WAYS, WORKDIR), ("sft.lr=1e-3", "evaluate.prompts=[a b]")
+    read, again = (
+        sky.Task.from_yaml_config(yaml.safe_load(dry_run(capsys, path, *overrides)))
+        for _ in range(2)
+    )
     assert str(read.name).startswith("pion-")
     assert read.workdir == str(project)
     assert read.envs["JOB"] == "jobs/tiny.yaml"
     assert read.envs["OVERRIDES"] == "sft.lr=1e-3 'evaluate.prompts=[a b]'"
     assert len(read.envs["PION_LAUNCH_ID"]) == 32
+    assert read.envs["PION_LAUNCH_ID"] != again.envs["PION_LAUNCH_ID"]
     assert read.run == 'pion run "$JOB"'
 
 
@@ -78,18 +82,20 @@ def test_no_secret_is_ever_printed_or_kept_with_the_task(project, sky_home, caps
     assert SECRET not in yaml.safe_dump(made.to_yaml_config(use_user_specified_yaml=True))
 
 
-def test_each_launch_is_another_launch(project, sky_home, capsys):
-    ids = {
-        yaml.safe_load(dry_run(capsys, sky_home.yaml(text=WORKDIR)))["envs"]["PION_LAUNCH_ID"]
-        for _ in range(2)
-    }
-    assert len(ids) == 2
-
-
-def test_the_machine_learns_what_it_costs_whichever_it_becomes(project, sky_home):
+@pytest.mark.parametrize(
+    ("resources", "prices"),
+    [
+        (TWO_WAYS, {"A40": 0.2, "RTXA4000": 0.25}),
+        # One GPU, which counts at the higher price.
+        ("accelerators: A40\nany_of: [{use_spot: true}, {use_spot: false}]", {"A40": 0.4}),
+    ],
+)
+def test_the_machine_learns_what_it_costs_whichever_it_becomes(
+    project, sky_home, resources, prices
+):
     sky_home.sell({"A40": Price(spot=0.2, on_demand=0.4), "RTXA4000": Price(0.22, 0.25)})
-    envs = variables(sky_home, TWO_WAYS)
-    assert json.loads(envs["PION_PRICES"]) == {"A40": 0.2, "RTXA4000": 0.25}
+    envs = variables(sky_home, resources)
+    assert json.loads(envs["PION_PRICES"]) == prices
     assert "PION_SPOT" not in envs  # it may be either
 
 
@@ -99,12 +105,6 @@ def test_the_machine_learns_where_it_costs_more(project, sky_home):
     envs = variables(sky_home, "accelerators: A40\nuse_spot: true")
     more = {"A40": 0.2, "A40 on RunPod/SE": pytest.approx(0.3)}
     assert json.loads(envs["PION_PRICES"]) == more
-
-
-def test_a_gpu_that_may_be_either_spot_or_not_counts_at_the_higher_price(project, sky_home):
-    sky_home.sell({"A40": Price(spot=0.2, on_demand=0.4)})
-    either = "accelerators: A40\nany_of: [{use_spot: true}, {use_spot: false}]"
-    assert json.loads(variables(sky_home, either)["PION_PRICES"]) == {"A40": 0.4}
 
 
 def test_the_addresses_of_store_and_hub_travel_and_the_keys_are_secrets(
@@ -164,24 +164,16 @@ def test_a_job_file_that_would_not_travel_is_refused(project, sky_home, tmp_path
 # ---------------------------------------------------------------- what is refused
 
 
-def test_a_run_that_would_fail_is_not_rented_for(project, sky_home, rents_nothing, capsys):
-    sky_yaml = sky_home.yaml(text=WORKDIR)
-    with pytest.raises(BadInput, match=r"store from there.*Nothing was rented"):
-        launch("jobs/tiny.yaml", ["store=runs"], on=str(sky_yaml), dry_run=False, force=False)
-    assert "is a folder, which would be lost with the rented" in " ".join(
-        capsys.readouterr().out.split()
-    )
-
-
 @pytest.mark.parametrize(("spot", "times"), [("true", 1), ("false", 0)])
-def test_spot_machines_of_one_type_are_warned_about_once_and_on_demand_never(
+def test_a_run_that_would_fail_is_not_rented_for_and_spot_of_one_type_is_warned_about_once(
     project, sky_home, rents_nothing, capsys, spot, times
 ):
     sky_yaml = sky_home.yaml(f"accelerators: A40:1\nuse_spot: {spot}", WORKDIR)
-    with pytest.raises(BadInput) as refused:
+    with pytest.raises(BadInput, match=r"store from there.*Nothing was rented") as refused:
         launch("jobs/tiny.yaml", ["store=runs"], on=str(sky_yaml), dry_run=False, force=False)
     assert "spot" not in str(refused.value), "a warning refuses nothing"
     said = " ".join(capsys.readouterr().out.split())
+    assert "is a folder, which would be lost with the rented" in said
     assert said.count("every machine is a spot A40") == times
 
 

@@ -130,6 +130,7 @@ def test_a_run_at_work_is_watched_without_its_controller_and_restarted_when_it_e
     assert rental.watcher.follow() == 0
     assert rented_at[0] >= 660
     assert not provider.terminated
+    assert LOST in rental.text
 
 
 def test_while_a_person_submits_the_run_it_is_not_submitted_again(rental):
@@ -146,15 +147,6 @@ def test_while_a_person_submits_the_run_it_is_not_submitted_again(rental):
     assert rental.watcher.follow() == 0
     assert (submitted_meanwhile, len(rental.provider.submitted)) == ([0], 1)
     assert "another process on this machine is submitting" in rental.text
-
-
-def test_a_lost_controller_ends_no_run(rental):
-    claim_run(rental.run, someone())
-    rental.provider.now("FAILED_CONTROLLER", failure=LOST)
-    during(rental.time, lambda: rental.provider.now("SUCCEEDED", id=8))
-    assert rental.watcher.follow() == 0
-    assert rental.orders == ([], [(7, set())])
-    assert LOST in rental.text
 
 
 def test_a_job_cancelled_for_a_restart_is_submitted_however_often_that_fails(rental):

@@ -136,6 +136,7 @@ def test_a_controller_that_is_lost_while_its_machine_works_ends_nothing(day, on_
     sky = day.sky
     day.due_in(RESERVE - 500)
     day.watch(20)  # the request for spot is cancelled
+    assert "a spot machine that is lost would cost" in day.lines("on demand to the end: slack")[-1]
     assert sky.job_on(SPOT) is None
     sky.change(on_demand.id, status="FAILED_CONTROLLER", failure="it died", ended_at=day.time.time)
     day.watch(60)

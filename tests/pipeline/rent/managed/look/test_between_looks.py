@@ -80,14 +80,6 @@ def test_an_exited_pod_costs_nothing_more_although_it_is_still_listed(
     assert (event["begin"], event["end"]) == (start, start)
 
 
-def test_a_pod_costs_from_when_runpod_says_that_it_was_rented(watcher, provider, run, time):
-    provider.listed = [provider.pod("a", "RUNNING", created=time.time - 90)]
-    during(time, lose(provider), succeed(provider))
-    watcher.follow()
-    (event,) = lost_pods(run)
-    assert event["end"] - event["begin"] == 90
-
-
 def test_the_pod_of_an_ended_job_is_kept_too_because_this_is_the_last_look(watcher, provider, run):
     provider.now("FAILED_SETUP")
     assert watcher.look_once() == 1

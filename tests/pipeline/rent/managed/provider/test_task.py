@@ -72,17 +72,6 @@ def test_our_lists_of_usual_prices_follow_todays(sky_home, name):
         assert priced == ["RTXA5000", "L40S", "A40"]
 
 
-def test_everything_else_of_the_yaml_stays(sky_home):
-    sky_home.sell(TODAY)
-    sky_yaml = read_sky_yaml(REPOSITORY / "sky" / "runpod-spot.yaml")
-    task = make_task(task_config(sky_yaml, "pion-tiny", {"JOB": "jobs/tiny.yaml"}), {})
-    assert len(task.resources) == len(sky_yaml.candidates)
-    for found in task.resources:
-        assert str(found.cloud) == "RunPod"
-        assert found.disk_size == 60
-        assert found.job_recovery["recover_on_exit_codes"] == [75]
-
-
 # ---------------------------------------------------------------- what will not do
 
 
