@@ -22,7 +22,7 @@ from pipeline.workers.ray_fit import RAY_ENVIRONMENT
 from pipeline.workers.reaper import children_of, session_processes
 from tests.paths import REPOSITORY
 from tests.support import waiting
-from tests.support.doors import listening
+from tests.support.doors import listening, own_address
 from tests.support.jobs import tiny_dict, write_tiny_data
 from tests.support.waiting import PATIENCE_SECONDS, run_to_end
 
@@ -60,13 +60,6 @@ class Nodes:
 
     def events(self):
         return list(read_events(open_store(f"{self.folder}/runs"), "tiny"))
-
-
-def own_address():
-    """Return this machine's network address: Ray does not accept a second node at 127.0.0.1."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("192.0.2.1", 9))  # sends nothing, only chooses the interface
-        return str(probe.getsockname()[0])
 
 
 @pytest.fixture

@@ -31,6 +31,17 @@ def listening(pids):
     return found
 
 
+def own_address():
+    """Return this machine's address on its network, or else on loopback. Ray does not accept a
+    second node at 127.0.0.1."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing, only chooses the interface
+        except OSError:
+            return "127.0.0.1"
+        return str(probe.getsockname()[0])
+
+
 def open_to_others(sockets):
     """Return the sockets that are not bound to loopback."""
     return {each for each in sockets if not _is_loopback(each.address)}

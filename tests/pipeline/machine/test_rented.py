@@ -265,11 +265,8 @@ def test_prices_that_are_no_amounts_by_gpu_are_refused(proc, text):
     ("driver", "runpod", "elsewhere"),
     [
         ("NVIDIA A40", "A40", "A40"),
-        ("NVIDIA L40S", "L40S", "L40S"),
         ("Tesla T4", "T4", "T4"),
-        ("NVIDIA A10G", "A10G", "A10G"),
         ("NVIDIA RTX A4000", "RTXA4000", "RTXA4000"),
-        ("NVIDIA GeForce RTX 4090", "RTX4090", "RTX4090"),
         ("NVIDIA GeForce RTX 3080 Ti", "RTX3080Ti", "RTX3080Ti"),
         ("NVIDIA GeForce RTX 4080 SUPER", "RTX4080SUPER", "RTX4080SUPER"),
         ("NVIDIA RTX 6000 Ada Generation", "RTX6000-Ada", "RTX6000-Ada"),
@@ -281,12 +278,8 @@ def test_prices_that_are_no_amounts_by_gpu_are_refused(proc, text):
             "RTXPRO6000",
         ),
         ("NVIDIA A100 80GB PCIe", "A100-80GB", "A100-80GB"),
-        ("NVIDIA A100-SXM4-80GB", "A100-80GB-SXM", "A100-80GB"),
         ("NVIDIA A100-SXM4-40GB", "A100", "A100"),
         ("NVIDIA H100 80GB HBM3", "H100-SXM", "H100"),
-        ("NVIDIA H100 PCIe", "H100", "H100"),
-        ("NVIDIA H200", "H200-SXM", "H200"),
-        ("Tesla V100-SXM2-32GB", "V100-32GB-SXM2", "V100-32GB"),
     ],
 )
 def test_a_gpu_is_called_as_skypilot_calls_it(driver, runpod, elsewhere):

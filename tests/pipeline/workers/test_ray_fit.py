@@ -13,11 +13,8 @@ from pipeline.workers.ray_fit import most_failures, scaling_of, train
 from tests.support.jobs import tiny_job
 
 
-def test_a_number_of_workers_is_fixed():
+def test_a_number_of_workers_is_fixed_and_a_range_is_ray_trains_elastic_policy():
     assert scaling_of(3) == {"num_workers": 3}
-
-
-def test_the_fewest_and_the_most_are_ray_trains_elastic_policy():
     assert scaling_of([2, 16]) == {
         "num_workers": (2, 16),
         "elastic_resize_monitor_interval_s": 60.0,

@@ -39,12 +39,12 @@ def test_a_full_memory_is_the_reason_whatever_ray_writes_afterwards():
     assert "hardware.micro_batch" in said
 
 
-def test_else_it_is_the_last_line_without_its_colors():
-    assert last_words(f"first\n{BLUE}(pid=1){PLAIN} Killed\n\n") == "(pid=1) Killed"
-
-
-def test_a_process_that_wrote_nothing_gave_no_reason():
-    assert last_words(f" {PLAIN}\n") == ""
+@pytest.mark.parametrize(
+    ("written", "reason"),
+    [(f"first\n{BLUE}(pid=1){PLAIN} Killed\n\n", "(pid=1) Killed"), (f" {PLAIN}\n", "")],
+)
+def test_else_it_is_the_last_line_without_its_colors_if_there_is_one(written, reason):
+    assert last_words(written) == reason
 
 
 # Stands for Ray Train, which takes SIGINT as the order to end the group and forget it, also where a

@@ -1,6 +1,5 @@
 """Workers that meet at a socket, as on several nodes. tests/runs/ has those of one machine."""
 
-import socket
 import subprocess
 import sys
 
@@ -8,7 +7,7 @@ import psutil
 import pytest
 
 from pipeline.workers.rendezvous import interface_of, listen
-from tests.support.doors import listening
+from tests.support.doors import listening, own_address
 from tests.support.waiting import read_until, rest_of
 
 TWO_WORKERS = r"""
@@ -34,19 +33,9 @@ os._exit(0)
 """
 
 
-@pytest.fixture
-def address():
-    """Return this machine's address on its network, or else on loopback."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # sends nothing, only chooses the interface
-        except OSError:
-            return "127.0.0.1"
-        return str(probe.getsockname()[0])
-
-
 @pytest.mark.soak
-def test_workers_on_several_nodes_listen_between_the_nodes_only(address):
+def test_workers_on_several_nodes_listen_between_the_nodes_only():
+    address = own_address()
     process = subprocess.Popen(
         [sys.executable, "-c", TWO_WORKERS, address],
         stdin=subprocess.PIPE,
