@@ -266,11 +266,6 @@ def test_without_a_key_for_runpod_nothing_is_called_gone(account, tmp_path, monk
     assert account.listing()["one"]["state"] == "unknown"
 
 
-def test_an_unknown_run_is_bad_input(account):
-    with pytest.raises(BadInput, match="no run 'nothing'"):
-        account.table(f"{account.run.store.url}/nothing")
-
-
 def test_skypilot_is_not_started_for_a_folder_without_a_run(monkeypatch):
     provider = SkyAndRunPod()
     monkeypatch.setattr(provider, "start", lambda say: pytest.fail("it was started"))

@@ -287,21 +287,6 @@ def test_a_window_that_follows_a_run_goes_with_it_when_it_hops(watcher, provider
     assert "managed job 8 is done" in said[-1]
 
 
-def test_a_hop_that_fails_leaves_the_window_with_the_old_job(watcher, provider, time, said):
-    def hop():
-        provider.jobs.append(dataclasses.replace(JOB, id=8, status="STARTING"))
-
-    def fails():
-        provider.jobs[1] = dataclasses.replace(provider.jobs[1], status="FAILED_NO_RESOURCE")
-
-    def done():
-        provider.jobs[0] = job("SUCCEEDED")
-
-    during(time, hop, fails, done)
-    assert watcher.follow() == 0
-    assert "managed job 7 is done" in said[-1]
-
-
 def test_a_failed_look_is_reported_once_and_repeated(watcher, provider, time, said):
     provider.down = True
 

@@ -109,12 +109,6 @@ def test_several_cards_train_for_the_money_in_less_time(sizes):
     assert [o.offer for o in best_of_each(found) if not o.offer.use_spot] == [several(1)]
 
 
-def test_with_few_hours_several_cards_buy_the_most(sizes):
-    there = market(several(1), several(4))
-    found = options_for(Money(20, hours=12), sizes, there)
-    assert [option.offer.count for option in found] == [4, 1]
-
-
 def test_cards_divide_a_model_that_fits_on_none_of_them(sizes):
     micro, small_cards = sizes[1:2], [several(1, 2), several(4, 2)]
     [option] = options_for(Money(30), micro, market(*small_cards))
@@ -199,12 +193,6 @@ def test_steps_that_are_not_known_are_said():
     found = sizes_of(str(JOBS / "demo.yaml"), ["sft.steps=null", "sft.epochs=2"])[:1]
     said = refusal(Money(20), found, market())
     assert "sft has epochs in place of steps" in said
-
-
-def test_cards_without_the_memory_are_named_with_the_reason(sizes):
-    tiny = Offer("T4", 1, None, None, False, 0.1, 0.1, 2**29, 0)
-    said = refusal(Money(20), sizes[:2], market(tiny))
-    assert "can't be said of any machine here: the model does not fit" in said
 
 
 def test_a_card_that_nothing_is_known_of_is_left_out(sizes):

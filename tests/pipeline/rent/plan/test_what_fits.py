@@ -11,13 +11,11 @@ from pipeline.job.file import load_job
 from pipeline.rent.check.machines import _problem, _worker_problem
 from pipeline.rent.plan import what_fits
 from pipeline.rent.plan.estimate import estimate
-from pipeline.rent.plan.gpus import GPU_TYPES
 from pipeline.rent.plan.what_fits import (
     GIB,
     Way,
     fewest_that_fit,
     fine_tuning_stages,
-    gpus_that_fit,
     ways_on,
     what_several_would_fit,
     what_to_change,
@@ -34,25 +32,6 @@ in_soak = partial(pytest.param, marks=pytest.mark.soak)
 
 def on_a4000(job):
     return estimate(job, A4000)
-
-
-def test_the_gpus_a_model_fits_on_are_those_with_enough_memory():
-    found = gpus_that_fit(load_job(JOBS / "pion-xl.yaml"))
-    assert "T4" not in found
-    assert {"A40", "H100"} < set(found)
-    memory = [GPU_TYPES[name].memory for name in found]
-    assert memory == sorted(memory)
-
-
-def test_lora_is_offered_with_what_to_write_where_all_weights_do_not_fit(tmp_path):
-    job = read_fine_tuning(tmp_path, "Qwen3-1.7B")
-    (offered,) = what_to_change(job, [on_a4000(job)])
-    changed = on_a4000(read_fine_tuning(tmp_path, "Qwen3-1.7B", "sft.lora.rank=16"))
-    assert changed.fits, "the offer holds"
-    assert offered == (
-        f"By LoRA, it fits on RTXA4000 ({changed.peak_bytes / 2**30:.1f} GiB): write `sft: {{lora: "
-        "{rank: 16}}` next to the other fields of sft, or add sft.lora.rank=16 to the command."
-    )
 
 
 @pytest.mark.soak
