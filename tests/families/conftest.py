@@ -1,8 +1,3 @@
-import pytest
-import torch
+from tests.pion.train.conftest import _one_thread, compilations
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Matrices this small gain nothing from more, and lose much on a busy machine."""
-    torch.set_num_threads(1)
+__all__ = ["_one_thread", "compilations"]

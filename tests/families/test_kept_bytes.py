@@ -6,7 +6,7 @@ import torch
 from pion.model.attention.attention import CPU_BF16_TOKENS
 from pion.train.memory import Workload
 from pion.train.memory_trace.step import StepTrace
-from tests.families.families import SEQ_LEN, often
+from tests.families.families import FAMILIES, SEQ_LEN, often
 
 
 def kept_by_autograd(model, rows, seq_len, *, bf16, many):
@@ -29,11 +29,16 @@ def kept_by_autograd(model, rows, seq_len, *, bf16, many):
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-@often("tachyon", "daisy", "lepton")  # tests/pion/train/test_micro_batch.py has a dense model
+# How far a trace may be over what autograd keeps. Of a dense model, no more than a tenth.
+MOST = 1.15
+
+
+@often("pion", "tachyon", "daisy", "lepton")
 @pytest.mark.parametrize(
     ("seq_len", "dtype", "documents"),
     [
         pytest.param(SEQ_LEN, "bfloat16", False, id="short"),
+        pytest.param(SEQ_LEN, "bfloat16", True, id="short, documents"),
         pytest.param(
             CPU_BF16_TOKENS + 64, "float32", True, id="long, documents", marks=pytest.mark.soak
         ),
@@ -48,4 +53,5 @@ def test_a_trace_keeps_what_autograd_keeps(family, seq_len, dtype, documents):
     less, kept = (
         kept_by_autograd(model, rows, seq_len, bf16=bf16, many=documents) for rows in (2, 4)
     )
-    assert kept - less <= more - few <= 1.15 * (kept - less)
+    most = 1.1 if family is FAMILIES["pion"] else MOST
+    assert kept - less <= more - few <= most * (kept - less)

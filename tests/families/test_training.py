@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pion.model import decoder
+from pion.model.decoder import Decoder
 from pion.model.forward_pass import StepOptions
 from pion.train.side_copy import SideCopy
 from pion.train.trainer import TrainState
@@ -146,19 +146,10 @@ BY_PAIR = test_one_worker_then_two_then_one_train_on_the_same_rows_to_the_same_w
         pytest.param("gated", 1, marks=pytest.mark.soak),
     ],
 )
-def test_layers_of_one_structure_share_one_compilation(name, structures, monkeypatch):
+def test_layers_of_one_structure_share_one_compilation(name, structures, compilations):
     """Each layer of a tiny Daisy differs from the others in what it reads or in its window."""
-    compiled = []
-
-    def count(graph, inputs):
-        compiled.append(graph)
-        return graph.forward
-
-    torch._dynamo.reset()
-    run = torch.compile(decoder._run_block, dynamic=False, fullgraph=True, backend=count)
-    monkeypatch.setattr(decoder, "_compiled_block", lambda: run)
     config = FAMILIES[name].config(n_layers=4)
-    model = decoder.Decoder(config)
+    model = Decoder(config)
     for seed in range(2):
         torch.manual_seed(seed)
         tokens = torch.randint(0, config.vocab_size, (2, config.seq_len))
@@ -167,4 +158,4 @@ def test_layers_of_one_structure_share_one_compilation(name, structures, monkeyp
             tokens, tokens, documents=documents, options=StepOptions(compiled=True)
         )
         (losses.ce + losses.aux).backward()
-    assert len(compiled) == structures
+    assert len(compilations) == structures

@@ -5,7 +5,7 @@ derivatives to autograd. It shares no code with pion.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -63,8 +63,6 @@ class PairRows:
     rows: list[list[Pair]]
     single: bool = False
     pad: int = 0
-    order: Sequence[int] | None = None
-    served: list[int] = field(default_factory=list)
 
     @property
     def total_rows(self) -> int:
@@ -72,8 +70,7 @@ class PairRows:
 
     def at(self, i: int) -> list[Pair]:
         """Return the pairs of training row `i`."""
-        number = i if self.order is None else self.order[i]
-        return self.rows[number % len(self.rows)]
+        return self.rows[i % len(self.rows)]
 
     def batch(self, indices: Sequence[int]) -> Batch:
         rows = [self.at(i) for i in indices]

@@ -1,8 +1,11 @@
-"""The shape of the decoder that most tests build."""
+"""The shape of the decoder that most tests build, and its first weights."""
 
 from typing import Any
 
+import torch
+
 from pion.config.model_config import ModelConfig
+from pion.model.decoder import Decoder
 
 
 def tiny_config(**changes: Any) -> ModelConfig:
@@ -17,3 +20,9 @@ def tiny_config(**changes: Any) -> ModelConfig:
         "seq_len": 24,
     }
     return ModelConfig.of(shape | changes)
+
+
+def drawn(config: ModelConfig, seed: int = 0) -> Decoder:
+    """Return a decoder whose weights this seed draws."""
+    torch.manual_seed(seed)
+    return Decoder(config)

@@ -77,6 +77,13 @@ def _no_search_for_garbage(monkeypatch):
     monkeypatch.setattr(smaller_plan, "gc", SimpleNamespace(collect=lambda: 0))
 
 
+def compile_with(monkeypatch, backend):
+    """Let torch.compile compile blocks by this backend, from the start."""
+    compiled = torch.compile(decoder._run_block, backend=backend, dynamic=False, fullgraph=True)
+    monkeypatch.setattr(decoder, "_compiled_block", lambda: compiled)
+    torch._dynamo.reset()
+
+
 @pytest.fixture
 def compilations(monkeypatch):
     """The graphs that torch.compile makes of blocks, which compute without a C++ compiler."""
@@ -86,9 +93,7 @@ def compilations(monkeypatch):
         graphs.append(graph)
         return graph.forward
 
-    compiled = torch.compile(decoder._run_block, backend=count, dynamic=False, fullgraph=True)
-    monkeypatch.setattr(decoder, "_compiled_block", lambda: compiled)
-    torch._dynamo.reset()
+    compile_with(monkeypatch, count)
     yield graphs
     torch._dynamo.reset()
 

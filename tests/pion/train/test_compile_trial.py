@@ -17,6 +17,7 @@ from pion.train import hardware, smaller_plan
 from pion.train.compile_trial import Trial, compile_block, difference, try_compiler
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.trainer import Trainer
+from tests.pion.train.conftest import compile_with
 from tests.support.tiny_config import tiny_config
 
 PLAN = ComputePlan(micro_batch=2, threads=1, compile=True)
@@ -31,11 +32,6 @@ MODELS = [
     )
     for name in PRESETS
 ]
-
-
-def compile_with(monkeypatch, backend):
-    compiled = torch.compile(decoder._run_block, backend=backend, dynamic=False, fullgraph=True)
-    monkeypatch.setattr(decoder, "_compiled_block", lambda: compiled)
 
 
 def broken(*_) -> Callable[..., Any]:
@@ -117,15 +113,6 @@ def test_an_error_that_is_not_the_compilers_is_raised(monkeypatch):
 def test_a_plan_that_compiles_nothing_runs_nothing(monkeypatch):
     monkeypatch.setattr(Decoder, "__init__", broken)
     assert try_compiler(TRIAL, dataclasses.replace(PLAN, compile=False)) == []
-
-
-# The next test computes such a block with documents.
-@pytest.mark.soak
-@pytest.mark.parametrize("documents", [False, True])
-@pytest.mark.parametrize("config", MODELS)
-def test_the_first_block_of_each_family_runs_forward_and_backward(config, documents):
-    with torch.compiler.set_stance("force_eager"):
-        compile_block(Trial(config, min(256, config.seq_len), documents=documents), PLAN)
 
 
 @pytest.mark.slow

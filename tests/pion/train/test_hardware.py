@@ -96,12 +96,6 @@ def test_a_cpus_peak_is_measured_until_the_fastest_four_products_agree(took, bes
     assert found == pytest.approx(2 * 512**3 / (best / 1000))
 
 
-def test_a_cpus_peak_is_measured_once():
-    first = hardware.peak_flops(CPU, "float32")
-    assert first > 1e9
-    assert hardware.peak_flops(CPU, "float32") == first
-
-
 @pytest.mark.parametrize(
     ("vendor", "flags", "training", "generating"),
     [

@@ -5,17 +5,12 @@ import pytest
 import torch
 
 from pion.errors import BadInput, Interrupted
-from pion.model.decoder import Decoder
 from pion.train.held_out_answers import read_answers, sums_of_answers
 from tests.support.pair_rows import CONFIG, Pair, PairRows, random_pairs
+from tests.support.tiny_config import drawn
 
 ROWS = random_pairs(6, seed=5)
 PAIRS = [pair for row in ROWS for pair in row]
-
-
-def model():
-    torch.manual_seed(1)
-    return Decoder(CONFIG)
 
 
 def alone(decoder, prompt, answer):
@@ -29,7 +24,7 @@ def alone(decoder, prompt, answer):
 
 @pytest.mark.parametrize("micro_batch", [1, 4, 16])
 def test_each_sum_is_that_of_the_answer_alone(micro_batch):
-    decoder = model()
+    decoder = drawn(CONFIG, 1)
     found = sums_of_answers(
         decoder, PairRows(ROWS).as_stream(), range(6), micro_batch, torch.float32
     )
@@ -66,7 +61,7 @@ def test_only_the_rows_that_are_asked_for_are_read():
 
 
 def test_a_measurement_ends_where_it_is_told_to_and_leaves_the_model_in_its_mode():
-    decoder, batches = model().train(), []
+    decoder, batches = drawn(CONFIG, 1).train(), []
 
     def stop():
         batches.append(1)

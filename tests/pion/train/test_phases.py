@@ -7,13 +7,12 @@ import pytest
 import torch
 
 from pion.errors import BadInput
-from pion.model.decoder import Decoder
 from pion.train.optimizer.optimizer import Optimizer
 from pion.train.phases import Phase, check_phases_of_model, config_of_largest_phase
 from pion.train.schedule import fixed_until, plan_at
 from pion.train.settings import TrainSettings
 from pion.train.trainer import ComputePlan, Trainer
-from tests.support.tiny_config import tiny_config
+from tests.support.tiny_config import drawn, tiny_config
 
 PRIMITIVES = {"n": 8, "rank": 4, "top_k": 3, "bands": [[0], [1]]}
 CONFIG = tiny_config(
@@ -37,11 +36,6 @@ def sizes(plan) -> tuple[int | None, int | None]:
     """Return the recipes' sizes and the rank that a step has; None: those of the model."""
     primitives = plan.parts.get("primitives")
     return (None, None) if primitives is None else (primitives.top_k, primitives.rank)
-
-
-def decoder():
-    torch.manual_seed(0)
-    return Decoder(CONFIG)
 
 
 def trained(model, optimizer, step):
@@ -72,7 +66,7 @@ def test_a_phase_may_end_at_a_number_of_steps():
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_frozen_roles_and_bands_do_not_move(optimizer):
-    model = decoder()
+    model = drawn(CONFIG)
     optimize = Optimizer(model, settings(optimizer=optimizer))
     every = {name for name, _ in model.named_parameters()}
     recipes = {name for name in every if name.endswith("_recipe")}
@@ -85,7 +79,7 @@ def test_frozen_roles_and_bands_do_not_move(optimizer):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_state_and_counts_of_what_is_frozen_stand_still(optimizer):
-    model = decoder()
+    model = drawn(CONFIG)
     optimize = Optimizer(model, settings(optimizer=optimizer))
     trained(model, optimize, 0)
     before = {name: tensor.clone() for name, tensor in optimize.state_tensors().items()}
@@ -98,7 +92,7 @@ def test_state_and_counts_of_what_is_frozen_stand_still(optimizer):
 
 def test_a_resumed_optimizer_continues_the_counts_of_each_group():
     """Recipes begin late: their bias correction counts from there, before and after a resume."""
-    models = decoder(), decoder()
+    models = drawn(CONFIG), drawn(CONFIG)
     unbroken, first = (Optimizer(model, settings()) for model in models)
     for step in range(6):
         for model, optimizer in zip(models, (unbroken, first), strict=True):
@@ -117,7 +111,7 @@ def test_a_resumed_optimizer_continues_the_counts_of_each_group():
 
 
 def test_frozen_parameters_do_not_count_in_the_norm():
-    model = decoder()
+    model = drawn(CONFIG)
     optimizer = Optimizer(model, settings())
     names = {id(param): name for name, param in model.named_parameters()}
     clipped = {names[id(param)] for param in optimizer.trained(plan_at(settings(), 2, CONFIG))}
@@ -125,7 +119,7 @@ def test_frozen_parameters_do_not_count_in_the_norm():
 
 
 def test_without_phases_the_optimizer_records_what_it_always_did():
-    assert Optimizer(decoder(), settings(())).counts() == {"steps": 0}
+    assert Optimizer(drawn(CONFIG), settings(())).counts() == {"steps": 0}
 
 
 def test_steps_can_be_raised_only_if_no_phase_ends_at_a_share_of_them():
@@ -139,7 +133,6 @@ def test_steps_can_be_raised_only_if_no_phase_ends_at_a_share_of_them():
         ((Phase(until=0.5), Phase(until=0.2), Phase()), "phases.1.until: the phase would end"),
         ((Phase(until=0.5), Phase(until=5), Phase()), "phases.1.until: the phase would end"),
         ((Phase(until=10), Phase()), "phases.0.until: the phase would end after step 10"),
-        ((Phase(until=11), Phase()), "phases.0.until: the phase would end after step 11"),
         ((Phase(until=0), Phase()), "phases.0.until: the phase would end after step 0"),
         ((Phase(until=1.0), Phase()), "phases.0.until: 1.0 is no share of the steps"),
         ((Phase(until=-0.5), Phase()), "phases.0.until: -0.5 is no share of the steps"),
@@ -193,7 +186,7 @@ def test_a_phase_that_trains_nothing_of_the_model_is_refused():
 
 
 def test_metrics_have_the_entropy_of_recipes_and_the_primitives_in_use(text):
-    model = decoder()
+    model = drawn(CONFIG)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     no_phases = settings((), global_batch=4)
     with closing(Trainer(model, text, no_phases, ComputePlan("cpu", "float32", 4))) as it:
@@ -208,19 +201,3 @@ def test_metrics_have_the_entropy_of_recipes_and_the_primitives_in_use(text):
         used += [PRIMITIVES["top_k"]] * 2
     assert row["recipe_entropy"] == pytest.approx(entropies, rel=1e-5)
     assert row["primitives_used"] == used
-
-
-def test_gates_learn_on_a_frozen_model(text):
-    torch.manual_seed(0)
-    model = Decoder(tiny_config(gates=True))
-    before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    only_gates = (Phase(rates={"gate": 1.0, "others": 0.0}),)
-    plan = ComputePlan("cpu", "float32", 4)
-    with closing(Trainer(model, text, settings(only_gates, global_batch=4, lr=0.1), plan)) as it:
-        losses = []
-        for _ in range(6):
-            it.train_step()
-            losses.append(sum(it.drain_metrics()[-1]["gate_loss"]))
-    assert losses[-1] < losses[0]
-    moved = {n for n, weight in model.state_dict().items() if not torch.equal(weight, before[n])}
-    assert moved == {name for name in before if ".gate." in name}

@@ -36,16 +36,12 @@ def any_settings(draw):
 
 @given(any_settings())
 @hypothesis_settings(max_examples=200, deadline=None)
-def test_every_step_moves_and_none_exceeds_the_peak(settings):
+def test_every_step_moves_and_the_rate_rises_to_the_peak_in_the_warm_up_and_never_afterwards(
+    settings,
+):
     rates = [lr_at(settings, step) for step in range(settings.steps)]
     assert all(0 <= rate <= 1 for rate in rates)
     assert all(rate > 0 for rate in rates[:-1])  # only the last step reaches a min_lr of 0
-
-
-@given(any_settings())
-@hypothesis_settings(max_examples=200, deadline=None)
-def test_the_rate_rises_during_the_warm_up_and_never_afterwards(settings):
-    rates = [lr_at(settings, step) for step in range(settings.steps)]
     warmup = settings.warmup_steps
     assert all(a < b for a, b in pairwise(rates[:warmup]))
     assert all(a >= b for a, b in pairwise(rates[warmup:]))

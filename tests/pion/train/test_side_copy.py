@@ -43,18 +43,6 @@ def streams():
     return LateStreams()
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_copy_next_to_a_step_has_the_bits_from_before_the_step(text, streams, optimizer):
-    training = trainer(text, streams, optimizer=optimizer)
-    training.train_step()
-    expected = whole_state(training)
-    memory = begin_save(training)
-    training.train_step()
-    memory.wait()
-    assert_identical(saved(memory), expected)
-    assert not torch.equal(expected.model["embed.weight"], training.model.embed.weight)
-
-
 def test_training_continues_to_the_same_bits_with_a_save_next_to_every_step(text, streams):
     saving, other = trainer(text, streams), trainer(text, LateStreams())
     for _ in range(4):

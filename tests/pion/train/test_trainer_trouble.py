@@ -85,26 +85,6 @@ def test_a_step_that_is_not_finite_is_named_with_what_it_gave_and_its_rows(text,
     assert f"step 3 (rows 12 to 17) gave {what}" in str(trouble)
 
 
-def test_the_first_of_several_wrong_steps_is_the_one_named(text):
-    """After a wrong step the weights are ruined, so later steps mean nothing."""
-    broken = trainer(text, bad_rows=[14, 25], loss=NAN, gradient=NAN)
-    train(broken, 6)
-    assert said(trouble_of(broken.drain_metrics))[:2] == (3, (12, 18))
-
-
-def test_the_steps_before_a_wrong_one_are_still_reported_and_none_after_it(text):
-    sound, broken = trainer(text), trainer(text, bad_rows=[20], loss=NAN, gradient=NAN)
-    for each in (sound, broken):
-        train(each, 1)
-        assert [m["step"] for m in each.drain_metrics()] == [1]
-        train(each, 4)
-    expected = sound.drain_metrics()[:2]
-    reported = trouble_of(broken.drain_metrics).metrics
-    for key in ("step", "loss", "grad_norm", "rows", "tokens", "lr"):
-        assert [m[key] for m in reported] == [m[key] for m in expected]
-    assert all(0 < m["tokens_per_second"] < INF for m in reported)
-
-
 def test_rows_skipped_before_are_part_of_a_wrong_steps_range(text):
     broken = trainer(text, bad_rows=[10], loss=NAN)
     broken.skipped = [(2, 9)]
@@ -272,14 +252,6 @@ def record(step, loss, targets=8.0):
         global_batch=1,
         seq_len=8,
     )
-
-
-def test_a_spike_is_measured_by_the_last_64_steps():
-    collected = metrics_without_a_clock(max_spike=None)
-    for step in range(1, 81):
-        collected.begin_step()
-        collected.add(record(step, float(step)))
-    assert collected.recent_losses() == list(range(17, 81))
 
 
 def test_a_step_without_targets_does_not_count_for_spikes():

@@ -7,11 +7,11 @@ import torch
 
 from pion.config.model_config import ModelConfig
 from pion.errors import BadInput
-from pion.model.decoder import Decoder
 from pion.train.optimizer.optimizer import Optimizer
-from pion.train.optimizer.state_pieces import check_tensors, copy_tensors
+from pion.train.optimizer.state_pieces import check_tensors
 from pion.train.schedule import plan_at
 from pion.train.settings import TrainSettings
+from tests.support.tiny_config import drawn
 
 TINY = ModelConfig(
     d_model=16, n_layers=2, n_heads=2, n_kv_heads=1, d_ff=24, vocab_size=32, seq_len=16
@@ -22,11 +22,6 @@ def settings(optimizer="adamw", weight_decay=0.1):
     return TrainSettings(
         steps=10, global_batch=2, lr=1e-2, optimizer=optimizer, weight_decay=weight_decay
     )
-
-
-def decoder(seed=0, config=TINY):
-    torch.manual_seed(seed)
-    return Decoder(config)
 
 
 def at(scale, **fields):
@@ -48,7 +43,7 @@ def weights(model):
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_matrices_and_the_embedding_are_decayed_and_gains_are_not(kind):
     """With zero gradients, only decay changes a weight."""
-    model = decoder()
+    model = drawn(TINY)
     for param in model.parameters():
         param.grad = torch.zeros_like(param)
     before = weights(model)
@@ -58,7 +53,7 @@ def test_matrices_and_the_embedding_are_decayed_and_gains_are_not(kind):
 
 
 def test_muon_takes_the_blocks_matrices_and_leaves_embedding_and_gains_to_adamw():
-    names = Optimizer(decoder(), settings("muon")).state_tensors()
+    names = Optimizer(drawn(TINY), settings("muon")).state_tensors()
     assert "blocks.1.feedforward.down_proj.weight.momentum" in names
     assert "embed.weight.exp_avg" in names
     assert "blocks.0.attention.q_norm.weight.exp_avg_sq" in names
@@ -68,7 +63,7 @@ def test_muon_takes_the_blocks_matrices_and_leaves_embedding_and_gains_to_adamw(
 
 
 def test_both_rates_follow_the_schedule():
-    model = decoder()
+    model = drawn(TINY)
     give_gradients(model, seed=1)
     before = weights(model)
     Optimizer(model, settings("muon")).step(at(0.0, optimizer="muon"))
@@ -76,44 +71,22 @@ def test_both_rates_follow_the_schedule():
         assert torch.equal(after, before[name]), name
 
 
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_loaded_state_continues_bit_for_bit(kind):
-    model = decoder()
-    first = Optimizer(model, settings(kind))
-    for step in range(3):
-        give_gradients(model, seed=step)
-        first.step(at(1.0, optimizer=kind))
-    saved = {name: tensor.clone() for name, tensor in first.state_tensors().items()}
-    copy = decoder(seed=7)
-    copy.load_state_dict(weights(model))
-    second = Optimizer(copy, settings(kind))
-    copy_tensors(saved, second.state_tensors())
-    second.set_counts({"steps": 3})
-    for each, optimizer in ((model, first), (copy, second)):
-        give_gradients(each, seed=9)
-        optimizer.step(at(0.5, optimizer=kind))
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, copy.state_dict()[name]), name
-    for name, tensor in first.state_tensors().items():
-        assert torch.equal(tensor, second.state_tensors()[name]), name
-
-
 def test_adamw_state_is_refused_by_muon_naming_what_is_missing():
-    saved = Optimizer(decoder(), settings("adamw")).state_tensors()
-    muon = Optimizer(decoder(), settings("muon")).state_tensors()
+    saved = Optimizer(drawn(TINY), settings("adamw")).state_tensors()
+    muon = Optimizer(drawn(TINY), settings("muon")).state_tensors()
     with pytest.raises(BadInput, match=r"has no tensor blocks\.0.*\.momentum and \d+ more"):
         check_tensors(saved, muon, "optimizer state")
 
 
 def test_another_models_state_is_refused_naming_both_shapes():
     wider = ModelConfig.from_dict(TINY.to_dict() | {"d_ff": 32})
-    saved = Optimizer(decoder(config=wider), settings()).state_tensors()
+    saved = Optimizer(drawn(wider), settings()).state_tensors()
     with pytest.raises(BadInput, match=r"\(32, 16\).*\(24, 16\)"):
-        check_tensors(saved, Optimizer(decoder(), settings()).state_tensors(), "optimizer state")
+        check_tensors(saved, Optimizer(drawn(TINY), settings()).state_tensors(), "optimizer state")
 
 
 def test_adamw_is_torchs():
-    model, reference = decoder(), decoder()
+    model, reference = drawn(TINY), drawn(TINY)
     ours = Optimizer(model, settings())
     decayed = [p for p in reference.parameters() if p.ndim >= 2]
     gains = [p for p in reference.parameters() if p.ndim < 2]
