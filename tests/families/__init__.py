@@ -10,6 +10,7 @@ line of the table, so a new family is one new line. The tests use only the publi
     documents packed into one row do not see each other        test_documents.py
     generation with a cache is the whole forward pass          test_generation.py
     a trace keeps what a forward pass keeps                    test_kept_bytes.py
+    losses do not depend on how rows are computed, or padding  test_losses.py
     an export computes what the trained model computes         test_publish.py
     evaluation uses the softmax over the tokenizer's ids       test_evaluation.py
     `pion prove` finds no difference                           test_prove.py (-m soak)

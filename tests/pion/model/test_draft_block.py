@@ -9,7 +9,7 @@ from pion.formats.load import load_decoder
 from pion.formats.weights import write_safetensors
 from pion.model.decoder import Decoder
 from pion.model.draft_block import DraftBlock, block_of, most_frequent
-from pion.model.forward_pass import AS_THE_MODEL, Given, Passed, StepOptions
+from pion.model.forward_pass import AS_THE_MODEL, Given, Passed
 from pion.model.loss import cap_logits, linear_cross_entropy
 from pipeline.state.record_json import to_json
 from tests.families.families import DAISY, EXPERTS, PILON, SEQ_LEN, VOCAB, Family
@@ -107,20 +107,6 @@ def test_the_loss_is_the_mean_of_what_each_guess_costs(fields, ids, documents):
     torch.testing.assert_close(loss, total / (SEQ_LEN * STEPS))
 
 
-def test_the_loss_of_rows_is_that_of_each_row_alone():
-    model = drafted({})
-    whole = model.losses(TOKENS, TARGETS).aux
-    alone = [model.losses(TOKENS[[n]], TARGETS[[n]]).aux for n in range(ROWS)]
-    torch.testing.assert_close(whole, torch.stack(alone).sum())
-
-
-def test_the_report_has_the_loss_of_each_step():
-    losses = drafted({}, ids=None).losses(TOKENS, TARGETS)
-    counts = torch.tensor([SEQ_LEN - k for k in range(1, STEPS + 1)]) * ROWS
-    sums = losses.stats["draft_loss"] * counts
-    torch.testing.assert_close(sums.sum() / (SEQ_LEN * STEPS), losses.aux.detach())
-
-
 def test_a_row_of_one_token_has_nothing_to_guess():
     losses = drafted({}).losses(TOKENS[:, :1], TARGETS[:, :1])
     assert losses.aux == 0
@@ -151,16 +137,6 @@ def test_a_model_learns_the_same_with_and_without_a_block(fields):
     assert all(gradients[0][name].any() for name in own)
     for name, gradient in gradients[1].items():
         assert torch.equal(gradient, gradients[0][name]), name
-
-
-def test_recomputed_blocks_teach_the_block_the_same():
-    gradients = []
-    for recompute in (False, True):
-        model = drafted({})
-        options = StepOptions(recompute=recompute)
-        model.losses(TOKENS, TARGETS, options=options).aux.backward()
-        gradients.append(block_of(model).mix.weight.grad)
-    assert torch.equal(*gradients)
 
 
 @each_model

@@ -105,13 +105,6 @@ def test_only_additions_learn_and_nothing_else_gets_a_gradient(pair):
     assert all(param.grad.any() for param in model.parameters() if param.grad is not None)
 
 
-def test_the_frozen_weights_keep_their_names():
-    assert (
-        drawn().state_dict().keys()
-        == with_additions().state_dict().keys() - additions(with_additions()).keys()
-    )
-
-
 def test_a_is_drawn_as_peft_draws_it_and_by_the_seed_alone():
     one, other = with_additions(), with_additions()
     a = additions(one)["blocks.0.feedforward.down_proj.lora_a"]

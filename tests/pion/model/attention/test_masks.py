@@ -202,17 +202,6 @@ def test_every_fourth_layer_and_the_last_have_the_long_window():
     assert "".join(reaches) == "lssslssl"
 
 
-@pytest.mark.parametrize("tokens", [16, 48, 64])
-@pytest.mark.parametrize("split", [1, 15, 16, 17, 50])
-def test_new_tokens_after_a_cache_see_what_they_see_in_the_whole_row(tokens, split):
-    length = 70
-    whole = build_masks(config(tokens), row(length), length, None)
-    parts = build_masks(config(tokens), row(length - split), length, None)
-    for reach in ("long", "short"):
-        allowed, part = whole[reach].allowed, parts[reach].allowed
-        assert torch.equal(part, allowed[0, 0, split:])
-
-
 def test_padding_and_rows_that_end_inside_a_block_keep_to_their_documents():
     documents = torch.tensor([[0] * 20 + [1] * 17 + [-1] * 4, [0] * 41])
     masks = build_masks(config(tokens=32), row(41), 41, documents)

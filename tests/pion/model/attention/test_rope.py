@@ -101,24 +101,3 @@ def test_no_two_factors_give_a_frequency_that_is_not_a_number(low, high):
         frequencies = Frequencies(64, 10_000.0, half, sharp).on(CPU)
         assert frequencies.isfinite().all()
         assert (frequencies >= 0).all()
-
-
-def test_documents_and_cached_tokens_have_scaled_positions():
-    """A document that starts at position 0 has the logits that it has alone, however it is read."""
-    torch.manual_seed(0)
-    scaling = RopeScaling(factor=8.0, original_max_position_embeddings=4)
-    model = Decoder(tiny_config(init_std=0.3, rope_scaling=scaling)).eval()
-    unscaled = Decoder(tiny_config(init_std=0.3)).eval()
-    unscaled.load_state_dict(model.state_dict())
-    tokens = torch.randint(0, 64, (1, 20))
-    positions = torch.cat([torch.arange(9), torch.arange(11)])[None]
-    documents = torch.repeat_interleave(torch.arange(2), torch.tensor([9, 11]))[None]
-    cache = KVCache(model.config)
-    with torch.no_grad():
-        packed = model(tokens, positions=positions, documents=documents)[:, 9:]
-        alone = model(tokens[:, 9:])
-        cached = torch.cat([model(part, cache=cache) for part in tokens[:, 9:].split(3, 1)], 1)
-        other = unscaled(tokens[:, 9:])
-    torch.testing.assert_close(packed, alone, rtol=0, atol=3e-5)
-    torch.testing.assert_close(cached, alone, rtol=0, atol=3e-5)
-    assert (other - alone).abs().max() > 1e-2

@@ -5,16 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.nn.functional import silu
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pion.config.model_config import ModelConfig
 from pion.config.parts import Experts as Settings
 from pion.errors import BadInput
 from pion.model.decoder import Decoder
-from pion.model.feedforward.dense import FeedForwardInputs
 from pion.model.feedforward.expert_products import mix_experts, product_path
 from pion.model.feedforward.experts import Experts
 from pion.model.parameters import draw_weights
+from tests.support.operations import Operations
 from tests.support.tiny_config import tiny_config
 
 NEEDS_GROUPED_PRODUCTS = pytest.mark.skipif(
@@ -97,25 +96,6 @@ def test_in_bf16_rows_that_fill_up_a_product_add_nothing():
         assert (found - expected).norm() <= 0.02 * expected.norm()
 
 
-def test_padding_is_in_no_loss_and_no_report():
-    experts, x = layer(), torch.randn(2, 6, 16)
-    real = torch.ones(2, 6, dtype=torch.bool)
-    real[1, 4:] = False
-    _, report = experts(x, FeedForwardInputs(real))
-    moved = x.clone()
-    moved[1, 4:] = 100.0
-    _, again = experts(moved, FeedForwardInputs(real))
-    for name, value in report.items():
-        torch.testing.assert_close(value, again[name], msg=name)
-    assert report["load"].sum() == pytest.approx(1.0)
-
-
-def test_a_batch_of_rows_has_the_sum_of_their_losses():
-    experts, x = layer(), torch.randn(3, 6, 16)
-    alone = sum(experts(row[None])[1]["aux"] for row in x)
-    torch.testing.assert_close(experts(x)[1]["aux"], alone)
-
-
 def test_reports_are_in_the_same_order_in_each_process(monkeypatch):
     """Ranks add their reports up one by one, and Python orders sets of text by chance."""
     names = [f"report {n}" for n in range(8)]
@@ -168,30 +148,14 @@ def test_grouped_products_compute_what_sliced_ones_do(monkeypatch):
         assert (found - exact).norm() <= 0.02 * exact.norm()
 
 
-class Operations(TorchDispatchMode):
-    """Writes down the names of all operations. An index_put that adds up has "accumulate" in it."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        given = (*args, *(kwargs or {}).values())
-        adds = "index_put" in name and any(value is True for value in given)
-        self.names.add(f"{name} accumulate" if adds else name)
-        return func(*args, **(kwargs or {}))
-
-
 @NEEDS_GROUPED_PRODUCTS
 def test_no_gradient_of_grouped_products_is_added_up_by_place(monkeypatch):
     """On a GPU that is slow, and the order of the sums changes from run to run."""
     monkeypatch.setattr("pion.model.feedforward.expert_products.product_path", lambda *_: "grouped")
     with Operations() as seen:
         mixture_gradients(torch.float32)
-    assert "_grouped_mm" in seen.names
-    sums = ("accumulate", "index_add", "scatter_add", "scatter_reduce", "embedding")
-    assert {name for name in seen.names if any(sum_ in name for sum_ in sums)} == set()
+    assert "_grouped_mm" in {operation.name for operation in seen.calls}
+    assert [operation.name for operation in seen.calls if operation.adds_by_place] == []
 
 
 @NEEDS_GROUPED_PRODUCTS

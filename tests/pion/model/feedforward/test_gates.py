@@ -5,12 +5,10 @@ import torch
 from torch import Tensor
 
 from pion.errors import BadInput
-from pion.generation.generate import generate
 from pion.model.attention.cache import KVCache
 from pion.model.decoder import Decoder
 from pion.model.feedforward.dense import SwiGLU
-from pion.model.feedforward.gates import FIRST_BIAS, apply_to_others
-from pion.model.forward_pass import StepOptions
+from pion.model.feedforward.gates import FIRST_BIAS
 from tests.families.families import FAMILIES, PILON
 
 TOKENS = torch.randint(0, 320, (3, 24), generator=torch.Generator().manual_seed(0))
@@ -86,16 +84,6 @@ def test_a_cached_text_has_the_logits_of_the_whole_text(family):
     torch.testing.assert_close(torch.cat(pieces, dim=1), whole, atol=1e-5, rtol=1e-5)
 
 
-def test_generation_skips_and_draws_what_whole_texts_predict():
-    model = gated().with_gates(BETWEEN)
-    ids = TOKENS[0, :8].tolist()
-    drawn = list(generate(model, ids, stop_ids=[], max_tokens=6, temperature=0))
-    with torch.no_grad():
-        for token in drawn:
-            assert int(model(torch.tensor([ids]))[0, -1].argmax()) == token
-            ids.append(token)
-
-
 # ---------------------------------------------------------------- learning
 
 
@@ -115,33 +103,6 @@ def test_new_gates_are_equally_unsure_and_the_report_is_their_loss():
     assert losses.stats["gate_loss"].mean() == pytest.approx(losses.aux.item() / 3, rel=1e-5)
 
 
-def test_padding_teaches_gates_nothing():
-    model = gated()
-    documents = torch.zeros_like(TOKENS)
-    documents[:, 20:] = -1
-    positions = torch.arange(24).expand(3, -1)
-    loss = model.losses(TOKENS, TOKENS, positions=positions, documents=documents).aux
-    changed = torch.cat((TOKENS[:, :20], (TOKENS[:, 20:] + 1) % 320), dim=1)
-    again = model.losses(changed, changed, positions=positions, documents=documents).aux
-    torch.testing.assert_close(loss, again)
-
-
-def test_the_loss_of_rows_is_that_of_each_row_alone():
-    model = gated()
-    alone = sum(model.losses(row[None], row[None]).aux for row in TOKENS)
-    torch.testing.assert_close(model.losses(TOKENS, TOKENS).aux, alone)
-
-
-def test_recomputed_blocks_teach_gates_the_same():
-    gradients = []
-    for recompute in (False, True):
-        model = gated()
-        options = StepOptions(recompute=recompute)
-        model.losses(TOKENS, TOKENS, options=options).aux.backward()
-        gradients.append(torch.cat([block.gate.weight.grad for block in model.blocks]))
-    assert torch.equal(*gradients)
-
-
 # ---------------------------------------------------------------- bad input
 
 
@@ -156,9 +117,3 @@ def test_recomputed_blocks_teach_gates_the_same():
 def test_gates_that_are_not_there_or_no_number_are_refused(use, message):
     with pytest.raises(BadInput, match=message):
         use()
-
-
-def test_no_token_is_computed_if_all_are_skipped():
-    x = torch.randn(2, 3, 4)
-    every = torch.ones(2, 3, dtype=torch.bool)
-    assert not apply_to_others(lambda _: pytest.fail("computed"), x, every).any()

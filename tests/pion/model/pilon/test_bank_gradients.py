@@ -2,14 +2,12 @@
 
 import pytest
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from pion.model.forward_pass import StepOptions
 from pion.model.pilon import shared_banks
 from pion.model.pilon.bank_gradients import looked_up, outlet_of
 from tests.families.families import FAMILIES, SEQ_LEN, VOCAB
+from tests.support.operations import Operations, tensors_in
 
 N, RANK, WIDTH = 6, 2, 5
 CHOSEN = [torch.tensor(numbers) for numbers in ([0, 3], [5, 3], [3, 1])]
@@ -28,31 +26,6 @@ def lookups(bank):
     return rows
 
 
-class Made(TorchDispatchMode):
-    """Writes down the names of operations, and which of them make a tensor of a size.
-
-    An index_put that adds up has "accumulate" in its name.
-    """
-
-    def __init__(self, size):
-        super().__init__()
-        self.size = size
-        self.names = set()
-        self.storages = {}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        before = {leaf.data_ptr() for leaf in tree_leaves(args) if isinstance(leaf, Tensor)}
-        result = func(*args, **(kwargs or {}))
-        name = func.overloadpacket.__name__
-        adds = "index_put" in name and any(value is True for value in args)
-        self.names.add(f"{name} accumulate" if adds else name)
-        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        for tensor in made:
-            if tensor.shape == self.size and tensor.data_ptr() not in before:
-                self.storages[tensor.data_ptr()] = name
-        return result
-
-
 def gradients(model, **options):
     """Return the gradients of a step with two rows."""
     tokens = torch.randint(0, VOCAB, (2, SEQ_LEN), generator=torch.Generator().manual_seed(1))
@@ -63,12 +36,6 @@ def gradients(model, **options):
 
 
 # ---------------------------------------------------------------- one bank
-
-
-def test_a_lookup_returns_the_chosen_primitives():
-    bank = a_bank()
-    for rows, chosen in zip(lookups(bank), CHOSEN, strict=True):
-        assert torch.equal(rows, bank[chosen])
 
 
 def test_an_outlet_takes_no_memory():
@@ -103,11 +70,16 @@ def test_a_backward_pass_makes_one_gradient_of_the_bank_and_adds_nothing_by_plac
     """On a GPU, what is added by place is added in an order that changes from run to run."""
     bank = a_bank()
     total = torch.stack([rows.square().sum() for rows in lookups(bank)]).sum()
-    with Made(bank.shape) as made:
+    with Operations() as seen:
         total.backward()
-    assert list(made.storages.values()) == ["new_zeros"]
-    sums = ("accumulate", "index_add", "scatter_add", "scatter_reduce")
-    assert {name for name in made.names if any(sum_ in name for sum_ in sums)} == set()
+    makers = {}
+    for operation in seen.calls:
+        places = {tensor.address for tensor in tensors_in(operation.given)}
+        for made in tensors_in(operation.result):
+            if made.shape == bank.shape and made.address not in places:
+                makers[made.address] = operation.name
+    assert list(makers.values()) == ["new_zeros"]
+    assert [operation.name for operation in seen.calls if operation.adds_by_place] == []
 
 
 # ---------------------------------------------------------------- a model

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pion.model.pilon.update_rule import PrimitiveWise
 from pion.train.settings import TrainSettings
+from tests.support.operations import Operations
 
 SHAPE = (6, 4, 10)  # primitives, rank, width
 STEPS, LR = 12, 3e-3
@@ -92,19 +92,7 @@ def test_the_update_takes_at_most_twelve_operations():
     """On a GPU, each operation that computes starts a kernel. Views start none."""
     primitives = PrimitiveWise(factors(), settings())
     (gradient, *_) = gradients()
-    with Counted() as counted:
+    with Operations() as seen:
         primitives.step(gradient, LR)
-    assert len(counted.names) <= 12, counted.names
-
-
-class Counted(TorchDispatchMode):
-    """Lists the operations that are not views."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if not func.is_view:
-            self.names.append(str(func))
-        return func(*args, **(kwargs or {}))
+    computing = [operation.name for operation in seen.calls if not operation.func.is_view]
+    assert len(computing) <= 12, computing
