@@ -9,6 +9,7 @@ from pion.generation import fixed_step
 from pion.generation.decoding import cache_tokens, last_logits
 from pion.generation.fixed_step import FixedStep, Shape, shape_of
 from pion.model.attention.cache import KVCache
+from tests.support.operations import Operations
 
 # A model of each family, and one with learned positions.
 MODELS = {family: check_model(family, tiny=True) for family in FAMILIES}
@@ -70,31 +71,15 @@ def addresses(cache):
 
 def test_the_same_operations_come_in_every_step_of_a_shape(model):
     """A graph has the numbers that the host passes to a kernel, such as where a slice begins."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Recorded(TorchDispatchMode):
-        def __init__(self):
-            super().__init__()
-            self.calls = []
-
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            def plain(value):
-                if isinstance(value, torch.Tensor):
-                    return (value.shape, value.stride(), value.storage_offset())
-                return [plain(one) for one in value] if isinstance(value, list | tuple) else value
-
-            self.calls.append((str(func), plain(args), plain(list((kwargs or {}).values()))))
-            return func(*args, **(kwargs or {}))
-
     found = []
     for lengths in ([17, 18], [25, 21]):
         cache, ids = read(model, lengths)
         shape = shape_of(cache, 2)
         step = FixedStep(model, cache, shape)
         step.write([ids[0][0], ids[1][0]])
-        with Recorded() as recorded:
+        with Operations() as seen:
             step.compute()
-        found.append((shape, recorded.calls))
+        found.append((shape, [(str(each.func), each.given) for each in seen.calls]))
     assert found[0] == found[1]
     assert len(found[0][1]) > 20
 

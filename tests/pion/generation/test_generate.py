@@ -1,7 +1,6 @@
 """Generation: which tokens are drawn, when it ends, what it does not change, what it refuses."""
 
 import itertools
-import math
 
 import pytest
 import torch
@@ -62,16 +61,6 @@ def test_greedy_generation_says_what_the_model_memorised_and_stops_at_its_end(me
     assert tokenizer.decode(start + continued) == TEXT
 
 
-def test_text_comes_in_whole_characters_whose_bytes_were_several_tokens(memorised, tokenizer):
-    start, end = tokenizer.encode("naïve"), tokenizer.end_of_text
-    continued = pion.generate(memorised, start, temperature=0, stop_ids=[end])
-    pieces = list(stream_text(tokenizer, continued))
-    assert "".join(pieces) == TEXT.removeprefix("naïve")
-    assert "\ufffd" not in "".join(pieces)
-    assert "🌍" in pieces
-    assert len(tokenizer.encode("🌍")) > 1
-
-
 @given(st.text())
 def test_streamed_pieces_join_to_the_text(tokenizer, text):
     assert "".join(stream_text(tokenizer, tokenizer.encode(text))) == text
@@ -82,14 +71,6 @@ def test_bytes_that_never_become_a_character_are_shown_at_the_end(tokenizer):
     assert next(stream_text(tokenizer, [*tokenizer.encode("a"), *half])) == "a"
     assert "".join(stream_text(tokenizer, half)).strip("\ufffd") == ""
     assert "".join(stream_text(tokenizer, half)) != ""
-
-
-def test_generation_is_greedy_over_the_full_forward_pass(untrained):
-    ids = [5, 9, 2]
-    for token in pion.generate(untrained, ids.copy(), temperature=0, max_tokens=20, stop_ids=()):
-        assert token == untrained(torch.tensor([ids]))[0, -1].argmax()
-        ids.append(token)
-    assert len(ids) == 23
 
 
 def test_a_seed_repeats_its_draws_and_another_does_not(untrained):
@@ -189,12 +170,6 @@ def test_a_forbidden_id_is_never_drawn(top_k, number, monkeypatch):
         assert token == (1 if number == 0 else 3)
 
 
-def test_top_p_keeps_the_id_that_crosses_it():
-    tenths = [6, 3, 1]
-    for top_p, kept in ((0.5, {0}), (0.8, {0, 1}), (0.95, {0, 1, 2})):
-        assert drawn_ids([10 * math.log(n / 10) for n in tenths], Sampling(1.0, 0, top_p)) == kept
-
-
 def test_a_draw_takes_one_number_however_many_ids_remain():
     numbers, ours = (torch.Generator().manual_seed(3) for _ in range(2))
     for drawn in itertools.product((0.5, 1.0), (0, 1, 3), (0.3, 0.9, 1.0)):
@@ -229,30 +204,6 @@ def test_min_p_leaves_out_what_transformers_leaves_out(logits, min_p, temperatur
     share = (scores[0] - scores.max()).exp()
     assert drawn <= {*left} | {i for i in range(len(logits)) if abs(share[i] - min_p) < 1e-6}
     assert min_p < 1 or drawn <= {i for i, logit in enumerate(logits) if logit == max(logits)}
-
-
-def test_what_was_drawn_is_lowered_once_and_for_each_time_and_the_prompt_is_not():
-    logits = torch.tensor([3.0, 2.0, 1.0, -2.0])
-    once = Sampling(0, presence_penalty=1.5)
-    each = Sampling(0, frequency_penalty=0.6)
-    both = Sampling(0, presence_penalty=0.5, frequency_penalty=0.3)
-    raised = Sampling(0, presence_penalty=-2)
-    expected = [
-        (once, [0], 0, 1),
-        (once, [0], 1, 0),  # id 0 was given
-        (once, [0, 0, 0], 1, 1),
-        (each, [0], 0, 0),
-        (each, [0, 0], 0, 1),
-        (each, [0, 0, 0], 2, 0),
-        (both, [0, 0], 0, 1),
-        (both, [0], 0, 0),
-        (raised, [1], 0, 1),
-        (raised, [1], 1, 0),
-    ]
-    for sampling, ids, count, drawn in expected:
-        before = logits.clone()
-        assert sample(logits, sampling, ids, torch.Generator(), count) == drawn, (sampling, ids)
-        assert torch.equal(logits, before)
 
 
 def test_a_bias_forces_or_forbids_an_id_before_anything_else(untrained):

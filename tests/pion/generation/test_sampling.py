@@ -7,13 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import pion
 from pion.generation.candidates import BLOCK, CANDIDATES, FEW, find_by_numpy, find_by_torch
 from pion.generation.sampling import Draw, Sampling, sample_rows
 from pion.model.decoder import Decoder
+from tests.support.operations import Operations, tensors_in
 from tests.support.tiny_config import tiny_config
 
 # More ids than candidates, and enough that these are looked for in blocks.
@@ -50,8 +49,8 @@ SAMPLINGS = st.builds(
     top_p=st.sampled_from([0.3, 0.9, 1.0]),
     repetition_penalty=st.sampled_from([1.0, 1.3]),
     min_p=st.sampled_from([0.0, 0.01, 0.3]),
-    presence_penalty=st.sampled_from([0.0, 0.5]),
-    frequency_penalty=st.sampled_from([0.0, 0.2]),
+    presence_penalty=st.sampled_from([0.0, 0.5, -2.0]),
+    frequency_penalty=st.sampled_from([0.0, 0.2, -0.4]),
 )
 
 
@@ -185,28 +184,14 @@ def test_the_likeliest_id_is_the_lowest_of_equals():
     assert draw(logits, [Sampling(temperature=0.0)] * 2) == [700, VOCABULARY - 1]
 
 
-class CountLarge(TorchDispatchMode):
-    """Counts the operations on tensors with a dimension of at least so many."""
-
-    def __init__(self, least):
-        super().__init__()
-        self.least, self.count = least, 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        tensors = [value for value in (*args, result) if isinstance(value, Tensor)]
-        sizes = [size for tensor in tensors for size in tensor.shape]
-        self.count += max(sizes, default=0) >= self.least
-        return result
-
-
 def test_more_texts_take_no_more_operations_on_the_vocabulary():
     model = Decoder(tiny_config(vocab_size=3000)).eval()
 
     def operations(texts):
-        with CountLarge(3000) as large:
+        with Operations() as seen:
             new = list(pion.generate_batch(model, [[5, 6]] * texts, max_tokens=4, stop_ids=()))
         assert len(new) == 5 * texts
-        return large.count
+        shapes = [[tensor.shape for tensor in tensors_in(each[1:])] for each in seen.calls]
+        return sum(any(max(shape, default=0) >= 3000 for shape in own) for own in shapes)
 
     assert operations(2) == operations(8)
