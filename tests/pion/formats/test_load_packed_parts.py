@@ -70,11 +70,6 @@ def test_damaged_trits_are_refused(data, message):
 # ---------------------------------------------------------------- models
 
 
-def test_a_packed_model_computes_the_same_bits():
-    model = model_of()
-    assert torch.equal(logits(repacked(model)), logits(model))
-
-
 def test_unused_primitives_are_left_out_and_keep_their_numbers():
     model = model_of(top_k=2)
     again = repacked(model)

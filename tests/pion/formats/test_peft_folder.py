@@ -115,21 +115,6 @@ def test_peft_loads_our_folder_on_the_stock_class_and_computes_our_logits(base, 
     assert is_export(ours)
 
 
-def test_peft_and_we_merge_to_the_same_tensors(base, ours):
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    stock = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    whole = PeftModel.from_pretrained(stock, ours).merge_and_unload().state_dict()
-    merged = adapted(ours, base).state_dict()
-    torch.testing.assert_close(
-        merged["blocks.1.feedforward.down_proj.weight"],
-        whole["model.layers.1.mlp.down_proj.weight"],
-        rtol=1e-6,
-        atol=1e-7,
-    )
-
-
 def test_we_load_pefts_folder_and_compute_its_logits(base, theirs):
     folder, logits = theirs
     with torch.no_grad():
@@ -160,22 +145,7 @@ def test_a_model_without_a_stock_class_has_no_adapter_folder(tmp_path):
 # ---------------------------------------------------------------- training
 
 
-class Batches:
-    """What the trainer reads, as tokens and targets of each step."""
-
-    def __init__(self, stream, rows):
-        self.stream, self.rows = stream, rows
-
-    def step(self, number):
-        rows = [self.stream.row(number * self.rows + i) for i in range(self.rows)]
-        tokens, targets = (
-            torch.stack([torch.as_tensor(getattr(row, name)).long() for row in rows])
-            for name in ("tokens", "targets")
-        )
-        return tokens, targets
-
-
-def pefts_losses(base, batches, a):
+def pefts_losses(base, stream, a):
     """Return the losses of plain training with peft and torch's AdamW, from our A."""
     model = with_peft(base)
     for name, parameter in model.named_parameters():
@@ -187,9 +157,9 @@ def pefts_losses(base, batches, a):
     optimizer = torch.optim.AdamW(learned, lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
     losses = []
     for step in range(STEPS):
-        tokens, targets = batches.step(step)
-        logits = model(tokens).logits.flatten(0, 1).float()
-        loss = torch.nn.functional.cross_entropy(logits, targets.flatten(), ignore_index=-100)
+        batch = stream.batch(range(4 * step, 4 * step + 4))
+        logits = model(batch.tokens).logits.flatten(0, 1).float()
+        loss = torch.nn.functional.cross_entropy(logits, batch.targets.flatten(), ignore_index=-100)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(learned, 1.0)
         optimizer.step()
@@ -214,27 +184,12 @@ def our_losses(base, stream):
     return losses, a
 
 
-@pytest.fixture(scope="module")
-def stream(tmp_path_factory):
-    return open_stream(tmp_path_factory.mktemp("rows"), rows=100, config=CONFIG)
-
-
-@pytest.fixture(scope="module")
-def right(base, stream):
-    return our_losses(base, stream)
-
-
-def test_twenty_losses_are_pefts(base, stream, right):
-    ours, a = right
-    theirs = pefts_losses(base, Batches(stream, 4), a)
+def test_twenty_losses_are_pefts(base, tmp_path):
+    stream = open_stream(tmp_path, rows=100, config=CONFIG)
+    ours, a = our_losses(base, stream)
+    theirs = pefts_losses(base, stream, a)
     assert ours[-1] < ours[0] - 0.1
     assert ours == pytest.approx(theirs, abs=1e-4)
-
-
-def test_another_scale_is_told_apart_by_twenty_losses(base, stream, right, monkeypatch):
-    monkeypatch.setattr(Lora, "scale", 1.0)
-    wrong, _ = our_losses(base, stream)
-    assert max(abs(x - y) for x, y in zip(right[0], wrong, strict=True)) > 1e-2
 
 
 # ---------------------------------------------------------------- untrusted folders
@@ -257,8 +212,6 @@ def change_config(folder, **fields):
     [
         ({"peft_type": "IA3"}, "peft_type is 'IA3'; only 'LORA' is read"),
         ({"use_dora": True}, "'use_dora' is True, which Pion can't compute"),
-        ({"use_rslora": True}, "'use_rslora' is True"),
-        ({"rank_pattern": {"q_proj": 8}}, "'rank_pattern' is {'q_proj': 8}"),
         ({"modules_to_save": ["lm_head"]}, "'modules_to_save' is ['lm_head']"),
         ({"bias": "all"}, "bias is 'all'; only 'none' is read"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),

@@ -7,7 +7,7 @@ from gguf import GGUFReader
 
 from pion.errors import BadInput, PionError
 from pion.formats.gguf import convert as module
-from pion.formats.gguf.convert import TYPES, convert, encoded, stored_bytes, stored_type, worst
+from pion.formats.gguf.convert import TYPES, convert, encoded, stored_bytes, worst
 from tests.support.finished_run import tiny_tokenizer
 from tests.support.gguf_models import EXPRESSIBLE, exported, expressible, random_model
 from tests.support.stock_models import tokens
@@ -152,10 +152,3 @@ def test_not_a_number_is_never_within_bounds(kind):
     stored = encoded(VALUES, kind).copy()  # of fp32, it is VALUES itself
     stored.view(np.uint8).reshape(-1)[:4] = 0xFF  # NaN in each type
     assert not worst(VALUES, stored, kind) <= 1
-
-
-def test_vectors_and_odd_rows_are_stored_with_more_bits():
-    assert stored_type((96,), "q8_0") == "f32"
-    assert stored_type((4, 40), "q8_0") == "f16"
-    assert stored_type((4, 64), "q8_0") == "q8_0"
-    assert stored_type((4, 40), "f16") == "f16"

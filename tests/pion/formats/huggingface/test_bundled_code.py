@@ -132,17 +132,6 @@ def test_the_exported_model_is_verified_next_to_the_library(name, exports, model
         parameter.grad = None
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_pion_reads_it_by_its_own_settings(name, exports, models):
-    loaded, tokenizer = pion.load(exports / name)
-    assert tokenizer is not None
-    tokens = torch.arange(60)[None]
-    with torch.inference_mode():
-        torch.testing.assert_close(
-            loaded(tokens), models[name](tokens)[..., :280], rtol=0, atol=1e-6
-        )
-
-
 def plant(folder):
     """Add a line to each modelling file that leaves a mark when it is run; return the mark."""
     mark = folder.parent / "was run"
