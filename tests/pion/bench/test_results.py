@@ -85,7 +85,6 @@ def changes():
         "a date in words": (put("date", "yesterday"), "date must be a date"),
         "a card without a name": (lambda raw: raw["card"].pop("card"), "cardcard is missing"),
         "a number as the card": (put("card", "card", 7), "must be str"),
-        "memory in words": (put("card", "memory", "much"), "must be int"),
         "true for a number": (put("rows", 0, "seconds", True), "no true or false"),
         "rows that are no list": (put("rows", {}), "a list of rows"),
         "too many rows": (put("rows", [0] * (MOST_ROWS + 1)), "a list of rows"),
