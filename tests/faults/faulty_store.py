@@ -102,7 +102,7 @@ class Passing:
 
 class FaultyStore(Passing):
     """`inner`, but `happen` is called before, halfway through or after the `at`-th operation (from
-    1; None: never)."""
+    1; None: never). `look` is called before each operation."""
 
     def __init__(
         self,
@@ -114,6 +114,7 @@ class FaultyStore(Passing):
         super().__init__(inner)
         self.operations: list[str] = []
         """The operations so far: "write run/HEAD.json"."""
+        self.look: Callable[[], object] = lambda: None
         self._at, self._when, self._happen = at, when, happen
         self._dead = False
         self._lock = threading.Lock()
@@ -125,6 +126,7 @@ class FaultyStore(Passing):
 
     def do(self, action: str, key: str, call: Callable[[], T]) -> T:
         """Count the operation and do it, and call `happen` if it is due."""
+        self.look()
         operation = f"{action} {key}"
         with self._lock:
             if self._dead:

@@ -119,18 +119,6 @@ def test_an_owner_may_die_at_every_operation(tmp_path, happen, when, first, ever
         assert len([name for name in names(store) if name.endswith(".jsonl")]) <= 4
 
 
-class Watched(FaultyStore):
-    """Calls `look` before each operation."""
-
-    def __init__(self, inner, look):
-        super().__init__(inner)
-        self._look = look
-
-    def do(self, kind, key, call):
-        self._look()
-        return super().do(kind, key, call)
-
-
 @pytest.mark.parametrize("pause", [1, 4, 23])
 def test_a_page_that_looks_in_between_is_told_every_row_once(store, pause):
     reader = ThinReader(store, FOLDER, Unreadable())
@@ -148,7 +136,9 @@ def test_a_page_that_looks_in_between_is_told_every_row_once(store, pause):
             log.append({"step": step, "loss": 1.0})
             log.flush()
 
-    join_all(Watched(store, look))
+    watched = FaultyStore(store)
+    watched.look = look
+    join_all(watched)
     assert steps_in(store) == [*STEPS, *written]
     assert sum(map(step_count, reader.read())) == len(STEPS) + len(written)
 

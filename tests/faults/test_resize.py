@@ -1,29 +1,16 @@
 """Workers make room for a group of another size while the store is down."""
 
-from collections.abc import Callable
-
 from pipeline.state.stores import FileStore
 from pipeline.training import saving
 from tests.faults.faulty_store import FaultyStore, fail
 from tests.faults.light_job import Process, read_head, unbroken_weights, wrong_in
 
 
-class DownNowAndThen(FaultyStore):
-    """Fails while `is_down` says so."""
-
-    is_down: Callable[[], bool] = staticmethod(lambda: False)
-
-    def do(self, kind, key, call):
-        if self.is_down():
-            fail(f"{kind} {key}")
-        return call()
-
-
 def test_a_node_that_comes_while_the_store_is_down_does_not_end_the_run(
     tmp_path, time, monkeypatch
 ):
     monkeypatch.setattr(saving, "Clock", time.clock)
-    store = DownNowAndThen(FileStore(tmp_path / "runs"))
+    store = FaultyStore(FileStore(tmp_path / "runs"))
     trained = []
     down_until = []
 
@@ -32,7 +19,11 @@ def test_a_node_that_comes_while_the_store_is_down_does_not_end_the_run(
             down_until.append(time.time + 600)
         return len(trained) == 3
 
-    store.is_down = lambda: bool(down_until) and time.time < down_until[0]
+    def look():
+        if down_until and time.time < down_until[0]:
+            fail("an operation")
+
+    store.look = look
     group = Process(store, tmp_path / "cache", clock=time.clock(), is_resized=a_node_comes)
     group.between_steps = lambda: trained.append(None)
     group.go()
