@@ -67,14 +67,6 @@ def test_two_reasons_to_restart_make_one_restart(rental):
     assert "boot not finished" not in rental.text  # that was wrong with the job before
 
 
-def test_machines_of_an_earlier_job_say_nothing_against_a_place(rental):
-    rental.machines((900, "5"), (600, "6"), (300, "7"))
-    rental.provider.now("RECOVERING")
-    during(rental.time, lambda: None, succeed(rental.provider))
-    assert rental.watcher.follow() == 0
-    assert not rental.provider.cancelled
-
-
 def test_a_job_that_can_not_be_submitted_again_keeps_its_pod(rental):
     lose_secrets(rental.provider)
     rental.starts()
