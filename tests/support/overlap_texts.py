@@ -39,8 +39,6 @@ software and associated documentation files (the "Software"), to deal in the Sof
 restriction. THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED,
 INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND
 NONINFRINGEMENT."""
-TEMPLATE = """Below is an instruction that describes a task, paired with an input that provides
-further context. Write a response that appropriately completes the request. ### Instruction:"""
 
 _SYLLABLES = ("ba", "ce", "di", "fo", "gu", "ka", "le", "mi", "no", "pu", "ra", "se", "ti", "vo")
 

@@ -199,15 +199,13 @@ def test_weights_that_cannot_be_kept_are_refused(weights):
         MixtureOrder(orders, weights, 0)
 
 
-@pytest.mark.parametrize("shard_rows", [[], [0], [0, 0]])
-def test_a_data_set_without_rows_is_refused(shard_rows):
-    with pytest.raises(BadInput, match="no rows"):
-        RowOrder(shard_rows, "data", 0, 1)
-
-
-def test_a_window_of_no_shards_is_refused():
-    with pytest.raises(BadInput, match="data window 0"):
-        RowOrder([5], "data", 0, 0)
+@pytest.mark.parametrize(
+    ("shard_rows", "window", "why"),
+    [([], 1, "no rows"), ([0, 0], 1, "no rows"), ([5], 0, "data window 0")],
+)
+def test_a_data_set_without_rows_or_window_is_refused(shard_rows, window, why):
+    with pytest.raises(BadInput, match=why):
+        RowOrder(shard_rows, "data", 0, window)
 
 
 def test_skipped_ranges_are_stepped_over_however_they_overlap():

@@ -151,8 +151,3 @@ def test_rows_without_sequences_have_none():
 def test_sequences_that_are_not_pairs_are_refused(sequences):
     with pytest.raises(BadInput, match="some row: its sequences are not pairs"):
         require_pairs(np.array(sequences, dtype=np.uint8), "some row")
-
-
-def test_pairs_are_pairs():
-    for row in ROWS:
-        require_pairs(row, "some row")

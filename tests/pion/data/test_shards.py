@@ -157,15 +157,12 @@ def preferences(tmp_path, flags, kind="pairs"):
 
 
 def test_a_pair_is_two_documents_and_its_sides_are_known(tmp_path):
+    """Padding has position 0, so that rows may be longer than the context."""
     row = preferences(tmp_path, PAIR)
+    assert row.positions.tolist() == [0, 1, 0, 1, 2, 0, 0, 0]
     assert row.sides.tolist() == [1, -1]
     assert row.documents.tolist() == [0, 0, 1, 1, 1, -1, -1, -1]
     assert row.targets.tolist() == [1, -100, -100, 4, -100, -100, -100, -100]
-
-
-def test_the_padding_of_preferences_has_position_0_so_rows_may_be_longer_than_the_context(tmp_path):
-    row = preferences(tmp_path, PAIR)
-    assert row.positions.tolist() == [0, 1, 0, 1, 2, 0, 0, 0]
 
 
 def test_a_row_whose_sequences_are_not_pairs_is_refused(tmp_path):
@@ -174,13 +171,10 @@ def test_a_row_whose_sequences_are_not_pairs_is_refused(tmp_path):
         preferences(tmp_path, flags)
 
 
-def test_labels_may_come_in_any_order(tmp_path):
+def test_labels_may_come_in_any_order_and_conversations_have_no_sides(tmp_path):
     flags = [STARTS, LEARNED, STARTS | PREFERRED, LEARNED, STARTS | PREFERRED, LEARNED]
     row = preferences(tmp_path, flags, "labels")
     assert row.sides.tolist() == [-1, 1, 1]
-
-
-def test_conversations_have_no_sides(tmp_path):
     assert preferences(tmp_path, [STARTS, LEARNED], "conversations").sides is None
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pion.data.order import RowOrder, rank_rows, step_rows
+from pion.data.order import RowOrder
 from pion.data.row_flags import LEARNED, PADDING, PREFERRED, STARTS
 from pion.data.shard_writer import ShardWriter
 from pion.data.shards import Manifest, Rows
@@ -52,25 +52,6 @@ def test_a_batch_holds_the_rows_asked_for_in_order(tmp_path):
     assert batch.tokens.tolist() == [one.row(i).tokens.tolist() for i in (3, 0, 13)]
     assert batch.targets.tolist() == [one.row(i).targets.tolist() for i in (3, 0, 13)]
     assert batch.positions is batch.documents is None
-
-
-def test_an_epoch_holds_every_row_of_the_files_once(tmp_path):
-    one = stream(text(tmp_path, 0, 10))
-    assert one.total_rows == 10
-    for epoch in (0, 1, 5):
-        batch = one.batch(range(10 * epoch, 10 * epoch + 10))
-        assert sorted(batch.tokens.flatten().tolist()) == list(range(40))
-
-
-def test_ranks_and_micro_batches_together_see_what_one_process_sees(tmp_path):
-    rows, _ = step_rows(7, 8)
-    whole = stream(text(tmp_path, 0, 10)).batch(rows).tokens
-    parts = [
-        stream(text(tmp_path, 0, 10)).batch(micro).tokens
-        for rank in range(3)
-        for micro in rank_rows(rows, rank, 3, 2)
-    ]
-    assert torch.equal(torch.cat(parts), whole)
 
 
 def test_a_mixture_with_conversations_has_documents_in_every_batch(tmp_path):
@@ -153,11 +134,6 @@ def test_a_batch_of_pairs_has_its_sides_and_counts_the_tokens_of_each_answer(tmp
     assert not batch.sequences.reference.any()
 
 
-def test_rows_of_labels_need_no_partner(tmp_path):
-    batch = stream(preferences(tmp_path, "labels")).batch([0])
-    assert batch.sequences.side.shape == (1, 2)
-
-
 def test_numbers_of_a_reference_follow_their_row_in_any_order(tmp_path):
     plain = stream(preferences(tmp_path, "pairs"))
     places = list(plain.places())
@@ -219,22 +195,6 @@ def test_a_conversation_keeps_its_context_after_an_answer(tmp_path):
     assert with_rule.sequences is without.sequences is None  # no preferences
     for name in ("tokens", "targets", "positions", "documents"):
         assert torch.equal(getattr(with_rule, name), getattr(without, name)), name
-
-
-def test_in_a_mixture_text_and_conversations_each_have_their_own_documents(tmp_path):
-    talks = rows_of(tmp_path / "b", TALKS, FLAGS)
-    mixed = stream(rows_of(tmp_path / "a", TEXT), talks, documents=END)
-    expected = {tuple(row): documents for row, documents in zip(TEXT, DOCUMENTS, strict=True)}
-    expected[tuple(TALKS[0])] = [0, 0, 0, 0, 1, -1]
-    seen = set()
-    for i in range(24):
-        batch = mixed.batch([i])
-        row = tuple(batch.tokens[0].tolist())
-        seen.add(row)
-        assert batch.documents[0].tolist() == expected[row]
-        is_talk = row == tuple(TALKS[0])
-        assert batch.positions[0].tolist() == ([0, 1, 2, 3, 0, 0] if is_talk else [*range(6)])
-    assert seen == expected.keys()
 
 
 def test_a_stream_with_documents_has_its_own_fingerprint(tmp_path):

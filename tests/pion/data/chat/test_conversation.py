@@ -122,13 +122,6 @@ def test_a_conversation_is_rendered_as_the_template_says_and_the_answers_are_lea
     assert learned == ["Hello\n<|endoftext|>", "See you\n<|endoftext|>"]
 
 
-def test_the_end_of_a_turn_is_the_special_id_and_learned():
-    ids, learned = tokenize(tokenizer(), [Turn("user", "Hi"), Turn("assistant", "Hello")])
-    assert ids[-1] == tokenizer().end_of_text
-    assert learned[-1]
-    assert (ids == tokenizer().end_of_text).sum() == 1
-
-
 @STYLES
 @settings(max_examples=40, deadline=None)
 @given(turns=TURNS)
@@ -211,16 +204,6 @@ def test_a_batch_tokenises_like_its_conversations_one_by_one(conversations):
         alone = tokenize(tokenizer(), turns)
         assert np.array_equal(ids, alone.ids)
         assert np.array_equal(learned, alone.learned)
-
-
-def test_both_layouts_and_all_aliases_are_understood():
-    expected = [Turn("system", "s"), Turn("user", "u"), Turn("assistant", "a")]
-    hermes = [("system", "s"), ("human", "u"), ("function", "{}"), ("gpt", "a")]
-    record = {"conversations": [{"from": r, "value": t, "weight": 1} for r, t in hermes], "id": 7}
-    assert parsed(record, "a:1") == expected
-    messages = [("system", "s"), ("user", "u"), ("tool", "x"), ("assistant", "a")]
-    record = {"messages": [{"role": r, "content": t} for r, t in messages]}
-    assert parsed(record, "a:1") == expected
 
 
 @pytest.mark.parametrize(

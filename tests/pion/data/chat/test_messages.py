@@ -12,16 +12,6 @@ def parsed(*messages, **rest):
     return list(read_conversation({"messages": list(messages), **rest}, "data.jsonl:3").messages)
 
 
-def test_both_layouts_are_read_and_roles_have_one_name():
-    shared = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yes", "name": "Ann"}]
-    found = read_conversation({"conversations": shared}, "x")
-    assert found.messages == [HI, {**YES, "name": "Ann"}]
-    assert parsed({"role": "human", "content": "Hi"}, {"role": "gpt", "content": "Yes"}) == [
-        HI,
-        YES,
-    ]
-
-
 def test_calls_and_null_contents_are_kept_and_other_null_keys_are_not():
     calls = [{"function": {"name": "f", "arguments": {}}}]
     call = {"role": "assistant", "content": None, "tool_calls": calls}
@@ -34,13 +24,6 @@ def test_empty_messages_and_those_after_the_last_answer_are_left_out():
     blank = {"role": "system", "content": " \n"}
     null = {"role": "user", "content": None}
     assert parsed(blank, null, HI, YES, HI, HI) == [HI, YES]
-
-
-def test_tools_are_kept_as_they_are():
-    tools = [{"type": "function", "function": {"name": "f", "parameters": {"enum": ["a", None]}}}]
-    record = {"messages": [HI, YES], "tools": tools}
-    assert read_conversation(record, "x").tools == tools
-    assert read_conversation({**record, "tools": None}, "x").tools is None
 
 
 WRONG = {

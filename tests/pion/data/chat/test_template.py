@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from pion.data.chat.conversation import Tokenized
 from pion.data.chat.messages import harmless
-from pion.data.chat.packing import pack
 from pion.data.chat.template import ChatTemplate
 from pion.data.chat.template_source import with_settings, write_template_date
 from pion.data.records.layouts import read_conversation
@@ -177,15 +176,6 @@ def test_an_answer_is_learned_up_to_the_end_of_its_turn_and_no_further(models, n
     assert learned.endswith(model.text([model.template.end_of_turn]))
     prompt = model.text(model.template.prompt_ids([QUESTION]))
     assert text.startswith(prompt + learned)
-
-
-@pytest.mark.parametrize("name", ["Llama 3.2", "Mistral"])
-def test_the_first_token_is_there_once(models, name):
-    model, first = models[name], models[name].tokenizer.first
-    (example,) = model.examples([QUESTION, ANSWER]).tokenized
-    for ids in (model.template.prompt_ids([QUESTION]), example.ids):
-        assert ids[0] == first
-        assert list(ids).count(first) == 1
 
 
 def test_calls_of_tools_are_learned_and_their_results_are_not(models):
@@ -406,10 +396,6 @@ def test_a_system_message_replaces_the_templates_own_but_not_the_datas(tmp_path)
     assert "kind" not in text + "small model"
 
 
-def test_the_date_of_a_template_is_the_given_one(models):
-    assert "Today: 02 Jan 2026" in models["Llama 3.2"].written([QUESTION, ANSWER])[0][0]
-
-
 def test_a_conversation_that_the_template_refuses_is_named_and_the_others_are_learned(models):
     good, bad = talk([QUESTION, ANSWER]), talk([QUESTION, QUESTION, ANSWER], where="f:2")
     found = models["Mistral"].template.tokenize_batch([good, bad, good])
@@ -459,9 +445,3 @@ def test_a_template_without_an_end_is_said_to_have_none(tmp_path):
 def test_a_template_that_drops_the_answers_is_refused(tmp_path):
     with pytest.raises(BadInput, match="does not write the assistant's text"):
         Model(tmp_path, "smollm2", "{%- for m in messages[:1] -%}{{- m.content -}}{%- endfor -%}")
-
-
-def test_examples_are_packed_like_other_conversations(models):
-    examples = models["Qwen 3"].examples([QUESTION, ANSWER])
-    packed = pack(examples.tokenized * 2, 128, models["Qwen 3"].tokenizer.pad)
-    assert packed.conversations == 2

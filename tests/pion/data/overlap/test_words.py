@@ -175,16 +175,6 @@ def test_an_ngram_of_ten_items_is_a_template_and_is_dropped():
     assert counts(templated(TEMPLATE_ITEMS)) == [9] * TEMPLATE_ITEMS
 
 
-def test_items_of_nothing_but_a_template_have_no_ngram():
-    assert counts([item(20)] * TEMPLATE_ITEMS) == [0] * TEMPLATE_ITEMS
-
-
-def test_no_items_have_no_ngrams():
-    found = ngrams_of([])
-    assert len(found.hashes) == len(found.items) == 0
-    assert not found.lengths
-
-
 def test_a_word_without_end_does_not_stop_the_others():
     endless = Item("x" * 1_000_000 + " " + item(12).question, "yes")
     assert counts([endless, item(20)]) == [1, 8]

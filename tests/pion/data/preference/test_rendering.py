@@ -8,7 +8,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pion.data.chat.chat_format import ChatFormat
-from pion.data.chat.conversation import Tokenized
 from pion.data.preference.layouts import parse_preference
 from pion.data.preference.rendering import (
     EMPTY,
@@ -17,10 +16,8 @@ from pion.data.preference.rendering import (
     LONGER_THAN_CONTEXT,
     LONGER_THAN_ROW,
     REWRITTEN,
-    TIE,
     Dropped,
     Usable,
-    ends_once,
     is_held_out,
     marked_preference,
     preference_format,
@@ -278,35 +275,12 @@ def test_answers_that_differ_only_in_space_around_them_are_identical(models, nam
     assert found.tokens == 2 * len(one.sequence.ids)
 
 
-@pytest.mark.parametrize("tie", [{"score_chosen": 1, "score_rejected": 1}, {"status": "tie"}])
-def test_a_tie_is_dropped(models, tie):
-    found = models["SmolLM2"].outcome(plain(**tie))
-    assert found.reason == TIE
-
-
 @pytest.mark.parametrize(
     ("old", "new"), [(" ~ eos_token", ""), ("eos_token", "eos_token ~ eos_token")]
 )
 def test_a_template_that_ends_a_turn_not_at_all_or_twice_drops_everything(tmp_path, old, new):
     found = of_template(tmp_path, "llama3", MISTRAL.replace(old, new)).outcome(plain())
     assert found.reason == ENDLESS
-
-
-@pytest.mark.parametrize(
-    ("learned", "ends"),
-    [
-        ([5, 9], True),
-        ([5, 6], False),
-        ([9], False),
-        ([], False),
-        ([5, 9, 9], False),
-        ([9, 5, 9], True),
-    ],
-)
-def test_an_answer_ends_with_one_end_of_turn(learned, ends):
-    """An earlier answer may end, too."""
-    ids = np.array([9, 9, *learned], dtype=np.int32)
-    assert ends_once(Tokenized(ids, np.arange(len(ids)) >= 2), {9}) is ends
 
 
 def test_a_pair_longer_than_a_row_is_dropped_whole_and_one_that_fills_it_is_not(models):

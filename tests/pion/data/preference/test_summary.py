@@ -1,6 +1,5 @@
 """What `pion check` can say of preferences, and when it says no."""
 
-import json
 from dataclasses import asdict
 
 import numpy as np
@@ -175,12 +174,6 @@ def test_above_65_in_100_longer_chosen_answers_there_is_a_warning(longer, warned
 def test_of_a_few_pairs_the_longer_side_says_nothing():
     assert of_pairs([(5, 2)] * 19).warnings() == []
     assert len(of_pairs([(5, 2)] * 20).warnings()) == 1
-
-
-def test_a_summary_becomes_json():
-    record = json.loads(json.dumps(of_pairs([(3, 2)], dropped={TIE: 1}).record()))
-    assert record["train"]["items"] == 1
-    assert record["tally"]["dropped"] == {TIE: 1}
 
 
 # ---------------------------------------------------------------- counts

@@ -7,7 +7,6 @@ import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pion.data.tokens.safe_cuts import PIECE_CHARS
 from pion.data.tokens.tokenizer import Tokenizer, train_bpe
 from pion.errors import BadInput
 from tests.support.tokenizer_kinds import (
@@ -80,34 +79,6 @@ def test_the_tokens_before_a_character_are_counted_as_the_offsets_say(text, data
     ids, offsets = tokenizer().encode_with_offsets(text)
     before = sum(begin < start for begin, _ in offsets)
     assert tokenizer().encode_batch_from([text], [start]) == [(ids, before)]
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.lists(st.sampled_from([*CORPUS, " ", "\n", "\n\n \n", "don't", "  x", "é☕", "1 2"])))
-def test_a_document_cut_into_pieces_for_speed_has_the_ids_of_the_whole(parts):
-    text = "".join(parts)
-    assert_same_ids_in_pieces(text)
-
-
-@pytest.mark.parametrize("gap", [" ", "\n", " \n"])
-def test_a_document_is_never_cut_within_whitespace(gap):
-    for length in range(60, 70):
-        assert_same_ids_in_pieces("word" + gap * length)
-
-
-def assert_same_ids_in_pieces(text):
-    text *= 4 * PIECE_CHARS // max(1, len(text))
-    whole, _ = tokenizer().encode_with_offsets(text)  # this one never cuts
-    assert tokenizer().encode(text) == whole
-
-
-def test_a_document_that_spells_out_special_tokens_never_yields_their_ids():
-    text = "a<|endoftext|>b<|pad|>"
-    ids = tokenizer().encode(text)
-    assert tokenizer().end_of_text not in ids
-    assert tokenizer().pad not in ids
-    assert tokenizer().decode(ids) == text
-    assert tokenizer().encode_with_offsets(text)[0] == ids
 
 
 def test_special_tokens_are_shown_only_on_request_and_count_no_bytes():
