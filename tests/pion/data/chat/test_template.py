@@ -36,12 +36,17 @@ class Model:
     """The tokenizer and template of a model, and transformers' view of the same files."""
 
     def __init__(self, folder, kind, source, system=None, **options):
+        write_files(kind, folder, source)
+        self.load(folder, source, system, options)
+
+    def load(self, folder, source, system, options):
+        """Read the tokenizer of a folder, and write the template with its settings there."""
         from transformers import PreTrainedTokenizerFast
 
-        write_files(kind, folder, source)
         self.tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
-        source = with_settings(source, system, options, self.tokenizer.specials)
-        (folder / "chat_template.jinja").write_text(source)
+        if source is not None:
+            source = with_settings(source, system, options, self.tokenizer.specials)
+            (folder / "chat_template.jinja").write_text(source)
         write_template_date(folder, DAY.isoformat())
         self.template = ChatTemplate(folder, self.tokenizer)
         self.stock = PreTrainedTokenizerFast.from_pretrained(folder)

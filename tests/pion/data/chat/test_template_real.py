@@ -11,11 +11,9 @@ import numpy as np
 import pytest
 
 from pion.data.chat.messages import harmless
-from pion.data.chat.template import ChatTemplate
-from pion.data.chat.template_source import find_template, with_settings, write_template_date
-from pion.data.tokens.tokenizer import Tokenizer
+from pion.data.chat.template_source import find_template
 from pion.errors import BadInput
-from tests.pion.data.chat.test_template import DAY, Model, learned_by_prefixes, talk
+from tests.pion.data.chat.test_template import Model, learned_by_prefixes, talk
 
 FOLDER = os.environ.get("PION_REAL_MODELS", "")
 pytestmark = [
@@ -119,18 +117,9 @@ class RealModel(Model):
     """A real tokenizer and template, and transformers' view of the same files."""
 
     def __init__(self, real, folder, options):
-        from transformers import PreTrainedTokenizerFast
-
         for name in ("tokenizer.json", "tokenizer_config.json"):
             (folder / name).symlink_to(real / name)
-        self.tokenizer = Tokenizer.from_file(folder / "tokenizer.json")
-        source = find_template(real)
-        if source is not None:
-            source = with_settings(source, None, options, self.tokenizer.specials)
-            (folder / "chat_template.jinja").write_text(source)
-        write_template_date(folder, DAY.isoformat())
-        self.template = ChatTemplate(folder, self.tokenizer)
-        self.stock = PreTrainedTokenizerFast.from_pretrained(folder)
+        self.load(folder, find_template(real), None, options)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -24,6 +24,7 @@ from pion.data.preference.rendering import (
 )
 from pion.data.tokens.tokenizer import Tokenizer, train_bpe
 from tests.pion.data.chat.test_template import CALL, DAY, RESULT, TOOLS, Model
+from tests.pion.data.preference.test_layouts import answer
 from tests.support.chat_templates import MISTRAL, QWEN25, TEMPLATES
 from tests.support.in_process_renderer import InProcessRenderer
 from tests.support.tokenizer_kinds import TEXT, write_files
@@ -32,10 +33,6 @@ OWN = "Pion's own"
 ALL = [OWN, *TEMPLATES]
 ASKED = {"role": "user", "content": "Return the number of items"}
 MORE = {"role": "user", "content": "And then?"}
-
-
-def answer(text, **more):
-    return {"role": "assistant", "content": text, **more}
 
 
 class Written:
