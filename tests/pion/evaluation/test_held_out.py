@@ -170,17 +170,6 @@ def test_the_standard_error_of_a_ratio_agrees_with_the_bootstrap():
     assert sem == pytest.approx(np.std(resampled), rel=0.1)
 
 
-def test_tokens_that_go_together_in_a_row_give_a_larger_error_than_independent_ones():
-    rng = np.random.default_rng(0)
-    targets = np.ones((100, 64), dtype=np.int64)
-    together = np.repeat(rng.exponential(1, (100, 1)), 64, axis=1)
-    apart = rng.exponential(1, (100, 64))
-    rows = np.arange(100)[:, None].repeat(64, axis=1)
-    of_rows = summarize(together, targets, np.ones(2), rows).loss_sem
-    of_tokens = summarize(apart, targets, np.ones(2), rows).loss_sem
-    assert of_rows == pytest.approx(8 * of_tokens, rel=0.3)  # √64
-
-
 def test_a_single_row_has_no_standard_error_and_ignored_targets_do_not_count():
     nll, targets = np.array([[1.0, 9.0, 3.0]]), np.array([[1, IGNORED, 1]])
     measured = summarize(nll, targets, np.array([0, 4]), np.zeros((1, 3)))

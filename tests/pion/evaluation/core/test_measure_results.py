@@ -65,11 +65,6 @@ def test_accuracy_is_centred_on_guessing():
     assert some(10, 100).centred < 0
 
 
-@pytest.mark.parametrize("right", [0, 32])
-def test_none_or_all_of_a_few_right_is_not_without_error(right):
-    assert some(right, 32).sem == pytest.approx(0.5 / 33)
-
-
 def test_what_is_odd_is_counted():
     task = task_of(items=4)
     found = task_result(

@@ -193,15 +193,6 @@ def test_numbers_that_are_not_finite_are_never_an_answer(label, made_up):
         assert (one.finite, one.choice, one.credit) == (False, NO_CHOICE, 0)
 
 
-def test_the_first_items_are_the_same_in_a_smaller_measurement(made_up):
-    tokenizer = tokenizer_of("gpt2")
-    model = PrefixModel.of(tokenizer, 512)
-    for task in made_up.tasks:
-        scorer = Scorer(model.decoder(), tokenizer.vocab_size, 4)
-        few = choices(answer_task(scorer, tokenizer, task, 5))
-        assert few == choices(answers(model, tokenizer, task))[:5]
-
-
 def test_a_long_context_does_not_make_large_batches(made_up):
     tokenizer = tokenizer_of("gpt2")
     model = PrefixModel.of(tokenizer, 131_072)
