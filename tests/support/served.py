@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import httpx
+
 from pipeline.models.find import FoundModel
 from pipeline.serve.options import Options
 from pipeline.serve.served_model import ServedModel
@@ -34,6 +36,10 @@ class Served:
 
     url: str
     models: Sequence[ServedModel]
+
+    def ask(self, method: str, path: str, **given: Any) -> httpx.Response:
+        """Return the answer to a request; `given` are its content and headers as httpx has them."""
+        return httpx.request(method, f"{self.url}{path}", timeout=PATIENCE_SECONDS, **given)
 
     def client(self, key: str = "none") -> OpenAI:
         """Return OpenAI's client. It never asks again by itself, and keeps no connection open.

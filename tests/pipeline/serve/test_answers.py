@@ -98,7 +98,7 @@ def test_a_stream_that_nobody_reads_pauses_its_own_text_only(run_folder, monkeyp
 
 
 def ask(served, body):
-    return httpx.post(f"{served.url}/v1/completions", json=body, timeout=PATIENCE_SECONDS)
+    return served.ask("POST", "/v1/completions", json=body)
 
 
 def settled(served):

@@ -138,25 +138,6 @@ def test_chats_are_answered_while_a_schema_is_compiled(client, monkeypatch):
         assert (slow.result().choices[0].message.content or "").startswith("{")
 
 
-def test_temperature_0_is_greedy(client, chat_model):
-    wanted = drawn(chat_model, question_ids(chat_model), max_tokens=12, temperature=0)
-    for seed in (1, 2):
-        found = create_chat(client, seed=seed, max_tokens=12, temperature=0)
-        assert found.choices[0].message.content == wanted
-
-
-def test_sixteen_clients_at_once_get_what_each_would_get_alone(client, chat_model):
-    """There are eight slots, so half of them wait."""
-
-    def ask(seed):
-        return create_chat(client, seed=seed, max_tokens=5 + seed).choices[0].message.content
-
-    with ThreadPoolExecutor(16) as threads:
-        answers = list(threads.map(ask, range(16)))
-    for seed, answer in enumerate(answers):
-        assert answer == drawn(chat_model, question_ids(chat_model), seed=seed, max_tokens=5 + seed)
-
-
 def test_a_stream_adds_up_to_the_whole_answer(client):
     asked = {"model": "chat", "messages": QUESTION, "seed": 3, "max_tokens": 30}
     whole = client.chat.completions.create(**asked)
@@ -170,52 +151,20 @@ def test_a_stream_adds_up_to_the_whole_answer(client):
     assert reasons[-1] == whole.choices[0].finish_reason
 
 
-def test_usage_comes_in_a_chunk_without_choices_if_asked(client):
-    chunks = list(
-        create_chat(
-            client,
-            max_tokens=4,
-            stream=True,
-            stream_options={"include_usage": True},
-            extra_body={"ignore_eos": True},
-        )
-    )
-    assert chunks[-1].choices == []
-    assert chunks[-1].usage.completion_tokens == 4
-
-
 def test_the_timings_are_those_of_the_server(served):
     asked = {"model": "base", "prompt": "The", "max_tokens": 6, "ignore_eos": True}
-    url = f"{served.url}/v1/completions"
     start = time.monotonic()
-    whole = httpx.post(url, json=asked, timeout=PATIENCE_SECONDS).json()["timings"]
+    whole = served.ask("POST", "/v1/completions", json=asked).json()["timings"]
     took = 1000 * (time.monotonic() - start)
     assert whole["predicted_n"] == 6
     assert 0 < whole["prompt_ms"] + whole["predicted_ms"] <= took
     assert whole["predicted_per_second"] == pytest.approx(1000 * 5 / whole["predicted_ms"])
     for asks, chunks in (({"timings_per_token": True}, None), ({}, 0)):
-        text = httpx.post(
-            url, json={**asked, "stream": True, **asks}, timeout=PATIENCE_SECONDS
-        ).text
+        text = served.ask("POST", "/v1/completions", json={**asked, "stream": True, **asks}).text
         events = [json.loads(line[6:]) for line in text.split("\n\n") if "{" in line]
         found = [event["timings"]["predicted_n"] for event in events if "timings" in event]
         assert len(found) == (len(events) if chunks is None else chunks)
         assert found == sorted(found)
-
-
-def test_a_stop_string_over_token_borders_is_never_sent_in_part(client, chat_model):
-    asked = {
-        "model": "base",
-        "prompt": "The quick brown",
-        "seed": 8,
-        "max_tokens": 40,
-        "extra_body": {"ignore_eos": True},
-    }
-    text = client.completions.create(**asked).choices[0].text
-    stop = text[11:15]
-    chunks = list(client.completions.create(stream=True, stop=["never there", stop], **asked))
-    assert "".join([chunk.choices[0].text for chunk in chunks]) == text[: text.index(stop)]
-    assert chunks[-1].choices[0].finish_reason == "stop"
 
 
 def test_n_answers_are_drawn_from_consecutive_seeds(client, chat_model):
@@ -366,7 +315,7 @@ def test_an_answer_is_continued(client, chat_model):
 
 def test_the_count_of_a_prompt_is_that_of_its_answer(served, client):
     body = {"model": "chat", "messages": QUESTION}
-    counted = httpx.post(f"{served.url}/v1/tokenize", json=body, timeout=PATIENCE_SECONDS).json()
+    counted = served.ask("POST", "/v1/tokenize", json=body).json()
     answer = create_chat(client, max_tokens=1)
     assert counted["count"] == answer.usage.prompt_tokens == len(counted["tokens"])
     assert counted["max_model_len"] == 256
@@ -393,7 +342,6 @@ WRONG = {
     "no model": ({"model": None}, 400, "it is one of: chat, base"),
     "temperature is infinite": ({"temperature": 1e999}, 400, "JSON"),
     "empty stop": ({"stop": ""}, 400, "stop"),
-    "tools": ({"tools": [{"type": "function"}]}, 400, "tools must have objects such as"),
     "a bias of no token": ({"logit_bias": {"99999": 1}}, 400, "logit_bias has the id 99999"),
     "a schema that can't be met": (
         {
@@ -432,9 +380,7 @@ def test_a_wrong_request_gets_an_error_that_says_what_is_wrong(wrong, served):
     changes, status, words = wrong
     text = openai_json({"model": "chat", "messages": QUESTION, "max_tokens": 1, **changes})
     headers = {"Content-Type": "application/json"}
-    answer = httpx.post(
-        f"{served.url}/v1/chat/completions", content=text, headers=headers, timeout=PATIENCE_SECONDS
-    )
+    answer = served.ask("POST", "/v1/chat/completions", content=text, headers=headers)
     assert answer.status_code == status
     error = answer.json()["error"]
     assert words in error["message"]
@@ -445,15 +391,12 @@ def openai_json(body):
     return json.dumps(body).replace("Infinity", "1e999")
 
 
-def test_the_client_raises_its_own_errors(client):
+def test_a_prompt_of_too_many_tokens_is_refused(client):
     import openai
 
-    with pytest.raises(openai.NotFoundError, match="there is no model"):
-        client.chat.completions.create(model="gpt", messages=QUESTION)
-    with pytest.raises(openai.BadRequestError) as caught:
+    with pytest.raises(openai.BadRequestError, match="tokens, and base has") as caught:
         client.completions.create(model="base", prompt="fox " * 300)
     assert caught.value.code == "context_length_exceeded"
-    assert "300 tokens" in str(caught.value) or "tokens, and base has" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -470,9 +413,7 @@ def test_the_client_raises_its_own_errors(client):
 def test_a_malformed_body_is_refused(body, status, served):
     headers = {"Content-Type": "application/json"}
     try:
-        answer = httpx.post(
-            f"{served.url}/v1/completions", content=body, headers=headers, timeout=PATIENCE_SECONDS
-        )
+        answer = served.ask("POST", "/v1/completions", content=body, headers=headers)
     except httpx.WriteError:  # the server closed the connection before it had read everything
         assert status == 413
         return
@@ -484,16 +425,12 @@ def test_a_malformed_body_is_refused(body, status, served):
 def test_a_damaged_compressed_body_is_refused(coding, served):
     headers = {"Content-Type": "application/json", "Content-Encoding": coding}
     for body in (b"not compressed", b"\x1f\x8b\x08\x00" * 9):
-        answer = httpx.post(
-            f"{served.url}/v1/completions", content=body, headers=headers, timeout=PATIENCE_SECONDS
-        )
+        answer = served.ask("POST", "/v1/completions", content=body, headers=headers)
         assert answer.status_code == 400
         assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
 def test_a_path_may_end_with_a_slash(served):
     for path in ("", "/", "/chat", "/chat/"):
-        assert (
-            httpx.get(f"{served.url}/v1/models{path}", timeout=PATIENCE_SECONDS).status_code == 200
-        )
-    assert httpx.get(f"{served.url}/v1/models/nobody/", timeout=PATIENCE_SECONDS).status_code == 404
+        assert served.ask("GET", f"/v1/models{path}").status_code == 200
+    assert served.ask("GET", "/v1/models/nobody/").status_code == 404

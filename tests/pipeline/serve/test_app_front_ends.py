@@ -4,12 +4,10 @@ Recorded from Open WebUI 0.12.4, Continue's command line 1.5.47, LangChain 1.7.4
 OpenAI's Agents client 0.24.0 and lm-eval 0.4.13.
 """
 
-import httpx
 import pytest
 
 from pipeline.models.find import find_model
 from tests.support.served import serving
-from tests.support.waiting import PATIENCE_SECONDS
 
 QUESTION = "What is a fox?"
 ASKED = [{"role": "user", "content": QUESTION}]
@@ -160,8 +158,7 @@ WHY = {
 
 
 def post(served, path, body):
-    url = f"{served.url}/v1/{path}"
-    return httpx.post(url, json={"model": "chat", **body}, timeout=PATIENCE_SECONDS)
+    return served.ask("POST", f"/v1/{path}", json={"model": "chat", **body})
 
 
 @pytest.mark.parametrize("name", REQUESTS)

@@ -38,6 +38,11 @@ test_split: test
 metadata:
   version: 1
 """
+LIKELIHOOD = """output_type: loglikelihood
+doc_to_text: "{{context}}"
+doc_to_target: "{{target}}"
+target_delimiter: ""
+"""
 TASKS = {
     "choices": (
         "questions.jsonl",
@@ -45,18 +50,8 @@ TASKS = {
         'doc_to_choice: "{{choices}}"\ndoc_to_target: "{{answer}}"\n',
         ["acc", "acc_norm"],
     ),
-    "texts": (
-        "texts.jsonl",
-        'output_type: loglikelihood\ndoc_to_text: "{{context}}"\ndoc_to_target: "{{target}}"\n'
-        'target_delimiter: ""\n',
-        ["perplexity", "acc"],
-    ),
-    "alone": (
-        "alone.jsonl",
-        'output_type: loglikelihood\ndoc_to_text: "{{context}}"\ndoc_to_target: "{{target}}"\n'
-        'target_delimiter: ""\n',
-        ["perplexity", "acc"],
-    ),
+    "texts": ("texts.jsonl", LIKELIHOOD, ["perplexity", "acc"]),
+    "alone": ("alone.jsonl", LIKELIHOOD, ["perplexity", "acc"]),
     "rolling": (
         "texts.jsonl",
         'output_type: loglikelihood_rolling\ndoc_to_text: ""\n'

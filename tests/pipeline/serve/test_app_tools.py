@@ -5,7 +5,6 @@ The model is tiny and untrained. Its own sampler draws; what it draws is then re
 
 import json
 
-import httpx
 import pytest
 
 from pion.generation.text import Text
@@ -15,7 +14,6 @@ from tests.support.in_process_renderer import InProcessRenderer
 from tests.support.served import serving
 from tests.support.stock_models import saved, stock_model
 from tests.support.tokenizer_kinds import write_files
-from tests.support.waiting import PATIENCE_SECONDS
 
 WEATHER = {
     "type": "function",
@@ -310,11 +308,8 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_the_template_has_no_place_for_is_refused_by_name(name, served_tools):
     body, param, words = REFUSED[name]
-    answer = httpx.post(
-        f"{served_tools.url}/v1/chat/completions",
-        json={"model": "tools", "messages": ASKED, **body},
-        timeout=PATIENCE_SECONDS,
-    )
+    asked = {"model": "tools", "messages": ASKED, **body}
+    answer = served_tools.ask("POST", "/v1/chat/completions", json=asked)
     assert answer.status_code == 400
     assert words in answer.json()["error"]["message"]
     assert answer.json()["error"]["param"] == param

@@ -127,16 +127,6 @@ def test_a_text_is_continued_as_it_is(page):
 
 
 @pytest.mark.soak
-def test_the_meter_counts_and_the_oldest_turns_are_left_out(page):
-    page.set(max_tokens=8)
-    for number in range(3):
-        page.send(f"fox dog the jumps over lazy quick brown {number} " * 5)
-    wait_until(lambda: "left out" in page.tab.inner_text("#context"), "turns are left out")
-    assert "of 256 tokens" in page.tab.locator("#context").inner_text()
-    assert page.tab.locator(".answer .error").count() == 0
-
-
-@pytest.mark.soak
 def test_the_system_prompt_is_sent_and_an_answer_is_copied(page):
     bodies = []
     page.tab.on("request", lambda request: bodies.append((request.url, request.post_data)))
@@ -479,11 +469,15 @@ def test_two_tabs_keep_the_last_write_and_leave_alone_what_they_cannot_read(page
 
 
 @pytest.mark.soak
-def test_one_count_a_pause_and_settings_outlive_a_change_of_model(page):
+def test_the_oldest_turns_are_left_out_by_one_count_a_pause_and_settings_outlive_a_change_of_model(
+    page,
+):
     page.set(max_tokens=8, temperature=0.3)
     for number in range(4):
         page.send(f"fox dog the jumps over lazy quick brown {number} " * 5)
     wait_until(lambda: "left out" in page.tab.inner_text("#context"), "turns are left out")
+    assert "of 256 tokens" in page.tab.inner_text("#context")
+    assert page.tab.locator(".answer .error").count() == 0
     # The count after the last answer may still be due.
     page.tab.evaluate("clearTimeout(measuring); counting?.abort(); countTokens()")
     before = page.tab.inner_text("#context")

@@ -5,13 +5,12 @@ import sys
 from functools import cache
 from typing import Annotated
 
-import httpx
 import pytest
 from pydantic import BaseModel, Field, TypeAdapter
 
 from pion.generation.answer import Failed
 from pipeline.serve.answers import Answers
-from tests.support.waiting import PATIENCE_SECONDS, wait_until
+from tests.support.waiting import wait_until
 
 QUESTION = "What is a fox?"
 SYSTEM = "Answer in one word."
@@ -26,7 +25,7 @@ def event_type():
 
 def post(served, **fields):
     body = {"model": "chat", "input": QUESTION, **fields}
-    return httpx.post(f"{served.url}/v1/responses", json=body, timeout=PATIENCE_SECONDS)
+    return served.ask("POST", "/v1/responses", json=body)
 
 
 def stream_of(served, **fields):
@@ -134,17 +133,6 @@ def test_a_cut_stream_ends_as_incomplete(served):
     empty = stream_of(served, max_output_tokens=0)
     assert "response.output_text.delta" not in [event["type"] for event in empty]
     assert empty[-1]["response"]["usage"]["output_tokens"] == 0
-
-
-def test_the_client_s_own_stream_gets_the_final_response(client, first_stop):
-    with client.responses.stream(model="chat", input=QUESTION, extra_body=first_stop) as stream:
-        texts = [event.snapshot for event in stream if event.type == "response.output_text.delta"]
-        final = stream.get_final_response()
-    assert final.status == "completed"
-    assert final.output_text == texts[-1]
-    assert len(final.output_text) == 6
-    whole = client.responses.create(model="chat", input=QUESTION, extra_body=first_stop)
-    assert final.output_text == whole.output_text
 
 
 @pytest.mark.parametrize("way", ["whole", "stream", "dumped"])
@@ -278,14 +266,6 @@ def test_the_probabilities_are_those_of_a_chat(client, served):
     assert [e["logprobs"] for e in events if e["type"] == "response.output_text.done"] == [tokens]
 
 
-def test_a_schema_that_can_t_be_met_is_refused(served):
-    asked = {"format": {"type": "json_schema", "name": "x", "schema": {"enum": []}}}
-    answer = post(served, text=asked)
-    assert answer.status_code == 400
-    assert answer.json()["error"]["param"] == "text.format"
-    assert "this schema can't be used: Unsatisfiable" in answer.json()["error"]["message"]
-
-
 def test_the_client_raises_its_own_errors(client):
     import openai
 
@@ -302,12 +282,6 @@ def test_no_response_is_stored(client):
     found = client.responses.create(model="chat", input=QUESTION, max_output_tokens=1)
     with pytest.raises(openai.NotFoundError, match="there is no GET /v1/responses/resp_"):
         client.responses.retrieve(found.id)
-
-
-def test_a_base_model_says_that_it_has_no_template(client):
-    raw = client.responses.with_raw_response
-    answer = raw.create(model="base", input=QUESTION, max_output_tokens=1)
-    assert "no chat template" in answer.headers["Pion-Warning"]
 
 
 def test_a_client_that_closes_its_stream_frees_the_slot(client, served):

@@ -4,7 +4,6 @@ import json
 import socket
 from urllib.parse import urlsplit
 
-import httpx
 import pytest
 
 from pion.errors import BadInput
@@ -18,12 +17,7 @@ BODY = {"model": "base", "prompt": "The", "max_tokens": 1}
 
 
 def post(served, headers=None, **body):
-    return httpx.post(
-        f"{served.url}/v1/completions",
-        json={**BODY, **body},
-        headers=headers or {},
-        timeout=PATIENCE_SECONDS,
-    )
+    return served.ask("POST", "/v1/completions", json={**BODY, **body}, headers=headers or {})
 
 
 @pytest.mark.parametrize(
@@ -48,12 +42,8 @@ def post(served, headers=None, **body):
     ],
 )
 def test_only_this_server_s_names_and_pages_are_answered(headers, status, served):
-    answer = httpx.post(
-        f"{served.url}/v1/completions",
-        content=json.dumps(BODY),
-        headers={"Content-Type": "application/json", **headers},
-        timeout=PATIENCE_SECONDS,
-    )
+    headers = {"Content-Type": "application/json", **headers}
+    answer = served.ask("POST", "/v1/completions", content=json.dumps(BODY), headers=headers)
     assert answer.status_code == status
     assert "Access-Control-Allow-Origin" not in answer.headers
     assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'")
@@ -118,8 +108,7 @@ def test_its_own_page_is_answered(served):
 def test_a_foreign_page_can_t_ask_what_is_allowed(served):
     """A browser asks first (OPTIONS) before a foreign page may send JSON."""
     asked = {"Origin": "http://attacker.example", "Access-Control-Request-Method": "POST"}
-    answer = httpx.options(f"{served.url}/v1/completions", headers=asked, timeout=PATIENCE_SECONDS)
-    assert answer.status_code == 403
+    assert served.ask("OPTIONS", "/v1/completions", headers=asked).status_code == 403
 
 
 def test_a_key_is_needed_where_it_is_set(run_folder, monkeypatch):
@@ -129,11 +118,8 @@ def test_a_key_is_needed_where_it_is_set(run_folder, monkeypatch):
             answer = post(served, {b"Authorization": wrong})
             assert answer.status_code == 401
             assert KEY not in answer.text
-        assert httpx.get(f"{served.url}/v1/models", timeout=PATIENCE_SECONDS).status_code == 401
-        assert (
-            httpx.get(f"{served.url}/v1/models?key={KEY}", timeout=PATIENCE_SECONDS).status_code
-            == 401
-        )
+        assert served.ask("GET", "/v1/models").status_code == 401
+        assert served.ask("GET", f"/v1/models?key={KEY}").status_code == 401
         assert post(served, {"Authorization": f"Bearer {KEY}"}).status_code == 200
         assert served.client(KEY).models.list().data[0].id == "base"
 
@@ -153,14 +139,13 @@ def test_pages_of_an_allowed_origin_may_ask_and_read(run_folder, monkeypatch):
     monkeypatch.setenv(API_KEY, KEY)
     found = {"base": find_model(f"{run_folder}/demo@pretrain")}
     with serving(found, slots=2, address=Address(port=0, origins=(FRONT_END,))) as served:
-        url = f"{served.url}/v1/completions"
         asks = {
             "Origin": FRONT_END,
             "Access-Control-Request-Method": "POST",
             "Access-Control-Request-Headers": "authorization, content-type, x-stainless-os",
             "Access-Control-Request-Private-Network": "true",
         }
-        answer = httpx.options(url, headers=asks, timeout=PATIENCE_SECONDS)
+        answer = served.ask("OPTIONS", "/v1/completions", headers=asks)
         assert answer.status_code == 204
         assert answer.headers["Access-Control-Allow-Methods"] == "GET, POST"
         wanted = asks["Access-Control-Request-Headers"]
@@ -180,9 +165,10 @@ def test_pages_of_an_allowed_origin_may_ask_and_read(run_folder, monkeypatch):
             assert "Access-Control-Allow-Credentials" not in answer.headers
         assert answers[-1].status_code == 401  # the key is needed all the same
         hosts = asks | {"Host": "attacker.example"}
-        assert httpx.options(url, headers=hosts, timeout=PATIENCE_SECONDS).status_code == 421
+        assert served.ask("OPTIONS", "/v1/completions", headers=hosts).status_code == 421
         for other in ("http://localhost:3001", "https://localhost:3000", "null", f"{FRONT_END}.x"):
-            answer = httpx.options(url, headers=asks | {"Origin": other}, timeout=PATIENCE_SECONDS)
+            foreign = asks | {"Origin": other}
+            answer = served.ask("OPTIONS", "/v1/completions", headers=foreign)
             assert answer.status_code == 403
             assert "Access-Control-Allow-Origin" not in answer.headers
 
