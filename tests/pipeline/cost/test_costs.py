@@ -80,6 +80,11 @@ def owned(epoch, owner=True, **fields):
     return Head(epoch=epoch, owner=dataclasses.replace(Owner.me()) if owner else None, **fields)
 
 
+def prepared(epoch, **fields):
+    """Return HEAD of an owned run whose data was there before its first machine."""
+    return owned(epoch, stages={"prepare": StageRecord("d", T)}, **fields)
+
+
 def seconds(found):
     """Return the seconds of each cause that has any, to a thousandth.
 
@@ -129,7 +134,7 @@ def test_a_first_step_that_compiles_is_boot_but_for_a_usual_steps_time():
     slow = step(1, 1, T + 100, speed=0.5)  # 80 s
     events = [rental(1, T + 10, T), training(1, T + 20)]
     rows = [slow, *steps(2, 4, epoch=1, at=T + 108)]
-    head = owned(1, stages={"prepare": StageRecord("d", T)})
+    head = prepared(1)
     assert seconds(costs(events, {"pretrain": rows}, head, T + 124)) == {"steps": 32, "boot": 92}
 
 
@@ -161,7 +166,7 @@ def test_what_is_between_two_steps_is_stall_and_an_evaluation_is_not():
     rows.append({"step": 3, "epoch": 1, "at": T + 55, "sample": {"prompt": "a", "text": "b"}})
     rows.append(step(4, 1, T + 63))
     events = [rental(1, T, T), training(1, T + 10)]
-    head = owned(1, stages={"prepare": StageRecord("d", T)})
+    head = prepared(1)
     found = costs(events, {"pretrain": rows}, head, T + 63)
     assert seconds(found) == {"steps": 32, "stages": 15, "boot": 10, "stall": 6}
 
@@ -169,7 +174,7 @@ def test_what_is_between_two_steps_is_stall_and_an_evaluation_is_not():
 def test_rows_that_were_handed_out_together_are_spread_over_the_time_they_took():
     together = [step(n, 1, T + 58 + n / 1e6) for n in range(1, 6)]
     events = [rental(1, T, T), training(1, T + 10)]
-    head = owned(1, stages={"prepare": StageRecord("d", T)})
+    head = prepared(1)
     found = costs(events, {"pretrain": together}, head, T + 58.001)
     assert found.seconds["steps"] == pytest.approx(40, abs=0.01)
     assert found.seconds["boot"] == pytest.approx(18, abs=0.01)
@@ -177,13 +182,13 @@ def test_rows_that_were_handed_out_together_are_spread_over_the_time_they_took()
 
 def test_rows_without_a_speed_count_as_steps_all_the_way():
     rows = [step(n, 1, T + 10 * n, speed=None) for n in (1, 2, 3)]
-    head = owned(1, stages={"prepare": StageRecord("d", T)})
+    head = prepared(1)
     found = costs([rental(1, T, T), training(1, T + 2)], {"pretrain": rows}, head, T + 30)
     assert seconds(found) == {"boot": 2, "steps": 28}
 
 
 def test_a_run_under_way_costs_until_now_and_its_step_in_flight_is_a_step():
-    head = owned(1, stages={"prepare": StageRecord("d", T)})
+    head = prepared(1)
     events = [rental(1, T + 5, T), training(1, T + 10)]
     rows = {"pretrain": steps(1, 3, epoch=1, at=T + 18)}
     assert seconds(costs(events, rows, head, T + 38)) == {"steps": 28, "boot": 10}
@@ -211,11 +216,7 @@ def test_a_machine_lost_without_a_word_costs_until_its_last_sign_and_loses_steps
     ]
     rows = [*steps(1, 6, epoch=1, at=T + 28), *steps(5, 6, epoch=2, at=T + 329)]
     # Step 6 was done at 68, a heartbeat came at 80, and the second machine resumes from step 4.
-    head = owned(
-        2,
-        restores={1: {"pretrain": 0}, 2: {"pretrain": 4}},
-        stages={"prepare": StageRecord("d", T)},
-    )
+    head = prepared(2, restores={1: {"pretrain": 0}, 2: {"pretrain": 4}})
     found = costs(events, {"pretrain": rows}, head, T + 337, heartbeats={1: T + 80})
     first, second = found.machines
     assert first.seconds == {
@@ -274,11 +275,7 @@ def test_a_new_process_on_the_same_machine_pays_for_the_gap_between_them():
         training(2, T + 210),
     ]
     rows = [*steps(1, 4, epoch=1, at=T + 28), *steps(5, 6, epoch=2, at=T + 218)]
-    head = owned(
-        2,
-        restores={1: {"pretrain": 0}, 2: {"pretrain": 4}},
-        stages={"prepare": StageRecord("d", T)},
-    )
+    head = prepared(2, restores={1: {"pretrain": 0}, 2: {"pretrain": 4}})
     found = costs(events, {"pretrain": rows}, head, T + 226)
     assert len(found.machines) == 1
     assert seconds(found) == {"boot": 20 + 30, "steps": 48, "idle": 180 - 52}
@@ -295,12 +292,7 @@ def test_waiting_for_the_runs_old_owner_is_idle_on_the_new_machine_while_the_old
     ]
     rows = [*steps(1, 11, epoch=1, at=T + 28), *steps(12, 13, epoch=2, at=T + 138)]
     saved = CheckpointEntry("pretrain", 11, 1, "d", "k", T + 110, 9, "x")
-    head = owned(
-        2,
-        restores={1: {"pretrain": 0}, 2: {"pretrain": 11}},
-        checkpoints=(saved,),
-        stages={"prepare": StageRecord("d", T)},
-    )
+    head = prepared(2, restores={1: {"pretrain": 0}, 2: {"pretrain": 11}}, checkpoints=(saved,))
     found = costs(events, {"pretrain": rows}, head, T + 146)
     old, new = found.machines
     assert (old.end, new.begin) == (T + 110, T + 60)  # both are paid for meanwhile
@@ -311,11 +303,7 @@ def test_between_two_attempts_of_one_process_is_restore():
     """After a dead worker or a loss spike, the same process makes another claim and goes back."""
     events = [rental(1, T, T), training(2, T + 10), training(3, T + 100)]
     rows = [*steps(1, 4, epoch=2, at=T + 18), *steps(3, 5, epoch=3, at=T + 108)]
-    head = owned(
-        3,
-        restores={2: {"pretrain": 0}, 3: {"pretrain": 2}},
-        stages={"prepare": StageRecord("d", T)},
-    )
+    head = prepared(3, restores={2: {"pretrain": 0}, 3: {"pretrain": 2}})
     found = costs(events, {"pretrain": rows}, head, T + 124)
     assert seconds(found) == {"boot": 10, "steps": 16 + 24, "recompute": 16, "restore": 58}
 
@@ -450,7 +438,7 @@ def test_a_lost_machine_without_a_price_has_hours_that_the_dollars_lack(tmp_path
 
 def test_a_run_at_home_without_a_price_has_hours_and_no_dollars():
     events = [at_home(1, T + 2, T), training(1, T + 5)]
-    head = owned(1, stages={"prepare": StageRecord("d", T)})
+    head = prepared(1)
     found = costs(events, {"pretrain": steps(1, 2, epoch=1, at=T + 13)}, head, T + 21)
     assert seconds(found) == {"boot": 5, "steps": 16}
     assert found.dollars is None
@@ -513,7 +501,7 @@ def test_rows_that_a_fork_brought_along_were_paid_for_by_its_source():
     forked = {"event": "forked", "epoch": 1, "at": T - 500}
     events = [forked, at_home(2, T + 2, T), training(2, T + 5)]
     rows = [*steps(1, 9, epoch=1, at=T - 9999), *steps(10, 11, epoch=2, at=T + 13)]
-    head = owned(2, restores={2: {"pretrain": 9}}, stages={"prepare": StageRecord("d", T)})
+    head = prepared(2, restores={2: {"pretrain": 9}})
     assert seconds(costs(events, {"pretrain": rows}, head, T + 21)) == {"boot": 5, "steps": 16}
 
 

@@ -23,15 +23,12 @@ from pipeline.state.stores import FileStore, StoreError
 from tests.pipeline.ladder.fake_runs import LAW, FakeRuns, Killed, write_job
 from tests.support.published_models import write_published
 
+pytestmark = pytest.mark.usefixtures("here")
+
 # By the exit code of a run: that of the ladder. 4: a person has stopped the run.
 ENDS = [(2, 2), (3, 3), (4, 4), (74, 74), (75, 75), (130, 75), (-9, 1)]
 SMALL = {"widths": "0.25,0.5,1", "tokens": "0.25,0.5,1"}
 HELD_OUT = "1.5x1,1.5x2"
-
-
-@pytest.fixture(autouse=True)
-def _here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
 
 
 def climb(job, runs, *overrides, hours=None, dollars=None, as_json=False, **options):

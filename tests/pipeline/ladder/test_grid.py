@@ -4,7 +4,6 @@ import math
 
 import pytest
 
-from pion.errors import BadInput
 from pipeline.base.read_job import read_job
 from pipeline.job.digest import digest_job
 from pipeline.job.file import load_job
@@ -62,11 +61,6 @@ def test_a_preset_keeps_its_other_fields():
     own = read_job(REPOSITORY / "jobs" / "pion-small.yaml").model_config_resolved()
     config = rungs("pion-small")[0].job.model_config_resolved()
     assert (config.vocab_size, config.seq_len) == (own.vocab_size, own.seq_len)
-
-
-def test_shares_that_round_to_the_same_model_are_refused():
-    with pytest.raises(BadInput, match="would be the same: a model of 64x2"):
-        rungs("demo-prefer", Grid(widths=(0.25, 0.26, 0.5)))
 
 
 # ---------------------------------------------------------------- batch and rates by rule

@@ -18,13 +18,10 @@ from pipeline.ladder.try_command import run_try
 from pipeline.ladder.vary import settings_of
 from tests.pipeline.ladder.fake_runs import FakeRuns, Killed, write_job
 
+pytestmark = pytest.mark.usefixtures("here")
+
 VARY = ("pretrain.lr=1e-3,2e-3,4e-3,8e-3",)
 STEPS = 40
-
-
-@pytest.fixture(autouse=True)
-def _here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
 
 
 def best_at_2e3(job, step):

@@ -54,18 +54,12 @@ def old_table(content):
 
 NONE = "--from", "none"
 NO_COPY = "Correct them. Nothing was written."
-# What is written, the options, and what the refusal says. test_files.py, test_read.py and
-# test_layouts.py have the other refusals.
+# What is written, the options, and what the refusal says. test_files.py, test_read.py,
+# test_layouts.py and test_decide.py have the other refusals.
 REFUSED = {
     "a line": (own_data.bad_line, NONE, ("articles.jsonl:3 is not valid JSON",)),
     "CR alone": (old_table("question,answer\ra,b\r"), NONE, ("old.csv:1: the ", NO_COPY)),
     "no name": (old_table("q,,a\n1,2,3\n"), NONE, ("old.csv:1: the ", NO_COPY)),
-    "two columns": (
-        own_data.csv_texts,
-        (),
-        ("Decide with --text-column title or --text-column body",),
-    ),
-    "roles": (own_data.customers, (), ("--roles 'customer=user,agent=assistant'",)),
     "no folder": (own_data.jsonl_texts, ("--out", "no/such.yaml"), ("its folder does not exist",)),
     **{
         f"${dollars}": (own_data.jsonl_texts, (f"--dollars={dollars}",), ("must be above 0",))

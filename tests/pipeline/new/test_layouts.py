@@ -1,7 +1,5 @@
 """What columns mean. Where they could mean two things, nothing is guessed."""
 
-import json
-
 import pytest
 
 from pion.data.records.layouts import read_conversation
@@ -114,20 +112,13 @@ def test_columns_that_are_not_read_are_known():
     assert unused(TurnsColumn("messages", "role", "content"), turns) == ("id",)
 
 
+# test_layouts_of_peers.py has the layouts that jobs read.
 @pytest.mark.parametrize(
     ("record", "layout", "direct"),
     [
-        ({"messages": json.dumps(TURNS)}, TurnsColumn("messages", "role", "content"), True),
-        ({"conversations": TURNS}, TurnsColumn("conversations", "role", "content"), True),
         (
             {"conversations": None, "messages": TURNS},
             TurnsColumn("messages", "role", "content"),
-            True,
-        ),
-        ({"prompt": TURNS[:1], "completion": TURNS[1:]}, PairColumns("prompt", "completion"), True),
-        (
-            {"instruction": "a", "input": "", "output": "b", "history": [["c", "d"]]},
-            PairColumns("instruction", "output", "input"),
             True,
         ),
         ({"dialog": TURNS}, TurnsColumn("dialog", "role", "content"), False),

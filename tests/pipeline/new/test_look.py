@@ -29,7 +29,6 @@ def test_it_counts_and_measures_all_of_small_data(tmp_path):
 
 @pytest.mark.parametrize("write", [jsonl_texts, parquet_texts])
 def test_of_more_data_it_looks_at_a_part_and_says_so(tmp_path, write):
-    assert callable(write)
     path = write(tmp_path, 4000)
     whole, part = look(path), look(path, path.stat().st_size // 8)
     assert not part.sample.whole

@@ -29,48 +29,19 @@ def messages_of(number):
     }
 
 
-def openai_of(number):
-    pair = messages_of(number)
-    return {
-        "input": {"messages": pair["chosen"][:1]},
-        "preferred_output": pair["chosen"][1:],
-        "non_preferred_output": pair["rejected"][1:],
-    }
-
-
-def alpaca_of(number):
-    pair = pair_of(number)
-    return {"instruction": "Answer.", "input": pair.pop("prompt"), **pair}
-
-
-def corrected_of(number):
-    pair = messages_of(number)
-    return {"messages": pair["chosen"], "rejected_response": pair["rejected"][1]["content"]}
-
-
 def numbered_of(number):
     labelled = label_of(number)
     return {**labelled, "label": int(labelled["label"])}
 
 
+# One layout of pairs, and one of labels. test_layouts_of_peers.py has the others.
 LAYOUTS = {
-    "explicit": (pair_of, "dpo-norm"),
     "implicit": (messages_of, "dpo-norm"),
-    "OpenAI": (openai_of, "dpo-norm"),
-    "labels": (label_of, "apo-zero"),
-    "Alpaca's": (alpaca_of, "dpo-norm"),
-    "a worse answer": (corrected_of, "dpo-norm"),
     "labels that are numbers": (numbered_of, "apo-zero"),
 }
 
 
-# By default one layout of pairs, and one of labels. test_layouts_of_peers.py has the others.
-SHOWN = ("implicit", "labels that are numbers")
-
-
-@pytest.mark.parametrize(
-    "layout", [pytest.param(n, marks=() if n in SHOWN else pytest.mark.soak) for n in LAYOUTS]
-)
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_job_for_each_layout_passes_the_check_of_its_preferences(
     layout, here, pion, sky_home, chat_base
 ):

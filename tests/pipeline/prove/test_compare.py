@@ -17,6 +17,8 @@ from pipeline.state.stores import FileStore
 from tests.support.jobs import tiny_job
 from tests.support.light_run import save_checkpoint, write_metrics
 
+JOB = tiny_job(pretrain__steps=3, pretrain__warmup_steps=1, sft=None)
+
 
 def trained(**changes):
     whole = Trained(
@@ -59,8 +61,7 @@ def test_a_weight_that_differs_in_one_bit_is_found_though_every_loss_is_the_same
     second = finished(tmp_path / "b", weight=float(np.nextafter(np.float32(1), np.float32(2))))
     key = "checkpoints/pretrain/3-1"
     assert differing_tensors(first, key, second, key) == ["norm"]
-    job = tiny_job(pretrain__steps=3, pretrain__warmup_steps=1, sft=None)
-    found = first_difference(first, read_trained(first, job), second, read_trained(second, job))
+    found = first_difference(first, read_trained(first, JOB), second, read_trained(second, JOB))
     assert found.startswith("pretrain differs after its last step: weights ")
 
 
@@ -73,17 +74,16 @@ def test_files_that_differ_in_no_tensor_name_none(tmp_path):
 
 
 def test_rows_that_were_trained_twice_or_never_are_a_difference_even_with_equal_weights(tmp_path):
-    job = tiny_job(pretrain__steps=3, pretrain__warmup_steps=1, sft=None)
     whole = finished(tmp_path / "a")
-    assert read_trained(whole, job)["pretrain"].problem is None
+    assert read_trained(whole, JOB)["pretrain"].problem is None
 
     missing = finished(tmp_path / "b", steps=2)
-    found = first_difference(whole, read_trained(whole, job), missing, read_trained(missing, job))
+    found = first_difference(whole, read_trained(whole, JOB), missing, read_trained(missing, JOB))
     assert "missing: [3]" in found
 
     twice = finished(tmp_path / "c")
     write_metrics(claim_run(twice, Owner.me()), "pretrain", 3, 3)
-    problem = read_trained(twice, job)["pretrain"].problem
+    problem = read_trained(twice, JOB)["pretrain"].problem
     assert problem == "steps recorded twice: [3]; missing: none"
 
 
@@ -129,5 +129,4 @@ def test_each_step_trains_on_the_next_rows_that_are_not_left_out(
     for item in left_out:
         claim.commit(lambda head, item=item: head.with_skipped("pretrain", item))
     claim.commit(lambda head: head)
-    job = tiny_job(pretrain__steps=3, pretrain__warmup_steps=1, sft=None)
-    assert read_trained(run, job)["pretrain"].problem == expected
+    assert read_trained(run, JOB)["pretrain"].problem == expected

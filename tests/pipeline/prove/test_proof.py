@@ -46,11 +46,10 @@ SHORT = {
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def here(here, monkeypatch):
     """The working directory, with its own cache inside."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path
+    monkeypatch.setenv("XDG_CACHE_HOME", str(here / "cache"))
+    return here
 
 
 @pytest.fixture

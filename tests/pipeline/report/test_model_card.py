@@ -10,14 +10,14 @@ from huggingface_hub import ModelCard
 from pion.config.lora import Adapter, BaseModel, Lora
 from pion.config.model_config import ModelConfig
 from pipeline.base.licence import Terms
-from pipeline.cost.costs import CAUSES, Costs, MachineCost
+from pipeline.cost.costs import Costs, costs
 from pipeline.job import Job
 from pipeline.job.model_section import Base
 from pipeline.report.card_sections import adapter_sections, base_section, gguf_section
 from pipeline.report.history import RunHistory
 from pipeline.report.model_card import _feedforward, _limitations, _of_parts, _positions, model_card
 from pipeline.report.page_sections import measured_sections
-from pipeline.state.head import Head, StageRecord
+from pipeline.state.head import Head, Spent, StageRecord
 from tests.support.jobs import tiny_job
 
 JOB = {
@@ -89,6 +89,30 @@ def history_of(job, results=RESULTS, attempts=ATTEMPTS, head=None, costs=None):
     return RunHistory(job, "file:///runs/demo", head, events, {"pretrain": rows}, costs)
 
 
+def costs_of_two_machines(price):
+    """Return what two rentals have cost that booted and never trained."""
+    events = [
+        {
+            "event": "machine",
+            "epoch": epoch,
+            "at": at + 30.0,
+            "session": f"s{epoch}",
+            "id": f"pod{epoch}",
+            "host": "pod",
+            "cloud": "RunPod",
+            "region": "<b>CA</b>",
+            "gpu": gpu,
+            "count": 1,
+            "spot": True,
+            "rented_at": at,
+            "price": price,
+        }
+        for epoch, at, gpu in ((1, 1000.0, "A40"), (2, 2000.0, "RTXA4000"))
+    ]
+    head = Head(epoch=2, spent=Spent(until=2060.0))
+    return costs(events, {}, head, 9999.0)
+
+
 def card_of(*, without=(), **history):
     fields = {key: value for key, value in copy.deepcopy(JOB).items() if key not in without}
     job = Job.model_validate(fields)
@@ -147,31 +171,12 @@ def test_it_tells_what_the_model_was_trained_on_and_for_how_long():
 
 
 def test_it_says_what_the_run_cost_only_where_the_job_wants_that():
-    machine = MachineCost(
-        id="pod",
-        rented=True,
-        host="pod",
-        cloud="RunPod",
-        region=None,
-        gpu="A40",
-        count=1,
-        spot=True,
-        price=0.5,
-        begin=0.0,
-        end=3600.0,
-        seconds=dict.fromkeys(CAUSES, 0.0) | {"steps": 3240.0, "boot": 360.0},
-        dollars=0.5,
-        unpriced_hours=0.0,
-        to_first_step=None,
-        phases={},
-        epochs=(1,),
-    )
-    costs = Costs((machine,), {})
+    costs = costs_of_two_machines(36.0)
     silent = Job.model_validate(JOB)
     assert silent.publish.cost is False
     telling = Job.model_validate(JOB | {"publish": JOB["publish"] | {"cost": True}})
     with_cost = card_of_history(history_of(telling, costs=costs))
-    assert "from boot to publishing: 1 h 00 min, $0.50 (90 % useful; boot 10 %)." in with_cost
+    assert "from boot to publishing: 1 min 30 s, $0.90 (0 % useful; boot 100 %)." in with_cost
     assert "$" not in card_of_history(history_of(silent, costs=costs))
 
 

@@ -4,7 +4,6 @@ where scripts are off."""
 import csv
 import dataclasses
 import io
-import os
 from pathlib import Path
 
 import pytest
@@ -22,12 +21,11 @@ from tests.pipeline.report.test_page_data import (
     sample_row,
 )
 from tests.support.browser import PHONE, WIDE, Tab, needs_chromium
+from tests.support.chat_page import AXE
 from tests.support.contrast import CONTRAST
 
 pytestmark = needs_chromium
 
-# A script of axe-core, as `npm pack axe-core` has it: axe.min.js.
-AXE = os.environ.get("PION_AXE")
 HEBREW = "\u05e9\u05dc\u05d5\u05dd"
 ATTACK = "<img src=x onerror=alert(1)></script>"
 EVENTS = [

@@ -5,14 +5,21 @@ import json
 
 import pytest
 
-from pipeline.cost.costs import Costs, costs
+from pipeline.cost.costs import Costs
 from pipeline.job import Job
 from pipeline.report.history import RunHistory
 from pipeline.report.page_data import MOST_SAMPLES, page_data
-from pipeline.state.head import CheckpointEntry, Head, SkippedRows, Spent, StageRecord
+from pipeline.state.head import CheckpointEntry, Head, SkippedRows, StageRecord
 from pipeline.state.notes.deadline import RunDeadline
 from pipeline.state.owner import Author
-from tests.pipeline.report.test_model_card import JOB, RESULTS, card_of, card_of_history, history_of
+from tests.pipeline.report.test_model_card import (
+    JOB,
+    RESULTS,
+    card_of,
+    card_of_history,
+    costs_of_two_machines,
+    history_of,
+)
 
 # What `run_status` says of a released run.
 STATUS = {
@@ -206,29 +213,6 @@ def test_a_run_whose_job_is_not_known_has_a_page():
     assert (data["measured"], data["tokens_per_step"]) == ([], {})
     assert dict(data["figures"]) == {"Parameters": "5.12M"}
     assert blocks(data, "Stages")
-
-
-def costs_of_two_machines(price):
-    events = [
-        {
-            "event": "machine",
-            "epoch": epoch,
-            "at": at + 30.0,
-            "session": f"s{epoch}",
-            "id": f"pod{epoch}",
-            "host": "pod",
-            "cloud": "RunPod",
-            "region": "<b>CA</b>",
-            "gpu": gpu,
-            "count": 1,
-            "spot": True,
-            "rented_at": at,
-            "price": price,
-        }
-        for epoch, at, gpu in ((1, 1000.0, "A40"), (2, 2000.0, "RTXA4000"))
-    ]
-    head = Head(epoch=2, spent=Spent(until=2060.0))
-    return costs(events, {}, head, 9999.0)
 
 
 def test_cost_is_told_by_cause_and_by_machine():

@@ -7,7 +7,6 @@ import contextlib
 import csv
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -22,9 +21,6 @@ from tests.support.contrast import CONTRAST
 from tests.support.live_page import showing
 from tests.support.rented_run import RentedRun
 from tests.support.waiting import wait_until
-
-if TYPE_CHECKING:
-    pass
 
 pytestmark = needs_chromium
 
