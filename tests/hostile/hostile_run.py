@@ -189,3 +189,10 @@ def pion(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]
     assert "bug in Pion" not in output, output
     assert "Traceback" not in output, output
     return code, output
+
+
+def ends_with(code: int, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run a command, which must end with this code; return everything that it printed."""
+    found, output = pion(capsys, *arguments)
+    assert found == code, output
+    return output

@@ -112,15 +112,6 @@ def go(document, run, data):
         assert "Traceback" not in output.getvalue(), (data, output.getvalue())
 
 
-@pytest.fixture
-def restored(run, request):
-    """The run, whose file of this document is as before when the test has ended."""
-    path = path_of(run, DOCUMENTS[request.getfixturevalue("document")][0])
-    before = path.read_bytes() if path.exists() else None
-    yield run
-    path.unlink() if before is None else path.write_bytes(before)
-
-
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_changed_documents_end_no_command_in_a_bug(document, restored):
     fuzz(document, restored, FEW, lambda data: go(document, restored, data))

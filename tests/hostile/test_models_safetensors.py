@@ -62,12 +62,6 @@ def test_a_file_that_lies_is_refused(tmp_path, lie):
     assert ("model.safetensors" in str(error.value)) == (lie != "a shape of nothing")
 
 
-@pytest.mark.parametrize("lie", ["a length of 2^40", "blanks", "one tensor over another"])
-def test_a_file_that_lies_is_refused_by_generate(tmp_path, lie):
-    message = refused("generate", lying(tmp_path, lie), "--prompt", "Return")
-    assert "model.safetensors is damaged" in message
-
-
 def test_what_is_no_file_is_refused(tmp_path):
     folder = model_folder(tmp_path)
     weights(folder).unlink()

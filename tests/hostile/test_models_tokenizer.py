@@ -13,10 +13,9 @@ from pion.untrusted import LARGEST_TOKENIZER
 from tests.hostile.in_process import pion, refused
 from tests.hostile.model_folders import DEEP, edit_tokenizer, model_folder
 from tests.support.finished_run import tiny_tokenizer
-from tests.support.hub_server import hub_server
+from tests.support.tokenizer_kinds import ALL_BYTES, BYTES, DIGITS, added, sequence, split
 
 TEXT = "Return " + "a" * 60 + "!"
-BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 ENDLESS = "(a+)+$"
 Settings = dict[str, Any]
 
@@ -34,12 +33,8 @@ def honest(tmp_path_factory):
     return json.loads(path.read_text())
 
 
-def split(pattern):
-    return {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
-
-
 def before(*steps):
-    return {"pre_tokenizer": {"type": "Sequence", "pretokenizers": list(steps)}}
+    return {"pre_tokenizer": sequence(*steps)}
 
 
 def normal(*steps):
@@ -52,11 +47,6 @@ def after(*steps):
 
 def replace(pattern, content):
     return {"type": "Replace", "pattern": pattern, "content": content}
-
-
-def token(content, number, *, special=False):
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    return {"id": number, "content": content, "special": special, **flags}
 
 
 METASPACE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
@@ -76,7 +66,7 @@ MULTIPLYING = {
     "bytes of bytes, as normalizer": normal(*[{"type": "ByteLevel"}] * 16),
     "a space before each piece": before(*[METASPACE] * 12, BYTES),
     "a table": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "BAAAAAAAAAAA"}},
-    "too many steps": before(*[{"type": "Digits", "individual_digits": True}] * 65, BYTES),
+    "too many steps": before(*[DIGITS] * 65, BYTES),
     "when decoding": after(BYTES, *[DOUBLED] * 25),
     "when decoding, anywhere": after(BYTES, replace({"Regex": "x?"}, "a" * 5000)),
 }
@@ -98,37 +88,26 @@ def test_what_is_added_to_each_letter_is_short(honest, key):
         check_steps(honest | {"model": model}, "x")
 
 
-LLAMA = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-WHOLE = {**BYTES, "use_regex": False}
+# Those of KINDS are used in tests/pion/data/tokens/test_tokenizer.py.
 HONEST = {
-    "ours": {},
-    "GPT-2": {"pre_tokenizer": BYTES, "decoder": BYTES, "post_processor": BYTES},
-    "Llama 3": before(split({"Regex": LLAMA}), WHOLE),
-    "Qwen 3": {"normalizer": {"type": "NFC"}} | before(split({"Regex": LLAMA}), WHOLE),
-    "StarCoder": before({"type": "Digits", "individual_digits": True}, BYTES),
     "Falcon": before(
         {"type": "Punctuation", "behavior": "Contiguous"},
         BYTES,
         {"type": "Digits", "individual_digits": False},
-        split({"Regex": "[0-9][0-9][0-9]"}),
+        split("[0-9][0-9][0-9]"),
     ),
     "DeepSeek": before(
-        split({"Regex": "[\r\n]"}),
-        split({"Regex": r"\s?[A-Za-z]+"}),
-        split({"Regex": r"\s?[!-/:-~]+"}),
-        split({"Regex": r"\s+$"}),
-        {"type": "Digits", "individual_digits": True},
-        WHOLE,
+        split("[\r\n]"),
+        split(r"\s?[A-Za-z]+"),
+        split(r"\s?[!-/:-~]+"),
+        split(r"\s+$"),
+        DIGITS,
+        ALL_BYTES,
     ),
     "BERT's and Unicode's": normal(
         {"type": "NFKC"}, {"type": "Lowercase"}, {"type": "StripAccents"}, {"type": "ByteLevel"}
     ),
-    "half of the steps": before(
-        *[{"type": "Digits", "individual_digits": True}] * (MOST_STEPS // 2 - 1), BYTES
-    ),
+    "half of the steps": before(*[DIGITS] * (MOST_STEPS // 2 - 1), BYTES),
     "half of the growth": {"normalizer": replace({"String": "a"}, "a" * 125)},
     "half of the beginning": {"normalizer": {"type": "Prepend", "prepend": "a" * 128}},
 }
@@ -144,7 +123,7 @@ def test_an_honest_tokenizer_is_used(honest, name):
 # ---------------------------------------------------------------- panics
 
 PANICS = {
-    "a regular expression without end": before(split({"Regex": ENDLESS}), WHOLE),
+    "a regular expression without end": before(split(ENDLESS), ALL_BYTES),
     "pieces of no length": before({"type": "FixedLength", "length": 0}, BYTES),
     "a table that is none": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
     "a decoder that removes more than there is": after(
@@ -191,18 +170,6 @@ def test_a_panic_does_not_end_a_chat(tmp_path):
     assert "Traceback" not in talk.out + talk.err
 
 
-def test_a_tokenizer_on_the_hub_is_refused(tmp_path, monkeypatch):
-    folder = model_folder(tmp_path / "model", foreign=True)
-    edit_tokenizer(folder, **MULTIPLYING["a letter by two, often"])
-    monkeypatch.chdir(tmp_path)
-    with hub_server() as hub:
-        files = {path.name: path.read_bytes() for path in folder.iterdir()}
-        hub.add_repo("someone/model", "model", files)
-        hub.use(monkeypatch, tmp_path / "hf")
-        message = refused("generate", "someone/model", "--prompt", "Return")
-    assert "tokenizer.json: this tokenizer could make a short text very long" in message
-
-
 # ---------------------------------------------------------------- other lies
 
 
@@ -215,8 +182,8 @@ def model(**changes) -> Callable[[Settings], Settings]:
     return lambda honest: {"model": honest["model"] | changes}
 
 
-def tokens(*added) -> Callable[[Settings], Settings]:
-    return lambda honest: {"added_tokens": [*honest["added_tokens"], *added]}
+def tokens(*more) -> Callable[[Settings], Settings]:
+    return lambda honest: {"added_tokens": [*honest["added_tokens"], *more]}
 
 
 # By what is wrong, how an honest tokenizer is changed.
@@ -231,12 +198,12 @@ CHANGES = {
     "an unknown model": model(type="\x1b[2J" * 1000),
     "added tokens in an object": lambda honest: {"added_tokens": {"a": 1}},
     "an added token without flags": tokens({"id": 2, "content": "x"}),
-    "an added token below 0": tokens(token("zz", -1)),
-    "escapes for special tokens": lambda _: {"added_tokens": [token("\x1b[2J", 0, special=True)]},
+    "an added token below 0": tokens(added("zz", -1, special=False)),
+    "escapes for special tokens": lambda _: {"added_tokens": [added("\x1b[2J", 0)]},
     "a step of no type": lambda _: {"normalizer": {"type": "Nonsense"}},
     "a step that is a list": lambda _: {"pre_tokenizer": []},
-    "a broken expression": lambda _: before(split({"Regex": "("})),
-    "a deep expression": lambda _: before(split({"Regex": "(" * 50_000 + "a" + ")" * 50_000})),
+    "a broken expression": lambda _: before(split("(")),
+    "a deep expression": lambda _: before(split("(" * 50_000 + "a" + ")" * 50_000)),
 }
 # By what is wrong, how the honest text ends.
 ENDINGS = {

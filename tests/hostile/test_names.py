@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.hostile.hostile_run import pion
+from tests.hostile.hostile_run import ends_with
 from tests.paths import SEEDS
 from tests.support.finished_run import make_run
 from tests.support.jobs import tiny_dict
@@ -40,8 +40,7 @@ def _here(tmp_path, monkeypatch):
 def test_a_name_that_can_not_exist_is_bad_input(capsys, command):
     for name in NAMES:
         words = (name if word == "NAME" else word for word in command.split())
-        code, printed = pion(capsys, *words)
-        assert code == 2, (name[:99], printed[-300:])
+        printed = ends_with(2, capsys, *words)
         assert printed.startswith("error: ")
         assert list(Path.cwd().iterdir()) == []
 
@@ -49,8 +48,7 @@ def test_a_name_that_can_not_exist_is_bad_input(capsys, command):
 @pytest.mark.parametrize("store", [LONG, MANY_PARTS, "a\0b", f"file:///{LONG}"])
 def test_a_job_whose_store_can_not_exist_is_bad_input(capsys, store):
     Path("job.yaml").write_text(yaml.safe_dump(tiny_dict(store=store)))
-    code, printed = pion(capsys, "run", "job.yaml")
-    assert code == 2
+    printed = ends_with(2, capsys, "run", "job.yaml")
     assert "too long" in printed or "NUL" in printed
 
 
@@ -59,7 +57,6 @@ def test_the_current_folder_is_not_replaced_by_a_model(capsys, tmp_path):
     seed = str(SEEDS / "pion_nocap_ckpt.pt")
     for folder in (".", "./", "..", "../here", "/"):
         for source in (("export", f"{tmp_path}/runs/demo"), ("import-seed", seed)):
-            code, printed = pion(capsys, *source, folder)
-            assert code == 2
+            printed = ends_with(2, capsys, *source, folder)
             assert "is the folder that you are in, or above it" in printed
             assert list(Path.cwd().iterdir()) == []

@@ -1,10 +1,9 @@
 """`pion check` on files of preferences as they should not be: one message, or a count.
 
-The files are those of test_preferences.py, which has all of them by default. Of the checks, only
-those that read the file run.
+The files are a few of those of test_preferences.py. Of the checks, only those that read the file
+run.
 """
 
-import itertools
 import re
 from functools import partial
 
@@ -15,7 +14,6 @@ from pipeline.rent.check.job import check_data
 from tests.hostile.in_process import ended
 from tests.hostile.test_preferences import (
     BAD_LINES,
-    DROPPED,
     GOOD,
     LINE,
     USED,
@@ -25,7 +23,7 @@ from tests.hostile.test_preferences import (
 )
 from tests.support.chat_templates import CHATML
 from tests.support.in_process_renderer import InProcessRenderer
-from tests.support.preference_files import pair_of, write_jsonl
+from tests.support.preference_files import pair_of
 from tests.support.stock_models import saved, stock_model
 from tests.support.tokenizer_kinds import write_files
 from tests.support.waiting import LONG_SECONDS
@@ -71,14 +69,7 @@ def checked(model, tmp_path, monkeypatch, capsys):
     return run
 
 
-def a_few(names):
-    """Every sixth name by default, the others under soak."""
-    marks = ([] if number % 6 == 0 else [pytest.mark.soak] for number in itertools.count())
-    every = [pytest.param(name, marks=mark) for name, mark in zip(names, marks)]
-    return pytest.mark.parametrize("name", every)
-
-
-@a_few(BAD_LINES)
+@pytest.mark.parametrize("name", [*BAD_LINES][::6])
 def test_check_names_the_line_that_is_no_pair_or_has_no_label(name, tmp_path, checked):
     odd_line, good = BAD_LINES[name]
     write_with(tmp_path, odd_line, good)
@@ -88,16 +79,7 @@ def test_check_names_the_line_that_is_no_pair_or_has_no_label(name, tmp_path, ch
     assert len(printed) < 3000
 
 
-@a_few(DROPPED)
-def test_check_says_why_a_pair_is_left_out(name, tmp_path, checked):
-    odd_line, reason = DROPPED[name]
-    write_with(tmp_path, odd_line)
-    code, printed = checked(seq_len=512)
-    assert code == 0
-    assert re.search(f"left out: 1, because (they are )?{reason}", printed)
-
-
-@a_few(USED)
+@pytest.mark.parametrize("name", ["half a character", "a terminal escape", "right to left"])
 def test_check_shows_an_odd_pair_as_the_first(name, tmp_path, checked):
     """What is printed has no control character, whatever the pair has."""
     lines = [odd(**USED[name]), *(line(pair_of(number)) for number in range(GOOD))]
@@ -105,23 +87,3 @@ def test_check_shows_an_odd_pair_as_the_first(name, tmp_path, checked):
     code, printed = checked()
     assert code == 0
     assert printed.count("rejected: ") == 1
-
-
-@pytest.mark.parametrize(
-    ("records", "expected"),
-    [
-        ([pair_of(n, score_chosen=1, score_rejected=2) for n in range(GOOD)], "to be swapped"),
-        ([pair_of(n, status="tie") for n in range(GOOD)], "40 of 40 pairs are left out"),
-        ([pair_of(n, chosen="") for n in range(3)], "3 of 3 pairs are left out"),
-        ([pair_of(1)], "prefs.jsonl"),
-        ([], "the corpus is empty"),
-    ],
-    ids=["swapped", "all ties", "none after drops", "one pair", "no pair"],
-)
-def test_check_refuses_a_file_from_which_nothing_can_be_learned(
-    records, expected, tmp_path, checked
-):
-    write_jsonl(tmp_path / "prefs.jsonl", records)
-    code, printed = checked()
-    assert code == 2
-    assert expected in printed

@@ -1,7 +1,6 @@
 """A manifest or a state.json with bad values is bad input, and the file is named."""
 
 import dataclasses
-import hashlib
 import json
 
 import pytest
@@ -11,24 +10,11 @@ from pion.train.train_state import rng_states
 from pipeline.state.checkpoints.layout import MANIFEST, STATE
 from pipeline.state.record_json import Damaged
 from pipeline.state.workspace import MOST_DATA_FILES, MOST_FILES, read_files
-from tests.hostile.hostile_run import path_of, pion, replace
+from tests.hostile.hostile_run import ends_with, path_of, pion, replace
 from tests.hostile.record_attacks import DEPTH, ESCAPE, nested
 from tests.hostile.records import FILE, LISTED, MODEL_STATE, SFT
 
-PRETRAIN = "checkpoints/pretrain/10-1"
-
-
-@pytest.fixture(autouse=True)
-def _restored(run):
-    """Give every test the same run."""
-    names = [
-        "HEAD.json",
-        *(f"{key}/{name}" for key in (PRETRAIN, SFT) for name in (MANIFEST, STATE)),
-    ]
-    before = {name: path_of(run, name).read_bytes() for name in names}
-    yield
-    for name, data in before.items():
-        replace(run, name, data)
+pytestmark = pytest.mark.usefixtures("restored")
 
 
 # ---------------------------------------------------------------- manifests
@@ -74,15 +60,12 @@ MANIFESTS = {
 @pytest.mark.parametrize("what", MANIFESTS)
 def test_commands_name_a_damaged_manifest(what, run, tmp_path, capsys):
     replace(run, f"{SFT}/{MANIFEST}", MANIFESTS[what])
-    code, output = pion(capsys, "generate", f"{run.url}@sft", "--prompt", "a")
-    assert code == 2
+    output = ends_with(2, capsys, "generate", f"{run.url}@sft", "--prompt", "a")
     assert SFT in output
     assert MANIFEST in output
-    code, output = pion(capsys, "checkpoints", run.url, "--verify")
-    assert code == 1
+    output = ends_with(1, capsys, "checkpoints", run.url, "--verify")
     assert "verified now" in output, "the other checkpoint is good"
-    code, output = pion(capsys, "fork", run.url, f"{tmp_path}/fork", "--stage", "sft")
-    assert code == 2
+    output = ends_with(2, capsys, "fork", run.url, f"{tmp_path}/fork", "--stage", "sft")
     assert "Nothing was forked" in output
 
 
@@ -106,8 +89,7 @@ def test_a_random_state_that_is_none_is_bad_input():
 def test_the_tokenizer_of_a_state_is_inside_the_run(run, key, capsys):
     folder = path_of(run, SFT)
     (folder / STATE).write_text(json.dumps({**MODEL_STATE, "tokenizer": key}))
-    code, output = pion(capsys, "generate", str(folder), "--prompt", "a")
-    assert code == 2
+    output = ends_with(2, capsys, "generate", str(folder), "--prompt", "a")
     assert "state.json is damaged: tokenizer is not a possible value" in output
 
 
@@ -118,8 +100,7 @@ def test_a_stage_whose_checkpoint_is_not_listed_is_not_forked(run, tmp_path, cap
     head = run.read()
     record = dataclasses.replace(head.stages["pretrain"], checkpoint="checkpoints/pretrain/99-1")
     replace(run, "HEAD.json", dataclasses.replace(head, stages={"pretrain": record}).to_json())
-    code, output = pion(capsys, "fork", run.url, f"{tmp_path}/fork", "--stage", "sft")
-    assert code == 2
+    output = ends_with(2, capsys, "fork", run.url, f"{tmp_path}/fork", "--stage", "sft")
     assert "its HEAD does not list checkpoints/pretrain/99-1" in output
 
 
@@ -127,16 +108,6 @@ def test_a_stage_of_another_name_has_no_checkpoint_to_fork_at(run, tmp_path, cap
     head = run.read()
     entries = tuple(dataclasses.replace(entry, stage="x") for entry in head.checkpoints)
     replace(run, "HEAD.json", dataclasses.replace(head, checkpoints=entries).to_json())
-    code, output = pion(capsys, "fork", run.url, f"{tmp_path}/fork")
-    assert code == 2
+    output = ends_with(2, capsys, "fork", run.url, f"{tmp_path}/fork")
     assert "has no checkpoint" in output
     assert pion(capsys, "status", run.url)[0] == 0
-
-
-def test_honest_checkpoints_are_as_before(run, tmp_path, capsys):
-    assert pion(capsys, "checkpoints", run.url, "--verify")[1].count("verified now") == 2
-    assert pion(capsys, "generate", run.url, "--prompt", "a", "--max-tokens", "1")[0] == 0
-    assert pion(capsys, "fork", run.url, f"{tmp_path}/fork", "--stage", "pretrain")[0] == 0
-    manifest = json.loads(path_of(run, f"{SFT}/{MANIFEST}").read_text())
-    state = path_of(run, f"{SFT}/{STATE}").read_bytes()
-    assert manifest["files"][STATE]["sha256"] == hashlib.sha256(state).hexdigest()
