@@ -22,7 +22,6 @@ def changed(**changes):
 @pytest.mark.parametrize(
     "change",
     [
-        {"hardware__workers": 2},
         {"hardware__workers": [2, 16]},
         {"hardware__micro_batch": 1},
         {"hardware__dtype": "float32"},
@@ -40,34 +39,34 @@ def test_runtime_fields_invalidate_nothing(change):
     assert changed(**change) == set()
 
 
-def test_the_form_in_which_lm_eval_asks_counts_unless_it_is_the_default():
-    assert changed(evaluate__lm_eval={"chat": False}) == {"evaluate", "publish"}
-    assert changed(evaluate__lm_eval={"chat": "auto"}) == set()
-
-
-def test_an_sft_field_invalidates_sft_and_what_follows_but_keeps_pretraining():
-    assert changed(sft__lr=2e-3) == {"sft", "evaluate", "publish"}
-
-
-def test_sft_conversations_are_prepared_again_without_touching_pretraining():
-    assert changed(sft__held_out=0.1) == {"prepare", "sft", "evaluate", "publish"}
+AFTER = {stage: set(STAGES[number:]) for number, stage in enumerate(STAGES)}
 
 
 @pytest.mark.parametrize(
-    "change",
-    [{"pretrain__lr": 2e-2}, {"pretrain__global_batch": 8}, {"seed": 7}, {"model__d_ff": 64}],
+    ("change", "stages"),
+    [
+        ({"data__seq_len": 16}, AFTER["prepare"]),
+        ({"data__documents": True}, AFTER["prepare"]),
+        ({"data__documents": False}, set()),  # it may be stated
+        ({"seed": 7}, AFTER["pretrain"]),
+        ({"model__d_ff": 64}, AFTER["pretrain"]),
+        ({"pretrain__lr": 2e-2}, AFTER["pretrain"]),
+        ({"pretrain__global_batch": 8}, AFTER["pretrain"]),
+        ({"sft__held_out": 0.1}, {"prepare"} | AFTER["sft"]),
+        ({"sft__lr": 2e-3}, AFTER["sft"]),
+        ({"evaluate__checkpoint": "best"}, AFTER["evaluate"]),
+        ({"evaluate__checkpoint": "last"}, set()),
+        ({"evaluate__lm_eval": {"chat": False}}, AFTER["evaluate"]),
+        ({"evaluate__lm_eval": {"chat": "auto"}}, set()),
+        ({"publish": {"to": "out", "license": "mit"}}, {"publish"}),
+        ({"publish": {"to": "out", "gguf": True}}, {"publish"}),
+        ({"publish": {"to": "out", "gguf": False}}, set()),
+    ],
 )
-def test_a_training_field_invalidates_its_stage_and_what_follows(change):
-    assert changed(**change) == {"pretrain", "sft", "evaluate", "publish"}
-
-
-def test_pretraining_text_invalidates_everything():
-    assert changed(data__seq_len=16) == set(STAGES)
-
-
-def test_documents_invalidate_everything_and_their_absence_may_be_stated():
-    assert changed(data__documents=True) == set(STAGES)
-    assert changed(data__documents=False) == set()
+def test_a_field_invalidates_its_stage_and_what_follows_unless_it_states_the_default(
+    change, stages
+):
+    assert changed(**change) == stages
 
 
 def test_a_model_with_windows_has_documents_unless_the_job_says_no():
@@ -81,15 +80,6 @@ def test_a_model_with_windows_has_documents_unless_the_job_says_no():
     assert [str(d) for d in found] == ["data.documents: false → true"]
 
 
-def test_a_publish_field_invalidates_publishing_alone():
-    assert changed(publish={"to": "out", "license": "mit"}) == {"publish"}
-
-
-def test_another_checkpoint_to_publish_is_evaluated_again():
-    assert changed(evaluate__checkpoint="best") == {"evaluate", "publish"}
-    assert changed(evaluate__checkpoint="last") == set()
-
-
 def test_another_text_to_compare_on_is_measured_again_and_changes_no_training():
     def digests(**evaluate):
         base = Base("base", "a" * 64, "b" * 64, tiny_config(seq_len=96).to_dict())
@@ -99,18 +89,3 @@ def test_another_text_to_compare_on_is_measured_again_and_changes_no_training():
 
     plain, own = digests(), digests(text="notes.txt")
     assert [stage for stage in plain if plain[stage] != own[stage]] == ["evaluate"]
-
-
-def test_a_difference_names_the_path_and_both_values():
-    old, new = digest_job(tiny_job()), digest_job(tiny_job(sft__lr=2e-3))
-    found = differences(old.inputs["sft"], new.inputs["sft"], new.before)
-    assert [str(d) for d in found] == ["sft.lr: 0.001 → 0.002"]
-
-
-def test_a_finished_run_is_not_stale_because_it_has_no_gguf_file():
-    """The frozen digests show that records without the field stay; so does one that says no."""
-    published = {"to": "out"}
-    without = digest_job(tiny_job(publish=published))
-    assert digest_job(tiny_job(publish={**published, "gguf": False})).stages == without.stages
-    asked = digest_job(tiny_job(publish={**published, "gguf": True})).stages
-    assert {stage for stage in asked if asked[stage] != without.stages[stage]} == {"publish"}

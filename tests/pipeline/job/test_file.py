@@ -34,26 +34,18 @@ def test_overrides_reach_into_sections_list_items_and_absent_sections(job_file):
     job = load_job(
         job_file(),
         [
+            "name=first",
             "name=other",
             "data.sources.0.weight=2",
             "checkpoint.keep.last=5",
             "model.softcap=30",
-            "evaluate.prompts=[Once upon, 'def f']",
+            "evaluate.prompts=[Once upon, 'a=b']",
             "pretrain.pause_at=null",
         ],
     )
     assert (job.name, job.data.sources[0].weight, job.checkpoint.keep.last) == ("other", 2, 5)
     assert (job.model.preset, job.model.softcap) == ("pion-nano", 30)
-    assert job.evaluate.prompts == ["Once upon", "def f"]
-
-
-def test_the_value_of_an_override_may_hold_an_equals_sign(job_file):
-    job = load_job(job_file(), ["evaluate.prompts=['a=b']"])
-    assert job.evaluate.prompts == ["a=b"]
-
-
-def test_the_last_of_two_overrides_of_a_field_counts(job_file):
-    assert load_job(job_file(), ["seed=1", "seed=2"]).seed == 2
+    assert job.evaluate.prompts == ["Once upon", "a=b"]
 
 
 def test_the_record_of_a_job_is_the_file_or_the_file_with_overrides_merged_in(job_file):

@@ -52,6 +52,9 @@ def test_the_mistakes_in_a_misspelled_section_are_reported_too(job_file):
         ("data.sources.0.revision=a", "`revision` belongs in"),
         ("lr=1e-3", "`lr` belongs in `prefer.lr` or `pretrain.lr` or `sft.lr`"),
         ("zzz=1", "the closest key in this section is"),
+        ("tokenizer={}", "tokenizer: give exactly one of train, file, hub"),
+        ("tokenizer={file: a.json, hub: user/name}", "tokenizer: give exactly one of train, file"),
+        ("pretrain.init_from=runs/demo", "is gone: write `model: {from: …}` in place of"),
         ("evaluate.instructions=24", "is gone: name the task ifeval in evaluate.lm_eval.tasks"),
         ("evaluate.overlap=auto", "is gone: name the sets in data.clean.decontaminate, which"),
         ("evaluate.ladder=demo", "is gone: ask `pion plan JOB --dollars N --ladder NAME`, which"),
@@ -128,20 +131,9 @@ def test_fields_that_contradict_each_other_are_all_reported(job_file):
     assert "data.sources: empty, but `pretrain` needs text" in message
 
 
-@pytest.mark.parametrize("section", ["{}", "{file: a.json, hub: user/name}"])
-def test_a_tokenizer_comes_from_exactly_one_place(job_file, section):
-    message = complaint(job_file(), f"tokenizer={section}")
-    assert "tokenizer: give exactly one of train, file, hub" in message
-
-
 def test_a_job_that_trains_nothing_is_refused(job_file):
     assert "nothing to train" in complaint(job_file(), "pretrain=null")
     message = complaint(
         job_file(), "pretrain=null", "sft={steps: 200, sources: [{kind: python-docs-qa}]}"
     )
     assert "model.from: without `pretrain` it must name a trained model" in message
-
-
-def test_a_field_that_is_gone_is_refused_with_what_replaces_it(job_file):
-    message = complaint(job_file(), "pretrain.init_from=runs/demo@pretrain")
-    assert "this key is gone: write `model: {from: …}` in place of" in message

@@ -104,14 +104,6 @@ def test_a_part_that_can_not_be_is_refused_with_its_field(tmp_path, job, overrid
         load_job(path, [override])
 
 
-def test_a_mixture_of_families_is_a_model():
-    model = {"preset": "tachyon-tiny", "windows": {"tokens": 512}, "logit_cap": 15.0}
-    config = tiny_job(model=model).model_config_resolved()
-    assert config.experts is not None
-    assert config.windows is not None
-    assert (config.windows.tokens, config.logit_cap) == (512, 15.0)
-
-
 LEARNED = {"steps": 2, "ids": 40}
 ALONE = {"rates": {"draft": 1, "others": 0}}
 
@@ -167,12 +159,6 @@ def test_lora_does_not_train_a_new_block(tmp_path, learned, which):
     assert "Nothing was lost. Remove model.draft." in message
 
 
-def test_lora_after_pretraining_keeps_the_block_that_pretraining_taught(tmp_path):
-    path = tmp_path / "job.yaml"
-    path.write_text(yaml.safe_dump(tiny_dict(model__draft={}, sft__lora={"rank": 4})))
-    assert load_job(path).model_config_resolved().draft == Draft()
-
-
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -201,8 +187,8 @@ def test_a_block_that_can_not_be_is_refused_with_its_field(tmp_path, changes, wo
     assert words in refusal(tmp_path, **changes)
 
 
-def test_a_phase_of_the_block_alone_may_follow_others(tmp_path):
-    path = tmp_path / "job.yaml"
-    phases = [{"until": 0.5}, ALONE]
-    path.write_text(yaml.safe_dump(tiny_dict(model__draft={}, pretrain__phases=phases)))
-    assert load_job(path).model_config_resolved().draft == Draft()
+@pytest.mark.parametrize(
+    "changes", [{"sft__lora": {"rank": 4}}, {"pretrain__phases": [{"until": 0.5}, ALONE]}]
+)
+def test_a_new_block_may_be_taught_in_a_last_phase_and_kept_by_lora(changes):
+    assert tiny_job(model__draft={}, **changes).model_config_resolved().draft == Draft()
