@@ -54,6 +54,7 @@ def test_a_folder_counts_with_all_its_text_files_in_order(tmp_path):
     ("name", "content", "expected"),
     [
         ("gone.txt", None, "evaluate.text: no such file or folder: .*gone.txt"),
+        (".", None, r"evaluate.text: no \*\.jsonl or .* file in the folder"),
         ("a.txt", b" \n\n", "evaluate.text: the corpus is empty: no text in .*a.txt"),
         ("a.txt", b"\xff\xfe", "a.txt is text in UTF-16, not UTF-8 text"),
         ("a.jsonl", b'{"text": ""}\n', "evaluate.text: there is no text in .*a.jsonl"),
@@ -68,8 +69,3 @@ def test_what_is_no_text_is_refused_with_file_and_line(tmp_path, name, content, 
         (tmp_path / name).write_bytes(content)
     with pytest.raises(BadInput, match=expected):
         check_text(job_with(tmp_path, name))
-
-
-def test_a_folder_without_any_text_is_refused(tmp_path):
-    with pytest.raises(BadInput, match=r"evaluate.text: no \*\.jsonl or .* file in the folder"):
-        check_text(job_with(tmp_path, "."))

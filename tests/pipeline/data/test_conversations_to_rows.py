@@ -78,11 +78,6 @@ def test_more_than_one_in_a_hundred_end_the_preparation(tmp_path):
     assert named == [True, True, True, False]
 
 
-def test_one_of_those_that_were_looked_at_before_renting_ends_the_preparation(tmp_path):
-    with pytest.raises(BadInput, match=r"row 40: the chat template refuses.*Nothing was trained"):
-        written(tmp_path, {40}, 41)
-
-
 def test_system_messages_that_the_template_leaves_out_are_said(tmp_path):
     told = {"role": "system", "content": "Be brief."}
     drops = MISTRAL.replace("messages -%}", "messages | rejectattr('role', 'eq', 'system') -%}")

@@ -13,7 +13,6 @@ from pipeline.data.hub import (
     explained,
     hub_records,
     hub_shards,
-    hub_tokenizer,
     pin,
     read_hub_rows,
 )
@@ -81,11 +80,6 @@ def test_a_data_set_is_streamed_up_to_max_documents(hub):
     records = list(hub_records(source, commit, ("text",)))
     assert [r.value["text"] for r in records] == ["document 0", "document 1", "document 2"]
     assert records[2].origin == "user/text row 3"
-
-
-def test_a_tokenizer_is_fetched(hub):
-    hub.add_repo("user/model", files={"tok/tokenizer.json": b"{}"})
-    assert hub_tokenizer("user/model", None, "tok/tokenizer.json").read_text() == "{}"
 
 
 # ---------------------------------------------------------------- what can be wrong

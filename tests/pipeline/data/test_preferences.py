@@ -8,15 +8,13 @@ import pytest
 
 from pion.data.documents.file_to_documents import Record
 from pion.data.documents.python_docs import is_held_out
-from pion.data.documents.python_docs import is_held_out as in_held_out_file
 from pion.data.order import RowOrder
-from pion.data.preference.layouts import Labelled, Pair, parse_preference
+from pion.data.preference.layouts import Pair, parse_preference
 from pion.data.preference.rendering import LONGER_THAN_ROW
 from pion.data.row_flags import SEQUENCES
 from pion.data.stream import RowStream
 from pion.data.tokens.token_bytes import ReplacedCharacters
 from pion.errors import BadInput
-from pipeline.data import preferences as module
 from pipeline.data import preferences_to_rows, sources
 from pipeline.data.preferences import preferences
 from pipeline.data.remarks import Remarks
@@ -56,19 +54,6 @@ def test_json_lines_give_pairs_with_their_line(tmp_path):
     assert second.chosen.messages[0]["content"] == pair_of(2)["prompt"]
 
 
-def test_pairs_about_the_library_are_held_out_with_the_files_that_pretraining_holds_out(
-    tmp_path, monkeypatch
-):
-    pairs = [parse_preference(pair_of(n), f"file{n % 20}.py") for n in range(40)]
-    monkeypatch.setattr(module, "docs_pairs", lambda better: pairs)
-    found = read(tmp_path, PythonDocsPrefer(kind="python-docs-prefer"))
-    share = make_job(tmp_path).data.held_out
-    held_out = [is_held_out(f"file{n % 20}.py", share) for n in range(40)]
-    assert [one.held_out for one in found] == held_out
-    assert set(held_out) == {True, False}
-    assert [one.preference for one in found] == pairs
-
-
 def test_parquet_gives_pairs_of_lists_whose_other_keys_are_null(tmp_path):
     import pyarrow
     import pyarrow.parquet
@@ -89,14 +74,6 @@ def test_parquet_gives_pairs_of_lists_whose_other_keys_are_null(tmp_path):
     assert isinstance(pairs[1], Pair)
     assert pairs[1].rejected.messages[1] == {"role": "assistant", "content": "d"}
     assert pairs[1].rejected.where == f"{tmp_path}/prefs.parquet row 2"
-
-
-def test_answers_with_labels_are_another_kind_of_rows(tmp_path):
-    write_jsonl(tmp_path / "prefs.jsonl", [label_of(0), label_of(1)])
-    found = read(tmp_path, JSONL)
-    assert [one.kind for one in found] == ["labels", "labels"]
-    desired = [one.preference.desired for one in found if isinstance(one.preference, Labelled)]
-    assert desired == [False, True]
 
 
 def test_a_source_with_both_kinds_is_refused(tmp_path):
@@ -198,7 +175,7 @@ def test_a_source_may_say_itself_what_is_held_out(tmp_path, monkeypatch):
         assert len(prompts) > 5
         for prompt in prompts:
             (number,) = [n for n in range(120) if pair_of(n)["prompt"] in prompt]
-            assert in_held_out_file(f"file{number}.py", share) is (split == "held_out")
+            assert is_held_out(f"file{number}.py", share) is (split == "held_out")
 
 
 def test_pairs_with_one_prompt_are_all_in_one_split(tmp_path):
@@ -297,16 +274,15 @@ def of_the_hub(monkeypatch, unusable):
     monkeypatch.setattr("tests.support.preference_files.preferences", read)
 
 
-def test_a_few_unusable_pairs_of_the_hub_are_counted(tmp_path, monkeypatch):
+def test_an_unusable_pair_in_a_hundred_of_the_hub_is_counted_and_more_end_the_preparation(
+    tmp_path, monkeypatch
+):
     write_jsonl(tmp_path / "prefs.jsonl", [pair_of(n) for n in range(100)])
-    of_the_hub(monkeypatch, 1)
-    summary = write_rows(tmp_path)
+    with monkeypatch.context() as patch:
+        of_the_hub(patch, 1)
+        summary = write_rows(tmp_path, out="counted")
     assert (summary.tally.read, summary.tally.refused) == (100, 1)
     assert summary.train.items + summary.held_out.items == 99
-
-
-def test_more_than_one_in_a_hundred_end_the_preparation(tmp_path, monkeypatch):
-    write_jsonl(tmp_path / "prefs.jsonl", [pair_of(n) for n in range(100)])
     of_the_hub(monkeypatch, 2)
     with pytest.raises(BadInput, match=r"2 of 100 preferences can't be used.*row 1: broken; user"):
         write_rows(tmp_path)

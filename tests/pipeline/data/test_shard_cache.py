@@ -18,9 +18,9 @@ from pipeline.data.hub import hub_shards, pin
 from pipeline.data.prepared import open_data
 from pipeline.data.shard_cache import CachedStream, ShardCache, fetching_from
 from pipeline.job import HubNpyShards
-from pipeline.state.stores import FileStore
 from pipeline.state.workspace import Workspace
 from tests.support.corpora import make_job, prepared, write_corpus
+from tests.support.far_store import FarStore
 from tests.support.hub_server import hub_server
 from tests.support.waiting import PATIENCE_SECONDS, join
 
@@ -281,15 +281,12 @@ WINDOW = 3
 BATCH = 4
 
 
-class Remote(FileStore):
-    """A folder that can't be memory-mapped, like a bucket."""
+class Remote(FarStore):
+    """A bucket that notes what is downloaded."""
 
     def __init__(self, folder):
         super().__init__(folder)
         self.downloads: list[str] = []
-
-    def local_path(self, key):
-        return None
 
     def download(self, key, path, limit=None):
         self.downloads.append(key.rpartition("/")[2])
