@@ -120,19 +120,15 @@ def test_a_seed_makes_a_session_repeatable():
     assert talk("What is a fox?") == talk("What is a fox?")
 
 
-def test_a_model_that_was_not_fine_tuned_is_said_to_continue_text():
+@pytest.mark.parametrize("tuned", [True, False])
+def test_the_greeting_names_the_model_its_context_and_whether_it_only_continues_text(tuned):
     out = io.StringIO()
-    found = FoundModel(Path("x"), "export", "tiny", False, None)
-    chat(MODEL, FORMAT, found, SHORT, lines=iter(()), out=out)
-    assert "was not fine-tuned on conversations. The model continues your text" in out.getvalue()
-
-
-def test_the_greeting_names_the_model_and_its_context():
-    out = io.StringIO()
-    found = FoundModel(Path("x"), "export", "demo (sft, step 5)", True, None)
+    found = FoundModel(Path("x"), "export", "demo (sft, step 5)", tuned, None)
     chat(MODEL, FORMAT, found, SHORT, lines=iter(()), out=out)
     assert "demo (sft, step 5)" in out.getvalue()
     assert "context 128 tokens" in out.getvalue()
+    words = "was not fine-tuned on conversations. The model continues your text"
+    assert (words in out.getvalue()) == (not tuned)
 
 
 @pytest.mark.parametrize(

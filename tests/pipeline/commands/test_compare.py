@@ -69,21 +69,17 @@ def test_a_run_without_steps_and_with_an_unknown_job_is_compared_too(two, pion):
     assert "not prepared" in out
 
 
-@pytest.mark.parametrize("runs", [[], ["slow"]])
-def test_fewer_than_two_runs_can_not_be_compared(two, pion, runs):
-    code, out, err = pion("status", *runs, "--compare")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "--compare needs two or more runs"),
+        (["slow"], "--compare needs two or more runs"),
+        (["slow", "gone"], "no run 'gone'"),
+        (["slow", "gone"], "fast, slow"),
+        (["slow", "fast", "--web"], "Leave out --compare"),  # the page does so by itself
+    ],
+)
+def test_what_can_not_be_compared_is_refused(two, pion, arguments, words):
+    code, out, err = pion("status", *arguments, "--compare")
     assert (code, out) == (2, "")
-    assert "--compare needs two or more runs" in err
-
-
-def test_a_run_that_does_not_exist_is_named_with_those_that_do(two, pion):
-    code, out, err = pion("status", "slow", "gone", "--compare")
-    assert (code, out) == (2, "")
-    assert "no run 'gone'" in err
-    assert "fast, slow" in err
-
-
-def test_the_page_compares_by_itself(two, pion):
-    code, _, err = pion("status", "slow", "fast", "--compare", "--web")
-    assert code == 2
-    assert "Leave out --compare" in err
+    assert words in err

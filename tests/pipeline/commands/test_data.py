@@ -12,7 +12,7 @@ from pipeline.state.owner import Owner
 from pipeline.state.run_state import RunState
 from pipeline.state.shared.find_or_prepare import find_or_prepare
 from pipeline.state.shared.folder import complete
-from pipeline.state.shared.prune import delete_due, mark
+from pipeline.state.shared.prune import delete_due
 from pipeline.state.shared.records import Writer, read_state, swap_state
 from pipeline.state.stores import FileStore
 from pipeline.state.stores.clock import Clock
@@ -226,15 +226,3 @@ def test_what_is_being_prepared_is_not_marked(store, pion):
     assert contents(store) == before
     claim.release()
     assert "marked for deletion: 1." in pion("data", "--prune", "--yes")[1]
-
-
-def test_what_begins_to_be_prepared_while_data_is_marked_keeps_its_folder(store):
-    """`pion data --prune` has listed the data before that."""
-    claim = claim_run(RunState(store, "busy"), Owner.me())
-    writer = begins(store, claim, UNUSED, again=True)
-    assert isinstance(writer, Writer)
-    store.write(f"{data_key(UNUSED, writer.folder)}/train/shard.npy", b"half of it")
-    assert mark(store, [UNUSED], Clock()) == [UNUSED]
-    state, _ = read_state(store, UNUSED)
-    assert state.delete_after is not None
-    assert state.unneeded == ()

@@ -52,12 +52,19 @@ def test_eval_measures_the_texts_of_json_lines_and_keeps_what_it_measured(here, 
 
 
 @pytest.mark.parametrize(
-    ("content", "expected"), [(b"", "has no text"), (b"\xff", "can't read this")]
+    ("content", "options", "expected"),
+    [
+        (b"", [], "has no text"),
+        (b"\xff", [], "can't read this"),
+        (b"Return a new header.", ["--skip-above", "0.5"], "has no gates"),
+    ],
 )
-def test_eval_of_a_file_that_is_no_text_is_refused(here, pion, content, expected):
+def test_eval_of_what_is_no_text_or_of_layers_without_gates_is_refused(
+    here, pion, content, options, expected
+):
     make_run(here / "runs")
     Path("text.txt").write_bytes(content)
-    code, _, err = pion("eval", "demo", "text.txt")
+    code, _, err = pion("eval", "demo", "text.txt", *options)
     assert code == 2
     assert expected in err
 
@@ -94,11 +101,3 @@ def test_a_model_with_gates_is_measured_while_it_skips_layers(here, pion):
     assert abs(bits("--skip-above", "0") - all_layers) > 1e-4
     generate = ("generate", "demo", "--prompt", "Return", "--max-tokens", "2")
     assert pion(*generate, "--skip-above", "0.5")[0] == 0
-
-
-def test_layers_of_a_model_without_gates_can_not_be_skipped(here, pion):
-    make_run(here / "runs")
-    Path("text.txt").write_text("Return a new header.")
-    code, _, err = pion("eval", "demo", "text.txt", "--skip-above", "0.5")
-    assert code == 2
-    assert "has no gates" in err

@@ -144,7 +144,6 @@ DAMAGE = {
     "steps that are a flag": (lambda out: change_record(out, draft={"steps": True}), "is True"),
     "unknown setting": (lambda out: change_record(out, draft={"depth": 1}), "steps and ids"),
     "no setting": (lambda out: drop_field(out, "draft"), "draft is None; it must have steps"),
-    "no width": (lambda out: drop_field(out, "d_model"), "for hidden states of width None"),
     "no hash": (lambda out: drop_field(out, "trunk_sha256"), "trunk_sha256 is None; it must be a"),
     "no object": (lambda out: overwrite_record(out, "[]"), "draft.json should be a JSON object"),
     "no JSON": (lambda out: overwrite_record(out, "{steps"), "draft.json is not valid JSON"),

@@ -31,36 +31,34 @@ from pipeline.state.stores import open_store
 from tests.support.jobs import SilentDisplay, tiny_dict, tiny_job, write_tiny_data
 from tests.support.states import someone
 
+SHARED_MEMORY = Path("/dev/shm")
+OWN_FILE_SYSTEM = pytest.mark.skipif(
+    not SHARED_MEMORY.is_dir() or SHARED_MEMORY.stat().st_dev == Path("/").stat().st_dev,
+    reason="/dev/shm is not a file system of its own here",
+)
 RENTED = {"RUNPOD_POD_ID": "pod1"}
 MANAGED = {**RENTED, "SKYPILOT_MANAGED_JOB_ID": "7"}
 ON_THE_ROOT_DISK = "/no-such-folder/runs"
 
 
-def test_a_managed_machines_own_disk_is_no_store():
+def test_a_folder_on_a_rented_machines_own_disk_is_refused_or_warned_of():
     with pytest.raises(BadInput, match=r"lost with the machine.*Nothing was started.*store=s3://"):
         store_that_goes_with_the_machine(ON_THE_ROOT_DISK, MANAGED)
-
-
-def test_a_machine_somebody_ends_by_hand_may_have_one_with_a_warning():
     (note,) = store_that_goes_with_the_machine(f"file://{ON_THE_ROOT_DISK}", RENTED)
     assert "copy what you want to keep" in note
 
 
-@pytest.mark.parametrize("environment", [RENTED, MANAGED])
-@pytest.mark.parametrize("url", ["s3://bucket/runs", "hf://user/repo"])
-def test_a_store_elsewhere_outlives_every_machine(url, environment):
+@pytest.mark.parametrize(
+    ("url", "environment"),
+    [
+        (ON_THE_ROOT_DISK, {}),  # at home
+        ("s3://bucket/runs", MANAGED),
+        ("hf://user/repo", RENTED),
+        pytest.param("/dev/shm/runs", MANAGED, marks=OWN_FILE_SYSTEM),  # as a volume
+    ],
+)
+def test_a_store_elsewhere_and_a_folder_at_home_outlive_every_machine(url, environment):
     assert store_that_goes_with_the_machine(url, environment) == []
-
-
-def test_a_volume_may_outlive_the_machine():
-    volume = Path("/dev/shm")
-    if not volume.is_dir() or volume.stat().st_dev == Path("/").stat().st_dev:
-        pytest.skip("/dev/shm is not a file system of its own here")
-    assert store_that_goes_with_the_machine(str(volume / "runs"), MANAGED) == []
-
-
-def test_at_home_a_folder_is_as_good_as_any():
-    assert store_that_goes_with_the_machine(ON_THE_ROOT_DISK, {}) == []
 
 
 def test_a_worker_needs_a_gpu_of_this_machine_unless_a_ray_has_others(tmp_path, monkeypatch):

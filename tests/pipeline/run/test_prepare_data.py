@@ -22,10 +22,10 @@ from pipeline.state.head import REFERENCE, SHARED, TRASH_SECONDS, data_key
 from pipeline.state.run_state import RunState
 from pipeline.state.shared.folder import link_files
 from pipeline.state.shared.prune import delete_due, mark
-from pipeline.state.stores import FileStore
 from pipeline.state.stores.retry import Patience
 from pipeline.state.workspace import FILES
 from tests.support.corpora import save_tokenizer, sentences
+from tests.support.far_store import FarStore
 from tests.support.jobs import SilentDisplay
 from tests.support.preference_runs import prefer_job
 from tests.support.states import read, someone
@@ -34,17 +34,11 @@ from tests.support.whole_runs import write_job
 Say = Callable[[Shown], None]
 
 
-class FarAway(FileStore):
-    """A store without local files on this machine.
-
-    `downloading` runs once a download begins, and `listing` before a HEAD lists data.
-    """
+class FarAway(FarStore):
+    """Calls `downloading` once a download begins, and `listing` before a HEAD lists data."""
 
     downloading: Callable[[], None] = staticmethod(lambda: None)
     listing: Callable[[], None] = staticmethod(lambda: None)
-
-    def local_path(self, key):
-        return None
 
     def read(self, key, limit=LARGEST_RECORD):
         data = super().read(key, limit)

@@ -17,8 +17,9 @@ from pipeline.stages import prepare_text
 from pipeline.state.head import SHARED, TRASH_SECONDS
 from pipeline.state.shared import unfinished
 from pipeline.state.shared.prune import delete_due
-from tests.pipeline.run.test_prepare_data import FarAway, on_machine, prepare
+from tests.pipeline.run.test_prepare_data import on_machine, prepare
 from tests.support.corpora import sentences
+from tests.support.far_store import FarStore
 from tests.support.waiting import PATIENCE_SECONDS, wait_until
 from tests.support.whole_runs import write_job
 
@@ -55,7 +56,7 @@ class Machines:
         size = (folder / "corpus.jsonl").stat().st_size
         monkeypatch.setattr(prepare_text, "LEAST_BYTES", 0)
         monkeypatch.setattr(prepare_text, "PIECE_BYTES", size // PIECES)
-        self.store = FarAway(folder / "runs")
+        self.store = FarStore(folder / "runs")
         self.said: list[Shown] = []
         self._folder, self._time, self._monkeypatch = folder, time, monkeypatch
 
@@ -116,7 +117,7 @@ def test_another_machine_continues_with_what_is_in_the_store(machines):
     assert unbroken.encoded == PIECES
 
 
-class Slow(FarAway):
+class Slow(FarStore):
     """A store that takes files of prepared data once `gate` is open."""
 
     def __init__(self, folder):

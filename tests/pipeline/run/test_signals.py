@@ -227,14 +227,6 @@ def test_work_that_asks_ends_in_its_own_time_with_75(start, number, grace):
     )
 
 
-def test_sleep_ends_at_the_signal(start):
-    process = start("orderly(lambda stopping: stopping.sleep(600), grace=60.0)")
-    process.signal(signal.SIGTERM)
-    code, output = process.end()
-    assert code == 75
-    assert "error: Interrupted (SIGTERM)" in output
-
-
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])
 def test_sigint_after_a_signal_ends_the_process_at_once_even_in_c(start, first):
     process = start("orderly(lambda stopping: hash_for_minutes(), grace=600.0)")
@@ -321,38 +313,28 @@ orderly(work)
 # ---------------------------------------------------------------- asked by something else
 
 
-def test_a_stop_request_is_raised_as_stopped_with_exit_code_4():
+TAKEN_OVER = ("Run demo was taken over by pid 7 on gpu-2.", Fenced)
+STOP, SIGTERM = ("pion stop", Stopped), ("SIGTERM", Interrupted)
+
+
+@pytest.mark.parametrize(
+    ("asks", "code", "words"),
+    [
+        ([STOP], 4, r"^Stopped \(pion stop\); everything finished so far is"),
+        ([STOP, SIGTERM], 4, r"^Stopped \(pion stop\)"),
+        ([SIGTERM, STOP], 4, r"^Stopped \(pion stop\)"),
+        ([TAKEN_OVER, SIGTERM, STOP], 3, r"^Run demo was taken over by pid 7 on gpu-2\.$"),
+        ([STOP, SIGTERM, TAKEN_OVER], 3, r"^Run demo was taken over by pid 7 on gpu-2\.$"),
+    ],
+)
+def test_another_owner_wins_over_a_stop_request_which_wins_over_a_signal(asks, code, words):
     stopping = StoppingOnSignals(SilentDisplay())
     stopping.check()
-    stopping.ask("pion stop", error=Stopped)
-    with pytest.raises(Stopped, match=r"Stopped \(pion stop\); everything finished so far is") as e:
-        stopping.check()
-    assert e.value.exit_code == stopping.asked_stop.error.exit_code == 4
-
-
-@pytest.mark.parametrize("stop_first", [True, False])
-def test_a_stop_request_wins_over_an_interruption(stop_first):
-    asks = [("pion stop", Stopped), ("SIGTERM", Interrupted)]
-    stopping = StoppingOnSignals(SilentDisplay())
-    for reason, error in asks if stop_first else reversed(asks):
+    for reason, error in asks:
         stopping.ask(reason, error=error)
-    assert stopping.asked_stop.reason == "pion stop"
-    assert stopping.asked_stop.error.exit_code == 4
-
-
-@pytest.mark.parametrize("fenced_first", [True, False])
-def test_another_owner_wins_over_every_other_stop_and_has_the_last_word(fenced_first):
-    asks = [
-        ("Run demo was taken over by pid 7 on gpu-2.", Fenced),
-        ("SIGTERM", Interrupted),
-        ("pion stop", Stopped),
-    ]
-    stopping = StoppingOnSignals(SilentDisplay())
-    for reason, error in asks if fenced_first else reversed(asks):
-        stopping.ask(reason, error=error)
-    assert stopping.asked_stop.error.exit_code == 3
-    with pytest.raises(Fenced, match=r"^Run demo was taken over by pid 7 on gpu-2\.$"):
+    with pytest.raises((Fenced, Stopped), match=words) as stopped:
         stopping.check()
+    assert stopped.value.exit_code == stopping.asked_stop.error.exit_code == code
 
 
 def test_the_earliest_deadline_holds_and_the_first_reason_stays():
@@ -367,14 +349,6 @@ def test_the_earliest_deadline_holds_and_the_first_reason_stays():
     assert stopping.deadline is not None
     assert stopping.deadline.at < first.at
     assert stopping.asked_stop.reason == "AWS will take this machine in 100 s"
-
-
-def test_the_error_says_what_is_saved():
-    stopping = StoppingOnSignals(SilentDisplay())
-    stopping.ask("SIGTERM")
-    assert str(stopping.error("every finished step is saved")) == (
-        "Interrupted (SIGTERM); every finished step is saved. Run the same command again to resume."
-    )
 
 
 def test_a_deadline_asked_by_another_thread_ends_a_call_into_c(start):
