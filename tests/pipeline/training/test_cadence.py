@@ -15,20 +15,17 @@ def cadence(**changes):
     return SaveCadence(**{**fields, "last_save": 0.0, **changes})  # type: ignore[arg-type]
 
 
-def test_the_interval_is_young_dalys():
-    assert cadence(stall=0.2).interval == math.sqrt(2 * 0.2 * 7200)
-
-
-def test_it_is_never_shorter_than_a_save_takes():
-    assert cadence(stall=0.2, write_seconds=300.0).interval == 300.0
-
-
-def test_it_is_never_shorter_than_restarting_is_worth():
-    assert cadence(stall=0.0, preemption_seconds=60.0).interval == MIN_SECONDS
-
-
-def test_a_fixed_number_of_seconds_wins():
-    assert cadence(every_seconds=3.0, write_seconds=9.0).interval == 3.0
+@pytest.mark.parametrize(
+    ("changes", "interval"),
+    [
+        ({"stall": 0.2}, math.sqrt(2 * 0.2 * 7200)),
+        ({"stall": 0.2, "write_seconds": 300.0}, 300.0),  # as long as a save takes
+        ({"stall": 0.0, "preemption_seconds": 60.0}, MIN_SECONDS),  # as long as a restart is worth
+        ({"every_seconds": 3.0, "write_seconds": 9.0}, 3.0),
+    ],
+)
+def test_the_interval_is_young_dalys_or_longer_unless_the_job_says_seconds(changes, interval):
+    assert cadence(**changes).interval == interval
 
 
 def test_a_fixed_number_of_steps_alone_ignores_the_clock():
@@ -79,15 +76,20 @@ def lived(*lives, waited=0.0, claims=1):
     return head
 
 
-def test_how_long_processes_live_is_assumed_until_a_few_have_lived():
-    assert seconds_between_interruptions(Head(), 7200.0) == 7200.0
-    assert seconds_between_interruptions(lived(600.0, 600.0), 7200.0) == 7200.0
-    assert seconds_between_interruptions(lived(600.0, 600.0, 1200.0), 7200.0) == 800.0
-
-
-def test_waiting_for_a_machine_is_not_life():
-    waited = lived(600.0, 600.0, 1200.0, waited=3 * HOUR)
-    assert seconds_between_interruptions(waited, 7200.0) == pytest.approx(800.0)
+@pytest.mark.parametrize(
+    ("head", "seconds"),
+    [
+        (Head(), 7200.0),  # assumed
+        (lived(600.0, 600.0), 7200.0),
+        (lived(600.0, 600.0, claims=3), 7200.0),  # several claims of a process are one life
+        (lived(600.0, 600.0, 1200.0, claims=2), 800.0),
+        (lived(600.0, 600.0, 1200.0), 800.0),
+        (lived(600.0, 600.0, 1200.0, waited=3 * HOUR), 800.0),  # waiting is not life
+        (lived(1.0, 1.0, 1.0), 60.0),  # else a run would save all the time
+    ],
+)
+def test_how_long_processes_live_is_assumed_until_a_few_have_lived(head, seconds):
+    assert seconds_between_interruptions(head, 7200.0) == pytest.approx(seconds)
 
 
 def test_the_life_of_the_present_process_does_not_count():
@@ -97,17 +99,7 @@ def test_the_life_of_the_present_process_does_not_count():
     assert seconds_between_interruptions(aged, 7200.0) == pytest.approx(800.0)
 
 
-def test_several_claims_of_one_process_are_one_life():
-    assert seconds_between_interruptions(lived(600.0, 600.0, claims=3), 7200.0) == 7200.0
-    twice = lived(600.0, 600.0, 1200.0, claims=2)
-    assert seconds_between_interruptions(twice, 7200.0) == pytest.approx(800.0)
-
-
 def test_processes_whose_claims_head_has_forgotten_lived_too():
     head = lived(*[900.0] * 99, claims=2)
     assert head.epoch > 3 * len(head.claims)
     assert seconds_between_interruptions(head, 7200.0) == pytest.approx(900.0)
-
-
-def test_processes_that_die_at_once_do_not_make_a_run_save_all_the_time():
-    assert seconds_between_interruptions(lived(1.0, 1.0, 1.0), 7200.0) == 60.0

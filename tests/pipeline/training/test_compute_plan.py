@@ -23,27 +23,25 @@ def recorded(**changes):
     return dataclasses.replace(plan, **changes).to_dict()
 
 
-def test_what_the_job_leaves_open_stays_as_the_checkpoint_recorded_it():
-    before = recorded(micro_batch=1, recompute=True)
-    plan = choose_plan(tiny_job(), "pretrain", Group(), before)
-    assert (plan.micro_batch, plan.recompute) == (1, True)
+@pytest.mark.parametrize(
+    ("asked", "used"),
+    [
+        ({}, (1, True, True)),
+        ({"micro_batch": 2, "recompute": False, "compile": False}, (2, False, False)),
+    ],
+)
+def test_what_the_job_leaves_open_stays_as_the_checkpoint_recorded_it(asked, used):
+    job = tiny_job(**{f"hardware__{name}": value for name, value in asked.items()})
+    before = recorded(micro_batch=1, recompute=True, compile=True)
+    plan = choose_plan(job, "pretrain", Group(), before)
+    assert (plan.micro_batch, plan.recompute, plan.compile) == used
 
 
-@pytest.mark.parametrize("changed", [{"device": "cuda:7"}, {"threads": 99}, {"world_size": 7}])
-def test_a_plan_of_other_hardware_is_not_used_again(changed):
-    before = recorded(micro_batch=1, recompute=True, **changed)
-    fresh = choose_plan(tiny_job(), "pretrain", Group(), None)
-    assert choose_plan(tiny_job(), "pretrain", Group(), before) == fresh
-
-
-def test_what_the_job_asks_for_wins_over_the_checkpoint():
-    job = tiny_job(hardware__micro_batch=2, hardware__recompute=False)
-    plan = choose_plan(job, "pretrain", Group(), recorded(micro_batch=1, recompute=True))
-    assert (plan.micro_batch, plan.recompute) == (2, False)
-
-
-def test_a_plan_of_a_later_version_is_not_used_again():
-    before = recorded(micro_batch=1) | {"colour": "blue"}
+@pytest.mark.parametrize(
+    "changed", [{"device": "cuda:7"}, {"threads": 99}, {"world_size": 7}, {"colour": "blue"}]
+)
+def test_a_plan_of_other_hardware_or_of_a_later_version_is_not_used_again(changed):
+    before = recorded(micro_batch=1, recompute=True) | changed
     fresh = choose_plan(tiny_job(), "pretrain", Group(), None)
     assert choose_plan(tiny_job(), "pretrain", Group(), before) == fresh
 
@@ -275,11 +273,6 @@ def test_without_a_deterministic_compiler_deterministic_results_are_not_compiled
 def test_auto_stays_as_the_checkpoint_recorded_it(compiled):
     plan = choose_plan(tiny_job(), "pretrain", Group(), recorded(compile=compiled))
     assert plan.compile == compiled
-
-
-def test_the_job_decides_whether_a_resumed_run_is_compiled():
-    job = tiny_job(hardware__compile=False)
-    assert not choose_plan(job, "pretrain", Group(), recorded(compile=True)).compile
 
 
 LEVELS = [{"combo_kernels": False}, {"flex_attention": False}, {"compile": False}]

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import pytest
+
 from pion.train import compile_trial
 from pion.train.smaller_plan import StepDown
 from pipeline.console.messages import Note, Phase
@@ -35,7 +37,9 @@ def test_a_job_that_compiles_nothing_here_is_not_checked(tmp_path, monkeypatch):
     assert context.at_most is None
 
 
-def test_a_compiler_that_works_leaves_the_plan_as_it_is(tmp_path, monkeypatch):
+@pytest.fixture
+def tried(monkeypatch):
+    """Let the compiler work. What it was tried with, and for which plan."""
     tried = []
 
     def works(trial, plan):
@@ -43,6 +47,10 @@ def test_a_compiler_that_works_leaves_the_plan_as_it_is(tmp_path, monkeypatch):
         return []
 
     monkeypatch.setattr(compile_trial, "try_compiler", works)
+    return tried
+
+
+def test_a_compiler_that_works_leaves_the_plan_as_it_is(tmp_path, tried):
     said = []
     context = context_of(tmp_path, said, hardware__compile=True)
     check_compiler(context)
@@ -55,18 +63,11 @@ def test_a_compiler_that_works_leaves_the_plan_as_it_is(tmp_path, monkeypatch):
     assert len(tried) == 1
 
 
-def test_a_rank_waits_for_no_other(tmp_path, monkeypatch):
-    tried = []
-
-    def works(trial, plan):
-        tried.append(plan)
-        return []
-
-    monkeypatch.setattr(compile_trial, "try_compiler", works)
+def test_a_rank_waits_for_no_other(tmp_path, tried):
     # There is no process group here, so every exchange between ranks would fail.
     second = Group(rank=1, world_size=2, distributed=True)
     check_compiler(context_of(tmp_path, [], second, hardware__compile=True))
-    assert [plan.world_size for plan in tried] == [2]
+    assert [plan.world_size for _, plan in tried] == [2]
 
 
 def test_what_fails_is_reported_and_no_stage_tries_it_again(tmp_path, monkeypatch):

@@ -62,10 +62,10 @@ def test_an_export_without_the_rows_that_no_token_has_is_continued(tmp_path, fir
         assert torch.equal(tensor, expected[name][: len(tensor)]), name
 
 
-def saved(folder, **changes):
+def saved(folder, seed=7, **changes):
     """Save a model as a checkpoint does, and return it."""
-    torch.manual_seed(7)
-    model = Decoder(tiny_config(seq_len=64, **changes))
+    torch.manual_seed(seed)
+    model = Decoder(tiny_config(**{"seq_len": 64} | changes))
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(model.config.to_dict()))
     save_file(model.state_dict(), folder / "model.safetensors")
@@ -135,12 +135,8 @@ def test_a_block_guesses_the_ids_that_the_training_rows_have_most_often(tmp_path
     rows = SimpleNamespace(total_rows=2, row=lambda n: SimpleNamespace(tokens=tokens[n].numpy()))
     show_first_rows(model, rows)
     assert block_of(model)["ids"].tolist() == [5, 9, 200]
-    assert draft_block.most_frequent(tokens, 4, 262).tolist() == [
-        5,
-        7,
-        9,
-        200,
-    ]  # of 7 and 8, the lower id
+    four = draft_block.most_frequent(tokens, 4, 262)
+    assert four.tolist() == [5, 7, 9, 200]  # of 7 and 8, the lower id
 
 
 def test_lora_keeps_the_block_of_its_base(tmp_path, first):
@@ -159,14 +155,9 @@ def test_lora_keeps_the_block_of_its_base(tmp_path, first):
 @pytest.fixture
 def after_sft(tmp_path, monkeypatch):
     """The start of a run and its model after `sft`, and the context of a stage that follows."""
-    models = {}
-    for seed, name in enumerate(("start", "sft")):
-        torch.manual_seed(seed)
-        models[name] = Decoder(tiny_config(seq_len=96))
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / "config.json").write_text(json.dumps(models[name].config.to_dict()))
-        save_file(models[name].state_dict(), folder / "model.safetensors")
+    models = {
+        name: saved(tmp_path / name, seed, seq_len=96) for seed, name in enumerate(("start", "sft"))
+    }
     monkeypatch.setattr(f"{MODULE}.bring_base", lambda store, base_hash: tmp_path / "start")
     monkeypatch.setattr(f"{MODULE}._bring_trained", lambda run, stage: (stage, tmp_path / stage))
     prefer = {"sources": [{"kind": "jsonl", "path": "pairs.jsonl"}], "lora": {"rank": 2}}

@@ -68,14 +68,8 @@ def test_each_kind_of_trouble_is_said_once(numbers, name, words):
     assert step == 2 * WINDOW  # as soon as the mean of the last steps is above the limit
     assert words in text
     assert "prefer.sft_weight=0.2" in text
-
-
-def test_what_to_do_where_nothing_is_left_to_learn():
-    heard = Heard()
-    heard.trained(steps(1, 100, accuracy=1.0, saturated=0.9))
-    ((_, _, text),) = heard.warnings
-    for way in ("Stop earlier", "prefer.beta", "sft_weight=0.2", "apo-zero"):
-        assert way in text
+    if name == "learned":
+        assert all(way in text for way in ("Stop earlier", "prefer.beta", "apo-zero"))
 
 
 def test_all_kinds_may_be_said_in_a_stage():

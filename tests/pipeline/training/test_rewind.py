@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pion.data.order import rank_rows, step_rows
-from pion.errors import BadInput, Fenced, PionError, Trouble
+from pion.errors import PionError, Trouble
 from pipeline.state.claim import claim_run
 from pipeline.state.head import Head, SkippedRows
 from pipeline.state.run_state import RunState
 from pipeline.state.stores import FileStore
 from pipeline.training.rewind import plan_rewind, rows_to_skip
-from tests.support.states import an_entry, list_checkpoint, someone
+from tests.support.states import an_entry, someone
 
 ROWS = 6  # in a step of the tests below
 DIGEST = "d"
@@ -233,62 +233,6 @@ def test_giving_up_before_anything_was_saved_promises_no_checkpoint():
 # ---------------------------------------------------------------- in HEAD
 
 
-@pytest.fixture
-def run(tmp_path):
-    return RunState(FileStore(tmp_path / "runs"), "demo")
-
-
-def test_skipped_rows_are_in_head_for_whoever_continues(run):
-    claim = claim_run(run, someone())
-    claim.commit(lambda head: head.with_skipped("pretrain", skipped_at(3)))
-    list_checkpoint(claim, an_entry(5))
-    claim.commit(
-        lambda head: head.with_skipped(
-            "pretrain", skipped_at(8, "loss 9.1, above 3 × the median 2 of 64 steps")
-        )
-    )
-    claim.set_restore("pretrain", 5)
-    claim.release()
-    head = claim_run(run, someone()).head
-    assert head.skipped["pretrain"] == (
-        skipped_at(3),
-        skipped_at(8, "loss 9.1, above 3 × the median 2 of 64 steps"),
-    )
-    assert head.restores[1] == {"pretrain": 5}
-
-
-def test_a_process_that_was_taken_over_skips_nothing(run):
-    old = claim_run(run, someone())
-    claim_run(run, someone(), take_over=True)
-    with pytest.raises(Fenced):
-        old.commit(lambda head: head.with_skipped("pretrain", skipped_at(3)))
-    head = run.read()
-    assert head.skipped == {}
-
-
-def test_a_head_from_before_there_were_skipped_rows_is_read(run):
-    list_checkpoint(claim_run(run, someone()), an_entry(5))
-    raw = json.loads(run.store.read("demo/HEAD.json"))
-    del raw["skipped"]
-    head = Head.from_json(json.dumps(raw).encode(), "HEAD.json")
-    assert head.skipped == {}
-    assert head.checkpoints == (an_entry(5),)
-
-
-def test_a_record_of_skipped_rows_that_is_damaged_or_newer_is_refused(run):
-    claim_run(run, someone()).commit(lambda head: head.with_skipped("pretrain", skipped_at(3)))
-    raw = json.loads(run.store.read("demo/HEAD.json"))
-    (record,) = raw["skipped"]["pretrain"]
-    record["colour"] = "blue"
-    with pytest.raises(BadInput, match=r"has colour in skipped\.pretrain\.0"):
-        Head.from_json(json.dumps(raw).encode(), "HEAD.json")
-    del record["colour"], record["first"]
-    with pytest.raises(
-        BadInput, match=r"HEAD\.json is damaged: skipped\.pretrain\.0\.first is missing"
-    ):
-        Head.from_json(json.dumps(raw).encode(), "HEAD.json")
-
-
 def test_redoing_a_stage_forgets_what_it_skipped_and_no_other_stages():
     head = head_with([skipped_at(3)]).with_skipped("sft", skipped_at(4))
     assert head.without_stages(["sft"], 0.0).skipped == {"pretrain": (skipped_at(3),)}
@@ -302,8 +246,9 @@ def test_raising_steps_keeps_what_was_skipped():
     assert rows_to_skip(head, "pretrain", "other", 0) == [rows_of(8)]
 
 
-def test_an_attempt_that_leaves_out_other_rows_is_not_one_more_without_progress(run):
+def test_an_attempt_that_leaves_out_other_rows_is_not_one_more_without_progress(tmp_path):
     """`max_rewinds` limits these. The limit on attempts is for those that end the same way."""
+    run = RunState(FileStore(tmp_path / "runs"), "demo")
     for _ in range(4):
         claim = claim_run(run, someone())
         claim.release()

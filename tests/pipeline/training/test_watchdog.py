@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import re
-import signal
-import subprocess
-import sys
 import tempfile
 import threading
-import time
 
 import pytest
 
 from pipeline.training.watchdog import Watchdog
-from tests.support.waiting import join, read_until, rest_of, wait_until
+from tests.support.waiting import join, wait_until
 
 
 class Watched:
@@ -74,6 +70,7 @@ def test_the_report_shows_where_every_thread_is_and_a_file_has_it_too(tmp_path):
     never.set()
     join(stuck)
     (text,) = watched.hangs
+    assert "since the last" in text
     assert "in wait_for_a_rank_that_never_comes" in text
     assert re.search(r"test_watchdog\.py\", line \d+ in test_the_report_shows", text)
     [file] = tmp_path.glob("pion-hang-*.txt")
@@ -96,12 +93,6 @@ def test_a_start_may_take_longer_than_a_step():
     watched.dog.beat()  # the first step, compiled
     watched.wait(500)
     assert watched.hangs == []
-
-
-def test_a_start_that_never_ends_is_a_hang():
-    watched = Watched(start_limit=600)
-    watched.wait(602)
-    assert "since the last" in watched.hangs[0]
 
 
 def test_the_limit_grows_with_the_usual_step():
@@ -193,30 +184,6 @@ def test_time_in_which_the_watchdog_itself_did_not_look_is_no_hang():
 
 
 # ---------------------------------------------------------------- its thread
-
-SUSPENDED = """
-import os, sys
-from pipeline.training.watchdog import Watchdog
-dog = Watchdog(lambda text: os._exit(70), start_limit=2.0)
-dog.start()
-print("ready", flush=True)
-for _ in range(3):
-    sys.stdin.readline()
-    dog.beat()
-    print("beaten", flush=True)
-"""
-
-
-def test_a_process_stopped_for_longer_than_the_limit_continues():
-    process = subprocess.Popen(
-        [sys.executable, "-c", SUSPENDED], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    read_until(process, "ready")
-    process.send_signal(signal.SIGSTOP)
-    time.sleep(3)  # longer than the limit
-    process.send_signal(signal.SIGCONT)
-    assert "beaten" in rest_of(process)
-    assert process.returncode == 0
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The pass that computes a reference loses a chunk at most, and never has trained weights."""
 
-import dataclasses
 import json
 import os
 import shutil
@@ -11,7 +10,6 @@ import pytest
 import torch
 
 from pion.errors import BadInput, Interrupted, PionError, PlanFailed
-from pion.model.decoder import Decoder
 from pion.train.reference import check_reference, sums_of
 from pion.train.smaller_plan import StepTooLarge
 from pipeline.console.messages import Note, Phase, PrepareProgress
@@ -29,7 +27,7 @@ from pipeline.training.reference.compute import (
     require_base,
     require_same,
 )
-from pipeline.training.reference.share import Sharing, key_of
+from pipeline.training.reference.share import Sharing
 from tests.support.jobs import tiny_job
 from tests.support.reference_world import Threads, World, make_world, model_of_the_world
 from tests.support.waiting import wait_until
@@ -317,17 +315,6 @@ def test_other_weights_and_another_dtype_need_their_own_numbers(world, monkeypat
     rounded = make(world, "third", dtype="bfloat16")
     assert rounded.record != first.record
     assert sum(computed) == 14
-
-
-def test_other_settings_of_the_model_and_another_residual_need_their_own_numbers(world):
-    start = world.start()
-    rotated = Decoder(dataclasses.replace(start.model.config, rope_theta=5000.0))
-    rotated.load_state_dict(start.model.state_dict())
-    others = world.start(rotated), world.start(residual="bfloat16", dtype="bfloat16")
-    assert others[0].weights == start.weights
-    keys = {key_of(one.weights, one.settings, {}) for one in (start, *others)}
-    keys.add(key_of(start.weights, world.start(dtype="bfloat16").settings, {}))
-    assert len(keys) == 4
 
 
 def test_a_run_that_starts_again_with_other_weights_gets_their_numbers(world):

@@ -1,4 +1,7 @@
-"""A stage that resumes has the numbers it has learned with, and says what differs."""
+"""A stage computes its reference with the model that it starts from. A stage that resumes has the
+numbers it has learned with, and says what differs."""
+
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -37,6 +40,40 @@ def by_lora(base, tensors=None):
     lora = Lora(rank=2)
     model = adapted(base, lora, seed=0, dtype=torch.float32, tensors=tensors)
     return Start(model, Adapter(lora, BaseModel("the base", "0" * 64)), PLAN)
+
+
+def with_numbers(world, model, saved=None, *, resumes):
+    """Return the streams of a stage without LoRA, and its numbers."""
+    with world.context() as context:
+        start = Start(model, None, PLAN)
+        streams, bound, _ = with_reference(context, world.streams(), start, saved, resumes=resumes)
+    return streams, bound
+
+
+def test_a_stage_that_begins_makes_the_numbers_with_its_first_weights(world):
+    model = model_of_the_world(1)
+    streams, bound = with_numbers(world, model, resumes=False)
+    with world.context("another") as context:
+        named = make_reference(context, world.streams(), world.start(model))
+    assert bound.record == named.record  # which has the hash of the weights in its key
+    for split, stream in streams.items():
+        places = list(stream.places())
+        expected = [sum(bound.splits[split].of(stream.number_of(place))) for place in places]
+        found = [float(stream.batch_at([place]).sequences.reference.sum()) for place in places]
+        assert found == pytest.approx(expected)
+
+
+def test_a_stage_that_resumes_has_the_numbers_of_its_checkpoint(world, tmp_path):
+    """Else its trained weights would become its reference. Other ranks have no checkpoint."""
+    _, first = with_numbers(world, model_of_the_world(), resumes=False)
+    saved, trained = SimpleNamespace(folder=tmp_path), model_of_the_world(1)
+    (tmp_path / "reference.json").write_bytes(first.record)
+    for checkpoint in (saved, None):
+        _, found = with_numbers(world, trained, checkpoint, resumes=True)
+        assert found.record == first.record
+    (tmp_path / "reference.json").write_bytes(b"{}")
+    with pytest.raises(PionError, match="other numbers of a reference"):
+        with_numbers(world, trained, saved, resumes=True)
 
 
 def test_the_same_dtype_is_not_worth_a_word(world):

@@ -5,8 +5,7 @@ import torch
 
 from pion.model.decoder import Decoder
 from pion.train.settings import ComputePlan
-from pipeline.training.reference import compute
-from pipeline.training.reference.compute import StartingModel, make_reference
+from pipeline.training.reference.compute import StartingModel
 from pipeline.training.reference.share import key_of
 from tests.support.tiny_config import tiny_config
 
@@ -46,25 +45,3 @@ def test_the_dtype_between_blocks_is_in_their_name():
 
 def test_how_a_machine_divides_the_work_is_not():
     assert key(start_of(micro_batch=7, recompute=True)) == key(start_of())
-
-
-def test_the_job_is_not_so_that_another_beta_or_loss_finds_the_same_numbers(monkeypatch):
-    """A pass gets the name of the model, the rows and the dtypes, whatever the job learns."""
-    named = []
-
-    class Named(Exception):
-        pass
-
-    def note(weights, settings, contents):
-        named.append(key_of(weights, settings, contents))
-        raise Named
-
-    monkeypatch.setattr(compute, "key_of", note)
-    start = StartingModel(Decoder(tiny_config()), "w", ComputePlan(threads=1))
-    streams = {split: type("Rows", (), {"contents": rows})() for split, rows in ROWS.items()}
-    for beta in (0.1, 5.0):
-        prefer = type("Prefer", (), {"beta": beta, "loss": "dpo"})()
-        context = type("Context", (), {"job": type("Job", (), {"prefer": prefer})()})()
-        with pytest.raises(Named):
-            make_reference(context, streams, start)
-    assert named == [key(start), key(start)]
