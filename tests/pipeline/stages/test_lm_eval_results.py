@@ -150,11 +150,6 @@ def test_a_smaller_sample_is_part_of_a_larger_one_and_in_order():
     assert len(set(large)) == 200
 
 
-def test_the_sample_is_not_the_beginning():
-    found = drawn(1000, 500)
-    assert abs(sum(place < 500 for place in found) - 250) < 50
-
-
 @pytest.mark.parametrize("limit", [None, 40, 41, 10**9])
 def test_all_are_asked_without_a_limit_or_with_a_large_one(limit):
     assert drawn(40, limit) is None

@@ -14,7 +14,6 @@ from pion.errors import BadInput, Interrupted
 from pipeline.console.messages import Note, PrepareProgress
 from pipeline.stages.prepare import open_data
 from tests.support.corpora import (
-    SEQ_LEN,
     files_of,
     interrupt_after_shards,
     job_by_file,
@@ -103,20 +102,6 @@ def test_a_trained_tokenizer_has_not_seen_the_held_out_documents(tmp_path):
     more = prepared(make_job(tmp_path), tmp_path / "more")
     assert more.report["held_out_rows"] > 5 * whole.report["held_out_rows"]
     assert more.tokenizer_path.read_bytes() == whole.tokenizer_path.read_bytes()
-
-
-def test_several_sources_are_mixed_by_weight(tmp_path):
-    write_corpus(tmp_path / "corpus.jsonl")
-    (tmp_path / "book.txt").write_text("\n".join(sentences(i + 999, 6) for i in range(600)))
-    sources = [
-        {"kind": "jsonl", "path": "corpus.jsonl", "weight": 3},
-        {"kind": "text", "path": "book.txt", "weight": 1},
-    ]
-    data = prepared(make_job(tmp_path, data={"sources": sources}), tmp_path / "data")
-    stream = data.stream("train", seed=1, window=8)
-    assert [s.folder for s in data.sources] == ["0", "1"]
-    assert stream.total_rows == data.report["train_rows"]
-    assert stream.batch(range(8)).tokens.shape == (8, SEQ_LEN)
 
 
 def test_it_says_how_fast_and_a_finished_folder_is_reported_again_without_work(tmp_path):
