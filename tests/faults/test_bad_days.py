@@ -31,12 +31,12 @@ from pipeline.training.saving import Saving
 from tests.faults.faulty_store import Crash, FaultyStore, fail
 from tests.faults.light_job import RUN, Process, read_head, unbroken_weights, wrong_in
 from tests.pipeline.state.checkpoints.conftest import (
-    NoMapping,
     a_checkpointer,
     checkpointer_in_this_process,
     save,
     some_tensors,
 )
+from tests.support.far_store import FarStore
 from tests.support.in_process_uploader import InProcessUploader
 from tests.support.s3_server import FaultProxy
 from tests.support.states import an_entry
@@ -146,7 +146,7 @@ def bucket(tmp_path, new_process, s3, proxy):
 @pytest.fixture
 def far(tmp_path, new_process, no_fsync):
     """Days in a store on another machine, without the time that a service takes."""
-    return Days(CutOff(NoMapping(tmp_path / "far")), tmp_path / "cache", new_process)
+    return Days(CutOff(FarStore(tmp_path / "far")), tmp_path / "cache", new_process)
 
 
 def lose_store(days, after):
@@ -291,7 +291,7 @@ def test_a_run_that_loses_write_access_stops_and_keeps_its_commits(bucket, proxy
 
 @pytest.fixture
 def cut_off(tmp_path):
-    return CutOff(NoMapping(tmp_path / "far"))
+    return CutOff(FarStore(tmp_path / "far"))
 
 
 def test_a_checkpoint_whose_commit_landed_unacknowledged_is_not_written_again(cut_off, tmp_path):

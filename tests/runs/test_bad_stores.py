@@ -20,7 +20,7 @@ from pipeline.state.stores.retry import Patience
 from pipeline.training.context import TrainingContext
 from pipeline.training.train_request import Group, TrainRequest
 from tests.faults.test_bad_days import CutOff
-from tests.pipeline.state.checkpoints.conftest import NoMapping
+from tests.support.far_store import FarStore
 from tests.support.hub_server import READ_TOKEN, USER, hub_server
 from tests.support.jobs import SilentDisplay, tiny_job
 from tests.support.s3_server import FaultProxy
@@ -230,7 +230,7 @@ def test_a_rewind_whose_commit_landed_unheard_is_recorded_once(tmp_path):
         digests={"pretrain": "d1"},
     )
     context = TrainingContext(request, Group(), lambda message: None, lambda: False)
-    far = CutOff(NoMapping(tmp_path / "far"))
+    far = CutOff(FarStore(tmp_path / "far"))
     context.run = RunState(far, "tiny")
     context._patience = Patience(60.0, lambda text: None, lambda seconds: far.come_back())
     claim = claim_run(context.run, Owner(**request.owner))

@@ -61,14 +61,6 @@ def test_what_is_there_before_a_run_begins_does_not_hinder_it(run):
     assert claim_run(run, someone()).epoch == 1
 
 
-def test_status_says_what_is_left_of_a_run(here, pion):
-    without_head(FileStore(here / "runs"))
-    code, _, error = pion("status", "demo")
-    assert code == 2
-    assert "no HEAD.json" in error
-    assert "pion rm demo" in error
-
-
 # ---------------------------------------------------------------- a store with many runs
 
 

@@ -203,17 +203,11 @@ def record_at(run, path):
     return json.loads(run.store.read(run.key(path)))
 
 
-def test_no_key_is_added_to_head_or_taken_from_it(written):
+def test_no_key_is_added_to_a_record_that_other_versions_read_or_taken_from_it(written):
     head = record_at(written, "HEAD.json")
     assert {path: set(at(head, path)) for path in KEYS} == KEYS, RULE
-
-
-def test_no_key_is_added_to_an_owner_file_or_taken_from_it(written):
     beat = record_at(written, heartbeat_path(1))
     assert (set(beat), set(beat["owner"])) == (OWNER_FILE, OWNER), RULE
-
-
-def test_no_key_is_added_to_the_note_of_a_rental_or_taken_from_it(written):
     assert set(record_at(written, NOTE)) == RENTAL, RULE
 
 

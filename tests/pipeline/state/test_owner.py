@@ -50,23 +50,24 @@ def test_a_killed_process_is_taken_over_even_before_its_parent_has_noticed(start
     assert may_take_over(other, Owner.me()) == f"its owner, {other.describe()}, is dead"
 
 
-def test_a_new_process_with_a_dead_ones_pid_is_not_mistaken_for_it():
-    me = Owner.me()
-    earlier = dataclasses.replace(me, session="earlier", pid_start=me.pid_start - 1)
-    assert is_running(earlier, me) is False
+NO_PID = 2**22 + 1
 
 
-@pytest.mark.parametrize("elsewhere", [{"boot_id": "other"}, {"pid_namespace": "pid:[1]"}])
-def test_nothing_is_known_about_processes_of_another_boot_or_container(elsewhere):
-    me = Owner.me()
-    other = dataclasses.replace(me, session="other", pid=2**22 + 1, **elsewhere)
-    assert is_running(other, me) is None
-    assert may_take_over(other, me) is None
-
-
-def test_without_a_boot_id_no_process_is_declared_dead():
-    me = dataclasses.replace(Owner.me(), boot_id="")
-    assert is_running(dataclasses.replace(me, session="other", pid=2**22 + 1), me) is None
+@pytest.mark.parametrize(
+    ("mine", "others", "running"),
+    [
+        ({}, {"pid_start": Owner.me().pid_start - 1}, False),  # this process has a dead one's pid
+        ({}, {"pid": NO_PID, "boot_id": "other"}, None),
+        ({}, {"pid": NO_PID, "pid_namespace": "pid:[1]"}, None),
+        ({"boot_id": ""}, {"pid": NO_PID, "boot_id": ""}, None),
+    ],
+    ids=["pid used again", "another boot", "another container", "no boot id"],
+)
+def test_only_of_this_boot_and_container_a_process_is_known_to_be_dead(mine, others, running):
+    me = dataclasses.replace(Owner.me(), **mine)
+    other = dataclasses.replace(me, session="other", **others)
+    assert is_running(other, me) is running
+    assert (may_take_over(other, me) is None) == (running is None)
 
 
 def test_a_released_run_and_ones_own_are_taken_over():

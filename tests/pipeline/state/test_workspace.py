@@ -5,20 +5,18 @@ import os
 
 import pytest
 
-from pipeline.state.stores import FileStore, StoreError
+from pipeline.state.stores import StoreError
 from pipeline.state.workspace import Workspace, files_below, link_or_copy
+from tests.support.far_store import FarStore
 
 
-class Remote(FileStore):
-    """A folder that can't be memory-mapped, like a bucket. Fails after `most` writes."""
+class Remote(FarStore):
+    """A bucket that fails after `most` writes."""
 
     def __init__(self, folder, most=1000):
         super().__init__(folder)
         self.most = most
         self.written = []
-
-    def local_path(self, key):
-        return None
 
     def write(self, key, data):
         if len(self.written) == self.most:

@@ -9,7 +9,6 @@ from pion.errors import PionError
 from pipeline.state.checkpoints.checkpointer import Checkpointer, CheckpointSeries
 from pipeline.state.checkpoints.restore import load_folder, newest_good
 from pipeline.state.checkpoints.retention import Keep
-from pipeline.state.stores import FileStore
 from pipeline.state.workspace import Workspace
 from tests.support.in_process_uploader import InProcessUploader
 from tests.support.states import read
@@ -76,13 +75,6 @@ def assert_same(found, expected):
     for name, tensor in expected.items():
         assert found[name].dtype == tensor.dtype
         assert torch.equal(found[name], tensor), name
-
-
-class NoMapping(FileStore):
-    """A store whose content must be downloaded, as from another machine."""
-
-    def local_path(self, key):
-        return None
 
 
 def flip_a_bit(path):

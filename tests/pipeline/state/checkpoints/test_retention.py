@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import random
 
 import pytest
 from hypothesis import given, settings
@@ -21,8 +20,8 @@ from pipeline.state.checkpoints.retention import (
 from pipeline.state.claim import claim_run
 from pipeline.state.head import Head, StageRecord
 from pipeline.state.run_state import RunState
-from pipeline.state.stores import FileStore
 from tests.support.clock import FakeClock
+from tests.support.far_store import FarStore
 from tests.support.hooked_store import Hooked, once
 from tests.support.jobs import tiny_job
 from tests.support.states import an_entry, list_checkpoint, someone
@@ -50,16 +49,17 @@ def stored_folders(store):
     return sorted({key.rpartition("/")[0] for key in keys})
 
 
-@pytest.mark.parametrize("last", [0, 1, 2])
-def test_the_newest_two_are_always_kept(last):
-    head = a_head(*(an_entry(step) for step in (10, 20, 30, 40)))
-    assert steps(kept(head, Keep(last=last))) == [30, 40]
-
-
-def test_the_last_k_and_every_nth_step_are_kept_when_asked():
+@pytest.mark.parametrize(
+    ("keep", "expected"),
+    [
+        *((Keep(last=last), [110, 120]) for last in (0, 1, 2)),
+        (Keep(last=3), [100, 110, 120]),
+        (Keep(every=50), [50, 100, 110, 120]),
+    ],
+)
+def test_the_last_k_and_every_nth_step_are_kept_and_always_the_newest_two(keep, expected):
     head = a_head(*(an_entry(step) for step in range(10, 130, 10)))
-    assert steps(kept(head, Keep(last=3))) == [100, 110, 120]
-    assert steps(kept(head, Keep(every=50))) == [50, 100, 110, 120]
+    assert steps(kept(head, keep)) == expected
 
 
 def test_each_stages_best_is_kept_and_one_without_a_number_is_never_best():
@@ -133,16 +133,13 @@ def test_files_stay_for_an_hour_after_their_entry_is_removed(run, store, time):
     assert store.read("demo/HEAD.json") == before
 
 
-class Service(FileStore):
-    """A store whose service has a clock, and that is not on this machine's disk."""
+class Service(FarStore):
+    """A store whose service has a clock."""
 
     time = 1e9
 
     def service_time(self):
         return self.time
-
-    def local_path(self, key):
-        return None
 
 
 @pytest.mark.parametrize("wrong", [-10 * HOUR, 10 * HOUR, 1e9])
@@ -272,25 +269,16 @@ def test_the_lowest_held_out_loss_of_the_last_stage_wins():
     ("older", "wins"),
     [
         ([entry(4, 2.0), entry(2, 2.0)], 4),  # of equal losses the newest
+        ([entry(4, 2.0, epoch=5), entry(2, 2.5, epoch=9)], 4),
         ([entry(4, None), entry(2, 9.0)], 6),
         ([entry(4, math.nan), entry(2, 9.0)], 6),
         ([entry(4, -math.inf), entry(2, 9.0)], 6),
         ([entry(4, 1.0, digest="other")], 6),
     ],
-    ids=["equal", "no loss", "NaN", "infinite", "under other settings"],
+    ids=["equal", "of another epoch", "no loss", "NaN", "infinite", "under other settings"],
 )
 def test_only_numbers_under_the_same_settings_count(older, wins):
     assert selected(job_for(), head_with(entry(6, 3.0), *older)).best.step == wins
-
-
-def test_which_epoch_saved_a_checkpoint_does_not_matter():
-    losses = {2: 2.5, 4: 2.0, 6: 3.0}
-    draw = random.Random(0)
-    steps = set()
-    for _ in range(20):
-        entries = [entry(s, losses[s], epoch=draw.randint(1, 5)) for s in (6, 4, 2)]
-        steps.add(selected(job_for(), head_with(*entries)).best.step)
-    assert steps == {4}
 
 
 def test_without_being_asked_for_the_last_one_is_meant():

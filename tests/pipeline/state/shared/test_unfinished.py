@@ -10,14 +10,14 @@ import pytest
 from pipeline.state.shared import unfinished
 from pipeline.state.shared.unfinished import EarlyUpload, bring_unfinished
 from pipeline.state.stores import StoreError
-from tests.pipeline.run.test_prepare_data import FarAway
+from tests.support.far_store import FarStore
 from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
 FINGERPRINT, FOLDER = "f" * 64, "0" * 32
 KEY = f"_data/{FINGERPRINT}/{FOLDER}"
 
 
-class Failing(FarAway):
+class Failing(FarStore):
     """A store of which the first `failures` writes fail, and all writes of the file `refused`.
     Writes wait for `gate`. Notes what was tried, in order."""
 
@@ -170,7 +170,7 @@ def test_what_is_in_the_store_by_another_machine_comes_last_and_what_is_nowhere_
 
 
 def test_the_tokenizer_of_another_machine_does_not_replace_this_one(tmp_path, own):
-    store = FarAway(tmp_path / "store")
+    store = FarStore(tmp_path / "store")
     for name in ("tokenizer.json", "template.jinja", "0/c.json"):
         store.write(f"{KEY}/{name}", b"theirs " * 100)
     assert bring_unfinished(store, FINGERPRINT, own)

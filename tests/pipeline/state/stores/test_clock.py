@@ -118,18 +118,6 @@ def test_a_service_that_is_down_is_a_store_error_that_may_pass(place):
     assert raised.value.outage
 
 
-def test_a_bucket_that_does_not_exist_is_a_store_error_with_the_fix(proxy):
-    with pytest.raises(StoreError, match="create it with `aws s3 mb s3://no-bucket`") as raised:
-        S3Store("no-bucket", sleep=no_wait).service_time()
-    assert not raised.value.outage
-
-
-def test_a_repository_that_does_not_exist_is_a_store_error_with_the_fix(hub):
-    with pytest.raises(StoreError, match="create it with `hf repos create user/none") as raised:
-        HubStore("user/none", sleep=no_wait).service_time()
-    assert not raised.value.outage
-
-
 def test_s3_says_its_time_even_if_it_refuses_requests_of_a_machine_with_a_wrong_clock(proxy, s3):
     proxy.deny("RequestTimeTooSkewed", 403)
     proxy.date = lambda: formatdate(NOON, usegmt=True)

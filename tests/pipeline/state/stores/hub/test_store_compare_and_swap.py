@@ -1,7 +1,5 @@
 """Swaps in a Hub repository: other commits in between, lost acknowledgements, lost races."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 
 from pipeline.state.stores import Conflict, Entry
@@ -48,17 +46,6 @@ def test_a_history_squashed_in_between_is_no_conflict(hub, store):
         hub.before(request, lambda: squash("main", "squashed", 0.0))
         version = store.compare_and_swap("demo/HEAD.json", request.encode(), version)
         assert hub.files(REPO)["demo/HEAD.json"] == request.encode()
-
-
-def test_racing_commits_of_different_files_all_arrive(hub, another):
-    def write(number):
-        store = another()
-        store.write(f"demo/{number}", b"x")
-        store.flush()
-
-    with ThreadPoolExecutor(6) as pool:
-        list(pool.map(write, range(6)))
-    assert {f"demo/{number}" for number in range(6)} <= set(hub.files(REPO))
 
 
 def test_a_swap_whose_acknowledgement_is_lost_is_a_success_and_made_once(hub, store):

@@ -64,23 +64,27 @@ def test_swapping_a_version_of_what_was_deleted_is_a_conflict(store):
         store.compare_and_swap("HEAD.json", b"2", version)
 
 
-@pytest.mark.parametrize("ignored", ["if-none-match", "if-match"])
-def test_a_store_that_ignores_conditions_is_refused_with_the_reason(store, proxy, ignored):
-    proxy.ignored_headers = {ignored}
-    with pytest.raises(BadInput, match=f"(?i)127.0.0.1:.* ignores {ignored}.*two machines could"):
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        (
+            {"ignored_headers": {"if-none-match"}},
+            "127.0.0.1:.* ignores if-none-match.*two mach",
+        ),
+        ({"ignored_headers": {"if-match"}}, "127.0.0.1:.* ignores if-match.*two machines could"),
+        ({"brings_back": True}, "ignores If-Match once an object is deleted"),
+        ({}, "the store can't do that .*Nothing was started"),
+    ],
+    ids=["ignores If-None-Match", "ignores If-Match", "brings back", "does not know conditions"],
+)
+def test_a_store_that_does_not_keep_to_conditions_is_refused_with_the_reason(
+    store, proxy, how, why
+):
+    if not how:
+        proxy.deny("NotImplemented", 501, match="PUT")
+    for name, value in how.items():
+        setattr(proxy, name, value)
+    with pytest.raises(BadInput, match=f"(?i){why}"):
         store.probe("demo/")
     proxy.clear()
     assert store.list() == []
-
-
-def test_a_store_that_lets_a_swap_bring_back_what_was_deleted_is_refused(store, proxy):
-    proxy.brings_back = True
-    with pytest.raises(BadInput, match="ignores If-Match once an object is deleted"):
-        store.probe("demo/")
-    assert store.list() == []
-
-
-def test_a_store_that_does_not_know_conditions_is_refused(store, proxy):
-    proxy.deny("NotImplemented", 501, match="PUT")
-    with pytest.raises(BadInput, match=r"the store can't do that .*Nothing was started"):
-        store.probe("demo/")

@@ -82,6 +82,7 @@ def test_new_credentials_are_found_during_the_run(store, proxy, patience, tmp_pa
     [
         ("SlowDown", 503, True, "503 SlowDown"),
         ("RequestTimeTooSkewed", 403, True, r"clock is wrong; set it \(timedatectl"),
+        ("ExpiredToken", 400, True, r"expired; put new ones into ~/.aws/cred"),
         ("AccessDenied", 403, False, r"s3:PutObject.* on bucket bucket-"),
         ("QuotaExceeded", 403, False, "no room left in bucket.*quota"),
         ("UserSuspended", 403, False, "has suspended this account"),
@@ -115,14 +116,6 @@ def test_permanent_errors_name_the_fix_and_no_secret(
         assert proxy.count("^(?!HEAD)") == (8 if outage else 1)
         assert SECRET_KEY not in str(caught.value)
         assert ACCESS_KEY not in str(caught.value)
-
-
-def test_expired_credentials_are_an_outage_with_its_fix(store, proxy, patience):
-    proxy.deny("ExpiredToken", 400)
-    with pytest.raises(StoreError, match=r"expired; put new ones into ~/.aws/cred") as caught:
-        store.read("demo/HEAD.json")
-    assert caught.value.outage
-    assert len(patience.waits) == 7
 
 
 def test_a_service_that_is_not_there_is_an_outage_that_names_it(
