@@ -162,7 +162,7 @@ def test_a_fork_shares_nothing_with_its_source(source):
     new = fork(source)
     assert contents(source) == before
     copied = contents(new)
-    shutil.rmtree(source.store.folder / "demo")  # type: ignore[attr-defined]
+    shutil.rmtree(source.store.folder / "demo")
     assert contents(new) == copied
     assert problems(new) == [None, None]
     has_its_data(new)
@@ -263,7 +263,7 @@ def test_of_two_forks_to_one_name_one_is_told_that_it_lost(source):
             RunState(FileStore(self.folder), "new").swap(Head(), None, "of the other")
             return super().compare_and_swap(key, data, expected)
 
-    raced = Raced(source.store.folder)  # type: ignore[attr-defined]
+    raced = Raced(source.store.folder)
     with pytest.raises(BadInput, match="has just been started by someone else"):
         fork(source, store=raced, at=10)
 
@@ -368,7 +368,6 @@ def refusal(run, job):
     old = digest_job(Job.model_validate(JOB))
     plans = plan_stages(job, digests, head_of(run))
     stale = first_stale(plans)
-    assert stale is not None
     assert stale.old_digest == old.stages[stale.stage]
     changed = ChangedStage(job, digests, stale, stage_inputs(stale.stage, old))
     with pytest.raises(BadInput) as refused:

@@ -126,7 +126,6 @@ def test_a_fork_that_dies_at_any_operation_on_data_is_completed_and_shares_one_c
 
 def test_data_that_was_deleted_by_hand_is_not_forked(source, elsewhere):
     key = head_of(source).data["sft"]
-    assert isinstance(source.store, FileStore)
     (source.store.folder / key / "dataset.json").unlink()
     with pytest.raises(PionError, match=r"dataset.json is missing.* --redo prepare"):
         fork(source, elsewhere)

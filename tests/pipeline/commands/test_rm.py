@@ -60,7 +60,7 @@ def half_removed(run):
 
     faulty = FaultyStore(run.store)
     delete = faulty.delete
-    faulty.delete = lambda key: (dies(f"delete {key}"), delete(key))[1]  # type: ignore[method-assign]
+    faulty.delete = lambda key: (dies(f"delete {key}"), delete(key))[1]
     with pytest.raises(StoreError):
         remove(find_removable(RunState(faulty, run.name)))
 
@@ -188,7 +188,6 @@ def test_a_run_elsewhere_goes_with_its_copy_here(remote, cache, pion):
     light_run(run.store, "other")
     run.store.flush()
     head = run.read()
-    assert head is not None
     assert check_entry(Workspace(run.store, run.name), head.checkpoints[0]) is None
     assert list(cache.glob("**/demo"))
     half_removed(run)

@@ -65,13 +65,12 @@ def test_parquet_gives_pairs_of_lists_whose_other_keys_are_null(tmp_path):
         {"prompt": "Hi", "chosen": side("a"), "rejected": side("b"), "score_chosen": 1.0},
         {"prompt": "Hi", "chosen": side("c"), "rejected": side("d"), "score_chosen": None},
     ]
-    rows[0]["chosen"][1]["name"] = "Pat"  # type: ignore[index]
+    rows[0]["chosen"][1]["name"] = "Pat"
     table = pyarrow.Table.from_pylist([{**row, "id": "x"} for row in rows])
     pyarrow.parquet.write_table(table, tmp_path / "prefs.parquet")
     found = read(tmp_path, ParquetFiles(kind="parquet", path="prefs.parquet"))
     pairs = [one.preference for one in found]
     assert all(isinstance(one, Pair) and one.scores is None for one in pairs)
-    assert isinstance(pairs[1], Pair)
     assert pairs[1].rejected.messages[1] == {"role": "assistant", "content": "d"}
     assert pairs[1].rejected.where == f"{tmp_path}/prefs.parquet row 2"
 
@@ -226,7 +225,7 @@ def test_sequences_are_counted_for_each_row(tmp_path):
             for row in range(count)
         ]
         assert len(sides) > 0
-        assert counts.tolist() == [0, *np.cumsum([len(one) for one in sides]).tolist()]  # type: ignore[arg-type]
+        assert counts.tolist() == [0, *np.cumsum([len(one) for one in sides]).tolist()]
 
 
 def test_no_row_has_a_position_beyond_the_context(tmp_path):
@@ -236,7 +235,6 @@ def test_no_row_has_a_position_beyond_the_context(tmp_path):
     rows = read_rows(tmp_path, "train")
     order = RowOrder(rows.manifest.shard_rows, rows.manifest.fingerprint, 0, 2)
     batch = RowStream([(rows, order)]).batch(range(rows.manifest.rows))
-    assert batch.documents is not None
     assert int(batch.positions.max()) < 60
     padding = batch.documents == -1
     assert int(padding.sum(dim=1).max()) > 60

@@ -104,9 +104,7 @@ def job(*overrides):
 
 
 def pretrain(*overrides):
-    found = job(*overrides).pretrain
-    assert found is not None
-    return found
+    return job(*overrides).pretrain
 
 
 def test_its_numbers_never_change():
@@ -164,14 +162,11 @@ def lora_job(lora, **rates):
 
 def test_lora_has_its_own_rates_unless_they_are_given():
     sft = lora_job({}).sft
-    assert sft is not None
     assert (sft.lr, sft.min_lr, sft.weight_decay) == (2e-4, 2e-5, 0)
     assert lora_job({}).lora("sft") == Lora(16, 32.0, "all-linear")
     given = lora_job({}, lr=1e-3, weight_decay=0.1).sft
-    assert given is not None
     assert (given.lr, given.min_lr, given.weight_decay) == (1e-3, 2e-5, 0.1)
     without = lora_job(None).sft
-    assert without is not None
     assert (without.lr, without.min_lr, without.weight_decay) == (2e-5, 2e-6, 0.01)
 
 

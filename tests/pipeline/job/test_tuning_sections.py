@@ -17,9 +17,7 @@ def prefer_job(**fields):
 
 
 def prefer(**fields):
-    section = prefer_job(**fields).prefer
-    assert section is not None
-    return section
+    return prefer_job(**fields).prefer
 
 
 def refused(folder, **fields):
@@ -62,7 +60,6 @@ def test_rows_take_both_answers():
 def test_the_memory_of_a_step_depends_on_the_answers_in_a_row():
     job = prefer_job(seq_len=640)
     assert (job.most_sequences("prefer"), job.most_sequences("sft")) == (10, 0)
-    assert job.prefer is not None
     job.prefer.know_most_sequences(4)
     assert job.most_sequences("prefer") == 4
 

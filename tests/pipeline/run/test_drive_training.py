@@ -43,7 +43,7 @@ def test_a_group_whose_size_may_change_stays_when_a_workers_machine_will_be_take
     start = SimpleNamespace(
         job=tiny_job(hardware__workers=workers), preemption_stop=preemption_stop
     )
-    training = WorkersTraining(start, None, None, said.append)  # type: ignore[arg-type]
+    training = WorkersTraining(start, None, None, said.append)
     training._hear(1, MachineNotice("the machine of worker 1: AWS takes it", 120.0))
     text = "the machine of worker 1: AWS takes it. The other workers will train on without it"
     assert said == ([Note(text)] if stays else [])

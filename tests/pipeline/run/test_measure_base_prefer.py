@@ -3,7 +3,6 @@
 import pytest
 
 from pion.errors import BadInput
-from pipeline.console.messages import Note
 from pipeline.run.measure_base import model_before_prefer
 from pipeline.state.head import REFERENCE, Head
 from pipeline.state.run_state import RunState
@@ -27,7 +26,6 @@ def started(found, folder, head=None):
     models = {stage: folder / stage for stage in ("pretrain", "sft", "prefer")}
 
     def say(note):
-        assert isinstance(note, Note)
         said.append(note.text)
 
     return model_before_prefer(found, run, head or Head(), models, say, at_once), said

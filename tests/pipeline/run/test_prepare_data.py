@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from pion.untrusted import LARGEST_RECORD
-from pipeline.console.messages import PrepareProgress, Shown
+from pipeline.console.messages import PrepareProgress
 from pipeline.job.digest import digest_job
 from pipeline.job.file import load_job
 from pipeline.run.preemption_stop import PreemptionStop
@@ -30,8 +30,6 @@ from tests.support.jobs import SilentDisplay
 from tests.support.preference_runs import prefer_job
 from tests.support.states import read, someone
 from tests.support.whole_runs import write_job
-
-Say = Callable[[Shown], None]
 
 
 class FarAway(FarStore):

@@ -2,7 +2,6 @@ import gc
 import json
 import math
 import weakref
-from typing import Any
 
 import numpy as np
 import pytest
@@ -135,9 +134,6 @@ class World:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     return World(tmp_path_factory.mktemp("world"))
-
-
-Run = tuple[dict[str, Any], list[str], Folder]
 
 
 @pytest.fixture(scope="module")

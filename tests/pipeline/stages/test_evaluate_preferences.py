@@ -2,7 +2,6 @@
 
 import dataclasses
 import shutil
-from typing import Any
 
 import numpy as np
 import pytest
@@ -116,9 +115,6 @@ def world(tmp_path_factory):
     return PreferWorld(tmp_path_factory.mktemp("world"))
 
 
-Evaluated = tuple[dict[str, Any], list[str], Folder]
-
-
 @pytest.fixture(scope="module")
 def unbroken(world):
     return world.evaluated(world.job())
@@ -225,7 +221,6 @@ def test_the_change_of_text_from_the_model_of_others_is_the_change_of_the_run(wo
 
 def test_stored_numbers_of_the_reference_say_what_the_start_gives(world, unbroken, tmp_path):
     kept = unbroken[2].load("sft.preferences")
-    assert kept is not None
 
     def by_number(count):
         """Return the sums in the order of the rows' numbers; `kept` has them in training order."""
@@ -301,7 +296,6 @@ def test_an_interrupted_evaluation_does_only_the_rest(world, unbroken, every):
 def test_scores_of_single_pairs_and_answers_are_kept_to_compare_runs(world, unbroken):
     result, _, kept = unbroken
     items = kept.load("by_item")
-    assert items is not None
     found = result["preferences"]
     of = {name: unpack(items[f"prefer.{name}"]) for name in ("accuracy", "raw_accuracy")}
     assert mean(of["accuracy"])[0] == pytest.approx(result["accuracy"])

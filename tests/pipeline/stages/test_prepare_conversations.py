@@ -89,7 +89,6 @@ def test_the_standard_library_is_held_out_by_file_in_both_parts(tmp_path, monkey
         data={"held_out": 0.1, "sources": [{"kind": "python-docs"}]},
         sft=sft | {"sources": [{"kind": "python-docs-qa"}]},
     )
-    assert job.sft is not None
     docs = find_input(job, job.data.sources[0], "data.sources.0")
     questions = find_input(job, job.sft.sources[0], "sft.sources.0")
     expected = [python_docs.is_held_out(name, 0.1) for name in names]

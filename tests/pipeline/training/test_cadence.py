@@ -12,7 +12,7 @@ from tests.support.states import someone
 
 def cadence(**changes):
     fields = {"every_steps": None, "every_seconds": None, "preemption_seconds": 7200.0}
-    return SaveCadence(**{**fields, "last_save": 0.0, **changes})  # type: ignore[arg-type]
+    return SaveCadence(**{**fields, "last_save": 0.0, **changes})
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """A stage takes the weights of the model that the run starts from, or of the stage before."""
 
 import json
-from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -26,8 +25,6 @@ from pipeline.training.stage_model import with_additions
 from tests.pipeline.training.test_first_weights_parts import MODULE, context_of
 from tests.support.jobs import job_from
 from tests.support.tiny_config import tiny_config
-
-First = Callable[..., Decoder]
 
 
 @pytest.fixture

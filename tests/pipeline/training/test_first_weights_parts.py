@@ -3,7 +3,6 @@ never has much more of them than its part."""
 
 import json
 import weakref
-from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -20,7 +19,7 @@ from pion.formats.saved_tensors import SavedTensors
 from pion.model.decoder import Decoder
 from pion.model.lazy_lora import lazily_adapted
 from pion.model.lora_projections import adapted, additions
-from pion.model.saved_weights import Saved, Tensors
+from pion.model.saved_weights import Tensors
 from pion.train.memory_trace.live_bytes import LiveBytes
 from pion.train.settings import ComputePlan
 from pion.train.sharding import Shards, own_part, sharded
@@ -175,8 +174,6 @@ def test_wrong_ids_of_the_draft_block_of_a_frozen_base_are_refused():
 RANKS = 4
 CONFIG = tiny_config(seq_len=96, d_model=64, d_ff=128, n_layers=8)
 LORA = Lora(rank=2, base_dtype="bfloat16")
-Start = Callable[[], tuple[Decoder, Saved | None]]
-Patch = pytest.MonkeyPatch
 # Gains are whole on each rank, and every tensor is rounded up.
 REST = 1.05
 

@@ -232,7 +232,7 @@ def test_metrics_of_other_epochs_are_not_all_read(run):
             reads.append(key)
             return super().read(key, limit)
 
-    store = Counted(run.store.folder)  # type: ignore[attr-defined]
+    store = Counted(run.store.folder)
     now = A4000 | {"from_step": 118, "next_row": 64 * 118}
     assert not alarms(hop_receipt(RunState(store, "demo"), 6, now))
     assert len(reads) <= 4

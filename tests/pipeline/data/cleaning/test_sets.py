@@ -44,7 +44,7 @@ def test_the_control_comes_from_held_out_documents_and_only_from_the_first(job, 
     whole = sets.documents
 
     def documents(*arguments):
-        for document in whole(*arguments):  # type: ignore[arg-type]
+        for document in whole(*arguments):
             read.append(document.text)
             yield document
 

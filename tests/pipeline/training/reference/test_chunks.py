@@ -3,7 +3,6 @@
 import hashlib
 import math
 import struct
-from collections.abc import Callable
 
 import pytest
 
@@ -65,9 +64,6 @@ def test_chunks_of_other_weights_are_not_found(tmp_path):
     assert chunks(tmp_path, "cd" * 32).read("train").stop == 0
     chunks(tmp_path).delete_all()
     assert not list((tmp_path / "tiny").rglob("*.json"))
-
-
-Damage = Callable[[bytes], bytes]
 
 
 def flipped(data):

@@ -473,7 +473,6 @@ def test_each_start_that_computes_a_part_is_progress_and_changes_no_bit(world, m
             dies_at(dying, 2, after=False)
             with world.context() as context:
                 claim = context.owned
-                assert claim.head.owner is not None
                 context.owned = claim_again(claim.state, claim.head.owner)
                 assert context.owned.head.failed_attempts < MAX_ATTEMPTS
                 with pytest.raises(Died):
@@ -540,7 +539,7 @@ def of_the_other_side(bound, streams):
 
     def of(place):
         pairs = np.array(found.of(train.number_of(place))).reshape(-1, 2)
-        return pairs[:, ::-1].flatten().tolist()  # type: ignore[no-any-return]
+        return pairs[:, ::-1].flatten().tolist()
 
     return train.with_references(of)
 
