@@ -111,6 +111,7 @@ def _fused_attention(
 
 
 @lru_cache(maxsize=1)
+@torch.enable_grad()  # the first call may come from a pass without gradients
 def _efficient_takes_fewer_keys() -> bool:
     """Return whether torch's memory-efficient kernel takes fewer heads of keys than of queries.
     Torch 2.11's does not: it computes all scores, which needs more memory."""

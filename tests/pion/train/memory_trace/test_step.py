@@ -12,6 +12,7 @@ import torch
 from pion.config.lora import Lora
 from pion.config.model_config import ModelConfig
 from pion.train.memory import Workload
+from pion.train.memory_trace.stand_ins import _efficient_takes_fewer_keys
 from pion.train.memory_trace.step import StepTrace
 from tests.support.waiting import run_to_end
 
@@ -20,11 +21,11 @@ TINY = ModelConfig(
 )
 
 
-def traced(config=TINY, *, compiled=False, lora=None, sequences=None):
+def traced(config=TINY, *, dtype="bfloat16", compiled=False, lora=None, sequences=None):
     work = Workload(
         config,
         config.seq_len,
-        "bfloat16",
+        dtype,
         "adamw",
         "cuda",
         documents=sequences is not None,
@@ -52,6 +53,18 @@ def test_recomputed_blocks_keep_less_and_compiled_ones_too():
     kept = eager.peaks(8, recompute=False).activations
     assert eager.peaks(8, recompute=True).activations < 0.6 * kept
     assert compiled.peaks(8, recompute=False).activations < kept
+
+
+def test_attention_in_fp32_keeps_no_scores():
+    """The first trace of a process finds out which heads torch's kernel takes."""
+    _efficient_takes_fewer_keys.cache_clear()
+    short, long = (
+        StepTrace(traced(replace(TINY, seq_len=length), dtype="float32"))
+        .peaks(2048 // length, recompute=False)
+        .activations
+        for length in (256, 2048)
+    )
+    assert long <= 1.02 * short
 
 
 @pytest.mark.soak
