@@ -70,8 +70,10 @@ def test_a_pod_left_as_exited_is_replaced_as_soon_as_one_that_vanishes_and_nothi
     )
     assert exited < vanished + NOISE_SECONDS
     assert warned < vanished + NOISE_SECONDS
-    done = pods_ended(rented)
-    assert done == [[f"terminated pod {pod.id}"] for pod in rented.machines[1:3]]
+    # A run that got a signal exits with 75. SkyPilot may notice that first, and end its pod itself.
+    first, *second = pods_ended(rented)
+    assert first == [f"terminated pod {dead.id}"]
+    assert second in ([], [[f"terminated pod {rented.machines[2].id}"]])
 
 
 def test_a_place_whose_machines_all_die_young_is_left_for_another(rented, tmp_path):
