@@ -4,12 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from pion.data.order import RowOrder
-from pion.data.shard_writer import ShardWriter
-from pion.data.shards import Manifest, Rows
-from pion.data.stream import RowStream
 from pion.evaluation.held_out import Scorer, calibrate, score, summarize
 from tests.families.families import SEQ_LEN, each_family
+from tests.pion.train.conftest import open_stream
 
 IDS = 300  # that the tokenizer can produce
 
@@ -17,18 +14,13 @@ IDS = 300  # that the tokenizer can produce
 @each_family
 def test_loss_and_calibration_are_those_of_the_softmax_worked_out_by_hand(family, tmp_path):
     model = family.decoder()
-    ids = np.random.default_rng(0).integers(0, IDS, (6, SEQ_LEN))
-    writer = ShardWriter(tmp_path, seq_len=SEQ_LEN, vocab_size=IDS, rows_per_shard=6)
-    writer.append_rows(ids)
-    manifest = Manifest("tokens", SEQ_LEN, IDS, writer.finish())
-    order = RowOrder(manifest.shard_rows, manifest.fingerprint, seed=0, window=1)
-    stream = RowStream([(Rows(manifest, lambda shard: tmp_path / shard.name), order)])
+    stream = open_stream(tmp_path, rows=6, config=family.config(vocab_size=IDS))
     scorer = Scorer(model, IDS, micro_batch=4)
     scores, documents = score(scorer, stream, range(6)), stream.document_numbers(range(6), 0)
     measured = summarize(scores.nll, scores.targets, np.ones(IDS), documents)
     calibration = calibrate(scores, documents)
 
-    tokens = torch.from_numpy(ids)
+    tokens = stream.batch(range(6)).tokens
     with torch.inference_mode():
         logits = model(tokens)[:, :-1, :IDS].double()
     likelihood = logits.exp() / logits.exp().sum(dim=-1, keepdim=True)

@@ -25,7 +25,8 @@ from pion.generation.engine import Engine
 from pion.model.decoder import Decoder
 from pion.model.draft_block import DraftBlock
 from tests.families.families import SEQ_LEN, VOCAB, Family, often
-from tests.pion.generation.test_engine import Client, engines, initial, now
+from tests.pion.generation.test_engine import Client, engines, now
+from tests.support.tiny_config import drawn
 
 __all__ = ["engines"]
 SETTINGS = {"stop_ids": (1,), "vocab_size": VOCAB, "max_tokens": SEQ_LEN}
@@ -60,7 +61,7 @@ def together(model, texts, **settings):
     ],
 )
 def test_drafts_never_change_a_text(family, sampling, texts, drafts):
-    model, given = initial(family), prompts(texts)
+    model, given = drawn(family.config()), prompts(texts)
     plain = [list(pion.generate(model, ids, **SETTINGS, **sampling)) for ids in given]
     alone = [
         list(pion.generate(model, ids, drafts=drafts, **SETTINGS, **sampling)) for ids in given
@@ -93,7 +94,7 @@ FAMILY = Family({})
 
 
 def test_the_engine_drafts_and_gives_the_same_answers(engines):
-    model, found = initial(FAMILY), {}
+    model, found = drawn(FAMILY.config()), {}
     for drafts in (0, 3):
         engine = Engine(with_drafts(model, drafts), now, slots=3, queue=99, seq_len=SEQ_LEN)
         engines.append(engine)
@@ -112,7 +113,7 @@ def test_the_engine_drafts_and_gives_the_same_answers(engines):
 
 def test_the_drafts_of_one_text_do_not_push_another_over_the_context(engines, monkeypatch):
     monkeypatch.setattr(LookUp, "draft", lambda self, ids, most: [9] * most)
-    model = initial(FAMILY)
+    model = drawn(FAMILY.config())
     engine = Engine(with_drafts(model, 8), now, slots=2, queue=9, seq_len=10 * SEQ_LEN)
     engines.append(engine)
     long = Client(model, [5] * (SEQ_LEN - 2), stop_ids=(), max_tokens=9)
@@ -170,7 +171,7 @@ def test_texts_that_are_not_worth_drafts_are_asked_less_often(monkeypatch):
         return 0
 
     monkeypatch.setattr(drafting, "best_number", never)
-    model = initial(FAMILY)
+    model = drawn(FAMILY.config())
     for rows in (1, 8):
         prompts = [[5, 6 + number] for number in range(rows)]
         list(pion.generate_batch(model, prompts, rows=rows, drafts=2, stop_ids=(), max_tokens=20))
@@ -194,7 +195,7 @@ def test_a_step_has_as_many_drafts_as_are_expected_to_pay(texts, token, guess, n
 
 def test_more_drafts_than_the_cache_can_take_back_are_refused():
     with pytest.raises(BadInput, match="drafts is 17; it must be from 0 to 16"):
-        next(pion.generate(initial(FAMILY), [5], stop_ids=(), drafts=17))
+        next(pion.generate(drawn(FAMILY.config()), [5], stop_ids=(), drafts=17))
 
 
 # ---------------------------------------------------------------- drafts that are partly right
@@ -232,7 +233,7 @@ def as_many_as_possible(texts, token, guess):
 
 @often("daisy")  # the tests above have more families
 def test_drafts_that_are_partly_right_change_no_text(family, monkeypatch):
-    model = initial(Family({**family.model, "draft": {"steps": 3}}))
+    model = drawn(Family({**family.model, "draft": {"steps": 3}}).config())
     texts, each = prompts(TEXTS), TEXTS // len(SAMPLINGS)
     groups = [texts[begin : begin + each] for begin in range(0, TEXTS, each)]
     cases = list(zip(groups, SAMPLINGS, strict=True))

@@ -13,8 +13,8 @@ from pion.generation.answer import Answer, Busy, Closed, Drawn, Ended, Failed
 from pion.generation.decoding import LEAST_REUSED, bytes_per_row
 from pion.generation.engine import Engine
 from pion.generation.text import Settings, Text
-from pion.model.decoder import Decoder
 from tests.families.families import FAMILIES, SEQ_LEN, VOCAB, a_few_families
+from tests.support.tiny_config import drawn
 from tests.support.waiting import PATIENCE_SECONDS, wait_until
 
 STOPS = (1, 2, 3)
@@ -89,7 +89,7 @@ class Stalling(Client):
     "name", ["tachyon", *(pytest.param(name, marks=pytest.mark.soak) for name in ("pion", "daisy"))]
 )
 def test_a_paused_answer_has_no_slot_and_goes_on_as_if_it_had_not_paused(name, engines):
-    model = initial(FAMILIES[name])
+    model = drawn(FAMILIES[name].config())
     settings = {"seed": 3, "stop_ids": (), "repetition_penalty": 1.2}
     ids, *others = prompts(4)
     engine = start(engines, model, slots=1)
@@ -106,7 +106,7 @@ def test_a_paused_answer_has_no_slot_and_goes_on_as_if_it_had_not_paused(name, e
 
 
 def test_a_paused_answer_ends_with_the_engine(engines):
-    model = initial(FAMILIES["pion"])
+    model = drawn(FAMILIES["pion"].config())
     engine = start(engines, model, slots=1)
     paused, other = Stalling(model, [5], stop_ids=()), Client(model, [6])
     engine.submit([paused.answer, other.answer])
@@ -126,7 +126,7 @@ def test_sixteen_seeded_requests_get_the_tokens_of_each_alone(name, engines, mon
     of some hundred draws fell to the other side of a border (seen once with Tachyon).
     """
     monkeypatch.setattr(engine_module, "PIECE", 16)
-    model = initial(FAMILIES[name])
+    model = drawn(FAMILIES[name].config())
     clients = [Client(model, ids, seed=n) for n, ids in enumerate(prompts(16))]
     engine = Engine(model, now, slots=5, queue=99, seq_len=SEQ_LEN)
     engines.append(engine)
@@ -146,7 +146,7 @@ def test_probabilities_are_those_of_a_lone_request(family, engines):
     """Where activations are rounded to 8 bits, a last bit can move one to its neighbor."""
     ternary = family is FAMILIES["ternary"]
     # The enlarged weights of `decoder` also enlarge what such a step changes: 0.013 were seen.
-    model = initial(family) if ternary else family.decoder()
+    model = drawn(family.config()) if ternary else family.decoder()
     bound = 1e-2 if ternary else 1e-4
     clients = [Client(model, ids, top=VOCAB, temperature=0) for ids in prompts(6)]
     engine = start(engines, model, slots=6)
@@ -159,11 +159,6 @@ def test_probabilities_are_those_of_a_lone_request(family, engines):
         assert lone.tokens == client.tokens
         for together, alone in zip(client.drawn, lone.drawn, strict=True):
             assert (every_logprob(together) - every_logprob(alone)).abs().max() < bound
-
-
-def initial(family):
-    torch.manual_seed(0)
-    return Decoder(family.config())
 
 
 def every_logprob(event):
@@ -311,7 +306,7 @@ def ask(engine, client):
 @a_few_families
 def test_the_next_turn_reads_what_is_new_and_gets_the_same_probabilities(family, engines, read):
     ternary = family is FAMILIES["ternary"]
-    model = initial(family) if ternary else family.decoder()
+    model = drawn(family.config()) if ternary else family.decoder()
     settings = {"top": VOCAB, "temperature": 0, "stop_ids": (), "max_tokens": 4}
     engine = start(engines, model)
     turn = [*ask(engine, Client(model, SYSTEM, **settings)), 5, 6, 7]

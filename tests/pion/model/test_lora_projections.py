@@ -5,7 +5,6 @@ import torch
 
 from pion.config.lora import Lora
 from pion.errors import BadInput
-from pion.model.decoder import Decoder
 from pion.model.forward_pass import StepOptions
 from pion.model.lora_projections import (
     LoraProjection,
@@ -16,7 +15,7 @@ from pion.model.lora_projections import (
     merge,
 )
 from tests.pion.config.test_lora import EXPERTS, PRIMITIVES
-from tests.support.tiny_config import tiny_config
+from tests.support.tiny_config import drawn, tiny_config
 
 TINY = tiny_config()
 SMALL = Lora(rank=4, alpha=8)
@@ -37,11 +36,6 @@ def pair(request):
     """Return a base, and the same base with additions."""
     config, lora = MODELS[request.param]
     return drawn(config), with_additions(config, lora)
-
-
-def drawn(config=TINY):
-    torch.manual_seed(0)
-    return Decoder(config)
 
 
 def with_additions(config=TINY, lora=SMALL):
@@ -74,7 +68,7 @@ def test_before_training_the_merged_tensors_are_the_bases_bit_for_bit(pair):
 
 
 def test_a_negative_zero_of_the_base_survives_a_merge():
-    model = drawn()
+    model = drawn(TINY)
     model.state_dict()["blocks.0.attention.q_proj.weight"][0, 0] = -0.0
     add_lora(model, SMALL, seed=0)
     merged = merge(model).state_dict()["blocks.0.attention.q_proj.weight"]
@@ -136,7 +130,7 @@ def test_projections_with_additions_are_not_joined_silently():
 
 def in_bfloat16():
     """Return a base whose weights have values of bfloat16, in fp32."""
-    model = drawn()
+    model = drawn(TINY)
     for parameter in model.parameters():
         parameter.data = parameter.bfloat16().float()
     return model
@@ -160,20 +154,20 @@ def test_a_base_is_stored_in_bf16_where_that_is_lossless_and_products_are_in_bf1
 
 @pytest.mark.parametrize("lossless", [True, False])
 def test_a_base_stays_in_fp32_for_products_in_fp32_and_where_bf16_would_round(lossless):
-    base = in_bfloat16() if lossless else drawn()
+    base = in_bfloat16() if lossless else drawn(TINY)
     dtype = torch.float32 if lossless else torch.bfloat16
     assert set(stored(adapted(base, SMALL, seed=0, dtype=dtype)).values()) == {torch.float32}
 
 
 def test_a_base_is_rounded_if_asked_for_any_products():
     asked = Lora(rank=4, base_dtype="bfloat16")
-    in_fp32 = adapted(drawn(), asked, seed=0, dtype=torch.float32)
-    in_bf16 = adapted(drawn(), asked, seed=0, dtype=torch.bfloat16)
+    in_fp32 = adapted(drawn(TINY), asked, seed=0, dtype=torch.float32)
+    in_bf16 = adapted(drawn(TINY), asked, seed=0, dtype=torch.bfloat16)
     assert is_bfloat16(merge(in_fp32))
     assert stored(in_bf16)["embed.weight"] == torch.bfloat16
     for name, tensor in in_fp32.state_dict().items():
         assert torch.equal(tensor, in_bf16.state_dict()[name].float()), name
-    assert not torch.equal(in_fp32.embed.weight, drawn().embed.weight)
+    assert not torch.equal(in_fp32.embed.weight, drawn(TINY).embed.weight)
 
 
 def test_a_base_in_bf16_can_generate_outside_autocast():
@@ -183,8 +177,8 @@ def test_a_base_in_bf16_can_generate_outside_autocast():
 
 
 def test_a_misfit_is_refused_before_the_base_is_touched():
-    model = drawn()
+    model = drawn(TINY)
     with pytest.raises(BadInput, match="rank: 40 is above 16"):
         adapted(model, Lora(rank=40, base_dtype="bfloat16"), seed=0, dtype=torch.float32)
-    assert torch.equal(model.embed.weight, drawn().embed.weight)
+    assert torch.equal(model.embed.weight, drawn(TINY).embed.weight)
     assert not any(isinstance(part, LoraProjection) for part in model.modules())

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from pion.data.sequences import sequence_sums
 from pion.errors import BadInput
 from pion.train.held_out_preferences import PreferenceScorer, evaluate_preferences
 from pion.train.preference import Preference
+from pion.train.preference_losses import answer_sums
 from pion.train.reference import sums_of
 from pion.train.settings import ComputePlan, TrainSettings
 from pion.train.trainer import Trainer
@@ -22,11 +22,8 @@ def sums_of_all():
     """Return the model's and the reference's sums of every pair."""
     batch = PairRows(ROWS).batch(range(len(ROWS)))
     with torch.no_grad():
-        found = drawn(CONFIG).log_probs(
-            batch.tokens, batch.targets, positions=batch.positions, documents=batch.documents
-        )
+        sums, _ = answer_sums(drawn(CONFIG), batch)
     side = batch.sequences.side
-    sums = sequence_sums(found.log_probs, batch.documents, side.shape[1])
     both = [sums, batch.sequences.reference, batch.sequences.tokens.double()]
     (a, b), (r_w, r_l), (n_w, n_l) = ((each[side > 0], each[side < 0]) for each in both)
     return Sums(a, b, r_w, r_l, n_w, n_l)

@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from pion.config.lora import Lora
-from pion.data.sequences import sequence_sums
 from pion.errors import BadInput
 from pion.model.lora_projections import add_lora
 from pion.train.preference import Preference
-from pion.train.preference_losses import METRICS, example_losses, metrics
+from pion.train.preference_losses import METRICS, answer_sums, example_losses, metrics
 from pion.train.trainer import ComputePlan, Trainer, TrainSettings
 from tests.pion.train.conftest import open_stream, run
 from tests.support.pair_rows import CONFIG, PairRows, random_pairs
@@ -94,10 +93,7 @@ def test_metrics_are_means_over_the_step():
     measured, _ = one_step(rows, Preference("dpo"))
     batch = rows.batch(range(ROWS))
     with torch.no_grad():
-        found = drawn(CONFIG).log_probs(
-            batch.tokens, batch.targets, positions=batch.positions, documents=batch.documents
-        )
-    sums = sequence_sums(found.log_probs, batch.documents, 8)
+        sums, _ = answer_sums(drawn(CONFIG), batch)
     every = [len(row) for row in rows.rows]
     numbers = metrics(Preference("dpo"), sums, batch.sequences)
     tokens = sum(len(pair.chosen) for row in rows.rows for pair in row)

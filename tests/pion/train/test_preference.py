@@ -39,8 +39,6 @@ def test_apo_zero_may_learn_from_single_answers():
         ({"loss": "simpo", "margin": -1.0}, "margin = -1.0: must not be negative"),
         ({"loss": "dpo", "margin": 1.0}, "margin: the loss dpo ignores it. It is for simpo"),
         ({"loss": "ipo", "label_smoothing": 0.1}, "label_smoothing: the loss ipo ignores it"),
-        ({"loss": "apo-zero", "label_smoothing": 0.1}, "label_smoothing: the loss apo-zero"),
-        ({"loss": "orpo", "label_smoothing": 0.1}, "label_smoothing: the loss orpo ignores it"),
         ({"loss": "dpo", "unpaired": True}, "unpaired: the loss dpo ignores it"),
         ({"loss": "dpo", "desirable_weight": 2.0}, "The loss dpo compares pairs, and ignores them"),
         ({"loss": "apo-zero", "undesirable_weight": 2.0}, "The loss apo-zero compares pairs"),

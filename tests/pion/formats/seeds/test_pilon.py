@@ -58,9 +58,11 @@ def test_settings_come_from_tensors_and_config():
 
 
 @pytest.mark.parametrize("name", ["dense", "comp", "comp_bias", "tiered", "ternary", "moe"])
-def test_logits_are_the_seeds_own(name):
-    reference = reference_of(name)
-    assert (model_of(name)(reference["input_ids"]) - reference["logits"]).abs().max() <= 2e-5
+def test_logits_are_the_seeds_own_also_where_primitives_are_mixed_once_for_generation(name):
+    reference, model = reference_of(name), model_of(name)
+    with torch.no_grad():
+        for each in (model, model.joined()):
+            assert (each(reference["input_ids"]) - reference["logits"]).abs().max() <= 2e-5
 
 
 def test_logits_without_rounded_activations_are_the_seeds_own():
@@ -73,15 +75,6 @@ def test_a_scale_over_the_bank_gives_the_logits_of_the_seeds_trainer():
     reference = reference_of("ternary")
     logits = changed(model_of("ternary"), ternary_scale="bank")(reference["input_ids"])
     assert (logits - reference["logits_trainer_qcache"]).abs().max() <= 1e-3
-
-
-@pytest.mark.parametrize("name", ["comp", "comp_bias", "ternary", "moe"])
-def test_primitives_mixed_once_for_generation_give_the_same_logits(name):
-    reference, model = reference_of(name), model_of(name)
-    model = model.joined()
-    with torch.no_grad():
-        logits = model(reference["input_ids"])
-    assert (logits - reference["logits"]).abs().max() <= 2e-5
 
 
 def test_routed_recipes_have_the_seeds_losses_and_gradients():
