@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks.bf16_loss import loss_by_bf16
 from benchmarks.plain_torch import PlainDecoder
 from pion.bench.models import Bench, check_model, counting_trainer
 from pion.bench.speed import measure_generating
@@ -199,22 +198,18 @@ def products(s: Scale) -> Iterator[Found]:
 
 
 def loss(s: Scale) -> Iterator[Found]:
-    """The loss of today, and a candidate: bf16 logits, and a softmax that reads them twice."""
+    """The loss, by chunks of more rows."""
     rows, vocab, width = s.pick(2**15, 64), s.pick(50304, 128), s.pick(640, 32)
     hidden, weight = s.random(rows, width, learned=True), s.random(vocab, width, learned=True)
     targets = torch.randint(vocab, (rows,), device=hidden.device)
+    compute = partial(linear_cross_entropy, hidden, weight, targets, compiled=s.cuda)
     for chunk in (2**12, 2**13, 2**14):
-        chunks_of_logits.COMPILED_CHUNK_BYTES = 4 * vocab * chunk
-        ways: dict[str, Callable[[], Tensor]] = {
-            "fp32 logits": lambda: linear_cross_entropy(hidden, weight, targets, compiled=s.cuda),
-            "bf16 logits": partial(loss_by_bf16, hidden, weight, targets, min(chunk, rows), s.cuda),
-        }
-        for name, compute in ways.items():
-            yield (
-                f"loss by {name}, {chunk} rows",
-                s.milliseconds(both_ways(compute, [hidden, weight])),
-                "ms",
-            )
+        chunks_of_logits.COMPILED_CHUNK_BYTES = 2 * vocab * chunk
+        yield (
+            f"loss, chunks of {chunk} rows",
+            s.milliseconds(both_ways(compute, [hidden, weight])),
+            "ms",
+        )
 
 
 @contextlib.contextmanager

@@ -1,13 +1,12 @@
 """Compute the logits of a large vocabulary, one chunk of rows at a time, for what is made of them.
 
 There are two ways. `PlainChunks` works in place on one buffer of logits, and is the fast way on a
-CPU. `CompiledChunks` leaves what lies between the matrix products to torch.compile: the products
-write fp32 logits once, and one compiled kernel reads them once. It is the fast way on a GPU.
+CPU. `CompiledChunks` leaves what lies between the matrix products to torch.compile, and is the fast
+way on a GPU. In both, logits have the dtype of products, and softmax and sums are fp32.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -18,8 +17,8 @@ from torch import Tensor
 # The target of a position without a loss.
 IGNORED = -100
 
-# The size of one chunk of fp32 logits. Larger chunks use the matrix units better: a few hundred
-# rows are enough on a CPU, but a GPU needs thousands.
+# The size of one chunk of logits, which the plain way keeps in fp32. Larger chunks use the matrix
+# units better: a few hundred rows are enough on a CPU, but a GPU needs thousands.
 CPU_CHUNK_BYTES = 56 * 2**20
 CUDA_CHUNK_BYTES = 512 * 2**20
 # Compiled, a chunk has fewer copies, so it may be larger. Fewer chunks start fewer kernels.
@@ -28,11 +27,6 @@ COMPILED_CHUNK_BYTES = 2**30
 # Vocabulary columns per matrix product on a CPU. With this few columns, the data to cast or to add
 # to the weight's gradient is still in the CPU's cache; in bf16 the gradient takes half as long.
 CPU_TILE = 4096
-
-# Compiled, exponentials are of a logit minus the target's, lowered by this. A logit counts as at
-# most MOST_ABOVE above the target's: the loss of a token, in nats, is right up to there, and a
-# larger loss counts as about this much. Sums over all columns then fit into fp32 and bf16.
-LOWERED_BY, MOST_ABOVE = 30.0, 100.0
 
 # On a CPU the number of computed rows is rounded up to a multiple of this. oneDNN compiles and
 # keeps code for every shape. Conversations have many lengths, so without rounding memory would grow
@@ -161,68 +155,50 @@ def _learned_rows(targets: Tensor) -> Tensor:
 
 
 class CompiledChunks:
-    """All rows of `given`, cut into `parts` of one size if that is possible.
-
-    The products write fp32 although they read bf16, so the logits are not rounded. Autocast has to
-    be off.
-    """
+    """All rows of `given`, cut into `parts` of one size if that is possible. Autocast has to be
+    off."""
 
     def __init__(self, given: Given) -> None:
         hidden, weight, self._targets, self._cap, dtype = given
         rows, self._vocab = len(hidden), len(weight)
         columns = -(-self._vocab // COLUMN_MULTIPLE) * COLUMN_MULTIPLE
         limit = CPU_CHUNK_BYTES if hidden.device.type == "cpu" else COMPILED_CHUNK_BYTES
-        chunk = divisor_near(rows, rows_per_chunk(rows, columns, limit))
+        chunk = divisor_near(rows, rows_per_chunk(rows, columns, limit, dtype))
         self.states = hidden.to(dtype)
         whole = columns == self._vocab
         self._head = weight.to(dtype) if whole else _padded(weight, columns, dtype)
         self.parts = [slice(first, first + chunk) for first in range(0, rows, chunk)]
 
-    def logits(self, part: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the products of a part, (n, columns) in fp32; those of its targets, (n, 1); and
-        the targets, (n, 1), 0 if IGNORED. The last columns are padding."""
-        logits = product_in_fp32(self.states[part], self._head.T)
-        # Reading and writing at the targets costs nothing here. In the compiled kernels, either
-        # could become a pass through all logits.
-        target = self._targets[part].clamp(min=0)[:, None]
-        return logits, logits.gather(1, target), target
-
     def log_probs(self, part: slice) -> Tensor:
         """Return the log-probabilities of a part, (n,)."""
-        logits, of_target, _ = self.logits(part)
-        given = self._targets[part], self.states.dtype, self._vocab, self._cap
-        return compiled(log_probs_of_logits)(logits, of_target, *given)
+        logits = self.states[part] @ self._head.T
+        return compiled(log_probs_of_logits)(logits, self._targets[part], self._vocab, self._cap)
 
     def gradients(
         self, weights: Tensor | None, *, learned_head: bool
-    ) -> tuple[list[Tensor], Tensor, Tensor, Tensor | None]:
+    ) -> tuple[list[Tensor], Tensor, Tensor | None]:
         """Return the results of the parts, and the gradient of their sum, weighted by `weights`
         (N,).
 
         The results are log-probabilities (n,). Without `weights`, each is the cross-entropy of a
-        part. The gradient by `hidden` is in two parts: factors of the rows (N, 1), and what they
-        multiply, fp32 (N, d_model). Last, the fp32 gradient by the weight (vocab, d_model), if it
-        is learned.
+        part. The gradients are fp32, by `hidden` (N, d_model), and by the weight (vocab, d_model)
+        if it is learned.
         """
-        results, factors, kernel = [], [], compiled(gradient_of_logits)
+        results, kernel = [], compiled(gradient_of_logits)
         grad_hidden = torch.empty_like(self.states, dtype=torch.float32)
         grad_weight: Tensor | None = None
         for part in self.parts:
-            logits, of_target, target = self.logits(part)
+            logits = self.states[part] @ self._head.T
             of_rows = self._targets[part], None if weights is None else weights[part]
-            result, grad_logits, own, factor, states = kernel(
-                logits, of_target, self.states[part], of_rows, self._vocab, self._cap
-            )
-            grad_logits.scatter_(1, target, own)
+            result, grad_logits = kernel(logits, *of_rows, self._vocab, self._cap)
             results.append(result)
-            factors.append(factor)
             del logits
             product_in_fp32(grad_logits, self._head, into=grad_hidden[part])
             if learned_head:
-                grad_weight = product_in_fp32(grad_logits.T, states, added=grad_weight)
-            del states
+                grad_weight = product_in_fp32(grad_logits.T, self.states[part], added=grad_weight)
+            del grad_logits
         grad_weight = None if grad_weight is None else grad_weight[: self._vocab]
-        return results, torch.cat(factors), grad_hidden, grad_weight
+        return results, grad_hidden, grad_weight
 
 
 @lru_cache
@@ -235,90 +211,41 @@ def compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(kernel, dynamic=False, fullgraph=True)
 
 
-def log_probs_of_logits(
-    logits: Tensor,
-    of_target: Tensor,
-    targets: Tensor,
-    dtype: torch.dtype,
-    vocab: int,
-    cap: float | None,
-) -> Tensor:
-    """Return the log-probabilities (N,) of the products (N, columns)."""
-    losses = relative_softmax(logits, of_target, dtype, vocab, cap)[0]
-    return -(losses[:, 0] * (targets != IGNORED))
+def log_probs_of_logits(logits: Tensor, targets: Tensor, vocab: int, cap: float | None) -> Tensor:
+    """Return the log-probabilities (N,) of logits (N, columns). Those from `vocab` on are padding."""
+    return _softmax(logits, targets, vocab, cap)[0]
 
 
 def gradient_of_logits(
-    logits: Tensor,
-    of_target: Tensor,
-    states: Tensor,
-    of_rows: tuple[Tensor, Tensor | None],
-    vocab: int,
-    cap: float | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the log-probabilities (N,) of products (N, columns), and what gradients are made of.
-
-    `of_target` (N, 1) are the targets' products. `of_rows` are the targets (N,), and what the
-    gradient of each row is multiplied by (N,). If this is None, the first result is the
-    cross-entropy, summed.
-
-    The gradient by the products is without a factor of each row, as if no row had a target; then
-    what it is at the targets, (N, 1); the factors, (N, 1) in fp32; and `states` (N, d_model) times
-    the factors. The others have the dtype of `states`. This is the gradient of the cross-entropy;
-    that of log-probabilities has its sign in the factors.
-    """
-    (targets, weights), dtype = of_rows, states.dtype
-    losses, gradient, own, total = relative_softmax(logits, of_target, dtype, vocab, cap)
-    valid = targets != IGNORED
-    if weights is None:
-        result, factors = (losses * valid[:, None]).sum(), valid[:, None] / total
-    else:
-        result, factors = -(losses[:, 0] * valid), -(weights * valid)[:, None] / total
-    return result, gradient, own, factors, (states * factors).to(dtype)
+    logits: Tensor, targets: Tensor, weights: Tensor | None, vocab: int, cap: float | None
+) -> tuple[Tensor, Tensor]:
+    """Return the log-probabilities (N,) of logits (N, columns), and the gradient of their sum, each
+    times its weight (N,), by the logits before the cap. Without `weights`, return the summed
+    cross-entropy, and its gradient."""
+    log_probs, softmax, own, slope = _softmax(logits, targets, vocab, cap)
+    valid = (targets != IGNORED).float()
+    result, factors = (
+        (-log_probs.sum(), valid) if weights is None else (log_probs, -weights * valid)
+    )
+    return result, ((softmax - own.float()) * (slope * factors[:, None])).to(logits.dtype)
 
 
-def relative_softmax(
-    logits: Tensor, of_target: Tensor, dtype: torch.dtype, vocab: int, cap: float | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the loss of each row of products (N, columns), (N, 1), and what gradients are made of.
-
-    `of_target` (N, 1) are the targets' products.
-
-    This is the gradient by the products, each row times its total, as if no row had a target; what
-    the gradient is at the targets, (N, 1); and what to divide by, the totals, (N, 1) in fp32. The
-    gradients have `dtype`.
-
-    A softmax needs the largest logit of a row before it can add up. Here the target's logit is in
-    its place, which is known before, so each logit is read once.
-
-    The columns from `vocab` on are padding. Their gradient is 0.
-    """
+def _softmax(
+    logits: Tensor, targets: Tensor, vocab: int, cap: float | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | float]:
+    """Return the log-probabilities (N,), 0 for IGNORED; the softmax and the places of the targets,
+    (N, columns); and the derivative of the cap."""
     column = torch.arange(logits.shape[1], device=logits.device)
-    slope = slope_of_target = torch.ones((), device=logits.device)
-    if cap is not None:
-        logits, slope = _capped_with_slope(logits, cap)
-        of_target, slope_of_target = _capped_with_slope(of_target, cap)
-    above = logits - of_target
-    # An infinite logit is a mistake, and has to be seen in the loss.
-    above = torch.where(above < float("inf"), above.clamp(max=MOST_ABOVE), float("nan"))
-    exp = torch.where(column < vocab, (above - LOWERED_BY).exp(), 0.0)
+    own = column == targets[:, None]
+    capped, slope = (
+        (logits.float(), 1.0) if cap is None else _capped_with_slope(logits.float(), cap)
+    )
+    capped = torch.where(column < vocab, capped, -torch.inf)
+    above = capped - capped.amax(dim=1, keepdim=True)
+    exp = above.exp()
     total = exp.sum(dim=1, keepdim=True)
-    losses = total.log() + LOWERED_BY
-    own = (math.exp(-LOWERED_BY) - total) * slope_of_target
-    if dtype == torch.bfloat16:
-        # A row's gradient is largest at its target. What rounding takes from it there, the factor
-        # of the row gives back. Without this, gradients are up to 1.7 times as far from fp32.
-        held = _as_bfloat16_holds(own)
-        own, total = held, torch.where(held == 0, total, total * (held / own))
-    return losses, (exp * slope).to(dtype), own.to(dtype), total
-
-
-def _as_bfloat16_holds(x: Tensor) -> Tensor:
-    """Return fp32 numbers rounded to those that bf16 has.
-
-    By their bits, because a compiler leaves out a cast to bf16 and back.
-    """
-    return ((x.view(torch.int32) + 0x8000) & -0x10000).view(torch.float32)
+    log_probs = torch.where(own, above - total.log(), 0.0).sum(dim=1)
+    return log_probs, exp / total, own, slope
 
 
 def _capped_with_slope(logits: Tensor, cap: float) -> tuple[Tensor, Tensor]:
@@ -352,9 +279,9 @@ def product_in_fp32(
 # ---------------------------------------------------------------- sizes
 
 
-def rows_per_chunk(rows: int, vocab: int, limit: int) -> int:
-    """Return the rows per chunk, so that even chunks of fp32 logits fit into `limit` bytes."""
-    chunks = -(-rows * vocab * 4 // limit)
+def rows_per_chunk(rows: int, vocab: int, limit: int, dtype: torch.dtype = torch.float32) -> int:
+    """Return the rows per chunk, so that even chunks of logits fit into `limit` bytes."""
+    chunks = -(-rows * vocab * dtype.itemsize // limit)
     return max(1, -(-rows // max(1, chunks)))
 
 

@@ -66,8 +66,7 @@ def linear_log_probs(
     `hidden` is (N, d_model), `weight` (vocab, d_model) and `targets` (N,). The result (N,) is fp32,
     and 0 for the target IGNORED. A `cap` is applied to the logits (`cap_logits`). Never more than
     one chunk of logits exists. Products use autocast's dtype if autocast is on; softmax and all
-    sums are fp32. `compiled` computes with kernels of torch.compile, where a result is at least
-    about −100 (MOST_ABOVE).
+    sums are fp32. `compiled` computes with kernels of torch.compile.
 
     A loss of sequences, such as that of preferences, weighs each token by what all tokens of both
     sequences are worth. So the forward pass does not know the gradient by the logits, and the
@@ -103,7 +102,7 @@ class _Stored(torch.autograd.Function):
         ctx.dtypes, ctx.factors = (hidden.dtype, weight.dtype), None  # of the rows by `hidden`
         if compiled:
             equal = None if summed else torch.ones(len(hidden), device=hidden.device)
-            result, ctx.factors, *ctx.gradients = _compiled(given, equal, learned_head)
+            result, *ctx.gradients = _compiled(given, equal, learned_head)
             return result
         ctx.gradients = _zeros(given, learned_head)
         result, _, totals = _plain(given, summed=summed, into=ctx.gradients)
@@ -119,7 +118,7 @@ class _Stored(torch.autograd.Function):
         # Dropping our references lets autograd keep these tensors as .grad without a copy.
         (grad_hidden, grad_weight), ctx.gradients = ctx.gradients, None
         hidden_dtype, weight_dtype = ctx.dtypes
-        of_rows = grad if ctx.factors is None else ctx.factors * grad[..., None]
+        of_rows = grad[..., None] if ctx.factors is None else ctx.factors * grad[..., None]
         if hidden_dtype == torch.float32:
             grad_hidden.mul_(of_rows)
         else:  # rounded as it is written
@@ -154,8 +153,7 @@ class _ComputedAgain(torch.autograd.Function):
         (hidden, weight, targets, *sums), (cap, dtype, compiled) = ctx.saved_tensors, ctx.how
         given = Given(hidden, weight, targets, cap, dtype)
         if compiled:
-            _, factors, grad_hidden, grad_weight = _compiled(given, grad, True)
-            grad_hidden.mul_(factors)
+            _, grad_hidden, grad_weight = _compiled(given, grad, True)
         else:
             grad_hidden, grad_weight = _plain_again(given, sums, grad)
         assert grad_weight is not None
@@ -223,10 +221,10 @@ def _plain_again(given: Given, sums: list[Tensor], grad: Tensor) -> _Gradients:
 
 def _compiled(
     given: Given, weights: Tensor | None, learned_head: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Return the log-probabilities (N,), and the gradient by `hidden` of their sum weighted by
-    `weights` (N,), in two parts: factors of the rows (N, 1), and fp32 (N, d_model). Last, the fp32
-    gradient by `weight`, if it is learned. Without `weights`, all this is of the loss."""
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the log-probabilities (N,), and the fp32 gradients of their sum weighted by `weights`
+    (N,): by `hidden` (N, d_model), and by `weight`, if it is learned. Without `weights`, all this
+    is of the loss."""
     with torch.autocast(given.hidden.device.type, enabled=False):
         found = CompiledChunks(given).gradients(weights, learned_head=learned_head)
     result = torch.stack(found[0]).sum() if weights is None else torch.cat(found[0])

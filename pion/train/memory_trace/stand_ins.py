@@ -154,21 +154,19 @@ def _full_slices(
 
 
 def _log_probs_of_logits(logits: Tensor, *_: Any) -> Tensor:
-    return logits.new_empty(len(logits))
+    return logits.new_empty(len(logits), dtype=torch.float32)
 
 
 def _gradient_of_logits(
-    logits: Tensor,
-    of_target: Tensor,
-    states: Tensor,
-    of_rows: tuple[Tensor, Tensor | None],
-    *_: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    logits: Tensor, targets: Tensor, weights: Tensor | None, *_: Any
+) -> tuple[Tensor, Tensor]:
     """Compiled kernels allocate only their results."""
-    dtype, weights = states.dtype, of_rows[1]
-    gradient, own = (torch.empty_like(like, dtype=dtype) for like in (logits, of_target))
-    result = logits.new_zeros(()) if weights is None else _log_probs_of_logits(logits)
-    return result, gradient, own, torch.empty_like(of_target), torch.empty_like(states)
+    result = (
+        logits.new_zeros((), dtype=torch.float32)
+        if weights is None
+        else _log_probs_of_logits(logits)
+    )
+    return result, torch.empty_like(logits)
 
 
 # What allocates as each kernel does, if this is compiled.
