@@ -1,6 +1,6 @@
 """Does a compiled loss of bf16 logits learn as well as one of fp32 logits? Paired seeds decide.
 
-    uv run python -m benchmarks.bf16_logits [--before COMMIT] [--seeds 10] [--steps 160] [--out FILE]
+    uv run python -m benchmarks.bf16_logits [--before COMMIT] [--seeds 10] [--steps 160]
 
 The model is that of demo_muon.yaml, computed in bf16 on this CPU. For each seed, this checkout and
 the earlier commit train on the same rows in the same order from the same weights, each in its own
@@ -9,7 +9,7 @@ rounded). Then held-out text is scored in fp32.
 
 The rule was fixed before the first seed: the upper end of the 95 % interval (Student's t) of the
 mean difference, this checkout minus the commit, is at most 0.010 bits per byte. What is measured is
-kept in FILE after each model, so the same command continues.
+kept in --out after each model, so the same command continues.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from scipy.stats import t as student
 
 from benchmarks.unchanged import ROOT, environment, extract
 from pion.train.hardware import device_name
+from pipeline.job.file import load_job
+from pipeline.stages.prepare import prepare_part
 
 JOB = ROOT / "benchmarks" / "demo_muon.yaml"
 RESULT = ROOT / "benchmarks" / "results" / "bf16_logits.json"
@@ -41,7 +43,7 @@ from functools import partial
 from pathlib import Path
 import torch
 from pion.data.tokens.tokenizer import Tokenizer
-from pion.evaluation.held_out import Scorer, held_out
+from pion.evaluation.held_out import Scorer, score, summarize
 from pion.model import decoder
 from pion.train.settings import ComputePlan
 from pion.train.trainer import Trainer
@@ -68,9 +70,11 @@ decoder.linear_cross_entropy = plain
 rows = opened.stream("held_out", int(seed), job.data.window)
 tokenizer = Tokenizer.from_file(opened.tokenizer_path)
 scorer = Scorer(model.eval(), tokenizer.vocab_size, 16)
+count = range(min(job.evaluate.final_rows, rows.total_rows))
 with torch.inference_mode():
-    count = range(min(job.evaluate.final_rows, rows.total_rows))
-    found = held_out(scorer, rows, count, tokenizer.token_bytes(), tokenizer.end_of_text)
+    scores = score(scorer, rows, count)
+documents = rows.document_numbers(count, tokenizer.end_of_text)
+found = summarize(scores.nll, scores.targets, tokenizer.token_bytes(), documents)
 print(found.bits_per_byte)
 """
 
@@ -115,21 +119,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         earlier = Path(folder) / "earlier"
         extract(options.before, earlier)
-        prepare = (
-            "import sys; from pathlib import Path; from pipeline.job.file import load_job; from "
-            "pipeline.stages.prepare import prepare_pretrain; prepare_pretrain(load_job("
-            "Path(sys.argv[1])), Path(sys.argv[2]), print)"
-        )
-        data = str(Path(folder) / "data")
-        Path(data).mkdir()
-        subprocess.run(
-            [sys.executable, "-c", prepare, str(JOB), data], env=environment(ROOT), check=True
-        )
+        data = Path(folder) / "data"
+        prepare_part(load_job(JOB), "pretrain", data, print)
         for seed in range(options.seeds):
             for name, tree in (("fp32 logits", earlier), ("bf16 logits", ROOT)):
                 if len(measured[name]) > seed:
                     continue
-                measured[name].append(train(tree, options.steps, seed, Path(data)))
+                measured[name].append(train(tree, options.steps, seed, data))
                 print(f"seed {seed}, {name}: {measured[name][-1]:.5f}", flush=True)
                 result["verdict"] = verdict(*measured.values())
                 options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

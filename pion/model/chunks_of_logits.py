@@ -212,7 +212,8 @@ def compiled(kernel: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def log_probs_of_logits(logits: Tensor, targets: Tensor, vocab: int, cap: float | None) -> Tensor:
-    """Return the log-probabilities (N,) of logits (N, columns). Those from `vocab` on are padding."""
+    """Return the log-probabilities (N,) of logits (N, columns); columns from `vocab` on are
+    padding."""
     return _softmax(logits, targets, vocab, cap)[0]
 
 
