@@ -29,8 +29,9 @@ from tests.cuda_rehearsal.watch import Watch
 from tests.gpu.checks import CHECKS
 
 SLOW = ("losses/", "resume/")
+Generator = torch.Generator
 # A card's generator, without a driver.
-ON_HOST = {"__new__": lambda cls, device=None: torch.Generator.__new__(cls)}
+ON_HOST = {"__new__": lambda cls, device=None: Generator.__new__(cls)}
 
 
 def run(row: Callable[[], Any], watch: Watch, config: ModelConfig) -> tuple[int, None]:
@@ -54,7 +55,7 @@ def main() -> None:
         mock.patch.object(Decoder, "to", move),
         mock.patch.object(speed, "WARMUP_STEPS", 1),
         mock.patch.object(speed, "MOST_STEPS", 1),
-        mock.patch.object(torch, "Generator", type("OnHost", (torch.Generator,), ON_HOST)),
+        mock.patch.object(torch, "Generator", type("OnHost", (Generator,), ON_HOST)),
     ):
         bench = Bench(torch.device("cuda", 0), tiny=True)
         rows = {task.name: task.run for task in every_task(bench)}
