@@ -165,8 +165,7 @@ class CompiledChunks:
         limit = CPU_CHUNK_BYTES if hidden.device.type == "cpu" else COMPILED_CHUNK_BYTES
         chunk = divisor_near(rows, rows_per_chunk(rows, columns, limit, dtype))
         self.states = hidden.to(dtype)
-        whole = columns == self._vocab
-        self._head = weight.to(dtype) if whole else _padded(weight, columns, dtype)
+        self._head = weight.to(dtype) if columns == self._vocab else _padded(weight, columns, dtype)
         self.parts = [slice(first, first + chunk) for first in range(0, rows, chunk)]
 
     def log_probs(self, part: slice) -> Tensor:

@@ -39,8 +39,8 @@ class PrepareOptions:
         tasks: starts what does the work, and ends it.
         finished: is told each file of the data that is finished.
         wait: returns once other files may be finished.
-        least: so many bytes of files are prepared in pieces.
-        piece_bytes: about so many bytes are a piece.
+        least: so many bytes of files are prepared in pieces; None: LEAST_BYTES.
+        piece_bytes: about so many bytes are a piece; None: PIECE_BYTES.
         find: returns the folder of finished data with a fingerprint; None: there is none, so
             prepare it.
         rows_of: puts the rows of a source with a fingerprint into a folder, and returns their
@@ -50,8 +50,8 @@ class PrepareOptions:
     tasks: Callable[[], AbstractContextManager[Tasks]] = lambda: nullcontext(InThisProcess())
     finished: Callable[[Path], object] = lambda path: None
     wait: Callable[[], None] = lambda: None
-    least: int = LEAST_BYTES
-    piece_bytes: int = PIECE_BYTES
+    least: int | None = None
+    piece_bytes: int | None = None
     find: Callable[[str], Path | None] = lambda fingerprint: None
     rows_of: Callable[[str, Path], dict[str, Any] | None] = lambda fingerprint, place: None
 
@@ -59,7 +59,8 @@ class PrepareOptions:
     def tasks_for(self, inputs: Sequence[Input]) -> Iterator[Tasks | None]:
         """Yield what does the work with these sources; None if there is little."""
         files = [path for found in inputs if has_pieces(found.source) for path in found.files]
-        if not files or sum(path.stat().st_size for path in files) < self.least:
+        least = LEAST_BYTES if self.least is None else self.least
+        if not files or sum(path.stat().st_size for path in files) < least:
             yield None
             return
         with self.tasks() as tasks:
@@ -131,7 +132,7 @@ def _pieces(reading: TextReading, folder: Path, remarks: Remarks) -> PieceSource
             tokenizer_files(folder),
         ),
         found.files,
-        how.piece_bytes,
+        PIECE_BYTES if how.piece_bytes is None else how.piece_bytes,
         reading.tasks,
         how.finished,
         remarks,

@@ -33,7 +33,7 @@ def machines(folder, name, on, *overrides):
 def test_a_machine_says_what_each_way_to_fine_tune_needs(tmp_path, a4000):
     row = machines(tmp_path, "Qwen3-0.6B", a4000)[A4000]
     assert row.ok
-    assert "sft in full: ✗ 15.0 GiB (1 row); recomputed: ✓ 12.9 GiB (8 rows); by LoRA" in row.words
+    assert "sft in full: ✗ 14.4 GiB (1 row); recomputed: ✓ 12.9 GiB (8 rows); by LoRA" in row.words
 
 
 def test_a_machine_that_is_left_out_says_that_lora_would_fit(tmp_path, either):

@@ -110,11 +110,11 @@ def test_several_cards_train_for_the_money_in_less_time(sizes):
 
 
 def test_cards_divide_a_model_that_fits_on_none_of_them(sizes):
-    micro, small_cards = sizes[1:2], [several(1, 2), several(4, 2)]
+    micro, small_cards = sizes[1:2], [several(1, 1.8), several(4, 1.8)]
     [option] = options_for(Money(30), micro, market(*small_cards))
     assert option.offer.count == 4
     assert option.chosen.estimate.sharded
-    alone = market(several(1, 2))
+    alone = market(several(1, 1.8))
     assert "the model does not fit" in refusal(Money(30), micro, alone)
 
 
