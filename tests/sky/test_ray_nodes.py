@@ -110,7 +110,7 @@ def check_sockets(nodes):
     everywhere = [each for each in sockets if ip_address(each.address).is_unspecified]
     workers, others = "ray::RayTrainWorker", {"gcs_server", "raylet", "python"}
     rendezvous_and_gloo = [each for each in here if each.program == workers]
-    assert len(rendezvous_and_gloo) == 3, sockets
+    assert len(rendezvous_and_gloo) == 1 + 2 * 3, sockets  # ranks train, and agree about saves
     assert len([each for each in everywhere if each.program == workers]) == 2, sockets
     names = {each.program for each in everywhere if not each.program.startswith("ray::")}
     assert names == others, sockets
