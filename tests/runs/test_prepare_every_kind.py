@@ -40,8 +40,8 @@ __all__ = ["nodes"]
 
 GOLDEN = json.loads((PIECES / "golden_large.json").read_text())
 KILLS = 3
-# What is done again after a kill: the pieces of the shards of both splits that are being filled.
-AGAIN = dict.fromkeys(KINDS, 2) | {"sft": 14}
+# What is done again after a kill, at most: pieces of the two shards that are being filled.
+AGAIN = dict.fromkeys(KINDS, 3) | {"sft": 14}
 
 
 def with_small_parts(folder):
