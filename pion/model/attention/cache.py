@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from pion.config.model_config import ModelConfig
-from pion.model.attention.extra_entries import RowBuffers
+from pion.model.attention.extra_entries import ExtraEntries, RowBuffers
 from pion.model.attention.reach import Reach, reach_of, window_tokens
 from pion.model.attention.slot_cache import ExtraSlots
 
 # By the name of a part: how a cache keeps what the part has behind each text.
-EXTRA_ENTRIES: dict[str, Callable[[Any], ExtraSlots]] = {"slots": ExtraSlots}
+EXTRA_ENTRIES: dict[str, Callable[[Any], ExtraEntries]] = {"slots": ExtraSlots}
 
 # A cache for more tokens than this starts with room for this many, and doubles when it is full.
 SMALLEST_ROOM = 4096

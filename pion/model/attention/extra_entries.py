@@ -1,4 +1,4 @@
-"""The buffers of a cache: of the text of each row, and of what is behind it, such as slots."""
+"""What a cache must know of a part with entries behind the text of each row, such as slots."""
 
 from __future__ import annotations
 
@@ -6,9 +6,30 @@ import contextlib
 import math
 import mmap
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+
+class ExtraEntries(Protocol):
+    """How a cache keeps such entries. What a pass has of them is known to the part alone."""
+
+    def layer(self, max_tokens: int, rows: int | None) -> Any:
+        """Return what a layer keeps of texts of at most so many tokens.
+
+        It has the methods of SlotCache (slot_cache.py), which LayerCache calls with its own.
+        """
+
+    def place(self, starts: Sequence[int], count: int, device: torch.device) -> Any:
+        """Return what a pass has over `count` tokens after `starts` tokens of each row."""
+
+    def filled(self, lengths: Sequence[int]) -> list[int]:
+        """Return the number of the entries that the next token of each row brings, or −1."""
+
+    def place_of_step(self, filled: Tensor, tokens: int) -> Any:
+        """Return what a step has whose rows, of at most so many tokens, bring these entries."""
 
 
 class RowBuffers(ABC):
