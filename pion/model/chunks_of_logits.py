@@ -187,11 +187,14 @@ class CompiledChunks:
         grad_hidden = torch.empty_like(self.states, dtype=torch.float32)
         grad_weight: Tensor | None = None
         for part in self.parts:
-            logits = self.states[part] @ self._head.T
-            of_rows = self._targets[part], None if weights is None else weights[part]
-            result, grad_logits = kernel(logits, *of_rows, self._vocab, self._cap)
+            result, grad_logits = kernel(
+                self.states[part] @ self._head.T,
+                self._targets[part],
+                None if weights is None else weights[part],
+                self._vocab,
+                self._cap,
+            )
             results.append(result)
-            del logits
             product_in_fp32(grad_logits, self._head, into=grad_hidden[part])
             if learned_head:
                 grad_weight = product_in_fp32(grad_logits.T, self.states[part], added=grad_weight)
@@ -240,12 +243,8 @@ def _softmax(
     capped, slope = (
         (logits.float(), 1.0) if cap is None else _capped_with_slope(logits.float(), cap)
     )
-    capped = torch.where(column < vocab, capped, -torch.inf)
-    above = capped - capped.amax(dim=1, keepdim=True)
-    exp = above.exp()
-    total = exp.sum(dim=1, keepdim=True)
-    log_probs = torch.where(own, above - total.log(), 0.0).sum(dim=1)
-    return log_probs, exp / total, own, slope
+    every = torch.where(column < vocab, capped, -torch.inf).log_softmax(dim=1)
+    return torch.where(own, every, 0.0).sum(dim=1), every.exp(), own, slope
 
 
 def _capped_with_slope(logits: Tensor, cap: float) -> tuple[Tensor, Tensor]:

@@ -143,7 +143,7 @@ def with_texts(value: Any, change: Callable[[str], str]) -> Any:
     """Return a JSON value with a change made to all of its texts and keys."""
     if isinstance(value, str):
         return change(value)
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {with_texts(k, change): with_texts(item, change) for k, item in value.items()}
     if isinstance(value, list | tuple):
         return [with_texts(item, change) for item in value]

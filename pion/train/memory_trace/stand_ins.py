@@ -161,12 +161,8 @@ def _gradient_of_logits(
     logits: Tensor, targets: Tensor, weights: Tensor | None, *_: Any
 ) -> tuple[Tensor, Tensor]:
     """Compiled kernels allocate only their results."""
-    result = (
-        logits.new_zeros((), dtype=torch.float32)
-        if weights is None
-        else _log_probs_of_logits(logits)
-    )
-    return result, torch.empty_like(logits)
+    shape = () if weights is None else (len(logits),)
+    return logits.new_empty(shape, dtype=torch.float32), torch.empty_like(logits)
 
 
 # What allocates as each kernel does, if this is compiled.

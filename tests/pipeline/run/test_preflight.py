@@ -34,7 +34,7 @@ from tests.support.states import someone
 SHARED_MEMORY = Path("/dev/shm")
 OWN_FILE_SYSTEM = pytest.mark.skipif(
     not SHARED_MEMORY.is_dir() or SHARED_MEMORY.stat().st_dev == Path("/").stat().st_dev,
-    reason="/dev/shm is not a file system of its own here",
+    reason="/dev/shm is part of another file system here",
 )
 RENTED = {"RUNPOD_POD_ID": "pod1"}
 MANAGED = {**RENTED, "SKYPILOT_MANAGED_JOB_ID": "7"}
