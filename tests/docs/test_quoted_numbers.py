@@ -74,17 +74,17 @@ def performance():
     for found in (compared("fine_tuning"), compared("serve"), pairs[::2], pairs[1::2]):
         yield f"| {found[0]:.1f}× and {found[1]:.1f}× the "
     yield f"| {compared('serve')[3]:.2f} and 0.37 s |"
-    for saved in results("checkpoint")["results"]:
-        lost = 100 * saved["throughput_lost_every_2_min"]
-        yield f"{saved['stall_seconds']:.2f} s, {lost:.1f} % |"
+    for one in results("checkpoint")["results"]:
+        yield f"{one['stall_seconds']:.2f} s, {100 * one['throughput_lost_every_2_min']:.1f} % |"
     yield f"| {times(results('startup')['ratio_of_medians'])} the time | 9.2 and 14.6 s |"
     between = results("startup")["stage_boundary_seconds"]["pretrain to first sft step"]
     yield f"fine-tuning | {between:.2f} s |"
     first_steps = results("restore")["first_step_seconds"]
     yield f"{first_steps['empty disk']:.1f} s, {rounded(first_steps['same disk'], 1)} s |"
-    found = results("residual")["verdict"]
-    low, high = (signed(end, 4) for end in found["interval"])
-    yield f"Measured: {signed(found['difference'], 4)} bits per byte, 95 % interval {low} to {high}"
+    for what, name in (("states", "residual"), ("Logits", "bf16_logits")):
+        found = results(name)["verdict"]
+        mean, low, high = (signed(n, 4) for n in (found["difference"], *found["interval"]))
+        yield f"{what}: {mean} bits per byte, 95 % interval {low} to {high}"
     experts = results("expert_speed")
     yield f"{times(experts['demo']['ratio'])} (the demo's shape), "
     yield f"{times(experts['tachyon-tiny']['ratio'])} (`tachyon-tiny`) the tokens/s"
