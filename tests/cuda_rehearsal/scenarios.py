@@ -457,7 +457,7 @@ def guess(watch: Watch, config: ModelConfig) -> tuple[int, Any]:
 # By name. The first word says what is counted, the last word is the dtype of the computation.
 SCENARIOS: dict[str, Scenario] = {
     "train adamw bfloat16": functools.partial(train, dtype="bfloat16"),
-    "train adamw float32": functools.partial(train, dtype="float32", steps=2),
+    "twice adamw float32": functools.partial(train, dtype="float32", steps=2),
     "train muon bfloat16": functools.partial(train, dtype="bfloat16", optimizer="muon"),
     "train muon float32": functools.partial(train, dtype="float32", optimizer="muon"),
     "train recompute bfloat16": functools.partial(train, dtype="bfloat16", recompute=True),
@@ -476,7 +476,7 @@ SCENARIOS: dict[str, Scenario] = {
     "generate float32": generate,
     "generate together float32": generate_together,
     "guess float32": guess,
-    "train saving bfloat16": functools.partial(train_while_saving, dtype="bfloat16"),
+    "capture saving bfloat16": functools.partial(train_while_saving, dtype="bfloat16"),
     "replay float32": functools.partial(replay, dtype="float32"),
     "replay bfloat16": functools.partial(replay, dtype="bfloat16"),
     "fail to replay float32": replay_nothing,
@@ -503,7 +503,7 @@ ON_OTHER_CARDS = [
     Rehearsal("experts", "captured bfloat16", "H100"),
     *(Rehearsal(name, "captured bfloat16", "H100") for name in WHOLE_MODELS),
     Rehearsal("experts", "train recompute bfloat16", "H100"),
-    Rehearsal("experts", "train adamw float32", "H100"),
+    Rehearsal("experts", "twice adamw float32", "H100"),
     Rehearsal("experts", "evaluate in training bfloat16", "H100"),
     Rehearsal("experts", "train adamw bfloat16", "RTX 5090"),
 ]

@@ -10,15 +10,15 @@ from tests.cuda_rehearsal.scenarios import IN_SUITE, MICRO_BATCHES, REHEARSALS, 
 MODELS = scenarios.MODELS | scenarios.WHOLE_MODELS
 # Parts of the optimizer's tensors, which have names of their own.
 VIEWS = "optimizer._pieces."
-# How often the host may wait for the card: in a training step, in a call that reads the losses, in
-# a micro-batch of an evaluation, for a new token, and for a pass that reads what a block guesses.
-# Of the steps of "fail", one waits once more, before it captures.
+# How often the host may wait for the card: in a training step, a call that reads losses, a batch of
+# an evaluation, and for a token. A graph waits twice, to be captured and compared ("capture": two).
 MOST_HOST_SYNCS = {
     **{"train": 0, "drain": 1, "evaluate": 1, "generate": 1, "guess": 2},
-    **{"replay": 1, "fail": 2, "captured": 0},
+    **{"replay": 1, "fail": 2, "captured": 0, "capture": 4, "twice": 2},
 }
+TRAIN = ("train", "twice", "capture")
 # How often each of these passes through the layers; recomputing activations is one more pass.
-PASSES = MOST_HOST_SYNCS | dict.fromkeys(("train", "captured"), MICRO_BATCHES)
+PASSES = MOST_HOST_SYNCS | dict.fromkeys(("captured", *TRAIN), MICRO_BATCHES)
 PASSES |= {"drain": 0, "guess": 1, "fail": 1}
 # Where sliced products of experts copy to the host where the slices end.
 SLICES = "pion/model/feedforward/expert_products.py"
@@ -67,7 +67,7 @@ def waits_in_layers(rehearsal):
     return config.n_layers * passes(rehearsal)
 
 
-def trainings(reports, kinds=("train",)):
+def trainings(reports, kinds=TRAIN):
     return {name: report for name, report in reports.items() if counted(BY_NAME[name]) in kinds}
 
 
@@ -117,7 +117,7 @@ def is_of_answers(name, found):
 
 
 def test_batches_of_training_are_copied_from_page_locked_memory(reports):
-    found = trainings(reports, ("train", "captured"))
+    found = trainings(reports, ("captured", *TRAIN))
     copies = {name: report.of_kind("unpinned_copy") for name, report in found.items()}
     assert {name: found for name, found in copies.items() if found} == {}
 
